@@ -1,0 +1,140 @@
+"""Every option of a pretraining run with its default, and the sizes of the variants.
+
+Durations are in steps; learning rates are final values (the paper scales 1e-3 and 1e-4 by batch / 256).
+"""
+
+import ml_collections
+
+VIDEOS = 1_100_000  # K-Mash, the paper's unlabeled training set
+VARIANTS = ("tiny", "base", "large", "1b")
+
+# Encoder widths, paper section 4 and the released model definitions.
+ENCODERS = {
+    "tiny": {"width": 64, "depth": 4, "heads": 4, "mlp_width": 256, "drop_path": 0.0},
+    "base": {"width": 768, "depth": 12, "heads": 12, "mlp_width": 3072, "drop_path": 0.1},
+    "large": {"width": 1024, "depth": 24, "heads": 16, "mlp_width": 4096, "drop_path": 0.2},
+    "1b": {"width": 1408, "depth": 40, "heads": 16, "mlp_width": 6144, "drop_path": 0.2},
+}
+
+
+def defaults() -> ml_collections.ConfigDict:
+    """The options that both stages share, at the sizes of the Base model."""
+    config = ml_collections.ConfigDict()
+    config.stage = ""  # "stage1" or "stage2": the file of the package that gives model and loss
+    config.variant = "base"
+    config.seed = 0
+    config.total_steps = 0
+    config.batch_size = 2048  # clips a step, over all devices and hosts
+    config.init_from = ""  # workdir of the run whose parameters start this one
+    config.dtype = "bfloat16"  # of the matmuls; parameters, norms and losses stay float32
+    config.remat = "none"  # "none" | "dots" | "full": what the backward pass recomputes
+    config.data = data()
+    config.encoder = ml_collections.ConfigDict(
+        {
+            **ENCODERS["base"],
+            "patch": 14,
+            "size": 224,  # pixels a side that the position tables are built for
+            "frames": 16,  # frames that the position tables are built for
+            "class_tokens": 4,
+            "layer_scale": 1e-5,  # initial value
+            "pool_heads": 16,
+            "pool_width": 768,
+        }
+    )
+    config.predictor = ml_collections.ConfigDict(
+        {
+            "kind": "modernbert",  # "modernbert" | "vit"
+            "width": 1024,
+            "depth": 5,  # the last layers of the text model
+            "heads": 16,
+            "mlp_width": 2624,
+            "window": 128,  # local layers see half of it on each side
+            "last_layer": 27,  # number of the last layer; a multiple of 3 attends globally
+        }
+    )
+    config.mask = ml_collections.ConfigDict(
+        {
+            "kind": "semantic",  # "semantic" | "multi_block" | "tube" | "random"
+            "ratio": 0.75,  # masked share (semantic, tube, random); the paper's text says 0.8
+            "blocks": ((8, 0.15), (2, 0.7)),  # multi-block: (blocks, share of the frame each)
+            "visible": (0.38, 0.19),  # multi-block: share that stays visible, one for each kind
+            "aspect": (0.75, 1.5),
+        }
+    )
+    config.optimizer = ml_collections.ConfigDict(
+        {
+            "learning_rate": 0.0,
+            "min_learning_rate": 0.0,
+            "warmup_steps": 0,
+            "betas": (0.9, 0.98),
+            "eps": 1e-6,
+            "weight_decay": 0.05,
+            "clip_norm": 5.0,
+        }
+    )
+    # One size may be -1: the rest of the devices. `sequence` is reserved for long token streams.
+    config.mesh = ml_collections.ConfigDict({"data": -1, "fsdp": 1, "tensor": 1, "sequence": 1})
+    config.checkpoint = ml_collections.ConfigDict(
+        {"every_steps": 1000, "keep_last": 2, "keep_every_steps": 0}
+    )
+    config.log = ml_collections.ConfigDict(
+        {
+            "every_steps": 50,
+            "diagnostics_every_steps": 500,  # what the losses hide; 0 turns it off
+            "max_nonfinite_steps": 20,  # in a row; more end the run
+        }
+    )
+    return config
+
+
+def data() -> ml_collections.ConfigDict:
+    """Options of the input pipeline."""
+    return ml_collections.ConfigDict(
+        {
+            "manifest": "",  # CSV: path, source and, if wanted, start, end, label_<task>
+            "frames": 16,
+            "size": 224,
+            "short_side": 256,  # the decoder scales the short side to this, never up
+            "crop_scales": (1.0, 0.875, 0.75, 0.66),
+            "flip": True,
+            "no_flip_sources": ("ssv2", "world"),  # where left and right carry meaning
+            "workers": 8,  # decoding processes; 0 decodes in threads of this process
+            "prefetch": 4,  # clips each worker holds ready
+        }
+    )
+
+
+def apply_variant(config: ml_collections.ConfigDict, variant: str) -> None:
+    """Sets the sizes of `variant` in place; the tiny one is made for the embedded world.
+
+    Raises:
+        ValueError: `variant` is none of `VARIANTS`.
+    """
+    variant = variant or "base"
+    if variant not in VARIANTS:
+        raise ValueError(f"unknown variant {variant!r}: choose one of {', '.join(VARIANTS)}")
+    config.variant = variant
+    config.encoder.update(ENCODERS[variant])
+    if variant == "tiny":
+        _apply_tiny(config)
+
+
+def _apply_tiny(config: ml_collections.ConfigDict) -> None:
+    config.batch_size = 32
+    config.dtype = "float32"  # faster than bfloat16 on CPUs
+    config.data.update(
+        manifest="data/world/train.csv",
+        frames=8,
+        size=32,
+        short_side=32,
+        crop_scales=(1.0,),  # a crop would cut the small shapes and change their speed
+        workers=1,
+        prefetch=32,
+    )
+    # Layer scale 1e-5 keeps a run of some hundred steps an identity map, so it starts at 1 here.
+    config.encoder.update(
+        patch=8, size=32, frames=8, pool_heads=4, pool_width=64, layer_scale=1.0
+    )
+    config.predictor.update(width=64, depth=5, heads=4, mlp_width=128, window=32)
+    config.checkpoint.every_steps = 200
+    config.log.update(every_steps=25, diagnostics_every_steps=100)

@@ -1,0 +1,29 @@
+"""Stage 2: latent prediction of a frozen Stage 1 target under multi-block masks (paper section 3.3).
+
+    python launch/main.py --config=configs/stage2.py:base --workdir=runs/stage2 \
+        --config.init_from=runs/stage1
+"""
+
+import ml_collections
+
+from configs import common
+
+
+def get_config(variant: str = "base") -> ml_collections.ConfigDict:
+    """Variants: tiny (the embedded world), base, large, 1b."""
+    config = common.defaults()
+    config.stage = "stage2"
+    config.mask.kind = "multi_block"
+    config.data.frames = 32
+    config.batch_size = 1024 if variant in ("large", "1b") else 2048
+    steps_per_epoch = common.VIDEOS // config.batch_size
+    config.total_steps = 101 * steps_per_epoch
+    scale = config.batch_size / 256
+    config.optimizer.update(
+        learning_rate=1e-4 * scale, min_learning_rate=1e-5 * scale, warmup_steps=0
+    )
+    common.apply_variant(config, variant)
+    if variant == "tiny":
+        config.total_steps = 500
+        config.optimizer.update(learning_rate=1e-3, min_learning_rate=1e-5, warmup_steps=20)
+    return config
