@@ -1,6 +1,6 @@
 """Every option of a pretraining run with its default, and the sizes of the variants.
 
-Durations are in steps; learning rates are final values (the paper scales 1e-3 and 1e-4 by batch / 256).
+Durations are in steps. Learning rates are final values: the paper scales 1e-3 by batch / 256.
 """
 
 import ml_collections
@@ -132,9 +132,7 @@ def _apply_tiny(config: ml_collections.ConfigDict) -> None:
         prefetch=32,
     )
     # Layer scale 1e-5 keeps a run of some hundred steps an identity map, so it starts at 1 here.
-    config.encoder.update(
-        patch=8, size=32, frames=8, pool_heads=4, pool_width=64, layer_scale=1.0
-    )
+    config.encoder.update(patch=8, size=32, frames=8, pool_heads=4, pool_width=64, layer_scale=1.0)
     config.predictor.update(width=64, depth=5, heads=4, mlp_width=128, window=32)
     config.checkpoint.every_steps = 200
     config.log.update(every_steps=25, diagnostics_every_steps=100)

@@ -1,6 +1,6 @@
 """Stage 1: semantic-guided pixel reconstruction (paper section 3.2).
 
-    python launch/main.py --config=configs/stage1.py:base --workdir=runs/stage1
+python launch/main.py --config=configs/stage1.py:base --workdir=runs/stage1
 """
 
 import ml_collections
@@ -22,7 +22,8 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
             "heads": 16,
             "mlp_width": 6144,
             "patch": 16,
-            "size": 256,
+            "size": 256,  # of the images it sees
+            "train_size": 256,  # of the images its position table was trained for
             "taps": 6,  # intermediate features that the student aligns with
             "tap_interval": 3.33,  # every so many layers, counted from the last
         }
@@ -57,6 +58,7 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
             mlp_width=384,
             patch=8,
             size=32,
+            train_size=32,
             taps=2,
             tap_interval=1.0,
         )

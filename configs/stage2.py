@@ -1,7 +1,7 @@
-"""Stage 2: latent prediction of a frozen Stage 1 target under multi-block masks (paper section 3.3).
+"""Stage 2: latent prediction of a frozen Stage 1 target under multi-block masks (section 3.3).
 
-    python launch/main.py --config=configs/stage2.py:base --workdir=runs/stage2 \
-        --config.init_from=runs/stage1
+python launch/main.py --config=configs/stage2.py:base --workdir=runs/stage2 \
+    --config.init_from=runs/stage1
 """
 
 import ml_collections

@@ -1,0 +1,1 @@
+"""Pure linen modules: arrays in, arrays out; plain fields, no config objects."""

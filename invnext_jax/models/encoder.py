@@ -1,0 +1,136 @@
+"""The video encoder: a ViT over the visible patches of every frame (paper section 3.1).
+
+Shape key: b batch, t frames, h w pixels, c channels, y x grid rows and columns, n tokens,
+k kept (visible) tokens, p pixels of a patch, d width, l taps.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+
+from invnext_jax.models.layers import Block, Dtype, RMSNorm, gather_tokens, run_stack
+from invnext_jax.models.positions import PositionTable
+
+
+class EncoderOutput(NamedTuple):
+    """Class tokens first, then the visible tokens in raster order (time, row, column)."""
+
+    tokens_bnd: jax.Array
+    taps_lbnd: jax.Array
+
+
+def patchify(video_bthwc: jax.Array, patch: int) -> jax.Array:
+    """Cuts every frame into patches: [b, t*y*x, patch*patch*c], channel fastest."""
+    pattern = "b t (y p) (x q) c -> b (t y x) (p q c)"
+    return rearrange(video_bthwc, pattern, p=patch, q=patch)
+
+
+class PatchEmbed(nn.Module):
+    """Norm of the raw patch, linear map, norm of the token."""
+
+    width: int
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, patches_bnp: jax.Array) -> jax.Array:
+        """Maps [b n p] to float32 [b n d]."""
+
+        def uniform(key, shape, dtype):  # what a convolution starts with in the reference
+            bound = patches_bnp.shape[-1] ** -0.5
+            return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+        x_bnp = RMSNorm(self.dtype, name="norm_before")(patches_bnp)
+        projection = nn.Dense(
+            self.width,
+            dtype=self.dtype,
+            kernel_init=nn.with_logical_partitioning(uniform, (None, "embed")),
+            bias_init=nn.with_logical_partitioning(uniform, ("embed",)),
+            name="proj",
+        )
+        return RMSNorm(jnp.float32, name="norm")(projection(x_bnp))
+
+
+class Encoder(nn.Module):
+    """Vision transformer with class tokens and a learned position table; no final norm."""
+
+    width: int
+    depth: int
+    heads: int
+    mlp_width: int
+    patch: int
+    size: int
+    frames: int
+    class_tokens: int
+    layer_scale: float
+    drop_path: float
+    dtype: Dtype = jnp.float32
+    remat: str = "none"
+    taps: Sequence[int] = ()
+
+    @nn.compact
+    def __call__(self, video_bthwc: jax.Array, keep_bk: jax.Array | None = None) -> EncoderOutput:
+        """Encodes the visible patches of normalised clips.
+
+        Args:
+          video_bthwc: float clips, normalised; any frame count, any size that divides by `patch`.
+          keep_bk: int32 positions of the visible patches, ascending; None sees all.
+
+        Returns:
+          Float32 tokens [b, class_tokens + k, d] and the streams after `taps` layers.
+        """
+        b, t, h, w, _ = video_bthwc.shape
+        side = self.size // self.patch
+        patches_bnp = patchify(video_bthwc, self.patch)
+        table = PositionTable(
+            self.width, (self.frames, side, side), self.class_tokens, name="position"
+        )((t, h // self.patch, w // self.patch))
+        class_cd, grid_nd = table[: self.class_tokens], table[self.class_tokens :]
+        if keep_bk is not None:
+            patches_bnp = gather_tokens(patches_bnp, keep_bk)
+            position_bnd = grid_nd[keep_bk]
+        else:
+            position_bnd = grid_nd[None]
+        x_bnd = PatchEmbed(self.width, self.dtype, name="patch_embed")(patches_bnp) + position_bnd
+        tokens_cd = self.param(
+            "class_token",
+            nn.with_logical_partitioning(nn.initializers.normal(0.02), (None, "embed")),
+            (self.class_tokens, self.width),
+            jnp.float32,
+        )
+        tokens_bcd = jnp.broadcast_to((tokens_cd + class_cd)[None], (b, *tokens_cd.shape))
+        x_bnd = jnp.concatenate([tokens_bcd, x_bnd], axis=1)
+        x_bnd = nn.with_logical_constraint(x_bnd, ("batch", None, None))
+        block = Block(self.heads, self.mlp_width, self.layer_scale, self.dtype, name="blocks")
+        x_bnd, taps_lbnd = run_stack(
+            block,
+            x_bnd,
+            depth=self.depth,
+            taps=self.taps,
+            drop_path=self.drop_path,
+            remat=self.remat,
+        )
+        return EncoderOutput(x_bnd, taps_lbnd)
+
+
+def from_config(config: Any, taps: Sequence[int] = ()) -> Encoder:
+    """The encoder that a run's config describes, with `taps` as the streams to return."""
+    e = config.encoder
+    return Encoder(
+        width=e.width,
+        depth=e.depth,
+        heads=e.heads,
+        mlp_width=e.mlp_width,
+        patch=e.patch,
+        size=e.size,
+        frames=e.frames,
+        class_tokens=e.class_tokens,
+        layer_scale=e.layer_scale,
+        drop_path=e.drop_path,
+        dtype=jnp.dtype(config.dtype),
+        remat=config.remat,
+        taps=tuple(taps),
+    )

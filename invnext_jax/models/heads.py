@@ -1,0 +1,68 @@
+"""Heads: alignment of several encoder layers with a teacher, and the attention pool.
+
+Shape key: l taps, b batch, n tokens, d width, h heads, e head width.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from invnext_jax.models.attention import attend
+from invnext_jax.models.layers import Dtype, ProjectionHead, dense, layer_norm
+from invnext_jax.models.positions import Grid, PositionTable
+
+
+class AlignHeads(nn.Module):
+    """One projection head for each tapped layer, on visible tokens plus their positions."""
+
+    width: int
+    table_grid: Grid
+    class_tokens: int
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, taps_lbnd: jax.Array, keep_bk: jax.Array, grid: Grid) -> jax.Array:
+        """Projects tapped streams to unit vectors in the teacher's space.
+
+        Args:
+          taps_lbnd: streams [l, b, class_tokens + k, d].
+          keep_bk: int32 positions of the visible tokens.
+          grid: frames, rows and columns of the clip.
+
+        Returns:
+          float32 [l b k width].
+        """
+        c, d = self.class_tokens, taps_lbnd.shape[-1]
+        table_nd = PositionTable(d, self.table_grid, c, name="position")(grid)
+        x_lbkd = taps_lbnd[:, :, c:] + table_nd[c:][keep_bk][None]
+        heads = nn.vmap(
+            ProjectionHead,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )
+        return heads(self.width, True, self.dtype, name="heads")(x_lbkd)
+
+
+class AttentionPool(nn.Module):
+    """One attention layer whose query is the mean of all tokens (class tokens included)."""
+
+    width: int
+    heads: int
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x_bnd: jax.Array) -> jax.Array:
+        """Pools [b n d] to float32 [b width]."""
+        d = x_bnd.shape[-1]
+        mean_bnd = jnp.mean(x_bnd.astype(jnp.float32), axis=1, keepdims=True)
+
+        def project(name, tokens_bnd):
+            h_bnd = layer_norm(1e-5, self.dtype, f"norm_{name}")(tokens_bnd)
+            h_bnd = dense(d, ("embed", "heads"), name=name, dtype=self.dtype)(h_bnd)
+            return h_bnd.reshape(*h_bnd.shape[:2], self.heads, d // self.heads)
+
+        q_bnhe, k_bnhe, v_bnhe = project("q", mean_bnd), project("k", x_bnd), project("v", x_bnd)
+        y_bd = attend(q_bnhe, k_bnhe, v_bnhe).reshape(-1, d)
+        out = dense(self.width, ("heads", "embed"), name="proj", dtype=self.dtype)
+        return out(y_bd).astype(jnp.float32)

@@ -1,0 +1,238 @@
+"""Building blocks: norms, projections with named axes, MLP, encoder block, the scanned stack.
+
+The residual stream stays in float32: at layer scale 1e-5 a branch would vanish in bfloat16.
+Drop path is on exactly when a "droppath" random stream is given.
+
+Shape key: b batch, n tokens, d width, f MLP width, h heads, e head width, k taps.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from invnext_jax.models.attention import attend
+
+Dtype = Any
+small_normal = nn.initializers.normal(0.02)
+
+
+def dense(
+    features: int | Sequence[int],
+    axes: Sequence[str | None],
+    *,
+    name: str,
+    dtype: Dtype,
+    use_bias: bool = True,
+    init: Callable = small_normal,
+    contract: int = 1,
+) -> nn.DenseGeneral:
+    """A linear layer whose kernel carries logical axis names for sharding.
+
+    Args:
+      features: output size, or sizes.
+      axes: names of the kernel's axes, inputs first.
+      name: of the layer in the parameter tree.
+      dtype: of the matmul.
+      use_bias: whether a zero-initialised bias is added.
+      init: of the kernel.
+      contract: how many trailing input axes are summed over.
+    """
+    return nn.DenseGeneral(
+        features,
+        axis=tuple(range(-contract, 0)),
+        use_bias=use_bias,
+        dtype=dtype,
+        kernel_init=nn.with_logical_partitioning(init, tuple(axes)),
+        bias_init=nn.with_logical_partitioning(nn.initializers.zeros, tuple(axes[contract:])),
+        name=name,
+    )
+
+
+def layer_norm(eps: float, dtype: Dtype, name: str, *, bias: bool = True) -> nn.LayerNorm:
+    """LayerNorm with float32 statistics and an affine part."""
+    return nn.LayerNorm(epsilon=eps, use_bias=bias, dtype=dtype, name=name, use_fast_variance=False)
+
+
+def gather_tokens(x_bnd: jax.Array, index_bk: jax.Array) -> jax.Array:
+    """Picks tokens: [b n d], [b k] -> [b k d]."""
+    return jnp.take_along_axis(x_bnd, index_bk[:, :, None], axis=1)
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * scale over the last axis, in float32, cast to `dtype`."""
+
+    dtype: Dtype
+    eps: float = 1e-6
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalises [... d]."""
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
+        x = x.astype(jnp.float32)
+        x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.eps)
+        return (x.astype(self.dtype) * scale.reshape((1,) * (x.ndim - 1) + (-1,))).astype(
+            self.dtype
+        )
+
+
+class Mlp(nn.Module):
+    """Linear, GELU (tanh form), Linear."""
+
+    mlp_width: int
+    dtype: Dtype
+    out_init: Callable = small_normal
+
+    @nn.compact
+    def __call__(self, x_bnd: jax.Array) -> jax.Array:
+        """Maps [b n d] to [b n d]."""
+        h_bnf = dense(self.mlp_width, ("embed", "mlp"), name="fc1", dtype=self.dtype)(x_bnd)
+        h_bnf = nn.gelu(h_bnf, approximate=True)
+        return dense(
+            x_bnd.shape[-1], ("mlp", "embed"), name="fc2", dtype=self.dtype, init=self.out_init
+        )(h_bnf)
+
+
+def unit(x: jax.Array) -> jax.Array:
+    """Scales the last axis to length 1, in float32."""
+    x = x.astype(jnp.float32)
+    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+
+
+class ProjectionHead(nn.Module):
+    """Linear, GELU (exact), Linear, LayerNorm (1e-5), and if wanted unit length."""
+
+    width: int
+    normalize: bool
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [... d] to float32 [... width]."""
+        x = dense(x.shape[-1], ("embed", "mlp"), name="fc1", dtype=self.dtype)(x)
+        x = nn.gelu(x, approximate=False)
+        x = dense(self.width, ("mlp", "embed"), name="fc2", dtype=self.dtype)(x)
+        x = layer_norm(1e-5, jnp.float32, "norm")(x)
+        return unit(x) if self.normalize else x
+
+
+class SelfAttention(nn.Module):
+    """Attention with q and k normalised over the full width, before the split into heads."""
+
+    heads: int
+    dtype: Dtype
+    out_init: Callable = small_normal
+
+    @nn.compact
+    def __call__(self, x_bnd: jax.Array) -> jax.Array:
+        """Maps [b n d] to [b n d]."""
+        b, n, d = x_bnd.shape
+        split = (b, n, self.heads, d // self.heads)
+        qkv = dense((3, d), ("embed", None, "heads"), name="qkv", dtype=self.dtype, use_bias=False)
+        q_bnd, k_bnd, v_bnd = jnp.moveaxis(qkv(x_bnd), 2, 0)
+        q_bnd = RMSNorm(self.dtype, name="q_norm")(q_bnd)
+        k_bnd = RMSNorm(self.dtype, name="k_norm")(k_bnd)
+        y_bnhe = attend(q_bnd.reshape(split), k_bnd.reshape(split), v_bnd.reshape(split))
+        return dense(d, ("heads", "embed"), name="proj", dtype=self.dtype, init=self.out_init)(
+            y_bnhe.reshape(b, n, d)
+        )
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block of the video encoder (RMSNorm, q/k norm, layer scale).
+
+    Output projections start smaller the deeper the layer: std / sqrt(2 (index + 1)).
+    """
+
+    heads: int
+    mlp_width: int
+    layer_scale: float
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x_bnd: jax.Array, index: jax.Array, drop_rate: jax.Array) -> jax.Array:
+        """Adds attention and MLP to the float32 residual stream.
+
+        Args:
+          x_bnd: residual stream, float32.
+          index: int32 scalar, number of the layer.
+          drop_rate: float32 scalar, probability to drop a branch of a sample.
+        """
+
+        def scaled(key, shape, dtype):
+            return small_normal(key, shape, dtype) / jnp.sqrt(2.0 * (index + 1)).astype(dtype)
+
+        h_bnd = RMSNorm(self.dtype, name="norm1")(x_bnd)
+        h_bnd = SelfAttention(self.heads, self.dtype, scaled, name="attn")(h_bnd)
+        x_bnd = x_bnd + self._branch(h_bnd, "scale1", drop_rate)
+        h_bnd = RMSNorm(self.dtype, name="norm2")(x_bnd)
+        h_bnd = Mlp(self.mlp_width, self.dtype, scaled, name="mlp")(h_bnd)
+        return x_bnd + self._branch(h_bnd, "scale2", drop_rate)
+
+    def _branch(self, h_bnd: jax.Array, name: str, drop_rate: jax.Array) -> jax.Array:
+        init = nn.initializers.constant(self.layer_scale)
+        scale_d = self.param(name, init, (h_bnd.shape[-1],), jnp.float32)
+        h_bnd = h_bnd.astype(jnp.float32) * scale_d[None, None]
+        if not self.has_rng("droppath"):
+            return h_bnd
+        keep = 1.0 - drop_rate
+        kept = jax.random.bernoulli(self.make_rng("droppath"), keep, (h_bnd.shape[0], 1, 1))
+        return jnp.where(kept, h_bnd / keep, 0.0)
+
+
+REMAT_POLICIES = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+def run_stack(
+    block: nn.Module,
+    x_bnd: jax.Array,
+    *,
+    depth: int,
+    taps: Sequence[int] = (),
+    drop_path: float = 0.0,
+    remat: str = "none",
+) -> tuple[jax.Array, jax.Array]:
+    """Applies `depth` copies of a block by a scan, so that compile time does not grow with depth.
+
+    Args:
+      block: a module called as block(x_bnd, index, drop_rate); its parameters get a layer axis.
+      x_bnd: float32 residual stream.
+      depth: number of layers.
+      taps: ascending states to return; k is the stream after k layers (0: the input).
+      drop_path: rate of the last layer; it grows linearly from 0.
+      remat: "none", "dots" or "full": what the backward pass recomputes.
+
+    Returns:
+      The final stream [b n d] and the tapped states [k b n d].
+    """
+    # A tapped state goes into its slot; all others go into one more slot, that is thrown away.
+    slots = np.full((depth + 1,), len(taps), np.int32)
+    slots[list(taps)] = np.arange(len(taps))
+    taps_kbnd = jnp.zeros((len(taps) + 1, *x_bnd.shape), x_bnd.dtype).at[slots[0]].set(x_bnd)
+    rates = np.linspace(0.0, drop_path, depth, dtype=np.float32)
+
+    def body(block, carry, layer):
+        index, rate, slot = layer
+        x_bnd, taps_kbnd = carry
+        x_bnd = block(x_bnd, index, rate)
+        taps_kbnd = jax.lax.dynamic_update_index_in_dim(taps_kbnd, x_bnd, slot, 0)
+        return (x_bnd, taps_kbnd if taps else carry[1]), None
+
+    if remat != "none":
+        body = nn.remat(body, prevent_cse=False, policy=REMAT_POLICIES[remat])
+    scan = nn.scan(
+        body,
+        variable_axes={"params": 0},
+        split_rngs={"params": True, "droppath": True},
+        length=depth,
+        metadata_params={nn.PARTITION_NAME: "layers"},
+    )
+    layers = (jnp.arange(depth), jnp.asarray(rates), jnp.asarray(slots[1:]))
+    (x_bnd, taps_kbnd), _ = scan(block, (x_bnd, taps_kbnd), layers)
+    return x_bnd, taps_kbnd[: len(taps)]

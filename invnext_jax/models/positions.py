@@ -1,0 +1,128 @@
+"""Position codes: the 3-D sin-cos table, resizing a table in time and space, rotary embedding.
+
+Shape key: b batch, n tokens, h heads, e head width, d width, t frames, y x grid rows and columns.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+
+Grid = tuple[int, int, int]  # frames, rows, columns
+
+
+def sincos_table(width: int, grid: Grid, class_tokens: int) -> np.ndarray:
+    """Sin-cos codes of every position of a clip, zeros for the class tokens.
+
+    A quarter of the channels encodes time; the rest encodes the column and then the row.
+
+    Args:
+      width: channels; must divide by 16 so that each code has an even number of them.
+      grid: frames, rows and columns.
+      class_tokens: rows of zeros in front.
+
+    Returns:
+      float32 [class_tokens + t*y*x, width], positions in the order time, row, column.
+    """
+    if width % 16:
+        raise ValueError(f"{width=} of a position table must divide by 16")
+    t, y, x = (axis.reshape(-1) for axis in np.indices(grid))
+    spatial = 3 * width // 8
+    codes = [_code(width // 4, t), _code(spatial, x), _code(spatial, y)]
+    table_nd = np.concatenate(codes, axis=1)
+    return np.concatenate([np.zeros((class_tokens, width)), table_nd]).astype(np.float32)
+
+
+def _code(width: int, positions_n: np.ndarray) -> np.ndarray:
+    frequencies = 10000.0 ** (-np.arange(width // 2) / (width / 2))
+    angles = positions_n[:, None] * frequencies[None]
+    return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+
+
+def resize_table(table_nd: jax.Array, grid: Grid, new_grid: Grid, class_tokens: int) -> jax.Array:
+    """Resizes a position table: linear over time, bicubic over space; class rows are kept.
+
+    Args:
+      table_nd: [class_tokens + t*y*x, d] table of `grid`.
+      grid: frames, rows and columns of the table.
+      new_grid: those of the result.
+      class_tokens: rows in front that belong to no position.
+    """
+    if grid == new_grid:
+        return table_nd
+    t, y, x = grid
+    weights = [linear_weights(t, new_grid[0])]
+    weights += [cubic_weights(old, new) for old, new in zip(grid[1:], new_grid[1:], strict=True)]
+    table_tyxd = rearrange(table_nd[class_tokens:], "(t y x) d -> t y x d", t=t, y=y, x=x)
+    highest = jax.lax.Precision.HIGHEST
+    table_tyxd = jnp.einsum("Tt,Yy,Xx,tyxd->TYXd", *weights, table_tyxd, precision=highest)
+    grid_nd = rearrange(table_tyxd, "t y x d -> (t y x) d")
+    return jnp.concatenate([table_nd[:class_tokens], grid_nd])
+
+
+def linear_weights(old: int, new: int) -> np.ndarray:
+    """Matrix [new, old] of linear interpolation between pixel centres (corners not aligned)."""
+    centre = np.maximum((np.arange(new) + 0.5) * old / new - 0.5, 0.0)
+    low = np.minimum(centre.astype(int), old - 1)
+    high = np.minimum(low + 1, old - 1)
+    weights = np.zeros((new, old))
+    np.add.at(weights, (np.arange(new), low), 1 - (centre - low))
+    np.add.at(weights, (np.arange(new), high), centre - low)
+    return weights.astype(np.float32)
+
+
+def cubic_weights(old: int, new: int) -> np.ndarray:
+    """Matrix [new, old] of bicubic interpolation (a = -0.75, corners not aligned, no filter).
+
+    These are the conventions of the image teachers' published position tables.
+    """
+    if old == new:
+        return np.eye(new, dtype=np.float32)
+    centre = (np.arange(new) + 0.5) * old / new - 0.5
+    base = np.floor(centre).astype(int)
+    weights = np.zeros((new, old))
+    for offset in range(-1, 3):
+        source = np.clip(base + offset, 0, old - 1)
+        np.add.at(weights, (np.arange(new), source), _cubic(np.abs(centre - base - offset)))
+    return weights.astype(np.float32)
+
+
+def _cubic(distance: np.ndarray, a: float = -0.75) -> np.ndarray:
+    near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
+    far = a * (((distance - 5) * distance + 8) * distance - 4)
+    return np.where(distance <= 1, near, far)
+
+
+def apply_rotary(x_bnhe: jax.Array, theta: float) -> jax.Array:
+    """Rotates channel pairs (i, i + e/2) by the token's position times theta^(-2i/e).
+
+    Args:
+      x_bnhe: queries or keys; the rotation is computed in float32.
+      theta: base of the wavelengths.
+    """
+    n, e = x_bnhe.shape[1], x_bnhe.shape[3]
+    frequencies = theta ** (-np.arange(0, e, 2) / e)
+    angles = np.arange(n)[:, None] * frequencies[None]
+    cos = jnp.asarray(np.cos(angles), jnp.float32)[None, :, None, :]
+    sin = jnp.asarray(np.sin(angles), jnp.float32)[None, :, None, :]
+    low, high = jnp.split(x_bnhe.astype(jnp.float32), 2, axis=-1)
+    rotated = jnp.concatenate([low * cos - high * sin, high * cos + low * sin], axis=-1)
+    return rotated.astype(x_bnhe.dtype)
+
+
+class PositionTable(nn.Module):
+    """A learned table that starts as sin-cos codes and is resized to the clip at hand."""
+
+    width: int
+    grid: Grid
+    class_tokens: int
+
+    @nn.compact
+    def __call__(self, grid: Grid) -> jax.Array:
+        """Returns float32 [class_tokens + t*y*x, d] for a clip of `grid`."""
+        table = sincos_table(self.width, self.grid, self.class_tokens)
+        table_nd = self.param(
+            "table", nn.with_logical_partitioning(lambda _: jnp.asarray(table), (None, "embed"))
+        )
+        return resize_table(table_nd, self.grid, grid, self.class_tokens)

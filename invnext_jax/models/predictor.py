@@ -1,0 +1,145 @@
+"""The latent world model: completes the latents of masked positions (paper section 3.1).
+
+A light transformer over visible latents and mask tokens, each at its place: the last layers of
+ModernBERT (rotary positions, two local layers for each global one, gated MLP), or a plain ViT.
+
+Shape key: b batch, n tokens, k visible tokens, m masked tokens, d width, f MLP width,
+h heads, e head width.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from invnext_jax.models.attention import attend
+from invnext_jax.models.layers import (
+    Block,
+    Dtype,
+    ProjectionHead,
+    dense,
+    gather_tokens,
+    layer_norm,
+    run_stack,
+)
+from invnext_jax.models.positions import Grid, PositionTable, apply_rotary
+
+GLOBAL_THETA, LOCAL_THETA = 160_000.0, 10_000.0
+
+
+class ModernBertLayer(nn.Module):
+    """Pre-norm layer without biases; `window` None attends globally.
+
+    The window is the number of positions seen in all; half of it lies on each side.
+    """
+
+    heads: int
+    mlp_width: int
+    window: int | None
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x_bnd: jax.Array) -> jax.Array:
+        """Adds attention and gated MLP to the float32 residual stream."""
+        b, n, d = x_bnd.shape
+        theta = GLOBAL_THETA if self.window is None else LOCAL_THETA
+        reach = None if self.window is None else self.window // 2
+        linear = {"dtype": self.dtype, "use_bias": False}
+
+        h_bnd = layer_norm(1e-5, self.dtype, "attn_norm", bias=False)(x_bnd)
+        qkv = dense((3, d), ("embed", None, "heads"), name="qkv", **linear)(h_bnd)
+        split = (b, n, self.heads, d // self.heads)
+        q_bnhe, k_bnhe, v_bnhe = (part.reshape(split) for part in jnp.moveaxis(qkv, 2, 0))
+        y_bnhe = attend(apply_rotary(q_bnhe, theta), apply_rotary(k_bnhe, theta), v_bnhe, reach)
+        x_bnd = x_bnd + dense(d, ("heads", "embed"), name="proj", **linear)(
+            y_bnhe.reshape(b, n, d)
+        ).astype(jnp.float32)
+
+        h_bnd = layer_norm(1e-5, self.dtype, "mlp_norm", bias=False)(x_bnd)
+        up = dense((2, self.mlp_width), ("embed", None, "mlp"), name="fc1", **linear)(h_bnd)
+        act_bnf, gate_bnf = jnp.moveaxis(up, 2, 0)
+        h_bnf = nn.gelu(act_bnf, approximate=False) * gate_bnf
+        return x_bnd + dense(d, ("mlp", "embed"), name="fc2", **linear)(h_bnf).astype(jnp.float32)
+
+
+class Predictor(nn.Module):
+    """Mask tokens at the masked places, positions, projection, a light transformer."""
+
+    kind: str
+    encoder_width: int
+    width: int
+    depth: int
+    heads: int
+    mlp_width: int
+    window: int
+    last_layer: int
+    table_grid: Grid
+    class_tokens: int
+    dtype: Dtype = jnp.float32
+    remat: str = "none"
+
+    @nn.compact
+    def __call__(
+        self, tokens_bnd: jax.Array, keep_bk: jax.Array, masked_bm: jax.Array, grid: Grid
+    ) -> jax.Array:
+        """Predicts the latents of the masked positions.
+
+        Args:
+          tokens_bnd: encoder output [b, class_tokens + k, encoder_width].
+          keep_bk: int32 positions of the visible tokens.
+          masked_bm: int32 positions of all others; each position stands in exactly one of both.
+          grid: frames, rows and columns of the clip.
+
+        Returns:
+          Float32 [b m width], in the order of `masked_bm`.
+        """
+        x_bnd = self._sequence(tokens_bnd, keep_bk, masked_bm, grid)
+        self.sow("intermediates", "sequence", x_bnd)
+        x_bnd = ProjectionHead(self.width, False, self.dtype, name="project")(x_bnd)
+        self.sow("intermediates", "project", x_bnd)
+        if self.kind == "vit":
+            block = Block(self.heads, self.mlp_width, 1.0, self.dtype, name="blocks")
+            x_bnd, _ = run_stack(block, x_bnd, depth=self.depth, remat=self.remat)
+        else:
+            x_bnd = self._modernbert(x_bnd)
+        return gather_tokens(x_bnd[:, self.class_tokens :], masked_bm)
+
+    def _sequence(self, tokens_bnd, keep_bk, masked_bm, grid):
+        c, d = self.class_tokens, self.encoder_width
+        init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("embed",))
+        mask_token_d = self.param("mask_token", init, (d,), jnp.float32)
+        b, m = masked_bm.shape
+        masks_bmd = jnp.broadcast_to(mask_token_d[None, None], (b, m, d))
+        # Visible then masked tokens, put back into raster order by the inverse permutation.
+        inverse_bn = jnp.argsort(jnp.concatenate([keep_bk, masked_bm], axis=1), axis=1)
+        x_bnd = jnp.concatenate([tokens_bnd[:, c:], masks_bmd], axis=1)
+        x_bnd = jnp.concatenate([tokens_bnd[:, :c], gather_tokens(x_bnd, inverse_bn)], axis=1)
+        return x_bnd + PositionTable(d, self.table_grid, c, name="position")(grid)[None]
+
+    def _modernbert(self, x_bnd):
+        for i in range(self.depth):
+            number = self.last_layer - self.depth + 1 + i
+            window = None if number % 3 == 0 else self.window
+            layer = nn.remat(ModernBertLayer) if self.remat != "none" else ModernBertLayer
+            x_bnd = layer(self.heads, self.mlp_width, window, self.dtype, name=f"layer{i}")(x_bnd)
+            self.sow("intermediates", f"layer{i}", x_bnd)
+        return x_bnd
+
+
+def from_config(config) -> Predictor:
+    """The predictor that a run's config describes."""
+    p, e = config.predictor, config.encoder
+    side = e.size // e.patch
+    return Predictor(
+        kind=p.kind,
+        encoder_width=e.width,
+        width=p.width,
+        depth=p.depth,
+        heads=p.heads,
+        mlp_width=p.mlp_width,
+        window=p.window,
+        last_layer=p.last_layer,
+        table_grid=(e.frames, side, side),
+        class_tokens=e.class_tokens,
+        dtype=jnp.dtype(config.dtype),
+        remat=config.remat,
+    )
