@@ -1,0 +1,67 @@
+# `make demo` and `make test` work on a fresh machine with Python 3.11 to 3.13; nothing else is needed.
+# Any variable can be given on the command line: make demo OUT=runs/other SEED=1
+
+PYTHON ?= python3
+VENV ?= .venv
+OUT ?= runs/demo
+SEED ?= 0
+DEMO_VIDEOS ?= 2000
+DEMO_VAL_VIDEOS ?= 500
+DEMO_STEPS1 ?= 800
+DEMO_STEPS2 ?= 500
+DEMO_FLAGS1 ?=
+DEMO_FLAGS2 ?=
+DEMO_PROBE_FLAGS ?=
+PYTEST_FLAGS ?= -n auto
+
+RUN = $(VENV)/bin/python
+PIP = $(RUN) -m pip --disable-pip-version-check install --quiet
+RUNTIME = $(VENV)/.installed-runtime
+PACKAGE = $(VENV)/.installed-package
+TEST = $(VENV)/.installed-test
+
+.PHONY: demo test lint lock clean
+.DELETE_ON_ERROR:
+
+# The main job on the embedded world. Each line can be killed and repeated: it goes on where it was.
+demo: $(PACKAGE)
+	$(RUN) launch/make_world.py --out=$(OUT)/world --split=train --videos=$(DEMO_VIDEOS) --seed=$(SEED)
+	$(RUN) launch/make_world.py --out=$(OUT)/world --split=val --videos=$(DEMO_VAL_VIDEOS) --seed=$(SEED)
+	$(RUN) launch/main.py --config=configs/stage1.py:tiny --workdir=$(OUT)/s1 --config.seed=$(SEED) --config.data.manifest=$(OUT)/world/train.csv --config.total_steps=$(DEMO_STEPS1) $(DEMO_FLAGS1)
+	$(RUN) launch/main.py --config=configs/stage2.py:tiny --workdir=$(OUT)/s2 --config.seed=$(SEED) --config.data.manifest=$(OUT)/world/train.csv --config.total_steps=$(DEMO_STEPS2) --config.init_from=$(OUT)/s1 $(DEMO_FLAGS2)
+	$(RUN) launch/probe.py --config=configs/probe.py:tiny --workdir=$(OUT)/p1 --config.checkpoint=$(OUT)/s1 --config.train_manifest=$(OUT)/world/train.csv --config.val_manifest=$(OUT)/world/val.csv $(DEMO_PROBE_FLAGS)
+	$(RUN) launch/probe.py --config=configs/probe.py:tiny --workdir=$(OUT)/p2 --config.checkpoint=$(OUT)/s2 --config.train_manifest=$(OUT)/world/train.csv --config.val_manifest=$(OUT)/world/val.csv $(DEMO_PROBE_FLAGS)
+	$(RUN) launch/export.py --checkpoint=$(OUT)/s2 --out=$(OUT)/encoder.safetensors
+	$(RUN) launch/report.py $(OUT)/s1 $(OUT)/s2 $(OUT)/p1 $(OUT)/p2 --out=$(OUT)/report.html
+
+test: $(TEST)
+	$(RUN) -m pytest $(PYTEST_FLAGS)
+
+lint: $(TEST)
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+
+# Compiles both requirement files anew for every supported Python and platform.
+lock: $(PACKAGE)
+	$(PIP) uv
+	$(VENV)/bin/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header -q pyproject.toml -o requirements.txt
+	$(VENV)/bin/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header -q pyproject.toml --extra test -c requirements.txt -o requirements-test.txt
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache $(OUT)
+
+# A stamp is written last, so an installation that was killed is done again, from an empty folder.
+$(RUNTIME): requirements.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else "error: $(PYTHON) is Python %d.%d, but 3.11 to 3.13 is needed: name one with `make PYTHON=python3.12 ...`" % v)'
+	$(PYTHON) -m venv --clear $(VENV)
+	@echo "Installing the packages of requirements.txt (one to three minutes) ..."
+	$(PIP) --no-deps --require-hashes -r requirements.txt
+	@touch $@
+
+$(PACKAGE): $(RUNTIME) pyproject.toml
+	$(PIP) --no-deps --editable .
+	@touch $@
+
+$(TEST): $(PACKAGE) requirements-test.txt
+	$(PIP) --no-deps --require-hashes -r requirements-test.txt
+	@touch $@
