@@ -70,6 +70,7 @@ def defaults() -> ml_collections.ConfigDict:
             "eps": 1e-6,
             "weight_decay": 0.05,
             "clip_norm": 5.0,
+            "frozen": (),  # top-level parameter groups that are not trained
         }
     )
     # One size may be -1: the rest of the devices. `sequence` is reserved for long token streams.

@@ -15,6 +15,7 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
     config.stage = "stage2"
     config.mask.kind = "multi_block"
     config.data.frames = 32
+    config.optimizer.frozen = ("pool",)  # no loss reaches it; it is carried from Stage 1
     config.batch_size = 1024 if variant in ("large", "1b") else 2048
     steps_per_epoch = common.VIDEOS // config.batch_size
     config.total_steps = 101 * steps_per_epoch

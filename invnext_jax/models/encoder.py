@@ -1,7 +1,7 @@
 """The video encoder: a ViT over the visible patches of every frame (paper section 3.1).
 
-Shape key: b batch, t frames, h w pixels, c channels, y x grid rows and columns, n tokens,
-k kept (visible) tokens, p pixels of a patch, d width, l taps.
+Shape key: b batch, t frames, h w pixels, c channels, n tokens, k kept (visible) tokens,
+p pixels of a patch, d width, l taps.
 """
 
 from collections.abc import Sequence
@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from einops import rearrange
 
 from invnext_jax.models.layers import Block, Dtype, RMSNorm, gather_tokens, run_stack
+from invnext_jax.models.pixels import clip_grid, patchify
 from invnext_jax.models.positions import PositionTable
 
 
@@ -21,12 +21,6 @@ class EncoderOutput(NamedTuple):
 
     tokens_bnd: jax.Array
     taps_lbnd: jax.Array
-
-
-def patchify(video_bthwc: jax.Array, patch: int) -> jax.Array:
-    """Cuts every frame into patches: [b, t*y*x, patch*patch*c], channel fastest."""
-    pattern = "b t (y p) (x q) c -> b (t y x) (p q c)"
-    return rearrange(video_bthwc, pattern, p=patch, q=patch)
 
 
 class PatchEmbed(nn.Module):
@@ -82,12 +76,11 @@ class Encoder(nn.Module):
         Returns:
           Float32 tokens [b, class_tokens + k, d] and the streams after `taps` layers.
         """
-        b, t, h, w, _ = video_bthwc.shape
-        side = self.size // self.patch
+        b, side = video_bthwc.shape[0], self.size // self.patch
         patches_bnp = patchify(video_bthwc, self.patch)
         table = PositionTable(
             self.width, (self.frames, side, side), self.class_tokens, name="position"
-        )((t, h // self.patch, w // self.patch))
+        )(clip_grid(video_bthwc, self.patch))
         class_cd, grid_nd = table[: self.class_tokens], table[self.class_tokens :]
         if keep_bk is not None:
             patches_bnp = gather_tokens(patches_bnp, keep_bk)

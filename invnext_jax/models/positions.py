@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
-Grid = tuple[int, int, int]  # frames, rows, columns
+from invnext_jax.models.pixels import Grid
 
 
 def sincos_table(width: int, grid: Grid, class_tokens: int) -> np.ndarray:

@@ -13,9 +13,8 @@ from einops import rearrange
 
 from invnext_jax.models.attention import attend
 from invnext_jax.models.layers import Dtype, Mlp, dense, layer_norm, run_stack, unit
+from invnext_jax.models.pixels import IMAGENET_MEAN, IMAGENET_STD
 from invnext_jax.models.positions import cubic_weights, resize_table
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class TeacherOutput(NamedTuple):
@@ -47,7 +46,7 @@ def preprocess(video_bthwc: jax.Array, size: int) -> jax.Array:
     Returns:
       float32 [b*t, size, size, c] with values from -1 to 1.
     """
-    mean, std = (jnp.asarray(v).reshape(1, 1, 1, 3) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    mean, std = (v.reshape(1, 1, 1, 3) for v in (IMAGENET_MEAN, IMAGENET_STD))
     images_bhwc = rearrange(video_bthwc, "b t h w c -> (b t) h w c")
     if images_bhwc.shape[1:3] != (size, size):
         rows, columns = (cubic_weights(old, size) for old in images_bhwc.shape[1:3])

@@ -1,0 +1,63 @@
+"""The semantic teacher of the embedded world: a small SigLIP2 on its frames and captions.
+
+python launch/train_teacher.py --config=configs/teacher.py:tiny --workdir=runs/teacher
+"""
+
+import ml_collections
+
+from configs import stage1
+
+VARIANTS = ("tiny", "full")
+
+
+def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
+    """Variants: tiny (simple level; its vision tower is shipped), full (full level, for a GPU).
+
+    Raises:
+        ValueError: `variant` is none of `VARIANTS`.
+    """
+    variant = variant or "tiny"
+    if variant not in VARIANTS:
+        raise ValueError(f"unknown variant {variant!r}: choose one of {', '.join(VARIANTS)}")
+    config = ml_collections.ConfigDict()
+    config.variant = variant
+    config.seed = 0
+    config.total_steps = 3000
+    config.batch_size = 64  # image-caption pairs a step
+    config.dtype = "float32"
+    config.data = ml_collections.ConfigDict(
+        {
+            "level": "simple",  # level of the embedded world
+            "frames": 8,  # frames of each clip; each is an image of its own
+            "clips": 8000,
+            "val_clips": 512,
+            "compress": 0.5,  # share of the clips that went through H.264, as Stage 1 sees them
+        }
+    )
+    config.teacher = stage1.get_config("tiny").teacher  # the vision tower
+    config.teacher.weights = ""
+    config.text = ml_collections.ConfigDict(
+        {"width": 96, "depth": 2, "heads": 4, "mlp_width": 192, "length": 12}  # length in words
+    )
+    # The start values of SigLIP are 10 and -10, for a batch of 32768 with one match in a row. Here
+    # about one caption in eight is true of an image.
+    config.loss = ml_collections.ConfigDict({"scale": 10.0, "bias": -2.0})
+    config.optimizer = ml_collections.ConfigDict(
+        {
+            "learning_rate": 1e-3,
+            "min_learning_rate": 1e-5,
+            "warmup_steps": 200,
+            "betas": (0.9, 0.98),
+            "eps": 1e-6,
+            "weight_decay": 0.01,
+            "clip_norm": 1.0,
+            "frozen": (),  # top-level parameter groups that are not trained
+        }
+    )
+    config.log = ml_collections.ConfigDict({"every_steps": 100})
+    if variant == "full":
+        config.total_steps = 15_000
+        config.batch_size = 512
+        config.data.update(level="full", clips=40_000, val_clips=2000)
+        config.teacher.update(width=192, depth=6, heads=6, mlp_width=768, size=64, train_size=64)
+    return config

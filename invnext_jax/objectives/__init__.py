@@ -1,0 +1,1 @@
+"""Pure functions: masks, diffusion, losses. No modules, no config."""

@@ -1,0 +1,53 @@
+"""Cosine alignment, and what the losses hide: spread and rank of features.
+
+Shape key: b clips, n positions, d width; other axes are free.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def cosine_loss(student: jax.Array, target: jax.Array) -> jax.Array:
+    """Mean of 2 - 2 cos over all vectors (the squared distance of unit vectors).
+
+    Args:
+      student: float32 [... d], unit vectors.
+      target: float32, same shape; vectors that are no unit vectors count with their length.
+    """
+    return jnp.mean(2.0 - 2.0 * jnp.sum(student * target, axis=-1))
+
+
+def tree_norm(tree: Any) -> jax.Array:
+    """Euclidean norm of all leaves together."""
+    return jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)))
+
+
+def position_share(x_bnd: jax.Array) -> jax.Array:
+    """Share of the variance that the position n alone explains: from 0 to 1.
+
+    Args:
+      x_bnd: float32 features of b clips at the same n positions.
+    """
+    total = jnp.sum(jnp.var(x_bnd, axis=(0, 1)))
+    within = jnp.sum(jnp.mean(jnp.var(x_bnd, axis=0), axis=0))
+    return 1.0 - within / (total + 1e-30)
+
+
+def feature_std(x: jax.Array) -> jax.Array:
+    """Mean over the channels of the standard deviation over all vectors; 0 means collapse."""
+    return jnp.mean(jnp.std(x.reshape(-1, x.shape[-1]), axis=0))
+
+
+def effective_rank(x: jax.Array) -> jax.Array:
+    """Exponential of the entropy of the covariance's spectrum: from 1 to d.
+
+    Args:
+      x: float32 [... d].
+    """
+    x = x.reshape(-1, x.shape[-1])
+    x = x - jnp.mean(x, axis=0, keepdims=True)
+    spectrum = jnp.clip(jnp.linalg.eigvalsh(x.T @ x), 0.0)
+    p = spectrum / (jnp.sum(spectrum) + 1e-30)
+    return jnp.exp(-jnp.sum(p * jnp.log(p + 1e-30)))
