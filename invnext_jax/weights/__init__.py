@@ -1,0 +1,1 @@
+"""Parameter trees as files: our own layout and those of other projects."""
