@@ -35,7 +35,12 @@ FLOORS = {
         {"attention"},
         {"positions"},
     ],
-    "data": [{"pipeline"}, {"sources", "transforms"}, {"decode", "world"}, {"world_scene"}],
+    "data": [
+        {"pipeline"},
+        {"sources", "transforms"},
+        {"decode", "world"},
+        *({"world_files"}, {"world_render"}, {"world_captions"}, {"world_scene"}),
+    ],
     "runtime": [{"step", "checkpoint"}, {"state"}, {"mesh", "optimizer", "metrics"}],
 }
 

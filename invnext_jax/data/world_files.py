@@ -1,0 +1,214 @@
+"""Writes clips of the embedded world as H.264 files with a manifest and all ground truths.
+
+    <out>/spec.json                     what the world is; another spec is refused
+    <out>/<split>/000000.mp4            the clip, 8 frames a second
+    <out>/gt/<split>/000000.npz         depth, boxes, visible, ids: see `world_render.Clip`
+    <out>/<split>.captions.jsonl        image-level and video-level captions with their attributes
+    <out>/<split>.csv                   the manifest, written when everything else is there
+
+Every file appears under its name only when it is complete, so a killed run is simply repeated.
+"""
+
+import csv
+import io
+import json
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import av
+import numpy as np
+from tqdm import tqdm
+
+from invnext_jax.data import world_captions, world_render, world_scene
+from invnext_jax.data.world_scene import WorldSpec
+from invnext_jax.errors import UserError
+
+FRAMES_PER_SECOND = 8
+FORMAT = 1  # raised when the same spec comes to mean other clips
+SOURCE = "world"
+# Full colour resolution and little loss: the shapes are a dozen pixels wide.
+PIXEL_FORMAT, QUALITY = "yuv444p", 10
+LINE_EVERY_SECONDS = 10.0
+PART, PART_SECONDS = ".part", 60  # half files older than this are what a killed run left
+
+
+def write_world(
+    spec: WorldSpec,
+    out_dir: str | os.PathLike,
+    videos: int,
+    *,
+    workers: int = 1,
+    progress: bool = True,
+) -> Path:
+    """Writes clips 0 to `videos` - 1 of `spec`; what is there already is not written again.
+
+    Args:
+        spec: Which world; the splits of one world share a folder.
+        out_dir: Folder, made when missing.
+        videos: How many clips.
+        workers: Processes; 1 writes in this one.
+        progress: Show a bar on a terminal, plain lines elsewhere.
+
+    Returns:
+        Path of the manifest.
+
+    Raises:
+        UserError: `videos` is not positive, or `out_dir` holds another world.
+        RuntimeError: A worker process ended before its work was done.
+    """
+    if videos < 1:
+        raise UserError(f"videos={videos} must be at least 1")
+    out_dir = Path(out_dir)
+    _claim_folder(spec, out_dir)
+    manifest = out_dir / f"{spec.split}.csv"
+    if manifest.exists() and manifest.read_text().count("\n") == videos + 1:
+        return manifest
+    todo = _unfinished(spec, out_dir, videos)
+    reports = _write_all(spec, out_dir, todo, min(workers, len(todo)))
+    _show(reports, len(todo), videos, progress, spec.split)
+    _write_tables(spec, out_dir, videos, manifest)
+    return manifest
+
+
+def _claim_folder(spec: WorldSpec, out_dir: Path) -> None:
+    ours = {"format": FORMAT, "level": spec.level, "size": spec.size}
+    ours |= {"frames": spec.frames, "seed": spec.seed}
+    path = out_dir / "spec.json"
+    for folder in (out_dir / spec.split, out_dir / "gt" / spec.split):
+        folder.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        _write_file(path, json.dumps(ours).encode())
+    found = json.loads(path.read_text())
+    if found != ours:
+        raise UserError(
+            f"{out_dir} holds the world {found}, not {ours}: name another folder or delete it"
+        )
+
+
+def _paths(spec: WorldSpec, out_dir: Path, index: int) -> tuple[Path, Path]:
+    name = f"{index:06d}"
+    return out_dir / spec.split / f"{name}.mp4", out_dir / "gt" / spec.split / f"{name}.npz"
+
+
+def _unfinished(spec: WorldSpec, out_dir: Path, videos: int) -> list[int]:
+    for part in out_dir.glob(f"**/.*{PART}"):
+        if time.time() - part.stat().st_mtime > PART_SECONDS:
+            part.unlink(missing_ok=True)
+    # A clip's video is renamed into place after its ground truth, so one listing tells.
+    names = {entry.name for entry in os.scandir(out_dir / spec.split)}
+    return [index for index in range(videos) if f"{index:06d}.mp4" not in names]
+
+
+def _write_all(spec: WorldSpec, out_dir: Path, todo: list[int], workers: int) -> Iterator[int]:
+    """Yields how many more clips are done, now and then."""
+    if workers <= 1:
+        for index in todo:
+            _write_clip(spec, out_dir, index)
+            yield 1
+        return
+    context = multiprocessing.get_context("spawn")  # this process may hold threads
+    done = context.Value("q", 0)
+    processes = [
+        context.Process(target=_work, args=(spec, out_dir, todo[i::workers], done), daemon=True)
+        for i in range(workers)
+    ]
+    for process in processes:
+        process.start()
+    seen = 0
+    while any(process.is_alive() for process in processes):
+        time.sleep(0.1)
+        yield done.value - seen
+        seen = done.value
+    if done.value < len(todo):
+        codes = [process.exitcode for process in processes]
+        raise RuntimeError(f"{done.value} of {len(todo)} clips written, exit codes {codes}")
+    yield done.value - seen
+
+
+def _work(spec: WorldSpec, out_dir: Path, todo: Iterable[int], done) -> None:
+    parent = multiprocessing.parent_process()
+    for index in todo:
+        if not parent.is_alive():  # killed: nobody is left to stop us
+            return
+        _write_clip(spec, out_dir, index)
+        with done.get_lock():
+            done.value += 1
+
+
+def _show(reports: Iterator[int], total: int, videos: int, progress: bool, split: str) -> None:
+    on_terminal = sys.stderr.isatty()
+    started = last = time.monotonic()
+    done = 0
+    with tqdm(total=total, unit="clip", desc=split, disable=not (progress and on_terminal)) as bar:
+        for step in reports:
+            bar.update(step)
+            done += step
+            now = time.monotonic()
+            due = now - last > LINE_EVERY_SECONDS or (step and done == total)
+            if progress and not on_terminal and due:
+                last = now
+                rate = done / max(now - started, 1e-9)
+                print(f"{split}: {videos - total + done} of {videos} clips, {rate:.0f} clips/s")
+
+
+def _write_clip(spec: WorldSpec, out_dir: Path, index: int) -> None:
+    clip = world_render.make_clip(spec, index)
+    video_path, truth_path = _paths(spec, out_dir, index)
+    buffer = io.BytesIO()
+    np.savez_compressed(
+        buffer, depth=clip.depth, boxes=clip.boxes, visible=clip.visible, ids=clip.ids
+    )
+    _write_file(truth_path, buffer.getvalue())
+    _write_file(video_path, encode_mp4(clip.video))
+
+
+def encode_mp4(video: np.ndarray, *, frames_per_second: int = FRAMES_PER_SECOND) -> bytes:
+    """Encodes uint8 [t h w c] RGB as H.264 in full colour resolution."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=frames_per_second)
+        stream.height, stream.width = video.shape[1:3]
+        stream.pix_fmt = PIXEL_FORMAT
+        stream.options = {"crf": str(QUALITY), "preset": "veryfast", "threads": "1"}
+        for image_hwc in video:
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image_hwc), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return buffer.getvalue()
+
+
+def _write_tables(spec: WorldSpec, out_dir: Path, videos: int, manifest: Path) -> None:
+    tasks = tuple(spec.classes)
+    table, captions = io.StringIO(), []
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(["path", "source", *(f"label_{task}" for task in tasks)])
+    for index in range(videos):
+        labels = world_scene.make_scene(spec, index).labels
+        name = f"{spec.split}/{index:06d}.mp4"
+        writer.writerow([name, SOURCE, *(labels[task] for task in tasks)])
+        captions.append(_caption_line(spec.level, name, labels))
+    _write_file(out_dir / f"{spec.split}.captions.jsonl", "".join(captions).encode())
+    _write_file(manifest, table.getvalue().encode())
+
+
+def _caption_line(level: str, name: str, labels: dict[str, int]) -> str:
+    video = world_captions.video_caption(level, labels)
+    images = world_captions.image_captions(level, labels)
+    line = {
+        "video": name,
+        "caption": video.text,
+        "attributes": video.attributes,
+        "image_captions": [{"text": c.text, "attributes": c.attributes} for c in images],
+    }
+    return json.dumps(line) + "\n"
+
+
+def _write_file(path: Path, content: bytes) -> None:
+    """Writes beside `path` and renames, so that no half file ever bears the name."""
+    part = path.with_name(f".{path.name}.{os.getpid()}{PART}")
+    part.write_bytes(content)
+    os.replace(part, path)

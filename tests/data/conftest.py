@@ -1,0 +1,64 @@
+"""Small videos with the frame number burnt in, and small worlds on disk."""
+
+import fractions
+from pathlib import Path
+from types import SimpleNamespace
+
+import av
+import numpy as np
+import pytest
+
+from invnext_jax.data import world
+
+BLOCK, BITS = 16, 8  # a frame shows its number in binary, one block a bit
+
+
+def burn(number, height, width):
+    image_hwc = np.full((height, width, 3), 96, np.uint8)
+    for bit in range(BITS):
+        x, y = bit % 4 * BLOCK, bit // 4 * BLOCK
+        image_hwc[y : y + BLOCK, x : x + BLOCK] = 235 if number >> bit & 1 else 20
+    return image_hwc
+
+
+def read_numbers(frames_thwc):
+    """The numbers burnt into frames of any scale."""
+    unit = frames_thwc.shape[2] / 80
+    numbers = []
+    for image_hwc in frames_thwc:
+        number = 0
+        for bit in range(BITS):
+            x, y = (bit % 4 + 0.5) * BLOCK * unit, (bit // 4 + 0.5) * BLOCK * unit
+            number |= int(image_hwc[int(y), int(x)].mean() > 127) << bit
+        numbers.append(number)
+    return numbers
+
+
+def write_video(path, *, codec="libx264", frames=60, pix_fmt="yuv420p", options=None, **extra):
+    """Encodes `frames` numbered pictures; extra: size, times (in 1/25 s), container."""
+    height, width = extra.get("size", (48, 80))
+    times = extra.get("times")
+    with av.open(str(path), "w", options=extra.get("container", {})) as container:
+        stream = container.add_stream(codec, rate=25)
+        stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
+        stream.options = options or {}
+        for number in range(frames):
+            frame = av.VideoFrame.from_ndarray(burn(number, height, width), format="rgb24")
+            if times is not None:
+                frame.pts, frame.time_base = times[number], fractions.Fraction(1, 25)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return Path(path)
+
+
+@pytest.fixture(scope="session")
+def videos():
+    return SimpleNamespace(write=write_video, numbers=read_numbers)
+
+
+@pytest.fixture(scope="session")
+def world_folder(tmp_path_factory):
+    """Twelve training clips of the simple level on disk."""
+    folder = tmp_path_factory.mktemp("world")
+    world.write_world(world.WorldSpec(), folder, 12, progress=False)
+    return folder

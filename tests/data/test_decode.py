@@ -1,0 +1,168 @@
+import struct
+
+import av
+import numpy as np
+import pytest
+
+from invnext_jax.data import decode
+
+X264 = {"preset": "ultrafast", "bf": "3", "b-pyramid": "normal"}
+X265 = {"preset": "ultrafast", "x265-params": "log-level=none:keyint=12:min-keyint=12:bframes=3"}
+KINDS = {
+    "h264_gop12.mp4": {"options": {**X264, "g": "12"}},
+    "h264_gop250.mp4": {"options": {**X264, "g": "250"}},
+    "h264_gop12.mkv": {"options": {**X264, "g": "12"}},
+    "h264_gop12.ts": {"options": {**X264, "g": "12"}},
+    "hevc_open_gop12.mp4": {"codec": "libx265", "options": X265},
+    "vp9_gop12.webm": {"codec": "libvpx-vp9", "options": {"g": "12", "cpu-used": "8"}},
+    "mpeg4_gop12.avi": {"codec": "mpeg4", "options": {"g": "12", "bf": "2"}},
+    "mpeg4_gop250.mp4": {"codec": "mpeg4", "options": {"g": "250", "bf": "2"}},
+}
+
+
+def pick(*numbers):
+    return lambda _: numbers
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_frames_are_exact_in_every_order(name, tmp_path, videos):
+    path = videos.write(tmp_path / name, **KINDS[name])
+    counts = []
+    frames = decode.read_frames(path, lambda n: counts.append(n) or range(n))
+    assert counts == [60]
+    assert frames.dtype == np.uint8 and frames.shape == (60, 48, 80, 3)
+    assert videos.numbers(frames) == list(range(60))
+    for wanted in ([59], [0, 59], [13, 14, 40], [40, 3, 3, 27], [11, 12, 23, 24, 35, 36]):
+        assert videos.numbers(decode.read_frames(path, pick(*wanted))) == wanted
+
+
+def test_bytes_are_read_like_a_file(tmp_path, videos):
+    path = videos.write(tmp_path / "a.mp4")
+    frames = decode.read_frames(path.read_bytes(), pick(7, 31))
+    np.testing.assert_array_equal(frames, decode.read_frames(path, pick(7, 31)))
+
+
+def test_variable_frame_rate_is_counted_in_frames(tmp_path, videos):
+    times = np.cumsum([1 + 4 * (i % 7 == 0) for i in range(60)])
+    path = videos.write(tmp_path / "a.mp4", times=times.tolist(), options={**X264, "g": "12"})
+    assert videos.numbers(decode.read_frames(path, pick(0, 8, 9, 44, 59))) == [0, 8, 9, 44, 59]
+
+
+def test_start_and_end_are_seconds(tmp_path, videos):
+    path = videos.write(tmp_path / "a.mp4", options={**X264, "g": "12"})  # 25 frames a second
+    whole = lambda n: range(n)  # noqa: E731
+    assert videos.numbers(decode.read_frames(path, whole, start=1.0, end=1.4)) == [*range(25, 35)]
+    assert videos.numbers(decode.read_frames(path, whole, start=2.2)) == [55, 56, 57, 58, 59]
+    assert videos.numbers(decode.read_frames(path, whole, end=0.2)) == [0, 1, 2, 3, 4]
+    with pytest.raises(decode.BadVideo, match="no frame between"):
+        decode.read_frames(path, whole, start=3.0)
+
+
+def test_frames_cut_by_an_edit_list_do_not_count(tmp_path, videos):
+    path = videos.write(tmp_path / "a.mp4", options={"preset": "ultrafast", "bf": "0", "g": "12"})
+    data = bytearray(path.read_bytes())
+    with av.open(str(path)) as container:
+        tick = int(1 / (25 * container.streams.video[0].time_base))
+    at = data.index(b"elst") + 12  # after version, flags and the number of entries
+    duration, start = struct.unpack(">Ii", data[at : at + 8])
+    data[at : at + 8] = struct.pack(">Ii", duration, start + 5 * tick)
+    frames = decode.read_frames(bytes(data), lambda n: range(n))
+    assert videos.numbers(frames) == list(range(5, 60))
+
+
+def test_turned_video_comes_upright(tmp_path, videos):
+    path = videos.write(tmp_path / "a.mp4")
+    data = path.read_bytes()
+    one = 0x10000
+    identity = struct.pack(">9i", one, 0, 0, 0, one, 0, 0, 0, 0x40000000)
+    clockwise = struct.pack(">9i", 0, one, 0, -one, 0, 0, 0, 0, 0x40000000)
+    head = data.index(b"tkhd")
+    at = data.index(identity, head)
+    turned = data[:at] + clockwise + data[at + 36 :]
+    plain = decode.read_frames(data, pick(9))
+    upright = decode.read_frames(turned, pick(9))
+    assert upright.shape == (1, 80, 48, 3)
+    np.testing.assert_array_equal(upright[0], np.rot90(plain[0], -1))
+
+
+@pytest.mark.parametrize(
+    ("size", "pix_fmt"), [((47, 79), "yuv444p"), ((48, 80), "gray"), ((48, 80), "yuv420p10le")]
+)
+def test_odd_sizes_gray_and_ten_bits(size, pix_fmt, tmp_path, videos):
+    path = videos.write(tmp_path / "a.mp4", size=size, pix_fmt=pix_fmt, frames=20)
+    frames = decode.read_frames(path, pick(3, 19))
+    assert frames.shape == (2, *size, 3)
+    assert videos.numbers(frames) == [3, 19]
+
+
+def test_short_side_scales_down_and_never_up(tmp_path, videos):
+    path = videos.write(tmp_path / "a.mp4", frames=20)
+    small = decode.read_frames(path, pick(5, 18), short_side=24)
+    assert small.shape == (2, 24, 40, 3)
+    assert videos.numbers(small) == [5, 18]
+    assert decode.read_frames(path, pick(5), short_side=100).shape == (1, 48, 80, 3)
+
+
+def test_bad_files_are_named_with_a_reason(tmp_path, videos):
+    whole = videos.write(tmp_path / "a.mp4", container={"movflags": "faststart"}).read_bytes()
+    late_index = videos.write(tmp_path / "b.mp4").read_bytes()
+    avi = videos.write(tmp_path / "c.avi", codec="mpeg4").read_bytes()
+    with av.open(str(tmp_path / "sound.mp4"), "w") as container:
+        stream = container.add_stream("aac", rate=8000, layout="mono")
+        sound = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+        sound.rate = 8000
+        container.mux(stream.encode(sound))
+        container.mux(stream.encode())
+    bad = {
+        "empty.mp4": b"",
+        "text.mp4": b"this is no video\n" * 50,
+        "zeros.mp4": bytes(5000),
+        "truncated.mp4": whole[: len(whole) // 2],
+        "no_index.mp4": late_index[: len(late_index) // 2],
+        "truncated.avi": avi[: len(avi) // 2],
+        "only_sound.mp4": (tmp_path / "sound.mp4").read_bytes(),
+    }
+    for name, data in bad.items():
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(decode.BadVideo, match=name.replace(".", r"\.")):
+            decode.read_frames(tmp_path / name, lambda n: range(n))
+    for missing in (tmp_path / "missing.mp4", tmp_path):
+        with pytest.raises(decode.BadVideo):
+            decode.read_frames(missing, pick(0))
+
+
+@pytest.mark.parametrize("name", ["h264_gop12.mp4", "vp9_gop12.webm", "mpeg4_gop12.avi"])
+def test_damaged_bytes_raise_nothing_but_bad_video(name, tmp_path, videos):
+    data = videos.write(tmp_path / name, **KINDS[name]).read_bytes()
+    rng = np.random.default_rng(0)
+    for _ in range(40):
+        damaged = bytearray(data)
+        for at in rng.integers(0, len(data), rng.integers(1, 30)):
+            damaged[at] = rng.integers(256)
+        try:
+            frames = decode.read_frames(bytes(damaged), lambda n: [0, n // 2, n - 1])
+            assert frames.shape[0] == 3
+        except decode.BadVideo:
+            pass
+
+
+def test_sparse_sampling_takes_the_centre_of_each_segment():
+    assert decode.sample_sparse(80, 8, None).tolist() == [5, 15, 25, 35, 45, 55, 65, 75]
+    assert decode.sample_sparse(8, 8, None).tolist() == list(range(8))
+
+
+def test_random_sparse_sampling_stays_in_its_segment_and_fills_it():
+    rng = np.random.default_rng(0)
+    draws = np.stack([decode.sample_sparse(40, 4, rng) for _ in range(500)])
+    assert (draws // 10 == np.arange(4)).all()
+    assert all(len(np.unique(column)) == 10 for column in draws.T)
+    assert decode.sample_sparse(8, 8, rng).tolist() == list(range(8))
+
+
+@pytest.mark.parametrize("count", [1, 3, 7])
+def test_short_videos_repeat_frames_in_order(count):
+    for rng in (None, np.random.default_rng(1)):
+        index = decode.sample_sparse(count, 8, rng)
+        assert (np.diff(index) >= 0).all() and set(index) <= set(range(count))
+        if rng is None:
+            assert set(index) == set(range(count))
