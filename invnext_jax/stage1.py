@@ -217,7 +217,7 @@ def loss_fn(
     seen, draws = _see_and_draw(config, frozen, video_bthwc, key)
     rngs = {"droppath": jax.random.fold_in(key, 3)}
     terms = loss_terms(model, params, seen, video_bthwc, draws, rngs)
-    return _weigh(config, terms), {f"loss/{name}": value for name, value in terms.items()}
+    return weigh(config, terms), {f"loss/{name}": value for name, value in terms.items()}
 
 
 def _see_and_draw(config, frozen, video_bthwc, key):
@@ -227,7 +227,8 @@ def _see_and_draw(config, frozen, video_bthwc, key):
     return seen, draw(config, attention_bts, grid, key)
 
 
-def _weigh(config, terms):
+def weigh(config: Any, terms: dict[str, jax.Array]) -> jax.Array:
+    """The weighted sum of the loss terms."""
     return sum(config.loss[name] * terms[name] for name in LOSS_TERMS)
 
 

@@ -13,9 +13,11 @@ from absl import flags  # noqa: E402
 
 flags.FLAGS.mark_as_parsed()
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_disable_most_optimizations", True)  # compiles in half the time
 
 
 def pytest_addoption(parser):
+    parser.addoption("--golden-dir", help="folder of golden cases for test_golden.py")
     parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
 
 

@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from invnext_jax.models.axes import logical
 from invnext_jax.models.layers import Block, Dtype, RMSNorm, gather_tokens, run_stack
 from invnext_jax.models.pixels import clip_grid, patchify
 from invnext_jax.models.positions import PositionTable
@@ -41,8 +42,8 @@ class PatchEmbed(nn.Module):
         projection = nn.Dense(
             self.width,
             dtype=self.dtype,
-            kernel_init=nn.with_logical_partitioning(uniform, (None, "embed")),
-            bias_init=nn.with_logical_partitioning(uniform, ("embed",)),
+            kernel_init=logical(uniform, (None, "embed")),
+            bias_init=logical(uniform, ("embed",)),
             name="proj",
         )
         return RMSNorm(jnp.float32, name="norm")(projection(x_bnp))
@@ -90,7 +91,7 @@ class Encoder(nn.Module):
         x_bnd = PatchEmbed(self.width, self.dtype, name="patch_embed")(patches_bnp) + position_bnd
         tokens_cd = self.param(
             "class_token",
-            nn.with_logical_partitioning(nn.initializers.normal(0.02), (None, "embed")),
+            logical(nn.initializers.normal(0.02), (None, "embed")),
             (self.class_tokens, self.width),
             jnp.float32,
         )

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from invnext_jax.models.attention import attend
+from invnext_jax.models.axes import logical
 
 Dtype = Any
 small_normal = nn.initializers.normal(0.02)
@@ -46,8 +47,8 @@ def dense(
         axis=tuple(range(-contract, 0)),
         use_bias=use_bias,
         dtype=dtype,
-        kernel_init=nn.with_logical_partitioning(init, tuple(axes)),
-        bias_init=nn.with_logical_partitioning(nn.initializers.zeros, tuple(axes[contract:])),
+        kernel_init=logical(init, tuple(axes)),
+        bias_init=logical(nn.initializers.zeros, tuple(axes[contract:])),
         name=name,
     )
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
+from invnext_jax.models.axes import logical
 from invnext_jax.models.pixels import Grid
 
 
@@ -122,7 +123,5 @@ class PositionTable(nn.Module):
     def __call__(self, grid: Grid) -> jax.Array:
         """Returns float32 [class_tokens + t*y*x, d] for a clip of `grid`."""
         table = sincos_table(self.width, self.grid, self.class_tokens)
-        table_nd = self.param(
-            "table", nn.with_logical_partitioning(lambda _: jnp.asarray(table), (None, "embed"))
-        )
+        table_nd = self.param("table", logical(lambda _: jnp.asarray(table), (None, "embed")))
         return resize_table(table_nd, self.grid, grid, self.class_tokens)

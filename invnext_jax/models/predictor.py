@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from invnext_jax.models.attention import attend
+from invnext_jax.models.axes import logical
 from invnext_jax.models.layers import (
     Block,
     Dtype,
@@ -95,7 +96,7 @@ class Predictor(nn.Module):
         x_bnd = self._sequence(tokens_bnd, keep_bk, masked_bm, grid)
         self.sow("intermediates", "sequence", x_bnd)
         x_bnd = ProjectionHead(self.width, False, self.dtype, name="project")(x_bnd)
-        self.sow("intermediates", "project", x_bnd)
+        self.sow("intermediates", "projected", x_bnd)
         if self.kind == "vit":
             block = Block(self.heads, self.mlp_width, 1.0, self.dtype, name="blocks")
             x_bnd, _ = run_stack(block, x_bnd, depth=self.depth, remat=self.remat)
@@ -105,7 +106,7 @@ class Predictor(nn.Module):
 
     def _sequence(self, tokens_bnd, keep_bk, masked_bm, grid):
         c, d = self.class_tokens, self.encoder_width
-        init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("embed",))
+        init = logical(nn.initializers.normal(0.02), ("embed",))
         mask_token_d = self.param("mask_token", init, (d,), jnp.float32)
         b, m = masked_bm.shape
         masks_bmd = jnp.broadcast_to(mask_token_d[None, None], (b, m, d))
@@ -121,7 +122,7 @@ class Predictor(nn.Module):
             window = None if number % 3 == 0 else self.window
             layer = nn.remat(ModernBertLayer) if self.remat != "none" else ModernBertLayer
             x_bnd = layer(self.heads, self.mlp_width, window, self.dtype, name=f"layer{i}")(x_bnd)
-            self.sow("intermediates", f"layer{i}", x_bnd)
+            self.sow("intermediates", f"after{i}", x_bnd)
         return x_bnd
 
 

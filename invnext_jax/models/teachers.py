@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from invnext_jax.models.attention import attend
+from invnext_jax.models.axes import logical
 from invnext_jax.models.layers import Dtype, Mlp, dense, layer_norm, run_stack, unit
 from invnext_jax.models.pixels import IMAGENET_MEAN, IMAGENET_STD
 from invnext_jax.models.positions import cubic_weights, resize_table
@@ -152,7 +153,7 @@ class SigLip2(nn.Module):
         patches_bnp = rearrange(images_bhwc, pattern, p=self.patch, q=self.patch)
         embed = dense(self.width, (None, "embed"), name="patch_embed", dtype=self.dtype)
         side = self.size // self.patch
-        init = nn.with_logical_partitioning(nn.initializers.normal(0.02), (None, "embed"))
+        init = logical(nn.initializers.normal(0.02), (None, "embed"))
         table_nd = self.param("position", init, (side * side, self.width), jnp.float32)
         table_nd = resize_table(table_nd, (1, side, side), (1, rows, columns), 0)
         x_bnd = embed(patches_bnp).astype(jnp.float32) + table_nd[None]

@@ -47,15 +47,15 @@ def decay_mask(params: Any) -> Any:
     return flax.traverse_util.unflatten_dict({p: decays(p, x) for p, x in flat.items()})
 
 
-def make_optimizer(config: Any, total_steps: int) -> optax.GradientTransformation:
+def make_optimizer(config: Any, schedule: optax.Schedule) -> optax.GradientTransformation:
     """Global-norm clipping, AdamW with masked decay, and no update of `config.frozen` subtrees.
 
     Args:
       config: fields of `config.optimizer`.
-      total_steps: length of the schedule.
+      schedule: learning rate of each step.
     """
     adamw = optax.adamw(
-        make_schedule(config, total_steps),
+        schedule,
         *config.betas,
         eps=config.eps,
         weight_decay=config.weight_decay,

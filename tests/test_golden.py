@@ -1,0 +1,344 @@
+"""Every golden case of a folder: our arithmetic equals that of the reference implementation.
+
+Another folder of cases is checked by `pytest tests/test_golden.py --golden-dir=DIR`.
+"""
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from einops import rearrange
+
+sys.path.insert(0, str(Path(__file__).parent))
+from golden_cases import DEFAULT, assert_near, mask_indices, read_cases  # noqa: E402
+
+from invnext_jax import stage1, stage2  # noqa: E402
+from invnext_jax.models import decoder, encoder, predictor, teachers  # noqa: E402
+from invnext_jax.models.heads import AttentionPool  # noqa: E402
+from invnext_jax.models.pixels import clip_grid  # noqa: E402
+from invnext_jax.models.positions import resize_table, sincos_table  # noqa: E402
+from invnext_jax.objectives import diffusion, losses, masks  # noqa: E402
+from invnext_jax.runtime.optimizer import decay_mask, make_optimizer, make_schedule  # noqa: E402
+from invnext_jax.weights.match import match_tree  # noqa: E402
+from invnext_jax.weights.reference import PRETRAINING, SIGLIP2, to_tree  # noqa: E402
+
+
+def pytest_generate_tests(metafunc):
+    folder = metafunc.config.getoption("--golden-dir") or DEFAULT
+    kind = metafunc.function.__name__.split("_")[1]
+    cases = [case for name, case in read_cases(folder).items() if name.startswith(kind)]
+    metafunc.parametrize("case", cases, ids=lambda case: case.name)
+
+
+def params_of(case, prefix="param."):
+    return to_tree(case.under(prefix), PRETRAINING)
+
+
+def assert_gradients(grads, case):
+    flat = flax.traverse_util.flatten_dict(grads, sep="/")
+    expected = case.under("grad.")
+    assert_near(losses.tree_norm(grads), expected.pop("global_norm"), 1e-3)
+    assert expected
+    for name, gradient in expected.items():
+        ((path, wanted),) = flax.traverse_util.flatten_dict(
+            to_tree({name: gradient}, PRETRAINING), sep="/"
+        ).items()
+        ours = flat[path]
+        ours = ours[:1] if ours.shape != wanted.shape else ours  # of a stack, the first layer
+        assert_near(ours, wanted, 1e-3)
+
+
+def test_encoder(case):
+    config, params = case.config_of_run(), params_of(case)
+    depth = config.encoder.depth
+    model = encoder.from_config(config, range(1, depth + 1))
+    pool = AttentionPool(config.encoder.pool_width, config.encoder.pool_heads, jnp.float32)
+    keep_bk, _ = mask_indices(case["in.mask"])
+    for variant, keep in (("nomask", None), ("mask", keep_bk)):
+        out = model.apply({"params": params["encoder"]}, case.video, keep)
+        for i in range(depth):
+            assert_near(out.taps_lbnd[i], case[f"out.{variant}.block{i}"])
+        assert_near(out.tokens_bnd, case[f"out.{variant}.x"])
+        pooled = pool.apply({"params": params["pool"]}, out.tokens_bnd)
+        assert_near(pooled, case[f"out.{variant}.clip_projector"])
+    patches = encoder.patchify(case.video, config.encoder.patch)
+    embed = encoder.PatchEmbed(config.encoder.width, jnp.float32)
+    tokens = embed.apply({"params": params["encoder"]["patch_embed"]}, patches)
+    frames = config.encoder.frames
+    assert_near(rearrange(tokens, "b (t s) d -> b t s d", t=frames), case["out.patch_embed"])
+
+
+def test_pos_embed(case):
+    c = case.config
+    grid = (c["frames"], c["grid"], c["grid"])
+    assert_near(sincos_table(c["embed"], grid, c["cls"]), case["out.table"][0], 1e-6)
+    wanted = {
+        "frames": (c["new_frames"], c["grid"]),
+        "grid": (c["frames"], c["new_grid"]),
+        "both": (c["new_frames"], c["new_grid"]),
+        "frames_down": (c["frames_down"], c["grid"]),
+    }
+    for name, (frames, side) in wanted.items():
+        resized = resize_table(case["in.learned"][0], grid, (frames, side, side), c["cls"])
+        assert_near(resized, case[f"out.expand_{name}"][0])
+    base = c["base"]
+    table = sincos_table(base["embed"], (base["frames"], base["grid"], base["grid"]), c["cls"])
+    assert list(table.shape) == base["shape"]
+    assert_near(table[tuple(case["base.index"].T)], case["base.value"], 1e-6)
+    wide = table.astype(np.float64)
+    for name, value in (
+        ("sum", wide.sum()),
+        ("abs_sum", np.abs(wide).sum()),
+        ("sq_sum", (wide**2).sum()),
+    ):
+        np.testing.assert_allclose(value, case[f"base.{name}"], rtol=1e-6)
+
+
+def test_predictor(case):
+    config = case.config_of_run()
+    keep_bk, masked_bm = mask_indices(case["in.mask"])
+    side = config.encoder.size // config.encoder.patch
+    model = predictor.from_config(config)
+    latents_bmd, state = model.apply(
+        {"params": params_of(case)["predictor"]},
+        case["in.x"],
+        keep_bk,
+        masked_bm,
+        (config.encoder.frames, side, side),
+        mutable="intermediates",
+    )
+    seen = state["intermediates"]
+    assert_near(seen["sequence"][0], case["out.sequence"])
+    assert_near(seen["projected"][0], case["out.to_bert_proj"])
+    first = config.predictor.last_layer - config.predictor.depth + 1
+    for i in range(config.predictor.depth):
+        assert_near(seen[f"after{i}"][0], case[f"out.layer{first + i}"])
+    final_bnd = case[f"out.layer{config.predictor.last_layer}"][:, config.encoder.class_tokens :]
+    assert_near(latents_bmd, np.take_along_axis(final_bnd, masked_bm[:, :, None], axis=1))
+
+
+def test_diffusion(case):
+    c, params = case.config, params_of(case)["decoder"]
+    model = decoder.DiffusionDecoder(c["target_channels"], c["width"], c["depth"])
+    schedule = diffusion.cosine_schedule()
+    check_tables(schedule, case)
+    x, t, noise, z = (case[f"in.{name}"] for name in ("x_start", "t", "noise", "z"))
+    t = t.astype(np.int32)
+
+    def loss(params, z):
+        noised = diffusion.add_noise(schedule, x, t, noise)
+        output = model.apply({"params": params}, noised, t, z)
+        terms = diffusion.loss_terms(schedule, output, x, noised, t, noise)
+        return jnp.mean(terms.squared_error + terms.bound), (noised, output, terms)
+
+    graded = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
+    (mean, (noised, output, terms)), grads = graded(params, z)
+    assert_near(noised, case["out.x_t"])
+    assert_near(output, case["out.net"])
+    np.testing.assert_allclose(terms.squared_error, case["out.loss.mse"], rtol=1e-4)
+    np.testing.assert_allclose(terms.bound, case["out.loss.vb"], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(mean, case["out.loss_mean"], rtol=1e-5)
+    assert_near(grads[1], case.tensors.pop("grad.z"), 1e-3)
+    assert_gradients({"decoder": grads[0]}, case)
+    belief = diffusion.posterior(schedule, case["out.net"], noised, t)
+    assert_near(belief.mean, case["out.p.mean"])
+    assert_near(belief.start, case["out.p.pred_xstart"])
+    np.testing.assert_allclose(belief.log_variance, case["out.p.log_variance"], rtol=1e-4)
+    np.testing.assert_allclose(jnp.exp(belief.log_variance), case["out.p.variance"], rtol=1e-3)
+
+
+def check_tables(schedule, case):
+    alphas = schedule.alphas_cumprod
+    ours = {
+        "betas": schedule.betas,
+        "alphas_cumprod": alphas,
+        "alphas_cumprod_prev": np.concatenate([[1.0], alphas[:-1]]),
+        "posterior_variance": schedule.posterior_variance,
+        "posterior_log_variance_clipped": schedule.posterior_log_variance,
+        "posterior_mean_coef1": schedule.posterior_start,
+        "posterior_mean_coef2": schedule.posterior_noised,
+        "sqrt_recip_alphas_cumprod": np.sqrt(1 / alphas),
+        "sqrt_recipm1_alphas_cumprod": np.sqrt(1 / alphas - 1),
+    }
+    expected = case.under("table.")
+    for name, table in expected.items():
+        np.testing.assert_allclose(ours[name], table, rtol=1e-9, err_msg=name)
+
+
+def test_diffusion_sampling(case):
+    c, params = case.config, params_of(case)["decoder"]
+    model = decoder.DiffusionDecoder(c["target_channels"], c["width"], c["depth"])
+    steps = len(case["respaced.timestep_map"])
+    short = diffusion.respace(diffusion.cosine_schedule(), steps)
+    np.testing.assert_array_equal(short.timesteps, case["respaced.timestep_map"])
+    np.testing.assert_allclose(short.betas, case["respaced.betas"], rtol=1e-9)
+
+    def denoise(x, t):
+        return model.apply({"params": params}, x, t, case["in.loop.z"])
+
+    for temperature in (1.0, 0.7):
+        name = f"out.loop.samples.temp{temperature:g}"
+        expected = next(v for k, v in case.tensors.items() if k in (name, f"{name}.0"))
+        ours = diffusion.sample(
+            denoise, short, case["in.loop.noises"], case["in.loop.init"], temperature
+        )
+        assert_near(ours, expected)
+
+
+def test_siglip(case):
+    c = case.config
+    params = to_tree(case.under("param."), SIGLIP2)
+    taps = teachers.tapped_layers(c["layers"], c["K"], c["interval"])
+    assert taps == tuple(sorted(c["return_index"]))
+    model = teachers.SigLip2(
+        width=c["hidden"],
+        depth=c["layers"],
+        heads=c["heads"],
+        mlp_width=c["intermediate"],
+        patch=c["patch"],
+        size=c["train_resolution"],
+        taps=taps,
+    )
+    images = teachers.preprocess(case.video, c["input_resolution"])
+    assert_near(np.moveaxis(images, -1, 1), case["out.frames"])
+    out = model.apply({"params": params}, images)
+    assert_near(out.taps_lbnd, case["out.middle"])
+    assert_near(out.pooled_bd, case["out.pooled"])
+    assert_near(out.attention_bn, case["out.attn"])
+    frames = case["in.video"].shape[2]
+    pooled = rearrange(out.pooled_bd, "(b t) d -> b t d", t=frames).mean(axis=1)
+    assert_near(pooled, case["out.final_video"])
+
+
+def test_stage1(case):
+    config, params = case.config_of_run(), params_of(case)
+    model = stage1.make_model(config)
+    shapes = jax.eval_shape(lambda key: stage1.init_params(config, model, key), jax.random.key(0))
+    params = match_tree(params, nn.unbox(shapes), case.name)
+    keep_bk, masked_bm = mask_indices(case["in.mask"])
+    draws = stage1.Draws(keep_bk, masked_bm, case["in.t"].astype(np.int32), case["in.noise"])
+    seen = teachers.TeacherOutput(
+        case["in.teacher_middle"], case["in.teacher_final"], case["in.teacher_attn"]
+    )
+
+    def loss(params):
+        terms = stage1.loss_terms(model, params, seen, case.video, draws)
+        return stage1.weigh(config, terms), terms
+
+    @jax.jit
+    def everything(params):
+        features = model.apply(
+            {"params": params}, case.video, keep_bk, masked_bm, method="features"
+        )
+        return features, jax.value_and_grad(loss, has_aux=True)(params)
+
+    features, ((total, terms), grads) = everything(params)
+    assert_near(features.aligned_lbkd, case["out.student_middle"])
+    assert_near(features.pooled_bd, case["out.student_final"])
+    np.testing.assert_allclose(terms["align_tokens"], case["out.loss_clip_middle"], rtol=1e-5)
+    np.testing.assert_allclose(terms["align_pooled"], case["out.loss_clip_final"], rtol=1e-5)
+    np.testing.assert_allclose(terms["pixels"], case["out.loss_diffusion"], rtol=1e-5)
+    np.testing.assert_allclose(total, case["out.loss"], rtol=1e-5)
+    assert_gradients(grads, case)
+
+
+def test_stage2(case):
+    config = case.config_of_run(case.config.get("frames"))
+    params, frozen = params_of(case), params_of(case, "teacher.")["encoder"]
+    model = stage2.make_model(config)
+    shapes = jax.eval_shape(lambda key: stage2.init_params(config, model, key), jax.random.key(0))
+    shapes.pop("pool")  # no loss reaches it, and the cases do not have it
+    params = match_tree(params, nn.unbox(shapes), case.name)
+    drawn = [mask_indices(case[f"in.mask_v{i}"]) for i in (1, 2)]
+
+    def loss(params):
+        return stage2.loss_of_masks(model, params, frozen, case.video, drawn)
+
+    @jax.jit
+    def everything(params):
+        tokens = model.encoder.apply({"params": frozen}, case.video).tokens_bnd
+        predicted = [model.apply({"params": params}, case.video, *mask) for mask in drawn]
+        return tokens, predicted, jax.value_and_grad(loss, has_aux=True)(params)
+
+    tokens, predicted, ((total, terms), grads) = everything(params)
+    assert_near(tokens[:, config.encoder.class_tokens :], case["out.teacher_tokens"])
+    for i in range(len(drawn)):
+        assert_near(predicted[i], case[f"out.student_v{i + 1}"])
+        expected = case[f"out.loss_v{i + 1}"]
+        np.testing.assert_allclose(terms[f"loss/predict_{i}"], expected, rtol=1e-5)
+    np.testing.assert_allclose(total, case["out.loss"], rtol=1e-5)
+    assert clip_grid(case.video, config.encoder.patch)[0] == config.data.frames
+    assert_gradients(grads, case)
+
+
+def test_masking(case):
+    settings = case.config["semantic"]
+    attention_bs = case["in.attn"]
+    visible = masks.visible_per_frame(settings["N"], settings["mask_ratio"])
+    assert visible == settings["n_visible"]
+    draws = settings["draws"]
+    attention = jnp.broadcast_to(attention_bs[None], (draws, *attention_bs.shape))
+    keep_bk, masked_bm = masks.semantic(jax.random.key(0), attention, visible)
+    assert (jnp.sort(jnp.concatenate([keep_bk, masked_bm], 1)) == jnp.arange(2 * 16)[None]).all()
+    counts = np.bincount(np.asarray(keep_bk).ravel(), minlength=attention_bs.size) / draws
+    expected = case["out.inclusion_frequency"]
+    # Both sides are binomial: five standard errors of the difference.
+    error = 5 * np.sqrt(2 * expected * (1 - expected) / draws) + 1e-4
+    assert (np.abs(counts.reshape(expected.shape) - expected) < error).all()
+
+
+def test_optim(case):
+    c = case.config
+    config = SimpleNamespace(
+        learning_rate=c["base_lr"],
+        min_learning_rate=c["min_lr"],
+        warmup_steps=c["warmup_epochs"] * c["steps_per_epoch"],
+        betas=c["betas"],
+        eps=c["eps"],
+        weight_decay=c["weight_decay"],
+        clip_norm=c["clip"],
+        frozen=(),
+    )
+    total = c["epochs"] * c["steps_per_epoch"]
+    rates = jax.vmap(make_schedule(config, total))(jnp.arange(total))
+    np.testing.assert_allclose(rates, case["out.lr"], rtol=1e-5, atol=1e-9)
+    check_updates(case, config)
+
+
+def check_updates(case, config):
+    # The toy's learning rates are its own; clipping and AdamW are ours.
+    shapes = case.config["toy_shapes"]
+    # One-dimensional tensors are not decayed: they get the name of a bias.
+    names = ["bias" if len(shape) == 1 else "kernel" for shape in shapes]
+    params = {f"p{i}": {name: case[f"in.p{i}"]} for i, name in enumerate(names)}
+    rates = jnp.asarray(case["in.lrs"])
+    tx = make_optimizer(config, lambda step: rates[step])
+    state = tx.init(params)
+    for step in range(10):
+        grads = {f"p{i}": {name: case[f"in.grad{i}.step{step}"]} for i, name in enumerate(names)}
+        assert_near(losses.tree_norm(grads), case["out.grad_norms"][step])
+        updates, state = tx.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        if step + 1 in (1, 10):
+            for i, name in enumerate(names):
+                assert_near(params[f"p{i}"][name], case[f"out.p{i}.after{step + 1}"], 1e-5)
+
+
+def test_optim_groups(case):
+    for groups in case.config["groups"].values():
+        for decays in (True, False):
+            names = groups["decay" if decays else "no_decay"]
+            unused = ("bert_decoder.embeddings", "bert_decoder.final_norm", "selfdist_normproj")
+            names = [n for n in names if not n.startswith((*unused, "selfdist_proj_clip"))]
+            state = {
+                name: np.zeros((3, 3, 1, 1, 1) if "conv" in name else (6, 6)) for name in names
+            }
+            state |= {n: np.zeros((3, 3, 1, 2, 2)) for n in names if n == "patch_embed.proj.weight"}
+            mask = decay_mask(to_tree(state, PRETRAINING))
+            assert all(flag == decays for flag in jax.tree.leaves(mask)), (groups, decays)
