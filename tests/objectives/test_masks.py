@@ -1,0 +1,99 @@
+"""Masks: fixed lengths, every position once, and the statistics of multi-block masks."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import common
+from invnext_jax.objectives import masks
+
+GRID = (4, 16, 16)
+SETTINGS = common.defaults().mask
+
+
+def draw(kind, batch=64):
+    key = jax.random.key(0)
+    if kind == "semantic":
+        attention = jax.random.uniform(key, (batch, 4, 256), minval=0.01)
+        return masks.semantic(key, attention, 64)
+    if kind in ("tube", "random"):
+        return getattr(masks, kind)(key, batch, GRID, 64)
+    return masks.multi_blocks(key, batch, GRID, SETTINGS)[int(kind[-1])]
+
+
+@pytest.mark.parametrize("kind", ["semantic", "random", "tube", "block0", "block1"])
+def test_every_position_is_in_exactly_one_of_both_in_raster_order(kind):
+    keep_bk, masked_bm = map(np.asarray, draw(kind))
+    both = np.sort(np.concatenate([keep_bk, masked_bm], axis=1), axis=1)
+    assert (both == np.arange(4 * 256)).all()
+    assert (np.diff(keep_bk, axis=1) > 0).all() and (np.diff(masked_bm, axis=1) > 0).all()
+    visible = np.stack([np.bincount(row // 256, minlength=4) for row in keep_bk])
+    assert (visible == visible[0, 0]).all()  # no frame is fully masked, none sees more
+
+
+@pytest.mark.parametrize(("kind", "same"), [("tube", True), ("block1", True), ("random", False)])
+def test_which_masks_span_all_frames(kind, same):
+    keep_bk = np.asarray(draw(kind)[0])
+    places = (keep_bk % 256).reshape(len(keep_bk), 4, -1)
+    assert (places == places[:, :1]).all() == same
+
+
+def drawn_blocks(rng, count, share, aspect):
+    """Untouched blocks on a 16 x 16 grid, an implementation of its own: visible share."""
+    ratio = rng.uniform(*aspect)
+    h = min(16, round(np.sqrt(share * 256 * ratio)))
+    w = min(16, round(np.sqrt(share * 256 / ratio)))
+    visible = np.ones((16, 16), bool)
+    for _ in range(count):
+        y, x = rng.integers(0, 16 - h + 1), rng.integers(0, 16 - w + 1)
+        visible[y : y + h, x : x + w] = False
+    return visible
+
+
+def test_default_visible_shares_are_the_means_of_untouched_blocks():
+    rng = np.random.default_rng(0)
+    for (count, share), visible in zip(SETTINGS.blocks, SETTINGS.visible, strict=True):
+        shares = [drawn_blocks(rng, count, share, SETTINGS.aspect).mean() for _ in range(4000)]
+        np.testing.assert_allclose(np.mean(shares), visible, atol=0.02)
+
+
+def test_multi_block_masks_every_place_and_favours_the_middle():
+    # Blocks that lie inside the frame cover its middle most; the growth keeps that law.
+    rng = np.random.default_rng(1)
+    for kind, (count, share) in enumerate(SETTINGS.blocks):
+        keep_bk = np.asarray(draw(f"block{kind}", batch=2000)[0])
+        counts = np.bincount(keep_bk.ravel() % 256, minlength=256).reshape(16, 16)
+        ours = counts / (4 * 2000)
+        drawn = np.mean(
+            [drawn_blocks(rng, count, share, SETTINGS.aspect) for _ in range(2000)], axis=0
+        )
+        assert ours.max() < 1.0 and ours[0, 0] > ours[8, 8]
+        assert np.corrcoef(ours.ravel(), drawn.ravel())[0, 1] > 0.95
+
+
+def test_multi_block_masks_are_solid():
+    # A masked place of a solid block mostly has masked neighbours; a random mask has not.
+    def neighbours(keep_bk):
+        masked = np.ones((len(keep_bk), 256), bool)
+        places = np.asarray(keep_bk)[:, : keep_bk.shape[1] // 4]
+        np.put_along_axis(masked, places, False, axis=1)
+        masked = masked.reshape(-1, 16, 16)
+        right = masked[:, :, 1:][masked[:, :, :-1]].mean()
+        return (right - masked.mean()) / (1 - masked.mean())
+
+    assert neighbours(draw("block0")[0]) > 0.5
+    assert abs(neighbours(draw("random")[0])) < 0.05
+
+
+def test_visible_count_follows_the_reference():
+    assert masks.visible_per_frame(256, 0.75) == 64
+    assert masks.visible_per_frame(256, 0.8) == 256 - 204
+    assert masks.visible_per_frame(9, 0.75) == 3
+
+
+def test_semantic_mask_prefers_attention():
+    attention = jnp.ones((500, 2, 16)).at[:, :, 3].set(50.0)
+    keep_bk, _ = masks.semantic(jax.random.key(0), attention, 4)
+    counts = np.bincount(np.asarray(keep_bk).ravel() % 16, minlength=16) / 1000
+    assert counts[3] > 0.98
