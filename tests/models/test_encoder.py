@@ -101,7 +101,6 @@ def test_patches_paste_back():
     targets = patch_targets(video, every, 4)
     np.testing.assert_array_equal(paste_patches(jnp.zeros_like(video), every, targets), video)
     # A target lists channel, row, column; an input patch lists row, column, channel.
-    np.testing.assert_array_equal(
-        targets[0].reshape(3, 4, 4), video[0, 0, :4, :4].transpose(2, 0, 1)
-    )
+    corner = video[0, 0, :4, :4]
+    np.testing.assert_array_equal(targets[0].reshape(3, 4, 4), corner.transpose(2, 0, 1))
     np.testing.assert_array_equal(patchify(video, 4)[0, 0].reshape(4, 4, 3), corner)
