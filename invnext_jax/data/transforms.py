@@ -64,9 +64,10 @@ def flip(frames: np.ndarray) -> np.ndarray:
 
 def _resize(frames: np.ndarray, box: tuple[int, int, int, int], size: int) -> np.ndarray:
     left, top, right, bottom = box
-    if right - left == size and bottom - top == size:
-        return frames[:, top:bottom, left:right]
+    frames = frames[:, top:bottom, left:right]
+    if frames.shape[1:3] == (size, size):
+        return frames
     images = [Image.fromarray(np.ascontiguousarray(frame_hwc)) for frame_hwc in frames]
     return np.stack(
-        [np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box)) for image in images]
+        [np.asarray(image.resize((size, size), Image.Resampling.BILINEAR)) for image in images]
     )

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 from tqdm import tqdm
 
 from invnext_jax.data import world_captions, world_render, world_scene
@@ -168,14 +169,16 @@ def _write_clip(spec: WorldSpec, out_dir: Path, index: int) -> None:
 
 def encode_mp4(video: np.ndarray, *, frames_per_second: int = FRAMES_PER_SECOND) -> bytes:
     """Encodes uint8 [t h w c] RGB as H.264 in full colour resolution."""
-    buffer = io.BytesIO()
+    buffer, reformatter = io.BytesIO(), VideoReformatter()
     with av.open(buffer, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=frames_per_second)
         stream.height, stream.width = video.shape[1:3]
         stream.pix_fmt = PIXEL_FORMAT
         stream.options = {"crf": str(QUALITY), "preset": "veryfast", "threads": "1"}
+        stream.options |= {"rc-lookahead": "0"}  # its result differs from run to run
         for image_hwc in video:
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image_hwc), format="rgb24")
+            frame = reformatter.reformat(frame, format=PIXEL_FORMAT, threads=1)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return buffer.getvalue()

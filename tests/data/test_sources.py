@@ -1,0 +1,73 @@
+import pickle  # what grain's workers do with a source
+
+import pytest
+
+from invnext_jax.data import sources
+from invnext_jax.errors import UserError
+
+
+def write(tmp_path, text):
+    path = tmp_path / "list.csv"
+    path.write_text(text)
+    return path
+
+
+def test_rows_become_records(tmp_path):
+    path = write(
+        tmp_path,
+        "path,source,start,end,label_verb,note,label_noun\n"
+        'a/1.mp4,k400,,,3,"x, y",5\n'
+        "/abs/2.mp4,ssv2,1.5,4,0,,-1\n",
+    )
+    one, two = sources.read_manifest(path)
+    assert one == sources.VideoRecord(
+        0, str(tmp_path / "a/1.mp4"), "k400", None, None, {"label_verb": 3, "label_noun": 5}
+    )
+    assert two == sources.VideoRecord(
+        1, "/abs/2.mp4", "ssv2", 1.5, 4.0, {"label_verb": 0, "label_noun": -1}
+    )
+
+
+def test_a_byte_order_mark_and_other_line_ends_are_fine(tmp_path):
+    path = tmp_path / "list.csv"
+    path.write_bytes("\ufeffpath,source\r\nä.mp4,k400\r\n".encode())
+    assert sources.read_manifest(path)[0].path == str(tmp_path / "ä.mp4")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "no column 'path'"),
+        ("video,source\n1.mp4,a\n", "no column 'path'"),
+        ("path\n1.mp4\n", "no column 'source'"),
+        ("path,source\n", "is empty"),
+        ("path,source\n,a\n", "line 2: the path is empty"),
+        ("path,source,label_x\n1.mp4,a,2\n2.mp4,a,two\n", "line 3: 'two' in column 'label_x'"),
+        ("path,source,label_x\n1.mp4,a\n", "line 2: None in column 'label_x'"),
+        ("path,source,start\n1.mp4,a,soon\n", "line 2: 'soon' in column 'start'"),
+    ],
+)
+def test_wrong_manifests_are_refused_with_the_place(text, message, tmp_path):
+    with pytest.raises(UserError, match=message) as caught:
+        sources.read_manifest(write(tmp_path, text))
+    assert "list.csv" in str(caught.value)
+
+
+def test_missing_manifests_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"none\.csv does not exist"):
+        sources.read_manifest(tmp_path / "none.csv")
+    with pytest.raises(UserError, match="no manifest named"):
+        sources.read_manifest("")
+    with pytest.raises(UserError, match="cannot be read"):
+        sources.read_manifest(tmp_path)
+
+
+def test_source_gives_rows_at_random_and_survives_the_way_to_a_worker(tmp_path):
+    path = write(tmp_path, "path,source\n" + "".join(f"{i}.mp4,a\n" for i in range(5)))
+    source = sources.VideoFileSource(sources.read_manifest(path))
+    copy = pickle.loads(pickle.dumps(source))
+    assert len(copy) == 5
+    assert [copy[i].index for i in (4, 0, 2)] == [4, 0, 2]
+    assert str(tmp_path) not in repr(source)  # repr is part of a checkpoint
+    with pytest.raises(IndexError):
+        source[5]
