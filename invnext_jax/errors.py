@@ -1,19 +1,117 @@
-"""The one error type for mistakes that the user can mend, and how a command reports it."""
+"""Mistakes that the user can mend, and how a command reports them: one sentence, no traceback."""
 
 import contextlib
+import difflib
+import importlib.util
+import os
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from absl import app, flags, logging
 
 
 class UserError(ValueError):
     """A mistake in what the user gave (config, path, checkpoint); its text says what to change."""
 
 
+class NonFiniteError(RuntimeError):
+    """Training has come apart: too many steps in a row had no finite loss and gradient."""
+
+
 @contextlib.contextmanager
 def exit_on_user_error() -> Iterator[None]:
-    """Turns a `UserError` into one line on standard error and exit code 2, without a traceback."""
+    """Turns what the user should read into one line on standard error, without a traceback.
+
+    Exit code 2 for a `UserError`, 3 for a `NonFiniteError`.
+    """
     try:
         yield
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except NonFiniteError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(3)
+
+
+def run_command(main: Callable[[Sequence[str]], None], arguments: int | None = 0) -> None:
+    """Runs a launch script: parses the flags, calls `main`, reports errors as sentences.
+
+    Args:
+        main: called with what is left of the command line, the script's name first.
+        arguments: how many arguments besides flags the script takes; None: any number.
+    """
+
+    def guarded(argv: Sequence[str]) -> None:
+        with exit_on_user_error():
+            main(argv)
+
+    def parse(argv: Sequence[str]) -> list[str]:
+        with exit_on_user_error():
+            rest = parse_flags(argv)
+            if not flags.FLAGS["verbosity"].present:  # the libraries tell much at level info
+                logging.set_verbosity(logging.WARNING)
+            if arguments is not None and len(rest) - 1 > arguments:
+                raise UserError(f"unexpected argument {rest[arguments + 1]!r}: flags start with --")
+            return rest
+
+    app.run(guarded, flags_parser=parse)
+
+
+def parse_flags(argv: Sequence[str]) -> list[str]:
+    """Parses the command line into absl's flags.
+
+    Returns:
+        What is left of it, the script's name first.
+
+    Raises:
+        UserError: an unknown flag or config field, a value of the wrong type, no such config file.
+    """
+    for given in argv[1:]:
+        path = given.removeprefix("--config=").partition(":")[0]
+        if given.startswith("--config=") and not os.path.isfile(path):
+            raise UserError(f"there is no config file {path!r}: see the folder configs")
+    try:
+        return flags.FLAGS(list(argv))
+    except flags.Error as error:
+        raise UserError(_first_cause(str(error))) from error
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UserError(_unknown_field(argv) or str(error)) from error
+
+
+def _first_cause(text: str) -> str:
+    """The sentence in an absl message, which may hold a whole traceback or two."""
+    missing = re.match(r"flag (--[\w.]+)=None: .*must have a value", text)
+    if missing:
+        return f"{missing[1]} is missing"
+    causes = re.findall(r"^\s*\w+(?:Error|Exception): (.+)$", text, re.MULTILINE)
+    return causes[-1] if causes else text.partition("\n")[0]
+
+
+def _unknown_field(argv: Sequence[str]) -> str:
+    """A sentence on the first `--config.a.b` that the config file does not have, or ""."""
+    files = [given.partition("=")[2] for given in argv if given.startswith("--config=")]
+    known = list(_fields(_load_config(files[-1]).to_dict())) if files else []
+    for given in argv[1:]:
+        name = re.sub(r"\[[^]]*\]", "", given.partition("=")[0].lstrip("-"))
+        if known and name.startswith("config.") and name not in known:
+            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+            return f"unknown option --{name}: the nearest one is --{nearest[0]}"
+    return ""
+
+
+def _load_config(given: str) -> Any:
+    path, colon, variant = given.partition(":")
+    spec = importlib.util.spec_from_file_location("_config", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(*[variant] if colon else [])
+
+
+def _fields(tree: Mapping[str, Any], prefix: str = "config") -> Iterator[str]:
+    for name, value in tree.items():
+        yield f"{prefix}.{name}"
+        if isinstance(value, Mapping):
+            yield from _fields(value, f"{prefix}.{name}")

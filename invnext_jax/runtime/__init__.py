@@ -1,0 +1,1 @@
+"""The machine: mesh, train state, step, checkpoints, metrics; knows pytrees, not models."""

@@ -1,0 +1,83 @@
+"""Checks of a run's config that hold for every stage; each breach is one sentence."""
+
+import pathlib
+
+import jax
+import ml_collections
+from jax.sharding import Mesh
+
+from invnext_jax.errors import UserError
+from invnext_jax.runtime import mesh as mesh_lib
+
+
+def check_config(config: ml_collections.ConfigDict) -> None:
+    """Checks sizes, durations and names.
+
+    Raises:
+        UserError: a value that no run can have.
+    """
+    _check_model(config)
+    _check_durations(config)
+    if not 0 < config.mask.ratio < 1:
+        raise UserError(f"config.mask.ratio={config.mask.ratio} must lie between 0 and 1")
+    if config.dtype not in ("float32", "bfloat16"):
+        raise UserError(f"config.dtype={config.dtype!r} must be 'float32' or 'bfloat16'")
+    _check_manifest(config.data.manifest)
+
+
+def _check_model(config: ml_collections.ConfigDict) -> None:
+    patch = config.encoder.patch
+    for name, size in (("data.size", config.data.size), ("encoder.size", config.encoder.size)):
+        if size % patch:
+            raise UserError(f"config.{name}={size} must divide by config.encoder.patch={patch}")
+    for name in ("encoder", "predictor"):
+        width, heads = config[name].width, config[name].heads
+        if width % heads:
+            raise UserError(f"config.{name}.width={width} must divide by {name}.heads={heads}")
+    if config.data.frames < 1:
+        raise UserError(f"config.data.frames={config.data.frames} must be at least 1")
+
+
+def _check_durations(config: ml_collections.ConfigDict) -> None:
+    least = {
+        "total_steps": (config.total_steps, 1),
+        "batch_size": (config.batch_size, 1),
+        "checkpoint.every_steps": (config.checkpoint.every_steps, 1),
+        "checkpoint.keep_last": (config.checkpoint.keep_last, 1),
+        "checkpoint.keep_every_steps": (config.checkpoint.keep_every_steps, 0),
+        "log.every_steps": (config.log.every_steps, 1),
+        "log.diagnostics_every_steps": (config.log.diagnostics_every_steps, 0),
+        "log.max_nonfinite_steps": (config.log.max_nonfinite_steps, 0),
+        "data.workers": (config.data.workers, 0),
+    }
+    for name, (value, bound) in least.items():
+        if value < bound:
+            raise UserError(f"config.{name}={value} must be at least {bound}")
+
+
+def _check_manifest(path: str) -> None:
+    if not path:
+        raise UserError("config.data.manifest is empty: name the CSV file that lists the videos")
+    if not pathlib.Path(path).is_file():
+        raise UserError(
+            f"config.data.manifest={path} is not there: name the CSV file that lists the videos, "
+            "or make the embedded world with launch/make_world.py"
+        )
+
+
+def check_batch(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
+    """Checks that the batch can be split over processes and over the mesh.
+
+    Raises:
+        UserError: it cannot.
+    """
+    size, processes, shards = config.batch_size, jax.process_count(), mesh_lib.batch_shards(mesh)
+    if size % processes:
+        raise UserError(
+            f"config.batch_size={size} must divide by the number of processes, {processes}"
+        )
+    if size % shards:
+        raise UserError(
+            f"config.batch_size={size} must divide by the {shards} devices of the mesh axes data "
+            "and fsdp: change the batch, or config.mesh"
+        )

@@ -1,0 +1,180 @@
+"""What a run tells: metrics.jsonl and TensorBoard events, while the next steps are under way."""
+
+import collections
+import json
+import math
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import tensorboardX
+from jax.sharding import Mesh
+
+from invnext_jax.errors import NonFiniteError
+from invnext_jax.runtime import progress
+
+FILE = "metrics.jsonl"
+
+
+class MetricWriter:
+    """Writes each logged step to `<workdir>/metrics.jsonl` and to TensorBoard, in process 0 alone.
+
+    What lies in the file beyond `step`, the step that the run goes on from, is cut first: these
+    steps will be made again.
+    """
+
+    def __init__(self, workdir: str | pathlib.Path, step: int):
+        self._file = self._board = None
+        if jax.process_index() != 0:
+            return
+        workdir = pathlib.Path(workdir)
+        cut_metrics(workdir, step)
+        self._file = open(workdir / FILE, "a")
+        self._board = tensorboardX.SummaryWriter(
+            str(workdir / "tensorboard"), purge_step=step + 1, flush_secs=30
+        )
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Writes one flat record with a "step"; numbers that are not finite become null."""
+        if self._file is None:
+            return
+        clean = {name: as_json_number(value) for name, value in record.items()}
+        self._file.write(json.dumps(clean, allow_nan=False) + "\n")
+        self._file.flush()
+        for name, value in clean.items():
+            if name != "step" and value is not None:
+                self._board.add_scalar(name, value, clean["step"])
+
+    def close(self) -> None:
+        """Flushes and closes both."""
+        if self._file is not None:
+            self._file.close()
+            self._board.close()
+
+
+def as_json_number(value: Any) -> int | float | None:
+    """A scalar as JSON knows it: None for what is not finite, never 0."""
+    number = value.item() if hasattr(value, "item") else value
+    if isinstance(number, float) and not math.isfinite(number):
+        return None
+    return number
+
+
+def read_metrics(workdir: str | pathlib.Path) -> list[dict[str, Any]]:
+    """The records of a run's metrics.jsonl, oldest first; a last line cut short is left out."""
+    path = pathlib.Path(workdir) / FILE
+    if not path.exists():
+        return []
+    records = []
+    with open(path) as file:
+        for line in file:
+            if not line.endswith("\n"):
+                break
+            records.append(json.loads(line))
+    return records
+
+
+def cut_metrics(workdir: str | pathlib.Path, step: int) -> None:
+    """Cuts the records beyond `step` off metrics.jsonl; the file is replaced as a whole."""
+    path = pathlib.Path(workdir) / FILE
+    if not path.exists():
+        return
+    kept = [record for record in read_metrics(workdir) if record["step"] <= step]
+    partial = path.with_suffix(".tmp")
+    partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
+    os.replace(partial, path)
+
+
+def is_due(step: int, every_steps: int) -> bool:
+    """Whether step number `step`, counted from 1, is the first or a multiple; never for 0."""
+    return every_steps > 0 and (step == 1 or step % every_steps == 0)
+
+
+class Reporter:
+    """Reports steps while the next ones run; the only place that waits for the device.
+
+    A step is looked at once the step after it is dispatched, so that the device always has work.
+
+    Args:
+        config: the run's config.
+        workdir: its folder.
+        step: steps done so far.
+        mesh: the run's mesh.
+    """
+
+    def __init__(self, config: Any, workdir: str | pathlib.Path, step: int, mesh: Mesh):
+        self._config, self._first_step = config, step
+        self._writer = MetricWriter(workdir, step)
+        self._progress = progress.Progress(config.total_steps, step, config.batch_size)
+        self._rates = progress.Rates(config.batch_size)
+        # Fake CPU devices share few threads, where collectives of two steps can wait for each
+        # other for ever.
+        self._steps_ahead = 0 if mesh.devices.flat[0].platform == "cpu" and mesh.size > 1 else 1
+        self._under_way = collections.deque()
+
+    def start(self) -> None:
+        """Starts the clock."""
+        self._rates.restart(self._first_step)
+
+    def waited(self, seconds: float) -> None:
+        """Adds time spent waiting for a batch."""
+        self._rates.waited(seconds)
+
+    def settle(self, arrays: Any) -> None:
+        """Waits for `arrays` where two computations under way are not safe."""
+        if not self._steps_ahead:
+            jax.block_until_ready(arrays)
+
+    def push(
+        self, step: int, measured: Mapping[str, Any], more: Mapping[str, Any], dropped: int
+    ) -> None:
+        """Takes the metrics of a step just dispatched, and reports the steps before it.
+
+        Args:
+            step: its number, from 1.
+            measured: the step's metrics, on the device.
+            more: diagnostics, on the device; a step that has any is logged.
+            dropped: videos left out so far.
+
+        Raises:
+            NonFiniteError: too many steps in a row were skipped.
+        """
+        self._under_way.append((step, measured, more, dropped))
+        self._progress.advance()
+        self.drain(self._steps_ahead)
+
+    def drain(self, leave: int = 0) -> None:
+        """Reports all steps but the last `leave`."""
+        while len(self._under_way) > leave:
+            self._report(*self._under_way.popleft())
+
+    def _report(
+        self, step: int, measured: Mapping[str, Any], more: Mapping[str, Any], dropped: int
+    ) -> None:
+        log = self._config.log
+        in_row = int(jax.device_get(measured["skipped_in_row"]))
+        failed = in_row > log.max_nonfinite_steps
+        last = step == self._config.total_steps
+        if more or last or failed or is_due(step, log.every_steps):
+            values = jax.device_get({**measured, **more})
+            record = {name: as_json_number(value) for name, value in values.items()}
+            rates = self._rates.measure(step)
+            record = {"step": step, **record, **rates, "dropped_videos": dropped}
+            self._writer.write(record)
+            self._progress.show(record)
+        if failed:
+            raise NonFiniteError(
+                f"loss or gradient was not finite in {in_row} steps in a row, the last of them "
+                f"step {step}; lower config.optimizer.learning_rate, or look at the videos"
+            )
+
+    def tell(self, text: str) -> None:
+        """Prints a line."""
+        self._progress.tell(text)
+
+    def close(self) -> None:
+        """Closes files and bar."""
+        self._progress.close()
+        self._writer.close()

@@ -1,0 +1,107 @@
+"""What a checkpoint tells of the run that made it, and what a resumed run may not change."""
+
+import hashlib
+import importlib.metadata
+import json
+import pathlib
+import platform
+import subprocess
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import ml_collections
+
+FORMAT_VERSION = 1  # of the checkpoint's layout
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+# Fields that a resumed run may change: none of them changes what a step computes, but for
+# `total_steps`, which stretches the schedule. The manifest may move; its content is compared.
+MAY_CHANGE = (
+    "total_steps",
+    "init_from",
+    "log",
+    "checkpoint",
+    "mesh",
+    "data.manifest",
+    "data.prefetch",
+)
+
+
+def as_json(config: ml_collections.ConfigDict | ml_collections.FrozenConfigDict) -> dict[str, Any]:
+    """The config as it stands in a JSON file: tuples become lists."""
+    return json.loads(json.dumps(config.to_dict()))
+
+
+def describe_run(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """The JSON-able record that is saved with each checkpoint of a run of this config."""
+    return {
+        "format_version": FORMAT_VERSION,
+        "config": as_json(config),
+        "manifest_sha256": _file_hash(config.data.manifest),
+        "process_count": jax.process_count(),
+        "device_count": jax.device_count(),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in _PACKAGES},
+        },
+        "git": git_hash(),
+    }
+
+
+def _file_hash(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def git_hash() -> str:
+    """Hash of the checkout that this package lies in, "+" behind it if changed; "" if none."""
+    root = pathlib.Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return ""
+    try:
+        head, changes = (
+            subprocess.run(
+                ["git", "-C", str(root), *command], capture_output=True, text=True, timeout=10
+            )
+            for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "-uno"])
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    if head.returncode:
+        return ""
+    return head.stdout.strip() + ("+" if changes.stdout.strip() else "")
+
+
+def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
+    """Lines `field: checkpoint's value -> this run's value` of what may not change but did.
+
+    Args:
+        saved: the record of the checkpoint, see `describe_run`.
+        current: the record of this run.
+    """
+    before, now = _flatten(saved["config"]), _flatten(current["config"])
+    rows = [
+        (f"config.{name}", before.get(name, "absent"), now.get(name, "absent"))
+        for name in sorted(before.keys() | now.keys())
+        if not any(name == free or name.startswith(free + ".") for free in MAY_CHANGE)
+    ]
+    rows += [
+        (shown, saved.get(name, "absent"), current[name])
+        for name, shown in (
+            ("manifest_sha256", "SHA-256 of the manifest"),
+            ("process_count", "number of processes"),
+            ("format_version", "checkpoint format"),
+        )
+    ]
+    return [f"{name}: {old!r} -> {new!r}" for name, old, new in rows if old != new]
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            flat.update(_flatten(value, f"{prefix}{name}."))
+        else:
+            flat[prefix + name] = value
+    return flat

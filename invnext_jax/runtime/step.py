@@ -1,0 +1,71 @@
+"""The training step: gradients, update, metrics; knows nothing of stages."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from invnext_jax.runtime.state import TrainState
+
+Metrics = dict[str, jax.Array]
+LossFn = Callable[[Any, Any, dict[str, jax.Array], jax.Array], tuple[jax.Array, Metrics]]
+StepFn = Callable[[TrainState, Any, dict[str, jax.Array], jax.Array], tuple[TrainState, Metrics]]
+
+
+def make_train_step(
+    loss_fn: LossFn, tx: optax.GradientTransformation, schedule: optax.Schedule
+) -> StepFn:
+    """Makes `step(state, frozen, batch, root_key) -> (state, metrics)`, not yet jitted.
+
+    The step's key is `fold_in(root_key, state.step)`, so that a resumed run draws the same numbers.
+    If the loss or the gradient's norm is not finite, the update is skipped as a whole: parameters
+    and optimiser state stay as they are, `step` and `skipped` go on.
+
+    Args:
+        loss_fn: (params, frozen, batch, key) -> (float32 scalar, dict of float32 scalars).
+        tx: the optimiser.
+        schedule: updates done -> learning rate, for the log.
+
+    Returns:
+        The step. Its metrics, float32 and int32 scalars: what `loss_fn` gave, and "loss",
+        "grad_norm" (before clipping), "learning_rate", "nonfinite" (1 if this step was skipped),
+        "skipped" and "skipped_in_row".
+    """
+
+    def train_step(
+        state: TrainState, frozen: Any, batch: dict[str, jax.Array], root_key: jax.Array
+    ) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(root_key, state.step)
+        value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
+        (loss, terms), grads = value_and_grad(state.params, frozen, batch, key)
+        grad_norm = optax.global_norm(grads)
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+
+        def choose(new: jax.Array, old: jax.Array) -> jax.Array:
+            return jnp.where(finite, new, old)
+
+        nonfinite = 1 - finite.astype(jnp.int32)
+        next_state = TrainState(
+            step=state.step + 1,
+            params=jax.tree.map(choose, params, state.params),
+            opt_state=jax.tree.map(choose, opt_state, state.opt_state),
+            skipped=state.skipped + nonfinite,
+            skipped_in_row=(state.skipped_in_row + 1) * nonfinite,
+        )
+        metrics = {
+            **terms,
+            "loss": loss,
+            "grad_norm": grad_norm,
+            "learning_rate": jnp.asarray(schedule(state.step - state.skipped), jnp.float32),
+            "nonfinite": nonfinite,
+            "skipped": next_state.skipped,
+            "skipped_in_row": next_state.skipped_in_row,
+        }
+        return next_state, metrics
+
+    return train_step

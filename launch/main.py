@@ -1,0 +1,31 @@
+"""Trains one stage; the same command again goes on where it stopped.
+
+    python launch/main.py --config=configs/stage1.py:tiny --workdir=runs/stage1
+
+Any field of the config can be set: --config.optimizer.learning_rate=1e-3.
+"""
+
+from collections.abc import Sequence
+
+from absl import flags
+from ml_collections import config_flags
+
+from invnext_jax import errors, train
+from invnext_jax.runtime import compilation
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Config file, e.g. configs/stage1.py:tiny"
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
+flags.mark_flag_as_required("config")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Trains."""
+    del argv
+    compilation.enable_cache()
+    train.train(_CONFIG.value, _WORKDIR.value)
+
+
+if __name__ == "__main__":
+    errors.run_command(main)
