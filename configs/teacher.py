@@ -22,22 +22,21 @@ def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.variant = variant
     config.seed = 0
-    config.total_steps = 3000
+    config.total_steps = 1500
     config.batch_size = 64  # image-caption pairs a step
     config.dtype = "float32"
     config.data = ml_collections.ConfigDict(
         {
             "level": "simple",  # level of the embedded world
             "frames": 8,  # frames of each clip; each is an image of its own
-            "clips": 8000,
-            "val_clips": 512,
-            "compress": 0.5,  # share of the clips that went through H.264, as Stage 1 sees them
+            "clips": 4000,
+            "val_clips": 500,
         }
     )
     config.teacher = stage1.get_config("tiny").teacher  # the vision tower
     config.teacher.weights = ""
     config.text = ml_collections.ConfigDict(
-        {"width": 96, "depth": 2, "heads": 4, "mlp_width": 192, "length": 12}  # length in words
+        {"width": 64, "depth": 2, "heads": 4, "mlp_width": 128, "length": 8}  # length in words
     )
     # The start values of SigLIP are 10 and -10, for a batch of 32768 with one match in a row. Here
     # about one caption in eight is true of an image.
@@ -54,7 +53,8 @@ def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
             "frozen": (),  # top-level parameter groups that are not trained
         }
     )
-    config.log = ml_collections.ConfigDict({"every_steps": 100})
+    config.mesh = ml_collections.ConfigDict({"data": -1, "fsdp": 1, "tensor": 1, "sequence": 1})
+    config.log = ml_collections.ConfigDict({"every_steps": 50, "max_nonfinite_steps": 20})
     if variant == "full":
         config.total_steps = 15_000
         config.batch_size = 512

@@ -11,9 +11,8 @@ PACKAGE = "invnext_jax"
 # Rooms and story files: a -> what a may import. Each may import itself and `errors`.
 ARROWS = {
     "train": {"stage1", "stage2", "runtime", "data"},
-    "stage1": {"models", "objectives", "weights", "input_checks"},
-    "stage2": {"models", "objectives", "weights", "input_checks"},
-    "input_checks": set(),
+    "stage1": {"models", "objectives", "weights"},
+    "stage2": {"models", "objectives", "weights"},
     "teacher": {"models", "objectives", "runtime", "data", "weights"},
     "evaluation": {
         *("models", "objectives", "runtime", "data", "weights"),
@@ -30,18 +29,26 @@ ARROWS = {
 # Inside a room: floors from the top down. A file may import files of lower floors only.
 FLOORS = {
     "models": [
+        {"siglip"},
         {"encoder", "predictor", "decoder", "heads", "teachers"},
         {"layers"},
         {"attention"},
         {"positions"},
+        {"axes", "pixels"},
     ],
     "data": [
-        {"pipeline"},
+        {"pipeline", "words"},
         {"sources", "transforms"},
         {"decode", "world"},
         *({"world_files"}, {"world_render"}, {"world_captions"}, {"world_scene"}),
     ],
-    "runtime": [{"step", "checkpoint"}, {"state"}, {"mesh", "optimizer", "metrics"}],
+    "runtime": [
+        {"compilation"},
+        {"step", "checkpoint"},
+        {"state", "checks"},
+        {"mesh", "optimizer", "metrics", "provenance"},
+        {"progress", "preemption"},
+    ],
 }
 
 # Packages from outside that a room must do without; None: everywhere.

@@ -1,0 +1,60 @@
+"""SigLIP's text tower, and both towers with the logits of every image with every caption.
+
+Shape key: b images, j captions, n words, d width, h w pixels, c channels.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from invnext_jax.models.layers import Dtype, dense, layer_norm, run_stack, small_normal, unit
+from invnext_jax.models.teachers import VisionBlock
+
+
+class TextTower(nn.Module):
+    """SigLIP's text transformer: learned positions, no causal mask, last position pooled."""
+
+    words: int
+    length: int
+    width: int
+    depth: int
+    heads: int
+    mlp_width: int
+    out_width: int
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, words_jn: jax.Array) -> jax.Array:
+        """Encodes captions, int32 word numbers padded to `length`, as unit vectors [j d]."""
+        table = nn.Embed(self.words, self.width, embedding_init=small_normal, name="embed")
+        position_nd = self.param("position", small_normal, (self.length, self.width), jnp.float32)
+        x_jnd = table(words_jn) + position_nd[None]
+        block = VisionBlock(self.heads, self.mlp_width, self.dtype, name="blocks")
+        x_jnd, _ = run_stack(block, x_jnd, depth=self.depth)
+        x_jd = layer_norm(1e-6, self.dtype, "norm")(x_jnd[:, -1])
+        return unit(dense(self.out_width, ("embed", None), name="proj", dtype=self.dtype)(x_jd))
+
+
+class SigLip(nn.Module):
+    """Image and text tower with a learned scale and bias of the logits."""
+
+    vision: nn.Module
+    text: nn.Module
+    scale: float
+    bias: float
+
+    def setup(self):
+        """The two scalars start where the config says; the scale is learned as its logarithm."""
+        start = nn.initializers.constant
+        self.log_scale = self.param("log_scale", start(np.log(self.scale)), (), jnp.float32)
+        self.logit_bias = self.param("logit_bias", start(self.bias), (), jnp.float32)
+
+    def __call__(self, images_bhwc: jax.Array, words_jn: jax.Array) -> jax.Array:
+        """Logits [b j] of every image with every caption."""
+        pooled_bd = self.vision(images_bhwc).pooled_bd
+        return jnp.exp(self.log_scale) * pooled_bd @ self.text(words_jn).T + self.logit_bias
+
+    def encode_text(self, words_jn: jax.Array) -> jax.Array:
+        """Unit vectors [j d] of captions."""
+        return self.text(words_jn)
