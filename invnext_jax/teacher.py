@@ -245,7 +245,7 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
         "measured": measured,
         "prompts": {task: np.round(rows, 6).tolist() for task, rows in prompts.items()},
     }
-    export.write_export(workdir / WEIGHTS_FILE, params["vision"], about)
+    export.write_export(workdir / WEIGHTS_FILE, {"teacher": params["vision"]}, about)
     return measured
 
 
