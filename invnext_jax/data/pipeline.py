@@ -158,8 +158,9 @@ def make_train_dataset(
     dataset = dataset.shuffle().repeat().random_map(LoadClip.from_config(data_config))
     dataset = dataset[process_index::process_count]
     workers = data_config.workers
-    threads = 1 if workers else IN_PROCESS_THREADS
-    read = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=data_config.prefetch)
+    threads = 0 if workers else IN_PROCESS_THREADS  # a worker holds clips in its queue alone
+    buffer = max(threads, data_config.prefetch) if threads else 0
+    read = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffer)
     dataset = dataset.to_iter_dataset(read)
     if workers:
         options = grain.MultiprocessingOptions(workers, data_config.prefetch)
