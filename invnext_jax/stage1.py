@@ -301,14 +301,11 @@ def diagnostics(
     video_bthwc = normalize(batch["video"])
     seen, draws = _see_and_draw(config, frozen, video_bthwc, key)
 
-    def weighted(encoder_params, name):
+    def weighted(encoder_params):
         terms = loss_terms(model, {**params, "encoder": encoder_params}, seen, video_bthwc, draws)
-        return config.loss[name] * terms[name]
+        return {f"encoder_grad/{name}": config.loss[name] * terms[name] for name in LOSS_TERMS}
 
-    metrics = {
-        f"encoder_grad/{name}": losses.tree_norm(jax.grad(weighted)(params["encoder"], name))
-        for name in LOSS_TERMS
-    }
+    metrics = losses.gradient_norms(weighted, params["encoder"])
     latents_bmd = model.apply(
         {"params": params}, video_bthwc, draws.keep_bk, draws.masked_bm, method="features"
     ).latents_bmd

@@ -182,14 +182,12 @@ def diagnostics(
     grid = clip_grid(video_bthwc, config.encoder.patch)
     drawn = draw_masks(config, video_bthwc.shape[0], grid, jax.random.fold_in(key, 0))
 
-    def term(encoder_params, i):
+    def terms_of(encoder_params):
         full = {**params, "encoder": encoder_params}
-        return loss_of_masks(model, full, frozen, video_bthwc, drawn[i : i + 1])[0]
+        terms = loss_of_masks(model, full, frozen, video_bthwc, drawn)[1]
+        return {name.replace("loss/", "encoder_grad/"): term for name, term in terms.items()}
 
-    metrics = {
-        f"encoder_grad/predict_{i}": losses.tree_norm(jax.grad(term)(params["encoder"], i))
-        for i in range(len(drawn))
-    }
+    metrics = losses.gradient_norms(terms_of, params["encoder"])
     target_bnd = target_tokens(model, frozen, video_bthwc)
     predicted_bmd = model.apply({"params": params}, video_bthwc, *drawn[0])
     for name, x in (("target", target_bnd), ("prediction", predicted_bmd)):

@@ -3,6 +3,7 @@
 Shape key: b clips, n positions, d width; other axes are free.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -22,6 +23,26 @@ def cosine_loss(student: jax.Array, target: jax.Array) -> jax.Array:
 def tree_norm(tree: Any) -> jax.Array:
     """Euclidean norm of all leaves together."""
     return jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)))
+
+
+def gradient_norms(
+    terms_of: Callable[[Any], dict[str, jax.Array]], params: Any
+) -> dict[str, jax.Array]:
+    """Norm of each term's gradient; one forward pass, one compiled backward pass for all terms.
+
+    Args:
+      terms_of: params -> scalar terms by name.
+      params: where the gradients are taken.
+    """
+    names = sorted(jax.eval_shape(terms_of, params))
+
+    def stacked(params):
+        terms = terms_of(params)
+        return jnp.stack([terms[name] for name in names])
+
+    _, pull = jax.vjp(stacked, params)
+    norms = jax.lax.map(lambda row: tree_norm(pull(row)[0]), jnp.eye(len(names)))
+    return dict(zip(names, norms, strict=True))
 
 
 def position_share(x_bnd: jax.Array) -> jax.Array:

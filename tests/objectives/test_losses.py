@@ -36,3 +36,12 @@ def test_feature_std_and_tree_norm():
     )
     np.testing.assert_allclose(losses.tree_norm({"a": jnp.ones((3,)), "b": jnp.ones(())}), 2.0)
     assert jax.grad(lambda v: losses.tree_norm({"a": v}))(jnp.ones((4,))).shape == (4,)
+
+
+def test_gradient_norms_of_each_term():
+    params = {"a": jnp.array([3.0, 4.0]), "b": jnp.array(2.0)}
+    norms = losses.gradient_norms(
+        lambda p: {"square": 0.5 * jnp.sum(p["a"] ** 2), "product": p["b"] * p["a"][0]}, params
+    )
+    np.testing.assert_allclose(norms["square"], 5.0)
+    np.testing.assert_allclose(norms["product"], np.hypot(2.0, 3.0), rtol=1e-6)

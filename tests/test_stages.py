@@ -1,0 +1,192 @@
+"""Both stages on random clips: what gradients reach, and what the diagnostics say."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import stage1 as config1
+from configs import stage2 as config2
+from invnext_jax import stage1, stage2
+from invnext_jax.errors import UserError
+from invnext_jax.models import teachers
+from invnext_jax.objectives import losses
+
+
+def small(module):
+    config = module.get_config("tiny")
+    config.encoder.update(depth=2, width=32, heads=2, mlp_width=64)
+    config.predictor.update(depth=2, width=32, heads=2, mlp_width=32)
+    config.data.frames = config.encoder.frames = 4
+    if config.stage == "stage1":
+        config.teacher.update(depth=2, width=32, heads=2, mlp_width=32)
+        config.decoder.update(depth=1, width=32)
+    return config
+
+
+def prepared(stage, config):
+    model = stage.make_model(config)
+    init = functools.partial(stage.init_params, config, model)
+    params = nn.unbox(jax.jit(init)(jax.random.key(0)))
+    # Nothing may stand at zero, where gradients vanish by construction.
+    keys = jax.random.split(jax.random.key(1), len(jax.tree.leaves(params)))
+    leaves = [
+        x + 0.05 * jax.random.normal(k, x.shape)
+        for x, k in zip(jax.tree.leaves(params), keys, strict=True)
+    ]
+    return model, jax.tree.unflatten(jax.tree.structure(params), leaves)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    rng = np.random.default_rng(0)
+    return {"video": rng.integers(0, 256, (3, 4, 32, 32, 3), dtype=np.uint8)}
+
+
+@pytest.fixture(scope="module")
+def first(batch):
+    config = small(config1)
+    model, params = prepared(stage1, config)
+    images = jnp.zeros((1, 32, 32, 3))
+    frozen = nn.unbox(teachers.from_config(config).init(jax.random.key(2), images)["params"])
+    return config, model, params, frozen
+
+
+@pytest.fixture(scope="module")
+def second(first):
+    config = small(config2)
+    model, params = prepared(stage2, config)
+    return config, model, params, first[2]["encoder"]
+
+
+def gradients(stage, setting, batch):
+    config, model, params, frozen = setting
+
+    @jax.jit
+    def run(params, frozen, batch):
+        def loss(both):
+            return stage.loss_fn(config, model, *both, batch, jax.random.key(5))[0]
+
+        return jax.value_and_grad(loss)((params, frozen))
+
+    return run(params, frozen, batch)
+
+
+def test_stage1_gradient_reaches_every_trained_parameter(first, batch):
+    loss, (grads, _) = gradients(stage1, first, batch)
+    assert np.isfinite(loss)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
+        assert np.abs(leaf).max() > 0, jax.tree_util.keystr(path)
+
+
+def test_stage2_gradient_reaches_all_but_the_pool(second, batch):
+    _, (grads, _) = gradients(stage2, second, batch)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
+        reached = np.abs(leaf).max() > 0
+        assert reached != (path[0].key == "pool"), jax.tree_util.keystr(path)
+
+
+def test_stage1_terms_are_weighted_and_summed(first, batch):
+    config, model, params, frozen = first
+    config = config.copy_and_resolve_references()
+    config.loss.update(align_tokens=0.5, align_pooled=2.0, pixels=3.0)
+    run = jax.jit(functools.partial(stage1.loss_fn, config, model))
+    loss, metrics = run(params, frozen, batch, jax.random.key(0))
+    terms = [metrics[f"loss/{name}"] for name in stage1.LOSS_TERMS]
+    np.testing.assert_allclose(loss, np.dot([0.5, 2.0, 3.0], terms), rtol=1e-6)
+    np.testing.assert_allclose(
+        metrics["loss/pixels"], metrics["loss/noise"] + metrics["loss/bound"], rtol=1e-6
+    )
+
+
+def test_same_key_same_loss_and_another_key_another(second, batch):
+    config, model, params, frozen = second
+    run = jax.jit(functools.partial(stage2.loss_fn, config, model))
+    a, b, c = (run(params, frozen, batch, jax.random.key(i))[0] for i in (0, 0, 1))
+    assert a == b and a != c
+
+
+def test_diagnostics_of_stage1(first, batch):
+    config, model, params, frozen = first
+    found = jax.jit(functools.partial(stage1.diagnostics, config, model))(
+        params, frozen, batch, jax.random.key(5)
+    )
+    assert {f"encoder_grad/{name}" for name in stage1.LOSS_TERMS} <= found.keys()
+    assert found["conditioning_gap"] != 0 and all(np.isfinite(v) for v in found.values())
+    # A decoder that is deaf to its latents has no gap.
+    deaf = jax.tree.map(lambda x: x, params)
+    deaf["decoder"]["latent"] = jax.tree.map(jnp.zeros_like, params["decoder"]["latent"])
+    found = jax.jit(functools.partial(stage1.diagnostics, config, model))(
+        deaf, frozen, batch, jax.random.key(5)
+    )
+    assert found["conditioning_gap"] == 0 and found["encoder_grad/pixels"] == 0
+
+
+def test_diagnostics_of_stage2_tell_the_share_of_position(second, batch):
+    config, model, params, frozen = second
+    run = jax.jit(functools.partial(stage2.diagnostics, config, model))
+    found = run(params, frozen, batch, jax.random.key(5))
+    assert all(np.isfinite(v) for v in found.values())
+    same = {"video": np.repeat(batch["video"][:1], 3, axis=0)}
+    alike = run(params, frozen, same, jax.random.key(5))
+    np.testing.assert_allclose(alike["target_position_share"], 1.0, atol=1e-4)
+    np.testing.assert_allclose(alike["position_loss"], 0.0, atol=1e-4)
+    assert found["target_position_share"] < 1
+
+
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+def test_plain_pixel_heads_train(kind, batch):
+    config = small(config1)
+    config.decoder.kind = kind
+    config.decoder.depth = 3
+    model, params = prepared(stage1, config)
+    run = jax.jit(
+        jax.value_and_grad(functools.partial(stage1.loss_fn, config, model), has_aux=True)
+    )
+    (_, metrics), grads = run(params, first[3], batch, jax.random.key(0))
+    assert metrics["loss/pixels"] > 0 and losses.tree_norm(grads["decoder"]) > 0
+
+
+@pytest.mark.parametrize("kind", ["tube", "random", "multi_block"])
+def test_other_masks_step(kind, batch, first):
+    config = small(config1)
+    config.mask.kind = kind
+    found = jax.jit(functools.partial(stage1.loss_fn, config, first[1]))(
+        first[2], first[3], batch, jax.random.key(0)
+    )
+    assert np.isfinite(found[0])
+
+
+def test_vit_predictor_steps(batch, first):
+    config = small(config2)
+    config.predictor.kind = "vit"
+    model, params = prepared(stage2, config)
+    run = jax.jit(functools.partial(stage2.loss_fn, config, model))
+    assert np.isfinite(run(params, first[2]["encoder"], batch, jax.random.key(0))[0])
+
+
+def test_config_mistakes_are_told():
+    config = small(config1)
+    stage1.check_config(config)
+    for change, part in (
+        ({"teacher": {"size": 48}}, "teacher.size"),
+        ({"teacher": {"weights": ""}}, "teacher.weights"),
+        ({"teacher": {"taps": 3}}, "teacher.taps"),
+        ({"decoder": {"kind": "gan"}}, "decoder.kind"),
+    ):
+        wrong = config.copy_and_resolve_references()
+        wrong.update(change)
+        with pytest.raises(UserError, match=part):
+            stage1.check_config(wrong)
+    with pytest.raises(UserError, match="init_from"):
+        stage2.check_config(small(config2))
+
+
+def test_narrow_decoder_is_warned_of(caplog):
+    config = small(config1)
+    with caplog.at_level("WARNING"):
+        stage1.check_config(config)
+    assert "narrower" in caplog.text
