@@ -203,6 +203,8 @@ def evaluate(
 def train(config: Any, workdir: str | Path) -> dict[str, Any]:
     """Trains both towers and writes the vision tower to `<workdir>/siglip2.safetensors`.
 
+    One text embedding for each class lies beside it, for zero-shot classification.
+
     A run takes minutes and keeps no checkpoints: started again, it starts from the beginning.
 
     Args:
@@ -240,12 +242,13 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
     prompts = class_embeddings(captions, np.asarray(text_jd), spec.classes)
     measured = evaluate(model.vision, params["vision"], make_frames(spec, data.val_clips), prompts)
     about = {
+        "command": f"python launch/train_teacher.py --config=configs/teacher.py:{config.variant}",
         "config": config.to_dict(),
         "git": provenance.git_hash(),
         "measured": measured,
-        "prompts": {task: np.round(rows, 6).tolist() for task, rows in prompts.items()},
     }
-    export.write_export(workdir / WEIGHTS_FILE, {"teacher": params["vision"]}, about)
+    parts = {"teacher": params["vision"], "prompts": prompts}
+    export.write_export(workdir / WEIGHTS_FILE, parts, about)
     return measured
 
 
