@@ -1,0 +1,196 @@
+"""Frozen encoders: loading one, and what the probes read from its final output.
+
+Shape key: b videos, t frames, h w pixels, c channels, y x grid rows and columns, n grid tokens,
+d width.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from einops import rearrange
+
+from invnext_jax.errors import UserError
+from invnext_jax.models import encoder as encoder_model
+from invnext_jax.models.encoder import Encoder
+from invnext_jax.models.pixels import normalize
+from invnext_jax.runtime import checkpoint
+from invnext_jax.weights import export
+
+POOLINGS = ("mean", "frames")
+
+
+class LoadedEncoder(NamedTuple):
+    """A module, its parameters (numpy, float32), and the config that describes it."""
+
+    encoder: Encoder
+    params: Any
+    config: ml_collections.ConfigDict
+
+
+def load_params(path: str | Path) -> tuple[dict[str, Any], ml_collections.ConfigDict]:
+    """Reads trained parameters from a run's workdir or from an exported .safetensors file.
+
+    Args:
+      path: workdir of a pretraining run, or a file that `launch/export.py` wrote.
+
+    Returns:
+      One parameter tree for each part ("encoder", ...), and the config that describes them.
+
+    Raises:
+      UserError: there is nothing to read, or no encoder in it.
+    """
+    if not str(path):
+        raise UserError("config.checkpoint is empty: name a run's workdir or a .safetensors file")
+    if Path(path).suffix == ".safetensors":
+        params, about = export.read_export(path)
+        config = ml_collections.ConfigDict(about["config"])
+    else:
+        params, config = checkpoint.restore_params(path)
+        config = ml_collections.ConfigDict(config)
+    if "encoder" not in params:
+        raise UserError(f"{path} holds no encoder, only {sorted(params)}: name another checkpoint")
+    return params, config
+
+
+def load_encoder(path: str | Path) -> LoadedEncoder:
+    """Builds the encoder of a run or an export; `apply({"params": params}, video)` runs it.
+
+    Raises:
+      UserError: see `load_params`.
+    """
+    params, config = load_params(path)
+    return LoadedEncoder(encoder_model.from_config(config), params["encoder"], config)
+
+
+def init_encoder(config: Any, seed: int) -> Any:
+    """Parameters of the same encoder as it is before any training, from `seed`."""
+    e = config.encoder
+    clip_bthwc = jnp.zeros((1, e.frames, e.size, e.size, 3))
+    init = jax.jit(encoder_model.from_config(config).init)
+    return nn.meta.unbox(init(jax.random.key(seed), clip_bthwc)["params"])
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenStatistics:
+    """What the grid tokens of many videos are made of.
+
+    Attributes:
+      position_share: share of their variance that the mean token of each position explains.
+      effective_rank: exponential of the entropy of their covariance's spectrum, from 1 to d.
+      effective_rank_within: the same after the mean token of each position is taken off.
+      feature_std: mean over the channels of the standard deviation over all tokens.
+      width: d.
+    """
+
+    position_share: float
+    effective_rank: float
+    effective_rank_within: float
+    feature_std: float
+    width: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Features:
+    """Pooled features and labels of all videos of a manifest, in its order.
+
+    Attributes:
+      pooled: by pooling: "mean" float32 [b d], "frames" float32 [b, t*d].
+      labels: by task: int32 [b].
+      index_b: int32 row number in the manifest; videos that cannot be read are missing.
+      tokens: statistics of the grid tokens.
+    """
+
+    pooled: dict[str, np.ndarray]
+    labels: dict[str, np.ndarray]
+    index_b: np.ndarray
+    tokens: TokenStatistics
+
+
+def extract(encoder: Encoder, params: Any, batches: Iterable[Mapping[str, Any]]) -> Features:
+    """Runs the frozen encoder over a manifest; compiles once, as all batches have one size.
+
+    Args:
+      encoder: module.
+      params: its parameters.
+      batches: of the evaluation pipeline; rows with index -1 are padding.
+    """
+
+    @jax.jit
+    def run(params, video_bthwc, real_b):
+        tokens_bnd = encoder.apply({"params": params}, normalize(video_bthwc)).tokens_bnd
+        tokens_bnd = tokens_bnd[:, encoder.class_tokens :]
+        frames_btd = jnp.mean(
+            rearrange(tokens_bnd, "b (t s) d -> b t s d", t=video_bthwc.shape[1]), axis=2
+        )
+        real_tokens = jnp.where(real_b[:, None, None], tokens_bnd, 0.0)
+        highest = jax.lax.Precision.HIGHEST
+        second_dd = jnp.einsum("bnd,bne->de", real_tokens, real_tokens, precision=highest)
+        return frames_btd, jnp.sum(real_tokens, axis=0), second_dd
+
+    params = jax.device_put(params)
+    frames, labels, index, moments = [], [], [], None
+    for batch in batches:
+        real_b = batch["index"] >= 0
+        frames_btd, *sums = jax.device_get(run(params, batch["video"], real_b))
+        sums = [np.asarray(part, np.float64) for part in sums]
+        moments = sums if moments is None else [a + b for a, b in zip(moments, sums, strict=True)]
+        frames.append(frames_btd[real_b])
+        index.append(np.asarray(batch["index"])[real_b])
+        labels.append({k: np.asarray(v)[real_b] for k, v in task_labels(batch).items()})
+    frames_btd, index_b = np.concatenate(frames), np.concatenate(index)
+    return Features(
+        pooled={
+            "mean": frames_btd.mean(axis=1),
+            "frames": rearrange(frames_btd, "b t d -> b (t d)"),
+        },
+        labels={task: np.concatenate([part[task] for part in labels]) for task in labels[0]},
+        index_b=index_b,
+        tokens=token_statistics(*moments, videos=len(index_b)),
+    )
+
+
+def task_labels(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """The labels of a batch by task: "label_shape" becomes "shape"."""
+    return {k.removeprefix("label_"): v for k, v in batch.items() if k.startswith("label_")}
+
+
+def token_statistics(sum_nd: np.ndarray, second_dd: np.ndarray, videos: int) -> TokenStatistics:
+    """Statistics of [videos, n, d] tokens from their moments.
+
+    Args:
+      sum_nd: float64 sum over the videos of the token at each position.
+      second_dd: float64 sum over videos and positions of the outer product of a token with itself.
+      videos: number of videos.
+    """
+    n, d = sum_nd.shape
+    mean_nd = sum_nd / videos
+    mean_d = mean_nd.mean(axis=0)
+    offset_nd = mean_nd - mean_d[None]
+    total_dd = second_dd / (videos * n) - np.outer(mean_d, mean_d)
+    between_dd = offset_nd.T @ offset_nd / n
+    total = np.trace(total_dd)
+    return TokenStatistics(
+        position_share=float(np.trace(between_dd) / total) if total > 0 else 0.0,
+        effective_rank=effective_rank(total_dd),
+        effective_rank_within=effective_rank(total_dd - between_dd),
+        feature_std=float(np.mean(np.sqrt(np.clip(np.diag(total_dd), 0, None)))),
+        width=d,
+    )
+
+
+def effective_rank(covariance_dd: np.ndarray) -> float:
+    """Exponential of the entropy of a covariance's spectrum: 1 for rank one, d for the identity."""
+    spectrum_d = np.clip(np.linalg.eigvalsh(covariance_dd), 0.0, None)
+    total = spectrum_d.sum()
+    if total <= 0:
+        return 0.0
+    share_d = spectrum_d / total
+    share_d = share_d[share_d > 0]
+    return float(np.exp(-np.sum(share_d * np.log(share_d))))

@@ -1,0 +1,32 @@
+"""Measures a frozen encoder with linear probes, beside its controls.
+
+    python launch/probe.py --config=configs/probe.py:tiny --workdir=p --config.checkpoint=s2
+
+The checkpoint is the workdir of a run or an exported .safetensors file; configs/probe.py tells the
+rest.
+"""
+
+from collections.abc import Sequence
+
+from absl import flags
+from ml_collections import config_flags
+
+from invnext_jax import errors
+from invnext_jax.evaluation import probe_job, tables
+from invnext_jax.runtime import compilation
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/probe.py:tiny")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for results.json.", required=True)
+flags.mark_flag_as_required("config")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Probes, and prints the table."""
+    del argv
+    compilation.enable_cache()
+    results = probe_job.run_probe(_CONFIG.value, _WORKDIR.value)
+    print(tables.format_table(results))
+
+
+if __name__ == "__main__":
+    errors.run_command(main)

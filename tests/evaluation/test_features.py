@@ -1,0 +1,137 @@
+"""Token statistics in closed form, pooling by hand, and loading."""
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import pytest
+
+from invnext_jax.errors import UserError
+from invnext_jax.evaluation import features
+from invnext_jax.models import encoder as encoder_model
+from invnext_jax.models.pixels import normalize
+from invnext_jax.objectives import losses
+from invnext_jax.weights import export
+
+TINY = {
+    **{"width": 16, "depth": 2, "heads": 2, "mlp_width": 32, "patch": 8, "size": 16},
+    **{"frames": 3, "class_tokens": 4, "layer_scale": 1.0, "drop_path": 0.0},
+}
+
+
+@pytest.fixture(scope="module")
+def config():
+    return ml_collections.ConfigDict({"encoder": TINY, "dtype": "float32", "remat": "none"})
+
+
+@pytest.fixture(scope="module")
+def params(config):
+    return features.init_encoder(config, seed=0)
+
+
+def statistics_of(tokens_bnd):
+    tokens_bnd = np.asarray(tokens_bnd, np.float64)
+    second = np.einsum("bnd,bne->de", tokens_bnd, tokens_bnd)
+    return features.token_statistics(tokens_bnd.sum(axis=0), second, len(tokens_bnd))
+
+
+def test_effective_rank_of_the_identity_is_its_width():
+    assert features.effective_rank(np.eye(12)) == pytest.approx(12)
+
+
+def test_effective_rank_of_rank_one_is_one():
+    x = np.arange(1.0, 6.0)
+    assert features.effective_rank(np.outer(x, x)) == pytest.approx(1, abs=1e-6)
+
+
+def test_effective_rank_of_nothing_is_zero():
+    assert features.effective_rank(np.zeros((3, 3))) == 0
+
+
+def test_tokens_made_of_position_alone_have_share_one():
+    table = np.random.default_rng(0).normal(size=(1, 6, 8))
+    found = statistics_of(np.repeat(table, 10, axis=0))
+    assert found.position_share == pytest.approx(1)
+
+
+def test_tokens_that_ignore_position_have_share_zero():
+    clips = np.random.default_rng(0).normal(size=(10, 1, 8))
+    assert statistics_of(np.repeat(clips, 6, axis=1)).position_share == pytest.approx(0, abs=1e-12)
+
+
+def test_position_and_content_of_equal_variance_share_by_half():
+    x = np.zeros((2, 2, 1))
+    x[0, :, 0], x[1, :, 0] = (0, 1), (1, 2)  # position adds 0 or 1, the clip adds 0 or 1
+    assert statistics_of(x).position_share == pytest.approx(0.5)
+
+
+def test_statistics_agree_with_those_logged_in_training():
+    x_bnd = np.random.default_rng(0).normal(size=(20, 6, 8)) * np.arange(1, 9) + 3
+    found, x = statistics_of(x_bnd), jnp.asarray(x_bnd, jnp.float32)
+    np.testing.assert_allclose(found.position_share, losses.position_share(x), rtol=1e-4)
+    np.testing.assert_allclose(found.effective_rank, losses.effective_rank(x), rtol=1e-4)
+    np.testing.assert_allclose(found.feature_std, losses.feature_std(x), rtol=1e-4)
+
+
+def run(encoder, params, video):
+    apply = jax.jit(lambda params, x: encoder.apply({"params": params}, x).tokens_bnd)
+    return np.asarray(apply(params, video))
+
+
+def make_batches(videos, batch_size):
+    rng = np.random.default_rng(0)
+    clips = rng.integers(0, 256, size=(videos, 3, 16, 16, 3), dtype=np.uint8)
+    rows = np.arange(videos, dtype=np.int32)
+    for first in range(0, videos, batch_size):
+        pad = max(0, first + batch_size - videos)
+        real = rows[first : first + batch_size]
+        yield {
+            "video": np.concatenate([clips[real], np.zeros((pad, *clips.shape[1:]), np.uint8)]),
+            "index": np.concatenate([real, np.full(pad, -1, np.int32)]),
+            "label_shape": np.concatenate([real % 3, np.full(pad, -1, np.int32)]),
+        }
+
+
+def test_extraction_pools_grid_tokens_and_drops_padding(config, params):
+    encoder = encoder_model.from_config(config)
+    found = features.extract(encoder, params, make_batches(5, 4))
+    other = features.extract(encoder, params, make_batches(5, 5))
+    batch = next(make_batches(5, 5))
+    tokens = run(encoder, params, normalize(batch["video"]))[:, 4:]
+    tokens = tokens.reshape(5, 3, 4, 16)
+    np.testing.assert_allclose(found.pooled["mean"], tokens.mean(axis=(1, 2)), atol=1e-5)
+    np.testing.assert_allclose(
+        found.pooled["frames"], tokens.mean(axis=2).reshape(5, -1), atol=1e-5
+    )
+    np.testing.assert_array_equal(found.labels["shape"], [0, 1, 2, 0, 1])
+    np.testing.assert_array_equal(found.index_b, np.arange(5))
+    assert found.tokens.position_share == pytest.approx(other.tokens.position_share, rel=1e-4)
+    expected = losses.position_share(jnp.asarray(tokens.reshape(5, 12, 16)))
+    assert found.tokens.position_share == pytest.approx(float(expected), rel=1e-3)
+
+
+def test_the_whole_extraction_compiles_once(config, params, monkeypatch):
+    traces = []
+    monkeypatch.setattr(features, "normalize", lambda x: traces.append(x) or normalize(x))
+    features.extract(encoder_model.from_config(config), params, make_batches(11, 4))
+    assert len(traces) == 1
+
+
+def test_an_export_loads_without_the_run(tmp_path, config, params):
+    path = tmp_path / "encoder.safetensors"
+    export.write_export(path, {"encoder": params}, {"config": config.to_dict()})
+    encoder, loaded, found = features.load_encoder(path)
+    clip = normalize(next(make_batches(2, 2))["video"])
+    expected = run(encoder_model.from_config(config), params, clip)
+    np.testing.assert_array_equal(run(encoder, loaded, clip), expected)
+    assert found.encoder.width == 16
+
+
+def test_what_cannot_be_loaded_is_refused(tmp_path, config, params):
+    with pytest.raises(UserError, match="config.checkpoint is empty"):
+        features.load_params("")
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        features.load_params(tmp_path)
+    export.write_export(tmp_path / "a.safetensors", {"pool": params}, {"config": config.to_dict()})
+    with pytest.raises(UserError, match="holds no encoder"):
+        features.load_params(tmp_path / "a.safetensors")

@@ -1,0 +1,109 @@
+"""The probe of a tiny untrained encoder on a tiny world, from the real config."""
+
+import json
+
+import pytest
+
+from configs import probe, stage1
+from invnext_jax.data import world
+from invnext_jax.errors import UserError
+from invnext_jax.evaluation import features, probe_job, tables
+from invnext_jax.runtime import provenance
+from invnext_jax.weights import export
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("probe")
+    for split, videos in (("train", 48), ("val", 24)):
+        spec = world.WorldSpec(size=16, frames=4, split=split)
+        world.write_world(spec, folder / "world", videos, progress=False)
+    config = stage1.get_config("tiny")
+    config.encoder.update(width=16, depth=1, heads=2, mlp_width=32, size=16, frames=4)
+    params = features.init_encoder(config, seed=3)
+    about = {"config": provenance.as_json(config)}
+    export.write_export(folder / "encoder.safetensors", {"encoder": params}, about)
+    return folder
+
+
+def get_config(folder, **changes):
+    config = probe.get_config("tiny")
+    config.update(
+        checkpoint=str(folder / "encoder.safetensors"),
+        train_manifest=str(folder / "world" / "train.csv"),
+        val_manifest=str(folder / "world" / "val.csv"),
+        batch_size=16,
+        inverse_penalties=(1e-3, 1e-1),
+        trees=10,
+    )
+    config.supervised.update(steps=3, batch_size=8)
+    config.update(changes)
+    return config
+
+
+@pytest.fixture(scope="module")
+def results(folder):
+    return probe_job.run_probe(get_config(folder), folder / "p")
+
+
+def test_every_input_has_a_row_for_each_task(results):
+    inputs = {(row["name"], row["input"]) for row in results["rows"]}
+    assert inputs == {
+        *((name, pooling) for name in ("encoder", "random") for pooling in ("mean", "frames")),
+        *(
+            (name, what)
+            for name in ("first_frame", "bag_of_frames")
+            for what in ("pixels", "boxes")
+        ),
+        ("ordered_track", "boxes"),
+        ("supervised", "end to end"),
+    }
+    assert len(results["rows"]) == 3 * len(inputs)
+    assert all(row["videos"] == 24 for row in results["rows"])
+    assert set(results["tokens"]) == {"encoder", "random"}
+
+
+def test_results_are_on_disk_with_what_made_them(folder, results):
+    found = json.loads((folder / "p" / "results.json").read_text())
+    assert found["rows"] == results["rows"]
+    assert {"jax", "python"} <= set(found["run"]["versions"])
+    assert found["run"]["config"]["data"]["size"] == 16
+
+
+def test_a_repeated_command_measures_nothing(folder, results, monkeypatch):
+    monkeypatch.setattr(features, "extract", None)
+    assert probe_job.run_probe(get_config(folder), folder / "p")["key"] == results["key"]
+
+
+def test_controls_survive_a_change_of_checkpoint(folder, results, monkeypatch):
+    monkeypatch.setattr(probe_job, "_run_controls", None)
+    (folder / "p" / "results.json").unlink()
+    again = probe_job.run_probe(get_config(folder), folder / "p")
+    shares = [[row["top1"] for row in found["rows"]] for found in (again, results)]
+    assert shares[0] == shares[1]
+
+
+def test_table_has_a_line_for_each_input(results):
+    lines = tables.format_table(results).splitlines()
+    assert [line.split("  ")[0] for line in lines[:3]] == [
+        "top-1, %",
+        "chance",
+        "this encoder, mean",
+    ]
+    assert len(lines) == 2 + len({(r["name"], r["input"]) for r in results["rows"]}) + 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"val_manifest": ""}, "set config.train_manifest and config.val_manifest"),
+        ({"val_manifest": "nowhere.csv"}, "nowhere.csv does not exist"),
+        ({"tasks": ("size",)}, "no column label_size"),
+        ({"poolings": ("max",)}, r"unknown poolings \['max'\]"),
+        ({"checkpoint": ""}, "config.checkpoint is empty"),
+        ({"checkpoint": "nowhere"}, "nowhere holds no checkpoint"),
+    ],
+)
+def test_mistakes_are_told_in_one_sentence(folder, changes, match):
+    with pytest.raises(UserError, match=match):
+        probe_job.run_probe(get_config(folder, **changes), folder / "other")
