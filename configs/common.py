@@ -10,7 +10,7 @@ VARIANTS = ("tiny", "base", "large", "1b")
 
 # Encoder widths, paper section 4 and the released model definitions.
 ENCODERS = {
-    "tiny": {"width": 64, "depth": 4, "heads": 4, "mlp_width": 256, "drop_path": 0.0},
+    "tiny": {"width": 64, "depth": 4, "heads": 2, "mlp_width": 256, "drop_path": 0.0},
     "base": {"width": 768, "depth": 12, "heads": 12, "mlp_width": 3072, "drop_path": 0.1},
     "large": {"width": 1024, "depth": 24, "heads": 16, "mlp_width": 4096, "drop_path": 0.2},
     "1b": {"width": 1408, "depth": 40, "heads": 16, "mlp_width": 6144, "drop_path": 0.2},
@@ -133,7 +133,7 @@ def _apply_tiny(config: ml_collections.ConfigDict) -> None:
         prefetch=32,
     )
     # Layer scale 1e-5 keeps a run of some hundred steps an identity map, so it starts at 1 here.
-    config.encoder.update(patch=8, size=32, frames=8, pool_heads=4, pool_width=64, layer_scale=1.0)
-    config.predictor.update(width=64, depth=5, heads=4, mlp_width=128, window=32)
+    config.encoder.update(patch=8, size=32, frames=8, pool_heads=2, pool_width=64, layer_scale=1.0)
+    config.predictor.update(width=64, depth=3, heads=2, mlp_width=128, window=32)
     config.checkpoint.every_steps = 200
     config.log.update(every_steps=25, diagnostics_every_steps=100)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from invnext_jax.models.axes import logical
-from invnext_jax.models.layers import Block, Dtype, RMSNorm, gather_tokens, run_stack
+from invnext_jax.models.layers import Block, Dtype, RMSNorm, gather_rows, gather_tokens, run_stack
 from invnext_jax.models.pixels import clip_grid, patchify
 from invnext_jax.models.positions import PositionTable
 
@@ -85,7 +85,7 @@ class Encoder(nn.Module):
         class_cd, grid_nd = table[: self.class_tokens], table[self.class_tokens :]
         if keep_bk is not None:
             patches_bnp = gather_tokens(patches_bnp, keep_bk)
-            position_bnd = grid_nd[keep_bk]
+            position_bnd = gather_rows(grid_nd, keep_bk)
         else:
             position_bnd = grid_nd[None]
         x_bnd = PatchEmbed(self.width, self.dtype, name="patch_embed")(patches_bnp) + position_bnd

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from invnext_jax.models.attention import attend
-from invnext_jax.models.layers import Dtype, ProjectionHead, dense, layer_norm
+from invnext_jax.models.layers import Dtype, ProjectionHead, dense, gather_rows, layer_norm
 from invnext_jax.models.positions import Grid, PositionTable
 
 
@@ -34,7 +34,7 @@ class AlignHeads(nn.Module):
         """
         c, d = self.class_tokens, taps_lbnd.shape[-1]
         table_nd = PositionTable(d, self.table_grid, c, name="position")(grid)
-        x_lbkd = taps_lbnd[:, :, c:] + table_nd[c:][keep_bk][None]
+        x_lbkd = taps_lbnd[:, :, c:] + gather_rows(table_nd[c:], keep_bk)[None]
         heads = nn.vmap(
             ProjectionHead,
             variable_axes={"params": 0},

@@ -21,6 +21,7 @@ from invnext_jax.models.layers import (
     gather_tokens,
     layer_norm,
     run_stack,
+    unstack,
 )
 from invnext_jax.models.positions import Grid, PositionTable, apply_rotary
 
@@ -49,7 +50,7 @@ class ModernBertLayer(nn.Module):
         h_bnd = layer_norm(1e-5, self.dtype, "attn_norm", bias=False)(x_bnd)
         qkv = dense((3, d), ("embed", None, "heads"), name="qkv", **linear)(h_bnd)
         split = (b, n, self.heads, d // self.heads)
-        q_bnhe, k_bnhe, v_bnhe = (part.reshape(split) for part in jnp.moveaxis(qkv, 2, 0))
+        q_bnhe, k_bnhe, v_bnhe = (part.reshape(split) for part in unstack(qkv))
         y_bnhe = attend(apply_rotary(q_bnhe, theta), apply_rotary(k_bnhe, theta), v_bnhe, reach)
         x_bnd = x_bnd + dense(d, ("heads", "embed"), name="proj", **linear)(
             y_bnhe.reshape(b, n, d)
@@ -57,7 +58,7 @@ class ModernBertLayer(nn.Module):
 
         h_bnd = layer_norm(1e-5, self.dtype, "mlp_norm", bias=False)(x_bnd)
         up = dense((2, self.mlp_width), ("embed", None, "mlp"), name="fc1", **linear)(h_bnd)
-        act_bnf, gate_bnf = jnp.moveaxis(up, 2, 0)
+        act_bnf, gate_bnf = unstack(up)
         h_bnf = nn.gelu(act_bnf, approximate=False) * gate_bnf
         return x_bnd + dense(d, ("mlp", "embed"), name="fc2", **linear)(h_bnf).astype(jnp.float32)
 
