@@ -27,6 +27,9 @@ def defaults() -> ml_collections.ConfigDict:
     config.batch_size = 2048  # clips a step, over all devices and hosts
     config.init_from = ""  # workdir of the run whose parameters start this one
     config.dtype = "bfloat16"  # of the matmuls; parameters, norms and losses stay float32
+    config.init_gain = (
+        1.0  # factor on the kernels' start values (deviation 0.02; not the decoder's)
+    )
     config.remat = "none"  # "none" | "dots" | "full": what the backward pass recomputes
     config.data = data()
     config.encoder = ml_collections.ConfigDict(
@@ -132,6 +135,8 @@ def _apply_tiny(config: ml_collections.ConfigDict) -> None:
         workers=1,
         prefetch=32,
     )
+    # The deviation 0.02 belongs to width 768; this keeps the layers' gain at width 64.
+    config.init_gain = (768 / 64) ** 0.5
     # Layer scale 1e-5 keeps a run of some hundred steps an identity map, so it starts at 1 here.
     config.encoder.update(patch=8, size=32, frames=8, pool_heads=2, pool_width=64, layer_scale=1.0)
     config.predictor.update(width=64, depth=3, heads=2, mlp_width=128, window=32)

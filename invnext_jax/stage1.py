@@ -20,7 +20,7 @@ from einops import rearrange, repeat
 from invnext_jax.errors import UserError
 from invnext_jax.models import decoder, encoder, predictor, teachers
 from invnext_jax.models.heads import AlignHeads, AttentionPool
-from invnext_jax.models.layers import ProjectionHead
+from invnext_jax.models.layers import ProjectionHead, scale_kernels
 from invnext_jax.models.pixels import Grid, clip_grid, normalize, patch_targets
 from invnext_jax.objectives import diffusion, losses, masks
 from invnext_jax.weights import assets
@@ -105,7 +105,8 @@ def init_params(config: Any, model: Model, key: jax.Array) -> Any:
     n = index_bn.size - 1
     t_n, noise_np = jnp.zeros((n,), jnp.int32), jnp.zeros((n, 3 * patch**2))
     draws = Draws(index_bn[:, :1], index_bn[:, 1:], t_n, noise_np)
-    return model.init(key, video_bthwc, draws)["params"]
+    params = model.init(key, video_bthwc, draws)["params"]
+    return scale_kernels(params, config.init_gain, without=("patch_embed", "decoder"))
 
 
 def abstract_frozen(config: Any) -> Any:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from invnext_jax.errors import UserError
 from invnext_jax.models import encoder, predictor
 from invnext_jax.models.heads import AttentionPool
-from invnext_jax.models.layers import ProjectionHead, gather_tokens, unit
+from invnext_jax.models.layers import ProjectionHead, gather_tokens, scale_kernels, unit
 from invnext_jax.models.pixels import clip_grid, normalize
 from invnext_jax.objectives import losses, masks
 
@@ -61,7 +61,8 @@ def init_params(config: Any, model: Model, key: jax.Array) -> Any:
     data = config.data
     video_bthwc = jnp.zeros((1, data.frames, data.size, data.size, 3))
     index_bn = jnp.arange(data.frames * (data.size // config.encoder.patch) ** 2)[None]
-    return model.init(key, video_bthwc, index_bn[:, :1], index_bn[:, 1:])["params"]
+    params = model.init(key, video_bthwc, index_bn[:, :1], index_bn[:, 1:])["params"]
+    return scale_kernels(params, config.init_gain, without=("patch_embed",))
 
 
 def abstract_frozen(config: Any) -> Any:

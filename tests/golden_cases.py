@@ -82,6 +82,7 @@ class Case:
             data=data,
             loss=loss,
             dtype="float32",
+            init_gain=1.0,
             remat="none",
         )
 

@@ -190,3 +190,22 @@ def test_narrow_decoder_is_warned_of(caplog):
     with caplog.at_level("WARNING"):
         stage1.check_config(config)
     assert "narrower" in caplog.text
+
+
+def test_init_gain_scales_kernels_but_not_the_decoder():
+    config = small(config1)
+    model = stage1.make_model(config)
+    start = {}
+    for gain in (1.0, 2.0):
+        config.init_gain = gain
+        init = functools.partial(stage1.init_params, config, model)
+        start[gain] = nn.unbox(jax.jit(init)(jax.random.key(0)))
+    for path, ratio in (
+        (("encoder", "blocks", "mlp", "fc1", "kernel"), 2.0),
+        (("predictor", "project", "fc1", "kernel"), 2.0),
+        (("encoder", "patch_embed", "proj", "kernel"), 1.0),
+        (("decoder", "input", "kernel"), 1.0),
+        (("encoder", "position", "table"), 1.0),
+    ):
+        one, two = (functools.reduce(lambda tree, k: tree[k], path, start[g]) for g in (1.0, 2.0))
+        np.testing.assert_allclose(two, ratio * one, rtol=1e-6)

@@ -53,6 +53,20 @@ def dense(
     )
 
 
+def scale_kernels(params: Any, gain: float, without: Sequence[str]) -> Any:
+    """Multiplies the start values of all kernels, but for those below a name in `without`.
+
+    A deviation of 0.02 suits widths near 1000. In a narrow model it makes every layer's output
+    so small that biases soon drown what the tokens say.
+    """
+
+    def scale(path, leaf):
+        names = {getattr(key, "key", None) for key in path}
+        return leaf * gain if "kernel" in names and names.isdisjoint(without) else leaf
+
+    return jax.tree_util.tree_map_with_path(scale, params)
+
+
 def layer_norm(eps: float, dtype: Dtype, name: str, *, bias: bool = True) -> nn.LayerNorm:
     """LayerNorm with float32 statistics and an affine part."""
     return nn.LayerNorm(epsilon=eps, use_bias=bias, dtype=dtype, name=name, use_fast_variance=False)
