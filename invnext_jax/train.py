@@ -98,12 +98,14 @@ def prepare(
     stage.check_config(config)
     mesh = mesh_lib.make_mesh(config.mesh)
     checks.check_batch(config, mesh)
-    given = checkpoint.restore_params(config.init_from)[0] if config.init_from else None
+    given, given_step = None, None
+    if config.init_from:
+        given, _, given_step = checkpoint.restore_run(config.init_from)
 
     drops = pipeline.DropCounter()
     data_iter = _open_data(config, drops, stack)
     workdir.mkdir(parents=True, exist_ok=True)
-    checkpointer = checkpoint.Checkpointer(workdir, config)
+    checkpointer = checkpoint.Checkpointer(workdir, config, given_step)
     stack.callback(checkpointer.close)
 
     model = stage.make_model(config)

@@ -16,6 +16,13 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_disable_most_optimizations", True)  # compiles in half the time
 
 
+@pytest.fixture(scope="session", autouse=True)
+def compiled_programs(tmp_path_factory):
+    """Tests that resume or repeat a run find its programs compiled."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
 def pytest_addoption(parser):
     parser.addoption("--golden-dir", help="folder of golden cases for test_golden.py")
     parser.addoption("--slow", action="store_true", help="also run the tests marked slow")

@@ -7,7 +7,7 @@ A run's checkpoints lie in `<workdir>/checkpoints/<step>`, each with three items
 import contextlib
 import pathlib
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import grain
 import jax
@@ -30,11 +30,17 @@ class Checkpointer:
     Args:
         workdir: the run's folder.
         config: the run's whole config; `config.checkpoint` says what is kept.
+        init_from_step: step of the checkpoint that `config.init_from` gave, if it names one.
     """
 
-    def __init__(self, workdir: str | pathlib.Path, config: ml_collections.ConfigDict):
+    def __init__(
+        self,
+        workdir: str | pathlib.Path,
+        config: ml_collections.ConfigDict,
+        init_from_step: int | None = None,
+    ):
         self._folder = pathlib.Path(workdir).absolute() / _FOLDER
-        self._record = provenance.describe_run(config)
+        self._record = provenance.describe_run(config, init_from_step)
         kept = [checkpoint_managers.LatestN(config.checkpoint.keep_last)]
         if config.checkpoint.keep_every_steps:
             kept.append(checkpoint_managers.EveryNSteps(config.checkpoint.keep_every_steps))
@@ -118,14 +124,9 @@ class Checkpointer:
             data=grain.checkpoint.CheckpointRestore(data_iter),
         )
         with _damage():
-            try:
-                state = self._manager.restore(step, args=items)["state"]
-            except ValueError:
-                self._check_shapes(step, abstract)
-                raise
-            if int(state.step) != step:
-                raise ValueError(f"it holds the state of step {int(state.step)}")
-        return state
+            _probe(self._folder, step)
+            self._check_shapes(step, abstract)
+            return self._manager.restore(step, args=items)["state"]
 
     def _check_shapes(self, step: int, abstract: TrainState) -> None:
         """Tells damage from parameters that another version of the code made."""
@@ -168,14 +169,27 @@ def _handlers(state: ocp.CheckpointHandler) -> dict[str, ocp.CheckpointHandler]:
     }
 
 
+class Restored(NamedTuple):
+    """Of another run: parameters as numpy arrays, config, and the step that they were saved at."""
+
+    params: Any
+    config: ml_collections.FrozenConfigDict
+    step: int
+
+
 def restore_params(path: str | pathlib.Path) -> tuple[Any, ml_collections.FrozenConfigDict]:
-    """Reads the parameters of a run's newest intact checkpoint.
+    """Parameters and config of a run, see `restore_run`."""
+    return restore_run(path)[:2]
+
+
+def restore_run(path: str | pathlib.Path) -> Restored:
+    """Reads the parameters of a run's newest intact checkpoint; warns if the run is not finished.
 
     Args:
         path: the run's workdir.
 
     Returns:
-        The tree of numpy arrays, and the run's config.
+        Parameters, config and step.
 
     Raises:
         UserError: there is no intact checkpoint.
@@ -189,6 +203,7 @@ def restore_params(path: str | pathlib.Path) -> tuple[Any, ml_collections.Frozen
         for step in sorted(manager.all_steps(), reverse=True):
             try:
                 with _damage():
+                    _probe(folder, step)
                     return _read_params(manager, step)
             except _DamagedError as error:
                 logging.warning("checkpoint %s is damaged: %s", folder / str(step), error)
@@ -197,26 +212,39 @@ def restore_params(path: str | pathlib.Path) -> tuple[Any, ml_collections.Frozen
     )
 
 
-def _read_params(
-    manager: ocp.CheckpointManager, step: int
-) -> tuple[Any, ml_collections.FrozenConfigDict]:
+def _probe(folder: pathlib.Path, step: int) -> None:
+    """Reads one number first: of damaged files, Orbax reports each array that it reads at once."""
+    wanted = {"step": np.empty((), np.int32)}
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        found = reader.restore(folder / str(step) / "state", args=_partial_restore(wanted))
+    if int(found["step"]) != step:
+        raise ValueError(f"it holds the state of step {int(found['step'])}")
+
+
+def _read_params(manager: ocp.CheckpointManager, step: int) -> Restored:
     saved = _metadata(manager, step)
     wanted = {"params": jax.tree.map(lambda leaf: np.empty((), leaf.dtype), dict(saved["params"]))}
     items = manager.restore(
         step,
         args=ocp.args.Composite(
-            state=ocp.args.PyTreeRestore(
-                item=wanted,
-                restore_args=jax.tree.map(
-                    lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted
-                ),
-                partial_restore=True,
-            ),
+            state=_partial_restore(wanted),
             meta=ocp.args.JsonRestore(),
         ),
     )
-    config = ml_collections.FrozenConfigDict(items["meta"]["config"])
-    return items["state"]["params"], config
+    config = provenance.from_json(items["meta"]["config"])
+    if step < config.total_steps:
+        logging.warning(
+            "%s is not finished: step %d of %d", manager.directory.parent, step, config.total_steps
+        )
+    return Restored(items["state"]["params"], config, step)
+
+
+def _partial_restore(wanted: Any) -> ocp.args.PyTreeRestore:
+    """Restores the leaves of `wanted` alone, as numpy arrays."""
+    kind = ocp.RestoreArgs(restore_type=np.ndarray)
+    return ocp.args.PyTreeRestore(
+        item=wanted, restore_args=jax.tree.map(lambda _: kind, wanted), partial_restore=True
+    )
 
 
 def _metadata(manager: ocp.CheckpointManager, step: int) -> Mapping[str, Any]:
@@ -266,4 +294,4 @@ def _damage() -> Iterator[None]:
 
 
 def _in_short(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error)[:200]}".partition("\n")[0]
+    return f"{type(error).__name__}: {str(error)[:120]}".partition("\n")[0]

@@ -33,7 +33,10 @@ class MetricWriter:
         cut_metrics(workdir, step)
         self._file = open(workdir / FILE, "a")
         self._board = tensorboardX.SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=step + 1, flush_secs=30
+            str(workdir / "tensorboard"),
+            purge_step=step + 1,
+            flush_secs=30,
+            filename_suffix=f".from{step}",  # two starts in a second must not share a file
         )
 
     def write(self, record: Mapping[str, Any]) -> None:

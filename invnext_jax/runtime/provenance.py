@@ -33,11 +33,30 @@ def as_json(config: ml_collections.ConfigDict | ml_collections.FrozenConfigDict)
     return json.loads(json.dumps(config.to_dict()))
 
 
-def describe_run(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """The JSON-able record that is saved with each checkpoint of a run of this config."""
+def from_json(tree: dict[str, Any]) -> ml_collections.FrozenConfigDict:
+    """The config that `as_json` took apart."""
+
+    def restore(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: restore(inner) for name, inner in value.items()}
+        return tuple(map(restore, value)) if isinstance(value, list) else value
+
+    return ml_collections.FrozenConfigDict(restore(tree))
+
+
+def describe_run(
+    config: ml_collections.ConfigDict, init_from_step: int | None = None
+) -> dict[str, Any]:
+    """The JSON-able record that is saved with each checkpoint of a run of this config.
+
+    Args:
+        config: the run's config.
+        init_from_step: step of the checkpoint that `config.init_from` gave, if it names one.
+    """
     return {
         "format_version": FORMAT_VERSION,
         "config": as_json(config),
+        "init_from_step": init_from_step,
         "manifest_sha256": _file_hash(config.data.manifest),
         "process_count": jax.process_count(),
         "device_count": jax.device_count(),
@@ -94,6 +113,9 @@ def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[st
             ("format_version", "checkpoint format"),
         )
     ]
+    steps = saved.get("init_from_step"), current["init_from_step"]
+    if None not in steps:  # frozen parameters are read from there at each start
+        rows.append(("step of config.init_from", *steps))
     return [f"{name}: {old!r} -> {new!r}" for name, old, new in rows if old != new]
 
 

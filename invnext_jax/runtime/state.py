@@ -70,4 +70,7 @@ def init_state(
     def init(key: jax.Array) -> TrainState:
         return mesh_lib.unbox(_first_state(init_fn, tx, key))
 
-    return jax.jit(init, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract))(key)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    # XLA spends more time on optimising this program for the CPU than the program runs.
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    return jax.jit(init, out_shardings=shardings, compiler_options=options)(key)

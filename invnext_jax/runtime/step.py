@@ -40,7 +40,7 @@ def make_train_step(
         key = jax.random.fold_in(root_key, state.step)
         value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
         (loss, terms), grads = value_and_grad(state.params, frozen, batch, key)
-        grad_norm = optax.global_norm(grads)
+        grad_norm = jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)))
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
 
         updates, opt_state = tx.update(grads, state.opt_state, state.params)

@@ -1,0 +1,86 @@
+import pytest
+
+from configs import stage1, stage2
+from invnext_jax.errors import UserError
+from invnext_jax.runtime import checks
+from invnext_jax.runtime import mesh as mesh_lib
+
+
+@pytest.fixture
+def config(tmp_path):
+    (tmp_path / "manifest.csv").write_text("path,source\n")
+    config = stage1.get_config("tiny")
+    config.data.manifest = str(tmp_path / "manifest.csv")
+    return config
+
+
+def breach(config, **fields):
+    for name, value in fields.items():
+        section, _, field = name.rpartition("__")
+        (config[section] if section else config)[field] = value
+    with pytest.raises(UserError) as caught:
+        checks.check_config(config)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("variant", ["tiny", "base", "large", "1b"])
+@pytest.mark.parametrize("stage", [stage1, stage2])
+def test_the_shipped_configs_pass(stage, variant, config):
+    shipped = stage.get_config(variant)
+    shipped.data.manifest = config.data.manifest
+    checks.check_config(shipped)
+
+
+def test_the_image_must_divide_by_the_patch(config):
+    message = breach(config, data__size=36)
+    assert "config.data.size=36 must divide by config.encoder.patch=8" in message
+
+
+def test_the_width_must_divide_by_the_heads(config):
+    message = breach(config, encoder__width=65)
+    assert "config.encoder.width=65 must divide by encoder.heads=" in message
+
+
+@pytest.mark.parametrize("ratio", [0.0, 1.0, 1.5])
+def test_the_mask_ratio_leaves_something_to_see_and_to_mask(config, ratio):
+    assert f"config.mask.ratio={ratio}" in breach(config, mask__ratio=ratio)
+
+
+def test_the_dtype_is_known(config):
+    assert "'float16'" in breach(config, dtype="float16")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("total_steps", 0),
+        ("batch_size", 0),
+        ("checkpoint__every_steps", 0),
+        ("checkpoint__keep_last", 0),
+        ("log__every_steps", 0),
+        ("data__workers", -1),
+    ],
+)
+def test_durations_and_counts_have_a_least_value(config, field, value):
+    assert f"config.{field.replace('__', '.')}={value} must be" in breach(config, **{field: value})
+
+
+def test_a_missing_manifest_is_named(config):
+    assert "config.data.manifest is empty" in breach(config, data__manifest="")
+    assert "config.data.manifest=nowhere.csv is not there" in breach(
+        config, data__manifest="nowhere.csv"
+    )
+
+
+def test_the_batch_must_divide_by_the_devices(config):
+    config.batch_size = 12
+    config.mesh.update(data=-1, fsdp=2)
+    with pytest.raises(UserError, match="batch_size=12 must divide by the 8 devices"):
+        checks.check_batch(config, mesh_lib.make_mesh(config.mesh))
+
+
+def test_the_batch_must_divide_by_the_processes(config, monkeypatch):
+    monkeypatch.setattr(checks.jax, "process_count", lambda: 3)
+    with pytest.raises(UserError, match="number of processes, 3"):
+        checks.check_batch(config, mesh_lib.make_mesh(config.mesh))

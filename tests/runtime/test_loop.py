@@ -1,0 +1,267 @@
+"""THE loop and the runtime together, on a toy stage."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from invnext_jax import train
+from invnext_jax.errors import NonFiniteError, UserError
+from invnext_jax.runtime import checkpoint, metrics
+
+CONFTEST = pathlib.Path(__file__).with_name("conftest.py")
+pytestmark = pytest.mark.usefixtures("one_device")
+TIMED = {"clips_per_second", "data_wait"}
+
+
+class KilledError(Exception):
+    """Stands for the end of the process."""
+
+
+def kill():
+    raise KilledError
+
+
+def untimed(workdir):
+    records = metrics.read_metrics(workdir)
+    return [{k: v for k, v in record.items() if k not in TIMED} for record in records]
+
+
+def final_params(workdir):
+    return checkpoint.restore_params(workdir)[0]
+
+
+def assert_equal_runs(one, other):
+    jax.tree.map(np.testing.assert_array_equal, final_params(one), final_params(other))
+    assert untimed(one) == untimed(other)
+
+
+def test_every_step_is_logged_with_losses_rates_and_diagnostics(whole_run):
+    records = metrics.read_metrics(whole_run)
+    assert [record["step"] for record in records] == [1, 2, 3, 4, 5, 6]
+    wanted = {"loss", "loss/distance", "grad_norm", "learning_rate", "nonfinite", "skipped"}
+    assert all(wanted | TIMED <= record.keys() for record in records)
+    assert [r["step"] for r in records if "encoder_norm" in r] == [1, 2, 4, 6]
+
+
+def test_the_resolved_config_lies_in_the_workdir(whole_run, toy_config):
+    saved = json.loads((whole_run / "config.json").read_text())
+    assert saved["optimizer"]["learning_rate"] == 0.1
+    assert saved["encoder"] == toy_config.encoder.to_dict()
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(whole_run, toy_config, toy_data, tmp_path):
+    toy_data.before_batch[6] = kill
+    with pytest.raises(KilledError):
+        train.train(toy_config, tmp_path / "killed")
+    assert len(untimed(tmp_path / "killed")) >= 4  # beyond the checkpoint of step 3
+    toy_data.before_batch.clear()
+    train.train(toy_config, tmp_path / "killed")
+    assert_equal_runs(whole_run, tmp_path / "killed")
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_again(
+    whole_run, toy_config, toy_data, tmp_path
+):
+    toy_data.before_batch[3] = kill
+    with pytest.raises(KilledError):
+        train.train(toy_config, tmp_path / "killed")
+    toy_data.before_batch.clear()
+    train.train(toy_config, tmp_path / "killed")
+    assert_equal_runs(whole_run, tmp_path / "killed")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_the_run_goes_on(
+    whole_run, toy_config, toy_data, tmp_path, capsys, number
+):
+    toy_data.before_batch[5] = lambda: os.kill(os.getpid(), number)
+    train.train(toy_config, tmp_path / "stopped")
+    assert (tmp_path / "stopped/checkpoints/5").is_dir()
+    said = capsys.readouterr().out
+    assert f"{number.name}: stopped after step 5 of 6" in said
+    assert "the same command goes on" in said
+    toy_data.before_batch.clear()
+    train.train(toy_config, tmp_path / "stopped")
+    assert "going on after step 5" in capsys.readouterr().out
+    assert_equal_runs(whole_run, tmp_path / "stopped")
+
+
+def test_a_signal_before_the_first_step_saves_nothing(toy_config, toy_data, tmp_path):
+    toy_data.before_batch[1] = lambda: os.kill(os.getpid(), signal.SIGTERM)
+    assert train.train(toy_config, tmp_path / "run") == {}
+    assert not list((tmp_path / "run/checkpoints").iterdir())
+
+
+def test_a_finished_run_does_nothing_but_say_so(whole_run, toy_config, capsys):
+    before = (whole_run / "metrics.jsonl").read_bytes()
+    record = train.train(toy_config, whole_run)
+    assert record["step"] == 6
+    assert "is finished: 6 steps are done" in capsys.readouterr().out
+    assert (whole_run / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_damaged_checkpoint_costs_steps_but_no_result(whole_run, toy_config, tmp_path):
+    damaged = tmp_path / "damaged"
+    shutil.copytree(whole_run, damaged)
+    os.remove(damaged / "checkpoints/6/state/manifest.ocdbt")
+    train.train(toy_config, damaged)
+    assert_equal_runs(whole_run, damaged)
+    assert (damaged / "checkpoints/damaged-6").is_dir()
+
+
+def test_a_nonfinite_step_is_skipped_counted_and_logged_as_null(toy_config, toy_data, tmp_path):
+    toy_data.bad_batches = (3, 4)
+    train.train(toy_config, tmp_path / "run")
+    records = metrics.read_metrics(tmp_path / "run")
+    assert [record["nonfinite"] for record in records] == [0, 0, 1, 1, 0, 0]
+    assert [record["skipped"] for record in records] == [0, 0, 1, 2, 2, 2]
+    assert [record["loss"] is None for record in records] == [
+        False,
+        False,
+        True,
+        True,
+        False,
+        False,
+    ]
+    rates = [record["learning_rate"] for record in records]
+    assert rates[2] == rates[3] == rates[4]  # the schedule counts updates
+
+
+def test_too_many_nonfinite_steps_in_a_row_end_the_run(toy_config, toy_data, tmp_path):
+    toy_data.bad_batches = (2, 3, 4, 5)
+    toy_config.log.every_steps = 100
+    with pytest.raises(NonFiniteError, match="in 3 steps in a row, the last of them step 4"):
+        train.train(toy_config, tmp_path / "run")
+    last = metrics.read_metrics(tmp_path / "run")[-1]
+    assert (last["step"], last["loss"], last["skipped_in_row"]) == (4, None, 3)
+
+
+def test_a_changed_model_is_refused_with_a_table(whole_run, toy_config):
+    toy_config.encoder.width = 128
+    toy_config.batch_size = 16
+    with pytest.raises(UserError) as caught:
+        train.train(toy_config, whole_run)
+    assert "config.batch_size: 8 -> 16" in str(caught.value)
+    assert "config.encoder.width: 64 -> 128" in str(caught.value)
+    assert json.loads((whole_run / "config.json").read_text())["batch_size"] == 8
+
+
+def test_a_longer_run_and_another_log_are_allowed(whole_run, toy_config):
+    toy_config.total_steps = 8
+    toy_config.log.every_steps = 2
+    assert train.train(toy_config, whole_run)["step"] == 8
+
+
+def test_warm_start_takes_whole_groups(whole_run, toy_config, tmp_path, capsys):
+    toy_config.init_from = str(whole_run)
+    toy_config.total_steps = 1
+    toy_config.optimizer.learning_rate = 0.0
+    toy_config.optimizer.min_learning_rate = 0.0
+    train.train(toy_config, tmp_path / "next")
+    assert f"taken from {whole_run}: encoder (2 arrays, 104 values)" in capsys.readouterr().out
+    given, taken = final_params(whole_run), final_params(tmp_path / "next")
+    np.testing.assert_array_equal(taken["encoder"]["kernel"], given["encoder"]["kernel"])
+    assert np.any(taken["head"]["kernel"] != given["head"]["kernel"])
+
+
+def test_a_warm_start_that_does_not_fit_is_refused_with_a_table(
+    whole_run, toy_config, toy_stage, tmp_path
+):
+    toy_config.init_from = str(whole_run)
+    kernel = np.zeros((5, 8), np.float32)
+    toy_stage.warm_start = lambda *_: {"encoder": {"kernel": kernel, "extra": kernel}}
+    with pytest.raises(UserError) as caught:
+        train.train(toy_config, tmp_path / "next")
+    for row in (
+        "missing: encoder/bias (8,)",
+        "surplus: encoder/extra (5, 8)",
+        "misshapen: encoder/kernel (5, 8), wanted (12, 8)",
+    ):
+        assert row in str(caught.value)
+
+
+def test_init_from_without_a_checkpoint_is_refused(toy_config, tmp_path):
+    toy_config.init_from = str(tmp_path)
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        train.train(toy_config, tmp_path / "run")
+
+
+def test_an_unknown_stage_is_refused(toy_config, tmp_path):
+    toy_config.stage = "stage9"
+    with pytest.raises(UserError, match="config.stage='stage9' must be one of stage1, stage2"):
+        train.train(toy_config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_frozen_parameters_of_another_step_are_refused(whole_run, toy_config, tmp_path):
+    toy_config.init_from = str(whole_run)
+    train.train(toy_config, tmp_path / "next")
+    shutil.rmtree(whole_run / "checkpoints/6")
+    with pytest.raises(UserError, match="step of config.init_from: 6 -> 3"):
+        train.train(toy_config, tmp_path / "next")
+
+
+def test_nothing_is_compiled_after_the_first_step(toy_config, tmp_path, monkeypatch):
+    compiled, pushed = [], []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, *_, **__: compiled.append(event) if "backend_compile" in event else None
+    )
+    push = metrics.Reporter.push
+
+    def count(self, *arguments):
+        push(self, *arguments)
+        pushed.append(len(compiled))
+
+    monkeypatch.setattr(metrics.Reporter, "push", count)
+    train.train(toy_config, tmp_path / "run")
+    assert len(pushed) == 6
+    assert pushed[0] > 0
+    assert len(compiled) == pushed[0]
+
+
+STOPPED_RUN = """
+import importlib.util, os, signal, sys
+from absl import flags
+flags.FLAGS.mark_as_parsed()
+spec = importlib.util.spec_from_file_location("toy", sys.argv[1])
+toy = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(toy)
+from invnext_jax import errors, train
+from invnext_jax.runtime import compilation
+compilation.enable_cache()
+train.STAGES["toy"] = toy.make_toy_stage()
+train.pipeline.make_train_dataset = data = toy.ToyData()
+data.before_batch[4] = lambda: os.kill(os.getpid(), signal.SIGTERM)
+with errors.exit_on_user_error():
+    train.train(toy.make_toy_config(sys.argv[2]), sys.argv[3])
+"""
+
+
+def test_a_signal_ends_the_process_with_code_0(whole_run, toy_config, toy_data, tmp_path):
+    arguments = [CONFTEST, toy_config.data.manifest, tmp_path / "stopped"]
+    environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", STOPPED_RUN, *map(str, arguments)],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "SIGTERM: stopped after step 4 of 6" in done.stdout
+    assert list((tmp_path / ".cache/invnext_jax").iterdir())
+    train.train(toy_config, tmp_path / "stopped")
+    assert [record["step"] for record in untimed(tmp_path / "stopped")] == [1, 2, 3, 4, 5, 6]
+    # The other process compiled with other optimisations.
+    jax.tree.map(
+        lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6),
+        final_params(whole_run),
+        final_params(tmp_path / "stopped"),
+    )

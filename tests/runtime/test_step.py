@@ -1,0 +1,92 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from invnext_jax.runtime.state import TrainState
+from invnext_jax.runtime.step import make_train_step
+
+RATE = 0.5
+
+
+def loss_fn(params, frozen, batch, key):
+    """Half the squared distance of w from x, in one dimension; gradient w - x."""
+    loss = 0.5 * (params["w"] - batch["x"]) ** 2 * frozen["scale"]
+    return loss, {"loss/drawn": jax.random.uniform(key)}
+
+
+def make_state(w=1.0):
+    tx = optax.sgd(RATE, momentum=0.9)
+    zero = jnp.int32(0)
+    params = {"w": jnp.float32(w)}
+    return tx, TrainState(zero, params, tx.init(params), zero, zero)
+
+
+def make_step(tx):
+    step = jax.jit(make_train_step(loss_fn, tx, lambda updates: RATE * updates))
+    frozen, key = {"scale": jnp.float32(1.0)}, jax.random.key(0)
+    return lambda state, x: step(state, frozen, {"x": jnp.float32(x)}, key)
+
+
+def test_a_step_is_gradient_descent():
+    tx, state = make_state(w=1.0)
+    state, measured = make_step(tx)(state, 3.0)
+    assert float(state.params["w"]) == 1.0 - RATE * (1.0 - 3.0)
+    assert float(measured["loss"]) == 2.0
+    assert float(measured["grad_norm"]) == 2.0
+    assert int(state.step) == 1
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_nonfinite_step_changes_nothing_but_the_counters(bad):
+    tx, state = make_state()
+    step = make_step(tx)
+    before, _ = step(state, 3.0)
+    after, measured = step(before, bad)
+    jax.tree.map(np.testing.assert_array_equal, before.params, after.params)
+    jax.tree.map(np.testing.assert_array_equal, before.opt_state, after.opt_state)
+    assert (int(after.step), int(after.skipped), int(after.skipped_in_row)) == (2, 1, 1)
+    assert int(measured["nonfinite"]) == 1
+    assert not np.isfinite(measured["loss"])
+
+
+def test_a_finite_step_ends_the_row_of_skipped_ones():
+    tx, state = make_state()
+    step = make_step(tx)
+    rows = []
+    for x in (np.nan, np.nan, 1.0, np.nan):
+        state, measured = step(state, x)
+        rows.append((int(measured["skipped"]), int(measured["skipped_in_row"])))
+    assert rows == [(1, 1), (2, 2), (2, 0), (3, 1)]
+
+
+def test_a_loss_that_is_finite_with_a_gradient_that_is_not_is_skipped():
+    tx, state = make_state(w=0.0)
+
+    def root(params, frozen, batch, key):
+        return jnp.sqrt(params["w"]), {}
+
+    state, measured = make_train_step(root, tx, lambda _: RATE)(state, {}, {}, jax.random.key(0))
+    assert int(measured["nonfinite"]) == 1
+    assert float(state.params["w"]) == 0.0
+
+
+def test_the_key_follows_from_the_step_alone():
+    tx, state = make_state()
+    step = make_step(tx)
+    state1, first = step(state, 3.0)
+    _, second = step(state1, 3.0)
+    _, again = step(state, 5.0)
+    assert float(first["loss/drawn"]) == float(again["loss/drawn"])
+    assert float(first["loss/drawn"]) != float(second["loss/drawn"])
+
+
+def test_the_learning_rate_logged_is_that_of_the_updates_made():
+    tx, state = make_state()
+    step = make_step(tx)
+    rates = []
+    for x in (1.0, np.nan, 1.0):
+        state, measured = step(state, x)
+        rates.append(float(measured["learning_rate"]))
+    assert rates == [0.0, RATE, RATE]
