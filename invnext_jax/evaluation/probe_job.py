@@ -16,7 +16,6 @@ from typing import Any
 import jax
 import ml_collections
 import numpy as np
-from absl import logging
 
 from invnext_jax.data import pipeline, sources
 from invnext_jax.errors import UserError
@@ -55,7 +54,7 @@ def run_probe(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[st
     key = _hash([data_key, encoder_record, _hash_tree(loaded.params)])
     found = _read(workdir / RESULTS, key)
     if found:
-        logging.info("%s is up to date", workdir / RESULTS)
+        print(f"{workdir / RESULTS} is up to date.", flush=True)
         return found
 
     results = _probe_encoder(config, loaded, loaded.params, tasks, "encoder")
@@ -64,6 +63,7 @@ def run_probe(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[st
         control_key = _hash([data_key, encoder_record, "controls"])
         controls = _read(workdir / "controls.json", control_key)
         if not controls:
+            print("controls", flush=True)
             controls = {"key": control_key, **_run_controls(config, loaded, tasks)}
             _write(workdir / "controls.json", controls)
         results["rows"] += controls["rows"]
@@ -111,19 +111,20 @@ def choose_tasks(config: Any) -> tuple[str, ...]:
     Raises:
       UserError: a manifest is missing or lacks a label.
     """
-    common, manifests = None, _manifests(config)
+    common, manifests = [], _manifests(config)
     if not all(manifests):
         raise UserError("set config.train_manifest and config.val_manifest to CSV files of videos")
     for manifest in manifests:
         columns = sources.read_manifest(manifest).labels
-        found = {name.removeprefix(sources.LABEL_PREFIX) for name in columns}
-        missing = set(config.tasks) - found
+        found = [name.removeprefix(sources.LABEL_PREFIX) for name in columns]
+        missing = set(config.tasks) - set(found)
         if missing:
             raise UserError(f"{manifest} has no column label_{sorted(missing)[0]}: add it")
-        common = found if common is None else common & found
-    if not common:
+        common.append(found)
+    shared = tuple(task for task in common[0] if task in common[1])
+    if not shared:
         raise UserError(f"{' and '.join(manifests)} share no label_<task> column: add one")
-    return tuple(config.tasks) or tuple(sorted(common))
+    return tuple(config.tasks) or shared
 
 
 def _manifests(config) -> tuple[str, str]:
@@ -141,7 +142,8 @@ def _probe_encoder(config, loaded, params, tasks, name: str) -> dict[str, Any]:
         features.extract(loaded.encoder, params, _batches(config, manifest, config.batch_size))
         for manifest in _manifests(config)
     )
-    logging.info("%s: features in %.0f s", name, time.perf_counter() - start)
+    count, seconds = len(train.index_b) + len(val.index_b), time.perf_counter() - start
+    print(f"{name}: features of {count} clips in {seconds:.0f} s", flush=True)
     rows = []
     for pooling in config.poolings:
         data = (probes.normalize_rows(part.pooled[pooling]) for part in (train, val))
@@ -199,7 +201,7 @@ def _run_controls(config, loaded, tasks) -> dict[str, Any]:
     rows += _box_rows(config, tasks, parts, labels)
     curve = []
     if config.supervised.steps:
-        logging.info("supervised training, %d steps", config.supervised.steps)
+        print(f"supervised training, {config.supervised.steps} steps", flush=True)
         by_task, curve = supervised.train_supervised(
             loaded.encoder,
             parts[0][:2],

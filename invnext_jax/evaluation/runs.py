@@ -22,7 +22,7 @@ def read_record(workdir: str | Path) -> dict[str, Any]:
         raise UserError(
             f"{workdir} holds no checkpoint: give the --workdir of a run that saved one"
         )
-    options = ocp.CheckpointManagerOptions(create=False, read_only=True)
+    options = ocp.CheckpointManagerOptions(create=False)
     handlers = {"meta": ocp.JsonCheckpointHandler()}
     with ocp.CheckpointManager(folder, item_handlers=handlers, options=options) as manager:
         items = ocp.args.Composite(meta=ocp.args.JsonRestore())

@@ -1,0 +1,210 @@
+"""One self-contained web page about runs and probes: numbers, curves, and pictures of clips."""
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import ml_collections
+import numpy as np
+from absl import logging
+
+from invnext_jax import stage1
+from invnext_jax.data import pipeline
+from invnext_jax.errors import UserError
+from invnext_jax.evaluation import charts, features, probe_job, runs, strips, tables
+from invnext_jax.runtime import metrics
+
+STAGES = {"stage1": "Stage 1", "stage2": "Stage 2"}
+
+
+@dataclasses.dataclass
+class Run:
+    """A pretraining run: its folder, record (see `runs.read_record`) and logged metrics."""
+
+    folder: Path
+    record: dict[str, Any]
+    records: list[dict[str, Any]]
+
+    @property
+    def config(self) -> ml_collections.ConfigDict:
+        """The run's resolved config."""
+        return ml_collections.ConfigDict(self.record["config"])
+
+    @property
+    def title(self) -> str:
+        """Its stage in words."""
+        return STAGES[self.record["config"]["stage"]]
+
+
+def write_report(folders: Sequence[str | Path], out: str | Path, clips: int = 3) -> Path:
+    """Writes the page.
+
+    Args:
+      folders: workdirs of pretraining runs and of probes, in any order.
+      out: the HTML file.
+      clips: how many clips are shown, the first ones of the manifest.
+
+    Raises:
+      UserError: a folder is neither a run nor a probe.
+    """
+    if not folders:
+        raise UserError("name the workdirs of the runs and probes to report on")
+    found_runs, probes = [], []
+    for folder in map(Path, folders):
+        if (folder / probe_job.RESULTS).is_file():
+            probes.append(json.loads((folder / probe_job.RESULTS).read_text(encoding="utf-8")))
+        elif (folder / "checkpoints").is_dir():
+            record = runs.read_record(folder)
+            found_runs.append(Run(folder, record, metrics.read_metrics(folder)))
+        else:
+            raise UserError(
+                f"{folder} is neither a run nor a probe: it has no checkpoint or results"
+            )
+    out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    page = render(
+        runs=[describe_run(run, i) for i, run in enumerate(found_runs)],
+        probe=tables.join_probes(probes),
+        clips=show_clips(found_runs, probes, clips) if found_runs and clips else None,
+    )
+    temporary = out.with_name(out.name + ".tmp")
+    temporary.write_text(page, encoding="utf-8")
+    temporary.replace(out)
+    return out
+
+
+def render(**content: Any) -> str:
+    """Fills the page's template."""
+    loader = jinja2.PackageLoader("invnext_jax.evaluation", "templates")
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+    )
+    return environment.get_template("report.html").render(**content)
+
+
+def describe_run(run: Run, number: int) -> dict[str, Any]:
+    """What the page says about a run: a card of facts, its charts, its whole config."""
+    config, last = run.config, run.records[-1] if run.records else {}
+    e, data = config.encoder, config.data
+    side = e.size // e.patch
+    speeds = [r["clips_per_second"] for r in run.records if r.get("clips_per_second")]
+    facts = {
+        "variant": config.variant,
+        "steps": f"{run.record['step']:,} of {config.total_steps:,}",
+        "batch": f"{config.batch_size} clips",
+        "clips": f"{data.frames} frames of {data.size} px, {side} x {side} patches of {e.patch} px",
+        "encoder": f"{e.depth} blocks of width {e.width}, {e.heads} heads",
+        "predictor": f"{config.predictor.depth} {config.predictor.kind} layers",
+        "mask": config.mask.kind.replace("_", "-"),
+        "seed": config.seed,
+        "speed": f"{np.median(speeds):.0f} clips/s" if speeds else "",
+        "skipped steps": last.get("skipped", ""),
+        "dropped videos": last.get("dropped_videos", ""),
+        "code": (run.record["git"][:10] + "+" * run.record["git"].endswith("+")) or "no git",
+        "versions": ", ".join(f"{k} {v}" for k, v in run.record["versions"].items()),
+    }
+    return {
+        "title": run.title,
+        "folder": run.folder.name,
+        "facts": {name: value for name, value in facts.items() if value != ""},
+        "charts": charts.make_charts(run.records, salt=f"{run.folder}-{number}"),
+        "config": json.dumps(run.record["config"], indent=1),
+    }
+
+
+def show_clips(found_runs: Sequence[Run], probes: Sequence[dict], count: int) -> dict[str, Any]:
+    """Strips of the first clips of the held-out manifest, or else of the first run's own."""
+    held_out = [p["run"]["config"]["val_manifest"] for p in probes]
+    manifest = held_out[0] if held_out else found_runs[0].config.data.manifest
+    rows: list[list[dict[str, str]]] = [[] for _ in range(count)]
+    video_bthwc, index_b = _read_clips(found_runs[0].config, manifest, count)
+
+    def add(title, caption, videos):
+        for row, video_thwc in zip(rows, videos, strict=False):
+            uri = strips.to_data_uri(np.asarray(video_thwc))
+            row.append({"title": title, "caption": caption, "uri": uri})
+
+    add("Input", "The frames that the encoder is given.", video_bthwc)
+    notes, first = [], found_runs[0]
+    untrained = features.init_encoder(first.config, seed=first.config.seed)
+    maps = [("random initialisation", first.config, untrained, video_bthwc)]
+    for run in found_runs:
+        params, config = features.load_params(run.folder)
+        clips = _read_clips(config, manifest, count)[0]
+        try:
+            for title, caption, videos in _own_strips(run.title, config, params, clips):
+                add(title, caption, videos)
+        except UserError as error:
+            notes.append(f"{run.title}: no masks or reconstructions, as {error}.")
+            logging.warning("%s", notes[-1])
+        maps.append((run.title, config, params["encoder"], clips))
+    for title, config, params, clips in maps:
+        tokens = strips.grid_tokens(config, params, clips)
+        colors = [strips.color_features(x, config.data.size) for x in tokens]
+        add(f"Features, {title}", FEATURES_CAPTION, colors)
+    names = _name_clips(manifest, index_b)
+    shown = [{"name": n, "strips": row} for n, row in zip(names, rows, strict=False) if row]
+    return {"clips": shown, "notes": notes, "manifest": Path(manifest).name, "held": bool(held_out)}
+
+
+FEATURES_CAPTION = (
+    "Three main components of this clip's tokens as red, green, blue, smoothly enlarged: like "
+    "colours, like features. Components and colours are each row's own."
+)
+
+
+def _own_strips(name: str, config: Any, params: Any, video_bthwc: np.ndarray):
+    """The strips that only one stage has: (title, caption, videos)."""
+    if config.stage == "stage1":
+        frozen = stage1.init_frozen(config, None)
+        made = strips.reconstruct(config, params, frozen, video_bthwc)
+        kind = "in proportion to the image teacher's attention" * (config.mask.kind == "semantic")
+        yield (
+            f"{name}: mask",
+            f"Grey patches are hidden; the visible ones are drawn {kind or config.mask.kind}.",
+            list(map(strips.hide_patches, video_bthwc, made.seen_btyx)),
+        )
+        yield (
+            f"{name}: reconstruction",
+            "Hidden patches sampled from noise by the pixel decoder, each on its own; patches "
+            "framed in white were visible and are copied. Nothing of a hidden patch is used.",
+            list(map(strips.outline_patches, made.own_bthwc, made.seen_btyx)),
+        )
+        yield (
+            f"{name}: with another clip's latents",
+            "The same noise decoded from the next clip's latents. Should this look like the row "
+            "above, the decoder ignores what the encoder tells it.",
+            list(map(strips.outline_patches, made.other_bthwc, made.seen_btyx)),
+        )
+    else:
+        for i, seen_btyx in enumerate(strips.stage2_masks(config, video_bthwc)):
+            settings = config.mask.blocks[i] if config.mask.kind == "multi_block" else None
+            kind = f"{settings[0]} blocks of {settings[1]:.0%}" if settings else config.mask.kind
+            yield (
+                f"{name}: mask {i + 1}",
+                f"Grey patches are hidden in every frame ({kind}); their latents are predicted.",
+                list(map(strips.hide_patches, video_bthwc, seen_btyx)),
+            )
+
+
+def _read_clips(config: Any, manifest: str, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The first readable clips, as evaluation sees them: uint8 [b t h w c] and row numbers [b]."""
+    data = ml_collections.ConfigDict(config.data.to_dict())
+    batches = pipeline.make_eval_dataset(data, manifest=manifest, batch_size=count)
+    batch = next(itertools.islice(batches, 1))
+    real_b = batch["index"] >= 0
+    return batch["video"][real_b], batch["index"][real_b]
+
+
+def _name_clips(manifest: str, index_b: np.ndarray) -> list[str]:
+    """Ground-truth captions of the embedded world where they lie beside the manifest."""
+    path = Path(manifest)
+    path = path.with_name(f"{path.stem}.captions.jsonl")
+    if not path.is_file():
+        return [f"Clip {i}" for i in index_b]
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [f"Clip {i}: {json.loads(lines[i])['caption']}" for i in index_b]

@@ -1,0 +1,26 @@
+"""Writes one self-contained web page about runs and their probes.
+
+python launch/report.py runs/s1 runs/s2 runs/p1 runs/p2 --out=report.html
+"""
+
+from collections.abc import Sequence
+
+from absl import flags
+
+from invnext_jax import errors
+from invnext_jax.evaluation import report
+from invnext_jax.runtime import compilation
+
+_OUT = flags.DEFINE_string("out", "report.html", "The HTML file to write.")
+_CLIPS = flags.DEFINE_integer("clips", 3, "How many clips are shown; 0 for none.")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Writes the page, and says where it is."""
+    compilation.enable_cache()
+    out = report.write_report(argv[1:], _OUT.value, _CLIPS.value)
+    print(f"Wrote {out} ({out.stat().st_size / 1e6:.1f} MB); open it in any browser.")
+
+
+if __name__ == "__main__":
+    errors.run_command(main, arguments=None)

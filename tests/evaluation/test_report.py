@@ -1,0 +1,121 @@
+"""The page is whole without a network, joins probes, and refuses folders that are neither."""
+
+import json
+import re
+
+import flax.linen as nn
+import jax
+import ml_collections
+import pytest
+
+from configs import stage1 as stage1_config
+from invnext_jax import stage1
+from invnext_jax.data import world
+from invnext_jax.errors import UserError
+from invnext_jax.evaluation import features, report, runs, tables
+from invnext_jax.runtime import provenance
+
+
+def make_row(name, what, task, top1):
+    common = {"videos": 100, "classes": 8, "standard_error": 0.03, "train_top1": 1.0}
+    return {"name": name, "input": what, "task": task, "top1": top1, **common}
+
+
+def make_probe(stage, top1, *, controls):
+    rows = [make_row("encoder", "mean", "shape", top1)]
+    if controls:
+        rows += [
+            make_row("random", "mean", "shape", 0.25),
+            make_row("supervised", "end to end", "shape", 0.5),
+            make_row("first_frame", "pixels", "shape", 0.2),
+        ]
+    statistics = {
+        **{"position_share": 0.2, "effective_rank": 9.0, "effective_rank_within": 8.0},
+        **{"feature_std": 1.0, "width": 64},
+    }
+    config = {"supervised": {"steps": 150 * controls}, "val_manifest": "val.csv"}
+    return {
+        "stage": stage,
+        "tasks": ["shape"],
+        "rows": rows,
+        "tokens": {"encoder": statistics},
+        "run": {"config": config},
+    }
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A Stage 1 run and its probe as they lie on disk, but with parameters made on the spot."""
+    spec = world.WorldSpec(size=32, frames=2, split="val")
+    manifest = world.write_world(spec, tmp_path / "world", 2, progress=False)
+    config = stage1_config.get_config("tiny")
+    config.encoder.update(width=16, depth=2, heads=2, mlp_width=32, pool_width=16, frames=2)
+    config.predictor.update(width=16, depth=1, heads=2, mlp_width=16)
+    config.decoder.update(depth=1, width=32)
+    config.data.update(frames=2, manifest=str(manifest), workers=0)
+    record = {"config": provenance.as_json(config), "step": 2, "git": "a" * 40, "versions": {}}
+    (tmp_path / "s1" / "checkpoints").mkdir(parents=True)
+    lines = [{"step": i, "loss": 1.0 / i, "clips_per_second": 5.0} for i in (1, 2)]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (tmp_path / "s1" / "metrics.jsonl").write_text(text)
+    probe = make_probe("stage1", 0.9, controls=True)
+    probe["run"]["config"]["val_manifest"] = str(manifest)
+    (tmp_path / "p1").mkdir()
+    (tmp_path / "p1" / "results.json").write_text(json.dumps(probe))
+
+    def load(_):
+        model = stage1.make_model(config)
+        init = jax.jit(lambda key: stage1.init_params(config, model, key))
+        return nn.meta.unbox(init(jax.random.key(0))), ml_collections.ConfigDict(record["config"])
+
+    monkeypatch.setattr(features, "load_params", load)
+    monkeypatch.setattr(runs, "read_record", lambda _: record)
+    return tmp_path
+
+
+def test_page_holds_everything_and_loads_nothing(folder):
+    out = report.write_report([folder / "s1", folder / "p1"], folder / "out" / "report.html", 2)
+    page = out.read_text()
+    assert set(re.findall(r'src="([^"]{10})', page)) == {"data:image"}
+    assert not re.search(r"<script|<link|@import|url\(\s*['\"]?http", page)
+    assert page.count('class="clip"') == 2
+    titles = ("Input", "mask", "reconstruction", "another clip&#39;s latents", "Features, Stage 1")
+    for text in (*titles, "Random initialisation", "90.0", "a" * 10, "Loss"):
+        assert text in page, text
+    captions = (folder / "world" / "val.captions.jsonl").read_text().splitlines()
+    assert json.loads(captions[1])["caption"] in page
+
+
+def test_a_run_alone_gets_a_page_without_pictures(folder):
+    out = report.write_report([folder / "s1"], folder / "report.html", clips=0)
+    assert "What it sees" not in out.read_text()
+
+
+def test_probes_join_into_one_table_from_little_to_much_knowledge():
+    probes = [
+        make_probe("stage1", 0.9, controls=False),
+        make_probe("stage2", 0.8, controls=True),
+    ]
+    table = tables.join_probes(probes)
+    names = [row["name"] for row in table["rows"]]
+    assert names == [
+        *("chance", "first frame", "random initialisation", "Stage 1", "Stage 2", "supervised")
+    ]
+    gain = table["rows"][3]["cells"]["shape"]["gain"]
+    assert gain["points"] == pytest.approx(65)
+    assert gain["errors"] == pytest.approx(0.65 / (0.03 * 2**0.5))
+    assert "150 steps" in table["rows"][-1]["note"]
+    assert table["rows"][0]["cells"]["shape"]["top1"] == 1 / 8
+
+
+def test_two_probes_of_one_stage_are_told_apart():
+    probes = [make_probe("stage1", 0.9, controls=False), make_probe("stage1", 0.8, controls=False)]
+    names = [row["name"] for row in tables.join_probes(probes)["rows"]]
+    assert names == ["chance", "Stage 1 (1)", "Stage 1 (2)"]
+
+
+def test_other_folders_are_refused(tmp_path):
+    with pytest.raises(UserError, match="name the workdirs"):
+        report.write_report([], tmp_path / "report.html")
+    with pytest.raises(UserError, match="is neither a run nor a probe"):
+        report.write_report([tmp_path], tmp_path / "report.html")
