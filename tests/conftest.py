@@ -1,5 +1,6 @@
 """Eight fake CPU devices, strict ranks, parsed flags (grain's workers ask for them), `--slow`."""
 
+import contextlib
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -8,8 +9,15 @@ os.environ["XLA_FLAGS"] = (
 )
 
 import jax  # noqa: E402
+import ml_collections  # noqa: E402
 import pytest  # noqa: E402
 from absl import flags  # noqa: E402
+
+from configs import stage1, stage2  # noqa: E402
+from invnext_jax import train  # noqa: E402
+from invnext_jax.data.world import WorldSpec  # noqa: E402
+from invnext_jax.data.world_files import write_world  # noqa: E402
+from invnext_jax.runtime import mesh as mesh_lib  # noqa: E402
 
 flags.FLAGS.mark_as_parsed()
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -35,3 +43,49 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if "slow" in item.keywords:
             item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory):
+    """The manifest of sixteen clips of the embedded world."""
+    spec = WorldSpec(level="simple", size=32, frames=8, seed=0, split="train")
+    return write_world(spec, tmp_path_factory.mktemp("world"), 16, progress=False)
+
+
+@pytest.fixture
+def tiny_config(world):
+    """Makes the real config of a stage in its tiny variant, shrunk: six steps on one device."""
+
+    def make(stage):
+        config = {"stage1": stage1, "stage2": stage2}[stage].get_config("tiny")
+        config.total_steps = 6
+        config.batch_size = 8
+        config.mesh.data = 1
+        config.data.update(manifest=str(world), frames=2, workers=0)
+        config.encoder.update(depth=2, frames=2)
+        config.predictor.depth = 1
+        config.optimizer.warmup_steps = 2
+        config.checkpoint.every_steps = 3
+        config.log.update(every_steps=1, diagnostics_every_steps=0)
+        if stage == "stage1":
+            config.decoder.depth = 1
+        return config
+
+    return make
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+    """Hides all devices but the first from the mesh."""
+    devices = jax.devices()[:1]
+    monkeypatch.setattr(mesh_lib.jax, "devices", lambda: devices)
+
+
+@pytest.fixture
+def stage1_run(tiny_config, one_device, tmp_path):
+    """The workdir of a Stage 1 run that has saved its initial parameters."""
+    config = tiny_config("stage1")
+    with contextlib.ExitStack() as stack:
+        run = train.prepare(ml_collections.FrozenConfigDict(config), tmp_path / "stage1", stack)
+        run.checkpointer.save(0, run.state, run.data_iter)
+    return tmp_path / "stage1"

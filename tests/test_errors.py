@@ -1,0 +1,101 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from absl import flags
+from ml_collections import config_flags
+
+from invnext_jax import errors
+from invnext_jax.errors import NonFiniteError, UserError
+
+# ml_collections loads config files in a way that Python 3.15 will drop.
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+
+ROOT = Path(__file__).parents[1]
+CONFIG = f"--config={ROOT}/configs/stage1.py:tiny"
+
+
+@pytest.fixture
+def parse(monkeypatch):
+    """Parses a command line as launch/main.py does."""
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values)
+    flags.DEFINE_string("workdir", None, "Folder.", flag_values=values, required=True)
+    flags.mark_flag_as_required("config", flag_values=values)
+    monkeypatch.setattr(errors.flags, "FLAGS", values)
+
+    def parse(*arguments):
+        argv = ["main.py", *arguments]
+        monkeypatch.setattr(sys, "argv", argv)
+        return errors.parse_flags(argv), values
+
+    return parse
+
+
+def test_fields_are_set_from_the_command_line(parse):
+    rest, values = parse(CONFIG, "--workdir=a", "--config.encoder.width=5")
+    assert rest == ["main.py"]
+    assert values.config.encoder.width == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (
+            [CONFIG, "--workdir=a", "--config.encoder.widht=3"],
+            "unknown option --config.encoder.widht: the nearest one is --config.encoder.width",
+        ),
+        (
+            [CONFIG, "--workdir=a", "--config.encoder.width.x=3"],
+            "unknown option --config.encoder.width.x: the nearest one is --config.encoder.width",
+        ),
+        (
+            [CONFIG, "--workdir=a", "--config.encoder.width=wide"],
+            "flag --config.encoder.width=wide: invalid literal for int() with base 10: 'wide'",
+        ),
+        (
+            [CONFIG.replace("tiny", "huge"), "--workdir=a"],
+            "unknown variant 'huge': choose one of tiny, base, large, 1b",
+        ),
+        (["--config=nowhere.py", "--workdir=a"], "there is no config file 'nowhere.py'"),
+        ([CONFIG], "--workdir is missing"),
+        (["--workdir=a"], "--config is missing"),
+        ([CONFIG, "--wrokdir=a"], "Unknown command line flag 'wrokdir'. Did you mean: workdir ?"),
+    ],
+)
+def test_mistakes_on_the_command_line_are_one_sentence(parse, arguments, sentence):
+    with pytest.raises(UserError) as caught:
+        parse(*arguments)
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("error", "code"), [(UserError, 2), (NonFiniteError, 3)])
+def test_an_error_for_the_user_is_a_line_and_an_exit_code(error, code, capsys):
+    with pytest.raises(SystemExit) as caught, errors.exit_on_user_error():
+        raise error("change this")
+    assert caught.value.code == code
+    assert capsys.readouterr().err == "error: change this\n"
+
+
+def test_other_errors_keep_their_traceback():
+    with pytest.raises(ZeroDivisionError), errors.exit_on_user_error():
+        _ = 1 / 0
+
+
+@pytest.mark.parametrize(
+    ("argument", "sentence"),
+    [
+        ("--config.optimizer.betaz=1", "error: unknown option --config.optimizer.betaz: "),
+        ("--config.data.manifest=nowhere.csv", "error: config.data.manifest=nowhere.csv is not"),
+        ("surplus", "error: unexpected argument 'surplus'"),
+    ],
+)
+def test_launch_main_exits_with_code_2_and_no_traceback(argument, sentence, tmp_path):
+    command = [sys.executable, "launch/main.py", CONFIG, f"--workdir={tmp_path / 'run'}", argument]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2
+    assert done.stderr.startswith(sentence)
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()

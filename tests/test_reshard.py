@@ -1,0 +1,68 @@
+"""A run saved on one mesh goes on on another, with equal values."""
+
+import functools
+import os
+
+import jax
+import numpy as np
+import pytest
+
+from invnext_jax import stage1
+from invnext_jax.data import pipeline
+from invnext_jax.runtime import checkpoint, optimizer
+from invnext_jax.runtime import mesh as mesh_lib
+from invnext_jax.runtime import state as state_lib
+
+
+def open_data(config):
+    return iter(pipeline.make_train_dataset(config.data, seed=0, batch_size=config.batch_size))
+
+
+def abstract_on(config, *sizes):
+    config.mesh.update(dict(zip(mesh_lib.AXES, sizes, strict=True)))
+    mesh = mesh_lib.make_mesh(config.mesh, jax.devices()[: np.prod(sizes)])
+    schedule = optimizer.make_schedule(config.optimizer, config.total_steps)
+    tx = optimizer.make_optimizer(config.optimizer, schedule)
+    init_fn = functools.partial(stage1.init_params, config, stage1.make_model(config))
+    return state_lib.abstract_state(init_fn, tx, mesh)
+
+
+def numbered(abstract):
+    """A state in which every value is its own number, at step 1."""
+
+    def fill(leaf):
+        values = np.arange(np.prod(leaf.shape), dtype=leaf.dtype).reshape(leaf.shape)
+        return jax.device_put(values + np.ones((), leaf.dtype), leaf.sharding)
+
+    return jax.tree.map(fill, abstract)
+
+
+@pytest.fixture
+def saved(tiny_config, tmp_path):
+    config = tiny_config("stage1")
+    state = numbered(abstract_on(config, 8, 1, 1, 1))
+    checkpointer = checkpoint.Checkpointer(tmp_path, config)
+    data_iter = open_data(config)
+    next(data_iter)
+    checkpointer.save(1, state, data_iter)
+    checkpointer.close()
+    data_iter.close()
+    return config, state
+
+
+@pytest.mark.parametrize("sizes", [(2, 4, 1, 1), (2, 2, 2, 1), (1, 1, 1, 1)])
+def test_a_state_saved_on_eight_devices_is_restored_on_another_mesh(saved, sizes, tmp_path):
+    config, state = saved
+    abstract = abstract_on(config, *sizes)
+    checkpointer = checkpoint.Checkpointer(tmp_path, config)
+    data_iter = open_data(config)
+    restored = checkpointer.restore(abstract, data_iter)
+    checkpointer.close()
+    data_iter.close()
+    jax.tree.map(np.testing.assert_array_equal, state, restored)
+    wanted = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    assert jax.tree.map(lambda leaf: leaf.sharding, restored) == wanted
+    if sizes == (2, 4, 1, 1):
+        split = [leaf for leaf in jax.tree.leaves(restored.params) if "fsdp" in leaf.sharding.spec]
+        assert len(split) > len(jax.tree.leaves(restored.params)) / 2
+    assert os.listdir(tmp_path / "checkpoints") == ["1"]

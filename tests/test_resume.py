@@ -1,0 +1,44 @@
+"""Six steps equal three, a kill, and three more: bit by bit, data iterator included."""
+
+import jax
+import numpy as np
+import pytest
+
+from invnext_jax import train
+from invnext_jax.runtime import checkpoint, metrics
+
+
+class KilledError(Exception):
+    """Stands for the end of the process."""
+
+
+def losses(workdir):
+    return [(record["step"], record["loss"]) for record in metrics.read_metrics(workdir)]
+
+
+@pytest.mark.parametrize(("stage", "workers"), [("stage1", 1), ("stage2", 0)])
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    stage, workers, tiny_config, request, one_device, tmp_path, monkeypatch
+):
+    config = tiny_config(stage)
+    config.data.workers = workers
+    if stage == "stage2":
+        config.init_from = str(request.getfixturevalue("stage1_run"))
+    train.train(config, tmp_path / "whole")
+
+    push = metrics.Reporter.push
+
+    def push_until_killed(self, step, *arguments):
+        push(self, step, *arguments)
+        if step == 5:
+            raise KilledError
+
+    with monkeypatch.context() as patch, pytest.raises(KilledError):
+        patch.setattr(metrics.Reporter, "push", push_until_killed)
+        train.train(config, tmp_path / "killed")
+    assert checkpoint.restore_run(tmp_path / "killed").step == 3
+    train.train(config, tmp_path / "killed")
+
+    whole, killed = (checkpoint.restore_run(tmp_path / name).params for name in ("whole", "killed"))
+    jax.tree.map(np.testing.assert_array_equal, whole, killed)
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")

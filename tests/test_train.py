@@ -1,0 +1,98 @@
+"""Both stages run from the real configs in their tiny variant, shrunk, on real video files."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from invnext_jax import train
+from invnext_jax.errors import UserError
+from invnext_jax.runtime import checkpoint, metrics
+
+ALWAYS = {"loss", "grad_norm", "learning_rate", "clips_per_second", "data_wait", "dropped_videos"}
+LOGGED = {
+    "stage1": {
+        *("loss/align_tokens", "loss/align_pooled", "loss/pixels"),
+        *("encoder_grad/pixels", "conditioning_gap", "latent_rank"),
+    },
+    "stage2": {
+        *("loss/predict_0", "loss/predict_1", "encoder_grad/predict_0"),
+        *("target_std", "target_rank", "prediction_rank", "target_position_share"),
+    },
+}
+
+
+@pytest.fixture
+def compile_counts(monkeypatch):
+    """Programs compiled when each step had been dispatched and, last, all in all."""
+    compiled, counts = [], []
+
+    def listen(event, *_, **__):
+        if "backend_compile" in event:
+            compiled.append(event)
+
+    push = metrics.Reporter.push
+
+    def push_and_count(self, *arguments):
+        push(self, *arguments)
+        counts.append(len(compiled))
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    monkeypatch.setattr(metrics.Reporter, "push", push_and_count)
+    yield lambda: [*counts, len(compiled)]
+    jax.monitoring.clear_event_listeners()
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_a_stage_trains_saves_logs_and_compiles_once(
+    stage, tiny_config, stage1_run, compile_counts, tmp_path
+):
+    config = tiny_config(stage)
+    config.log.diagnostics_every_steps = 2
+    config.init_from = str(stage1_run) if stage == "stage2" else ""
+    last = train.train(config, tmp_path / "run")
+
+    records = metrics.read_metrics(tmp_path / "run")
+    assert [record["step"] for record in records] == [1, 2, 3, 4, 5, 6]
+    assert last == records[-1]
+    for record in records:
+        assert record.keys() >= ALWAYS
+        assert np.isfinite([value for value in record.values() if value is not None]).all()
+        assert record["nonfinite"] == record["dropped_videos"] == 0
+    assert last.keys() >= LOGGED[stage]
+    assert json.loads((tmp_path / "run/config.json").read_text())["stage"] == stage
+    assert sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir()) == ["3", "6"]
+    assert list((tmp_path / "run/tensorboard").iterdir())
+
+    counts = compile_counts()
+    assert len(counts) == 7
+    assert 0 < counts[0] == counts[-1]
+
+    if stage == "stage2":
+        start, end = (checkpoint.restore_params(path)[0] for path in (stage1_run, tmp_path / "run"))
+        jax.tree.map(np.testing.assert_array_equal, start["pool"], end["pool"])
+        moved = jax.tree.map(lambda a, b: np.any(a != b), start["encoder"], end["encoder"])
+        assert any(jax.tree.leaves(moved))
+
+
+def test_stage2_without_stage1_is_refused(tiny_config, tmp_path):
+    with pytest.raises(UserError, match="Stage 2 starts from Stage 1"):
+        train.train(tiny_config("stage2"), tmp_path / "run")
+
+
+def test_stage2_of_another_size_than_its_stage1_is_refused(tiny_config, stage1_run, tmp_path):
+    config = tiny_config("stage2")
+    config.init_from = str(stage1_run)
+    config.encoder.mlp_width = 128
+    with pytest.raises(UserError, match=r"misshapen: encoder/\S+ \(.*\), wanted \(.*\)"):
+        train.train(config, tmp_path / "run")
+
+
+def test_videos_that_cannot_be_read_end_the_run_with_a_sentence(tiny_config, one_device, tmp_path):
+    (tmp_path / "bad.mp4").write_bytes(b"no video")
+    (tmp_path / "bad.csv").write_text("path,source\nbad.mp4,world\n")
+    config = tiny_config("stage1")
+    config.data.manifest = str(tmp_path / "bad.csv")
+    with pytest.raises(UserError, match="no readable video"):
+        train.train(config, tmp_path / "run")
