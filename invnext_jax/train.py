@@ -100,7 +100,8 @@ def prepare(
     checks.check_batch(config, mesh)
     given, given_step = None, None
     if config.init_from:
-        given, _, given_step = checkpoint.restore_run(config.init_from)
+        given, given_config, given_step = checkpoint.restore_run(config.init_from)
+        checks.check_source(config, given_config)
 
     drops = pipeline.DropCounter()
     data_iter = _open_data(config, drops, stack)

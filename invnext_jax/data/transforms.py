@@ -8,15 +8,6 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # of ImageNet
-STD = np.array([0.229, 0.224, 0.225], np.float32)
-
-
-def normalize(video):
-    """Turns uint8 RGB [... c] of numpy or JAX into float32 with ImageNet's mean and deviation."""
-    shape = (1,) * (video.ndim - 1) + (3,)
-    return (video.astype(np.float32) / np.float32(255) - MEAN.reshape(shape)) / STD.reshape(shape)
-
 
 def multi_scale_crop(
     frames: np.ndarray, size: int, scales: Sequence[float], rng: np.random.Generator

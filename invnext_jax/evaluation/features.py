@@ -19,6 +19,7 @@ from einops import rearrange
 from invnext_jax.errors import UserError
 from invnext_jax.models import encoder as encoder_model
 from invnext_jax.models.encoder import Encoder
+from invnext_jax.models.layers import scale_kernels
 from invnext_jax.models.pixels import normalize
 from invnext_jax.runtime import checkpoint
 from invnext_jax.weights import export
@@ -74,7 +75,8 @@ def init_encoder(config: Any, seed: int) -> Any:
     e = config.encoder
     clip_bthwc = jnp.zeros((1, e.frames, e.size, e.size, 3))
     init = jax.jit(encoder_model.from_config(config).init)
-    return nn.meta.unbox(init(jax.random.key(seed), clip_bthwc)["params"])
+    params = nn.meta.unbox(init(jax.random.key(seed), clip_bthwc)["params"])
+    return scale_kernels(params, config.init_gain, without=("patch_embed",))
 
 
 @dataclasses.dataclass(frozen=True)

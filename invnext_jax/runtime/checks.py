@@ -81,3 +81,33 @@ def check_batch(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
             f"config.batch_size={size} must divide by the {shards} devices of the mesh axes data "
             "and fsdp: change the batch, or config.mesh"
         )
+
+
+# What changes the meaning of parameters without changing the shape of any.
+_MEANING = {
+    "encoder": ("heads", "patch", "size", "frames", "class_tokens"),
+    "predictor": ("kind", "heads", "window", "last_layer"),
+}
+
+
+def check_source(config: ml_collections.ConfigDict, source: ml_collections.ConfigDict) -> None:
+    """Checks that parameters of another run mean the same in this one.
+
+    Args:
+        config: of this run.
+        source: config of the run that `config.init_from` names.
+
+    Raises:
+        UserError: a field differs that no shape would tell.
+    """
+    changed = [
+        f"config.{group}.{name}: {source[group][name]!r} there, {config[group][name]!r} here"
+        for group, names in _MEANING.items()
+        for name in names
+        if source[group][name] != config[group][name]
+    ]
+    if changed:
+        raise UserError(
+            f"the run config.init_from={config.init_from} was made with other sizes; take its "
+            "values:\n  " + "\n  ".join(changed)
+        )

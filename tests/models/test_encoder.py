@@ -104,3 +104,10 @@ def test_patches_paste_back():
     corner = video[0, 0, :4, :4]
     np.testing.assert_array_equal(targets[0].reshape(3, 4, 4), corner.transpose(2, 0, 1))
     np.testing.assert_array_equal(patchify(video, 4)[0, 0].reshape(4, 4, 3), corner)
+
+
+def test_normalize_is_imagenets_and_comes_back():
+    video = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 5, 3)).astype(np.uint8)
+    expected = (video / 255.0 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    np.testing.assert_allclose(normalize(jnp.asarray(video)), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(denormalize(normalize(jnp.asarray(video))), video)

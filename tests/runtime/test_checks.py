@@ -84,3 +84,11 @@ def test_the_batch_must_divide_by_the_processes(config, monkeypatch):
     monkeypatch.setattr(checks.jax, "process_count", lambda: 3)
     with pytest.raises(UserError, match="number of processes, 3"):
         checks.check_batch(config, mesh_lib.make_mesh(config.mesh))
+
+
+def test_parameters_of_other_heads_are_refused_though_their_shapes_fit(config):
+    source = config.copy_and_resolve_references()
+    checks.check_source(config, source)
+    source.encoder.heads = 2 * config.encoder.heads
+    with pytest.raises(UserError, match="config.encoder.heads: "):
+        checks.check_source(config, source)
