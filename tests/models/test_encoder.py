@@ -9,7 +9,13 @@ import pytest
 from configs import stage1
 from invnext_jax.models import encoder, predictor
 from invnext_jax.models.layers import Block, run_stack
-from invnext_jax.models.pixels import paste_patches, patch_targets, patchify
+from invnext_jax.models.pixels import (
+    denormalize,
+    normalize,
+    paste_patches,
+    patch_targets,
+    patchify,
+)
 
 
 @pytest.fixture(scope="module")
