@@ -250,10 +250,16 @@ def run_loop(run: Run, preemption: Preemption, stack: contextlib.ExitStack) -> N
         run.checkpointer.save(run.step, run.state, run.data_iter)
     run.checkpointer.wait()
     if run.step < total:
-        reporter.tell(
-            f"{preemption.signal_name}: stopped after step {run.step} of {total}, saved in "
-            f"{run.checkpointer.folder}; the same command goes on from there"
-        )
+        reporter.tell(_farewell(run, preemption))
+
+
+def _farewell(run: Run, preemption: Preemption) -> str:
+    if not run.step:
+        return f"{preemption.signal_name}: stopped before the first step"
+    return (
+        f"{preemption.signal_name}: stopped after step {run.step} of {run.config.total_steps}, "
+        f"saved in {run.checkpointer.folder}; the same command goes on from there"
+    )
 
 
 def _next_batch(run: Run, reporter: metrics.Reporter) -> dict[str, jax.Array]:

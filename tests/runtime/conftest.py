@@ -166,11 +166,11 @@ def make_toy_config(manifest):
 
 @pytest.fixture(scope="module")
 def one_device():
-    """The loop's tests need no mesh of eight."""
+    """The loop's tests need no mesh of eight; gives all eight."""
     devices = jax.devices()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train.mesh_lib.jax, "devices", lambda: devices[:1])
-        yield
+        yield devices
 
 
 @pytest.fixture

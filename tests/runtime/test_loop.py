@@ -94,9 +94,10 @@ def test_a_signal_saves_and_the_run_goes_on(
     assert_equal_runs(whole_run, tmp_path / "stopped")
 
 
-def test_a_signal_before_the_first_step_saves_nothing(toy_config, toy_data, tmp_path):
+def test_a_signal_before_the_first_step_saves_nothing(toy_config, toy_data, tmp_path, capsys):
     toy_data.before_batch[1] = lambda: os.kill(os.getpid(), signal.SIGTERM)
     assert train.train(toy_config, tmp_path / "run") == {}
+    assert "SIGTERM: stopped before the first step" in capsys.readouterr().out
     assert not list((tmp_path / "run/checkpoints").iterdir())
 
 
@@ -106,6 +107,23 @@ def test_a_finished_run_does_nothing_but_say_so(whole_run, toy_config, capsys):
     assert record["step"] == 6
     assert "is finished: 6 steps are done" in capsys.readouterr().out
     assert (whole_run / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_run_goes_on_on_another_mesh(
+    whole_run, toy_config, toy_data, one_device, tmp_path, monkeypatch
+):
+    toy_data.before_batch[5] = kill
+    with pytest.raises(KilledError):
+        train.train(toy_config, tmp_path / "moved")
+    toy_data.before_batch.clear()
+    monkeypatch.setattr(train.mesh_lib.jax, "devices", lambda: one_device)
+    toy_config.mesh.update(data=2, fsdp=2, tensor=2, sequence=1)
+    train.train(toy_config, tmp_path / "moved")
+    jax.tree.map(
+        lambda one, eight: np.testing.assert_allclose(eight, one, rtol=1e-5, atol=1e-6),
+        final_params(whole_run),
+        final_params(tmp_path / "moved"),
+    )
 
 
 def test_a_damaged_checkpoint_costs_steps_but_no_result(whole_run, toy_config, tmp_path):
