@@ -1,1 +1,1 @@
-"""InternVideo-Next in JAX: video foundation models pretrained without captions (arXiv 2512.01342)."""
+"""InternVideo-Next (arXiv 2512.01342) in JAX: video models pretrained without captions."""
