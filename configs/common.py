@@ -26,6 +26,7 @@ def defaults() -> ml_collections.ConfigDict:
     config.total_steps = 0
     config.batch_size = 2048  # clips a step, over all devices and hosts
     config.init_from = ""  # workdir of the run whose parameters start this one
+    config.init_from_unfinished = False  # whether that run may have steps left
     config.dtype = "bfloat16"  # of the matmuls; parameters, norms and losses stay float32
     config.init_gain = (
         1.0  # factor on the kernels' start values (deviation 0.02; not the decoder's)

@@ -101,7 +101,7 @@ def prepare(
     given, given_step = None, None
     if config.init_from:
         given, given_config, given_step = checkpoint.restore_run(config.init_from)
-        checks.check_source(config, given_config)
+        checks.check_source(config, given_config, given_step)
 
     drops = pipeline.DropCounter()
     data_iter = _open_data(config, drops, stack)

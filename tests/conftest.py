@@ -59,6 +59,7 @@ def tiny_config(world):
     def make(stage):
         config = {"stage1": stage1, "stage2": stage2}[stage].get_config("tiny")
         config.total_steps = 6
+        config.init_from_unfinished = True  # a checkpoint of step 0 stands for Stage 1
         config.batch_size = 8
         config.mesh.data = 1
         config.data.update(manifest=str(world), frames=2, workers=0)

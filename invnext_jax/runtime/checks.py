@@ -90,16 +90,24 @@ _MEANING = {
 }
 
 
-def check_source(config: ml_collections.ConfigDict, source: ml_collections.ConfigDict) -> None:
+def check_source(
+    config: ml_collections.ConfigDict, source: ml_collections.ConfigDict, step: int
+) -> None:
     """Checks that parameters of another run mean the same in this one.
 
     Args:
         config: of this run.
         source: config of the run that `config.init_from` names.
+        step: steps that it has done.
 
     Raises:
-        UserError: a field differs that no shape would tell.
+        UserError: it is not finished, or a field differs that no shape would tell.
     """
+    if step < source.total_steps and not config.init_from_unfinished:
+        raise UserError(
+            f"the run config.init_from={config.init_from} has done {step} of {source.total_steps} "
+            "steps: finish it, or set config.init_from_unfinished"
+        )
     changed = [
         f"config.{group}.{name}: {source[group][name]!r} there, {config[group][name]!r} here"
         for group, names in _MEANING.items()

@@ -20,6 +20,7 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "num
 MAY_CHANGE = (
     "total_steps",
     "init_from",
+    "init_from_unfinished",
     "log",
     "checkpoint",
     "mesh",

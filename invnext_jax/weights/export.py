@@ -6,6 +6,7 @@ The tensors are float32, contiguous, under their path in the parameter tree
 
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,7 @@ def write_export(path: str | Path, params: Mapping[str, Any], about: Mapping[str
     temporary, json_temporary = (p.with_name(p.name + ".tmp") for p in (path, json_path))
     save_file(flatten_tree(params), temporary, metadata={"format": "invnext-jax"})
     json_temporary.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    shutil.copymode(json_temporary, temporary)  # the library writes for the owner alone
     os.replace(temporary, path)
     os.replace(json_temporary, json_path)
 

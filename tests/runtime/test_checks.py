@@ -88,7 +88,16 @@ def test_the_batch_must_divide_by_the_processes(config, monkeypatch):
 
 def test_parameters_of_other_heads_are_refused_though_their_shapes_fit(config):
     source = config.copy_and_resolve_references()
-    checks.check_source(config, source)
+    checks.check_source(config, source, config.total_steps)
     source.encoder.heads = 2 * config.encoder.heads
     with pytest.raises(UserError, match="config.encoder.heads: "):
-        checks.check_source(config, source)
+        checks.check_source(config, source, config.total_steps)
+
+
+def test_an_unfinished_run_is_no_start_unless_told(config):
+    source = config.copy_and_resolve_references()
+    source.total_steps = 10
+    with pytest.raises(UserError, match="has done 9 of 10 steps: finish it"):
+        checks.check_source(config, source, 9)
+    config.init_from_unfinished = True
+    checks.check_source(config, source, 9)
