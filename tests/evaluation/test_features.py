@@ -21,7 +21,9 @@ TINY = {
 
 @pytest.fixture(scope="module")
 def config():
-    return ml_collections.ConfigDict({"encoder": TINY, "dtype": "float32", "remat": "none"})
+    return ml_collections.ConfigDict(
+        {"encoder": TINY, "dtype": "float32", "remat": "none", "init_gain": 1.0}
+    )
 
 
 @pytest.fixture(scope="module")
