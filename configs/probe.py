@@ -46,6 +46,6 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
         config.train_manifest = "data/world/train.csv"
         config.val_manifest = "data/world/val.csv"
         config.controls = True
-        config.supervised.steps = 100
+        config.supervised.steps = 60
         config.data.update(workers=1, prefetch=32)
     return config
