@@ -141,6 +141,12 @@ SIGLIP2 = [
     *_linear_rules(rf"{_LAYER}\.mlp\.fc2", "blocks/mlp/fc2"),
     *_norm_rules(r"post_layernorm", "norm"),
     (r"head\.probe", "head/probe", _squeeze),
+    # `to_tree` has split the fused projection of the pooling head by then.
+    *[
+        rule
+        for part in "qkv"
+        for rule in _linear_rules(rf"head\.attention\.{part}", f"head/attn/{part}")
+    ],
     *_linear_rules(r"head\.attention\.out_proj", "head/attn/proj"),
     *_norm_rules(r"head\.layernorm", "head/norm"),
     *_linear_rules(r"head\.mlp\.fc1", "head/mlp/fc1"),
@@ -192,7 +198,3 @@ def _split_fused(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         else:
             split[name] = value
     return split
-
-
-for _part in "qkv":
-    SIGLIP2 += _linear_rules(rf"head\.attention\.{_part}", f"head/attn/{_part}")
