@@ -1,8 +1,11 @@
-"""Writes a run's encoder as .safetensors with a .json, and checks that both give equal features.
+"""Writes a run's weights as .safetensors, and checks that the files give equal features.
 
     python launch/export.py --checkpoint=runs/stage2 --out=encoder.safetensors
+    python launch/export.py --checkpoint=runs/stage2 --format=internvideo_next --out=folder
 
-In Python: invnext_jax.evaluation.features.load_encoder("encoder.safetensors").
+Ours is a .safetensors and a .json of the same name; internvideo_next is a folder in the published
+layout, which PyTorch users load unchanged. In Python:
+invnext_jax.evaluation.videos.VideoEncoder("encoder.safetensors").
 """
 
 from collections.abc import Sequence
@@ -13,11 +16,19 @@ from invnext_jax import errors
 from invnext_jax.evaluation import exports
 from invnext_jax.runtime import compilation
 
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Folder of the run.", required=True)
-_OUT = flags.DEFINE_string("out", None, "The .safetensors file to write.", required=True)
-_PREDICTOR = flags.DEFINE_bool("predictor", False, "Write the predictor too.")
-_DECODER = flags.DEFINE_bool("decoder", False, "Write the pixel decoder of Stage 1 too.")
-_POOL = flags.DEFINE_bool("pool", False, "Write the attention pool too.")
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "Folder of the run, or an earlier export.", required=True
+)
+_OUT = flags.DEFINE_string("out", None, "The .safetensors file or folder to write.", required=True)
+_FORMAT = flags.DEFINE_string("format", "ours", "Layout: ours or internvideo_next.")
+_PARTS = flags.DEFINE_list(
+    "parts",
+    [],
+    "encoder, pool, predictor, decoder, ...; all for all; if not given: encoder and pool.",
+)
+_DTYPE = flags.DEFINE_string(
+    "dtype", "float32", "Type in the published layout: float32, float16 or bfloat16."
+)
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace other weights of that name.")
 
 
@@ -25,16 +36,11 @@ def main(argv: Sequence[str]) -> None:
     """Exports, and says what was written."""
     del argv
     compilation.enable_cache()
-    wanted = {
-        "encoder": True,
-        "predictor": _PREDICTOR.value,
-        "decoder": _DECODER.value,
-        "pool": _POOL.value,
-    }
-    parts = [name for name, is_wanted in wanted.items() if is_wanted]
-    print(
-        exports.export_run(_CHECKPOINT.value, _OUT.value, parts=parts, overwrite=_OVERWRITE.value)
+    form = exports.Form(_FORMAT.value, _DTYPE.value)
+    said = exports.export_run(
+        _CHECKPOINT.value, _OUT.value, parts=_PARTS.value, form=form, overwrite=_OVERWRITE.value
     )
+    print(said)
 
 
 if __name__ == "__main__":

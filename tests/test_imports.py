@@ -13,10 +13,12 @@ ARROWS = {
     "train": {"stage1", "stage2", "runtime", "data"},
     "stage1": {"models", "objectives", "weights"},
     "stage2": {"models", "objectives", "weights"},
+    "importing": {"stage1", "stage2", "models", "weights"},
     "teacher": {"models", "objectives", "runtime", "data", "weights"},
     "evaluation": {
         *("models", "objectives", "runtime", "data", "weights"),
         *("stage1", "stage2"),  # to draw the report's strips of masks and reconstructions
+        "importing",  # to read published encoders
     },
     "models": set(),
     "objectives": set(),
@@ -42,6 +44,11 @@ FLOORS = {
         {"decode", "world"},
         *({"world_files"}, {"world_render"}, {"world_captions"}, {"world_scene"}),
     ],
+    "weights": [
+        {"export", "match", "published", "reference", "image_models", "text_models"},
+        {"files", "layout"},
+        {"assets"},
+    ],
     "runtime": [
         {"compilation"},
         {"step", "checkpoint"},
@@ -55,6 +62,7 @@ FLOORS = {
 BANNED = {
     None: {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "torch", "tensorflow"},
     "objectives": {"flax", "ml_collections"},
+    "weights": {"ml_collections"},
     "data": {"flax"},
 }
 CONFIGS_MAY_IMPORT = {"ml_collections", "configs"}

@@ -1,13 +1,16 @@
-"""From a run to a file that others load: writes an export and proves that it gives equal features.
+"""From a run to files that others load: writes an export and proves that it gives equal features.
+
+Memory stays near one copy of the weights: tensors are turned, written, read back and compared one
+at a time.
 
 Shape key: b videos, t frames, h w pixels, c channels, n tokens, d width.
 """
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -17,28 +20,43 @@ from invnext_jax.evaluation import features, runs
 from invnext_jax.models import encoder as encoder_model
 from invnext_jax.models.pixels import IMAGENET_MEAN, IMAGENET_STD, normalize
 from invnext_jax.runtime import provenance
-from invnext_jax.weights import export
+from invnext_jax.weights import export, files, layout, match, published, reference
 
-# What of a run's config the parts need; paths of the run's machine stay out of the file.
-KEPT = ("stage", "variant", "dtype", "remat")
+FORMATS = ("ours", "internvideo_next")
+DTYPES = ("float32", "float16", "bfloat16")
+# What of a run's config tells how to build its parts; paths of the run's machine stay out.
+KEPT = ("stage", "variant", "dtype", "remat", "init_gain", "encoder", "predictor", "decoder")
+KEPT += ("teacher", "target", "loss")
+# Largest relative change of the features that a narrower type may cause.
+TOLERANCE = {"float32": 0.0, "float16": 1e-2, "bfloat16": 5e-2}
+
+
+class Form(NamedTuple):
+    """How an export is written: "ours" or "internvideo_next", and the type of its tensors."""
+
+    format: str = "ours"
+    dtype: str = "float32"
 
 
 def export_run(
     run: str | Path,
     out: str | Path,
     *,
-    parts: Sequence[str] = ("encoder",),
+    parts: Sequence[str] = (),
+    form: Form = Form(),  # noqa: B008  a tuple
     overwrite: bool = False,
 ) -> str:
-    """Writes `parts` of a run's newest checkpoint to `out` and a JSON beside it.
+    """Writes `parts` of a run's newest checkpoint to `out`.
 
-    The files are first written to a folder beside `out`, loaded back, and compared by their
-    features on a fixed clip; only then do they take their place.
+    All files are first written to a folder beside `out`, read back, and compared: each tensor bit
+    for bit (float32), and the features of a fixed clip. Only then do they take their place.
 
     Args:
-      run: workdir of a pretraining run.
-      out: the .safetensors file.
-      parts: top-level names of the parameter tree: "encoder", "predictor", "decoder", "pool".
+      run: workdir of a pretraining run, or one of our exports.
+      out: "ours": a .safetensors file, beside which a .json goes; "internvideo_next": a folder.
+      parts: top-level names of the parameter tree ("encoder", "pool", "predictor", ...), or "all";
+        none: the encoder and, where there is one, its pool.
+      form: layout and type of the files.
       overwrite: whether other files of that name may be replaced.
 
     Returns:
@@ -47,71 +65,206 @@ def export_run(
     Raises:
       UserError: a part is missing, other weights lie at `out`, or the loaded features differ.
     """
-    out, json_path = Path(out), export.description_path(out)
+    check_form(form)
+    out = Path(out)
     params, config = features.load_params(run)
-    missing = [part for part in parts if part not in params]
-    if missing:
-        raise UserError(f"{run} holds no {missing[0]}, only {', '.join(sorted(params))}")
-    chosen = {part: params[part] for part in parts}
-    if (out.exists() or json_path.exists()) and not overwrite:
-        if out.exists() and json_path.exists() and export.holds(out, chosen):
+    parts = choose_parts(run, params, parts)
+    chosen = {part: params.pop(part) for part in parts}
+    params.clear()
+    tensors = named_tensors(chosen, form)
+    targets = targets_of(out, form)
+    if any(target.exists() for target in targets) and not overwrite:
+        same = all(target.exists() for target in targets) and form.dtype == "float32"
+        if same and export.same_tensors(files.open_checkpoint(out).tensors, tensors):
             return f"{out} holds these very weights already; nothing was written."
         raise UserError(
-            f"{out} or its .json exists with other content: name another or --overwrite"
+            f"{out} or a file beside it exists with other content: name another or --overwrite"
         )
 
+    count = sum(leaf.size for leaf in jax.tree.leaves(chosen))
+    about = describe(run, config, parts)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.stem}-", dir=out.parent) as folder:
         draft = Path(folder) / out.name
-        export.write_export(draft, chosen, describe(run, config, parts))
-        check_same_features(config, params["encoder"], draft)
-        for source, target in ((draft, out), (export.description_path(draft), json_path)):
-            os.replace(source, target)
-    count = sum(leaf.size for leaf in jax.tree.leaves(chosen))
+        if form.format == "ours":
+            export.write_export(draft, chosen, about)
+        else:
+            write_published(draft, config, tensors, about, form.dtype)
+        if form.dtype == "float32":
+            _check_same_tensors(draft, tensors)
+        if "encoder" in chosen:
+            encoder = chosen["encoder"]
+            chosen.clear()
+            tensors.clear()  # they hold on to the arrays
+            before = clip_features(config, encoder)
+            check_same_features(before, draft, TOLERANCE[form.dtype])
+        _move(targets_of(draft, form), targets)
     return (
-        f"Wrote {out} ({' and '.join(parts)}, {count:,} parameters) and {json_path.name}; "
-        "loaded back, the features of a fixed clip are equal."
+        f"Wrote {out} ({' and '.join(parts)}, {count:,} parameters, {form.dtype}); "
+        "read back, the features of a fixed clip are equal."
+    )
+
+
+def choose_parts(run: str | Path, params: Mapping[str, Any], parts: Sequence[str]) -> list[str]:
+    """The parts to write; see `export_run`.
+
+    Raises:
+      UserError: the run does not have one of them.
+    """
+    if not parts:
+        return [part for part in ("encoder", "pool") if part in params]
+    if tuple(parts) == ("all",):
+        return sorted(params)
+    if missing := [part for part in parts if part not in params]:
+        raise UserError(f"{run} holds no {missing[0]}, only {', '.join(sorted(params))}")
+    return list(dict.fromkeys(parts))
+
+
+def check_form(form: Form) -> None:
+    """Checks layout and type.
+
+    Raises:
+      UserError: one of them is not known, or ours is to be narrowed.
+    """
+    if form.format not in FORMATS:
+        raise UserError(f"--format={form.format} is none of {', '.join(FORMATS)}")
+    if form.dtype not in DTYPES:
+        raise UserError(f"--dtype={form.dtype} is none of {', '.join(DTYPES)}")
+    if form.format == "ours" and form.dtype != "float32":
+        raise UserError("--format=ours is always float32: leave --dtype out")
+
+
+def targets_of(out: Path, form: Form) -> list[Path]:
+    """The files of an export."""
+    if form.format == "ours":
+        return [out, export.description_path(out)]
+    return [out / name for name in (files.SINGLE, published.CONFIG, published.PREPROCESSOR)]
+
+
+def named_tensors(params: Mapping[str, Any], form: Form) -> dict[str, files.Tensor]:
+    """The tensors of a file, each turned into the file's layout when it is read.
+
+    Raises:
+      UserError: the published layout has no name for a parameter.
+    """
+    ours = export.tensors_of(params)
+    if form.format == "ours":
+        return ours
+    shapes = {path: tensor.shape for path, tensor in ours.items()}
+    try:
+        sources = dict(layout.names_of(shapes, reference.PUBLISHED))
+    except KeyError as error:
+        raise UserError(
+            f"the released code has no such module ({error.args[0]}): leave this part out of "
+            "--parts, or take --format=ours"
+        ) from error
+    leaves = {path: tensor.read for path, tensor in ours.items()}
+    return {
+        name: files.Tensor(
+            match.their_shape(shapes[source.path], source),
+            lambda source=source: source.take(leaves[source.path]()),
+        )
+        for name, source in sources.items()
+    }
+
+
+def write_published(
+    folder: Path, config: Any, tensors: Mapping[str, files.Tensor], about: Any, dtype: str
+) -> None:
+    """Writes the three files of the published layout into a new folder."""
+    folder.mkdir()
+    # Loaders of PyTorch models look for this word.
+    files.write_tensors(folder / files.SINGLE, tensors, dtype=dtype, metadata={"format": "pt"})
+    pixels = about["input"]
+    published.write_configs(
+        folder, config.encoder, about, dtype, mean=pixels["mean"], std=pixels["std"]
     )
 
 
 def describe(run: str | Path, config: Any, parts: Sequence[str]) -> dict[str, Any]:
     """What stands in the JSON: the config of the parts, and where they come from."""
-    record = runs.read_record(run)
-    kept = {name: config[name] for name in (*KEPT, *parts) if name in config}
+    kept = type(config)({name: config[name] for name in KEPT if name in config}).to_dict()
+    for section in ("teacher", "predictor"):
+        kept.get(section, {}).pop("weights", None)
+    if "data" in config:
+        kept["data"] = {"frames": config.data.frames, "size": config.data.size}
     return {
-        "config": provenance.as_json(type(config)({**kept, "encoder": config.encoder})),
+        "parts": sorted(parts),
+        "config": provenance.as_json(type(config)(kept)),
         "input": {
             "shape": "video [b t h w c] RGB / 255, then (x - mean) / std",
             "mean": [round(float(x), 3) for x in IMAGENET_MEAN],
             "std": [round(float(x), 3) for x in IMAGENET_STD],
         },
-        "source": {
-            "run": Path(run).resolve().name,
-            "step": record["step"],
-            "git": record["git"],
-            "versions": record["versions"],
-        },
+        "source": source_of(run),
     }
 
 
-def check_same_features(config: Any, params: Any, path: Path) -> None:
-    """Compares the encoder's output before and after, bit for bit, on a fixed clip.
+def source_of(run: str | Path) -> dict[str, Any]:
+    """Where the weights come from."""
+    if not Path(run).is_dir() or (Path(run) / files.SINGLE).is_file():
+        return {"file": Path(run).name}
+    record = runs.read_record(run)
+    return {
+        "run": Path(run).resolve().name,
+        **{name: record[name] for name in ("step", "git", "versions")},
+    }
+
+
+def clip_features(config: Any, params: Any) -> np.ndarray:
+    """The encoder's tokens of the fixed clip; empties `params`, so that there is no second copy."""
+    encoder = encoder_model.from_config(config)
+    clip_bthwc = normalize(fixed_clip(min(encoder.frames, 4), encoder.size))
+    run = jax.jit(lambda params, x: encoder.apply({"params": params}, x).tokens_bnd)
+    return np.asarray(run(_to_device(params), clip_bthwc))
+
+
+def _to_device(tree: dict[str, Any]) -> dict[str, Any]:
+    """Moves the leaves one by one, freeing each."""
+    moved = {}
+    for name in list(tree):
+        leaf = tree.pop(name)
+        if isinstance(leaf, dict):
+            moved[name] = _to_device(leaf)
+        else:  # an array that may alias keeps the numpy one, and copies it later all the same
+            moved[name] = jax.device_put(leaf, may_alias=False).block_until_ready()
+    return moved
+
+
+def check_same_features(before: np.ndarray, path: Path, tolerance: float) -> None:
+    """Compares the features of the fixed clip with those of the encoder loaded from a file.
+
+    Args:
+      before: tokens of the run's own encoder.
+      path: an export.
+      tolerance: largest difference as a share of the largest value; 0 asks for equal bits.
 
     Raises:
       UserError: they differ.
     """
-    encoder = encoder_model.from_config(config)
-    clip_bthwc = normalize(fixed_clip(encoder.frames, encoder.size))
     loaded = features.load_encoder(path)
-    run = jax.jit(lambda params, x: encoder.apply({"params": params}, x).tokens_bnd)
-    before = np.asarray(run(params, clip_bthwc))
-    run = jax.jit(lambda params, x: loaded.encoder.apply({"params": params}, x).tokens_bnd)
-    after = np.asarray(run(loaded.params, clip_bthwc))
-    if before.shape != after.shape or not np.array_equal(before, after):
-        raise UserError(
-            f"the encoder loaded from {path.name} gives other features than the run's: nothing was "
-            "written; please report this with the run's config"
-        )
+    after = clip_features(loaded.config, loaded.params)
+    if before.shape == after.shape:
+        if np.array_equal(before, after):
+            return
+        worst = np.abs(before - after).max() / np.abs(before).max()
+        if worst <= tolerance:
+            return
+    raise UserError(
+        f"the encoder loaded from {path.name} gives other features than the run's: nothing was "
+        "written; please report this with the run's config"
+    )
+
+
+def _check_same_tensors(path: Path, tensors: Mapping[str, files.Tensor]) -> None:
+    if not export.same_tensors(files.open_checkpoint(path).tensors, tensors):
+        raise UserError(f"{path.name} was not written as it should: is the disk full or damaged?")
+
+
+def _move(sources: Sequence[Path], targets: Sequence[Path]) -> None:
+    for source, target in zip(sources, targets, strict=True):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(source, target)
 
 
 def fixed_clip(frames: int, size: int) -> np.ndarray:

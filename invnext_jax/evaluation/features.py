@@ -16,6 +16,7 @@ import ml_collections
 import numpy as np
 from einops import rearrange
 
+from invnext_jax import importing
 from invnext_jax.errors import UserError
 from invnext_jax.models import encoder as encoder_model
 from invnext_jax.models.encoder import Encoder
@@ -23,23 +24,29 @@ from invnext_jax.models.layers import scale_kernels
 from invnext_jax.models.pixels import normalize
 from invnext_jax.runtime import checkpoint
 from invnext_jax.weights import export
+from invnext_jax.weights.files import SINGLE, open_checkpoint
 
 POOLINGS = ("mean", "frames")
 
 
 class LoadedEncoder(NamedTuple):
-    """A module, its parameters (numpy, float32), and the config that describes it."""
+    """A module, its parameters (numpy, float32), and the config that describes it.
+
+    `pool` has the parameters of its attention pool, if the checkpoint holds one.
+    """
 
     encoder: Encoder
     params: Any
     config: ml_collections.ConfigDict
+    pool: Any = None
 
 
 def load_params(path: str | Path) -> tuple[dict[str, Any], ml_collections.ConfigDict]:
     """Reads trained parameters from a run's workdir or from an exported .safetensors file.
 
     Args:
-      path: workdir of a pretraining run, or a file that `launch/export.py` wrote.
+      path: workdir of a pretraining run, a .safetensors file that `launch/export.py` or
+        `launch/import_weights.py` wrote, or a folder in the published layout.
 
     Returns:
       One parameter tree for each part ("encoder", ...), and the config that describes them.
@@ -52,6 +59,9 @@ def load_params(path: str | Path) -> tuple[dict[str, Any], ml_collections.Config
     if Path(path).suffix == ".safetensors":
         params, about = export.read_export(path)
         config = ml_collections.ConfigDict(about["config"])
+    elif (Path(path) / SINGLE).is_file():
+        imported = importing.read_video(open_checkpoint(path), path)
+        params, config = imported.params, ml_collections.ConfigDict(imported.config)
     else:
         params, config = checkpoint.restore_params(path)
         config = ml_collections.ConfigDict(config)
@@ -67,7 +77,8 @@ def load_encoder(path: str | Path) -> LoadedEncoder:
       UserError: see `load_params`.
     """
     params, config = load_params(path)
-    return LoadedEncoder(encoder_model.from_config(config), params["encoder"], config)
+    encoder = encoder_model.from_config(config)
+    return LoadedEncoder(encoder, params["encoder"], config, params.get("pool"))
 
 
 def init_encoder(config: Any, seed: int) -> Any:

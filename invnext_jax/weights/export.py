@@ -6,42 +6,26 @@ The tensors are float32, contiguous, under their path in the parameter tree
 
 import json
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import flax
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 
 from invnext_jax.errors import UserError
+from invnext_jax.weights.files import Reading, Tensor, open_checkpoint, write_tensors
 
 FORMAT = 1
 
 
-def flatten_tree(tree: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Turns nested dicts of arrays into {"a/b": array}, every array float32 and contiguous."""
-    flat = {}
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= {f"{name}/{rest}": leaf for rest, leaf in flatten_tree(value).items()}
-        else:
-            # safetensors writes the memory as it lies: a transposed view would come back scrambled.
-            flat[name] = np.array(value, dtype=np.float32, order="C")
-    return flat
-
-
-def unflatten_tree(flat: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """The inverse of `flatten_tree`."""
-    tree: dict[str, Any] = {}
-    for path, leaf in flat.items():
-        *parents, name = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = leaf
-    return tree
+def tensors_of(tree: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Nested dicts of arrays as {"a/b": tensor}, sorted, each made float32 when it is read."""
+    flat = flax.traverse_util.flatten_dict(tree, sep="/")
+    return {
+        path: Tensor(tuple(np.shape(leaf)), lambda x=leaf: np.asarray(x, dtype=np.float32))
+        for path, leaf in sorted(flat.items())
+    }
 
 
 def description_path(path: str | Path) -> Path:
@@ -71,9 +55,9 @@ def write_export(path: str | Path, params: Mapping[str, Any], about: Mapping[str
     path.parent.mkdir(parents=True, exist_ok=True)
     about = {"format": FORMAT, "parts": sorted(params), **about}
     temporary, json_temporary = (p.with_name(p.name + ".tmp") for p in (path, json_path))
-    save_file(flatten_tree(params), temporary, metadata={"format": "invnext-jax"})
+    temporary.unlink(missing_ok=True)  # of an export that was killed
+    write_tensors(temporary, tensors_of(params), metadata={"format": "invnext-jax"})
     json_temporary.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-    shutil.copymode(json_temporary, temporary)  # the library writes for the owner alone
     os.replace(temporary, path)
     os.replace(json_temporary, json_path)
 
@@ -93,26 +77,33 @@ def read_export(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
             raise UserError(f"there is no file {file}: an export is a .safetensors and a .json")
     try:
         about = json.loads(json_path.read_text(encoding="utf-8"))
-        flat = load_file(path)
-    except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
-        raise UserError(f"{path} or its .json is damaged ({error}): export it again") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{json_path} is damaged ({error}): export it again") from error
     found = about.get("format") if isinstance(about, dict) else None
     if found != FORMAT:
         raise UserError(
             f"{json_path} has format {found}, but this version reads format {FORMAT}: "
             "export it again, or use the version that wrote it"
         )
-    return unflatten_tree(flat), about
+    flat = dict(Reading(open_checkpoint(path).tensors))
+    return flax.traverse_util.unflatten_dict(flat, sep="/"), about
 
 
 def holds(path: str | Path, params: Mapping[str, Any]) -> bool:
-    """Whether the file has exactly the tensors of `params`, bit for bit.
+    """Whether the file has exactly the tensors of `params`, bit for bit; reads one at a time.
 
     Raises:
       UserError: the file cannot be read.
     """
-    found, wanted = flatten_tree(read_export(path)[0]), flatten_tree(params)
-    return found.keys() == wanted.keys() and all(
-        found[name].shape == leaf.shape and found[name].tobytes() == leaf.tobytes()
-        for name, leaf in wanted.items()
-    )
+    return same_tensors(open_checkpoint(path).tensors, tensors_of(params))
+
+
+def same_tensors(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> bool:
+    """Whether both have the same names, shapes and float32 values, bit for bit."""
+    if {k: v.shape for k, v in found.items()} != {k: v.shape for k, v in wanted.items()}:
+        return False
+    return all(np.array_equal(_bits(found[name]), _bits(wanted[name])) for name in wanted)
+
+
+def _bits(tensor: Tensor) -> np.ndarray:
+    return np.ascontiguousarray(tensor.read()).reshape(-1).view(np.uint32)

@@ -1,18 +1,22 @@
-"""Other projects' checkpoints on disk: safetensors, one file or shards, each tensor read on demand.
+"""Safetensors on disk, tensor by tensor: read on demand (one file or shards), written as a stream.
 
 Nothing here needs torch, and nothing unpickles.
 """
 
 import json
+import math
+import struct
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from invnext_jax.errors import UserError
 
+_CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _PICKLES = (".bin", ".pth", ".pt", ".ckpt", ".pkl", ".tar")
 _CONVERT = (
@@ -70,6 +74,35 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
     return Checkpoint(_open_file(source), _read_config(source.parent))
 
 
+def write_tensors(
+    path: str | Path,
+    tensors: Mapping[str, Tensor],
+    *,
+    dtype: str = "float32",
+    metadata: Mapping[str, str],
+) -> None:
+    """Writes a .safetensors file; only one tensor at a time is held in memory.
+
+    Args:
+      path: the file; it must not exist.
+      tensors: by name, in the order of the file.
+      dtype: "float32", "float16" or "bfloat16".
+      metadata: goes into the header.
+    """
+    code, kind = _CODES[dtype], jnp.dtype(dtype)
+    header, start = {"__metadata__": dict(metadata)}, 0
+    for name, tensor in tensors.items():
+        end = start + kind.itemsize * math.prod(tensor.shape)
+        header[name] = {"dtype": code, "shape": list(tensor.shape), "data_offsets": [start, end]}
+        start = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the format wants the data aligned
+    with open(path, "xb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for tensor in tensors.values():
+            file.write(np.ascontiguousarray(tensor.read(), kind).reshape(-1).view(np.uint8).data)
+
+
 def _open_folder(folder: Path) -> dict[str, Tensor]:
     if (folder / SINGLE).is_file():
         return _open_file(folder / SINGLE)
@@ -107,7 +140,7 @@ def _open_file(path: Path) -> dict[str, Tensor]:
         with safe_open(path, "np") as file:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is damaged ({error}): download it again") from error
+        raise UserError(f"{path} is damaged ({error}): download or export it again") from error
     return {name: Tensor(shape, _reader(path, name)) for name, shape in shapes.items()}
 
 

@@ -1,87 +1,151 @@
-"""The export command proves itself, and never destroys what was there."""
+"""Exports of real runs: bit for bit through both layouts, proved, and never destroying anything."""
 
+import contextlib
 import json
 
+import jax
+import ml_collections
 import numpy as np
 import pytest
+from safetensors import safe_open
 
-from configs import stage1
+from invnext_jax import importing, train
 from invnext_jax.errors import UserError
-from invnext_jax.evaluation import exports, features, runs
-from invnext_jax.weights import export
+from invnext_jax.evaluation import exports, features
+from invnext_jax.weights import export, files
+
+PUBLISHED = exports.Form("internvideo_next")
 
 
 @pytest.fixture
-def run(monkeypatch):
-    """A Stage 1 run, as the checkpoint room would give it."""
-    config = stage1.get_config("tiny")
-    config.encoder.update(width=16, depth=1, heads=2, mlp_width=32, size=16, frames=2)
-    params = {"encoder": features.init_encoder(config, 0), "pool": {"query": np.ones((1, 4), "f4")}}
-    real = features.load_params
+def stage2_run(tiny_config, stage1_run, tmp_path):
+    """The workdir of a Stage 2 run that has saved its initial parameters."""
+    config = tiny_config("stage2")
+    config.init_from = str(stage1_run)
+    with contextlib.ExitStack() as stack:
+        run = train.prepare(ml_collections.FrozenConfigDict(config), tmp_path / "stage2", stack)
+        run.checkpointer.save(0, run.state, run.data_iter)
+    return tmp_path / "stage2"
 
-    def load(path):
-        return (params, config) if str(path) == "runs/s1" else real(path)
 
-    monkeypatch.setattr(features, "load_params", load)
-    record = {"step": 7, "git": "abc", "versions": {"jax": "0"}}
-    monkeypatch.setattr(runs, "read_record", lambda _: record)
+def randomised(run, path):
+    """All parts of a run with random values, so that nothing hides behind zeros and ones."""
+    params, config = features.load_params(run)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: rng.normal(0, 0.1, x.shape).astype("f4"), params)
+    export.write_export(path, params, exports.describe(run, config, params))
     return params
 
 
-def test_export_writes_both_files_and_nothing_else(tmp_path, run):
+def assert_equal_trees(ours, theirs):
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        assert np.asarray(one).tobytes() == np.asarray(other).tobytes()
+
+
+@pytest.mark.parametrize("stage", ["stage1_run", "stage2_run"])
+def test_all_parts_of_a_run_come_back_from_the_published_layout(stage, request, tmp_path):
+    source = tmp_path / "all.safetensors"
+    params = randomised(request.getfixturevalue(stage), source)
+    folder, back = tmp_path / "published", tmp_path / "back.safetensors"
+    assert "are equal" in exports.export_run(source, folder, parts=("all",), form=PUBLISHED)
+    assert sorted(p.name for p in folder.iterdir()) == [
+        *("config.json", "model.safetensors", "preprocessor_config.json")
+    ]
+    importing.import_weights("internvideo_next", folder, back)
+    assert_equal_trees(export.read_export(back)[0], params)
+    assert back.read_bytes() == source.read_bytes()
+    again = tmp_path / "again"
+    exports.export_run(back, again, parts=("all",), form=PUBLISHED)
+    name = files.SINGLE
+    assert (again / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_published_encoder_is_what_its_users_expect(stage1_run, tmp_path):
+    folder = tmp_path / "published"
+    exports.export_run(stage1_run, folder, form=exports.Form("internvideo_next", "float16"))
+    config = json.loads((folder / "config.json").read_text())
+    assert config["model_config"] == {
+        "attn_pool_num_heads": 2,
+        "clip_embed_dim": 64,
+        "depth": 2,
+        "embed_dim": 64,
+        "img_size": 32,
+        "mlp_ratio": 4,
+        "num_frames": 2,
+        "num_heads": 2,
+        "patch_size": 8,
+        "tubelet_size": 1,
+    }
+    assert config["torch_dtype"] == "float16"
+    processor = json.loads((folder / "preprocessor_config.json").read_text())
+    assert processor["crop_size"] == {"height": 32, "width": 32}
+    assert processor["image_mean"] == [0.485, 0.456, 0.406]
+    with safe_open(folder / "model.safetensors", "np") as file:
+        assert file.metadata() == {"format": "pt"}
+        assert file.get_tensor("model.blocks.1.ls2.lr_scale").dtype == np.float16
+        assert file.get_slice("model.patch_embed.proj.weight").get_shape() == [64, 3, 1, 8, 8]
+    # Without our own section, as the released encoders are.
+    del config["invnext_jax"]
+    (folder / "config.json").write_text(json.dumps(config))
+    loaded = features.load_encoder(folder)
+    want = features.load_params(stage1_run)[0]["encoder"]["class_token"].astype(np.float16)
+    np.testing.assert_array_equal(loaded.params["class_token"], want)
+
+
+def test_export_writes_its_files_and_nothing_else(stage1_run, tmp_path):
     out = tmp_path / "new" / "encoder.safetensors"
-    said = exports.export_run("runs/s1", out)
-    assert "are equal" in said
+    assert "are equal" in exports.export_run(stage1_run, out)
     assert sorted(p.name for p in out.parent.iterdir()) == ["encoder.json", "encoder.safetensors"]
     about = json.loads(out.with_suffix(".json").read_text())
-    assert about["parts"] == ["encoder"]
-    assert about["source"] == {"run": "s1", "step": 7, "git": "abc", "versions": {"jax": "0"}}
-    assert "data" not in about["config"]  # paths of this machine stay here
-    assert export.holds(out, {"encoder": run["encoder"]})
+    assert about["parts"] == ["encoder", "pool"]
+    assert about["source"]["run"] == "stage1" and about["source"]["step"] == 0
+    assert str(tmp_path) not in out.with_suffix(".json").read_text()  # paths stay here
+    params, _ = features.load_params(stage1_run)
+    assert export.holds(out, {part: params[part] for part in ("encoder", "pool")})
 
 
-def test_more_parts_come_with_their_configs(tmp_path, run):
-    out = tmp_path / "all.safetensors"
-    exports.export_run("runs/s1", out, parts=("encoder", "pool"))
-    assert json.loads(out.with_suffix(".json").read_text())["parts"] == ["encoder", "pool"]
-    with pytest.raises(UserError, match="runs/s1 holds no decoder"):
-        exports.export_run("runs/s1", out, parts=("encoder", "decoder"))
+def test_parts_that_do_not_exist_are_told(stage1_run, tmp_path):
+    with pytest.raises(UserError, match="holds no head, only align, align_pooled, decoder"):
+        exports.export_run(stage1_run, tmp_path / "a.safetensors", parts=("encoder", "head"))
+    for form, sentence in (
+        (exports.Form("onnx"), "--format=onnx is none of ours, internvideo_next"),
+        (exports.Form("ours", "int8"), "--dtype=int8 is none of"),
+        (exports.Form("ours", "float16"), "always float32"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            exports.export_run(stage1_run, tmp_path / "a.safetensors", form=form)
 
 
-def test_a_second_export_of_the_same_weights_writes_nothing(tmp_path, run):
-    out = tmp_path / "encoder.safetensors"
-    exports.export_run("runs/s1", out)
-    before = out.stat().st_mtime_ns
-    assert "already" in exports.export_run("runs/s1", out)
-    assert out.stat().st_mtime_ns == before
-
-
-def test_other_weights_are_replaced_only_when_told(tmp_path, run):
-    out = tmp_path / "encoder.safetensors"
-    exports.export_run("runs/s1", out)
-    old = out.read_bytes()
-    run["encoder"]["class_token"] = run["encoder"]["class_token"] + 1
+@pytest.mark.parametrize("form", [exports.Form(), PUBLISHED])
+def test_a_second_export_writes_nothing_and_other_weights_stay(stage1_run, tmp_path, form):
+    out = tmp_path / ("out" if form is PUBLISHED else "out.safetensors")
+    exports.export_run(stage1_run, out, form=form)
+    weights = exports.targets_of(out, form)[0]
+    before = weights.stat().st_mtime_ns
+    assert "already" in exports.export_run(stage1_run, out, form=form)
+    assert weights.stat().st_mtime_ns == before
+    old = weights.read_bytes()
     with pytest.raises(UserError, match="--overwrite"):
-        exports.export_run("runs/s1", out)
-    assert out.read_bytes() == old
-    exports.export_run("runs/s1", out, overwrite=True)
-    assert export.holds(out, {"encoder": run["encoder"]})
+        exports.export_run(stage1_run, out, parts=("all",), form=form)
+    assert weights.read_bytes() == old
+    exports.export_run(stage1_run, out, parts=("all",), form=form, overwrite=True)
+    assert len(weights.read_bytes()) > len(old)
 
 
-def test_other_features_are_refused_and_old_files_stay(tmp_path, run, monkeypatch):
-    out = tmp_path / "encoder.safetensors"
-    exports.export_run("runs/s1", out)
+def test_other_features_are_refused_and_old_files_stay(stage1_run, tmp_path, monkeypatch):
+    out = tmp_path / "out" / "encoder.safetensors"
+    exports.export_run(stage1_run, out)
     old = out.read_bytes()
     real = features.load_encoder
 
     def spoiled(path):
-        encoder, params, config = real(path)
-        return features.LoadedEncoder(
-            encoder, {**params, "class_token": params["class_token"] + 1}, config
-        )
+        loaded = real(path)
+        params = {**loaded.params, "class_token": loaded.params["class_token"] + 1}
+        return loaded._replace(params=params)
 
     monkeypatch.setattr(features, "load_encoder", spoiled)
     with pytest.raises(UserError, match="gives other features"):
-        exports.export_run("runs/s1", out, overwrite=True)
+        exports.export_run(stage1_run, out, overwrite=True)
     assert out.read_bytes() == old
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(list(out.parent.iterdir())) == 2

@@ -122,7 +122,7 @@ def test_the_whole_extraction_compiles_once(config, params, monkeypatch):
 def test_an_export_loads_without_the_run(tmp_path, config, params):
     path = tmp_path / "encoder.safetensors"
     export.write_export(path, {"encoder": params}, {"config": config.to_dict()})
-    encoder, loaded, found = features.load_encoder(path)
+    encoder, loaded, found, _ = features.load_encoder(path)
     clip = normalize(next(make_batches(2, 2))["video"])
     expected = run(encoder_model.from_config(config), params, clip)
     np.testing.assert_array_equal(run(encoder, loaded, clip), expected)

@@ -1,20 +1,25 @@
-"""Parameter counts of the published sizes, from shapes alone."""
+"""Parameter counts of the published sizes, from shapes alone, and the table in docs/sizes.md."""
+
+from pathlib import Path
 
 import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 
+from configs import common
 from configs import stage1 as config1
 from configs import stage2 as config2
 from invnext_jax import stage1, stage2
+
+SIZES = Path(__file__).parents[2] / "docs" / "sizes.md"
 
 # Counted in the reference implementation (teacher width 1536, 6 taps, 16 frames, patch 14).
 COUNTS = {
     "base": {
         "patch_embed": 453_708,
         "class_token": 3_072,
-        "table": 3_148_800,
+        "position": 3_148_800,
         "blocks": 85_045_248,
         "pool": 2_366_976,
         "align_heads": 10_649_088,
@@ -28,7 +33,7 @@ COUNTS = {
     "large": {
         "patch_embed": 604_748,
         "class_token": 4_096,
-        "table": 4_198_400,
+        "position": 4_198_400,
         "blocks": 302_284_800,
         "pool": 3_942_144,
         "align_heads": 15_762_432,
@@ -40,6 +45,23 @@ COUNTS = {
         "head": 2_101_248,
     },
 }
+LABELS = {
+    "patch_embed": "encoder: patch embedding",
+    "class_token": "encoder: 4 class tokens",
+    "position": "encoder: position table, 16 frames",
+    "blocks": "encoder: blocks",
+    "pool": "attention pool",
+    "mask_token": "predictor: mask token",
+    "predictor_position": "predictor: position table",
+    "project": "predictor: projection",
+    "layers": "predictor: 5 ModernBERT-Large layers",
+    "decoder": "diffusion decoder, 6 x 1536 (Stage 1)",
+    "align_position": "alignment heads: position table (Stage 1)",
+    "align_heads": "6 alignment heads (Stage 1)",
+    "align_pooled": "pooled alignment head (Stage 1)",
+    "head": "head into the target's space (Stage 2)",
+}
+VARIANTS = [variant for variant in common.VARIANTS if variant != "tiny"]
 
 
 def shapes(stage, config):
@@ -52,28 +74,87 @@ def count(tree):
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
 
 
-@pytest.mark.parametrize("variant", COUNTS)
-def test_parameter_counts_equal_the_reference(variant):
+def counted(variant):
     one = shapes(stage1, config1.get_config(variant))
     two = shapes(stage2, config2.get_config(variant))
     encoder, predictor = one["encoder"], one["predictor"]
-    found = {
-        "patch_embed": encoder["patch_embed"],
-        "class_token": encoder["class_token"],
-        "table": encoder["position"],
-        "blocks": encoder["blocks"],
-        "pool": one["pool"],
-        "align_heads": one["align"]["heads"],
-        "align_pooled": one["align_pooled"],
-        "mask_token": predictor["mask_token"],
-        "project": predictor["project"],
-        "layers": [predictor[f"layer{i}"] for i in range(5)],
-        "decoder": one["decoder"],
-        "head": two["head"],
-    }
-    assert {name: count(tree) for name, tree in found.items()} == COUNTS[variant]
-    for table in (predictor["position"], one["align"]["position"]):
-        assert count(table) == COUNTS[variant]["table"]
     assert jax.tree.map(lambda x: x.shape, two["encoder"]) == jax.tree.map(
         lambda x: x.shape, encoder
     )
+    parts = {
+        **{name: encoder[name] for name in ("patch_embed", "class_token", "position", "blocks")},
+        "pool": one["pool"],
+        "mask_token": predictor["mask_token"],
+        "predictor_position": predictor["position"],
+        "project": predictor["project"],
+        "layers": [predictor[f"layer{i}"] for i in range(5)],
+        "decoder": one["decoder"],
+        "align_position": one["align"]["position"],
+        "align_heads": one["align"]["heads"],
+        "align_pooled": one["align_pooled"],
+        "head": two["head"],
+    }
+    counts = {name: count(tree) for name, tree in parts.items()}
+    assert count(one) == sum(counts.values()) - counts["head"]
+    stage2_parts = ("patch_embed", "class_token", "position", "blocks", "pool", "head")
+    stage2_parts += ("mask_token", "predictor_position", "project", "layers")
+    assert count(two) == sum(counts[name] for name in stage2_parts)
+    return counts
+
+
+def closed_form(d, depth, f):
+    """The same counts from the reference's formulas alone: width, layers, MLP width."""
+
+    def head(x, out):  # two linear layers and a norm
+        return x * x + x + x * out + out + 2 * out
+
+    patch, tokens, pool, teacher, latent, gated = 3 * 14**2, 4 + 16 * 16**2, 768, 1536, 1024, 2624
+    w, block = 1536, 3 * 1536**2 + 3 * 1536 + 2 * 1536 + 2 * (1536**2 + 1536)
+    return {
+        "patch_embed": patch * d + d + patch + d,
+        "class_token": 4 * d,
+        "position": tokens * d,
+        # qkv, q/k norms, projection, MLP, two norms, two layer scales
+        "blocks": depth * (3 * d * d + 2 * d + d * d + d + d * f + f + f * d + d + 4 * d),
+        "pool": 3 * 2 * d + 3 * (d * d + d) + d * pool + pool,
+        "mask_token": d,
+        "predictor_position": tokens * d,
+        "project": head(d, latent),
+        "layers": 5 * (4 * latent**2 + 2 * latent + 3 * latent * gated),
+        "decoder": (256 * w + w + w * w + w)
+        + (latent * w + w + patch * w + w)
+        + 6 * block
+        + (2 * w * w + 2 * w + 2 * patch * w + 2 * patch),
+        "align_position": tokens * d,
+        "align_heads": 6 * head(d, teacher),
+        "align_pooled": head(pool, teacher),
+        "head": head(latent, d),
+    }
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_parameter_counts_equal_the_reference(variant):
+    e = common.ENCODERS[variant]
+    expected = closed_form(e["width"], e["depth"], e["mlp_width"])
+    for name, value in COUNTS.get(variant, {}).items():
+        assert expected[name] == value, name
+    assert counted(variant) == expected
+
+
+def table():
+    counts = {variant: counted(variant) for variant in VARIANTS}
+    rows = {label: [counts[v][name] for v in VARIANTS] for name, label in LABELS.items()}
+    sums = {
+        "**encoder** (what is published)": ("patch_embed", "class_token", "position", "blocks"),
+        "**Stage 1, all**": [name for name in LABELS if name != "head"],
+        "**Stage 2, all**": [n for n in LABELS if n != "decoder" and not n.startswith("align")],
+    }
+    for label, names in sums.items():
+        rows[label] = [sum(counts[v][name] for name in names) for v in VARIANTS]
+    lines = [f"| part | {' | '.join(VARIANTS)} |", "|---|" + "---|" * len(VARIANTS)]
+    lines += [f"| {label} | {' | '.join(f'{n:,}' for n in row)} |" for label, row in rows.items()]
+    return "\n".join(lines)
+
+
+def test_the_documented_table_is_what_the_shapes_say():
+    assert table() in SIZES.read_text(), f"docs/sizes.md must hold:\n{table()}"

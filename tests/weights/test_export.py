@@ -46,8 +46,8 @@ def test_transposed_views_are_not_scrambled(tmp_path):
 def test_bfloat16_is_widened_to_float32():
     import ml_dtypes
 
-    flat = export.flatten_tree({"a": {"b": np.ones(3, ml_dtypes.bfloat16)}})
-    assert flat["a/b"].dtype == np.float32
+    tensors = export.tensors_of({"a": {"b": np.ones(3, ml_dtypes.bfloat16)}})
+    assert tensors["a/b"].read().dtype == np.float32
 
 
 def test_holds_sees_a_changed_bit_and_a_missing_part(tmp_path, params):

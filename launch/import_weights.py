@@ -1,0 +1,37 @@
+"""Turns other projects' weights into our files; needs no torch.
+
+    python launch/import_weights.py --kind=siglip2 --source=FOLDER --out=teacher.safetensors
+
+Kinds: siglip2, clip, dinov2 (image teachers of Stage 1), modernbert (start of the predictor),
+internvideo_next (published video encoders). The source is a folder as Hugging Face's tools write
+it, or one .safetensors file with its config.json beside it.
+"""
+
+from collections.abc import Sequence
+
+from absl import flags
+
+from invnext_jax import errors, importing
+
+_KIND = flags.DEFINE_string("kind", None, ", ".join(importing.KINDS), required=True)
+_SOURCE = flags.DEFINE_string("source", None, "Folder or .safetensors file.", required=True)
+_OUT = flags.DEFINE_string("out", None, "The .safetensors file to write.", required=True)
+_LAST_LAYERS = flags.DEFINE_integer("last_layers", 8, "Of modernbert: layers to keep.")
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a file of that name.")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Imports, and says what was written and how to use it."""
+    del argv
+    said = importing.import_weights(
+        _KIND.value,
+        _SOURCE.value,
+        _OUT.value,
+        last_layers=_LAST_LAYERS.value,
+        overwrite=_OVERWRITE.value,
+    )
+    print(said)
+
+
+if __name__ == "__main__":
+    errors.run_command(main)

@@ -1,0 +1,115 @@
+"""Checkpoints of others: lazily read, strictly refused; and files that we write as a stream."""
+
+import json
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors import numpy as st
+
+from invnext_jax.errors import UserError
+from invnext_jax.weights import files
+
+ARRAYS = {
+    "a.weight": np.arange(12, dtype=np.float32).reshape(3, 4),
+    "b.bias": np.array([1.5, -2.0], np.float32),
+}
+
+
+def read(source):
+    tensors, _ = files.open_checkpoint(source)
+    return {name: tensor.read() for name, tensor in tensors.items()}
+
+
+def sharded(folder, arrays=ARRAYS):
+    names = {}
+    for i, (name, array) in enumerate(arrays.items()):
+        shard = f"model-{i + 1:05}-of-{len(arrays):05}.safetensors"
+        st.save_file({name: array}, folder / shard)
+        names[name] = shard
+    (folder / files.INDEX).write_text(json.dumps({"weight_map": names}))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_any_float_is_read_as_float32_from_file_folder_and_shards(tmp_path, dtype):
+    kind = getattr(ml_dtypes, dtype, dtype)
+    arrays = {name: array.astype(kind) for name, array in ARRAYS.items()}
+    st.save_file(arrays, tmp_path / files.SINGLE)
+    (tmp_path / "shards").mkdir()
+    sharded(tmp_path / "shards", arrays)
+    (tmp_path / "config.json").write_text('{"depth": 2}')
+    for source in (tmp_path, tmp_path / files.SINGLE, tmp_path / "shards"):
+        found = read(source)
+        assert found.keys() == ARRAYS.keys()
+        for name, array in ARRAYS.items():
+            assert found[name].dtype == np.float32
+            np.testing.assert_array_equal(found[name], array)
+    assert files.open_checkpoint(tmp_path / files.SINGLE).config == {"depth": 2}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_what_we_write_is_what_the_library_reads(tmp_path, dtype):
+    tensors = {
+        name: files.Tensor(array.T.shape, lambda array=array: array.T)
+        for name, array in ARRAYS.items()
+    }
+    files.write_tensors(tmp_path / "x.safetensors", tensors, dtype=dtype, metadata={"k": "v"})
+    found = st.load_file(tmp_path / "x.safetensors")
+    for name, array in ARRAYS.items():
+        assert str(found[name].dtype) == dtype
+        np.testing.assert_array_equal(found[name].astype(np.float32), array.T)
+    with pytest.raises(FileExistsError):
+        files.write_tensors(tmp_path / "x.safetensors", tensors, metadata={})
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "vit.pth", "mp_rank_00.pt", "last.ckpt"])
+def test_pickles_are_refused_and_the_way_out_is_told(tmp_path, name):
+    (tmp_path / name).write_bytes(b"\x80\x04.")
+    for source in (tmp_path / name, tmp_path):
+        with pytest.raises(UserError, match=f"{name} is a pickle.*safetensors.torch.save_file"):
+            files.open_checkpoint(source)
+
+
+def test_missing_shard_and_missing_tensor_are_named(tmp_path):
+    sharded(tmp_path)
+    second = tmp_path / "model-00002-of-00002.safetensors"
+    second.unlink()
+    with pytest.raises(UserError, match=r"lacks 1 of 2 shards: model-00002-of-00002.safetensors"):
+        files.open_checkpoint(tmp_path)
+    st.save_file({"other": ARRAYS["b.bias"]}, second)
+    with pytest.raises(UserError, match="lacks the tensor b.bias"):
+        files.open_checkpoint(tmp_path)
+
+
+def test_an_index_cannot_lead_out_of_its_folder(tmp_path):
+    st.save_file(ARRAYS, tmp_path / "secret.safetensors")
+    folder = tmp_path / "model"
+    folder.mkdir()
+    index = {"weight_map": {"a.weight": "../secret.safetensors"}}
+    (folder / files.INDEX).write_text(json.dumps(index))
+    with pytest.raises(UserError, match="lacks 1 of 1 shards: secret.safetensors"):
+        files.open_checkpoint(folder)
+
+
+@pytest.mark.parametrize("keep", [0, 4, 30, -5])
+def test_truncated_files_are_told(tmp_path, keep):
+    path = tmp_path / files.SINGLE
+    st.save_file(ARRAYS, path)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(UserError, match=r"model.safetensors is damaged \("):
+        files.open_checkpoint(tmp_path)
+
+
+def test_nothing_to_read_is_told(tmp_path):
+    with pytest.raises(UserError, match="there is no file or folder"):
+        files.open_checkpoint(tmp_path / "x")
+    with pytest.raises(UserError, match=r"holds neither model.safetensors nor"):
+        files.open_checkpoint(tmp_path)
+    (tmp_path / "model.gguf").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"is no .safetensors file"):
+        files.open_checkpoint(tmp_path / "model.gguf")
+    st.save_file(ARRAYS, tmp_path / files.SINGLE)
+    for text in ("{", "[1]"):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(UserError, match="config.json"):
+            files.open_checkpoint(tmp_path)
