@@ -31,6 +31,7 @@ FLOORS = {
     "models": [
         {"siglip"},
         {"encoder", "predictor", "decoder", "heads", "teachers"},
+        {"vision"},
         {"layers"},
         {"attention"},
         {"positions"},
