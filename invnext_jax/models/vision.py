@@ -1,6 +1,6 @@
 """Plain vision transformer blocks, as image teachers and V-JEPA's predictor are made of.
 
-Shape key: b batch, n tokens, d width, h heads, e head width.
+Shape key: b batch, n tokens, d width, f MLP width, h heads, e head width.
 """
 
 import flax.linen as nn
@@ -45,18 +45,51 @@ class VisionAttention(nn.Module):
 
 
 class VisionBlock(nn.Module):
-    """Pre-norm block with LayerNorm 1e-6 and biases everywhere."""
+    """Pre-norm block with biases everywhere; DINOv2 adds layer scale and may gate its MLP."""
 
     heads: int
     mlp_width: int
     dtype: Dtype
+    eps: float = 1e-6
+    activation: str = "gelu_tanh"
+    layer_scale: bool = False
+    gated: bool = False
 
     @nn.compact
     def __call__(self, x_bnd: jax.Array, index: jax.Array, drop_rate: jax.Array) -> jax.Array:
         """Adds attention and MLP to the float32 residual stream; index and rate are unused."""
         del index, drop_rate
-        h_bnd = layer_norm(1e-6, self.dtype, "norm1")(x_bnd)
+        h_bnd = layer_norm(self.eps, self.dtype, "norm1")(x_bnd)
         h_bnd, _ = VisionAttention(self.heads, self.dtype, name="attn")(h_bnd, h_bnd)
-        x_bnd = x_bnd + h_bnd.astype(jnp.float32)
-        h_bnd = layer_norm(1e-6, self.dtype, "norm2")(x_bnd)
-        return x_bnd + Mlp(self.mlp_width, self.dtype, name="mlp")(h_bnd).astype(jnp.float32)
+        x_bnd = x_bnd + self._branch(h_bnd, "scale1")
+        h_bnd = layer_norm(self.eps, self.dtype, "norm2")(x_bnd)
+        if self.gated:
+            h_bnd = GatedMlp(self.mlp_width, self.dtype, name="mlp")(h_bnd)
+        else:
+            mlp = Mlp(self.mlp_width, self.dtype, activation=self.activation, name="mlp")
+            h_bnd = mlp(h_bnd)
+        return x_bnd + self._branch(h_bnd, "scale2")
+
+    def _branch(self, h_bnd: jax.Array, name: str) -> jax.Array:
+        h_bnd = h_bnd.astype(jnp.float32)
+        if not self.layer_scale:
+            return h_bnd
+        scale_d = self.param(name, nn.initializers.ones, (h_bnd.shape[-1],), jnp.float32)
+        return h_bnd * scale_d[None, None]
+
+
+class GatedMlp(nn.Module):
+    """Two projections to `mlp_width`, one through SiLU; their product is projected back."""
+
+    mlp_width: int
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x_bnd: jax.Array) -> jax.Array:
+        """Maps [b n d] to [b n d]."""
+        gate_bnf, up_bnf = (
+            dense(self.mlp_width, ("embed", "mlp"), name=name, dtype=self.dtype)(x_bnd)
+            for name in ("gate", "fc1")
+        )
+        back = dense(x_bnd.shape[-1], ("mlp", "embed"), name="fc2", dtype=self.dtype)
+        return back(nn.silu(gate_bnf) * up_bnf)
