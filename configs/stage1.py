@@ -15,12 +15,15 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
     # The frozen image teacher: SigLIP2 giant-opt, 256 px, patch 16.
     config.teacher = ml_collections.ConfigDict(
         {
-            "kind": "siglip2",
+            "kind": "siglip2",  # "siglip2" | "clip" | "dinov2"
             "weights": "",  # .safetensors file of the vision tower
             "width": 1536,
             "depth": 40,
             "heads": 16,
             "mlp_width": 6144,
+            "activation": "gelu_tanh",  # of clip: "quick_gelu" | "gelu"; others have but one
+            "registers": 0,  # of dinov2: 0 | 4
+            "gated": False,  # of dinov2: SwiGLU, whose two halves are mlp_width wide each
             "patch": 16,
             "size": 256,  # of the images it sees
             "train_size": 256,  # of the images its position table was trained for

@@ -139,8 +139,8 @@ def check_config(config: Any) -> None:
     d, t, patch_values = config.decoder, config.teacher, 3 * config.encoder.patch**2
     if d.kind not in ("diffusion", "linear", "mlp"):
         raise UserError(f"decoder.kind={d.kind!r} is none of 'diffusion', 'linear', 'mlp'")
-    if t.kind != "siglip2":
-        raise UserError(f"teacher.kind={t.kind!r} is not known: set it to 'siglip2'")
+    if t.kind not in teachers.KINDS:
+        raise UserError(f"teacher.kind={t.kind!r} is none of {', '.join(teachers.KINDS)}")
     if not t.weights:
         raise UserError("teacher.weights is empty: name the .safetensors file of the image teacher")
     sides = t.size // t.patch, config.data.size // config.encoder.patch
@@ -194,7 +194,7 @@ def draw(config: Any, attention_bts: jax.Array, grid: Grid, key: jax.Array) -> D
 
 def see(config: Any, frozen: Any, video_bthwc: jax.Array) -> teachers.TeacherOutput:
     """What the frozen teacher says about every frame (b*t images)."""
-    images = teachers.preprocess(video_bthwc, config.teacher.size)
+    images = teachers.preprocess(video_bthwc, config.teacher.size, config.teacher.kind)
     return teachers.from_config(config).apply({"params": frozen}, images)
 
 

@@ -21,7 +21,8 @@ from invnext_jax.models.pixels import clip_grid
 from invnext_jax.models.positions import resize_table, sincos_table
 from invnext_jax.objectives import diffusion, losses, masks
 from invnext_jax.runtime.optimizer import decay_mask, make_optimizer, make_schedule
-from invnext_jax.weights.image_models import siglip2_tree
+from invnext_jax.weights.files import Reading, Tensor
+from invnext_jax.weights.image_models import FAMILIES
 from invnext_jax.weights.layout import to_tree
 from invnext_jax.weights.match import match_tree
 from invnext_jax.weights.reference import PRETRAINING
@@ -189,7 +190,9 @@ def test_diffusion_sampling(case):
 
 def test_siglip(case):
     c = case.config
-    params = siglip2_tree(case.under("param."))
+    family = FAMILIES["siglip2"]
+    tensors = {k: Tensor(v.shape, lambda v=v: v) for k, v in case.under("param.").items()}
+    params = to_tree(Reading(family.adapt(tensors)), family.rules)
     taps = teachers.tapped_layers(c["layers"], c["K"], c["interval"])
     assert taps == tuple(sorted(c["return_index"]))
     model = teachers.SigLip2(
@@ -201,7 +204,7 @@ def test_siglip(case):
         size=c["train_resolution"],
         taps=taps,
     )
-    images = teachers.preprocess(case.video, c["input_resolution"])
+    images = teachers.preprocess(case.video, c["input_resolution"], "siglip2")
     assert_near(np.moveaxis(images, -1, 1), case["out.frames"])
     out = model.apply({"params": params}, images)
     assert_near(out.taps_lbnd, case["out.middle"])

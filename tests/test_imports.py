@@ -33,6 +33,7 @@ FLOORS = {
     "models": [
         {"siglip"},
         {"encoder", "predictor", "decoder", "heads", "teachers"},
+        {"vision"},
         {"layers"},
         {"attention"},
         {"positions"},

@@ -172,5 +172,5 @@ def test_shipped_teacher_is_small():
 
 def test_teacher_learns_from_the_images_that_stage_1_shows_it():
     video_bthwc = teacher.make_frames(WorldSpec(), 1).video_bthwc
-    shown = teachers.preprocess(pixels.normalize(video_bthwc), 32)
+    shown = teachers.preprocess(pixels.normalize(video_bthwc), 32, "siglip2")
     np.testing.assert_allclose(shown, teacher.normalize(video_bthwc[0]), atol=1e-5)

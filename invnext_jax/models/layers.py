@@ -19,6 +19,11 @@ from invnext_jax.models.axes import logical
 
 Dtype = Any
 small_normal = nn.initializers.normal(0.02)
+ACTIVATIONS = {
+    "gelu_tanh": nn.gelu,
+    "gelu": lambda x: nn.gelu(x, approximate=False),
+    "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
+}
 
 
 def dense(
@@ -142,17 +147,18 @@ class RMSNorm(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Linear, GELU (tanh form), Linear."""
+    """Linear, activation (one of `ACTIVATIONS`), Linear."""
 
     mlp_width: int
     dtype: Dtype
     out_init: Callable = small_normal
+    activation: str = "gelu_tanh"
 
     @nn.compact
     def __call__(self, x_bnd: jax.Array) -> jax.Array:
         """Maps [b n d] to [b n d]."""
         h_bnf = dense(self.mlp_width, ("embed", "mlp"), name="fc1", dtype=self.dtype)(x_bnd)
-        h_bnf = nn.gelu(h_bnf, approximate=True)
+        h_bnf = ACTIVATIONS[self.activation](h_bnf)
         return dense(
             x_bnd.shape[-1], ("mlp", "embed"), name="fc2", dtype=self.dtype, init=self.out_init
         )(h_bnf)

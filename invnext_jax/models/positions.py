@@ -41,7 +41,14 @@ def _code(width: int, positions_n: np.ndarray) -> np.ndarray:
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
 
 
-def resize_table(table_nd: jax.Array, grid: Grid, new_grid: Grid, class_tokens: int) -> jax.Array:
+def resize_table(
+    table_nd: jax.Array,
+    grid: Grid,
+    new_grid: Grid,
+    class_tokens: int,
+    *,
+    antialias: bool = False,
+) -> jax.Array:
     """Resizes a position table: linear over time, bicubic over space; class rows are kept.
 
     Args:
@@ -49,12 +56,14 @@ def resize_table(table_nd: jax.Array, grid: Grid, new_grid: Grid, class_tokens: 
       grid: frames, rows and columns of the table.
       new_grid: those of the result.
       class_tokens: rows in front that belong to no position.
+      antialias: whether space is resized with `smooth_cubic_weights`.
     """
     if grid == new_grid:
         return table_nd
     t, y, x = grid
+    cubic = smooth_cubic_weights if antialias else cubic_weights
     weights = [linear_weights(t, new_grid[0])]
-    weights += [cubic_weights(old, new) for old, new in zip(grid[1:], new_grid[1:], strict=True)]
+    weights += [cubic(old, new) for old, new in zip(grid[1:], new_grid[1:], strict=True)]
     table_tyxd = rearrange(table_nd[class_tokens:], "(t y x) d -> t y x d", t=t, y=y, x=x)
     highest = jax.lax.Precision.HIGHEST
     table_tyxd = jnp.einsum("Tt,Yy,Xx,tyxd->TYXd", *weights, table_tyxd, precision=highest)
@@ -87,6 +96,18 @@ def cubic_weights(old: int, new: int) -> np.ndarray:
         source = np.clip(base + offset, 0, old - 1)
         np.add.at(weights, (np.arange(new), source), _cubic(np.abs(centre - base - offset)))
     return weights.astype(np.float32)
+
+
+def smooth_cubic_weights(old: int, new: int) -> np.ndarray:
+    """Matrix [new, old] of bicubic interpolation that widens its kernel to shrink without aliasing.
+
+    The kernel has a = -0.5, and its weights are scaled to sum to 1 where the border cuts it.
+    """
+    scale = max(old / new, 1.0)
+    centre = (np.arange(new)[:, None] + 0.5) * old / new
+    distance = np.abs(np.arange(old)[None] + 0.5 - centre) / scale
+    weights = np.where(distance < 2, _cubic(distance, -0.5), 0.0)
+    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
 def _cubic(distance: np.ndarray, a: float = -0.75) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Frozen image teachers: SigLIP2's vision tower with its attention-pooling head.
+"""Frozen image teachers: the image towers of SigLIP2, CLIP and DINOv2, as they were published.
 
 Shape key: b images (frames of all clips), h w pixels, c channels, n tokens, d width, l taps.
 """
@@ -9,22 +9,33 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 
-from invnext_jax.models.attention import attend
 from invnext_jax.models.axes import logical
-from invnext_jax.models.layers import Dtype, Mlp, dense, layer_norm, run_stack, unit
+from invnext_jax.models.layers import Dtype, Mlp, dense, layer_norm, run_stack, small_normal, unit
 from invnext_jax.models.pixels import IMAGENET_MEAN, IMAGENET_STD
 from invnext_jax.models.positions import cubic_weights, resize_table
+from invnext_jax.models.vision import VisionAttention, VisionBlock
+
+KINDS = ("siglip2", "clip", "dinov2")
+_PIXELS = {  # mean and deviation of the pixels that a kind was trained with
+    "siglip2": np.full((2, 3), 0.5, np.float32),
+    "clip": np.array(
+        [(0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)], np.float32
+    ),
+    "dinov2": np.stack([IMAGENET_MEAN, IMAGENET_STD]),
+}
 
 
 class TeacherOutput(NamedTuple):
-    """Features of every image, float32.
+    """Features of every image, float32; n counts the patches alone.
 
     Attributes:
       taps_lbnd: unit vectors, the inputs of the tapped layers, in ascending depth.
-      pooled_bd: unit vectors of the pooling head.
-      attention_bn: head-averaged weights of the pooling query; each row sums to 1.
+      pooled_bd: unit vectors: of SigLIP2's pooling head, or the normalised last class token.
+      attention_bn: head-averaged weights of the pooling query, or of the class token in the last
+        layer; each row sums to 1.
     """
 
     taps_lbnd: jax.Array
@@ -37,72 +48,24 @@ def tapped_layers(depth: int, count: int, interval: float) -> tuple[int, ...]:
     return tuple(sorted(depth - int(i * interval) - 1 for i in range(count)))
 
 
-def preprocess(video_bthwc: jax.Array, size: int) -> jax.Array:
+def preprocess(video_bthwc: jax.Array, size: int, kind: str) -> jax.Array:
     """Turns clips with ImageNet normalisation into the teacher's images.
 
     Args:
       video_bthwc: float32 clips.
       size: side of the teacher's images; other sizes are resized bicubically.
+      kind: of the teacher, one of `KINDS`; its mean and deviation are applied.
 
     Returns:
-      float32 [b*t, size, size, c] with values from -1 to 1.
+      float32 [b*t, size, size, c]; SigLIP2's have values from -1 to 1.
     """
+    own_mean, own_std = (v.reshape(1, 1, 1, 3) for v in _PIXELS[kind])
     mean, std = (v.reshape(1, 1, 1, 3) for v in (IMAGENET_MEAN, IMAGENET_STD))
     images_bhwc = rearrange(video_bthwc, "b t h w c -> (b t) h w c")
     if images_bhwc.shape[1:3] != (size, size):
         rows, columns = (cubic_weights(old, size) for old in images_bhwc.shape[1:3])
         images_bhwc = jnp.einsum("Hh,Ww,bhwc->bHWc", rows, columns, images_bhwc)
-    return (images_bhwc * std + mean - 0.5) / 0.5
-
-
-class VisionAttention(nn.Module):
-    """Multi-head attention with biases; queries may come from elsewhere."""
-
-    heads: int
-    dtype: Dtype
-
-    @nn.compact
-    def __call__(
-        self, x_bnd: jax.Array, query_bnd: jax.Array, *, weights: bool = False
-    ) -> tuple[jax.Array, jax.Array | None]:
-        """Attends from the queries to x.
-
-        Args:
-          x_bnd: keys and values.
-          query_bnd: queries, as many as wanted.
-          weights: whether the head-averaged softmax weights [b, queries, n] are returned too.
-        """
-        d = x_bnd.shape[-1]
-
-        def project(name, tokens_bnd):
-            h_bnd = dense(d, ("embed", "heads"), name=name, dtype=self.dtype)(tokens_bnd)
-            return h_bnd.reshape(*h_bnd.shape[:2], self.heads, d // self.heads)
-
-        q_bnhe, k_bnhe, v_bnhe = project("q", query_bnd), project("k", x_bnd), project("v", x_bnd)
-        y_bnd = rearrange(attend(q_bnhe, k_bnhe, v_bnhe), "b n h e -> b n (h e)")
-        y_bnd = dense(d, ("heads", "embed"), name="proj", dtype=self.dtype)(y_bnd)
-        if not weights:
-            return y_bnd, None
-        logits = jnp.einsum("bqhe,bkhe->bhqk", q_bnhe, k_bnhe, preferred_element_type=jnp.float32)
-        return y_bnd, jnp.mean(jax.nn.softmax(logits * (d // self.heads) ** -0.5), axis=1)
-
-
-class VisionBlock(nn.Module):
-    """Pre-norm block with LayerNorm 1e-6 and biases everywhere."""
-
-    heads: int
-    mlp_width: int
-    dtype: Dtype
-
-    @nn.compact
-    def __call__(self, x_bnd: jax.Array, index: jax.Array, drop_rate: jax.Array) -> jax.Array:
-        """Adds attention and MLP to the float32 residual stream; index and rate are unused."""
-        del index, drop_rate
-        h_bnd = layer_norm(1e-6, self.dtype, "norm1")(x_bnd)
-        h_bnd, _ = VisionAttention(self.heads, self.dtype, name="attn")(h_bnd, h_bnd)
-        x_bnd = x_bnd + h_bnd.astype(jnp.float32)
-        h_bnd = layer_norm(1e-6, self.dtype, "norm2")(x_bnd)
-        return x_bnd + Mlp(self.mlp_width, self.dtype, name="mlp")(h_bnd).astype(jnp.float32)
+    return (images_bhwc * std + mean - own_mean) / own_std
 
 
 class AttentionPoolingHead(nn.Module):
@@ -126,6 +89,17 @@ class AttentionPoolingHead(nn.Module):
         return x_bnd[:, 0], weights_bqn[:, 0]
 
 
+def cut_patches(images_bhwc: jax.Array, patch: int) -> tuple[jax.Array, int, int]:
+    """Cuts images into patches, row by row: [b n p]; and the rows and columns of the grid.
+
+    What is left over at the right and at the bottom is dropped, as by a strided convolution.
+    """
+    rows, columns = (side // patch for side in images_bhwc.shape[1:3])
+    images_bhwc = images_bhwc[:, : rows * patch, : columns * patch]
+    pattern = "b (y p) (x q) c -> b (y x) (p q c)"
+    return rearrange(images_bhwc, pattern, p=patch, q=patch), rows, columns
+
+
 class SigLip2(nn.Module):
     """SigLIP2 vision transformer.
 
@@ -143,14 +117,8 @@ class SigLip2(nn.Module):
 
     @nn.compact
     def __call__(self, images_bhwc: jax.Array) -> TeacherOutput:
-        """Encodes images with values from -1 to 1.
-
-        Args:
-          images_bhwc: float images; the sides divide by `patch`.
-        """
-        rows, columns = (side // self.patch for side in images_bhwc.shape[1:3])
-        pattern = "b (y p) (x q) c -> b (y x) (p q c)"
-        patches_bnp = rearrange(images_bhwc, pattern, p=self.patch, q=self.patch)
+        """Encodes images as `preprocess` gives them."""
+        patches_bnp, rows, columns = cut_patches(images_bhwc, self.patch)
         embed = dense(self.width, (None, "embed"), name="patch_embed", dtype=self.dtype)
         side = self.size // self.patch
         init = logical(nn.initializers.normal(0.02), (None, "embed"))
@@ -165,16 +133,112 @@ class SigLip2(nn.Module):
         return TeacherOutput(unit(taps_lbnd), unit(pooled_bd), attention_bn)
 
 
-def from_config(config: Any) -> SigLip2:
+class ClassTokenTeacher(nn.Module):
+    """The vision transformers with a class token: CLIP's and DINOv2's.
+
+    Attributes:
+      kind: "clip": a norm before the first layer, no bias of the patches, eps 1e-5; "dinov2": layer
+        scale, eps 1e-6.
+      mlp_width: of the hidden layer; of each of its two halves if `gated`.
+      size: what the position table is built for; images of another size resize the table.
+      taps: layers whose inputs are returned, ascending.
+      activation: of CLIP's MLPs, one of `layers.ACTIVATIONS`.
+      registers: tokens of DINOv2 besides class and patches.
+      gated: whether DINOv2's MLP is SwiGLU.
+    """
+
+    kind: str
+    width: int
+    depth: int
+    heads: int
+    mlp_width: int
+    patch: int
+    size: int
+    taps: Sequence[int] = ()
+    activation: str = "gelu"
+    registers: int = 0
+    gated: bool = False
+    dtype: Dtype = jnp.float32
+
+    @property
+    def eps(self) -> float:
+        """Of all norms."""
+        return 1e-5 if self.kind == "clip" else 1e-6
+
+    @nn.compact
+    def __call__(self, images_bhwc: jax.Array) -> TeacherOutput:
+        """Encodes images as `preprocess` gives them."""
+        x_bnd = self._tokens(images_bhwc)
+        if self.kind == "clip":
+            x_bnd = layer_norm(self.eps, jnp.float32, "pre_norm")(x_bnd)
+        block = VisionBlock(
+            self.heads,
+            self.mlp_width,
+            self.dtype,
+            eps=self.eps,
+            activation=self.activation,
+            layer_scale=self.kind == "dinov2",
+            gated=self.gated,
+            name="blocks",
+        )
+        # The input of the last layer is tapped in any case: the attention comes of it.
+        taps = sorted({*self.taps, self.depth - 1})
+        x_bnd, taps_lbnd = run_stack(block, x_bnd, depth=self.depth, taps=taps)
+        attention_bn = self._last_attention(taps_lbnd[taps.index(self.depth - 1)])
+        pooled_bd = layer_norm(self.eps, jnp.float32, "norm")(x_bnd[:, 0])
+        taps_lbnd = taps_lbnd[: len(self.taps), :, 1 + self.registers :]
+        return TeacherOutput(unit(taps_lbnd), unit(pooled_bd), attention_bn)
+
+    def _tokens(self, images_bhwc):
+        patches_bnp, rows, columns = cut_patches(images_bhwc, self.patch)
+        bias = {"use_bias": self.kind != "clip"}
+        embed = dense(self.width, (None, "embed"), name="patch_embed", dtype=self.dtype, **bias)
+        x_bnd = embed(patches_bnp).astype(jnp.float32)
+        b, d, side = x_bnd.shape[0], self.width, self.size // self.patch
+        init = logical(small_normal, (None, "embed"))
+        class_d = self.param("class_token", logical(small_normal, ("embed",)), (d,), jnp.float32)
+        table_nd = self.param("position", init, (1 + side * side, d), jnp.float32)
+        # DINOv2 with registers resizes its table otherwise than DINOv2 without.
+        table_nd = resize_table(
+            table_nd, (1, side, side), (1, rows, columns), 1, antialias=self.registers > 0
+        )
+        first_bnd = jnp.broadcast_to((class_d + table_nd[0])[None, None], (b, 1, d))
+        parts = [first_bnd, x_bnd + table_nd[None, 1:]]
+        if self.registers:
+            registers_nd = self.param("registers", init, (self.registers, d), jnp.float32)
+            parts.insert(1, jnp.broadcast_to(registers_nd[None], (b, self.registers, d)))
+        return jnp.concatenate(parts, axis=1)
+
+    def _last_attention(self, x_bnd):
+        # A scanned layer gives nothing but its output, so its first half is computed once more.
+        blocks = nn.unbox(self.variables["params"]["blocks"])
+        norm, attn = (jax.tree.map(lambda x: x[-1], blocks[name]) for name in ("norm1", "attn"))
+        layer = nn.LayerNorm(self.eps, self.dtype, use_fast_variance=False, parent=None)
+        h_bnd = layer.apply({"params": norm}, x_bnd)
+        attention = VisionAttention(self.heads, self.dtype, parent=None)
+        variables = {"params": attn}
+        _, weights_bqn = attention.apply(variables, h_bnd, h_bnd[:, :1], weights=True)
+        weights_bn = weights_bqn[:, 0, 1 + self.registers :]
+        return weights_bn / jnp.sum(weights_bn, axis=1, keepdims=True)
+
+
+def from_config(config: Any) -> SigLip2 | ClassTokenTeacher:
     """The teacher that a run's config describes."""
     t = config.teacher
-    return SigLip2(
-        width=t.width,
-        depth=t.depth,
-        heads=t.heads,
-        mlp_width=t.mlp_width,
-        patch=t.patch,
-        size=t.train_size,
-        taps=tapped_layers(t.depth, t.taps, t.tap_interval),
-        dtype=jnp.dtype(config.dtype),
-    )
+    sizes = {
+        "width": t.width,
+        "depth": t.depth,
+        "heads": t.heads,
+        "mlp_width": t.mlp_width,
+        "patch": t.patch,
+        "size": t.train_size,
+        "taps": tapped_layers(t.depth, t.taps, t.tap_interval),
+        "dtype": jnp.dtype(config.dtype),
+    }
+    if t.kind == "clip":
+        return ClassTokenTeacher("clip", activation=t.activation, **sizes)
+    if t.kind == "dinov2":
+        return ClassTokenTeacher("dinov2", registers=t.registers, gated=t.gated, **sizes)
+    if t.kind == "siglip2":
+        return SigLip2(**sizes)
+    raise ValueError(f"teacher.kind={t.kind!r} is none of {KINDS}")

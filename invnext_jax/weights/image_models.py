@@ -1,48 +1,259 @@
-"""The parameter names of published image models, as Hugging Face folders hold them."""
+"""The published image models that can teach: what their Hugging Face folders hold, as our trees.
+
+A family knows its tensors' names, the sizes in its config.json, and how files of any version of
+transformers, of the tower alone or of a whole model, are brought to these names.
+"""
 
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from invnext_jax.weights.layout import CONV2D, SQUEEZE, Rule, linear, norm, to_tree
+from invnext_jax.errors import UserError
+from invnext_jax.weights.config_json import require, require_type
+from invnext_jax.weights.files import Tensor
+from invnext_jax.weights.layout import CONV2D, SQUEEZE, VECTOR, Rule, linear, norm
+
+
+class Family(NamedTuple):
+    """One kind of image model.
+
+    Attributes:
+      rules: between the names of `adapt` and our paths.
+      sizes: fields of `config.teacher` from the content of config.json; a UserError if it describes
+        another model.
+      adapt: gives the tensors of the image tower without prefix, one for each rule; what belongs
+        to other towers is left out. Nothing is read.
+    """
+
+    rules: list[Rule]
+    sizes: Callable[[Mapping[str, Any]], dict[str, Any]]
+    adapt: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+
+
+def _linears(layer: str, path: str, parts: Mapping[str, str]) -> list[Rule]:
+    return [
+        rule
+        for theirs, ours in parts.items()
+        for rule in linear(f"{layer}.{theirs}", f"{path}/{ours}")
+    ]
+
 
 _LAYER = "encoder.layers.{i}"
+_BLOCKS = [  # SigLIP and CLIP
+    *_linears(
+        f"{_LAYER}.self_attn",
+        "blocks/attn",
+        {"q_proj": "q", "k_proj": "k", "v_proj": "v", "out_proj": "proj"},
+    ),
+    *norm(f"{_LAYER}.layer_norm1", "blocks/norm1"),
+    *norm(f"{_LAYER}.layer_norm2", "blocks/norm2"),
+    *_linears(f"{_LAYER}.mlp", "blocks/mlp", {"fc1": "fc1", "fc2": "fc2"}),
+]
 SIGLIP2 = [
     *linear("embeddings.patch_embedding", "patch_embed", CONV2D),
     Rule("embeddings.position_embedding.weight", "position"),
-    *[
-        rule
-        for part, name in (("q_proj", "q"), ("k_proj", "k"), ("v_proj", "v"), ("out_proj", "proj"))
-        for rule in linear(f"{_LAYER}.self_attn.{part}", f"blocks/attn/{name}")
-    ],
-    *norm(f"{_LAYER}.layer_norm1", "blocks/norm1"),
-    *norm(f"{_LAYER}.layer_norm2", "blocks/norm2"),
-    *linear(f"{_LAYER}.mlp.fc1", "blocks/mlp/fc1"),
-    *linear(f"{_LAYER}.mlp.fc2", "blocks/mlp/fc2"),
+    *_BLOCKS,
     *norm("post_layernorm", "norm"),
     Rule("head.probe", "head/probe", SQUEEZE),
-    # `siglip2_tree` has split the fused projection of the pooling head by then.
-    *[rule for part in "qkv" for rule in linear(f"head.attention.{part}", f"head/attn/{part}")],
-    *linear("head.attention.out_proj", "head/attn/proj"),
+    *_linears("head.attention", "head/attn", {"q": "q", "k": "k", "v": "v", "out_proj": "proj"}),
     *norm("head.layernorm", "head/norm"),
-    *linear("head.mlp.fc1", "head/mlp/fc1"),
-    *linear("head.mlp.fc2", "head/mlp/fc2"),
+    *_linears("head.mlp", "head/mlp", {"fc1": "fc1", "fc2": "fc2"}),
 ]
+CLIP = [
+    Rule("embeddings.class_embedding", "class_token"),
+    Rule("embeddings.patch_embedding.weight", "patch_embed/kernel", CONV2D),
+    Rule("embeddings.position_embedding.weight", "position"),
+    *norm("pre_layrnorm", "pre_norm"),  # their spelling
+    *_BLOCKS,
+    *norm("post_layernorm", "norm"),
+]
+_LAYER = "encoder.layer.{i}"
+DINOV2 = [
+    Rule("embeddings.cls_token", "class_token", VECTOR),
+    Rule("embeddings.register_tokens", "registers", SQUEEZE),
+    Rule("embeddings.position_embeddings", "position", SQUEEZE),
+    *linear("embeddings.patch_embeddings.projection", "patch_embed", CONV2D),
+    *_linears(
+        f"{_LAYER}.attention",
+        "blocks/attn",
+        {
+            "attention.query": "q",
+            "attention.key": "k",
+            "attention.value": "v",
+            "output.dense": "proj",
+        },
+    ),
+    *norm(f"{_LAYER}.norm1", "blocks/norm1"),
+    *norm(f"{_LAYER}.norm2", "blocks/norm2"),
+    Rule(f"{_LAYER}.layer_scale1.lambda1", "blocks/scale1"),
+    Rule(f"{_LAYER}.layer_scale2.lambda1", "blocks/scale2"),
+    # `adapt` gives the projections of a gated MLP these names.
+    *_linears(f"{_LAYER}.mlp", "blocks/mlp", {"fc1": "fc1", "fc2": "fc2", "gate": "gate"}),
+    *norm("layernorm", "norm"),
+]
+_DROPPED = re.compile(r"embeddings\.(position_ids|mask_token)")
+_DINOV2_NAMES = {  # where files of transformers 5, or with a gated MLP, name it otherwise
+    "attention.q_proj": "attention.attention.query",
+    "attention.k_proj": "attention.attention.key",
+    "attention.v_proj": "attention.attention.value",
+    "attention.o_proj": "attention.output.dense",
+    "mlp.gate_proj": "mlp.gate",
+    "mlp.up_proj": "mlp.fc1",
+    "mlp.down_proj": "mlp.fc2",
+    "mlp.weights_out": "mlp.fc2",
+}
 
 
-def siglip2_tree(state: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Our tree of a SigLIP vision tower, whose names have no prefix.
+def _tower(tensors: Mapping[str, Tensor], anchor: str) -> dict[str, Tensor]:
+    """All that has the same prefix as the tensor `anchor`, without the prefix."""
+    found = [name for name in tensors if name == anchor or name.endswith(f".{anchor}")]
+    if len(found) != 1:
+        raise UserError(
+            f"the file has {len(found)} tensors {anchor}, but an image model of that kind has one: "
+            "name the file that belongs to config.json"
+        )
+    prefix = found[0].removesuffix(anchor)
+    tower = {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }
+    return {name: tensor for name, tensor in tower.items() if not _DROPPED.fullmatch(name)}
 
-    Raises:
-      KeyError: a name that the tower does not have.
+
+def _split(tensors: Mapping[str, Tensor], fused: str, parts: tuple[str, ...]) -> dict[str, Tensor]:
+    """Replaces fused tensors by equal parts along their first axis; the rest is kept.
+
+    Args:
+      tensors: by name.
+      fused: pattern of the name, with the groups `path` and `leaf`.
+      parts: names of the parts.
     """
     split = {}
-    for name in state:
-        if match := re.fullmatch(r"(head\.attention)\.in_proj_(weight|bias)", name):
-            for part, piece in zip("qkv", np.split(state[name], 3), strict=True):
-                split[f"{match[1]}.{part}.{match[2]}"] = piece
+    for name, tensor in tensors.items():
+        if match := re.fullmatch(fused, name):
+            for i, part in enumerate(parts):
+                split[f"{match['path']}{part}.{match['leaf']}"] = _part(tensor, i, len(parts))
         else:
-            split[name] = state[name]
-    return to_tree(split, SIGLIP2)
+            split[name] = tensor
+    return split
+
+
+def _part(tensor: Tensor, i: int, count: int) -> Tensor:
+    size = tensor.shape[0] // count
+    return Tensor((size, *tensor.shape[1:]), lambda: np.split(tensor.read(), count)[i])
+
+
+def _adapt_siglip2(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    fused = r"(?P<path>head\.attention\.)in_proj_(?P<leaf>weight|bias)"
+    return _split(_tower(tensors, "embeddings.patch_embedding.weight"), fused, ("q", "k", "v"))
+
+
+def _adapt_clip(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return _tower(tensors, "embeddings.patch_embedding.weight")
+
+
+def _adapt_dinov2(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    renamed = {}
+    for name, tensor in _tower(tensors, "embeddings.patch_embeddings.projection.weight").items():
+        for theirs, ours in _DINOV2_NAMES.items():
+            name = name.replace(f".{theirs}.", f".{ours}.")
+        renamed[name] = tensor
+    fused = r"(?P<path>.*\.mlp\.)weights_in\.(?P<leaf>weight|bias)"
+    return _split(renamed, fused, ("gate", "fc1"))
+
+
+_ACTIVATIONS = {"gelu": "gelu", "quick_gelu": "quick_gelu", "gelu_pytorch_tanh": "gelu_tanh"}
+# What transformers assumes where config.json is silent.
+_DEFAULTS = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "num_channels": 3,
+    "image_size": 224,
+}
+
+
+def _tower_config(config: Mapping[str, Any], kind: str, types: tuple[str, str]) -> dict[str, Any]:
+    """The part of config.json about the image tower: types[0] is its type, types[1] the whole's."""
+    if config.get("model_type") == types[1]:
+        nested = config.get("vision_config_dict")  # if there are both, transformers takes this one
+        nested = config.get("vision_config") or {} if nested is None else nested
+        config = {"model_type": types[0], **nested}
+    if config.get("model_type") in ("siglip2", "siglip2_vision_model"):
+        raise UserError(
+            f"config.json has model_type={config['model_type']!r}: that is SigLIP 2 of variable "
+            "resolution (NaFlex), which is not built here; take a checkpoint of fixed resolution, "
+            "such as siglip2-giant-opt-patch16-256"
+        )
+    require_type(config, kind, types)
+    return dict(config)
+
+
+def _side(config: Mapping[str, Any], name: str) -> int:
+    sides = config[name] if isinstance(config[name], list) else [config[name]]
+    if len(set(sides)) != 1 or not isinstance(sides[0], int):
+        raise UserError(f"config.json has {name}={config[name]!r}, but only squares are built here")
+    return sides[0]
+
+
+def _fields(kind: str, config: Mapping[str, Any], **others: Any) -> dict[str, Any]:
+    require(config, {"num_channels": 3})
+    return {
+        "kind": kind,
+        "width": config["hidden_size"],
+        "depth": config["num_hidden_layers"],
+        "heads": config["num_attention_heads"],
+        "mlp_width": config["intermediate_size"],
+        "patch": _side(config, "patch_size"),
+        "train_size": _side(config, "image_size"),
+        "activation": "gelu",
+        "registers": 0,
+        "gated": False,
+        **others,
+    }
+
+
+def _sizes_siglip2(config: Mapping[str, Any]) -> dict[str, Any]:
+    tower = _tower_config(config, "siglip2", ("siglip_vision_model", "siglip"))
+    fixed = {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6, "vision_use_head": True}
+    require(tower, fixed)
+    return _fields("siglip2", {**_DEFAULTS, "patch_size": 16, **tower}, activation="gelu_tanh")
+
+
+def _sizes_clip(config: Mapping[str, Any]) -> dict[str, Any]:
+    tower = _tower_config(config, "clip", ("clip_vision_model", "clip"))
+    require(tower, {"layer_norm_eps": 1e-5})
+    activation = tower.get("hidden_act", "quick_gelu")
+    if activation not in _ACTIVATIONS:
+        raise UserError(
+            f"config.json has hidden_act={activation!r}, which is none of {', '.join(_ACTIVATIONS)}"
+        )
+    tower = {**_DEFAULTS, "patch_size": 32, **tower}
+    return _fields("clip", tower, activation=_ACTIVATIONS[activation])
+
+
+def _sizes_dinov2(config: Mapping[str, Any]) -> dict[str, Any]:
+    require_type(config, "dinov2", ("dinov2", "dinov2_with_registers"))
+    require(config, {"hidden_act": "gelu", "layer_norm_eps": 1e-6, "qkv_bias": True})
+    has_registers = config["model_type"] == "dinov2_with_registers"
+    config = {**_DEFAULTS, "patch_size": 16 if has_registers else 14, **config}
+    registers = config.get("num_register_tokens", 4) if has_registers else 0
+    if has_registers and not registers:
+        raise UserError("config.json has num_register_tokens=0, but needs at least 1")
+    mlp_width, gated = int(config["hidden_size"] * config.get("mlp_ratio", 4)), False
+    if config.get("use_swiglu_ffn", False):
+        # Two thirds, so that three matrices have the size of two; then a multiple of 8.
+        mlp_width, gated = (int(mlp_width * 2 / 3) + 7) // 8 * 8, True
+    config["intermediate_size"] = mlp_width
+    return _fields("dinov2", config, registers=registers, gated=gated)
+
+
+FAMILIES = {
+    "siglip2": Family(SIGLIP2, _sizes_siglip2, _adapt_siglip2),
+    "clip": Family(CLIP, _sizes_clip, _adapt_clip),
+    "dinov2": Family(DINOV2, _sizes_dinov2, _adapt_dinov2),
+}
