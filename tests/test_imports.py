@@ -47,7 +47,7 @@ FLOORS = {
     ],
     "weights": [
         {"export", "match", "published", "reference", "image_models", "text_models"},
-        {"files", "layout"},
+        {"files", "layout", "config_json"},
         {"assets"},
     ],
     "runtime": [
