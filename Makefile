@@ -13,6 +13,7 @@ DEMO_FLAGS1 ?=
 DEMO_FLAGS2 ?=
 DEMO_PROBE_FLAGS ?=
 PYTEST_FLAGS ?= -n auto
+TORCH ?= 2.13.0
 
 RUN = $(VENV)/bin/python
 PIP = $(RUN) -m pip --disable-pip-version-check install --quiet
@@ -62,6 +63,12 @@ $(PACKAGE): $(RUNTIME) pyproject.toml
 	$(PIP) --no-deps --editable .
 	@touch $@
 
+# PyTorch is pinned by its version alone: which build it is, CPU or CUDA, is up to this machine and its
+# package index, so it has no hash in the lock. All that the CPU build needs is in the lock. An installed
+# build of that version, whichever it is, stays. The small build, where the index gives the large one:
+# make test PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
 $(TEST): $(PACKAGE) requirements-test.txt
 	$(PIP) --no-deps --require-hashes -r requirements-test.txt
+	@echo "Installing PyTorch $(TORCH) for the parity tests (a build for CPU suffices) ..."
+	$(PIP) torch==$(TORCH)
 	@touch $@

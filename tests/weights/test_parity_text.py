@@ -1,0 +1,165 @@
+"""The predictor's ModernBERT layers equal those of transformers' own model, read from its files."""
+
+import json
+from types import SimpleNamespace
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from golden_cases import assert_near
+from parity import import_transformers, numpy_of, randomise, saved
+
+from invnext_jax.models.predictor import ModernBertLayer, Predictor
+from invnext_jax.weights import text_models
+from invnext_jax.weights.files import Reading, open_checkpoint
+from invnext_jax.weights.layout import names_of, to_tree
+from invnext_jax.weights.match import match_tree
+
+LENGTH = 37
+SIZES = {
+    "vocab_size": 20,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 14,
+    "num_attention_heads": 4,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "cls_token_id": 1,
+    "sep_token_id": 2,
+}
+
+
+class Layers(Predictor):
+    """The text layers of the predictor alone."""
+
+    @nn.compact
+    def __call__(self, x_bnd):
+        return self._modernbert(x_bnd)
+
+
+@pytest.fixture(scope="module")
+def hf():
+    torch, transformers = import_transformers()
+    return SimpleNamespace(torch=torch, models=transformers)
+
+
+def make_model(hf, name="ModernBertModel", attention="eager", **options):
+    config = hf.models.ModernBertConfig(**{**SIZES, **options})
+    model = getattr(hf.models, name)._from_config(config, attn_implementation=attention)
+    return randomise(hf.torch, model)
+
+
+def read(folder, last_layers):
+    """What config.json says, and the tree of the last layers."""
+    checkpoint = open_checkpoint(folder)
+    sizes = text_models.sizes(checkpoint.config)
+    tensors = text_models.adapt(checkpoint.tensors, last_layers)
+    tree = to_tree(Reading(tensors), text_models.RULES)
+    layer = ModernBertLayer(sizes["heads"], sizes["mlp_width"], None, jnp.float32)
+    x_bnd = jnp.zeros((1, 1, sizes["width"]))
+    shapes = nn.unbox(jax.eval_shape(layer.init, jax.random.key(0), x_bnd)["params"])
+    numbers = range(sizes["last_layer"] - last_layers + 1, sizes["last_layer"] + 1)
+    wanted = {"text": {f"layer{n}": shapes for n in numbers}}
+    tree = match_tree(tree, wanted, str(folder))
+    flat = flax.traverse_util.flatten_dict(tree, sep="/")
+    names = dict(names_of({path: x.shape for path, x in flat.items()}, text_models.RULES))
+    assert names.keys() == tensors.keys()
+    return sizes, tree["text"]
+
+
+def states_of(hf, model):
+    """The streams that go into the layers and come out of the last one, before the final norm."""
+    streams = []
+    words = np.random.default_rng(0).integers(3, 20, (2, LENGTH))
+    hooks = [model.layers[0].register_forward_pre_hook(lambda _, x: streams.append(x[0]))]
+    hooks += [
+        layer.register_forward_hook(lambda *x: streams.append(x[2])) for layer in model.layers
+    ]
+    with hf.torch.no_grad():
+        model(hf.torch.from_numpy(words))
+    for hook in hooks:
+        hook.remove()
+    return [numpy_of(stream) for stream in streams]
+
+
+def assert_layers(hf, model, folder, last_layers):
+    sizes, tree = read(folder, last_layers)
+    first = sizes["last_layer"] - last_layers + 1
+    layers = Layers(
+        kind="modernbert",
+        encoder_width=1,
+        table_grid=(1, 1, 1),
+        class_tokens=0,
+        width=sizes["width"],
+        heads=sizes["heads"],
+        mlp_width=sizes["mlp_width"],
+        window=sizes["window"],
+        depth=last_layers,
+        last_layer=sizes["last_layer"],
+    )
+    params = {f"layer{i}": tree[f"layer{first + i}"] for i in range(last_layers)}
+    states = states_of(hf, model)
+    assert len(states) == 1 + sizes["depth"]
+    run = jax.jit(lambda x: layers.apply({"params": params}, x, mutable="intermediates"))
+    last_bnd, sown = run(states[first])
+    for i in range(last_layers):
+        assert_near(sown["intermediates"][f"after{i}"][0], states[first + i + 1])
+    assert_near(last_bnd, states[-1])
+
+
+@pytest.mark.parametrize("window", [8, 16, 128])
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_last_layers_with_windows_below_and_above_the_length(hf, window, attention, tmp_path):
+    model = make_model(hf, attention=attention, local_attention=window)
+    assert_layers(hf, model, saved(model, tmp_path), 8)
+
+
+@pytest.mark.parametrize("depth", [12, 13])
+def test_all_layers_but_the_first_wherever_the_global_ones_lie(hf, depth, tmp_path):
+    model = make_model(hf, num_hidden_layers=depth, local_attention=8)
+    assert_layers(hf, model, saved(model, tmp_path), depth - 1)
+
+
+def test_faint_streams_show_the_epsilon_of_every_norm(hf, tmp_path):
+    model = make_model(hf, local_attention=8)
+    with hf.torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("Wo.weight") or name.startswith("embeddings.norm"):
+                parameter.mul_(1e-2)
+    assert_layers(hf, model, saved(model, tmp_path), 5)
+
+
+def test_language_model_with_a_head_and_old_keys_in_config_json(hf, tmp_path):
+    model = make_model(hf, "ModernBertForMaskedLM", local_attention=8)
+    folder = saved(model, tmp_path)
+    wanted = read(folder, 5)[0]
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    for name in ("layer_types", "rope_parameters"):
+        del config[name]
+    config.update(
+        global_attn_every_n_layers=3, global_rope_theta=160000.0, local_rope_theta=10000.0
+    )
+    path.write_text(json.dumps(config))
+    assert hf.models.AutoConfig.from_pretrained(folder).layer_types == model.config.layer_types
+    assert read(folder, 5)[0] == wanted
+    assert_layers(hf, model.model, folder, 5)
+
+
+def test_float16_and_shards_read_as_the_same_values(hf, tmp_path):
+    model = make_model(hf).half()
+    half = read(saved(model, tmp_path / "half"), 8)[1]
+    shards = read(saved(model, tmp_path / "shards", max_shard_size="50KB"), 8)[1]
+    assert len(list((tmp_path / "shards").glob("model-*.safetensors"))) > 2
+    whole = read(saved(model.float(), tmp_path / "whole"), 8)[1]
+    for other in (half, shards):
+        jax.tree.map(np.testing.assert_array_equal, other, whole)
+
+
+def test_sizes_fill_in_what_config_json_leaves_out(hf):
+    config = hf.models.ModernBertConfig().to_dict()
+    assert text_models.sizes({"model_type": "modernbert"}) == text_models.sizes(config)
