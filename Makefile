@@ -65,8 +65,7 @@ $(PACKAGE): $(RUNTIME) pyproject.toml
 
 # PyTorch is pinned by its version alone: which build it is, CPU or CUDA, is up to this machine and its
 # package index, so it has no hash in the lock. All that the CPU build needs is in the lock. An installed
-# build of that version, whichever it is, stays. The small build, where the index gives the large one:
-# make test PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
+# build of that version, whichever it is, stays; PyTorch's site tells how to get the small one for CPUs.
 $(TEST): $(PACKAGE) requirements-test.txt
 	$(PIP) --no-deps --require-hashes -r requirements-test.txt
 	@echo "Installing PyTorch $(TORCH) for the parity tests (a build for CPU suffices) ..."
