@@ -52,14 +52,14 @@ def first(batch):
     model, params = prepared(stage1, config)
     images = jnp.zeros((1, 32, 32, 3))
     frozen = nn.unbox(teachers.from_config(config).init(jax.random.key(2), images)["params"])
-    return config, model, params, frozen
+    return config, model, params, {"teacher": frozen}
 
 
 @pytest.fixture(scope="module")
 def second(first):
     config = small(config2)
     model, params = prepared(stage2, config)
-    return config, model, params, first[2]["encoder"]
+    return config, model, params, {"target": first[2]["encoder"]}
 
 
 def gradients(stage, setting, batch):
@@ -143,7 +143,7 @@ def test_plain_pixel_heads_train(kind, batch):
     config.decoder.kind = kind
     config.decoder.depth = 3
     model, params = prepared(stage1, config)
-    draws = stage1.draw(config, jnp.ones((3, 4, 16)), (4, 4, 4), jax.random.key(0))
+    draws = stage1.draw(config, 3, (4, 4, 4), jax.random.key(0), jnp.ones((3, 4, 16)))
     video = stage1.normalize(jnp.asarray(batch["video"]))
     latents = jax.random.normal(jax.random.key(1), (3, draws.masked_bm.shape[1], 32))
 
@@ -170,7 +170,8 @@ def test_vit_predictor_steps(batch, first):
     config.predictor.kind = "vit"
     model, params = prepared(stage2, config)
     run = jax.jit(functools.partial(stage2.loss_fn, config, model))
-    assert np.isfinite(run(params, first[2]["encoder"], batch, jax.random.key(0))[0])
+    frozen = {"target": first[2]["encoder"]}
+    assert np.isfinite(run(params, frozen, batch, jax.random.key(0))[0])
 
 
 def test_config_mistakes_are_told():

@@ -77,9 +77,13 @@ def export_run(
 def describe(run: str | Path, config: Any, parts: Sequence[str]) -> dict[str, Any]:
     """What stands in the JSON: the config of the parts, and where they come from."""
     record = runs.read_record(run)
-    kept = {name: config[name] for name in (*KEPT, *parts) if name in config}
+    names = dict.fromkeys((*KEPT, *parts, "encoder"))
+    kept = provenance.as_json(
+        type(config)({name: config[name] for name in names if name in config})
+    )
+    kept.get("predictor", {}).pop("weights", None)  # a path
     return {
-        "config": provenance.as_json(type(config)({**kept, "encoder": config.encoder})),
+        "config": kept,
         "input": {
             "shape": "video [b t h w c] RGB / 255, then (x - mean) / std",
             "mean": [round(float(x), 3) for x in IMAGENET_MEAN],

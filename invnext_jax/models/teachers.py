@@ -17,6 +17,8 @@ from invnext_jax.models.pixels import IMAGENET_MEAN, IMAGENET_STD
 from invnext_jax.models.positions import cubic_weights, resize_table
 from invnext_jax.models.vision import VisionAttention, VisionBlock
 
+KINDS = ("siglip2",)  # of `config.teacher.kind`
+
 
 class TeacherOutput(NamedTuple):
     """Features of every image, float32.
