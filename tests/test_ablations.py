@@ -61,6 +61,7 @@ def tiny(row):
     config.encoder.update(depth=2, width=32, heads=2, mlp_width=32, pool_width=32)
     config.predictor.update(width=32, mlp_width=32, depth=-(-config.predictor.depth // 4))
     config.decoder.update(width=32, depth=min(config.decoder.depth, 2))
+    config.mask.update(blocks=((2, 0.7),), visible=(0.38,))  # one kind is half the program
     config.optimizer.warmup_steps = 0
     config.init_from = "runs/stage1" if config.stage == "stage2" else ""
     return config
