@@ -17,13 +17,11 @@ in these sizes.
 Absent, for want of the models: VideoMAE alignment (Table 2) and the InternVideo2 target (Table 3).
 """
 
-from typing import Any
-
 import ml_collections
 
 from configs import common, stage1, stage2
 
-Overrides = dict[str, Any]  # "section.field" -> value
+Overrides = dict[str, object]  # "section.field" -> value
 
 
 def _teacher(name: str) -> Overrides:
