@@ -39,6 +39,8 @@ def check_teacher(config: Any) -> None:
             f"teacher.size // teacher.patch = {sides[0]} must equal the {sides[1]} patches a side "
             "of data.size // encoder.patch: set teacher.size"
         )
+    if t.taps < 1:
+        raise UserError(f"teacher.taps={t.taps} must be at least 1")
     if min(teachers.tapped_layers(t.depth, t.taps, t.tap_interval)) < 0:
         raise UserError(f"teacher.tap_interval={t.tap_interval} reaches below the first layer")
 

@@ -10,7 +10,6 @@ m masked tokens, n masked patches of all clips (times the noise draws), p pixels
 d width, l taps.
 """
 
-import functools
 import itertools
 from typing import Any, NamedTuple
 
@@ -20,22 +19,16 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from invnext_jax import pretrained
+from invnext_jax.draws import Draws, add_noise, pixel_terms, run_features
+from invnext_jax.draws import init_params as init_params  # one of what a stage gives
 from invnext_jax.errors import UserError
 from invnext_jax.models import decoder, encoder, predictor, teachers
 from invnext_jax.models.heads import AlignHeads, AttentionPool
-from invnext_jax.models.layers import ProjectionHead, scale_kernels
-from invnext_jax.models.pixels import Grid, clip_grid, normalize, patch_targets
-from invnext_jax.objectives import losses, masks, reconstruction
+from invnext_jax.models.layers import ProjectionHead
+from invnext_jax.models.pixels import Grid, clip_grid, normalize
+from invnext_jax.objectives import losses, masks
 
 LOSS_TERMS = ("align_tokens", "align_pooled", "pixels")
-
-
-class Draws(NamedTuple):
-    """What is drawn anew in every step: the mask, and noise for each masked patch."""
-
-    keep_bk: jax.Array
-    masked_bm: jax.Array
-    noise: reconstruction.Noise | None
 
 
 class Features(NamedTuple):
@@ -125,17 +118,6 @@ def make_model(config: Any) -> Model:
     )
 
 
-def init_params(config: Any, model: Model, key: jax.Array) -> Any:
-    """Initial parameters, boxed with their logical axes; call it inside jit or eval_shape."""
-    data, patch = config.data, config.encoder.patch
-    video_bthwc = jnp.zeros((1, data.frames, data.size, data.size, 3))
-    index_bn = jnp.arange(data.frames * (data.size // patch) ** 2)[None]
-    n = index_bn.size - 1
-    noise = reconstruction.Noise(jnp.zeros((n, 3 * patch**2)), jnp.zeros((n,), jnp.int32))
-    params = model.init(key, video_bthwc, Draws(index_bn[:, :1], index_bn[:, 1:], noise))["params"]
-    return scale_kernels(params, config.init_gain, without=("patch_embed", "decoder"))
-
-
 def abstract_frozen(config: Any) -> Any:
     """Shapes and logical axes of the frozen teacher's parameters, if it is needed."""
     return {"teacher": pretrained.abstract_teacher(config)} if needs_teacher(config) else {}
@@ -196,11 +178,8 @@ def draw(
       attention_bts: the teacher's attention to each patch, for a semantic mask.
     """
     mask_key, t_key, noise_key = (jax.random.fold_in(key, i) for i in range(3))
-    keep_bk, masked_bm = masks.draw(mask_key, batch, grid, config.mask, attention_bts)[0]
-    if not (config.loss["pixels"] and config.decoder.kind == "diffusion"):
-        return Draws(keep_bk, masked_bm, None)
-    n, pixels = masked_bm.size * config.decoder.noise_draws, 3 * config.encoder.patch**2
-    return Draws(keep_bk, masked_bm, reconstruction.draw_noise(t_key, noise_key, n, pixels))
+    mask = masks.draw(mask_key, batch, grid, config.mask, attention_bts)[0]
+    return add_noise(config, mask, t_key, noise_key)
 
 
 def see_and_draw(
@@ -257,7 +236,7 @@ def loss_terms(
       Those of `LOSS_TERMS` that the model has modules for, and the parts of the pixel loss.
     """
     t = video_bthwc.shape[1]
-    features = _run_features(model, params, video_bthwc, draws, rngs)
+    features = run_features(model, params, video_bthwc, draws, rngs)
     terms = {}
     if features.aligned_lbkd is not None:
         taps_lbnd = rearrange(seen.taps_lbnd, "l (b t) s d -> l b (t s) d", t=t)
@@ -270,20 +249,6 @@ def loss_terms(
     if features.latents_bmd is not None:
         terms |= pixel_terms(model, params, features.latents_bmd, video_bthwc, draws)
     return terms
-
-
-def _run_features(model, params, video_bthwc, draws, rngs=None) -> Features:
-    inputs = video_bthwc, draws.keep_bk, draws.masked_bm
-    return model.apply({"params": params}, *inputs, rngs=rngs, method="features")
-
-
-def pixel_terms(
-    model: Model, params: Any, latents_bmd: jax.Array, video_bthwc: jax.Array, draws: Draws
-) -> dict[str, jax.Array]:
-    """The loss of the masked patches' pixels; see `reconstruction.loss_terms`."""
-    start_np = patch_targets(video_bthwc, draws.masked_bm, model.encoder.patch)
-    decode = functools.partial(model.apply, {"params": params}, method="decode")
-    return reconstruction.loss_terms(decode, start_np, latents_bmd, draws.noise)
 
 
 def diagnostics(
@@ -305,7 +270,7 @@ def diagnostics(
         return {f"encoder_grad/{name}": config.loss[name] * terms[name] for name in shown}
 
     metrics = losses.gradient_norms(weighted, params["encoder"])
-    latents_bmd = _run_features(model, params, video_bthwc, draws).latents_bmd
+    latents_bmd = run_features(model, params, video_bthwc, draws).latents_bmd
     if latents_bmd is None:
         return metrics
     own, other = (

@@ -9,7 +9,6 @@ Shape key: b batch, t frames, h w pixels, c channels, n tokens (in decoding: pat
 s patches of a frame, k visible, m masked, d width, p pixels of a patch.
 """
 
-import functools
 import itertools
 from typing import Any, NamedTuple
 
@@ -19,23 +18,17 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from invnext_jax import pretrained
+from invnext_jax.draws import Draws, add_noise, pixel_terms, run_features
+from invnext_jax.draws import init_params as init_params  # one of what a stage gives
 from invnext_jax.errors import UserError
 from invnext_jax.models import decoder, encoder, predictor, teachers
 from invnext_jax.models.heads import AttentionPool
-from invnext_jax.models.layers import ProjectionHead, gather_tokens, scale_kernels, unit
-from invnext_jax.models.pixels import Grid, clip_grid, normalize, patch_targets
-from invnext_jax.objectives import losses, masks, reconstruction
+from invnext_jax.models.layers import ProjectionHead, gather_tokens, unit
+from invnext_jax.models.pixels import Grid, clip_grid, normalize
+from invnext_jax.objectives import losses, masks
 
 LOSS_TERMS = ("predict", "align_visible", "pixels")
 TARGETS = ("frozen", "momentum", "image")
-
-
-class Draws(NamedTuple):
-    """What is drawn for one kind of mask: the mask, and noise for each masked patch."""
-
-    keep_bk: jax.Array
-    masked_bm: jax.Array
-    noise: reconstruction.Noise | None = None
 
 
 class Features(NamedTuple):
@@ -123,17 +116,6 @@ def make_model(config: Any) -> Model:
         pool=AttentionPool(e.pool_width, e.pool_heads, dtype),
         **{name: make() for name, make in makers.items() if name in built},
     )
-
-
-def init_params(config: Any, model: Model, key: jax.Array) -> Any:
-    """Initial parameters, boxed with their logical axes; call it inside jit or eval_shape."""
-    data, patch = config.data, config.encoder.patch
-    video_bthwc = jnp.zeros((1, data.frames, data.size, data.size, 3))
-    index_bn = jnp.arange(data.frames * (data.size // patch) ** 2)[None]
-    n = index_bn.size - 1
-    noise = reconstruction.Noise(jnp.zeros((n, 3 * patch**2)), jnp.zeros((n,), jnp.int32))
-    params = model.init(key, video_bthwc, Draws(index_bn[:, :1], index_bn[:, 1:], noise))["params"]
-    return scale_kernels(params, config.init_gain, without=("patch_embed", "decoder"))
 
 
 def abstract_frozen(config: Any) -> Any:
@@ -236,15 +218,9 @@ def draw(
       attention_bts: the image teacher's attention to each patch, for a semantic mask.
     """
     drawn = masks.draw(jax.random.fold_in(key, 0), batch, grid, config.mask, attention_bts)
-    if not (config.loss["pixels"] and config.decoder.kind == "diffusion"):
-        return [Draws(*mask) for mask in drawn]
-    pixels = 3 * config.encoder.patch**2
-    draws = []
-    for i, mask in enumerate(drawn):
-        keys = jax.random.split(jax.random.fold_in(jax.random.fold_in(key, 2), i))
-        n = mask[1].size * config.decoder.noise_draws
-        draws.append(Draws(*mask, reconstruction.draw_noise(*keys, n, pixels)))
-    return draws
+    noise_key = jax.random.fold_in(key, 2)
+    keys = [jax.random.split(jax.random.fold_in(noise_key, i)) for i in range(len(drawn))]
+    return [add_noise(config, mask, *pair) for mask, pair in zip(drawn, keys, strict=True)]
 
 
 def see_and_draw(
@@ -327,7 +303,7 @@ def loss_terms(
     terms = {}
     for i, draws in enumerate(drawn):
         rngs = None if droppath_key is None else {"droppath": jax.random.fold_in(droppath_key, i)}
-        features = _run_features(model, params, video_bthwc, draws, rngs)
+        features = run_features(model, params, video_bthwc, draws, rngs)
         if features.predicted_bmd is not None:
             target_bmd = gather_tokens(target_bnd, draws.masked_bm)
             terms[f"predict_{i}"] = losses.cosine_loss(features.predicted_bmd, target_bmd)
@@ -335,16 +311,9 @@ def loss_terms(
             target_bkd = gather_tokens(target_bnd, draws.keep_bk)
             terms[f"align_visible_{i}"] = losses.cosine_loss(features.aligned_bkd, target_bkd)
         if model.decoder is not None:
-            start_np = patch_targets(video_bthwc, draws.masked_bm, model.encoder.patch)
-            decode = functools.partial(model.apply, {"params": params}, method="decode")
-            found = reconstruction.loss_terms(decode, start_np, features.latents_bmd, draws.noise)
+            found = pixel_terms(model, params, features.latents_bmd, video_bthwc, draws)
             terms |= {f"{name}_{i}": value for name, value in found.items()}
     return terms
-
-
-def _run_features(model, params, video_bthwc, draws, rngs=None) -> Features:
-    inputs = video_bthwc, draws.keep_bk, draws.masked_bm
-    return model.apply({"params": params}, *inputs, rngs=rngs, method="features")
 
 
 def diagnostics(
@@ -371,7 +340,7 @@ def diagnostics(
     metrics = losses.gradient_norms(weighted, params["encoder"])
     shown = {"target": target_bnd}
     if model.head is not None:
-        shown["prediction"] = _run_features(model, params, video_bthwc, drawn[0]).predicted_bmd
+        shown["prediction"] = run_features(model, params, video_bthwc, drawn[0]).predicted_bmd
     for name, x in shown.items():
         metrics[f"{name}_std"] = losses.feature_std(x)
         metrics[f"{name}_rank"] = losses.effective_rank(x)

@@ -11,8 +11,9 @@ PACKAGE = "invnext_jax"
 # Rooms and story files: a -> what a may import. Each may import itself and `errors`.
 ARROWS = {
     "train": {"stage1", "stage2", "pretrained", "runtime", "data", "weights"},
-    "stage1": {"pretrained", "models", "objectives"},
-    "stage2": {"pretrained", "models", "objectives"},
+    "stage1": {"pretrained", "draws", "models", "objectives"},
+    "stage2": {"pretrained", "draws", "models", "objectives"},
+    "draws": {"models", "objectives"},
     "pretrained": {"models", "weights"},
     "teacher": {"models", "objectives", "runtime", "data", "weights"},
     "evaluation": {
