@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import itertools
 import json
-import operator
 import os
 import pathlib
 import time
@@ -100,9 +99,7 @@ def prepare(
     stage.check_config(config)
     mesh = mesh_lib.make_mesh(config.mesh)
     checks.check_batch(config, mesh)
-    given, given_step = None, None
-    if config.init_from:
-        given, given_step = _read_source(config)
+    given, given_step = _read_source(config)
 
     drops = pipeline.DropCounter()
     data_iter = _open_data(config, drops, stack)
@@ -118,9 +115,8 @@ def prepare(
     root_key = jax.device_put(jax.random.key(config.seed), mesh_lib.replicated(mesh))
     state = checkpointer.restore(abstract, data_iter)
     if state is None:
-        state = state_lib.init_state(
-            init_fn, tx, abstract, jax.random.fold_in(root_key, _INIT_STREAM)
-        )
+        init_key = jax.random.fold_in(root_key, _INIT_STREAM)
+        state = state_lib.init_state(init_fn, tx, abstract, init_key)
         start = stage.warm_start(config, given)
         state = state.replace(params=_start_from(config, start, state.params, abstract.params))
         state = state_lib.start_following(state, copies)
@@ -166,7 +162,9 @@ def _open_data(
 
 
 def _read_source(config: ml_collections.FrozenConfigDict) -> tuple[Any, int | None]:
-    """Parameters and step of the run, or of the export, that `config.init_from` names."""
+    """Parameters and step of the run, or of the export, that `config.init_from` names, if any."""
+    if not config.init_from:
+        return None, None
     if pathlib.Path(config.init_from).suffix != ".safetensors":
         params, source, step = checkpoint.restore_run(config.init_from)
         checks.check_source(config, source, step)
@@ -187,7 +185,7 @@ def _start_from(
     config: ml_collections.FrozenConfigDict, start: dict[str, Any], params: Any, abstract: Any
 ) -> Any:
     """Puts the subtrees of `start`, by their path, in place of the initial values, each whole."""
-    wanted = {path: _subtree(abstract, path) for path in start}
+    wanted = {path: state_lib.get_subtree(abstract, path) for path in start}
     _check_fit(config, start, wanted)
     for path, tree in start.items():
         if "/" not in path:
@@ -197,18 +195,8 @@ def _start_from(
     for sentence in pretrained.describe_start(config, start, abstract):
         _tell(sentence)
     for path, tree in mesh_lib.put_tree(start, wanted).items():
-        params = _replace(params, path.split("/"), tree)
+        params = state_lib.replace_subtree(params, path, tree)
     return params
-
-
-def _subtree(tree: Any, path: str) -> Any:
-    return functools.reduce(operator.getitem, path.split("/"), tree)
-
-
-def _replace(tree: Any, names: list[str], new: Any) -> Any:
-    """The tree with another subtree below the `names`."""
-    name, *rest = names
-    return {**tree, name: _replace(tree[name], rest, new) if rest else new}
 
 
 def _check_fit(config: ml_collections.FrozenConfigDict, given: Any, wanted: Any) -> None:

@@ -4,6 +4,8 @@ Abstract shapes come first, then shardings, then one jitted initialisation with 
 that no array is ever made on one device.
 """
 
+import functools
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -103,3 +105,14 @@ def start_following(state: TrainState, copies: Copies) -> TrainState:
     # True copies: the step donates the state, and no buffer may be donated twice.
     follow = {name: jax.tree.map(jnp.copy, state.params[group]) for name, group in copies.items()}
     return state.replace(follow=follow)
+
+
+def get_subtree(tree: Any, path: str) -> Any:
+    """What lies at a path like "predictor/layer0" of nested dicts."""
+    return functools.reduce(operator.getitem, path.split("/"), tree)
+
+
+def replace_subtree(tree: Any, path: str, new: Any) -> Any:
+    """The tree with `new` at the path."""
+    name, _, rest = path.partition("/")
+    return {**tree, name: replace_subtree(tree[name], rest, new) if rest else new}
