@@ -16,6 +16,53 @@ ENCODERS = {
     "1b": {"width": 1408, "depth": 40, "heads": 16, "mlp_width": 6144, "drop_path": 0.2},
 }
 
+# Published image teachers. The Large ones are tapped over the share of the depth that the giant is.
+TEACHERS = {
+    "siglip2_giant": {
+        "kind": "siglip2",  # "siglip2" | "clip" | "dinov2"
+        "width": 1536,
+        "depth": 40,
+        "heads": 16,
+        "mlp_width": 6144,
+        "activation": "gelu_tanh",  # of clip: "quick_gelu" | "gelu"; others have but one
+        "registers": 0,  # of dinov2: 0 | 4
+        "gated": False,  # of dinov2: SwiGLU, whose two halves are mlp_width wide each
+        "patch": 16,
+        "size": 256,  # of the images it sees
+        "train_size": 256,  # of the images its position table was trained for
+        "tap_interval": 3.33,  # every so many layers is tapped, counted from the last
+    },
+    "tiny": {  # what this package ships
+        "kind": "siglip2",
+        "width": 96,
+        "depth": 4,
+        "heads": 4,
+        "mlp_width": 384,
+        "activation": "gelu_tanh",
+        "registers": 0,
+        "gated": False,
+        "patch": 8,
+        "size": 32,
+        "train_size": 32,
+        "tap_interval": 1.0,
+    },
+}
+_LARGE = {"width": 1024, "depth": 24, "heads": 16, "mlp_width": 4096, "tap_interval": 2.0}
+_LARGE |= {"registers": 0, "gated": False}
+_PATCH_16 = {"patch": 16, "size": 256, "train_size": 256}
+_PATCH_14 = {"patch": 14, "size": 224}
+TEACHERS |= {
+    "siglip2_large": {"kind": "siglip2", **_LARGE, **_PATCH_16, "activation": "gelu_tanh"},
+    "clip_large": {
+        **{"kind": "clip", **_LARGE, **_PATCH_14},
+        **{"train_size": 224, "activation": "quick_gelu"},
+    },
+    "dinov2_large": {
+        **{"kind": "dinov2", **_LARGE, **_PATCH_14},
+        **{"train_size": 518, "activation": "gelu"},
+    },
+}
+
 
 def defaults() -> ml_collections.ConfigDict:
     """The options that both stages share, at the sizes of the Base model."""
@@ -25,7 +72,9 @@ def defaults() -> ml_collections.ConfigDict:
     config.seed = 0
     config.total_steps = 0
     config.batch_size = 2048  # clips a step, over all devices and hosts
-    config.init_from = ""  # workdir of the run whose parameters start this one
+    # Workdir, or exported .safetensors, of the run whose parameters start this one.
+    config.init_from = ""
+    config.init_parts = ()  # what is taken from there ("encoder", ...); (): all that fits the stage
     config.init_from_unfinished = False  # whether that run may have steps left
     config.dtype = "bfloat16"  # of the matmuls; parameters, norms and losses stay float32
     config.init_gain = (
@@ -47,13 +96,32 @@ def defaults() -> ml_collections.ConfigDict:
     )
     config.predictor = ml_collections.ConfigDict(
         {
-            "kind": "modernbert",  # "modernbert" | "vit"
+            "kind": "modernbert",  # "modernbert" | "vit" | "vjepa"
+            "weights": "",  # .safetensors of the text model that starts a modernbert; "": none
             "width": 1024,
             "depth": 5,  # the last layers of the text model
             "heads": 16,
             "mlp_width": 2624,
             "window": 128,  # local layers see half of it on each side
             "last_layer": 27,  # number of the last layer; a multiple of 3 attends globally
+        }
+    )
+    # The pixel decoder: trained where `loss.pixels` is not 0.
+    config.decoder = ml_collections.ConfigDict(
+        {
+            "kind": "diffusion",  # "diffusion" | "linear" | "mlp"
+            "depth": 6,
+            "width": 1536,
+            "noise_draws": 1,  # noised copies of each masked patch a step
+            "dtype": "float32",
+        }
+    )
+    # The frozen image teacher, read only where a loss, a mask or the target needs it.
+    config.teacher = ml_collections.ConfigDict(
+        {
+            "weights": "",  # .safetensors file of the vision tower
+            "taps": 6,  # intermediate features that the student aligns with
+            **TEACHERS["siglip2_giant"],
         }
     )
     config.mask = ml_collections.ConfigDict(
@@ -141,5 +209,7 @@ def _apply_tiny(config: ml_collections.ConfigDict) -> None:
     # Layer scale 1e-5 keeps a run of some hundred steps an identity map, so it starts at 1 here.
     config.encoder.update(patch=8, size=32, frames=8, pool_heads=2, pool_width=64, layer_scale=1.0)
     config.predictor.update(width=64, depth=3, heads=2, mlp_width=128, window=32)
+    config.decoder.update(depth=2, width=192)  # no narrower than a patch (8 * 8 * 3)
+    config.teacher.update(weights="assets", taps=2, **TEACHERS["tiny"])
     config.checkpoint.every_steps = 200
     config.log.update(every_steps=25, diagnostics_every_steps=100)

@@ -13,6 +13,22 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
     """Variants: tiny (the embedded world), base, large, 1b."""
     config = common.defaults()
     config.stage = "stage2"
+    config.target = ml_collections.ConfigDict(
+        {
+            # "frozen": the Stage 1 encoder; "momentum": it follows the student; "image": the image
+            # teacher's last layer.
+            "kind": "frozen",
+            "momentum": 0.9998,  # share of the momentum target that stays in a step
+        }
+    )
+    # Weights; a term of weight 0 is not computed and its modules are not built.
+    config.loss = ml_collections.ConfigDict(
+        {
+            "predict": 1.0,  # the target's tokens at the masked places
+            "align_visible": 0.0,  # the target's tokens at the visible places
+            "pixels": 0.0,  # of the masked patches, as in Stage 1
+        }
+    )
     config.mask.kind = "multi_block"
     config.data.frames = 32
     config.optimizer.frozen = ("pool",)  # no loss reaches it; it is carried from Stage 1

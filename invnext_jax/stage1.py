@@ -2,67 +2,62 @@
 
 A frozen image teacher sees every frame. Its attention chooses the visible patches; the encoder's
 visible tokens align with the teacher's; the predictor completes the masked latents and a
-conditional diffusion decoder turns each into the pixels of its patch.
+conditional diffusion decoder turns each into the pixels of its patch. What a loss of weight 0
+alone would use is neither built nor computed.
 
 Shape key: b batch, t frames, h w pixels, c channels, s patches of a frame, k visible tokens,
 m masked tokens, n masked patches of all clips (times the noise draws), p pixels of a patch,
 d width, l taps.
 """
 
+import itertools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from absl import logging
-from einops import rearrange, repeat
+from einops import rearrange
 
+from invnext_jax import pretrained
+from invnext_jax.draws import Draws, add_noise, pixel_terms, run_features
+from invnext_jax.draws import init_params as init_params  # one of what a stage gives
 from invnext_jax.errors import UserError
 from invnext_jax.models import decoder, encoder, predictor, teachers
 from invnext_jax.models.heads import AlignHeads, AttentionPool
-from invnext_jax.models.layers import ProjectionHead, scale_kernels
-from invnext_jax.models.pixels import Grid, clip_grid, normalize, patch_targets
-from invnext_jax.objectives import diffusion, losses, masks
-from invnext_jax.weights import assets
-from invnext_jax.weights.export import read_export
-from invnext_jax.weights.match import match_tree
+from invnext_jax.models.layers import ProjectionHead
+from invnext_jax.models.pixels import Grid, clip_grid, normalize
+from invnext_jax.objectives import losses, masks
 
 LOSS_TERMS = ("align_tokens", "align_pooled", "pixels")
-SCHEDULE = diffusion.cosine_schedule(1000)
-
-
-class Draws(NamedTuple):
-    """What is drawn anew in every step: the mask, and noise for each masked patch."""
-
-    keep_bk: jax.Array
-    masked_bm: jax.Array
-    t_n: jax.Array
-    noise_np: jax.Array
 
 
 class Features(NamedTuple):
-    """What the losses compare; float32."""
+    """What the losses compare, float32; None where the loss is off."""
 
-    aligned_lbkd: jax.Array
-    pooled_bd: jax.Array
-    latents_bmd: jax.Array
+    aligned_lbkd: jax.Array | None
+    pooled_bd: jax.Array | None
+    latents_bmd: jax.Array | None
 
 
 class Model(nn.Module):
-    """Encoder, predictor, decoder and alignment heads."""
+    """Encoder and attention pool; for the losses that are on, predictor, decoder and heads.
+
+    The pool is exported with the encoder, so it is there even if no loss reaches it.
+    """
 
     encoder: nn.Module
-    predictor: nn.Module
-    decoder: nn.Module
-    align: nn.Module
     pool: nn.Module
-    align_pooled: nn.Module
+    predictor: nn.Module | None = None
+    decoder: nn.Module | None = None
+    align: nn.Module | None = None
+    align_pooled: nn.Module | None = None
 
-    def __call__(self, video_bthwc: jax.Array, draws: Draws) -> jax.Array:
+    def __call__(self, video_bthwc: jax.Array, draws: Draws) -> None:
         """Runs every part, for initialisation."""
         latents_bmd = self.features(video_bthwc, draws.keep_bk, draws.masked_bm).latents_bmd
-        latents_nd = rearrange(latents_bmd, "b m d -> (b m) d")
-        return self.decode(draws.noise_np, draws.t_n, latents_nd)
+        if self.decoder is not None:
+            latents_nd = rearrange(latents_bmd, "b m d -> (b m) d")
+            self.decode(*(draws.noise or (None, None)), latents_nd)
 
     def features(
         self, video_bthwc: jax.Array, keep_bk: jax.Array, masked_bm: jax.Array
@@ -70,64 +65,84 @@ class Model(nn.Module):
         """Aligned features of the visible tokens and latents of the masked ones."""
         grid = clip_grid(video_bthwc, self.encoder.patch)
         tokens_bnd, taps_lbnd = self.encoder(video_bthwc, keep_bk)
-        return Features(
-            self.align(taps_lbnd, keep_bk, grid),
-            self.align_pooled(self.pool(tokens_bnd)),
-            self.predictor(tokens_bnd, keep_bk, masked_bm, grid),
-        )
+        aligned_lbkd = pooled_bd = latents_bmd = None
+        if self.align is not None:
+            aligned_lbkd = self.align(taps_lbnd, keep_bk, grid)
+        if self.align_pooled is not None:
+            pooled_bd = self.align_pooled(self.pool(tokens_bnd))
+        elif self.is_initializing():
+            self.pool(tokens_bnd)
+        if self.predictor is not None:
+            latents_bmd = self.predictor(tokens_bnd, keep_bk, masked_bm, grid)
+        return Features(aligned_lbkd, pooled_bd, latents_bmd)
 
-    def decode(self, noised_np: jax.Array, t_n: jax.Array, latents_nd: jax.Array) -> jax.Array:
+    def decode(
+        self, noised_np: jax.Array | None, t_n: jax.Array | None, latents_nd: jax.Array
+    ) -> jax.Array:
         """Model output of each patch: [n, 2p] of the diffusion decoder, else pixels [n p]."""
-        if isinstance(self.decoder, decoder.DiffusionDecoder):
-            return self.decoder(noised_np, t_n, latents_nd)
-        return self.decoder(latents_nd)
+        return decoder.decode(self.decoder, noised_np, t_n, latents_nd)
+
+
+def groups(config: Any) -> tuple[str, ...]:
+    """Top-level groups of the parameter tree: what the losses that are on use, and the pool."""
+    of_term = {
+        "align_tokens": ("align",),
+        "align_pooled": ("align_pooled",),
+        "pixels": ("predictor", "decoder"),
+    }
+    on = (names for term, names in of_term.items() if config.loss[term])
+    return ("encoder", "pool", *itertools.chain.from_iterable(on))
+
+
+def needs_teacher(config: Any) -> bool:
+    """Whether a loss or the mask looks at the image teacher."""
+    aligns = config.loss["align_tokens"] or config.loss["align_pooled"]
+    return bool(aligns) or config.mask.kind == "semantic"
 
 
 def make_model(config: Any) -> Model:
     """The modules of a Stage 1 run; the last `teacher.taps` layers of the encoder are aligned."""
-    e, taps, dtype = config.encoder, config.teacher.taps, jnp.dtype(config.dtype)
-    side = e.size // e.patch
+    e, width, dtype = config.encoder, config.teacher.width, jnp.dtype(config.dtype)
+    side, built = e.size // e.patch, groups(config)
+    makers = {
+        "predictor": lambda: predictor.from_config(config),
+        "decoder": lambda: decoder.from_config(config),
+        "align": lambda: AlignHeads(width, (e.frames, side, side), e.class_tokens, dtype),
+        "align_pooled": lambda: ProjectionHead(width, True, dtype),
+    }
+    taps = range(e.depth - config.teacher.taps + 1, e.depth + 1) if "align" in built else ()
     return Model(
-        encoder=encoder.from_config(config, range(e.depth - taps + 1, e.depth + 1)),
-        predictor=predictor.from_config(config),
-        decoder=decoder.from_config(config),
-        align=AlignHeads(config.teacher.width, (e.frames, side, side), e.class_tokens, dtype),
+        encoder=encoder.from_config(config, taps),
         pool=AttentionPool(e.pool_width, e.pool_heads, dtype),
-        align_pooled=ProjectionHead(config.teacher.width, True, dtype),
+        **{name: make() for name, make in makers.items() if name in built},
     )
 
 
-def init_params(config: Any, model: Model, key: jax.Array) -> Any:
-    """Initial parameters, boxed with their logical axes; call it inside jit or eval_shape."""
-    data, patch = config.data, config.encoder.patch
-    video_bthwc = jnp.zeros((1, data.frames, data.size, data.size, 3))
-    index_bn = jnp.arange(data.frames * (data.size // patch) ** 2)[None]
-    n = index_bn.size - 1
-    t_n, noise_np = jnp.zeros((n,), jnp.int32), jnp.zeros((n, 3 * patch**2))
-    draws = Draws(index_bn[:, :1], index_bn[:, 1:], t_n, noise_np)
-    params = model.init(key, video_bthwc, draws)["params"]
-    return scale_kernels(params, config.init_gain, without=("patch_embed", "decoder"))
-
-
 def abstract_frozen(config: Any) -> Any:
-    """Shapes and logical axes of the frozen teacher's parameters."""
-    images = jnp.zeros((1, config.teacher.size, config.teacher.size, 3))
-    init = teachers.from_config(config).init
-    return jax.eval_shape(init, jax.random.key(0), images)["params"]
+    """Shapes and logical axes of the frozen teacher's parameters, if it is needed."""
+    return {"teacher": pretrained.abstract_teacher(config)} if needs_teacher(config) else {}
 
 
 def init_frozen(config: Any, restored: Any) -> Any:
-    """The teacher's parameters from the file that the config names."""
+    """The teacher's parameters from the file that the config names, if it is needed."""
     del restored
-    path = assets.resolve(config.teacher.weights)
-    parts, _ = read_export(path)
-    return match_tree(parts["teacher"], nn.unbox(abstract_frozen(config)), f"teacher {path}")
+    return {"teacher": pretrained.read_teacher(config)} if needs_teacher(config) else {}
 
 
-def warm_start(config: Any, restored: Any) -> Any:
-    """Everything that a Stage 1 checkpoint holds, if `config.init_from` names one."""
+def warm_start(config: Any, restored: Any) -> dict[str, Any]:
+    """What the run `config.init_from` has of our groups, and layers of a text model."""
+    return pretrained.choose_start(config, restored, groups(config))
+
+
+def following(config: Any) -> tuple[dict[str, str], float]:
+    """Nothing follows the parameters."""
     del config
-    return restored or {}
+    return {}, 1.0
+
+
+def untrained(config: Any) -> tuple[str, ...]:
+    """The pool, if no loss reaches it: weight decay alone would wear it away."""
+    return () if config.loss["align_pooled"] else ("pool",)
 
 
 def check_config(config: Any) -> None:
@@ -136,66 +151,47 @@ def check_config(config: Any) -> None:
     Raises:
       UserError: sizes that do not fit each other, or an unknown kind.
     """
-    d, t, patch_values = config.decoder, config.teacher, 3 * config.encoder.patch**2
-    if d.kind not in ("diffusion", "linear", "mlp"):
-        raise UserError(f"decoder.kind={d.kind!r} is none of 'diffusion', 'linear', 'mlp'")
-    if t.kind not in teachers.KINDS:
-        raise UserError(f"teacher.kind={t.kind!r} is none of {', '.join(teachers.KINDS)}")
-    if not t.weights:
-        raise UserError("teacher.weights is empty: name the .safetensors file of the image teacher")
-    sides = t.size // t.patch, config.data.size // config.encoder.patch
-    if sides[0] != sides[1]:
+    masks.check_kind(config.mask.kind)
+    if config.loss.pixels:
+        predictor.check_config(config)
+        pretrained.check_text(config)
+        decoder.check_config(config)
+    if config.loss.align_tokens and not 0 < config.teacher.taps <= config.encoder.depth:
         raise UserError(
-            f"teacher.size // teacher.patch = {sides[0]} must equal the {sides[1]} patches a side "
-            "of data.size // encoder.patch: set teacher.size"
+            f"teacher.taps={config.teacher.taps} must lie in 1 to encoder.depth="
+            f"{config.encoder.depth}"
         )
-    if not 0 < t.taps <= config.encoder.depth:
-        raise UserError(
-            f"teacher.taps={t.taps} must lie in 1 to encoder.depth={config.encoder.depth}"
-        )
-    if min(teachers.tapped_layers(t.depth, t.taps, t.tap_interval)) < 0:
-        raise UserError(f"teacher.tap_interval={t.tap_interval} reaches below the first layer")
-    if d.kind == "diffusion" and d.width < patch_values:
-        logging.warning(
-            "decoder.width=%d is narrower than the %d values of a patch: noise cannot pass it",
-            d.width,
-            patch_values,
-        )
+    if needs_teacher(config):
+        pretrained.check_teacher(config)
 
 
-def draw_mask(config: Any, attention_bts: jax.Array, grid: Grid, key: jax.Array) -> masks.Mask:
-    """The mask of the configured kind; see `objectives.masks`."""
-    mask, (batch, _, s) = config.mask, attention_bts.shape
-    visible = masks.visible_per_frame(s, mask.ratio)
-    if mask.kind == "semantic":
-        return masks.semantic(key, attention_bts, visible)
-    if mask.kind == "multi_block":
-        return masks.multi_blocks(key, batch, grid, mask)[0]
-    draw = {"tube": masks.tube, "random": masks.random}[mask.kind]
-    return draw(key, batch, grid, visible)
-
-
-def draw(config: Any, attention_bts: jax.Array, grid: Grid, key: jax.Array) -> Draws:
-    """Draws the mask, and timesteps and noise for each masked patch.
+def draw(
+    config: Any, batch: int, grid: Grid, key: jax.Array, attention_bts: jax.Array | None = None
+) -> Draws:
+    """Draws the mask, and for the diffusion decoder timesteps and noise for each masked patch.
 
     Args:
       config: of the run.
-      attention_bts: the teacher's attention to each patch.
+      batch: number of clips.
       grid: frames, rows and columns of the clips.
       key: random key.
+      attention_bts: the teacher's attention to each patch, for a semantic mask.
     """
     mask_key, t_key, noise_key = (jax.random.fold_in(key, i) for i in range(3))
-    keep_bk, masked_bm = draw_mask(config, attention_bts, grid, mask_key)
-    n = masked_bm.size * config.decoder.noise_draws
-    t_n = jax.random.randint(t_key, (n,), 0, len(SCHEDULE.betas))
-    noise_np = jax.random.normal(noise_key, (n, 3 * config.encoder.patch**2))
-    return Draws(keep_bk, masked_bm, t_n, noise_np)
+    mask = masks.draw(mask_key, batch, grid, config.mask, attention_bts)[0]
+    return add_noise(config, mask, t_key, noise_key)
 
 
-def see(config: Any, frozen: Any, video_bthwc: jax.Array) -> teachers.TeacherOutput:
-    """What the frozen teacher says about every frame (b*t images)."""
-    images = teachers.preprocess(video_bthwc, config.teacher.size, config.teacher.kind)
-    return teachers.from_config(config).apply({"params": frozen}, images)
+def see_and_draw(
+    config: Any, frozen: Any, video_bthwc: jax.Array, key: jax.Array
+) -> tuple[teachers.TeacherOutput | None, Draws]:
+    """What the teacher says about every frame, if it is needed, and what is drawn."""
+    seen = attention_bts = None
+    if needs_teacher(config):
+        seen = pretrained.see(config, frozen["teacher"], video_bthwc)
+        attention_bts = rearrange(seen.attention_bn, "(b t) s -> b t s", t=video_bthwc.shape[1])
+    grid = clip_grid(video_bthwc, config.encoder.patch)
+    return seen, draw(config, video_bthwc.shape[0], grid, key, attention_bts)
 
 
 def loss_fn(
@@ -207,7 +203,7 @@ def loss_fn(
       config: of the run.
       model: as made by `make_model`.
       params: trained parameters.
-      frozen: the teacher's parameters.
+      frozen: "teacher": the image teacher's parameters.
       batch: `video` uint8 [b t h w c].
       key: random key of the step.
 
@@ -215,28 +211,21 @@ def loss_fn(
       The loss, and every unweighted term as a metric.
     """
     video_bthwc = normalize(batch["video"])
-    seen, draws = _see_and_draw(config, frozen, video_bthwc, key)
+    seen, draws = see_and_draw(config, frozen, video_bthwc, key)
     rngs = {"droppath": jax.random.fold_in(key, 3)}
     terms = loss_terms(model, params, seen, video_bthwc, draws, rngs)
     return weigh(config, terms), {f"loss/{name}": value for name, value in terms.items()}
 
 
-def _see_and_draw(config, frozen, video_bthwc, key):
-    seen = see(config, frozen, video_bthwc)
-    attention_bts = rearrange(seen.attention_bn, "(b t) s -> b t s", t=video_bthwc.shape[1])
-    grid = clip_grid(video_bthwc, config.encoder.patch)
-    return seen, draw(config, attention_bts, grid, key)
-
-
 def weigh(config: Any, terms: dict[str, jax.Array]) -> jax.Array:
-    """The weighted sum of the loss terms."""
-    return sum(config.loss[name] * terms[name] for name in LOSS_TERMS)
+    """The weighted sum of the loss terms that are on."""
+    return sum(config.loss[name] * terms[name] for name in LOSS_TERMS if name in terms)
 
 
 def loss_terms(
     model: Model,
     params: Any,
-    seen: teachers.TeacherOutput,
+    seen: teachers.TeacherOutput | None,
     video_bthwc: jax.Array,
     draws: Draws,
     rngs: dict[str, jax.Array] | None = None,
@@ -244,49 +233,22 @@ def loss_terms(
     """The loss terms as a pure function of all that is drawn; no drop path without `rngs`.
 
     Returns:
-      The terms of `LOSS_TERMS`, and the parts of the pixel loss.
+      Those of `LOSS_TERMS` that the model has modules for, and the parts of the pixel loss.
     """
     t = video_bthwc.shape[1]
-    features = model.apply(
-        {"params": params},
-        video_bthwc,
-        draws.keep_bk,
-        draws.masked_bm,
-        rngs=rngs,
-        method="features",
-    )
-    taps_lbnd = rearrange(seen.taps_lbnd, "l (b t) s d -> l b (t s) d", t=t)
-    target_lbkd = jnp.take_along_axis(taps_lbnd, draws.keep_bk[None, :, :, None], axis=2)
-    # The mean over the frames is not brought back to unit length, as in the reference.
-    pooled_bd = jnp.mean(rearrange(seen.pooled_bd, "(b t) d -> b t d", t=t), axis=1)
-    return {
-        "align_tokens": losses.cosine_loss(features.aligned_lbkd, target_lbkd),
-        "align_pooled": losses.cosine_loss(features.pooled_bd, pooled_bd),
-        **pixel_terms(model, params, features.latents_bmd, video_bthwc, draws),
-    }
-
-
-def pixel_terms(
-    model: Model, params: Any, latents_bmd: jax.Array, video_bthwc: jax.Array, draws: Draws
-) -> dict[str, jax.Array]:
-    """The loss of the masked patches' pixels given their latents.
-
-    Returns:
-      `pixels`, and for diffusion its parts `noise` (squared error) and `bound` (bits a channel).
-    """
-    start_np = patch_targets(video_bthwc, draws.masked_bm, model.encoder.patch)
-    latents_nd = rearrange(latents_bmd, "b m d -> (b m) d")
-    if not isinstance(model.decoder, decoder.DiffusionDecoder):
-        empty = draws.noise_np, draws.t_n
-        decoded_np = model.apply({"params": params}, *empty, latents_nd, method="decode")
-        return {"pixels": jnp.mean((decoded_np - start_np) ** 2)}
-    repeats = draws.t_n.size // start_np.shape[0]
-    start_np, latents_nd = (repeat(x, "n p -> (r n) p", r=repeats) for x in (start_np, latents_nd))
-    noised_np = diffusion.add_noise(SCHEDULE, start_np, draws.t_n, draws.noise_np)
-    output = model.apply({"params": params}, noised_np, draws.t_n, latents_nd, method="decode")
-    terms = diffusion.loss_terms(SCHEDULE, output, start_np, noised_np, draws.t_n, draws.noise_np)
-    noise, bound = jnp.mean(terms.squared_error), jnp.mean(terms.bound)
-    return {"pixels": noise + bound, "noise": noise, "bound": bound}
+    features = run_features(model, params, video_bthwc, draws, rngs)
+    terms = {}
+    if features.aligned_lbkd is not None:
+        taps_lbnd = rearrange(seen.taps_lbnd, "l (b t) s d -> l b (t s) d", t=t)
+        target_lbkd = jnp.take_along_axis(taps_lbnd, draws.keep_bk[None, :, :, None], axis=2)
+        terms["align_tokens"] = losses.cosine_loss(features.aligned_lbkd, target_lbkd)
+    if features.pooled_bd is not None:
+        # The mean over the frames is not brought back to unit length, as in the reference.
+        pooled_bd = jnp.mean(rearrange(seen.pooled_bd, "(b t) d -> b t d", t=t), axis=1)
+        terms["align_pooled"] = losses.cosine_loss(features.pooled_bd, pooled_bd)
+    if features.latents_bmd is not None:
+        terms |= pixel_terms(model, params, features.latents_bmd, video_bthwc, draws)
+    return terms
 
 
 def diagnostics(
@@ -300,16 +262,17 @@ def diagnostics(
       decoder that ignores its latents has none); spread and rank of the latents.
     """
     video_bthwc = normalize(batch["video"])
-    seen, draws = _see_and_draw(config, frozen, video_bthwc, key)
+    seen, draws = see_and_draw(config, frozen, video_bthwc, key)
 
     def weighted(encoder_params):
         terms = loss_terms(model, {**params, "encoder": encoder_params}, seen, video_bthwc, draws)
-        return {f"encoder_grad/{name}": config.loss[name] * terms[name] for name in LOSS_TERMS}
+        shown = [name for name in LOSS_TERMS if name in terms]
+        return {f"encoder_grad/{name}": config.loss[name] * terms[name] for name in shown}
 
     metrics = losses.gradient_norms(weighted, params["encoder"])
-    latents_bmd = model.apply(
-        {"params": params}, video_bthwc, draws.keep_bk, draws.masked_bm, method="features"
-    ).latents_bmd
+    latents_bmd = run_features(model, params, video_bthwc, draws).latents_bmd
+    if latents_bmd is None:
+        return metrics
     own, other = (
         pixel_terms(model, params, z_bmd, video_bthwc, draws)
         for z_bmd in (latents_bmd, jnp.roll(latents_bmd, 1, axis=0))

@@ -1,171 +1,319 @@
-"""Stage 2: latent prediction of a frozen Stage 1 target (paper section 3.3).
+"""Stage 2: latent prediction of a Stage 1 target (paper section 3.3).
 
-Student and target start as the Stage 1 encoder. The target encodes the whole clip; the student
-sees it under two kinds of multi-block masks, and the predictor, with a head into the target's
-space, predicts the target's tokens at the masked places.
+The student starts as the Stage 1 encoder, and so does the target, which encodes the whole clip. The
+student sees it under two kinds of multi-block masks, and the predictor, with a head into the
+target's space, predicts the target's tokens at the masked places. The paper's ablations change the
+target (one that follows the student, or the image teacher), the mask, and add losses.
 
-Shape key: b batch, t frames, h w pixels, c channels, n tokens, k visible, m masked, d width.
+Shape key: b batch, t frames, h w pixels, c channels, n tokens (in decoding: patches of all clips),
+s patches of a frame, k visible, m masked, d width, p pixels of a patch.
 """
 
-from typing import Any
+import itertools
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
+from invnext_jax import pretrained
+from invnext_jax.draws import Draws, add_noise, pixel_terms, run_features
+from invnext_jax.draws import init_params as init_params  # one of what a stage gives
 from invnext_jax.errors import UserError
-from invnext_jax.models import encoder, predictor
+from invnext_jax.models import decoder, encoder, predictor, teachers
 from invnext_jax.models.heads import AttentionPool
-from invnext_jax.models.layers import ProjectionHead, gather_tokens, scale_kernels, unit
-from invnext_jax.models.pixels import clip_grid, normalize
+from invnext_jax.models.layers import ProjectionHead, gather_tokens, unit
+from invnext_jax.models.pixels import Grid, clip_grid, normalize
 from invnext_jax.objectives import losses, masks
+
+LOSS_TERMS = ("predict", "align_visible", "pixels")
+TARGETS = ("frozen", "momentum", "image")
+
+
+class Features(NamedTuple):
+    """What the losses compare, float32; None where the loss is off."""
+
+    predicted_bmd: jax.Array | None
+    aligned_bkd: jax.Array | None
+    latents_bmd: jax.Array | None
 
 
 class Model(nn.Module):
-    """Encoder, predictor and the head into the target's space; the pool is carried along.
+    """Encoder and attention pool; for the losses that are on, predictor, heads and decoder.
 
-    No loss reaches the attention pool; the configuration keeps the optimiser off it, so that an
-    exported Stage 2 encoder has the pool of Stage 1.
+    No loss reaches the pool; the configuration keeps the optimiser off it, so that an exported
+    Stage 2 encoder has the pool of Stage 1.
     """
 
     encoder: nn.Module
-    predictor: nn.Module
-    head: nn.Module
     pool: nn.Module
+    predictor: nn.Module | None = None
+    head: nn.Module | None = None
+    align_visible: nn.Module | None = None
+    decoder: nn.Module | None = None
 
-    def __call__(
+    def __call__(self, video_bthwc: jax.Array, draws: Draws) -> None:
+        """Runs every part, for initialisation."""
+        self.pool(self.encoder(video_bthwc, draws.keep_bk).tokens_bnd)
+        latents_bmd = self.features(video_bthwc, draws.keep_bk, draws.masked_bm).latents_bmd
+        if self.decoder is not None:
+            latents_nd = rearrange(latents_bmd, "b m d -> (b m) d")
+            self.decode(*(draws.noise or (None, None)), latents_nd)
+
+    def features(
         self, video_bthwc: jax.Array, keep_bk: jax.Array, masked_bm: jax.Array
-    ) -> jax.Array:
-        """Predicts the target's unit vectors at the masked places: float32 [b m d]."""
+    ) -> Features:
+        """Unit vectors in the target's space at the masked and visible places, and latents."""
         grid = clip_grid(video_bthwc, self.encoder.patch)
         tokens_bnd = self.encoder(video_bthwc, keep_bk).tokens_bnd
-        if self.is_initializing():
-            self.pool(tokens_bnd)
-        # The head ends in unit length and the reference normalises once more.
-        return unit(self.head(self.predictor(tokens_bnd, keep_bk, masked_bm, grid)))
+        predicted_bmd = aligned_bkd = latents_bmd = None
+        if self.predictor is not None:
+            latents_bmd = self.predictor(tokens_bnd, keep_bk, masked_bm, grid)
+        if self.head is not None:
+            # The head ends in unit length and the reference normalises once more.
+            predicted_bmd = unit(self.head(latents_bmd))
+        if self.align_visible is not None:
+            aligned_bkd = self.align_visible(tokens_bnd[:, self.encoder.class_tokens :])
+        return Features(predicted_bmd, aligned_bkd, latents_bmd)
+
+    def decode(
+        self, noised_np: jax.Array | None, t_n: jax.Array | None, latents_nd: jax.Array
+    ) -> jax.Array:
+        """Model output of each patch: [n, 2p] of the diffusion decoder, else pixels [n p]."""
+        return decoder.decode(self.decoder, noised_np, t_n, latents_nd)
+
+
+def groups(config: Any) -> tuple[str, ...]:
+    """Top-level groups of the parameter tree: what the losses that are on use, and the pool."""
+    of_term = {
+        "predict": ("predictor", "head"),
+        "align_visible": ("align_visible",),
+        "pixels": ("predictor", "decoder"),
+    }
+    on = (names for term, names in of_term.items() if config.loss[term])
+    return tuple(dict.fromkeys(("encoder", "pool", *itertools.chain.from_iterable(on))))
+
+
+def needs_teacher(config: Any) -> bool:
+    """Whether the target or the mask is the image teacher's."""
+    return config.target.kind == "image" or config.mask.kind == "semantic"
 
 
 def make_model(config: Any) -> Model:
     """The modules of a Stage 2 run."""
     e, dtype = config.encoder, jnp.dtype(config.dtype)
+    width = config.teacher.width if config.target.kind == "image" else e.width
+    built = groups(config)
+    makers = {
+        "predictor": lambda: predictor.from_config(config),
+        "head": lambda: ProjectionHead(width, True, dtype),
+        "align_visible": lambda: ProjectionHead(width, True, dtype),
+        "decoder": lambda: decoder.from_config(config),
+    }
     return Model(
         encoder=encoder.from_config(config),
-        predictor=predictor.from_config(config),
-        head=ProjectionHead(e.width, True, dtype),
         pool=AttentionPool(e.pool_width, e.pool_heads, dtype),
+        **{name: make() for name, make in makers.items() if name in built},
     )
 
 
-def init_params(config: Any, model: Model, key: jax.Array) -> Any:
-    """Initial parameters, boxed with their logical axes; call it inside jit or eval_shape."""
-    data = config.data
-    video_bthwc = jnp.zeros((1, data.frames, data.size, data.size, 3))
-    index_bn = jnp.arange(data.frames * (data.size // config.encoder.patch) ** 2)[None]
-    params = model.init(key, video_bthwc, index_bn[:, :1], index_bn[:, 1:])["params"]
-    return scale_kernels(params, config.init_gain, without=("patch_embed",))
-
-
 def abstract_frozen(config: Any) -> Any:
-    """Shapes and logical axes of the frozen target's parameters."""
-    data = config.data
-    video_bthwc = jnp.zeros((1, data.frames, data.size, data.size, 3))
-    init = encoder.from_config(config).init
-    return jax.eval_shape(init, jax.random.key(0), video_bthwc)["params"]
+    """Shapes and logical axes of the frozen target's and the image teacher's parameters."""
+    frozen, data = {}, config.data
+    if config.target.kind == "frozen":
+        video_bthwc = jnp.zeros((1, data.frames, data.size, data.size, 3))
+        init = encoder.from_config(config).init
+        frozen["target"] = jax.eval_shape(init, jax.random.key(0), video_bthwc)["params"]
+    if needs_teacher(config):
+        frozen["teacher"] = pretrained.abstract_teacher(config)
+    return frozen
 
 
 def init_frozen(config: Any, restored: Any) -> Any:
-    """The target: the encoder of the Stage 1 checkpoint.
+    """The target, if it is frozen: the Stage 1 encoder; and the image teacher, if it is needed.
 
     Raises:
-      UserError: the config names no checkpoint.
+      UserError: the config names no Stage 1 run.
     """
+    _need_encoder(config, restored)
+    frozen = {}
+    if config.target.kind == "frozen":
+        frozen["target"] = restored["encoder"]
+    if needs_teacher(config):
+        frozen["teacher"] = pretrained.read_teacher(config)
+    return frozen
+
+
+def warm_start(config: Any, restored: Any) -> dict[str, Any]:
+    """Encoder, pool, predictor and decoder of Stage 1; the heads start anew."""
+    _need_encoder(config, restored)
+    takes = [name for name in groups(config) if name not in ("head", "align_visible")]
+    return pretrained.choose_start(config, restored, takes)
+
+
+def _need_encoder(config: Any, restored: Any) -> None:
     if restored is None:
         raise UserError(
             "Stage 2 starts from Stage 1: set init_from to the workdir of a Stage 1 run"
         )
-    del config
-    return restored["encoder"]
+    if "encoder" not in restored:
+        raise UserError(
+            f"init_from={config.init_from} holds no encoder, only {', '.join(restored)}: name the "
+            "workdir of a Stage 1 run"
+        )
 
 
-def warm_start(config: Any, restored: Any) -> Any:
-    """Encoder, predictor and pool of Stage 1; the head into the target's space starts anew."""
+def following(config: Any) -> tuple[dict[str, str], float]:
+    """What follows the parameters: the momentum target, a copy of the encoder."""
+    copies = {"target": "encoder"} if config.target.kind == "momentum" else {}
+    return copies, config.target.momentum
+
+
+def untrained(config: Any) -> tuple[str, ...]:
+    """Nothing but what `config.optimizer.frozen` names."""
     del config
-    return {name: restored[name] for name in ("encoder", "predictor", "pool")}
+    return ()
 
 
 def check_config(config: Any) -> None:
     """Checks what is particular to Stage 2.
 
     Raises:
-      UserError: no Stage 1 run is named, or the mask needs an image teacher.
+      UserError: no Stage 1 run is named, or an unknown kind.
     """
     if not config.init_from:
         raise UserError(
             "Stage 2 starts from Stage 1: set init_from to the workdir of a Stage 1 run"
         )
-    if config.mask.kind not in ("multi_block", "tube", "random"):
+    if config.init_parts and "encoder" not in config.init_parts:
         raise UserError(
-            f"mask.kind={config.mask.kind!r} needs an image teacher, which Stage 2 does not have: "
-            "set it to 'multi_block', 'tube' or 'random'"
+            f"init_parts={config.init_parts} must name 'encoder': Stage 2 starts from Stage 1"
         )
+    masks.check_kind(config.mask.kind)
+    target = config.target
+    if target.kind not in TARGETS:
+        raise UserError(f"target.kind={target.kind!r} is none of {', '.join(map(repr, TARGETS))}")
+    if not 0 <= target.momentum <= 1:
+        raise UserError(f"target.momentum={target.momentum} must lie between 0 and 1")
+    if "predictor" in groups(config):
+        predictor.check_config(config)
+        pretrained.check_text(config)
+    if config.loss.pixels:
+        decoder.check_config(config)
+    if needs_teacher(config):
+        pretrained.check_teacher(config)
 
 
-def draw_masks(config: Any, batch: int, grid: tuple, key: jax.Array) -> list[masks.Mask]:
-    """The masks of one step: each kind of multi-block mask, or one mask of another kind."""
-    mask = config.mask
-    if mask.kind == "multi_block":
-        return masks.multi_blocks(key, batch, grid, mask)
-    visible = masks.visible_per_frame(grid[1] * grid[2], mask.ratio)
-    draw = {"tube": masks.tube, "random": masks.random}[mask.kind]
-    return [draw(key, batch, grid, visible)]
+def draw(
+    config: Any, batch: int, grid: Grid, key: jax.Array, attention_bts: jax.Array | None = None
+) -> list[Draws]:
+    """The masks of one step, each with noise if the diffusion decoder is trained.
+
+    Args:
+      config: of the run.
+      batch: number of clips.
+      grid: frames, rows and columns of the clips.
+      key: random key.
+      attention_bts: the image teacher's attention to each patch, for a semantic mask.
+    """
+    drawn = masks.draw(jax.random.fold_in(key, 0), batch, grid, config.mask, attention_bts)
+    noise_key = jax.random.fold_in(key, 2)
+    keys = [jax.random.split(jax.random.fold_in(noise_key, i)) for i in range(len(drawn))]
+    return [add_noise(config, mask, *pair) for mask, pair in zip(drawn, keys, strict=True)]
 
 
-def target_tokens(model: Model, frozen: Any, video_bthwc: jax.Array) -> jax.Array:
-    """The frozen target's tokens of the whole clip, without class tokens: unit [b n d].
+def see_and_draw(
+    config: Any, frozen: Any, video_bthwc: jax.Array, key: jax.Array
+) -> tuple[teachers.TeacherOutput | None, list[Draws]]:
+    """What the image teacher says about every frame, if it is needed, and what is drawn."""
+    seen = attention_bts = None
+    if needs_teacher(config):
+        seen = pretrained.see(config, frozen["teacher"], video_bthwc)
+        attention_bts = rearrange(seen.attention_bn, "(b t) s -> b t s", t=video_bthwc.shape[1])
+    grid = clip_grid(video_bthwc, config.encoder.patch)
+    return seen, draw(config, video_bthwc.shape[0], grid, key, attention_bts)
+
+
+def target_tokens(
+    config: Any,
+    model: Model,
+    frozen: Any,
+    seen: teachers.TeacherOutput | None,
+    video_bthwc: jax.Array,
+) -> jax.Array:
+    """The target's tokens of the whole clip, without class tokens: unit [b n d].
 
     Differs from reference: its target ran with drop path on, by oversight; ours is deterministic.
     """
-    tokens_bnd = model.encoder.apply({"params": frozen}, video_bthwc).tokens_bnd
+    if config.target.kind == "image":  # the input of the teacher's last layer: the deepest tap
+        return rearrange(seen.taps_lbnd[-1], "(b t) s d -> b (t s) d", t=video_bthwc.shape[1])
+    tokens_bnd = model.encoder.apply({"params": frozen["target"]}, video_bthwc).tokens_bnd
     return unit(tokens_bnd[:, model.encoder.class_tokens :])
 
 
 def loss_fn(
     config: Any, model: Model, params: Any, frozen: Any, batch: Any, key: jax.Array
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Sum over the mask kinds of the cosine distance to the target at the masked places.
+    """Weighted sum of the losses of one batch: by default the distance to the target.
 
     Args:
       config: of the run.
       model: as made by `make_model`.
       params: trained parameters.
-      frozen: the target encoder's parameters.
+      frozen: "target": the target encoder's parameters; "teacher": the image teacher's; as needed.
       batch: `video` uint8 [b t h w c].
       key: random key of the step.
+
+    Returns:
+      The loss, and every unweighted term as a metric.
     """
     video_bthwc = normalize(batch["video"])
-    grid = clip_grid(video_bthwc, config.encoder.patch)
-    drawn = draw_masks(config, video_bthwc.shape[0], grid, jax.random.fold_in(key, 0))
-    droppath_key = jax.random.fold_in(key, 1)
-    return loss_of_masks(model, params, frozen, video_bthwc, drawn, droppath_key)
+    seen, drawn = see_and_draw(config, frozen, video_bthwc, key)
+    target_bnd = target_tokens(config, model, frozen, seen, video_bthwc)
+    terms = loss_terms(model, params, target_bnd, video_bthwc, drawn, jax.random.fold_in(key, 1))
+    return weigh(config, terms), {f"loss/{name}": value for name, value in terms.items()}
 
 
-def loss_of_masks(
+def weigh(config: Any, terms: dict[str, jax.Array]) -> jax.Array:
+    """The weighted sum, over the kinds of masks, of the loss terms that are on."""
+    weights = {name: config.loss[name.rpartition("_")[0]] for name in terms if _is_loss(name)}
+    return sum(weight * terms[name] for name, weight in weights.items())
+
+
+def _is_loss(name: str) -> bool:
+    """Whether a term is none of the parts of the pixel loss."""
+    return name.rpartition("_")[0] in LOSS_TERMS
+
+
+def loss_terms(
     model: Model,
     params: Any,
-    frozen: Any,
+    target_bnd: jax.Array,
     video_bthwc: jax.Array,
-    drawn: list[masks.Mask],
+    drawn: list[Draws],
     droppath_key: jax.Array | None = None,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The loss as a pure function of the masks; no drop path without its key."""
-    target_bnd = target_tokens(model, frozen, video_bthwc)
+) -> dict[str, jax.Array]:
+    """The loss terms as a pure function of all that is drawn; no drop path without its key.
+
+    Returns:
+      `<term>_<i>` for mask kind i: those of `LOSS_TERMS` that the model has modules for, and the
+      parts of the pixel loss.
+    """
     terms = {}
-    for i, (keep_bk, masked_bm) in enumerate(drawn):
+    for i, draws in enumerate(drawn):
         rngs = None if droppath_key is None else {"droppath": jax.random.fold_in(droppath_key, i)}
-        predicted_bmd = model.apply({"params": params}, video_bthwc, keep_bk, masked_bm, rngs=rngs)
-        target_bmd = gather_tokens(target_bnd, masked_bm)
-        terms[f"loss/predict_{i}"] = losses.cosine_loss(predicted_bmd, target_bmd)
-    return sum(terms.values()), terms
+        features = run_features(model, params, video_bthwc, draws, rngs)
+        if features.predicted_bmd is not None:
+            target_bmd = gather_tokens(target_bnd, draws.masked_bm)
+            terms[f"predict_{i}"] = losses.cosine_loss(features.predicted_bmd, target_bmd)
+        if features.aligned_bkd is not None:
+            target_bkd = gather_tokens(target_bnd, draws.keep_bk)
+            terms[f"align_visible_{i}"] = losses.cosine_loss(features.aligned_bkd, target_bkd)
+        if model.decoder is not None:
+            found = pixel_terms(model, params, features.latents_bmd, video_bthwc, draws)
+            terms |= {f"{name}_{i}": value for name, value in found.items()}
+    return terms
 
 
 def diagnostics(
@@ -174,24 +322,26 @@ def diagnostics(
     """What the loss hides.
 
     Returns:
-      `encoder_grad/predict_<i>`: gradient norm at the encoder of each mask kind's term; spread
-      and effective rank of targets and predictions; `target_position_share`: how much of the
-      targets' variance their position alone explains; `position_loss`: the loss, of one mask
+      `encoder_grad/<term>_<i>`: gradient norm at the encoder of each mask kind's weighted terms;
+      spread and effective rank of targets and predictions; `target_position_share`: how much of
+      the targets' variance their position alone explains; `position_loss`: the loss, of one mask
       kind, of a prediction that knows nothing but the position.
     """
     video_bthwc = normalize(batch["video"])
-    grid = clip_grid(video_bthwc, config.encoder.patch)
-    drawn = draw_masks(config, video_bthwc.shape[0], grid, jax.random.fold_in(key, 0))
+    seen, drawn = see_and_draw(config, frozen, video_bthwc, key)
+    target_bnd = target_tokens(config, model, frozen, seen, video_bthwc)
 
-    def terms_of(encoder_params):
+    def weighted(encoder_params):
         full = {**params, "encoder": encoder_params}
-        terms = loss_of_masks(model, full, frozen, video_bthwc, drawn)[1]
-        return {name.replace("loss/", "encoder_grad/"): term for name, term in terms.items()}
+        terms = loss_terms(model, full, target_bnd, video_bthwc, drawn)
+        terms = {name: term for name, term in terms.items() if _is_loss(name)}
+        return {f"encoder_grad/{n}": weigh(config, {n: term}) for n, term in terms.items()}
 
-    metrics = losses.gradient_norms(terms_of, params["encoder"])
-    target_bnd = target_tokens(model, frozen, video_bthwc)
-    predicted_bmd = model.apply({"params": params}, video_bthwc, *drawn[0])
-    for name, x in (("target", target_bnd), ("prediction", predicted_bmd)):
+    metrics = losses.gradient_norms(weighted, params["encoder"])
+    shown = {"target": target_bnd}
+    if model.head is not None:
+        shown["prediction"] = run_features(model, params, video_bthwc, drawn[0]).predicted_bmd
+    for name, x in shown.items():
         metrics[f"{name}_std"] = losses.feature_std(x)
         metrics[f"{name}_rank"] = losses.effective_rank(x)
     metrics["target_position_share"] = losses.position_share(target_bnd)

@@ -20,7 +20,7 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
-from invnext_jax import stage1, stage2
+from invnext_jax import pretrained, stage1, stage2
 from invnext_jax.data import pipeline
 from invnext_jax.errors import UserError
 from invnext_jax.runtime import checkpoint, checks, compilation, metrics, optimizer, provenance
@@ -28,6 +28,7 @@ from invnext_jax.runtime import mesh as mesh_lib
 from invnext_jax.runtime import state as state_lib
 from invnext_jax.runtime import step as step_lib
 from invnext_jax.runtime.preemption import Preemption
+from invnext_jax.weights import export
 
 STAGES = {"stage1": stage1, "stage2": stage2}
 _INIT_STREAM = 2**32 - 1  # folded into the root key for initial values; no step has this number
@@ -98,10 +99,7 @@ def prepare(
     stage.check_config(config)
     mesh = mesh_lib.make_mesh(config.mesh)
     checks.check_batch(config, mesh)
-    given, given_step = None, None
-    if config.init_from:
-        given, given_config, given_step = checkpoint.restore_run(config.init_from)
-        checks.check_source(config, given_config, given_step)
+    given, given_step = _read_source(config)
 
     drops = pipeline.DropCounter()
     data_iter = _open_data(config, drops, stack)
@@ -111,17 +109,17 @@ def prepare(
 
     model = stage.make_model(config)
     init_fn = functools.partial(stage.init_params, config, model)
-    schedule = optimizer.make_schedule(config.optimizer, config.total_steps)
-    tx = optimizer.make_optimizer(config.optimizer, schedule)
-    abstract = state_lib.abstract_state(init_fn, tx, mesh)
+    tx, _ = _make_optimizer(config, stage)
+    copies, _ = stage.following(config)
+    abstract = state_lib.abstract_state(init_fn, tx, mesh, copies)
     root_key = jax.device_put(jax.random.key(config.seed), mesh_lib.replicated(mesh))
     state = checkpointer.restore(abstract, data_iter)
     if state is None:
-        state = state_lib.init_state(
-            init_fn, tx, abstract, jax.random.fold_in(root_key, _INIT_STREAM)
-        )
+        init_key = jax.random.fold_in(root_key, _INIT_STREAM)
+        state = state_lib.init_state(init_fn, tx, abstract, init_key)
         start = stage.warm_start(config, given)
         state = state.replace(params=_start_from(config, start, state.params, abstract.params))
+        state = state_lib.start_following(state, copies)
     frozen = stage.init_frozen(config, given)
     abstract_frozen = mesh_lib.abstract_arrays(stage.abstract_frozen(config), mesh)
     _check_fit(config, frozen, abstract_frozen)
@@ -163,17 +161,42 @@ def _open_data(
     return data_iter
 
 
+def _read_source(config: ml_collections.FrozenConfigDict) -> tuple[Any, int | None]:
+    """Parameters and step of the run, or of the export, that `config.init_from` names, if any."""
+    if not config.init_from:
+        return None, None
+    if pathlib.Path(config.init_from).suffix != ".safetensors":
+        params, source, step = checkpoint.restore_run(config.init_from)
+        checks.check_source(config, source, step)
+        return params, step
+    params, about = export.read_export(config.init_from)
+    checks.check_source(config, provenance.from_json(about.get("config", {})), None)
+    return params, about.get("source", {}).get("step")
+
+
+def _make_optimizer(config: ml_collections.FrozenConfigDict, stage: Any) -> tuple[Any, Callable]:
+    """The optimiser and its schedule; it leaves alone what no loss of the stage reaches."""
+    schedule = optimizer.make_schedule(config.optimizer, config.total_steps)
+    tx = optimizer.make_optimizer(config.optimizer, schedule, stage.untrained(config))
+    return tx, schedule
+
+
 def _start_from(
-    config: ml_collections.FrozenConfigDict, start: Any, params: Any, abstract: Any
+    config: ml_collections.FrozenConfigDict, start: dict[str, Any], params: Any, abstract: Any
 ) -> Any:
-    """Puts the groups of `start` in place of the initial values, each of them whole."""
-    wanted = {name: tree for name, tree in abstract.items() if name in start}
+    """Puts the subtrees of `start`, by their path, in place of the initial values, each whole."""
+    wanted = {path: state_lib.get_subtree(abstract, path) for path in start}
     _check_fit(config, start, wanted)
-    for name, tree in start.items():
-        leaves = jax.tree.leaves(tree)
-        values = sum(leaf.size for leaf in leaves)
-        _tell(f"taken from {config.init_from}: {name} ({len(leaves)} arrays, {values:,} values)")
-    return {**params, **mesh_lib.put_tree(start, wanted)}
+    for path, tree in start.items():
+        if "/" not in path:
+            leaves = jax.tree.leaves(tree)
+            size = f"{len(leaves)} arrays, {sum(leaf.size for leaf in leaves):,} values"
+            _tell(f"taken from {config.init_from}: {path} ({size})")
+    for sentence in pretrained.describe_start(config, start, abstract):
+        _tell(sentence)
+    for path, tree in mesh_lib.put_tree(start, wanted).items():
+        params = state_lib.replace_subtree(params, path, tree)
+    return params
 
 
 def _check_fit(config: ml_collections.FrozenConfigDict, given: Any, wanted: Any) -> None:
@@ -272,14 +295,13 @@ def _next_batch(run: Run, reporter: metrics.Reporter) -> dict[str, jax.Array]:
 def _compile(run: Run, batch: dict[str, jax.Array]) -> tuple[step_lib.StepFn, Callable]:
     """Compiles step and diagnostics; later calls of other shapes fail instead of compiling."""
     config, arguments = run.config, (run.state, run.frozen, batch, run.root_key)
-    schedule = optimizer.make_schedule(config.optimizer, config.total_steps)
-    tx = optimizer.make_optimizer(config.optimizer, schedule)
+    tx, schedule = _make_optimizer(config, run.stage)
     loss_fn = functools.partial(run.stage.loss_fn, config, run.model)
     diagnostics = functools.partial(run.stage.diagnostics, config, run.model)
     start, diagnose = time.perf_counter(), None
     with mesh_lib.mesh_rules(run.mesh):
         train_step = compilation.compile_step(
-            step_lib.make_train_step(loss_fn, tx, schedule), *arguments
+            step_lib.make_train_step(loss_fn, tx, schedule, run.stage.following(config)), *arguments
         )
         if config.log.diagnostics_every_steps:
             diagnose = compilation.compile_diagnostics(diagnostics, *arguments)

@@ -56,6 +56,7 @@ class Case:
         layers = self.under("param.bert_decoder.layers.")
         predictor = SimpleNamespace(
             kind="modernbert",
+            weights="",
             width=bert.hidden_size,
             depth=max((int(k.split(".")[0]) + 1 for k in layers), default=0),
             heads=bert.num_attention_heads,
@@ -79,6 +80,7 @@ class Case:
             predictor=predictor,
             decoder=decoder,
             teacher=teacher,
+            target=SimpleNamespace(kind="frozen"),
             data=data,
             loss=loss,
             dtype="float32",

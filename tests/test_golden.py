@@ -19,7 +19,7 @@ from invnext_jax.models import decoder, encoder, predictor, teachers
 from invnext_jax.models.heads import AttentionPool
 from invnext_jax.models.pixels import clip_grid
 from invnext_jax.models.positions import resize_table, sincos_table
-from invnext_jax.objectives import diffusion, losses, masks
+from invnext_jax.objectives import diffusion, losses, masks, reconstruction
 from invnext_jax.runtime.optimizer import decay_mask, make_optimizer, make_schedule
 from invnext_jax.weights.files import Reading, Tensor
 from invnext_jax.weights.image_models import FAMILIES
@@ -225,7 +225,8 @@ def test_stage1(case):
     shapes = jax.eval_shape(lambda key: stage1.init_params(config, model, key), jax.random.key(0))
     params = match_tree(params, nn.unbox(shapes), case.name)
     keep_bk, masked_bm = mask_indices(case["in.mask"])
-    draws = stage1.Draws(keep_bk, masked_bm, case["in.t"].astype(np.int32), case["in.noise"])
+    noise = reconstruction.Noise(case["in.noise"], case["in.t"].astype(np.int32))
+    draws = stage1.Draws(keep_bk, masked_bm, noise)
     seen = teachers.TeacherOutput(
         case["in.teacher_middle"], case["in.teacher_final"], case["in.teacher_attn"]
     )
@@ -253,20 +254,28 @@ def test_stage1(case):
 
 def test_stage2(case):
     config = case.config_of_run(case.config.get("frames"))
-    params, frozen = params_of(case), params_of(case, "teacher.")["encoder"]
+    config.loss = {"predict": 1.0, "align_visible": 0.0, "pixels": 0.0}
+    params, frozen = params_of(case), {"target": params_of(case, "teacher.")["encoder"]}
     model = stage2.make_model(config)
     shapes = jax.eval_shape(lambda key: stage2.init_params(config, model, key), jax.random.key(0))
     shapes.pop("pool")  # no loss reaches it, and the cases do not have it
     params = match_tree(params, nn.unbox(shapes), case.name)
-    drawn = [mask_indices(case[f"in.mask_v{i}"]) for i in (1, 2)]
+    drawn = [stage2.Draws(*mask_indices(case[f"in.mask_v{i}"])) for i in (1, 2)]
 
     def loss(params):
-        return stage2.loss_of_masks(model, params, frozen, case.video, drawn)
+        target = stage2.target_tokens(config, model, frozen, None, case.video)
+        terms = stage2.loss_terms(model, params, target, case.video, drawn)
+        return stage2.weigh(config, terms), terms
 
     @jax.jit
     def everything(params):
-        tokens = model.encoder.apply({"params": frozen}, case.video).tokens_bnd
-        predicted = [model.apply({"params": params}, case.video, *mask) for mask in drawn]
+        tokens = model.encoder.apply({"params": frozen["target"]}, case.video).tokens_bnd
+        predicted = [
+            model.apply(
+                {"params": params}, case.video, draws.keep_bk, draws.masked_bm, method="features"
+            ).predicted_bmd
+            for draws in drawn
+        ]
         return tokens, predicted, jax.value_and_grad(loss, has_aux=True)(params)
 
     tokens, predicted, ((total, terms), grads) = everything(params)
@@ -274,7 +283,7 @@ def test_stage2(case):
     for i in range(len(drawn)):
         assert_near(predicted[i], case[f"out.student_v{i + 1}"])
         expected = case[f"out.loss_v{i + 1}"]
-        np.testing.assert_allclose(terms[f"loss/predict_{i}"], expected, rtol=1e-5)
+        np.testing.assert_allclose(terms[f"predict_{i}"], expected, rtol=1e-5)
     np.testing.assert_allclose(total, case["out.loss"], rtol=1e-5)
     assert clip_grid(case.video, config.encoder.patch)[0] == config.data.frames
     assert_gradients(grads, case)

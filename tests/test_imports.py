@@ -10,14 +10,17 @@ PACKAGE = "invnext_jax"
 
 # Rooms and story files: a -> what a may import. Each may import itself and `errors`.
 ARROWS = {
-    "train": {"stage1", "stage2", "runtime", "data"},
-    "stage1": {"models", "objectives", "weights"},
-    "stage2": {"models", "objectives", "weights"},
+    "train": {"stage1", "stage2", "pretrained", "runtime", "data", "weights"},
+    "stage1": {"pretrained", "draws", "models", "objectives"},
+    "stage2": {"pretrained", "draws", "models", "objectives"},
+    "draws": {"models", "objectives"},
+    "pretrained": {"models", "weights"},
     "importing": {"stage1", "stage2", "models", "weights"},
     "teacher": {"models", "objectives", "runtime", "data", "weights"},
     "evaluation": {
         *("models", "objectives", "runtime", "data", "weights"),
-        *("stage1", "stage2"),  # to draw the report's strips of masks and reconstructions
+        # To draw the report's strips of masks and reconstructions.
+        *("stage1", "stage2", "pretrained"),
         "importing",  # to read published encoders
     },
     "models": set(),

@@ -16,13 +16,21 @@ def losses(workdir):
     return [(record["step"], record["loss"]) for record in metrics.read_metrics(workdir)]
 
 
-@pytest.mark.parametrize(("stage", "workers"), [("stage1", 1), ("stage2", 0)])
+@pytest.mark.parametrize(
+    ("stage", "workers", "target"),
+    [
+        ("stage1", 1, ""),
+        ("stage2", 0, "frozen"),
+        pytest.param("stage2", 0, "momentum", marks=pytest.mark.slow),
+    ],
+)
 def test_a_resumed_run_equals_an_uninterrupted_one(
-    stage, workers, tiny_config, request, one_device, tmp_path, monkeypatch
+    stage, workers, target, tiny_config, request, one_device, tmp_path, monkeypatch
 ):
     config = tiny_config(stage)
     config.data.workers = workers
     if stage == "stage2":
+        config.target.kind = target
         config.init_from = str(request.getfixturevalue("stage1_run"))
     train.train(config, tmp_path / "whole")
 

@@ -52,14 +52,14 @@ def first(batch):
     model, params = prepared(stage1, config)
     images = jnp.zeros((1, 32, 32, 3))
     frozen = nn.unbox(teachers.from_config(config).init(jax.random.key(2), images)["params"])
-    return config, model, params, frozen
+    return config, model, params, {"teacher": frozen}
 
 
 @pytest.fixture(scope="module")
 def second(first):
     config = small(config2)
     model, params = prepared(stage2, config)
-    return config, model, params, first[2]["encoder"]
+    return config, model, params, {"target": first[2]["encoder"]}
 
 
 def gradients(stage, setting, batch):
@@ -143,7 +143,7 @@ def test_plain_pixel_heads_train(kind, batch):
     config.decoder.kind = kind
     config.decoder.depth = 3
     model, params = prepared(stage1, config)
-    draws = stage1.draw(config, jnp.ones((3, 4, 16)), (4, 4, 4), jax.random.key(0))
+    draws = stage1.draw(config, 3, (4, 4, 4), jax.random.key(0), jnp.ones((3, 4, 16)))
     video = stage1.normalize(jnp.asarray(batch["video"]))
     latents = jax.random.normal(jax.random.key(1), (3, draws.masked_bm.shape[1], 32))
 
@@ -170,7 +170,8 @@ def test_vit_predictor_steps(batch, first):
     config.predictor.kind = "vit"
     model, params = prepared(stage2, config)
     run = jax.jit(functools.partial(stage2.loss_fn, config, model))
-    assert np.isfinite(run(params, first[2]["encoder"], batch, jax.random.key(0))[0])
+    frozen = {"target": first[2]["encoder"]}
+    assert np.isfinite(run(params, frozen, batch, jax.random.key(0))[0])
 
 
 def test_config_mistakes_are_told():
@@ -214,3 +215,95 @@ def test_init_gain_scales_kernels_but_not_the_decoder():
     ):
         one, two = (functools.reduce(lambda tree, k: tree[k], path, start[g]) for g in (1.0, 2.0))
         np.testing.assert_allclose(two, ratio * one, rtol=1e-6)
+
+
+def built(stage, config):
+    """Top-level groups of the parameter tree."""
+    init = functools.partial(stage.init_params, config, stage.make_model(config))
+    return set(jax.eval_shape(init, jax.random.key(0)))
+
+
+@pytest.mark.parametrize(
+    ("stage", "module", "off", "gone"),
+    [
+        (stage1, config1, "pixels", {"predictor", "decoder"}),
+        (stage1, config1, "align_tokens", {"align"}),
+        (stage1, config1, "align_pooled", {"align_pooled"}),
+        (stage2, config2, "predict", {"head"}),
+        (stage2, config2, "align_visible", {"align_visible"}),
+        (stage2, config2, "pixels", {"decoder"}),
+    ],
+)
+def test_a_loss_of_weight_zero_builds_no_modules(stage, module, off, gone):
+    config = small(module)
+    for name in config.loss:
+        config.loss[name] = 1.0
+    whole = built(stage, config)
+    assert whole == set(stage.groups(config))
+    config.loss[off] = 0.0
+    assert whole - built(stage, config) == gone
+    assert stage.untrained(config) == (("pool",) if off == "align_pooled" else ())
+
+
+def test_stage2_without_a_predicting_loss_has_no_predictor():
+    config = small(config2)
+    config.loss.update(predict=0.0, align_visible=1.0)
+    assert built(stage2, config) == {"encoder", "pool", "align_visible"}
+
+
+def test_the_image_teacher_is_read_only_where_it_is_needed():
+    config = small(config1)
+    config.loss.update(align_tokens=0.0, align_pooled=0.0)
+    assert stage1.needs_teacher(config)  # its attention draws the mask
+    config.mask.kind = "tube"
+    config.teacher.weights = ""
+    stage1.check_config(config)
+    assert stage1.init_frozen(config, None) == stage1.abstract_frozen(config) == {}
+
+    config = small(config2)
+    config.init_from = "runs/stage1"
+    config.teacher.weights = ""
+    stage2.check_config(config)
+    assert set(stage2.abstract_frozen(config)) == {"target"}
+    for field, value, frozen in (
+        ("mask.kind", "semantic", {"target", "teacher"}),
+        ("target.kind", "image", {"teacher"}),
+    ):
+        other = config.copy_and_resolve_references()
+        other.update_from_flattened_dict({field: value})
+        assert set(stage2.abstract_frozen(other)) == frozen
+        with pytest.raises(UserError, match="teacher.weights is empty"):
+            stage2.check_config(other)
+
+
+def test_the_image_target_is_the_deepest_tap(batch):
+    config = small(config2)
+    config.target.kind = "image"
+    taps = np.random.default_rng(0).standard_normal((2, 3 * 4, 16, 32))
+    seen = teachers.TeacherOutput(jnp.asarray(taps), None, None)
+    video = jnp.zeros((3, 4, 32, 32, 3))
+    found = stage2.target_tokens(config, None, {}, seen, video)
+    np.testing.assert_allclose(found[1, 2 * 16 + 5], taps[-1, 4 + 2, 5], rtol=1e-6)
+
+
+def test_losses_of_stage2_are_weighted_and_summed_over_the_masks():
+    terms = {
+        **{"predict_0": 1.0, "predict_1": 2.0, "align_visible_0": 4.0, "align_visible_1": 8.0},
+        **{"pixels_0": 16.0, "noise_0": 99.0, "bound_0": 99.0},
+    }
+    config = small(config2)
+    config.loss.update(predict=1.0, align_visible=0.5, pixels=2.0)
+    assert stage2.weigh(config, terms) == 1 + 2 + 0.5 * (4 + 8) + 2 * 16
+
+
+def test_mistakes_of_kinds_are_told_by_both_stages():
+    for module, stage in ((config1, stage1), (config2, stage2)):
+        for field in ("predictor.kind", "mask.kind"):
+            config = small(module)
+            config.init_from = "runs/stage1"
+            config.update_from_flattened_dict({field: "nothing"})
+            with pytest.raises(UserError, match=f"{field}='nothing' is none of"):
+                stage.check_config(config)
+    config.update_from_flattened_dict({"mask.kind": "tube", "target.kind": "ema"})
+    with pytest.raises(UserError, match="target.kind='ema' is none of 'frozen', 'momentum'"):
+        stage2.check_config(config)

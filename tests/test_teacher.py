@@ -136,7 +136,7 @@ def shipped():
     config = ml_collections.FrozenConfigDict(stage1_config.get_config("tiny"))
     parts, about = export.read_export(assets.resolve("assets"))
     frozen = stage1.init_frozen(config, None)
-    return teachers.from_config(config), frozen, parts["prompts"], about["measured"]
+    return teachers.from_config(config), frozen["teacher"], parts["prompts"], about["measured"]
 
 
 def held_out(*, compressed):

@@ -41,11 +41,11 @@ PLANS = (
         "Alignment",
         r"loss/align_\w+",
         "Distance 2 - 2 cos of the visible tokens, and of the pooled feature, to the frozen image "
-        "teacher; 0 is agreement.",
+        "teacher (in Stage 2 of the visible tokens to the target); 0 is agreement.",
     ),
     Plan(
         "Pixels",
-        r"loss/(pixels|noise|bound)",
+        r"loss/(pixels|noise|bound)(_\d+)?",
         "The diffusion decoder: error of the predicted noise, the bound that trains its variance, "
         "and their sum.",
     ),
@@ -58,7 +58,7 @@ PLANS = (
     Plan(
         "Latent prediction",
         r"loss/predict_\d+|position_loss",
-        "Distance 2 - 2 cos to the frozen target at the masked places, for each kind of mask; "
+        "Distance 2 - 2 cos to the target at the masked places, for each kind of mask; "
         "position_loss is what knowing nothing but the place would reach.",
     ),
     Plan(

@@ -12,7 +12,7 @@ import ml_collections
 import numpy as np
 from absl import logging
 
-from invnext_jax import stage1
+from invnext_jax import pretrained, stage1
 from invnext_jax.data import pipeline
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import charts, features, probe_job, runs, strips, tables
@@ -168,6 +168,8 @@ def _own_strips(name: str, config: Any, params: Any, video_bthwc: np.ndarray):
             f"Grey patches are hidden; the visible ones are drawn {kind or config.mask.kind}.",
             list(map(strips.hide_patches, video_bthwc, made.seen_btyx)),
         )
+        if made.own_bthwc is None:
+            return
         yield (
             f"{name}: reconstruction",
             "Hidden patches sampled from noise by the pixel decoder, each on its own; patches "
@@ -181,12 +183,14 @@ def _own_strips(name: str, config: Any, params: Any, video_bthwc: np.ndarray):
             list(map(strips.outline_patches, made.other_bthwc, made.seen_btyx)),
         )
     else:
-        for i, seen_btyx in enumerate(strips.stage2_masks(config, video_bthwc)):
+        semantic = config.mask.kind == "semantic"
+        teacher = pretrained.read_teacher(config) if semantic else None
+        for i, seen_btyx in enumerate(strips.stage2_masks(config, video_bthwc, teacher)):
             settings = config.mask.blocks[i] if config.mask.kind == "multi_block" else None
             kind = f"{settings[0]} blocks of {settings[1]:.0%}" if settings else config.mask.kind
             yield (
                 f"{name}: mask {i + 1}",
-                f"Grey patches are hidden in every frame ({kind}); their latents are predicted.",
+                f"Grey patches are hidden ({kind}); their latents are predicted.",
                 list(map(strips.hide_patches, video_bthwc, seen_btyx)),
             )
 

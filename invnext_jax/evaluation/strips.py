@@ -4,7 +4,7 @@ A strip is the frames of one clip side by side. All pictures are made from a run
 with the parameters that the report was given.
 
 Shape key: b clips, t frames, h w pixels, c channels, y x grid rows and columns, n tokens,
-k visible, m masked tokens, p pixels of a patch, d width.
+s patches of a frame, k visible, m masked tokens, p pixels of a patch, d width.
 """
 
 import base64
@@ -17,7 +17,7 @@ import numpy as np
 from einops import rearrange, repeat
 from PIL import Image
 
-from invnext_jax import stage1, stage2
+from invnext_jax import pretrained, stage1, stage2
 from invnext_jax.models import encoder as encoder_model
 from invnext_jax.models.decoder import DiffusionDecoder
 from invnext_jax.models.pixels import (
@@ -28,7 +28,7 @@ from invnext_jax.models.pixels import (
     normalize,
     paste_patches,
 )
-from invnext_jax.objectives import diffusion
+from invnext_jax.objectives import diffusion, reconstruction
 
 SAMPLING_STEPS = 100
 HIDDEN = np.array([226, 230, 235], np.uint8)  # colour of a masked patch
@@ -37,11 +37,14 @@ MAX_FRAMES, FRAME_SIDE, GAP = 8, 96, 3
 
 
 class Reconstruction(NamedTuple):
-    """What Stage 1 makes of clips: uint8 videos [b t h w c] and the mask [b t y x], True = seen."""
+    """What Stage 1 makes of clips: uint8 videos [b t h w c] and the mask [b t y x], True = seen.
+
+    The videos are None of a run without a pixel decoder.
+    """
 
     seen_btyx: np.ndarray
-    own_bthwc: np.ndarray
-    other_bthwc: np.ndarray
+    own_bthwc: np.ndarray | None
+    other_bthwc: np.ndarray | None
 
 
 def reconstruct(
@@ -52,7 +55,7 @@ def reconstruct(
     Args:
       config: of a Stage 1 run.
       params: its parameters.
-      frozen: the image teacher's parameters; its attention draws a semantic mask.
+      frozen: as `stage1.init_frozen` gave it; the teacher's attention draws a semantic mask.
       video_bthwc: uint8 clips.
       seed: of the mask and the noise.
 
@@ -65,13 +68,12 @@ def reconstruct(
     @jax.jit
     def run(params, frozen, video_bthwc, key):
         clips = normalize(video_bthwc)
-        grid = clip_grid(clips, config.encoder.patch)
-        attention = stage1.see(config, frozen, clips).attention_bn
-        attention_bts = rearrange(attention, "(b t) s -> b t s", t=grid[0])
-        keep_bk, masked_bm, *_ = stage1.draw(config, attention_bts, grid, key)
+        _, (keep_bk, masked_bm, _) = stage1.see_and_draw(config, frozen, clips, key)
         latents_bmd = model.apply(
             {"params": params}, clips, keep_bk, masked_bm, method="features"
         ).latents_bmd
+        if latents_bmd is None:
+            return keep_bk, None, None
 
         def sample(latents_bmd):
             latents_nd = rearrange(latents_bmd, "b m d -> (b m) d")
@@ -100,7 +102,7 @@ def _sample_patches(model, params, latents_nd, patch, key) -> jax.Array:
     start_np = jax.random.normal(start_key, shape)
     if not isinstance(model.decoder, DiffusionDecoder):
         return decode(start_np, jnp.zeros(shape[:1], jnp.int32))
-    schedule = diffusion.respace(stage1.SCHEDULE, SAMPLING_STEPS)
+    schedule = diffusion.respace(reconstruction.SCHEDULE, SAMPLING_STEPS)
     noises_snp = jax.random.normal(noise_key, (SAMPLING_STEPS, *shape))
     return diffusion.sample(decode_clipped, schedule, noises_snp, start_np, 1.0)[-1]
 
@@ -112,7 +114,7 @@ def _keep_pixels_in_range(output, noised_np, t_n) -> jax.Array:
     early decoder's samples would leave the range of pixels and never come back.
     """
     noise_np, share_np = jnp.split(output, 2, axis=-1)
-    signal_n1 = jnp.asarray(stage1.SCHEDULE.alphas_cumprod, jnp.float32)[t_n][:, None]
+    signal_n1 = jnp.asarray(reconstruction.SCHEDULE.alphas_cumprod, jnp.float32)[t_n][:, None]
     start_np = (noised_np - jnp.sqrt(1 - signal_n1) * noise_np) / jnp.sqrt(signal_n1)
     channel = noised_np.shape[1] // 3
     low, high = (np.repeat((v - IMAGENET_MEAN) / IMAGENET_STD, channel) for v in (0, 1))
@@ -121,11 +123,26 @@ def _keep_pixels_in_range(output, noised_np, t_n) -> jax.Array:
     return jnp.concatenate([noise_np, share_np], axis=-1)
 
 
-def stage2_masks(config: Any, video_bthwc: np.ndarray, seed: int = 0) -> list[np.ndarray]:
-    """Masks of each kind as drawn in a Stage 2 step: [b t y x], True = seen."""
+def stage2_masks(
+    config: Any, video_bthwc: np.ndarray, teacher: Any = None, seed: int = 0
+) -> list[np.ndarray]:
+    """Masks of each kind as drawn in a Stage 2 step: [b t y x], True = seen.
+
+    Args:
+      config: of a Stage 2 run.
+      video_bthwc: uint8 clips.
+      teacher: the image teacher's parameters, for a semantic mask.
+      seed: of the masks.
+    """
     grid = clip_grid(video_bthwc, config.encoder.patch)
-    drawn = stage2.draw_masks(config, video_bthwc.shape[0], grid, jax.random.key(seed))
-    return [visible_places(np.asarray(keep_bk), grid) for keep_bk, _ in drawn]
+    attention_bts = None
+    if config.mask.kind == "semantic":
+        seen = pretrained.see(config, teacher, normalize(video_bthwc))
+        attention_bts = rearrange(seen.attention_bn, "(b t) s -> b t s", t=grid[0])
+    drawn = stage2.draw(
+        config, video_bthwc.shape[0], grid, jax.random.key(seed), attention_bts=attention_bts
+    )
+    return [visible_places(np.asarray(draws.keep_bk), grid) for draws in drawn]
 
 
 def visible_places(keep_bk: np.ndarray, grid: tuple[int, int, int]) -> np.ndarray:

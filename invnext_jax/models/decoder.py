@@ -11,9 +11,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
+from invnext_jax.errors import UserError
 from invnext_jax.models.layers import Dtype, dense, layer_norm
 
+KINDS = ("diffusion", "linear", "mlp")  # of `config.decoder.kind`
 TIME_WIDTH = 256
 xavier = nn.initializers.xavier_uniform()
 zeros = nn.initializers.zeros
@@ -111,6 +114,35 @@ class PixelHead(nn.Module):
             latent_nz = nn.gelu(latent_nz, approximate=False)
         out = dense(self.pixels, ("embed", None), name="output", dtype=self.dtype)
         return out(latent_nz).astype(jnp.float32)
+
+
+def decode(
+    decoder: DiffusionDecoder | PixelHead,
+    noised_np: jax.Array | None,
+    t_n: jax.Array | None,
+    latent_nz: jax.Array,
+) -> jax.Array:
+    """Model output of each patch: [n, 2p] of a diffusion decoder, else pixels [n p]."""
+    if isinstance(decoder, DiffusionDecoder):
+        return decoder(noised_np, t_n, latent_nz)
+    return decoder(latent_nz)
+
+
+def check_config(config: Any) -> None:
+    """Checks `config.decoder`; warns of a width that noise cannot pass.
+
+    Raises:
+      UserError: an unknown kind.
+    """
+    d, pixels = config.decoder, 3 * config.encoder.patch**2
+    if d.kind not in KINDS:
+        raise UserError(f"decoder.kind={d.kind!r} is none of {', '.join(map(repr, KINDS))}")
+    if d.kind == "diffusion" and d.width < pixels:
+        logging.warning(
+            "decoder.width=%d is narrower than the %d values of a patch: noise cannot pass it",
+            d.width,
+            pixels,
+        )
 
 
 def from_config(config: Any) -> DiffusionDecoder | PixelHead:

@@ -1,16 +1,20 @@
 """The latent world model: completes the latents of masked positions (paper section 3.1).
 
 A light transformer over visible latents and mask tokens, each at its place: the last layers of
-ModernBERT (rotary positions, two local layers for each global one, gated MLP), or a plain ViT.
+ModernBERT (rotary positions, two local layers for each global one, gated MLP), a plain ViT, or
+V-JEPA's predictor.
 
 Shape key: b batch, n tokens, k visible tokens, m masked tokens, d width, f MLP width,
 h heads, e head width.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from invnext_jax.errors import UserError
 from invnext_jax.models.attention import attend
 from invnext_jax.models.axes import logical
 from invnext_jax.models.layers import (
@@ -23,8 +27,10 @@ from invnext_jax.models.layers import (
     run_stack,
     unstack,
 )
-from invnext_jax.models.positions import Grid, PositionTable, apply_rotary
+from invnext_jax.models.positions import Grid, PositionTable, apply_rotary, sincos_table
+from invnext_jax.models.vision import VisionBlock
 
+KINDS = ("modernbert", "vit", "vjepa")  # of `config.predictor.kind`
 GLOBAL_THETA, LOCAL_THETA = 160_000.0, 10_000.0
 
 
@@ -127,21 +133,74 @@ class Predictor(nn.Module):
         return x_bnd
 
 
-def from_config(config) -> Predictor:
+class VJepaPredictor(nn.Module):
+    """The predictor of V-JEPA (arXiv 2404.08471): narrow, with fixed positions and a zero token.
+
+    Our class tokens take part without a position of their own.
+    """
+
+    width: int
+    depth: int
+    heads: int
+    mlp_width: int
+    class_tokens: int
+    dtype: Dtype = jnp.float32
+    remat: str = "none"
+
+    @nn.compact
+    def __call__(
+        self, tokens_bnd: jax.Array, keep_bk: jax.Array, masked_bm: jax.Array, grid: Grid
+    ) -> jax.Array:
+        """Predicts the latents of the masked positions; see `Predictor`."""
+        c, d = self.class_tokens, self.width
+        position_nd = jnp.asarray(sincos_table(d, grid, 0))
+        init = logical(nn.initializers.zeros, ("embed",))
+        mask_token_d = self.param("mask_token", init, (d,), jnp.float32)
+        embed = dense(d, (None, "embed"), name="embed", dtype=self.dtype)
+        x_bnd = embed(tokens_bnd).astype(jnp.float32)
+        # Attention knows no order, so the masked tokens simply stand behind the visible ones.
+        visible_bkd = x_bnd[:, c:] + position_nd[keep_bk]
+        masked_bmd = mask_token_d[None, None] + position_nd[masked_bm]
+        x_bnd = jnp.concatenate([x_bnd[:, :c], visible_bkd, masked_bmd], axis=1)
+        block = VisionBlock(self.heads, self.mlp_width, self.dtype, name="blocks")
+        x_bnd, _ = run_stack(block, x_bnd, depth=self.depth, remat=self.remat)
+        masked_bmd = x_bnd[:, -masked_bm.shape[1] :]
+        return layer_norm(1e-6, self.dtype, "norm")(masked_bmd).astype(jnp.float32)
+
+
+def check_config(config: Any) -> None:
+    """Checks `config.predictor`.
+
+    Raises:
+      UserError: an unknown kind, or a width that its positions cannot have.
+    """
+    p = config.predictor
+    if p.kind not in KINDS:
+        raise UserError(f"predictor.kind={p.kind!r} is none of {', '.join(map(repr, KINDS))}")
+    if p.kind == "vjepa" and p.width % 16:
+        raise UserError(f"predictor.width={p.width} of kind 'vjepa' must divide by 16")
+
+
+def from_config(config: Any) -> Predictor | VJepaPredictor:
     """The predictor that a run's config describes."""
     p, e = config.predictor, config.encoder
     side = e.size // e.patch
+    shared = {
+        "width": p.width,
+        "depth": p.depth,
+        "heads": p.heads,
+        "mlp_width": p.mlp_width,
+        "class_tokens": e.class_tokens,
+        "dtype": jnp.dtype(config.dtype),
+        "remat": config.remat,
+    }
+    if p.kind == "vjepa":
+        return VJepaPredictor(**shared)
     return Predictor(
         kind=p.kind,
         encoder_width=e.width,
-        width=p.width,
-        depth=p.depth,
-        heads=p.heads,
-        mlp_width=p.mlp_width,
         window=p.window,
         last_layer=p.last_layer,
         table_grid=(e.frames, side, side),
-        class_tokens=e.class_tokens,
-        dtype=jnp.dtype(config.dtype),
-        remat=config.remat,
+        **shared,
     )

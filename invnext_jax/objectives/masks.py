@@ -14,8 +14,42 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
+from invnext_jax.errors import UserError
+
 Grid = tuple[int, int, int]  # frames, rows, columns
 Mask = tuple[jax.Array, jax.Array]
+KINDS = ("semantic", "multi_block", "tube", "random")
+
+
+def check_kind(kind: str) -> None:
+    """Checks that `draw` knows the kind.
+
+    Raises:
+      UserError: it does not.
+    """
+    if kind not in KINDS:
+        raise UserError(f"mask.kind={kind!r} is none of {', '.join(map(repr, KINDS))}")
+
+
+def draw(
+    key: jax.Array, batch: int, grid: Grid, settings: Any, attention_bts: jax.Array | None = None
+) -> list[Mask]:
+    """The masks of one step: one for each kind of block of multi-block masks, else a single one.
+
+    Args:
+      key: random key.
+      batch: number of clips.
+      grid: frames, rows and columns.
+      settings: `kind` and `ratio`, the masked share; for multi-block see `multi_blocks`.
+      attention_bts: an image teacher's attention to every patch, for semantic masks.
+    """
+    if settings.kind == "multi_block":
+        return multi_blocks(key, batch, grid, settings)
+    visible = visible_per_frame(grid[1] * grid[2], settings.ratio)
+    if settings.kind == "semantic":
+        return [semantic(key, attention_bts, visible)]
+    even = {"tube": tube, "random": random}[settings.kind]
+    return [even(key, batch, grid, visible)]
 
 
 def visible_per_frame(positions: int, ratio: float) -> int:

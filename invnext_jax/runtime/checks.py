@@ -20,6 +20,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     _check_durations(config)
     if not 0 < config.mask.ratio < 1:
         raise UserError(f"config.mask.ratio={config.mask.ratio} must lie between 0 and 1")
+    _check_loss(config.loss)
     if config.dtype not in ("float32", "bfloat16"):
         raise UserError(f"config.dtype={config.dtype!r} must be 'float32' or 'bfloat16'")
     _check_manifest(config.data.manifest)
@@ -36,6 +37,15 @@ def _check_model(config: ml_collections.ConfigDict) -> None:
             raise UserError(f"config.{name}.width={width} must divide by {name}.heads={heads}")
     if config.data.frames < 1:
         raise UserError(f"config.data.frames={config.data.frames} must be at least 1")
+
+
+def _check_loss(weights: ml_collections.ConfigDict) -> None:
+    for name, weight in weights.items():
+        if weight < 0:
+            raise UserError(f"config.loss.{name}={weight} must not be negative")
+    if not any(weights.values()):
+        names = ", ".join(f"config.loss.{name}" for name in weights)
+        raise UserError(f"no loss is on: set one of {names} above 0")
 
 
 def _check_durations(config: ml_collections.ConfigDict) -> None:
@@ -91,19 +101,21 @@ _MEANING = {
 
 
 def check_source(
-    config: ml_collections.ConfigDict, source: ml_collections.ConfigDict, step: int
+    config: ml_collections.ConfigDict, source: ml_collections.ConfigDict, step: int | None
 ) -> None:
     """Checks that parameters of another run mean the same in this one.
 
     Args:
         config: of this run.
-        source: config of the run that `config.init_from` names.
-        step: steps that it has done.
+        source: config of the run or export that `config.init_from` names; what it does not have is
+            not compared.
+        step: steps that it has done; None for an export, which counts as finished.
 
     Raises:
         UserError: it is not finished, or a field differs that no shape would tell.
     """
-    if step < source.total_steps and not config.init_from_unfinished:
+    unfinished = step is not None and step < source.total_steps
+    if unfinished and not config.init_from_unfinished:
         raise UserError(
             f"the run config.init_from={config.init_from} has done {step} of {source.total_steps} "
             "steps: finish it, or set config.init_from_unfinished"
@@ -112,10 +124,12 @@ def check_source(
         f"config.{group}.{name}: {source[group][name]!r} there, {config[group][name]!r} here"
         for group, names in _MEANING.items()
         for name in names
-        if source[group][name] != config[group][name]
+        if group in (config.init_parts or _MEANING)
+        and name in source.get(group, {})
+        and source[group][name] != config[group][name]
     ]
     if changed:
         raise UserError(
             f"the run config.init_from={config.init_from} was made with other sizes; take its "
-            "values:\n  " + "\n  ".join(changed)
+            "values, or leave the part out of config.init_parts:\n  " + "\n  ".join(changed)
         )

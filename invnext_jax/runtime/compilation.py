@@ -67,7 +67,8 @@ def compile_diagnostics(
     """Compiles `diagnostics(params, frozen, batch, key)`, called with the state and the root key.
 
     Its arguments are those of `compile_step`; it draws from the same key as the step, so that it
-    sees the masks and noise of the step that it explains.
+    sees the masks and noise of the step that it explains. What follows the parameters counts as
+    frozen.
     """
 
     def measure(
@@ -76,11 +77,12 @@ def compile_diagnostics(
         return diagnostics(params, frozen, batch, jax.random.fold_in(root_key, step))
 
     jitted = jax.jit(measure, out_shardings=root_key.sharding)
-    compiled = jitted.lower(state.params, state.step, frozen, batch, root_key).compile()
+    seen = {**frozen, **state.follow}
+    compiled = jitted.lower(state.params, state.step, seen, batch, root_key).compile()
 
     def call(
         state: TrainState, frozen: Any, batch: dict[str, jax.Array], root_key: jax.Array
     ) -> Metrics:
-        return compiled(state.params, state.step, frozen, batch, root_key)
+        return compiled(state.params, state.step, {**frozen, **state.follow}, batch, root_key)
 
     return call

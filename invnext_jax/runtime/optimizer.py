@@ -47,12 +47,15 @@ def decay_mask(params: Any) -> Any:
     return flax.traverse_util.unflatten_dict({p: decays(p, x) for p, x in flat.items()})
 
 
-def make_optimizer(config: Any, schedule: optax.Schedule) -> optax.GradientTransformation:
+def make_optimizer(
+    config: Any, schedule: optax.Schedule, untrained: Sequence[str] = ()
+) -> optax.GradientTransformation:
     """Global-norm clipping, AdamW with masked decay, and no update of `config.frozen` subtrees.
 
     Args:
       config: fields of `config.optimizer`.
       schedule: learning rate of each step.
+      untrained: more subtrees that are not updated.
     """
     adamw = optax.adamw(
         schedule,
@@ -62,7 +65,7 @@ def make_optimizer(config: Any, schedule: optax.Schedule) -> optax.GradientTrans
         mask=decay_mask,
     )
     transforms = [optax.clip_by_global_norm(config.clip_norm), adamw]
-    return optax.chain(*transforms, _freeze(tuple(config.frozen)))
+    return optax.chain(*transforms, _freeze((*config.frozen, *untrained)))
 
 
 def _freeze(names: Sequence[str]) -> optax.GradientTransformation:

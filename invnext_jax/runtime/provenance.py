@@ -16,11 +16,14 @@ FORMAT_VERSION = 1  # of the checkpoint's layout
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 # Fields that a resumed run may change: none of them changes what a step computes, but for
-# `total_steps`, which stretches the schedule. The manifest may move; its content is compared.
+# `total_steps`, which stretches the schedule; what starts a run has done so. The manifest may move;
+# its content is compared.
 MAY_CHANGE = (
     "total_steps",
     "init_from",
     "init_from_unfinished",
+    "init_parts",
+    "predictor.weights",
     "log",
     "checkpoint",
     "mesh",

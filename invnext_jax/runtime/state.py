@@ -4,7 +4,9 @@ Abstract shapes come first, then shardings, then one jitted initialisation with 
 that no array is ever made on one device.
 """
 
-from collections.abc import Callable
+import functools
+import operator
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.struct
@@ -25,6 +27,7 @@ class TrainState(flax.struct.PyTreeNode):
         opt_state: the optimiser's state.
         skipped: int32 scalar, steps so far whose loss or gradient was not finite.
         skipped_in_row: int32 scalar, those among them that ended just now, without a gap.
+        follow: copies of parameter groups that follow these slowly, by name; mostly none.
     """
 
     step: jax.Array
@@ -32,33 +35,54 @@ class TrainState(flax.struct.PyTreeNode):
     opt_state: Any
     skipped: jax.Array
     skipped_in_row: jax.Array
+    follow: dict[str, Any] = flax.struct.field(default_factory=dict)
 
 
 InitFn = Callable[[jax.Array], Any]  # key -> parameters boxed with their logical axes
+Copies = Mapping[str, str]  # name of a copy in `follow` -> the group of parameters that it follows
 
 
-def _first_state(init_fn: InitFn, tx: optax.GradientTransformation, key: jax.Array) -> TrainState:
+def _first_state(
+    init_fn: InitFn, tx: optax.GradientTransformation, copies: Copies, key: jax.Array
+) -> TrainState:
     params = init_fn(key)
     zero = jnp.zeros((), jnp.int32)
     return TrainState(
-        step=zero, params=params, opt_state=tx.init(params), skipped=zero, skipped_in_row=zero
+        step=zero,
+        params=params,
+        opt_state=tx.init(params),
+        skipped=zero,
+        skipped_in_row=zero,
+        follow={name: params[group] for name, group in copies.items()},
     )
 
 
-def abstract_state(init_fn: InitFn, tx: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+def abstract_state(
+    init_fn: InitFn,
+    tx: optax.GradientTransformation,
+    mesh: Mesh,
+    copies: Copies | None = None,
+) -> TrainState:
     """Shapes, dtypes and shardings of the state; nothing is computed.
 
-    The optimiser's moments lie like the parameters that they belong to.
+    The optimiser's moments, and what follows the parameters, lie like the parameters that they
+    belong to.
+
+    Args:
+        init_fn: key -> boxed parameters.
+        tx: the optimiser.
+        mesh: where the state lies.
+        copies: what follows the parameters.
     """
     key = jax.eval_shape(lambda: jax.random.key(0))
-    boxed = jax.eval_shape(lambda key: _first_state(init_fn, tx, key), key)
+    boxed = jax.eval_shape(lambda key: _first_state(init_fn, tx, copies or {}, key), key)
     return mesh_lib.abstract_arrays(boxed, mesh)
 
 
 def init_state(
     init_fn: InitFn, tx: optax.GradientTransformation, abstract: TrainState, key: jax.Array
 ) -> TrainState:
-    """Computes the first state, each shard on its own device.
+    """Computes the first state, each shard on its own device; nothing follows it yet.
 
     Args:
         init_fn: key -> boxed parameters.
@@ -68,9 +92,27 @@ def init_state(
     """
 
     def init(key: jax.Array) -> TrainState:
-        return mesh_lib.unbox(_first_state(init_fn, tx, key))
+        return mesh_lib.unbox(_first_state(init_fn, tx, {}, key))
 
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract.replace(follow={}))
     # XLA spends more time on optimising this program for the CPU than the program runs.
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     return jax.jit(init, out_shardings=shardings, compiler_options=options)(key)
+
+
+def start_following(state: TrainState, copies: Copies) -> TrainState:
+    """The state in which each copy stands where its group of parameters does."""
+    # True copies: the step donates the state, and no buffer may be donated twice.
+    follow = {name: jax.tree.map(jnp.copy, state.params[group]) for name, group in copies.items()}
+    return state.replace(follow=follow)
+
+
+def get_subtree(tree: Any, path: str) -> Any:
+    """What lies at a path like "predictor/layer0" of nested dicts."""
+    return functools.reduce(operator.getitem, path.split("/"), tree)
+
+
+def replace_subtree(tree: Any, path: str, new: Any) -> Any:
+    """The tree with `new` at the path."""
+    name, _, rest = path.partition("/")
+    return {**tree, name: replace_subtree(tree[name], rest, new) if rest else new}

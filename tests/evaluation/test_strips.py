@@ -76,6 +76,26 @@ def test_stage2_masks_are_tubes_of_both_kinds():
         assert 0 < seen[0, 0].sum() < 16
 
 
+def test_a_semantic_mask_of_stage2_is_the_image_teachers(trained, clips):
+    config = stage2_config.get_config("tiny")
+    config.mask.kind = "semantic"
+    _, frozen = trained
+    (seen,) = strips.stage2_masks(config, clips, frozen["teacher"])
+    assert (seen.sum(axis=(2, 3)) == 4).all()
+    assert (seen[:, 0] != seen[:, 1]).any()
+
+
+def test_a_run_without_pixels_has_a_mask_and_no_reconstruction(clips):
+    config = get_config(kind="tube")
+    config.loss.update(pixels=0.0, align_tokens=0.0)
+    model = stage1.make_model(config)
+    init = jax.jit(lambda key: stage1.init_params(config, model, key))
+    params = nn.meta.unbox(init(jax.random.key(0)))
+    made = strips.reconstruct(config, params, stage1.init_frozen(config, None), clips)
+    assert made.seen_btyx.sum() == 2 * 2 * 4
+    assert made.own_bthwc is None and made.other_bthwc is None
+
+
 def test_places_of_visible_patches():
     seen = strips.visible_places(np.array([[0, 5]]), (2, 2, 2))
     np.testing.assert_array_equal(seen[0], [[[1, 0], [0, 0]], [[0, 1], [0, 0]]])

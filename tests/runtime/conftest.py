@@ -53,6 +53,8 @@ def make_toy_stage():
             "map": np.linspace(-1, 1, FEATURES * 3, dtype=np.float32).reshape(FEATURES, 3)
         },
         warm_start=lambda _, restored: {"encoder": restored["encoder"]} if restored else {},
+        following=lambda _: ({}, 1.0),
+        untrained=lambda _: (),
         loss_fn=toy_loss,
         diagnostics=toy_diagnostics,
         check_config=lambda _: None,

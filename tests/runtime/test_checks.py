@@ -1,3 +1,4 @@
+import ml_collections
 import pytest
 
 from configs import stage1, stage2
@@ -101,3 +102,29 @@ def test_an_unfinished_run_is_no_start_unless_told(config):
         checks.check_source(config, source, 9)
     config.init_from_unfinished = True
     checks.check_source(config, source, 9)
+
+
+def test_only_what_the_source_has_is_compared(config):
+    source = ml_collections.ConfigDict({"encoder": {"heads": config.encoder.heads}})
+    checks.check_source(config, source, None)  # an export: no predictor, no steps
+    source.encoder.heads = 2 * config.encoder.heads
+    with pytest.raises(UserError, match="config.encoder.heads: "):
+        checks.check_source(config, source, None)
+
+
+def test_parts_that_are_not_taken_may_differ(config):
+    source = config.copy_and_resolve_references()
+    source.predictor.kind = "vit"
+    with pytest.raises(UserError, match="leave the part out of config.init_parts"):
+        checks.check_source(config, source, config.total_steps)
+    config.init_parts = ("encoder", "pool")
+    checks.check_source(config, source, config.total_steps)
+
+
+def test_some_loss_must_be_on(config):
+    config.loss.update(align_tokens=0.0, align_pooled=0.0)
+    checks.check_config(config)
+    assert "no loss is on: set one of config.loss.align_pooled, " in breach(
+        config, loss__pixels=0.0
+    )
+    assert "config.loss.pixels=-1.0 must not be negative" in breach(config, loss__pixels=-1.0)

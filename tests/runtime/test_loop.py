@@ -15,6 +15,7 @@ import pytest
 from invnext_jax import train
 from invnext_jax.errors import NonFiniteError, UserError
 from invnext_jax.runtime import checkpoint, metrics
+from invnext_jax.weights import export
 
 CONFTEST = pathlib.Path(__file__).with_name("conftest.py")
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -286,3 +287,28 @@ def test_a_signal_ends_the_process_with_code_0(whole_run, toy_config, toy_data, 
         final_params(whole_run),
         final_params(tmp_path / "stopped"),
     )
+
+
+def test_an_export_starts_a_run_as_the_run_itself_does(whole_run, toy_config, tmp_path, capsys):
+    toy_config.total_steps = 1
+    toy_config.optimizer.update(learning_rate=0.0, min_learning_rate=0.0)
+    params = final_params(whole_run)
+    toy_config.init_from = str(tmp_path / "export.safetensors")
+    export.write_export(toy_config.init_from, params, {"config": {}, "source": {"step": 6}})
+    train.train(toy_config, tmp_path / "next")
+    out = capsys.readouterr().out
+    assert f"taken from {toy_config.init_from}: encoder (2 arrays, 104 values)" in out
+    assert f"head starts anew: it is not taken from {toy_config.init_from}" in out
+    taken = final_params(tmp_path / "next")
+    np.testing.assert_array_equal(taken["encoder"]["kernel"], params["encoder"]["kernel"])
+
+
+def test_parts_of_a_group_can_start_from_elsewhere(toy_config, toy_stage, tmp_path):
+    toy_config.total_steps = 1
+    toy_config.optimizer.update(learning_rate=0.0, min_learning_rate=0.0)
+    kernel = np.full((12, 8), 3.0, np.float32)
+    toy_stage.warm_start = lambda *_: {"encoder/kernel": kernel}
+    train.train(toy_config, tmp_path / "run")
+    taken = final_params(tmp_path / "run")["encoder"]
+    np.testing.assert_array_equal(taken["kernel"], kernel)
+    assert not np.any(taken["bias"])

@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-from invnext_jax.runtime.state import TrainState
+from invnext_jax.runtime.state import TrainState, start_following
 from invnext_jax.runtime.step import make_train_step
 
 RATE = 0.5
@@ -90,3 +90,34 @@ def test_the_learning_rate_logged_is_that_of_the_updates_made():
         state, measured = step(state, x)
         rates.append(float(measured["learning_rate"]))
     assert rates == [0.0, RATE, RATE]
+
+
+def test_a_copy_follows_its_group_by_the_closed_form():
+    tx, state = make_state(w=1.0)
+    state = start_following(state, {"target": "w"})
+    momentum, key = 0.9, jax.random.key(0)
+
+    def distance(params, frozen, batch, key):
+        return 0.5 * (params["w"] - batch["x"]) ** 2, {"seen": frozen["target"]}
+
+    following = ({"target": "w"}, momentum)
+    step = jax.jit(make_train_step(distance, tx, lambda _: RATE, following))
+    starts, weights = [1.0], []
+    for x in (3.0, -2.0, np.nan, 5.0):
+        state, measured = step(state, {}, {"x": jnp.float32(x)}, key)
+        weights.append(float(state.params["w"]))
+        np.testing.assert_allclose(measured["seen"], starts[-1], rtol=1e-6)  # that before the step
+        moved = momentum * starts[-1] + (1 - momentum) * weights[-1]
+        starts.append(starts[-1] if np.isnan(x) else moved)
+    # After n steps: m^n w_0 plus the sum of (1 - m) m^(n - i) w_i over the steps that were made.
+    made = [weights[0], weights[1], weights[3]]
+    closed = momentum**3 + sum(0.1 * momentum ** (2 - i) * w for i, w in enumerate(made))
+    np.testing.assert_allclose(state.follow["target"], closed, rtol=1e-6)
+
+
+def test_what_follows_starts_where_its_group_stands_in_buffers_of_its_own():
+    _, state = make_state(w=2.0)
+    following = start_following(state, {"target": "w"})
+    assert float(following.follow["target"]) == 2.0
+    following.params["w"].delete()
+    assert float(following.follow["target"]) == 2.0

@@ -1,0 +1,71 @@
+"""What either stage draws anew in a step, the mask and noise, and what the model makes of it.
+
+Shape key: b batch, t frames, h w pixels, c channels, k visible tokens, m masked tokens, n patches
+(of all clips, times the noise draws), p pixels of a patch, d width.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from invnext_jax.models.layers import scale_kernels
+from invnext_jax.models.pixels import patch_targets
+from invnext_jax.objectives import reconstruction
+
+
+class Draws(NamedTuple):
+    """A mask, and noise for each masked patch if the diffusion decoder is trained."""
+
+    keep_bk: jax.Array
+    masked_bm: jax.Array
+    noise: reconstruction.Noise | None = None
+
+
+def add_noise(config: Any, mask: Any, t_key: jax.Array, noise_key: jax.Array) -> Draws:
+    """Draws the noise that goes with a mask.
+
+    Args:
+      config: of the run.
+      mask: (keep_bk, masked_bm).
+      t_key: random key of the timesteps.
+      noise_key: random key of the noise.
+    """
+    if not (config.loss["pixels"] and config.decoder.kind == "diffusion"):
+        return Draws(*mask)
+    n, pixels = mask[1].size * config.decoder.noise_draws, 3 * config.encoder.patch**2
+    return Draws(*mask, reconstruction.draw_noise(t_key, noise_key, n, pixels))
+
+
+def init_params(config: Any, model: nn.Module, key: jax.Array) -> Any:
+    """Initial parameters, boxed with their logical axes; call it inside jit or eval_shape."""
+    data, patch = config.data, config.encoder.patch
+    video_bthwc = jnp.zeros((1, data.frames, data.size, data.size, 3))
+    index_bn = jnp.arange(data.frames * (data.size // patch) ** 2)[None]
+    n = index_bn.size - 1
+    noise = reconstruction.Noise(jnp.zeros((n, 3 * patch**2)), jnp.zeros((n,), jnp.int32))
+    params = model.init(key, video_bthwc, Draws(index_bn[:, :1], index_bn[:, 1:], noise))["params"]
+    return scale_kernels(params, config.init_gain, without=("patch_embed", "decoder"))
+
+
+def run_features(
+    model: nn.Module,
+    params: Any,
+    video_bthwc: jax.Array,
+    draws: Draws,
+    rngs: dict[str, jax.Array] | None = None,
+) -> Any:
+    """What the model says about clips under a mask; no drop path without `rngs`."""
+    inputs = video_bthwc, draws.keep_bk, draws.masked_bm
+    return model.apply({"params": params}, *inputs, rngs=rngs, method="features")
+
+
+def pixel_terms(
+    model: nn.Module, params: Any, latents_bmd: jax.Array, video_bthwc: jax.Array, draws: Draws
+) -> dict[str, jax.Array]:
+    """The loss of the masked patches' pixels; see `reconstruction.loss_terms`."""
+    start_np = patch_targets(video_bthwc, draws.masked_bm, model.encoder.patch)
+    decode = functools.partial(model.apply, {"params": params}, method="decode")
+    return reconstruction.loss_terms(decode, start_np, latents_bmd, draws.noise)

@@ -1,0 +1,92 @@
+"""V-JEPA's predictor: what it does not look at, and what its positions do."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import stage2
+from invnext_jax.errors import UserError
+from invnext_jax.models import predictor
+
+GRID = (2, 4, 4)
+
+
+@pytest.fixture(scope="module")
+def config():
+    config = stage2.get_config("tiny")
+    config.encoder.update(width=32, frames=2)
+    config.predictor.update(kind="vjepa", width=48, depth=2, heads=2, mlp_width=32)
+    return config
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    rng = np.random.default_rng(0)
+    order_bn = np.stack([rng.permutation(32) for _ in range(3)]).astype(np.int32)
+    keep_bk, masked_bm = np.sort(order_bn[:, :10], axis=1), np.sort(order_bn[:, 10:], axis=1)
+    return rng.standard_normal((3, 4 + 10, 32), np.float32), keep_bk, masked_bm
+
+
+@pytest.fixture(scope="module")
+def run(config, inputs):
+    model = predictor.from_config(config)
+    params = jax.jit(model.init, static_argnums=4)(jax.random.key(0), *inputs, GRID)["params"]
+    params = jax.tree.map(lambda x: x, params)
+    assert not np.any(jax.tree.leaves(params["mask_token"])[0])
+    apply = jax.jit(lambda params, *inputs: model.apply({"params": params}, *inputs, GRID))
+    return params, apply
+
+
+def test_parameters_are_those_of_the_paper(run):
+    params, _ = run
+    assert set(params) == {"embed", "mask_token", "blocks", "norm"}  # no table: positions are fixed
+    sizes = sum(leaf.size for leaf in jax.tree.leaves(params))
+    block = 4 * (48 * 48 + 48) + 2 * 48 * 32 + 32 + 48 + 4 * 48
+    assert sizes == (32 * 48 + 48) + 48 + 2 * block + 2 * 48
+
+
+def test_a_clip_does_not_see_the_others(run, inputs):
+    params, apply = run
+    z_bmd = apply(params, *inputs)
+    assert z_bmd.shape == (3, 22, 48) and z_bmd.dtype == jnp.float32
+    order = np.array([2, 0, 1])
+    again = apply(params, *(x[order] for x in inputs))
+    np.testing.assert_allclose(again, z_bmd[order], rtol=1e-4, atol=1e-5)
+
+
+def test_the_order_of_tokens_does_not_matter_but_their_place_does(run, inputs):
+    params, apply = run
+    tokens, keep, masked = inputs
+    z_bmd = apply(params, *inputs)
+    turn = np.arange(22)[::-1]
+    np.testing.assert_allclose(
+        apply(params, tokens, keep, masked[:, turn]), z_bmd[:, turn], rtol=1e-4, atol=1e-5
+    )
+    back = np.r_[np.arange(4), 4 + np.arange(10)[::-1]]
+    swapped = apply(params, tokens[:, back], keep[:, ::-1], masked)
+    np.testing.assert_allclose(swapped, z_bmd, rtol=1e-4, atol=1e-5)
+    moved = apply(params, tokens, keep[:, ::-1], masked)
+    assert np.abs(moved - z_bmd).max() > 1e-4
+    assert np.abs(z_bmd[:, 0] - z_bmd[:, 1]).max() > 1e-3  # masked places differ by position alone
+
+
+def test_the_mask_token_is_learned_though_it_starts_at_zero(run, inputs):
+    params, apply = run
+    weights = np.random.default_rng(1).standard_normal((3, 22, 48), np.float32)
+
+    def loss(params):
+        return jnp.sum(apply(params, *inputs) * weights)
+
+    gradients = jax.grad(loss)(params)
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradients["mask_token"]))
+
+
+def test_an_unknown_kind_or_a_width_without_positions_is_refused(config):
+    wrong = config.copy_and_resolve_references()
+    wrong.predictor.width = 40
+    with pytest.raises(UserError, match="predictor.width=40 of kind 'vjepa' must divide by 16"):
+        predictor.check_config(wrong)
+    wrong.predictor.kind = "rnn"
+    with pytest.raises(UserError, match="'rnn' is none of 'modernbert', 'vit', 'vjepa'"):
+        predictor.check_config(wrong)
