@@ -1,0 +1,99 @@
+"""Image teachers: sizes, dtypes, and that what is tapped changes nothing else."""
+
+import math
+from types import SimpleNamespace
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import stage1 as stage1_config
+from invnext_jax.models import teachers
+from invnext_jax.models.positions import cubic_weights, smooth_cubic_weights
+
+KINDS = {
+    "siglip2": {},
+    "clip": {"activation": "quick_gelu"},
+    "dinov2": {"registers": 4, "gated": True},
+}
+
+
+def config_of(kind, taps=2, dtype="float32"):
+    sizes = {"width": 32, "depth": 3, "heads": 4, "mlp_width": 48, "patch": 4, "train_size": 16}
+    t = SimpleNamespace(kind=kind, taps=taps, tap_interval=1.0, **sizes, **KINDS[kind])
+    return SimpleNamespace(teacher=t, dtype=dtype)
+
+
+@pytest.fixture(params=KINDS)
+def kind(request):
+    return request.param
+
+
+@pytest.fixture
+def images():
+    return jax.random.normal(jax.random.key(0), (2, 16, 16, 3))
+
+
+def init(kind, images):
+    params = nn.unbox(teachers.from_config(config_of(kind)).init(jax.random.key(1), images))
+    return jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(2), x.shape), params)
+
+
+def apply(kind, params, images, **options):
+    return jax.jit(teachers.from_config(config_of(kind, **options)).apply)(params, images)
+
+
+def test_taps_change_neither_each_other_nor_the_rest(kind, images):
+    params = init(kind, images)
+    few, all_ = (apply(kind, params, images, taps=taps) for taps in (1, 3))
+    np.testing.assert_array_equal(few.taps_lbnd, all_.taps_lbnd[2:])
+    np.testing.assert_array_equal(few.pooled_bd, all_.pooled_bd)
+    np.testing.assert_array_equal(few.attention_bn, all_.attention_bn)
+    none = apply(kind, params, images, taps=0)
+    assert none.taps_lbnd.shape == (0, 2, 16, 32)
+    np.testing.assert_allclose(none.attention_bn, few.attention_bn, rtol=1e-5)
+
+
+def test_bfloat16_gives_float32_near_that_of_float32(kind, images):
+    params = init(kind, images)
+    exact, rough = (apply(kind, params, images, dtype=d) for d in ("float32", "bfloat16"))
+    for ours, wanted in zip(rough, exact, strict=True):
+        assert ours.dtype == jnp.float32 and ours.shape == wanted.shape
+        assert np.linalg.norm(ours - wanted) < 2e-2 * np.linalg.norm(wanted)
+    np.testing.assert_allclose(jnp.sum(rough.attention_bn, axis=1), 1.0, rtol=1e-5)
+
+
+def test_parameter_count_of_the_published_clip_large():
+    model = teachers.ClassTokenTeacher("clip", 1024, 24, 16, 4096, patch=14, size=224)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 224, 224, 3)))
+    assert sum(math.prod(x.shape) for x in jax.tree.leaves(shapes)) == 303_179_776
+
+
+def test_the_run_config_makes_every_kind(kind):
+    config = stage1_config.get_config("tiny")
+    config.teacher.update(kind=kind, **KINDS[kind])
+    model, t = teachers.from_config(config), config.teacher
+    video_bthwc = jnp.zeros((1, 2, 56, 56, 3))
+    images_bhwc = teachers.preprocess(video_bthwc, t.size, kind)
+    seen, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), images_bhwc)
+    patches = (t.size // t.patch) ** 2
+    assert seen.taps_lbnd.shape == (t.taps, 2, patches, t.width)
+    assert seen.attention_bn.shape == (2, patches)
+
+
+def test_an_unknown_kind_is_told():
+    config = config_of("clip")
+    config.teacher.kind = "vit"
+    with pytest.raises(ValueError, match="teacher.kind='vit' is none of"):
+        teachers.from_config(config)
+
+
+@pytest.mark.parametrize(("old", "new"), [(16, 7), (7, 16), (37, 16)])
+def test_smooth_cubic_weights_keep_constants_and_average_when_they_shrink(old, new):
+    weights = smooth_cubic_weights(old, new)
+    np.testing.assert_allclose(weights.sum(axis=1), 1.0, rtol=1e-6)
+    stripes = (-1.0) ** np.arange(old)
+    if new < old:
+        assert np.abs(weights @ stripes).max() < np.abs(cubic_weights(old, new) @ stripes).max()
