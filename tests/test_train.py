@@ -1,8 +1,10 @@
 """Both stages run from the real configs in their tiny variant, shrunk, on real video files."""
 
+import contextlib
 import json
 
 import jax
+import ml_collections
 import numpy as np
 import pytest
 
@@ -96,3 +98,28 @@ def test_videos_that_cannot_be_read_end_the_run_with_a_sentence(tiny_config, one
     config.data.manifest = str(tmp_path / "bad.csv")
     with pytest.raises(UserError, match="no readable video"):
         train.train(config, tmp_path / "run")
+
+
+def test_another_predictor_starts_anew_beside_the_encoder_of_stage1(
+    tiny_config, stage1_run, tmp_path, capsys
+):
+    config = tiny_config("stage2")
+    config.init_from = str(stage1_run)
+    config.predictor.kind = "vjepa"
+    config.target.kind = "momentum"
+    with (
+        contextlib.ExitStack() as stack,
+        pytest.raises(UserError, match="predictor.kind: 'modernbert' there, 'vjepa' here"),
+    ):
+        train.prepare(ml_collections.FrozenConfigDict(config), tmp_path / "run", stack)
+    config.init_parts = ("encoder", "pool")
+    with contextlib.ExitStack() as stack:
+        run = train.prepare(ml_collections.FrozenConfigDict(config), tmp_path / "run", stack)
+    log = capsys.readouterr().out
+    for group in ("encoder", "pool"):
+        assert f"taken from {stage1_run}: {group} (" in log
+    assert f"head starts anew: it is not taken from {stage1_run}" in log
+    assert "predictor starts from its own scheme (config.predictor.weights is empty)" in log
+    state = run.state
+    jax.tree.map(np.testing.assert_array_equal, state.follow["target"], state.params["encoder"])
+    assert run.frozen == {}
