@@ -131,6 +131,9 @@ def defaults() -> ml_collections.ConfigDict:
             "blocks": ((8, 0.15), (2, 0.7)),  # multi-block: (blocks, share of the frame each)
             "visible": (0.38, 0.19),  # multi-block: share that stays visible, one for each kind
             "aspect": (0.75, 1.5),
+            # Multi-block: how `visible` is met: "scale" the blocks, or "cut" the tokens in raster
+            # order, as the released scripts do (there visible is 0.196 and 0.08).
+            "fit": "scale",
         }
     )
     config.optimizer = ml_collections.ConfigDict(

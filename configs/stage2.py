@@ -19,6 +19,7 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
             # teacher's last layer.
             "kind": "frozen",
             "momentum": 0.9998,  # share of the momentum target that stays in a step
+            "drop_path": False,  # whether the target drops branches, as in the released scripts
         }
     )
     # Weights; a term of weight 0 is not computed and its modules are not built.

@@ -151,7 +151,7 @@ def check_config(config: Any) -> None:
     Raises:
       UserError: sizes that do not fit each other, or an unknown kind.
     """
-    masks.check_kind(config.mask.kind)
+    masks.check_settings(config.mask)
     if config.loss.pixels:
         predictor.check_config(config)
         pretrained.check_text(config)

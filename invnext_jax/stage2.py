@@ -190,7 +190,7 @@ def check_config(config: Any) -> None:
         raise UserError(
             f"init_parts={config.init_parts} must name 'encoder': Stage 2 starts from Stage 1"
         )
-    masks.check_kind(config.mask.kind)
+    masks.check_settings(config.mask)
     target = config.target
     if target.kind not in TARGETS:
         raise UserError(f"target.kind={target.kind!r} is none of {', '.join(map(repr, TARGETS))}")
@@ -241,14 +241,21 @@ def target_tokens(
     frozen: Any,
     seen: teachers.TeacherOutput | None,
     video_bthwc: jax.Array,
+    droppath_key: jax.Array | None = None,
 ) -> jax.Array:
     """The target's tokens of the whole clip, without class tokens: unit [b n d].
 
-    Differs from reference: its target ran with drop path on, by oversight; ours is deterministic.
+    Differs from reference: its target ran with drop path on, by oversight; ours is deterministic
+    unless `config.target.drop_path` says otherwise and a key is given.
     """
     if config.target.kind == "image":  # the input of the teacher's last layer: the deepest tap
         return rearrange(seen.taps_lbnd[-1], "(b t) s d -> b (t s) d", t=video_bthwc.shape[1])
-    tokens_bnd = model.encoder.apply({"params": frozen["target"]}, video_bthwc).tokens_bnd
+    drops = config.target.drop_path and droppath_key is not None
+    tokens_bnd = model.encoder.apply(
+        {"params": frozen["target"]},
+        video_bthwc,
+        rngs={"droppath": droppath_key} if drops else None,
+    ).tokens_bnd
     return unit(tokens_bnd[:, model.encoder.class_tokens :])
 
 
@@ -270,7 +277,8 @@ def loss_fn(
     """
     video_bthwc = normalize(batch["video"])
     seen, drawn = see_and_draw(config, frozen, video_bthwc, key)
-    target_bnd = target_tokens(config, model, frozen, seen, video_bthwc)
+    target_key = jax.random.fold_in(key, 3)
+    target_bnd = target_tokens(config, model, frozen, seen, video_bthwc, target_key)
     terms = loss_terms(model, params, target_bnd, video_bthwc, drawn, jax.random.fold_in(key, 1))
     return weigh(config, terms), {f"loss/{name}": value for name, value in terms.items()}
 

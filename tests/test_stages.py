@@ -286,6 +286,18 @@ def test_the_image_target_is_the_deepest_tap(batch):
     np.testing.assert_allclose(found[1, 2 * 16 + 5], taps[-1, 4 + 2, 5], rtol=1e-6)
 
 
+@pytest.mark.parametrize("drops", [False, True])
+def test_the_target_drops_branches_only_where_the_config_says_so(drops, batch, second):
+    config = second[0].copy_and_resolve_references()
+    config.encoder.drop_path, config.target.drop_path = 0.5, drops
+    model, frozen = stage2.make_model(config), {"target": second[2]["encoder"]}
+    video = stage2.normalize(jnp.asarray(batch["video"]))
+    one, two = (
+        stage2.target_tokens(config, model, frozen, None, video, jax.random.key(i)) for i in (0, 1)
+    )
+    assert bool(jnp.any(one != two)) == drops
+
+
 def test_losses_of_stage2_are_weighted_and_summed_over_the_masks():
     terms = {
         **{"predict_0": 1.0, "predict_1": 2.0, "align_visible_0": 4.0, "align_visible_1": 8.0},

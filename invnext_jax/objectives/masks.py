@@ -19,16 +19,20 @@ from invnext_jax.errors import UserError
 Grid = tuple[int, int, int]  # frames, rows, columns
 Mask = tuple[jax.Array, jax.Array]
 KINDS = ("semantic", "multi_block", "tube", "random")
+FITS = ("scale", "cut")
 
 
-def check_kind(kind: str) -> None:
-    """Checks that `draw` knows the kind.
+def check_settings(settings: Any) -> None:
+    """Checks that `draw` knows the kind, and how multi-block masks are fitted.
 
     Raises:
       UserError: it does not.
     """
-    if kind not in KINDS:
-        raise UserError(f"mask.kind={kind!r} is none of {', '.join(map(repr, KINDS))}")
+    for name, known in (("kind", KINDS), ("fit", FITS)):
+        if settings[name] not in known:
+            raise UserError(
+                f"mask.{name}={settings[name]!r} is none of {', '.join(map(repr, known))}"
+            )
 
 
 def draw(
@@ -94,13 +98,14 @@ def multi_block(
     share: float,
     aspect: tuple[float, float],
     visible: int,
+    fit: str = "scale",
 ) -> Mask:
     """Masks the union of random blocks that span all frames (paper section 3.3).
 
     The union of random blocks has a random size; a fixed visible count is reached by growing or
     shrinking all blocks of a clip about their centres until exactly `visible` places are left.
     # Differs from reference: it cuts the visible tokens to a count in raster order, which leaves
-    # the last frames with no visible token in most clips.
+    # the last frames with no visible token in most clips; `fit="cut"` does that.
 
     Args:
       key: random key.
@@ -110,6 +115,8 @@ def multi_block(
       share: area of a block as a share of the frame.
       aspect: range of height / width, drawn once a clip.
       visible: places that each frame keeps.
+      fit: "scale", or "cut": the first t * visible tokens outside the untouched blocks; where there
+        are fewer, the first ones inside follow.
     """
     t, y, x = grid
     aspect_key, place_key, tie_key = jax.random.split(key, 3)
@@ -129,6 +136,10 @@ def multi_block(
     offset_bns2 = jnp.abs(cells_s2[None, None] - centre_bn2[:, :, None])
     reach_bns = jnp.max(offset_bns2 / (sides_b2[:, None, None] / 2), axis=-1)
     score_bs = jnp.min(reach_bns, axis=1)
+    if fit == "cut":
+        outside_bn = jnp.tile(score_bs >= 1.0, (1, t))
+        rank_1n = -jnp.arange(t * y * x)[None]
+        return _keep_largest((rank_1n + t * y * x * outside_bn)[:, None], t * visible)
     score_bs += 1e-4 * jax.random.uniform(tie_key, score_bs.shape)
     return _keep_largest(jnp.repeat(score_bs[:, None], t, axis=1), visible)
 
@@ -141,7 +152,7 @@ def multi_blocks(key: jax.Array, batch: int, grid: Grid, settings: Any) -> list[
       batch: number of clips.
       grid: frames, rows and columns.
       settings: `blocks`: (count, share) of each kind; `visible`: share of each frame that stays
-        visible, one for each kind; `aspect`: range.
+        visible, one for each kind; `aspect`: range; `fit`: how that share is met.
     """
     places = grid[1] * grid[2]
     kinds = zip(settings.blocks, settings.visible, strict=True)
@@ -154,6 +165,7 @@ def multi_blocks(key: jax.Array, batch: int, grid: Grid, settings: Any) -> list[
             share=share,
             aspect=settings.aspect,
             visible=max(1, int(visible * places)),
+            fit=settings.fit,
         )
         for i, ((count, share), visible) in enumerate(kinds)
     ]

@@ -97,3 +97,26 @@ def test_semantic_mask_prefers_attention():
     keep_bk, _ = masks.semantic(jax.random.key(0), attention, 4)
     counts = np.bincount(np.asarray(keep_bk).ravel() % 16, minlength=16) / 1000
     assert counts[3] > 0.98
+
+
+# Counted by running the reference's generator, batch 1: frames, blocks -> tokens at most, share of
+# frames without a visible token. Two blocks rarely leave as many tokens as it allows.
+@pytest.mark.parametrize(("frames", "tokens", "empty"), [(8, 400, 0.405), (16, 800, 0.436)])
+def test_cut_masks_empty_the_last_frames_as_the_reference_does(frames, tokens, empty):
+    count, share = SETTINGS.blocks[0]
+    keep_bk, masked_bm = masks.multi_block(
+        jax.random.key(0),
+        2000,
+        (frames, 16, 16),
+        blocks=count,
+        share=share,
+        aspect=SETTINGS.aspect,
+        visible=tokens // frames,
+        fit="cut",
+    )
+    both = np.sort(np.concatenate([keep_bk, masked_bm], axis=1), axis=1)
+    assert keep_bk.shape[1] == tokens and (both == np.arange(frames * 256)).all()
+    visible = np.stack([np.bincount(row // 256, minlength=frames) for row in np.asarray(keep_bk)])
+    np.testing.assert_allclose((visible == 0).mean(), empty, atol=0.015)
+    last = np.argmax(visible == 0, axis=1)  # nothing comes after the first empty frame
+    assert all((row[i:] == 0).all() for row, i in zip(visible, last, strict=True) if i)
