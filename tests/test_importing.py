@@ -1,16 +1,30 @@
 """Importing other projects' weights: what is refused, and that every misfit is named at once."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
+import jax
+import ml_collections
 import numpy as np
 import pytest
 from golden_cases import DEFAULT, assert_near, read_cases
+from parity import import_transformers, randomise, saved
 from safetensors import numpy as st
 
-from invnext_jax import importing
+from configs import stage1 as config1
+from invnext_jax import importing, pretrained
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import features
 from invnext_jax.models.heads import AttentionPool
+from invnext_jax.weights import export
+
+ROOT = Path(__file__).parents[1]
+SIZES = {
+    **{"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4},
+    **{"image_size": 32, "patch_size": 8},
+}
 
 
 @pytest.fixture
@@ -95,3 +109,79 @@ def test_files_that_exist_stay_unless_told(published, tmp_path):
     with pytest.raises(UserError, match="--overwrite"):
         importing.import_weights("internvideo_next", published, out)
     importing.import_weights("internvideo_next", published, out, overwrite=True)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Tiny models of each kind with random weights, saved by transformers."""
+    torch, hf = import_transformers()
+    sizes = {**SIZES, "intermediate_size": 48}
+    text = {**sizes, "vocab_size": 20, "num_hidden_layers": 6, "pad_token_id": 0}
+    makers = {
+        "siglip2": lambda: hf.SiglipVisionModel(hf.SiglipVisionConfig(**sizes)),
+        "clip": lambda: hf.CLIPVisionModel(hf.CLIPVisionConfig(**sizes)),
+        "dinov2": lambda: hf.Dinov2Model(hf.Dinov2Config(**SIZES, mlp_ratio=2)),
+        "modernbert": lambda: hf.ModernBertModel(hf.ModernBertConfig(**text)),
+    }
+    root = tmp_path_factory.mktemp("hf")
+    return {
+        kind: saved(randomise(torch, make()), root / kind, max_shard_size="20KB")
+        for kind, make in makers.items()
+    }
+
+
+@pytest.mark.parametrize("kind", ["siglip2", "clip", "dinov2"])
+def test_an_imported_teacher_is_named_by_the_flags_that_are_printed(kind, folders, tmp_path):
+    out = tmp_path / "teacher.safetensors"
+    said = importing.import_weights(kind, folders[kind], out)
+    config = config1.get_config("tiny")
+    for flag in said.splitlines()[1].removeprefix("Use it: ").split():
+        field, value = flag.removeprefix("--config.").split("=")
+        old = dict(config.teacher)[field.partition(".")[2]]
+        value = value == "True" if isinstance(old, bool) else type(old)(value)
+        config.update_from_flattened_dict({field: value})
+    config.teacher.size = 32
+    pretrained.check_teacher(config)
+    params = pretrained.read_teacher(config)
+    video = np.random.default_rng(0).standard_normal((1, 2, 32, 32, 3)).astype("f4")
+    seen = pretrained.see(ml_collections.FrozenConfigDict(config), params, video)
+    assert seen.taps_lbnd.shape == (2, 2, 16, 32)
+    np.testing.assert_allclose(seen.attention_bn.sum(axis=1), 1.0, rtol=1e-5)
+    config.teacher.heads = 2
+    with pytest.raises(UserError, match=r"config.teacher.heads: 2 here, set it to 4"):
+        pretrained.read_teacher(config)
+
+
+def test_an_imported_text_model_starts_the_predictor(folders, tmp_path):
+    out = tmp_path / "text.safetensors"
+    importing.import_weights("modernbert", folders["modernbert"], out, last_layers=2)
+    assert sorted(export.read_export(out)[0]["text"]) == ["layer4", "layer5"]
+    config = config1.get_config("tiny")
+    config.predictor.update(
+        weights=str(out), width=32, heads=4, mlp_width=48, window=128, last_layer=5, depth=2
+    )
+    layers = pretrained.text_layers(config)
+    state = {}
+    for path in folders["modernbert"].glob("*.safetensors"):
+        state |= st.load_file(path)
+    wo = next(v for k, v in state.items() if k.endswith("layers.4.attn.Wo.weight"))
+    np.testing.assert_array_equal(layers["predictor/layer0"]["proj"]["kernel"], wo.T)
+    assert len(jax.tree.leaves(layers)) == 2 * 6
+
+
+def test_a_file_of_another_model_is_refused(folders, tmp_path):
+    for kind, other in (("siglip2", "clip"), ("dinov2", "modernbert"), ("modernbert", "siglip2")):
+        with pytest.raises(UserError, match=r"model_type"):
+            importing.import_weights(kind, folders[other], tmp_path / "a.safetensors")
+    with pytest.raises(UserError, match="lacks embed_dim"):
+        importing.import_weights("internvideo_next", folders["clip"], tmp_path / "a.safetensors")
+
+
+def test_the_command_ends_with_one_sentence(tmp_path):
+    (tmp_path / "model.pth").write_bytes(b"x")
+    command = [sys.executable, "launch/import_weights.py", "--kind=clip"]
+    command += [f"--source={tmp_path / 'model.pth'}", f"--out={tmp_path / 'a.safetensors'}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and "is a pickle" in done.stderr
+    assert "Traceback" not in done.stderr
