@@ -1,5 +1,6 @@
 """Features of video files from Python."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,16 @@ def test_any_frame_count_and_any_size_that_the_patch_divides(exported, video):
         assert np.isfinite(tokens).all()
     with pytest.raises(UserError, match="30 x 30 pixels must divide by the patch size 8"):
         encoder(video, size=30)
+
+
+def test_the_lines_of_the_readme_run(exported, video, tmp_path, monkeypatch):
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    code = readme.split("```python\n")[1].split("```")[0]
+    shutil.copy(video, tmp_path / "clip.mp4")
+    monkeypatch.chdir(exported.parent)
+    found = {}
+    exec(code, found)
+    assert found["tokens"].shape == (2 * 16, 64) and found["vector"].shape == (64,)
 
 
 def test_a_size_compiles_once(exported, video):
