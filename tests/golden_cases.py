@@ -80,7 +80,7 @@ class Case:
             predictor=predictor,
             decoder=decoder,
             teacher=teacher,
-            target=SimpleNamespace(kind="frozen"),
+            target=SimpleNamespace(kind="frozen", drop_path=False),
             data=data,
             loss=loss,
             dtype="float32",
