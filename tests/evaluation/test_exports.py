@@ -63,7 +63,8 @@ def test_all_parts_of_a_run_come_back_from_the_published_layout(stage, request, 
 
 def test_published_encoder_is_what_its_users_expect(stage1_run, tmp_path):
     folder = tmp_path / "published"
-    exports.export_run(stage1_run, folder, form=exports.Form("internvideo_next", "float16"))
+    said = exports.export_run(stage1_run, folder, form=exports.Form("internvideo_next", "float16"))
+    assert "change by 0.0" in said
     config = json.loads((folder / "config.json").read_text())
     assert config["model_config"] == {
         "attn_pool_num_heads": 2,
@@ -115,6 +116,8 @@ def test_parts_that_do_not_exist_are_told(stage1_run, tmp_path):
     ):
         with pytest.raises(UserError, match=sentence):
             exports.export_run(stage1_run, tmp_path / "a.safetensors", form=form)
+    with pytest.raises(UserError, match="must be a folder"):
+        exports.export_run(stage1_run, tmp_path / "a.safetensors", form=PUBLISHED)
 
 
 @pytest.mark.parametrize("form", [exports.Form(), PUBLISHED])
