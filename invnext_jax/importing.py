@@ -4,8 +4,9 @@ Strict: names and shapes are compared with what the model wants before anything 
 misfit stands in one table.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 
 from invnext_jax import stage1, stage2
 from invnext_jax.errors import UserError
@@ -63,6 +65,8 @@ def import_weights(
     out, json_path = Path(out), description_path(out)
     if not overwrite and (out.exists() or json_path.exists()):
         raise UserError(f"{out} or its .json exists: name another or --overwrite")
+    if out.is_dir():
+        raise UserError(f"--out={out} is a folder: name a .safetensors file")
     checkpoint = open_checkpoint(source)
     if kind in image_models.FAMILIES:
         imported = read_teacher(kind, checkpoint, source)
@@ -70,12 +74,38 @@ def import_weights(
         imported = read_text(checkpoint, source, last_layers)
     else:
         imported = read_video(checkpoint, source)
+    _check_finite(imported.params, source)
     about = {"config": imported.config, "source": {"kind": kind, "name": Path(source).name}}
-    write_export(out, imported.params, about)
+    try:
+        write_export(out, imported.params, about)
+    except OSError as error:
+        raise UserError(f"--out={out} cannot be written: {error}") from error
     count = sum(leaf.size for leaf in jax.tree.leaves(imported.params))
     return f"Wrote {out} ({kind}, {count:,} parameters) and {json_path.name}.\n" + _usage(
         kind, out, imported
     )
+
+
+def _check_finite(params: Any, source: str | Path) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if not np.isfinite(np.sum(leaf, dtype=np.float64)):
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise UserError(f"{source} has weights that are not finite, in our {name}")
+
+
+@contextlib.contextmanager
+def _sizes_of(source: str | Path) -> Iterator[None]:
+    """Turns what a config.json of nonsense leads to into one sentence."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"config.json of {source} describes no model that can be built ({reason}): put the "
+            "model's own there"
+        ) from error
 
 
 def _usage(kind: str, out: Path, imported: Imported) -> str:
@@ -93,21 +123,23 @@ def _usage(kind: str, out: Path, imported: Imported) -> str:
 def read_teacher(kind: str, checkpoint: Checkpoint, source: str | Path) -> Imported:
     """A frozen image teacher, as `config.teacher` describes it."""
     family = image_models.FAMILIES[kind]
-    sizes = family.sizes(_config_of(checkpoint, source))
-    config = ml_collections.ConfigDict({"teacher": sizes, "dtype": "float32"})
-    config.teacher.update(size=sizes["train_size"], taps=0, tap_interval=1.0)
-    image = jnp.zeros((1, sizes["train_size"], sizes["train_size"], 3))
-    wanted = _shapes(teachers.from_config(config), image)
+    with _sizes_of(source):
+        sizes = family.sizes(_config_of(checkpoint, source))
+        config = ml_collections.ConfigDict({"teacher": sizes, "dtype": "float32"})
+        config.teacher.update(size=sizes["train_size"], taps=0, tap_interval=1.0)
+        image = jnp.zeros((1, sizes["train_size"], sizes["train_size"], 3))
+        wanted = _shapes(teachers.from_config(config), image)
     tree = match.read_tree(family.adapt(checkpoint.tensors), wanted, family.rules, str(source))
     return Imported({"teacher": tree}, {"teacher": sizes})
 
 
 def read_text(checkpoint: Checkpoint, source: str | Path, last_layers: int) -> Imported:
     """The last layers of ModernBERT, from which a predictor starts."""
-    sizes = text_models.sizes(_config_of(checkpoint, source))
+    with _sizes_of(source):
+        sizes = text_models.sizes(_config_of(checkpoint, source))
+        layer = ModernBertLayer(sizes["heads"], sizes["mlp_width"], None, jnp.float32)
+        shapes = _shapes(layer, jnp.zeros((1, 1, sizes["width"])))
     tensors = text_models.adapt(checkpoint.tensors, last_layers)
-    layer = ModernBertLayer(sizes["heads"], sizes["mlp_width"], None, jnp.float32)
-    shapes = _shapes(layer, jnp.zeros((1, 1, sizes["width"])))
     last = sizes["last_layer"]
     numbers = range(last - last_layers + 1, last + 1)
     wanted = {f"text/layer{n}/{path}": shape for n in numbers for path, shape in shapes.items()}
@@ -117,17 +149,16 @@ def read_text(checkpoint: Checkpoint, source: str | Path, last_layers: int) -> I
 
 def read_video(checkpoint: Checkpoint, source: str | Path) -> Imported:
     """A video encoder in the published layout, and whatever other parts lie in the same file."""
-    found = _config_of(checkpoint, source)
-    config = ml_collections.ConfigDict(
-        {"stage": "", "variant": "", "dtype": "float32", "remat": "none", "init_gain": 1.0}
-    )
-    config.encoder = ml_collections.ConfigDict(published.encoder_config(found, str(source)))
-    config.update(found.get(published.EXTRA, {}).get("config", {}))
+    with _sizes_of(source):
+        found = _config_of(checkpoint, source)
+        config = ml_collections.ConfigDict(
+            {"stage": "", "variant": "", "dtype": "float32", "remat": "none", "init_gain": 1.0}
+        )
+        config.encoder = ml_collections.ConfigDict(published.encoder_config(found, str(source)))
+        config.update(found.get(published.EXTRA, {}).get("config", {}))
+        parts = found[published.EXTRA]["parts"] if config.stage else ("encoder", "pool")
+        wanted = part_shapes(config, parts)
     tensors = published.pretraining_names(checkpoint.tensors)
-    parts = {"encoder", "pool"}
-    if config.stage:
-        parts = set(found[published.EXTRA]["parts"])
-    wanted = part_shapes(config, parts)
     tree = match.read_tree(tensors, wanted, reference.PRETRAINING, str(source))
     return Imported(tree, config.to_dict())
 

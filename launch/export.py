@@ -3,8 +3,8 @@
     python launch/export.py --checkpoint=runs/stage2 --out=encoder.safetensors
     python launch/export.py --checkpoint=runs/stage2 --format=internvideo_next --out=folder
 
-Ours is a .safetensors and a .json of the same name; internvideo_next is a folder in the published
-layout, which PyTorch users load unchanged. In Python:
+Ours is a .safetensors and a .json of the same name; internvideo_next is a folder with the files,
+names and shapes of the published encoders, for PyTorch users of those. In Python:
 invnext_jax.evaluation.videos.VideoEncoder("encoder.safetensors").
 """
 

@@ -43,7 +43,7 @@ class Case:
             width=model.embed_dim,
             depth=model.depth,
             heads=model.num_heads,
-            mlp_width=round(getattr(model, "mlp_ratio", 4) * model.embed_dim),
+            mlp_width=int(model.embed_dim * getattr(model, "mlp_ratio", 4)),
             patch=model.patch_size,
             size=model.img_size,
             frames=model.num_frames,
@@ -62,7 +62,7 @@ class Case:
             heads=bert.num_attention_heads,
             mlp_width=bert.intermediate_size,
             window=bert.local_attention,
-            last_layer=27,
+            last_layer=max((int(k) for k in self.under("out.layer")), default=27),
         )
         decoder = SimpleNamespace(
             kind="diffusion",

@@ -62,8 +62,8 @@ def tiny(row):
     """The tiny variant of a row, shrunk further: most of its step's time is compilation."""
     config = ablations.get_config(f"{row},tiny")
     config.encoder.update(depth=2, width=32, heads=2, mlp_width=32, pool_width=32)
-    config.predictor.update(width=32, mlp_width=32, depth=-(-config.predictor.depth // 4))
-    config.decoder.update(width=32, depth=min(config.decoder.depth, 2))
+    config.predictor.update(width=32, mlp_width=32)
+    config.decoder.width = 32
     config.mask.update(blocks=((2, 0.7),), visible=(0.38,))  # one kind is half the program
     config.optimizer.warmup_steps = 0
     config.init_from = "runs/stage1" if config.stage == "stage2" else ""
@@ -102,7 +102,7 @@ def test_a_row_builds_and_steps(row, files):
     files(config)
     twin = _STEPPED.setdefault(config.to_json(), row)
     if twin != row:
-        return
+        pytest.skip(f"the same variant as {twin}")
     stage = STAGES[config.stage]
     config = ml_collections.FrozenConfigDict(config)
     stage.check_config(config)

@@ -185,3 +185,30 @@ def test_the_command_ends_with_one_sentence(tmp_path):
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and "is a pickle" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"embed_dim": "wide"},
+        {"num_heads": 0},
+        {"depth": -1},
+        {"patch_size": 0},
+        {"img_size": None},
+        {"mlp_ratio": [4]},
+    ],
+)
+def test_sizes_of_nonsense_are_told_in_a_sentence(change, published, tmp_path):
+    config = json.loads((published / "config.json").read_text())
+    config["model_config"] |= change
+    (published / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError):
+        importing.import_weights("internvideo_next", published, tmp_path / "a.safetensors")
+
+
+def test_weights_that_are_not_finite_are_refused(published, tmp_path):
+    state = st.load_file(published / "model.safetensors")
+    state["model.cls_token"][0, 0, 0] = np.inf
+    st.save_file(state, published / "model.safetensors")
+    with pytest.raises(UserError, match="not finite, in our encoder/class_token"):
+        importing.import_weights("internvideo_next", published, tmp_path / "a.safetensors")

@@ -6,9 +6,10 @@ at a time.
 Shape key: b videos, t frames, h w pixels, c channels, n tokens, d width.
 """
 
+import contextlib
 import os
-import tempfile
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,22 +72,21 @@ def export_run(
     parts = choose_parts(run, params, parts)
     chosen = {part: params.pop(part) for part in parts}
     params.clear()
+    check_named(config, parts, form)
     tensors = named_tensors(chosen, form)
-    targets = targets_of(out, form)
+    targets, about = targets_of(out, form), describe(run, config, parts)
     if any(target.exists() for target in targets) and not overwrite:
         same = all(target.exists() for target in targets) and form.dtype == "float32"
-        if same and export.same_tensors(files.open_checkpoint(out).tensors, tensors):
+        if same and _holds(out, about, tensors):
             return f"{out} holds these very weights already; nothing was written."
         raise UserError(
             f"{out} or a file beside it exists with other content: name another or --overwrite"
         )
 
     count = sum(leaf.size for leaf in jax.tree.leaves(chosen))
-    about = describe(run, config, parts)
     proof = "every tensor is equal" if form.dtype == "float32" else "there is no encoder to compare"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.stem}-", dir=out.parent) as folder:
-        draft = Path(folder) / out.name
+    with _draft_folder(out) as folder:
+        draft = folder / out.name
         if form.format == "ours":
             export.write_export(draft, chosen, about)
         else:
@@ -95,6 +95,7 @@ def export_run(
             _check_same_tensors(draft, tensors)
         if "encoder" in chosen:
             encoder = chosen["encoder"]
+            check_finite(run, encoder)
             chosen.clear()
             tensors.clear()  # they hold on to the arrays
             before = clip_features(config, encoder)
@@ -105,6 +106,20 @@ def export_run(
         _move(targets_of(draft, form), targets)
     said = f"Wrote {out} ({' and '.join(parts)}, {count:,} parameters, {form.dtype})"
     return f"{said}; read back, {proof}."
+
+
+@contextlib.contextmanager
+def _draft_folder(out: Path) -> Iterator[Path]:
+    """A folder beside `out` that is gone afterwards; what a killed export left there goes too."""
+    folder = out.parent / f".{out.name}.draft"
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        yield folder
+    except OSError as error:
+        raise UserError(f"--out={out} cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def choose_parts(run: str | Path, params: Mapping[str, Any], parts: Sequence[str]) -> list[str]:
@@ -143,12 +158,34 @@ def targets_of(out: Path, form: Form) -> list[Path]:
       UserError: `out` is a file where a folder is wanted, or the other way round.
     """
     if form.format == "ours":
+        if out.is_dir():
+            raise UserError(f"--out={out} is a folder: name a .safetensors file")
         return [out, export.description_path(out)]
     if out.suffix == ".safetensors" or out.is_file():
         raise UserError(
             f"--out={out} must be a folder in the published layout: leave .safetensors out"
         )
     return [out / name for name in (files.SINGLE, published.CONFIG, published.PREPROCESSOR)]
+
+
+def check_named(config: Any, parts: Sequence[str], form: Form) -> None:
+    """Checks that the released code has the modules behind the parts.
+
+    Raises:
+      UserError: their names fit, but not what they stand for.
+    """
+    if form.format == "ours":
+        return
+    if "decoder" in parts and config.decoder.kind != "diffusion":
+        raise UserError(
+            f"the released code has no decoder of kind {config.decoder.kind!r}: leave it out of "
+            "--parts, or take --format=ours"
+        )
+    if "head" in parts and config.get("target", {}).get("kind", "frozen") == "image":
+        raise UserError(
+            "the released code has no head into an image teacher's space: leave it out of --parts, "
+            "or take --format=ours"
+        )
 
 
 def named_tensors(params: Mapping[str, Any], form: Form) -> dict[str, files.Tensor]:
@@ -221,6 +258,18 @@ def source_of(run: str | Path) -> dict[str, Any]:
     }
 
 
+def check_finite(run: str | Path, params: Any) -> None:
+    """Checks that no weight is infinite or no number.
+
+    Raises:
+      UserError: one is.
+    """
+    if not all(np.isfinite(np.sum(leaf, dtype=np.float64)) for leaf in jax.tree.leaves(params)):
+        raise UserError(
+            f"the encoder of {run} has weights that are not finite: name an earlier step"
+        )
+
+
 def clip_features(config: Any, params: Any) -> np.ndarray:
     """The encoder's tokens of the fixed clip; empties `params`, so that there is no second copy."""
     encoder = encoder_model.from_config(config)
@@ -267,12 +316,21 @@ def check_same_features(before: np.ndarray, path: Path, tolerance: float) -> flo
     )
 
 
+def _holds(out: Path, about: Any, tensors: Mapping[str, files.Tensor]) -> bool:
+    """Whether an export lies there already, with this config and these tensors."""
+    found = features.read_config(out)
+    return found == about["config"] and export.same_tensors(
+        files.open_checkpoint(out).tensors, tensors
+    )
+
+
 def _check_same_tensors(path: Path, tensors: Mapping[str, files.Tensor]) -> None:
     if not export.same_tensors(files.open_checkpoint(path).tensors, tensors):
         raise UserError(f"{path.name} was not written as it should: is the disk full or damaged?")
 
 
 def _move(sources: Sequence[Path], targets: Sequence[Path]) -> None:
+    # The description last: until it is there, a repeat sees another export and writes it again.
     for source, target in zip(sources, targets, strict=True):
         target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(source, target)

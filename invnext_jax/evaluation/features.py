@@ -5,6 +5,7 @@ d width.
 """
 
 import dataclasses
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ from invnext_jax.models.encoder import Encoder
 from invnext_jax.models.layers import scale_kernels
 from invnext_jax.models.pixels import normalize
 from invnext_jax.runtime import checkpoint
-from invnext_jax.weights import export
+from invnext_jax.weights import export, published
 from invnext_jax.weights.files import SINGLE, open_checkpoint
 
 POOLINGS = ("mean", "frames")
@@ -68,6 +69,18 @@ def load_params(path: str | Path) -> tuple[dict[str, Any], ml_collections.Config
     if "encoder" not in params:
         raise UserError(f"{path} holds no encoder, only {sorted(params)}: name another checkpoint")
     return params, config
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """The config in an export of either layout; {} if there is none of ours."""
+    path = Path(path)
+    source = path / published.CONFIG if path.is_dir() else path.with_suffix(".json")
+    try:
+        about = json.loads(source.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    about = about.get(published.EXTRA, {}) if path.is_dir() else about
+    return about.get("config", {})
 
 
 def load_encoder(path: str | Path) -> LoadedEncoder:

@@ -21,7 +21,8 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _PICKLES = (".bin", ".pth", ".pt", ".ckpt", ".pkl", ".tar")
 _CONVERT = (
     "pickles can run any code, so they are not read; convert it once where it comes from: "
-    "safetensors.torch.save_file(torch.load(FILE, weights_only=True), 'model.safetensors')"
+    "safetensors.torch.save_file(torch.load(FILE, weights_only=True), 'model.safetensors'), or of "
+    "what lies in it under 'module', 'model' or 'state_dict'"
 )
 
 
@@ -114,7 +115,9 @@ def _open_folder(folder: Path) -> dict[str, Tensor]:
 
 
 def _open_shards(folder: Path) -> dict[str, Tensor]:
-    files = _read_json(folder / INDEX).get("weight_map", {})
+    files = _read_json(folder / INDEX).get("weight_map")
+    if not isinstance(files, dict) or not files:
+        raise UserError(f"{folder / INDEX} names no shards (weight_map): download it again")
     # A name in an index may not lead out of the folder.
     shards = sorted({Path(str(file)).name for file in files.values()})
     missing = [shard for shard in shards if not (folder / shard).is_file()]

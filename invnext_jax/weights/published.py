@@ -60,7 +60,7 @@ def encoder_config(config: Mapping[str, Any], source: str) -> dict[str, Any]:
         "width": sizes["embed_dim"],
         "depth": sizes["depth"],
         "heads": sizes["num_heads"],
-        "mlp_width": round(sizes.get("mlp_ratio", 4) * sizes["embed_dim"]),
+        "mlp_width": int(sizes["embed_dim"] * sizes.get("mlp_ratio", 4)),
         "drop_path": 0.0,
         "patch": sizes["patch_size"],
         "size": sizes["img_size"],
@@ -108,8 +108,12 @@ def write_configs(
 
 
 def pretraining_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Names of the pretraining code, whichever of the two namings `tensors` has."""
-    return {
-        name.removeprefix("model.").replace(".lr_scale", ".gamma"): tensor
-        for name, tensor in tensors.items()
-    }
+    """Names of the pretraining code, whichever of the two namings `tensors` has.
+
+    Raises:
+      UserError: a tensor is there in both.
+    """
+    renamed = {name: name.removeprefix("model.").replace(".lr_scale", ".gamma") for name in tensors}
+    if len(set(renamed.values())) < len(renamed):
+        raise UserError("the file holds tensors twice, with and without the prefix 'model.'")
+    return {renamed[name]: tensor for name, tensor in tensors.items()}

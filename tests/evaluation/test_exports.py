@@ -152,3 +152,40 @@ def test_other_features_are_refused_and_old_files_stay(stage1_run, tmp_path, mon
         exports.export_run(stage1_run, out, overwrite=True)
     assert out.read_bytes() == old
     assert len(list(out.parent.iterdir())) == 2
+
+
+def test_what_the_released_code_does_not_have_is_refused(tiny_config, one_device, tmp_path):
+    config = tiny_config("stage1")
+    config.decoder.kind = "linear"
+    with contextlib.ExitStack() as stack:
+        run = train.prepare(ml_collections.FrozenConfigDict(config), tmp_path / "linear", stack)
+        run.checkpointer.save(0, run.state, run.data_iter)
+    with pytest.raises(UserError, match="no decoder of kind 'linear'"):
+        exports.export_run(tmp_path / "linear", tmp_path / "a", parts=("all",), form=PUBLISHED)
+    exports.export_run(tmp_path / "linear", tmp_path / "a.safetensors", parts=("all",))
+
+
+def test_weights_that_are_not_finite_and_places_that_cannot_be_written_are_told(
+    stage1_run, tmp_path
+):
+    source = tmp_path / "nan.safetensors"
+    params = randomised(stage1_run, source)
+    params["encoder"]["class_token"][0, 0] = np.nan
+    _, config = features.load_params(source)
+    export.write_export(source, params, exports.describe(source, config, params))
+    with pytest.raises(UserError, match="not finite"):
+        exports.export_run(source, tmp_path / "b.safetensors")
+    assert not list(tmp_path.glob(".*"))
+    (tmp_path / "c.safetensors").mkdir()
+    with pytest.raises(UserError, match="is a folder"):
+        exports.export_run(stage1_run, tmp_path / "c.safetensors", overwrite=True)
+    with pytest.raises(UserError, match="cannot be written"):
+        exports.export_run(stage1_run, source / "d.safetensors")
+
+
+def test_the_rest_of_a_killed_export_is_removed(stage1_run, tmp_path):
+    out = tmp_path / "encoder.safetensors"
+    (tmp_path / ".encoder.safetensors.draft").mkdir()
+    (tmp_path / ".encoder.safetensors.draft" / "half").write_bytes(b"x")
+    exports.export_run(stage1_run, out)
+    assert not list(tmp_path.glob(".*"))
