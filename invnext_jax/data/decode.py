@@ -8,6 +8,7 @@ Shape key: t frames, h w pixels, c channels.
 """
 
 import bisect
+import dataclasses
 import io
 import math
 import os
@@ -19,7 +20,9 @@ from av.video.reformatter import VideoReformatter
 
 av.logging.set_level(av.logging.PANIC)  # bad files are reported by BadVideo, once
 
-MIN_PACKET_SHARE = 0.98  # of the header's frame count; fewer packets mean a truncated file
+MIN_PACKET_SHARE = 0.98  # of the header's frames or seconds; less means a truncated file
+MAX_PIXELS = 2**26  # a frame; twice 8K. A damaged header may ask for far more.
+NO_INDEX = ("mpeg", "mpegts")  # formats whose seeks end anywhere, with time stamps guessed
 
 
 class BadVideo(Exception):  # noqa: N818, as short as it is common
@@ -28,6 +31,21 @@ class BadVideo(Exception):  # noqa: N818, as short as it is common
 
 class _SeekError(Exception):
     """Seeking did not lead to the frame asked for."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """What the packets tell of the frames shown.
+
+    Attributes:
+        times: Time stamps in presentation order; None for each where one is missing.
+        keys: Time stamps of the key frames, rising; empty where seeking is of no use.
+        delay: Frames that the decoder may hold back to bring them into order.
+    """
+
+    times: list[int | None]
+    keys: list[int]
+    delay: int
 
 
 def sample_sparse(frame_count: int, frames: int, rng: np.random.Generator | None) -> np.ndarray:
@@ -81,15 +99,15 @@ def read_frames(
 def _read(source, pick, short_side, window) -> np.ndarray:
     with _open(source) as container:
         stream = container.streams.video[0]
-        times, keys = _scan(container, stream)
-        shown = _inside(times, stream, window)
+        plan = _scan(container, stream)
+        shown = _inside(plan.times, stream, window)
         wanted = [shown[i] for i in pick(len(shown))]
         try:
-            frames = _seek_and_decode(container, stream, times, keys, sorted(set(wanted)))
+            frames = _seek_and_decode(container, stream, plan, sorted(set(wanted)))
             images = _convert(frames, short_side)
         except _SeekError:
             images = None
-    if images is None:  # rare: MPEG-TS seeks past the frame, AVI may lack time stamps
+    if images is None:  # MPEG-TS has no index, AVI may lack time stamps
         with _open(source) as container:
             images = _convert(_decode_all(container, sorted(set(wanted))), short_side)
     return np.stack([images[i] for i in wanted])
@@ -108,23 +126,41 @@ def _open(source):
         container.close()
         raise BadVideo("unknown codec")
     context.thread_type, context.thread_count = "SLICE", 1
+    context.options = {"max_pixels": str(MAX_PIXELS)}
     return container
 
 
-def _scan(container, stream) -> tuple[list[int | None], list[int]]:
-    """Time stamps of all shown frames in presentation order, and those of the key frames."""
-    packets = [packet for packet in container.demux(stream) if packet.size]
+def _scan(container, stream) -> _Plan:
+    """Reads all packets once, without decoding or keeping them."""
+    kind = container.format.name
+    packets, end = [], 0.0
+    # Matroska's header has no number of frames, but the seconds of the longest stream.
+    matroska = "matroska" in kind
+    for packet in container.demux() if matroska else container.demux(stream):
+        if packet.stream_index == stream.index and packet.size:
+            packets.append((packet.pts, packet.is_keyframe, packet.is_discard))
+        if matroska and packet.pts is not None:
+            end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
     if len(packets) < MIN_PACKET_SHARE * stream.frames:
         raise BadVideo(f"truncated: {len(packets)} of {stream.frames} frames")
+    seconds = (container.duration or 0) / av.time_base
+    if matroska and end < MIN_PACKET_SHARE * seconds:
+        raise BadVideo(f"truncated: {end:.2f} of {seconds:.2f} seconds")
     # An edit list marks what it cuts away; counting those would shift every number.
-    packets = [packet for packet in packets if not packet.is_discard]
-    if not packets:
+    shown = [(time, is_key) for time, is_key, is_cut in packets if not is_cut]
+    if not shown:
         raise BadVideo("no frames")
-    times = [packet.pts for packet in packets]
-    if any(time is None for time in times):
-        return [None] * len(times), []
-    keys = sorted(packet.pts for packet in packets if packet.is_keyframe)
-    return sorted(times), keys
+    coded = [time for time, _ in shown]
+    if any(time is None for time in coded):
+        return _Plan([None] * len(coded), [], 0)
+    times, keys = sorted(coded), sorted(time for time, is_key in shown if is_key)
+    places = {time: number for number, time in enumerate(times)}
+    # AVI counts frames as they are stored: of no use where the decoder changes their order.
+    unordered = kind == "avi" and coded == times and stream.codec_context.has_b_frames
+    if kind in NO_INDEX or unordered or len(places) < len(times):
+        keys = []
+    delay = max(number - places[time] for number, time in enumerate(coded))
+    return _Plan(times, keys, delay)
 
 
 def _inside(times, stream, window) -> Sequence[int]:
@@ -145,26 +181,33 @@ def _inside(times, stream, window) -> Sequence[int]:
     return shown
 
 
-def _seek_and_decode(container, stream, times, keys, wanted):
-    """Yields (number, frame) for the sorted numbers `wanted`."""
-    if not keys or len(set(times)) < len(times):
+def _seek_and_decode(container, stream, plan, wanted):
+    """Yields (number, frame) for the sorted numbers `wanted`, each group decoded once at most."""
+    times, keys = plan.times, plan.keys
+    if not keys:
         raise _SeekError
-    decoded, position = None, None
+    decoded, position, last = None, None, -1
     for number in wanted:
         time = times[number]
         key = keys[max(0, bisect.bisect_right(keys, time) - 1)]
-        if decoded is None or key > position:
+        # What the decoder still holds back is cheaper to take than to seek past.
+        if decoded is None or bisect.bisect_left(times, key) - last - 1 > plan.delay:
             container.seek(key, stream=stream, backward=True)
-            decoded = container.decode(stream)
+            decoded, position, sound = container.decode(stream), None, False
         for frame in decoded:
+            if frame.pts is None or (position is not None and frame.pts <= position):
+                raise _SeekError
             position = frame.pts
-            if position is None or position > time:
+            # A frame before which no key frame came is a guess of the decoder's.
+            sound = sound or position == key
+            if position > time or (position == time and not sound):
                 raise _SeekError
             if position == time:
                 yield number, frame
                 break
         else:
             raise _SeekError
+        last = number
 
 
 def _decode_all(container, wanted):
