@@ -64,6 +64,27 @@ def sample_sparse(frame_count: int, frames: int, rng: np.random.Generator | None
     return np.minimum(index_t, frame_count - 1)
 
 
+def sample_dense(
+    frame_count: int, frames: int, stride: tuple[int, int], rng: np.random.Generator | None
+) -> np.ndarray:
+    """Takes frames at equal distances from a random place of a video.
+
+    Args:
+        frame_count: Frames of the video; past its end the last one is repeated.
+        frames: Frames wanted.
+        stride: Least and greatest distance in frames; one is drawn for the clip.
+        rng: Draws distance and place; None takes the middle of both.
+
+    Returns:
+        int64 [t], never falling.
+    """
+    low, high = stride
+    step = (low + high) // 2 if rng is None else rng.integers(low, high, endpoint=True)
+    room = max(0, frame_count - 1 - (frames - 1) * step)
+    start = room // 2 if rng is None else rng.integers(room, endpoint=True)
+    return np.minimum(start + step * np.arange(frames), frame_count - 1)
+
+
 def read_frames(
     source: str | os.PathLike | bytes,
     pick: Callable[[int], Sequence[int]],

@@ -58,31 +58,27 @@ def test_start_and_end_are_seconds(tmp_path, videos):
         decode.read_frames(path, whole, start=3.0)
 
 
-def test_frames_cut_by_an_edit_list_do_not_count(tmp_path, videos):
+def test_frames_cut_by_an_edit_list_do_not_count(tmp_path, videos, edit_start):
     path = videos.write(tmp_path / "a.mp4", options={"preset": "ultrafast", "bf": "0", "g": "12"})
-    data = bytearray(path.read_bytes())
-    with av.open(str(path)) as container:
-        tick = int(1 / (25 * container.streams.video[0].time_base))
-    at = data.index(b"elst") + 12  # after version, flags and the number of entries
-    duration, start = struct.unpack(">Ii", data[at : at + 8])
-    data[at : at + 8] = struct.pack(">Ii", duration, start + 5 * tick)
-    frames = decode.read_frames(bytes(data), lambda n: range(n))
-    assert videos.numbers(frames) == list(range(5, 60))
+    assert videos.numbers(decode.read_frames(edit_start(path, 5), range)) == list(range(5, 60))
 
 
-def test_turned_video_comes_upright(tmp_path, videos):
+@pytest.mark.parametrize(
+    ("matrix", "turns"), [((0, 1, -1, 0), -1), ((-1, 0, 0, -1), 2), ((0, -1, 1, 0), 1)]
+)
+def test_turned_video_comes_upright(matrix, turns, tmp_path, videos):
     path = videos.write(tmp_path / "a.mp4")
     data = path.read_bytes()
-    one = 0x10000
-    identity = struct.pack(">9i", one, 0, 0, 0, one, 0, 0, 0, 0x40000000)
-    clockwise = struct.pack(">9i", 0, one, 0, -one, 0, 0, 0, 0, 0x40000000)
-    head = data.index(b"tkhd")
-    at = data.index(identity, head)
-    turned = data[:at] + clockwise + data[at + 36 :]
+
+    def pack(a, b, c, d):
+        one = 0x10000
+        return struct.pack(">9i", a * one, b * one, 0, c * one, d * one, 0, 0, 0, 0x40000000)
+
+    at = data.index(pack(1, 0, 0, 1), data.index(b"tkhd"))
+    turned = data[:at] + pack(*matrix) + data[at + 36 :]
     plain = decode.read_frames(data, pick(9))
     upright = decode.read_frames(turned, pick(9))
-    assert upright.shape == (1, 80, 48, 3)
-    np.testing.assert_array_equal(upright[0], np.rot90(plain[0], -1))
+    np.testing.assert_array_equal(upright[0], np.rot90(plain[0], turns))
 
 
 @pytest.mark.parametrize(
@@ -166,3 +162,28 @@ def test_short_videos_repeat_frames_in_order(count):
         assert (np.diff(index) >= 0).all() and set(index) <= set(range(count))
         if rng is None:
             assert set(index) == set(range(count))
+    # Each frame of a video of half the length comes twice, whatever is drawn.
+    assert decode.sample_sparse(4, 8, np.random.default_rng(2)).tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+def test_dense_sampling_keeps_its_stride_and_takes_the_middle():
+    assert decode.sample_dense(100, 4, (5, 5), None).tolist() == [42, 47, 52, 57]
+    assert decode.sample_dense(16, 4, (5, 5), None).tolist() == [0, 5, 10, 15]
+    assert decode.sample_dense(100, 3, (2, 6), None).tolist() == [45, 49, 53]
+
+
+def test_dense_sampling_repeats_the_last_frame_past_the_end():
+    for rng in (None, np.random.default_rng(0)):
+        assert decode.sample_dense(8, 6, (3, 3), rng).tolist() == [0, 3, 6, 7, 7, 7]
+        assert decode.sample_dense(1, 4, (4, 4), rng).tolist() == [0, 0, 0, 0]
+
+
+def test_random_dense_sampling_draws_every_stride_and_place():
+    rng = np.random.default_rng(0)
+    draws = np.stack([decode.sample_dense(40, 4, (2, 4), rng) for _ in range(1000)])
+    strides = np.diff(draws)
+    assert (strides == strides[:, :1]).all() and draws.min() == 0 and draws.max() == 39
+    for stride in (2, 3, 4):
+        assert set(draws[strides[:, 0] == stride, 0]) == set(range(40 - 3 * stride))
+    again = np.random.default_rng(0)
+    np.testing.assert_array_equal(decode.sample_dense(40, 4, (2, 4), again), draws[0])
