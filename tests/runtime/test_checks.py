@@ -128,3 +128,25 @@ def test_some_loss_must_be_on(config):
         config, loss__pixels=0.0
     )
     assert "config.loss.pixels=-1.0 must not be negative" in breach(config, loss__pixels=-1.0)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("sampling", "thin"),
+        ("crop", "square"),
+        ("stride", (0, 4)),
+        ("stride", (4, 2)),
+        ("stride", (4,)),
+        ("stride", (1.5, 2)),
+        ("crop_area", (0.0, 1.0)),
+        ("crop_area", (0.5, 1.5)),
+        ("crop_aspect", (2.0, 0.5)),
+        ("jitter", (0.4, 0.4, 0.4)),
+        ("jitter", (-0.1, 0.0, 0.0, 0.0)),
+        ("jitter", (0.0, 0.0, 0.0, 0.6)),
+    ],
+)
+def test_a_clip_that_cannot_be_cut_is_refused(config, field, value):
+    config.data = {**config.data.to_dict(), field: value}
+    assert f"config.data.{field}={value!r}" in breach(config)
