@@ -81,9 +81,15 @@ class LoadClip:
     """Decodes a video and cuts a clip from it; what fails becomes a note of the path and reason."""
 
     frames: int
+    sampling: str
+    stride: tuple[int, int]
     size: int
     short_side: int
+    crop: str
     crop_scales: tuple[float, ...]
+    crop_area: tuple[float, float]
+    crop_aspect: tuple[float, float]
+    jitter: tuple[float, ...]
     flip: bool
     no_flip_sources: tuple[str, ...]
 
@@ -91,9 +97,8 @@ class LoadClip:
     def from_config(cls, data_config) -> "LoadClip":
         """Takes the fields of the same names from `config.data`."""
         values = {f.name: getattr(data_config, f.name) for f in dataclasses.fields(cls)}
-        for name in ("crop_scales", "no_flip_sources"):
-            values[name] = tuple(values[name])
-        return cls(**values)
+        lists = {name: tuple(v) for name, v in values.items() if isinstance(v, (list, tuple))}
+        return cls(**values | lists)
 
     def __call__(
         self, record: sources.VideoRecord, rng: np.random.Generator | None
@@ -102,7 +107,7 @@ class LoadClip:
         try:
             video_thwc = decode.read_frames(
                 record.path,
-                lambda count: decode.sample_sparse(count, self.frames, rng),
+                lambda count: self._sample(count, rng),
                 short_side=self.short_side,
                 start=record.start,
                 end=record.end,
@@ -117,10 +122,21 @@ class LoadClip:
         video_thwc = np.ascontiguousarray(video_thwc)
         return {"video": video_thwc, "index": np.int32(record.index), **labels}
 
+    def _sample(self, count: int, rng: np.random.Generator | None) -> np.ndarray:
+        if self.sampling == "dense":
+            return decode.sample_dense(count, self.frames, self.stride, rng)
+        return decode.sample_sparse(count, self.frames, rng)
+
     def _augment(self, video_thwc, source: str, rng: np.random.Generator) -> np.ndarray:
-        video_thwc = transforms.multi_scale_crop(video_thwc, self.size, self.crop_scales, rng)
+        if self.crop == "random_resized":
+            window = (self.size, self.crop_area, self.crop_aspect)
+            video_thwc = transforms.random_resized_crop(video_thwc, *window, rng)
+        else:
+            video_thwc = transforms.multi_scale_crop(video_thwc, self.size, self.crop_scales, rng)
         if self.flip and source not in self.no_flip_sources and rng.random() < 0.5:
             video_thwc = transforms.flip(video_thwc)
+        if any(self.jitter):
+            video_thwc = transforms.jitter_colors(video_thwc, self.jitter, rng)
         return video_thwc
 
 
