@@ -23,6 +23,8 @@ av.logging.set_level(av.logging.PANIC)  # bad files are reported by BadVideo, on
 MIN_PACKET_SHARE = 0.98  # of the header's frames or seconds; less means a truncated file
 MAX_PIXELS = 2**26  # a frame; twice 8K. A damaged header may ask for far more.
 NO_INDEX = ("mpeg", "mpegts")  # formats whose seeks end anywhere, with time stamps guessed
+# No frame refers to one that these mark as not referred to. HEVC's higher layers may.
+SKIPPING = ("h264", "mpeg4", "mpeg2video", "mpeg1video")
 
 
 class BadVideo(Exception):  # noqa: N818, as short as it is common
@@ -207,6 +209,7 @@ def _seek_and_decode(container, stream, plan, wanted):
     times, keys = plan.times, plan.keys
     if not keys:
         raise _SeekError
+    wanted_times = {times[number] for number in wanted}
     decoded, position, last = None, None, -1
     for number in wanted:
         time = times[number]
@@ -214,7 +217,7 @@ def _seek_and_decode(container, stream, plan, wanted):
         # What the decoder still holds back is cheaper to take than to seek past.
         if decoded is None or bisect.bisect_left(times, key) - last - 1 > plan.delay:
             container.seek(key, stream=stream, backward=True)
-            decoded, position, sound = container.decode(stream), None, False
+            decoded, position, sound = _decode(container, stream, wanted_times), None, False
         for frame in decoded:
             if frame.pts is None or (position is not None and frame.pts <= position):
                 raise _SeekError
@@ -229,6 +232,18 @@ def _seek_and_decode(container, stream, plan, wanted):
         else:
             raise _SeekError
         last = number
+
+
+def _decode(container, stream, wanted_times):
+    """Yields frames from where `container` stands, some without use left out."""
+    context = stream.codec_context
+    # An AVI packet may hold the frame of the next one's time.
+    skipping = context.name in SKIPPING and container.format.name != "avi"
+    for packet in container.demux(stream):
+        if skipping:
+            needless = packet.pts is not None and packet.pts not in wanted_times
+            context.skip_frame = "NONREF" if needless else "DEFAULT"
+        yield from packet.decode()
 
 
 def _decode_all(container, wanted):

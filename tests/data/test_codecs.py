@@ -96,32 +96,17 @@ PICKS = {
 }
 
 
-class Counting:
-    """An open container that tells the time stamps of the frames it decodes."""
-
-    def __init__(self, container, decoded):
-        self._container, self._decoded = container, decoded
-
-    def __getattr__(self, name):
-        return getattr(self._container, name)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *details):
-        self._container.close()
-
-    def decode(self, *args, **kwargs):
-        for frame in self._container.decode(*args, **kwargs):
-            self._decoded.append(frame.pts)
-            yield frame
-
-
 @pytest.fixture
 def decoded(monkeypatch):
     """Time stamps of the frames that came out of the decoder so far."""
-    times, opened = [], decode._open
-    monkeypatch.setattr(decode, "_open", lambda source: Counting(opened(source), times))
+    times, decode_frames = [], decode._decode
+
+    def counting(*args):
+        for frame in decode_frames(*args):
+            times.append(frame.pts)
+            yield frame
+
+    monkeypatch.setattr(decode, "_decode", counting)
     return times
 
 
@@ -175,12 +160,27 @@ def test_no_frame_is_decoded_twice(name, pick, tmp_path, videos, decoded):
     assert len(decoded) == len(set(decoded)) <= max(PICKS[pick]) + 1
 
 
-def test_a_long_group_is_decoded_once_and_no_further_than_needed(tmp_path, videos, decoded):
-    options = {"preset": "ultrafast", "bf": "3", "g": "250"}
+@pytest.mark.parametrize("b_frames", [0, 3])
+def test_a_long_group_is_decoded_once_and_no_further_than_needed(
+    b_frames, tmp_path, videos, decoded
+):
+    options = {"preset": "ultrafast", "bf": str(b_frames), "b-pyramid": "none", "g": "250"}
     path = videos.write(tmp_path / "a.mp4", options=options, frames=120)
     wanted = [*range(7, 100, 15)]
     assert videos.numbers(decode.read_frames(path, lambda _: wanted)) == wanted
-    assert len(decoded) == wanted[-1] + 1
+    if b_frames:  # three of four are referred to by none, and few of those are wanted
+        assert len(decoded) < wanted[-1] / 2
+    else:
+        assert len(decoded) == wanted[-1] + 1
+
+
+@pytest.mark.parametrize("name", ["h264.mov", "mpeg4.mkv", "h264_open_gop.mp4"])
+def test_skipping_changes_no_pixel(name, tmp_path, videos, monkeypatch):
+    path = write(videos, tmp_path / name, SEEKABLE[name])
+    quick = [decode.read_frames(path, lambda _, w=wanted: w) for wanted in PICKS.values()]
+    monkeypatch.setattr(decode, "SKIPPING", ())
+    for images, wanted in zip(quick, PICKS.values(), strict=True):
+        np.testing.assert_array_equal(images, decode.read_frames(path, lambda _, w=wanted: w))
 
 
 def test_an_edit_list_cuts_frames_of_reordered_video(tmp_path, videos, edit_start):
