@@ -20,9 +20,10 @@ from av.video.reformatter import VideoReformatter
 
 av.logging.set_level(av.logging.PANIC)  # bad files are reported by BadVideo, once
 
-MIN_PACKET_SHARE = 0.98  # of the header's frames or seconds; less means a truncated file
+MIN_SHARE = 0.98  # of the header's frames or bytes; less means a truncated file
 MAX_PIXELS = 2**26  # a frame; twice 8K. A damaged header may ask for far more.
 NO_INDEX = ("mpeg", "mpegts")  # formats whose seeks end anywhere, with time stamps guessed
+SEGMENT = b"\x18\x53\x80\x67"  # Matroska's element that holds all but the file's header
 # No frame refers to one that these mark as not referred to. HEVC's higher layers may.
 SKIPPING = ("h264", "mpeg4", "mpeg2video", "mpeg1video")
 
@@ -121,6 +122,8 @@ def read_frames(
 
 def _read(source, pick, short_side, window) -> np.ndarray:
     with _open(source) as container:
+        if "matroska" in container.format.name:
+            _check_length(source, container.size)
         stream = container.streams.video[0]
         plan = _scan(container, stream)
         shown = _inside(plan.times, stream, window)
@@ -153,22 +156,30 @@ def _open(source):
     return container
 
 
+def _check_length(source, size: int) -> None:
+    """Refuses a Matroska file of fewer bytes than it says; its header counts no frames."""
+    with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
+        head = file.read(4096)
+    begin = head.find(SEGMENT) + len(SEGMENT)
+    if begin < len(SEGMENT) or not head[begin : begin + 1].strip(b"\0"):
+        return
+    # A number of 1 to 8 bytes: as many zero bits as bytes follow, a one, the value.
+    width = 9 - head[begin].bit_length()
+    unknown = 2 ** (7 * width) - 1  # all ones: written as a stream
+    value = int.from_bytes(head[begin : begin + width], "big") & unknown
+    end = begin + width + value
+    if value != unknown and size < MIN_SHARE * end:
+        raise BadVideo(f"truncated: {size} of {end} bytes")
+
+
 def _scan(container, stream) -> _Plan:
     """Reads all packets once, without decoding or keeping them."""
-    kind = container.format.name
-    packets, end = [], 0.0
-    # Matroska's header has no number of frames, but the seconds of the longest stream.
-    matroska = "matroska" in kind
-    for packet in container.demux() if matroska else container.demux(stream):
-        if packet.stream_index == stream.index and packet.size:
+    kind, packets = container.format.name, []
+    for packet in container.demux(stream):
+        if packet.size:
             packets.append((packet.pts, packet.is_keyframe, packet.is_discard))
-        if matroska and packet.pts is not None:
-            end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
-    if len(packets) < MIN_PACKET_SHARE * stream.frames:
+    if len(packets) < MIN_SHARE * stream.frames:
         raise BadVideo(f"truncated: {len(packets)} of {stream.frames} frames")
-    seconds = (container.duration or 0) / av.time_base
-    if matroska and end < MIN_PACKET_SHARE * seconds:
-        raise BadVideo(f"truncated: {end:.2f} of {seconds:.2f} seconds")
     # An edit list marks what it cuts away; counting those would shift every number.
     shown = [(time, is_key) for time, is_key, is_cut in packets if not is_cut]
     if not shown:
