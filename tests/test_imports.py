@@ -44,7 +44,7 @@ FLOORS = {
     ],
     "data": [
         {"pipeline", "words"},
-        {"sources", "transforms"},
+        {"sources", "transforms", "sampling"},
         {"decode", "world"},
         *({"world_files"}, {"world_render"}, {"world_captions"}, {"world_scene"}),
     ],

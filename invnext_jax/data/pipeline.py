@@ -25,7 +25,7 @@ import grain
 import numpy as np
 from absl import logging
 
-from invnext_jax.data import decode, sources, transforms
+from invnext_jax.data import decode, sampling, sources, transforms
 from invnext_jax.errors import UserError
 
 MIN_FAILURES = 100  # so many bad videos, and no good one, end a run
@@ -124,8 +124,8 @@ class LoadClip:
 
     def _sample(self, count: int, rng: np.random.Generator | None) -> np.ndarray:
         if self.sampling == "dense":
-            return decode.sample_dense(count, self.frames, self.stride, rng)
-        return decode.sample_sparse(count, self.frames, rng)
+            return sampling.sample_dense(count, self.frames, self.stride, rng)
+        return sampling.sample_sparse(count, self.frames, rng)
 
     def _augment(self, video_thwc, source: str, rng: np.random.Generator) -> np.ndarray:
         if self.crop == "random_resized":

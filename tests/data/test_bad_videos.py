@@ -10,7 +10,7 @@ import av
 import numpy as np
 import pytest
 
-from invnext_jax.data import decode
+from invnext_jax.data import decode, sampling
 
 SECONDS = 5
 CODECS = {
@@ -122,9 +122,9 @@ def test_matroska_of_unknown_length_decodes(tmp_path, videos):
 @pytest.mark.parametrize("codec", CODECS)
 def test_one_frame_is_repeated(codec, tmp_path, videos):
     path = write(videos, tmp_path / "a.mp4", codec, frames=1)
-    frames = decode.read_frames(path, lambda n: decode.sample_sparse(n, 8, None))
+    frames = decode.read_frames(path, lambda n: sampling.sample_sparse(n, 8, None))
     assert videos.numbers(frames) == [0] * 8
-    frames = decode.read_frames(path, lambda n: decode.sample_dense(n, 8, (4, 4), None))
+    frames = decode.read_frames(path, lambda n: sampling.sample_dense(n, 8, (4, 4), None))
     assert videos.numbers(frames) == [0] * 8
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from configs import common
-from invnext_jax.data import decode, pipeline, sources, transforms
+from invnext_jax.data import decode, pipeline, sampling, sources, transforms
 
 
 @pytest.fixture
@@ -25,7 +25,9 @@ def load(tmp_path, videos):
 
 def test_the_default_is_the_recipes_crop_of_sparse_frames(load):
     rng = np.random.default_rng(3)
-    frames = decode.read_frames(load.path, lambda n: decode.sample_sparse(n, 4, rng), short_side=48)
+    frames = decode.read_frames(
+        load.path, lambda n: sampling.sample_sparse(n, 4, rng), short_side=48
+    )
     frames = transforms.multi_scale_crop(frames, 48, (1.0,), rng)
     np.testing.assert_array_equal(load(3), frames)
 
@@ -33,7 +35,7 @@ def test_the_default_is_the_recipes_crop_of_sparse_frames(load):
 @pytest.mark.parametrize("seed", [None, 0, 5])
 def test_dense_sampling_reads_neighbours(load, seed):
     rng = None if seed is None else np.random.default_rng(seed)
-    wanted = decode.sample_dense(60, 4, (2, 9), rng)
+    wanted = sampling.sample_dense(60, 4, (2, 9), rng)
     frames = decode.read_frames(load.path, lambda _: wanted, short_side=48)
     got = load(seed, sampling="dense", stride=(2, 9))
     if rng is None:
@@ -46,7 +48,9 @@ def test_dense_sampling_reads_neighbours(load, seed):
 def test_random_resized_crop_and_jitter_follow_the_clips_seed(load):
     fields = {"crop": "random_resized", "crop_area": (0.5, 0.9), "jitter": (0.4, 0.4, 0.4, 0.1)}
     rng = np.random.default_rng(4)
-    frames = decode.read_frames(load.path, lambda n: decode.sample_sparse(n, 4, rng), short_side=48)
+    frames = decode.read_frames(
+        load.path, lambda n: sampling.sample_sparse(n, 4, rng), short_side=48
+    )
     frames = transforms.random_resized_crop(frames, 48, (0.5, 0.9), (0.75, 4 / 3), rng)
     frames = transforms.jitter_colors(frames, (0.4, 0.4, 0.4, 0.1), rng)
     np.testing.assert_array_equal(load(4, **fields), frames)
