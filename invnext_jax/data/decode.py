@@ -137,12 +137,15 @@ def _check_length(source, size: int) -> None:
 
 def _scan(container, stream) -> _Plan:
     """Reads all packets once, without decoding or keeping them."""
-    kind, packets = container.format.name, []
+    kind, packets, slots = container.format.name, [], 0
     for packet in container.demux(stream):
         if packet.size:
             packets.append((packet.pts, packet.is_keyframe, packet.is_discard))
-    if len(packets) < MIN_SHARE * stream.frames:
-        raise BadVideo(f"truncated: {len(packets)} of {stream.frames} frames")
+            slots = max(slots, (packet.dts or 0) + 1)
+    # AVI's header also counts the empty frames that make the one before them stand for longer.
+    count = max(slots, len(packets)) if kind == "avi" else len(packets)
+    if count < MIN_SHARE * stream.frames:
+        raise BadVideo(f"truncated: {count} of {stream.frames} frames")
     # An edit list marks what it cuts away; counting those would shift every number.
     shown = [(time, is_key) for time, is_key, is_cut in packets if not is_cut]
     if not shown:

@@ -62,6 +62,9 @@ SEEKABLE = {
     "av1_uneven.mp4": {**SVT, "options": {"preset": "12", "g": "12"}, "times": UNEVEN},
     "mpeg4.mkv": MPEG4,
     "mpeg4_odd.mp4": {**MPEG4, "size": (47, 79)},
+    "mpeg4_uneven.avi": {**MPEG4, "times": UNEVEN},
+    "mjpeg_uneven.avi": {"codec": "mjpeg", "pix_fmt": "yuvj420p", "times": UNEVEN},
+    "h264_no_b_uneven.avi": {"options": {**X264, "bf": "0"}, "times": UNEVEN},
     "msmpeg4v3.avi": {"codec": "msmpeg4v3", "options": {"g": "12"}},
     "wmv2.wmv": {"codec": "wmv2", "options": {"g": "12"}},
     "sorenson.flv": {"codec": "flv", "options": {"g": "12"}},
@@ -75,6 +78,7 @@ FROM_START = {
     "h264.ts": {"options": X264},
     "h264.h264": {"options": X264},
     "h264_b.avi": {"options": X264},
+    "h264_b_uneven.avi": {"options": X264, "times": UNEVEN},
     "h264_refresh.mp4": {
         "options": {"preset": "ultrafast", "x264-params": "intra-refresh=1:keyint=12"}
     },
