@@ -180,8 +180,13 @@ def data() -> ml_collections.ConfigDict:
             "jitter": (0.0, 0.0, 0.0, 0.0),  # of brightness, contrast, saturation, hue (to 0.5)
             "flip": True,
             "no_flip_sources": ("ssv2", "world"),  # where left and right carry meaning
-            "workers": 8,  # decoding processes; 0 decodes in threads of this process
-            "prefetch": 4,  # clips each worker holds ready
+            # Decoding processes, of one thread each; -1: one a core, at most 16; 0 decodes in
+            # threads of this process, where a clip that hangs leaves its thread behind.
+            "workers": -1,
+            "prefetch": 4,  # clips held ready for each worker
+            "clip_seconds": 60.0,  # longest time for one clip; its worker is ended then
+            "on_bad": "drop",  # "drop": another clip takes a bad one's place; "fail": the run ends
+            "max_bad_share": 0.5,  # of at least 100 clips tried; more end the run
         }
     )
 

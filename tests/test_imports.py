@@ -44,6 +44,9 @@ FLOORS = {
     ],
     "data": [
         {"pipeline", "words"},
+        {"stream"},
+        {"drops", "pool"},
+        {"clips", "workers"},
         {"sources", "transforms", "sampling"},
         {"decode", "world"},
         *({"world_files"}, {"world_render"}, {"world_captions"}, {"world_scene"}),

@@ -29,7 +29,16 @@ SKIPPING = ("h264", "mpeg4", "mpeg2video", "mpeg1video")
 
 
 class BadVideo(Exception):  # noqa: N818, as short as it is common
-    """A video that cannot be decoded; the text names it and the reason."""
+    """A video that cannot be decoded; the text names it and the reason.
+
+    Attributes:
+        kind: The reason's class, one of a few words: "missing", "permission", "unreadable",
+            "truncated", "no video stream", "unknown codec", "empty range" or "corrupt".
+    """
+
+    def __init__(self, text: str, kind: str = "corrupt"):
+        super().__init__(text)
+        self.kind = kind
 
 
 class _SeekError(Exception):
@@ -79,8 +88,20 @@ def read_frames(
     try:
         return _read(source, pick, short_side, (start, end))
     except (av.FFmpegError, OSError, BadVideo) as error:
-        reason = str(error) if isinstance(error, BadVideo) else f"{type(error).__name__}: {error}"
-        raise BadVideo(f"{name}: {reason}") from error
+        if isinstance(error, BadVideo):
+            raise BadVideo(f"{name}: {error}", error.kind) from error
+        reason = f"{type(error).__name__}: {error}"
+        raise BadVideo(f"{name}: {reason}", _kind_of(error)) from error
+
+
+def _kind_of(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "missing"
+    if isinstance(error, PermissionError):
+        return "permission"
+    if isinstance(error, av.EOFError):
+        return "truncated"
+    return "unreadable" if isinstance(error, OSError) else "corrupt"
 
 
 def _read(source, pick, short_side, window) -> np.ndarray:
@@ -108,12 +129,12 @@ def _open(source):
     container = av.open(file, metadata_errors="ignore")
     if not container.streams.video:
         container.close()
-        raise BadVideo("no video stream")
+        raise BadVideo("no video stream", "no video stream")
     # One thread a video: the workers share the cores, and frame threads add delay to every seek.
     context = container.streams.video[0].codec_context
     if context is None:
         container.close()
-        raise BadVideo("unknown codec")
+        raise BadVideo("unknown codec", "unknown codec")
     context.thread_type, context.thread_count = "SLICE", 1
     context.options = {"max_pixels": str(MAX_PIXELS)}
     return container
@@ -132,7 +153,7 @@ def _check_length(source, size: int) -> None:
     value = int.from_bytes(head[begin : begin + width], "big") & unknown
     end = begin + width + value
     if value != unknown and size < MIN_SHARE * end:
-        raise BadVideo(f"truncated: {size} of {end} bytes")
+        raise BadVideo(f"truncated: {size} of {end} bytes", "truncated")
 
 
 def _scan(container, stream) -> _Plan:
@@ -145,7 +166,7 @@ def _scan(container, stream) -> _Plan:
     # AVI's header also counts the empty frames that make the one before them stand for longer.
     count = max(slots, len(packets)) if kind == "avi" else len(packets)
     if count < MIN_SHARE * stream.frames:
-        raise BadVideo(f"truncated: {count} of {stream.frames} frames")
+        raise BadVideo(f"truncated: {count} of {stream.frames} frames", "truncated")
     # An edit list marks what it cuts away; counting those would shift every number.
     shown = [(time, is_key) for time, is_key, is_cut in packets if not is_cut]
     if not shown:
@@ -177,7 +198,8 @@ def _inside(times, stream, window) -> Sequence[int]:
     high = math.inf if end is None else end
     shown = [i for i, second in enumerate(seconds) if low - 1e-6 <= second < high - 1e-6]
     if not shown:
-        raise BadVideo(f"no frame between {low} and {high} seconds of {seconds[-1]:.2f}")
+        text = f"no frame between {low} and {high} seconds of {seconds[-1]:.2f}"
+        raise BadVideo(text, "empty range")
     return shown
 
 

@@ -25,6 +25,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     _check_clips(config.data)
     if config.dtype not in ("float32", "bfloat16"):
         raise UserError(f"config.dtype={config.dtype!r} must be 'float32' or 'bfloat16'")
+    _check_data(config.data)
     _check_manifest(config.data.manifest)
 
 
@@ -83,11 +84,23 @@ def _check_durations(config: ml_collections.ConfigDict) -> None:
         "log.every_steps": (config.log.every_steps, 1),
         "log.diagnostics_every_steps": (config.log.diagnostics_every_steps, 0),
         "log.max_nonfinite_steps": (config.log.max_nonfinite_steps, 0),
-        "data.workers": (config.data.workers, 0),
+        "data.workers": (config.data.workers, -1),
+        "data.prefetch": (config.data.prefetch, 1),
+        "seed": (config.seed, 0),
     }
     for name, (value, bound) in least.items():
         if value < bound:
             raise UserError(f"config.{name}={value} must be at least {bound}")
+
+
+def _check_data(data: ml_collections.ConfigDict) -> None:
+    if data.on_bad not in ("drop", "fail"):
+        raise UserError(f"config.data.on_bad={data.on_bad!r} must be 'drop' or 'fail'")
+    if not 0 <= data.max_bad_share <= 1:
+        share = data.max_bad_share
+        raise UserError(f"config.data.max_bad_share={share} must lie between 0 and 1")
+    if data.clip_seconds <= 0:
+        raise UserError(f"config.data.clip_seconds={data.clip_seconds} must be positive")
 
 
 def _check_manifest(path: str) -> None:

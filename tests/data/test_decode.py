@@ -1,3 +1,4 @@
+import os
 import struct
 
 import av
@@ -110,21 +111,35 @@ def test_bad_files_are_named_with_a_reason(tmp_path, videos):
         container.mux(stream.encode(sound))
         container.mux(stream.encode())
     bad = {
-        "empty.mp4": b"",
-        "text.mp4": b"this is no video\n" * 50,
-        "zeros.mp4": bytes(5000),
-        "truncated.mp4": whole[: len(whole) // 2],
-        "no_index.mp4": late_index[: len(late_index) // 2],
-        "truncated.avi": avi[: len(avi) // 2],
-        "only_sound.mp4": (tmp_path / "sound.mp4").read_bytes(),
+        "empty.mp4": (b"", "corrupt"),
+        "text.mp4": (b"this is no video\n" * 50, "corrupt"),
+        "zeros.mp4": (bytes(5000), "corrupt"),
+        "truncated.mp4": (whole[: len(whole) // 2], "truncated"),
+        "no_index.mp4": (late_index[: len(late_index) // 2], "corrupt"),
+        "truncated.avi": (avi[: len(avi) // 2], "corrupt"),
+        "only_sound.mp4": ((tmp_path / "sound.mp4").read_bytes(), "no video stream"),
     }
-    for name, data in bad.items():
+    for name, (data, kind) in bad.items():
         (tmp_path / name).write_bytes(data)
-        with pytest.raises(decode.BadVideo, match=name.replace(".", r"\.")):
+        with pytest.raises(decode.BadVideo, match=name.replace(".", r"\.")) as caught:
             decode.read_frames(tmp_path / name, lambda n: range(n))
-    for missing in (tmp_path / "missing.mp4", tmp_path):
-        with pytest.raises(decode.BadVideo):
+        assert caught.value.kind == kind, name
+    for missing, kind in ((tmp_path / "missing.mp4", "missing"), (tmp_path, "unreadable")):
+        with pytest.raises(decode.BadVideo) as caught:
             decode.read_frames(missing, pick(0))
+        assert caught.value.kind == kind
+    with pytest.raises(decode.BadVideo) as caught:
+        decode.read_frames(tmp_path / "b.mp4", pick(0), start=99.0)
+    assert caught.value.kind == "empty range"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_that_may_not_be_read_is_told_from_a_broken_one(tmp_path, videos):
+    path = videos.write(tmp_path / "a.mp4")
+    path.chmod(0)
+    with pytest.raises(decode.BadVideo) as caught:
+        decode.read_frames(path, pick(0))
+    assert caught.value.kind == "permission"
 
 
 @pytest.mark.parametrize("name", ["h264_gop12.mp4", "vp9_gop12.webm", "mpeg4_gop12.avi"])

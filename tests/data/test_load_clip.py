@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from configs import common
-from invnext_jax.data import decode, pipeline, sampling, sources, transforms
+from invnext_jax.data import clips, decode, sampling, sources, transforms
 
 
 @pytest.fixture
@@ -16,15 +16,15 @@ def load(tmp_path, videos):
         config = common.data()
         config.update(frames=4, size=48, short_side=48, crop_scales=(1.0,), flip=False, **fields)
         record = sources.VideoRecord(0, path, source, None, None, {})
-        rng = None if seed is None else np.random.default_rng(seed)
-        return pipeline.LoadClip.from_config(config)(record, rng)["video"]
+        seed = None if seed is None else (seed,)
+        return clips.LoadClip.from_config(config)(record, seed)["video"]
 
     make.path = path
     return make
 
 
 def test_the_default_is_the_recipes_crop_of_sparse_frames(load):
-    rng = np.random.default_rng(3)
+    rng = clips.make_rng(3)
     frames = decode.read_frames(
         load.path, lambda n: sampling.sample_sparse(n, 4, rng), short_side=48
     )
@@ -34,7 +34,7 @@ def test_the_default_is_the_recipes_crop_of_sparse_frames(load):
 
 @pytest.mark.parametrize("seed", [None, 0, 5])
 def test_dense_sampling_reads_neighbours(load, seed):
-    rng = None if seed is None else np.random.default_rng(seed)
+    rng = None if seed is None else clips.make_rng(seed)
     wanted = sampling.sample_dense(60, 4, (2, 9), rng)
     frames = decode.read_frames(load.path, lambda _: wanted, short_side=48)
     got = load(seed, sampling="dense", stride=(2, 9))
@@ -47,7 +47,7 @@ def test_dense_sampling_reads_neighbours(load, seed):
 
 def test_random_resized_crop_and_jitter_follow_the_clips_seed(load):
     fields = {"crop": "random_resized", "crop_area": (0.5, 0.9), "jitter": (0.4, 0.4, 0.4, 0.1)}
-    rng = np.random.default_rng(4)
+    rng = clips.make_rng(4)
     frames = decode.read_frames(
         load.path, lambda n: sampling.sample_sparse(n, 4, rng), short_side=48
     )

@@ -60,11 +60,20 @@ def test_the_dtype_is_known(config):
         ("checkpoint__every_steps", 0),
         ("checkpoint__keep_last", 0),
         ("log__every_steps", 0),
-        ("data__workers", -1),
+        ("data__workers", -2),
+        ("data__prefetch", 0),
+        ("seed", -1),
     ],
 )
 def test_durations_and_counts_have_a_least_value(config, field, value):
     assert f"config.{field.replace('__', '.')}={value} must be" in breach(config, **{field: value})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("on_bad", "skip"), ("max_bad_share", 1.5), ("clip_seconds", 0.0)]
+)
+def test_the_treatment_of_bad_videos_is_known(config, field, value):
+    assert f"config.data.{field}={value!r} must" in breach(config, **{f"data__{field}": value})
 
 
 def test_a_missing_manifest_is_named(config):
