@@ -44,7 +44,10 @@ FLOORS = {
     ],
     "data": [
         {"pipeline", "words"},
-        {"sources", "transforms"},
+        {"stream"},
+        {"drops", "pool"},
+        {"clips", "workers"},
+        {"sources", "transforms", "sampling"},
         {"decode", "world"},
         *({"world_files"}, {"world_render"}, {"world_captions"}, {"world_scene"}),
     ],
