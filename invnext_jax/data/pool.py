@@ -60,13 +60,13 @@ class _Seat:
 
     def _replace(self) -> None:
         self.look()
-        with self._pool.changed:
+        with self._pool.lock:
             if self._pool.closed:
                 raise ClosedError
             self._pool.restarts += 1
         self.worker.end()
         worker = self._pool.make_worker()
-        with self._pool.changed:
+        with self._pool.lock:
             self.worker = worker
             closed = self._pool.closed
         if closed:
@@ -103,7 +103,8 @@ class OrderedPool:
         seconds: float,
     ):
         self.make_worker, self.seconds = make_worker, seconds
-        self.changed = threading.Condition()
+        self.lock = threading.Lock()
+        self._room, self._ready = threading.Condition(self.lock), threading.Condition(self.lock)
         self.closed, self.restarts = False, 0
         self._work, self._ahead = work, ahead
         self._next, self._taken = 0, 0
@@ -119,9 +120,9 @@ class OrderedPool:
 
     def _run(self, seat: _Seat) -> None:
         while True:
-            with self.changed:
+            with self.lock:
                 while not self.closed and self._next >= self._taken + self._ahead:
-                    self.changed.wait()
+                    self._room.wait()
                 if self.closed:
                     return
                 number, self._next = self._next, self._next + 1
@@ -131,21 +132,22 @@ class OrderedPool:
                 return
             except Exception as error:  # raised again in `take`
                 result = error
-            with self.changed:
+            with self.lock:
                 self._done[number] = result
-                self.changed.notify_all()
+                if number == self._taken:
+                    self._ready.notify()
 
     def take(self) -> Any:
         """The next result, or what its work raised."""
-        with self.changed:
+        with self.lock:
             while self._taken not in self._done:
                 if self.closed:
                     raise RuntimeError("the pool is closed")
-                if not self.changed.wait(self.seconds + 10):
+                if not self._ready.wait(self.seconds + 10):
                     logging.warning("no clip in %g s: the data workers hang", self.seconds)
             result = self._done.pop(self._taken)
             self._taken += 1
-            self.changed.notify_all()
+            self._room.notify()
         if isinstance(result, Exception):
             raise result
         return result
@@ -158,12 +160,13 @@ class OrderedPool:
 
     def close(self) -> None:
         """Ends the workers and waits for them; may be called twice."""
-        with self.changed:
+        with self.lock:
             if self.closed:
                 return
             self.closed = True
             workers = [seat.worker for seat in self._seats]
-            self.changed.notify_all()
+            self._room.notify_all()
+            self._ready.notify_all()
         atexit.unregister(self.close)
         for worker in workers:
             worker.end()
