@@ -43,8 +43,9 @@ FLOORS = {
         {"axes", "pixels"},
     ],
     "data": [
-        {"pipeline", "words"},
-        {"sources", "transforms"},
+        {"pipeline", "words", "indexing"},
+        {"sources", "transforms", "lists", "journal"},
+        {"probing"},
         {"decode", "world"},
         *({"world_files"}, {"world_render"}, {"world_captions"}, {"world_scene"}),
     ],
