@@ -31,7 +31,11 @@ class Journal:
         except OSError:  # a file system without locks
             pass
         self._known: dict[tuple, Probe | Failure] = {}
-        self._read()
+        try:
+            self._read()
+        except UserError:
+            self._file.close()
+            raise
 
     def __enter__(self) -> "Journal":
         return self

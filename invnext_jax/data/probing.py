@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import hashlib
 import multiprocessing
+import operator
 import os
 import signal
 import stat
@@ -19,6 +20,7 @@ import av
 from invnext_jax.data import decode
 
 DIGEST_BYTES = 1 << 16  # read at either end of a file, to tell copies
+MAX_TAIL = 1000  # frames without a key frame that are decoded to the last
 START_SECONDS = 60  # in which a process must be up
 ORPHAN_SECONDS = 5  # after the limit, a process whose parent is gone ends
 
@@ -57,7 +59,7 @@ class Failure:
 
 
 def probe_video(path: str) -> Probe:
-    """Counts the packets, then decodes the first and the last key frame as training would.
+    """Counts the packets, then decodes the first and the last key frame as training does.
 
     Raises:
         BadVideo: The file is missing, empty, broken, truncated, or has no video.
@@ -72,11 +74,14 @@ def probe_video(path: str) -> Probe:
             found = _scan(container, container.streams.video[0])
     except (av.FFmpegError, OSError) as error:
         raise decode.BadVideo(f"{path}: {type(error).__name__}: {error}") from error
-    last_key, counts = found.pop("last_key"), []
+    keys, counts = found.pop("keys"), []
 
     def pick(count: int) -> list[int]:
         counts.append(count)
-        return [0, min(last_key, count - 1)]
+        # Damage can make key frames look like others: an odd tail is decoded to its end.
+        tail, usual = count - 1 - keys[-1], max(map(operator.sub, keys[1:], keys), default=0)
+        odd = usual < tail <= MAX_TAIL
+        return [0, min(keys[-1], count - 1)] + [count - 1] * odd
 
     decode.read_frames(path, pick, short_side=32)
     return Probe(frames=counts[0], digest=_digest(path), **found)
@@ -89,8 +94,11 @@ def _scan(container, stream) -> dict[str, Any]:
     shown = [p for p in container.demux(stream) if p.size and not p.is_discard]
     if not shown:
         raise decode.BadVideo(f"{container.name}: no frames")
+    # Downloads that were broken off may have their full length; such a frame is never a key frame.
+    if not all(map(_holds_data, shown)) and stream.codec_context.codec.name != "rawvideo":
+        raise decode.BadVideo(f"{container.name}: zeros in place of frames")
     times = sorted(packet.pts for packet in shown if packet.pts is not None)
-    keys = [packet.pts for packet in shown if packet.is_keyframe and packet.pts is not None]
+    key_times = {packet.pts for packet in shown if packet.is_keyframe}
     rate = float(stream.average_rate or 0) or 25.0
     duration = len(shown) / rate
     if len(times) == len(shown) and times[-1] > times[0]:
@@ -109,8 +117,12 @@ def _scan(container, stream) -> dict[str, Any]:
         "fps": round(rate, 3),
         "codec": stream.codec_context.codec.name,
         "rotation": first.rotation,
-        "last_key": times.index(max(keys)) if keys and len(times) == len(shown) else 0,
+        "keys": [number for number, pts in enumerate(times) if pts in key_times] or [0],
     }
+
+
+def _holds_data(packet: av.Packet) -> bool:
+    return any(memoryview(packet))
 
 
 def _digest(path: str) -> str:
