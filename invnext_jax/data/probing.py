@@ -21,6 +21,7 @@ from invnext_jax.data import decode
 
 DIGEST_BYTES = 1 << 16  # read at either end of a file, to tell copies
 MAX_TAIL = 1000  # frames without a key frame that are decoded to the last
+MIN_ZEROS = 16  # bytes; some encoders write less for a frame that is the one before
 START_SECONDS = 60  # in which a process must be up
 ORPHAN_SECONDS = 5  # after the limit, a process whose parent is gone ends
 
@@ -122,7 +123,7 @@ def _scan(container, stream) -> dict[str, Any]:
 
 
 def _holds_data(packet: av.Packet) -> bool:
-    return any(memoryview(packet))
+    return packet.size < MIN_ZEROS or any(memoryview(packet))
 
 
 def _digest(path: str) -> str:
