@@ -36,7 +36,10 @@ def main(argv: Sequence[str]) -> None:
     settings = lists.Settings(_VIDEOS.value, _SOURCE.value, _TASK.value, _CLASSES.value)
     workers = _WORKERS.value or os.cpu_count() or 1
     options = indexing.Options(workers, _SECONDS.value, _OVERWRITE.value)
-    print(indexing.build_manifest(argv[2], _OUT.value, settings, options))
+    try:
+        print(indexing.build_manifest(argv[2], _OUT.value, settings, options))
+    except KeyboardInterrupt:
+        raise SystemExit("stopped: the same command goes on from here") from None
 
 
 if __name__ == "__main__":

@@ -65,7 +65,9 @@ class Journal:
         return None if hung is not None and hung < seconds else known
 
     def note(self, path: str, result: Probe | Failure) -> None:
-        """Adds a line."""
+        """Adds a line, unless the next run should look again."""
+        if isinstance(result, Failure) and result.passing:
+            return
         row = {"key": _key(path), "found": dataclasses.asdict(result)}
         self._file.write(json.dumps(row).encode() + b"\n")
         self._file.flush()

@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import multiprocessing
 import operator
@@ -23,6 +24,7 @@ DIGEST_BYTES = 1 << 16  # read at either end of a file, to tell copies
 MAX_TAIL = 1000  # frames without a key frame that are decoded to the last
 MIN_ZEROS = 16  # bytes; some encoders write less for a frame that is the one before
 START_SECONDS = 60  # in which a process must be up
+PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EACCES, errno.ENOMEM, errno.EMFILE)
 ORPHAN_SECONDS = 5  # after the limit, a process whose parent is gone ends
 
 
@@ -53,10 +55,17 @@ class Probe:
 
 @dataclasses.dataclass(frozen=True)
 class Failure:
-    """Why a file is of no use; `seconds` is the limit that it hung beyond, else None."""
+    """Why a file is of no use.
+
+    Attributes:
+        reason: A phrase.
+        seconds: The limit that it hung beyond, else None.
+        passing: Whether it may be the machine's fault, and gone the next time.
+    """
 
     reason: str
     seconds: float | None = None
+    passing: bool = False
 
 
 def probe_video(path: str) -> Probe:
@@ -212,7 +221,7 @@ class _Worker:
         except (EOFError, OSError):
             self._process.join(1)
             reason = f"the decoder crashed (exit code {self._process.exitcode})"
-            return self._give_up(Failure(reason), up)
+            return self._give_up(Failure(reason, passing=True), up)
         if up and now - self._busy_since > self._seconds:
             reason = f"no answer in {self._seconds:g} seconds"
             return self._give_up(Failure(reason, self._seconds), up)
@@ -248,9 +257,11 @@ def _work(pipe: connection.Connection, probe: Callable, seconds: float) -> None:
             try:
                 answer = probe(path)
             except decode.BadVideo as error:
-                answer = Failure(str(error).removeprefix(f"{path}: "))
+                passing = getattr(error.__cause__, "errno", None) in PASSING
+                answer = Failure(str(error).removeprefix(f"{path}: "), passing=passing)
             except (ValueError, ArithmeticError, MemoryError) as error:  # of odd headers
-                answer = Failure(f"{type(error).__name__}: {error}")
+                passing = isinstance(error, MemoryError)
+                answer = Failure(f"{type(error).__name__}: {error}", passing=passing)
             signal.setitimer(signal.ITIMER_REAL, 0)
             pipe.send(answer)
 

@@ -160,6 +160,13 @@ def test_half_a_line_of_a_killed_run_is_forgotten(folder):
         build(folder, folder / "train.csv")
 
 
+def test_a_name_that_no_manifest_can_hold_is_set_aside(folder):
+    (folder / "0.mp4").rename(folder / "0\udcff.mp4")
+    assert counts(build(folder, folder / "train.csv")) == (8, 4, 4, 1)
+    (row,) = (r for r in rows(folder / "train.quarantine.csv") if "UTF-8" in r["reason"])
+    assert row["path"].endswith("0\\udcff.mp4")
+
+
 def command(*arguments):
     return [sys.executable, ROOT / "launch" / "prepare_data.py", *map(str, arguments)]
 

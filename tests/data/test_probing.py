@@ -1,6 +1,8 @@
 """Probes tell what is in a file, and a file that hangs or crashes costs nothing but itself."""
 
+import errno
 import os
+import struct
 import time
 
 import pytest
@@ -36,6 +38,17 @@ def test_counts_are_those_that_training_sees(name, codec, tmp_path, videos):
 def test_a_wrong_extension_does_not_matter(tmp_path, videos):
     path = videos.write(tmp_path / "a.mp4", options=X264).rename(tmp_path / "a.avi")
     assert probing.probe_video(str(path)).frames == 60
+
+
+def test_a_turned_picture_is_told(tmp_path, videos):
+    path, one = videos.write(tmp_path / "a.mp4", options=X264), 0x10000
+    data = path.read_bytes()
+    identity = struct.pack(">9i", one, 0, 0, 0, one, 0, 0, 0, 0x40000000)
+    clockwise = struct.pack(">9i", 0, one, 0, -one, 0, 0, 0, 0, 0x40000000)
+    at = data.index(identity, data.index(b"tkhd"))
+    path.write_bytes(data[:at] + clockwise + data[at + 36 :])
+    found = probing.probe_video(str(path))
+    assert (found.rotation, found.width, found.height) == (-90, 80, 48)
 
 
 def test_damage_after_the_first_frames_is_found(tmp_path, videos):
@@ -86,14 +99,17 @@ def crash_on_b(path):
         os.abort()
     if path == "c":
         raise ValueError("odd header")
+    if path == "d":
+        raise decode.BadVideo("d: network") from OSError(errno.EIO, "gone")
     return probing.Probe(1.0, 1, 1, 1, 1.0, "none", 0, path)
 
 
-def test_a_crash_costs_one_file(monkeypatch):
-    found = probe_all("abcd", probe=crash_on_b)
-    assert "crashed (exit code -6)" in found["b"].reason
-    assert found["c"].reason == "ValueError: odd header"
-    assert found["a"].digest == "a" and found["d"].digest == "d"
+def test_a_crash_costs_one_file():
+    found = probe_all("abcde", probe=crash_on_b)
+    assert "crashed (exit code -6)" in found["b"].reason and found["b"].passing
+    assert found["c"] == probing.Failure("ValueError: odd header")
+    assert found["d"] == probing.Failure("network", passing=True)
+    assert found["a"].digest == "a" and found["e"].digest == "e"
 
 
 def test_stopping_early_ends_the_processes(tmp_path, videos):
