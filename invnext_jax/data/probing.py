@@ -78,13 +78,11 @@ def probe_video(path: str) -> Probe:
         about = os.stat(path)
         if stat.S_ISREG(about.st_mode) and not about.st_size:
             raise decode.BadVideo(f"{path}: empty file")
-        with av.open(path, metadata_errors="ignore") as container:
-            if not container.streams.video:
-                raise decode.BadVideo(f"{path}: no video stream")
-            found = _scan(container, container.streams.video[0])
+        facts, keys = _scan(path)
+        facts |= _look(path)
     except (av.FFmpegError, OSError) as error:
         raise decode.BadVideo(f"{path}: {type(error).__name__}: {error}") from error
-    keys, counts = found.pop("keys"), []
+    counts = []
 
     def pick(count: int) -> list[int]:
         counts.append(count)
@@ -94,41 +92,55 @@ def probe_video(path: str) -> Probe:
         return [0, min(keys[-1], count - 1)] + [count - 1] * odd
 
     decode.read_frames(path, pick, short_side=32)
-    return Probe(frames=counts[0], digest=_digest(path), **found)
+    return Probe(frames=counts[0], digest=_digest(path), **facts)
 
 
-def _scan(container, stream) -> dict[str, Any]:
-    """What the packets and the first frame tell, without trust in the header."""
-    if stream.codec_context is None:
-        raise decode.BadVideo(f"{container.name}: unknown codec")
-    shown = [p for p in container.demux(stream) if p.size and not p.is_discard]
+def _open(path: str) -> av.container.InputContainer:
+    container = av.open(path, metadata_errors="ignore")
+    if not container.streams.video or container.streams.video[0].codec_context is None:
+        what = "unknown codec" if container.streams.video else "no video stream"
+        container.close()
+        raise decode.BadVideo(f"{path}: {what}")
+    return container
+
+
+def _scan(path: str) -> tuple[dict[str, Any], list[int]]:
+    """What the packets tell, without trust in the header; and the numbers of the key frames."""
+    with _open(path) as container:
+        stream = container.streams.video[0]
+        # The packets themselves are let go one by one: all of them would be the whole file.
+        shown = [
+            (packet.pts, packet.is_keyframe, _holds_data(packet))
+            for packet in container.demux(stream)
+            if packet.size and not packet.is_discard
+        ]
+        codec, rate = stream.codec_context.codec.name, float(stream.average_rate or 0)
+        tick = stream.time_base
     if not shown:
-        raise decode.BadVideo(f"{container.name}: no frames")
-    # Downloads that were broken off may have their full length; such a frame is never a key frame.
-    if not all(map(_holds_data, shown)) and stream.codec_context.codec.name != "rawvideo":
-        raise decode.BadVideo(f"{container.name}: zeros in place of frames")
-    times = sorted(packet.pts for packet in shown if packet.pts is not None)
-    key_times = {packet.pts for packet in shown if packet.is_keyframe}
-    rate = float(stream.average_rate or 0) or 25.0
-    duration = len(shown) / rate
+        raise decode.BadVideo(f"{path}: no frames")
+    # Downloads that were broken off may have their full length.
+    if codec != "rawvideo" and not all(holds_data for _, _, holds_data in shown):
+        raise decode.BadVideo(f"{path}: zeros in place of frames")
+    times = sorted(pts for pts, _, _ in shown if pts is not None)
+    key_times = {pts for pts, is_key, _ in shown if is_key}
+    duration = len(shown) / (rate or 25.0)
     if len(times) == len(shown) and times[-1] > times[0]:
-        span = float((times[-1] - times[0]) * stream.time_base)
-        rate = float(stream.average_rate or 0) or (len(shown) - 1) / span
+        span = float((times[-1] - times[0]) * tick)
+        rate = rate or (len(shown) - 1) / span
         duration = span + 1 / rate
-    container.seek(0)
-    stream.codec_context.thread_type, stream.codec_context.thread_count = "SLICE", 1
-    first = next(container.decode(stream), None)
-    if first is None:
-        raise decode.BadVideo(f"{container.name}: no frame can be decoded")
-    return {
-        "duration": round(duration, 3),
-        "width": first.width,
-        "height": first.height,
-        "fps": round(rate, 3),
-        "codec": stream.codec_context.codec.name,
-        "rotation": first.rotation,
-        "keys": [number for number, pts in enumerate(times) if pts in key_times] or [0],
-    }
+    keys = [number for number, pts in enumerate(times) if pts in key_times] or [0]
+    return {"duration": round(duration, 3), "fps": round(rate or 25.0, 3), "codec": codec}, keys
+
+
+def _look(path: str) -> dict[str, int]:
+    """What the first frame tells."""
+    with _open(path) as container:
+        context = container.streams.video[0].codec_context
+        context.thread_type, context.thread_count = "SLICE", 1
+        first = next(container.decode(video=0), None)
+        if first is None:
+            raise decode.BadVideo(f"{path}: no frame can be decoded")
+        return {"width": first.width, "height": first.height, "rotation": first.rotation}
 
 
 def _holds_data(packet: av.Packet) -> bool:
@@ -220,18 +232,18 @@ class _Worker:
                 return None
         except (EOFError, OSError):
             self._process.join(1)
-            reason = f"the decoder crashed (exit code {self._process.exitcode})"
-            return self._give_up(Failure(reason, passing=True), up)
+            code = self._process.exitcode
+            if not up:
+                raise RuntimeError(f"a probing process does not start, exit code {code}") from None
+            return self._give_up(Failure(f"the decoder crashed (exit code {code})", passing=True))
         if up and now - self._busy_since > self._seconds:
             reason = f"no answer in {self._seconds:g} seconds"
-            return self._give_up(Failure(reason, self._seconds), up)
+            return self._give_up(Failure(reason, self._seconds))
         if not up and now - self._started > START_SECONDS:
-            return self._give_up(Failure(""), up)
+            raise RuntimeError(f"a probing process is not up after {START_SECONDS} seconds")
         return None
 
-    def _give_up(self, failure: Failure, up: bool) -> tuple[str, Failure]:
-        if not up:
-            raise RuntimeError(f"a probing process does not start: {self._process.exitcode=}")
+    def _give_up(self, failure: Failure) -> tuple[str, Failure]:
         path, self.path = self.path, None
         self.end()
         self._start()
