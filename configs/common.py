@@ -169,13 +169,24 @@ def data() -> ml_collections.ConfigDict:
         {
             "manifest": "",  # CSV: path, source and, if wanted, start, end, label_<task>
             "frames": 16,
+            "sampling": "sparse",  # "sparse": one frame a segment of the video | "dense"
+            "stride": (4, 4),  # dense: frames from one to the next, drawn per clip of this range
             "size": 224,
             "short_side": 256,  # the decoder scales the short side to this, never up
-            "crop_scales": (1.0, 0.875, 0.75, 0.66),
+            "crop": "multi_scale",  # "multi_scale" | "random_resized"
+            "crop_scales": (1.0, 0.875, 0.75, 0.66),  # multi_scale: shares of the short side
+            "crop_area": (0.3, 1.0),  # random_resized: share of the picture
+            "crop_aspect": (0.75, 4 / 3),  # random_resized: width over height
+            "jitter": (0.0, 0.0, 0.0, 0.0),  # of brightness, contrast, saturation, hue (to 0.5)
             "flip": True,
             "no_flip_sources": ("ssv2", "world"),  # where left and right carry meaning
-            "workers": 8,  # decoding processes; 0 decodes in threads of this process
-            "prefetch": 4,  # clips each worker holds ready
+            # Decoding processes, of one thread each; -1: one a core, at most 16; 0 decodes in
+            # threads of this process, where a clip that hangs leaves its thread behind.
+            "workers": -1,
+            "prefetch": 4,  # clips held ready for each worker
+            "clip_seconds": 60.0,  # longest time for one clip; its worker is ended then
+            "on_bad": "drop",  # "drop": another clip takes a bad one's place; "fail": the run ends
+            "max_bad_share": 0.5,  # of at least 100 clips tried; more end the run
         }
     )
 

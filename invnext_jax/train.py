@@ -21,6 +21,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from invnext_jax import pretrained, stage1, stage2
+from invnext_jax.data import drops as drops_lib
 from invnext_jax.data import pipeline
 from invnext_jax.errors import UserError
 from invnext_jax.runtime import checkpoint, checks, compilation, metrics, optimizer, provenance
@@ -48,7 +49,7 @@ class Run:
     step: int
     root_key: jax.Array
     data_iter: Iterator[dict[str, np.ndarray]]
-    drops: pipeline.DropCounter
+    drops: drops_lib.DropCounter
     checkpointer: checkpoint.Checkpointer
 
 
@@ -101,9 +102,11 @@ def prepare(
     checks.check_batch(config, mesh)
     given, given_step = _read_source(config)
 
-    drops = pipeline.DropCounter()
+    drops = drops_lib.DropCounter.from_config(config.data)
     data_iter = _open_data(config, drops, stack)
     workdir.mkdir(parents=True, exist_ok=True)
+    if jax.process_index() == 0:
+        drops.list_in(workdir)
     checkpointer = checkpoint.Checkpointer(workdir, config, given_step)
     stack.callback(checkpointer.close)
 
@@ -144,7 +147,7 @@ def prepare(
 
 def _open_data(
     config: ml_collections.FrozenConfigDict,
-    drops: pipeline.DropCounter,
+    drops: drops_lib.DropCounter,
     stack: contextlib.ExitStack,
 ) -> Iterator[dict[str, np.ndarray]]:
     dataset = pipeline.make_train_dataset(
@@ -156,8 +159,7 @@ def _open_data(
         drops=drops,
     )
     data_iter = iter(dataset)
-    if hasattr(data_iter, "close"):  # ends the workers
-        stack.callback(data_iter.close)
+    stack.callback(data_iter.close)
     return data_iter
 
 
@@ -272,6 +274,8 @@ def run_loop(run: Run, preemption: Preemption, stack: contextlib.ExitStack) -> N
     if run.step > saved_step:
         run.checkpointer.save(run.step, run.state, run.data_iter)
     run.checkpointer.wait()
+    if summary := run.data_iter.summary():
+        reporter.tell(summary)
     if run.step < total:
         reporter.tell(_farewell(run, preemption))
 

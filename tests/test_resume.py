@@ -45,6 +45,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
         patch.setattr(metrics.Reporter, "push", push_until_killed)
         train.train(config, tmp_path / "killed")
     assert checkpoint.restore_run(tmp_path / "killed").step == 3
+    config.data.workers = 1 - workers  # changes nothing
     train.train(config, tmp_path / "killed")
 
     whole, killed = (checkpoint.restore_run(tmp_path / name).params for name in ("whole", "killed"))

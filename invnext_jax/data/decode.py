@@ -1,4 +1,4 @@
-"""Exact frames from encoded video by PyAV, and which frames a clip takes.
+"""Exact frames from encoded video by PyAV.
 
 A frame's number is its place in presentation order. One pass over the packets, without decoding,
 finds the time stamps and key frames; the decoder then seeks only where a group of pictures can be
@@ -8,6 +8,7 @@ Shape key: t frames, h w pixels, c channels.
 """
 
 import bisect
+import dataclasses
 import io
 import math
 import os
@@ -19,31 +20,44 @@ from av.video.reformatter import VideoReformatter
 
 av.logging.set_level(av.logging.PANIC)  # bad files are reported by BadVideo, once
 
-MIN_PACKET_SHARE = 0.98  # of the header's frame count; fewer packets mean a truncated file
+MIN_SHARE = 0.98  # of the header's frames or bytes; less means a truncated file
+MAX_PIXELS = 2**26  # a frame; twice 8K. A damaged header may ask for far more.
+NO_INDEX = ("mpeg", "mpegts")  # formats whose seeks end anywhere, with time stamps guessed
+SEGMENT = b"\x18\x53\x80\x67"  # Matroska's element that holds all but the file's header
+# No frame refers to one that these mark as not referred to. HEVC's higher layers may.
+SKIPPING = ("h264", "mpeg4", "mpeg2video", "mpeg1video")
 
 
 class BadVideo(Exception):  # noqa: N818, as short as it is common
-    """A video that cannot be decoded; the text names it and the reason."""
+    """A video that cannot be decoded; the text names it and the reason.
+
+    Attributes:
+        kind: The reason's class, one of a few words: "missing", "permission", "unreadable",
+            "truncated", "no video stream", "unknown codec", "empty range" or "corrupt".
+    """
+
+    def __init__(self, text: str, kind: str = "corrupt"):
+        super().__init__(text)
+        self.kind = kind
 
 
 class _SeekError(Exception):
     """Seeking did not lead to the frame asked for."""
 
 
-def sample_sparse(frame_count: int, frames: int, rng: np.random.Generator | None) -> np.ndarray:
-    """Takes one frame from each of `frames` equal segments of a video.
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """What the packets tell of the frames shown.
 
-    Args:
-        frame_count: Frames of the video; fewer than `frames` are repeated in order.
-        frames: Frames wanted.
-        rng: Draws the place in each segment; None takes its centre.
-
-    Returns:
-        int64 [t], never falling.
+    Attributes:
+        times: Time stamps in presentation order; None for each where one is missing.
+        keys: Time stamps of the key frames, rising; empty where seeking is of no use.
+        delay: Frames that the decoder may hold back to bring them into order.
     """
-    place_t = np.full(frames, 0.5) if rng is None else rng.random(frames)
-    index_t = ((np.arange(frames) + place_t) * frame_count / frames).astype(np.int64)
-    return np.minimum(index_t, frame_count - 1)
+
+    times: list[int | None]
+    keys: list[int]
+    delay: int
 
 
 def read_frames(
@@ -74,22 +88,36 @@ def read_frames(
     try:
         return _read(source, pick, short_side, (start, end))
     except (av.FFmpegError, OSError, BadVideo) as error:
-        reason = str(error) if isinstance(error, BadVideo) else f"{type(error).__name__}: {error}"
-        raise BadVideo(f"{name}: {reason}") from error
+        if isinstance(error, BadVideo):
+            raise BadVideo(f"{name}: {error}", error.kind) from error
+        reason = f"{type(error).__name__}: {error}"
+        raise BadVideo(f"{name}: {reason}", _kind_of(error)) from error
+
+
+def _kind_of(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "missing"
+    if isinstance(error, PermissionError):
+        return "permission"
+    if isinstance(error, av.EOFError):
+        return "truncated"
+    return "unreadable" if isinstance(error, OSError) else "corrupt"
 
 
 def _read(source, pick, short_side, window) -> np.ndarray:
     with _open(source) as container:
+        if "matroska" in container.format.name:
+            _check_length(source, container.size)
         stream = container.streams.video[0]
-        times, keys = _scan(container, stream)
-        shown = _inside(times, stream, window)
+        plan = _scan(container, stream)
+        shown = _inside(plan.times, stream, window)
         wanted = [shown[i] for i in pick(len(shown))]
         try:
-            frames = _seek_and_decode(container, stream, times, keys, sorted(set(wanted)))
+            frames = _seek_and_decode(container, stream, plan, sorted(set(wanted)))
             images = _convert(frames, short_side)
         except _SeekError:
             images = None
-    if images is None:  # rare: MPEG-TS seeks past the frame, AVI may lack time stamps
+    if images is None:  # MPEG-TS has no index, AVI may lack time stamps
         with _open(source) as container:
             images = _convert(_decode_all(container, sorted(set(wanted))), short_side)
     return np.stack([images[i] for i in wanted])
@@ -101,30 +129,59 @@ def _open(source):
     container = av.open(file, metadata_errors="ignore")
     if not container.streams.video:
         container.close()
-        raise BadVideo("no video stream")
+        raise BadVideo("no video stream", "no video stream")
     # One thread a video: the workers share the cores, and frame threads add delay to every seek.
     context = container.streams.video[0].codec_context
     if context is None:
         container.close()
-        raise BadVideo("unknown codec")
+        raise BadVideo("unknown codec", "unknown codec")
     context.thread_type, context.thread_count = "SLICE", 1
+    context.options = {"max_pixels": str(MAX_PIXELS)}
     return container
 
 
-def _scan(container, stream) -> tuple[list[int | None], list[int]]:
-    """Time stamps of all shown frames in presentation order, and those of the key frames."""
-    packets = [packet for packet in container.demux(stream) if packet.size]
-    if len(packets) < MIN_PACKET_SHARE * stream.frames:
-        raise BadVideo(f"truncated: {len(packets)} of {stream.frames} frames")
+def _check_length(source, size: int) -> None:
+    """Refuses a Matroska file of fewer bytes than it says; its header counts no frames."""
+    with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
+        head = file.read(4096)
+    begin = head.find(SEGMENT) + len(SEGMENT)
+    if begin < len(SEGMENT) or not head[begin : begin + 1].strip(b"\0"):
+        return
+    # A number of 1 to 8 bytes: as many zero bits as bytes follow, a one, the value.
+    width = 9 - head[begin].bit_length()
+    unknown = 2 ** (7 * width) - 1  # all ones: written as a stream
+    value = int.from_bytes(head[begin : begin + width], "big") & unknown
+    end = begin + width + value
+    if value != unknown and size < MIN_SHARE * end:
+        raise BadVideo(f"truncated: {size} of {end} bytes", "truncated")
+
+
+def _scan(container, stream) -> _Plan:
+    """Reads all packets once, without decoding or keeping them."""
+    kind, packets, slots = container.format.name, [], 0
+    for packet in container.demux(stream):
+        if packet.size:
+            packets.append((packet.pts, packet.is_keyframe, packet.is_discard))
+            slots = max(slots, (packet.dts or 0) + 1)
+    # AVI's header also counts the empty frames that make the one before them stand for longer.
+    count = max(slots, len(packets)) if kind == "avi" else len(packets)
+    if count < MIN_SHARE * stream.frames:
+        raise BadVideo(f"truncated: {count} of {stream.frames} frames", "truncated")
     # An edit list marks what it cuts away; counting those would shift every number.
-    packets = [packet for packet in packets if not packet.is_discard]
-    if not packets:
+    shown = [(time, is_key) for time, is_key, is_cut in packets if not is_cut]
+    if not shown:
         raise BadVideo("no frames")
-    times = [packet.pts for packet in packets]
-    if any(time is None for time in times):
-        return [None] * len(times), []
-    keys = sorted(packet.pts for packet in packets if packet.is_keyframe)
-    return sorted(times), keys
+    coded = [time for time, _ in shown]
+    if any(time is None for time in coded):
+        return _Plan([None] * len(coded), [], 0)
+    times, keys = sorted(coded), sorted(time for time, is_key in shown if is_key)
+    places = {time: number for number, time in enumerate(times)}
+    # AVI counts frames as they are stored: of no use where the decoder changes their order.
+    unordered = kind == "avi" and coded == times and stream.codec_context.has_b_frames
+    if kind in NO_INDEX or unordered or len(places) < len(times):
+        keys = []
+    delay = max(number - places[time] for number, time in enumerate(coded))
+    return _Plan(times, keys, delay)
 
 
 def _inside(times, stream, window) -> Sequence[int]:
@@ -141,30 +198,51 @@ def _inside(times, stream, window) -> Sequence[int]:
     high = math.inf if end is None else end
     shown = [i for i, second in enumerate(seconds) if low - 1e-6 <= second < high - 1e-6]
     if not shown:
-        raise BadVideo(f"no frame between {low} and {high} seconds of {seconds[-1]:.2f}")
+        text = f"no frame between {low} and {high} seconds of {seconds[-1]:.2f}"
+        raise BadVideo(text, "empty range")
     return shown
 
 
-def _seek_and_decode(container, stream, times, keys, wanted):
-    """Yields (number, frame) for the sorted numbers `wanted`."""
-    if not keys or len(set(times)) < len(times):
+def _seek_and_decode(container, stream, plan, wanted):
+    """Yields (number, frame) for the sorted numbers `wanted`, each group decoded once at most."""
+    times, keys = plan.times, plan.keys
+    if not keys:
         raise _SeekError
-    decoded, position = None, None
+    wanted_times = {times[number] for number in wanted}
+    decoded, position, last = None, None, -1
     for number in wanted:
         time = times[number]
         key = keys[max(0, bisect.bisect_right(keys, time) - 1)]
-        if decoded is None or key > position:
+        # What the decoder still holds back is cheaper to take than to seek past.
+        if decoded is None or bisect.bisect_left(times, key) - last - 1 > plan.delay:
             container.seek(key, stream=stream, backward=True)
-            decoded = container.decode(stream)
+            decoded, position, sound = _decode(container, stream, wanted_times), None, False
         for frame in decoded:
+            if frame.pts is None or (position is not None and frame.pts <= position):
+                raise _SeekError
             position = frame.pts
-            if position is None or position > time:
+            # A frame before which no key frame came is a guess of the decoder's.
+            sound = sound or position == key
+            if position > time or (position == time and not sound):
                 raise _SeekError
             if position == time:
                 yield number, frame
                 break
         else:
             raise _SeekError
+        last = number
+
+
+def _decode(container, stream, wanted_times):
+    """Yields frames from where `container` stands, some without use left out."""
+    context = stream.codec_context
+    # An AVI packet may hold the frame of the next one's time.
+    skipping = context.name in SKIPPING and container.format.name != "avi"
+    for packet in container.demux(stream):
+        if skipping:
+            needless = packet.pts is not None and packet.pts not in wanted_times
+            context.skip_frame = "NONREF" if needless else "DEFAULT"
+        yield from packet.decode()
 
 
 def _decode_all(container, wanted):

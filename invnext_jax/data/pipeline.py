@@ -1,7 +1,4 @@
-"""From a manifest to batches: source, shuffle, decode and augment, shard, prefetch, batch.
-
-Which clip comes n-th, and how it is cut, is a pure function of seed and n: the same for any
-number of workers and processes. A video that cannot be decoded is dropped, counted and named once.
+"""From a manifest to batches: endless and shuffled to train on, once and in order to evaluate.
 
 A batch is a flat dict: `video` uint8 [b t h w c] RGB, `index` int32 [b] (row of the manifest) and
 int32 [b] for each `label_<task>` column.
@@ -11,117 +8,20 @@ Shape key: b clips, t frames, h w pixels, c channels.
 
 import collections
 import concurrent.futures
-import dataclasses
 import itertools
-import multiprocessing
 import os
-import signal
-import sys
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import grain
 import numpy as np
 from absl import logging
 
-from invnext_jax.data import decode, sources, transforms
-from invnext_jax.errors import UserError
+from invnext_jax.data import sources
+from invnext_jax.data.clips import BadClip, LoadClip
+from invnext_jax.data.drops import DropCounter
+from invnext_jax.data.stream import IN_PROCESS_THREADS, TrainDataset, stack
 
-MIN_FAILURES = 100  # so many bad videos, and no good one, end a run
-SIGNAL_GRACE_SECONDS = 60
-IN_PROCESS_THREADS = 4
-
-
-class DropCounter:
-    """Lets decoded clips through; counts the videos that failed and names each once in the log.
-
-    Attributes:
-        delivered: Clips let through.
-        dropped: Clips dropped, a video that fails in two epochs counting twice.
-        names: Reasons by path.
-    """
-
-    def __init__(self):
-        self.delivered = 0
-        self.dropped = 0
-        self.names: dict[str, str] = {}
-        self._limit = MIN_FAILURES
-
-    def expect(self, videos: int) -> None:
-        """Tells how many videos there are, which sets when to give up."""
-        self._limit = max(MIN_FAILURES, videos)
-
-    def __call__(self, element: dict[str, Any]) -> bool:
-        """Tells whether `element` is a clip.
-
-        Raises:
-            UserError: Every one of the first videos failed.
-        """
-        if "bad_path" not in element:
-            self.delivered += 1
-            return True
-        self.dropped += 1
-        path, reason = element["bad_path"], element["reason"]
-        if path not in self.names:
-            self.names[path] = reason
-            logging.warning("video dropped: %s", reason)
-        if not self.delivered and self.dropped >= self._limit:
-            raise self.nothing_readable()
-        return False
-
-    def nothing_readable(self) -> UserError:
-        """The error for a data set without a single good video."""
-        reason = next(iter(self.names.values()))
-        return UserError(f"no readable video among the first {self.dropped}, e.g. {reason}")
-
-
-@dataclasses.dataclass(frozen=True)
-class LoadClip:
-    """Decodes a video and cuts a clip from it; what fails becomes a note of the path and reason."""
-
-    frames: int
-    size: int
-    short_side: int
-    crop_scales: tuple[float, ...]
-    flip: bool
-    no_flip_sources: tuple[str, ...]
-
-    @classmethod
-    def from_config(cls, data_config) -> "LoadClip":
-        """Takes the fields of the same names from `config.data`."""
-        values = {f.name: getattr(data_config, f.name) for f in dataclasses.fields(cls)}
-        for name in ("crop_scales", "no_flip_sources"):
-            values[name] = tuple(values[name])
-        return cls(**values)
-
-    def __call__(
-        self, record: sources.VideoRecord, rng: np.random.Generator | None
-    ) -> dict[str, Any]:
-        """Makes one element of a batch; `rng` None stands for the centre of everything."""
-        try:
-            video_thwc = decode.read_frames(
-                record.path,
-                lambda count: decode.sample_sparse(count, self.frames, rng),
-                short_side=self.short_side,
-                start=record.start,
-                end=record.end,
-            )
-        except decode.BadVideo as error:
-            return {"bad_path": record.path, "reason": str(error)}
-        if rng is None:
-            video_thwc = transforms.resize_center(video_thwc, self.size)
-        else:
-            video_thwc = self._augment(video_thwc, record.source, rng)
-        labels = {name: np.int32(value) for name, value in record.labels.items()}
-        video_thwc = np.ascontiguousarray(video_thwc)
-        return {"video": video_thwc, "index": np.int32(record.index), **labels}
-
-    def _augment(self, video_thwc, source: str, rng: np.random.Generator) -> np.ndarray:
-        video_thwc = transforms.multi_scale_crop(video_thwc, self.size, self.crop_scales, rng)
-        if self.flip and source not in self.no_flip_sources and rng.random() < 0.5:
-            video_thwc = transforms.flip(video_thwc)
-        return video_thwc
+MAX_WORKERS = 16  # of those that are started by themselves
 
 
 def make_train_dataset(
@@ -132,41 +32,49 @@ def make_train_dataset(
     process_index: int = 0,
     process_count: int = 1,
     drops: DropCounter | None = None,
-) -> grain.IterDataset:
-    """Endless shuffled batches; the state of its iterator is small and resumes exactly.
+    load: Callable | None = None,
+) -> TrainDataset:
+    """Endless shuffled batches; the state of its iterator is a number and resumes exactly.
 
     Args:
         data_config: `config.data`.
-        seed: Order and augmentation follow from it.
+        seed: Order and augmentation follow from it; not negative.
         batch_size: Clips a batch of this process.
-        process_index: Number of this process; it takes every `process_count`-th clip.
+        process_index: Number of this process; it takes that block of each global batch.
         process_count: Processes that share the data.
         drops: Counts what is dropped, for the caller to read.
+        load: Stands for `LoadClip`, in tests; worker processes must be able to import it.
 
     Returns:
         A dataset of batches. Close its iterator when done. The workers need a main module that
-        may be imported, and parsed absl flags.
+        may be imported.
 
     Raises:
-        UserError: The manifest is missing, empty or wrong; while iterating: no readable video.
+        UserError: The manifest is missing, empty or wrong; while iterating: no readable video, a
+            bad one where `on_bad` is "fail", or a larger share of them than `max_bad_share`.
     """
-    manifest = sources.read_manifest(data_config.manifest)
-    drops = DropCounter() if drops is None else drops
-    drops.expect(len(manifest))
-    dataset = grain.MapDataset.source(sources.VideoFileSource(manifest)).seed(seed)
-    # The random numbers of a clip come from its place in the whole order, hence before the shard.
-    dataset = dataset.shuffle().repeat().random_map(LoadClip.from_config(data_config))
-    dataset = dataset[process_index::process_count]
-    workers = data_config.workers
-    threads = 0 if workers else IN_PROCESS_THREADS  # a worker holds clips in its queue alone
-    buffer = max(threads, data_config.prefetch) if threads else 0
-    read = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffer)
-    dataset = dataset.to_iter_dataset(read)
-    if workers:
-        options = grain.MultiprocessingOptions(workers, data_config.prefetch)
-        dataset = dataset.mp_prefetch(options, worker_init_fn=_init_worker)
-    # Dropping and batching in the parent keep the order independent of the number of workers.
-    return dataset.filter(drops).batch(batch_size, drop_remainder=True, batch_fn=_stack)
+    return TrainDataset(
+        sources.read_manifest(data_config.manifest),
+        load or LoadClip.from_config(data_config),
+        workers=count_workers(data_config.workers),
+        prefetch=data_config.prefetch,
+        clip_seconds=data_config.clip_seconds,
+        seed=seed,
+        batch_size=batch_size,
+        process_index=process_index,
+        process_count=process_count,
+        drops=DropCounter.from_config(data_config) if drops is None else drops,
+    )
+
+
+def count_workers(wanted: int) -> int:
+    """Worker processes to start: `wanted`, or for -1 one a core; each decodes in one thread."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if wanted < 0:
+        return min(cores, MAX_WORKERS)
+    if wanted > cores:
+        logging.warning("config.data.workers=%d is more than the %d cores", wanted, cores)
+    return wanted
 
 
 class EvalDataset:
@@ -189,13 +97,20 @@ class EvalDataset:
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         self.drops = DropCounter()
         self.drops.expect(len(self.manifest))
-        clips = filter(self.drops, self._clips())
+        clips = filter(self._keep, self._clips())
         while rows := list(itertools.islice(clips, self._batch_size)):
-            yield _pad(_stack(rows), self._batch_size)
+            yield _pad(stack(rows), self._batch_size)
         if not self.drops.delivered:
             raise self.drops.nothing_readable()
 
-    def _clips(self) -> Iterator[dict[str, Any]]:
+    def _keep(self, made: dict[str, Any] | BadClip) -> bool:
+        if isinstance(made, BadClip):
+            self.drops.bad(made)
+            return False
+        self.drops.good()
+        return True
+
+    def _clips(self) -> Iterator[dict[str, Any] | BadClip]:
         """Decodes in threads (the decoder lets go of the interpreter), a bounded way ahead."""
         waiting = collections.deque()
         with concurrent.futures.ThreadPoolExecutor(self._threads) as pool:
@@ -225,13 +140,10 @@ def make_eval_dataset(data_config, *, manifest: str, batch_size: int) -> EvalDat
     Raises:
         UserError: The manifest is missing, empty or wrong; while iterating: no readable video.
     """
-    threads = max(1, min(data_config.workers or IN_PROCESS_THREADS, os.cpu_count() or 1))
+    wanted = count_workers(data_config.workers) or IN_PROCESS_THREADS
+    threads = max(1, min(wanted, os.cpu_count() or 1))
     load = LoadClip.from_config(data_config)
     return EvalDataset(load, sources.read_manifest(manifest), batch_size, threads)
-
-
-def _stack(rows) -> dict[str, np.ndarray]:
-    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 def _pad(batch: dict[str, np.ndarray], batch_size: int) -> dict[str, np.ndarray]:
@@ -244,27 +156,3 @@ def _pad(batch: dict[str, np.ndarray], batch_size: int) -> dict[str, np.ndarray]
     }
     padded["index"][-missing:] = -1
     return padded
-
-
-def _init_worker(worker_index: int, worker_count: int) -> None:
-    """Keeps a worker off the accelerator, alive through a shutdown, and never longer than that."""
-    del worker_index, worker_count
-    os.environ["JAX_PLATFORMS"] = "cpu"
-    if "jax" in sys.modules:
-        sys.modules["jax"].config.update("jax_platforms", "cpu")
-    # A signal to the whole group must not take the data away before the parent has saved.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _leave_later)
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
-
-
-def _leave_later(signal_number, frame) -> None:
-    del signal_number, frame
-    timer = threading.Timer(SIGNAL_GRACE_SECONDS, os._exit, (1,))
-    timer.daemon = True
-    timer.start()
-
-
-def _leave_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)

@@ -64,26 +64,31 @@ def write_report(folders: Sequence[str | Path], out: str | Path, clips: int = 3)
             raise UserError(
                 f"{folder} is neither a run nor a probe: it has no checkpoint or results"
             )
-    out = Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
     page = render(
+        "report.html",
         runs=[describe_run(run, i) for i, run in enumerate(found_runs)],
         probe=tables.join_probes(probes),
         clips=show_clips(found_runs, probes, clips) if found_runs and clips else None,
     )
+    return write_whole(Path(out), page)
+
+
+def write_whole(out: Path, page: str) -> Path:
+    """Writes a file that appears only when it is complete."""
+    out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(out.name + ".tmp")
     temporary.write_text(page, encoding="utf-8")
     temporary.replace(out)
     return out
 
 
-def render(**content: Any) -> str:
-    """Fills the page's template."""
+def render(template: str, **content: Any) -> str:
+    """Fills a page's template."""
     loader = jinja2.PackageLoader("invnext_jax.evaluation", "templates")
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
-    return environment.get_template("report.html").render(**content)
+    return environment.get_template(template).render(**content)
 
 
 def describe_run(run: Run, number: int) -> dict[str, Any]:

@@ -212,8 +212,8 @@ def scale_of(video_thwc: np.ndarray) -> int:
     return max(1, FRAME_SIDE // video_thwc.shape[1])
 
 
-def to_data_uri(video_thwc: np.ndarray) -> str:
-    """A strip of at most `MAX_FRAMES` evenly spaced frames as a PNG inside an address."""
+def to_data_uri(video_thwc: np.ndarray, lossless: bool = True) -> str:
+    """A strip of at most `MAX_FRAMES` evenly spaced frames as a PNG, or JPEG, inside an address."""
     t = video_thwc.shape[0]
     picked = video_thwc[np.linspace(0, t - 1, min(t, MAX_FRAMES)).round().astype(int)]
     factor = scale_of(picked)
@@ -221,5 +221,6 @@ def to_data_uri(video_thwc: np.ndarray) -> str:
     gap = np.full((*picked.shape[:2], GAP, 3), 255, np.uint8)
     wide = rearrange(np.concatenate([picked, gap], axis=2), "t h w c -> h (t w) c")[:, :-GAP]
     out = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(wide)).save(out, format="PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode("ascii")
+    kind = "png" if lossless else "jpeg"
+    Image.fromarray(np.ascontiguousarray(wide)).save(out, format=kind, optimize=True)
+    return f"data:image/{kind};base64," + base64.b64encode(out.getvalue()).decode("ascii")

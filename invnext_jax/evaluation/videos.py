@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from invnext_jax.data import decode, transforms
+from invnext_jax.data import decode, sampling, transforms
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import features
 from invnext_jax.models.heads import AttentionPool
@@ -99,7 +99,7 @@ class VideoEncoder:
             raise UserError(f"{frames=} and {size=} must be positive")
         images = decode.read_frames(
             path,
-            lambda count: decode.sample_sparse(count, frames, None),
+            lambda count: sampling.sample_sparse(count, frames, None),
             short_side=size,
             start=start,
             end=end,

@@ -1,7 +1,8 @@
 """Checkpoints: state, position in the data and the run's record, written in the background.
 
 A run's checkpoints lie in `<workdir>/checkpoints/<step>`, each with three items: `state`, `data`
-(the grain iterator) and `meta` (JSON, see `provenance.describe_run`).
+(JSON: the position in the data, one for all processes) and `meta` (JSON, see
+`provenance.describe_run`).
 """
 
 import contextlib
@@ -9,7 +10,6 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-import grain
 import jax
 import ml_collections
 import numpy as np
@@ -69,7 +69,7 @@ class Checkpointer:
             step,
             args=ocp.args.Composite(
                 state=ocp.args.StandardSave(state),
-                data=grain.checkpoint.CheckpointSave(data_iter),
+                data=ocp.args.JsonSave(data_iter.get_state()),
                 meta=ocp.args.JsonSave({**self._record, "step": step}),
             ),
             force=True,
@@ -113,6 +113,11 @@ class Checkpointer:
             record = self._manager.restore(
                 step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
             )["meta"]
+            if record.get("format_version") != provenance.FORMAT_VERSION:
+                raise UserError(
+                    f"the checkpoint {self._folder / str(step)} was made by another version of "
+                    "the package; choose another --workdir, and name this run in config.init_from"
+                )
             changed = provenance.differences(record, self._record)
         if changed:
             raise UserError(
@@ -121,12 +126,14 @@ class Checkpointer:
             )
         items = ocp.args.Composite(
             state=ocp.args.StandardRestore(abstract),
-            data=grain.checkpoint.CheckpointRestore(data_iter),
+            data=ocp.args.JsonRestore(),
         )
         with _damage():
             _probe(self._folder, step)
             self._check_shapes(step, abstract)
-            return self._manager.restore(step, args=items)["state"]
+            found = self._manager.restore(step, args=items)
+        data_iter.set_state(found["data"])
+        return found["state"]
 
     def _check_shapes(self, step: int, abstract: TrainState) -> None:
         """Tells damage from parameters that another version of the code made."""
@@ -164,7 +171,7 @@ class Checkpointer:
 def _handlers(state: ocp.CheckpointHandler) -> dict[str, ocp.CheckpointHandler]:
     return {
         "state": state,
-        "data": grain.checkpoint.CheckpointHandler(),
+        "data": ocp.JsonCheckpointHandler(),
         "meta": ocp.JsonCheckpointHandler(),
     }
 
@@ -280,7 +287,7 @@ class _DamagedError(Exception):
 
 @contextlib.contextmanager
 def _damage() -> Iterator[None]:
-    """Turns what Orbax and grain raise for damaged files into `_DamagedError`."""
+    """Turns what Orbax raises for damaged files into `_DamagedError`."""
     try:
         yield
     except UserError:

@@ -1,5 +1,6 @@
 """Checks of a run's config that hold for every stage; each breach is one sentence."""
 
+import math
 import pathlib
 
 import jax
@@ -25,8 +26,10 @@ def check_config(config: ml_collections.ConfigDict) -> None:
             "of a frame, and not all: set it between 0 and 1"
         )
     _check_loss(config.loss)
+    _check_clips(config.data)
     if config.dtype not in ("float32", "bfloat16"):
         raise UserError(f"config.dtype={config.dtype!r} must be 'float32' or 'bfloat16'")
+    _check_data(config.data)
     _check_manifest(config.data.manifest)
 
 
@@ -41,6 +44,29 @@ def _check_model(config: ml_collections.ConfigDict) -> None:
             raise UserError(f"config.{name}.width={width} must divide by {name}.heads={heads}")
     if config.data.frames < 1:
         raise UserError(f"config.data.frames={config.data.frames} must be at least 1")
+
+
+def _check_clips(data: ml_collections.ConfigDict) -> None:
+    choices = {"sampling": ("sparse", "dense"), "crop": ("multi_scale", "random_resized")}
+    for name, known in choices.items():
+        if data[name] not in known:
+            raise UserError(f"config.data.{name}={data[name]!r} must be one of {known}")
+    bounds = {"stride": (1, math.inf), "crop_area": (1e-3, 1), "crop_aspect": (1e-2, 1e2)}
+    for name, (least, most) in bounds.items():
+        value = data[name]
+        if len(value) != 2 or not least <= value[0] <= value[1] <= most:
+            raise UserError(
+                f"config.data.{name}={value} must be two numbers, the smaller one first, from "
+                f"{least} to {most}"
+            )
+    if any(stride != int(stride) for stride in data.stride):
+        raise UserError(f"config.data.stride={data.stride} must be whole numbers of frames")
+    jitter = data.jitter
+    if len(jitter) != 4 or min(jitter) < 0 or jitter[3] > 0.5:
+        raise UserError(
+            f"config.data.jitter={jitter} must be four numbers (brightness, contrast, saturation, "
+            "hue), none negative, hue at most 0.5"
+        )
 
 
 def _check_loss(weights: ml_collections.ConfigDict) -> None:
@@ -62,11 +88,23 @@ def _check_durations(config: ml_collections.ConfigDict) -> None:
         "log.every_steps": (config.log.every_steps, 1),
         "log.diagnostics_every_steps": (config.log.diagnostics_every_steps, 0),
         "log.max_nonfinite_steps": (config.log.max_nonfinite_steps, 0),
-        "data.workers": (config.data.workers, 0),
+        "data.workers": (config.data.workers, -1),
+        "data.prefetch": (config.data.prefetch, 1),
+        "seed": (config.seed, 0),
     }
     for name, (value, bound) in least.items():
         if value < bound:
             raise UserError(f"config.{name}={value} must be at least {bound}")
+
+
+def _check_data(data: ml_collections.ConfigDict) -> None:
+    if data.on_bad not in ("drop", "fail"):
+        raise UserError(f"config.data.on_bad={data.on_bad!r} must be 'drop' or 'fail'")
+    if not 0 <= data.max_bad_share <= 1:
+        share = data.max_bad_share
+        raise UserError(f"config.data.max_bad_share={share} must lie between 0 and 1")
+    if data.clip_seconds <= 0:
+        raise UserError(f"config.data.clip_seconds={data.clip_seconds} must be positive")
 
 
 def _check_manifest(path: str) -> None:

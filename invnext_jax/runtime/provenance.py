@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import ml_collections
 
-FORMAT_VERSION = 1  # of the checkpoint's layout
+FORMAT_VERSION = 2  # of the checkpoint's layout; 1 held the state of a grain iterator
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 # Fields that a resumed run may change: none of them changes what a step computes, but for
@@ -29,6 +29,10 @@ MAY_CHANGE = (
     "mesh",
     "data.manifest",
     "data.prefetch",
+    "data.workers",
+    "data.clip_seconds",
+    "data.on_bad",
+    "data.max_bad_share",
 )
 
 
@@ -109,14 +113,8 @@ def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[st
         for name in sorted(before.keys() | now.keys())
         if not any(name == free or name.startswith(free + ".") for free in MAY_CHANGE)
     ]
-    rows += [
-        (shown, saved.get(name, "absent"), current[name])
-        for name, shown in (
-            ("manifest_sha256", "SHA-256 of the manifest"),
-            ("process_count", "number of processes"),
-            ("format_version", "checkpoint format"),
-        )
-    ]
+    hashes = saved.get("manifest_sha256", "absent"), current["manifest_sha256"]
+    rows.append(("SHA-256 of the manifest", *hashes))
     steps = saved.get("init_from_step"), current["init_from_step"]
     if None not in steps:  # frozen parameters are read from there at each start
         rows.append(("step of config.init_from", *steps))

@@ -1,6 +1,7 @@
 """Small videos with the frame number burnt in, and small worlds on disk."""
 
 import fractions
+import struct
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -54,6 +55,22 @@ def write_video(path, *, codec="libx264", frames=60, pix_fmt="yuv420p", options=
 @pytest.fixture(scope="session")
 def videos():
     return SimpleNamespace(write=write_video, numbers=read_numbers)
+
+
+@pytest.fixture(scope="session")
+def edit_start():
+    """Bytes of an MP4 file at 25 frames a second whose edit list begins some frames later."""
+
+    def edit(path, frames):
+        data = bytearray(path.read_bytes())
+        with av.open(str(path)) as container:
+            tick = int(1 / (25 * container.streams.video[0].time_base))
+        at = data.index(b"elst") + 12  # after version, flags and the number of entries
+        duration, start = struct.unpack(">Ii", data[at : at + 8])
+        data[at : at + 8] = struct.pack(">Ii", duration, start + frames * tick)
+        return bytes(data)
+
+    return edit
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,8 @@
+import colorsys
+
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageEnhance
 
 from invnext_jax.data import transforms
 
@@ -72,3 +74,96 @@ def test_flip_mirrors_left_and_right():
     video = ramp(4, 6)
     np.testing.assert_array_equal(transforms.flip(video)[0, 0, :, 0], [5, 4, 3, 2, 1, 0])
     np.testing.assert_array_equal(transforms.flip(transforms.flip(video)), video)
+
+
+def test_random_resized_crop_keeps_area_shape_and_place_in_range(monkeypatch):
+    rng, video = np.random.default_rng(0), ramp(90, 160)
+    boxes, resize = [], transforms._resize
+    monkeypatch.setattr(transforms, "_resize", lambda v, b, s: boxes.append(b) or resize(v, b, s))
+    for _ in range(500):
+        got = transforms.random_resized_crop(video, 16, (0.1, 0.5), (0.5, 2.0), rng)
+        assert got.shape == (2, 16, 16, 3) and got.dtype == np.uint8
+        np.testing.assert_array_equal(got[0, ..., :2], got[1, ..., :2])
+    x0, y0, x1, y1 = np.array(boxes).T
+    assert (x0 >= 0).all() and (y0 >= 0).all() and (x1 <= 160).all() and (y1 <= 90).all()
+    area, aspect = (x1 - x0) * (y1 - y0) / (90 * 160), (x1 - x0) / (y1 - y0)
+    assert area.min() == pytest.approx(0.1, abs=0.01) and area.max() == pytest.approx(0.5, abs=0.02)
+    assert aspect.min() == pytest.approx(0.5, rel=0.05) and aspect.max() == pytest.approx(
+        2, rel=0.05
+    )
+    assert {0, 160} <= {*x0.tolist(), *x1.tolist()} and {0, 90} <= {*y0.tolist(), *y1.tolist()}
+
+
+@pytest.mark.parametrize(
+    ("shape", "box"), [((40, 200), (60, 0, 140, 40)), ((200, 40), (0, 60, 40, 140))]
+)
+def test_random_resized_crop_of_a_long_picture_takes_its_centre(shape, box):
+    video, rng = ramp(*shape), np.random.default_rng(0)
+    got = transforms.random_resized_crop(video, 16, (1.0, 1.0), (0.5, 2.0), rng)
+    np.testing.assert_array_equal(got, transforms._resize(video, box, 16))
+
+
+def test_random_resized_crop_of_everything_is_a_resize():
+    video = np.random.default_rng(0).integers(0, 256, (2, 40, 40, 3)).astype(np.uint8)
+    rng = np.random.default_rng(0)
+    got = transforms.random_resized_crop(video, 24, (1.0, 1.0), (1.0, 1.0), rng)
+    np.testing.assert_array_equal(got, transforms.resize_center(video, 24))
+
+
+def colors(count=4000):
+    """One frame with random colours, grays and the corners of the cube."""
+    pixels = np.random.default_rng(0).integers(0, 256, (count, 3))
+    pixels[:256] = np.arange(256)[:, None]
+    pixels[256:264] = [[r, g, b] for r in (0, 255) for g in (0, 255) for b in (0, 255)]
+    return pixels.astype(np.uint8).reshape(1, 40, -1, 3)
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.4, 1.0, 1.7])
+@pytest.mark.parametrize(
+    ("change", "enhance"),
+    [("_brightness", "Brightness"), ("_contrast", "Contrast"), ("_saturation", "Color")],
+)
+def test_brightness_contrast_and_saturation_are_pillows(change, enhance, factor):
+    video = colors()
+    theirs = getattr(ImageEnhance, enhance)(Image.fromarray(video[0])).enhance(factor)
+    ours = getattr(transforms, change)(video.astype(np.float32), np.float32(factor))
+    # Pillow rounds its gray and cuts fractions off.
+    np.testing.assert_allclose(np.clip(ours[0], 0, 255), np.asarray(theirs), atol=1.8)
+
+
+@pytest.mark.parametrize("turn", [-0.5, -0.1, 0.0, 0.25, 1 / 3])
+def test_hue_is_that_of_colorsys(turn):
+    video = colors()
+    ours = transforms._hue(video.astype(np.float32), np.float32(turn))
+    for pixel, got in zip(video.reshape(-1, 3), ours.reshape(-1, 3), strict=True):
+        h, s, v = colorsys.rgb_to_hsv(*(pixel / 255))
+        want = np.array(colorsys.hsv_to_rgb((h + turn) % 1, s, v)) * 255
+        np.testing.assert_allclose(got, want, atol=1e-2)
+
+
+def test_jitter_follows_the_seed_and_treats_all_frames_alike():
+    video = np.repeat(colors(), 3, axis=0)
+    strengths = (0.4, 0.4, 0.4, 0.1)
+    draws = [
+        transforms.jitter_colors(video, strengths, np.random.default_rng(seed))
+        for seed in (0, 0, 1)
+    ]
+    assert draws[0].dtype == np.uint8 and draws[0].shape == video.shape
+    np.testing.assert_array_equal(draws[0], draws[1])
+    assert (draws[0] != draws[2]).any()
+    np.testing.assert_array_equal(draws[0][0], draws[0][2])
+
+
+def test_jitter_of_one_strength_changes_that_alone_within_its_range():
+    gray = np.full((1, 4, 4, 3), 100, np.uint8)
+    rng = np.random.default_rng(0)
+    levels = [
+        int(transforms.jitter_colors(gray, (0.5, 0, 0, 0), rng)[0, 0, 0, 0]) for _ in range(400)
+    ]
+    assert 50 <= min(levels) < 53 and 147 < max(levels) <= 150
+    for strengths in ((0, 0.5, 0, 0), (0, 0, 0.5, 0), (0, 0, 0, 0.5), (0, 0, 0, 0)):
+        np.testing.assert_array_equal(transforms.jitter_colors(gray, strengths, rng), gray)
+    video = colors()
+    turned = transforms.jitter_colors(video, (0, 0, 0, 0.5), rng)
+    np.testing.assert_array_equal(turned.max(-1), video.max(-1))
+    np.testing.assert_array_equal(turned.min(-1), video.min(-1))

@@ -102,6 +102,9 @@ class _HookedIterator(grain.DatasetIterator):
             batch["index"] = np.full_like(batch["index"], -1)
         return batch
 
+    def summary(self):
+        return ""
+
     def get_state(self):
         return {"parent": self._parent.get_state(), "number": self._number}
 

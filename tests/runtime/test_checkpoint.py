@@ -171,6 +171,14 @@ def test_a_changed_config_is_refused_with_a_table(run, toy_config, toy_data, abs
         restore(run, toy_config, abstract, open_data(toy_data))
 
 
+def test_a_checkpoint_of_another_format_is_refused_in_a_sentence(
+    run, toy_config, toy_data, abstract, monkeypatch
+):
+    monkeypatch.setattr(checkpoint.provenance, "FORMAT_VERSION", 99)
+    with pytest.raises(UserError, match="was made by another version of the package"):
+        restore(run, toy_config, abstract, open_data(toy_data))
+
+
 def test_parameters_of_another_version_are_told_from_damage(run, toy_config, toy_data, abstract):
     kernel = abstract.params["encoder"]["kernel"]
     grown = jax.ShapeDtypeStruct((99, 8), kernel.dtype, sharding=kernel.sharding)

@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 
 from invnext_jax import train
+from invnext_jax.data import pipeline
 from invnext_jax.errors import NonFiniteError, UserError
 from invnext_jax.runtime import checkpoint, metrics
 from invnext_jax.weights import export
 
 CONFTEST = pathlib.Path(__file__).with_name("conftest.py")
 pytestmark = pytest.mark.usefixtures("one_device")
+MAKE_DATASET = pipeline.make_train_dataset  # before a fixture puts the toy's in its place
 TIMED = {"clips_per_second", "data_wait"}
 
 
@@ -312,3 +314,34 @@ def test_parts_of_a_group_can_start_from_elsewhere(toy_config, toy_stage, tmp_pa
     taken = final_params(tmp_path / "run")["encoder"]
     np.testing.assert_array_equal(taken["kernel"], kernel)
     assert not np.any(taken["bias"])
+
+
+def test_real_videos_some_of_them_bad_and_another_number_of_workers(
+    toy_config, world, tmp_path, monkeypatch, capsys
+):
+    rows = world.read_text().replace("train/", f"{world.parent}/train/") + "missing.mp4,a,0,0,0\n"
+    (tmp_path / "videos.csv").write_text(rows)
+    monkeypatch.setattr(train.pipeline, "make_train_dataset", MAKE_DATASET)
+    toy_config.encoder.patch = 2
+    toy_config.data.update(manifest=str(tmp_path / "videos.csv"), frames=1, size=2, workers=1)
+    train.train(toy_config, tmp_path / "whole")
+    assert "data: 48 clips, " in capsys.readouterr().out
+
+    push = metrics.Reporter.push
+    with monkeypatch.context() as patch, pytest.raises(KilledError):
+        patch.setattr(
+            metrics.Reporter,
+            "push",
+            lambda self, step, *rest: kill() if step == 5 else push(self, step, *rest),
+        )
+        train.train(toy_config, tmp_path / "killed")
+    toy_config.data.workers = 2
+    train.train(toy_config, tmp_path / "killed")
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        final_params(tmp_path / "whole"),
+        final_params(tmp_path / "killed"),
+    )
+    for name in ("whole", "killed"):
+        listed = (tmp_path / name / "quarantine.csv").read_text()
+        assert listed == f"path,reason\n{tmp_path}/missing.mp4,missing\n"

@@ -1,0 +1,34 @@
+"""Writes a web page of training clips as a run is given them: frames, masks, dropped files.
+
+    python launch/show_data.py --config=configs/stage1.py:tiny --out=page.html
+
+Any field of the config can be set, as for launch/main.py.
+"""
+
+from collections.abc import Sequence
+
+from absl import flags
+from ml_collections import config_flags
+
+from invnext_jax import errors
+from invnext_jax.evaluation import show_data
+from invnext_jax.runtime import compilation
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Config file, e.g. configs/stage1.py:tiny"
+)
+_OUT = flags.DEFINE_string("out", "data.html", "The HTML file to write.")
+_CLIPS = flags.DEFINE_integer("clips", 16, "How many clips are shown.")
+flags.mark_flag_as_required("config")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Writes the page, and says where it is."""
+    del argv
+    compilation.enable_cache()
+    out = show_data.write_page(_CONFIG.value, _OUT.value, _CLIPS.value)
+    print(f"Wrote {out} ({out.stat().st_size / 1e6:.1f} MB); open it in any browser.")
+
+
+if __name__ == "__main__":
+    errors.run_command(main)

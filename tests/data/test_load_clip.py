@@ -1,0 +1,63 @@
+"""How one clip is cut: sampling and augmentation as the config says."""
+
+import numpy as np
+import pytest
+
+from configs import common
+from invnext_jax.data import clips, decode, sampling, sources, transforms
+
+
+@pytest.fixture
+def load(tmp_path, videos):
+    """Makes one clip of a numbered video under some fields of `config.data`."""
+    path = str(videos.write(tmp_path / "a.mp4", options={"preset": "ultrafast", "g": "12"}))
+
+    def make(seed=0, *, source="a", **fields):
+        config = common.data()
+        config.update(frames=4, size=48, short_side=48, crop_scales=(1.0,), flip=False, **fields)
+        record = sources.VideoRecord(0, path, source, None, None, {})
+        seed = None if seed is None else (seed,)
+        return clips.LoadClip.from_config(config)(record, seed)["video"]
+
+    make.path = path
+    return make
+
+
+def test_the_default_is_the_recipes_crop_of_sparse_frames(load):
+    rng = clips.make_rng(3)
+    frames = decode.read_frames(
+        load.path, lambda n: sampling.sample_sparse(n, 4, rng), short_side=48
+    )
+    frames = transforms.multi_scale_crop(frames, 48, (1.0,), rng)
+    np.testing.assert_array_equal(load(3), frames)
+
+
+@pytest.mark.parametrize("seed", [None, 0, 5])
+def test_dense_sampling_reads_neighbours(load, seed):
+    rng = None if seed is None else clips.make_rng(seed)
+    wanted = sampling.sample_dense(60, 4, (2, 9), rng)
+    frames = decode.read_frames(load.path, lambda _: wanted, short_side=48)
+    got = load(seed, sampling="dense", stride=(2, 9))
+    if rng is None:
+        frames = transforms.resize_center(frames, 48)
+    else:
+        frames = transforms.multi_scale_crop(frames, 48, (1.0,), rng)
+    np.testing.assert_array_equal(got, frames)
+
+
+def test_random_resized_crop_and_jitter_follow_the_clips_seed(load):
+    fields = {"crop": "random_resized", "crop_area": (0.5, 0.9), "jitter": (0.4, 0.4, 0.4, 0.1)}
+    rng = clips.make_rng(4)
+    frames = decode.read_frames(
+        load.path, lambda n: sampling.sample_sparse(n, 4, rng), short_side=48
+    )
+    frames = transforms.random_resized_crop(frames, 48, (0.5, 0.9), (0.75, 4 / 3), rng)
+    frames = transforms.jitter_colors(frames, (0.4, 0.4, 0.4, 0.1), rng)
+    np.testing.assert_array_equal(load(4, **fields), frames)
+    assert (load(5, **fields) != frames).any()
+
+
+def test_evaluation_is_not_augmented(load):
+    plain = load(None)
+    fields = {"crop": "random_resized", "jitter": (0.4, 0.4, 0.4, 0.1)}
+    np.testing.assert_array_equal(load(None, **fields), plain)
