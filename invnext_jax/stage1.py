@@ -151,7 +151,7 @@ def check_config(config: Any) -> None:
     Raises:
       UserError: sizes that do not fit each other, or an unknown kind.
     """
-    masks.check_settings(config.mask)
+    masks.check_settings(config.mask, (config.data.size // config.encoder.patch) ** 2)
     if config.loss.pixels:
         predictor.check_config(config)
         pretrained.check_text(config)

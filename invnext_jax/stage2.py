@@ -190,7 +190,7 @@ def check_config(config: Any) -> None:
         raise UserError(
             f"init_parts={config.init_parts} must name 'encoder': Stage 2 starts from Stage 1"
         )
-    masks.check_settings(config.mask)
+    masks.check_settings(config.mask, (config.data.size // config.encoder.patch) ** 2)
     target = config.target
     if target.kind not in TARGETS:
         raise UserError(f"target.kind={target.kind!r} is none of {', '.join(map(repr, TARGETS))}")

@@ -308,6 +308,13 @@ def test_losses_of_stage2_are_weighted_and_summed_over_the_masks():
     assert stage2.weigh(config, terms) == 1 + 2 + 0.5 * (4 + 8) + 2 * 16
 
 
+def test_a_mask_that_hides_nothing_is_told():
+    config = small(config1)
+    config.mask.ratio = 0.01
+    with pytest.raises(UserError, match="hides none of the 16 patches"):
+        stage1.check_config(config)
+
+
 def test_mistakes_of_kinds_are_told_by_both_stages():
     for module, stage in ((config1, stage1), (config2, stage2)):
         for field in ("predictor.kind", "mask.kind"):

@@ -61,7 +61,7 @@ def write_page(config: ml_collections.ConfigDict, out: str | Path, clips: int = 
     if config.stage not in STAGES:
         raise UserError(f"config.stage={config.stage!r} must be one of {', '.join(STAGES)}")
     checks.check_config(config)
-    masks.check_settings(config.mask)
+    masks.check_settings(config.mask, (config.data.size // config.encoder.patch) ** 2)
     drops = pipeline.DropCounter()
     shown = list(sample(config, clips, drops))
     manifest = sources.read_manifest(config.data.manifest)

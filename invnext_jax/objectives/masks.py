@@ -22,12 +22,19 @@ KINDS = ("semantic", "multi_block", "tube", "random")
 FITS = ("scale", "cut")
 
 
-def check_settings(settings: Any) -> None:
-    """Checks that `draw` knows the kind, and how multi-block masks are fitted.
+def check_settings(settings: Any, places: int) -> None:
+    """Checks that `draw` knows the kind, how multi-block masks are fitted, and hides something.
+
+    Args:
+      settings: `config.mask`.
+      places: patches of a frame.
 
     Raises:
       UserError: it does not.
     """
+    if settings["kind"] != "multi_block" and int(settings["ratio"] * places) < 1:
+        ratio = settings["ratio"]
+        raise UserError(f"mask.ratio={ratio} hides none of the {places} patches of a frame")
     for name, known in (("kind", KINDS), ("fit", FITS)):
         if settings[name] not in known:
             raise UserError(
