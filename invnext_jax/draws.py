@@ -1,16 +1,20 @@
-"""What either stage draws anew in a step, the mask and noise, and what the model makes of it.
+"""What both stages share: what is drawn anew in a step, and what their models do with it.
 
 Shape key: b batch, t frames, h w pixels, c channels, k visible tokens, m masked tokens, n patches
 (of all clips, times the noise draws), p pixels of a patch, d width.
 """
 
 import functools
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
+from invnext_jax.models import decoder
 from invnext_jax.models.layers import scale_kernels
 from invnext_jax.models.pixels import patch_targets
 from invnext_jax.objectives import reconstruction
@@ -22,6 +26,33 @@ class Draws(NamedTuple):
     keep_bk: jax.Array
     masked_bm: jax.Array
     noise: reconstruction.Noise | None = None
+
+
+class DecodingModel(nn.Module):
+    """What the models of both stages do with the pixel decoder, their field `decoder`."""
+
+    def decode(
+        self, noised_np: jax.Array | None, t_n: jax.Array | None, latents_nd: jax.Array
+    ) -> jax.Array:
+        """Model output of each patch: [n, 2p] of the diffusion decoder, else pixels [n p]."""
+        return decoder.decode(self.decoder, noised_np, t_n, latents_nd)
+
+    def init_decoder(self, draws: Draws, latents_bmd: jax.Array | None) -> None:
+        """Runs the decoder, if there is one, for initialisation."""
+        if self.decoder is not None:
+            latents_nd = rearrange(latents_bmd, "b m d -> (b m) d")
+            self.decode(*(draws.noise or (None, None)), latents_nd)
+
+
+def groups_of_terms(config: Any, of_term: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    """Top-level groups of the parameter tree: what the losses that are on use, and the pool.
+
+    Args:
+      config: of the run.
+      of_term: the groups that each loss uses.
+    """
+    on = (names for term, names in of_term.items() if config.loss[term])
+    return tuple(dict.fromkeys(("encoder", "pool", *itertools.chain.from_iterable(on))))
 
 
 def add_noise(config: Any, mask: Any, t_key: jax.Array, noise_key: jax.Array) -> Draws:

@@ -1,6 +1,6 @@
 """Trained models inside a run: the frozen image teacher, and the parameters that a run starts from.
 
-Shape key: b batch, t frames, h w pixels, c channels.
+Shape key: b batch, t frames, h w pixels, c channels, s patches of a frame.
 """
 
 from collections.abc import Iterable, Mapping
@@ -9,6 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
 from invnext_jax.errors import UserError
 from invnext_jax.models import teachers
@@ -80,6 +81,14 @@ def see(config: Any, params: Any, video_bthwc: jax.Array) -> teachers.TeacherOut
     """
     images = teachers.preprocess(video_bthwc, config.teacher.size, config.teacher.kind)
     return teachers.from_config(config).apply({"params": params}, images)
+
+
+def see_clips(
+    config: Any, params: Any, video_bthwc: jax.Array
+) -> tuple[teachers.TeacherOutput, jax.Array]:
+    """What `see` gives, and its attention by clip and frame: [b t s]."""
+    seen = see(config, params, video_bthwc)
+    return seen, rearrange(seen.attention_bn, "(b t) s -> b t s", t=video_bthwc.shape[1])
 
 
 def check_text(config: Any) -> None:

@@ -10,7 +10,6 @@ m masked tokens, n masked patches of all clips (times the noise draws), p pixels
 d width, l taps.
 """
 
-import itertools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -19,7 +18,14 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from invnext_jax import pretrained
-from invnext_jax.draws import Draws, add_noise, pixel_terms, run_features
+from invnext_jax.draws import (
+    DecodingModel,
+    Draws,
+    add_noise,
+    groups_of_terms,
+    pixel_terms,
+    run_features,
+)
 from invnext_jax.draws import init_params as init_params  # one of what a stage gives
 from invnext_jax.errors import UserError
 from invnext_jax.models import decoder, encoder, predictor, teachers
@@ -39,7 +45,7 @@ class Features(NamedTuple):
     latents_bmd: jax.Array | None
 
 
-class Model(nn.Module):
+class Model(DecodingModel):
     """Encoder and attention pool; for the losses that are on, predictor, decoder and heads.
 
     The pool is exported with the encoder, so it is there even if no loss reaches it.
@@ -55,9 +61,7 @@ class Model(nn.Module):
     def __call__(self, video_bthwc: jax.Array, draws: Draws) -> None:
         """Runs every part, for initialisation."""
         latents_bmd = self.features(video_bthwc, draws.keep_bk, draws.masked_bm).latents_bmd
-        if self.decoder is not None:
-            latents_nd = rearrange(latents_bmd, "b m d -> (b m) d")
-            self.decode(*(draws.noise or (None, None)), latents_nd)
+        self.init_decoder(draws, latents_bmd)
 
     def features(
         self, video_bthwc: jax.Array, keep_bk: jax.Array, masked_bm: jax.Array
@@ -76,12 +80,6 @@ class Model(nn.Module):
             latents_bmd = self.predictor(tokens_bnd, keep_bk, masked_bm, grid)
         return Features(aligned_lbkd, pooled_bd, latents_bmd)
 
-    def decode(
-        self, noised_np: jax.Array | None, t_n: jax.Array | None, latents_nd: jax.Array
-    ) -> jax.Array:
-        """Model output of each patch: [n, 2p] of the diffusion decoder, else pixels [n p]."""
-        return decoder.decode(self.decoder, noised_np, t_n, latents_nd)
-
 
 def groups(config: Any) -> tuple[str, ...]:
     """Top-level groups of the parameter tree: what the losses that are on use, and the pool."""
@@ -90,8 +88,7 @@ def groups(config: Any) -> tuple[str, ...]:
         "align_pooled": ("align_pooled",),
         "pixels": ("predictor", "decoder"),
     }
-    on = (names for term, names in of_term.items() if config.loss[term])
-    return ("encoder", "pool", *itertools.chain.from_iterable(on))
+    return groups_of_terms(config, of_term)
 
 
 def needs_teacher(config: Any) -> bool:
@@ -188,8 +185,7 @@ def see_and_draw(
     """What the teacher says about every frame, if it is needed, and what is drawn."""
     seen = attention_bts = None
     if needs_teacher(config):
-        seen = pretrained.see(config, frozen["teacher"], video_bthwc)
-        attention_bts = rearrange(seen.attention_bn, "(b t) s -> b t s", t=video_bthwc.shape[1])
+        seen, attention_bts = pretrained.see_clips(config, frozen["teacher"], video_bthwc)
     grid = clip_grid(video_bthwc, config.encoder.patch)
     return seen, draw(config, video_bthwc.shape[0], grid, key, attention_bts)
 

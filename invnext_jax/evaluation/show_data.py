@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 import jax
 import ml_collections
 import numpy as np
-from einops import rearrange
 
 from invnext_jax import pretrained, stage1, stage2
 from invnext_jax.data import pipeline, sources
@@ -124,8 +123,7 @@ def draw_masks(
     grid = clip_grid(video_bthwc, config.encoder.patch)
     attention_bts = None
     if config.mask.kind == "semantic":
-        seen = pretrained.see(config, teacher, normalize(video_bthwc))
-        attention_bts = rearrange(seen.attention_bn, "(b t) s -> b t s", t=grid[0])
+        attention_bts = pretrained.see_clips(config, teacher, normalize(video_bthwc))[1]
     drawn = STAGES[config.stage].draw(config, video_bthwc.shape[0], grid, key, attention_bts)
     return [draws.keep_bk for draws in (drawn if config.stage == "stage2" else [drawn])]
 
