@@ -1,8 +1,11 @@
 """Stand-ins for `LoadClip` that worker processes can import: they hang, die, fail or succeed."""
 
 import dataclasses
+import importlib
 import os
 import pathlib
+import signal
+import sys
 import time
 
 import numpy as np
@@ -47,3 +50,19 @@ def wait_and_tell(number, seconds):
     """Sleeps, then gives the number and the process's."""
     time.sleep(seconds)
     return {"number": number, "process": os.getpid()}
+
+
+def tell_about_process(module):
+    """Imports a module, then tells what the process holds."""
+    importlib.import_module(module)
+    return {
+        "modules": sorted({name.partition(".")[0] for name in sys.modules}),
+        "environment": dict(os.environ),
+        "ignores_interrupt": signal.getsignal(signal.SIGINT) is signal.SIG_IGN,
+    }
+
+
+def children():
+    """Process numbers of this process's children (Linux)."""
+    files = pathlib.Path("/proc/self/task").glob("*/children")
+    return [int(number) for file in files for number in file.read_text().split()]

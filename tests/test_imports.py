@@ -46,10 +46,11 @@ FLOORS = {
         {"pipeline", "words", "indexing"},
         {"stream"},
         {"drops", "pool"},
-        {"clips", "workers"},
+        {"clips"},
         {"sources", "transforms", "sampling", "lists", "journal"},
         {"probing"},
-        {"decode", "world"},
+        {"workers"},
+        {"decode", "world", "serve"},
         *({"world_files"}, {"world_render"}, {"world_captions"}, {"world_scene"}),
     ],
     "weights": [

@@ -43,11 +43,10 @@ def make_train_dataset(
         process_index: Number of this process; it takes that block of each global batch.
         process_count: Processes that share the data.
         drops: Counts what is dropped, for the caller to read.
-        load: Stands for `LoadClip`, in tests; worker processes must be able to import it.
+        load: Stands for `LoadClip`, in tests; it must stand in a module, not in the main script.
 
     Returns:
-        A dataset of batches. Close its iterator when done. The workers need a main module that
-        may be imported.
+        A dataset of batches. Close its iterator when done.
 
     Raises:
         UserError: The manifest is missing, empty or wrong; while iterating: no readable video, a

@@ -1,24 +1,33 @@
 """Workers that run one task at a time and may hang or die: processes, or threads of this process.
 
-Large arrays of a result come back through the pipe as they are; only what is small is pickled.
+A worker process is started from nothing: it holds neither this process's modules nor its memory.
 """
 
-import multiprocessing
+import mmap
 import os
 import queue
-import signal
+import socket
+import subprocess
 import sys
+import tempfile
 import threading
-import traceback
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from multiprocessing.connection import Connection
+from multiprocessing.reduction import ForkingPickler
+from typing import Any
 
 import numpy as np
 
-SIGNAL_GRACE_SECONDS = 60
+from invnext_jax.data import serve
+
 START_SECONDS = 300  # imports on a busy machine with a slow disk
-RAW_BYTES = 4096  # larger arrays go through the pipe as they are, smaller ones pickled
-_SPAWNING = threading.Lock()  # multiprocessing reaps its children without a lock of its own
+# No accelerator is ever seen, whatever the function imports; a worker has one core.
+ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",
+    "CUDA_VISIBLE_DEVICES": "",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+}
 
 
 class TimeLimitError(Exception):
@@ -35,13 +44,6 @@ class WorkerStartError(RuntimeError):
 
 class ClosedError(Exception):
     """The pool is closed while a task is under way."""
-
-
-class _Raw(NamedTuple):
-    """Stands in a message for an array whose bytes follow."""
-
-    shape: tuple[int, ...]
-    dtype: str
 
 
 class ThreadWorker:
@@ -86,16 +88,40 @@ class ThreadWorker:
 
 
 class ProcessWorker:
-    """Runs tasks in a process that can be ended at any time."""
+    """Runs tasks in a process that can be ended at any time.
+
+    Args:
+        function: Called with a task's values. It is pickled: it must stand in a module that can be
+            imported, not in the main script.
+
+    Attributes:
+        pid: The process.
+    """
 
     def __init__(self, function: Callable[[Any], Any]):
-        context = multiprocessing.get_context("spawn")
-        self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, function), daemon=True)
-        self._ready = False
-        with _SPAWNING:
-            self._process.start()
-        theirs.close()  # or its end would never be seen
+        if getattr(function, "__module__", None) == "__main__":
+            raise WorkerStartError(
+                f"{function!r} stands in the main script, which worker processes do not import: "
+                "move it into a module"
+            )
+        ours, theirs = socket.socketpair()
+        file = _open_shared()
+        try:
+            self._memory = mmap.mmap(file, serve.SHARED_BYTES)
+            self._process = subprocess.Popen(
+                # -P: the folder it is started in is no place to import from.
+                [sys.executable, "-P", "-m", serve.__name__, str(theirs.fileno()), str(file)],
+                env=_environment(),
+                stdin=subprocess.PIPE,  # it ends when this end is closed
+                pass_fds=(theirs.fileno(), file),
+                bufsize=0,
+            )
+        finally:
+            theirs.close()  # or its end would never be seen
+            os.close(file)
+        self.pid = self._process.pid
+        self._connection = Connection(ours.detach())
+        self._function, self._ready = function, False
 
     def call(self, task: tuple, seconds: float) -> Any:
         """The function's result.
@@ -109,105 +135,75 @@ class ProcessWorker:
         try:
             if not self._ready:
                 self._wait_for_start()
-            self._connection.send(task)
+            self._connection.send((task, seconds))
             if not self._connection.poll(seconds):
                 raise TimeLimitError
-            result, error = _receive(self._connection)
+            data, lengths, error = self._connection.recv()
         except (EOFError, OSError) as error:
-            raise WorkerDiedError(str(error)) from error
+            raise WorkerDiedError(self._last_words()) from error
         if error is not None:
             raise RuntimeError(f"in a data worker:\n{error}")
-        return result
+        return _load(data, lengths, self._memory)
 
     def _wait_for_start(self) -> None:
         """The start, which imports much, does not count as time of the first task."""
         try:
+            self._connection.send(self._function)
             if not self._connection.poll(START_SECONDS):
                 raise WorkerStartError(f"a data worker did not start in {START_SECONDS} s")
-            self._connection.recv()
+            error = self._connection.recv()
         except (EOFError, OSError) as error:
             raise WorkerStartError(
-                "a data worker died at its start: the main module must be importable, with "
-                "what it runs under `if __name__ == '__main__'`"
+                f"a data worker died at its start ({self._last_words()}): what it runs must stand "
+                "in a module that can be imported"
             ) from error
+        if error is not None:
+            raise WorkerStartError(f"a data worker cannot load what it shall run:\n{error}")
         self._ready = True
+
+    def _last_words(self) -> str:
+        try:
+            return f"exit code {self._process.wait(1)}"
+        except subprocess.TimeoutExpired:
+            return "it does not answer"
 
     def end(self) -> None:
         """Kills the process; one that the kernel does not let die is left to it."""
-        with _SPAWNING:
-            self._process.kill()
-            self._process.join(1)
+        self._process.kill()
+        self._process.stdin.close()
+        self._last_words()
 
     def memory(self) -> int:
         """The most bytes that it ever held; 0 where the system does not tell."""
         try:
-            with open(f"/proc/{self._process.pid}/status") as file:
+            with open(f"/proc/{self.pid}/status") as file:
                 lines = [line for line in file if line.startswith("VmHWM:")]
         except OSError:
             return 0
         return int(lines[0].split()[1]) * 1024 if lines else 0
 
 
-def _serve(connection, function: Callable[[Any], Any]) -> None:
-    """What a worker process does."""
-    _init_worker()
-    connection.send("ready")
-    while True:
-        try:
-            task = connection.recv()
-        except EOFError:
-            return
-        try:
-            result = function(*task)
-        except Exception:  # raised again in the parent
-            connection.send((None, traceback.format_exc()))
-        else:
-            _send(connection, result)
+def _environment() -> dict[str, str]:
+    """This process's, but for what would start threads or an accelerator."""
+    places = os.pathsep.join(place or os.getcwd() for place in sys.path)
+    return {**os.environ, **ENVIRONMENT, "PYTHONPATH": places}
 
 
-def _send(connection, result: Any) -> None:
-    """Sends large arrays of a dict as they are: nothing is pickled or copied on the way."""
-    raw = {}
-    if isinstance(result, dict):
-        raw = {
-            name: np.ascontiguousarray(value)
-            for name, value in result.items()
-            if isinstance(value, np.ndarray) and value.nbytes > RAW_BYTES
-        }
-        result = {**result, **{name: _Raw(a.shape, a.dtype.str) for name, a in raw.items()}}
-    connection.send((result, None))
-    for array in raw.values():
-        connection.send_bytes(array.data.cast("B"))
+def _open_shared() -> int:
+    """A file in memory, or on disk where the system has no such thing."""
+    if hasattr(os, "memfd_create"):
+        file = os.memfd_create("data worker")
+    else:
+        with tempfile.TemporaryFile() as temporary:
+            file = os.dup(temporary.fileno())
+    os.ftruncate(file, serve.SHARED_BYTES)
+    return file
 
 
-def _receive(connection) -> tuple[Any, str | None]:
-    result, error = connection.recv()
-    for name, value in result.items() if isinstance(result, dict) else ():
-        if isinstance(value, _Raw):
-            array = np.empty(value.shape, value.dtype)
-            connection.recv_bytes_into(array.data.cast("B"))
-            result[name] = array
-    return result, error
-
-
-def _init_worker() -> None:
-    """Keeps a worker off the accelerator, alive through a shutdown, and never longer than that."""
-    os.environ["JAX_PLATFORMS"] = "cpu"
-    if "jax" in sys.modules:
-        sys.modules["jax"].config.update("jax_platforms", "cpu")
-    # A signal to the whole group must not take the data away before the parent has saved.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _leave_later)
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
-
-
-def _leave_later(signal_number, frame) -> None:
-    del signal_number, frame
-    timer = threading.Timer(SIGNAL_GRACE_SECONDS, os._exit, (1,))
-    timer.daemon = True
-    timer.start()
-
-
-def _leave_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
+def _load(data: bytes, lengths: list[int], memory: mmap.mmap) -> Any:
+    """Undoes `serve.dump`; the arrays are copies, for the next result overwrites the memory."""
+    arrays, start = [], 0
+    for length in lengths:
+        arrays.append(np.frombuffer(memory, np.uint8, length, start).copy())
+        start += length
+    return ForkingPickler.loads(data, buffers=arrays)

@@ -1,12 +1,15 @@
-import multiprocessing
+import mmap
 import os
+import subprocess
+import sys
+import textwrap
 
 import numpy as np
 import pytest
-from stand_ins import Load, Unloadable, wait_and_tell
+from stand_ins import Load, Unloadable, children, tell_about_process, wait_and_tell
 
 from invnext_jax.data import pool as pool_lib
-from invnext_jax.data import workers
+from invnext_jax.data import serve, workers
 from invnext_jax.data.sources import VideoRecord
 
 
@@ -48,7 +51,7 @@ def test_workers_that_do_not_start_end_the_run(capfd):
         ahead=1,
         seconds=60,
     )
-    with pytest.raises(workers.WorkerStartError, match="main module must be importable"):
+    with pytest.raises(workers.WorkerStartError, match="died at its start .exit code 1"):
         pool.take()
     pool.close()
 
@@ -63,6 +66,64 @@ def test_closing_ends_what_is_under_way():
     )
     pool.close()
     pool.close()
-    assert not multiprocessing.active_children()
+    assert not children()
     with pytest.raises(RuntimeError, match="closed"):
         pool.take()
+
+
+def test_a_worker_holds_what_its_function_needs_and_nothing_else():
+    worker = workers.ProcessWorker(tell_about_process)
+    found = worker.call(("invnext_jax.data.clips",), 60)
+    memory = worker.memory()
+    worker.end()
+    assert "av" in found["modules"] and "numpy" in found["modules"]
+    heavy = {"jax", "jaxlib", "flax", "grain", "ml_collections", "pytest", "scipy", "matplotlib"}
+    assert not heavy & set(found["modules"])
+    assert found["environment"]["JAX_PLATFORMS"] == "cpu"
+    assert found["environment"]["CUDA_VISIBLE_DEVICES"] == ""
+    assert found["ignores_interrupt"]
+    assert 0 <= memory < 150 * 2**20
+
+
+def test_large_results_of_any_form_come_back():
+    worker = workers.ProcessWorker(make_nested)
+    found = worker.call((3,), 60)
+    again = worker.call((5,), 60)
+    worker.end()
+    for number, result in ((3, found), (5, again)):  # the second left the first as it was
+        expected = make_nested(number)
+        assert result[0] == expected[0]
+        for ours, theirs in zip(result[1], expected[1], strict=True):
+            np.testing.assert_array_equal(ours["a"], theirs["a"])
+
+
+def make_nested(number):
+    arrays = [np.full((100, 99 + i), number + i, np.float32) for i in range(3)]
+    return ("text", number), [{"a": array} for array in [*arrays, arrays[0][:, ::2]]]
+
+
+def test_results_that_the_shared_memory_cannot_hold_come_back(monkeypatch):
+    monkeypatch.setattr(serve, "SHARED_BYTES", 2**14)
+    memory = mmap.mmap(-1, serve.SHARED_BYTES)
+    value = [np.arange(3000, dtype=np.int32), np.arange(4000, dtype=np.int32), np.arange(3)]
+    data, lengths = serve.dump(value, memory)
+    assert lengths == [12000]
+    for ours, theirs in zip(workers._load(data, lengths, memory), value, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_what_stands_in_the_main_script_is_refused(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        textwrap.dedent(
+            """
+            from invnext_jax.data import workers
+            def work(): pass
+            workers.ProcessWorker(work)
+            """
+        )
+    )
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    command = [sys.executable, script]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert "stands in the main script" in done.stderr and "move it into a module" in done.stderr

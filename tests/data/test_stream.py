@@ -1,6 +1,5 @@
 """The order of training clips, what stands in for bad ones, and where the iterator stands."""
 
-import multiprocessing
 import os
 import pathlib
 import signal
@@ -11,7 +10,7 @@ import time
 
 import numpy as np
 import pytest
-from stand_ins import Load
+from stand_ins import Load, children
 
 from configs import common
 from invnext_jax.data import drops as drops_lib
@@ -151,12 +150,12 @@ def test_a_worker_killed_from_outside_is_replaced(config):
     config.update(workers=2, prefetch=1)
     iterator = iter(pipeline.make_train_dataset(config, seed=0, batch_size=6, load=Load()))
     batches = [next(iterator)]
-    for child in multiprocessing.active_children():
-        os.kill(child.pid, signal.SIGKILL)
+    for child in children():
+        os.kill(child, signal.SIGKILL)
     batches += [next(iterator) for _ in range(7)]
     assert "2 workers replaced" in iterator.summary()
     iterator.close()
-    assert not multiprocessing.active_children()
+    assert not children()
     assert_equal(expected, batches)
 
 
@@ -242,19 +241,18 @@ def test_an_iterator_left_open_does_not_hold_up_the_exit(config, tmp_path):
     script.write_text(
         textwrap.dedent(
             """
-            import multiprocessing, sys
-            from stand_ins import Load
+            import sys
+            from stand_ins import Load, children
             from configs import common
             from invnext_jax.data import pipeline
 
-            if __name__ == "__main__":
-                config = common.data()
-                config.update(manifest=sys.argv[1], workers=2)
-                iterator = iter(pipeline.make_train_dataset(
-                    config, seed=0, batch_size=2, load=Load(hangs=(3, 5, 7))))
-                next(iterator)
-                print(*[child.pid for child in multiprocessing.active_children()], flush=True)
-                raise KeyError("on the way")
+            config = common.data()
+            config.update(manifest=sys.argv[1], workers=2)
+            iterator = iter(pipeline.make_train_dataset(
+                config, seed=0, batch_size=2, load=Load(hangs=(3, 5, 7))))
+            next(iterator)
+            print(*children(), flush=True)
+            raise KeyError("on the way")
             """
         )
     )
@@ -284,8 +282,7 @@ def test_memory_stays_flat(clips, config, world_folder):
     iterator = iter(pipeline.make_train_dataset(config, seed=0, batch_size=10))
 
     def held():
-        (child,) = multiprocessing.active_children()
-        pages = [pathlib.Path(f"/proc/{pid}/statm") for pid in (child.pid, os.getpid())]
+        pages = [pathlib.Path(f"/proc/{pid}/statm") for pid in (*children(), os.getpid())]
         return np.array([int(file.read_text().split()[1]) * 4096 for file in pages])
 
     for _ in range(10):
