@@ -8,6 +8,7 @@ Shape key: t frames, h w pixels, c channels.
 """
 
 import bisect
+import contextlib
 import dataclasses
 import io
 import math
@@ -114,13 +115,17 @@ def _read(source, pick, short_side, window) -> np.ndarray:
         wanted = [shown[i] for i in pick(len(shown))]
         try:
             frames = _seek_and_decode(container, stream, plan, sorted(set(wanted)))
-            images = _convert(frames, short_side)
-        except _SeekError:
-            images = None
-    if images is None:  # MPEG-TS has no index, AVI may lack time stamps
-        with _open(source) as container:
-            images = _convert(_decode_all(container, sorted(set(wanted))), short_side)
-    return np.stack([images[i] for i in wanted])
+            return _convert(frames, wanted, short_side)
+        except _SeekError:  # MPEG-TS has no index, AVI may lack time stamps
+            pass
+    with _open(source) as container:
+        return _convert(_decode_all(container, sorted(set(wanted))), wanted, short_side)
+
+
+def _demux(container, stream):
+    """Yields the packets of `stream`; PyAV leaks where its generator is not run to its end."""
+    with contextlib.closing(container.demux(stream)) as packets:
+        yield from packets
 
 
 def _open(source):
@@ -159,7 +164,7 @@ def _check_length(source, size: int) -> None:
 def _scan(container, stream) -> _Plan:
     """Reads all packets once, without decoding or keeping them."""
     kind, packets, slots = container.format.name, [], 0
-    for packet in container.demux(stream):
+    for packet in _demux(container, stream):
         if packet.size:
             packets.append((packet.pts, packet.is_keyframe, packet.is_discard))
             slots = max(slots, (packet.dts or 0) + 1)
@@ -238,10 +243,11 @@ def _decode(container, stream, wanted_times):
     context = stream.codec_context
     # An AVI packet may hold the frame of the next one's time.
     skipping = context.name in SKIPPING and container.format.name != "avi"
-    for packet in container.demux(stream):
-        if skipping:
-            needless = packet.pts is not None and packet.pts not in wanted_times
-            context.skip_frame = "NONREF" if needless else "DEFAULT"
+    mode = "DEFAULT"
+    for packet in _demux(container, stream):
+        needless = skipping and packet.pts is not None and packet.pts not in wanted_times
+        if mode != (mode := "NONREF" if needless else "DEFAULT"):
+            context.skip_frame = mode
         yield from packet.decode()
 
 
@@ -249,7 +255,9 @@ def _decode_all(container, wanted):
     """Yields (number, frame) by counting the frames from the start."""
     waiting = iter(wanted)
     target = next(waiting)
-    for number, frame in enumerate(container.decode(video=0)):
+    packets = _demux(container, container.streams.video[0])
+    frames = (frame for packet in packets for frame in packet.decode())
+    for number, frame in enumerate(frames):
         if number == target:
             yield number, frame
             target = next(waiting, None)
@@ -258,9 +266,15 @@ def _decode_all(container, wanted):
     raise BadVideo(f"frame {target} cannot be decoded")
 
 
-def _convert(frames, short_side) -> dict[int, np.ndarray]:
-    """RGB arrays of decoded frames, all of the first one's size; scaling and colours in one go."""
-    reformatter, images, size = VideoReformatter(), {}, None
+def _convert(frames, wanted, short_side) -> np.ndarray:
+    """RGB pictures of decoded frames, all of the first one's size; scaling and colours in one go.
+
+    Args:
+        frames: (number, frame) for each number in `wanted`.
+        wanted: Numbers in the order of the result.
+        short_side: As in `read_frames`.
+    """
+    reformatter, video_thwc, size = VideoReformatter(), None, None
     for number, frame in frames:
         if frame.is_corrupt:
             raise BadVideo(f"frame {number} is corrupt")
@@ -268,6 +282,7 @@ def _convert(frames, short_side) -> dict[int, np.ndarray]:
             short = min(frame.width, frame.height)
             scale = min(1.0, short_side / short) if short_side else 1.0
             size = max(1, round(frame.width * scale)), max(1, round(frame.height * scale))
+            turns = frame.rotation // 90
         rgb = reformatter.reformat(
             frame,
             width=size[0],
@@ -276,7 +291,15 @@ def _convert(frames, short_side) -> dict[int, np.ndarray]:
             interpolation="BILINEAR",
             threads=1,  # starting threads takes longer than the work
         )
-        image_hwc = rgb.to_ndarray()
-        turns = frame.rotation // 90
-        images[number] = np.rot90(image_hwc, turns) if turns else image_hwc
-    return images
+        image_hwc = np.rot90(_view(rgb), turns)
+        if video_thwc is None:
+            video_thwc = np.empty((len(wanted), *image_hwc.shape), np.uint8)
+        video_thwc[[place for place, i in enumerate(wanted) if i == number]] = image_hwc
+    return video_thwc
+
+
+def _view(rgb: av.VideoFrame) -> np.ndarray:
+    """The pixels of an rgb24 frame as they lie there, [h w c]."""
+    plane = rgb.planes[0]
+    rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
+    return rows[: rgb.height, : 3 * rgb.width].reshape(rgb.height, rgb.width, 3)

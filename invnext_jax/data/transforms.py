@@ -150,7 +150,8 @@ def _resize(frames: np.ndarray, box: tuple[int, int, int, int], size: int) -> np
     frames = frames[:, top:bottom, left:right]
     if frames.shape[1:3] == (size, size):
         return frames
-    images = [Image.fromarray(np.ascontiguousarray(frame_hwc)) for frame_hwc in frames]
-    return np.stack(
-        [np.asarray(image.resize((size, size), Image.Resampling.BILINEAR)) for image in images]
-    )
+    resized = np.empty((len(frames), size, size, frames.shape[-1]), np.uint8)
+    for frame_hwc, out_hwc in zip(frames, resized, strict=True):
+        image = Image.fromarray(np.ascontiguousarray(frame_hwc))
+        out_hwc[:] = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
+    return resized

@@ -28,6 +28,8 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
 }
+# glibc would give the memory of each clip's frames back to the system and ask for it anew.
+ALLOCATION = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**27)}
 
 
 class TimeLimitError(Exception):
@@ -186,7 +188,7 @@ class ProcessWorker:
 def _environment() -> dict[str, str]:
     """This process's, but for what would start threads or an accelerator."""
     places = os.pathsep.join(place or os.getcwd() for place in sys.path)
-    return {**os.environ, **ENVIRONMENT, "PYTHONPATH": places}
+    return {**ALLOCATION, **os.environ, **ENVIRONMENT, "PYTHONPATH": places}
 
 
 def _open_shared() -> int:
