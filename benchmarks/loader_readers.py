@@ -1,0 +1,181 @@
+"""The readers that the loader's benchmark compares; all give the same frames, [t h w c] of uint8.
+
+Worker processes import this module.
+"""
+
+import dataclasses
+import importlib.util
+import time
+from collections.abc import Iterator
+
+import av
+import numpy as np
+from PIL import Image
+
+from invnext_jax.data import sampling
+from invnext_jax.data.clips import LoadClip
+
+FRAMES, STRIDE, SIZE, SHORT = 16, 4, 224, 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A clip: a file, the frame it starts at, and the way to sample."""
+
+    path: str
+    start: int
+    sampling: str
+
+    def choose(self, count: int) -> np.ndarray:
+        """Numbers of the clip's frames in a file of `count`."""
+        if self.sampling == "dense":
+            chosen = sampling.sample_dense(count - self.start, FRAMES, (STRIDE, STRIDE), None)
+        else:
+            chosen = sampling.sample_sparse(count - self.start, FRAMES, None)
+        return self.start + chosen
+
+
+@dataclasses.dataclass(frozen=True)
+class CentreClip:
+    """Our own reader with nothing random in it."""
+
+    load: LoadClip
+
+    def __call__(self, record, seed):
+        """The clip of a row."""
+        del seed
+        return self.load(record, None)
+
+
+def _open(path: str):
+    container = av.open(path)
+    stream = container.streams.video[0]
+    stream.codec_context.thread_type, stream.codec_context.thread_count = "SLICE", 1
+    return container, stream
+
+
+def _finish(frame: av.VideoFrame) -> np.ndarray:
+    """Short side 256, the middle square of it, 224 pixels a side."""
+    scale = min(1.0, SHORT / min(frame.width, frame.height))
+    width, height = round(frame.width * scale), round(frame.height * scale)
+    image = frame.to_ndarray(width=width, height=height, format="rgb24", interpolation="BILINEAR")
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    square = Image.fromarray(image[top : top + side, left : left + side])
+    return np.asarray(square.resize((SIZE, SIZE), Image.Resampling.BILINEAR))
+
+
+def bare_all(row: Row) -> np.ndarray:
+    """Decodes every frame up to the last one wanted."""
+    container, stream = _open(row.path)
+    with container:
+        wanted = row.choose(stream.frames).tolist()
+        images = {}
+        for number, frame in enumerate(container.decode(stream)):
+            if number in wanted:
+                images[number] = _finish(frame)
+            if number == wanted[-1]:
+                break
+    return np.stack([images[number] for number in wanted])
+
+
+def bare_plan(row: Row) -> np.ndarray:
+    """Reads the packets' times, seeks to the key frames, skips frames that nothing refers to."""
+    container, stream = _open(row.path)
+    with container:
+        packets = [(p.pts, p.is_keyframe) for p in container.demux(stream) if p.size]
+        times = sorted(time for time, _ in packets)
+        keys = sorted(time for time, is_key in packets if is_key)
+        wanted = [times[number] for number in row.choose(len(times))]
+        images, missing = {}, sorted(set(wanted))
+        while missing:
+            key = max(time for time in keys if time <= missing[0])
+            container.seek(key, stream=stream)
+            for frame in _decode_group(container, stream, set(missing)):
+                if frame.pts in missing:
+                    images[frame.pts] = _finish(frame)
+                    missing.remove(frame.pts)
+                later = [time for time in keys if frame.pts < time <= missing[0]] if missing else []
+                if not missing or later:
+                    break
+    return np.stack([images[time] for time in wanted])
+
+
+def _decode_group(container, stream, wanted: set[int]) -> Iterator[av.VideoFrame]:
+    for packet in container.demux(stream):
+        stream.codec_context.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
+        yield from packet.decode()
+
+
+def time_bare(name: str, rows: list[Row]) -> tuple[float, float]:
+    """Reads rows one by one; the seconds that it took, by the clock and of the processor."""
+    read = {"all": bare_all, "plan": bare_plan}[name]
+    start, start_cpu = time.perf_counter(), time.process_time()
+    for row in rows:
+        read(row)
+    return time.perf_counter() - start, time.process_time() - start_cpu
+
+
+def absent(peer: str) -> str:
+    """Why a peer cannot be measured; "" if it can."""
+    needed = ["torch"] + ["decord"] * (peer == "decord")
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
+    return f"{missing[0]} is not installed" if missing else ""
+
+
+@dataclasses.dataclass(frozen=True)
+class PeerDataset:
+    """A dataset for `torch.utils.data.DataLoader`, as its users write them."""
+
+    peer: str
+    rows: list[Row]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        read = {"pyav": _read_pyav, "decord": _read_decord}[self.peer]
+        return read(self.rows[index % len(self.rows)])
+
+
+def _read_pyav(row: Row):
+    """Decodes up to the last frame; resizes the short side and cuts the middle, as torchvision."""
+    import torch
+
+    images = {}
+    with av.open(row.path) as container:
+        stream = container.streams.video[0]
+        wanted = row.choose(stream.frames).tolist()
+        for number, frame in enumerate(container.decode(stream)):
+            if number in wanted:
+                images[number] = frame.to_ndarray(format="rgb24")
+            if number >= wanted[-1]:
+                break
+    video_tchw = torch.from_numpy(np.stack([images[i] for i in wanted])).permute(0, 3, 1, 2)
+    height, width = video_tchw.shape[2:]
+    size = [round(side * SIZE / min(height, width)) for side in (height, width)]
+    video_tchw = torch.nn.functional.interpolate(
+        video_tchw, size=size, mode="bilinear", antialias=True
+    )
+    return _cut(video_tchw.permute(0, 2, 3, 1)).contiguous()
+
+
+def _read_decord(row: Row):
+    """Lets decord scale to the short side."""
+    import decord
+    import torch
+
+    with av.open(row.path) as container:  # decord wants both sides before it has read them
+        stream = container.streams.video[0]
+        width, height = stream.width, stream.height
+    scale = SIZE / min(width, height)
+    size = {"width": round(width * scale), "height": round(height * scale)}
+    reader = decord.VideoReader(row.path, num_threads=1, **size)
+    video_thwc = reader.get_batch(row.choose(len(reader))).asnumpy()
+    return torch.from_numpy(np.ascontiguousarray(_cut(video_thwc)))
+
+
+def _cut(video_thwc):
+    height, width = video_thwc.shape[1:3]
+    top, left = (height - SIZE) // 2, (width - SIZE) // 2
+    return video_thwc[:, top : top + SIZE, left : left + SIZE]
