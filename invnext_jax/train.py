@@ -158,6 +158,7 @@ def _open_data(
         process_count=jax.process_count(),
         drops=drops,
     )
+    _tell(dataset.describe(config.total_steps))
     data_iter = iter(dataset)
     stack.callback(data_iter.close)
     return data_iter

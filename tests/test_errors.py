@@ -88,7 +88,7 @@ def test_other_errors_keep_their_traceback():
     ("argument", "sentence"),
     [
         ("--config.optimizer.betaz=1", "error: unknown option --config.optimizer.betaz: "),
-        ("--config.data.manifest=nowhere.csv", "error: config.data.manifest=nowhere.csv is not"),
+        ("--config.data.manifest=nowhere.csv", "error: manifest nowhere.csv is not there"),
         ("surplus", "error: unexpected argument 'surplus'"),
     ],
 )

@@ -45,12 +45,12 @@ FLOORS = {
     "data": [
         {"pipeline", "words", "indexing"},
         {"stream"},
-        {"drops", "pool"},
+        {"drops", "pool", "mixture"},
         {"clips", "workers"},
         {"sources", "transforms", "sampling", "lists", "journal"},
-        {"probing"},
+        {"opening", "probing"},
         {"decode", "world"},
-        *({"world_files"}, {"world_render"}, {"world_captions"}, {"world_scene"}),
+        *({"world_files", "world_urls"}, {"world_render"}, {"world_captions"}, {"world_scene"}),
     ],
     "weights": [
         {"export", "match", "published", "reference", "image_models", "text_models"},

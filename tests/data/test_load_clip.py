@@ -17,7 +17,7 @@ def load(tmp_path, videos):
         config.update(frames=4, size=48, short_side=48, crop_scales=(1.0,), flip=False, **fields)
         record = sources.VideoRecord(0, path, source, None, None, {})
         seed = None if seed is None else (seed,)
-        return clips.LoadClip.from_config(config)(record, seed)["video"]
+        return clips.LoadClip.from_config(config)(record, (seed,))["video"][0]
 
     make.path = path
     return make

@@ -225,7 +225,7 @@ def test_counts_and_quarantine_of_a_broken_data_set(broken_world, config, tmp_pa
     tried = {"missing": 0, "corrupt": 0}
     for clip in range(40):
         for attempt in range(100):
-            row = dataset._choose(clip, attempt).index
+            row = dataset.mixture.choose(clip, attempt).index
             if row < 28:
                 break
             tried["missing" if row < 33 else "corrupt"] += 1
