@@ -39,6 +39,14 @@ def test_fields_are_set_from_the_command_line(parse):
     assert values.config.encoder.width == 5
 
 
+def test_sources_are_set_from_the_command_line(parse):
+    weights = "--config.data.weights=(('ssv2', 0.5), ('k400', 2))"
+    _, values = parse(CONFIG, "--workdir=a", weights, "--config.data.by_source.ssv2.flip=True")
+    assert values.config.data.weights == (("ssv2", 0.5), ("k400", 2))
+    assert values.config.data.by_source.ssv2.flip is True
+    assert values.config.data.by_source.world.flip is False
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
