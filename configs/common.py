@@ -167,7 +167,11 @@ def data() -> ml_collections.ConfigDict:
     """Options of the input pipeline."""
     return ml_collections.ConfigDict(
         {
-            "manifest": "",  # CSV: path, source and, if wanted, start, end, label_<task>
+            # CSV: path, source and, if wanted, start, end, label_<task>; or a drawn world, such as
+            # world:simple/train?videos=2000; or several, separated by commas. docs/data.md
+            "manifest": "",
+            "weights": (),  # ((source, weight), ...) of the sources; (): every row equally often
+            "repeats": 1,  # clips cut from a video each time it is decoded
             "frames": 16,
             "sampling": "sparse",  # "sparse": one frame a segment of the video | "dense"
             "stride": (4, 4),  # dense: frames from one to the next, drawn per clip of this range
@@ -179,7 +183,11 @@ def data() -> ml_collections.ConfigDict:
             "crop_aspect": (0.75, 4 / 3),  # random_resized: width over height
             "jitter": (0.0, 0.0, 0.0, 0.0),  # of brightness, contrast, saturation, hue (to 0.5)
             "flip": True,
-            "no_flip_sources": ("ssv2", "world"),  # where left and right carry meaning
+            # Other values of the fields from `sampling` to `flip`, but for the sizes, for a source.
+            "by_source": {
+                "ssv2": {"flip": False},  # left and right carry meaning
+                "world": {"flip": False},
+            },
             # Decoding processes, of one thread each; -1: one a core, at most 16; 0 decodes in
             # threads of this process, where a clip that hangs leaves its thread behind.
             "workers": -1,

@@ -115,7 +115,9 @@ def prepare(
     tx, _ = _make_optimizer(config, stage)
     copies, _ = stage.following(config)
     abstract = state_lib.abstract_state(init_fn, tx, mesh, copies)
-    root_key = jax.device_put(jax.random.key(config.seed), mesh_lib.replicated(mesh))
+    # Made where it lies: other processes' devices cannot be put on.
+    make_key = jax.jit(jax.random.key, static_argnums=0, out_shardings=mesh_lib.replicated(mesh))
+    root_key = make_key(config.seed)
     state = checkpointer.restore(abstract, data_iter)
     if state is None:
         init_key = jax.random.fold_in(root_key, _INIT_STREAM)
@@ -158,6 +160,7 @@ def _open_data(
         process_count=jax.process_count(),
         drops=drops,
     )
+    _tell(dataset.describe(config.total_steps))
     data_iter = iter(dataset)
     stack.callback(data_iter.close)
     return data_iter

@@ -15,7 +15,7 @@ from invnext_jax.data.clips import BadClip
 
 @dataclasses.dataclass(frozen=True)
 class Load:
-    """Gives the row and the seed; does otherwise for some rows."""
+    """Gives the row and the seeds; does otherwise for some rows."""
 
     hangs: tuple[int, ...] = ()
     dies: tuple[int, ...] = ()
@@ -23,7 +23,7 @@ class Load:
     bad: tuple[int, ...] = ()
     dies_once: str = ""  # a file that tells that it has happened
 
-    def __call__(self, record, seed):
+    def __call__(self, record, seeds):
         if record.index in self.hangs:
             time.sleep(30)
         if record.index in self.dies:
@@ -35,8 +35,10 @@ class Load:
         if self.dies_once and not pathlib.Path(self.dies_once).exists():
             pathlib.Path(self.dies_once).touch()
             os._exit(3)
-        video = np.full((2, 64, 64, 3), record.index, np.uint8)
-        return {"video": video, "index": np.int32(record.index), "seed": np.array(seed)}
+        clips = len(seeds)
+        video = np.full((clips, 2, 64, 64, 3), record.index, np.uint8)
+        seed = np.array([seed or () for seed in seeds])
+        return {"video": video, "index": np.full(clips, record.index, np.int32), "seed": seed}
 
 
 class Unloadable:

@@ -39,6 +39,14 @@ def test_fields_are_set_from_the_command_line(parse):
     assert values.config.encoder.width == 5
 
 
+def test_sources_are_set_from_the_command_line(parse):
+    weights = "--config.data.weights=(('ssv2', 0.5), ('k400', 2))"
+    _, values = parse(CONFIG, "--workdir=a", weights, "--config.data.by_source.ssv2.flip=True")
+    assert values.config.data.weights == (("ssv2", 0.5), ("k400", 2))
+    assert values.config.data.by_source.ssv2.flip is True
+    assert values.config.data.by_source.world.flip is False
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -88,7 +96,7 @@ def test_other_errors_keep_their_traceback():
     ("argument", "sentence"),
     [
         ("--config.optimizer.betaz=1", "error: unknown option --config.optimizer.betaz: "),
-        ("--config.data.manifest=nowhere.csv", "error: config.data.manifest=nowhere.csv is not"),
+        ("--config.data.manifest=nowhere.csv", "error: manifest nowhere.csv is not there"),
         ("surplus", "error: unexpected argument 'surplus'"),
     ],
 )

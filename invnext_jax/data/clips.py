@@ -1,16 +1,19 @@
-"""From a row of the manifest to one clip: decode, crop, flip, resize, recolour.
+"""From a row of the manifest to clips: decode once, then crop, flip, resize, recolour each.
 
-Imports nothing but numpy and the decoder, for each worker process imports it.
+Imports nothing of jax or grain, for each worker process imports it.
 
-Shape key: t frames, h w pixels, c channels.
+Shape key: r clips of one video, t frames, h w pixels, c channels.
 """
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from invnext_jax.data import decode, sampling, sources, transforms
+from invnext_jax.data import decode, opening, sampling, sources, transforms
+
+Seed = tuple[int, ...]
 
 
 class BadClip(NamedTuple):
@@ -28,73 +31,99 @@ class BadClip(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class LoadClip:
-    """Decodes a video and cuts a clip from it."""
+class Cut:
+    """Which frames of a video make a clip, and what is done to them: see `config.data`.
 
-    frames: int
+    `config.data.by_source` may give any field another value for the videos of a source.
+    """
+
     sampling: str
     stride: tuple[int, int]
-    size: int
-    short_side: int
     crop: str
     crop_scales: tuple[float, ...]
     crop_area: tuple[float, float]
     crop_aspect: tuple[float, float]
     jitter: tuple[float, ...]
     flip: bool
-    no_flip_sources: tuple[str, ...]
+
+    def sample(self, count: int, frames: int, rng: np.random.Generator | None) -> np.ndarray:
+        """Numbers of the frames to take of `count`."""
+        if self.sampling == "dense":
+            return sampling.sample_dense(count, frames, self.stride, rng)
+        return sampling.sample_sparse(count, frames, rng)
+
+    def augment(self, video_thwc: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
+        """Crops, flips and recolours the frames of a clip."""
+        if self.crop == "random_resized":
+            window = (size, self.crop_area, self.crop_aspect)
+            video_thwc = transforms.random_resized_crop(video_thwc, *window, rng)
+        else:
+            video_thwc = transforms.multi_scale_crop(video_thwc, size, self.crop_scales, rng)
+        if self.flip and rng.random() < 0.5:
+            video_thwc = transforms.flip(video_thwc)
+        if any(self.jitter):
+            video_thwc = transforms.jitter_colors(video_thwc, self.jitter, rng)
+        return video_thwc
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadClip:
+    """Decodes a video and cuts clips from it."""
+
+    frames: int
+    size: int
+    short_side: int
+    cut: Cut
+    by_source: Mapping[str, Cut]
 
     @classmethod
     def from_config(cls, data_config) -> "LoadClip":
         """Takes the fields of the same names from `config.data`."""
-        values = {f.name: getattr(data_config, f.name) for f in dataclasses.fields(cls)}
-        lists = {name: tuple(v) for name, v in values.items() if isinstance(v, (list, tuple))}
-        return cls(**values | lists)
+        cut = Cut(**{f.name: _plain(data_config[f.name]) for f in dataclasses.fields(Cut)})
+        by_source = {
+            source: dataclasses.replace(cut, **{name: _plain(v) for name, v in own.items()})
+            for source, own in data_config.by_source.items()
+        }
+        return cls(data_config.frames, data_config.size, data_config.short_side, cut, by_source)
 
     def __call__(
-        self, record: sources.VideoRecord, seed: tuple[int, ...] | None
+        self, record: sources.VideoRecord, seeds: Sequence[Seed | None]
     ) -> dict[str, Any] | BadClip:
-        """Makes one element of a batch.
+        """Makes clips of one video, which is opened once and each of whose frames is decoded once.
 
         Args:
             record: The row.
-            seed: Frames, crop and flip follow from it; None stands for the centre of everything.
+            seeds: One for each clip: its frames, crop, flip and colours follow from it; None stands
+                for the centre of everything.
+
+        Returns:
+            `video` uint8 [r t h w c], and `index` and the labels int32 [r]; or why there is none.
         """
-        rng = None if seed is None else make_rng(*seed)
+        cut = self.by_source.get(record.source, self.cut)
+        rngs = [None if seed is None else make_rng(*seed) for seed in seeds]
         try:
-            video_thwc = decode.read_frames(
+            frames_thwc = opening.read_frames(
                 record.path,
-                lambda count: self._sample(count, rng),
+                lambda count: np.concatenate([cut.sample(count, self.frames, r) for r in rngs]),
                 short_side=self.short_side,
                 start=record.start,
                 end=record.end,
             )
         except decode.BadVideo as error:
             return BadClip(record.path, error.kind, str(error))
-        if rng is None:
-            video_thwc = transforms.resize_center(video_thwc, self.size)
-        else:
-            video_thwc = self._augment(video_thwc, record.source, rng)
-        labels = {name: np.int32(value) for name, value in record.labels.items()}
-        video_thwc = np.ascontiguousarray(video_thwc)
-        return {"video": video_thwc, "index": np.int32(record.index), **labels}
+        videos = [
+            transforms.resize_center(video_thwc, self.size)
+            if rng is None
+            else cut.augment(video_thwc, self.size, rng)
+            for video_thwc, rng in zip(np.split(frames_thwc, len(rngs)), rngs, strict=True)
+        ]
+        numbers = {"index": record.index, **record.labels}
+        columns = {name: np.full(len(rngs), value, np.int32) for name, value in numbers.items()}
+        return {"video": np.stack(videos), **columns}
 
-    def _sample(self, count: int, rng: np.random.Generator | None) -> np.ndarray:
-        if self.sampling == "dense":
-            return sampling.sample_dense(count, self.frames, self.stride, rng)
-        return sampling.sample_sparse(count, self.frames, rng)
 
-    def _augment(self, video_thwc, source: str, rng: np.random.Generator) -> np.ndarray:
-        if self.crop == "random_resized":
-            window = (self.size, self.crop_area, self.crop_aspect)
-            video_thwc = transforms.random_resized_crop(video_thwc, *window, rng)
-        else:
-            video_thwc = transforms.multi_scale_crop(video_thwc, self.size, self.crop_scales, rng)
-        if self.flip and source not in self.no_flip_sources and rng.random() < 0.5:
-            video_thwc = transforms.flip(video_thwc)
-        if any(self.jitter):
-            video_thwc = transforms.jitter_colors(video_thwc, self.jitter, rng)
-        return video_thwc
+def _plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, (list, tuple)) else value
 
 
 def make_rng(*words: int) -> np.random.Generator:

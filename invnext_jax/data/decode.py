@@ -14,6 +14,7 @@ import io
 import math
 import os
 from collections.abc import Callable, Sequence
+from typing import BinaryIO
 
 import av
 import numpy as np
@@ -62,7 +63,7 @@ class _Plan:
 
 
 def read_frames(
-    source: str | os.PathLike | bytes,
+    source: str | os.PathLike | bytes | BinaryIO,
     pick: Callable[[int], Sequence[int]],
     *,
     short_side: int | None = None,
@@ -72,7 +73,7 @@ def read_frames(
     """Decodes the frames that `pick` chooses.
 
     Args:
-        source: Path of a video file, or its bytes.
+        source: Path of a video file, its bytes, or the open file, which must be able to seek.
         pick: Gets the number of frames between `start` and `end` and returns the numbers of those
             wanted, counted from `start`, in any order and with repeats.
         short_side: Pixels that the shorter side is scaled down to; never up. None keeps the size.
@@ -85,17 +86,21 @@ def read_frames(
     Raises:
         BadVideo: The file is missing, broken, truncated, or has no video or no frame in the range.
     """
-    name = f"{len(source)} bytes" if isinstance(source, bytes) else os.fspath(source)
+    if isinstance(source, bytes):
+        name, source = f"{len(source)} bytes", io.BytesIO(source)
+    else:
+        name = source.name if hasattr(source, "read") else os.fspath(source)
     try:
         return _read(source, pick, short_side, (start, end))
     except (av.FFmpegError, OSError, BadVideo) as error:
         if isinstance(error, BadVideo):
             raise BadVideo(f"{name}: {error}", error.kind) from error
         reason = f"{type(error).__name__}: {error}"
-        raise BadVideo(f"{name}: {reason}", _kind_of(error)) from error
+        raise BadVideo(f"{name}: {reason}", kind_of(error)) from error
 
 
-def _kind_of(error: Exception) -> str:
+def kind_of(error: Exception) -> str:
+    """The class of reasons, see `BadVideo`, that an error of a file or decoder belongs to."""
     if isinstance(error, FileNotFoundError):
         return "missing"
     if isinstance(error, PermissionError):
@@ -108,7 +113,7 @@ def _kind_of(error: Exception) -> str:
 def _read(source, pick, short_side, window) -> np.ndarray:
     with _open(source) as container:
         if "matroska" in container.format.name:
-            _check_length(source, container.size)
+            _check_length(_read_head(source), container.size)
         stream = container.streams.video[0]
         plan = _scan(container, stream)
         shown = _inside(plan.times, stream, window)
@@ -129,9 +134,10 @@ def _demux(container, stream):
 
 
 def _open(source):
+    if hasattr(source, "read"):
+        source.seek(0)
     # Titles in an odd encoding are no reason to refuse a video.
-    file = io.BytesIO(source) if isinstance(source, bytes) else os.fspath(source)
-    container = av.open(file, metadata_errors="ignore")
+    container = av.open(source, metadata_errors="ignore")
     if not container.streams.video:
         container.close()
         raise BadVideo("no video stream", "no video stream")
@@ -145,10 +151,20 @@ def _open(source):
     return container
 
 
-def _check_length(source, size: int) -> None:
+def _read_head(source) -> bytes:
+    """The first bytes; an open file stays where its container has it."""
+    if not hasattr(source, "read"):
+        with open(source, "rb") as file:
+            return file.read(4096)
+    place = source.tell()
+    source.seek(0)
+    head = source.read(4096)
+    source.seek(place)
+    return head
+
+
+def _check_length(head: bytes, size: int) -> None:
     """Refuses a Matroska file of fewer bytes than it says; its header counts no frames."""
-    with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
-        head = file.read(4096)
     begin = head.find(SEGMENT) + len(SEGMENT)
     if begin < len(SEGMENT) or not head[begin : begin + 1].strip(b"\0"):
         return

@@ -17,6 +17,8 @@ QUARANTINE = "quarantine.csv"
 class DropCounter:
     """Counts clips delivered and dropped, names each bad file once, and ends a run that is lost.
 
+    A bad video counts as often as the clips that it should have given.
+
     Attributes:
         delivered: Clips let through.
         dropped: Clips dropped, a video that fails in two epochs counting twice.
@@ -53,18 +55,18 @@ class DropCounter:
         self._file = os.path.join(workdir, QUARANTINE)
         self._listed = _read_listed(self._file)
 
-    def good(self) -> None:
-        """Counts a clip."""
-        self.delivered += 1
+    def good(self, clips: int = 1) -> None:
+        """Counts the clips of a video."""
+        self.delivered += clips
 
-    def bad(self, clip: BadClip) -> None:
-        """Counts what gave no clip.
+    def bad(self, clip: BadClip, clips: int = 1) -> None:
+        """Counts a video that should have given so many clips and gave none.
 
         Raises:
             UserError: It is the first one of a run that wants none, or one too many.
         """
-        self.dropped += 1
-        self.kinds[clip.kind] += 1
+        self.dropped += clips
+        self.kinds[clip.kind] += clips
         if clip.path not in self.names:
             self.names[clip.path] = clip.reason
             logging.warning("video dropped (%s): %s", clip.kind, clip.reason)
@@ -87,7 +89,7 @@ class DropCounter:
         """The error for a data set without a single good video."""
         reason = next(iter(self.names.values()))
         return UserError(
-            f"no readable video among the first {self.dropped}, e.g. {reason}\n{self.table()}"
+            f"no readable video among the first {self.dropped} clips, e.g. {reason}\n{self.table()}"
         )
 
     def gave_up(self, tried: int) -> UserError:

@@ -6,8 +6,6 @@ int32 [b] for each `label_<task>` column.
 Shape key: b clips, t frames, h w pixels, c channels.
 """
 
-import collections
-import concurrent.futures
 import itertools
 import os
 from collections.abc import Callable, Iterator
@@ -19,7 +17,9 @@ from absl import logging
 from invnext_jax.data import sources
 from invnext_jax.data.clips import BadClip, LoadClip
 from invnext_jax.data.drops import DropCounter
-from invnext_jax.data.stream import IN_PROCESS_THREADS, TrainDataset, stack
+from invnext_jax.data.mixture import Mixture
+from invnext_jax.data.pool import open_pool
+from invnext_jax.data.stream import TrainDataset, join, load_safely
 
 MAX_WORKERS = 16  # of those that are started by themselves
 
@@ -49,17 +49,20 @@ def make_train_dataset(
         A dataset of batches. Close its iterator when done.
 
     Raises:
-        UserError: The manifest is missing, empty or wrong; while iterating: no readable video, a
-            bad one where `on_bad` is "fail", or a larger share of them than `max_bad_share`.
+        UserError: The manifest is missing, empty or wrong, the weights do not fit it, or the batch
+            does not divide by `repeats`; while iterating: no readable video, a bad one where
+            `on_bad` is "fail", or a larger share of them than `max_bad_share`.
     """
+    manifest = sources.read_manifest(data_config.manifest)
     return TrainDataset(
-        sources.read_manifest(data_config.manifest),
+        Mixture(manifest, data_config.weights, seed),
         load or LoadClip.from_config(data_config),
         workers=count_workers(data_config.workers),
         prefetch=data_config.prefetch,
         clip_seconds=data_config.clip_seconds,
         seed=seed,
         batch_size=batch_size,
+        repeats=data_config.repeats,
         process_index=process_index,
         process_count=process_count,
         drops=DropCounter.from_config(data_config) if drops is None else drops,
@@ -84,10 +87,20 @@ class EvalDataset:
         drops: What was dropped so far.
     """
 
-    def __init__(self, load: Callable, manifest: sources.Manifest, batch_size: int, threads: int):
+    def __init__(  # noqa: PLR0913, one caller, by name
+        self,
+        manifest: sources.Manifest,
+        load: Callable,
+        *,
+        batch_size: int,
+        workers: int,
+        prefetch: int,
+        clip_seconds: float,
+    ):
         self.manifest = manifest
         self.drops = DropCounter()
-        self._load, self._batch_size, self._threads = load, batch_size, threads
+        self._load, self._batch_size = load, batch_size
+        self._workers, self._prefetch, self._seconds = workers, prefetch, clip_seconds
 
     def __len__(self) -> int:
         """Batches when nothing is dropped."""
@@ -98,7 +111,7 @@ class EvalDataset:
         self.drops.expect(len(self.manifest))
         clips = filter(self._keep, self._clips())
         while rows := list(itertools.islice(clips, self._batch_size)):
-            yield _pad(stack(rows), self._batch_size)
+            yield _pad(join(rows), self._batch_size)
         if not self.drops.delivered:
             raise self.drops.nothing_readable()
 
@@ -110,39 +123,51 @@ class EvalDataset:
         return True
 
     def _clips(self) -> Iterator[dict[str, Any] | BadClip]:
-        """Decodes in threads (the decoder lets go of the interpreter), a bounded way ahead."""
-        waiting = collections.deque()
-        with concurrent.futures.ThreadPoolExecutor(self._threads) as pool:
-            try:
-                for record in self.manifest:
-                    waiting.append(pool.submit(self._load, record, None))
-                    if len(waiting) > 4 * self._threads:
-                        yield waiting.popleft().result()
-                while waiting:
-                    yield waiting.popleft().result()
-            finally:
-                for future in waiting:
-                    future.cancel()
+        pool = open_pool(
+            self._work,
+            self._load,
+            workers=min(self._workers, len(self.manifest)),
+            prefetch=self._prefetch,
+            seconds=self._seconds,
+        )
+        try:
+            for _ in self.manifest.paths:
+                yield pool.take()
+        finally:
+            pool.close()
+
+    def _work(self, number: int, call: Callable[..., Any]) -> dict[str, Any] | BadClip | None:
+        if number >= len(self.manifest):  # the pool looks ahead, past the end
+            return None
+        return load_safely(call, self.manifest[number], (None,), self._seconds)
 
 
-def make_eval_dataset(data_config, *, manifest: str, batch_size: int) -> EvalDataset:
+def make_eval_dataset(
+    data_config, *, manifest: str, batch_size: int, load: Callable | None = None
+) -> EvalDataset:
     """Batches of fixed size in manifest order: centre frames, centre crop, no flip.
 
     Args:
-        data_config: `config.data`; its own `manifest` is not used.
-        manifest: Path of the CSV file.
+        data_config: `config.data`; its own `manifest`, `weights` and `repeats` are not used.
+        manifest: What `config.data.manifest` may be.
         batch_size: Clips a batch; the last one is filled up with rows whose `index` is -1.
+        load: Stands for `LoadClip`, in tests; worker processes must be able to import it.
 
     Returns:
-        An iterable of batches. Bad videos are dropped, the others move up.
+        An iterable of batches. Bad videos are dropped, the others move up. The workers start each
+        time it is iterated.
 
     Raises:
         UserError: The manifest is missing, empty or wrong; while iterating: no readable video.
     """
-    wanted = count_workers(data_config.workers) or IN_PROCESS_THREADS
-    threads = max(1, min(wanted, os.cpu_count() or 1))
-    load = LoadClip.from_config(data_config)
-    return EvalDataset(load, sources.read_manifest(manifest), batch_size, threads)
+    return EvalDataset(
+        sources.read_manifest(manifest),
+        load or LoadClip.from_config(data_config),
+        batch_size=batch_size,
+        workers=count_workers(data_config.workers),
+        prefetch=data_config.prefetch,
+        clip_seconds=data_config.clip_seconds,
+    )
 
 
 def _pad(batch: dict[str, np.ndarray], batch_size: int) -> dict[str, np.ndarray]:

@@ -5,6 +5,7 @@ longer than the limit, and puts a new worker in the place of one that hung or di
 """
 
 import atexit
+import functools
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -13,12 +14,15 @@ from absl import logging
 
 from invnext_jax.data.workers import (
     ClosedError,
+    ProcessWorker,
+    ThreadWorker,
     TimeLimitError,
     WorkerDiedError,
     WorkerStartError,
 )
 
 MAX_STARTS = 3  # in a row that fail; more end the run
+IN_PROCESS_THREADS = 4
 
 
 class _Seat:
@@ -115,7 +119,7 @@ class OrderedPool:
         ]
         for thread in self._threads:
             thread.start()
-        # Before multiprocessing's own hook, which would wait for workers that ignore its signal.
+        # Workers ignore the signals that end a process; nobody else would end them.
         atexit.register(self.close)
 
     def _run(self, seat: _Seat) -> None:
@@ -172,3 +176,30 @@ class OrderedPool:
             worker.end()
         for thread in self._threads:
             thread.join(5)
+
+
+def open_pool(
+    work: Callable[[int, Callable[..., Any]], Any],
+    function: Callable[..., Any],
+    *,
+    workers: int,
+    prefetch: int,
+    seconds: float,
+) -> OrderedPool:
+    """Starts a pool whose workers run `function`; see `OrderedPool`.
+
+    Args:
+        work: As of the pool.
+        function: What the workers run; processes must be able to import it.
+        workers: Processes; 0 takes some threads of this process instead.
+        prefetch: Results held ready for each process, or in all for the threads.
+        seconds: As of the pool.
+    """
+    seats = workers or IN_PROCESS_THREADS
+    return OrderedPool(
+        work,
+        functools.partial(ProcessWorker if workers else ThreadWorker, function),
+        workers=seats,
+        ahead=seats + prefetch * max(1, workers),
+        seconds=seconds,
+    )

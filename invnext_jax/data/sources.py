@@ -1,19 +1,20 @@
 """Manifests of video files and the random-access source over them.
 
-A manifest is a CSV file with a header: `path` (relative to the manifest's folder, or absolute),
-`source` (name of the data set) and, if wanted, `start` and `end` (seconds) and any number of
-`label_<task>` columns of integers. More columns are ignored.
+A manifest is a CSV file with a header: `path` (relative to the manifest's folder, absolute, or
+`protocol://...`), `source` (name of the data set) and, if wanted, `start` and `end` (seconds) and
+any number of `label_<task>` columns of integers. More columns are ignored. It may lie on a remote
+file system itself, and `world:...` stands for the manifest of a drawn world, see world_urls.py.
 """
 
 import csv
 import dataclasses
 import math
 import os
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from invnext_jax.data import opening, world_files, world_urls
 from invnext_jax.errors import UserError
 
 LABEL_PREFIX = "label_"
@@ -36,8 +37,8 @@ class Manifest:
     """The rows of a manifest as columns, which keeps millions of them small.
 
     Attributes:
-        file: Path of the manifest.
-        paths: Absolute path of each video.
+        file: Name of the manifest, or names separated by commas.
+        paths: Absolute path of each video, or its name on a remote file system or in a world.
         sources: Data set of each video.
         start: Seconds, float64 [rows]; NaN for the beginning.
         end: Seconds, float64 [rows]; NaN for the end.
@@ -71,33 +72,56 @@ class Manifest:
 
 
 class VideoFileSource:
-    """Random access to the rows of a manifest, in the form that grain asks for."""
+    """Random access to the rows of a manifest, or to some of them, in the form of grain.
 
-    def __init__(self, manifest: Manifest):
+    Args:
+        manifest: The rows.
+        rows: Numbers of those wanted, in order; None: all.
+    """
+
+    def __init__(self, manifest: Manifest, rows: Sequence[int] | None = None):
         self.manifest = manifest
+        self._rows = range(len(manifest)) if rows is None else rows
 
     def __len__(self) -> int:
-        return len(self.manifest)
+        return len(self._rows)
 
     def __getitem__(self, index: int) -> VideoRecord:
-        return self.manifest[int(index)]
+        return self.manifest[int(self._rows[index])]
 
     def __repr__(self) -> str:
         return f"VideoFileSource(rows={len(self)})"
 
 
-def read_manifest(path: str | os.PathLike) -> Manifest:
+def split_names(names: str) -> list[str]:
+    """The manifests that `config.data.manifest` names: one that is there, or several."""
+    return [names] if os.path.exists(names) else [name.strip() for name in names.split(",")]
+
+
+def read_manifest(names: str | os.PathLike) -> Manifest:
     """Reads a manifest; the videos themselves are not touched.
 
+    Args:
+        names: A CSV file, local or remote, a world, or several of them separated by commas, whose
+            rows follow each other. Where one has no column of labels that others have, it is -1.
+
     Raises:
-        UserError: The file is missing, empty, has no `path` or `source` column, or a cell that is
-            no number.
+        UserError: A file is missing, empty, has no `path` or `source` column, or a cell that is no
+            number; or what a remote file system needs is not installed.
     """
-    if not os.fspath(path):
+    names = os.fspath(names)
+    if not names:
         raise UserError("no manifest named: set config.data.manifest to a CSV file of videos")
-    path = Path(path)
+    parts = [
+        _draw_rows(name) if world_urls.is_world(name) else _read_file(name)
+        for name in split_names(names)
+    ]
+    return parts[0] if len(parts) == 1 else _join(names, parts)
+
+
+def _read_file(path: str) -> Manifest:
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
+        with opening.open_text(path) as file:
             rows = csv.DictReader(file)
             columns = list(rows.fieldnames or ())
             missing = [name for name in ("path", "source") if name not in columns]
@@ -105,16 +129,53 @@ def read_manifest(path: str | os.PathLike) -> Manifest:
                 raise UserError(f"manifest {path} has no column {missing[0]!r} in its first line")
             manifest = _read_rows(path, rows, columns)
     except FileNotFoundError as error:
-        raise UserError(f"manifest {path} does not exist: set config.data.manifest") from error
+        raise UserError(
+            f"manifest {path} is not there: name the CSV file that lists the videos, or make the "
+            "embedded world with launch/make_world.py"
+        ) from error
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"manifest {path} cannot be read: {error}") from error
     if not len(manifest):
         raise UserError(f"manifest {path} is empty: it names no video")
+    systems = {opening.protocol_of(p): p for p in manifest.paths if opening.is_remote(p)}
+    for video in systems.values():
+        opening.check_protocol(video)
     return manifest
 
 
-def _read_rows(path: Path, rows: csv.DictReader, columns: list[str]) -> Manifest:
-    folder = os.path.abspath(path.parent)
+def _draw_rows(name: str) -> Manifest:
+    world = world_urls.parse(name)
+    labels = world_urls.label_columns(world)
+    return Manifest(
+        file=name,
+        paths=[world_urls.clip_name(name, index) for index in range(world.videos)],
+        sources=[world_files.SOURCE] * world.videos,
+        start=np.full(world.videos, np.nan),
+        end=np.full(world.videos, np.nan),
+        labels={LABEL_PREFIX + task: values for task, values in labels.items()},
+    )
+
+
+def _join(names: str, parts: Sequence[Manifest]) -> Manifest:
+    tasks = dict.fromkeys(task for part in parts for task in part.labels)
+    absent = [np.full(len(part), -1, np.int32) for part in parts]
+    return Manifest(
+        file=names,
+        paths=[path for part in parts for path in part.paths],
+        sources=[source for part in parts for source in part.sources],
+        start=np.concatenate([part.start for part in parts]),
+        end=np.concatenate([part.end for part in parts]),
+        labels={
+            task: np.concatenate(
+                [part.labels.get(task, none) for part, none in zip(parts, absent, strict=True)]
+            )
+            for task in tasks
+        },
+    )
+
+
+def _read_rows(path: str, rows: csv.DictReader, columns: list[str]) -> Manifest:
+    folder = opening.folder_of(path)
     tasks = [name for name in columns if name.startswith(LABEL_PREFIX)]
     paths, sources, names = [], [], {}
     times = {"start": [], "end": []}
@@ -122,7 +183,7 @@ def _read_rows(path: Path, rows: csv.DictReader, columns: list[str]) -> Manifest
     for row in rows:
         if not row["path"]:
             raise UserError(f"manifest {path}, line {rows.line_num}: the path is empty")
-        paths.append(os.path.join(folder, row["path"]))
+        paths.append(opening.join(folder, row["path"]))
         source = row["source"] or ""
         sources.append(names.setdefault(source, source))  # one string object a data set
         for name, values in times.items():
@@ -130,7 +191,7 @@ def _read_rows(path: Path, rows: csv.DictReader, columns: list[str]) -> Manifest
         for name, values in labels.items():
             values.append(_number(int, row[name], path, rows.line_num, name))
     return Manifest(
-        file=str(path),
+        file=path,
         paths=paths,
         sources=sources,
         start=np.array(times["start"], np.float64),
@@ -139,7 +200,7 @@ def _read_rows(path: Path, rows: csv.DictReader, columns: list[str]) -> Manifest
     )
 
 
-def _number(kind: type, text: str | None, path: Path, line: int, column: str):
+def _number(kind: type, text: str | None, path: str, line: int, column: str):
     try:
         return kind(text)
     except (TypeError, ValueError) as error:

@@ -3,34 +3,57 @@
 Batch n of a run holds the global clips n * B ... (n + 1) * B - 1, and a process takes its block of
 them. Which video a global clip shows, and how it is cut, follows from the seed and its number
 alone, not from the number of workers or processes. Where a video cannot be read, another one takes
-its place, which follows from the same two numbers. See docs/data.md.
+its place, which follows from the same two numbers. Each `repeats` clips in a row are cut from one
+video, which is decoded once: a group, the unit of work. See docs/data.md.
 """
 
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import grain
 import numpy as np
 
 from invnext_jax.data import sources
-from invnext_jax.data.clips import BadClip, make_rng
+from invnext_jax.data.clips import BadClip, Seed
 from invnext_jax.data.drops import DropCounter
-from invnext_jax.data.pool import OrderedPool
-from invnext_jax.data.workers import ProcessWorker, ThreadWorker, TimeLimitError, WorkerDiedError
+from invnext_jax.data.mixture import Mixture
+from invnext_jax.data.pool import OrderedPool, open_pool
+from invnext_jax.data.workers import TimeLimitError, WorkerDiedError
 from invnext_jax.errors import UserError
 
-IN_PROCESS_THREADS = 4
 MAX_TRIES = 100  # videos tried for one place in a batch
 MAX_ENDED = 5  # of them that hang or kill their worker, each of which takes its time
-_CUT, _SUBSTITUTE = 0, 1  # streams of random numbers
+_CUT = 0  # stream of random numbers, see also `mixture.SUBSTITUTE`
+_ENDED = ("time limit", "worker died")
 
 
 class Filled(NamedTuple):
-    """What the search for one clip gave: the clip, if any, and the bad ones tried before."""
+    """What the search for one group gave: its clips, if any, and the bad videos tried before."""
 
-    clip: dict[str, Any] | None
+    clips: dict[str, Any] | None
     bad: list[BadClip]
+
+
+def load_safely(
+    call: Callable[..., Any],
+    record: sources.VideoRecord,
+    seeds: Sequence[Seed | None],
+    seconds: float,
+) -> dict[str, Any] | BadClip:
+    """Makes clips in a worker; one that hangs or dies makes the video a bad one.
+
+    Args:
+        call: Runs the loading function in a worker, see `OrderedPool`.
+        record: The row.
+        seeds: See `LoadClip`.
+        seconds: The time limit, to tell of it.
+    """
+    try:
+        return call(record, seeds)
+    except TimeLimitError:
+        reason = f"{record.path}: took longer than {seconds:g} s"
+        return BadClip(record.path, _ENDED[0], reason)
+    except WorkerDiedError:
+        return BadClip(record.path, _ENDED[1], f"{record.path}: its worker died twice")
 
 
 class TrainDataset:
@@ -38,7 +61,7 @@ class TrainDataset:
 
     def __init__(  # noqa: PLR0913, one caller, all by name
         self,
-        manifest: sources.Manifest,
+        mixture: Mixture,
         load: Callable,
         *,
         workers: int,
@@ -46,61 +69,61 @@ class TrainDataset:
         clip_seconds: float,
         seed: int,
         batch_size: int,
+        repeats: int,
         process_index: int,
         process_count: int,
         drops: DropCounter,
     ):
+        if batch_size % repeats:
+            raise UserError(
+                f"the {batch_size} clips that a process makes of a batch must divide by "
+                f"config.data.repeats={repeats}: change either"
+            )
         self.batch_size, self.global_batch = batch_size, batch_size * process_count
-        self.drops = drops
+        self.mixture, self.drops, self.repeats = mixture, drops, repeats
         self._first_clip = process_index * batch_size
-        self._rows, self._seed, self._load = manifest, seed, load
-        source = grain.MapDataset.source(sources.VideoFileSource(manifest))
-        self._order = source.seed(seed).shuffle().repeat()
+        self._seed, self._load = seed, load
         self._workers, self._prefetch, self._seconds = workers, prefetch, clip_seconds
 
     def __iter__(self) -> "TrainIterator":
         return TrainIterator(self)
 
+    @property
+    def groups(self) -> int:
+        """Groups of clips in a batch of this process."""
+        return self.batch_size // self.repeats
+
+    def describe(self, steps: int) -> str:
+        """A table of the sources and of how often a run of so many steps sees them."""
+        return self.mixture.table(steps * self.global_batch // self.repeats)
+
     def open_pool(self, batches: int) -> OrderedPool:
-        """Starts to make this process's clips after those of the first `batches` batches."""
-        seats = self._workers or IN_PROCESS_THREADS
-        kind = ProcessWorker if self._workers else ThreadWorker
-        waiting = seats * self._prefetch if self._workers else self._prefetch
-        return OrderedPool(
-            lambda number, call: self._fill(batches * self.batch_size + number, call),
-            functools.partial(kind, self._load),
-            workers=seats,
-            ahead=seats + waiting,
+        """Starts to make this process's groups after those of the first `batches` batches."""
+        return open_pool(
+            lambda number, call: self._fill(batches * self.groups + number, call),
+            self._load,
+            workers=self._workers,
+            prefetch=-(-self._prefetch // self.repeats),
             seconds=self._seconds,
         )
 
     def _fill(self, number: int, call: Callable[..., Any]) -> Filled:
-        """Makes clip `number` of this process, trying other videos where the wanted one is bad."""
-        batch, place = divmod(number, self.batch_size)
-        clip = batch * self.global_batch + self._first_clip + place
+        """Makes group `number` of this process, trying other videos where the wanted one is bad."""
+        batch, place = divmod(number, self.groups)
+        first = batch * self.global_batch + self._first_clip + place * self.repeats
         bad, ended = [], 0
         for attempt in range(MAX_TRIES):
-            record = self._choose(clip, attempt)
-            try:
-                made = call(record, (self._seed, clip, attempt, _CUT))
-            except TimeLimitError:
-                reason = f"{record.path}: took longer than {self._seconds:g} s"
-                made, ended = BadClip(record.path, "time limit", reason), ended + 1
-            except WorkerDiedError:
-                reason = f"{record.path}: its worker died twice"
-                made, ended = BadClip(record.path, "worker died", reason), ended + 1
+            record = self.mixture.choose(first // self.repeats, attempt)
+            clips = range(first, first + self.repeats)
+            seeds = tuple((self._seed, clip, attempt, _CUT) for clip in clips)
+            made = load_safely(call, record, seeds, self._seconds)
             if not isinstance(made, BadClip):
                 return Filled(made, bad)
             bad.append(made)
+            ended += made.kind in _ENDED
             if self.drops.fails or ended == MAX_ENDED:
                 break
         return Filled(None, bad)
-
-    def _choose(self, clip: int, attempt: int) -> sources.VideoRecord:
-        if not attempt:
-            return self._order[clip]
-        rng = make_rng(self._seed, clip, attempt, _SUBSTITUTE)
-        return self._rows[int(rng.integers(len(self._rows)))]
 
 
 class TrainIterator:
@@ -116,19 +139,19 @@ class TrainIterator:
     def __next__(self) -> dict[str, np.ndarray]:
         if self._pool is None:
             self._pool = self._dataset.open_pool(self._batches)
-        batch = stack([self._take() for _ in range(self._dataset.batch_size)])
+        batch = join([self._take() for _ in range(self._dataset.groups)])
         self._batches += 1
         return batch
 
     def _take(self) -> dict[str, Any]:
-        clip, bad = self._pool.take()
-        drops = self._dataset.drops
+        clips, bad = self._pool.take()
+        drops, repeats = self._dataset.drops, self._dataset.repeats
         for one in bad:
-            drops.bad(one)
-        if clip is None:
+            drops.bad(one, repeats)
+        if clips is None:
             raise drops.gave_up(len(bad))
-        drops.good()
-        return clip
+        drops.good(repeats)
+        return clips
 
     def get_state(self) -> dict[str, int]:
         """Where it stands: clips delivered to all processes together."""
@@ -174,6 +197,6 @@ class TrainIterator:
             self._pool = None
 
 
-def stack(rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
-    """A batch of clips."""
-    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+def join(groups: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
+    """A batch of groups of clips."""
+    return {name: np.concatenate([group[name] for group in groups]) for name in groups[0]}

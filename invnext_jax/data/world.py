@@ -1,12 +1,13 @@
 """The embedded procedural video world: endless clips with labels, captions and ground truths.
 
 `make_clip(spec, index)` draws a clip from nothing but its arguments; `write_world` puts clips on
-disk as real H.264 files. The level "simple" (one bright shape on a nearly plain background,
-8 directions) is for demos and tests; "full" has digits, textures, parallax, distractors, occlusion
-and 10 motions. On both no single frame tells the motion: only the order of the frames does.
+disk as real H.264 files; manifests named `world:...` do without a disk. The level "simple" (one
+bright shape on a nearly plain background, 8 directions) is for demos and tests; "full" has digits,
+textures, parallax, distractors, occlusion and 10 motions. On both no single frame tells the motion:
+only the order of the frames does.
 
-The work stands in world_scene (what happens), world_captions, world_render (drawing) and
-world_files (disk); this file is the door.
+The work stands in world_scene (what happens), world_captions, world_render (drawing), world_files
+(disk) and world_urls (names of clips drawn while they are read); this file is the door.
 """
 
 from invnext_jax.data.world_captions import (

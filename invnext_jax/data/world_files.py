@@ -190,7 +190,7 @@ def _write_tables(spec: WorldSpec, out_dir: Path, videos: int, manifest: Path) -
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(["path", "source", *(f"label_{task}" for task in tasks)])
     for index in range(videos):
-        labels = world_scene.make_scene(spec, index).labels
+        labels = world_scene.make_labels(spec, index)
         name = f"{spec.split}/{index:06d}.mp4"
         writer.writerow([name, SOURCE, *(labels[task] for task in tasks)])
         captions.append(_caption_line(spec.level, name, labels))

@@ -134,9 +134,18 @@ def make_scene(spec: WorldSpec, index: int) -> Scene:
     if index < 0:
         raise UserError(f"clip index {index} must not be negative")
     rng = make_rng(spec, index, 0)
-    labels = {task: int(rng.integers(len(names))) for task, names in spec.classes.items()}
+    labels = _draw_labels(spec, rng)
     make = _make_simple if spec.level == "simple" else _make_full
     return make(spec, rng, labels)
+
+
+def make_labels(spec: WorldSpec, index: int) -> dict[str, int]:
+    """The labels of clip `index` without its tracks: class number for each task."""
+    return _draw_labels(spec, make_rng(spec, index, 0))
+
+
+def _draw_labels(spec: WorldSpec, rng: np.random.Generator) -> dict[str, int]:
+    return {task: int(rng.integers(len(names))) for task, names in spec.classes.items()}
 
 
 def _make_simple(spec: WorldSpec, rng: np.random.Generator, labels: dict[str, int]) -> Scene:

@@ -47,7 +47,7 @@ def run_probe(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[st
     tasks = choose_tasks(config)
     workdir = Path(workdir)
     asked = {k: v for k, v in provenance.as_json(config).items() if k != "checkpoint"}
-    data_key = [asked, *(_file_hash(manifest) for manifest in _manifests(config))]
+    data_key = [asked, *(provenance.hash_manifest(manifest) for manifest in _manifests(config))]
     encoder_record = provenance.as_json(
         ml_collections.ConfigDict({"encoder": loaded.config.encoder, "dtype": loaded.config.dtype})
     )
@@ -236,10 +236,6 @@ def _box_rows(config, tasks, parts, labels) -> list[dict[str, Any]]:
             lambda *data: probes.fit_forest(*data, trees=config.trees, seed=config.seed),
         )
     return rows
-
-
-def _file_hash(path: str) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def _hash(value: Any) -> str:

@@ -20,7 +20,7 @@ import ml_collections
 import numpy as np
 
 from invnext_jax import pretrained, stage1, stage2
-from invnext_jax.data import pipeline, sources
+from invnext_jax.data import mixture, pipeline, sources
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import report, strips
 from invnext_jax.models.pixels import clip_grid, normalize
@@ -69,7 +69,7 @@ def write_page(config: ml_collections.ConfigDict, out: str | Path, clips: int = 
         facts=_describe(config, manifest),
         clips=[_describe_clip(config, manifest[clip.row], clip) for clip in shown],
         dropped=count_reasons(drops.names),
-        quarantined=_read_quarantine(manifest.file),
+        quarantined=_read_quarantines(manifest.file),
     )
     return report.write_whole(Path(out), page)
 
@@ -90,20 +90,26 @@ def sample(
         teacher = pretrained.read_teacher(config)
     draw = jax.jit(functools.partial(draw_masks, config))
     root_key = jax.random.key(config.seed)
-    # One clip at a time: order and cut of the clips do not depend on the size of the batches.
-    dataset = pipeline.make_train_dataset(config.data, seed=config.seed, batch_size=1, drops=drops)
+    # One video at a time: order and cut of the clips do not depend on the size of the batches.
+    repeats = config.data.repeats
+    if config.batch_size % repeats:
+        raise UserError(f"{config.batch_size=} must divide by config.data.repeats={repeats}")
+    dataset = pipeline.make_train_dataset(
+        config.data, seed=config.seed, batch_size=repeats, drops=drops
+    )
     iterator = iter(dataset)
     try:
         for step, first in enumerate(range(0, clips, config.batch_size)):
-            batch = [next(iterator) for _ in range(min(config.batch_size, clips - first))]
-            video_bthwc = np.concatenate([one["video"] for one in batch])
+            wanted = min(config.batch_size, clips - first)
+            batch = [next(iterator) for _ in range(-(-wanted // repeats))]
+            video_bthwc = np.concatenate([one["video"] for one in batch])[:wanted]
+            row_b = np.concatenate([one["index"] for one in batch])[:wanted]
             key = jax.random.fold_in(root_key, step)
             grid = clip_grid(video_bthwc, config.encoder.patch)
             keeps = jax.device_get(draw(teacher, video_bthwc, key))
             seen = [strips.visible_places(keep_bk, grid) for keep_bk in keeps]
-            for i, one in enumerate(batch):
-                row = int(one["index"][0])
-                yield Shown(video_bthwc[i], row, step, [seen_btyx[i] for seen_btyx in seen])
+            for i, row in enumerate(row_b):
+                yield Shown(video_bthwc[i], int(row), step, [seen_btyx[i] for seen_btyx in seen])
     finally:
         if hasattr(iterator, "close"):  # ends the workers
             iterator.close()
@@ -142,31 +148,41 @@ def count_reasons(reasons: Mapping[str, str]) -> list[tuple[str, int]]:
     return kinds.most_common()
 
 
-def _read_quarantine(manifest: str) -> list[tuple[str, int]]:
-    """What `launch/prepare_data.py` left out of the manifest, if its list lies beside it."""
-    path = Path(manifest)
-    path = path.with_name(f"{path.stem}.quarantine.csv")
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return count_reasons({row["path"]: row["reason"] for row in csv.DictReader(file)})
+def _read_quarantines(manifests: str) -> list[tuple[str, int]]:
+    """What `launch/prepare_data.py` left out, if its list lies beside a manifest."""
+    reasons = {}
+    for name in sources.split_names(manifests):
+        path = Path(name).with_suffix(".quarantine.csv")
+        if path.is_file():
+            with path.open(newline="", encoding="utf-8") as file:
+                reasons |= {row["path"]: row["reason"] for row in csv.DictReader(file)}
+    return count_reasons(reasons)
 
 
 def _describe(config: ml_collections.ConfigDict, manifest: sources.Manifest) -> dict[str, str]:
     data, rows = config.data, collections.Counter(manifest.sources)
-    named = [f"{name or 'no name'} {count:,}" for name, count in rows.most_common(8)]
-    named += [f"{len(rows) - 8} more"] if len(rows) > 8 else []
+    shares = mixture.Mixture(manifest, data.weights, config.seed).shares
+    named = [
+        f"{name or 'no name'} {rows[name]:,} ({share:.1%} of the clips)"
+        for name, share in sorted(shares.items(), key=lambda pair: -pair[1])
+    ]
+    named[8:] = [f"{len(rows) - 8} more"] if len(rows) > 8 else []
     scales = ", ".join(f"{scale:g}" for scale in data.crop_scales)
+    own = [
+        f"{name}: {', '.join(f'{field} {value}' for field, value in data.by_source[name].items())}"
+        for name in shares
+        if name in data.by_source
+    ]
     return {
         "run": f"{report.STAGES[config.stage]}, {config.variant}",
         "seed": str(config.seed),
         "manifest": data.manifest,
         "videos": f"{len(manifest):,}",
         "sources": ", ".join(named),
-        "clips": f"{data.frames} frames of {data.size} px, crops of {scales}",
-        "mirrored": f"half of them, but for {', '.join(data.no_flip_sources)}"
-        if data.flip
-        else "never",
+        "clips": f"{data.frames} frames of {data.size} px, crops of {scales}"
+        + (f", {data.repeats} of a video" if data.repeats > 1 else ""),
+        "mirrored": "half of them" if data.flip else "never",
+        **({"otherwise": "; ".join(own)} if own else {}),
         "mask": _name_mask(config.mask, None),
         "batch": f"{config.batch_size} clips",
     }

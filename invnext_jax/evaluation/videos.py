@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from invnext_jax.data import decode, sampling, transforms
+from invnext_jax.data import opening, sampling, transforms
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import features
 from invnext_jax.models.heads import AttentionPool
@@ -66,7 +66,7 @@ class VideoEncoder:
         """Features of one video: frames spread evenly, centre crop.
 
         Args:
-          path: a video file.
+          path: a video file, on this machine or `protocol://...`.
           frames: how many; None: as many as the encoder was built for. Position codes are resized.
           size: pixels a side, a multiple of the patch size; None: what it was built for.
           pooled: one vector instead of tokens.
@@ -97,8 +97,8 @@ class VideoEncoder:
         frames, size = frames or self.encoder.frames, size or self.encoder.size
         if frames < 1 or size < 1:
             raise UserError(f"{frames=} and {size=} must be positive")
-        images = decode.read_frames(
-            path,
+        images = opening.read_frames(
+            os.fspath(path),
             lambda count: sampling.sample_sparse(count, frames, None),
             short_side=size,
             start=start,

@@ -1,7 +1,8 @@
 """Checks of a run's config that hold for every stage; each breach is one sentence."""
 
 import math
-import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import ml_collections
@@ -22,11 +23,11 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     if not 0 < config.mask.ratio < 1:
         raise UserError(f"config.mask.ratio={config.mask.ratio} must lie between 0 and 1")
     _check_loss(config.loss)
-    _check_clips(config.data)
+    _check_clips(config.data, "")
+    _check_sources(config.data)
     if config.dtype not in ("float32", "bfloat16"):
         raise UserError(f"config.dtype={config.dtype!r} must be 'float32' or 'bfloat16'")
     _check_data(config.data)
-    _check_manifest(config.data.manifest)
 
 
 def _check_model(config: ml_collections.ConfigDict) -> None:
@@ -42,26 +43,55 @@ def _check_model(config: ml_collections.ConfigDict) -> None:
         raise UserError(f"config.data.frames={config.data.frames} must be at least 1")
 
 
-def _check_clips(data: ml_collections.ConfigDict) -> None:
+# What `config.data.by_source` may give another value for a source.
+BY_SOURCE = (
+    *("sampling", "stride", "crop", "crop_scales", "crop_area", "crop_aspect", "jitter", "flip"),
+)
+
+
+def _check_sources(data: ml_collections.ConfigDict) -> None:
+    for source, own in data.by_source.items():
+        if not isinstance(own, Mapping | ml_collections.ConfigDict):
+            raise UserError(f"config.data.by_source.{source}={own!r} must be a dict of fields")
+        for name, value in own.items():
+            field = f"config.data.by_source.{source}.{name}"
+            if name not in BY_SOURCE:
+                raise UserError(f"{field}: only {', '.join(BY_SOURCE)} can differ by source")
+            kind = type(data[name])
+            if not isinstance(value, (tuple, list) if kind in (tuple, list) else kind):
+                raise UserError(f"{field}={value!r} must be a {kind.__name__}")
+        fields = {name: own.get(name, data[name]) for name in BY_SOURCE}
+        _check_clips(fields, f"by_source.{source}.")
+
+
+def _check_clips(data: Mapping[str, Any], prefix: str) -> None:
     choices = {"sampling": ("sparse", "dense"), "crop": ("multi_scale", "random_resized")}
     for name, known in choices.items():
         if data[name] not in known:
-            raise UserError(f"config.data.{name}={data[name]!r} must be one of {known}")
+            raise UserError(f"config.data.{prefix}{name}={data[name]!r} must be one of {known}")
     bounds = {"stride": (1, math.inf), "crop_area": (1e-3, 1), "crop_aspect": (1e-2, 1e2)}
     for name, (least, most) in bounds.items():
         value = data[name]
         if len(value) != 2 or not least <= value[0] <= value[1] <= most:
             raise UserError(
-                f"config.data.{name}={value} must be two numbers, the smaller one first, from "
-                f"{least} to {most}"
+                f"config.data.{prefix}{name}={value} must be two numbers, the smaller one first, "
+                f"from {least} to {most}"
             )
-    if any(stride != int(stride) for stride in data.stride):
-        raise UserError(f"config.data.stride={data.stride} must be whole numbers of frames")
-    jitter = data.jitter
+    if any(stride != int(stride) for stride in data["stride"]):
+        raise UserError(
+            f"config.data.{prefix}stride={data['stride']} must be whole numbers of frames"
+        )
+    scales = data["crop_scales"]
+    if not scales or not all(0 < scale <= 1 for scale in scales):
+        raise UserError(
+            f"config.data.{prefix}crop_scales={scales} must be shares of the short side, each "
+            "above 0 and at most 1"
+        )
+    jitter = data["jitter"]
     if len(jitter) != 4 or min(jitter) < 0 or jitter[3] > 0.5:
         raise UserError(
-            f"config.data.jitter={jitter} must be four numbers (brightness, contrast, saturation, "
-            "hue), none negative, hue at most 0.5"
+            f"config.data.{prefix}jitter={jitter} must be four numbers (brightness, contrast, "
+            "saturation, hue), none negative, hue at most 0.5"
         )
 
 
@@ -86,6 +116,7 @@ def _check_durations(config: ml_collections.ConfigDict) -> None:
         "log.max_nonfinite_steps": (config.log.max_nonfinite_steps, 0),
         "data.workers": (config.data.workers, -1),
         "data.prefetch": (config.data.prefetch, 1),
+        "data.repeats": (config.data.repeats, 1),
         "seed": (config.seed, 0),
     }
     for name, (value, bound) in least.items():
@@ -101,16 +132,8 @@ def _check_data(data: ml_collections.ConfigDict) -> None:
         raise UserError(f"config.data.max_bad_share={share} must lie between 0 and 1")
     if data.clip_seconds <= 0:
         raise UserError(f"config.data.clip_seconds={data.clip_seconds} must be positive")
-
-
-def _check_manifest(path: str) -> None:
-    if not path:
+    if not data.manifest:
         raise UserError("config.data.manifest is empty: name the CSV file that lists the videos")
-    if not pathlib.Path(path).is_file():
-        raise UserError(
-            f"config.data.manifest={path} is not there: name the CSV file that lists the videos, "
-            "or make the embedded world with launch/make_world.py"
-        )
 
 
 def check_batch(config: ml_collections.ConfigDict, mesh: Mesh) -> None:

@@ -3,12 +3,14 @@
 import hashlib
 import importlib.metadata
 import json
+import os
 import pathlib
 import platform
 import subprocess
 from collections.abc import Mapping
 from typing import Any
 
+import fsspec
 import jax
 import ml_collections
 
@@ -65,7 +67,7 @@ def describe_run(
         "format_version": FORMAT_VERSION,
         "config": as_json(config),
         "init_from_step": init_from_step,
-        "manifest_sha256": _file_hash(config.data.manifest),
+        "manifest_sha256": hash_manifest(config.data.manifest),
         "process_count": jax.process_count(),
         "device_count": jax.device_count(),
         "versions": {
@@ -76,9 +78,21 @@ def describe_run(
     }
 
 
-def _file_hash(path: str) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def hash_manifest(names: str) -> str:
+    """SHA-256 of a manifest's content, local or remote, or that of several, which are joined.
+
+    A drawn world is nothing but its name.
+    """
+    hashes = []
+    for name in [names] if os.path.exists(names) else names.split(","):
+        if name.strip().startswith("world:"):
+            hashes.append(hashlib.sha256(name.strip().encode()).hexdigest())
+        else:
+            with fsspec.open(name.strip(), "rb") as file:
+                hashes.append(hashlib.file_digest(file, "sha256").hexdigest())
+    if len(hashes) == 1:
+        return hashes[0]
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def git_hash() -> str:

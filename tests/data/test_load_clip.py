@@ -1,10 +1,13 @@
-"""How one clip is cut: sampling and augmentation as the config says."""
+"""How clips are cut: sampling and augmentation as the config says, all those of a video at once."""
+
+import dataclasses
 
 import numpy as np
 import pytest
 
 from configs import common
 from invnext_jax.data import clips, decode, sampling, sources, transforms
+from invnext_jax.runtime import checks
 
 
 @pytest.fixture
@@ -14,10 +17,11 @@ def load(tmp_path, videos):
 
     def make(seed=0, *, source="a", **fields):
         config = common.data()
-        config.update(frames=4, size=48, short_side=48, crop_scales=(1.0,), flip=False, **fields)
+        config.update(frames=4, size=48, short_side=48, crop_scales=(1.0,), flip=False)
+        config.update(**fields)
         record = sources.VideoRecord(0, path, source, None, None, {})
         seed = None if seed is None else (seed,)
-        return clips.LoadClip.from_config(config)(record, seed)["video"]
+        return clips.LoadClip.from_config(config)(record, (seed,))["video"][0]
 
     make.path = path
     return make
@@ -61,3 +65,45 @@ def test_evaluation_is_not_augmented(load):
     plain = load(None)
     fields = {"crop": "random_resized", "jitter": (0.4, 0.4, 0.4, 0.1)}
     np.testing.assert_array_equal(load(None, **fields), plain)
+
+
+def test_a_source_may_be_cut_in_its_own_way(load):
+    own = {"a": {"sampling": "dense", "stride": (2, 9), "flip": True}, "b": {"jitter": (0.3,) * 4}}
+    differ = []
+    for seed in range(8):
+        plain = load(seed)
+        np.testing.assert_array_equal(load(seed, source="c", by_source=own), plain)
+        differ.append((load(seed, source="b", by_source=own) != plain).any())
+        theirs = load(seed, sampling="dense", stride=(2, 9), flip=True)
+        np.testing.assert_array_equal(load(seed, source="a", by_source=own), theirs)
+    assert all(differ)
+
+
+def test_the_fields_of_a_source_are_those_that_the_checks_know():
+    assert checks.BY_SOURCE == tuple(field.name for field in dataclasses.fields(clips.Cut))
+
+
+def test_clips_of_one_decode_equal_clips_of_their_own(load, monkeypatch):
+    config = common.data()
+    config.update(frames=4, size=24, short_side=40, crop_scales=(1.0, 0.75), jitter=(0.2,) * 4)
+    make = clips.LoadClip.from_config(config)
+    record = sources.VideoRecord(3, load.path, "a", 0.4, 2.0, {"label_x": 7})
+    seeds = ((0, 12, 0, 0), (0, 13, 0, 0), (0, 14, 0, 0))
+    alone = [make(record, (seed,)) for seed in seeds]
+    opened, converted = [], []
+    open_file, convert = decode._open, decode._convert
+
+    def count_frames(frames, short_side):
+        images = convert(frames, short_side)
+        converted.extend(images)
+        return images
+
+    monkeypatch.setattr(decode, "_open", lambda source: opened.append(1) or open_file(source))
+    monkeypatch.setattr(decode, "_convert", count_frames)
+    together = make(record, seeds)
+    assert len(opened) == 1 and len(set(converted)) == len(converted) <= 12
+    for name, values in together.items():
+        assert len(values) == 3
+        np.testing.assert_array_equal(values, np.concatenate([one[name] for one in alone]))
+    videos = together["video"]
+    assert (videos[0] != videos[1]).any() and (videos[1] != videos[2]).any()

@@ -4,15 +4,17 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from stand_ins import Load, children
 
 from configs import common
-from invnext_jax.data import decode, pipeline, world
+from invnext_jax.data import decode, pipeline, sources, world
 from invnext_jax.data.drops import DropCounter
 from invnext_jax.errors import UserError
 
@@ -218,6 +220,45 @@ def test_evaluation_drops_and_counts_bad_videos(with_bad_videos):
     assert dataset.drops.dropped == 2 and dataset.drops.delivered == 10
 
 
+@pytest.mark.parametrize(("workers", "kind"), [(0, "time limit"), (1, "worker died")])
+def test_evaluation_survives_a_decoder_that_hangs_or_dies(workers, kind, config):
+    config.update(workers=workers, clip_seconds=0.5)
+    load = Load(**{"hangs" if kind == "time limit" else "dies": (3,)})
+    dataset = pipeline.make_eval_dataset(config, manifest=config.manifest, batch_size=5, load=load)
+    start = time.monotonic()
+    assert order(dataset) == [0, 1, 2, *range(4, 12), -1, -1, -1, -1]
+    assert time.monotonic() - start < 25
+    assert dataset.drops.kinds == {kind: 1} and dataset.drops.delivered == 11
+
+
+def test_an_evaluation_left_early_ends_its_workers(config):
+    config.workers = 1
+    before = set(threading.enumerate())
+    batches = iter(pipeline.make_eval_dataset(config, manifest=config.manifest, batch_size=2))
+    next(batches)
+    batches.close()
+    assert not children()
+    assert set(threading.enumerate()) <= before
+
+
+def test_several_manifests_are_read_as_one(config, world_folder, tmp_path):
+    other = tmp_path / "other, with a comma.csv"
+    path = world_folder / "train" / "000001.mp4"
+    other.write_text(f"path,source,label_class,label_shape\n{path},mine,5,2\n")
+    assert len(sources.read_manifest(other)) == 1  # a name that exists is one name
+    other = other.rename(tmp_path / "other.csv")
+    config.manifest = f"{world_folder}/train.csv, {other}, world:simple/val?videos=2"
+    manifest = sources.read_manifest(config.manifest)
+    assert [record.index for record in manifest] == list(range(15))
+    assert manifest.sources == ["world"] * 12 + ["mine"] + ["world"] * 2
+    assert manifest.labels["label_class"].tolist() == [-1] * 12 + [5] + [-1] * 2
+    assert manifest.labels["label_color"][12] == -1 and manifest.labels["label_shape"][12] == 2
+    (batch,) = pipeline.make_eval_dataset(config, manifest=config.manifest, batch_size=15)
+    assert batch["index"].tolist() == list(range(15))
+    np.testing.assert_array_equal(batch["video"][12], batch["video"][1])
+    assert batch["label_class"].tolist() == manifest.labels["label_class"].tolist()
+
+
 def is_running(pid):
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
@@ -239,7 +280,7 @@ def test_workers_die_with_their_parent(config, tmp_path):
             config = common.data()
             config.update(manifest=sys.argv[1], workers=2)
             options = dict(seed=0, batch_size=1)
-            first = pipeline.make_train_dataset(config, **options)._order[0].index
+            first = pipeline.make_train_dataset(config, **options).mixture.choose(0, 0).index
             hangs = tuple(row for row in range(12) if row != first)
             dataset = pipeline.make_train_dataset(config, **options, load=Load(hangs=hangs))
             next(iter(dataset))

@@ -33,9 +33,9 @@ def test_results_come_in_order_and_not_too_far_ahead(kind):
 def test_arrays_come_back_as_they_were():
     worker = workers.ProcessWorker(Load())
     record = VideoRecord(7, "7.mp4", "a", None, None, {})
-    found = worker.call((record, (1, 2)), 60)
+    found = worker.call((record, ((1, 2), (3, 4))), 60)
     worker.end()
-    expected = Load()(record, (1, 2))
+    expected = Load()(record, ((1, 2), (3, 4)))
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         np.testing.assert_array_equal(found[name], value)

@@ -54,7 +54,7 @@ def test_wrong_manifests_are_refused_with_the_place(text, message, tmp_path):
 
 
 def test_missing_manifests_are_refused(tmp_path):
-    with pytest.raises(UserError, match=r"none\.csv does not exist"):
+    with pytest.raises(UserError, match=r"none\.csv is not there"):
         sources.read_manifest(tmp_path / "none.csv")
     with pytest.raises(UserError, match="no manifest named"):
         sources.read_manifest("")

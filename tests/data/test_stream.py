@@ -92,6 +92,47 @@ def test_another_pipelines_state_is_refused(config):
             take(config, 1, state=state)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_repeats_are_clips_of_one_video_with_draws_of_their_own(workers, config):
+    config.update(repeats=3, workers=workers)
+    batches, state = take(config, 10, seed=4)
+    rows = np.concatenate([batch["index"] for batch in batches])
+    assert (rows.reshape(-1, 3) == rows[::3, None]).all()
+    assert sorted(rows[::3]) == list(range(ROWS))  # an epoch is three times the rows
+    seeds = np.concatenate([batch["seed"] for batch in batches])
+    np.testing.assert_array_equal(seeds, [(4, clip, 0, 0) for clip in range(60)])
+    assert state == {"clips": 60}
+
+
+def test_repeats_take_the_order_of_single_clips(config):
+    singles, _ = take(config, 10)
+    config.repeats = 2
+    pairs, _ = take(config, 20)
+    rows = [np.concatenate([batch["index"] for batch in part]) for part in (singles, pairs)]
+    np.testing.assert_array_equal(rows[0], rows[1][::2])
+
+
+def test_a_bad_video_counts_for_all_its_clips(config):
+    drops = drops_lib.DropCounter()
+    config.repeats = 3
+    whole, _ = take(config, 10)
+    holed, _ = take(config, 10, load=Load(bad=(4, 9)), drops=drops)
+    tries = sum(batch["seed"][::3, 2].sum() for batch in holed)  # videos tried in vain
+    assert tries >= 2 and drops.kinds == {"corrupt": drops.dropped}
+    assert drops.dropped == 3 * tries and drops.delivered == 60 and len(drops.names) == 2
+    for one, other in zip(whole, holed, strict=True):
+        kept = ~np.isin(one["index"], (4, 9))
+        assert (one["index"] == other["index"])[kept].all()
+        assert (other["index"].reshape(2, 3) == other["index"][::3, None]).all()
+        assert not np.isin(other["index"], (4, 9)).any()
+
+
+def test_a_batch_must_divide_by_the_repeats(config):
+    config.repeats = 4
+    with pytest.raises(UserError, match="6 clips .* must divide by config.data.repeats=4"):
+        take(config, 1)
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_substitutes_follow_from_seed_and_place(workers, config):
     load = Load(bad=(0, 5, 6, 7, 11, 13))
@@ -224,7 +265,7 @@ def test_counts_and_quarantine_of_a_broken_data_set(broken_world, config, tmp_pa
     tried = {"missing": 0, "corrupt": 0}
     for clip in range(40):
         for attempt in range(100):
-            row = dataset._choose(clip, attempt).index
+            row = dataset.mixture.choose(clip, attempt).index
             if row < 28:
                 break
             tried["missing" if row < 33 else "corrupt"] += 1

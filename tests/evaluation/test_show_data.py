@@ -104,6 +104,28 @@ def test_page_holds_strips_sources_and_counts(stage, strips_a_clip, folder):
     assert kind in text
 
 
+def test_shares_of_sources_and_clips_of_one_video_are_shown(folder):
+    text = (folder / "train.csv").read_text().splitlines()
+    rows = [
+        line.replace(",world,", ",mine,") if i % 4 == 1 else line for i, line in enumerate(text)
+    ]
+    (folder / "train.csv").write_text("\n".join(rows) + "\n")
+    config = get_config("stage1", folder, kind="tube")
+    config.data.update(weights=(("world", 1.0), ("mine", 3.0)), repeats=2)
+    shown = list(show_data.sample(config, 11, pipeline.DropCounter()))
+    (first, second) = run_batches(config, 2)
+    for i, clip in enumerate(shown):
+        batch = first if i < 8 else second
+        assert clip.row == batch["index"][i % 8] == shown[i - i % 2].row
+        np.testing.assert_array_equal(clip.video_thwc, batch["video"][i % 8])
+    text = show_data.write_page(config, folder / "page.html", 3).read_text()
+    assert "mine 4 (75.0% of the clips), world 12 (25.0% of the clips)" in text
+    assert "2 of a video" in text and "world: flip False" in text
+    config.data.repeats = 3
+    with pytest.raises(UserError, match="must divide by config.data.repeats=3"):
+        show_data.write_page(config, folder / "page.html", 3)
+
+
 def test_nothing_dropped_says_so(world):
     config = get_config("stage1", world.parent, kind="tube")
     text = show_data.write_page(config, world.parent / "page.html", 2).read_text()

@@ -85,6 +85,9 @@ class _Hooked(grain.IterDataset):
         super().__init__(parent)
         self._data = data
 
+    def describe(self, steps):
+        return f"toy data for {steps} steps"
+
     def __iter__(self):
         return _HookedIterator(iter(self._parent), self._data)
 

@@ -62,6 +62,7 @@ def test_the_dtype_is_known(config):
         ("log__every_steps", 0),
         ("data__workers", -2),
         ("data__prefetch", 0),
+        ("data__repeats", 0),
         ("seed", -1),
     ],
 )
@@ -76,11 +77,27 @@ def test_the_treatment_of_bad_videos_is_known(config, field, value):
     assert f"config.data.{field}={value!r} must" in breach(config, **{f"data__{field}": value})
 
 
+@pytest.mark.parametrize(
+    ("own", "text"),
+    [
+        ({"size": 32}, "config.data.by_source.mine.size: only sampling, stride, crop, "),
+        ({"flip": "no"}, "config.data.by_source.mine.flip='no' must be a bool"),
+        ({"crop": "all"}, "config.data.by_source.mine.crop='all' must be one of"),
+        ({"stride": (4, 2)}, "config.data.by_source.mine.stride=(4, 2) must be two numbers"),
+        ({"jitter": (1.0,)}, "config.data.by_source.mine.jitter=(1.0,) must be four numbers"),
+        ({"crop_scales": ()}, "config.data.by_source.mine.crop_scales=() must be shares"),
+    ],
+)
+def test_what_differs_by_source_is_checked_alike(own, text, config):
+    assert text in breach(config, data__by_source={"mine": own})
+
+
+def test_crops_are_no_larger_than_the_picture(config):
+    assert "config.data.crop_scales=(1.5,)" in breach(config, data__crop_scales=(1.5,))
+
+
 def test_a_missing_manifest_is_named(config):
     assert "config.data.manifest is empty" in breach(config, data__manifest="")
-    assert "config.data.manifest=nowhere.csv is not there" in breach(
-        config, data__manifest="nowhere.csv"
-    )
 
 
 def test_the_batch_must_divide_by_the_devices(config):

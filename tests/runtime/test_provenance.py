@@ -55,6 +55,20 @@ def test_a_manifest_may_move_but_not_change(record, toy_config, tmp_path):
     assert change.startswith("SHA-256 of the manifest: ")
 
 
+def test_every_manifest_named_is_compared(record, toy_config, tmp_path):
+    first = toy_config.data.manifest
+    (tmp_path / "b.csv").write_text("path,source\nb.mp4,toy\n")
+    toy_config.data.manifest = f"{first},file://{tmp_path}/b.csv, world:simple?videos=3"
+    assert len(changes(record, toy_config)) == 1
+    record = provenance.describe_run(toy_config)
+    assert changes(record, toy_config) == []
+    (tmp_path / "b.csv").write_text("path,source\nc.mp4,toy\n")
+    assert len(changes(record, toy_config)) == 1
+    (tmp_path / "b.csv").write_text("path,source\nb.mp4,toy\n")
+    toy_config.data.manifest = f"{first},{tmp_path}/b.csv,world:simple?videos=4"
+    assert len(changes(record, toy_config)) == 1
+
+
 def test_another_number_of_processes_is_no_difference(record, toy_config):
     assert changes(record, toy_config, process_count=2) == []
 
