@@ -192,7 +192,7 @@ def data() -> ml_collections.ConfigDict:
             # threads of this process, where a clip that hangs leaves its thread behind.
             "workers": -1,
             "prefetch": 4,  # clips held ready for each worker
-            "clip_seconds": 60.0,  # longest time for one clip; its worker is ended then
+            "clip_seconds": 60.0,  # longest time for a video's clips; its worker is ended then
             "on_bad": "drop",  # "drop": another clip takes a bad one's place; "fail": the run ends
             "max_bad_share": 0.5,  # of at least 100 clips tried; more end the run
         }

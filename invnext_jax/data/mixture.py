@@ -16,6 +16,7 @@ from invnext_jax.data.clips import make_rng
 from invnext_jax.errors import UserError
 
 SUBSTITUTE = 1  # stream of random numbers; 0 cuts the clips
+SHOWN = 20  # sources in the table
 STEPS = 100  # of the smallest weight; the others are rounded to whole ones
 
 
@@ -68,9 +69,11 @@ class Mixture:
         """A line for each source: rows, share, and how often each row comes among `videos`."""
         width = max(len("source"), *(len(name) for name in self.shares))
         lines = [f"{'source':{width}} {'rows':>11} {'share':>8} {'epochs':>8}"]
-        for name, share in self.shares.items():
+        for name, share in list(self.shares.items())[:SHOWN]:
             epochs = share * videos / self._counts[name]
             lines.append(f"{name:{width}} {self._counts[name]:11,} {share:8.2%} {epochs:8.2f}")
+        if len(self.shares) > SHOWN:
+            lines.append(f"and {len(self.shares) - SHOWN} more")
         return "\n".join(lines)
 
 

@@ -70,7 +70,7 @@ def draw_frames(clip: str) -> np.ndarray:
 
 
 def label_columns(world: World) -> dict[str, np.ndarray]:
-    """The class numbers of all clips, int32 [clips] for each task; some 20 us a clip."""
+    """The class numbers of all clips, int32 [clips] for each task; some 25 us a clip."""
     rows = [world_scene.make_labels(world.spec, index) for index in range(world.videos)]
     return {task: np.array([row[task] for row in rows], np.int32) for task in world.spec.classes}
 

@@ -203,6 +203,7 @@ def _own_strips(name: str, config: Any, params: Any, video_bthwc: np.ndarray):
 def _read_clips(config: Any, manifest: str, count: int) -> tuple[np.ndarray, np.ndarray]:
     """The first readable clips, as evaluation sees them: uint8 [b t h w c] and row numbers [b]."""
     data = ml_collections.ConfigDict(config.data.to_dict())
+    data.workers = 0  # processes would take longer to start than a few clips
     batches = pipeline.make_eval_dataset(data, manifest=manifest, batch_size=count)
     batch = next(itertools.islice(batches, 1))
     real_b = batch["index"] >= 0
