@@ -31,6 +31,7 @@ _WORKERS = flags.DEFINE_integer("workers", 0, "Most worker processes; 0: one a c
 _KINDS = flags.DEFINE_list("kinds", ["raw_256", "raw_720", "prepared"], "Kinds of files.")
 _FOLDER = flags.DEFINE_string("folder", "", "Where the files are kept; temporary if empty.")
 _FILES = flags.DEFINE_integer("files", 4, "Different files of a kind.", lower_bound=1)
+_BATCH = flags.DEFINE_integer("batch", 8, "Clips of a batch.", lower_bound=1)
 _QUICK = flags.DEFINE_bool("quick", False, "Tiny files and one turn: does it run at all?")
 
 SAMPLINGS = ("dense", "sparse")
@@ -53,7 +54,7 @@ class Case(NamedTuple):
 
 def make_cases(folder: Path) -> list[Case]:
     """Makes the files."""
-    frames, files, count = (40, 2, 8) if _QUICK.value else (300, _FILES.value, 64)
+    frames, files, count = (24, 2, 4) if _QUICK.value else (300, _FILES.value, 64)
     paths = {}
     for kind in videos.KINDS:
         if kind.name in _KINDS.value or (kind.name == "raw_256" and "prepared" in _KINDS.value):
@@ -79,7 +80,7 @@ def check_same(case: Case) -> dict[str, float]:
     Raises:
         RuntimeError: The bare loops do not give our pipeline's pixels, or a peer other frames.
     """
-    load = measures.make_dataset(case.manifest, case.sampling, 1)._load
+    load = measures.make_dataset(case.manifest, case.sampling, 1, 1)._load
     manifest = sources.read_manifest(case.manifest)
     differences = dict.fromkeys(present_peers(), 0.0)
     for i in (0, 1):
@@ -104,12 +105,12 @@ def present_peers() -> list[str]:
 
 def make_readers(case: Case, workers: int) -> dict[str, Callable[[], Speed]]:
     """What takes turns; each measures about `--seconds`."""
-    rows = case.rows
+    rows, batch = case.rows, 2 if _QUICK.value else _BATCH.value
     bare_rate = max(measures.measure_bare(name, rows[:4]).clips for name in ("all", "plan"))
     single = rows[: max(2, min(len(rows), int(bare_rate * _SECONDS.value)))]
 
     def clips(count: int) -> int:
-        return measures.BATCH * max(1, round(bare_rate * count * _SECONDS.value / measures.BATCH))
+        return batch * max(1, round(bare_rate * count * _SECONDS.value / batch))
 
     made = {
         "bare, every frame": lambda: measures.measure_bare("all", single),
@@ -120,11 +121,11 @@ def make_readers(case: Case, workers: int) -> dict[str, Callable[[], Speed]]:
     }
     for count in sorted({1, workers} | {2**i for i in range(workers.bit_length() - 1)}):
         made[f"pipeline, {count} workers"] = lambda count=count: measures.measure_pipeline(
-            case.manifest, case.sampling, count, clips(count)
+            case.manifest, case.sampling, count, clips(count), batch
         )
     for peer in present_peers():
         made[f"DataLoader {peer}, {workers} workers"] = lambda peer=peer: (
-            measures.measure_dataloader(peer, rows, workers, clips(workers))
+            measures.measure_dataloader(peer, rows, workers, clips(workers), batch)
         )
     return made
 

@@ -14,7 +14,6 @@ from invnext_jax.data import pipeline
 from invnext_jax.data.clips import LoadClip
 from invnext_jax.data.workers import ProcessWorker
 
-BATCH = 8
 WARM = 2  # batches before the clock starts: by then the readers wait for nobody
 
 
@@ -54,44 +53,46 @@ def measure_bare_processes(name: str, rows: list[readers.Row], count: int) -> Sp
     return Speed(clips, sum(cpu for _, cpu in found) / (len(rows) * count))
 
 
-def measure_pipeline(manifest: Path, sampling: str, workers: int, clips: int) -> Speed:
+def measure_pipeline(manifest: Path, sampling: str, workers: int, clips: int, batch: int) -> Speed:
     """Batches of our pipeline, once its workers are busy."""
-    iterator = iter(make_dataset(manifest, sampling, workers))
+    iterator = iter(make_dataset(manifest, sampling, workers, batch))
     try:
-        return _time_batches(iterator, clips)
+        return _time_batches(iterator, clips, batch)
     finally:
         iterator.close()
 
 
-def make_dataset(manifest: Path, sampling: str, workers: int):
+def make_dataset(manifest: Path, sampling: str, workers: int, batch: int):
     """Our pipeline over the rows of a manifest."""
     config = common.data()
     config.update(manifest=str(manifest), workers=workers, sampling=sampling)
     config.update(frames=readers.FRAMES, stride=(readers.STRIDE, readers.STRIDE))
     config.update(size=readers.SIZE, short_side=readers.SHORT)
     load = readers.CentreClip(LoadClip.from_config(config))
-    return pipeline.make_train_dataset(config, seed=0, batch_size=BATCH, load=load)
+    return pipeline.make_train_dataset(config, seed=0, batch_size=batch, load=load)
 
 
-def measure_dataloader(peer: str, rows: list[readers.Row], workers: int, clips: int) -> Speed:
+def measure_dataloader(
+    peer: str, rows: list[readers.Row], workers: int, clips: int, batch: int
+) -> Speed:
     """Batches of PyTorch's DataLoader."""
     from torch.utils.data import DataLoader
 
-    epochs = 2 + BATCH * (WARM + 2 * workers + 1) // len(rows) + clips // len(rows)
+    epochs = 2 + batch * (WARM + 2 * workers + 1) // len(rows) + clips // len(rows)
     dataset = readers.PeerDataset(peer, rows * epochs)
-    iterator = iter(DataLoader(dataset, BATCH, num_workers=workers))
+    iterator = iter(DataLoader(dataset, batch, num_workers=workers))
     try:
-        return _time_batches(iterator, clips)
+        return _time_batches(iterator, clips, batch)
     finally:
         with contextlib.suppress(RuntimeError):  # decord's processes may crash as they end
             iterator._shutdown_workers()
 
 
-def _time_batches(iterator, clips: int) -> Speed:
+def _time_batches(iterator, clips: int, batch: int) -> Speed:
     for _ in range(WARM):
         next(iterator)
     start, start_cpu = time.perf_counter(), _cpu_seconds()
-    for _ in range(clips // BATCH):
+    for _ in range(clips // batch):
         next(iterator)
     seconds = time.perf_counter() - start
     return Speed(clips / seconds, (_cpu_seconds() - start_cpu) / clips)

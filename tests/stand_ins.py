@@ -1,6 +1,8 @@
 """Stand-ins for `LoadClip` that worker processes can import: they hang, die, fail or succeed."""
 
+import ctypes
 import dataclasses
+import gc
 import importlib
 import os
 import pathlib
@@ -68,3 +70,29 @@ def children():
     """Process numbers of this process's children (Linux)."""
     files = pathlib.Path("/proc/self/task").glob("*/children")
     return [int(number) for file in files for number in file.read_text().split()]
+
+
+class _Mallinfo(ctypes.Structure):
+    """What glibc tells of its heap."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in (
+            *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
+            *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
+        )
+    ]
+
+
+def tell_growth(load, rows, clips):
+    """Loads clips, and tells by how many bytes a clip the memory in use has grown."""
+    libc = ctypes.CDLL(None)
+    libc.mallinfo2.restype = _Mallinfo
+    for number in range(2 * clips):
+        if number == clips:
+            gc.collect()
+            before = libc.mallinfo2()
+        load(rows[number % len(rows)], (0, number))
+    gc.collect()
+    after = libc.mallinfo2()
+    return (after.uordblks + after.hblkhd - before.uordblks - before.hblkhd) / clips
