@@ -50,6 +50,7 @@ FLOORS = {
         {"sources", "transforms", "sampling", "lists", "journal"},
         {"probing"},
         {"decode", "world"},
+        {"frames"},
         *({"world_files"}, {"world_render"}, {"world_captions"}, {"world_scene"}),
     ],
     "weights": [

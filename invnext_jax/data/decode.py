@@ -8,15 +8,18 @@ Shape key: t frames, h w pixels, c channels.
 """
 
 import bisect
+import contextlib
 import dataclasses
 import io
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import av
 import numpy as np
-from av.video.reformatter import VideoReformatter
+
+from invnext_jax.data.frames import BadVideo, Clock, Converter
 
 av.logging.set_level(av.logging.PANIC)  # bad files are reported by BadVideo, once
 
@@ -26,19 +29,7 @@ NO_INDEX = ("mpeg", "mpegts")  # formats whose seeks end anywhere, with time sta
 SEGMENT = b"\x18\x53\x80\x67"  # Matroska's element that holds all but the file's header
 # No frame refers to one that these mark as not referred to. HEVC's higher layers may.
 SKIPPING = ("h264", "mpeg4", "mpeg2video", "mpeg1video")
-
-
-class BadVideo(Exception):  # noqa: N818, as short as it is common
-    """A video that cannot be decoded; the text names it and the reason.
-
-    Attributes:
-        kind: The reason's class, one of a few words: "missing", "permission", "unreadable",
-            "truncated", "no video stream", "unknown codec", "empty range" or "corrupt".
-    """
-
-    def __init__(self, text: str, kind: str = "corrupt"):
-        super().__init__(text)
-        self.kind = kind
+T = TypeVar("T")
 
 
 class _SeekError(Exception):
@@ -67,6 +58,7 @@ def read_frames(
     short_side: int | None = None,
     start: float | None = None,
     end: float | None = None,
+    name: str = "",
 ) -> np.ndarray:
     """Decodes the frames that `pick` chooses.
 
@@ -77,6 +69,7 @@ def read_frames(
         short_side: Pixels that the shorter side is scaled down to; never up. None keeps the size.
         start: Seconds after the first frame; None is the beginning.
         end: Seconds after the first frame, itself excluded; None is the end.
+        name: What errors call it; "" derives it from `source`.
 
     Returns:
         uint8 [t h w c], RGB, upright if the file says how the camera was turned.
@@ -84,9 +77,49 @@ def read_frames(
     Raises:
         BadVideo: The file is missing, broken, truncated, or has no video or no frame in the range.
     """
-    name = f"{len(source)} bytes" if isinstance(source, bytes) else os.fspath(source)
+    wanted = []
+
+    def choose(clock: Clock) -> Sequence[int]:
+        wanted.extend(pick(len(clock)))
+        return wanted
+
+    def collect(frames: Iterator[tuple[int, av.VideoFrame]], _: Clock) -> dict[int, np.ndarray]:
+        convert = Converter(short_side)
+        return {number: convert(number, frame) for number, frame in frames}
+
+    images = use_frames(source, choose, collect, start=start, end=end, name=name)
+    return np.stack([images[i] for i in wanted])
+
+
+def use_frames(
+    source: str | os.PathLike | bytes,
+    pick: Callable[[Clock], Sequence[int]],
+    use: Callable[[Iterator[tuple[int, av.VideoFrame]], Clock], T],
+    *,
+    start: float | None = None,
+    end: float | None = None,
+    name: str = "",
+) -> T:
+    """Decodes the frames that `pick` chooses, one by one.
+
+    Args:
+        source: Path of a video file, or its bytes.
+        pick: Gets the clock and returns the numbers of the frames wanted, as in `read_frames`.
+        use: Gets the frames with their numbers, rising, and the clock. It is called again, with the
+            frames from the first on, where the file turns out to be without a sound index.
+        start: As in `read_frames`.
+        end: As in `read_frames`.
+        name: As in `read_frames`.
+
+    Returns:
+        What `use` returns.
+
+    Raises:
+        BadVideo: As in `read_frames`.
+    """
+    name = name or (f"{len(source)} bytes" if isinstance(source, bytes) else os.fspath(source))
     try:
-        return _read(source, pick, short_side, (start, end))
+        return _use_frames(source, pick, use, (start, end))
     except (av.FFmpegError, OSError, BadVideo) as error:
         if isinstance(error, BadVideo):
             raise BadVideo(f"{name}: {error}", error.kind) from error
@@ -104,23 +137,22 @@ def _kind_of(error: Exception) -> str:
     return "unreadable" if isinstance(error, OSError) else "corrupt"
 
 
-def _read(source, pick, short_side, window) -> np.ndarray:
+def _use_frames(source, pick, use, window):
     with _open(source) as container:
         if "matroska" in container.format.name:
             _check_length(source, container.size)
         stream = container.streams.video[0]
         plan = _scan(container, stream)
         shown = _inside(plan.times, stream, window)
-        wanted = [shown[i] for i in pick(len(shown))]
-        try:
-            frames = _seek_and_decode(container, stream, plan, sorted(set(wanted)))
-            images = _convert(frames, short_side)
-        except _SeekError:
-            images = None
-    if images is None:  # MPEG-TS has no index, AVI may lack time stamps
-        with _open(source) as container:
-            images = _convert(_decode_all(container, sorted(set(wanted))), short_side)
-    return np.stack([images[i] for i in wanted])
+        clock = Clock(plan.times, shown, stream)
+        first = shown[0]
+        wanted = [first + i for i in sorted(set(pick(clock)))]
+        with contextlib.suppress(_SeekError):
+            frames = _seek_and_decode(container, stream, plan, wanted)
+            return use(((number - first, frame) for number, frame in frames), clock)
+    with _open(source) as container:  # MPEG-TS has no index, AVI may lack time stamps
+        frames = _decode_all(container, wanted)
+        return use(((number - first, frame) for number, frame in frames), clock)
 
 
 def _open(source):
@@ -256,27 +288,3 @@ def _decode_all(container, wanted):
             if target is None:
                 return
     raise BadVideo(f"frame {target} cannot be decoded")
-
-
-def _convert(frames, short_side) -> dict[int, np.ndarray]:
-    """RGB arrays of decoded frames, all of the first one's size; scaling and colours in one go."""
-    reformatter, images, size = VideoReformatter(), {}, None
-    for number, frame in frames:
-        if frame.is_corrupt:
-            raise BadVideo(f"frame {number} is corrupt")
-        if size is None:
-            short = min(frame.width, frame.height)
-            scale = min(1.0, short_side / short) if short_side else 1.0
-            size = max(1, round(frame.width * scale)), max(1, round(frame.height * scale))
-        rgb = reformatter.reformat(
-            frame,
-            width=size[0],
-            height=size[1],
-            format="rgb24",
-            interpolation="BILINEAR",
-            threads=1,  # starting threads takes longer than the work
-        )
-        image_hwc = rgb.to_ndarray()
-        turns = frame.rotation // 90
-        images[number] = np.rot90(image_hwc, turns) if turns else image_hwc
-    return images
