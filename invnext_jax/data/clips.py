@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from invnext_jax.data import decode, sampling, sources, transforms
+from invnext_jax.data import decode, sampling, shards, sources, transforms
 
 
 class BadClip(NamedTuple):
     """A video that gave no clip.
 
     Attributes:
-        path: Its file.
+        path: Its file, or `file#record`.
         kind: The reason's class, see `decode.BadVideo`; or "time limit" or "worker died".
         reason: A sentence that names the file.
     """
@@ -63,14 +63,15 @@ class LoadClip:
         rng = None if seed is None else make_rng(*seed)
         try:
             video_thwc = decode.read_frames(
-                record.path,
+                shards.read_video(record.path, record.record),
                 lambda count: self._sample(count, rng),
                 short_side=self.short_side,
                 start=record.start,
                 end=record.end,
+                name=record.name,
             )
         except decode.BadVideo as error:
-            return BadClip(record.path, error.kind, str(error))
+            return BadClip(record.name, error.kind, str(error))
         if rng is None:
             video_thwc = transforms.resize_center(video_thwc, self.size)
         else:

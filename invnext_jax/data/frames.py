@@ -1,4 +1,4 @@
-"""What comes of a video: frames as RGB pictures, each at its time, or the reason why there are none.
+"""What a decoder gives: frames as RGB pictures, each at its time, or why there are none.
 
 Shape key: h w pixels, c channels.
 """

@@ -84,11 +84,11 @@ class TrainDataset:
             try:
                 made = call(record, (self._seed, clip, attempt, _CUT))
             except TimeLimitError:
-                reason = f"{record.path}: took longer than {self._seconds:g} s"
-                made, ended = BadClip(record.path, "time limit", reason), ended + 1
+                reason = f"{record.name}: took longer than {self._seconds:g} s"
+                made, ended = BadClip(record.name, "time limit", reason), ended + 1
             except WorkerDiedError:
-                reason = f"{record.path}: its worker died twice"
-                made, ended = BadClip(record.path, "worker died", reason), ended + 1
+                reason = f"{record.name}: its worker died twice"
+                made, ended = BadClip(record.name, "worker died", reason), ended + 1
             if not isinstance(made, BadClip):
                 return Filled(made, bad)
             bad.append(made)

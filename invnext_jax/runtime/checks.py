@@ -106,7 +106,7 @@ def _check_data(data: ml_collections.ConfigDict) -> None:
 def _check_manifest(path: str) -> None:
     if not path:
         raise UserError("config.data.manifest is empty: name the CSV file that lists the videos")
-    if not pathlib.Path(path).is_file():
+    if not pathlib.Path(path).exists():
         raise UserError(
             f"config.data.manifest={path} is not there: name the CSV file that lists the videos, "
             "or make the embedded world with launch/make_world.py"
