@@ -52,7 +52,7 @@ FLOORS = {
         {"sources", "transforms", "sampling", "lists", "journal"},
         {"probing"},
         {"decode", "world", "shards"},
-        {"frames"},
+        {"frames", "progress"},
         *({"world_files"}, {"world_render"}, {"world_captions"}, {"world_scene"}),
     ],
     "weights": [

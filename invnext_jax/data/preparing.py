@@ -16,18 +16,17 @@ import fcntl
 import functools
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
-import sys
 import threading
-import time
 from collections.abc import Iterator, Sequence
 
 from etils import epath
-from tqdm import tqdm
 
 from invnext_jax.data import shard_tables, sources
+from invnext_jax.data.progress import Meter
 from invnext_jax.data.reencode import Encoding
 from invnext_jax.data.shard_tables import Summary
 from invnext_jax.data.shard_writer import (
@@ -44,7 +43,8 @@ from invnext_jax.errors import UserError
 
 FORMAT = 1  # raised when the same settings come to mean other shards
 SHARD_ROWS, LEAST_SHARDS = 256, 16
-LINE_EVERY_SECONDS, LOOK_EVERY_SECONDS = 10.0, 1.0
+BEGUN = ".begun.json"  # ends the file that tells what a split is made of
+LOOK_EVERY_SECONDS = 1.0
 # By its own name: "DirectRunner" may fetch another engine from the network.
 LOCAL_RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
 
@@ -96,7 +96,7 @@ def prepare_shards(
     rows = sources.read_manifest(manifest)
     if os.path.abspath(manifest) == os.path.join(out, f"{split}.csv"):
         raise UserError(f"--out={out} is the folder of the manifest itself: name another one")
-    count = options.shards or max(-(-len(rows) // SHARD_ROWS), min(len(rows), LEAST_SHARDS))
+    count = options.shards or _count_shards(out, split, len(rows))
     if count > len(rows):
         raise UserError(f"--shards={count} is more than the {len(rows)} rows of {manifest}")
     plan = Plan(
@@ -120,16 +120,27 @@ def prepare_shards(
         return shard_tables.write_tables(plan, rows, reports, count - len(todo))
 
 
+def _count_shards(out: str, split: str, rows: int) -> int:
+    """As many as the split was begun with, or else by the number of rows."""
+    begun = epath.Path(out) / REPORTS / f"{split}{BEGUN}"
+    if begun.exists():
+        return json.loads(begun.read_text())["shards"]
+    return max(-(-rows // SHARD_ROWS), min(rows, LEAST_SHARDS))
+
+
 def _check(encoding: Encoding, options: Options, split: str) -> None:
     encoding.check()
     if options.workers < 1 or options.seconds <= 0 or options.shards < 0:
         raise UserError("--workers and --seconds must be above 0, --shards not below")
     if not re.fullmatch("[a-z][a-z0-9_]*", split):
         raise UserError(f"--split={split!r} must be small letters, digits and _")
+    logging.disable(logging.WARNING)  # Beam tells that there are no Google packages
     try:
         import apache_beam  # noqa: F401
     except ImportError as error:
         raise UserError("this needs Apache Beam: pip install 'invnext-jax[prepare]'") from error
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 @contextlib.contextmanager
@@ -167,7 +178,7 @@ def _compare(plan: Plan) -> None:
     settings = {"format": FORMAT, **dataclasses.asdict(plan.encoding), "labels": list(plan.labels)}
     digest = hashlib.sha256(epath.Path(plan.manifest).read_bytes()).hexdigest()
     rows = {"manifest_sha256": digest, "rows": plan.rows, "shards": plan.count}
-    begun = {out / "settings.json": settings, out / REPORTS / f"{plan.split}.begun.json": rows}
+    begun = {out / "settings.json": settings, out / REPORTS / f"{plan.split}{BEGUN}": rows}
     for path, ours in begun.items():
         if not path.exists():
             write_text(path, json.dumps(ours) + "\n")
@@ -208,19 +219,11 @@ def _show(plan: Plan, todo: Sequence[int], progress: bool) -> Iterator[None]:
 
 
 def _watch(plan: Plan, todo: Sequence[int], progress: bool, stop: threading.Event) -> None:
-    on_terminal = sys.stderr.isatty()
-    total = sum(len(plan.span(number)) for number in todo)
-    started = last = time.monotonic()
-    with tqdm(total=total, unit="video", disable=not (progress and on_terminal)) as bar:
-        over = False
+    total, over = sum(len(plan.span(number)) for number in todo), False
+    with Meter(total, "video", progress) as meter:
         while not over:
             over = stop.wait(LOOK_EVERY_SECONDS)
-            done, now = _count_rows(plan, todo), time.monotonic()
-            bar.update(max(0, done - bar.n))
-            if progress and not on_terminal and (over or now - last > LINE_EVERY_SECONDS):
-                last, rate = now, done / max(now - started, 1e-9)
-                left = (total - done) / rate / 60 if rate else float("nan")
-                print(f"{done} of {total} videos, {rate:.1f}/s, {left:.0f} min left", flush=True)
+            meter.show(_count_rows(plan, todo))
 
 
 def _count_rows(plan: Plan, todo: Sequence[int]) -> int:

@@ -138,8 +138,8 @@ def _write_records(plan: Plan, number: int, part: str) -> tuple[list, list]:
     features = make_features(plan.labels)
     serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
     written, quarantined = [], []
-    # Records one by one: training reads them in no order.
-    writer = array_record_module.ArrayRecordWriter(part, "group_size:1")
+    # Records one by one, for training reads them in no order; video is compressed as it is.
+    writer = array_record_module.ArrayRecordWriter(part, "group_size:1,uncompressed")
     pool = OrderedPool(
         lambda index, call: _encode_row(manifest, span, index, call),
         functools.partial(ProcessWorker, Reencode(plan.encoding)),

@@ -26,6 +26,20 @@ def read_video(path: str, record: int | None) -> str | bytes:
     """
     if record is None:
         return path
+    features = read_example(path, record)
+    video = max((v for v in features.values() if isinstance(v, bytes)), key=len, default=b"")
+    if not video:
+        name = name_video(path, record)
+        raise BadVideo(f"{name}: the record holds no video", "no video stream")
+    return video
+
+
+def read_example(path: str, record: int) -> dict[str, bytes | list]:
+    """The values of a record by name: bytes if there is one of that kind, otherwise a list.
+
+    Raises:
+        BadVideo: The shard or the record is missing or damaged.
+    """
     name = name_video(path, record)
     try:
         about = os.stat(path)
@@ -38,13 +52,9 @@ def read_video(path: str, record: int | None) -> str | bytes:
         count = reader.num_records()
         if not 0 <= record < count:
             raise BadVideo(f"{name}: the shard has {count} records", "missing")
-        features = parse_example(reader.read([record])[0])
+        return _parse(reader.read([record])[0])
     except (RuntimeError, ValueError, IndexError) as error:
         raise BadVideo(f"{name}: damaged record: {error}", "corrupt") from error
-    video = max((v for v in features.values() if isinstance(v, bytes)), key=len, default=b"")
-    if not video:
-        raise BadVideo(f"{name}: the record holds no video", "no video stream")
-    return video
 
 
 def count_records(path: str | os.PathLike) -> int:
@@ -59,12 +69,7 @@ def count_records(path: str | os.PathLike) -> int:
         raise ValueError(f"{os.fspath(path)}: {error}") from error
 
 
-def parse_example(data: bytes) -> dict[str, bytes | list]:
-    """The values of a record by name: bytes if there is one of that kind, otherwise a list.
-
-    Raises:
-        ValueError: It is no `tf.train.Example`.
-    """
+def _parse(data: bytes) -> dict[str, bytes | list]:
     # Not before a shard is read: most worker processes never need what this imports.
     from google.protobuf.message import DecodeError
     from tensorflow_datasets.proto import tf_example_pb2
@@ -94,6 +99,9 @@ def _new_reader(path: str):
 
     # Random access: nothing is read ahead, and no threads but ours.
     options = "readahead_buffer_size:0,max_parallelism:0"
-    return array_record_module.ArrayRecordReader(
+    reader = array_record_module.ArrayRecordReader(
         path, options=options, file_reader_buffer_size=32768
     )
+    if not reader.ok():
+        reader.read([0])  # raises, and tells why
+    return reader
