@@ -167,7 +167,7 @@ def data() -> ml_collections.ConfigDict:
     """Options of the input pipeline."""
     return ml_collections.ConfigDict(
         {
-            "manifest": "",  # CSV: path, source and, if wanted, start, end, label_<task>
+            "manifest": "",  # CSV (path, source; start, end, record, label_<task>), or its folder
             "frames": 16,
             "sampling": "sparse",  # "sparse": one frame a segment of the video | "dense"
             "stride": (4, 4),  # dense: frames from one to the next, drawn per clip of this range
