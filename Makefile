@@ -42,11 +42,12 @@ lint: $(TEST)
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 
-# Compiles both requirement files anew for every supported Python and platform.
+# Compiles both requirement files anew for every supported Python and platform. The full set comes first:
+# Beam holds some packages back, and the small set follows, so that the two agree.
 lock: $(PACKAGE)
 	$(PIP) uv
-	$(VENV)/bin/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header -q pyproject.toml -o requirements.txt
-	$(VENV)/bin/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header -q pyproject.toml --extra test -c requirements.txt -o requirements-test.txt
+	$(VENV)/bin/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header -q pyproject.toml --extra test --extra prepare -o requirements-test.txt
+	$(VENV)/bin/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header -q pyproject.toml -c requirements-test.txt -o requirements.txt
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache $(OUT)

@@ -167,8 +167,8 @@ def data() -> ml_collections.ConfigDict:
     """Options of the input pipeline."""
     return ml_collections.ConfigDict(
         {
-            # CSV: path, source and, if wanted, start, end, label_<task>; or a drawn world, such as
-            # world:simple/train?videos=2000; or several, separated by commas. docs/data.md
+            # CSV (path, source; start, end, record, label_<task>), or a folder with one; or a drawn
+            # world, such as world:simple/train?videos=2000; or several, separated by commas.
             "manifest": "",
             "weights": (),  # ((source, weight), ...) of the sources; (): every row equally often
             "repeats": 1,  # clips cut from a video each time it is decoded

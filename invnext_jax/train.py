@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 
 from invnext_jax import pretrained, stage1, stage2
 from invnext_jax.data import drops as drops_lib
-from invnext_jax.data import pipeline
+from invnext_jax.data import pipeline, sources
 from invnext_jax.errors import UserError
 from invnext_jax.runtime import checkpoint, checks, compilation, metrics, optimizer, provenance
 from invnext_jax.runtime import mesh as mesh_lib
@@ -67,6 +67,8 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> dic
         UserError: the config, its files or the workdir do not allow this run.
         NonFiniteError: more than `config.log.max_nonfinite_steps` steps in a row were skipped.
     """
+    config = ml_collections.ConfigDict(config)
+    config.data.manifest = sources.find_manifest(config.data.manifest)
     config = ml_collections.FrozenConfigDict(config)
     workdir = pathlib.Path(workdir)
     with contextlib.ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""Stand-ins for `LoadClip` that worker processes can import: they hang, die, fail or succeed."""
+"""Stand-ins for what worker processes call: they hang, die, fail or succeed."""
 
 import ctypes
 import dataclasses
@@ -96,3 +96,19 @@ def tell_growth(load, rows, clips):
     gc.collect()
     after = libc.mallinfo2()
     return (after.uordblks + after.hblkhd - before.uordblks - before.hblkhd) / clips
+
+
+@dataclasses.dataclass(frozen=True)
+class Encode:
+    """Stands for `Reencode`: hangs or dies over some files, encodes nothing."""
+
+    encoding: object = None
+
+    def __call__(self, path, *place):
+        del place
+        if path.endswith("hangs.mp4"):
+            time.sleep(30)
+        if path.endswith("dies.mp4"):
+            os._exit(3)
+        facts = {"frames": 1, "width": 2, "height": 2, "fps": 1.0, "duration": 1.0}
+        return {"video": np.frombuffer(path.encode(), np.uint8), **facts}

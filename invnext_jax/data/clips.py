@@ -20,7 +20,7 @@ class BadClip(NamedTuple):
     """A video that gave no clip.
 
     Attributes:
-        path: Its file.
+        path: Its file, or `file#record`.
         kind: The reason's class, see `decode.BadVideo`; or "time limit" or "worker died".
         reason: A sentence that names the file.
     """
@@ -108,9 +108,10 @@ class LoadClip:
                 short_side=self.short_side,
                 start=record.start,
                 end=record.end,
+                record=record.record,
             )
         except decode.BadVideo as error:
-            return BadClip(record.path, error.kind, str(error))
+            return BadClip(record.name, error.kind, str(error))
         videos = [
             transforms.resize_center(video_thwc, self.size)
             if rng is None

@@ -13,12 +13,13 @@ import dataclasses
 import io
 import math
 import os
-from collections.abc import Callable, Sequence
-from typing import BinaryIO
+from collections.abc import Callable, Iterator, Sequence
+from typing import BinaryIO, TypeVar
 
 import av
 import numpy as np
-from av.video.reformatter import VideoReformatter
+
+from invnext_jax.data.frames import BadVideo, Clock, Converter
 
 av.logging.set_level(av.logging.PANIC)  # bad files are reported by BadVideo, once
 
@@ -28,19 +29,7 @@ NO_INDEX = ("mpeg", "mpegts")  # formats whose seeks end anywhere, with time sta
 SEGMENT = b"\x18\x53\x80\x67"  # Matroska's element that holds all but the file's header
 # No frame refers to one that these mark as not referred to. HEVC's higher layers may.
 SKIPPING = ("h264", "mpeg4", "mpeg2video", "mpeg1video")
-
-
-class BadVideo(Exception):  # noqa: N818, as short as it is common
-    """A video that cannot be decoded; the text names it and the reason.
-
-    Attributes:
-        kind: The reason's class, one of a few words: "missing", "permission", "unreadable",
-            "truncated", "no video stream", "unknown codec", "empty range" or "corrupt".
-    """
-
-    def __init__(self, text: str, kind: str = "corrupt"):
-        super().__init__(text)
-        self.kind = kind
+T = TypeVar("T")
 
 
 class _SeekError(Exception):
@@ -69,6 +58,7 @@ def read_frames(
     short_side: int | None = None,
     start: float | None = None,
     end: float | None = None,
+    name: str = "",
 ) -> np.ndarray:
     """Decodes the frames that `pick` chooses.
 
@@ -79,6 +69,7 @@ def read_frames(
         short_side: Pixels that the shorter side is scaled down to; never up. None keeps the size.
         start: Seconds after the first frame; None is the beginning.
         end: Seconds after the first frame, itself excluded; None is the end.
+        name: What errors call it; "" derives it from `source`.
 
     Returns:
         uint8 [t h w c], RGB, upright if the file says how the camera was turned.
@@ -86,12 +77,56 @@ def read_frames(
     Raises:
         BadVideo: The file is missing, broken, truncated, or has no video or no frame in the range.
     """
+    wanted = []
+
+    def choose(clock: Clock) -> Sequence[int]:
+        wanted.extend(pick(len(clock)))
+        return wanted
+
+    def collect(frames: Iterator[tuple[int, av.VideoFrame]], _: Clock) -> np.ndarray:
+        convert, video_thwc = Converter(short_side), None
+        for number, frame in frames:
+            image_hwc = convert(number, frame)
+            if video_thwc is None:
+                video_thwc = np.empty((len(wanted), *image_hwc.shape), np.uint8)
+            video_thwc[[place for place, i in enumerate(wanted) if i == number]] = image_hwc
+        return video_thwc
+
+    return use_frames(source, choose, collect, start=start, end=end, name=name)
+
+
+def use_frames(
+    source: str | os.PathLike | bytes | BinaryIO,
+    pick: Callable[[Clock], Sequence[int]],
+    use: Callable[[Iterator[tuple[int, av.VideoFrame]], Clock], T],
+    *,
+    start: float | None = None,
+    end: float | None = None,
+    name: str = "",
+) -> T:
+    """Decodes the frames that `pick` chooses, one by one.
+
+    Args:
+        source: As in `read_frames`.
+        pick: Gets the clock and returns the numbers of the frames wanted, as in `read_frames`.
+        use: Gets the frames with their numbers, rising, and the clock. It is called again, with the
+            frames from the first on, where the file turns out to be without a sound index.
+        start: As in `read_frames`.
+        end: As in `read_frames`.
+        name: As in `read_frames`.
+
+    Returns:
+        What `use` returns.
+
+    Raises:
+        BadVideo: As in `read_frames`.
+    """
     if isinstance(source, bytes):
-        name, source = f"{len(source)} bytes", io.BytesIO(source)
+        name, source = name or f"{len(source)} bytes", io.BytesIO(source)
     else:
-        name = source.name if hasattr(source, "read") else os.fspath(source)
+        name = name or (source.name if hasattr(source, "read") else os.fspath(source))
     try:
-        return _read(source, pick, short_side, (start, end))
+        return _use_frames(source, pick, use, (start, end))
     except (av.FFmpegError, OSError, BadVideo) as error:
         if isinstance(error, BadVideo):
             raise BadVideo(f"{name}: {error}", error.kind) from error
@@ -110,21 +145,22 @@ def kind_of(error: Exception) -> str:
     return "unreadable" if isinstance(error, OSError) else "corrupt"
 
 
-def _read(source, pick, short_side, window) -> np.ndarray:
+def _use_frames(source, pick, use, window):
     with _open(source) as container:
         if "matroska" in container.format.name:
             _check_length(_read_head(source), container.size)
         stream = container.streams.video[0]
         plan = _scan(container, stream)
         shown = _inside(plan.times, stream, window)
-        wanted = [shown[i] for i in pick(len(shown))]
-        try:
-            frames = _seek_and_decode(container, stream, plan, sorted(set(wanted)))
-            return _convert(frames, wanted, short_side)
-        except _SeekError:  # MPEG-TS has no index, AVI may lack time stamps
-            pass
-    with _open(source) as container:
-        return _convert(_decode_all(container, sorted(set(wanted))), wanted, short_side)
+        clock = Clock(plan.times, shown, stream)
+        first = shown[0]
+        wanted = [first + i for i in sorted(set(pick(clock)))]
+        with contextlib.suppress(_SeekError):
+            frames = _seek_and_decode(container, stream, plan, wanted)
+            return use(((number - first, frame) for number, frame in frames), clock)
+    with _open(source) as container:  # MPEG-TS has no index, AVI may lack time stamps
+        frames = _decode_all(container, wanted)
+        return use(((number - first, frame) for number, frame in frames), clock)
 
 
 def _demux(container, stream):
@@ -280,42 +316,3 @@ def _decode_all(container, wanted):
             if target is None:
                 return
     raise BadVideo(f"frame {target} cannot be decoded")
-
-
-def _convert(frames, wanted, short_side) -> np.ndarray:
-    """RGB pictures of decoded frames, all of the first one's size; scaling and colours in one go.
-
-    Args:
-        frames: (number, frame) for each number in `wanted`.
-        wanted: Numbers in the order of the result.
-        short_side: As in `read_frames`.
-    """
-    reformatter, video_thwc, size = VideoReformatter(), None, None
-    for number, frame in frames:
-        if frame.is_corrupt:
-            raise BadVideo(f"frame {number} is corrupt")
-        if size is None:
-            short = min(frame.width, frame.height)
-            scale = min(1.0, short_side / short) if short_side else 1.0
-            size = max(1, round(frame.width * scale)), max(1, round(frame.height * scale))
-            turns = frame.rotation // 90
-        rgb = reformatter.reformat(
-            frame,
-            width=size[0],
-            height=size[1],
-            format="rgb24",
-            interpolation="BILINEAR",
-            threads=1,  # starting threads takes longer than the work
-        )
-        image_hwc = np.rot90(_view(rgb), turns)
-        if video_thwc is None:
-            video_thwc = np.empty((len(wanted), *image_hwc.shape), np.uint8)
-        video_thwc[[place for place, i in enumerate(wanted) if i == number]] = image_hwc
-    return video_thwc
-
-
-def _view(rgb: av.VideoFrame) -> np.ndarray:
-    """The pixels of an rgb24 frame as they lie there, [h w c]."""
-    plane = rgb.planes[0]
-    rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
-    return rows[: rgb.height, : 3 * rgb.width].reshape(rgb.height, rgb.width, 3)

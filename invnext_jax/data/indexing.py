@@ -18,7 +18,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -158,13 +158,13 @@ def _write(
     clean, quarantine = _sort_out(listing.entries, found)
     if not clean:
         path = _beside(out, "quarantine")
-        _replace(path, _csv_text([("path", "reason"), *quarantine]))
+        _replace(path, csv_text([("path", "reason"), *quarantine]))
         raise UserError(f"none of {len(quarantine)} videos can be read, {path} tells why")
     copies = _find_copies(clean)
     texts = {
         out: _manifest_text(clean, out),
-        _beside(out, "quarantine"): _csv_text([("path", "reason"), *quarantine]),
-        _beside(out, "duplicates"): _csv_text([("path", "same_as"), *copies]),
+        _beside(out, "quarantine"): csv_text([("path", "reason"), *quarantine]),
+        _beside(out, "duplicates"): csv_text([("path", "same_as"), *copies]),
     }
     if listing.classes is not None:
         text = json.dumps(listing.classes, indent=0, ensure_ascii=False) + "\n"
@@ -245,7 +245,7 @@ def _manifest_text(clean: Sequence[tuple[Entry, Probe]], out: Path) -> str:
         rows.append(
             (_relative(entry.path, folder), entry.source, entry.start, entry.end, *labels, *facts)
         )
-    return _csv_text(rows)
+    return csv_text(rows)
 
 
 def _relative(path: str, folder: str) -> str:
@@ -255,7 +255,8 @@ def _relative(path: str, folder: str) -> str:
     return os.path.relpath(path, folder) if inside else path
 
 
-def _csv_text(rows: Sequence[Sequence[Any]]) -> str:
+def csv_text(rows: Iterable[Sequence[Any]]) -> str:
+    """The rows as a CSV file holds them."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue()

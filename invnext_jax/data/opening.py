@@ -1,4 +1,4 @@
-"""Opens what a manifest names: files of this machine, of others through fsspec, drawn worlds.
+"""Opens what a manifest names: files, also of other machines by fsspec, shards, drawn worlds.
 
 A name `protocol://...` is a remote file. Its bytes are fetched in blocks, each once as long as the
 file is no longer than the cache; the decoder's pass over the packets reads all of it.
@@ -6,16 +6,17 @@ file is no longer than the cache; the decoder's pass over the packets reads all 
 Shape key: t frames, h w pixels, c channels.
 """
 
+import contextlib
 import io
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, BinaryIO, TextIO
 
 import fsspec
 import numpy as np
 
-from invnext_jax.data import decode, world_urls
+from invnext_jax.data import decode, shards, world_urls
 from invnext_jax.errors import UserError
 
 BLOCK_BYTES = 2**22  # of a remote file, fetched at once: most videos of some seconds
@@ -90,10 +91,11 @@ def read_frames(
     short_side: int | None = None,
     start: float | None = None,
     end: float | None = None,
+    record: int | None = None,
 ) -> np.ndarray:
     """The frames that `pick` chooses of what a manifest names; see `decode.read_frames`.
 
-    A world's frames come as they are drawn, of any size.
+    A world's frames come as they are drawn, of any size. `record` is as in `open_video`.
 
     Raises:
         BadVideo: There are none.
@@ -101,15 +103,40 @@ def read_frames(
     if world_urls.is_world(name):
         video_thwc = world_urls.draw_frames(name)
         return video_thwc[np.asarray(pick(len(video_thwc)))]
-    window = {"short_side": short_side, "start": start, "end": end}
+    with open_video(name, record) as source:
+        return decode.read_frames(
+            source,
+            pick,
+            short_side=short_side,
+            start=start,
+            end=end,
+            name=shards.name_video(name, record),
+        )
+
+
+@contextlib.contextmanager
+def open_video(name: str, record: int | None = None) -> Iterator[str | bytes | BinaryIO]:
+    """What the decoder reads of a video that a manifest names.
+
+    Args:
+        name: A local or remote file.
+        record: The video's place in it, if it is a shard.
+
+    Raises:
+        BadVideo: It cannot be opened.
+    """
+    if record is not None:
+        yield shards.read_video(name, record)
+        return
     if not is_remote(name):
-        return decode.read_frames(name, pick, **window)
+        yield name
+        return
     try:
         file = open_remote(name)
     except OSError as error:
         raise decode.BadVideo(f"{name}: {error}", decode.kind_of(error)) from error
     with file:
-        return decode.read_frames(file, pick, **window)
+        yield file
 
 
 class _RemoteFile(io.RawIOBase):

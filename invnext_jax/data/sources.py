@@ -1,9 +1,10 @@
 """Manifests of video files and the random-access source over them.
 
 A manifest is a CSV file with a header: `path` (relative to the manifest's folder, absolute, or
-`protocol://...`), `source` (name of the data set) and, if wanted, `start` and `end` (seconds) and
-any number of `label_<task>` columns of integers. More columns are ignored. It may lie on a remote
-file system itself, and `world:...` stands for the manifest of a drawn world, see world_urls.py.
+`protocol://...`), `source` (name of the data set) and, if wanted, `start` and `end` (seconds),
+`record` (the video's place in `path`, which is an ArrayRecord file then) and any number of
+`label_<task>` columns of integers. More columns are ignored. It may lie on a remote file system
+itself, and `world:...` stands for the manifest of a drawn world, see world_urls.py.
 """
 
 import csv
@@ -14,10 +15,11 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from invnext_jax.data import opening, world_files, world_urls
+from invnext_jax.data import opening, shards, world_files, world_urls
 from invnext_jax.errors import UserError
 
 LABEL_PREFIX = "label_"
+NO_RECORD = -1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +32,12 @@ class VideoRecord:
     start: float | None
     end: float | None
     labels: dict[str, int]
+    record: int | None = None
+
+    @property
+    def name(self) -> str:
+        """What messages and lists call the video: its path, or `path#record`."""
+        return shards.name_video(self.path, self.record)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +51,7 @@ class Manifest:
         start: Seconds, float64 [rows]; NaN for the beginning.
         end: Seconds, float64 [rows]; NaN for the end.
         labels: int32 [rows] for each `label_<task>` column.
+        record: Place of each video in the file at its path, int64 [rows]; -1: the file is it.
     """
 
     file: str
@@ -51,6 +60,7 @@ class Manifest:
     start: np.ndarray
     end: np.ndarray
     labels: dict[str, np.ndarray]
+    record: np.ndarray
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -65,6 +75,7 @@ class Manifest:
             start=_optional(self.start[index]),
             end=_optional(self.end[index]),
             labels={name: int(values[index]) for name, values in self.labels.items()},
+            record=None if self.record[index] == NO_RECORD else int(self.record[index]),
         )
 
     def __iter__(self) -> Iterator[VideoRecord]:
@@ -98,12 +109,30 @@ def split_names(names: str) -> list[str]:
     return [names] if os.path.exists(names) else [name.strip() for name in names.split(",")]
 
 
+def find_manifest(path: str) -> str:
+    """The CSV file that is meant: `path`, the only one of a folder, or `<path>.csv`.
+
+    Raises:
+        UserError: A folder holds no manifest or several.
+    """
+    if os.path.isdir(path):
+        # Not `<split>.quarantine.csv` and the like.
+        found = [n for n in sorted(os.listdir(path)) if n.endswith(".csv") and n.count(".") == 1]
+        if len(found) != 1:
+            what = f"several: {', '.join(found)}" if found else "none"
+            raise UserError(f"folder {path} should hold one manifest, it has {what}: name the file")
+        return os.path.join(path, found[0])
+    beside = f"{path}.csv"
+    return beside if not os.path.exists(path) and os.path.isfile(beside) else path
+
+
 def read_manifest(names: str | os.PathLike) -> Manifest:
     """Reads a manifest; the videos themselves are not touched.
 
     Args:
-        names: A CSV file, local or remote, a world, or several of them separated by commas, whose
-            rows follow each other. Where one has no column of labels that others have, it is -1.
+        names: A CSV file, local or remote, a folder, see `find_manifest`, a world, or several of
+            them separated by commas, whose rows follow each other. Where one has no column of
+            labels that others have, it is -1.
 
     Raises:
         UserError: A file is missing, empty, has no `path` or `source` column, or a cell that is no
@@ -113,7 +142,7 @@ def read_manifest(names: str | os.PathLike) -> Manifest:
     if not names:
         raise UserError("no manifest named: set config.data.manifest to a CSV file of videos")
     parts = [
-        _draw_rows(name) if world_urls.is_world(name) else _read_file(name)
+        _draw_rows(name) if world_urls.is_world(name) else _read_file(find_manifest(name))
         for name in split_names(names)
     ]
     return parts[0] if len(parts) == 1 else _join(names, parts)
@@ -153,6 +182,7 @@ def _draw_rows(name: str) -> Manifest:
         start=np.full(world.videos, np.nan),
         end=np.full(world.videos, np.nan),
         labels={LABEL_PREFIX + task: values for task, values in labels.items()},
+        record=np.full(world.videos, NO_RECORD),
     )
 
 
@@ -171,21 +201,26 @@ def _join(names: str, parts: Sequence[Manifest]) -> Manifest:
             )
             for task in tasks
         },
+        record=np.concatenate([part.record for part in parts]),
     )
 
 
 def _read_rows(path: str, rows: csv.DictReader, columns: list[str]) -> Manifest:
     folder = opening.folder_of(path)
     tasks = [name for name in columns if name.startswith(LABEL_PREFIX)]
-    paths, sources, names = [], [], {}
+    paths, sources, records, names = [], [], [], {}
     times = {"start": [], "end": []}
     labels = {name: [] for name in tasks}
     for row in rows:
         if not row["path"]:
             raise UserError(f"manifest {path}, line {rows.line_num}: the path is empty")
-        paths.append(opening.join(folder, row["path"]))
+        video = opening.join(folder, row["path"])
+        record = _number(int, row.get("record") or NO_RECORD, path, rows.line_num, "record")
+        # One string object a shard, as below one a data set.
+        paths.append(video if record == NO_RECORD else names.setdefault(video, video))
+        records.append(record)
         source = row["source"] or ""
-        sources.append(names.setdefault(source, source))  # one string object a data set
+        sources.append(names.setdefault(source, source))
         for name, values in times.items():
             values.append(_number(float, row.get(name) or "nan", path, rows.line_num, name))
         for name, values in labels.items():
@@ -197,6 +232,7 @@ def _read_rows(path: str, rows: csv.DictReader, columns: list[str]) -> Manifest:
         start=np.array(times["start"], np.float64),
         end=np.array(times["end"], np.float64),
         labels={name: np.array(values, np.int32) for name, values in labels.items()},
+        record=np.array(records, np.int64),
     )
 
 

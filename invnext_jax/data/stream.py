@@ -50,10 +50,10 @@ def load_safely(
     try:
         return call(record, seeds)
     except TimeLimitError:
-        reason = f"{record.path}: took longer than {seconds:g} s"
-        return BadClip(record.path, _ENDED[0], reason)
+        reason = f"{record.name}: took longer than {seconds:g} s"
+        return BadClip(record.name, _ENDED[0], reason)
     except WorkerDiedError:
-        return BadClip(record.path, _ENDED[1], f"{record.path}: its worker died twice")
+        return BadClip(record.name, _ENDED[1], f"{record.name}: its worker died twice")
 
 
 class TrainDataset:

@@ -94,6 +94,8 @@ def resolve(config: Any, encoder_config: Any) -> ml_collections.FrozenConfigDict
     e, data = encoder_config.encoder, config.data
     data.frames, data.size = data.frames or e.frames, data.size or e.size
     data.short_side = data.short_side or data.size
+    for name in ("train_manifest", "val_manifest"):
+        config[name] = sources.find_manifest(config[name])
     data.manifest = config.train_manifest
     unknown = set(config.poolings) - set(features.POOLINGS)
     if unknown:

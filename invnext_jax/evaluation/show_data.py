@@ -213,4 +213,4 @@ def _describe_clip(
     facts = {"source": record.source or "no name", "step": clip.step + 1, "row": clip.row}
     if record.start is not None or record.end is not None:
         facts["seconds"] = f"{record.start or 0:g} to {'end' if record.end is None else record.end}"
-    return {"path": record.path, "facts": facts | record.labels, "strips": pictures}
+    return {"path": record.name, "facts": facts | record.labels, "strips": pictures}

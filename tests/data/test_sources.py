@@ -45,6 +45,7 @@ def test_a_byte_order_mark_and_other_line_ends_are_fine(tmp_path):
         ("path,source,label_x\n1.mp4,a,2\n2.mp4,a,two\n", "line 3: 'two' in column 'label_x'"),
         ("path,source,label_x\n1.mp4,a\n", "line 2: None in column 'label_x'"),
         ("path,source,start\n1.mp4,a,soon\n", "line 2: 'soon' in column 'start'"),
+        ("path,source,record\n1.mp4,a,x\n", "line 2: 'x' in column 'record'"),
     ],
 )
 def test_wrong_manifests_are_refused_with_the_place(text, message, tmp_path):
@@ -58,8 +59,29 @@ def test_missing_manifests_are_refused(tmp_path):
         sources.read_manifest(tmp_path / "none.csv")
     with pytest.raises(UserError, match="no manifest named"):
         sources.read_manifest("")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="should hold one manifest, it has none"):
         sources.read_manifest(tmp_path)
+
+
+def test_a_folder_stands_for_its_only_manifest(tmp_path):
+    path = write(tmp_path, "path,source\n1.mp4,a\n")
+    (tmp_path / "list.quarantine.csv").write_text("path,reason\n")
+    assert sources.find_manifest(tmp_path) == sources.find_manifest(path) == str(path)
+    assert sources.find_manifest(tmp_path / "list") == str(path)
+    assert sources.read_manifest(tmp_path).file == str(path)
+    (tmp_path / "val.csv").touch()
+    with pytest.raises(UserError, match=r"has several: list\.csv, val\.csv"):
+        sources.read_manifest(tmp_path)
+
+
+def test_a_record_is_a_place_in_a_file(tmp_path):
+    manifest = sources.read_manifest(
+        write(tmp_path, "path,source,record\ns-0,a,0\ns-0,a,7\nb.mp4,a,\n")
+    )
+    assert [row.record for row in manifest] == [0, 7, None]
+    folder = str(tmp_path)
+    assert [row.name for row in manifest] == [f"{folder}/{n}" for n in ("s-0#0", "s-0#7", "b.mp4")]
+    assert manifest.paths[0] is manifest.paths[1]
 
 
 def test_source_gives_rows_at_random_and_survives_the_way_to_a_worker(tmp_path):

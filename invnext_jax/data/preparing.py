@@ -1,0 +1,237 @@
+"""Encodes all videos of a manifest anew, into a data set of ArrayRecord shards, by Apache Beam.
+
+    <out>/settings.json                            how the videos are encoded; others are refused
+    <out>/videos-<split>.array_record-00000-of-N   the shards
+    <out>/reports/                                 what became of the rows, shard by shard
+    <out>/dataset_info.json, features.json         what TFDS reads
+    <out>/<split>.quarantine.csv                   path, reason: what is not in it
+    <out>/<split>.csv                              the manifest; appears when all else is there
+
+A shard is the element that Beam hands out. Killed, the same command goes on: whole shards stay.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import functools
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import threading
+from collections.abc import Iterator, Sequence
+
+from etils import epath
+
+from invnext_jax.data import shard_tables, sources
+from invnext_jax.data.progress import Meter
+from invnext_jax.data.reencode import Encoding
+from invnext_jax.data.shard_tables import Summary
+from invnext_jax.data.shard_writer import (
+    PARTS,
+    REPORTS,
+    ROWS,
+    Plan,
+    is_remote,
+    read_report,
+    write_shard,
+    write_text,
+)
+from invnext_jax.errors import UserError
+
+FORMAT = 1  # raised when the same settings come to mean other shards
+SHARD_ROWS, LEAST_SHARDS = 256, 16
+BEGUN = ".begun.json"  # ends the file that tells what a split is made of
+LOOK_EVERY_SECONDS = 1.0
+# By its own name: "DirectRunner" may fetch another engine from the network.
+LOCAL_RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How the work is done.
+
+    Attributes:
+        workers: Shards at a time on this machine, each with a process that encodes.
+        seconds: Limit for a video.
+        shards: How many; 0: one for 256 rows, and 16 at least.
+        retry: Whether shards with quarantined rows are written again.
+        beam: Beam's own flags; with a runner among them, `workers` is up to that.
+        progress: Whether to show a bar on a terminal, plain lines elsewhere.
+    """
+
+    workers: int = 1
+    seconds: float = 600.0
+    shards: int = 0
+    retry: bool = False
+    beam: Sequence[str] = ()
+    progress: bool = True
+
+
+def prepare_shards(
+    manifest: str,
+    out: str,
+    split: str = "train",
+    encoding: Encoding | None = None,
+    options: Options | None = None,
+) -> Summary:
+    """Writes the shards of a split, and then what stands beside them; killed, it goes on.
+
+    Args:
+        manifest: CSV of videos, as `config.data.manifest`.
+        out: Folder of the data set; its splits share it.
+        split: Name of the split.
+        encoding: How videos are encoded.
+        options: How the work is done.
+
+    Raises:
+        UserError: Beam is not installed, the manifest cannot be read, `out` holds something else,
+            another run writes to it, or not one video can be encoded.
+    """
+    encoding, options = encoding or Encoding(), options or Options()
+    _check(encoding, options, split)
+    manifest, out = sources.find_manifest(manifest), out if is_remote(out) else os.path.abspath(out)
+    rows = sources.read_manifest(manifest)
+    if os.path.abspath(manifest) == os.path.join(out, f"{split}.csv"):
+        raise UserError(f"--out={out} is the folder of the manifest itself: name another one")
+    count = options.shards or _count_shards(out, split, len(rows))
+    if count > len(rows):
+        raise UserError(f"--shards={count} is more than the {len(rows)} rows of {manifest}")
+    plan = Plan(
+        *(os.path.abspath(manifest), out, split, len(rows), count),
+        *(tuple(rows.labels), encoding, options.seconds),
+    )
+    with _claim(plan):
+        found = [read_report(plan, number) for number in range(count)]
+        if options.retry:
+            found = [None if report and report.quarantined else report for report in found]
+        todo = [number for number, report in enumerate(found) if report is None]
+        for number in todo:
+            plan.report(number).unlink(missing_ok=True)
+        if todo:
+            with _show(plan, todo, options.progress):
+                _run(plan, todo, options)
+        reports = [read_report(plan, number) for number in range(count)]
+        if None in reports:
+            shard = plan.shard(reports.index(None))
+            raise UserError(f"{shard} is missing or damaged: give the same command again")
+        return shard_tables.write_tables(plan, rows, reports, count - len(todo))
+
+
+def _count_shards(out: str, split: str, rows: int) -> int:
+    """As many as the split was begun with, or else by the number of rows."""
+    begun = epath.Path(out) / REPORTS / f"{split}{BEGUN}"
+    if begun.exists():
+        return json.loads(begun.read_text())["shards"]
+    return max(-(-rows // SHARD_ROWS), min(rows, LEAST_SHARDS))
+
+
+def _check(encoding: Encoding, options: Options, split: str) -> None:
+    encoding.check()
+    if options.workers < 1 or options.seconds <= 0 or options.shards < 0:
+        raise UserError("--workers and --seconds must be above 0, --shards not below")
+    if not re.fullmatch("[a-z][a-z0-9_]*", split):
+        raise UserError(f"--split={split!r} must be small letters, digits and _")
+    logging.disable(logging.WARNING)  # Beam tells that there are no Google packages
+    try:
+        import apache_beam  # noqa: F401
+    except ImportError as error:
+        raise UserError("this needs Apache Beam: pip install 'invnext-jax[prepare]'") from error
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+@contextlib.contextmanager
+def _claim(plan: Plan) -> Iterator[None]:
+    """Makes the folder ours, or refuses it; on this machine, no other run may write to it."""
+    out = epath.Path(plan.out)
+    try:
+        (out / REPORTS).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out={plan.out} cannot be made: {error}") from error
+    if is_remote(plan.out):
+        _compare(plan)
+        yield
+        return
+    with open(out / REPORTS / "lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"another run is writing to {out}: wait for its end") from error
+        except OSError:  # a file system without locks
+            pass
+        _compare(plan)
+        shutil.rmtree(out / PARTS, ignore_errors=True)  # of a run that was killed
+        (out / PARTS).mkdir()
+        yield
+        shutil.rmtree(out / PARTS, ignore_errors=True)
+
+
+def _compare(plan: Plan) -> None:
+    """Refuses a folder that was made, or begun, in another way."""
+    out = epath.Path(plan.out)
+    others = [p.name for p in out.iterdir() if p.name != REPORTS]
+    if others and not (out / "settings.json").exists():
+        raise UserError(f"--out={out} holds something else ({others[0]}): name a new folder")
+    settings = {"format": FORMAT, **dataclasses.asdict(plan.encoding), "labels": list(plan.labels)}
+    digest = hashlib.sha256(epath.Path(plan.manifest).read_bytes()).hexdigest()
+    rows = {"manifest_sha256": digest, "rows": plan.rows, "shards": plan.count}
+    begun = {out / "settings.json": settings, out / REPORTS / f"{plan.split}{BEGUN}": rows}
+    for path, ours in begun.items():
+        if not path.exists():
+            write_text(path, json.dumps(ours) + "\n")
+        theirs = json.loads(path.read_text())
+        differ = [n for n in ours | theirs if ours.get(n) != theirs.get(n)]
+        if differ:
+            name = differ[0]
+            raise UserError(
+                f"--out={out} was begun with {name}={theirs.get(name)}, not {ours.get(name)}: "
+                "name another folder, or delete that one"
+            )
+
+
+def _run(plan: Plan, todo: Sequence[int], options: Options) -> None:
+    import apache_beam as beam
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    given = list(options.beam)
+    if not any(flag.startswith("--runner") for flag in given):
+        given += [f"--runner={LOCAL_RUNNER}", "--direct_running_mode=multi_threading"]
+        given += [f"--direct_num_workers={min(options.workers, len(todo))}"]
+    with beam.Pipeline(options=PipelineOptions(given)) as pipeline:
+        numbers = pipeline | beam.Create(list(todo)) | beam.Reshuffle()
+        numbers | beam.Map(functools.partial(write_shard, plan))
+
+
+@contextlib.contextmanager
+def _show(plan: Plan, todo: Sequence[int], progress: bool) -> Iterator[None]:
+    """Tells how many rows are done meanwhile, with a bar or in lines."""
+    stop = threading.Event()
+    thread = threading.Thread(target=_watch, args=(plan, todo, progress, stop), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _watch(plan: Plan, todo: Sequence[int], progress: bool, stop: threading.Event) -> None:
+    total, over = sum(len(plan.span(number)) for number in todo), False
+    with Meter(total, "video", progress) as meter:
+        while not over:
+            over = stop.wait(LOOK_EVERY_SECONDS)
+            meter.show(_count_rows(plan, todo))
+
+
+def _count_rows(plan: Plan, todo: Sequence[int]) -> int:
+    """Rows of shards that are reported, and on this machine of those under way."""
+    names = {path.name for path in (epath.Path(plan.out) / REPORTS).iterdir()}
+    done = sum(len(plan.span(n)) for n in todo if plan.report(n).name in names)
+    if not is_remote(plan.out):
+        for path in (epath.Path(plan.out) / PARTS).glob(f"*{ROWS}"):
+            with contextlib.suppress(OSError, ValueError):  # just being written or done
+                done += int(path.read_text())
+    return done

@@ -1,0 +1,201 @@
+"""One shard: the rows of a manifest that belong to it, encoded anew into one ArrayRecord file.
+
+Which rows these are follows from the shard's number alone. The file appears under its name when it
+is whole, then the report on its rows; a shard without a report is written again.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+import tempfile
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from invnext_jax.data import shards, sources
+from invnext_jax.data.pool import OrderedPool
+from invnext_jax.data.reencode import Encoding, Reencode
+from invnext_jax.data.workers import ProcessWorker, TimeLimitError, WorkerDiedError
+
+DATASET = "videos"  # the name that TFDS knows
+PARTS, REPORTS = "parts", "reports"
+ROWS = ".rows"  # ends the file that tells how many rows of a part are done
+FACTS = ("frames", "width", "height", "fps", "duration")  # of a video as encoded
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What goes where: all that a worker on any machine needs besides a shard's number.
+
+    Attributes:
+        manifest: Its path.
+        out: Folder of the data set; may be remote, as `gs://...`.
+        split: Name of the split.
+        rows: Rows of the manifest.
+        count: Shards.
+        labels: Names of the label columns.
+        encoding: How videos are encoded.
+        seconds: Limit for a video.
+    """
+
+    manifest: str
+    out: str
+    split: str
+    rows: int
+    count: int
+    labels: tuple[str, ...]
+    encoding: Encoding
+    seconds: float
+
+    def span(self, number: int) -> range:
+        """The rows of shard `number`."""
+        return range(number * self.rows // self.count, (number + 1) * self.rows // self.count)
+
+    def shard(self, number: int) -> epath.Path:
+        """The file of shard `number`, named as TFDS does."""
+        name = f"{DATASET}-{self.split}.array_record-{number:05d}-of-{self.count:05d}"
+        return epath.Path(self.out) / name
+
+    def report(self, number: int) -> epath.Path:
+        """The report on shard `number`."""
+        name = f"{self.split}-{number:05d}-of-{self.count:05d}.json"
+        return epath.Path(self.out) / REPORTS / name
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What became of the rows of a shard, each of which is either written or quarantined.
+
+    Attributes:
+        size: Bytes of the file.
+        written: (row, *FACTS) of each record, in the order of the records.
+        quarantined: (row, name of the video, reason).
+    """
+
+    size: int
+    written: list[list[Any]]
+    quarantined: list[list[Any]]
+
+
+def read_report(plan: Plan, number: int) -> Report | None:
+    """The report on a shard that is whole and accounts for all its rows, else None."""
+    try:
+        report = Report(**json.loads(plan.report(number).read_text()))
+        size = plan.shard(number).stat().length
+    except (OSError, ValueError, TypeError):
+        return None
+    rows = sorted(entry[0] for entry in report.written + report.quarantined)
+    if rows != list(plan.span(number)) or size != report.size:
+        return None
+    if not is_remote(plan.out):  # the reader wants a local file
+        try:
+            count = shards.count_records(plan.shard(number))
+        except ValueError:
+            return None
+        if count != len(report.written):
+            return None
+    return report
+
+
+def make_features(labels: tuple[str, ...]):
+    """What a record holds, in TFDS's terms; the video is bytes, for which it has but `Text`."""
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets import features
+
+    numbers = dict.fromkeys(("row", "frames", "width", "height", *labels), np.int64)
+    numbers |= {"fps": np.float32, "duration": np.float32}
+    texts = {name: features.Text() for name in ("video", "source", "original")}
+    scalars = {name: features.Scalar(dtype=kind) for name, kind in numbers.items()}
+    return tfds.features.FeaturesDict(texts | scalars)
+
+
+def write_shard(plan: Plan, number: int) -> None:
+    """Writes shard `number` unless it is there; a row that cannot be encoded is quarantined."""
+    if read_report(plan, number) is not None:
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = scratch if is_remote(plan.out) else os.path.join(plan.out, PARTS)
+        part = os.path.join(folder, f"{plan.shard(number).name}.{uuid.uuid4().hex}")
+        written, quarantined = _write_records(plan, number, part)
+        report = Report(os.path.getsize(part), written, quarantined)
+        if is_remote(plan.out):
+            epath.Path(part).copy(plan.shard(number), overwrite=True)
+        else:
+            os.replace(part, plan.shard(number))
+            os.remove(part + ROWS)
+    write_text(plan.report(number), json.dumps(dataclasses.asdict(report)) + "\n")
+
+
+def _write_records(plan: Plan, number: int, part: str) -> tuple[list, list]:
+    from array_record.python import array_record_module
+    from tensorflow_datasets.core import example_serializer
+
+    manifest, span, features = _read_once(plan.manifest), plan.span(number), None
+    features = make_features(plan.labels)
+    serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
+    written, quarantined = [], []
+    # Records one by one, for training reads them in no order; video is compressed as it is.
+    writer = array_record_module.ArrayRecordWriter(part, "group_size:1,uncompressed")
+    pool = OrderedPool(
+        lambda index, call: _encode_row(manifest, span, index, call),
+        functools.partial(ProcessWorker, Reencode(plan.encoding)),
+        workers=1,
+        ahead=2,
+        seconds=plan.seconds,
+    )
+    try:
+        for done, row in enumerate(span, start=1):
+            record, made = manifest[row], pool.take()
+            if "reason" in made:
+                quarantined.append([row, record.name, made["reason"]])
+            else:
+                facts = {name: made[name] for name in FACTS}
+                video = {"video": made["video"].tobytes(), **facts}
+                about = {"row": row, "source": record.source, "original": record.name}
+                example = features.encode_example(about | video | record.labels)
+                writer.write(serializer.serialize_example(example))
+                written.append([row, *facts.values()])
+            with open(part + ROWS, "w") as file:
+                file.write(str(done))
+    finally:
+        pool.close()
+        writer.close()
+    return written, quarantined
+
+
+def _encode_row(
+    manifest: sources.Manifest, span: range, index: int, call: Callable[..., Any]
+) -> dict[str, Any]:
+    if index >= len(span):  # the pool looks ahead
+        return {}
+    record = manifest[span[index]]
+    try:
+        return call(record.path, record.record, record.start, record.end)
+    except TimeLimitError:
+        return {"reason": "took longer than the time limit"}
+    except WorkerDiedError:
+        return {"reason": "the decoder crashed twice"}
+
+
+@functools.lru_cache(maxsize=1)
+def _read_once(manifest: str) -> sources.Manifest:
+    return sources.read_manifest(manifest)
+
+
+def is_remote(path: str) -> bool:
+    """Whether a path is an address such as `gs://...`."""
+    return "://" in path
+
+
+def write_text(path: epath.Path, text: str) -> None:
+    """Writes a file that is whole whenever it is there."""
+    if is_remote(os.fspath(path)):
+        path.write_text(text)
+        return
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    part.write_text(text)
+    os.replace(part, path)

@@ -1,0 +1,136 @@
+"""Reading videos out of shards: the same clips as from files, and damage told by its place."""
+
+import csv
+import dataclasses
+
+import numpy as np
+import pytest
+from array_record.python import array_record_module
+from tensorflow_datasets.proto import tf_example_pb2
+
+from configs import common
+from invnext_jax.data import decode, pipeline, shards, sources
+from invnext_jax.data.clips import BadClip, LoadClip
+
+
+def write_shard(path, videos):
+    """A shard of encoded videos, each beside a shorter text and a number."""
+    writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1,uncompressed")
+    for number, video in enumerate(videos):
+        example = tf_example_pb2.Example()
+        feature = example.features.feature
+        feature["mp4"].bytes_list.value.append(video)
+        feature["caption"].bytes_list.value.append(b"a caption")
+        feature["row"].int64_list.value.append(number)
+        writer.write(example.SerializeToString())
+    writer.close()
+    return path
+
+
+@pytest.fixture(scope="module")
+def packed(world_folder, tmp_path_factory):
+    """The manifest of the world's twelve clips, in two shards of five and seven."""
+    folder = tmp_path_factory.mktemp("packed")
+    with (world_folder / "train.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for number, span in enumerate([range(5), range(5, 12)]):
+        videos = [(world_folder / rows[row]["path"]).read_bytes() for row in span]
+        write_shard(folder / f"s-{number}", videos)
+        for place, row in enumerate(span):
+            rows[row] |= {"path": f"s-{number}", "record": place}
+    with (folder / "train.csv").open("w") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return folder / "train.csv"
+
+
+@pytest.fixture
+def config():
+    config = common.data()
+    config.update(frames=4, size=32, short_side=32, workers=0, prefetch=4)
+    return config
+
+
+def take(config, count, state=None):
+    iterator = iter(pipeline.make_train_dataset(config, seed=3, batch_size=5))
+    try:
+        if state is not None:
+            iterator.set_state(state)
+        return [next(iterator) for _ in range(count)], iterator.get_state()
+    finally:
+        iterator.close()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_training_reads_the_clips_of_the_files(workers, config, packed, world_folder):
+    config.manifest = str(world_folder / "train.csv")
+    theirs, _ = take(config, 6)
+    config.update(manifest=str(packed), workers=workers)
+    ours, state = take(config, 3)
+    resumed, _ = take(config, 3, state)
+    for one, other in zip(ours + resumed, theirs, strict=True):
+        assert one.keys() == other.keys()
+        for name in one:
+            np.testing.assert_array_equal(one[name], other[name])
+
+
+def test_evaluation_reads_all_records_in_order(config, packed):
+    batches = list(pipeline.make_eval_dataset(config, manifest=str(packed), batch_size=5))
+    assert np.concatenate([batch["index"] for batch in batches]).tolist() == [
+        *range(12),
+        -1,
+        -1,
+        -1,
+    ]
+
+
+def bad_clip(record, config):
+    made = LoadClip.from_config(config)(record, None)
+    assert isinstance(made, BadClip) and made.path == record.name in made.reason
+    return made.kind
+
+
+def write_record(path, data):
+    writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1,uncompressed")
+    writer.write(data)
+    writer.close()
+
+
+def test_damage_is_a_bad_video_named_by_shard_and_record(config, packed, tmp_path):
+    good = sources.read_manifest(packed)[6]
+    assert good.name.endswith("s-1#1")
+    data = bytearray((packed.parent / "s-1").read_bytes())
+    (tmp_path / "good").write_bytes(data)
+    (tmp_path / "cut").write_bytes(data[: len(data) // 3])
+    at = data.index(b"ftyp", data.index(b"ftyp") + 1)
+    data[at + 200 : at + 210] = b"\xff" * 10
+    (tmp_path / "flipped").write_bytes(data)
+    (tmp_path / "text").write_text("no shard" * 10_000)
+    (tmp_path / "empty").touch()
+    write_shard(tmp_path / "no_video", [b"no video"])
+    write_record(tmp_path / "junk", b"\xff\xff\xff")
+    write_record(tmp_path / "nothing", b"")
+    kinds = {("none", 0): "missing", ("good", 7): "missing", ("nothing", 0): "no video stream"}
+    places = [("text", 0), ("empty", 0), ("flipped", 1), ("cut", 1), ("junk", 0), ("no_video", 0)]
+    for (name, record), kind in (kinds | dict.fromkeys(places, "corrupt")).items():
+        row = dataclasses.replace(good, path=str(tmp_path / name), record=record)
+        assert bad_clip(row, config) == kind, name
+    row = dataclasses.replace(good, path=str(tmp_path / "flipped"), record=3)
+    assert not isinstance(LoadClip.from_config(config)(row, None), BadClip)
+
+
+def test_no_more_than_some_shards_stay_open(packed, tmp_path, monkeypatch):
+    opened = []
+    monkeypatch.setattr(shards, "_new_reader", lambda path: opened.append(path) or Reader())
+    for number in range(shards.MAX_OPEN + 1):
+        (tmp_path / str(number)).touch()
+    for number in [*range(shards.MAX_OPEN + 1), shards.MAX_OPEN, 0]:
+        with pytest.raises(decode.BadVideo, match="0 records"):
+            shards.read_video(str(tmp_path / str(number)), 0)
+    assert len(opened) == shards.MAX_OPEN + 2  # the first one again
+
+
+class Reader:
+    def num_records(self):
+        return 0
