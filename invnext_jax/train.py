@@ -68,7 +68,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> dic
         NonFiniteError: more than `config.log.max_nonfinite_steps` steps in a row were skipped.
     """
     config = ml_collections.ConfigDict(config)
-    config.data.manifest = sources.find_manifest(config.data.manifest)
+    config.data.manifest = sources.find_manifests(config.data.manifest)
     config = ml_collections.FrozenConfigDict(config)
     workdir = pathlib.Path(workdir)
     with contextlib.ExitStack() as stack:

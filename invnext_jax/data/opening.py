@@ -53,6 +53,11 @@ def join(folder: str, name: str) -> str:
     return f"{folder}/{name}" if is_remote(folder) else os.path.join(folder, name)
 
 
+def absolute(name: str) -> str:
+    """The same place, whatever the working folder."""
+    return name if is_remote(name) or world_urls.is_world(name) else os.path.abspath(name)
+
+
 def folder_of(name: str) -> str:
     """The folder of a local or remote file; local ones are made absolute."""
     if is_remote(name):

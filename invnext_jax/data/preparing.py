@@ -92,15 +92,16 @@ def prepare_shards(
     """
     encoding, options = encoding or Encoding(), options or Options()
     _check(encoding, options, split)
-    manifest, out = sources.find_manifest(manifest), out if is_remote(out) else os.path.abspath(out)
+    files = [opening.absolute(name) for name in sources.find_manifests(manifest).split(",")]
+    manifest, out = ",".join(files), opening.absolute(out)
     rows = sources.read_manifest(manifest)
-    if os.path.abspath(manifest) == os.path.join(out, f"{split}.csv"):
+    if os.path.join(out, f"{split}.csv") in files:
         raise UserError(f"--out={out} is the folder of the manifest itself: name another one")
     count = options.shards or _count_shards(out, split, len(rows))
     if count > len(rows):
         raise UserError(f"--shards={count} is more than the {len(rows)} rows of {manifest}")
     plan = Plan(
-        *(os.path.abspath(manifest), out, split, len(rows), count),
+        *(manifest, out, split, len(rows), count),
         *(tuple(rows.labels), encoding, options.seconds),
     )
     with _claim(plan):

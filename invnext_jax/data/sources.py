@@ -109,12 +109,18 @@ def split_names(names: str) -> list[str]:
     return [names] if os.path.exists(names) else [name.strip() for name in names.split(",")]
 
 
-def find_manifest(path: str) -> str:
-    """The CSV file that is meant: `path`, the only one of a folder, or `<path>.csv`.
+def find_manifests(names: str | os.PathLike) -> str:
+    """The same manifests, with the CSV file that is meant for each name; of drawn worlds, the name.
+
+    The file is what is named, the only one of a folder, or `<name>.csv`.
 
     Raises:
         UserError: A folder holds no manifest or several.
     """
+    return ",".join(_find_file(name) for name in split_names(os.fspath(names)))
+
+
+def _find_file(path: str) -> str:
     if os.path.isdir(path):
         # Not `<split>.quarantine.csv` and the like.
         found = [n for n in sorted(os.listdir(path)) if n.endswith(".csv") and n.count(".") == 1]
@@ -130,7 +136,7 @@ def read_manifest(names: str | os.PathLike) -> Manifest:
     """Reads a manifest; the videos themselves are not touched.
 
     Args:
-        names: A CSV file, local or remote, a folder, see `find_manifest`, a world, or several of
+        names: A CSV file, local or remote, a folder, see `find_manifests`, a world, or several of
             them separated by commas, whose rows follow each other. Where one has no column of
             labels that others have, it is -1.
 
@@ -142,7 +148,7 @@ def read_manifest(names: str | os.PathLike) -> Manifest:
     if not names:
         raise UserError("no manifest named: set config.data.manifest to a CSV file of videos")
     parts = [
-        _draw_rows(name) if world_urls.is_world(name) else _read_file(find_manifest(name))
+        _draw_rows(name) if world_urls.is_world(name) else _read_file(_find_file(name))
         for name in split_names(names)
     ]
     return parts[0] if len(parts) == 1 else _join(names, parts)

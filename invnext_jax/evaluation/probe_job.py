@@ -95,7 +95,7 @@ def resolve(config: Any, encoder_config: Any) -> ml_collections.FrozenConfigDict
     data.frames, data.size = data.frames or e.frames, data.size or e.size
     data.short_side = data.short_side or data.size
     for name in ("train_manifest", "val_manifest"):
-        config[name] = sources.find_manifest(config[name])
+        config[name] = sources.find_manifests(config[name])
     data.manifest = config.train_manifest
     unknown = set(config.poolings) - set(features.POOLINGS)
     if unknown:

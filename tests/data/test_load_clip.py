@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from configs import common
-from invnext_jax.data import clips, decode, sampling, sources, transforms
+from invnext_jax.data import clips, decode, frames, sampling, sources, transforms
 from invnext_jax.runtime import checks
 
 
@@ -91,15 +91,14 @@ def test_clips_of_one_decode_equal_clips_of_their_own(load, monkeypatch):
     seeds = ((0, 12, 0, 0), (0, 13, 0, 0), (0, 14, 0, 0))
     alone = [make(record, (seed,)) for seed in seeds]
     opened, converted = [], []
-    open_file, convert = decode._open, decode._convert
+    open_file, convert = decode._open, frames.Converter.__call__
 
-    def count_frames(frames, short_side):
-        images = convert(frames, short_side)
-        converted.extend(images)
-        return images
+    def count_frames(converter, number, frame):
+        converted.append(number)
+        return convert(converter, number, frame)
 
     monkeypatch.setattr(decode, "_open", lambda source: opened.append(1) or open_file(source))
-    monkeypatch.setattr(decode, "_convert", count_frames)
+    monkeypatch.setattr(frames.Converter, "__call__", count_frames)
     together = make(record, seeds)
     assert len(opened) == 1 and len(set(converted)) == len(converted) <= 12
     for name, values in together.items():

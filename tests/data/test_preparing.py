@@ -162,7 +162,7 @@ def test_repeating_writes_only_what_is_gone_or_damaged(folder, prepared):
         ({"options": preparing.Options(shards=5)}, "begun with shards=4, not 5"),
         ({"options": preparing.Options(workers=0)}, "--workers"),
         ({"split": "a b"}, "--split='a b'"),
-        ({"manifest": "/no/such.csv"}, r"such\.csv does not exist"),
+        ({"manifest": "/no/such.csv"}, r"such\.csv is not there"),
         ({"encoding": Encoding(preset="best")}, "--preset='best'"),
     ],
 )

@@ -86,7 +86,7 @@ def test_evaluation_reads_all_records_in_order(config, packed):
 
 
 def bad_clip(record, config):
-    made = LoadClip.from_config(config)(record, None)
+    made = LoadClip.from_config(config)(record, (None,))
     assert isinstance(made, BadClip) and made.path == record.name in made.reason
     return made.kind
 
@@ -117,7 +117,7 @@ def test_damage_is_a_bad_video_named_by_shard_and_record(config, packed, tmp_pat
         row = dataclasses.replace(good, path=str(tmp_path / name), record=record)
         assert bad_clip(row, config) == kind, name
     row = dataclasses.replace(good, path=str(tmp_path / "flipped"), record=3)
-    assert not isinstance(LoadClip.from_config(config)(row, None), BadClip)
+    assert not isinstance(LoadClip.from_config(config)(row, (None,)), BadClip)
 
 
 def test_no_more_than_some_shards_stay_open(packed, tmp_path, monkeypatch):

@@ -66,8 +66,8 @@ def test_missing_manifests_are_refused(tmp_path):
 def test_a_folder_stands_for_its_only_manifest(tmp_path):
     path = write(tmp_path, "path,source\n1.mp4,a\n")
     (tmp_path / "list.quarantine.csv").write_text("path,reason\n")
-    assert sources.find_manifest(tmp_path) == sources.find_manifest(path) == str(path)
-    assert sources.find_manifest(tmp_path / "list") == str(path)
+    assert sources.find_manifests(tmp_path) == sources.find_manifests(path) == str(path)
+    assert sources.find_manifests(tmp_path / "list") == str(path)
     assert sources.read_manifest(tmp_path).file == str(path)
     (tmp_path / "val.csv").touch()
     with pytest.raises(UserError, match=r"has several: list\.csv, val\.csv"):
