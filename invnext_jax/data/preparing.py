@@ -25,7 +25,7 @@ from collections.abc import Iterator, Sequence
 
 from etils import epath
 
-from invnext_jax.data import shard_tables, sources
+from invnext_jax.data import opening, shard_tables, sources
 from invnext_jax.data.progress import Meter
 from invnext_jax.data.reencode import Encoding
 from invnext_jax.data.shard_tables import Summary
@@ -34,7 +34,6 @@ from invnext_jax.data.shard_writer import (
     REPORTS,
     ROWS,
     Plan,
-    is_remote,
     read_report,
     write_shard,
     write_text,
@@ -152,7 +151,7 @@ def _claim(plan: Plan) -> Iterator[None]:
         (out / REPORTS).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out={plan.out} cannot be made: {error}") from error
-    if is_remote(plan.out):
+    if opening.is_remote(plan.out):
         _compare(plan)
         yield
         return
@@ -231,7 +230,7 @@ def _count_rows(plan: Plan, todo: Sequence[int]) -> int:
     """Rows of shards that are reported, and on this machine of those under way."""
     names = {path.name for path in (epath.Path(plan.out) / REPORTS).iterdir()}
     done = sum(len(plan.span(n)) for n in todo if plan.report(n).name in names)
-    if not is_remote(plan.out):
+    if not opening.is_remote(plan.out):
         for path in (epath.Path(plan.out) / PARTS).glob(f"*{ROWS}"):
             with contextlib.suppress(OSError, ValueError):  # just being written or done
                 done += int(path.read_text())

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from invnext_jax.data import shards, sources
+from invnext_jax.data import opening, shards, sources
 from invnext_jax.data.pool import OrderedPool
 from invnext_jax.data.reencode import Encoding, Reencode
 from invnext_jax.data.workers import ProcessWorker, TimeLimitError, WorkerDiedError
@@ -91,7 +91,7 @@ def read_report(plan: Plan, number: int) -> Report | None:
     rows = sorted(entry[0] for entry in report.written + report.quarantined)
     if rows != list(plan.span(number)) or size != report.size:
         return None
-    if not is_remote(plan.out):  # the reader wants a local file
+    if not opening.is_remote(plan.out):  # the reader wants a local file
         try:
             count = shards.count_records(plan.shard(number))
         except ValueError:
@@ -118,11 +118,11 @@ def write_shard(plan: Plan, number: int) -> None:
     if read_report(plan, number) is not None:
         return
     with tempfile.TemporaryDirectory() as scratch:
-        folder = scratch if is_remote(plan.out) else os.path.join(plan.out, PARTS)
+        folder = scratch if opening.is_remote(plan.out) else os.path.join(plan.out, PARTS)
         part = os.path.join(folder, f"{plan.shard(number).name}.{uuid.uuid4().hex}")
         written, quarantined = _write_records(plan, number, part)
         report = Report(os.path.getsize(part), written, quarantined)
-        if is_remote(plan.out):
+        if opening.is_remote(plan.out):
             epath.Path(part).copy(plan.shard(number), overwrite=True)
         else:
             os.replace(part, plan.shard(number))
@@ -186,14 +186,9 @@ def _read_once(manifest: str) -> sources.Manifest:
     return sources.read_manifest(manifest)
 
 
-def is_remote(path: str) -> bool:
-    """Whether a path is an address such as `gs://...`."""
-    return "://" in path
-
-
 def write_text(path: epath.Path, text: str) -> None:
     """Writes a file that is whole whenever it is there."""
-    if is_remote(os.fspath(path)):
+    if opening.is_remote(os.fspath(path)):
         path.write_text(text)
         return
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
