@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 from PIL import Image
 
 from invnext_jax.data import sampling
@@ -54,11 +55,12 @@ def _open(path: str):
     return container, stream
 
 
-def _finish(frame: av.VideoFrame) -> np.ndarray:
+def _finish(frame: av.VideoFrame, reformatter: VideoReformatter) -> np.ndarray:
     """Short side 256, the middle square of it, 224 pixels a side."""
     scale = min(1.0, SHORT / min(frame.width, frame.height))
     width, height = round(frame.width * scale), round(frame.height * scale)
-    image = frame.to_ndarray(width=width, height=height, format="rgb24", interpolation="BILINEAR")
+    options = {"format": "rgb24", "interpolation": "BILINEAR", "threads": 1}
+    image = reformatter.reformat(frame, width=width, height=height, **options).to_ndarray()
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
     square = Image.fromarray(image[top : top + side, left : left + side])
@@ -70,10 +72,10 @@ def bare_all(row: Row) -> np.ndarray:
     container, stream = _open(row.path)
     with container:
         wanted = row.choose(stream.frames).tolist()
-        images = {}
+        images, reformatter = {}, VideoReformatter()
         for number, frame in enumerate(container.decode(stream)):
             if number in wanted:
-                images[number] = _finish(frame)
+                images[number] = _finish(frame, reformatter)
             if number == wanted[-1]:
                 break
     return np.stack([images[number] for number in wanted])
@@ -87,13 +89,13 @@ def bare_plan(row: Row) -> np.ndarray:
         times = sorted(time for time, _ in packets)
         keys = sorted(time for time, is_key in packets if is_key)
         wanted = [times[number] for number in row.choose(len(times))]
-        images, missing = {}, sorted(set(wanted))
+        images, missing, reformatter = {}, sorted(set(wanted)), VideoReformatter()
         while missing:
             key = max(time for time in keys if time <= missing[0])
             container.seek(key, stream=stream)
             for frame in _decode_group(container, stream, set(missing)):
                 if frame.pts in missing:
-                    images[frame.pts] = _finish(frame)
+                    images[frame.pts] = _finish(frame, reformatter)
                     missing.remove(frame.pts)
                 later = [time for time in keys if frame.pts < time <= missing[0]] if missing else []
                 if not missing or later:
