@@ -3,8 +3,9 @@
     python benchmarks/loader.py [--seconds=6] [--rounds=3] [--workers=0] [--quick]
 
 Every reader gives the same clips: 16 frames of 224 x 224, sparse (of the whole video) or dense
-(every fourth), from 340 x 256 and 720p files with few key frames, and from prepared files. The
-readers take turns, so that a busy machine is as busy for each. Needs the extra `bench` for the
+(every fourth), from 340 x 256 and 720p files with few key frames, and from prepared ones: ours out
+of a shard, the others from files of the same content. The readers take turns, so that a busy
+machine is as busy for each. Needs the extra `bench` for the
 peers; those that are missing are named. Prints a table and, as its last line, one JSON object.
 """
 
@@ -55,16 +56,16 @@ class Case(NamedTuple):
 def make_cases(folder: Path) -> list[Case]:
     """Makes the files."""
     frames, files, count = (24, 2, 4) if _QUICK.value else (300, _FILES.value, 64)
-    paths = {}
+    paths, shard = {}, {}
     for kind in videos.KINDS:
         if kind.name in _KINDS.value or (kind.name == "raw_256" and "prepared" in _KINDS.value):
             paths[kind.name] = videos.make_raw(folder, kind, files, frames)
     if "prepared" in _KINDS.value:
-        paths["prepared"] = videos.prepare(paths["raw_256"], folder)
+        shard["prepared"], paths["prepared"] = videos.prepare(paths["raw_256"], folder)
     cases = []
     for kind in _KINDS.value:
         manifest = folder / f"{kind}.csv"
-        starts = videos.write_manifest(manifest, paths[kind], count, frames)
+        starts = videos.write_manifest(manifest, paths[kind], count, frames, shard.get(kind))
         for sampling in SAMPLINGS:
             rows = [
                 readers.Row(str(paths[kind][i % files]), start, sampling)
@@ -84,7 +85,7 @@ def check_same(case: Case) -> dict[str, float]:
     manifest = sources.read_manifest(case.manifest)
     differences = dict.fromkeys(present_peers(), 0.0)
     for i in (0, 1):
-        ours = load(manifest[i], None)["video"]
+        ours = load(manifest[i], (None,))["video"][0]
         for read in (readers.bare_all, readers.bare_plan):
             if not np.array_equal(ours, read(case.rows[i])):
                 raise RuntimeError(f"{case.name}: {read.__name__} gives other pixels")

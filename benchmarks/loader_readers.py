@@ -42,10 +42,9 @@ class CentreClip:
 
     load: LoadClip
 
-    def __call__(self, record, seed):
+    def __call__(self, record, seeds):
         """The clip of a row."""
-        del seed
-        return self.load(record, None)
+        return self.load(record, (None,) * len(seeds))
 
 
 def _open(path: str):

@@ -8,6 +8,9 @@ from pathlib import Path
 import av
 import numpy as np
 
+from invnext_jax.data import shard_writer, shards
+from invnext_jax.data.reencode import Encoding
+
 RATE = 30  # frames a second
 PLACES = [  # where the pictures zoom in
     ("-0.743643887037151", "-0.131825904205330"),
@@ -36,14 +39,6 @@ KINDS = (
     Kind("raw_256", (340, 256), 900_000),
     Kind("raw_720", (1280, 720), 5_000_000),
 )
-# Cheap to decode, a tenth larger: frames that nothing refers to can be skipped.
-PREPARED = {
-    "preset": "veryfast",
-    "g": "12",
-    "crf": "21",
-    "tune": "fastdecode",
-    "x264-params": "b-pyramid=none:b-adapt=0:bframes=3",
-}
 GOP = 250  # frames from one key frame to the next, x264's default
 
 
@@ -60,39 +55,60 @@ def make_raw(folder: Path, kind: Kind, files: int, frames: int) -> list[Path]:
     return paths
 
 
-def prepare(paths: list[Path], folder: Path) -> list[Path]:
-    """Encodes videos anew for training: short side 256, a key frame every 12; keeps their order.
+def prepare(paths: list[Path], folder: Path) -> tuple[Path, list[Path]]:
+    """Encodes videos anew for training, as `launch/prepare_data.py shards` does.
 
     Returns:
-        The prepared files; those there are kept.
+        The shard, and files with the content of its records; those there are kept.
     """
-    prepared = [folder / f"prepared-{path.name}" for path in paths]
-    for path, out in zip(paths, prepared, strict=True):
-        if out.exists():
-            continue
-        print(f"making {out}", flush=True)
-        with av.open(str(path)) as container:
-            stream = container.streams.video[0]
-            scale = min(1.0, 256 / min(stream.width, stream.height))
-            size = tuple(2 * round(side * scale / 2) for side in (stream.width, stream.height))
-            _encode(out, container.decode(stream), size, PREPARED)
-    return prepared
+    whole = folder / "whole.csv"
+    _write_csv(whole, ["path", "source"], [[path, "bench"] for path in paths])
+    out = folder / f"prepared-{paths[0].stem}"
+    for part in (shard_writer.PARTS, shard_writer.REPORTS):
+        (out / part).mkdir(parents=True, exist_ok=True)
+    plan = shard_writer.Plan(
+        *(str(whole), str(out), "train", len(paths), 1), (), Encoding(), seconds=600.0
+    )
+    print(f"making {plan.shard(0)}", flush=True)
+    shard_writer.write_shard(plan, 0)
+    prepared = [out / path.name for path in paths]
+    for number, path in enumerate(prepared):
+        path.write_bytes(shards.read_video(str(plan.shard(0)), number))
+    return Path(plan.shard(0)), prepared
 
 
-def write_manifest(path: Path, videos: list[Path], rows: int, frames: int) -> list[int]:
+def write_manifest(
+    path: Path, videos: list[Path], rows: int, frames: int, shard: Path | None = None
+) -> list[int]:
     """Writes `rows` clips that begin at different frames, the same ones for every kind.
+
+    Args:
+        path: Of the manifest.
+        videos: Files, which come in turn.
+        rows: How many clips.
+        frames: Frames of each file.
+        shard: Holds the same videos, and is named in their place.
 
     Returns:
         The first frame of each.
     """
     rng = np.random.default_rng(0)
     starts = rng.integers(0, max(1, frames - 61), rows).tolist()
-    with path.open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow(["path", "source", "start"])
-        for row, start in enumerate(starts):
-            table.writerow([videos[row % len(videos)], "bench", f"{start / RATE:.6f}"])
+    places = [
+        (shard, row % len(videos)) if shard else (videos[row % len(videos)], "")
+        for row in range(rows)
+    ]
+    table = [
+        [*place, "bench", f"{start / RATE:.6f}"]
+        for place, start in zip(places, starts, strict=True)
+    ]
+    _write_csv(path, ["path", "record", "source", "start"], table)
     return starts
+
+
+def _write_csv(path: Path, header: list[str], rows: list[list]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([header, *rows])
 
 
 def _zoom(size: tuple[int, int], x: str, y: str, frames: int):
@@ -105,14 +121,13 @@ def _zoom(size: tuple[int, int], x: str, y: str, frames: int):
         yield sink.pull()
 
 
-def _encode(path: Path, pictures, size, options: dict[str, str], bits: int | None = None) -> None:
+def _encode(path: Path, pictures, size, options: dict[str, str], bits: int) -> None:
     part = path.with_suffix(".part.mp4")
     with av.open(str(part), "w") as container:
         stream = container.add_stream("libx264", rate=RATE)
         stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
         stream.options = options
-        if bits:
-            stream.bit_rate = bits
+        stream.bit_rate = bits
         for number, picture in enumerate(pictures):
             picture = picture.reformat(*size, format="yuv420p")
             picture.pts, picture.time_base = number, fractions.Fraction(1, RATE)

@@ -25,7 +25,7 @@ from collections.abc import Iterator, Sequence
 
 from etils import epath
 
-from invnext_jax.data import opening, shard_tables, sources
+from invnext_jax.data import opening, shard_tables, sources, world_urls
 from invnext_jax.data.progress import Meter
 from invnext_jax.data.reencode import Encoding
 from invnext_jax.data.shard_tables import Summary
@@ -92,6 +92,9 @@ def prepare_shards(
     encoding, options = encoding or Encoding(), options or Options()
     _check(encoding, options, split)
     files = [opening.absolute(name) for name in sources.find_manifests(manifest).split(",")]
+    drawn = [name for name in files if world_urls.is_world(name)]
+    if drawn:
+        raise UserError(f"{drawn[0]} is drawn, there is nothing to decode: leave it out")
     manifest, out = ",".join(files), opening.absolute(out)
     rows = sources.read_manifest(manifest)
     if os.path.join(out, f"{split}.csv") in files:
@@ -176,7 +179,9 @@ def _compare(plan: Plan) -> None:
     if others and not (out / "settings.json").exists():
         raise UserError(f"--out={out} holds something else ({others[0]}): name a new folder")
     settings = {"format": FORMAT, **dataclasses.asdict(plan.encoding), "labels": list(plan.labels)}
-    digest = hashlib.sha256(epath.Path(plan.manifest).read_bytes()).hexdigest()
+    digest = hashlib.sha256(
+        b"".join(epath.Path(name).read_bytes() for name in plan.manifest.split(","))
+    ).hexdigest()
     rows = {"manifest_sha256": digest, "rows": plan.rows, "shards": plan.count}
     begun = {out / "settings.json": settings, out / REPORTS / f"{plan.split}{BEGUN}": rows}
     for path, ours in begun.items():
