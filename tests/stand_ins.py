@@ -92,7 +92,7 @@ def tell_growth(load, rows, clips):
         if number == clips:
             gc.collect()
             before = libc.mallinfo2()
-        load(rows[number % len(rows)], (0, number))
+        load(rows[number % len(rows)], ((0, number),))
     gc.collect()
     after = libc.mallinfo2()
     return (after.uordblks + after.hblkhd - before.uordblks - before.hblkhd) / clips
