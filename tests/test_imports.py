@@ -59,10 +59,11 @@ FLOORS = {
     ],
     "runtime": [
         {"compilation"},
-        {"step", "checkpoint"},
+        {"step", "checkpointer"},
+        {"checkpoint"},
         {"state", "checks"},
-        {"mesh", "optimizer", "metrics", "provenance"},
-        {"progress", "preemption"},
+        {"mesh", "optimizer", "metrics", "provenance", "integrity", "retention", "agreement"},
+        {"progress", "preemption", "watchdog", "workdir"},
     ],
 }
 

@@ -87,13 +87,13 @@ def test_a_signal_saves_and_the_run_goes_on(
 ):
     toy_data.before_batch[5] = lambda: os.kill(os.getpid(), number)
     train.train(toy_config, tmp_path / "stopped")
-    assert (tmp_path / "stopped/checkpoints/5").is_dir()
+    assert (tmp_path / "stopped/checkpoints/4").is_dir()  # no wait for batch 5
     said = capsys.readouterr().out
-    assert f"{number.name}: stopped after step 5 of 6" in said
+    assert f"{number.name}: stopped after step 4 of 6" in said
     assert "the same command goes on" in said
     toy_data.before_batch.clear()
     train.train(toy_config, tmp_path / "stopped")
-    assert "going on after step 5" in capsys.readouterr().out
+    assert "going on after step 4" in capsys.readouterr().out
     assert_equal_runs(whole_run, tmp_path / "stopped")
 
 
@@ -279,7 +279,7 @@ def test_a_signal_ends_the_process_with_code_0(whole_run, toy_config, toy_data, 
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert "SIGTERM: stopped after step 4 of 6" in done.stdout
+    assert "SIGTERM: stopped after step 3 of 6" in done.stdout
     assert list((tmp_path / ".cache/invnext_jax").iterdir())
     train.train(toy_config, tmp_path / "stopped")
     assert [record["step"] for record in untimed(tmp_path / "stopped")] == [1, 2, 3, 4, 5, 6]
