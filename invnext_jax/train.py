@@ -24,7 +24,15 @@ from invnext_jax import pretrained, stage1, stage2
 from invnext_jax.data import drops as drops_lib
 from invnext_jax.data import pipeline
 from invnext_jax.errors import UserError
-from invnext_jax.runtime import checkpoint, checks, compilation, metrics, optimizer, provenance
+from invnext_jax.runtime import (
+    checkpoint,
+    checks,
+    compilation,
+    distributed,
+    metrics,
+    optimizer,
+    provenance,
+)
 from invnext_jax.runtime import mesh as mesh_lib
 from invnext_jax.runtime import state as state_lib
 from invnext_jax.runtime import step as step_lib
@@ -115,7 +123,7 @@ def prepare(
     tx, _ = _make_optimizer(config, stage)
     copies, _ = stage.following(config)
     abstract = state_lib.abstract_state(init_fn, tx, mesh, copies)
-    root_key = jax.device_put(jax.random.key(config.seed), mesh_lib.replicated(mesh))
+    root_key = mesh_lib.make_root_key(config.seed, mesh)
     state = checkpointer.restore(abstract, data_iter)
     if state is None:
         init_key = jax.random.fold_in(root_key, _INIT_STREAM)
@@ -251,6 +259,7 @@ def run_loop(run: Run, preemption: Preemption, stack: contextlib.ExitStack) -> N
     stack.callback(reporter.close)
     first_batch = _next_batch(run, reporter)
     train_step, diagnose = _compile(run, first_batch)
+    distributed.barrier("the first step")  # hosts compile at their own pace, collectives time out
     # The data iterator must stand exactly after the batches of the steps done when it is saved.
     batches = itertools.chain([first_batch], iter(lambda: _next_batch(run, reporter), None))
     reporter.start()

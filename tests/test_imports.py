@@ -62,7 +62,8 @@ FLOORS = {
         {"step", "checkpoint"},
         {"state", "checks"},
         {"mesh", "optimizer", "metrics", "provenance"},
-        {"progress", "preemption"},
+        {"progress", "preemption", "distributed"},
+        {"rollcall"},
     ],
 }
 
