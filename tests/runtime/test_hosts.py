@@ -1,6 +1,5 @@
 """The loop in several processes: their batches, states and checkpoints are those of one."""
 
-import functools
 import json
 import os
 import pathlib
@@ -27,7 +26,7 @@ from absl import flags
 import ml_collections
 flags.FLAGS.mark_as_parsed()
 from invnext_jax import errors, train
-from invnext_jax.runtime import distributed, metrics
+from invnext_jax.runtime import checkpoint, distributed, metrics
 toy_file, config, workdir, dies = sys.argv[1:]
 config = ml_collections.ConfigDict(json.loads(config))
 if config.stage == "toy":
@@ -35,11 +34,15 @@ if config.stage == "toy":
     toy = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(toy)
     train.STAGES["toy"] = toy.make_toy_stage()
-push = metrics.Reporter.push
+save, push = checkpoint.Checkpointer.save, metrics.Reporter.push
+def save_at_once(self, *rest):
+    save(self, *rest)
+    self.wait()
+checkpoint.Checkpointer.save = save_at_once
 def push_until_killed(self, step, *rest):
     push(self, step, *rest)
     if step == int(dies):
-        os._exit(9)
+        os._exit(9)  # the other processes end in their next collective
 metrics.Reporter.push = push_until_killed
 with errors.exit_on_user_error():
     distributed.initialize(timeout_seconds=60)
@@ -95,10 +98,12 @@ def hosts_config(toy_config, world, monkeypatch):
 
 
 def assert_same_run(one, other):
-    jax.tree.map(
-        functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=1e-6),
-        *(checkpoint.restore_params(workdir)[0] for workdir in (one, other)),
+    params, others = (
+        np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(tree)])
+        for tree in (checkpoint.restore_params(workdir)[0] for workdir in (one, other))
     )
+    # Adam makes full steps of gradients that are zero but for rounding, so the whole is compared.
+    assert np.linalg.norm(others - params) <= 2e-5 * np.linalg.norm(params)
     one, other = (
         np.array([(record["step"], record["loss"]) for record in metrics.read_metrics(workdir)])
         for workdir in (one, other)
