@@ -24,7 +24,15 @@ from invnext_jax import pretrained, stage1, stage2
 from invnext_jax.data import drops as drops_lib
 from invnext_jax.data import pipeline
 from invnext_jax.errors import NonFiniteError, UserError
-from invnext_jax.runtime import checkpoint, checks, compilation, metrics, optimizer, provenance
+from invnext_jax.runtime import (
+    checkpoint,
+    checks,
+    compilation,
+    distributed,
+    metrics,
+    optimizer,
+    provenance,
+)
 from invnext_jax.runtime import checkpointer as checkpointer_lib
 from invnext_jax.runtime import mesh as mesh_lib
 from invnext_jax.runtime import state as state_lib
@@ -123,7 +131,7 @@ def prepare(
     tx, _ = _make_optimizer(config, stage)
     copies, _ = stage.following(config)
     abstract = state_lib.abstract_state(init_fn, tx, mesh, copies)
-    root_key = jax.device_put(jax.random.key(config.seed), mesh_lib.replicated(mesh))
+    root_key = mesh_lib.make_root_key(config.seed, mesh)
     state = checkpointer.restore(abstract, data_iter)
     if state is None:
         init_key = jax.random.fold_in(root_key, _INIT_STREAM)
@@ -293,6 +301,7 @@ def _run_steps(
     every_steps = run.config.checkpoint.every_steps
     batch = _next_batch(run, reporter, preemption)
     train_step, diagnose = _compile(run, batch)
+    distributed.barrier("the first step")  # hosts compile at their own pace, collectives time out
     reporter.start()
     agreement.saved()
     while run.step < run.config.total_steps and not (wish := agreement.look(run.step)).stop:

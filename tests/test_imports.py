@@ -63,7 +63,8 @@ FLOORS = {
         {"checkpoint"},
         {"state", "checks"},
         {"mesh", "optimizer", "metrics", "provenance", "integrity", "retention", "agreement"},
-        {"progress", "preemption", "watchdog", "workdir"},
+        {"progress", "preemption", "watchdog", "workdir", "distributed"},
+        {"rollcall"},
     ],
 }
 
