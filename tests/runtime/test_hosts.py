@@ -26,7 +26,7 @@ from absl import flags
 import ml_collections
 flags.FLAGS.mark_as_parsed()
 from invnext_jax import errors, train
-from invnext_jax.runtime import checkpoint, distributed, metrics
+from invnext_jax.runtime import checkpointer, distributed, metrics
 toy_file, config, workdir, dies = sys.argv[1:]
 config = ml_collections.ConfigDict(json.loads(config))
 if config.stage == "toy":
@@ -34,11 +34,11 @@ if config.stage == "toy":
     toy = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(toy)
     train.STAGES["toy"] = toy.make_toy_stage()
-save, push = checkpoint.Checkpointer.save, metrics.Reporter.push
-def save_at_once(self, *rest):
-    save(self, *rest)
+save, push = checkpointer.Checkpointer.save, metrics.Reporter.push
+def save_at_once(self, *rest, **more):
+    save(self, *rest, **more)
     self.wait()
-checkpoint.Checkpointer.save = save_at_once
+checkpointer.Checkpointer.save = save_at_once
 def push_until_killed(self, step, *rest):
     push(self, step, *rest)
     if step == int(dies):
