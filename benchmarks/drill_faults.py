@@ -64,9 +64,9 @@ def disk_full(base: pathlib.Path, processes: int) -> Outcome:
             return Outcome("needs root, to mount a small disk", skipped=True)
         run = DrilledRun(disk / "run", base, processes).start()
         run.wait_for(run.finished_saves)
-        with open(disk / "ballast", "wb") as ballast, contextlib.suppress(OSError):
+        with contextlib.suppress(OSError), open(disk / "ballast", "wb", buffering=0) as ballast:
             while ballast.write(bytes(4096)):
-                ballast.flush()
+                pass
         with contextlib.suppress(FileNotFoundError):
             run.wait_for(lambda: "could not be saved" in run.log())
             (disk / "ballast").unlink()

@@ -25,6 +25,7 @@ from invnext_jax.runtime.retention import Kept
 from invnext_jax.runtime.state import TrainState, compare_shapes, flat_shapes
 from invnext_jax.runtime.workdir import Workdir
 
+_TIMEOUT_SECONDS = 1200  # for a save of several processes
 # What Orbax raises for a disk that is full, a folder that is gone, a host that is late.
 _SAVE_ERRORS = (OSError, ValueError, RuntimeError)
 
@@ -53,7 +54,12 @@ class Checkpointer:
             item_handlers=item_handlers(ocp.StandardCheckpointHandler()),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=self._kept,
-                async_options=ocp.AsyncOptions(post_finalization_callback=self._write_sums),
+                async_options=ocp.AsyncOptions(
+                    # Orbax takes time from the clock of the day, which may jump. Alone, nobody is
+                    # waited for.
+                    timeout_secs=_TIMEOUT_SECONDS if jax.process_count() > 1 else 10**8,
+                    post_finalization_callback=self._write_sums,
+                ),
             ),
         )
         self._under_way = None  # step that is being written
