@@ -127,6 +127,8 @@ DAMAGE = {
     "half the arrays": truncate,
     "flipped bits": flip,
     "an empty folder": empty,
+    "no sums": lambda folder: os.remove(folder / "sums.json"),
+    "half the sums": lambda folder: os.truncate(folder / "sums.json", 50),
 }
 
 

@@ -129,6 +129,26 @@ def test_a_run_goes_on_on_another_mesh(
     )
 
 
+def test_a_run_moved_to_fewer_devices_twice_has_the_same_losses(
+    toy_config, toy_data, one_device, tmp_path, monkeypatch
+):
+    def train_on(devices, workdir):
+        monkeypatch.setattr(train.mesh_lib.jax, "devices", lambda: one_device[:devices])
+        train.train(toy_config, tmp_path / workdir)
+        return [record["loss"] for record in metrics.read_metrics(tmp_path / workdir)]
+
+    toy_config.mesh.data = -1
+    toy_config.checkpoint.every_steps = 2
+    whole = train_on(8, "whole")
+    for devices, stop in ((8, 3), (4, 5)):
+        toy_data.before_batch = {stop: lambda: os.kill(os.getpid(), signal.SIGTERM)}
+        train_on(devices, "moved")
+    toy_data.before_batch = {}
+    moved = train_on(2, "moved")
+    np.testing.assert_allclose(moved, whole, rtol=1e-5)
+    assert len(moved) == 6
+
+
 def test_a_damaged_checkpoint_costs_steps_but_no_result(whole_run, toy_config, tmp_path):
     damaged = tmp_path / "damaged"
     shutil.copytree(whole_run, damaged)
