@@ -305,6 +305,7 @@ def _run_steps(
     reporter.start()
     agreement.saved()
     while run.step < run.config.total_steps and not (wish := agreement.look(run.step)).stop:
+        watchdog.beat(run.step, "a save")
         if wish.save:
             _save(run, reporter, agreement)
         watchdog.beat(run.step, "the wait for data")
@@ -320,6 +321,7 @@ def _run_steps(
         # The position saved is that after the batches of the steps done, not of one waited for.
         run.step, run.position = number, run.data_iter.get_state()
         reporter.push(number, measured, more, run.drops.dropped)
+        watchdog.beat(run.step, "a save")
         if number % every_steps == 0:
             _save(run, reporter, agreement)
 

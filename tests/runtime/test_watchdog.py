@@ -1,7 +1,11 @@
 import subprocess
 import sys
 import time
+import types
 
+import jax
+
+from invnext_jax.runtime import watchdog as watchdog_lib
 from invnext_jax.runtime.watchdog import Watchdog
 
 
@@ -50,3 +54,30 @@ def test_a_thread_that_never_lets_go_of_the_interpreter_is_told_too():
 
 def test_no_minutes_no_watchdog():
     assert Watchdog(0).start()._thread is None
+
+
+class Store(dict):
+    """Stands for the key-value store of jax.distributed."""
+
+    def key_value_set(self, key, text, allow_overwrite):
+        assert allow_overwrite or key not in self
+        self[key] = text
+
+    def key_value_dir_get(self, folder):
+        return [(key, text) for key, text in self.items() if key.startswith(folder)]
+
+
+def test_process_0_names_what_each_process_last_said(tmp_path, monkeypatch):
+    store = Store({"invnext_jax/heartbeat/1": "step 41, in the wait for data for 80 s, host7"})
+    state = types.SimpleNamespace(client=store)
+    monkeypatch.setattr(watchdog_lib.distributed, "global_state", state)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with open(tmp_path / "log", "w") as out:
+        watchdog = Watchdog(0.2 / 60, out).start()
+        watchdog.beat(42, "the step")
+        said = wait_for(tmp_path / "log", "Thread")
+        watchdog.close()
+    assert said.startswith(
+        "watchdog: process 1: step 41, in the wait for data for 80 s, host7 (said 0 s ago)\n"
+        "watchdog: process 0: step 42, in the step for 0 s, "
+    )
