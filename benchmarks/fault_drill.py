@@ -41,13 +41,12 @@ def kill_once(run: DrilledRun, chance: random.Random) -> tuple[str, int]:
     moment = chance.choice(["start", "step", "save", "save"])
     if moment == "start":
         time.sleep(chance.uniform(0, 8))
-    elif moment == "step":
-        done = before[-1] if before else 0
-        run.wait_for_step(done + chance.randint(1, 2 * SAVE_STEPS))
-        time.sleep(chance.uniform(0, 0.2))
     else:
-        run.wait_for_step((before[-1] if before else 0) + chance.randint(1, 2 * SAVE_STEPS))
-        run.wait_for(run.is_saving)
+        if chance.random() < 0.7:  # not before this start has finished a save of its own
+            run.wait_for(lambda: run.finished_saves() != before)
+        run.wait_for_step(run.last_logged() + chance.randint(1, 2 * SAVE_STEPS))
+        if moment == "save":
+            run.wait_for(run.is_saving)
         time.sleep(chance.uniform(0, 0.15))
     half = run.is_saving()
     run.kill(chance)
