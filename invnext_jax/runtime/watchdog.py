@@ -22,12 +22,13 @@ class Watchdog:
 
     Args:
         minutes: longest time without a beat; 0: no watchdog.
-        out: where to write, standard error if None; it must have a file descriptor.
+        out: where to write, standard error if None; what has no file descriptor, as the output of
+            a notebook, is replaced by the process's own standard error.
     """
 
     def __init__(self, minutes: float, out: TextIO | None = None):
         self._limit = 60 * minutes
-        self._out = sys.stderr if out is None else out
+        self._out = _with_descriptor(sys.stderr if out is None else out)
         self._step, self._doing, self._since = 0, "", time.monotonic()
         self._factor, self._told = COMPILE_FACTOR, False
         self._seen: dict[str, tuple[str, float]] = {}
@@ -35,7 +36,7 @@ class Watchdog:
 
     def start(self) -> "Watchdog":
         """Starts to watch."""
-        if self._limit:
+        if self._limit and self._out is not None:
             self.beat(0, "compilation", COMPILE_FACTOR)
             self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
             self._thread.start()
@@ -101,3 +102,11 @@ class Watchdog:
         self._end.set()
         if self._thread is not None:
             self._thread.join()
+
+
+def _with_descriptor(out: TextIO) -> TextIO | None:
+    try:
+        out.fileno()
+    except (AttributeError, OSError, ValueError):
+        return sys.__stderr__
+    return out

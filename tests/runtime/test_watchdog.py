@@ -52,6 +52,14 @@ def test_a_thread_that_never_lets_go_of_the_interpreter_is_told_too():
     assert "Timeout (" in done.stderr
 
 
+def test_an_output_without_a_descriptor_is_no_trouble(capsys):
+    watchdog = Watchdog(0.05 / 60).start()
+    watchdog.beat(1, "the step")
+    time.sleep(0.3)
+    assert watchdog._thread.is_alive()
+    watchdog.close()
+
+
 def test_no_minutes_no_watchdog():
     assert Watchdog(0).start()._thread is None
 
