@@ -151,13 +151,23 @@ def defaults() -> ml_collections.ConfigDict:
     # One size may be -1: the rest of the devices. `sequence` is reserved for long token streams.
     config.mesh = ml_collections.ConfigDict({"data": -1, "fsdp": 1, "tensor": 1, "sequence": 1})
     config.checkpoint = ml_collections.ConfigDict(
-        {"every_steps": 1000, "keep_last": 2, "keep_every_steps": 0}
+        {
+            "every_steps": 1000,
+            "every_minutes": 0.0,  # also so long after the last one; 0: by steps alone
+            "keep_last": 2,
+            "keep_every_steps": 0,  # every so many steps one is kept for good; 0: none
+            "keep_best": 0,  # so many of the best by `best_metric`; never at the cost of the last
+            "best_metric": "loss",  # a logged metric, its mean over the steps logged since the last
+            "best_mode": "min",  # "min" | "max"
+        }
     )
     config.log = ml_collections.ConfigDict(
         {
             "every_steps": 50,
             "diagnostics_every_steps": 500,  # what the losses hide; 0 turns it off
             "max_nonfinite_steps": 20,  # in a row; more end the run
+            # No step for so long: stack traces in the log. 0: never. Compilation may take 6 times.
+            "watchdog_minutes": 15.0,
         }
     )
     return config

@@ -7,7 +7,6 @@ loss (see `stage1.py`). Killed at any moment, the same call goes on bit by bit w
 import contextlib
 import dataclasses
 import functools
-import itertools
 import json
 import os
 import pathlib
@@ -18,17 +17,30 @@ from typing import Any
 import jax
 import ml_collections
 import numpy as np
+from absl import logging
 from jax.sharding import Mesh
 
 from invnext_jax import pretrained, stage1, stage2
 from invnext_jax.data import drops as drops_lib
 from invnext_jax.data import pipeline, sources
-from invnext_jax.errors import UserError
-from invnext_jax.runtime import checkpoint, checks, compilation, metrics, optimizer, provenance
+from invnext_jax.errors import NonFiniteError, UserError
+from invnext_jax.runtime import (
+    checkpoint,
+    checks,
+    compilation,
+    distributed,
+    metrics,
+    optimizer,
+    provenance,
+)
+from invnext_jax.runtime import checkpointer as checkpointer_lib
 from invnext_jax.runtime import mesh as mesh_lib
 from invnext_jax.runtime import state as state_lib
 from invnext_jax.runtime import step as step_lib
-from invnext_jax.runtime.preemption import Preemption
+from invnext_jax.runtime.agreement import Agreement
+from invnext_jax.runtime.preemption import Preemption, StopRequestedError
+from invnext_jax.runtime.watchdog import Watchdog
+from invnext_jax.runtime.workdir import Workdir
 from invnext_jax.weights import export
 
 STAGES = {"stage1": stage1, "stage2": stage2}
@@ -50,7 +62,8 @@ class Run:
     root_key: jax.Array
     data_iter: Iterator[dict[str, np.ndarray]]
     drops: drops_lib.DropCounter
-    checkpointer: checkpoint.Checkpointer
+    checkpointer: checkpointer_lib.Checkpointer
+    position: Any  # in the data, after the batches of `step` steps
 
 
 def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
@@ -73,11 +86,13 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> dic
     workdir = pathlib.Path(workdir)
     with contextlib.ExitStack() as stack:
         preemption = stack.enter_context(Preemption())
+        watchdog = Watchdog(config.log.watchdog_minutes).start()
+        stack.callback(watchdog.close)
         run = prepare(config, workdir, stack)
         if run.step >= config.total_steps:
             _tell(f"{workdir} is finished: {run.step} steps are done")
         else:
-            run_loop(run, preemption, stack)
+            run_loop(run, preemption, watchdog, stack)
     records = metrics.read_metrics(workdir)
     return records[-1] if records else {}
 
@@ -106,10 +121,11 @@ def prepare(
 
     drops = drops_lib.DropCounter.from_config(config.data)
     data_iter = _open_data(config, drops, stack)
-    workdir.mkdir(parents=True, exist_ok=True)
+    held = Workdir(workdir)
+    stack.callback(held.close)
     if jax.process_index() == 0:
         drops.list_in(workdir)
-    checkpointer = checkpoint.Checkpointer(workdir, config, given_step)
+    checkpointer = checkpointer_lib.Checkpointer(held, config, given_step)
     stack.callback(checkpointer.close)
 
     model = stage.make_model(config)
@@ -117,9 +133,7 @@ def prepare(
     tx, _ = _make_optimizer(config, stage)
     copies, _ = stage.following(config)
     abstract = state_lib.abstract_state(init_fn, tx, mesh, copies)
-    # Made where it lies: other processes' devices cannot be put on.
-    make_key = jax.jit(jax.random.key, static_argnums=0, out_shardings=mesh_lib.replicated(mesh))
-    root_key = make_key(config.seed)
+    root_key = mesh_lib.make_root_key(config.seed, mesh)
     state = checkpointer.restore(abstract, data_iter)
     if state is None:
         init_key = jax.random.fold_in(root_key, _INIT_STREAM)
@@ -143,6 +157,7 @@ def prepare(
         data_iter=data_iter,
         drops=drops,
         checkpointer=checkpointer,
+        position=data_iter.get_state(),
     )
     _write_config(run)
     _introduce(run)
@@ -207,8 +222,7 @@ def _start_from(
 
 
 def _check_fit(config: ml_collections.FrozenConfigDict, given: Any, wanted: Any) -> None:
-    found, wanted = checkpoint.flat_shapes(given), checkpoint.flat_shapes(wanted)
-    changed = checkpoint.compare_shapes(found, wanted)
+    changed = state_lib.compare_shapes(state_lib.flat_shapes(given), state_lib.flat_shapes(wanted))
     if changed:
         raise UserError(
             f"the parameters of config.init_from={config.init_from} do not fit this model; give a "
@@ -219,8 +233,11 @@ def _check_fit(config: ml_collections.FrozenConfigDict, given: Any, wanted: Any)
 def _write_config(run: Run) -> None:
     if jax.process_index() == 0:
         partial = run.workdir / "config.json.tmp"
-        partial.write_text(json.dumps(provenance.as_json(run.config), indent=2) + "\n")
-        os.replace(partial, run.workdir / "config.json")
+        try:
+            partial.write_text(json.dumps(provenance.as_json(run.config), indent=2) + "\n")
+            os.replace(partial, run.workdir / "config.json")
+        except OSError as error:  # each checkpoint has the config too
+            logging.warning("%s cannot be written: %s", partial, error.strerror)
 
 
 def _introduce(run: Run) -> None:
@@ -236,6 +253,8 @@ def _introduce(run: Run) -> None:
     )
     if run.step:
         _tell(f"going on after step {run.step}, from {run.checkpointer.folder / str(run.step)}")
+    if run.checkpointer.mark:
+        _tell(f"this checkpoint was made when the run was aborted: {run.checkpointer.mark}")
 
 
 def _tell(text: str) -> None:
@@ -243,46 +262,79 @@ def _tell(text: str) -> None:
         print(text, flush=True)
 
 
-def run_loop(run: Run, preemption: Preemption, stack: contextlib.ExitStack) -> None:
+def run_loop(
+    run: Run, preemption: Preemption, watchdog: Watchdog, stack: contextlib.ExitStack
+) -> None:
     """Runs to the last step, or to the first boundary after a signal, and saves.
 
     Args:
         run: what `prepare` gave; its state is donated.
         preemption: asked between steps.
+        watchdog: told what begins.
         stack: closes what is opened here.
     """
-    config, log, total = run.config, run.config.log, run.config.total_steps
-    reporter = metrics.Reporter(config, run.workdir, run.step, run.mesh)
+    saving = run.config.checkpoint
+    best_metric = saving.best_metric if saving.keep_best else ""
+    reporter = metrics.Reporter(run.config, run.workdir, run.step, run.mesh, best_metric)
     stack.callback(reporter.close)
-    first_batch = _next_batch(run, reporter)
-    train_step, diagnose = _compile(run, first_batch)
-    # The data iterator must stand exactly after the batches of the steps done when it is saved.
-    batches = itertools.chain([first_batch], iter(lambda: _next_batch(run, reporter), None))
+    agreement = Agreement(preemption, saving.every_minutes, run.mesh)
+    try:
+        with contextlib.suppress(StopRequestedError):
+            _run_steps(run, reporter, agreement, preemption, watchdog)
+        reporter.drain()
+    except NonFiniteError as error:
+        if not run.checkpointer.mark:  # a second one would push out what was saved before it
+            run.checkpointer.save(run.step, run.state, run.position, mark=str(error))
+        raise
+    if run.step:
+        run.checkpointer.finish(run.step, run.state, run.position, reporter.take_score())
+    if summary := run.data_iter.summary():
+        reporter.tell(summary)
+    if run.step < run.config.total_steps:
+        reporter.tell(_farewell(run, preemption))
+
+
+def _run_steps(
+    run: Run,
+    reporter: metrics.Reporter,
+    agreement: Agreement,
+    preemption: Preemption,
+    watchdog: Watchdog,
+) -> None:
+    every_steps = run.config.checkpoint.every_steps
+    batch = _next_batch(run, reporter, preemption)
+    train_step, diagnose = _compile(run, batch)
+    distributed.barrier("the first step")  # hosts compile at their own pace, collectives time out
     reporter.start()
-    saved_step = run.step
-    while run.step < total and not preemption.requested:
-        batch = next(batches)
-        number = run.step + 1
+    agreement.saved()
+    while run.step < run.config.total_steps and not (wish := agreement.look(run.step)).stop:
+        watchdog.beat(run.step, "a save")
+        if wish.save:
+            _save(run, reporter, agreement)
+        watchdog.beat(run.step, "the wait for data")
+        batch = batch or _next_batch(run, reporter, preemption)
+        watchdog.beat(run.step, "the step")
+        number, more = run.step + 1, {}
         with jax.transfer_guard("disallow"):
-            more = {}
-            if metrics.is_due(number, log.diagnostics_every_steps):
+            if metrics.is_due(number, run.config.log.diagnostics_every_steps):
                 more = diagnose(run.state, run.frozen, batch, run.root_key)
                 reporter.settle(more)
             run.state, measured = train_step(run.state, run.frozen, batch, run.root_key)
-        run.step = number
+        batch = None
+        # The position saved is that after the batches of the steps done, not of one waited for.
+        run.step, run.position = number, run.data_iter.get_state()
         reporter.push(number, measured, more, run.drops.dropped)
-        if number % config.checkpoint.every_steps == 0:
-            reporter.drain()  # no logged step is missing from what a resumed run finds
-            run.checkpointer.save(number, run.state, run.data_iter)
-            saved_step = number
-    reporter.drain()
-    if run.step > saved_step:
-        run.checkpointer.save(run.step, run.state, run.data_iter)
-    run.checkpointer.wait()
-    if summary := run.data_iter.summary():
-        reporter.tell(summary)
-    if run.step < total:
-        reporter.tell(_farewell(run, preemption))
+        watchdog.beat(run.step, "a save")
+        if number % every_steps == 0:
+            _save(run, reporter, agreement)
+
+
+def _save(run: Run, reporter: metrics.Reporter, agreement: Agreement) -> None:
+    reporter.drain()  # no logged step is missing from what a resumed run finds
+    run.checkpointer.save(run.step, run.state, run.position, score=reporter.take_score())
+    if not (run.workdir / "config.json").exists():
+        _write_config(run)
+    agreement.saved()
 
 
 def _farewell(run: Run, preemption: Preemption) -> str:
@@ -294,9 +346,13 @@ def _farewell(run: Run, preemption: Preemption) -> str:
     )
 
 
-def _next_batch(run: Run, reporter: metrics.Reporter) -> dict[str, jax.Array]:
+def _next_batch(
+    run: Run, reporter: metrics.Reporter, preemption: Preemption
+) -> dict[str, jax.Array]:
+    """The next batch; a single process does not wait for it once a signal has come."""
     start = time.perf_counter()
-    batch = next(run.data_iter)
+    with preemption.waiting() if jax.process_count() == 1 else contextlib.nullcontext():
+        batch = next(run.data_iter)
     reporter.waited(time.perf_counter() - start)
     return mesh_lib.put_batch(batch, run.mesh)
 

@@ -88,5 +88,5 @@ def stage1_run(tiny_config, one_device, tmp_path):
     config = tiny_config("stage1")
     with contextlib.ExitStack() as stack:
         run = train.prepare(ml_collections.FrozenConfigDict(config), tmp_path / "stage1", stack)
-        run.checkpointer.save(0, run.state, run.data_iter)
+        run.checkpointer.save(0, run.state, run.position)
     return tmp_path / "stage1"

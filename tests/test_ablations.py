@@ -11,7 +11,7 @@ import pytest
 from configs import ablations
 from invnext_jax import pretrained, stage1, stage2
 from invnext_jax.models.predictor import ModernBertLayer
-from invnext_jax.runtime import checkpoint, optimizer
+from invnext_jax.runtime import optimizer
 from invnext_jax.runtime import state as state_lib
 from invnext_jax.runtime import step as step_lib
 from invnext_jax.weights import export
@@ -82,8 +82,8 @@ def make_state(config, tx):
     restored = stage1_params() if config.stage == "stage2" else None
     start = stage.warm_start(config, restored)
     for path, tree in start.items():
-        shapes = checkpoint.flat_shapes(state_lib.get_subtree(wanted, path))
-        assert not checkpoint.compare_shapes(checkpoint.flat_shapes(tree), shapes), path
+        shapes = state_lib.flat_shapes(state_lib.get_subtree(wanted, path))
+        assert not state_lib.compare_shapes(state_lib.flat_shapes(tree), shapes), path
         params = state_lib.replace_subtree(params, path, tree)
     params = jax.tree.map(jax.numpy.asarray, params)
     zero = np.int32(0)

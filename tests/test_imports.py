@@ -62,10 +62,12 @@ FLOORS = {
     ],
     "runtime": [
         {"compilation"},
-        {"step", "checkpoint"},
+        {"step", "checkpointer"},
+        {"checkpoint"},
         {"state", "checks"},
-        {"mesh", "optimizer", "metrics", "provenance"},
-        {"progress", "preemption"},
+        {"mesh", "optimizer", "metrics", "provenance", "integrity", "retention", "agreement"},
+        {"progress", "preemption", "watchdog", "workdir", "distributed"},
+        {"rollcall"},
     ],
 }
 
@@ -141,7 +143,7 @@ def module_name(path):
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-@pytest.mark.parametrize("folder", [PACKAGE, "configs", "launch"])
+@pytest.mark.parametrize("folder", [PACKAGE, "configs", "launch", "benchmarks"])
 def test_imports_follow_the_arrows(folder):
     paths = sources(folder)
     assert paths
@@ -195,3 +197,40 @@ def test_a_wrong_import_is_found(module, source):
 )
 def test_an_allowed_import_passes(module, source):
     assert not complaints(source, module)
+
+
+# Calls that run what a file or a user's text says.
+UNSAFE = {"eval", "exec", "compile", "system", "popen", "Unpickler", "unsafe_load", "full_load"}
+UNSAFE_ARGUMENTS = {"allow_pickle", "shell"}
+
+
+def unsafe_calls(source):
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call):
+            continue
+        function = node.func
+        if isinstance(function, ast.Name) and function.id in UNSAFE:
+            found.append(function.id)
+        if isinstance(function, ast.Attribute) and function.attr in UNSAFE - {"compile", "eval"}:
+            found.append(function.attr)
+        found += [
+            word.arg
+            for word in node.keywords
+            if word.arg in UNSAFE_ARGUMENTS and getattr(word.value, "value", True)
+        ]
+    return found
+
+
+@pytest.mark.parametrize("folder", [PACKAGE, "configs", "launch", "benchmarks"])
+def test_nothing_runs_what_a_file_or_a_text_says(folder):
+    found = {str(path): unsafe_calls(path.read_text()) for path in sources(folder)}
+    assert not {path: calls for path, calls in found.items() if calls}
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["eval(text)", "os.system(text)", "run(c, shell=True)", "np.load(p, allow_pickle=x)"],
+)
+def test_an_unsafe_call_is_found(source):
+    assert unsafe_calls(source)

@@ -1,5 +1,6 @@
 """A run saved on one mesh goes on on another, with equal values."""
 
+import contextlib
 import functools
 import os
 
@@ -9,9 +10,10 @@ import pytest
 
 from invnext_jax import stage1
 from invnext_jax.data import pipeline
-from invnext_jax.runtime import checkpoint, optimizer
+from invnext_jax.runtime import checkpointer, optimizer
 from invnext_jax.runtime import mesh as mesh_lib
 from invnext_jax.runtime import state as state_lib
+from invnext_jax.runtime.workdir import Workdir
 
 
 def open_data(config):
@@ -37,15 +39,21 @@ def numbered(abstract):
     return jax.tree.map(fill, abstract)
 
 
+@contextlib.contextmanager
+def opened(workdir, config):
+    with contextlib.closing(Workdir(workdir)) as held:
+        with contextlib.closing(checkpointer.Checkpointer(held, config)) as saver:
+            yield saver
+
+
 @pytest.fixture
 def saved(tiny_config, tmp_path):
     config = tiny_config("stage1")
     state = numbered(abstract_on(config, 8, 1, 1, 1))
-    checkpointer = checkpoint.Checkpointer(tmp_path, config)
     data_iter = open_data(config)
     next(data_iter)
-    checkpointer.save(1, state, data_iter)
-    checkpointer.close()
+    with opened(tmp_path, config) as saver:
+        saver.save(1, state, data_iter.get_state())
     data_iter.close()
     return config, state
 
@@ -54,10 +62,9 @@ def saved(tiny_config, tmp_path):
 def test_a_state_saved_on_eight_devices_is_restored_on_another_mesh(saved, sizes, tmp_path):
     config, state = saved
     abstract = abstract_on(config, *sizes)
-    checkpointer = checkpoint.Checkpointer(tmp_path, config)
     data_iter = open_data(config)
-    restored = checkpointer.restore(abstract, data_iter)
-    checkpointer.close()
+    with opened(tmp_path, config) as saver:
+        restored = saver.restore(abstract, data_iter)
     data_iter.close()
     jax.tree.map(np.testing.assert_array_equal, state, restored)
     wanted = jax.tree.map(lambda leaf: leaf.sharding, abstract)

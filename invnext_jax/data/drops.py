@@ -106,10 +106,16 @@ class DropCounter:
         if self._file is None or clip.path in self._listed:
             return
         self._listed.add(clip.path)
+        try:
+            self._append([clip.path, clip.kind])
+        except OSError as error:
+            logging.warning("%s cannot be written: %s", self._file, error.strerror)
+
+    def _append(self, row: list[str]) -> None:
         header = not os.path.exists(self._file)
         text = io.StringIO()
         rows = csv.writer(text, lineterminator="\n")
-        rows.writerows([["path", "reason"]] * header + [[clip.path, clip.kind]])
+        rows.writerows([["path", "reason"]] * header + [row])
         with open(self._file, "a", newline="", encoding="utf-8") as file:
             file.write(text.getvalue())  # one write: no half row
 

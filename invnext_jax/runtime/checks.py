@@ -110,10 +110,13 @@ def _check_durations(config: ml_collections.ConfigDict) -> None:
         "batch_size": (config.batch_size, 1),
         "checkpoint.every_steps": (config.checkpoint.every_steps, 1),
         "checkpoint.keep_last": (config.checkpoint.keep_last, 1),
+        "checkpoint.every_minutes": (config.checkpoint.every_minutes, 0),
         "checkpoint.keep_every_steps": (config.checkpoint.keep_every_steps, 0),
+        "checkpoint.keep_best": (config.checkpoint.keep_best, 0),
         "log.every_steps": (config.log.every_steps, 1),
         "log.diagnostics_every_steps": (config.log.diagnostics_every_steps, 0),
         "log.max_nonfinite_steps": (config.log.max_nonfinite_steps, 0),
+        "log.watchdog_minutes": (config.log.watchdog_minutes, 0),
         "data.workers": (config.data.workers, -1),
         "data.prefetch": (config.data.prefetch, 1),
         "data.repeats": (config.data.repeats, 1),
@@ -122,6 +125,11 @@ def _check_durations(config: ml_collections.ConfigDict) -> None:
     for name, (value, bound) in least.items():
         if value < bound:
             raise UserError(f"config.{name}={value} must be at least {bound}")
+    mode = config.checkpoint.best_mode
+    if mode not in ("min", "max"):
+        raise UserError(f"config.checkpoint.best_mode={mode!r} must be 'min' or 'max'")
+    if config.checkpoint.keep_best and not config.checkpoint.best_metric:
+        raise UserError("config.checkpoint.keep_best needs config.checkpoint.best_metric: name one")
 
 
 def _check_data(data: ml_collections.ConfigDict) -> None:

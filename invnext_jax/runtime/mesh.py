@@ -142,6 +142,11 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
     }
 
 
+def make_root_key(seed: int, mesh: Mesh) -> jax.Array:
+    """The run's PRNG key, on every device of every process."""
+    return jax.jit(lambda: jax.random.key(seed), out_shardings=replicated(mesh))()
+
+
 def put_tree(host: Any, abstract: Any) -> Any:
     """Puts a host tree, the same on every process, on the devices.
 

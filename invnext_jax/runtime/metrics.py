@@ -1,18 +1,23 @@
 """What a run tells: metrics.jsonl and TensorBoard events, while the next steps are under way."""
 
 import collections
+import contextlib
 import json
 import math
 import os
 import pathlib
+import time
 from collections.abc import Mapping
 from typing import Any
 
 import jax
-import tensorboardX
+from absl import logging
 from jax.sharding import Mesh
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 
-from invnext_jax.errors import NonFiniteError
+from invnext_jax.errors import NonFiniteError, UserError
 from invnext_jax.runtime import progress
 
 FILE = "metrics.jsonl"
@@ -22,39 +27,105 @@ class MetricWriter:
     """Writes each logged step to `<workdir>/metrics.jsonl` and to TensorBoard, in process 0 alone.
 
     What lies in the file beyond `step`, the step that the run goes on from, is cut first: these
-    steps will be made again.
+    steps will be made again. What cannot be written now (disk full, folder gone) is held and
+    written with a later record.
     """
 
     def __init__(self, workdir: str | pathlib.Path, step: int):
+        self._workdir, self._step = pathlib.Path(workdir), step
         self._file = self._board = None
-        if jax.process_index() != 0:
-            return
-        workdir = pathlib.Path(workdir)
-        cut_metrics(workdir, step)
-        self._file = open(workdir / FILE, "a")
-        self._board = tensorboardX.SummaryWriter(
-            str(workdir / "tensorboard"),
-            purge_step=step + 1,
-            flush_secs=30,
-            filename_suffix=f".from{step}",  # two starts in a second must not share a file
+        self._held: list[dict[str, Any]] = []
+        self._told, self._opened = False, 0
+        if jax.process_index() == 0:
+            cut_metrics(workdir, step)
+            self._open()
+
+    def _open(self) -> None:
+        self._workdir.mkdir(parents=True, exist_ok=True)
+        self._file = open(self._workdir / FILE, "a")
+        board = self._workdir / "tensorboard"
+        board.mkdir(exist_ok=True)
+        # Not SummaryWriter: its thread dies of a full disk, and then the run waits for it for ever.
+        # Two starts in a second must not share a file, hence the suffix.
+        self._board = EventsWriter(str(board / "events"), f".from{self._step}.{self._opened}")
+        self._opened += 1
+        start = SessionLog(status=SessionLog.START)
+        self._board.write_event(
+            Event(wall_time=time.time(), step=self._step + 1, session_log=start)
         )
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Writes one flat record with a "step"; numbers that are not finite become null."""
-        if self._file is None:
+        if jax.process_index() != 0:
             return
-        clean = {name: as_json_number(value) for name, value in record.items()}
-        self._file.write(json.dumps(clean, allow_nan=False) + "\n")
-        self._file.flush()
-        for name, value in clean.items():
-            if name != "step" and value is not None:
-                self._board.add_scalar(name, value, clean["step"])
+        self._held.append({name: as_json_number(value) for name, value in record.items()})
+        try:
+            self._write_held()
+            self._told = False
+        except OSError as error:
+            if not self._told:
+                logging.warning(
+                    "%s cannot be written (%s): records are held and written later",
+                    self._workdir / FILE,
+                    error.strerror,
+                )
+            self._told = True
+
+    def _write_held(self) -> None:
+        self._reopen_if_gone()
+        while self._held:
+            record = self._held[0]
+            start = os.fstat(self._file.fileno()).st_size
+            try:
+                self._file.write(json.dumps(record, allow_nan=False) + "\n")
+                self._file.flush()
+            except OSError:
+                # A new file object: the old one would write what it still holds once more.
+                self._drop_files()
+                os.truncate(self._workdir / FILE, start)  # no half line stays
+                raise
+            self._held.pop(0)
+            self._write_events(record)
+        self._board.flush()
+
+    def _write_events(self, record: Mapping[str, Any]) -> None:
+        values = [
+            scalar(name, value).value[0]
+            for name, value in record.items()
+            if name != "step" and value is not None
+        ]
+        event = Event(wall_time=time.time(), step=record["step"])
+        event.summary.value.extend(values)
+        self._board.write_event(event)
+
+    def _reopen_if_gone(self) -> None:
+        try:
+            there = self._file is not None and os.path.samestat(
+                os.fstat(self._file.fileno()), os.stat(self._workdir / FILE)
+            )
+        except FileNotFoundError:
+            logging.warning("%s was removed under the run: a new one begins", self._workdir / FILE)
+            there = False
+        if not there:
+            self._drop_files()
+            self._open()
+
+    def _drop_files(self) -> None:
+        for file in (self._file, self._board):
+            with contextlib.suppress(OSError):
+                if file is not None:
+                    file.close()
+        self._file = self._board = None
 
     def close(self) -> None:
-        """Flushes and closes both."""
-        if self._file is not None:
-            self._file.close()
-            self._board.close()
+        """Writes what is held, if that is possible by now, and closes both."""
+        if jax.process_index() == 0:
+            with contextlib.suppress(OSError):
+                if self._held:
+                    self._write_held()
+            if self._held:
+                logging.warning("%d records were never written", len(self._held))
+            self._drop_files()
 
 
 def as_json_number(value: Any) -> int | float | None:
@@ -105,10 +176,18 @@ class Reporter:
         workdir: its folder.
         step: steps done so far.
         mesh: the run's mesh.
+        best_metric: name of the logged metric that `take_score` gives; "": none.
     """
 
-    def __init__(self, config: Any, workdir: str | pathlib.Path, step: int, mesh: Mesh):
-        self._config, self._first_step = config, step
+    def __init__(
+        self,
+        config: Any,
+        workdir: str | pathlib.Path,
+        step: int,
+        mesh: Mesh,
+        best_metric: str = "",
+    ):
+        self._config, self._first_step, self._best_metric = config, step, best_metric
         self._writer = MetricWriter(workdir, step)
         self._progress = progress.Progress(config.total_steps, step, config.batch_size)
         self._rates = progress.Rates(config.batch_size)
@@ -116,6 +195,7 @@ class Reporter:
         # other for ever.
         self._steps_ahead = 0 if mesh.devices.flat[0].platform == "cpu" and mesh.size > 1 else 1
         self._under_way = collections.deque()
+        self._scores: list[float] = []
 
     def start(self) -> None:
         """Starts the clock."""
@@ -167,11 +247,29 @@ class Reporter:
             record = {"step": step, **record, **rates, "dropped_videos": dropped}
             self._writer.write(record)
             self._progress.show(record)
+            self._note_score(record)
         if failed:
             raise NonFiniteError(
                 f"loss or gradient was not finite in {in_row} steps in a row, the last of them "
                 f"step {step}; lower config.optimizer.learning_rate, or look at the videos"
             )
+
+    def _note_score(self, record: Mapping[str, Any]) -> None:
+        name = self._best_metric
+        if not name:
+            return
+        if name not in record:
+            raise UserError(
+                f"config.checkpoint.best_metric={name!r} is none of the logged metrics: "
+                + ", ".join(record)
+            )
+        if record[name] is not None:
+            self._scores.append(float(record[name]))
+
+    def take_score(self) -> float | None:
+        """Mean of `best_metric` over the steps logged since the last call; None if none was."""
+        scores, self._scores = self._scores, []
+        return sum(scores) / len(scores) if scores else None
 
     def tell(self, text: str) -> None:
         """Prints a line."""

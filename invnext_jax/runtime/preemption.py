@@ -1,11 +1,20 @@
-"""SIGTERM and SIGINT ask a run to save and end; a second one ends it at once."""
+"""SIGTERM and SIGINT ask a run to save and end; a second one ends it at once.
 
+A preemption notice of a TPU or of a batch system is a SIGTERM.
+"""
+
+import contextlib
 import os
 import signal
 import threading
 import types
+from collections.abc import Iterator
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class StopRequestedError(Exception):
+    """Raised out of `Preemption.waiting` by the first signal."""
 
 
 class Preemption:
@@ -17,12 +26,28 @@ class Preemption:
 
     def __init__(self):
         self.signal_name = ""
+        self._waiting = False
         self._before = {}
 
     @property
     def requested(self) -> bool:
         """Whether the run shall save and end."""
         return bool(self.signal_name)
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Within it, a signal does not wait for what is under way but raises.
+
+        Raises:
+            StopRequestedError: the first signal comes, or has come.
+        """
+        self._waiting = True
+        try:
+            if self.requested:
+                raise StopRequestedError
+            yield
+        finally:
+            self._waiting = False
 
     def __enter__(self) -> "Preemption":
         if threading.current_thread() is threading.main_thread():
@@ -31,7 +56,8 @@ class Preemption:
 
     def __exit__(self, *error: object) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            # None: a handler that was not set by Python, as that of jax.distributed.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def _receive(self, number: int, frame: types.FrameType | None) -> None:
         del frame
@@ -39,3 +65,5 @@ class Preemption:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         self.signal_name = signal.Signals(number).name
+        if self._waiting:
+            raise StopRequestedError

@@ -116,3 +116,23 @@ def replace_subtree(tree: Any, path: str, new: Any) -> Any:
     """The tree with `new` at the path."""
     name, _, rest = path.partition("/")
     return {**tree, name: replace_subtree(tree[name], rest, new) if rest else new}
+
+
+def compare_shapes(found: Mapping[str, tuple], wanted: Mapping[str, tuple]) -> list[str]:
+    """Lines that say which arrays are missing, surplus or of another shape; none if all fit."""
+    lines = [f"missing: {name} {wanted[name]}" for name in wanted if name not in found]
+    lines += [f"surplus: {name} {found[name]}" for name in found if name not in wanted]
+    lines += [
+        f"misshapen: {name} {found[name]}, wanted {wanted[name]}"
+        for name in wanted
+        if name in found and found[name] != wanted[name]
+    ]
+    return lines
+
+
+def flat_shapes(tree: Any) -> dict[str, tuple]:
+    """Path -> shape of each array of a tree."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }

@@ -1,3 +1,4 @@
+import contextlib
 import functools
 import glob
 import os
@@ -11,9 +12,10 @@ import optax
 import pytest
 
 from invnext_jax.errors import UserError
-from invnext_jax.runtime import checkpoint
+from invnext_jax.runtime import checkpoint, checkpointer
 from invnext_jax.runtime import mesh as mesh_lib
 from invnext_jax.runtime import state as state_lib
+from invnext_jax.runtime.workdir import Workdir
 
 
 def open_data(toy_data, seed=0):
@@ -40,22 +42,24 @@ def run(toy_config, toy_data, abstract, tmp_path):
     """A workdir with checkpoints of steps 2 and 3; makes a checkpointer for a copy of it."""
     workdir = tmp_path / "run"
     toy_config.total_steps = 3
-    saver = checkpoint.Checkpointer(workdir, toy_config)
     data_iter = open_data(toy_data)
-    for step in (1, 2, 3):
-        next(data_iter)
-        saver.save(step, make_state(abstract, step), data_iter)
-    saver.wait()
-    saver.close()
+    with opened(workdir, toy_config) as saver:
+        for step in (1, 2, 3):
+            next(data_iter)
+            saver.save(step, make_state(abstract, step), data_iter.get_state())
     return workdir
 
 
+@contextlib.contextmanager
+def opened(workdir, config):
+    with contextlib.closing(Workdir(workdir)) as held:
+        with contextlib.closing(checkpointer.Checkpointer(held, config)) as saver:
+            yield saver
+
+
 def restore(workdir, config, abstract, data_iter):
-    checkpointer = checkpoint.Checkpointer(workdir, config)
-    try:
-        return checkpointer.restore(abstract, data_iter)
-    finally:
-        checkpointer.close()
+    with opened(workdir, config) as saver:
+        return saver.restore(abstract, data_iter)
 
 
 def steps(workdir):
@@ -78,18 +82,15 @@ def test_a_new_run_restores_nothing(toy_config, toy_data, abstract, tmp_path):
 
 def test_the_last_ones_and_every_nth_are_kept(toy_config, toy_data, abstract, tmp_path):
     toy_config.checkpoint.update(keep_last=2, keep_every_steps=4)
-    saver = checkpoint.Checkpointer(tmp_path / "run", toy_config)
-    for step in range(1, 8):
-        saver.save(step, make_state(abstract, step), open_data(toy_data))
-    saver.wait()
-    saver.close()
+    with opened(tmp_path / "run", toy_config) as saver:
+        for step in range(1, 8):
+            saver.save(step, make_state(abstract, step), {})
     assert steps(tmp_path / "run") == ["4", "6", "7"]
 
 
 def test_saving_a_step_twice_is_harmless(run, toy_config, toy_data, abstract):
-    saver = checkpoint.Checkpointer(run, toy_config)
-    saver.save(3, make_state(abstract, 3), open_data(toy_data))
-    saver.close()
+    with opened(run, toy_config) as saver:
+        saver.save(3, make_state(abstract, 3), {})
     assert steps(run) == ["2", "3"]
 
 
@@ -126,6 +127,8 @@ DAMAGE = {
     "half the arrays": truncate,
     "flipped bits": flip,
     "an empty folder": empty,
+    "no sums": lambda folder: os.remove(folder / "sums.json"),
+    "half the sums": lambda folder: os.truncate(folder / "sums.json", 50),
 }
 
 
@@ -145,10 +148,9 @@ def test_a_damaged_checkpoint_is_passed_over_and_set_aside(
 
 def test_a_step_that_was_damaged_can_be_saved_again(run, toy_config, toy_data, abstract):
     empty(run / "checkpoints/3")
-    checkpointer = checkpoint.Checkpointer(run, toy_config)
-    checkpointer.restore(abstract, open_data(toy_data))
-    checkpointer.save(3, make_state(abstract, 3), open_data(toy_data))
-    checkpointer.close()
+    with opened(run, toy_config) as saver:
+        saver.restore(abstract, open_data(toy_data))
+        saver.save(3, make_state(abstract, 3), {})
     assert steps(run) == ["2", "3", "damaged-3"]
 
 
@@ -174,7 +176,7 @@ def test_a_changed_config_is_refused_with_a_table(run, toy_config, toy_data, abs
 def test_a_checkpoint_of_another_format_is_refused_in_a_sentence(
     run, toy_config, toy_data, abstract, monkeypatch
 ):
-    monkeypatch.setattr(checkpoint.provenance, "FORMAT_VERSION", 99)
+    monkeypatch.setattr(checkpointer.provenance, "FORMAT_VERSION", 99)
     with pytest.raises(UserError, match="was made by another version of the package"):
         restore(run, toy_config, abstract, open_data(toy_data))
 

@@ -87,13 +87,13 @@ def test_a_signal_saves_and_the_run_goes_on(
 ):
     toy_data.before_batch[5] = lambda: os.kill(os.getpid(), number)
     train.train(toy_config, tmp_path / "stopped")
-    assert (tmp_path / "stopped/checkpoints/5").is_dir()
+    assert (tmp_path / "stopped/checkpoints/4").is_dir()  # no wait for batch 5
     said = capsys.readouterr().out
-    assert f"{number.name}: stopped after step 5 of 6" in said
+    assert f"{number.name}: stopped after step 4 of 6" in said
     assert "the same command goes on" in said
     toy_data.before_batch.clear()
     train.train(toy_config, tmp_path / "stopped")
-    assert "going on after step 5" in capsys.readouterr().out
+    assert "going on after step 4" in capsys.readouterr().out
     assert_equal_runs(whole_run, tmp_path / "stopped")
 
 
@@ -127,6 +127,26 @@ def test_a_run_goes_on_on_another_mesh(
         final_params(whole_run),
         final_params(tmp_path / "moved"),
     )
+
+
+def test_a_run_moved_to_fewer_devices_twice_has_the_same_losses(
+    toy_config, toy_data, one_device, tmp_path, monkeypatch
+):
+    def train_on(devices, workdir):
+        monkeypatch.setattr(train.mesh_lib.jax, "devices", lambda: one_device[:devices])
+        train.train(toy_config, tmp_path / workdir)
+        return [record["loss"] for record in metrics.read_metrics(tmp_path / workdir)]
+
+    toy_config.mesh.data = -1
+    toy_config.checkpoint.every_steps = 2
+    whole = train_on(8, "whole")
+    for devices, stop in ((8, 3), (4, 5)):
+        toy_data.before_batch = {stop: lambda: os.kill(os.getpid(), signal.SIGTERM)}
+        train_on(devices, "moved")
+    toy_data.before_batch = {}
+    moved = train_on(2, "moved")
+    np.testing.assert_allclose(moved, whole, rtol=1e-5)
+    assert len(moved) == 6
 
 
 def test_a_damaged_checkpoint_costs_steps_but_no_result(whole_run, toy_config, tmp_path):
@@ -279,7 +299,7 @@ def test_a_signal_ends_the_process_with_code_0(whole_run, toy_config, toy_data, 
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert "SIGTERM: stopped after step 4 of 6" in done.stdout
+    assert "SIGTERM: stopped after step 3 of 6" in done.stdout
     assert list((tmp_path / ".cache/invnext_jax").iterdir())
     train.train(toy_config, tmp_path / "stopped")
     assert [record["step"] for record in untimed(tmp_path / "stopped")] == [1, 2, 3, 4, 5, 6]

@@ -1,0 +1,68 @@
+import json
+import os
+import shutil
+
+import pytest
+
+from invnext_jax.runtime import integrity
+from invnext_jax.runtime.integrity import DamagedError
+
+
+@pytest.fixture
+def step(whole_run_files, tmp_path):
+    """A copy of a finished checkpoint, as a run wrote it."""
+    shutil.copytree(whole_run_files / "checkpoints/6", tmp_path / "6")
+    return tmp_path / "6"
+
+
+def test_a_whole_checkpoint_passes(step):
+    assert integrity.verify_sums(step)
+
+
+def test_every_file_of_the_items_has_a_sum(step):
+    sums = json.loads((step / "sums.json").read_text())
+    there = {str(path.relative_to(step)) for path in step.rglob("*/*") if path.is_file()}
+    assert {name for name in there if not name.endswith("commit_success.txt")} == sums.keys()
+    assert {name.split("/")[0] for name in sums} == {"state", "data", "meta"}
+
+
+def test_one_flipped_bit_in_any_file_is_found(step):
+    for name in json.loads((step / "sums.json").read_text()):
+        path = step / name
+        data = path.read_bytes()
+        middle = len(data) // 2
+        path.write_bytes(data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :])
+        with pytest.raises(DamagedError, match="has changed"):
+            integrity.verify_sums(step)
+        path.write_bytes(data)
+    assert integrity.verify_sums(step)
+
+
+def test_a_missing_or_a_short_file_is_found(step):
+    path = max((step / "state").rglob("d/*"), key=os.path.getsize)
+    os.truncate(path, os.path.getsize(path) - 1)
+    with pytest.raises(DamagedError, match="bytes, not"):
+        integrity.verify_sums(step)
+    path.unlink()
+    with pytest.raises(DamagedError, match="No such file"):
+        integrity.verify_sums(step)
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"a": 1}', '{"a": [1]'])
+def test_sums_that_cannot_be_read_are_damage(step, text):
+    (step / "sums.json").write_text(text)
+    with pytest.raises(DamagedError, match="cannot be read"):
+        integrity.verify_sums(step)
+
+
+@pytest.mark.parametrize("name", ["../6/sums.json", "/etc/hostname"])
+def test_sums_do_not_make_it_read_outside_the_checkpoint(step, name):
+    (step / "sums.json").write_text(json.dumps({name: [0, ""]}))
+    with pytest.raises(DamagedError, match="outside the checkpoint"):
+        integrity.verify_sums(step)
+
+
+def test_a_checkpoint_from_before_there_were_sums_is_told_from_one_that_lost_them(step):
+    (step / "sums.json").unlink()
+    assert not integrity.verify_sums(step)
+    assert json.loads((step / "meta/metadata").read_text())["sums"] is True
