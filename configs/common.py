@@ -77,6 +77,9 @@ def defaults() -> ml_collections.ConfigDict:
     config.init_parts = ()  # what is taken from there ("encoder", ...); (): all that fits the stage
     config.init_from_unfinished = False  # whether that run may have steps left
     config.dtype = "bfloat16"  # of the matmuls; parameters, norms and losses stay float32
+    # "auto" is the fused kernel of the platform, "cudnn" (GPUs) or "splash" (TPUs), and elsewhere
+    # plain XLA, in blocks where the logits are many; also "blockwise" and "naive", all at once.
+    config.attention = "auto"
     config.init_gain = (
         1.0  # factor on the kernels' start values (deviation 0.02; not the decoder's)
     )
