@@ -116,6 +116,7 @@ def defaults() -> ml_collections.ConfigDict:
             "depth": 6,
             "width": 1536,
             "noise_draws": 1,  # noised copies of each masked patch a step
+            "chunks": 1,  # parts of the patches that are decoded one after the other, for memory
             "dtype": "float32",
         }
     )
