@@ -125,6 +125,9 @@ def defaults() -> ml_collections.ConfigDict:
         {
             "weights": "",  # .safetensors file of the vision tower
             "taps": 6,  # intermediate features that the student aligns with
+            # Whether `size` may give another grid than the encoder's: smaller images cost less, and
+            # features and attention are interpolated.
+            "resample": False,
             **TEACHERS["siglip2_giant"],
         }
     )
