@@ -13,6 +13,8 @@ DEMO_FLAGS1 ?=
 DEMO_FLAGS2 ?=
 DEMO_PROBE_FLAGS ?=
 PYTEST_FLAGS ?= -n auto
+BENCHMARK_FLAGS ?=
+GPU_FLAGS ?=
 TORCH ?= 2.13.0
 
 RUN = $(VENV)/bin/python
@@ -21,7 +23,7 @@ RUNTIME = $(VENV)/.installed-runtime
 PACKAGE = $(VENV)/.installed-package
 TEST = $(VENV)/.installed-test
 
-.PHONY: demo test lint lock clean
+.PHONY: demo test lint lock clean benchmark gpu-check
 .DELETE_ON_ERROR:
 
 # The main job on the embedded world. Each line can be killed and repeated: it goes on where it was.
@@ -41,6 +43,15 @@ test: $(TEST)
 lint: $(TEST)
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
+
+# Our training step against a PyTorch twin on this machine's CPU; the last line is JSON.
+benchmark: $(TEST)
+	$(RUN) -m benchmarks.step $(BENCHMARK_FLAGS)
+
+# For a machine with a GPU, whose PYTHON has jax[cuda13], flax, optax, einops, numpy and ml_collections:
+# make gpu-check PYTHON=/path/to/python. Writes docs/performance-gpu.md.
+gpu-check:
+	$(PYTHON) -m benchmarks.gpu_check $(GPU_FLAGS)
 
 # Compiles both requirement files anew for every supported Python and platform. The full set comes first:
 # Beam holds some packages back, and the small set follows, so that the two agree.

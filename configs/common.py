@@ -77,6 +77,9 @@ def defaults() -> ml_collections.ConfigDict:
     config.init_parts = ()  # what is taken from there ("encoder", ...); (): all that fits the stage
     config.init_from_unfinished = False  # whether that run may have steps left
     config.dtype = "bfloat16"  # of the matmuls; parameters, norms and losses stay float32
+    # "auto" is the fused kernel of the platform, "cudnn" (GPUs) or "splash" (TPUs), and elsewhere
+    # plain XLA, in blocks where the logits are many; also "blockwise" and "naive", all at once.
+    config.attention = "auto"
     config.init_gain = (
         1.0  # factor on the kernels' start values (deviation 0.02; not the decoder's)
     )
@@ -113,6 +116,7 @@ def defaults() -> ml_collections.ConfigDict:
             "depth": 6,
             "width": 1536,
             "noise_draws": 1,  # noised copies of each masked patch a step
+            "chunks": 1,  # parts of the patches that are decoded one after the other, for memory
             "dtype": "float32",
         }
     )
@@ -121,6 +125,9 @@ def defaults() -> ml_collections.ConfigDict:
         {
             "weights": "",  # .safetensors file of the vision tower
             "taps": 6,  # intermediate features that the student aligns with
+            # Whether `size` may give another grid than the encoder's: smaller images cost less, and
+            # features and attention are interpolated.
+            "resample": False,
             **TEACHERS["siglip2_giant"],
         }
     )

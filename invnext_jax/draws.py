@@ -99,4 +99,5 @@ def pixel_terms(
     """The loss of the masked patches' pixels; see `reconstruction.loss_terms`."""
     start_np = patch_targets(video_bthwc, draws.masked_bm, model.encoder.patch)
     decode = functools.partial(model.apply, {"params": params}, method="decode")
-    return reconstruction.loss_terms(decode, start_np, latents_bmd, draws.noise)
+    chunks = model.decoder.chunks
+    return reconstruction.loss_terms(decode, start_np, latents_bmd, draws.noise, chunks)

@@ -36,10 +36,10 @@ def check_teacher(config: Any) -> None:
     if not t.weights:
         raise UserError("teacher.weights is empty: name the .safetensors file of the image teacher")
     sides = t.size // t.patch, config.data.size // config.encoder.patch
-    if sides[0] != sides[1]:
+    if sides[0] != sides[1] and not t.resample:
         raise UserError(
             f"teacher.size // teacher.patch = {sides[0]} must equal the {sides[1]} patches a side "
-            "of data.size // encoder.patch: set teacher.size"
+            "of data.size // encoder.patch: set teacher.size, or teacher.resample=True"
         )
     if t.taps < 1:
         raise UserError(f"teacher.taps={t.taps} must be at least 1")
@@ -72,15 +72,18 @@ def read_teacher(config: Any) -> Any:
 
 
 def see(config: Any, params: Any, video_bthwc: jax.Array) -> teachers.TeacherOutput:
-    """What the frozen teacher says about every frame (b*t images).
+    """What the frozen teacher says about every frame (b*t images), on the encoder's grid.
 
     Args:
       config: of the run.
       params: the teacher's parameters.
       video_bthwc: float32 normalised clips.
     """
-    images = teachers.preprocess(video_bthwc, config.teacher.size, config.teacher.kind)
-    return teachers.from_config(config).apply({"params": params}, images)
+    t = config.teacher
+    images = teachers.preprocess(video_bthwc, t.size, t.kind)
+    seen = teachers.from_config(config).apply({"params": params}, images)
+    old, new = t.size // t.patch, video_bthwc.shape[2] // config.encoder.patch
+    return seen if old == new else teachers.resample(seen, old, new)
 
 
 def see_clips(

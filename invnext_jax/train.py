@@ -24,6 +24,7 @@ from invnext_jax import pretrained, stage1, stage2
 from invnext_jax.data import drops as drops_lib
 from invnext_jax.data import pipeline, sources
 from invnext_jax.errors import NonFiniteError, UserError
+from invnext_jax.models import attention
 from invnext_jax.runtime import (
     checkpoint,
     checks,
@@ -364,7 +365,7 @@ def _compile(run: Run, batch: dict[str, jax.Array]) -> tuple[step_lib.StepFn, Ca
     loss_fn = functools.partial(run.stage.loss_fn, config, run.model)
     diagnostics = functools.partial(run.stage.diagnostics, config, run.model)
     start, diagnose = time.perf_counter(), None
-    with mesh_lib.mesh_rules(run.mesh):
+    with mesh_lib.mesh_rules(run.mesh), attention.kernel(config.attention):
         train_step = compilation.compile_step(
             step_lib.make_train_step(loss_fn, tx, schedule, run.stage.following(config)), *arguments
         )

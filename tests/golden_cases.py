@@ -70,6 +70,7 @@ class Case:
             width=getattr(model, "diffloss_w", 0),
             noise_draws=getattr(model, "diffusion_batch_mul", 1),
             dtype="float32",
+            chunks=1,
         )
         teacher = SimpleNamespace(width=model.clip_teacher_embed_dim, taps=model.clip_return_layer)
         data = SimpleNamespace(frames=frames or model.num_frames, size=model.img_size)

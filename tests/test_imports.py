@@ -10,7 +10,8 @@ PACKAGE = "invnext_jax"
 
 # Rooms and story files: a -> what a may import. Each may import itself and `errors`.
 ARROWS = {
-    "train": {"stage1", "stage2", "pretrained", "runtime", "data", "weights"},
+    # Of the models, the loop knows how attention is chosen.
+    "train": {"stage1", "stage2", "pretrained", "models", "runtime", "data", "weights"},
     "stage1": {"pretrained", "draws", "models", "objectives"},
     "stage2": {"pretrained", "draws", "models", "objectives"},
     "draws": {"models", "objectives"},
@@ -39,7 +40,8 @@ FLOORS = {
         {"vision"},
         {"layers"},
         {"attention"},
-        {"positions"},
+        {"fused"},
+        {"blockwise", "positions"},
         {"axes", "pixels"},
     ],
     "data": [

@@ -63,6 +63,7 @@ class DiffusionDecoder(nn.Module):
     width: int
     depth: int
     dtype: Dtype = jnp.float32
+    chunks: int = 1  # parts of the patches that the loss takes one after the other
 
     @nn.compact
     def __call__(self, noised_np: jax.Array, t_n: jax.Array, latent_nz: jax.Array) -> jax.Array:
@@ -103,6 +104,7 @@ class PixelHead(nn.Module):
     width: int
     depth: int
     dtype: Dtype = jnp.float32
+    chunks: int = 1  # parts of the patches that the loss takes one after the other
 
     @nn.compact
     def __call__(self, latent_nz: jax.Array) -> jax.Array:
@@ -132,11 +134,13 @@ def check_config(config: Any) -> None:
     """Checks `config.decoder`; warns of a width that noise cannot pass.
 
     Raises:
-      UserError: an unknown kind.
+      UserError: an unknown kind, or no chunk.
     """
     d, pixels = config.decoder, 3 * config.encoder.patch**2
     if d.kind not in KINDS:
         raise UserError(f"decoder.kind={d.kind!r} is none of {', '.join(map(repr, KINDS))}")
+    if d.chunks < 1:
+        raise UserError(f"decoder.chunks={d.chunks} must be at least 1")
     if d.kind == "diffusion" and d.width < pixels:
         logging.warning(
             "decoder.width=%d is narrower than the %d values of a patch: noise cannot pass it",
@@ -150,6 +154,6 @@ def from_config(config: Any) -> DiffusionDecoder | PixelHead:
     decoder, pixels = config.decoder, 3 * config.encoder.patch**2
     dtype = jnp.dtype(decoder.dtype)
     if decoder.kind == "diffusion":
-        return DiffusionDecoder(pixels, decoder.width, decoder.depth, dtype)
+        return DiffusionDecoder(pixels, decoder.width, decoder.depth, dtype, decoder.chunks)
     depth = 1 if decoder.kind == "linear" else decoder.depth
-    return PixelHead(pixels, decoder.width, depth, dtype)
+    return PixelHead(pixels, decoder.width, depth, dtype, decoder.chunks)

@@ -46,8 +46,13 @@ class ModernBertLayer(nn.Module):
     dtype: Dtype
 
     @nn.compact
-    def __call__(self, x_bnd: jax.Array) -> jax.Array:
-        """Adds attention and gated MLP to the float32 residual stream."""
+    def __call__(self, x_bnd: jax.Array, only_bm: jax.Array | None = None) -> jax.Array:
+        """Adds attention and gated MLP to the float32 residual stream.
+
+        Args:
+          x_bnd: the stream.
+          only_bm: places of the tokens to return; the others are but looked at. None returns all.
+        """
         b, n, d = x_bnd.shape
         theta = GLOBAL_THETA if self.window is None else LOCAL_THETA
         reach = None if self.window is None else self.window // 2
@@ -57,10 +62,15 @@ class ModernBertLayer(nn.Module):
         qkv = dense((3, d), ("embed", None, "heads"), name="qkv", **linear)(h_bnd)
         split = (b, n, self.heads, d // self.heads)
         q_bnhe, k_bnhe, v_bnhe = (part.reshape(split) for part in unstack(qkv))
-        y_bnhe = attend(apply_rotary(q_bnhe, theta), apply_rotary(k_bnhe, theta), v_bnhe, reach)
-        x_bnd = x_bnd + dense(d, ("heads", "embed"), name="proj", **linear)(
-            y_bnhe.reshape(b, n, d)
-        ).astype(jnp.float32)
+        q_bnhe, k_bnhe = apply_rotary(q_bnhe, theta), apply_rotary(k_bnhe, theta)
+        if only_bm is not None and reach is None:
+            q_bnd, x_bnd = (gather_tokens(x, only_bm) for x in (q_bnhe.reshape(b, n, d), x_bnd))
+            q_bnhe = q_bnd.reshape(b, -1, *split[2:])
+        y_bnd = attend(q_bnhe, k_bnhe, v_bnhe, reach).reshape(b, -1, d)
+        if only_bm is not None and reach is not None:  # a window wants all queries in their places
+            y_bnd, x_bnd = (gather_tokens(x, only_bm) for x in (y_bnd, x_bnd))
+        proj = dense(d, ("heads", "embed"), name="proj", **linear)
+        x_bnd = x_bnd + proj(y_bnd).astype(jnp.float32)
 
         h_bnd = layer_norm(1e-5, self.dtype, "mlp_norm", bias=False)(x_bnd)
         up = dense((2, self.mlp_width), ("embed", None, "mlp"), name="fc1", **linear)(h_bnd)
@@ -107,9 +117,8 @@ class Predictor(nn.Module):
         if self.kind == "vit":
             block = Block(self.heads, self.mlp_width, 1.0, self.dtype, name="blocks")
             x_bnd, _ = run_stack(block, x_bnd, depth=self.depth, remat=self.remat)
-        else:
-            x_bnd = self._modernbert(x_bnd)
-        return gather_tokens(x_bnd[:, self.class_tokens :], masked_bm)
+            return gather_tokens(x_bnd, masked_bm + self.class_tokens)
+        return self._modernbert(x_bnd, masked_bm + self.class_tokens)
 
     def _sequence(self, tokens_bnd, keep_bk, masked_bm, grid):
         c, d = self.class_tokens, self.encoder_width
@@ -123,12 +132,14 @@ class Predictor(nn.Module):
         x_bnd = jnp.concatenate([tokens_bnd[:, :c], gather_tokens(x_bnd, inverse_bn)], axis=1)
         return x_bnd + PositionTable(d, self.table_grid, c, name="position")(grid)[None]
 
-    def _modernbert(self, x_bnd):
+    def _modernbert(self, x_bnd, only_bm=None):
+        """All layers; the last one computes nothing for tokens that no loss looks at."""
         for i in range(self.depth):
             number = self.last_layer - self.depth + 1 + i
             window = None if number % 3 == 0 else self.window
             layer = nn.remat(ModernBertLayer) if self.remat != "none" else ModernBertLayer
-            x_bnd = layer(self.heads, self.mlp_width, window, self.dtype, name=f"layer{i}")(x_bnd)
+            layer = layer(self.heads, self.mlp_width, window, self.dtype, name=f"layer{i}")
+            x_bnd = layer(x_bnd, only_bm if i == self.depth - 1 else None)
             self.sow("intermediates", f"after{i}", x_bnd)
         return x_bnd
 

@@ -15,7 +15,7 @@ from einops import rearrange
 from invnext_jax.models.axes import logical
 from invnext_jax.models.layers import Dtype, Mlp, dense, layer_norm, run_stack, small_normal, unit
 from invnext_jax.models.pixels import IMAGENET_MEAN, IMAGENET_STD
-from invnext_jax.models.positions import cubic_weights, resize_table
+from invnext_jax.models.positions import cubic_weights, linear_weights, resize_table
 from invnext_jax.models.vision import VisionAttention, VisionBlock
 
 KINDS = ("siglip2", "clip", "dinov2")
@@ -66,6 +66,20 @@ def preprocess(video_bthwc: jax.Array, size: int, kind: str) -> jax.Array:
         rows, columns = (cubic_weights(old, size) for old in images_bhwc.shape[1:3])
         images_bhwc = jnp.einsum("Hh,Ww,bhwc->bHWc", rows, columns, images_bhwc)
     return (images_bhwc * std + mean - own_mean) / own_std
+
+
+def resample(seen: TeacherOutput, old: int, new: int) -> TeacherOutput:
+    """Interpolates what was seen on a grid of `old` places a side linearly to `new` ones."""
+    weights = linear_weights(old, new)
+
+    def resize(x_bsd):
+        grid_byxd = rearrange(x_bsd, "... (y x) d -> ... y x d", y=old)
+        grid_byxd = jnp.einsum("Yy,Xx,...yxd->...YXd", weights, weights, grid_byxd)
+        return rearrange(grid_byxd, "... y x d -> ... (y x) d")
+
+    attention_bn = resize(seen.attention_bn[..., None])[..., 0]
+    attention_bn = attention_bn / jnp.sum(attention_bn, axis=1, keepdims=True)
+    return TeacherOutput(unit(resize(seen.taps_lbnd)), seen.pooled_bd, attention_bn)
 
 
 class AttentionPoolingHead(nn.Module):

@@ -4,6 +4,7 @@ Shape key: b clips, m masked tokens, n patches (of all clips, times the noise dr
 patch, d width.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -41,7 +42,11 @@ def draw_noise(t_key: jax.Array, noise_key: jax.Array, count: int, pixels: int) 
 
 
 def loss_terms(
-    decode: Decode, start_np: jax.Array, latents_bmd: jax.Array, noise: Noise | None
+    decode: Decode,
+    start_np: jax.Array,
+    latents_bmd: jax.Array,
+    noise: Noise | None,
+    chunks: int = 1,
 ) -> dict[str, jax.Array]:
     """The loss of the masked patches' pixels.
 
@@ -50,18 +55,49 @@ def loss_terms(
       start_np: true pixels of the b*m masked patches.
       latents_bmd: predicted latents of the same patches.
       noise: for a diffusion decoder; None for one that gives the pixels at once.
+      chunks: parts that are decoded one after the other, and once more in the backward pass: what
+        the decoder remembers is that much smaller. The last part may be padded.
 
     Returns:
       `pixels`, and for diffusion its parts `noise` (squared error) and `bound` (bits a channel).
     """
     latents_nd = rearrange(latents_bmd, "b m d -> (b m) d")
-    if noise is None:
-        return {"pixels": jnp.mean((decode(None, None, latents_nd) - start_np) ** 2)}
-    noise_np, t_n = noise
-    repeats = t_n.size // start_np.shape[0]
-    start_np, latents_nd = (repeat(x, "n p -> (r n) p", r=repeats) for x in (start_np, latents_nd))
+    arrays = (start_np, latents_nd)
+    if noise is not None:
+        repeats = noise.t_n.size // start_np.shape[0]
+        arrays = tuple(repeat(x, "n p -> (r n) p", r=repeats) for x in arrays)
+        arrays += (noise.noise_np, noise.t_n)
+    terms_of = functools.partial(_terms, decode)
+    if chunks == 1:
+        terms = terms_of(*arrays)
+    else:
+        terms = _in_chunks(terms_of, arrays, chunks)
+    means = {name: jnp.mean(term_n) for name, term_n in terms.items()}
+    return means if noise is None else {"pixels": means["noise"] + means["bound"], **means}
+
+
+def _terms(decode, start_np, latents_nd, noise_np=None, t_n=None):
+    """The terms [n] of every patch."""
+    if t_n is None:
+        return {"pixels": jnp.mean((decode(None, None, latents_nd) - start_np) ** 2, axis=1)}
     noised_np = diffusion.add_noise(SCHEDULE, start_np, t_n, noise_np)
     output = decode(noised_np, t_n, latents_nd)
     terms = diffusion.loss_terms(SCHEDULE, output, start_np, noised_np, t_n, noise_np)
-    noise_term, bound = jnp.mean(terms.squared_error), jnp.mean(terms.bound)
-    return {"pixels": noise_term + bound, "noise": noise_term, "bound": bound}
+    return {"noise": terms.squared_error, "bound": terms.bound}
+
+
+def _in_chunks(terms_of, arrays, chunks):
+    """`terms_of` of every `chunks`-th patch, and so on: each device has some of each chunk."""
+    n = arrays[0].shape[0]
+    chunks = min(chunks, n)
+    spare = -n % chunks
+
+    def cut(x):
+        x = jnp.concatenate([x, x[:spare]])
+        return jnp.swapaxes(x.reshape(-1, chunks, *x.shape[1:]), 0, 1)
+
+    def one(parts):
+        return terms_of(*parts)
+
+    terms = jax.lax.map(jax.checkpoint(one), tuple(cut(x) for x in arrays))
+    return {name: jnp.swapaxes(term, 0, 1).reshape(-1)[:n] for name, term in terms.items()}

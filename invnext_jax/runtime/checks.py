@@ -27,6 +27,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     _check_sources(config.data)
     if config.dtype not in ("float32", "bfloat16"):
         raise UserError(f"config.dtype={config.dtype!r} must be 'float32' or 'bfloat16'")
+    _check_kernels(config)
     _check_data(config.data)
 
 
@@ -41,6 +42,24 @@ def _check_model(config: ml_collections.ConfigDict) -> None:
             raise UserError(f"config.{name}.width={width} must divide by {name}.heads={heads}")
     if config.data.frames < 1:
         raise UserError(f"config.data.frames={config.data.frames} must be at least 1")
+
+
+def _check_kernels(config: ml_collections.ConfigDict) -> None:
+    choices = {
+        "attention": ("auto", "cudnn", "splash", "blockwise", "naive"),
+        "remat": ("none", "dots", "full"),
+    }
+    for name, known in choices.items():
+        if config[name] not in known:
+            raise UserError(f"config.{name}={config[name]!r} must be one of {known}")
+    platform = {"cudnn": "gpu", "splash": "tpu"}.get(config.attention)
+    if platform and platform != jax.default_backend():
+        raise UserError(
+            f"config.attention={config.attention!r} needs a {platform.upper()}, and this is a "
+            f"{jax.default_backend().upper()}: set it to 'auto'"
+        )
+    if config.attention == "cudnn" and config.dtype != "bfloat16":
+        raise UserError("config.attention='cudnn' needs config.dtype='bfloat16'")
 
 
 # What `config.data.by_source` may give another value for a source.

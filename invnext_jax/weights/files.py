@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from invnext_jax.errors import UserError
 
@@ -139,6 +138,9 @@ def _open_shards(folder: Path) -> dict[str, Tensor]:
 def _open_file(path: Path) -> dict[str, Tensor]:
     if path.suffix != ".safetensors":
         raise UserError(f"{path} is no .safetensors file")
+    # Imported here and below, so that a step on random clips needs no safetensors (gpu-check).
+    from safetensors import SafetensorError, safe_open
+
     try:
         with safe_open(path, "np") as file:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
@@ -149,6 +151,8 @@ def _open_file(path: Path) -> dict[str, Tensor]:
 
 def _reader(path: Path, name: str) -> Callable[[], np.ndarray]:
     def read():
+        from safetensors import safe_open
+
         with safe_open(path, "np") as file:
             return np.asarray(file.get_tensor(name), dtype=np.float32)
 

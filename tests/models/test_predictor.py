@@ -1,4 +1,4 @@
-"""V-JEPA's predictor: what it does not look at, and what its positions do."""
+"""V-JEPA's predictor: what it does not look at, what positions do; ModernBERT's last layer."""
 
 import jax
 import jax.numpy as jnp
@@ -90,3 +90,27 @@ def test_an_unknown_kind_or_a_width_without_positions_is_refused(config):
     wrong.predictor.kind = "rnn"
     with pytest.raises(UserError, match="'rnn' is none of 'modernbert', 'vit', 'vjepa'"):
         predictor.check_config(wrong)
+
+
+@pytest.mark.parametrize("window", [None, 6])
+def test_a_layer_asked_for_some_tokens_gives_what_it_gives_of_all(window):
+    rng = np.random.default_rng(2)
+    x_bnd = rng.standard_normal((2, 30, 16), np.float32)
+    only_bm = np.sort(np.stack([rng.permutation(30)[:11] for _ in range(2)]), axis=1)
+    layer = predictor.ModernBertLayer(2, 24, window, jnp.float32)
+    params = layer.init(jax.random.key(0), x_bnd)
+    weights = rng.standard_normal((2, 11, 16), np.float32)
+
+    def product(params, x_bnd, some):
+        if some:
+            y_bmd = layer.apply(params, x_bnd, only_bm)
+        else:
+            y_bmd = jnp.take_along_axis(layer.apply(params, x_bnd), only_bm[:, :, None], axis=1)
+        return jnp.vdot(y_bmd, weights)
+
+    found, expected = (
+        jax.value_and_grad(product, (0, 1))(params, x_bnd, some) for some in (True, False)
+    )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, expected
+    )

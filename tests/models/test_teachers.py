@@ -97,3 +97,18 @@ def test_smooth_cubic_weights_keep_constants_and_average_when_they_shrink(old, n
     stripes = (-1.0) ** np.arange(old)
     if new < old:
         assert np.abs(weights @ stripes).max() < np.abs(cubic_weights(old, new) @ stripes).max()
+
+
+def test_a_coarser_grid_is_interpolated_between_the_centres_of_its_places():
+    rng = np.random.default_rng(0)
+    x = rng.uniform(1, 2, 4)  # by column; rows are alike
+    taps_lbnd = np.stack([np.ones(16), np.tile(x, 4)], axis=-1)[None, None].astype(np.float32)
+    attention_bn = np.tile(x, 4)[None].astype(np.float32)
+    seen = teachers.TeacherOutput(taps_lbnd, np.ones((1, 2), np.float32), attention_bn)
+    resized = teachers.resample(seen, 4, 6)
+    expected = np.interp((np.arange(6) + 0.5) / 6, (np.arange(4) + 0.5) / 4, x)
+    ratio_yx = (resized.taps_lbnd[0, 0, :, 1] / resized.taps_lbnd[0, 0, :, 0]).reshape(6, 6)
+    np.testing.assert_allclose(ratio_yx, np.tile(expected, (6, 1)), rtol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(resized.taps_lbnd, axis=-1), 1, rtol=1e-6)
+    share_yx = resized.attention_bn.reshape(6, 6)
+    np.testing.assert_allclose(share_yx, np.tile(expected / expected.sum() / 6, (6, 1)), rtol=1e-5)

@@ -176,3 +176,11 @@ def test_some_loss_must_be_on(config):
 def test_a_clip_that_cannot_be_cut_is_refused(config, field, value):
     config.data = {**config.data.to_dict(), field: value}
     assert f"config.data.{field}={value!r}" in breach(config)
+
+
+def test_a_kernel_or_a_remat_policy_that_cannot_be_is_refused(config):
+    assert "config.attention='flash' must be one of" in breach(config, attention="flash")
+    message = breach(config, attention="splash")
+    assert message == ("config.attention='splash' needs a TPU, and this is a CPU: set it to 'auto'")
+    config.attention = "auto"
+    assert "config.remat='some' must be one of" in breach(config, remat="some")

@@ -1,0 +1,235 @@
+"""What only a GPU can show: `make gpu-check`, or python -m benchmarks.gpu_check.
+
+Kernels against the plain path, both stages at full size for some steps, clips a second, share of
+the peak, memory, and whether cuDNN's attention is in the compiled program. It writes
+docs/performance-gpu.md and prints one JSON object as its last line; anything wrong ends it with
+status 1. The clips are random: it needs no more than jax, flax, optax, einops, numpy and
+ml_collections.
+"""
+
+import argparse
+import functools
+import json
+import pathlib
+import statistics
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import ours
+from invnext_jax.models import attention
+
+PAGE = pathlib.Path(__file__).parents[1] / "docs" / "performance-gpu.md"
+# Dense bfloat16 TFLOP/s by their makers' data sheets; the first name that fits counts.
+PEAKS = {
+    "B200": 2250.0,
+    "H200": 989.0,
+    "H100 PCIe": 756.0,
+    "H100": 989.0,
+    "A100": 312.0,
+    "L40S": 362.0,
+    "RTX 4090": 165.0,
+    "L4": 121.0,
+    "V100": 125.0,
+}
+# (tokens, head width, reach of the window): encoder, teacher giant, 1B, predictor global and local.
+SHAPES = ((1028, 64, None), (256, 96, None), (1028, 88, None), (4100, 64, None), (4100, 64, 64))
+CUDNN = "__cudnn$fmha"
+
+
+def parse(arguments):
+    """The flags."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sizes", nargs="+", default=["base", "large"])
+    parser.add_argument("--stages", nargs="+", default=["stage1", "stage2"])
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument(
+        "--batch", type=int, default=32, help="clips a device; halved until it fits"
+    )
+    parser.add_argument("--remat", default="none", help="none, dots or full")
+    parser.add_argument("--side", type=int, default=8192, help="of the plain matrix product")
+    parser.add_argument("--out", type=pathlib.Path, default=PAGE)
+    return parser.parse_args(arguments)
+
+
+def main(arguments=None):
+    """Runs all checks, writes the page, and exits with 1 if one failed."""
+    flags = parse(arguments)
+    wrong = []
+    kernels = [check_kernel(*shape) for shape in SHAPES]
+    on_gpu = jax.default_backend() == "gpu"
+    wrong += [f"kernel {row['shape']} is off by {row['error']}" for row in kernels if row["wrong"]]
+    if on_gpu:
+        wrong += [f"no cuDNN for {row['shape']}" for row in kernels if not row["cudnn"]]
+    ceiling = measure_ceiling(flags.side)
+    tell(f"plain matrix product: {ceiling:.1f} TFLOP/s")
+    rows = []
+    for size in flags.sizes:
+        for stage in flags.stages:
+            row = check_stage(stage, size, flags, ceiling)
+            tell(str(row))
+            rows.append(row)
+            name = f"{stage} {size}"
+            if row.get("failed") or not np.isfinite(row["loss"]).all():
+                wrong.append(f"{name}: {row.get('failed') or 'the loss is not finite'}")
+            elif on_gpu and not row["cudnn_calls"] and size != "tiny":
+                wrong.append(f"{name}: its program does not call cuDNN's attention")
+    result = {
+        "device": jax.devices()[0].device_kind,
+        "devices": jax.device_count(),
+        "jax": jax.__version__,
+        "matmul_tflops": round(ceiling, 1),
+        "peak_tflops": peak(),
+        "kernels": kernels,
+        "steps": rows,
+        "wrong": wrong,
+    }
+    flags.out.write_text(page(result))
+    tell(f"wrote {flags.out}")
+    print(json.dumps(result))
+    sys.exit(1 if wrong else 0)
+
+
+def check_kernel(n, width, window):
+    """Output and gradients in bfloat16 as training computes them, against float32 at once."""
+    rng = np.random.default_rng(0)
+    wide = [jnp.asarray(rng.standard_normal((2, n, 4, width)), jnp.bfloat16) for _ in range(4)]
+
+    def product(q, k, v, out):
+        y = attention.attend(q, k, v, window)
+        return jnp.vdot(y.astype(jnp.float32), out.astype(jnp.float32)), y
+
+    def run(arrays):
+        graded = jax.jit(jax.value_and_grad(product, (0, 1, 2), has_aux=True))
+        compiled = graded.lower(*arrays).compile()
+        (_, y), gradients = compiled(*arrays)
+        return [np.asarray(x, np.float32) for x in (y, *gradients)], CUDNN in compiled.as_text()
+
+    with attention.kernel("naive"), jax.default_matmul_precision("highest"):
+        expected, _ = run([x.astype(jnp.float32) for x in wide])
+    with attention.kernel("auto"):
+        found, cudnn = run(wide)
+    errors = [
+        float(np.abs(a - b).max() / np.abs(b).max()) for a, b in zip(found, expected, strict=True)
+    ]
+    row = {"shape": f"{n} tokens, width {width}, window {window}", "cudnn": cudnn}
+    row |= {"error": round(max(errors), 5), "wrong": not max(errors) < 2e-2}
+    tell(str(row))
+    return row
+
+
+def measure_ceiling(side):
+    """TFLOP/s of a plain large matrix product in bfloat16."""
+    x = jnp.ones((side, side), jnp.bfloat16)
+    repeats = 10
+
+    @jax.jit
+    def multiply(x):
+        return jax.lax.fori_loop(0, repeats, lambda _, y: (x @ y) * (1.0 / side), x)
+
+    multiply(x).block_until_ready()
+    taken = []
+    for _ in range(5):
+        start = time.perf_counter()
+        multiply(x).block_until_ready()
+        taken.append(time.perf_counter() - start)
+    return 2.0 * side**3 * repeats / min(taken) / 1e12
+
+
+def peak():
+    """Dense bfloat16 TFLOP/s of this device; None if it is not known."""
+    kind = jax.devices()[0].device_kind
+    return next((value for name, value in PEAKS.items() if name in kind), None)
+
+
+def check_stage(stage, size, flags, ceiling):
+    """Trains some steps, with half the clips again and again until they fit."""
+    clips = flags.batch
+    while True:
+        try:
+            return run_stage(stage, size, clips, flags, ceiling)
+        except (jax.errors.JaxRuntimeError, ValueError) as error:
+            if clips > 1 and "RESOURCE_EXHAUSTED" in str(error):
+                tell(f"{stage} {size}: {clips} clips a device do not fit")
+                clips //= 2
+                continue
+            return {"stage": stage, "size": size, "failed": str(error).splitlines()[0][:300]}
+
+
+def run_stage(stage, size, clips, flags, ceiling):
+    """Trains `flags.steps` steps; one row of the table."""
+    config = ours.STAGES[stage][1].get_config(size)
+    config.batch_size = clips * jax.device_count()
+    config.remat = flags.remat
+    step = ours.make_step(config)
+    losses, taken = [], []
+    for _ in range(flags.steps):
+        start = time.perf_counter()
+        losses.append(step())
+        taken.append(time.perf_counter() - start)
+    # The first step also loads the program.
+    seconds = statistics.median(taken[1:] or taken)
+    rate = step.flops / seconds / jax.device_count() / 1e12
+    memory = step.compiled.memory_analysis()
+    return {
+        "stage": stage,
+        "size": size,
+        "clips": clips,
+        "remat": flags.remat,
+        "seconds": round(seconds, 4),
+        "clips_per_second": round(config.batch_size / seconds, 1),
+        "tflops": float(f"{rate:.4g}"),
+        "of_peak": peak() and round(rate / peak(), 3),
+        "of_ceiling": round(rate / ceiling, 3),
+        "gib": round((memory.temp_size_in_bytes + memory.argument_size_in_bytes) / 2**30, 2),
+        "cudnn_calls": step.compiled.as_text().count(CUDNN),
+        "compile_seconds": round(step.compile_seconds, 1),
+        "loss": [round(losses[0], 4), round(losses[-1], 4)],
+    }
+
+
+def page(result):
+    """The Markdown of docs/performance-gpu.md."""
+    columns = "stage size clips remat seconds clips_per_second tflops of_peak of_ceiling gib"
+    columns = [*columns.split(), "cudnn_calls", "compile_seconds", "loss"]
+    lines = [
+        "# Performance on a GPU",
+        "",
+        "Written by `make gpu-check`; [performance.md](performance.md) explains the columns.",
+        "",
+        f"{result['devices']} x {result['device']}, jax {result['jax']}; a plain bfloat16 matrix "
+        f"product reaches {result['matmul_tflops']} TFLOP/s; the data sheet says "
+        f"{result['peak_tflops'] or 'nothing that we know'}.",
+        "",
+        table(columns, result["steps"]),
+        "",
+        "Attention in bfloat16 against float32 without a fused kernel, largest relative error of "
+        "output and gradients:",
+        "",
+        table(["shape", "cudnn", "error", "wrong"], result["kernels"]),
+        "",
+        *([f"Wrong: {sentence}" for sentence in result["wrong"]] or ["Nothing was wrong."]),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def table(columns, rows):
+    """A Markdown table of dicts."""
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    for row in rows:
+        shown = [
+            str(row.get(name, row.get("failed", "") if name == "clips" else "")) for name in columns
+        ]
+        lines.append("| " + " | ".join(shown) + " |")
+    return "\n".join(lines)
+
+
+tell = functools.partial(print, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,216 @@
+"""Every attention kernel against a float64 softmax, its cost, and the mesh it is split over."""
+
+import functools
+import logging
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import softmax
+
+from configs import common
+from invnext_jax.models import attention, blockwise, fused
+from invnext_jax.runtime import mesh as mesh_lib
+
+RUNS = {
+    "at_once": blockwise.at_once,
+    "in_blocks": lambda q, k, v, _: blockwise.in_blocks(q, k, v),
+    "in_bands": blockwise.in_bands,
+}
+
+
+def draw(n, heads=2, width=8, batch=2, seed=0):
+    rng = np.random.default_rng(seed)
+    return [rng.standard_normal((batch, n, heads, width), np.float32) for _ in range(4)]
+
+
+def reference(q, k, v, out, window):
+    """Attention in float64, and the gradients of its product with `out`."""
+    q, k, v, out = (x.astype(np.float64).transpose(0, 2, 1, 3) for x in (q, k, v, out))
+    scale = q.shape[-1] ** -0.5
+    logits = scale * q @ k.swapaxes(2, 3)
+    if window is not None:
+        distance = np.arange(q.shape[2])[:, None] - np.arange(k.shape[2])
+        logits[:, :, np.abs(distance) > window] = -np.inf
+    weights = softmax(logits, axis=-1)
+    d_weights = out @ v.swapaxes(2, 3)
+    inner = np.sum(weights * d_weights, axis=-1, keepdims=True)
+    d_logits = scale * weights * (d_weights - inner)
+    results = (
+        weights @ v,
+        d_logits @ k,
+        d_logits.swapaxes(2, 3) @ q,
+        weights.swapaxes(2, 3) @ out,
+    )
+    return [x.transpose(0, 2, 1, 3) for x in results]
+
+
+def check(run, n, window, tolerance=1e-5, **sizes):
+    *qkv, out = draw(n, **sizes)
+
+    def product(q, k, v):
+        y = run(q, k, v, window)
+        return jnp.vdot(y, out), y
+
+    graded = jax.jit(jax.value_and_grad(product, (0, 1, 2), has_aux=True))
+    (_, y), gradients = graded(*qkv)
+    for ours, expected in zip((y, *gradients), reference(*qkv, out, window), strict=True):
+        largest = max(np.abs(expected).max(), 1.0)
+        np.testing.assert_allclose(ours, expected, rtol=0, atol=tolerance * largest)
+
+
+@pytest.mark.parametrize(
+    ("name", "n", "window"),
+    [
+        ("at_once", 37, None),
+        ("at_once", 37, 5),
+        ("in_blocks", 37, None),
+        ("in_blocks", 130, None),
+        ("in_bands", 37, 5),  # less than two blocks and a rest
+        ("in_bands", 16, 3),
+        ("in_bands", 101, 16),
+        ("in_bands", 5, 9),  # the window reaches beyond both ends
+        ("in_bands", 20, 0),  # every token sees itself alone
+    ],
+)
+def test_xla_kernels_equal_a_float64_softmax_with_gradients(name, n, window, monkeypatch):
+    monkeypatch.setattr(blockwise, "CELLS", 37 * 20)
+    check(RUNS[name], n, window)
+
+
+@pytest.mark.parametrize("chosen", attention.KERNELS)
+@pytest.mark.parametrize(("n", "window"), [(40, None), (140, 8), (1, None)])
+def test_whatever_kernel_is_asked_for_the_result_is_the_same(chosen, n, window):
+    if chosen == "splash" and n > 1:
+        pytest.skip("runs below, interpreted, with fewer cases")
+    with attention.kernel(chosen):
+        check(attention.attend, n, window)
+
+
+@pytest.mark.parametrize(("n", "window"), [(128, None), (150, None), (300, 20)])
+def test_splash_attention_interpreted(n, window):
+    with attention.kernel("splash"):
+        check(attention.attend, n, window, 2e-5, batch=1)
+
+
+def test_few_queries_see_many_keys():
+    q, k, v, _ = draw(50)
+    for chosen in attention.KERNELS:
+        with attention.kernel(chosen):
+            y = attention.attend(q[:, :1], k, v)
+        expected = reference(q[:, :1], k, v, q[:, :1], None)[0]
+        np.testing.assert_allclose(y, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("n", "window"), [(40, None), (140, 8)])
+def test_bfloat16_is_as_near_as_its_digits_allow(n, window):
+    *qkv, out = (jnp.asarray(x, jnp.bfloat16) for x in draw(n))
+    wide = [np.asarray(x, np.float32) for x in (*qkv, out)]
+    expected = reference(*wide, window)[0]
+    for chosen in ("naive", "blockwise"):
+        with attention.kernel(chosen):
+            y = jax.jit(functools.partial(attention.attend, window=window))(*qkv)
+        assert y.dtype == jnp.bfloat16
+        np.testing.assert_allclose(y.astype(np.float32), expected, atol=2e-2)
+
+
+def lower(chosen, n, window, platforms=None, dtype=jnp.float32, heads=2, width=64):
+    shape = jax.ShapeDtypeStruct((1, n, heads, width), dtype)
+
+    def product(q, k, v):
+        return jnp.sum(attention.attend(q, k, v, window).astype(jnp.float32))
+
+    with attention.kernel(chosen):
+        traced = jax.jit(jax.grad(product, (0, 1, 2))).trace(shape, shape, shape)
+        return traced.lower(lowering_platforms=platforms) if platforms else traced.lower()
+
+
+def sizes_in(hlo):
+    return [
+        np.prod([int(size) for size in dims.split(",")])
+        for dims in re.findall(r"\b(?:f32|bf16|pred|s32)\[([\d,]+)\]", hlo)
+    ]
+
+
+def test_long_sequences_hold_no_square_of_logits_and_windows_cost_an_eighth():
+    n, window, heads = 8196, 64, 1
+    compiled = {
+        "global": lower("auto", n, None, heads=heads).compile(),
+        "local": lower("auto", n, window, heads=heads).compile(),
+    }
+    for program in compiled.values():
+        assert max(sizes_in(program.as_text())) < n * n / 8
+    # What a scan's body costs is counted once, so the global cost is that of the naive form.
+    naive = lower("naive", n, None, heads=heads).cost_analysis()["flops"]
+    local = lower("auto", n, window, heads=heads).cost_analysis()["flops"]
+    assert local <= naive / 8
+    assert max(sizes_in(lower("naive", n, None, heads=heads).compile().as_text())) >= n * n
+
+
+@pytest.fixture
+def with_cudnn(monkeypatch):
+    """Lets JAX trace cuDNN's calls on a machine that has none."""
+    module = "jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version"
+    monkeypatch.setattr(module, lambda: 91100)
+    monkeypatch.setattr(fused.jax, "default_backend", lambda: "gpu")
+
+
+@pytest.mark.parametrize("width", [64, 80, 88, 96, 20])
+@pytest.mark.parametrize("window", [None, 64])
+def test_on_gpus_bfloat16_goes_to_cudnn_at_every_head_width(with_cudnn, window, width):
+    lowered = lower("auto", 1028, window, ("cuda",), jnp.bfloat16, width=width).as_text()
+    assert len(re.findall(r"custom_call @__cudnn\$fmhaSoftmax\(", lowered)) == 1
+    assert len(re.findall(r"custom_call @__cudnn\$fmhaSoftmaxBackward\(", lowered)) == 1
+    length = re.search(r"sliding_window_length\W+22: (\d+)", lowered)
+    assert int(length[1]) == (0 if window is None else 2 * window + 1)
+
+
+def test_what_cudnn_does_not_take_falls_back_with_one_line(with_cudnn, caplog):
+    attention._tell.cache_clear()
+    with caplog.at_level(logging.INFO):
+        for _ in range(2):
+            assert "cudnn" not in lower("auto", 40, None, ("cuda",)).as_text()
+        assert "cudnn" not in lower("cudnn", 40, None, ("cuda",), jnp.bfloat16, width=136).as_text()
+    told = [record.getMessage() for record in caplog.records if "cudnn" in record.getMessage()]
+    assert len(told) == 2
+    assert "it takes bfloat16, not float32" in told[0]
+    assert "136 is wider than 128" in told[1]
+
+
+def test_a_window_on_both_sides_is_one_that_looks_back(monkeypatch):
+    """What is asked of cuDNN, computed by the same function's other implementation."""
+    plain = jax.nn.dot_product_attention
+
+    def stand_in(*args, implementation, **kwargs):
+        assert implementation == "cudnn"
+        return plain(*args, **kwargs)
+
+    monkeypatch.setattr(fused.jax.nn, "dot_product_attention", stand_in)
+    for n, window in ((60, 7), (60, None), (10, 7), (33, 16)):
+        check(fused.cudnn, n, window, width=12)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "n"), [((2, 1, 2, 2), 140), ((1, 2, 1, 4), 140), ((8, 1, 1, 1), 140)]
+)
+@pytest.mark.parametrize("window", [None, 8])
+@pytest.mark.parametrize("chosen", ["splash", "blockwise", "auto"])
+def test_the_mesh_does_not_change_the_result(sizes, n, window, chosen):
+    config = common.defaults().mesh
+    config.update(dict(zip(mesh_lib.AXES, sizes, strict=True)))
+    with mesh_lib.mesh_rules(mesh_lib.make_mesh(config)), attention.kernel(chosen):
+        check(attention.attend, n, window, 2e-5, batch=4)
+
+
+def test_sequences_that_no_axis_divides_are_whole_on_each_device():
+    config = common.defaults().mesh
+    config.update(data=2, fsdp=1, tensor=2, sequence=2)
+    with mesh_lib.mesh_rules(mesh_lib.make_mesh(config)), attention.kernel("blockwise"):
+        check(attention.attend, 37, None, 2e-5, batch=3, heads=3)
+
+
+def test_an_unknown_kernel_is_refused():
+    with attention.kernel("flash"), pytest.raises(ValueError, match="'flash' is none of"):
+        attention.attend(*draw(4)[:3])
