@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from invnext_jax.errors import UserError
 from invnext_jax.models.attention import attend
-from invnext_jax.models.axes import logical
+from invnext_jax.models.axes import logical, split_heads, split_stream, whole_stream
 from invnext_jax.models.layers import (
     Block,
     Dtype,
@@ -57,7 +57,8 @@ class ModernBertLayer(nn.Module):
         qkv = dense((3, d), ("embed", None, "heads"), name="qkv", **linear)(h_bnd)
         split = (b, n, self.heads, d // self.heads)
         q_bnhe, k_bnhe, v_bnhe = (part.reshape(split) for part in unstack(qkv))
-        y_bnhe = attend(apply_rotary(q_bnhe, theta), apply_rotary(k_bnhe, theta), v_bnhe, reach)
+        q_bnhe, k_bnhe = apply_rotary(q_bnhe, theta), apply_rotary(k_bnhe, theta)
+        y_bnhe = attend(*split_heads(q_bnhe, k_bnhe, v_bnhe), reach)
         x_bnd = x_bnd + dense(d, ("heads", "embed"), name="proj", **linear)(
             y_bnhe.reshape(b, n, d)
         ).astype(jnp.float32)
@@ -102,6 +103,7 @@ class Predictor(nn.Module):
         """
         x_bnd = self._sequence(tokens_bnd, keep_bk, masked_bm, grid)
         self.sow("intermediates", "sequence", x_bnd)
+        x_bnd = split_stream(whole_stream(x_bnd))
         x_bnd = ProjectionHead(self.width, False, self.dtype, name="project")(x_bnd)
         self.sow("intermediates", "projected", x_bnd)
         if self.kind == "vit":
@@ -128,9 +130,10 @@ class Predictor(nn.Module):
             number = self.last_layer - self.depth + 1 + i
             window = None if number % 3 == 0 else self.window
             layer = nn.remat(ModernBertLayer) if self.remat != "none" else ModernBertLayer
-            x_bnd = layer(self.heads, self.mlp_width, window, self.dtype, name=f"layer{i}")(x_bnd)
+            layer = layer(self.heads, self.mlp_width, window, self.dtype, name=f"layer{i}")
+            x_bnd = layer(split_stream(x_bnd))
             self.sow("intermediates", f"after{i}", x_bnd)
-        return x_bnd
+        return whole_stream(x_bnd)
 
 
 class VJepaPredictor(nn.Module):
