@@ -76,6 +76,12 @@ def defaults() -> ml_collections.ConfigDict:
     config.init_from = ""
     config.init_parts = ()  # what is taken from there ("encoder", ...); (): all that fits the stage
     config.init_from_unfinished = False  # whether that run may have steps left
+    # Parts that the batch is taken in, one after the other, where it does not fit at once; each has
+    # random numbers of its own.
+    config.accumulate = 1
+    # Moving average of all parameters, saved with them: the share that stays in a step; 0: none.
+    config.ema = ml_collections.ConfigDict({"decay": 0.0})
+    config.profile_steps = ()  # (10, 13) traces steps 11 to 13 into the workdir's folder `profile`
     config.dtype = "bfloat16"  # of the matmuls; parameters, norms and losses stay float32
     config.init_gain = (
         1.0  # factor on the kernels' start values (deviation 0.02; not the decoder's)
@@ -158,6 +164,9 @@ def defaults() -> ml_collections.ConfigDict:
             "every_steps": 50,
             "diagnostics_every_steps": 500,  # what the losses hide; 0 turns it off
             "max_nonfinite_steps": 20,  # in a row; more end the run
+            # Whether a large matrix product is timed at the start (GPU, CPU; below a second), so
+            # that the log can say what share of its speed the training reaches.
+            "measure_ceiling": True,
         }
     )
     return config

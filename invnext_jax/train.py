@@ -28,6 +28,7 @@ from invnext_jax.runtime import (
     checkpoint,
     checks,
     compilation,
+    devices,
     distributed,
     metrics,
     optimizer,
@@ -122,7 +123,8 @@ def prepare(
     init_fn = functools.partial(stage.init_params, config, model)
     tx, _ = _make_optimizer(config, stage)
     copies, _ = stage.following(config)
-    abstract = state_lib.abstract_state(init_fn, tx, mesh, copies)
+    ema = config.ema.decay > 0
+    abstract = state_lib.abstract_state(init_fn, tx, mesh, copies, ema)
     root_key = mesh_lib.make_root_key(config.seed, mesh)
     state = checkpointer.restore(abstract, data_iter)
     if state is None:
@@ -130,7 +132,7 @@ def prepare(
         state = state_lib.init_state(init_fn, tx, abstract, init_key)
         start = stage.warm_start(config, given)
         state = state.replace(params=_start_from(config, start, state.params, abstract.params))
-        state = state_lib.start_following(state, copies)
+        state = state_lib.start_following(state, copies, ema)
     frozen = stage.init_frozen(config, given)
     abstract_frozen = mesh_lib.abstract_arrays(stage.abstract_frozen(config), mesh)
     _check_fit(config, frozen, abstract_frozen)
@@ -255,7 +257,14 @@ def run_loop(run: Run, preemption: Preemption, stack: contextlib.ExitStack) -> N
         stack: closes what is opened here.
     """
     config, log, total = run.config, run.config.log, run.config.total_steps
-    reporter = metrics.Reporter(config, run.workdir, run.step, run.mesh)
+    throughput = devices.Throughput(
+        run.stage.step_flops(config),
+        list(run.mesh.devices.flat),
+        config.dtype,
+        measure=log.measure_ceiling,
+    )
+    reporter = metrics.Reporter(config, run.workdir, run.step, run.mesh, throughput)
+    reporter.tell(throughput.describe())
     stack.callback(reporter.close)
     first_batch = _next_batch(run, reporter)
     train_step, diagnose = _compile(run, first_batch)
@@ -313,10 +322,16 @@ def _compile(run: Run, batch: dict[str, jax.Array]) -> tuple[step_lib.StepFn, Ca
     diagnostics = functools.partial(run.stage.diagnostics, config, run.model)
     start, diagnose = time.perf_counter(), None
     with mesh_lib.mesh_rules(run.mesh):
-        train_step = compilation.compile_step(
-            step_lib.make_train_step(loss_fn, tx, schedule, run.stage.following(config)), *arguments
+        train_step = step_lib.make_train_step(
+            loss_fn,
+            tx,
+            schedule,
+            run.stage.following(config),
+            accumulate=config.accumulate,
+            ema_decay=config.ema.decay,
         )
+        train_step = compilation.compile_step(train_step, *arguments)
         if config.log.diagnostics_every_steps:
-            diagnose = compilation.compile_diagnostics(diagnostics, *arguments)
+            diagnose = compilation.compile_diagnostics(diagnostics, *arguments, config.accumulate)
     _tell(f"compiled in {time.perf_counter() - start:.1f} s")
     return train_step, diagnose

@@ -11,9 +11,10 @@ PACKAGE = "invnext_jax"
 # Rooms and story files: a -> what a may import. Each may import itself and `errors`.
 ARROWS = {
     "train": {"stage1", "stage2", "pretrained", "runtime", "data", "weights"},
-    "stage1": {"pretrained", "draws", "models", "objectives"},
-    "stage2": {"pretrained", "draws", "models", "objectives"},
+    "stage1": {"accounting", "pretrained", "draws", "models", "objectives"},
+    "stage2": {"accounting", "pretrained", "draws", "models", "objectives"},
     "draws": {"models", "objectives"},
+    "accounting": {"objectives"},
     "pretrained": {"models", "weights"},
     "importing": {"stage1", "stage2", "models", "weights"},
     "teacher": {"models", "objectives", "runtime", "data", "weights"},
@@ -62,7 +63,7 @@ FLOORS = {
         {"step", "checkpoint"},
         {"state", "checks"},
         {"mesh", "optimizer", "metrics", "provenance"},
-        {"progress", "preemption", "distributed"},
+        {"progress", "preemption", "distributed", "devices", "collectives"},
         {"rollcall"},
     ],
 }

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from invnext_jax.runtime.state import TrainState
-from invnext_jax.runtime.step import Metrics, StepFn
+from invnext_jax.runtime.step import Metrics, StepFn, take_part
 
 
 def enable_cache() -> None:
@@ -63,18 +63,20 @@ def compile_diagnostics(
     frozen: Any,
     batch: Any,
     root_key: jax.Array,
+    parts: int = 1,
 ) -> Callable[[TrainState, Any, dict[str, jax.Array], jax.Array], Metrics]:
     """Compiles `diagnostics(params, frozen, batch, key)`, called with the state and the root key.
 
     Its arguments are those of `compile_step`; it draws from the same key as the step, so that it
     sees the masks and noise of the step that it explains. What follows the parameters counts as
-    frozen.
+    frozen. Of a batch that is taken in several `parts`, it sees the first.
     """
 
     def measure(
         params: Any, step: jax.Array, frozen: Any, batch: dict[str, jax.Array], root_key: jax.Array
     ) -> Metrics:
-        return diagnostics(params, frozen, batch, jax.random.fold_in(root_key, step))
+        key = jax.random.fold_in(root_key, step)
+        return diagnostics(params, frozen, *take_part(batch, key, 0, parts))
 
     jitted = jax.jit(measure, out_shardings=root_key.sharding)
     seen = {**frozen, **state.follow}

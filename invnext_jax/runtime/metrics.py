@@ -13,7 +13,7 @@ import tensorboardX
 from jax.sharding import Mesh
 
 from invnext_jax.errors import NonFiniteError
-from invnext_jax.runtime import progress
+from invnext_jax.runtime import devices, progress
 
 FILE = "metrics.jsonl"
 
@@ -105,13 +105,22 @@ class Reporter:
         workdir: its folder.
         step: steps done so far.
         mesh: the run's mesh.
+        throughput: turns steps a second into more rates to log, if given.
     """
 
-    def __init__(self, config: Any, workdir: str | pathlib.Path, step: int, mesh: Mesh):
+    def __init__(
+        self,
+        config: Any,
+        workdir: str | pathlib.Path,
+        step: int,
+        mesh: Mesh,
+        throughput: devices.Throughput | None = None,
+    ):
         self._config, self._first_step = config, step
         self._writer = MetricWriter(workdir, step)
         self._progress = progress.Progress(config.total_steps, step, config.batch_size)
         self._rates = progress.Rates(config.batch_size)
+        self._throughput = throughput
         # Fake CPU devices share few threads, where collectives of two steps can wait for each
         # other for ever.
         self._steps_ahead = 0 if mesh.devices.flat[0].platform == "cpu" and mesh.size > 1 else 1
@@ -164,6 +173,9 @@ class Reporter:
             values = jax.device_get({**measured, **more})
             record = {name: as_json_number(value) for name, value in values.items()}
             rates = self._rates.measure(step)
+            if self._throughput is not None:
+                steps_per_second = rates["clips_per_second"] / self._config.batch_size
+                rates |= self._throughput.rates(steps_per_second)
             record = {"step": step, **record, **rates, "dropped_videos": dropped}
             self._writer.write(record)
             self._progress.show(record)
