@@ -121,7 +121,7 @@ def prepare(
 
     model = stage.make_model(config)
     init_fn = functools.partial(stage.init_params, config, model)
-    tx, _ = _make_optimizer(config, stage)
+    tx, _ = make_optimizer(config, stage)
     copies, _ = stage.following(config)
     ema = config.ema.decay > 0
     abstract = state_lib.abstract_state(init_fn, tx, mesh, copies, ema)
@@ -186,7 +186,7 @@ def _read_source(config: ml_collections.FrozenConfigDict) -> tuple[Any, int | No
     return params, about.get("source", {}).get("step")
 
 
-def _make_optimizer(config: ml_collections.FrozenConfigDict, stage: Any) -> tuple[Any, Callable]:
+def make_optimizer(config: ml_collections.FrozenConfigDict, stage: Any) -> tuple[Any, Callable]:
     """The optimiser and its schedule; it leaves alone what no loss of the stage reaches."""
     schedule = optimizer.make_schedule(config.optimizer, config.total_steps)
     tx = optimizer.make_optimizer(config.optimizer, schedule, stage.untrained(config))
@@ -317,7 +317,7 @@ def _next_batch(run: Run, reporter: metrics.Reporter) -> dict[str, jax.Array]:
 def _compile(run: Run, batch: dict[str, jax.Array]) -> tuple[step_lib.StepFn, Callable]:
     """Compiles step and diagnostics; later calls of other shapes fail instead of compiling."""
     config, arguments = run.config, (run.state, run.frozen, batch, run.root_key)
-    tx, schedule = _make_optimizer(config, run.stage)
+    tx, schedule = make_optimizer(config, run.stage)
     loss_fn = functools.partial(run.stage.loss_fn, config, run.model)
     diagnostics = functools.partial(run.stage.diagnostics, config, run.model)
     start, diagnose = time.perf_counter(), None

@@ -15,6 +15,7 @@ ARROWS = {
     "stage2": {"accounting", "pretrained", "draws", "models", "objectives"},
     "draws": {"models", "objectives"},
     "accounting": {"objectives"},
+    "plan": {"train", "accounting", "runtime"},
     "pretrained": {"models", "weights"},
     "importing": {"stage1", "stage2", "models", "weights"},
     "teacher": {"models", "objectives", "runtime", "data", "weights"},
