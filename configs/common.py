@@ -154,7 +154,7 @@ def defaults() -> ml_collections.ConfigDict:
             "frozen": (),  # top-level parameter groups that are not trained
         }
     )
-    # One size may be -1: the rest of the devices. `sequence` is reserved for long token streams.
+    # One size may be -1: the rest of the devices; docs/scaling.md says what each axis splits.
     config.mesh = ml_collections.ConfigDict({"data": -1, "fsdp": 1, "tensor": 1, "sequence": 1})
     config.checkpoint = ml_collections.ConfigDict(
         {"every_steps": 1000, "keep_last": 2, "keep_every_steps": 0}

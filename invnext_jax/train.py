@@ -32,6 +32,7 @@ from invnext_jax.runtime import (
     distributed,
     metrics,
     optimizer,
+    profiling,
     provenance,
 )
 from invnext_jax.runtime import mesh as mesh_lib
@@ -265,6 +266,8 @@ def run_loop(run: Run, preemption: Preemption, stack: contextlib.ExitStack) -> N
     )
     reporter = metrics.Reporter(config, run.workdir, run.step, run.mesh, throughput)
     reporter.tell(throughput.describe())
+    profiler = profiling.Profiler(config.profile_steps, run.workdir)
+    stack.callback(profiler.close)
     stack.callback(reporter.close)
     first_batch = _next_batch(run, reporter)
     train_step, diagnose = _compile(run, first_batch)
@@ -276,6 +279,7 @@ def run_loop(run: Run, preemption: Preemption, stack: contextlib.ExitStack) -> N
     while run.step < total and not preemption.requested:
         batch = next(batches)
         number = run.step + 1
+        profiler.before(number)
         with jax.transfer_guard("disallow"):
             more = {}
             if metrics.is_due(number, log.diagnostics_every_steps):
@@ -283,6 +287,8 @@ def run_loop(run: Run, preemption: Preemption, stack: contextlib.ExitStack) -> N
                 reporter.settle(more)
             run.state, measured = train_step(run.state, run.frozen, batch, run.root_key)
         run.step = number
+        if profiler.after(number, measured):
+            reporter.tell(f"trace of steps up to {number}: tensorboard --logdir={profiler.folder}")
         reporter.push(number, measured, more, run.drops.dropped)
         if number % config.checkpoint.every_steps == 0:
             reporter.drain()  # no logged step is missing from what a resumed run finds
@@ -333,5 +339,7 @@ def _compile(run: Run, batch: dict[str, jax.Array]) -> tuple[step_lib.StepFn, Ca
         train_step = compilation.compile_step(train_step, *arguments)
         if config.log.diagnostics_every_steps:
             diagnose = compilation.compile_diagnostics(diagnostics, *arguments, config.accumulate)
-    _tell(f"compiled in {time.perf_counter() - start:.1f} s")
+    cache = jax.config.jax_compilation_cache_dir
+    kept = f", kept in {cache}" if cache else ""
+    _tell(f"compiled in {time.perf_counter() - start:.1f} s{kept}")
     return train_step, diagnose

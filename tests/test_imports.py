@@ -64,7 +64,7 @@ FLOORS = {
         {"step", "checkpoint"},
         {"state", "checks"},
         {"mesh", "optimizer", "metrics", "provenance"},
-        {"progress", "preemption", "distributed", "devices", "collectives"},
+        {"progress", "preemption", "distributed", "devices", "collectives", "profiling"},
         {"rollcall"},
     ],
 }
