@@ -390,3 +390,23 @@ def test_parts_that_do_not_divide_the_batch_are_refused(toy_config, tmp_path):
     toy_config.accumulate = 3
     with pytest.raises(UserError, match="batch_size=8 must divide by config.accumulate=3 times"):
         train.train(toy_config, tmp_path / "run")
+
+
+def test_a_step_is_looked_at_only_when_the_next_one_is_under_way(toy_config, tmp_path, monkeypatch):
+    toy_config.checkpoint.every_steps = 100  # saving drains
+    order, push, report = [], metrics.Reporter.push, metrics.Reporter._report
+
+    def note_push(self, step, *rest):
+        order.append(("dispatched", step))
+        push(self, step, *rest)
+
+    def note_report(self, step, *rest):
+        order.append(("looked at", step))
+        report(self, step, *rest)
+
+    monkeypatch.setattr(metrics.Reporter, "push", note_push)
+    monkeypatch.setattr(metrics.Reporter, "_report", note_report)
+    train.train(toy_config, tmp_path / "run")
+    for step in range(1, 6):
+        assert order.index(("looked at", step)) > order.index(("dispatched", step + 1))
+    assert order[-1] == ("looked at", 6)
