@@ -76,6 +76,12 @@ def defaults() -> ml_collections.ConfigDict:
     config.init_from = ""
     config.init_parts = ()  # what is taken from there ("encoder", ...); (): all that fits the stage
     config.init_from_unfinished = False  # whether that run may have steps left
+    # Parts that the batch is taken in, one after the other, where it does not fit at once; each has
+    # random numbers of its own.
+    config.accumulate = 1
+    # Moving average of all parameters, saved with them: the share that stays in a step; 0: none.
+    config.ema = ml_collections.ConfigDict({"decay": 0.0})
+    config.profile_steps = ()  # (10, 13) traces steps 11 to 13 into the workdir's folder `profile`
     config.dtype = "bfloat16"  # of the matmuls; parameters, norms and losses stay float32
     # "auto" is the fused kernel of the platform, "cudnn" (GPUs) or "splash" (TPUs), and elsewhere
     # plain XLA, in blocks where the logits are many; also "blockwise" and "naive", all at once.
@@ -155,7 +161,7 @@ def defaults() -> ml_collections.ConfigDict:
             "frozen": (),  # top-level parameter groups that are not trained
         }
     )
-    # One size may be -1: the rest of the devices. `sequence` is reserved for long token streams.
+    # One size may be -1: the rest of the devices; docs/scaling.md says what each axis splits.
     config.mesh = ml_collections.ConfigDict({"data": -1, "fsdp": 1, "tensor": 1, "sequence": 1})
     config.checkpoint = ml_collections.ConfigDict(
         {
@@ -175,6 +181,9 @@ def defaults() -> ml_collections.ConfigDict:
             "max_nonfinite_steps": 20,  # in a row; more end the run
             # No step for so long: stack traces in the log. 0: never. Compilation may take 6 times.
             "watchdog_minutes": 15.0,
+            # Whether a large matrix product is timed at the start (GPU, CPU; below a second), so
+            # that the log can say what share of its speed the training reaches.
+            "measure_ceiling": True,
         }
     )
     return config

@@ -15,6 +15,7 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
     """Variants: tiny (the embedded world, all controls), base (large, 1b: the same)."""
     config = ml_collections.ConfigDict()
     config.checkpoint = ""  # workdir of a pretraining run, or an exported .safetensors
+    config.ema = False  # whether a run's moving average is probed instead of its parameters
     config.train_manifest = ""  # CSV with label_<task> columns; the probes are fitted on it
     config.val_manifest = ""  # CSV; the figures are of these videos
     config.tasks = ()  # label columns without "label_"; none named: all of the training manifest

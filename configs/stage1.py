@@ -29,6 +29,8 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
     common.apply_variant(config, variant)
     if variant == "large":
         config.teacher.tap_interval = 1.67
+    if variant in ("large", "1b"):
+        config.remat = "dots"
     if variant == "tiny":
         config.total_steps = 800
         config.optimizer.update(learning_rate=2e-3, min_learning_rate=2e-5, warmup_steps=40)

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from invnext_jax import pretrained
+from invnext_jax.accounting import step_flops as step_flops  # one of what a stage gives
 from invnext_jax.draws import (
     DecodingModel,
     Draws,

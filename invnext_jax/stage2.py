@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from invnext_jax import pretrained
+from invnext_jax.accounting import step_flops as step_flops  # one of what a stage gives
 from invnext_jax.draws import (
     DecodingModel,
     Draws,
@@ -28,6 +29,7 @@ from invnext_jax.draws import (
 from invnext_jax.draws import init_params as init_params  # one of what a stage gives
 from invnext_jax.errors import UserError
 from invnext_jax.models import decoder, encoder, predictor, teachers
+from invnext_jax.models.axes import split_stream, whole_stream
 from invnext_jax.models.heads import AttentionPool
 from invnext_jax.models.layers import ProjectionHead, gather_tokens, unit
 from invnext_jax.models.pixels import Grid, clip_grid, normalize
@@ -76,7 +78,7 @@ class Model(DecodingModel):
             latents_bmd = self.predictor(tokens_bnd, keep_bk, masked_bm, grid)
         if self.head is not None:
             # The head ends in unit length and the reference normalises once more.
-            predicted_bmd = unit(self.head(latents_bmd))
+            predicted_bmd = unit(whole_stream(self.head(split_stream(latents_bmd))))
         if self.align_visible is not None:
             aligned_bkd = self.align_visible(tokens_bnd[:, self.encoder.class_tokens :])
         return Features(predicted_bmd, aligned_bkd, latents_bmd)

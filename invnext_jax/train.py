@@ -29,9 +29,11 @@ from invnext_jax.runtime import (
     checkpoint,
     checks,
     compilation,
+    devices,
     distributed,
     metrics,
     optimizer,
+    profiling,
     provenance,
 )
 from invnext_jax.runtime import checkpointer as checkpointer_lib
@@ -131,9 +133,10 @@ def prepare(
 
     model = stage.make_model(config)
     init_fn = functools.partial(stage.init_params, config, model)
-    tx, _ = _make_optimizer(config, stage)
+    tx, _ = make_optimizer(config, stage)
     copies, _ = stage.following(config)
-    abstract = state_lib.abstract_state(init_fn, tx, mesh, copies)
+    ema = config.ema.decay > 0
+    abstract = state_lib.abstract_state(init_fn, tx, mesh, copies, ema)
     root_key = mesh_lib.make_root_key(config.seed, mesh)
     state = checkpointer.restore(abstract, data_iter)
     if state is None:
@@ -141,7 +144,7 @@ def prepare(
         state = state_lib.init_state(init_fn, tx, abstract, init_key)
         start = stage.warm_start(config, given)
         state = state.replace(params=_start_from(config, start, state.params, abstract.params))
-        state = state_lib.start_following(state, copies)
+        state = state_lib.start_following(state, copies, ema)
     frozen = stage.init_frozen(config, given)
     abstract_frozen = mesh_lib.abstract_arrays(stage.abstract_frozen(config), mesh)
     _check_fit(config, frozen, abstract_frozen)
@@ -197,7 +200,7 @@ def _read_source(config: ml_collections.FrozenConfigDict) -> tuple[Any, int | No
     return params, about.get("source", {}).get("step")
 
 
-def _make_optimizer(config: ml_collections.FrozenConfigDict, stage: Any) -> tuple[Any, Callable]:
+def make_optimizer(config: ml_collections.FrozenConfigDict, stage: Any) -> tuple[Any, Callable]:
     """The optimiser and its schedule; it leaves alone what no loss of the stage reaches."""
     schedule = optimizer.make_schedule(config.optimizer, config.total_steps)
     tx = optimizer.make_optimizer(config.optimizer, schedule, stage.untrained(config))
@@ -274,14 +277,23 @@ def run_loop(
         watchdog: told what begins.
         stack: closes what is opened here.
     """
-    saving = run.config.checkpoint
+    config, saving = run.config, run.config.checkpoint
+    throughput = devices.Throughput(
+        run.stage.step_flops(config),
+        list(run.mesh.devices.flat),
+        config.dtype,
+        measure=config.log.measure_ceiling,
+    )
     best_metric = saving.best_metric if saving.keep_best else ""
-    reporter = metrics.Reporter(run.config, run.workdir, run.step, run.mesh, best_metric)
+    reporter = metrics.Reporter(config, run.workdir, run.step, run.mesh, best_metric, throughput)
+    reporter.tell(throughput.describe())
+    profiler = profiling.Profiler(config.profile_steps, run.workdir)
+    stack.callback(profiler.close)
     stack.callback(reporter.close)
     agreement = Agreement(preemption, saving.every_minutes, run.mesh)
     try:
         with contextlib.suppress(StopRequestedError):
-            _run_steps(run, reporter, agreement, preemption, watchdog)
+            _run_steps(run, reporter, agreement, preemption, watchdog, profiler)
         reporter.drain()
     except NonFiniteError as error:
         if not run.checkpointer.mark:  # a second one would push out what was saved before it
@@ -301,6 +313,7 @@ def _run_steps(
     agreement: Agreement,
     preemption: Preemption,
     watchdog: Watchdog,
+    profiler: profiling.Profiler,
 ) -> None:
     every_steps = run.config.checkpoint.every_steps
     batch = _next_batch(run, reporter, preemption)
@@ -316,6 +329,7 @@ def _run_steps(
         batch = batch or _next_batch(run, reporter, preemption)
         watchdog.beat(run.step, "the step")
         number, more = run.step + 1, {}
+        profiler.before(number)
         with jax.transfer_guard("disallow"):
             if metrics.is_due(number, run.config.log.diagnostics_every_steps):
                 more = diagnose(run.state, run.frozen, batch, run.root_key)
@@ -324,6 +338,8 @@ def _run_steps(
         batch = None
         # The position saved is that after the batches of the steps done, not of one waited for.
         run.step, run.position = number, run.data_iter.get_state()
+        if profiler.after(number, measured):
+            reporter.tell(f"trace of steps up to {number}: tensorboard --logdir={profiler.folder}")
         reporter.push(number, measured, more, run.drops.dropped)
         watchdog.beat(run.step, "a save")
         if number % every_steps == 0:
@@ -361,15 +377,23 @@ def _next_batch(
 def _compile(run: Run, batch: dict[str, jax.Array]) -> tuple[step_lib.StepFn, Callable]:
     """Compiles step and diagnostics; later calls of other shapes fail instead of compiling."""
     config, arguments = run.config, (run.state, run.frozen, batch, run.root_key)
-    tx, schedule = _make_optimizer(config, run.stage)
+    tx, schedule = make_optimizer(config, run.stage)
     loss_fn = functools.partial(run.stage.loss_fn, config, run.model)
     diagnostics = functools.partial(run.stage.diagnostics, config, run.model)
     start, diagnose = time.perf_counter(), None
     with mesh_lib.mesh_rules(run.mesh), attention.kernel(config.attention):
-        train_step = compilation.compile_step(
-            step_lib.make_train_step(loss_fn, tx, schedule, run.stage.following(config)), *arguments
+        train_step = step_lib.make_train_step(
+            loss_fn,
+            tx,
+            schedule,
+            run.stage.following(config),
+            accumulate=config.accumulate,
+            ema_decay=config.ema.decay,
         )
+        train_step = compilation.compile_step(train_step, *arguments)
         if config.log.diagnostics_every_steps:
-            diagnose = compilation.compile_diagnostics(diagnostics, *arguments)
-    _tell(f"compiled in {time.perf_counter() - start:.1f} s")
+            diagnose = compilation.compile_diagnostics(diagnostics, *arguments, config.accumulate)
+    cache = jax.config.jax_compilation_cache_dir
+    kept = f", kept in {cache}" if cache else ""
+    _tell(f"compiled in {time.perf_counter() - start:.1f} s{kept}")
     return train_step, diagnose

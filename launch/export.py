@@ -29,6 +29,7 @@ _PARTS = flags.DEFINE_list(
 _DTYPE = flags.DEFINE_string(
     "dtype", "float32", "Type in the published layout: float32, float16 or bfloat16."
 )
+_EMA = flags.DEFINE_bool("ema", False, "The run's moving average instead of its parameters.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace other weights of that name.")
 
 
@@ -38,7 +39,12 @@ def main(argv: Sequence[str]) -> None:
     compilation.enable_cache()
     form = exports.Form(_FORMAT.value, _DTYPE.value)
     said = exports.export_run(
-        _CHECKPOINT.value, _OUT.value, parts=_PARTS.value, form=form, overwrite=_OVERWRITE.value
+        _CHECKPOINT.value,
+        _OUT.value,
+        parts=_PARTS.value,
+        form=form,
+        overwrite=_OVERWRITE.value,
+        ema=_EMA.value,
     )
     print(said)
 

@@ -46,6 +46,7 @@ def export_run(
     parts: Sequence[str] = (),
     form: Form = Form(),  # noqa: B008  a tuple
     overwrite: bool = False,
+    ema: bool = False,
 ) -> str:
     """Writes `parts` of a run's newest checkpoint to `out`.
 
@@ -59,6 +60,7 @@ def export_run(
         none: the encoder and, where there is one, its pool.
       form: layout and type of the files.
       overwrite: whether other files of that name may be replaced.
+      ema: whether the run's moving average is written instead of its parameters.
 
     Returns:
       A sentence that says what was done.
@@ -68,13 +70,15 @@ def export_run(
     """
     check_form(form)
     out = Path(out)
-    params, config = features.load_params(run)
+    params, config = features.load_params(run, ema=ema)
     parts = choose_parts(run, params, parts)
     chosen = {part: params.pop(part) for part in parts}
     params.clear()
     check_named(config, parts, form)
     tensors = named_tensors(chosen, form)
     targets, about = targets_of(out, form), describe(run, config, parts)
+    if ema:
+        about["source"]["ema"] = True
     if any(target.exists() for target in targets) and not overwrite:
         same = all(target.exists() for target in targets) and form.dtype == "float32"
         if same and _holds(out, about, tensors):

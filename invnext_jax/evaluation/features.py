@@ -42,12 +42,15 @@ class LoadedEncoder(NamedTuple):
     pool: Any = None
 
 
-def load_params(path: str | Path) -> tuple[dict[str, Any], ml_collections.ConfigDict]:
+def load_params(
+    path: str | Path, *, ema: bool = False
+) -> tuple[dict[str, Any], ml_collections.ConfigDict]:
     """Reads trained parameters from a run's workdir or from an exported .safetensors file.
 
     Args:
       path: workdir of a pretraining run, a .safetensors file that `launch/export.py` or
         `launch/import_weights.py` wrote, or a folder in the published layout.
+      ema: whether a run's moving average is wanted instead of its parameters.
 
     Returns:
       One parameter tree for each part ("encoder", ...), and the config that describes them.
@@ -64,7 +67,7 @@ def load_params(path: str | Path) -> tuple[dict[str, Any], ml_collections.Config
         imported = importing.read_video(open_checkpoint(path), path)
         params, config = imported.params, ml_collections.ConfigDict(imported.config)
     else:
-        params, config = checkpoint.restore_params(path)
+        params, config, _ = checkpoint.restore_run(path, ema=ema)
         config = ml_collections.ConfigDict(config)
     if "encoder" not in params:
         raise UserError(f"{path} holds no encoder, only {sorted(params)}: name another checkpoint")
@@ -83,13 +86,17 @@ def read_config(path: str | Path) -> dict[str, Any]:
     return about.get("config", {})
 
 
-def load_encoder(path: str | Path) -> LoadedEncoder:
+def load_encoder(path: str | Path, *, ema: bool = False) -> LoadedEncoder:
     """Builds the encoder of a run or an export; `apply({"params": params}, video)` runs it.
+
+    Args:
+      path: see `load_params`; so is `ema`.
+      ema: whether a run's moving average is wanted.
 
     Raises:
       UserError: see `load_params`.
     """
-    params, config = load_params(path)
+    params, config = load_params(path, ema=ema)
     encoder = encoder_model.from_config(config)
     return LoadedEncoder(encoder, params["encoder"], config, params.get("pool"))
 

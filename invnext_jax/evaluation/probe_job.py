@@ -42,11 +42,11 @@ def run_probe(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[st
       UserError: the checkpoint, a manifest or a label cannot be used.
     """
     start = time.perf_counter()
-    loaded = features.load_encoder(config.checkpoint)
+    loaded = features.load_encoder(config.checkpoint, ema=config.ema)
     config = resolve(config, loaded.config)
     tasks = choose_tasks(config)
     workdir = Path(workdir)
-    asked = {k: v for k, v in provenance.as_json(config).items() if k != "checkpoint"}
+    asked = {k: v for k, v in provenance.as_json(config).items() if k not in ("checkpoint", "ema")}
     data_key = [asked, *(provenance.hash_manifest(manifest) for manifest in _manifests(config))]
     encoder_record = provenance.as_json(
         ml_collections.ConfigDict({"encoder": loaded.config.encoder, "dtype": loaded.config.dtype})

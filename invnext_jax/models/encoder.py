@@ -97,7 +97,6 @@ class Encoder(nn.Module):
         )
         tokens_bcd = jnp.broadcast_to((tokens_cd + class_cd)[None], (b, *tokens_cd.shape))
         x_bnd = jnp.concatenate([tokens_bcd, x_bnd], axis=1)
-        x_bnd = nn.with_logical_constraint(x_bnd, ("batch", None, None))
         block = Block(self.heads, self.mlp_width, self.layer_scale, self.dtype, name="blocks")
         x_bnd, taps_lbnd = run_stack(
             block,

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from invnext_jax.models.attention import attend
-from invnext_jax.models.axes import logical
+from invnext_jax.models.axes import TOKENS, Lead, logical, split_heads, split_stream, whole_stream
 
 Dtype = Any
 small_normal = nn.initializers.normal(0.02)
@@ -203,7 +203,7 @@ class SelfAttention(nn.Module):
         q_bnd, k_bnd, v_bnd = unstack(qkv(x_bnd))
         q_bnd = RMSNorm(self.dtype, name="q_norm")(q_bnd)
         k_bnd = RMSNorm(self.dtype, name="k_norm")(k_bnd)
-        y_bnhe = attend(q_bnd.reshape(split), k_bnd.reshape(split), v_bnd.reshape(split))
+        y_bnhe = attend(*split_heads(*(part.reshape(split) for part in (q_bnd, k_bnd, v_bnd))))
         return dense(d, ("heads", "embed"), name="proj", dtype=self.dtype, init=self.out_init)(
             y_bnhe.reshape(b, n, d)
         )
@@ -265,6 +265,7 @@ def run_stack(
     taps: Sequence[int] = (),
     drop_path: float = 0.0,
     remat: str = "none",
+    lead: Lead = TOKENS,
 ) -> tuple[jax.Array, jax.Array]:
     """Applies `depth` copies of a block by a scan, so that compile time does not grow with depth.
 
@@ -275,10 +276,12 @@ def run_stack(
       taps: ascending states to return; k is the stream after k layers (0: the input).
       drop_path: rate of the last layer; it grows linearly from 0.
       remat: "none", "dots" or "full": what the backward pass recomputes.
+      lead: how the stream is split over devices, see `axes`.
 
     Returns:
       The final stream [b n d] and the tapped states [k b n d].
     """
+    x_bnd = split_stream(whole_stream(x_bnd), lead)
     # A tapped state goes into its slot; all others go into one more slot, that is thrown away.
     slots = np.full((depth + 1,), len(taps), np.int32)
     slots[list(taps)] = np.arange(len(taps))
@@ -288,7 +291,7 @@ def run_stack(
     def body(block, carry, layer):
         index, rate, slot = layer
         x_bnd, taps_kbnd = carry
-        x_bnd = block(x_bnd, index, rate)
+        x_bnd = split_stream(block(x_bnd, index, rate), lead)
         taps_kbnd = jax.lax.dynamic_update_index_in_dim(taps_kbnd, x_bnd, slot, 0)
         return (x_bnd, taps_kbnd if taps else carry[1]), None
 
@@ -303,4 +306,4 @@ def run_stack(
     )
     layers = (jnp.arange(depth), jnp.asarray(rates), jnp.asarray(slots[1:]))
     (x_bnd, taps_kbnd), _ = scan(block, (x_bnd, taps_kbnd), layers)
-    return x_bnd, taps_kbnd[: len(taps)]
+    return whole_stream(x_bnd), whole_stream(taps_kbnd[: len(taps)])

@@ -145,4 +145,6 @@ class PositionTable(nn.Module):
         """Returns float32 [class_tokens + t*y*x, d] for a clip of `grid`."""
         table = sincos_table(self.width, self.grid, self.class_tokens)
         table_nd = self.param("table", logical(lambda _: jnp.asarray(table), (None, "embed")))
+        # Whole on every device: a lookup in a split table would move tokens instead of the table.
+        table_nd = nn.with_logical_constraint(table_nd, (None, None))
         return resize_table(table_nd, self.grid, grid, self.class_tokens)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
-from invnext_jax.models.axes import logical
+from invnext_jax.models.axes import IMAGES, logical
 from invnext_jax.models.layers import Dtype, Mlp, dense, layer_norm, run_stack, small_normal, unit
 from invnext_jax.models.pixels import IMAGENET_MEAN, IMAGENET_STD
 from invnext_jax.models.positions import cubic_weights, linear_weights, resize_table
@@ -95,7 +95,7 @@ class AttentionPoolingHead(nn.Module):
         b, _, d = x_bnd.shape
         probe_nd = self.param("probe", nn.initializers.normal(0.02), (1, d), jnp.float32)
         query_bnd = jnp.broadcast_to(probe_nd[None], (b, 1, d))
-        attention = VisionAttention(self.heads, self.dtype, name="attn")
+        attention = VisionAttention(self.heads, self.dtype, IMAGES, name="attn")
         x_bnd, weights_bqn = attention(x_bnd, query_bnd, weights=True)
         x_bnd = x_bnd.astype(jnp.float32)
         h_bnd = layer_norm(1e-6, self.dtype, "norm")(x_bnd)
@@ -139,8 +139,8 @@ class SigLip2(nn.Module):
         table_nd = self.param("position", init, (side * side, self.width), jnp.float32)
         table_nd = resize_table(table_nd, (1, side, side), (1, rows, columns), 0)
         x_bnd = embed(patches_bnp).astype(jnp.float32) + table_nd[None]
-        block = VisionBlock(self.heads, self.mlp_width, self.dtype, name="blocks")
-        x_bnd, taps_lbnd = run_stack(block, x_bnd, depth=self.depth, taps=self.taps)
+        block = VisionBlock(self.heads, self.mlp_width, self.dtype, lead=IMAGES, name="blocks")
+        x_bnd, taps_lbnd = run_stack(block, x_bnd, depth=self.depth, taps=self.taps, lead=IMAGES)
         x_bnd = layer_norm(1e-6, self.dtype, "norm")(x_bnd)
         head = AttentionPoolingHead(self.heads, self.mlp_width, self.dtype, name="head")
         pooled_bd, attention_bn = head(x_bnd)
@@ -193,11 +193,12 @@ class ClassTokenTeacher(nn.Module):
             activation=self.activation,
             layer_scale=self.kind == "dinov2",
             gated=self.gated,
+            lead=IMAGES,
             name="blocks",
         )
         # The input of the last layer is tapped in any case: the attention comes of it.
         taps = sorted({*self.taps, self.depth - 1})
-        x_bnd, taps_lbnd = run_stack(block, x_bnd, depth=self.depth, taps=taps)
+        x_bnd, taps_lbnd = run_stack(block, x_bnd, depth=self.depth, taps=taps, lead=IMAGES)
         attention_bn = self._last_attention(taps_lbnd[taps.index(self.depth - 1)])
         pooled_bd = layer_norm(self.eps, jnp.float32, "norm")(x_bnd[:, 0])
         taps_lbnd = taps_lbnd[: len(self.taps), :, 1 + self.registers :]
@@ -229,7 +230,7 @@ class ClassTokenTeacher(nn.Module):
         norm, attn = (jax.tree.map(lambda x: x[-1], blocks[name]) for name in ("norm1", "attn"))
         layer = nn.LayerNorm(self.eps, self.dtype, use_fast_variance=False, parent=None)
         h_bnd = layer.apply({"params": norm}, x_bnd)
-        attention = VisionAttention(self.heads, self.dtype, parent=None)
+        attention = VisionAttention(self.heads, self.dtype, IMAGES, parent=None)
         variables = {"params": attn}
         _, weights_bqn = attention.apply(variables, h_bnd, h_bnd[:, :1], weights=True)
         weights_bn = weights_bqn[:, 0, 1 + self.registers :]

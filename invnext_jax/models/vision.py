@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from invnext_jax.models.attention import attend
+from invnext_jax.models.axes import TOKENS, Lead, split_heads
 from invnext_jax.models.layers import Dtype, Mlp, dense, layer_norm
 
 
@@ -17,6 +18,7 @@ class VisionAttention(nn.Module):
 
     heads: int
     dtype: Dtype
+    lead: Lead = TOKENS
 
     @nn.compact
     def __call__(
@@ -35,7 +37,8 @@ class VisionAttention(nn.Module):
             h_bnd = dense(d, ("embed", "heads"), name=name, dtype=self.dtype)(tokens_bnd)
             return h_bnd.reshape(*h_bnd.shape[:2], self.heads, d // self.heads)
 
-        q_bnhe, k_bnhe, v_bnhe = project("q", query_bnd), project("k", x_bnd), project("v", x_bnd)
+        parts = project("q", query_bnd), project("k", x_bnd), project("v", x_bnd)
+        q_bnhe, k_bnhe, v_bnhe = split_heads(*parts, self.lead)
         y_bnd = rearrange(attend(q_bnhe, k_bnhe, v_bnhe), "b n h e -> b n (h e)")
         y_bnd = dense(d, ("heads", "embed"), name="proj", dtype=self.dtype)(y_bnd)
         if not weights:
@@ -54,13 +57,14 @@ class VisionBlock(nn.Module):
     activation: str = "gelu_tanh"
     layer_scale: bool = False
     gated: bool = False
+    lead: Lead = TOKENS
 
     @nn.compact
     def __call__(self, x_bnd: jax.Array, index: jax.Array, drop_rate: jax.Array) -> jax.Array:
         """Adds attention and MLP to the float32 residual stream; index and rate are unused."""
         del index, drop_rate
         h_bnd = layer_norm(self.eps, self.dtype, "norm1")(x_bnd)
-        h_bnd, _ = VisionAttention(self.heads, self.dtype, name="attn")(h_bnd, h_bnd)
+        h_bnd, _ = VisionAttention(self.heads, self.dtype, self.lead, name="attn")(h_bnd, h_bnd)
         x_bnd = x_bnd + self._branch(h_bnd, "scale1")
         h_bnd = layer_norm(self.eps, self.dtype, "norm2")(x_bnd)
         if self.gated:

@@ -42,17 +42,18 @@ def restore_params(path: str | pathlib.Path) -> tuple[Any, ml_collections.Frozen
     return restore_run(path)[:2]
 
 
-def restore_run(path: str | pathlib.Path) -> Restored:
+def restore_run(path: str | pathlib.Path, *, ema: bool = False) -> Restored:
     """Reads the parameters of a run's newest intact checkpoint; warns if the run is not finished.
 
     Args:
         path: the run's workdir.
+        ema: whether the parameters' moving average is wanted instead of themselves.
 
     Returns:
         Parameters, config and step.
 
     Raises:
-        UserError: there is no intact checkpoint.
+        UserError: there is no intact checkpoint, or no moving average in it.
     """
     folder = pathlib.Path(path).absolute() / FOLDER
     if not folder.is_dir():
@@ -65,7 +66,7 @@ def restore_run(path: str | pathlib.Path) -> Restored:
                 integrity.verify_sums(folder / str(step))
                 with damage():
                     probe(folder, step)
-                    return _read_params(manager, step)
+                    return _read_params(manager, step, "ema" if ema else "params")
             except DamagedError as error:
                 logging.warning("checkpoint %s is damaged: %s", folder / str(step), error)
     raise UserError(
@@ -82,9 +83,14 @@ def probe(folder: pathlib.Path, step: int) -> None:
         raise ValueError(f"it holds the state of step {int(found['step'])}")
 
 
-def _read_params(manager: ocp.CheckpointManager, step: int) -> Restored:
+def _read_params(manager: ocp.CheckpointManager, step: int, name: str) -> Restored:
     saved = metadata(manager, step)
-    wanted = {"params": jax.tree.map(lambda leaf: np.empty((), leaf.dtype), dict(saved["params"]))}
+    if not saved.get(name):
+        raise UserError(
+            f"the run {manager.directory.parent} keeps no moving average of its parameters: train "
+            "with config.ema.decay above 0, or leave --ema out"
+        )
+    wanted = {name: jax.tree.map(lambda leaf: np.empty((), leaf.dtype), dict(saved[name]))}
     items = manager.restore(
         step,
         args=ocp.args.Composite(
@@ -97,7 +103,7 @@ def _read_params(manager: ocp.CheckpointManager, step: int) -> Restored:
         logging.warning(
             "%s is not finished: step %d of %d", manager.directory.parent, step, config.total_steps
         )
-    return Restored(items["state"]["params"], config, step)
+    return Restored(items["state"][name], config, step)
 
 
 def _partial_restore(wanted: Any) -> ocp.args.PyTreeRestore:

@@ -23,6 +23,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     if not 0 < config.mask.ratio < 1:
         raise UserError(f"config.mask.ratio={config.mask.ratio} must lie between 0 and 1")
     _check_loss(config.loss)
+    _check_extras(config)
     _check_clips(config.data, "")
     _check_sources(config.data)
     if config.dtype not in ("float32", "bfloat16"):
@@ -114,6 +115,16 @@ def _check_clips(data: Mapping[str, Any], prefix: str) -> None:
         )
 
 
+def _check_extras(config: ml_collections.ConfigDict) -> None:
+    if not 0 <= config.ema.decay < 1:
+        raise UserError(f"config.ema.decay={config.ema.decay} must be at least 0 and below 1")
+    window = config.profile_steps
+    if window and (len(window) != 2 or not 0 <= window[0] < window[1]):
+        raise UserError(
+            f"config.profile_steps={window} must be two steps, the smaller one first, or ()"
+        )
+
+
 def _check_loss(weights: ml_collections.ConfigDict) -> None:
     for name, weight in weights.items():
         if weight < 0:
@@ -136,6 +147,7 @@ def _check_durations(config: ml_collections.ConfigDict) -> None:
         "log.diagnostics_every_steps": (config.log.diagnostics_every_steps, 0),
         "log.max_nonfinite_steps": (config.log.max_nonfinite_steps, 0),
         "log.watchdog_minutes": (config.log.watchdog_minutes, 0),
+        "accumulate": (config.accumulate, 1),
         "data.workers": (config.data.workers, -1),
         "data.prefetch": (config.data.prefetch, 1),
         "data.repeats": (config.data.repeats, 1),
@@ -178,6 +190,11 @@ def check_batch(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
         raise UserError(
             f"config.batch_size={size} must divide by the {shards} devices of the mesh axes data "
             "and fsdp: change the batch, or config.mesh"
+        )
+    if size % (shards * config.accumulate):
+        raise UserError(
+            f"config.batch_size={size} must divide by config.accumulate={config.accumulate} times "
+            f"the {shards} devices of the mesh axes data and fsdp"
         )
 
 

@@ -27,6 +27,7 @@ RULES = (
     ("heads", "tensor"),
     ("mlp", "tensor"),
     ("sequence", "sequence"),
+    ("images", ("data", "fsdp", "sequence")),
     ("layers", None),
 )
 

@@ -18,7 +18,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
 from invnext_jax.errors import NonFiniteError, UserError
-from invnext_jax.runtime import progress
+from invnext_jax.runtime import devices, progress
 
 FILE = "metrics.jsonl"
 
@@ -177,6 +177,7 @@ class Reporter:
         step: steps done so far.
         mesh: the run's mesh.
         best_metric: name of the logged metric that `take_score` gives; "": none.
+        throughput: turns steps a second into more rates to log, if given.
     """
 
     def __init__(
@@ -186,11 +187,13 @@ class Reporter:
         step: int,
         mesh: Mesh,
         best_metric: str = "",
+        throughput: devices.Throughput | None = None,
     ):
         self._config, self._first_step, self._best_metric = config, step, best_metric
         self._writer = MetricWriter(workdir, step)
         self._progress = progress.Progress(config.total_steps, step, config.batch_size)
         self._rates = progress.Rates(config.batch_size)
+        self._throughput = throughput
         # Fake CPU devices share few threads, where collectives of two steps can wait for each
         # other for ever.
         self._steps_ahead = 0 if mesh.devices.flat[0].platform == "cpu" and mesh.size > 1 else 1
@@ -244,6 +247,9 @@ class Reporter:
             values = jax.device_get({**measured, **more})
             record = {name: as_json_number(value) for name, value in values.items()}
             rates = self._rates.measure(step)
+            if self._throughput is not None:
+                steps_per_second = rates["clips_per_second"] / self._config.batch_size
+                rates |= self._throughput.rates(steps_per_second)
             record = {"step": step, **record, **rates, "dropped_videos": dropped}
             self._writer.write(record)
             self._progress.show(record)

@@ -106,6 +106,7 @@ def line(record: Mapping[str, Any], total_steps: int, batch_size: int) -> str:
         f"loss {_short(record['loss'])}" + (f" ({terms})" if terms else ""),
         f"lr {record['learning_rate']:.1e}",
         f"{record['clips_per_second']:.3g} clips/s",
+        *_utilisation(record),
         f"data {100 * record['data_wait']:.0f} %",
         f"{duration(left)} left",
     ]
@@ -114,6 +115,18 @@ def line(record: Mapping[str, Any], total_steps: int, batch_size: int) -> str:
     if record.get("dropped_videos"):
         parts.append(f"{record['dropped_videos']} videos dropped")
     return "  ".join(parts)
+
+
+def _utilisation(record: Mapping[str, Any]) -> list[str]:
+    """FLOP/s, and its share of the device's peak, or else of the measured ceiling."""
+    if "tflops_per_device" not in record:
+        return []
+    parts = [f"{record['tflops_per_device']:.3g} TFLOP/s"]
+    if "mfu" in record:
+        parts.append(f"MFU {100 * record['mfu']:.1f} %")
+    elif "ceiling_share" in record:
+        parts.append(f"{100 * record['ceiling_share']:.0f} % of a matmul")
+    return parts
 
 
 def _short(value: float | None) -> str:

@@ -27,6 +27,7 @@ MAY_CHANGE = (
     "init_parts",
     "predictor.weights",
     "log",
+    "profile_steps",
     "checkpoint",
     "mesh",
     "data.manifest",

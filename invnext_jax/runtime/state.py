@@ -28,6 +28,7 @@ class TrainState(flax.struct.PyTreeNode):
         skipped: int32 scalar, steps so far whose loss or gradient was not finite.
         skipped_in_row: int32 scalar, those among them that ended just now, without a gap.
         follow: copies of parameter groups that follow these slowly, by name; mostly none.
+        ema: the parameters' moving average, of their structure; {} if there is none.
     """
 
     step: jax.Array
@@ -36,6 +37,7 @@ class TrainState(flax.struct.PyTreeNode):
     skipped: jax.Array
     skipped_in_row: jax.Array
     follow: dict[str, Any] = flax.struct.field(default_factory=dict)
+    ema: Any = flax.struct.field(default_factory=dict)
 
 
 InitFn = Callable[[jax.Array], Any]  # key -> parameters boxed with their logical axes
@@ -43,7 +45,7 @@ Copies = Mapping[str, str]  # name of a copy in `follow` -> the group of paramet
 
 
 def _first_state(
-    init_fn: InitFn, tx: optax.GradientTransformation, copies: Copies, key: jax.Array
+    init_fn: InitFn, tx: optax.GradientTransformation, copies: Copies, ema: bool, key: jax.Array
 ) -> TrainState:
     params = init_fn(key)
     zero = jnp.zeros((), jnp.int32)
@@ -54,6 +56,7 @@ def _first_state(
         skipped=zero,
         skipped_in_row=zero,
         follow={name: params[group] for name, group in copies.items()},
+        ema=params if ema else {},
     )
 
 
@@ -62,6 +65,7 @@ def abstract_state(
     tx: optax.GradientTransformation,
     mesh: Mesh,
     copies: Copies | None = None,
+    ema: bool = False,
 ) -> TrainState:
     """Shapes, dtypes and shardings of the state; nothing is computed.
 
@@ -73,9 +77,10 @@ def abstract_state(
         tx: the optimiser.
         mesh: where the state lies.
         copies: what follows the parameters.
+        ema: whether there is a moving average of them.
     """
     key = jax.eval_shape(lambda: jax.random.key(0))
-    boxed = jax.eval_shape(lambda key: _first_state(init_fn, tx, copies or {}, key), key)
+    boxed = jax.eval_shape(lambda key: _first_state(init_fn, tx, copies or {}, ema, key), key)
     return mesh_lib.abstract_arrays(boxed, mesh)
 
 
@@ -92,19 +97,19 @@ def init_state(
     """
 
     def init(key: jax.Array) -> TrainState:
-        return mesh_lib.unbox(_first_state(init_fn, tx, {}, key))
+        return mesh_lib.unbox(_first_state(init_fn, tx, {}, False, key))
 
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract.replace(follow={}))
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract.replace(follow={}, ema={}))
     # XLA spends more time on optimising this program for the CPU than the program runs.
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     return jax.jit(init, out_shardings=shardings, compiler_options=options)(key)
 
 
-def start_following(state: TrainState, copies: Copies) -> TrainState:
-    """The state in which each copy stands where its group of parameters does."""
+def start_following(state: TrainState, copies: Copies, ema: bool = False) -> TrainState:
+    """The state in which each copy, and the moving average, stand where the parameters do."""
     # True copies: the step donates the state, and no buffer may be donated twice.
     follow = {name: jax.tree.map(jnp.copy, state.params[group]) for name, group in copies.items()}
-    return state.replace(follow=follow)
+    return state.replace(follow=follow, ema=jax.tree.map(jnp.copy, state.params) if ema else {})
 
 
 def get_subtree(tree: Any, path: str) -> Any:

@@ -106,6 +106,11 @@ def test_export_writes_its_files_and_nothing_else(stage1_run, tmp_path):
     assert export.holds(out, {part: params[part] for part in ("encoder", "pool")})
 
 
+def test_a_run_without_a_moving_average_exports_none(stage1_run, tmp_path):
+    with pytest.raises(UserError, match="keeps no moving average"):
+        exports.export_run(stage1_run, tmp_path / "a.safetensors", ema=True)
+
+
 def test_parts_that_do_not_exist_are_told(stage1_run, tmp_path):
     with pytest.raises(UserError, match="holds no head, only align, align_pooled, decoder"):
         exports.export_run(stage1_run, tmp_path / "a.safetensors", parts=("encoder", "head"))

@@ -54,6 +54,7 @@ def make_toy_stage():
         },
         warm_start=lambda _, restored: {"encoder": restored["encoder"]} if restored else {},
         following=lambda _: ({}, 1.0),
+        step_flops=lambda _: 0.0,
         untrained=lambda _: (),
         loss_fn=toy_loss,
         diagnostics=toy_diagnostics,

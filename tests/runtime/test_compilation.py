@@ -1,3 +1,5 @@
+import os
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -60,3 +62,14 @@ def test_the_cache_goes_to_the_home_folder_unless_told_otherwise(monkeypatch, tm
         assert jax.config.jax_compilation_cache_dir.startswith(str(tmp_path / ".cache/invnext_jax"))
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_the_cache_forgets_what_was_not_used_for_longest(tmp_path):
+    for age, name in enumerate(["new", "middle", "old"]):
+        folder = tmp_path / f"jax-{age}"
+        folder.mkdir()
+        (folder / name).write_bytes(b"0" * 100)
+        os.utime(folder / name, (1e9 - age, 1e9 - age))
+    compilation.prune_cache(tmp_path, 250)
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["middle", "new"]
+    compilation.prune_cache(tmp_path / "missing", 0)

@@ -365,3 +365,68 @@ def test_real_videos_some_of_them_bad_and_another_number_of_workers(
     for name in ("whole", "killed"):
         listed = (tmp_path / name / "quarantine.csv").read_text()
         assert listed == f"path,reason\n{tmp_path}/missing.mp4,missing\n"
+
+
+def test_a_window_of_steps_is_traced(toy_config, tmp_path, capsys):
+    toy_config.profile_steps = (2, 4)
+    train.train(toy_config, tmp_path / "run")
+    assert "trace of steps up to 4: tensorboard --logdir=" in capsys.readouterr().out
+    traces = list((tmp_path / "run/profile").rglob("*.xplane.pb"))
+    assert len(traces) == 1
+    assert traces[0].stat().st_size > 0
+
+
+@pytest.mark.parametrize("window", [(4, 2), (3,), (-1, 2)])
+def test_a_window_that_is_none_is_refused(toy_config, tmp_path, window):
+    toy_config.profile_steps = window
+    with pytest.raises(UserError, match="must be two steps"):
+        train.train(toy_config, tmp_path / "run")
+
+
+def test_a_moving_average_and_parts_of_the_batch_resume_bit_by_bit(toy_config, toy_data, tmp_path):
+    toy_config.accumulate = 2
+    toy_config.ema.decay = 0.9
+    train.train(toy_config, tmp_path / "whole")
+    toy_data.before_batch[6] = kill
+    with pytest.raises(KilledError):
+        train.train(toy_config, tmp_path / "killed")
+    toy_data.before_batch.clear()
+    train.train(toy_config, tmp_path / "killed")
+    assert_equal_runs(tmp_path / "whole", tmp_path / "killed")
+    averages = [
+        checkpoint.restore_run(tmp_path / name, ema=True).params for name in ("whole", "killed")
+    ]
+    jax.tree.map(np.testing.assert_array_equal, *averages)
+    final = final_params(tmp_path / "whole")["encoder"]["kernel"]
+    assert np.all(averages[0]["encoder"]["kernel"] != final)
+
+
+def test_a_moving_average_that_there_is_not_is_a_sentence(whole_run):
+    with pytest.raises(UserError, match="keeps no moving average"):
+        checkpoint.restore_run(whole_run, ema=True)
+
+
+def test_parts_that_do_not_divide_the_batch_are_refused(toy_config, tmp_path):
+    toy_config.accumulate = 3
+    with pytest.raises(UserError, match="batch_size=8 must divide by config.accumulate=3 times"):
+        train.train(toy_config, tmp_path / "run")
+
+
+def test_a_step_is_looked_at_only_when_the_next_one_is_under_way(toy_config, tmp_path, monkeypatch):
+    toy_config.checkpoint.every_steps = 100  # saving drains
+    order, push, report = [], metrics.Reporter.push, metrics.Reporter._report
+
+    def note_push(self, step, *rest):
+        order.append(("dispatched", step))
+        push(self, step, *rest)
+
+    def note_report(self, step, *rest):
+        order.append(("looked at", step))
+        report(self, step, *rest)
+
+    monkeypatch.setattr(metrics.Reporter, "push", note_push)
+    monkeypatch.setattr(metrics.Reporter, "_report", note_report)
+    train.train(toy_config, tmp_path / "run")
+    for step in range(1, 6):
+        assert order.index(("looked at", step)) > order.index(("dispatched", step + 1))
+    assert order[-1] == ("looked at", 6)

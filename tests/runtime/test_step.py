@@ -121,3 +121,54 @@ def test_what_follows_starts_where_its_group_stands_in_buffers_of_its_own():
     assert float(following.follow["target"]) == 2.0
     following.params["w"].delete()
     assert float(following.follow["target"]) == 2.0
+
+
+def noisy_loss(params, frozen, batch, key):
+    """Half the squared distance from noisy data; what is drawn depends on key and batch size."""
+    x_b = batch["x"] + jax.random.normal(key, batch["x"].shape)
+    loss = 0.5 * jnp.mean((params["w"] - x_b) ** 2)
+    return loss, {"loss/noisy": loss, "drawn": jnp.mean(x_b)}
+
+
+def test_accumulated_gradients_are_the_mean_over_the_parts_each_with_its_own_key():
+    tx, state = make_state(w=1.0)
+    batch = {"x": jnp.arange(12.0)}
+    root_key = jax.random.key(7)
+    step = jax.jit(make_train_step(noisy_loss, tx, lambda _: RATE, accumulate=3))
+    after, measured = step(state, {}, batch, root_key)
+    losses, grads = [], []
+    for i in range(3):
+        key = jax.random.fold_in(jax.random.fold_in(root_key, 0), i)
+        x_b = np.arange(12.0)[i::3] + np.asarray(jax.random.normal(key, (4,)))
+        losses.append(0.5 * np.mean((1.0 - x_b) ** 2))
+        grads.append(np.mean(1.0 - x_b))
+    np.testing.assert_allclose(measured["loss"], np.mean(losses), rtol=1e-6)
+    np.testing.assert_allclose(measured["loss/noisy"], np.mean(losses), rtol=1e-6)
+    np.testing.assert_allclose(measured["grad_norm"], abs(np.mean(grads)), rtol=1e-5)
+    np.testing.assert_allclose(after.params["w"], 1.0 - RATE * np.mean(grads), rtol=1e-5)
+
+
+def test_without_randomness_an_accumulated_step_is_that_of_the_whole_batch():
+    def distance(params, frozen, batch, key):
+        return 0.5 * jnp.mean((params["w"] - batch["x"]) ** 2), {}
+
+    batch, key = {"x": jnp.arange(12.0) ** 2}, jax.random.key(0)
+    results = []
+    for parts in (1, 2, 6):
+        tx, state = make_state(w=1.0)
+        step = jax.jit(make_train_step(distance, tx, lambda _: RATE, accumulate=parts))
+        state, measured = step(state, {}, batch, key)
+        results.append([float(state.params["w"]), float(measured["loss"])])
+    np.testing.assert_allclose(results, [results[0]] * 3, rtol=1e-6)
+
+
+def test_the_moving_average_follows_the_closed_form_and_skips_what_is_skipped():
+    tx, state = make_state(w=1.0)
+    state = start_following(state, {}, ema=True)
+    step = jax.jit(make_train_step(loss_fn, tx, lambda _: RATE, ema_decay=0.9))
+    averages, frozen, key = [1.0], {"scale": jnp.float32(1.0)}, jax.random.key(0)
+    for x in (3.0, np.nan, 5.0):
+        state, _ = step(state, frozen, {"x": jnp.float32(x)}, key)
+        moved = 0.9 * averages[-1] + 0.1 * float(state.params["w"])
+        averages.append(averages[-1] if np.isnan(x) else moved)
+        np.testing.assert_allclose(state.ema["w"], averages[-1], rtol=1e-6)

@@ -1,0 +1,51 @@
+"""A trace of some steps, for XProf or TensorBoard."""
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+FOLDER = "profile"
+
+
+class Profiler:
+    """Traces the steps after number `window[0]` up to `window[1]` into `<workdir>/profile`.
+
+    Args:
+        window: the two numbers, or () for no trace.
+        workdir: the run's folder.
+    """
+
+    def __init__(self, window: Sequence[int], workdir: str | pathlib.Path):
+        self._window, self._running = tuple(window), False
+        self._folder = pathlib.Path(workdir) / FOLDER
+
+    def before(self, step: int) -> None:
+        """Starts the trace, if step number `step` is the first of the window."""
+        if self._window and not self._running and self._window[0] < step <= self._window[1]:
+            jax.profiler.start_trace(str(self._folder))
+            self._running = True
+
+    def after(self, step: int, arrays: Any) -> bool:
+        """Ends the trace, if step number `step` is the last of the window; waits for `arrays`.
+
+        Returns:
+            Whether a trace was ended.
+        """
+        if not self._running or step < self._window[1]:
+            return False
+        jax.block_until_ready(arrays)
+        self.close()
+        return True
+
+    @property
+    def folder(self) -> pathlib.Path:
+        """Where the trace lies."""
+        return self._folder
+
+    def close(self) -> None:
+        """Ends a trace that is under way."""
+        if self._running:
+            jax.profiler.stop_trace()
+            self._running = False
