@@ -307,7 +307,7 @@ def format_plan(plan: dict[str, Any]) -> str:
     """The plan as a table to read."""
 
     def gb(size: float) -> str:
-        return f"{size / 1e9:.2f} GB"
+        return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.2f} MB"
 
     trained, frozen = (sum(plan[name].values()) for name in ("parameters", "frozen_parameters"))
     axes = ", ".join(f"{axis} {size}" for axis, size in plan["mesh"].items() if size > 1)

@@ -1,4 +1,5 @@
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -99,8 +100,10 @@ def test_1b_fits_eight_h200(configs):
 def test_the_command_prints_a_table_and_a_line_of_json():
     arguments = ["--config=configs/stage1.py:tiny", "--device=v6e", "--mesh=fsdp=2,data=2"]
     command = [sys.executable, "launch/plan.py", *arguments, "--json", "--compile"]
-    out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    found = json.loads(out.splitlines()[-1])
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+    done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
     assert found["devices"] == 4
     assert found["xla_collectives"]["all-reduce"]["times"] > 0
-    assert "4 x v6e (data 2, fsdp 2)" in out
+    assert "4 x v6e (data 2, fsdp 2)" in done.stdout
