@@ -5,6 +5,7 @@ A run's checkpoints lie in `<workdir>/checkpoints/<step>`, each with three items
 `provenance.describe_run`), and with their sums (see `integrity`).
 """
 
+import dataclasses
 import pathlib
 import shutil
 from collections.abc import Iterator
@@ -244,21 +245,34 @@ class Checkpointer:
                 f"the checkpoint {self._folder / str(step)} was made with another config; restore "
                 "these values, or choose another --workdir:\n  " + "\n  ".join(changed)
             )
-        items = ocp.args.Composite(
-            state=ocp.args.StandardRestore(abstract),
-            data=ocp.args.JsonRestore(),
-        )
         with damage():
             probe(self._folder, step)
-            self._check_shapes(step, abstract)
+            wanted = self._fit_fields(step, abstract)
+            items = ocp.args.Composite(
+                state=ocp.args.StandardRestore(wanted), data=ocp.args.JsonRestore()
+            )
             found = self._manager.restore(step, args=items)
         data_iter.set_state(found["data"])
         self.mark = record.get("aborted", "")
-        return found["state"]
+        return abstract.replace(**found["state"])
 
-    def _check_shapes(self, step: int, abstract: TrainState) -> None:
-        """Tells damage from parameters that another version of the code made."""
-        saved = flat_shapes(metadata(self._manager, step)["params"])
+    def _fit_fields(self, step: int, abstract: TrainState) -> dict[str, Any]:
+        """The state's fields to read: an empty one that is newer than the checkpoint is left out.
+
+        Tells damage from a state that another version of the code made.
+        """
+        on_disk = metadata(self._manager, step)
+        fields = {
+            field.name: getattr(abstract, field.name) for field in dataclasses.fields(abstract)
+        }
+        fields = {name: tree for name, tree in fields.items() if name in on_disk or tree != {}}
+        if fields.keys() != set(on_disk):
+            raise UserError(
+                f"the state in {self._folder / str(step)} has {', '.join(sorted(on_disk))}; this "
+                f"run has {', '.join(sorted(fields))}: choose another --workdir, and name that run "
+                "in config.init_from"
+            )
+        saved = flat_shapes(on_disk["params"])
         wanted = flat_shapes(abstract.params)
         changed = compare_shapes(saved, wanted)
         if changed:
@@ -266,6 +280,7 @@ class Checkpointer:
                 f"the parameters in {self._folder / str(step)} do not fit this version of the "
                 "model; choose another --workdir:\n  " + "\n  ".join(changed)
             )
+        return fields
 
     def close(self) -> None:
         """Waits, then frees the threads."""
