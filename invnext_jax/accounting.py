@@ -48,11 +48,17 @@ class Count:
         self.pairs += flops
         return flops
 
-    def transformer(self, n: int, pairs: float, width: int, mlp: int, depth: int) -> None:
-        """Blocks over n tokens; `mlp` is the sum of the widths of the MLP's linear layers."""
+    def transformer(
+        self, n: int, pairs: float, width: int, mlp: int, depth: int, wanted: int | None = None
+    ) -> None:
+        """Blocks over n tokens, of which `wanted` (all) go on behind the attention.
+
+        `mlp` is the sum of the widths of the MLP's linear layers.
+        """
+        wanted = n if wanted is None else wanted
         for _ in range(depth):
             flops = self.dense(n, width, 3 * width) + self.attend(pairs, width)
-            self.layers += flops + self.dense(n, width, width) + self.dense(n, width, mlp)
+            self.layers += flops + self.dense(wanted, width, width + mlp)
 
     def head(self, n: int, inputs: int, outputs: int) -> None:
         """A projection head of two linear layers."""
@@ -182,9 +188,13 @@ def _predictor(config: Any, tokens: Lengths, whole_windows: bool) -> Count:
             _blocks(count, p, n)
             continue
         for i in range(p.last_layer - p.depth + 1, p.last_layer + 1):
-            whole = whole_windows or i % 3 == 0
-            pairs = n * n if whole else _window_pairs(n, p.window // 2)
-            count.transformer(n, pairs, p.width, 3 * p.mlp_width, 1)
+            # Of the last layer only masked places are wanted; a window still sees all queries.
+            wanted = tokens.patches - visible if i == p.last_layer else n
+            if i % 3 == 0:
+                pairs = wanted * n
+            else:
+                pairs = n * n if whole_windows else _window_pairs(n, p.window // 2)
+            count.transformer(n, pairs, p.width, 3 * p.mlp_width, 1, wanted)
     return count
 
 

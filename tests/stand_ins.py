@@ -67,9 +67,17 @@ def tell_about_process(module):
 
 
 def children():
-    """Process numbers of this process's children (Linux)."""
+    """Process numbers of this process's data workers (Linux)."""
     files = pathlib.Path("/proc/self/task").glob("*/children")
-    return [int(number) for file in files for number in file.read_text().split()]
+    found = [int(number) for file in files for number in file.read_text().split()]
+    return [number for number in found if b"data.serve" in _command(number)]
+
+
+def _command(number):
+    try:
+        return pathlib.Path(f"/proc/{number}/cmdline").read_bytes()
+    except OSError:  # it is gone
+        return b""
 
 
 class _Mallinfo(ctypes.Structure):

@@ -24,7 +24,7 @@ def stage2_run(tiny_config, stage1_run, tmp_path):
     config.init_from = str(stage1_run)
     with contextlib.ExitStack() as stack:
         run = train.prepare(ml_collections.FrozenConfigDict(config), tmp_path / "stage2", stack)
-        run.checkpointer.save(0, run.state, run.data_iter)
+        run.checkpointer.save(0, run.state, run.position)
     return tmp_path / "stage2"
 
 
@@ -164,7 +164,7 @@ def test_what_the_released_code_does_not_have_is_refused(tiny_config, one_device
     config.decoder.kind = "linear"
     with contextlib.ExitStack() as stack:
         run = train.prepare(ml_collections.FrozenConfigDict(config), tmp_path / "linear", stack)
-        run.checkpointer.save(0, run.state, run.data_iter)
+        run.checkpointer.save(0, run.state, run.position)
     with pytest.raises(UserError, match="no decoder of kind 'linear'"):
         exports.export_run(tmp_path / "linear", tmp_path / "a", parts=("all",), form=PUBLISHED)
     exports.export_run(tmp_path / "linear", tmp_path / "a.safetensors", parts=("all",))
