@@ -120,7 +120,9 @@ class LoadClip:
         ]
         numbers = {"index": record.index, **record.labels}
         columns = {name: np.full(len(rngs), value, np.int32) for name, value in numbers.items()}
-        return {"video": np.stack(videos), **columns}
+        # A single clip, the common case, is not copied once more.
+        video_rthwc = np.stack(videos) if len(videos) > 1 else np.ascontiguousarray(videos[0])[None]
+        return {"video": video_rthwc, **columns}
 
 
 def _plain(value: Any) -> Any:
