@@ -235,6 +235,7 @@ def _box_rows(config, tasks, parts, labels) -> list[dict[str, Any]]:
         for manifest, part in zip(_manifests(config), parts, strict=True)
     ]
     if any(box is None for box in boxes):
+        print("no rows of boxes: a manifest has no ground truth beside it, is drawn or joined")
         return []
     rows = []
     for name, see in {
