@@ -151,3 +151,13 @@ def test_an_ended_worker_closes_its_files_and_is_dead_to_calls():
     worker.end()
     call()
     assert len(failed) == 2
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="not of this system")
+def test_only_cores_that_may_be_used_count():
+    allowed = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(allowed)})
+        assert workers.count_cores() == 1
+    finally:
+        os.sched_setaffinity(0, allowed)
