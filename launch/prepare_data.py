@@ -19,7 +19,15 @@ from collections.abc import Sequence
 from absl import flags
 
 from invnext_jax import errors
-from invnext_jax.data import indexing, lists, preparing, reencode, shard_index, shard_tables
+from invnext_jax.data import (
+    indexing,
+    lists,
+    preparing,
+    reencode,
+    shard_index,
+    shard_tables,
+    workers,
+)
 
 _OUT = flags.DEFINE_string(
     "out", None, "index: the .csv manifest to write; shards: the folder.", required=True
@@ -79,7 +87,7 @@ def _make_shards() -> shard_tables.Summary:
 
 
 def _count_workers() -> int:
-    return _WORKERS.value or os.cpu_count() or 1
+    return _WORKERS.value or workers.count_cores()
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ Shape key: r clips of one video, t frames, h w pixels, c channels.
 """
 
 import dataclasses
+import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -112,6 +113,11 @@ class LoadClip:
             )
         except decode.BadVideo as error:
             return BadClip(record.name, error.kind, str(error))
+        except (ValueError, ArithmeticError) as error:  # of odd headers
+            if not _is_decoders(error):
+                raise
+            reason = f"{record.name}: {type(error).__name__}: {error}"
+            return BadClip(record.name, "corrupt", reason)
         videos = [
             transforms.resize_center(video_thwc, self.size)
             if rng is None
@@ -123,6 +129,12 @@ class LoadClip:
         # A single clip, the common case, is not copied once more.
         video_rthwc = np.stack(videos) if len(videos) > 1 else np.ascontiguousarray(videos[0])[None]
         return {"video": video_rthwc, **columns}
+
+
+def _is_decoders(error: Exception) -> bool:
+    """Whether PyAV raised it; any other is a mistake in the code. Its files have relative names."""
+    steps = traceback.walk_tb(error.__traceback__)
+    return any(frame.f_code.co_filename.startswith("av/") for frame, _ in steps)
 
 
 def _plain(value: Any) -> Any:

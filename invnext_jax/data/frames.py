@@ -15,7 +15,8 @@ class BadVideo(Exception):  # noqa: N818, as short as it is common
 
     Attributes:
         kind: The reason's class, one of a few words: "missing", "permission", "unreadable",
-            "truncated", "no video stream", "unknown codec", "empty range" or "corrupt".
+            "truncated", "no video stream", "unknown codec", "empty range", "corrupt", "too long"
+            or "too small".
     """
 
     def __init__(self, text: str, kind: str = "corrupt"):

@@ -7,7 +7,6 @@ Shape key: b clips, t frames, h w pixels, c channels.
 """
 
 import itertools
-import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,6 +19,7 @@ from invnext_jax.data.drops import DropCounter
 from invnext_jax.data.mixture import Mixture
 from invnext_jax.data.pool import open_pool
 from invnext_jax.data.stream import TrainDataset, join, load_safely
+from invnext_jax.data.workers import count_cores
 
 MAX_WORKERS = 16  # of those that are started by themselves
 
@@ -71,7 +71,7 @@ def make_train_dataset(
 
 def count_workers(wanted: int) -> int:
     """Worker processes to start: `wanted`, or for -1 one a core; each decodes in one thread."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = count_cores()
     if wanted < 0:
         return min(cores, MAX_WORKERS)
     if wanted > cores:

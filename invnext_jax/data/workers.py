@@ -3,6 +3,7 @@
 A worker process is started from nothing: it holds neither this process's modules nor its memory.
 """
 
+import contextlib
 import mmap
 import os
 import queue
@@ -20,6 +21,7 @@ import numpy as np
 
 from invnext_jax.data import serve
 
+END_SECONDS = 5  # for a call to see that its process is gone
 START_SECONDS = 300  # imports on a busy machine with a slow disk
 # No accelerator is ever seen, whatever the function imports; a worker has one core.
 ENVIRONMENT = {
@@ -30,6 +32,13 @@ ENVIRONMENT = {
 }
 # glibc would give the memory of each clip's frames back to the system and ask for it anew.
 ALLOCATION = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**27)}
+
+
+def count_cores() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 class TimeLimitError(Exception):
@@ -124,6 +133,7 @@ class ProcessWorker:
         self.pid = self._process.pid
         self._connection = Connection(ours.detach())
         self._function, self._ready = function, False
+        self._calling = threading.Lock()
 
     def call(self, task: tuple, seconds: float) -> Any:
         """The function's result.
@@ -134,6 +144,10 @@ class ProcessWorker:
             WorkerStartError: It never came up.
             RuntimeError: The function raised something.
         """
+        with self._calling:
+            return self._call(task, seconds)
+
+    def _call(self, task: tuple, seconds: float) -> Any:
         try:
             if not self._ready:
                 self._wait_for_start()
@@ -170,10 +184,18 @@ class ProcessWorker:
             return "it does not answer"
 
     def end(self) -> None:
-        """Kills the process; one that the kernel does not let die is left to it."""
+        """Kills the process; one that the kernel does not let die is left to it.
+
+        A thread inside `call` is let out first, for the numbers of closed files are given anew.
+        """
         self._process.kill()
         self._process.stdin.close()
         self._last_words()
+        if self._calling.acquire(timeout=END_SECONDS):
+            self._connection.close()
+            with contextlib.suppress(BufferError):  # a traceback may hold arrays over it
+                self._memory.close()
+            self._calling.release()
 
     def memory(self) -> int:
         """The most bytes that it ever held; 0 where the system does not tell."""

@@ -25,6 +25,7 @@ from invnext_jax.runtime import provenance
 
 FORMAT = 1
 RESULTS = "results.json"
+SPLITS = ("training", "held-out")
 
 
 def run_probe(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, Any]:
@@ -111,14 +112,14 @@ def choose_tasks(config: Any) -> tuple[str, ...]:
     """The tasks of the config, or all that both manifests have labels for.
 
     Raises:
-      UserError: a manifest is missing or lacks a label.
+      UserError: a manifest is missing, lacks a label or has no video that has it.
     """
-    common, manifests = [], _manifests(config)
+    common, columns, manifests = [], [], _manifests(config)
     if not all(manifests):
         raise UserError("set config.train_manifest and config.val_manifest to CSV files of videos")
     for manifest in manifests:
-        columns = sources.read_manifest(manifest).labels
-        found = [name.removeprefix(sources.LABEL_PREFIX) for name in columns]
+        columns.append(sources.read_manifest(manifest).labels)
+        found = [name.removeprefix(sources.LABEL_PREFIX) for name in columns[-1]]
         missing = set(config.tasks) - set(found)
         if missing:
             raise UserError(f"{manifest} has no column label_{sorted(missing)[0]}: add it")
@@ -126,7 +127,11 @@ def choose_tasks(config: Any) -> tuple[str, ...]:
     shared = tuple(task for task in common[0] if task in common[1])
     if not shared:
         raise UserError(f"{' and '.join(manifests)} share no label_<task> column: add one")
-    return tuple(config.tasks) or shared
+    tasks = tuple(config.tasks) or shared
+    for split, labels in zip(SPLITS, columns, strict=True):
+        for task in tasks:
+            probes.find_labeled(labels[sources.LABEL_PREFIX + task], task, split)
+    return tasks
 
 
 def _manifests(config) -> tuple[str, str]:
@@ -149,6 +154,7 @@ def _probe_encoder(config, loaded, params, tasks, name: str) -> dict[str, Any]:
     rows = []
     for pooling in config.poolings:
         data = (probes.normalize_rows(part.pooled[pooling]) for part in (train, val))
+        # By all training videos: their scale needs no labels.
         data = probes.standardize(*data)
         rows += _rows(name, pooling, tasks, data, (train.labels, val.labels), _linear(config))
     return {"rows": rows, "tokens": {name: dataclasses.asdict(val.tokens)}}
@@ -167,15 +173,22 @@ def _rows(
     name: str,
     what: str,
     tasks: Sequence[str],
-    data: tuple[np.ndarray, np.ndarray],
+    data: Sequence[np.ndarray],
     labels: tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]],
     fit: Callable[..., ProbeResult],
 ) -> list[dict[str, Any]]:
-    """One row for each task: `fit` on training data and labels, then held-out ones."""
+    """One row for each task: `fit` on training data and labels, then held-out ones.
+
+    Videos without a label of the task are left out.
+    """
     rows = []
     for task in tasks:
-        probes.check_classes(labels[0][task], task)
-        rows.append(_row(name, what, task, fit(data[0], labels[0][task], data[1], labels[1][task])))
+        given = []
+        for split, part, found in zip(SPLITS, data, labels, strict=True):
+            labeled_b = probes.find_labeled(found[task], task, split)
+            given += [part[labeled_b], found[task][labeled_b]]
+        probes.check_classes(given[1], task)
+        rows.append(_row(name, what, task, fit(*given)))
     return rows
 
 
@@ -222,6 +235,7 @@ def _box_rows(config, tasks, parts, labels) -> list[dict[str, Any]]:
         for manifest, part in zip(_manifests(config), parts, strict=True)
     ]
     if any(box is None for box in boxes):
+        print("no rows of boxes: a manifest has no ground truth beside it, is drawn or joined")
         return []
     rows = []
     for name, see in {

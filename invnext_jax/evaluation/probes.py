@@ -80,6 +80,21 @@ def summarize(
     )
 
 
+def find_labeled(labels_b: np.ndarray, task: str, split: str) -> np.ndarray:
+    """Which videos have a label: bool [b]; a negative number stands for none.
+
+    Raises:
+      UserError: none has; the text names the `task` and the `split`.
+    """
+    labeled_b = labels_b >= 0
+    if not labeled_b.any():
+        raise UserError(
+            f"label_{task} has no labelled video in the {split} manifest: "
+            "leave the task out of config.tasks or give videos with labels of it"
+        )
+    return labeled_b
+
+
 def check_classes(labels_b: np.ndarray, task: str) -> None:
     """Raises `UserError` if there are fewer than two classes to tell apart."""
     if len(np.unique(labels_b)) < 2:

@@ -13,7 +13,7 @@ import numpy as np
 from absl import logging
 
 from invnext_jax import pretrained, stage1
-from invnext_jax.data import pipeline
+from invnext_jax.data import pipeline, sources
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import charts, features, probe_job, runs, strips, tables
 from invnext_jax.runtime import metrics
@@ -152,8 +152,12 @@ def show_clips(found_runs: Sequence[Run], probes: Sequence[dict], count: int) ->
         colors = [strips.color_features(x, config.data.size) for x in tokens]
         add(f"Features, {title}", FEATURES_CAPTION, colors)
     names = _name_clips(manifest, index_b)
+    if names is None:
+        names = [f"Clip {i}" for i in index_b]
+        notes.append("No captions: none lie beside the manifest, or it is drawn or joined.")
+    title = ", ".join(Path(name).name for name in sources.split_names(manifest))
     shown = [{"name": n, "strips": row} for n, row in zip(names, rows, strict=False) if row]
-    return {"clips": shown, "notes": notes, "manifest": Path(manifest).name, "held": bool(held_out)}
+    return {"clips": shown, "notes": notes, "manifest": title, "held": bool(held_out)}
 
 
 FEATURES_CAPTION = (
@@ -210,11 +214,11 @@ def _read_clips(config: Any, manifest: str, count: int) -> tuple[np.ndarray, np.
     return batch["video"][real_b], batch["index"][real_b]
 
 
-def _name_clips(manifest: str, index_b: np.ndarray) -> list[str]:
+def _name_clips(manifest: str, index_b: np.ndarray) -> list[str] | None:
     """Ground-truth captions of the embedded world where they lie beside the manifest."""
     path = Path(manifest)
     path = path.with_name(f"{path.stem}.captions.jsonl")
     if not path.is_file():
-        return [f"Clip {i}" for i in index_b]
+        return None
     lines = path.read_text(encoding="utf-8").splitlines()
     return [f"Clip {i}: {json.loads(lines[i])['caption']}" for i in index_b]

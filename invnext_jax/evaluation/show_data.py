@@ -151,7 +151,7 @@ def count_reasons(reasons: Mapping[str, str]) -> list[tuple[str, int]]:
 def _read_quarantines(manifests: str) -> list[tuple[str, int]]:
     """What `launch/prepare_data.py` left out, if its list lies beside a manifest."""
     reasons = {}
-    for name in sources.split_names(manifests):
+    for name in sources.split_names(sources.find_manifests(manifests)):
         path = Path(name).with_suffix(".quarantine.csv")
         if path.is_file():
             with path.open(newline="", encoding="utf-8") as file:

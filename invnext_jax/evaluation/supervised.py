@@ -45,7 +45,8 @@ def train_supervised(  # noqa: PLR0913
 
     Args:
       encoder: module, initialised anew; drop path is off.
-      train: uint8 videos [b t h w c], and int labels [b] by task.
+      train: uint8 videos [b t h w c], and int labels [b] by task; a negative one stands for none
+        and gives no loss.
       val: the same of the held-out videos.
       tasks: names of the tasks.
       config: steps, batch_size, learning_rate, warmup_steps, weight_decay.
@@ -70,8 +71,7 @@ def train_supervised(  # noqa: PLR0913
 
     def loss_fn(params, video_bthwc, labels):
         logits = model.apply({"params": params}, normalize(video_bthwc))
-        entropy = optax.softmax_cross_entropy_with_integer_labels
-        return sum(jnp.mean(entropy(x, y)) for x, y in zip(logits, labels, strict=True))
+        return sum(map(_mean_entropy, logits, labels))
 
     @jax.jit
     def step(params, opt_state, video_bthwc, labels):
@@ -88,10 +88,25 @@ def train_supervised(  # noqa: PLR0913
         if i % 10 == 0 or i == config.steps - 1:
             curve.append({"step": i, "loss": float(loss)})
     guesses = [_predict(model, params, part[0], config.batch_size) for part in (train, val)]
-    return {
-        task: summarize((guesses[0][i], guesses[1][i]), (train[1][task], val[1][task]), start=start)
-        for i, task in enumerate(tasks)
-    }, curve
+    results = {}
+    for i, task in enumerate(tasks):
+        labels = train[1][task], val[1][task]
+        labeled = [y_b >= 0 for y_b in labels]
+        found, right = (
+            tuple(part[has_b] for part, has_b in zip(parts, labeled, strict=True))
+            for parts in ((guesses[0][i], guesses[1][i]), labels)
+        )
+        results[task] = summarize(found, right, start=start)
+    return results, curve
+
+
+def _mean_entropy(logits_bk, labels_b):
+    """Mean cross-entropy over the videos that have a label; 0 if none has."""
+    has_b = labels_b >= 0
+    entropy_b = optax.softmax_cross_entropy_with_integer_labels(
+        logits_bk, jnp.where(has_b, labels_b, 0)
+    )
+    return jnp.sum(jnp.where(has_b, entropy_b, 0.0)) / jnp.maximum(jnp.sum(has_b), 1)
 
 
 def _is_matrix(params):

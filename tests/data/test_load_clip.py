@@ -106,3 +106,18 @@ def test_clips_of_one_decode_equal_clips_of_their_own(load, monkeypatch):
         np.testing.assert_array_equal(values, np.concatenate([one[name] for one in alone]))
     videos = together["video"]
     assert (videos[0] != videos[1]).any() and (videos[1] != videos[2]).any()
+
+
+def test_a_decoders_odd_error_is_a_bad_video_and_a_mistake_of_ours_is_none(load, monkeypatch):
+    def reformat_badly(self, number, frame):
+        return frame.reformat(format="nonsense")
+
+    monkeypatch.setattr(frames.Converter, "__call__", reformat_badly)
+    record = sources.VideoRecord(0, load.path, "a", None, None, {})
+    config = common.data()
+    config.update(frames=4, size=48, short_side=48)
+    made = clips.LoadClip.from_config(config)(record, (None,))
+    assert made.kind == "corrupt" and made.reason.startswith(f"{load.path}: ValueError: ")
+    monkeypatch.setattr(frames.Converter, "__call__", lambda *_: int("our mistake"))
+    with pytest.raises(ValueError, match="our mistake"):
+        clips.LoadClip.from_config(config)(record, (None,))

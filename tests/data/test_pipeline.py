@@ -1,4 +1,5 @@
 import csv
+import gc
 import os
 import shutil
 import subprocess
@@ -301,3 +302,21 @@ def test_workers_die_with_their_parent(config, tmp_path):
     while any(map(is_running, children)) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(map(is_running, children))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_passes_leave_no_open_files_behind(config):
+    config.workers = 2
+    dataset = pipeline.make_eval_dataset(
+        config, manifest=config.manifest, batch_size=6, load=Load()
+    )
+    list(dataset)
+    gc.collect()
+    gc.disable()
+    try:
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(5):
+            assert order(dataset) == [*range(12)]
+        assert len(os.listdir("/proc/self/fd")) == before
+    finally:
+        gc.enable()

@@ -3,6 +3,8 @@ import os
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -127,3 +129,35 @@ def test_what_stands_in_the_main_script_is_refused(tmp_path):
     command = [sys.executable, script]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert "stands in the main script" in done.stderr and "move it into a module" in done.stderr
+
+
+def test_an_ended_worker_closes_its_files_and_is_dead_to_calls():
+    worker = workers.ProcessWorker(wait_and_tell)
+    failed = []
+
+    def call():
+        try:
+            worker.call((0, 30.0), 60)
+        except (workers.WorkerDiedError, workers.WorkerStartError) as error:
+            failed.append(error)
+
+    inside = threading.Thread(target=call)
+    inside.start()
+    time.sleep(0.2)
+    worker.end()
+    inside.join(5)
+    assert not inside.is_alive() and len(failed) == 1
+    assert worker._connection.closed and worker._memory.closed
+    worker.end()
+    call()
+    assert len(failed) == 2
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="not of this system")
+def test_only_cores_that_may_be_used_count():
+    allowed = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(allowed)})
+        assert workers.count_cores() == 1
+    finally:
+        os.sched_setaffinity(0, allowed)

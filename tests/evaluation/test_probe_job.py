@@ -1,13 +1,18 @@
 """The probe of a tiny untrained encoder on a tiny world, from the real config."""
 
+import functools
 import json
 
+import jax
+import numpy as np
 import pytest
+from scipy import special
 
 from configs import probe, stage1
 from invnext_jax.data import world
 from invnext_jax.errors import UserError
-from invnext_jax.evaluation import features, probe_job, tables
+from invnext_jax.evaluation import features, probe_job, probes, supervised, tables
+from invnext_jax.models import encoder as encoder_model
 from invnext_jax.runtime import provenance
 from invnext_jax.weights import export
 
@@ -108,3 +113,66 @@ def test_table_has_a_line_for_each_input(results):
 def test_mistakes_are_told_in_one_sentence(folder, changes, match):
     with pytest.raises(UserError, match=match):
         probe_job.run_probe(get_config(folder, **changes), folder / "other")
+
+
+def test_videos_without_a_label_neither_train_nor_count():
+    rng = np.random.default_rng(0)
+    data = [rng.normal(size=(b, 6)) for b in (40, 30)]
+    labels = [{"shape": rng.integers(3, size=len(x)).astype(np.int32)} for x in data]
+    more = [np.concatenate([x, 9 * rng.normal(size=(25, 6))]) for x in data]
+    none = np.full(25, -1, np.int32)
+    joined = [{"shape": np.concatenate([y["shape"], none])} for y in labels]
+    linear = probe_job._linear(probe.get_config("tiny"))
+    for fit in (linear, functools.partial(probes.fit_forest, trees=5)):
+        plain, found = (
+            probe_job._rows("encoder", "mean", ["shape"], x, y, fit)[0]
+            for x, y in ((data, labels), (more, joined))
+        )
+        assert plain.pop("seconds") and found.pop("seconds")
+        assert found == plain
+        assert (found["videos"], found["classes"]) == (30, 3)
+
+
+def test_supervised_training_passes_over_videos_without_a_label():
+    logits = np.random.default_rng(1).normal(size=(6, 4)).astype(np.float32)
+    labels = np.array([-1, 3, 0, -1, 2, -1])
+    some = labels >= 0
+    expected = -special.log_softmax(logits, axis=1)[some, labels[some]].mean()
+    loss, grad = jax.value_and_grad(supervised._mean_entropy)(logits, labels)
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+    assert not grad[~some].any() and np.abs(grad[some]).min() > 0
+    assert supervised._mean_entropy(logits, np.full(6, -1)) == 0
+
+
+def test_supervised_training_counts_videos_with_a_label(folder):
+    config = stage1.get_config("tiny")
+    config.encoder.update(width=16, depth=1, heads=2, mlp_width=32, size=16, frames=2)
+    rng = np.random.default_rng(2)
+    video = rng.integers(256, size=(8, 2, 16, 16, 3), dtype=np.uint8)
+    labels = np.array([0, 1, -1, 1, -1, 0, -1, 1], np.int32)
+    settings = probe.get_config("tiny").supervised
+    settings.update(steps=1, batch_size=8)
+    results, _ = supervised.train_supervised(
+        encoder_model.from_config(config),
+        (video, {"shape": labels, "color": np.arange(8) % 3}),
+        (video[:6], {"shape": labels[:6], "color": np.arange(6) % 3}),
+        **{"tasks": ["shape", "color"], "config": settings, "seed": 0},
+    )
+    assert [results[task].videos for task in ("shape", "color")] == [4, 6]
+    assert [results[task].classes for task in ("shape", "color")] == [2, 3]
+
+
+def test_a_joined_manifest_may_lack_labels_but_not_all(folder, tmp_path):
+    lines = (folder / "world" / "train.csv").read_text().splitlines()
+    for name, label in (("plain", ""), ("none", "-1")):
+        rows = ["path,source" + (",label_size" if label else "")]
+        rows += [
+            f"{line.split(',')[0]},world" + label.rjust(3, ",") * bool(label) for line in lines[1:]
+        ]
+        (tmp_path / f"{name}.csv").write_text("\n".join(rows) + "\n")
+    joined = f"{folder}/world/train.csv,{tmp_path}/plain.csv"
+    config = get_config(folder, train_manifest=joined, val_manifest=joined)
+    assert "shape" in probe_job.choose_tasks(config)
+    config.update(val_manifest=f"{tmp_path}/none.csv", train_manifest=f"{tmp_path}/none.csv")
+    with pytest.raises(UserError, match="label_size has no labelled video in the training"):
+        probe_job.choose_tasks(config)

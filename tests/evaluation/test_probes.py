@@ -103,3 +103,12 @@ def test_standard_error_is_zero_at_the_ends():
 def test_a_task_of_one_class_is_refused():
     with pytest.raises(UserError, match="label_shape has only one class"):
         probes.check_classes(np.zeros(5, np.int32), "shape")
+
+
+def test_a_split_without_a_label_is_refused():
+    labels = np.array([-1, 2, -1, 0])
+    np.testing.assert_array_equal(
+        probes.find_labeled(labels, "shape", "training"), [False, True, False, True]
+    )
+    with pytest.raises(UserError, match="label_shape has no labelled video in the held-out"):
+        probes.find_labeled(labels[::2], "shape", "held-out")

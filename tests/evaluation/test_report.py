@@ -119,3 +119,14 @@ def test_other_folders_are_refused(tmp_path):
         report.write_report([], tmp_path / "report.html")
     with pytest.raises(UserError, match="is neither a run nor a probe"):
         report.write_report([tmp_path], tmp_path / "report.html")
+
+
+def test_joined_manifests_are_all_named_and_lacking_captions_told(folder):
+    manifest = folder / "world" / "val.csv"
+    results = folder / "p1" / "results.json"
+    probe = json.loads(results.read_text())
+    probe["run"]["config"]["val_manifest"] = f"{manifest},{manifest}"
+    found_runs = [report.Run(folder / "s1", runs.read_record(folder / "s1"), [])]
+    found = report.show_clips(found_runs, [probe], 1)
+    assert found["manifest"] == "val.csv, val.csv"
+    assert any(note.startswith("No captions") for note in found["notes"])

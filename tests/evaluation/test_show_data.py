@@ -170,3 +170,13 @@ def test_a_missing_manifest_is_one_sentence(tmp_path):
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and "nowhere.csv" in done.stderr
     assert done.stderr.count("\n") == 1 and not (tmp_path / "page.html").exists()
+
+
+def test_the_quarantine_of_each_of_several_folders_is_read(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "train.csv").write_text("path,source\n")
+        quarantine = tmp_path / name / "train.quarantine.csv"
+        quarantine.write_text(f"path,reason\n/{name}.mp4,empty file\n")
+    found = show_data._read_quarantines(f"{tmp_path}/one,{tmp_path}/two")
+    assert found == [("empty file", 2)]
