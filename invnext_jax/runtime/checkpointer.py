@@ -227,8 +227,9 @@ class Checkpointer:
     def _restore_step(
         self, step: int, abstract: TrainState, data_iter: Iterator[Any]
     ) -> TrainState:
-        has_sums = integrity.verify_sums(self._folder / str(step))
-        with damage():
+        folder = self._folder / str(step)
+        has_sums = integrity.verify_sums(folder)
+        with damage(folder, has_sums):
             record = self._manager.restore(
                 step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
             )["meta"]
@@ -237,15 +238,14 @@ class Checkpointer:
                     f"the checkpoint {self._folder / str(step)} was made by another version of "
                     "the package; choose another --workdir, and name this run in config.init_from"
                 )
-            if record.get("sums") and not has_sums:
-                raise DamagedError(f"{integrity.SUMS} is missing")
+            integrity.check_sums_are_there(record, has_sums)
             changed = provenance.differences(record, self._record)
         if changed:
             raise UserError(
                 f"the checkpoint {self._folder / str(step)} was made with another config; restore "
                 "these values, or choose another --workdir:\n  " + "\n  ".join(changed)
             )
-        with damage():
+        with damage(folder, has_sums):
             probe(self._folder, step)
             wanted = self._fit_fields(step, abstract)
             items = ocp.args.Composite(
