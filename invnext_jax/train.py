@@ -296,6 +296,8 @@ def run_loop(
             _run_steps(run, reporter, agreement, preemption, watchdog, profiler)
         reporter.drain()
     except NonFiniteError as error:
+        with contextlib.suppress(NonFiniteError):  # the step after, which was under way
+            reporter.drain()
         if not run.checkpointer.mark:  # a second one would push out what was saved before it
             run.checkpointer.save(run.step, run.state, run.position, mark=str(error))
         raise

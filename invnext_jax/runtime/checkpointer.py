@@ -66,7 +66,8 @@ class Checkpointer:
         self._under_way = None  # step that is being written
         self._bytes = 0  # of the last checkpoint
         self.saved_step: int | None = None  # newest one that is known to be on the disk
-        self.mark = ""  # why the run that made the restored checkpoint was aborted
+        # Why the run that made the newest checkpoint was aborted, if it was.
+        self.mark = self._next_mark = ""
 
     @property
     def folder(self) -> pathlib.Path:
@@ -95,7 +96,7 @@ class Checkpointer:
         if trouble:
             self._tell_failure(step, trouble)
             return
-        self._under_way = step
+        self._under_way, self._next_mark = step, mark
         meta = {**self._record, "step": step, "sums": True, "aborted": mark}
         try:
             self._kept.note(step, score)
@@ -141,6 +142,7 @@ class Checkpointer:
             self._fail(error)
         if self._under_way is not None:
             self.saved_step, self._under_way = self._under_way, None
+            self.mark = self._next_mark
 
     def _fail(self, error: Exception) -> None:
         step, self._under_way = self._under_way, None

@@ -156,6 +156,30 @@ def test_an_abort_for_nonfinite_losses_saves_first_and_marks_it(
     )
 
 
+def test_the_step_saved_at_an_abort_is_logged(toy_config, toy_data, tmp_path):
+    toy_data.bad_batches = (2, 3, 4, 5, 6)
+    with pytest.raises(NonFiniteError):
+        train.train(toy_config, tmp_path / "run")
+    last = max(int(name) for name in os.listdir(tmp_path / "run/checkpoints"))
+    logged = [record["step"] for record in metrics.read_metrics(tmp_path / "run")]
+    assert logged == list(range(1, last + 1))
+
+
+def test_an_abort_is_saved_again_once_a_save_went_well_after_the_last(
+    toy_config, toy_data, tmp_path
+):
+    toy_config.total_steps = 12
+    toy_data.bad_batches = (2, 3, 4)
+    with pytest.raises(NonFiniteError):
+        train.train(toy_config, tmp_path / "run")
+    toy_data.bad_batches = (8, 9, 10)
+    with pytest.raises(NonFiniteError):
+        train.train(toy_config, tmp_path / "run")
+    newest = max((tmp_path / "run/checkpoints").iterdir(), key=lambda path: int(path.name))
+    assert int(newest.name) > 9
+    assert json.loads((newest / "meta/metadata").read_text())["aborted"]
+
+
 def test_a_signal_ends_the_wait_for_data(whole_run, toy_config, toy_data, tmp_path, capsys):
     def stall():
         threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
