@@ -132,6 +132,18 @@ def test_a_second_run_in_a_workdir_is_refused_and_names_the_first(toy_config, tm
     train.train(toy_config, tmp_path / "run")
 
 
+def test_a_folder_that_could_not_be_made_again_is_held_once_it_is_there(tmp_path):
+    with contextlib.closing(Workdir(tmp_path / "up/run")) as held:
+        shutil.rmtree(tmp_path / "up")
+        (tmp_path / "up").write_text("")
+        assert "up" in held.find_trouble(1)
+        os.remove(tmp_path / "up")
+        os.makedirs(tmp_path / "up/run")
+        assert held.find_trouble(1) == ""
+        with pytest.raises(UserError, match="another process trains in"):
+            Workdir(tmp_path / "up/run")
+
+
 def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch, caplog):
     def refuse(*arguments):
         raise OSError(errno.ENOLCK, "No locks available")
