@@ -74,6 +74,10 @@ class Checkpointer:
         """Where the checkpoints lie."""
         return self._folder
 
+    def changed_fields(self, saved: dict[str, Any]) -> list[str]:
+        """What this run changes of a saved config and may not, see `provenance.differences`."""
+        return provenance.differences({**self._record, "config": saved}, self._record)
+
     def save(
         self, step: int, state: TrainState, position: Any, *, score: float | None = None, mark=""
     ) -> None:

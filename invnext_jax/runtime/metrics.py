@@ -180,6 +180,16 @@ def read_metrics(workdir: str | pathlib.Path) -> list[dict[str, Any]]:
     return records
 
 
+def set_aside(workdir: str | pathlib.Path) -> pathlib.Path:
+    """Renames metrics.jsonl to a name that is free, which it gives."""
+    path = pathlib.Path(workdir) / FILE
+    target, number = path.with_name(FILE + ".old"), 1
+    while target.exists():
+        number += 1
+        target = path.with_name(f"{FILE}.old-{number}")
+    return path.rename(target)
+
+
 def cut_metrics(workdir: str | pathlib.Path, step: int) -> None:
     """Cuts the records beyond `step` off metrics.jsonl; the file is replaced as a whole."""
     path = pathlib.Path(workdir) / FILE

@@ -257,6 +257,27 @@ def test_a_half_written_checkpoint_is_told_and_removed(
     assert sorted(os.listdir(whole_run / "checkpoints")) == ["3", "6"]
 
 
+def test_records_of_lost_checkpoints_are_kept(whole_run, toy_config, capsys):
+    before = (whole_run / "metrics.jsonl").read_text()
+    for name in ("metrics.jsonl.old", "metrics.jsonl.old-2"):
+        shutil.rmtree(whole_run / "checkpoints")
+        train.train(toy_config, whole_run)
+        assert "no checkpoint: starts at step 0" in capsys.readouterr().out
+        if name.endswith("old"):
+            assert (whole_run / name).read_text() == before
+        assert (whole_run / name).exists()
+    assert [record["step"] for record in metrics.read_metrics(whole_run)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_records_of_another_config_without_a_checkpoint_are_not_touched(whole_run, toy_config):
+    shutil.rmtree(whole_run / "checkpoints")
+    before = (whole_run / "metrics.jsonl").read_text()
+    toy_config.seed = 7
+    with pytest.raises(UserError, match="no checkpoint, and its .*\n  config.seed: 0 -> 7"):
+        train.train(toy_config, whole_run)
+    assert (whole_run / "metrics.jsonl").read_text() == before
+
+
 FIXTURE = pathlib.Path(__file__).parents[1] / "fixtures/checkpoint_v2"
 
 
