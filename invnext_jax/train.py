@@ -140,6 +140,7 @@ def prepare(
     root_key = mesh_lib.make_root_key(config.seed, mesh)
     state = checkpointer.restore(abstract, data_iter)
     if state is None:
+        _keep_old_records(workdir, checkpointer)
         init_key = jax.random.fold_in(root_key, _INIT_STREAM)
         state = state_lib.init_state(init_fn, tx, abstract, init_key)
         start = stage.warm_start(config, given)
@@ -234,6 +235,27 @@ def _check_fit(config: ml_collections.FrozenConfigDict, given: Any, wanted: Any)
         )
 
 
+def _keep_old_records(workdir: pathlib.Path, checkpointer: checkpointer_lib.Checkpointer) -> None:
+    """Without a checkpoint, records are of a run whose checkpoints are gone, or that made none."""
+    path = workdir / metrics.FILE
+    if jax.process_index() != 0 or not path.exists() or not path.stat().st_size:
+        return
+    try:
+        changed = checkpointer.changed_fields(json.loads((workdir / "config.json").read_text()))
+    except (OSError, ValueError, TypeError, AttributeError):
+        changed = []  # nothing to compare with
+    if changed:
+        raise UserError(
+            f"{workdir} has no checkpoint, and its records are of another config; choose another "
+            "--workdir, or restore these values:\n  " + "\n  ".join(changed)
+        )
+    try:
+        kept = metrics.set_aside(workdir)
+    except OSError as error:
+        raise UserError(f"{path} cannot be renamed: {error.strerror}; move it away") from error
+    _tell(f"no checkpoint: starts at step 0; the records that lay in {workdir} are kept as {kept}")
+
+
 def _write_config(run: Run) -> None:
     if jax.process_index() == 0:
         partial = run.workdir / "config.json.tmp"
@@ -296,6 +318,8 @@ def run_loop(
             _run_steps(run, reporter, agreement, preemption, watchdog, profiler)
         reporter.drain()
     except NonFiniteError as error:
+        with contextlib.suppress(NonFiniteError):  # the step after, which was under way
+            reporter.drain()
         if not run.checkpointer.mark:  # a second one would push out what was saved before it
             run.checkpointer.save(run.step, run.state, run.position, mark=str(error))
         raise

@@ -23,7 +23,7 @@ from invnext_jax.models import encoder as encoder_model
 from invnext_jax.models.encoder import Encoder
 from invnext_jax.models.layers import scale_kernels
 from invnext_jax.models.pixels import normalize
-from invnext_jax.runtime import checkpoint
+from invnext_jax.runtime import checkpoint, provenance
 from invnext_jax.weights import export, published
 from invnext_jax.weights.files import SINGLE, open_checkpoint
 
@@ -62,7 +62,7 @@ def load_params(
         raise UserError("config.checkpoint is empty: name a run's workdir or a .safetensors file")
     if Path(path).suffix == ".safetensors":
         params, about = export.read_export(path)
-        config = ml_collections.ConfigDict(about["config"])
+        config = ml_collections.ConfigDict(provenance.upgrade(about["config"]))
     elif (Path(path) / SINGLE).is_file():
         imported = importing.read_video(open_checkpoint(path), path)
         params, config = imported.params, ml_collections.ConfigDict(imported.config)

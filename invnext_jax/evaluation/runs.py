@@ -6,6 +6,7 @@ from typing import Any
 import orbax.checkpoint as ocp
 
 from invnext_jax.errors import UserError
+from invnext_jax.runtime import provenance
 
 
 def read_record(workdir: str | Path) -> dict[str, Any]:
@@ -26,4 +27,5 @@ def read_record(workdir: str | Path) -> dict[str, Any]:
     handlers = {"meta": ocp.JsonCheckpointHandler()}
     with ocp.CheckpointManager(folder, item_handlers=handlers, options=options) as manager:
         items = ocp.args.Composite(meta=ocp.args.JsonRestore())
-        return manager.restore(steps[-1], args=items)["meta"]
+        record = manager.restore(steps[-1], args=items)["meta"]
+    return {**record, "config": provenance.upgrade(record["config"])}

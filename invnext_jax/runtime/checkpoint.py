@@ -63,10 +63,10 @@ def restore_run(path: str | pathlib.Path, *, ema: bool = False) -> Restored:
     with ocp.CheckpointManager(folder, item_handlers=handlers, options=options) as manager:
         for step in sorted(manager.all_steps(), reverse=True):
             try:
-                integrity.verify_sums(folder / str(step))
-                with damage():
+                has_sums = integrity.verify_sums(folder / str(step))
+                with damage(folder / str(step), has_sums):
                     probe(folder, step)
-                    return _read_params(manager, step, "ema" if ema else "params")
+                    return _read_params(manager, step, "ema" if ema else "params", has_sums)
             except DamagedError as error:
                 logging.warning("checkpoint %s is damaged: %s", folder / str(step), error)
     raise UserError(
@@ -83,7 +83,7 @@ def probe(folder: pathlib.Path, step: int) -> None:
         raise ValueError(f"it holds the state of step {int(found['step'])}")
 
 
-def _read_params(manager: ocp.CheckpointManager, step: int, name: str) -> Restored:
+def _read_params(manager: ocp.CheckpointManager, step: int, name: str, has_sums: bool) -> Restored:
     saved = metadata(manager, step)
     if not saved.get(name):
         raise UserError(
@@ -98,6 +98,7 @@ def _read_params(manager: ocp.CheckpointManager, step: int, name: str) -> Restor
             meta=ocp.args.JsonRestore(),
         ),
     )
+    integrity.check_sums_are_there(items["meta"], has_sums)
     config = provenance.from_json(items["meta"]["config"])
     if step < config.total_steps:
         logging.warning(

@@ -66,12 +66,17 @@ class Checkpointer:
         self._under_way = None  # step that is being written
         self._bytes = 0  # of the last checkpoint
         self.saved_step: int | None = None  # newest one that is known to be on the disk
-        self.mark = ""  # why the run that made the restored checkpoint was aborted
+        # Why the run that made the newest checkpoint was aborted, if it was.
+        self.mark = self._next_mark = ""
 
     @property
     def folder(self) -> pathlib.Path:
         """Where the checkpoints lie."""
         return self._folder
+
+    def changed_fields(self, saved: dict[str, Any]) -> list[str]:
+        """What this run changes of a saved config and may not, see `provenance.differences`."""
+        return provenance.differences({**self._record, "config": saved}, self._record)
 
     def save(
         self, step: int, state: TrainState, position: Any, *, score: float | None = None, mark=""
@@ -95,7 +100,7 @@ class Checkpointer:
         if trouble:
             self._tell_failure(step, trouble)
             return
-        self._under_way = step
+        self._under_way, self._next_mark = step, mark
         meta = {**self._record, "step": step, "sums": True, "aborted": mark}
         try:
             self._kept.note(step, score)
@@ -141,6 +146,7 @@ class Checkpointer:
             self._fail(error)
         if self._under_way is not None:
             self.saved_step, self._under_way = self._under_way, None
+            self.mark = self._next_mark
 
     def _fail(self, error: Exception) -> None:
         step, self._under_way = self._under_way, None
@@ -227,8 +233,9 @@ class Checkpointer:
     def _restore_step(
         self, step: int, abstract: TrainState, data_iter: Iterator[Any]
     ) -> TrainState:
-        has_sums = integrity.verify_sums(self._folder / str(step))
-        with damage():
+        folder = self._folder / str(step)
+        has_sums = integrity.verify_sums(folder)
+        with damage(folder, has_sums):
             record = self._manager.restore(
                 step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
             )["meta"]
@@ -237,15 +244,14 @@ class Checkpointer:
                     f"the checkpoint {self._folder / str(step)} was made by another version of "
                     "the package; choose another --workdir, and name this run in config.init_from"
                 )
-            if record.get("sums") and not has_sums:
-                raise DamagedError(f"{integrity.SUMS} is missing")
+            integrity.check_sums_are_there(record, has_sums)
             changed = provenance.differences(record, self._record)
         if changed:
             raise UserError(
                 f"the checkpoint {self._folder / str(step)} was made with another config; restore "
                 "these values, or choose another --workdir:\n  " + "\n  ".join(changed)
             )
-        with damage():
+        with damage(folder, has_sums):
             probe(self._folder, step)
             wanted = self._fit_fields(step, abstract)
             items = ocp.args.Composite(

@@ -6,12 +6,14 @@ checkpoint always has them.
 
 import concurrent.futures
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -22,6 +24,11 @@ from invnext_jax.errors import UserError
 
 SUMS = "sums.json"
 HALF_WRITTEN = ".orbax-checkpoint-tmp"  # in the names of folders that Orbax has not finished
+# Of a process or a server: too many open files, no permission, no answer.
+_NOT_DAMAGE = (
+    *(errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM),
+    *(errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT),
+)
 _THREADS = 4  # hashing lets go of the interpreter
 
 
@@ -30,18 +37,34 @@ class DamagedError(Exception):
 
 
 @contextlib.contextmanager
-def damage() -> Iterator[None]:
-    """Turns what Orbax raises for damaged files into `DamagedError`."""
+def damage(folder: pathlib.Path, is_whole: bool) -> Iterator[None]:
+    """Turns what Orbax raises for damaged files into `DamagedError`.
+
+    Args:
+        folder: the checkpoint.
+        is_whole: whether its files agree with their sums: then they are not to blame, and what is
+            raised becomes a `UserError`.
+    """
     try:
         yield
     except (UserError, DamagedError):
         raise
-    except (KeyError, ValueError, OSError) as error:
-        raise DamagedError(in_short(error)) from error
     except Exception as error:
-        if type(error) is not Exception:  # a failed checksum is a plain one
+        # A failed checksum is a plain one.
+        if not isinstance(error, (LookupError, TypeError, ValueError, OSError)) and (
+            type(error) is not Exception
+        ):
             raise
+        if is_whole:
+            raise UserError(_unreadable(folder, in_short(error))) from error
         raise DamagedError(in_short(error)) from error
+
+
+def _unreadable(folder: pathlib.Path, reason: str) -> str:
+    return (
+        f"the checkpoint {folder} cannot be read: {reason}; it is not known to be damaged and "
+        "stays where it is: look for the cause, then give the same command again"
+    )
 
 
 def in_short(error: Exception) -> str:
@@ -97,19 +120,38 @@ def verify_sums(folder: pathlib.Path) -> bool:
 
     Raises:
         DamagedError: a file is missing or another one, here or on another process.
+        UserError: a file may not or cannot be opened now, which says nothing of what it holds.
     """
-    problem, found = "", False
+    problem, found, kind = "", False, 0
     try:
         found = _verify_share(folder)
     except DamagedError as error:
-        problem = str(error)
+        problem, kind = str(error), 1
+    except OSError as error:
+        problem, kind = f"{error.filename}: {error.strerror}", 2
     if jax.process_count() > 1:
-        bad = int(np.sum(multihost_utils.process_allgather(np.int32(bool(problem)))))
-        if bad and not problem:
-            problem = f"{bad} other processes found damage"
-    if problem:
+        kinds = multihost_utils.process_allgather(np.int32(kind))
+        kind = int(np.max(kinds))
+        problem = problem or f"{np.sum(kinds > 0)} other processes found it so"
+    if kind == 2:
+        raise UserError(_unreadable(folder, problem))
+    if kind:
         raise DamagedError(problem)
     return found
+
+
+def check_sums_are_there(record: Mapping[str, Any], has_sums: bool) -> None:
+    """Tells a checkpoint that lost its sums from one of before there were any.
+
+    Args:
+        record: what the checkpoint's item `meta` holds.
+        has_sums: what `verify_sums` gave.
+
+    Raises:
+        DamagedError: it was saved with sums.
+    """
+    if record.get("sums") and not has_sums:
+        raise DamagedError(f"{SUMS} is missing")
 
 
 def _verify_share(folder: pathlib.Path) -> bool:
@@ -119,6 +161,8 @@ def _verify_share(folder: pathlib.Path) -> bool:
     except FileNotFoundError:
         return False
     except (OSError, ValueError, TypeError, AttributeError) as error:
+        if getattr(error, "errno", None) in _NOT_DAMAGE:
+            raise
         raise DamagedError(f"{SUMS} cannot be read: {in_short(error)}") from error
     if any(os.path.isabs(name) or ".." in pathlib.PurePath(name).parts for name, _, _ in items):
         raise DamagedError(f"{SUMS} names files outside the checkpoint")
@@ -130,6 +174,8 @@ def _verify_share(folder: pathlib.Path) -> bool:
                 return f"{name} has {(folder / name).stat().st_size} bytes, not {size}"
             return "" if _measure(folder / name)[1] == digest else f"{name} has changed"
         except OSError as error:
+            if error.errno in _NOT_DAMAGE:
+                raise
             return f"{name}: {error.strerror}"
 
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:

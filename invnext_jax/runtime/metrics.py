@@ -37,10 +37,23 @@ class MetricWriter:
         self._held: list[dict[str, Any]] = []
         self._told, self._opened = False, 0
         if jax.process_index() == 0:
-            cut_metrics(workdir, step)
-            self._open()
+            try:
+                cut_metrics(workdir, step)
+                self._open()
+            except OSError as error:
+                raise UserError(
+                    f"{self._workdir / FILE} cannot be written: {error.strerror}; make room or "
+                    "mend the folder, then give the same command again"
+                ) from error
 
     def _open(self) -> None:
+        try:
+            self._open_files()
+        except OSError:
+            self._drop_files()  # both or none
+            raise
+
+    def _open_files(self) -> None:
         self._workdir.mkdir(parents=True, exist_ok=True)
         self._file = open(self._workdir / FILE, "a")
         board = self._workdir / "tensorboard"
@@ -59,6 +72,12 @@ class MetricWriter:
         if jax.process_index() != 0:
             return
         self._held.append({name: as_json_number(value) for name, value in record.items()})
+        self.retry()
+
+    def retry(self) -> None:
+        """Writes the records that are held, if there are any and it is possible by now."""
+        if not self._held:
+            return
         try:
             self._write_held()
             self._told = False
@@ -137,17 +156,38 @@ def as_json_number(value: Any) -> int | float | None:
 
 
 def read_metrics(workdir: str | pathlib.Path) -> list[dict[str, Any]]:
-    """The records of a run's metrics.jsonl, oldest first; a last line cut short is left out."""
+    """The records of a run's metrics.jsonl, oldest first; a last line cut short is left out.
+
+    Raises:
+        UserError: another line is no record.
+    """
     path = pathlib.Path(workdir) / FILE
     if not path.exists():
         return []
     records = []
-    with open(path) as file:
-        for line in file:
+    with open(path, errors="replace") as file:
+        for number, line in enumerate(file, 1):
             if not line.endswith("\n"):
                 break
-            records.append(json.loads(line))
+            try:
+                records.append(json.loads(line))
+                records[-1]["step"]
+            except (ValueError, TypeError, LookupError) as error:
+                raise UserError(
+                    f"line {number} of {path} is no record ({line[:40]!r}): remove that line, or "
+                    "move the file away"
+                ) from error
     return records
+
+
+def set_aside(workdir: str | pathlib.Path) -> pathlib.Path:
+    """Renames metrics.jsonl to a name that is free, which it gives."""
+    path = pathlib.Path(workdir) / FILE
+    target, number = path.with_name(FILE + ".old"), 1
+    while target.exists():
+        number += 1
+        target = path.with_name(f"{FILE}.old-{number}")
+    return path.rename(target)
 
 
 def cut_metrics(workdir: str | pathlib.Path, step: int) -> None:
@@ -232,9 +272,11 @@ class Reporter:
         self.drain(self._steps_ahead)
 
     def drain(self, leave: int = 0) -> None:
-        """Reports all steps but the last `leave`."""
+        """Reports all steps but the last `leave`; tries what is held again if none is left."""
         while len(self._under_way) > leave:
             self._report(*self._under_way.popleft())
+        if not leave:
+            self._writer.retry()
 
     def _report(
         self, step: int, measured: Mapping[str, Any], more: Mapping[str, Any], dropped: int

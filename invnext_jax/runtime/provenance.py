@@ -1,5 +1,6 @@
 """What a checkpoint tells of the run that made it, and what a resumed run may not change."""
 
+import copy
 import hashlib
 import importlib.metadata
 import json
@@ -30,6 +31,9 @@ MAY_CHANGE = (
     "profile_steps",
     "checkpoint",
     "mesh",
+    "attention",  # the same numbers up to rounding, as on another mesh
+    "remat",
+    "decoder.chunks",
     "data.manifest",
     "data.prefetch",
     "data.workers",
@@ -38,6 +42,48 @@ MAY_CHANGE = (
     "data.max_bad_share",
 )
 
+# Fields that are newer than format 2, with what the code did before they were there.
+_ADDED: dict[str, Any] = {
+    "accumulate": 1,
+    "attention": "auto",
+    "ema.decay": 0.0,
+    "profile_steps": [],
+    "checkpoint.every_minutes": 0.0,
+    "checkpoint.keep_best": 0,
+    "checkpoint.best_metric": "loss",
+    "checkpoint.best_mode": "min",
+    "data.repeats": 1,
+    "data.weights": [],
+    "decoder.chunks": 1,
+    "log.measure_ceiling": True,
+    "log.watchdog_minutes": 15.0,
+    "teacher.resample": False,
+}
+
+
+def upgrade(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """A saved config, or the part of one that an export has, with the fields of today.
+
+    What an older version did not know gets the value that does what that version did. Sections that
+    the config does not have stay out.
+
+    Args:
+        tree: the config as it stands in a JSON file; it is not changed.
+    """
+    tree = copy.deepcopy(dict(tree))
+    if "total_steps" in tree:  # a whole one
+        tree.setdefault("ema", {})
+    for name, value in _ADDED.items():
+        section, _, field = name.rpartition(".")
+        holder = tree.get(section) if section else tree if "total_steps" in tree else None
+        if isinstance(holder, dict):
+            holder.setdefault(field, copy.copy(value))
+    data = tree.get("data")
+    if isinstance(data, dict) and "no_flip_sources" in data:
+        sources = data.pop("no_flip_sources")
+        data.setdefault("by_source", {name: {"flip": False} for name in sources})
+    return tree
+
 
 def as_json(config: ml_collections.ConfigDict | ml_collections.FrozenConfigDict) -> dict[str, Any]:
     """The config as it stands in a JSON file: tuples become lists."""
@@ -45,14 +91,14 @@ def as_json(config: ml_collections.ConfigDict | ml_collections.FrozenConfigDict)
 
 
 def from_json(tree: dict[str, Any]) -> ml_collections.FrozenConfigDict:
-    """The config that `as_json` took apart."""
+    """The config that `as_json` took apart, perhaps of an older version (see `upgrade`)."""
 
     def restore(value: Any) -> Any:
         if isinstance(value, dict):
             return {name: restore(inner) for name, inner in value.items()}
         return tuple(map(restore, value)) if isinstance(value, list) else value
 
-    return ml_collections.FrozenConfigDict(restore(tree))
+    return ml_collections.FrozenConfigDict(restore(upgrade(tree)))
 
 
 def describe_run(
@@ -122,7 +168,7 @@ def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[st
         saved: the record of the checkpoint, see `describe_run`.
         current: the record of this run.
     """
-    before, now = _flatten(saved["config"]), _flatten(current["config"])
+    before, now = _flatten(upgrade(saved["config"])), _flatten(current["config"])
     rows = [
         (f"config.{name}", before.get(name, "absent"), now.get(name, "absent"))
         for name in sorted(before.keys() | now.keys())

@@ -42,7 +42,7 @@ def _read_score(path: pathlib.Path, config: ml_collections.ConfigDict) -> float 
     """The score of a finished checkpoint, if it is of the same metric."""
     try:
         found = json.loads((path / "meta" / "metadata").read_text())["score"]
-    except (OSError, ValueError, KeyError):
+        score = float(found["value"]) if found["metric"] == config.best_metric else math.nan
+    except (OSError, ValueError, KeyError, TypeError):  # damage, which restoring tells of
         return None
-    same = found["metric"] == config.best_metric and found["value"] is not None
-    return float(found["value"]) if same and math.isfinite(found["value"]) else None
+    return score if math.isfinite(score) else None

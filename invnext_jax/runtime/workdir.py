@@ -79,7 +79,8 @@ class Workdir:
             UserError: the folder was removed, and another run is in the new one.
         """
         try:
-            if not self.is_there():
+            # Without a file, holding the folder failed the last time.
+            if self._file is None or not self.is_there():
                 logging.warning("%s was removed under the run: it is made again", self.path)
                 self.close()
                 self._hold()

@@ -1,6 +1,8 @@
 import contextlib
+import errno
 import functools
 import glob
+import json
 import os
 import pathlib
 import shutil
@@ -118,6 +120,17 @@ def cut_record(folder):
         file.truncate(50)
 
 
+def misname(folder):
+    """A flipped bit in a name that the record holds."""
+    path = folder / "meta/metadata"
+    path.write_text(path.read_text().replace('"metric"', '"metrib"'))
+
+
+def misplace(folder):
+    path = folder / "meta/metadata"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "score": 7}))
+
+
 DAMAGE = {
     "no manifest": lambda folder: os.remove(folder / "state/manifest.ocdbt"),
     "no state": lambda folder: shutil.rmtree(folder / "state"),
@@ -126,6 +139,8 @@ DAMAGE = {
     "half a record": cut_record,
     "half the arrays": truncate,
     "flipped bits": flip,
+    "another name in the score": misname,
+    "another kind of score": misplace,
     "an empty folder": empty,
     "no sums": lambda folder: os.remove(folder / "sums.json"),
     "half the sums": lambda folder: os.truncate(folder / "sums.json", 50),
@@ -198,9 +213,35 @@ def test_parameters_and_config_are_read_without_the_model(run, toy_config):
     assert restored.step == 3
 
 
-def test_parameters_of_a_damaged_checkpoint_are_passed_over(run):
-    truncate(run / "checkpoints/3")
+@pytest.mark.parametrize("kind", ["half the arrays", "no sums", "another kind of score"])
+def test_parameters_of_a_damaged_checkpoint_are_passed_over(kind, run):
+    DAMAGE[kind](run / "checkpoints/3")
     assert checkpoint.restore_run(run).step == 2
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EMFILE, "Too many open files"), TypeError("tree")])
+def test_what_cannot_be_read_now_is_not_taken_for_damage(
+    error, run, toy_config, toy_data, abstract, monkeypatch
+):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(checkpointer, "probe", fail)
+    monkeypatch.setattr(checkpoint, "probe", fail)
+    with pytest.raises(UserError, match="checkpoints/3 cannot be read: .*stays where it is"):
+        restore(run, toy_config, abstract, open_data(toy_data))
+    with pytest.raises(UserError, match="checkpoints/3 cannot be read"):
+        checkpoint.restore_run(run)
+    assert steps(run) == ["2", "3"]
+
+
+def test_files_that_may_not_be_opened_are_not_taken_for_damage(run, monkeypatch):
+    def fail(path):
+        raise OSError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(checkpointer.integrity, "_measure", fail)
+    with pytest.raises(UserError, match="checkpoints/3 cannot be read: .*: Permission denied"):
+        checkpoint.restore_run(run)
 
 
 def test_an_unfinished_run_is_named(run, toy_config, caplog):

@@ -132,6 +132,18 @@ def test_a_second_run_in_a_workdir_is_refused_and_names_the_first(toy_config, tm
     train.train(toy_config, tmp_path / "run")
 
 
+def test_a_folder_that_could_not_be_made_again_is_held_once_it_is_there(tmp_path):
+    with contextlib.closing(Workdir(tmp_path / "up/run")) as held:
+        shutil.rmtree(tmp_path / "up")
+        (tmp_path / "up").write_text("")
+        assert "up" in held.find_trouble(1)
+        os.remove(tmp_path / "up")
+        os.makedirs(tmp_path / "up/run")
+        assert held.find_trouble(1) == ""
+        with pytest.raises(UserError, match="another process trains in"):
+            Workdir(tmp_path / "up/run")
+
+
 def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch, caplog):
     def refuse(*arguments):
         raise OSError(errno.ENOLCK, "No locks available")
@@ -154,6 +166,30 @@ def test_an_abort_for_nonfinite_losses_saves_first_and_marks_it(
     assert "made when the run was aborted: loss or gradient was not finite" in (
         capsys.readouterr().out
     )
+
+
+def test_the_step_saved_at_an_abort_is_logged(toy_config, toy_data, tmp_path):
+    toy_data.bad_batches = (2, 3, 4, 5, 6)
+    with pytest.raises(NonFiniteError):
+        train.train(toy_config, tmp_path / "run")
+    last = max(int(name) for name in os.listdir(tmp_path / "run/checkpoints"))
+    logged = [record["step"] for record in metrics.read_metrics(tmp_path / "run")]
+    assert logged == list(range(1, last + 1))
+
+
+def test_an_abort_is_saved_again_once_a_save_went_well_after_the_last(
+    toy_config, toy_data, tmp_path
+):
+    toy_config.total_steps = 12
+    toy_data.bad_batches = (2, 3, 4)
+    with pytest.raises(NonFiniteError):
+        train.train(toy_config, tmp_path / "run")
+    toy_data.bad_batches = (8, 9, 10)
+    with pytest.raises(NonFiniteError):
+        train.train(toy_config, tmp_path / "run")
+    newest = max((tmp_path / "run/checkpoints").iterdir(), key=lambda path: int(path.name))
+    assert int(newest.name) > 9
+    assert json.loads((newest / "meta/metadata").read_text())["aborted"]
 
 
 def test_a_signal_ends_the_wait_for_data(whole_run, toy_config, toy_data, tmp_path, capsys):
@@ -221,6 +257,27 @@ def test_a_half_written_checkpoint_is_told_and_removed(
     assert sorted(os.listdir(whole_run / "checkpoints")) == ["3", "6"]
 
 
+def test_records_of_lost_checkpoints_are_kept(whole_run, toy_config, capsys):
+    before = (whole_run / "metrics.jsonl").read_text()
+    for name in ("metrics.jsonl.old", "metrics.jsonl.old-2"):
+        shutil.rmtree(whole_run / "checkpoints")
+        train.train(toy_config, whole_run)
+        assert "no checkpoint: starts at step 0" in capsys.readouterr().out
+        if name.endswith("old"):
+            assert (whole_run / name).read_text() == before
+        assert (whole_run / name).exists()
+    assert [record["step"] for record in metrics.read_metrics(whole_run)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_records_of_another_config_without_a_checkpoint_are_not_touched(whole_run, toy_config):
+    shutil.rmtree(whole_run / "checkpoints")
+    before = (whole_run / "metrics.jsonl").read_text()
+    toy_config.seed = 7
+    with pytest.raises(UserError, match="no checkpoint, and its .*\n  config.seed: 0 -> 7"):
+        train.train(toy_config, whole_run)
+    assert (whole_run / "metrics.jsonl").read_text() == before
+
+
 FIXTURE = pathlib.Path(__file__).parents[1] / "fixtures/checkpoint_v2"
 
 
@@ -230,11 +287,6 @@ def test_a_run_of_version_2_goes_on(toy_config, tmp_path):
 
     workdir = tmp_path / "old"
     shutil.copytree(FIXTURE / "checkpoints", workdir / "checkpoints")
-    meta = workdir / "checkpoints/2/meta/metadata"
-    record = json.loads(meta.read_text())
-    # Fields that are new since then are no business of this test.
-    record["config"] = json.loads(json.dumps(toy_config.to_dict()))
-    meta.write_text(json.dumps(record))
     toy_config.total_steps = 4
     assert train.train(toy_config, workdir)["step"] == 4
     assert [r["step"] for r in metrics.read_metrics(workdir)] == [3, 4]

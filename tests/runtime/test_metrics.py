@@ -1,3 +1,4 @@
+import errno
 import json
 import math
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from invnext_jax.errors import NonFiniteError
+from invnext_jax.errors import NonFiniteError, UserError
 from invnext_jax.runtime import mesh as mesh_lib
 from invnext_jax.runtime import metrics
 
@@ -42,6 +43,35 @@ def test_a_resumed_run_cuts_what_lies_beyond_its_step(tmp_path):
 def test_a_line_cut_short_is_not_read(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2')
     assert metrics.read_metrics(tmp_path) == [{"step": 1}]
+
+
+@pytest.mark.parametrize("line", ["\0\0\0", "garbage", "7", "{}"])
+def test_a_line_of_garbage_is_told_in_a_sentence(line, tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n' + line + '\n{"step": 3}\n')
+    with pytest.raises(UserError, match="line 2 of .*metrics.jsonl is no record"):
+        metrics.MetricWriter(tmp_path, 3)
+
+
+def test_a_disk_that_is_full_at_the_start_is_told_in_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(metrics, "EventsWriter", full)
+    with pytest.raises(UserError, match="metrics.jsonl cannot be written: No space left"):
+        metrics.MetricWriter(tmp_path, 0)
+
+
+def test_records_wait_while_the_event_file_cannot_be_opened(tmp_path, monkeypatch):
+    writer = metrics.MetricWriter(tmp_path, 0)
+    (tmp_path / "metrics.jsonl").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(metrics, "EventsWriter", full)
+        for step in (1, 2):
+            writer.write({"step": step})
+    writer.retry()
+    assert metrics.read_metrics(tmp_path) == [{"step": 1}, {"step": 2}]
+    writer.close()
+
+
+def full(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_no_file_has_no_records(tmp_path):

@@ -1,7 +1,9 @@
+import json
 import pathlib
 
 import pytest
 
+from configs import stage1
 from invnext_jax.runtime import provenance
 
 
@@ -76,3 +78,24 @@ def test_another_number_of_processes_is_no_difference(record, toy_config):
 def test_a_field_that_is_new_or_gone_is_a_difference(record, toy_config):
     record["config"]["old"] = 1
     assert changes(record, toy_config) == ["config.old: 1 -> 'absent'"]
+
+
+def test_a_config_of_the_first_code_of_format_2_has_the_fields_of_today():
+    fixture = pathlib.Path(__file__).parents[1] / "fixtures/checkpoint_v2/checkpoints/2"
+    saved = json.loads((fixture / "meta/metadata").read_text())["config"]
+    config = provenance.from_json(saved)
+    today = stage1.get_config("tiny").to_dict()
+    assert provenance._flatten(config.to_dict()).keys() == provenance._flatten(today).keys()
+    assert config.accumulate == 1 and config.ema.decay == 0 and config.data.repeats == 1
+    assert config.data.by_source.to_dict() == {"ssv2": {"flip": False}, "world": {"flip": False}}
+    assert "no_flip_sources" in saved["data"]  # what is read is left as it is
+
+
+def test_the_part_of_a_config_that_an_export_has_gets_no_new_sections():
+    assert provenance.upgrade({"encoder": {"width": 3}}) == {"encoder": {"width": 3}}
+
+
+def test_another_list_of_sources_that_are_not_flipped_is_a_difference(record, toy_config):
+    del record["config"]["data"]["by_source"]
+    record["config"]["data"]["no_flip_sources"] = ["ssv2"]
+    assert changes(record, toy_config) == ["config.data.by_source.world.flip: 'absent' -> False"]
