@@ -111,9 +111,10 @@ def prepare_shards(
         if options.retry:
             found = [None if report and report.quarantined else report for report in found]
         todo = [number for number, report in enumerate(found) if report is None]
-        for number in todo:
-            plan.report(number).unlink(missing_ok=True)
         if todo:
+            shard_tables.remove_tables(plan)  # they tell that all is there
+            for number in todo:
+                plan.report(number).unlink(missing_ok=True)
             with _show(plan, todo, options.progress):
                 _run(plan, todo, options)
         reports = [read_report(plan, number) for number in range(count)]

@@ -235,6 +235,46 @@ def test_retry_tries_quarantined_rows_again(tmp_path, videos, monkeypatch):
     assert prepare(retry=True) == (2, 0, 1)
 
 
+def test_a_retry_that_is_killed_leaves_no_manifest_and_no_record_moves(
+    tmp_path, videos, monkeypatch
+):
+    beam()
+    monkeypatch.setattr(preparing, "_run", write_here)
+    for name, frames in (("b.mp4", 9), ("c.mp4", 20)):
+        videos.write(tmp_path / name, frames=frames, options=X264)
+    (tmp_path / "list.csv").write_text("path,source\na.mp4,a\nb.mp4,a\nc.mp4,a\n")
+    out = tmp_path / "out"
+
+    def prepare(split="train", **fields):
+        options = preparing.Options(shards=1, progress=False, **fields)
+        return preparing.prepare_shards(str(tmp_path), str(out), split, ENCODING, options)
+
+    def splits():
+        info = json.loads((out / "dataset_info.json").read_text())
+        return [split["name"] for split in info["splits"]]
+
+    prepare()
+    prepare("val")
+    old = list(sources.read_manifest(out / "train"))
+    clips = [shards.read_video(row.path, row.record) for row in old]
+    videos.write(tmp_path / "a.mp4", options=X264)
+    with monkeypatch.context() as killed:
+        killed.setattr(preparing, "_run", lambda *_: [][0])
+        with pytest.raises(IndexError):
+            prepare(retry=True)
+    assert not (out / "train.csv").exists() and splits() == ["val"]
+    prepare()  # goes on with it
+    assert splits() == ["train", "val"]
+    assert [shards.read_video(row.path, row.record) for row in old] == clips
+    new = list(sources.read_manifest(out / "train"))
+    assert [row.record for row in new] == [2, 0, 1]
+    with (out / "train.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["original"][-5:] for row in rows] == ["a.mp4", "b.mp4", "c.mp4"]
+    assert [row["frames"] for row in rows] == ["60", "9", "20"]
+    assert [row["fps"] for row in rows] == ["25.0"] * 3
+
+
 def test_nothing_readable_is_an_error_that_tells_why(tmp_path, monkeypatch):
     beam()
     monkeypatch.setattr(preparing, "_run", write_here)
