@@ -14,7 +14,6 @@ import contextlib
 import dataclasses
 import fcntl
 import functools
-import hashlib
 import json
 import logging
 import os
@@ -91,19 +90,21 @@ def prepare_shards(
     """
     encoding, options = encoding or Encoding(), options or Options()
     _check(encoding, options, split)
-    files = [opening.absolute(name) for name in sources.find_manifests(manifest).split(",")]
+    if not manifest:
+        raise UserError("no manifest named: set --manifest to a CSV file of videos")
+    files = tuple(opening.absolute(name) for name in sources.list_manifests(manifest))
     drawn = [name for name in files if world_urls.is_world(name)]
     if drawn:
         raise UserError(f"{drawn[0]} is drawn, there is nothing to decode: leave it out")
-    manifest, out = ",".join(files), opening.absolute(out)
-    rows = sources.read_manifest(manifest)
+    out = opening.absolute(out)
+    rows = sources.read_manifest(files)
     if os.path.join(out, f"{split}.csv") in files:
         raise UserError(f"--out={out} is the folder of the manifest itself: name another one")
     count = options.shards or _count_shards(out, split, len(rows))
     if count > len(rows):
         raise UserError(f"--shards={count} is more than the {len(rows)} rows of {manifest}")
     plan = Plan(
-        *(manifest, out, split, len(rows), count),
+        *(files, opening.hash_files(files), out, split, len(rows), count),
         *(tuple(rows.labels), encoding, options.seconds),
     )
     with _claim(plan):
@@ -180,10 +181,7 @@ def _compare(plan: Plan) -> None:
     if others and not (out / "settings.json").exists():
         raise UserError(f"--out={out} holds something else ({others[0]}): name a new folder")
     settings = {"format": FORMAT, **dataclasses.asdict(plan.encoding), "labels": list(plan.labels)}
-    digest = hashlib.sha256(
-        b"".join(epath.Path(name).read_bytes() for name in plan.manifest.split(","))
-    ).hexdigest()
-    rows = {"manifest_sha256": digest, "rows": plan.rows, "shards": plan.count}
+    rows = {"manifest_sha256": plan.sha256, "rows": plan.rows, "shards": plan.count}
     begun = {out / "settings.json": settings, out / REPORTS / f"{plan.split}{BEGUN}": rows}
     for path, ours in begun.items():
         if not path.exists():

@@ -22,6 +22,7 @@ from invnext_jax.data.frames import BadVideo
 from invnext_jax.data.pool import OrderedPool
 from invnext_jax.data.reencode import Encoding, Reencode
 from invnext_jax.data.workers import ProcessWorker, TimeLimitError, WorkerDiedError
+from invnext_jax.errors import UserError
 
 DATASET = "videos"  # the name that TFDS knows
 PARTS, REPORTS = "parts", "reports"
@@ -34,7 +35,8 @@ class Plan:
     """What goes where: all that a worker on any machine needs besides a shard's number.
 
     Attributes:
-        manifest: Its path.
+        manifests: Paths of the CSV files, whose rows follow each other.
+        sha256: Of the files' bytes, one after the other.
         out: Folder of the data set; may be remote, as `gs://...`.
         split: Name of the split.
         rows: Rows of the manifest.
@@ -44,7 +46,8 @@ class Plan:
         seconds: Limit for a video.
     """
 
-    manifest: str
+    manifests: tuple[str, ...]
+    sha256: str
     out: str
     split: str
     rows: int
@@ -136,7 +139,7 @@ def _write_records(plan: Plan, number: int, part: str) -> tuple[list, list]:
     from array_record.python import array_record_module
     from tensorflow_datasets.core import example_serializer
 
-    manifest, features = _read_once(plan.manifest), make_features(plan.labels)
+    manifest, features = _read_once(plan.manifests, plan.sha256), make_features(plan.labels)
     serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
     quarantined = []
     # Records one by one, for training reads them in no order; video is compressed as it is.
@@ -207,8 +210,14 @@ def _encode_row(
 
 
 @functools.lru_cache(maxsize=1)
-def _read_once(manifest: str) -> sources.Manifest:
-    return sources.read_manifest(manifest)
+def _read_once(manifests: tuple[str, ...], sha256: str) -> sources.Manifest:
+    """The manifest that the plan was made for; another machine may hold other files."""
+    if opening.hash_files(manifests) != sha256:
+        raise UserError(
+            f"manifest {', '.join(manifests)} was changed since the command began, or differs "
+            "between machines: give the same command again when it is the same everywhere"
+        )
+    return sources.read_manifest(manifests)
 
 
 def write_text(path: epath.Path, text: str) -> None:

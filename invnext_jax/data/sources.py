@@ -109,15 +109,20 @@ def split_names(names: str) -> list[str]:
     return [names] if os.path.exists(names) else [name.strip() for name in names.split(",")]
 
 
-def find_manifests(names: str | os.PathLike) -> str:
-    """The same manifests, with the CSV file that is meant for each name; of drawn worlds, the name.
+def list_manifests(names: str | os.PathLike) -> list[str]:
+    """The CSV file that is meant by each of the names; of drawn worlds, the name.
 
     The file is what is named, the only one of a folder, or `<name>.csv`.
 
     Raises:
         UserError: A folder holds no manifest or several.
     """
-    return ",".join(_find_file(name) for name in split_names(os.fspath(names)))
+    return [_find_file(name) for name in split_names(os.fspath(names))]
+
+
+def find_manifests(names: str | os.PathLike) -> str:
+    """The manifests of `list_manifests`, separated by commas."""
+    return ",".join(list_manifests(names))
 
 
 def _find_file(path: str) -> str:
@@ -132,26 +137,26 @@ def _find_file(path: str) -> str:
     return beside if not os.path.exists(path) and os.path.isfile(beside) else path
 
 
-def read_manifest(names: str | os.PathLike) -> Manifest:
+def read_manifest(names: str | os.PathLike | Sequence[str]) -> Manifest:
     """Reads a manifest; the videos themselves are not touched.
 
     Args:
         names: A CSV file, local or remote, a folder, see `find_manifests`, a world, or several of
             them separated by commas, whose rows follow each other. Where one has no column of
-            labels that others have, it is -1.
+            labels that others have, it is -1. Or a sequence of names.
 
     Raises:
         UserError: A file is missing, empty, has no `path` or `source` column, or a cell that is no
             number; or what a remote file system needs is not installed.
     """
-    names = os.fspath(names)
-    if not names:
+    given = split_names(os.fspath(names)) if isinstance(names, str | os.PathLike) else [*names]
+    if not any(given):
         raise UserError("no manifest named: set config.data.manifest to a CSV file of videos")
     parts = [
         _draw_rows(name) if world_urls.is_world(name) else _read_file(_find_file(name))
-        for name in split_names(names)
+        for name in given
     ]
-    return parts[0] if len(parts) == 1 else _join(names, parts)
+    return parts[0] if len(parts) == 1 else _join(",".join(given), parts)
 
 
 def _read_file(path: str) -> Manifest:

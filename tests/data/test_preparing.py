@@ -1,17 +1,19 @@
 """Videos of every kind through Beam into shards and back: the right frames, and no row lost."""
 
 import csv
+import hashlib
 import json
 import struct
 import subprocess
 import sys
 import textwrap
 
+import fsspec
 import numpy as np
 import pytest
 import stand_ins
 
-from invnext_jax.data import decode, preparing, shard_writer, shards, sources
+from invnext_jax.data import decode, opening, preparing, shard_writer, shards, sources
 from invnext_jax.data.reencode import Encoding
 from invnext_jax.errors import UserError
 
@@ -203,7 +205,8 @@ def test_a_child_that_hangs_or_dies_costs_its_row_alone(tmp_path, monkeypatch):
     (tmp_path / "out" / "parts").mkdir(parents=True)
     (tmp_path / "out" / "reports").mkdir()
     plan = shard_writer.Plan(
-        str(manifest), str(tmp_path / "out"), "train", 5, 1, (), ENCODING, seconds=1.0
+        *((str(manifest),), opening.hash_files([manifest.as_posix()])),
+        *(str(tmp_path / "out"), "train", 5, 1, (), ENCODING, 1.0),
     )
     shard_writer.write_shard(plan, 0)
     report = shard_writer.read_report(plan, 0)
@@ -286,7 +289,7 @@ def test_nothing_readable_is_an_error_that_tells_why(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("rows", "count"), [(1, 1), (17, 16), (1000, 7), (5, 5)])
 def test_each_row_belongs_to_one_shard(rows, count):
-    plan = shard_writer.Plan("", "", "train", rows, count, (), ENCODING, 1.0)
+    plan = shard_writer.Plan((), "", "", "train", rows, count, (), ENCODING, 1.0)
     assert [row for number in range(count) for row in plan.span(number)] == [*range(rows)]
 
 
@@ -307,3 +310,32 @@ def write_here(plan, todo, options):
     """Stands for Beam."""
     for number in todo:
         shard_writer.write_shard(plan, number)
+
+
+def test_another_manifest_than_that_of_the_plan_is_refused(tmp_path):
+    manifest = tmp_path / "list.csv"
+    manifest.write_text("path,source\na.mp4,a\n")
+    names = (str(manifest),)
+    first = shard_writer._read_once(names, opening.hash_files(names))
+    manifest.write_text("path,source\nb.mp4,a\n")
+    with pytest.raises(UserError, match=r"list\.csv was changed since the command began"):
+        shard_writer._read_once(names, "0" * 64)
+    again = shard_writer._read_once(names, opening.hash_files(names))
+    assert [m[0].path[-5:] for m in (first, again)] == ["a.mp4", "b.mp4"]
+
+
+def test_manifests_are_named_in_every_way(tmp_path, monkeypatch):
+    beam()
+    out = str(tmp_path / "out")
+    with pytest.raises(UserError, match="no manifest named: set --manifest"):
+        preparing.prepare_shards("", out)
+    plans = []
+    monkeypatch.setattr(preparing, "_claim", lambda plan: plans.append(plan) or [][0])
+    text = b"path,source\n/a.mp4,a\n"
+    (tmp_path / "a, b.csv").write_bytes(text)
+    fsspec.filesystem("memory").pipe("/named/list.csv", text)
+    for name in (str(tmp_path / "a, b.csv"), "memory://named/list.csv"):
+        with pytest.raises(IndexError):
+            preparing.prepare_shards(name, out)
+        assert plans[-1].manifests == (name,) and plans[-1].rows == 1
+        assert plans[-1].sha256 == hashlib.sha256(text).hexdigest()
