@@ -91,7 +91,7 @@ def _manifest_text(plan: Plan, manifest: sources.Manifest, reports: Sequence[Rep
         # A retry appends to a shard; the manifest stays in the order of the rows.
         for place, (row, *facts) in sorted(enumerate(report.written), key=lambda e: e[1][0]):
             record = manifest[row]
-            labels = (record.labels[name] for name in plan.labels)
+            labels = (record.labels.get(name, -1) for name in plan.labels)
             rows.append((shard, place, record.source, *labels, *facts, "h264", record.name))
     return indexing.csv_text(rows)
 

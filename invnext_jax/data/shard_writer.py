@@ -41,7 +41,7 @@ class Plan:
         split: Name of the split.
         rows: Rows of the manifest.
         count: Shards.
-        labels: Names of the label columns.
+        labels: Names of the label columns; -1 where the manifest has none.
         encoding: How videos are encoded.
         seconds: Limit for a video.
     """
@@ -163,7 +163,8 @@ def _write_records(plan: Plan, number: int, part: str) -> tuple[list, list]:
                 facts = {name: made[name] for name in FACTS}
                 video = {"video": made["video"].tobytes(), **facts}
                 about = {"row": row, "source": record.source, "original": record.name}
-                example = features.encode_example(about | video | record.labels)
+                labels = {name: record.labels.get(name, -1) for name in plan.labels}
+                example = features.encode_example(about | video | labels)
                 writer.write(serializer.serialize_example(example))
                 written.append([row, *facts.values()])
             with open(part + ROWS, "w") as file:

@@ -339,3 +339,58 @@ def test_manifests_are_named_in_every_way(tmp_path, monkeypatch):
             preparing.prepare_shards(name, out)
         assert plans[-1].manifests == (name,) and plans[-1].rows == 1
         assert plans[-1].sha256 == hashlib.sha256(text).hexdigest()
+
+
+def test_splits_may_lack_labels_and_another_manifest_is_told_first(tmp_path, videos, monkeypatch):
+    beam()
+    monkeypatch.setattr(preparing, "_run", write_here)
+    videos.write(tmp_path / "a.mp4", frames=9, options=X264)
+    out, lists = tmp_path / "out", {}
+
+    def prepare(split, text, **fields):
+        lists[split] = tmp_path / f"{split}.csv"
+        lists[split].write_text(text)
+        options = preparing.Options(progress=False, **fields)
+        preparing.prepare_shards(str(lists[split]), str(out), split, ENCODING, options)
+
+    one = "path,source,label_b,label_a\na.mp4,x,1,2\n"
+    prepare("train", one + "a.mp4,x,3,4\n")
+    prepare("val", "path,source,label_a,label_b\na.mp4,x,5,6\n")
+    prepare("test", "path,source,label_b\na.mp4,x,7\n")
+    (test,) = sources.read_manifest(out / "test")
+    assert test.labels == {"label_a": -1, "label_b": 7}
+    assert shards.read_example(test.path, 0)["label_a"] == [-1]
+    assert sources.read_manifest(out / "val")[0].labels == {"label_a": 5, "label_b": 6}
+    for shards_given in (0, 2):
+        with pytest.raises(UserError, match="begun with another manifest, of 2 rows, not 1"):
+            prepare("train", one, shards=shards_given)
+    with pytest.raises(UserError, match="splits without the label column 'label_c'") as caught:
+        prepare("more", "path,source,label_c\na.mp4,x,7\n")
+    assert "delete" not in str(caught.value)
+
+
+def test_a_refused_folder_is_left_as_it_was(tmp_path):
+    beam()
+    (tmp_path / "list.csv").write_text("path,source\na.mp4,a\n")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes").touch()
+    for out, message in (("mine", "holds something else"), ("list.csv", "cannot be")):
+        with pytest.raises(UserError, match=message):
+            preparing.prepare_shards(str(tmp_path / "list.csv"), str(tmp_path / out))
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes"]
+
+
+def test_no_parts_stay_after_an_error_and_no_permission_is_one(tmp_path, monkeypatch):
+    beam()
+    monkeypatch.setattr(preparing, "_run", lambda *_: [][0])
+    (tmp_path / "list.csv").write_text("path,source\na.mp4,a\n")
+    with pytest.raises(IndexError):
+        preparing.prepare_shards(str(tmp_path), str(tmp_path / "out"))
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"reports", "settings.json"}
+
+    def refuse(*_):
+        raise PermissionError("not yours")
+
+    monkeypatch.setattr(preparing, "write_text", refuse)
+    with pytest.raises(UserError, match="cannot be written: not yours"):
+        preparing.prepare_shards(str(tmp_path), str(tmp_path / "other"))
