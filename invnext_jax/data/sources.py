@@ -20,6 +20,8 @@ from invnext_jax.errors import UserError
 
 LABEL_PREFIX = "label_"
 NO_RECORD = -1
+LABELS = np.iinfo(np.int32)
+BESIDE = (".quarantine.csv", ".duplicates.csv")  # what ends files that stand beside a manifest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,8 +129,8 @@ def find_manifests(names: str | os.PathLike) -> str:
 
 def _find_file(path: str) -> str:
     if os.path.isdir(path):
-        # Not `<split>.quarantine.csv` and the like.
-        found = [n for n in sorted(os.listdir(path)) if n.endswith(".csv") and n.count(".") == 1]
+        names = sorted(os.listdir(path))
+        found = [n for n in names if n.endswith(".csv") and not n.endswith(BESIDE)]
         if len(found) != 1:
             what = f"several: {', '.join(found)}" if found else "none"
             raise UserError(f"folder {path} should hold one manifest, it has {what}: name the file")
@@ -227,15 +229,28 @@ def _read_rows(path: str, rows: csv.DictReader, columns: list[str]) -> Manifest:
             raise UserError(f"manifest {path}, line {rows.line_num}: the path is empty")
         video = opening.join(folder, row["path"])
         record = _number(int, row.get("record") or NO_RECORD, path, rows.line_num, "record")
+        if not NO_RECORD <= record < 2**63:
+            raise UserError(f"manifest {path}, line {rows.line_num}: there is no record {record}")
         # One string object a shard, as below one a data set.
         paths.append(video if record == NO_RECORD else names.setdefault(video, video))
+        if record != NO_RECORD and opening.is_remote(video):
+            raise UserError(
+                f"manifest {path}, line {rows.line_num}: shards must lie on a mounted file system: "
+                f"mount or copy {opening.folder_of(video)}"
+            )
         records.append(record)
         source = row["source"] or ""
         sources.append(names.setdefault(source, source))
         for name, values in times.items():
             values.append(_number(float, row.get(name) or "nan", path, rows.line_num, name))
         for name, values in labels.items():
-            values.append(_number(int, row[name], path, rows.line_num, name))
+            label = _number(int, row[name], path, rows.line_num, name)
+            if not LABELS.min <= label <= LABELS.max:
+                raise UserError(
+                    f"manifest {path}, line {rows.line_num}: {label} in column {name!r} is beyond "
+                    "32 bits: number the classes from 0"
+                )
+            values.append(label)
     return Manifest(
         file=path,
         paths=paths,
