@@ -133,6 +133,10 @@ def _read_own(path: Path, text: str, settings: Settings) -> Listing:
         where = f"list {path}, line {rows.line_num}"
         if not row["path"]:
             raise UserError(f"{where}: the path is empty")
+        if row.get("record"):
+            raise UserError(f"{where} names a record of a shard: train on this manifest as it is")
+        if "://" in row["path"]:
+            raise UserError(f"{where}: {row['path']} is remote: train on this manifest as it is")
         labels = {n: _integer(row[n], f"{where}, {n}") for n in columns if n.startswith("label_")}
         start, end = (_seconds(row.get(name), f"{where}, {name}") for name in ("start", "end"))
         source = settings.source or row["source"] or ""

@@ -7,6 +7,7 @@ Shape key: t frames, h w pixels, c channels.
 """
 
 import contextlib
+import hashlib
 import io
 import os
 import re
@@ -76,6 +77,21 @@ def open_text(name: str) -> TextIO:
         return open(name, newline="", encoding="utf-8-sig")
     file = io.BufferedReader(open_remote(name))
     return io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+
+
+def hash_files(names: Sequence[str]) -> str:
+    """SHA-256 of the bytes of local or remote files, one after the other.
+
+    Raises:
+        OSError: One cannot be opened.
+        UserError: See `check_protocol`.
+    """
+    digest = hashlib.sha256()
+    for name in names:
+        with open_remote(name) if is_remote(name) else open(name, "rb") as file:
+            while data := file.read(BLOCK_BYTES):
+                digest.update(data)
+    return digest.hexdigest()
 
 
 def open_remote(name: str) -> io.RawIOBase:

@@ -14,7 +14,6 @@ import contextlib
 import dataclasses
 import fcntl
 import functools
-import hashlib
 import json
 import logging
 import os
@@ -22,6 +21,7 @@ import re
 import shutil
 import threading
 from collections.abc import Iterator, Sequence
+from typing import Any, TextIO
 
 from etils import epath
 
@@ -91,44 +91,92 @@ def prepare_shards(
     """
     encoding, options = encoding or Encoding(), options or Options()
     _check(encoding, options, split)
-    files = [opening.absolute(name) for name in sources.find_manifests(manifest).split(",")]
+    if not manifest:
+        raise UserError("no manifest named: set --manifest to a CSV file of videos")
+    files = tuple(opening.absolute(name) for name in sources.list_manifests(manifest))
     drawn = [name for name in files if world_urls.is_world(name)]
     if drawn:
         raise UserError(f"{drawn[0]} is drawn, there is nothing to decode: leave it out")
-    manifest, out = ",".join(files), opening.absolute(out)
-    rows = sources.read_manifest(manifest)
+    out = opening.absolute(out)
+    rows = sources.read_manifest(files)
     if os.path.join(out, f"{split}.csv") in files:
         raise UserError(f"--out={out} is the folder of the manifest itself: name another one")
-    count = options.shards or _count_shards(out, split, len(rows))
-    if count > len(rows):
-        raise UserError(f"--shards={count} is more than the {len(rows)} rows of {manifest}")
     plan = Plan(
-        *(manifest, out, split, len(rows), count),
-        *(tuple(rows.labels), encoding, options.seconds),
+        *(files, opening.hash_files(files), out, split, len(rows), options.shards),
+        *(tuple(sorted(rows.labels)), encoding, options.seconds),
     )
+    plan = _fit(plan)
     with _claim(plan):
-        found = [read_report(plan, number) for number in range(count)]
+        found = [read_report(plan, number) for number in range(plan.count)]
         if options.retry:
             found = [None if report and report.quarantined else report for report in found]
         todo = [number for number, report in enumerate(found) if report is None]
-        for number in todo:
-            plan.report(number).unlink(missing_ok=True)
         if todo:
+            shard_tables.remove_tables(plan)  # they tell that all is there
+            for number in todo:
+                plan.report(number).unlink(missing_ok=True)
             with _show(plan, todo, options.progress):
                 _run(plan, todo, options)
-        reports = [read_report(plan, number) for number in range(count)]
+        reports = [read_report(plan, number) for number in range(plan.count)]
         if None in reports:
             shard = plan.shard(reports.index(None))
             raise UserError(f"{shard} is missing or damaged: give the same command again")
-        return shard_tables.write_tables(plan, rows, reports, count - len(todo))
+        return shard_tables.write_tables(plan, rows, reports, plan.count - len(todo))
 
 
-def _count_shards(out: str, split: str, rows: int) -> int:
-    """As many as the split was begun with, or else by the number of rows."""
-    begun = epath.Path(out) / REPORTS / f"{split}{BEGUN}"
-    if begun.exists():
-        return json.loads(begun.read_text())["shards"]
-    return max(-(-rows // SHARD_ROWS), min(rows, LEAST_SHARDS))
+def _fit(plan: Plan) -> Plan:
+    """The plan with the shards and labels that the folder was begun with; looks, makes nothing.
+
+    Raises:
+        UserError: The folder was made, or begun, in another way, or holds something else.
+    """
+    out = epath.Path(plan.out)
+    try:
+        others = [p.name for p in out.iterdir() if p.name != REPORTS] if out.exists() else []
+        settings, begun = (_read_begun(path) for path in _begun_files(plan))
+    except OSError as error:
+        raise UserError(f"--out={plan.out} cannot be read: {error}") from error
+    if others and not settings:
+        raise UserError(f"--out={out} holds something else ({others[0]}): name a new folder")
+    if begun and begun["manifest_sha256"] != plan.sha256:
+        raise UserError(
+            f"--split={plan.split} of {out} was begun with another manifest, of {begun['rows']} "
+            f"rows, not {plan.rows}: give that one, or name another folder or split"
+        )
+    count = plan.count or begun.get("shards") or max(-(-plan.rows // SHARD_ROWS), LEAST_SHARDS)
+    if plan.count > plan.rows:
+        raise UserError(f"--shards={count} is more than the {plan.rows} rows of the manifest")
+    labels = tuple(settings.get("labels", plan.labels))
+    unknown = sorted(set(plan.labels) - set(labels))
+    if unknown:
+        raise UserError(
+            f"--out={out} has splits without the label column {unknown[0]!r}: name another folder"
+        )
+    plan = dataclasses.replace(plan, count=min(count, plan.rows), labels=labels)
+    for theirs, ours in zip((settings, begun), _begun_texts(plan), strict=True):
+        differ = [n for n in ours | theirs if theirs and ours.get(n) != theirs.get(n)]
+        if differ:
+            name = differ[0]
+            raise UserError(
+                f"--out={out} was begun with {name}={theirs.get(name)}, not {ours.get(name)}: "
+                "give it so, or name another folder"
+            )
+    return plan
+
+
+def _begun_files(plan: Plan) -> tuple[epath.Path, epath.Path]:
+    out = epath.Path(plan.out)
+    return out / "settings.json", out / REPORTS / f"{plan.split}{BEGUN}"
+
+
+def _begun_texts(plan: Plan) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What stands in the two files: how the folder is made, and what the split is made of."""
+    settings = {"format": FORMAT, **dataclasses.asdict(plan.encoding), "labels": list(plan.labels)}
+    return settings, {"manifest_sha256": plan.sha256, "rows": plan.rows, "shards": plan.count}
+
+
+def _read_begun(path: epath.Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def _check(encoding: Encoding, options: Options, split: str) -> None:
@@ -148,53 +196,33 @@ def _check(encoding: Encoding, options: Options, split: str) -> None:
 
 @contextlib.contextmanager
 def _claim(plan: Plan) -> Iterator[None]:
-    """Makes the folder ours, or refuses it; on this machine, no other run may write to it."""
+    """Makes the folder ours; on this machine, no other run may write to it."""
     out = epath.Path(plan.out)
-    try:
-        (out / REPORTS).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out={plan.out} cannot be made: {error}") from error
-    if opening.is_remote(plan.out):
-        _compare(plan)
-        yield
-        return
-    with open(out / REPORTS / "lock", "w") as lock:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"another run is writing to {out}: wait for its end") from error
-        except OSError:  # a file system without locks
-            pass
-        _compare(plan)
-        shutil.rmtree(out / PARTS, ignore_errors=True)  # of a run that was killed
-        (out / PARTS).mkdir()
+            (out / REPORTS).mkdir(parents=True, exist_ok=True)
+            if not opening.is_remote(plan.out):
+                _lock(stack.enter_context(open(out / REPORTS / "lock", "w")), out)
+            _fit(plan)  # another run may have begun it meanwhile
+            for path, ours in zip(_begun_files(plan), _begun_texts(plan), strict=True):
+                if not path.exists():
+                    write_text(path, json.dumps(ours) + "\n")
+            if not opening.is_remote(plan.out):
+                shutil.rmtree(out / PARTS, ignore_errors=True)  # of a run that was killed
+                stack.callback(shutil.rmtree, out / PARTS, ignore_errors=True)
+                (out / PARTS).mkdir()
+        except OSError as error:
+            raise UserError(f"--out={plan.out} cannot be written: {error}") from error
         yield
-        shutil.rmtree(out / PARTS, ignore_errors=True)
 
 
-def _compare(plan: Plan) -> None:
-    """Refuses a folder that was made, or begun, in another way."""
-    out = epath.Path(plan.out)
-    others = [p.name for p in out.iterdir() if p.name != REPORTS]
-    if others and not (out / "settings.json").exists():
-        raise UserError(f"--out={out} holds something else ({others[0]}): name a new folder")
-    settings = {"format": FORMAT, **dataclasses.asdict(plan.encoding), "labels": list(plan.labels)}
-    digest = hashlib.sha256(
-        b"".join(epath.Path(name).read_bytes() for name in plan.manifest.split(","))
-    ).hexdigest()
-    rows = {"manifest_sha256": digest, "rows": plan.rows, "shards": plan.count}
-    begun = {out / "settings.json": settings, out / REPORTS / f"{plan.split}{BEGUN}": rows}
-    for path, ours in begun.items():
-        if not path.exists():
-            write_text(path, json.dumps(ours) + "\n")
-        theirs = json.loads(path.read_text())
-        differ = [n for n in ours | theirs if ours.get(n) != theirs.get(n)]
-        if differ:
-            name = differ[0]
-            raise UserError(
-                f"--out={out} was begun with {name}={theirs.get(name)}, not {ours.get(name)}: "
-                "name another folder, or delete that one"
-            )
+def _lock(file: TextIO, out: epath.Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UserError(f"another run is writing to {out}: wait for its end") from error
+    except OSError:  # a file system without locks
+        pass
 
 
 def _run(plan: Plan, todo: Sequence[int], options: Options) -> None:

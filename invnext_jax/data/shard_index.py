@@ -1,7 +1,7 @@
 """A manifest of a TFDS data set of ArrayRecord files that others made; the videos stay in it.
 
 One of its features must hold encoded videos as bytes; labels are the `ClassLabel` features and the
-whole numbers called `label_<task>`.
+scalars of whole numbers called `label_<task>`.
 """
 
 import dataclasses
@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from absl import logging
 from etils import epath
 
@@ -17,7 +18,7 @@ from invnext_jax.data import decode, indexing, shards
 from invnext_jax.data.pool import OrderedPool
 from invnext_jax.data.progress import Meter
 from invnext_jax.data.shard_writer import FACTS, write_text
-from invnext_jax.data.sources import LABEL_PREFIX
+from invnext_jax.data.sources import LABEL_PREFIX, LABELS
 from invnext_jax.data.workers import ProcessWorker, TimeLimitError, WorkerDiedError
 from invnext_jax.errors import UserError
 
@@ -82,12 +83,7 @@ def index_dataset(
         raise UserError(f"{folder} has the splits {', '.join(info.splits)}: name one by --split")
     if feature and feature not in info.features:
         raise UserError(f"{folder} has no feature {feature!r}, but {', '.join(info.features)}")
-    names = {
-        name: name if name.startswith(LABEL_PREFIX) else LABEL_PREFIX + name
-        for name, kind in info.features.items()
-        if isinstance(kind, tfds.features.ClassLabel)
-        or (name.startswith(LABEL_PREFIX) and isinstance(kind, tfds.features.Scalar))
-    }
+    names = _choose_labels(info.features)
     about = info.splits[split]
     files = zip(about.filepaths, about.shard_lengths, strict=True)
     places = [(os.fspath(file), i) for file, length in files for i in range(length)]
@@ -105,6 +101,23 @@ def index_dataset(
         raise UserError(f"{out} exists and has other content: give --overwrite to replace it")
     write_text(epath.Path(out), text)
     return Summary(out, len(places), len(rows), len(bad))
+
+
+def _choose_labels(features) -> dict[str, str]:
+    """The manifest's columns by the names of the features that are labels."""
+    import tensorflow_datasets as tfds
+
+    names = {}
+    for name, kind in features.items():
+        if isinstance(kind, tfds.features.ClassLabel):
+            names[name] = LABEL_PREFIX + name.removeprefix(LABEL_PREFIX)
+        elif name.startswith(LABEL_PREFIX):
+            scalar = isinstance(kind, tfds.features.Tensor) and kind.shape == ()
+            if scalar and np.issubdtype(kind.np_dtype, np.integer):
+                names[name] = name
+            else:
+                logging.warning("feature %r is left out: it is not one whole number", name)
+    return names
 
 
 def _quarantine(manifest: Path) -> Path:
@@ -130,7 +143,13 @@ class Probe:
             return {"reason": str(error).partition(": ")[2]}
         except (ValueError, ArithmeticError, MemoryError) as error:  # of odd headers
             return {"reason": f"{type(error).__name__}: {error}"}
-        return {"row": [*(int(example[name][0]) for name in self.labels), *facts]}
+        labels = {name: example.get(name) for name in self.labels}
+        for name, found in labels.items():
+            if not isinstance(found, list) or len(found) != 1:
+                return {"reason": f"the record has no label {name!r}"}
+            if not LABELS.min <= found[0] <= LABELS.max:
+                return {"reason": f"label {name!r} is {found[0]}, beyond 32 bits"}
+        return {"row": [*(int(found[0]) for found in labels.values()), *facts]}
 
 
 def _measure(frames, clock: decode.Clock) -> list[Any]:

@@ -72,24 +72,41 @@ def write_tables(
     return Summary(str(path), plan.rows, written, quarantined, size, reused)
 
 
+def remove_tables(plan: Plan) -> None:
+    """Takes back what tells that the split is complete, before one of its shards is changed."""
+    (epath.Path(plan.out) / f"{plan.split}.csv").unlink(missing_ok=True)
+    if _done(plan).exists():
+        _done(plan).unlink()
+        _write_info(plan)
+
+
+def _done(plan: Plan) -> epath.Path:
+    return epath.Path(plan.out) / REPORTS / f"{plan.split}.done.json"
+
+
 def _manifest_text(plan: Plan, manifest: sources.Manifest, reports: Sequence[Report]) -> str:
     rows = [("path", "record", "source", *plan.labels, *FACTS, *COLUMNS)]
     for number, report in enumerate(reports):
         shard = plan.shard(number).name
-        for place, (row, *facts) in enumerate(report.written):
+        # A retry appends to a shard; the manifest stays in the order of the rows.
+        for place, (row, *facts) in sorted(enumerate(report.written), key=lambda e: e[1][0]):
             record = manifest[row]
-            labels = (record.labels[name] for name in plan.labels)
+            labels = (record.labels.get(name, -1) for name in plan.labels)
             rows.append((shard, place, record.source, *labels, *facts, "h264", record.name))
     return indexing.csv_text(rows)
 
 
 def _write_metadata(plan: Plan, reports: Sequence[Report]) -> None:
-    """Makes the folder one that `tfds.builder_from_directory` reads, with its other splits."""
+    lengths = {"lengths": [len(r.written) for r in reports], "size": sum(r.size for r in reports)}
+    write_text(_done(plan), json.dumps(lengths) + "\n")
+    _write_info(plan)
+
+
+def _write_info(plan: Plan) -> None:
+    """Makes the folder one that `tfds.builder_from_directory` reads, with all whole splits."""
     import tensorflow_datasets as tfds
 
     out = epath.Path(plan.out)
-    lengths = {"lengths": [len(r.written) for r in reports], "size": sum(r.size for r in reports)}
-    write_text(out / REPORTS / f"{plan.split}.done.json", json.dumps(lengths) + "\n")
     identity = tfds.core.dataset_info.DatasetIdentity(
         name=DATASET, version=tfds.core.Version(VERSION), data_dir=plan.out, module_name=""
     )

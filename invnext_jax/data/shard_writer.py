@@ -1,7 +1,8 @@
 """One shard: the rows of a manifest that belong to it, encoded anew into one ArrayRecord file.
 
 Which rows these are follows from the shard's number alone. The file appears under its name when it
-is whole, then the report on its rows; a shard without a report is written again.
+is whole, then the report on its rows; a shard without a report is written again. What can be read
+of it keeps its place and new records follow, so that a manifest in use stays true.
 """
 
 import dataclasses
@@ -10,16 +11,18 @@ import json
 import os
 import tempfile
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
 
 from invnext_jax.data import opening, shards, sources
+from invnext_jax.data.frames import BadVideo
 from invnext_jax.data.pool import OrderedPool
 from invnext_jax.data.reencode import Encoding, Reencode
 from invnext_jax.data.workers import ProcessWorker, TimeLimitError, WorkerDiedError
+from invnext_jax.errors import UserError
 
 DATASET = "videos"  # the name that TFDS knows
 PARTS, REPORTS = "parts", "reports"
@@ -32,17 +35,19 @@ class Plan:
     """What goes where: all that a worker on any machine needs besides a shard's number.
 
     Attributes:
-        manifest: Its path.
+        manifests: Paths of the CSV files, whose rows follow each other.
+        sha256: Of the files' bytes, one after the other.
         out: Folder of the data set; may be remote, as `gs://...`.
         split: Name of the split.
         rows: Rows of the manifest.
         count: Shards.
-        labels: Names of the label columns.
+        labels: Names of the label columns; -1 where the manifest has none.
         encoding: How videos are encoded.
         seconds: Limit for a video.
     """
 
-    manifest: str
+    manifests: tuple[str, ...]
+    sha256: str
     out: str
     split: str
     rows: int
@@ -126,7 +131,7 @@ def write_shard(plan: Plan, number: int) -> None:
             epath.Path(part).copy(plan.shard(number), overwrite=True)
         else:
             os.replace(part, plan.shard(number))
-            os.remove(part + ROWS)
+            epath.Path(part + ROWS).unlink(missing_ok=True)
     write_text(plan.report(number), json.dumps(dataclasses.asdict(report)) + "\n")
 
 
@@ -134,12 +139,14 @@ def _write_records(plan: Plan, number: int, part: str) -> tuple[list, list]:
     from array_record.python import array_record_module
     from tensorflow_datasets.core import example_serializer
 
-    manifest, span, features = _read_once(plan.manifest), plan.span(number), None
-    features = make_features(plan.labels)
+    manifest, features = _read_once(plan.manifests, plan.sha256), make_features(plan.labels)
     serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
-    written, quarantined = [], []
+    quarantined = []
     # Records one by one, for training reads them in no order; video is compressed as it is.
     writer = array_record_module.ArrayRecordWriter(part, "group_size:1,uncompressed")
+    written = _keep_records(plan, number, os.path.dirname(part), writer)
+    there = {row for row, *_ in written}
+    span = [row for row in plan.span(number) if row not in there]
     pool = OrderedPool(
         lambda index, call: _encode_row(manifest, span, index, call),
         functools.partial(ProcessWorker, Reencode(plan.encoding)),
@@ -148,7 +155,7 @@ def _write_records(plan: Plan, number: int, part: str) -> tuple[list, list]:
         seconds=plan.seconds,
     )
     try:
-        for done, row in enumerate(span, start=1):
+        for done, row in enumerate(span, start=len(written) + 1):
             record, made = manifest[row], pool.take()
             if "reason" in made:
                 quarantined.append([row, record.name, made["reason"]])
@@ -156,7 +163,8 @@ def _write_records(plan: Plan, number: int, part: str) -> tuple[list, list]:
                 facts = {name: made[name] for name in FACTS}
                 video = {"video": made["video"].tobytes(), **facts}
                 about = {"row": row, "source": record.source, "original": record.name}
-                example = features.encode_example(about | video | record.labels)
+                labels = {name: record.labels.get(name, -1) for name in plan.labels}
+                example = features.encode_example(about | video | labels)
                 writer.write(serializer.serialize_example(example))
                 written.append([row, *facts.values()])
             with open(part + ROWS, "w") as file:
@@ -167,8 +175,29 @@ def _write_records(plan: Plan, number: int, part: str) -> tuple[list, list]:
     return written, quarantined
 
 
+def _keep_records(plan: Plan, number: int, folder: str, writer) -> list[list[Any]]:
+    """Copies the records of the shard that is there, if it is sound: (row, *FACTS) of each."""
+    shard = plan.shard(number)
+    if not shard.exists():
+        return []
+    if opening.is_remote(plan.out):  # the reader wants a local file
+        shard = shard.copy(epath.Path(folder) / "kept", overwrite=True)
+    names, kept = ("row", *FACTS), []
+    try:
+        for example, _ in shards.iterate_records(shard):
+            kept.append([round(example[name][0], 3) for name in names])
+    except (BadVideo, KeyError):
+        return []
+    rows = {row for row, *_ in kept}
+    if len(rows) != len(kept) or not rows <= set(plan.span(number)):
+        return []
+    for _, data in shards.iterate_records(shard):
+        writer.write(data)
+    return kept
+
+
 def _encode_row(
-    manifest: sources.Manifest, span: range, index: int, call: Callable[..., Any]
+    manifest: sources.Manifest, span: Sequence[int], index: int, call: Callable[..., Any]
 ) -> dict[str, Any]:
     if index >= len(span):  # the pool looks ahead
         return {}
@@ -182,8 +211,14 @@ def _encode_row(
 
 
 @functools.lru_cache(maxsize=1)
-def _read_once(manifest: str) -> sources.Manifest:
-    return sources.read_manifest(manifest)
+def _read_once(manifests: tuple[str, ...], sha256: str) -> sources.Manifest:
+    """The manifest that the plan was made for; another machine may hold other files."""
+    if opening.hash_files(manifests) != sha256:
+        raise UserError(
+            f"manifest {', '.join(manifests)} was changed since the command began, or differs "
+            "between machines: give the same command again when it is the same everywhere"
+        )
+    return sources.read_manifest(manifests)
 
 
 def write_text(path: epath.Path, text: str) -> None:

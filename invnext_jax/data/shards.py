@@ -6,6 +6,7 @@ A record is a `tf.train.Example`, as TFDS writes it; its longest value is the vi
 import functools
 import os
 import threading
+from collections.abc import Iterator
 
 from invnext_jax.data.frames import BadVideo
 
@@ -53,6 +54,21 @@ def read_example(path: str, record: int) -> dict[str, bytes | list]:
         return _parse(reader.read([record])[0])
     except (RuntimeError, ValueError, IndexError) as error:
         raise BadVideo(f"{name}: damaged record: {error}", "corrupt") from error
+
+
+def iterate_records(path: str | os.PathLike) -> Iterator[tuple[dict[str, bytes | list], bytes]]:
+    """The values, as in `read_example`, and the bytes of each record in order.
+
+    Raises:
+        BadVideo: The shard is damaged.
+    """
+    try:
+        reader = _new_reader(os.fspath(path))
+        for record in range(reader.num_records()):
+            (data,) = reader.read([record])
+            yield _parse(data), data
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise BadVideo(f"{os.fspath(path)}: damaged: {error}", "corrupt") from error
 
 
 def count_records(path: str | os.PathLike) -> int:

@@ -20,6 +20,8 @@ from invnext_jax.errors import UserError
 
 LABEL_PREFIX = "label_"
 NO_RECORD = -1
+LABELS = np.iinfo(np.int32)
+BESIDE = (".quarantine.csv", ".duplicates.csv")  # what ends files that stand beside a manifest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,21 +111,26 @@ def split_names(names: str) -> list[str]:
     return [names] if os.path.exists(names) else [name.strip() for name in names.split(",")]
 
 
-def find_manifests(names: str | os.PathLike) -> str:
-    """The same manifests, with the CSV file that is meant for each name; of drawn worlds, the name.
+def list_manifests(names: str | os.PathLike) -> list[str]:
+    """The CSV file that is meant by each of the names; of drawn worlds, the name.
 
     The file is what is named, the only one of a folder, or `<name>.csv`.
 
     Raises:
         UserError: A folder holds no manifest or several.
     """
-    return ",".join(_find_file(name) for name in split_names(os.fspath(names)))
+    return [_find_file(name) for name in split_names(os.fspath(names))]
+
+
+def find_manifests(names: str | os.PathLike) -> str:
+    """The manifests of `list_manifests`, separated by commas."""
+    return ",".join(list_manifests(names))
 
 
 def _find_file(path: str) -> str:
     if os.path.isdir(path):
-        # Not `<split>.quarantine.csv` and the like.
-        found = [n for n in sorted(os.listdir(path)) if n.endswith(".csv") and n.count(".") == 1]
+        names = sorted(os.listdir(path))
+        found = [n for n in names if n.endswith(".csv") and not n.endswith(BESIDE)]
         if len(found) != 1:
             what = f"several: {', '.join(found)}" if found else "none"
             raise UserError(f"folder {path} should hold one manifest, it has {what}: name the file")
@@ -132,26 +139,26 @@ def _find_file(path: str) -> str:
     return beside if not os.path.exists(path) and os.path.isfile(beside) else path
 
 
-def read_manifest(names: str | os.PathLike) -> Manifest:
+def read_manifest(names: str | os.PathLike | Sequence[str]) -> Manifest:
     """Reads a manifest; the videos themselves are not touched.
 
     Args:
         names: A CSV file, local or remote, a folder, see `find_manifests`, a world, or several of
             them separated by commas, whose rows follow each other. Where one has no column of
-            labels that others have, it is -1.
+            labels that others have, it is -1. Or a sequence of names.
 
     Raises:
         UserError: A file is missing, empty, has no `path` or `source` column, or a cell that is no
             number; or what a remote file system needs is not installed.
     """
-    names = os.fspath(names)
-    if not names:
+    given = split_names(os.fspath(names)) if isinstance(names, str | os.PathLike) else [*names]
+    if not any(given):
         raise UserError("no manifest named: set config.data.manifest to a CSV file of videos")
     parts = [
         _draw_rows(name) if world_urls.is_world(name) else _read_file(_find_file(name))
-        for name in split_names(names)
+        for name in given
     ]
-    return parts[0] if len(parts) == 1 else _join(names, parts)
+    return parts[0] if len(parts) == 1 else _join(",".join(given), parts)
 
 
 def _read_file(path: str) -> Manifest:
@@ -222,15 +229,28 @@ def _read_rows(path: str, rows: csv.DictReader, columns: list[str]) -> Manifest:
             raise UserError(f"manifest {path}, line {rows.line_num}: the path is empty")
         video = opening.join(folder, row["path"])
         record = _number(int, row.get("record") or NO_RECORD, path, rows.line_num, "record")
+        if not NO_RECORD <= record < 2**63:
+            raise UserError(f"manifest {path}, line {rows.line_num}: there is no record {record}")
         # One string object a shard, as below one a data set.
         paths.append(video if record == NO_RECORD else names.setdefault(video, video))
+        if record != NO_RECORD and opening.is_remote(video):
+            raise UserError(
+                f"manifest {path}, line {rows.line_num}: shards must lie on a mounted file system: "
+                f"mount or copy {opening.folder_of(video)}"
+            )
         records.append(record)
         source = row["source"] or ""
         sources.append(names.setdefault(source, source))
         for name, values in times.items():
             values.append(_number(float, row.get(name) or "nan", path, rows.line_num, name))
         for name, values in labels.items():
-            values.append(_number(int, row[name], path, rows.line_num, name))
+            label = _number(int, row[name], path, rows.line_num, name)
+            if not LABELS.min <= label <= LABELS.max:
+                raise UserError(
+                    f"manifest {path}, line {rows.line_num}: {label} in column {name!r} is beyond "
+                    "32 bits: number the classes from 0"
+                )
+            values.append(label)
     return Manifest(
         file=path,
         paths=paths,

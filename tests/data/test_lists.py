@@ -180,3 +180,16 @@ def test_missing_folders_and_lists_are_refused(tmp_path):
     (tmp_path / "a.csv").write_text(KINETICS)
     with pytest.raises(UserError, match="cannot be read"):
         read(tmp_path / "a.csv", classes="/nowhere.json")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("path,source,record\na.mp4,a,\ns-0,a,1\n", "line 3 names a record of a shard"),
+        ("path,source\ngs://b/1.mp4,a\n", "line 2: gs://b/1.mp4 is remote"),
+    ],
+)
+def test_lists_of_what_is_no_local_file_are_refused(text, message, tmp_path):
+    (tmp_path / "list.csv").write_text(text)
+    with pytest.raises(UserError, match=message):
+        read(tmp_path / "list.csv")

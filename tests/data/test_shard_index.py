@@ -89,3 +89,38 @@ def test_another_manifest_is_not_overwritten(theirs, tmp_path):
     (tmp_path / "a.csv").write_text("path,source\n")
     with pytest.raises(UserError, match="give --overwrite"):
         shard_index.index_dataset(theirs, tmp_path / "a.csv", split="test", options=OPTIONS)
+
+
+def test_labels_are_scalars_of_whole_numbers(caplog):
+    kinds = tfds.features.FeaturesDict(
+        {
+            "label_a": tfds.features.Tensor(shape=(), dtype=np.int32),
+            "label_b": tfds.features.Scalar(np.uint8),
+            "label_c": tfds.features.ClassLabel(num_classes=2),
+            "label_d": tfds.features.Scalar(np.float32),
+            "label_e": tfds.features.Tensor(shape=(2,), dtype=np.int64),
+            "other": tfds.features.Scalar(np.int64),
+        }
+    )
+    with caplog.at_level("WARNING"):
+        names = shard_index._choose_labels(kinds)
+    assert names == {name: name for name in ("label_a", "label_b", "label_c")}
+    assert [m.split("'")[1] for m in caplog.messages] == ["label_d", "label_e"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "reason"),
+    [
+        ({}, "the record has no label 'action'"),
+        ({"action": []}, "the record has no label 'action'"),
+        ({"action": [2**31]}, "label 'action' is 2147483648, beyond 32 bits"),
+    ],
+)
+def test_a_record_without_its_label_is_quarantined(labels, reason, theirs, monkeypatch):
+    shard = str(theirs / "theirs-test.array_record-00000-of-00001")
+    probe = shard_index.Probe("", ("action",))
+    assert probe(shard, 1)["row"][0] == 1
+    example = shards.read_example(shard, 1)
+    example.pop("action")
+    monkeypatch.setattr(shards, "read_example", lambda *_: example | labels)
+    assert probe(shard, 1) == {"reason": reason}

@@ -46,6 +46,10 @@ def test_a_byte_order_mark_and_other_line_ends_are_fine(tmp_path):
         ("path,source,label_x\n1.mp4,a\n", "line 2: None in column 'label_x'"),
         ("path,source,start\n1.mp4,a,soon\n", "line 2: 'soon' in column 'start'"),
         ("path,source,record\n1.mp4,a,x\n", "line 2: 'x' in column 'record'"),
+        ("path,source,record\n1,a,0\n1,a,-2\n", "line 3: there is no record -2"),
+        ("path,source,label_x\n1.mp4,a,2147483648\n", "line 2: 2147483648 in column 'label_x'"),
+        ("path,source,label_x\n1.mp4,a,-2147483649\n", "line 2: -2147483649 in column 'label_x'"),
+        ("path,source,record\nb.mp4,a,\nmemory://d/s-0,a,1\n", "line 3: shards must lie on a mou"),
     ],
 )
 def test_wrong_manifests_are_refused_with_the_place(text, message, tmp_path):
@@ -69,6 +73,10 @@ def test_a_folder_stands_for_its_only_manifest(tmp_path):
     assert sources.find_manifests(tmp_path) == sources.find_manifests(path) == str(path)
     assert sources.find_manifests(tmp_path / "list") == str(path)
     assert sources.read_manifest(tmp_path).file == str(path)
+    (tmp_path / "list.duplicates.csv").touch()
+    path = path.rename(tmp_path / "kin.v2.csv")
+    assert sources.find_manifests(tmp_path) == str(path)
+    path = path.rename(tmp_path / "list.csv")
     (tmp_path / "val.csv").touch()
     with pytest.raises(UserError, match=r"has several: list\.csv, val\.csv"):
         sources.read_manifest(tmp_path)
