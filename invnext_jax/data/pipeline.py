@@ -7,7 +7,7 @@ Shape key: b clips, t frames, h w pixels, c channels.
 """
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from invnext_jax.data.clips import BadClip, LoadClip
 from invnext_jax.data.drops import DropCounter
 from invnext_jax.data.mixture import Mixture
 from invnext_jax.data.pool import open_pool
-from invnext_jax.data.stream import TrainDataset, join, load_safely
+from invnext_jax.data.stream import TrainDataset, load_safely
 from invnext_jax.data.workers import count_cores
 
 MAX_WORKERS = 16  # of those that are started by themselves
@@ -111,7 +111,7 @@ class EvalDataset:
         self.drops.expect(len(self.manifest))
         clips = filter(self._keep, self._clips())
         while rows := list(itertools.islice(clips, self._batch_size)):
-            yield _pad(join(rows), self._batch_size)
+            yield _pad(_join(rows), self._batch_size)
         if not self.drops.delivered:
             raise self.drops.nothing_readable()
 
@@ -139,7 +139,11 @@ class EvalDataset:
     def _work(self, number: int, call: Callable[..., Any]) -> dict[str, Any] | BadClip | None:
         if number >= len(self.manifest):  # the pool looks ahead, past the end
             return None
-        return load_safely(call, self.manifest[number], (None,), self._seconds)
+        made = load_safely(call, self.manifest[number], (None,), self._seconds)
+        if isinstance(made, BadClip):
+            return made
+        # The worker's next clip takes the place of this one.
+        return {name: value.copy() for name, value in made.items()}
 
 
 def make_eval_dataset(
@@ -168,6 +172,10 @@ def make_eval_dataset(
         prefetch=data_config.prefetch,
         clip_seconds=data_config.clip_seconds,
     )
+
+
+def _join(clips: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.concatenate([clip[name] for clip in clips]) for name in clips[0]}
 
 
 def _pad(batch: dict[str, np.ndarray], batch_size: int) -> dict[str, np.ndarray]:

@@ -7,6 +7,7 @@ its place, which follows from the same two numbers. Each `repeats` clips in a ro
 video, which is decoded once: a group, the unit of work. See docs/data.md.
 """
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -27,10 +28,43 @@ _ENDED = ("time limit", "worker died")
 
 
 class Filled(NamedTuple):
-    """What the search for one group gave: its clips, if any, and the bad videos tried before."""
+    """What the search for one group gave: whether it has clips, and the bad videos tried before."""
 
-    clips: dict[str, Any] | None
+    found: bool
     bad: list[BadClip]
+
+
+class Batches:
+    """Batches that are being filled, by several threads.
+
+    Clips go straight from where their worker left them to their place, for a copy of a batch costs
+    as much as a tenth of decoding it.
+
+    Args:
+        batch_size: Clips of a batch.
+    """
+
+    def __init__(self, batch_size: int):
+        self._batch_size = batch_size
+        self._lock = threading.Lock()
+        self._under_way: dict[int, dict[str, np.ndarray]] = {}
+
+    def put(self, number: int, start: int, clips: dict[str, np.ndarray]) -> None:
+        """Copies clips, arrays [r ...], to the places of batch `number` from `start` on."""
+        with self._lock:
+            if number not in self._under_way:
+                self._under_way[number] = {
+                    name: np.empty((self._batch_size, *value.shape[1:]), value.dtype)
+                    for name, value in clips.items()
+                }
+            batch = self._under_way[number]
+        for name, value in clips.items():
+            batch[name][start : start + len(value)] = value
+
+    def take(self, number: int) -> dict[str, np.ndarray]:
+        """The batch, once all of it is there."""
+        with self._lock:
+            return self._under_way.pop(number)
 
 
 def load_safely(
@@ -97,17 +131,17 @@ class TrainDataset:
         """A table of the sources and of how often a run of so many steps sees them."""
         return self.mixture.table(steps * self.global_batch // self.repeats)
 
-    def open_pool(self, batches: int) -> OrderedPool:
-        """Starts to make this process's groups after those of the first `batches` batches."""
+    def open_pool(self, done: int, batches: Batches) -> OrderedPool:
+        """Starts to fill `batches` with this process's clips, but for the first `done` batches."""
         return open_pool(
-            lambda number, call: self._fill(batches * self.groups + number, call),
+            lambda number, call: self._fill(done * self.groups + number, call, batches),
             self._load,
             workers=self._workers,
             prefetch=-(-self._prefetch // self.repeats),
             seconds=self._seconds,
         )
 
-    def _fill(self, number: int, call: Callable[..., Any]) -> Filled:
+    def _fill(self, number: int, call: Callable[..., Any], batches: Batches) -> Filled:
         """Makes group `number` of this process, trying other videos where the wanted one is bad."""
         batch, place = divmod(number, self.groups)
         first = batch * self.global_batch + self._first_clip + place * self.repeats
@@ -118,19 +152,21 @@ class TrainDataset:
             seeds = tuple((self._seed, clip, attempt, _CUT) for clip in clips)
             made = load_safely(call, record, seeds, self._seconds)
             if not isinstance(made, BadClip):
-                return Filled(made, bad)
+                batches.put(batch, place * self.repeats, made)
+                return Filled(True, bad)
             bad.append(made)
             ended += made.kind in _ENDED
             if self.drops.fails or ended == MAX_ENDED:
                 break
-        return Filled(None, bad)
+        return Filled(False, bad)
 
 
 class TrainIterator:
     """Iterates over a `TrainDataset`; close it when done."""
 
     def __init__(self, dataset: TrainDataset):
-        self._dataset, self._batches = dataset, 0
+        self._dataset, self._done = dataset, 0
+        self._batches = Batches(dataset.batch_size)
         self._pool = None
 
     def __iter__(self) -> "TrainIterator":
@@ -138,24 +174,24 @@ class TrainIterator:
 
     def __next__(self) -> dict[str, np.ndarray]:
         if self._pool is None:
-            self._pool = self._dataset.open_pool(self._batches)
-        batch = join([self._take() for _ in range(self._dataset.groups)])
-        self._batches += 1
-        return batch
+            self._pool = self._dataset.open_pool(self._done, self._batches)
+        for _ in range(self._dataset.groups):
+            self._take()
+        self._done += 1
+        return self._batches.take(self._done - 1)
 
-    def _take(self) -> dict[str, Any]:
-        clips, bad = self._pool.take()
+    def _take(self) -> None:
+        found, bad = self._pool.take()
         drops, repeats = self._dataset.drops, self._dataset.repeats
         for one in bad:
             drops.bad(one, repeats)
-        if clips is None:
+        if not found:
             raise drops.gave_up(len(bad))
         drops.good(repeats)
-        return clips
 
     def get_state(self) -> dict[str, int]:
         """Where it stands: clips delivered to all processes together."""
-        return {"clips": self._batches * self._dataset.global_batch}
+        return {"clips": self._done * self._dataset.global_batch}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Goes to where an iterator stood, whatever its number of workers and processes.
@@ -176,7 +212,7 @@ class TrainIterator:
                 f"{self._dataset.global_batch}: go on with the batch size of before"
             )
         self.close()
-        self._batches = batches
+        self._done, self._batches = batches, Batches(self._dataset.batch_size)
 
     def summary(self) -> str:
         """A sentence on what was read and what the workers took; "" before the first batch."""
@@ -195,8 +231,3 @@ class TrainIterator:
         if self._pool is not None:
             self._pool.close()
             self._pool = None
-
-
-def join(groups: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
-    """A batch of groups of clips."""
-    return {name: np.concatenate([group[name] for group in groups]) for name in groups[0]}

@@ -136,7 +136,7 @@ class ProcessWorker:
         self._calling = threading.Lock()
 
     def call(self, task: tuple, seconds: float) -> Any:
-        """The function's result.
+        """The function's result, whose large arrays the next call overwrites.
 
         Raises:
             TimeLimitError: It takes longer than `seconds`.
@@ -225,9 +225,9 @@ def _open_shared() -> int:
 
 
 def _load(data: bytes, lengths: list[int], memory: mmap.mmap) -> Any:
-    """Undoes `serve.dump`; the arrays are copies, for the next result overwrites the memory."""
+    """Undoes `serve.dump`; the arrays lie in `memory`."""
     arrays, start = [], 0
     for length in lengths:
-        arrays.append(np.frombuffer(memory, np.uint8, length, start).copy())
+        arrays.append(np.frombuffer(memory, np.uint8, length, start))
         start += length
     return ForkingPickler.loads(data, buffers=arrays)

@@ -89,14 +89,12 @@ def test_a_worker_holds_what_its_function_needs_and_nothing_else():
 
 def test_large_results_of_any_form_come_back():
     worker = workers.ProcessWorker(make_nested)
-    found = worker.call((3,), 60)
-    again = worker.call((5,), 60)
-    worker.end()
-    for number, result in ((3, found), (5, again)):  # the second left the first as it was
-        expected = make_nested(number)
-        assert result[0] == expected[0]
-        for ours, theirs in zip(result[1], expected[1], strict=True):
+    for number in (3, 5):  # the second takes the place of the first
+        found, expected = worker.call((number,), 60), make_nested(number)
+        assert found[0] == expected[0]
+        for ours, theirs in zip(found[1], expected[1], strict=True):
             np.testing.assert_array_equal(ours["a"], theirs["a"])
+    worker.end()
 
 
 def make_nested(number):
