@@ -29,16 +29,23 @@ class Outcome:
 Fault = Callable[[pathlib.Path, int], Outcome]
 
 
+class NeedsRootError(Exception):
+    """This user may not mount a file system."""
+
+
 @contextlib.contextmanager
-def small_disk(folder: pathlib.Path, options: str = "") -> Iterator[bool]:
-    """A file system in memory at `folder`; false where this user may not mount one."""
+def small_disk(folder: pathlib.Path, options: str = "") -> Iterator[None]:
+    """A file system in memory at `folder`.
+
+    Raises:
+        NeedsRootError: It cannot be mounted; the folder is there.
+    """
     folder.mkdir(parents=True)
     command = ["mount", "-t", "tmpfs", "-o", f"size={ROOM}{options}", "none", str(folder)]
     if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
-        yield False
-        return
+        raise NeedsRootError("needs root, to mount a small disk")
     try:
-        yield True
+        yield
     finally:
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
@@ -59,9 +66,7 @@ def keep(run: DrilledRun, folder: pathlib.Path) -> DrilledRun:
 def disk_full(base: pathlib.Path, processes: int) -> Outcome:
     """The disk fills up between two saves, and has room again later."""
     disk = base / "disk"
-    with small_disk(disk) as is_mounted:
-        if not is_mounted:
-            return Outcome("needs root, to mount a small disk", skipped=True)
+    with small_disk(disk):
         run = DrilledRun(disk / "run", base, processes).start()
         run.wait_for(run.finished_saves)
         with contextlib.suppress(OSError), open(disk / "ballast", "wb", buffering=0) as ballast:
@@ -80,9 +85,7 @@ def disk_full(base: pathlib.Path, processes: int) -> Outcome:
 def disk_always_full(base: pathlib.Path, processes: int) -> Outcome:
     """Nothing can ever be saved: the end is an error."""
     disk = base / "disk_always"
-    with small_disk(disk) as is_mounted:
-        if not is_mounted:
-            return Outcome("needs root, to mount a small disk", skipped=True)
+    with small_disk(disk):
         (disk / "ballast").write_bytes(bytes(ROOM - 2**20))
         run = DrilledRun(disk / "run", base, processes, total_steps=12)
         code = run.finish()
@@ -92,8 +95,10 @@ def disk_always_full(base: pathlib.Path, processes: int) -> Outcome:
 def read_only(base: pathlib.Path, processes: int) -> Outcome:
     """The workdir cannot be written from the start."""
     disk = base / "read_only"
-    with small_disk(disk, ",ro") as is_mounted:
-        if not is_mounted:
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(small_disk(disk, ",ro"))
+        except NeedsRootError:
             disk.chmod(0o555)
         run = DrilledRun(disk / "run", base, processes)
         code = run.finish()
@@ -103,9 +108,7 @@ def read_only(base: pathlib.Path, processes: int) -> Outcome:
 def read_only_later(base: pathlib.Path, processes: int) -> Outcome:
     """The workdir becomes read-only under the run, and writable again."""
     disk = base / "read_only_later"
-    with small_disk(disk) as is_mounted:
-        if not is_mounted:
-            return Outcome("needs root, to mount a small disk", skipped=True)
+    with small_disk(disk):
         run = DrilledRun(disk / "run", base, processes).start()
         run.wait_for(run.finished_saves)
         # A bind mount on top: the file system itself stays busy while files are open for writing.
@@ -170,7 +173,7 @@ def data_workers(parent: int) -> list[int]:
     children = pathlib.Path(f"/proc/{parent}/task").glob("*/children")
     pids = [int(pid) for file in children for pid in file.read_text().split()]
     lines = {pid: pathlib.Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids}
-    return [pid for pid, line in lines.items() if b"spawn_main" in line]
+    return [pid for pid, line in lines.items() if b"data.serve" in line]
 
 
 CLOCK = """

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 
 import jax
 from absl import app, flags, logging
-from drill_faults import FAULTS, Outcome
+from drill_faults import FAULTS, NeedsRootError, Outcome
 from drilled import ROOT, SAVE_STEPS, TOTAL_STEPS, DrilledRun
 
 from invnext_jax.runtime import checkpoint
@@ -119,7 +119,10 @@ def main(argv: Sequence[str]) -> None:
     names = {"all": list(FAULTS), "none": []}.get(_FAULTS.value, _FAULTS.value.split(","))
     outcomes = {}
     for name in names:
-        outcome: Outcome = FAULTS[name](base, _PROCESSES.value)
+        try:
+            outcome = FAULTS[name](base, _PROCESSES.value)
+        except NeedsRootError as error:
+            outcome = Outcome(str(error), skipped=True)
         same = "-" if outcome.run is None else "yes" if is_equal(outcome.run, whole) else "NO"
         good = outcome.good and same != "NO"
         outcomes[name] = "skipped" if outcome.skipped else "as it should" if good else "FAILED"
