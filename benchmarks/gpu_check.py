@@ -21,20 +21,9 @@ import numpy as np
 
 from benchmarks import ours
 from invnext_jax.models import attention
+from invnext_jax.runtime import devices
 
 PAGE = pathlib.Path(__file__).parents[1] / "docs" / "performance-gpu.md"
-# Dense bfloat16 TFLOP/s by their makers' data sheets; the first name that fits counts.
-PEAKS = {
-    "B200": 2250.0,
-    "H200": 989.0,
-    "H100 PCIe": 756.0,
-    "H100": 989.0,
-    "A100": 312.0,
-    "L40S": 362.0,
-    "RTX 4090": 165.0,
-    "L4": 121.0,
-    "V100": 125.0,
-}
 # (tokens, head width, reach of the window): encoder, teacher giant, 1B, predictor global and local.
 SHAPES = ((1028, 64, None), (256, 96, None), (1028, 88, None), (4100, 64, None), (4100, 64, 64))
 CUDNN = "__cudnn$fmha"
@@ -64,7 +53,7 @@ def main(arguments=None):
     wrong += [f"kernel {row['shape']} is off by {row['error']}" for row in kernels if row["wrong"]]
     if on_gpu:
         wrong += [f"no cuDNN for {row['shape']}" for row in kernels if not row["cudnn"]]
-    ceiling = measure_ceiling(flags.side)
+    ceiling = devices.measure_ceiling(jax.devices()[0], "bfloat16", flags.side) / 1e12
     tell(f"plain matrix product: {ceiling:.1f} TFLOP/s")
     rows = []
     for size in flags.sizes:
@@ -121,28 +110,10 @@ def check_kernel(n, width, window):
     return row
 
 
-def measure_ceiling(side):
-    """TFLOP/s of a plain large matrix product in bfloat16."""
-    x = jnp.ones((side, side), jnp.bfloat16)
-    repeats = 10
-
-    @jax.jit
-    def multiply(x):
-        return jax.lax.fori_loop(0, repeats, lambda _, y: (x @ y) * (1.0 / side), x)
-
-    multiply(x).block_until_ready()
-    taken = []
-    for _ in range(5):
-        start = time.perf_counter()
-        multiply(x).block_until_ready()
-        taken.append(time.perf_counter() - start)
-    return 2.0 * side**3 * repeats / min(taken) / 1e12
-
-
 def peak():
     """Dense bfloat16 TFLOP/s of this device; None if it is not known."""
-    kind = jax.devices()[0].device_kind
-    return next((value for name, value in PEAKS.items() if name in kind), None)
+    found = devices.find_device(jax.devices()[0].device_kind)
+    return found and found.peak / 1e12
 
 
 def check_stage(stage, size, flags, ceiling):
@@ -161,7 +132,7 @@ def check_stage(stage, size, flags, ceiling):
 
 def run_stage(stage, size, clips, flags, ceiling):
     """Trains `flags.steps` steps; one row of the table."""
-    config = ours.STAGES[stage][1].get_config(size)
+    config = ours.CONFIGS[stage].get_config(size)
     config.batch_size = clips * jax.device_count()
     config.remat = flags.remat
     step = ours.make_step(config)
