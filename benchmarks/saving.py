@@ -27,8 +27,8 @@ from absl import app, flags, logging
 
 from configs import stage1
 from invnext_jax import train
-from invnext_jax.runtime import compilation, metrics
-from invnext_jax.runtime.preemption import Preemption
+from invnext_jax.runtime import compilation
+from invnext_jax.runtime import mesh as mesh_lib
 
 _STEPS = flags.DEFINE_integer("steps", 3, "Steps that are timed.")
 _SAVES = flags.DEFINE_integer("saves", 3, "Saves that are timed.")
@@ -107,10 +107,9 @@ def main(argv: Sequence[str]) -> None:
         world = [sys.executable, str(ROOT / "launch/make_world.py"), f"--out={base / 'world'}"]
         subprocess.run([*world, "--split=train", "--videos=8"], check=True, capture_output=True)
         run = train.prepare(mid_size(str(base / "world/train.csv")), base / "run", stack)
-        reporter = metrics.Reporter(run.config, run.workdir, 0, run.mesh)
-        stack.callback(reporter.close)
-        batch = train._next_batch(run, reporter, Preemption())
-        train_step, _ = train._compile(run, batch)
+        batch = mesh_lib.put_batch(next(run.data_iter), run.mesh)
+        arguments = run.state, run.frozen, batch, run.root_key
+        train_step = run.training.compile_step(run.mesh, *arguments)
         seconds, state = [], run.state
         for _ in range(_STEPS.value + 1):
             start = time.perf_counter()

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from invnext_jax import stage1, stage2
+from invnext_jax import stages
 from invnext_jax.errors import UserError
 from invnext_jax.models import encoder, teachers
 from invnext_jax.models.heads import AttentionPool
@@ -25,7 +25,6 @@ from invnext_jax.weights import image_models, match, published, reference, text_
 from invnext_jax.weights.export import description_path, write_export
 from invnext_jax.weights.files import Checkpoint, open_checkpoint
 
-STAGES = {"stage1": stage1, "stage2": stage2}
 KINDS = (*image_models.FAMILIES, "modernbert", "internvideo_next")
 
 
@@ -184,7 +183,7 @@ def part_shapes(config: Any, parts: Iterable[str]) -> match.Shapes:
             "pool": lambda: _shapes(pool, tokens_bnd),
         }
         return {f"{part}/{k}": v for part in sorted(parts) for k, v in shapes[part]().items()}
-    stage = STAGES[config.stage]
+    stage = stages.find_stage(config)
     model = stage.make_model(config)
     tree = jax.eval_shape(lambda key: stage.init_params(config, model, key), jax.random.key(0))
     if missing := parts - tree.keys():

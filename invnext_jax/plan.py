@@ -4,7 +4,6 @@ Shape key: b clips.
 """
 
 import dataclasses
-import functools
 import math
 from typing import Any
 
@@ -14,12 +13,11 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
-from invnext_jax import accounting, train
+from invnext_jax import accounting, stages
 from invnext_jax.errors import UserError
-from invnext_jax.runtime import collectives, compilation
+from invnext_jax.runtime import collectives
 from invnext_jax.runtime import mesh as mesh_lib
 from invnext_jax.runtime import state as state_lib
-from invnext_jax.runtime import step as step_lib
 from invnext_jax.runtime.devices import DEVICES, Device
 
 _USABLE = 0.92  # of a device's memory; the rest is the runtime's and fragmentation
@@ -29,12 +27,15 @@ _USABLE = 0.92  # of a device's memory; the rest is the runtime's and fragmentat
 class Shapes:
     """The step's arguments as abstract arrays with shardings, and what it is made of."""
 
-    config: Any
-    stage: Any
-    model: Any
+    training: stages.Training
     mesh: Mesh
     state: state_lib.TrainState
     frozen: Any
+
+    @property
+    def config(self) -> Any:
+        """The run's config."""
+        return self.training.config
 
 
 def make_plan(config: ml_collections.ConfigDict, device_name: str) -> dict[str, Any]:
@@ -100,23 +101,14 @@ def make_plan(config: ml_collections.ConfigDict, device_name: str) -> dict[str, 
 
 def make_shapes(config: Any) -> Shapes:
     """Everything that a step takes, as shapes with shardings on the devices at hand."""
-    stage = train.STAGES[config.stage]
-    mesh, model = mesh_lib.make_mesh(config.mesh), stage.make_model(config)
+    mesh = mesh_lib.make_mesh(config.mesh)
     if config.batch_size % (mesh_lib.batch_shards(mesh) * config.accumulate):
         raise UserError(
             f"config.batch_size={config.batch_size} must divide by config.accumulate times the "
             f"{mesh_lib.batch_shards(mesh)} devices of the mesh axes data and fsdp"
         )
-    tx, _ = train.make_optimizer(config, stage)
-    state = state_lib.abstract_state(
-        functools.partial(stage.init_params, config, model),
-        tx,
-        mesh,
-        stage.following(config)[0],
-        config.ema.decay > 0,
-    )
-    frozen = mesh_lib.abstract_arrays(stage.abstract_frozen(config), mesh)
-    return Shapes(config, stage, model, mesh, state, frozen)
+    training = stages.assemble(config)
+    return Shapes(training, mesh, training.abstract_state(mesh), training.abstract_frozen(mesh))
 
 
 def held_bytes(shapes: Shapes) -> dict[str, float]:
@@ -159,11 +151,11 @@ def activation_bytes(shapes: Shapes) -> tuple[float, float]:
 
 def _kept(shapes: Shapes, clips: int) -> list[jax.ShapeDtypeStruct]:
     """What the backward pass of so many clips takes from the forward pass."""
-    config, data = shapes.config, shapes.config.data
+    config, data, training = shapes.config, shapes.config.data, shapes.training
 
     def derive(params: Any, frozen: Any, batch: Any, key: jax.Array) -> Any:
         def loss(params: Any) -> jax.Array:
-            return shapes.stage.loss_fn(config, shapes.model, params, frozen, batch, key)[0]
+            return training.stage.loss_fn(config, training.model, params, frozen, batch, key)[0]
 
         return jax.vjp(loss, params)[1]
 
@@ -250,8 +242,9 @@ def compile_step(config: ml_collections.ConfigDict) -> dict[str, Any]:
     On a CPU attention is not fused and buffers are laid out otherwise than on an accelerator, so
     these check the plan at small sizes, and show which collectives the partitioner chose.
     """
-    config = ml_collections.FrozenConfigDict(config)
-    shapes = make_shapes(config)
+    config = ml_collections.ConfigDict(config)
+    config.attention = "auto"  # a kernel of another platform does not compile here
+    shapes = make_shapes(ml_collections.FrozenConfigDict(config))
     side, mesh = config.data.size, shapes.mesh
     video = jax.ShapeDtypeStruct(
         (config.batch_size, config.data.frames, side, side, 3),
@@ -260,20 +253,9 @@ def compile_step(config: ml_collections.ConfigDict) -> dict[str, Any]:
     )
     key = jax.eval_shape(lambda: jax.random.key(0))
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=mesh_lib.replicated(mesh))
-    tx, schedule = train.make_optimizer(config, shapes.stage)
-    loss_fn = functools.partial(shapes.stage.loss_fn, config, shapes.model)
-    step = step_lib.make_train_step(
-        loss_fn,
-        tx,
-        schedule,
-        shapes.stage.following(config),
-        accumulate=config.accumulate,
-        ema_decay=config.ema.decay,
+    compiled = shapes.training.compile_step(
+        mesh, shapes.state, shapes.frozen, {"video": video}, key
     )
-    with mesh_lib.mesh_rules(mesh):
-        compiled = compilation.compile_step(
-            step, shapes.state, shapes.frozen, {"video": video}, key
-        )
     memory = compiled.memory_analysis()
     found = collectives.read_collectives(compiled.as_text(), mesh.size)
     return {

@@ -10,20 +10,22 @@ PACKAGE = "invnext_jax"
 
 # Rooms and story files: a -> what a may import. Each may import itself and `errors`.
 ARROWS = {
-    # Of the models, the loop knows how attention is chosen.
-    "train": {"stage1", "stage2", "pretrained", "models", "runtime", "data", "weights"},
+    "train": {"loop", "stages", "pretrained", "runtime", "data", "weights"},
+    "loop": {"stages", "runtime", "data"},
+    # Of the models, how attention is chosen.
+    "stages": {"stage1", "stage2", "models", "runtime"},
     "stage1": {"accounting", "pretrained", "draws", "models", "objectives"},
     "stage2": {"accounting", "pretrained", "draws", "models", "objectives"},
     "draws": {"models", "objectives"},
     "accounting": {"objectives"},
-    "plan": {"train", "accounting", "runtime"},
+    "plan": {"stages", "accounting", "runtime"},
     "pretrained": {"models", "weights"},
-    "importing": {"stage1", "stage2", "models", "weights"},
+    "importing": {"stages", "models", "weights"},
     "teacher": {"models", "objectives", "runtime", "data", "weights"},
     "evaluation": {
         *("models", "objectives", "runtime", "data", "weights"),
         # To draw the report's strips of masks and reconstructions.
-        *("stage1", "stage2", "pretrained"),
+        *("stages", "stage1", "stage2", "pretrained"),
         "importing",  # to read published encoders
     },
     "models": set(),

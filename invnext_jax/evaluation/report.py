@@ -18,8 +18,6 @@ from invnext_jax.errors import UserError
 from invnext_jax.evaluation import charts, features, probe_job, runs, strips, tables
 from invnext_jax.runtime import metrics
 
-STAGES = {"stage1": "Stage 1", "stage2": "Stage 2"}
-
 
 @dataclasses.dataclass
 class Run:
@@ -37,7 +35,7 @@ class Run:
     @property
     def title(self) -> str:
         """Its stage in words."""
-        return STAGES[self.record["config"]["stage"]]
+        return tables.STAGES[self.record["config"]["stage"]]
 
 
 def write_report(folders: Sequence[str | Path], out: str | Path, clips: int = 3) -> Path:

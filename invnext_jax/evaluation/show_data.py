@@ -19,15 +19,14 @@ import jax
 import ml_collections
 import numpy as np
 
-from invnext_jax import pretrained, stage1, stage2
+from invnext_jax import pretrained, stages
 from invnext_jax.data import mixture, pipeline, sources
 from invnext_jax.errors import UserError
-from invnext_jax.evaluation import report, strips
+from invnext_jax.evaluation import report, strips, tables
 from invnext_jax.models.pixels import clip_grid, normalize
 from invnext_jax.objectives import masks
 from invnext_jax.runtime import checks
 
-STAGES = {"stage1": stage1, "stage2": stage2}
 TEMPLATE = "show_data.html"
 LOSSLESS_SIDE = 64  # larger frames are natural video and would make a huge page
 
@@ -57,8 +56,7 @@ def write_page(config: ml_collections.ConfigDict, out: str | Path, clips: int = 
     """
     if clips < 1:
         raise UserError(f"clips={clips} must be at least 1")
-    if config.stage not in STAGES:
-        raise UserError(f"config.stage={config.stage!r} must be one of {', '.join(STAGES)}")
+    stages.find_stage(config)
     checks.check_config(config)
     masks.check_settings(config.mask, (config.data.size // config.encoder.patch) ** 2)
     drops = pipeline.DropCounter()
@@ -130,7 +128,7 @@ def draw_masks(
     attention_bts = None
     if config.mask.kind == "semantic":
         attention_bts = pretrained.see_clips(config, teacher, normalize(video_bthwc))[1]
-    drawn = STAGES[config.stage].draw(config, video_bthwc.shape[0], grid, key, attention_bts)
+    drawn = stages.find_stage(config).draw(config, video_bthwc.shape[0], grid, key, attention_bts)
     return [draws.keep_bk for draws in (drawn if config.stage == "stage2" else [drawn])]
 
 
@@ -174,7 +172,7 @@ def _describe(config: ml_collections.ConfigDict, manifest: sources.Manifest) -> 
         if name in data.by_source
     ]
     return {
-        "run": f"{report.STAGES[config.stage]}, {config.variant}",
+        "run": f"{tables.STAGES[config.stage]}, {config.variant}",
         "seed": str(config.seed),
         "manifest": data.manifest,
         "videos": f"{len(manifest):,}",

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from invnext_jax.runtime.state import TrainState
-from invnext_jax.runtime.step import Metrics, StepFn, take_part
+from invnext_jax.runtime.step import MeasureFn, Metrics, StepFn, take_part
 
 _CACHE_BYTES = 8 * 2**30  # what the folder may hold when a run starts
 
@@ -84,7 +84,7 @@ def compile_diagnostics(
     batch: Any,
     root_key: jax.Array,
     parts: int = 1,
-) -> Callable[[TrainState, Any, dict[str, jax.Array], jax.Array], Metrics]:
+) -> MeasureFn:
     """Compiles `diagnostics(params, frozen, batch, key)`, called with the state and the root key.
 
     Its arguments are those of `compile_step`; it draws from the same key as the step, so that it

@@ -156,6 +156,12 @@ def _on_tpu() -> bool:
     return bool(chips) and importlib.util.find_spec("libtpu") is not None
 
 
+def tell(text: str) -> None:
+    """Prints a line, in process 0 alone."""
+    if jax.process_index() == 0:
+        print(text, flush=True)
+
+
 def barrier(where: str, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
     """Waits until every process has come here; does nothing in a run of one.
 

@@ -13,7 +13,7 @@ from invnext_jax.runtime.state import Copies, TrainState
 Metrics = dict[str, jax.Array]
 LossFn = Callable[[Any, Any, dict[str, jax.Array], jax.Array], tuple[jax.Array, Metrics]]
 StepFn = Callable[[TrainState, Any, dict[str, jax.Array], jax.Array], tuple[TrainState, Metrics]]
-
+MeasureFn = Callable[[TrainState, Any, dict[str, jax.Array], jax.Array], Metrics]
 
 NOTHING: tuple[Copies, float] = ({}, 1.0)
 

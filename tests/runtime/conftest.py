@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from configs import stage1
-from invnext_jax import train
+from invnext_jax import stages, train
 from invnext_jax.models.axes import logical
 from invnext_jax.runtime import mesh as mesh_lib
 
@@ -123,7 +123,7 @@ def whole_run_files(one_device, tmp_path_factory):
     folder = tmp_path_factory.mktemp("toy")
     (folder / "manifest.csv").write_text(MANIFEST)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(train.STAGES, "toy", make_toy_stage())
+        patch.setitem(stages.STAGES, "toy", make_toy_stage())
         patch.setattr(train.pipeline, "make_train_dataset", ToyData())
         train.train(make_toy_config(str(folder / "manifest.csv")), folder / "whole")
     return folder / "whole"
@@ -140,7 +140,7 @@ def whole_run(whole_run_files, tmp_path):
 def toy_stage(monkeypatch):
     """The stage "toy" of `train`; its functions may be replaced."""
     stage = make_toy_stage()
-    monkeypatch.setitem(train.STAGES, "toy", stage)
+    monkeypatch.setitem(stages.STAGES, "toy", stage)
     return stage
 
 

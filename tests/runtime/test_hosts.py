@@ -25,7 +25,7 @@ import importlib.util, json, os, sys
 from absl import flags
 import ml_collections
 flags.FLAGS.mark_as_parsed()
-from invnext_jax import errors, train
+from invnext_jax import errors, stages, train
 from invnext_jax.runtime import checkpointer, distributed, metrics
 toy_file, config, workdir, dies = sys.argv[1:]
 config = ml_collections.ConfigDict(json.loads(config))
@@ -33,7 +33,7 @@ if config.stage == "toy":
     spec = importlib.util.spec_from_file_location("toy", toy_file)
     toy = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(toy)
-    train.STAGES["toy"] = toy.make_toy_stage()
+    stages.STAGES["toy"] = toy.make_toy_stage()
 save, push = checkpointer.Checkpointer.save, metrics.Reporter.push
 def save_at_once(self, *rest, **more):
     save(self, *rest, **more)

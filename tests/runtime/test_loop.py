@@ -279,10 +279,10 @@ flags.FLAGS.mark_as_parsed()
 spec = importlib.util.spec_from_file_location("toy", sys.argv[1])
 toy = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(toy)
-from invnext_jax import errors, train
+from invnext_jax import errors, stages, train
 from invnext_jax.runtime import compilation
 compilation.enable_cache()
-train.STAGES["toy"] = toy.make_toy_stage()
+stages.STAGES["toy"] = toy.make_toy_stage()
 train.pipeline.make_train_dataset = data = toy.ToyData()
 data.before_batch[4] = lambda: os.kill(os.getpid(), signal.SIGTERM)
 with errors.exit_on_user_error():

@@ -1,0 +1,186 @@
+"""THE loop: steps, saves and logs until the end or a signal; it knows nothing of the stages."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from absl import logging
+from jax.sharding import Mesh
+
+from invnext_jax import stages
+from invnext_jax.data import drops as drops_lib
+from invnext_jax.errors import NonFiniteError
+from invnext_jax.runtime import checkpointer as checkpointer_lib
+from invnext_jax.runtime import devices, distributed, metrics, profiling, provenance
+from invnext_jax.runtime import mesh as mesh_lib
+from invnext_jax.runtime import state as state_lib
+from invnext_jax.runtime import step as step_lib
+from invnext_jax.runtime.agreement import Agreement
+from invnext_jax.runtime.distributed import tell
+from invnext_jax.runtime.preemption import Preemption, StopRequestedError
+from invnext_jax.runtime.watchdog import Watchdog
+
+
+@dataclasses.dataclass
+class Run:
+    """All that the loop needs; `state` and `step` change."""
+
+    training: stages.Training
+    workdir: pathlib.Path
+    mesh: Mesh
+    frozen: Any
+    state: state_lib.TrainState
+    step: int
+    root_key: jax.Array
+    data_iter: Iterator[dict[str, np.ndarray]]
+    drops: drops_lib.DropCounter
+    checkpointer: checkpointer_lib.Checkpointer
+    position: Any  # in the data, after the batches of `step` steps
+
+    @property
+    def config(self) -> ml_collections.FrozenConfigDict:
+        """The run's config."""
+        return self.training.config
+
+    def write_config(self) -> None:
+        """Writes config.json into the workdir."""
+        if jax.process_index() == 0:
+            partial = self.workdir / "config.json.tmp"
+            try:
+                partial.write_text(json.dumps(provenance.as_json(self.config), indent=2) + "\n")
+                os.replace(partial, self.workdir / "config.json")
+            except OSError as error:  # each checkpoint has the config too
+                logging.warning("%s cannot be written: %s", partial, error.strerror)
+
+
+def run_loop(
+    run: Run, preemption: Preemption, watchdog: Watchdog, stack: contextlib.ExitStack
+) -> None:
+    """Runs to the last step, or to the first boundary after a signal, and saves.
+
+    Args:
+        run: what `prepare` gave; its state is donated.
+        preemption: asked between steps.
+        watchdog: told what begins.
+        stack: closes what is opened here.
+    """
+    config, saving = run.config, run.config.checkpoint
+    throughput = devices.Throughput(
+        run.training.stage.step_flops(config),
+        list(run.mesh.devices.flat),
+        config.dtype,
+        measure=config.log.measure_ceiling,
+    )
+    best_metric = saving.best_metric if saving.keep_best else ""
+    reporter = metrics.Reporter(config, run.workdir, run.step, run.mesh, best_metric, throughput)
+    reporter.tell(throughput.describe())
+    profiler = profiling.Profiler(config.profile_steps, run.workdir)
+    stack.callback(profiler.close)
+    stack.callback(reporter.close)
+    agreement = Agreement(preemption, saving.every_minutes, run.mesh)
+    try:
+        with contextlib.suppress(StopRequestedError):
+            _run_steps(run, reporter, agreement, preemption, watchdog, profiler)
+        reporter.drain()
+    except NonFiniteError as error:
+        with contextlib.suppress(NonFiniteError):  # the step after, which was under way
+            reporter.drain()
+        if not run.checkpointer.mark:  # a second one would push out what was saved before it
+            run.checkpointer.save(run.step, run.state, run.position, mark=str(error))
+        raise
+    if run.step:
+        run.checkpointer.finish(run.step, run.state, run.position, reporter.take_score())
+    if summary := run.data_iter.summary():
+        reporter.tell(summary)
+    if run.step < run.config.total_steps:
+        reporter.tell(_farewell(run, preemption))
+
+
+def _run_steps(
+    run: Run,
+    reporter: metrics.Reporter,
+    agreement: Agreement,
+    preemption: Preemption,
+    watchdog: Watchdog,
+    profiler: profiling.Profiler,
+) -> None:
+    every_steps = run.config.checkpoint.every_steps
+    batch = _next_batch(run, reporter, preemption)
+    train_step, diagnose = _compile(run, batch)
+    distributed.barrier("the first step")  # hosts compile at their own pace, collectives time out
+    reporter.start()
+    agreement.saved()
+    while run.step < run.config.total_steps and not (wish := agreement.look(run.step)).stop:
+        watchdog.beat(run.step, "a save")
+        if wish.save:
+            _save(run, reporter, agreement)
+        watchdog.beat(run.step, "the wait for data")
+        batch = batch or _next_batch(run, reporter, preemption)
+        watchdog.beat(run.step, "the step")
+        number, more = run.step + 1, {}
+        profiler.before(number)
+        with jax.transfer_guard("disallow"):
+            if metrics.is_due(number, run.config.log.diagnostics_every_steps):
+                more = diagnose(run.state, run.frozen, batch, run.root_key)
+                reporter.settle(more)
+            run.state, measured = train_step(run.state, run.frozen, batch, run.root_key)
+        batch = None
+        # The position saved is that after the batches of the steps done, not of one waited for.
+        run.step, run.position = number, run.data_iter.get_state()
+        if profiler.after(number, measured):
+            reporter.tell(f"trace of steps up to {number}: tensorboard --logdir={profiler.folder}")
+        reporter.push(number, measured, more, run.drops.dropped)
+        watchdog.beat(run.step, "a save")
+        if number % every_steps == 0:
+            _save(run, reporter, agreement)
+
+
+def _save(run: Run, reporter: metrics.Reporter, agreement: Agreement) -> None:
+    reporter.drain()  # no logged step is missing from what a resumed run finds
+    run.checkpointer.save(run.step, run.state, run.position, score=reporter.take_score())
+    if not (run.workdir / "config.json").exists():
+        run.write_config()
+    agreement.saved()
+
+
+def _farewell(run: Run, preemption: Preemption) -> str:
+    if not run.step:
+        return f"{preemption.signal_name}: stopped before the first step"
+    return (
+        f"{preemption.signal_name}: stopped after step {run.step} of {run.config.total_steps}, "
+        f"saved in {run.checkpointer.folder}; the same command goes on from there"
+    )
+
+
+def _next_batch(
+    run: Run, reporter: metrics.Reporter, preemption: Preemption
+) -> dict[str, jax.Array]:
+    """The next batch; a single process does not wait for it once a signal has come."""
+    start = time.perf_counter()
+    with preemption.waiting() if jax.process_count() == 1 else contextlib.nullcontext():
+        batch = next(run.data_iter)
+    reporter.waited(time.perf_counter() - start)
+    return mesh_lib.put_batch(batch, run.mesh)
+
+
+def _compile(
+    run: Run, batch: dict[str, jax.Array]
+) -> tuple[step_lib.StepFn, step_lib.MeasureFn | None]:
+    """Compiles step and diagnostics; later calls of other shapes fail instead of compiling."""
+    start, diagnose = time.perf_counter(), None
+    arguments = run.mesh, run.state, run.frozen, batch, run.root_key
+    train_step = run.training.compile_step(*arguments)
+    if run.config.log.diagnostics_every_steps:
+        diagnose = run.training.compile_diagnostics(*arguments)
+    cache = jax.config.jax_compilation_cache_dir
+    kept = f", kept in {cache}" if cache else ""
+    tell(f"compiled in {time.perf_counter() - start:.1f} s{kept}")
+    return train_step, diagnose
