@@ -170,6 +170,26 @@ def test_what_the_released_code_does_not_have_is_refused(tiny_config, one_device
     exports.export_run(tmp_path / "linear", tmp_path / "a.safetensors", parts=("all",))
 
 
+def test_the_moving_average_is_exported_and_probed_in_place_of_the_parameters(
+    tiny_config, one_device, tmp_path
+):
+    config = tiny_config("stage1")
+    config.ema.decay = 0.9
+    with contextlib.ExitStack() as stack:
+        run = train.prepare(ml_collections.FrozenConfigDict(config), tmp_path / "run", stack)
+        params = jax.device_get(run.state.params)
+        doubled = jax.tree.map(lambda x: 2 * x, run.state.ema)
+        run.checkpointer.save(0, run.state.replace(ema=doubled), run.position)
+    out = tmp_path / "ema.safetensors"
+    exports.export_run(tmp_path / "run", out, ema=True)
+    written, about = export.read_export(out)
+    assert about["source"]["ema"] is True
+    expected = jax.tree.map(lambda x: 2 * x, params["encoder"])
+    assert_equal_trees(written["encoder"], expected)
+    assert_equal_trees(features.load_encoder(tmp_path / "run", ema=True).params, expected)
+    assert_equal_trees(features.load_encoder(tmp_path / "run").params, params["encoder"])
+
+
 def test_weights_that_are_not_finite_and_places_that_cannot_be_written_are_told(
     stage1_run, tmp_path
 ):
