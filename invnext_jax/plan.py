@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from invnext_jax import accounting, stages
 from invnext_jax.errors import UserError
-from invnext_jax.runtime import collectives
+from invnext_jax.runtime import checks, collectives
 from invnext_jax.runtime import mesh as mesh_lib
 from invnext_jax.runtime import state as state_lib
 from invnext_jax.runtime.devices import DEVICES, Device
@@ -49,11 +49,12 @@ def make_plan(config: ml_collections.ConfigDict, device_name: str) -> dict[str, 
         Plain numbers: bytes are of one device, FLOPs of a step over all devices, times in seconds.
 
     Raises:
-        UserError: an unknown device, or a mesh that the devices do not make up.
+        UserError: an unknown device, a mesh that the devices do not make up, or a config that no
+            run can have.
     """
     if device_name not in DEVICES:
         raise UserError(f"--device={device_name} must be one of {', '.join(DEVICES)}")
-    config, device = ml_collections.FrozenConfigDict(config), DEVICES[device_name]
+    config, device = check_config(config), DEVICES[device_name]
     shapes = make_shapes(config)
     mesh = shapes.mesh
     held = held_bytes(shapes)
@@ -99,14 +100,29 @@ def make_plan(config: ml_collections.ConfigDict, device_name: str) -> dict[str, 
     }
 
 
+def check_config(config: ml_collections.ConfigDict) -> ml_collections.FrozenConfigDict:
+    """Checks a config as a run does, but for files and for kernels of other machines.
+
+    Raises:
+        UserError: a value that no run can have.
+    """
+    config = ml_collections.ConfigDict(config)
+    config.attention = "auto"
+    for group, name in (
+        (config, "init_from"),
+        (config.data, "manifest"),
+        (config.teacher, "weights"),
+    ):
+        group[name] = group[name] or "not read"
+    checks.check_config(config)
+    stages.find_stage(config).check_config(config)
+    return ml_collections.FrozenConfigDict(config)
+
+
 def make_shapes(config: Any) -> Shapes:
     """Everything that a step takes, as shapes with shardings on the devices at hand."""
     mesh = mesh_lib.make_mesh(config.mesh)
-    if config.batch_size % (mesh_lib.batch_shards(mesh) * config.accumulate):
-        raise UserError(
-            f"config.batch_size={config.batch_size} must divide by config.accumulate times the "
-            f"{mesh_lib.batch_shards(mesh)} devices of the mesh axes data and fsdp"
-        )
+    checks.check_batch(config, mesh)
     training = stages.assemble(config)
     return Shapes(training, mesh, training.abstract_state(mesh), training.abstract_frozen(mesh))
 
@@ -242,9 +258,8 @@ def compile_step(config: ml_collections.ConfigDict) -> dict[str, Any]:
     On a CPU attention is not fused and buffers are laid out otherwise than on an accelerator, so
     these check the plan at small sizes, and show which collectives the partitioner chose.
     """
-    config = ml_collections.ConfigDict(config)
-    config.attention = "auto"  # a kernel of another platform does not compile here
-    shapes = make_shapes(ml_collections.FrozenConfigDict(config))
+    config = check_config(config)
+    shapes = make_shapes(config)
     side, mesh = config.data.size, shapes.mesh
     video = jax.ShapeDtypeStruct(
         (config.batch_size, config.data.frames, side, side, 3),

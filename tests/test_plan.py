@@ -67,6 +67,28 @@ def test_unknown_devices_and_batches_that_do_not_divide_are_sentences():
         plan.make_plan(config, "h200")
 
 
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"data.size": 33}, "config.data.size=33 must divide by"),
+        ({"accumulate": 0}, "config.accumulate=0 must be at least 1"),
+        ({"predictor.kind": "foo"}, "predictor.kind"),
+        ({"remat": "some"}, "config.remat='some' must be one of"),
+    ],
+)
+def test_a_config_that_no_run_can_have_is_refused(change, sentence):
+    config = small(data=8)
+    config.update_from_flattened_dict(change)
+    with pytest.raises(UserError, match=sentence):
+        plan.make_plan(config, "h200")
+
+
+def test_files_and_kernels_of_other_machines_are_not_needed():
+    config = small(data=8)
+    config.attention, config.data.manifest, config.init_from = "splash", "", ""
+    assert plan.make_plan(config, "v5p")["fits"]
+
+
 @pytest.mark.slow
 def test_xla_needs_about_the_memory_that_is_planned(one_device):
     config = small()
