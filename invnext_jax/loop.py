@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import json
-import os
 import pathlib
 import time
 from collections.abc import Iterator
@@ -15,11 +14,11 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from invnext_jax import stages
+from invnext_jax import replacing, stages
 from invnext_jax.data import drops as drops_lib
 from invnext_jax.errors import NonFiniteError
 from invnext_jax.runtime import checkpointer as checkpointer_lib
-from invnext_jax.runtime import devices, distributed, metrics, profiling, provenance
+from invnext_jax.runtime import devices, distributed, metrics, profiling, provenance, reporting
 from invnext_jax.runtime import mesh as mesh_lib
 from invnext_jax.runtime import state as state_lib
 from invnext_jax.runtime import step as step_lib
@@ -53,12 +52,11 @@ class Run:
     def write_config(self) -> None:
         """Writes config.json into the workdir."""
         if jax.process_index() == 0:
-            partial = self.workdir / "config.json.tmp"
+            path, tree = self.workdir / "config.json", provenance.as_json(self.config)
             try:
-                partial.write_text(json.dumps(provenance.as_json(self.config), indent=2) + "\n")
-                os.replace(partial, self.workdir / "config.json")
+                replacing.write_text(path, json.dumps(tree, indent=2) + "\n")
             except OSError as error:  # each checkpoint has the config too
-                logging.warning("%s cannot be written: %s", partial, error.strerror)
+                logging.warning("%s cannot be written: %s", path, error.strerror)
 
 
 def run_loop(
@@ -80,7 +78,7 @@ def run_loop(
         measure=config.log.measure_ceiling,
     )
     best_metric = saving.best_metric if saving.keep_best else ""
-    reporter = metrics.Reporter(config, run.workdir, run.step, run.mesh, best_metric, throughput)
+    reporter = reporting.Reporter(config, run.workdir, run.step, run.mesh, best_metric, throughput)
     reporter.tell(throughput.describe())
     profiler = profiling.Profiler(config.profile_steps, run.workdir)
     stack.callback(profiler.close)
@@ -106,7 +104,7 @@ def run_loop(
 
 def _run_steps(
     run: Run,
-    reporter: metrics.Reporter,
+    reporter: reporting.Reporter,
     agreement: Agreement,
     preemption: Preemption,
     watchdog: Watchdog,
@@ -143,7 +141,7 @@ def _run_steps(
             _save(run, reporter, agreement)
 
 
-def _save(run: Run, reporter: metrics.Reporter, agreement: Agreement) -> None:
+def _save(run: Run, reporter: reporting.Reporter, agreement: Agreement) -> None:
     reporter.drain()  # no logged step is missing from what a resumed run finds
     run.checkpointer.save(run.step, run.state, run.position, score=reporter.take_score())
     if not (run.workdir / "config.json").exists():
@@ -161,7 +159,7 @@ def _farewell(run: Run, preemption: Preemption) -> str:
 
 
 def _next_batch(
-    run: Run, reporter: metrics.Reporter, preemption: Preemption
+    run: Run, reporter: reporting.Reporter, preemption: Preemption
 ) -> dict[str, jax.Array]:
     """The next batch; a single process does not wait for it once a signal has come."""
     start = time.perf_counter()

@@ -16,20 +16,17 @@ import dataclasses
 import io
 import json
 import os
-import sys
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
+from invnext_jax import replacing
 from invnext_jax.data import journal, lists, probing
 from invnext_jax.data.lists import Entry
 from invnext_jax.data.probing import Failure, Probe
+from invnext_jax.data.progress import Meter
 from invnext_jax.errors import UserError
 
-LINE_EVERY_SECONDS = 10.0
 CUT_SLACK_SECONDS = 1.0  # what a cut file may be longer than it should
 PROBED = ("duration", "frames", "width", "height", "fps", "codec", "rotation")
 
@@ -126,25 +123,16 @@ def _beside(manifest: Path, what: str, suffix: str = "csv") -> Path:
 def _show(
     todo: Sequence[str], reused: int, options: Options, probe
 ) -> Iterator[tuple[str, Probe | Failure]]:
-    """Passes the results on, with a bar or lines about them."""
-    on_terminal = sys.stderr.isatty()
-    hidden = not (options.progress and on_terminal)
-    started = last = time.monotonic()
-    total, bad = reused + len(todo), 0
+    """Passes the results on and tells of them."""
     results = probing.probe_all(todo, workers=options.workers, seconds=options.seconds, probe=probe)
+    bad = 0
     with (
         contextlib.closing(results),
-        tqdm(total=total, initial=reused, unit="video", disable=hidden) as bar,
+        Meter(reused + len(todo), "video", options.progress, begun=reused) as meter,
     ):
-        for done, (path, result) in enumerate(results, start=1):
+        for done, (path, result) in enumerate(results, start=reused + 1):
             bad += isinstance(result, Failure)
-            bar.set_postfix_str(f"{bad} bad", refresh=False)
-            bar.update()
-            now = time.monotonic()
-            due = now - last > LINE_EVERY_SECONDS or done == len(todo)
-            if options.progress and not on_terminal and due:
-                last, rate = now, done / max(now - started, 1e-9)
-                print(f"{reused + done} of {total} videos, {bad} bad, {rate:.0f}/s", flush=True)
+            meter.show(done, f"{bad} bad")
             yield path, result
 
 
@@ -158,7 +146,7 @@ def _write(
     clean, quarantine = _sort_out(listing.entries, found)
     if not clean:
         path = _beside(out, "quarantine")
-        _replace(path, csv_text([("path", "reason"), *quarantine]))
+        replacing.write_text(path, csv_text([("path", "reason"), *quarantine]))
         raise UserError(f"none of {len(quarantine)} videos can be read, {path} tells why")
     copies = _find_copies(clean)
     texts = {
@@ -175,7 +163,7 @@ def _write(
             "is kept), or another --out"
         )
     for path, text in reversed(texts.items()):  # the manifest last: it stands for all
-        _replace(path, text)
+        replacing.write_text(path, text)
     return Summary(out, len(listing.entries), len(clean), len(quarantine), len(copies), reused)
 
 
@@ -260,10 +248,3 @@ def csv_text(rows: Iterable[Sequence[Any]]) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue()
-
-
-def _replace(path: Path, text: str) -> None:
-    """Writes beside `path` and renames."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_text(text, encoding="utf-8", errors="backslashreplace")
-    os.replace(part, path)

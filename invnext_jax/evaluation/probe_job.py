@@ -7,7 +7,6 @@ that was killed goes on, and one that is repeated has nothing to do.
 import dataclasses
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ import jax
 import ml_collections
 import numpy as np
 
+from invnext_jax import replacing
 from invnext_jax.data import pipeline, sources
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import brackets, features, probes, supervised
@@ -48,7 +48,8 @@ def run_probe(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[st
     tasks = choose_tasks(config)
     workdir = Path(workdir)
     asked = {k: v for k, v in provenance.as_json(config).items() if k not in ("checkpoint", "ema")}
-    data_key = [asked, *(provenance.hash_manifest(manifest) for manifest in _manifests(config))]
+    digests = [sources.hash_manifests(manifest) for manifest in _manifests(config)]
+    data_key = [asked, *digests]
     encoder_record = provenance.as_json(
         ml_collections.ConfigDict({"encoder": loaded.config.encoder, "dtype": loaded.config.dtype})
     )
@@ -78,7 +79,7 @@ def run_probe(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[st
         "tasks": list(tasks),
         **results,
         "encoder": encoder_record,
-        "run": provenance.describe_run(config),
+        "run": provenance.describe_run(config, digests[0]),
         "seconds": time.perf_counter() - start,
     }
     _write(workdir / RESULTS, results)
@@ -278,7 +279,4 @@ def _read(path: Path, key: str) -> dict[str, Any] | None:
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    replacing.write_text(path, json.dumps(content, indent=1) + "\n")
