@@ -1,31 +1,28 @@
 """What a video file is and whether it can be decoded, found out in processes that may be killed."""
 
-import collections
 import contextlib
 import dataclasses
 import errno
+import functools
 import hashlib
-import multiprocessing
 import operator
 import os
-import signal
+import queue
 import stat
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
-from multiprocessing import connection
 from typing import Any
 
 import av
 
 from invnext_jax.data import decode
+from invnext_jax.data.seats import Seat
+from invnext_jax.data.workers import ClosedError, ProcessWorker, TimeLimitError, WorkerDiedError
 
 DIGEST_BYTES = 1 << 16  # read at either end of a file, to tell copies
 MAX_TAIL = 1000  # frames without a key frame that are decoded to the last
 MIN_ZEROS = 16  # bytes; some encoders write less for a frame that is the one before
-START_SECONDS = 60  # in which a process must be up
 PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EACCES, errno.ENOMEM, errno.EMFILE)
-ORPHAN_SECONDS = 5  # after the limit, a process whose parent is gone ends
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,109 +172,54 @@ def probe_all(
     Yields:
         Each path with what was found, in the order in which the files are done.
     """
-    waiting = collections.deque(paths)
-    crew = [_Worker(probe, seconds) for _ in range(min(workers, len(waiting)))]
+    waiting, found = queue.SimpleQueue(), queue.SimpleQueue()
+    for path in paths:
+        waiting.put(path)
+    count = waiting.qsize()
+    make_worker = functools.partial(ProcessWorker, functools.partial(_answer, probe))
+    with contextlib.ExitStack() as stack:
+        for _ in range(min(workers, count)):
+            seat = Seat(make_worker, seconds, tries=1)
+            stack.callback(seat.close)
+            look = functools.partial(_look_at, seat, seconds)
+            threading.Thread(target=_serve, args=(look, waiting, found), daemon=True).start()
+        for _ in range(count):
+            result = found.get()
+            if isinstance(result, Exception):
+                raise result
+            yield result
+
+
+def _serve(
+    look: Callable[[str], Probe | Failure], waiting: queue.SimpleQueue, found: queue.SimpleQueue
+) -> None:
+    """Looks at what waits, file by file, until nothing does or all is closed."""
     try:
-        while waiting or any(worker.path for worker in crew):
-            for worker in crew:
-                if worker.path is None and waiting:
-                    worker.give(waiting.popleft())
-            connection.wait([w.pipe for w in crew if w.path], timeout=min(seconds, 1.0))
-            for worker in crew:
-                if worker.path and (found := worker.collect()):
-                    yield found
-    finally:
-        for worker in crew:
-            worker.end()
-
-
-class _Worker:
-    """One process and the file that it is busy with; started anew when it is lost."""
-
-    def __init__(self, probe: Callable, seconds: float):
-        self._probe, self._seconds = probe, seconds
-        self.path: str | None = None
-        self._start()
-
-    def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")  # this process may hold threads
-        self.pipe, theirs = context.Pipe()
-        arguments = theirs, self._probe, self._seconds
-        self._process = context.Process(target=_work, args=arguments, daemon=True)
-        self._process.start()
-        theirs.close()
-        self._busy_since = None  # until it says that it is up
-        self._started = time.monotonic()
-
-    def give(self, path: str) -> None:
-        self.path = path
-        if self._busy_since is not None:
-            self._send()
-
-    def _send(self) -> None:
-        self._busy_since = time.monotonic()
-        with contextlib.suppress(OSError):  # a dead process is seen when its answer is collected
-            self.pipe.send(self.path)
-
-    def collect(self) -> tuple[str, Probe | Failure] | None:
-        """The answer on the file if there is one, or why there never will be."""
-        up, now = self._busy_since is not None, time.monotonic()
-        try:
-            if self.pipe.poll():
-                answer = self.pipe.recv()
-                if up:
-                    path, self.path = self.path, None
-                    return path, answer
-                self._send()  # it is up now
-                return None
-        except (EOFError, OSError):
-            self._process.join(1)
-            code = self._process.exitcode
-            if not up:
-                raise RuntimeError(f"a probing process does not start, exit code {code}") from None
-            return self._give_up(Failure(f"the decoder crashed (exit code {code})", passing=True))
-        if up and now - self._busy_since > self._seconds:
-            reason = f"no answer in {self._seconds:g} seconds"
-            return self._give_up(Failure(reason, self._seconds))
-        if not up and now - self._started > START_SECONDS:
-            raise RuntimeError(f"a probing process is not up after {START_SECONDS} seconds")
-        return None
-
-    def _give_up(self, failure: Failure) -> tuple[str, Failure]:
-        path, self.path = self.path, None
-        self.end()
-        self._start()
-        return path, failure
-
-    def end(self) -> None:
-        self._process.kill()
-        self._process.join(1)  # one stuck in the file system stays; nothing waits for it
-        self.pipe.close()
-
-
-def _work(pipe: connection.Connection, probe: Callable, seconds: float) -> None:
-    """Answers each path with a `Probe` or a `Failure`, until the other end is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
-    # Some decoders hold the interpreter as they hang; then the kernel must end an orphan.
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    with contextlib.suppress(EOFError, OSError):
-        pipe.send(None)
         while True:
-            path = pipe.recv()
-            signal.setitimer(signal.ITIMER_REAL, seconds + ORPHAN_SECONDS)
-            try:
-                answer = probe(path)
-            except decode.BadVideo as error:
-                passing = getattr(error.__cause__, "errno", None) in PASSING
-                answer = Failure(str(error).removeprefix(f"{path}: "), passing=passing)
-            except (ValueError, ArithmeticError, MemoryError) as error:  # of odd headers
-                passing = isinstance(error, MemoryError)
-                answer = Failure(f"{type(error).__name__}: {error}", passing=passing)
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            pipe.send(answer)
+            path = waiting.get_nowait()
+            found.put((path, look(path)))
+    except (queue.Empty, ClosedError):
+        return
+    except Exception as error:  # raised again in `probe_all`
+        found.put(error)
 
 
-def _leave_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
+def _look_at(seat: Seat, seconds: float, path: str) -> Probe | Failure:
+    try:
+        return seat.call(path)
+    except TimeLimitError:
+        return Failure(f"no answer in {seconds:g} seconds", seconds)
+    except WorkerDiedError as error:
+        return Failure(f"the decoder crashed ({error})", passing=True)
+
+
+def _answer(probe: Callable[[str], Probe], path: str) -> Probe | Failure:
+    """What a worker process finds out about a file."""
+    try:
+        return probe(path)
+    except decode.BadVideo as error:
+        passing = getattr(error.__cause__, "errno", None) in PASSING
+        return Failure(str(error).removeprefix(f"{path}: "), passing=passing)
+    except Exception as error:
+        of_odd_headers = isinstance(error, ValueError | ArithmeticError)
+        return Failure(f"{type(error).__name__}: {error}", passing=not of_odd_headers)

@@ -46,7 +46,7 @@ class TimeLimitError(Exception):
 
 
 class WorkerDiedError(Exception):
-    """A worker died twice over the same task."""
+    """A worker died over a task."""
 
 
 class WorkerStartError(RuntimeError):
@@ -54,7 +54,7 @@ class WorkerStartError(RuntimeError):
 
 
 class ClosedError(Exception):
-    """The pool is closed while a task is under way."""
+    """No worker is left, for all is closed."""
 
 
 class ThreadWorker:

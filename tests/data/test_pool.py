@@ -73,9 +73,10 @@ def test_closing_ends_what_is_under_way():
         pool.take()
 
 
-def test_a_worker_holds_what_its_function_needs_and_nothing_else():
+@pytest.mark.parametrize("module", ["clips", "probing"])
+def test_a_worker_holds_what_its_function_needs_and_nothing_else(module):
     worker = workers.ProcessWorker(tell_about_process)
-    found = worker.call(("invnext_jax.data.clips",), 60)
+    found = worker.call((f"invnext_jax.data.{module}",), 60)
     memory = worker.memory()
     worker.end()
     assert "av" in found["modules"] and "numpy" in found["modules"]

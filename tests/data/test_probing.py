@@ -101,14 +101,17 @@ def crash_on_b(path):
         raise ValueError("odd header")
     if path == "d":
         raise decode.BadVideo("d: network") from OSError(errno.EIO, "gone")
+    if path == "f":
+        raise TypeError("a mistake in the code")
     return probing.Probe(1.0, 1, 1, 1, 1.0, "none", 0, path)
 
 
 def test_a_crash_costs_one_file():
-    found = probe_all("abcde", probe=crash_on_b)
+    found = probe_all("abcdef", probe=crash_on_b)
     assert "crashed (exit code -6)" in found["b"].reason and found["b"].passing
     assert found["c"] == probing.Failure("ValueError: odd header")
     assert found["d"] == probing.Failure("network", passing=True)
+    assert found["f"] == probing.Failure("TypeError: a mistake in the code", passing=True)
     assert found["a"].digest == "a" and found["e"].digest == "e"
 
 
