@@ -163,8 +163,11 @@ def _use_frames(source, pick, use, window):
         return use(((number - first, frame) for number, frame in frames), clock)
 
 
-def _demux(container, stream):
-    """Yields the packets of `stream`; PyAV leaks where its generator is not run to its end."""
+def demux(container, stream):
+    """Yields the packets of `stream`.
+
+    PyAV leaks where its own generators are not run to their end; this one may be left at any place.
+    """
     with contextlib.closing(container.demux(stream)) as packets:
         yield from packets
 
@@ -216,7 +219,7 @@ def _check_length(head: bytes, size: int) -> None:
 def _scan(container, stream) -> _Plan:
     """Reads all packets once, without decoding or keeping them."""
     kind, packets, slots = container.format.name, [], 0
-    for packet in _demux(container, stream):
+    for packet in demux(container, stream):
         if packet.size:
             packets.append((packet.pts, packet.is_keyframe, packet.is_discard))
             slots = max(slots, (packet.dts or 0) + 1)
@@ -296,7 +299,7 @@ def _decode(container, stream, wanted_times):
     # An AVI packet may hold the frame of the next one's time.
     skipping = context.name in SKIPPING and container.format.name != "avi"
     mode = "DEFAULT"
-    for packet in _demux(container, stream):
+    for packet in demux(container, stream):
         needless = skipping and packet.pts is not None and packet.pts not in wanted_times
         if mode != (mode := "NONREF" if needless else "DEFAULT"):
             context.skip_frame = mode
@@ -307,7 +310,7 @@ def _decode_all(container, wanted):
     """Yields (number, frame) by counting the frames from the start."""
     waiting = iter(wanted)
     target = next(waiting)
-    packets = _demux(container, container.streams.video[0])
+    packets = demux(container, container.streams.video[0])
     frames = (frame for packet in packets for frame in packet.decode())
     for number, frame in enumerate(frames):
         if number == target:

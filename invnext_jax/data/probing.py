@@ -108,7 +108,7 @@ def _scan(path: str) -> tuple[dict[str, Any], list[int]]:
         # The packets themselves are let go one by one: all of them would be the whole file.
         shown = [
             (packet.pts, packet.is_keyframe, _holds_data(packet))
-            for packet in container.demux(stream)
+            for packet in decode.demux(container, stream)
             if packet.size and not packet.is_discard
         ]
         codec, rate = stream.codec_context.codec.name, float(stream.average_rate or 0)
@@ -132,9 +132,10 @@ def _scan(path: str) -> tuple[dict[str, Any], list[int]]:
 def _look(path: str) -> dict[str, int]:
     """What the first frame tells."""
     with _open(path) as container:
-        context = container.streams.video[0].codec_context
-        context.thread_type, context.thread_count = "SLICE", 1
-        first = next(container.decode(video=0), None)
+        stream = container.streams.video[0]
+        stream.codec_context.thread_type, stream.codec_context.thread_count = "SLICE", 1
+        packets = decode.demux(container, stream)
+        first = next((frame for packet in packets for frame in packet.decode()), None)
         if first is None:
             raise decode.BadVideo(f"{path}: no frame can be decoded")
         return {"width": first.width, "height": first.height, "rotation": first.rotation}

@@ -3,11 +3,13 @@
 import errno
 import os
 import struct
+import sys
 import time
 
 import pytest
+from stand_ins import tell_growth
 
-from invnext_jax.data import decode, probing
+from invnext_jax.data import decode, probing, workers
 
 X264 = {"preset": "ultrafast", "g": "12"}
 
@@ -123,3 +125,16 @@ def test_stopping_early_ends_the_processes(tmp_path, videos):
     started = time.monotonic()
     results.close()
     assert time.monotonic() - started < 5
+
+
+def probe_again(path, seeds):
+    probing.probe_video(path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks glibc")
+def test_no_file_leaves_anything_allocated(tmp_path, videos):
+    path = videos.write(tmp_path / "a.mp4", options=X264)
+    worker = workers.ProcessWorker(tell_growth)
+    grown = worker.call((probe_again, [str(path)], 100), 60)
+    worker.end()
+    assert grown < 50, f"{grown:.0f} bytes a file"  # PyAV's generators, left open, lose 200
