@@ -57,8 +57,9 @@ FLOORS = {
         {"sources", "transforms", "sampling", "lists", "serve"},
         {"opening"},
         {"decode", "world", "shards"},
-        {"frames", "progress"},
-        *({"world_files", "world_urls"}, {"world_render"}, {"world_captions"}, {"world_scene"}),
+        {"frames"},
+        *({"world_files", "world_urls"}, {"world_render"}, {"world_captions"}),
+        {"world_scene", "progress"},
     ],
     "weights": [
         {"export", "match", "published", "reference", "image_models", "text_models"},

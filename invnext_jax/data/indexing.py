@@ -16,20 +16,16 @@ import dataclasses
 import io
 import json
 import os
-import sys
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from invnext_jax.data import journal, lists, probing
 from invnext_jax.data.lists import Entry
 from invnext_jax.data.probing import Failure, Probe
+from invnext_jax.data.progress import Meter
 from invnext_jax.errors import UserError
 
-LINE_EVERY_SECONDS = 10.0
 CUT_SLACK_SECONDS = 1.0  # what a cut file may be longer than it should
 PROBED = ("duration", "frames", "width", "height", "fps", "codec", "rotation")
 
@@ -126,25 +122,16 @@ def _beside(manifest: Path, what: str, suffix: str = "csv") -> Path:
 def _show(
     todo: Sequence[str], reused: int, options: Options, probe
 ) -> Iterator[tuple[str, Probe | Failure]]:
-    """Passes the results on, with a bar or lines about them."""
-    on_terminal = sys.stderr.isatty()
-    hidden = not (options.progress and on_terminal)
-    started = last = time.monotonic()
-    total, bad = reused + len(todo), 0
+    """Passes the results on and tells of them."""
     results = probing.probe_all(todo, workers=options.workers, seconds=options.seconds, probe=probe)
+    bad = 0
     with (
         contextlib.closing(results),
-        tqdm(total=total, initial=reused, unit="video", disable=hidden) as bar,
+        Meter(reused + len(todo), "video", options.progress, begun=reused) as meter,
     ):
-        for done, (path, result) in enumerate(results, start=1):
+        for done, (path, result) in enumerate(results, start=reused + 1):
             bad += isinstance(result, Failure)
-            bar.set_postfix_str(f"{bad} bad", refresh=False)
-            bar.update()
-            now = time.monotonic()
-            due = now - last > LINE_EVERY_SECONDS or done == len(todo)
-            if options.progress and not on_terminal and due:
-                last, rate = now, done / max(now - started, 1e-9)
-                print(f"{reused + done} of {total} videos, {bad} bad, {rate:.0f}/s", flush=True)
+            meter.show(done, f"{bad} bad")
             yield path, result
 
 

@@ -14,7 +14,6 @@ import io
 import json
 import multiprocessing
 import os
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -22,9 +21,9 @@ from pathlib import Path
 import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
-from tqdm import tqdm
 
 from invnext_jax.data import world_captions, world_render, world_scene
+from invnext_jax.data.progress import Meter
 from invnext_jax.data.world_scene import WorldSpec
 from invnext_jax.errors import UserError
 
@@ -33,7 +32,6 @@ FORMAT = 1  # raised when the same spec comes to mean other clips
 SOURCE = "world"
 # Full colour resolution and little loss: the shapes are a dozen pixels wide.
 PIXEL_FORMAT, QUALITY = "yuv444p", 10
-LINE_EVERY_SECONDS = 10.0
 PART, PART_SECONDS = ".part", 60  # half files older than this are what a killed run left
 
 
@@ -69,8 +67,11 @@ def write_world(
     if manifest.exists() and manifest.read_text().count("\n") == videos + 1:
         return manifest
     todo = _unfinished(spec, out_dir, videos)
-    reports = _write_all(spec, out_dir, todo, min(workers, len(todo)))
-    _show(reports, len(todo), videos, progress, spec.split)
+    done = videos - len(todo)
+    with Meter(videos, "clip", progress, begun=done) as meter:
+        for more in _write_all(spec, out_dir, todo, min(workers, len(todo))):
+            done += more
+            meter.show(done, spec.split)
     _write_tables(spec, out_dir, videos, manifest)
     return manifest
 
@@ -138,22 +139,6 @@ def _work(spec: WorldSpec, out_dir: Path, todo: Iterable[int], done) -> None:
         _write_clip(spec, out_dir, index)
         with done.get_lock():
             done.value += 1
-
-
-def _show(reports: Iterator[int], total: int, videos: int, progress: bool, split: str) -> None:
-    on_terminal = sys.stderr.isatty()
-    started = last = time.monotonic()
-    done = 0
-    with tqdm(total=total, unit="clip", desc=split, disable=not (progress and on_terminal)) as bar:
-        for step in reports:
-            bar.update(step)
-            done += step
-            now = time.monotonic()
-            due = now - last > LINE_EVERY_SECONDS or (step and done == total)
-            if progress and not on_terminal and due:
-                last = now
-                rate = done / max(now - started, 1e-9)
-                print(f"{split}: {videos - total + done} of {videos} clips, {rate:.0f} clips/s")
 
 
 def _write_clip(spec: WorldSpec, out_dir: Path, index: int) -> None:
