@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import functools
 import json
-import os
 import pathlib
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +19,7 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from invnext_jax import pretrained, stage1, stage2
+from invnext_jax import pretrained, replacing, stage1, stage2
 from invnext_jax.data import drops as drops_lib
 from invnext_jax.data import pipeline, sources
 from invnext_jax.errors import NonFiniteError, UserError
@@ -258,12 +257,11 @@ def _keep_old_records(workdir: pathlib.Path, checkpointer: checkpointer_lib.Chec
 
 def _write_config(run: Run) -> None:
     if jax.process_index() == 0:
-        partial = run.workdir / "config.json.tmp"
+        path, tree = run.workdir / "config.json", provenance.as_json(run.config)
         try:
-            partial.write_text(json.dumps(provenance.as_json(run.config), indent=2) + "\n")
-            os.replace(partial, run.workdir / "config.json")
+            replacing.write_text(path, json.dumps(tree, indent=2) + "\n")
         except OSError as error:  # each checkpoint has the config too
-            logging.warning("%s cannot be written: %s", partial, error.strerror)
+            logging.warning("%s cannot be written: %s", path, error.strerror)
 
 
 def _introduce(run: Run) -> None:

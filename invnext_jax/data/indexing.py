@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from invnext_jax import replacing
 from invnext_jax.data import journal, lists, probing
 from invnext_jax.data.lists import Entry
 from invnext_jax.data.probing import Failure, Probe
@@ -145,7 +146,7 @@ def _write(
     clean, quarantine = _sort_out(listing.entries, found)
     if not clean:
         path = _beside(out, "quarantine")
-        _replace(path, csv_text([("path", "reason"), *quarantine]))
+        replacing.write_text(path, csv_text([("path", "reason"), *quarantine]))
         raise UserError(f"none of {len(quarantine)} videos can be read, {path} tells why")
     copies = _find_copies(clean)
     texts = {
@@ -162,7 +163,7 @@ def _write(
             "is kept), or another --out"
         )
     for path, text in reversed(texts.items()):  # the manifest last: it stands for all
-        _replace(path, text)
+        replacing.write_text(path, text)
     return Summary(out, len(listing.entries), len(clean), len(quarantine), len(copies), reused)
 
 
@@ -247,10 +248,3 @@ def csv_text(rows: Iterable[Sequence[Any]]) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue()
-
-
-def _replace(path: Path, text: str) -> None:
-    """Writes beside `path` and renames."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_text(text, encoding="utf-8", errors="backslashreplace")
-    os.replace(part, path)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from invnext_jax import replacing
 from invnext_jax.data import opening, shards, sources
 from invnext_jax.data.frames import BadVideo
 from invnext_jax.data.pool import OrderedPool
@@ -225,7 +226,5 @@ def write_text(path: epath.Path, text: str) -> None:
     """Writes a file that is whole whenever it is there."""
     if opening.is_remote(os.fspath(path)):
         path.write_text(text)
-        return
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    part.write_text(text)
-    os.replace(part, path)
+    else:
+        replacing.write_text(path, text)

@@ -22,6 +22,7 @@ import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
+from invnext_jax import replacing
 from invnext_jax.data import world_captions, world_render, world_scene
 from invnext_jax.data.progress import Meter
 from invnext_jax.data.world_scene import WorldSpec
@@ -32,7 +33,7 @@ FORMAT = 1  # raised when the same spec comes to mean other clips
 SOURCE = "world"
 # Full colour resolution and little loss: the shapes are a dozen pixels wide.
 PIXEL_FORMAT, QUALITY = "yuv444p", 10
-PART, PART_SECONDS = ".part", 60  # half files older than this are what a killed run left
+PART_SECONDS = 60  # half files older than this are what a killed run left
 
 
 def write_world(
@@ -83,7 +84,7 @@ def _claim_folder(spec: WorldSpec, out_dir: Path) -> None:
     for folder in (out_dir / spec.split, out_dir / "gt" / spec.split):
         folder.mkdir(parents=True, exist_ok=True)
     if not path.exists():
-        _write_file(path, json.dumps(ours).encode())
+        replacing.write_text(path, json.dumps(ours))
     found = json.loads(path.read_text())
     if found != ours:
         raise UserError(
@@ -97,7 +98,7 @@ def _paths(spec: WorldSpec, out_dir: Path, index: int) -> tuple[Path, Path]:
 
 
 def _unfinished(spec: WorldSpec, out_dir: Path, videos: int) -> list[int]:
-    for part in out_dir.glob(f"**/.*{PART}"):
+    for part in out_dir.glob(f"**/.*{replacing.PART}"):
         if time.time() - part.stat().st_mtime > PART_SECONDS:
             part.unlink(missing_ok=True)
     # A clip's video is renamed into place after its ground truth, so one listing tells.
@@ -148,8 +149,8 @@ def _write_clip(spec: WorldSpec, out_dir: Path, index: int) -> None:
     np.savez_compressed(
         buffer, depth=clip.depth, boxes=clip.boxes, visible=clip.visible, ids=clip.ids
     )
-    _write_file(truth_path, buffer.getvalue())
-    _write_file(video_path, encode_mp4(clip.video))
+    replacing.write_bytes(truth_path, buffer.getvalue())
+    replacing.write_bytes(video_path, encode_mp4(clip.video))
 
 
 def encode_mp4(video: np.ndarray, *, frames_per_second: int = FRAMES_PER_SECOND) -> bytes:
@@ -179,8 +180,8 @@ def _write_tables(spec: WorldSpec, out_dir: Path, videos: int, manifest: Path) -
         name = f"{spec.split}/{index:06d}.mp4"
         writer.writerow([name, SOURCE, *(labels[task] for task in tasks)])
         captions.append(_caption_line(spec.level, name, labels))
-    _write_file(out_dir / f"{spec.split}.captions.jsonl", "".join(captions).encode())
-    _write_file(manifest, table.getvalue().encode())
+    replacing.write_text(out_dir / f"{spec.split}.captions.jsonl", "".join(captions))
+    replacing.write_text(manifest, table.getvalue())
 
 
 def _caption_line(level: str, name: str, labels: dict[str, int]) -> str:
@@ -193,10 +194,3 @@ def _caption_line(level: str, name: str, labels: dict[str, int]) -> str:
         "image_captions": [{"text": c.text, "attributes": c.attributes} for c in images],
     }
     return json.dumps(line) + "\n"
-
-
-def _write_file(path: Path, content: bytes) -> None:
-    """Writes beside `path` and renames, so that no half file ever bears the name."""
-    part = path.with_name(f".{path.name}.{os.getpid()}{PART}")
-    part.write_bytes(content)
-    os.replace(part, path)

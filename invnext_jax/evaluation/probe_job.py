@@ -7,7 +7,6 @@ that was killed goes on, and one that is repeated has nothing to do.
 import dataclasses
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ import jax
 import ml_collections
 import numpy as np
 
+from invnext_jax import replacing
 from invnext_jax.data import pipeline, sources
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import brackets, features, probes, supervised
@@ -278,7 +278,4 @@ def _read(path: Path, key: str) -> dict[str, Any] | None:
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    replacing.write_text(path, json.dumps(content, indent=1) + "\n")

@@ -12,7 +12,7 @@ import ml_collections
 import numpy as np
 from absl import logging
 
-from invnext_jax import pretrained, stage1
+from invnext_jax import pretrained, replacing, stage1
 from invnext_jax.data import pipeline, sources
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import charts, features, probe_job, runs, strips, tables
@@ -70,16 +70,8 @@ def write_report(folders: Sequence[str | Path], out: str | Path, clips: int = 3)
         probe=tables.join_probes(probes),
         clips=show_clips(found_runs, probes, clips) if found_runs and clips else None,
     )
-    return write_whole(Path(out), page)
-
-
-def write_whole(out: Path, page: str) -> Path:
-    """Writes a file that appears only when it is complete."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(out.name + ".tmp")
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(out)
-    return out
+    replacing.write_text(out, page)
+    return Path(out)
 
 
 def render(template: str, **content: Any) -> str:

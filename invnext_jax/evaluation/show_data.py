@@ -19,7 +19,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from invnext_jax import pretrained, stage1, stage2
+from invnext_jax import pretrained, replacing, stage1, stage2
 from invnext_jax.data import mixture, pipeline, sources
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import report, strips
@@ -71,7 +71,8 @@ def write_page(config: ml_collections.ConfigDict, out: str | Path, clips: int = 
         dropped=count_reasons(drops.names),
         quarantined=_read_quarantines(manifest.file),
     )
-    return report.write_whole(Path(out), page)
+    replacing.write_text(out, page)
+    return Path(out)
 
 
 def sample(

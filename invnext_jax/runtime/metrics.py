@@ -17,6 +17,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
+from invnext_jax import replacing
 from invnext_jax.errors import NonFiniteError, UserError
 from invnext_jax.runtime import devices, progress
 
@@ -196,9 +197,7 @@ def cut_metrics(workdir: str | pathlib.Path, step: int) -> None:
     if not path.exists():
         return
     kept = [record for record in read_metrics(workdir) if record["step"] <= step]
-    partial = path.with_suffix(".tmp")
-    partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
-    os.replace(partial, path)
+    replacing.write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
 
 
 def is_due(step: int, every_steps: int) -> bool:

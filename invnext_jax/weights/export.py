@@ -5,7 +5,6 @@ The tensors are float32, contiguous, under their path in the parameter tree
 """
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import flax
 import numpy as np
 
+from invnext_jax import replacing
 from invnext_jax.errors import UserError
 from invnext_jax.weights.files import Reading, Tensor, open_checkpoint, write_tensors
 
@@ -52,14 +52,12 @@ def write_export(path: str | Path, params: Mapping[str, Any], about: Mapping[str
       UserError: the name does not end in .safetensors.
     """
     path, json_path = Path(path), description_path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     about = {"format": FORMAT, "parts": sorted(params), **about}
-    temporary, json_temporary = (p.with_name(p.name + ".tmp") for p in (path, json_path))
-    temporary.unlink(missing_ok=True)  # of an export that was killed
-    write_tensors(temporary, tensors_of(params), metadata={"format": "invnext-jax"})
-    json_temporary.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
-    os.replace(json_temporary, json_path)
+    replacing.drop_parts(path)  # they may be large
+    # The description comes last: without it there is no export.
+    with replacing.replaced(json_path) as json_part, replacing.replaced(path) as part:
+        write_tensors(part, tensors_of(params), metadata={"format": "invnext-jax"})
+        json_part.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
 
 def read_export(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
