@@ -127,7 +127,8 @@ def prepare(
     stack.callback(held.close)
     if jax.process_index() == 0:
         drops.list_in(workdir)
-    checkpointer = checkpointer_lib.Checkpointer(held, config, given_step)
+    digest = sources.hash_manifests(config.data.manifest)
+    checkpointer = checkpointer_lib.Checkpointer(held, config, digest, given_step)
     stack.callback(checkpointer.close)
 
     model = stage.make_model(config)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from invnext_jax import stage1
-from invnext_jax.data import pipeline
+from invnext_jax.data import pipeline, sources
 from invnext_jax.runtime import checkpointer, optimizer
 from invnext_jax.runtime import mesh as mesh_lib
 from invnext_jax.runtime import state as state_lib
@@ -42,7 +42,8 @@ def numbered(abstract):
 @contextlib.contextmanager
 def opened(workdir, config):
     with contextlib.closing(Workdir(workdir)) as held:
-        with contextlib.closing(checkpointer.Checkpointer(held, config)) as saver:
+        digest = sources.hash_manifests(config.data.manifest)
+        with contextlib.closing(checkpointer.Checkpointer(held, config, digest)) as saver:
             yield saver
 
 

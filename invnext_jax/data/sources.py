@@ -9,6 +9,7 @@ itself, and `world:...` stands for the manifest of a drawn world, see world_urls
 
 import csv
 import dataclasses
+import hashlib
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -137,6 +138,20 @@ def _find_file(path: str) -> str:
         return os.path.join(path, found[0])
     beside = f"{path}.csv"
     return beside if not os.path.exists(path) and os.path.isfile(beside) else path
+
+
+def hash_manifests(names: str) -> str:
+    """SHA-256 of a manifest's content, local or remote, or that of several, which are joined.
+
+    A drawn world is nothing but its name. Checkpoints hold the value: it stays what it is.
+    """
+    hashes = [
+        hashlib.sha256(name.encode()).hexdigest()
+        if world_urls.is_world(name)
+        else opening.hash_files([name])
+        for name in split_names(names)
+    ]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def read_manifest(names: str | os.PathLike | Sequence[str]) -> Manifest:

@@ -48,7 +48,8 @@ def run_probe(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[st
     tasks = choose_tasks(config)
     workdir = Path(workdir)
     asked = {k: v for k, v in provenance.as_json(config).items() if k not in ("checkpoint", "ema")}
-    data_key = [asked, *(provenance.hash_manifest(manifest) for manifest in _manifests(config))]
+    digests = [sources.hash_manifests(manifest) for manifest in _manifests(config)]
+    data_key = [asked, *digests]
     encoder_record = provenance.as_json(
         ml_collections.ConfigDict({"encoder": loaded.config.encoder, "dtype": loaded.config.dtype})
     )
@@ -78,7 +79,7 @@ def run_probe(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[st
         "tasks": list(tasks),
         **results,
         "encoder": encoder_record,
-        "run": provenance.describe_run(config),
+        "run": provenance.describe_run(config, digests[0]),
         "seconds": time.perf_counter() - start,
     }
     _write(workdir / RESULTS, results)

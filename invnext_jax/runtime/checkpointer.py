@@ -37,6 +37,7 @@ class Checkpointer:
     Args:
         workdir: the run's folder.
         config: the run's whole config; `config.checkpoint` says what is kept.
+        manifest_sha256: of its manifests, see `provenance.describe_run`.
         init_from_step: step of the checkpoint that `config.init_from` gave, if it names one.
     """
 
@@ -44,11 +45,12 @@ class Checkpointer:
         self,
         workdir: Workdir,
         config: ml_collections.ConfigDict,
+        manifest_sha256: str,
         init_from_step: int | None = None,
     ):
         self._workdir = workdir
         self._folder = workdir.path / FOLDER
-        self._record = provenance.describe_run(config, init_from_step)
+        self._record = provenance.describe_run(config, manifest_sha256, init_from_step)
         self._kept = Kept(config.checkpoint, self._folder)
         self._manager = ocp.CheckpointManager(
             self._folder,

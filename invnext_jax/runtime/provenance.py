@@ -1,17 +1,14 @@
 """What a checkpoint tells of the run that made it, and what a resumed run may not change."""
 
 import copy
-import hashlib
 import importlib.metadata
 import json
-import os
 import pathlib
 import platform
 import subprocess
 from collections.abc import Mapping
 from typing import Any
 
-import fsspec
 import jax
 import ml_collections
 
@@ -102,19 +99,20 @@ def from_json(tree: dict[str, Any]) -> ml_collections.FrozenConfigDict:
 
 
 def describe_run(
-    config: ml_collections.ConfigDict, init_from_step: int | None = None
+    config: ml_collections.ConfigDict, manifest_sha256: str, init_from_step: int | None = None
 ) -> dict[str, Any]:
     """The JSON-able record that is saved with each checkpoint of a run of this config.
 
     Args:
         config: the run's config.
+        manifest_sha256: of its manifests, see `sources.hash_manifests`.
         init_from_step: step of the checkpoint that `config.init_from` gave, if it names one.
     """
     return {
         "format_version": FORMAT_VERSION,
         "config": as_json(config),
         "init_from_step": init_from_step,
-        "manifest_sha256": hash_manifest(config.data.manifest),
+        "manifest_sha256": manifest_sha256,
         "process_count": jax.process_count(),
         "device_count": jax.device_count(),
         "versions": {
@@ -123,23 +121,6 @@ def describe_run(
         },
         "git": git_hash(),
     }
-
-
-def hash_manifest(names: str) -> str:
-    """SHA-256 of a manifest's content, local or remote, or that of several, which are joined.
-
-    A drawn world is nothing but its name.
-    """
-    hashes = []
-    for name in [names] if os.path.exists(names) else names.split(","):
-        if name.strip().startswith("world:"):
-            hashes.append(hashlib.sha256(name.strip().encode()).hexdigest())
-        else:
-            with fsspec.open(name.strip(), "rb") as file:
-                hashes.append(hashlib.file_digest(file, "sha256").hexdigest())
-    if len(hashes) == 1:
-        return hashes[0]
-    return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def git_hash() -> str:

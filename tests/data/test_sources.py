@@ -101,3 +101,27 @@ def test_source_gives_rows_at_random_and_survives_the_way_to_a_worker(tmp_path):
     assert str(tmp_path) not in repr(source)  # repr is part of a checkpoint
     with pytest.raises(IndexError):
         source[5]
+
+
+@pytest.mark.parametrize(
+    ("names", "digest"),
+    [  # the first one stands in tests/fixtures/checkpoint_v2, the others in checkpoints like it
+        ("a.csv", "56ce9c68b7972d4f140b606d1e524f74ce33f0f2db301349c6b896d9122c9902"),
+        ("a.csv, b.csv", "5da7048edcaeee1a86c6f982d1cfec34036a138cfcbbc18773c41dc59dfa682b"),
+        ("c, d.csv", "c86c9ee492d0a61d7d81dd54a29a3da0051f83974996cf65d773286272cc79ba"),
+        (
+            "a.csv,file://{}/b.csv, world:simple?videos=3",
+            "d7a7aa24b14744a3fc9c5fb5760ff099c1064ab6d2e9d94c727a37a3fcba0594",
+        ),
+        (
+            "world:simple/train?videos=4",
+            "549e3ca23112371005ed558d0b4bc6ef8f00c427aaf0dbcce739b7ecb6370d75",
+        ),
+    ],
+)
+def test_digests_are_those_that_checkpoints_hold(names, digest, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.csv").write_text("path,source\na.mp4,toy\n")
+    (tmp_path / "b.csv").write_text("path,source\nb.mp4,toy\n")
+    (tmp_path / "c, d.csv").write_text("path,source\n")
+    assert sources.hash_manifests(names.format(tmp_path)) == digest

@@ -13,6 +13,7 @@ import numpy as np
 import optax
 import pytest
 
+from invnext_jax.data import sources
 from invnext_jax.errors import UserError
 from invnext_jax.runtime import checkpoint, checkpointer
 from invnext_jax.runtime import mesh as mesh_lib
@@ -55,7 +56,8 @@ def run(toy_config, toy_data, abstract, tmp_path):
 @contextlib.contextmanager
 def opened(workdir, config):
     with contextlib.closing(Workdir(workdir)) as held:
-        with contextlib.closing(checkpointer.Checkpointer(held, config)) as saver:
+        digest = sources.hash_manifests(config.data.manifest)
+        with contextlib.closing(checkpointer.Checkpointer(held, config, digest)) as saver:
             yield saver
 
 

@@ -4,16 +4,21 @@ import pathlib
 import pytest
 
 from configs import stage1
+from invnext_jax.data import sources
 from invnext_jax.runtime import provenance
 
 
 @pytest.fixture
 def record(toy_config):
-    return provenance.describe_run(toy_config)
+    return describe(toy_config)
+
+
+def describe(config):
+    return provenance.describe_run(config, sources.hash_manifests(config.data.manifest))
 
 
 def changes(record, config, **more):
-    return provenance.differences(record, {**provenance.describe_run(config), **more})
+    return provenance.differences(record, {**describe(config), **more})
 
 
 def test_the_record_holds_config_versions_and_counts(record, toy_config):
@@ -62,7 +67,7 @@ def test_every_manifest_named_is_compared(record, toy_config, tmp_path):
     (tmp_path / "b.csv").write_text("path,source\nb.mp4,toy\n")
     toy_config.data.manifest = f"{first},file://{tmp_path}/b.csv, world:simple?videos=3"
     assert len(changes(record, toy_config)) == 1
-    record = provenance.describe_run(toy_config)
+    record = describe(toy_config)
     assert changes(record, toy_config) == []
     (tmp_path / "b.csv").write_text("path,source\nc.mp4,toy\n")
     assert len(changes(record, toy_config)) == 1
