@@ -27,7 +27,7 @@ from absl import app, flags, logging
 
 from configs import stage1
 from invnext_jax import train
-from invnext_jax.runtime import compilation, metrics
+from invnext_jax.runtime import compilation, reporting
 from invnext_jax.runtime.preemption import Preemption
 
 _STEPS = flags.DEFINE_integer("steps", 3, "Steps that are timed.")
@@ -107,7 +107,7 @@ def main(argv: Sequence[str]) -> None:
         world = [sys.executable, str(ROOT / "launch/make_world.py"), f"--out={base / 'world'}"]
         subprocess.run([*world, "--split=train", "--videos=8"], check=True, capture_output=True)
         run = train.prepare(mid_size(str(base / "world/train.csv")), base / "run", stack)
-        reporter = metrics.Reporter(run.config, run.workdir, 0, run.mesh)
+        reporter = reporting.Reporter(run.config, run.workdir, 0, run.mesh)
         stack.callback(reporter.close)
         batch = train._next_batch(run, reporter, Preemption())
         train_step, _ = train._compile(run, batch)

@@ -25,7 +25,7 @@ from invnext_jax.errors import UserError
 from invnext_jax.models import teachers
 from invnext_jax.models.layers import unit
 from invnext_jax.models.siglip import SigLip, TextTower
-from invnext_jax.runtime import compilation, metrics, optimizer, provenance
+from invnext_jax.runtime import compilation, optimizer, provenance, reporting
 from invnext_jax.runtime import mesh as mesh_lib
 from invnext_jax.runtime import state as state_lib
 from invnext_jax.runtime import step as step_lib
@@ -285,7 +285,7 @@ def _optimize(
 
     step_fn = step_lib.make_train_step(loss_fn, tx, schedule)
     train_step = compilation.compile_step(step_fn, state, {}, next_batch(1), root_key)
-    reporter = metrics.Reporter(config, workdir, 0, mesh)
+    reporter = reporting.Reporter(config, workdir, 0, mesh)
     with contextlib.closing(reporter):
         reporter.start()
         for step in range(1, config.total_steps + 1):

@@ -34,6 +34,7 @@ from invnext_jax.runtime import (
     optimizer,
     profiling,
     provenance,
+    reporting,
 )
 from invnext_jax.runtime import checkpointer as checkpointer_lib
 from invnext_jax.runtime import mesh as mesh_lib
@@ -306,7 +307,7 @@ def run_loop(
         measure=config.log.measure_ceiling,
     )
     best_metric = saving.best_metric if saving.keep_best else ""
-    reporter = metrics.Reporter(config, run.workdir, run.step, run.mesh, best_metric, throughput)
+    reporter = reporting.Reporter(config, run.workdir, run.step, run.mesh, best_metric, throughput)
     reporter.tell(throughput.describe())
     profiler = profiling.Profiler(config.profile_steps, run.workdir)
     stack.callback(profiler.close)
@@ -332,7 +333,7 @@ def run_loop(
 
 def _run_steps(
     run: Run,
-    reporter: metrics.Reporter,
+    reporter: reporting.Reporter,
     agreement: Agreement,
     preemption: Preemption,
     watchdog: Watchdog,
@@ -354,7 +355,7 @@ def _run_steps(
         number, more = run.step + 1, {}
         profiler.before(number)
         with jax.transfer_guard("disallow"):
-            if metrics.is_due(number, run.config.log.diagnostics_every_steps):
+            if reporting.is_due(number, run.config.log.diagnostics_every_steps):
                 more = diagnose(run.state, run.frozen, batch, run.root_key)
                 reporter.settle(more)
             run.state, measured = train_step(run.state, run.frozen, batch, run.root_key)
@@ -369,7 +370,7 @@ def _run_steps(
             _save(run, reporter, agreement)
 
 
-def _save(run: Run, reporter: metrics.Reporter, agreement: Agreement) -> None:
+def _save(run: Run, reporter: reporting.Reporter, agreement: Agreement) -> None:
     reporter.drain()  # no logged step is missing from what a resumed run finds
     run.checkpointer.save(run.step, run.state, run.position, score=reporter.take_score())
     if not (run.workdir / "config.json").exists():
@@ -387,7 +388,7 @@ def _farewell(run: Run, preemption: Preemption) -> str:
 
 
 def _next_batch(
-    run: Run, reporter: metrics.Reporter, preemption: Preemption
+    run: Run, reporter: reporting.Reporter, preemption: Preemption
 ) -> dict[str, jax.Array]:
     """The next batch; a single process does not wait for it once a signal has come."""
     start = time.perf_counter()

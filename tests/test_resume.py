@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from invnext_jax import train
-from invnext_jax.runtime import checkpoint, metrics
+from invnext_jax.runtime import checkpoint, metrics, reporting
 
 
 class KilledError(Exception):
@@ -34,7 +34,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
         config.init_from = str(request.getfixturevalue("stage1_run"))
     train.train(config, tmp_path / "whole")
 
-    push = metrics.Reporter.push
+    push = reporting.Reporter.push
 
     def push_until_killed(self, step, *arguments):
         push(self, step, *arguments)
@@ -42,7 +42,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
             raise KilledError
 
     with monkeypatch.context() as patch, pytest.raises(KilledError):
-        patch.setattr(metrics.Reporter, "push", push_until_killed)
+        patch.setattr(reporting.Reporter, "push", push_until_killed)
         train.train(config, tmp_path / "killed")
     assert checkpoint.restore_run(tmp_path / "killed").step == 3
     config.data.workers = 1 - workers  # changes nothing

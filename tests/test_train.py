@@ -10,7 +10,7 @@ import pytest
 
 from invnext_jax import train
 from invnext_jax.errors import UserError
-from invnext_jax.runtime import checkpoint, metrics
+from invnext_jax.runtime import checkpoint, metrics, reporting
 
 ALWAYS = {"loss", "grad_norm", "learning_rate", "clips_per_second", "data_wait", "dropped_videos"}
 LOGGED = {
@@ -34,14 +34,14 @@ def compile_counts(monkeypatch):
         if "backend_compile" in event:
             compiled.append(event)
 
-    push = metrics.Reporter.push
+    push = reporting.Reporter.push
 
     def push_and_count(self, *arguments):
         push(self, *arguments)
         counts.append(len(compiled))
 
     jax.monitoring.register_event_duration_secs_listener(listen)
-    monkeypatch.setattr(metrics.Reporter, "push", push_and_count)
+    monkeypatch.setattr(reporting.Reporter, "push", push_and_count)
     yield lambda: [*counts, len(compiled)]
     jax.monitoring.clear_event_listeners()
 

@@ -26,7 +26,7 @@ from absl import flags
 import ml_collections
 flags.FLAGS.mark_as_parsed()
 from invnext_jax import errors, train
-from invnext_jax.runtime import checkpointer, distributed, metrics
+from invnext_jax.runtime import checkpointer, distributed, reporting
 toy_file, config, workdir, dies = sys.argv[1:]
 config = ml_collections.ConfigDict(json.loads(config))
 if config.stage == "toy":
@@ -34,7 +34,7 @@ if config.stage == "toy":
     toy = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(toy)
     train.STAGES["toy"] = toy.make_toy_stage()
-save, push = checkpointer.Checkpointer.save, metrics.Reporter.push
+save, push = checkpointer.Checkpointer.save, reporting.Reporter.push
 def save_at_once(self, *rest, **more):
     save(self, *rest, **more)
     self.wait()
@@ -43,7 +43,7 @@ def push_until_killed(self, step, *rest):
     push(self, step, *rest)
     if step == int(dies):
         os._exit(9)  # the other processes end in their next collective
-metrics.Reporter.push = push_until_killed
+reporting.Reporter.push = push_until_killed
 with errors.exit_on_user_error():
     distributed.initialize(timeout_seconds=60)
     train.train(config, workdir)

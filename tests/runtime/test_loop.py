@@ -15,7 +15,7 @@ import pytest
 from invnext_jax import train
 from invnext_jax.data import pipeline
 from invnext_jax.errors import NonFiniteError, UserError
-from invnext_jax.runtime import checkpoint, metrics
+from invnext_jax.runtime import checkpoint, metrics, reporting
 from invnext_jax.weights import export
 
 CONFTEST = pathlib.Path(__file__).with_name("conftest.py")
@@ -259,13 +259,13 @@ def test_nothing_is_compiled_after_the_first_step(toy_config, tmp_path, monkeypa
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, *_, **__: compiled.append(event) if "backend_compile" in event else None
     )
-    push = metrics.Reporter.push
+    push = reporting.Reporter.push
 
     def count(self, *arguments):
         push(self, *arguments)
         pushed.append(len(compiled))
 
-    monkeypatch.setattr(metrics.Reporter, "push", count)
+    monkeypatch.setattr(reporting.Reporter, "push", count)
     train.train(toy_config, tmp_path / "run")
     assert len(pushed) == 6
     assert pushed[0] > 0
@@ -348,10 +348,10 @@ def test_real_videos_some_of_them_bad_and_another_number_of_workers(
     train.train(toy_config, tmp_path / "whole")
     assert "data: 48 clips, " in capsys.readouterr().out
 
-    push = metrics.Reporter.push
+    push = reporting.Reporter.push
     with monkeypatch.context() as patch, pytest.raises(KilledError):
         patch.setattr(
-            metrics.Reporter,
+            reporting.Reporter,
             "push",
             lambda self, step, *rest: kill() if step == 5 else push(self, step, *rest),
         )
@@ -415,7 +415,7 @@ def test_parts_that_do_not_divide_the_batch_are_refused(toy_config, tmp_path):
 
 def test_a_step_is_looked_at_only_when_the_next_one_is_under_way(toy_config, tmp_path, monkeypatch):
     toy_config.checkpoint.every_steps = 100  # saving drains
-    order, push, report = [], metrics.Reporter.push, metrics.Reporter._report
+    order, push, report = [], reporting.Reporter.push, reporting.Reporter._report
 
     def note_push(self, step, *rest):
         order.append(("dispatched", step))
@@ -425,8 +425,8 @@ def test_a_step_is_looked_at_only_when_the_next_one_is_under_way(toy_config, tmp
         order.append(("looked at", step))
         report(self, step, *rest)
 
-    monkeypatch.setattr(metrics.Reporter, "push", note_push)
-    monkeypatch.setattr(metrics.Reporter, "_report", note_report)
+    monkeypatch.setattr(reporting.Reporter, "push", note_push)
+    monkeypatch.setattr(reporting.Reporter, "_report", note_report)
     train.train(toy_config, tmp_path / "run")
     for step in range(1, 6):
         assert order.index(("looked at", step)) > order.index(("dispatched", step + 1))
