@@ -52,9 +52,20 @@ def write_video(path, *, codec="libx264", frames=60, pix_fmt="yuv420p", options=
     return Path(path)
 
 
+def write_sound(path):
+    """Writes a file of sound without a picture."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=8000, layout="mono")
+        sound = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+        sound.rate = 8000
+        container.mux(stream.encode(sound))
+        container.mux(stream.encode())
+    return Path(path)
+
+
 @pytest.fixture(scope="session")
 def videos():
-    return SimpleNamespace(write=write_video, numbers=read_numbers)
+    return SimpleNamespace(write=write_video, write_sound=write_sound, numbers=read_numbers)
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 import os
 import struct
 
-import av
 import numpy as np
 import pytest
 
@@ -104,12 +103,7 @@ def test_bad_files_are_named_with_a_reason(tmp_path, videos):
     whole = videos.write(tmp_path / "a.mp4", container={"movflags": "faststart"}).read_bytes()
     late_index = videos.write(tmp_path / "b.mp4").read_bytes()
     avi = videos.write(tmp_path / "c.avi", codec="mpeg4").read_bytes()
-    with av.open(str(tmp_path / "sound.mp4"), "w") as container:
-        stream = container.add_stream("aac", rate=8000, layout="mono")
-        sound = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
-        sound.rate = 8000
-        container.mux(stream.encode(sound))
-        container.mux(stream.encode())
+    sound = videos.write_sound(tmp_path / "sound.mp4").read_bytes()
     bad = {
         "empty.mp4": (b"", "corrupt"),
         "text.mp4": (b"this is no video\n" * 50, "corrupt"),
@@ -117,7 +111,7 @@ def test_bad_files_are_named_with_a_reason(tmp_path, videos):
         "truncated.mp4": (whole[: len(whole) // 2], "truncated"),
         "no_index.mp4": (late_index[: len(late_index) // 2], "corrupt"),
         "truncated.avi": (avi[: len(avi) // 2], "corrupt"),
-        "only_sound.mp4": ((tmp_path / "sound.mp4").read_bytes(), "no video stream"),
+        "only_sound.mp4": (sound, "no video stream"),
     }
     for name, (data, kind) in bad.items():
         (tmp_path / name).write_bytes(data)

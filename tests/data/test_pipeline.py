@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from batches import assert_equal, take
 from stand_ins import Load, children
 
 from configs import common
@@ -28,28 +29,8 @@ def config(world_folder):
     return config
 
 
-def take(config, count, *, state=None, **fields):
-    """The next `count` batches and the iterator's state after them."""
-    fields = {"seed": 0, "batch_size": 5, **fields}
-    iterator = iter(pipeline.make_train_dataset(config, **fields))
-    try:
-        if state is not None:
-            iterator.set_state(state)
-        return [next(iterator) for _ in range(count)], iterator.get_state()
-    finally:
-        iterator.close()
-
-
 def order(batches):
     return np.concatenate([batch["index"] for batch in batches]).tolist()
-
-
-def assert_equal(ours, theirs):
-    assert len(ours) == len(theirs)
-    for one, other in zip(ours, theirs, strict=True):
-        assert one.keys() == other.keys()
-        for name in one:
-            np.testing.assert_array_equal(one[name], other[name])
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """The order of training clips, what stands in for bad ones, and where the iterator stands."""
 
+import functools
 import os
 import pathlib
 import signal
@@ -10,6 +11,8 @@ import time
 
 import numpy as np
 import pytest
+from batches import assert_equal
+from batches import take as take_batches
 from stand_ins import Load, children, tell_growth
 
 from configs import common
@@ -20,6 +23,7 @@ from invnext_jax.data import workers as workers_lib
 from invnext_jax.errors import UserError
 
 ROWS = 20
+take = functools.partial(take_batches, batch_size=6, load=Load())
 
 
 @pytest.fixture
@@ -31,31 +35,12 @@ def config(tmp_path):
     return config
 
 
-def take(config, count, *, state=None, load=None, **fields):
-    """The next `count` batches of six, and the iterator's state after them."""
-    fields = {"seed": 0, "batch_size": 6, "load": load or Load(), **fields}
-    iterator = iter(pipeline.make_train_dataset(config, **fields))
-    try:
-        if state is not None:
-            iterator.set_state(state)
-        return [next(iterator) for _ in range(count)], iterator.get_state()
-    finally:
-        iterator.close()
-
-
 def join(*parts):
     """The batches of several processes, put together as the mesh does."""
     return [
         {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
         for batches in zip(*parts, strict=True)
     ]
-
-
-def assert_equal(ours, theirs):
-    assert len(ours) == len(theirs)
-    for one, other in zip(ours, theirs, strict=True):
-        for name in one:
-            np.testing.assert_array_equal(one[name], other[name])
 
 
 def test_a_run_resumes_with_other_numbers_of_workers_and_processes(config):
