@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import pathlib
+import shutil
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = (
@@ -52,7 +54,7 @@ def world(tmp_path_factory):
     return write_world(spec, tmp_path_factory.mktemp("world"), 16, progress=False)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_config(world):
     """Makes the real config of a stage in its tiny variant, shrunk: six steps on one device."""
 
@@ -78,15 +80,26 @@ def tiny_config(world):
 @pytest.fixture
 def one_device(monkeypatch):
     """Hides all devices but the first from the mesh."""
+    hide_devices(monkeypatch)
+
+
+def hide_devices(monkeypatch):
     devices = jax.devices()[:1]
     monkeypatch.setattr(mesh_lib.jax, "devices", lambda: devices)
 
 
-@pytest.fixture
-def stage1_run(tiny_config, one_device, tmp_path):
-    """The workdir of a Stage 1 run that has saved its initial parameters."""
-    config = tiny_config("stage1")
-    with contextlib.ExitStack() as stack:
-        run = train.prepare(ml_collections.FrozenConfigDict(config), tmp_path / "stage1", stack)
+@pytest.fixture(scope="session")
+def saved_stage1(tiny_config, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("saved") / "stage1"
+    with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
+        hide_devices(patch)
+        config = ml_collections.FrozenConfigDict(tiny_config("stage1"))
+        run = train.prepare(config, workdir, stack)
         run.checkpointer.save(0, run.state, run.position)
-    return tmp_path / "stage1"
+    return workdir
+
+
+@pytest.fixture
+def stage1_run(saved_stage1, one_device, tmp_path):
+    """The workdir of a Stage 1 run that has saved its initial parameters."""
+    return pathlib.Path(shutil.copytree(saved_stage1, tmp_path / "stage1"))

@@ -45,7 +45,7 @@ SEEKABLE = {
     "hevc_gray.mp4": x265(pix_fmt="gray"),
     "hevc_odd.mp4": x265(size=(47, 79), pix_fmt="yuv444p"),
     "hevc_uneven.mp4": x265(times=UNEVEN),
-    "vp8.webm": {"codec": "libvpx", "options": {"g": "12", "auto-alt-ref": "1"}},
+    "vp8.webm": {"codec": "libvpx", "options": {"g": "12", "auto-alt-ref": "1", "cpu-used": "5"}},
     "vp9_long_gop.webm": {**VP9, "options": {"g": "250", "auto-alt-ref": "1", "cpu-used": "8"}},
     "vp9.mp4": VP9,
     "vp9_444.webm": {**VP9, "pix_fmt": "yuv444p"},

@@ -53,13 +53,16 @@ def run_batches(config, count):
 def step_masks(config, frozen, batch, step):
     """What the step draws for a whole batch: [b t y x] of each mask."""
     key = jax.random.fold_in(jax.random.key(config.seed), step)
-    video_bthwc = batch["video"]
-    if config.stage == "stage1":
-        drawn = [stage1.see_and_draw(config, frozen, normalize(video_bthwc), key)[1]]
-    else:
-        drawn = stage2.see_and_draw(config, frozen, normalize(video_bthwc), key)[1]
-    grid = clip_grid(video_bthwc, config.encoder.patch)
-    return [strips.visible_places(np.asarray(draws.keep_bk), grid) for draws in drawn]
+    stage = {"stage1": stage1, "stage2": stage2}[config.stage]
+
+    @jax.jit
+    def draw(frozen, video_bthwc, key):
+        drawn = stage.see_and_draw(config, frozen, normalize(video_bthwc), key)[1]
+        return [draws.keep_bk for draws in (drawn if stage is stage2 else [drawn])]
+
+    grid = clip_grid(batch["video"], config.encoder.patch)
+    found = draw(frozen, batch["video"], key)
+    return [strips.visible_places(np.asarray(keep_bk), grid) for keep_bk in found]
 
 
 @pytest.mark.parametrize(
@@ -159,7 +162,16 @@ def test_impossible_runs_are_refused(folder):
         show_data.write_page(config, folder / "page.html")
 
 
-def test_a_missing_manifest_is_one_sentence(tmp_path):
+def test_a_missing_manifest_is_told(tmp_path):
+    with pytest.raises(UserError, match="nowhere.train.csv is not there"):
+        show_data.write_page(
+            get_config("stage1", Path("nowhere"), kind="tube"), tmp_path / "a.html"
+        )
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_missing_manifest_is_one_sentence_on_the_command_line(tmp_path):
     command = [sys.executable, ROOT / "launch" / "show_data.py"]
     command += [f"--config={ROOT}/configs/stage1.py:tiny", f"--out={tmp_path}/page.html"]
     done = subprocess.run(

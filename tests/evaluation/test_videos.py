@@ -15,10 +15,11 @@ from invnext_jax.models.heads import AttentionPool
 from invnext_jax.models.pixels import normalize
 
 
-@pytest.fixture
-def exported(stage1_run, tmp_path):
-    exports.export_run(stage1_run, tmp_path / "encoder.safetensors")
-    return tmp_path / "encoder.safetensors"
+@pytest.fixture(scope="module")
+def exported(saved_stage1, tmp_path_factory):
+    path = tmp_path_factory.mktemp("exported") / "encoder.safetensors"
+    exports.export_run(saved_stage1, path)
+    return path
 
 
 @pytest.fixture
@@ -51,8 +52,9 @@ def test_any_frame_count_and_any_size_that_the_patch_divides(exported, video):
 def test_the_lines_of_the_readme_run(exported, video, tmp_path, monkeypatch):
     readme = (Path(__file__).parents[2] / "README.md").read_text()
     code = readme.split("```python\n")[1].split("```")[0]
+    shutil.copytree(exported.parent, tmp_path, dirs_exist_ok=True)
     shutil.copy(video, tmp_path / "clip.mp4")
-    monkeypatch.chdir(exported.parent)
+    monkeypatch.chdir(tmp_path)
     found = {}
     exec(code, found)
     assert found["tokens"].shape == (2 * 16, 64) and found["vector"].shape == (64,)
