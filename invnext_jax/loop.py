@@ -18,7 +18,7 @@ from invnext_jax import replacing, stages
 from invnext_jax.data import drops as drops_lib
 from invnext_jax.errors import NonFiniteError
 from invnext_jax.runtime import checkpointer as checkpointer_lib
-from invnext_jax.runtime import devices, distributed, metrics, profiling, provenance, reporting
+from invnext_jax.runtime import devices, distributed, profiling, provenance, reporting
 from invnext_jax.runtime import mesh as mesh_lib
 from invnext_jax.runtime import state as state_lib
 from invnext_jax.runtime import step as step_lib
@@ -126,7 +126,7 @@ def _run_steps(
         number, more = run.step + 1, {}
         profiler.before(number)
         with jax.transfer_guard("disallow"):
-            if metrics.is_due(number, run.config.log.diagnostics_every_steps):
+            if reporting.is_due(number, run.config.log.diagnostics_every_steps):
                 more = diagnose(run.state, run.frozen, batch, run.root_key)
                 reporter.settle(more)
             run.state, measured = train_step(run.state, run.frozen, batch, run.root_key)
