@@ -30,11 +30,11 @@ from invnext_jax.runtime import (
     checks,
     compilation,
     devices,
-    distributed,
     metrics,
     optimizer,
     profiling,
     provenance,
+    together,
 )
 from invnext_jax.runtime import checkpointer as checkpointer_lib
 from invnext_jax.runtime import mesh as mesh_lib
@@ -42,7 +42,7 @@ from invnext_jax.runtime import state as state_lib
 from invnext_jax.runtime import step as step_lib
 from invnext_jax.runtime.agreement import Agreement
 from invnext_jax.runtime.preemption import Preemption, StopRequestedError
-from invnext_jax.runtime.watchdog import Watchdog
+from invnext_jax.runtime.watchdog import COMPILE_FACTOR, Watchdog
 from invnext_jax.runtime.workdir import Workdir
 from invnext_jax.weights import export
 
@@ -84,7 +84,8 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> dic
         NonFiniteError: more than `config.log.max_nonfinite_steps` steps in a row were skipped.
     """
     config = ml_collections.ConfigDict(config)
-    config.data.manifest = sources.find_manifests(config.data.manifest)
+    with together.agreeing("the manifests"):
+        config.data.manifest = sources.find_manifests(config.data.manifest)
     config = ml_collections.FrozenConfigDict(config)
     workdir = pathlib.Path(workdir)
     with contextlib.ExitStack() as stack:
@@ -113,21 +114,23 @@ def prepare(
     Raises:
         UserError: see `train`.
     """
-    if config.stage not in STAGES:
-        raise UserError(f"config.stage={config.stage!r} must be one of {', '.join(STAGES)}")
-    stage = STAGES[config.stage]
-    checks.check_config(config)
-    stage.check_config(config)
-    mesh = mesh_lib.make_mesh(config.mesh)
-    checks.check_batch(config, mesh)
+    with together.agreeing("the checks of the config"):
+        if config.stage not in STAGES:
+            raise UserError(f"config.stage={config.stage!r} must be one of {', '.join(STAGES)}")
+        stage = STAGES[config.stage]
+        checks.check_config(config)
+        stage.check_config(config)
+        mesh = mesh_lib.make_mesh(config.mesh)
+        checks.check_batch(config, mesh)
     given, given_step = _read_source(config)
 
     drops = drops_lib.DropCounter.from_config(config.data)
-    data_iter = _open_data(config, drops, stack)
-    held = Workdir(workdir)
-    stack.callback(held.close)
-    if jax.process_index() == 0:
-        drops.list_in(workdir)
+    with together.agreeing("the opening of the data and of --workdir"):
+        data_iter = _open_data(config, drops, stack)
+        held = Workdir(workdir)
+        stack.callback(held.close)
+        if jax.process_index() == 0:
+            drops.list_in(workdir)
     checkpointer = checkpointer_lib.Checkpointer(held, config, given_step)
     stack.callback(checkpointer.close)
 
@@ -140,15 +143,17 @@ def prepare(
     root_key = mesh_lib.make_root_key(config.seed, mesh)
     state = checkpointer.restore(abstract, data_iter)
     if state is None:
-        _keep_old_records(workdir, checkpointer)
+        with together.agreeing("the start of a new run"):
+            _keep_old_records(workdir, checkpointer)
+            start = stage.warm_start(config, given)
         init_key = jax.random.fold_in(root_key, _INIT_STREAM)
         state = state_lib.init_state(init_fn, tx, abstract, init_key)
-        start = stage.warm_start(config, given)
         state = state.replace(params=_start_from(config, start, state.params, abstract.params))
         state = state_lib.start_following(state, copies, ema)
-    frozen = stage.init_frozen(config, given)
-    abstract_frozen = mesh_lib.abstract_arrays(stage.abstract_frozen(config), mesh)
-    _check_fit(config, frozen, abstract_frozen)
+    with together.agreeing("the frozen parameters"):
+        frozen = stage.init_frozen(config, given)
+        abstract_frozen = mesh_lib.abstract_arrays(stage.abstract_frozen(config), mesh)
+        _check_fit(config, frozen, abstract_frozen)
     run = Run(
         config=config,
         workdir=workdir,
@@ -196,8 +201,9 @@ def _read_source(config: ml_collections.FrozenConfigDict) -> tuple[Any, int | No
         params, source, step = checkpoint.restore_run(config.init_from)
         checks.check_source(config, source, step)
         return params, step
-    params, about = export.read_export(config.init_from)
-    checks.check_source(config, provenance.from_json(about.get("config", {})), None)
+    with together.agreeing(f"the export {config.init_from}"):
+        params, about = export.read_export(config.init_from)
+        checks.check_source(config, provenance.from_json(about.get("config", {})), None)
     return params, about.get("source", {}).get("step")
 
 
@@ -307,7 +313,10 @@ def run_loop(
         measure=config.log.measure_ceiling,
     )
     best_metric = saving.best_metric if saving.keep_best else ""
-    reporter = metrics.Reporter(config, run.workdir, run.step, run.mesh, best_metric, throughput)
+    with together.agreeing("the records"):
+        reporter = metrics.Reporter(
+            config, run.workdir, run.step, run.mesh, best_metric, throughput
+        )
     reporter.tell(throughput.describe())
     profiler = profiling.Profiler(config.profile_steps, run.workdir)
     stack.callback(profiler.close)
@@ -340,9 +349,12 @@ def _run_steps(
     profiler: profiling.Profiler,
 ) -> None:
     every_steps = run.config.checkpoint.every_steps
-    batch = _next_batch(run, reporter, preemption)
-    train_step, diagnose = _compile(run, batch)
-    distributed.barrier("the first step")  # hosts compile at their own pace, collectives time out
+    with together.agreeing("the first batch"):
+        batch = _next_batch(run, reporter, preemption)
+    # Hosts compile at their own pace, and the collectives of a step do not wait for long.
+    longest = max(together.WAIT_SECONDS, 60 * COMPILE_FACTOR * run.config.log.watchdog_minutes)
+    with together.agreeing("the first step", timeout_seconds=longest):
+        train_step, diagnose = _compile(run, batch)
     reporter.start()
     agreement.saved()
     while run.step < run.config.total_steps and not (wish := agreement.look(run.step)).stop:

@@ -67,10 +67,12 @@ FLOORS = {
     "runtime": [
         {"compilation"},
         {"step", "checkpointer"},
+        {"restoring", "outcome"},
         {"checkpoint"},
         {"state", "checks"},
         {"mesh", "optimizer", "metrics", "provenance", "integrity", "retention", "agreement"},
-        {"progress", "preemption", "watchdog", "workdir", "distributed"},
+        {"progress", "preemption", "watchdog", "workdir", "together"},
+        {"distributed"},
         {"devices", "collectives", "profiling"},
         {"rollcall"},
     ],
