@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import shutil
@@ -24,6 +25,27 @@ def test_every_file_of_the_items_has_a_sum(step):
     there = {str(path.relative_to(step)) for path in step.rglob("*/*") if path.is_file()}
     assert {name for name in there if not name.endswith("commit_success.txt")} == sums.keys()
     assert {name.split("/")[0] for name in sums} == {"state", "data", "meta"}
+
+
+def test_files_and_folders_are_put_on_the_disk_before_the_checkpoint_gets_its_name(
+    step, monkeypatch
+):
+    synced = set()
+    monkeypatch.setattr(os, "fsync", lambda file: synced.add(os.readlink(f"/proc/self/fd/{file}")))
+    integrity.write_sums(step)  # Orbax renames the folder after it
+    assert {str(step), *map(str, step.rglob("*"))} <= synced
+
+
+def test_a_file_system_that_cannot_sync_a_folder_is_no_failure(step, monkeypatch):
+    def fail(file):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    number = errno.EINVAL
+    integrity.write_sums(step)
+    number = errno.EIO
+    with pytest.raises(OSError, match="Input/output error"):
+        integrity.write_sums(step)
 
 
 def test_one_flipped_bit_in_any_file_is_found(step):
