@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from invnext_jax.errors import UserError
 from invnext_jax.runtime import integrity
 from invnext_jax.runtime.integrity import DamagedError
 
@@ -68,6 +69,11 @@ def test_a_missing_or_a_short_file_is_found(step):
     path.unlink()
     with pytest.raises(DamagedError, match="No such file"):
         integrity.verify_sums(step)
+
+
+def test_a_checkpoint_that_this_process_does_not_see_is_not_taken_for_damage(tmp_path):
+    with pytest.raises(UserError, match="is not there for this process: do all hosts see"):
+        integrity.verify_sums(tmp_path / "6")
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"a": 1}', '{"a": [1]'])
