@@ -154,6 +154,7 @@ def run_pair(script, folder):
     finally:
         for process in started:
             process.kill()
+            process.wait()
     return [(process.returncode, *texts) for process, texts in zip(started, said, strict=True)]
 
 
