@@ -128,6 +128,7 @@ def removed(base: pathlib.Path, processes: int) -> Outcome:
     run = DrilledRun(base / "removed", base, processes).start()
     run.wait_for(run.finished_saves)
     os.rename(run.workdir, base / "removed.gone")
+    run.was_removed = True
     code = run.end()
     warned = said(run, "was removed under the run")
     return Outcome(f"code {code}; {warned}", not code and bool(warned), run)
@@ -192,7 +193,7 @@ def clock_jumps(base: pathlib.Path, processes: int) -> Outcome:
     (base / "clock/sitecustomize.py").write_text(CLOCK)
     run = DrilledRun(base / "clocked", base, processes, **{"checkpoint.every_minutes": 0.01})
     code = run.start(FIRST=str(base / "clock")).end()
-    return Outcome(f"code {code}; {len(run.logged_steps())} steps logged", not code, run)
+    return Outcome(f"code {code}; {len(run.records())} steps logged", not code, run)
 
 
 def stop_signal(base: pathlib.Path, processes: int) -> Outcome:

@@ -1,6 +1,5 @@
 """A tiny Stage 1 run in processes of its own, for the fault drill."""
 
-import json
 import os
 import pathlib
 import random
@@ -12,9 +11,12 @@ import sys
 import time
 from collections.abc import Callable
 
+from invnext_jax.runtime import metrics
+
 ROOT = pathlib.Path(__file__).parents[1]
 TOTAL_STEPS = 120
 SAVE_STEPS = 5
+SPEEDS = {"clips_per_second", "data_wait", "tflops_per_device", "mfu", "ceiling_share"}
 WAIT_SECONDS = 600  # longest wait for anything that a run shall do
 TINY = {
     "total_steps": TOTAL_STEPS,
@@ -47,6 +49,7 @@ class DrilledRun:
         self.options = {**TINY, **{name.replace("__", "."): v for name, v in options.items()}}
         self.processes: list[subprocess.Popen] = []
         self.said: list[str] = []  # what each start said
+        self.was_removed = False  # its folder, under it
         self._starts = 0
         self._log = None
 
@@ -159,7 +162,9 @@ class DrilledRun:
         done = re.search(r"is finished: (\d+) steps", self.said[-1])
         return int((found or done)[1]) if found or done else None
 
-    def logged_steps(self) -> list[int]:
-        """Steps in metrics.jsonl."""
-        lines = (self.workdir / "metrics.jsonl").read_text().splitlines()
-        return [json.loads(line)["step"] for line in lines]
+    def records(self) -> list[dict]:
+        """What metrics.jsonl holds but for the speeds."""
+        return [
+            {name: value for name, value in record.items() if name not in SPEEDS}
+            for record in metrics.read_metrics(self.workdir)
+        ]

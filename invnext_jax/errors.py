@@ -20,6 +20,11 @@ class NonFiniteError(RuntimeError):
     """Training has come apart: too many steps in a row had no finite loss and gradient."""
 
 
+def in_short(error: BaseException) -> str:
+    """The error's type and the start of its first line."""
+    return f"{type(error).__name__}: {str(error)[:160]}".partition("\n")[0]
+
+
 @contextlib.contextmanager
 def exit_on_user_error() -> Iterator[None]:
     """Turns what the user should read into one line on standard error, without a traceback.

@@ -18,14 +18,14 @@ from invnext_jax import replacing, stages
 from invnext_jax.data import drops as drops_lib
 from invnext_jax.errors import NonFiniteError
 from invnext_jax.runtime import checkpointer as checkpointer_lib
-from invnext_jax.runtime import devices, distributed, profiling, provenance, reporting
+from invnext_jax.runtime import devices, profiling, provenance, reporting, together
 from invnext_jax.runtime import mesh as mesh_lib
 from invnext_jax.runtime import state as state_lib
 from invnext_jax.runtime import step as step_lib
 from invnext_jax.runtime.agreement import Agreement
 from invnext_jax.runtime.distributed import tell
 from invnext_jax.runtime.preemption import Preemption, StopRequestedError
-from invnext_jax.runtime.watchdog import Watchdog
+from invnext_jax.runtime.watchdog import COMPILE_FACTOR, Watchdog
 
 
 @dataclasses.dataclass
@@ -78,7 +78,10 @@ def run_loop(
         measure=config.log.measure_ceiling,
     )
     best_metric = saving.best_metric if saving.keep_best else ""
-    reporter = reporting.Reporter(config, run.workdir, run.step, run.mesh, best_metric, throughput)
+    with together.agreeing("the records"):
+        reporter = reporting.Reporter(
+            config, run.workdir, run.step, run.mesh, best_metric, throughput
+        )
     reporter.tell(throughput.describe())
     profiler = profiling.Profiler(config.profile_steps, run.workdir)
     stack.callback(profiler.close)
@@ -111,9 +114,12 @@ def _run_steps(
     profiler: profiling.Profiler,
 ) -> None:
     every_steps = run.config.checkpoint.every_steps
-    batch = _next_batch(run, reporter, preemption)
-    train_step, diagnose = _compile(run, batch)
-    distributed.barrier("the first step")  # hosts compile at their own pace, collectives time out
+    with together.agreeing("the first batch"):
+        batch = _next_batch(run, reporter, preemption)
+    # Hosts compile at their own pace, and the collectives of a step do not wait for long.
+    longest = max(together.WAIT_SECONDS, 60 * COMPILE_FACTOR * run.config.log.watchdog_minutes)
+    with together.agreeing("the first step", timeout_seconds=longest):
+        train_step, diagnose = _compile(run, batch)
     reporter.start()
     agreement.saved()
     while run.step < run.config.total_steps and not (wish := agreement.look(run.step)).stop:

@@ -17,7 +17,7 @@ from invnext_jax import loop, pretrained, stages
 from invnext_jax.data import drops as drops_lib
 from invnext_jax.data import pipeline, sources
 from invnext_jax.errors import UserError
-from invnext_jax.runtime import checkpoint, checks, metrics, provenance
+from invnext_jax.runtime import checkpoint, checks, metrics, provenance, together
 from invnext_jax.runtime import checkpointer as checkpointer_lib
 from invnext_jax.runtime import mesh as mesh_lib
 from invnext_jax.runtime import state as state_lib
@@ -45,7 +45,8 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> dic
         NonFiniteError: more than `config.log.max_nonfinite_steps` steps in a row were skipped.
     """
     config = ml_collections.ConfigDict(config)
-    config.data.manifest = sources.find_manifests(config.data.manifest)
+    with together.agreeing("the manifests"):
+        config.data.manifest = sources.find_manifests(config.data.manifest)
     config = ml_collections.FrozenConfigDict(config)
     workdir = pathlib.Path(workdir)
     with contextlib.ExitStack() as stack:
@@ -74,20 +75,22 @@ def prepare(
     Raises:
         UserError: see `train`.
     """
-    stage = stages.find_stage(config)
-    checks.check_config(config)
-    stage.check_config(config)
-    mesh = mesh_lib.make_mesh(config.mesh)
-    checks.check_batch(config, mesh)
+    with together.agreeing("the checks of the config"):
+        stage = stages.find_stage(config)
+        checks.check_config(config)
+        stage.check_config(config)
+        mesh = mesh_lib.make_mesh(config.mesh)
+        checks.check_batch(config, mesh)
     given, given_step = _read_source(config)
 
     drops = drops_lib.DropCounter.from_config(config.data)
-    data_iter = _open_data(config, drops, stack)
-    held = Workdir(workdir)
-    stack.callback(held.close)
-    if jax.process_index() == 0:
-        drops.list_in(workdir)
-    digest = sources.hash_manifests(config.data.manifest)
+    with together.agreeing("the opening of the data and of --workdir"):
+        data_iter = _open_data(config, drops, stack)
+        digest = sources.hash_manifests(config.data.manifest)
+        held = Workdir(workdir)
+        stack.callback(held.close)
+        if jax.process_index() == 0:
+            drops.list_in(workdir)
     checkpointer = checkpointer_lib.Checkpointer(held, config, digest, given_step)
     stack.callback(checkpointer.close)
 
@@ -96,15 +99,17 @@ def prepare(
     root_key = mesh_lib.make_root_key(config.seed, mesh)
     state = checkpointer.restore(abstract, data_iter)
     if state is None:
-        _keep_old_records(workdir, checkpointer)
+        with together.agreeing("the start of a new run"):
+            _keep_old_records(workdir, checkpointer)
+            start = stage.warm_start(config, given)
         init_key = jax.random.fold_in(root_key, _INIT_STREAM)
         state = state_lib.init_state(training.init_fn, training.tx, abstract, init_key)
-        start = stage.warm_start(config, given)
         state = state.replace(params=_start_from(config, start, state.params, abstract.params))
         state = state_lib.start_following(state, training.copies, config.ema.decay > 0)
-    frozen = stage.init_frozen(config, given)
-    abstract_frozen = training.abstract_frozen(mesh)
-    _check_fit(config, frozen, abstract_frozen)
+    with together.agreeing("the frozen parameters"):
+        frozen = stage.init_frozen(config, given)
+        abstract_frozen = training.abstract_frozen(mesh)
+        _check_fit(config, frozen, abstract_frozen)
     run = loop.Run(
         training=training,
         workdir=workdir,
@@ -150,8 +155,9 @@ def _read_source(config: ml_collections.FrozenConfigDict) -> tuple[Any, int | No
         params, source, step = checkpoint.restore_run(config.init_from)
         checks.check_source(config, source, step)
         return params, step
-    params, about = export.read_export(config.init_from)
-    checks.check_source(config, provenance.from_json(about.get("config", {})), None)
+    with together.agreeing(f"the export {config.init_from}"):
+        params, about = export.read_export(config.init_from)
+        checks.check_source(config, provenance.from_json(about.get("config", {})), None)
     return params, about.get("source", {}).get("step")
 
 

@@ -73,10 +73,12 @@ FLOORS = {
     "runtime": [
         {"compilation"},
         {"step", "checkpointer"},
+        {"restoring", "outcome"},
         {"checkpoint"},
         {"state", "checks"},
         {"mesh", "optimizer", "reporting", "provenance", "integrity", "retention", "agreement"},
-        {"progress", "preemption", "watchdog", "workdir", "distributed", "metrics"},
+        {"progress", "preemption", "watchdog", "workdir", "together", "metrics"},
+        {"distributed"},
         {"devices", "collectives", "profiling"},
         {"rollcall"},
     ],

@@ -1,4 +1,4 @@
-"""Six steps equal three, a kill, and three more: bit by bit, data iterator included."""
+"""Six steps equal three, a kill, and three more: bit by bit, state and position in the data."""
 
 import jax
 import numpy as np
@@ -48,6 +48,10 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     config.data.workers = 1 - workers  # changes nothing
     train.train(config, tmp_path / "killed")
 
-    whole, killed = (checkpoint.restore_run(tmp_path / name).params for name in ("whole", "killed"))
+    folders = [tmp_path / name / "checkpoints/6" for name in ("whole", "killed")]
+    whole, killed = (checkpoint.read_arrays(folder) for folder in folders)
+    assert {"params", "opt_state", "step"} <= whole.keys()
     jax.tree.map(np.testing.assert_array_equal, whole, killed)
+    whole, killed = (checkpoint.read_json(folder, "data") for folder in folders)
+    assert whole == killed
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")

@@ -93,6 +93,7 @@ def _settle() -> None:
     """Keeps the process alive through a shutdown, but no longer than its parent, and bounded."""
     # A signal to the whole group must not take the data away before the parent has saved.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _leave_later)
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     _, most = resource.getrlimit(resource.RLIMIT_DATA)

@@ -5,7 +5,6 @@ A run's checkpoints lie in `<workdir>/checkpoints/<step>`, each with three items
 `provenance.describe_run`), and with their sums (see `integrity`).
 """
 
-import dataclasses
 import pathlib
 import shutil
 from collections.abc import Iterator
@@ -13,22 +12,17 @@ from typing import Any
 
 import jax
 import ml_collections
-import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
-from jax.experimental import multihost_utils
 
 from invnext_jax.errors import UserError
-from invnext_jax.runtime import integrity, provenance
-from invnext_jax.runtime.checkpoint import FOLDER, item_handlers, metadata, probe
-from invnext_jax.runtime.integrity import DamagedError, damage
+from invnext_jax.runtime import integrity, provenance, restoring, together
+from invnext_jax.runtime.checkpoint import FOLDER
+from invnext_jax.runtime.integrity import DamagedError
+from invnext_jax.runtime.outcome import SAVE_ERRORS, Outcome, put_off_failures
 from invnext_jax.runtime.retention import Kept
-from invnext_jax.runtime.state import TrainState, compare_shapes, flat_shapes
+from invnext_jax.runtime.state import TrainState
 from invnext_jax.runtime.workdir import Workdir
-
-_TIMEOUT_SECONDS = 1200  # for a save of several processes
-# What Orbax raises for a disk that is full, a folder that is gone, a host that is late.
-_SAVE_ERRORS = (OSError, ValueError, RuntimeError)
 
 
 class Checkpointer:
@@ -39,6 +33,9 @@ class Checkpointer:
         config: the run's whole config; `config.checkpoint` says what is kept.
         manifest_sha256: of its manifests, see `provenance.describe_run`.
         init_from_step: step of the checkpoint that `config.init_from` gave, if it names one.
+
+    Raises:
+        UserError: the folder of the checkpoints cannot be made.
     """
 
     def __init__(
@@ -52,15 +49,29 @@ class Checkpointer:
         self._folder = workdir.path / FOLDER
         self._record = provenance.describe_run(config, manifest_sha256, init_from_step)
         self._kept = Kept(config.checkpoint, self._folder)
+        with together.agreeing(f"the folder {self._folder}"):
+            self._make_folder()
+        self._outcome = Outcome(0)
         self._manager = ocp.CheckpointManager(
             self._folder,
-            item_handlers=item_handlers(ocp.StandardCheckpointHandler()),
+            item_handlers={
+                "state": put_off_failures(ocp.StandardCheckpointHandler()),
+                "data": ocp.JsonCheckpointHandler(),
+                "meta": ocp.JsonCheckpointHandler(),
+            },
             options=ocp.CheckpointManagerOptions(
+                create=False,
                 preservation_policy=self._kept,
+                # Where processes still wait for each other, no device takes part, and not for ever.
+                multiprocessing_options=ocp.options.MultiprocessingOptions(
+                    active_processes=set(range(jax.process_count())),
+                    barrier_sync_key_prefix="invnext_jax",
+                ),
                 async_options=ocp.AsyncOptions(
                     # Orbax takes time from the clock of the day, which may jump. Alone, nobody is
                     # waited for.
-                    timeout_secs=_TIMEOUT_SECONDS if jax.process_count() > 1 else 10**8,
+                    timeout_secs=int(together.WAIT_SECONDS) if jax.process_count() > 1 else 10**8,
+                    barrier_sync_fn=lambda **place: self._outcome.at_barrier(**place),
                     post_finalization_callback=self._write_sums,
                 ),
             ),
@@ -96,13 +107,19 @@ class Checkpointer:
             mark: why the run is aborted, if it is.
         """
         self.wait()
-        if step == self._manager.latest_step():
-            return
-        trouble = self._find_trouble(self._bytes or sum(x.nbytes for x in jax.tree.leaves(state)))
+        with together.agreeing(f"the save of step {step}") as told:
+            if jax.process_index() == 0:
+                told.value = self._look_around(step, sum(x.nbytes for x in jax.tree.leaves(state)))
+        is_saved, is_new, trouble = told.value
+        if is_new:
+            self._manager.reload()
         if trouble:
             self._tell_failure(step, trouble)
+        if is_saved:
+            self.saved_step = step
+        if trouble or is_saved:
             return
-        self._under_way, self._next_mark = step, mark
+        self._under_way, self._next_mark, self._outcome = step, mark, Outcome(step)
         meta = {**self._record, "step": step, "sums": True, "aborted": mark}
         try:
             self._kept.note(step, score)
@@ -115,24 +132,22 @@ class Checkpointer:
                 ),
                 force=True,
             )
-        except _SAVE_ERRORS as error:
-            self._fail(error)
+        except SAVE_ERRORS as error:
+            self._settle(error)
 
-    def _find_trouble(self, needed: int) -> str:
-        """Asked before each save, by all processes: none may save where another one does not."""
-        trouble, is_new = "", False
-        if jax.process_index() == 0:
-            trouble = self._workdir.find_trouble(needed)
-            is_new = not trouble and not self._folder.is_dir()
-            if is_new:
-                self._folder.mkdir(exist_ok=True)
-        if jax.process_count() > 1:
-            flags = np.array([bool(trouble), is_new])
-            bad, is_new = multihost_utils.broadcast_one_to_all(flags).tolist()
-            trouble = trouble or ("process 0 cannot write" if bad else "")
+    def _look_around(self, step: int, needed: int) -> tuple[bool, bool, str]:
+        """In process 0: is the step saved, is the folder another one, why can it not be written."""
+        if step == self._manager.latest_step():
+            return True, False, ""
+        trouble = self._workdir.find_trouble(self._bytes or needed)
+        return False, not trouble and self._make_folder(), trouble
+
+    def _make_folder(self) -> bool:
+        """Makes the folder in process 0 if it is not there; says whether it was not."""
+        is_new = jax.process_index() == 0 and not self._folder.is_dir()
         if is_new:
-            self._manager.reload()
-        return trouble
+            self._folder.mkdir(parents=True, exist_ok=True)
+        return is_new
 
     def _write_sums(self) -> None:
         """Called by Orbax, in process 0 and in its thread, before the folder gets its last name."""
@@ -141,18 +156,31 @@ class Checkpointer:
         self._bytes = integrity.write_sums(found[0] if found else self._folder / step)
 
     def wait(self) -> None:
-        """Waits until what is under way is on the disk, or has failed."""
+        """Waits until what is under way is on the disk, or has failed; all processes learn which.
+
+        Raises:
+            UserError: process 0 does not tell.
+        """
+        error = None
         try:
             self._manager.wait_until_finished()
-        except _SAVE_ERRORS as error:
-            self._fail(error)
+        except SAVE_ERRORS as found:
+            error = found
         if self._under_way is not None:
-            self.saved_step, self._under_way = self._under_way, None
-            self.mark = self._next_mark
+            self._settle(error)
 
-    def _fail(self, error: Exception) -> None:
+    def _settle(self, error: Exception | None) -> None:
         step, self._under_way = self._under_way, None
-        self._tell_failure(step, integrity.in_short(error))
+        reason = self._outcome.result(error)
+        if not reason:
+            self.saved_step, self.mark = step, self._next_mark
+            if error is not None:
+                logging.warning("old checkpoints in %s stay there: %s", self._folder, error)
+                self._manager.reload()
+            return
+        self._tell_failure(step, reason)
+        with together.agreeing(f"the end of the failed save of step {step}"):
+            pass  # nobody writes any more
         integrity.remove_half_written(self._folder)
         self._manager.reload()
 
@@ -165,8 +193,8 @@ class Checkpointer:
             free = str(error.strerror)
         last = "none yet" if self.saved_step is None else f"step {self.saved_step}"
         logging.warning(
-            "step %d could not be saved in %s (%s; %s); the newest checkpoint of this process is "
-            "%s; training goes on and the next save tries again",
+            "step %d could not be saved in %s (%s; %s); the newest checkpoint is %s; "
+            "training goes on and the next save tries again",
             step,
             self._folder,
             reason,
@@ -183,17 +211,14 @@ class Checkpointer:
         for _ in range(2):
             self.save(step, state, position, score=score)
             self.wait()
-            if self._manager.latest_step() == step:
+            if self.saved_step == step:
                 return
-        newest = self._manager.latest_step()
+        left = "starts anew, for nothing was ever saved"
+        if self.saved_step is not None:
+            left = f"goes on after step {self.saved_step}"
         raise UserError(
             f"step {step} could not be saved in {self._folder}: make room or mend the folder; the "
-            "same command "
-            + (
-                "starts anew, for nothing was ever saved"
-                if newest is None
-                else f"goes on after step {newest}"
-            )
+            f"same command {left}"
         )
 
     def restore(self, abstract: TrainState, data_iter: Iterator[Any]) -> TrainState | None:
@@ -209,86 +234,32 @@ class Checkpointer:
         Raises:
             UserError: the checkpoint was made with another config, or none is intact.
         """
-        for left in integrity.remove_half_written(self._folder):
-            logging.warning("%s was half-written when its run was killed: it is removed", left)
-        steps = sorted(self._manager.all_steps(), reverse=True)
-        damaged = []
+        with together.agreeing(f"the checkpoints in {self._folder}") as told:
+            for left in integrity.remove_half_written(self._folder):
+                logging.warning("%s was half-written when its run was killed: it is removed", left)
+            steps = sorted(self._manager.all_steps(), reverse=True)
+            told.value = steps, any(self._folder.glob("damaged-*"))
+        (steps, was_damaged), damaged = told.value, []
         for step in steps:
             try:
-                state = self._restore_step(step, abstract, data_iter)
+                found = restoring.restore_step(self._folder / str(step), self._record, abstract)
             except DamagedError as error:
                 logging.warning("checkpoint %s is damaged: %s", self._folder / str(step), error)
                 damaged.append(step)
                 continue
             if damaged:
-                integrity.set_aside(self._folder, damaged)
+                with together.agreeing("the renaming of damaged checkpoints"):
+                    integrity.set_aside(self._folder, damaged)
                 self._manager.reload()
-            self.saved_step = step
-            return state
-        if steps or list(self._folder.glob("damaged-*")):
+            data_iter.set_state(found.position)
+            self.saved_step, self.mark = step, found.mark
+            return found.state
+        if steps or was_damaged:
             raise UserError(
                 f"none of the {len(steps)} checkpoints in {self._folder} is intact; "
                 "move that folder away to start afresh"
             )
         return None
-
-    def _restore_step(
-        self, step: int, abstract: TrainState, data_iter: Iterator[Any]
-    ) -> TrainState:
-        folder = self._folder / str(step)
-        has_sums = integrity.verify_sums(folder)
-        with damage(folder, has_sums):
-            record = self._manager.restore(
-                step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
-            )["meta"]
-            if record.get("format_version") != provenance.FORMAT_VERSION:
-                raise UserError(
-                    f"the checkpoint {self._folder / str(step)} was made by another version of "
-                    "the package; choose another --workdir, and name this run in config.init_from"
-                )
-            integrity.check_sums_are_there(record, has_sums)
-            changed = provenance.differences(record, self._record)
-        if changed:
-            raise UserError(
-                f"the checkpoint {self._folder / str(step)} was made with another config; restore "
-                "these values, or choose another --workdir:\n  " + "\n  ".join(changed)
-            )
-        with damage(folder, has_sums):
-            probe(self._folder, step)
-            wanted = self._fit_fields(step, abstract)
-            items = ocp.args.Composite(
-                state=ocp.args.StandardRestore(wanted), data=ocp.args.JsonRestore()
-            )
-            found = self._manager.restore(step, args=items)
-        data_iter.set_state(found["data"])
-        self.mark = record.get("aborted", "")
-        return abstract.replace(**found["state"])
-
-    def _fit_fields(self, step: int, abstract: TrainState) -> dict[str, Any]:
-        """The state's fields to read: an empty one that is newer than the checkpoint is left out.
-
-        Tells damage from a state that another version of the code made.
-        """
-        on_disk = metadata(self._manager, step)
-        fields = {
-            field.name: getattr(abstract, field.name) for field in dataclasses.fields(abstract)
-        }
-        fields = {name: tree for name, tree in fields.items() if name in on_disk or tree != {}}
-        if fields.keys() != set(on_disk):
-            raise UserError(
-                f"the state in {self._folder / str(step)} has {', '.join(sorted(on_disk))}; this "
-                f"run has {', '.join(sorted(fields))}: choose another --workdir, and name that run "
-                "in config.init_from"
-            )
-        saved = flat_shapes(on_disk["params"])
-        wanted = flat_shapes(abstract.params)
-        changed = compare_shapes(saved, wanted)
-        if changed:
-            raise UserError(
-                f"the parameters in {self._folder / str(step)} do not fit this version of the "
-                "model; choose another --workdir:\n  " + "\n  ".join(changed)
-            )
-        return fields
 
     def close(self) -> None:
         """Waits, then frees the threads."""

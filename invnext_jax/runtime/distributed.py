@@ -1,4 +1,4 @@
-"""Many hosts: one process a host (or accelerator) joins the others; barriers name the absent.
+"""Many hosts: one process a host (or accelerator) joins the others.
 
 Who this process is comes from flags, else from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
 JAX_PROCESS_ID, else from SLURM, else from the TPU's own metadata. A Kubernetes indexed job gives
@@ -7,7 +7,6 @@ the first two and its JOB_COMPLETION_INDEX. Where nothing is said, there is one 
 
 import glob
 import importlib.util
-import itertools
 import os
 import re
 import socket
@@ -15,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
-from jax._src import distributed as jax_distributed  # as Orbax: there is no public way to barriers
+from jax._src import distributed as jax_distributed  # as Orbax: there is no public way to its store
 
 from invnext_jax.errors import UserError
 from invnext_jax.runtime import rollcall
@@ -23,8 +22,6 @@ from invnext_jax.runtime import rollcall
 TIMEOUT_SECONDS = 300.0
 _SHUTDOWN_SECONDS = 60  # how long a process that ends waits for the others
 _HOST = "invnext_jax/host/"
-_BARRIER = "invnext_jax/barrier/"
-_barriers = itertools.count()  # all processes come to the same barriers in the same order
 
 
 class Membership(NamedTuple):
@@ -73,7 +70,7 @@ def initialize(
             shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
         )
     if jax.process_count() > 1:
-        _client().key_value_set(_HOST + str(jax.process_index()), socket.gethostname())
+        client().key_value_set(_HOST + str(jax.process_index()), socket.gethostname())
 
 
 def find_membership(
@@ -162,37 +159,18 @@ def tell(text: str) -> None:
         print(text, flush=True)
 
 
-def barrier(where: str, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
-    """Waits until every process has come here; does nothing in a run of one.
-
-    No device takes part, so it also works while some are busy or lost.
-
-    Args:
-        where: what the processes wait at, for the message.
-        timeout_seconds: longest time to wait.
-
-    Raises:
-        UserError: somebody did not come; it says who, by number and host.
-    """
-    processes = jax.process_count()
-    if processes == 1:
-        return
-    client, number = _client(), next(_barriers)
-    client.key_value_set(f"{_BARRIER}{number}/{jax.process_index()}", where)
-    try:
-        client.wait_at_barrier(f"{_BARRIER}{number}", int(1000 * timeout_seconds))
-    except jax.errors.JaxRuntimeError as error:
-        came = {int(key.rpartition("/")[2]) for key, _ in _entries(f"{_BARRIER}{number}/")}
-        absent = set(range(processes)) - came
-        if not absent:
-            raise
-        hosts = {int(key.rpartition("/")[2]): host for key, host in _entries(_HOST)}
-        raise UserError(rollcall.describe_absent(absent, hosts, timeout_seconds, where)) from error
+def name(process: int) -> str:
+    """A process for a message: its number and its host."""
+    host = hosts().get(process)
+    return f"process {process}" + (f" (host {host})" if host else "")
 
 
-def _entries(folder: str) -> list[tuple[str, str]]:
-    return _client().key_value_dir_get(folder)
+def hosts() -> dict[int, str]:
+    """Host names of the processes of a run of several."""
+    found = client().key_value_dir_get(_HOST)
+    return {int(key.rpartition("/")[2]): host for key, host in found}
 
 
-def _client() -> "jax_distributed.DistributedRuntimeClient":
+def client() -> "jax_distributed.DistributedRuntimeClient":
+    """The key-value store that all processes of a run of several share."""
     return jax_distributed.global_state.client

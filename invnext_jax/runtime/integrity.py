@@ -1,7 +1,7 @@
 """Whether a checkpoint holds what was written: sizes and SHA-256 of its files, in `sums.json`.
 
-The sums are written into the checkpoint's folder before that gets its final name, so a finished
-checkpoint always has them.
+The sums are written into the checkpoint's folder, and all of it put on the disk, before that gets
+its final name: a finished checkpoint always has them, and outlasts a loss of power.
 """
 
 import concurrent.futures
@@ -16,11 +16,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
-import numpy as np
 from absl import logging
-from jax.experimental import multihost_utils
 
-from invnext_jax.errors import UserError
+from invnext_jax.errors import UserError, in_short
+from invnext_jax.runtime import together
 
 SUMS = "sums.json"
 HALF_WRITTEN = ".orbax-checkpoint-tmp"  # in the names of folders that Orbax has not finished
@@ -29,11 +28,16 @@ _NOT_DAMAGE = (
     *(errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM),
     *(errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT),
 )
+# Of a file system that cannot do so for folders; of a file of Orbax's own that is gone.
+_NO_SYNC = (errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOENT)
 _THREADS = 4  # hashing lets go of the interpreter
 
 
 class DamagedError(Exception):
     """A checkpoint that cannot be read, or is not what was written."""
+
+
+KINDS = (UserError, DamagedError)  # what reading a checkpoint may end in, the gravest first
 
 
 @contextlib.contextmanager
@@ -67,11 +71,6 @@ def _unreadable(folder: pathlib.Path, reason: str) -> str:
     )
 
 
-def in_short(error: Exception) -> str:
-    """The error's type and the start of its first line."""
-    return f"{type(error).__name__}: {str(error)[:160]}".partition("\n")[0]
-
-
 def write_sums(folder: pathlib.Path) -> int:
     """Writes `sums.json` into a checkpoint's folder that is complete but for it.
 
@@ -84,10 +83,8 @@ def write_sums(folder: pathlib.Path) -> int:
     names = sorted(str(path.relative_to(folder)) for path in _files_of_items(folder))
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
         sums = dict(zip(names, pool.map(lambda name: _measure(folder / name), names), strict=True))
-    with open(folder / SUMS, "w") as file:
-        json.dump(sums, file, indent=0)
-        file.flush()
-        os.fsync(file.fileno())
+        (folder / SUMS).write_text(json.dumps(sums, indent=0))
+        list(pool.map(_put_on_disk, [folder, *folder.rglob("*")]))
     return sum(size for size, _ in sums.values())
 
 
@@ -106,6 +103,19 @@ def _is_data(path: pathlib.Path) -> bool:
     return path.is_file() and path.name != "commit_success.txt"
 
 
+def _put_on_disk(path: pathlib.Path) -> None:
+    """Waits until a file, or the names in a folder, would outlast a loss of power."""
+    try:
+        number = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
+
+
 def _measure(path: pathlib.Path) -> tuple[int, str]:
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -122,22 +132,16 @@ def verify_sums(folder: pathlib.Path) -> bool:
         DamagedError: a file is missing or another one, here or on another process.
         UserError: a file may not or cannot be opened now, which says nothing of what it holds.
     """
-    problem, found, kind = "", False, 0
-    try:
-        found = _verify_share(folder)
-    except DamagedError as error:
-        problem, kind = str(error), 1
-    except OSError as error:
-        problem, kind = f"{error.filename}: {error.strerror}", 2
-    if jax.process_count() > 1:
-        kinds = multihost_utils.process_allgather(np.int32(kind))
-        kind = int(np.max(kinds))
-        problem = problem or f"{np.sum(kinds > 0)} other processes found it so"
-    if kind == 2:
-        raise UserError(_unreadable(folder, problem))
-    if kind:
-        raise DamagedError(problem)
-    return found
+    with together.agreeing(f"the sums of {folder}", KINDS):
+        if not folder.is_dir():
+            raise UserError(
+                f"the checkpoint {folder} is not there for this process: do all hosts see the same "
+                "file system?"
+            )
+        try:
+            return _verify_share(folder)
+        except OSError as error:
+            raise UserError(_unreadable(folder, f"{error.filename}: {error.strerror}")) from error
 
 
 def check_sums_are_there(record: Mapping[str, Any], has_sums: bool) -> None:
@@ -197,7 +201,7 @@ def remove_half_written(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def set_aside(folder: pathlib.Path, steps: list[int]) -> None:
-    """Renames damaged checkpoints, so that their steps can be saved again."""
+    """Renames damaged checkpoints, in process 0 alone, so that their steps can be saved again."""
     for step in steps if jax.process_index() == 0 else ():
         target, number = folder / f"damaged-{step}", 1
         while target.exists():
@@ -205,5 +209,3 @@ def set_aside(folder: pathlib.Path, steps: list[int]) -> None:
             target = folder / f"damaged-{step}-{number}"
         (folder / str(step)).rename(target)
         logging.warning("%s is kept as %s", folder / str(step), target.name)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("invnext_jax: damaged checkpoints are set aside")

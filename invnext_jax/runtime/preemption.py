@@ -1,16 +1,17 @@
-"""SIGTERM and SIGINT ask a run to save and end; a second one ends it at once.
+"""SIGTERM, SIGINT and SIGHUP ask a run to save and end; a second of the first two ends it at once.
 
-A preemption notice of a TPU or of a batch system is a SIGTERM.
+A preemption notice of a TPU or of a batch system is a SIGTERM, the end of an ssh session a SIGHUP.
 """
 
 import contextlib
 import os
 import signal
+import stat
 import threading
 import types
 from collections.abc import Iterator
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class StopRequestedError(Exception):
@@ -21,7 +22,7 @@ class Preemption:
     """Within `with Preemption() as preemption`, the first signal sets `preemption.signal_name`.
 
     The loop asks `requested` between steps. Outside the main thread, where Python allows no
-    handlers, nothing is ever requested.
+    handlers, nothing is ever requested. A SIGHUP that is ignored, as under nohup, stays so.
     """
 
     def __init__(self):
@@ -51,7 +52,9 @@ class Preemption:
 
     def __enter__(self) -> "Preemption":
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
+            ignores_hangup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            for number in SIGNALS[: -1 if ignores_hangup else None]:
+                self._before[number] = signal.signal(number, self._receive)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -61,9 +64,23 @@ class Preemption:
 
     def _receive(self, number: int, frame: types.FrameType | None) -> None:
         del frame
+        if number == signal.SIGHUP:
+            _leave_terminal()
+            if self.requested:  # kernel and shell may both tell of one hangup
+                return
         if self.requested:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         self.signal_name = signal.Signals(number).name
         if self._waiting:
             raise StopRequestedError
+
+
+def _leave_terminal() -> None:
+    """After a hangup nobody reads what is not a file; a line written there may be an error."""
+    for output in (1, 2):
+        with contextlib.suppress(OSError):  # it is closed already
+            if not stat.S_ISREG(os.fstat(output).st_mode):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, output)
+                os.close(nowhere)

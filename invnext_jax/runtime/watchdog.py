@@ -1,17 +1,29 @@
 """Tells when no step ends for long: stack traces of all threads, host, last step, who lags."""
 
 import faulthandler
+import json
 import socket
 import sys
 import threading
 import time
-from typing import TextIO
+from collections.abc import Mapping
+from typing import NamedTuple, TextIO
 
 import jax
 from jax._src import distributed  # as Orbax: there is no public way to the key-value store
 
 COMPILE_FACTOR = 6  # a compilation may take so many times the limit of a step
 _HEARTBEAT = "invnext_jax/heartbeat/"
+
+
+class Heard(NamedTuple):
+    """What a process last said of itself, and when that was heard (`time.monotonic`)."""
+
+    step: int
+    doing: str
+    seconds: float  # that it had been doing so
+    host: str
+    when: float
 
 
 class Watchdog:
@@ -31,7 +43,7 @@ class Watchdog:
         self._out = _with_descriptor(sys.stderr if out is None else out)
         self._step, self._doing, self._since = 0, "", time.monotonic()
         self._factor, self._told = COMPILE_FACTOR, False
-        self._seen: dict[str, tuple[str, float]] = {}
+        self._heard: dict[int, tuple[str, Heard]] = {}
         self._end, self._thread = threading.Event(), None
 
     def start(self) -> "Watchdog":
@@ -70,14 +82,15 @@ class Watchdog:
             f"watchdog: no step for {past / 60:.1f} minutes on {socket.gethostname()} (process "
             f"{jax.process_index()}): after step {self._step}, in {self._doing}; the threads:"
         ]
-        print(*self._laggards(), *lines, sep="\n", file=self._out, flush=True)
+        heard = {process: said for process, (_, said) in self._heard.items()}
+        print(*list_laggards(heard, time.monotonic()), *lines, sep="\n", file=self._out, flush=True)
         faulthandler.dump_traceback(file=self._out)
 
     def _report_to_others(self, past: float) -> None:
         client = distributed.global_state.client
         if client is None or jax.process_count() == 1:
             return
-        text = f"step {self._step}, in {self._doing} for {past:.0f} s, {socket.gethostname()}"
+        text = json.dumps([self._step, self._doing, round(past), socket.gethostname()])
         try:
             key = f"{_HEARTBEAT}{jax.process_index()}"
             client.key_value_set(key, text, allow_overwrite=True)
@@ -85,23 +98,33 @@ class Watchdog:
         except jax.errors.JaxRuntimeError:  # the coordinator is gone: the run ends anyway
             return
         for key, text in found:
-            if self._seen.get(key, ("", 0.0))[0] != text:
-                self._seen[key] = text, time.monotonic()
-
-    def _laggards(self) -> list[str]:
-        """What each process last said, those that said it longest ago first; in process 0 alone."""
-        now = time.monotonic()
-        rows = sorted((when, key, text) for key, (text, when) in self._seen.items())
-        return [
-            f"watchdog: process {key.rpartition('/')[2]}: {text} (said {now - when:.0f} s ago)"
-            for when, key, text in rows
-        ]
+            process = int(key.rpartition("/")[2])
+            if self._heard.get(process, ("", None))[0] != text:
+                self._heard[process] = text, Heard(*json.loads(text), time.monotonic())
 
     def close(self) -> None:
         """Ends the thread."""
         self._end.set()
         if self._thread is not None:
             self._thread.join()
+
+
+def list_laggards(heard: Mapping[int, Heard], now: float) -> list[str]:
+    """A line for each process: those at the lowest step first, of these the longest silent.
+
+    Args:
+        heard: by process.
+        now: the time, by the clock of `Heard.when`.
+    """
+
+    def order(item: tuple[int, Heard]) -> tuple[int, float]:
+        return item[1].step, item[1].when - item[1].seconds
+
+    return [
+        f"watchdog: process {process}: step {said.step}, in {said.doing} for {said.seconds} s, "
+        f"{said.host} (said {now - said.when:.0f} s ago)"
+        for process, said in sorted(heard.items(), key=order)
+    ]
 
 
 def _with_descriptor(out: TextIO) -> TextIO | None:

@@ -89,7 +89,7 @@ class Workdir:
             probe.unlink()
             free = shutil.disk_usage(self.path).free
         except OSError as error:
-            return f"{error.strerror}: {error.filename}"
+            return f"{error.strerror}: {error.filename or self.path}"
         if free < needed:
             return f"{free:,} bytes free, about {needed:,} needed"
         return ""

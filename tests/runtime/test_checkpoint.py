@@ -15,7 +15,7 @@ import pytest
 
 from invnext_jax.data import sources
 from invnext_jax.errors import UserError
-from invnext_jax.runtime import checkpoint, checkpointer
+from invnext_jax.runtime import checkpoint, checkpointer, restoring
 from invnext_jax.runtime import mesh as mesh_lib
 from invnext_jax.runtime import state as state_lib
 from invnext_jax.runtime.workdir import Workdir
@@ -228,7 +228,7 @@ def test_what_cannot_be_read_now_is_not_taken_for_damage(
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(checkpointer, "probe", fail)
+    monkeypatch.setattr(restoring, "probe", fail)
     monkeypatch.setattr(checkpoint, "probe", fail)
     with pytest.raises(UserError, match="checkpoints/3 cannot be read: .*stays where it is"):
         restore(run, toy_config, abstract, open_data(toy_data))

@@ -37,7 +37,6 @@ def test_nothing_said_means_one_process():
     shell = {name: SLURM[name] for name in ("SLURM_JOB_ID", "SLURM_NTASKS", "SLURM_PROCID")}
     assert find_membership(shell) is None
     distributed.initialize()
-    distributed.barrier("nothing")
 
 
 def test_flags_go_before_the_environment():
@@ -145,20 +144,22 @@ def test_whoever_is_missing_at_the_start_is_named_by_all_others(present, seconds
 WAIT = """
 import sys, time
 from invnext_jax import errors
-from invnext_jax.runtime import distributed
+from invnext_jax.runtime import distributed, together
 process, port = map(int, sys.argv[1:])
 with errors.exit_on_user_error():
     distributed.initialize(f"localhost:{port}", 2, process, 60)
-    distributed.barrier("the first stop", 60)
+    with together.agreeing("the first stop", timeout_seconds=60):
+        pass
     print("passed", flush=True)
     if process == 0:
-        distributed.barrier("the second stop", 1)
+        with together.agreeing("the second stop", timeout_seconds=1):
+            pass
     else:
         time.sleep(2)
 """
 
 
-def test_a_barrier_names_the_host_that_does_not_come():
+def test_a_host_that_does_not_come_is_named():
     port = free_port()
     ended = finish([start(WAIT, process, port) for process in range(2)])
     assert [code for code, _, _ in ended] == [2, 0], ended

@@ -1,9 +1,11 @@
+import errno
 import json
 import os
 import shutil
 
 import pytest
 
+from invnext_jax.errors import UserError
 from invnext_jax.runtime import integrity
 from invnext_jax.runtime.integrity import DamagedError
 
@@ -26,6 +28,27 @@ def test_every_file_of_the_items_has_a_sum(step):
     assert {name.split("/")[0] for name in sums} == {"state", "data", "meta"}
 
 
+def test_files_and_folders_are_put_on_the_disk_before_the_checkpoint_gets_its_name(
+    step, monkeypatch
+):
+    synced = set()
+    monkeypatch.setattr(os, "fsync", lambda file: synced.add(os.readlink(f"/proc/self/fd/{file}")))
+    integrity.write_sums(step)  # Orbax renames the folder after it
+    assert {str(step), *map(str, step.rglob("*"))} <= synced
+
+
+def test_a_file_system_that_cannot_sync_a_folder_is_no_failure(step, monkeypatch):
+    def fail(file):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    number = errno.EINVAL
+    integrity.write_sums(step)
+    number = errno.EIO
+    with pytest.raises(OSError, match="Input/output error"):
+        integrity.write_sums(step)
+
+
 def test_one_flipped_bit_in_any_file_is_found(step):
     for name in json.loads((step / "sums.json").read_text()):
         path = step / name
@@ -46,6 +69,11 @@ def test_a_missing_or_a_short_file_is_found(step):
     path.unlink()
     with pytest.raises(DamagedError, match="No such file"):
         integrity.verify_sums(step)
+
+
+def test_a_checkpoint_that_this_process_does_not_see_is_not_taken_for_damage(tmp_path):
+    with pytest.raises(UserError, match="is not there for this process: do all hosts see"):
+        integrity.verify_sums(tmp_path / "6")
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"a": 1}', '{"a": [1]'])

@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 import time
@@ -6,7 +7,7 @@ import types
 import jax
 
 from invnext_jax.runtime import watchdog as watchdog_lib
-from invnext_jax.runtime.watchdog import Watchdog
+from invnext_jax.runtime.watchdog import Heard, Watchdog, list_laggards
 
 
 def wait_for(path, text, seconds=10):
@@ -76,7 +77,8 @@ class Store(dict):
 
 
 def test_process_0_names_what_each_process_last_said(tmp_path, monkeypatch):
-    store = Store({"invnext_jax/heartbeat/1": "step 41, in the wait for data for 80 s, host7"})
+    said = json.dumps([41, "the wait for data", 80, "host7"])
+    store = Store({"invnext_jax/heartbeat/1": said})
     state = types.SimpleNamespace(client=store)
     monkeypatch.setattr(watchdog_lib.distributed, "global_state", state)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
@@ -89,3 +91,15 @@ def test_process_0_names_what_each_process_last_said(tmp_path, monkeypatch):
         "watchdog: process 1: step 41, in the wait for data for 80 s, host7 (said 0 s ago)\n"
         "watchdog: process 0: step 42, in the step for 0 s, "
     )
+
+
+def test_the_process_that_lags_is_named_first_then_the_longest_silent():
+    heard = {
+        0: Heard(42, "the step", 300, "a", 1000.0),  # waits for 1, and for longer than that
+        1: Heard(41, "the wait for data", 80, "b", 1000.0),
+        2: Heard(42, "the step", 290, "c", 900.0),  # says nothing any more
+        3: Heard(42, "the step", 300, "d", 1001.0),
+    }
+    lines = list_laggards(heard, 1010.0)
+    assert [line.split()[2] for line in lines] == ["1:", "2:", "0:", "3:"]
+    assert lines[1] == "watchdog: process 2: step 42, in the step for 290 s, c (said 110 s ago)"
