@@ -84,9 +84,9 @@ def prepare(
     given, given_step = _read_source(config)
 
     drops = drops_lib.DropCounter.from_config(config.data)
+    digest = _compare_hosts(config)
     with together.agreeing("the opening of the data and of --workdir"):
         data_iter = _open_data(config, drops, stack)
-        digest = sources.hash_manifests(config.data.manifest)
         held = Workdir(workdir)
         stack.callback(held.close)
         if jax.process_index() == 0:
@@ -126,6 +126,25 @@ def prepare(
     run.write_config()
     _introduce(run)
     return run
+
+
+def _compare_hosts(config: ml_collections.FrozenConfigDict) -> str:
+    """Sees that all processes have the config and manifest of process 0; the manifest's SHA-256."""
+    with together.agreeing("the reading of the manifests") as told:
+        digest = sources.hash_manifests(config.data.manifest)
+        mine = {
+            "config": provenance.as_json(config),
+            "manifest_sha256": digest,
+            "init_from_step": None,
+        }
+        told.value = mine
+    with together.agreeing("the comparison of configs"):
+        if changed := provenance.differences(told.value, mine, provenance.OF_A_HOST):
+            raise UserError(
+                "this process has another config or manifest than process 0; give all the same:\n  "
+                + "\n  ".join(changed)
+            )
+    return digest
 
 
 def _open_data(

@@ -6,7 +6,7 @@ import json
 import pathlib
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -37,6 +37,12 @@ MAY_CHANGE = (
     "data.clip_seconds",
     "data.on_bad",
     "data.max_bad_share",
+)
+
+# Where a host finds things and how it reads them: fields in which the hosts of a run may differ.
+OF_A_HOST = (
+    *("data.manifest", "data.prefetch", "data.workers", "data.clip_seconds"),
+    *("init_from", "predictor.weights", "teacher.weights"),
 )
 
 # Fields that are newer than format 2, with what the code did before they were there.
@@ -142,18 +148,21 @@ def git_hash() -> str:
     return head.stdout.strip() + ("+" if changes.stdout.strip() else "")
 
 
-def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
+def differences(
+    saved: Mapping[str, Any], current: Mapping[str, Any], may_change: Sequence[str] = MAY_CHANGE
+) -> list[str]:
     """Lines `field: checkpoint's value -> this run's value` of what may not change but did.
 
     Args:
         saved: the record of the checkpoint, see `describe_run`.
         current: the record of this run.
+        may_change: fields, or groups of them, that are not compared.
     """
     before, now = _flatten(upgrade(saved["config"])), _flatten(current["config"])
     rows = [
         (f"config.{name}", before.get(name, "absent"), now.get(name, "absent"))
         for name in sorted(before.keys() | now.keys())
-        if not any(name == free or name.startswith(free + ".") for free in MAY_CHANGE)
+        if not any(name == free or name.startswith(free + ".") for free in may_change)
     ]
     hashes = saved.get("manifest_sha256", "absent"), current["manifest_sha256"]
     rows.append(("SHA-256 of the manifest", *hashes))

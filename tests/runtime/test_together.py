@@ -201,6 +201,9 @@ try:
     part([integrity.DamagedError("a"), UserError("b")][process], process, integrity.KINDS)
 except UserError as error:
     print(error)
+other = config.copy_and_resolve_references()
+other.total_steps, other.data.workers = 100 + process, process
+print(attempt(train.train, other, workdir.parent / "other"))
 with errors.exit_on_user_error():
     train.train(config, workdir)
 """
@@ -218,6 +221,12 @@ def test_what_one_process_refuses_all_refuse_and_end_with_code_2(tmp_path):
     crashed = f"refused: process 1 (host {HOST}): it ended with KeyError: 'a mistake'"
     assert (zero[3], one[3]) == (crashed, "a mistake")
     assert (zero[4], one[4]) == (f"process 1 (host {HOST}): b", "b")
+    differs = "this process has another config or manifest than process 0; give all the same:"
+    assert zero[5:7] == [
+        f"refused: process 1 (host {HOST}): {differs}",
+        "  config.total_steps: 100 -> 101",
+    ]
+    assert one[5] == f"refused: {differs}"
     locked = f"another process trains in {tmp_path / 'run'}"
     assert ended[0][2].splitlines()[-1].startswith(f"error: {locked}")
     assert ended[1][2].splitlines()[-1].startswith(f"error: process 0 (host {HOST}): {locked}")
