@@ -44,7 +44,7 @@ FLOORS = {
         {"attention"},
         {"fused"},
         {"blockwise", "positions"},
-        {"axes", "pixels"},
+        {"axes", "pixels", "quantized"},
     ],
     "data": [
         {"preparing", "shard_index"},
