@@ -33,7 +33,7 @@ from invnext_jax.models.axes import split_stream, whole_stream
 from invnext_jax.models.heads import AttentionPool
 from invnext_jax.models.layers import ProjectionHead, gather_tokens, unit
 from invnext_jax.models.pixels import Grid, clip_grid, normalize
-from invnext_jax.models.quantized import products
+from invnext_jax.models.products import rounding
 from invnext_jax.objectives import losses, masks
 
 LOSS_TERMS = ("predict", "align_visible", "pixels")
@@ -262,7 +262,7 @@ def target_tokens(
         return rearrange(seen.taps_lbnd[-1], "(b t) s d -> b (t s) d", t=video_bthwc.shape[1])
     drops = config.target.drop_path and droppath_key is not None
     rngs = {"droppath": droppath_key} if drops else None
-    with products(config.quantize_frozen):
+    with rounding(config.quantize_frozen):
         tokens_bnd = model.encoder.apply(
             {"params": frozen["target"]}, video_bthwc, rngs=rngs
         ).tokens_bnd

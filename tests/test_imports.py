@@ -44,7 +44,7 @@ FLOORS = {
         {"attention"},
         {"fused"},
         {"blockwise", "positions"},
-        {"axes", "pixels", "quantized"},
+        {"axes", "pixels", "products"},
     ],
     "data": [
         {"preparing", "shard_index"},

@@ -9,7 +9,7 @@ import pytest
 import stage_cases
 
 from invnext_jax import pretrained, stage1, stage2
-from invnext_jax.models import quantized
+from invnext_jax.models import products
 from invnext_jax.models.pixels import patch_targets
 from invnext_jax.objectives import reconstruction
 
@@ -147,4 +147,4 @@ def test_rounding_reaches_the_target_and_nothing_that_is_trained(second, batch):
     found = loss_of(stage2, (rounded, model, params, frozen), batch)[0]
     np.testing.assert_allclose(found, expected, rtol=1e-6)
     assert abs(found - loss_of(stage2, second, batch)[0]) > 1e-5 * found
-    assert not quantized.products.value
+    assert not products.rounding.value

@@ -1,11 +1,12 @@
-"""Products in 8 bits against the same arithmetic in numpy."""
+"""Products in 8 bits against the same arithmetic in numpy; products of flat tokens."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from invnext_jax.models import layers, quantized
+from invnext_jax.models import layers, products
+from invnext_jax.runtime import mesh as mesh_lib
 
 
 @pytest.fixture
@@ -22,7 +23,7 @@ def setting():
 
 def run(form, x_bnd, params, dtype="float32"):
     layer = layers.dense((3, 32), ("embed", None, "heads"), name="qkv", dtype=dtype)
-    with quantized.products(form):
+    with products.rounding(form):
         return jax.jit(layer.apply)({"params": params}, x_bnd)
 
 
@@ -61,9 +62,38 @@ def test_the_error_is_small_and_the_type_is_that_of_the_inputs(form, error, sett
 def test_the_program_multiplies_8_bit_numbers(setting):
     x_bnd, params = setting
     layer = layers.dense((3, 32), ("embed", None, "heads"), name="qkv", dtype="bfloat16")
-    for form, (dtype, _, sums) in quantized.FORMATS.items():
-        with quantized.products(form):
+    for form, (dtype, _, sums) in products.FORMATS.items():
+        with products.rounding(form):
             jaxpr = jax.make_jaxpr(layer.apply)({"params": params}, x_bnd)
         (product,) = (e for e in jaxpr.eqns if e.primitive.name == "dot_general")
         assert {v.aval.dtype for v in product.invars} == {jnp.dtype(dtype)}
         assert product.outvars[0].aval.dtype == sums
+
+
+def test_one_cpu_device_multiplies_matrices_and_gets_the_same(setting):
+    x_bnd, params = setting
+    layer = layers.dense((3, 32), ("embed", None, "heads"), name="qkv", dtype="float32")
+    weights = np.random.default_rng(1).standard_normal((2, 5, 3, 32)).astype(np.float32)
+
+    def loss(params, x_bnd):
+        return jnp.sum(layer.apply({"params": params}, x_bnd) * weights)
+
+    def gradients():  # a function of its own each time: what is traced depends on the mesh
+        both = jax.value_and_grad(lambda *arguments: loss(*arguments), (0, 1))
+        ranks = {
+            v.aval.ndim
+            for e in jax.make_jaxpr(both)(params, x_bnd).eqns
+            if e.primitive.name == "dot_general"
+            for v in e.invars
+        }
+        return ranks, jax.jit(both)(params, x_bnd)
+
+    ranks, expected = gradients()
+    assert 3 in ranks
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1, 1), mesh_lib.AXES)
+    with jax.set_mesh(mesh):
+        ranks, found = gradients()
+    assert ranks == {2}
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4), found, expected
+    )

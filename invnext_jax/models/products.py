@@ -1,10 +1,11 @@
-"""Matrix products of frozen layers in 8 bits: faster where the hardware has them, a little rough.
+"""The product of a linear layer: as it stands, of flat tokens, or of frozen layers in 8 bits.
 
-Weights are scaled by output channel and inputs by token, symmetrically, where they are used: what
-is stored stays float32. Sums are int32, or float32 for floats. There is no gradient.
+In 8 bits weights are scaled by output channel and inputs by token, symmetrically, where they are
+used: what is stored stays float32. Sums are int32, or float32 for floats. There is no gradient.
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,16 +17,34 @@ FORMATS = {
     "int8": (jnp.int8, 127, jnp.int32),
     "float8": (jnp.float8_e4m3fn, 448, jnp.float32),
 }
-# `with products("int8"):` around the tracing chooses for every `layers.dense`; "" rounds nothing.
-products = jax.make_user_context("")
+# `with rounding("int8"):` around the tracing chooses for every `layers.dense`; "" rounds nothing.
+rounding = jax.make_user_context("")
 
 
-def chosen_product() -> Callable[..., jax.Array]:
-    """`jax.lax.dot_general`, or what stands in for it."""
-    return functools.partial(dot_general, products.value) if products.value else jax.lax.dot_general
+def choose_product() -> Callable[..., jax.Array]:
+    """`jax.lax.dot_general`, or what stands in for it here."""
+    if rounding.value:
+        return functools.partial(in_8_bits, rounding.value)
+    mesh = jax.sharding.get_abstract_mesh()
+    one_cpu = jax.default_backend() == "cpu" and not mesh.empty and mesh.size == 1
+    return of_flat_tokens if one_cpu else jax.lax.dot_general
 
 
-def dot_general(
+def of_flat_tokens(
+    x: jax.Array, kernel: jax.Array, dimensions: Any, precision: Any = None
+) -> jax.Array:
+    """The same product of two matrices, whose gradients are products of matrices too.
+
+    Over several axes XLA's CPU compiler transposes what it sums over, which costs a copy for each
+    gradient of a kernel. Not so on a mesh: tokens split by clip and place cannot be joined.
+    """
+    (x_axes, kernel_axes), _ = dimensions
+    free, inner = x.shape[: -len(x_axes)], math.prod(kernel.shape[: len(kernel_axes)])
+    product = jax.lax.dot(x.reshape(-1, inner), kernel.reshape(inner, -1), precision=precision)
+    return product.reshape(*free, *kernel.shape[len(kernel_axes) :])
+
+
+def in_8_bits(
     form: str, x: jax.Array, kernel: jax.Array, dimensions: Any, precision: Any = None
 ) -> jax.Array:
     """The product of inputs and a kernel, both rounded to 8 bits.
