@@ -83,6 +83,9 @@ def defaults() -> ml_collections.ConfigDict:
     config.ema = ml_collections.ConfigDict({"decay": 0.0})
     config.profile_steps = ()  # (10, 13) traces steps 11 to 13 into the workdir's folder `profile`
     config.dtype = "bfloat16"  # of the matmuls; parameters, norms and losses stay float32
+    # Linear layers of the image teacher and of Stage 2's target: "": as the others; "int8" or
+    # "float8" (e4m3): rounded to 8 bits, which costs less where the hardware multiplies them.
+    config.quantize_frozen = ""
     # "auto" is the fused kernel of the platform, "cudnn" (GPUs) or "splash" (TPUs), and elsewhere
     # plain XLA, in blocks where the logits are many; also "blockwise" and "naive", all at once.
     config.attention = "auto"
@@ -141,6 +144,7 @@ def defaults() -> ml_collections.ConfigDict:
         {
             "kind": "semantic",  # "semantic" | "multi_block" | "tube" | "random"
             "ratio": 0.75,  # masked share (semantic, tube, random); the paper's text says 0.8
+            "predicted": 1.0,  # share of the masked places that the losses look at, drawn anew
             "blocks": ((8, 0.15), (2, 0.7)),  # multi-block: (blocks, share of the frame each)
             "visible": (0.38, 0.19),  # multi-block: share that stays visible, one for each kind
             "aspect": (0.75, 1.5),

@@ -72,10 +72,11 @@ class Count:
 
 @dataclasses.dataclass(frozen=True)
 class Lengths:
-    """Tokens of a clip: all patches, and the visible ones of each mask."""
+    """Tokens of a clip: all patches, and of each mask the visible and the predicted ones."""
 
     patches: int
     visible: tuple[int, ...]
+    predicted: tuple[int, ...]
     class_tokens: int
 
 
@@ -87,7 +88,9 @@ def token_lengths(config: Any) -> Lengths:
     key = jax.eval_shape(lambda: jax.random.key(0))
     drawn = jax.eval_shape(lambda key, a_bts: draw(key, attention_bts=a_bts), key, attention_bts)
     visible = tuple(keep_bk.shape[1] for keep_bk, _ in drawn)
-    return Lengths(frames * side * side, visible, config.encoder.class_tokens)
+    share = config.mask.predicted
+    predicted = tuple(masks.predicted_count(masked_bm.shape[1], share) for _, masked_bm in drawn)
+    return Lengths(frames * side * side, visible, predicted, config.encoder.class_tokens)
 
 
 def count_flops(config: Any, *, whole_windows: bool = False) -> dict[str, Count]:
@@ -178,7 +181,7 @@ def _teacher(config: Any, share: float) -> Count:
 
 def _predictor(config: Any, tokens: Lengths, whole_windows: bool) -> Count:
     count, p, n = Count(), config.predictor, tokens.patches + tokens.class_tokens
-    for visible in tokens.visible:
+    for visible, predicted in zip(tokens.visible, tokens.predicted, strict=True):
         if p.kind == "vjepa":
             count.dense(visible + tokens.class_tokens, config.encoder.width, p.width)
             _blocks(count, p, n)
@@ -188,8 +191,8 @@ def _predictor(config: Any, tokens: Lengths, whole_windows: bool) -> Count:
             _blocks(count, p, n)
             continue
         for i in range(p.last_layer - p.depth + 1, p.last_layer + 1):
-            # Of the last layer only masked places are wanted; a window still sees all queries.
-            wanted = tokens.patches - visible if i == p.last_layer else n
+            # Of the last layer only these places are wanted; a window still sees all queries.
+            wanted = predicted if i == p.last_layer else n
             if i % 3 == 0:
                 pairs = wanted * n
             else:
@@ -207,8 +210,8 @@ def _window_pairs(n: int, reach: int) -> int:
 def _decoder(config: Any, tokens: Lengths) -> Count:
     count, d, pixels = Count(), config.decoder, 3 * config.encoder.patch**2
     width = d.width
-    for visible in tokens.visible:
-        n = (tokens.patches - visible) * (d.noise_draws if d.kind == "diffusion" else 1)
+    for predicted in tokens.predicted:
+        n = predicted * (d.noise_draws if d.kind == "diffusion" else 1)
         if d.kind != "diffusion":
             hidden = [width] * (d.depth - 1 if d.kind == "mlp" else 0)
             sizes = [config.predictor.width, *hidden, pixels]
@@ -228,9 +231,9 @@ def _heads(config: Any, tokens: Lengths) -> Count:
     count, e, loss = Count(), config.encoder, config.loss
     if config.stage == "stage2":
         width = config.teacher.width if config.target.kind == "image" else e.width
-        for visible in tokens.visible:
+        for visible, predicted in zip(tokens.visible, tokens.predicted, strict=True):
             if loss.predict:
-                count.head(tokens.patches - visible, config.predictor.width, width)
+                count.head(predicted, config.predictor.width, width)
             if loss.align_visible:
                 count.head(visible, e.width, width)
         return count

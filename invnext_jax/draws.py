@@ -1,7 +1,8 @@
 """What both stages share: what is drawn anew in a step, and what their models do with it.
 
-Shape key: b batch, t frames, h w pixels, c channels, k visible tokens, m masked tokens, n patches
-(of all clips, times the noise draws), p pixels of a patch, d width.
+Shape key: b batch, t frames, h w pixels, c channels, k visible tokens, m masked tokens (or those of
+them that are predicted), n patches (of all clips, times the noise draws), p pixels of a patch,
+d width.
 """
 
 import functools
@@ -17,15 +18,30 @@ from einops import rearrange
 from invnext_jax.models import decoder
 from invnext_jax.models.layers import scale_kernels
 from invnext_jax.models.pixels import patch_targets
-from invnext_jax.objectives import reconstruction
+from invnext_jax.objectives import masks, reconstruction
 
 
 class Draws(NamedTuple):
-    """A mask, and noise for each masked patch if the diffusion decoder is trained."""
+    """What is drawn for a batch.
+
+    Attributes:
+      keep_bk: the visible places.
+      masked_bm: all others.
+      noise: of each predicted patch, if the diffusion decoder is trained.
+      chosen_bm: which of `masked_bm` are predicted, by index; None: all of them.
+    """
 
     keep_bk: jax.Array
     masked_bm: jax.Array
     noise: reconstruction.Noise | None = None
+    chosen_bm: jax.Array | None = None
+
+    @property
+    def predicted_bm(self) -> jax.Array:
+        """The masked places that are predicted."""
+        if self.chosen_bm is None:
+            return self.masked_bm
+        return jnp.take_along_axis(self.masked_bm, self.chosen_bm, axis=1)
 
 
 class DecodingModel(nn.Module):
@@ -55,19 +71,25 @@ def groups_of_terms(config: Any, of_term: Mapping[str, Sequence[str]]) -> tuple[
     return tuple(dict.fromkeys(("encoder", "pool", *itertools.chain.from_iterable(on))))
 
 
-def add_noise(config: Any, mask: Any, t_key: jax.Array, noise_key: jax.Array) -> Draws:
-    """Draws the noise that goes with a mask.
+def complete(
+    config: Any, mask: masks.Mask, t_key: jax.Array, noise_key: jax.Array, choice_key: jax.Array
+) -> Draws:
+    """Draws what goes with a mask: which of its places are predicted, and noise for these.
 
     Args:
       config: of the run.
       mask: (keep_bk, masked_bm).
       t_key: random key of the timesteps.
       noise_key: random key of the noise.
+      choice_key: random key of the choice.
     """
+    draws, share = Draws(*mask), config.mask.predicted
+    if share < 1:
+        draws = draws._replace(chosen_bm=masks.choose(choice_key, draws.masked_bm, share))
     if not (config.loss["pixels"] and config.decoder.kind == "diffusion"):
-        return Draws(*mask)
-    n, pixels = mask[1].size * config.decoder.noise_draws, 3 * config.encoder.patch**2
-    return Draws(*mask, reconstruction.draw_noise(t_key, noise_key, n, pixels))
+        return draws
+    n, pixels = draws.predicted_bm.size * config.decoder.noise_draws, 3 * config.encoder.patch**2
+    return draws._replace(noise=reconstruction.draw_noise(t_key, noise_key, n, pixels))
 
 
 def init_params(config: Any, model: nn.Module, key: jax.Array) -> Any:
@@ -89,15 +111,15 @@ def run_features(
     rngs: dict[str, jax.Array] | None = None,
 ) -> Any:
     """What the model says about clips under a mask; no drop path without `rngs`."""
-    inputs = video_bthwc, draws.keep_bk, draws.masked_bm
+    inputs = video_bthwc, draws.keep_bk, draws.masked_bm, draws.chosen_bm
     return model.apply({"params": params}, *inputs, rngs=rngs, method="features")
 
 
 def pixel_terms(
     model: nn.Module, params: Any, latents_bmd: jax.Array, video_bthwc: jax.Array, draws: Draws
 ) -> dict[str, jax.Array]:
-    """The loss of the masked patches' pixels; see `reconstruction.loss_terms`."""
-    start_np = patch_targets(video_bthwc, draws.masked_bm, model.encoder.patch)
+    """The loss of the predicted patches' pixels; see `reconstruction.loss_terms`."""
+    start_np = patch_targets(video_bthwc, draws.predicted_bm, model.encoder.patch)
     decode = functools.partial(model.apply, {"params": params}, method="decode")
     chunks = model.decoder.chunks
     return reconstruction.loss_terms(decode, start_np, latents_bmd, draws.noise, chunks)

@@ -14,6 +14,7 @@ from einops import rearrange
 from invnext_jax.errors import UserError
 from invnext_jax.models import teachers
 from invnext_jax.models.predictor import ModernBertLayer
+from invnext_jax.models.products import rounding
 from invnext_jax.weights import assets
 from invnext_jax.weights.export import read_export
 from invnext_jax.weights.match import match_tree
@@ -81,7 +82,8 @@ def see(config: Any, params: Any, video_bthwc: jax.Array) -> teachers.TeacherOut
     """
     t = config.teacher
     images = teachers.preprocess(video_bthwc, t.size, t.kind)
-    seen = teachers.from_config(config).apply({"params": params}, images)
+    with rounding(config.quantize_frozen):
+        seen = teachers.from_config(config).apply({"params": params}, images)
     old, new = t.size // t.patch, video_bthwc.shape[2] // config.encoder.patch
     return seen if old == new else teachers.resample(seen, old, new)
 

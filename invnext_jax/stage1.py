@@ -22,7 +22,7 @@ from invnext_jax.accounting import step_flops as step_flops  # one of what a sta
 from invnext_jax.draws import (
     DecodingModel,
     Draws,
-    add_noise,
+    complete,
     groups_of_terms,
     pixel_terms,
     run_features,
@@ -65,9 +65,13 @@ class Model(DecodingModel):
         self.init_decoder(draws, latents_bmd)
 
     def features(
-        self, video_bthwc: jax.Array, keep_bk: jax.Array, masked_bm: jax.Array
+        self,
+        video_bthwc: jax.Array,
+        keep_bk: jax.Array,
+        masked_bm: jax.Array,
+        chosen_bm: jax.Array | None = None,
     ) -> Features:
-        """Aligned features of the visible tokens and latents of the masked ones."""
+        """Aligned features of the visible tokens, latents of the masked ones (or of some)."""
         grid = clip_grid(video_bthwc, self.encoder.patch)
         tokens_bnd, taps_lbnd = self.encoder(video_bthwc, keep_bk)
         aligned_lbkd = pooled_bd = latents_bmd = None
@@ -78,7 +82,7 @@ class Model(DecodingModel):
         elif self.is_initializing():
             self.pool(tokens_bnd)
         if self.predictor is not None:
-            latents_bmd = self.predictor(tokens_bnd, keep_bk, masked_bm, grid)
+            latents_bmd = self.predictor(tokens_bnd, keep_bk, masked_bm, grid, chosen_bm)
         return Features(aligned_lbkd, pooled_bd, latents_bmd)
 
 
@@ -166,7 +170,7 @@ def check_config(config: Any) -> None:
 def draw(
     config: Any, batch: int, grid: Grid, key: jax.Array, attention_bts: jax.Array | None = None
 ) -> Draws:
-    """Draws the mask, and for the diffusion decoder timesteps and noise for each masked patch.
+    """Draws the mask, which of its places are predicted, and for the diffusion decoder their noise.
 
     Args:
       config: of the run.
@@ -175,9 +179,9 @@ def draw(
       key: random key.
       attention_bts: the teacher's attention to each patch, for a semantic mask.
     """
-    mask_key, t_key, noise_key = (jax.random.fold_in(key, i) for i in range(3))
+    mask_key, t_key, noise_key, choice_key = (jax.random.fold_in(key, i) for i in (0, 1, 2, 4))
     mask = masks.draw(mask_key, batch, grid, config.mask, attention_bts)[0]
-    return add_noise(config, mask, t_key, noise_key)
+    return complete(config, mask, t_key, noise_key, choice_key)
 
 
 def see_and_draw(

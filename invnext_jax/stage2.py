@@ -21,7 +21,7 @@ from invnext_jax.accounting import step_flops as step_flops  # one of what a sta
 from invnext_jax.draws import (
     DecodingModel,
     Draws,
-    add_noise,
+    complete,
     groups_of_terms,
     pixel_terms,
     run_features,
@@ -33,6 +33,7 @@ from invnext_jax.models.axes import split_stream, whole_stream
 from invnext_jax.models.heads import AttentionPool
 from invnext_jax.models.layers import ProjectionHead, gather_tokens, unit
 from invnext_jax.models.pixels import Grid, clip_grid, normalize
+from invnext_jax.models.products import rounding
 from invnext_jax.objectives import losses, masks
 
 LOSS_TERMS = ("predict", "align_visible", "pixels")
@@ -68,14 +69,18 @@ class Model(DecodingModel):
         self.init_decoder(draws, latents_bmd)
 
     def features(
-        self, video_bthwc: jax.Array, keep_bk: jax.Array, masked_bm: jax.Array
+        self,
+        video_bthwc: jax.Array,
+        keep_bk: jax.Array,
+        masked_bm: jax.Array,
+        chosen_bm: jax.Array | None = None,
     ) -> Features:
-        """Unit vectors in the target's space at the masked and visible places, and latents."""
+        """Unit vectors in the target's space at predicted and visible places, and latents."""
         grid = clip_grid(video_bthwc, self.encoder.patch)
         tokens_bnd = self.encoder(video_bthwc, keep_bk).tokens_bnd
         predicted_bmd = aligned_bkd = latents_bmd = None
         if self.predictor is not None:
-            latents_bmd = self.predictor(tokens_bnd, keep_bk, masked_bm, grid)
+            latents_bmd = self.predictor(tokens_bnd, keep_bk, masked_bm, grid, chosen_bm)
         if self.head is not None:
             # The head ends in unit length and the reference normalises once more.
             predicted_bmd = unit(whole_stream(self.head(split_stream(latents_bmd))))
@@ -207,7 +212,7 @@ def check_config(config: Any) -> None:
 def draw(
     config: Any, batch: int, grid: Grid, key: jax.Array, attention_bts: jax.Array | None = None
 ) -> list[Draws]:
-    """The masks of one step, each with noise if the diffusion decoder is trained.
+    """The masks of one step, which places are predicted, and noise for the diffusion decoder.
 
     Args:
       config: of the run.
@@ -217,9 +222,16 @@ def draw(
       attention_bts: the image teacher's attention to each patch, for a semantic mask.
     """
     drawn = masks.draw(jax.random.fold_in(key, 0), batch, grid, config.mask, attention_bts)
-    noise_key = jax.random.fold_in(key, 2)
-    keys = [jax.random.split(jax.random.fold_in(noise_key, i)) for i in range(len(drawn))]
-    return [add_noise(config, mask, *pair) for mask, pair in zip(drawn, keys, strict=True)]
+    noise_key, choice_key = (jax.random.fold_in(key, i) for i in (2, 4))
+    return [
+        complete(
+            config,
+            mask,
+            *jax.random.split(jax.random.fold_in(noise_key, i)),
+            jax.random.fold_in(choice_key, i),
+        )
+        for i, mask in enumerate(drawn)
+    ]
 
 
 def see_and_draw(
@@ -249,11 +261,11 @@ def target_tokens(
     if config.target.kind == "image":  # the input of the teacher's last layer: the deepest tap
         return rearrange(seen.taps_lbnd[-1], "(b t) s d -> b (t s) d", t=video_bthwc.shape[1])
     drops = config.target.drop_path and droppath_key is not None
-    tokens_bnd = model.encoder.apply(
-        {"params": frozen["target"]},
-        video_bthwc,
-        rngs={"droppath": droppath_key} if drops else None,
-    ).tokens_bnd
+    rngs = {"droppath": droppath_key} if drops else None
+    with rounding(config.quantize_frozen):
+        tokens_bnd = model.encoder.apply(
+            {"params": frozen["target"]}, video_bthwc, rngs=rngs
+        ).tokens_bnd
     return unit(tokens_bnd[:, model.encoder.class_tokens :])
 
 
@@ -311,7 +323,7 @@ def loss_terms(
         rngs = None if droppath_key is None else {"droppath": jax.random.fold_in(droppath_key, i)}
         features = run_features(model, params, video_bthwc, draws, rngs)
         if features.predicted_bmd is not None:
-            target_bmd = gather_tokens(target_bnd, draws.masked_bm)
+            target_bmd = gather_tokens(target_bnd, draws.predicted_bm)
             terms[f"predict_{i}"] = losses.cosine_loss(features.predicted_bmd, target_bmd)
         if features.aligned_bkd is not None:
             target_bkd = gather_tokens(target_bnd, draws.keep_bk)

@@ -7,6 +7,7 @@ import jax
 import ml_collections
 import numpy as np
 import pytest
+from stage_cases import FAST_TO_COMPILE
 
 from configs import ablations
 from invnext_jax import pretrained, stage1, stage2
@@ -16,10 +17,6 @@ from invnext_jax.runtime import state as state_lib
 from invnext_jax.runtime import step as step_lib
 from invnext_jax.weights import export
 
-FAST_TO_COMPILE = {
-    "xla_backend_optimization_level": 0,
-    "xla_llvm_disable_expensive_passes": True,
-}
 STAGES = {"stage1": stage1, "stage2": stage2}
 
 

@@ -80,6 +80,8 @@ VARIANTS = [
     ("stage2", {"predictor.kind": "vjepa", "loss.align_visible": 1.0}),
     ("stage2", {"loss.pixels": 1.0, "target.kind": "momentum", "mask.kind": "tube"}),
     ("stage2", {"target.kind": "image", "mask.kind": "semantic"}),
+    ("stage1", {"mask.predicted": 0.3}),
+    ("stage2", {"mask.predicted": 0.5, "loss.pixels": 1.0, "predictor.kind": "vit"}),
 ]
 
 

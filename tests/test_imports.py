@@ -48,7 +48,7 @@ FLOORS = {
         {"attention"},
         {"fused"},
         {"blockwise", "positions"},
-        {"axes", "pixels"},
+        {"axes", "pixels", "products"},
     ],
     "data": [
         {"preparing", "shard_index"},

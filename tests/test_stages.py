@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import stage_cases
+from stage_cases import prepared, small
 
 from configs import stage1 as config1
 from configs import stage2 as config2
@@ -16,50 +18,19 @@ from invnext_jax.models import teachers
 from invnext_jax.objectives import losses
 
 
-def small(module):
-    config = module.get_config("tiny")
-    config.encoder.update(depth=2, width=32, heads=2, mlp_width=64)
-    config.predictor.update(depth=2, width=32, heads=2, mlp_width=32)
-    config.data.frames = config.encoder.frames = 4
-    if config.stage == "stage1":
-        config.teacher.update(depth=2, width=32, heads=2, mlp_width=32)
-        config.decoder.update(depth=1, width=32)
-    return config
-
-
-def prepared(stage, config):
-    model = stage.make_model(config)
-    init = functools.partial(stage.init_params, config, model)
-    params = nn.unbox(jax.jit(init)(jax.random.key(0)))
-    # Nothing may stand at zero, where gradients vanish by construction.
-    keys = jax.random.split(jax.random.key(1), len(jax.tree.leaves(params)))
-    leaves = [
-        x + 0.05 * jax.random.normal(k, x.shape)
-        for x, k in zip(jax.tree.leaves(params), keys, strict=True)
-    ]
-    return model, jax.tree.unflatten(jax.tree.structure(params), leaves)
-
-
 @pytest.fixture(scope="module")
 def batch():
-    rng = np.random.default_rng(0)
-    return {"video": rng.integers(0, 256, (3, 4, 32, 32, 3), dtype=np.uint8)}
+    return stage_cases.random_batch()
 
 
 @pytest.fixture(scope="module")
-def first(batch):
-    config = small(config1)
-    model, params = prepared(stage1, config)
-    images = jnp.zeros((1, 32, 32, 3))
-    frozen = nn.unbox(teachers.from_config(config).init(jax.random.key(2), images)["params"])
-    return config, model, params, {"teacher": frozen}
+def first():
+    return stage_cases.make_first()
 
 
 @pytest.fixture(scope="module")
 def second(first):
-    config = small(config2)
-    model, params = prepared(stage2, config)
-    return config, model, params, {"target": first[2]["encoder"]}
+    return stage_cases.make_second(first)
 
 
 def gradients(stage, setting, batch):

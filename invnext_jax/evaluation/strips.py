@@ -68,7 +68,7 @@ def reconstruct(
     @jax.jit
     def run(params, frozen, video_bthwc, key):
         clips = normalize(video_bthwc)
-        _, (keep_bk, masked_bm, _) = stage1.see_and_draw(config, frozen, clips, key)
+        keep_bk, masked_bm = stage1.see_and_draw(config, frozen, clips, key)[1][:2]
         latents_bmd = model.apply(
             {"params": params}, clips, keep_bk, masked_bm, method="features"
         ).latents_bmd

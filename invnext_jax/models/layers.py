@@ -16,6 +16,7 @@ import numpy as np
 
 from invnext_jax.models.attention import attend
 from invnext_jax.models.axes import TOKENS, Lead, logical, split_heads, split_stream, whole_stream
+from invnext_jax.models.products import choose_product
 
 Dtype = Any
 small_normal = nn.initializers.normal(0.02)
@@ -36,7 +37,7 @@ def dense(
     init: Callable = small_normal,
     contract: int = 1,
 ) -> nn.DenseGeneral:
-    """A linear layer whose kernel carries logical axis names for sharding.
+    """A linear layer whose kernel carries logical axis names for sharding; see also `products`.
 
     Args:
       features: output size, or sizes.
@@ -54,6 +55,7 @@ def dense(
         dtype=dtype,
         kernel_init=logical(init, tuple(axes)),
         bias_init=logical(nn.initializers.zeros, tuple(axes[contract:])),
+        dot_general_cls=choose_product,
         name=name,
     )
 

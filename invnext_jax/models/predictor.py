@@ -4,8 +4,8 @@ A light transformer over visible latents and mask tokens, each at its place: the
 ModernBERT (rotary positions, two local layers for each global one, gated MLP), a plain ViT, or
 V-JEPA's predictor.
 
-Shape key: b batch, n tokens, k visible tokens, m masked tokens, d width, f MLP width,
-h heads, e head width.
+Shape key: b batch, n tokens, k visible tokens, m masked tokens (or those of them that are wanted),
+d width, f MLP width, h heads, e head width.
 """
 
 from typing import Any
@@ -97,7 +97,12 @@ class Predictor(nn.Module):
 
     @nn.compact
     def __call__(
-        self, tokens_bnd: jax.Array, keep_bk: jax.Array, masked_bm: jax.Array, grid: Grid
+        self,
+        tokens_bnd: jax.Array,
+        keep_bk: jax.Array,
+        masked_bm: jax.Array,
+        grid: Grid,
+        chosen_bm: jax.Array | None = None,
     ) -> jax.Array:
         """Predicts the latents of the masked positions.
 
@@ -106,10 +111,16 @@ class Predictor(nn.Module):
           keep_bk: int32 positions of the visible tokens.
           masked_bm: int32 positions of all others; each position stands in exactly one of both.
           grid: frames, rows and columns of the clip.
+          chosen_bm: indices into `masked_bm` of the latents that are wanted; None: all. The others
+            take part all the same: what is not wanted changes nothing for what is.
 
         Returns:
-          Float32 [b m width], in the order of `masked_bm`.
+          Float32 [b m width], in the order of the wanted positions.
         """
+        if chosen_bm is None:
+            wanted_bm = masked_bm + self.class_tokens
+        else:
+            wanted_bm = jnp.take_along_axis(masked_bm, chosen_bm, axis=1) + self.class_tokens
         x_bnd = self._sequence(tokens_bnd, keep_bk, masked_bm, grid)
         self.sow("intermediates", "sequence", x_bnd)
         x_bnd = split_stream(whole_stream(x_bnd))
@@ -118,8 +129,8 @@ class Predictor(nn.Module):
         if self.kind == "vit":
             block = Block(self.heads, self.mlp_width, 1.0, self.dtype, name="blocks")
             x_bnd, _ = run_stack(block, x_bnd, depth=self.depth, remat=self.remat)
-            return gather_tokens(x_bnd, masked_bm + self.class_tokens)
-        return self._modernbert(x_bnd, masked_bm + self.class_tokens)
+            return gather_tokens(x_bnd, wanted_bm)
+        return self._modernbert(x_bnd, wanted_bm)
 
     def _sequence(self, tokens_bnd, keep_bk, masked_bm, grid):
         c, d = self.class_tokens, self.encoder_width
@@ -161,7 +172,12 @@ class VJepaPredictor(nn.Module):
 
     @nn.compact
     def __call__(
-        self, tokens_bnd: jax.Array, keep_bk: jax.Array, masked_bm: jax.Array, grid: Grid
+        self,
+        tokens_bnd: jax.Array,
+        keep_bk: jax.Array,
+        masked_bm: jax.Array,
+        grid: Grid,
+        chosen_bm: jax.Array | None = None,
     ) -> jax.Array:
         """Predicts the latents of the masked positions; see `Predictor`."""
         c, d = self.class_tokens, self.width
@@ -177,6 +193,8 @@ class VJepaPredictor(nn.Module):
         block = VisionBlock(self.heads, self.mlp_width, self.dtype, name="blocks")
         x_bnd, _ = run_stack(block, x_bnd, depth=self.depth, remat=self.remat)
         masked_bmd = x_bnd[:, -masked_bm.shape[1] :]
+        if chosen_bm is not None:
+            masked_bmd = gather_tokens(masked_bmd, chosen_bm)
         return layer_norm(1e-6, self.dtype, "norm")(masked_bmd).astype(jnp.float32)
 
 

@@ -178,6 +178,26 @@ def multi_blocks(key: jax.Array, batch: int, grid: Grid, settings: Any) -> list[
     ]
 
 
+def predicted_count(masked: int, share: float) -> int:
+    """How many of so many masked places are predicted."""
+    return max(1, round(share * masked))
+
+
+def choose(key: jax.Array, masked_bm: jax.Array, share: float) -> jax.Array:
+    """Draws evenly, for each clip, which of the masked places are predicted.
+
+    Args:
+      key: random key.
+      masked_bm: the masked places.
+      share: how many of them, as a share.
+
+    Returns:
+      int32 indices into `masked_bm`, ascending.
+    """
+    order_bm = jnp.argsort(jax.random.uniform(key, masked_bm.shape), axis=1)
+    return jnp.sort(order_bm[:, : predicted_count(masked_bm.shape[1], share)], axis=1)
+
+
 def _keep_largest(score_bts: jax.Array, visible: int) -> Mask:
     """Keeps the `visible` largest scores of every frame."""
     s = score_bts.shape[2]

@@ -22,6 +22,11 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     _check_durations(config)
     if not 0 < config.mask.ratio < 1:
         raise UserError(f"config.mask.ratio={config.mask.ratio} must lie between 0 and 1")
+    if not 0 < config.mask.predicted <= 1:
+        raise UserError(
+            f"config.mask.predicted={config.mask.predicted} must lie above 0 and at most at 1: it "
+            "is the share of the masked places that is predicted"
+        )
     _check_loss(config.loss)
     _check_extras(config)
     _check_clips(config.data, "")
@@ -49,6 +54,7 @@ def _check_kernels(config: ml_collections.ConfigDict) -> None:
     choices = {
         "attention": ("auto", "cudnn", "splash", "blockwise", "naive"),
         "remat": ("none", "dots", "full"),
+        "quantize_frozen": ("", "int8", "float8"),
     }
     for name, known in choices.items():
         if config[name] not in known:

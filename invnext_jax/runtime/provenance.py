@@ -51,6 +51,7 @@ _ADDED: dict[str, Any] = {
     "attention": "auto",
     "ema.decay": 0.0,
     "profile_steps": [],
+    "quantize_frozen": "",
     "checkpoint.every_minutes": 0.0,
     "checkpoint.keep_best": 0,
     "checkpoint.best_metric": "loss",
@@ -60,6 +61,7 @@ _ADDED: dict[str, Any] = {
     "decoder.chunks": 1,
     "log.measure_ceiling": True,
     "log.watchdog_minutes": 15.0,
+    "mask.predicted": 1.0,
     "teacher.resample": False,
 }
 

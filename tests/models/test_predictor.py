@@ -92,6 +92,19 @@ def test_an_unknown_kind_or_a_width_without_positions_is_refused(config):
         predictor.check_config(wrong)
 
 
+@pytest.mark.parametrize("kind", predictor.KINDS)
+def test_latents_that_are_chosen_are_what_they_are_among_all(kind, config, inputs):
+    config = config.copy_and_resolve_references()
+    config.predictor.update(kind=kind, last_layer=27)
+    model = predictor.from_config(config)
+    params = jax.jit(model.init, static_argnums=4)(jax.random.key(0), *inputs, GRID)
+    chosen_bm = np.array([[0, 5, 21], [1, 2, 3], [7, 8, 20]])
+    run = jax.jit(lambda chosen_bm: model.apply(params, *inputs, GRID, chosen_bm))
+    whole_bmd = np.asarray(run(None))
+    expected_bmd = np.take_along_axis(whole_bmd, chosen_bm[:, :, None], axis=1)
+    np.testing.assert_allclose(run(chosen_bm), expected_bmd, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("window", [None, 6])
 def test_a_layer_asked_for_some_tokens_gives_what_it_gives_of_all(window):
     rng = np.random.default_rng(2)

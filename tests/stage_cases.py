@@ -1,0 +1,66 @@
+"""Both stages at a size that compiles in seconds, with random parameters and clips."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from configs import stage1 as config1
+from configs import stage2 as config2
+from invnext_jax import stage1, stage2
+from invnext_jax.models import teachers
+
+FAST_TO_COMPILE = {  # most of the time of a single step is compilation
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+}
+
+
+def small(module):
+    """The tiny variant of a config module, smaller still."""
+    config = module.get_config("tiny")
+    config.encoder.update(depth=2, width=32, heads=2, mlp_width=64)
+    config.predictor.update(depth=2, width=32, heads=2, mlp_width=32)
+    config.data.frames = config.encoder.frames = 4
+    if config.stage == "stage1":
+        config.teacher.update(depth=2, width=32, heads=2, mlp_width=32)
+        config.decoder.update(depth=1, width=32)
+    return config
+
+
+def prepared(stage, config):
+    """The model and random parameters."""
+    model = stage.make_model(config)
+    init = functools.partial(stage.init_params, config, model)
+    params = nn.unbox(jax.jit(init)(jax.random.key(0)))
+    # Nothing may stand at zero, where gradients vanish by construction.
+    keys = jax.random.split(jax.random.key(1), len(jax.tree.leaves(params)))
+    leaves = [
+        x + 0.05 * jax.random.normal(k, x.shape)
+        for x, k in zip(jax.tree.leaves(params), keys, strict=True)
+    ]
+    return model, jax.tree.unflatten(jax.tree.structure(params), leaves)
+
+
+def random_batch():
+    """Three clips of 4 frames."""
+    rng = np.random.default_rng(0)
+    return {"video": rng.integers(0, 256, (3, 4, 32, 32, 3), dtype=np.uint8)}
+
+
+def make_first():
+    """Config, model, parameters and frozen parameters of Stage 1."""
+    config = small(config1)
+    model, params = prepared(stage1, config)
+    images = jnp.zeros((1, 32, 32, 3))
+    frozen = nn.unbox(teachers.from_config(config).init(jax.random.key(2), images)["params"])
+    return config, model, params, {"teacher": frozen}
+
+
+def make_second(first):
+    """The same of Stage 2, whose target is the encoder of `make_first`."""
+    config = small(config2)
+    model, params = prepared(stage2, config)
+    return config, model, params, {"target": first[2]["encoder"]}

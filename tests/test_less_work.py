@@ -1,0 +1,150 @@
+"""Options that change the method for less work: some targets alone, frozen models in 8 bits."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import stage_cases
+
+from invnext_jax import pretrained, stage1, stage2
+from invnext_jax.models import products
+from invnext_jax.models.pixels import patch_targets
+from invnext_jax.objectives import reconstruction
+
+KEY = jax.random.key(5)
+quick_jit = functools.partial(jax.jit, compiler_options=stage_cases.FAST_TO_COMPILE)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    return stage_cases.random_batch()
+
+
+@pytest.fixture(scope="module")
+def first():
+    return stage_cases.make_first()
+
+
+@pytest.fixture(scope="module")
+def second(first):
+    return stage_cases.make_second(first)
+
+
+def changed(config, **changes):
+    config = config.copy_and_resolve_references()
+    config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
+    return config
+
+
+def loss_of(stage, setting, batch):
+    config, model, params, frozen = setting
+    run = quick_jit(functools.partial(stage.loss_fn, config, model))
+    return run(params, frozen, batch, KEY)
+
+
+def test_stage2_compares_the_chosen_places_alone(second, batch):
+    config, model, params, frozen = second
+    some = changed(config, mask__predicted=0.25)
+    loss, metrics = loss_of(stage2, (some, model, params, frozen), batch)
+
+    @quick_jit
+    def look(params, frozen, batch):
+        video_bthwc = stage2.normalize(batch["video"])
+        drawn = stage2.draw(some, 3, (4, 4, 4), KEY)
+        target_bnd = stage2.target_tokens(some, model, frozen, None, video_bthwc)
+        every = [d._replace(chosen_bm=None) for d in drawn]
+        found = [stage2.run_features(model, params, video_bthwc, d).predicted_bmd for d in every]
+        return target_bnd, drawn, found
+
+    target_bnd, drawn, found = jax.device_get(look(params, frozen, batch))
+    terms = []
+    for draws, predicted_bmd in zip(drawn, found, strict=True):
+        assert draws.chosen_bm.shape[1] == round(0.25 * draws.masked_bm.shape[1])
+        places = [(b, m) for b, row_m in enumerate(draws.chosen_bm) for m in row_m]
+        products = [predicted_bmd[b, m] @ target_bnd[b, draws.masked_bm[b, m]] for b, m in places]
+        terms.append(np.mean(2 - 2 * np.array(products)))
+    np.testing.assert_allclose([metrics[f"loss/predict_{i}"] for i in (0, 1)], terms, rtol=1e-5)
+    np.testing.assert_allclose(loss, sum(terms), rtol=1e-5)
+    whole = loss_of(stage2, second, batch)[0]
+    assert loss != whole and abs(loss - whole) < 0.3 * whole  # an estimate of the same mean
+
+
+def test_stage1_decodes_the_chosen_places_alone(first, batch):
+    config, model, params, frozen = first
+    some = changed(config, mask__predicted=0.25)
+    _, metrics = loss_of(stage1, (some, model, params, frozen), batch)
+
+    @quick_jit
+    def look(params, frozen, batch):
+        video_bthwc = stage1.normalize(batch["video"])
+        draws = stage1.see_and_draw(some, frozen, video_bthwc, KEY)[1]
+        every = draws._replace(chosen_bm=None)
+        latents_bmd = stage1.run_features(model, params, video_bthwc, every).latents_bmd
+        patches_bmp = patch_targets(video_bthwc, draws.masked_bm, 8).reshape(3, -1, 192)
+        return draws, latents_bmd, patches_bmp
+
+    draws, latents_bmd, patches_bmp = jax.device_get(look(params, frozen, batch))
+    b, m = np.array([(b, m) for b, row_m in enumerate(draws.chosen_bm) for m in row_m]).T
+    assert draws.noise.t_n.size == b.size == 3 * round(0.25 * latents_bmd.shape[1])
+
+    @quick_jit
+    def decode(params, latents_nd, patches_np, noise):
+        apply = functools.partial(model.apply, {"params": params}, method="decode")
+        return reconstruction.loss_terms(apply, patches_np, latents_nd[None], noise)["pixels"]
+
+    expected = decode(params, latents_bmd[b, m], patches_bmp[b, m], draws.noise)
+    np.testing.assert_allclose(metrics["loss/pixels"], expected, rtol=1e-4)
+
+
+def test_all_places_chosen_is_the_default_bit_by_bit(second, batch):
+    whole = changed(second[0], mask__predicted=1.0)
+    found, wanted = (loss_of(stage2, (config, *second[1:]), batch) for config in (whole, second[0]))
+    jax.tree.map(np.testing.assert_array_equal, found, wanted)
+    video = jnp.asarray(batch["video"])
+    (draws, *_) = stage2.draw(whole, 3, (4, 4, 4), KEY)
+    every_bm = jnp.tile(jnp.arange(draws.masked_bm.shape[1])[None], (3, 1))
+    run = quick_jit(functools.partial(stage2.run_features, second[1], second[2], video))
+    named = run(draws._replace(chosen_bm=every_bm))
+    np.testing.assert_array_equal(named.predicted_bmd, run(draws).predicted_bmd)
+
+
+@pytest.mark.parametrize(("form", "least"), [("int8", 0.999), ("float8", 0.99)])
+def test_a_teacher_in_8_bits_says_nearly_the_same(form, least, first, batch):
+    config, _, _, frozen = first
+    video = stage1.normalize(jnp.asarray(batch["video"]))
+    exact, rough = (
+        quick_jit(functools.partial(pretrained.see, changed(config, quantize_frozen=f)))(
+            frozen["teacher"], video
+        )
+        for f in ("", form)
+    )
+    for name in ("taps_lbnd", "pooled_bd"):  # unit vectors
+        cosine = jnp.sum(getattr(exact, name) * getattr(rough, name), axis=-1)
+        assert least < jnp.min(cosine) < 1 - 1e-6
+    np.testing.assert_allclose(rough.attention_bn, exact.attention_bn, rtol=0.1)
+
+
+def test_rounding_reaches_the_target_and_nothing_that_is_trained(second, batch):
+    config, model, params, frozen = second
+    rounded = changed(config, quantize_frozen="int8")
+
+    @quick_jit
+    def look(params, frozen, batch):
+        video_bthwc = stage2.normalize(batch["video"])
+        targets = [
+            stage2.target_tokens(c, model, frozen, None, video_bthwc) for c in (config, rounded)
+        ]
+        drawn = stage2.draw(config, 3, (4, 4, 4), KEY)
+        droppath_key = jax.random.fold_in(KEY, 1)
+        terms = stage2.loss_terms(model, params, targets[1], video_bthwc, drawn, droppath_key)
+        return *targets, stage2.weigh(config, terms)
+
+    exact_bnd, rough_bnd, expected = look(params, frozen, batch)
+    cosine_bn = jnp.sum(exact_bnd * rough_bnd, axis=-1)
+    assert 0.999 < jnp.min(cosine_bn) < 1 - 1e-6
+    found = loss_of(stage2, (rounded, model, params, frozen), batch)[0]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert abs(found - loss_of(stage2, second, batch)[0]) > 1e-5 * found
+    assert not products.rounding.value
