@@ -84,13 +84,13 @@ def prepare(
     given, given_step = _read_source(config)
 
     drops = drops_lib.DropCounter.from_config(config.data)
-    digest = _compare_hosts(config)
     with together.agreeing("the opening of the data and of --workdir"):
         data_iter = _open_data(config, drops, stack)
         held = Workdir(workdir)
         stack.callback(held.close)
         if jax.process_index() == 0:
             drops.list_in(workdir)
+    digest = _compare_hosts(config)
     checkpointer = checkpointer_lib.Checkpointer(held, config, digest, given_step)
     stack.callback(checkpointer.close)
 

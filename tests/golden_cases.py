@@ -86,6 +86,7 @@ class Case:
             loss=loss,
             dtype="float32",
             init_gain=1.0,
+            quantize_frozen="",
             remat="none",
         )
 
