@@ -4,9 +4,10 @@
 
 Every reader gives the same clips: 16 frames of 224 x 224, sparse (of the whole video) or dense
 (every fourth), from 340 x 256 and 720p files with few key frames, and from prepared ones: ours out
-of a shard, the others from files of the same content. The readers take turns, so that a busy
-machine is as busy for each. Needs the extra `bench` for the
-peers; those that are missing are named. Prints a table and, as its last line, one JSON object.
+of a shard, the others from files of the same content. A clip costs more the farther it lies from
+its key frame, so each batch of each reader has every clip once. The readers take turns, so that a
+busy machine is as busy for each. Needs the extra `bench` for the peers; those that are missing are
+named. Prints a table and, as its last line, one JSON object.
 """
 
 import json
@@ -32,7 +33,7 @@ _WORKERS = flags.DEFINE_integer("workers", 0, "Most worker processes; 0: one a c
 _KINDS = flags.DEFINE_list("kinds", ["raw_256", "raw_720", "prepared"], "Kinds of files.")
 _FOLDER = flags.DEFINE_string("folder", "", "Where the files are kept; temporary if empty.")
 _FILES = flags.DEFINE_integer("files", 4, "Different files of a kind.", lower_bound=1)
-_BATCH = flags.DEFINE_integer("batch", 8, "Clips of a batch.", lower_bound=1)
+_BATCH = flags.DEFINE_integer("batch", 8, "Different clips, and clips of a batch.", lower_bound=1)
 _QUICK = flags.DEFINE_bool("quick", False, "Tiny files and one turn: does it run at all?")
 
 SAMPLINGS = ("dense", "sparse")
@@ -55,7 +56,7 @@ class Case(NamedTuple):
 
 def make_cases(folder: Path) -> list[Case]:
     """Makes the files."""
-    frames, files, count = (24, 2, 4) if _QUICK.value else (300, _FILES.value, 64)
+    frames, files, count = (24, 2, 2) if _QUICK.value else (300, _FILES.value, _BATCH.value)
     paths, shard = {}, {}
     for kind in videos.KINDS:
         if kind.name in _KINDS.value or (kind.name == "raw_256" and "prepared" in _KINDS.value):
@@ -106,12 +107,13 @@ def present_peers() -> list[str]:
 
 def make_readers(case: Case, workers: int) -> dict[str, Callable[[], Speed]]:
     """What takes turns; each measures about `--seconds`."""
-    rows, batch = case.rows, 2 if _QUICK.value else _BATCH.value
-    bare_rate = max(measures.measure_bare(name, rows[:4]).clips for name in ("all", "plan"))
-    single = rows[: max(2, min(len(rows), int(bare_rate * _SECONDS.value)))]
+    rows, batch = case.rows, len(case.rows)
+    bare_rate = max(measures.measure_bare(name, rows).clips for name in ("all", "plan"))
 
     def clips(count: int) -> int:
         return batch * max(1, round(bare_rate * count * _SECONDS.value / batch))
+
+    single = rows * (clips(1) // batch)
 
     made = {
         "bare, every frame": lambda: measures.measure_bare("all", single),

@@ -82,7 +82,7 @@ def prepare(paths: list[Path], folder: Path) -> tuple[Path, list[Path]]:
 def write_manifest(
     path: Path, videos: list[Path], rows: int, frames: int, shard: Path | None = None
 ) -> list[int]:
-    """Writes `rows` clips that begin at different frames, the same ones for every kind.
+    """Writes `rows` clips that begin all over the files, the same ones for every kind.
 
     Args:
         path: Of the manifest.
@@ -94,8 +94,8 @@ def write_manifest(
     Returns:
         The first frame of each.
     """
-    rng = np.random.default_rng(0)
-    starts = rng.integers(0, max(1, frames - 61), rows).tolist()
+    spread = np.random.default_rng(0).permutation(rows) / rows
+    starts = (spread * max(1, frames - 61)).astype(int).tolist()
     places = [
         (shard, row % len(videos)) if shard else (videos[row % len(videos)], "")
         for row in range(rows)

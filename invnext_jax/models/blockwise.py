@@ -48,8 +48,8 @@ def in_blocks(q_bnhe: jax.Array, k_bmhe: jax.Array, v_bmhe: jax.Array) -> jax.Ar
 def in_bands(q_bnhe: jax.Array, k_bnhe: jax.Array, v_bnhe: jax.Array, window: int) -> jax.Array:
     """Local attention in time and memory linear in n: each block sees itself and what is near."""
     b, n, h, e = q_bnhe.shape
-    width = band_width(window)
-    blocks = -(-n // width)
+    blocks = -(-n // band_width(window))
+    width = -(-n // blocks)  # of equal blocks, so that few places stay empty
     spare = blocks * width - n
 
     def cut(x_bnhe, before, after):
@@ -74,7 +74,7 @@ def in_bands(q_bnhe: jax.Array, k_bnhe: jax.Array, v_bnhe: jax.Array, window: in
 
 
 def band_width(window: int) -> int:
-    """Queries of a block in local attention."""
+    """Queries of a block in local attention, at most."""
     return max(2 * window, 16)
 
 

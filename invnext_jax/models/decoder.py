@@ -14,7 +14,7 @@ import numpy as np
 from absl import logging
 
 from invnext_jax.errors import UserError
-from invnext_jax.models.layers import Dtype, dense, layer_norm
+from invnext_jax.models.layers import ACTIVATIONS, Dtype, dense, layer_norm
 
 KINDS = ("diffusion", "linear", "mlp")  # of `config.decoder.kind`
 TIME_WIDTH = 256
@@ -113,7 +113,7 @@ class PixelHead(nn.Module):
             latent_nz = dense(self.width, ("embed", "mlp"), name=f"fc{i}", dtype=self.dtype)(
                 latent_nz
             )
-            latent_nz = nn.gelu(latent_nz, approximate=False)
+            latent_nz = ACTIVATIONS["gelu"](latent_nz)
         out = dense(self.pixels, ("embed", None), name="output", dtype=self.dtype)
         return out(latent_nz).astype(jnp.float32)
 

@@ -8,7 +8,14 @@ import jax
 import jax.numpy as jnp
 
 from invnext_jax.models.attention import attend
-from invnext_jax.models.layers import Dtype, ProjectionHead, dense, gather_rows, layer_norm
+from invnext_jax.models.layers import (
+    Dtype,
+    ProjectionHead,
+    dense,
+    gather_rows,
+    layer_norm,
+    repeat,
+)
 from invnext_jax.models.positions import Grid, PositionTable
 
 
@@ -34,7 +41,8 @@ class AlignHeads(nn.Module):
         """
         c, d = self.class_tokens, taps_lbnd.shape[-1]
         table_nd = PositionTable(d, self.table_grid, c, name="position")(grid)
-        x_lbkd = taps_lbnd[:, :, c:] + gather_rows(table_nd[c:], keep_bk)[None]
+        position_bkd = gather_rows(table_nd[c:], keep_bk)
+        x_lbkd = taps_lbnd[:, :, c:] + repeat(position_bkd, taps_lbnd.shape[0])
         heads = nn.vmap(
             ProjectionHead,
             variable_axes={"params": 0},

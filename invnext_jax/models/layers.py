@@ -6,6 +6,7 @@ Drop path is on exactly when a "droppath" random stream is given.
 Shape key: b batch, n tokens, d width, f MLP width, h heads, e head width, k taps.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,10 +21,14 @@ from invnext_jax.models.products import choose_product
 
 Dtype = Any
 small_normal = nn.initializers.normal(0.02)
+# Keeps a function's inputs for the backward pass and computes what is between anew: cheap for
+# elementwise work, of which a scan over layers would stack every intermediate (five of a GELU).
+lean = functools.partial(jax.checkpoint, prevent_cse=False)
 ACTIVATIONS = {
-    "gelu_tanh": nn.gelu,
-    "gelu": lambda x: nn.gelu(x, approximate=False),
-    "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
+    "gelu_tanh": lean(nn.gelu),
+    # As the reference writes it: `nn.gelu` takes erfc, which costs twice as much on CPUs.
+    "gelu": lean(lambda x: 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5))),
+    "quick_gelu": lean(lambda x: x * nn.sigmoid(1.702 * x)),
 }
 
 
@@ -117,10 +122,33 @@ def _rows_forward(table_nd, index_bk):
 
 def _rows_backward(saved, gradient_bkd):
     index_bk, like_n = saved
-    return jnp.sum(_spread(gradient_bkd, index_bk, like_n.shape[0]), axis=0), None
+    return _sum_first(_spread(gradient_bkd, index_bk, like_n.shape[0])), None
 
 
 gather_rows.defvjp(_rows_forward, _rows_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def repeat(x: jax.Array, times: int) -> jax.Array:
+    """The same array `times` times, along a new first axis."""
+    return jnp.broadcast_to(x[None], (times, *x.shape))
+
+
+def _repeat_forward(x, times):
+    return repeat(x, times), None
+
+
+def _repeat_backward(times, saved, gradient):
+    del times, saved
+    return (_sum_first(gradient),)
+
+
+repeat.defvjp(_repeat_forward, _repeat_backward)
+
+
+def _sum_first(x: jax.Array) -> jax.Array:
+    """The sum over the first axis, as a product: 20 times as fast as XLA's sum on CPUs."""
+    return jnp.einsum("b,b...->...", jnp.ones(x.shape[0], x.dtype), x, precision="highest")
 
 
 def _spread(x_bkd: jax.Array, index_bk: jax.Array, n: int) -> jax.Array:
@@ -140,12 +168,16 @@ class RMSNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalises [... d]."""
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
-        x = x.astype(jnp.float32)
-        x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.eps)
-        return (x.astype(self.dtype) * scale.reshape((1,) * (x.ndim - 1) + (-1,))).astype(
-            self.dtype
-        )
+        scale_d = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
+
+        @lean
+        def normalize(x, scale_d):
+            x = x.astype(jnp.float32)
+            x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.eps)
+            scale = scale_d.reshape((1,) * (x.ndim - 1) + (-1,))
+            return (x.astype(self.dtype) * scale).astype(self.dtype)
+
+        return normalize(x, scale_d)
 
 
 class Mlp(nn.Module):
@@ -183,7 +215,7 @@ class ProjectionHead(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [... d] to float32 [... width]."""
         x = dense(x.shape[-1], ("embed", "mlp"), name="fc1", dtype=self.dtype)(x)
-        x = nn.gelu(x, approximate=False)
+        x = ACTIVATIONS["gelu"](x)
         x = dense(self.width, ("mlp", "embed"), name="fc2", dtype=self.dtype)(x)
         x = layer_norm(1e-5, jnp.float32, "norm")(x)
         return unit(x) if self.normalize else x
@@ -223,13 +255,15 @@ class Block(nn.Module):
     dtype: Dtype
 
     @nn.compact
-    def __call__(self, x_bnd: jax.Array, index: jax.Array, drop_rate: jax.Array) -> jax.Array:
+    def __call__(
+        self, x_bnd: jax.Array, index: jax.Array, drop_rate: jax.Array | None
+    ) -> jax.Array:
         """Adds attention and MLP to the float32 residual stream.
 
         Args:
           x_bnd: residual stream, float32.
           index: int32 scalar, number of the layer.
-          drop_rate: float32 scalar, probability to drop a branch of a sample.
+          drop_rate: float32 scalar, probability to drop a branch of a sample; None: of 0.
         """
 
         def scaled(key, shape, dtype):
@@ -242,15 +276,15 @@ class Block(nn.Module):
         h_bnd = Mlp(self.mlp_width, self.dtype, scaled, name="mlp")(h_bnd)
         return x_bnd + self._branch(h_bnd, "scale2", drop_rate)
 
-    def _branch(self, h_bnd: jax.Array, name: str, drop_rate: jax.Array) -> jax.Array:
+    def _branch(self, h_bnd: jax.Array, name: str, drop_rate: jax.Array | None) -> jax.Array:
         init = nn.initializers.constant(self.layer_scale)
         scale_d = self.param(name, init, (h_bnd.shape[-1],), jnp.float32)
         h_bnd = h_bnd.astype(jnp.float32) * scale_d[None, None]
-        if not self.has_rng("droppath"):
+        if drop_rate is None or not self.has_rng("droppath"):
             return h_bnd
         keep = 1.0 - drop_rate
         kept = jax.random.bernoulli(self.make_rng("droppath"), keep, (h_bnd.shape[0], 1, 1))
-        return jnp.where(kept, h_bnd / keep, 0.0)
+        return h_bnd * jnp.where(kept, 1.0 / keep, 0.0)
 
 
 REMAT_POLICIES = {
@@ -288,7 +322,7 @@ def run_stack(
     slots = np.full((depth + 1,), len(taps), np.int32)
     slots[list(taps)] = np.arange(len(taps))
     taps_kbnd = jnp.zeros((len(taps) + 1, *x_bnd.shape), x_bnd.dtype).at[slots[0]].set(x_bnd)
-    rates = np.linspace(0.0, drop_path, depth, dtype=np.float32)
+    rates = jnp.asarray(np.linspace(0.0, drop_path, depth, dtype=np.float32)) if drop_path else None
 
     def body(block, carry, layer):
         index, rate, slot = layer
@@ -306,6 +340,6 @@ def run_stack(
         length=depth,
         metadata_params={nn.PARTITION_NAME: "layers"},
     )
-    layers = (jnp.arange(depth), jnp.asarray(rates), jnp.asarray(slots[1:]))
+    layers = (jnp.arange(depth), rates, jnp.asarray(slots[1:]))
     (x_bnd, taps_kbnd), _ = scan(block, (x_bnd, taps_kbnd), layers)
     return whole_stream(x_bnd), whole_stream(taps_kbnd[: len(taps)])

@@ -18,12 +18,14 @@ from invnext_jax.errors import UserError
 from invnext_jax.models.attention import attend
 from invnext_jax.models.axes import logical, split_heads, split_stream, whole_stream
 from invnext_jax.models.layers import (
+    ACTIVATIONS,
     Block,
     Dtype,
     ProjectionHead,
     dense,
     gather_tokens,
     layer_norm,
+    repeat,
     run_stack,
     unstack,
 )
@@ -75,7 +77,7 @@ class ModernBertLayer(nn.Module):
         h_bnd = layer_norm(1e-5, self.dtype, "mlp_norm", bias=False)(x_bnd)
         up = dense((2, self.mlp_width), ("embed", None, "mlp"), name="fc1", **linear)(h_bnd)
         act_bnf, gate_bnf = unstack(up)
-        h_bnf = nn.gelu(act_bnf, approximate=False) * gate_bnf
+        h_bnf = ACTIVATIONS["gelu"](act_bnf) * gate_bnf
         return x_bnd + dense(d, ("mlp", "embed"), name="fc2", **linear)(h_bnf).astype(jnp.float32)
 
 
@@ -142,7 +144,7 @@ class Predictor(nn.Module):
         inverse_bn = jnp.argsort(jnp.concatenate([keep_bk, masked_bm], axis=1), axis=1)
         x_bnd = jnp.concatenate([tokens_bnd[:, c:], masks_bmd], axis=1)
         x_bnd = jnp.concatenate([tokens_bnd[:, :c], gather_tokens(x_bnd, inverse_bn)], axis=1)
-        return x_bnd + PositionTable(d, self.table_grid, c, name="position")(grid)[None]
+        return x_bnd + repeat(PositionTable(d, self.table_grid, c, name="position")(grid), b)
 
     def _modernbert(self, x_bnd, only_bm=None):
         """All layers; the last one computes nothing for tokens that no loss looks at."""

@@ -40,8 +40,12 @@ def of_flat_tokens(
     """
     (x_axes, kernel_axes), _ = dimensions
     free, inner = x.shape[: -len(x_axes)], math.prod(kernel.shape[: len(kernel_axes)])
-    product = jax.lax.dot(x.reshape(-1, inner), kernel.reshape(inner, -1), precision=precision)
-    return product.reshape(*free, *kernel.shape[len(kernel_axes) :])
+
+    @functools.partial(jax.checkpoint, prevent_cse=False)  # keeps no flat copies beside the factors
+    def multiply(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return jax.lax.dot(x.reshape(-1, inner), kernel.reshape(inner, -1), precision=precision)
+
+    return multiply(x, kernel).reshape(*free, *kernel.shape[len(kernel_axes) :])
 
 
 def in_8_bits(

@@ -1,0 +1,87 @@
+"""Layers against closed forms and plain differentiation; what their backward passes keep."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import special
+
+from invnext_jax.models import layers
+
+X = np.linspace(-12, 12, 4001, dtype=np.float32)
+
+
+def test_gelu_and_its_slope_are_those_of_the_normal_distribution():
+    x = X.astype(np.float64)
+    below = special.ndtr(x)
+    density = np.exp(-0.5 * x * x) / np.sqrt(2 * np.pi)
+    gelu = layers.ACTIVATIONS["gelu"]
+    np.testing.assert_allclose(gelu(jnp.asarray(X)), x * below, atol=2e-6)
+    slope = jax.vmap(jax.grad(gelu))(jnp.asarray(X))
+    np.testing.assert_allclose(slope, below + x * density, atol=2e-6)
+
+
+def test_gelu_tanh_is_the_approximation():
+    x = X.astype(np.float64)
+    expected = 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+    np.testing.assert_allclose(layers.ACTIVATIONS["gelu_tanh"](jnp.asarray(X)), expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("shape", [(7,), (5, 3), (2, 5, 3)])
+def test_a_repeated_array_gathers_its_gradient(shape):
+    rng = np.random.default_rng(0)
+    x, gradient = rng.standard_normal(shape), rng.standard_normal((4, *shape))
+    repeated, pull = jax.vjp(lambda x: layers.repeat(x, 4), jnp.asarray(x, jnp.float32))
+    np.testing.assert_array_equal(repeated, np.broadcast_to(x.astype(np.float32), (4, *shape)))
+    (found,) = pull(jnp.asarray(gradient, jnp.float32))
+    np.testing.assert_allclose(found, gradient.sum(0), atol=1e-6)
+
+
+def test_rows_gather_their_gradient():
+    rng = np.random.default_rng(0)
+    table = jnp.asarray(rng.standard_normal((6, 3)), jnp.float32)
+    index = jnp.array([[0, 2, 5], [5, 1, 0]])
+    weights = jnp.asarray(rng.standard_normal((2, 3, 3)), jnp.float32)
+    found = jax.grad(lambda table: jnp.sum(weights * layers.gather_rows(table, index)))(table)
+    expected = np.zeros((6, 3))
+    np.add.at(expected, np.asarray(index), np.asarray(weights))
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("activation", sorted(layers.ACTIVATIONS))
+def test_an_mlp_keeps_but_what_goes_in_and_out_of_its_activation(activation):
+    b, n, d, f = 2, 8, 4, 16
+    mlp = layers.Mlp(f, jnp.float32, activation=activation)
+    x = jnp.ones((b, n, d))
+    params = nn.unbox(mlp.init(jax.random.key(0), x)["params"])
+    _, pull = jax.vjp(lambda params, x: mlp.apply({"params": params}, x), params, x)
+    kept = [leaf for leaf in jax.tree.leaves(pull) if leaf.size == b * n * f]
+    assert len(kept) == 2
+
+
+def test_a_norm_keeps_its_input_alone():
+    norm = layers.RMSNorm(jnp.float32)
+    x = jax.random.normal(jax.random.key(0), (2, 8, 4))
+    params = norm.init(jax.random.key(1), x)["params"]
+    _, pull = jax.vjp(lambda x: norm.apply({"params": params}, x), x)
+    assert sum(leaf.size for leaf in jax.tree.leaves(pull)) <= x.size + 4
+
+
+def test_no_drop_path_draws_nothing():
+    class Stack(nn.Module):
+        rate: float
+
+        @nn.compact
+        def __call__(self, x):
+            block = layers.Block(2, 32, 0.5, jnp.float32, name="blocks")
+            return layers.run_stack(block, x, depth=2, drop_path=self.rate)[0]
+
+    x, key = jnp.ones((2, 5, 16)), {"droppath": jax.random.key(2)}
+    params = nn.unbox(Stack(0.0).init(jax.random.key(1), x)["params"])
+
+    def draws(rate):
+        run = jax.make_jaxpr(lambda x: Stack(rate).apply({"params": params}, x, rngs=key))
+        return "random_bits" in str(run(x))
+
+    assert draws(0.5) and not draws(0.0)
