@@ -16,6 +16,11 @@ import sys
 import time
 
 DEPTHS, BATCHES, FRAMES = (6, 12, 24), (1, 2, 4), (8, 16, 32, 64)
+# Lets the process keep freed memory, ours and the twin's, see docs/performance.md.
+KEPT_MEMORY = ":".join(
+    f"glibc.malloc.{name}"
+    for name in ("arena_max=1", "mmap_max=0", "trim_threshold=-1", "hugetlb=1")
+)
 
 
 def parse(arguments):
@@ -43,7 +48,9 @@ def main(arguments=None):
 def compare(flags):
     """Rounds of everything in turn; medians of the ratios within a round, with their spread."""
     from benchmarks import ours
+    from invnext_jax.runtime import compilation
 
+    compilation.enable_cache()  # as training does; a second run finds its programs
     programs, flops = ceilings(flags), {}
     for name in flags.stages:
         config = ours.mid_config(name)
@@ -157,4 +164,7 @@ def tell(sentence):
 
 
 if __name__ == "__main__":
+    if "GLIBC_TUNABLES" not in os.environ:  # read as a process starts
+        os.environ["GLIBC_TUNABLES"] = KEPT_MEMORY
+        os.execv(sys.executable, [sys.executable, "-m", "benchmarks.step", *sys.argv[1:]])
     main()
