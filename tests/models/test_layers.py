@@ -22,6 +22,16 @@ def test_gelu_and_its_slope_are_those_of_the_normal_distribution():
     np.testing.assert_allclose(slope, below + x * density, atol=2e-6)
 
 
+def test_gelu_loses_no_tail_in_bfloat16():
+    x = jnp.linspace(-3, -1, 41, dtype=jnp.bfloat16)
+    found = layers.ACTIVATIONS["gelu"](x)
+    assert found.dtype == jnp.bfloat16
+    exact = np.asarray(x, np.float64)
+    np.testing.assert_allclose(
+        np.asarray(found, np.float64), exact * special.ndtr(exact), rtol=2**-8
+    )
+
+
 def test_gelu_tanh_is_the_approximation():
     x = X.astype(np.float64)
     expected = 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
