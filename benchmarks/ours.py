@@ -26,6 +26,7 @@ def mid_config(stage: str) -> ml_collections.ConfigDict:
     config.dtype = "float32"
     config.batch_size = 2
     config.remat = "none"  # memory is no matter at this size, and the twin keeps everything too
+    config.scan_unroll = 12
     config.data.update(size=112, frames=8)
     config.encoder.update(width=384, depth=12, heads=6, mlp_width=1536, drop_path=0.0)
     config.encoder.update(size=112, frames=8)

@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import statistics
+import subprocess
 import sys
 import time
 
@@ -33,6 +34,7 @@ def parse(arguments):
     parser.add_argument("--compile_twin", action="store_true", help="the twin by torch.compile")
     parser.add_argument("--no_twin", action="store_true")
     parser.add_argument("--grow", action="store_true", help="cost by frames, batch and depth")
+    parser.add_argument("--only_compile", action="store_true", help="fill the cache of programs")
     return parser.parse_args(arguments)
 
 
@@ -42,27 +44,42 @@ def main(arguments=None):
     # XLA takes as many threads as there are cores that this process may use.
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: flags.threads])
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    if flags.only_compile:
+        make_steps(flags)
+        return
+    if not flags.grow:
+        # The compiler's leftovers between large arrays would cost each later step some percent.
+        command = [sys.executable, "-m", "benchmarks.step", *(arguments or sys.argv[1:])]
+        subprocess.run([*command, "--only_compile"], check=True)
     print(json.dumps((grow if flags.grow else compare)(flags)))
+
+
+def make_steps(flags):
+    """Our step of each stage with its config, by name."""
+    from benchmarks import ours
+    from invnext_jax.runtime import compilation
+
+    compilation.enable_cache()  # as training does
+    made = {}
+    for name in flags.stages:
+        config = ours.mid_config(name)
+        config.dtype = flags.dtype
+        made[name] = ours.make_step(config), config
+        step = made[name][0]
+        tell(
+            f"{name}: ours compiled in {step.compile_seconds:.1f} s, "
+            f"{step.flops / 1e9:.1f} GFLOP a step"
+        )
+    return made
 
 
 def compare(flags):
     """Rounds of everything in turn; medians of the ratios within a round, with their spread."""
-    from benchmarks import ours
-    from invnext_jax.runtime import compilation
-
-    compilation.enable_cache()  # as training does; a second run finds its programs
     programs, flops = ceilings(flags), {}
-    for name in flags.stages:
-        config = ours.mid_config(name)
-        config.dtype = flags.dtype
-        programs[name] = ours.make_step(config)
-        flops[name] = programs[name].flops
-        tell(
-            f"{name}: ours compiled in {programs[name].compile_seconds:.1f} s, "
-            f"{flops[name] / 1e9:.1f} GFLOP a step"
-        )
+    for name, (step, config) in make_steps(flags).items():
+        programs[name], flops[name] = step, step.flops
         if not flags.no_twin:
-            from benchmarks import twin
+            from benchmarks import ours, twin
 
             video = ours.batch_of(config)["video"]
             programs[f"{name}_torch"] = twin.Step(
@@ -90,6 +107,7 @@ def compare(flags):
 
 
 SIDE = 2048
+WARM_UP = 8  # rounds until the process holds all the memory that it takes
 MATMUL = 2.0 * SIDE**3  # floating point operations of the plain matrix product
 
 
@@ -111,16 +129,16 @@ def ceilings(flags):
 
 
 def measure(programs, flags):
-    """Seconds of each program by round; one round before the first warms everything up."""
+    """Seconds of each program by round, after `WARM_UP` rounds that do not count."""
     clock = time.process_time if flags.threads == 1 else time.perf_counter
     seconds = {name: [] for name in programs}
-    for number in range(flags.rounds + 1):
+    for number in range(1 - WARM_UP, flags.rounds + 1):
         for name, program in programs.items():
             start = clock()
             program()
-            if number:
+            if number > 0:
                 seconds[name].append(clock() - start)
-        if number:
+        if number > 0:
             tell(
                 f"round {number} of {flags.rounds}: "
                 + ", ".join(f"{name} {taken[-1]:.3f} s" for name, taken in seconds.items())

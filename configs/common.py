@@ -93,6 +93,8 @@ def defaults() -> ml_collections.ConfigDict:
         1.0  # factor on the kernels' start values (deviation 0.02; not the decoder's)
     )
     config.remat = "none"  # "none" | "dots" | "full": what the backward pass recomputes
+    # Layers that a turn of the scan over them takes; the compiler sees more and takes longer.
+    config.scan_unroll = 1
     config.data = data()
     config.encoder = ml_collections.ConfigDict(
         {

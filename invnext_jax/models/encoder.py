@@ -64,6 +64,7 @@ class Encoder(nn.Module):
     drop_path: float
     dtype: Dtype = jnp.float32
     remat: str = "none"
+    unroll: int = 1
     taps: Sequence[int] = ()
 
     @nn.compact
@@ -105,6 +106,7 @@ class Encoder(nn.Module):
             taps=self.taps,
             drop_path=self.drop_path,
             remat=self.remat,
+            unroll=self.unroll,
         )
         return EncoderOutput(x_bnd, taps_lbnd)
 
@@ -125,5 +127,6 @@ def from_config(config: Any, taps: Sequence[int] = ()) -> Encoder:
         drop_path=e.drop_path,
         dtype=jnp.dtype(config.dtype),
         remat=config.remat,
+        unroll=getattr(config, "scan_unroll", 1),  # the config of an export has none
         taps=tuple(taps),
     )

@@ -311,6 +311,7 @@ def run_stack(
     taps: Sequence[int] = (),
     drop_path: float = 0.0,
     remat: str = "none",
+    unroll: int = 1,
     lead: Lead = TOKENS,
 ) -> tuple[jax.Array, jax.Array]:
     """Applies `depth` copies of a block by a scan, so that compile time does not grow with depth.
@@ -322,6 +323,7 @@ def run_stack(
       taps: ascending states to return; k is the stream after k layers (0: the input).
       drop_path: rate of the last layer; it grows linearly from 0.
       remat: "none", "dots" or "full": what the backward pass recomputes.
+      unroll: layers a turn of the scan; more of them compile longer and copy less.
       lead: how the stream is split over devices, see `axes`.
 
     Returns:
@@ -348,6 +350,7 @@ def run_stack(
         variable_axes={"params": 0},
         split_rngs={"params": True, "droppath": True},
         length=depth,
+        unroll=unroll,
         metadata_params={nn.PARTITION_NAME: "layers"},
     )
     layers = (jnp.arange(depth), rates, jnp.asarray(slots[1:]))

@@ -96,6 +96,7 @@ class Predictor(nn.Module):
     class_tokens: int
     dtype: Dtype = jnp.float32
     remat: str = "none"
+    unroll: int = 1
 
     @nn.compact
     def __call__(
@@ -130,7 +131,8 @@ class Predictor(nn.Module):
         self.sow("intermediates", "projected", x_bnd)
         if self.kind == "vit":
             block = Block(self.heads, self.mlp_width, 1.0, self.dtype, name="blocks")
-            x_bnd, _ = run_stack(block, x_bnd, depth=self.depth, remat=self.remat)
+            scan = {"depth": self.depth, "remat": self.remat, "unroll": self.unroll}
+            x_bnd, _ = run_stack(block, x_bnd, **scan)
             return gather_tokens(x_bnd, wanted_bm)
         return self._modernbert(x_bnd, wanted_bm)
 
@@ -171,6 +173,7 @@ class VJepaPredictor(nn.Module):
     class_tokens: int
     dtype: Dtype = jnp.float32
     remat: str = "none"
+    unroll: int = 1
 
     @nn.compact
     def __call__(
@@ -193,7 +196,8 @@ class VJepaPredictor(nn.Module):
         masked_bmd = mask_token_d[None, None] + position_nd[masked_bm]
         x_bnd = jnp.concatenate([x_bnd[:, :c], visible_bkd, masked_bmd], axis=1)
         block = VisionBlock(self.heads, self.mlp_width, self.dtype, name="blocks")
-        x_bnd, _ = run_stack(block, x_bnd, depth=self.depth, remat=self.remat)
+        scan = {"depth": self.depth, "remat": self.remat, "unroll": self.unroll}
+        x_bnd, _ = run_stack(block, x_bnd, **scan)
         masked_bmd = x_bnd[:, -masked_bm.shape[1] :]
         if chosen_bm is not None:
             masked_bmd = gather_tokens(masked_bmd, chosen_bm)
@@ -225,6 +229,7 @@ def from_config(config: Any) -> Predictor | VJepaPredictor:
         "class_tokens": e.class_tokens,
         "dtype": jnp.dtype(config.dtype),
         "remat": config.remat,
+        "unroll": getattr(config, "scan_unroll", 1),
     }
     if p.kind == "vjepa":
         return VJepaPredictor(**shared)

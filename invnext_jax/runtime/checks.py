@@ -59,6 +59,8 @@ def _check_kernels(config: ml_collections.ConfigDict) -> None:
     for name, known in choices.items():
         if config[name] not in known:
             raise UserError(f"config.{name}={config[name]!r} must be one of {known}")
+    if config.scan_unroll < 1:
+        raise UserError(f"config.scan_unroll={config.scan_unroll} must be at least 1")
     platform = {"cudnn": "gpu", "splash": "tpu"}.get(config.attention)
     if platform and platform != jax.default_backend():
         raise UserError(

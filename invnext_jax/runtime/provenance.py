@@ -30,6 +30,7 @@ MAY_CHANGE = (
     "mesh",
     "attention",  # the same numbers up to rounding, as on another mesh
     "remat",
+    "scan_unroll",
     "decoder.chunks",
     "data.manifest",
     "data.prefetch",
@@ -52,6 +53,7 @@ _ADDED: dict[str, Any] = {
     "ema.decay": 0.0,
     "profile_steps": [],
     "quantize_frozen": "",
+    "scan_unroll": 1,
     "checkpoint.every_minutes": 0.0,
     "checkpoint.keep_best": 0,
     "checkpoint.best_metric": "loss",

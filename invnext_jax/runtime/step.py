@@ -20,7 +20,7 @@ NOTHING: tuple[Copies, float] = ({}, 1.0)
 
 def make_train_step(
     loss_fn: LossFn,
-    tx: optax.GradientTransformation,
+    tx: optax.GradientTransformationExtraArgs,
     schedule: optax.Schedule,
     following: tuple[Copies, float] = NOTHING,
     *,
@@ -36,7 +36,8 @@ def make_train_step(
     Args:
         loss_fn: (params, frozen, batch, key) -> (float32 scalar, dict of float32 scalars); `frozen`
             has what follows the parameters too.
-        tx: the optimiser.
+        tx: the optimiser; `update(..., finite=False)` leaves its state as it is, as that of
+            `make_optimizer` and of what `optimizer.guarded` wraps.
         schedule: updates done -> learning rate, for the log.
         following: copies of parameter groups, by name; and the share m of a copy that stays in a
             step: copy = m * copy + (1 - m) * group, with the parameters after the update.
@@ -58,8 +59,11 @@ def make_train_step(
         grad_norm = jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)))
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
 
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        def choose(new: jax.Array, old: jax.Array) -> jax.Array:
+            return jnp.where(finite, new, old)
+
+        updates, opt_state = tx.update(grads, state.opt_state, state.params, finite=finite)
+        params = jax.tree.map(choose, optax.apply_updates(state.params, updates), state.params)
         follow = _follow(state.follow, params, *following)
         ema = (
             jax.tree.map(functools.partial(_move, ema_decay), state.ema, params)
@@ -67,14 +71,11 @@ def make_train_step(
             else {}
         )
 
-        def choose(new: jax.Array, old: jax.Array) -> jax.Array:
-            return jnp.where(finite, new, old)
-
         nonfinite = 1 - finite.astype(jnp.int32)
         next_state = TrainState(
             step=state.step + 1,
-            params=jax.tree.map(choose, params, state.params),
-            opt_state=jax.tree.map(choose, opt_state, state.opt_state),
+            params=params,
+            opt_state=opt_state,
             skipped=state.skipped + nonfinite,
             skipped_in_row=(state.skipped_in_row + 1) * nonfinite,
             follow=jax.tree.map(choose, follow, state.follow),

@@ -54,14 +54,15 @@ def test_other_frame_counts_and_sizes_resize_the_table(tiny):
     assert tokens.shape == (1, 4 + 3 * 2 * 6, 64) and np.isfinite(tokens).all()
 
 
-def test_scan_equals_loop():
+@pytest.mark.parametrize("unroll", [1, 2])
+def test_scan_equals_loop(unroll):
     block = Block(2, 32, 0.5, jnp.float32)
 
     class Stack(nn.Module):
         @nn.compact
         def __call__(self, x):
             block = Block(2, 32, 0.5, jnp.float32, name="blocks")
-            return run_stack(block, x, depth=3, taps=(0, 2, 3))
+            return run_stack(block, x, depth=3, taps=(0, 2, 3), unroll=unroll)
 
     x = jax.random.normal(jax.random.key(0), (2, 5, 16))
     params = nn.unbox(Stack().init(jax.random.key(1), x)["params"])

@@ -195,3 +195,4 @@ def test_a_kernel_or_a_remat_policy_that_cannot_be_is_refused(config):
     assert message == ("config.attention='splash' needs a TPU, and this is a CPU: set it to 'auto'")
     config.attention = "auto"
     assert "config.remat='some' must be one of" in breach(config, remat="some")
+    assert breach(config, remat="none", scan_unroll=0) == "config.scan_unroll=0 must be at least 1"

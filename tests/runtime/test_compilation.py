@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from invnext_jax.runtime import compilation
+from invnext_jax.runtime import compilation, optimizer
 from invnext_jax.runtime.state import TrainState
 from invnext_jax.runtime.step import make_train_step
 
@@ -24,7 +24,7 @@ def loss_fn(params, frozen, batch, key):
 
 
 def test_a_compiled_step_donates_its_state(arguments):
-    train_step = make_train_step(loss_fn, optax.sgd(0.1), lambda _: 0.1)
+    train_step = make_train_step(loss_fn, optimizer.guarded(optax.sgd(0.1)), lambda _: 0.1)
     compiled = compilation.compile_step(train_step, *arguments)
     state, measured = compiled(*arguments)
     assert float(measured["loss"]) == 3.0
@@ -33,7 +33,7 @@ def test_a_compiled_step_donates_its_state(arguments):
 
 
 def test_a_compiled_step_refuses_another_batch_size(arguments):
-    train_step = make_train_step(loss_fn, optax.sgd(0.1), lambda _: 0.1)
+    train_step = make_train_step(loss_fn, optimizer.guarded(optax.sgd(0.1)), lambda _: 0.1)
     compiled = compilation.compile_step(train_step, *arguments)
     state, frozen, _, key = arguments
     with pytest.raises(TypeError):

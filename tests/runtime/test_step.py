@@ -4,6 +4,7 @@ import numpy as np
 import optax
 import pytest
 
+from invnext_jax.runtime import optimizer
 from invnext_jax.runtime.state import TrainState, start_following
 from invnext_jax.runtime.step import make_train_step
 
@@ -17,7 +18,7 @@ def loss_fn(params, frozen, batch, key):
 
 
 def make_state(w=1.0):
-    tx = optax.sgd(RATE, momentum=0.9)
+    tx = optimizer.guarded(optax.sgd(RATE, momentum=0.9))
     zero = jnp.int32(0)
     params = {"w": jnp.float32(w)}
     return tx, TrainState(zero, params, tx.init(params), zero, zero)
