@@ -1,15 +1,19 @@
 """How fast clips come: our pipeline against a bare decoding loop and PyTorch's DataLoader.
 
-    python benchmarks/loader.py [--seconds=6] [--rounds=3] [--workers=0] [--quick]
+    python benchmarks/loader.py [--seconds=3] [--rounds=5] [--workers=0] [--quick]
 
 Every reader gives the same clips: 16 frames of 224 x 224, sparse (of the whole video) or dense
 (every fourth), from 340 x 256 and 720p files with few key frames, and from prepared ones: ours out
 of a shard, the others from files of the same content. A clip costs more the farther it lies from
-its key frame, so each batch of each reader has every clip once. The readers take turns, so that a
-busy machine is as busy for each. Needs the extra `bench` for the peers; those that are missing are
+its key frame, so each batch of each reader has every clip once. The readers take turns, one at
+work and the others at rest, and a ratio is the median of those within a round, so that a busy
+machine is as busy for each. Needs the extra `bench` for the peers; those that are missing are
 named. Prints a table and, as its last line, one JSON object.
 """
 
+import collections
+import contextlib
+import functools
 import json
 import os
 import statistics
@@ -27,8 +31,8 @@ from loader_measures import Speed
 
 from invnext_jax.data import sources
 
-_SECONDS = flags.DEFINE_float("seconds", 6.0, "Of one measurement, about.", lower_bound=0.1)
-_ROUNDS = flags.DEFINE_integer("rounds", 3, "Turns of each reader.", lower_bound=1)
+_SECONDS = flags.DEFINE_float("seconds", 3.0, "Of one measurement, about.", lower_bound=0.1)
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each reader.", lower_bound=1)
 _WORKERS = flags.DEFINE_integer("workers", 0, "Most worker processes; 0: one a core.")
 _KINDS = flags.DEFINE_list("kinds", ["raw_256", "raw_720", "prepared"], "Kinds of files.")
 _FOLDER = flags.DEFINE_string("folder", "", "Where the files are kept; temporary if empty.")
@@ -37,6 +41,7 @@ _BATCH = flags.DEFINE_integer("batch", 8, "Different clips, and clips of a batch
 _QUICK = flags.DEFINE_bool("quick", False, "Tiny files and one turn: does it run at all?")
 
 SAMPLINGS = ("dense", "sparse")
+BARE = {"bare, every frame": "all", "bare, planned": "plan"}
 PEERS = ("pyav", "decord")
 
 
@@ -105,47 +110,61 @@ def present_peers() -> list[str]:
     return [peer for peer in PEERS if not readers.absent(peer)]
 
 
-def make_readers(case: Case, workers: int) -> dict[str, Callable[[], Speed]]:
-    """What takes turns; each measures about `--seconds`."""
+def open_readers(
+    case: Case, workers: int, stack: contextlib.ExitStack
+) -> dict[str, Callable[[], Speed]]:
+    """What takes turns; each measures about `--seconds`. `stack` closes them."""
     rows, batch = case.rows, len(case.rows)
-    bare_rate = max(measures.measure_bare(name, rows).clips for name in ("all", "plan"))
+    bare_rate = max(measures.measure_bare(name, rows).clips for name in BARE.values())
 
     def clips(count: int) -> int:
-        return batch * max(1, round(bare_rate * count * _SECONDS.value / batch))
+        """As many batches for each process: some readers make a batch in each."""
+        whole = batch * count
+        return whole * max(1, round(bare_rate * count * _SECONDS.value / whole))
 
     single = rows * (clips(1) // batch)
-
-    made = {
-        "bare, every frame": lambda: measures.measure_bare("all", single),
-        "bare, planned": lambda: measures.measure_bare("plan", single),
-        f"bare, planned, {workers} processes": lambda: measures.measure_bare_processes(
-            "plan", single, workers
-        ),
-    }
+    opened, made = {}, {}
+    for peer in present_peers():  # first, for they fork
+        name = f"DataLoader {peer}, {workers} workers"
+        opened[name] = workers, measures.open_dataloader(peer, rows, workers, batch)
     for count in sorted({1, workers} | {2**i for i in range(workers.bit_length() - 1)}):
-        made[f"pipeline, {count} workers"] = lambda count=count: measures.measure_pipeline(
-            case.manifest, case.sampling, count, clips(count), batch
-        )
-    for peer in present_peers():
-        made[f"DataLoader {peer}, {workers} workers"] = lambda peer=peer: (
-            measures.measure_dataloader(peer, rows, workers, clips(workers), batch)
-        )
+        pipeline = measures.open_pipeline(case.manifest, case.sampling, count, batch)
+        opened[f"pipeline, {count} workers"] = count, pipeline
+    for name, read in BARE.items():
+        made[name] = functools.partial(measures.measure_bare, read, single)
+    processes = measures.BareProcesses("plan", single, workers)
+    stack.callback(processes.close)
+    made[_processes(workers)] = processes.measure
+    for name, (count, reader) in reversed(opened.items()):
+        stack.callback(reader.close)
+        made[name] = functools.partial(reader.measure, clips(count))
     return made
 
 
-def run_case(case: Case, workers: int, rounds: int) -> dict[str, list[Speed]]:
-    """Lets the readers take turns."""
-    differences = check_same(case)
-    apart = ", ".join(f"{peer} {value:.1f}" for peer, value in differences.items())
-    print(f"{case.name}: same pixels; peers' mean difference in levels: {apart}", flush=True)
-    found = {}
-    made = make_readers(case, workers)
-    for number in range(rounds):
-        for name, measure in made.items():
-            speed = measure()
-            found.setdefault(name, []).append(speed)
-            done = f"{case.name} {number + 1}/{rounds}"
-            print(f"  {done:24s} {name:32s} {speed.clips:8.2f} clips/s", flush=True)
+def _processes(workers: int) -> str:
+    return f"bare, planned, {workers} processes"
+
+
+def take_turns(cases: list[Case], workers: int, rounds: int) -> dict[str, dict[str, list[Speed]]]:
+    """All readers of all cases measure in turn, so that a round has the machine of one moment."""
+    found = {case.name: collections.defaultdict(list) for case in cases}
+    with contextlib.ExitStack() as stack:
+        made = {}
+        for case in cases:
+            differences = check_same(case)
+            apart = ", ".join(f"{peer} {value:.1f}" for peer, value in differences.items())
+            print(
+                f"{case.name}: same pixels; peers' mean difference in levels: {apart}", flush=True
+            )
+            made[case.name] = open_readers(case, workers, stack)
+        for number in range(rounds):
+            for sampling in SAMPLINGS:  # of raw and prepared files right after each other
+                for case in (case for case in cases if case.sampling == sampling):
+                    for name, measure in made[case.name].items():
+                        speed = measure()
+                        found[case.name][name].append(speed)
+                        done = f"{case.name} {number + 1}/{rounds}"
+                        print(f"  {done:24s} {name:32s} {speed.clips:8.2f} clips/s", flush=True)
     return found
 
 
@@ -163,35 +182,53 @@ def print_table(case: Case, found: dict[str, list[Speed]]) -> None:
 
 
 def summarize(found: dict[str, dict[str, list[Speed]]], workers: int) -> dict:
-    """The ratios of medians, by case; the headline is the worst case."""
+    """Medians and ranges of the ratios within a round; the headline is the worst case."""
 
-    def clips(case: str, name: str) -> float:
-        return statistics.median(speed.clips for speed in found[case][name])
+    def clips(case: str, name: str) -> list[float]:
+        return [speed.clips for speed in found[case][name]]
 
-    def cpu(case: str, name: str) -> float:
-        return statistics.median(speed.cpu for speed in found[case][name])
+    def cpu(case: str, name: str) -> list[float]:
+        return [max(speed.cpu, 1e-9) for speed in found[case][name]]
 
-    cases, ours, parallel = {}, f"pipeline, {workers} workers", f"{workers} processes"
+    def divide(above: list[float], below: list[float]) -> tuple[float, float, float]:
+        ratios = [a / b for a, b in zip(above, below, strict=True)]
+        return statistics.median(ratios), min(ratios), max(ratios)
+
+    ours, cases = f"pipeline, {workers} workers", {}
     for case in found:
-        bare = max(("bare, every frame", "bare, planned"), key=lambda name: clips(case, name))
+        bare = max(BARE, key=lambda name: statistics.median(clips(case, name)))
+        ceiling = [workers * rate for rate in clips(case, bare)]
         mine = clips(case, ours)
-        cases[case] = {"pipeline_vs_bare": mine / (workers * clips(case, bare))}
-        cases[case]["pipeline_vs_bare_processes"] = mine / clips(case, f"bare, planned, {parallel}")
-        cases[case]["cpu_vs_bare"] = cpu(case, ours) / max(cpu(case, bare), 1e-9)
+        cases[case] = {
+            "pipeline_vs_bare": divide(mine, ceiling),
+            "pipeline_vs_bare_processes": divide(mine, clips(case, _processes(workers))),
+            "cpu_vs_bare": divide(cpu(case, ours), cpu(case, bare)),
+        }
         for peer in present_peers():
             theirs = clips(case, f"DataLoader {peer}, {workers} workers")
-            cases[case][f"pipeline_vs_dataloader_{peer}"] = mine / theirs
+            cases[case][f"pipeline_vs_dataloader_{peer}"] = divide(mine, theirs)
     ratios = {}
     for case in cases.values():
-        for name, value in case.items():
+        for name, (value, _, _) in case.items():
             worst = max if name == "cpu_vs_bare" else min
             ratios[name] = worst(ratios.get(name, value), value)
     for sampling in SAMPLINGS:
         raw, prepared = f"raw_256/{sampling}", f"prepared/{sampling}"
         if raw in found and prepared in found:
-            ratios[f"prepared_vs_raw_{sampling}"] = clips(prepared, ours) / clips(raw, ours)
-    speeds = {case: {name: clips(case, name) for name in found[case]} for case in found}
+            faster, _, _ = divide(clips(prepared, ours), clips(raw, ours))
+            ratios[f"prepared_vs_raw_{sampling}"] = faster
+    speeds = {
+        case: {name: statistics.median(clips(case, name)) for name in found[case]} for case in found
+    }
     return {"ratios": ratios, "cases": cases, "clips_per_second": speeds}
+
+
+def _rounded(value):
+    if isinstance(value, dict):
+        return {name: _rounded(inner) for name, inner in value.items()}
+    if isinstance(value, tuple):
+        return [_rounded(inner) for inner in value]
+    return round(value, 3) if isinstance(value, float) else value
 
 
 def main(argv: Sequence[str]) -> None:
@@ -206,14 +243,14 @@ def main(argv: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(_FOLDER.value or temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        found = {}
-        for case in make_cases(folder):
-            found[case.name] = run_case(case, workers, rounds)
+        cases = make_cases(folder)
+        found = take_turns(cases, workers, rounds)
+        for case in cases:
             print_table(case, found[case.name])
     result = summarize(found, workers)
     result |= {"workers": workers, "rounds": rounds, "absent": [p for p in peers if peers[p]]}
     result["load_average"] = os.getloadavg()[0]
-    print(json.dumps(result, default=float))
+    print(json.dumps(_rounded(result)))
 
 
 if __name__ == "__main__":

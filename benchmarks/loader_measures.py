@@ -2,19 +2,22 @@
 
 import contextlib
 import os
-import threading
 import time
+from collections.abc import Callable, Iterator
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import NamedTuple
 
 import loader_readers as readers
 
 from configs import common
-from invnext_jax.data import pipeline
+from invnext_jax.data import pipeline, sources
 from invnext_jax.data.clips import LoadClip
 from invnext_jax.data.workers import ProcessWorker
 
-WARM = 2  # batches before the clock starts: by then the readers wait for nobody
+EPOCHS = 10_000  # more than anybody has the patience for
+REST = 0.15  # cores in use by a process and its children that wait
+WAIT = 0.02  # seconds that a batch takes which is not made yet
 
 
 class Speed(NamedTuple):
@@ -35,31 +38,64 @@ def measure_bare(name: str, rows: list[readers.Row]) -> Speed:
     return Speed(len(rows) / seconds, cpu / len(rows))
 
 
-def measure_bare_processes(name: str, rows: list[readers.Row], count: int) -> Speed:
+class BareProcesses:
     """As many bare loops at once as there are cores: what the machine can give."""
-    crew, found = [ProcessWorker(readers.time_bare) for _ in range(count)], []
-    for worker in crew:
-        worker.call((name, rows[:1]), 600)
-    threads = [
-        threading.Thread(target=lambda w=w: found.append(w.call((name, rows), 3600))) for w in crew
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for worker in crew:
-        worker.end()
-    clips = sum(len(rows) / seconds for seconds, _ in found)
-    return Speed(clips, sum(cpu for _, cpu in found) / (len(rows) * count))
+
+    def __init__(self, name: str, rows: list[readers.Row], count: int):
+        self._task, self._count = (name, rows), count
+        self._crew = [ProcessWorker(readers.time_bare) for _ in range(count)]
+        for worker in self._crew:
+            worker.call((name, rows[:1]), 600)
+
+    def measure(self) -> Speed:
+        """Each loop reads all rows."""
+        with ThreadPool(self._count) as threads:
+            found = threads.map(lambda worker: worker.call(self._task, 3600), self._crew)
+        rows = len(self._task[1])
+        clips = sum(rows / seconds for seconds, _ in found)
+        return Speed(clips, sum(cpu for _, cpu in found) / (rows * self._count))
+
+    def close(self) -> None:
+        """Ends the processes."""
+        for worker in self._crew:
+            worker.end()
 
 
-def measure_pipeline(manifest: Path, sampling: str, workers: int, clips: int, batch: int) -> Speed:
-    """Batches of our pipeline, once its workers are busy."""
+class Batches:
+    """A reader that makes batches ahead, in processes of its own, until its room is full.
+
+    Args:
+        iterator: Gives them.
+        batch: Clips of one.
+        close: Ends the processes.
+    """
+
+    def __init__(self, iterator: Iterator, batch: int, close: Callable[[], None]):
+        self._iterator, self._batch, self.close = iterator, batch, close
+        for _ in range(2):  # all processes are up
+            next(iterator)
+        _wait_for_rest()
+
+    def measure(self, clips: int) -> Speed:
+        """The pace of so many clips, once those made ahead are used up."""
+        waited = 0.0
+        while waited < WAIT:
+            start = time.perf_counter()
+            next(self._iterator)
+            waited = time.perf_counter() - start
+        start, start_cpu = time.perf_counter(), _cpu_seconds()
+        for _ in range(clips // self._batch):
+            next(self._iterator)
+        seconds = time.perf_counter() - start
+        speed = Speed(clips / seconds, (_cpu_seconds() - start_cpu) / clips)
+        _wait_for_rest()
+        return speed
+
+
+def open_pipeline(manifest: Path, sampling: str, workers: int, batch: int) -> Batches:
+    """Our pipeline."""
     iterator = iter(make_dataset(manifest, sampling, workers, batch))
-    try:
-        return _time_batches(iterator, clips, batch)
-    finally:
-        iterator.close()
+    return Batches(iterator, batch, iterator.close)
 
 
 def make_dataset(manifest: Path, sampling: str, workers: int, batch: int):
@@ -68,34 +104,32 @@ def make_dataset(manifest: Path, sampling: str, workers: int, batch: int):
     config.update(manifest=str(manifest), workers=workers, sampling=sampling)
     config.update(frames=readers.FRAMES, stride=(readers.STRIDE, readers.STRIDE))
     config.update(size=readers.SIZE, short_side=readers.SHORT)
+    config.weights = tuple((name, 1.0) for name in set(sources.read_manifest(manifest).sources))
     load = readers.CentreClip(LoadClip.from_config(config))
     return pipeline.make_train_dataset(config, seed=0, batch_size=batch, load=load)
 
 
-def measure_dataloader(
-    peer: str, rows: list[readers.Row], workers: int, clips: int, batch: int
-) -> Speed:
-    """Batches of PyTorch's DataLoader."""
+def open_dataloader(peer: str, rows: list[readers.Row], workers: int, batch: int) -> Batches:
+    """PyTorch's DataLoader."""
     from torch.utils.data import DataLoader
 
-    epochs = 2 + batch * (WARM + 2 * workers + 1) // len(rows) + clips // len(rows)
-    dataset = readers.PeerDataset(peer, rows * epochs)
+    dataset = readers.PeerDataset(peer, rows * EPOCHS)
     iterator = iter(DataLoader(dataset, batch, num_workers=workers))
-    try:
-        return _time_batches(iterator, clips, batch)
-    finally:
+
+    def close() -> None:
         with contextlib.suppress(RuntimeError):  # decord's processes may crash as they end
             iterator._shutdown_workers()
 
+    return Batches(iterator, batch, close)
 
-def _time_batches(iterator, clips: int, batch: int) -> Speed:
-    for _ in range(WARM):
-        next(iterator)
-    start, start_cpu = time.perf_counter(), _cpu_seconds()
-    for _ in range(clips // batch):
-        next(iterator)
-    seconds = time.perf_counter() - start
-    return Speed(clips / seconds, (_cpu_seconds() - start_cpu) / clips)
+
+def _wait_for_rest() -> None:
+    """Until all processes made what they make ahead, or the next reader had them beside it."""
+    busy = 1.0
+    while busy > REST:
+        before = _cpu_seconds()
+        time.sleep(0.2)
+        busy = (_cpu_seconds() - before) / 0.2
 
 
 def _cpu_seconds() -> float:

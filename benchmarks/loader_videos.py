@@ -39,6 +39,7 @@ KINDS = (
     Kind("raw_256", (340, 256), 900_000),
     Kind("raw_720", (1280, 720), 5_000_000),
 )
+COPIES = 4096  # rows of a clip
 GOP = 250  # frames from one key frame to the next, x264's default
 
 
@@ -82,7 +83,10 @@ def prepare(paths: list[Path], folder: Path) -> tuple[Path, list[Path]]:
 def write_manifest(
     path: Path, videos: list[Path], rows: int, frames: int, shard: Path | None = None
 ) -> list[int]:
-    """Writes `rows` clips that begin all over the files, the same ones for every kind.
+    """Writes clips that begin all over the files, the same ones for every kind.
+
+    Each stands in `COPIES` rows and is a source of its own, so that the manifest has the length of
+    a real one and sources in equal shares give every clip once in as many.
 
     Args:
         path: Of the manifest.
@@ -100,11 +104,11 @@ def write_manifest(
         (shard, row % len(videos)) if shard else (videos[row % len(videos)], "")
         for row in range(rows)
     ]
-    table = [
-        [*place, "bench", f"{start / RATE:.6f}"]
-        for place, start in zip(places, starts, strict=True)
+    clips = [
+        [*place, f"clip {number}", f"{start / RATE:.6f}"]
+        for number, (place, start) in enumerate(zip(places, starts, strict=True))
     ]
-    _write_csv(path, ["path", "record", "source", "start"], table)
+    _write_csv(path, ["path", "record", "source", "start"], clips * COPIES)
     return starts
 
 
