@@ -108,12 +108,16 @@ def _decode_group(container, stream, wanted: set[int]) -> Iterator[av.VideoFrame
         yield from packet.decode()
 
 
+def read_bare(name: str, row: Row) -> np.ndarray:
+    """A row by the bare loop "all" or "plan"."""
+    return {"all": bare_all, "plan": bare_plan}[name](row)
+
+
 def time_bare(name: str, rows: list[Row]) -> tuple[float, float]:
     """Reads rows one by one; the seconds that it took, by the clock and of the processor."""
-    read = {"all": bare_all, "plan": bare_plan}[name]
     start, start_cpu = time.perf_counter(), time.process_time()
     for row in rows:
-        read(row)
+        read_bare(name, row)
     return time.perf_counter() - start, time.process_time() - start_cpu
 
 
@@ -135,8 +139,12 @@ class PeerDataset:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        read = {"pyav": _read_pyav, "decord": _read_decord}[self.peer]
-        return read(self.rows[index % len(self.rows)])
+        return read_peer(self.peer, self.rows[index])
+
+
+def read_peer(peer: str, row: Row):
+    """A row as users of "pyav" or "decord" read it."""
+    return {"pyav": _read_pyav, "decord": _read_decord}[peer](row)
 
 
 def _read_pyav(row: Row):

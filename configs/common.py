@@ -208,7 +208,7 @@ def data() -> ml_collections.ConfigDict:
             "sampling": "sparse",  # "sparse": one frame a segment of the video | "dense"
             "stride": (4, 4),  # dense: frames from one to the next, drawn per clip of this range
             "size": 224,
-            "short_side": 256,  # the decoder scales the short side to this, never up
+            "short_side": 256,  # pixels that crops are measured in: the picture so scaled, never up
             "crop": "multi_scale",  # "multi_scale" | "random_resized"
             "crop_scales": (1.0, 0.875, 0.75, 0.66),  # multi_scale: shares of the short side
             "crop_area": (0.3, 1.0),  # random_resized: share of the picture

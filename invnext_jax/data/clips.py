@@ -6,6 +6,7 @@ Shape key: r clips of one video, t frames, h w pixels, c channels.
 """
 
 import dataclasses
+import functools
 import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from invnext_jax.data import decode, opening, sampling, sources, transforms
+from invnext_jax.data.frames import Window
 
 Seed = tuple[int, ...]
 
@@ -53,13 +55,22 @@ class Cut:
             return sampling.sample_dense(count, frames, self.stride, rng)
         return sampling.sample_sparse(count, frames, rng)
 
-    def augment(self, video_thwc: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
-        """Crops, flips and recolours the frames of a clip."""
+    def window(
+        self, height: int, width: int, *, size: int, rng: np.random.Generator | None
+    ) -> Window:
+        """What to take of a picture, to be resized to `size` pixels a side."""
+        if rng is None:
+            return transforms.centre(height, width)
         if self.crop == "random_resized":
-            window = (size, self.crop_area, self.crop_aspect)
-            video_thwc = transforms.random_resized_crop(video_thwc, *window, rng)
-        else:
-            video_thwc = transforms.multi_scale_crop(video_thwc, size, self.crop_scales, rng)
+            return transforms.draw_random_resized(
+                height, width, self.crop_area, self.crop_aspect, rng
+            )
+        return transforms.draw_multi_scale(height, width, size, self.crop_scales, rng)
+
+    def recolour(self, video_thwc: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
+        """Flips a clip and changes its colours."""
+        if rng is None:
+            return video_thwc
         if self.flip and rng.random() < 0.5:
             video_thwc = transforms.flip(video_thwc)
         if any(self.jitter):
@@ -103,9 +114,11 @@ class LoadClip:
         cut = self.by_source.get(record.source, self.cut)
         rngs = [None if seed is None else make_rng(*seed) for seed in seeds]
         try:
-            frames_thwc = opening.read_frames(
+            videos = opening.read_clips(
                 record.path,
-                lambda count: np.concatenate([cut.sample(count, self.frames, r) for r in rngs]),
+                lambda count: np.stack([cut.sample(count, self.frames, r) for r in rngs]),
+                [functools.partial(cut.window, size=self.size, rng=r) for r in rngs],
+                self.size,
                 short_side=self.short_side,
                 start=record.start,
                 end=record.end,
@@ -118,12 +131,7 @@ class LoadClip:
                 raise
             reason = f"{record.name}: {type(error).__name__}: {error}"
             return BadClip(record.name, "corrupt", reason)
-        videos = [
-            transforms.resize_center(video_thwc, self.size)
-            if rng is None
-            else cut.augment(video_thwc, self.size, rng)
-            for video_thwc, rng in zip(np.split(frames_thwc, len(rngs)), rngs, strict=True)
-        ]
+        videos = [cut.recolour(video, rng) for video, rng in zip(videos, rngs, strict=True)]
         numbers = {"index": record.index, **record.labels}
         columns = {name: np.full(len(rngs), value, np.int32) for name, value in numbers.items()}
         # A single clip, the common case, is not copied once more.

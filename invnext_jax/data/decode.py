@@ -19,7 +19,7 @@ from typing import BinaryIO, TypeVar
 import av
 import numpy as np
 
-from invnext_jax.data.frames import BadVideo, Clock, Converter
+from invnext_jax.data.frames import BadVideo, Clock, Converter, Window
 
 av.logging.set_level(av.logging.PANIC)  # bad files are reported by BadVideo, once
 
@@ -91,6 +91,56 @@ def read_frames(
                 video_thwc = np.empty((len(wanted), *image_hwc.shape), np.uint8)
             video_thwc[[place for place, i in enumerate(wanted) if i == number]] = image_hwc
         return video_thwc
+
+    return use_frames(source, choose, collect, start=start, end=end, name=name)
+
+
+def read_clips(
+    source: str | os.PathLike | bytes | BinaryIO,
+    pick: Callable[[int], np.ndarray],
+    windows: Sequence[Callable[[int, int], Window]],
+    size: int,
+    *,
+    short_side: int | None = None,
+    start: float | None = None,
+    end: float | None = None,
+    name: str = "",
+) -> np.ndarray:
+    """Decodes clips, of each frame of which only a window is scaled and converted.
+
+    Args:
+        source: As in `read_frames`.
+        pick: As in `read_frames`, but the numbers are those of several clips, int [r t].
+        windows: One of each clip: gets height and width of the upright pictures, of which the
+            shorter is `short_side` or less, and is called once.
+        size: Pixels a side that windows are scaled to.
+        short_side: As in `read_frames`.
+        start: As in `read_frames`.
+        end: As in `read_frames`.
+        name: As in `read_frames`.
+
+    Returns:
+        uint8 [r t size size c], RGB.
+
+    Raises:
+        BadVideo: As in `read_frames`.
+    """
+    chosen, drawn = [], []
+
+    def choose(clock: Clock) -> Sequence[int]:
+        chosen.append(np.asarray(pick(len(clock))))
+        return chosen[0].ravel().tolist()
+
+    def collect(frames: Iterator[tuple[int, av.VideoFrame]], _: Clock) -> np.ndarray:
+        (number_rt,), convert = chosen, Converter(short_side)
+        clips_rthwc = np.empty((*number_rt.shape, size, size, 3), np.uint8)
+        for number, frame in frames:
+            if not drawn:
+                drawn.extend(window(*convert.measure(frame)) for window in windows)
+            for clip_thwc, number_t, window in zip(clips_rthwc, number_rt, drawn, strict=True):
+                if (places := number_t == number).any():
+                    clip_thwc[places] = convert(number, frame, window, size)
+        return clips_rthwc
 
     return use_frames(source, choose, collect, start=start, end=end, name=name)
 

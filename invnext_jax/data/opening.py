@@ -17,7 +17,8 @@ from typing import Any, BinaryIO, TextIO
 import fsspec
 import numpy as np
 
-from invnext_jax.data import decode, shards, world_urls
+from invnext_jax.data import decode, shards, transforms, world_urls
+from invnext_jax.data.frames import Window
 from invnext_jax.errors import UserError
 
 BLOCK_BYTES = 2**22  # of a remote file, fetched at once: most videos of some seconds
@@ -105,29 +106,40 @@ def open_remote(name: str) -> io.RawIOBase:
     return _RemoteFile(name)
 
 
-def read_frames(
+def read_clips(
     name: str,
-    pick: Callable[[int], Sequence[int]],
+    pick: Callable[[int], np.ndarray],
+    windows: Sequence[Callable[[int, int], Window]],
+    size: int,
     *,
     short_side: int | None = None,
     start: float | None = None,
     end: float | None = None,
     record: int | None = None,
 ) -> np.ndarray:
-    """The frames that `pick` chooses of what a manifest names; see `decode.read_frames`.
+    """Clips of what a manifest names; see `decode.read_clips`.
 
-    A world's frames come as they are drawn, of any size. `record` is as in `open_video`.
+    A world's frames are cut as they are drawn, of any size. `record` is as in `open_video`.
 
     Raises:
         BadVideo: There are none.
     """
     if world_urls.is_world(name):
         video_thwc = world_urls.draw_frames(name)
-        return video_thwc[np.asarray(pick(len(video_thwc)))]
+        number_rt = np.asarray(pick(len(video_thwc)))
+        drawn = [window(*video_thwc.shape[1:3]) for window in windows]
+        return np.stack(
+            [
+                transforms.resize(video_thwc[number_t], window, size)
+                for number_t, window in zip(number_rt, drawn, strict=True)
+            ]
+        )
     with open_video(name, record) as source:
-        return decode.read_frames(
+        return decode.read_clips(
             source,
             pick,
+            windows,
+            size,
             short_side=short_side,
             start=start,
             end=end,

@@ -7,7 +7,9 @@ its place, which follows from the same two numbers. Each `repeats` clips in a ro
 video, which is decoded once: a group, the unit of work. See docs/data.md.
 """
 
+import math
 import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -34,6 +36,28 @@ class Filled(NamedTuple):
     bad: list[BadClip]
 
 
+class Memory:
+    """Gives arrays, in the memory of earlier ones that nobody holds any more.
+
+    Fresh memory has to be cleared, which takes longer than to copy a clip there.
+    """
+
+    def __init__(self):
+        self._free: dict[int, list[bytearray]] = {}
+
+    def allot(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        """An array of any content. Its memory is free again once it and its views are gone."""
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        free = self._free.setdefault(size, [])
+        try:
+            block = free.pop()
+        except IndexError:
+            block = bytearray(size)
+        array = np.ndarray(shape, dtype, block)  # of no array: views of views refer to this one
+        weakref.finalize(array, free.append, block).atexit = False
+        return array
+
+
 class Batches:
     """Batches that are being filled, by several threads.
 
@@ -46,7 +70,7 @@ class Batches:
 
     def __init__(self, batch_size: int):
         self._batch_size = batch_size
-        self._lock = threading.Lock()
+        self._lock, self._memory = threading.Lock(), Memory()
         self._under_way: dict[int, dict[str, np.ndarray]] = {}
 
     def put(self, number: int, start: int, clips: dict[str, np.ndarray]) -> None:
@@ -54,7 +78,7 @@ class Batches:
         with self._lock:
             if number not in self._under_way:
                 self._under_way[number] = {
-                    name: np.empty((self._batch_size, *value.shape[1:]), value.dtype)
+                    name: self._memory.allot((self._batch_size, *value.shape[1:]), value.dtype)
                     for name, value in clips.items()
                 }
             batch = self._under_way[number]

@@ -1,4 +1,4 @@
-"""Crop, flip, resize and recolour clips.
+"""Where clips are cut, how they are resized, mirrored and recoloured.
 
 Shape key: b clips, t frames, h w pixels, c channels.
 """
@@ -8,28 +8,27 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from invnext_jax.data.frames import Window
+
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 CROP_TRIES = 10
 
 
-def multi_scale_crop(
-    frames: np.ndarray, size: int, scales: Sequence[float], rng: np.random.Generator
-) -> np.ndarray:
-    """Cuts the same random window from all frames and resizes it to a square.
+def draw_multi_scale(
+    height: int, width: int, size: int, scales: Sequence[float], rng: np.random.Generator
+) -> Window:
+    """A random window of a picture, to be resized to a square.
 
     Width and height are the short side times one of `scales` each, at most one scale apart; the
     window stands at one of 13 places: a grid of quarters, its corners, edges and centres.
 
     Args:
-        frames: uint8 [t h w c].
-        size: Pixels a side of the result.
+        height: Of the picture, in pixels.
+        width: Of the picture.
+        size: Pixels a side of the square.
         scales: Falling shares of the short side.
         rng: Draws scale and place.
-
-    Returns:
-        uint8 [t size size c].
     """
-    height, width = frames.shape[1:3]
     short = min(height, width)
     # A side within 3 pixels of the wanted size is cut to it exactly: no resampling.
     sides = [round(short * scale) for scale in scales]
@@ -40,29 +39,25 @@ def multi_scale_crop(
     places += [(x, y) for x in (1, 3) for y in (1, 3)]
     x, y = places[rng.integers(len(places))]
     left, top = x * (width - crop_w) // 4, y * (height - crop_h) // 4
-    return _resize(frames, (left, top, left + crop_w, top + crop_h), size)
+    return Window(left, top, left + crop_w, top + crop_h)
 
 
-def random_resized_crop(
-    frames: np.ndarray,
-    size: int,
+def draw_random_resized(
+    height: int,
+    width: int,
     area: tuple[float, float],
     aspect: tuple[float, float],
     rng: np.random.Generator,
-) -> np.ndarray:
-    """Cuts the same window of random area and shape from all frames and resizes it to a square.
+) -> Window:
+    """A window of random area and shape, to be resized to a square.
 
     Args:
-        frames: uint8 [t h w c].
-        size: Pixels a side of the result.
+        height: Of the picture, in pixels.
+        width: Of the picture.
         area: Least and greatest share of the picture.
         aspect: Least and greatest width over height, drawn evenly in the logarithm.
         rng: Draws area, shape and place.
-
-    Returns:
-        uint8 [t size size c].
     """
-    height, width = frames.shape[1:3]
     for _ in range(CROP_TRIES):
         pixels = height * width * rng.uniform(*area)
         ratio = np.exp(rng.uniform(*np.log(aspect)))
@@ -75,15 +70,26 @@ def random_resized_crop(
         ratio = np.clip(width / height, *aspect)
         crop_w, crop_h = min(width, round(height * ratio)), min(height, round(width / ratio))
         left, top = (width - crop_w) // 2, (height - crop_h) // 2
-    return _resize(frames, (left, top, left + crop_w, top + crop_h), size)
+    return Window(left, top, left + crop_w, top + crop_h)
 
 
-def resize_center(frames: np.ndarray, size: int) -> np.ndarray:
-    """Resizes the largest centred square of uint8 [t h w c] to [t size size c]."""
-    height, width = frames.shape[1:3]
+def centre(height: int, width: int) -> Window:
+    """The largest square in the centre of a picture."""
     short = min(height, width)
     left, top = (width - short) // 2, (height - short) // 2
-    return _resize(frames, (left, top, left + short, top + short), size)
+    return Window(left, top, left + short, top + short)
+
+
+def resize(frames: np.ndarray, window: Window, size: int) -> np.ndarray:
+    """Cuts a window from uint8 [t h w c] and resizes it to [t size size c]."""
+    frames = frames[:, window.top : window.bottom, window.left : window.right]
+    if frames.shape[1:3] == (size, size):
+        return frames
+    resized = np.empty((len(frames), size, size, frames.shape[-1]), np.uint8)
+    for frame_hwc, out_hwc in zip(frames, resized, strict=True):
+        image = Image.fromarray(np.ascontiguousarray(frame_hwc))
+        out_hwc[:] = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
+    return resized
 
 
 def flip(frames: np.ndarray) -> np.ndarray:
@@ -143,15 +149,3 @@ def _hue(video_thwc: np.ndarray, turn: np.float32) -> np.ndarray:
     away_thwc = (hue_thw[..., None] + 6 * turn + np.array([5, 3, 1], np.float32)) % 6
     share_thwc = np.clip(np.minimum(away_thwc, 4 - away_thwc), 0, 1)
     return value_thw[..., None] - chroma_thw[..., None] * share_thwc
-
-
-def _resize(frames: np.ndarray, box: tuple[int, int, int, int], size: int) -> np.ndarray:
-    left, top, right, bottom = box
-    frames = frames[:, top:bottom, left:right]
-    if frames.shape[1:3] == (size, size):
-        return frames
-    resized = np.empty((len(frames), size, size, frames.shape[-1]), np.uint8)
-    for frame_hwc, out_hwc in zip(frames, resized, strict=True):
-        image = Image.fromarray(np.ascontiguousarray(frame_hwc))
-        out_hwc[:] = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
-    return resized

@@ -97,14 +97,15 @@ class VideoEncoder:
         frames, size = frames or self.encoder.frames, size or self.encoder.size
         if frames < 1 or size < 1:
             raise UserError(f"{frames=} and {size=} must be positive")
-        images = opening.read_frames(
+        return opening.read_clips(
             os.fspath(path),
-            lambda count: sampling.sample_sparse(count, frames, None),
+            lambda count: sampling.sample_sparse(count, frames, None)[None],
+            [transforms.centre],
+            size,
             short_side=size,
             start=start,
             end=end,
-        )
-        return transforms.resize_center(images, size)
+        )[0]
 
     def encode(self, video_bthwc: np.ndarray, *, pooled: bool = False) -> np.ndarray:
         """Features of clips at hand.

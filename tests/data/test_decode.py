@@ -1,10 +1,11 @@
 import os
 import struct
 
+import av
 import numpy as np
 import pytest
 
-from invnext_jax.data import decode
+from invnext_jax.data import decode, frames, transforms
 
 X264 = {"preset": "ultrafast", "bf": "3", "b-pyramid": "normal"}
 X265 = {"preset": "ultrafast", "x265-params": "log-level=none:keyint=12:min-keyint=12:bframes=3"}
@@ -63,21 +64,25 @@ def test_frames_cut_by_an_edit_list_do_not_count(tmp_path, videos, edit_start):
     assert videos.numbers(decode.read_frames(edit_start(path, 5), range)) == list(range(5, 60))
 
 
-@pytest.mark.parametrize(
-    ("matrix", "turns"), [((0, 1, -1, 0), -1), ((-1, 0, 0, -1), 2), ((0, -1, 1, 0), 1)]
-)
-def test_turned_video_comes_upright(matrix, turns, tmp_path, videos):
-    path = videos.write(tmp_path / "a.mp4")
-    data = path.read_bytes()
+def turn(data, matrix):
+    """An mp4 file whose header says how the camera was turned."""
 
     def pack(a, b, c, d):
         one = 0x10000
         return struct.pack(">9i", a * one, b * one, 0, c * one, d * one, 0, 0, 0, 0x40000000)
 
     at = data.index(pack(1, 0, 0, 1), data.index(b"tkhd"))
-    turned = data[:at] + pack(*matrix) + data[at + 36 :]
+    return data[:at] + pack(*matrix) + data[at + 36 :]
+
+
+MATRICES = {-1: (0, 1, -1, 0), 2: (-1, 0, 0, -1), 1: (0, -1, 1, 0)}
+
+
+@pytest.mark.parametrize("turns", MATRICES)
+def test_turned_video_comes_upright(turns, tmp_path, videos):
+    data = videos.write(tmp_path / "a.mp4").read_bytes()
     plain = decode.read_frames(data, pick(9))
-    upright = decode.read_frames(turned, pick(9))
+    upright = decode.read_frames(turn(data, MATRICES[turns]), pick(9))
     np.testing.assert_array_equal(upright[0], np.rot90(plain[0], turns))
 
 
@@ -97,6 +102,70 @@ def test_short_side_scales_down_and_never_up(tmp_path, videos):
     assert small.shape == (2, 24, 40, 3)
     assert videos.numbers(small) == [5, 18]
     assert decode.read_frames(path, pick(5), short_side=100).shape == (1, 48, 80, 3)
+
+
+def write_smooth(path, height, width, pix_fmt):
+    """Three frames in which colours change slowly: the same picture however it is resampled."""
+    y, x = np.mgrid[:height, :width]
+    red, green = 255 * x / (width - 1), 255 * y / (height - 1)
+    image = np.stack([red, green, 127 + 100 * np.sin(x / 25) * np.cos(y / 30)], -1)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
+        stream.options = {"crf": "1", "preset": "ultrafast"}
+        for _ in range(3):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image.astype(np.uint8))))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.mark.parametrize("turns", [0, *MATRICES])
+@pytest.mark.parametrize(
+    ("height", "width", "pix_fmt"),
+    [
+        (256, 340, "yuv420p"),
+        (480, 640, "yuv420p10le"),
+        (243, 321, "yuv444p"),
+        (256, 340, "gray"),
+        (340, 256, "yuvj420p"),
+    ],
+)
+def test_a_window_of_a_clip_is_that_of_the_whole_picture(height, width, pix_fmt, turns, tmp_path):
+    """To the scaler's two or three levels; a window that is some pixels off differs by more."""
+    data = write_smooth(tmp_path / "a.mp4", height, width, pix_fmt).read_bytes()
+    data = turn(data, MATRICES[turns]) if turns else data
+    whole = decode.read_frames(data, pick(1), short_side=256)
+    high, wide = whole.shape[1:3]
+    windows = [
+        frames.Window(0, 0, wide, high),
+        frames.Window(31, 17, 199, 241),
+        frames.Window(wide - 150, high - 201, wide, high),
+    ]
+    seen = []
+    cuts = [lambda *shape, w=w: seen.append(shape) or w for w in windows]
+    clips = decode.read_clips(data, lambda _: np.ones((3, 2), int), cuts, 112, short_side=256)
+    assert seen == [(high, wide)] * 3 and clips.shape == (3, 2, 112, 112, 3)
+    np.testing.assert_array_equal(clips[:, 0], clips[:, 1])
+    for clip, window in zip(clips[:, 0], windows, strict=True):
+        expected = transforms.resize(whole, window, 112)[0].astype(int)
+        apart = np.abs(clip - expected)
+        assert apart.mean() < 3 and apart.max() < 20
+        assert np.abs((clip - expected).mean((0, 1))).max() < 3
+
+
+def test_a_window_that_is_not_resized_has_the_pixels_of_the_picture(tmp_path, videos):
+    path = videos.write(tmp_path / "a.mp4")
+    window = frames.Window(20, 4, 52, 36)
+    whole = decode.read_frames(path, pick(3, 8))
+    (clip,) = decode.read_clips(path, lambda _: np.array([[3, 8]]), [lambda *_: window], 32)
+    np.testing.assert_array_equal(clip, whole[:, 4:36, 20:52])
+
+
+def test_windows_of_tiny_pictures(tmp_path, videos):
+    path = videos.write(tmp_path / "a.mp4", size=(16, 16), frames=2)
+    for window in (frames.Window(0, 0, 16, 16), frames.Window(15, 3, 16, 4)):
+        clip = decode.read_clips(path, lambda _: np.array([[1]]), [lambda *_, w=window: w], 8)
+        assert clip.shape == (1, 1, 8, 8, 3)
 
 
 def test_bad_files_are_named_with_a_reason(tmp_path, videos):

@@ -27,38 +27,40 @@ def load(tmp_path, videos):
     return make
 
 
+def read_clip(path, numbers, window):
+    """The frames `numbers` of a video, cut to `window`, 48 pixels a side."""
+    pick, windows = lambda _: np.array([numbers]), [lambda *_: window]
+    return decode.read_clips(path, pick, windows, 48, short_side=48)[0]
+
+
 def test_the_default_is_the_recipes_crop_of_sparse_frames(load):
     rng = clips.make_rng(3)
-    frames = decode.read_frames(
-        load.path, lambda n: sampling.sample_sparse(n, 4, rng), short_side=48
-    )
-    frames = transforms.multi_scale_crop(frames, 48, (1.0,), rng)
-    np.testing.assert_array_equal(load(3), frames)
+    numbers = sampling.sample_sparse(60, 4, rng)
+    window = transforms.draw_multi_scale(48, 80, 48, (1.0, 0.75), rng)
+    expected = read_clip(load.path, numbers, window)
+    np.testing.assert_array_equal(load(3, crop_scales=(1.0, 0.75)), expected)
 
 
 @pytest.mark.parametrize("seed", [None, 0, 5])
 def test_dense_sampling_reads_neighbours(load, seed):
     rng = None if seed is None else clips.make_rng(seed)
     wanted = sampling.sample_dense(60, 4, (2, 9), rng)
-    frames = decode.read_frames(load.path, lambda _: wanted, short_side=48)
+    window = transforms.centre(48, 80)
+    if rng is not None:
+        window = transforms.draw_multi_scale(48, 80, 48, (1.0,), rng)
     got = load(seed, sampling="dense", stride=(2, 9))
-    if rng is None:
-        frames = transforms.resize_center(frames, 48)
-    else:
-        frames = transforms.multi_scale_crop(frames, 48, (1.0,), rng)
-    np.testing.assert_array_equal(got, frames)
+    np.testing.assert_array_equal(got, read_clip(load.path, wanted, window))
 
 
 def test_random_resized_crop_and_jitter_follow_the_clips_seed(load):
     fields = {"crop": "random_resized", "crop_area": (0.5, 0.9), "jitter": (0.4, 0.4, 0.4, 0.1)}
     rng = clips.make_rng(4)
-    frames = decode.read_frames(
-        load.path, lambda n: sampling.sample_sparse(n, 4, rng), short_side=48
-    )
-    frames = transforms.random_resized_crop(frames, 48, (0.5, 0.9), (0.75, 4 / 3), rng)
-    frames = transforms.jitter_colors(frames, (0.4, 0.4, 0.4, 0.1), rng)
-    np.testing.assert_array_equal(load(4, **fields), frames)
-    assert (load(5, **fields) != frames).any()
+    numbers = sampling.sample_sparse(60, 4, rng)
+    window = transforms.draw_random_resized(48, 80, (0.5, 0.9), (0.75, 4 / 3), rng)
+    expected = read_clip(load.path, numbers, window)
+    expected = transforms.jitter_colors(expected, (0.4, 0.4, 0.4, 0.1), rng)
+    np.testing.assert_array_equal(load(4, **fields), expected)
+    assert (load(5, **fields) != expected).any()
 
 
 def test_evaluation_is_not_augmented(load):
@@ -90,17 +92,18 @@ def test_clips_of_one_decode_equal_clips_of_their_own(load, monkeypatch):
     record = sources.VideoRecord(3, load.path, "a", 0.4, 2.0, {"label_x": 7})
     seeds = ((0, 12, 0, 0), (0, 13, 0, 0), (0, 14, 0, 0))
     alone = [make(record, (seed,)) for seed in seeds]
-    opened, converted = [], []
-    open_file, convert = decode._open, frames.Converter.__call__
+    opened, decoded = [], []
+    open_file, seek_and_decode = decode._open, decode._seek_and_decode
 
-    def count_frames(converter, number, frame):
-        converted.append(number)
-        return convert(converter, number, frame)
+    def count_frames(*arguments):
+        for number, frame in seek_and_decode(*arguments):
+            decoded.append(number)
+            yield number, frame
 
     monkeypatch.setattr(decode, "_open", lambda source: opened.append(1) or open_file(source))
-    monkeypatch.setattr(frames.Converter, "__call__", count_frames)
+    monkeypatch.setattr(decode, "_seek_and_decode", count_frames)
     together = make(record, seeds)
-    assert len(opened) == 1 and len(set(converted)) == len(converted) <= 12
+    assert len(opened) == 1 and len(set(decoded)) == len(decoded) <= 12
     for name, values in together.items():
         assert len(values) == 3
         np.testing.assert_array_equal(values, np.concatenate([one[name] for one in alone]))
@@ -109,7 +112,7 @@ def test_clips_of_one_decode_equal_clips_of_their_own(load, monkeypatch):
 
 
 def test_a_decoders_odd_error_is_a_bad_video_and_a_mistake_of_ours_is_none(load, monkeypatch):
-    def reformat_badly(self, number, frame):
+    def reformat_badly(self, number, frame, *window):
         return frame.reformat(format="nonsense")
 
     monkeypatch.setattr(frames.Converter, "__call__", reformat_badly)

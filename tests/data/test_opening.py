@@ -109,6 +109,11 @@ def test_names_of_videos_are_resolved_against_the_manifest(memory, tmp_path):
     assert paths == [str(tmp_path / "1.mp4"), "memory://data/2.mp4"]
 
 
+def read_frames(name, pick):
+    with opening.open_video(name) as source:
+        return decode.read_frames(source, pick, name=name)
+
+
 @pytest.mark.parametrize(
     ("ending", "codec"), [("mp4", "libx264"), ("mkv", "libx264"), ("avi", "mpeg4")]
 )
@@ -122,7 +127,7 @@ def test_bytes_are_fetched_in_blocks_each_once(
     monkeypatch.setattr(opening, "BLOCK_BYTES", size // 8)
     for wanted in ([0, 60, 119], [119, 0]):
         CountedSystem.fetched = []
-        frames = opening.read_frames(f"counted://a.{ending}", lambda _, w=wanted: w)
+        frames = read_frames(f"counted://a.{ending}", lambda _, w=wanted: w)
         np.testing.assert_array_equal(frames, decode.read_frames(path, lambda _, w=wanted: w))
         starts = [start for start, _ in CountedSystem.fetched]
         assert len(set(starts)) == len(starts) <= 9
@@ -144,7 +149,7 @@ def test_a_server_that_cannot_seek_gives_the_whole_file(counted, videos, tmp_pat
     path = videos.write(tmp_path / "a.mp4")
     counted.pipe("/a.mp4", path.read_bytes())
     CountedSystem.whole_files = True
-    frames = opening.read_frames("counted://a.mp4", lambda _: [50, 2])
+    frames = read_frames("counted://a.mp4", lambda _: [50, 2])
     assert videos.numbers(frames) == [50, 2]
 
 
@@ -153,7 +158,7 @@ def test_a_cut_remote_file_is_refused(name, counted, videos, tmp_path):
     path = videos.write(tmp_path / name, options={"preset": "ultrafast"})
     counted.pipe(f"/{name}", path.read_bytes()[: path.stat().st_size * 7 // 10])
     with pytest.raises(decode.BadVideo, match=f"counted://{name}: "):
-        opening.read_frames(f"counted://{name}", range)
+        read_frames(f"counted://{name}", range)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +169,7 @@ def test_single_files_that_cannot_be_read_are_bad_videos(name, kind, counted):
     counted.pipe("/text.mp4", b"no video " * 100)
     counted.pipe("/secret.mp4", b"")
     with pytest.raises(decode.BadVideo, match=f"counted://{name}: ") as caught:
-        opening.read_frames(f"counted://{name}", range)
+        read_frames(f"counted://{name}", range)
     assert caught.value.kind == kind
 
 
@@ -172,7 +177,7 @@ def test_errors_of_a_file_system_are_bad_videos(counted, videos, tmp_path):
     counted.pipe("/a.mp4", videos.write(tmp_path / "a.mp4").read_bytes())
     CountedSystem.broken = True
     with pytest.raises(decode.BadVideo, match="OddError: the line is cut") as caught:
-        opening.read_frames("counted://a.mp4", range)
+        read_frames("counted://a.mp4", range)
     assert caught.value.kind == "unreadable"
 
 
@@ -200,4 +205,4 @@ def test_other_remote_manifests_are_refused_in_a_sentence(name, text):
 def test_local_files_do_not_go_through_fsspec(monkeypatch, videos, tmp_path):
     monkeypatch.setattr(LocalFileSystem, "open", None)
     path = videos.write(tmp_path / "a.mp4")
-    assert videos.numbers(opening.read_frames(str(path), lambda _: [7])) == [7]
+    assert videos.numbers(read_frames(str(path), lambda _: [7])) == [7]

@@ -332,3 +332,17 @@ def test_no_clip_leaves_anything_allocated(world_folder):
     grown = worker.call((clips_lib.LoadClip.from_config(config), rows, 300), 60)
     worker.end()
     assert grown < 50, f"{grown:.0f} bytes a clip"  # PyAV's generators, left open, lose 150
+
+
+def test_memory_is_used_again_once_nobody_holds_it_or_a_part_of_it():
+    memory = stream.Memory()
+    first = memory.allot((4, 3), np.int32)
+    first[:] = 7
+    place, part = first.ctypes.data, first[1:][::2]
+    other = memory.allot((4, 3), np.int32)
+    del first
+    assert memory.allot((4, 3), np.int32).ctypes.data not in (place, other.ctypes.data)
+    np.testing.assert_array_equal(part, 7)
+    del part
+    again = memory.allot((2, 6), np.float32)  # as many bytes
+    assert again.ctypes.data == place and again.shape == (2, 6) and again.dtype == np.float32

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from invnext_jax.data import transforms
+from invnext_jax.data.frames import Window
 
 
 def ramp(height, width, frames=2):
@@ -16,17 +17,31 @@ def ramp(height, width, frames=2):
     return video
 
 
+def multi_scale_crop(video, size, scales, rng):
+    window = transforms.draw_multi_scale(*video.shape[1:3], size, scales, rng)
+    return transforms.resize(video, window, size)
+
+
+def random_resized_crop(video, size, area, aspect, rng):
+    window = transforms.draw_random_resized(*video.shape[1:3], area, aspect, rng)
+    return transforms.resize(video, window, size)
+
+
+def resize_center(video, size):
+    return transforms.resize(video, transforms.centre(*video.shape[1:3]), size)
+
+
 def test_multi_scale_crop_cuts_all_frames_alike(monkeypatch):
     rng, video = np.random.default_rng(0), ramp(100, 160)
-    windows, resize = set(), transforms._resize
+    windows, resize = set(), transforms.resize
 
     def spy(frames, box, size):
         windows.add(box)
         return resize(frames, box, size)
 
-    monkeypatch.setattr(transforms, "_resize", spy)
+    monkeypatch.setattr(transforms, "resize", spy)
     for _ in range(600):
-        got = transforms.multi_scale_crop(video, 32, (1.0, 0.875, 0.75, 0.66), rng)
+        got = multi_scale_crop(video, 32, (1.0, 0.875, 0.75, 0.66), rng)
         assert got.shape == (2, 32, 32, 3) and got.dtype == np.uint8
         np.testing.assert_array_equal(got[0, ..., :2], got[1, ..., :2])
     assert all(0 <= x0 < x1 <= 160 and 0 <= y0 < y1 <= 100 for x0, y0, x1, y1 in windows)
@@ -41,7 +56,7 @@ def test_multi_scale_crop_uses_the_thirteen_places():
     rng, video = np.random.default_rng(0), ramp(96, 128)
     starts = set()
     for _ in range(400):
-        got = transforms.multi_scale_crop(video, 64, (64 / 96,), rng)
+        got = multi_scale_crop(video, 64, (64 / 96,), rng)
         starts.add((int(got[0, 0, 0, 0]), int(got[0, 0, 0, 1])))
     fourths = [(x, y) for x in range(5) for y in range(5) if x % 2 == y % 2]
     assert starts == {(x * 16, y * 8) for x, y in fourths}
@@ -50,13 +65,13 @@ def test_multi_scale_crop_uses_the_thirteen_places():
 def test_a_window_of_the_wanted_size_is_not_resampled():
     video = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3)).astype(np.uint8)
     rng = np.random.default_rng(0)
-    np.testing.assert_array_equal(transforms.multi_scale_crop(video, 32, (1.0,), rng), video)
-    np.testing.assert_array_equal(transforms.resize_center(video, 32), video)
+    np.testing.assert_array_equal(multi_scale_crop(video, 32, (1.0,), rng), video)
+    np.testing.assert_array_equal(resize_center(video, 32), video)
 
 
 def test_resize_center_is_pillows_crop_and_resize():
     video = np.random.default_rng(0).integers(0, 256, (2, 40, 64, 3)).astype(np.uint8)
-    got = transforms.resize_center(video, 24)
+    got = resize_center(video, 24)
     for frame, image in zip(video, got, strict=True):
         cut = Image.fromarray(frame).crop((12, 0, 52, 40))
         np.testing.assert_array_equal(image, np.asarray(cut.resize((24, 24), Image.BILINEAR)))
@@ -65,9 +80,9 @@ def test_resize_center_is_pillows_crop_and_resize():
 @pytest.mark.parametrize("shape", [(20, 30), (30, 20), (25, 25)])
 def test_small_videos_are_scaled_up_to_the_size(shape):
     video = ramp(*shape)
-    assert transforms.resize_center(video, 32).shape == (2, 32, 32, 3)
+    assert resize_center(video, 32).shape == (2, 32, 32, 3)
     rng = np.random.default_rng(0)
-    assert transforms.multi_scale_crop(video, 32, (1.0, 0.75), rng).shape == (2, 32, 32, 3)
+    assert multi_scale_crop(video, 32, (1.0, 0.75), rng).shape == (2, 32, 32, 3)
 
 
 def test_flip_mirrors_left_and_right():
@@ -78,10 +93,10 @@ def test_flip_mirrors_left_and_right():
 
 def test_random_resized_crop_keeps_area_shape_and_place_in_range(monkeypatch):
     rng, video = np.random.default_rng(0), ramp(90, 160)
-    boxes, resize = [], transforms._resize
-    monkeypatch.setattr(transforms, "_resize", lambda v, b, s: boxes.append(b) or resize(v, b, s))
+    boxes, resize = [], transforms.resize
+    monkeypatch.setattr(transforms, "resize", lambda v, b, s: boxes.append(b) or resize(v, b, s))
     for _ in range(500):
-        got = transforms.random_resized_crop(video, 16, (0.1, 0.5), (0.5, 2.0), rng)
+        got = random_resized_crop(video, 16, (0.1, 0.5), (0.5, 2.0), rng)
         assert got.shape == (2, 16, 16, 3) and got.dtype == np.uint8
         np.testing.assert_array_equal(got[0, ..., :2], got[1, ..., :2])
     x0, y0, x1, y1 = np.array(boxes).T
@@ -99,15 +114,15 @@ def test_random_resized_crop_keeps_area_shape_and_place_in_range(monkeypatch):
 )
 def test_random_resized_crop_of_a_long_picture_takes_its_centre(shape, box):
     video, rng = ramp(*shape), np.random.default_rng(0)
-    got = transforms.random_resized_crop(video, 16, (1.0, 1.0), (0.5, 2.0), rng)
-    np.testing.assert_array_equal(got, transforms._resize(video, box, 16))
+    got = random_resized_crop(video, 16, (1.0, 1.0), (0.5, 2.0), rng)
+    np.testing.assert_array_equal(got, transforms.resize(video, Window(*box), 16))
 
 
 def test_random_resized_crop_of_everything_is_a_resize():
     video = np.random.default_rng(0).integers(0, 256, (2, 40, 40, 3)).astype(np.uint8)
     rng = np.random.default_rng(0)
-    got = transforms.random_resized_crop(video, 24, (1.0, 1.0), (1.0, 1.0), rng)
-    np.testing.assert_array_equal(got, transforms.resize_center(video, 24))
+    got = random_resized_crop(video, 24, (1.0, 1.0), (1.0, 1.0), rng)
+    np.testing.assert_array_equal(got, resize_center(video, 24))
 
 
 def colors(count=4000):

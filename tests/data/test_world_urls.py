@@ -4,7 +4,17 @@ import numpy as np
 import pytest
 
 from configs import common
-from invnext_jax.data import clips, opening, pipeline, sampling, sources, world, world_urls
+from invnext_jax.data import (
+    clips,
+    opening,
+    pipeline,
+    sampling,
+    sources,
+    transforms,
+    world,
+    world_urls,
+)
+from invnext_jax.data.frames import Window
 from invnext_jax.errors import UserError
 
 NAME = "world:full/val?videos=5&seed=3&size=48&frames=16"
@@ -23,11 +33,14 @@ def test_rows_are_those_of_the_world_on_disk(tmp_path):
 
 def test_frames_are_those_of_the_clip():
     clip = world.make_clip(SPEC, 4).video
-    frames = opening.read_frames(world_urls.clip_name(NAME, 4), lambda count: range(count))
-    np.testing.assert_array_equal(frames, clip)
-    wanted = [3, 3, 15, 0]
-    frames = opening.read_frames(world_urls.clip_name(NAME, 4), lambda _: wanted)
-    np.testing.assert_array_equal(frames, clip[wanted])
+    side = clip.shape[1]
+    wanted = np.array([[3, 3, 15, 0], [1, 2, 3, 4]])
+    whole, part = transforms.centre(side, side), Window(2, 1, 12, 17)
+    windows = [lambda *shape: shape == (side, side) and whole, lambda *_: part]
+    name = world_urls.clip_name(NAME, 4)
+    made = opening.read_clips(name, lambda count: wanted % count, windows, side)
+    np.testing.assert_array_equal(made[0], clip[wanted[0]])
+    np.testing.assert_array_equal(made[1], transforms.resize(clip[wanted[1]], part, side))
 
 
 def test_fields_have_the_defaults_of_a_world():
