@@ -14,6 +14,14 @@ from invnext_jax.runtime.preemption import Preemption
 ROOT = pathlib.Path(__file__).parents[2]
 
 
+@pytest.fixture(autouse=True)
+def hangups_count():
+    """Whoever runs the tests by nohup has them ignore hang-ups, and their processes too."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_the_first_signal_is_a_request(number, monkeypatch):
     monkeypatch.setattr(preemption_lib, "_leave_terminal", lambda: None)
