@@ -154,10 +154,8 @@ def take_turns(cases: list[Case], workers: int, rounds: int) -> dict[str, dict[s
         made = {}
         for case in cases:
             differences = check_same(case)
-            apart = ", ".join(f"{peer} {value:.1f}" for peer, value in differences.items())
-            print(
-                f"{case.name}: same pixels; peers' mean difference in levels: {apart}", flush=True
-            )
+            apart = ", ".join(f"{name} {value:.1f}" for name, value in differences.items())
+            print(f"{case.name}: mean difference from ours in levels: {apart}", flush=True)
             made[case.name] = open_readers(case, workers, stack)
         for number in range(rounds):
             for sampling in SAMPLINGS:  # of raw and prepared files right after each other
