@@ -28,8 +28,9 @@ import loader_videos as videos
 import numpy as np
 from absl import app, flags
 from loader_measures import Speed
+from step import divide
 
-from invnext_jax.data import sources
+from invnext_jax.data import decode, sources, transforms
 
 _SECONDS = flags.DEFINE_float("seconds", 3.0, "Of one measurement, about.", lower_bound=0.1)
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each reader.", lower_bound=1)
@@ -82,27 +83,35 @@ def make_cases(folder: Path) -> list[Case]:
 
 
 def check_same(case: Case) -> dict[str, float]:
-    """Compares all readers on two clips; gives the others' mean difference from ours in levels.
+    """Compares all readers on two clips with our decoder's frames, resized by Pillow.
 
-    Ours lets the decoder's scaler cut and resize in one go, the others resize in their own ways.
+    The bare loops resize so too; ours lets the decoder's scaler do it, and the peers have own ways.
+
+    Returns:
+        The mean difference of ours and of the peers in levels.
 
     Raises:
-        RuntimeError: A reader gives other frames.
+        RuntimeError: A bare loop gives other pixels, ours or a peer other frames.
     """
     load = measures.make_dataset(case.manifest, case.sampling, 1, 1)._load
     manifest = sources.read_manifest(case.manifest)
-    others = {name: functools.partial(readers.read_bare, read) for name, read in BARE.items()}
-    for peer in present_peers():
-        others[peer] = functools.partial(readers.read_peer, peer)
-    differences = dict.fromkeys(others, 0.0)
-    for i in (0, 1):
-        ours = load(manifest[i], (None,))["video"][0].astype(int)
-        for name, read in others.items():
-            theirs = np.asarray(read(case.rows[i]))
-            apart = float(np.abs(ours - theirs).mean())
+    differences = dict.fromkeys(("ours", *present_peers()), 0.0)
+    for i, row in enumerate(case.rows[:2]):
+        frames = decode.read_frames(row.path, row.choose, short_side=readers.SHORT)
+        window = transforms.centre(*frames.shape[1:3])
+        expected = transforms.resize(frames, window, readers.SIZE).astype(int)
+        for name, read in BARE.items():
+            if not np.array_equal(expected, readers.read_bare(read, row)):
+                raise RuntimeError(f"{case.name}: {name} gives other pixels")
+        for name in differences:
+            if name == "ours":
+                found = load(manifest[i], (None,))["video"][0]
+            else:
+                found = np.asarray(readers.read_peer(name, row))
+            apart = float(np.abs(expected - found).mean())
             differences[name] = max(differences[name], apart)
-            moved = float(np.abs(ours - np.roll(theirs, 1, axis=0)).mean())
-            if apart > 0.75 * moved:
+            moved = float(np.abs(expected - np.roll(found, 1, axis=0)).mean())
+            if apart > 0.5 * moved:
                 raise RuntimeError(f"{case.name}: {name} gives other frames ({apart:.1f} levels)")
     return differences
 
@@ -155,7 +164,7 @@ def take_turns(cases: list[Case], workers: int, rounds: int) -> dict[str, dict[s
         for case in cases:
             differences = check_same(case)
             apart = ", ".join(f"{name} {value:.1f}" for name, value in differences.items())
-            print(f"{case.name}: mean difference from ours in levels: {apart}", flush=True)
+            print(f"{case.name}: same frames; mean difference in levels: {apart}", flush=True)
             made[case.name] = open_readers(case, workers, stack)
         for number in range(rounds):
             for sampling in SAMPLINGS:  # of raw and prepared files right after each other
@@ -190,10 +199,6 @@ def summarize(found: dict[str, dict[str, list[Speed]]], workers: int) -> dict:
     def cpu(case: str, name: str) -> list[float]:
         return [max(speed.cpu, 1e-9) for speed in found[case][name]]
 
-    def divide(above: list[float], below: list[float]) -> tuple[float, float, float]:
-        ratios = [a / b for a, b in zip(above, below, strict=True)]
-        return statistics.median(ratios), min(ratios), max(ratios)
-
     ours, cases = f"pipeline, {workers} workers", {}
     for case in found:
         bare = max(BARE, key=lambda name: statistics.median(clips(case, name)))
@@ -209,26 +214,19 @@ def summarize(found: dict[str, dict[str, list[Speed]]], workers: int) -> dict:
             cases[case][f"pipeline_vs_dataloader_{peer}"] = divide(mine, theirs)
     ratios = {}
     for case in cases.values():
-        for name, (value, _, _) in case.items():
+        for name, (value, _) in case.items():
             worst = max if name == "cpu_vs_bare" else min
             ratios[name] = worst(ratios.get(name, value), value)
     for sampling in SAMPLINGS:
         raw, prepared = f"raw_256/{sampling}", f"prepared/{sampling}"
         if raw in found and prepared in found:
-            faster, _, _ = divide(clips(prepared, ours), clips(raw, ours))
+            faster, _ = divide(clips(prepared, ours), clips(raw, ours))
             ratios[f"prepared_vs_raw_{sampling}"] = faster
     speeds = {
-        case: {name: statistics.median(clips(case, name)) for name in found[case]} for case in found
+        case: {name: round(statistics.median(clips(case, name)), 3) for name in found[case]}
+        for case in found
     }
     return {"ratios": ratios, "cases": cases, "clips_per_second": speeds}
-
-
-def _rounded(value):
-    if isinstance(value, dict):
-        return {name: _rounded(inner) for name, inner in value.items()}
-    if isinstance(value, tuple):
-        return [_rounded(inner) for inner in value]
-    return round(value, 3) if isinstance(value, float) else value
 
 
 def main(argv: Sequence[str]) -> None:
@@ -250,7 +248,7 @@ def main(argv: Sequence[str]) -> None:
     result = summarize(found, workers)
     result |= {"workers": workers, "rounds": rounds, "absent": [p for p in peers if peers[p]]}
     result["load_average"] = os.getloadavg()[0]
-    print(json.dumps(_rounded(result)))
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -61,6 +61,7 @@ FLOORS = {
         {"sources", "sampling", "lists", "serve"},
         {"opening"},
         {"transforms", "decode", "world", "shards"},
+        {"packets"},
         {"frames"},
         *({"world_files", "world_urls"}, {"world_render"}, {"world_captions"}),
         {"world_scene", "progress"},

@@ -112,14 +112,13 @@ def read_clips(
     windows: Sequence[Callable[[int, int], Window]],
     size: int,
     *,
-    short_side: int | None = None,
-    start: float | None = None,
-    end: float | None = None,
     record: int | None = None,
+    **options,
 ) -> np.ndarray:
     """Clips of what a manifest names; see `decode.read_clips`.
 
-    A world's frames are cut as they are drawn, of any size. `record` is as in `open_video`.
+    A world's frames are cut as they are drawn, of any size, without `options`. `record` is as in
+    `open_video`.
 
     Raises:
         BadVideo: There are none.
@@ -135,16 +134,8 @@ def read_clips(
             ]
         )
     with open_video(name, record) as source:
-        return decode.read_clips(
-            source,
-            pick,
-            windows,
-            size,
-            short_side=short_side,
-            start=start,
-            end=end,
-            name=shards.name_video(name, record),
-        )
+        video = shards.name_video(name, record)
+        return decode.read_clips(source, pick, windows, size, name=video, **options)
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from typing import Any
 
 import av
 
-from invnext_jax.data import decode
+from invnext_jax.data import decode, packets
 from invnext_jax.data.seats import Seat
 from invnext_jax.data.workers import ClosedError, ProcessWorker, TimeLimitError, WorkerDiedError
 
@@ -108,7 +108,7 @@ def _scan(path: str) -> tuple[dict[str, Any], list[int]]:
         # The packets themselves are let go one by one: all of them would be the whole file.
         shown = [
             (packet.pts, packet.is_keyframe, _holds_data(packet))
-            for packet in decode.demux(container, stream)
+            for packet in packets.demux(container, stream)
             if packet.size and not packet.is_discard
         ]
         codec, rate = stream.codec_context.codec.name, float(stream.average_rate or 0)
@@ -134,8 +134,8 @@ def _look(path: str) -> dict[str, int]:
     with _open(path) as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_type, stream.codec_context.thread_count = "SLICE", 1
-        packets = decode.demux(container, stream)
-        first = next((frame for packet in packets for frame in packet.decode()), None)
+        found = packets.demux(container, stream)
+        first = next((frame for packet in found for frame in packet.decode()), None)
         if first is None:
             raise decode.BadVideo(f"{path}: no frame can be decoded")
         return {"width": first.width, "height": first.height, "rotation": first.rotation}

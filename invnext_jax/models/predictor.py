@@ -131,8 +131,9 @@ class Predictor(nn.Module):
         self.sow("intermediates", "projected", x_bnd)
         if self.kind == "vit":
             block = Block(self.heads, self.mlp_width, 1.0, self.dtype, name="blocks")
-            scan = {"depth": self.depth, "remat": self.remat, "unroll": self.unroll}
-            x_bnd, _ = run_stack(block, x_bnd, **scan)
+            x_bnd, _ = run_stack(
+                block, x_bnd, depth=self.depth, remat=self.remat, unroll=self.unroll
+            )
             return gather_tokens(x_bnd, wanted_bm)
         return self._modernbert(x_bnd, wanted_bm)
 
@@ -196,8 +197,7 @@ class VJepaPredictor(nn.Module):
         masked_bmd = mask_token_d[None, None] + position_nd[masked_bm]
         x_bnd = jnp.concatenate([x_bnd[:, :c], visible_bkd, masked_bmd], axis=1)
         block = VisionBlock(self.heads, self.mlp_width, self.dtype, name="blocks")
-        scan = {"depth": self.depth, "remat": self.remat, "unroll": self.unroll}
-        x_bnd, _ = run_stack(block, x_bnd, **scan)
+        x_bnd, _ = run_stack(block, x_bnd, depth=self.depth, remat=self.remat, unroll=self.unroll)
         masked_bmd = x_bnd[:, -masked_bm.shape[1] :]
         if chosen_bm is not None:
             masked_bmd = gather_tokens(masked_bmd, chosen_bm)

@@ -10,7 +10,7 @@ import av
 import numpy as np
 import pytest
 
-from invnext_jax.data import decode, sampling
+from invnext_jax.data import decode, packets, sampling
 
 SECONDS = 5
 CODECS = {
@@ -109,7 +109,7 @@ def test_a_duration_that_lies_is_not_believed(ending, tmp_path, videos):
 
 def test_matroska_of_unknown_length_decodes(tmp_path, videos):
     data = write(videos, tmp_path / "a.mkv", "h264").read_bytes()
-    lie = patched(data, decode.SEGMENT, 4, ">Q", 2**57 - 1)
+    lie = patched(data, packets.SEGMENT, 4, ">Q", 2**57 - 1)
     assert videos.numbers(decode.read_frames(lie, range)) == [*range(60)]
 
 
