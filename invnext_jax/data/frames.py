@@ -78,8 +78,8 @@ class Converter:
         Args:
             number: To tell of it.
             frame: As decoded.
-            window: Of it alone, in pixels of the scaled upright picture; begins at the next even
-                pixel of the stored one, for colours are stored for pairs.
+            window: Of it alone, in pixels of the scaled upright picture; it begins at an even pixel
+                of the stored one, at or before its own place, for colours are stored for pairs.
             side: Pixels a side that the window is scaled to.
         """
         if frame.is_corrupt:
@@ -113,8 +113,9 @@ class Converter:
             3: (window.top, height - window.right, window.bottom, height - window.left),
         }[self._turns]
         x, y = frame.width / width, frame.height / height
+        wide, high = max(1, round((right - left) * x)), max(1, round((bottom - top) * y))
         left, top = int(left * x) // 2 * 2, int(top * y) // 2 * 2
-        right, bottom = max(left + 1, round(right * x)), max(top + 1, round(bottom * y))
+        right, bottom = min(left + wide, frame.width), min(top + high, frame.height)
         if (left, top, right, bottom) == (0, 0, frame.width, frame.height):
             return frame
         kind = frame.width, frame.height, frame.format.name, left, top, right, bottom

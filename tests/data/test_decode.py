@@ -154,11 +154,13 @@ def test_a_window_of_a_clip_is_that_of_the_whole_picture(height, width, pix_fmt,
 
 
 def test_a_window_that_is_not_resized_has_the_pixels_of_the_picture(tmp_path, videos):
+    """One at an odd place too: it begins a pixel earlier, and is as large."""
     path = videos.write(tmp_path / "a.mp4")
-    window = frames.Window(20, 4, 52, 36)
     whole = decode.read_frames(path, pick(3, 8))
-    (clip,) = decode.read_clips(path, lambda _: np.array([[3, 8]]), [lambda *_: window], 32)
-    np.testing.assert_array_equal(clip, whole[:, 4:36, 20:52])
+    for window in (frames.Window(20, 4, 52, 36), frames.Window(21, 5, 53, 37)):
+        cut = [lambda *_, w=window: w]
+        (clip,) = decode.read_clips(path, lambda _: np.array([[3, 8]]), cut, 32)
+        np.testing.assert_array_equal(clip, whole[:, 4:36, 20:52])
 
 
 def test_windows_of_tiny_pictures(tmp_path, videos):
