@@ -148,7 +148,7 @@ def open_readers(
     made[_processes(workers)] = processes.measure
     for name, (count, reader) in reversed(opened.items()):
         stack.callback(reader.close)
-        made[name] = functools.partial(reader.measure, clips(count))
+        made[name] = functools.partial(reader.measure, clips(count), bare_rate * count)
     return made
 
 

@@ -17,7 +17,8 @@ from invnext_jax.data.workers import ProcessWorker
 
 EPOCHS = 10_000  # more than anybody has the patience for
 REST = 0.15  # cores in use by a process and its children that wait
-WAIT = 0.02  # seconds that a batch takes which is not made yet
+WAIT = 0.2  # least part of its time that a batch takes which is not made yet
+AHEAD = 100  # no reader makes so many batches ahead
 
 
 class Speed(NamedTuple):
@@ -76,13 +77,18 @@ class Batches:
             next(iterator)
         _wait_for_rest()
 
-    def measure(self, clips: int) -> Speed:
-        """The pace of so many clips, once those made ahead are used up."""
-        waited = 0.0
-        while waited < WAIT:
+    def measure(self, clips: int, pace: float) -> Speed:
+        """The pace of so many clips, once those made ahead are used up.
+
+        Args:
+            clips: As many.
+            pace: How many a second there may be, about: it tells which batches were made ahead.
+        """
+        for _ in range(AHEAD):
             start = time.perf_counter()
             next(self._iterator)
-            waited = time.perf_counter() - start
+            if time.perf_counter() - start > WAIT * self._batch / pace:
+                break
         start, start_cpu = time.perf_counter(), _cpu_seconds()
         for _ in range(clips // self._batch):
             next(self._iterator)

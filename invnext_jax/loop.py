@@ -121,7 +121,7 @@ def _run_steps(
     with together.agreeing("the first step", timeout_seconds=longest):
         train_step, diagnose = _compile(run, batch)
     reporter.start()
-    agreement.saved()
+    agreement.saved(run.step)
     while run.step < run.config.total_steps and not (wish := agreement.look(run.step)).stop:
         watchdog.beat(run.step, "a save")
         if wish.save:
@@ -152,7 +152,7 @@ def _save(run: Run, reporter: reporting.Reporter, agreement: Agreement) -> None:
     run.checkpointer.save(run.step, run.state, run.position, score=reporter.take_score())
     if not (run.workdir / "config.json").exists():
         run.write_config()
-    agreement.saved()
+    agreement.saved(run.step)
 
 
 def _farewell(run: Run, preemption: Preemption) -> str:

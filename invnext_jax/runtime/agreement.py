@@ -36,16 +36,23 @@ class Agreement:
 
     def __init__(self, preemption: Preemption, every_minutes: float, mesh: Mesh):
         self._preemption, self._seconds, self._mesh = preemption, 60 * every_minutes, mesh
-        self._saved_at = time.monotonic()
+        self._saved_at, self._saved_step = time.monotonic(), 0
         self._under_way = None
         self._add = jax.jit(lambda x: jnp.max(x, axis=0), out_shardings=NamedSharding(mesh, P()))
 
-    def saved(self) -> None:
-        """Starts the clock anew."""
-        self._saved_at = time.monotonic()
+    def saved(self, step: int) -> None:
+        """Starts the clock anew; what stands after `step` is on its way, or was restored."""
+        self._saved_at, self._saved_step = time.monotonic(), step
 
     def look(self, step: int) -> Wish:
-        """What to do after `step`; every process calls it after each of its steps."""
+        """What to do after `step`; every process calls it after each of its steps.
+
+        It is never to save what was saved or restored at this very step.
+        """
+        wish = self._agree(step)
+        return wish._replace(save=wish.save and step > self._saved_step)
+
+    def _agree(self, step: int) -> Wish:
         clock = jax.process_index() == 0 and self._seconds > 0
         mine = Wish(
             self._preemption.requested,

@@ -1,5 +1,6 @@
 """The loader's benchmark runs and ends with its figures."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -33,3 +34,22 @@ def test_the_last_line_holds_the_ratios(tmp_path):
     assert all(set(case) == wanted for case in result["cases"].values())
     for peer in result["absent"]:
         assert f"{peer}: absent" in done.stdout
+
+
+def test_a_hitch_among_the_batches_made_ahead_does_not_start_the_clock(monkeypatch):
+    monkeypatch.syspath_prepend("benchmarks")
+    measures = importlib.import_module("loader_measures")
+    clock = [0.0]
+
+    def give():
+        # Two to start with, four made ahead, one of them late; then two come together, as from
+        # two processes, every four seconds.
+        for seconds in [9.0, 9.0, 0.001, 0.3, 0.001, 0.001, *[4.0, 0.001] * 9]:
+            clock[0] += seconds
+            yield
+
+    monkeypatch.setattr(measures.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(measures, "_wait_for_rest", lambda: None)
+    reader = measures.Batches(give(), batch=8, close=lambda: None)
+    for _ in range(2):
+        assert reader.measure(32, pace=4.0).clips == pytest.approx(4.0, rel=1e-3)
