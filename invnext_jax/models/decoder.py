@@ -84,7 +84,7 @@ class DiffusionDecoder(nn.Module):
 
         small = nn.initializers.normal(0.02)
         time_nd = linear("time1", init=small)(timestep_code(t_n))
-        time_nd = linear("time2", init=small, axes=("mlp", "embed"))(nn.silu(time_nd))
+        time_nd = linear("time2", init=small)(nn.silu(time_nd))
         condition_nd = time_nd + linear("latent")(latent_nz)
         x_nd = linear("input", axes=(None, "embed"))(noised_np)
         for i in range(self.depth):
