@@ -31,9 +31,10 @@ from invnext_jax.errors import UserError
 from invnext_jax.models import decoder, encoder, predictor, teachers
 from invnext_jax.models.axes import split_stream, whole_stream
 from invnext_jax.models.heads import AttentionPool
-from invnext_jax.models.layers import ProjectionHead, gather_tokens, unit
+from invnext_jax.models.layers import ProjectionHead, unit
 from invnext_jax.models.pixels import Grid, clip_grid, normalize
 from invnext_jax.models.products import rounding
+from invnext_jax.models.tokens import gather_tokens
 from invnext_jax.objectives import losses, masks
 
 LOSS_TERMS = ("predict", "align_visible", "pixels")

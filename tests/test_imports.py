@@ -48,7 +48,7 @@ FLOORS = {
         {"attention"},
         {"fused"},
         {"blockwise", "positions"},
-        {"axes", "pixels", "products"},
+        {"axes", "pixels", "products", "tokens"},
     ],
     "data": [
         {"preparing", "shard_index"},

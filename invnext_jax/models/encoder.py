@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 
 from invnext_jax.models.axes import logical
-from invnext_jax.models.layers import Block, Dtype, RMSNorm, gather_rows, gather_tokens, run_stack
+from invnext_jax.models.layers import Block, Dtype, RMSNorm, run_stack
 from invnext_jax.models.pixels import clip_grid, patchify
 from invnext_jax.models.positions import PositionTable
+from invnext_jax.models.tokens import gather_rows, gather_tokens
 
 
 class EncoderOutput(NamedTuple):

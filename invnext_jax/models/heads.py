@@ -8,15 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from invnext_jax.models.attention import attend
-from invnext_jax.models.layers import (
-    Dtype,
-    ProjectionHead,
-    dense,
-    gather_rows,
-    layer_norm,
-    repeat,
-)
+from invnext_jax.models.axes import whole_stream
+from invnext_jax.models.layers import Dtype, ProjectionHead, dense, layer_norm
 from invnext_jax.models.positions import Grid, PositionTable
+from invnext_jax.models.tokens import gather_rows, repeat
 
 
 class AlignHeads(nn.Module):
@@ -66,7 +61,7 @@ class AttentionPool(nn.Module):
         mean_bnd = jnp.mean(x_bnd.astype(jnp.float32), axis=1, keepdims=True)
 
         def project(name, tokens_bnd):
-            h_bnd = layer_norm(1e-5, self.dtype, f"norm_{name}")(tokens_bnd)
+            h_bnd = whole_stream(layer_norm(1e-5, self.dtype, f"norm_{name}")(tokens_bnd))
             h_bnd = dense(d, ("embed", "heads"), name=name, dtype=self.dtype)(h_bnd)
             return h_bnd.reshape(*h_bnd.shape[:2], self.heads, d // self.heads)
 

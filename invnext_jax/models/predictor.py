@@ -23,13 +23,11 @@ from invnext_jax.models.layers import (
     Dtype,
     ProjectionHead,
     dense,
-    gather_tokens,
     layer_norm,
-    repeat,
     run_stack,
-    unstack,
 )
 from invnext_jax.models.positions import Grid, PositionTable, apply_rotary, sincos_table
+from invnext_jax.models.tokens import gather_tokens, repeat, unstack
 from invnext_jax.models.vision import VisionBlock
 
 KINDS = ("modernbert", "vit", "vjepa")  # of `config.predictor.kind`

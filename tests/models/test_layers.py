@@ -38,27 +38,6 @@ def test_gelu_tanh_is_the_approximation():
     np.testing.assert_allclose(layers.ACTIVATIONS["gelu_tanh"](jnp.asarray(X)), expected, atol=2e-6)
 
 
-@pytest.mark.parametrize("shape", [(7,), (5, 3), (2, 5, 3)])
-def test_a_repeated_array_gathers_its_gradient(shape):
-    rng = np.random.default_rng(0)
-    x, gradient = rng.standard_normal(shape), rng.standard_normal((4, *shape))
-    repeated, pull = jax.vjp(lambda x: layers.repeat(x, 4), jnp.asarray(x, jnp.float32))
-    np.testing.assert_array_equal(repeated, np.broadcast_to(x.astype(np.float32), (4, *shape)))
-    (found,) = pull(jnp.asarray(gradient, jnp.float32))
-    np.testing.assert_allclose(found, gradient.sum(0), atol=1e-6)
-
-
-def test_rows_gather_their_gradient():
-    rng = np.random.default_rng(0)
-    table = jnp.asarray(rng.standard_normal((6, 3)), jnp.float32)
-    index = jnp.array([[0, 2, 5], [5, 1, 0]])
-    weights = jnp.asarray(rng.standard_normal((2, 3, 3)), jnp.float32)
-    found = jax.grad(lambda table: jnp.sum(weights * layers.gather_rows(table, index)))(table)
-    expected = np.zeros((6, 3))
-    np.add.at(expected, np.asarray(index), np.asarray(weights))
-    np.testing.assert_allclose(found, expected, atol=1e-6)
-
-
 @pytest.mark.parametrize("activation", sorted(layers.ACTIVATIONS))
 def test_an_mlp_keeps_but_what_goes_in_and_out_of_its_activation(activation):
     b, n, d, f = 2, 8, 4, 16
