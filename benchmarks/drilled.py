@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from invnext_jax.runtime import metrics
+from invnext_jax.monitoring import metrics_file
 
 ROOT = pathlib.Path(__file__).parents[1]
 TOTAL_STEPS = 120
@@ -166,5 +166,5 @@ class DrilledRun:
         """What metrics.jsonl holds but for the speeds."""
         return [
             {name: value for name, value in record.items() if name not in SPEEDS}
-            for record in metrics.read_metrics(self.workdir)
+            for record in metrics_file.read_metrics(self.workdir)
         ]

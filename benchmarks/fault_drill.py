@@ -22,7 +22,7 @@ from absl import app, flags, logging
 from drill_faults import FAULTS, NeedsRootError, Outcome
 from drilled import ROOT, SAVE_STEPS, TOTAL_STEPS, DrilledRun
 
-from invnext_jax.runtime import checkpoint
+from invnext_jax.checkpointing import reader
 
 _KILLS = flags.DEFINE_integer("kills", 20, "How often a run is killed.", lower_bound=0)
 _PROCESSES = flags.DEFINE_integer("processes", 1, "Processes of each run.", lower_bound=1)
@@ -100,12 +100,12 @@ def is_equal(run: DrilledRun, whole: DrilledRun) -> bool:
         print(f"{run.workdir}: saved {run.finished_saves()}, not {whole.finished_saves()}")
         return False
     folders = [r.workdir / "checkpoints" / str(r.finished_saves()[-1]) for r in (run, whole)]
-    found, wanted = (checkpoint.read_arrays(folder) for folder in folders)
+    found, wanted = (reader.read_arrays(folder) for folder in folders)
     differ = [] if jax.tree.structure(found) == jax.tree.structure(wanted) else ["structure"]
     if not differ:
         same = jax.tree.map(lambda a, b: a.tobytes() == b.tobytes(), found, wanted)
         differ = [name for name, tree in same.items() if not all(jax.tree.leaves(tree))]
-    found, wanted = (checkpoint.read_json(folder, "data") for folder in folders)
+    found, wanted = (reader.read_json(folder, "data") for folder in folders)
     differ += [] if found == wanted else ["data"]
     found, wanted = run.records(), whole.records()
     differ += [] if found and found == wanted[-len(found) :] else ["records"]

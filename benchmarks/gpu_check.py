@@ -21,7 +21,8 @@ import numpy as np
 
 from benchmarks import ours
 from invnext_jax.models import attention
-from invnext_jax.runtime import devices
+from invnext_jax.monitoring import throughput
+from invnext_jax.planning import devices
 
 PAGE = pathlib.Path(__file__).parents[1] / "docs" / "performance-gpu.md"
 # (tokens, head width, reach of the window): encoder, teacher giant, 1B, predictor global and local.
@@ -53,7 +54,7 @@ def main(arguments=None):
     wrong += [f"kernel {row['shape']} is off by {row['error']}" for row in kernels if row["wrong"]]
     if on_gpu:
         wrong += [f"no cuDNN for {row['shape']}" for row in kernels if not row["cudnn"]]
-    ceiling = devices.measure_ceiling(jax.devices()[0], "bfloat16", flags.side) / 1e12
+    ceiling = throughput.measure_ceiling(jax.devices()[0], "bfloat16", flags.side) / 1e12
     tell(f"plain matrix product: {ceiling:.1f} TFLOP/s")
     rows = []
     for size in flags.sizes:

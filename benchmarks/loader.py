@@ -30,7 +30,8 @@ from absl import app, flags
 from loader_measures import Speed
 from step import divide
 
-from invnext_jax.data import decode, sources, transforms
+from invnext_jax.data import decode, transforms
+from invnext_jax.data import manifest as manifest_lib
 
 _SECONDS = flags.DEFINE_float("seconds", 3.0, "Of one measurement, about.", lower_bound=0.1)
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each reader.", lower_bound=1)
@@ -94,7 +95,7 @@ def check_same(case: Case) -> dict[str, float]:
         RuntimeError: A bare loop gives other pixels, ours or a peer other frames.
     """
     load = measures.make_dataset(case.manifest, case.sampling, 1, 1)._load
-    manifest = sources.read_manifest(case.manifest)
+    manifest = manifest_lib.read_manifest(case.manifest)
     differences = dict.fromkeys(("ours", *present_peers()), 0.0)
     for i, row in enumerate(case.rows[:2]):
         frames = decode.read_frames(row.path, row.choose, short_side=readers.SHORT)

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import loader_readers as readers
 
 from configs import common
-from invnext_jax.data import pipeline, sources
+from invnext_jax.data import manifest as manifest_lib
+from invnext_jax.data import pipeline
 from invnext_jax.data.clips import LoadClip
 from invnext_jax.data.workers import ProcessWorker
 
@@ -110,7 +111,9 @@ def make_dataset(manifest: Path, sampling: str, workers: int, batch: int):
     config.update(manifest=str(manifest), workers=workers, sampling=sampling)
     config.update(frames=readers.FRAMES, stride=(readers.STRIDE, readers.STRIDE))
     config.update(size=readers.SIZE, short_side=readers.SHORT)
-    config.weights = tuple((name, 1.0) for name in set(sources.read_manifest(manifest).sources))
+    config.weights = tuple(
+        (name, 1.0) for name in set(manifest_lib.read_manifest(manifest).sources)
+    )
     load = readers.CentreClip(LoadClip.from_config(config))
     return pipeline.make_train_dataset(config, seed=0, batch_size=batch, load=load)
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import av
 import numpy as np
 
-from invnext_jax.data import opening, shard_writer, shards
-from invnext_jax.data.reencode import Encoding
+from invnext_jax.data import shards, video_io
+from invnext_jax.dataset_prep import shard_writer
+from invnext_jax.dataset_prep.reencode import Encoding
 
 RATE = 30  # frames a second
 PLACES = [  # where the pictures zoom in
@@ -69,7 +70,7 @@ def prepare(paths: list[Path], folder: Path) -> tuple[Path, list[Path]]:
         (out / part).mkdir(parents=True, exist_ok=True)
     files = (str(whole),)
     plan = shard_writer.Plan(
-        *(files, opening.hash_files(files), str(out), "train", len(paths), 1),
+        *(files, video_io.hash_files(files), str(out), "train", len(paths), 1),
         *((), Encoding(), 600.0),
     )
     print(f"making {plan.shard(0)}", flush=True)

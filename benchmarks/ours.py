@@ -13,9 +13,10 @@ import numpy as np
 
 from configs import stage1 as stage1_config
 from configs import stage2 as stage2_config
-from invnext_jax import accounting, stages
-from invnext_jax.runtime import mesh as mesh_lib
-from invnext_jax.runtime import state as state_lib
+from invnext_jax.planning import flops as flops_lib
+from invnext_jax.stages import registry
+from invnext_jax.training import mesh as mesh_lib
+from invnext_jax.training import state as state_lib
 
 CONFIGS = {"stage1": stage1_config, "stage2": stage2_config}
 
@@ -69,7 +70,7 @@ class Step:
 
 def make_step(config: ml_collections.ConfigDict) -> Step:
     """The step that a config describes, with random parameters, teacher and target too."""
-    training = stages.assemble(ml_collections.FrozenConfigDict(config))
+    training = registry.assemble(ml_collections.FrozenConfigDict(config))
     mesh = mesh_lib.make_mesh(config.mesh)
     key = jax.device_put(jax.random.key(0), mesh_lib.replicated(mesh))
     abstract = training.abstract_state(mesh)
@@ -78,7 +79,7 @@ def make_step(config: ml_collections.ConfigDict) -> Step:
     rest = (frozen, mesh_lib.put_batch(batch_of(config), mesh), key)
     start = time.perf_counter()
     compiled = training.compile_step(mesh, state, *rest)
-    return Step(compiled, time.perf_counter() - start, accounting.step_flops(config), state, rest)
+    return Step(compiled, time.perf_counter() - start, flops_lib.step_flops(config), state, rest)
 
 
 def _random_like(abstract: Any, key: jax.Array) -> Any:

@@ -27,8 +27,8 @@ from absl import app, flags, logging
 
 from configs import stage1
 from invnext_jax import train
-from invnext_jax.runtime import compilation
-from invnext_jax.runtime import mesh as mesh_lib
+from invnext_jax.training import compilation
+from invnext_jax.training import mesh as mesh_lib
 
 _STEPS = flags.DEFINE_integer("steps", 3, "Steps that are timed.")
 _SAVES = flags.DEFINE_integer("saves", 3, "Saves that are timed.")

@@ -57,7 +57,7 @@ def main(arguments=None):
 def make_steps(flags):
     """Our step of each stage with its config, by name."""
     from benchmarks import ours
-    from invnext_jax.runtime import compilation
+    from invnext_jax.training import compilation
 
     compilation.enable_cache()  # as training does
     made = {}

@@ -14,25 +14,30 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from invnext_jax import replacing, stages
-from invnext_jax.data import drops as drops_lib
+from invnext_jax import atomic_file
+from invnext_jax.checkpointing import manager as manager_lib
+from invnext_jax.checkpointing import run_metadata
+from invnext_jax.data import bad_videos as bad_videos_lib
 from invnext_jax.errors import NonFiniteError
-from invnext_jax.runtime import checkpointer as checkpointer_lib
-from invnext_jax.runtime import devices, profiling, provenance, reporting, together
-from invnext_jax.runtime import mesh as mesh_lib
-from invnext_jax.runtime import state as state_lib
-from invnext_jax.runtime import step as step_lib
-from invnext_jax.runtime.agreement import Agreement
-from invnext_jax.runtime.distributed import tell
-from invnext_jax.runtime.preemption import Preemption, StopRequestedError
-from invnext_jax.runtime.watchdog import COMPILE_FACTOR, Watchdog
+from invnext_jax.monitoring import profiling
+from invnext_jax.monitoring import reporter as reporter_lib
+from invnext_jax.monitoring import throughput as throughput_lib
+from invnext_jax.monitoring.watchdog import COMPILE_FACTOR, Watchdog
+from invnext_jax.multihost import consensus
+from invnext_jax.multihost.distributed import tell
+from invnext_jax.multihost.preemption import Preemption, StopRequestedError
+from invnext_jax.multihost.stop_and_save import Agreement
+from invnext_jax.stages import registry
+from invnext_jax.training import mesh as mesh_lib
+from invnext_jax.training import state as state_lib
+from invnext_jax.training import step as step_lib
 
 
 @dataclasses.dataclass
 class Run:
     """All that the loop needs; `state` and `step` change."""
 
-    training: stages.Training
+    training: registry.Training
     workdir: pathlib.Path
     mesh: Mesh
     frozen: Any
@@ -40,8 +45,8 @@ class Run:
     step: int
     root_key: jax.Array
     data_iter: Iterator[dict[str, np.ndarray]]
-    drops: drops_lib.DropCounter
-    checkpointer: checkpointer_lib.Checkpointer
+    drops: bad_videos_lib.DropCounter
+    checkpointer: manager_lib.Checkpointer
     position: Any  # in the data, after the batches of `step` steps
 
     @property
@@ -52,9 +57,9 @@ class Run:
     def write_config(self) -> None:
         """Writes config.json into the workdir."""
         if jax.process_index() == 0:
-            path, tree = self.workdir / "config.json", provenance.as_json(self.config)
+            path, tree = self.workdir / "config.json", run_metadata.as_json(self.config)
             try:
-                replacing.write_text(path, json.dumps(tree, indent=2) + "\n")
+                atomic_file.write_text(path, json.dumps(tree, indent=2) + "\n")
             except OSError as error:  # each checkpoint has the config too
                 logging.warning("%s cannot be written: %s", path, error.strerror)
 
@@ -71,15 +76,15 @@ def run_loop(
         stack: closes what is opened here.
     """
     config, saving = run.config, run.config.checkpoint
-    throughput = devices.Throughput(
+    throughput = throughput_lib.Throughput(
         run.training.stage.step_flops(config),
         list(run.mesh.devices.flat),
         config.dtype,
         measure=config.log.measure_ceiling,
     )
     best_metric = saving.best_metric if saving.keep_best else ""
-    with together.agreeing("the records"):
-        reporter = reporting.Reporter(
+    with consensus.agreeing("the records"):
+        reporter = reporter_lib.Reporter(
             config, run.workdir, run.step, run.mesh, best_metric, throughput
         )
     reporter.tell(throughput.describe())
@@ -107,18 +112,18 @@ def run_loop(
 
 def _run_steps(
     run: Run,
-    reporter: reporting.Reporter,
+    reporter: reporter_lib.Reporter,
     agreement: Agreement,
     preemption: Preemption,
     watchdog: Watchdog,
     profiler: profiling.Profiler,
 ) -> None:
     every_steps = run.config.checkpoint.every_steps
-    with together.agreeing("the first batch"):
+    with consensus.agreeing("the first batch"):
         batch = _next_batch(run, reporter, preemption)
     # Hosts compile at their own pace, and the collectives of a step do not wait for long.
-    longest = max(together.WAIT_SECONDS, 60 * COMPILE_FACTOR * run.config.log.watchdog_minutes)
-    with together.agreeing("the first step", timeout_seconds=longest):
+    longest = max(consensus.WAIT_SECONDS, 60 * COMPILE_FACTOR * run.config.log.watchdog_minutes)
+    with consensus.agreeing("the first step", timeout_seconds=longest):
         train_step, diagnose = _compile(run, batch)
     reporter.start()
     agreement.saved(run.step)
@@ -132,7 +137,7 @@ def _run_steps(
         number, more = run.step + 1, {}
         profiler.before(number)
         with jax.transfer_guard("disallow"):
-            if reporting.is_due(number, run.config.log.diagnostics_every_steps):
+            if reporter_lib.is_due(number, run.config.log.diagnostics_every_steps):
                 more = diagnose(run.state, run.frozen, batch, run.root_key)
                 reporter.settle(more)
             run.state, measured = train_step(run.state, run.frozen, batch, run.root_key)
@@ -147,7 +152,7 @@ def _run_steps(
             _save(run, reporter, agreement)
 
 
-def _save(run: Run, reporter: reporting.Reporter, agreement: Agreement) -> None:
+def _save(run: Run, reporter: reporter_lib.Reporter, agreement: Agreement) -> None:
     reporter.drain()  # no logged step is missing from what a resumed run finds
     run.checkpointer.save(run.step, run.state, run.position, score=reporter.take_score())
     if not (run.workdir / "config.json").exists():
@@ -165,7 +170,7 @@ def _farewell(run: Run, preemption: Preemption) -> str:
 
 
 def _next_batch(
-    run: Run, reporter: reporting.Reporter, preemption: Preemption
+    run: Run, reporter: reporter_lib.Reporter, preemption: Preemption
 ) -> dict[str, jax.Array]:
     """The next batch; a single process does not wait for it once a signal has come."""
     start = time.perf_counter()

@@ -13,18 +13,21 @@ import jax
 import ml_collections
 import numpy as np
 
-from invnext_jax import loop, pretrained, stages
-from invnext_jax.data import drops as drops_lib
-from invnext_jax.data import pipeline, sources
+from invnext_jax import config_checks, loop
+from invnext_jax.checkpointing import manager as manager_lib
+from invnext_jax.checkpointing import reader, run_metadata
+from invnext_jax.checkpointing.workdir_lock import Workdir
+from invnext_jax.data import bad_videos as bad_videos_lib
+from invnext_jax.data import manifest, pipeline
 from invnext_jax.errors import UserError
-from invnext_jax.runtime import checkpoint, checks, metrics, provenance, together
-from invnext_jax.runtime import checkpointer as checkpointer_lib
-from invnext_jax.runtime import mesh as mesh_lib
-from invnext_jax.runtime import state as state_lib
-from invnext_jax.runtime.distributed import tell
-from invnext_jax.runtime.preemption import Preemption
-from invnext_jax.runtime.watchdog import Watchdog
-from invnext_jax.runtime.workdir import Workdir
+from invnext_jax.monitoring import metrics_file
+from invnext_jax.monitoring.watchdog import Watchdog
+from invnext_jax.multihost import consensus
+from invnext_jax.multihost.distributed import tell
+from invnext_jax.multihost.preemption import Preemption
+from invnext_jax.stages import initialization, registry
+from invnext_jax.training import mesh as mesh_lib
+from invnext_jax.training import state as state_lib
 from invnext_jax.weights import export
 
 _INIT_STREAM = 2**32 - 1  # folded into the root key for initial values; no step has this number
@@ -45,8 +48,8 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> dic
         NonFiniteError: more than `config.log.max_nonfinite_steps` steps in a row were skipped.
     """
     config = ml_collections.ConfigDict(config)
-    with together.agreeing("the manifests"):
-        config.data.manifest = sources.find_manifests(config.data.manifest)
+    with consensus.agreeing("the manifests"):
+        config.data.manifest = manifest.find_manifests(config.data.manifest)
     config = ml_collections.FrozenConfigDict(config)
     workdir = pathlib.Path(workdir)
     with contextlib.ExitStack() as stack:
@@ -58,7 +61,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> dic
             tell(f"{workdir} is finished: {run.step} steps are done")
         else:
             loop.run_loop(run, preemption, watchdog, stack)
-    records = metrics.read_metrics(workdir)
+    records = metrics_file.read_metrics(workdir)
     return records[-1] if records else {}
 
 
@@ -75,38 +78,38 @@ def prepare(
     Raises:
         UserError: see `train`.
     """
-    with together.agreeing("the checks of the config"):
-        stage = stages.find_stage(config)
-        checks.check_config(config)
+    with consensus.agreeing("the checks of the config"):
+        stage = registry.find_stage(config)
+        config_checks.check_config(config)
         stage.check_config(config)
         mesh = mesh_lib.make_mesh(config.mesh)
-        checks.check_batch(config, mesh)
+        config_checks.check_batch(config, mesh)
     given, given_step = _read_source(config)
 
-    drops = drops_lib.DropCounter.from_config(config.data)
-    with together.agreeing("the opening of the data and of --workdir"):
+    drops = bad_videos_lib.DropCounter.from_config(config.data)
+    with consensus.agreeing("the opening of the data and of --workdir"):
         data_iter = _open_data(config, drops, stack)
         held = Workdir(workdir)
         stack.callback(held.close)
         if jax.process_index() == 0:
             drops.list_in(workdir)
     digest = _compare_hosts(config)
-    checkpointer = checkpointer_lib.Checkpointer(held, config, digest, given_step)
+    checkpointer = manager_lib.Checkpointer(held, config, digest, given_step)
     stack.callback(checkpointer.close)
 
-    training = stages.assemble(config)
+    training = registry.assemble(config)
     abstract = training.abstract_state(mesh)
     root_key = mesh_lib.make_root_key(config.seed, mesh)
     state = checkpointer.restore(abstract, data_iter)
     if state is None:
-        with together.agreeing("the start of a new run"):
+        with consensus.agreeing("the start of a new run"):
             _keep_old_records(workdir, checkpointer)
             start = stage.warm_start(config, given)
         init_key = jax.random.fold_in(root_key, _INIT_STREAM)
         state = state_lib.init_state(training.init_fn, training.tx, abstract, init_key)
         state = state.replace(params=_start_from(config, start, state.params, abstract.params))
         state = state_lib.start_following(state, training.copies, config.ema.decay > 0)
-    with together.agreeing("the frozen parameters"):
+    with consensus.agreeing("the frozen parameters"):
         frozen = stage.init_frozen(config, given)
         abstract_frozen = training.abstract_frozen(mesh)
         _check_fit(config, frozen, abstract_frozen)
@@ -130,16 +133,16 @@ def prepare(
 
 def _compare_hosts(config: ml_collections.FrozenConfigDict) -> str:
     """Sees that all processes have the config and manifest of process 0; the manifest's SHA-256."""
-    with together.agreeing("the reading of the manifests") as told:
-        digest = sources.hash_manifests(config.data.manifest)
+    with consensus.agreeing("the reading of the manifests") as told:
+        digest = manifest.hash_manifests(config.data.manifest)
         mine = {
-            "config": provenance.as_json(config),
+            "config": run_metadata.as_json(config),
             "manifest_sha256": digest,
             "init_from_step": None,
         }
         told.value = mine
-    with together.agreeing("the comparison of configs"):
-        if changed := provenance.differences(told.value, mine, provenance.OF_A_HOST):
+    with consensus.agreeing("the comparison of configs"):
+        if changed := run_metadata.differences(told.value, mine, run_metadata.OF_A_HOST):
             raise UserError(
                 "this process has another config or manifest than process 0; give all the same:\n  "
                 + "\n  ".join(changed)
@@ -149,7 +152,7 @@ def _compare_hosts(config: ml_collections.FrozenConfigDict) -> str:
 
 def _open_data(
     config: ml_collections.FrozenConfigDict,
-    drops: drops_lib.DropCounter,
+    drops: bad_videos_lib.DropCounter,
     stack: contextlib.ExitStack,
 ) -> Iterator[dict[str, np.ndarray]]:
     dataset = pipeline.make_train_dataset(
@@ -171,12 +174,12 @@ def _read_source(config: ml_collections.FrozenConfigDict) -> tuple[Any, int | No
     if not config.init_from:
         return None, None
     if pathlib.Path(config.init_from).suffix != ".safetensors":
-        params, source, step = checkpoint.restore_run(config.init_from)
-        checks.check_source(config, source, step)
+        params, source, step = reader.restore_run(config.init_from)
+        config_checks.check_source(config, source, step)
         return params, step
-    with together.agreeing(f"the export {config.init_from}"):
+    with consensus.agreeing(f"the export {config.init_from}"):
         params, about = export.read_export(config.init_from)
-        checks.check_source(config, provenance.from_json(about.get("config", {})), None)
+        config_checks.check_source(config, run_metadata.from_json(about.get("config", {})), None)
     return params, about.get("source", {}).get("step")
 
 
@@ -191,7 +194,7 @@ def _start_from(
             leaves = jax.tree.leaves(tree)
             size = f"{len(leaves)} arrays, {sum(leaf.size for leaf in leaves):,} values"
             tell(f"taken from {config.init_from}: {path} ({size})")
-    for sentence in pretrained.describe_start(config, start, abstract):
+    for sentence in initialization.describe_start(config, start, abstract):
         tell(sentence)
     for path, tree in mesh_lib.put_tree(start, wanted).items():
         params = state_lib.replace_subtree(params, path, tree)
@@ -207,9 +210,9 @@ def _check_fit(config: ml_collections.FrozenConfigDict, given: Any, wanted: Any)
         )
 
 
-def _keep_old_records(workdir: pathlib.Path, checkpointer: checkpointer_lib.Checkpointer) -> None:
+def _keep_old_records(workdir: pathlib.Path, checkpointer: manager_lib.Checkpointer) -> None:
     """Without a checkpoint, records are of a run whose checkpoints are gone, or that made none."""
-    path = workdir / metrics.FILE
+    path = workdir / metrics_file.FILE
     if jax.process_index() != 0 or not path.exists() or not path.stat().st_size:
         return
     try:
@@ -222,7 +225,7 @@ def _keep_old_records(workdir: pathlib.Path, checkpointer: checkpointer_lib.Chec
             "--workdir, or restore these values:\n  " + "\n  ".join(changed)
         )
     try:
-        kept = metrics.set_aside(workdir)
+        kept = metrics_file.set_aside(workdir)
     except OSError as error:
         raise UserError(f"{path} cannot be renamed: {error.strerror}; move it away") from error
     tell(f"no checkpoint: starts at step 0; the records that lay in {workdir} are kept as {kept}")

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from absl import flags
 
 from invnext_jax import errors
-from invnext_jax.evaluation import exports
-from invnext_jax.runtime import compilation
+from invnext_jax.evaluation import exporter
+from invnext_jax.training import compilation
 
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "Folder of the run, or an earlier export.", required=True
@@ -37,8 +37,8 @@ def main(argv: Sequence[str]) -> None:
     """Exports, and says what was written."""
     del argv
     compilation.enable_cache()
-    form = exports.Form(_FORMAT.value, _DTYPE.value)
-    said = exports.export_run(
+    form = exporter.Form(_FORMAT.value, _DTYPE.value)
+    said = exporter.export_run(
         _CHECKPOINT.value,
         _OUT.value,
         parts=_PARTS.value,

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from invnext_jax import errors, importing
+from invnext_jax import errors
+from invnext_jax.weights import import_weights
 
-_KIND = flags.DEFINE_string("kind", None, ", ".join(importing.KINDS), required=True)
+_KIND = flags.DEFINE_string("kind", None, ", ".join(import_weights.KINDS), required=True)
 _SOURCE = flags.DEFINE_string("source", None, "Folder or .safetensors file.", required=True)
 _OUT = flags.DEFINE_string("out", None, "The .safetensors file to write.", required=True)
 _LAST_LAYERS = flags.DEFINE_integer("last_layers", 8, "Of modernbert: layers to keep.")
@@ -23,7 +24,7 @@ _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a file of that name.
 def main(argv: Sequence[str]) -> None:
     """Imports, and says what was written and how to use it."""
     del argv
-    said = importing.import_weights(
+    said = import_weights.import_weights(
         _KIND.value,
         _SOURCE.value,
         _OUT.value,

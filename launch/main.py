@@ -12,7 +12,8 @@ from absl import flags
 from ml_collections import config_flags
 
 from invnext_jax import errors, train
-from invnext_jax.runtime import compilation, distributed
+from invnext_jax.multihost import distributed
+from invnext_jax.training import compilation
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, e.g. configs/stage1.py:tiny"

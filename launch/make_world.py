@@ -10,7 +10,7 @@ import os
 from absl import app, flags
 
 from invnext_jax import errors
-from invnext_jax.data import world
+from invnext_jax.synthetic_world import world
 
 OUT = flags.DEFINE_string("out", None, "Folder to write to.", required=True)
 SPLIT = flags.DEFINE_string("split", "train", "train, val or test.")

@@ -14,7 +14,8 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from invnext_jax import errors, plan
+from invnext_jax import errors
+from invnext_jax.planning import plan
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, e.g. configs/stage2.py:base"

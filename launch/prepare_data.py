@@ -19,15 +19,8 @@ from collections.abc import Sequence
 from absl import flags
 
 from invnext_jax import errors
-from invnext_jax.data import (
-    indexing,
-    lists,
-    preparing,
-    reencode,
-    shard_index,
-    shard_tables,
-    workers,
-)
+from invnext_jax.data import workers
+from invnext_jax.dataset_prep import indexing, lists, reencode, shard_metadata, sharding, tfds_index
 
 _OUT = flags.DEFINE_string(
     "out", None, "index: the .csv manifest to write; shards: the folder.", required=True
@@ -67,23 +60,23 @@ def main(argv: Sequence[str]) -> None:
         os._exit(1)  # Beam's threads would go on
 
 
-def _index(given: str) -> indexing.Summary | shard_index.Summary:
+def _index(given: str) -> indexing.Summary | tfds_index.Summary:
     options = indexing.Options(_count_workers(), _SECONDS.value or 60.0, _OVERWRITE.value)
-    if shard_index.is_dataset(given):
+    if tfds_index.is_dataset(given):
         chosen = {"split": _SPLIT.value, "feature": _FEATURE.value, "source": _SOURCE.value}
-        return shard_index.index_dataset(given, _OUT.value, **chosen, options=options)
+        return tfds_index.index_dataset(given, _OUT.value, **chosen, options=options)
     settings = lists.Settings(_VIDEOS.value, _SOURCE.value, _TASK.value, _CLASSES.value)
     return indexing.build_manifest(given, _OUT.value, settings, options)
 
 
-def _make_shards() -> shard_tables.Summary:
+def _make_shards() -> shard_metadata.Summary:
     encoding = reencode.Encoding(_SHORT_SIDE.value, _CRF.value, _GOP.value, _PRESET.value)
     seconds = _SECONDS.value or 600.0
-    options = preparing.Options(
+    options = sharding.Options(
         _count_workers(), seconds, _SHARDS.value, _RETRY.value, tuple(_BEAM.value)
     )
     split = _SPLIT.value or "train"
-    return preparing.prepare_shards(_MANIFEST.value, _OUT.value, split, encoding, options)
+    return sharding.prepare_shards(_MANIFEST.value, _OUT.value, split, encoding, options)
 
 
 def _count_workers() -> int:

@@ -12,8 +12,8 @@ from absl import flags
 from ml_collections import config_flags
 
 from invnext_jax import errors
-from invnext_jax.evaluation import probe_job, tables
-from invnext_jax.runtime import compilation
+from invnext_jax.evaluation import evaluate, tables
+from invnext_jax.training import compilation
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/probe.py:tiny")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for results.json.", required=True)
@@ -24,7 +24,7 @@ def main(argv: Sequence[str]) -> None:
     """Probes, and prints the table."""
     del argv
     compilation.enable_cache()
-    results = probe_job.run_probe(_CONFIG.value, _WORKDIR.value)
+    results = evaluate.run_probe(_CONFIG.value, _WORKDIR.value)
     print(tables.format_table(results))
 
 

@@ -9,7 +9,7 @@ from absl import flags
 
 from invnext_jax import errors
 from invnext_jax.evaluation import report
-from invnext_jax.runtime import compilation
+from invnext_jax.training import compilation
 
 _OUT = flags.DEFINE_string("out", "report.html", "The HTML file to write.")
 _CLIPS = flags.DEFINE_integer("clips", 3, "How many clips are shown; 0 for none.")

@@ -11,8 +11,8 @@ from absl import flags
 from ml_collections import config_flags
 
 from invnext_jax import errors
-from invnext_jax.evaluation import show_data
-from invnext_jax.runtime import compilation
+from invnext_jax.evaluation import data_page
+from invnext_jax.training import compilation
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, e.g. configs/stage1.py:tiny"
@@ -26,7 +26,7 @@ def main(argv: Sequence[str]) -> None:
     """Writes the page, and says where it is."""
     del argv
     compilation.enable_cache()
-    out = show_data.write_page(_CONFIG.value, _OUT.value, _CLIPS.value)
+    out = data_page.write_page(_CONFIG.value, _OUT.value, _CLIPS.value)
     print(f"Wrote {out} ({out.stat().st_size / 1e6:.1f} MB); open it in any browser.")
 
 

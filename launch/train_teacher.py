@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import config_flags
 
-from invnext_jax import errors, teacher
-from invnext_jax.runtime import compilation
+from invnext_jax import errors
+from invnext_jax.synthetic_world import train_teacher
+from invnext_jax.training import compilation
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, e.g. configs/teacher.py:tiny"
@@ -25,7 +26,7 @@ def main(argv: Sequence[str]) -> None:
     """Trains, and prints what was measured on held-out clips."""
     del argv
     compilation.enable_cache()
-    measured = teacher.train(_CONFIG.value, _WORKDIR.value)
+    measured = train_teacher.train(_CONFIG.value, _WORKDIR.value)
     print("  ".join(f"{name} {value:.4g}" for name, value in measured.items()))
 
 

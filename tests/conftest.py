@@ -17,9 +17,11 @@ from absl import flags  # noqa: E402
 
 from configs import stage1, stage2  # noqa: E402
 from invnext_jax import train  # noqa: E402
-from invnext_jax.data.world import WorldSpec  # noqa: E402
-from invnext_jax.data.world_files import write_world  # noqa: E402
-from invnext_jax.runtime import mesh as mesh_lib  # noqa: E402
+from invnext_jax.synthetic_world.files import write_world  # noqa: E402
+from invnext_jax.synthetic_world.world import WorldSpec  # noqa: E402
+from invnext_jax.training import mesh as mesh_lib  # noqa: E402
+
+pytest_plugins = ("toy_run", "video_files")
 
 flags.FLAGS.mark_as_parsed()
 jax.config.update("jax_numpy_rank_promotion", "raise")

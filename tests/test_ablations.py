@@ -10,11 +10,11 @@ import pytest
 from stage_cases import FAST_TO_COMPILE
 
 from configs import ablations
-from invnext_jax import pretrained, stage1, stage2
 from invnext_jax.models.predictor import ModernBertLayer
-from invnext_jax.runtime import optimizer
-from invnext_jax.runtime import state as state_lib
-from invnext_jax.runtime import step as step_lib
+from invnext_jax.stages import image_teacher, stage1, stage2
+from invnext_jax.training import optimizer
+from invnext_jax.training import state as state_lib
+from invnext_jax.training import step as step_lib
 from invnext_jax.weights import export
 
 STAGES = {"stage1": stage1, "stage2": stage2}
@@ -49,7 +49,7 @@ def files(tmp_path_factory):
             export.write_export(p.weights, {"text": layers}, {"config": {"text": about}})
         if t.kind != "siglip2":
             t.weights = str(folder / f"{t.kind}.safetensors")
-            tree = random_like(pretrained.abstract_teacher(config), 0)
+            tree = random_like(image_teacher.abstract_teacher(config), 0)
             export.write_export(t.weights, {"teacher": tree}, {})
 
     return write

@@ -14,14 +14,14 @@ import optax
 from einops import rearrange
 from golden_cases import DEFAULT, assert_near, mask_indices, read_cases
 
-from invnext_jax import stage1, stage2
 from invnext_jax.models import decoder, encoder, predictor, teachers
 from invnext_jax.models.heads import AttentionPool
 from invnext_jax.models.layers import ProjectionHead
-from invnext_jax.models.pixels import clip_grid
+from invnext_jax.models.patches import clip_grid
 from invnext_jax.models.positions import resize_table, sincos_table
 from invnext_jax.objectives import diffusion, losses, masks, reconstruction
-from invnext_jax.runtime.optimizer import decay_mask, make_optimizer, make_schedule
+from invnext_jax.stages import stage1, stage2
+from invnext_jax.training.optimizer import decay_mask, make_optimizer, make_schedule
 from invnext_jax.weights.files import Reading, Tensor
 from invnext_jax.weights.image_models import FAMILIES
 from invnext_jax.weights.layout import names_of, to_tree

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import stage_cases
 
-from invnext_jax import pretrained, stage1, stage2
-from invnext_jax.models import products
-from invnext_jax.models.pixels import patch_targets
+from invnext_jax.models import dot_general
+from invnext_jax.models.patches import patch_targets
 from invnext_jax.objectives import reconstruction
+from invnext_jax.stages import image_teacher, stage1, stage2
 
 KEY = jax.random.key(5)
 quick_jit = functools.partial(jax.jit, compiler_options=stage_cases.FAST_TO_COMPILE)
@@ -115,7 +115,7 @@ def test_a_teacher_in_8_bits_says_nearly_the_same(form, least, first, batch):
     config, _, _, frozen = first
     video = stage1.normalize(jnp.asarray(batch["video"]))
     exact, rough = (
-        quick_jit(functools.partial(pretrained.see, changed(config, quantize_frozen=f)))(
+        quick_jit(functools.partial(image_teacher.see, changed(config, quantize_frozen=f)))(
             frozen["teacher"], video
         )
         for f in ("", form)
@@ -147,4 +147,4 @@ def test_rounding_reaches_the_target_and_nothing_that_is_trained(second, batch):
     found = loss_of(stage2, (rounded, model, params, frozen), batch)[0]
     np.testing.assert_allclose(found, expected, rtol=1e-6)
     assert abs(found - loss_of(stage2, second, batch)[0]) > 1e-5 * found
-    assert not products.rounding.value
+    assert not dot_general.rounding.value

@@ -8,12 +8,13 @@ import jax
 import numpy as np
 import pytest
 
-from invnext_jax import stage1
-from invnext_jax.data import pipeline, sources
-from invnext_jax.runtime import checkpointer, optimizer
-from invnext_jax.runtime import mesh as mesh_lib
-from invnext_jax.runtime import state as state_lib
-from invnext_jax.runtime.workdir import Workdir
+from invnext_jax.checkpointing import manager
+from invnext_jax.checkpointing.workdir_lock import Workdir
+from invnext_jax.data import manifest, pipeline
+from invnext_jax.stages import stage1
+from invnext_jax.training import mesh as mesh_lib
+from invnext_jax.training import optimizer
+from invnext_jax.training import state as state_lib
 
 
 def open_data(config):
@@ -42,8 +43,8 @@ def numbered(abstract):
 @contextlib.contextmanager
 def opened(workdir, config):
     with contextlib.closing(Workdir(workdir)) as held:
-        digest = sources.hash_manifests(config.data.manifest)
-        with contextlib.closing(checkpointer.Checkpointer(held, config, digest)) as saver:
+        digest = manifest.hash_manifests(config.data.manifest)
+        with contextlib.closing(manager.Checkpointer(held, config, digest)) as saver:
             yield saver
 
 

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from invnext_jax import train
-from invnext_jax.runtime import checkpoint, metrics, reporting
+from invnext_jax.checkpointing import reader
+from invnext_jax.monitoring import metrics_file, reporter
 
 
 class KilledError(Exception):
@@ -13,7 +14,7 @@ class KilledError(Exception):
 
 
 def losses(workdir):
-    return [(record["step"], record["loss"]) for record in metrics.read_metrics(workdir)]
+    return [(record["step"], record["loss"]) for record in metrics_file.read_metrics(workdir)]
 
 
 @pytest.mark.parametrize(
@@ -34,7 +35,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
         config.init_from = str(request.getfixturevalue("stage1_run"))
     train.train(config, tmp_path / "whole")
 
-    push = reporting.Reporter.push
+    push = reporter.Reporter.push
 
     def push_until_killed(self, step, *arguments):
         push(self, step, *arguments)
@@ -42,16 +43,16 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
             raise KilledError
 
     with monkeypatch.context() as patch, pytest.raises(KilledError):
-        patch.setattr(reporting.Reporter, "push", push_until_killed)
+        patch.setattr(reporter.Reporter, "push", push_until_killed)
         train.train(config, tmp_path / "killed")
-    assert checkpoint.restore_run(tmp_path / "killed").step == 3
+    assert reader.restore_run(tmp_path / "killed").step == 3
     config.data.workers = 1 - workers  # changes nothing
     train.train(config, tmp_path / "killed")
 
     folders = [tmp_path / name / "checkpoints/6" for name in ("whole", "killed")]
-    whole, killed = (checkpoint.read_arrays(folder) for folder in folders)
+    whole, killed = (reader.read_arrays(folder) for folder in folders)
     assert {"params", "opt_state", "step"} <= whole.keys()
     jax.tree.map(np.testing.assert_array_equal, whole, killed)
-    whole, killed = (checkpoint.read_json(folder, "data") for folder in folders)
+    whole, killed = (reader.read_json(folder, "data") for folder in folders)
     assert whole == killed
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from invnext_jax import train
+from invnext_jax.checkpointing import reader
 from invnext_jax.errors import UserError
-from invnext_jax.runtime import checkpoint, metrics, reporting
+from invnext_jax.monitoring import metrics_file, reporter
 
 ALWAYS = {"loss", "grad_norm", "learning_rate", "clips_per_second", "data_wait", "dropped_videos"}
 LOGGED = {
@@ -34,14 +35,14 @@ def compile_counts(monkeypatch):
         if "backend_compile" in event:
             compiled.append(event)
 
-    push = reporting.Reporter.push
+    push = reporter.Reporter.push
 
     def push_and_count(self, *arguments):
         push(self, *arguments)
         counts.append(len(compiled))
 
     jax.monitoring.register_event_duration_secs_listener(listen)
-    monkeypatch.setattr(reporting.Reporter, "push", push_and_count)
+    monkeypatch.setattr(reporter.Reporter, "push", push_and_count)
     yield lambda: [*counts, len(compiled)]
     jax.monitoring.clear_event_listeners()
 
@@ -55,7 +56,7 @@ def test_a_stage_trains_saves_logs_and_compiles_once(
     config.init_from = str(stage1_run) if stage == "stage2" else ""
     last = train.train(config, tmp_path / "run")
 
-    records = metrics.read_metrics(tmp_path / "run")
+    records = metrics_file.read_metrics(tmp_path / "run")
     assert [record["step"] for record in records] == [1, 2, 3, 4, 5, 6]
     assert last == records[-1]
     for record in records:
@@ -72,7 +73,7 @@ def test_a_stage_trains_saves_logs_and_compiles_once(
     assert 0 < counts[0] == counts[-1]
 
     if stage == "stage2":
-        start, end = (checkpoint.restore_params(path)[0] for path in (stage1_run, tmp_path / "run"))
+        start, end = (reader.restore_params(path)[0] for path in (stage1_run, tmp_path / "run"))
         jax.tree.map(np.testing.assert_array_equal, start["pool"], end["pool"])
         moved = jax.tree.map(lambda a, b: np.any(a != b), start["encoder"], end["encoder"])
         assert any(jax.tree.leaves(moved))

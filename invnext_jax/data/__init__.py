@@ -1,1 +1,1 @@
-"""Videos to batches of uint8 clips, and the embedded world they may come from; numpy and grain."""
+"""The read path: from a manifest row to a clip to a batch."""

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from invnext_jax.data import decode, opening, sampling, sources, transforms
+from invnext_jax.data import decode, manifest, sampling, transforms, video_io
 from invnext_jax.data.frames import Window
 
 Seed = tuple[int, ...]
@@ -99,7 +99,7 @@ class LoadClip:
         return cls(data_config.frames, data_config.size, data_config.short_side, cut, by_source)
 
     def __call__(
-        self, record: sources.VideoRecord, seeds: Sequence[Seed | None]
+        self, record: manifest.VideoRecord, seeds: Sequence[Seed | None]
     ) -> dict[str, Any] | BadClip:
         """Makes clips of one video, which is opened once and each of whose frames is decoded once.
 
@@ -114,7 +114,7 @@ class LoadClip:
         cut = self.by_source.get(record.source, self.cut)
         rngs = [None if seed is None else make_rng(*seed) for seed in seeds]
         try:
-            videos = opening.read_clips(
+            videos = video_io.read_clips(
                 record.path,
                 lambda count: np.stack([cut.sample(count, self.frames, r) for r in rngs]),
                 [functools.partial(cut.window, size=self.size, rng=r) for r in rngs],

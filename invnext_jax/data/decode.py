@@ -17,7 +17,7 @@ from typing import BinaryIO, TypeVar
 import av
 import numpy as np
 
-from invnext_jax.data import packets
+from invnext_jax.data import demux
 from invnext_jax.data.frames import BadVideo, Clock, Converter, Window
 
 av.logging.set_level(av.logging.PANIC)  # bad files are reported by BadVideo, once
@@ -157,10 +157,10 @@ def kind_of(error: Exception) -> str:
 def _use_frames(source, pick, use, window):
     with _open(source) as container:
         if "matroska" in container.format.name:
-            packets.check_length(packets.read_head(source), container.size)
+            demux.check_length(demux.read_head(source), container.size)
         stream = container.streams.video[0]
-        plan = packets.scan(container, stream)
-        shown = packets.inside(plan.times, stream, window)
+        plan = demux.scan(container, stream)
+        shown = demux.inside(plan.times, stream, window)
         clock = Clock(plan.times, shown, stream)
         first = shown[0]
         wanted = [first + i for i in sorted(set(pick(clock)))]
@@ -226,7 +226,7 @@ def _decode(container, stream, wanted_times):
     # An AVI packet may hold the frame of the next one's time.
     skipping = context.name in SKIPPING and container.format.name != "avi"
     mode = "DEFAULT"
-    for packet in packets.demux(container, stream):
+    for packet in demux.demux(container, stream):
         needless = skipping and packet.pts is not None and packet.pts not in wanted_times
         if mode != (mode := "NONREF" if needless else "DEFAULT"):
             context.skip_frame = mode
@@ -237,7 +237,7 @@ def _decode_all(container, wanted):
     """Yields (number, frame) by counting the frames from the start."""
     waiting = iter(wanted)
     target = next(waiting)
-    found = packets.demux(container, container.streams.video[0])
+    found = demux.demux(container, container.streams.video[0])
     frames = (frame for packet in found for frame in packet.decode())
     for number, frame in enumerate(frames):
         if number == target:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import grain
 import numpy as np
 
-from invnext_jax.data import sources
+from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data.clips import make_rng
 from invnext_jax.errors import UserError
 
@@ -34,11 +34,13 @@ class Mixture:
             positive number.
     """
 
-    def __init__(self, manifest: sources.Manifest, weights: Sequence[tuple[str, float]], seed: int):
+    def __init__(
+        self, manifest: manifest_lib.Manifest, weights: Sequence[tuple[str, float]], seed: int
+    ):
         self._manifest, self._seed = manifest, seed
         self._counts = collections.Counter(manifest.sources)
         if not weights:
-            source = grain.MapDataset.source(sources.VideoFileSource(manifest))
+            source = grain.MapDataset.source(manifest_lib.VideoFileSource(manifest))
             self._order = source.seed(seed).shuffle().repeat()
             self._rows, self._parts = [range(len(manifest))], np.ones(1)
             self.shares = {name: n / len(manifest) for name, n in self._counts.items()}
@@ -51,12 +53,12 @@ class Mixture:
         self.shares = dict(zip(names, self._parts.tolist(), strict=True))
         shuffled = []
         for place, rows in enumerate(self._rows):
-            source = grain.MapDataset.source(sources.VideoFileSource(manifest, rows))
+            source = grain.MapDataset.source(manifest_lib.VideoFileSource(manifest, rows))
             own_seed = int(np.random.SeedSequence((seed, place)).generate_state(1)[0])
             shuffled.append(source.seed(own_seed).shuffle().repeat())
         self._order = grain.MapDataset.mix(shuffled, weights=parts.tolist())
 
-    def choose(self, number: int, attempt: int) -> sources.VideoRecord:
+    def choose(self, number: int, attempt: int) -> manifest_lib.VideoRecord:
         """The video at a place of the order, or what stands in for it after `attempt` bad ones."""
         if not attempt:
             return self._order[number]
@@ -112,7 +114,7 @@ def _is_pair(pair: object) -> bool:
     return number and math.isfinite(weight) and weight > 0
 
 
-def _rows_of(manifest: sources.Manifest, names: Sequence[str]) -> list[np.ndarray]:
+def _rows_of(manifest: manifest_lib.Manifest, names: Sequence[str]) -> list[np.ndarray]:
     """Row numbers of each source, rising."""
     numbers = {name: number for number, name in enumerate(names)}
     source_of_row = np.fromiter((numbers[name] for name in manifest.sources), np.int32)

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from invnext_jax.data import sources
+from invnext_jax.data import manifest as manifest_lib
+from invnext_jax.data.bad_videos import DropCounter
 from invnext_jax.data.clips import BadClip, LoadClip
-from invnext_jax.data.drops import DropCounter
 from invnext_jax.data.mixture import Mixture
-from invnext_jax.data.pool import open_pool
-from invnext_jax.data.stream import TrainDataset, load_safely
+from invnext_jax.data.train_dataset import TrainDataset, load_safely
+from invnext_jax.data.worker_pool import open_pool
 from invnext_jax.data.workers import count_cores
 
 MAX_WORKERS = 16  # of those that are started by themselves
@@ -53,7 +53,7 @@ def make_train_dataset(
             does not divide by `repeats`; while iterating: no readable video, a bad one where
             `on_bad` is "fail", or a larger share of them than `max_bad_share`.
     """
-    manifest = sources.read_manifest(data_config.manifest)
+    manifest = manifest_lib.read_manifest(data_config.manifest)
     return TrainDataset(
         Mixture(manifest, data_config.weights, seed),
         load or LoadClip.from_config(data_config),
@@ -89,7 +89,7 @@ class EvalDataset:
 
     def __init__(  # noqa: PLR0913, one caller, by name
         self,
-        manifest: sources.Manifest,
+        manifest: manifest_lib.Manifest,
         load: Callable,
         *,
         batch_size: int,
@@ -165,7 +165,7 @@ def make_eval_dataset(
         UserError: The manifest is missing, empty or wrong; while iterating: no readable video.
     """
     return EvalDataset(
-        sources.read_manifest(manifest),
+        manifest_lib.read_manifest(manifest),
         load or LoadClip.from_config(data_config),
         batch_size=batch_size,
         workers=count_workers(data_config.workers),

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from invnext_jax.data import serve
+from invnext_jax.data import worker_main
 
 END_SECONDS = 5  # for a call to see that its process is gone
 START_SECONDS = 300  # imports on a busy machine with a slow disk
@@ -118,10 +118,10 @@ class ProcessWorker:
         ours, theirs = socket.socketpair()
         file = _open_shared()
         try:
-            self._memory = mmap.mmap(file, serve.SHARED_BYTES)
+            self._memory = mmap.mmap(file, worker_main.SHARED_BYTES)
             self._process = subprocess.Popen(
                 # -P: the folder it is started in is no place to import from.
-                [sys.executable, "-P", "-m", serve.__name__, str(theirs.fileno()), str(file)],
+                [sys.executable, "-P", "-m", worker_main.__name__, str(theirs.fileno()), str(file)],
                 env=_environment(),
                 stdin=subprocess.PIPE,  # it ends when this end is closed
                 pass_fds=(theirs.fileno(), file),
@@ -220,7 +220,7 @@ def _open_shared() -> int:
     else:
         with tempfile.TemporaryFile() as temporary:
             file = os.dup(temporary.fileno())
-    os.ftruncate(file, serve.SHARED_BYTES)
+    os.ftruncate(file, worker_main.SHARED_BYTES)
     return file
 
 

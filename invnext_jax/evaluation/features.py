@@ -17,14 +17,13 @@ import ml_collections
 import numpy as np
 from einops import rearrange
 
-from invnext_jax import importing
+from invnext_jax.checkpointing import reader, run_metadata
 from invnext_jax.errors import UserError
 from invnext_jax.models import encoder as encoder_model
 from invnext_jax.models.encoder import Encoder
 from invnext_jax.models.layers import scale_kernels
-from invnext_jax.models.pixels import normalize
-from invnext_jax.runtime import checkpoint, provenance
-from invnext_jax.weights import export, published
+from invnext_jax.models.patches import normalize
+from invnext_jax.weights import export, import_weights, published
 from invnext_jax.weights.files import SINGLE, open_checkpoint
 
 POOLINGS = ("mean", "frames")
@@ -62,12 +61,12 @@ def load_params(
         raise UserError("config.checkpoint is empty: name a run's workdir or a .safetensors file")
     if Path(path).suffix == ".safetensors":
         params, about = export.read_export(path)
-        config = ml_collections.ConfigDict(provenance.upgrade(about["config"]))
+        config = ml_collections.ConfigDict(run_metadata.upgrade(about["config"]))
     elif (Path(path) / SINGLE).is_file():
-        imported = importing.read_video(open_checkpoint(path), path)
+        imported = import_weights.read_video(open_checkpoint(path), path)
         params, config = imported.params, ml_collections.ConfigDict(imported.config)
     else:
-        params, config, _ = checkpoint.restore_run(path, ema=ema)
+        params, config, _ = reader.restore_run(path, ema=ema)
         config = ml_collections.ConfigDict(config)
     if "encoder" not in params:
         raise UserError(f"{path} holds no encoder, only {sorted(params)}: name another checkpoint")

@@ -12,11 +12,13 @@ import ml_collections
 import numpy as np
 from absl import logging
 
-from invnext_jax import pretrained, replacing, stage1
-from invnext_jax.data import pipeline, sources
+from invnext_jax import atomic_file
+from invnext_jax.data import manifest as manifest_lib
+from invnext_jax.data import pipeline
 from invnext_jax.errors import UserError
-from invnext_jax.evaluation import charts, features, probe_job, runs, strips, tables
-from invnext_jax.runtime import metrics
+from invnext_jax.evaluation import charts, evaluate, features, run_record, tables, visualization
+from invnext_jax.monitoring import metrics_file
+from invnext_jax.stages import image_teacher, stage1
 
 
 @dataclasses.dataclass
@@ -53,11 +55,11 @@ def write_report(folders: Sequence[str | Path], out: str | Path, clips: int = 3)
         raise UserError("name the workdirs of the runs and probes to report on")
     found_runs, probes = [], []
     for folder in map(Path, folders):
-        if (folder / probe_job.RESULTS).is_file():
-            probes.append(json.loads((folder / probe_job.RESULTS).read_text(encoding="utf-8")))
+        if (folder / evaluate.RESULTS).is_file():
+            probes.append(json.loads((folder / evaluate.RESULTS).read_text(encoding="utf-8")))
         elif (folder / "checkpoints").is_dir():
-            record = runs.read_record(folder)
-            found_runs.append(Run(folder, record, metrics.read_metrics(folder)))
+            record = run_record.read_record(folder)
+            found_runs.append(Run(folder, record, metrics_file.read_metrics(folder)))
         else:
             raise UserError(
                 f"{folder} is neither a run nor a probe: it has no checkpoint or results"
@@ -68,7 +70,7 @@ def write_report(folders: Sequence[str | Path], out: str | Path, clips: int = 3)
         probe=tables.join_probes(probes),
         clips=show_clips(found_runs, probes, clips) if found_runs and clips else None,
     )
-    replacing.write_text(out, page)
+    atomic_file.write_text(out, page)
     return Path(out)
 
 
@@ -120,7 +122,7 @@ def show_clips(found_runs: Sequence[Run], probes: Sequence[dict], count: int) ->
 
     def add(title, caption, videos):
         for row, video_thwc in zip(rows, videos, strict=False):
-            uri = strips.to_data_uri(np.asarray(video_thwc))
+            uri = visualization.to_data_uri(np.asarray(video_thwc))
             row.append({"title": title, "caption": caption, "uri": uri})
 
     add("Input", "The frames that the encoder is given.", video_bthwc)
@@ -138,14 +140,14 @@ def show_clips(found_runs: Sequence[Run], probes: Sequence[dict], count: int) ->
             logging.warning("%s", notes[-1])
         maps.append((run.title, config, params["encoder"], clips))
     for title, config, params, clips in maps:
-        tokens = strips.grid_tokens(config, params, clips)
-        colors = [strips.color_features(x, config.data.size) for x in tokens]
+        tokens = visualization.grid_tokens(config, params, clips)
+        colors = [visualization.color_features(x, config.data.size) for x in tokens]
         add(f"Features, {title}", FEATURES_CAPTION, colors)
     names = _name_clips(manifest, index_b)
     if names is None:
         names = [f"Clip {i}" for i in index_b]
         notes.append("No captions: none lie beside the manifest, or it is drawn or joined.")
-    title = ", ".join(Path(name).name for name in sources.split_names(manifest))
+    title = ", ".join(Path(name).name for name in manifest_lib.split_names(manifest))
     shown = [{"name": n, "strips": row} for n, row in zip(names, rows, strict=False) if row]
     return {"clips": shown, "notes": notes, "manifest": title, "held": bool(held_out)}
 
@@ -160,12 +162,12 @@ def _own_strips(name: str, config: Any, params: Any, video_bthwc: np.ndarray):
     """The strips that only one stage has: (title, caption, videos)."""
     if config.stage == "stage1":
         frozen = stage1.init_frozen(config, None)
-        made = strips.reconstruct(config, params, frozen, video_bthwc)
+        made = visualization.reconstruct(config, params, frozen, video_bthwc)
         kind = "in proportion to the image teacher's attention" * (config.mask.kind == "semantic")
         yield (
             f"{name}: mask",
             f"Grey patches are hidden; the visible ones are drawn {kind or config.mask.kind}.",
-            list(map(strips.hide_patches, video_bthwc, made.seen_btyx)),
+            list(map(visualization.hide_patches, video_bthwc, made.seen_btyx)),
         )
         if made.own_bthwc is None:
             return
@@ -173,24 +175,24 @@ def _own_strips(name: str, config: Any, params: Any, video_bthwc: np.ndarray):
             f"{name}: reconstruction",
             "Hidden patches sampled from noise by the pixel decoder, each on its own; patches "
             "framed in white were visible and are copied. Nothing of a hidden patch is used.",
-            list(map(strips.outline_patches, made.own_bthwc, made.seen_btyx)),
+            list(map(visualization.outline_patches, made.own_bthwc, made.seen_btyx)),
         )
         yield (
             f"{name}: with another clip's latents",
             "The same noise decoded from the next clip's latents. Should this look like the row "
             "above, the decoder ignores what the encoder tells it.",
-            list(map(strips.outline_patches, made.other_bthwc, made.seen_btyx)),
+            list(map(visualization.outline_patches, made.other_bthwc, made.seen_btyx)),
         )
     else:
         semantic = config.mask.kind == "semantic"
-        teacher = pretrained.read_teacher(config) if semantic else None
-        for i, seen_btyx in enumerate(strips.stage2_masks(config, video_bthwc, teacher)):
+        teacher = image_teacher.read_teacher(config) if semantic else None
+        for i, seen_btyx in enumerate(visualization.stage2_masks(config, video_bthwc, teacher)):
             settings = config.mask.blocks[i] if config.mask.kind == "multi_block" else None
             kind = f"{settings[0]} blocks of {settings[1]:.0%}" if settings else config.mask.kind
             yield (
                 f"{name}: mask {i + 1}",
                 f"Grey patches are hidden ({kind}); their latents are predicted.",
-                list(map(strips.hide_patches, video_bthwc, seen_btyx)),
+                list(map(visualization.hide_patches, video_bthwc, seen_btyx)),
             )
 
 

@@ -13,7 +13,7 @@ from absl import logging
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from invnext_jax.models import blockwise, fused
+from invnext_jax.models import blockwise_attention, fused_attention
 
 KERNELS = ("auto", "cudnn", "splash", "blockwise", "naive")  # of `config.attention`
 # `with kernel("naive"):` around the tracing chooses for every layer.
@@ -46,7 +46,7 @@ def attend(
     if chosen not in KERNELS:
         raise ValueError(f"attention kernel {chosen!r} is none of {KERNELS}")
     if chosen == "naive":
-        return blockwise.at_once(q_bnhe, k_bmhe, v_bmhe, window)
+        return blockwise_attention.at_once(q_bnhe, k_bmhe, v_bmhe, window)
     if chosen == "auto":
         chosen = _FUSED.get(jax.default_backend(), "auto")
     if chosen in ("cudnn", "splash"):
@@ -64,7 +64,7 @@ def _refusal(chosen: str, q_bnhe: jax.Array, k_bmhe: jax.Array) -> str:
     """Why a fused kernel cannot be used; empty if it can."""
     if q_bnhe.shape[1] != k_bmhe.shape[1] or q_bnhe.shape[1] == 1:
         return "it takes as many queries as keys"
-    return fused.cudnn_refusal(q_bnhe) if chosen == "cudnn" else ""
+    return fused_attention.cudnn_refusal(q_bnhe) if chosen == "cudnn" else ""
 
 
 @functools.cache
@@ -74,20 +74,20 @@ def _tell(sentence: str) -> None:
 
 def _xla(q_bnhe, k_bmhe, v_bmhe, window, *, lean):
     n, m = q_bnhe.shape[1], k_bmhe.shape[1]
-    lean = lean or n * m > blockwise.CELLS
-    if window is not None and n == m and n > 2 * (blockwise.band_width(window) + window):
-        run = functools.partial(blockwise.in_bands, window=window)
+    lean = lean or n * m > blockwise_attention.CELLS
+    if window is not None and n == m and n > 2 * (blockwise_attention.band_width(window) + window):
+        run = functools.partial(blockwise_attention.in_bands, window=window)
         return (jax.checkpoint(run) if lean else run)(q_bnhe, k_bmhe, v_bmhe)
     if n == 1 or window is not None:
-        return blockwise.at_once(q_bnhe, k_bmhe, v_bmhe, window)
-    run = blockwise.in_blocks if lean else blockwise.at_once
+        return blockwise_attention.at_once(q_bnhe, k_bmhe, v_bmhe, window)
+    run = blockwise_attention.in_blocks if lean else blockwise_attention.at_once
     if _axes(_TOKENS) is None:  # batch and heads are split by the compiler as well
         return run(q_bnhe, k_bmhe, v_bmhe)
     return _over_mesh(run, q_bnhe, k_bmhe, v_bmhe, split_tokens=True)
 
 
 def _cudnn(q_bnhe, k_bnhe, v_bnhe, window):
-    run = functools.partial(fused.cudnn, window=window)
+    run = functools.partial(fused_attention.cudnn, window=window)
     return _over_mesh(run, q_bnhe, k_bnhe, v_bnhe, split_tokens=window is None)
 
 
@@ -95,19 +95,19 @@ def _splash(q_bnhe, k_bnhe, v_bnhe, window):
     _, n, heads, e = q_bnhe.shape
     mesh, tokens = jax.sharding.get_abstract_mesh(), _axes(_TOKENS)
     shards = mesh.shape[tokens[0]] if tokens else 1
-    (q, k, v), segments = fused.pad_for_splash(q_bnhe, k_bnhe, v_bnhe, window, shards)
+    (q, k, v), segments = fused_attention.pad_for_splash(q_bnhe, k_bnhe, v_bnhe, window, shards)
     if split := _axes(_HEADS, heads):
         heads //= mesh.shape[split[0]]
     interpret = jax.default_backend() != "tpu"
-    made = fused.splash_kernel(q.shape[1], heads, window, shards, interpret=interpret)
+    made = fused_attention.splash_kernel(q.shape[1], heads, window, shards, interpret=interpret)
     q_spec, kv_spec = _specs(q, split_tokens=True)
     if _is_whole(q_spec):
-        return fused.run_splash(made, q, k, v, segments)[:, :n, :, :e]
+        return fused_attention.run_splash(made, q, k, v, segments)[:, :n, :, :e]
     made_tokens = None if window is None else tokens
     made_spec = made.manual_sharding_spec(NamedSharding(mesh, P(None, made_tokens)))
     segments_spec = None if segments is None else type(segments)(q=P(tokens), kv=P())
     y = jax.shard_map(
-        fused.run_splash,
+        fused_attention.run_splash,
         in_specs=(made_spec, q_spec, kv_spec, kv_spec, segments_spec),
         out_specs=q_spec,
         check_vma=False,

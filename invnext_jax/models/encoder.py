@@ -11,11 +11,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from invnext_jax.models.axes import logical
+from invnext_jax.models.gather import gather_rows, gather_tokens
 from invnext_jax.models.layers import Block, Dtype, RMSNorm, run_stack
-from invnext_jax.models.pixels import clip_grid, patchify
+from invnext_jax.models.patches import clip_grid, patchify
 from invnext_jax.models.positions import PositionTable
-from invnext_jax.models.tokens import gather_rows, gather_tokens
+from invnext_jax.models.sharding import logical
 
 
 class EncoderOutput(NamedTuple):

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from invnext_jax.models.attention import attend
-from invnext_jax.models.axes import whole_stream
+from invnext_jax.models.gather import gather_rows, repeat
 from invnext_jax.models.layers import Dtype, ProjectionHead, dense, layer_norm
 from invnext_jax.models.positions import Grid, PositionTable
-from invnext_jax.models.tokens import gather_rows, repeat
+from invnext_jax.models.sharding import whole_stream
 
 
 class AlignHeads(nn.Module):

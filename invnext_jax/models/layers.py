@@ -16,9 +16,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from invnext_jax.models.attention import attend
-from invnext_jax.models.axes import TOKENS, Lead, logical, split_heads, split_stream, whole_stream
-from invnext_jax.models.products import choose_product
-from invnext_jax.models.tokens import unstack
+from invnext_jax.models.dot_general import choose_product
+from invnext_jax.models.gather import unstack
+from invnext_jax.models.sharding import (
+    TOKENS,
+    Lead,
+    logical,
+    split_heads,
+    split_stream,
+    whole_stream,
+)
 
 Dtype = Any
 small_normal = nn.initializers.normal(0.02)

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
-from invnext_jax.models.axes import logical
-from invnext_jax.models.pixels import Grid
+from invnext_jax.models.patches import Grid
+from invnext_jax.models.sharding import logical
 
 
 def sincos_table(width: int, grid: Grid, class_tokens: int) -> np.ndarray:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from invnext_jax.errors import UserError
 from invnext_jax.models.attention import attend
-from invnext_jax.models.axes import logical, split_heads, split_stream, whole_stream
+from invnext_jax.models.gather import gather_tokens, repeat, unstack
 from invnext_jax.models.layers import (
     ACTIVATIONS,
     Block,
@@ -27,8 +27,8 @@ from invnext_jax.models.layers import (
     run_stack,
 )
 from invnext_jax.models.positions import Grid, PositionTable, apply_rotary, sincos_table
-from invnext_jax.models.tokens import gather_tokens, repeat, unstack
-from invnext_jax.models.vision import VisionBlock
+from invnext_jax.models.sharding import logical, split_heads, split_stream, whole_stream
+from invnext_jax.models.vit import VisionBlock
 
 KINDS = ("modernbert", "vit", "vjepa")  # of `config.predictor.kind`
 GLOBAL_THETA, LOCAL_THETA = 160_000.0, 10_000.0

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from invnext_jax.models.layers import Dtype, dense, layer_norm, run_stack, small_normal, unit
-from invnext_jax.models.vision import VisionBlock
+from invnext_jax.models.vit import VisionBlock
 
 
 class TextTower(nn.Module):

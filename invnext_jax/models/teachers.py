@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
-from invnext_jax.models.axes import IMAGES, logical
 from invnext_jax.models.layers import Dtype, Mlp, dense, layer_norm, run_stack, small_normal, unit
-from invnext_jax.models.pixels import IMAGENET_MEAN, IMAGENET_STD
+from invnext_jax.models.patches import IMAGENET_MEAN, IMAGENET_STD
 from invnext_jax.models.positions import cubic_weights, linear_weights, resize_table
-from invnext_jax.models.vision import VisionAttention, VisionBlock
+from invnext_jax.models.sharding import IMAGES, logical
+from invnext_jax.models.vit import VisionAttention, VisionBlock
 
 KINDS = ("siglip2", "clip", "dinov2")
 _PIXELS = {  # mean and deviation of the pixels that a kind was trained with

@@ -5,14 +5,14 @@ The tensors are float32, contiguous, under their path in the parameter tree
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import flax
 import numpy as np
 
-from invnext_jax import replacing
+from invnext_jax import atomic_file
 from invnext_jax.errors import UserError
 from invnext_jax.weights.files import Reading, Tensor, open_checkpoint, write_tensors
 
@@ -53,9 +53,9 @@ def write_export(path: str | Path, params: Mapping[str, Any], about: Mapping[str
     """
     path, json_path = Path(path), description_path(path)
     about = {"format": FORMAT, "parts": sorted(params), **about}
-    replacing.drop_parts(path)  # they may be large
+    atomic_file.drop_parts(path)  # they may be large
     # The description comes last: without it there is no export.
-    with replacing.replaced(json_path) as json_part, replacing.replaced(path) as part:
+    with atomic_file.replaced(json_path) as json_part, atomic_file.replaced(path) as part:
         write_tensors(part, tensors_of(params), metadata={"format": "invnext-jax"})
         json_part.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
@@ -105,3 +105,20 @@ def same_tensors(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> b
 
 def _bits(tensor: Tensor) -> np.ndarray:
     return np.ascontiguousarray(tensor.read()).reshape(-1).view(np.uint32)
+
+
+def require_part(path: str, parts: Mapping[str, Any], name: str) -> None:
+    """Raises `UserError` unless `parts` of the file `path` has a part `name`."""
+    if name not in parts:
+        raise UserError(f"{path} holds no {name} model, only {', '.join(parts)}: name another file")
+
+
+def config_mismatches(
+    described: Mapping[str, Any], section: Any, names: Iterable[str]
+) -> list[tuple]:
+    """Returns (field, configured value, described value) of each described field that differs."""
+    return [
+        (name, section[name], described[name])
+        for name in names
+        if name in described and described[name] != section[name]
+    ]

@@ -19,30 +19,30 @@ CASES = {
     "mixed": {"weights": (("a", 1.0), ("b", 4.0)), "repeats": 3},
 }
 SCRIPT = """
-    import json, sys
-    import numpy as np
-    from stand_ins import Load
-    from configs import common
-    from invnext_jax.data import pipeline
+import json, sys
+import numpy as np
+from stand_ins import Load
+from configs import common
+from invnext_jax.data import pipeline
 
-    if __name__ == "__main__":
-        given = json.loads(sys.argv[1])
-        found = {}
-        for name, fields in given["cases"].items():
-            config = common.data()
-            fields["weights"] = tuple(map(tuple, fields.get("weights", ())))
-            config.update(workers=given["workers"], **fields)
-            dataset = pipeline.make_train_dataset(
-                config, seed=2, load=Load(bad=tuple(given["bad"])), **given["arguments"]
-            )
-            iterator = iter(dataset)
-            iterator.set_state({"clips": given["clips"]})
-            batches = [next(iterator) for _ in range(given["count"])]
-            found[name + " state"] = np.array(iterator.get_state()["clips"])
-            iterator.close()
-            for key in batches[0]:
-                found[f"{name} {key}"] = np.stack([batch[key] for batch in batches])
-        np.savez(given["out"], **found)
+if __name__ == "__main__":
+    given = json.loads(sys.argv[1])
+    found = {}
+    for name, fields in given["cases"].items():
+        config = common.data()
+        fields["weights"] = tuple(map(tuple, fields.get("weights", ())))
+        config.update(workers=given["workers"], **fields)
+        dataset = pipeline.make_train_dataset(
+            config, seed=2, load=Load(bad=tuple(given["bad"])), **given["arguments"]
+        )
+        iterator = iter(dataset)
+        iterator.set_state({"clips": given["clips"]})
+        batches = [next(iterator) for _ in range(given["count"])]
+        found[name + " state"] = np.array(iterator.get_state()["clips"])
+        iterator.close()
+        for key in batches[0]:
+            found[f"{name} {key}"] = np.stack([batch[key] for batch in batches])
+    np.savez(given["out"], **found)
 """
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from configs import common
-from invnext_jax.data import clips, decode, frames, sampling, sources, transforms
-from invnext_jax.runtime import checks
+from invnext_jax import config_checks
+from invnext_jax.data import clips, decode, frames, manifest, sampling, transforms
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def load(tmp_path, videos):
         config = common.data()
         config.update(frames=4, size=48, short_side=48, crop_scales=(1.0,), flip=False)
         config.update(**fields)
-        record = sources.VideoRecord(0, path, source, None, None, {})
+        record = manifest.VideoRecord(0, path, source, None, None, {})
         seed = None if seed is None else (seed,)
         return clips.LoadClip.from_config(config)(record, (seed,))["video"][0]
 
@@ -82,14 +82,14 @@ def test_a_source_may_be_cut_in_its_own_way(load):
 
 
 def test_the_fields_of_a_source_are_those_that_the_checks_know():
-    assert checks.BY_SOURCE == tuple(field.name for field in dataclasses.fields(clips.Cut))
+    assert config_checks.BY_SOURCE == tuple(field.name for field in dataclasses.fields(clips.Cut))
 
 
 def test_clips_of_one_decode_equal_clips_of_their_own(load, monkeypatch):
     config = common.data()
     config.update(frames=4, size=24, short_side=40, crop_scales=(1.0, 0.75), jitter=(0.2,) * 4)
     make = clips.LoadClip.from_config(config)
-    record = sources.VideoRecord(3, load.path, "a", 0.4, 2.0, {"label_x": 7})
+    record = manifest.VideoRecord(3, load.path, "a", 0.4, 2.0, {"label_x": 7})
     seeds = ((0, 12, 0, 0), (0, 13, 0, 0), (0, 14, 0, 0))
     alone = [make(record, (seed,)) for seed in seeds]
     opened, decoded = [], []
@@ -116,7 +116,7 @@ def test_a_decoders_odd_error_is_a_bad_video_and_a_mistake_of_ours_is_none(load,
         return frame.reformat(format="nonsense")
 
     monkeypatch.setattr(frames.Converter, "__call__", reformat_badly)
-    record = sources.VideoRecord(0, load.path, "a", None, None, {})
+    record = manifest.VideoRecord(0, load.path, "a", None, None, {})
     config = common.data()
     config.update(frames=4, size=48, short_side=48)
     made = clips.LoadClip.from_config(config)(record, (None,))

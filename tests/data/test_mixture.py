@@ -5,7 +5,8 @@ import collections
 import numpy as np
 import pytest
 
-from invnext_jax.data import mixture, sources
+from invnext_jax.data import manifest as manifest_lib
+from invnext_jax.data import mixture
 from invnext_jax.errors import UserError
 
 COUNTS = {"a": 600, "b": 1000, "c": 300}  # grain takes long to shuffle fewer
@@ -16,7 +17,7 @@ def manifest(tmp_path):
     path = tmp_path / "list.csv"
     lines = [f"{name}{i}.mp4,{name}\n" for name, count in COUNTS.items() for i in range(count)]
     path.write_text("path,source\n" + "".join(lines))
-    return sources.read_manifest(path)
+    return manifest_lib.read_manifest(path)
 
 
 def order(manifest, weights, count, seed=0, start=0):
@@ -59,7 +60,7 @@ def test_without_weights_every_row_comes_once_an_epoch(manifest):
 def test_equal_sources_are_not_shuffled_alike(tmp_path):
     path = tmp_path / "list.csv"
     path.write_text("path,source\n" + "".join(f"{s}{i},{s}\n" for s in "ab" for i in range(300)))
-    records = order(sources.read_manifest(path), (("a", 1), ("b", 1)), 600)
+    records = order(manifest_lib.read_manifest(path), (("a", 1), ("b", 1)), 600)
     rows = {s: [r.index for r in records if r.source == s] for s in "ab"}
     assert [row + 300 for row in rows["a"]] != rows["b"]
 

@@ -16,9 +16,11 @@ from batches import assert_equal, take
 from stand_ins import Load, children
 
 from configs import common
-from invnext_jax.data import decode, pipeline, sources, world
-from invnext_jax.data.drops import DropCounter
+from invnext_jax.data import decode, pipeline
+from invnext_jax.data import manifest as manifest_lib
+from invnext_jax.data.bad_videos import DropCounter
 from invnext_jax.errors import UserError
+from invnext_jax.synthetic_world import world
 
 
 @pytest.fixture
@@ -227,10 +229,10 @@ def test_several_manifests_are_read_as_one(config, world_folder, tmp_path):
     other = tmp_path / "other, with a comma.csv"
     path = world_folder / "train" / "000001.mp4"
     other.write_text(f"path,source,label_class,label_shape\n{path},mine,5,2\n")
-    assert len(sources.read_manifest(other)) == 1  # a name that exists is one name
+    assert len(manifest_lib.read_manifest(other)) == 1  # a name that exists is one name
     other = other.rename(tmp_path / "other.csv")
     config.manifest = f"{world_folder}/train.csv, {other}, world:simple/val?videos=2"
-    manifest = sources.read_manifest(config.manifest)
+    manifest = manifest_lib.read_manifest(config.manifest)
     assert [record.index for record in manifest] == list(range(15))
     assert manifest.sources == ["world"] * 12 + ["mine"] + ["world"] * 2
     assert manifest.labels["label_class"].tolist() == [-1] * 12 + [5] + [-1] * 2

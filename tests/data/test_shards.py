@@ -10,7 +10,7 @@ from batches import assert_equal, take
 from tensorflow_datasets.proto import tf_example_pb2
 
 from configs import common
-from invnext_jax.data import decode, pipeline, shards, sources
+from invnext_jax.data import decode, manifest, pipeline, shards
 from invnext_jax.data.clips import BadClip, LoadClip
 
 
@@ -86,7 +86,7 @@ def write_record(path, data):
 
 
 def test_damage_is_a_bad_video_named_by_shard_and_record(config, packed, tmp_path):
-    good = sources.read_manifest(packed)[6]
+    good = manifest.read_manifest(packed)[6]
     assert good.name.endswith("s-1#1")
     data = bytearray((packed.parent / "s-1").read_bytes())
     (tmp_path / "good").write_bytes(data)

@@ -9,7 +9,7 @@ import pytest
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import features
 from invnext_jax.models import encoder as encoder_model
-from invnext_jax.models.pixels import normalize
+from invnext_jax.models.patches import normalize
 from invnext_jax.objectives import losses
 from invnext_jax.weights import export
 

@@ -9,11 +9,11 @@ import ml_collections
 import pytest
 
 from configs import stage1 as stage1_config
-from invnext_jax import stage1
-from invnext_jax.data import world
+from invnext_jax.checkpointing import run_metadata
 from invnext_jax.errors import UserError
-from invnext_jax.evaluation import features, report, runs, tables
-from invnext_jax.runtime import provenance
+from invnext_jax.evaluation import features, report, run_record, tables
+from invnext_jax.stages import stage1
+from invnext_jax.synthetic_world import world
 
 
 def make_row(name, what, task, top1):
@@ -53,7 +53,7 @@ def folder(tmp_path, monkeypatch):
     config.predictor.update(width=16, depth=1, heads=2, mlp_width=16)
     config.decoder.update(depth=1, width=32)
     config.data.update(frames=2, manifest=str(manifest), workers=0)
-    record = {"config": provenance.as_json(config), "step": 2, "git": "a" * 40, "versions": {}}
+    record = {"config": run_metadata.as_json(config), "step": 2, "git": "a" * 40, "versions": {}}
     (tmp_path / "s1" / "checkpoints").mkdir(parents=True)
     lines = [{"step": i, "loss": 1.0 / i, "clips_per_second": 5.0} for i in (1, 2)]
     text = "".join(json.dumps(line) + "\n" for line in lines)
@@ -69,7 +69,7 @@ def folder(tmp_path, monkeypatch):
         return nn.meta.unbox(init(jax.random.key(0))), ml_collections.ConfigDict(record["config"])
 
     monkeypatch.setattr(features, "load_params", load)
-    monkeypatch.setattr(runs, "read_record", lambda _: record)
+    monkeypatch.setattr(run_record, "read_record", lambda _: record)
     return tmp_path
 
 
@@ -126,7 +126,7 @@ def test_joined_manifests_are_all_named_and_lacking_captions_told(folder):
     results = folder / "p1" / "results.json"
     probe = json.loads(results.read_text())
     probe["run"]["config"]["val_manifest"] = f"{manifest},{manifest}"
-    found_runs = [report.Run(folder / "s1", runs.read_record(folder / "s1"), [])]
+    found_runs = [report.Run(folder / "s1", run_record.read_record(folder / "s1"), [])]
     found = report.show_clips(found_runs, [probe], 2)  # as many as above
     assert found["manifest"] == "val.csv, val.csv"
     assert any(note.startswith("No captions") for note in found["notes"])

@@ -11,13 +11,13 @@ import pytest
 from scipy.special import softmax
 
 from configs import common
-from invnext_jax.models import attention, blockwise, fused
-from invnext_jax.runtime import mesh as mesh_lib
+from invnext_jax.models import attention, blockwise_attention, fused_attention
+from invnext_jax.training import mesh as mesh_lib
 
 RUNS = {
-    "at_once": blockwise.at_once,
-    "in_blocks": lambda q, k, v, _: blockwise.in_blocks(q, k, v),
-    "in_bands": blockwise.in_bands,
+    "at_once": blockwise_attention.at_once,
+    "in_blocks": lambda q, k, v, _: blockwise_attention.in_blocks(q, k, v),
+    "in_bands": blockwise_attention.in_bands,
 }
 
 
@@ -76,7 +76,7 @@ def check(run, n, window, tolerance=1e-5, **sizes):
     ],
 )
 def test_xla_kernels_equal_a_float64_softmax_with_gradients(name, n, window, monkeypatch):
-    monkeypatch.setattr(blockwise, "CELLS", 37 * 20)
+    monkeypatch.setattr(blockwise_attention, "CELLS", 37 * 20)
     check(RUNS[name], n, window)
 
 
@@ -154,7 +154,7 @@ def with_cudnn(monkeypatch):
     """Lets JAX trace cuDNN's calls on a machine that has none."""
     module = "jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version"
     monkeypatch.setattr(module, lambda: 91100)
-    monkeypatch.setattr(fused.jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(fused_attention.jax, "default_backend", lambda: "gpu")
 
 
 @pytest.mark.parametrize("width", [64, 80, 88, 96, 20])
@@ -187,9 +187,9 @@ def test_a_window_on_both_sides_is_one_that_looks_back(monkeypatch):
         assert implementation == "cudnn"
         return plain(*args, **kwargs)
 
-    monkeypatch.setattr(fused.jax.nn, "dot_product_attention", stand_in)
+    monkeypatch.setattr(fused_attention.jax.nn, "dot_product_attention", stand_in)
     for n, window in ((60, 7), (60, None), (10, 7), (33, 16)):
-        check(fused.cudnn, n, window, width=12)
+        check(fused_attention.cudnn, n, window, width=12)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from configs import stage1
 from invnext_jax.models import encoder, predictor
 from invnext_jax.models.layers import Block, run_stack
-from invnext_jax.models.pixels import (
+from invnext_jax.models.patches import (
     denormalize,
     normalize,
     paste_patches,

@@ -11,7 +11,7 @@ import pytest
 from golden_cases import assert_near
 from parity import import_transformers, numpy_of, randomise, saved
 
-from invnext_jax.models import pixels, teachers
+from invnext_jax.models import patches, teachers
 from invnext_jax.weights.files import Reading, Tensor, open_checkpoint
 from invnext_jax.weights.image_models import FAMILIES
 from invnext_jax.weights.layout import names_of, to_tree
@@ -293,5 +293,5 @@ def test_pixels_are_normalised_as_each_family_wants_them(hf, kind):
     name = {"siglip2": "IMAGENET_STANDARD", "clip": "OPENAI_CLIP", "dinov2": "IMAGENET_DEFAULT"}
     mean, std = (np.array(getattr(known, f"{name[kind]}_{x}")) for x in ("MEAN", "STD"))
     video = np.random.default_rng(0).integers(0, 256, (1, 2, 8, 8, 3), dtype=np.uint8)
-    images = teachers.preprocess(pixels.normalize(jnp.asarray(video)), 8, kind)
+    images = teachers.preprocess(patches.normalize(jnp.asarray(video)), 8, kind)
     assert_near(images, (video[0] / 255 - mean) / std, 1e-5)

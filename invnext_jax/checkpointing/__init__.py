@@ -1,0 +1,1 @@
+"""Saving and restoring runs: Orbax checkpoints, checksums, run metadata and the workdir lock."""

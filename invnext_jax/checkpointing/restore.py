@@ -1,0 +1,86 @@
+"""Reading a run's own checkpoint back: state, position in the data, and whether it fits the run."""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import orbax.checkpoint as ocp
+
+from invnext_jax.checkpointing import checksums, run_metadata
+from invnext_jax.checkpointing.reader import probe, read_json, read_shapes, read_state
+from invnext_jax.errors import UserError
+from invnext_jax.multihost import consensus
+from invnext_jax.training.state import TrainState, compare_shapes, flat_shapes
+
+
+class Found(NamedTuple):
+    """What a checkpoint holds: state, position in the data, why its run was aborted, if it was."""
+
+    state: TrainState
+    position: Any
+    mark: str
+
+
+def restore_step(folder: pathlib.Path, record: Mapping[str, Any], abstract: TrainState) -> Found:
+    """Reads a checkpoint; all processes do so together, and end in the same way.
+
+    Args:
+        folder: the checkpoint.
+        record: this run's, see `provenance.describe_run`.
+        abstract: shapes, dtypes and shardings of the state, on any mesh.
+
+    Raises:
+        DamagedError: a process found it damaged.
+        UserError: it is not known to be damaged but cannot be read, or does not fit this run.
+    """
+    has_sums = checksums.verify_sums(folder)
+    with consensus.agreeing(f"the end of reading {folder}", checksums.KINDS):
+        with checksums.damage(folder, has_sums):
+            saved = read_json(folder, "meta")
+            _check_record(folder, saved, record, has_sums)
+            probe(folder)
+            wanted = _fit_fields(folder, abstract)
+            fields = read_state(folder, ocp.args.StandardRestore(wanted))
+            position = read_json(folder, "data")
+    return Found(abstract.replace(**fields), position, saved.get("aborted", ""))
+
+
+def _check_record(
+    folder: pathlib.Path, saved: Mapping[str, Any], record: Mapping[str, Any], has_sums: bool
+) -> None:
+    if saved.get("format_version") != run_metadata.FORMAT_VERSION:
+        raise UserError(
+            f"the checkpoint {folder} was made by another version of the package; choose another "
+            "--workdir, and name this run in config.init_from"
+        )
+    checksums.check_sums_are_there(saved, has_sums)
+    changed = run_metadata.differences(saved, record)
+    if changed:
+        raise UserError(
+            f"the checkpoint {folder} was made with another config; restore these values, or "
+            "choose another --workdir:\n  " + "\n  ".join(changed)
+        )
+
+
+def _fit_fields(folder: pathlib.Path, abstract: TrainState) -> dict[str, Any]:
+    """The state's fields to read: an empty one that is newer than the checkpoint is left out.
+
+    Tells damage from a state that another version of the code made.
+    """
+    on_disk = read_shapes(folder)
+    fields = {field.name: getattr(abstract, field.name) for field in dataclasses.fields(abstract)}
+    fields = {name: tree for name, tree in fields.items() if name in on_disk or tree != {}}
+    if fields.keys() != set(on_disk):
+        raise UserError(
+            f"the state in {folder} has {', '.join(sorted(on_disk))}; this run has "
+            f"{', '.join(sorted(fields))}: choose another --workdir, and name that run in "
+            "config.init_from"
+        )
+    changed = compare_shapes(flat_shapes(on_disk["params"]), flat_shapes(abstract.params))
+    if changed:
+        raise UserError(
+            f"the parameters in {folder} do not fit this version of the model; choose another "
+            "--workdir:\n  " + "\n  ".join(changed)
+        )
+    return fields

@@ -1,0 +1,248 @@
+"""Checks of a run's config that hold for every stage; each breach is one sentence."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import ml_collections
+from jax.sharding import Mesh
+
+from invnext_jax.errors import UserError
+from invnext_jax.training import mesh as mesh_lib
+
+
+def check_config(config: ml_collections.ConfigDict) -> None:
+    """Checks sizes, durations and names.
+
+    Raises:
+        UserError: a value that no run can have.
+    """
+    _check_model(config)
+    _check_durations(config)
+    if not 0 < config.mask.ratio < 1:
+        raise UserError(f"config.mask.ratio={config.mask.ratio} must lie between 0 and 1")
+    if not 0 < config.mask.predicted <= 1:
+        raise UserError(
+            f"config.mask.predicted={config.mask.predicted} must lie above 0 and at most at 1: it "
+            "is the share of the masked places that is predicted"
+        )
+    _check_loss(config.loss)
+    _check_extras(config)
+    _check_clips(config.data, "")
+    _check_sources(config.data)
+    if config.dtype not in ("float32", "bfloat16"):
+        raise UserError(f"config.dtype={config.dtype!r} must be 'float32' or 'bfloat16'")
+    _check_kernels(config)
+    _check_data(config.data)
+
+
+def _check_model(config: ml_collections.ConfigDict) -> None:
+    patch = config.encoder.patch
+    for name, size in (("data.size", config.data.size), ("encoder.size", config.encoder.size)):
+        if size % patch:
+            raise UserError(f"config.{name}={size} must divide by config.encoder.patch={patch}")
+    for name in ("encoder", "predictor"):
+        width, heads = config[name].width, config[name].heads
+        if width % heads:
+            raise UserError(f"config.{name}.width={width} must divide by {name}.heads={heads}")
+    if config.data.frames < 1:
+        raise UserError(f"config.data.frames={config.data.frames} must be at least 1")
+
+
+def _check_kernels(config: ml_collections.ConfigDict) -> None:
+    choices = {
+        "attention": ("auto", "cudnn", "splash", "blockwise", "naive"),
+        "remat": ("none", "dots", "full"),
+        "quantize_frozen": ("", "int8", "float8"),
+    }
+    for name, known in choices.items():
+        if config[name] not in known:
+            raise UserError(f"config.{name}={config[name]!r} must be one of {known}")
+    if config.scan_unroll < 1:
+        raise UserError(f"config.scan_unroll={config.scan_unroll} must be at least 1")
+    platform = {"cudnn": "gpu", "splash": "tpu"}.get(config.attention)
+    if platform and platform != jax.default_backend():
+        raise UserError(
+            f"config.attention={config.attention!r} needs a {platform.upper()}, and this is a "
+            f"{jax.default_backend().upper()}: set it to 'auto'"
+        )
+    if config.attention == "cudnn" and config.dtype != "bfloat16":
+        raise UserError("config.attention='cudnn' needs config.dtype='bfloat16'")
+
+
+# What `config.data.by_source` may give another value for a source.
+BY_SOURCE = (
+    *("sampling", "stride", "crop", "crop_scales", "crop_area", "crop_aspect", "jitter", "flip"),
+)
+
+
+def _check_sources(data: ml_collections.ConfigDict) -> None:
+    for source, own in data.by_source.items():
+        if not isinstance(own, Mapping | ml_collections.ConfigDict):
+            raise UserError(f"config.data.by_source.{source}={own!r} must be a dict of fields")
+        for name, value in own.items():
+            field = f"config.data.by_source.{source}.{name}"
+            if name not in BY_SOURCE:
+                raise UserError(f"{field}: only {', '.join(BY_SOURCE)} can differ by source")
+            kind = type(data[name])
+            if not isinstance(value, (tuple, list) if kind in (tuple, list) else kind):
+                raise UserError(f"{field}={value!r} must be a {kind.__name__}")
+        fields = {name: own.get(name, data[name]) for name in BY_SOURCE}
+        _check_clips(fields, f"by_source.{source}.")
+
+
+def _check_clips(data: Mapping[str, Any], prefix: str) -> None:
+    choices = {"sampling": ("sparse", "dense"), "crop": ("multi_scale", "random_resized")}
+    for name, known in choices.items():
+        if data[name] not in known:
+            raise UserError(f"config.data.{prefix}{name}={data[name]!r} must be one of {known}")
+    bounds = {"stride": (1, math.inf), "crop_area": (1e-3, 1), "crop_aspect": (1e-2, 1e2)}
+    for name, (least, most) in bounds.items():
+        value = data[name]
+        if len(value) != 2 or not least <= value[0] <= value[1] <= most:
+            raise UserError(
+                f"config.data.{prefix}{name}={value} must be two numbers, the smaller one first, "
+                f"from {least} to {most}"
+            )
+    if any(stride != int(stride) for stride in data["stride"]):
+        raise UserError(
+            f"config.data.{prefix}stride={data['stride']} must be whole numbers of frames"
+        )
+    scales = data["crop_scales"]
+    if not scales or not all(0 < scale <= 1 for scale in scales):
+        raise UserError(
+            f"config.data.{prefix}crop_scales={scales} must be shares of the short side, each "
+            "above 0 and at most 1"
+        )
+    jitter = data["jitter"]
+    if len(jitter) != 4 or min(jitter) < 0 or jitter[3] > 0.5:
+        raise UserError(
+            f"config.data.{prefix}jitter={jitter} must be four numbers (brightness, contrast, "
+            "saturation, hue), none negative, hue at most 0.5"
+        )
+
+
+def _check_extras(config: ml_collections.ConfigDict) -> None:
+    if not 0 <= config.ema.decay < 1:
+        raise UserError(f"config.ema.decay={config.ema.decay} must be at least 0 and below 1")
+    window = config.profile_steps
+    if window and (len(window) != 2 or not 0 <= window[0] < window[1]):
+        raise UserError(
+            f"config.profile_steps={window} must be two steps, the smaller one first, or ()"
+        )
+
+
+def _check_loss(weights: ml_collections.ConfigDict) -> None:
+    for name, weight in weights.items():
+        if weight < 0:
+            raise UserError(f"config.loss.{name}={weight} must not be negative")
+    if not any(weights.values()):
+        names = ", ".join(f"config.loss.{name}" for name in weights)
+        raise UserError(f"no loss is on: set one of {names} above 0")
+
+
+def _check_durations(config: ml_collections.ConfigDict) -> None:
+    least = {
+        "total_steps": (config.total_steps, 1),
+        "batch_size": (config.batch_size, 1),
+        "checkpoint.every_steps": (config.checkpoint.every_steps, 1),
+        "checkpoint.keep_last": (config.checkpoint.keep_last, 1),
+        "checkpoint.every_minutes": (config.checkpoint.every_minutes, 0),
+        "checkpoint.keep_every_steps": (config.checkpoint.keep_every_steps, 0),
+        "checkpoint.keep_best": (config.checkpoint.keep_best, 0),
+        "log.every_steps": (config.log.every_steps, 1),
+        "log.diagnostics_every_steps": (config.log.diagnostics_every_steps, 0),
+        "log.max_nonfinite_steps": (config.log.max_nonfinite_steps, 0),
+        "log.watchdog_minutes": (config.log.watchdog_minutes, 0),
+        "accumulate": (config.accumulate, 1),
+        "data.workers": (config.data.workers, -1),
+        "data.prefetch": (config.data.prefetch, 1),
+        "data.repeats": (config.data.repeats, 1),
+        "seed": (config.seed, 0),
+    }
+    for name, (value, bound) in least.items():
+        if value < bound:
+            raise UserError(f"config.{name}={value} must be at least {bound}")
+    mode = config.checkpoint.best_mode
+    if mode not in ("min", "max"):
+        raise UserError(f"config.checkpoint.best_mode={mode!r} must be 'min' or 'max'")
+    if config.checkpoint.keep_best and not config.checkpoint.best_metric:
+        raise UserError("config.checkpoint.keep_best needs config.checkpoint.best_metric: name one")
+
+
+def _check_data(data: ml_collections.ConfigDict) -> None:
+    if data.on_bad not in ("drop", "fail"):
+        raise UserError(f"config.data.on_bad={data.on_bad!r} must be 'drop' or 'fail'")
+    if not 0 <= data.max_bad_share <= 1:
+        share = data.max_bad_share
+        raise UserError(f"config.data.max_bad_share={share} must lie between 0 and 1")
+    if data.clip_seconds <= 0:
+        raise UserError(f"config.data.clip_seconds={data.clip_seconds} must be positive")
+    if not data.manifest:
+        raise UserError("config.data.manifest is empty: name the CSV file that lists the videos")
+
+
+def check_batch(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
+    """Checks that the batch can be split over processes and over the mesh.
+
+    Raises:
+        UserError: it cannot.
+    """
+    size, processes, shards = config.batch_size, jax.process_count(), mesh_lib.batch_shards(mesh)
+    if size % processes:
+        raise UserError(
+            f"config.batch_size={size} must divide by the number of processes, {processes}"
+        )
+    if size % shards:
+        raise UserError(
+            f"config.batch_size={size} must divide by the {shards} devices of the mesh axes data "
+            "and fsdp: change the batch, or config.mesh"
+        )
+    if size % (shards * config.accumulate):
+        raise UserError(
+            f"config.batch_size={size} must divide by config.accumulate={config.accumulate} times "
+            f"the {shards} devices of the mesh axes data and fsdp"
+        )
+
+
+# What changes the meaning of parameters without changing the shape of any.
+_MEANING = {
+    "encoder": ("heads", "patch", "size", "frames", "class_tokens"),
+    "predictor": ("kind", "heads", "window", "last_layer"),
+}
+
+
+def check_source(
+    config: ml_collections.ConfigDict, source: ml_collections.ConfigDict, step: int | None
+) -> None:
+    """Checks that parameters of another run mean the same in this one.
+
+    Args:
+        config: of this run.
+        source: config of the run or export that `config.init_from` names; what it does not have is
+            not compared.
+        step: steps that it has done; None for an export, which counts as finished.
+
+    Raises:
+        UserError: it is not finished, or a field differs that no shape would tell.
+    """
+    unfinished = step is not None and step < source.total_steps
+    if unfinished and not config.init_from_unfinished:
+        raise UserError(
+            f"the run config.init_from={config.init_from} has done {step} of {source.total_steps} "
+            "steps: finish it, or set config.init_from_unfinished"
+        )
+    changed = [
+        f"config.{group}.{name}: {source[group][name]!r} there, {config[group][name]!r} here"
+        for group, names in _MEANING.items()
+        for name in names
+        if group in (config.init_parts or _MEANING)
+        and name in source.get(group, {})
+        and source[group][name] != config[group][name]
+    ]
+    if changed:
+        raise UserError(
+            f"the run config.init_from={config.init_from} was made with other sizes; take its "
+            "values, or leave the part out of config.init_parts:\n  " + "\n  ".join(changed)
+        )

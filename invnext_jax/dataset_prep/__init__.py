@@ -1,0 +1,1 @@
+"""Writing data sets: reading lists, probing, indexing, re-encoding and sharding videos."""

@@ -1,0 +1,81 @@
+"""What was found out about files so far, on disk, for a run that goes on where one was killed."""
+
+import dataclasses
+import fcntl
+import json
+import os
+from pathlib import Path
+
+from invnext_jax.dataset_prep.probing import Failure, Probe
+from invnext_jax.errors import UserError
+
+
+class Journal:
+    """Results by path, size and time of change, kept line by line so that a kill loses none.
+
+    Raises:
+        UserError: Another run holds the file, or it has been damaged.
+    """
+
+    def __init__(self, path: Path):
+        self._path = path
+        try:
+            self._file = path.open("a+b")
+        except OSError as error:
+            raise UserError(f"{path} cannot be written: {error}") from error
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._file.close()
+            raise UserError(f"another run is writing {path}: wait for its end") from error
+        except OSError:  # a file system without locks
+            pass
+        self._known: dict[tuple, Probe | Failure] = {}
+        try:
+            self._read()
+        except UserError:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._file.close()
+
+    def _read(self) -> None:
+        self._file.seek(0)
+        end = 0
+        for line in self._file:
+            try:
+                row = json.loads(line)
+                kind = Probe if "codec" in row["found"] else Failure
+                self._known[tuple(row["key"])] = kind(**row["found"])
+            except (ValueError, KeyError, TypeError) as error:
+                if not line.endswith(b"\n"):  # the last words of a killed run
+                    break
+                raise UserError(f"{self._path} is damaged: delete it to start anew") from error
+            end += len(line)
+        self._file.truncate(end)
+
+    def recall(self, path: str, seconds: float) -> Probe | Failure | None:
+        """What is known of the file as it is now; one that hung is tried again with more time."""
+        known = self._known.get(_key(path))
+        hung = getattr(known, "seconds", None)
+        return None if hung is not None and hung < seconds else known
+
+    def note(self, path: str, result: Probe | Failure) -> None:
+        """Adds a line, unless the next run should look again."""
+        if isinstance(result, Failure) and result.passing:
+            return
+        row = {"key": _key(path), "found": dataclasses.asdict(result)}
+        self._file.write(json.dumps(row).encode() + b"\n")
+        self._file.flush()
+
+
+def _key(path: str) -> tuple[str, int | None, int | None]:
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return path, None, None
+    return path, stat.st_size, stat.st_mtime_ns

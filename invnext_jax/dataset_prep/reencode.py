@@ -1,0 +1,145 @@
+"""Videos encoded anew for training: small, upright, and cheap to decode from anywhere.
+
+A group of pictures is short, so that any frame is near a key frame. Of four frames three are
+referred to by none: the decoder leaves them out where they are not wanted. `fastdecode` does
+without arithmetic coding and the deblocking filter.
+"""
+
+import dataclasses
+import fractions
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import av
+import numpy as np
+from av.video.reformatter import VideoReformatter
+
+from invnext_jax.data import decode, shards, video_io
+from invnext_jax.data.frames import Clock, Converter
+from invnext_jax.errors import UserError
+
+TICK = fractions.Fraction(1, 90_000)  # seconds
+MAX_BYTES = 2**30  # of one video; a record must stay below 2 GiB
+PRESETS = tuple("ultrafast superfast veryfast faster fast medium slow slower veryslow".split())
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoding:
+    """How videos are encoded.
+
+    Attributes:
+        short_side: Pixels that the shorter side is scaled down to; never up.
+        crf: x264's constant rate factor; less is better and larger.
+        gop: Frames from one key frame to the next, at most.
+        preset: x264's; slower ones give smaller files.
+    """
+
+    short_side: int = 256
+    crf: int = 21
+    gop: int = 12
+    preset: str = "veryfast"
+
+    def check(self) -> None:
+        """Raises a `UserError` for what x264 would refuse."""
+        if self.short_side < 16 or self.short_side % 2:
+            raise UserError(f"--short_side={self.short_side} must be even and at least 16")
+        if not 0 <= self.crf <= 51:
+            raise UserError(f"--crf={self.crf} must lie between 0 and 51")
+        if self.gop < 1:
+            raise UserError(f"--gop={self.gop} must be at least 1")
+        if self.preset not in PRESETS:
+            raise UserError(f"--preset={self.preset!r} must be one of {', '.join(PRESETS)}")
+
+    def options(self) -> dict[str, str]:
+        """For x264. One thread: the workers share the cores."""
+        return {
+            "crf": str(self.crf),
+            "preset": self.preset,
+            "tune": "fastdecode",
+            "g": str(self.gop),
+            "bf": "3",
+            "x264-params": "b-pyramid=none:b-adapt=0",
+            "threads": "1",
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Reencode:
+    """Encodes one video after the other; worker processes call it."""
+
+    encoding: Encoding
+
+    def __call__(
+        self, path: str, record: int | None, start: float | None, end: float | None
+    ) -> dict[str, Any]:
+        """Decodes all frames between two times and encodes them.
+
+        Args:
+            path: Video file, local or remote, or a shard.
+            record: Place in the shard; None for a file.
+            start: Seconds; None is the beginning.
+            end: Seconds; None is the end.
+
+        Returns:
+            `video` uint8 [bytes], an MP4 file whose first frame is at 0, and `frames`, `width`,
+            `height`, `fps`, `duration`; or `kind` and `reason` if it cannot be done.
+        """
+        name = shards.name_video(path, record)
+        try:
+            with video_io.open_video(path, record) as source:
+                return decode.use_frames(
+                    source,
+                    lambda clock: range(len(clock)),
+                    self._encode,
+                    start=start,
+                    end=end,
+                    name=name,
+                )
+        except decode.BadVideo as error:
+            return {"kind": error.kind, "reason": str(error).removeprefix(f"{name}: ")}
+        except (ValueError, ArithmeticError, MemoryError) as error:  # of odd headers
+            return {"kind": "corrupt", "reason": f"{type(error).__name__}: {error}"}
+
+    def _encode(self, frames: Iterator[tuple[int, av.VideoFrame]], clock: Clock) -> dict[str, Any]:
+        buffer, stream, last = io.BytesIO(), None, -1
+        convert, reformatter = Converter(self.encoding.short_side), VideoReformatter()
+        with av.open(buffer, "w", format="mp4") as container:
+            for number, frame in frames:
+                image_hwc = _make_even(convert(number, frame))
+                if stream is None:
+                    stream = self._add_stream(container, image_hwc.shape, clock)
+                picture = av.VideoFrame.from_ndarray(image_hwc, format="rgb24")
+                picture = reformatter.reformat(picture, format="yuv420p", threads=1)
+                last = max(last + 1, round(clock[number] / TICK))  # times of frames must rise
+                picture.pts, picture.time_base = last, TICK
+                container.mux(stream.encode(picture))
+                if buffer.tell() > MAX_BYTES:
+                    raise decode.BadVideo(f"more than {MAX_BYTES} bytes as encoded", "too long")
+            container.mux(stream.encode())
+        count, span = len(clock), clock[len(clock) - 1]
+        fps = (count - 1) / span if span > 0 else clock.fps
+        return {
+            "video": np.frombuffer(buffer.getvalue(), np.uint8),
+            "frames": count,
+            "width": stream.width,
+            "height": stream.height,
+            "fps": round(fps, 3),
+            "duration": round(span + 1 / fps, 3),
+        }
+
+    def _add_stream(self, container, shape_hwc: tuple[int, ...], clock: Clock):
+        rate = fractions.Fraction(min(max(clock.fps, 1.0), 240.0)).limit_denominator(1001)
+        stream = container.add_stream("libx264", rate=rate)
+        stream.height, stream.width = shape_hwc[:2]
+        stream.pix_fmt, stream.options = "yuv420p", self.encoding.options()
+        stream.time_base = stream.codec_context.time_base = TICK
+        return stream
+
+
+def _make_even(image_hwc: np.ndarray) -> np.ndarray:
+    """Cuts off a last odd row and column, which the pixel format cannot hold."""
+    height, width = (side // 2 * 2 for side in image_hwc.shape[:2])
+    if not height or not width:
+        raise decode.BadVideo("less than two pixels wide or high", "too small")
+    return np.ascontiguousarray(image_hwc[:height, :width])

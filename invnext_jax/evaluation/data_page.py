@@ -1,0 +1,216 @@
+"""A web page of training clips as a run is given them: frames, masks, where they come from.
+
+Clips and masks are those of the first steps of a run of one process. A mask's random numbers
+depend on a clip's place in its batch alone, so that a part of a batch shows what the whole would.
+
+Shape key: b clips, t frames, h w pixels, c channels, y x grid rows and columns, s patches of a
+frame.
+"""
+
+import collections
+import csv
+import functools
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+import numpy as np
+
+from invnext_jax import atomic_file, config_checks
+from invnext_jax.data import manifest as manifest_lib
+from invnext_jax.data import mixture, pipeline
+from invnext_jax.errors import UserError
+from invnext_jax.evaluation import report, tables, visualization
+from invnext_jax.models.patches import clip_grid, normalize
+from invnext_jax.objectives import masks
+from invnext_jax.stages import image_teacher, registry
+
+TEMPLATE = "show_data.html"
+LOSSLESS_SIDE = 64  # larger frames are natural video and would make a huge page
+
+
+class Shown(NamedTuple):
+    """A clip uint8 [t h w c], its row of the manifest, its step and its masks [t y x], True = seen.
+
+    There is one mask for each kind of block of multi-block masks.
+    """
+
+    video_thwc: np.ndarray
+    row: int
+    step: int
+    seen: list[np.ndarray]
+
+
+def write_page(config: ml_collections.ConfigDict, out: str | Path, clips: int = 16) -> Path:
+    """Writes the page.
+
+    Args:
+      config: of the run.
+      out: the HTML file.
+      clips: how many clips are shown.
+
+    Raises:
+      UserError: the config or its files do not allow such a run, or no video can be read.
+    """
+    if clips < 1:
+        raise UserError(f"clips={clips} must be at least 1")
+    registry.find_stage(config)
+    config_checks.check_config(config)
+    masks.check_settings(config.mask, (config.data.size // config.encoder.patch) ** 2)
+    drops = pipeline.DropCounter()
+    shown = list(sample(config, clips, drops))
+    manifest = manifest_lib.read_manifest(config.data.manifest)
+    page = report.render(
+        TEMPLATE,
+        facts=_describe(config, manifest),
+        clips=[_describe_clip(config, manifest[clip.row], clip) for clip in shown],
+        dropped=count_reasons(drops.names),
+        quarantined=_read_quarantines(manifest.file),
+    )
+    atomic_file.write_text(out, page)
+    return Path(out)
+
+
+def sample(
+    config: ml_collections.ConfigDict, clips: int, drops: pipeline.DropCounter
+) -> Iterator[Shown]:
+    """The first clips of a run, with the masks that its steps draw.
+
+    Args:
+      config: of the run.
+      clips: how many.
+      drops: counts the videos that could not be read on the way.
+    """
+    teacher = None
+    if config.mask.kind == "semantic":
+        image_teacher.check_teacher(config)
+        teacher = image_teacher.read_teacher(config)
+    draw = jax.jit(functools.partial(draw_masks, config))
+    root_key = jax.random.key(config.seed)
+    # One video at a time: order and cut of the clips do not depend on the size of the batches.
+    repeats = config.data.repeats
+    if config.batch_size % repeats:
+        raise UserError(f"{config.batch_size=} must divide by config.data.repeats={repeats}")
+    dataset = pipeline.make_train_dataset(
+        config.data, seed=config.seed, batch_size=repeats, drops=drops
+    )
+    iterator = iter(dataset)
+    try:
+        for step, first in enumerate(range(0, clips, config.batch_size)):
+            wanted = min(config.batch_size, clips - first)
+            batch = [next(iterator) for _ in range(-(-wanted // repeats))]
+            video_bthwc = np.concatenate([one["video"] for one in batch])[:wanted]
+            row_b = np.concatenate([one["index"] for one in batch])[:wanted]
+            key = jax.random.fold_in(root_key, step)
+            grid = clip_grid(video_bthwc, config.encoder.patch)
+            keeps = jax.device_get(draw(teacher, video_bthwc, key))
+            seen = [visualization.visible_places(keep_bk, grid) for keep_bk in keeps]
+            for i, row in enumerate(row_b):
+                yield Shown(video_bthwc[i], int(row), step, [seen_btyx[i] for seen_btyx in seen])
+    finally:
+        if hasattr(iterator, "close"):  # ends the workers
+            iterator.close()
+
+
+def draw_masks(
+    config: Any, teacher: Any, video_bthwc: jax.Array, key: jax.Array
+) -> list[jax.Array]:
+    """The visible positions [b k] that a step with this key draws, for each mask.
+
+    Args:
+      config: of the run.
+      teacher: the image teacher's parameters, for a semantic mask.
+      video_bthwc: uint8 clips.
+      key: random key of the step.
+    """
+    grid = clip_grid(video_bthwc, config.encoder.patch)
+    attention_bts = None
+    if config.mask.kind == "semantic":
+        attention_bts = image_teacher.see_clips(config, teacher, normalize(video_bthwc))[1]
+    drawn = registry.find_stage(config).draw(config, video_bthwc.shape[0], grid, key, attention_bts)
+    return [draws.keep_bk for draws in (drawn if config.stage == "stage2" else [drawn])]
+
+
+def count_reasons(reasons: Mapping[str, str]) -> list[tuple[str, int]]:
+    """How many files were dropped for which kind of reason, the most frequent first.
+
+    Args:
+      reasons: by path; what differs from file to file, names and numbers, is taken out.
+    """
+    kinds = collections.Counter()
+    for path, reason in reasons.items():
+        kind = reason.removeprefix(f"{path}: ").replace(path, "...")
+        kind = re.sub(r"\[Errno -?\d+\] ", "", kind)
+        kinds[re.sub(r"\b\d+(\.\d+)?\b", "N", kind)] += 1
+    return kinds.most_common()
+
+
+def _read_quarantines(manifests: str) -> list[tuple[str, int]]:
+    """What `launch/prepare_data.py` left out, if its list lies beside a manifest."""
+    reasons = {}
+    for name in manifest_lib.split_names(manifest_lib.find_manifests(manifests)):
+        path = Path(name).with_suffix(".quarantine.csv")
+        if path.is_file():
+            with path.open(newline="", encoding="utf-8") as file:
+                reasons |= {row["path"]: row["reason"] for row in csv.DictReader(file)}
+    return count_reasons(reasons)
+
+
+def _describe(config: ml_collections.ConfigDict, manifest: manifest_lib.Manifest) -> dict[str, str]:
+    data, rows = config.data, collections.Counter(manifest.sources)
+    shares = mixture.Mixture(manifest, data.weights, config.seed).shares
+    named = [
+        f"{name or 'no name'} {rows[name]:,} ({share:.1%} of the clips)"
+        for name, share in sorted(shares.items(), key=lambda pair: -pair[1])
+    ]
+    named[8:] = [f"{len(rows) - 8} more"] if len(rows) > 8 else []
+    scales = ", ".join(f"{scale:g}" for scale in data.crop_scales)
+    own = [
+        f"{name}: {', '.join(f'{field} {value}' for field, value in data.by_source[name].items())}"
+        for name in shares
+        if name in data.by_source
+    ]
+    return {
+        "run": f"{tables.STAGES[config.stage]}, {config.variant}",
+        "seed": str(config.seed),
+        "manifest": data.manifest,
+        "videos": f"{len(manifest):,}",
+        "sources": ", ".join(named),
+        "clips": f"{data.frames} frames of {data.size} px, crops of {scales}"
+        + (f", {data.repeats} of a video" if data.repeats > 1 else ""),
+        "mirrored": "half of them" if data.flip else "never",
+        **({"otherwise": "; ".join(own)} if own else {}),
+        "mask": _name_mask(config.mask, None),
+        "batch": f"{config.batch_size} clips",
+    }
+
+
+def _name_mask(settings: ml_collections.ConfigDict, number: int | None) -> str:
+    if settings.kind != "multi_block":
+        return f"{settings.kind}, {settings.ratio:.0%} hidden"
+    kinds = [
+        f"{count} blocks of {share:.0%}, {visible:.0%} visible"
+        for (count, share), visible in zip(settings.blocks, settings.visible, strict=True)
+    ]
+    return f"multi-block, {'; '.join(kinds) if number is None else kinds[number]}"
+
+
+def _describe_clip(
+    config: ml_collections.ConfigDict, record: manifest_lib.VideoRecord, clip: Shown
+) -> dict[str, Any]:
+    to_uri = functools.partial(
+        visualization.to_data_uri, lossless=clip.video_thwc.shape[1] <= LOSSLESS_SIDE
+    )
+    pictures = [{"title": "Frames", "caption": "", "uri": to_uri(clip.video_thwc)}]
+    for number, seen_tyx in enumerate(clip.seen):
+        title = f"Mask {number + 1}" if len(clip.seen) > 1 else "Mask"
+        uri = to_uri(visualization.hide_patches(clip.video_thwc, seen_tyx))
+        caption = _name_mask(config.mask, number)
+        pictures.append({"title": title, "caption": caption, "uri": uri})
+    facts = {"source": record.source or "no name", "step": clip.step + 1, "row": clip.row}
+    if record.start is not None or record.end is not None:
+        facts["seconds"] = f"{record.start or 0:g} to {'end' if record.end is None else record.end}"
+    return {"path": record.name, "facts": facts | record.labels, "strips": pictures}

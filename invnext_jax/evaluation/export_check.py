@@ -1,0 +1,82 @@
+"""Proof that an encoder read from a file is the one that was written: equal features of a clip.
+
+Shape key: b videos, t frames, h w pixels, c channels, n tokens, d width.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from invnext_jax.errors import UserError
+from invnext_jax.evaluation import features
+from invnext_jax.models import encoder as encoder_model
+from invnext_jax.models.patches import normalize
+
+# Largest relative change of the features that a narrower type may cause.
+TOLERANCE = {"float32": 0.0, "float16": 1e-2, "bfloat16": 5e-2}
+
+
+def check_finite(run: str | Path, params: Any) -> None:
+    """Checks that no weight is infinite or no number.
+
+    Raises:
+      UserError: one is.
+    """
+    if not all(np.isfinite(np.sum(leaf, dtype=np.float64)) for leaf in jax.tree.leaves(params)):
+        raise UserError(
+            f"the encoder of {run} has weights that are not finite: name an earlier step"
+        )
+
+
+def clip_features(config: Any, params: Any) -> np.ndarray:
+    """The encoder's tokens of the fixed clip; empties `params`, so that there is no second copy."""
+    encoder = encoder_model.from_config(config)
+    clip_bthwc = normalize(fixed_clip(min(encoder.frames, 4), encoder.size))
+    run = jax.jit(lambda params, x: encoder.apply({"params": params}, x).tokens_bnd)
+    return np.asarray(run(_to_device(params), clip_bthwc))
+
+
+def _to_device(tree: dict[str, Any]) -> dict[str, Any]:
+    """Moves the leaves one by one, freeing each."""
+    moved = {}
+    for name in list(tree):
+        leaf = tree.pop(name)
+        if isinstance(leaf, dict):
+            moved[name] = _to_device(leaf)
+        else:  # an array that may alias keeps the numpy one, and copies it later all the same
+            moved[name] = jax.device_put(leaf, may_alias=False).block_until_ready()
+    return moved
+
+
+def check_same_features(before: np.ndarray, path: Path, tolerance: float) -> float:
+    """Compares the features of the fixed clip with those of the encoder loaded from a file.
+
+    Args:
+      before: tokens of the run's own encoder.
+      path: an export.
+      tolerance: largest difference as a share of the largest value; 0 asks for equal bits.
+
+    Returns:
+      The largest difference as a share of the largest value.
+
+    Raises:
+      UserError: they differ.
+    """
+    loaded = features.load_encoder(path)
+    after = clip_features(loaded.config, loaded.params)
+    if before.shape == after.shape:
+        worst = float(np.abs(before - after).max() / np.abs(before).max())
+        if worst <= tolerance or np.array_equal(before, after):
+            return worst
+    raise UserError(
+        f"the encoder loaded from {path.name} gives other features than the run's: nothing was "
+        "written; please report this with the run's config"
+    )
+
+
+def fixed_clip(frames: int, size: int) -> np.ndarray:
+    """A clip of noise that is the same everywhere: uint8 [1 t h w 3]."""
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 256, size=(1, frames, size, size, 3), dtype=np.uint8)

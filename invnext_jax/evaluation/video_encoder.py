@@ -1,0 +1,134 @@
+"""Features of video files by a trained encoder, from Python.
+
+Shape key: b videos, t frames, h w pixels, c channels, n tokens, d width.
+"""
+
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from invnext_jax.data import sampling, transforms, video_io
+from invnext_jax.errors import UserError
+from invnext_jax.evaluation import features
+from invnext_jax.models.heads import AttentionPool
+from invnext_jax.models.patches import normalize
+
+
+class VideoEncoder:
+    """A frozen encoder that turns video files into features; compiles once for each clip size.
+
+    Attributes:
+      encoder: the module.
+      params: its parameters, on the device.
+      config: describes both.
+    """
+
+    def __init__(self, path: str | Path):
+        """Loads weights.
+
+        Args:
+          path: workdir of a run, a .safetensors file that `launch/export.py` or
+            `launch/import_weights.py` wrote, or a folder in the published layout.
+
+        Raises:
+          UserError: there is nothing to read, or no encoder in it.
+        """
+        loaded = features.load_encoder(path)
+        e = loaded.config.encoder
+        self.encoder, self.config = loaded.encoder, loaded.config
+        self.params = jax.device_put({"encoder": loaded.params, "pool": loaded.pool})
+        pool = AttentionPool(e.get("pool_width"), e.get("pool_heads"), loaded.encoder.dtype)
+
+        @jax.jit
+        def tokens(params, video_bthwc):
+            out = self.encoder.apply({"params": params["encoder"]}, normalize(video_bthwc))
+            return out.tokens_bnd
+
+        @jax.jit
+        def pooled(params, video_bthwc):
+            return pool.apply({"params": params["pool"]}, tokens(params, video_bthwc))
+
+        self._tokens, self._pooled = tokens, pooled
+
+    def __call__(
+        self,
+        path: str | os.PathLike,
+        *,
+        frames: int | None = None,
+        size: int | None = None,
+        pooled: bool = False,
+        start: float | None = None,
+        end: float | None = None,
+    ) -> np.ndarray:
+        """Features of one video: frames spread evenly, centre crop.
+
+        Args:
+          path: a video file, on this machine or `protocol://...`.
+          frames: how many; None: as many as the encoder was built for. Position codes are resized.
+          size: pixels a side, a multiple of the patch size; None: what it was built for.
+          pooled: one vector instead of tokens.
+          start: seconds; None is the beginning.
+          end: seconds; None is the end.
+
+        Returns:
+          float32 [frames * (size / patch)^2, width] in the order time, row, column, without class
+          tokens; or, pooled, [pool_width].
+
+        Raises:
+          UserError: a size that does not divide by the patch, or no pool among the weights.
+          BadVideo: the file cannot be decoded.
+        """
+        video_thwc = self.read(path, frames=frames, size=size, start=start, end=end)
+        return self.encode(video_thwc[None], pooled=pooled)[0]
+
+    def read(
+        self,
+        path: str | os.PathLike,
+        *,
+        frames: int | None = None,
+        size: int | None = None,
+        start: float | None = None,
+        end: float | None = None,
+    ) -> np.ndarray:
+        """The clip that `__call__` encodes: uint8 [t h w c]; see there."""
+        frames, size = frames or self.encoder.frames, size or self.encoder.size
+        if frames < 1 or size < 1:
+            raise UserError(f"{frames=} and {size=} must be positive")
+        return video_io.read_clips(
+            os.fspath(path),
+            lambda count: sampling.sample_sparse(count, frames, None)[None],
+            [transforms.centre],
+            size,
+            short_side=size,
+            start=start,
+            end=end,
+        )[0]
+
+    def encode(self, video_bthwc: np.ndarray, *, pooled: bool = False) -> np.ndarray:
+        """Features of clips at hand.
+
+        Args:
+          video_bthwc: uint8, RGB; any number of frames, sides that divide by the patch size.
+          pooled: one vector a clip instead of tokens.
+
+        Returns:
+          float32 [b n d] without class tokens, or [b pool_width].
+
+        Raises:
+          UserError: see `__call__`.
+        """
+        patch, (height, width) = self.encoder.patch, video_bthwc.shape[2:4]
+        if height % patch or width % patch:
+            raise UserError(f"{height} x {width} pixels must divide by the patch size {patch}")
+        if pooled and self.params["pool"] is None:
+            raise UserError(
+                "the weights hold no pool: export them with --parts=encoder,pool, or leave "
+                "pooled=True out"
+            )
+        if pooled:
+            return np.asarray(self._pooled(self.params, jnp.asarray(video_bthwc)))
+        tokens_bnd = self._tokens(self.params, jnp.asarray(video_bthwc))
+        return np.asarray(tokens_bnd[:, self.encoder.class_tokens :])

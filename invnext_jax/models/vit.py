@@ -1,0 +1,99 @@
+"""Plain vision transformer blocks, as image teachers and V-JEPA's predictor are made of.
+
+Shape key: b batch, n tokens, d width, f MLP width, h heads, e head width.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+
+from invnext_jax.models.attention import attend
+from invnext_jax.models.layers import Dtype, Mlp, dense, layer_norm
+from invnext_jax.models.sharding import TOKENS, Lead, split_heads
+
+
+class VisionAttention(nn.Module):
+    """Multi-head attention with biases; queries may come from elsewhere."""
+
+    heads: int
+    dtype: Dtype
+    lead: Lead = TOKENS
+
+    @nn.compact
+    def __call__(
+        self, x_bnd: jax.Array, query_bnd: jax.Array, *, weights: bool = False
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """Attends from the queries to x.
+
+        Args:
+          x_bnd: keys and values.
+          query_bnd: queries, as many as wanted.
+          weights: whether the head-averaged softmax weights [b, queries, n] are returned too.
+        """
+        d = x_bnd.shape[-1]
+
+        def project(name, tokens_bnd):
+            h_bnd = dense(d, ("embed", "heads"), name=name, dtype=self.dtype)(tokens_bnd)
+            return h_bnd.reshape(*h_bnd.shape[:2], self.heads, d // self.heads)
+
+        parts = project("q", query_bnd), project("k", x_bnd), project("v", x_bnd)
+        q_bnhe, k_bnhe, v_bnhe = split_heads(*parts, self.lead)
+        y_bnd = rearrange(attend(q_bnhe, k_bnhe, v_bnhe), "b n h e -> b n (h e)")
+        y_bnd = dense(d, ("heads", "embed"), name="proj", dtype=self.dtype)(y_bnd)
+        if not weights:
+            return y_bnd, None
+        logits = jnp.einsum("bqhe,bkhe->bhqk", q_bnhe, k_bnhe, preferred_element_type=jnp.float32)
+        return y_bnd, jnp.mean(jax.nn.softmax(logits * (d // self.heads) ** -0.5), axis=1)
+
+
+class VisionBlock(nn.Module):
+    """Pre-norm block with biases everywhere; DINOv2 adds layer scale and may gate its MLP."""
+
+    heads: int
+    mlp_width: int
+    dtype: Dtype
+    eps: float = 1e-6
+    activation: str = "gelu_tanh"
+    layer_scale: bool = False
+    gated: bool = False
+    lead: Lead = TOKENS
+
+    @nn.compact
+    def __call__(self, x_bnd: jax.Array, index: jax.Array, drop_rate: jax.Array) -> jax.Array:
+        """Adds attention and MLP to the float32 residual stream; index and rate are unused."""
+        del index, drop_rate
+        h_bnd = layer_norm(self.eps, self.dtype, "norm1")(x_bnd)
+        h_bnd, _ = VisionAttention(self.heads, self.dtype, self.lead, name="attn")(h_bnd, h_bnd)
+        x_bnd = x_bnd + self._branch(h_bnd, "scale1")
+        h_bnd = layer_norm(self.eps, self.dtype, "norm2")(x_bnd)
+        if self.gated:
+            h_bnd = GatedMlp(self.mlp_width, self.dtype, name="mlp")(h_bnd)
+        else:
+            mlp = Mlp(self.mlp_width, self.dtype, activation=self.activation, name="mlp")
+            h_bnd = mlp(h_bnd)
+        return x_bnd + self._branch(h_bnd, "scale2")
+
+    def _branch(self, h_bnd: jax.Array, name: str) -> jax.Array:
+        h_bnd = h_bnd.astype(jnp.float32)
+        if not self.layer_scale:
+            return h_bnd
+        scale_d = self.param(name, nn.initializers.ones, (h_bnd.shape[-1],), jnp.float32)
+        return h_bnd * scale_d[None, None]
+
+
+class GatedMlp(nn.Module):
+    """Two projections to `mlp_width`, one through SiLU; their product is projected back."""
+
+    mlp_width: int
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x_bnd: jax.Array) -> jax.Array:
+        """Maps [b n d] to [b n d]."""
+        gate_bnf, up_bnf = (
+            dense(self.mlp_width, ("embed", "mlp"), name=name, dtype=self.dtype)(x_bnd)
+            for name in ("gate", "fc1")
+        )
+        back = dense(x_bnd.shape[-1], ("mlp", "embed"), name="fc2", dtype=self.dtype)
+        return back(nn.silu(gate_bnf) * up_bnf)

@@ -1,0 +1,1 @@
+"""Metrics files, progress, throughput, profiling and the watchdog of a run."""

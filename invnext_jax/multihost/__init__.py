@@ -1,0 +1,1 @@
+"""Starting and coordinating the processes of a multi-host run."""

@@ -1,0 +1,1 @@
+"""FLOPs, memory, roofline and collectives of a run, computed from shapes."""

@@ -1,0 +1,347 @@
+"""What a run will need and how fast it can be, from shapes alone, before anyone rents a machine.
+
+Shape key: b clips.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from jax.sharding import Mesh
+
+from invnext_jax import config_checks
+from invnext_jax.errors import UserError
+from invnext_jax.planning import collectives
+from invnext_jax.planning import flops as flops_lib
+from invnext_jax.planning.devices import DEVICES, Device
+from invnext_jax.stages import registry
+from invnext_jax.training import mesh as mesh_lib
+from invnext_jax.training import state as state_lib
+
+_USABLE = 0.92  # of a device's memory; the rest is the runtime's and fragmentation
+
+
+@dataclasses.dataclass(frozen=True)
+class Shapes:
+    """The step's arguments as abstract arrays with shardings, and what it is made of."""
+
+    training: registry.Training
+    mesh: Mesh
+    state: state_lib.TrainState
+    frozen: Any
+
+    @property
+    def config(self) -> Any:
+        """The run's config."""
+        return self.training.config
+
+
+def make_plan(config: ml_collections.ConfigDict, device_name: str) -> dict[str, Any]:
+    """Plans a run on all devices that JAX sees, which may be fake ones.
+
+    Args:
+        config: of the run; `config.mesh` says how the devices are laid out.
+        device_name: one of `devices.DEVICES`.
+
+    Returns:
+        Plain numbers: bytes are of one device, FLOPs of a step over all devices, times in seconds.
+
+    Raises:
+        UserError: an unknown device, a mesh that the devices do not make up, or a config that no
+            run can have.
+    """
+    if device_name not in DEVICES:
+        raise UserError(f"--device={device_name} must be one of {', '.join(DEVICES)}")
+    config, device = check_config(config), DEVICES[device_name]
+    shapes = make_shapes(config)
+    mesh = shapes.mesh
+    held = held_bytes(shapes)
+    per_clip, kept = activation_bytes(shapes)
+    per_clip, kept = per_clip / _token_shards(mesh), kept / _token_shards(mesh)
+    shards = mesh_lib.batch_shards(mesh)
+    part = config.batch_size / shards / config.accumulate
+    fits = max(int((_USABLE * device.memory - sum(held.values())) // per_clip), 0)
+    times = roofline(shapes, device, kept)
+    flops = flops_lib.step_flops(config)
+    counts = flops_lib.count_flops(config)
+    return {
+        "stage": config.stage,
+        "variant": config.variant,
+        "frames": config.data.frames,
+        "remat": config.remat,
+        "device": device_name,
+        "devices": mesh.size,
+        "mesh": dict(mesh.shape),
+        "batch": config.batch_size,
+        "accumulate": config.accumulate,
+        "clips_of_a_device": part,
+        "parameters": {name: _count(tree) for name, tree in shapes.state.params.items()},
+        "frozen_parameters": {name: _count(tree) for name, tree in shapes.frozen.items()},
+        "held_bytes": held,
+        "activation_bytes_per_clip": per_clip,
+        "peak_bytes": sum(held.values()) + part * per_clip,
+        "memory_bytes": device.memory,
+        "clips_that_fit_a_device": fits,
+        "batch_that_fits": fits * shards,
+        "fits": fits >= part,
+        "flops": {
+            name: config.batch_size * (count.forward + count.backward)
+            for name, count in counts.items()
+        },
+        "step_flops": flops,
+        "recomputed_flops": flops_lib.recomputed_flops(config),
+        "sent_bytes": sent_bytes(shapes),
+        "seconds": times,
+        "step_seconds": max(times.values()),
+        "clips_per_second": config.batch_size / max(times.values()),
+        "mfu": flops / (mesh.size * device.peak * max(times.values())),
+    }
+
+
+def check_config(config: ml_collections.ConfigDict) -> ml_collections.FrozenConfigDict:
+    """Checks a config as a run does, but for files and for kernels of other machines.
+
+    Raises:
+        UserError: a value that no run can have.
+    """
+    config = ml_collections.ConfigDict(config)
+    config.attention = "auto"
+    for group, name in (
+        (config, "init_from"),
+        (config.data, "manifest"),
+        (config.teacher, "weights"),
+    ):
+        group[name] = group[name] or "not read"
+    config_checks.check_config(config)
+    registry.find_stage(config).check_config(config)
+    return ml_collections.FrozenConfigDict(config)
+
+
+def make_shapes(config: Any) -> Shapes:
+    """Everything that a step takes, as shapes with shardings on the devices at hand."""
+    mesh = mesh_lib.make_mesh(config.mesh)
+    config_checks.check_batch(config, mesh)
+    training = registry.assemble(config)
+    return Shapes(training, mesh, training.abstract_state(mesh), training.abstract_frozen(mesh))
+
+
+def held_bytes(shapes: Shapes) -> dict[str, float]:
+    """Bytes of one device that do not depend on the batch."""
+    state, width = shapes.state, jnp.dtype(shapes.config.dtype).itemsize
+    params = _bytes(state.params)
+    # Layers are cast for the products before the loop over them.
+    cast = (params + _bytes(shapes.frozen)) * width / 4 if width < 4 else 0.0
+    return {
+        "parameters": params,
+        "optimiser": _bytes(state.opt_state),
+        "gradients": params * (2 if shapes.config.accumulate > 1 else 1),
+        "frozen": _bytes(shapes.frozen),
+        "copies": _bytes((state.follow, state.ema)),
+        "cast": cast,
+    }
+
+
+def activation_bytes(shapes: Shapes) -> tuple[float, float]:
+    """Bytes of activations that one clip needs on one device without token or tensor parallelism.
+
+    What the backward pass keeps is read off the step as JAX derives it, so that it follows the
+    `remat` policy; attention weights (tokens by tokens) are left out, which fused kernels never
+    store. The working set is that of one layer of the longest stream, forward and backward.
+
+    Returns:
+        All of it, and what is kept from the forward to the backward pass.
+    """
+    one, two = (_kept(shapes, clips) for clips in (1, 2))
+    tokens = flops_lib.token_lengths(shapes.config)
+    n = tokens.patches + tokens.class_tokens
+    kept = 0.0
+    for small, large in zip(one, two, strict=True):
+        pairs = [axis for axis in large.shape[-2:] if axis > 4 * n**0.5]
+        if len(large.shape) >= 4 and len(pairs) == 2 and large.shape[-1] == large.shape[-2]:
+            continue
+        kept += (large.size - small.size) * large.dtype.itemsize
+    return kept + _working_bytes(shapes.config, n), kept
+
+
+def _kept(shapes: Shapes, clips: int) -> list[jax.ShapeDtypeStruct]:
+    """What the backward pass of so many clips takes from the forward pass."""
+    config, data, training = shapes.config, shapes.config.data, shapes.training
+
+    def derive(params: Any, frozen: Any, batch: Any, key: jax.Array) -> Any:
+        def loss(params: Any) -> jax.Array:
+            return training.stage.loss_fn(config, training.model, params, frozen, batch, key)[0]
+
+        return jax.vjp(loss, params)[1]
+
+    video = jax.ShapeDtypeStruct((clips, data.frames, data.size, data.size, 3), np.uint8)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    bare = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
+        (shapes.state.params, {**shapes.frozen, **shapes.state.follow}),
+    )
+    return jax.tree.leaves(jax.eval_shape(derive, *bare, {"video": video}, key))
+
+
+def _working_bytes(config: Any, n: int) -> float:
+    """Bytes of one layer at work on the longest stream of a clip, and of the clip itself."""
+    width = jnp.dtype(config.dtype).itemsize
+    streams = [(n, config.predictor), (n, config.encoder)]
+    layer = max(
+        k * (8 * 4 + 10 * width) * s.width + k * 4 * width * s.mlp_width for k, s in streams
+    )
+    pixels = 3 * config.data.frames * config.data.size**2
+    return layer + pixels * (1 + 2 * 4)
+
+
+def _token_shards(mesh: Mesh) -> int:
+    return mesh.shape["tensor"] * mesh.shape["sequence"]
+
+
+def sent_bytes(shapes: Shapes) -> dict[str, float]:
+    """Bytes that one device sends in a step over each mesh axis, by the ring algorithms."""
+    config, mesh = shapes.config, shapes.mesh
+    data, fsdp, tensor, sequence = (mesh.shape[axis] for axis in mesh_lib.AXES)
+    width = jnp.dtype(config.dtype).itemsize
+    tokens = flops_lib.token_lengths(config)
+    looks = len(tokens.visible)  # the parameters are used for each mask
+    params, frozen = (4.0 * _count(tree) / tensor for tree in (shapes.state.params, shapes.frozen))
+    ring = {
+        name: (size - 1) / size
+        for name, size in zip(mesh_lib.AXES, mesh.devices.shape, strict=True)
+    }
+    gathered = config.accumulate * (2 * looks * params + frozen) * width / 4
+    found = {
+        "data": 2 * ring["data"] * looks * params / fsdp,
+        "fsdp": ring["fsdp"] * (gathered + config.accumulate * looks * params),
+    }
+    clips = config.batch_size / data / fsdp
+    e, p, n = config.encoder, config.predictor, tokens.patches + tokens.class_tokens
+    streams = [(k + tokens.class_tokens, e, 4) for k in tokens.visible]
+    streams += [(n, p, 4)] * looks
+    if "target" in shapes.frozen or "target" in shapes.state.follow:
+        streams.append((n, e, 2))
+    t = config.teacher
+    if "teacher" in shapes.frozen:
+        streams.append((config.data.frames * (t.size // t.patch) ** 2, t, 2))
+    sizes = [clips * k * s.width * s.depth * width for k, s, _ in streams]
+    times = [times for *_, times in streams]
+    reduced = sum(size * count for size, count in zip(sizes, times, strict=True))
+    found["tensor"] = 2 * ring["tensor"] * reduced / sequence
+    # Keys and values forward, their gradients backward.
+    found["sequence"] = ring["sequence"] * reduced / tensor
+    return found
+
+
+def roofline(shapes: Shapes, device: Device, kept: float) -> dict[str, float]:
+    """Seconds of a step if one thing alone held it up: products, memory, or sending."""
+    config, mesh = shapes.config, shapes.mesh
+    flops = flops_lib.step_flops(config) + flops_lib.recomputed_flops(config)
+    clips = config.batch_size / mesh_lib.batch_shards(mesh)
+    held = held_bytes(shapes)
+    # The update reads parameters, gradients and moments and writes all but the gradients.
+    moved = 2 * (held["parameters"] + held["optimiser"]) + held["gradients"]
+    moved += config.accumulate * 2 * (held["parameters"] + held["frozen"]) + 4 * clips * kept
+    local = mesh.size <= device.node
+    link = device.link if local else device.network
+    return {
+        "products": flops / (mesh.size * device.peak),
+        "memory": moved / device.bandwidth,
+        "sending": sum(sent_bytes(shapes).values()) / link,
+    }
+
+
+def compile_step(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Compiles the step for the devices at hand: XLA's own figures for them.
+
+    On a CPU attention is not fused and buffers are laid out otherwise than on an accelerator, so
+    these check the plan at small sizes, and show which collectives the partitioner chose.
+    """
+    config = check_config(config)
+    shapes = make_shapes(config)
+    side, mesh = config.data.size, shapes.mesh
+    video = jax.ShapeDtypeStruct(
+        (config.batch_size, config.data.frames, side, side, 3),
+        np.uint8,
+        sharding=mesh_lib.batch_sharding(mesh),
+    )
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=mesh_lib.replicated(mesh))
+    compiled = shapes.training.compile_step(
+        mesh, shapes.state, shapes.frozen, {"video": video}, key
+    )
+    memory = compiled.memory_analysis()
+    found = collectives.read_collectives(compiled.as_text(), mesh.size)
+    return {
+        "xla_argument_bytes": memory.argument_size_in_bytes,
+        "xla_temporary_bytes": memory.temp_size_in_bytes,
+        "xla_collectives": {
+            kind: {
+                "times": sum(c.times for c in found if c.kind == kind),
+                "sent_bytes": sum(c.sent_bytes for c in found if c.kind == kind),
+            }
+            for kind in sorted({c.kind for c in found})
+        },
+    }
+
+
+def _count(tree: Any) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def _bytes(tree: Any) -> float:
+    """Bytes of a tree on one device."""
+    return float(
+        sum(
+            math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+            for leaf in jax.tree.leaves(tree)
+        )
+    )
+
+
+def format_plan(plan: dict[str, Any]) -> str:
+    """The plan as a table to read."""
+
+    def gb(size: float) -> str:
+        return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.2f} MB"
+
+    trained, frozen = (sum(plan[name].values()) for name in ("parameters", "frozen_parameters"))
+    axes = ", ".join(f"{axis} {size}" for axis, size in plan["mesh"].items() if size > 1)
+    rows = [
+        (
+            "run",
+            f"{plan['stage']} {plan['variant']}, {plan['frames']} frames, remat {plan['remat']}",
+        ),
+        ("devices", f"{plan['devices']} x {plan['device']}" + (f" ({axes})" if axes else "")),
+        ("batch", f"{plan['batch']} clips, {plan['clips_of_a_device']:g} on a device at once"),
+        ("parameters", f"{trained / 1e6:.1f} M trained, {frozen / 1e6:.1f} M frozen"),
+        *((f"  {name}", f"{size / 1e6:.1f} M") for name, size in plan["parameters"].items()),
+        *((f"  {n} (frozen)", f"{s / 1e6:.1f} M") for n, s in plan["frozen_parameters"].items()),
+        ("memory of a device", f"{gb(plan['peak_bytes'])} of {gb(plan['memory_bytes'])}"),
+        *((f"  {name}", gb(size)) for name, size in plan["held_bytes"].items() if size),
+        ("  activations of a clip", gb(plan["activation_bytes_per_clip"])),
+        (
+            "what fits",
+            f"{plan['clips_that_fit_a_device']} clips a device, batch {plan['batch_that_fits']}"
+            + ("" if plan["fits"] else ": LESS THAN THIS RUN WANTS"),
+        ),
+        ("products of a step", f"{plan['step_flops'] / 1e12:.4g} TFLOP"),
+        *((f"  {name}", f"{flops / 1e12:.4g} TFLOP") for name, flops in plan["flops"].items()),
+        ("  computed again", f"{plan['recomputed_flops'] / 1e12:.4g} TFLOP"),
+        *((f"sent over {a}", gb(size)) for a, size in plan["sent_bytes"].items() if size),
+        *((f"time of {name}", f"{s:.3f} s") for name, s in plan["seconds"].items()),
+        (
+            "step at the roofline",
+            f"{plan['step_seconds']:.3f} s, {plan['clips_per_second']:.4g} clips/s",
+        ),
+        ("MFU at the roofline", f"{100 * plan['mfu']:.0f} %"),
+    ]
+    for name, value in plan.items():
+        if name.startswith("xla_") and name.endswith("bytes"):
+            rows.append((name.replace("_", " "), gb(value)))
+    for kind, found in plan.get("xla_collectives", {}).items():
+        rows.append((f"xla {kind}", f"{found['times']} times, {gb(found['sent_bytes'])} sent"))
+    return "\n".join(f"{name:<26}{value}" for name, value in rows)

@@ -1,1 +1,0 @@
-"""The machine: mesh, train state, step, checkpoints, metrics; knows pytrees, not models."""

@@ -1,0 +1,93 @@
+"""Trained models inside a run: the frozen image teacher, and the parameters that a run starts from.
+
+Shape key: b batch, t frames, h w pixels, c channels, s patches of a frame.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+
+from invnext_jax.errors import UserError
+from invnext_jax.models import teachers
+from invnext_jax.models.dot_general import rounding
+from invnext_jax.weights import assets
+from invnext_jax.weights.export import config_mismatches, read_export, require_part
+from invnext_jax.weights.match import match_tree
+
+_TEACHER = ("kind", "width", "depth", "heads", "mlp_width", "patch", "train_size")
+_TEACHER += ("activation", "registers", "gated")
+
+
+def check_teacher(config: Any) -> None:
+    """Checks `config.teacher`.
+
+    Raises:
+      UserError: an unknown kind, no weights, or sizes that do not fit the run's clips.
+    """
+    t = config.teacher
+    if t.kind not in teachers.KINDS:
+        known = " or ".join(map(repr, teachers.KINDS))
+        raise UserError(f"teacher.kind={t.kind!r} is not known: set it to {known}")
+    if not t.weights:
+        raise UserError("teacher.weights is empty: name the .safetensors file of the image teacher")
+    sides = t.size // t.patch, config.data.size // config.encoder.patch
+    if sides[0] != sides[1] and not t.resample:
+        raise UserError(
+            f"teacher.size // teacher.patch = {sides[0]} must equal the {sides[1]} patches a side "
+            "of data.size // encoder.patch: set teacher.size, or teacher.resample=True"
+        )
+    if t.taps < 1:
+        raise UserError(f"teacher.taps={t.taps} must be at least 1")
+    if min(teachers.tapped_layers(t.depth, t.taps, t.tap_interval)) < 0:
+        raise UserError(f"teacher.tap_interval={t.tap_interval} reaches below the first layer")
+
+
+def abstract_teacher(config: Any) -> Any:
+    """Shapes and logical axes of the teacher's parameters."""
+    images = jnp.zeros((1, config.teacher.size, config.teacher.size, 3))
+    init = teachers.from_config(config).init
+    return jax.eval_shape(init, jax.random.key(0), images)["params"]
+
+
+def read_teacher(config: Any) -> Any:
+    """The teacher's parameters from the file that the config names.
+
+    Raises:
+      UserError: the file cannot be read, or holds another model than `config.teacher` describes.
+    """
+    path = assets.resolve(config.teacher.weights)
+    parts, about = read_export(path)
+    require_part(path, parts, "teacher")
+    described = about.get("config", {}).get("teacher", {})
+    wrong = config_mismatches(described, config.teacher, _TEACHER)
+    if wrong:
+        rows = (f"  config.teacher.{k}: {old!r} here, set it to {new!r}" for k, old, new in wrong)
+        raise UserError(f"{path} is another teacher than the configured one:\n" + "\n".join(rows))
+    return match_tree(parts["teacher"], nn.unbox(abstract_teacher(config)), f"teacher {path}")
+
+
+def see(config: Any, params: Any, video_bthwc: jax.Array) -> teachers.TeacherOutput:
+    """What the frozen teacher says about every frame (b*t images), on the encoder's grid.
+
+    Args:
+      config: of the run.
+      params: the teacher's parameters.
+      video_bthwc: float32 normalised clips.
+    """
+    t = config.teacher
+    images = teachers.preprocess(video_bthwc, t.size, t.kind)
+    with rounding(config.quantize_frozen):
+        seen = teachers.from_config(config).apply({"params": params}, images)
+    old, new = t.size // t.patch, video_bthwc.shape[2] // config.encoder.patch
+    return seen if old == new else teachers.resample(seen, old, new)
+
+
+def see_clips(
+    config: Any, params: Any, video_bthwc: jax.Array
+) -> tuple[teachers.TeacherOutput, jax.Array]:
+    """What `see` gives, and its attention by clip and frame: [b t s]."""
+    seen = see(config, params, video_bthwc)
+    return seen, rearrange(seen.attention_bn, "(b t) s -> b t s", t=video_bthwc.shape[1])

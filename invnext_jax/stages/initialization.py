@@ -1,0 +1,138 @@
+"""Initial parameters of a run: from an earlier run, an export, or a text model."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from invnext_jax.errors import UserError
+from invnext_jax.models.predictor import ModernBertLayer
+from invnext_jax.weights.export import config_mismatches, read_export, require_part
+from invnext_jax.weights.match import match_tree
+
+_TEXT = ("width", "heads", "mlp_width", "window")
+
+
+def check_text(config: Any) -> None:
+    """Checks that the predictor can start from the text model that is named, if one is.
+
+    Raises:
+      UserError: it is no ModernBERT.
+    """
+    if config.predictor.weights and config.predictor.kind != "modernbert":
+        raise UserError(
+            f"predictor.kind={config.predictor.kind!r} cannot start from the text model "
+            "predictor.weights: set the kind to 'modernbert', or the weights to ''"
+        )
+
+
+def text_layers(config: Any) -> dict[str, Any]:
+    """The text model's layers by the path of the predictor's layer that each one starts.
+
+    Layer i of the predictor is layer `last_layer - depth + 1 + i` of the text model.
+
+    Returns:
+      "predictor/layer<i>" -> parameters; empty if `config.predictor.weights` is.
+
+    Raises:
+      UserError: the file cannot be read, holds another kind of model, other sizes, or not all of
+        the layers.
+    """
+    p = config.predictor
+    if not p.weights:
+        return {}
+    parts, about = read_export(p.weights)
+    require_part(p.weights, parts, "text")
+    described = about.get("config", {}).get("text", {})
+    kind = described.get("kind", "modernbert")
+    if kind != "modernbert":
+        raise UserError(
+            f"{p.weights} holds a text model of kind {kind!r}: name a 'modernbert' with "
+            "config.predictor.weights, or set that to ''"
+        )
+    wrong = config_mismatches(described, p, _TEXT)
+    if wrong:
+        fields = ", ".join(f"config.predictor.{name}={value}" for name, _, value in wrong)
+        raise UserError(f"the text model {p.weights} has other sizes than the predictor: {fields}")
+    numbers, found = text_numbers(config), parts["text"]
+    if any(f"layer{number}" not in found for number in numbers):
+        raise UserError(
+            f"{p.weights} holds {', '.join(sorted(found))} but the predictor starts from layers "
+            f"{numbers[0]} to {numbers[-1]}: change config.predictor.depth or "
+            "config.predictor.last_layer, or name another file"
+        )
+    layer = ModernBertLayer(p.heads, p.mlp_width, p.window, jnp.float32)
+    key, x_bnd = jax.random.key(0), jnp.zeros((1, 1, p.width))
+    wanted = nn.unbox(jax.eval_shape(layer.init, key, x_bnd)["params"])
+    return {
+        f"predictor/layer{i}": match_tree(
+            found[f"layer{number}"], wanted, f"layer {number} of the text model {p.weights}"
+        )
+        for i, number in enumerate(numbers)
+    }
+
+
+def text_numbers(config: Any) -> range:
+    """Which layers of the text model are the predictor's."""
+    last = config.predictor.last_layer
+    return range(last - config.predictor.depth + 1, last + 1)
+
+
+def choose_start(
+    config: Any, restored: Mapping[str, Any] | None, groups: Iterable[str]
+) -> dict[str, Any]:
+    """The parameters that do not start anew, by their path in the parameter tree.
+
+    Args:
+      config: of the run.
+      restored: parameters of the run that `config.init_from` names, or None.
+      groups: top-level groups that this run can take from there.
+
+    Returns:
+      Of `groups`, those that `config.init_parts` names and `restored` holds; and the text model's
+      layers if the predictor is not among them.
+
+    Raises:
+      UserError: `config.init_parts` names what cannot be taken; see also `text_layers`.
+    """
+    groups, restored = tuple(groups), restored or {}
+    for part in config.init_parts:
+        holders = {"this run takes": groups, f"init_from={config.init_from!r} holds": restored}
+        for holder, names in holders.items():
+            if part not in names:
+                raise UserError(
+                    f"config.init_parts names {part!r}, but {holder} {', '.join(names) or 'none'}: "
+                    "change config.init_parts"
+                )
+    wanted = config.init_parts or groups
+    start = {name: restored[name] for name in wanted if name in restored}
+    if "predictor" in groups and "predictor" not in start:
+        start |= text_layers(config)
+    return start
+
+
+def describe_start(config: Any, start: Mapping[str, Any], groups: Iterable[str]) -> list[str]:
+    """Sentences on the groups of the parameter tree that no earlier run gives.
+
+    Args:
+      config: of the run.
+      start: see `choose_start`.
+      groups: all top-level groups of the run.
+    """
+    sentences = []
+    for name in sorted(set(groups) - set(start)):
+        if name == "predictor" and any(path.startswith("predictor/") for path in start):
+            numbers = text_numbers(config)
+            sentences.append(
+                f"predictor layers: text model {config.predictor.weights}, "
+                f"layers {numbers[0]} to {numbers[-1]}"
+            )
+        elif name == "predictor":
+            sentences.append(
+                "predictor starts from its own scheme (config.predictor.weights is empty)"
+            )
+        elif config.init_from:
+            sentences.append(f"{name} starts anew: it is not taken from {config.init_from}")
+    return sentences

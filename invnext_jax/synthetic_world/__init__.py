@@ -1,0 +1,1 @@
+"""The embedded procedural video world, and the training of its image teacher."""

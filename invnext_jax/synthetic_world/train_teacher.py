@@ -1,0 +1,298 @@
+"""The semantic teacher of the embedded world: SigLIP2 at small size on single frames and captions.
+
+Nothing can be downloaded in the demo, so its image teacher is trained on the world itself, with
+the sigmoid loss of SigLIP (arXiv 2303.15343). A caption is true of many images there, so a label
+says whether an image has every attribute that the caption mentions.
+
+Shape key: b images, j captions, n words, d width, h w pixels, c channels.
+"""
+
+import collections
+import contextlib
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from invnext_jax.checkpointing import run_metadata
+from invnext_jax.errors import UserError
+from invnext_jax.models import teachers
+from invnext_jax.models.layers import unit
+from invnext_jax.models.siglip import SigLip, TextTower
+from invnext_jax.monitoring import reporter as reporter_lib
+from invnext_jax.synthetic_world import tokenizer, world
+from invnext_jax.synthetic_world.world import Caption, WorldSpec
+from invnext_jax.training import compilation, optimizer
+from invnext_jax.training import mesh as mesh_lib
+from invnext_jax.training import state as state_lib
+from invnext_jax.training import step as step_lib
+from invnext_jax.weights import export
+
+WEIGHTS_FILE = "siglip2.safetensors"
+
+
+def sigmoid_loss(logits_bj: jax.Array, labels_bj: jax.Array) -> jax.Array:
+    """Negative log likelihood of all pairs: summed over the captions, mean over the images.
+
+    Args:
+      logits_bj: float32, one for each pair.
+      labels_bj: bool, whether the caption is true of the image; any number may be in a row.
+    """
+    signed_bj = jnp.where(labels_bj, logits_bj, -logits_bj)
+    return -jnp.mean(jnp.sum(jax.nn.log_sigmoid(signed_bj), axis=1))
+
+
+class Frames(NamedTuple):
+    """Clips of the world, of which every frame is an image.
+
+    Attributes:
+      video_bthwc: uint8.
+      object_bthw: bool, where the object of the labels is seen.
+      labels: int [b] for every task of the level.
+    """
+
+    video_bthwc: np.ndarray
+    object_bthw: np.ndarray
+    labels: dict[str, np.ndarray]
+
+
+def make_frames(spec: WorldSpec, clips: int) -> Frames:
+    """Draws the first `clips` clips of a split in memory."""
+    drawn = [world.make_clip(spec, index) for index in range(clips)]
+    labels = {task: np.array([c.labels[task] for c in drawn], np.int32) for task in spec.classes}
+    video_bthwc = np.stack([clip.video for clip in drawn])
+    return Frames(video_bthwc, np.stack([clip.ids == 1 for clip in drawn]), labels)
+
+
+def normalize(images_bhwc: jax.Array) -> jax.Array:
+    """Turns uint8 images into what the vision tower expects: float32 from -1 to 1."""
+    return (images_bhwc.astype(jnp.float32) / 255 - 0.5) / 0.5
+
+
+def make_model(config: Any, vocabulary_size: int) -> SigLip:
+    """Both towers of a run; untrained."""
+    return SigLip(
+        vision=teachers.from_config(config),
+        text=TextTower(
+            words=vocabulary_size,
+            length=config.text.length,
+            width=config.text.width,
+            depth=config.text.depth,
+            heads=config.text.heads,
+            mlp_width=config.text.mlp_width,
+            out_width=config.teacher.width,
+            dtype=jnp.dtype(config.dtype),
+        ),
+        scale=config.loss.scale,
+        bias=config.loss.bias,
+    )
+
+
+def init_params(model: SigLip, length: int, key: jax.Array) -> Any:
+    """Initial parameters, boxed with their logical axes; call it inside jit or eval_shape.
+
+    At these widths a deviation of 0.02 everywhere keeps all features alike for a thousand steps.
+    Here a layer's outputs start as large as its inputs. The vision tower's branches start small:
+    then a token tells its own patch first, and the pooling head learns to look at the object.
+    """
+    size = model.vision.size
+    inputs = jnp.zeros((1, size, size, 3)), jnp.zeros((1, length), jnp.int32)
+    params = model.init(key, *inputs)["params"]
+
+    def rescale(path, leaf):
+        names = [part.key for part in path if isinstance(part, jax.tree_util.DictKey)]
+        if names[:2] == ["vision", "blocks"] and names[-2] in ("proj", "fc2"):
+            return leaf * (0.01 / 0.02)
+        if names[-1] == "kernel":
+            return leaf / (0.02 * leaf.shape[-2] ** 0.5)
+        if names[-1] in ("position", "probe", "embedding"):
+            return leaf / (0.02 * leaf.shape[-1] ** 0.5)
+        return leaf
+
+    return jax.tree_util.tree_map_with_path(rescale, params)
+
+
+def draw_batch(
+    rng: np.random.Generator, frames: Frames, level: str, size: int, text: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Draws images and for each one of its captions.
+
+    Args:
+      rng: the random numbers of this step.
+      frames: what the images are taken from.
+      level: of the world.
+      size: number of pairs.
+      text: word numbers of every caption by its text.
+
+    Returns:
+      `images` uint8 [b h w c], `words` int32 [b n], `labels` bool [b b].
+    """
+    clips = rng.choice(len(frames.video_bthwc), size)
+    times = rng.integers(frames.video_bthwc.shape[1], size=size)
+    labels = {task: values[clips] for task, values in frames.labels.items()}
+    captions = []
+    for row in range(size):
+        choices = world.image_captions(level, {k: v[row] for k, v in labels.items()})
+        captions.append(choices[rng.integers(len(choices))])
+    return {
+        "images": frames.video_bthwc[clips, times],
+        "words": np.stack([text[caption.text] for caption in captions]),
+        "labels": world.label_matrix(labels, captions),
+    }
+
+
+def class_embeddings(
+    captions: Sequence[Caption], text_jd: np.ndarray, classes: Mapping[str, Sequence[str]]
+) -> dict[str, np.ndarray]:
+    """One unit vector for each class: the mean over the captions that mention it and nothing else.
+
+    Args:
+      captions: every image-level caption.
+      text_jd: their embeddings.
+      classes: names of the classes of every task.
+
+    Returns:
+      float32 [classes, d] for every task that captions mention alone.
+    """
+    rows = collections.defaultdict(list)
+    for caption, text_d in zip(captions, text_jd, strict=True):
+        if len(caption.attributes) == 1:
+            rows[next(iter(caption.attributes.items()))].append(text_d)
+    return {
+        task: np.asarray(
+            unit(np.stack([np.mean(rows[task, i], axis=0) for i in range(len(names))]))
+        )
+        for task, names in classes.items()
+        if (task, 0) in rows
+    }
+
+
+def evaluate(
+    vision: nn.Module, params: Any, frames: Frames, prompts: Mapping[str, np.ndarray]
+) -> dict[str, float]:
+    """Zero-shot accuracies in percent, and where the pooling head looks.
+
+    Args:
+      vision: the vision tower.
+      params: its parameters.
+      frames: held-out clips; every frame counts.
+      prompts: what `class_embeddings` gave.
+
+    Returns:
+      "zero_shot/<task>" in percent; "attention/object", the share of the attention on patches that
+      the object touches, and "attention/object_area", the share of the patches that it touches.
+    """
+    apply = jax.jit(lambda images: vision.apply({"params": params}, normalize(images)))
+    size, totals = vision.patch, collections.defaultdict(list)
+    for clip, video_thwc in enumerate(frames.video_bthwc):
+        seen = jax.device_get(apply(video_thwc))
+        for task, prompts_kd in prompts.items():
+            guess_t = np.argmax(seen.pooled_bd @ prompts_kd.T, axis=1)
+            totals[f"zero_shot/{task}"].append(100 * (guess_t == frames.labels[task][clip]))
+        t, h, w = frames.object_bthw[clip].shape
+        cells = frames.object_bthw[clip].reshape(t, h // size, size, w // size, size)
+        touched_tn = cells.any(axis=(2, 4)).reshape(t, -1)
+        totals["attention/object"].append(np.sum(seen.attention_bn * touched_tn, axis=1))
+        totals["attention/object_area"].append(np.mean(touched_tn, axis=1))
+    return {name: float(np.mean(values)) for name, values in totals.items()}
+
+
+def train(config: Any, workdir: str | Path) -> dict[str, Any]:
+    """Trains both towers and writes the vision tower to `<workdir>/siglip2.safetensors`.
+
+    One text embedding for each class lies beside it, for zero-shot classification.
+
+    A run takes minutes and keeps no checkpoints: started again, it starts from the beginning.
+
+    Args:
+        config: see `configs/teacher.py`.
+        workdir: folder for the weights and the metrics.
+
+    Returns:
+        What `evaluate` measured on the clips of the split "val".
+
+    Raises:
+        UserError: the config does not allow this run.
+        NonFiniteError: too many steps in a row had no finite loss and gradient.
+    """
+    if config.total_steps < 1:
+        raise UserError(f"config.total_steps={config.total_steps} must be at least 1")
+    workdir, data = Path(workdir), config.data
+    mesh = mesh_lib.make_mesh(config.mesh)
+    if config.batch_size % mesh_lib.batch_shards(mesh):
+        raise UserError(
+            f"config.batch_size={config.batch_size} must divide by the "
+            f"{mesh_lib.batch_shards(mesh)} devices of the mesh axes data and fsdp"
+        )
+    workdir.mkdir(parents=True, exist_ok=True)
+    captions = world.all_image_captions(data.level)
+    vocabulary = tokenizer.make_vocabulary(captions)
+    words_jn = tokenizer.tokenize(captions, vocabulary, config.text.length)
+    model = make_model(config, len(vocabulary))
+    frames = make_frames(_spec(config, "train"), data.clips)
+    text = {caption.text: words_n for caption, words_n in zip(captions, words_jn, strict=True)}
+    params = _optimize(config, workdir, mesh, model, frames, text)
+    text_jd = jax.jit(model.apply, static_argnames="method")(
+        {"params": params}, words_jn, method="encode_text"
+    )
+    spec = _spec(config, "val")
+    prompts = class_embeddings(captions, np.asarray(text_jd), spec.classes)
+    measured = evaluate(model.vision, params["vision"], make_frames(spec, data.val_clips), prompts)
+    about = {
+        "command": f"python launch/train_teacher.py --config=configs/teacher.py:{config.variant}",
+        "config": config.to_dict(),
+        "git": run_metadata.git_hash(),
+        "measured": measured,
+    }
+    parts = {"teacher": params["vision"], "prompts": prompts}
+    export.write_export(workdir / WEIGHTS_FILE, parts, about)
+    return measured
+
+
+def _spec(config: Any, split: str) -> WorldSpec:
+    size = config.teacher.size
+    return WorldSpec(config.data.level, size, config.data.frames, config.seed, split)
+
+
+def _optimize(
+    config: Any,
+    workdir: Path,
+    mesh: jax.sharding.Mesh,
+    model: SigLip,
+    frames: Frames,
+    text: dict[str, np.ndarray],
+) -> Any:
+    """The loop; returns the trained parameters."""
+    schedule = optimizer.make_schedule(config.optimizer, config.total_steps)
+    tx = optimizer.make_optimizer(config.optimizer, schedule)
+    init_fn = functools.partial(init_params, model, config.text.length)
+    root_key = jax.device_put(jax.random.key(config.seed), mesh_lib.replicated(mesh))
+    abstract = state_lib.abstract_state(init_fn, tx, mesh)
+    state = state_lib.init_state(init_fn, tx, abstract, root_key)
+
+    def loss_fn(params, frozen, batch, key):
+        del frozen, key
+        logits_bj = model.apply({"params": params}, normalize(batch["images"]), batch["words"])
+        return sigmoid_loss(logits_bj, batch["labels"]), {}
+
+    def next_batch(step):
+        rng = np.random.default_rng((config.seed, step))
+        batch = draw_batch(rng, frames, config.data.level, config.batch_size, text)
+        return mesh_lib.put_batch(batch, mesh)
+
+    step_fn = step_lib.make_train_step(loss_fn, tx, schedule)
+    train_step = compilation.compile_step(step_fn, state, {}, next_batch(1), root_key)
+    reporter = reporter_lib.Reporter(config, workdir, 0, mesh)
+    with contextlib.closing(reporter):
+        reporter.start()
+        for step in range(1, config.total_steps + 1):
+            batch = next_batch(step)
+            state, measured = train_step(state, {}, batch, root_key)
+            reporter.push(step, measured, {}, dropped=0)
+        reporter.drain()
+    return jax.device_get(state.params)

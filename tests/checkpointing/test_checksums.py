@@ -1,0 +1,96 @@
+import errno
+import json
+import os
+import shutil
+
+import pytest
+
+from invnext_jax.checkpointing import checksums
+from invnext_jax.checkpointing.checksums import DamagedError
+from invnext_jax.errors import UserError
+
+
+@pytest.fixture
+def step(whole_run_files, tmp_path):
+    """A copy of a finished checkpoint, as a run wrote it."""
+    shutil.copytree(whole_run_files / "checkpoints/6", tmp_path / "6")
+    return tmp_path / "6"
+
+
+def test_a_whole_checkpoint_passes(step):
+    assert checksums.verify_sums(step)
+
+
+def test_every_file_of_the_items_has_a_sum(step):
+    sums = json.loads((step / "sums.json").read_text())
+    there = {str(path.relative_to(step)) for path in step.rglob("*/*") if path.is_file()}
+    assert {name for name in there if not name.endswith("commit_success.txt")} == sums.keys()
+    assert {name.split("/")[0] for name in sums} == {"state", "data", "meta"}
+
+
+def test_files_and_folders_are_put_on_the_disk_before_the_checkpoint_gets_its_name(
+    step, monkeypatch
+):
+    synced = set()
+    monkeypatch.setattr(os, "fsync", lambda file: synced.add(os.readlink(f"/proc/self/fd/{file}")))
+    checksums.write_sums(step)  # Orbax renames the folder after it
+    assert {str(step), *map(str, step.rglob("*"))} <= synced
+
+
+def test_a_file_system_that_cannot_sync_a_folder_is_no_failure(step, monkeypatch):
+    def fail(file):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    number = errno.EINVAL
+    checksums.write_sums(step)
+    number = errno.EIO
+    with pytest.raises(OSError, match="Input/output error"):
+        checksums.write_sums(step)
+
+
+def test_one_flipped_bit_in_any_file_is_found(step):
+    for name in json.loads((step / "sums.json").read_text()):
+        path = step / name
+        data = path.read_bytes()
+        middle = len(data) // 2
+        path.write_bytes(data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :])
+        with pytest.raises(DamagedError, match="has changed"):
+            checksums.verify_sums(step)
+        path.write_bytes(data)
+    assert checksums.verify_sums(step)
+
+
+def test_a_missing_or_a_short_file_is_found(step):
+    path = max((step / "state").rglob("d/*"), key=os.path.getsize)
+    os.truncate(path, os.path.getsize(path) - 1)
+    with pytest.raises(DamagedError, match="bytes, not"):
+        checksums.verify_sums(step)
+    path.unlink()
+    with pytest.raises(DamagedError, match="No such file"):
+        checksums.verify_sums(step)
+
+
+def test_a_checkpoint_that_this_process_does_not_see_is_not_taken_for_damage(tmp_path):
+    with pytest.raises(UserError, match="is not there for this process: do all hosts see"):
+        checksums.verify_sums(tmp_path / "6")
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"a": 1}', '{"a": [1]'])
+def test_sums_that_cannot_be_read_are_damage(step, text):
+    (step / "sums.json").write_text(text)
+    with pytest.raises(DamagedError, match="cannot be read"):
+        checksums.verify_sums(step)
+
+
+@pytest.mark.parametrize("name", ["../6/sums.json", "/etc/hostname"])
+def test_sums_do_not_make_it_read_outside_the_checkpoint(step, name):
+    (step / "sums.json").write_text(json.dumps({name: [0, ""]}))
+    with pytest.raises(DamagedError, match="outside the checkpoint"):
+        checksums.verify_sums(step)
+
+
+def test_a_checkpoint_from_before_there_were_sums_is_told_from_one_that_lost_them(step):
+    (step / "sums.json").unlink()
+    assert not checksums.verify_sums(step)
+    assert json.loads((step / "meta/metadata").read_text())["sums"] is True

@@ -1,0 +1,127 @@
+import pickle  # what grain's workers do with a source
+
+import pytest
+
+from invnext_jax.data import manifest as manifest_lib
+from invnext_jax.errors import UserError
+
+
+def write(tmp_path, text):
+    path = tmp_path / "list.csv"
+    path.write_text(text)
+    return path
+
+
+def test_rows_become_records(tmp_path):
+    path = write(
+        tmp_path,
+        "path,source,start,end,label_verb,note,label_noun\n"
+        'a/1.mp4,k400,,,3,"x, y",5\n'
+        "/abs/2.mp4,ssv2,1.5,4,0,,-1\n",
+    )
+    one, two = manifest_lib.read_manifest(path)
+    assert one == manifest_lib.VideoRecord(
+        0, str(tmp_path / "a/1.mp4"), "k400", None, None, {"label_verb": 3, "label_noun": 5}
+    )
+    assert two == manifest_lib.VideoRecord(
+        1, "/abs/2.mp4", "ssv2", 1.5, 4.0, {"label_verb": 0, "label_noun": -1}
+    )
+
+
+def test_a_byte_order_mark_and_other_line_ends_are_fine(tmp_path):
+    path = tmp_path / "list.csv"
+    path.write_bytes("\ufeffpath,source\r\nä.mp4,k400\r\n".encode())
+    assert manifest_lib.read_manifest(path)[0].path == str(tmp_path / "ä.mp4")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "no column 'path'"),
+        ("video,source\n1.mp4,a\n", "no column 'path'"),
+        ("path\n1.mp4\n", "no column 'source'"),
+        ("path,source\n", "is empty"),
+        ("path,source\n,a\n", "line 2: the path is empty"),
+        ("path,source,label_x\n1.mp4,a,2\n2.mp4,a,two\n", "line 3: 'two' in column 'label_x'"),
+        ("path,source,label_x\n1.mp4,a\n", "line 2: None in column 'label_x'"),
+        ("path,source,start\n1.mp4,a,soon\n", "line 2: 'soon' in column 'start'"),
+        ("path,source,record\n1.mp4,a,x\n", "line 2: 'x' in column 'record'"),
+        ("path,source,record\n1,a,0\n1,a,-2\n", "line 3: there is no record -2"),
+        ("path,source,label_x\n1.mp4,a,2147483648\n", "line 2: 2147483648 in column 'label_x'"),
+        ("path,source,label_x\n1.mp4,a,-2147483649\n", "line 2: -2147483649 in column 'label_x'"),
+        ("path,source,record\nb.mp4,a,\nmemory://d/s-0,a,1\n", "line 3: shards must lie on a mou"),
+    ],
+)
+def test_wrong_manifests_are_refused_with_the_place(text, message, tmp_path):
+    with pytest.raises(UserError, match=message) as caught:
+        manifest_lib.read_manifest(write(tmp_path, text))
+    assert "list.csv" in str(caught.value)
+
+
+def test_missing_manifests_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"none\.csv is not there"):
+        manifest_lib.read_manifest(tmp_path / "none.csv")
+    with pytest.raises(UserError, match="no manifest named"):
+        manifest_lib.read_manifest("")
+    with pytest.raises(UserError, match="should hold one manifest, it has none"):
+        manifest_lib.read_manifest(tmp_path)
+
+
+def test_a_folder_stands_for_its_only_manifest(tmp_path):
+    path = write(tmp_path, "path,source\n1.mp4,a\n")
+    (tmp_path / "list.quarantine.csv").write_text("path,reason\n")
+    assert manifest_lib.find_manifests(tmp_path) == manifest_lib.find_manifests(path) == str(path)
+    assert manifest_lib.find_manifests(tmp_path / "list") == str(path)
+    assert manifest_lib.read_manifest(tmp_path).file == str(path)
+    (tmp_path / "list.duplicates.csv").touch()
+    path = path.rename(tmp_path / "kin.v2.csv")
+    assert manifest_lib.find_manifests(tmp_path) == str(path)
+    path = path.rename(tmp_path / "list.csv")
+    (tmp_path / "val.csv").touch()
+    with pytest.raises(UserError, match=r"has several: list\.csv, val\.csv"):
+        manifest_lib.read_manifest(tmp_path)
+
+
+def test_a_record_is_a_place_in_a_file(tmp_path):
+    manifest = manifest_lib.read_manifest(
+        write(tmp_path, "path,source,record\ns-0,a,0\ns-0,a,7\nb.mp4,a,\n")
+    )
+    assert [row.record for row in manifest] == [0, 7, None]
+    folder = str(tmp_path)
+    assert [row.name for row in manifest] == [f"{folder}/{n}" for n in ("s-0#0", "s-0#7", "b.mp4")]
+    assert manifest.paths[0] is manifest.paths[1]
+
+
+def test_source_gives_rows_at_random_and_survives_the_way_to_a_worker(tmp_path):
+    path = write(tmp_path, "path,source\n" + "".join(f"{i}.mp4,a\n" for i in range(5)))
+    source = manifest_lib.VideoFileSource(manifest_lib.read_manifest(path))
+    copy = pickle.loads(pickle.dumps(source))
+    assert len(copy) == 5
+    assert [copy[i].index for i in (4, 0, 2)] == [4, 0, 2]
+    assert str(tmp_path) not in repr(source)  # repr is part of a checkpoint
+    with pytest.raises(IndexError):
+        source[5]
+
+
+@pytest.mark.parametrize(
+    ("names", "digest"),
+    [  # the first one stands in tests/fixtures/checkpoint_v2, the others in checkpoints like it
+        ("a.csv", "56ce9c68b7972d4f140b606d1e524f74ce33f0f2db301349c6b896d9122c9902"),
+        ("a.csv, b.csv", "5da7048edcaeee1a86c6f982d1cfec34036a138cfcbbc18773c41dc59dfa682b"),
+        ("c, d.csv", "c86c9ee492d0a61d7d81dd54a29a3da0051f83974996cf65d773286272cc79ba"),
+        (
+            "a.csv,file://{}/b.csv, world:simple?videos=3",
+            "d7a7aa24b14744a3fc9c5fb5760ff099c1064ab6d2e9d94c727a37a3fcba0594",
+        ),
+        (
+            "world:simple/train?videos=4",
+            "549e3ca23112371005ed558d0b4bc6ef8f00c427aaf0dbcce739b7ecb6370d75",
+        ),
+    ],
+)
+def test_digests_are_those_that_checkpoints_hold(names, digest, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.csv").write_text("path,source\na.mp4,toy\n")
+    (tmp_path / "b.csv").write_text("path,source\nb.mp4,toy\n")
+    (tmp_path / "c, d.csv").write_text("path,source\n")
+    assert manifest_lib.hash_manifests(names.format(tmp_path)) == digest

@@ -1,0 +1,224 @@
+"""Manifests of real files, good and bad; exact counts; a killed run goes on where it was."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from configs import common
+from invnext_jax.data import manifest, pipeline
+from invnext_jax.dataset_prep import indexing, lists
+from invnext_jax.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+
+
+def build(given, out, *, settings=None, **options):
+    options = indexing.Options(**{"workers": 2, "seconds": 20.0, "progress": False, **options})
+    return indexing.build_manifest(given, out, settings, options)
+
+
+def rows(path):
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def counts(summary):
+    return summary.listed, summary.clean, summary.quarantined, summary.duplicates
+
+
+@pytest.fixture
+def folder(world_folder, tmp_path):
+    """Five good videos, one of them a copy, one renamed; an empty, a broken, a truncated one."""
+    folder = tmp_path / "videos"
+    (folder / "deep").mkdir(parents=True)
+    for i in range(3):
+        shutil.copy(world_folder / "train" / f"{i:06d}.mp4", folder / f"{i}.mp4")
+    shutil.copy(world_folder / "train" / "000001.mp4", folder / "deep" / "copy.mp4")
+    shutil.copy(world_folder / "train" / "000003.mp4", folder / "renamed, really.avi")
+    (folder / "empty.mp4").touch()
+    (folder / "broken.mkv").write_bytes(b"no video")
+    content = (folder / "2.mp4").read_bytes()
+    (folder / "truncated.mp4").write_bytes(content[: len(content) // 2])
+    (folder / "notes.txt").write_text("not listed")
+    return folder
+
+
+def test_good_files_are_listed_and_bad_ones_set_aside(folder):
+    os.mkfifo(folder / "hang.mp4")
+    summary = build(folder, folder / "train.csv", seconds=3.0)
+    assert counts(summary) == (9, 5, 4, 1)
+    assert [row["path"] for row in rows(folder / "train.csv")] == [
+        *("0.mp4", "1.mp4", "2.mp4", "deep/copy.mp4", "renamed, really.avi")
+    ]
+    facts = {"source": "videos", "start": "", "end": "", "duration": "1.0", "frames": "8"}
+    facts |= {"width": "32", "height": "32", "fps": "8.0", "codec": "h264", "rotation": "0"}
+    assert all(row == {"path": row["path"]} | facts for row in rows(folder / "train.csv"))
+    bad = {Path(row["path"]).name: row["reason"] for row in rows(folder / "train.quarantine.csv")}
+    assert bad.keys() == {"broken.mkv", "empty.mp4", "hang.mp4", "truncated.mp4"}
+    assert bad["hang.mp4"] == "no answer in 3 seconds" and bad["empty.mp4"] == "empty file"
+    (copy,) = rows(folder / "train.duplicates.csv")
+    assert copy == {"path": str(folder / "deep/copy.mp4"), "same_as": str(folder / "1.mp4")}
+    for text in ("9 listed = 5 clean + 4 quarantined", "train.quarantine.csv", "1 clean files are"):
+        assert text in str(summary)
+
+
+def test_training_and_evaluation_read_the_manifest(folder):
+    out = build(folder, folder / "train.csv").manifest
+    assert [record.source for record in manifest.read_manifest(out)] == ["videos"] * 5
+    config = common.data()
+    config.update(manifest=str(out), frames=4, size=32, short_side=32, workers=0)
+    dataset = pipeline.make_eval_dataset(config, manifest=str(out), batch_size=5)
+    (batch,) = list(dataset)
+    assert batch["index"].tolist() == [0, 1, 2, 3, 4] and dataset.drops.dropped == 0
+    assert (batch["video"][1] == batch["video"][3]).all()
+
+
+def test_files_elsewhere_keep_their_whole_path(folder, tmp_path):
+    build(folder, tmp_path / "lists" / "train.csv")
+    assert rows(tmp_path / "lists" / "train.csv")[0]["path"] == str(folder / "0.mp4")
+    build(folder, tmp_path / "train.csv")
+    assert rows(tmp_path / "train.csv")[0]["path"] == "videos/0.mp4"
+
+
+def test_rows_listed_twice_or_without_frames_are_set_aside(folder):
+    (folder / "list.csv").write_text(
+        "path,source,start,end,label_x\n0.mp4,s,,,1\n0.mp4,s,,,1\n0.mp4,s,,,2\n0.mp4,s,0.5,,3\n"
+        "0.mp4,s,1.5,2,4\n0.mp4,s,0.5,0.5,4\ngone.mp4,s,,,1\n"
+    )
+    assert counts(build(folder / "list.csv", folder / "out.csv")) == (7, 2, 5, 0)
+    assert [r.labels["label_x"] for r in manifest.read_manifest(folder / "out.csv")] == [1, 3]
+    reasons = [row["reason"] for row in rows(folder / "out.quarantine.csv")]
+    assert reasons[:3] == [
+        *("listed before", "listed before with other labels"),
+        "no frame between 1.5 and 2.0 seconds of 1",
+    ]
+    assert "no frame between 0.5" in reasons[3] and "No such file" in reasons[4]
+
+
+def test_kinetics_windows_hold_for_whole_files_alone(folder):
+    (folder / "list.csv").write_text(
+        "label,youtube_id,time_start,time_end,split\nb,0,4,14,train\na,deep,1,2,train\n"
+        "a,1,0.25,0.75,train\n"
+    )
+    settings = lists.Settings(task="action")
+    # 1.mp4 lasts a second, which half a second's cut may still do; 0.mp4 is cut out of a video.
+    summary = build(folder / "list.csv", folder / "out.csv", settings=settings)
+    assert counts(summary) == (3, 2, 1, 0)
+    one, two = manifest.read_manifest(folder / "out.csv")
+    assert (one.start, one.end, one.labels, one.source) == (
+        *(None, None, {"label_action": 1}),
+        "kinetics",
+    )
+    assert two.labels == {"label_action": 0}
+    assert json.loads((folder / "out.classes.json").read_text()) == {"a": 0, "b": 1}
+
+
+def test_a_whole_video_keeps_its_window(folder, videos):
+    videos.write(folder / "whole.mp4", frames=250, options={"preset": "ultrafast"})  # 10 seconds
+    text = "label,youtube_id,time_start,time_end\na,whole,2.5,5\n"
+    (folder / "list.csv").write_text(text)
+    build(folder / "list.csv", folder / "out.csv")
+    (record,) = manifest.read_manifest(folder / "out.csv")
+    assert (record.start, record.end) == (2.5, 5.0)
+
+
+def test_a_repeated_run_probes_nothing_but_what_changed(folder):
+    out = folder / "train.csv"
+    assert build(folder, out).reused == 0
+    content = out.read_text()
+    assert build(folder, out).reused == 8 and out.read_text() == content
+    shutil.copy(folder / "0.mp4", folder / "empty.mp4")
+    with pytest.raises(UserError, match="has other content: give --overwrite"):
+        build(folder, out)
+    assert out.read_text() == content
+    assert counts(build(folder, out, overwrite=True)) == (8, 6, 2, 2)
+
+
+def test_a_file_that_hung_gets_another_chance_with_more_time(folder):
+    os.mkfifo(folder / "hang.mp4")
+    assert build(folder, folder / "train.csv", seconds=1.0).quarantined == 4
+    assert build(folder, folder / "train.csv", seconds=1.0).reused == 9
+    assert build(folder, folder / "train.csv", seconds=2.0, overwrite=True).reused == 8
+
+
+def test_half_a_line_of_a_killed_run_is_forgotten(folder):
+    build(folder, folder / "train.csv")
+    notes = folder / "train.probes.jsonl"
+    content = notes.read_bytes()
+    notes.write_bytes(content[:-20])
+    assert build(folder, folder / "train.csv").reused == 7
+    assert sorted(notes.read_bytes().splitlines()) == sorted(content.splitlines())
+    notes.write_bytes(b"{}\n" + content)
+    with pytest.raises(UserError, match="is damaged: delete it"):
+        build(folder, folder / "train.csv")
+
+
+def test_a_name_that_no_manifest_can_hold_is_set_aside(folder):
+    (folder / "0.mp4").rename(folder / "0\udcff.mp4")
+    assert counts(build(folder, folder / "train.csv")) == (8, 4, 4, 1)
+    (row,) = (r for r in rows(folder / "train.quarantine.csv") if "UTF-8" in r["reason"])
+    assert row["path"].endswith("0\\udcff.mp4")
+
+
+def command(*arguments):
+    return [sys.executable, ROOT / "launch" / "prepare_data.py", *map(str, arguments)]
+
+
+def test_a_killed_run_goes_on(folder):
+    os.mkfifo(folder / "3.mp4")  # the fourth file: one process waits here until it is killed
+    out, notes = folder / "train.csv", folder / "train.probes.jsonl"
+    arguments = ["index", folder, f"--out={out}", "--workers=1", "--seconds=60"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command(*arguments), env=environment) as process:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            if notes.exists() and notes.read_bytes().count(b"\n") == 3:
+                break
+            time.sleep(0.05)
+        with pytest.raises(UserError, match="another run is writing"):
+            build(folder, out)
+        process.send_signal(signal.SIGKILL)
+    assert not out.exists() and notes.read_bytes().count(b"\n") == 3
+    (folder / "3.mp4").unlink()
+    shutil.copy(folder / "0.mp4", folder / "3.mp4")
+    done = subprocess.run(
+        command(*arguments), env=environment, capture_output=True, text=True, check=True
+    )
+    assert "9 listed = 6 clean + 3 quarantined (3 files known" in done.stdout
+    assert "9 of 9 videos, 3 bad" in done.stdout
+    names = [Path(json.loads(line)["key"][0]).name for line in notes.read_text().splitlines()]
+    assert len(names) == len(set(names)) == 9
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--out=a.csv"], "write: index FOLDER_OR_LIST --out=manifest.csv"),
+        (["crop", "x", "--out=a.csv"], "write: index FOLDER_OR_LIST --out=manifest.csv"),
+        (["index", "x"], "--out is missing"),
+        (["index", "nowhere", "--out=a.csv"], "there is no folder or list 'nowhere'"),
+        (["index", ".", "--out=a.txt"], "--out=a.txt must name a .csv file"),
+        (["index", "bad.csv", "--out=bad.csv"], "--out=bad.csv is the list itself"),
+        (["index", ".", "--out=a.csv", "--workers=-1"], "workers=-1, seconds=60.0 must be above 0"),
+        (["index", ".", "--out=a.csv"], "none of 1 videos can be read"),
+    ],
+)
+def test_mistakes_are_one_sentence(arguments, sentence, tmp_path):
+    (tmp_path / "bad.mp4").write_bytes(b"no video")
+    (tmp_path / "bad.csv").write_text("bad.mp4 1\n")
+    done = subprocess.run(
+        command(*arguments),
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        **{"cwd": tmp_path, "capture_output": True, "text": True, "check": False},
+    )
+    assert done.returncode == 2
+    assert sentence in done.stderr and done.stderr.count("\n") == 1
+    assert not (tmp_path / "a.csv").exists()

@@ -1,0 +1,225 @@
+"""Videos of every kind through Beam into shards and back: the right frames, and no row lost."""
+
+import csv
+import struct
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import stand_ins
+
+from invnext_jax.data import decode, shards, video_io
+from invnext_jax.data import manifest as manifest_lib
+from invnext_jax.dataset_prep import shard_writer, sharding
+from invnext_jax.dataset_prep.reencode import Encoding
+from invnext_jax.errors import UserError
+
+X264 = {"preset": "ultrafast", "bf": "3", "g": "250"}
+UNEVEN = np.cumsum([1 + 4 * (i % 7 == 0) for i in range(60)]).tolist()
+GOOD = {
+    "long.mp4": {"options": X264},
+    "uneven.mp4": {"options": X264, "times": UNEVEN},
+    "uneven.webm": {"codec": "libvpx-vp9", "options": {"cpu-used": "8"}, "times": UNEVEN},
+    "ten_bits.mp4": {"options": X264, "pix_fmt": "yuv420p10le"},
+    "odd.mp4": {"options": X264, "size": (47, 79), "pix_fmt": "yuv444p"},
+    "stream.ts": {"options": X264},
+    "full_range.avi": {"codec": "mjpeg", "pix_fmt": "yuvj420p"},
+    "large.mp4": {"options": X264, "size": (96, 160)},
+}
+ENCODING = Encoding(short_side=48)
+
+
+def beam():
+    pytest.importorskip("apache_beam", exc_type=ImportError)
+
+
+def turn(data):
+    """The file with the camera turned by a quarter."""
+    one = 0x10000
+    plain = struct.pack(">9i", one, 0, 0, 0, one, 0, 0, 0, 0x40000000)
+    turned = struct.pack(">9i", 0, one, 0, -one, 0, 0, 0, 0, 0x40000000)
+    at = data.index(plain, data.index(b"tkhd"))
+    return data[:at] + turned + data[at + 36 :]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, videos):
+    folder = tmp_path_factory.mktemp("raw")
+    for name, fields in GOOD.items():
+        videos.write(folder / name, **fields)
+    (folder / "turned.mp4").write_bytes(turn((folder / "long.mp4").read_bytes()))
+    (folder / "broken.mp4").write_bytes(b"no video")
+    (folder / "cut.mp4").write_bytes((folder / "long.mp4").read_bytes()[:3000])
+    rows = [f"{name},a,,,{i}" for i, name in enumerate([*GOOD, "turned.mp4"])]
+    rows += ["long.mp4,b,0.99,2.01,20", "broken.mp4,b,,,21", "missing.mp4,b,,,22"]
+    rows += ["cut.mp4,b,,,23", "uneven.mp4,b,0.99,2.01,24", "long.mp4,b,5,6,25"]
+    text = "path,source,start,end,label_x\n" + "".join(f"{row}\n" for row in rows)
+    (folder / "list.csv").write_text(text)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def prepared(folder, tmp_path_factory):
+    """What Beam made of it with two workers, and the summary."""
+    beam()
+    out = tmp_path_factory.mktemp("shards") / "out"
+    options = sharding.Options(workers=2, shards=4, progress=False)
+    summary = sharding.prepare_shards(str(folder), str(out), "train", ENCODING, options)
+    return out, summary
+
+
+def times(source, **window):
+    """When each frame is shown."""
+    clocks = []
+    decode.use_frames(
+        source, lambda clock: clocks.append(clock) or [0], lambda f, _: [*f], **window
+    )
+    return np.array(list(clocks[0]))
+
+
+def test_every_row_is_written_or_quarantined(folder, prepared):
+    out, summary = prepared
+    assert (summary.listed, summary.written, summary.quarantined) == (15, 11, 4)
+    assert "15 listed = 11 written + 4 quarantined" in str(summary)
+    with (out / "train.quarantine.csv").open() as file:
+        reasons = {row["path"]: row["reason"] for row in csv.DictReader(file)}
+    names = ["broken.mp4", "missing.mp4", "cut.mp4", "long.mp4"]
+    assert list(reasons) == [str(folder / name) for name in names]
+    assert "FileNotFoundError" in reasons[str(folder / "missing.mp4")]
+    assert "no frame between 5.0 and 6.0" in reasons[str(folder / "long.mp4")]
+    rows = list(manifest_lib.read_manifest(out))
+    assert [row.labels["label_x"] for row in rows] == [*range(9), 20, 24]
+    assert [row.source for row in rows] == ["a"] * 9 + ["b"] * 2
+    assert {row.start for row in rows} == {row.end for row in rows} == {None}
+    with (out / "train.csv").open() as file:
+        originals = [row["original"] for row in csv.DictReader(file)]
+    kept = [row.path for row in manifest_lib.read_manifest(folder) if row.labels["label_x"] < 21]
+    assert originals == [*kept, str(folder / "uneven.mp4")]
+
+
+def test_frames_and_times_are_those_of_the_original(folder, prepared, videos):
+    good = {row.labels["label_x"]: row for row in manifest_lib.read_manifest(prepared[0])}
+    for raw in manifest_lib.read_manifest(folder):
+        row, window = good.get(raw.labels["label_x"]), {"start": raw.start, "end": raw.end}
+        if row is None:
+            continue
+        data = shards.read_video(row.path, row.record)
+        ours = decode.read_frames(data, range)
+        theirs = decode.read_frames(raw.path, range, short_side=48, **window)
+        height, width = (side // 2 * 2 for side in theirs.shape[1:3])
+        assert ours.shape == (len(theirs), height, width, 3), raw.path
+        theirs = theirs[:, :height, :width]
+        error = np.abs(ours.astype(int) - theirs)
+        assert error.mean() < 3, raw.path
+        assert abs(ours.mean() - theirs.mean()) < 2.5, raw.path  # a wrong range or matrix is 5
+        if "turned" not in raw.path:
+            assert videos.numbers(ours) == videos.numbers(theirs), raw.path
+        np.testing.assert_allclose(times(data), times(raw.path, **window), atol=2e-5)
+        picked = decode.read_frames(data, lambda n: [n - 1, 3, 7])
+        np.testing.assert_array_equal(picked, ours[[-1, 3, 7]])
+
+
+def test_tfds_reads_it_without_tensorflow(prepared):
+    code = f"""
+        import sys
+        import tensorflow_datasets as tfds
+        source = tfds.builder_from_directory({str(prepared[0])!r}).as_data_source("train")
+        assert "tensorflow" not in sys.modules and len(source) == 11
+        record = source[9]
+        assert record["label_x"] == 20 and record["source"] == b"b" and record["frames"] == 26
+        assert record["row"] == 9 and record["original"].endswith(b"long.mp4")
+        assert record["video"][4:8] == b"ftyp" and isinstance(record["video"], bytes)
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)
+
+
+def test_repeating_writes_only_what_is_gone_or_damaged(folder, prepared):
+    out, _ = prepared
+    files = sorted(out.glob("videos-train*"))
+    assert len(files) == 4
+    before = {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in files}
+    report = out / "reports" / "train-00001-of-00004.json"
+    report.unlink()  # killed before it was written
+    files[2].write_bytes(files[2].read_bytes()[:-70_000])
+    (out / "parts").mkdir()
+    (out / "parts" / "videos-train.array_record-00001-of-00004.x").write_bytes(b"half")
+    manifest = (out / "train.csv").read_text()
+    options = sharding.Options(progress=False)
+    summary = sharding.prepare_shards(str(folder), str(out), "train", ENCODING, options)
+    assert (summary.reused, summary.written, summary.quarantined) == (2, 11, 4)
+    for number, file in enumerate(files):
+        same = (file.read_bytes(), file.stat().st_mtime_ns) == before[file]
+        assert same == (number in (0, 3))
+    assert (out / "train.csv").read_text() == manifest
+    assert report.exists() and not (out / "parts").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"encoding": Encoding(short_side=48, crf=30)}, "begun with crf=21, not 30"),
+        ({"options": sharding.Options(shards=5)}, "begun with shards=4, not 5"),
+        ({"options": sharding.Options(workers=0)}, "--workers"),
+        ({"split": "a b"}, "--split='a b'"),
+        ({"manifest": "/no/such.csv"}, r"such\.csv is not there"),
+        ({"encoding": Encoding(preset="best")}, "--preset='best'"),
+    ],
+)
+def test_other_settings_are_refused(change, message, folder, prepared):
+    fields = {"manifest": str(folder), "split": "train", "encoding": ENCODING}
+    fields["options"] = sharding.Options(shards=4)
+    with pytest.raises(UserError, match=message):
+        sharding.prepare_shards(out=str(prepared[0]), **fields | change)
+
+
+def test_a_foreign_folder_and_a_second_run_are_refused(folder, prepared, tmp_path):
+    (tmp_path / "mine").touch()
+    with pytest.raises(UserError, match=r"holds something else \(mine\)"):
+        sharding.prepare_shards(str(folder), str(tmp_path))
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy" / "train.csv").write_text((folder / "list.csv").read_text())
+    with pytest.raises(UserError, match="folder of the manifest itself"):
+        sharding.prepare_shards(str(tmp_path / "copy"), str(tmp_path / "copy"))
+    options = sharding.Options(shards=4)
+    lock = (prepared[0] / "reports" / "lock").open("w")
+    sharding.fcntl.flock(lock, sharding.fcntl.LOCK_EX)
+    with lock, pytest.raises(UserError, match="another run is writing"):
+        sharding.prepare_shards(str(folder), str(prepared[0]), "train", ENCODING, options)
+
+
+def test_without_beam_a_sentence_says_what_to_install(folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "apache_beam", None)
+    with pytest.raises(UserError, match=r"pip install 'invnext-jax\[prepare\]'"):
+        sharding.prepare_shards(str(folder), str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_child_that_hangs_or_dies_costs_its_row_alone(tmp_path, monkeypatch):
+    names = ["a.mp4", "hangs.mp4", "b.mp4", "dies.mp4", "c.mp4"]
+    manifest = tmp_path / "list.csv"
+    manifest.write_text("path,source\n" + "".join(f"{name},a\n" for name in names))
+    monkeypatch.setattr(shard_writer, "Reencode", stand_ins.Encode)
+    (tmp_path / "out" / "parts").mkdir(parents=True)
+    (tmp_path / "out" / "reports").mkdir()
+    plan = shard_writer.Plan(
+        *((str(manifest),), video_io.hash_files([manifest.as_posix()])),
+        *(str(tmp_path / "out"), "train", 5, 1, (), ENCODING, 1.0),
+    )
+    shard_writer.write_shard(plan, 0)
+    report = shard_writer.read_report(plan, 0)
+    assert [row for row, *_ in report.written] == [0, 2, 4]
+    assert [(row, reason) for row, _, reason in report.quarantined] == [
+        (1, "took longer than the time limit"),
+        (3, "the decoder crashed twice"),
+    ]
+    path = str(plan.shard(0))
+    found = [shards.read_video(path, record) for record in range(3)]
+    assert found == [str(tmp_path / f"{name}.mp4").encode() for name in "abc"]
+
+
+@pytest.mark.parametrize(("rows", "count"), [(1, 1), (17, 16), (1000, 7), (5, 5)])
+def test_each_row_belongs_to_one_shard(rows, count):
+    plan = shard_writer.Plan((), "", "", "train", rows, count, (), ENCODING, 1.0)
+    assert [row for number in range(count) for row in plan.span(number)] == [*range(rows)]

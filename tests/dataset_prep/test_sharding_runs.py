@@ -1,0 +1,191 @@
+"""Runs of the shard preparation that begin, stop, go on, try again or are refused, without Beam."""
+
+import csv
+import hashlib
+import json
+
+import fsspec
+import pytest
+
+from invnext_jax.data import manifest as manifest_lib
+from invnext_jax.data import shards, video_io
+from invnext_jax.dataset_prep import shard_writer, sharding
+from invnext_jax.dataset_prep.reencode import Encoding
+from invnext_jax.errors import UserError
+
+X264 = {"preset": "ultrafast", "bf": "3", "g": "250"}
+ENCODING = Encoding(short_side=48)
+
+
+def beam():
+    pytest.importorskip("apache_beam", exc_type=ImportError)
+
+
+def write_here(plan, todo, options):
+    """Stands for Beam."""
+    for number in todo:
+        shard_writer.write_shard(plan, number)
+
+
+def test_retry_tries_quarantined_rows_again(tmp_path, videos, monkeypatch):
+    beam()
+    monkeypatch.setattr(sharding, "_run", write_here)
+    videos.write(tmp_path / "a.mp4", options=X264)
+    (tmp_path / "list.csv").write_text("path,source\na.mp4,a\nlate.mp4,a\n")
+
+    def prepare(**fields):
+        options = sharding.Options(progress=False, **fields)
+        out = str(tmp_path / "out")
+        summary = sharding.prepare_shards(str(tmp_path), out, "train", ENCODING, options)
+        return summary.written, summary.quarantined, summary.reused
+
+    assert prepare() == (1, 1, 0)
+    (tmp_path / "late.mp4").write_bytes((tmp_path / "a.mp4").read_bytes())
+    assert prepare() == (1, 1, 2)
+    assert prepare(retry=True) == (2, 0, 1)
+
+
+def test_a_retry_that_is_killed_leaves_no_manifest_and_no_record_moves(
+    tmp_path, videos, monkeypatch
+):
+    beam()
+    monkeypatch.setattr(sharding, "_run", write_here)
+    for name, frames in (("b.mp4", 9), ("c.mp4", 20)):
+        videos.write(tmp_path / name, frames=frames, options=X264)
+    (tmp_path / "list.csv").write_text("path,source\na.mp4,a\nb.mp4,a\nc.mp4,a\n")
+    out = tmp_path / "out"
+
+    def prepare(split="train", **fields):
+        options = sharding.Options(shards=1, progress=False, **fields)
+        return sharding.prepare_shards(str(tmp_path), str(out), split, ENCODING, options)
+
+    def splits():
+        info = json.loads((out / "dataset_info.json").read_text())
+        return [split["name"] for split in info["splits"]]
+
+    prepare()
+    prepare("val")
+    old = list(manifest_lib.read_manifest(out / "train"))
+    clips = [shards.read_video(row.path, row.record) for row in old]
+    videos.write(tmp_path / "a.mp4", options=X264)
+    with monkeypatch.context() as killed:
+        killed.setattr(sharding, "_run", lambda *_: [][0])
+        with pytest.raises(IndexError):
+            prepare(retry=True)
+    assert not (out / "train.csv").exists() and splits() == ["val"]
+    prepare()  # goes on with it
+    assert splits() == ["train", "val"]
+    assert [shards.read_video(row.path, row.record) for row in old] == clips
+    new = list(manifest_lib.read_manifest(out / "train"))
+    assert [row.record for row in new] == [2, 0, 1]
+    with (out / "train.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["original"][-5:] for row in rows] == ["a.mp4", "b.mp4", "c.mp4"]
+    assert [row["frames"] for row in rows] == ["60", "9", "20"]
+    assert [row["fps"] for row in rows] == ["25.0"] * 3
+
+
+def test_nothing_readable_is_an_error_that_tells_why(tmp_path, monkeypatch):
+    beam()
+    monkeypatch.setattr(sharding, "_run", write_here)
+    (tmp_path / "list.csv").write_text("path,source\na.mp4,a\n")
+    with pytest.raises(UserError, match="none of 1 videos could be encoded.*FileNotFound"):
+        sharding.prepare_shards(str(tmp_path), str(tmp_path / "out"))
+    assert not (tmp_path / "out" / "train.csv").exists()
+
+
+def test_splits_share_a_folder(world_folder, tmp_path, monkeypatch):
+    beam()
+    monkeypatch.setattr(sharding, "_run", write_here)
+    for split in ("train", "val"):
+        options = sharding.Options(shards=2, progress=False)
+        sharding.prepare_shards(
+            str(world_folder / "train.csv"), str(tmp_path / "out"), split, None, options
+        )
+    info = json.loads((tmp_path / "out" / "dataset_info.json").read_text())
+    assert [split["name"] for split in info["splits"]] == ["train", "val"]
+    assert len(manifest_lib.read_manifest(tmp_path / "out" / "val")) == 12
+
+
+def test_another_manifest_than_that_of_the_plan_is_refused(tmp_path):
+    manifest = tmp_path / "list.csv"
+    manifest.write_text("path,source\na.mp4,a\n")
+    names = (str(manifest),)
+    first = shard_writer._read_once(names, video_io.hash_files(names))
+    manifest.write_text("path,source\nb.mp4,a\n")
+    with pytest.raises(UserError, match=r"list\.csv was changed since the command began"):
+        shard_writer._read_once(names, "0" * 64)
+    again = shard_writer._read_once(names, video_io.hash_files(names))
+    assert [m[0].path[-5:] for m in (first, again)] == ["a.mp4", "b.mp4"]
+
+
+def test_manifests_are_named_in_every_way(tmp_path, monkeypatch):
+    beam()
+    out = str(tmp_path / "out")
+    with pytest.raises(UserError, match="no manifest named: set --manifest"):
+        sharding.prepare_shards("", out)
+    plans = []
+    monkeypatch.setattr(sharding, "_claim", lambda plan: plans.append(plan) or [][0])
+    text = b"path,source\n/a.mp4,a\n"
+    (tmp_path / "a, b.csv").write_bytes(text)
+    fsspec.filesystem("memory").pipe("/named/list.csv", text)
+    for name in (str(tmp_path / "a, b.csv"), "memory://named/list.csv"):
+        with pytest.raises(IndexError):
+            sharding.prepare_shards(name, out)
+        assert plans[-1].manifests == (name,) and plans[-1].rows == 1
+        assert plans[-1].sha256 == hashlib.sha256(text).hexdigest()
+
+
+def test_splits_may_lack_labels_and_another_manifest_is_told_first(tmp_path, videos, monkeypatch):
+    beam()
+    monkeypatch.setattr(sharding, "_run", write_here)
+    videos.write(tmp_path / "a.mp4", frames=9, options=X264)
+    out, lists = tmp_path / "out", {}
+
+    def prepare(split, text, **fields):
+        lists[split] = tmp_path / f"{split}.csv"
+        lists[split].write_text(text)
+        options = sharding.Options(progress=False, **fields)
+        sharding.prepare_shards(str(lists[split]), str(out), split, ENCODING, options)
+
+    one = "path,source,label_b,label_a\na.mp4,x,1,2\n"
+    prepare("train", one + "a.mp4,x,3,4\n")
+    prepare("val", "path,source,label_a,label_b\na.mp4,x,5,6\n")
+    prepare("test", "path,source,label_b\na.mp4,x,7\n")
+    (test,) = manifest_lib.read_manifest(out / "test")
+    assert test.labels == {"label_a": -1, "label_b": 7}
+    assert shards.read_example(test.path, 0)["label_a"] == [-1]
+    assert manifest_lib.read_manifest(out / "val")[0].labels == {"label_a": 5, "label_b": 6}
+    for shards_given in (0, 2):
+        with pytest.raises(UserError, match="begun with another manifest, of 2 rows, not 1"):
+            prepare("train", one, shards=shards_given)
+    with pytest.raises(UserError, match="splits without the label column 'label_c'") as caught:
+        prepare("more", "path,source,label_c\na.mp4,x,7\n")
+    assert "delete" not in str(caught.value)
+
+
+def test_a_refused_folder_is_left_as_it_was(tmp_path):
+    beam()
+    (tmp_path / "list.csv").write_text("path,source\na.mp4,a\n")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes").touch()
+    for out, message in (("mine", "holds something else"), ("list.csv", "cannot be")):
+        with pytest.raises(UserError, match=message):
+            sharding.prepare_shards(str(tmp_path / "list.csv"), str(tmp_path / out))
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes"]
+
+
+def test_no_parts_stay_after_an_error_and_no_permission_is_one(tmp_path, monkeypatch):
+    beam()
+    monkeypatch.setattr(sharding, "_run", lambda *_: [][0])
+    (tmp_path / "list.csv").write_text("path,source\na.mp4,a\n")
+    with pytest.raises(IndexError):
+        sharding.prepare_shards(str(tmp_path), str(tmp_path / "out"))
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"reports", "settings.json"}
+
+    def refuse(*_):
+        raise PermissionError("not yours")
+
+    monkeypatch.setattr(sharding, "write_text", refuse)
+    with pytest.raises(UserError, match="cannot be written: not yours"):
+        sharding.prepare_shards(str(tmp_path), str(tmp_path / "other"))

@@ -1,0 +1,127 @@
+"""TFDS data sets that others made become manifests."""
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from array_record.python import array_record_module
+from tensorflow_datasets.core import example_serializer
+
+from invnext_jax.data import decode, manifest, shards
+from invnext_jax.dataset_prep import indexing, tfds_index
+from invnext_jax.errors import UserError
+
+# TFDS asks protobuf for what that is about to drop.
+pytestmark = pytest.mark.filterwarnings(r"ignore:label\(\) is deprecated:DeprecationWarning")
+OPTIONS = indexing.Options(workers=1, progress=False)
+
+
+@pytest.fixture(scope="module")
+def theirs(tmp_path_factory, videos):
+    """Five and two records in two splits, one of them no video, with metadata by TFDS itself."""
+    folder = tmp_path_factory.mktemp("theirs")
+    files = [videos.write(folder / f"{n}.mp4", frames=n) for n in (9, 20)]
+    features = tfds.features.FeaturesDict(
+        {
+            "clip": tfds.features.Text(),
+            "caption": tfds.features.Text(),
+            "action": tfds.features.ClassLabel(names=["fall", "rise"]),
+            "label_color": tfds.features.Scalar(np.int64),
+            "id": tfds.features.Scalar(np.int64),
+        }
+    )
+    serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
+    for name, numbers in {
+        "train.array_record-00000-of-00002": [0, 1],
+        "train.array_record-00001-of-00002": [2, 3, 4],
+        "test.array_record-00000-of-00001": [0, 1],
+    }.items():
+        path = str(folder / f"theirs-{name}")
+        writer = array_record_module.ArrayRecordWriter(path, "group_size:1")
+        for i in numbers:
+            clip = b"no video" if i == 3 else files[i % 2].read_bytes()
+            labels = {"action": ("fall", "rise")[i % 2], "label_color": i}
+            example = {"clip": clip, "caption": "words", "id": i, **labels}
+            writer.write(serializer.serialize_example(features.encode_example(example)))
+        writer.close()
+    tfds.folder_dataset.write_metadata(
+        data_dir=folder,
+        features=features,
+        split_infos=[
+            tfds.core.SplitInfo(name="train", shard_lengths=[2, 3], num_bytes=0),
+            tfds.core.SplitInfo(name="test", shard_lengths=[2], num_bytes=0),
+        ],
+        check_data=False,
+    )
+    return folder
+
+
+def test_each_record_is_probed_and_keeps_its_labels(theirs, tmp_path, videos):
+    assert tfds_index.is_dataset(theirs) and not tfds_index.is_dataset(tmp_path)
+    out = tmp_path / "theirs.csv"
+    summary = tfds_index.index_dataset(theirs, out, split="train", options=OPTIONS)
+    assert (summary.listed, summary.clean, summary.quarantined) == (5, 4, 1)
+    rows = list(manifest.read_manifest(out))
+    labels = sorted((r.labels["label_color"], r.labels["label_action"]) for r in rows)
+    assert labels == [(0, 0), (1, 1), (2, 0), (4, 0)]
+    assert {row.source for row in rows} == {"theirs"}
+    for row in rows:
+        count = (9, 20)[row.labels["label_action"]]
+        frames = decode.read_frames(shards.read_video(row.path, row.record), range)
+        assert videos.numbers(frames) == [*range(count)]
+    quarantine = (tmp_path / "theirs.quarantine.csv").read_text()
+    assert quarantine.count("\n") == 2 and "#" in quarantine and "InvalidData" in quarantine
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({}, "has the splits train, test: name one"),
+        ({"split": "val"}, "name one by --split"),
+        ({"split": "test", "feature": "sound"}, "has no feature 'sound'"),
+        ({"split": "test", "feature": "caption"}, "none of 2 records holds a good video"),
+    ],
+)
+def test_what_is_not_there_is_refused(fields, message, theirs, tmp_path):
+    with pytest.raises(UserError, match=message):
+        tfds_index.index_dataset(theirs, tmp_path / "a.csv", **fields, options=OPTIONS)
+
+
+def test_another_manifest_is_not_overwritten(theirs, tmp_path):
+    (tmp_path / "a.csv").write_text("path,source\n")
+    with pytest.raises(UserError, match="give --overwrite"):
+        tfds_index.index_dataset(theirs, tmp_path / "a.csv", split="test", options=OPTIONS)
+
+
+def test_labels_are_scalars_of_whole_numbers(caplog):
+    kinds = tfds.features.FeaturesDict(
+        {
+            "label_a": tfds.features.Tensor(shape=(), dtype=np.int32),
+            "label_b": tfds.features.Scalar(np.uint8),
+            "label_c": tfds.features.ClassLabel(num_classes=2),
+            "label_d": tfds.features.Scalar(np.float32),
+            "label_e": tfds.features.Tensor(shape=(2,), dtype=np.int64),
+            "other": tfds.features.Scalar(np.int64),
+        }
+    )
+    with caplog.at_level("WARNING"):
+        names = tfds_index._choose_labels(kinds)
+    assert names == {name: name for name in ("label_a", "label_b", "label_c")}
+    assert [m.split("'")[1] for m in caplog.messages] == ["label_d", "label_e"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "reason"),
+    [
+        ({}, "the record has no label 'action'"),
+        ({"action": []}, "the record has no label 'action'"),
+        ({"action": [2**31]}, "label 'action' is 2147483648, beyond 32 bits"),
+    ],
+)
+def test_a_record_without_its_label_is_quarantined(labels, reason, theirs, monkeypatch):
+    shard = str(theirs / "theirs-test.array_record-00000-of-00001")
+    probe = tfds_index.Probe("", ("action",))
+    assert probe(shard, 1)["row"][0] == 1
+    example = shards.read_example(shard, 1)
+    example.pop("action")
+    monkeypatch.setattr(shards, "read_example", lambda *_: example | labels)
+    assert probe(shard, 1) == {"reason": reason}

@@ -1,0 +1,64 @@
+"""The brackets see what their names say and no more."""
+
+import numpy as np
+import pytest
+
+from invnext_jax.evaluation import baselines
+from invnext_jax.evaluation.evaluators import linear_probe
+from invnext_jax.synthetic_world import world
+
+
+@pytest.fixture(scope="module")
+def tracks():
+    spec = world.WorldSpec(size=32, frames=8, seed=0)
+    clips = [world.make_clip(spec, i) for i in range(480)]
+    boxes = [np.concatenate([c.boxes, c.visible[..., None]], axis=-1) for c in clips]
+    return np.stack(boxes).astype(np.float32), np.array([c.motion for c in clips])
+
+
+def forest(x, labels):
+    return linear_probe.fit_forest(x[:360], labels[:360], x[360:], labels[360:], trees=60).top1
+
+
+def test_bag_of_boxes_is_blind_to_the_order_of_frames(tracks):
+    boxes, _ = tracks
+    shuffled = boxes[:, np.random.default_rng(0).permutation(8)]
+    np.testing.assert_allclose(
+        baselines.bag_of_boxes(boxes), baselines.bag_of_boxes(shuffled), atol=1e-6
+    )
+
+
+def test_bag_of_frames_is_blind_to_the_order_of_frames():
+    video = np.random.default_rng(0).integers(0, 256, (3, 4, 16, 16, 3), dtype=np.uint8)
+    np.testing.assert_allclose(
+        baselines.bag_of_frames(video), baselines.bag_of_frames(video[:, ::-1]), atol=1e-6
+    )
+
+
+def test_first_frame_sees_nothing_else():
+    video = np.random.default_rng(0).integers(0, 256, (3, 4, 16, 16, 3), dtype=np.uint8)
+    other = video.copy()
+    other[:, 1:] = 0
+    np.testing.assert_array_equal(baselines.first_frame(video), baselines.first_frame(other))
+
+
+def test_large_frames_are_averaged_over_blocks():
+    video = np.random.default_rng(0).integers(0, 256, (1, 1, 70, 64, 3), dtype=np.uint8)
+    small = baselines.first_frame(video).reshape(35, 32, 3)
+    np.testing.assert_allclose(small[0, 0], video[0, 0, :2, :2].mean(axis=(0, 1)) / 255, rtol=1e-5)
+
+
+def test_boxes_tell_the_motion_only_in_order(tracks):
+    boxes, motion = tracks
+    error = linear_probe.binomial_standard_error(1 / 8, 120)
+    assert forest(baselines.first_box(boxes), motion) < 1 / 8 + 4 * error
+    assert forest(baselines.bag_of_boxes(boxes), motion) < 0.6
+    assert forest(baselines.ordered_boxes(boxes), motion) > 0.9
+
+
+def test_boxes_are_read_by_row_or_not_at_all(tmp_path):
+    spec = world.WorldSpec(size=16, frames=4, split="val")
+    manifest = world.write_world(spec, tmp_path, 3, progress=False)
+    found = baselines.load_boxes(manifest, [2, 0])
+    np.testing.assert_allclose(found[0, ..., :4], world.make_clip(spec, 2).boxes, atol=1e-3)
+    assert baselines.load_boxes(tmp_path / "elsewhere.csv", [0]) is None

@@ -1,0 +1,194 @@
+"""The page shows what the run would be given: same clips, same masks, counts of what is dropped."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from configs import stage1 as stage1_config
+from configs import stage2 as stage2_config
+from invnext_jax.data import pipeline
+from invnext_jax.errors import UserError
+from invnext_jax.evaluation import data_page, visualization
+from invnext_jax.models.patches import clip_grid, normalize
+from invnext_jax.stages import stage1, stage2
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def folder(world, tmp_path):
+    """Sixteen clips of the world, two of which cannot be read."""
+    shutil.copytree(world.parent, tmp_path / "world")
+    (tmp_path / "world" / "train" / "000002.mp4").write_bytes(b"no video")
+    (tmp_path / "world" / "train" / "000005.mp4").unlink()
+    return tmp_path / "world"
+
+
+def get_config(stage, folder, **mask):
+    config = {"stage1": stage1_config, "stage2": stage2_config}[stage].get_config("tiny")
+    config.batch_size = 8
+    config.data.update(manifest=str(folder / "train.csv"), frames=2, workers=0)
+    config.mask.update(mask)
+    return config
+
+
+def run_batches(config, count):
+    """The first batches as the training loop gets them."""
+    iterator = iter(
+        pipeline.make_train_dataset(config.data, seed=config.seed, batch_size=config.batch_size)
+    )
+    try:
+        return [next(iterator) for _ in range(count)]
+    finally:
+        iterator.close()
+
+
+def step_masks(config, frozen, batch, step):
+    """What the step draws for a whole batch: [b t y x] of each mask."""
+    key = jax.random.fold_in(jax.random.key(config.seed), step)
+    stage = {"stage1": stage1, "stage2": stage2}[config.stage]
+
+    @jax.jit
+    def draw(frozen, video_bthwc, key):
+        drawn = stage.see_and_draw(config, frozen, normalize(video_bthwc), key)[1]
+        return [draws.keep_bk for draws in (drawn if stage is stage2 else [drawn])]
+
+    grid = clip_grid(batch["video"], config.encoder.patch)
+    found = draw(frozen, batch["video"], key)
+    return [visualization.visible_places(np.asarray(keep_bk), grid) for keep_bk in found]
+
+
+@pytest.mark.parametrize(
+    ("stage", "kind"),
+    [
+        *(("stage1", "semantic"), ("stage1", "tube"), ("stage1", "random")),
+        *(("stage2", "multi_block"), ("stage2", "semantic")),
+    ],
+)
+def test_clips_and_masks_are_those_of_the_first_steps(stage, kind, folder):
+    config = get_config(stage, folder, kind=kind)
+    frozen = stage1.init_frozen(stage1_config.get_config("tiny"), None)
+    shown = list(data_page.sample(config, 12, pipeline.DropCounter()))
+    assert [clip.step for clip in shown] == [0] * 8 + [1] * 4
+    for step, batch in enumerate(run_batches(config, 2)):
+        expected = step_masks(config, frozen, batch, step)
+        for i, clip in enumerate(shown[8 * step : 8 * step + 8]):
+            np.testing.assert_array_equal(clip.video_thwc, batch["video"][i])
+            assert clip.row == batch["index"][i]
+            assert len(clip.seen) == len(expected)
+            for seen_tyx, seen_btyx in zip(clip.seen, expected, strict=True):
+                np.testing.assert_array_equal(seen_tyx, seen_btyx[i])
+
+
+@pytest.mark.parametrize(("stage", "strips_a_clip"), [("stage1", 2), ("stage2", 3)])
+def test_page_holds_strips_sources_and_counts(stage, strips_a_clip, folder):
+    (folder / "train.quarantine.csv").write_text(
+        "path,reason\n/v/a.mp4,truncated: 5 of 60 frames\n/v/b.mp4,truncated: 17 of 20 frames\n"
+        "/v/c.mp4,empty file\n"
+    )
+    page = data_page.write_page(get_config(stage, folder), folder / "out" / "page.html", 16)
+    text = page.read_text()
+    assert text.count('class="clip"') == 16
+    assert len(re.findall(r'src="data:image/png;base64,', text)) == 16 * strips_a_clip
+    assert not re.search(r"<script|<link|@import|src=\"http|url\(\s*['\"]?http", text)
+    assert "2 files could not be read on the way" in text
+    assert "<td>1</td><td>FileNotFoundError: No such file" in text
+    assert "3 files were left out when the manifest was made" in text
+    assert "<td>2</td><td>truncated: N of N frames</td>" in text
+    assert str(folder / "train" / "000003.mp4") in text and "source world" in text
+    kind = "semantic, 75% hidden" if stage == "stage1" else "8 blocks of 15%, 38% visible"
+    assert kind in text
+
+
+def test_shares_of_sources_and_clips_of_one_video_are_shown(folder):
+    text = (folder / "train.csv").read_text().splitlines()
+    rows = [
+        line.replace(",world,", ",mine,") if i % 4 == 1 else line for i, line in enumerate(text)
+    ]
+    (folder / "train.csv").write_text("\n".join(rows) + "\n")
+    config = get_config("stage1", folder, kind="tube")
+    config.data.update(weights=(("world", 1.0), ("mine", 3.0)), repeats=2)
+    shown = list(data_page.sample(config, 11, pipeline.DropCounter()))
+    (first, second) = run_batches(config, 2)
+    for i, clip in enumerate(shown):
+        batch = first if i < 8 else second
+        assert clip.row == batch["index"][i % 8] == shown[i - i % 2].row
+        np.testing.assert_array_equal(clip.video_thwc, batch["video"][i % 8])
+    text = data_page.write_page(config, folder / "page.html", 3).read_text()
+    assert "mine 4 (75.0% of the clips), world 12 (25.0% of the clips)" in text
+    assert "2 of a video" in text and "world: flip False" in text
+    config.data.repeats = 3
+    with pytest.raises(UserError, match="must divide by config.data.repeats=3"):
+        data_page.write_page(config, folder / "page.html", 3)
+
+
+def test_nothing_dropped_says_so(world):
+    config = get_config("stage1", world.parent, kind="tube")
+    text = data_page.write_page(config, world.parent / "page.html", 2).read_text()
+    assert "0 files were dropped" in text and "left out" not in text
+
+
+def test_reasons_are_counted_by_their_kind():
+    reasons = {
+        "/v/1.mp4": "/v/1.mp4: truncated: 3 of 9 frames",
+        "/v/2.mp4": "/v/2.mp4: truncated: 30 of 90 frames",
+        "/v/3.mp4": "/v/3.mp4: InvalidDataError: [Errno 1094995529] Invalid data: '/v/3.mp4'",
+    }
+    assert data_page.count_reasons(reasons) == [
+        ("truncated: N of N frames", 2),
+        ("InvalidDataError: Invalid data: '...'", 1),
+    ]
+
+
+def test_impossible_runs_are_refused(folder):
+    config = get_config("stage1", folder)
+    with pytest.raises(UserError, match="clips=0 must be at least 1"):
+        data_page.write_page(config, folder / "page.html", 0)
+    config.teacher.weights = ""
+    with pytest.raises(UserError, match="teacher.weights is empty"):
+        data_page.write_page(config, folder / "page.html")
+    config.mask.kind = "tubes"
+    with pytest.raises(UserError, match="mask.kind='tubes' is none of"):
+        data_page.write_page(config, folder / "page.html")
+    config.stage = "probe"
+    with pytest.raises(UserError, match="config.stage='probe' must be one of"):
+        data_page.write_page(config, folder / "page.html")
+
+
+def test_a_missing_manifest_is_told(tmp_path):
+    with pytest.raises(UserError, match="nowhere.train.csv is not there"):
+        data_page.write_page(
+            get_config("stage1", Path("nowhere"), kind="tube"), tmp_path / "a.html"
+        )
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_missing_manifest_is_one_sentence_on_the_command_line(tmp_path):
+    command = [sys.executable, ROOT / "launch" / "show_data.py"]
+    command += [f"--config={ROOT}/configs/stage1.py:tiny", f"--out={tmp_path}/page.html"]
+    done = subprocess.run(
+        [*command, "--config.data.manifest=nowhere.csv"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        **{"cwd": tmp_path, "capture_output": True, "text": True, "check": False},
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and "nowhere.csv" in done.stderr
+    assert done.stderr.count("\n") == 1 and not (tmp_path / "page.html").exists()
+
+
+def test_the_quarantine_of_each_of_several_folders_is_read(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "train.csv").write_text("path,source\n")
+        quarantine = tmp_path / name / "train.quarantine.csv"
+        quarantine.write_text(f"path,reason\n/{name}.mp4,empty file\n")
+    found = data_page._read_quarantines(f"{tmp_path}/one,{tmp_path}/two")
+    assert found == [("empty file", 2)]

@@ -1,0 +1,217 @@
+"""Exports of real runs: bit for bit through both layouts, proved, and never destroying anything."""
+
+import contextlib
+import json
+
+import jax
+import ml_collections
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+from invnext_jax import train
+from invnext_jax.errors import UserError
+from invnext_jax.evaluation import exporter, features
+from invnext_jax.weights import export, files, import_weights
+
+PUBLISHED = exporter.Form("internvideo_next")
+
+
+@pytest.fixture
+def stage2_run(tiny_config, stage1_run, tmp_path):
+    """The workdir of a Stage 2 run that has saved its initial parameters."""
+    config = tiny_config("stage2")
+    config.init_from = str(stage1_run)
+    with contextlib.ExitStack() as stack:
+        run = train.prepare(ml_collections.FrozenConfigDict(config), tmp_path / "stage2", stack)
+        run.checkpointer.save(0, run.state, run.position)
+    return tmp_path / "stage2"
+
+
+def randomised(run, path):
+    """All parts of a run with random values, so that nothing hides behind zeros and ones."""
+    params, config = features.load_params(run)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: rng.normal(0, 0.1, x.shape).astype("f4"), params)
+    export.write_export(path, params, exporter.describe(run, config, params))
+    return params
+
+
+def assert_equal_trees(ours, theirs):
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        assert np.asarray(one).tobytes() == np.asarray(other).tobytes()
+
+
+@pytest.mark.parametrize("stage", ["stage1_run", "stage2_run"])
+def test_all_parts_of_a_run_come_back_from_the_published_layout(stage, request, tmp_path):
+    source = tmp_path / "all.safetensors"
+    params = randomised(request.getfixturevalue(stage), source)
+    folder, back = tmp_path / "published", tmp_path / "back.safetensors"
+    assert "are equal" in exporter.export_run(source, folder, parts=("all",), form=PUBLISHED)
+    assert sorted(p.name for p in folder.iterdir()) == [
+        *("config.json", "model.safetensors", "preprocessor_config.json")
+    ]
+    import_weights.import_weights("internvideo_next", folder, back)
+    assert_equal_trees(export.read_export(back)[0], params)
+    assert back.read_bytes() == source.read_bytes()
+    again = tmp_path / "again"
+    exporter.export_run(back, again, parts=("all",), form=PUBLISHED)
+    name = files.SINGLE
+    assert (again / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_published_encoder_is_what_its_users_expect(stage1_run, tmp_path):
+    folder = tmp_path / "published"
+    said = exporter.export_run(
+        stage1_run, folder, form=exporter.Form("internvideo_next", "float16")
+    )
+    assert "change by 0.0" in said
+    config = json.loads((folder / "config.json").read_text())
+    assert config["model_config"] == {
+        "attn_pool_num_heads": 2,
+        "clip_embed_dim": 64,
+        "depth": 2,
+        "embed_dim": 64,
+        "img_size": 32,
+        "mlp_ratio": 4,
+        "num_frames": 2,
+        "num_heads": 2,
+        "patch_size": 8,
+        "tubelet_size": 1,
+    }
+    assert config["torch_dtype"] == "float16"
+    processor = json.loads((folder / "preprocessor_config.json").read_text())
+    assert processor["crop_size"] == {"height": 32, "width": 32}
+    assert processor["image_mean"] == [0.485, 0.456, 0.406]
+    with safe_open(folder / "model.safetensors", "np") as file:
+        assert file.metadata() == {"format": "pt"}
+        assert file.get_tensor("model.blocks.1.ls2.lr_scale").dtype == np.float16
+        assert file.get_slice("model.patch_embed.proj.weight").get_shape() == [64, 3, 1, 8, 8]
+    # Without our own section, as the released encoders are.
+    del config["invnext_jax"]
+    (folder / "config.json").write_text(json.dumps(config))
+    loaded = features.load_encoder(folder)
+    want = features.load_params(stage1_run)[0]["encoder"]["class_token"].astype(np.float16)
+    np.testing.assert_array_equal(loaded.params["class_token"], want)
+
+
+def test_export_writes_its_files_and_nothing_else(stage1_run, tmp_path):
+    out = tmp_path / "new" / "encoder.safetensors"
+    assert "are equal" in exporter.export_run(stage1_run, out)
+    assert sorted(p.name for p in out.parent.iterdir()) == ["encoder.json", "encoder.safetensors"]
+    about = json.loads(out.with_suffix(".json").read_text())
+    assert about["parts"] == ["encoder", "pool"]
+    assert about["source"]["run"] == "stage1" and about["source"]["step"] == 0
+    assert str(tmp_path) not in out.with_suffix(".json").read_text()  # paths stay here
+    params, _ = features.load_params(stage1_run)
+    assert export.holds(out, {part: params[part] for part in ("encoder", "pool")})
+
+
+def test_a_run_without_a_moving_average_exports_none(stage1_run, tmp_path):
+    with pytest.raises(UserError, match="keeps no moving average"):
+        exporter.export_run(stage1_run, tmp_path / "a.safetensors", ema=True)
+
+
+def test_parts_that_do_not_exist_are_told(stage1_run, tmp_path):
+    with pytest.raises(UserError, match="holds no head, only align, align_pooled, decoder"):
+        exporter.export_run(stage1_run, tmp_path / "a.safetensors", parts=("encoder", "head"))
+    for form, sentence in (
+        (exporter.Form("onnx"), "--format=onnx is none of ours, internvideo_next"),
+        (exporter.Form("ours", "int8"), "--dtype=int8 is none of"),
+        (exporter.Form("ours", "float16"), "always float32"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            exporter.export_run(stage1_run, tmp_path / "a.safetensors", form=form)
+    with pytest.raises(UserError, match="must be a folder"):
+        exporter.export_run(stage1_run, tmp_path / "a.safetensors", form=PUBLISHED)
+
+
+@pytest.mark.parametrize("form", [exporter.Form(), PUBLISHED])
+def test_a_second_export_writes_nothing_and_other_weights_stay(stage1_run, tmp_path, form):
+    out = tmp_path / ("out" if form is PUBLISHED else "out.safetensors")
+    exporter.export_run(stage1_run, out, form=form)
+    weights = exporter.targets_of(out, form)[0]
+    before = weights.stat().st_mtime_ns
+    assert "already" in exporter.export_run(stage1_run, out, form=form)
+    assert weights.stat().st_mtime_ns == before
+    old = weights.read_bytes()
+    with pytest.raises(UserError, match="--overwrite"):
+        exporter.export_run(stage1_run, out, parts=("all",), form=form)
+    assert weights.read_bytes() == old
+    exporter.export_run(stage1_run, out, parts=("all",), form=form, overwrite=True)
+    assert len(weights.read_bytes()) > len(old)
+
+
+def test_other_features_are_refused_and_old_files_stay(stage1_run, tmp_path, monkeypatch):
+    out = tmp_path / "out" / "encoder.safetensors"
+    exporter.export_run(stage1_run, out)
+    old = out.read_bytes()
+    real = features.load_encoder
+
+    def spoiled(path):
+        loaded = real(path)
+        params = {**loaded.params, "class_token": loaded.params["class_token"] + 1}
+        return loaded._replace(params=params)
+
+    monkeypatch.setattr(features, "load_encoder", spoiled)
+    with pytest.raises(UserError, match="gives other features"):
+        exporter.export_run(stage1_run, out, overwrite=True)
+    assert out.read_bytes() == old
+    assert len(list(out.parent.iterdir())) == 2
+
+
+def test_what_the_released_code_does_not_have_is_refused(stage1_run, tmp_path):
+    linear = tmp_path / "linear.safetensors"
+    params, config = features.load_params(stage1_run)
+    config = ml_collections.ConfigDict({**config.to_dict(), "decoder": {"kind": "linear"}})
+    export.write_export(linear, params, exporter.describe(stage1_run, config, params))
+    with pytest.raises(UserError, match="no decoder of kind 'linear'"):
+        exporter.export_run(linear, tmp_path / "a", parts=("all",), form=PUBLISHED)
+    exporter.export_run(linear, tmp_path / "a.safetensors", parts=("all",))
+
+
+def test_the_moving_average_is_exported_and_probed_in_place_of_the_parameters(
+    tiny_config, one_device, tmp_path
+):
+    config = tiny_config("stage1")
+    config.ema.decay = 0.9
+    with contextlib.ExitStack() as stack:
+        run = train.prepare(ml_collections.FrozenConfigDict(config), tmp_path / "run", stack)
+        params = jax.device_get(run.state.params)
+        doubled = jax.tree.map(lambda x: 2 * x, run.state.ema)
+        run.checkpointer.save(0, run.state.replace(ema=doubled), run.position)
+    out = tmp_path / "ema.safetensors"
+    exporter.export_run(tmp_path / "run", out, ema=True)
+    written, about = export.read_export(out)
+    assert about["source"]["ema"] is True
+    expected = jax.tree.map(lambda x: 2 * x, params["encoder"])
+    assert_equal_trees(written["encoder"], expected)
+    assert_equal_trees(features.load_encoder(tmp_path / "run", ema=True).params, expected)
+    assert_equal_trees(features.load_encoder(tmp_path / "run").params, params["encoder"])
+
+
+def test_weights_that_are_not_finite_and_places_that_cannot_be_written_are_told(
+    stage1_run, tmp_path
+):
+    source = tmp_path / "nan.safetensors"
+    params = randomised(stage1_run, source)
+    params["encoder"]["class_token"][0, 0] = np.nan
+    _, config = features.load_params(source)
+    export.write_export(source, params, exporter.describe(source, config, params))
+    with pytest.raises(UserError, match="not finite"):
+        exporter.export_run(source, tmp_path / "b.safetensors")
+    assert not list(tmp_path.glob(".*"))
+    (tmp_path / "c.safetensors").mkdir()
+    with pytest.raises(UserError, match="is a folder"):
+        exporter.export_run(stage1_run, tmp_path / "c.safetensors", overwrite=True)
+    with pytest.raises(UserError, match="cannot be written"):
+        exporter.export_run(stage1_run, source / "d.safetensors")
+
+
+def test_the_rest_of_a_killed_export_is_removed(stage1_run, tmp_path):
+    out = tmp_path / "encoder.safetensors"
+    (tmp_path / ".encoder.safetensors.draft").mkdir()
+    (tmp_path / ".encoder.safetensors.draft" / "half").write_bytes(b"x")
+    exporter.export_run(stage1_run, out)
+    assert not list(tmp_path.glob(".*"))

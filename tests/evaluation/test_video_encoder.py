@@ -1,0 +1,76 @@
+"""Features of video files from Python."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from invnext_jax.data import manifest
+from invnext_jax.data.decode import BadVideo
+from invnext_jax.errors import UserError
+from invnext_jax.evaluation import exporter, features
+from invnext_jax.evaluation.video_encoder import VideoEncoder
+from invnext_jax.models.heads import AttentionPool
+from invnext_jax.models.patches import normalize
+
+
+@pytest.fixture(scope="module")
+def exported(saved_stage1, tmp_path_factory):
+    path = tmp_path_factory.mktemp("exported") / "encoder.safetensors"
+    exporter.export_run(saved_stage1, path)
+    return path
+
+
+@pytest.fixture
+def video(world):
+    return manifest.read_manifest(str(world)).paths[0]
+
+
+def test_features_are_those_of_the_module(exported, video):
+    encoder = VideoEncoder(exported)
+    tokens = encoder(video)
+    assert tokens.shape == (2 * 16, 64) and tokens.dtype == np.float32
+    loaded = features.load_encoder(exported)
+    clip = normalize(encoder.read(video)[None])
+    out = loaded.encoder.apply({"params": loaded.params}, clip).tokens_bnd
+    np.testing.assert_allclose(tokens, out[0, 4:], atol=1e-5)
+    pool = AttentionPool(64, 2, "float32").apply({"params": loaded.pool}, out)
+    np.testing.assert_allclose(encoder(video, pooled=True), pool[0], atol=1e-5)
+
+
+def test_any_frame_count_and_any_size_that_the_patch_divides(exported, video):
+    encoder = VideoEncoder(exported)
+    for frames, size in ((1, 32), (3, 48), (8, 16)):
+        tokens = encoder(video, frames=frames, size=size)
+        assert tokens.shape == (frames * (size // 8) ** 2, 64)
+        assert np.isfinite(tokens).all()
+    with pytest.raises(UserError, match="30 x 30 pixels must divide by the patch size 8"):
+        encoder(video, size=30)
+
+
+def test_the_lines_of_the_readme_run(exported, video, tmp_path, monkeypatch):
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    code = readme.split("```python\n")[1].split("```")[0]
+    shutil.copytree(exported.parent, tmp_path, dirs_exist_ok=True)
+    shutil.copy(video, tmp_path / "clip.mp4")
+    monkeypatch.chdir(tmp_path)
+    found = {}
+    exec(code, found)
+    assert found["tokens"].shape == (2 * 16, 64) and found["vector"].shape == (64,)
+
+
+def test_a_size_compiles_once(exported, video):
+    encoder = VideoEncoder(exported)
+    encoder(video)
+    encoder(video, start=0.0)
+    assert encoder._tokens._cache_size() == 1
+
+
+def test_what_cannot_be_done_is_told(stage1_run, tmp_path, exported):
+    with pytest.raises(BadVideo, match="nothing.mp4"):
+        VideoEncoder(exported)(Path(tmp_path / "nothing.mp4"))
+    exporter.export_run(stage1_run, tmp_path / "bare.safetensors", parts=("encoder",))
+    clip = np.zeros((1, 2, 32, 32, 3), np.uint8)
+    with pytest.raises(UserError, match="hold no pool"):
+        VideoEncoder(tmp_path / "bare.safetensors").encode(clip, pooled=True)

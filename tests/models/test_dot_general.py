@@ -1,0 +1,99 @@
+"""Products in 8 bits against the same arithmetic in numpy; products of flat tokens."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from invnext_jax.models import dot_general, layers
+from invnext_jax.training import mesh as mesh_lib
+
+
+@pytest.fixture
+def setting():
+    rng = np.random.default_rng(0)
+    x_bnd = rng.standard_normal((2, 5, 64)).astype(np.float32)
+    x_bnd[0, 1] *= 100  # each token has a scale of its own
+    x_bnd[1, 2] = 0
+    kernel = rng.standard_normal((64, 3, 32)).astype(np.float32)
+    kernel[:, 0, 4] *= 1e-3  # and so has each channel
+    kernel[:, 2, 5] = 0
+    return x_bnd, {"kernel": kernel, "bias": rng.standard_normal((3, 32)).astype(np.float32)}
+
+
+def run(form, x_bnd, params, dtype="float32"):
+    layer = layers.dense((3, 32), ("embed", None, "heads"), name="qkv", dtype=dtype)
+    with dot_general.rounding(form):
+        return jax.jit(layer.apply)({"params": params}, x_bnd)
+
+
+def in_numpy(x_bnd, params):
+    """Integers in int64, scales in float64."""
+    kernel = params["kernel"].astype(np.float64)
+    x_scale = np.abs(x_bnd.astype(np.float64)).max(axis=-1, keepdims=True) / 127
+    kernel_scale = np.abs(kernel).max(axis=0) / 127
+    x_whole = np.rint(x_bnd / np.where(x_scale > 0, x_scale, 1)).astype(np.int64)
+    kernel_whole = np.rint(kernel / np.where(kernel_scale > 0, kernel_scale, 1)).astype(np.int64)
+    assert np.abs(x_whole).max() == np.abs(kernel_whole).max() == 127
+    sums = np.einsum("bnd,dif->bnif", x_whole, kernel_whole)
+    return sums * x_scale[..., None] * kernel_scale + params["bias"]
+
+
+def test_int8_is_the_product_of_whole_numbers_in_numpy(setting):
+    found = run("int8", *setting)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, in_numpy(*setting), rtol=1e-5, atol=1e-4)
+    exact = run("", *setting)
+    assert np.abs(found - exact).max() > 1e-3
+    np.testing.assert_array_equal(found[1, 2], setting[1]["bias"])  # a token of zeros
+
+
+@pytest.mark.parametrize(("form", "error"), [("int8", 0.02), ("float8", 0.05)])
+def test_the_error_is_small_and_the_type_is_that_of_the_inputs(form, error, setting):
+    x_bnd, params = setting
+    exact = np.einsum("bnd,dif->bnif", x_bnd, params["kernel"])
+    for dtype in ("float32", "bfloat16"):
+        found = run(form, *setting, dtype)
+        assert found.dtype == dtype
+        off = np.asarray(found, np.float32) - params["bias"] - exact
+        assert np.linalg.norm(off[0, 0]) < error * np.linalg.norm(exact[0, 0])
+
+
+def test_the_program_multiplies_8_bit_numbers(setting):
+    x_bnd, params = setting
+    layer = layers.dense((3, 32), ("embed", None, "heads"), name="qkv", dtype="bfloat16")
+    for form, (dtype, _, sums) in dot_general.FORMATS.items():
+        with dot_general.rounding(form):
+            jaxpr = jax.make_jaxpr(layer.apply)({"params": params}, x_bnd)
+        (product,) = (e for e in jaxpr.eqns if e.primitive.name == "dot_general")
+        assert {v.aval.dtype for v in product.invars} == {jnp.dtype(dtype)}
+        assert product.outvars[0].aval.dtype == sums
+
+
+def test_one_cpu_device_multiplies_matrices_and_gets_the_same(setting):
+    x_bnd, params = setting
+    layer = layers.dense((3, 32), ("embed", None, "heads"), name="qkv", dtype="float32")
+    weights = np.random.default_rng(1).standard_normal((2, 5, 3, 32)).astype(np.float32)
+
+    def loss(params, x_bnd):
+        return jnp.sum(layer.apply({"params": params}, x_bnd) * weights)
+
+    def gradients():  # a function of its own each time: what is traced depends on the mesh
+        both = jax.value_and_grad(lambda *arguments: loss(*arguments), (0, 1))
+        ranks = {
+            v.aval.ndim
+            for e in jax.make_jaxpr(both)(params, x_bnd).eqns
+            if e.primitive.name == "dot_general"
+            for v in e.invars
+        }
+        return ranks, jax.jit(both)(params, x_bnd)
+
+    ranks, expected = gradients()
+    assert 3 in ranks
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1, 1), mesh_lib.AXES)
+    with jax.set_mesh(mesh):
+        ranks, found = gradients()
+    assert ranks == {2}
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4), found, expected
+    )

@@ -1,0 +1,29 @@
+"""Moved tokens and their gradients against NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from invnext_jax.models import gather
+
+
+@pytest.mark.parametrize("shape", [(7,), (5, 3), (2, 5, 3)])
+def test_a_repeated_array_gathers_its_gradient(shape):
+    rng = np.random.default_rng(0)
+    x, gradient = rng.standard_normal(shape), rng.standard_normal((4, *shape))
+    repeated, pull = jax.vjp(lambda x: gather.repeat(x, 4), jnp.asarray(x, jnp.float32))
+    np.testing.assert_array_equal(repeated, np.broadcast_to(x.astype(np.float32), (4, *shape)))
+    (found,) = pull(jnp.asarray(gradient, jnp.float32))
+    np.testing.assert_allclose(found, gradient.sum(0), atol=1e-6)
+
+
+def test_rows_gather_their_gradient():
+    rng = np.random.default_rng(0)
+    table = jnp.asarray(rng.standard_normal((6, 3)), jnp.float32)
+    index = jnp.array([[0, 2, 5], [5, 1, 0]])
+    weights = jnp.asarray(rng.standard_normal((2, 3, 3)), jnp.float32)
+    found = jax.grad(lambda table: jnp.sum(weights * gather.gather_rows(table, index)))(table)
+    expected = np.zeros((6, 3))
+    np.add.at(expected, np.asarray(index), np.asarray(weights))
+    np.testing.assert_allclose(found, expected, atol=1e-6)

@@ -1,0 +1,83 @@
+import errno
+import json
+import math
+
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from invnext_jax.errors import UserError
+from invnext_jax.monitoring import metrics_file
+
+
+def write(workdir, step, records):
+    writer = metrics_file.MetricWriter(workdir, step)
+    for record in records:
+        writer.write(record)
+    writer.close()
+
+
+def test_what_is_not_finite_is_null_never_0(tmp_path):
+    write(
+        tmp_path, 0, [{"step": 1, "loss": np.float32(np.nan), "grad_norm": math.inf, "zero": 0.0}]
+    )
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert json.loads(text) == {"step": 1, "loss": None, "grad_norm": None, "zero": 0.0}
+
+
+def test_a_resumed_run_cuts_what_lies_beyond_its_step(tmp_path):
+    write(tmp_path, 0, [{"step": n, "loss": n / 2} for n in (1, 2, 3)])
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 4, "lo')  # killed while writing
+    write(tmp_path, 2, [{"step": 3, "loss": 9.0}])
+    assert [(r["step"], r["loss"]) for r in metrics_file.read_metrics(tmp_path)] == [
+        (1, 0.5),
+        (2, 1.0),
+        (3, 9.0),
+    ]
+
+
+def test_a_line_cut_short_is_not_read(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2')
+    assert metrics_file.read_metrics(tmp_path) == [{"step": 1}]
+
+
+@pytest.mark.parametrize("line", ["\0\0\0", "garbage", "7", "{}"])
+def test_a_line_of_garbage_is_told_in_a_sentence(line, tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n' + line + '\n{"step": 3}\n')
+    with pytest.raises(UserError, match="line 2 of .*metrics.jsonl is no record"):
+        metrics_file.MetricWriter(tmp_path, 3)
+
+
+def test_a_disk_that_is_full_at_the_start_is_told_in_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(metrics_file, "EventsWriter", full)
+    with pytest.raises(UserError, match="metrics.jsonl cannot be written: No space left"):
+        metrics_file.MetricWriter(tmp_path, 0)
+
+
+def test_records_wait_while_the_event_file_cannot_be_opened(tmp_path, monkeypatch):
+    writer = metrics_file.MetricWriter(tmp_path, 0)
+    (tmp_path / "metrics.jsonl").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(metrics_file, "EventsWriter", full)
+        for step in (1, 2):
+            writer.write({"step": step})
+    writer.retry()
+    assert metrics_file.read_metrics(tmp_path) == [{"step": 1}, {"step": 2}]
+    writer.close()
+
+
+def full(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_no_file_has_no_records(tmp_path):
+    assert metrics_file.read_metrics(tmp_path) == []
+
+
+def test_tensorboard_sees_each_scalar_once_after_a_restart(tmp_path):
+    write(tmp_path, 0, [{"step": n, "loss": float(n)} for n in (1, 2, 3)])
+    write(tmp_path, 1, [{"step": n, "loss": 10.0 * n} for n in (2, 3)])
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(e.step, e.value) for e in events.Scalars("loss")] == [(1, 1), (2, 20), (3, 30)]

@@ -1,0 +1,242 @@
+"""Two processes of one run: what fails in one of them alone fails in both, and no one waits."""
+
+import contextlib
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+from invnext_jax.checkpointing.workdir_lock import Workdir
+
+ROOT = pathlib.Path(__file__).parents[2]
+CONFTEST = pathlib.Path(__file__).with_name("conftest.py")
+HOST = socket.gethostname()
+
+ABSENT = "refused: {}{} holds no checkpoint: give the --workdir of a run that saved one"
+
+START = """
+import contextlib, functools, importlib.util, os, pathlib, shutil, sys
+from absl import flags, logging
+import jax, numpy as np, optax
+import orbax.checkpoint as ocp
+flags.FLAGS.mark_as_parsed()
+from invnext_jax import errors
+from invnext_jax.stages import registry
+from invnext_jax import train
+from invnext_jax.errors import UserError
+from invnext_jax.checkpointing import reader
+from invnext_jax.checkpointing import manager
+from invnext_jax.multihost import distributed
+from invnext_jax.checkpointing import checksums
+from invnext_jax.checkpointing import restore
+from invnext_jax.multihost import consensus
+from invnext_jax.training import mesh as mesh_lib
+from invnext_jax.training import state as state_lib
+from invnext_jax.checkpointing.workdir_lock import Workdir
+process, workdir = int(os.environ["JAX_PROCESS_ID"]), pathlib.Path(sys.argv[1])
+spec = importlib.util.spec_from_file_location("toy", sys.argv[2])
+toy = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(toy)
+registry.STAGES["toy"] = toy.make_toy_stage()
+train.pipeline.make_train_dataset = toy.ToyData()
+config = toy.make_toy_config(str(workdir.parent / "manifest.csv"))
+config.mesh.update(data=1, fsdp=2)
+def attempt(do, *arguments):
+    try:
+        return do(*arguments)
+    except errors.UserError as error:
+        return f"refused: {error}"
+"""
+
+SAVES = """
+class Gone(ocp.future.Future):
+    def result(self, timeout=None):
+        raise OSError("the disk of this host is gone")
+
+async def fail_at_once(*_, **__):
+    raise OSError("no memory on this host")
+
+async def fail_later(*_, **__):
+    return [Gone()]
+
+def fail(*_, **__):
+    raise OSError("no room for sums")
+
+@contextlib.contextmanager
+def broken(owner, name, value, where):
+    whole = getattr(owner, name)
+    if process == where:
+        setattr(owner, name, value)
+    yield
+    setattr(owner, name, whole)
+
+distributed.initialize(timeout_seconds=60)
+mesh = mesh_lib.make_mesh(config.mesh)
+stage = toy.make_toy_stage()
+init_fn = functools.partial(stage.init_params, config, stage.make_model(config))
+abstract = state_lib.abstract_state(init_fn, optax.adam(1e-3), mesh)
+
+def make_state(step):
+    return jax.tree.map(
+        lambda x: jax.make_array_from_callback(
+            x.shape, x.sharding, lambda i: np.full(x.shape, step, x.dtype)[i]
+        ),
+        abstract,
+    )
+
+class Position:
+    set_state = print
+
+def list_folder():
+    with consensus.agreeing("the list"):  # process 0 has removed what it does not keep
+        pass
+    print("there:", sorted(os.listdir(workdir / "checkpoints")))
+
+def save(step):
+    saver.save(step, make_state(step), step)
+    saver.wait()
+    print("newest:", saver.saved_step, saver._manager.latest_step())
+
+def restore():
+    saver = manager.Checkpointer(held, config, digest)
+    with contextlib.closing(saver):
+        state = saver.restore(abstract, Position)
+        return int(state.step), saver.saved_step
+
+held, digest = Workdir(workdir), "0" * 64
+saver = manager.Checkpointer(held, config, digest)
+arrays = ocp.PyTreeCheckpointHandler
+save(1)
+with broken(arrays, "async_save", fail_at_once, 1):
+    save(2)
+with broken(arrays, "async_save", fail_later, 1):
+    save(3)
+with broken(integrity, "write_sums", fail, 0):
+    save(4)
+save(4)
+save(5)
+saver.close()
+list_folder()
+with broken(restoring, "probe", fail, 1):
+    print(attempt(restore))
+measure = checksums._measure
+
+def find_damage_in_5(path):
+    return (0, "") if path.parts[-3:-2] == ("5",) else measure(path)
+
+with broken(integrity, "_measure", find_damage_in_5, 1):
+    print("from:", restore())
+list_folder()
+print(attempt(reader.restore_run, workdir if process else workdir / "absent"))
+"""
+
+
+def run_pair(script, folder):
+    """Runs a script in two processes; gives exit code, output and errors of each."""
+    (folder / "manifest.csv").write_text("path,source\na.mp4,toy\n")
+    with socket.create_server(("localhost", 0)) as server:
+        port = server.getsockname()[1]
+    environ = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "XLA_FLAGS": "",
+        "PYTHONPATH": str(ROOT),
+        "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+        "JAX_NUM_PROCESSES": "2",
+    }
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", START + script, str(folder / "run"), str(CONFTEST)],
+            env={**environ, "JAX_PROCESS_ID": str(process)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for process in range(2)
+    ]
+    try:
+        said = [process.communicate(timeout=120) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+    return [(process.returncode, *texts) for process, texts in zip(started, said, strict=True)]
+
+
+def test_two_processes_agree_on_what_is_saved_and_restored(tmp_path):
+    ended = run_pair(SAVES, tmp_path)
+    assert [code for code, _, _ in ended] == [0, 0], ended
+    folder = tmp_path / "run/checkpoints"
+    for process, (_, out, _) in enumerate(ended):
+        lines = out.replace(str(folder), "FOLDER").splitlines()
+        other = "" if process else f"process 1 (host {HOST}): "
+        assert lines == [
+            *["newest: 1 1"] * 4,
+            *["newest: 4 4", "newest: 5 5", "there: ['4', '5']"],
+            f"refused: {other}the checkpoint FOLDER/5 cannot be read: OSError: no room for sums; "
+            "it is not known to be damaged and stays where it is: look for the cause, then give "
+            "the same command again",
+            *["4", "from: (4, 4)", "there: ['4', 'damaged-5']"],
+            ABSENT.format(f"process 0 (host {HOST}): " if process else "", tmp_path / "run/absent"),
+        ], lines
+    told = [line for line in ended[0][2].splitlines() if "could not be saved" in line]
+    assert f"(process 1 (host {HOST}): OSError: no memory on this host; " in told[0]
+    assert f"(process 1 (host {HOST}): OSError: the disk of this host is gone; " in told[1]
+    assert f"(process 0 (host {HOST}): OSError: no room for sums; " in told[2]
+    assert len(told) == 3
+    assert "could not be saved" not in ended[1][2]
+
+
+REFUSALS = """
+distributed.initialize(timeout_seconds=60)
+def part(error, where, kinds=(UserError,)):
+    with consensus.agreeing("a stop", kinds) as told:
+        told.value = ["of process", process]
+        if process == where:
+            raise error
+    return told.value
+print(attempt(part, None, 2))
+print(attempt(part, UserError("a sentence"), 1))
+print(attempt(part, UserError("another"), process))
+try:
+    print(attempt(part, KeyError("a mistake"), 1))
+except KeyError:
+    print("a mistake")
+try:
+    part([checksums.DamagedError("a"), UserError("b")][process], process, checksums.KINDS)
+except UserError as error:
+    print(error)
+other = config.copy_and_resolve_references()
+other.total_steps, other.data.workers = 100 + process, process
+print(attempt(train.train, other, workdir.parent / "other"))
+with errors.exit_on_user_error():
+    train.train(config, workdir)
+"""
+
+
+def test_what_one_process_refuses_all_refuse_and_end_with_code_2(tmp_path):
+    with contextlib.closing(Workdir(tmp_path / "run")):  # another run's
+        ended = run_pair(REFUSALS, tmp_path)
+    assert [code for code, _, _ in ended] == [2, 2], ended
+    zero, one = (
+        [line for line in out.splitlines() if not line.startswith("toy data")]
+        for _, out, _ in ended
+    )
+    assert zero[0] == one[0] == "['of process', 0]"
+    refused = f"process 1 (host {HOST}): a sentence"
+    assert (zero[1], one[1]) == (f"refused: {refused}", "refused: a sentence")
+    assert zero[2] == one[2] == "refused: another"
+    crashed = f"refused: process 1 (host {HOST}): it ended with KeyError: 'a mistake'"
+    assert (zero[3], one[3]) == (crashed, "a mistake")
+    assert (zero[4], one[4]) == (f"process 1 (host {HOST}): b", "b")
+    differs = "this process has another config or manifest than process 0; give all the same:"
+    assert zero[5:7] == [
+        f"refused: process 1 (host {HOST}): {differs}",
+        "  config.total_steps: 100 -> 101",
+    ]
+    assert one[5] == f"refused: {differs}"
+    locked = f"another process trains in {tmp_path / 'run'}"
+    assert ended[0][2].splitlines()[-1].startswith(f"error: {locked}")
+    assert ended[1][2].splitlines()[-1].startswith(f"error: process 0 (host {HOST}): {locked}")

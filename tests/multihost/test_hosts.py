@@ -1,0 +1,149 @@
+"""The loop in several processes: their batches, states and checkpoints are those of one."""
+
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from invnext_jax import train
+from invnext_jax.checkpointing import reader
+from invnext_jax.data import pipeline
+from invnext_jax.monitoring import metrics_file
+
+ROOT = pathlib.Path(__file__).parents[2]
+CONFTEST = pathlib.Path(__file__).with_name("conftest.py")
+MAKE_DATASET = pipeline.make_train_dataset  # before a fixture puts the toy's in its place
+DEVICES = 4
+
+RUN = """
+import importlib.util, json, os, sys
+from absl import flags
+import ml_collections
+flags.FLAGS.mark_as_parsed()
+from invnext_jax import errors
+from invnext_jax.stages import registry
+from invnext_jax import train
+from invnext_jax.checkpointing import manager
+from invnext_jax.multihost import distributed
+from invnext_jax.monitoring import reporter
+toy_file, config, workdir, dies = sys.argv[1:]
+config = ml_collections.ConfigDict(json.loads(config))
+if config.stage == "toy":
+    spec = importlib.util.spec_from_file_location("toy", toy_file)
+    toy = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(toy)
+    registry.STAGES["toy"] = toy.make_toy_stage()
+save, push = manager.Checkpointer.save, reporter.Reporter.push
+def save_at_once(self, *rest, **more):
+    save(self, *rest, **more)
+    self.wait()
+manager.Checkpointer.save = save_at_once
+def push_until_killed(self, step, *rest):
+    push(self, step, *rest)
+    if step == int(dies):
+        os._exit(9)  # the other processes end in their next collective
+reporter.Reporter.push = push_until_killed
+with errors.exit_on_user_error():
+    distributed.initialize(timeout_seconds=60)
+    train.train(config, workdir)
+"""
+
+
+def run_processes(count, config, workdir, dies=0):
+    """Runs a config in so many processes, of four devices in all; gives their exit codes."""
+    with socket.create_server(("localhost", 0)) as server:
+        port = server.getsockname()[1]
+    environ = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES // count}",
+        "PYTHONPATH": str(ROOT),
+        "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+        "JAX_NUM_PROCESSES": str(count),
+    }
+    arguments = [CONFTEST, json.dumps(config.to_dict()), workdir, dies]
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", RUN, *map(str, arguments)],
+            env={**environ, "JAX_PROCESS_ID": str(process)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for process in range(count)
+    ]
+    try:
+        said = [process.communicate(timeout=300)[0] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    codes = [process.returncode for process in started]
+    assert dies or codes == [0] * count, said
+    return codes
+
+
+@pytest.fixture
+def hosts_config(toy_config, world, monkeypatch):
+    """The toy stage on real videos, on a mesh (2, 2) of four devices."""
+    devices = jax.devices()[:DEVICES]
+    monkeypatch.setattr(train.mesh_lib.jax, "devices", lambda: devices)
+    monkeypatch.setattr(train.pipeline, "make_train_dataset", MAKE_DATASET)
+    toy_config.encoder.patch = 2
+    toy_config.data.update(manifest=str(world), frames=1, size=2, workers=0)
+    toy_config.mesh.update(data=2, fsdp=2)
+    return toy_config
+
+
+def assert_same_run(one, other):
+    params, others = (
+        np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(tree)])
+        for tree in (reader.restore_params(workdir)[0] for workdir in (one, other))
+    )
+    # Adam makes full steps of gradients that are zero but for rounding, so the whole is compared.
+    assert np.linalg.norm(others - params) <= 2e-5 * np.linalg.norm(params)
+    one, other = (
+        np.array(
+            [(record["step"], record["loss"]) for record in metrics_file.read_metrics(workdir)]
+        )
+        for workdir in (one, other)
+    )
+    np.testing.assert_allclose(one, other, rtol=2e-5)
+
+
+def test_two_processes_train_what_one_does_and_one_goes_on_from_what_they_saved(
+    hosts_config, tmp_path
+):
+    train.train(hosts_config, tmp_path / "one")
+    assert run_processes(2, hosts_config, tmp_path / "two", dies=5) != [0, 0]
+    assert os.listdir(tmp_path / "two/checkpoints") == ["3"]
+    hosts_config.mesh.update(data=1, fsdp=4)  # changes nothing
+    train.train(hosts_config, tmp_path / "two")
+    assert_same_run(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.slow
+def test_four_processes_go_on_from_what_two_saved(hosts_config, tmp_path):
+    train.train(hosts_config, tmp_path / "one")
+    run_processes(2, hosts_config, tmp_path / "run", dies=5)
+    run_processes(4, hosts_config, tmp_path / "run")
+    assert_same_run(tmp_path / "one", tmp_path / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_two_processes_train_a_stage_as_one_does(stage, tiny_config, stage1_run, tmp_path):
+    config = tiny_config(stage)
+    config.mesh.update(data=2, fsdp=2)
+    if stage == "stage2":
+        config.init_from = str(stage1_run)
+    run_processes(1, config, tmp_path / "one")
+    run_processes(2, config, tmp_path / "two")
+    assert_same_run(tmp_path / "one", tmp_path / "two")

@@ -1,0 +1,42 @@
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from invnext_jax.planning import collectives
+from invnext_jax.planning.collectives import Collective
+from invnext_jax.training import mesh as mesh_lib
+
+MESH = ml_collections.ConfigDict({"data": 2, "fsdp": 4, "tensor": 1, "sequence": 1})
+
+
+def test_bytes_follow_from_shapes_loops_and_group():
+    gather = Collective("all-gather", (("bf16", (8, 16)),), 12, 4, "")
+    assert gather.result_bytes == 256
+    assert gather.sent_bytes == 12 * 256 * 3 / 4
+    reduce = Collective("all-reduce", (("f32", (8,)), ("f32", ())), 1, 4, "")
+    assert reduce.result_bytes == 36
+    assert reduce.sent_bytes == 2 * 36 * 3 / 4
+    assert Collective("reduce-scatter", (("f32", (8,)),), 1, 4, "").sent_bytes == 3 * 32
+    assert Collective("all-to-all", (("pred", (8,)),), 1, 4, "").sent_bytes == 6
+
+
+def test_a_gather_in_a_loop_counts_once_a_round():
+    mesh = mesh_lib.make_mesh(MESH)
+    split = NamedSharding(mesh, P("fsdp"))
+    whole = NamedSharding(mesh, P(None, None))
+
+    def apply(x_bd, w_ldd):
+        def layer(x_bd, w_dd):
+            x_bd = jax.lax.with_sharding_constraint(jnp.tanh(x_bd @ w_dd), whole)
+            return jax.lax.with_sharding_constraint(jnp.cumsum(x_bd, axis=0), split), None
+
+        return jax.lax.scan(layer, x_bd, w_ldd)[0]
+
+    x_bd = jax.ShapeDtypeStruct((12, 24), np.float32, sharding=split)
+    w_ldd = jax.ShapeDtypeStruct((5, 24, 24), np.float32, sharding=NamedSharding(mesh, P()))
+    compiled = jax.jit(apply).lower(x_bd, w_ldd).compile()
+    found = collectives.read_collectives(compiled.as_text(), 8)
+    assert [c[:4] for c in found] == [("all-gather", (("f32", (12, 24)),), 5, 4)]

@@ -1,0 +1,151 @@
+"""The analytic FLOPs against the products in the traced step, and against XLA's cost analysis."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import pytest
+from jax.extend import core
+
+from configs import stage1 as stage1_config
+from configs import stage2 as stage2_config
+from invnext_jax.models import heads, layers, predictor, vit
+from invnext_jax.planning import flops
+from invnext_jax.stages import stage1, stage2
+from invnext_jax.training import mesh as mesh_lib
+
+STAGES = {"stage1": (stage1, stage1_config), "stage2": (stage2, stage2_config)}
+BATCH = 2
+
+
+def loss_and_arguments(config):
+    stage = STAGES[config.stage][0]
+    model = stage.make_model(config)
+    init = functools.partial(stage.init_params, config, model)
+    params = mesh_lib.unbox(jax.eval_shape(init, jax.random.key(0)))
+    frozen = mesh_lib.unbox(stage.abstract_frozen(config))
+    if config.stage == "stage2" and config.target.kind == "momentum":
+        frozen["target"] = params["encoder"]
+    shape = (BATCH, config.data.frames, config.data.size, config.data.size, 3)
+    batch = {"video": jax.ShapeDtypeStruct(shape, jnp.uint8)}
+    key = jax.eval_shape(lambda: jax.random.key(0))
+
+    def loss_fn(params, frozen, batch, key):
+        return stage.loss_fn(config, model, params, frozen, batch, key)[0]
+
+    return jax.value_and_grad(loss_fn), (params, frozen, batch, key)
+
+
+@pytest.fixture(autouse=True)
+def plain_attention(monkeypatch):
+    """Every kernel computes the same; the plain one lets its products be seen."""
+
+    def attend(q_bnhe, k_bmhe, v_bmhe, *_, **__):
+        return jax.nn.dot_product_attention(q_bnhe, k_bmhe, v_bmhe)
+
+    for module in (heads, layers, predictor, vit):
+        monkeypatch.setattr(module, "attend", attend)
+
+
+def product_flops(jaxpr, times=1):
+    """FLOPs of all matrix products in a jaxpr, the rounds of its scans counted."""
+    total = 0.0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            sizes = equation.invars[0].aval.shape
+            inner = math.prod(sizes[axis] for axis in contracted)
+            total += 2 * times * inner * math.prod(equation.outvars[0].aval.shape)
+        rounds = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
+        for value in equation.params.values():
+            for inner in value if isinstance(value, (tuple, list)) else (value,):
+                if isinstance(inner, core.ClosedJaxpr):
+                    inner = inner.jaxpr
+                if isinstance(inner, core.Jaxpr):
+                    total += product_flops(inner, times * rounds)
+    return total
+
+
+def analytic(config):
+    counts = flops.count_flops(config, whole_windows=True).values()
+    return sum(count.forward + count.backward for count in counts)
+
+
+VARIANTS = [
+    ("stage1", {}),
+    ("stage1", {"loss.align_tokens": 0.0, "decoder.kind": "mlp", "decoder.depth": 3}),
+    ("stage1", {"loss.align_pooled": 0.0, "predictor.kind": "vit", "decoder.noise_draws": 2}),
+    ("stage2", {}),
+    ("stage2", {"predictor.kind": "vjepa", "loss.align_visible": 1.0}),
+    ("stage2", {"loss.pixels": 1.0, "target.kind": "momentum", "mask.kind": "tube"}),
+    ("stage2", {"target.kind": "image", "mask.kind": "semantic"}),
+    ("stage1", {"mask.predicted": 0.3}),
+    ("stage2", {"mask.predicted": 0.5, "loss.pixels": 1.0, "predictor.kind": "vit"}),
+]
+
+
+@pytest.mark.parametrize(("stage", "changes"), VARIANTS)
+def test_analytic_flops_are_those_of_the_traced_products(stage, changes):
+    config = STAGES[stage][1].get_config("tiny")
+    config.data.frames = 2
+    config.encoder.update(depth=3)
+    config.update_from_flattened_dict(changes)
+    traced, arguments = loss_and_arguments(ml_collections.FrozenConfigDict(config))
+    found = product_flops(jax.make_jaxpr(traced)(*arguments).jaxpr) / BATCH
+    # What resizes a position table, and its gradient, are no products of the model.
+    assert found == pytest.approx(analytic(config), rel=0.01)
+
+
+def xla_flops(config, monkeypatch):
+    """XLA's cost analysis of the unoptimised step; it counts a loop once, so there is none."""
+    scan = layers.nn.scan
+    monkeypatch.setattr(layers.nn, "scan", lambda *a, **k: scan(*a, **{**k, "unroll": True}))
+    traced, arguments = loss_and_arguments(ml_collections.FrozenConfigDict(config))
+    return jax.jit(traced).lower(*arguments).cost_analysis()["flops"] / BATCH
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_analytic_flops_are_within_3_percent_of_xlas(stage, monkeypatch):
+    config = STAGES[stage][1].get_config("base")
+    config.data.frames = 4
+    for part in (config.encoder, config.teacher, config.predictor, config.decoder):
+        part.depth = 2
+    config.teacher.taps = 1
+    config.remat = "none"  # what is computed again is none of the model's
+    assert xla_flops(config, monkeypatch) == pytest.approx(analytic(config), rel=0.03)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["base", "large", "1b"])
+@pytest.mark.parametrize("stage", STAGES)
+def test_analytic_flops_of_the_whole_models_are_within_3_percent(stage, variant, monkeypatch):
+    config = STAGES[stage][1].get_config(variant)
+    config.remat = "none"
+    assert xla_flops(config, monkeypatch) == pytest.approx(analytic(config), rel=0.03)
+
+
+def test_a_window_counts_the_pairs_that_it_lets_see():
+    config = stage2_config.get_config("base")
+    whole = flops.count_flops(config, whole_windows=True)["predictor"]
+    seen = flops.count_flops(config)["predictor"]
+    n, reach, masks, local_layers = 4 + 32 * 256, 64, 2, 3
+    pairs = sum(min(i, reach) + 1 + min(n - 1 - i, reach) for i in range(n))
+    missing = masks * local_layers * 4 * (n * n - pairs) * 1024
+    assert whole.forward - seen.forward == pytest.approx(missing, rel=1e-9)
+    assert whole.backward - seen.backward == pytest.approx(2 * missing, rel=1e-9)
+
+
+def test_what_is_computed_again_follows_from_the_policy():
+    config = stage2_config.get_config("tiny")
+    config.remat = "none"
+    assert flops.recomputed_flops(config) == 0
+    config.remat = "full"
+    full = flops.recomputed_flops(config)
+    config.remat = "dots"
+    assert 0 < flops.recomputed_flops(config) < full
+    # The target is frozen; patches, projections and heads are no layers.
+    counts = flops.count_flops(config)
+    most = config.batch_size * (counts["encoder"].forward + counts["predictor"].forward)
+    assert full < most

@@ -1,0 +1,131 @@
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import ml_collections
+import pytest
+
+from configs import stage1 as stage1_config
+from configs import stage2 as stage2_config
+from invnext_jax.errors import UserError
+from invnext_jax.planning import plan
+from invnext_jax.planning.devices import DEVICES
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def small(remat="none", **mesh):
+    config = stage2_config.get_config("tiny")
+    config.data.frames = config.encoder.frames = 2
+    config.encoder.depth = 2
+    config.update(batch_size=8, remat=remat)
+    config.mesh.update({"data": 1, "fsdp": 1, "tensor": 1, "sequence": 1, **mesh})
+    return config
+
+
+def test_held_bytes_are_counted_by_hand(one_device):
+    found = plan.make_plan(small(), "h200")
+    params = 4 * sum(found["parameters"].values())
+    held = found["held_bytes"]
+    assert held["parameters"] == held["gradients"] == params
+    assert held["optimiser"] == pytest.approx(2 * params, rel=1e-3)  # two moments and counters
+    assert held["frozen"] == 4 * sum(found["frozen_parameters"].values())
+    assert held["cast"] == 0  # float32
+    assert found["sent_bytes"] == {"data": 0, "fsdp": 0, "tensor": 0, "sequence": 0}
+    free = 0.92 * DEVICES["h200"].memory - sum(held.values())
+    assert found["clips_that_fit_a_device"] == free // found["activation_bytes_per_clip"]
+    assert "what fits" in plan.format_plan(found)
+
+
+def test_eight_devices_hold_an_eighth_each_and_say_what_they_send():
+    found = plan.make_plan(small(fsdp=8), "v5p")
+    params, frozen = (4 * sum(found[name].values()) for name in ("parameters", "frozen_parameters"))
+    # Tables and vectors whose width does not divide are whole on every device.
+    assert params / 8 <= found["held_bytes"]["parameters"] <= 1.1 * params / 8
+    # Two masks: parameters gathered forward and backward for each, one reduction for each.
+    assert found["sent_bytes"]["fsdp"] == pytest.approx(7 / 8 * (6 * params + frozen))
+    assert found["sent_bytes"]["data"] == 0
+
+
+def test_recomputing_more_keeps_less_and_takes_longer(one_device):
+    found = [plan.make_plan(small(remat), "a100") for remat in ("none", "dots", "full")]
+    needed = [one["activation_bytes_per_clip"] for one in found]
+    again = [one["recomputed_flops"] for one in found]
+    assert needed[0] > needed[1] > needed[2]
+    assert 0 == again[0] < again[1] < again[2]
+
+
+def test_unknown_devices_and_batches_that_do_not_divide_are_sentences():
+    with pytest.raises(UserError, match="--device=tpu9 must be one of a100"):
+        plan.make_plan(small(data=8), "tpu9")
+    config = small(data=8)
+    config.accumulate = 3
+    with pytest.raises(UserError, match="batch_size=8 must divide by config.accumulate"):
+        plan.make_plan(config, "h200")
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"data.size": 33}, "config.data.size=33 must divide by"),
+        ({"accumulate": 0}, "config.accumulate=0 must be at least 1"),
+        ({"predictor.kind": "foo"}, "predictor.kind"),
+        ({"remat": "some"}, "config.remat='some' must be one of"),
+    ],
+)
+def test_a_config_that_no_run_can_have_is_refused(change, sentence):
+    config = small(data=8)
+    config.update_from_flattened_dict(change)
+    with pytest.raises(UserError, match=sentence):
+        plan.make_plan(config, "h200")
+
+
+def test_files_and_kernels_of_other_machines_are_not_needed():
+    config = small(data=8)
+    config.attention, config.data.manifest, config.init_from = "splash", "", ""
+    assert plan.make_plan(config, "v5p")["fits"]
+
+
+@pytest.mark.slow
+def test_xla_needs_about_the_memory_that_is_planned(one_device):
+    config = small()
+    config.encoder.update(width=256, mlp_width=1024, heads=2)
+    config.predictor.update(width=256, mlp_width=1024)
+    per_clip = plan.make_plan(config, "h200")["activation_bytes_per_clip"]
+    temporary = []
+    for batch in (16, 32):
+        config.batch_size = batch
+        temporary.append(plan.compile_step(config)["xla_temporary_bytes"])
+    assert 0.5 < (temporary[1] - temporary[0]) / 16 / per_clip < 1.5
+
+
+@pytest.mark.slow
+def test_base_stage_2_of_32_frames_fits_32_clips_on_an_h200(one_device):
+    config = stage2_config.get_config("base")
+    config.batch_size = 32
+    assert plan.make_plan(config, "h200")["clips_that_fit_a_device"] >= 32
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("configs", [stage1_config, stage2_config])
+def test_1b_fits_eight_h200(configs):
+    config = configs.get_config("1b")
+    config.batch_size = 64
+    config.mesh.update(data=1, fsdp=len(jax.devices()))
+    assert plan.make_plan(ml_collections.ConfigDict(config), "h200")["fits"]
+
+
+@pytest.mark.slow
+def test_the_command_prints_a_table_and_a_line_of_json():
+    arguments = ["--config=configs/stage1.py:tiny", "--device=v6e", "--mesh=fsdp=2,data=2"]
+    command = [sys.executable, "launch/plan.py", *arguments, "--json", "--compile"]
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+    done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["devices"] == 4
+    assert found["xla_collectives"]["all-reduce"]["times"] > 0
+    assert "4 x v6e (data 2, fsdp 2)" in done.stdout

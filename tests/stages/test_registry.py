@@ -1,0 +1,299 @@
+"""Both stages on random clips: what gradients reach, and what the diagnostics say."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import stage_cases
+from stage_cases import prepared, small
+
+from configs import stage1 as config1
+from configs import stage2 as config2
+from invnext_jax.errors import UserError
+from invnext_jax.models import teachers
+from invnext_jax.objectives import losses
+from invnext_jax.stages import stage1, stage2
+
+
+@pytest.fixture(scope="module")
+def batch():
+    return stage_cases.random_batch()
+
+
+@pytest.fixture(scope="module")
+def first():
+    return stage_cases.make_first()
+
+
+@pytest.fixture(scope="module")
+def second(first):
+    return stage_cases.make_second(first)
+
+
+def gradients(stage, setting, batch):
+    config, model, params, frozen = setting
+
+    @jax.jit
+    def run(params, frozen, batch):
+        def loss(both):
+            return stage.loss_fn(config, model, *both, batch, jax.random.key(5))[0]
+
+        return jax.value_and_grad(loss)((params, frozen))
+
+    return run(params, frozen, batch)
+
+
+def test_stage1_gradient_reaches_every_trained_parameter(first, batch):
+    loss, (grads, _) = gradients(stage1, first, batch)
+    assert np.isfinite(loss)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
+        assert np.abs(leaf).max() > 0, jax.tree_util.keystr(path)
+
+
+def test_stage2_gradient_reaches_all_but_the_pool(second, batch):
+    _, (grads, _) = gradients(stage2, second, batch)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
+        reached = np.abs(leaf).max() > 0
+        assert reached != (path[0].key == "pool"), jax.tree_util.keystr(path)
+
+
+def test_stage1_terms_are_weighted_and_summed(first, batch):
+    config, model, params, frozen = first
+    config = config.copy_and_resolve_references()
+    config.loss.update(align_tokens=0.5, align_pooled=2.0, pixels=3.0)
+    run = jax.jit(functools.partial(stage1.loss_fn, config, model))
+    loss, metrics = run(params, frozen, batch, jax.random.key(0))
+    terms = [metrics[f"loss/{name}"] for name in stage1.LOSS_TERMS]
+    np.testing.assert_allclose(loss, np.dot([0.5, 2.0, 3.0], terms), rtol=1e-6)
+    np.testing.assert_allclose(
+        metrics["loss/pixels"], metrics["loss/noise"] + metrics["loss/bound"], rtol=1e-6
+    )
+
+
+def test_same_key_same_loss_and_another_key_another(second, batch):
+    config, model, params, frozen = second
+    run = jax.jit(functools.partial(stage2.loss_fn, config, model))
+    a, b, c = (run(params, frozen, batch, jax.random.key(i))[0] for i in (0, 0, 1))
+    assert a == b and a != c
+
+
+def test_diagnostics_of_stage1(first, batch):
+    config, model, params, frozen = first
+    found = jax.jit(functools.partial(stage1.diagnostics, config, model))(
+        params, frozen, batch, jax.random.key(5)
+    )
+    assert {f"encoder_grad/{name}" for name in stage1.LOSS_TERMS} <= found.keys()
+    assert found["conditioning_gap"] != 0 and all(np.isfinite(v) for v in found.values())
+    # A decoder that is deaf to its latents has no gap.
+    deaf = jax.tree.map(lambda x: x, params)
+    deaf["decoder"]["latent"] = jax.tree.map(jnp.zeros_like, params["decoder"]["latent"])
+    found = jax.jit(functools.partial(stage1.diagnostics, config, model))(
+        deaf, frozen, batch, jax.random.key(5)
+    )
+    assert found["conditioning_gap"] == 0 and found["encoder_grad/pixels"] == 0
+
+
+def test_diagnostics_of_stage2_tell_the_share_of_position(second, batch):
+    config, model, params, frozen = second
+    run = jax.jit(functools.partial(stage2.diagnostics, config, model))
+    found = run(params, frozen, batch, jax.random.key(5))
+    assert all(np.isfinite(v) for v in found.values())
+    same = {"video": np.repeat(batch["video"][:1], 3, axis=0)}
+    alike = run(params, frozen, same, jax.random.key(5))
+    np.testing.assert_allclose(alike["target_position_share"], 1.0, atol=1e-4)
+    np.testing.assert_allclose(alike["position_loss"], 0.0, atol=1e-4)
+    assert found["target_position_share"] < 1
+
+
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+def test_plain_pixel_heads_train(kind, batch):
+    config = small(config1)
+    config.decoder.kind = kind
+    config.decoder.depth = 3
+    model, params = prepared(stage1, config)
+    draws = stage1.draw(config, 3, (4, 4, 4), jax.random.key(0), jnp.ones((3, 4, 16)))
+    video = stage1.normalize(jnp.asarray(batch["video"]))
+    latents = jax.random.normal(jax.random.key(1), (3, draws.masked_bm.shape[1], 32))
+
+    def pixels(decoder_params):
+        trained = {**params, "decoder": decoder_params}
+        return stage1.pixel_terms(model, trained, latents, video, draws)["pixels"]
+
+    loss, grads = jax.jit(jax.value_and_grad(pixels))(params["decoder"])
+    assert loss > 0 and losses.tree_norm(grads) > 0
+
+
+@pytest.mark.parametrize("kind", ["tube", "random", "multi_block"])
+def test_other_masks_step(kind, batch, first):
+    config = small(config1)
+    config.mask.kind = kind
+    found = jax.jit(functools.partial(stage1.loss_fn, config, first[1]))(
+        first[2], first[3], batch, jax.random.key(0)
+    )
+    assert np.isfinite(found[0])
+
+
+def test_vit_predictor_steps(batch, first):
+    config = small(config2)
+    config.predictor.kind = "vit"
+    model, params = prepared(stage2, config)
+    run = jax.jit(functools.partial(stage2.loss_fn, config, model))
+    frozen = {"target": first[2]["encoder"]}
+    assert np.isfinite(run(params, frozen, batch, jax.random.key(0))[0])
+
+
+def test_config_mistakes_are_told():
+    config = small(config1)
+    stage1.check_config(config)
+    for change, part in (
+        ({"teacher": {"size": 48}}, "teacher.size"),
+        ({"teacher": {"weights": ""}}, "teacher.weights"),
+        ({"teacher": {"taps": 3}}, "teacher.taps"),
+        ({"decoder": {"kind": "gan"}}, "decoder.kind"),
+    ):
+        wrong = config.copy_and_resolve_references()
+        wrong.update(change)
+        with pytest.raises(UserError, match=part):
+            stage1.check_config(wrong)
+    with pytest.raises(UserError, match="init_from"):
+        stage2.check_config(small(config2))
+
+
+def test_narrow_decoder_is_warned_of(caplog):
+    config = small(config1)
+    with caplog.at_level("WARNING"):
+        stage1.check_config(config)
+    assert "narrower" in caplog.text
+
+
+def test_init_gain_scales_kernels_but_not_the_decoder():
+    config = small(config1)
+    model = stage1.make_model(config)
+    start = {}
+    for gain in (1.0, 2.0):
+        config.init_gain = gain
+        init = functools.partial(stage1.init_params, config, model)
+        start[gain] = nn.unbox(jax.jit(init)(jax.random.key(0)))
+    for path, ratio in (
+        (("encoder", "blocks", "mlp", "fc1", "kernel"), 2.0),
+        (("predictor", "project", "fc1", "kernel"), 2.0),
+        (("encoder", "patch_embed", "proj", "kernel"), 1.0),
+        (("decoder", "input", "kernel"), 1.0),
+        (("encoder", "position", "table"), 1.0),
+    ):
+        one, two = (functools.reduce(lambda tree, k: tree[k], path, start[g]) for g in (1.0, 2.0))
+        np.testing.assert_allclose(two, ratio * one, rtol=1e-6)
+
+
+def built(stage, config):
+    """Top-level groups of the parameter tree."""
+    init = functools.partial(stage.init_params, config, stage.make_model(config))
+    return set(jax.eval_shape(init, jax.random.key(0)))
+
+
+@pytest.mark.parametrize(
+    ("stage", "module", "off", "gone"),
+    [
+        (stage1, config1, "pixels", {"predictor", "decoder"}),
+        (stage1, config1, "align_tokens", {"align"}),
+        (stage1, config1, "align_pooled", {"align_pooled"}),
+        (stage2, config2, "predict", {"head"}),
+        (stage2, config2, "align_visible", {"align_visible"}),
+        (stage2, config2, "pixels", {"decoder"}),
+    ],
+)
+def test_a_loss_of_weight_zero_builds_no_modules(stage, module, off, gone):
+    config = small(module)
+    for name in config.loss:
+        config.loss[name] = 1.0
+    whole = built(stage, config)
+    assert whole == set(stage.groups(config))
+    config.loss[off] = 0.0
+    assert whole - built(stage, config) == gone
+    assert stage.untrained(config) == (("pool",) if off == "align_pooled" else ())
+
+
+def test_stage2_without_a_predicting_loss_has_no_predictor():
+    config = small(config2)
+    config.loss.update(predict=0.0, align_visible=1.0)
+    assert built(stage2, config) == {"encoder", "pool", "align_visible"}
+
+
+def test_the_image_teacher_is_read_only_where_it_is_needed():
+    config = small(config1)
+    config.loss.update(align_tokens=0.0, align_pooled=0.0)
+    assert stage1.needs_teacher(config)  # its attention draws the mask
+    config.mask.kind = "tube"
+    config.teacher.weights = ""
+    stage1.check_config(config)
+    assert stage1.init_frozen(config, None) == stage1.abstract_frozen(config) == {}
+
+    config = small(config2)
+    config.init_from = "runs/stage1"
+    config.teacher.weights = ""
+    stage2.check_config(config)
+    assert set(stage2.abstract_frozen(config)) == {"target"}
+    for field, value, frozen in (
+        ("mask.kind", "semantic", {"target", "teacher"}),
+        ("target.kind", "image", {"teacher"}),
+    ):
+        other = config.copy_and_resolve_references()
+        other.update_from_flattened_dict({field: value})
+        assert set(stage2.abstract_frozen(other)) == frozen
+        with pytest.raises(UserError, match="teacher.weights is empty"):
+            stage2.check_config(other)
+
+
+def test_the_image_target_is_the_deepest_tap(batch):
+    config = small(config2)
+    config.target.kind = "image"
+    taps = np.random.default_rng(0).standard_normal((2, 3 * 4, 16, 32))
+    seen = teachers.TeacherOutput(jnp.asarray(taps), None, None)
+    video = jnp.zeros((3, 4, 32, 32, 3))
+    found = stage2.target_tokens(config, None, {}, seen, video)
+    np.testing.assert_allclose(found[1, 2 * 16 + 5], taps[-1, 4 + 2, 5], rtol=1e-6)
+
+
+@pytest.mark.parametrize("drops", [False, True])
+def test_the_target_drops_branches_only_where_the_config_says_so(drops, batch, second):
+    config = second[0].copy_and_resolve_references()
+    config.encoder.drop_path, config.target.drop_path = 0.5, drops
+    model, frozen = stage2.make_model(config), {"target": second[2]["encoder"]}
+    video = stage2.normalize(jnp.asarray(batch["video"]))
+    one, two = (
+        stage2.target_tokens(config, model, frozen, None, video, jax.random.key(i)) for i in (0, 1)
+    )
+    assert bool(jnp.any(one != two)) == drops
+
+
+def test_losses_of_stage2_are_weighted_and_summed_over_the_masks():
+    terms = {
+        **{"predict_0": 1.0, "predict_1": 2.0, "align_visible_0": 4.0, "align_visible_1": 8.0},
+        **{"pixels_0": 16.0, "noise_0": 99.0, "bound_0": 99.0},
+    }
+    config = small(config2)
+    config.loss.update(predict=1.0, align_visible=0.5, pixels=2.0)
+    assert stage2.weigh(config, terms) == 1 + 2 + 0.5 * (4 + 8) + 2 * 16
+
+
+def test_a_mask_that_hides_nothing_is_told():
+    config = small(config1)
+    config.mask.ratio = 0.01
+    with pytest.raises(UserError, match="hides none of the 16 patches"):
+        stage1.check_config(config)
+
+
+def test_mistakes_of_kinds_are_told_by_both_stages():
+    for module, stage in ((config1, stage1), (config2, stage2)):
+        for field in ("predictor.kind", "mask.kind"):
+            config = small(module)
+            config.init_from = "runs/stage1"
+            config.update_from_flattened_dict({field: "nothing"})
+            with pytest.raises(UserError, match=f"{field}='nothing' is none of"):
+                stage.check_config(config)
+    config.update_from_flattened_dict({"mask.kind": "tube", "target.kind": "ema"})
+    with pytest.raises(UserError, match="target.kind='ema' is none of 'frozen', 'momentum'"):
+        stage2.check_config(config)

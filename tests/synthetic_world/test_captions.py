@@ -1,0 +1,64 @@
+import re
+
+import numpy as np
+import pytest
+
+from invnext_jax.synthetic_world import captions as captions_lib
+from invnext_jax.synthetic_world import scene
+
+MOTION_WORDS = re.compile(r"\b(moves?|comes|goes|left|right|up|down|closer|away|then)\b")
+
+
+@pytest.mark.parametrize("level", scene.LEVELS)
+def test_image_captions_never_speak_of_motion(level):
+    captions = captions_lib.all_image_captions(level)
+    assert not any(MOTION_WORDS.search(caption.text) for caption in captions)
+    assert not any("motion" in caption.attributes for caption in captions)
+    assert len({caption.text for caption in captions}) == len(captions)
+
+
+@pytest.mark.parametrize("level", scene.LEVELS)
+def test_attributes_are_exactly_the_class_names_in_the_text(level):
+    classes = scene.WorldSpec(level=level).classes
+    for caption in captions_lib.all_image_captions(level):
+        words = caption.text.split()
+        named = {t: i for t in classes for i, n in enumerate(classes[t]) if n in words}
+        assert named == caption.attributes
+
+
+@pytest.mark.parametrize("level", scene.LEVELS)
+def test_a_clips_own_captions_are_true_and_listed(level):
+    listed = {caption.text for caption in captions_lib.all_image_captions(level)}
+    classes = scene.WorldSpec(level=level).classes
+    labels = {task: np.array([len(names) - 1]) for task, names in classes.items()}
+    own = {task: int(value[0]) for task, value in labels.items()}
+    captions = captions_lib.image_captions(level, own)
+    assert {caption.text for caption in captions} <= listed
+    assert captions_lib.label_matrix(labels, captions).all()
+    video = captions_lib.video_caption(level, own)
+    assert video.attributes == own
+    assert MOTION_WORDS.search(video.text)
+
+
+def test_video_captions_read_well():
+    labels = {"shape": 6, "color": 0, "motion": 3}
+    assert (
+        captions_lib.video_caption("simple", labels).text == "a red hourglass moves down and left"
+    )
+    labels = {"shape": 3, "color": 4, "motion": 4, "background": 2}
+    assert (
+        captions_lib.video_caption("full", labels).text
+        == "a magenta three comes closer on a cloudy background"
+    )
+
+
+def test_label_matrix_is_true_where_all_mentioned_attributes_agree():
+    captions = [
+        captions_lib.Caption("a disc", {"shape": 0}),
+        captions_lib.Caption("something red", {"color": 0}),
+        captions_lib.Caption("a red disc", {"shape": 0, "color": 0}),
+        captions_lib.Caption("a thing", {}),
+    ]
+    labels = {"shape": np.array([0, 0, 1]), "color": np.array([0, 2, 0])}
+    expected = [[1, 1, 1, 1], [1, 0, 0, 1], [0, 1, 0, 1]]
+    np.testing.assert_array_equal(captions_lib.label_matrix(labels, captions), expected)

@@ -1,0 +1,145 @@
+import csv
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from invnext_jax.data import decode
+from invnext_jax.errors import UserError
+from invnext_jax.synthetic_world import files, render, world
+from invnext_jax.synthetic_world import scene as scene_lib
+
+COMMAND = Path(__file__).parents[2] / "launch" / "make_world.py"
+
+
+def contents(folder):
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*.*")}
+
+
+def guess(spec, scene, frame_hwc):
+    """Shape and colour of a frame by the nearest template at the known place."""
+    back_c = np.median(frame_hwc.reshape(-1, 3), axis=0)
+    ink_hw = np.abs(frame_hwc.astype(float) - back_c).max(-1)
+    scores = []
+    for kind in world.SHAPES:
+        template_hw = render._coverage(spec, dataclasses.replace(scene, kinds=(kind,)), 0)[0]
+        scores.append(np.corrcoef(template_hw.ravel(), ink_hw.ravel())[0, 1])
+    color_c = np.median(frame_hwc[ink_hw > 0.6 * ink_hw.max()], axis=0)
+    units = [v / np.linalg.norm(v) for v in (color_c, *scene_lib.RGB)]
+    return int(np.argmax(scores)), int(np.argmax([units[0] @ unit for unit in units[1:]]))
+
+
+def test_compression_keeps_the_small_shapes_recognisable():
+    spec, right, same, errors = world.WorldSpec(), [], [], []
+    for index in range(250):
+        clip, scene = world.make_clip(spec, index), world.make_scene(spec, index)
+        decoded = decode.read_frames(world.encode_mp4(clip.video), range)
+        assert decoded.shape == clip.video.shape
+        raw, coded = (guess(spec, scene, video[0]) for video in (clip.video, decoded))
+        right.append(raw == (clip.shape, clip.color))
+        same.append(raw == coded)
+        errors.append(np.abs(decoded.astype(float) - clip.video).mean())
+    assert np.mean(right) >= 0.99
+    assert np.mean(same) >= 0.99
+    assert np.mean(errors) < 2.0  # grey levels
+
+
+def test_files_hold_the_clips_and_all_ground_truths(world_folder):
+    spec = world.WorldSpec()
+    with (world_folder / "train.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    captions = (world_folder / "train.captions.jsonl").read_text().splitlines()
+    assert len(rows) == len(captions) == 12
+    assert list(rows[0]) == ["path", "source", "label_shape", "label_color", "label_motion"]
+    for index, (row, line) in enumerate(zip(rows, captions, strict=True)):
+        clip, line = world.make_clip(spec, index), json.loads(line)
+        assert row["path"] == line["video"] == f"train/{index:06d}.mp4"
+        assert row["source"] == "world"
+        assert [int(row[f"label_{task}"]) for task in spec.classes] == list(clip.labels.values())
+        assert line["caption"] == clip.video_caption
+        assert [c["text"] for c in line["image_captions"]] == clip.image_captions
+        with np.load(world_folder / "gt" / "train" / f"{index:06d}.npz") as truth:
+            assert set(truth) == {"depth", "boxes", "visible", "ids"}
+            for name in truth:
+                np.testing.assert_array_equal(truth[name], getattr(clip, name))
+        frames = decode.read_frames(world_folder / row["path"], range)
+        assert np.abs(frames.astype(float) - clip.video).mean() < 3
+
+
+def test_videos_are_h264_at_eight_frames_a_second(world_folder):
+    with decode._open(world_folder / "train" / "000000.mp4") as container:
+        stream = container.streams.video[0]
+        assert stream.codec_context.name == "h264"
+        assert stream.average_rate == 8 and stream.frames == 8
+
+
+def test_workers_write_the_same_files(world_folder, tmp_path):
+    world.write_world(world.WorldSpec(), tmp_path, 12, workers=2, progress=False)
+    assert contents(tmp_path) == contents(world_folder)
+
+
+def test_a_finished_world_is_left_alone_and_a_longer_one_adds_to_it(tmp_path, monkeypatch):
+    spec = world.WorldSpec(split="val")
+    world.write_world(spec, tmp_path, 4, progress=False)
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.*")}
+    world.write_world(spec, tmp_path, 4, progress=False)
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.*")} == before
+    written = []
+    write = files._write_clip
+    monkeypatch.setattr(files, "_write_clip", lambda *a: (written.append(a[2]), write(*a)))
+    world.write_world(spec, tmp_path, 6, progress=False)
+    assert written == [4, 5]
+    assert (tmp_path / "val.csv").read_text().count("\n") == 7
+
+
+def test_splits_of_one_world_share_a_folder_and_other_worlds_are_refused(tmp_path):
+    world.write_world(world.WorldSpec(split="val"), tmp_path, 1, progress=False)
+    world.write_world(world.WorldSpec(split="test"), tmp_path, 1, progress=False)
+    for other in ({"seed": 1}, {"size": 48}, {"frames": 4}, {"level": "full"}):
+        with pytest.raises(UserError, match="another folder"):
+            world.write_world(world.WorldSpec(split="val", **other), tmp_path, 1, progress=False)
+    with pytest.raises(UserError, match="videos=0"):
+        world.write_world(world.WorldSpec(), tmp_path, 0)
+
+
+def test_the_full_level_is_written_too(tmp_path):
+    spec = world.WorldSpec(level="full", size=48, split="val")
+    manifest = world.write_world(spec, tmp_path, 2, progress=False)
+    header = manifest.read_text().splitlines()[0]
+    assert header == "path,source,label_shape,label_color,label_motion,label_background"
+
+
+def test_a_killed_command_is_finished_by_repeating_it(tmp_path, world_folder):
+    command = [sys.executable, COMMAND, f"--out={tmp_path}", "--videos=200", "--workers=2"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    videos = tmp_path / "train"
+    deadline = time.monotonic() + 60
+    while len(list(videos.glob("*.mp4"))) < 20 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "train.csv").exists()
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "train.csv: 200 clips" in done.stdout
+    assert len(list(videos.glob("*.mp4"))) == 200
+    ours, theirs = contents(tmp_path), contents(world_folder)
+    for name in ("train/000000.mp4", "train/000011.mp4", "gt/train/000007.npz"):
+        assert ours[name] == theirs[name]
+    # Nothing that bears a video's name is half a file.
+    for path in sorted(videos.glob("*.mp4"))[:60]:
+        assert decode.read_frames(path, range).shape == (8, 32, 32, 3)
+
+
+def test_the_command_reports_a_mistake_in_one_line(tmp_path):
+    command = [sys.executable, COMMAND, f"--out={tmp_path}", "--videos=3", "--level=hard"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: unknown world level 'hard'")
+    assert done.stderr.count("\n") == 1

@@ -1,0 +1,145 @@
+import dataclasses
+import itertools
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn.ensemble import RandomForestClassifier
+
+from invnext_jax.errors import UserError
+from invnext_jax.synthetic_world import scene as scene_lib
+from invnext_jax.synthetic_world.scene import WorldSpec, make_scene
+
+LEVELS = scene_lib.LEVELS
+
+
+def scenes(level, split, count):
+    spec = WorldSpec(level=level, split=split)
+    return [make_scene(spec, index) for index in range(count)]
+
+
+@pytest.fixture(scope="module", params=LEVELS)
+def tracks(request):
+    """Level, boxes [n t 4] of the main object and motion labels [n]; training and held out."""
+    found = [request.param]
+    for split, count in (("train", 2500), ("val", 1000)):
+        made = scenes(request.param, split, count)
+        found.append(np.stack([scene.boxes_tk4[:, 0] for scene in made]))
+        found.append(np.array([scene.labels["motion"] for scene in made]))
+    return found
+
+
+def accuracy(tracks, view):
+    """Held-out accuracy of a random forest that sees `view` of a track, and a standard error."""
+    _, train, train_labels, held_out, labels = tracks
+    forest = RandomForestClassifier(60, random_state=0)
+    forest.fit(np.stack([view(boxes_t4) for boxes_t4 in train]), train_labels)
+    right = forest.predict(np.stack([view(boxes_t4) for boxes_t4 in held_out])) == labels
+    return right.mean(), math.sqrt(0.25 / len(labels))
+
+
+@pytest.mark.parametrize("place", [0, 4, -1])
+def test_one_frames_box_does_not_tell_the_motion(tracks, place):
+    got, _ = accuracy(tracks, lambda boxes_t4: boxes_t4[place])
+    chance = 1 / (8 if tracks[0] == "simple" else 10)
+    assert got < chance + 3 * math.sqrt(chance * (1 - chance) / len(tracks[4]))
+
+
+def test_frames_without_their_order_do_not_tell_the_direction_of_time(tracks):
+    def unordered(boxes_t4):
+        by_x = boxes_t4[np.lexsort(boxes_t4.T[[0, 1, 2, 3]])]
+        by_y = boxes_t4[np.lexsort(boxes_t4.T[[1, 0, 3, 2]])]
+        return np.concatenate([by_x.ravel(), by_y.ravel()])
+
+    got, error = accuracy(tracks, unordered)
+    assert got < 0.5 + 3 * error
+
+
+def test_the_ordered_track_tells_the_motion(tracks):
+    def ordered(boxes_t4):
+        return np.concatenate([boxes_t4.ravel(), np.diff(boxes_t4, axis=0).ravel()])
+
+    assert accuracy(tracks, ordered)[0] >= 0.9
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_labels_are_even_and_independent_of_each_other(level):
+    made = scenes(level, "train", 4000)
+    classes = WorldSpec(level=level).classes
+    for task, names in classes.items():
+        counts = np.bincount([scene.labels[task] for scene in made], minlength=len(names))
+        assert stats.chisquare(counts).pvalue > 1e-3
+    for one, other in itertools.combinations(classes, 2):
+        table = np.zeros((len(classes[one]), len(classes[other])))
+        for scene in made:
+            table[scene.labels[one], scene.labels[other]] += 1
+        assert stats.chi2_contingency(table).pvalue > 1e-3
+
+
+def test_shapes_move_half_a_patch_a_frame_or_more_in_their_direction():
+    for scene in scenes("simple", "train", 300):
+        steps_t2 = np.diff(scene.center_tk2[:, 0], axis=0)
+        steps_t2 = (steps_t2 + 16) % 32 - 16  # around the border
+        assert (np.hypot(*steps_t2.T) > 4 - 1e-3).all()
+        angles_t = np.arctan2(steps_t2[:, 1], steps_t2[:, 0]) / (math.pi / 4) % 8
+        off_t = np.abs(angles_t - scene.labels["motion"])
+        assert (np.minimum(off_t, 8 - off_t) < 1e-3).all()
+
+
+@pytest.mark.parametrize(
+    ("motion", "change"),
+    [
+        ("left", [-1, -1, 0]),
+        ("down", [1, 1, 1]),
+        ("closer", [1, 1, 2]),
+        ("left then right", [-1, 1, 0]),
+        ("up then down", [-1, 1, 1]),
+    ],
+)
+def test_motions_of_the_full_level_are_what_their_names_say(motion, change):
+    early, late, axis = change
+    path_t3 = scene_lib._motion_path(motion, 8)
+    steps_t3 = np.diff(path_t3, axis=0)
+    assert np.sign(steps_t3[0, axis]) == early and np.sign(steps_t3[-1, axis]) == late
+    assert not np.delete(path_t3, axis, axis=1).any()
+
+
+def test_scenes_depend_on_nothing_but_spec_and_index():
+    spec = WorldSpec(level="full", seed=3)
+    late_first = [make_scene(spec, index) for index in (7, 2, 7)]
+    for one, other in ((late_first[0], late_first[2]), (late_first[1], make_scene(spec, 2))):
+        for field in dataclasses.fields(one):
+            np.testing.assert_equal(getattr(one, field.name), getattr(other, field.name))
+
+
+def test_splits_seeds_and_indices_give_different_scenes():
+    specs = [WorldSpec(), WorldSpec(split="val"), WorldSpec(split="test"), WorldSpec(seed=1)]
+    starts = [make_scene(spec, i).center_tk2[0, 0, 0] for spec in specs for i in range(50)]
+    assert len(set(starts)) == len(starts)
+
+
+def test_splits_share_no_digit_image():
+    rows = [{scene.digit for scene in scenes("full", split, 300)} for split in scene_lib.SPLITS]
+    assert not (rows[0] & rows[1] or rows[0] & rows[2] or rows[1] & rows[2])
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"level": "hard"}, "hard"),
+        ({"split": "dev"}, "dev"),
+        ({"size": 8}, "size=8"),
+        ({"frames": 1}, "frames=1"),
+        ({"seed": -1}, "seed=-1"),
+        ({"level": "full", "frames": 7}, "even"),
+    ],
+)
+def test_wrong_specs_are_refused(fields, message):
+    with pytest.raises(UserError, match=message):
+        WorldSpec(**fields)
+
+
+def test_negative_index_is_refused():
+    with pytest.raises(UserError, match="-1"):
+        make_scene(WorldSpec(), -1)

@@ -1,0 +1,177 @@
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import pytest
+
+from configs import stage1 as stage1_config
+from configs import teacher as teacher_config
+from invnext_jax.data import decode
+from invnext_jax.errors import UserError
+from invnext_jax.models import patches, teachers
+from invnext_jax.models.siglip import TextTower
+from invnext_jax.monitoring import metrics_file
+from invnext_jax.stages import stage1
+from invnext_jax.synthetic_world import tokenizer, train_teacher, world
+from invnext_jax.synthetic_world.world import WorldSpec
+from invnext_jax.weights import assets, export
+
+HELD_OUT_CLIPS = 32  # of 8 frames each
+
+
+def test_sigmoid_loss_equals_the_naive_sum():
+    rng = np.random.default_rng(0)
+    logits_bj = 5 * rng.standard_normal((3, 4))
+    labels_bj = rng.random((3, 4)) < 0.5
+    total = 0.0
+    for b in range(3):
+        for j in range(4):
+            probability = 1 / (1 + math.exp(-logits_bj[b, j]))
+            total -= math.log(probability if labels_bj[b, j] else 1 - probability)
+    loss = train_teacher.sigmoid_loss(jnp.asarray(logits_bj, jnp.float32), labels_bj)
+    np.testing.assert_allclose(loss, total / 3, rtol=1e-5)
+
+
+def test_sigmoid_loss_of_zero_logits_is_log_two_a_pair():
+    loss = train_teacher.sigmoid_loss(jnp.zeros((2, 5)), jnp.ones((2, 5), bool))
+    np.testing.assert_allclose(loss, 5 * math.log(2), rtol=1e-6)
+
+
+def test_sigmoid_loss_is_finite_for_wrong_and_certain_logits():
+    loss = train_teacher.sigmoid_loss(jnp.full((1, 1), -200.0), jnp.ones((1, 1), bool))
+    np.testing.assert_allclose(loss, 200.0, rtol=1e-6)
+
+
+def test_every_image_matches_its_own_caption_and_all_that_are_true_of_it():
+    frames = train_teacher.make_frames(WorldSpec(), 40)
+    captions = world.all_image_captions("simple")
+    tokens_jn = tokenizer.tokenize(captions, tokenizer.make_vocabulary(captions), 8)
+    text = {caption.text: row for caption, row in zip(captions, tokens_jn, strict=True)}
+    batch = train_teacher.draw_batch(np.random.default_rng(0), frames, "simple", 64, text)
+    assert batch["labels"].diagonal().all()
+    assert batch["labels"].sum() > 64  # others are true as well
+    by_tokens = {row.tobytes(): caption for caption, row in zip(captions, tokens_jn, strict=True)}
+    drawn = [by_tokens[row.tobytes()] for row in batch["words"]]
+    clip_of = {image.tobytes(): b for b, clip in enumerate(frames.video_bthwc) for image in clip}
+    for row, image in enumerate(batch["images"]):
+        clip = clip_of[image.tobytes()]
+        for column, caption in enumerate(drawn):
+            is_true = all(frames.labels[k][clip] == v for k, v in caption.attributes.items())
+            assert batch["labels"][row, column] == is_true
+
+
+def test_text_tower_sees_every_word():
+    tower = TextTower(words=9, length=4, width=16, depth=1, heads=2, mlp_width=16, out_width=8)
+    words_jn = jnp.array([[1, 2, 3, 4], [5, 2, 3, 4], [1, 2, 4, 3]])
+    params = tower.init(jax.random.key(0), words_jn)
+    text_jd = tower.apply(params, words_jn)
+    np.testing.assert_allclose(jnp.linalg.norm(text_jd, axis=1), 1, rtol=1e-5)
+    # By far more than rounding: at this start all captions still look alike.
+    assert jnp.abs(text_jd[0] - text_jd[1]).max() > 1e-4
+    assert jnp.abs(text_jd[0] - text_jd[2]).max() > 1e-5
+
+
+def test_class_embedding_is_the_mean_of_the_captions_that_mention_it_alone():
+    captions = [
+        world.Caption("a disc", {"shape": 0}),
+        world.Caption("disc", {"shape": 0}),
+        world.Caption("a red disc", {"shape": 0, "color": 0}),
+        world.Caption("a ring", {"shape": 1}),
+    ]
+    text_jd = np.array([[1, 0], [0, 1], [-1, 0], [0, -1]], np.float32)
+    classes = {"shape": ("disc", "ring"), "color": ("red",)}
+    embeddings = train_teacher.class_embeddings(captions, text_jd, classes)
+    assert embeddings.keys() == {"shape"}
+    np.testing.assert_allclose(embeddings["shape"], [[0.5**0.5, 0.5**0.5], [0, -1]], atol=1e-6)
+
+
+def tiny_config(**changes):
+    config = teacher_config.get_config("tiny")
+    config.update(total_steps=40, batch_size=32, **changes)
+    config.data.update(clips=64, val_clips=4)
+    config.teacher.update(width=32, depth=1, heads=2, mlp_width=32, taps=1)
+    config.text.update(width=32, depth=1, heads=2, mlp_width=32)
+    config.optimizer.update(learning_rate=3e-3, warmup_steps=5)
+    config.log.every_steps = 1
+    return config
+
+
+@pytest.fixture(scope="module")
+def short_run(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("teacher")
+    return workdir, train_teacher.train(tiny_config(), workdir)
+
+
+def test_a_few_steps_lower_the_loss(short_run):
+    losses = [record["loss"] for record in metrics_file.read_metrics(short_run[0])]
+    assert len(losses) == 40
+    assert np.mean(losses[-5:]) < 0.85 * np.mean(losses[:5])
+
+
+def test_a_run_writes_the_vision_tower_and_what_was_measured(short_run):
+    workdir, measured = short_run
+    parts, about = export.read_export(workdir / train_teacher.WEIGHTS_FILE)
+    assert parts.keys() == {"teacher", "prompts"}
+    assert about["measured"] == measured
+    assert about["config"]["total_steps"] == 40
+    assert parts["prompts"]["shape"].shape == (8, 32)
+    vision = teachers.from_config(ml_collections.FrozenConfigDict(about["config"]))
+    frames = train_teacher.make_frames(WorldSpec(split="val"), 4)
+    again = train_teacher.evaluate(vision, parts["teacher"], frames, parts["prompts"])
+    assert again == pytest.approx(measured, rel=1e-5)
+
+
+def test_a_batch_that_does_not_divide_is_refused(tmp_path):
+    with pytest.raises(UserError, match="config.batch_size=30 must divide"):
+        config = tiny_config()
+        config.batch_size = 30
+        train_teacher.train(config, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    """The tower and its parameters as Stage 1 loads them, the prompts, and what is claimed."""
+    config = ml_collections.FrozenConfigDict(stage1_config.get_config("tiny"))
+    parts, about = export.read_export(assets.resolve("assets"))
+    frozen = stage1.init_frozen(config, None)
+    return teachers.from_config(config), frozen["teacher"], parts["prompts"], about["measured"]
+
+
+def held_out(*, compressed):
+    frames = train_teacher.make_frames(WorldSpec(split="test"), HELD_OUT_CLIPS)
+    if not compressed:
+        return frames
+    take_all = functools.partial(np.arange, dtype=int)
+    videos = [decode.read_frames(world.encode_mp4(v), take_all) for v in frames.video_bthwc]
+    return frames._replace(video_bthwc=np.stack(videos))
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_shipped_teacher_holds_its_zero_shot_accuracies(shipped, compressed):
+    vision, params, prompts, claims = shipped
+    found = train_teacher.evaluate(vision, params, held_out(compressed=compressed), prompts)
+    for task in ("shape", "color"):
+        claimed = claims[f"zero_shot/{task}"]
+        # Frames of one clip are alike, so the clips are counted, and one of them may be unlucky.
+        error = 100 * math.sqrt(claimed / 100 * (1 - claimed / 100) / HELD_OUT_CLIPS)
+        assert abs(found[f"zero_shot/{task}"] - claimed) <= 3 * error + 1
+
+
+def test_shipped_teacher_looks_at_the_object(shipped):
+    vision, params, prompts, claims = shipped
+    found = train_teacher.evaluate(vision, params, held_out(compressed=True), prompts)
+    assert found["attention/object"] > 1.5 * found["attention/object_area"]
+    assert found["attention/object"] == pytest.approx(claims["attention/object"], abs=0.1)
+
+
+def test_shipped_teacher_is_small():
+    assert sum(p.stat().st_size for p in assets.ASSETS.iterdir()) < 3e6
+
+
+def test_teacher_learns_from_the_images_that_stage_1_shows_it():
+    video_bthwc = train_teacher.make_frames(WorldSpec(), 1).video_bthwc
+    shown = teachers.preprocess(patches.normalize(video_bthwc), 32, "siglip2")
+    np.testing.assert_allclose(shown, train_teacher.normalize(video_bthwc[0]), atol=1e-5)

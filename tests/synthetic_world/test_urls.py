@@ -1,0 +1,90 @@
+"""Worlds that are drawn while they are read: the clips, labels and frames of `make_clip`."""
+
+import numpy as np
+import pytest
+
+from configs import common
+from invnext_jax.data import clips, manifest, pipeline, sampling, transforms, video_io
+from invnext_jax.data.frames import Window
+from invnext_jax.errors import UserError
+from invnext_jax.synthetic_world import urls, world
+
+NAME = "world:full/val?videos=5&seed=3&size=48&frames=16"
+SPEC = world.WorldSpec(level="full", split="val", seed=3, size=48, frames=16)
+
+
+def test_rows_are_those_of_the_world_on_disk(tmp_path):
+    drawn = manifest.read_manifest(NAME)
+    written = manifest.read_manifest(world.write_world(SPEC, tmp_path, 5, progress=False))
+    assert len(drawn) == 5 and drawn.sources == written.sources == ["world"] * 5
+    assert drawn.labels.keys() == written.labels.keys()
+    for task, values in written.labels.items():
+        np.testing.assert_array_equal(drawn.labels[task], values)
+    assert drawn[3].start is None and drawn[3].end is None
+
+
+def test_frames_are_those_of_the_clip():
+    clip = world.make_clip(SPEC, 4).video
+    side = clip.shape[1]
+    wanted = np.array([[3, 3, 15, 0], [1, 2, 3, 4]])
+    whole, part = transforms.centre(side, side), Window(2, 1, 12, 17)
+    windows = [lambda *shape: shape == (side, side) and whole, lambda *_: part]
+    name = urls.clip_name(NAME, 4)
+    made = video_io.read_clips(name, lambda count: wanted % count, windows, side)
+    np.testing.assert_array_equal(made[0], clip[wanted[0]])
+    np.testing.assert_array_equal(made[1], transforms.resize(clip[wanted[1]], part, side))
+
+
+def test_fields_have_the_defaults_of_a_world():
+    assert urls.parse("world:simple?videos=7") == urls.World(world.WorldSpec(), 7)
+    assert urls.parse(NAME) == urls.World(SPEC, 5)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("world:simple/train", "videos=2000"),
+        ("world:simple/train?videos=0", "videos=0"),
+        ("world:simple/train?videos=3000000000", "videos=3000000000"),
+        ("world:simple/train?videos=many", "'many'"),
+        ("world:simple/train?videos=2&colour=1", "'colour'"),
+        ("world:simple/train?videos=2&videos=3", "'videos'"),
+        ("world:simple/train?videos=2&size", "size"),
+        ("world:easy/train?videos=2", "unknown world level 'easy'"),
+        ("world:simple/dev?videos=2", "unknown world split 'dev'"),
+        ("world:simple/train?videos=2&size=8", "size >= 16"),
+        ("world:?videos=2", "unknown world level ''"),
+    ],
+)
+def test_other_names_are_refused_in_a_sentence(name, text):
+    with pytest.raises(UserError, match=text) as caught:
+        manifest.read_manifest(name)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_training_clips_are_cut_from_the_drawn_frames(workers):
+    config = common.data()
+    config.update(manifest="world:simple/train?videos=9", frames=4, size=32, short_side=32)
+    config.update(crop_scales=(1.0,), workers=workers)
+    iterator = iter(pipeline.make_train_dataset(config, seed=5, batch_size=6))
+    batches = [next(iterator), next(iterator)]
+    iterator.close()
+    spec = world.WorldSpec()
+    for n, batch in enumerate(batches):
+        for i, row in enumerate(batch["index"]):
+            clip = world.make_clip(spec, int(row))
+            rng = clips.make_rng(5, 6 * n + i, 0, 0)
+            wanted = sampling.sample_sparse(8, 4, rng)
+            np.testing.assert_array_equal(batch["video"][i], clip.video[wanted])
+            assert {t: batch[f"label_{t}"][i] for t in clip.labels} == clip.labels
+
+
+def test_evaluation_reads_a_drawn_world_too():
+    config = common.data()
+    config.update(frames=8, size=32, short_side=32, workers=0)
+    name = "world:simple/val?videos=3"
+    (batch,) = pipeline.make_eval_dataset(config, manifest=name, batch_size=3)
+    spec = world.WorldSpec(split="val")
+    for i in range(3):
+        np.testing.assert_array_equal(batch["video"][i], world.make_clip(spec, i).video)

@@ -1,0 +1,198 @@
+import ml_collections
+import pytest
+
+from configs import stage1, stage2
+from invnext_jax import config_checks
+from invnext_jax.errors import UserError
+from invnext_jax.training import mesh as mesh_lib
+
+
+@pytest.fixture
+def config(tmp_path):
+    (tmp_path / "manifest.csv").write_text("path,source\n")
+    config = stage1.get_config("tiny")
+    config.data.manifest = str(tmp_path / "manifest.csv")
+    return config
+
+
+def breach(config, **fields):
+    for name, value in fields.items():
+        section, _, field = name.rpartition("__")
+        (config[section] if section else config)[field] = value
+    with pytest.raises(UserError) as caught:
+        config_checks.check_config(config)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("variant", ["tiny", "base", "large", "1b"])
+@pytest.mark.parametrize("stage", [stage1, stage2])
+def test_the_shipped_configs_pass(stage, variant, config):
+    shipped = stage.get_config(variant)
+    shipped.data.manifest = config.data.manifest
+    config_checks.check_config(shipped)
+
+
+def test_the_image_must_divide_by_the_patch(config):
+    message = breach(config, data__size=36)
+    assert "config.data.size=36 must divide by config.encoder.patch=8" in message
+
+
+def test_the_width_must_divide_by_the_heads(config):
+    message = breach(config, encoder__width=65)
+    assert "config.encoder.width=65 must divide by encoder.heads=" in message
+
+
+@pytest.mark.parametrize("ratio", [0.0, 1.0, 1.5])
+def test_the_mask_ratio_leaves_something_to_see_and_to_mask(config, ratio):
+    assert f"config.mask.ratio={ratio}" in breach(config, mask__ratio=ratio)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.5])
+def test_some_of_the_masked_places_are_predicted(config, share):
+    message = breach(config, mask__predicted=share)
+    assert f"config.mask.predicted={share} must lie above 0 and at most at 1" in message
+
+
+def test_how_frozen_layers_are_rounded_is_known(config):
+    message = breach(config, quantize_frozen="int4")
+    assert "config.quantize_frozen='int4' must be one of ('', 'int8', 'float8')" in message
+
+
+def test_the_dtype_is_known(config):
+    assert "'float16'" in breach(config, dtype="float16")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("total_steps", 0),
+        ("batch_size", 0),
+        ("checkpoint__every_steps", 0),
+        ("checkpoint__keep_last", 0),
+        ("log__every_steps", 0),
+        ("data__workers", -2),
+        ("data__prefetch", 0),
+        ("data__repeats", 0),
+        ("seed", -1),
+    ],
+)
+def test_durations_and_counts_have_a_least_value(config, field, value):
+    assert f"config.{field.replace('__', '.')}={value} must be" in breach(config, **{field: value})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("on_bad", "skip"), ("max_bad_share", 1.5), ("clip_seconds", 0.0)]
+)
+def test_the_treatment_of_bad_videos_is_known(config, field, value):
+    assert f"config.data.{field}={value!r} must" in breach(config, **{f"data__{field}": value})
+
+
+@pytest.mark.parametrize(
+    ("own", "text"),
+    [
+        ({"size": 32}, "config.data.by_source.mine.size: only sampling, stride, crop, "),
+        ({"flip": "no"}, "config.data.by_source.mine.flip='no' must be a bool"),
+        ({"crop": "all"}, "config.data.by_source.mine.crop='all' must be one of"),
+        ({"stride": (4, 2)}, "config.data.by_source.mine.stride=(4, 2) must be two numbers"),
+        ({"jitter": (1.0,)}, "config.data.by_source.mine.jitter=(1.0,) must be four numbers"),
+        ({"crop_scales": ()}, "config.data.by_source.mine.crop_scales=() must be shares"),
+    ],
+)
+def test_what_differs_by_source_is_checked_alike(own, text, config):
+    assert text in breach(config, data__by_source={"mine": own})
+
+
+def test_crops_are_no_larger_than_the_picture(config):
+    assert "config.data.crop_scales=(1.5,)" in breach(config, data__crop_scales=(1.5,))
+
+
+def test_a_missing_manifest_is_named(config):
+    assert "config.data.manifest is empty" in breach(config, data__manifest="")
+
+
+def test_the_batch_must_divide_by_the_devices(config):
+    config.batch_size = 12
+    config.mesh.update(data=-1, fsdp=2)
+    with pytest.raises(UserError, match="batch_size=12 must divide by the 8 devices"):
+        config_checks.check_batch(config, mesh_lib.make_mesh(config.mesh))
+
+
+def test_the_batch_must_divide_by_the_processes(config, monkeypatch):
+    monkeypatch.setattr(config_checks.jax, "process_count", lambda: 3)
+    with pytest.raises(UserError, match="number of processes, 3"):
+        config_checks.check_batch(config, mesh_lib.make_mesh(config.mesh))
+
+
+def test_parameters_of_other_heads_are_refused_though_their_shapes_fit(config):
+    source = config.copy_and_resolve_references()
+    config_checks.check_source(config, source, config.total_steps)
+    source.encoder.heads = 2 * config.encoder.heads
+    with pytest.raises(UserError, match="config.encoder.heads: "):
+        config_checks.check_source(config, source, config.total_steps)
+
+
+def test_an_unfinished_run_is_no_start_unless_told(config):
+    source = config.copy_and_resolve_references()
+    source.total_steps = 10
+    with pytest.raises(UserError, match="has done 9 of 10 steps: finish it"):
+        config_checks.check_source(config, source, 9)
+    config.init_from_unfinished = True
+    config_checks.check_source(config, source, 9)
+
+
+def test_only_what_the_source_has_is_compared(config):
+    source = ml_collections.ConfigDict({"encoder": {"heads": config.encoder.heads}})
+    config_checks.check_source(config, source, None)  # an export: no predictor, no steps
+    source.encoder.heads = 2 * config.encoder.heads
+    with pytest.raises(UserError, match="config.encoder.heads: "):
+        config_checks.check_source(config, source, None)
+
+
+def test_parts_that_are_not_taken_may_differ(config):
+    source = config.copy_and_resolve_references()
+    source.predictor.kind = "vit"
+    with pytest.raises(UserError, match="leave the part out of config.init_parts"):
+        config_checks.check_source(config, source, config.total_steps)
+    config.init_parts = ("encoder", "pool")
+    config_checks.check_source(config, source, config.total_steps)
+
+
+def test_some_loss_must_be_on(config):
+    config.loss.update(align_tokens=0.0, align_pooled=0.0)
+    config_checks.check_config(config)
+    assert "no loss is on: set one of config.loss.align_pooled, " in breach(
+        config, loss__pixels=0.0
+    )
+    assert "config.loss.pixels=-1.0 must not be negative" in breach(config, loss__pixels=-1.0)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("sampling", "thin"),
+        ("crop", "square"),
+        ("stride", (0, 4)),
+        ("stride", (4, 2)),
+        ("stride", (4,)),
+        ("stride", (1.5, 2)),
+        ("crop_area", (0.0, 1.0)),
+        ("crop_area", (0.5, 1.5)),
+        ("crop_aspect", (2.0, 0.5)),
+        ("jitter", (0.4, 0.4, 0.4)),
+        ("jitter", (-0.1, 0.0, 0.0, 0.0)),
+        ("jitter", (0.0, 0.0, 0.0, 0.6)),
+    ],
+)
+def test_a_clip_that_cannot_be_cut_is_refused(config, field, value):
+    config.data = {**config.data.to_dict(), field: value}
+    assert f"config.data.{field}={value!r}" in breach(config)
+
+
+def test_a_kernel_or_a_remat_policy_that_cannot_be_is_refused(config):
+    assert "config.attention='flash' must be one of" in breach(config, attention="flash")
+    message = breach(config, attention="splash")
+    assert message == ("config.attention='splash' needs a TPU, and this is a CPU: set it to 'auto'")
+    config.attention = "auto"
+    assert "config.remat='some' must be one of" in breach(config, remat="some")
+    assert breach(config, remat="none", scan_unroll=0) == "config.scan_unroll=0 must be at least 1"

@@ -1,0 +1,434 @@
+"""THE loop and the runtime together, on a toy stage."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from invnext_jax import train
+from invnext_jax.checkpointing import reader
+from invnext_jax.data import pipeline
+from invnext_jax.errors import NonFiniteError, UserError
+from invnext_jax.monitoring import metrics_file, reporter
+from invnext_jax.weights import export
+
+CONFTEST = pathlib.Path(__file__).with_name("conftest.py")
+pytestmark = pytest.mark.usefixtures("first_device_only")
+MAKE_DATASET = pipeline.make_train_dataset  # before a fixture puts the toy's in its place
+TIMED = {"clips_per_second", "data_wait"}
+
+
+class KilledError(Exception):
+    """Stands for the end of the process."""
+
+
+def kill():
+    raise KilledError
+
+
+def untimed(workdir):
+    records = metrics_file.read_metrics(workdir)
+    return [{k: v for k, v in record.items() if k not in TIMED} for record in records]
+
+
+def final_params(workdir):
+    return reader.restore_params(workdir)[0]
+
+
+def assert_equal_runs(one, other):
+    jax.tree.map(np.testing.assert_array_equal, final_params(one), final_params(other))
+    assert untimed(one) == untimed(other)
+
+
+def test_every_step_is_logged_with_losses_rates_and_diagnostics(whole_run):
+    records = metrics_file.read_metrics(whole_run)
+    assert [record["step"] for record in records] == [1, 2, 3, 4, 5, 6]
+    wanted = {"loss", "loss/distance", "grad_norm", "learning_rate", "nonfinite", "skipped"}
+    assert all(wanted | TIMED <= record.keys() for record in records)
+    assert [r["step"] for r in records if "encoder_norm" in r] == [1, 2, 4, 6]
+
+
+def test_the_resolved_config_lies_in_the_workdir(whole_run, toy_config):
+    saved = json.loads((whole_run / "config.json").read_text())
+    assert saved["optimizer"]["learning_rate"] == 0.1
+    assert saved["encoder"] == toy_config.encoder.to_dict()
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(whole_run, toy_config, toy_data, tmp_path):
+    toy_data.before_batch[6] = kill
+    with pytest.raises(KilledError):
+        train.train(toy_config, tmp_path / "killed")
+    assert len(untimed(tmp_path / "killed")) >= 4  # beyond the checkpoint of step 3
+    toy_data.before_batch.clear()
+    train.train(toy_config, tmp_path / "killed")
+    assert_equal_runs(whole_run, tmp_path / "killed")
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_again(
+    whole_run, toy_config, toy_data, tmp_path
+):
+    toy_data.before_batch[3] = kill
+    with pytest.raises(KilledError):
+        train.train(toy_config, tmp_path / "killed")
+    toy_data.before_batch.clear()
+    train.train(toy_config, tmp_path / "killed")
+    assert_equal_runs(whole_run, tmp_path / "killed")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_the_run_goes_on(
+    whole_run, toy_config, toy_data, tmp_path, capsys, number
+):
+    toy_data.before_batch[5] = lambda: os.kill(os.getpid(), number)
+    train.train(toy_config, tmp_path / "stopped")
+    assert (tmp_path / "stopped/checkpoints/4").is_dir()  # no wait for batch 5
+    said = capsys.readouterr().out
+    assert f"{number.name}: stopped after step 4 of 6" in said
+    assert "the same command goes on" in said
+    toy_data.before_batch.clear()
+    train.train(toy_config, tmp_path / "stopped")
+    assert "going on after step 4" in capsys.readouterr().out
+    assert_equal_runs(whole_run, tmp_path / "stopped")
+
+
+def test_a_signal_before_the_first_step_saves_nothing(toy_config, toy_data, tmp_path, capsys):
+    toy_data.before_batch[1] = lambda: os.kill(os.getpid(), signal.SIGTERM)
+    assert train.train(toy_config, tmp_path / "run") == {}
+    assert "SIGTERM: stopped before the first step" in capsys.readouterr().out
+    assert not list((tmp_path / "run/checkpoints").iterdir())
+
+
+def test_a_finished_run_does_nothing_but_say_so(whole_run, toy_config, capsys):
+    before = (whole_run / "metrics.jsonl").read_bytes()
+    record = train.train(toy_config, whole_run)
+    assert record["step"] == 6
+    assert "is finished: 6 steps are done" in capsys.readouterr().out
+    assert (whole_run / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_run_goes_on_on_another_mesh(
+    whole_run, toy_config, toy_data, first_device_only, tmp_path, monkeypatch
+):
+    toy_data.before_batch[5] = kill
+    with pytest.raises(KilledError):
+        train.train(toy_config, tmp_path / "moved")
+    toy_data.before_batch.clear()
+    monkeypatch.setattr(train.mesh_lib.jax, "devices", lambda: first_device_only)
+    toy_config.mesh.update(data=2, fsdp=2, tensor=2, sequence=1)
+    train.train(toy_config, tmp_path / "moved")
+    jax.tree.map(
+        lambda one, eight: np.testing.assert_allclose(eight, one, rtol=1e-5, atol=1e-6),
+        final_params(whole_run),
+        final_params(tmp_path / "moved"),
+    )
+
+
+def test_a_run_moved_to_fewer_devices_twice_has_the_same_losses(
+    toy_config, toy_data, first_device_only, tmp_path, monkeypatch
+):
+    def train_on(devices, workdir):
+        monkeypatch.setattr(train.mesh_lib.jax, "devices", lambda: first_device_only[:devices])
+        train.train(toy_config, tmp_path / workdir)
+        return [record["loss"] for record in metrics_file.read_metrics(tmp_path / workdir)]
+
+    toy_config.mesh.data = -1
+    toy_config.checkpoint.every_steps = 2
+    whole = train_on(8, "whole")
+    for devices, stop in ((8, 3), (4, 5)):
+        toy_data.before_batch = {stop: lambda: os.kill(os.getpid(), signal.SIGTERM)}
+        train_on(devices, "moved")
+    toy_data.before_batch = {}
+    moved = train_on(2, "moved")
+    np.testing.assert_allclose(moved, whole, rtol=1e-5)
+    assert len(moved) == 6
+
+
+def test_a_damaged_checkpoint_costs_steps_but_no_result(whole_run, toy_config, tmp_path):
+    damaged = tmp_path / "damaged"
+    shutil.copytree(whole_run, damaged)
+    os.remove(damaged / "checkpoints/6/state/manifest.ocdbt")
+    train.train(toy_config, damaged)
+    assert_equal_runs(whole_run, damaged)
+    assert (damaged / "checkpoints/damaged-6").is_dir()
+
+
+def test_a_nonfinite_step_is_skipped_counted_and_logged_as_null(toy_config, toy_data, tmp_path):
+    toy_data.bad_batches = (3, 4)
+    train.train(toy_config, tmp_path / "run")
+    records = metrics_file.read_metrics(tmp_path / "run")
+    assert [record["nonfinite"] for record in records] == [0, 0, 1, 1, 0, 0]
+    assert [record["skipped"] for record in records] == [0, 0, 1, 2, 2, 2]
+    assert [record["loss"] is None for record in records] == [
+        False,
+        False,
+        True,
+        True,
+        False,
+        False,
+    ]
+    rates = [record["learning_rate"] for record in records]
+    assert rates[2] == rates[3] == rates[4]  # the schedule counts updates
+
+
+def test_too_many_nonfinite_steps_in_a_row_end_the_run(toy_config, toy_data, tmp_path):
+    toy_data.bad_batches = (2, 3, 4, 5)
+    toy_config.log.every_steps = 100
+    with pytest.raises(NonFiniteError, match="in 3 steps in a row, the last of them step 4"):
+        train.train(toy_config, tmp_path / "run")
+    # The abort is seen when step 5 is under way, which is saved and logged with the rest.
+    last = metrics_file.read_metrics(tmp_path / "run")[-1]
+    assert (last["step"], last["loss"], last["skipped_in_row"]) == (5, None, 4)
+
+
+def test_a_changed_model_is_refused_with_a_table(whole_run, toy_config):
+    toy_config.encoder.width = 128
+    toy_config.batch_size = 16
+    with pytest.raises(UserError) as caught:
+        train.train(toy_config, whole_run)
+    assert "config.batch_size: 8 -> 16" in str(caught.value)
+    assert "config.encoder.width: 64 -> 128" in str(caught.value)
+    assert json.loads((whole_run / "config.json").read_text())["batch_size"] == 8
+
+
+def test_a_longer_run_and_another_log_are_allowed(whole_run, toy_config):
+    toy_config.total_steps = 8
+    toy_config.log.every_steps = 2
+    assert train.train(toy_config, whole_run)["step"] == 8
+
+
+def test_warm_start_takes_whole_groups(whole_run, toy_config, tmp_path, capsys):
+    toy_config.init_from = str(whole_run)
+    toy_config.total_steps = 1
+    toy_config.optimizer.learning_rate = 0.0
+    toy_config.optimizer.min_learning_rate = 0.0
+    train.train(toy_config, tmp_path / "next")
+    assert f"taken from {whole_run}: encoder (2 arrays, 104 values)" in capsys.readouterr().out
+    given, taken = final_params(whole_run), final_params(tmp_path / "next")
+    np.testing.assert_array_equal(taken["encoder"]["kernel"], given["encoder"]["kernel"])
+    assert np.any(taken["head"]["kernel"] != given["head"]["kernel"])
+
+
+def test_a_warm_start_that_does_not_fit_is_refused_with_a_table(
+    whole_run, toy_config, toy_stage, tmp_path
+):
+    toy_config.init_from = str(whole_run)
+    kernel = np.zeros((5, 8), np.float32)
+    toy_stage.warm_start = lambda *_: {"encoder": {"kernel": kernel, "extra": kernel}}
+    with pytest.raises(UserError) as caught:
+        train.train(toy_config, tmp_path / "next")
+    for row in (
+        "missing: encoder/bias (8,)",
+        "surplus: encoder/extra (5, 8)",
+        "misshapen: encoder/kernel (5, 8), wanted (12, 8)",
+    ):
+        assert row in str(caught.value)
+
+
+def test_init_from_without_a_checkpoint_is_refused(toy_config, tmp_path):
+    toy_config.init_from = str(tmp_path)
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        train.train(toy_config, tmp_path / "run")
+
+
+def test_an_unknown_stage_is_refused(toy_config, tmp_path):
+    toy_config.stage = "stage9"
+    with pytest.raises(UserError, match="config.stage='stage9' must be one of stage1, stage2"):
+        train.train(toy_config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_frozen_parameters_of_another_step_are_refused(whole_run, toy_config, tmp_path):
+    toy_config.init_from = str(whole_run)
+    train.train(toy_config, tmp_path / "next")
+    shutil.rmtree(whole_run / "checkpoints/6")
+    with pytest.raises(UserError, match="has done 3 of 6 steps"):
+        train.train(toy_config, tmp_path / "next")
+    toy_config.init_from_unfinished = True
+    with pytest.raises(UserError, match="step of config.init_from: 6 -> 3"):
+        train.train(toy_config, tmp_path / "next")
+
+
+def test_nothing_is_compiled_after_the_first_step(toy_config, tmp_path, monkeypatch):
+    compiled, pushed = [], []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, *_, **__: compiled.append(event) if "backend_compile" in event else None
+    )
+    push = reporter.Reporter.push
+
+    def count(self, *arguments):
+        push(self, *arguments)
+        pushed.append(len(compiled))
+
+    monkeypatch.setattr(reporter.Reporter, "push", count)
+    train.train(toy_config, tmp_path / "run")
+    assert len(pushed) == 6
+    assert pushed[0] > 0
+    assert len(compiled) == pushed[0]
+
+
+STOPPED_RUN = """
+import importlib.util, os, signal, sys
+from absl import flags
+flags.FLAGS.mark_as_parsed()
+spec = importlib.util.spec_from_file_location("toy", sys.argv[1])
+toy = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(toy)
+from invnext_jax import errors, stages, train
+from invnext_jax.runtime import compilation
+compilation.enable_cache()
+stages.STAGES["toy"] = toy.make_toy_stage()
+train.pipeline.make_train_dataset = data = toy.ToyData()
+data.before_batch[4] = lambda: os.kill(os.getpid(), signal.SIGTERM)
+with errors.exit_on_user_error():
+    train.train(toy.make_toy_config(sys.argv[2]), sys.argv[3])
+"""
+
+
+def test_a_signal_ends_the_process_with_code_0(whole_run, toy_config, toy_data, tmp_path):
+    arguments = [CONFTEST, toy_config.data.manifest, tmp_path / "stopped"]
+    environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", STOPPED_RUN, *map(str, arguments)],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "SIGTERM: stopped after step 3 of 6" in done.stdout
+    assert list((tmp_path / ".cache/invnext_jax").iterdir())
+    train.train(toy_config, tmp_path / "stopped")
+    assert [record["step"] for record in untimed(tmp_path / "stopped")] == [1, 2, 3, 4, 5, 6]
+    # The other process compiled with other optimisations.
+    jax.tree.map(
+        lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6),
+        final_params(whole_run),
+        final_params(tmp_path / "stopped"),
+    )
+
+
+def test_an_export_starts_a_run_as_the_run_itself_does(whole_run, toy_config, tmp_path, capsys):
+    toy_config.total_steps = 1
+    toy_config.optimizer.update(learning_rate=0.0, min_learning_rate=0.0)
+    params = final_params(whole_run)
+    toy_config.init_from = str(tmp_path / "export.safetensors")
+    export.write_export(toy_config.init_from, params, {"config": {}, "source": {"step": 6}})
+    train.train(toy_config, tmp_path / "next")
+    out = capsys.readouterr().out
+    assert f"taken from {toy_config.init_from}: encoder (2 arrays, 104 values)" in out
+    assert f"head starts anew: it is not taken from {toy_config.init_from}" in out
+    taken = final_params(tmp_path / "next")
+    np.testing.assert_array_equal(taken["encoder"]["kernel"], params["encoder"]["kernel"])
+
+
+def test_parts_of_a_group_can_start_from_elsewhere(toy_config, toy_stage, tmp_path):
+    toy_config.total_steps = 1
+    toy_config.optimizer.update(learning_rate=0.0, min_learning_rate=0.0)
+    kernel = np.full((12, 8), 3.0, np.float32)
+    toy_stage.warm_start = lambda *_: {"encoder/kernel": kernel}
+    train.train(toy_config, tmp_path / "run")
+    taken = final_params(tmp_path / "run")["encoder"]
+    np.testing.assert_array_equal(taken["kernel"], kernel)
+    assert not np.any(taken["bias"])
+
+
+def test_real_videos_some_of_them_bad_and_another_number_of_workers(
+    toy_config, world, tmp_path, monkeypatch, capsys
+):
+    rows = world.read_text().replace("train/", f"{world.parent}/train/") + "missing.mp4,a,0,0,0\n"
+    (tmp_path / "videos.csv").write_text(rows)
+    monkeypatch.setattr(train.pipeline, "make_train_dataset", MAKE_DATASET)
+    toy_config.encoder.patch = 2
+    toy_config.data.update(manifest=str(tmp_path / "videos.csv"), frames=1, size=2, workers=1)
+    train.train(toy_config, tmp_path / "whole")
+    assert "data: 48 clips, " in capsys.readouterr().out
+
+    push = reporter.Reporter.push
+    with monkeypatch.context() as patch, pytest.raises(KilledError):
+        patch.setattr(
+            reporter.Reporter,
+            "push",
+            lambda self, step, *rest: kill() if step == 5 else push(self, step, *rest),
+        )
+        train.train(toy_config, tmp_path / "killed")
+    toy_config.data.workers = 2
+    train.train(toy_config, tmp_path / "killed")
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        final_params(tmp_path / "whole"),
+        final_params(tmp_path / "killed"),
+    )
+    for name in ("whole", "killed"):
+        listed = (tmp_path / name / "quarantine.csv").read_text()
+        assert listed == f"path,reason\n{tmp_path}/missing.mp4,missing\n"
+
+
+def test_a_window_of_steps_is_traced(toy_config, tmp_path, capsys):
+    toy_config.profile_steps = (2, 4)
+    train.train(toy_config, tmp_path / "run")
+    assert "trace of steps up to 4: tensorboard --logdir=" in capsys.readouterr().out
+    traces = list((tmp_path / "run/profile").rglob("*.xplane.pb"))
+    assert len(traces) == 1
+    assert traces[0].stat().st_size > 0
+
+
+@pytest.mark.parametrize("window", [(4, 2), (3,), (-1, 2)])
+def test_a_window_that_is_none_is_refused(toy_config, tmp_path, window):
+    toy_config.profile_steps = window
+    with pytest.raises(UserError, match="must be two steps"):
+        train.train(toy_config, tmp_path / "run")
+
+
+def test_a_moving_average_and_parts_of_the_batch_resume_bit_by_bit(toy_config, toy_data, tmp_path):
+    toy_config.accumulate = 2
+    toy_config.ema.decay = 0.9
+    train.train(toy_config, tmp_path / "whole")
+    toy_data.before_batch[6] = kill
+    with pytest.raises(KilledError):
+        train.train(toy_config, tmp_path / "killed")
+    toy_data.before_batch.clear()
+    train.train(toy_config, tmp_path / "killed")
+    assert_equal_runs(tmp_path / "whole", tmp_path / "killed")
+    averages = [
+        reader.restore_run(tmp_path / name, ema=True).params for name in ("whole", "killed")
+    ]
+    jax.tree.map(np.testing.assert_array_equal, *averages)
+    final = final_params(tmp_path / "whole")["encoder"]["kernel"]
+    assert np.all(averages[0]["encoder"]["kernel"] != final)
+
+
+def test_a_moving_average_that_there_is_not_is_a_sentence(whole_run):
+    with pytest.raises(UserError, match="keeps no moving average"):
+        reader.restore_run(whole_run, ema=True)
+
+
+def test_parts_that_do_not_divide_the_batch_are_refused(toy_config, tmp_path):
+    toy_config.accumulate = 3
+    with pytest.raises(UserError, match="batch_size=8 must divide by config.accumulate=3 times"):
+        train.train(toy_config, tmp_path / "run")
+
+
+def test_a_step_is_looked_at_only_when_the_next_one_is_under_way(toy_config, tmp_path, monkeypatch):
+    toy_config.checkpoint.every_steps = 100  # saving drains
+    order, push, report = [], reporter.Reporter.push, reporter.Reporter._report
+
+    def note_push(self, step, *rest):
+        order.append(("dispatched", step))
+        push(self, step, *rest)
+
+    def note_report(self, step, *rest):
+        order.append(("looked at", step))
+        report(self, step, *rest)
+
+    monkeypatch.setattr(reporter.Reporter, "push", note_push)
+    monkeypatch.setattr(reporter.Reporter, "_report", note_report)
+    train.train(toy_config, tmp_path / "run")
+    for step in range(1, 6):
+        assert order.index(("looked at", step)) > order.index(("dispatched", step + 1))
+    assert order[-1] == ("looked at", 6)

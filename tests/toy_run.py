@@ -1,0 +1,190 @@
+"""A toy stage, a toy data set and a config for them: the loop without the models."""
+
+import shutil
+import types
+
+import flax.linen as nn
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import stage1
+from invnext_jax import train
+from invnext_jax.models.sharding import logical
+from invnext_jax.stages import registry
+from invnext_jax.training import mesh as mesh_lib
+
+FEATURES = 12  # of the flattened toy video
+MANIFEST = "path,source\na.mp4,toy\n"
+
+
+class ToyModel(nn.Module):
+    """Two layers, the second of which does not divide by any mesh axis."""
+
+    @nn.compact
+    def __call__(self, x_bd):
+        init = nn.initializers.lecun_normal()
+        x_bd = nn.Dense(8, kernel_init=logical(init, ("embed", "mlp")), name="encoder")(x_bd)
+        x_bd = nn.with_logical_constraint(nn.tanh(x_bd), ("batch", None))
+        return nn.Dense(3, kernel_init=logical(init, ("mlp", None)), name="head")(x_bd)
+
+
+def toy_loss(config, model, params, frozen, batch, key):
+    """Squared distance from a frozen linear map, with noise and an overflow for index -1."""
+    x_bd = batch["video"].reshape(batch["video"].shape[0], -1).astype(jnp.float32) / 255
+    x_bd = x_bd + 0.1 * jax.random.normal(key, x_bd.shape)
+    error_b = jnp.mean((model.apply({"params": params}, x_bd) - x_bd @ frozen["map"]) ** 2, axis=1)
+    error_b = jnp.where(batch["index"] < 0, jnp.inf, error_b)
+    loss = jnp.mean(error_b)
+    return loss, {"loss/distance": loss}
+
+
+def toy_diagnostics(config, model, params, frozen, batch, key):
+    return {"encoder_norm": jnp.sqrt(jnp.sum(params["encoder"]["kernel"] ** 2))}
+
+
+def make_toy_stage():
+    return types.SimpleNamespace(
+        make_model=lambda _: ToyModel(),
+        init_params=lambda _, model, key: model.init(key, jnp.zeros((1, FEATURES)))["params"],
+        abstract_frozen=lambda _: {"map": jax.ShapeDtypeStruct((FEATURES, 3), jnp.float32)},
+        init_frozen=lambda *_: {
+            "map": np.linspace(-1, 1, FEATURES * 3, dtype=np.float32).reshape(FEATURES, 3)
+        },
+        warm_start=lambda _, restored: {"encoder": restored["encoder"]} if restored else {},
+        following=lambda _: ({}, 1.0),
+        step_flops=lambda _: 0.0,
+        untrained=lambda _: (),
+        loss_fn=toy_loss,
+        diagnostics=toy_diagnostics,
+        check_config=lambda _: None,
+    )
+
+
+class ToyData:
+    """Stands for `pipeline.make_train_dataset`; `before_batch[n]` is called before batch n."""
+
+    def __init__(self):
+        self.bad_batches = ()  # numbers, from 1, of batches whose loss is not finite
+        self.before_batch = {}
+
+    def __call__(self, data_config, *, seed, batch_size, **_):
+        del data_config
+
+        def make(index, rng):
+            video = rng.integers(0, 256, (1, 2, 2, 3), dtype=np.uint8)
+            return {"video": video, "index": np.int32(index), "label_shape": np.int32(index % 8)}
+
+        dataset = grain.MapDataset.range(20).seed(seed).shuffle().repeat().random_map(make)
+        dataset = dataset.to_iter_dataset().batch(batch_size)
+        return _Hooked(dataset, self)
+
+
+class _Hooked(grain.IterDataset):
+    def __init__(self, parent, data):
+        super().__init__(parent)
+        self._data = data
+
+    def describe(self, steps):
+        return f"toy data for {steps} steps"
+
+    def __iter__(self):
+        return _HookedIterator(iter(self._parent), self._data)
+
+
+class _HookedIterator(grain.DatasetIterator):
+    def __init__(self, parent, data):
+        super().__init__(parent)
+        self._data, self._number = data, 0
+
+    def __next__(self):
+        self._number += 1
+        self._data.before_batch.get(self._number, lambda: None)()
+        batch = dict(next(self._parent))
+        if self._number in self._data.bad_batches:
+            batch["index"] = np.full_like(batch["index"], -1)
+        return batch
+
+    def summary(self):
+        return ""
+
+    def get_state(self):
+        return {"parent": self._parent.get_state(), "number": self._number}
+
+    def set_state(self, state):
+        self._parent.set_state(state["parent"])
+        self._number = state["number"]
+
+
+@pytest.fixture(scope="module")
+def whole_run_files(first_device_only, tmp_path_factory):
+    """The folder of an uninterrupted run of six steps on one device."""
+    folder = tmp_path_factory.mktemp("toy")
+    (folder / "manifest.csv").write_text(MANIFEST)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(registry.STAGES, "toy", make_toy_stage())
+        patch.setattr(train.pipeline, "make_train_dataset", ToyData())
+        train.train(make_toy_config(str(folder / "manifest.csv")), folder / "whole")
+    return folder / "whole"
+
+
+@pytest.fixture
+def whole_run(whole_run_files, tmp_path):
+    """A copy of an uninterrupted run of six steps on one device."""
+    shutil.copytree(whole_run_files, tmp_path / "whole")
+    return tmp_path / "whole"
+
+
+@pytest.fixture
+def toy_stage(monkeypatch):
+    """The stage "toy" of `train`; its functions may be replaced."""
+    stage = make_toy_stage()
+    monkeypatch.setitem(registry.STAGES, "toy", stage)
+    return stage
+
+
+@pytest.fixture
+def toy_data(monkeypatch):
+    """What the toy runs read."""
+    data = ToyData()
+    monkeypatch.setattr(train.pipeline, "make_train_dataset", data)
+    return data
+
+
+@pytest.fixture
+def toy_config(toy_stage, toy_data, tmp_path):
+    """Six steps on one device, a checkpoint every three, each step logged."""
+    manifest = tmp_path / "manifest.csv"
+    manifest.write_text(MANIFEST)
+    return make_toy_config(str(manifest))
+
+
+def make_toy_config(manifest):
+    config = stage1.get_config("tiny")
+    config.stage = "toy"
+    config.total_steps = 6
+    config.batch_size = 8
+    config.data.manifest = manifest
+    config.mesh.update(data=1)
+    config.optimizer.update(learning_rate=0.1, warmup_steps=2)
+    config.checkpoint.every_steps = 3
+    config.log.update(every_steps=1, diagnostics_every_steps=2, max_nonfinite_steps=2)
+    return config
+
+
+@pytest.fixture(scope="module")
+def first_device_only():
+    """The loop's tests need no mesh of eight; gives all eight."""
+    devices = jax.devices()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.mesh_lib.jax, "devices", lambda: devices[:1])
+        yield devices
+
+
+@pytest.fixture
+def toy_mesh(toy_config):
+    """A mesh (2, 2, 2, 1) of all eight devices."""
+    toy_config.mesh.update(data=2, fsdp=2, tensor=2, sequence=1)
+    return mesh_lib.make_mesh(toy_config.mesh)

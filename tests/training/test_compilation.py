@@ -1,0 +1,75 @@
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from invnext_jax.training import compilation, optimizer
+from invnext_jax.training.state import TrainState
+from invnext_jax.training.step import make_train_step
+
+
+@pytest.fixture
+def arguments():
+    step, skipped, in_row = (jnp.array(0, jnp.int32) for _ in range(3))  # each its own buffer
+    params = {"w": jnp.ones(3)}
+    state = TrainState(step, params, optax.sgd(0.1).init(params), skipped, in_row)
+    return state, {}, {"x": jnp.ones((2, 3))}, jax.random.key(0)
+
+
+def loss_fn(params, frozen, batch, key):
+    return jnp.mean(batch["x"] @ params["w"]), {}
+
+
+def test_a_compiled_step_donates_its_state(arguments):
+    train_step = make_train_step(loss_fn, optimizer.guarded(optax.sgd(0.1)), lambda _: 0.1)
+    compiled = compilation.compile_step(train_step, *arguments)
+    state, measured = compiled(*arguments)
+    assert float(measured["loss"]) == 3.0
+    assert arguments[0].params["w"].is_deleted()
+    assert not state.params["w"].is_deleted()
+
+
+def test_a_compiled_step_refuses_another_batch_size(arguments):
+    train_step = make_train_step(loss_fn, optimizer.guarded(optax.sgd(0.1)), lambda _: 0.1)
+    compiled = compilation.compile_step(train_step, *arguments)
+    state, frozen, _, key = arguments
+    with pytest.raises(TypeError):
+        compiled(state, frozen, {"x": jnp.ones((4, 3))}, key)
+
+
+def test_diagnostics_see_the_key_of_the_step(arguments):
+    def diagnostics(params, frozen, batch, key):
+        return {"drawn": jax.random.uniform(key)}
+
+    state, frozen, batch, key = arguments
+    measure = compilation.compile_diagnostics(diagnostics, *arguments)
+    drawn = measure(state, frozen, batch, key)["drawn"]
+    np.testing.assert_array_equal(drawn, jax.random.uniform(jax.random.fold_in(key, 0)))
+    assert not state.params["w"].is_deleted()
+
+
+def test_the_cache_goes_to_the_home_folder_unless_told_otherwise(monkeypatch, tmp_path):
+    before = jax.config.jax_compilation_cache_dir
+    monkeypatch.setenv("HOME", str(tmp_path))
+    try:
+        compilation.enable_cache()
+        assert jax.config.jax_compilation_cache_dir == before
+        jax.config.update("jax_compilation_cache_dir", None)
+        compilation.enable_cache()
+        assert jax.config.jax_compilation_cache_dir.startswith(str(tmp_path / ".cache/invnext_jax"))
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_the_cache_forgets_what_was_not_used_for_longest(tmp_path):
+    for age, name in enumerate(["new", "middle", "old"]):
+        folder = tmp_path / f"jax-{age}"
+        folder.mkdir()
+        (folder / name).write_bytes(b"0" * 100)
+        os.utime(folder / name, (1e9 - age, 1e9 - age))
+    compilation.prune_cache(tmp_path, 250)
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["middle", "new"]
+    compilation.prune_cache(tmp_path / "missing", 0)

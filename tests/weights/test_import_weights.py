@@ -1,0 +1,216 @@
+"""Importing other projects' weights: what is refused, and that every misfit is named at once."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import ml_collections
+import numpy as np
+import pytest
+from golden_cases import DEFAULT, assert_near, read_cases
+from parity import import_transformers, randomise, saved
+from safetensors import numpy as st
+
+from configs import stage1 as config1
+from invnext_jax.errors import UserError
+from invnext_jax.evaluation import features
+from invnext_jax.models.heads import AttentionPool
+from invnext_jax.stages import image_teacher, initialization
+from invnext_jax.weights import export, import_weights
+
+ROOT = Path(__file__).parents[1]
+SIZES = {
+    **{"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4},
+    **{"image_size": 32, "patch_size": 8},
+}
+
+
+@pytest.fixture
+def case():
+    return read_cases(DEFAULT)["encoder_B"]
+
+
+@pytest.fixture
+def published(case, tmp_path):
+    """The golden encoder as it would be published: float32 here, names and config as released."""
+    folder = tmp_path / "published"
+    folder.mkdir()
+    state = case.under("param.")
+    names = ("cls_token", "pos_embed", "patch_embed.", "blocks.", "clip_projector.")
+    state = {
+        f"model.{name.replace('.gamma', '.lr_scale')}": value
+        for name, value in state.items()
+        if name.startswith(names)
+    }
+    st.save_file(state, folder / "model.safetensors")
+    model = case.config["model"]
+    fields = ("embed_dim", "depth", "num_heads", "img_size", "patch_size", "num_frames")
+    fields += ("attn_pool_num_heads", "clip_embed_dim")
+    sizes = {**{name: model[name] for name in fields}, "mlp_ratio": 4, "tubelet_size": 1}
+    config = {"model_type": "InternVideoNext_Base", "model_config": sizes}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_published_encoder_gives_the_reference_features(published, case, tmp_path):
+    out = tmp_path / "encoder.safetensors"
+    said = import_weights.import_weights("internvideo_next", published, out)
+    assert f"--config.init_from={out}" in said
+    for source in (out, published):
+        loaded = features.load_encoder(source)
+        tokens = loaded.encoder.apply({"params": loaded.params}, case.video).tokens_bnd
+        assert_near(tokens, case["out.nomask.x"])
+        e = loaded.config.encoder
+        pool = AttentionPool(e.pool_width, e.pool_heads, "float32")
+        pooled = pool.apply({"params": loaded.pool}, tokens)
+        assert_near(pooled, case["out.nomask.clip_projector"])
+
+
+def test_every_misfit_stands_in_one_table(published, tmp_path):
+    path = published / "model.safetensors"
+    state = st.load_file(path)
+    del state["model.cls_token"]
+    state["model.blocks.0.mlp.fc1.weight"] = np.zeros((3, 4), np.float32)
+    state["model.blocks.7.mlp.fc1.weight"] = np.zeros((3, 4), np.float32)
+    state["model.head.weight"] = np.zeros(3, np.float32)
+    st.save_file(state, path)
+    with pytest.raises(UserError) as error:
+        import_weights.import_weights("internvideo_next", published, tmp_path / "a.safetensors")
+    text = str(error.value)
+    assert "missing  cls_token: found None, wanted (1, 4, 32)" in text
+    assert "shape    blocks.0.mlp.fc1.weight: found (3, 4), wanted (128, 32)" in text
+    assert "surplus  blocks.7.mlp.fc1.weight: found (3, 4), wanted None" in text
+    assert "surplus  head.weight" in text
+    assert not (tmp_path / "a.safetensors").exists()
+
+
+def test_what_is_no_such_model_is_told(published, tmp_path):
+    out = tmp_path / "a.safetensors"
+    with pytest.raises(UserError, match="--kind=vit is none of siglip2"):
+        import_weights.import_weights("vit", published, out)
+    config = json.loads((published / "config.json").read_text())
+    config["model_config"]["tubelet_size"] = 2
+    (published / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="tubelet_size=2; only 1 is built"):
+        import_weights.import_weights("internvideo_next", published, out)
+    (published / "config.json").write_text('{"model_type": "bert", "hidden_size": 3}')
+    with pytest.raises(UserError, match=r"lacks embed_dim, depth, num_heads"):
+        import_weights.import_weights("internvideo_next", published, out)
+    (published / "config.json").unlink()
+    with pytest.raises(UserError, match=r"there is no config.json beside"):
+        import_weights.import_weights("internvideo_next", published, out)
+
+
+def test_files_that_exist_stay_unless_told(published, tmp_path):
+    out = tmp_path / "a.safetensors"
+    import_weights.import_weights("internvideo_next", published, out)
+    with pytest.raises(UserError, match="--overwrite"):
+        import_weights.import_weights("internvideo_next", published, out)
+    import_weights.import_weights("internvideo_next", published, out, overwrite=True)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Tiny models of each kind with random weights, saved by transformers."""
+    torch, hf = import_transformers()
+    sizes = {**SIZES, "intermediate_size": 48}
+    text = {**sizes, "vocab_size": 20, "num_hidden_layers": 6, "pad_token_id": 0}
+    makers = {
+        "siglip2": lambda: hf.SiglipVisionModel(hf.SiglipVisionConfig(**sizes)),
+        "clip": lambda: hf.CLIPVisionModel(hf.CLIPVisionConfig(**sizes)),
+        "dinov2": lambda: hf.Dinov2Model(hf.Dinov2Config(**SIZES, mlp_ratio=2)),
+        "modernbert": lambda: hf.ModernBertModel(hf.ModernBertConfig(**text)),
+    }
+    root = tmp_path_factory.mktemp("hf")
+    return {
+        kind: saved(randomise(torch, make()), root / kind, max_shard_size="20KB")
+        for kind, make in makers.items()
+    }
+
+
+@pytest.mark.parametrize("kind", ["siglip2", "clip", "dinov2"])
+def test_an_imported_teacher_is_named_by_the_flags_that_are_printed(kind, folders, tmp_path):
+    out = tmp_path / "teacher.safetensors"
+    said = import_weights.import_weights(kind, folders[kind], out)
+    config = config1.get_config("tiny")
+    for flag in said.splitlines()[1].removeprefix("Use it: ").split():
+        field, value = flag.removeprefix("--config.").split("=")
+        old = dict(config.teacher)[field.partition(".")[2]]
+        value = value == "True" if isinstance(old, bool) else type(old)(value)
+        config.update_from_flattened_dict({field: value})
+    config.teacher.size = 32
+    image_teacher.check_teacher(config)
+    params = image_teacher.read_teacher(config)
+    video = np.random.default_rng(0).standard_normal((1, 2, 32, 32, 3)).astype("f4")
+    seen = image_teacher.see(ml_collections.FrozenConfigDict(config), params, video)
+    assert seen.taps_lbnd.shape == (2, 2, 16, 32)
+    np.testing.assert_allclose(seen.attention_bn.sum(axis=1), 1.0, rtol=1e-5)
+    config.teacher.heads = 2
+    with pytest.raises(UserError, match=r"config.teacher.heads: 2 here, set it to 4"):
+        image_teacher.read_teacher(config)
+
+
+def test_an_imported_text_model_starts_the_predictor(folders, tmp_path):
+    out = tmp_path / "text.safetensors"
+    import_weights.import_weights("modernbert", folders["modernbert"], out, last_layers=2)
+    assert sorted(export.read_export(out)[0]["text"]) == ["layer4", "layer5"]
+    config = config1.get_config("tiny")
+    config.predictor.update(
+        weights=str(out), width=32, heads=4, mlp_width=48, window=128, last_layer=5, depth=2
+    )
+    layers = initialization.text_layers(config)
+    state = {}
+    for path in folders["modernbert"].glob("*.safetensors"):
+        state |= st.load_file(path)
+    wo = next(v for k, v in state.items() if k.endswith("layers.4.attn.Wo.weight"))
+    np.testing.assert_array_equal(layers["predictor/layer0"]["proj"]["kernel"], wo.T)
+    assert len(jax.tree.leaves(layers)) == 2 * 6
+
+
+def test_a_file_of_another_model_is_refused(folders, tmp_path):
+    for kind, other in (("siglip2", "clip"), ("dinov2", "modernbert"), ("modernbert", "siglip2")):
+        with pytest.raises(UserError, match=r"model_type"):
+            import_weights.import_weights(kind, folders[other], tmp_path / "a.safetensors")
+    with pytest.raises(UserError, match="lacks embed_dim"):
+        import_weights.import_weights(
+            "internvideo_next", folders["clip"], tmp_path / "a.safetensors"
+        )
+
+
+def test_the_command_ends_with_one_sentence(tmp_path):
+    (tmp_path / "model.pth").write_bytes(b"x")
+    command = [sys.executable, "launch/import_weights.py", "--kind=clip"]
+    command += [f"--source={tmp_path / 'model.pth'}", f"--out={tmp_path / 'a.safetensors'}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and "is a pickle" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"embed_dim": "wide"},
+        {"num_heads": 0},
+        {"depth": -1},
+        {"patch_size": 0},
+        {"img_size": None},
+        {"mlp_ratio": [4]},
+    ],
+)
+def test_sizes_of_nonsense_are_told_in_a_sentence(change, published, tmp_path):
+    config = json.loads((published / "config.json").read_text())
+    config["model_config"] |= change
+    (published / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError):
+        import_weights.import_weights("internvideo_next", published, tmp_path / "a.safetensors")
+
+
+def test_weights_that_are_not_finite_are_refused(published, tmp_path):
+    state = st.load_file(published / "model.safetensors")
+    state["model.cls_token"][0, 0, 0] = np.inf
+    st.save_file(state, published / "model.safetensors")
+    with pytest.raises(UserError, match="not finite, in our encoder/class_token"):
+        import_weights.import_weights("internvideo_next", published, tmp_path / "a.safetensors")
