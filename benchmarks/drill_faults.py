@@ -16,7 +16,7 @@ ROOM = 64 * 2**20  # bytes of the small disk; a checkpoint takes some 8 MiB
 
 
 @dataclasses.dataclass
-class Outcome:
+class FaultResult:
     """What a fault did; `run`, if it came to its end, is compared with the uninterrupted one."""
 
     happened: str
@@ -26,7 +26,7 @@ class Outcome:
     skipped: bool = False
 
 
-Fault = Callable[[pathlib.Path, int], Outcome]
+Fault = Callable[[pathlib.Path, int], FaultResult]
 
 
 class NeedsRootError(Exception):
@@ -63,7 +63,7 @@ def keep(run: DrilledRun, folder: pathlib.Path) -> DrilledRun:
     return run
 
 
-def disk_full(base: pathlib.Path, processes: int) -> Outcome:
+def disk_full(base: pathlib.Path, processes: int) -> FaultResult:
     """The disk fills up between two saves, and has room again later."""
     disk = base / "disk"
     with small_disk(disk):
@@ -77,22 +77,22 @@ def disk_full(base: pathlib.Path, processes: int) -> Outcome:
             (disk / "ballast").unlink()
         code = run.end()
         warned = said(run, "could not be saved")
-        return Outcome(
+        return FaultResult(
             f"code {code}; {warned}", not code and bool(warned), keep(run, base / "full")
         )
 
 
-def disk_always_full(base: pathlib.Path, processes: int) -> Outcome:
+def disk_always_full(base: pathlib.Path, processes: int) -> FaultResult:
     """Nothing can ever be saved: the end is an error."""
     disk = base / "disk_always"
     with small_disk(disk):
         (disk / "ballast").write_bytes(bytes(ROOM - 2**20))
         run = DrilledRun(disk / "run", base, processes, total_steps=12)
         code = run.finish()
-        return Outcome(f"code {code}; {said(run, '^error:')}", code == 2)
+        return FaultResult(f"code {code}; {said(run, '^error:')}", code == 2)
 
 
-def read_only(base: pathlib.Path, processes: int) -> Outcome:
+def read_only(base: pathlib.Path, processes: int) -> FaultResult:
     """The workdir cannot be written from the start."""
     disk = base / "read_only"
     with contextlib.ExitStack() as stack:
@@ -102,10 +102,10 @@ def read_only(base: pathlib.Path, processes: int) -> Outcome:
             disk.chmod(0o555)
         run = DrilledRun(disk / "run", base, processes)
         code = run.finish()
-        return Outcome(f"code {code}; {said(run, '^error:')}", code == 2)
+        return FaultResult(f"code {code}; {said(run, '^error:')}", code == 2)
 
 
-def read_only_later(base: pathlib.Path, processes: int) -> Outcome:
+def read_only_later(base: pathlib.Path, processes: int) -> FaultResult:
     """The workdir becomes read-only under the run, and writable again."""
     disk = base / "read_only_later"
     with small_disk(disk):
@@ -120,10 +120,12 @@ def read_only_later(base: pathlib.Path, processes: int) -> Outcome:
             subprocess.run(["umount", "-l", disk], check=True)
         code = run.end()
         warned = said(run, "could not be saved")
-        return Outcome(f"code {code}; {warned}", not code and bool(warned), keep(run, base / "ro"))
+        return FaultResult(
+            f"code {code}; {warned}", not code and bool(warned), keep(run, base / "ro")
+        )
 
 
-def removed(base: pathlib.Path, processes: int) -> Outcome:
+def removed(base: pathlib.Path, processes: int) -> FaultResult:
     """The workdir is removed under the run."""
     run = DrilledRun(base / "removed", base, processes).start()
     run.wait_for(run.finished_saves)
@@ -131,10 +133,10 @@ def removed(base: pathlib.Path, processes: int) -> Outcome:
     run.was_removed = True
     code = run.end()
     warned = said(run, "was removed under the run")
-    return Outcome(f"code {code}; {warned}", not code and bool(warned), run)
+    return FaultResult(f"code {code}; {warned}", not code and bool(warned), run)
 
 
-def locked(base: pathlib.Path, processes: int) -> Outcome:
+def locked(base: pathlib.Path, processes: int) -> FaultResult:
     """A second run starts in the same workdir."""
     run = DrilledRun(base / "locked", base, processes).start()
     run.wait_for_step(1)
@@ -142,10 +144,10 @@ def locked(base: pathlib.Path, processes: int) -> Outcome:
     second._starts = 100  # a log of its own
     refused = second.finish()
     code = run.end()
-    return Outcome(f"code {refused}; {said(second, '^error:')}", refused == 2 and not code, run)
+    return FaultResult(f"code {refused}; {said(second, '^error:')}", refused == 2 and not code, run)
 
 
-def nan_gradients(base: pathlib.Path, processes: int) -> Outcome:
+def nan_gradients(base: pathlib.Path, processes: int) -> FaultResult:
     """The loss comes apart: steps are skipped, then the run is aborted and its state saved."""
     rate = {"optimizer.learning_rate": 1e30, "log.max_nonfinite_steps": 3}
     run = DrilledRun(base / "nan", base, processes, **rate)
@@ -154,10 +156,10 @@ def nan_gradients(base: pathlib.Path, processes: int) -> Outcome:
     text = f"code {code}; {said(run, '^error:')}"
     run.finish()
     marked = "when the run was aborted" in run.said[-1]
-    return Outcome(text, code == 3 and bool(newest) and marked)
+    return FaultResult(text, code == 3 and bool(newest) and marked)
 
 
-def worker_killed(base: pathlib.Path, processes: int) -> Outcome:
+def worker_killed(base: pathlib.Path, processes: int) -> FaultResult:
     """A data worker is killed."""
     run = DrilledRun(base / "worker", base, processes, **{"data.workers": 1}).start()
     run.wait_for_step(1)
@@ -166,7 +168,7 @@ def worker_killed(base: pathlib.Path, processes: int) -> Outcome:
         os.kill(pid, signal.SIGKILL)
     code = run.end()
     counted = said(run, "workers replaced")
-    return Outcome(f"code {code}; {counted}", not code and bool(counted), run)
+    return FaultResult(f"code {code}; {counted}", not code and bool(counted), run)
 
 
 def data_workers(parent: int) -> list[int]:
@@ -187,16 +189,16 @@ time.time = jumping
 """
 
 
-def clock_jumps(base: pathlib.Path, processes: int) -> Outcome:
+def clock_jumps(base: pathlib.Path, processes: int) -> FaultResult:
     """The time of day jumps by two days, to and fro, every two seconds; saves by the clock too."""
     (base / "clock").mkdir()
     (base / "clock/sitecustomize.py").write_text(CLOCK)
     run = DrilledRun(base / "clocked", base, processes, **{"checkpoint.every_minutes": 0.01})
     code = run.start(FIRST=str(base / "clock")).end()
-    return Outcome(f"code {code}; {len(run.records())} steps logged", not code, run)
+    return FaultResult(f"code {code}; {len(run.records())} steps logged", not code, run)
 
 
-def stop_signal(base: pathlib.Path, processes: int) -> Outcome:
+def stop_signal(base: pathlib.Path, processes: int) -> FaultResult:
     """SIGTERM, as before a preemption: saved, code 0, and the same command goes on."""
     run = DrilledRun(base / "signal", base, processes).start()
     run.wait_for_step(SAVE_STEPS + 2)
@@ -206,10 +208,10 @@ def stop_signal(base: pathlib.Path, processes: int) -> Outcome:
     stopped = run.finished_saves()[-1]
     run.finish()
     good = not code and bool(told) and run.resumed_at() == stopped
-    return Outcome(f"code {code}; {told}", good, run, stopped - (run.resumed_at() or 0))
+    return FaultResult(f"code {code}; {told}", good, run, stopped - (run.resumed_at() or 0))
 
 
-def damaged(base: pathlib.Path, processes: int) -> Outcome:
+def damaged(base: pathlib.Path, processes: int) -> FaultResult:
     """One byte of the newest checkpoint's arrays is flipped: the one before it is taken."""
     run = DrilledRun(base / "damaged", base, processes).start()
     run.wait_for(lambda: len(run.finished_saves()) > 1)
@@ -224,7 +226,7 @@ def damaged(base: pathlib.Path, processes: int) -> Outcome:
         file.write(bytes([byte[0] ^ 1]))
     code = run.finish()
     told = said(run, "is damaged")
-    return Outcome(f"code {code}; {told[-110:]}", not code and bool(told), run)
+    return FaultResult(f"code {code}; {told[-110:]}", not code and bool(told), run)
 
 
 FAULTS: dict[str, Fault] = {

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 
 import jax
 from absl import app, flags, logging
-from drill_faults import FAULTS, NeedsRootError, Outcome
+from drill_faults import FAULTS, FaultResult, NeedsRootError
 from drilled import ROOT, SAVE_STEPS, TOTAL_STEPS, DrilledRun
 
 from invnext_jax.checkpointing import reader
@@ -135,7 +135,7 @@ def main(argv: Sequence[str]) -> None:
         try:
             outcome = FAULTS[name](base, _PROCESSES.value)
         except NeedsRootError as error:
-            outcome = Outcome(str(error), skipped=True)
+            outcome = FaultResult(str(error), skipped=True)
         same = "-" if outcome.run is None else "yes" if is_equal(outcome.run, whole) else "NO"
         good = outcome.good and same != "NO"
         outcomes[name] = "skipped" if outcome.skipped else "as it should" if good else "FAILED"

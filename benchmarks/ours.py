@@ -53,7 +53,7 @@ class Step:
     Attributes:
       compiled: the executable.
       compile_seconds: what tracing and compiling took.
-      flops: of a step, see `accounting.step_flops`.
+      flops: of a step, see `flops.step_flops`.
     """
 
     compiled: Any

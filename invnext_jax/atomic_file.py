@@ -7,18 +7,18 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-PART = ".part"  # ends the hidden names that files have meanwhile
+TEMPORARY_SUFFIX = ".part"  # ends the hidden names that files have meanwhile
 
 
 @contextlib.contextmanager
-def replaced(path: str | os.PathLike) -> Iterator[Path]:
+def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """Gives a name to write to; what lies there in the end takes the place of `path`.
 
     After an exception `path` is as it was. Its folder is made if needed.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PART}")  # of no other process's
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}")
     try:
         yield part
         os.replace(part, path)
@@ -28,7 +28,7 @@ def replaced(path: str | os.PathLike) -> Iterator[Path]:
 
 def write_bytes(path: str | os.PathLike, content: bytes) -> None:
     """Writes a whole file."""
-    with replaced(path) as part:
+    with atomic_path(path) as part:
         part.write_bytes(content)
 
 
@@ -37,8 +37,8 @@ def write_text(path: str | os.PathLike, text: str) -> None:
     write_bytes(path, text.encode(errors="backslashreplace"))
 
 
-def drop_parts(path: str | os.PathLike) -> None:
+def remove_temporary_files(path: str | os.PathLike) -> None:
     """Removes what killed writers of `path` left."""
     path = Path(path)
-    for part in path.parent.glob(f".{glob.escape(path.name)}.*{PART}"):
+    for part in path.parent.glob(f".{glob.escape(path.name)}.*{TEMPORARY_SUFFIX}"):
         part.unlink(missing_ok=True)

@@ -20,7 +20,7 @@ class NonFiniteError(RuntimeError):
     """Training has come apart: too many steps in a row had no finite loss and gradient."""
 
 
-def in_short(error: BaseException) -> str:
+def summarize_error(error: BaseException) -> str:
     """The error's type and the start of its first line."""
     return f"{type(error).__name__}: {str(error)[:160]}".partition("\n")[0]
 

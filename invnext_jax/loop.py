@@ -24,9 +24,9 @@ from invnext_jax.monitoring import reporter as reporter_lib
 from invnext_jax.monitoring import throughput as throughput_lib
 from invnext_jax.monitoring.watchdog import COMPILE_FACTOR, Watchdog
 from invnext_jax.multihost import consensus
-from invnext_jax.multihost.distributed import tell
+from invnext_jax.multihost.distributed import log_on_process_0
 from invnext_jax.multihost.preemption import Preemption, StopRequestedError
-from invnext_jax.multihost.stop_and_save import Agreement
+from invnext_jax.multihost.stop_and_save import StopAndSave
 from invnext_jax.stages import registry
 from invnext_jax.training import mesh as mesh_lib
 from invnext_jax.training import state as state_lib
@@ -45,7 +45,7 @@ class Run:
     step: int
     root_key: jax.Array
     data_iter: Iterator[dict[str, np.ndarray]]
-    drops: bad_videos_lib.DropCounter
+    drops: bad_videos_lib.BadVideoTracker
     checkpointer: manager_lib.Checkpointer
     position: Any  # in the data, after the batches of `step` steps
 
@@ -57,7 +57,7 @@ class Run:
     def write_config(self) -> None:
         """Writes config.json into the workdir."""
         if jax.process_index() == 0:
-            path, tree = self.workdir / "config.json", run_metadata.as_json(self.config)
+            path, tree = self.workdir / "config.json", run_metadata.config_to_json(self.config)
             try:
                 atomic_file.write_text(path, json.dumps(tree, indent=2) + "\n")
             except OSError as error:  # each checkpoint has the config too
@@ -83,18 +83,18 @@ def run_loop(
         measure=config.log.measure_ceiling,
     )
     best_metric = saving.best_metric if saving.keep_best else ""
-    with consensus.agreeing("the records"):
+    with consensus.all_hosts_agree("the records"):
         reporter = reporter_lib.Reporter(
             config, run.workdir, run.step, run.mesh, best_metric, throughput
         )
-    reporter.tell(throughput.describe())
+    reporter.log(throughput.describe())
     profiler = profiling.Profiler(config.profile_steps, run.workdir)
     stack.callback(profiler.close)
     stack.callback(reporter.close)
-    agreement = Agreement(preemption, saving.every_minutes, run.mesh)
+    stop_and_save = StopAndSave(preemption, saving.every_minutes, run.mesh)
     try:
         with contextlib.suppress(StopRequestedError):
-            _run_steps(run, reporter, agreement, preemption, watchdog, profiler)
+            _run_steps(run, reporter, stop_and_save, preemption, watchdog, profiler)
         reporter.drain()
     except NonFiniteError as error:
         with contextlib.suppress(NonFiniteError):  # the step after, which was under way
@@ -105,32 +105,32 @@ def run_loop(
     if run.step:
         run.checkpointer.finish(run.step, run.state, run.position, reporter.take_score())
     if summary := run.data_iter.summary():
-        reporter.tell(summary)
+        reporter.log(summary)
     if run.step < run.config.total_steps:
-        reporter.tell(_farewell(run, preemption))
+        reporter.log(_farewell(run, preemption))
 
 
 def _run_steps(
     run: Run,
     reporter: reporter_lib.Reporter,
-    agreement: Agreement,
+    stop_and_save: StopAndSave,
     preemption: Preemption,
     watchdog: Watchdog,
     profiler: profiling.Profiler,
 ) -> None:
     every_steps = run.config.checkpoint.every_steps
-    with consensus.agreeing("the first batch"):
+    with consensus.all_hosts_agree("the first batch"):
         batch = _next_batch(run, reporter, preemption)
     # Hosts compile at their own pace, and the collectives of a step do not wait for long.
     longest = max(consensus.WAIT_SECONDS, 60 * COMPILE_FACTOR * run.config.log.watchdog_minutes)
-    with consensus.agreeing("the first step", timeout_seconds=longest):
+    with consensus.all_hosts_agree("the first step", timeout_seconds=longest):
         train_step, diagnose = _compile(run, batch)
     reporter.start()
-    agreement.saved(run.step)
-    while run.step < run.config.total_steps and not (wish := agreement.look(run.step)).stop:
+    stop_and_save.reset_timer(run.step)
+    while run.step < run.config.total_steps and not (flags := stop_and_save.poll(run.step)).stop:
         watchdog.beat(run.step, "a save")
-        if wish.save:
-            _save(run, reporter, agreement)
+        if flags.save:
+            _save(run, reporter, stop_and_save)
         watchdog.beat(run.step, "the wait for data")
         batch = batch or _next_batch(run, reporter, preemption)
         watchdog.beat(run.step, "the step")
@@ -145,19 +145,19 @@ def _run_steps(
         # The position saved is that after the batches of the steps done, not of one waited for.
         run.step, run.position = number, run.data_iter.get_state()
         if profiler.after(number, measured):
-            reporter.tell(f"trace of steps up to {number}: tensorboard --logdir={profiler.folder}")
+            reporter.log(f"trace of steps up to {number}: tensorboard --logdir={profiler.folder}")
         reporter.push(number, measured, more, run.drops.dropped)
         watchdog.beat(run.step, "a save")
         if number % every_steps == 0:
-            _save(run, reporter, agreement)
+            _save(run, reporter, stop_and_save)
 
 
-def _save(run: Run, reporter: reporter_lib.Reporter, agreement: Agreement) -> None:
+def _save(run: Run, reporter: reporter_lib.Reporter, stop_and_save: StopAndSave) -> None:
     reporter.drain()  # no logged step is missing from what a resumed run finds
     run.checkpointer.save(run.step, run.state, run.position, score=reporter.take_score())
     if not (run.workdir / "config.json").exists():
         run.write_config()
-    agreement.saved(run.step)
+    stop_and_save.reset_timer(run.step)
 
 
 def _farewell(run: Run, preemption: Preemption) -> str:
@@ -191,5 +191,5 @@ def _compile(
         diagnose = run.training.compile_diagnostics(*arguments)
     cache = jax.config.jax_compilation_cache_dir
     kept = f", kept in {cache}" if cache else ""
-    tell(f"compiled in {time.perf_counter() - start:.1f} s{kept}")
+    log_on_process_0(f"compiled in {time.perf_counter() - start:.1f} s{kept}")
     return train_step, diagnose

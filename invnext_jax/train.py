@@ -23,7 +23,7 @@ from invnext_jax.errors import UserError
 from invnext_jax.monitoring import metrics_file
 from invnext_jax.monitoring.watchdog import Watchdog
 from invnext_jax.multihost import consensus
-from invnext_jax.multihost.distributed import tell
+from invnext_jax.multihost.distributed import log_on_process_0
 from invnext_jax.multihost.preemption import Preemption
 from invnext_jax.stages import initialization, registry
 from invnext_jax.training import mesh as mesh_lib
@@ -48,7 +48,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> dic
         NonFiniteError: more than `config.log.max_nonfinite_steps` steps in a row were skipped.
     """
     config = ml_collections.ConfigDict(config)
-    with consensus.agreeing("the manifests"):
+    with consensus.all_hosts_agree("the manifests"):
         config.data.manifest = manifest.find_manifests(config.data.manifest)
     config = ml_collections.FrozenConfigDict(config)
     workdir = pathlib.Path(workdir)
@@ -58,7 +58,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> dic
         stack.callback(watchdog.close)
         run = prepare(config, workdir, stack)
         if run.step >= config.total_steps:
-            tell(f"{workdir} is finished: {run.step} steps are done")
+            log_on_process_0(f"{workdir} is finished: {run.step} steps are done")
         else:
             loop.run_loop(run, preemption, watchdog, stack)
     records = metrics_file.read_metrics(workdir)
@@ -78,7 +78,7 @@ def prepare(
     Raises:
         UserError: see `train`.
     """
-    with consensus.agreeing("the checks of the config"):
+    with consensus.all_hosts_agree("the checks of the config"):
         stage = registry.find_stage(config)
         config_checks.check_config(config)
         stage.check_config(config)
@@ -86,8 +86,8 @@ def prepare(
         config_checks.check_batch(config, mesh)
     given, given_step = _read_source(config)
 
-    drops = bad_videos_lib.DropCounter.from_config(config.data)
-    with consensus.agreeing("the opening of the data and of --workdir"):
+    drops = bad_videos_lib.BadVideoTracker.from_config(config.data)
+    with consensus.all_hosts_agree("the opening of the data and of --workdir"):
         data_iter = _open_data(config, drops, stack)
         held = Workdir(workdir)
         stack.callback(held.close)
@@ -102,14 +102,14 @@ def prepare(
     root_key = mesh_lib.make_root_key(config.seed, mesh)
     state = checkpointer.restore(abstract, data_iter)
     if state is None:
-        with consensus.agreeing("the start of a new run"):
+        with consensus.all_hosts_agree("the start of a new run"):
             _keep_old_records(workdir, checkpointer)
             start = stage.warm_start(config, given)
         init_key = jax.random.fold_in(root_key, _INIT_STREAM)
         state = state_lib.init_state(training.init_fn, training.tx, abstract, init_key)
         state = state.replace(params=_start_from(config, start, state.params, abstract.params))
-        state = state_lib.start_following(state, training.copies, config.ema.decay > 0)
-    with consensus.agreeing("the frozen parameters"):
+        state = state_lib.init_copies(state, training.copies, config.ema.decay > 0)
+    with consensus.all_hosts_agree("the frozen parameters"):
         frozen = stage.init_frozen(config, given)
         abstract_frozen = training.abstract_frozen(mesh)
         _check_fit(config, frozen, abstract_frozen)
@@ -133,16 +133,18 @@ def prepare(
 
 def _compare_hosts(config: ml_collections.FrozenConfigDict) -> str:
     """Sees that all processes have the config and manifest of process 0; the manifest's SHA-256."""
-    with consensus.agreeing("the reading of the manifests") as told:
+    with consensus.all_hosts_agree("the reading of the manifests") as told:
         digest = manifest.hash_manifests(config.data.manifest)
         mine = {
-            "config": run_metadata.as_json(config),
+            "config": run_metadata.config_to_json(config),
             "manifest_sha256": digest,
             "init_from_step": None,
         }
         told.value = mine
-    with consensus.agreeing("the comparison of configs"):
-        if changed := run_metadata.differences(told.value, mine, run_metadata.OF_A_HOST):
+    with consensus.all_hosts_agree("the comparison of configs"):
+        if changed := run_metadata.config_differences(
+            told.value, mine, run_metadata.PER_HOST_FIELDS
+        ):
             raise UserError(
                 "this process has another config or manifest than process 0; give all the same:\n  "
                 + "\n  ".join(changed)
@@ -152,7 +154,7 @@ def _compare_hosts(config: ml_collections.FrozenConfigDict) -> str:
 
 def _open_data(
     config: ml_collections.FrozenConfigDict,
-    drops: bad_videos_lib.DropCounter,
+    drops: bad_videos_lib.BadVideoTracker,
     stack: contextlib.ExitStack,
 ) -> Iterator[dict[str, np.ndarray]]:
     dataset = pipeline.make_train_dataset(
@@ -163,7 +165,7 @@ def _open_data(
         process_count=jax.process_count(),
         drops=drops,
     )
-    tell(dataset.describe(config.total_steps))
+    log_on_process_0(dataset.describe(config.total_steps))
     data_iter = iter(dataset)
     stack.callback(data_iter.close)
     return data_iter
@@ -177,9 +179,11 @@ def _read_source(config: ml_collections.FrozenConfigDict) -> tuple[Any, int | No
         params, source, step = reader.restore_run(config.init_from)
         config_checks.check_source(config, source, step)
         return params, step
-    with consensus.agreeing(f"the export {config.init_from}"):
+    with consensus.all_hosts_agree(f"the export {config.init_from}"):
         params, about = export.read_export(config.init_from)
-        config_checks.check_source(config, run_metadata.from_json(about.get("config", {})), None)
+        config_checks.check_source(
+            config, run_metadata.config_from_json(about.get("config", {})), None
+        )
     return params, about.get("source", {}).get("step")
 
 
@@ -193,9 +197,9 @@ def _start_from(
         if "/" not in path:
             leaves = jax.tree.leaves(tree)
             size = f"{len(leaves)} arrays, {sum(leaf.size for leaf in leaves):,} values"
-            tell(f"taken from {config.init_from}: {path} ({size})")
+            log_on_process_0(f"taken from {config.init_from}: {path} ({size})")
     for sentence in initialization.describe_start(config, start, abstract):
-        tell(sentence)
+        log_on_process_0(sentence)
     for path, tree in mesh_lib.put_tree(start, wanted).items():
         params = state_lib.replace_subtree(params, path, tree)
     return params
@@ -225,10 +229,12 @@ def _keep_old_records(workdir: pathlib.Path, checkpointer: manager_lib.Checkpoin
             "--workdir, or restore these values:\n  " + "\n  ".join(changed)
         )
     try:
-        kept = metrics_file.set_aside(workdir)
+        kept = metrics_file.rename_metrics_file(workdir)
     except OSError as error:
         raise UserError(f"{path} cannot be renamed: {error.strerror}; move it away") from error
-    tell(f"no checkpoint: starts at step 0; the records that lay in {workdir} are kept as {kept}")
+    log_on_process_0(
+        f"no checkpoint: starts at step 0; the records that lay in {workdir} are kept as {kept}"
+    )
 
 
 def _introduce(run: loop.Run) -> None:
@@ -237,12 +243,16 @@ def _introduce(run: loop.Run) -> None:
 
     axes = ", ".join(f"{axis} {size}" for axis, size in run.mesh.shape.items() if size > 1)
     devices = f"{run.mesh.size} x {run.mesh.devices.flat[0].device_kind}"
-    tell(
+    log_on_process_0(
         f"{run.config.stage} {run.config.variant}: {size(run.state.params)} parameters, "
         f"{size(run.frozen)} frozen; batch {run.config.batch_size} on {devices}"
         + (f" ({axes})" if axes else "")
     )
     if run.step:
-        tell(f"going on after step {run.step}, from {run.checkpointer.folder / str(run.step)}")
+        log_on_process_0(
+            f"going on after step {run.step}, from {run.checkpointer.folder / str(run.step)}"
+        )
     if run.checkpointer.mark:
-        tell(f"this checkpoint was made when the run was aborted: {run.checkpointer.mark}")
+        log_on_process_0(
+            f"this checkpoint was made when the run was aborted: {run.checkpointer.mark}"
+        )

@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> None:
     """Exports, and says what was written."""
     del argv
     compilation.enable_cache()
-    form = exporter.Form(_FORMAT.value, _DTYPE.value)
+    form = exporter.ExportFormat(_FORMAT.value, _DTYPE.value)
     said = exporter.export_run(
         _CHECKPOINT.value,
         _OUT.value,

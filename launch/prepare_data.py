@@ -60,8 +60,8 @@ def main(argv: Sequence[str]) -> None:
         os._exit(1)  # Beam's threads would go on
 
 
-def _index(given: str) -> indexing.Summary | tfds_index.Summary:
-    options = indexing.Options(_count_workers(), _SECONDS.value or 60.0, _OVERWRITE.value)
+def _index(given: str) -> indexing.IndexSummary | tfds_index.Summary:
+    options = indexing.IndexOptions(_count_workers(), _SECONDS.value or 60.0, _OVERWRITE.value)
     if tfds_index.is_dataset(given):
         chosen = {"split": _SPLIT.value, "feature": _FEATURE.value, "source": _SOURCE.value}
         return tfds_index.index_dataset(given, _OUT.value, **chosen, options=options)
@@ -69,10 +69,10 @@ def _index(given: str) -> indexing.Summary | tfds_index.Summary:
     return indexing.build_manifest(given, _OUT.value, settings, options)
 
 
-def _make_shards() -> shard_metadata.Summary:
+def _make_shards() -> shard_metadata.ShardSummary:
     encoding = reencode.Encoding(_SHORT_SIDE.value, _CRF.value, _GOP.value, _PRESET.value)
     seconds = _SECONDS.value or 600.0
-    options = sharding.Options(
+    options = sharding.ShardingOptions(
         _count_workers(), seconds, _SHARDS.value, _RETRY.value, tuple(_BEAM.value)
     )
     split = _SPLIT.value or "train"

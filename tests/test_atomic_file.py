@@ -11,7 +11,7 @@ def test_a_file_is_replaced_as_a_whole(tmp_path):
     path = tmp_path / "new" / "a.txt"
     atomic_file.write_text(path, "one ä \udcff\n")
     assert path.read_bytes() == b"one \xc3\xa4 \\udcff\n"
-    with atomic_file.replaced(path) as part:
+    with atomic_file.atomic_path(path) as part:
         part.write_text("half")
         assert part.parent == path.parent and part.name.startswith(".")
         assert path.read_bytes().startswith(b"one")
@@ -21,17 +21,17 @@ def test_a_file_is_replaced_as_a_whole(tmp_path):
 def test_a_failure_changes_nothing(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("old")
-    with pytest.raises(KeyError), atomic_file.replaced(path) as part:
+    with pytest.raises(KeyError), atomic_file.atomic_path(path) as part:
         part.write_text("half")
         raise KeyError
-    with pytest.raises(FileNotFoundError), atomic_file.replaced(path):
+    with pytest.raises(FileNotFoundError), atomic_file.atomic_path(path):
         pass  # nothing is written
     assert path.read_text() == "old" and names(tmp_path) == ["a.txt"]
 
 
 def test_two_writers_do_not_meet(tmp_path):
     path = tmp_path / "a.txt"
-    with atomic_file.replaced(path) as one, atomic_file.replaced(path) as other:
+    with atomic_file.atomic_path(path) as one, atomic_file.atomic_path(path) as other:
         one.write_text("one")
         other.write_text("other")
     assert path.read_text() == "one"
@@ -42,5 +42,5 @@ def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path):
     others = [".a1.txt.12ab.part", "a[1].txt", ".a[1].txt.part.md"]
     for name in left + others:
         (tmp_path / name).touch()
-    atomic_file.drop_parts(tmp_path / "a[1].txt")
+    atomic_file.remove_temporary_files(tmp_path / "a[1].txt")
     assert names(tmp_path) == sorted(others)

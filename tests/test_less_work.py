@@ -147,4 +147,4 @@ def test_rounding_reaches_the_target_and_nothing_that_is_trained(second, batch):
     found = loss_of(stage2, (rounded, model, params, frozen), batch)[0]
     np.testing.assert_allclose(found, expected, rtol=1e-6)
     assert abs(found - loss_of(stage2, second, batch)[0]) > 1e-5 * found
-    assert not dot_general.rounding.value
+    assert not dot_general.quantization.value

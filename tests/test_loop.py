@@ -19,7 +19,7 @@ from invnext_jax.errors import NonFiniteError, UserError
 from invnext_jax.monitoring import metrics_file, reporter
 from invnext_jax.weights import export
 
-CONFTEST = pathlib.Path(__file__).with_name("conftest.py")
+TOY_RUN = pathlib.Path(__file__).with_name("toy_run.py")
 pytestmark = pytest.mark.usefixtures("first_device_only")
 MAKE_DATASET = pipeline.make_train_dataset  # before a fixture puts the toy's in its place
 TIMED = {"clips_per_second", "data_wait"}
@@ -280,10 +280,11 @@ flags.FLAGS.mark_as_parsed()
 spec = importlib.util.spec_from_file_location("toy", sys.argv[1])
 toy = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(toy)
-from invnext_jax import errors, stages, train
-from invnext_jax.runtime import compilation
+from invnext_jax import errors, train
+from invnext_jax.stages import registry
+from invnext_jax.training import compilation
 compilation.enable_cache()
-stages.STAGES["toy"] = toy.make_toy_stage()
+registry.STAGES["toy"] = toy.make_toy_stage()
 train.pipeline.make_train_dataset = data = toy.ToyData()
 data.before_batch[4] = lambda: os.kill(os.getpid(), signal.SIGTERM)
 with errors.exit_on_user_error():
@@ -292,7 +293,7 @@ with errors.exit_on_user_error():
 
 
 def test_a_signal_ends_the_process_with_code_0(whole_run, toy_config, toy_data, tmp_path):
-    arguments = [CONFTEST, toy_config.data.manifest, tmp_path / "stopped"]
+    arguments = [TOY_RUN, toy_config.data.manifest, tmp_path / "stopped"]
     environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "HOME": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, "-c", STOPPED_RUN, *map(str, arguments)],

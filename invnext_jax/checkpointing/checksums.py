@@ -18,7 +18,7 @@ from typing import Any
 import jax
 from absl import logging
 
-from invnext_jax.errors import UserError, in_short
+from invnext_jax.errors import UserError, summarize_error
 from invnext_jax.multihost import consensus
 
 SUMS = "sums.json"
@@ -33,16 +33,19 @@ _NO_SYNC = (errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EN
 _THREADS = 4  # hashing lets go of the interpreter
 
 
-class DamagedError(Exception):
+class CorruptCheckpointError(Exception):
     """A checkpoint that cannot be read, or is not what was written."""
 
 
-KINDS = (UserError, DamagedError)  # what reading a checkpoint may end in, the gravest first
+KINDS = (
+    UserError,
+    CorruptCheckpointError,
+)  # what reading a checkpoint may end in, the gravest first
 
 
 @contextlib.contextmanager
-def damage(folder: pathlib.Path, is_whole: bool) -> Iterator[None]:
-    """Turns what Orbax raises for damaged files into `DamagedError`.
+def translate_read_errors(folder: pathlib.Path, is_whole: bool) -> Iterator[None]:
+    """Turns what Orbax raises for damaged files into `CorruptCheckpointError`.
 
     Args:
         folder: the checkpoint.
@@ -51,7 +54,7 @@ def damage(folder: pathlib.Path, is_whole: bool) -> Iterator[None]:
     """
     try:
         yield
-    except (UserError, DamagedError):
+    except (UserError, CorruptCheckpointError):
         raise
     except Exception as error:
         # A failed checksum is a plain one.
@@ -60,8 +63,8 @@ def damage(folder: pathlib.Path, is_whole: bool) -> Iterator[None]:
         ):
             raise
         if is_whole:
-            raise UserError(_unreadable(folder, in_short(error))) from error
-        raise DamagedError(in_short(error)) from error
+            raise UserError(_unreadable(folder, summarize_error(error))) from error
+        raise CorruptCheckpointError(summarize_error(error)) from error
 
 
 def _unreadable(folder: pathlib.Path, reason: str) -> str:
@@ -71,7 +74,7 @@ def _unreadable(folder: pathlib.Path, reason: str) -> str:
     )
 
 
-def write_sums(folder: pathlib.Path) -> int:
+def write_checksums(folder: pathlib.Path) -> int:
     """Writes `sums.json` into a checkpoint's folder that is complete but for it.
 
     Returns:
@@ -122,17 +125,17 @@ def _measure(path: pathlib.Path) -> tuple[int, str]:
         return file.tell(), digest
 
 
-def verify_sums(folder: pathlib.Path) -> bool:
+def verify_checksums(folder: pathlib.Path) -> bool:
     """Compares a checkpoint with its sums; of several processes, each reads its share.
 
     Returns:
         Whether it has sums.
 
     Raises:
-        DamagedError: a file is missing or another one, here or on another process.
+        CorruptCheckpointError: a file is missing or another one, here or on another process.
         UserError: a file may not or cannot be opened now, which says nothing of what it holds.
     """
-    with consensus.agreeing(f"the sums of {folder}", KINDS):
+    with consensus.all_hosts_agree(f"the sums of {folder}", KINDS):
         if not folder.is_dir():
             raise UserError(
                 f"the checkpoint {folder} is not there for this process: do all hosts see the same "
@@ -144,18 +147,18 @@ def verify_sums(folder: pathlib.Path) -> bool:
             raise UserError(_unreadable(folder, f"{error.filename}: {error.strerror}")) from error
 
 
-def check_sums_are_there(record: Mapping[str, Any], has_sums: bool) -> None:
+def check_checksums_exist(record: Mapping[str, Any], has_sums: bool) -> None:
     """Tells a checkpoint that lost its sums from one of before there were any.
 
     Args:
         record: what the checkpoint's item `meta` holds.
-        has_sums: what `verify_sums` gave.
+        has_sums: what `verify_checksums` gave.
 
     Raises:
-        DamagedError: it was saved with sums.
+        CorruptCheckpointError: it was saved with sums.
     """
     if record.get("sums") and not has_sums:
-        raise DamagedError(f"{SUMS} is missing")
+        raise CorruptCheckpointError(f"{SUMS} is missing")
 
 
 def _verify_share(folder: pathlib.Path) -> bool:
@@ -167,9 +170,9 @@ def _verify_share(folder: pathlib.Path) -> bool:
     except (OSError, ValueError, TypeError, AttributeError) as error:
         if getattr(error, "errno", None) in _NOT_DAMAGE:
             raise
-        raise DamagedError(f"{SUMS} cannot be read: {in_short(error)}") from error
+        raise CorruptCheckpointError(f"{SUMS} cannot be read: {summarize_error(error)}") from error
     if any(os.path.isabs(name) or ".." in pathlib.PurePath(name).parts for name, _, _ in items):
-        raise DamagedError(f"{SUMS} names files outside the checkpoint")
+        raise CorruptCheckpointError(f"{SUMS} names files outside the checkpoint")
 
     def compare(item: tuple[str, int, str]) -> str:
         name, size, digest = item
@@ -186,11 +189,11 @@ def _verify_share(folder: pathlib.Path) -> bool:
         share = items[jax.process_index() :: jax.process_count()]
         problem = next(filter(None, pool.map(compare, share)), "")
     if problem:
-        raise DamagedError(problem)
+        raise CorruptCheckpointError(problem)
     return True
 
 
-def remove_half_written(folder: pathlib.Path) -> list[pathlib.Path]:
+def remove_incomplete(folder: pathlib.Path) -> list[pathlib.Path]:
     """Removes what saves left that did not finish, in process 0 alone; gives what it removed."""
     if jax.process_index() != 0 or not folder.is_dir():
         return []
@@ -200,7 +203,7 @@ def remove_half_written(folder: pathlib.Path) -> list[pathlib.Path]:
     return left
 
 
-def set_aside(folder: pathlib.Path, steps: list[int]) -> None:
+def rename_corrupt(folder: pathlib.Path, steps: list[int]) -> None:
     """Renames damaged checkpoints, in process 0 alone, so that their steps can be saved again."""
     for step in steps if jax.process_index() == 0 else ():
         target, number = folder / f"damaged-{step}", 1

@@ -2,7 +2,7 @@
 
 A run's checkpoints lie in `<workdir>/checkpoints/<step>`, each with three items: `state`, `data`
 (JSON: the position in the data, one for all processes) and `meta` (JSON, see
-`provenance.describe_run`), and with their sums (see `integrity`).
+`run_metadata.describe_run`), and with their sums (see `integrity`).
 """
 
 import pathlib
@@ -16,10 +16,10 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from invnext_jax.checkpointing import checksums, restore, run_metadata
-from invnext_jax.checkpointing.checksums import DamagedError
+from invnext_jax.checkpointing.checksums import CorruptCheckpointError
 from invnext_jax.checkpointing.reader import FOLDER
-from invnext_jax.checkpointing.retention import Kept
-from invnext_jax.checkpointing.save_barrier import SAVE_ERRORS, Outcome, put_off_failures
+from invnext_jax.checkpointing.retention import RetentionPolicy
+from invnext_jax.checkpointing.save_barrier import SAVE_ERRORS, SaveBarrier, defer_failures
 from invnext_jax.checkpointing.workdir_lock import Workdir
 from invnext_jax.errors import UserError
 from invnext_jax.multihost import consensus
@@ -32,7 +32,7 @@ class Checkpointer:
     Args:
         workdir: the run's folder.
         config: the run's whole config; `config.checkpoint` says what is kept.
-        manifest_sha256: of its manifests, see `provenance.describe_run`.
+        manifest_sha256: of its manifests, see `run_metadata.describe_run`.
         init_from_step: step of the checkpoint that `config.init_from` gave, if it names one.
 
     Raises:
@@ -49,14 +49,14 @@ class Checkpointer:
         self._workdir = workdir
         self._folder = workdir.path / FOLDER
         self._record = run_metadata.describe_run(config, manifest_sha256, init_from_step)
-        self._kept = Kept(config.checkpoint, self._folder)
-        with consensus.agreeing(f"the folder {self._folder}"):
+        self._kept = RetentionPolicy(config.checkpoint, self._folder)
+        with consensus.all_hosts_agree(f"the folder {self._folder}"):
             self._make_folder()
-        self._outcome = Outcome(0)
+        self._outcome = SaveBarrier(0)
         self._manager = ocp.CheckpointManager(
             self._folder,
             item_handlers={
-                "state": put_off_failures(ocp.StandardCheckpointHandler()),
+                "state": defer_failures(ocp.StandardCheckpointHandler()),
                 "data": ocp.JsonCheckpointHandler(),
                 "meta": ocp.JsonCheckpointHandler(),
             },
@@ -89,8 +89,8 @@ class Checkpointer:
         return self._folder
 
     def changed_fields(self, saved: dict[str, Any]) -> list[str]:
-        """What this run changes of a saved config and may not, see `provenance.differences`."""
-        return run_metadata.differences({**self._record, "config": saved}, self._record)
+        """What this run changes of a saved config and may not, see `run_metadata.differences`."""
+        return run_metadata.config_differences({**self._record, "config": saved}, self._record)
 
     def save(
         self, step: int, state: TrainState, position: Any, *, score: float | None = None, mark=""
@@ -108,7 +108,7 @@ class Checkpointer:
             mark: why the run is aborted, if it is.
         """
         self.wait()
-        with consensus.agreeing(f"the save of step {step}") as told:
+        with consensus.all_hosts_agree(f"the save of step {step}") as told:
             if jax.process_index() == 0:
                 told.value = self._look_around(step, sum(x.nbytes for x in jax.tree.leaves(state)))
         is_saved, is_new, trouble = told.value
@@ -120,7 +120,7 @@ class Checkpointer:
             self.saved_step = step
         if trouble or is_saved:
             return
-        self._under_way, self._next_mark, self._outcome = step, mark, Outcome(step)
+        self._under_way, self._next_mark, self._outcome = step, mark, SaveBarrier(step)
         meta = {**self._record, "step": step, "sums": True, "aborted": mark}
         try:
             self._kept.note(step, score)
@@ -129,7 +129,7 @@ class Checkpointer:
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(state),
                     data=ocp.args.JsonSave(position),
-                    meta=ocp.args.JsonSave({**meta, "score": self._kept.as_json(step)}),
+                    meta=ocp.args.JsonSave({**meta, "score": self._kept.config_to_json(step)}),
                 ),
                 force=True,
             )
@@ -154,7 +154,7 @@ class Checkpointer:
         """Called by Orbax, in process 0 and in its thread, before the folder gets its last name."""
         step = str(self._under_way)
         found = list(self._folder.glob(step + checksums.HALF_WRITTEN + "*"))
-        self._bytes = checksums.write_sums(found[0] if found else self._folder / step)
+        self._bytes = checksums.write_checksums(found[0] if found else self._folder / step)
 
     def wait(self) -> None:
         """Waits until what is under way is on the disk, or has failed; all processes learn which.
@@ -180,9 +180,9 @@ class Checkpointer:
                 self._manager.reload()
             return
         self._tell_failure(step, reason)
-        with consensus.agreeing(f"the end of the failed save of step {step}"):
+        with consensus.all_hosts_agree(f"the end of the failed save of step {step}"):
             pass  # nobody writes any more
-        checksums.remove_half_written(self._folder)
+        checksums.remove_incomplete(self._folder)
         self._manager.reload()
 
     def _tell_failure(self, step: int, reason: str) -> None:
@@ -235,8 +235,8 @@ class Checkpointer:
         Raises:
             UserError: the checkpoint was made with another config, or none is intact.
         """
-        with consensus.agreeing(f"the checkpoints in {self._folder}") as told:
-            for left in checksums.remove_half_written(self._folder):
+        with consensus.all_hosts_agree(f"the checkpoints in {self._folder}") as told:
+            for left in checksums.remove_incomplete(self._folder):
                 logging.warning("%s was half-written when its run was killed: it is removed", left)
             steps = sorted(self._manager.all_steps(), reverse=True)
             told.value = steps, any(self._folder.glob("damaged-*"))
@@ -244,13 +244,13 @@ class Checkpointer:
         for step in steps:
             try:
                 found = restore.restore_step(self._folder / str(step), self._record, abstract)
-            except DamagedError as error:
+            except CorruptCheckpointError as error:
                 logging.warning("checkpoint %s is damaged: %s", self._folder / str(step), error)
                 damaged.append(step)
                 continue
             if damaged:
-                with consensus.agreeing("the renaming of damaged checkpoints"):
-                    checksums.set_aside(self._folder, damaged)
+                with consensus.all_hosts_agree("the renaming of damaged checkpoints"):
+                    checksums.rename_corrupt(self._folder, damaged)
                 self._manager.reload()
             data_iter.set_state(found.position)
             self.saved_step, self.mark = step, found.mark

@@ -17,7 +17,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from invnext_jax.checkpointing import checksums, run_metadata
-from invnext_jax.checkpointing.checksums import KINDS, DamagedError, damage
+from invnext_jax.checkpointing.checksums import KINDS, CorruptCheckpointError, translate_read_errors
 from invnext_jax.errors import UserError
 from invnext_jax.multihost import consensus
 
@@ -51,7 +51,7 @@ def restore_run(path: str | pathlib.Path, *, ema: bool = False) -> Restored:
         UserError: there is no intact checkpoint, or no moving average in it.
     """
     folder = pathlib.Path(path).absolute() / FOLDER
-    with consensus.agreeing(f"the checkpoints in {folder}") as told:
+    with consensus.all_hosts_agree(f"the checkpoints in {folder}") as told:
         if not folder.is_dir():
             raise UserError(
                 f"{path} holds no checkpoint: give the --workdir of a run that saved one"
@@ -59,12 +59,12 @@ def restore_run(path: str | pathlib.Path, *, ema: bool = False) -> Restored:
         told.value = finished_steps(folder)
     for step in reversed(told.value):
         try:
-            has_sums = checksums.verify_sums(folder / str(step))
-            with consensus.agreeing(f"the end of reading {folder / str(step)}", KINDS):
-                with damage(folder / str(step), has_sums):
+            has_sums = checksums.verify_checksums(folder / str(step))
+            with consensus.all_hosts_agree(f"the end of reading {folder / str(step)}", KINDS):
+                with translate_read_errors(folder / str(step), has_sums):
                     probe(folder / str(step))
                     return _read_params(folder / str(step), "ema" if ema else "params", has_sums)
-        except DamagedError as error:
+        except CorruptCheckpointError as error:
             logging.warning("checkpoint %s is damaged: %s", folder / str(step), error)
     raise UserError(
         f"{path} holds no intact checkpoint: give the --workdir of a run that saved one"
@@ -84,8 +84,8 @@ def _read_params(step: pathlib.Path, name: str, has_sums: bool) -> Restored:
             "config.ema.decay above 0, or leave --ema out"
         )
     record = read_json(step, "meta")
-    checksums.check_sums_are_there(record, has_sums)
-    config = run_metadata.from_json(record["config"])
+    checksums.check_checksums_exist(record, has_sums)
+    config = run_metadata.config_from_json(record["config"])
     if int(step.name) < config.total_steps:
         logging.warning("%s is not finished: step %s of %d", workdir, step.name, config.total_steps)
     return Restored(read_arrays(step, [name])[name], config, int(step.name))

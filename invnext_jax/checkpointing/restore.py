@@ -14,7 +14,7 @@ from invnext_jax.multihost import consensus
 from invnext_jax.training.state import TrainState, compare_shapes, flat_shapes
 
 
-class Found(NamedTuple):
+class RestoredCheckpoint(NamedTuple):
     """What a checkpoint holds: state, position in the data, why its run was aborted, if it was."""
 
     state: TrainState
@@ -22,28 +22,30 @@ class Found(NamedTuple):
     mark: str
 
 
-def restore_step(folder: pathlib.Path, record: Mapping[str, Any], abstract: TrainState) -> Found:
+def restore_step(
+    folder: pathlib.Path, record: Mapping[str, Any], abstract: TrainState
+) -> RestoredCheckpoint:
     """Reads a checkpoint; all processes do so together, and end in the same way.
 
     Args:
         folder: the checkpoint.
-        record: this run's, see `provenance.describe_run`.
+        record: this run's, see `run_metadata.describe_run`.
         abstract: shapes, dtypes and shardings of the state, on any mesh.
 
     Raises:
-        DamagedError: a process found it damaged.
+        CorruptCheckpointError: a process found it damaged.
         UserError: it is not known to be damaged but cannot be read, or does not fit this run.
     """
-    has_sums = checksums.verify_sums(folder)
-    with consensus.agreeing(f"the end of reading {folder}", checksums.KINDS):
-        with checksums.damage(folder, has_sums):
+    has_sums = checksums.verify_checksums(folder)
+    with consensus.all_hosts_agree(f"the end of reading {folder}", checksums.KINDS):
+        with checksums.translate_read_errors(folder, has_sums):
             saved = read_json(folder, "meta")
             _check_record(folder, saved, record, has_sums)
             probe(folder)
             wanted = _fit_fields(folder, abstract)
             fields = read_state(folder, ocp.args.StandardRestore(wanted))
             position = read_json(folder, "data")
-    return Found(abstract.replace(**fields), position, saved.get("aborted", ""))
+    return RestoredCheckpoint(abstract.replace(**fields), position, saved.get("aborted", ""))
 
 
 def _check_record(
@@ -54,8 +56,8 @@ def _check_record(
             f"the checkpoint {folder} was made by another version of the package; choose another "
             "--workdir, and name this run in config.init_from"
         )
-    checksums.check_sums_are_there(saved, has_sums)
-    changed = run_metadata.differences(saved, record)
+    checksums.check_checksums_exist(saved, has_sums)
+    changed = run_metadata.config_differences(saved, record)
     if changed:
         raise UserError(
             f"the checkpoint {folder} was made with another config; restore these values, or "

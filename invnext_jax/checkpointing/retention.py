@@ -10,7 +10,7 @@ import ml_collections
 from orbax.checkpoint import checkpoint_managers
 
 
-class Kept(checkpoint_managers.PreservationPolicy):
+class RetentionPolicy(checkpoint_managers.PreservationPolicy):
     """Keeps the last ones, every Nth step, and the best: none of the three deletes another's."""
 
     def __init__(self, config: ml_collections.ConfigDict, folder: pathlib.Path):
@@ -22,7 +22,7 @@ class Kept(checkpoint_managers.PreservationPolicy):
         """Notes the score of a step that is about to be saved."""
         self._scores[step] = score
 
-    def as_json(self, step: int) -> dict[str, Any]:
+    def config_to_json(self, step: int) -> dict[str, Any]:
         """What stands in the checkpoint of its score."""
         return {"metric": self._config.best_metric, "value": self._scores[step]}
 

@@ -41,7 +41,7 @@ MAY_CHANGE = (
 )
 
 # Where a host finds things and how it reads them: fields in which the hosts of a run may differ.
-OF_A_HOST = (
+PER_HOST_FIELDS = (
     *("data.manifest", "data.prefetch", "data.workers", "data.clip_seconds"),
     *("init_from", "predictor.weights", "teacher.weights"),
 )
@@ -68,7 +68,7 @@ _ADDED: dict[str, Any] = {
 }
 
 
-def upgrade(tree: Mapping[str, Any]) -> dict[str, Any]:
+def upgrade_config(tree: Mapping[str, Any]) -> dict[str, Any]:
     """A saved config, or the part of one that an export has, with the fields of today.
 
     What an older version did not know gets the value that does what that version did. Sections that
@@ -92,20 +92,22 @@ def upgrade(tree: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def as_json(config: ml_collections.ConfigDict | ml_collections.FrozenConfigDict) -> dict[str, Any]:
+def config_to_json(
+    config: ml_collections.ConfigDict | ml_collections.FrozenConfigDict,
+) -> dict[str, Any]:
     """The config as it stands in a JSON file: tuples become lists."""
     return json.loads(json.dumps(config.to_dict()))
 
 
-def from_json(tree: dict[str, Any]) -> ml_collections.FrozenConfigDict:
-    """The config that `as_json` took apart, perhaps of an older version (see `upgrade`)."""
+def config_from_json(tree: dict[str, Any]) -> ml_collections.FrozenConfigDict:
+    """The config that `config_to_json` took apart, perhaps of an older version (see `upgrade`)."""
 
     def restore(value: Any) -> Any:
         if isinstance(value, dict):
             return {name: restore(inner) for name, inner in value.items()}
         return tuple(map(restore, value)) if isinstance(value, list) else value
 
-    return ml_collections.FrozenConfigDict(restore(upgrade(tree)))
+    return ml_collections.FrozenConfigDict(restore(upgrade_config(tree)))
 
 
 def describe_run(
@@ -115,12 +117,12 @@ def describe_run(
 
     Args:
         config: the run's config.
-        manifest_sha256: of its manifests, see `sources.hash_manifests`.
+        manifest_sha256: of its manifests, see `manifest.hash_manifests`.
         init_from_step: step of the checkpoint that `config.init_from` gave, if it names one.
     """
     return {
         "format_version": FORMAT_VERSION,
-        "config": as_json(config),
+        "config": config_to_json(config),
         "init_from_step": init_from_step,
         "manifest_sha256": manifest_sha256,
         "process_count": jax.process_count(),
@@ -152,7 +154,7 @@ def git_hash() -> str:
     return head.stdout.strip() + ("+" if changes.stdout.strip() else "")
 
 
-def differences(
+def config_differences(
     saved: Mapping[str, Any], current: Mapping[str, Any], may_change: Sequence[str] = MAY_CHANGE
 ) -> list[str]:
     """Lines `field: checkpoint's value -> this run's value` of what may not change but did.
@@ -162,7 +164,7 @@ def differences(
         current: the record of this run.
         may_change: fields, or groups of them, that are not compared.
     """
-    before, now = _flatten(upgrade(saved["config"])), _flatten(current["config"])
+    before, now = _flatten(upgrade_config(saved["config"])), _flatten(current["config"])
     rows = [
         (f"config.{name}", before.get(name, "absent"), now.get(name, "absent"))
         for name in sorted(before.keys() | now.keys())

@@ -13,14 +13,14 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from invnext_jax.errors import in_short
+from invnext_jax.errors import summarize_error
 from invnext_jax.multihost import consensus, distributed
 
 # What Orbax raises for a disk that is full, a folder that is gone, a host that is late.
 SAVE_ERRORS = (OSError, ValueError, RuntimeError)
 
 
-class Outcome:
+class SaveBarrier:
     """Of one save; made by all processes when it begins.
 
     Args:
@@ -31,7 +31,7 @@ class Outcome:
         self._alone = jax.process_count() == 1
         self._caller = threading.current_thread()
         self._round = (
-            None if self._alone else consensus.Round(f"the end of the save of step {step}")
+            None if self._alone else consensus.HostExchange(f"the end of the save of step {step}")
         )
 
     def at_barrier(self, *, key: str, timeout_ms: int) -> None:
@@ -50,7 +50,8 @@ class Outcome:
 
     def _collect(self, timeout_seconds: float) -> None:
         parts = self._round.collect(timeout_seconds)
-        failures = [f"{distributed.name(i)}: {parts[i]}" for i in sorted(parts) if parts[i]]
+        failed = sorted(i for i in parts if parts[i])
+        failures = [f"{distributed.describe_process(i)}: {parts[i]}" for i in failed]
         if failures:
             self._round.conclude("; ".join(failures))
             raise OSError(failures[0])  # so that Orbax does not finish the checkpoint
@@ -59,9 +60,9 @@ class Outcome:
         """This process's part has failed; a second word on it does not count."""
         if self._alone:
             return
-        self._round.say(in_short(error))
+        self._round.say(summarize_error(error))
         if jax.process_index() == 0:
-            self._round.conclude(f"{distributed.name(0)}: {in_short(error)}")
+            self._round.conclude(f"{distributed.describe_process(0)}: {summarize_error(error)}")
 
     def result(self, error: Exception | None) -> str:
         """Why the save failed, "" if it did not; the same in all processes.
@@ -75,7 +76,7 @@ class Outcome:
         if error is not None:
             self.fail(error)
         if self._alone:
-            return "" if error is None else in_short(error)
+            return "" if error is None else summarize_error(error)
         return self._round.result(2 * consensus.WAIT_SECONDS)
 
 
@@ -87,7 +88,7 @@ class _Failed(concurrent.futures.Future):
         self.set_exception(error)
 
 
-def put_off_failures(handler: ocp.CheckpointHandler) -> ocp.CheckpointHandler:
+def defer_failures(handler: ocp.CheckpointHandler) -> ocp.CheckpointHandler:
     """Has a handler fail in the background alone, where `Outcome` learns of it.
 
     In the foreground, Orbax waits on the devices for all processes.

@@ -14,7 +14,7 @@ MIN_TRIED = 100  # so many clips are tried before their share of bad ones can en
 QUARANTINE = "quarantine.csv"
 
 
-class DropCounter:
+class BadVideoTracker:
     """Counts clips delivered and dropped, names each bad file once, and ends a run that is lost.
 
     A bad video counts as often as the clips that it should have given.
@@ -37,7 +37,7 @@ class DropCounter:
         self._listed: set[str] = set()
 
     @classmethod
-    def from_config(cls, data_config) -> "DropCounter":
+    def from_config(cls, data_config) -> "BadVideoTracker":
         """Follows `on_bad` and `max_bad_share` of `config.data`."""
         return cls(on_bad=data_config.on_bad, max_bad_share=data_config.max_bad_share)
 

@@ -60,12 +60,12 @@ class Cut:
     ) -> Window:
         """What to take of a picture, to be resized to `size` pixels a side."""
         if rng is None:
-            return transforms.centre(height, width)
+            return transforms.center_crop(height, width)
         if self.crop == "random_resized":
-            return transforms.draw_random_resized(
+            return transforms.sample_random_resized_crop(
                 height, width, self.crop_area, self.crop_aspect, rng
             )
-        return transforms.draw_multi_scale(height, width, size, self.crop_scales, rng)
+        return transforms.sample_multi_scale_crop(height, width, size, self.crop_scales, rng)
 
     def recolour(self, video_thwc: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
         """Flips a clip and changes its colours."""

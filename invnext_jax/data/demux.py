@@ -16,7 +16,7 @@ SEGMENT = b"\x18\x53\x80\x67"  # Matroska's element that holds all but the file'
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class PacketIndex:
     """What the packets tell of the frames shown.
 
     Attributes:
@@ -65,7 +65,7 @@ def check_length(head: bytes, size: int) -> None:
         raise BadVideo(f"truncated: {size} of {end} bytes", "truncated")
 
 
-def scan(container, stream) -> Plan:
+def scan(container, stream) -> PacketIndex:
     """Reads all packets once, without decoding or keeping them."""
     kind, packets, slots = container.format.name, [], 0
     for packet in demux(container, stream):
@@ -82,7 +82,7 @@ def scan(container, stream) -> Plan:
         raise BadVideo("no frames")
     coded = [time for time, _ in shown]
     if any(time is None for time in coded):
-        return Plan([None] * len(coded), [], 0)
+        return PacketIndex([None] * len(coded), [], 0)
     times, keys = sorted(coded), sorted(time for time, is_key in shown if is_key)
     places = {time: number for number, time in enumerate(times)}
     # AVI counts frames as they are stored: of no use where the decoder changes their order.
@@ -90,7 +90,7 @@ def scan(container, stream) -> Plan:
     if kind in NO_INDEX or unordered or len(places) < len(times):
         keys = []
     delay = max(number - places[time] for number, time in enumerate(coded))
-    return Plan(times, keys, delay)
+    return PacketIndex(times, keys, delay)
 
 
 def inside(times, stream, window) -> Sequence[int]:

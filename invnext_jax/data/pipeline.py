@@ -14,7 +14,7 @@ import numpy as np
 from absl import logging
 
 from invnext_jax.data import manifest as manifest_lib
-from invnext_jax.data.bad_videos import DropCounter
+from invnext_jax.data.bad_videos import BadVideoTracker
 from invnext_jax.data.clips import BadClip, LoadClip
 from invnext_jax.data.mixture import Mixture
 from invnext_jax.data.train_dataset import TrainDataset, load_safely
@@ -31,7 +31,7 @@ def make_train_dataset(
     batch_size: int,
     process_index: int = 0,
     process_count: int = 1,
-    drops: DropCounter | None = None,
+    drops: BadVideoTracker | None = None,
     load: Callable | None = None,
 ) -> TrainDataset:
     """Endless shuffled batches; the state of its iterator is a number and resumes exactly.
@@ -65,7 +65,7 @@ def make_train_dataset(
         repeats=data_config.repeats,
         process_index=process_index,
         process_count=process_count,
-        drops=DropCounter.from_config(data_config) if drops is None else drops,
+        drops=BadVideoTracker.from_config(data_config) if drops is None else drops,
     )
 
 
@@ -98,7 +98,7 @@ class EvalDataset:
         clip_seconds: float,
     ):
         self.manifest = manifest
-        self.drops = DropCounter()
+        self.drops = BadVideoTracker()
         self._load, self._batch_size = load, batch_size
         self._workers, self._prefetch, self._seconds = workers, prefetch, clip_seconds
 
@@ -107,7 +107,7 @@ class EvalDataset:
         return -(-len(self.manifest) // self._batch_size)
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
-        self.drops = DropCounter()
+        self.drops = BadVideoTracker()
         self.drops.expect(len(self.manifest))
         clips = filter(self._keep, self._clips())
         while rows := list(itertools.islice(clips, self._batch_size)):

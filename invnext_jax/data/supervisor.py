@@ -9,7 +9,7 @@ from invnext_jax.data.workers import ClosedError, TimeLimitError, WorkerDiedErro
 MAX_STARTS = 3  # in a row that fail; more end the run
 
 
-class Seat:
+class SupervisedWorker:
     """A place for a worker, and for another one when that hangs or dies.
 
     Args:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from invnext_jax.data import manifest
-from invnext_jax.data.bad_videos import DropCounter
+from invnext_jax.data.bad_videos import BadVideoTracker
 from invnext_jax.data.clips import BadClip, Seed
 from invnext_jax.data.mixture import Mixture
 from invnext_jax.data.worker_pool import OrderedPool, open_pool
@@ -130,7 +130,7 @@ class TrainDataset:
         repeats: int,
         process_index: int,
         process_count: int,
-        drops: DropCounter,
+        drops: BadVideoTracker,
     ):
         if batch_size % repeats:
             raise UserError(

@@ -14,7 +14,7 @@ LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 CROP_TRIES = 10
 
 
-def draw_multi_scale(
+def sample_multi_scale_crop(
     height: int, width: int, size: int, scales: Sequence[float], rng: np.random.Generator
 ) -> Window:
     """A random window of a picture, to be resized to a square.
@@ -42,7 +42,7 @@ def draw_multi_scale(
     return Window(left, top, left + crop_w, top + crop_h)
 
 
-def draw_random_resized(
+def sample_random_resized_crop(
     height: int,
     width: int,
     area: tuple[float, float],
@@ -73,7 +73,7 @@ def draw_random_resized(
     return Window(left, top, left + crop_w, top + crop_h)
 
 
-def centre(height: int, width: int) -> Window:
+def center_crop(height: int, width: int) -> Window:
     """The largest square in the centre of a picture."""
     short = min(height, width)
     left, top = (width - short) // 2, (height - short) // 2

@@ -12,7 +12,7 @@ from typing import Any
 
 from absl import logging
 
-from invnext_jax.data.supervisor import Seat
+from invnext_jax.data.supervisor import SupervisedWorker
 from invnext_jax.data.workers import ClosedError, ProcessWorker, ThreadWorker
 
 IN_PROCESS_THREADS = 4
@@ -44,7 +44,7 @@ class OrderedPool:
         self._room, self._ready = threading.Condition(self._lock), threading.Condition(self._lock)
         self._next, self._taken = 0, 0
         self._done: dict[int, Any] = {}
-        self._seats = [Seat(make_worker, seconds) for _ in range(workers)]
+        self._seats = [SupervisedWorker(make_worker, seconds) for _ in range(workers)]
         self._threads = [
             threading.Thread(target=self._run, args=(seat,), daemon=True) for seat in self._seats
         ]
@@ -53,7 +53,7 @@ class OrderedPool:
         # Workers ignore the signals that end a process; nobody else would end them.
         atexit.register(self.close)
 
-    def _run(self, seat: Seat) -> None:
+    def _run(self, seat: SupervisedWorker) -> None:
         while True:
             with self._lock:
                 while not self._closed and self._next >= self._taken + self._ahead:

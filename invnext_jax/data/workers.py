@@ -225,7 +225,7 @@ def _open_shared() -> int:
 
 
 def _load(data: bytes, lengths: list[int], memory: mmap.mmap) -> Any:
-    """Undoes `serve.dump`; the arrays lie in `memory`."""
+    """Undoes `worker_main.dump`; the arrays lie in `memory`."""
     arrays, start = [], 0
     for length in lengths:
         arrays.append(np.frombuffer(memory, np.uint8, length, start))

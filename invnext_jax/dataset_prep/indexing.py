@@ -23,16 +23,16 @@ from typing import Any
 from invnext_jax import atomic_file
 from invnext_jax.dataset_prep import lists, probe_cache, probing
 from invnext_jax.dataset_prep.lists import Entry
-from invnext_jax.dataset_prep.probing import Failure, Probe
+from invnext_jax.dataset_prep.probing import ProbeFailure, VideoProbe
 from invnext_jax.errors import UserError
-from invnext_jax.monitoring.progress_meter import Meter
+from invnext_jax.monitoring.progress_meter import ProgressMeter
 
 CUT_SLACK_SECONDS = 1.0  # what a cut file may be longer than it should
 PROBED = ("duration", "frames", "width", "height", "fps", "codec", "rotation")
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class IndexOptions:
     """How the files are probed.
 
     Attributes:
@@ -49,7 +49,7 @@ class Options:
 
 
 @dataclasses.dataclass(frozen=True)
-class Summary:
+class IndexSummary:
     """What became of the rows of the list; `listed` is the sum of `clean` and `quarantined`."""
 
     manifest: Path
@@ -76,9 +76,9 @@ def build_manifest(
     given: str | os.PathLike,
     out: str | os.PathLike,
     settings: lists.Settings | None = None,
-    options: Options | None = None,
+    options: IndexOptions | None = None,
     probe=probing.probe_video,
-) -> Summary:
+) -> IndexSummary:
     """Probes all videos of a folder or list and writes their manifest; killed, it goes on.
 
     Args:
@@ -92,7 +92,7 @@ def build_manifest(
         UserError: The list cannot be read, no video is good, another run writes the same manifest,
             or there is one of other content.
     """
-    settings, options, out = settings or lists.Settings(), options or Options(), Path(out)
+    settings, options, out = settings or lists.Settings(), options or IndexOptions(), Path(out)
     if options.workers < 1 or options.seconds <= 0:
         raise UserError(f"workers={options.workers}, seconds={options.seconds} must be above 0")
     if out.suffix != ".csv" or out.is_dir():
@@ -105,7 +105,7 @@ def build_manifest(
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"the folder of --out={out} cannot be made: {error}") from error
-    with probe_cache.Journal(_beside(out, "probes", "jsonl")) as notes:
+    with probe_cache.ProbeCache(_beside(out, "probes", "jsonl")) as notes:
         files = dict.fromkeys(entry.path for entry in listing.entries if not entry.problem)
         found = {path: notes.recall(path, options.seconds) for path in files}
         todo = [path for path, known in found.items() if known is None]
@@ -121,28 +121,28 @@ def _beside(manifest: Path, what: str, suffix: str = "csv") -> Path:
 
 
 def _show(
-    todo: Sequence[str], reused: int, options: Options, probe
-) -> Iterator[tuple[str, Probe | Failure]]:
+    todo: Sequence[str], reused: int, options: IndexOptions, probe
+) -> Iterator[tuple[str, VideoProbe | ProbeFailure]]:
     """Passes the results on and tells of them."""
     results = probing.probe_all(todo, workers=options.workers, seconds=options.seconds, probe=probe)
     bad = 0
     with (
         contextlib.closing(results),
-        Meter(reused + len(todo), "video", options.progress, begun=reused) as meter,
+        ProgressMeter(reused + len(todo), "video", options.progress, begun=reused) as meter,
     ):
         for done, (path, result) in enumerate(results, start=reused + 1):
-            bad += isinstance(result, Failure)
+            bad += isinstance(result, ProbeFailure)
             meter.show(done, f"{bad} bad")
             yield path, result
 
 
 def _write(
     listing: lists.Listing,
-    found: dict[str, Probe | Failure],
+    found: dict[str, VideoProbe | ProbeFailure],
     out: Path,
     overwrite: bool,
     reused: int,
-) -> Summary:
+) -> IndexSummary:
     clean, quarantine = _sort_out(listing.entries, found)
     if not clean:
         path = _beside(out, "quarantine")
@@ -164,17 +164,17 @@ def _write(
         )
     for path, text in reversed(texts.items()):  # the manifest last: it stands for all
         atomic_file.write_text(path, text)
-    return Summary(out, len(listing.entries), len(clean), len(quarantine), len(copies), reused)
+    return IndexSummary(out, len(listing.entries), len(clean), len(quarantine), len(copies), reused)
 
 
 def _sort_out(
-    entries: Sequence[Entry], found: dict[str, Probe | Failure]
-) -> tuple[list[tuple[Entry, Probe]], list[tuple[str, str]]]:
+    entries: Sequence[Entry], found: dict[str, VideoProbe | ProbeFailure]
+) -> tuple[list[tuple[Entry, VideoProbe]], list[tuple[str, str]]]:
     """Good rows with what was probed, and paths with reasons."""
     clean, quarantine, seen = [], [], {}
     for entry in entries:
         result = found.get(entry.path)
-        if entry.problem or isinstance(result, Failure):
+        if entry.problem or isinstance(result, ProbeFailure):
             quarantine.append((entry.path, entry.problem or result.reason))
             continue
         entry = _settle_window(entry, result)
@@ -191,7 +191,7 @@ def _sort_out(
     return clean, quarantine
 
 
-def _settle_window(entry: Entry, probe: Probe) -> Entry:
+def _settle_window(entry: Entry, probe: VideoProbe) -> Entry:
     """Drops start and end where the file is just what lies between them."""
     if entry.may_be_cut and probe.duration <= entry.end - entry.start + CUT_SLACK_SECONDS:
         return dataclasses.replace(entry, start=None, end=None)
@@ -206,14 +206,14 @@ def _check_name(path: str) -> str:
     return ""
 
 
-def _check_window(entry: Entry, probe: Probe) -> str:
+def _check_window(entry: Entry, probe: VideoProbe) -> str:
     start = entry.start or 0.0
     if start >= probe.duration or (entry.end is not None and entry.end <= start):
         return f"no frame between {start:g} and {entry.end} seconds of {probe.duration:g}"
     return ""
 
 
-def _find_copies(clean: Sequence[tuple[Entry, Probe]]) -> list[tuple[str, str]]:
+def _find_copies(clean: Sequence[tuple[Entry, VideoProbe]]) -> list[tuple[str, str]]:
     """(path, path of the first one) of different files with equal content, as far as was read."""
     first, copies = {}, {}
     for entry, probe in clean:
@@ -223,7 +223,7 @@ def _find_copies(clean: Sequence[tuple[Entry, Probe]]) -> list[tuple[str, str]]:
     return list(copies.items())
 
 
-def _manifest_text(clean: Sequence[tuple[Entry, Probe]], out: Path) -> str:
+def _manifest_text(clean: Sequence[tuple[Entry, VideoProbe]], out: Path) -> str:
     tasks = list(collections.ChainMap({}, *(entry.labels for entry, _ in clean)))
     folder = os.path.abspath(out.parent)
     rows: list[Sequence[Any]] = [("path", "source", "start", "end", *tasks, *PROBED)]

@@ -6,11 +6,11 @@ import json
 import os
 from pathlib import Path
 
-from invnext_jax.dataset_prep.probing import Failure, Probe
+from invnext_jax.dataset_prep.probing import ProbeFailure, VideoProbe
 from invnext_jax.errors import UserError
 
 
-class Journal:
+class ProbeCache:
     """Results by path, size and time of change, kept line by line so that a kill loses none.
 
     Raises:
@@ -30,14 +30,14 @@ class Journal:
             raise UserError(f"another run is writing {path}: wait for its end") from error
         except OSError:  # a file system without locks
             pass
-        self._known: dict[tuple, Probe | Failure] = {}
+        self._known: dict[tuple, VideoProbe | ProbeFailure] = {}
         try:
             self._read()
         except UserError:
             self._file.close()
             raise
 
-    def __enter__(self) -> "Journal":
+    def __enter__(self) -> "ProbeCache":
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -49,7 +49,7 @@ class Journal:
         for line in self._file:
             try:
                 row = json.loads(line)
-                kind = Probe if "codec" in row["found"] else Failure
+                kind = VideoProbe if "codec" in row["found"] else ProbeFailure
                 self._known[tuple(row["key"])] = kind(**row["found"])
             except (ValueError, KeyError, TypeError) as error:
                 if not line.endswith(b"\n"):  # the last words of a killed run
@@ -58,15 +58,15 @@ class Journal:
             end += len(line)
         self._file.truncate(end)
 
-    def recall(self, path: str, seconds: float) -> Probe | Failure | None:
+    def recall(self, path: str, seconds: float) -> VideoProbe | ProbeFailure | None:
         """What is known of the file as it is now; one that hung is tried again with more time."""
         known = self._known.get(_key(path))
         hung = getattr(known, "seconds", None)
         return None if hung is not None and hung < seconds else known
 
-    def note(self, path: str, result: Probe | Failure) -> None:
+    def note(self, path: str, result: VideoProbe | ProbeFailure) -> None:
         """Adds a line, unless the next run should look again."""
-        if isinstance(result, Failure) and result.passing:
+        if isinstance(result, ProbeFailure) and result.passing:
             return
         row = {"key": _key(path), "found": dataclasses.asdict(result)}
         self._file.write(json.dumps(row).encode() + b"\n")

@@ -16,7 +16,7 @@ from typing import Any
 import av
 
 from invnext_jax.data import decode, demux
-from invnext_jax.data.supervisor import Seat
+from invnext_jax.data.supervisor import SupervisedWorker
 from invnext_jax.data.workers import ClosedError, ProcessWorker, TimeLimitError, WorkerDiedError
 
 DIGEST_BYTES = 1 << 16  # read at either end of a file, to tell copies
@@ -26,7 +26,7 @@ PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EACCES, errno.ENOMEM,
 
 
 @dataclasses.dataclass(frozen=True)
-class Probe:
+class VideoProbe:
     """What was found out about a good video.
 
     Attributes:
@@ -51,7 +51,7 @@ class Probe:
 
 
 @dataclasses.dataclass(frozen=True)
-class Failure:
+class ProbeFailure:
     """Why a file is of no use.
 
     Attributes:
@@ -65,7 +65,7 @@ class Failure:
     passing: bool = False
 
 
-def probe_video(path: str) -> Probe:
+def probe_video(path: str) -> VideoProbe:
     """Counts the packets, then decodes the first and the last key frame as training does.
 
     Raises:
@@ -89,7 +89,7 @@ def probe_video(path: str) -> Probe:
         return [0, min(keys[-1], count - 1)] + [count - 1] * odd
 
     decode.read_frames(path, pick, short_side=32)
-    return Probe(frames=counts[0], digest=_digest(path), **facts)
+    return VideoProbe(frames=counts[0], digest=_digest(path), **facts)
 
 
 def _open(path: str) -> av.container.InputContainer:
@@ -160,8 +160,8 @@ def probe_all(
     *,
     workers: int,
     seconds: float,
-    probe: Callable[[str], Probe] = probe_video,
-) -> Iterator[tuple[str, Probe | Failure]]:
+    probe: Callable[[str], VideoProbe] = probe_video,
+) -> Iterator[tuple[str, VideoProbe | ProbeFailure]]:
     """Probes files in processes; one that hangs or crashes is ended and costs its file alone.
 
     Args:
@@ -180,7 +180,7 @@ def probe_all(
     make_worker = functools.partial(ProcessWorker, functools.partial(_answer, probe))
     with contextlib.ExitStack() as stack:
         for _ in range(min(workers, count)):
-            seat = Seat(make_worker, seconds, tries=1)
+            seat = SupervisedWorker(make_worker, seconds, tries=1)
             stack.callback(seat.close)
             look = functools.partial(_look_at, seat, seconds)
             threading.Thread(target=_serve, args=(look, waiting, found), daemon=True).start()
@@ -192,7 +192,9 @@ def probe_all(
 
 
 def _serve(
-    look: Callable[[str], Probe | Failure], waiting: queue.SimpleQueue, found: queue.SimpleQueue
+    look: Callable[[str], VideoProbe | ProbeFailure],
+    waiting: queue.SimpleQueue,
+    found: queue.SimpleQueue,
 ) -> None:
     """Looks at what waits, file by file, until nothing does or all is closed."""
     try:
@@ -205,22 +207,22 @@ def _serve(
         found.put(error)
 
 
-def _look_at(seat: Seat, seconds: float, path: str) -> Probe | Failure:
+def _look_at(seat: SupervisedWorker, seconds: float, path: str) -> VideoProbe | ProbeFailure:
     try:
         return seat.call(path)
     except TimeLimitError:
-        return Failure(f"no answer in {seconds:g} seconds", seconds)
+        return ProbeFailure(f"no answer in {seconds:g} seconds", seconds)
     except WorkerDiedError as error:
-        return Failure(f"the decoder crashed ({error})", passing=True)
+        return ProbeFailure(f"the decoder crashed ({error})", passing=True)
 
 
-def _answer(probe: Callable[[str], Probe], path: str) -> Probe | Failure:
+def _answer(probe: Callable[[str], VideoProbe], path: str) -> VideoProbe | ProbeFailure:
     """What a worker process finds out about a file."""
     try:
         return probe(path)
     except decode.BadVideo as error:
         passing = getattr(error.__cause__, "errno", None) in PASSING
-        return Failure(str(error).removeprefix(f"{path}: "), passing=passing)
+        return ProbeFailure(str(error).removeprefix(f"{path}: "), passing=passing)
     except Exception as error:
         of_odd_headers = isinstance(error, ValueError | ArithmeticError)
-        return Failure(f"{type(error).__name__}: {error}", passing=not of_odd_headers)
+        return ProbeFailure(f"{type(error).__name__}: {error}", passing=not of_odd_headers)

@@ -13,8 +13,8 @@ from invnext_jax.dataset_prep.shard_writer import (
     DATASET,
     FACTS,
     REPORTS,
-    Plan,
     Report,
+    ShardPlan,
     make_features,
     write_text,
 )
@@ -25,7 +25,7 @@ COLUMNS = ("codec", "original")  # of the manifest, besides what was measured
 
 
 @dataclasses.dataclass(frozen=True)
-class Summary:
+class ShardSummary:
     """What became of the rows; `listed` is the sum of `written` and `quarantined`."""
 
     manifest: str
@@ -45,8 +45,8 @@ class Summary:
 
 
 def write_tables(
-    plan: Plan, manifest: manifest_lib.Manifest, reports: Sequence[Report], reused: int
-) -> Summary:
+    plan: ShardPlan, manifest: manifest_lib.Manifest, reports: Sequence[Report], reused: int
+) -> ShardSummary:
     """Checks that no row is lost, then writes all that stands beside the shards of a split.
 
     Raises:
@@ -70,10 +70,10 @@ def write_tables(
     path = out / f"{plan.split}.csv"
     write_text(path, _manifest_text(plan, manifest, reports))
     size = sum(report.size for report in reports)
-    return Summary(str(path), plan.rows, written, quarantined, size, reused)
+    return ShardSummary(str(path), plan.rows, written, quarantined, size, reused)
 
 
-def remove_tables(plan: Plan) -> None:
+def remove_tables(plan: ShardPlan) -> None:
     """Takes back what tells that the split is complete, before one of its shards is changed."""
     (epath.Path(plan.out) / f"{plan.split}.csv").unlink(missing_ok=True)
     if _done(plan).exists():
@@ -81,11 +81,13 @@ def remove_tables(plan: Plan) -> None:
         _write_info(plan)
 
 
-def _done(plan: Plan) -> epath.Path:
+def _done(plan: ShardPlan) -> epath.Path:
     return epath.Path(plan.out) / REPORTS / f"{plan.split}.done.json"
 
 
-def _manifest_text(plan: Plan, manifest: manifest_lib.Manifest, reports: Sequence[Report]) -> str:
+def _manifest_text(
+    plan: ShardPlan, manifest: manifest_lib.Manifest, reports: Sequence[Report]
+) -> str:
     rows = [("path", "record", "source", *plan.labels, *FACTS, *COLUMNS)]
     for number, report in enumerate(reports):
         shard = plan.shard(number).name
@@ -97,13 +99,13 @@ def _manifest_text(plan: Plan, manifest: manifest_lib.Manifest, reports: Sequenc
     return indexing.csv_text(rows)
 
 
-def _write_metadata(plan: Plan, reports: Sequence[Report]) -> None:
+def _write_metadata(plan: ShardPlan, reports: Sequence[Report]) -> None:
     lengths = {"lengths": [len(r.written) for r in reports], "size": sum(r.size for r in reports)}
     write_text(_done(plan), json.dumps(lengths) + "\n")
     _write_info(plan)
 
 
-def _write_info(plan: Plan) -> None:
+def _write_info(plan: ShardPlan) -> None:
     """Makes the folder one that `tfds.builder_from_directory` reads, with all whole splits."""
     import tensorflow_datasets as tfds
 

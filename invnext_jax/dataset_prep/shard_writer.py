@@ -33,7 +33,7 @@ FACTS = ("frames", "width", "height", "fps", "duration")  # of a video as encode
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class ShardPlan:
     """What goes where: all that a worker on any machine needs besides a shard's number.
 
     Attributes:
@@ -88,7 +88,7 @@ class Report:
     quarantined: list[list[Any]]
 
 
-def read_report(plan: Plan, number: int) -> Report | None:
+def read_report(plan: ShardPlan, number: int) -> Report | None:
     """The report on a shard that is whole and accounts for all its rows, else None."""
     try:
         report = Report(**json.loads(plan.report(number).read_text()))
@@ -120,7 +120,7 @@ def make_features(labels: tuple[str, ...]):
     return tfds.features.FeaturesDict(texts | scalars)
 
 
-def write_shard(plan: Plan, number: int) -> None:
+def write_shard(plan: ShardPlan, number: int) -> None:
     """Writes shard `number` unless it is there; a row that cannot be encoded is quarantined."""
     if read_report(plan, number) is not None:
         return
@@ -137,7 +137,7 @@ def write_shard(plan: Plan, number: int) -> None:
     write_text(plan.report(number), json.dumps(dataclasses.asdict(report)) + "\n")
 
 
-def _write_records(plan: Plan, number: int, part: str) -> tuple[list, list]:
+def _write_records(plan: ShardPlan, number: int, part: str) -> tuple[list, list]:
     from array_record.python import array_record_module
     from tensorflow_datasets.core import example_serializer
 
@@ -177,7 +177,7 @@ def _write_records(plan: Plan, number: int, part: str) -> tuple[list, list]:
     return written, quarantined
 
 
-def _keep_records(plan: Plan, number: int, folder: str, writer) -> list[list[Any]]:
+def _keep_records(plan: ShardPlan, number: int, folder: str, writer) -> list[list[Any]]:
     """Copies the records of the shard that is there, if it is sound: (row, *FACTS) of each."""
     shard = plan.shard(number)
     if not shard.exists():

@@ -29,18 +29,18 @@ from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data import video_io
 from invnext_jax.dataset_prep import shard_metadata
 from invnext_jax.dataset_prep.reencode import Encoding
-from invnext_jax.dataset_prep.shard_metadata import Summary
+from invnext_jax.dataset_prep.shard_metadata import ShardSummary
 from invnext_jax.dataset_prep.shard_writer import (
     PARTS,
     REPORTS,
     ROWS,
-    Plan,
+    ShardPlan,
     read_report,
     write_shard,
     write_text,
 )
 from invnext_jax.errors import UserError
-from invnext_jax.monitoring.progress_meter import Meter
+from invnext_jax.monitoring.progress_meter import ProgressMeter
 from invnext_jax.synthetic_world import urls
 
 FORMAT = 1  # raised when the same settings come to mean other shards
@@ -52,7 +52,7 @@ LOCAL_RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class ShardingOptions:
     """How the work is done.
 
     Attributes:
@@ -77,8 +77,8 @@ def prepare_shards(
     out: str,
     split: str = "train",
     encoding: Encoding | None = None,
-    options: Options | None = None,
-) -> Summary:
+    options: ShardingOptions | None = None,
+) -> ShardSummary:
     """Writes the shards of a split, and then what stands beside them; killed, it goes on.
 
     Args:
@@ -92,7 +92,7 @@ def prepare_shards(
         UserError: Beam is not installed, the manifest cannot be read, `out` holds something else,
             another run writes to it, or not one video can be encoded.
     """
-    encoding, options = encoding or Encoding(), options or Options()
+    encoding, options = encoding or Encoding(), options or ShardingOptions()
     _check(encoding, options, split)
     if not manifest:
         raise UserError("no manifest named: set --manifest to a CSV file of videos")
@@ -104,7 +104,7 @@ def prepare_shards(
     rows = manifest_lib.read_manifest(files)
     if os.path.join(out, f"{split}.csv") in files:
         raise UserError(f"--out={out} is the folder of the manifest itself: name another one")
-    plan = Plan(
+    plan = ShardPlan(
         *(files, video_io.hash_files(files), out, split, len(rows), options.shards),
         *(tuple(sorted(rows.labels)), encoding, options.seconds),
     )
@@ -127,7 +127,7 @@ def prepare_shards(
         return shard_metadata.write_tables(plan, rows, reports, plan.count - len(todo))
 
 
-def _fit(plan: Plan) -> Plan:
+def _fit(plan: ShardPlan) -> ShardPlan:
     """The plan with the shards and labels that the folder was begun with; looks, makes nothing.
 
     Raises:
@@ -167,12 +167,12 @@ def _fit(plan: Plan) -> Plan:
     return plan
 
 
-def _begun_files(plan: Plan) -> tuple[epath.Path, epath.Path]:
+def _begun_files(plan: ShardPlan) -> tuple[epath.Path, epath.Path]:
     out = epath.Path(plan.out)
     return out / "settings.json", out / REPORTS / f"{plan.split}{BEGUN}"
 
 
-def _begun_texts(plan: Plan) -> tuple[dict[str, Any], dict[str, Any]]:
+def _begun_texts(plan: ShardPlan) -> tuple[dict[str, Any], dict[str, Any]]:
     """What stands in the two files: how the folder is made, and what the split is made of."""
     settings = {"format": FORMAT, **dataclasses.asdict(plan.encoding), "labels": list(plan.labels)}
     return settings, {"manifest_sha256": plan.sha256, "rows": plan.rows, "shards": plan.count}
@@ -182,7 +182,7 @@ def _read_begun(path: epath.Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def _check(encoding: Encoding, options: Options, split: str) -> None:
+def _check(encoding: Encoding, options: ShardingOptions, split: str) -> None:
     encoding.check()
     if options.workers < 1 or options.seconds <= 0 or options.shards < 0:
         raise UserError("--workers and --seconds must be above 0, --shards not below")
@@ -198,7 +198,7 @@ def _check(encoding: Encoding, options: Options, split: str) -> None:
 
 
 @contextlib.contextmanager
-def _claim(plan: Plan) -> Iterator[None]:
+def _claim(plan: ShardPlan) -> Iterator[None]:
     """Makes the folder ours; on this machine, no other run may write to it."""
     out = epath.Path(plan.out)
     with contextlib.ExitStack() as stack:
@@ -228,7 +228,7 @@ def _lock(file: TextIO, out: epath.Path) -> None:
         pass
 
 
-def _run(plan: Plan, todo: Sequence[int], options: Options) -> None:
+def _run(plan: ShardPlan, todo: Sequence[int], options: ShardingOptions) -> None:
     import apache_beam as beam
     from apache_beam.options.pipeline_options import PipelineOptions
 
@@ -242,7 +242,7 @@ def _run(plan: Plan, todo: Sequence[int], options: Options) -> None:
 
 
 @contextlib.contextmanager
-def _show(plan: Plan, todo: Sequence[int], progress: bool) -> Iterator[None]:
+def _show(plan: ShardPlan, todo: Sequence[int], progress: bool) -> Iterator[None]:
     """Tells how many rows are done meanwhile, with a bar or in lines."""
     stop = threading.Event()
     thread = threading.Thread(target=_watch, args=(plan, todo, progress, stop), daemon=True)
@@ -254,15 +254,15 @@ def _show(plan: Plan, todo: Sequence[int], progress: bool) -> Iterator[None]:
         thread.join()
 
 
-def _watch(plan: Plan, todo: Sequence[int], progress: bool, stop: threading.Event) -> None:
+def _watch(plan: ShardPlan, todo: Sequence[int], progress: bool, stop: threading.Event) -> None:
     total, over = sum(len(plan.span(number)) for number in todo), False
-    with Meter(total, "video", progress) as meter:
+    with ProgressMeter(total, "video", progress) as meter:
         while not over:
             over = stop.wait(LOOK_EVERY_SECONDS)
             meter.show(_count_rows(plan, todo))
 
 
-def _count_rows(plan: Plan, todo: Sequence[int]) -> int:
+def _count_rows(plan: ShardPlan, todo: Sequence[int]) -> int:
     """Rows of shards that are reported, and on this machine of those under way."""
     names = {path.name for path in (epath.Path(plan.out) / REPORTS).iterdir()}
     done = sum(len(plan.span(n)) for n in todo if plan.report(n).name in names)

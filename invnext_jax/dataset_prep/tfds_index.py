@@ -21,11 +21,11 @@ from invnext_jax.data.workers import ProcessWorker, TimeLimitError, WorkerDiedEr
 from invnext_jax.dataset_prep import indexing
 from invnext_jax.dataset_prep.shard_writer import FACTS, write_text
 from invnext_jax.errors import UserError
-from invnext_jax.monitoring.progress_meter import Meter
+from invnext_jax.monitoring.progress_meter import ProgressMeter
 
 
 @dataclasses.dataclass(frozen=True)
-class Summary:
+class TfdsIndexSummary:
     """What became of the records; `listed` is the sum of `clean` and `quarantined`."""
 
     manifest: Path
@@ -52,8 +52,8 @@ def index_dataset(
     split: str = "",
     feature: str = "",
     source: str = "",
-    options: indexing.Options | None = None,
-) -> Summary:
+    options: indexing.IndexOptions | None = None,
+) -> TfdsIndexSummary:
     """Opens the video of every record, once, and writes the manifest of those that are good.
 
     Args:
@@ -70,7 +70,7 @@ def index_dataset(
     """
     import tensorflow_datasets as tfds
 
-    options, out = options or indexing.Options(), Path(out)
+    options, out = options or indexing.IndexOptions(), Path(out)
     if out.suffix != ".csv" or options.workers < 1 or options.seconds <= 0:
         raise UserError("--out must name a .csv file, --workers and --seconds be above 0")
     info = tfds.builder_from_directory(os.path.abspath(folder)).info
@@ -88,7 +88,7 @@ def index_dataset(
     about = info.splits[split]
     files = zip(about.filepaths, about.shard_lengths, strict=True)
     places = [(os.fspath(file), i) for file, length in files for i in range(length)]
-    rows, bad = _probe(places, Probe(feature, tuple(names)), options)
+    rows, bad = _probe(places, RecordProbe(feature, tuple(names)), options)
     path = _quarantine(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(epath.Path(path), indexing.csv_text([("path", "reason"), *bad]))
@@ -101,7 +101,7 @@ def index_dataset(
     if not options.overwrite and out.exists() and out.read_text(encoding="utf-8") != text:
         raise UserError(f"{out} exists and has other content: give --overwrite to replace it")
     write_text(epath.Path(out), text)
-    return Summary(out, len(places), len(rows), len(bad))
+    return TfdsIndexSummary(out, len(places), len(rows), len(bad))
 
 
 def _choose_labels(features) -> dict[str, str]:
@@ -126,7 +126,7 @@ def _quarantine(manifest: Path) -> Path:
 
 
 @dataclasses.dataclass(frozen=True)
-class Probe:
+class RecordProbe:
     """Looks at one record after the other; worker processes call it."""
 
     feature: str
@@ -160,7 +160,7 @@ def _measure(frames, clock: decode.Clock) -> list[Any]:
     return [len(clock), frame.width, frame.height, round(fps, 3), round(span + 1 / fps, 3)]
 
 
-def _probe(places: list[tuple[str, int]], probe: Probe, options: indexing.Options):
+def _probe(places: list[tuple[str, int]], probe: RecordProbe, options: indexing.IndexOptions):
     rows, bad = [], []
 
     def look(index: int, call) -> dict[str, Any]:
@@ -182,7 +182,7 @@ def _probe(places: list[tuple[str, int]], probe: Probe, options: indexing.Option
         seconds=options.seconds,
     )
     try:
-        with Meter(len(places), "record", options.progress) as meter:
+        with ProgressMeter(len(places), "record", options.progress) as meter:
             for done, place in enumerate(places, start=1):
                 made = pool.take()
                 if "row" in made:

@@ -26,7 +26,7 @@ STYLE = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class ChartSpec:
     """One chart: the metrics whose whole name matches `pattern`, and what to read in it."""
 
     title: str
@@ -35,57 +35,59 @@ class Plan:
     log: bool = False
 
 
-PLANS = (
-    Plan("Loss", r"loss", "What the optimiser sees: the weighted sum of all terms."),
-    Plan(
+CHARTS = (
+    ChartSpec("Loss", r"loss", "What the optimiser sees: the weighted sum of all terms."),
+    ChartSpec(
         "Alignment",
         r"loss/align_\w+",
         "Distance 2 - 2 cos of the visible tokens, and of the pooled feature, to the frozen image "
         "teacher (in Stage 2 of the visible tokens to the target); 0 is agreement.",
     ),
-    Plan(
+    ChartSpec(
         "Pixels",
         r"loss/(pixels|noise|bound)(_\d+)?",
         "The diffusion decoder: error of the predicted noise, the bound that trains its variance, "
         "and their sum.",
     ),
-    Plan(
+    ChartSpec(
         "Conditioning gap",
         r"conditioning_gap",
         "Noise error given another clip's latents minus that given its own. At zero the decoder "
         "ignores the encoder, and Stage 1 is alignment alone.",
     ),
-    Plan(
+    ChartSpec(
         "Latent prediction",
         r"loss/predict_\d+|position_loss",
         "Distance 2 - 2 cos to the target at the masked places, for each kind of mask; "
         "position_loss is what knowing nothing but the place would reach.",
     ),
-    Plan(
+    ChartSpec(
         "Gradient at the encoder",
         r"encoder_grad/\w+",
         "Norm of each loss term's gradient at the encoder (log scale): a term far below the others "
         "teaches it nothing.",
         log=True,
     ),
-    Plan(
+    ChartSpec(
         "Effective rank",
         r"(\w+_)?rank",
         "How many directions the features use: the exponential of the entropy of their spectrum. "
         "One would be collapse.",
     ),
-    Plan(
+    ChartSpec(
         "Feature spread", r"(\w+_)?std", "Standard deviation of the features, mean over channels."
     ),
-    Plan(
+    ChartSpec(
         "Position share of the target",
         r"target_position_share",
         "Share of the target's variance that a token's place explains without seeing the clip.",
     ),
-    Plan("Gradient norm", r"grad_norm", "Of all parameters, before clipping.", log=True),
-    Plan("Learning rate", r"learning_rate", "Warm-up, then cosine."),
-    Plan("Speed", r"clips_per_second", "Clips a second; the first one holds compilation."),
-    Plan("Waiting for data", r"data_wait", "Share of the time that the loop waited for a batch."),
+    ChartSpec("Gradient norm", r"grad_norm", "Of all parameters, before clipping.", log=True),
+    ChartSpec("Learning rate", r"learning_rate", "Warm-up, then cosine."),
+    ChartSpec("Speed", r"clips_per_second", "Clips a second; the first one holds compilation."),
+    ChartSpec(
+        "Waiting for data", r"data_wait", "Share of the time that the loop waited for a batch."
+    ),
 )
 
 
@@ -101,7 +103,7 @@ def make_charts(records: Sequence[Mapping[str, Any]], salt: str) -> list[dict[st
     """
     names = sorted({name for record in records for name in record} - {"step"})
     charts = []
-    for plan in PLANS:
+    for plan in CHARTS:
         series = {}
         for name in names:
             points = [(r["step"], r[name]) for r in records if r.get(name) is not None]

@@ -32,7 +32,7 @@ TEMPLATE = "show_data.html"
 LOSSLESS_SIDE = 64  # larger frames are natural video and would make a huge page
 
 
-class Shown(NamedTuple):
+class ShownClip(NamedTuple):
     """A clip uint8 [t h w c], its row of the manifest, its step and its masks [t y x], True = seen.
 
     There is one mask for each kind of block of multi-block masks.
@@ -60,7 +60,7 @@ def write_page(config: ml_collections.ConfigDict, out: str | Path, clips: int = 
     registry.find_stage(config)
     config_checks.check_config(config)
     masks.check_settings(config.mask, (config.data.size // config.encoder.patch) ** 2)
-    drops = pipeline.DropCounter()
+    drops = pipeline.BadVideoTracker()
     shown = list(sample(config, clips, drops))
     manifest = manifest_lib.read_manifest(config.data.manifest)
     page = report.render(
@@ -75,8 +75,8 @@ def write_page(config: ml_collections.ConfigDict, out: str | Path, clips: int = 
 
 
 def sample(
-    config: ml_collections.ConfigDict, clips: int, drops: pipeline.DropCounter
-) -> Iterator[Shown]:
+    config: ml_collections.ConfigDict, clips: int, drops: pipeline.BadVideoTracker
+) -> Iterator[ShownClip]:
     """The first clips of a run, with the masks that its steps draw.
 
     Args:
@@ -109,7 +109,9 @@ def sample(
             keeps = jax.device_get(draw(teacher, video_bthwc, key))
             seen = [visualization.visible_places(keep_bk, grid) for keep_bk in keeps]
             for i, row in enumerate(row_b):
-                yield Shown(video_bthwc[i], int(row), step, [seen_btyx[i] for seen_btyx in seen])
+                yield ShownClip(
+                    video_bthwc[i], int(row), step, [seen_btyx[i] for seen_btyx in seen]
+                )
     finally:
         if hasattr(iterator, "close"):  # ends the workers
             iterator.close()
@@ -199,7 +201,7 @@ def _name_mask(settings: ml_collections.ConfigDict, number: int | None) -> str:
 
 
 def _describe_clip(
-    config: ml_collections.ConfigDict, record: manifest_lib.VideoRecord, clip: Shown
+    config: ml_collections.ConfigDict, record: manifest_lib.VideoRecord, clip: ShownClip
 ) -> dict[str, Any]:
     to_uri = functools.partial(
         visualization.to_data_uri, lossless=clip.video_thwc.shape[1] <= LOSSLESS_SIDE

@@ -50,11 +50,13 @@ def run_probe(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[st
     tasks = choose_tasks(config)
     workdir = Path(workdir)
     asked = {
-        k: v for k, v in run_metadata.as_json(config).items() if k not in ("checkpoint", "ema")
+        k: v
+        for k, v in run_metadata.config_to_json(config).items()
+        if k not in ("checkpoint", "ema")
     }
     digests = [manifest_lib.hash_manifests(manifest) for manifest in _manifests(config)]
     data_key = [asked, *digests]
-    encoder_record = run_metadata.as_json(
+    encoder_record = run_metadata.config_to_json(
         ml_collections.ConfigDict({"encoder": loaded.config.encoder, "dtype": loaded.config.dtype})
     )
     key = _hash([data_key, encoder_record, _hash_tree(loaded.params)])

@@ -26,7 +26,7 @@ KEPT = ("stage", "variant", "dtype", "remat", "init_gain", "encoder", "predictor
 KEPT += ("teacher", "target", "loss")
 
 
-class Form(NamedTuple):
+class ExportFormat(NamedTuple):
     """How an export is written: "ours" or "internvideo_next", and the type of its tensors."""
 
     format: str = "ours"
@@ -38,7 +38,7 @@ def export_run(
     out: str | Path,
     *,
     parts: Sequence[str] = (),
-    form: Form = Form(),  # noqa: B008  a tuple
+    form: ExportFormat = ExportFormat(),  # noqa: B008  a tuple
     overwrite: bool = False,
     ema: bool = False,
 ) -> str:
@@ -137,7 +137,7 @@ def choose_parts(run: str | Path, params: Mapping[str, Any], parts: Sequence[str
     return list(dict.fromkeys(parts))
 
 
-def check_form(form: Form) -> None:
+def check_form(form: ExportFormat) -> None:
     """Checks layout and type.
 
     Raises:
@@ -151,7 +151,7 @@ def check_form(form: Form) -> None:
         raise UserError("--format=ours is always float32: leave --dtype out")
 
 
-def targets_of(out: Path, form: Form) -> list[Path]:
+def targets_of(out: Path, form: ExportFormat) -> list[Path]:
     """The files of an export.
 
     Raises:
@@ -168,7 +168,7 @@ def targets_of(out: Path, form: Form) -> list[Path]:
     return [out / name for name in (files.SINGLE, published.CONFIG, published.PREPROCESSOR)]
 
 
-def check_named(config: Any, parts: Sequence[str], form: Form) -> None:
+def check_named(config: Any, parts: Sequence[str], form: ExportFormat) -> None:
     """Checks that the released code has the modules behind the parts.
 
     Raises:
@@ -188,7 +188,7 @@ def check_named(config: Any, parts: Sequence[str], form: Form) -> None:
         )
 
 
-def named_tensors(params: Mapping[str, Any], form: Form) -> dict[str, files.Tensor]:
+def named_tensors(params: Mapping[str, Any], form: ExportFormat) -> dict[str, files.Tensor]:
     """The tensors of a file, each turned into the file's layout when it is read.
 
     Raises:
@@ -237,7 +237,7 @@ def describe(run: str | Path, config: Any, parts: Sequence[str]) -> dict[str, An
         kept["data"] = {"frames": config.data.frames, "size": config.data.size}
     return {
         "parts": sorted(parts),
-        "config": run_metadata.as_json(type(config)(kept)),
+        "config": run_metadata.config_to_json(type(config)(kept)),
         "input": {
             "shape": "video [b t h w c] RGB / 255, then (x - mean) / std",
             "mean": [round(float(x), 3) for x in IMAGENET_MEAN],

@@ -61,7 +61,7 @@ def load_params(
         raise UserError("config.checkpoint is empty: name a run's workdir or a .safetensors file")
     if Path(path).suffix == ".safetensors":
         params, about = export.read_export(path)
-        config = ml_collections.ConfigDict(run_metadata.upgrade(about["config"]))
+        config = ml_collections.ConfigDict(run_metadata.upgrade_config(about["config"]))
     elif (Path(path) / SINGLE).is_file():
         imported = import_weights.read_video(open_checkpoint(path), path)
         params, config = imported.params, ml_collections.ConfigDict(imported.config)
@@ -129,7 +129,7 @@ class TokenStatistics:
 
 
 @dataclasses.dataclass(frozen=True)
-class Features:
+class VideoFeatures:
     """Pooled features and labels of all videos of a manifest, in its order.
 
     Attributes:
@@ -145,7 +145,7 @@ class Features:
     tokens: TokenStatistics
 
 
-def extract(encoder: Encoder, params: Any, batches: Iterable[Mapping[str, Any]]) -> Features:
+def extract(encoder: Encoder, params: Any, batches: Iterable[Mapping[str, Any]]) -> VideoFeatures:
     """Runs the frozen encoder over a manifest; compiles once, as all batches have one size.
 
     Args:
@@ -177,7 +177,7 @@ def extract(encoder: Encoder, params: Any, batches: Iterable[Mapping[str, Any]])
         index.append(np.asarray(batch["index"])[real_b])
         labels.append({k: np.asarray(v)[real_b] for k, v in task_labels(batch).items()})
     frames_btd, index_b = np.concatenate(frames), np.concatenate(index)
-    return Features(
+    return VideoFeatures(
         pooled={
             "mean": frames_btd.mean(axis=1),
             "frames": rearrange(frames_btd, "b t d -> b (t d)"),

@@ -23,7 +23,7 @@ from invnext_jax.stages import image_teacher, stage1
 
 @dataclasses.dataclass
 class Run:
-    """A pretraining run: its folder, record (see `runs.read_record`) and logged metrics."""
+    """A pretraining run: its folder, record (see `run_record.read_record`) and logged metrics."""
 
     folder: Path
     record: dict[str, Any]

@@ -28,4 +28,4 @@ def read_record(workdir: str | Path) -> dict[str, Any]:
     with ocp.CheckpointManager(folder, item_handlers=handlers, options=options) as manager:
         items = ocp.args.Composite(meta=ocp.args.JsonRestore())
         record = manager.restore(steps[-1], args=items)["meta"]
-    return {**record, "config": run_metadata.upgrade(record["config"])}
+    return {**record, "config": run_metadata.upgrade_config(record["config"])}

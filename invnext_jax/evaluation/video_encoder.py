@@ -100,7 +100,7 @@ class VideoEncoder:
         return video_io.read_clips(
             os.fspath(path),
             lambda count: sampling.sample_sparse(count, frames, None)[None],
-            [transforms.centre],
+            [transforms.center_crop],
             size,
             short_side=size,
             start=start,

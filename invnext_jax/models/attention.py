@@ -46,7 +46,7 @@ def attend(
     if chosen not in KERNELS:
         raise ValueError(f"attention kernel {chosen!r} is none of {KERNELS}")
     if chosen == "naive":
-        return blockwise_attention.at_once(q_bnhe, k_bmhe, v_bmhe, window)
+        return blockwise_attention.full_attention(q_bnhe, k_bmhe, v_bmhe, window)
     if chosen == "auto":
         chosen = _FUSED.get(jax.default_backend(), "auto")
     if chosen in ("cudnn", "splash"):
@@ -57,7 +57,7 @@ def attend(
         if q_bnhe.shape[1] > 1:
             _tell(f"attention {q_bnhe.shape}: {chosen} is not used, for {why_not}")
         chosen = "auto"
-    return _xla(q_bnhe, k_bmhe, v_bmhe, window, lean=chosen == "blockwise")
+    return _xla(q_bnhe, k_bmhe, v_bmhe, window, recompute=chosen == "blockwise")
 
 
 def _refusal(chosen: str, q_bnhe: jax.Array, k_bmhe: jax.Array) -> str:
@@ -72,15 +72,21 @@ def _tell(sentence: str) -> None:
     logging.info(sentence)
 
 
-def _xla(q_bnhe, k_bmhe, v_bmhe, window, *, lean):
+def _xla(q_bnhe, k_bmhe, v_bmhe, window, *, recompute):
     n, m = q_bnhe.shape[1], k_bmhe.shape[1]
-    lean = lean or n * m > blockwise_attention.CELLS
-    if window is not None and n == m and n > 2 * (blockwise_attention.band_width(window) + window):
-        run = functools.partial(blockwise_attention.in_bands, window=window)
-        return (jax.checkpoint(run) if lean else run)(q_bnhe, k_bmhe, v_bmhe)
+    recompute = recompute or n * m > blockwise_attention.CELLS
+    if (
+        window is not None
+        and n == m
+        and n > 2 * (blockwise_attention.window_block_size(window) + window)
+    ):
+        run = functools.partial(blockwise_attention.sliding_window_attention, window=window)
+        return (jax.checkpoint(run) if recompute else run)(q_bnhe, k_bmhe, v_bmhe)
     if n == 1 or window is not None:
-        return blockwise_attention.at_once(q_bnhe, k_bmhe, v_bmhe, window)
-    run = blockwise_attention.in_blocks if lean else blockwise_attention.at_once
+        return blockwise_attention.full_attention(q_bnhe, k_bmhe, v_bmhe, window)
+    run = (
+        blockwise_attention.blockwise_attention if recompute else blockwise_attention.full_attention
+    )
     if _axes(_TOKENS) is None:  # batch and heads are split by the compiler as well
         return run(q_bnhe, k_bmhe, v_bmhe)
     return _over_mesh(run, q_bnhe, k_bmhe, v_bmhe, split_tokens=True)

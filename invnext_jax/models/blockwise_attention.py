@@ -15,7 +15,7 @@ CELLS = 2**20  # logits a head that are held at once
 HIDDEN = -1e30  # logit of a key that is not seen; exp of it is 0
 
 
-def at_once(
+def full_attention(
     q_bnhe: jax.Array, k_bmhe: jax.Array, v_bmhe: jax.Array, window: int | None = None
 ) -> jax.Array:
     """Attention that holds all n x m logits; see `attention.attend`."""
@@ -28,7 +28,7 @@ def at_once(
     return _weigh(q, k, v, seen_nm).transpose(0, 2, 1, 3)
 
 
-def in_blocks(q_bnhe: jax.Array, k_bmhe: jax.Array, v_bmhe: jax.Array) -> jax.Array:
+def blockwise_attention(q_bnhe: jax.Array, k_bmhe: jax.Array, v_bmhe: jax.Array) -> jax.Array:
     """Global attention, one block of queries after the other; each sees all keys.
 
     The backward pass computes a block's logits again. At most `CELLS` logits a head are held, but
@@ -45,10 +45,12 @@ def in_blocks(q_bnhe: jax.Array, k_bmhe: jax.Array, v_bmhe: jax.Array) -> jax.Ar
     return y_gbhwe.transpose(1, 0, 3, 2, 4).reshape(b, blocks * width, h, e)[:, :n]
 
 
-def in_bands(q_bnhe: jax.Array, k_bnhe: jax.Array, v_bnhe: jax.Array, window: int) -> jax.Array:
+def sliding_window_attention(
+    q_bnhe: jax.Array, k_bnhe: jax.Array, v_bnhe: jax.Array, window: int
+) -> jax.Array:
     """Local attention in time and memory linear in n: each block sees itself and what is near."""
     b, n, h, e = q_bnhe.shape
-    blocks = -(-n // band_width(window))
+    blocks = -(-n // window_block_size(window))
     width = -(-n // blocks)  # of equal blocks, so that few places stay empty
     spare = blocks * width - n
 
@@ -73,7 +75,7 @@ def in_bands(q_bnhe: jax.Array, k_bnhe: jax.Array, v_bnhe: jax.Array, window: in
     return y_bhne[:, :, :n].transpose(0, 2, 1, 3)
 
 
-def band_width(window: int) -> int:
+def window_block_size(window: int) -> int:
     """Queries of a block in local attention, at most."""
     return max(2 * window, 16)
 

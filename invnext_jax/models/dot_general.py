@@ -18,19 +18,19 @@ FORMATS = {
     "float8": (jnp.float8_e4m3fn, 448, jnp.float32),
 }
 # `with rounding("int8"):` around the tracing chooses for every `layers.dense`; "" rounds nothing.
-rounding = jax.make_user_context("")
+quantization = jax.make_user_context("")
 
 
-def choose_product() -> Callable[..., jax.Array]:
+def select_dot_general() -> Callable[..., jax.Array]:
     """`jax.lax.dot_general`, or what stands in for it here."""
-    if rounding.value:
-        return functools.partial(in_8_bits, rounding.value)
+    if quantization.value:
+        return functools.partial(quantized_dot_general, quantization.value)
     mesh = jax.sharding.get_abstract_mesh()
     one_cpu = jax.default_backend() == "cpu" and not mesh.empty and mesh.size == 1
-    return of_flat_tokens if one_cpu else jax.lax.dot_general
+    return flat_dot_general if one_cpu else jax.lax.dot_general
 
 
-def of_flat_tokens(
+def flat_dot_general(
     x: jax.Array, kernel: jax.Array, dimensions: Any, precision: Any = None
 ) -> jax.Array:
     """The same product of two matrices, whose gradients are products of matrices too.
@@ -48,7 +48,7 @@ def of_flat_tokens(
     return multiply(x, kernel).reshape(*free, *kernel.shape[len(kernel_axes) :])
 
 
-def in_8_bits(
+def quantized_dot_general(
     form: str, x: jax.Array, kernel: jax.Array, dimensions: Any, precision: Any = None
 ) -> jax.Array:
     """The product of inputs and a kernel, both rounded to 8 bits.

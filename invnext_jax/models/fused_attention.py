@@ -37,7 +37,7 @@ def cudnn(
     """
     n, e = q_bnhe.shape[1], q_bnhe.shape[3]
     if window is not None and n <= 2 * window:
-        return blockwise_attention.at_once(q_bnhe, k_bnhe, v_bnhe, window)
+        return blockwise_attention.full_attention(q_bnhe, k_bnhe, v_bnhe, window)
     spare = -e % 8
     q, k, v = (jnp.pad(x, ((0, 0),) * 3 + ((0, spare),)) for x in (q_bnhe, k_bnhe, v_bnhe))
     attend = functools.partial(jax.nn.dot_product_attention, scale=e**-0.5, implementation="cudnn")
@@ -51,7 +51,7 @@ def cudnn(
 def _last(q_bnhe, k_bnhe, v_bnhe, window):
     """Local attention of the last `window` queries, to the last 2 `window` keys."""
     q, k, v = (x[:, -2 * window :] for x in (q_bnhe, k_bnhe, v_bnhe))
-    return blockwise_attention.at_once(q, k, v, window)[:, window:]
+    return blockwise_attention.full_attention(q, k, v, window)[:, window:]
 
 
 def splash_kernel(

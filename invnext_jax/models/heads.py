@@ -11,7 +11,7 @@ from invnext_jax.models.attention import attend
 from invnext_jax.models.gather import gather_rows, repeat
 from invnext_jax.models.layers import Dtype, ProjectionHead, dense, layer_norm
 from invnext_jax.models.positions import Grid, PositionTable
-from invnext_jax.models.sharding import whole_stream
+from invnext_jax.models.sharding import replicate_tokens
 
 
 class AlignHeads(nn.Module):
@@ -61,7 +61,7 @@ class AttentionPool(nn.Module):
         mean_bnd = jnp.mean(x_bnd.astype(jnp.float32), axis=1, keepdims=True)
 
         def project(name, tokens_bnd):
-            h_bnd = whole_stream(layer_norm(1e-5, self.dtype, f"norm_{name}")(tokens_bnd))
+            h_bnd = replicate_tokens(layer_norm(1e-5, self.dtype, f"norm_{name}")(tokens_bnd))
             h_bnd = dense(d, ("embed", "heads"), name=name, dtype=self.dtype)(h_bnd)
             return h_bnd.reshape(*h_bnd.shape[:2], self.heads, d // self.heads)
 

@@ -16,22 +16,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from invnext_jax.models.attention import attend
-from invnext_jax.models.dot_general import choose_product
+from invnext_jax.models.dot_general import select_dot_general
 from invnext_jax.models.gather import unstack
 from invnext_jax.models.sharding import (
     TOKENS,
     Lead,
     logical,
-    split_heads,
-    split_stream,
-    whole_stream,
+    replicate_tokens,
+    shard_attention_inputs,
+    shard_tokens,
 )
 
 Dtype = Any
 small_normal = nn.initializers.normal(0.02)
 # Keeps a function's inputs for the backward pass and computes what is between anew: cheap for
 # elementwise work, of which a scan over layers would stack every intermediate (five of a GELU).
-lean = functools.partial(jax.checkpoint, prevent_cse=False)
+recompute = functools.partial(jax.checkpoint, prevent_cse=False)
 
 
 def _gelu(x: jax.Array) -> jax.Array:
@@ -44,9 +44,9 @@ def _gelu(x: jax.Array) -> jax.Array:
 
 
 ACTIVATIONS = {
-    "gelu_tanh": lean(nn.gelu),
-    "gelu": lean(_gelu),
-    "quick_gelu": lean(lambda x: x * nn.sigmoid(1.702 * x)),
+    "gelu_tanh": recompute(nn.gelu),
+    "gelu": recompute(_gelu),
+    "quick_gelu": recompute(lambda x: x * nn.sigmoid(1.702 * x)),
 }
 
 
@@ -78,7 +78,7 @@ def dense(
         dtype=dtype,
         kernel_init=logical(init, tuple(axes)),
         bias_init=logical(nn.initializers.zeros, tuple(axes[contract:])),
-        dot_general_cls=choose_product,
+        dot_general_cls=select_dot_general,
         name=name,
     )
 
@@ -113,7 +113,7 @@ class RMSNorm(nn.Module):
         """Normalises [... d]."""
         scale_d = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
 
-        @lean
+        @recompute
         def normalize(x, scale_d):
             x = x.astype(jnp.float32)
             x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.eps)
@@ -141,7 +141,7 @@ class Mlp(nn.Module):
         )(h_bnf)
 
 
-def unit(x: jax.Array) -> jax.Array:
+def l2_normalize(x: jax.Array) -> jax.Array:
     """Scales the last axis to length 1, in float32."""
     x = x.astype(jnp.float32)
     return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
@@ -161,7 +161,7 @@ class ProjectionHead(nn.Module):
         x = ACTIVATIONS["gelu"](x)
         x = dense(self.width, ("mlp", "embed"), name="fc2", dtype=self.dtype)(x)
         x = layer_norm(1e-5, jnp.float32, "norm")(x)
-        return unit(x) if self.normalize else x
+        return l2_normalize(x) if self.normalize else x
 
 
 class SelfAttention(nn.Module):
@@ -180,7 +180,9 @@ class SelfAttention(nn.Module):
         q_bnd, k_bnd, v_bnd = unstack(qkv(x_bnd))
         q_bnd = RMSNorm(self.dtype, name="q_norm")(q_bnd)
         k_bnd = RMSNorm(self.dtype, name="k_norm")(k_bnd)
-        y_bnhe = attend(*split_heads(*(part.reshape(split) for part in (q_bnd, k_bnd, v_bnd))))
+        y_bnhe = attend(
+            *shard_attention_inputs(*(part.reshape(split) for part in (q_bnd, k_bnd, v_bnd)))
+        )
         return dense(d, ("heads", "embed"), name="proj", dtype=self.dtype, init=self.out_init)(
             y_bnhe.reshape(b, n, d)
         )
@@ -262,7 +264,7 @@ def run_stack(
     Returns:
       The final stream [b n d] and the tapped states [k b n d].
     """
-    x_bnd = split_stream(whole_stream(x_bnd), lead)
+    x_bnd = shard_tokens(replicate_tokens(x_bnd), lead)
     # A tapped state goes into its slot; all others go into one more slot, that is thrown away.
     slots = np.full((depth + 1,), len(taps), np.int32)
     slots[list(taps)] = np.arange(len(taps))
@@ -272,7 +274,7 @@ def run_stack(
     def body(block, carry, layer):
         index, rate, slot = layer
         x_bnd, taps_kbnd = carry
-        x_bnd = split_stream(block(x_bnd, index, rate), lead)
+        x_bnd = shard_tokens(block(x_bnd, index, rate), lead)
         taps_kbnd = jax.lax.dynamic_update_index_in_dim(taps_kbnd, x_bnd, slot, 0)
         return (x_bnd, taps_kbnd if taps else carry[1]), None
 
@@ -288,4 +290,4 @@ def run_stack(
     )
     layers = (jnp.arange(depth), rates, jnp.asarray(slots[1:]))
     (x_bnd, taps_kbnd), _ = scan(block, (x_bnd, taps_kbnd), layers)
-    return whole_stream(x_bnd), whole_stream(taps_kbnd[: len(taps)])
+    return replicate_tokens(x_bnd), replicate_tokens(taps_kbnd[: len(taps)])

@@ -27,7 +27,12 @@ from invnext_jax.models.layers import (
     run_stack,
 )
 from invnext_jax.models.positions import Grid, PositionTable, apply_rotary, sincos_table
-from invnext_jax.models.sharding import logical, split_heads, split_stream, whole_stream
+from invnext_jax.models.sharding import (
+    logical,
+    replicate_tokens,
+    shard_attention_inputs,
+    shard_tokens,
+)
 from invnext_jax.models.vit import VisionBlock
 
 KINDS = ("modernbert", "vit", "vjepa")  # of `config.predictor.kind`
@@ -66,7 +71,7 @@ class ModernBertLayer(nn.Module):
         if only_bm is not None and reach is None:
             q_bnd, x_bnd = (gather_tokens(x, only_bm) for x in (q_bnhe.reshape(b, n, d), x_bnd))
             q_bnhe = q_bnd.reshape(b, -1, *split[2:])
-        y_bnd = attend(*split_heads(q_bnhe, k_bnhe, v_bnhe), reach).reshape(b, -1, d)
+        y_bnd = attend(*shard_attention_inputs(q_bnhe, k_bnhe, v_bnhe), reach).reshape(b, -1, d)
         if only_bm is not None and reach is not None:  # a window wants all queries in their places
             y_bnd, x_bnd = (gather_tokens(x, only_bm) for x in (y_bnd, x_bnd))
         proj = dense(d, ("heads", "embed"), name="proj", **linear)
@@ -124,7 +129,7 @@ class Predictor(nn.Module):
             wanted_bm = jnp.take_along_axis(masked_bm, chosen_bm, axis=1) + self.class_tokens
         x_bnd = self._sequence(tokens_bnd, keep_bk, masked_bm, grid)
         self.sow("intermediates", "sequence", x_bnd)
-        x_bnd = split_stream(whole_stream(x_bnd))
+        x_bnd = shard_tokens(replicate_tokens(x_bnd))
         x_bnd = ProjectionHead(self.width, False, self.dtype, name="project")(x_bnd)
         self.sow("intermediates", "projected", x_bnd)
         if self.kind == "vit":
@@ -154,9 +159,9 @@ class Predictor(nn.Module):
             window = None if number % 3 == 0 else self.window
             layer = nn.remat(ModernBertLayer) if self.remat != "none" else ModernBertLayer
             layer = layer(self.heads, self.mlp_width, window, self.dtype, name=f"layer{i}")
-            x_bnd = layer(split_stream(x_bnd), only_bm if i == self.depth - 1 else None)
+            x_bnd = layer(shard_tokens(x_bnd), only_bm if i == self.depth - 1 else None)
             self.sow("intermediates", f"after{i}", x_bnd)
-        return whole_stream(x_bnd)
+        return replicate_tokens(x_bnd)
 
 
 class VJepaPredictor(nn.Module):

@@ -43,12 +43,12 @@ def logical(init: Callable[..., Any], axes: Sequence[str | None]) -> Callable[..
     return boxed
 
 
-def split_stream(x_bnd: jax.Array, lead: Lead = TOKENS) -> jax.Array:
+def shard_tokens(x_bnd: jax.Array, lead: Lead = TOKENS) -> jax.Array:
     """Splits a token stream over the devices, each with its own clips and tokens."""
     return nn.with_logical_constraint(x_bnd, (*lead, None))
 
 
-def whole_stream(x_bnd: jax.Array) -> jax.Array:
+def replicate_tokens(x_bnd: jax.Array) -> jax.Array:
     """Gives every device all tokens of its clips: picking and joining tokens would else move them.
 
     Stands where a split stream begins and ends, so that each costs one gathering.
@@ -56,7 +56,7 @@ def whole_stream(x_bnd: jax.Array) -> jax.Array:
     return nn.with_logical_constraint(x_bnd, (*(None,) * (x_bnd.ndim - 3), "batch", None, None))
 
 
-def split_heads(
+def shard_attention_inputs(
     q_bnhe: jax.Array, k_bnhe: jax.Array, v_bnhe: jax.Array, lead: Lead = TOKENS
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Splits queries by their tokens, and gathers the keys and values that all of them look at."""

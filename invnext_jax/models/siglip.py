@@ -8,7 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from invnext_jax.models.layers import Dtype, dense, layer_norm, run_stack, small_normal, unit
+from invnext_jax.models.layers import (
+    Dtype,
+    dense,
+    l2_normalize,
+    layer_norm,
+    run_stack,
+    small_normal,
+)
 from invnext_jax.models.vit import VisionBlock
 
 
@@ -33,7 +40,9 @@ class TextTower(nn.Module):
         block = VisionBlock(self.heads, self.mlp_width, self.dtype, name="blocks")
         x_jnd, _ = run_stack(block, x_jnd, depth=self.depth)
         x_jd = layer_norm(1e-6, self.dtype, "norm")(x_jnd[:, -1])
-        return unit(dense(self.out_width, ("embed", None), name="proj", dtype=self.dtype)(x_jd))
+        return l2_normalize(
+            dense(self.out_width, ("embed", None), name="proj", dtype=self.dtype)(x_jd)
+        )
 
 
 class SigLip(nn.Module):

@@ -12,7 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
-from invnext_jax.models.layers import Dtype, Mlp, dense, layer_norm, run_stack, small_normal, unit
+from invnext_jax.models.layers import (
+    Dtype,
+    Mlp,
+    dense,
+    l2_normalize,
+    layer_norm,
+    run_stack,
+    small_normal,
+)
 from invnext_jax.models.patches import IMAGENET_MEAN, IMAGENET_STD
 from invnext_jax.models.positions import cubic_weights, linear_weights, resize_table
 from invnext_jax.models.sharding import IMAGES, logical
@@ -79,7 +87,7 @@ def resample(seen: TeacherOutput, old: int, new: int) -> TeacherOutput:
 
     attention_bn = resize(seen.attention_bn[..., None])[..., 0]
     attention_bn = attention_bn / jnp.sum(attention_bn, axis=1, keepdims=True)
-    return TeacherOutput(unit(resize(seen.taps_lbnd)), seen.pooled_bd, attention_bn)
+    return TeacherOutput(l2_normalize(resize(seen.taps_lbnd)), seen.pooled_bd, attention_bn)
 
 
 class AttentionPoolingHead(nn.Module):
@@ -144,7 +152,7 @@ class SigLip2(nn.Module):
         x_bnd = layer_norm(1e-6, self.dtype, "norm")(x_bnd)
         head = AttentionPoolingHead(self.heads, self.mlp_width, self.dtype, name="head")
         pooled_bd, attention_bn = head(x_bnd)
-        return TeacherOutput(unit(taps_lbnd), unit(pooled_bd), attention_bn)
+        return TeacherOutput(l2_normalize(taps_lbnd), l2_normalize(pooled_bd), attention_bn)
 
 
 class ClassTokenTeacher(nn.Module):
@@ -202,7 +210,7 @@ class ClassTokenTeacher(nn.Module):
         attention_bn = self._last_attention(taps_lbnd[taps.index(self.depth - 1)])
         pooled_bd = layer_norm(self.eps, jnp.float32, "norm")(x_bnd[:, 0])
         taps_lbnd = taps_lbnd[: len(self.taps), :, 1 + self.registers :]
-        return TeacherOutput(unit(taps_lbnd), unit(pooled_bd), attention_bn)
+        return TeacherOutput(l2_normalize(taps_lbnd), l2_normalize(pooled_bd), attention_bn)
 
     def _tokens(self, images_bhwc):
         patches_bnp, rows, columns = cut_patches(images_bhwc, self.patch)

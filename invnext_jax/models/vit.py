@@ -10,7 +10,7 @@ from einops import rearrange
 
 from invnext_jax.models.attention import attend
 from invnext_jax.models.layers import Dtype, Mlp, dense, layer_norm
-from invnext_jax.models.sharding import TOKENS, Lead, split_heads
+from invnext_jax.models.sharding import TOKENS, Lead, shard_attention_inputs
 
 
 class VisionAttention(nn.Module):
@@ -38,7 +38,7 @@ class VisionAttention(nn.Module):
             return h_bnd.reshape(*h_bnd.shape[:2], self.heads, d // self.heads)
 
         parts = project("q", query_bnd), project("k", x_bnd), project("v", x_bnd)
-        q_bnhe, k_bnhe, v_bnhe = split_heads(*parts, self.lead)
+        q_bnhe, k_bnhe, v_bnhe = shard_attention_inputs(*parts, self.lead)
         y_bnd = rearrange(attend(q_bnhe, k_bnhe, v_bnhe), "b n h e -> b n (h e)")
         y_bnd = dense(d, ("heads", "embed"), name="proj", dtype=self.dtype)(y_bnd)
         if not weights:

@@ -36,7 +36,7 @@ class MetricWriter:
         self._told, self._opened = False, 0
         if jax.process_index() == 0:
             try:
-                cut_metrics(workdir, step)
+                truncate_metrics(workdir, step)
                 self._open()
             except OSError as error:
                 raise UserError(
@@ -178,7 +178,7 @@ def read_metrics(workdir: str | pathlib.Path) -> list[dict[str, Any]]:
     return records
 
 
-def set_aside(workdir: str | pathlib.Path) -> pathlib.Path:
+def rename_metrics_file(workdir: str | pathlib.Path) -> pathlib.Path:
     """Renames metrics.jsonl to a name that is free, which it gives."""
     path = pathlib.Path(workdir) / FILE
     target, number = path.with_name(FILE + ".old"), 1
@@ -188,7 +188,7 @@ def set_aside(workdir: str | pathlib.Path) -> pathlib.Path:
     return path.rename(target)
 
 
-def cut_metrics(workdir: str | pathlib.Path, step: int) -> None:
+def truncate_metrics(workdir: str | pathlib.Path, step: int) -> None:
     """Cuts the records beyond `step` off metrics.jsonl; the file is replaced as a whole."""
     path = pathlib.Path(workdir) / FILE
     if not path.exists():

@@ -71,9 +71,9 @@ class Progress:
         if self._bar is not None:
             self._bar.set_postfix_str(text.partition("  ")[2], refresh=False)
         else:
-            self.tell(text)
+            self.log(text)
 
-    def tell(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """Prints a line, above the bar where there is one."""
         if self._bar is not None:
             self._bar.write(text, file=self._out)

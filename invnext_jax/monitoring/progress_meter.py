@@ -8,7 +8,7 @@ from tqdm import tqdm
 LINE_EVERY_SECONDS = 10.0
 
 
-class Meter:
+class ProgressMeter:
     """Shows how much of `total` is done, how fast it goes and how long it will take.
 
     Args:
@@ -26,7 +26,7 @@ class Meter:
         self._note = ""
         self._started = self._last = time.monotonic()
 
-    def __enter__(self) -> "Meter":
+    def __enter__(self) -> "ProgressMeter":
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -131,9 +131,9 @@ class Reporter:
         scores, self._scores = self._scores, []
         return sum(scores) / len(scores) if scores else None
 
-    def tell(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """Prints a line."""
-        self._progress.tell(text)
+        self._progress.log(text)
 
     def close(self) -> None:
         """Closes files and bar."""

@@ -83,7 +83,9 @@ class Watchdog:
             f"{jax.process_index()}): after step {self._step}, in {self._doing}; the threads:"
         ]
         heard = {process: said for process, (_, said) in self._heard.items()}
-        print(*list_laggards(heard, time.monotonic()), *lines, sep="\n", file=self._out, flush=True)
+        print(
+            *list_stragglers(heard, time.monotonic()), *lines, sep="\n", file=self._out, flush=True
+        )
         faulthandler.dump_traceback(file=self._out)
 
     def _report_to_others(self, past: float) -> None:
@@ -109,7 +111,7 @@ class Watchdog:
             self._thread.join()
 
 
-def list_laggards(heard: Mapping[int, Heard], now: float) -> list[str]:
+def list_stragglers(heard: Mapping[int, Heard], now: float) -> list[str]:
     """A line for each process: those at the lowest step first, of these the longest silent.
 
     Args:

@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from invnext_jax.errors import UserError, in_short
+from invnext_jax.errors import UserError, summarize_error
 from invnext_jax.multihost import distributed, host_check
 
 WAIT_SECONDS = 1200.0  # a slow disk may take so long
@@ -22,10 +22,10 @@ _FOLDER = "invnext_jax/together/"
 _LOOK_SECONDS = 0.05  # how often process 0 looks for the parts of the others
 _SIGNAL_SECONDS = 1  # Python handles no signal while it waits in the store
 _numbers = itertools.count()  # all processes come to the same rounds in the same order
-_read: list["Round"] = []  # in process 0: rounds whose results it has read
+_read: list["HostExchange"] = []  # in process 0: rounds whose results it has read
 
 
-class Round:
+class HostExchange:
     """One question that every process answers; made by all processes, in the same order.
 
     Args:
@@ -40,7 +40,9 @@ class Round:
         """Gives this process's part (JSON); only the first one counts."""
         if self._said is None:
             self._said = json.dumps(part)
-            distributed.client().key_value_set(self._key(f"said/{jax.process_index()}"), self._said)
+            distributed.key_value_client().key_value_set(
+                self._key(f"said/{jax.process_index()}"), self._said
+            )
 
     def collect(self, timeout_seconds: float = WAIT_SECONDS) -> dict[int, Any]:
         """In process 0: waits for the parts of all processes.
@@ -50,7 +52,7 @@ class Round:
         """
         deadline = time.monotonic() + timeout_seconds
         while True:
-            found = distributed.client().key_value_dir_get(self._key("said/"))
+            found = distributed.key_value_client().key_value_dir_get(self._key("said/"))
             parts = {int(key.rpartition("/")[2]): json.loads(text) for key, text in found}
             absent = set(range(jax.process_count())) - set(parts)
             if not absent:
@@ -63,7 +65,7 @@ class Round:
         """In process 0: gives the result (JSON) to all; only the first one counts."""
         if self._result is None:
             self._result = json.dumps(result)
-            distributed.client().key_value_set(self._key("result"), self._result)
+            distributed.key_value_client().key_value_set(self._key("result"), self._result)
 
     def result(self, timeout_seconds: float = WAIT_SECONDS) -> Any:
         """Waits until process 0 has concluded.
@@ -75,7 +77,9 @@ class Round:
         while self._result is None:
             try:
                 key, milliseconds = self._key("result"), 1000 * _SIGNAL_SECONDS
-                self._result = distributed.client().blocking_key_value_get(key, milliseconds)
+                self._result = distributed.key_value_client().blocking_key_value_get(
+                    key, milliseconds
+                )
             except jax.errors.JaxRuntimeError as error:
                 if "DEADLINE_EXCEEDED" not in str(error):
                     raise
@@ -87,27 +91,29 @@ class Round:
 
     def forget(self) -> None:
         """In process 0, once all have read the result: removes what was said."""
-        distributed.client().key_value_delete(self._key(""))
+        distributed.key_value_client().key_value_delete(self._key(""))
 
     def _key(self, name: str) -> str:
         return f"{_FOLDER}{self._number}/{name}"
 
     def _describe_absent(self, absent: set[int], seconds: float) -> str:
-        return host_check.describe_absent(absent, distributed.hosts(), seconds, self._where)
+        return host_check.describe_missing_hosts(
+            absent, distributed.host_names(), seconds, self._where
+        )
 
 
-class Told:
-    """What process 0 tells all others: `value` (JSON), set within `agreeing` and read after it."""
+class Broadcast:
+    """A JSON `value` that process 0 sets inside `all_hosts_agree`; all processes read it after."""
 
     value: Any = None
 
 
 @contextlib.contextmanager
-def agreeing(
+def all_hosts_agree(
     where: str,
     kinds: tuple[type[Exception], ...] = (UserError,),
     timeout_seconds: float = WAIT_SECONDS,
-) -> Iterator[Told]:
+) -> Iterator[Broadcast]:
     """Waits at its end for all processes; what one raises within it, all raise there.
 
     Between its start and the error there must be nothing that waits for other processes.
@@ -124,7 +130,7 @@ def agreeing(
     Raises:
         UserError: somebody raised it, or did not come.
     """
-    told, mine = Told(), None
+    told, mine = Broadcast(), None
     if jax.process_count() == 1:
         yield told
         return
@@ -132,7 +138,7 @@ def agreeing(
         yield told
     except Exception as error:
         mine = error
-    asked = Round(where)
+    asked = HostExchange(where)
     asked.say(_describe(mine, kinds))
     if jax.process_index() == 0:
         try:
@@ -152,7 +158,7 @@ def agreeing(
     number, grade, text = result["refusals"][0]
     if mine is not None and _describe(mine, kinds)[0] == grade:
         raise mine
-    said_by = "" if number is None else f"{distributed.name(number)}: "
+    said_by = "" if number is None else f"{distributed.describe_process(number)}: "
     raise (UserError if grade < 0 else kinds[grade])(said_by + text) from mine
 
 
@@ -163,4 +169,4 @@ def _describe(error: Exception | None, kinds: tuple[type[Exception], ...]) -> li
     for grade, kind in enumerate(kinds):
         if isinstance(error, kind):
             return [grade, str(error)]
-    return [-1, f"it ended with {in_short(error)}"]
+    return [-1, f"it ended with {summarize_error(error)}"]

@@ -52,7 +52,7 @@ def initialize(
     """
     member = find_membership(os.environ, address, processes, process_id)
     if member is not None:
-        host_check.call_roll(member.address, member.processes, member.process_id, timeout_seconds)
+        host_check.check_hosts(member.address, member.processes, member.process_id, timeout_seconds)
         jax.distributed.initialize(
             member.address,
             member.processes,
@@ -70,7 +70,7 @@ def initialize(
             shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
         )
     if jax.process_count() > 1:
-        client().key_value_set(_HOST + str(jax.process_index()), socket.gethostname())
+        key_value_client().key_value_set(_HOST + str(jax.process_index()), socket.gethostname())
 
 
 def find_membership(
@@ -153,24 +153,24 @@ def _on_tpu() -> bool:
     return bool(chips) and importlib.util.find_spec("libtpu") is not None
 
 
-def tell(text: str) -> None:
+def log_on_process_0(text: str) -> None:
     """Prints a line, in process 0 alone."""
     if jax.process_index() == 0:
         print(text, flush=True)
 
 
-def name(process: int) -> str:
+def describe_process(process: int) -> str:
     """A process for a message: its number and its host."""
-    host = hosts().get(process)
+    host = host_names().get(process)
     return f"process {process}" + (f" (host {host})" if host else "")
 
 
-def hosts() -> dict[int, str]:
+def host_names() -> dict[int, str]:
     """Host names of the processes of a run of several."""
-    found = client().key_value_dir_get(_HOST)
+    found = key_value_client().key_value_dir_get(_HOST)
     return {int(key.rpartition("/")[2]): host for key, host in found}
 
 
-def client() -> "jax_distributed.DistributedRuntimeClient":
+def key_value_client() -> "jax_distributed.DistributedRuntimeClient":
     """The key-value store that all processes of a run of several share."""
     return jax_distributed.global_state.client

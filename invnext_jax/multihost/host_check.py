@@ -17,7 +17,7 @@ _RETRY_SECONDS = 0.2
 _REPORT_SECONDS = 5.0  # whoever says nothing for so long is none of ours
 
 
-def call_roll(address: str, processes: int, process_id: int, timeout_seconds: float) -> list[str]:
+def check_hosts(address: str, processes: int, process_id: int, timeout_seconds: float) -> list[str]:
     """Waits until all processes have reported to process 0.
 
     Args:
@@ -47,7 +47,7 @@ def call_roll(address: str, processes: int, process_id: int, timeout_seconds: fl
     return answer["hosts"]
 
 
-def describe_absent(
+def describe_missing_hosts(
     absent: Collection[int], hosts: Mapping[int, str], timeout_seconds: float, where: str = ""
 ) -> str:
     """A sentence that names processes that did not come.
@@ -92,7 +92,7 @@ def _listen(port: int, processes: int, timeout_seconds: float) -> dict:
             waiting.append(connection)
         absent = set(range(processes)) - set(hosts)
         if absent and not error:
-            error = describe_absent(absent, hosts, timeout_seconds)
+            error = describe_missing_hosts(absent, hosts, timeout_seconds)
         answer = {"error": error, "hosts": [hosts.get(i, "") for i in range(processes)]}
         for connection in waiting:
             with contextlib.suppress(OSError):

@@ -14,14 +14,14 @@ from invnext_jax.multihost.preemption import Preemption
 EVERY_STEPS = 4  # how often several processes ask each other
 
 
-class Wish(NamedTuple):
+class HostFlags(NamedTuple):
     """What all processes do now."""
 
     stop: bool
     save: bool
 
 
-class Agreement:
+class StopAndSave:
     """Asks between steps; a single process decides at once.
 
     Several processes add up their wishes on the devices, as a tiny computation behind the step
@@ -40,35 +40,35 @@ class Agreement:
         self._under_way = None
         self._add = jax.jit(lambda x: jnp.max(x, axis=0), out_shardings=NamedSharding(mesh, P()))
 
-    def saved(self, step: int) -> None:
+    def reset_timer(self, step: int) -> None:
         """Starts the clock anew; what stands after `step` is on its way, or was restored."""
         self._saved_at, self._saved_step = time.monotonic(), step
 
-    def look(self, step: int) -> Wish:
+    def poll(self, step: int) -> HostFlags:
         """What to do after `step`; every process calls it after each of its steps.
 
         It is never to save what was saved or restored at this very step.
         """
-        wish = self._agree(step)
-        return wish._replace(save=wish.save and step > self._saved_step)
+        flags = self._agree(step)
+        return flags._replace(save=flags.save and step > self._saved_step)
 
-    def _agree(self, step: int) -> Wish:
+    def _agree(self, step: int) -> HostFlags:
         clock = jax.process_index() == 0 and self._seconds > 0
-        mine = Wish(
+        mine = HostFlags(
             self._preemption.requested,
             clock and time.monotonic() - self._saved_at >= self._seconds,
         )
         if jax.process_count() == 1:
             return mine
-        agreed = Wish(False, False)
+        agreed = HostFlags(False, False)
         if self._under_way is not None:
-            agreed = Wish(*np.asarray(jax.device_get(self._under_way)).astype(bool).tolist())
+            agreed = HostFlags(*np.asarray(jax.device_get(self._under_way)).astype(bool).tolist())
             self._under_way = None
         if step % EVERY_STEPS == 0:
             self._under_way = self._sum(mine)
         return agreed
 
-    def _sum(self, mine: Wish) -> jax.Array:
+    def _sum(self, mine: HostFlags) -> jax.Array:
         rows = sum(d.process_index == jax.process_index() for d in self._mesh.devices.flat)
         sharding = NamedSharding(self._mesh, P(self._mesh.axis_names))
         local = np.tile(np.array(mine, np.int32), (rows, 1))

@@ -42,7 +42,7 @@ def check_settings(settings: Any, places: int) -> None:
             )
 
 
-def draw(
+def sample_masks(
     key: jax.Array, batch: int, grid: Grid, settings: Any, attention_bts: jax.Array | None = None
 ) -> list[Mask]:
     """The masks of one step: one for each kind of block of multi-block masks, else a single one.
@@ -183,7 +183,7 @@ def predicted_count(masked: int, share: float) -> int:
     return max(1, round(share * masked))
 
 
-def choose(key: jax.Array, masked_bm: jax.Array, share: float) -> jax.Array:
+def sample_predicted(key: jax.Array, masked_bm: jax.Array, share: float) -> jax.Array:
     """Draws evenly, for each clip, which of the masked places are predicted.
 
     Args:

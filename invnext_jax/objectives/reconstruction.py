@@ -28,7 +28,7 @@ class Noise(NamedTuple):
 Decode = Callable[[jax.Array | None, jax.Array | None, jax.Array], jax.Array]
 
 
-def draw_noise(t_key: jax.Array, noise_key: jax.Array, count: int, pixels: int) -> Noise:
+def sample_noise(t_key: jax.Array, noise_key: jax.Array, count: int, pixels: int) -> Noise:
     """Draws timesteps, evenly, and standard normal noise of `count` patches.
 
     Args:

@@ -84,7 +84,9 @@ def token_lengths(config: Any) -> Lengths:
     """How long the token streams of a run are."""
     frames, side = config.data.frames, config.data.size // config.encoder.patch
     attention_bts = jax.ShapeDtypeStruct((1, frames, side * side), jnp.float32)
-    draw = functools.partial(masks.draw, batch=1, grid=(frames, side, side), settings=config.mask)
+    draw = functools.partial(
+        masks.sample_masks, batch=1, grid=(frames, side, side), settings=config.mask
+    )
     key = jax.eval_shape(lambda: jax.random.key(0))
     drawn = jax.eval_shape(lambda key, a_bts: draw(key, attention_bts=a_bts), key, attention_bts)
     visible = tuple(keep_bk.shape[1] for keep_bk, _ in drawn)

@@ -45,7 +45,7 @@ def make_plan(config: ml_collections.ConfigDict, device_name: str) -> dict[str, 
 
     Args:
         config: of the run; `config.mesh` says how the devices are laid out.
-        device_name: one of `devices.DEVICES`.
+        device_name: one of `throughput.DEVICES`.
 
     Returns:
         Plain numbers: bytes are of one device, FLOPs of a step over all devices, times in seconds.

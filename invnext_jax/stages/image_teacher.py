@@ -12,7 +12,7 @@ from einops import rearrange
 
 from invnext_jax.errors import UserError
 from invnext_jax.models import teachers
-from invnext_jax.models.dot_general import rounding
+from invnext_jax.models.dot_general import quantization
 from invnext_jax.weights import assets
 from invnext_jax.weights.export import config_mismatches, read_export, require_part
 from invnext_jax.weights.match import match_tree
@@ -79,7 +79,7 @@ def see(config: Any, params: Any, video_bthwc: jax.Array) -> teachers.TeacherOut
     """
     t = config.teacher
     images = teachers.preprocess(video_bthwc, t.size, t.kind)
-    with rounding(config.quantize_frozen):
+    with quantization(config.quantize_frozen):
         seen = teachers.from_config(config).apply({"params": params}, images)
     old, new = t.size // t.patch, video_bthwc.shape[2] // config.encoder.patch
     return seen if old == new else teachers.resample(seen, old, new)

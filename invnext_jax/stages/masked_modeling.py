@@ -85,11 +85,11 @@ def complete(
     """
     draws, share = Draws(*mask), config.mask.predicted
     if share < 1:
-        draws = draws._replace(chosen_bm=masks.choose(choice_key, draws.masked_bm, share))
+        draws = draws._replace(chosen_bm=masks.sample_predicted(choice_key, draws.masked_bm, share))
     if not (config.loss["pixels"] and config.decoder.kind == "diffusion"):
         return draws
     n, pixels = draws.predicted_bm.size * config.decoder.noise_draws, 3 * config.encoder.patch**2
-    return draws._replace(noise=reconstruction.draw_noise(t_key, noise_key, n, pixels))
+    return draws._replace(noise=reconstruction.sample_noise(t_key, noise_key, n, pixels))
 
 
 def init_params(config: Any, model: nn.Module, key: jax.Array) -> Any:

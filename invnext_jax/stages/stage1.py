@@ -182,7 +182,7 @@ def draw(
       attention_bts: the teacher's attention to each patch, for a semantic mask.
     """
     mask_key, t_key, noise_key, choice_key = (jax.random.fold_in(key, i) for i in (0, 1, 2, 4))
-    mask = masks.draw(mask_key, batch, grid, config.mask, attention_bts)[0]
+    mask = masks.sample_masks(mask_key, batch, grid, config.mask, attention_bts)[0]
     return complete(config, mask, t_key, noise_key, choice_key)
 
 

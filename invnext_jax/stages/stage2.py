@@ -18,12 +18,12 @@ from einops import rearrange
 
 from invnext_jax.errors import UserError
 from invnext_jax.models import decoder, encoder, predictor, teachers
-from invnext_jax.models.dot_general import rounding
+from invnext_jax.models.dot_general import quantization
 from invnext_jax.models.gather import gather_tokens
 from invnext_jax.models.heads import AttentionPool
-from invnext_jax.models.layers import ProjectionHead, unit
+from invnext_jax.models.layers import ProjectionHead, l2_normalize
 from invnext_jax.models.patches import Grid, clip_grid, normalize
-from invnext_jax.models.sharding import split_stream, whole_stream
+from invnext_jax.models.sharding import replicate_tokens, shard_tokens
 from invnext_jax.objectives import losses, masks
 from invnext_jax.planning.flops import step_flops as step_flops  # one of what a stage gives
 from invnext_jax.stages import image_teacher, initialization
@@ -86,7 +86,7 @@ class Model(DecodingModel):
             latents_bmd = self.predictor(tokens_bnd, keep_bk, masked_bm, grid, chosen_bm)
         if self.head is not None:
             # The head ends in unit length and the reference normalises once more.
-            predicted_bmd = unit(whole_stream(self.head(split_stream(latents_bmd))))
+            predicted_bmd = l2_normalize(replicate_tokens(self.head(shard_tokens(latents_bmd))))
         if self.align_visible is not None:
             aligned_bkd = self.align_visible(tokens_bnd[:, self.encoder.class_tokens :])
         return Features(predicted_bmd, aligned_bkd, latents_bmd)
@@ -224,7 +224,7 @@ def draw(
       key: random key.
       attention_bts: the image teacher's attention to each patch, for a semantic mask.
     """
-    drawn = masks.draw(jax.random.fold_in(key, 0), batch, grid, config.mask, attention_bts)
+    drawn = masks.sample_masks(jax.random.fold_in(key, 0), batch, grid, config.mask, attention_bts)
     noise_key, choice_key = (jax.random.fold_in(key, i) for i in (2, 4))
     return [
         complete(
@@ -265,11 +265,11 @@ def target_tokens(
         return rearrange(seen.taps_lbnd[-1], "(b t) s d -> b (t s) d", t=video_bthwc.shape[1])
     drops = config.target.drop_path and droppath_key is not None
     rngs = {"droppath": droppath_key} if drops else None
-    with rounding(config.quantize_frozen):
+    with quantization(config.quantize_frozen):
         tokens_bnd = model.encoder.apply(
             {"params": frozen["target"]}, video_bthwc, rngs=rngs
         ).tokens_bnd
-    return unit(tokens_bnd[:, model.encoder.class_tokens :])
+    return l2_normalize(tokens_bnd[:, model.encoder.class_tokens :])
 
 
 def loss_fn(
@@ -366,6 +366,6 @@ def diagnostics(
         metrics[f"{name}_std"] = losses.feature_std(x)
         metrics[f"{name}_rank"] = losses.effective_rank(x)
     metrics["target_position_share"] = losses.position_share(target_bnd)
-    position_1nd = unit(jnp.mean(target_bnd, axis=0, keepdims=True))
+    position_1nd = l2_normalize(jnp.mean(target_bnd, axis=0, keepdims=True))
     metrics["position_loss"] = losses.cosine_loss(position_1nd, target_bnd)
     return metrics

@@ -2,7 +2,7 @@
 
     <out>/spec.json                     what the world is; another spec is refused
     <out>/<split>/000000.mp4            the clip, 8 frames a second
-    <out>/gt/<split>/000000.npz         depth, boxes, visible, ids: see `world_render.Clip`
+    <out>/gt/<split>/000000.npz         depth, boxes, visible, ids: see `render.Clip`
     <out>/<split>.captions.jsonl        image-level and video-level captions with their attributes
     <out>/<split>.csv                   the manifest, written when everything else is there
 
@@ -24,7 +24,7 @@ from av.video.reformatter import VideoReformatter
 
 from invnext_jax import atomic_file
 from invnext_jax.errors import UserError
-from invnext_jax.monitoring.progress_meter import Meter
+from invnext_jax.monitoring.progress_meter import ProgressMeter
 from invnext_jax.synthetic_world import captions as captions_lib
 from invnext_jax.synthetic_world import render, scene
 from invnext_jax.synthetic_world.scene import WorldSpec
@@ -70,7 +70,7 @@ def write_world(
         return manifest
     todo = _unfinished(spec, out_dir, videos)
     done = videos - len(todo)
-    with Meter(videos, "clip", progress, begun=done) as meter:
+    with ProgressMeter(videos, "clip", progress, begun=done) as meter:
         for more in _write_all(spec, out_dir, todo, min(workers, len(todo))):
             done += more
             meter.show(done, spec.split)

@@ -24,7 +24,7 @@ class Clip:
         video: uint8 [t h w c], RGB.
         depth: float16 [t h w], distance from the camera.
         boxes: float32 [t k 4], x0 y0 x1 y1 in [0, 1]; zeros for an object that is not there. For
-            what the box is of an object that straddles the border, see `world_scene.Scene`.
+            what the box is of an object that straddles the border, see `scene.Scene`.
         visible: int32 [t k], pixels that show the object (both pieces, when it straddles).
         ids: int8 [t h w], 0 background, k + 1 where object k is seen.
         labels: Class number for each task of the level.

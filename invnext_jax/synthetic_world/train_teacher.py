@@ -22,7 +22,7 @@ import numpy as np
 from invnext_jax.checkpointing import run_metadata
 from invnext_jax.errors import UserError
 from invnext_jax.models import teachers
-from invnext_jax.models.layers import unit
+from invnext_jax.models.layers import l2_normalize
 from invnext_jax.models.siglip import SigLip, TextTower
 from invnext_jax.monitoring import reporter as reporter_lib
 from invnext_jax.synthetic_world import tokenizer, world
@@ -165,7 +165,7 @@ def class_embeddings(
             rows[next(iter(caption.attributes.items()))].append(text_d)
     return {
         task: np.asarray(
-            unit(np.stack([np.mean(rows[task, i], axis=0) for i in range(len(names))]))
+            l2_normalize(np.stack([np.mean(rows[task, i], axis=0) for i in range(len(names))]))
         )
         for task, names in classes.items()
         if (task, 0) in rows

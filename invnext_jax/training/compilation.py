@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from invnext_jax.training.state import TrainState
-from invnext_jax.training.step import MeasureFn, Metrics, StepFn, take_part
+from invnext_jax.training.step import MeasureFn, Metrics, StepFn, take_microbatch
 
 _CACHE_BYTES = 8 * 2**30  # what the folder may hold when a run starts
 
@@ -96,7 +96,7 @@ def compile_diagnostics(
         params: Any, step: jax.Array, frozen: Any, batch: dict[str, jax.Array], root_key: jax.Array
     ) -> Metrics:
         key = jax.random.fold_in(root_key, step)
-        return diagnostics(params, frozen, *take_part(batch, key, 0, parts))
+        return diagnostics(params, frozen, *take_microbatch(batch, key, 0, parts))
 
     jitted = jax.jit(measure, out_shardings=root_key.sharding)
     seen = {**frozen, **state.follow}

@@ -105,7 +105,7 @@ def init_state(
     return jax.jit(init, out_shardings=shardings, compiler_options=options)(key)
 
 
-def start_following(state: TrainState, copies: Copies, ema: bool = False) -> TrainState:
+def init_copies(state: TrainState, copies: Copies, ema: bool = False) -> TrainState:
     """The state in which each copy, and the moving average, stand where the parameters do."""
     # True copies: the step donates the state, and no buffer may be donated twice.
     follow = {name: jax.tree.map(jnp.copy, state.params[group]) for name, group in copies.items()}

@@ -15,14 +15,14 @@ LossFn = Callable[[Any, Any, dict[str, jax.Array], jax.Array], tuple[jax.Array, 
 StepFn = Callable[[TrainState, Any, dict[str, jax.Array], jax.Array], tuple[TrainState, Metrics]]
 MeasureFn = Callable[[TrainState, Any, dict[str, jax.Array], jax.Array], Metrics]
 
-NOTHING: tuple[Copies, float] = ({}, 1.0)
+NO_COPIES: tuple[Copies, float] = ({}, 1.0)
 
 
 def make_train_step(
     loss_fn: LossFn,
     tx: optax.GradientTransformationExtraArgs,
     schedule: optax.Schedule,
-    following: tuple[Copies, float] = NOTHING,
+    following: tuple[Copies, float] = NO_COPIES,
     *,
     accumulate: int = 1,
     ema_decay: float = 0.0,
@@ -41,7 +41,7 @@ def make_train_step(
         schedule: updates done -> learning rate, for the log.
         following: copies of parameter groups, by name; and the share m of a copy that stays in a
             step: copy = m * copy + (1 - m) * group, with the parameters after the update.
-        accumulate: parts that the batch is taken in, one after the other; see `take_part`.
+        accumulate: parts that the batch is taken in, one after the other; see `take_microbatch`.
         ema_decay: share of the parameters' moving average that stays in a step; 0: there is none.
 
     Returns:
@@ -95,7 +95,7 @@ def make_train_step(
     return train_step
 
 
-def take_part(
+def take_microbatch(
     batch: dict[str, jax.Array], key: jax.Array, number: int | jax.Array, parts: int
 ) -> tuple[dict[str, jax.Array], jax.Array]:
     """One of the parts of a batch, every `parts`-th clip, and the key that it draws from.
@@ -133,7 +133,7 @@ def _mean_gradients(
         return value_and_grad(params, frozen, batch, key)
 
     def compute(number: jax.Array) -> tuple[tuple[jax.Array, Metrics], Any]:
-        return value_and_grad(params, frozen, *take_part(batch, key, number, parts))
+        return value_and_grad(params, frozen, *take_microbatch(batch, key, number, parts))
 
     def add(sums: Any, number: jax.Array) -> tuple[Any, None]:
         return jax.tree.map(lambda total, x: total + x / parts, sums, compute(number)), None

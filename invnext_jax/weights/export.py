@@ -53,9 +53,9 @@ def write_export(path: str | Path, params: Mapping[str, Any], about: Mapping[str
     """
     path, json_path = Path(path), description_path(path)
     about = {"format": FORMAT, "parts": sorted(params), **about}
-    atomic_file.drop_parts(path)  # they may be large
+    atomic_file.remove_temporary_files(path)  # they may be large
     # The description comes last: without it there is no export.
-    with atomic_file.replaced(json_path) as json_part, atomic_file.replaced(path) as part:
+    with atomic_file.atomic_path(json_path) as json_part, atomic_file.atomic_path(path) as part:
         write_tensors(part, tensors_of(params), metadata={"format": "invnext-jax"})
         json_part.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 

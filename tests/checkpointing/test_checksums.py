@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from invnext_jax.checkpointing import checksums
-from invnext_jax.checkpointing.checksums import DamagedError
+from invnext_jax.checkpointing.checksums import CorruptCheckpointError
 from invnext_jax.errors import UserError
 
 
@@ -18,7 +18,7 @@ def step(whole_run_files, tmp_path):
 
 
 def test_a_whole_checkpoint_passes(step):
-    assert checksums.verify_sums(step)
+    assert checksums.verify_checksums(step)
 
 
 def test_every_file_of_the_items_has_a_sum(step):
@@ -33,7 +33,7 @@ def test_files_and_folders_are_put_on_the_disk_before_the_checkpoint_gets_its_na
 ):
     synced = set()
     monkeypatch.setattr(os, "fsync", lambda file: synced.add(os.readlink(f"/proc/self/fd/{file}")))
-    checksums.write_sums(step)  # Orbax renames the folder after it
+    checksums.write_checksums(step)  # Orbax renames the folder after it
     assert {str(step), *map(str, step.rglob("*"))} <= synced
 
 
@@ -43,10 +43,10 @@ def test_a_file_system_that_cannot_sync_a_folder_is_no_failure(step, monkeypatch
 
     monkeypatch.setattr(os, "fsync", fail)
     number = errno.EINVAL
-    checksums.write_sums(step)
+    checksums.write_checksums(step)
     number = errno.EIO
     with pytest.raises(OSError, match="Input/output error"):
-        checksums.write_sums(step)
+        checksums.write_checksums(step)
 
 
 def test_one_flipped_bit_in_any_file_is_found(step):
@@ -55,42 +55,42 @@ def test_one_flipped_bit_in_any_file_is_found(step):
         data = path.read_bytes()
         middle = len(data) // 2
         path.write_bytes(data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :])
-        with pytest.raises(DamagedError, match="has changed"):
-            checksums.verify_sums(step)
+        with pytest.raises(CorruptCheckpointError, match="has changed"):
+            checksums.verify_checksums(step)
         path.write_bytes(data)
-    assert checksums.verify_sums(step)
+    assert checksums.verify_checksums(step)
 
 
 def test_a_missing_or_a_short_file_is_found(step):
     path = max((step / "state").rglob("d/*"), key=os.path.getsize)
     os.truncate(path, os.path.getsize(path) - 1)
-    with pytest.raises(DamagedError, match="bytes, not"):
-        checksums.verify_sums(step)
+    with pytest.raises(CorruptCheckpointError, match="bytes, not"):
+        checksums.verify_checksums(step)
     path.unlink()
-    with pytest.raises(DamagedError, match="No such file"):
-        checksums.verify_sums(step)
+    with pytest.raises(CorruptCheckpointError, match="No such file"):
+        checksums.verify_checksums(step)
 
 
 def test_a_checkpoint_that_this_process_does_not_see_is_not_taken_for_damage(tmp_path):
     with pytest.raises(UserError, match="is not there for this process: do all hosts see"):
-        checksums.verify_sums(tmp_path / "6")
+        checksums.verify_checksums(tmp_path / "6")
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"a": 1}', '{"a": [1]'])
 def test_sums_that_cannot_be_read_are_damage(step, text):
     (step / "sums.json").write_text(text)
-    with pytest.raises(DamagedError, match="cannot be read"):
-        checksums.verify_sums(step)
+    with pytest.raises(CorruptCheckpointError, match="cannot be read"):
+        checksums.verify_checksums(step)
 
 
 @pytest.mark.parametrize("name", ["../6/sums.json", "/etc/hostname"])
 def test_sums_do_not_make_it_read_outside_the_checkpoint(step, name):
     (step / "sums.json").write_text(json.dumps({name: [0, ""]}))
-    with pytest.raises(DamagedError, match="outside the checkpoint"):
-        checksums.verify_sums(step)
+    with pytest.raises(CorruptCheckpointError, match="outside the checkpoint"):
+        checksums.verify_checksums(step)
 
 
 def test_a_checkpoint_from_before_there_were_sums_is_told_from_one_that_lost_them(step):
     (step / "sums.json").unlink()
-    assert not checksums.verify_sums(step)
+    assert not checksums.verify_checksums(step)
     assert json.loads((step / "meta/metadata").read_text())["sums"] is True

@@ -18,7 +18,7 @@ def describe(config):
 
 
 def changes(record, config, **more):
-    return run_metadata.differences(record, {**describe(config), **more})
+    return run_metadata.config_differences(record, {**describe(config), **more})
 
 
 def test_the_record_holds_config_versions_and_counts(record, toy_config):
@@ -88,7 +88,7 @@ def test_a_field_that_is_new_or_gone_is_a_difference(record, toy_config):
 def test_a_config_of_the_first_code_of_format_2_has_the_fields_of_today():
     fixture = pathlib.Path(__file__).parents[1] / "fixtures/checkpoint_v2/checkpoints/2"
     saved = json.loads((fixture / "meta/metadata").read_text())["config"]
-    config = run_metadata.from_json(saved)
+    config = run_metadata.config_from_json(saved)
     today = stage1.get_config("tiny").to_dict()
     assert run_metadata._flatten(config.to_dict()).keys() == run_metadata._flatten(today).keys()
     assert config.accumulate == 1 and config.ema.decay == 0 and config.data.repeats == 1
@@ -97,7 +97,7 @@ def test_a_config_of_the_first_code_of_format_2_has_the_fields_of_today():
 
 
 def test_the_part_of_a_config_that_an_export_has_gets_no_new_sections():
-    assert run_metadata.upgrade({"encoder": {"width": 3}}) == {"encoder": {"width": 3}}
+    assert run_metadata.upgrade_config({"encoder": {"width": 3}}) == {"encoder": {"width": 3}}
 
 
 def test_another_list_of_sources_that_are_not_flipped_is_a_difference(record, toy_config):

@@ -1,6 +1,6 @@
 import pytest
 
-from invnext_jax.data.bad_videos import DropCounter
+from invnext_jax.data.bad_videos import BadVideoTracker
 from invnext_jax.data.clips import BadClip
 from invnext_jax.errors import UserError
 
@@ -11,7 +11,7 @@ def bad(name, kind="missing"):
 
 def test_a_bad_file_is_listed_once_over_all_starts_of_a_run(tmp_path):
     for names in (("a.mp4", "b, c.mp4", "a.mp4"), ("b, c.mp4", "d.mp4")):
-        drops = DropCounter()
+        drops = BadVideoTracker()
         drops.list_in(tmp_path)
         for name in names:
             drops.bad(bad(name))
@@ -21,14 +21,14 @@ def test_a_bad_file_is_listed_once_over_all_starts_of_a_run(tmp_path):
 
 def test_a_row_cut_short_is_written_again(tmp_path):
     (tmp_path / "quarantine.csv").write_text("path,reason\na.mp4,miss")
-    drops = DropCounter()
+    drops = BadVideoTracker()
     drops.list_in(tmp_path)
     drops.bad(bad("a.mp4"))
     assert (tmp_path / "quarantine.csv").read_text().endswith("miss\na.mp4,missing\n")
 
 
 def test_the_share_counts_from_a_hundred_clips_on():
-    drops = DropCounter(max_bad_share=0.1)
+    drops = BadVideoTracker(max_bad_share=0.1)
     drops.good()
     for number in range(98):
         drops.bad(bad(f"{number}.mp4", "corrupt" if number % 3 else "missing"))

@@ -36,7 +36,7 @@ def read_clip(path, numbers, window):
 def test_the_default_is_the_recipes_crop_of_sparse_frames(load):
     rng = clips.make_rng(3)
     numbers = sampling.sample_sparse(60, 4, rng)
-    window = transforms.draw_multi_scale(48, 80, 48, (1.0, 0.75), rng)
+    window = transforms.sample_multi_scale_crop(48, 80, 48, (1.0, 0.75), rng)
     expected = read_clip(load.path, numbers, window)
     np.testing.assert_array_equal(load(3, crop_scales=(1.0, 0.75)), expected)
 
@@ -45,9 +45,9 @@ def test_the_default_is_the_recipes_crop_of_sparse_frames(load):
 def test_dense_sampling_reads_neighbours(load, seed):
     rng = None if seed is None else clips.make_rng(seed)
     wanted = sampling.sample_dense(60, 4, (2, 9), rng)
-    window = transforms.centre(48, 80)
+    window = transforms.center_crop(48, 80)
     if rng is not None:
-        window = transforms.draw_multi_scale(48, 80, 48, (1.0,), rng)
+        window = transforms.sample_multi_scale_crop(48, 80, 48, (1.0,), rng)
     got = load(seed, sampling="dense", stride=(2, 9))
     np.testing.assert_array_equal(got, read_clip(load.path, wanted, window))
 
@@ -56,7 +56,7 @@ def test_random_resized_crop_and_jitter_follow_the_clips_seed(load):
     fields = {"crop": "random_resized", "crop_area": (0.5, 0.9), "jitter": (0.4, 0.4, 0.4, 0.1)}
     rng = clips.make_rng(4)
     numbers = sampling.sample_sparse(60, 4, rng)
-    window = transforms.draw_random_resized(48, 80, (0.5, 0.9), (0.75, 4 / 3), rng)
+    window = transforms.sample_random_resized_crop(48, 80, (0.5, 0.9), (0.75, 4 / 3), rng)
     expected = read_clip(load.path, numbers, window)
     expected = transforms.jitter_colors(expected, (0.4, 0.4, 0.4, 0.1), rng)
     np.testing.assert_array_equal(load(4, **fields), expected)

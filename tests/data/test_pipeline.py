@@ -18,7 +18,7 @@ from stand_ins import Load, children
 from configs import common
 from invnext_jax.data import decode, pipeline
 from invnext_jax.data import manifest as manifest_lib
-from invnext_jax.data.bad_videos import DropCounter
+from invnext_jax.data.bad_videos import BadVideoTracker
 from invnext_jax.errors import UserError
 from invnext_jax.synthetic_world import world
 
@@ -130,7 +130,7 @@ def test_processes_share_the_order_and_the_augmentation_of_one(config):
 
 
 def test_bad_videos_are_dropped_counted_and_named_once(with_bad_videos, caplog):
-    drops = DropCounter()
+    drops = BadVideoTracker()
     batches, _ = take(with_bad_videos, 12, batch_size=4, drops=drops)  # four epochs
     got = order(batches)
     assert set(got) == set(range(12)) - {2, 7}

@@ -101,7 +101,7 @@ def test_repeats_take_the_order_of_single_clips(config):
 
 
 def test_a_bad_video_counts_for_all_its_clips(config):
-    drops = bad_videos_lib.DropCounter()
+    drops = bad_videos_lib.BadVideoTracker()
     config.repeats = 3
     whole, _ = take(config, 10)
     holed, _ = take(config, 10, load=Load(bad=(4, 9)), drops=drops)
@@ -146,7 +146,7 @@ def test_a_bad_video_moves_no_other_clip(config):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_decoder_that_never_returns_is_ended(workers, config):
     config.update(workers=workers, clip_seconds=1.0)
-    drops = bad_videos_lib.DropCounter()
+    drops = bad_videos_lib.BadVideoTracker()
     start = time.monotonic()
     batches, _ = take(config, 4, load=Load(hangs=(2,)), drops=drops)
     assert time.monotonic() - start < 25
@@ -158,7 +158,7 @@ def test_a_decoder_that_never_returns_is_ended(workers, config):
 
 def test_a_video_that_kills_its_worker_is_bad(config):
     config.workers = 2
-    drops = bad_videos_lib.DropCounter()
+    drops = bad_videos_lib.BadVideoTracker()
     batches, _ = take(config, 4, load=Load(dies=(2,)), drops=drops)
     assert drops.kinds == {"worker died": drops.dropped}
     config.workers = 0
@@ -167,7 +167,7 @@ def test_a_video_that_kills_its_worker_is_bad(config):
 
 def test_a_worker_that_dies_once_costs_no_clip(config, tmp_path):
     config.workers = 1
-    drops = bad_videos_lib.DropCounter()
+    drops = bad_videos_lib.BadVideoTracker()
     batches, _ = take(config, 3, load=Load(dies_once=str(tmp_path / "died")), drops=drops)
     assert drops.dropped == 0
     config.workers = 0
@@ -241,7 +241,7 @@ def test_counts_and_quarantine_of_a_broken_data_set(broken_world, config, tmp_pa
     counts = []
     for workers in (0, 2):
         config.workers = workers
-        drops = bad_videos_lib.DropCounter.from_config(config)
+        drops = bad_videos_lib.BadVideoTracker.from_config(config)
         drops.list_in(tmp_path)
         dataset = pipeline.make_train_dataset(config, seed=0, batch_size=20, drops=drops)
         iterator = iter(dataset)

@@ -18,17 +18,17 @@ def ramp(height, width, frames=2):
 
 
 def multi_scale_crop(video, size, scales, rng):
-    window = transforms.draw_multi_scale(*video.shape[1:3], size, scales, rng)
+    window = transforms.sample_multi_scale_crop(*video.shape[1:3], size, scales, rng)
     return transforms.resize(video, window, size)
 
 
 def random_resized_crop(video, size, area, aspect, rng):
-    window = transforms.draw_random_resized(*video.shape[1:3], area, aspect, rng)
+    window = transforms.sample_random_resized_crop(*video.shape[1:3], area, aspect, rng)
     return transforms.resize(video, window, size)
 
 
 def resize_center(video, size):
-    return transforms.resize(video, transforms.centre(*video.shape[1:3]), size)
+    return transforms.resize(video, transforms.center_crop(*video.shape[1:3]), size)
 
 
 def test_multi_scale_crop_cuts_all_frames_alike(monkeypatch):

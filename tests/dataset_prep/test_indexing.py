@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def build(given, out, *, settings=None, **options):
-    options = indexing.Options(**{"workers": 2, "seconds": 20.0, "progress": False, **options})
+    options = indexing.IndexOptions(**{"workers": 2, "seconds": 20.0, "progress": False, **options})
     return indexing.build_manifest(given, out, settings, options)
 
 

@@ -4,11 +4,11 @@ import os
 
 import pytest
 
-from invnext_jax.dataset_prep.probe_cache import Journal
-from invnext_jax.dataset_prep.probing import Failure, Probe
+from invnext_jax.dataset_prep.probe_cache import ProbeCache
+from invnext_jax.dataset_prep.probing import ProbeFailure, VideoProbe
 from invnext_jax.errors import UserError
 
-GOOD = Probe(1.0, 8, 32, 32, 8.0, "h264", 0, "0123")
+GOOD = VideoProbe(1.0, 8, 32, 32, 8.0, "h264", 0, "0123")
 
 
 @pytest.fixture
@@ -19,12 +19,12 @@ def video(tmp_path):
 
 
 def recall(tmp_path, path, seconds=5.0):
-    with Journal(tmp_path / "notes.jsonl") as journal:
+    with ProbeCache(tmp_path / "notes.jsonl") as journal:
         return journal.recall(path, seconds)
 
 
 def note(tmp_path, path, result):
-    with Journal(tmp_path / "notes.jsonl") as journal:
+    with ProbeCache(tmp_path / "notes.jsonl") as journal:
         journal.note(path, result)
 
 
@@ -34,24 +34,24 @@ def test_a_changed_file_is_not_known(tmp_path, video):
     assert recall(tmp_path, video) == GOOD
     os.utime(video, ns=(0, 5))
     assert recall(tmp_path, video) is None
-    note(tmp_path, video, Failure("bad"))
-    assert recall(tmp_path, video) == Failure("bad")
+    note(tmp_path, video, ProbeFailure("bad"))
+    assert recall(tmp_path, video) == ProbeFailure("bad")
     os.remove(video)
     assert recall(tmp_path, video) is None
 
 
 def test_what_may_pass_is_tried_again(tmp_path, video):
-    note(tmp_path, video, Failure("network", passing=True))
+    note(tmp_path, video, ProbeFailure("network", passing=True))
     assert recall(tmp_path, video) is None
-    note(tmp_path, video, Failure("hung", seconds=5.0))
+    note(tmp_path, video, ProbeFailure("hung", seconds=5.0))
     assert recall(tmp_path, video, 5.0) and recall(tmp_path, video, 6.0) is None
 
 
 def test_one_run_at_a_time(tmp_path):
     with (
-        Journal(tmp_path / "notes.jsonl"),
+        ProbeCache(tmp_path / "notes.jsonl"),
         pytest.raises(UserError, match="another run is writing"),
     ):
-        Journal(tmp_path / "notes.jsonl")
+        ProbeCache(tmp_path / "notes.jsonl")
     with pytest.raises(UserError, match="cannot be written"):
-        Journal(tmp_path / "no" / "notes.jsonl")
+        ProbeCache(tmp_path / "no" / "notes.jsonl")

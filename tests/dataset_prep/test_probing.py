@@ -93,7 +93,9 @@ def test_a_file_that_hangs_is_given_up(tmp_path, videos):
     started = time.monotonic()
     found = probe_all([good[0], tmp_path / "hang.mp4", *good[1:]], seconds=2.0)
     assert time.monotonic() - started < 30
-    assert found.pop(str(tmp_path / "hang.mp4")) == probing.Failure("no answer in 2 seconds", 2.0)
+    assert found.pop(str(tmp_path / "hang.mp4")) == probing.ProbeFailure(
+        "no answer in 2 seconds", 2.0
+    )
     assert len(found) == 4 and {probe.frames for probe in found.values()} == {60}
 
 
@@ -106,15 +108,15 @@ def crash_on_b(path):
         raise decode.BadVideo("d: network") from OSError(errno.EIO, "gone")
     if path == "f":
         raise TypeError("a mistake in the code")
-    return probing.Probe(1.0, 1, 1, 1, 1.0, "none", 0, path)
+    return probing.VideoProbe(1.0, 1, 1, 1, 1.0, "none", 0, path)
 
 
 def test_a_crash_costs_one_file():
     found = probe_all("abcdef", probe=crash_on_b)
     assert "crashed (exit code -6)" in found["b"].reason and found["b"].passing
-    assert found["c"] == probing.Failure("ValueError: odd header")
-    assert found["d"] == probing.Failure("network", passing=True)
-    assert found["f"] == probing.Failure("TypeError: a mistake in the code", passing=True)
+    assert found["c"] == probing.ProbeFailure("ValueError: odd header")
+    assert found["d"] == probing.ProbeFailure("network", passing=True)
+    assert found["f"] == probing.ProbeFailure("TypeError: a mistake in the code", passing=True)
     assert found["a"].digest == "a" and found["e"].digest == "e"
 
 

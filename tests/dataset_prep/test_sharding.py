@@ -65,7 +65,7 @@ def prepared(folder, tmp_path_factory):
     """What Beam made of it with two workers, and the summary."""
     beam()
     out = tmp_path_factory.mktemp("shards") / "out"
-    options = sharding.Options(workers=2, shards=4, progress=False)
+    options = sharding.ShardingOptions(workers=2, shards=4, progress=False)
     summary = sharding.prepare_shards(str(folder), str(out), "train", ENCODING, options)
     return out, summary
 
@@ -146,7 +146,7 @@ def test_repeating_writes_only_what_is_gone_or_damaged(folder, prepared):
     (out / "parts").mkdir()
     (out / "parts" / "videos-train.array_record-00001-of-00004.x").write_bytes(b"half")
     manifest = (out / "train.csv").read_text()
-    options = sharding.Options(progress=False)
+    options = sharding.ShardingOptions(progress=False)
     summary = sharding.prepare_shards(str(folder), str(out), "train", ENCODING, options)
     assert (summary.reused, summary.written, summary.quarantined) == (2, 11, 4)
     for number, file in enumerate(files):
@@ -160,8 +160,8 @@ def test_repeating_writes_only_what_is_gone_or_damaged(folder, prepared):
     ("change", "message"),
     [
         ({"encoding": Encoding(short_side=48, crf=30)}, "begun with crf=21, not 30"),
-        ({"options": sharding.Options(shards=5)}, "begun with shards=4, not 5"),
-        ({"options": sharding.Options(workers=0)}, "--workers"),
+        ({"options": sharding.ShardingOptions(shards=5)}, "begun with shards=4, not 5"),
+        ({"options": sharding.ShardingOptions(workers=0)}, "--workers"),
         ({"split": "a b"}, "--split='a b'"),
         ({"manifest": "/no/such.csv"}, r"such\.csv is not there"),
         ({"encoding": Encoding(preset="best")}, "--preset='best'"),
@@ -169,7 +169,7 @@ def test_repeating_writes_only_what_is_gone_or_damaged(folder, prepared):
 )
 def test_other_settings_are_refused(change, message, folder, prepared):
     fields = {"manifest": str(folder), "split": "train", "encoding": ENCODING}
-    fields["options"] = sharding.Options(shards=4)
+    fields["options"] = sharding.ShardingOptions(shards=4)
     with pytest.raises(UserError, match=message):
         sharding.prepare_shards(out=str(prepared[0]), **fields | change)
 
@@ -182,7 +182,7 @@ def test_a_foreign_folder_and_a_second_run_are_refused(folder, prepared, tmp_pat
     (tmp_path / "copy" / "train.csv").write_text((folder / "list.csv").read_text())
     with pytest.raises(UserError, match="folder of the manifest itself"):
         sharding.prepare_shards(str(tmp_path / "copy"), str(tmp_path / "copy"))
-    options = sharding.Options(shards=4)
+    options = sharding.ShardingOptions(shards=4)
     lock = (prepared[0] / "reports" / "lock").open("w")
     sharding.fcntl.flock(lock, sharding.fcntl.LOCK_EX)
     with lock, pytest.raises(UserError, match="another run is writing"):
@@ -203,7 +203,7 @@ def test_a_child_that_hangs_or_dies_costs_its_row_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(shard_writer, "Reencode", stand_ins.Encode)
     (tmp_path / "out" / "parts").mkdir(parents=True)
     (tmp_path / "out" / "reports").mkdir()
-    plan = shard_writer.Plan(
+    plan = shard_writer.ShardPlan(
         *((str(manifest),), video_io.hash_files([manifest.as_posix()])),
         *(str(tmp_path / "out"), "train", 5, 1, (), ENCODING, 1.0),
     )
@@ -221,5 +221,5 @@ def test_a_child_that_hangs_or_dies_costs_its_row_alone(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("rows", "count"), [(1, 1), (17, 16), (1000, 7), (5, 5)])
 def test_each_row_belongs_to_one_shard(rows, count):
-    plan = shard_writer.Plan((), "", "", "train", rows, count, (), ENCODING, 1.0)
+    plan = shard_writer.ShardPlan((), "", "", "train", rows, count, (), ENCODING, 1.0)
     assert [row for number in range(count) for row in plan.span(number)] == [*range(rows)]

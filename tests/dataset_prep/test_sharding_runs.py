@@ -34,7 +34,7 @@ def test_retry_tries_quarantined_rows_again(tmp_path, videos, monkeypatch):
     (tmp_path / "list.csv").write_text("path,source\na.mp4,a\nlate.mp4,a\n")
 
     def prepare(**fields):
-        options = sharding.Options(progress=False, **fields)
+        options = sharding.ShardingOptions(progress=False, **fields)
         out = str(tmp_path / "out")
         summary = sharding.prepare_shards(str(tmp_path), out, "train", ENCODING, options)
         return summary.written, summary.quarantined, summary.reused
@@ -56,7 +56,7 @@ def test_a_retry_that_is_killed_leaves_no_manifest_and_no_record_moves(
     out = tmp_path / "out"
 
     def prepare(split="train", **fields):
-        options = sharding.Options(shards=1, progress=False, **fields)
+        options = sharding.ShardingOptions(shards=1, progress=False, **fields)
         return sharding.prepare_shards(str(tmp_path), str(out), split, ENCODING, options)
 
     def splits():
@@ -98,7 +98,7 @@ def test_splits_share_a_folder(world_folder, tmp_path, monkeypatch):
     beam()
     monkeypatch.setattr(sharding, "_run", write_here)
     for split in ("train", "val"):
-        options = sharding.Options(shards=2, progress=False)
+        options = sharding.ShardingOptions(shards=2, progress=False)
         sharding.prepare_shards(
             str(world_folder / "train.csv"), str(tmp_path / "out"), split, None, options
         )
@@ -145,7 +145,7 @@ def test_splits_may_lack_labels_and_another_manifest_is_told_first(tmp_path, vid
     def prepare(split, text, **fields):
         lists[split] = tmp_path / f"{split}.csv"
         lists[split].write_text(text)
-        options = sharding.Options(progress=False, **fields)
+        options = sharding.ShardingOptions(progress=False, **fields)
         sharding.prepare_shards(str(lists[split]), str(out), split, ENCODING, options)
 
     one = "path,source,label_b,label_a\na.mp4,x,1,2\n"

@@ -12,7 +12,7 @@ from invnext_jax.errors import UserError
 
 # TFDS asks protobuf for what that is about to drop.
 pytestmark = pytest.mark.filterwarnings(r"ignore:label\(\) is deprecated:DeprecationWarning")
-OPTIONS = indexing.Options(workers=1, progress=False)
+OPTIONS = indexing.IndexOptions(workers=1, progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +119,7 @@ def test_labels_are_scalars_of_whole_numbers(caplog):
 )
 def test_a_record_without_its_label_is_quarantined(labels, reason, theirs, monkeypatch):
     shard = str(theirs / "theirs-test.array_record-00000-of-00001")
-    probe = tfds_index.Probe("", ("action",))
+    probe = tfds_index.RecordProbe("", ("action",))
     assert probe(shard, 1)["row"][0] == 1
     example = shards.read_example(shard, 1)
     example.pop("action")

@@ -27,7 +27,7 @@ def folder(tmp_path_factory):
     config = stage1.get_config("tiny")
     config.encoder.update(width=16, depth=1, heads=2, mlp_width=32, size=16, frames=4)
     params = features.init_encoder(config, seed=3)
-    about = {"config": run_metadata.as_json(config)}
+    about = {"config": run_metadata.config_to_json(config)}
     export.write_export(folder / "encoder.safetensors", {"encoder": params}, about)
     return folder
 

@@ -14,7 +14,7 @@ from invnext_jax.errors import UserError
 from invnext_jax.evaluation import exporter, features
 from invnext_jax.weights import export, files, import_weights
 
-PUBLISHED = exporter.Form("internvideo_next")
+PUBLISHED = exporter.ExportFormat("internvideo_next")
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_all_parts_of_a_run_come_back_from_the_published_layout(stage, request, 
 def test_published_encoder_is_what_its_users_expect(stage1_run, tmp_path):
     folder = tmp_path / "published"
     said = exporter.export_run(
-        stage1_run, folder, form=exporter.Form("internvideo_next", "float16")
+        stage1_run, folder, form=exporter.ExportFormat("internvideo_next", "float16")
     )
     assert "change by 0.0" in said
     config = json.loads((folder / "config.json").read_text())
@@ -117,9 +117,9 @@ def test_parts_that_do_not_exist_are_told(stage1_run, tmp_path):
     with pytest.raises(UserError, match="holds no head, only align, align_pooled, decoder"):
         exporter.export_run(stage1_run, tmp_path / "a.safetensors", parts=("encoder", "head"))
     for form, sentence in (
-        (exporter.Form("onnx"), "--format=onnx is none of ours, internvideo_next"),
-        (exporter.Form("ours", "int8"), "--dtype=int8 is none of"),
-        (exporter.Form("ours", "float16"), "always float32"),
+        (exporter.ExportFormat("onnx"), "--format=onnx is none of ours, internvideo_next"),
+        (exporter.ExportFormat("ours", "int8"), "--dtype=int8 is none of"),
+        (exporter.ExportFormat("ours", "float16"), "always float32"),
     ):
         with pytest.raises(UserError, match=sentence):
             exporter.export_run(stage1_run, tmp_path / "a.safetensors", form=form)
@@ -127,7 +127,7 @@ def test_parts_that_do_not_exist_are_told(stage1_run, tmp_path):
         exporter.export_run(stage1_run, tmp_path / "a.safetensors", form=PUBLISHED)
 
 
-@pytest.mark.parametrize("form", [exporter.Form(), PUBLISHED])
+@pytest.mark.parametrize("form", [exporter.ExportFormat(), PUBLISHED])
 def test_a_second_export_writes_nothing_and_other_weights_stay(stage1_run, tmp_path, form):
     out = tmp_path / ("out" if form is PUBLISHED else "out.safetensors")
     exporter.export_run(stage1_run, out, form=form)

@@ -53,7 +53,12 @@ def folder(tmp_path, monkeypatch):
     config.predictor.update(width=16, depth=1, heads=2, mlp_width=16)
     config.decoder.update(depth=1, width=32)
     config.data.update(frames=2, manifest=str(manifest), workers=0)
-    record = {"config": run_metadata.as_json(config), "step": 2, "git": "a" * 40, "versions": {}}
+    record = {
+        "config": run_metadata.config_to_json(config),
+        "step": 2,
+        "git": "a" * 40,
+        "versions": {},
+    }
     (tmp_path / "s1" / "checkpoints").mkdir(parents=True)
     lines = [{"step": i, "loss": 1.0 / i, "clips_per_second": 5.0} for i in (1, 2)]
     text = "".join(json.dumps(line) + "\n" for line in lines)

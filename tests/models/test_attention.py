@@ -15,9 +15,9 @@ from invnext_jax.models import attention, blockwise_attention, fused_attention
 from invnext_jax.training import mesh as mesh_lib
 
 RUNS = {
-    "at_once": blockwise_attention.at_once,
-    "in_blocks": lambda q, k, v, _: blockwise_attention.in_blocks(q, k, v),
-    "in_bands": blockwise_attention.in_bands,
+    "full": blockwise_attention.full_attention,
+    "blockwise": lambda q, k, v, _: blockwise_attention.blockwise_attention(q, k, v),
+    "sliding_window": blockwise_attention.sliding_window_attention,
 }
 
 
@@ -64,15 +64,15 @@ def check(run, n, window, tolerance=1e-5, **sizes):
 @pytest.mark.parametrize(
     ("name", "n", "window"),
     [
-        ("at_once", 37, None),
-        ("at_once", 37, 5),
-        ("in_blocks", 37, None),
-        ("in_blocks", 130, None),
-        ("in_bands", 37, 5),  # less than two blocks and a rest
-        ("in_bands", 16, 3),
-        ("in_bands", 101, 16),
-        ("in_bands", 5, 9),  # the window reaches beyond both ends
-        ("in_bands", 20, 0),  # every token sees itself alone
+        ("full", 37, None),
+        ("full", 37, 5),
+        ("blockwise", 37, None),
+        ("blockwise", 130, None),
+        ("sliding_window", 37, 5),  # less than two blocks and a rest
+        ("sliding_window", 16, 3),
+        ("sliding_window", 101, 16),
+        ("sliding_window", 5, 9),  # the window reaches beyond both ends
+        ("sliding_window", 20, 0),  # every token sees itself alone
     ],
 )
 def test_xla_kernels_equal_a_float64_softmax_with_gradients(name, n, window, monkeypatch):

@@ -23,7 +23,7 @@ def setting():
 
 def run(form, x_bnd, params, dtype="float32"):
     layer = layers.dense((3, 32), ("embed", None, "heads"), name="qkv", dtype=dtype)
-    with dot_general.rounding(form):
+    with dot_general.quantization(form):
         return jax.jit(layer.apply)({"params": params}, x_bnd)
 
 
@@ -63,7 +63,7 @@ def test_the_program_multiplies_8_bit_numbers(setting):
     x_bnd, params = setting
     layer = layers.dense((3, 32), ("embed", None, "heads"), name="qkv", dtype="bfloat16")
     for form, (dtype, _, sums) in dot_general.FORMATS.items():
-        with dot_general.rounding(form):
+        with dot_general.quantization(form):
             jaxpr = jax.make_jaxpr(layer.apply)({"params": params}, x_bnd)
         (product,) = (e for e in jaxpr.eqns if e.primitive.name == "dot_general")
         assert {v.aval.dtype for v in product.invars} == {jnp.dtype(dtype)}

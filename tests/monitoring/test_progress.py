@@ -47,7 +47,7 @@ def test_plain_lines_where_there_is_no_terminal():
     shown = progress.Progress(800, 0, 32, out)
     shown.advance()
     shown.show(RECORD)
-    shown.tell("stopped")
+    shown.log("stopped")
     shown.close()
     assert out.getvalue().splitlines() == [progress.line(RECORD, 800, 32), "stopped"]
 
@@ -57,7 +57,7 @@ def test_a_bar_on_a_terminal():
     shown = progress.Progress(800, 349, 32, out)
     shown.advance()
     shown.show(RECORD)
-    shown.tell("saved")
+    shown.log("saved")
     shown.close()
     assert "350/800" in out.getvalue()
     assert "loss 1.234" in out.getvalue()

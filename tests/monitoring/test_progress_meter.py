@@ -6,7 +6,7 @@ from invnext_jax.monitoring import progress_meter
 def test_lines_tell_what_is_done_how_fast_and_what_is_noted(monkeypatch, capsys):
     now = [0.0]
     monkeypatch.setattr(progress_meter, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    with progress_meter.Meter(20, "video", True, begun=8) as meter:
+    with progress_meter.ProgressMeter(20, "video", True, begun=8) as meter:
         for second in (5.0, 20.0, 25.0):
             now[0] = second
             meter.show(8 + int(second / 5), "2 bad")
@@ -17,6 +17,6 @@ def test_lines_tell_what_is_done_how_fast_and_what_is_noted(monkeypatch, capsys)
 
 
 def test_nothing_is_told_of_what_is_hidden(capsys):
-    with progress_meter.Meter(2, "video", False) as meter:
+    with progress_meter.ProgressMeter(2, "video", False) as meter:
         meter.show(2)
     assert capsys.readouterr() == ("", "")

@@ -7,7 +7,7 @@ import types
 import jax
 
 from invnext_jax.monitoring import watchdog as watchdog_lib
-from invnext_jax.monitoring.watchdog import Heard, Watchdog, list_laggards
+from invnext_jax.monitoring.watchdog import Heard, Watchdog, list_stragglers
 
 
 def wait_for(path, text, seconds=10):
@@ -100,6 +100,6 @@ def test_the_process_that_lags_is_named_first_then_the_longest_silent():
         2: Heard(42, "the step", 290, "c", 900.0),  # says nothing any more
         3: Heard(42, "the step", 300, "d", 1001.0),
     }
-    lines = list_laggards(heard, 1010.0)
+    lines = list_stragglers(heard, 1010.0)
     assert [line.split()[2] for line in lines] == ["1:", "2:", "0:", "3:"]
     assert lines[1] == "watchdog: process 2: step 42, in the step for 290 s, c (said 110 s ago)"

@@ -10,7 +10,7 @@ import sys
 from invnext_jax.checkpointing.workdir_lock import Workdir
 
 ROOT = pathlib.Path(__file__).parents[2]
-CONFTEST = pathlib.Path(__file__).with_name("conftest.py")
+TOY_RUN = pathlib.Path(__file__).parents[1] / "toy_run.py"
 HOST = socket.gethostname()
 
 ABSENT = "refused: {}{} holds no checkpoint: give the --workdir of a run that saved one"
@@ -29,7 +29,7 @@ from invnext_jax.checkpointing import reader
 from invnext_jax.checkpointing import manager
 from invnext_jax.multihost import distributed
 from invnext_jax.checkpointing import checksums
-from invnext_jax.checkpointing import restore
+from invnext_jax.checkpointing import restore as restore_lib
 from invnext_jax.multihost import consensus
 from invnext_jax.training import mesh as mesh_lib
 from invnext_jax.training import state as state_lib
@@ -89,7 +89,7 @@ class Position:
     set_state = print
 
 def list_folder():
-    with consensus.agreeing("the list"):  # process 0 has removed what it does not keep
+    with consensus.all_hosts_agree("the list"):  # process 0 has removed what it does not keep
         pass
     print("there:", sorted(os.listdir(workdir / "checkpoints")))
 
@@ -112,20 +112,20 @@ with broken(arrays, "async_save", fail_at_once, 1):
     save(2)
 with broken(arrays, "async_save", fail_later, 1):
     save(3)
-with broken(integrity, "write_sums", fail, 0):
+with broken(checksums, "write_checksums", fail, 0):
     save(4)
 save(4)
 save(5)
 saver.close()
 list_folder()
-with broken(restoring, "probe", fail, 1):
+with broken(restore_lib, "probe", fail, 1):
     print(attempt(restore))
 measure = checksums._measure
 
 def find_damage_in_5(path):
     return (0, "") if path.parts[-3:-2] == ("5",) else measure(path)
 
-with broken(integrity, "_measure", find_damage_in_5, 1):
+with broken(checksums, "_measure", find_damage_in_5, 1):
     print("from:", restore())
 list_folder()
 print(attempt(reader.restore_run, workdir if process else workdir / "absent"))
@@ -148,7 +148,7 @@ def run_pair(script, folder):
     }
     started = [
         subprocess.Popen(
-            [sys.executable, "-c", START + script, str(folder / "run"), str(CONFTEST)],
+            [sys.executable, "-c", START + script, str(folder / "run"), str(TOY_RUN)],
             env={**environ, "JAX_PROCESS_ID": str(process)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -192,7 +192,7 @@ def test_two_processes_agree_on_what_is_saved_and_restored(tmp_path):
 REFUSALS = """
 distributed.initialize(timeout_seconds=60)
 def part(error, where, kinds=(UserError,)):
-    with consensus.agreeing("a stop", kinds) as told:
+    with consensus.all_hosts_agree("a stop", kinds) as told:
         told.value = ["of process", process]
         if process == where:
             raise error
@@ -205,7 +205,7 @@ try:
 except KeyError:
     print("a mistake")
 try:
-    part([checksums.DamagedError("a"), UserError("b")][process], process, checksums.KINDS)
+    part([checksums.CorruptCheckpointError("a"), UserError("b")][process], process, checksums.KINDS)
 except UserError as error:
     print(error)
 other = config.copy_and_resolve_references()

@@ -122,7 +122,7 @@ from invnext_jax import errors
 from invnext_jax.multihost import host_check
 process, processes, port, seconds = map(int, sys.argv[1:])
 with errors.exit_on_user_error():
-    print(host_check.call_roll(f"localhost:{port}", processes, process, seconds))
+    print(host_check.check_hosts(f"localhost:{port}", processes, process, seconds))
 """
 
 
@@ -149,11 +149,11 @@ from invnext_jax.multihost import consensus
 process, port = map(int, sys.argv[1:])
 with errors.exit_on_user_error():
     distributed.initialize(f"localhost:{port}", 2, process, 60)
-    with consensus.agreeing("the first stop", timeout_seconds=60):
+    with consensus.all_hosts_agree("the first stop", timeout_seconds=60):
         pass
     print("passed", flush=True)
     if process == 0:
-        with consensus.agreeing("the second stop", timeout_seconds=1):
+        with consensus.all_hosts_agree("the second stop", timeout_seconds=1):
             pass
     else:
         time.sleep(2)

@@ -17,7 +17,7 @@ from invnext_jax.data import pipeline
 from invnext_jax.monitoring import metrics_file
 
 ROOT = pathlib.Path(__file__).parents[2]
-CONFTEST = pathlib.Path(__file__).with_name("conftest.py")
+TOY_RUN = pathlib.Path(__file__).parents[1] / "toy_run.py"
 MAKE_DATASET = pipeline.make_train_dataset  # before a fixture puts the toy's in its place
 DEVICES = 4
 
@@ -69,7 +69,7 @@ def run_processes(count, config, workdir, dies=0):
         "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
         "JAX_NUM_PROCESSES": str(count),
     }
-    arguments = [CONFTEST, json.dumps(config.to_dict()), workdir, dies]
+    arguments = [TOY_RUN, json.dumps(config.to_dict()), workdir, dies]
     started = [
         subprocess.Popen(
             [sys.executable, "-c", RUN, *map(str, arguments)],

@@ -124,11 +124,11 @@ def test_cut_masks_empty_the_last_frames_as_the_reference_does(frames, tokens, e
 
 def test_the_predicted_places_are_drawn_evenly_and_without_repetition():
     masked_bm = jnp.tile(jnp.arange(5, 25)[None], (4000, 1))
-    chosen = np.asarray(masks.choose(jax.random.key(0), masked_bm, 0.3))
+    chosen = np.asarray(masks.sample_predicted(jax.random.key(0), masked_bm, 0.3))
     assert chosen.shape == (4000, masks.predicted_count(20, 0.3)) == (4000, 6)
     assert (np.diff(chosen, axis=1) > 0).all()  # distinct, and in the order of the places
     frequency = np.bincount(chosen.ravel(), minlength=20) / 4000
     np.testing.assert_allclose(frequency, 0.3, atol=4 * (0.3 * 0.7 / 4000) ** 0.5)
-    whole = masks.choose(jax.random.key(0), masked_bm[:2], 1.0)
+    whole = masks.sample_predicted(jax.random.key(0), masked_bm[:2], 1.0)
     np.testing.assert_array_equal(whole, np.tile(np.arange(20), (2, 1)))
     assert masks.predicted_count(20, 0.01) == 1  # never none

@@ -20,7 +20,7 @@ def arrays():
 
 def noise_of(repeats):
     keys = jax.random.split(jax.random.key(1))
-    return reconstruction.draw_noise(*keys, repeats * CLIPS * MASKED, PIXELS)
+    return reconstruction.sample_noise(*keys, repeats * CLIPS * MASKED, PIXELS)
 
 
 @pytest.mark.parametrize("chunks", [2, 3, 100])

@@ -14,7 +14,7 @@ from invnext_jax.errors import UserError
 from invnext_jax.planning import plan
 from invnext_jax.planning.devices import DEVICES
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def small(remat="none", **mesh):

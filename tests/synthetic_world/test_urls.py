@@ -27,7 +27,7 @@ def test_frames_are_those_of_the_clip():
     clip = world.make_clip(SPEC, 4).video
     side = clip.shape[1]
     wanted = np.array([[3, 3, 15, 0], [1, 2, 3, 4]])
-    whole, part = transforms.centre(side, side), Window(2, 1, 12, 17)
+    whole, part = transforms.center_crop(side, side), Window(2, 1, 12, 17)
     windows = [lambda *shape: shape == (side, side) and whole, lambda *_: part]
     name = urls.clip_name(NAME, 4)
     made = video_io.read_clips(name, lambda count: wanted % count, windows, side)

@@ -82,6 +82,6 @@ def test_a_copy_lies_on_the_mesh_like_its_group(
     abstract = state_lib.abstract_state(init_fn, tx, mesh, copies)
     assert abstract.follow["target"] == abstract.params["encoder"]
     state = state_lib.init_state(init_fn, tx, abstract, jax.random.key(0))
-    state = state_lib.start_following(state, copies)
+    state = state_lib.init_copies(state, copies)
     wanted = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     assert jax.tree.map(lambda leaf: leaf.sharding, state) == wanted

@@ -5,7 +5,7 @@ import optax
 import pytest
 
 from invnext_jax.training import optimizer
-from invnext_jax.training.state import TrainState, start_following
+from invnext_jax.training.state import TrainState, init_copies
 from invnext_jax.training.step import make_train_step
 
 RATE = 0.5
@@ -95,7 +95,7 @@ def test_the_learning_rate_logged_is_that_of_the_updates_made():
 
 def test_a_copy_follows_its_group_by_the_closed_form():
     tx, state = make_state(w=1.0)
-    state = start_following(state, {"target": "w"})
+    state = init_copies(state, {"target": "w"})
     momentum, key = 0.9, jax.random.key(0)
 
     def distance(params, frozen, batch, key):
@@ -118,7 +118,7 @@ def test_a_copy_follows_its_group_by_the_closed_form():
 
 def test_what_follows_starts_where_its_group_stands_in_buffers_of_its_own():
     _, state = make_state(w=2.0)
-    following = start_following(state, {"target": "w"})
+    following = init_copies(state, {"target": "w"})
     assert float(following.follow["target"]) == 2.0
     following.params["w"].delete()
     assert float(following.follow["target"]) == 2.0
@@ -165,7 +165,7 @@ def test_without_randomness_an_accumulated_step_is_that_of_the_whole_batch():
 
 def test_the_moving_average_follows_the_closed_form_and_skips_what_is_skipped():
     tx, state = make_state(w=1.0)
-    state = start_following(state, {}, ema=True)
+    state = init_copies(state, {}, ema=True)
     step = jax.jit(make_train_step(loss_fn, tx, lambda _: RATE, ema_decay=0.9))
     averages, frozen, key = [1.0], {"scale": jnp.float32(1.0)}, jax.random.key(0)
     for x in (3.0, np.nan, 5.0):

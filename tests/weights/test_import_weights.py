@@ -20,7 +20,7 @@ from invnext_jax.models.heads import AttentionPool
 from invnext_jax.stages import image_teacher, initialization
 from invnext_jax.weights import export, import_weights
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SIZES = {
     **{"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4},
     **{"image_size": 32, "patch_size": 8},
