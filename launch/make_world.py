@@ -10,7 +10,8 @@ import os
 from absl import app, flags
 
 from invnext_jax import errors
-from invnext_jax.synthetic_world import world
+from invnext_jax.synthetic_world.files import write_world
+from invnext_jax.synthetic_world.scene import WorldSpec
 
 OUT = flags.DEFINE_string("out", None, "Folder to write to.", required=True)
 SPLIT = flags.DEFINE_string("split", "train", "train, val or test.")
@@ -27,9 +28,9 @@ def main(argv):
     with errors.exit_on_user_error():
         if argv[1:]:
             raise errors.UserError(f"unknown arguments {argv[1:]}: write --flag=value")
-        spec = world.WorldSpec(LEVEL.value, SIZE.value, FRAMES.value, SEED.value, SPLIT.value)
+        spec = WorldSpec(LEVEL.value, SIZE.value, FRAMES.value, SEED.value, SPLIT.value)
         workers = WORKERS.value or os.cpu_count() or 1
-        manifest = world.write_world(spec, OUT.value, VIDEOS.value, workers=workers)
+        manifest = write_world(spec, OUT.value, VIDEOS.value, workers=workers)
         print(f"{manifest}: {VIDEOS.value} clips")
 
 

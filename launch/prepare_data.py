@@ -60,7 +60,7 @@ def main(argv: Sequence[str]) -> None:
         os._exit(1)  # Beam's threads would go on
 
 
-def _index(given: str) -> indexing.IndexSummary | tfds_index.Summary:
+def _index(given: str) -> indexing.IndexSummary | tfds_index.TfdsIndexSummary:
     options = indexing.IndexOptions(_count_workers(), _SECONDS.value or 60.0, _OVERWRITE.value)
     if tfds_index.is_dataset(given):
         chosen = {"split": _SPLIT.value, "feature": _FEATURE.value, "source": _SOURCE.value}

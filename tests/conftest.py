@@ -18,7 +18,7 @@ from absl import flags  # noqa: E402
 from configs import stage1, stage2  # noqa: E402
 from invnext_jax import train  # noqa: E402
 from invnext_jax.synthetic_world.files import write_world  # noqa: E402
-from invnext_jax.synthetic_world.world import WorldSpec  # noqa: E402
+from invnext_jax.synthetic_world.scene import WorldSpec  # noqa: E402
 from invnext_jax.training import mesh as mesh_lib  # noqa: E402
 
 pytest_plugins = ("toy_run", "video_files")

@@ -76,7 +76,6 @@ LAYERS = {
     "synthetic_world": [
         {"train_teacher"},
         {"tokenizer"},
-        {"world"},
         *({"files", "urls"}, {"render"}, {"captions"}, {"scene"}),
     ],
     "stages": [

@@ -9,7 +9,8 @@ import av
 import numpy as np
 import pytest
 
-from invnext_jax.synthetic_world import world
+from invnext_jax.synthetic_world.files import write_world
+from invnext_jax.synthetic_world.scene import WorldSpec
 
 BLOCK, BITS = 16, 8  # a frame shows its number in binary, one block a bit
 
@@ -88,5 +89,5 @@ def edit_start():
 def world_folder(tmp_path_factory):
     """Twelve training clips of the simple level on disk."""
     folder = tmp_path_factory.mktemp("world")
-    world.write_world(world.WorldSpec(), folder, 12, progress=False)
+    write_world(WorldSpec(), folder, 12, progress=False)
     return folder

@@ -1,1 +1,15 @@
-"""The embedded procedural video world, and the training of its image teacher."""
+"""The embedded procedural video world: endless clips with labels, captions and ground truth.
+
+`render.make_clip(spec, index)` is a pure function of its arguments. `files.write_world` writes
+clips to disk as H.264 files with a manifest. A manifest named `world:...` (see `urls`) is rendered
+while it is read and needs no disk.
+
+The level "simple" (one bright shape on a nearly plain background, 8 directions) is for demos and
+tests. The level "full" has digits, textures, parallax, distractors, occlusion and 10 motions. In
+both levels a single frame does not determine the motion; only the order of the frames does.
+
+    scene       labels and trajectories        captions    sentences about a clip
+    render      pixels and ground truth        tokenizer   captions as token ids
+    files       clips on disk                  urls        worlds rendered while they are read
+    train_teacher                              the image teacher of the demo
+"""

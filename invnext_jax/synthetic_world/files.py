@@ -99,7 +99,7 @@ def _paths(spec: WorldSpec, out_dir: Path, index: int) -> tuple[Path, Path]:
 
 
 def _unfinished(spec: WorldSpec, out_dir: Path, videos: int) -> list[int]:
-    for part in out_dir.glob(f"**/.*{atomic_file.PART}"):
+    for part in out_dir.glob(f"**/.*{atomic_file.TEMPORARY_SUFFIX}"):
         if time.time() - part.stat().st_mtime > PART_SECONDS:
             part.unlink(missing_ok=True)
     # A clip's video is renamed into place after its ground truth, so one listing tells.

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from invnext_jax.synthetic_world.world import Caption
+from invnext_jax.synthetic_world.captions import Caption
 
 PAD = "<pad>"
 

@@ -25,8 +25,15 @@ from invnext_jax.models import teachers
 from invnext_jax.models.layers import l2_normalize
 from invnext_jax.models.siglip import SigLip, TextTower
 from invnext_jax.monitoring import reporter as reporter_lib
-from invnext_jax.synthetic_world import tokenizer, world
-from invnext_jax.synthetic_world.world import Caption, WorldSpec
+from invnext_jax.synthetic_world import tokenizer
+from invnext_jax.synthetic_world.captions import (
+    Caption,
+    all_image_captions,
+    image_captions,
+    label_matrix,
+)
+from invnext_jax.synthetic_world.render import make_clip
+from invnext_jax.synthetic_world.scene import WorldSpec
 from invnext_jax.training import compilation, optimizer
 from invnext_jax.training import mesh as mesh_lib
 from invnext_jax.training import state as state_lib
@@ -63,7 +70,7 @@ class Frames(NamedTuple):
 
 def make_frames(spec: WorldSpec, clips: int) -> Frames:
     """Draws the first `clips` clips of a split in memory."""
-    drawn = [world.make_clip(spec, index) for index in range(clips)]
+    drawn = [make_clip(spec, index) for index in range(clips)]
     labels = {task: np.array([c.labels[task] for c in drawn], np.int32) for task in spec.classes}
     video_bthwc = np.stack([clip.video for clip in drawn])
     return Frames(video_bthwc, np.stack([clip.ids == 1 for clip in drawn]), labels)
@@ -137,12 +144,12 @@ def draw_batch(
     labels = {task: values[clips] for task, values in frames.labels.items()}
     captions = []
     for row in range(size):
-        choices = world.image_captions(level, {k: v[row] for k, v in labels.items()})
+        choices = image_captions(level, {k: v[row] for k, v in labels.items()})
         captions.append(choices[rng.integers(len(choices))])
     return {
         "images": frames.video_bthwc[clips, times],
         "words": np.stack([text[caption.text] for caption in captions]),
-        "labels": world.label_matrix(labels, captions),
+        "labels": label_matrix(labels, captions),
     }
 
 
@@ -230,7 +237,7 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
             f"{mesh_lib.batch_shards(mesh)} devices of the mesh axes data and fsdp"
         )
     workdir.mkdir(parents=True, exist_ok=True)
-    captions = world.all_image_captions(data.level)
+    captions = all_image_captions(data.level)
     vocabulary = tokenizer.make_vocabulary(captions)
     words_jn = tokenizer.tokenize(captions, vocabulary, config.text.length)
     model = make_model(config, len(vocabulary))

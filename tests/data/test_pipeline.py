@@ -20,7 +20,8 @@ from invnext_jax.data import decode, pipeline
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data.bad_videos import BadVideoTracker
 from invnext_jax.errors import UserError
-from invnext_jax.synthetic_world import world
+from invnext_jax.synthetic_world.files import write_world
+from invnext_jax.synthetic_world.scene import WorldSpec
 
 
 @pytest.fixture
@@ -174,7 +175,7 @@ def test_flips_follow_the_source(config, world_folder, tmp_path):
 
 
 def test_training_frames_are_drawn_anew_each_epoch(config, tmp_path):
-    world.write_world(world.WorldSpec(frames=16), tmp_path, 2, progress=False)
+    write_world(WorldSpec(frames=16), tmp_path, 2, progress=False)
     config.update(manifest=str(tmp_path / "train.csv"), crop_scales=(1.0,))
     batches, _ = take(config, 6, batch_size=2)
     first = [b["video"][b["index"].tolist().index(0)].tobytes() for b in batches]

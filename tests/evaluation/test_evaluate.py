@@ -14,7 +14,8 @@ from invnext_jax.errors import UserError
 from invnext_jax.evaluation import evaluate, features, tables
 from invnext_jax.evaluation.evaluators import linear_probe, supervised
 from invnext_jax.models import encoder as encoder_model
-from invnext_jax.synthetic_world import world
+from invnext_jax.synthetic_world.files import write_world
+from invnext_jax.synthetic_world.scene import WorldSpec
 from invnext_jax.weights import export
 
 
@@ -22,8 +23,8 @@ from invnext_jax.weights import export
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("probe")
     for split, videos in (("train", 48), ("val", 24)):
-        spec = world.WorldSpec(size=16, frames=4, split=split)
-        world.write_world(spec, folder / "world", videos, progress=False)
+        spec = WorldSpec(size=16, frames=4, split=split)
+        write_world(spec, folder / "world", videos, progress=False)
     config = stage1.get_config("tiny")
     config.encoder.update(width=16, depth=1, heads=2, mlp_width=32, size=16, frames=4)
     params = features.init_encoder(config, seed=3)

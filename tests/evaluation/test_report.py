@@ -13,7 +13,8 @@ from invnext_jax.checkpointing import run_metadata
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import features, report, run_record, tables
 from invnext_jax.stages import stage1
-from invnext_jax.synthetic_world import world
+from invnext_jax.synthetic_world.files import write_world
+from invnext_jax.synthetic_world.scene import WorldSpec
 
 
 def make_row(name, what, task, top1):
@@ -46,8 +47,8 @@ def make_probe(stage, top1, *, controls):
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """A Stage 1 run and its probe as they lie on disk, but with parameters made on the spot."""
-    spec = world.WorldSpec(size=32, frames=2, split="val")
-    manifest = world.write_world(spec, tmp_path / "world", 2, progress=False)
+    spec = WorldSpec(size=32, frames=2, split="val")
+    manifest = write_world(spec, tmp_path / "world", 2, progress=False)
     config = stage1_config.get_config("tiny")
     config.encoder.update(width=16, depth=2, heads=2, mlp_width=32, pool_width=16, frames=2)
     config.predictor.update(width=16, depth=1, heads=2, mlp_width=16)

@@ -13,8 +13,11 @@ import pytest
 
 from invnext_jax.data import decode
 from invnext_jax.errors import UserError
-from invnext_jax.synthetic_world import files, render, world
+from invnext_jax.synthetic_world import files, render
 from invnext_jax.synthetic_world import scene as scene_lib
+from invnext_jax.synthetic_world.files import encode_mp4, write_world
+from invnext_jax.synthetic_world.render import make_clip
+from invnext_jax.synthetic_world.scene import SHAPES, WorldSpec, make_scene
 
 COMMAND = Path(__file__).parents[2] / "launch" / "make_world.py"
 
@@ -28,7 +31,7 @@ def guess(spec, scene, frame_hwc):
     back_c = np.median(frame_hwc.reshape(-1, 3), axis=0)
     ink_hw = np.abs(frame_hwc.astype(float) - back_c).max(-1)
     scores = []
-    for kind in world.SHAPES:
+    for kind in SHAPES:
         template_hw = render._coverage(spec, dataclasses.replace(scene, kinds=(kind,)), 0)[0]
         scores.append(np.corrcoef(template_hw.ravel(), ink_hw.ravel())[0, 1])
     color_c = np.median(frame_hwc[ink_hw > 0.6 * ink_hw.max()], axis=0)
@@ -37,10 +40,10 @@ def guess(spec, scene, frame_hwc):
 
 
 def test_compression_keeps_the_small_shapes_recognisable():
-    spec, right, same, errors = world.WorldSpec(), [], [], []
+    spec, right, same, errors = WorldSpec(), [], [], []
     for index in range(250):
-        clip, scene = world.make_clip(spec, index), world.make_scene(spec, index)
-        decoded = decode.read_frames(world.encode_mp4(clip.video), range)
+        clip, scene = make_clip(spec, index), make_scene(spec, index)
+        decoded = decode.read_frames(encode_mp4(clip.video), range)
         assert decoded.shape == clip.video.shape
         raw, coded = (guess(spec, scene, video[0]) for video in (clip.video, decoded))
         right.append(raw == (clip.shape, clip.color))
@@ -52,14 +55,14 @@ def test_compression_keeps_the_small_shapes_recognisable():
 
 
 def test_files_hold_the_clips_and_all_ground_truths(world_folder):
-    spec = world.WorldSpec()
+    spec = WorldSpec()
     with (world_folder / "train.csv").open() as file:
         rows = list(csv.DictReader(file))
     captions = (world_folder / "train.captions.jsonl").read_text().splitlines()
     assert len(rows) == len(captions) == 12
     assert list(rows[0]) == ["path", "source", "label_shape", "label_color", "label_motion"]
     for index, (row, line) in enumerate(zip(rows, captions, strict=True)):
-        clip, line = world.make_clip(spec, index), json.loads(line)
+        clip, line = make_clip(spec, index), json.loads(line)
         assert row["path"] == line["video"] == f"train/{index:06d}.mp4"
         assert row["source"] == "world"
         assert [int(row[f"label_{task}"]) for task in spec.classes] == list(clip.labels.values())
@@ -81,37 +84,37 @@ def test_videos_are_h264_at_eight_frames_a_second(world_folder):
 
 
 def test_workers_write_the_same_files(world_folder, tmp_path):
-    world.write_world(world.WorldSpec(), tmp_path, 12, workers=2, progress=False)
+    write_world(WorldSpec(), tmp_path, 12, workers=2, progress=False)
     assert contents(tmp_path) == contents(world_folder)
 
 
 def test_a_finished_world_is_left_alone_and_a_longer_one_adds_to_it(tmp_path, monkeypatch):
-    spec = world.WorldSpec(split="val")
-    world.write_world(spec, tmp_path, 4, progress=False)
+    spec = WorldSpec(split="val")
+    write_world(spec, tmp_path, 4, progress=False)
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.*")}
-    world.write_world(spec, tmp_path, 4, progress=False)
+    write_world(spec, tmp_path, 4, progress=False)
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.*")} == before
     written = []
     write = files._write_clip
     monkeypatch.setattr(files, "_write_clip", lambda *a: (written.append(a[2]), write(*a)))
-    world.write_world(spec, tmp_path, 6, progress=False)
+    write_world(spec, tmp_path, 6, progress=False)
     assert written == [4, 5]
     assert (tmp_path / "val.csv").read_text().count("\n") == 7
 
 
 def test_splits_of_one_world_share_a_folder_and_other_worlds_are_refused(tmp_path):
-    world.write_world(world.WorldSpec(split="val"), tmp_path, 1, progress=False)
-    world.write_world(world.WorldSpec(split="test"), tmp_path, 1, progress=False)
+    write_world(WorldSpec(split="val"), tmp_path, 1, progress=False)
+    write_world(WorldSpec(split="test"), tmp_path, 1, progress=False)
     for other in ({"seed": 1}, {"size": 48}, {"frames": 4}, {"level": "full"}):
         with pytest.raises(UserError, match="another folder"):
-            world.write_world(world.WorldSpec(split="val", **other), tmp_path, 1, progress=False)
+            write_world(WorldSpec(split="val", **other), tmp_path, 1, progress=False)
     with pytest.raises(UserError, match="videos=0"):
-        world.write_world(world.WorldSpec(), tmp_path, 0)
+        write_world(WorldSpec(), tmp_path, 0)
 
 
 def test_the_full_level_is_written_too(tmp_path):
-    spec = world.WorldSpec(level="full", size=48, split="val")
-    manifest = world.write_world(spec, tmp_path, 2, progress=False)
+    spec = WorldSpec(level="full", size=48, split="val")
+    manifest = write_world(spec, tmp_path, 2, progress=False)
     header = manifest.read_text().splitlines()[0]
     assert header == "path,source,label_shape,label_color,label_motion,label_background"
 

@@ -1,7 +1,7 @@
 import pytest
 
-from invnext_jax.synthetic_world import tokenizer, world
-from invnext_jax.synthetic_world.world import Caption
+from invnext_jax.synthetic_world import tokenizer
+from invnext_jax.synthetic_world.captions import Caption, all_image_captions
 
 
 def test_words_are_numbered_alphabetically_after_padding():
@@ -28,6 +28,6 @@ def test_a_caption_that_is_too_long_is_named():
 
 
 def test_captions_of_the_simple_world_have_different_words():
-    captions = world.all_image_captions("simple")
+    captions = all_image_captions("simple")
     words_jn = tokenizer.tokenize(captions, tokenizer.make_vocabulary(captions), 8)
     assert len({tuple(words_n) for words_n in words_jn.tolist()}) == len(captions)

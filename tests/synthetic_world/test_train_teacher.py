@@ -15,8 +15,10 @@ from invnext_jax.models import patches, teachers
 from invnext_jax.models.siglip import TextTower
 from invnext_jax.monitoring import metrics_file
 from invnext_jax.stages import stage1
-from invnext_jax.synthetic_world import tokenizer, train_teacher, world
-from invnext_jax.synthetic_world.world import WorldSpec
+from invnext_jax.synthetic_world import tokenizer, train_teacher
+from invnext_jax.synthetic_world.captions import Caption, all_image_captions
+from invnext_jax.synthetic_world.files import encode_mp4
+from invnext_jax.synthetic_world.scene import WorldSpec
 from invnext_jax.weights import assets, export
 
 HELD_OUT_CLIPS = 32  # of 8 frames each
@@ -47,7 +49,7 @@ def test_sigmoid_loss_is_finite_for_wrong_and_certain_logits():
 
 def test_every_image_matches_its_own_caption_and_all_that_are_true_of_it():
     frames = train_teacher.make_frames(WorldSpec(), 40)
-    captions = world.all_image_captions("simple")
+    captions = all_image_captions("simple")
     tokens_jn = tokenizer.tokenize(captions, tokenizer.make_vocabulary(captions), 8)
     text = {caption.text: row for caption, row in zip(captions, tokens_jn, strict=True)}
     batch = train_teacher.draw_batch(np.random.default_rng(0), frames, "simple", 64, text)
@@ -76,10 +78,10 @@ def test_text_tower_sees_every_word():
 
 def test_class_embedding_is_the_mean_of_the_captions_that_mention_it_alone():
     captions = [
-        world.Caption("a disc", {"shape": 0}),
-        world.Caption("disc", {"shape": 0}),
-        world.Caption("a red disc", {"shape": 0, "color": 0}),
-        world.Caption("a ring", {"shape": 1}),
+        Caption("a disc", {"shape": 0}),
+        Caption("disc", {"shape": 0}),
+        Caption("a red disc", {"shape": 0, "color": 0}),
+        Caption("a ring", {"shape": 1}),
     ]
     text_jd = np.array([[1, 0], [0, 1], [-1, 0], [0, -1]], np.float32)
     classes = {"shape": ("disc", "ring"), "color": ("red",)}
@@ -145,7 +147,7 @@ def held_out(*, compressed):
     if not compressed:
         return frames
     take_all = functools.partial(np.arange, dtype=int)
-    videos = [decode.read_frames(world.encode_mp4(v), take_all) for v in frames.video_bthwc]
+    videos = [decode.read_frames(encode_mp4(v), take_all) for v in frames.video_bthwc]
     return frames._replace(video_bthwc=np.stack(videos))
 
 

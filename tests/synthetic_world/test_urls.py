@@ -7,15 +7,18 @@ from configs import common
 from invnext_jax.data import clips, manifest, pipeline, sampling, transforms, video_io
 from invnext_jax.data.frames import Window
 from invnext_jax.errors import UserError
-from invnext_jax.synthetic_world import urls, world
+from invnext_jax.synthetic_world import urls
+from invnext_jax.synthetic_world.files import write_world
+from invnext_jax.synthetic_world.render import make_clip
+from invnext_jax.synthetic_world.scene import WorldSpec
 
 NAME = "world:full/val?videos=5&seed=3&size=48&frames=16"
-SPEC = world.WorldSpec(level="full", split="val", seed=3, size=48, frames=16)
+SPEC = WorldSpec(level="full", split="val", seed=3, size=48, frames=16)
 
 
 def test_rows_are_those_of_the_world_on_disk(tmp_path):
     drawn = manifest.read_manifest(NAME)
-    written = manifest.read_manifest(world.write_world(SPEC, tmp_path, 5, progress=False))
+    written = manifest.read_manifest(write_world(SPEC, tmp_path, 5, progress=False))
     assert len(drawn) == 5 and drawn.sources == written.sources == ["world"] * 5
     assert drawn.labels.keys() == written.labels.keys()
     for task, values in written.labels.items():
@@ -24,7 +27,7 @@ def test_rows_are_those_of_the_world_on_disk(tmp_path):
 
 
 def test_frames_are_those_of_the_clip():
-    clip = world.make_clip(SPEC, 4).video
+    clip = make_clip(SPEC, 4).video
     side = clip.shape[1]
     wanted = np.array([[3, 3, 15, 0], [1, 2, 3, 4]])
     whole, part = transforms.center_crop(side, side), Window(2, 1, 12, 17)
@@ -36,7 +39,7 @@ def test_frames_are_those_of_the_clip():
 
 
 def test_fields_have_the_defaults_of_a_world():
-    assert urls.parse("world:simple?videos=7") == urls.World(world.WorldSpec(), 7)
+    assert urls.parse("world:simple?videos=7") == urls.World(WorldSpec(), 7)
     assert urls.parse(NAME) == urls.World(SPEC, 5)
 
 
@@ -70,10 +73,10 @@ def test_training_clips_are_cut_from_the_drawn_frames(workers):
     iterator = iter(pipeline.make_train_dataset(config, seed=5, batch_size=6))
     batches = [next(iterator), next(iterator)]
     iterator.close()
-    spec = world.WorldSpec()
+    spec = WorldSpec()
     for n, batch in enumerate(batches):
         for i, row in enumerate(batch["index"]):
-            clip = world.make_clip(spec, int(row))
+            clip = make_clip(spec, int(row))
             rng = clips.make_rng(5, 6 * n + i, 0, 0)
             wanted = sampling.sample_sparse(8, 4, rng)
             np.testing.assert_array_equal(batch["video"][i], clip.video[wanted])
@@ -85,6 +88,6 @@ def test_evaluation_reads_a_drawn_world_too():
     config.update(frames=8, size=32, short_side=32, workers=0)
     name = "world:simple/val?videos=3"
     (batch,) = pipeline.make_eval_dataset(config, manifest=name, batch_size=3)
-    spec = world.WorldSpec(split="val")
+    spec = WorldSpec(split="val")
     for i in range(3):
-        np.testing.assert_array_equal(batch["video"][i], world.make_clip(spec, i).video)
+        np.testing.assert_array_equal(batch["video"][i], make_clip(spec, i).video)
