@@ -18,7 +18,7 @@ ARROWS = {
     "config_checks": {"training"},
     "stages": {"models", "objectives", "weights", "training", "planning.flops"},
     "planning": set(),
-    "planning.flops": {"objectives"},
+    "planning.flops": {"objectives", "models"},
     "planning.plan": {"stages", "training", "config_checks"},
     "synthetic_world": {"monitoring"},
     "synthetic_world.train_teacher": {"models", "objectives", "training", "monitoring"}

@@ -1,69 +1,88 @@
-"""What a training step computes, from the config alone: FLOPs of the matrix products by component.
+"""FLOPs of a training step by component, computed from the config alone.
 
-Only products of matrices count, two FLOPs a multiplication and addition; norms, activations and
-softmaxes do not, nor what `remat` computes again. Backward, each product costs once for the
-gradient of its weights and once for that of its input, where these are needed.
+Only matrix products count, with two FLOPs per multiply-add. Norms, activations and softmaxes are
+left out, and so is what `remat` recomputes. In the backward pass each product costs as much again
+for the gradient of its weights, and once more for the gradient of its input, where these are
+needed.
+
+A stage's `count_flops` adds up its components from the functions here.
 """
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from invnext_jax.errors import UserError
+from invnext_jax.models.decoder import TIME_WIDTH
 from invnext_jax.objectives import masks
-
-_TIME_WIDTH = 256  # of the diffusion decoder's timestep code
 
 
 @dataclasses.dataclass
-class Count:
-    """FLOPs of one component for one clip.
+class FlopCount:
+    """FLOPs of one component for one clip. The `add_*` methods add a layer and return its FLOPs.
 
     Attributes:
-        trained: whether gradients flow through it.
+        trained: whether gradients flow through the component.
         forward: FLOPs of the forward pass.
         backward: FLOPs of the backward pass.
-        layers: share of `forward` that lies in rematerialised layers.
-        pairs: share of `forward` that is attention between tokens.
+        layers: the part of `forward` inside transformer layers, which `remat="full"` recomputes.
+        attention: the part of `forward` in attention scores and weighted sums.
     """
 
     trained: bool = True
     forward: float = 0.0
     backward: float = 0.0
     layers: float = 0.0
-    pairs: float = 0.0
+    attention: float = 0.0
 
-    def dense(self, n: float, inputs: int, outputs: int, *, input_gradient: bool = True) -> float:
-        """A linear layer over n tokens."""
+    def add_dense(
+        self, n: float, inputs: int, outputs: int, *, input_gradient: bool = True
+    ) -> float:
+        """Adds a linear layer over n tokens."""
         flops = 2.0 * n * inputs * outputs
         self._add(flops, 1 + input_gradient)
         return flops
 
-    def attend(self, pairs: float, width: int) -> float:
-        """Softmax attention of so many query-key pairs."""
+    def add_attention(self, pairs: float, width: int) -> float:
+        """Adds softmax attention over `pairs` query-key pairs."""
         flops = 4.0 * pairs * width
         self._add(flops, 2)
-        self.pairs += flops
+        self.attention += flops
         return flops
 
-    def transformer(
-        self, n: int, pairs: float, width: int, mlp: int, depth: int, wanted: int | None = None
+    def add_transformer(
+        self, n: float, pairs: float, width: int, mlp: int, depth: int, outputs: int | None = None
     ) -> None:
-        """Blocks over n tokens, of which `wanted` (all) go on behind the attention.
+        """Adds transformer layers.
 
-        `mlp` is the sum of the widths of the MLP's linear layers.
+        Args:
+            n: tokens, each of which is a query, a key and a value.
+            pairs: query-key pairs of one layer.
+            width: of the tokens.
+            mlp: sum of the widths of the MLP's linear layers.
+            depth: number of layers.
+            outputs: tokens that pass the output projection and the MLP; None: all n.
         """
-        wanted = n if wanted is None else wanted
+        outputs = n if outputs is None else outputs
         for _ in range(depth):
-            flops = self.dense(n, width, 3 * width) + self.attend(pairs, width)
-            self.layers += flops + self.dense(wanted, width, width + mlp)
+            flops = self.add_dense(n, width, 3 * width) + self.add_attention(pairs, width)
+            self.layers += flops + self.add_dense(outputs, width, width + mlp)
 
-    def head(self, n: int, inputs: int, outputs: int) -> None:
-        """A projection head of two linear layers."""
-        self.dense(n, inputs, inputs)
-        self.dense(n, inputs, outputs)
+    def add_projection_head(self, n: float, inputs: int, outputs: int) -> None:
+        """Adds a projection head of two linear layers over n tokens."""
+        self.add_dense(n, inputs, inputs)
+        self.add_dense(n, inputs, outputs)
+
+    def add_attention_pool(self, n: float, width: int, outputs: int) -> None:
+        """Adds an attention pool, whose one query attends to n tokens."""
+        self.add_dense(n, width, 2 * width)
+        self.add_dense(1, width, width)
+        self.add_attention(n, width)
+        self.add_dense(1, width, outputs)
 
     def _add(self, flops: float, gradients: int) -> None:
         self.forward += flops
@@ -71,8 +90,15 @@ class Count:
 
 
 @dataclasses.dataclass(frozen=True)
-class Lengths:
-    """Tokens of a clip: all patches, and of each mask the visible and the predicted ones."""
+class TokenLengths:
+    """Numbers of tokens of one clip.
+
+    Attributes:
+        patches: all patches.
+        visible: visible patches of each mask.
+        predicted: predicted patches of each mask.
+        class_tokens: class tokens of the encoder.
+    """
 
     patches: int
     visible: tuple[int, ...]
@@ -80,137 +106,91 @@ class Lengths:
     class_tokens: int
 
 
-def token_lengths(config: Any) -> Lengths:
-    """How long the token streams of a run are."""
+def token_lengths(config: Any) -> TokenLengths:
+    """Returns the token counts of a clip, read from the shapes of the masks."""
     frames, side = config.data.frames, config.data.size // config.encoder.patch
     attention_bts = jax.ShapeDtypeStruct((1, frames, side * side), jnp.float32)
-    draw = functools.partial(
+    sample = functools.partial(
         masks.sample_masks, batch=1, grid=(frames, side, side), settings=config.mask
     )
     key = jax.eval_shape(lambda: jax.random.key(0))
-    drawn = jax.eval_shape(lambda key, a_bts: draw(key, attention_bts=a_bts), key, attention_bts)
-    visible = tuple(keep_bk.shape[1] for keep_bk, _ in drawn)
+    shapes = jax.eval_shape(lambda key, a_bts: sample(key, attention_bts=a_bts), key, attention_bts)
+    visible = tuple(keep_bk.shape[1] for keep_bk, _ in shapes)
     share = config.mask.predicted
-    predicted = tuple(masks.predicted_count(masked_bm.shape[1], share) for _, masked_bm in drawn)
-    return Lengths(frames * side * side, visible, predicted, config.encoder.class_tokens)
+    predicted = tuple(masks.predicted_count(masked_bm.shape[1], share) for _, masked_bm in shapes)
+    return TokenLengths(frames * side * side, visible, predicted, config.encoder.class_tokens)
 
 
-def count_flops(config: Any, *, whole_windows: bool = False) -> dict[str, Count]:
-    """FLOPs of every component of a training step, for one clip.
-
-    Args:
-        config: a run's config.
-        whole_windows: whether local attention counts as if it looked at all tokens, which is what a
-            plain kernel computes; else what the window holds.
-    """
-    tokens = token_lengths(config)
-    if config.stage == "stage1":
-        found = {"teacher": _teacher(config, 1.0)} if _needs_teacher(config) else {}
-    else:
-        found = {"target": _target(config, tokens)}
-        if config.mask.kind == "semantic" and config.target.kind != "image":
-            found["teacher"] = _teacher(config, 1.0)
-    found["encoder"] = _encoder(config, tokens.visible, tokens.class_tokens)
-    decodes = bool(config.loss.pixels)
-    if decodes or config.loss.get("predict", 0):
-        found["predictor"] = _predictor(config, tokens, whole_windows)
-    if decodes:
-        found["decoder"] = _decoder(config, tokens)
-    found["heads"] = _heads(config, tokens)
-    return found
-
-
-def step_flops(config: Any) -> float:
-    """Model FLOPs of one training step of the whole batch."""
-    counts = count_flops(config).values()
-    return config.batch_size * sum(count.forward + count.backward for count in counts)
-
-
-def recomputed_flops(config: Any) -> float:
-    """FLOPs of one step that rematerialisation adds to the model's."""
-    trained = [count for count in count_flops(config).values() if count.trained]
-    again = {
-        "none": 0.0,
-        "dots": sum(count.pairs for count in trained),  # linear layers are kept
-        "full": sum(count.layers for count in trained),
-    }
-    return config.batch_size * again[config.remat]
-
-
-def _needs_teacher(config: Any) -> bool:
-    aligns = config.loss.align_tokens or config.loss.align_pooled
-    return bool(aligns) or config.mask.kind == "semantic"
-
-
-def _blocks(count: Count, sizes: Any, n: int) -> None:
-    count.transformer(n, n * n, sizes.width, 2 * sizes.mlp_width, sizes.depth)
-
-
-def _encoder(config: Any, visible: tuple[int, ...], class_tokens: int) -> Count:
-    count, e = Count(), config.encoder
-    for k in visible:
-        count.dense(k, 3 * e.patch**2, e.width)
-        _blocks(count, e, k + class_tokens)
-    return count
-
-
-def _target(config: Any, tokens: Lengths) -> Count:
-    if config.target.kind == "image":
-        return _teacher(config, 1.0)
-    count = _encoder(config, (tokens.patches,), tokens.class_tokens)
-    return dataclasses.replace(count, trained=False, backward=0.0)
-
-
-def _teacher(config: Any, share: float) -> Count:
-    count, t = Count(trained=False), config.teacher
-    n = (t.size // t.patch) ** 2
-    frames = config.data.frames * share
+def count_teacher(config: Any) -> FlopCount:
+    """Counts the frozen image teacher, which encodes every frame of the clip."""
+    count, t = FlopCount(trained=False), config.teacher
+    n, frames = (t.size // t.patch) ** 2, config.data.frames
     if config.data.size != t.size:  # bicubic resizing of rows, then of columns
-        count.dense(frames * 3 * config.data.size, config.data.size, t.size)
-        count.dense(frames * 3 * t.size, config.data.size, t.size)
-    count.dense(frames * n, 3 * t.patch**2, t.width)
+        count.add_dense(frames * 3 * config.data.size, config.data.size, t.size)
+        count.add_dense(frames * 3 * t.size, config.data.size, t.size)
+    count.add_dense(frames * n, 3 * t.patch**2, t.width)
     n += 0 if t.kind == "siglip2" else 1 + t.registers
     layers = 3 if t.gated else 2
-    count.transformer(frames * n, frames * n * n, t.width, layers * t.mlp_width, t.depth)
-    # The pooling query, or the class token once more in the last layer, whose weights are wanted.
-    count.dense(frames * n, t.width, 2 * t.width)
-    count.attend(1.5 * frames * n, t.width)
-    count.dense(frames, t.width, 2 * t.width)
+    count.add_transformer(frames * n, frames * n * n, t.width, layers * t.mlp_width, t.depth)
+    # The pooling query; for a class token, its attention in the last layer computed once more,
+    # because the attention weights are an output.
+    count.add_dense(frames * n, t.width, 2 * t.width)
+    count.add_attention(1.5 * frames * n, t.width)
+    count.add_dense(frames, t.width, 2 * t.width)
     if t.kind == "siglip2":
-        count.dense(frames, t.width, 2 * t.mlp_width)
+        count.add_dense(frames, t.width, 2 * t.mlp_width)
     return count
 
 
-def _predictor(config: Any, tokens: Lengths, whole_windows: bool) -> Count:
-    count, p, n = Count(), config.predictor, tokens.patches + tokens.class_tokens
+def count_encoder(config: Any, tokens: TokenLengths) -> FlopCount:
+    """Counts the student encoder, which runs once for each mask on the visible tokens."""
+    count, e = FlopCount(), config.encoder
+    for k in tokens.visible:
+        count.add_dense(k, 3 * e.patch**2, e.width)
+        _add_layers(count, e, k + tokens.class_tokens)
+    return count
+
+
+def count_target_encoder(config: Any, tokens: TokenLengths) -> FlopCount:
+    """Counts an encoder of the student's sizes that runs on all patches, without gradients."""
+    unmasked = dataclasses.replace(tokens, visible=(tokens.patches,))
+    return dataclasses.replace(count_encoder(config, unmasked), trained=False, backward=0.0)
+
+
+def count_predictor(config: Any, tokens: TokenLengths, *, dense_windows: bool = False) -> FlopCount:
+    """Counts the predictor.
+
+    Args:
+        config: of the run.
+        tokens: token counts of a clip.
+        dense_windows: count local attention as if every token attended to all tokens, which is
+            what a plain kernel computes; otherwise count the pairs inside the window.
+    """
+    count, p, n = FlopCount(), config.predictor, tokens.patches + tokens.class_tokens
     for visible, predicted in zip(tokens.visible, tokens.predicted, strict=True):
         if p.kind == "vjepa":
-            count.dense(visible + tokens.class_tokens, config.encoder.width, p.width)
-            _blocks(count, p, n)
+            count.add_dense(visible + tokens.class_tokens, config.encoder.width, p.width)
+            _add_layers(count, p, n)
             continue
-        count.head(n, config.encoder.width, p.width)
+        count.add_projection_head(n, config.encoder.width, p.width)
         if p.kind == "vit":
-            _blocks(count, p, n)
+            _add_layers(count, p, n)
             continue
         for i in range(p.last_layer - p.depth + 1, p.last_layer + 1):
-            # Of the last layer only these places are wanted; a window still sees all queries.
-            wanted = predicted if i == p.last_layer else n
+            # The last layer outputs the predicted tokens only; its local windows still compute
+            # all queries.
+            outputs = predicted if i == p.last_layer else n
             if i % 3 == 0:
-                pairs = wanted * n
+                pairs = outputs * n
             else:
-                pairs = n * n if whole_windows else _window_pairs(n, p.window // 2)
-            count.transformer(n, pairs, p.width, 3 * p.mlp_width, 1, wanted)
+                pairs = n * n if dense_windows else _window_pairs(n, p.window // 2)
+            count.add_transformer(n, pairs, p.width, 3 * p.mlp_width, 1, outputs)
     return count
 
 
-def _window_pairs(n: int, reach: int) -> int:
-    """Query-key pairs no farther apart than `reach`."""
-    reach = min(reach, n - 1)
-    return n * (2 * reach + 1) - reach * (reach + 1)
-
-
-def _decoder(config: Any, tokens: Lengths) -> Count:
-    count, d, pixels = Count(), config.decoder, 3 * config.encoder.patch**2
+def count_decoder(config: Any, tokens: TokenLengths) -> FlopCount:
+    """Counts the pixel decoder, which decodes every predicted patch."""
+    count, d, pixels = FlopCount(), config.decoder, 3 * config.encoder.patch**2
     width = d.width
     for predicted in tokens.predicted:
         n = predicted * (d.noise_draws if d.kind == "diffusion" else 1)
@@ -218,35 +198,115 @@ def _decoder(config: Any, tokens: Lengths) -> Count:
             hidden = [width] * (d.depth - 1 if d.kind == "mlp" else 0)
             sizes = [config.predictor.width, *hidden, pixels]
             for inputs, outputs in zip(sizes, sizes[1:], strict=False):
-                count.dense(n, inputs, outputs)
+                count.add_dense(n, inputs, outputs)
             continue
-        count.dense(n, _TIME_WIDTH, width, input_gradient=False)
-        count.dense(n, width, width)
-        count.dense(n, config.predictor.width, width)
-        count.dense(n, pixels, width, input_gradient=False)
-        count.dense(n, width, (5 * d.depth + 2) * width)
-        count.dense(n, width, 2 * pixels)
+        count.add_dense(n, TIME_WIDTH, width, input_gradient=False)
+        count.add_dense(n, width, width)
+        count.add_dense(n, config.predictor.width, width)
+        count.add_dense(n, pixels, width, input_gradient=False)
+        count.add_dense(n, width, (5 * d.depth + 2) * width)
+        count.add_dense(n, width, 2 * pixels)
     return count
 
 
-def _heads(config: Any, tokens: Lengths) -> Count:
-    count, e, loss = Count(), config.encoder, config.loss
-    if config.stage == "stage2":
-        width = config.teacher.width if config.target.kind == "image" else e.width
-        for visible, predicted in zip(tokens.visible, tokens.predicted, strict=True):
-            if loss.predict:
-                count.head(predicted, config.predictor.width, width)
-            if loss.align_visible:
-                count.head(visible, e.width, width)
-        return count
+def sum_flops(counts: Mapping[str, FlopCount], batch_size: int) -> float:
+    """Returns the model FLOPs, forward and backward, of one training step of the whole batch."""
+    return batch_size * sum(count.forward + count.backward for count in counts.values())
+
+
+def sum_recomputed_flops(counts: Mapping[str, FlopCount], batch_size: int, remat: str) -> float:
+    """Returns the FLOPs that rematerialisation adds to one step, on top of the model's.
+
+    Args:
+        counts: components of the step.
+        batch_size: clips of the whole batch.
+        remat: `config.remat`.
+    """
+    trained = [count for count in counts.values() if count.trained]
+    recomputed = {
+        "none": 0.0,
+        "dots": sum(count.attention for count in trained),  # linear layers are kept
+        "full": sum(count.layers for count in trained),
+    }
+    return batch_size * recomputed[remat]
+
+
+def _add_layers(count: FlopCount, sizes: Any, n: int) -> None:
+    """Adds layers of full attention over n tokens, with an MLP of two linear layers."""
+    count.add_transformer(n, n * n, sizes.width, 2 * sizes.mlp_width, sizes.depth)
+
+
+def _window_pairs(n: int, reach: int) -> int:
+    """Returns the number of query-key pairs at most `reach` positions apart."""
+    reach = min(reach, n - 1)
+    return n * (2 * reach + 1) - reach * (reach + 1)
+
+
+# The compositions of the two stages.
+
+
+def _count_stage1(config: Any, *, dense_windows: bool = False) -> dict[str, FlopCount]:
+    tokens, loss, e, counts = token_lengths(config), config.loss, config.encoder, {}
+    if loss.align_tokens or loss.align_pooled or config.mask.kind == "semantic":
+        counts["teacher"] = count_teacher(config)
+    counts["encoder"] = count_encoder(config, tokens)
+    if loss.pixels:
+        counts["predictor"] = count_predictor(config, tokens, dense_windows=dense_windows)
+        counts["decoder"] = count_decoder(config, tokens)
     (visible,) = tokens.visible
+    heads = counts["heads"] = FlopCount()
     if loss.align_tokens:
-        count.head(config.teacher.taps * visible, e.width, config.teacher.width)
+        heads.add_projection_head(config.teacher.taps * visible, e.width, config.teacher.width)
     if loss.align_pooled:
-        n = visible + tokens.class_tokens
-        count.dense(n, e.width, 2 * e.width)
-        count.dense(1, e.width, e.width)
-        count.attend(n, e.width)
-        count.dense(1, e.width, e.pool_width)
-        count.head(1, e.pool_width, config.teacher.width)
-    return count
+        heads.add_attention_pool(visible + tokens.class_tokens, e.width, e.pool_width)
+        heads.add_projection_head(1, e.pool_width, config.teacher.width)
+    return counts
+
+
+def _count_stage2(config: Any, *, dense_windows: bool = False) -> dict[str, FlopCount]:
+    tokens, loss, e, counts = token_lengths(config), config.loss, config.encoder, {}
+    from_image = config.target.kind == "image"
+    counts["target"] = count_teacher(config) if from_image else count_target_encoder(config, tokens)
+    if config.mask.kind == "semantic" and not from_image:
+        counts["teacher"] = count_teacher(config)
+    counts["encoder"] = count_encoder(config, tokens)
+    if loss.pixels or loss.predict:
+        counts["predictor"] = count_predictor(config, tokens, dense_windows=dense_windows)
+    if loss.pixels:
+        counts["decoder"] = count_decoder(config, tokens)
+    width = config.teacher.width if from_image else e.width
+    heads = counts["heads"] = FlopCount()
+    for visible, predicted in zip(tokens.visible, tokens.predicted, strict=True):
+        if loss.predict:
+            heads.add_projection_head(predicted, config.predictor.width, width)
+        if loss.align_visible:
+            heads.add_projection_head(visible, e.width, width)
+    return counts
+
+
+_STAGES = {"stage1": _count_stage1, "stage2": _count_stage2}
+
+
+def count_flops(config: Any, *, dense_windows: bool = False) -> dict[str, FlopCount]:
+    """Counts the FLOPs of every component of a training step, for one clip.
+
+    Args:
+        config: of the run.
+        dense_windows: see `count_predictor`.
+
+    Raises:
+        UserError: an unknown stage.
+    """
+    if config.stage not in _STAGES:
+        raise UserError(f"config.stage={config.stage!r} must be one of {', '.join(_STAGES)}")
+    return _STAGES[config.stage](config, dense_windows=dense_windows)
+
+
+def step_flops(config: Any) -> float:
+    """Returns the model FLOPs of one training step of the whole batch."""
+    return sum_flops(count_flops(config), config.batch_size)
+
+
+def recomputed_flops(config: Any) -> float:
+    """Returns the FLOPs that rematerialisation adds to one step."""
+    return sum_recomputed_flops(count_flops(config), config.batch_size, config.remat)

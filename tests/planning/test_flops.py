@@ -69,7 +69,7 @@ def product_flops(jaxpr, times=1):
 
 
 def analytic(config):
-    counts = flops.count_flops(config, whole_windows=True).values()
+    counts = flops.count_flops(config, dense_windows=True).values()
     return sum(count.forward + count.backward for count in counts)
 
 
@@ -128,7 +128,7 @@ def test_analytic_flops_of_the_whole_models_are_within_3_percent(stage, variant,
 
 def test_a_window_counts_the_pairs_that_it_lets_see():
     config = stage2_config.get_config("base")
-    whole = flops.count_flops(config, whole_windows=True)["predictor"]
+    whole = flops.count_flops(config, dense_windows=True)["predictor"]
     seen = flops.count_flops(config)["predictor"]
     n, reach, masks, local_layers = 4 + 32 * 256, 64, 2, 3
     pairs = sum(min(i, reach) + 1 + min(n - 1 - i, reach) for i in range(n))
