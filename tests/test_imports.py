@@ -10,7 +10,7 @@ PACKAGE = "invnext_jax"
 
 # Folders and top-level files: a -> what a may import. Each may import itself and `FOR_ALL`. A file
 # with an entry of its own ("folder.file") follows that entry in place of its folder's.
-FOR_ALL = {"errors", "atomic_file"}
+FOR_ALL = {"errors", "atomic_file", "file_lock"}
 ARROWS = {
     "train": {"loop", "config_checks", "stages", "training", "checkpointing", "multihost"}
     | {"monitoring", "data", "weights"},
@@ -39,6 +39,7 @@ ARROWS = {
     "weights.import_weights": {"stages", "models"},
     "errors": set(),
     "atomic_file": set(),
+    "file_lock": set(),
 }
 
 # Inside a folder: layers from the top down. A file may import files of lower layers only.

@@ -128,11 +128,13 @@ def _show(
     bad = 0
     with (
         contextlib.closing(results),
-        ProgressMeter(reused + len(todo), "video", options.progress, begun=reused) as meter,
+        ProgressMeter(
+            reused + len(todo), "video", initial=reused, quiet=not options.progress
+        ) as meter,
     ):
         for done, (path, result) in enumerate(results, start=reused + 1):
             bad += isinstance(result, ProbeFailure)
-            meter.show(done, f"{bad} bad")
+            meter.update(done, f"{bad} bad")
             yield path, result
 
 

@@ -1,11 +1,11 @@
 """What was found out about files so far, on disk, for a run that goes on where one was killed."""
 
 import dataclasses
-import fcntl
 import json
 import os
 from pathlib import Path
 
+from invnext_jax import file_lock
 from invnext_jax.dataset_prep.probing import ProbeFailure, VideoProbe
 from invnext_jax.errors import UserError
 
@@ -24,12 +24,10 @@ class ProbeCache:
         except OSError as error:
             raise UserError(f"{path} cannot be written: {error}") from error
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            file_lock.acquire(self._file)
+        except file_lock.LockHeldError as error:
             self._file.close()
             raise UserError(f"another run is writing {path}: wait for its end") from error
-        except OSError:  # a file system without locks
-            pass
         self._known: dict[tuple, VideoProbe | ProbeFailure] = {}
         try:
             self._read()

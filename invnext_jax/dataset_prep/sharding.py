@@ -12,7 +12,6 @@ A shard is the element that Beam hands out. Killed, the same command goes on: wh
 
 import contextlib
 import dataclasses
-import fcntl
 import functools
 import json
 import logging
@@ -25,6 +24,7 @@ from typing import Any, TextIO
 
 from etils import epath
 
+from invnext_jax import file_lock
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data import video_io
 from invnext_jax.dataset_prep import shard_metadata
@@ -221,11 +221,9 @@ def _claim(plan: ShardPlan) -> Iterator[None]:
 
 def _lock(file: TextIO, out: epath.Path) -> None:
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+        file_lock.acquire(file)
+    except file_lock.LockHeldError as error:
         raise UserError(f"another run is writing to {out}: wait for its end") from error
-    except OSError:  # a file system without locks
-        pass
 
 
 def _run(plan: ShardPlan, todo: Sequence[int], options: ShardingOptions) -> None:
@@ -256,10 +254,10 @@ def _show(plan: ShardPlan, todo: Sequence[int], progress: bool) -> Iterator[None
 
 def _watch(plan: ShardPlan, todo: Sequence[int], progress: bool, stop: threading.Event) -> None:
     total, over = sum(len(plan.span(number)) for number in todo), False
-    with ProgressMeter(total, "video", progress) as meter:
+    with ProgressMeter(total, "video", quiet=not progress) as meter:
         while not over:
             over = stop.wait(LOOK_EVERY_SECONDS)
-            meter.show(_count_rows(plan, todo))
+            meter.update(_count_rows(plan, todo))
 
 
 def _count_rows(plan: ShardPlan, todo: Sequence[int]) -> int:

@@ -182,7 +182,7 @@ def _probe(places: list[tuple[str, int]], probe: RecordProbe, options: indexing.
         seconds=options.seconds,
     )
     try:
-        with ProgressMeter(len(places), "record", options.progress) as meter:
+        with ProgressMeter(len(places), "record", quiet=not options.progress) as meter:
             for done, place in enumerate(places, start=1):
                 made = pool.take()
                 if "row" in made:
@@ -190,7 +190,7 @@ def _probe(places: list[tuple[str, int]], probe: RecordProbe, options: indexing.
                 else:
                     bad.append((shards.name_video(*place), made["reason"]))
                     logging.warning("%s: %s", *bad[-1])
-                meter.show(done)
+                meter.update(done)
     finally:
         pool.close()
     return rows, bad

@@ -1,52 +1,88 @@
-"""How far long work is: a bar on a terminal, plain lines elsewhere."""
+"""Progress of long work: a tqdm bar on a terminal, plain lines in a log."""
 
 import sys
 import time
+from typing import TextIO
 
 from tqdm import tqdm
 
-LINE_EVERY_SECONDS = 10.0
+LINE_SECONDS = 10.0
 
 
 class ProgressMeter:
-    """Shows how much of `total` is done, how fast it goes and how long it will take.
+    """Shows how many units of work are done, the speed and the time left.
 
     Args:
-        total: All there is to do.
-        unit: What is counted, in the singular.
-        shown: Whether to show anything.
-        begun: What was done before; it does not count for the speed.
+        total: Number of units.
+        unit: Name of a unit, in the singular.
+        initial: Units that were done before. They do not count for the speed.
+        quiet: Whether to show nothing.
+        line_seconds: Shortest time between plain lines. None prints no lines except those of `log`.
+        out: Stream to write to; standard output if None.
     """
 
-    def __init__(self, total: int, unit: str, shown: bool, begun: int = 0):
-        hidden = not (shown and sys.stderr.isatty())
-        self._bar = tqdm(total=total, initial=begun, unit=unit, disable=hidden)
-        self._lines = shown and hidden
-        self._total, self._unit, self._begun, self._done = total, unit, begun, begun
-        self._note = ""
-        self._started = self._last = time.monotonic()
+    def __init__(
+        self,
+        total: int,
+        unit: str,
+        *,
+        initial: int = 0,
+        quiet: bool = False,
+        line_seconds: float | None = LINE_SECONDS,
+        out: TextIO | None = None,
+    ):
+        self._total, self._unit, self._initial, self._done = total, unit, initial, initial
+        self._out = sys.stdout if out is None else out
+        self._quiet, self._bar = quiet, None
+        if not quiet and self._out.isatty():
+            self._bar = tqdm(
+                total=total, initial=initial, unit=unit, file=self._out, dynamic_ncols=True
+            )
+        self._line_seconds = line_seconds if self._bar is None else None
+        self._postfix = ""
+        self._start = self._last_line = time.monotonic()
 
     def __enter__(self) -> "ProgressMeter":
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._lines:
-            self._print()
-        self._bar.close()
+        self.close()
 
-    def show(self, done: int, note: str = "") -> None:
-        """Shows that `done` of all are done, and a note on them."""
-        self._note = note
-        self._bar.set_postfix_str(note, refresh=False)
-        self._bar.update(max(0, done - self._done))
-        self._done = max(done, self._done)
-        if self._lines and time.monotonic() - self._last > LINE_EVERY_SECONDS:
-            self._last = time.monotonic()
-            self._print()
+    @property
+    def has_bar(self) -> bool:
+        """Whether a bar is shown, rather than plain lines."""
+        return self._bar is not None
 
-    def _print(self) -> None:
-        rate = (self._done - self._begun) / max(time.monotonic() - self._started, 1e-9)
-        parts = [f"{self._done} of {self._total} {self._unit}s", self._note, f"{rate:.1f}/s"]
+    def update(self, done: int, postfix: str | None = None) -> None:
+        """Sets the number of units done, and the text behind it unless that is None."""
+        if postfix is not None:
+            self._postfix = postfix
+        added, self._done = max(0, done - self._done), max(done, self._done)
+        if self._bar is not None:
+            self._bar.set_postfix_str(self._postfix, refresh=False)
+            self._bar.update(added)
+        elif self._line_seconds is not None:
+            if time.monotonic() - self._last_line > self._line_seconds:
+                self._last_line = time.monotonic()
+                self.log(self._format_line())
+
+    def log(self, text: str) -> None:
+        """Prints a line, above the bar if there is one."""
+        if self._bar is not None:
+            self._bar.write(text, file=self._out)
+        elif not self._quiet:
+            print(text, file=self._out, flush=True)
+
+    def close(self) -> None:
+        """Leaves the bar as it is, or prints the last line."""
+        if self._bar is not None:
+            self._bar.close()
+        elif self._line_seconds is not None:
+            self.log(self._format_line())
+
+    def _format_line(self) -> str:
+        rate = (self._done - self._initial) / max(time.monotonic() - self._start, 1e-9)
+        parts = [f"{self._done} of {self._total} {self._unit}s", self._postfix, f"{rate:.1f}/s"]
         if rate:
             parts.append(f"{(self._total - self._done) / rate / 60:.0f} min left")
-        print(", ".join(filter(None, parts)), flush=True)
+        return ", ".join(filter(None, parts))

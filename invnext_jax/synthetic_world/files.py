@@ -70,10 +70,10 @@ def write_world(
         return manifest
     todo = _unfinished(spec, out_dir, videos)
     done = videos - len(todo)
-    with ProgressMeter(videos, "clip", progress, begun=done) as meter:
+    with ProgressMeter(videos, "clip", initial=done, quiet=not progress) as meter:
         for more in _write_all(spec, out_dir, todo, min(workers, len(todo))):
             done += more
-            meter.show(done, spec.split)
+            meter.update(done, spec.split)
     _write_tables(spec, out_dir, videos, manifest)
     return manifest
 

@@ -1,6 +1,7 @@
 """Videos of every kind through Beam into shards and back: the right frames, and no row lost."""
 
 import csv
+import fcntl
 import struct
 import subprocess
 import sys
@@ -184,7 +185,7 @@ def test_a_foreign_folder_and_a_second_run_are_refused(folder, prepared, tmp_pat
         sharding.prepare_shards(str(tmp_path / "copy"), str(tmp_path / "copy"))
     options = sharding.ShardingOptions(shards=4)
     lock = (prepared[0] / "reports" / "lock").open("w")
-    sharding.fcntl.flock(lock, sharding.fcntl.LOCK_EX)
+    fcntl.flock(lock, fcntl.LOCK_EX)
     with lock, pytest.raises(UserError, match="another run is writing"):
         sharding.prepare_shards(str(folder), str(prepared[0]), "train", ENCODING, options)
 

@@ -1,0 +1,40 @@
+"""Exclusive locks on open files, so that one run at a time writes to a folder."""
+
+import errno
+import fcntl
+from typing import IO
+
+from absl import logging
+
+_UNSUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
+
+
+class LockHeldError(Exception):
+    """Another open file, usually of another process, holds the lock."""
+
+
+def acquire(file: IO) -> None:
+    """Locks an open file without waiting, or warns that the file system has no locks.
+
+    The lock ends when the file is closed. The kernel closes it when the process ends.
+
+    Raises:
+        LockHeldError: The lock is held.
+        OSError: The lock cannot be taken for another reason.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise LockHeldError(f"{file.name} is locked") from error
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+        logging.warning(
+            "the file system of %s has no locks: make sure that no second run writes there",
+            file.name,
+        )
+
+
+def release(file: IO) -> None:
+    """Closes the file, which ends its lock."""
+    file.close()
