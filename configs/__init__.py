@@ -1,1 +1,1 @@
-"""Configurations: Python files with `get_config(variant)`; `common.py` holds every default."""
+"""Config files: each defines `get_config(variant)`. `common.py` holds every default."""

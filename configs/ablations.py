@@ -4,17 +4,19 @@
     python launch/main.py --config=configs/ablations.py:3_momentum --workdir=runs/3_momentum \
         --config.init_from=runs/1a_both
 
-A row is named "<table>_<variant>". Where the paper does not tell: rows of Table 1a without
-"diffusion" or "both" have the linear decoder, rows without "text_init" or "both" no text model; the
-MLP decoder is as wide as the diffusion decoder; a ViT predictor has the width of ModernBERT's.
-Weights of others are looked for in the folder `weights`; any file may be named on the command line.
+A row is named "<table>_<variant>". Choices that the paper does not state: in Table 1a, rows without
+"diffusion" or "both" use the linear decoder, and rows without "text_init" or "both" use no text
+model; the MLP decoder is as wide as the diffusion decoder; the ViT predictor is as wide as the
+ModernBERT one. Pretrained weights are expected in the folder `weights`; other paths can be set on
+the command line.
 
-"<row>,tiny" is the same variant at the size of the embedded world: widths, heads, patches and image
-sizes are those of the tiny configs; predictor and decoder are half as deep as the row's, rounded
-up; frames are a quarter. Its SigLIP2 is the shipped one; a text model, CLIP or DINOv2 must be given
-in these sizes.
+"<row>,tiny" is the same variant at the size of the embedded world. Widths, heads, patches and image
+sizes are those of the tiny configs; predictor and decoder have half of the row's depth, rounded up;
+clips have a quarter of its frames. SigLIP2 is the teacher in the package. Weights of a text model,
+CLIP or DINOv2 in these sizes must be provided.
 
-Absent, for want of the models: VideoMAE alignment (Table 2) and the InternVideo2 target (Table 3).
+Not included, because this package does not have the models: VideoMAE alignment (Table 2) and the
+InternVideo2 target (Table 3).
 """
 
 import ml_collections
@@ -37,7 +39,7 @@ def _decoder(kind: str, depth: int, width: int) -> Overrides:
     return {"decoder.kind": kind, "decoder.depth": depth, "decoder.width": width}
 
 
-# What all rows share, and all rows of Stage 1; a row changes it.
+# Overrides of all rows, and of all Stage 1 rows. The overrides of a row come after them.
 BASE = {
     **_teacher("siglip2_large"),
     **_predictor("modernbert", depth=5),
@@ -104,19 +106,19 @@ ROWS: dict[str, tuple[str, Overrides]] = {
 
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
-    """The config of a row.
+    """Returns the config of a row.
 
     Args:
       argument: "<row>" or "<row>,tiny"; see `ROWS`.
 
     Raises:
-      ValueError: there is no such row or variant.
+      ValueError: unknown row or variant.
     """
     name, _, variant = argument.partition(",")
     if name not in ROWS or variant not in ("", "tiny"):
         raise ValueError(
-            f"unknown ablation {argument!r}: give one of {', '.join(ROWS)}, with ',tiny' behind it "
-            "for the tiny variant"
+            f"unknown ablation {argument!r}: choose one of {', '.join(ROWS)}; append ',tiny' for "
+            "the tiny variant"
         )
     stage, overrides = ROWS[name]
     config = {"stage1": stage1, "stage2": stage2}[stage].get_config(variant or "base")
@@ -126,7 +128,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
 
 
 def _shrink(overrides: Overrides) -> Overrides:
-    """What is left of a row's overrides in the tiny variant."""
+    """Returns the overrides of a row's tiny variant."""
     sizes = ("width", "heads", "mlp_width", "patch", "size", "train_size", "tap_interval")
     small = {}
     for name, value in overrides.items():

@@ -1,6 +1,8 @@
 """Every option of a pretraining run with its default, and the sizes of the variants.
 
-Durations are in steps. Learning rates are final values: the paper scales 1e-3 by batch / 256.
+All defaults are in this one file, so it is longer than 300 lines. The comment at a field is its
+documentation: `docs/generate_options.py` copies it to docs/options.md. Durations are in steps, and
+learning rates are final values (the paper gives 1e-3 per batch of 256).
 """
 
 import ml_collections
@@ -8,31 +10,42 @@ import ml_collections
 VIDEOS = 1_100_000  # K-Mash, the paper's unlabeled training set
 VARIANTS = ("tiny", "base", "large", "1b")
 
-# Encoder widths, paper section 4 and the released model definitions.
+# Paper section 4 and the released model definitions.
 ENCODERS = {
+    "base": {
+        "width": 768,  # Width of the tokens.
+        "depth": 12,  # Number of layers.
+        "heads": 12,  # Attention heads; must divide the width.
+        "mlp_width": 3072,  # Width of the hidden layer of each MLP.
+        # Drop-path rate of the last layer. The rate grows linearly from 0 at the first layer.
+        "drop_path": 0.1,
+    },
     "tiny": {"width": 64, "depth": 4, "heads": 2, "mlp_width": 256, "drop_path": 0.0},
-    "base": {"width": 768, "depth": 12, "heads": 12, "mlp_width": 3072, "drop_path": 0.1},
     "large": {"width": 1024, "depth": 24, "heads": 16, "mlp_width": 4096, "drop_path": 0.2},
     "1b": {"width": 1408, "depth": 40, "heads": 16, "mlp_width": 6144, "drop_path": 0.2},
 }
 
-# Published image teachers. The Large ones are tapped over the share of the depth that the giant is.
+# Published image teachers. The tapped layers of a Large teacher cover the same share of its depth
+# as those of the giant one.
 TEACHERS = {
     "siglip2_giant": {
-        "kind": "siglip2",  # "siglip2" | "clip" | "dinov2"
-        "width": 1536,
-        "depth": 40,
-        "heads": 16,
+        "kind": "siglip2",  # Architecture: "siglip2", "clip" or "dinov2".
+        "width": 1536,  # Width of the tokens.
+        "depth": 40,  # Number of layers.
+        "heads": 16,  # Attention heads.
+        # Width of the hidden layer of each MLP; of each half of it if `teacher.gated`.
         "mlp_width": 6144,
-        "activation": "gelu_tanh",  # of clip: "quick_gelu" | "gelu"; others have but one
-        "registers": 0,  # of dinov2: 0 | 4
-        "gated": False,  # of dinov2: SwiGLU, whose two halves are mlp_width wide each
-        "patch": 16,
-        "size": 256,  # of the images it sees
-        "train_size": 256,  # of the images its position table was trained for
-        "tap_interval": 3.33,  # every so many layers is tapped, counted from the last
+        # Activation of the MLPs. For clip "quick_gelu" or "gelu"; the other kinds have only one.
+        "activation": "gelu_tanh",
+        "registers": 0,  # Register tokens, for dinov2 only: 0 or 4.
+        "gated": False,  # Whether the MLPs are SwiGLU, for dinov2 only.
+        "patch": 16,  # Pixels a side of a patch.
+        "size": 256,  # Pixels a side of the images that the teacher gets in this run.
+        "train_size": 256,  # Pixels a side that its position table was trained for.
+        # Distance in layers between two tapped layers, counted back from the last layer.
+        "tap_interval": 3.33,
     },
-    "tiny": {  # what this package ships
+    "tiny": {  # the teacher of the embedded world, included in the package
         "kind": "siglip2",
         "width": 96,
         "depth": 4,
@@ -65,130 +78,197 @@ TEACHERS |= {
 
 
 def defaults() -> ml_collections.ConfigDict:
-    """The options that both stages share, at the sizes of the Base model."""
+    """Returns the options that both stages share, at the sizes of the Base model."""
     config = ml_collections.ConfigDict()
-    config.stage = ""  # "stage1" or "stage2": the file of the package that gives model and loss
+    # Name of the stage: "stage1" or "stage2". The config file sets it.
+    config.stage = ""
+    # Size of the models: "tiny", "base", "large" or "1b". Set it with the config file, as in
+    # `--config=configs/stage1.py:large`.
     config.variant = "base"
+    # Seed of initial values, data order, augmentation, masks and noise.
     config.seed = 0
+    # Length of the run in steps. A resumed run continues to this step.
     config.total_steps = 0
-    config.batch_size = 2048  # clips a step, over all devices and hosts
-    # Workdir, or exported .safetensors, of the run whose parameters start this one.
+    # Clips per step, summed over all devices and hosts.
+    config.batch_size = 2048
+    # Workdir of a run, or an exported .safetensors file, whose parameters initialize this run.
+    # Stage 2 needs a Stage 1 run here. "": start from random values.
     config.init_from = ""
-    config.init_parts = ()  # what is taken from there ("encoder", ...); (): all that fits the stage
-    config.init_from_unfinished = False  # whether that run may have steps left
-    # Parts that the batch is taken in, one after the other, where it does not fit at once; each has
-    # random numbers of its own.
+    # Parts of the model to take from `init_from`, such as ("encoder", "pool"). (): every part that
+    # this stage has too.
+    config.init_parts = ()
+    # Whether `init_from` may be a run that has not reached its last step.
+    config.init_from_unfinished = False
+    # Gradient accumulation: number of microbatches that a batch is split into. They run one after
+    # the other, each with its own random numbers. 1: the whole batch at once.
     config.accumulate = 1
-    # Moving average of all parameters, saved with them: the share that stays in a step; 0: none.
-    config.ema = ml_collections.ConfigDict({"decay": 0.0})
-    config.profile_steps = ()  # (10, 13) traces steps 11 to 13 into the workdir's folder `profile`
-    config.dtype = "bfloat16"  # of the matmuls; parameters, norms and losses stay float32
-    # Linear layers of the image teacher and of Stage 2's target: "": as the others; "int8" or
-    # "float8" (e4m3): rounded to 8 bits, which costs less where the hardware multiplies them.
-    config.quantize_frozen = ""
-    # "auto" is the fused kernel of the platform, "cudnn" (GPUs) or "splash" (TPUs), and elsewhere
-    # plain XLA, in blocks where the logits are many; also "blockwise" and "naive", all at once.
-    config.attention = "auto"
-    config.init_gain = (
-        1.0  # factor on the kernels' start values (deviation 0.02; not the decoder's)
+    config.ema = ml_collections.ConfigDict(
+        {
+            # Decay per step of the exponential moving average of all parameters, which is saved in
+            # the checkpoints. 0: no average.
+            "decay": 0.0,
+        }
     )
-    config.remat = "none"  # "none" | "dots" | "full": what the backward pass recomputes
-    # Layers that a turn of the scan over them takes; the compiler sees more and takes longer.
+    # (first, last): write a profiler trace of steps first + 1 to last to `<workdir>/profile`.
+    # (): no trace.
+    config.profile_steps = ()
+    # Dtype of the matrix products: "float32" or "bfloat16". Parameters, norms and losses are always
+    # float32.
+    config.dtype = "bfloat16"
+    # Quantization of the linear layers of the image teacher and of Stage 2's target: "": none;
+    # "int8" or "float8" (e4m3). It changes the method.
+    config.quantize_frozen = ""
+    # Attention kernel: "cudnn" (GPU), "splash" (TPU), "blockwise" (plain XLA, never holds all
+    # logits), "naive" (plain XLA, holds all logits), or "auto": the fused kernel of the platform,
+    # else plain XLA, in blocks where there are many logits.
+    config.attention = "auto"
+    # Factor on the initial kernels (standard deviation 0.02), except those of the patch embedding
+    # and of the decoder.
+    config.init_gain = 1.0
+    # Activations that the backward pass recomputes to save memory: "none"; "dots": all except the
+    # outputs of matrix products; "full": all.
+    config.remat = "none"
+    # Layers per iteration of the scan over layers. More of them compile longer.
     config.scan_unroll = 1
     config.data = data()
     config.encoder = ml_collections.ConfigDict(
         {
             **ENCODERS["base"],
-            "patch": 14,
-            "size": 224,  # pixels a side that the position tables are built for
-            "frames": 16,  # frames that the position tables are built for
-            "class_tokens": 4,
-            "layer_scale": 1e-5,  # initial value
-            "pool_heads": 16,
-            "pool_width": 768,
+            "patch": 14,  # Pixels a side of a patch.
+            # Pixels a side that the position tables are built for. Other sizes are interpolated.
+            "size": 224,
+            # Frames that the position tables are built for. Other counts are interpolated.
+            "frames": 16,
+            "class_tokens": 4,  # Number of class tokens.
+            "layer_scale": 1e-5,  # Initial value of the layer scale.
+            "pool_heads": 16,  # Attention heads of the attention pool.
+            "pool_width": 768,  # Width of the pooled feature.
         }
     )
+    # The predictor completes the latents of the masked positions.
     config.predictor = ml_collections.ConfigDict(
         {
-            "kind": "modernbert",  # "modernbert" | "vit" | "vjepa"
-            "weights": "",  # .safetensors of the text model that starts a modernbert; "": none
-            "width": 1024,
-            "depth": 5,  # the last layers of the text model
-            "heads": 16,
-            "mlp_width": 2624,
-            "window": 128,  # local layers see half of it on each side
-            "last_layer": 27,  # number of the last layer; a multiple of 3 attends globally
+            "kind": "modernbert",  # Architecture: "modernbert", "vit" or "vjepa".
+            # .safetensors file of the text model that initializes a modernbert. "": random values.
+            "weights": "",
+            "width": 1024,  # Width of the tokens.
+            # Number of layers. A modernbert takes the last layers of the text model.
+            "depth": 5,
+            "heads": 16,  # Attention heads; must divide the width.
+            "mlp_width": 2624,  # Width of the hidden layer of each MLP.
+            # Of modernbert: positions that a local layer attends to, half of them on each side.
+            "window": 128,
+            # Of modernbert: index of the last layer in the text model. Layers whose index divides
+            # by 3 attend globally.
+            "last_layer": 27,
         }
     )
-    # The pixel decoder: trained where `loss.pixels` is not 0.
+    # The pixel decoder. It is built only where `loss.pixels` is not 0.
     config.decoder = ml_collections.ConfigDict(
         {
-            "kind": "diffusion",  # "diffusion" | "linear" | "mlp"
-            "depth": 6,
-            "width": 1536,
-            "noise_draws": 1,  # noised copies of each masked patch a step
-            "chunks": 1,  # parts of the patches that are decoded one after the other, for memory
-            "dtype": "float32",
+            "kind": "diffusion",  # Architecture: "diffusion", "linear" or "mlp".
+            "depth": 6,  # Number of blocks, or of layers of an mlp.
+            "width": 1536,  # Width of the hidden layers.
+            "noise_draws": 1,  # Noised copies of each predicted patch per step.
+            # Number of parts that the patches are split into. They are decoded one after the other,
+            # to save memory.
+            "chunks": 1,
+            "dtype": "float32",  # Dtype of the decoder's matrix products.
         }
     )
-    # The frozen image teacher, read only where a loss, a mask or the target needs it.
+    # The frozen image teacher. It is read only where a loss, the mask or the target needs it.
     config.teacher = ml_collections.ConfigDict(
         {
-            "weights": "",  # .safetensors file of the vision tower
-            "taps": 6,  # intermediate features that the student aligns with
-            # Whether `size` may give another grid than the encoder's: smaller images cost less, and
-            # features and attention are interpolated.
+            # .safetensors file of the image tower; launch/import_weights.py writes it. "assets":
+            # the teacher of the embedded world.
+            "weights": "",
+            "taps": 6,  # Number of intermediate features that the student aligns with.
+            # Whether `teacher.size` may give another patch grid than the encoder's. Smaller images
+            # cost less; features and attention are interpolated.
             "resample": False,
             **TEACHERS["siglip2_giant"],
         }
     )
     config.mask = ml_collections.ConfigDict(
         {
-            "kind": "semantic",  # "semantic" | "multi_block" | "tube" | "random"
-            "ratio": 0.75,  # masked share (semantic, tube, random); the paper's text says 0.8
-            "predicted": 1.0,  # share of the masked places that the losses look at, drawn anew
-            "blocks": ((8, 0.15), (2, 0.7)),  # multi-block: (blocks, share of the frame each)
-            "visible": (0.38, 0.19),  # multi-block: share that stays visible, one for each kind
+            # How masks are drawn: "semantic" (by the teacher's attention), "multi_block", "tube" or
+            # "random".
+            "kind": "semantic",
+            # Masked share of the patches, for all kinds except multi_block. The paper's text says
+            # 0.8.
+            "ratio": 0.75,
+            # Share of the masked patches that is predicted, drawn at random in each step. Below 1
+            # it changes the method.
+            "predicted": 1.0,
+            # Of multi_block: one mask for each (number of blocks, area of a block as a share of the
+            # frame).
+            "blocks": ((8, 0.15), (2, 0.7)),
+            # Of multi_block: share of the patches that stays visible, one for each of
+            # `mask.blocks`.
+            "visible": (0.38, 0.19),
+            # Of multi_block: least and greatest height / width of the blocks.
             "aspect": (0.75, 1.5),
-            # Multi-block: how `visible` is met: "scale" the blocks, or "cut" the tokens in raster
-            # order, as the released scripts do (there visible is 0.196 and 0.08).
+            # Of multi_block: how `mask.visible` is reached. "scale" grows or shrinks the blocks;
+            # "cut" drops visible tokens in raster order, as the released scripts do (there
+            # `mask.visible` is 0.196 and 0.08).
             "fit": "scale",
         }
     )
+    # AdamW with linear warm-up and cosine decay.
     config.optimizer = ml_collections.ConfigDict(
         {
-            "learning_rate": 0.0,
-            "min_learning_rate": 0.0,
-            "warmup_steps": 0,
-            "betas": (0.9, 0.98),
-            "eps": 1e-6,
+            "learning_rate": 0.0,  # Peak learning rate.
+            "min_learning_rate": 0.0,  # Learning rate at the last step.
+            "warmup_steps": 0,  # Steps of linear warm-up from 0.
+            "betas": (0.9, 0.98),  # Decay rates of the two moments.
+            "eps": 1e-6,  # Added to the root of the second moment.
+            # Weight decay of all parameters except biases, norm scales, class tokens and the
+            # position tables of encoder and alignment heads.
             "weight_decay": 0.05,
-            "clip_norm": 5.0,
-            "frozen": (),  # top-level parameter groups that are not trained
+            "clip_norm": 5.0,  # Global gradient norm above which gradients are scaled down.
+            # Top-level parameter groups that are not trained, such as ("pool",).
+            "frozen": (),
         }
     )
-    # One size may be -1: the rest of the devices; docs/scaling.md says what each axis splits.
-    config.mesh = ml_collections.ConfigDict({"data": -1, "fsdp": 1, "tensor": 1, "sequence": 1})
+    # Sizes of the axes of the device mesh. One of them may be -1: all remaining devices. See
+    # [scaling.md](scaling.md).
+    config.mesh = ml_collections.ConfigDict(
+        {
+            "data": -1,  # Splits the batch.
+            "fsdp": 1,  # Splits the batch, the parameters and the optimizer state.
+            "tensor": 1,  # Splits attention heads and MLPs.
+            "sequence": 1,  # Splits the tokens of long sequences.
+        }
+    )
+    # When checkpoints are saved and which are kept. See [checkpoints.md](checkpoints.md).
     config.checkpoint = ml_collections.ConfigDict(
         {
-            "every_steps": 1000,
-            "every_minutes": 0.0,  # also so long after the last one; 0: by steps alone
-            "keep_last": 2,
-            "keep_every_steps": 0,  # every so many steps one is kept for good; 0: none
-            "keep_best": 0,  # so many of the best by `best_metric`; never at the cost of the last
-            "best_metric": "loss",  # a logged metric, its mean over the steps logged since the last
-            "best_mode": "min",  # "min" | "max"
+            "every_steps": 1000,  # Steps between checkpoints.
+            # Also save this many minutes after the last checkpoint. 0: by steps only.
+            "every_minutes": 0.0,
+            "keep_last": 2,  # Number of the newest checkpoints to keep.
+            "keep_every_steps": 0,  # Keep each checkpoint whose step divides by this. 0: none.
+            "keep_best": 0,  # Number of the best checkpoints, by `best_metric`, to keep as well.
+            # Any logged metric. Its mean over the steps logged since the previous checkpoint is the
+            # score.
+            "best_metric": "loss",
+            "best_mode": "min",  # Whether a low ("min") or a high ("max") score is better.
         }
     )
     config.log = ml_collections.ConfigDict(
         {
-            "every_steps": 50,
-            "diagnostics_every_steps": 500,  # what the losses hide; 0 turns it off
-            "max_nonfinite_steps": 20,  # in a row; more end the run
-            # No step for so long: stack traces in the log. 0: never. Compilation may take 6 times.
+            "every_steps": 50,  # Steps between two records of metrics.
+            # Steps between diagnostics: gradient norms of single losses, spread and rank of
+            # features. 0: none.
+            "diagnostics_every_steps": 500,
+            # Largest number of consecutive steps with a non-finite loss or gradient. Each of them
+            # is skipped; one more aborts the run.
+            "max_nonfinite_steps": 20,
+            # Minutes without a step after which stack traces of all threads are logged. The first
+            # step may take 6 times as long, for compilation. 0: never.
             "watchdog_minutes": 15.0,
-            # Whether a large matrix product is timed at the start (GPU, CPU; below a second), so
-            # that the log can say what share of its speed the training reaches.
+            # Whether to time a large matrix product at the start (GPU and CPU, below a second), so
+            # that the log can give the training speed as a share of it.
             "measure_ceiling": True,
         }
     )
@@ -196,46 +276,67 @@ def defaults() -> ml_collections.ConfigDict:
 
 
 def data() -> ml_collections.ConfigDict:
-    """Options of the input pipeline."""
+    """Returns the options of the input pipeline. See [data.md](data.md)."""
     return ml_collections.ConfigDict(
         {
-            # CSV (path, source; start, end, record, label_<task>), or a folder with one; or a drawn
-            # world, such as world:simple/train?videos=2000; or several, separated by commas.
+            # CSV file of videos, folder with one, generated world such as
+            # `world:simple/train?videos=2000`, or several of them, separated by commas.
             "manifest": "",
-            "weights": (),  # ((source, weight), ...) of the sources; (): every row equally often
-            "repeats": 1,  # clips cut from a video each time it is decoded
-            "frames": 16,
-            "sampling": "sparse",  # "sparse": one frame a segment of the video | "dense"
-            "stride": (4, 4),  # dense: frames from one to the next, drawn per clip of this range
-            "size": 224,
-            "short_side": 256,  # pixels that crops are measured in: the picture so scaled, never up
-            "crop": "multi_scale",  # "multi_scale" | "random_resized"
-            "crop_scales": (1.0, 0.875, 0.75, 0.66),  # multi_scale: shares of the short side
-            "crop_area": (0.3, 1.0),  # random_resized: share of the picture
-            "crop_aspect": (0.75, 4 / 3),  # random_resized: width over height
-            "jitter": (0.0, 0.0, 0.0, 0.0),  # of brightness, contrast, saturation, hue (to 0.5)
+            # Sampling weight of each source, ((source, weight), ...). (): every video equally
+            # often.
+            "weights": (),
+            "repeats": 1,  # Clips cut from a video each time that it is decoded.
+            "frames": 16,  # Frames per clip.
+            # How frames are chosen. "sparse": one from each of `data.frames` equal segments of the
+            # video; "dense": at equal distances.
+            "sampling": "sparse",
+            # Of dense sampling: least and greatest distance in frames, drawn for each clip. The
+            # last frame repeats past the end of the video.
+            "stride": (4, 4),
+            "size": 224,  # Pixels a side of a clip; must divide by `encoder.patch`.
+            # Crops are measured on the frame scaled down to this short side, in pixels. Smaller
+            # frames are not scaled up.
+            "short_side": 256,
+            # How crops are drawn: "multi_scale" or "random_resized".
+            "crop": "multi_scale",
+            # Of multi_scale: sides of a crop as shares of the short side.
+            "crop_scales": (1.0, 0.875, 0.75, 0.66),
+            # Of random_resized: least and greatest area of a crop as a share of the frame.
+            "crop_area": (0.3, 1.0),
+            # Of random_resized: least and greatest width / height of a crop.
+            "crop_aspect": (0.75, 4 / 3),
+            # Strength of random changes of brightness, contrast, saturation (each as a share) and
+            # hue (as a share of the color circle, at most 0.5). 0: none.
+            "jitter": (0.0, 0.0, 0.0, 0.0),
+            # Whether half of the clips are mirrored left to right.
             "flip": True,
-            # Other values of the fields from `sampling` to `flip`, but for the sizes, for a source.
+            # Other values of sampling, stride, crop, crop_scales, crop_area, crop_aspect, jitter
+            # and flip for the videos of one source.
             "by_source": {
-                "ssv2": {"flip": False},  # left and right carry meaning
-                "world": {"flip": False},
+                "ssv2": {"flip": False},  # Its labels depend on left and right.
+                "world": {"flip": False},  # Its labels depend on left and right.
             },
-            # Decoding processes, of one thread each; -1: one a core, at most 16; 0 decodes in
-            # threads of this process, where a clip that hangs leaves its thread behind.
+            # Decoding processes, of one thread each. -1: one per core, at most 16. 0: threads of
+            # the training process, where a clip that hangs leaves its thread behind.
             "workers": -1,
-            "prefetch": 4,  # clips held ready for each worker
-            "clip_seconds": 60.0,  # longest time for a video's clips; its worker is ended then
-            "on_bad": "drop",  # "drop": another clip takes a bad one's place; "fail": the run ends
-            "max_bad_share": 0.5,  # of at least 100 clips tried; more end the run
+            "prefetch": 4,  # Clips held ready for each worker.
+            # Time limit in seconds for the clips of one video. The worker is killed and replaced
+            # after it.
+            "clip_seconds": 60.0,
+            # What happens to a video that cannot be decoded. "drop": another clip replaces it;
+            # "fail": the run ends.
+            "on_bad": "drop",
+            # Share of bad clips above which the run ends, once at least 100 were tried.
+            "max_bad_share": 0.5,
         }
     )
 
 
 def apply_variant(config: ml_collections.ConfigDict, variant: str) -> None:
-    """Sets the sizes of `variant` in place; the tiny one is made for the embedded world.
+    """Sets the sizes of `variant` in place. The tiny variant fits the embedded world.
 
     Raises:
-        ValueError: `variant` is none of `VARIANTS`.
+        ValueError: `variant` is not one of `VARIANTS`.
     """
     variant = variant or "base"
     if variant not in VARIANTS:
@@ -258,12 +359,12 @@ def _apply_tiny(config: ml_collections.ConfigDict) -> None:
         workers=1,
         prefetch=32,
     )
-    # The deviation 0.02 belongs to width 768; this keeps the layers' gain at width 64.
+    # The initial standard deviation 0.02 suits width 768; this keeps the layers' gain at width 64.
     config.init_gain = (768 / 64) ** 0.5
-    # Layer scale 1e-5 keeps a run of some hundred steps an identity map, so it starts at 1 here.
+    # With layer scale 1e-5, a run of some hundred steps stays close to an identity map.
     config.encoder.update(patch=8, size=32, frames=8, pool_heads=2, pool_width=64, layer_scale=1.0)
     config.predictor.update(width=64, depth=3, heads=2, mlp_width=128, window=32)
-    config.decoder.update(depth=2, width=192)  # no narrower than a patch (8 * 8 * 3)
+    config.decoder.update(depth=2, width=192)  # not narrower than a patch (8 * 8 * 3)
     config.teacher.update(weights="assets", taps=2, **TEACHERS["tiny"])
     config.checkpoint.every_steps = 200
     config.log.update(every_steps=25, diagnostics_every_steps=100)

@@ -9,18 +9,20 @@ from configs import common
 
 
 def get_config(variant: str = "base") -> ml_collections.ConfigDict:
-    """Variants: tiny (the embedded world), base, large, 1b."""
+    """Returns the config of a variant: tiny (the embedded world), base, large or 1b."""
     config = common.defaults()
     config.stage = "stage1"
-    # Weights; a term of weight 0 is not computed and its modules are not built.
+    # Weights of the losses. A loss of weight 0 is not computed, and its modules are not built.
     config.loss = ml_collections.ConfigDict(
         {
-            "align_tokens": 1.0,  # visible tokens of the last layers with the teacher's
-            "align_pooled": 1.0,  # pooled feature with the teacher's
-            "pixels": 1.0,  # of the masked patches
+            # Alignment of the visible tokens of the last `teacher.taps` layers with the teacher's
+            # tokens.
+            "align_tokens": 1.0,
+            "align_pooled": 1.0,  # Alignment of the pooled feature with the teacher's.
+            "pixels": 1.0,  # Reconstruction of the pixels of the predicted patches.
         }
     )
-    # The released scripts: 62 epochs, 7 of them warm-up. The paper's text: 50 + 5.
+    # 62 epochs with 7 of warm-up, as in the released scripts. The paper's text says 50 + 5.
     steps_per_epoch = common.VIDEOS // config.batch_size
     config.total_steps = 62 * steps_per_epoch
     config.optimizer.update(

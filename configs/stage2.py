@@ -1,4 +1,4 @@
-"""Stage 2: latent prediction of a frozen Stage 1 target under multi-block masks (section 3.3).
+"""Stage 2: prediction of a frozen Stage 1 encoder's latents (paper section 3.3).
 
 python launch/main.py --config=configs/stage2.py:base --workdir=runs/stage2 \
     --config.init_from=runs/stage1
@@ -10,29 +10,33 @@ from configs import common
 
 
 def get_config(variant: str = "base") -> ml_collections.ConfigDict:
-    """Variants: tiny (the embedded world), base, large, 1b."""
+    """Returns the config of a variant: tiny (the embedded world), base, large or 1b."""
     config = common.defaults()
     config.stage = "stage2"
+    # The target network, whose tokens of the whole clip the student predicts.
     config.target = ml_collections.ConfigDict(
         {
-            # "frozen": the Stage 1 encoder; "momentum": it follows the student; "image": the image
-            # teacher's last layer.
+            # "frozen": the Stage 1 encoder; "momentum": a moving average of the student's encoder;
+            # "image": the image teacher's last layer.
             "kind": "frozen",
-            "momentum": 0.9998,  # share of the momentum target that stays in a step
-            "drop_path": False,  # whether the target drops branches, as in the released scripts
+            # Of kind "momentum": decay of the average per step.
+            "momentum": 0.9998,
+            # Whether drop path is on in the target, as in the released scripts.
+            "drop_path": False,
         }
     )
-    # Weights; a term of weight 0 is not computed and its modules are not built.
+    # Weights of the losses. A loss of weight 0 is not computed, and its modules are not built.
     config.loss = ml_collections.ConfigDict(
         {
-            "predict": 1.0,  # the target's tokens at the masked places
-            "align_visible": 0.0,  # the target's tokens at the visible places
-            "pixels": 0.0,  # of the masked patches, as in Stage 1
+            "predict": 1.0,  # Prediction of the target's tokens at the masked positions.
+            # Alignment of the student's visible tokens with the target's.
+            "align_visible": 0.0,
+            "pixels": 0.0,  # Reconstruction of the pixels of the predicted patches.
         }
     )
     config.mask.kind = "multi_block"
     config.data.frames = 32
-    config.optimizer.frozen = ("pool",)  # no loss reaches it; it is carried from Stage 1
+    config.optimizer.frozen = ("pool",)  # no loss has a gradient for it; Stage 1 trained it
     config.batch_size = 1024 if variant in ("large", "1b") else 2048
     steps_per_epoch = common.VIDEOS // config.batch_size
     config.total_steps = 101 * steps_per_epoch
@@ -41,7 +45,7 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
         learning_rate=1e-4 * scale, min_learning_rate=1e-5 * scale, warmup_steps=0
     )
     common.apply_variant(config, variant)
-    # What makes 32 clips or more fit one H200 (launch/plan.py).
+    # With this, at least 32 clips fit one H200 (launch/plan.py).
     config.remat = {"tiny": "none", "large": "full", "1b": "full"}.get(variant, "dots")
     if variant == "tiny":
         config.total_steps = 500

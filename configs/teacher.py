@@ -1,4 +1,4 @@
-"""The semantic teacher of the embedded world: a small SigLIP2 on its frames and captions.
+"""The image teacher of the embedded world: a small SigLIP2 trained on its frames and captions.
 
 python launch/train_teacher.py --config=configs/teacher.py:tiny --workdir=runs/teacher
 """
@@ -11,10 +11,14 @@ VARIANTS = ("tiny", "full")
 
 
 def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
-    """Variants: tiny (simple level; its vision tower is shipped), full (full level, for a GPU).
+    """Returns the config of a variant.
+
+    Args:
+        variant: "tiny" (level "simple"; the package includes its image tower) or "full" (level
+            "full", for a GPU).
 
     Raises:
-        ValueError: `variant` is none of `VARIANTS`.
+        ValueError: `variant` is not one of `VARIANTS`.
     """
     variant = variant or "tiny"
     if variant not in VARIANTS:
@@ -23,23 +27,29 @@ def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
     config.variant = variant
     config.seed = 0
     config.total_steps = 1500
-    config.batch_size = 64  # image-caption pairs a step
+    config.batch_size = 64  # image-caption pairs per step
     config.dtype = "float32"
     config.data = ml_collections.ConfigDict(
         {
             "level": "simple",  # level of the embedded world
-            "frames": 8,  # frames of each clip; each is an image of its own
+            "frames": 8,  # frames per clip; each is one training image
             "clips": 4000,
-            "val_clips": 500,
+            "val_clips": 500,  # held-out clips for the final measurement
         }
     )
-    config.teacher = stage1.get_config("tiny").teacher  # the vision tower
+    config.teacher = stage1.get_config("tiny").teacher  # the image tower
     config.teacher.weights = ""
     config.text = ml_collections.ConfigDict(
-        {"width": 64, "depth": 2, "heads": 4, "mlp_width": 128, "length": 8}  # length in words
+        {
+            "width": 64,
+            "depth": 2,
+            "heads": 4,
+            "mlp_width": 128,
+            "length": 8,
+        }  # length of a caption in words
     )
-    # The start values of SigLIP are 10 and -10, for a batch of 32768 with one match in a row. Here
-    # about one caption in eight is true of an image.
+    # SigLIP's initial values are 10 and -10, for a batch of 32768 with one match per row. Here an
+    # image matches about one caption in eight.
     config.loss = ml_collections.ConfigDict({"scale": 10.0, "bias": -2.0})
     config.optimizer = ml_collections.ConfigDict(
         {

@@ -1,0 +1,191 @@
+"""Writes docs/options.md, the table of all options, from the comments in the config files.
+
+    python docs/generate_options.py
+
+The meaning of a field is the comment directly above it, or behind it on the same line. The values
+come from the configs themselves. A test compares the committed page with the output of `make_page`.
+"""
+
+import ast
+import io
+import pathlib
+import tokenize
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from configs import stage1, stage2
+
+ROOT = pathlib.Path(__file__).parents[1]
+PAGE = ROOT / "docs/options.md"
+STAGES = {"Stage 1": stage1, "Stage 2": stage2}
+INTRO = """\
+# Options
+
+Every option of a pretraining run is a field of its config. Set any of them on the command line:
+
+```
+python launch/main.py --config=configs/stage1.py:base --workdir=runs/s1 \\
+    --config.optimizer.learning_rate=1e-3
+```
+
+A field that does not exist is an error. `base` and `tiny` are variants of the model, chosen with
+the config file (`configs/stage1.py:tiny`); the last table lists what `large` and `1b` change. Where
+the stages differ, a cell has both values. Defaults are in [common.py](../configs/common.py);
+[stage1.py](../configs/stage1.py) and [stage2.py](../configs/stage2.py) set what differs by stage.
+This page is generated from the comments in these files: `python docs/generate_options.py`.
+"""
+
+
+class Section(NamedTuple):
+    """Documented fields of a config file or of one of its sections."""
+
+    about: str
+    fields: dict[str, str]  # name -> meaning
+
+
+class ConfigComments:
+    """Reads the comments of a config file.
+
+    Args:
+      path: the file.
+    """
+
+    def __init__(self, path: pathlib.Path):
+        source = path.read_text()
+        self._lines = source.splitlines()
+        self._tree = ast.parse(source)
+        tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+        comments = (token for token in tokens if token.type == tokenize.COMMENT)
+        self._comments = {token.start[0]: token.string.lstrip("# ") for token in comments}
+
+    def sections(self) -> dict[str, Section]:
+        """Returns the documented sections by name; "" holds the fields at the top level."""
+        found = {"": Section("", {})}
+        for node in ast.walk(self._tree):
+            if not isinstance(node, ast.Assign) or not isinstance(node.targets[0], ast.Attribute):
+                continue
+            target, name = node.targets[0].value, node.targets[0].attr
+            if not isinstance(target, ast.Name) or target.id != "config":
+                continue
+            about = self._comment(node)
+            value = node.value
+            is_call = isinstance(value, ast.Call)
+            if is_call and isinstance(value.func, ast.Name):  # config.data = data()
+                found[name] = self._function(value.func.id)
+            elif (
+                is_call and value.args and isinstance(value.args[0], ast.Dict)
+            ):  # config.mask = ConfigDict({...})
+                found[name] = Section(about, dict(self._fields(value.args[0])))
+            elif about:
+                found[""].fields.setdefault(name, about)
+        return found
+
+    def _function(self, name: str) -> Section:
+        """The section that a function of the file returns; its docstring describes it."""
+        functions = (n for n in self._tree.body if isinstance(n, ast.FunctionDef))
+        function = next(node for node in functions if node.name == name)
+        dicts = (node for node in ast.walk(function) if isinstance(node, ast.Dict))
+        about = " ".join((ast.get_docstring(function) or "").split())
+        about = about.removeprefix("Returns the ")
+        return Section(about[:1].upper() + about[1:], dict(self._fields(next(dicts))))
+
+    def _fields(self, tree: ast.Dict) -> Iterator[tuple[str, str]]:
+        for key, value in zip(tree.keys, tree.values, strict=True):
+            if isinstance(key, ast.Constant):
+                yield key.value, self._comment(key)
+            elif isinstance(value, ast.Subscript):  # **TABLE["key"]
+                yield from self._fields(self._table_entry(value.value.id, value.slice.value))
+
+    def _table_entry(self, table: str, entry: str) -> ast.Dict:
+        for node in self._tree.body:
+            if isinstance(node, ast.Assign) and node.targets[0].id == table:
+                keys = [key.value for key in node.value.keys]
+                return node.value.values[keys.index(entry)]
+        raise ValueError(f"the config file has no table {table!r}")
+
+    def _comment(self, node: ast.AST) -> str:
+        """The comment lines directly above a node, and the comment behind its first line."""
+        parts, line = [], node.lineno - 1
+        while line in self._comments and self._lines[line - 1].lstrip().startswith("#"):
+            parts.insert(0, self._comments[line])
+            line -= 1
+        if node.lineno in self._comments:
+            parts.append(self._comments[node.lineno])
+        return " ".join(parts)
+
+
+def read_sections() -> dict[str, Section]:
+    """Returns the sections of a run's config, with the comments of all three config files."""
+    sections = ConfigComments(ROOT / "configs/common.py").sections()
+    for name in ("stage1", "stage2"):
+        for section, more in ConfigComments(ROOT / f"configs/{name}.py").sections().items():
+            if section and section in sections:
+                more = Section(more.about, {**sections[section].fields, **more.fields})
+            if section:
+                sections[section] = more
+    return sections
+
+
+def make_page() -> str:
+    """Returns the text of docs/options.md."""
+    variants = ("base", "tiny", "large", "1b")
+    configs = {
+        variant: {stage: module.get_config(variant) for stage, module in STAGES.items()}
+        for variant in variants
+    }
+    parts, changed = [INTRO], []
+    for section, (about, fields) in read_sections().items():
+        rows = []
+        for field, meaning in fields.items():
+            name = f"{section}.{field}" if section else field
+            cells = {v: _cell(configs[v], name) for v in variants}
+            rows.append(f"| `{name}` | {cells['base']} | {cells['tiny']} | {_escape(meaning)} |")
+            if {cells["large"], cells["1b"]} != {cells["base"]} and field != "variant":
+                changed.append(f"| `{name}` | " + " | ".join(cells[v] for v in variants[::2]))
+                changed[-1] += f" | {cells['1b']} |"
+        title = f"## {section}" if section else "## Top level"
+        parts.append("\n".join([title, "", *([about, ""] if about else []), *_table(rows)]))
+    header = "| option | base | large | 1b |\n|---|---|---|---|"
+    parts.append("\n".join(["## Large and 1B", "", header, *changed]))
+    return "\n".join(f"{part.rstrip()}\n" for part in parts)
+
+
+def _table(rows: list[str]) -> list[str]:
+    return ["| option | base | tiny | meaning |", "|---|---|---|---|", *rows]
+
+
+def _cell(configs: Mapping[str, Any], name: str) -> str:
+    """The default of a field; both values where the stages differ."""
+    texts = {}
+    for stage, config in configs.items():
+        value: Any = config
+        for part in name.split("."):
+            value = value.get(part) if value is not None else None
+        if value is not None:
+            texts[stage] = _format(value)
+    if len(texts) == len(configs) and len(set(texts.values())) == 1:
+        return next(iter(texts.values()))
+    return "; ".join(f"{stage}: {text}" for stage, text in texts.items())
+
+
+def _format(value: Any) -> str:
+    if isinstance(value, Mapping) or hasattr(value, "to_dict"):
+        pairs = (f"{key}: {_format(value[key])}" for key in value)
+        return "{" + ", ".join(pairs) + "}"
+    if isinstance(value, tuple):
+        inner = ", ".join(_format(part) for part in value)
+        return f"({inner},)" if len(value) == 1 else f"({inner})"
+    if isinstance(value, float):
+        return f"{value:.7g}"
+    if isinstance(value, str):
+        return f"`{value}`" if value else '`""`'
+    return str(value)
+
+
+def _escape(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    PAGE.write_text(make_page())
+    print(f"Wrote {PAGE}")

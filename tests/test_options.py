@@ -1,0 +1,83 @@
+"""docs/options.md lists every option of the configs, with its default."""
+
+import importlib.util
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from configs import stage1, stage2
+
+ROOT = Path(__file__).parents[1]
+
+
+def load_generator():
+    path = ROOT / "docs/generate_options.py"
+    spec = importlib.util.spec_from_file_location("generate_options", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+generate_options = load_generator()
+
+
+def option_rows():
+    """The rows of the page: name, base, tiny, meaning."""
+    for line in (ROOT / "docs/options.md").read_text().split("## Large")[0].splitlines():
+        if line.startswith("| `"):
+            name, *cells = (cell.strip() for cell in line.strip("|").split(" | "))
+            yield [name.strip("`"), *cells]
+
+
+def value(config, name):
+    for part in name.split("."):
+        config = config[part]
+    return config
+
+
+def field_names(config, prefix=""):
+    for name, field in config.items():
+        if isinstance(field, Mapping) and name != "by_source":
+            yield from field_names(field, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def test_page_agrees_with_the_configs():
+    """If this fails, run `python docs/generate_options.py`."""
+    assert (ROOT / "docs/options.md").read_text() == generate_options.make_page()
+
+
+def test_every_option_of_the_table_exists():
+    configs = [stage1.get_config("base"), stage2.get_config("base")]
+    rows = list(option_rows())
+    assert len(rows) > 15
+    for name, *_ in rows:
+        assert any(_has(config, name) for config in configs), name
+
+
+def _has(config, name):
+    try:
+        value(config, name)
+    except KeyError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("stage", [stage1, stage2])
+def test_every_field_has_a_row_and_a_meaning(stage):
+    meanings = {row[0]: row[3] for row in option_rows()}
+    for name in field_names(stage.get_config("base").to_dict()):
+        assert len(meanings[name].split()) > 1, name
+
+
+@pytest.mark.parametrize(("variant", "column"), [("base", 1), ("tiny", 2)])
+def test_plain_numbers_of_the_table_are_the_defaults(variant, column):
+    config, checked = stage1.get_config(variant), 0
+    for row in option_rows():
+        if re.fullmatch(r"[\d.e-]+", row[column]):  # else words, or one value per stage
+            checked += 1
+            assert value(config, row[0]) == pytest.approx(float(row[column])), row[0]
+    assert checked > 10
