@@ -69,7 +69,7 @@ def prepare(paths: list[Path], folder: Path) -> tuple[Path, list[Path]]:
     for part in (shard_writer.PARTS, shard_writer.REPORTS):
         (out / part).mkdir(parents=True, exist_ok=True)
     files = (str(whole),)
-    plan = shard_writer.Plan(
+    plan = shard_writer.ShardPlan(
         *(files, video_io.hash_files(files), str(out), "train", len(paths), 1),
         *((), Encoding(), 600.0),
     )

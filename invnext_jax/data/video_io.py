@@ -125,7 +125,7 @@ def read_clips(
         BadVideo: There are none.
     """
     if urls.is_world(name):
-        video_thwc = urls.draw_frames(name)
+        video_thwc = urls.render_frames(name)
         number_rt = np.asarray(pick(len(video_thwc)))
         drawn = [window(*video_thwc.shape[1:3]) for window in windows]
         return np.stack(

@@ -1,6 +1,6 @@
 """The embedded procedural video world: endless clips with labels, captions and ground truth.
 
-`render.make_clip(spec, index)` is a pure function of its arguments. `files.write_world` writes
+`render.render_clip(spec, index)` is a pure function of its arguments. `files.write_world` writes
 clips to disk as H.264 files with a manifest. A manifest named `world:...` (see `urls`) is rendered
 while it is read and needs no disk.
 

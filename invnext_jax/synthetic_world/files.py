@@ -144,7 +144,7 @@ def _work(spec: WorldSpec, out_dir: Path, todo: Iterable[int], done) -> None:
 
 
 def _write_clip(spec: WorldSpec, out_dir: Path, index: int) -> None:
-    clip = render.make_clip(spec, index)
+    clip = render.render_clip(spec, index)
     video_path, truth_path = _paths(spec, out_dir, index)
     buffer = io.BytesIO()
     np.savez_compressed(
@@ -177,7 +177,7 @@ def _write_tables(spec: WorldSpec, out_dir: Path, videos: int, manifest: Path) -
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(["path", "source", *(f"label_{task}" for task in tasks)])
     for index in range(videos):
-        labels = scene.make_labels(spec, index)
+        labels = scene.sample_labels(spec, index)
         name = f"{spec.split}/{index:06d}.mp4"
         writer.writerow([name, SOURCE, *(labels[task] for task in tasks)])
         captions.append(_caption_line(spec.level, name, labels))

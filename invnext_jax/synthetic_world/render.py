@@ -65,14 +65,14 @@ class Clip:
         return captions.video_caption(self.level, self.labels).text
 
 
-def make_clip(spec: WorldSpec, index: int) -> Clip:
+def render_clip(spec: WorldSpec, index: int) -> Clip:
     """Draws clip `index`: a pure function of its arguments.
 
     Raises:
         UserError: `index` is negative.
     """
-    scene = scene_lib.make_scene(spec, index)
-    rng = scene_lib.make_rng(spec, index, 1)
+    scene = scene_lib.sample_scene(spec, index)
+    rng = scene_lib.clip_rng(spec, index, 1)
     if spec.level == "simple":
         back_thwc, depth_thw = _plain_background(spec, rng)
     else:

@@ -119,13 +119,13 @@ class Scene:
     digit: int = -1
 
 
-def make_rng(spec: WorldSpec, index: int, stream: int) -> np.random.Generator:
+def clip_rng(spec: WorldSpec, index: int, stream: int) -> np.random.Generator:
     """The random numbers of clip `index`; each stream is independent of the others."""
     words = (spec.seed, SPLITS.index(spec.split), index, stream)
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(words)))
 
 
-def make_scene(spec: WorldSpec, index: int) -> Scene:
+def sample_scene(spec: WorldSpec, index: int) -> Scene:
     """Draws the labels and tracks of clip `index`, in some 0.1 ms.
 
     Raises:
@@ -133,15 +133,15 @@ def make_scene(spec: WorldSpec, index: int) -> Scene:
     """
     if index < 0:
         raise UserError(f"clip index {index} must not be negative")
-    rng = make_rng(spec, index, 0)
+    rng = clip_rng(spec, index, 0)
     labels = _draw_labels(spec, rng)
     make = _make_simple if spec.level == "simple" else _make_full
     return make(spec, rng, labels)
 
 
-def make_labels(spec: WorldSpec, index: int) -> dict[str, int]:
+def sample_labels(spec: WorldSpec, index: int) -> dict[str, int]:
     """The labels of clip `index` without its tracks: class number for each task."""
-    return _draw_labels(spec, make_rng(spec, index, 0))
+    return _draw_labels(spec, clip_rng(spec, index, 0))
 
 
 def _draw_labels(spec: WorldSpec, rng: np.random.Generator) -> dict[str, int]:

@@ -12,7 +12,7 @@ from invnext_jax.synthetic_world.captions import Caption
 PAD = "<pad>"
 
 
-def make_vocabulary(captions: Sequence[Caption]) -> dict[str, int]:
+def build_vocabulary(captions: Sequence[Caption]) -> dict[str, int]:
     """Numbers of all words of the captions, in alphabetical order; 0 is padding."""
     words = sorted({word for caption in captions for word in caption.text.split()})
     return {PAD: 0} | {word: number for number, word in enumerate(words, start=1)}

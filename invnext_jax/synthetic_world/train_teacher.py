@@ -32,7 +32,7 @@ from invnext_jax.synthetic_world.captions import (
     image_captions,
     label_matrix,
 )
-from invnext_jax.synthetic_world.render import make_clip
+from invnext_jax.synthetic_world.render import render_clip
 from invnext_jax.synthetic_world.scene import WorldSpec
 from invnext_jax.training import compilation, optimizer
 from invnext_jax.training import mesh as mesh_lib
@@ -70,7 +70,7 @@ class Frames(NamedTuple):
 
 def make_frames(spec: WorldSpec, clips: int) -> Frames:
     """Draws the first `clips` clips of a split in memory."""
-    drawn = [make_clip(spec, index) for index in range(clips)]
+    drawn = [render_clip(spec, index) for index in range(clips)]
     labels = {task: np.array([c.labels[task] for c in drawn], np.int32) for task in spec.classes}
     video_bthwc = np.stack([clip.video for clip in drawn])
     return Frames(video_bthwc, np.stack([clip.ids == 1 for clip in drawn]), labels)
@@ -238,7 +238,7 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
         )
     workdir.mkdir(parents=True, exist_ok=True)
     captions = all_image_captions(data.level)
-    vocabulary = tokenizer.make_vocabulary(captions)
+    vocabulary = tokenizer.build_vocabulary(captions)
     words_jn = tokenizer.tokenize(captions, vocabulary, config.text.length)
     model = make_model(config, len(vocabulary))
     frames = make_frames(_spec(config, "train"), data.clips)

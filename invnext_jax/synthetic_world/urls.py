@@ -63,15 +63,15 @@ def clip_name(name: str, index: int) -> str:
     return f"{name}#{index}"
 
 
-def draw_frames(clip: str) -> np.ndarray:
+def render_frames(clip: str) -> np.ndarray:
     """All frames of the clip that `clip_name` named: uint8 [t h w c]."""
     name, _, index = clip.rpartition("#")
-    return render.make_clip(_parse_once(name).spec, int(index)).video
+    return render.render_clip(_parse_once(name).spec, int(index)).video
 
 
 def label_columns(world: World) -> dict[str, np.ndarray]:
     """The class numbers of all clips, int32 [clips] for each task; some 25 us a clip."""
-    rows = [scene.make_labels(world.spec, index) for index in range(world.videos)]
+    rows = [scene.sample_labels(world.spec, index) for index in range(world.videos)]
     return {task: np.array([row[task] for row in rows], np.int32) for task in world.spec.classes}
 
 

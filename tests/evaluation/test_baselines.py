@@ -6,14 +6,14 @@ import pytest
 from invnext_jax.evaluation import baselines
 from invnext_jax.evaluation.evaluators import linear_probe
 from invnext_jax.synthetic_world.files import write_world
-from invnext_jax.synthetic_world.render import make_clip
+from invnext_jax.synthetic_world.render import render_clip
 from invnext_jax.synthetic_world.scene import WorldSpec
 
 
 @pytest.fixture(scope="module")
 def tracks():
     spec = WorldSpec(size=32, frames=8, seed=0)
-    clips = [make_clip(spec, i) for i in range(480)]
+    clips = [render_clip(spec, i) for i in range(480)]
     boxes = [np.concatenate([c.boxes, c.visible[..., None]], axis=-1) for c in clips]
     return np.stack(boxes).astype(np.float32), np.array([c.motion for c in clips])
 
@@ -62,5 +62,5 @@ def test_boxes_are_read_by_row_or_not_at_all(tmp_path):
     spec = WorldSpec(size=16, frames=4, split="val")
     manifest = write_world(spec, tmp_path, 3, progress=False)
     found = baselines.load_boxes(manifest, [2, 0])
-    np.testing.assert_allclose(found[0, ..., :4], make_clip(spec, 2).boxes, atol=1e-3)
+    np.testing.assert_allclose(found[0, ..., :4], render_clip(spec, 2).boxes, atol=1e-3)
     assert baselines.load_boxes(tmp_path / "elsewhere.csv", [0]) is None

@@ -16,8 +16,8 @@ from invnext_jax.errors import UserError
 from invnext_jax.synthetic_world import files, render
 from invnext_jax.synthetic_world import scene as scene_lib
 from invnext_jax.synthetic_world.files import encode_mp4, write_world
-from invnext_jax.synthetic_world.render import make_clip
-from invnext_jax.synthetic_world.scene import SHAPES, WorldSpec, make_scene
+from invnext_jax.synthetic_world.render import render_clip
+from invnext_jax.synthetic_world.scene import SHAPES, WorldSpec, sample_scene
 
 COMMAND = Path(__file__).parents[2] / "launch" / "make_world.py"
 
@@ -42,7 +42,7 @@ def guess(spec, scene, frame_hwc):
 def test_compression_keeps_the_small_shapes_recognisable():
     spec, right, same, errors = WorldSpec(), [], [], []
     for index in range(250):
-        clip, scene = make_clip(spec, index), make_scene(spec, index)
+        clip, scene = render_clip(spec, index), sample_scene(spec, index)
         decoded = decode.read_frames(encode_mp4(clip.video), range)
         assert decoded.shape == clip.video.shape
         raw, coded = (guess(spec, scene, video[0]) for video in (clip.video, decoded))
@@ -62,7 +62,7 @@ def test_files_hold_the_clips_and_all_ground_truths(world_folder):
     assert len(rows) == len(captions) == 12
     assert list(rows[0]) == ["path", "source", "label_shape", "label_color", "label_motion"]
     for index, (row, line) in enumerate(zip(rows, captions, strict=True)):
-        clip, line = make_clip(spec, index), json.loads(line)
+        clip, line = render_clip(spec, index), json.loads(line)
         assert row["path"] == line["video"] == f"train/{index:06d}.mp4"
         assert row["source"] == "world"
         assert [int(row[f"label_{task}"]) for task in spec.classes] == list(clip.labels.values())

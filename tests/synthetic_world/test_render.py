@@ -6,15 +6,15 @@ import pytest
 
 from invnext_jax.synthetic_world import render
 from invnext_jax.synthetic_world import scene as scene_lib
-from invnext_jax.synthetic_world.render import make_clip
-from invnext_jax.synthetic_world.scene import WorldSpec, make_scene
+from invnext_jax.synthetic_world.render import render_clip
+from invnext_jax.synthetic_world.scene import WorldSpec, sample_scene
 
 SPECS = [WorldSpec(), WorldSpec(size=48, frames=5), WorldSpec(level="full", size=48)]
 
 
 @pytest.mark.parametrize("spec", SPECS)
 def test_arrays_have_the_promised_shapes_and_types(spec):
-    clip = make_clip(spec, 5)
+    clip = render_clip(spec, 5)
     t, s, k = spec.frames, spec.size, render.MAX_OBJECTS[spec.level]
     found = {name: (a.shape, a.dtype.name) for name, a in vars(clip).items() if hasattr(a, "dtype")}
     assert found == {
@@ -30,7 +30,7 @@ def test_arrays_have_the_promised_shapes_and_types(spec):
 
 @pytest.mark.parametrize("spec", SPECS)
 def test_clips_are_a_pure_function_of_spec_and_index(spec):
-    one, _, other = (make_clip(spec, index) for index in (4, 9, 4))
+    one, _, other = (render_clip(spec, index) for index in (4, 9, 4))
     for field in dataclasses.fields(one):
         np.testing.assert_equal(getattr(one, field.name), getattr(other, field.name))
 
@@ -38,7 +38,7 @@ def test_clips_are_a_pure_function_of_spec_and_index(spec):
 def test_the_shape_is_whole_in_every_frame():
     # Wrapped around the border nothing is lost: the count hardly changes while it moves.
     for index in range(200):
-        visible_t = make_clip(WorldSpec(), index).visible[:, 0]
+        visible_t = render_clip(WorldSpec(), index).visible[:, 0]
         assert visible_t.min() > 25
         assert visible_t.max() - visible_t.min() <= 0.25 * visible_t.max() + 4
 
@@ -48,7 +48,7 @@ def test_boxes_hold_exactly_the_visible_pixels(level):
     spec = WorldSpec(level=level, size=64)
     checked = 0
     for index in range(60):
-        clip, scene = make_clip(spec, index), make_scene(spec, index)
+        clip, scene = render_clip(spec, index), sample_scene(spec, index)
         for t, box_4 in enumerate(clip.boxes[:, 0]):
             alone = len(scene.kinds) == 1
             # Away from the border, where a second, smaller piece has no box.
@@ -67,7 +67,7 @@ def test_boxes_hold_exactly_the_visible_pixels(level):
 def test_nearer_objects_hide_farther_ones():
     spec, hidden = WorldSpec(level="full", size=48), 0
     for index in range(80):
-        clip, scene = make_clip(spec, index), make_scene(spec, index)
+        clip, scene = render_clip(spec, index), sample_scene(spec, index)
         cover = [render._coverage(spec, scene, k) > 0.5 for k in range(len(scene.kinds))]
         for t in range(spec.frames):
             for y, x in np.argwhere(np.sum(cover, axis=0)[t] > 1)[:20]:
@@ -80,7 +80,7 @@ def test_nearer_objects_hide_farther_ones():
 
 
 def test_depth_is_the_grounds_where_no_object_is():
-    clip = make_clip(WorldSpec(level="full", size=48), 1)
+    clip = render_clip(WorldSpec(level="full", size=48), 1)
     ground = np.where(clip.ids == 0, clip.depth, np.nan)
     assert np.nanmin(ground) > 3.4 and np.nanmax(ground) <= 9
     assert (np.nanmean(ground, axis=2)[:, 0] > np.nanmean(ground, axis=2)[:, -1]).all()
@@ -90,7 +90,7 @@ def test_depth_is_the_grounds_where_no_object_is():
 
 def test_backgrounds_differ_from_clip_to_clip():
     spec = WorldSpec(level="full", size=32)
-    corners = {make_clip(spec, index).video[0, 0, :4].tobytes() for index in range(40)}
+    corners = {render_clip(spec, index).video[0, 0, :4].tobytes() for index in range(40)}
     assert len(corners) == 40
 
 
@@ -109,11 +109,11 @@ def test_outlines_fill_their_box_and_differ():
 
 
 def test_simple_clips_are_drawn_fast_enough_to_train_from_memory():
-    make_clip(WorldSpec(), 0)
+    render_clip(WorldSpec(), 0)
     best = float("inf")
     for start in range(0, 150, 30):
         begin = time.process_time()
         for index in range(start, start + 30):
-            make_clip(WorldSpec(), index)
+            render_clip(WorldSpec(), index)
         best = min(best, (time.process_time() - begin) / 30)
     assert 1 / best > 500

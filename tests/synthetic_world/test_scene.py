@@ -9,14 +9,14 @@ from sklearn.ensemble import RandomForestClassifier
 
 from invnext_jax.errors import UserError
 from invnext_jax.synthetic_world import scene as scene_lib
-from invnext_jax.synthetic_world.scene import WorldSpec, make_scene
+from invnext_jax.synthetic_world.scene import WorldSpec, sample_scene
 
 LEVELS = scene_lib.LEVELS
 
 
 def scenes(level, split, count):
     spec = WorldSpec(level=level, split=split)
-    return [make_scene(spec, index) for index in range(count)]
+    return [sample_scene(spec, index) for index in range(count)]
 
 
 @pytest.fixture(scope="module", params=LEVELS)
@@ -107,15 +107,15 @@ def test_motions_of_the_full_level_are_what_their_names_say(motion, change):
 
 def test_scenes_depend_on_nothing_but_spec_and_index():
     spec = WorldSpec(level="full", seed=3)
-    late_first = [make_scene(spec, index) for index in (7, 2, 7)]
-    for one, other in ((late_first[0], late_first[2]), (late_first[1], make_scene(spec, 2))):
+    late_first = [sample_scene(spec, index) for index in (7, 2, 7)]
+    for one, other in ((late_first[0], late_first[2]), (late_first[1], sample_scene(spec, 2))):
         for field in dataclasses.fields(one):
             np.testing.assert_equal(getattr(one, field.name), getattr(other, field.name))
 
 
 def test_splits_seeds_and_indices_give_different_scenes():
     specs = [WorldSpec(), WorldSpec(split="val"), WorldSpec(split="test"), WorldSpec(seed=1)]
-    starts = [make_scene(spec, i).center_tk2[0, 0, 0] for spec in specs for i in range(50)]
+    starts = [sample_scene(spec, i).center_tk2[0, 0, 0] for spec in specs for i in range(50)]
     assert len(set(starts)) == len(starts)
 
 
@@ -142,4 +142,4 @@ def test_wrong_specs_are_refused(fields, message):
 
 def test_negative_index_is_refused():
     with pytest.raises(UserError, match="-1"):
-        make_scene(WorldSpec(), -1)
+        sample_scene(WorldSpec(), -1)

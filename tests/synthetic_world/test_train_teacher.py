@@ -50,7 +50,7 @@ def test_sigmoid_loss_is_finite_for_wrong_and_certain_logits():
 def test_every_image_matches_its_own_caption_and_all_that_are_true_of_it():
     frames = train_teacher.make_frames(WorldSpec(), 40)
     captions = all_image_captions("simple")
-    tokens_jn = tokenizer.tokenize(captions, tokenizer.make_vocabulary(captions), 8)
+    tokens_jn = tokenizer.tokenize(captions, tokenizer.build_vocabulary(captions), 8)
     text = {caption.text: row for caption, row in zip(captions, tokens_jn, strict=True)}
     batch = train_teacher.draw_batch(np.random.default_rng(0), frames, "simple", 64, text)
     assert batch["labels"].diagonal().all()

@@ -1,4 +1,4 @@
-"""Worlds that are drawn while they are read: the clips, labels and frames of `make_clip`."""
+"""Worlds that are drawn while they are read: the clips, labels and frames of `render_clip`."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from invnext_jax.data.frames import Window
 from invnext_jax.errors import UserError
 from invnext_jax.synthetic_world import urls
 from invnext_jax.synthetic_world.files import write_world
-from invnext_jax.synthetic_world.render import make_clip
+from invnext_jax.synthetic_world.render import render_clip
 from invnext_jax.synthetic_world.scene import WorldSpec
 
 NAME = "world:full/val?videos=5&seed=3&size=48&frames=16"
@@ -27,7 +27,7 @@ def test_rows_are_those_of_the_world_on_disk(tmp_path):
 
 
 def test_frames_are_those_of_the_clip():
-    clip = make_clip(SPEC, 4).video
+    clip = render_clip(SPEC, 4).video
     side = clip.shape[1]
     wanted = np.array([[3, 3, 15, 0], [1, 2, 3, 4]])
     whole, part = transforms.center_crop(side, side), Window(2, 1, 12, 17)
@@ -76,7 +76,7 @@ def test_training_clips_are_cut_from_the_drawn_frames(workers):
     spec = WorldSpec()
     for n, batch in enumerate(batches):
         for i, row in enumerate(batch["index"]):
-            clip = make_clip(spec, int(row))
+            clip = render_clip(spec, int(row))
             rng = clips.make_rng(5, 6 * n + i, 0, 0)
             wanted = sampling.sample_sparse(8, 4, rng)
             np.testing.assert_array_equal(batch["video"][i], clip.video[wanted])
@@ -90,4 +90,4 @@ def test_evaluation_reads_a_drawn_world_too():
     (batch,) = pipeline.make_eval_dataset(config, manifest=name, batch_size=3)
     spec = WorldSpec(split="val")
     for i in range(3):
-        np.testing.assert_array_equal(batch["video"][i], make_clip(spec, i).video)
+        np.testing.assert_array_equal(batch["video"][i], render_clip(spec, i).video)
