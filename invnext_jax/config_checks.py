@@ -9,6 +9,7 @@ import ml_collections
 from jax.sharding import Mesh
 
 from invnext_jax.errors import UserError
+from invnext_jax.objectives import masks
 from invnext_jax.training import mesh as mesh_lib
 
 
@@ -20,13 +21,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     """
     _check_model(config)
     _check_durations(config)
-    if not 0 < config.mask.ratio < 1:
-        raise UserError(f"config.mask.ratio={config.mask.ratio} must lie between 0 and 1")
-    if not 0 < config.mask.predicted <= 1:
-        raise UserError(
-            f"config.mask.predicted={config.mask.predicted} must lie above 0 and at most at 1: it "
-            "is the share of the masked places that is predicted"
-        )
+    masks.check_settings(config.mask, (config.data.size // config.encoder.patch) ** 2)
     _check_loss(config.loss)
     _check_extras(config)
     _check_clips(config.data, "")

@@ -43,17 +43,6 @@ def test_the_width_must_divide_by_the_heads(config):
     assert "config.encoder.width=65 must divide by encoder.heads=" in message
 
 
-@pytest.mark.parametrize("ratio", [0.0, 1.0, 1.5])
-def test_the_mask_ratio_leaves_something_to_see_and_to_mask(config, ratio):
-    assert f"config.mask.ratio={ratio}" in breach(config, mask__ratio=ratio)
-
-
-@pytest.mark.parametrize("share", [0.0, 1.5])
-def test_some_of_the_masked_places_are_predicted(config, share):
-    message = breach(config, mask__predicted=share)
-    assert f"config.mask.predicted={share} must lie above 0 and at most at 1" in message
-
-
 def test_how_frozen_layers_are_rounded_is_known(config):
     message = breach(config, quantize_frozen="int4")
     assert "config.quantize_frozen='int4' must be one of ('', 'int8', 'float8')" in message

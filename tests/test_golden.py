@@ -344,7 +344,13 @@ def test_masking(case):
     assert visible == settings["n_visible"]
     draws = settings["draws"]
     attention = jnp.broadcast_to(attention_bs[None], (draws, *attention_bs.shape))
-    keep_bk, masked_bm = masks.semantic(jax.random.key(0), attention, visible)
+    [(keep_bk, masked_bm)] = masks.semantic_masks(
+        jax.random.key(0),
+        draws,
+        (attention.shape[1], 1, attention.shape[2]),
+        SimpleNamespace(ratio=settings["mask_ratio"]),
+        attention,
+    )
     places_bn = jnp.sort(jnp.concatenate([keep_bk, masked_bm], axis=1), axis=1)
     assert (places_bn == jnp.arange(attention_bs.size)[None]).all()
     counts = np.bincount(np.asarray(keep_bk).ravel(), minlength=attention_bs.size) / draws

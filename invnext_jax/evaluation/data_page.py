@@ -59,7 +59,6 @@ def write_page(config: ml_collections.ConfigDict, out: str | Path, clips: int = 
         raise UserError(f"clips={clips} must be at least 1")
     registry.find_stage(config)
     config_checks.check_config(config)
-    masks.check_settings(config.mask, (config.data.size // config.encoder.patch) ** 2)
     drops = pipeline.BadVideoTracker()
     shown = list(sample(config, clips, drops))
     manifest = manifest_lib.read_manifest(config.data.manifest)
@@ -85,7 +84,7 @@ def sample(
       drops: counts the videos that could not be read on the way.
     """
     teacher = None
-    if config.mask.kind == "semantic":
+    if masks.needs_attention(config.mask):
         image_teacher.check_teacher(config)
         teacher = image_teacher.read_teacher(config)
     draw = jax.jit(functools.partial(draw_masks, config))
@@ -130,7 +129,7 @@ def draw_masks(
     """
     grid = clip_grid(video_bthwc, config.encoder.patch)
     attention_bts = None
-    if config.mask.kind == "semantic":
+    if masks.needs_attention(config.mask):
         attention_bts = image_teacher.see_clips(config, teacher, normalize(video_bthwc))[1]
     drawn = registry.find_stage(config).draw(config, video_bthwc.shape[0], grid, key, attention_bts)
     return [draws.keep_bk for draws in (drawn if config.stage == "stage2" else [drawn])]

@@ -18,6 +18,7 @@ from invnext_jax.data import pipeline
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import charts, evaluate, features, run_record, tables, visualization
 from invnext_jax.monitoring import metrics_file
+from invnext_jax.objectives import masks
 from invnext_jax.stages import image_teacher, stage1
 
 
@@ -163,7 +164,9 @@ def _own_strips(name: str, config: Any, params: Any, video_bthwc: np.ndarray):
     if config.stage == "stage1":
         frozen = stage1.init_frozen(config, None)
         made = visualization.reconstruct(config, params, frozen, video_bthwc)
-        kind = "in proportion to the image teacher's attention" * (config.mask.kind == "semantic")
+        kind = "in proportion to the image teacher's attention" * (
+            masks.needs_attention(config.mask)
+        )
         yield (
             f"{name}: mask",
             f"Grey patches are hidden; the visible ones are drawn {kind or config.mask.kind}.",
@@ -184,7 +187,7 @@ def _own_strips(name: str, config: Any, params: Any, video_bthwc: np.ndarray):
             list(map(visualization.outline_patches, made.other_bthwc, made.seen_btyx)),
         )
     else:
-        semantic = config.mask.kind == "semantic"
+        semantic = masks.needs_attention(config.mask)
         teacher = image_teacher.read_teacher(config) if semantic else None
         for i, seen_btyx in enumerate(visualization.stage2_masks(config, video_bthwc, teacher)):
             settings = config.mask.blocks[i] if config.mask.kind == "multi_block" else None

@@ -27,7 +27,7 @@ from invnext_jax.models.patches import (
     normalize,
     paste_patches,
 )
-from invnext_jax.objectives import diffusion, reconstruction
+from invnext_jax.objectives import diffusion, masks, reconstruction
 from invnext_jax.stages import image_teacher, stage1, stage2
 
 SAMPLING_STEPS = 100
@@ -136,7 +136,7 @@ def stage2_masks(
     """
     grid = clip_grid(video_bthwc, config.encoder.patch)
     attention_bts = None
-    if config.mask.kind == "semantic":
+    if masks.needs_attention(config.mask):
         seen = image_teacher.see(config, teacher, normalize(video_bthwc))
         attention_bts = rearrange(seen.attention_bn, "(b t) s -> b t s", t=grid[0])
     drawn = stage2.draw(

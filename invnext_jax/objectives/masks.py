@@ -1,13 +1,18 @@
-"""Which patches stay visible: index arrays of a fixed length, so that nothing recompiles.
+"""Masks: which patches of a clip stay visible, as index arrays of fixed length (paper section 3).
 
-Every function returns (keep_bk, masked_bm): int32 positions in raster order (time, row, column),
-ascending, each position in exactly one of the two.
+A mask is a pair (keep_bk, masked_bm) of int32 positions in raster order (time, row, column). Both
+are ascending, and each position is in exactly one of them. The lengths depend only on the settings
+and the grid, so a step is compiled once.
+
+To add a mask, write a `MaskFunction` and decorate it with `register_mask`; `config.mask.kind`
+selects it by name.
 
 Shape key: b batch, t frames, y x grid rows and columns, s positions of a frame (y*x),
 k kept (visible), m masked, n blocks.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,86 +22,164 @@ from einops import rearrange
 from invnext_jax.errors import UserError
 
 Grid = tuple[int, int, int]  # frames, rows, columns
-Mask = tuple[jax.Array, jax.Array]
-KINDS = ("semantic", "multi_block", "tube", "random")
+Mask = tuple[jax.Array, jax.Array]  # keep_bk, masked_bm
+# (key, batch, grid, settings, attention_bts) -> masks of one step
+MaskFunction = Callable[[jax.Array, int, Grid, Any, jax.Array | None], list[Mask]]
 FITS = ("scale", "cut")
 
 
-def check_settings(settings: Any, places: int) -> None:
-    """Checks that `draw` knows the kind, how multi-block masks are fitted, and hides something.
+class MaskKind(NamedTuple):
+    """An entry of the registry of masks.
+
+    Attributes:
+      sample: draws the masks of one step.
+      needs_attention: whether `sample` needs the image teacher's attention.
+      uses_ratio: whether `settings.ratio` sets the number of masked patches.
+    """
+
+    sample: MaskFunction
+    needs_attention: bool
+    uses_ratio: bool
+
+
+REGISTRY: dict[str, MaskKind] = {}
+
+
+def register_mask(
+    name: str, *, needs_attention: bool = False, uses_ratio: bool = True
+) -> Callable[[MaskFunction], MaskFunction]:
+    """Returns a decorator that adds a mask function to the registry.
+
+    Args:
+      name: value of `config.mask.kind` that selects the function.
+      needs_attention: whether the function needs the image teacher's attention. A run then loads
+        the teacher, and passes attention_bts: positive weights of every patch, float32.
+      uses_ratio: whether the function masks the share `settings.ratio` of each frame.
+    """
+
+    def register(sample: MaskFunction) -> MaskFunction:
+        REGISTRY[name] = MaskKind(sample, needs_attention, uses_ratio)
+        return sample
+
+    return register
+
+
+def needs_attention(settings: Any) -> bool:
+    """Returns whether the masks of `config.mask` need the image teacher's attention."""
+    return REGISTRY[settings.kind].needs_attention
+
+
+def check_settings(settings: Any, positions: int) -> None:
+    """Checks `config.mask`.
 
     Args:
       settings: `config.mask`.
-      places: patches of a frame.
+      positions: number of patches of a frame.
 
     Raises:
-      UserError: it does not.
+      UserError: an unknown name, a share out of range, or a ratio that masks no patch.
     """
-    if settings["kind"] != "multi_block" and int(settings["ratio"] * places) < 1:
-        ratio = settings["ratio"]
-        raise UserError(f"mask.ratio={ratio} hides none of the {places} patches of a frame")
-    for name, known in (("kind", KINDS), ("fit", FITS)):
-        if settings[name] not in known:
-            raise UserError(
-                f"mask.{name}={settings[name]!r} is none of {', '.join(map(repr, known))}"
-            )
+    if not 0 < settings.ratio < 1:
+        raise UserError(f"config.mask.ratio={settings.ratio} must lie between 0 and 1")
+    if not 0 < settings.predicted <= 1:
+        raise UserError(
+            f"config.mask.predicted={settings.predicted} must lie above 0 and at most at 1: it is "
+            "the share of the masked patches that is predicted"
+        )
+    for name, value, known in (("kind", settings.kind, REGISTRY), ("fit", settings.fit, FITS)):
+        if value not in known:
+            raise UserError(f"mask.{name}={value!r} is none of {', '.join(map(repr, known))}")
+    if REGISTRY[settings.kind].uses_ratio and int(settings.ratio * positions) < 1:
+        ratio = settings.ratio
+        raise UserError(f"mask.ratio={ratio} hides none of the {positions} patches of a frame")
 
 
 def sample_masks(
     key: jax.Array, batch: int, grid: Grid, settings: Any, attention_bts: jax.Array | None = None
 ) -> list[Mask]:
-    """The masks of one step: one for each kind of block of multi-block masks, else a single one.
+    """Draws the masks of one step: several for multi-block masks, one for all other kinds.
 
     Args:
       key: random key.
       batch: number of clips.
       grid: frames, rows and columns.
-      settings: `kind` and `ratio`, the masked share; for multi-block see `multi_blocks`.
-      attention_bts: an image teacher's attention to every patch, for semantic masks.
+      settings: `config.mask`.
+      attention_bts: the image teacher's attention to every patch, if `needs_attention`.
     """
-    if settings.kind == "multi_block":
-        return multi_blocks(key, batch, grid, settings)
-    visible = visible_per_frame(grid[1] * grid[2], settings.ratio)
-    if settings.kind == "semantic":
-        return [semantic(key, attention_bts, visible)]
-    even = {"tube": tube, "random": random}[settings.kind]
-    return [even(key, batch, grid, visible)]
+    return REGISTRY[settings.kind].sample(key, batch, grid, settings, attention_bts)
 
 
 def visible_per_frame(positions: int, ratio: float) -> int:
-    """How many patches of a frame stay visible at a masked share of `ratio`."""
+    """Returns how many of a frame's patches stay visible if a share of `ratio` is masked."""
     return positions - int(ratio * positions)
 
 
-def semantic(key: jax.Array, attention_bts: jax.Array, visible: int) -> Mask:
+@register_mask("semantic", needs_attention=True)
+def semantic_masks(
+    key: jax.Array, batch: int, grid: Grid, settings: Any, attention_bts: jax.Array
+) -> list[Mask]:
     """Draws each frame's visible patches without replacement, in proportion to attention.
 
-    Perturbing the log weights by Gumbel noise and keeping the largest is that very distribution
-    (paper section 3.2).
-
-    Args:
-      key: random key.
-      attention_bts: positive weights of every patch.
-      visible: patches that each frame keeps.
+    The Gumbel top-k trick: adding Gumbel noise to the log weights and keeping the largest samples
+    exactly that distribution (paper section 3.2).
     """
+    del batch
+    visible = visible_per_frame(grid[1] * grid[2], settings.ratio)
     noise_bts = jax.random.gumbel(key, attention_bts.shape)
-    return _keep_largest(jnp.log(attention_bts + 1e-30) + noise_bts, visible)
+    return [_keep_largest(jnp.log(attention_bts + 1e-30) + noise_bts, visible)]
 
 
-def random(key: jax.Array, batch: int, grid: Grid, visible: int) -> Mask:
-    """Each frame keeps `visible` patches, drawn evenly and apart from the other frames."""
-    t, y, x = grid
-    return _keep_largest(jax.random.uniform(key, (batch, t, y * x)), visible)
+@register_mask("multi_block", uses_ratio=False)
+def multi_block_masks(
+    key: jax.Array, batch: int, grid: Grid, settings: Any, attention_bts: jax.Array | None = None
+) -> list[Mask]:
+    """Draws one multi-block mask for each size of block (paper section 3.3).
+
+    Reads `settings.blocks`, a (count, share) pair for each size; `settings.visible`, the share of
+    each frame that stays visible, one for each size; `settings.aspect`; and `settings.fit`.
+    """
+    del attention_bts
+    positions = grid[1] * grid[2]
+    sizes = zip(settings.blocks, settings.visible, strict=True)
+    return [
+        multi_block_mask(
+            jax.random.fold_in(key, i),
+            batch,
+            grid,
+            blocks=count,
+            share=share,
+            aspect=settings.aspect,
+            visible=max(1, int(visible * positions)),
+            fit=settings.fit,
+        )
+        for i, ((count, share), visible) in enumerate(sizes)
+    ]
 
 
-def tube(key: jax.Array, batch: int, grid: Grid, visible: int) -> Mask:
-    """As `random`, but all frames of a clip keep the same places."""
+@register_mask("tube")
+def tube_masks(
+    key: jax.Array, batch: int, grid: Grid, settings: Any, attention_bts: jax.Array | None = None
+) -> list[Mask]:
+    """Draws visible patches uniformly; all frames of a clip keep the same positions."""
+    del attention_bts
     t, y, x = grid
     score_bs = jax.random.uniform(key, (batch, y * x))
-    return _keep_largest(jnp.repeat(score_bs[:, None], t, axis=1), visible)
+    score_bts = jnp.repeat(score_bs[:, None], t, axis=1)
+    return [_keep_largest(score_bts, visible_per_frame(y * x, settings.ratio))]
 
 
-def multi_block(
+@register_mask("random")
+def random_masks(
+    key: jax.Array, batch: int, grid: Grid, settings: Any, attention_bts: jax.Array | None = None
+) -> list[Mask]:
+    """Draws visible patches uniformly and independently in each frame."""
+    del attention_bts
+    t, y, x = grid
+    score_bts = jax.random.uniform(key, (batch, t, y * x))
+    return [_keep_largest(score_bts, visible_per_frame(y * x, settings.ratio))]
+
+
+def multi_block_mask(
     key: jax.Array,
     batch: int,
     grid: Grid,
@@ -109,37 +192,38 @@ def multi_block(
 ) -> Mask:
     """Masks the union of random blocks that span all frames (paper section 3.3).
 
-    The union of random blocks has a random size; a fixed visible count is reached by growing or
-    shrinking all blocks of a clip about their centres until exactly `visible` places are left.
-    # Differs from reference: it cuts the visible tokens to a count in raster order, which leaves
-    # the last frames with no visible token in most clips; `fit="cut"` does that.
+    The union of random blocks has a random size, but a step needs a fixed number of visible
+    patches. With fit="scale", all blocks of a clip grow or shrink about their centres until exactly
+    `visible` positions of each frame are left.
 
     Args:
       key: random key.
       batch: number of clips.
       grid: frames, rows and columns.
-      blocks: number of blocks.
+      blocks: number of blocks in a clip.
       share: area of a block as a share of the frame.
-      aspect: range of height / width, drawn once a clip.
-      visible: places that each frame keeps.
-      fit: "scale", or "cut": the first t * visible tokens outside the untouched blocks; where there
-        are fewer, the first ones inside follow.
+      aspect: range of height / width, drawn once for each clip.
+      visible: number of positions that each frame keeps.
+      fit: "scale", or "cut": blocks keep their size, and the first t * visible positions in raster
+        order outside them are visible, followed by the first ones inside if there are too few.
     """
+    # Differs from reference: it always does "cut", which leaves the last frames of most clips
+    # without a visible token.
     t, y, x = grid
-    aspect_key, place_key, tie_key = jax.random.split(key, 3)
+    aspect_key, corner_key, tie_key = jax.random.split(key, 3)
     low, high = aspect
     ratio_b = jax.random.uniform(aspect_key, (batch,), minval=low, maxval=high)
     area = share * y * x
     sides_b2 = jnp.stack([jnp.sqrt(area * ratio_b), jnp.sqrt(area / ratio_b)], axis=-1)
     frame_2 = jnp.asarray([y, x])
     sides_b2 = jnp.clip(jnp.round(sides_b2), 1, frame_2[None].astype(jnp.float32))
-    # A block's corner is drawn evenly among all whole places inside the frame.
+    # The corner is uniform over the integer positions at which the block fits into the frame.
     room_b12 = (frame_2[None] - sides_b2 + 1)[:, None]
-    corner_bn2 = jnp.floor(jax.random.uniform(place_key, (batch, blocks, 2)) * room_b12)
+    corner_bn2 = jnp.floor(jax.random.uniform(corner_key, (batch, blocks, 2)) * room_b12)
     centre_bn2 = corner_bn2 + sides_b2[:, None] / 2
     cells = np.stack(np.meshgrid(np.arange(y) + 0.5, np.arange(x) + 0.5, indexing="ij"), -1)
     cells_s2 = jnp.asarray(rearrange(cells, "y x c -> (y x) c"), jnp.float32)
-    # How much a block must be scaled to reach the cell; below 1 the drawn block covers it.
+    # The factor by which a block must be scaled to reach the cell; it covers cells below 1.
     offset_bns2 = jnp.abs(cells_s2[None, None] - centre_bn2[:, :, None])
     reach_bns = jnp.max(offset_bns2 / (sides_b2[:, None, None] / 2), axis=-1)
     score_bs = jnp.min(reach_bns, axis=1)
@@ -151,45 +235,18 @@ def multi_block(
     return _keep_largest(jnp.repeat(score_bs[:, None], t, axis=1), visible)
 
 
-def multi_blocks(key: jax.Array, batch: int, grid: Grid, settings: Any) -> list[Mask]:
-    """One multi-block mask for each kind of block.
-
-    Args:
-      key: random key.
-      batch: number of clips.
-      grid: frames, rows and columns.
-      settings: `blocks`: (count, share) of each kind; `visible`: share of each frame that stays
-        visible, one for each kind; `aspect`: range; `fit`: how that share is met.
-    """
-    places = grid[1] * grid[2]
-    kinds = zip(settings.blocks, settings.visible, strict=True)
-    return [
-        multi_block(
-            jax.random.fold_in(key, i),
-            batch,
-            grid,
-            blocks=count,
-            share=share,
-            aspect=settings.aspect,
-            visible=max(1, int(visible * places)),
-            fit=settings.fit,
-        )
-        for i, ((count, share), visible) in enumerate(kinds)
-    ]
-
-
 def predicted_count(masked: int, share: float) -> int:
-    """How many of so many masked places are predicted."""
+    """Returns how many of `masked` positions are predicted: at least one."""
     return max(1, round(share * masked))
 
 
 def sample_predicted(key: jax.Array, masked_bm: jax.Array, share: float) -> jax.Array:
-    """Draws evenly, for each clip, which of the masked places are predicted.
+    """Draws uniformly, for each clip, which of the masked positions are predicted.
 
     Args:
       key: random key.
-      masked_bm: the masked places.
-      share: how many of them, as a share.
+      masked_bm: the masked positions.
+      share: share of them that is predicted.
 
     Returns:
       int32 indices into `masked_bm`, ascending.
@@ -199,13 +256,15 @@ def sample_predicted(key: jax.Array, masked_bm: jax.Array, share: float) -> jax.
 
 
 def _keep_largest(score_bts: jax.Array, visible: int) -> Mask:
-    """Keeps the `visible` largest scores of every frame."""
+    """Returns the mask that keeps the `visible` largest scores of every frame."""
     s = score_bts.shape[2]
     order_bts = jnp.argsort(-score_bts, axis=-1)
-    return _raster(order_bts[..., :visible], s), _raster(order_bts[..., visible:], s)
+    keep_btk, masked_btm = order_bts[..., :visible], order_bts[..., visible:]
+    return _to_raster_order(keep_btk, s), _to_raster_order(masked_btm, s)
 
 
-def _raster(place_btk: jax.Array, positions: int) -> jax.Array:
-    place_btk = jnp.sort(place_btk, axis=-1)
-    offset_t = positions * jnp.arange(place_btk.shape[1])
-    return rearrange(place_btk + offset_t[None, :, None], "b t k -> b (t k)").astype(jnp.int32)
+def _to_raster_order(position_btk: jax.Array, positions: int) -> jax.Array:
+    """Turns positions within frames of `positions` patches into ascending positions in the clip."""
+    position_btk = jnp.sort(position_btk, axis=-1)
+    offset_t = positions * jnp.arange(position_btk.shape[1])
+    return rearrange(position_btk + offset_t[None, :, None], "b t k -> b (t k)").astype(jnp.int32)

@@ -247,7 +247,7 @@ def _window_pairs(n: int, reach: int) -> int:
 
 def _count_stage1(config: Any, *, dense_windows: bool = False) -> dict[str, FlopCount]:
     tokens, loss, e, counts = token_lengths(config), config.loss, config.encoder, {}
-    if loss.align_tokens or loss.align_pooled or config.mask.kind == "semantic":
+    if loss.align_tokens or loss.align_pooled or masks.needs_attention(config.mask):
         counts["teacher"] = count_teacher(config)
     counts["encoder"] = count_encoder(config, tokens)
     if loss.pixels:
@@ -267,7 +267,7 @@ def _count_stage2(config: Any, *, dense_windows: bool = False) -> dict[str, Flop
     tokens, loss, e, counts = token_lengths(config), config.loss, config.encoder, {}
     from_image = config.target.kind == "image"
     counts["target"] = count_teacher(config) if from_image else count_target_encoder(config, tokens)
-    if config.mask.kind == "semantic" and not from_image:
+    if masks.needs_attention(config.mask) and not from_image:
         counts["teacher"] = count_teacher(config)
     counts["encoder"] = count_encoder(config, tokens)
     if loss.pixels or loss.predict:

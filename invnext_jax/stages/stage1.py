@@ -101,7 +101,7 @@ def groups(config: Any) -> tuple[str, ...]:
 def needs_teacher(config: Any) -> bool:
     """Whether a loss or the mask looks at the image teacher."""
     aligns = config.loss["align_tokens"] or config.loss["align_pooled"]
-    return bool(aligns) or config.mask.kind == "semantic"
+    return bool(aligns) or masks.needs_attention(config.mask)
 
 
 def make_model(config: Any) -> Model:

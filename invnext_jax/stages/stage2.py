@@ -104,7 +104,7 @@ def groups(config: Any) -> tuple[str, ...]:
 
 def needs_teacher(config: Any) -> bool:
     """Whether the target or the mask is the image teacher's."""
-    return config.target.kind == "image" or config.mask.kind == "semantic"
+    return config.target.kind == "image" or masks.needs_attention(config.mask)
 
 
 def make_model(config: Any) -> Model:

@@ -1,11 +1,14 @@
 """Masks: fixed lengths, every position once, and the statistics of multi-block masks."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from configs import common
+from invnext_jax.errors import UserError
 from invnext_jax.objectives import masks
 
 GRID = (4, 16, 16)
@@ -16,10 +19,10 @@ def draw(kind, batch=64):
     key = jax.random.key(0)
     if kind == "semantic":
         attention = jax.random.uniform(key, (batch, 4, 256), minval=0.01)
-        return masks.semantic(key, attention, 64)
+        return masks.semantic_masks(key, batch, GRID, SETTINGS, attention)[0]
     if kind in ("tube", "random"):
-        return getattr(masks, kind)(key, batch, GRID, 64)
-    return masks.multi_blocks(key, batch, GRID, SETTINGS)[int(kind[-1])]
+        return masks.REGISTRY[kind].sample(key, batch, GRID, SETTINGS, None)[0]
+    return masks.multi_block_masks(key, batch, GRID, SETTINGS)[int(kind[-1])]
 
 
 @pytest.mark.parametrize("kind", ["semantic", "random", "tube", "block0", "block1"])
@@ -94,7 +97,8 @@ def test_visible_count_follows_the_reference():
 
 def test_semantic_mask_prefers_attention():
     attention = jnp.ones((500, 2, 16)).at[:, :, 3].set(50.0)
-    keep_bk, _ = masks.semantic(jax.random.key(0), attention, 4)
+    settings = SimpleNamespace(ratio=0.75)  # 4 of 16 patches stay visible
+    [(keep_bk, _)] = masks.semantic_masks(jax.random.key(0), 500, (2, 4, 4), settings, attention)
     counts = np.bincount(np.asarray(keep_bk).ravel() % 16, minlength=16) / 1000
     assert counts[3] > 0.98
 
@@ -104,7 +108,7 @@ def test_semantic_mask_prefers_attention():
 @pytest.mark.parametrize(("frames", "tokens", "empty"), [(8, 400, 0.405), (16, 800, 0.436)])
 def test_cut_masks_empty_the_last_frames_as_the_reference_does(frames, tokens, empty):
     count, share = SETTINGS.blocks[0]
-    keep_bk, masked_bm = masks.multi_block(
+    keep_bk, masked_bm = masks.multi_block_mask(
         jax.random.key(0),
         2000,
         (frames, 16, 16),
@@ -132,3 +136,43 @@ def test_the_predicted_places_are_drawn_evenly_and_without_repetition():
     whole = masks.sample_predicted(jax.random.key(0), masked_bm[:2], 1.0)
     np.testing.assert_array_equal(whole, np.tile(np.arange(20), (2, 1)))
     assert masks.predicted_count(20, 0.01) == 1  # never none
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("ratio", 0.0, "config.mask.ratio=0.0 must lie between 0 and 1"),
+        ("ratio", 1.0, "config.mask.ratio=1.0 must lie between 0 and 1"),
+        ("ratio", 1.5, "config.mask.ratio=1.5 must lie between 0 and 1"),
+        ("ratio", 0.001, "mask.ratio=0.001 hides none of the 256 patches of a frame"),
+        ("predicted", 0.0, "config.mask.predicted=0.0 must lie above 0 and at most at 1"),
+        ("predicted", 1.5, "config.mask.predicted=1.5 must lie above 0 and at most at 1"),
+        ("kind", "tubes", "mask.kind='tubes' is none of 'semantic', 'multi_block', 'tube', 'rand"),
+        ("fit", "crop", "mask.fit='crop' is none of 'scale', 'cut'"),
+    ],
+)
+def test_invalid_settings_are_refused(field, value, message):
+    settings = common.defaults().mask
+    masks.check_settings(settings, 256)
+    settings[field] = value
+    with pytest.raises(UserError) as caught:
+        masks.check_settings(settings, 256)
+    assert str(caught.value).startswith(message)
+
+
+def test_registered_mask_is_sampled_by_name(monkeypatch):
+    monkeypatch.setattr(masks, "REGISTRY", dict(masks.REGISTRY))
+
+    @masks.register_mask("first_frame", needs_attention=True, uses_ratio=False)
+    def first_frame_masks(key, batch, grid, settings, attention_bts):
+        del key, settings, attention_bts
+        index_1n = jnp.arange(np.prod(grid))[None]
+        kept = grid[1] * grid[2]
+        return [(index_1n[:, :kept].repeat(batch, 0), index_1n[:, kept:].repeat(batch, 0))]
+
+    settings = common.defaults().mask
+    settings.kind = "first_frame"
+    masks.check_settings(settings, 256)
+    assert masks.needs_attention(settings)
+    [(keep_bk, masked_bm)] = masks.sample_masks(jax.random.key(0), 2, GRID, settings)
+    assert keep_bk.shape == (2, 256) and masked_bm.shape == (2, 3 * 256)
