@@ -1,5 +1,5 @@
 # `make demo` and `make test` work on a fresh machine with Python 3.11 to 3.13; nothing else is needed.
-# Any variable can be given on the command line: make demo OUT=runs/other SEED=1
+# Any variable can be set on the command line: make demo OUT=runs/other SEED=1
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -26,7 +26,7 @@ TEST = $(VENV)/.installed-test
 .PHONY: demo test lint lock clean benchmark gpu-check
 .DELETE_ON_ERROR:
 
-# The main job on the embedded world. Each line can be killed and repeated: it goes on where it was.
+# Trains and evaluates both stages on the embedded world. A killed line resumes when it is repeated.
 demo: $(PACKAGE)
 	$(RUN) launch/make_world.py --out=$(OUT)/world --split=train --videos=$(DEMO_VIDEOS) --seed=$(SEED)
 	$(RUN) launch/make_world.py --out=$(OUT)/world --split=val --videos=$(DEMO_VAL_VIDEOS) --seed=$(SEED)
@@ -44,17 +44,17 @@ lint: $(TEST)
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 
-# Our training step against a PyTorch twin on this machine's CPU; the last line is JSON.
+# Compares the training step with a PyTorch twin on this machine's CPU. The last line is JSON.
 benchmark: $(TEST)
 	$(RUN) -m benchmarks.step $(BENCHMARK_FLAGS)
 
-# For a machine with a GPU, whose PYTHON has jax[cuda13], flax, optax, einops, numpy and ml_collections:
-# make gpu-check PYTHON=/path/to/python. Writes docs/performance-gpu.md.
+# Writes docs/performance-gpu.md. Needs a GPU and a Python with jax[cuda13], flax, optax, einops, numpy and
+# ml_collections: make gpu-check PYTHON=/path/to/python
 gpu-check:
 	$(PYTHON) -m benchmarks.gpu_check $(GPU_FLAGS)
 
-# Compiles both requirement files anew for every supported Python and platform. The full set comes first:
-# Beam holds some packages back, and the small set follows, so that the two agree.
+# Compiles both requirement files for every supported Python and platform. The full set comes first, because
+# Beam needs older versions of some packages; the small set then uses the same versions.
 lock: $(PACKAGE)
 	$(PIP) uv
 	$(VENV)/bin/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header -q pyproject.toml --extra test --extra prepare -o requirements-test.txt
@@ -63,9 +63,9 @@ lock: $(PACKAGE)
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache $(OUT)
 
-# A stamp is written last, so an installation that was killed is done again, from an empty folder.
+# The stamp file is written last, so a killed installation starts again from an empty folder.
 $(RUNTIME): requirements.txt
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else "error: $(PYTHON) is Python %d.%d, but 3.11 to 3.13 is needed: name one with `make PYTHON=python3.12 ...`" % v)'
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else "error: $(PYTHON) is Python %d.%d, but Python 3.11 to 3.13 is needed: set it with `make PYTHON=python3.12 ...`" % v)'
 	$(PYTHON) -m venv --clear $(VENV)
 	@echo "Installing the packages of requirements.txt (one to three minutes) ..."
 	$(PIP) --no-deps --require-hashes -r requirements.txt
@@ -75,11 +75,11 @@ $(PACKAGE): $(RUNTIME) pyproject.toml
 	$(PIP) --no-deps --editable .
 	@touch $@
 
-# PyTorch is pinned by its version alone: which build it is, CPU or CUDA, is up to this machine and its
-# package index, so it has no hash in the lock. All that the CPU build needs is in the lock. An installed
-# build of that version, whichever it is, stays; PyTorch's site tells how to get the small one for CPUs.
+# PyTorch is pinned by version only. The build (CPU or CUDA) depends on the machine and its package index, so
+# the lock has no hash for it. The lock has all dependencies of the CPU build. An installed build of this version
+# is kept; PyTorch's web site shows how to install the small CPU build.
 $(TEST): $(PACKAGE) requirements-test.txt
 	$(PIP) --no-deps --require-hashes -r requirements-test.txt
-	@echo "Installing PyTorch $(TORCH) for the parity tests (a build for CPU suffices) ..."
+	@echo "Installing PyTorch $(TORCH) for the parity tests (a CPU build is enough) ..."
 	$(PIP) torch==$(TORCH)
 	@touch $@

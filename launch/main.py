@@ -1,9 +1,9 @@
-"""Trains one stage; the same command again goes on where it stopped.
+"""Trains one stage. The same command resumes a run that was stopped.
 
     python launch/main.py --config=configs/stage1.py:tiny --workdir=runs/stage1
 
-Any field of the config can be set: --config.optimizer.learning_rate=1e-3. On many hosts, the same
-command is started on each of them (docs/scaling.md).
+Any field of the config can be set, as in --config.optimizer.learning_rate=1e-3 (docs/options.md).
+On many hosts, start the same command on each of them (docs/scaling.md).
 """
 
 from collections.abc import Sequence
@@ -16,19 +16,19 @@ from invnext_jax.multihost import distributed
 from invnext_jax.training import compilation
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Config file, e.g. configs/stage1.py:tiny"
+    "config", None, "Config file and variant, such as configs/stage1.py:tiny."
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
-_ADDRESS = flags.DEFINE_string("coordinator_address", None, "host:port of process 0.")
-_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes take part.")
-_PROCESS = flags.DEFINE_integer("process_id", None, "Number of this process, from 0.")
+_ADDRESS = flags.DEFINE_string("coordinator_address", None, "Address of process 0, host:port.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes of the run.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Index of this process, from 0.")
 flags.mark_flag_as_required("config")
 
 
 def main(argv: Sequence[str]) -> None:
-    """Trains."""
+    """Trains a stage."""
     del argv
-    distributed.initialize(_ADDRESS.value, _PROCESSES.value, _PROCESS.value)
+    distributed.initialize(_ADDRESS.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     compilation.enable_cache()
     train.train(_CONFIG.value, _WORKDIR.value)
 

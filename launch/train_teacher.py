@@ -1,8 +1,8 @@
-"""Trains the semantic teacher of the embedded world, for machines that can download none.
+"""Trains the image teacher of the embedded world: a small SigLIP2 (docs/teacher.md).
 
     python launch/train_teacher.py --config=configs/teacher.py:tiny --workdir=runs/teacher
 
-The vision tower goes to <workdir>/siglip2.safetensors; Stage 1 takes it as
+The image tower is written to <workdir>/siglip2.safetensors. Use it in Stage 1 with
 --config.teacher.weights=<workdir>/siglip2.safetensors.
 """
 
@@ -16,18 +16,18 @@ from invnext_jax.synthetic_world import train_teacher
 from invnext_jax.training import compilation
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Config file, e.g. configs/teacher.py:tiny"
+    "config", None, "Config file and variant, such as configs/teacher.py:tiny."
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for weights and metrics.", required=True)
 flags.mark_flag_as_required("config")
 
 
 def main(argv: Sequence[str]) -> None:
-    """Trains, and prints what was measured on held-out clips."""
+    """Trains the teacher and prints its metrics on held-out clips."""
     del argv
     compilation.enable_cache()
-    measured = train_teacher.train(_CONFIG.value, _WORKDIR.value)
-    print("  ".join(f"{name} {value:.4g}" for name, value in measured.items()))
+    metrics = train_teacher.train(_CONFIG.value, _WORKDIR.value)
+    print("  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Every row of the paper's Tables 1 to 4 is a config: it builds and takes a training step."""
+"""Each row of the paper's Tables 1 to 4 is a config that builds and trains for a step."""
 
 import functools
 
@@ -34,7 +34,7 @@ def abstract_params(config):
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """Writes what a row reads: a text model, and a teacher of its kind."""
+    """Returns a function that writes the files of a row: a text model and an image teacher."""
     folder = tmp_path_factory.mktemp("weights")
 
     def write(config):
@@ -56,12 +56,12 @@ def files(tmp_path_factory):
 
 
 def tiny(row):
-    """The tiny variant of a row, shrunk further: most of its step's time is compilation."""
+    """The tiny variant of a row, made smaller, because most of the time is compilation."""
     config = ablations.get_config(f"{row},tiny")
     config.encoder.update(depth=2, width=32, heads=2, mlp_width=32, pool_width=32)
     config.predictor.update(width=32, mlp_width=32)
     config.decoder.width = 32
-    config.mask.update(blocks=((2, 0.7),), visible=(0.38,))  # one kind is half the program
+    config.mask.update(blocks=((2, 0.7),), visible=(0.38,))  # one mask kind halves the compile time
     config.optimizer.warmup_steps = 0
     config.init_from = "runs/stage1" if config.stage == "stage2" else ""
     return config
@@ -73,13 +73,13 @@ def stage1_params():
 
 
 def make_state(config, tx):
-    """The first state: random values, in place of which stands what the row starts from."""
-    stage, wanted = STAGES[config.stage], abstract_params(config)
-    params = random_like(wanted, 1)
+    """The initial state: random values, replaced where the row starts from other parameters."""
+    stage, abstract = STAGES[config.stage], abstract_params(config)
+    params = random_like(abstract, 1)
     restored = stage1_params() if config.stage == "stage2" else None
     start = stage.warm_start(config, restored)
     for path, tree in start.items():
-        shapes = state_lib.flat_shapes(state_lib.get_subtree(wanted, path))
+        shapes = state_lib.flat_shapes(state_lib.get_subtree(abstract, path))
         assert not state_lib.compare_shapes(state_lib.flat_shapes(tree), shapes), path
         params = state_lib.replace_subtree(params, path, tree)
     params = jax.tree.map(jax.numpy.asarray, params)
@@ -90,16 +90,16 @@ def make_state(config, tx):
     )
 
 
-_STEPPED = {}  # rows that are the same variant under another name step once
+_FIRST_ROW = {}  # config -> its first row: rows with equal configs are run once
 
 
 @pytest.mark.parametrize("row", ablations.ROWS)
-def test_a_row_builds_and_steps(row, files):
+def test_row_builds_and_steps(row, files):
     config = tiny(row)
     files(config)
-    twin = _STEPPED.setdefault(config.to_json(), row)
-    if twin != row:
-        pytest.skip(f"the same variant as {twin}")
+    first_row = _FIRST_ROW.setdefault(config.to_json(), row)
+    if first_row != row:
+        pytest.skip(f"same config as {first_row}")
     stage = STAGES[config.stage]
     config = ml_collections.FrozenConfigDict(config)
     stage.check_config(config)
@@ -113,27 +113,27 @@ def test_a_row_builds_and_steps(row, files):
     shape = (2, frames, side, side, 3)
     video = np.random.default_rng(2).integers(0, 256, shape, dtype=np.uint8)
     step = jax.jit(step, compiler_options=FAST_TO_COMPILE)
-    after, metrics = step(state, frozen, {"video": video}, jax.random.key(0))
+    next_state, metrics = step(state, frozen, {"video": video}, jax.random.key(0))
 
     assert np.isfinite(metrics["loss"]) and metrics["nonfinite"] == 0
-    on = {name for name, weight in config.loss.items() if weight}
-    assert all(any(m.startswith(f"loss/{name}") for m in metrics) for name in on)
+    active = {name for name, weight in config.loss.items() if weight}
+    assert all(any(m.startswith(f"loss/{name}") for m in metrics) for name in active)
     for group, tree in state.params.items():
-        moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), tree, after.params[group])
-        kept = group in (*config.optimizer.frozen, *untrained)
-        assert any(jax.tree.leaves(moved)) != kept, group
-    assert set(after.follow) == set(stage.following(config)[0])
+        changed = jax.tree.map(lambda a, b: bool(np.any(a != b)), tree, next_state.params[group])
+        frozen_group = group in (*config.optimizer.frozen, *untrained)
+        assert any(jax.tree.leaves(changed)) != frozen_group, group
+    assert set(next_state.follow) == set(stage.following(config)[0])
 
 
 @pytest.mark.parametrize("row", ablations.ROWS)
-def test_a_row_passes_the_checks_of_its_stage_at_full_size(row):
+def test_full_size_row_passes_the_checks_of_its_stage(row):
     config = ablations.get_config(row)
     config.init_from = "runs/stage1"
     STAGES[config.stage].check_config(config)
 
 
-def test_rows_that_the_paper_compares_differ():
-    """The same variant under several names: a table's reference row, or one of another table."""
+def test_only_known_rows_share_a_config():
+    """Rows have equal configs only where the paper has one model in several rows or tables."""
     names = {}
     for row in ablations.ROWS:
         names.setdefault(ablations.get_config(row).to_json(), []).append(row)
@@ -149,7 +149,7 @@ def test_rows_that_the_paper_compares_differ():
     ]
 
 
-def test_an_unknown_row_is_told():
+def test_unknown_row_raises():
     for argument in ("", "5_nothing", "1a_both,huge"):
         with pytest.raises(ValueError, match="unknown ablation"):
             ablations.get_config(argument)
