@@ -9,6 +9,7 @@ import ml_collections
 from jax.sharding import Mesh
 
 from invnext_jax.errors import UserError
+from invnext_jax.models import attention, dot_general, encoder, layers
 from invnext_jax.objectives import masks
 from invnext_jax.training import mesh as mesh_lib
 
@@ -19,7 +20,9 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     Raises:
         UserError: a value that no run can have.
     """
-    _check_model(config)
+    encoder.check_config(config)
+    if config.data.frames < 1:
+        raise UserError(f"config.data.frames={config.data.frames} must be at least 1")
     _check_durations(config)
     masks.check_settings(config.mask, (config.data.size // config.encoder.patch) ** 2)
     _check_loss(config.loss)
@@ -28,42 +31,10 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     _check_sources(config.data)
     if config.dtype not in ("float32", "bfloat16"):
         raise UserError(f"config.dtype={config.dtype!r} must be 'float32' or 'bfloat16'")
-    _check_kernels(config)
+    attention.check_config(config)
+    layers.check_config(config)
+    dot_general.check_config(config)
     _check_data(config.data)
-
-
-def _check_model(config: ml_collections.ConfigDict) -> None:
-    patch = config.encoder.patch
-    for name, size in (("data.size", config.data.size), ("encoder.size", config.encoder.size)):
-        if size % patch:
-            raise UserError(f"config.{name}={size} must divide by config.encoder.patch={patch}")
-    for name in ("encoder", "predictor"):
-        width, heads = config[name].width, config[name].heads
-        if width % heads:
-            raise UserError(f"config.{name}.width={width} must divide by {name}.heads={heads}")
-    if config.data.frames < 1:
-        raise UserError(f"config.data.frames={config.data.frames} must be at least 1")
-
-
-def _check_kernels(config: ml_collections.ConfigDict) -> None:
-    choices = {
-        "attention": ("auto", "cudnn", "splash", "blockwise", "naive"),
-        "remat": ("none", "dots", "full"),
-        "quantize_frozen": ("", "int8", "float8"),
-    }
-    for name, known in choices.items():
-        if config[name] not in known:
-            raise UserError(f"config.{name}={config[name]!r} must be one of {known}")
-    if config.scan_unroll < 1:
-        raise UserError(f"config.scan_unroll={config.scan_unroll} must be at least 1")
-    platform = {"cudnn": "gpu", "splash": "tpu"}.get(config.attention)
-    if platform and platform != jax.default_backend():
-        raise UserError(
-            f"config.attention={config.attention!r} needs a {platform.upper()}, and this is a "
-            f"{jax.default_backend().upper()}: set it to 'auto'"
-        )
-    if config.attention == "cudnn" and config.dtype != "bfloat16":
-        raise UserError("config.attention='cudnn' needs config.dtype='bfloat16'")
 
 
 # What `config.data.by_source` may give another value for a source.

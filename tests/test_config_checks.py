@@ -33,21 +33,6 @@ def test_the_shipped_configs_pass(stage, variant, config):
     config_checks.check_config(shipped)
 
 
-def test_the_image_must_divide_by_the_patch(config):
-    message = breach(config, data__size=36)
-    assert "config.data.size=36 must divide by config.encoder.patch=8" in message
-
-
-def test_the_width_must_divide_by_the_heads(config):
-    message = breach(config, encoder__width=65)
-    assert "config.encoder.width=65 must divide by encoder.heads=" in message
-
-
-def test_how_frozen_layers_are_rounded_is_known(config):
-    message = breach(config, quantize_frozen="int4")
-    assert "config.quantize_frozen='int4' must be one of ('', 'int8', 'float8')" in message
-
-
 def test_the_dtype_is_known(config):
     assert "'float16'" in breach(config, dtype="float16")
 
@@ -176,12 +161,3 @@ def test_some_loss_must_be_on(config):
 def test_a_clip_that_cannot_be_cut_is_refused(config, field, value):
     config.data = {**config.data.to_dict(), field: value}
     assert f"config.data.{field}={value!r}" in breach(config)
-
-
-def test_a_kernel_or_a_remat_policy_that_cannot_be_is_refused(config):
-    assert "config.attention='flash' must be one of" in breach(config, attention="flash")
-    message = breach(config, attention="splash")
-    assert message == ("config.attention='splash' needs a TPU, and this is a CPU: set it to 'auto'")
-    config.attention = "auto"
-    assert "config.remat='some' must be one of" in breach(config, remat="some")
-    assert breach(config, remat="none", scan_unroll=0) == "config.scan_unroll=0 must be at least 1"

@@ -6,6 +6,7 @@ Shape key: b batch, n query tokens, m key tokens, h heads, e head width.
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from absl import logging
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from invnext_jax.errors import UserError
 from invnext_jax.models import blockwise_attention, fused_attention
 
 KERNELS = ("auto", "cudnn", "splash", "blockwise", "naive")  # of `config.attention`
@@ -65,6 +67,24 @@ def _refusal(chosen: str, q_bnhe: jax.Array, k_bmhe: jax.Array) -> str:
     if q_bnhe.shape[1] != k_bmhe.shape[1] or q_bnhe.shape[1] == 1:
         return "it takes as many queries as keys"
     return fused_attention.cudnn_refusal(q_bnhe) if chosen == "cudnn" else ""
+
+
+def check_config(config: Any) -> None:
+    """Checks `config.attention`.
+
+    Raises:
+      UserError: an unknown kernel, or one that this device or `config.dtype` does not support.
+    """
+    if config.attention not in KERNELS:
+        raise UserError(f"config.attention={config.attention!r} must be one of {KERNELS}")
+    platform = {"cudnn": "gpu", "splash": "tpu"}.get(config.attention)
+    if platform and platform != jax.default_backend():
+        raise UserError(
+            f"config.attention={config.attention!r} needs a {platform.upper()}, and this is a "
+            f"{jax.default_backend().upper()}: set it to 'auto'"
+        )
+    if config.attention == "cudnn" and config.dtype != "bfloat16":
+        raise UserError("config.attention='cudnn' needs config.dtype='bfloat16'")
 
 
 @functools.cache

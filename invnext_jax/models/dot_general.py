@@ -12,6 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from invnext_jax.errors import UserError
+
 # Name -> type, its largest number, type of the sums.
 FORMATS = {
     "int8": (jnp.int8, 127, jnp.int32),
@@ -19,6 +21,17 @@ FORMATS = {
 }
 # `with rounding("int8"):` around the tracing chooses for every `layers.dense`; "" rounds nothing.
 quantization = jax.make_user_context("")
+
+
+def check_config(config: Any) -> None:
+    """Checks `config.quantize_frozen`.
+
+    Raises:
+      UserError: an unknown format.
+    """
+    known = ("", *FORMATS)
+    if config.quantize_frozen not in known:
+        raise UserError(f"config.quantize_frozen={config.quantize_frozen!r} must be one of {known}")
 
 
 def select_dot_general() -> Callable[..., jax.Array]:

@@ -11,8 +11,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from invnext_jax.errors import UserError
 from invnext_jax.models.gather import gather_rows, gather_tokens
-from invnext_jax.models.layers import Block, Dtype, RMSNorm, run_stack
+from invnext_jax.models.layers import Block, Dtype, RMSNorm, check_heads, run_stack
 from invnext_jax.models.patches import clip_grid, patchify
 from invnext_jax.models.positions import PositionTable
 from invnext_jax.models.sharding import logical
@@ -110,6 +111,19 @@ class Encoder(nn.Module):
             unroll=self.unroll,
         )
         return EncoderOutput(x_bnd, taps_lbnd)
+
+
+def check_config(config: Any) -> None:
+    """Checks the sizes of `config.encoder`, and that clips of `config.data` consist of patches.
+
+    Raises:
+      UserError: a size that does not divide.
+    """
+    patch = config.encoder.patch
+    for name, size in (("data.size", config.data.size), ("encoder.size", config.encoder.size)):
+        if size % patch:
+            raise UserError(f"config.{name}={size} must divide by config.encoder.patch={patch}")
+    check_heads(config, "encoder")
 
 
 def from_config(config: Any, taps: Sequence[int] = ()) -> Encoder:

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from invnext_jax.errors import UserError
 from invnext_jax.models.attention import attend
 from invnext_jax.models.dot_general import select_dot_general
 from invnext_jax.models.gather import unstack
@@ -236,6 +237,30 @@ REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
+
+
+def check_config(config: Any) -> None:
+    """Checks the options of `run_stack`: `config.remat` and `config.scan_unroll`.
+
+    Raises:
+      UserError: an unknown policy, or no layer in an iteration.
+    """
+    known = ("none", *REMAT_POLICIES)
+    if config.remat not in known:
+        raise UserError(f"config.remat={config.remat!r} must be one of {known}")
+    if config.scan_unroll < 1:
+        raise UserError(f"config.scan_unroll={config.scan_unroll} must be at least 1")
+
+
+def check_heads(config: Any, section: str) -> None:
+    """Checks that the width of `config.encoder` or `config.predictor` divides by its heads.
+
+    Raises:
+      UserError: it does not.
+    """
+    width, heads = config[section].width, config[section].heads
+    if width % heads:
+        raise UserError(f"config.{section}.width={width} must divide by {section}.heads={heads}")
 
 
 def run_stack(

@@ -22,6 +22,7 @@ from invnext_jax.models.layers import (
     Block,
     Dtype,
     ProjectionHead,
+    check_heads,
     dense,
     layer_norm,
     run_stack,
@@ -211,8 +212,10 @@ def check_config(config: Any) -> None:
     """Checks `config.predictor`.
 
     Raises:
-      UserError: an unknown kind, or a width that its positions cannot have.
+      UserError: an unknown kind, or a width that does not divide by the heads or, for fixed
+        positions, by 16.
     """
+    check_heads(config, "predictor")
     p = config.predictor
     if p.kind not in KINDS:
         raise UserError(f"predictor.kind={p.kind!r} is none of {', '.join(map(repr, KINDS))}")

@@ -1,0 +1,37 @@
+"""Options of the model are checked by the modules that own them."""
+
+import pytest
+
+from configs import stage1
+from invnext_jax.errors import UserError
+from invnext_jax.models import attention, dot_general, encoder, layers, predictor
+
+
+@pytest.mark.parametrize(
+    ("check", "field", "value", "message"),
+    [
+        (encoder, "data.size", 36, "config.data.size=36 must divide by config.encoder.patch=8"),
+        (encoder, "encoder.size", 36, "config.encoder.size=36 must divide by config.encoder.patch"),
+        (encoder, "encoder.width", 65, "config.encoder.width=65 must divide by encoder.heads="),
+        (predictor, "predictor.width", 65, "config.predictor.width=65 must divide by predictor.h"),
+        (predictor, "predictor.kind", "gru", "predictor.kind='gru' is none of 'modernbert', "),
+        (
+            *(dot_general, "quantize_frozen", "int4"),
+            "config.quantize_frozen='int4' must be one of ('', 'int8', 'float8')",
+        ),
+        (attention, "attention", "flash", "config.attention='flash' must be one of"),
+        (
+            *(attention, "attention", "splash"),
+            "config.attention='splash' needs a TPU, and this is a CPU: set it to 'auto'",
+        ),
+        (layers, "remat", "some", "config.remat='some' must be one of ('none', 'dots', 'full')"),
+        (layers, "scan_unroll", 0, "config.scan_unroll=0 must be at least 1"),
+    ],
+)
+def test_invalid_option_is_refused(check, field, value, message):
+    config = stage1.get_config("tiny")
+    check.check_config(config)
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(UserError) as caught:
+        check.check_config(config)
+    assert str(caught.value).startswith(message)
