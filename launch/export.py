@@ -5,7 +5,7 @@
 
 Ours is a .safetensors and a .json of the same name; internvideo_next is a folder with the files,
 names and shapes of the published encoders, for PyTorch users of those. In Python:
-invnext_jax.evaluation.videos.VideoEncoder("encoder.safetensors").
+invnext_jax.evaluation.video_encoder.VideoEncoder("encoder.safetensors").
 """
 
 from collections.abc import Sequence

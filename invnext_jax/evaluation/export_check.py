@@ -18,18 +18,6 @@ from invnext_jax.models.patches import normalize
 TOLERANCE = {"float32": 0.0, "float16": 1e-2, "bfloat16": 5e-2}
 
 
-def check_finite(run: str | Path, params: Any) -> None:
-    """Checks that no weight is infinite or no number.
-
-    Raises:
-      UserError: one is.
-    """
-    if not all(np.isfinite(np.sum(leaf, dtype=np.float64)) for leaf in jax.tree.leaves(params)):
-        raise UserError(
-            f"the encoder of {run} has weights that are not finite: name an earlier step"
-        )
-
-
 def clip_features(config: Any, params: Any) -> np.ndarray:
     """The encoder's tokens of the fixed clip; empties `params`, so that there is no second copy."""
     encoder = encoder_model.from_config(config)

@@ -93,7 +93,11 @@ def export_run(
             _check_same_tensors(draft, tensors)
         if "encoder" in chosen:
             encoder = chosen["encoder"]
-            export_check.check_finite(run, encoder)
+            if name := export.find_nonfinite(encoder):
+                raise UserError(
+                    f"the encoder of {run} has weights that are not finite, in {name}: "
+                    "name an earlier step"
+                )
             chosen.clear()
             tensors.clear()  # they hold on to the arrays
             before = export_check.clip_features(config, encoder)

@@ -23,6 +23,7 @@ from invnext_jax.models import encoder as encoder_model
 from invnext_jax.models.encoder import Encoder
 from invnext_jax.models.layers import scale_kernels
 from invnext_jax.models.patches import normalize
+from invnext_jax.objectives import losses
 from invnext_jax.weights import export, import_weights, published
 from invnext_jax.weights.files import SINGLE, open_checkpoint
 
@@ -207,11 +208,12 @@ def token_statistics(sum_nd: np.ndarray, second_dd: np.ndarray, videos: int) -> 
     offset_nd = mean_nd - mean_d[None]
     total_dd = second_dd / (videos * n) - np.outer(mean_d, mean_d)
     between_dd = offset_nd.T @ offset_nd / n
-    total = np.trace(total_dd)
+    within_dd, total = total_dd - between_dd, np.trace(total_dd)
+    share = losses.explained_share(np.trace(within_dd), total) if total > 0 else 0.0
     return TokenStatistics(
-        position_share=float(np.trace(between_dd) / total) if total > 0 else 0.0,
+        position_share=float(share),
         effective_rank=effective_rank(total_dd),
-        effective_rank_within=effective_rank(total_dd - between_dd),
+        effective_rank_within=effective_rank(within_dd),
         feature_std=float(np.mean(np.sqrt(np.clip(np.diag(total_dd), 0, None)))),
         width=d,
     )
@@ -219,10 +221,5 @@ def token_statistics(sum_nd: np.ndarray, second_dd: np.ndarray, videos: int) -> 
 
 def effective_rank(covariance_dd: np.ndarray) -> float:
     """Exponential of the entropy of a covariance's spectrum: 1 for rank one, d for the identity."""
-    spectrum_d = np.clip(np.linalg.eigvalsh(covariance_dd), 0.0, None)
-    total = spectrum_d.sum()
-    if total <= 0:
-        return 0.0
-    share_d = spectrum_d / total
-    share_d = share_d[share_d > 0]
-    return float(np.exp(-np.sum(share_d * np.log(share_d))))
+    spectrum_d = np.linalg.eigvalsh(covariance_dd)
+    return float(losses.rank_of_spectrum(spectrum_d)) if (spectrum_d > 0).any() else 0.0

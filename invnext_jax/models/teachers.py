@@ -21,7 +21,7 @@ from invnext_jax.models.layers import (
     run_stack,
     small_normal,
 )
-from invnext_jax.models.patches import IMAGENET_MEAN, IMAGENET_STD
+from invnext_jax.models.patches import IMAGENET_MEAN, IMAGENET_STD, patchify
 from invnext_jax.models.positions import cubic_weights, linear_weights, resize_table
 from invnext_jax.models.sharding import IMAGES, logical
 from invnext_jax.models.vit import VisionAttention, VisionBlock
@@ -118,8 +118,7 @@ def cut_patches(images_bhwc: jax.Array, patch: int) -> tuple[jax.Array, int, int
     """
     rows, columns = (side // patch for side in images_bhwc.shape[1:3])
     images_bhwc = images_bhwc[:, : rows * patch, : columns * patch]
-    pattern = "b (y p) (x q) c -> b (y x) (p q c)"
-    return rearrange(images_bhwc, pattern, p=patch, q=patch), rows, columns
+    return patchify(images_bhwc[:, None], patch), rows, columns
 
 
 class SigLip2(nn.Module):

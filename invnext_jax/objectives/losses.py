@@ -53,6 +53,11 @@ def position_share(x_bnd: jax.Array) -> jax.Array:
     """
     total = jnp.sum(jnp.var(x_bnd, axis=(0, 1)))
     within = jnp.sum(jnp.mean(jnp.var(x_bnd, axis=0), axis=0))
+    return explained_share(within, total)
+
+
+def explained_share(within: Any, total: Any) -> Any:
+    """Share of the variance `total` that is not left `within` groups."""
     return 1.0 - within / (total + 1e-30)
 
 
@@ -69,6 +74,16 @@ def effective_rank(x: jax.Array) -> jax.Array:
     """
     x = x.reshape(-1, x.shape[-1])
     x = x - jnp.mean(x, axis=0, keepdims=True)
-    spectrum = jnp.clip(jnp.linalg.eigvalsh(x.T @ x), 0.0)
-    p = spectrum / (jnp.sum(spectrum) + 1e-30)
-    return jnp.exp(-jnp.sum(p * jnp.log(p + 1e-30)))
+    return rank_of_spectrum(jnp.linalg.eigvalsh(x.T @ x))
+
+
+def rank_of_spectrum(spectrum_d: Any) -> Any:
+    """Exponential of the entropy of the normalized eigenvalues of a covariance: from 1 to d.
+
+    Args:
+      spectrum_d: eigenvalues, a NumPy or a JAX array; the result has its type and precision.
+    """
+    xp = spectrum_d.__array_namespace__()
+    spectrum_d = xp.clip(spectrum_d, 0.0)
+    p = spectrum_d / (xp.sum(spectrum_d) + 1e-30)
+    return xp.exp(-xp.sum(p * xp.log(p + 1e-30)))

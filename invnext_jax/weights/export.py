@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import flax
+import jax
 import numpy as np
 
 from invnext_jax import atomic_file
@@ -26,6 +27,14 @@ def tensors_of(tree: Mapping[str, Any]) -> dict[str, Tensor]:
         path: Tensor(tuple(np.shape(leaf)), lambda x=leaf: np.asarray(x, dtype=np.float32))
         for path, leaf in sorted(flat.items())
     }
+
+
+def find_nonfinite(params: Any) -> str | None:
+    """Returns the path of the first parameter that contains NaN or infinity, or None."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if not np.isfinite(np.sum(leaf, dtype=np.float64)):
+            return jax.tree_util.keystr(path, simple=True, separator="/")
+    return None
 
 
 def description_path(path: str | Path) -> Path:

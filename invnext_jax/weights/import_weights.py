@@ -14,7 +14,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
 
 from invnext_jax.errors import UserError
 from invnext_jax.models import encoder, teachers
@@ -22,7 +21,7 @@ from invnext_jax.models.heads import AttentionPool
 from invnext_jax.models.predictor import ModernBertLayer
 from invnext_jax.stages import registry
 from invnext_jax.weights import image_models, match, published, reference, text_models
-from invnext_jax.weights.export import description_path, write_export
+from invnext_jax.weights.export import description_path, find_nonfinite, write_export
 from invnext_jax.weights.files import Checkpoint, open_checkpoint
 
 KINDS = (*image_models.FAMILIES, "modernbert", "internvideo_next")
@@ -73,7 +72,8 @@ def import_weights(
         imported = read_text(checkpoint, source, last_layers)
     else:
         imported = read_video(checkpoint, source)
-    _check_finite(imported.params, source)
+    if name := find_nonfinite(imported.params):
+        raise UserError(f"{source} has weights that are not finite, in our {name}")
     about = {"config": imported.config, "source": {"kind": kind, "name": Path(source).name}}
     try:
         write_export(out, imported.params, about)
@@ -83,13 +83,6 @@ def import_weights(
     return f"Wrote {out} ({kind}, {count:,} parameters) and {json_path.name}.\n" + _usage(
         kind, out, imported
     )
-
-
-def _check_finite(params: Any, source: str | Path) -> None:
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        if not np.isfinite(np.sum(leaf, dtype=np.float64)):
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
-            raise UserError(f"{source} has weights that are not finite, in our {name}")
 
 
 @contextlib.contextmanager
