@@ -84,6 +84,6 @@ def rank_of_spectrum(spectrum_d: Any) -> Any:
       spectrum_d: eigenvalues, a NumPy or a JAX array; the result has its type and precision.
     """
     xp = spectrum_d.__array_namespace__()
-    spectrum_d = xp.clip(spectrum_d, 0.0)
+    spectrum_d = xp.clip(spectrum_d, 0.0, None)
     p = spectrum_d / (xp.sum(spectrum_d) + 1e-30)
     return xp.exp(-xp.sum(p * xp.log(p + 1e-30)))
