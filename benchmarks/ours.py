@@ -76,7 +76,7 @@ def make_step(config: ml_collections.ConfigDict) -> Step:
     abstract = training.abstract_state(mesh)
     state = state_lib.init_state(training.init_fn, training.tx, abstract, key)
     frozen = _random_like(training.abstract_frozen(mesh), key)
-    rest = (frozen, mesh_lib.put_batch(batch_of(config), mesh), key)
+    rest = (frozen, mesh_lib.shard_batch(batch_of(config), mesh), key)
     start = time.perf_counter()
     compiled = training.compile_step(mesh, state, *rest)
     return Step(compiled, time.perf_counter() - start, flops_lib.step_flops(config), state, rest)

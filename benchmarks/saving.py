@@ -107,7 +107,7 @@ def main(argv: Sequence[str]) -> None:
         world = [sys.executable, str(ROOT / "launch/make_world.py"), f"--out={base / 'world'}"]
         subprocess.run([*world, "--split=train", "--videos=8"], check=True, capture_output=True)
         run = train.prepare(mid_size(str(base / "world/train.csv")), base / "run", stack)
-        batch = mesh_lib.put_batch(next(run.data_iter), run.mesh)
+        batch = mesh_lib.shard_batch(next(run.data_iter), run.mesh)
         arguments = run.state, run.frozen, batch, run.root_key
         train_step = run.training.compile_step(run.mesh, *arguments)
         seconds, state = [], run.state

@@ -4,14 +4,13 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import ml_collections
-from jax.sharding import Mesh
 
 from invnext_jax.errors import UserError
 from invnext_jax.models import attention, dot_general, encoder, layers
+from invnext_jax.monitoring import profiling, reporter
 from invnext_jax.objectives import masks
-from invnext_jax.training import mesh as mesh_lib
+from invnext_jax.training import step as step_lib
 
 
 def check_config(config: ml_collections.ConfigDict) -> None:
@@ -24,9 +23,11 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     if config.data.frames < 1:
         raise UserError(f"config.data.frames={config.data.frames} must be at least 1")
     _check_durations(config)
+    step_lib.check_config(config)
+    reporter.check_config(config)
+    profiling.check_config(config)
     masks.check_settings(config.mask, (config.data.size // config.encoder.patch) ** 2)
     _check_loss(config.loss)
-    _check_extras(config)
     _check_clips(config.data, "")
     _check_sources(config.data)
     if config.dtype not in ("float32", "bfloat16"):
@@ -89,16 +90,6 @@ def _check_clips(data: Mapping[str, Any], prefix: str) -> None:
         )
 
 
-def _check_extras(config: ml_collections.ConfigDict) -> None:
-    if not 0 <= config.ema.decay < 1:
-        raise UserError(f"config.ema.decay={config.ema.decay} must be at least 0 and below 1")
-    window = config.profile_steps
-    if window and (len(window) != 2 or not 0 <= window[0] < window[1]):
-        raise UserError(
-            f"config.profile_steps={window} must be two steps, the smaller one first, or ()"
-        )
-
-
 def _check_loss(weights: ml_collections.ConfigDict) -> None:
     for name, weight in weights.items():
         if weight < 0:
@@ -110,22 +101,14 @@ def _check_loss(weights: ml_collections.ConfigDict) -> None:
 
 def _check_durations(config: ml_collections.ConfigDict) -> None:
     least = {
-        "total_steps": (config.total_steps, 1),
-        "batch_size": (config.batch_size, 1),
         "checkpoint.every_steps": (config.checkpoint.every_steps, 1),
         "checkpoint.keep_last": (config.checkpoint.keep_last, 1),
         "checkpoint.every_minutes": (config.checkpoint.every_minutes, 0),
         "checkpoint.keep_every_steps": (config.checkpoint.keep_every_steps, 0),
         "checkpoint.keep_best": (config.checkpoint.keep_best, 0),
-        "log.every_steps": (config.log.every_steps, 1),
-        "log.diagnostics_every_steps": (config.log.diagnostics_every_steps, 0),
-        "log.max_nonfinite_steps": (config.log.max_nonfinite_steps, 0),
-        "log.watchdog_minutes": (config.log.watchdog_minutes, 0),
-        "accumulate": (config.accumulate, 1),
         "data.workers": (config.data.workers, -1),
         "data.prefetch": (config.data.prefetch, 1),
         "data.repeats": (config.data.repeats, 1),
-        "seed": (config.seed, 0),
     }
     for name, (value, bound) in least.items():
         if value < bound:
@@ -147,29 +130,6 @@ def _check_data(data: ml_collections.ConfigDict) -> None:
         raise UserError(f"config.data.clip_seconds={data.clip_seconds} must be positive")
     if not data.manifest:
         raise UserError("config.data.manifest is empty: name the CSV file that lists the videos")
-
-
-def check_batch(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
-    """Checks that the batch can be split over processes and over the mesh.
-
-    Raises:
-        UserError: it cannot.
-    """
-    size, processes, shards = config.batch_size, jax.process_count(), mesh_lib.batch_shards(mesh)
-    if size % processes:
-        raise UserError(
-            f"config.batch_size={size} must divide by the number of processes, {processes}"
-        )
-    if size % shards:
-        raise UserError(
-            f"config.batch_size={size} must divide by the {shards} devices of the mesh axes data "
-            "and fsdp: change the batch, or config.mesh"
-        )
-    if size % (shards * config.accumulate):
-        raise UserError(
-            f"config.batch_size={size} must divide by config.accumulate={config.accumulate} times "
-            f"the {shards} devices of the mesh axes data and fsdp"
-        )
 
 
 # What changes the meaning of parameters without changing the shape of any.

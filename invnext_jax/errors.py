@@ -2,7 +2,9 @@
 
 import contextlib
 import difflib
+import functools
 import importlib.util
+import operator
 import os
 import re
 import sys
@@ -18,6 +20,22 @@ class UserError(ValueError):
 
 class NonFiniteError(RuntimeError):
     """Training has come apart: too many steps in a row had no finite loss and gradient."""
+
+
+def check_minimums(config: Any, minimums: Mapping[str, float]) -> None:
+    """Checks that options are not too small.
+
+    Args:
+        config: the run's config.
+        minimums: dotted name of each option, e.g. "log.every_steps", and its least value.
+
+    Raises:
+        UserError: an option is below its least value.
+    """
+    for name, minimum in minimums.items():
+        value = functools.reduce(operator.getitem, name.split("."), config)
+        if value < minimum:
+            raise UserError(f"config.{name}={value} must be at least {minimum}")
 
 
 def summarize_error(error: BaseException) -> str:

@@ -177,12 +177,12 @@ def _next_batch(
     with preemption.waiting() if jax.process_count() == 1 else contextlib.nullcontext():
         batch = next(run.data_iter)
     reporter.waited(time.perf_counter() - start)
-    return mesh_lib.put_batch(batch, run.mesh)
+    return mesh_lib.shard_batch(batch, run.mesh)
 
 
 def _compile(
     run: Run, batch: dict[str, jax.Array]
-) -> tuple[step_lib.StepFn, step_lib.MeasureFn | None]:
+) -> tuple[step_lib.StepFn, step_lib.DiagnosticsFn | None]:
     """Compiles step and diagnostics; later calls of other shapes fail instead of compiling."""
     start, diagnose = time.perf_counter(), None
     arguments = run.mesh, run.state, run.frozen, batch, run.root_key

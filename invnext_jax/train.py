@@ -83,7 +83,7 @@ def prepare(
         config_checks.check_config(config)
         stage.check_config(config)
         mesh = mesh_lib.make_mesh(config.mesh)
-        config_checks.check_batch(config, mesh)
+        mesh_lib.check_batch(config, mesh)
     given, given_step = _read_source(config)
 
     drops = bad_videos_lib.BadVideoTracker.from_config(config.data)
@@ -108,7 +108,7 @@ def prepare(
         init_key = jax.random.fold_in(root_key, _INIT_STREAM)
         state = state_lib.init_state(training.init_fn, training.tx, abstract, init_key)
         state = state.replace(params=_start_from(config, start, state.params, abstract.params))
-        state = state_lib.init_copies(state, training.copies, config.ema.decay > 0)
+        state = state_lib.init_ema(state, training.copies, config.ema.decay > 0)
     with consensus.all_hosts_agree("the frozen parameters"):
         frozen = stage.init_frozen(config, given)
         abstract_frozen = training.abstract_frozen(mesh)
@@ -117,7 +117,7 @@ def prepare(
         training=training,
         workdir=workdir,
         mesh=mesh,
-        frozen=mesh_lib.put_tree(frozen, abstract_frozen),
+        frozen=mesh_lib.shard_tree(frozen, abstract_frozen),
         state=state,
         step=int(state.step),
         root_key=root_key,
@@ -200,7 +200,7 @@ def _start_from(
             log_on_process_0(f"taken from {config.init_from}: {path} ({size})")
     for sentence in initialization.describe_start(config, start, abstract):
         log_on_process_0(sentence)
-    for path, tree in mesh_lib.put_tree(start, wanted).items():
+    for path, tree in mesh_lib.shard_tree(start, wanted).items():
         params = state_lib.replace_subtree(params, path, tree)
     return params
 

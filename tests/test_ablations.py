@@ -85,7 +85,7 @@ def make_state(config, tx):
     params = jax.tree.map(jax.numpy.asarray, params)
     zero = np.int32(0)
     state = state_lib.TrainState(zero, params, tx.init(params), zero, zero)
-    return state_lib.init_copies(state, stage.following(config)[0]), stage.init_frozen(
+    return state_lib.init_ema(state, stage.following(config)[0]), stage.init_frozen(
         config, restored
     )
 

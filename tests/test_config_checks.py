@@ -4,7 +4,6 @@ import pytest
 from configs import stage1, stage2
 from invnext_jax import config_checks
 from invnext_jax.errors import UserError
-from invnext_jax.training import mesh as mesh_lib
 
 
 @pytest.fixture
@@ -41,14 +40,12 @@ def test_the_dtype_is_known(config):
     ("field", "value"),
     [
         ("total_steps", 0),
-        ("batch_size", 0),
         ("checkpoint__every_steps", 0),
         ("checkpoint__keep_last", 0),
         ("log__every_steps", 0),
         ("data__workers", -2),
         ("data__prefetch", 0),
         ("data__repeats", 0),
-        ("seed", -1),
     ],
 )
 def test_durations_and_counts_have_a_least_value(config, field, value):
@@ -83,19 +80,6 @@ def test_crops_are_no_larger_than_the_picture(config):
 
 def test_a_missing_manifest_is_named(config):
     assert "config.data.manifest is empty" in breach(config, data__manifest="")
-
-
-def test_the_batch_must_divide_by_the_devices(config):
-    config.batch_size = 12
-    config.mesh.update(data=-1, fsdp=2)
-    with pytest.raises(UserError, match="batch_size=12 must divide by the 8 devices"):
-        config_checks.check_batch(config, mesh_lib.make_mesh(config.mesh))
-
-
-def test_the_batch_must_divide_by_the_processes(config, monkeypatch):
-    monkeypatch.setattr(config_checks.jax, "process_count", lambda: 3)
-    with pytest.raises(UserError, match="number of processes, 3"):
-        config_checks.check_batch(config, mesh_lib.make_mesh(config.mesh))
 
 
 def test_parameters_of_other_heads_are_refused_though_their_shapes_fit(config):

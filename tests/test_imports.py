@@ -15,7 +15,7 @@ ARROWS = {
     "train": {"loop", "config_checks", "stages", "training", "checkpointing", "multihost"}
     | {"monitoring", "data", "weights"},
     "loop": {"stages", "training", "checkpointing", "multihost", "monitoring", "data"},
-    "config_checks": {"models", "objectives", "training"},
+    "config_checks": {"models", "objectives", "training", "monitoring"},
     "stages": {"models", "objectives", "weights", "training", "planning.flops"},
     "planning": set(),
     "planning.flops": {"objectives", "models"},

@@ -225,8 +225,8 @@ def test_a_warm_start_that_does_not_fit_is_refused_with_a_table(
         train.train(toy_config, tmp_path / "next")
     for row in (
         "missing: encoder/bias (8,)",
-        "surplus: encoder/extra (5, 8)",
-        "misshapen: encoder/kernel (5, 8), wanted (12, 8)",
+        "unexpected: encoder/extra (5, 8)",
+        "wrong shape: encoder/kernel (5, 8), expected (12, 8)",
     ):
         assert row in str(caught.value)
 

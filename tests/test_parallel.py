@@ -59,12 +59,12 @@ def evaluate(stage_name, sizes):
         stage.abstract_frozen(config),
     )
     params, frozen = (
-        mesh_lib.put_tree(random_like(tree, seed), mesh_lib.abstract_arrays(tree, mesh))
+        mesh_lib.shard_tree(random_like(tree, seed), mesh_lib.abstract_arrays(tree, mesh))
         for seed, tree in enumerate(trees)
     )
     rng = np.random.default_rng(2)
     video_bthwc = rng.integers(0, 256, (BATCH, config.data.frames, 32, 32, 3), dtype=np.uint8)
-    batch = mesh_lib.put_batch({"video": video_bthwc}, mesh)
+    batch = mesh_lib.shard_batch({"video": video_bthwc}, mesh)
     key = jax.device_put(jax.random.key(3), mesh_lib.replicated(mesh))
 
     def loss_fn(params, frozen, batch, key):

@@ -5,8 +5,24 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import ml_collections
+
+from invnext_jax.errors import UserError
 
 FOLDER = "profile"
+
+
+def check_config(config: ml_collections.ConfigDict) -> None:
+    """Checks `config.profile_steps`.
+
+    Raises:
+        UserError: the window is not two increasing step numbers.
+    """
+    window = config.profile_steps
+    if window and (len(window) != 2 or not 0 <= window[0] < window[1]):
+        raise UserError(
+            f"config.profile_steps={window} must be two steps, the smaller one first, or ()"
+        )
 
 
 class Profiler:

@@ -6,11 +6,29 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import ml_collections
 from jax.sharding import Mesh
 
-from invnext_jax.errors import NonFiniteError, UserError
+from invnext_jax.errors import NonFiniteError, UserError, check_minimums
 from invnext_jax.monitoring import metrics_file, progress
 from invnext_jax.monitoring import throughput as throughput_lib
+
+
+def check_config(config: ml_collections.ConfigDict) -> None:
+    """Checks the options of `config.log`.
+
+    Raises:
+        UserError: a value is out of range.
+    """
+    check_minimums(
+        config,
+        {
+            "log.every_steps": 1,
+            "log.diagnostics_every_steps": 0,
+            "log.max_nonfinite_steps": 0,
+            "log.watchdog_minutes": 0,
+        },
+    )
 
 
 def is_due(step: int, every_steps: int) -> bool:

@@ -124,7 +124,7 @@ def check_config(config: ml_collections.ConfigDict) -> ml_collections.FrozenConf
 def make_shapes(config: Any) -> Shapes:
     """Everything that a step takes, as shapes with shardings on the devices at hand."""
     mesh = mesh_lib.make_mesh(config.mesh)
-    config_checks.check_batch(config, mesh)
+    mesh_lib.check_batch(config, mesh)
     training = registry.assemble(config)
     return Shapes(training, mesh, training.abstract_state(mesh), training.abstract_frozen(mesh))
 

@@ -61,12 +61,12 @@ class Training:
         with mesh_lib.mesh_rules(mesh), attention.kernel(self.config.attention):
             return compilation.compile_step(self.step, *arguments)
 
-    def compile_diagnostics(self, mesh: Mesh, *arguments: Any) -> step_lib.MeasureFn:
+    def compile_diagnostics(self, mesh: Mesh, *arguments: Any) -> step_lib.DiagnosticsFn:
         """Compiles the stage's diagnostics, called as the step, which they leave alone."""
         diagnostics = functools.partial(self.stage.diagnostics, self.config, self.model)
         with mesh_lib.mesh_rules(mesh), attention.kernel(self.config.attention):
             return compilation.compile_diagnostics(
-                diagnostics, *arguments, parts=self.config.accumulate
+                diagnostics, *arguments, microbatches=self.config.accumulate
             )
 
 

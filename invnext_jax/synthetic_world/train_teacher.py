@@ -290,7 +290,7 @@ def _optimize(
     def next_batch(step):
         rng = np.random.default_rng((config.seed, step))
         batch = draw_batch(rng, frames, config.data.level, config.batch_size, text)
-        return mesh_lib.put_batch(batch, mesh)
+        return mesh_lib.shard_batch(batch, mesh)
 
     step_fn = step_lib.make_train_step(loss_fn, tx, schedule)
     train_step = compilation.compile_step(step_fn, state, {}, next_batch(1), root_key)

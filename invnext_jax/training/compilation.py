@@ -1,4 +1,4 @@
-"""Compiling ahead of the first call, and keeping what was compiled between runs."""
+"""Ahead-of-time compilation of step and diagnostics, and the persistent compilation cache."""
 
 import contextlib
 import hashlib
@@ -12,64 +12,67 @@ from typing import Any
 import jax
 
 from invnext_jax.training.state import TrainState
-from invnext_jax.training.step import MeasureFn, Metrics, StepFn, take_microbatch
+from invnext_jax.training.step import DiagnosticsFn, Metrics, StepFn, select_microbatch
 
-_CACHE_BYTES = 8 * 2**30  # what the folder may hold when a run starts
+_CACHE_BYTES = 8 * 2**30  # limit of the cache folder, enforced when a run starts
 
 
 def enable_cache() -> None:
-    """Keeps compiled programs in `~/.cache/invnext_jax`, or where JAX_COMPILATION_CACHE_DIR says.
+    """Enables JAX's compilation cache in `~/.cache/invnext_jax` or JAX_COMPILATION_CACHE_DIR.
 
-    CPU programs use the instructions of the machine that made them, so each kind of processor has
-    a folder of its own. A folder that the user names is the user's: its size is not limited here.
+    CPU programs use the instructions of the machine that compiled them, so each processor type has
+    its own folder. The size of a folder that the user names is not limited.
     """
     if jax.config.jax_compilation_cache_dir:
         return
     caches = pathlib.Path.home() / ".cache" / "invnext_jax"
     prune_cache(caches, _CACHE_BYTES)
-    folder = caches / f"jax-{jax.__version__}-{_processor()}"
+    folder = caches / f"jax-{jax.__version__}-{_cpu_fingerprint()}"
     jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 def prune_cache(folder: pathlib.Path, limit: int) -> None:
-    """Deletes the programs that were not used for longest, until the rest has `limit` bytes."""
-    found = []
+    """Deletes the least recently used programs until the rest fits in `limit` bytes."""
+    programs = []
     for path in folder.rglob("*"):
-        with contextlib.suppress(OSError):  # another run may be at it too
-            about = path.stat()
-            if stat.S_ISREG(about.st_mode):
-                found.append((max(about.st_atime, about.st_mtime), about.st_size, path))
+        with contextlib.suppress(OSError):  # another run may prune at the same time
+            status = path.stat()
+            if stat.S_ISREG(status.st_mode):
+                programs.append((max(status.st_atime, status.st_mtime), status.st_size, path))
     total = 0
-    for _, size, path in sorted(found, reverse=True):
+    for _, size, path in sorted(programs, reverse=True):
         total += size
         if total > limit:
             with contextlib.suppress(OSError):
                 path.unlink()
 
 
-def _processor() -> str:
+def _cpu_fingerprint() -> str:
+    """Returns a hash of the processor model and its instruction set."""
     text = platform.machine() + platform.processor()
     if os.path.exists("/proc/cpuinfo"):
         with open("/proc/cpuinfo") as file:
-            kept = {line for line in file if line.startswith(("flags", "Features", "model name"))}
-        text += "".join(sorted(kept))
+            lines = {line for line in file if line.startswith(("flags", "Features", "model name"))}
+        text += "".join(sorted(lines))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def compile_step(
     step: StepFn, state: TrainState, frozen: Any, batch: Any, root_key: jax.Array
 ) -> StepFn:
-    """Compiles the step ahead of its first call, the state donated and its layout kept.
+    """Compiles the step ahead of its first call, with the state donated and its shardings kept.
+
+    The state, the frozen parameters and the batch may be abstract arrays with shardings.
 
     Args:
-        step: what `make_train_step` gave.
-        state: the state, or its abstract tree with shardings; so are `frozen` and `batch`.
+        step: the output of `make_train_step`.
+        state: the training state.
         frozen: parameters that are never trained.
         batch: global arrays [b ...].
         root_key: PRNG key, replicated.
 
     Returns:
-        The compiled step; it refuses arguments of other shapes instead of compiling again.
+        The compiled step. Arguments of other shapes raise an error instead of compiling again.
     """
     state_shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     metrics_sharding = root_key.sharding
@@ -83,24 +86,24 @@ def compile_diagnostics(
     frozen: Any,
     batch: Any,
     root_key: jax.Array,
-    parts: int = 1,
-) -> MeasureFn:
-    """Compiles `diagnostics(params, frozen, batch, key)`, called with the state and the root key.
+    microbatches: int = 1,
+) -> DiagnosticsFn:
+    """Compiles `diagnostics(params, frozen, batch, key)` into a function called like the step.
 
-    Its arguments are those of `compile_step`; it draws from the same key as the step, so that it
-    sees the masks and noise of the step that it explains. What follows the parameters counts as
-    frozen. Of a batch that is taken in several `parts`, it sees the first.
+    The arguments are those of `compile_step`. The key is that of the step, so the diagnostics use
+    the same masks and noise. EMA targets are passed in `frozen`. If the batch is split into
+    microbatches, the diagnostics use the first one.
     """
 
-    def measure(
+    def compute(
         params: Any, step: jax.Array, frozen: Any, batch: dict[str, jax.Array], root_key: jax.Array
     ) -> Metrics:
         key = jax.random.fold_in(root_key, step)
-        return diagnostics(params, frozen, *take_microbatch(batch, key, 0, parts))
+        return diagnostics(params, frozen, *select_microbatch(batch, key, 0, microbatches))
 
-    jitted = jax.jit(measure, out_shardings=root_key.sharding)
-    seen = {**frozen, **state.follow}
-    compiled = jitted.lower(state.params, state.step, seen, batch, root_key).compile()
+    jitted = jax.jit(compute, out_shardings=root_key.sharding)
+    constants = {**frozen, **state.follow}
+    compiled = jitted.lower(state.params, state.step, constants, batch, root_key).compile()
 
     def call(
         state: TrainState, frozen: Any, batch: dict[str, jax.Array], root_key: jax.Array

@@ -1,7 +1,9 @@
-"""The device mesh, the table of logical axes, and where arrays lie on the devices.
+"""The device mesh, the sharding rules for logical axes, and transfers of arrays to the mesh.
 
-Model code names what a dimension *is* ("embed", "heads"); this file alone says which mesh axis it
-is split over. Shapes: b batch.
+Model code names the logical axis of a dimension ("embed", "heads"). `RULES` is the only place that
+maps logical axes to mesh axes.
+
+Shape key: b batch.
 """
 
 import contextlib
@@ -20,7 +22,7 @@ from invnext_jax.errors import UserError
 
 AXES = ("data", "fsdp", "tensor", "sequence")
 
-# Logical axis -> mesh axes; a logical axis that is not named here is replicated.
+# Logical axis -> mesh axes. Logical axes that are not listed are replicated.
 RULES = (
     ("batch", ("data", "fsdp")),
     ("embed", "fsdp"),
@@ -35,11 +37,11 @@ RULES = (
 def make_mesh(
     config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
-    """Makes the mesh of `config`'s axis sizes over `devices` (default: all).
+    """Makes a mesh with the axis sizes of `config.mesh` over `devices` (default: all).
 
     Raises:
-        UserError: more than one size is -1, a size is 0 or less, or the sizes do not make up the
-            number of devices.
+        UserError: more than one size is -1, a size is below 1, or the product of the sizes is not
+            the number of devices.
     """
     devices = jax.devices() if devices is None else list(devices)
     sizes = {axis: int(config[axis]) for axis in AXES}
@@ -52,7 +54,7 @@ def make_mesh(
     fixed = math.prod(size for size in sizes.values() if size != -1)
     if len(devices) % fixed or (not free and fixed != len(devices)):
         raise UserError(
-            f"config.mesh ({shown}) does not make up the {len(devices)} devices at hand: "
+            f"config.mesh ({shown}) does not match the {len(devices)} available devices: "
             "set one size to -1, or sizes whose product is the number of devices"
         )
     if free:
@@ -63,37 +65,60 @@ def make_mesh(
 
 
 def batch_shards(mesh: Mesh) -> int:
-    """Number of parts that the batch is split into."""
+    """Returns the number of shards of the batch."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
+def check_batch(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
+    """Checks that the batch can be split over the processes and over the mesh.
+
+    Raises:
+        UserError: the batch size is not divisible.
+    """
+    size, processes, shards = config.batch_size, jax.process_count(), batch_shards(mesh)
+    if size % processes:
+        raise UserError(
+            f"config.batch_size={size} must divide by the number of processes, {processes}"
+        )
+    if size % shards:
+        raise UserError(
+            f"config.batch_size={size} must divide by the {shards} devices of the mesh axes data "
+            "and fsdp: change the batch, or config.mesh"
+        )
+    if size % (shards * config.accumulate):
+        raise UserError(
+            f"config.batch_size={size} must divide by config.accumulate={config.accumulate} times "
+            f"the {shards} devices of the mesh axes data and fsdp"
+        )
+
+
 def shardings(abstract: Any, mesh: Mesh) -> Any:
-    """Shardings of a tree of abstract arrays, some of them boxed with their logical axes.
+    """Returns the shardings of a tree of abstract arrays, some boxed with their logical axes.
 
     Args:
         abstract: tree of `jax.ShapeDtypeStruct`, bare or in `nn.LogicallyPartitioned`.
-        mesh: the mesh of `make_mesh`.
+        mesh: the output of `make_mesh`.
 
     Returns:
-        A tree of `NamedSharding` of the unboxed structure. A dimension that does not divide by its
-        mesh axes is replicated.
+        A tree of `NamedSharding` with the unboxed structure. A dimension that is not divisible by
+        the size of its mesh axes is replicated.
     """
     specs = nn.logical_to_mesh(nn.get_partition_spec(abstract), RULES)
 
-    def place(leaf: jax.ShapeDtypeStruct, spec: P) -> NamedSharding:
+    def leaf_sharding(leaf: jax.ShapeDtypeStruct, spec: P) -> NamedSharding:
         axes = [
-            names if size % _parts(names, mesh) == 0 else None
+            names if size % _axis_size(names, mesh) == 0 else None
             for size, names in zip(leaf.shape, tuple(spec), strict=False)
         ]
         while axes and axes[-1] is None:
             axes.pop()
         return NamedSharding(mesh, P(*axes))
 
-    return jax.tree.map(place, unbox(abstract), specs)
+    return jax.tree.map(leaf_sharding, unbox(abstract), specs)
 
 
 def unbox(tree: Any) -> Any:
-    """Strips the boxes of logical axes, without the constraints that linen's own `unbox` adds."""
+    """Removes the logical-axis boxes, without the sharding constraints that `nn.unbox` adds."""
 
     def strip(leaf: Any) -> Any:
         return leaf.value if isinstance(leaf, nn.LogicallyPartitioned) else leaf
@@ -103,12 +128,13 @@ def unbox(tree: Any) -> Any:
 
 @contextlib.contextmanager
 def mesh_rules(mesh: Mesh) -> Iterator[None]:
-    """While a function is traced in here, its logical constraints mean this mesh."""
+    """Context in which logical sharding constraints of a traced function refer to `mesh`."""
     with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
         yield
 
 
-def _parts(names: str | tuple[str, ...] | None, mesh: Mesh) -> int:
+def _axis_size(names: str | tuple[str, ...] | None, mesh: Mesh) -> int:
+    """Returns the number of shards along the named mesh axes."""
     if names is None:
         return 1
     names = (names,) if isinstance(names, str) else names
@@ -116,7 +142,7 @@ def _parts(names: str | tuple[str, ...] | None, mesh: Mesh) -> int:
 
 
 def abstract_arrays(abstract: Any, mesh: Mesh) -> Any:
-    """The unboxed tree of `jax.ShapeDtypeStruct`, each with its sharding."""
+    """Returns the unboxed tree of `jax.ShapeDtypeStruct`, each with its sharding."""
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         unbox(abstract),
@@ -125,17 +151,17 @@ def abstract_arrays(abstract: Any, mesh: Mesh) -> Any:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Sharding of scalars and of whatever each device holds in full."""
+    """Returns the sharding of arrays that every device holds in full."""
     return NamedSharding(mesh, P())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Sharding of a batch [b ...]: the first dimension over the data and fsdp axes."""
+    """Returns the sharding of a batch [b ...]: the first dimension over the axes data and fsdp."""
     return NamedSharding(mesh, P(("data", "fsdp")))
 
 
-def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Puts this process's part of a batch, arrays [b/processes ...], on the mesh as [b ...]."""
+def shard_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Makes global arrays [b ...] from this process's part of a batch [b/processes ...]."""
     sharding = batch_sharding(mesh)
     return {
         name: jax.make_array_from_process_local_data(sharding, array)
@@ -144,19 +170,19 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
 
 
 def make_root_key(seed: int, mesh: Mesh) -> jax.Array:
-    """The run's PRNG key, on every device of every process."""
+    """Returns the PRNG key of a run, replicated over all devices of all processes."""
     return jax.jit(lambda: jax.random.key(seed), out_shardings=replicated(mesh))()
 
 
-def put_tree(host: Any, abstract: Any) -> Any:
-    """Puts a host tree, the same on every process, on the devices.
+def shard_tree(host: Any, abstract: Any) -> Any:
+    """Makes global arrays from a host tree that is the same on every process.
 
     Args:
         host: tree of numpy or jax arrays.
-        abstract: tree of `jax.ShapeDtypeStruct` with shardings, of the same structure and shapes.
+        abstract: tree of `jax.ShapeDtypeStruct` with shardings, the same structure and shapes.
 
     Returns:
-        The tree of global arrays in the abstract dtypes.
+        The tree of global arrays with the dtypes of `abstract`.
 
     Raises:
         ValueError: the structures or shapes differ.
@@ -166,8 +192,10 @@ def put_tree(host: Any, abstract: Any) -> Any:
         array = np.asarray(leaf, target.dtype)
         if array.shape != target.shape:
             raise ValueError(
-                f"cannot put an array of shape {array.shape} where {target.shape} is due"
+                f"an array of shape {array.shape} does not match the expected shape {target.shape}"
             )
-        return jax.make_array_from_callback(array.shape, target.sharding, lambda part: array[part])
+        return jax.make_array_from_callback(
+            array.shape, target.sharding, lambda index: array[index]
+        )
 
     return jax.tree.map(put, host, abstract)

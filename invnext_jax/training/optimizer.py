@@ -1,4 +1,4 @@
-"""AdamW with the reference's groups, warm-up and cosine schedule, clipping."""
+"""AdamW with global-norm clipping, warm-up and cosine schedule, and the reference's decay mask."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,12 +8,12 @@ import jax
 import numpy as np
 import optax
 
-# Learned tables and tokens that are not decayed; the predictor's table and mask token are.
+# Learned position tables and tokens without weight decay. Those of the predictor are decayed.
 NO_DECAY = (("encoder", "position"), ("encoder", "class_token"), ("align", "position"))
 
 
 def make_schedule(config: Any, total_steps: int) -> optax.Schedule:
-    """Linear warm-up from 0, then a half cosine down to `min_learning_rate` at the last step.
+    """Makes a schedule: linear warm-up from 0, then half a cosine down to `min_learning_rate`.
 
     Args:
       config: fields learning_rate, min_learning_rate, warmup_steps.
@@ -32,9 +32,10 @@ def make_schedule(config: Any, total_steps: int) -> optax.Schedule:
 
 
 def decay_mask(params: Any) -> Any:
-    """True where weight decay applies: matrices, but no biases and none of `NO_DECAY`.
+    """Returns a tree that is True where weight decay applies.
 
-    Stacked layers carry one more axis than the reference's parameters, so the names decide.
+    Matrices are decayed; biases, scales and the entries of `NO_DECAY` are not. The rule goes by
+    name, because the arrays of scanned layers have one more axis than the reference's parameters.
     """
     flat = flax.traverse_util.flatten_dict(flax.linen.unbox(params))
     vectors = ("bias", "scale", "scale1", "scale2")
@@ -48,28 +49,30 @@ def decay_mask(params: Any) -> Any:
 
 
 def make_optimizer(
-    config: Any, schedule: optax.Schedule, untrained: Sequence[str] = ()
+    config: Any, schedule: optax.Schedule, frozen_groups: Sequence[str] = ()
 ) -> optax.GradientTransformationExtraArgs:
-    """Global-norm clipping, AdamW with masked decay, and no update of `config.frozen` subtrees.
+    """Makes global-norm clipping, AdamW with masked decay, and no update of frozen groups.
 
-    `update(..., finite=False)` leaves the state as it is, whatever the gradients are.
+    `update(..., finite=False)` returns the state unchanged, whatever the gradients are.
 
     Args:
       config: fields of `config.optimizer`.
       schedule: learning rate of each step.
-      untrained: more subtrees that are not updated.
+      frozen_groups: parameter groups that are not updated, in addition to `config.frozen`.
     """
     adamw = optax.chain(
         _adam(*config.betas, config.eps),
         optax.add_decayed_weights(config.weight_decay, decay_mask),
-        guarded(optax.scale_by_learning_rate(schedule)),
+        update_if_finite(optax.scale_by_learning_rate(schedule)),
     )
     transforms = [optax.clip_by_global_norm(config.clip_norm), adamw]
-    return optax.chain(*transforms, _freeze((*config.frozen, *untrained)))
+    return optax.chain(*transforms, _freeze((*config.frozen, *frozen_groups)))
 
 
-def guarded(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """`tx`, whose `update(..., finite=False)` leaves the state as it is."""
+def update_if_finite(
+    tx: optax.GradientTransformation,
+) -> optax.GradientTransformationExtraArgs:
+    """Wraps `tx` so that `update(..., finite=False)` returns the state unchanged."""
 
     def update(updates, state, params=None, *, finite=True, **rest):
         del rest
@@ -80,12 +83,13 @@ def guarded(tx: optax.GradientTransformation) -> optax.GradientTransformationExt
 
 
 def _adam(b1: float, b2: float, eps: float) -> optax.GradientTransformationExtraArgs:
-    """`optax.scale_by_adam`, guarded, its updates computed from the moments that are kept.
+    """`optax.scale_by_adam` under `update_if_finite`, with updates from the selected moments.
 
-    So XLA computes new moments once, in the place of the old ones. With optax's own updates, which
-    are of the moments before the guard, CPUs copy all old moments first: three times the time.
+    XLA then computes the new moments in place. With the updates of optax, which use the moments
+    before the selection, the CPU backend copies all old moments first and takes three times as
+    long.
     """
-    moments = guarded(optax.scale_by_adam(b1, b2, eps))
+    moments = update_if_finite(optax.scale_by_adam(b1, b2, eps))
 
     def update(updates, state, params=None, *, finite=True, **rest):
         del rest
@@ -98,6 +102,8 @@ def _adam(b1: float, b2: float, eps: float) -> optax.GradientTransformationExtra
 
 
 def _freeze(names: Sequence[str]) -> optax.GradientTransformation:
+    """Sets the updates of the named parameter groups to zero."""
+
     def mask(updates):
         return {name: name in names for name in updates}
 

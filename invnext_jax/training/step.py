@@ -1,4 +1,4 @@
-"""The training step: gradients, update, metrics; knows nothing of stages."""
+"""The training step: gradients, update and metrics. It is the same for all stages."""
 
 import functools
 from collections.abc import Callable
@@ -6,23 +6,36 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import optax
 
-from invnext_jax.training.state import Copies, TrainState
+from invnext_jax.errors import UserError, check_minimums
+from invnext_jax.training.state import EmaTargets, TrainState
 
 Metrics = dict[str, jax.Array]
 LossFn = Callable[[Any, Any, dict[str, jax.Array], jax.Array], tuple[jax.Array, Metrics]]
 StepFn = Callable[[TrainState, Any, dict[str, jax.Array], jax.Array], tuple[TrainState, Metrics]]
-MeasureFn = Callable[[TrainState, Any, dict[str, jax.Array], jax.Array], Metrics]
+DiagnosticsFn = Callable[[TrainState, Any, dict[str, jax.Array], jax.Array], Metrics]
 
-NO_COPIES: tuple[Copies, float] = ({}, 1.0)
+NO_EMA_TARGETS: tuple[EmaTargets, float] = ({}, 1.0)
+
+
+def check_config(config: ml_collections.ConfigDict) -> None:
+    """Checks the options of the training step.
+
+    Raises:
+        UserError: a value is out of range.
+    """
+    check_minimums(config, {"total_steps": 1, "batch_size": 1, "accumulate": 1, "seed": 0})
+    if not 0 <= config.ema.decay < 1:
+        raise UserError(f"config.ema.decay={config.ema.decay} must be at least 0 and below 1")
 
 
 def make_train_step(
     loss_fn: LossFn,
     tx: optax.GradientTransformationExtraArgs,
     schedule: optax.Schedule,
-    following: tuple[Copies, float] = NO_COPIES,
+    ema_targets: tuple[EmaTargets, float] = NO_EMA_TARGETS,
     *,
     accumulate: int = 1,
     ema_decay: float = 0.0,
@@ -30,43 +43,47 @@ def make_train_step(
     """Makes `step(state, frozen, batch, root_key) -> (state, metrics)`, not yet jitted.
 
     The step's key is `fold_in(root_key, state.step)`, so that a resumed run draws the same numbers.
-    If the loss or the gradient's norm is not finite, the update is skipped as a whole: parameters,
-    what follows them and optimiser state stay as they are, `step` and `skipped` go on.
+    If the loss or the gradient norm is not finite, the whole update is skipped: parameters, moving
+    averages and optimiser state keep their values; only `step` and the counters of skipped steps
+    change.
 
     Args:
-        loss_fn: (params, frozen, batch, key) -> (float32 scalar, dict of float32 scalars); `frozen`
-            has what follows the parameters too.
-        tx: the optimiser; `update(..., finite=False)` leaves its state as it is, as that of
-            `make_optimizer` and of what `optimizer.guarded` wraps.
-        schedule: updates done -> learning rate, for the log.
-        following: copies of parameter groups, by name; and the share m of a copy that stays in a
-            step: copy = m * copy + (1 - m) * group, with the parameters after the update.
-        accumulate: parts that the batch is taken in, one after the other; see `take_microbatch`.
-        ema_decay: share of the parameters' moving average that stays in a step; 0: there is none.
+        loss_fn: (params, frozen, batch, key) -> (float32 scalar, dict of float32 scalars); its
+            `frozen` holds the frozen parameters and the EMA targets.
+        tx: the optimiser. Its `update(..., finite=False)` must keep its state, as the update of
+            `make_optimizer` and of `optimizer.update_if_finite` does.
+        schedule: number of updates -> learning rate, for the log.
+        ema_targets: name -> parameter group of each EMA target, and the momentum m:
+            target = m * target + (1 - m) * group, with the parameters after the update.
+        accumulate: number of microbatches, processed one after the other; see
+            `select_microbatch`.
+        ema_decay: decay of the moving average of all parameters; 0 if there is none.
 
     Returns:
-        The step. Its metrics, float32 and int32 scalars: what `loss_fn` gave, and "loss",
-        "grad_norm" (before clipping), "learning_rate", "nonfinite" (1 if this step was skipped),
-        "skipped" and "skipped_in_row".
+        The step. Its metrics are float32 and int32 scalars: the terms that `loss_fn` returns, and
+        "loss", "grad_norm" (before clipping), "learning_rate", "nonfinite" (1 if this step was
+        skipped), "skipped" and "skipped_in_row".
     """
 
     def train_step(
         state: TrainState, frozen: Any, batch: dict[str, jax.Array], root_key: jax.Array
     ) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(root_key, state.step)
-        seen = {**frozen, **state.follow}
-        (loss, terms), grads = _mean_gradients(loss_fn, accumulate, state.params, seen, batch, key)
+        constants = {**frozen, **state.follow}
+        (loss, terms), grads = _mean_gradients(
+            loss_fn, accumulate, state.params, constants, batch, key
+        )
         grad_norm = jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)))
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
 
-        def choose(new: jax.Array, old: jax.Array) -> jax.Array:
+        def select(new: jax.Array, old: jax.Array) -> jax.Array:
             return jnp.where(finite, new, old)
 
         updates, opt_state = tx.update(grads, state.opt_state, state.params, finite=finite)
-        params = jax.tree.map(choose, optax.apply_updates(state.params, updates), state.params)
-        follow = _follow(state.follow, params, *following)
+        params = jax.tree.map(select, optax.apply_updates(state.params, updates), state.params)
+        follow = _update_ema_targets(state.follow, params, *ema_targets)
         ema = (
-            jax.tree.map(functools.partial(_move, ema_decay), state.ema, params)
+            jax.tree.map(functools.partial(_update_ema, ema_decay), state.ema, params)
             if ema_decay
             else {}
         )
@@ -78,8 +95,8 @@ def make_train_step(
             opt_state=opt_state,
             skipped=state.skipped + nonfinite,
             skipped_in_row=(state.skipped_in_row + 1) * nonfinite,
-            follow=jax.tree.map(choose, follow, state.follow),
-            ema=jax.tree.map(choose, ema, state.ema),
+            follow=jax.tree.map(select, follow, state.follow),
+            ema=jax.tree.map(select, ema, state.ema),
         )
         metrics = {
             **terms,
@@ -95,60 +112,66 @@ def make_train_step(
     return train_step
 
 
-def take_microbatch(
-    batch: dict[str, jax.Array], key: jax.Array, number: int | jax.Array, parts: int
+def select_microbatch(
+    batch: dict[str, jax.Array], key: jax.Array, index: int | jax.Array, microbatches: int
 ) -> tuple[dict[str, jax.Array], jax.Array]:
-    """One of the parts of a batch, every `parts`-th clip, and the key that it draws from.
+    """Returns one microbatch of a batch and its random key.
 
-    So each device takes its part from the clips that it has. A whole batch keeps its key; the parts
-    draw from `fold_in(key, number)`.
+    A microbatch holds every `microbatches`-th clip, so that each device reads only its own clips.
+    Its key is `fold_in(key, index)`; a batch that is not split keeps its key.
 
     Args:
         batch: arrays [b ...].
         key: the step's key.
-        number: of the part, from 0.
-        parts: how many there are; b divides by them.
+        index: index of the microbatch, from 0.
+        microbatches: their number, a divisor of b.
     """
-    if parts == 1:
+    if microbatches == 1:
         return batch, key
 
-    def take(x: jax.Array) -> jax.Array:
-        grouped = x.reshape(x.shape[0] // parts, parts, *x.shape[1:])
-        return jax.lax.dynamic_index_in_dim(grouped, number, axis=1, keepdims=False)
+    def select(x: jax.Array) -> jax.Array:
+        grouped = x.reshape(x.shape[0] // microbatches, microbatches, *x.shape[1:])
+        return jax.lax.dynamic_index_in_dim(grouped, index, axis=1, keepdims=False)
 
-    return {name: take(x) for name, x in batch.items()}, jax.random.fold_in(key, number)
+    return {name: select(x) for name, x in batch.items()}, jax.random.fold_in(key, index)
 
 
 def _mean_gradients(
     loss_fn: LossFn,
-    parts: int,
+    microbatches: int,
     params: Any,
     frozen: Any,
     batch: dict[str, jax.Array],
     key: jax.Array,
 ) -> tuple[tuple[jax.Array, Metrics], Any]:
-    """Loss, metrics and gradients, the means over the parts of the batch; summed in float32."""
+    """Returns loss, metrics and gradients, averaged over microbatches in float32."""
     value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
-    if parts == 1:
+    if microbatches == 1:
         return value_and_grad(params, frozen, batch, key)
 
-    def compute(number: jax.Array) -> tuple[tuple[jax.Array, Metrics], Any]:
-        return value_and_grad(params, frozen, *take_microbatch(batch, key, number, parts))
+    def compute(index: jax.Array) -> tuple[tuple[jax.Array, Metrics], Any]:
+        return value_and_grad(params, frozen, *select_microbatch(batch, key, index, microbatches))
 
-    def add(sums: Any, number: jax.Array) -> tuple[Any, None]:
-        return jax.tree.map(lambda total, x: total + x / parts, sums, compute(number)), None
+    def add(sums: Any, index: jax.Array) -> tuple[Any, None]:
+        added = jax.tree.map(lambda total, x: total + x / microbatches, sums, compute(index))
+        return added, None
 
     shapes = jax.eval_shape(compute, jnp.int32(0))
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), shapes)
-    # The sums lie like the parameters, or each device would hold all of them.
+    # Gradient sums like the parameters get their shardings; otherwise each device would hold all.
     zeros = (zeros[0], jax.tree.map(lambda p: jnp.zeros_like(p, jnp.float32), params))
-    return jax.lax.scan(add, zeros, jnp.arange(parts))[0]
+    return jax.lax.scan(add, zeros, jnp.arange(microbatches))[0]
 
 
-def _follow(follow: dict[str, Any], params: Any, copies: Copies, momentum: float) -> dict[str, Any]:
-    move = functools.partial(_move, momentum)
-    return {name: jax.tree.map(move, follow[name], params[copies[name]]) for name in copies}
+def _update_ema_targets(
+    averages: dict[str, Any], params: Any, ema_targets: EmaTargets, momentum: float
+) -> dict[str, Any]:
+    update = functools.partial(_update_ema, momentum)
+    return {
+        name: jax.tree.map(update, averages[name], params[group])
+        for name, group in ema_targets.items()
+    }
 
 
-def _move(share: float, old: jax.Array, new: jax.Array) -> jax.Array:
-    return share * old + (1 - share) * new
+def _update_ema(decay: float, average: jax.Array, new: jax.Array) -> jax.Array:
+    return decay * average + (1 - decay) * new

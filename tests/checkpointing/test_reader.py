@@ -203,7 +203,7 @@ def test_parameters_of_another_version_are_told_from_damage(run, toy_config, toy
     kernel = abstract.params["encoder"]["kernel"]
     grown = jax.ShapeDtypeStruct((99, 8), kernel.dtype, sharding=kernel.sharding)
     params = {**abstract.params, "encoder": {**abstract.params["encoder"], "kernel": grown}}
-    message = r"misshapen: encoder/kernel \(12, 8\), wanted \(99, 8\)"
+    message = r"wrong shape: encoder/kernel \(12, 8\), expected \(99, 8\)"
     with pytest.raises(UserError, match=message):
         restore(run, toy_config, abstract.replace(params=params), open_data(toy_data))
 

@@ -13,7 +13,7 @@ from invnext_jax.training.step import make_train_step
 
 @pytest.fixture
 def arguments():
-    step, skipped, in_row = (jnp.array(0, jnp.int32) for _ in range(3))  # each its own buffer
+    step, skipped, in_row = (jnp.array(0, jnp.int32) for _ in range(3))  # separate buffers
     params = {"w": jnp.ones(3)}
     state = TrainState(step, params, optax.sgd(0.1).init(params), skipped, in_row)
     return state, {}, {"x": jnp.ones((2, 3))}, jax.random.key(0)
@@ -23,8 +23,8 @@ def loss_fn(params, frozen, batch, key):
     return jnp.mean(batch["x"] @ params["w"]), {}
 
 
-def test_a_compiled_step_donates_its_state(arguments):
-    train_step = make_train_step(loss_fn, optimizer.guarded(optax.sgd(0.1)), lambda _: 0.1)
+def test_compiled_step_donates_its_state(arguments):
+    train_step = make_train_step(loss_fn, optimizer.update_if_finite(optax.sgd(0.1)), lambda _: 0.1)
     compiled = compilation.compile_step(train_step, *arguments)
     state, measured = compiled(*arguments)
     assert float(measured["loss"]) == 3.0
@@ -32,15 +32,15 @@ def test_a_compiled_step_donates_its_state(arguments):
     assert not state.params["w"].is_deleted()
 
 
-def test_a_compiled_step_refuses_another_batch_size(arguments):
-    train_step = make_train_step(loss_fn, optimizer.guarded(optax.sgd(0.1)), lambda _: 0.1)
+def test_compiled_step_raises_on_another_batch_size(arguments):
+    train_step = make_train_step(loss_fn, optimizer.update_if_finite(optax.sgd(0.1)), lambda _: 0.1)
     compiled = compilation.compile_step(train_step, *arguments)
     state, frozen, _, key = arguments
     with pytest.raises(TypeError):
         compiled(state, frozen, {"x": jnp.ones((4, 3))}, key)
 
 
-def test_diagnostics_see_the_key_of_the_step(arguments):
+def test_diagnostics_use_the_key_of_the_step(arguments):
     def diagnostics(params, frozen, batch, key):
         return {"drawn": jax.random.uniform(key)}
 
@@ -51,7 +51,7 @@ def test_diagnostics_see_the_key_of_the_step(arguments):
     assert not state.params["w"].is_deleted()
 
 
-def test_the_cache_goes_to_the_home_folder_unless_told_otherwise(monkeypatch, tmp_path):
+def test_cache_folder_is_in_the_home_folder_unless_configured(monkeypatch, tmp_path):
     before = jax.config.jax_compilation_cache_dir
     monkeypatch.setenv("HOME", str(tmp_path))
     try:
@@ -64,7 +64,7 @@ def test_the_cache_goes_to_the_home_folder_unless_told_otherwise(monkeypatch, tm
         jax.config.update("jax_compilation_cache_dir", before)
 
 
-def test_the_cache_forgets_what_was_not_used_for_longest(tmp_path):
+def test_prune_cache_deletes_the_least_recently_used_programs(tmp_path):
     for age, name in enumerate(["new", "middle", "old"]):
         folder = tmp_path / f"jax-{age}"
         folder.mkdir()

@@ -1,4 +1,4 @@
-"""A copy that follows the parameters: in the loop, in checkpoints, on a mesh."""
+"""EMA targets in the loop, in checkpoints and on a mesh."""
 
 import jax
 import jax.numpy as jnp
@@ -16,20 +16,20 @@ MOMENTUM = 0.8
 
 
 class KilledError(Exception):
-    """Stands for the end of the process."""
+    """Simulates the end of the process."""
 
 
 @pytest.fixture
-def following_config(toy_config, toy_stage):
-    """A toy whose loss is the distance of its output from that of a copy of its first layer."""
+def ema_config(toy_config, toy_stage):
+    """A toy run whose loss compares the output of its first layer with that of the EMA target."""
 
     def loss(config, model, params, frozen, batch, key):
         x_bd = batch["video"].reshape(batch["video"].shape[0], -1).astype(jnp.float32) / 255
-        own, copy = (
+        online, target = (
             jnp.tanh(x_bd @ tree["kernel"]) for tree in (params["encoder"], frozen["target"])
         )
         head = jnp.sum(params["head"]["kernel"] ** 2) + jnp.sum(frozen["map"] ** 2)
-        return jnp.mean((own - copy - 0.1) ** 2) + head, {}
+        return jnp.mean((online - target - 0.1) ** 2) + head, {}
 
     def diagnose(config, model, params, frozen, batch, key):
         kernels = (tree["kernel"] for tree in (params["encoder"], frozen["target"]))
@@ -45,43 +45,45 @@ def logged(workdir, name):
     return [record[name] for record in metrics_file.read_metrics(workdir) if name in record]
 
 
-def test_a_killed_run_with_a_copy_goes_on_bit_by_bit(
-    following_config, toy_data, first_device_only, tmp_path
+def test_resumed_run_with_ema_target_is_bitwise_identical(
+    ema_config, toy_data, first_device_only, tmp_path
 ):
-    train.train(following_config, tmp_path / "whole")
+    train.train(ema_config, tmp_path / "uninterrupted")
 
     def kill():
         raise KilledError
 
     toy_data.before_batch[6] = kill
     with pytest.raises(KilledError):
-        train.train(following_config, tmp_path / "killed")
+        train.train(ema_config, tmp_path / "killed")
     toy_data.before_batch.clear()
-    train.train(following_config, tmp_path / "killed")
-    whole, killed = (reader.restore_params(tmp_path / name)[0] for name in ("whole", "killed"))
-    jax.tree.map(np.testing.assert_array_equal, whole, killed)
+    train.train(ema_config, tmp_path / "killed")
+    uninterrupted, killed = (
+        reader.restore_params(tmp_path / name)[0] for name in ("uninterrupted", "killed")
+    )
+    jax.tree.map(np.testing.assert_array_equal, uninterrupted, killed)
     for name in ("loss", "gap"):
-        assert logged(tmp_path / "killed", name) == logged(tmp_path / "whole", name)
-    gaps = logged(tmp_path / "whole", "gap")
-    assert gaps[0] == 0 < gaps[-1]  # it starts where the encoder does, and trails it
+        assert logged(tmp_path / "killed", name) == logged(tmp_path / "uninterrupted", name)
+    gaps = logged(tmp_path / "uninterrupted", "gap")
+    assert gaps[0] == 0 < gaps[-1]  # the target starts as the encoder and lags behind it
 
 
-def test_a_copy_lies_on_the_mesh_like_its_group(
-    following_config, toy_stage, first_device_only, monkeypatch
+def test_ema_target_has_the_sharding_of_its_group(
+    ema_config, toy_stage, first_device_only, monkeypatch
 ):
     monkeypatch.setattr(train.mesh_lib.jax, "devices", lambda: first_device_only)
-    following_config.mesh.update(data=2, fsdp=2, tensor=2, sequence=1)
-    mesh = mesh_lib.make_mesh(following_config.mesh)
-    schedule = optimizer.make_schedule(following_config.optimizer, 6)
-    tx = optimizer.make_optimizer(following_config.optimizer, schedule)
+    ema_config.mesh.update(data=2, fsdp=2, tensor=2, sequence=1)
+    mesh = mesh_lib.make_mesh(ema_config.mesh)
+    schedule = optimizer.make_schedule(ema_config.optimizer, 6)
+    tx = optimizer.make_optimizer(ema_config.optimizer, schedule)
 
     def init_fn(key):
         return toy_stage.init_params(None, toy_stage.make_model(None), key)
 
-    copies = {"target": "encoder"}
-    abstract = state_lib.abstract_state(init_fn, tx, mesh, copies)
+    ema_targets = {"target": "encoder"}
+    abstract = state_lib.abstract_state(init_fn, tx, mesh, ema_targets)
     assert abstract.follow["target"] == abstract.params["encoder"]
     state = state_lib.init_state(init_fn, tx, abstract, jax.random.key(0))
-    state = state_lib.init_copies(state, copies)
-    wanted = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    assert jax.tree.map(lambda leaf: leaf.sharding, state) == wanted
+    state = state_lib.init_ema(state, ema_targets)
+    expected = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    assert jax.tree.map(lambda leaf: leaf.sharding, state) == expected

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from configs import stage1
 from invnext_jax.errors import UserError
 from invnext_jax.models.sharding import logical
 from invnext_jax.training import mesh as mesh_lib
@@ -20,26 +21,26 @@ def boxed(shape, axes):
     return jax.eval_shape(lambda: logical(jnp.zeros, axes)(shape))
 
 
-def test_minus_one_is_the_rest_of_the_devices():
+def test_size_of_minus_one_uses_the_remaining_devices():
     assert dict(make_mesh(-1, 2, 1, 1).shape) == {"data": 4, "fsdp": 2, "tensor": 1, "sequence": 1}
 
 
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ((3, 1, 1, 1), "does not make up the 8 devices"),
-        ((-1, 3, 1, 1), "does not make up the 8 devices"),
-        ((4, 1, 1, 1), "does not make up the 8 devices"),
+        ((3, 1, 1, 1), "does not match the 8 available devices"),
+        ((-1, 3, 1, 1), "does not match the 8 available devices"),
+        ((4, 1, 1, 1), "does not match the 8 available devices"),
         ((-1, -1, 1, 1), "only one size may be -1"),
         ((0, 8, 1, 1), "at least 1, or -1"),
     ],
 )
-def test_sizes_that_make_no_mesh_are_refused(sizes, message):
+def test_invalid_mesh_sizes_are_errors(sizes, message):
     with pytest.raises(UserError, match=message):
         make_mesh(*sizes)
 
 
-def test_logical_axes_become_mesh_axes():
+def test_logical_axes_map_to_mesh_axes():
     mesh = make_mesh(2, 2, 2, 1)
     tree = {
         "kernel": boxed((4, 6), ("embed", "mlp")),
@@ -50,46 +51,46 @@ def test_logical_axes_become_mesh_axes():
     assert specs == {"kernel": P("fsdp", "tensor"), "heads": P(None, "tensor"), "bare": P()}
 
 
-def test_a_dimension_that_does_not_divide_is_replicated():
+def test_indivisible_dimension_is_replicated():
     mesh = make_mesh(1, 2, 4, 1)
     sharding = mesh_lib.shardings(boxed((4, 6), ("embed", "mlp")), mesh)
     assert sharding.spec == P("fsdp")
 
 
-def test_an_unknown_logical_axis_is_replicated():
+def test_unknown_logical_axis_is_replicated():
     assert mesh_lib.shardings(boxed((8,), ("colour",)), make_mesh(8, 1, 1, 1)).spec == P()
 
 
-def test_a_batch_is_split_over_data_and_fsdp():
+def test_batch_is_sharded_over_data_and_fsdp():
     mesh = make_mesh(2, 2, 2, 1)
     video = np.arange(8 * 3, dtype=np.uint8).reshape(8, 3)
-    put = mesh_lib.put_batch({"video": video}, mesh)["video"]
+    put = mesh_lib.shard_batch({"video": video}, mesh)["video"]
     np.testing.assert_array_equal(put, video)
     assert {shard.data.shape for shard in put.addressable_shards} == {(2, 3)}
     assert mesh_lib.batch_shards(mesh) == 4
 
 
-def test_putting_a_batch_is_an_explicit_transfer():
+def test_shard_batch_is_an_explicit_transfer():
     with jax.transfer_guard("disallow"):
-        mesh_lib.put_batch({"index": np.arange(8, dtype=np.int32)}, make_mesh(8, 1, 1, 1))
+        mesh_lib.shard_batch({"index": np.arange(8, dtype=np.int32)}, make_mesh(8, 1, 1, 1))
 
 
-def test_a_host_tree_takes_the_sharding_and_dtype_of_its_place():
+def test_shard_tree_uses_the_abstract_sharding_and_dtype():
     mesh = make_mesh(1, 8, 1, 1)
     abstract = mesh_lib.abstract_arrays({"w": boxed((16,), ("embed",))}, mesh)
-    put = mesh_lib.put_tree({"w": np.arange(16, dtype=np.float64)}, abstract)["w"]
+    put = mesh_lib.shard_tree({"w": np.arange(16, dtype=np.float64)}, abstract)["w"]
     assert put.dtype == jnp.float32
     assert put.sharding.spec == P("fsdp")
     np.testing.assert_array_equal(put, np.arange(16))
 
 
-def test_a_host_array_of_another_shape_is_refused():
+def test_shard_tree_of_another_shape_is_an_error():
     abstract = mesh_lib.abstract_arrays({"w": boxed((16,), ("embed",))}, make_mesh(8, 1, 1, 1))
-    with pytest.raises(ValueError, match=r"\(4,\) where \(16,\) is due"):
-        mesh_lib.put_tree({"w": np.zeros(4)}, abstract)
+    with pytest.raises(ValueError, match=r"\(4,\) does not match the expected shape \(16,\)"):
+        mesh_lib.shard_tree({"w": np.zeros(4)}, abstract)
 
 
-def test_logical_constraints_hold_inside_mesh_rules_only():
+def test_logical_constraints_apply_inside_mesh_rules_only():
     mesh = make_mesh(8, 1, 1, 1)
     constrained = jax.jit(lambda x_bd: nn.with_logical_constraint(2 * x_bd, ("batch", None)))
     x_bd = np.ones((8, 4), np.float32)
@@ -97,3 +98,21 @@ def test_logical_constraints_hold_inside_mesh_rules_only():
         assert constrained(x_bd).sharding.shard_shape((8, 4)) == (1, 4)
     jax.clear_caches()
     assert len(constrained(x_bd).sharding.device_set) == 1
+
+
+@pytest.fixture
+def config():
+    return stage1.get_config("tiny")
+
+
+def test_indivisible_batch_over_devices_is_an_error(config):
+    config.batch_size = 12
+    config.mesh.update(data=-1, fsdp=2)
+    with pytest.raises(UserError, match="batch_size=12 must divide by the 8 devices"):
+        mesh_lib.check_batch(config, mesh_lib.make_mesh(config.mesh))
+
+
+def test_indivisible_batch_over_processes_is_an_error(config, monkeypatch):
+    monkeypatch.setattr(mesh_lib.jax, "process_count", lambda: 3)
+    with pytest.raises(UserError, match="number of processes, 3"):
+        mesh_lib.check_batch(config, mesh_lib.make_mesh(config.mesh))

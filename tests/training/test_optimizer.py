@@ -28,27 +28,27 @@ def draw(seed, rows=8):
 
 
 def reference():
-    """The same by optax alone."""
+    """The same optimiser, built from optax alone."""
     adamw = optax.adamw(schedule, 0.9, 0.95, eps=1e-6, weight_decay=0.1, mask=optimizer.decay_mask)
     return optax.chain(optax.clip_by_global_norm(1.0), adamw)
 
 
-def test_the_update_is_that_of_optax():
-    ours, theirs = optimizer.make_optimizer(CONFIG, schedule), reference()
+def test_update_equals_optax():
+    tx, optax_tx = optimizer.make_optimizer(CONFIG, schedule), reference()
     params = expected = draw(0)
-    state, their_state = ours.init(params), theirs.init(params)
+    state, optax_state = tx.init(params), optax_tx.init(params)
     for number in range(5):
         grads = draw(1 + number)
-        updates, state = ours.update(grads, state, params, finite=jnp.bool_(True))
+        updates, state = tx.update(grads, state, params, finite=jnp.bool_(True))
         params = optax.apply_updates(params, updates)
-        updates, their_state = theirs.update(grads, their_state, expected)
+        updates, optax_state = optax_tx.update(grads, optax_state, expected)
         expected = optax.apply_updates(expected, updates)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), params, expected)
-    jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, y), state[:2], their_state)
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, y), state[:2], optax_state)
 
 
 @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
-def test_the_state_stays_where_gradients_are_not_finite(bad):
+def test_nonfinite_gradients_leave_the_state_unchanged(bad):
     tx, params = optimizer.make_optimizer(CONFIG, schedule), draw(0)
     _, before = tx.update(draw(1), tx.init(params), params)
     grads = jax.tree.map(lambda x: x.at[0].set(bad), draw(2))
@@ -56,8 +56,8 @@ def test_the_state_stays_where_gradients_are_not_finite(bad):
     jax.tree.map(np.testing.assert_array_equal, after, before)
 
 
-def test_an_update_happens_in_place():
-    """Neither parameters nor moments are copied, so that a step takes as few bytes as can be."""
+def test_update_copies_no_arrays():
+    """Parameters and moments are updated in place."""
     params = {f"part{i}": draw(i)["encoder"] for i in range(8)}
 
     def loss_fn(params, frozen, batch, key):
@@ -68,7 +68,7 @@ def test_an_update_happens_in_place():
     state = TrainState(zero, params, tx.init(params), zero, zero)
     step = jax.jit(make_train_step(loss_fn, tx, schedule), donate_argnums=0)
     lowered = step.lower(state, {}, {"x": jnp.ones(())}, jax.random.key(0))
-    jax.config.update("jax_disable_most_optimizations", False)  # of all tests, see conftest
+    jax.config.update("jax_disable_most_optimizations", False)  # set for all tests in conftest
     try:
         compiled = lowered.compile()
     finally:

@@ -18,7 +18,7 @@ def init_fn(toy_stage, toy_config):
     return functools.partial(toy_stage.init_params, toy_config, toy_stage.make_model(toy_config))
 
 
-def test_moments_lie_like_their_parameters(init_fn, toy_mesh):
+def test_moments_have_the_shardings_of_their_parameters(init_fn, toy_mesh):
     abstract = state_lib.abstract_state(init_fn, TX, toy_mesh)
     kernel = abstract.params["encoder"]["kernel"]
     assert kernel.sharding.spec == P("fsdp", "tensor")
@@ -39,7 +39,7 @@ def test_initial_values_do_not_depend_on_the_mesh(init_fn, toy_mesh, toy_config)
     assert states[0].params["encoder"]["kernel"].sharding.spec == P("fsdp", "tensor")
 
 
-def test_a_fresh_state_has_made_no_step(init_fn, toy_mesh):
+def test_initial_state_has_zero_counters(init_fn, toy_mesh):
     abstract = state_lib.abstract_state(init_fn, TX, toy_mesh)
     state = state_lib.init_state(init_fn, TX, abstract, jax.random.key(0))
     assert (int(state.step), int(state.skipped), int(state.skipped_in_row)) == (0, 0, 0)

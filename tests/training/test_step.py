@@ -4,21 +4,23 @@ import numpy as np
 import optax
 import pytest
 
+from configs import stage1
+from invnext_jax.errors import UserError
 from invnext_jax.training import optimizer
-from invnext_jax.training.state import TrainState, init_copies
-from invnext_jax.training.step import make_train_step
+from invnext_jax.training.state import TrainState, init_ema
+from invnext_jax.training.step import check_config, make_train_step
 
 RATE = 0.5
 
 
 def loss_fn(params, frozen, batch, key):
-    """Half the squared distance of w from x, in one dimension; gradient w - x."""
+    """Half the squared distance between the scalars w and x; the gradient is w - x."""
     loss = 0.5 * (params["w"] - batch["x"]) ** 2 * frozen["scale"]
     return loss, {"loss/drawn": jax.random.uniform(key)}
 
 
 def make_state(w=1.0):
-    tx = optimizer.guarded(optax.sgd(RATE, momentum=0.9))
+    tx = optimizer.update_if_finite(optax.sgd(RATE, momentum=0.9))
     zero = jnp.int32(0)
     params = {"w": jnp.float32(w)}
     return tx, TrainState(zero, params, tx.init(params), zero, zero)
@@ -30,7 +32,7 @@ def make_step(tx):
     return lambda state, x: step(state, frozen, {"x": jnp.float32(x)}, key)
 
 
-def test_a_step_is_gradient_descent():
+def test_step_is_gradient_descent():
     tx, state = make_state(w=1.0)
     state, measured = make_step(tx)(state, 3.0)
     assert float(state.params["w"]) == 1.0 - RATE * (1.0 - 3.0)
@@ -40,7 +42,7 @@ def test_a_step_is_gradient_descent():
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_a_nonfinite_step_changes_nothing_but_the_counters(bad):
+def test_nonfinite_step_changes_only_the_counters(bad):
     tx, state = make_state()
     step = make_step(tx)
     before, _ = step(state, 3.0)
@@ -52,7 +54,7 @@ def test_a_nonfinite_step_changes_nothing_but_the_counters(bad):
     assert not np.isfinite(measured["loss"])
 
 
-def test_a_finite_step_ends_the_row_of_skipped_ones():
+def test_finite_step_resets_skipped_in_row():
     tx, state = make_state()
     step = make_step(tx)
     rows = []
@@ -62,7 +64,7 @@ def test_a_finite_step_ends_the_row_of_skipped_ones():
     assert rows == [(1, 1), (2, 2), (2, 0), (3, 1)]
 
 
-def test_a_loss_that_is_finite_with_a_gradient_that_is_not_is_skipped():
+def test_finite_loss_with_nonfinite_gradient_is_skipped():
     tx, state = make_state(w=0.0)
 
     def root(params, frozen, batch, key):
@@ -73,7 +75,7 @@ def test_a_loss_that_is_finite_with_a_gradient_that_is_not_is_skipped():
     assert float(state.params["w"]) == 0.0
 
 
-def test_the_key_follows_from_the_step_alone():
+def test_key_depends_on_the_step_number_only():
     tx, state = make_state()
     step = make_step(tx)
     state1, first = step(state, 3.0)
@@ -83,7 +85,7 @@ def test_the_key_follows_from_the_step_alone():
     assert float(first["loss/drawn"]) != float(second["loss/drawn"])
 
 
-def test_the_learning_rate_logged_is_that_of_the_updates_made():
+def test_logged_learning_rate_counts_updates_not_steps():
     tx, state = make_state()
     step = make_step(tx)
     rates = []
@@ -93,45 +95,45 @@ def test_the_learning_rate_logged_is_that_of_the_updates_made():
     assert rates == [0.0, RATE, RATE]
 
 
-def test_a_copy_follows_its_group_by_the_closed_form():
+def test_ema_target_matches_the_closed_form():
     tx, state = make_state(w=1.0)
-    state = init_copies(state, {"target": "w"})
+    state = init_ema(state, {"target": "w"})
     momentum, key = 0.9, jax.random.key(0)
 
     def distance(params, frozen, batch, key):
-        return 0.5 * (params["w"] - batch["x"]) ** 2, {"seen": frozen["target"]}
+        return 0.5 * (params["w"] - batch["x"]) ** 2, {"target": frozen["target"]}
 
-    following = ({"target": "w"}, momentum)
-    step = jax.jit(make_train_step(distance, tx, lambda _: RATE, following))
+    ema_targets = ({"target": "w"}, momentum)
+    step = jax.jit(make_train_step(distance, tx, lambda _: RATE, ema_targets))
     starts, weights = [1.0], []
     for x in (3.0, -2.0, np.nan, 5.0):
         state, measured = step(state, {}, {"x": jnp.float32(x)}, key)
         weights.append(float(state.params["w"]))
-        np.testing.assert_allclose(measured["seen"], starts[-1], rtol=1e-6)  # that before the step
+        np.testing.assert_allclose(measured["target"], starts[-1], rtol=1e-6)
         moved = momentum * starts[-1] + (1 - momentum) * weights[-1]
         starts.append(starts[-1] if np.isnan(x) else moved)
-    # After n steps: m^n w_0 plus the sum of (1 - m) m^(n - i) w_i over the steps that were made.
+    # After n updates: m^n w_0 plus the sum of (1 - m) m^(n - i) w_i over updates i = 1 .. n.
     made = [weights[0], weights[1], weights[3]]
     closed = momentum**3 + sum(0.1 * momentum ** (2 - i) * w for i, w in enumerate(made))
     np.testing.assert_allclose(state.follow["target"], closed, rtol=1e-6)
 
 
-def test_what_follows_starts_where_its_group_stands_in_buffers_of_its_own():
+def test_ema_target_starts_as_a_copy_in_separate_buffers():
     _, state = make_state(w=2.0)
-    following = init_copies(state, {"target": "w"})
-    assert float(following.follow["target"]) == 2.0
-    following.params["w"].delete()
-    assert float(following.follow["target"]) == 2.0
+    state = init_ema(state, {"target": "w"})
+    assert float(state.follow["target"]) == 2.0
+    state.params["w"].delete()
+    assert float(state.follow["target"]) == 2.0
 
 
 def noisy_loss(params, frozen, batch, key):
-    """Half the squared distance from noisy data; what is drawn depends on key and batch size."""
+    """Half the squared distance from noisy data; the noise depends on key and batch size."""
     x_b = batch["x"] + jax.random.normal(key, batch["x"].shape)
     loss = 0.5 * jnp.mean((params["w"] - x_b) ** 2)
     return loss, {"loss/noisy": loss, "drawn": jnp.mean(x_b)}
 
 
-def test_accumulated_gradients_are_the_mean_over_the_parts_each_with_its_own_key():
+def test_accumulated_gradients_are_the_mean_over_microbatches_with_separate_keys():
     tx, state = make_state(w=1.0)
     batch = {"x": jnp.arange(12.0)}
     root_key = jax.random.key(7)
@@ -149,7 +151,7 @@ def test_accumulated_gradients_are_the_mean_over_the_parts_each_with_its_own_key
     np.testing.assert_allclose(after.params["w"], 1.0 - RATE * np.mean(grads), rtol=1e-5)
 
 
-def test_without_randomness_an_accumulated_step_is_that_of_the_whole_batch():
+def test_accumulation_without_randomness_equals_the_full_batch():
     def distance(params, frozen, batch, key):
         return 0.5 * jnp.mean((params["w"] - batch["x"]) ** 2), {}
 
@@ -163,9 +165,9 @@ def test_without_randomness_an_accumulated_step_is_that_of_the_whole_batch():
     np.testing.assert_allclose(results, [results[0]] * 3, rtol=1e-6)
 
 
-def test_the_moving_average_follows_the_closed_form_and_skips_what_is_skipped():
+def test_parameter_ema_matches_the_closed_form_and_ignores_skipped_steps():
     tx, state = make_state(w=1.0)
-    state = init_copies(state, {}, ema=True)
+    state = init_ema(state, {}, ema=True)
     step = jax.jit(make_train_step(loss_fn, tx, lambda _: RATE, ema_decay=0.9))
     averages, frozen, key = [1.0], {"scale": jnp.float32(1.0)}, jax.random.key(0)
     for x in (3.0, np.nan, 5.0):
@@ -173,3 +175,21 @@ def test_the_moving_average_follows_the_closed_form_and_skips_what_is_skipped():
         moved = 0.9 * averages[-1] + 0.1 * float(state.params["w"])
         averages.append(averages[-1] if np.isnan(x) else moved)
         np.testing.assert_allclose(state.ema["w"], averages[-1], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("total_steps", 0, "config.total_steps=0 must be at least 1"),
+        ("batch_size", 0, "config.batch_size=0 must be at least 1"),
+        ("accumulate", 0, "config.accumulate=0 must be at least 1"),
+        ("seed", -1, "config.seed=-1 must be at least 0"),
+        ("ema.decay", 1.0, "config.ema.decay=1.0 must be at least 0 and below 1"),
+    ],
+)
+def test_option_out_of_range_is_an_error(field, value, message):
+    config = stage1.get_config("tiny")
+    check_config(config)
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(UserError, match=message):
+        check_config(config)
