@@ -60,7 +60,7 @@ class BareProcesses:
     def close(self) -> None:
         """Ends the processes."""
         for worker in self._crew:
-            worker.end()
+            worker.close()
 
 
 class Batches:

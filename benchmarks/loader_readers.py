@@ -13,8 +13,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from PIL import Image
 
-from invnext_jax.data import sampling
-from invnext_jax.data.clips import LoadClip
+from invnext_jax.data import clips
 
 FRAMES, STRIDE, SIZE, SHORT = 16, 4, 224, 256
 
@@ -30,9 +29,9 @@ class Row:
     def choose(self, count: int) -> np.ndarray:
         """Numbers of the clip's frames in a file of `count`."""
         if self.sampling == "dense":
-            chosen = sampling.sample_dense(count - self.start, FRAMES, (STRIDE, STRIDE), None)
+            chosen = clips.sample_dense(count - self.start, FRAMES, (STRIDE, STRIDE), None)
         else:
-            chosen = sampling.sample_sparse(count - self.start, FRAMES, None)
+            chosen = clips.sample_sparse(count - self.start, FRAMES, None)
         return self.start + chosen
 
 
@@ -40,7 +39,7 @@ class Row:
 class CentreClip:
     """Our own reader with nothing random in it."""
 
-    load: LoadClip
+    load: clips.LoadClip
 
     def __call__(self, record, seeds):
         """The clip of a row."""

@@ -17,7 +17,6 @@ from jax.sharding import Mesh
 from invnext_jax import atomic_file
 from invnext_jax.checkpointing import manager as manager_lib
 from invnext_jax.checkpointing import run_metadata
-from invnext_jax.data import bad_videos as bad_videos_lib
 from invnext_jax.errors import NonFiniteError
 from invnext_jax.monitoring import profiling
 from invnext_jax.monitoring import reporter as reporter_lib
@@ -45,7 +44,6 @@ class Run:
     step: int
     root_key: jax.Array
     data_iter: Iterator[dict[str, np.ndarray]]
-    drops: bad_videos_lib.BadVideoTracker
     checkpointer: manager_lib.Checkpointer
     position: Any  # in the data, after the batches of `step` steps
 
@@ -146,7 +144,7 @@ def _run_steps(
         run.step, run.position = number, run.data_iter.get_state()
         if profiler.after(number, measured):
             reporter.log(f"trace of steps up to {number}: tensorboard --logdir={profiler.folder}")
-        reporter.push(number, measured, more, run.drops.dropped)
+        reporter.push(number, measured, more, run.data_iter.dropped)
         watchdog.beat(run.step, "a save")
         if number % every_steps == 0:
             _save(run, reporter, stop_and_save)

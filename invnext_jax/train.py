@@ -17,8 +17,8 @@ from invnext_jax import config_checks, loop
 from invnext_jax.checkpointing import manager as manager_lib
 from invnext_jax.checkpointing import reader, run_metadata
 from invnext_jax.checkpointing.workdir_lock import Workdir
-from invnext_jax.data import bad_videos as bad_videos_lib
 from invnext_jax.data import manifest, pipeline
+from invnext_jax.data.bad_videos import BadVideoTracker
 from invnext_jax.errors import UserError
 from invnext_jax.monitoring import metrics_file
 from invnext_jax.monitoring.watchdog import Watchdog
@@ -86,13 +86,13 @@ def prepare(
         mesh_lib.check_batch(config, mesh)
     given, given_step = _read_source(config)
 
-    drops = bad_videos_lib.BadVideoTracker.from_config(config.data)
+    bad_videos = BadVideoTracker.from_config(config.data)
     with consensus.all_hosts_agree("the opening of the data and of --workdir"):
-        data_iter = _open_data(config, drops, stack)
+        data_iter = _open_data(config, bad_videos, stack)
         held = Workdir(workdir)
         stack.callback(held.close)
         if jax.process_index() == 0:
-            drops.list_in(workdir)
+            bad_videos.write_quarantine(workdir)
     digest = _compare_hosts(config)
     checkpointer = manager_lib.Checkpointer(held, config, digest, given_step)
     stack.callback(checkpointer.close)
@@ -122,7 +122,6 @@ def prepare(
         step=int(state.step),
         root_key=root_key,
         data_iter=data_iter,
-        drops=drops,
         checkpointer=checkpointer,
         position=data_iter.get_state(),
     )
@@ -154,7 +153,7 @@ def _compare_hosts(config: ml_collections.FrozenConfigDict) -> str:
 
 def _open_data(
     config: ml_collections.FrozenConfigDict,
-    drops: bad_videos_lib.BadVideoTracker,
+    bad_videos: BadVideoTracker,
     stack: contextlib.ExitStack,
 ) -> Iterator[dict[str, np.ndarray]]:
     dataset = pipeline.make_train_dataset(
@@ -163,7 +162,7 @@ def _open_data(
         batch_size=config.batch_size // jax.process_count(),
         process_index=jax.process_index(),
         process_count=jax.process_count(),
-        drops=drops,
+        bad_videos=bad_videos,
     )
     log_on_process_0(dataset.describe(config.total_steps))
     data_iter = iter(dataset)

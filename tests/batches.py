@@ -1,14 +1,14 @@
-"""Takes batches of a training pipeline and compares them."""
+"""Reads batches of a training pipeline and compares them."""
 
 import numpy as np
 
 from invnext_jax.data import pipeline
 
 
-def take(config, count, *, state=None, **fields):
-    """The next `count` batches and the iterator's state after them.
+def next_batches(config, count, *, state=None, **fields):
+    """Returns the next `count` batches and the iterator's state after them.
 
-    `fields` go to `make_train_dataset`; batches have five clips if not told otherwise.
+    `fields` are arguments of `make_train_dataset`; `batch_size` is 5 by default.
     """
     fields = {"seed": 0, "batch_size": 5, **fields}
     iterator = iter(pipeline.make_train_dataset(config, **fields))
@@ -20,10 +20,10 @@ def take(config, count, *, state=None, **fields):
         iterator.close()
 
 
-def assert_equal(ours, theirs):
-    """Checks that two sequences hold the same batches."""
-    assert len(ours) == len(theirs)
-    for one, other in zip(ours, theirs, strict=True):
+def assert_equal(actual, expected):
+    """Checks that two sequences contain the same batches."""
+    assert len(actual) == len(expected)
+    for one, other in zip(actual, expected, strict=True):
         assert one.keys() == other.keys()
         for name in one:
             np.testing.assert_array_equal(one[name], other[name])

@@ -43,39 +43,10 @@ def test_the_dtype_is_known(config):
         ("checkpoint__every_steps", 0),
         ("checkpoint__keep_last", 0),
         ("log__every_steps", 0),
-        ("data__workers", -2),
-        ("data__prefetch", 0),
-        ("data__repeats", 0),
     ],
 )
 def test_durations_and_counts_have_a_least_value(config, field, value):
     assert f"config.{field.replace('__', '.')}={value} must be" in breach(config, **{field: value})
-
-
-@pytest.mark.parametrize(
-    ("field", "value"), [("on_bad", "skip"), ("max_bad_share", 1.5), ("clip_seconds", 0.0)]
-)
-def test_the_treatment_of_bad_videos_is_known(config, field, value):
-    assert f"config.data.{field}={value!r} must" in breach(config, **{f"data__{field}": value})
-
-
-@pytest.mark.parametrize(
-    ("own", "text"),
-    [
-        ({"size": 32}, "config.data.by_source.mine.size: only sampling, stride, crop, "),
-        ({"flip": "no"}, "config.data.by_source.mine.flip='no' must be a bool"),
-        ({"crop": "all"}, "config.data.by_source.mine.crop='all' must be one of"),
-        ({"stride": (4, 2)}, "config.data.by_source.mine.stride=(4, 2) must be two numbers"),
-        ({"jitter": (1.0,)}, "config.data.by_source.mine.jitter=(1.0,) must be four numbers"),
-        ({"crop_scales": ()}, "config.data.by_source.mine.crop_scales=() must be shares"),
-    ],
-)
-def test_what_differs_by_source_is_checked_alike(own, text, config):
-    assert text in breach(config, data__by_source={"mine": own})
-
-
-def test_crops_are_no_larger_than_the_picture(config):
-    assert "config.data.crop_scales=(1.5,)" in breach(config, data__crop_scales=(1.5,))
 
 
 def test_a_missing_manifest_is_named(config):
@@ -123,25 +94,3 @@ def test_some_loss_must_be_on(config):
         config, loss__pixels=0.0
     )
     assert "config.loss.pixels=-1.0 must not be negative" in breach(config, loss__pixels=-1.0)
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("sampling", "thin"),
-        ("crop", "square"),
-        ("stride", (0, 4)),
-        ("stride", (4, 2)),
-        ("stride", (4,)),
-        ("stride", (1.5, 2)),
-        ("crop_area", (0.0, 1.0)),
-        ("crop_area", (0.5, 1.5)),
-        ("crop_aspect", (2.0, 0.5)),
-        ("jitter", (0.4, 0.4, 0.4)),
-        ("jitter", (-0.1, 0.0, 0.0, 0.0)),
-        ("jitter", (0.0, 0.0, 0.0, 0.6)),
-    ],
-)
-def test_a_clip_that_cannot_be_cut_is_refused(config, field, value):
-    config.data = {**config.data.to_dict(), field: value}
-    assert f"config.data.{field}={value!r}" in breach(config)

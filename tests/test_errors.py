@@ -96,7 +96,7 @@ def test_other_errors_keep_their_traceback():
     ("argument", "sentence"),
     [
         ("--config.optimizer.betaz=1", "error: unknown option --config.optimizer.betaz: "),
-        ("--config.data.manifest=nowhere.csv", "error: manifest nowhere.csv is not there"),
+        ("--config.data.manifest=nowhere.csv", "error: manifest nowhere.csv does not exist"),
         ("surplus", "error: unexpected argument 'surplus'"),
     ],
 )

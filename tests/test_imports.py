@@ -14,8 +14,8 @@ FOR_ALL = {"errors", "atomic_file", "file_lock"}
 ARROWS = {
     "train": {"loop", "config_checks", "stages", "training", "checkpointing", "multihost"}
     | {"monitoring", "data", "weights"},
-    "loop": {"stages", "training", "checkpointing", "multihost", "monitoring", "data"},
-    "config_checks": {"models", "objectives", "training", "monitoring"},
+    "loop": {"stages", "training", "checkpointing", "multihost", "monitoring"},
+    "config_checks": {"data", "models", "objectives", "training", "monitoring"},
     "stages": {"models", "objectives", "weights", "training", "planning.flops"},
     "planning": set(),
     "planning.flops": {"objectives", "models"},
@@ -58,13 +58,12 @@ LAYERS = {
         {"pipeline"},
         {"train_dataset"},
         {"bad_videos", "worker_pool", "mixture"},
-        {"clips", "supervisor"},
-        {"workers"},
-        {"manifest", "sampling", "worker_main"},
+        {"clips", "workers"},
+        {"manifest", "worker_main"},
         {"video_io"},
-        {"transforms", "decode", "shards"},
+        {"decode", "shards"},
+        {"transforms"},
         {"demux"},
-        {"frames"},
     ],
     "dataset_prep": [
         {"sharding", "tfds_index"},

@@ -12,7 +12,7 @@ import pytest
 from invnext_jax.synthetic_world.files import write_world
 from invnext_jax.synthetic_world.scene import WorldSpec
 
-BLOCK, BITS = 16, 8  # a frame shows its number in binary, one block a bit
+BLOCK, BITS = 16, 8  # a frame shows its number in binary, one block for each bit
 
 
 def burn(number, height, width):

@@ -1,31 +1,32 @@
-"""From a row of the manifest to clips: decode once, then crop, flip, resize, recolour each.
+"""Loads clips of a manifest row: decodes the video once, then crops, flips and recolors each clip.
 
-Imports nothing of jax or grain, for each worker process imports it.
+Worker processes import this module, so it must not import jax, grain or ml_collections.
 
 Shape key: r clips of one video, t frames, h w pixels, c channels.
 """
 
 import dataclasses
-import functools
 import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from invnext_jax.data import decode, manifest, sampling, transforms, video_io
-from invnext_jax.data.frames import Window
+from invnext_jax.data import decode, transforms, video_io
+from invnext_jax.data.manifest import VideoRecord
+from invnext_jax.data.transforms import Window
+from invnext_jax.synthetic_world import urls
 
 Seed = tuple[int, ...]
 
 
 class BadClip(NamedTuple):
-    """A video that gave no clip.
+    """A video from which no clip could be made.
 
     Attributes:
         path: Its file, or `file#record`.
-        kind: The reason's class, see `decode.BadVideo`; or "time limit" or "worker died".
-        reason: A sentence that names the file.
+        kind: Class of the reason: as in `decode.BadVideo`, or "time limit" or "worker died".
+        reason: A sentence that contains the path.
     """
 
     path: str
@@ -33,11 +34,49 @@ class BadClip(NamedTuple):
     reason: str
 
 
-@dataclasses.dataclass(frozen=True)
-class Cut:
-    """Which frames of a video make a clip, and what is done to them: see `config.data`.
+def sample_sparse(frame_count: int, frames: int, rng: np.random.Generator | None) -> np.ndarray:
+    """Samples one frame from each of `frames` equal segments of a video.
 
-    `config.data.by_source` may give any field another value for the videos of a source.
+    Args:
+        frame_count: Frames of the video; if fewer than `frames`, some are repeated in order.
+        frames: Frames to sample.
+        rng: Draws the position in each segment; None selects its centre.
+
+    Returns:
+        int64 [t], non-decreasing.
+    """
+    position_t = np.full(frames, 0.5) if rng is None else rng.random(frames)
+    index_t = ((np.arange(frames) + position_t) * frame_count / frames).astype(np.int64)
+    return np.minimum(index_t, frame_count - 1)
+
+
+def sample_dense(
+    frame_count: int, frames: int, stride: tuple[int, int], rng: np.random.Generator | None
+) -> np.ndarray:
+    """Samples frames at a constant stride from a random start.
+
+    Args:
+        frame_count: Frames of the video; past its end the last one is repeated.
+        frames: Frames to sample.
+        stride: Smallest and largest stride in frames; one is drawn for the clip.
+        rng: Draws stride and start; None selects the middle of both ranges.
+
+    Returns:
+        int64 [t], non-decreasing.
+    """
+    low, high = stride
+    step = (low + high) // 2 if rng is None else rng.integers(low, high, endpoint=True)
+    room = max(0, frame_count - 1 - (frames - 1) * step)
+    start = room // 2 if rng is None else rng.integers(room, endpoint=True)
+    return np.minimum(start + step * np.arange(frames), frame_count - 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipTransform:
+    """Sampling and augmentation of clips; the fields are those of `config.data`.
+
+    The methods take the random numbers of one clip; None selects the centre and no augmentation.
+    `config.data.by_source` overrides fields for the videos of a source.
     """
 
     sampling: str
@@ -49,16 +88,18 @@ class Cut:
     jitter: tuple[float, ...]
     flip: bool
 
-    def sample(self, count: int, frames: int, rng: np.random.Generator | None) -> np.ndarray:
-        """Numbers of the frames to take of `count`."""
+    def sample_frames(
+        self, frame_count: int, frames: int, rng: np.random.Generator | None
+    ) -> np.ndarray:
+        """Samples `frames` of the `frame_count` frames of a video."""
         if self.sampling == "dense":
-            return sampling.sample_dense(count, frames, self.stride, rng)
-        return sampling.sample_sparse(count, frames, rng)
+            return sample_dense(frame_count, frames, self.stride, rng)
+        return sample_sparse(frame_count, frames, rng)
 
-    def window(
-        self, height: int, width: int, *, size: int, rng: np.random.Generator | None
+    def sample_window(
+        self, height: int, width: int, size: int, rng: np.random.Generator | None
     ) -> Window:
-        """What to take of a picture, to be resized to `size` pixels a side."""
+        """Samples a window of a picture, to be resized to `size` pixels a side."""
         if rng is None:
             return transforms.center_crop(height, width)
         if self.crop == "random_resized":
@@ -67,8 +108,8 @@ class Cut:
             )
         return transforms.sample_multi_scale_crop(height, width, size, self.crop_scales, rng)
 
-    def recolour(self, video_thwc: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
-        """Flips a clip and changes its colours."""
+    def augment(self, video_thwc: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
+        """Flips a clip and jitters its colors."""
         if rng is None:
             return video_thwc
         if self.flip and rng.random() < 0.5:
@@ -78,77 +119,167 @@ class Cut:
         return video_thwc
 
 
+# `config.data.by_source` can override these fields.
+BY_SOURCE_FIELDS = tuple(field.name for field in dataclasses.fields(ClipTransform))
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipSampler:
+    """Frames and windows of the clips that `read_clips` reads from one video.
+
+    Attributes:
+        transform: Draws them.
+        frames: Frames of a clip.
+        size: Pixels a side of a clip.
+        rngs: Random numbers of each clip, or None.
+    """
+
+    transform: ClipTransform
+    frames: int
+    size: int
+    rngs: Sequence[np.random.Generator | None]
+
+    def sample_frames(self, frame_count: int) -> np.ndarray:
+        """Returns the frame numbers of each clip, int64 [r t]."""
+        numbers = [self.transform.sample_frames(frame_count, self.frames, r) for r in self.rngs]
+        return np.stack(numbers)
+
+    def sample_windows(self, height: int, width: int) -> list[Window]:
+        """Returns the window of each clip in pictures of this size."""
+        return [self.transform.sample_window(height, width, self.size, r) for r in self.rngs]
+
+
+@dataclasses.dataclass(frozen=True)
+class CenterSampler:
+    """Samples one clip, as `ClipSampler`: frames spread evenly over the video, centre crop."""
+
+    frames: int
+    size: int
+
+    def sample_frames(self, frame_count: int) -> np.ndarray:
+        """Returns the frame numbers of the clip, int64 [1 t]."""
+        return sample_sparse(frame_count, self.frames, None)[None]
+
+    def sample_windows(self, height: int, width: int) -> list[Window]:
+        """Returns the centre crop of pictures of this size."""
+        return [transforms.center_crop(height, width)]
+
+
+def read_clips(record: VideoRecord, sampler: ClipSampler, short_side: int | None) -> np.ndarray:
+    """Reads clips of one video, which is opened once and each of whose frames is decoded once.
+
+    Only the window of a picture is scaled and converted, in one pass.
+
+    Args:
+        record: Manifest row: a local or remote file, a shard or a drawn world.
+        sampler: Samples frames once, then windows once. The latter refer to the upright pictures
+            scaled to `short_side`.
+        short_side: Pixels that the shorter side is scaled down to, never up. None keeps the size;
+            drawn worlds ignore it.
+
+    Returns:
+        uint8 [r t h w c], RGB, with `sampler.size` pixels a side.
+
+    Raises:
+        BadVideo: The video cannot be opened or decoded.
+    """
+    size = sampler.size
+    if urls.is_world(record.path):
+        video_thwc = urls.render_frames(record.path)
+        index_rt = sampler.sample_frames(len(video_thwc))
+        windows = sampler.sample_windows(*video_thwc.shape[1:3])
+        pairs = zip(index_rt, windows, strict=True)
+        return np.stack([transforms.resize(video_thwc[i_t], window, size) for i_t, window in pairs])
+    convert, windows = transforms.FrameConverter(short_side), None
+    times = {"start": record.start, "end": record.end}
+    with (
+        video_io.open_source(record.path, record.record) as source,
+        decode.open_video(source, **times, name=record.name) as video,
+    ):
+        index_rt = sampler.sample_frames(len(video))
+        clips_rthwc = np.empty((*index_rt.shape, size, size, 3), np.uint8)
+        for number, frame in video.frames(index_rt.ravel().tolist()):
+            if windows is None:
+                windows = sampler.sample_windows(*convert.picture_size(frame))
+            for clip, window in enumerate(windows):
+                if (selected_t := index_rt[clip] == number).any():
+                    clips_rthwc[clip, selected_t] = convert(number, frame, window, size)
+    return clips_rthwc
+
+
 @dataclasses.dataclass(frozen=True)
 class LoadClip:
-    """Decodes a video and cuts clips from it."""
+    """Loads the clips of a manifest row; worker processes call it.
+
+    Attributes:
+        frames: Frames of a clip.
+        size: Pixels a side of a clip.
+        short_side: As in `read_clips`.
+        transform: Sampling and augmentation.
+        by_source: Transforms of sources that differ.
+    """
 
     frames: int
     size: int
     short_side: int
-    cut: Cut
-    by_source: Mapping[str, Cut]
+    transform: ClipTransform
+    by_source: Mapping[str, ClipTransform]
 
     @classmethod
     def from_config(cls, data_config) -> "LoadClip":
-        """Takes the fields of the same names from `config.data`."""
-        cut = Cut(**{f.name: _plain(data_config[f.name]) for f in dataclasses.fields(Cut)})
+        """Builds it from the fields of the same names in `config.data`."""
+        transform = ClipTransform(**{n: _to_tuple(data_config[n]) for n in BY_SOURCE_FIELDS})
         by_source = {
-            source: dataclasses.replace(cut, **{name: _plain(v) for name, v in own.items()})
-            for source, own in data_config.by_source.items()
+            source: dataclasses.replace(transform, **{n: _to_tuple(v) for n, v in fields.items()})
+            for source, fields in data_config.by_source.items()
         }
-        return cls(data_config.frames, data_config.size, data_config.short_side, cut, by_source)
+        c = data_config
+        return cls(c.frames, c.size, c.short_side, transform, by_source)
 
     def __call__(
-        self, record: manifest.VideoRecord, seeds: Sequence[Seed | None]
+        self, record: VideoRecord, seeds: Sequence[Seed | None]
     ) -> dict[str, Any] | BadClip:
-        """Makes clips of one video, which is opened once and each of whose frames is decoded once.
+        """Loads clips of one video.
 
         Args:
-            record: The row.
-            seeds: One for each clip: its frames, crop, flip and colours follow from it; None stands
-                for the centre of everything.
+            record: Manifest row.
+            seeds: One for each clip, from which frames, crop, flip and colors follow; None selects
+                the centre and no augmentation.
 
         Returns:
-            `video` uint8 [r t h w c], and `index` and the labels int32 [r]; or why there is none.
+            `video` uint8 [r t h w c], and `index` and the labels int32 [r]; or the reason why the
+            video is bad.
         """
-        cut = self.by_source.get(record.source, self.cut)
+        transform = self.by_source.get(record.source, self.transform)
         rngs = [None if seed is None else make_rng(*seed) for seed in seeds]
+        sampler = ClipSampler(transform, self.frames, self.size, rngs)
         try:
-            videos = video_io.read_clips(
-                record.path,
-                lambda count: np.stack([cut.sample(count, self.frames, r) for r in rngs]),
-                [functools.partial(cut.window, size=self.size, rng=r) for r in rngs],
-                self.size,
-                short_side=self.short_side,
-                start=record.start,
-                end=record.end,
-                record=record.record,
-            )
+            videos = read_clips(record, sampler, self.short_side)
         except decode.BadVideo as error:
             return BadClip(record.name, error.kind, str(error))
-        except (ValueError, ArithmeticError) as error:  # of odd headers
-            if not _is_decoders(error):
+        except (ValueError, ArithmeticError) as error:  # PyAV raises them on damaged headers
+            if not _is_from_pyav(error):
                 raise
             reason = f"{record.name}: {type(error).__name__}: {error}"
             return BadClip(record.name, "corrupt", reason)
-        videos = [cut.recolour(video, rng) for video, rng in zip(videos, rngs, strict=True)]
+        videos = [transform.augment(video, rng) for video, rng in zip(videos, rngs, strict=True)]
         numbers = {"index": record.index, **record.labels}
         columns = {name: np.full(len(rngs), value, np.int32) for name, value in numbers.items()}
-        # A single clip, the common case, is not copied once more.
+        # A single clip, the common case, is not copied again.
         video_rthwc = np.stack(videos) if len(videos) > 1 else np.ascontiguousarray(videos[0])[None]
         return {"video": video_rthwc, **columns}
 
 
-def _is_decoders(error: Exception) -> bool:
-    """Whether PyAV raised it; any other is a mistake in the code. Its files have relative names."""
+def _is_from_pyav(error: Exception) -> bool:
+    """Whether PyAV raised the error; its files have relative names. Otherwise it is a bug here."""
     steps = traceback.walk_tb(error.__traceback__)
     return any(frame.f_code.co_filename.startswith("av/") for frame, _ in steps)
 
 
-def _plain(value: Any) -> Any:
+def _to_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, (list, tuple)) else value
 
 
 def make_rng(*words: int) -> np.random.Generator:
-    """Random numbers that follow from `words` alone."""
+    """Returns a random number generator that depends only on `words`."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(words)))

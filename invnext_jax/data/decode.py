@@ -1,8 +1,8 @@
-"""Exact frames from encoded video by PyAV.
+"""Decodes exact frames of video files with PyAV.
 
-A frame's number is its place in presentation order. One pass over the packets, without decoding,
-finds the time stamps and key frames; the decoder then seeks only where a group of pictures can be
-skipped (see `packets`).
+A frame's number is its position in presentation order. One pass over the packets, without decoding,
+finds time stamps and key frames (see `demux`). The decoder then seeks only where that skips a group
+of pictures.
 
 Shape key: t frames, h w pixels, c channels.
 """
@@ -11,121 +11,78 @@ import bisect
 import contextlib
 import io
 import os
-from collections.abc import Callable, Iterator, Sequence
-from typing import BinaryIO, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import BinaryIO
 
 import av
 import numpy as np
 
 from invnext_jax.data import demux
-from invnext_jax.data.frames import BadVideo, Clock, Converter, Window
+from invnext_jax.data.demux import BadVideo, FrameTimes, PacketIndex
+from invnext_jax.data.transforms import FrameConverter
 
-av.logging.set_level(av.logging.PANIC)  # bad files are reported by BadVideo, once
+av.logging.set_level(av.logging.PANIC)  # errors are reported once, as BadVideo
 
-MAX_PIXELS = 2**26  # a frame; twice 8K. A damaged header may ask for far more.
-# No frame refers to one that these mark as not referred to. HEVC's higher layers may.
-SKIPPING = ("h264", "mpeg4", "mpeg2video", "mpeg1video")
-T = TypeVar("T")
+MAX_PIXELS = 2**26  # of a frame, twice 8K. A damaged header may claim far more.
+# Codecs in which no frame refers to a frame marked as non-reference. HEVC's higher layers may.
+SKIPPABLE = ("h264", "mpeg4", "mpeg2video", "mpeg1video")
 
 
 class _SeekError(Exception):
-    """Seeking did not lead to the frame asked for."""
+    """Seeking did not lead to the requested frame."""
 
 
 def read_frames(
-    source: str | os.PathLike | bytes | BinaryIO, pick: Callable[[int], Sequence[int]], **options
-) -> np.ndarray:
-    """Decodes the frames that `pick` chooses.
-
-    Args:
-        source: As in `use_frames`.
-        pick: Gets the number of frames between `start` and `end` and returns the numbers of those
-            wanted, counted from `start`, in any order and with repeats.
-        **options: `short_side`, `start`, `end` and `name`, as in `read_clips`.
-
-    Returns:
-        uint8 [t h w c], RGB, upright if the file says how the camera was turned.
-
-    Raises:
-        BadVideo: As in `use_frames`.
-    """
-    (video_thwc,) = read_clips(
-        source, lambda count: np.asarray(pick(count))[None], [lambda *_: None], 0, **options
-    )
-    return video_thwc
-
-
-def read_clips(
     source: str | os.PathLike | bytes | BinaryIO,
-    pick: Callable[[int], np.ndarray],
-    windows: Sequence[Callable[[int, int], Window | None]],
-    size: int,
+    pick: Callable[[int], Sequence[int]],
     *,
     short_side: int | None = None,
     **options,
 ) -> np.ndarray:
-    """Decodes clips, of each frame of which only a window is scaled and converted.
+    """Decodes the frames that `pick` chooses.
 
     Args:
-        source: As in `use_frames`.
-        pick: As in `read_frames`, but the numbers are those of several clips, int [r t].
-        windows: One of each clip: gets height and width of the scaled upright pictures, and is
-            called once. None stands for the whole picture, as it is.
-        size: Pixels a side that windows are scaled to.
-        short_side: Pixels that the shorter side is scaled down to; never up. None keeps the size.
-        **options: `start`, `end` and `name`, as in `use_frames`.
+        source: As in `open_video`.
+        pick: Called with the number of frames between `start` and `end`; returns the numbers of the
+            requested frames, counted from `start`, in any order and with repeats.
+        short_side: Pixels that the shorter side is scaled down to, never up. None keeps the size.
+        **options: `start`, `end` and `name`, as in `open_video`.
 
     Returns:
-        uint8 [r t h w c], RGB; h and w are `size` where there are windows.
+        uint8 [t h w c], RGB, rotated upright if the file contains a rotation.
 
     Raises:
-        BadVideo: As in `use_frames`.
+        BadVideo: As in `open_video`.
     """
-    chosen, drawn = [], []
-
-    def choose(clock: Clock) -> Sequence[int]:
-        chosen.append(np.asarray(pick(len(clock))))
-        return chosen[0].ravel().tolist()
-
-    def collect(frames: Iterator[tuple[int, av.VideoFrame]], _: Clock) -> np.ndarray:
-        (number_rt,), convert, clips_rthwc = chosen, Converter(short_side), None
-        for number, frame in frames:
-            if not drawn:
-                drawn.extend(window(*convert.measure(frame)) for window in windows)
-            for clip, window in enumerate(drawn):
-                if not (places := number_rt[clip] == number).any():
-                    continue
-                image_hwc = convert(number, frame, window, size)
-                if clips_rthwc is None:
-                    clips_rthwc = np.empty((*number_rt.shape, *image_hwc.shape), np.uint8)
-                clips_rthwc[clip, places] = image_hwc
-        return clips_rthwc
-
-    return use_frames(source, choose, collect, **options)
+    convert, frames_thwc = FrameConverter(short_side), None
+    with open_video(source, **options) as video:
+        number_t = np.asarray(pick(len(video)))
+        for number, frame in video.frames(number_t.tolist()):
+            image_hwc = convert(number, frame)
+            if frames_thwc is None:
+                frames_thwc = np.empty((len(number_t), *image_hwc.shape), np.uint8)
+            frames_thwc[number_t == number] = image_hwc
+    return frames_thwc
 
 
-def use_frames(
+@contextlib.contextmanager
+def open_video(
     source: str | os.PathLike | bytes | BinaryIO,
-    pick: Callable[[Clock], Sequence[int]],
-    use: Callable[[Iterator[tuple[int, av.VideoFrame]], Clock], T],
     *,
     start: float | None = None,
     end: float | None = None,
     name: str = "",
-) -> T:
-    """Decodes the frames that `pick` chooses, one by one.
+) -> Iterator["VideoReader"]:
+    """Opens a video for reading; also turns errors inside the `with` block into `BadVideo`.
 
     Args:
-        source: Path of a video file, its bytes, or the open file, which must be able to seek.
-        pick: Gets the clock and returns the numbers of the frames wanted, as in `read_frames`.
-        use: Gets the frames with their numbers, rising, and the clock. It is called again, with the
-            frames from the first on, where the file turns out to be without a sound index.
+        source: Path of a video file, its bytes, or a seekable open file.
         start: Seconds after the first frame; None is the beginning.
-        end: Seconds after the first frame, itself excluded; None is the end.
-        name: What errors call it; "" derives it from `source`.
+        end: Seconds after the first frame, excluded; None is the end.
+        name: Name of the video in errors; "" derives it from `source`.
 
-    Returns:
-        What `use` returns.
+    Yields:
+        The reader.
 
     Raises:
         BadVideo: The file is missing, broken, truncated, or has no video or no frame in the range.
@@ -135,16 +92,60 @@ def use_frames(
     else:
         name = name or (source.name if hasattr(source, "read") else os.fspath(source))
     try:
-        return _use_frames(source, pick, use, (start, end))
-    except (av.FFmpegError, OSError, BadVideo) as error:
-        if isinstance(error, BadVideo):
-            raise BadVideo(f"{name}: {error}", error.kind) from error
+        with _open_container(source) as container:
+            yield VideoReader(source, container, start, end)
+    except BadVideo as error:
+        raise BadVideo(f"{name}: {error}", error.kind) from error
+    except (av.FFmpegError, OSError) as error:
         reason = f"{type(error).__name__}: {error}"
-        raise BadVideo(f"{name}: {reason}", kind_of(error)) from error
+        raise BadVideo(f"{name}: {reason}", error_kind(error)) from error
 
 
-def kind_of(error: Exception) -> str:
-    """The class of reasons, see `BadVideo`, that an error of a file or decoder belongs to."""
+class VideoReader:
+    """Decodes frames of an open video by number; made by `open_video`.
+
+    Its length is the number of frames between `start` and `end`, from which numbers are counted.
+
+    Attributes:
+        times: Seconds of each frame.
+    """
+
+    def __init__(self, source, container, start: float | None, end: float | None):
+        if "matroska" in container.format.name:
+            demux.check_matroska_length(demux.read_head(source), container.size)
+        self._source, self._container = source, container
+        stream = container.streams.video[0]
+        self._index = demux.scan_packets(container, stream)
+        numbers = demux.frames_between(self._index.times, stream, start, end)
+        self._first, self.times = numbers[0], FrameTimes(self._index.times, numbers, stream)
+
+    def __len__(self) -> int:
+        return len(self.times)
+
+    def frames(self, numbers: Iterable[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+        """Decodes frames, each only once.
+
+        Args:
+            numbers: Requested frames in any order, with repeats.
+
+        Yields:
+            Number and frame, numbers rising. If the packet index turns out to be wrong, the
+            sequence starts again with the first number, and these later frames are the right ones.
+        """
+        requested = [self._first + number for number in sorted(set(numbers))]
+        with contextlib.suppress(_SeekError):
+            for number, frame in _seek_and_decode(self._container, self._index, requested):
+                yield number - self._first, frame
+            return
+        self._container.close()
+        # MPEG-TS has no index, and AVI may lack time stamps.
+        with _open_container(self._source) as container:
+            for number, frame in _decode_from_start(container, requested):
+                yield number - self._first, frame
+
+
+def error_kind(error: Exception) -> str:
+    """The class of reasons, see `BadVideo`, of an error raised by a file system or decoder."""
     if isinstance(error, FileNotFoundError):
         return "missing"
     if isinstance(error, PermissionError):
@@ -154,33 +155,15 @@ def kind_of(error: Exception) -> str:
     return "unreadable" if isinstance(error, OSError) else "corrupt"
 
 
-def _use_frames(source, pick, use, window):
-    with _open(source) as container:
-        if "matroska" in container.format.name:
-            demux.check_length(demux.read_head(source), container.size)
-        stream = container.streams.video[0]
-        plan = demux.scan(container, stream)
-        shown = demux.inside(plan.times, stream, window)
-        clock = Clock(plan.times, shown, stream)
-        first = shown[0]
-        wanted = [first + i for i in sorted(set(pick(clock)))]
-        with contextlib.suppress(_SeekError):
-            frames = _seek_and_decode(container, stream, plan, wanted)
-            return use(((number - first, frame) for number, frame in frames), clock)
-    with _open(source) as container:  # MPEG-TS has no index, AVI may lack time stamps
-        frames = _decode_all(container, wanted)
-        return use(((number - first, frame) for number, frame in frames), clock)
-
-
-def _open(source):
+def _open_container(source):
     if hasattr(source, "read"):
         source.seek(0)
-    # Titles in an odd encoding are no reason to refuse a video.
+    # Titles in an unknown encoding do not make a video bad.
     container = av.open(source, metadata_errors="ignore")
     if not container.streams.video:
         container.close()
         raise BadVideo("no video stream", "no video stream")
-    # One thread a video: the workers share the cores, and frame threads add delay to every seek.
+    # One thread a video: the workers share the cores, and frame threads delay every seek.
     context = container.streams.video[0].codec_context
     if context is None:
         container.close()
@@ -190,27 +173,27 @@ def _open(source):
     return container
 
 
-def _seek_and_decode(container, stream, plan, wanted):
-    """Yields (number, frame) for the sorted numbers `wanted`, each group decoded once at most."""
-    times, keys = plan.times, plan.keys
-    if not keys:
+def _seek_and_decode(container, index: PacketIndex, requested: Sequence[int]):
+    """Yields (number, frame) for sorted numbers; each group of pictures is decoded at most once."""
+    stream, times, key_times = container.streams.video[0], index.times, index.key_times
+    if not key_times:
         raise _SeekError
-    wanted_times = {times[number] for number in wanted}
+    requested_times = {times[number] for number in requested}
     decoded, position, last = None, None, -1
-    for number in wanted:
+    for number in requested:
         time = times[number]
-        key = keys[max(0, bisect.bisect_right(keys, time) - 1)]
-        # What the decoder still holds back is cheaper to take than to seek past.
-        if decoded is None or bisect.bisect_left(times, key) - last - 1 > plan.delay:
+        key = key_times[max(0, bisect.bisect_right(key_times, time) - 1)]
+        # Frames that the decoder still holds back are cheaper to decode than to seek past.
+        if decoded is None or bisect.bisect_left(times, key) - last - 1 > index.reorder_delay:
             container.seek(key, stream=stream, backward=True)
-            decoded, position, sound = _decode(container, stream, wanted_times), None, False
+            decoded, position, after_key = _decode(container, stream, requested_times), None, False
         for frame in decoded:
             if frame.pts is None or (position is not None and frame.pts <= position):
                 raise _SeekError
             position = frame.pts
-            # A frame before which no key frame came is a guess of the decoder's.
-            sound = sound or position == key
-            if position > time or (position == time and not sound):
+            # The decoder guesses frames that follow no key frame.
+            after_key = after_key or position == key
+            if position > time or (position == time and not after_key):
                 raise _SeekError
             if position == time:
                 yield number, frame
@@ -220,29 +203,29 @@ def _seek_and_decode(container, stream, plan, wanted):
         last = number
 
 
-def _decode(container, stream, wanted_times):
-    """Yields frames from where `container` stands, some without use left out."""
+def _decode(container, stream, requested_times):
+    """Yields frames from the current position; leaves out some that are not requested."""
     context = stream.codec_context
-    # An AVI packet may hold the frame of the next one's time.
-    skipping = context.name in SKIPPING and container.format.name != "avi"
+    # An AVI packet may hold the frame of the next packet's time.
+    can_skip = context.name in SKIPPABLE and container.format.name != "avi"
     mode = "DEFAULT"
     for packet in demux.demux(container, stream):
-        needless = skipping and packet.pts is not None and packet.pts not in wanted_times
-        if mode != (mode := "NONREF" if needless else "DEFAULT"):
+        skip = can_skip and packet.pts is not None and packet.pts not in requested_times
+        if mode != (mode := "NONREF" if skip else "DEFAULT"):
             context.skip_frame = mode
         yield from packet.decode()
 
 
-def _decode_all(container, wanted):
-    """Yields (number, frame) by counting the frames from the start."""
-    waiting = iter(wanted)
-    target = next(waiting)
-    found = demux.demux(container, container.streams.video[0])
-    frames = (frame for packet in found for frame in packet.decode())
+def _decode_from_start(container, requested: Sequence[int]):
+    """Yields (number, frame) for sorted numbers by counting the frames from the start."""
+    remaining = iter(requested)
+    target = next(remaining)
+    packets = demux.demux(container, container.streams.video[0])
+    frames = (frame for packet in packets for frame in packet.decode())
     for number, frame in enumerate(frames):
         if number == target:
             yield number, frame
-            target = next(waiting, None)
+            target = next(remaining, None)
             if target is None:
                 return
     raise BadVideo(f"frame {target} cannot be decoded")

@@ -1,6 +1,6 @@
-"""What the packets of a video file tell, without decoding: its frames' times, and which are keys.
+"""Reads the packets of a video file without decoding: time stamps, key frames, signs of truncation.
 
-Frame counts of headers are never trusted for more than telling a truncated file.
+Frame counts in headers are used only to detect truncated files.
 """
 
 import contextlib
@@ -8,94 +8,145 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-from invnext_jax.data.frames import BadVideo
+MIN_SHARE = 0.98  # of the frames or bytes in the header; less means that the file is truncated
+NO_INDEX = ("mpeg", "mpegts")  # formats whose seeks are inexact and whose time stamps are guessed
+SEGMENT = b"\x18\x53\x80\x67"  # ID of the Matroska element that holds all but the file's header
+HEAD_BYTES = 4096  # of a file, to find that element
 
-MIN_SHARE = 0.98  # of the header's frames or bytes; less means a truncated file
-NO_INDEX = ("mpeg", "mpegts")  # formats whose seeks end anywhere, with time stamps guessed
-SEGMENT = b"\x18\x53\x80\x67"  # Matroska's element that holds all but the file's header
+
+class BadVideo(Exception):  # noqa: N818, short because it is used everywhere
+    """A video that cannot be decoded; the text contains its name and the reason.
+
+    Attributes:
+        kind: Class of the reason: "missing", "permission", "unreadable", "truncated",
+            "no video stream", "unknown codec", "empty range", "corrupt", "too long" or "too small".
+    """
+
+    def __init__(self, text: str, kind: str = "corrupt"):
+        super().__init__(text)
+        self.kind = kind
 
 
 @dataclasses.dataclass(frozen=True)
 class PacketIndex:
-    """What the packets tell of the frames shown.
+    """The packets of the frames that a player shows.
 
     Attributes:
-        times: Time stamps in presentation order; None for each where one is missing.
-        keys: Time stamps of the key frames, rising; empty where seeking is of no use.
-        delay: Frames that the decoder may hold back to bring them into order.
+        times: Time stamps in presentation order; None for each if one is missing.
+        key_times: Time stamps of the key frames, rising; empty if seeking is unreliable.
+        reorder_delay: Most frames that the decoder holds back to reorder them.
     """
 
     times: list[int | None]
-    keys: list[int]
-    delay: int
+    key_times: list[int]
+    reorder_delay: int
+
+
+class FrameTimes(Sequence):
+    """Seconds at which the frames between `start` and `end` are shown, after the first of them.
+
+    Attributes:
+        fps: Average frames a second from the header, 25 if it has none.
+    """
+
+    def __init__(self, times: Sequence[int | None], numbers: Sequence[int], stream):
+        self.fps = float(stream.average_rate or 25)
+        self._times, self._first, self._count = times, numbers[0], len(numbers)
+        self._time_base = stream.time_base
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> float:
+        if not 0 <= index < self._count:
+            raise IndexError(f"frame {index} of {self._count}")
+        first, time = self._times[self._first], self._times[self._first + index]
+        return index / self.fps if first is None else float((time - first) * self._time_base)
 
 
 def demux(container, stream):
     """Yields the packets of `stream`.
 
-    PyAV leaks where its own generators are not run to their end; this one may be left at any place.
+    PyAV's own generators leak memory unless they are exhausted; this one may be abandoned.
     """
     with contextlib.closing(container.demux(stream)) as packets:
         yield from packets
 
 
 def read_head(source) -> bytes:
-    """The first bytes; an open file stays where its container has it."""
+    """Reads the first bytes of a file; the position of an open file does not change."""
     if not hasattr(source, "read"):
         with open(source, "rb") as file:
-            return file.read(4096)
-    place = source.tell()
+            return file.read(HEAD_BYTES)
+    position = source.tell()
     source.seek(0)
-    head = source.read(4096)
-    source.seek(place)
+    head = source.read(HEAD_BYTES)
+    source.seek(position)
     return head
 
 
-def check_length(head: bytes, size: int) -> None:
-    """Refuses a Matroska file of fewer bytes than it says; its header counts no frames."""
+def check_matroska_length(head: bytes, size: int) -> None:
+    """Checks the size of a Matroska file against its header, which contains no frame count.
+
+    Args:
+        head: First bytes of the file.
+        size: Bytes of the file.
+
+    Raises:
+        BadVideo: The file is truncated.
+    """
     begin = head.find(SEGMENT) + len(SEGMENT)
     if begin < len(SEGMENT) or not head[begin : begin + 1].strip(b"\0"):
         return
-    # A number of 1 to 8 bytes: as many zero bits as bytes follow, a one, the value.
+    # An integer of 1 to 8 bytes: one zero bit for each byte that follows, a one, then the value.
     width = 9 - head[begin].bit_length()
-    unknown = 2 ** (7 * width) - 1  # all ones: written as a stream
+    unknown = 2 ** (7 * width) - 1  # all ones: the file was written as a stream
     value = int.from_bytes(head[begin : begin + width], "big") & unknown
     end = begin + width + value
     if value != unknown and size < MIN_SHARE * end:
         raise BadVideo(f"truncated: {size} of {end} bytes", "truncated")
 
 
-def scan(container, stream) -> PacketIndex:
-    """Reads all packets once, without decoding or keeping them."""
-    kind, packets, slots = container.format.name, [], 0
+def scan_packets(container, stream) -> PacketIndex:
+    """Reads all packets once, without decoding or keeping them.
+
+    Raises:
+        BadVideo: The file is truncated or has no frames.
+    """
+    format_name, packets, slots = container.format.name, [], 0
     for packet in demux(container, stream):
         if packet.size:
             packets.append((packet.pts, packet.is_keyframe, packet.is_discard))
             slots = max(slots, (packet.dts or 0) + 1)
-    # AVI's header also counts the empty frames that make the one before them stand for longer.
-    count = max(slots, len(packets)) if kind == "avi" else len(packets)
+    # The header of AVI also counts empty frames, which prolong the frame before them.
+    count = max(slots, len(packets)) if format_name == "avi" else len(packets)
     if count < MIN_SHARE * stream.frames:
         raise BadVideo(f"truncated: {count} of {stream.frames} frames", "truncated")
-    # An edit list marks what it cuts away; counting those would shift every number.
-    shown = [(time, is_key) for time, is_key, is_cut in packets if not is_cut]
+    # Packets that an edit list discards are decoded but not shown, so they have no frame number.
+    shown = [(time, is_key) for time, is_key, is_discard in packets if not is_discard]
     if not shown:
         raise BadVideo("no frames")
-    coded = [time for time, _ in shown]
-    if any(time is None for time in coded):
-        return PacketIndex([None] * len(coded), [], 0)
-    times, keys = sorted(coded), sorted(time for time, is_key in shown if is_key)
-    places = {time: number for number, time in enumerate(times)}
-    # AVI counts frames as they are stored: of no use where the decoder changes their order.
-    unordered = kind == "avi" and coded == times and stream.codec_context.has_b_frames
-    if kind in NO_INDEX or unordered or len(places) < len(times):
-        keys = []
-    delay = max(number - places[time] for number, time in enumerate(coded))
-    return PacketIndex(times, keys, delay)
+    coded_times = [time for time, _ in shown]
+    if any(time is None for time in coded_times):
+        return PacketIndex([None] * len(coded_times), [], 0)
+    times, key_times = sorted(coded_times), sorted(time for time, is_key in shown if is_key)
+    numbers = {time: number for number, time in enumerate(times)}
+    # AVI numbers frames in coded order, which is useless if the decoder reorders them.
+    unordered = format_name == "avi" and coded_times == times and stream.codec_context.has_b_frames
+    if format_name in NO_INDEX or unordered or len(numbers) < len(times):
+        key_times = []
+    delay = max(position - numbers[time] for position, time in enumerate(coded_times))
+    return PacketIndex(times, key_times, delay)
 
 
-def inside(times, stream, window) -> Sequence[int]:
-    """Numbers of the frames shown between the two seconds of `window`."""
-    start, end = window
+def frames_between(
+    times: Sequence[int | None], stream, start: float | None, end: float | None
+) -> Sequence[int]:
+    """Numbers of the frames shown from second `start` to second `end`, the latter excluded.
+
+    Raises:
+        BadVideo: There is none.
+    """
     if start is None and end is None:
         return range(len(times))
     if times[0] is None:
@@ -105,8 +156,8 @@ def inside(times, stream, window) -> Sequence[int]:
         seconds = [float((time - times[0]) * stream.time_base) for time in times]
     low = 0.0 if start is None else start
     high = math.inf if end is None else end
-    shown = [i for i, second in enumerate(seconds) if low - 1e-6 <= second < high - 1e-6]
-    if not shown:
+    numbers = [i for i, second in enumerate(seconds) if low - 1e-6 <= second < high - 1e-6]
+    if not numbers:
         text = f"no frame between {low} and {high} seconds of {seconds[-1]:.2f}"
         raise BadVideo(text, "empty range")
-    return shown
+    return numbers

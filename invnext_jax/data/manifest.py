@@ -1,10 +1,10 @@
-"""Manifests of video files and the random-access source over them.
+"""Reads manifests: CSV files that list videos.
 
-A manifest is a CSV file with a header: `path` (relative to the manifest's folder, absolute, or
-`protocol://...`), `source` (name of the data set) and, if wanted, `start` and `end` (seconds),
-`record` (the video's place in `path`, which is an ArrayRecord file then) and any number of
-`label_<task>` columns of integers. More columns are ignored. It may lie on a remote file system
-itself, and `world:...` stands for the manifest of a drawn world, see world_urls.py.
+The first line of a manifest is a header. Its columns are `path` (relative to the manifest's folder,
+absolute, or `protocol://...`), `source` (name of the data set) and optionally `start` and `end`
+(seconds), `record` (position of the video in `path`, which is then an ArrayRecord file) and any
+number of `label_<task>` columns of integers. Other columns are ignored. The manifest itself may be
+on a remote file system. `world:...` is the manifest of a drawn world, see synthetic_world/urls.py.
 """
 
 import csv
@@ -23,12 +23,22 @@ from invnext_jax.synthetic_world import files, urls
 LABEL_PREFIX = "label_"
 NO_RECORD = -1
 LABELS = np.iinfo(np.int32)
-BESIDE = (".quarantine.csv", ".duplicates.csv")  # what ends files that stand beside a manifest
+NOT_MANIFESTS = (".quarantine.csv", ".duplicates.csv")  # endings of other files in the same folder
 
 
 @dataclasses.dataclass(frozen=True)
 class VideoRecord:
-    """One row of a manifest; `labels` maps `label_<task>` to a class number."""
+    """A row of a manifest.
+
+    Attributes:
+        index: Row number.
+        path: Absolute path of the video, or its name on a remote file system or in a world.
+        source: Name of its data set.
+        start: Seconds after the first frame at which it starts; None is the beginning.
+        end: Seconds after the first frame at which it ends; None is the end.
+        labels: Class number of each `label_<task>` column.
+        record: Position in the shard at `path`; None: `path` is a video file.
+    """
 
     index: int
     path: str
@@ -40,22 +50,22 @@ class VideoRecord:
 
     @property
     def name(self) -> str:
-        """What messages and lists call the video: its path, or `path#record`."""
-        return shards.name_video(self.path, self.record)
+        """Name of the video in messages and lists: its path, or `path#record`."""
+        return self.path if self.record is None else shards.name_video(self.path, self.record)
 
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """The rows of a manifest as columns, which keeps millions of them small.
+    """The rows of a manifest, stored as columns to keep millions of rows small.
 
     Attributes:
-        file: Name of the manifest, or names separated by commas.
-        paths: Absolute path of each video, or its name on a remote file system or in a world.
-        sources: Data set of each video.
-        start: Seconds, float64 [rows]; NaN for the beginning.
-        end: Seconds, float64 [rows]; NaN for the end.
+        file: Name of the manifest, or several names separated by commas.
+        paths: `VideoRecord.path` of each row.
+        sources: Name of the data set of each row.
+        start: Seconds, float64 [rows]; NaN is the beginning.
+        end: Seconds, float64 [rows]; NaN is the end.
         labels: int32 [rows] for each `label_<task>` column.
-        record: Place of each video in the file at its path, int64 [rows]; -1: the file is it.
+        record: Position of each video in its shard, int64 [rows]; -1: the path is a video file.
     """
 
     file: str
@@ -86,65 +96,46 @@ class Manifest:
         return (self[index] for index in range(len(self)))
 
 
-class VideoFileSource:
-    """Random access to the rows of a manifest, or to some of them, in the form of grain.
-
-    Args:
-        manifest: The rows.
-        rows: Numbers of those wanted, in order; None: all.
-    """
-
-    def __init__(self, manifest: Manifest, rows: Sequence[int] | None = None):
-        self.manifest = manifest
-        self._rows = range(len(manifest)) if rows is None else rows
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> VideoRecord:
-        return self.manifest[int(self._rows[index])]
-
-    def __repr__(self) -> str:
-        return f"VideoFileSource(rows={len(self)})"
-
-
 def split_names(names: str) -> list[str]:
-    """The manifests that `config.data.manifest` names: one that is there, or several."""
+    """Splits names separated by commas, unless a file of the complete name exists."""
     return [names] if os.path.exists(names) else [name.strip() for name in names.split(",")]
 
 
 def list_manifests(names: str | os.PathLike) -> list[str]:
-    """The CSV file that is meant by each of the names; of drawn worlds, the name.
+    """Finds the CSV file of each name: the name itself, `<name>.csv`, or the only one in a folder.
 
-    The file is what is named, the only one of a folder, or `<name>.csv`.
+    Args:
+        names: One or several names, separated by commas. Names of drawn worlds do not change.
 
     Raises:
-        UserError: A folder holds no manifest or several.
+        UserError: A folder contains no manifest or several.
     """
     return [_find_file(name) for name in split_names(os.fspath(names))]
 
 
 def find_manifests(names: str | os.PathLike) -> str:
-    """The manifests of `list_manifests`, separated by commas."""
+    """Returns the files of `list_manifests`, separated by commas."""
     return ",".join(list_manifests(names))
 
 
 def _find_file(path: str) -> str:
     if os.path.isdir(path):
         names = sorted(os.listdir(path))
-        found = [n for n in names if n.endswith(".csv") and not n.endswith(BESIDE)]
-        if len(found) != 1:
-            what = f"several: {', '.join(found)}" if found else "none"
-            raise UserError(f"folder {path} should hold one manifest, it has {what}: name the file")
-        return os.path.join(path, found[0])
-    beside = f"{path}.csv"
-    return beside if not os.path.exists(path) and os.path.isfile(beside) else path
+        files = [n for n in names if n.endswith(".csv") and not n.endswith(NOT_MANIFESTS)]
+        if len(files) != 1:
+            what = f"several: {', '.join(files)}" if files else "none"
+            raise UserError(
+                f"folder {path} should contain one manifest, it has {what}: name the file"
+            )
+        return os.path.join(path, files[0])
+    with_ending = f"{path}.csv"
+    return with_ending if not os.path.exists(path) and os.path.isfile(with_ending) else path
 
 
 def hash_manifests(names: str) -> str:
-    """SHA-256 of a manifest's content, local or remote, or that of several, which are joined.
+    """Returns the SHA-256 of a manifest's content, or of the joined hashes of several manifests.
 
-    A drawn world is nothing but its name. Checkpoints hold the value: it stays what it is.
+    The content of a drawn world is its name. Checkpoints contain the hash, so it must not change.
     """
     hashes = [
         hashlib.sha256(name.encode()).hexdigest()
@@ -156,24 +147,25 @@ def hash_manifests(names: str) -> str:
 
 
 def read_manifest(names: str | os.PathLike | Sequence[str]) -> Manifest:
-    """Reads a manifest; the videos themselves are not touched.
+    """Reads one or several manifests; the videos themselves are not opened.
 
     Args:
-        names: A CSV file, local or remote, a folder, see `find_manifests`, a world, or several of
-            them separated by commas, whose rows follow each other. Where one has no column of
-            labels that others have, it is -1. Or a sequence of names.
+        names: A local or remote CSV file, a folder (see `list_manifests`), a drawn world, or
+            several of them separated by commas or as a sequence. Their rows are concatenated. Rows
+            of a manifest without a label column that others have get the label -1.
 
     Raises:
-        UserError: A file is missing, empty, has no `path` or `source` column, or a cell that is no
-            number; or what a remote file system needs is not installed.
+        UserError: A file is missing, empty, has no `path` or `source` column or a cell that is not
+            a number; or the package of a remote file system is not installed.
     """
-    given = split_names(os.fspath(names)) if isinstance(names, str | os.PathLike) else [*names]
-    if not any(given):
+    names = split_names(os.fspath(names)) if isinstance(names, str | os.PathLike) else [*names]
+    if not any(names):
         raise UserError("no manifest named: set config.data.manifest to a CSV file of videos")
     parts = [
-        _draw_rows(name) if urls.is_world(name) else _read_file(_find_file(name)) for name in given
+        _make_world_rows(name) if urls.is_world(name) else _read_file(_find_file(name))
+        for name in names
     ]
-    return parts[0] if len(parts) == 1 else _join(",".join(given), parts)
+    return parts[0] if len(parts) == 1 else _concatenate(",".join(names), parts)
 
 
 def _read_file(path: str) -> Manifest:
@@ -187,20 +179,20 @@ def _read_file(path: str) -> Manifest:
             manifest = _read_rows(path, rows, columns)
     except FileNotFoundError as error:
         raise UserError(
-            f"manifest {path} is not there: name the CSV file that lists the videos, or make the "
-            "embedded world with launch/make_world.py"
+            f"manifest {path} does not exist: name the CSV file that lists the videos, or make "
+            "the embedded world with launch/make_world.py"
         ) from error
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"manifest {path} cannot be read: {error}") from error
     if not len(manifest):
-        raise UserError(f"manifest {path} is empty: it names no video")
+        raise UserError(f"manifest {path} is empty: add a row for each video")
     systems = {video_io.protocol_of(p): p for p in manifest.paths if video_io.is_remote(p)}
     for video in systems.values():
         video_io.check_protocol(video)
     return manifest
 
 
-def _draw_rows(name: str) -> Manifest:
+def _make_world_rows(name: str) -> Manifest:
     world = urls.parse(name)
     labels = urls.label_columns(world)
     return Manifest(
@@ -214,7 +206,7 @@ def _draw_rows(name: str) -> Manifest:
     )
 
 
-def _join(names: str, parts: Sequence[Manifest]) -> Manifest:
+def _concatenate(names: str, parts: Sequence[Manifest]) -> Manifest:
     tasks = dict.fromkeys(task for part in parts for task in part.labels)
     absent = [np.full(len(part), -1, np.int32) for part in parts]
     return Manifest(
@@ -235,35 +227,34 @@ def _join(names: str, parts: Sequence[Manifest]) -> Manifest:
 
 def _read_rows(path: str, rows: csv.DictReader, columns: list[str]) -> Manifest:
     folder = video_io.folder_of(path)
-    tasks = [name for name in columns if name.startswith(LABEL_PREFIX)]
-    paths, sources, records, names = [], [], [], {}
+    paths, sources, records, interned = [], [], [], {}
     times = {"start": [], "end": []}
-    labels = {name: [] for name in tasks}
+    labels = {name: [] for name in columns if name.startswith(LABEL_PREFIX)}
     for row in rows:
+        line = f"manifest {path}, line {rows.line_num}"
         if not row["path"]:
-            raise UserError(f"manifest {path}, line {rows.line_num}: the path is empty")
+            raise UserError(f"{line}: the path is empty")
         video = video_io.join(folder, row["path"])
-        record = _number(int, row.get("record") or NO_RECORD, path, rows.line_num, "record")
+        record = _parse(int, row.get("record") or NO_RECORD, line, "record")
         if not NO_RECORD <= record < 2**63:
-            raise UserError(f"manifest {path}, line {rows.line_num}: there is no record {record}")
-        # One string object a shard, as below one a data set.
-        paths.append(video if record == NO_RECORD else names.setdefault(video, video))
+            raise UserError(f"{line}: record {record} must be at least 0")
+        # One string object for each shard, and below one for each data set.
+        paths.append(video if record == NO_RECORD else interned.setdefault(video, video))
         if record != NO_RECORD and video_io.is_remote(video):
             raise UserError(
-                f"manifest {path}, line {rows.line_num}: shards must lie on a mounted file system: "
-                f"mount or copy {video_io.folder_of(video)}"
+                f"{line}: shards must be on a mounted file system: mount or copy "
+                f"{video_io.folder_of(video)}"
             )
         records.append(record)
         source = row["source"] or ""
-        sources.append(names.setdefault(source, source))
+        sources.append(interned.setdefault(source, source))
         for name, values in times.items():
-            values.append(_number(float, row.get(name) or "nan", path, rows.line_num, name))
+            values.append(_parse(float, row.get(name) or "nan", line, name))
         for name, values in labels.items():
-            label = _number(int, row[name], path, rows.line_num, name)
+            label = _parse(int, row[name], line, name)
             if not LABELS.min <= label <= LABELS.max:
                 raise UserError(
-                    f"manifest {path}, line {rows.line_num}: {label} in column {name!r} is beyond "
-                    "32 bits: number the classes from 0"
+                    f"{line}: {label} in column {name!r} exceeds 32 bits: number the classes from 0"
                 )
             values.append(label)
     return Manifest(
@@ -277,12 +268,12 @@ def _read_rows(path: str, rows: csv.DictReader, columns: list[str]) -> Manifest:
     )
 
 
-def _number(kind: type, text: str | None, path: str, line: int, column: str):
+def _parse(kind: type, text: str | None, line: str, column: str):
     try:
         return kind(text)
     except (TypeError, ValueError) as error:
         raise UserError(
-            f"manifest {path}, line {line}: {text!r} in column {column!r} is no {kind.__name__}"
+            f"{line}: {text!r} in column {column!r} is not of type {kind.__name__}"
         ) from error
 
 

@@ -1,7 +1,7 @@
-"""Which video comes when: all rows alike, or sources in given shares.
+"""The endless order of training videos: all rows equally often, or sources in given shares.
 
-Epochs go on for ever: each source is shuffled anew when it has been seen, and any place of the
-endless order is known without those before it.
+Each source is reshuffled after each pass over it. Any position of the order can be computed without
+the positions before it.
 """
 
 import collections
@@ -15,9 +15,31 @@ from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data.clips import make_rng
 from invnext_jax.errors import UserError
 
-SUBSTITUTE = 1  # stream of random numbers; 0 cuts the clips
-SHOWN = 20  # sources in the table
-STEPS = 100  # of the smallest weight; the others are rounded to whole ones
+SUBSTITUTE_STREAM = 1  # of random numbers; stream 0 samples the clips
+MAX_TABLE_ROWS = 20
+WEIGHT_STEPS = 100  # the other weights are rounded to multiples of the smallest one / 100
+
+
+class VideoFileSource:
+    """A grain data source over the rows of a manifest, or over some of them.
+
+    Args:
+        manifest: The rows.
+        rows: Numbers of the selected rows, in order; None selects all.
+    """
+
+    def __init__(self, manifest: manifest_lib.Manifest, rows: Sequence[int] | None = None):
+        self.manifest = manifest
+        self._rows = range(len(manifest)) if rows is None else rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> manifest_lib.VideoRecord:
+        return self.manifest[int(self._rows[index])]
+
+    def __repr__(self) -> str:
+        return f"VideoFileSource(rows={len(self)})"
 
 
 class Mixture:
@@ -25,13 +47,16 @@ class Mixture:
 
     Args:
         manifest: The rows.
-        weights: A (source, weight) pair for each value of the manifest's `source`, or none: every
+        weights: A (source, weight) pair for each value of the manifest's `source`; empty: every
             row equally often.
-        seed: The order follows from it.
+        seed: Seed of the order.
+
+    Attributes:
+        shares: Share of the videos by source.
 
     Raises:
-        UserError: A source without a weight, a weight without a source, or one that is no
-            positive number.
+        UserError: A source has no weight, a weight has no source, or a weight is not a positive
+            number.
     """
 
     def __init__(
@@ -40,47 +65,47 @@ class Mixture:
         self._manifest, self._seed = manifest, seed
         self._counts = collections.Counter(manifest.sources)
         if not weights:
-            source = grain.MapDataset.source(manifest_lib.VideoFileSource(manifest))
+            source = grain.MapDataset.source(VideoFileSource(manifest))
             self._order = source.seed(seed).shuffle().repeat()
-            self._rows, self._parts = [range(len(manifest))], np.ones(1)
+            self._rows, self._probabilities = [range(len(manifest))], np.ones(1)
             self.shares = {name: n / len(manifest) for name, n in self._counts.items()}
             return
         names = _check_weights(weights, self._counts)
         least = min(weight for _, weight in weights)
-        parts = np.array([round(STEPS * weight / least) for _, weight in weights], object)
-        self._rows = _rows_of(manifest, names)
-        self._parts = (parts / parts.sum()).astype(float)
-        self.shares = dict(zip(names, self._parts.tolist(), strict=True))
+        parts = np.array([round(WEIGHT_STEPS * weight / least) for _, weight in weights], object)
+        self._rows = _rows_by_source(manifest, names)
+        self._probabilities = (parts / parts.sum()).astype(float)
+        self.shares = dict(zip(names, self._probabilities.tolist(), strict=True))
         shuffled = []
-        for place, rows in enumerate(self._rows):
-            source = grain.MapDataset.source(manifest_lib.VideoFileSource(manifest, rows))
-            own_seed = int(np.random.SeedSequence((seed, place)).generate_state(1)[0])
-            shuffled.append(source.seed(own_seed).shuffle().repeat())
+        for number, rows in enumerate(self._rows):
+            source = grain.MapDataset.source(VideoFileSource(manifest, rows))
+            source_seed = int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
+            shuffled.append(source.seed(source_seed).shuffle().repeat())
         self._order = grain.MapDataset.mix(shuffled, weights=parts.tolist())
 
-    def choose(self, number: int, attempt: int) -> manifest_lib.VideoRecord:
-        """The video at a place of the order, or what stands in for it after `attempt` bad ones."""
+    def get_video(self, position: int, attempt: int = 0) -> manifest_lib.VideoRecord:
+        """Returns the video at a position, or its substitute after `attempt` bad videos."""
         if not attempt:
-            return self._order[number]
-        rng = make_rng(self._seed, number, attempt, SUBSTITUTE)
-        part = rng.choice(len(self._rows), p=self._parts) if len(self._rows) > 1 else 0
-        rows = self._rows[part]
+            return self._order[position]
+        rng = make_rng(self._seed, position, attempt, SUBSTITUTE_STREAM)
+        source = rng.choice(len(self._rows), p=self._probabilities) if len(self._rows) > 1 else 0
+        rows = self._rows[source]
         return self._manifest[int(rows[int(rng.integers(len(rows)))])]
 
     def table(self, videos: int) -> str:
-        """A line for each source: rows, share, and how often each row comes among `videos`."""
+        """Formats rows, share and epochs of each source in a run of so many `videos`."""
         width = max(len("source"), *(len(name) for name in self.shares))
         lines = [f"{'source':{width}} {'rows':>11} {'share':>8} {'epochs':>8}"]
-        for name, share in list(self.shares.items())[:SHOWN]:
+        for name, share in list(self.shares.items())[:MAX_TABLE_ROWS]:
             epochs = share * videos / self._counts[name]
             lines.append(f"{name:{width}} {self._counts[name]:11,} {share:8.2%} {epochs:8.2f}")
-        if len(self.shares) > SHOWN:
-            lines.append(f"and {len(self.shares) - SHOWN} more")
+        if len(self.shares) > MAX_TABLE_ROWS:
+            lines.append(f"and {len(self.shares) - MAX_TABLE_ROWS} more")
         return "\n".join(lines)
 
 
 def _check_weights(weights: Sequence[tuple[str, float]], counts: collections.Counter) -> list[str]:
-    """The names in their order."""
+    """Returns the names of the weighted sources."""
     for pair in weights:
         if not _is_pair(pair):
             raise UserError(
@@ -88,9 +113,9 @@ def _check_weights(weights: Sequence[tuple[str, float]], counts: collections.Cou
                 "('ssv2', 0.5)"
             )
     names = [name for name, _ in weights]
-    twice = [name for name, count in collections.Counter(names).items() if count > 1]
-    if twice:
-        raise UserError(f"config.data.weights names the source {twice[0]!r} twice")
+    repeated = [name for name, count in collections.Counter(names).items() if count > 1]
+    if repeated:
+        raise UserError(f"config.data.weights names the source {repeated[0]!r} twice")
     unknown = [name for name in names if name not in counts]
     if unknown:
         raise UserError(
@@ -100,8 +125,8 @@ def _check_weights(weights: Sequence[tuple[str, float]], counts: collections.Cou
     missing = [name for name in counts if name not in names]
     if missing:
         raise UserError(
-            f"config.data.weights has no weight for the source {missing[0]!r}: give one, or take "
-            "its rows out of the manifest"
+            f"config.data.weights has no weight for the source {missing[0]!r}: add one, or remove "
+            "its rows from the manifest"
         )
     return names
 
@@ -114,8 +139,8 @@ def _is_pair(pair: object) -> bool:
     return number and math.isfinite(weight) and weight > 0
 
 
-def _rows_of(manifest: manifest_lib.Manifest, names: Sequence[str]) -> list[np.ndarray]:
-    """Row numbers of each source, rising."""
+def _rows_by_source(manifest: manifest_lib.Manifest, names: Sequence[str]) -> list[np.ndarray]:
+    """Returns the row numbers of each source, rising."""
     numbers = {name: number for number, name in enumerate(names)}
     source_of_row = np.fromiter((numbers[name] for name in manifest.sources), np.int32)
     return [np.flatnonzero(source_of_row == number) for number in range(len(names))]

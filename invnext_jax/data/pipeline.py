@@ -1,4 +1,4 @@
-"""From a manifest to batches: endless and shuffled to train on, once and in order to evaluate.
+"""Builds the datasets: endless shuffled batches for training, one ordered pass for evaluation.
 
 A batch is a flat dict: `video` uint8 [b t h w c] RGB, `index` int32 [b] (row of the manifest) and
 int32 [b] for each `label_<task>` column.
@@ -7,7 +7,8 @@ Shape key: b clips, t frames, h w pixels, c channels.
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,13 +16,86 @@ from absl import logging
 
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data.bad_videos import BadVideoTracker
-from invnext_jax.data.clips import BadClip, LoadClip
+from invnext_jax.data.clips import BY_SOURCE_FIELDS, BadClip, LoadClip
 from invnext_jax.data.mixture import Mixture
-from invnext_jax.data.train_dataset import TrainDataset, load_safely
+from invnext_jax.data.train_dataset import TrainDataset, load_in_worker
 from invnext_jax.data.worker_pool import open_pool
 from invnext_jax.data.workers import count_cores
+from invnext_jax.errors import UserError
 
-MAX_WORKERS = 16  # of those that are started by themselves
+MAX_DEFAULT_WORKERS = 16  # if config.data.workers is -1
+
+
+def check_config(data_config) -> None:
+    """Checks `config.data`, except what depends on the content of the manifest.
+
+    Raises:
+        UserError: A value is not allowed.
+    """
+    least = {"frames": 1, "workers": -1, "prefetch": 1, "repeats": 1}
+    for name, bound in least.items():
+        if data_config[name] < bound:
+            raise UserError(f"config.data.{name}={data_config[name]} must be at least {bound}")
+    if data_config.on_bad not in ("drop", "fail"):
+        raise UserError(f"config.data.on_bad={data_config.on_bad!r} must be 'drop' or 'fail'")
+    if not 0 <= data_config.max_bad_share <= 1:
+        share = data_config.max_bad_share
+        raise UserError(f"config.data.max_bad_share={share} must be between 0 and 1")
+    if data_config.clip_seconds <= 0:
+        raise UserError(f"config.data.clip_seconds={data_config.clip_seconds} must be positive")
+    if not data_config.manifest:
+        raise UserError("config.data.manifest is empty: name the CSV file that lists the videos")
+    _check_clip_fields({name: data_config[name] for name in BY_SOURCE_FIELDS}, "")
+    _check_by_source(data_config)
+
+
+def _check_by_source(data_config) -> None:
+    for source, overrides in data_config.by_source.items():
+        if not hasattr(overrides, "items"):
+            raise UserError(
+                f"config.data.by_source.{source}={overrides!r} must be a dict of fields"
+            )
+        for name, value in overrides.items():
+            field = f"config.data.by_source.{source}.{name}"
+            if name not in BY_SOURCE_FIELDS:
+                allowed = ", ".join(BY_SOURCE_FIELDS)
+                raise UserError(f"{field}: only {allowed} can differ by source")
+            kind = type(data_config[name])
+            if not isinstance(value, (tuple, list) if kind in (tuple, list) else kind):
+                raise UserError(f"{field}={value!r} must be a {kind.__name__}")
+        fields = {name: overrides.get(name, data_config[name]) for name in BY_SOURCE_FIELDS}
+        _check_clip_fields(fields, f"by_source.{source}.")
+
+
+def _check_clip_fields(fields: Mapping[str, Any], prefix: str) -> None:
+    choices = {"sampling": ("sparse", "dense"), "crop": ("multi_scale", "random_resized")}
+    for name, allowed in choices.items():
+        if fields[name] not in allowed:
+            raise UserError(f"config.data.{prefix}{name}={fields[name]!r} must be one of {allowed}")
+    bounds = {"stride": (1, math.inf), "crop_area": (1e-3, 1), "crop_aspect": (1e-2, 1e2)}
+    for name, (least, most) in bounds.items():
+        value = fields[name]
+        if len(value) != 2 or not least <= value[0] <= value[1] <= most:
+            raise UserError(
+                f"config.data.{prefix}{name}={value} must be two numbers from {least} to {most}, "
+                "the smaller one first"
+            )
+    if any(stride != int(stride) for stride in fields["stride"]):
+        raise UserError(
+            f"config.data.{prefix}stride={fields['stride']} must be whole numbers of frames"
+        )
+    scales = fields["crop_scales"]
+    if not scales or not all(0 < scale <= 1 for scale in scales):
+        raise UserError(
+            f"config.data.{prefix}crop_scales={scales} must be shares of the short side, each "
+            "above 0 and at most 1"
+        )
+    jitter = fields["jitter"]
+    if len(jitter) != 4 or min(jitter) < 0 or jitter[3] > 0.5:
+        raise UserError(
+            f"config.data.{prefix}jitter={jitter} must be four numbers (brightness, contrast, "
+            "saturation, hue), not negative, hue at most 0.5"
+        )
 
 
 def make_train_dataset(
@@ -31,26 +105,26 @@ def make_train_dataset(
     batch_size: int,
     process_index: int = 0,
     process_count: int = 1,
-    drops: BadVideoTracker | None = None,
+    bad_videos: BadVideoTracker | None = None,
     load: Callable | None = None,
 ) -> TrainDataset:
-    """Endless shuffled batches; the state of its iterator is a number and resumes exactly.
+    """Makes endless shuffled batches; the state of their iterator is one number.
 
     Args:
         data_config: `config.data`.
-        seed: Order and augmentation follow from it; not negative.
-        batch_size: Clips a batch of this process.
-        process_index: Number of this process; it takes that block of each global batch.
-        process_count: Processes that share the data.
-        drops: Counts what is dropped, for the caller to read.
-        load: Stands for `LoadClip`, in tests; it must stand in a module, not in the main script.
+        seed: Seed of order and augmentation; not negative.
+        batch_size: Clips of a batch on this process.
+        process_index: Number of this process, which makes that block of each global batch.
+        process_count: Number of processes that share the data.
+        bad_videos: Counts good and bad clips; None makes one as the config says.
+        load: Replaces `LoadClip` in tests; must be defined in a module, not in the main script.
 
     Returns:
-        A dataset of batches. Close its iterator when done.
+        A dataset of batches, whose iterator must be closed after use.
 
     Raises:
-        UserError: The manifest is missing, empty or wrong, the weights do not fit it, or the batch
-            does not divide by `repeats`; while iterating: no readable video, a bad one where
+        UserError: The manifest is missing, empty or wrong, the weights do not match it, or the
+            batch does not divide by `repeats`; while iterating: no readable video, a bad one if
             `on_bad` is "fail", or a larger share of them than `max_bad_share`.
     """
     manifest = manifest_lib.read_manifest(data_config.manifest)
@@ -65,26 +139,26 @@ def make_train_dataset(
         repeats=data_config.repeats,
         process_index=process_index,
         process_count=process_count,
-        drops=BadVideoTracker.from_config(data_config) if drops is None else drops,
+        bad_videos=bad_videos or BadVideoTracker.from_config(data_config),
     )
 
 
-def count_workers(wanted: int) -> int:
-    """Worker processes to start: `wanted`, or for -1 one a core; each decodes in one thread."""
+def count_workers(requested: int) -> int:
+    """Returns the number of worker processes: `requested`, or one for each core if that is -1."""
     cores = count_cores()
-    if wanted < 0:
-        return min(cores, MAX_WORKERS)
-    if wanted > cores:
-        logging.warning("config.data.workers=%d is more than the %d cores", wanted, cores)
-    return wanted
+    if requested < 0:
+        return min(cores, MAX_DEFAULT_WORKERS)
+    if requested > cores:
+        logging.warning("config.data.workers=%d exceeds the %d cores", requested, cores)
+    return requested
 
 
 class EvalDataset:
-    """Batches in the order of a manifest, once each time it is iterated.
+    """Batches in the order of a manifest; each iteration is one pass.
 
     Attributes:
         manifest: The rows.
-        drops: What was dropped so far.
+        bad_videos: Counts of the current pass.
     """
 
     def __init__(  # noqa: PLR0913, one caller, by name
@@ -98,68 +172,67 @@ class EvalDataset:
         clip_seconds: float,
     ):
         self.manifest = manifest
-        self.drops = BadVideoTracker()
+        self.bad_videos = BadVideoTracker()
         self._load, self._batch_size = load, batch_size
-        self._workers, self._prefetch, self._seconds = workers, prefetch, clip_seconds
+        self._workers, self._prefetch, self._timeout = workers, prefetch, clip_seconds
 
     def __len__(self) -> int:
-        """Batches when nothing is dropped."""
+        """Number of batches if no video is bad."""
         return -(-len(self.manifest) // self._batch_size)
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
-        self.drops = BadVideoTracker()
-        self.drops.expect(len(self.manifest))
-        clips = filter(self._keep, self._clips())
+        self.bad_videos = BadVideoTracker()
+        self.bad_videos.expect_videos(len(self.manifest))
+        clips = filter(self._is_good, self._load_all())
         while rows := list(itertools.islice(clips, self._batch_size)):
-            yield _pad(_join(rows), self._batch_size)
-        if not self.drops.delivered:
-            raise self.drops.nothing_readable()
+            yield _pad(_concatenate(rows), self._batch_size)
+        if not self.bad_videos.delivered:
+            raise self.bad_videos.no_good_video_error()
 
-    def _keep(self, made: dict[str, Any] | BadClip) -> bool:
-        if isinstance(made, BadClip):
-            self.drops.bad(made)
+    def _is_good(self, clip: dict[str, Any] | BadClip) -> bool:
+        if isinstance(clip, BadClip):
+            self.bad_videos.count_bad(clip)
             return False
-        self.drops.good()
+        self.bad_videos.count_good()
         return True
 
-    def _clips(self) -> Iterator[dict[str, Any] | BadClip]:
+    def _load_all(self) -> Iterator[dict[str, Any] | BadClip]:
         pool = open_pool(
-            self._work,
+            self._load_row,
             self._load,
             workers=min(self._workers, len(self.manifest)),
             prefetch=self._prefetch,
-            seconds=self._seconds,
+            timeout=self._timeout,
         )
         try:
             for _ in self.manifest.paths:
-                yield pool.take()
+                yield pool.next_result()
         finally:
             pool.close()
 
-    def _work(self, number: int, call: Callable[..., Any]) -> dict[str, Any] | BadClip | None:
-        if number >= len(self.manifest):  # the pool looks ahead, past the end
+    def _load_row(self, row: int, call: Callable[..., Any]) -> dict[str, Any] | BadClip | None:
+        if row >= len(self.manifest):  # the pool works ahead, beyond the end
             return None
-        made = load_safely(call, self.manifest[number], (None,), self._seconds)
-        if isinstance(made, BadClip):
-            return made
-        # The worker's next clip takes the place of this one.
-        return {name: value.copy() for name, value in made.items()}
+        clip = load_in_worker(call, self.manifest[row], (None,), self._timeout)
+        if isinstance(clip, BadClip):
+            return clip
+        # The worker's next clip overwrites this one.
+        return {name: value.copy() for name, value in clip.items()}
 
 
 def make_eval_dataset(
     data_config, *, manifest: str, batch_size: int, load: Callable | None = None
 ) -> EvalDataset:
-    """Batches of fixed size in manifest order: centre frames, centre crop, no flip.
+    """Makes batches of a fixed size in manifest order: centre frames, centre crop, no flip.
 
     Args:
-        data_config: `config.data`; its own `manifest`, `weights` and `repeats` are not used.
-        manifest: What `config.data.manifest` may be.
-        batch_size: Clips a batch; the last one is filled up with rows whose `index` is -1.
-        load: Stands for `LoadClip`, in tests; worker processes must be able to import it.
+        data_config: `config.data`; its `manifest`, `weights` and `repeats` are not used.
+        manifest: Name of the manifest, in the form of `config.data.manifest`.
+        batch_size: Clips of a batch; the last one is padded with rows whose `index` is -1.
+        load: Replaces `LoadClip` in tests; worker processes must be able to import it.
 
     Returns:
-        An iterable of batches. Bad videos are dropped, the others move up. The workers start each
-        time it is iterated.
+        An iterable of batches without bad videos. Each iteration starts its own workers.
 
     Raises:
         UserError: The manifest is missing, empty or wrong; while iterating: no readable video.
@@ -174,7 +247,7 @@ def make_eval_dataset(
     )
 
 
-def _join(clips: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+def _concatenate(clips: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     return {name: np.concatenate([clip[name] for clip in clips]) for name in clips[0]}
 
 

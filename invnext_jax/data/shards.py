@@ -1,6 +1,6 @@
-"""Videos inside ArrayRecord files: `path#record` instead of a file each.
+"""Reads videos stored as records of ArrayRecord files, named `path#record`.
 
-A record is a `tf.train.Example`, as TFDS writes it; its longest value is the video.
+A record is a `tf.train.Example`, as TFDS writes it; its longest bytes value is the video.
 """
 
 import functools
@@ -8,19 +8,19 @@ import os
 import threading
 from collections.abc import Iterator
 
-from invnext_jax.data.frames import BadVideo
+from invnext_jax.data.demux import BadVideo
 
-MAX_OPEN = 64  # shards held open by a process
-_OPENING = threading.Lock()
+MAX_OPEN = 64  # shards that a process keeps open
+_OPEN_LOCK = threading.Lock()
 
 
 def name_video(path: str, record: int | None) -> str:
-    """What messages and lists call a video."""
+    """Returns the name of a video in messages and lists."""
     return path if record is None else f"{path}#{record}"
 
 
 def read_video(path: str, record: int) -> bytes:
-    """The video's bytes in a shard.
+    """Reads the bytes of a video from a shard.
 
     Raises:
         BadVideo: The shard or the record is missing or damaged.
@@ -29,25 +29,25 @@ def read_video(path: str, record: int) -> bytes:
     video = max((v for v in features.values() if isinstance(v, bytes)), key=len, default=b"")
     if not video:
         name = name_video(path, record)
-        raise BadVideo(f"{name}: the record holds no video", "no video stream")
+        raise BadVideo(f"{name}: the record has no bytes value for a video", "no video stream")
     return video
 
 
 def read_example(path: str, record: int) -> dict[str, bytes | list]:
-    """The values of a record by name: bytes if there is one of that kind, otherwise a list.
+    """Reads the features of a record by name: bytes for a single bytes value, otherwise a list.
 
     Raises:
         BadVideo: The shard or the record is missing or damaged.
     """
     name = name_video(path, record)
     try:
-        about = os.stat(path)
+        status = os.stat(path)
     except OSError as error:
         kind = "missing" if isinstance(error, FileNotFoundError) else "unreadable"
         raise BadVideo(f"{name}: {type(error).__name__}: {error}", kind) from error
     try:
-        with _OPENING:
-            reader = _open(path, about.st_size, about.st_mtime_ns)
+        with _OPEN_LOCK:
+            reader = _cached_reader(path, status.st_size, status.st_mtime_ns)
         count = reader.num_records()
         if not 0 <= record < count:
             raise BadVideo(f"{name}: the shard has {count} records", "missing")
@@ -57,7 +57,7 @@ def read_example(path: str, record: int) -> dict[str, bytes | list]:
 
 
 def iterate_records(path: str | os.PathLike) -> Iterator[tuple[dict[str, bytes | list], bytes]]:
-    """The values, as in `read_example`, and the bytes of each record in order.
+    """Yields the features, as in `read_example`, and the bytes of each record in order.
 
     Raises:
         BadVideo: The shard is damaged.
@@ -72,10 +72,10 @@ def iterate_records(path: str | os.PathLike) -> Iterator[tuple[dict[str, bytes |
 
 
 def count_records(path: str | os.PathLike) -> int:
-    """Records of a shard.
+    """Returns the number of records of a shard.
 
     Raises:
-        ValueError: It is no ArrayRecord file, or a damaged one.
+        ValueError: The file is not an ArrayRecord file, or is damaged.
     """
     try:
         return _new_reader(os.fspath(path)).num_records()
@@ -84,7 +84,7 @@ def count_records(path: str | os.PathLike) -> int:
 
 
 def _parse(data: bytes) -> dict[str, bytes | list]:
-    # Not before a shard is read: most worker processes never need what this imports.
+    # Imported on first use: most worker processes never read a shard.
     from google.protobuf.message import DecodeError
     from tensorflow_datasets.proto import tf_example_pb2
 
@@ -92,18 +92,18 @@ def _parse(data: bytes) -> dict[str, bytes | list]:
         example = tf_example_pb2.Example.FromString(data)
     except DecodeError as error:
         raise ValueError(str(error)) from error
-    found = {}
+    features = {}
     for name, feature in example.features.feature.items():
         kind = feature.WhichOneof("kind")
         values = getattr(feature, kind).value if kind else ()
         single = kind == "bytes_list" and len(values) == 1
-        found[name] = values[0] if single else list(values)
-    return found
+        features[name] = values[0] if single else list(values)
+    return features
 
 
 @functools.lru_cache(maxsize=MAX_OPEN)
-def _open(path: str, size: int, changed: int):
-    """The reader of a file as it is now; one that is dropped closes itself."""
+def _cached_reader(path: str, size: int, changed: int):
+    """Returns the reader of a file of this size and time; evicted readers close themselves."""
     del size, changed
     return _new_reader(path)
 
@@ -111,11 +111,11 @@ def _open(path: str, size: int, changed: int):
 def _new_reader(path: str):
     from array_record.python import array_record_module
 
-    # Random access: nothing is read ahead, and no threads but ours.
+    # Random access: no read-ahead and no extra threads.
     options = "readahead_buffer_size:0,max_parallelism:0"
     reader = array_record_module.ArrayRecordReader(
         path, options=options, file_reader_buffer_size=32768
     )
     if not reader.ok():
-        reader.read([0])  # raises, and tells why
+        reader.read([0])  # raises an error that contains the reason
     return reader

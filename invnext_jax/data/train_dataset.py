@@ -1,10 +1,10 @@
-"""The endless stream of training batches: which clip comes when, and what stands in for a bad one.
+"""Training batches: an endless, resumable stream of clips in which substitutes replace bad videos.
 
-Batch n of a run holds the global clips n * B ... (n + 1) * B - 1, and a process takes its block of
-them. Which video a global clip shows, and how it is cut, follows from the seed and its number
-alone, not from the number of workers or processes. Where a video cannot be read, another one takes
-its place, which follows from the same two numbers. Each `repeats` clips in a row are cut from one
-video, which is decoded once: a group, the unit of work. See docs/data.md.
+Batch n of a run contains the global clips n * B ... (n + 1) * B - 1, and each process makes its own
+block of them. The video of a global clip and its augmentation depend only on the seed and the
+clip's number, not on the number of workers or processes. If a video is bad, a substitute is drawn
+from the same two numbers. Each `repeats` consecutive clips come from one video, which is decoded
+once; they form a group, the unit of work. See docs/data.md.
 """
 
 import math
@@ -15,54 +15,55 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from invnext_jax.data import manifest
 from invnext_jax.data.bad_videos import BadVideoTracker
 from invnext_jax.data.clips import BadClip, Seed
+from invnext_jax.data.manifest import VideoRecord
 from invnext_jax.data.mixture import Mixture
 from invnext_jax.data.worker_pool import OrderedPool, open_pool
 from invnext_jax.data.workers import TimeLimitError, WorkerDiedError
 from invnext_jax.errors import UserError
 
-MAX_TRIES = 100  # videos tried for one place in a batch
-MAX_ENDED = 5  # of them that hang or kill their worker, each of which takes its time
-_CUT = 0  # stream of random numbers, see also `mixture.SUBSTITUTE`
-_ENDED = ("time limit", "worker died")
+MAX_TRIES = 100  # videos for one position in a batch
+WORKER_FAILURES = ("time limit", "worker died")  # reasons that cost as long as the timeout
+MAX_WORKER_FAILURES = 5  # of the tries
+CLIP_STREAM = 0  # of random numbers, see also `mixture.SUBSTITUTE_STREAM`
 
 
-class Filled(NamedTuple):
-    """What the search for one group gave: whether it has clips, and the bad videos tried before."""
+class GroupResult(NamedTuple):
+    """Whether clips of a group were written, and the bad videos that were tried before."""
 
-    found: bool
-    bad: list[BadClip]
+    written: bool
+    bad_clips: list[BadClip]
 
 
-class Memory:
-    """Gives arrays, in the memory of earlier ones that nobody holds any more.
+class RecycledMemory:
+    """Allocates arrays in the memory of earlier ones that are no longer referenced.
 
-    Fresh memory has to be cleared, which takes longer than to copy a clip there.
+    The system clears new memory, which takes longer than to copy a clip into it.
     """
 
     def __init__(self):
         self._free: dict[int, list[bytearray]] = {}
 
-    def allot(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-        """An array of any content. Its memory is free again once it and its views are gone."""
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        """Returns an uninitialized array; its memory is free once it and its views are deleted."""
         size = math.prod(shape) * np.dtype(dtype).itemsize
         free = self._free.setdefault(size, [])
         try:
             block = free.pop()
         except IndexError:
             block = bytearray(size)
-        array = np.ndarray(shape, dtype, block)  # of no array: views of views refer to this one
+        # With an array as its base, views would refer to that and not keep this array alive.
+        array = np.ndarray(shape, dtype, block)
         weakref.finalize(array, free.append, block).atexit = False
         return array
 
 
-class Batches:
-    """Batches that are being filled, by several threads.
+class BatchBuffer:
+    """Pending batches, which several threads fill.
 
-    Clips go straight from where their worker left them to their place, for a copy of a batch costs
-    as much as a tenth of decoding it.
+    Clips are copied directly from the workers' memory to their position: to assemble a batch by
+    another copy takes up to a tenth as long as to decode it.
 
     Args:
         batch_size: Clips of a batch.
@@ -70,52 +71,57 @@ class Batches:
 
     def __init__(self, batch_size: int):
         self._batch_size = batch_size
-        self._lock, self._memory = threading.Lock(), Memory()
-        self._under_way: dict[int, dict[str, np.ndarray]] = {}
+        self._lock, self._memory = threading.Lock(), RecycledMemory()
+        self._pending: dict[int, dict[str, np.ndarray]] = {}
 
-    def put(self, number: int, start: int, clips: dict[str, np.ndarray]) -> None:
-        """Copies clips, arrays [r ...], to the places of batch `number` from `start` on."""
+    def write(self, number: int, start: int, clips: dict[str, np.ndarray]) -> None:
+        """Copies clips, arrays [r ...], into batch `number` from position `start` on."""
         with self._lock:
-            if number not in self._under_way:
-                self._under_way[number] = {
-                    name: self._memory.allot((self._batch_size, *value.shape[1:]), value.dtype)
+            if number not in self._pending:
+                self._pending[number] = {
+                    name: self._memory.empty((self._batch_size, *value.shape[1:]), value.dtype)
                     for name, value in clips.items()
                 }
-            batch = self._under_way[number]
+            batch = self._pending[number]
         for name, value in clips.items():
             batch[name][start : start + len(value)] = value
 
-    def take(self, number: int) -> dict[str, np.ndarray]:
-        """The batch, once all of it is there."""
+    def pop(self, number: int) -> dict[str, np.ndarray]:
+        """Returns and removes a complete batch."""
         with self._lock:
-            return self._under_way.pop(number)
+            return self._pending.pop(number)
 
 
-def load_safely(
-    call: Callable[..., Any],
-    record: manifest.VideoRecord,
-    seeds: Sequence[Seed | None],
-    seconds: float,
+def load_in_worker(
+    call: Callable[..., Any], record: VideoRecord, seeds: Sequence[Seed | None], timeout: float
 ) -> dict[str, Any] | BadClip:
-    """Makes clips in a worker; one that hangs or dies makes the video a bad one.
+    """Loads clips in a worker; a video that makes it hang or die is bad.
 
     Args:
         call: Runs the loading function in a worker, see `OrderedPool`.
-        record: The row.
-        seeds: See `LoadClip`.
-        seconds: The time limit, to tell of it.
+        record: Manifest row.
+        seeds: As in `LoadClip`.
+        timeout: Time limit in seconds, for the message.
     """
     try:
         return call(record, seeds)
     except TimeLimitError:
-        reason = f"{record.name}: took longer than {seconds:g} s"
-        return BadClip(record.name, _ENDED[0], reason)
+        reason = f"{record.name}: took longer than {timeout:g} s"
+        return BadClip(record.name, "time limit", reason)
     except WorkerDiedError:
-        return BadClip(record.name, _ENDED[1], f"{record.name}: its worker died twice")
+        return BadClip(record.name, "worker died", f"{record.name}: its worker died twice")
 
 
 class TrainDataset:
-    """Endless shuffled batches; see `pipeline.make_train_dataset`."""
+    """Endless shuffled batches; see `pipeline.make_train_dataset`.
+
+    Attributes:
+        batch_size: Clips of a batch on this process.
+        global_batch: Clips of a batch on all processes.
+        mixture: Order of the videos.
+        bad_videos: Counts of good and bad clips.
+        repeats: Clips of one video.
+    """
 
     def __init__(  # noqa: PLR0913, one caller, all by name
         self,
@@ -130,7 +136,7 @@ class TrainDataset:
         repeats: int,
         process_index: int,
         process_count: int,
-        drops: BadVideoTracker,
+        bad_videos: BadVideoTracker,
     ):
         if batch_size % repeats:
             raise UserError(
@@ -138,10 +144,10 @@ class TrainDataset:
                 f"config.data.repeats={repeats}: change either"
             )
         self.batch_size, self.global_batch = batch_size, batch_size * process_count
-        self.mixture, self.drops, self.repeats = mixture, drops, repeats
+        self.mixture, self.bad_videos, self.repeats = mixture, bad_videos, repeats
         self._first_clip = process_index * batch_size
         self._seed, self._load = seed, load
-        self._workers, self._prefetch, self._seconds = workers, prefetch, clip_seconds
+        self._workers, self._prefetch, self._timeout = workers, prefetch, clip_seconds
 
     def __iter__(self) -> "TrainIterator":
         return TrainIterator(self)
@@ -152,45 +158,47 @@ class TrainDataset:
         return self.batch_size // self.repeats
 
     def describe(self, steps: int) -> str:
-        """A table of the sources and of how often a run of so many steps sees them."""
+        """Formats a table of the sources and of their epochs in a run of so many steps."""
         return self.mixture.table(steps * self.global_batch // self.repeats)
 
-    def open_pool(self, done: int, batches: Batches) -> OrderedPool:
-        """Starts to fill `batches` with this process's clips, but for the first `done` batches."""
+    def open_pool(self, first_batch: int, buffer: BatchBuffer) -> OrderedPool:
+        """Starts workers that write this process's clips to `buffer`, from `first_batch` on."""
         return open_pool(
-            lambda number, call: self._fill(done * self.groups + number, call, batches),
+            lambda task, call: self._load_group(first_batch * self.groups + task, call, buffer),
             self._load,
             workers=self._workers,
             prefetch=-(-self._prefetch // self.repeats),
-            seconds=self._seconds,
+            timeout=self._timeout,
         )
 
-    def _fill(self, number: int, call: Callable[..., Any], batches: Batches) -> Filled:
-        """Makes group `number` of this process, trying other videos where the wanted one is bad."""
-        batch, place = divmod(number, self.groups)
-        first = batch * self.global_batch + self._first_clip + place * self.repeats
-        bad, ended = [], 0
+    def _load_group(
+        self, number: int, call: Callable[..., Any], buffer: BatchBuffer
+    ) -> GroupResult:
+        """Loads group `number` of this process; tries substitutes if a video is bad."""
+        batch, position = divmod(number, self.groups)
+        first = batch * self.global_batch + self._first_clip + position * self.repeats
+        bad_clips, worker_failures = [], 0
         for attempt in range(MAX_TRIES):
-            record = self.mixture.choose(first // self.repeats, attempt)
-            clips = range(first, first + self.repeats)
-            seeds = tuple((self._seed, clip, attempt, _CUT) for clip in clips)
-            made = load_safely(call, record, seeds, self._seconds)
-            if not isinstance(made, BadClip):
-                batches.put(batch, place * self.repeats, made)
-                return Filled(True, bad)
-            bad.append(made)
-            ended += made.kind in _ENDED
-            if self.drops.fails or ended == MAX_ENDED:
+            record = self.mixture.get_video(first // self.repeats, attempt)
+            numbers = range(first, first + self.repeats)
+            seeds = tuple((self._seed, clip, attempt, CLIP_STREAM) for clip in numbers)
+            clips = load_in_worker(call, record, seeds, self._timeout)
+            if not isinstance(clips, BadClip):
+                buffer.write(batch, position * self.repeats, clips)
+                return GroupResult(True, bad_clips)
+            bad_clips.append(clips)
+            worker_failures += clips.kind in WORKER_FAILURES
+            if self.bad_videos.fail_on_bad or worker_failures == MAX_WORKER_FAILURES:
                 break
-        return Filled(False, bad)
+        return GroupResult(False, bad_clips)
 
 
 class TrainIterator:
-    """Iterates over a `TrainDataset`; close it when done."""
+    """Iterator over a `TrainDataset`; close it after use."""
 
     def __init__(self, dataset: TrainDataset):
-        self._dataset, self._done = dataset, 0
-        self._batches = Batches(dataset.batch_size)
+        self._dataset, self._batches_done = dataset, 0
+        self._buffer = BatchBuffer(dataset.batch_size)
         self._pool = None
 
     def __iter__(self) -> "TrainIterator":
@@ -198,30 +206,35 @@ class TrainIterator:
 
     def __next__(self) -> dict[str, np.ndarray]:
         if self._pool is None:
-            self._pool = self._dataset.open_pool(self._done, self._batches)
+            self._pool = self._dataset.open_pool(self._batches_done, self._buffer)
         for _ in range(self._dataset.groups):
-            self._take()
-        self._done += 1
-        return self._batches.take(self._done - 1)
+            self._wait_for_group()
+        self._batches_done += 1
+        return self._buffer.pop(self._batches_done - 1)
 
-    def _take(self) -> None:
-        found, bad = self._pool.take()
-        drops, repeats = self._dataset.drops, self._dataset.repeats
-        for one in bad:
-            drops.bad(one, repeats)
-        if not found:
-            raise drops.gave_up(len(bad))
-        drops.good(repeats)
+    def _wait_for_group(self) -> None:
+        written, bad_clips = self._pool.next_result()
+        bad_videos, repeats = self._dataset.bad_videos, self._dataset.repeats
+        for bad_clip in bad_clips:
+            bad_videos.count_bad(bad_clip, repeats)
+        if not written:
+            raise bad_videos.too_many_tries_error(len(bad_clips))
+        bad_videos.count_good(repeats)
+
+    @property
+    def dropped(self) -> int:
+        """Clips dropped so far on this process because their video is bad."""
+        return self._dataset.bad_videos.dropped
 
     def get_state(self) -> dict[str, int]:
-        """Where it stands: clips delivered to all processes together."""
-        return {"clips": self._done * self._dataset.global_batch}
+        """Returns the position: the number of clips delivered to all processes together."""
+        return {"clips": self._batches_done * self._dataset.global_batch}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Goes to where an iterator stood, whatever its number of workers and processes.
+        """Restores a position, which may come from another number of workers and processes.
 
         Raises:
-            UserError: The state is another version's, or another batch size's.
+            UserError: The state is that of another version or batch size.
         """
         clips = state.get("clips") if isinstance(state, Mapping) else None
         if not isinstance(clips, int):
@@ -232,23 +245,23 @@ class TrainIterator:
         batches, rest = divmod(clips, self._dataset.global_batch)
         if rest:
             raise UserError(
-                f"the position in the data, {clips} clips, is no whole number of batches of "
-                f"{self._dataset.global_batch}: go on with the batch size of before"
+                f"the position in the data, {clips} clips, is not a multiple of the batch size "
+                f"{self._dataset.global_batch}: continue with the batch size of the checkpoint"
             )
         self.close()
-        self._done, self._batches = batches, Batches(self._dataset.batch_size)
+        self._batches_done, self._buffer = batches, BatchBuffer(self._dataset.batch_size)
 
     def summary(self) -> str:
-        """A sentence on what was read and what the workers took; "" before the first batch."""
+        """Returns a summary of clips and workers for the log; "" before the first batch."""
         if self._pool is None:
             return ""
-        drops, memory = self._dataset.drops, self._pool.peak_memory()
-        text = f"data: {drops.delivered} clips, {drops.dropped} bad"
+        bad_videos, memory = self._dataset.bad_videos, self._pool.peak_memory()
+        text = f"data: {bad_videos.delivered} clips, {bad_videos.dropped} bad"
         if self._pool.restarts:
             text += f", {self._pool.restarts} workers replaced"
         if memory:
             text += f", at most {memory / 2**20:.0f} MiB a worker"
-        return text + (f"\n{drops.table()}" if drops.dropped else "")
+        return text + (f"\n{bad_videos.table()}" if bad_videos.dropped else "")
 
     def close(self) -> None:
         """Ends the workers."""

@@ -1,43 +1,57 @@
-"""Where clips are cut, how they are resized, mirrored and recoloured.
+"""Crops, resizes, flips and recolors the pictures of clips, and converts decoded frames to RGB.
 
 Shape key: b clips, t frames, h w pixels, c channels.
 """
 
 from collections.abc import Sequence
+from fractions import Fraction
+from typing import NamedTuple
 
+import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 from PIL import Image
 
-from invnext_jax.data.frames import Window
+from invnext_jax.data.demux import BadVideo
 
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 CROP_TRIES = 10
 
 
+class Window(NamedTuple):
+    """A rectangle of a picture, in pixels; `right` and `bottom` are exclusive."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+
 def sample_multi_scale_crop(
     height: int, width: int, size: int, scales: Sequence[float], rng: np.random.Generator
 ) -> Window:
-    """A random window of a picture, to be resized to a square.
+    """Draws a window of a picture, to be resized to a square.
 
-    Width and height are the short side times one of `scales` each, at most one scale apart; the
-    window stands at one of 13 places: a grid of quarters, its corners, edges and centres.
+    Width and height are each the short side times one of `scales`, at most one scale apart. The
+    window lies at one of 13 positions: the 3 x 3 grid of corners, edge centres and the centre, and
+    the 2 x 2 grid between them.
 
     Args:
-        height: Of the picture, in pixels.
-        width: Of the picture.
-        size: Pixels a side of the square.
+        height: Height of the picture in pixels.
+        width: Width of the picture in pixels.
+        size: Side of the square in pixels.
         scales: Falling shares of the short side.
-        rng: Draws scale and place.
+        rng: Draws scale and position.
     """
     short = min(height, width)
-    # A side within 3 pixels of the wanted size is cut to it exactly: no resampling.
+    # A side within 3 pixels of `size` becomes `size`, which avoids resampling.
     sides = [round(short * scale) for scale in scales]
     sides = [size if abs(side - size) < 3 and size <= short else side for side in sides]
     pairs = [(w, h) for i, h in enumerate(sides) for j, w in enumerate(sides) if abs(i - j) <= 1]
     crop_w, crop_h = pairs[rng.integers(len(pairs))]
-    places = [(x, y) for x in (0, 2, 4) for y in (0, 2, 4)]
-    places += [(x, y) for x in (1, 3) for y in (1, 3)]
-    x, y = places[rng.integers(len(places))]
+    positions = [(x, y) for x in (0, 2, 4) for y in (0, 2, 4)]
+    positions += [(x, y) for x in (1, 3) for y in (1, 3)]
+    x, y = positions[rng.integers(len(positions))]
     left, top = x * (width - crop_w) // 4, y * (height - crop_h) // 4
     return Window(left, top, left + crop_w, top + crop_h)
 
@@ -49,14 +63,14 @@ def sample_random_resized_crop(
     aspect: tuple[float, float],
     rng: np.random.Generator,
 ) -> Window:
-    """A window of random area and shape, to be resized to a square.
+    """Draws a window of random area and aspect ratio, to be resized to a square.
 
     Args:
-        height: Of the picture, in pixels.
-        width: Of the picture.
-        area: Least and greatest share of the picture.
-        aspect: Least and greatest width over height, drawn evenly in the logarithm.
-        rng: Draws area, shape and place.
+        height: Height of the picture in pixels.
+        width: Width of the picture in pixels.
+        area: Smallest and largest share of the picture's area.
+        aspect: Smallest and largest ratio of width to height, drawn log-uniformly.
+        rng: Draws area, aspect ratio and position.
     """
     for _ in range(CROP_TRIES):
         pixels = height * width * rng.uniform(*area)
@@ -66,7 +80,7 @@ def sample_random_resized_crop(
             left = int(rng.integers(width - crop_w, endpoint=True))
             top = int(rng.integers(height - crop_h, endpoint=True))
             break
-    else:  # a very long picture: the largest window of a shape allowed, in its centre
+    else:  # a very elongated picture: the largest centred window of an allowed aspect ratio
         ratio = np.clip(width / height, *aspect)
         crop_w, crop_h = min(width, round(height * ratio)), min(height, round(width / ratio))
         left, top = (width - crop_w) // 2, (height - crop_h) // 2
@@ -74,14 +88,14 @@ def sample_random_resized_crop(
 
 
 def center_crop(height: int, width: int) -> Window:
-    """The largest square in the centre of a picture."""
+    """Returns the largest centred square of a picture."""
     short = min(height, width)
     left, top = (width - short) // 2, (height - short) // 2
     return Window(left, top, left + short, top + short)
 
 
 def resize(frames: np.ndarray, window: Window, size: int) -> np.ndarray:
-    """Cuts a window from uint8 [t h w c] and resizes it to [t size size c]."""
+    """Crops uint8 [t h w c] to a window and resizes that to [t size size c], bilinearly."""
     frames = frames[:, window.top : window.bottom, window.left : window.right]
     if frames.shape[1:3] == (size, size):
         return frames
@@ -93,21 +107,21 @@ def resize(frames: np.ndarray, window: Window, size: int) -> np.ndarray:
 
 
 def flip(frames: np.ndarray) -> np.ndarray:
-    """Mirrors [t h w c] left to right."""
+    """Flips [t h w c] horizontally."""
     return frames[:, :, ::-1]
 
 
 def jitter_colors(
     frames: np.ndarray, strengths: Sequence[float], rng: np.random.Generator
 ) -> np.ndarray:
-    """Changes brightness, contrast, saturation and hue of all frames alike, in random order.
+    """Jitters brightness, contrast, saturation and hue, the same for all frames, in random order.
 
     Args:
         frames: uint8 [t h w c], RGB.
-        strengths: Four numbers s. The first three draw a factor from 1 - s (not below 0) to
-            1 + s: of the values, of their distance from the clip's mean gray, of their distance
-            from the pixel's gray. The last draws a turn of the colour circle from -s to s.
-        rng: Draws the order and, in the order above, the numbers.
+        strengths: Four numbers s. The first three draw a factor from max(0, 1 - s) to 1 + s, which
+            multiplies the values, their difference from the clip's mean gray, and their difference
+            from the pixel's gray. The last draws a rotation of the hue from -s to s turns.
+        rng: Draws the factors in the order above, then the order of the changes.
 
     Returns:
         uint8 [t h w c].
@@ -137,15 +151,120 @@ def _saturation(video_thwc: np.ndarray, factor: np.float32) -> np.ndarray:
 
 
 def _hue(video_thwc: np.ndarray, turn: np.float32) -> np.ndarray:
-    """Turns the hue of HSV; value and saturation stay."""
+    """Rotates the hue of HSV; value and saturation do not change."""
     red, green, blue = np.moveaxis(video_thwc, -1, 0)
     value_thw = video_thwc.max(-1)
     chroma_thw = value_thw - video_thwc.min(-1)
     divisor_thw = np.where(chroma_thw > 0, chroma_thw, 1)
-    # In sixths of the circle: red stands at 0, green at 2, blue at 4.
+    # In sixths of the color circle: red is 0, green 2, blue 4.
     hue_thw = np.where(value_thw == green, 2 + (blue - red) / divisor_thw, 0)
     hue_thw = np.where(value_thw == blue, 4 + (red - green) / divisor_thw, hue_thw)
     hue_thw = np.where(value_thw == red, (green - blue) / divisor_thw, hue_thw)
     away_thwc = (hue_thw[..., None] + 6 * turn + np.array([5, 3, 1], np.float32)) % 6
     share_thwc = np.clip(np.minimum(away_thwc, 4 - away_thwc), 0, 1)
     return value_thw[..., None] - chroma_thw[..., None] * share_thwc
+
+
+class FrameConverter:
+    """Converts decoded frames of one video to RGB arrays, all scaled like the first one.
+
+    Args:
+        short_side: Pixels that the shorter side is scaled down to, never up. None keeps the size.
+    """
+
+    def __init__(self, short_side: int | None):
+        self._short_side, self._size, self._turns = short_side, None, 0
+        self._reformatter, self._croppers = VideoReformatter(), {}
+
+    def picture_size(self, frame: av.VideoFrame) -> tuple[int, int]:
+        """Returns height and width of the scaled, upright pictures that windows refer to."""
+        if self._size is None:
+            short = min(frame.width, frame.height)
+            scale = min(1.0, self._short_side / short) if self._short_side else 1.0
+            self._size = [max(1, round(side * scale)) for side in (frame.width, frame.height)]
+            self._turns = frame.rotation // 90 % 4
+        width, height = self._size if self._turns % 2 == 0 else reversed(self._size)
+        return height, width
+
+    def __call__(
+        self, number: int, frame: av.VideoFrame, window: Window | None = None, size: int = 0
+    ) -> np.ndarray:
+        """Scales, converts and rotates a frame in one pass.
+
+        Args:
+            number: Frame number, for error messages.
+            frame: Decoded frame.
+            window: Part to convert, in pixels of the scaled upright picture; None converts all of
+                it. The window starts at an even pixel of the stored frame, at or before its own
+                position, because chroma is stored for pairs of pixels.
+            size: Pixels a side that the window is scaled to.
+
+        Returns:
+            uint8 [h w c].
+
+        Raises:
+            BadVideo: The decoder marked the frame as corrupt.
+        """
+        if frame.is_corrupt:
+            raise BadVideo(f"frame {number} is corrupt")
+        self.picture_size(frame)
+        width, height = self._size
+        if window is not None:
+            frame, width, height = self._crop(frame, window), size, size
+        rgb = self._reformatter.reformat(
+            frame,
+            width=width,
+            height=height,
+            format="rgb24",
+            interpolation="BILINEAR",
+            threads=1,  # starting threads takes longer than the work
+        )
+        return np.rot90(_view_pixels(rgb), self._turns)
+
+    def _crop(self, frame: av.VideoFrame, window: Window) -> av.VideoFrame:
+        """Crops a frame without copying its pixels."""
+        width, height = self._size
+        left, top, right, bottom = {
+            0: window,
+            1: (width - window.bottom, window.left, width - window.top, window.right),
+            2: (
+                width - window.right,
+                height - window.bottom,
+                width - window.left,
+                height - window.top,
+            ),
+            3: (window.top, height - window.right, window.bottom, height - window.left),
+        }[self._turns]
+        x, y = frame.width / width, frame.height / height
+        crop_w, crop_h = max(1, round((right - left) * x)), max(1, round((bottom - top) * y))
+        left, top = int(left * x) // 2 * 2, int(top * y) // 2 * 2
+        right, bottom = min(left + crop_w, frame.width), min(top + crop_h, frame.height)
+        if (left, top, right, bottom) == (0, 0, frame.width, frame.height):
+            return frame
+        key = frame.width, frame.height, frame.format.name, left, top, right, bottom
+        if key not in self._croppers:
+            self._croppers[key] = _make_cropper(*key)
+        self._croppers[key].vpush(frame)
+        return self._croppers[key].vpull()
+
+
+def _make_cropper(
+    width: int, height: int, pixel_format: str, left: int, top: int, right: int, bottom: int
+) -> av.filter.Graph:
+    graph = av.filter.Graph()
+    source = graph.add_buffer(
+        width=width, height=height, format=pixel_format, time_base=Fraction(1, 1000)
+    )
+    crop = graph.add("crop", f"{right - left}:{bottom - top}:{left}:{top}:exact=1")
+    sink = graph.add("buffersink")
+    source.link_to(crop)
+    crop.link_to(sink)
+    graph.configure()
+    return graph
+
+
+def _view_pixels(rgb: av.VideoFrame) -> np.ndarray:
+    """Returns a view [h w c] of the pixels of an rgb24 frame."""
+    plane = rgb.planes[0]
+    rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
+    return rows[: rgb.height, : 3 * rgb.width].reshape(rgb.height, rgb.width, 3)

@@ -1,7 +1,7 @@
-"""Results in order from workers that may hang or die.
+"""A pool that returns results in order, from workers that may hang or die.
 
-A thread of this process stands behind each worker: it hands out one task at a time, waits no
-longer than the limit, and puts a new worker in the place of one that hung or died.
+Each worker has a thread of this process, which sends it one task at a time, waits no longer than
+the timeout, and replaces a worker that hung or died.
 """
 
 import atexit
@@ -12,76 +12,161 @@ from typing import Any
 
 from absl import logging
 
-from invnext_jax.data.supervisor import SupervisedWorker
-from invnext_jax.data.workers import ClosedError, ProcessWorker, ThreadWorker
+from invnext_jax.data.workers import (
+    ProcessWorker,
+    ThreadWorker,
+    TimeLimitError,
+    WorkerClosedError,
+    WorkerDiedError,
+    WorkerStartError,
+)
 
 IN_PROCESS_THREADS = 4
+MAX_FAILED_STARTS = 3  # in a row; then the run ends
+LATE_SECONDS = 10  # after the timeout, before a warning
+
+
+class SupervisedWorker:
+    """A worker that is replaced when it hangs, dies or does not start.
+
+    Args:
+        make_worker: Returns a new worker.
+        timeout: Longest time of one call in seconds.
+        tries: Workers that may die over one task.
+
+    Attributes:
+        restarts: Number of replaced workers.
+    """
+
+    def __init__(self, make_worker: Callable[[], Any], timeout: float, tries: int = 2):
+        self._make_worker, self._timeout, self._tries = make_worker, timeout, tries
+        self._lock, self._closed = threading.Lock(), False
+        self._failed_starts, self._peak_memory, self.restarts = 0, 0, 0
+        self._worker = make_worker()
+
+    def call(self, *task: Any) -> Any:
+        """Runs a task, again if its worker dies.
+
+        Raises:
+            TimeLimitError: It exceeds the timeout.
+            WorkerDiedError: `tries` workers died over it.
+            WorkerStartError: Workers do not start.
+            WorkerClosedError: `close` was called.
+        """
+        deaths = 0
+        while True:
+            try:
+                result = self._worker.call(task, self._timeout)
+            except TimeLimitError:
+                self._replace()
+                raise
+            except WorkerDiedError:
+                self._replace()
+                deaths += 1
+                if deaths == self._tries:
+                    raise
+            except WorkerStartError:
+                self._replace()
+                self._failed_starts += 1
+                if self._failed_starts == MAX_FAILED_STARTS:
+                    raise
+            else:
+                self._failed_starts = 0
+                return result
+
+    def _replace(self) -> None:
+        self.peak_memory()
+        with self._lock:
+            if self._closed:
+                raise WorkerClosedError
+            self.restarts += 1
+        self._worker.close()
+        worker = self._make_worker()
+        with self._lock:
+            self._worker, closed = worker, self._closed
+        if closed:
+            worker.close()
+            raise WorkerClosedError
+
+    def peak_memory(self) -> int:
+        """Returns the largest number of bytes that any of its workers used."""
+        self._peak_memory = max(self._peak_memory, self._worker.peak_memory())
+        return self._peak_memory
+
+    def close(self) -> None:
+        """Ends the worker without a replacement."""
+        with self._lock:
+            self._closed = True
+            worker = self._worker
+        worker.close()
 
 
 class OrderedPool:
-    """Gives the results of tasks 0, 1, 2, ... in order, some of them made ahead.
+    """Returns the results of tasks 0, 1, 2, ... in order and computes some of them ahead.
 
     Args:
-        work: Called in a thread of this process with a task's number and with `call`, which runs
-            the function in a worker and may raise `TimeLimitError` or `WorkerDiedError`.
-        make_worker: Makes a worker.
-        workers: How many.
-        ahead: How many results may be under way or wait.
-        seconds: Longest time of one call.
+        run_task: Called in a thread of this process with the task's number and with `call`, which
+            runs the pool's function in a worker and may raise `TimeLimitError` or
+            `WorkerDiedError`.
+        make_worker: Returns a new worker.
+        workers: Number of workers.
+        ahead: Most results that are pending or waiting.
+        timeout: Longest time of one call in seconds.
     """
 
     def __init__(
         self,
-        work: Callable[[int, Callable[..., Any]], Any],
+        run_task: Callable[[int, Callable[..., Any]], Any],
         make_worker: Callable[[], Any],
         *,
         workers: int,
         ahead: int,
-        seconds: float,
+        timeout: float,
     ):
-        self._work, self._ahead, self._seconds = work, ahead, seconds
+        self._run_task, self._ahead, self._timeout = run_task, ahead, timeout
         self._lock, self._closed = threading.Lock(), False
         self._room, self._ready = threading.Condition(self._lock), threading.Condition(self._lock)
-        self._next, self._taken = 0, 0
-        self._done: dict[int, Any] = {}
-        self._seats = [SupervisedWorker(make_worker, seconds) for _ in range(workers)]
+        self._next_task, self._next_result = 0, 0
+        self._results: dict[int, Any] = {}
+        self._workers = [SupervisedWorker(make_worker, timeout) for _ in range(workers)]
         self._threads = [
-            threading.Thread(target=self._run, args=(seat,), daemon=True) for seat in self._seats
+            threading.Thread(target=self._run_tasks, args=(worker,), daemon=True)
+            for worker in self._workers
         ]
         for thread in self._threads:
             thread.start()
-        # Workers ignore the signals that end a process; nobody else would end them.
+        # Workers ignore the signals that end this process, so they must be closed at its exit.
         atexit.register(self.close)
 
-    def _run(self, seat: SupervisedWorker) -> None:
+    def _run_tasks(self, worker: SupervisedWorker) -> None:
         while True:
             with self._lock:
-                while not self._closed and self._next >= self._taken + self._ahead:
+                while not self._closed and self._next_task >= self._next_result + self._ahead:
                     self._room.wait()
                 if self._closed:
                     return
-                number, self._next = self._next, self._next + 1
+                number, self._next_task = self._next_task, self._next_task + 1
             try:
-                result = self._work(number, seat.call)
-            except ClosedError:
+                result = self._run_task(number, worker.call)
+            except WorkerClosedError:
                 return
-            except Exception as error:  # raised again in `take`
+            except Exception as error:  # raised again in `next_result`
                 result = error
             with self._lock:
-                self._done[number] = result
-                if number == self._taken:
+                self._results[number] = result
+                if number == self._next_result:
                     self._ready.notify()
 
-    def take(self) -> Any:
-        """The next result, or what its work raised."""
+    def next_result(self) -> Any:
+        """Returns the next result, or raises the exception of its task."""
         with self._lock:
-            while self._taken not in self._done:
+            while self._next_result not in self._results:
                 if self._closed:
                     raise RuntimeError("the pool is closed")
-                if not self._ready.wait(self._seconds + 10):
-                    logging.warning("no clip in %g s: the data workers hang", self._seconds)
-            result = self._done.pop(self._taken)
-            self._taken += 1
+                if not self._ready.wait(self._timeout + LATE_SECONDS):
+                    logging.warning("no clip in %g s: the data workers hang", self._timeout)
+            result = self._results.pop(self._next_result)
+            self._next_result += 1
             self._room.notify()
         if isinstance(result, Exception):
             raise result
@@ -89,15 +174,15 @@ class OrderedPool:
 
     @property
     def restarts(self) -> int:
-        """Workers that were replaced."""
-        return sum(seat.restarts for seat in self._seats)
+        """Number of replaced workers."""
+        return sum(worker.restarts for worker in self._workers)
 
     def peak_memory(self) -> int:
-        """The most bytes that any worker held."""
-        return max(seat.peak_memory() for seat in self._seats)
+        """Returns the largest number of bytes that any worker used."""
+        return max(worker.peak_memory() for worker in self._workers)
 
     def close(self) -> None:
-        """Ends the workers and waits for them; may be called twice."""
+        """Ends the workers and waits for their threads; later calls do nothing."""
         with self._lock:
             if self._closed:
                 return
@@ -105,34 +190,34 @@ class OrderedPool:
             self._room.notify_all()
             self._ready.notify_all()
         atexit.unregister(self.close)
-        for seat in self._seats:
-            seat.close()
+        for worker in self._workers:
+            worker.close()
         for thread in self._threads:
             thread.join(5)
 
 
 def open_pool(
-    work: Callable[[int, Callable[..., Any]], Any],
+    run_task: Callable[[int, Callable[..., Any]], Any],
     function: Callable[..., Any],
     *,
     workers: int,
     prefetch: int,
-    seconds: float,
+    timeout: float,
 ) -> OrderedPool:
-    """Starts a pool whose workers run `function`; see `OrderedPool`.
+    """Starts a pool whose workers run `function`.
 
     Args:
-        work: As of the pool.
-        function: What the workers run; processes must be able to import it.
-        workers: Processes; 0 takes some threads of this process instead.
-        prefetch: Results held ready for each process, or in all for the threads.
-        seconds: As of the pool.
+        run_task: As in `OrderedPool`.
+        function: Run in the workers; processes must be able to import it.
+        workers: Number of processes; 0 uses threads of this process instead.
+        prefetch: Waiting results for each process, or for all threads together.
+        timeout: As in `OrderedPool`.
     """
-    seats = workers or IN_PROCESS_THREADS
+    count = workers or IN_PROCESS_THREADS
     return OrderedPool(
-        work,
+        run_task,
         functools.partial(ProcessWorker if workers else ThreadWorker, function),
-        workers=seats,
-        ahead=seats + prefetch * max(1, workers),
-        seconds=seconds,
+        workers=count,
+        ahead=count + prefetch * max(1, workers),
+        timeout=timeout,
     )

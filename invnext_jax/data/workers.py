@@ -1,6 +1,6 @@
 """Workers that run one task at a time and may hang or die: processes, or threads of this process.
 
-A worker process is started from nothing: it holds neither this process's modules nor its memory.
+A worker process is a new Python process that shares neither modules nor memory with this one.
 """
 
 import contextlib
@@ -21,51 +21,51 @@ import numpy as np
 
 from invnext_jax.data import worker_main
 
-END_SECONDS = 5  # for a call to see that its process is gone
+RETURN_SECONDS = 5  # until a pending call notices that its process is gone
 START_SECONDS = 300  # imports on a busy machine with a slow disk
-# No accelerator is ever seen, whatever the function imports; a worker has one core.
+# Hides all accelerators, whatever the function imports, and limits libraries to one thread.
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "CUDA_VISIBLE_DEVICES": "",
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
 }
-# glibc would give the memory of each clip's frames back to the system and ask for it anew.
+# By default, glibc returns the memory of each clip to the system and allocates it again.
 ALLOCATION = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**27)}
 
 
 def count_cores() -> int:
-    """The cores that this process may use."""
+    """Returns the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 class TimeLimitError(Exception):
-    """A task took longer than it may; its worker was ended."""
+    """A task exceeded its timeout."""
 
 
 class WorkerDiedError(Exception):
-    """A worker died over a task."""
+    """A worker died while it ran a task."""
 
 
 class WorkerStartError(RuntimeError):
-    """Workers do not start."""
+    """A worker cannot be started."""
 
 
-class ClosedError(Exception):
-    """No worker is left, for all is closed."""
+class WorkerClosedError(Exception):
+    """The worker was closed while a call was pending."""
 
 
 class ThreadWorker:
-    """Runs tasks in a thread; one that hangs is left behind, for a thread cannot be ended."""
+    """Runs tasks in a thread. A thread that hangs is abandoned, because it cannot be killed."""
 
     def __init__(self, function: Callable[[Any], Any]):
         self._function = function
         self._tasks, self._results = queue.SimpleQueue(), queue.SimpleQueue()
-        threading.Thread(target=self._serve, daemon=True).start()
+        threading.Thread(target=self._run, daemon=True).start()
 
-    def _serve(self) -> None:
+    def _run(self) -> None:
         while (task := self._tasks.get()) is not None:
             try:
                 result = self._function(*task), None
@@ -73,96 +73,103 @@ class ThreadWorker:
                 result = None, error
             self._results.put(result)
 
-    def call(self, task: tuple, seconds: float) -> Any:
-        """The function's result, or its exception.
+    def call(self, task: tuple, timeout: float) -> Any:
+        """Returns the function's result, or raises its exception.
 
         Raises:
-            TimeLimitError: It takes longer than `seconds`.
+            TimeLimitError: It takes longer than `timeout` seconds.
         """
         self._tasks.put(task)
         try:
-            result, error = self._results.get(timeout=seconds)
+            result, error = self._results.get(timeout=timeout)
         except queue.Empty:
             raise TimeLimitError from None
         if error is not None:
             raise error
         return result
 
-    def end(self) -> None:
-        """Ends the thread once it has nothing to do."""
+    def close(self) -> None:
+        """Ends the thread after its current task; a pending call raises `WorkerClosedError`."""
         self._tasks.put(None)
-        self._results.put((None, ClosedError()))
+        self._results.put((None, WorkerClosedError()))
 
-    def memory(self) -> int:
-        """Bytes of its own: none that could be told from this process's."""
+    def peak_memory(self) -> int:
+        """Returns 0: the memory of a thread cannot be separated from that of its process."""
         return 0
 
 
 class ProcessWorker:
-    """Runs tasks in a process that can be ended at any time.
+    """Runs tasks in a process that can be killed at any time.
 
     Args:
-        function: Called with a task's values. It is pickled: it must stand in a module that can be
-            imported, not in the main script.
+        function: Called with the values of a task. It is pickled, so it must be defined in an
+            importable module, not in the main script.
 
     Attributes:
-        pid: The process.
+        pid: Process ID.
     """
 
     def __init__(self, function: Callable[[Any], Any]):
         if getattr(function, "__module__", None) == "__main__":
             raise WorkerStartError(
-                f"{function!r} stands in the main script, which worker processes do not import: "
+                f"{function!r} is defined in the main script, which workers do not import: "
                 "move it into a module"
             )
-        ours, theirs = socket.socketpair()
-        file = _open_shared()
+        parent_end, worker_end = socket.socketpair()
+        file = _open_shared_memory()
         try:
             self._memory = mmap.mmap(file, worker_main.SHARED_BYTES)
             self._process = subprocess.Popen(
-                # -P: the folder it is started in is no place to import from.
-                [sys.executable, "-P", "-m", worker_main.__name__, str(theirs.fileno()), str(file)],
+                # -P: do not import from the current folder.
+                [
+                    sys.executable,
+                    "-P",
+                    "-m",
+                    worker_main.__name__,
+                    str(worker_end.fileno()),
+                    str(file),
+                ],
                 env=_environment(),
-                stdin=subprocess.PIPE,  # it ends when this end is closed
-                pass_fds=(theirs.fileno(), file),
+                stdin=subprocess.PIPE,  # the process exits when this end is closed
+                pass_fds=(worker_end.fileno(), file),
                 bufsize=0,
             )
         finally:
-            theirs.close()  # or its end would never be seen
+            worker_end.close()  # otherwise the end of the process is never noticed
             os.close(file)
         self.pid = self._process.pid
-        self._connection = Connection(ours.detach())
+        self._connection = Connection(parent_end.detach())
         self._function, self._ready = function, False
-        self._calling = threading.Lock()
+        self._call_lock = threading.Lock()
 
-    def call(self, task: tuple, seconds: float) -> Any:
-        """The function's result, whose large arrays the next call overwrites.
+    def call(self, task: tuple, timeout: float) -> Any:
+        """Returns the function's result, whose large arrays the next call overwrites.
 
         Raises:
-            TimeLimitError: It takes longer than `seconds`.
-            WorkerDiedError: The process is gone.
-            WorkerStartError: It never came up.
-            RuntimeError: The function raised something.
+            TimeLimitError: It takes longer than `timeout` seconds.
+            WorkerDiedError: The process died.
+            WorkerStartError: The process did not start.
+            RuntimeError: The function raised an exception.
         """
-        with self._calling:
-            return self._call(task, seconds)
+        with self._call_lock:
+            return self._call(task, timeout)
 
-    def _call(self, task: tuple, seconds: float) -> Any:
+    def _call(self, task: tuple, timeout: float) -> Any:
         try:
             if not self._ready:
                 self._wait_for_start()
-            self._connection.send((task, seconds))
-            if not self._connection.poll(seconds):
+            self._connection.send((task, timeout))
+            if not self._connection.poll(timeout):
                 raise TimeLimitError
             data, lengths, error = self._connection.recv()
         except (EOFError, OSError) as error:
-            raise WorkerDiedError(self._last_words()) from error
+            raise WorkerDiedError(self._exit_status()) from error
         if error is not None:
             raise RuntimeError(f"in a data worker:\n{error}")
-        return _load(data, lengths, self._memory)
+        return _load_result(data, lengths, self._memory)
 
     def _wait_for_start(self) -> None:
-        """The start, which imports much, does not count as time of the first task."""
+        """Waits for the imports, which do not count towards the timeout of the first task."""
         try:
             self._connection.send(self._function)
             if not self._connection.poll(START_SECONDS):
@@ -170,35 +177,33 @@ class ProcessWorker:
             error = self._connection.recv()
         except (EOFError, OSError) as error:
             raise WorkerStartError(
-                f"a data worker died at its start ({self._last_words()}): what it runs must stand "
-                "in a module that can be imported"
+                f"a data worker died at its start ({self._exit_status()}): define its function in "
+                "a module that can be imported"
             ) from error
         if error is not None:
-            raise WorkerStartError(f"a data worker cannot load what it shall run:\n{error}")
+            raise WorkerStartError(f"a data worker cannot load its function:\n{error}")
         self._ready = True
 
-    def _last_words(self) -> str:
+    def _exit_status(self) -> str:
         try:
             return f"exit code {self._process.wait(1)}"
         except subprocess.TimeoutExpired:
             return "it does not answer"
 
-    def end(self) -> None:
-        """Kills the process; one that the kernel does not let die is left to it.
-
-        A thread inside `call` is let out first, for the numbers of closed files are given anew.
-        """
+    def close(self) -> None:
+        """Kills the process; a pending call raises `WorkerDiedError`."""
         self._process.kill()
         self._process.stdin.close()
-        self._last_words()
-        if self._calling.acquire(timeout=END_SECONDS):
+        self._exit_status()
+        # A pending call must return before its files are closed: descriptors are reused.
+        if self._call_lock.acquire(timeout=RETURN_SECONDS):
             self._connection.close()
-            with contextlib.suppress(BufferError):  # a traceback may hold arrays over it
+            with contextlib.suppress(BufferError):  # a traceback may refer to arrays in it
                 self._memory.close()
-            self._calling.release()
+            self._call_lock.release()
 
-    def memory(self) -> int:
-        """The most bytes that it ever held; 0 where the system does not tell."""
+    def peak_memory(self) -> int:
+        """Returns the largest resident size in bytes; 0 if the system does not report it."""
         try:
             with open(f"/proc/{self.pid}/status") as file:
                 lines = [line for line in file if line.startswith("VmHWM:")]
@@ -208,13 +213,13 @@ class ProcessWorker:
 
 
 def _environment() -> dict[str, str]:
-    """This process's, but for what would start threads or an accelerator."""
-    places = os.pathsep.join(place or os.getcwd() for place in sys.path)
-    return {**ALLOCATION, **os.environ, **ENVIRONMENT, "PYTHONPATH": places}
+    """Returns the environment of this process without accelerators and extra threads."""
+    folders = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
+    return {**ALLOCATION, **os.environ, **ENVIRONMENT, "PYTHONPATH": folders}
 
 
-def _open_shared() -> int:
-    """A file in memory, or on disk where the system has no such thing."""
+def _open_shared_memory() -> int:
+    """Opens a file in memory, or a temporary file if the system has no memfd."""
     if hasattr(os, "memfd_create"):
         file = os.memfd_create("data worker")
     else:
@@ -224,8 +229,8 @@ def _open_shared() -> int:
     return file
 
 
-def _load(data: bytes, lengths: list[int], memory: mmap.mmap) -> Any:
-    """Undoes `worker_main.dump`; the arrays lie in `memory`."""
+def _load_result(data: bytes, lengths: list[int], memory: mmap.mmap) -> Any:
+    """Reverses `worker_main.dump_result`; the arrays are views of `memory`."""
     arrays, start = [], 0
     for length in lengths:
         arrays.append(np.frombuffer(memory, np.uint8, length, start))

@@ -16,8 +16,13 @@ from typing import Any
 import av
 
 from invnext_jax.data import decode, demux
-from invnext_jax.data.supervisor import SupervisedWorker
-from invnext_jax.data.workers import ClosedError, ProcessWorker, TimeLimitError, WorkerDiedError
+from invnext_jax.data.worker_pool import SupervisedWorker
+from invnext_jax.data.workers import (
+    ProcessWorker,
+    TimeLimitError,
+    WorkerClosedError,
+    WorkerDiedError,
+)
 
 DIGEST_BYTES = 1 << 16  # read at either end of a file, to tell copies
 MAX_TAIL = 1000  # frames without a key frame that are decoded to the last
@@ -201,7 +206,7 @@ def _serve(
         while True:
             path = waiting.get_nowait()
             found.put((path, look(path)))
-    except (queue.Empty, ClosedError):
+    except (queue.Empty, WorkerClosedError):
         return
     except Exception as error:  # raised again in `probe_all`
         found.put(error)

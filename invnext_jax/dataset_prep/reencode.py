@@ -5,10 +5,10 @@ referred to by none: the decoder leaves them out where they are not wanted. `fas
 without arithmetic coding and the deblocking filter.
 """
 
+import contextlib
 import dataclasses
 import fractions
 import io
-from collections.abc import Iterator
 from typing import Any
 
 import av
@@ -16,7 +16,8 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from invnext_jax.data import decode, shards, video_io
-from invnext_jax.data.frames import Clock, Converter
+from invnext_jax.data.demux import FrameTimes
+from invnext_jax.data.transforms import FrameConverter
 from invnext_jax.errors import UserError
 
 TICK = fractions.Fraction(1, 90_000)  # seconds
@@ -87,38 +88,42 @@ class Reencode:
         """
         name = shards.name_video(path, record)
         try:
-            with video_io.open_video(path, record) as source:
-                return decode.use_frames(
-                    source,
-                    lambda clock: range(len(clock)),
-                    self._encode,
-                    start=start,
-                    end=end,
-                    name=name,
-                )
+            with (
+                video_io.open_source(path, record) as source,
+                decode.open_video(source, start=start, end=end, name=name) as video,
+            ):
+                return self._encode(video)
         except decode.BadVideo as error:
             return {"kind": error.kind, "reason": str(error).removeprefix(f"{name}: ")}
         except (ValueError, ArithmeticError, MemoryError) as error:  # of odd headers
             return {"kind": "corrupt", "reason": f"{type(error).__name__}: {error}"}
 
-    def _encode(self, frames: Iterator[tuple[int, av.VideoFrame]], clock: Clock) -> dict[str, Any]:
-        buffer, stream, last = io.BytesIO(), None, -1
-        convert, reformatter = Converter(self.encoding.short_side), VideoReformatter()
-        with av.open(buffer, "w", format="mp4") as container:
-            for number, frame in frames:
+    def _encode(self, video: decode.VideoReader) -> dict[str, Any]:
+        times, reformatter = video.times, VideoReformatter()
+        with contextlib.ExitStack() as stack:
+            for number, frame in video.frames(range(len(video))):
+                if number == 0:  # comes again if the reader starts again, see `VideoReader.frames`
+                    stack.close()
+                    buffer, convert, last = (
+                        io.BytesIO(),
+                        FrameConverter(self.encoding.short_side),
+                        -1,
+                    )
+                    container = stack.enter_context(av.open(buffer, "w", format="mp4"))
+                    stream = None
                 image_hwc = _make_even(convert(number, frame))
                 if stream is None:
-                    stream = self._add_stream(container, image_hwc.shape, clock)
+                    stream = self._add_stream(container, image_hwc.shape, times)
                 picture = av.VideoFrame.from_ndarray(image_hwc, format="rgb24")
                 picture = reformatter.reformat(picture, format="yuv420p", threads=1)
-                last = max(last + 1, round(clock[number] / TICK))  # times of frames must rise
+                last = max(last + 1, round(times[number] / TICK))  # time stamps must rise
                 picture.pts, picture.time_base = last, TICK
                 container.mux(stream.encode(picture))
                 if buffer.tell() > MAX_BYTES:
                     raise decode.BadVideo(f"more than {MAX_BYTES} bytes as encoded", "too long")
             container.mux(stream.encode())
-        count, span = len(clock), clock[len(clock) - 1]
-        fps = (count - 1) / span if span > 0 else clock.fps
+        count, span = len(times), times[len(times) - 1]
+        fps = (count - 1) / span if span > 0 else times.fps
         return {
             "video": np.frombuffer(buffer.getvalue(), np.uint8),
             "frames": count,
@@ -128,8 +133,8 @@ class Reencode:
             "duration": round(span + 1 / fps, 3),
         }
 
-    def _add_stream(self, container, shape_hwc: tuple[int, ...], clock: Clock):
-        rate = fractions.Fraction(min(max(clock.fps, 1.0), 240.0)).limit_denominator(1001)
+    def _add_stream(self, container, shape_hwc: tuple[int, ...], times: FrameTimes):
+        rate = fractions.Fraction(min(max(times.fps, 1.0), 240.0)).limit_denominator(1001)
         stream = container.add_stream("libx264", rate=rate)
         stream.height, stream.width = shape_hwc[:2]
         stream.pix_fmt, stream.options = "yuv420p", self.encoding.options()

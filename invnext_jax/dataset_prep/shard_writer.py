@@ -20,7 +20,7 @@ from etils import epath
 from invnext_jax import atomic_file
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data import shards, video_io
-from invnext_jax.data.frames import BadVideo
+from invnext_jax.data.demux import BadVideo
 from invnext_jax.data.worker_pool import OrderedPool
 from invnext_jax.data.workers import ProcessWorker, TimeLimitError, WorkerDiedError
 from invnext_jax.dataset_prep.reencode import Encoding, Reencode
@@ -154,11 +154,11 @@ def _write_records(plan: ShardPlan, number: int, part: str) -> tuple[list, list]
         functools.partial(ProcessWorker, Reencode(plan.encoding)),
         workers=1,
         ahead=2,
-        seconds=plan.seconds,
+        timeout=plan.seconds,
     )
     try:
         for done, row in enumerate(span, start=len(written) + 1):
-            record, made = manifest[row], pool.take()
+            record, made = manifest[row], pool.next_result()
             if "reason" in made:
                 quarantined.append([row, record.name, made["reason"]])
             else:

@@ -139,7 +139,8 @@ class RecordProbe:
             example = shards.read_example(path, record)
             if self.feature and example.get(self.feature) != data:
                 return {"reason": f"feature {self.feature!r} is not the longest one of bytes"}
-            facts = decode.use_frames(data, lambda _: [0], _measure, name="")
+            with decode.open_video(data) as video:
+                facts = _measure(video)
         except decode.BadVideo as error:
             return {"reason": str(error).partition(": ")[2]}
         except (ValueError, ArithmeticError, MemoryError) as error:  # of odd headers
@@ -153,11 +154,12 @@ class RecordProbe:
         return {"row": [*(int(found[0]) for found in labels.values()), *facts]}
 
 
-def _measure(frames, clock: decode.Clock) -> list[Any]:
-    ((_, frame),) = frames
-    span = clock[len(clock) - 1]
-    fps = (len(clock) - 1) / span if span > 0 else clock.fps
-    return [len(clock), frame.width, frame.height, round(fps, 3), round(span + 1 / fps, 3)]
+def _measure(video: decode.VideoReader) -> list[Any]:
+    *_, (_, frame) = video.frames([0])
+    times = video.times
+    span = times[len(times) - 1]
+    fps = (len(times) - 1) / span if span > 0 else times.fps
+    return [len(times), frame.width, frame.height, round(fps, 3), round(span + 1 / fps, 3)]
 
 
 def _probe(places: list[tuple[str, int]], probe: RecordProbe, options: indexing.IndexOptions):
@@ -179,12 +181,12 @@ def _probe(places: list[tuple[str, int]], probe: RecordProbe, options: indexing.
         functools.partial(ProcessWorker, probe),
         workers=workers,
         ahead=2 * workers,
-        seconds=options.seconds,
+        timeout=options.seconds,
     )
     try:
         with ProgressMeter(len(places), "record", quiet=not options.progress) as meter:
             for done, place in enumerate(places, start=1):
-                made = pool.take()
+                made = pool.next_result()
                 if "row" in made:
                     rows.append((place, made["row"]))
                 else:

@@ -22,6 +22,7 @@ import numpy as np
 from invnext_jax import atomic_file, config_checks
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data import mixture, pipeline
+from invnext_jax.data.bad_videos import BadVideoTracker
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import report, tables, visualization
 from invnext_jax.models.patches import clip_grid, normalize
@@ -59,14 +60,14 @@ def write_page(config: ml_collections.ConfigDict, out: str | Path, clips: int = 
         raise UserError(f"clips={clips} must be at least 1")
     registry.find_stage(config)
     config_checks.check_config(config)
-    drops = pipeline.BadVideoTracker()
-    shown = list(sample(config, clips, drops))
+    bad_videos = BadVideoTracker()
+    shown = list(sample(config, clips, bad_videos))
     manifest = manifest_lib.read_manifest(config.data.manifest)
     page = report.render(
         TEMPLATE,
         facts=_describe(config, manifest),
         clips=[_describe_clip(config, manifest[clip.row], clip) for clip in shown],
-        dropped=count_reasons(drops.names),
+        dropped=count_reasons(bad_videos.reasons),
         quarantined=_read_quarantines(manifest.file),
     )
     atomic_file.write_text(out, page)
@@ -74,14 +75,14 @@ def write_page(config: ml_collections.ConfigDict, out: str | Path, clips: int = 
 
 
 def sample(
-    config: ml_collections.ConfigDict, clips: int, drops: pipeline.BadVideoTracker
+    config: ml_collections.ConfigDict, clips: int, bad_videos: BadVideoTracker
 ) -> Iterator[ShownClip]:
     """The first clips of a run, with the masks that its steps draw.
 
     Args:
       config: of the run.
       clips: how many.
-      drops: counts the videos that could not be read on the way.
+      bad_videos: counts the videos that could not be read on the way.
     """
     teacher = None
     if masks.needs_attention(config.mask):
@@ -94,7 +95,7 @@ def sample(
     if config.batch_size % repeats:
         raise UserError(f"{config.batch_size=} must divide by config.data.repeats={repeats}")
     dataset = pipeline.make_train_dataset(
-        config.data, seed=config.seed, batch_size=repeats, drops=drops
+        config.data, seed=config.seed, batch_size=repeats, bad_videos=bad_videos
     )
     iterator = iter(dataset)
     try:

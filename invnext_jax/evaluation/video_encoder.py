@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from invnext_jax.data import sampling, transforms, video_io
+from invnext_jax.data.clips import CenterSampler, read_clips
+from invnext_jax.data.manifest import VideoRecord
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import features
 from invnext_jax.models.heads import AttentionPool
@@ -97,15 +98,8 @@ class VideoEncoder:
         frames, size = frames or self.encoder.frames, size or self.encoder.size
         if frames < 1 or size < 1:
             raise UserError(f"{frames=} and {size=} must be positive")
-        return video_io.read_clips(
-            os.fspath(path),
-            lambda count: sampling.sample_sparse(count, frames, None)[None],
-            [transforms.center_crop],
-            size,
-            short_side=size,
-            start=start,
-            end=end,
-        )[0]
+        record = VideoRecord(0, os.fspath(path), "", start, end, {})
+        return read_clips(record, CenterSampler(frames, size), short_side=size)[0]
 
     def encode(self, video_bthwc: np.ndarray, *, pooled: bool = False) -> np.ndarray:
         """Features of clips at hand.

@@ -1,4 +1,4 @@
-"""Every codec, container and kind of group that people feed: the frames asked for, exactly."""
+"""Exact frames from all common codecs, containers and structures of groups of pictures."""
 
 import av
 import numpy as np
@@ -9,7 +9,7 @@ from invnext_jax.data import decode
 FRAMES = 60
 X264 = {"preset": "ultrafast", "bf": "3", "g": "12", "b-pyramid": "normal"}
 X265 = {"preset": "ultrafast"}
-SVT = {"codec": "libsvtav1", "size": (64, 80)}  # smaller pictures it refuses
+SVT = {"codec": "libsvtav1", "size": (64, 80)}  # it refuses smaller pictures
 VP9 = {"codec": "libvpx-vp9", "options": {"g": "12", "cpu-used": "8"}}
 MPEG4 = {"codec": "mpeg4", "options": {"g": "12", "bf": "2"}}
 UNEVEN = np.cumsum([1 + 4 * (i % 7 == 0) for i in range(FRAMES)]).tolist()
@@ -73,7 +73,7 @@ SEEKABLE = {
     "ffv1.mkv": {"codec": "ffv1"},
     "gif.gif": {"codec": "gif", "pix_fmt": "rgb8"},
 }
-# No index, no time stamps, or no clean picture at a key frame: decoded from the start.
+# Decoded from the start: no index, no time stamps, or no clean picture at a key frame.
 FROM_START = {
     "h264.ts": {"options": X264},
     "h264.h264": {"options": X264},
@@ -102,7 +102,7 @@ PICKS = {
 
 @pytest.fixture
 def decoded(monkeypatch):
-    """Time stamps of the frames that came out of the decoder so far."""
+    """Time stamps of the frames decoded so far."""
     times, decode_frames = [], decode._decode
 
     def counting(*args):
@@ -124,35 +124,35 @@ def write(videos, path, fields):
 
 
 @pytest.mark.parametrize("name", [*SEEKABLE, *FROM_START])
-def test_frames_are_those_asked_for(name, tmp_path, videos, monkeypatch):
+def test_requested_frames_are_exact(name, tmp_path, videos, monkeypatch):
     path = write(videos, tmp_path / name, (SEEKABLE | FROM_START)[name])
-    from_start, decode_all = [], decode._decode_all
+    from_start, decode_all = [], decode._decode_from_start
     monkeypatch.setattr(
-        decode, "_decode_all", lambda *args: from_start.append(1) or decode_all(*args)
+        decode, "_decode_from_start", lambda *args: from_start.append(1) or decode_all(*args)
     )
-    for pick, wanted in PICKS.items():
+    for pick, requested in PICKS.items():
         counts = []
-        frames = decode.read_frames(path, lambda n, w=wanted, c=counts: c.append(n) or w)
+        frames = decode.read_frames(path, lambda n, w=requested, c=counts: c.append(n) or w)
         assert counts == [FRAMES], pick
-        assert videos.numbers(frames) == wanted, pick
-        small = decode.read_frames(path, lambda _, w=wanted: w, short_side=32)
-        assert videos.numbers(small) == wanted, pick
+        assert videos.numbers(frames) == requested, pick
+        small = decode.read_frames(path, lambda _, w=requested: w, short_side=32)
+        assert videos.numbers(small) == requested, pick
     assert bool(from_start) == (name in FROM_START)
 
 
 @pytest.mark.parametrize("name", ["hevc_uneven.mp4", "vp9_uneven.webm", "av1_uneven.mp4"])
-def test_start_and_end_follow_uneven_time(name, tmp_path, videos):
+def test_start_and_end_follow_variable_frame_rate(name, tmp_path, videos):
     path = write(videos, tmp_path / name, SEEKABLE[name])
     seconds = (np.array(UNEVEN) - UNEVEN[0]) / 25
     frames = decode.read_frames(path, range, start=0.99, end=2.01)
     assert videos.numbers(frames) == np.flatnonzero((seconds > 0.99) & (seconds < 2.01)).tolist()
 
 
-def test_a_sparse_pick_decodes_from_the_key_frame_to_the_frame(tmp_path, videos, decoded):
+def test_sparse_frames_are_decoded_from_their_key_frames(tmp_path, videos, decoded):
     options = {"preset": "ultrafast", "bf": "0", "g": "12"}
     path = videos.write(tmp_path / "a.mp4", options=options, frames=120)
-    wanted = [3, 40, 61, 119]  # groups begin at 0, 36, 60 and 108
-    assert videos.numbers(decode.read_frames(path, lambda _: wanted)) == wanted
+    requested = [3, 40, 61, 119]  # groups begin at 0, 36, 60 and 108
+    assert videos.numbers(decode.read_frames(path, lambda _: requested)) == requested
     assert len(decoded) == 4 + 5 + 2 + 12
 
 
@@ -170,24 +170,24 @@ def test_a_long_group_is_decoded_once_and_no_further_than_needed(
 ):
     options = {"preset": "ultrafast", "bf": str(b_frames), "b-pyramid": "none", "g": "250"}
     path = videos.write(tmp_path / "a.mp4", options=options, frames=120)
-    wanted = [*range(7, 100, 15)]
-    assert videos.numbers(decode.read_frames(path, lambda _: wanted)) == wanted
-    if b_frames:  # three of four are referred to by none, and few of those are wanted
-        assert len(decoded) < wanted[-1] / 2
+    requested = [*range(7, 100, 15)]
+    assert videos.numbers(decode.read_frames(path, lambda _: requested)) == requested
+    if b_frames:  # three of four are non-reference frames, few of which are requested
+        assert len(decoded) < requested[-1] / 2
     else:
-        assert len(decoded) == wanted[-1] + 1
+        assert len(decoded) == requested[-1] + 1
 
 
 @pytest.mark.parametrize("name", ["h264.mov", "mpeg4.mkv", "h264_open_gop.mp4"])
 def test_skipping_changes_no_pixel(name, tmp_path, videos, monkeypatch):
     path = write(videos, tmp_path / name, SEEKABLE[name])
-    quick = [decode.read_frames(path, lambda _, w=wanted: w) for wanted in PICKS.values()]
-    monkeypatch.setattr(decode, "SKIPPING", ())
-    for images, wanted in zip(quick, PICKS.values(), strict=True):
-        np.testing.assert_array_equal(images, decode.read_frames(path, lambda _, w=wanted: w))
+    quick = [decode.read_frames(path, lambda _, w=requested: w) for requested in PICKS.values()]
+    monkeypatch.setattr(decode, "SKIPPABLE", ())
+    for images, requested in zip(quick, PICKS.values(), strict=True):
+        np.testing.assert_array_equal(images, decode.read_frames(path, lambda _, w=requested: w))
 
 
-def test_an_edit_list_cuts_frames_of_reordered_video(tmp_path, videos, edit_start):
+def test_an_edit_list_removes_frames_of_reordered_video(tmp_path, videos, edit_start):
     for name in ("h264.mov", "hevc_closed_gop.mp4"):
         path = write(videos, tmp_path / name, SEEKABLE[name])
         data = edit_start(path, 5)

@@ -4,8 +4,11 @@ import struct
 import av
 import numpy as np
 import pytest
+from fakes import FixedSampler
 
-from invnext_jax.data import decode, frames, transforms
+from invnext_jax.data import decode, transforms
+from invnext_jax.data.clips import read_clips
+from invnext_jax.data.manifest import VideoRecord
 
 X264 = {"preset": "ultrafast", "bf": "3", "b-pyramid": "normal"}
 X265 = {"preset": "ultrafast", "x265-params": "log-level=none:keyint=12:min-keyint=12:bframes=3"}
@@ -25,6 +28,10 @@ def pick(*numbers):
     return lambda _: numbers
 
 
+def row_of(path):
+    return VideoRecord(0, str(path), "a", None, None, {})
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_frames_are_exact_in_every_order(name, tmp_path, videos):
     path = videos.write(tmp_path / name, **KINDS[name])
@@ -33,8 +40,8 @@ def test_frames_are_exact_in_every_order(name, tmp_path, videos):
     assert counts == [60]
     assert frames.dtype == np.uint8 and frames.shape == (60, 48, 80, 3)
     assert videos.numbers(frames) == list(range(60))
-    for wanted in ([59], [0, 59], [13, 14, 40], [40, 3, 3, 27], [11, 12, 23, 24, 35, 36]):
-        assert videos.numbers(decode.read_frames(path, pick(*wanted))) == wanted
+    for requested in ([59], [0, 59], [13, 14, 40], [40, 3, 3, 27], [11, 12, 23, 24, 35, 36]):
+        assert videos.numbers(decode.read_frames(path, pick(*requested))) == requested
 
 
 def test_bytes_are_read_like_a_file(tmp_path, videos):
@@ -51,12 +58,12 @@ def test_variable_frame_rate_is_counted_in_frames(tmp_path, videos):
 
 def test_start_and_end_are_seconds(tmp_path, videos):
     path = videos.write(tmp_path / "a.mp4", options={**X264, "g": "12"})  # 25 frames a second
-    whole = lambda n: range(n)  # noqa: E731
-    assert videos.numbers(decode.read_frames(path, whole, start=1.0, end=1.4)) == [*range(25, 35)]
-    assert videos.numbers(decode.read_frames(path, whole, start=2.2)) == [55, 56, 57, 58, 59]
-    assert videos.numbers(decode.read_frames(path, whole, end=0.2)) == [0, 1, 2, 3, 4]
+    full = lambda n: range(n)  # noqa: E731
+    assert videos.numbers(decode.read_frames(path, full, start=1.0, end=1.4)) == [*range(25, 35)]
+    assert videos.numbers(decode.read_frames(path, full, start=2.2)) == [55, 56, 57, 58, 59]
+    assert videos.numbers(decode.read_frames(path, full, end=0.2)) == [0, 1, 2, 3, 4]
     with pytest.raises(decode.BadVideo, match="no frame between"):
-        decode.read_frames(path, whole, start=3.0)
+        decode.read_frames(path, full, start=3.0)
 
 
 def test_frames_cut_by_an_edit_list_do_not_count(tmp_path, videos, edit_start):
@@ -65,7 +72,7 @@ def test_frames_cut_by_an_edit_list_do_not_count(tmp_path, videos, edit_start):
 
 
 def turn(data, matrix):
-    """An mp4 file whose header says how the camera was turned."""
+    """Returns an mp4 file with a rotation in its header."""
 
     def pack(a, b, c, d):
         one = 0x10000
@@ -79,7 +86,7 @@ MATRICES = {-1: (0, 1, -1, 0), 2: (-1, 0, 0, -1), 1: (0, -1, 1, 0)}
 
 
 @pytest.mark.parametrize("turns", MATRICES)
-def test_turned_video_comes_upright(turns, tmp_path, videos):
+def test_rotated_video_is_returned_upright(turns, tmp_path, videos):
     data = videos.write(tmp_path / "a.mp4").read_bytes()
     plain = decode.read_frames(data, pick(9))
     upright = decode.read_frames(turn(data, MATRICES[turns]), pick(9))
@@ -105,7 +112,7 @@ def test_short_side_scales_down_and_never_up(tmp_path, videos):
 
 
 def write_smooth(path, height, width, pix_fmt):
-    """Three frames in which colours change slowly: the same picture however it is resampled."""
+    """Writes three frames with smooth gradients, which all resampling methods preserve."""
     y, x = np.mgrid[:height, :width]
     red, green = 255 * x / (width - 1), 255 * y / (height - 1)
     image = np.stack([red, green, 127 + 100 * np.sin(x / 25) * np.cos(y / 30)], -1)
@@ -130,48 +137,47 @@ def write_smooth(path, height, width, pix_fmt):
         (340, 256, "yuvj420p"),
     ],
 )
-def test_a_window_of_a_clip_is_that_of_the_whole_picture(height, width, pix_fmt, turns, tmp_path):
-    """To the scaler's two or three levels; a window that is some pixels off differs by more."""
-    data = write_smooth(tmp_path / "a.mp4", height, width, pix_fmt).read_bytes()
-    data = turn(data, MATRICES[turns]) if turns else data
-    whole = decode.read_frames(data, pick(1), short_side=256)
-    high, wide = whole.shape[1:3]
+def test_a_window_equals_the_crop_of_the_full_picture(height, width, pix_fmt, turns, tmp_path):
+    """Up to two or three levels of the scaler; a shifted window would differ by more."""
+    path = write_smooth(tmp_path / "a.mp4", height, width, pix_fmt)
+    if turns:
+        path.write_bytes(turn(path.read_bytes(), MATRICES[turns]))
+    full = decode.read_frames(path, pick(1), short_side=256)
+    high, wide = full.shape[1:3]
     windows = [
-        frames.Window(0, 0, wide, high),
-        frames.Window(31, 17, 199, 241),
-        frames.Window(wide - 150, high - 201, wide, high),
+        transforms.Window(0, 0, wide, high),
+        transforms.Window(31, 17, 199, 241),
+        transforms.Window(wide - 150, high - 201, wide, high),
     ]
-    seen = []
-    cuts = [lambda *shape, w=w: seen.append(shape) or w for w in windows]
-    clips = decode.read_clips(data, lambda _: np.ones((3, 2), int), cuts, 112, short_side=256)
-    assert seen == [(high, wide)] * 3 and clips.shape == (3, 2, 112, 112, 3)
+    sampler = FixedSampler(np.ones((3, 2), int), windows, 112)
+    clips = read_clips(row_of(path), sampler, 256)
+    assert sampler.picture_sizes == [(high, wide)] and clips.shape == (3, 2, 112, 112, 3)
     np.testing.assert_array_equal(clips[:, 0], clips[:, 1])
     for clip, window in zip(clips[:, 0], windows, strict=True):
-        expected = transforms.resize(whole, window, 112)[0].astype(int)
+        expected = transforms.resize(full, window, 112)[0].astype(int)
         apart = np.abs(clip - expected)
         assert apart.mean() < 3 and apart.max() < 20
         assert np.abs((clip - expected).mean((0, 1))).max() < 3
 
 
-def test_a_window_that_is_not_resized_has_the_pixels_of_the_picture(tmp_path, videos):
-    """One at an odd place too: it begins a pixel earlier, and is as large."""
+def test_a_window_that_is_not_resized_keeps_the_pixels(tmp_path, videos):
+    """Also at an odd position: the window starts one pixel earlier and has the same size."""
     path = videos.write(tmp_path / "a.mp4")
-    whole = decode.read_frames(path, pick(3, 8))
-    for window in (frames.Window(20, 4, 52, 36), frames.Window(21, 5, 53, 37)):
-        cut = [lambda *_, w=window: w]
-        (clip,) = decode.read_clips(path, lambda _: np.array([[3, 8]]), cut, 32)
-        np.testing.assert_array_equal(clip, whole[:, 4:36, 20:52])
+    full = decode.read_frames(path, pick(3, 8))
+    for window in (transforms.Window(20, 4, 52, 36), transforms.Window(21, 5, 53, 37)):
+        (clip,) = read_clips(row_of(path), FixedSampler([[3, 8]], [window], 32), None)
+        np.testing.assert_array_equal(clip, full[:, 4:36, 20:52])
 
 
 def test_windows_of_tiny_pictures(tmp_path, videos):
     path = videos.write(tmp_path / "a.mp4", size=(16, 16), frames=2)
-    for window in (frames.Window(0, 0, 16, 16), frames.Window(15, 3, 16, 4)):
-        clip = decode.read_clips(path, lambda _: np.array([[1]]), [lambda *_, w=window: w], 8)
+    for window in (transforms.Window(0, 0, 16, 16), transforms.Window(15, 3, 16, 4)):
+        clip = read_clips(row_of(path), FixedSampler([[1]], [window], 8), None)
         assert clip.shape == (1, 1, 8, 8, 3)
 
 
 def test_bad_files_are_named_with_a_reason(tmp_path, videos):
-    whole = videos.write(tmp_path / "a.mp4", container={"movflags": "faststart"}).read_bytes()
+    full = videos.write(tmp_path / "a.mp4", container={"movflags": "faststart"}).read_bytes()
     late_index = videos.write(tmp_path / "b.mp4").read_bytes()
     avi = videos.write(tmp_path / "c.avi", codec="mpeg4").read_bytes()
     sound = videos.write_sound(tmp_path / "sound.mp4").read_bytes()
@@ -179,7 +185,7 @@ def test_bad_files_are_named_with_a_reason(tmp_path, videos):
         "empty.mp4": (b"", "corrupt"),
         "text.mp4": (b"this is no video\n" * 50, "corrupt"),
         "zeros.mp4": (bytes(5000), "corrupt"),
-        "truncated.mp4": (whole[: len(whole) // 2], "truncated"),
+        "truncated.mp4": (full[: len(full) // 2], "truncated"),
         "no_index.mp4": (late_index[: len(late_index) // 2], "corrupt"),
         "truncated.avi": (avi[: len(avi) // 2], "corrupt"),
         "only_sound.mp4": (sound, "no video stream"),
@@ -199,7 +205,7 @@ def test_bad_files_are_named_with_a_reason(tmp_path, videos):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_file_that_may_not_be_read_is_told_from_a_broken_one(tmp_path, videos):
+def test_missing_permission_is_not_reported_as_corruption(tmp_path, videos):
     path = videos.write(tmp_path / "a.mp4")
     path.chmod(0)
     with pytest.raises(decode.BadVideo) as caught:

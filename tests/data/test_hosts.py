@@ -1,4 +1,4 @@
-"""Runs with 0, 2 and 1 workers and then in two real processes give, joined, one run's clips."""
+"""Batches of 0, 2 and 1 workers and of two real processes equal those of one run."""
 
 import json
 import os
@@ -8,7 +8,7 @@ import textwrap
 
 import numpy as np
 import pytest
-from stand_ins import Load
+from fakes import FakeLoad
 
 from configs import common
 from invnext_jax.data import pipeline
@@ -21,28 +21,28 @@ CASES = {
 SCRIPT = """
 import json, sys
 import numpy as np
-from stand_ins import Load
+from fakes import FakeLoad
 from configs import common
 from invnext_jax.data import pipeline
 
 if __name__ == "__main__":
-    given = json.loads(sys.argv[1])
-    found = {}
-    for name, fields in given["cases"].items():
+    host = json.loads(sys.argv[1])
+    results = {}
+    for name, fields in host["cases"].items():
         config = common.data()
         fields["weights"] = tuple(map(tuple, fields.get("weights", ())))
-        config.update(workers=given["workers"], **fields)
+        config.update(workers=host["workers"], **fields)
         dataset = pipeline.make_train_dataset(
-            config, seed=2, load=Load(bad=tuple(given["bad"])), **given["arguments"]
+            config, seed=2, load=FakeLoad(bad=tuple(host["bad"])), **host["arguments"]
         )
         iterator = iter(dataset)
-        iterator.set_state({"clips": given["clips"]})
-        batches = [next(iterator) for _ in range(given["count"])]
-        found[name + " state"] = np.array(iterator.get_state()["clips"])
+        iterator.set_state({"clips": host["clips"]})
+        batches = [next(iterator) for _ in range(host["count"])]
+        results[name + " state"] = np.array(iterator.get_state()["clips"])
         iterator.close()
         for key in batches[0]:
-            found[f"{name} {key}"] = np.stack([batch[key] for batch in batches])
-    np.savez(given["out"], **found)
+            results[f"{name} {key}"] = np.stack([batch[key] for batch in batches])
+    np.savez(host["out"], **results)
 """
 
 
@@ -54,11 +54,11 @@ def manifest(tmp_path):
     return str(path)
 
 
-def take(manifest, fields, count, workers, clips=0):
-    """So many batches in this process, from a position on, and the position after them."""
+def read_batches(manifest, fields, count, workers, clips=0):
+    """Returns `count` batches from a position on, and the position after them."""
     config = common.data()
     config.update(manifest=manifest, workers=workers, **fields)
-    dataset = pipeline.make_train_dataset(config, seed=2, batch_size=BATCH, load=Load(bad=BAD))
+    dataset = pipeline.make_train_dataset(config, seed=2, batch_size=BATCH, load=FakeLoad(bad=BAD))
     iterator = iter(dataset)
     try:
         iterator.set_state({"clips": clips})
@@ -67,41 +67,41 @@ def take(manifest, fields, count, workers, clips=0):
         iterator.close()
 
 
-def take_in_two_processes(manifest, count, clips, folder):
-    """The same of all cases at once, by two processes started here; one has a worker."""
+def read_batches_in_two_processes(manifest, count, clips, folder):
+    """Returns batches of all cases, made by two processes, one of which has a worker."""
     (folder / "host.py").write_text(textwrap.dedent(SCRIPT))
     paths = os.pathsep.join([os.getcwd(), f"{os.getcwd()}/tests"])
     processes = []
     for number in (0, 1):
-        given = {
+        host = {
             "cases": {name: {"manifest": manifest, **fields} for name, fields in CASES.items()},
             "arguments": {"batch_size": BATCH // 2, "process_index": number, "process_count": 2},
             **{"workers": number, "clips": clips, "count": count, "bad": BAD},
             "out": str(folder / f"{number}.npz"),
         }
-        command = [sys.executable, str(folder / "host.py"), json.dumps(given)]
+        command = [sys.executable, str(folder / "host.py"), json.dumps(host)]
         processes.append(subprocess.Popen(command, env={**os.environ, "PYTHONPATH": paths}))
     assert [process.wait(120) for process in processes] == [0, 0]
     return [np.load(folder / f"{number}.npz") for number in (0, 1)]
 
 
-def test_workers_0_2_1_and_then_two_hosts_give_the_clips_of_one_run(manifest, tmp_path):
-    whole, end = {}, 0
+def test_clips_do_not_depend_on_workers_and_hosts(manifest, tmp_path):
+    full, end = {}, 0
     for name, fields in CASES.items():
-        whole[name], end = take(manifest, fields, 7, 0)
-        first, clips = take(manifest, fields, 1, 0)
-        second, clips = take(manifest, fields, 2, 2, clips)
-        third, clips = take(manifest, fields, 1, 1, clips)
+        full[name], end = read_batches(manifest, fields, 7, 0)
+        first, clips = read_batches(manifest, fields, 1, 0)
+        second, clips = read_batches(manifest, fields, 2, 2, clips)
+        third, clips = read_batches(manifest, fields, 1, 1, clips)
         assert clips == 4 * BATCH  # within the second epoch
-        for one, other in zip(whole[name][:4], first + second + third, strict=True):
+        for one, other in zip(full[name][:4], first + second + third, strict=True):
             for key in one:
                 np.testing.assert_array_equal(one[key], other[key])
-    hosts = take_in_two_processes(manifest, 3, clips, tmp_path)
-    for name, batches in whole.items():
+    hosts = read_batches_in_two_processes(manifest, 3, clips, tmp_path)
+    for name, batches in full.items():
         for key in batches[0]:
-            wanted = np.stack([batch[key] for batch in batches[4:]])
-            found = np.concatenate([host[f"{name} {key}"] for host in hosts], axis=1)
-            np.testing.assert_array_equal(found, wanted)
+            expected = np.stack([batch[key] for batch in batches[4:]])
+            results = np.concatenate([host[f"{name} {key}"] for host in hosts], axis=1)
+            np.testing.assert_array_equal(results, expected)
         assert {int(host[f"{name} state"]) for host in hosts} == {end}
         rows = np.concatenate([batch["index"] for batch in batches])
         assert len(set(rows.tolist())) > 10 and not np.isin(rows, BAD).any()

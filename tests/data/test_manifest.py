@@ -1,8 +1,9 @@
-import pickle  # what grain's workers do with a source
+import pickle  # as grain's workers do with a source
 
 import pytest
 
 from invnext_jax.data import manifest as manifest_lib
+from invnext_jax.data.mixture import VideoFileSource
 from invnext_jax.errors import UserError
 
 
@@ -28,7 +29,7 @@ def test_rows_become_records(tmp_path):
     )
 
 
-def test_a_byte_order_mark_and_other_line_ends_are_fine(tmp_path):
+def test_byte_order_mark_and_crlf_are_accepted(tmp_path):
     path = tmp_path / "list.csv"
     path.write_bytes("\ufeffpath,source\r\nä.mp4,k400\r\n".encode())
     assert manifest_lib.read_manifest(path)[0].path == str(tmp_path / "ä.mp4")
@@ -46,28 +47,28 @@ def test_a_byte_order_mark_and_other_line_ends_are_fine(tmp_path):
         ("path,source,label_x\n1.mp4,a\n", "line 2: None in column 'label_x'"),
         ("path,source,start\n1.mp4,a,soon\n", "line 2: 'soon' in column 'start'"),
         ("path,source,record\n1.mp4,a,x\n", "line 2: 'x' in column 'record'"),
-        ("path,source,record\n1,a,0\n1,a,-2\n", "line 3: there is no record -2"),
+        ("path,source,record\n1,a,0\n1,a,-2\n", "line 3: record -2 must be"),
         ("path,source,label_x\n1.mp4,a,2147483648\n", "line 2: 2147483648 in column 'label_x'"),
         ("path,source,label_x\n1.mp4,a,-2147483649\n", "line 2: -2147483649 in column 'label_x'"),
-        ("path,source,record\nb.mp4,a,\nmemory://d/s-0,a,1\n", "line 3: shards must lie on a mou"),
+        ("path,source,record\nb.mp4,a,\nmemory://d/s-0,a,1\n", "line 3: shards must be on a mou"),
     ],
 )
-def test_wrong_manifests_are_refused_with_the_place(text, message, tmp_path):
+def test_errors_of_manifests_name_file_and_line(text, message, tmp_path):
     with pytest.raises(UserError, match=message) as caught:
         manifest_lib.read_manifest(write(tmp_path, text))
     assert "list.csv" in str(caught.value)
 
 
 def test_missing_manifests_are_refused(tmp_path):
-    with pytest.raises(UserError, match=r"none\.csv is not there"):
+    with pytest.raises(UserError, match=r"none\.csv does not exist"):
         manifest_lib.read_manifest(tmp_path / "none.csv")
     with pytest.raises(UserError, match="no manifest named"):
         manifest_lib.read_manifest("")
-    with pytest.raises(UserError, match="should hold one manifest, it has none"):
+    with pytest.raises(UserError, match="should contain one manifest, it has none"):
         manifest_lib.read_manifest(tmp_path)
 
 
-def test_a_folder_stands_for_its_only_manifest(tmp_path):
+def test_a_folder_with_one_manifest_is_a_manifest(tmp_path):
     path = write(tmp_path, "path,source\n1.mp4,a\n")
     (tmp_path / "list.quarantine.csv").write_text("path,reason\n")
     assert manifest_lib.find_manifests(tmp_path) == manifest_lib.find_manifests(path) == str(path)
@@ -82,7 +83,7 @@ def test_a_folder_stands_for_its_only_manifest(tmp_path):
         manifest_lib.read_manifest(tmp_path)
 
 
-def test_a_record_is_a_place_in_a_file(tmp_path):
+def test_record_is_a_position_in_a_shard(tmp_path):
     manifest = manifest_lib.read_manifest(
         write(tmp_path, "path,source,record\ns-0,a,0\ns-0,a,7\nb.mp4,a,\n")
     )
@@ -92,9 +93,9 @@ def test_a_record_is_a_place_in_a_file(tmp_path):
     assert manifest.paths[0] is manifest.paths[1]
 
 
-def test_source_gives_rows_at_random_and_survives_the_way_to_a_worker(tmp_path):
+def test_source_has_random_access_and_can_be_pickled(tmp_path):
     path = write(tmp_path, "path,source\n" + "".join(f"{i}.mp4,a\n" for i in range(5)))
-    source = manifest_lib.VideoFileSource(manifest_lib.read_manifest(path))
+    source = VideoFileSource(manifest_lib.read_manifest(path))
     copy = pickle.loads(pickle.dumps(source))
     assert len(copy) == 5
     assert [copy[i].index for i in (4, 0, 2)] == [4, 0, 2]
@@ -105,7 +106,7 @@ def test_source_gives_rows_at_random_and_survives_the_way_to_a_worker(tmp_path):
 
 @pytest.mark.parametrize(
     ("names", "digest"),
-    [  # the first one stands in tests/fixtures/checkpoint_v2, the others in checkpoints like it
+    [  # the first one is in tests/fixtures/checkpoint_v2, the others in existing checkpoints
         ("a.csv", "56ce9c68b7972d4f140b606d1e524f74ce33f0f2db301349c6b896d9122c9902"),
         ("a.csv, b.csv", "5da7048edcaeee1a86c6f982d1cfec34036a138cfcbbc18773c41dc59dfa682b"),
         ("c, d.csv", "c86c9ee492d0a61d7d81dd54a29a3da0051f83974996cf65d773286272cc79ba"),
@@ -119,7 +120,7 @@ def test_source_gives_rows_at_random_and_survives_the_way_to_a_worker(tmp_path):
         ),
     ],
 )
-def test_digests_are_those_that_checkpoints_hold(names, digest, tmp_path, monkeypatch):
+def test_hashes_equal_those_in_existing_checkpoints(names, digest, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.csv").write_text("path,source\na.mp4,toy\n")
     (tmp_path / "b.csv").write_text("path,source\nb.mp4,toy\n")

@@ -1,4 +1,4 @@
-"""Shares of sources, their shuffling, and what is said of weights that do not fit."""
+"""Shares and order of sources, and errors of weights."""
 
 import collections
 
@@ -9,7 +9,7 @@ from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data import mixture
 from invnext_jax.errors import UserError
 
-COUNTS = {"a": 600, "b": 1000, "c": 300}  # grain takes long to shuffle fewer
+COUNTS = {"a": 600, "b": 1000, "c": 300}  # grain is slow to shuffle fewer
 
 
 @pytest.fixture
@@ -22,15 +22,15 @@ def manifest(tmp_path):
 
 def order(manifest, weights, count, seed=0, start=0):
     mix = mixture.Mixture(manifest, weights, seed)
-    return [mix.choose(number, 0) for number in range(start, start + count)]
+    return [mix.get_video(number, 0) for number in range(start, start + count)]
 
 
 @pytest.mark.parametrize("weights", [(0.3, 0.1, 0.6), (2, 3, 5), (1, 1, 1), (7, 11.5, 0.25)])
-def test_sources_come_in_the_shares_that_their_weights_say(weights, manifest):
+def test_shares_of_sources_follow_the_weights(weights, manifest):
     records = order(manifest, tuple(zip("abc", weights, strict=True)), 4000)
-    found = collections.Counter(record.source for record in records)
+    counts = collections.Counter(record.source for record in records)
     for name, weight in zip("abc", weights, strict=True):
-        assert found[name] / 4000 == pytest.approx(weight / sum(weights), rel=0.005, abs=1 / 4000)
+        assert counts[name] / 4000 == pytest.approx(weight / sum(weights), rel=0.005, abs=1 / 4000)
 
 
 def test_each_pass_over_a_source_has_all_its_rows_in_another_order(manifest):
@@ -43,15 +43,15 @@ def test_each_pass_over_a_source_has_all_its_rows_in_another_order(manifest):
         assert passes[0] != tuple(sorted(passes[0]))
 
 
-def test_any_place_is_known_without_those_before(manifest):
+def test_any_position_is_computed_without_earlier_ones(manifest):
     weights = (("c", 1.0), ("a", 3.0), ("b", 0.5))
-    whole = order(manifest, weights, 300)
-    assert order(manifest, weights, 100, start=200) == whole[200:]
-    assert order(manifest, weights, 300, seed=1) != whole
-    assert order(manifest, weights, 1, start=10**9)  # years ahead
+    full = order(manifest, weights, 300)
+    assert order(manifest, weights, 100, start=200) == full[200:]
+    assert order(manifest, weights, 300, seed=1) != full
+    assert order(manifest, weights, 1, start=10**9)  # far ahead
 
 
-def test_without_weights_every_row_comes_once_an_epoch(manifest):
+def test_without_weights_every_row_occurs_once_in_an_epoch(manifest):
     rows = [record.index for record in order(manifest, (), 3800)]
     assert sorted(rows[:1900]) == sorted(rows[1900:]) == list(range(1900))
     assert rows[:1900] != rows[1900:]
@@ -65,13 +65,13 @@ def test_equal_sources_are_not_shuffled_alike(tmp_path):
     assert [row + 300 for row in rows["a"]] != rows["b"]
 
 
-def test_substitutes_keep_to_the_shares(manifest):
+def test_substitutes_follow_the_shares(manifest):
     mix = mixture.Mixture(manifest, (("a", 1), ("b", 6), ("c", 3)), seed=0)
-    found = collections.Counter(mix.choose(n, a).source for n in range(300) for a in (1, 2, 3))
+    counts = collections.Counter(mix.get_video(n, a).source for n in range(300) for a in (1, 2, 3))
     deviation = np.sqrt(900 * 0.25)
     for name, share in (("a", 0.1), ("b", 0.6), ("c", 0.3)):
-        assert abs(found[name] - 900 * share) < 4 * deviation
-    assert len({mix.choose(n, 1).index for n in range(300)}) > 200
+        assert abs(counts[name] - 900 * share) < 4 * deviation
+    assert len({mix.get_video(n, 1).index for n in range(300)}) > 200
 
 
 @pytest.mark.parametrize(
@@ -88,13 +88,13 @@ def test_substitutes_keep_to_the_shares(manifest):
         ((1.0, 2.0, 3.0), "1.0 must be a source and a weight"),
     ],
 )
-def test_weights_that_do_not_fit_are_one_sentence(weights, text, manifest):
+def test_errors_of_weights_are_one_sentence(weights, text, manifest):
     with pytest.raises(UserError, match=text) as caught:
         mixture.Mixture(manifest, weights, 0)
     assert "\n" not in str(caught.value)
 
 
-def test_the_table_tells_rows_shares_and_epochs(manifest):
+def test_table_contains_rows_shares_and_epochs(manifest):
     mix = mixture.Mixture(manifest, (("a", 1), ("b", 3), ("c", 1)), seed=0)
     head, *lines = mix.table(videos=30_000).splitlines()
     assert head.split() == ["source", "rows", "share", "epochs"]

@@ -1,4 +1,4 @@
-"""Reading videos out of shards: the same clips as from files, and damage told by its place."""
+"""Videos in shards: the same clips as from files, and damaged records."""
 
 import csv
 import dataclasses
@@ -6,7 +6,7 @@ import dataclasses
 import numpy as np
 import pytest
 from array_record.python import array_record_module
-from batches import assert_equal, take
+from batches import assert_equal, next_batches
 from tensorflow_datasets.proto import tf_example_pb2
 
 from configs import common
@@ -15,7 +15,7 @@ from invnext_jax.data.clips import BadClip, LoadClip
 
 
 def write_shard(path, videos):
-    """A shard of encoded videos, each beside a shorter text and a number."""
+    """Writes a shard of encoded videos, each with a shorter text and a number."""
     writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1,uncompressed")
     for number, video in enumerate(videos):
         example = tf_example_pb2.Example()
@@ -54,13 +54,13 @@ def config():
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_training_reads_the_clips_of_the_files(workers, config, packed, world_folder):
+def test_clips_of_shards_equal_clips_of_files(workers, config, packed, world_folder):
     config.manifest = str(world_folder / "train.csv")
-    theirs, _ = take(config, 6, seed=3)
+    expected, _ = next_batches(config, 6, seed=3)
     config.update(manifest=str(packed), workers=workers)
-    ours, state = take(config, 3, seed=3)
-    resumed, _ = take(config, 3, seed=3, state=state)
-    assert_equal(ours + resumed, theirs)
+    actual, state = next_batches(config, 3, seed=3)
+    resumed, _ = next_batches(config, 3, seed=3, state=state)
+    assert_equal(actual + resumed, expected)
 
 
 def test_evaluation_reads_all_records_in_order(config, packed):
@@ -85,7 +85,7 @@ def write_record(path, data):
     writer.close()
 
 
-def test_damage_is_a_bad_video_named_by_shard_and_record(config, packed, tmp_path):
+def test_a_damaged_record_is_a_bad_video_named_by_shard_and_record(config, packed, tmp_path):
     good = manifest.read_manifest(packed)[6]
     assert good.name.endswith("s-1#1")
     data = bytearray((packed.parent / "s-1").read_bytes())
@@ -108,7 +108,7 @@ def test_damage_is_a_bad_video_named_by_shard_and_record(config, packed, tmp_pat
     assert not isinstance(LoadClip.from_config(config)(row, (None,)), BadClip)
 
 
-def test_no_more_than_some_shards_stay_open(packed, tmp_path, monkeypatch):
+def test_number_of_open_shards_is_limited(packed, tmp_path, monkeypatch):
     opened = []
     monkeypatch.setattr(shards, "_new_reader", lambda path: opened.append(path) or Reader())
     for number in range(shards.MAX_OPEN + 1):
@@ -116,7 +116,7 @@ def test_no_more_than_some_shards_stay_open(packed, tmp_path, monkeypatch):
     for number in [*range(shards.MAX_OPEN + 1), shards.MAX_OPEN, 0]:
         with pytest.raises(decode.BadVideo, match="0 records"):
             shards.read_video(str(tmp_path / str(number)), 0)
-    assert len(opened) == shards.MAX_OPEN + 2  # the first one again
+    assert len(opened) == shards.MAX_OPEN + 2  # the first one was closed and is opened again
 
 
 class Reader:

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from invnext_jax.data import transforms
-from invnext_jax.data.frames import Window
+from invnext_jax.data.transforms import Window
 
 
 def ramp(height, width, frames=2):
@@ -31,7 +31,7 @@ def resize_center(video, size):
     return transforms.resize(video, transforms.center_crop(*video.shape[1:3]), size)
 
 
-def test_multi_scale_crop_cuts_all_frames_alike(monkeypatch):
+def test_multi_scale_crop_is_the_same_for_all_frames(monkeypatch):
     rng, video = np.random.default_rng(0), ramp(100, 160)
     windows, resize = set(), transforms.resize
 
@@ -52,7 +52,7 @@ def test_multi_scale_crop_cuts_all_frames_alike(monkeypatch):
     }
 
 
-def test_multi_scale_crop_uses_the_thirteen_places():
+def test_multi_scale_crop_uses_thirteen_positions():
     rng, video = np.random.default_rng(0), ramp(96, 128)
     starts = set()
     for _ in range(400):
@@ -62,14 +62,14 @@ def test_multi_scale_crop_uses_the_thirteen_places():
     assert starts == {(x * 16, y * 8) for x, y in fourths}
 
 
-def test_a_window_of_the_wanted_size_is_not_resampled():
+def test_a_window_of_the_requested_size_is_not_resampled():
     video = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3)).astype(np.uint8)
     rng = np.random.default_rng(0)
     np.testing.assert_array_equal(multi_scale_crop(video, 32, (1.0,), rng), video)
     np.testing.assert_array_equal(resize_center(video, 32), video)
 
 
-def test_resize_center_is_pillows_crop_and_resize():
+def test_center_crop_and_resize_equal_pillow():
     video = np.random.default_rng(0).integers(0, 256, (2, 40, 64, 3)).astype(np.uint8)
     got = resize_center(video, 24)
     for frame, image in zip(video, got, strict=True):
@@ -91,7 +91,7 @@ def test_flip_mirrors_left_and_right():
     np.testing.assert_array_equal(transforms.flip(transforms.flip(video)), video)
 
 
-def test_random_resized_crop_keeps_area_shape_and_place_in_range(monkeypatch):
+def test_random_resized_crop_keeps_area_aspect_and_position_in_range(monkeypatch):
     rng, video = np.random.default_rng(0), ramp(90, 160)
     boxes, resize = [], transforms.resize
     monkeypatch.setattr(transforms, "resize", lambda v, b, s: boxes.append(b) or resize(v, b, s))
@@ -112,7 +112,7 @@ def test_random_resized_crop_keeps_area_shape_and_place_in_range(monkeypatch):
 @pytest.mark.parametrize(
     ("shape", "box"), [((40, 200), (60, 0, 140, 40)), ((200, 40), (0, 60, 40, 140))]
 )
-def test_random_resized_crop_of_a_long_picture_takes_its_centre(shape, box):
+def test_random_resized_crop_of_an_elongated_picture_is_centred(shape, box):
     video, rng = ramp(*shape), np.random.default_rng(0)
     got = random_resized_crop(video, 16, (1.0, 1.0), (0.5, 2.0), rng)
     np.testing.assert_array_equal(got, transforms.resize(video, Window(*box), 16))
@@ -126,7 +126,7 @@ def test_random_resized_crop_of_everything_is_a_resize():
 
 
 def colors(count=4000):
-    """One frame with random colours, grays and the corners of the cube."""
+    """One frame with random colors, grays and the corners of the color cube."""
     pixels = np.random.default_rng(0).integers(0, 256, (count, 3))
     pixels[:256] = np.arange(256)[:, None]
     pixels[256:264] = [[r, g, b] for r in (0, 255) for g in (0, 255) for b in (0, 255)]
@@ -138,25 +138,25 @@ def colors(count=4000):
     ("change", "enhance"),
     [("_brightness", "Brightness"), ("_contrast", "Contrast"), ("_saturation", "Color")],
 )
-def test_brightness_contrast_and_saturation_are_pillows(change, enhance, factor):
+def test_brightness_contrast_and_saturation_equal_pillow(change, enhance, factor):
     video = colors()
-    theirs = getattr(ImageEnhance, enhance)(Image.fromarray(video[0])).enhance(factor)
-    ours = getattr(transforms, change)(video.astype(np.float32), np.float32(factor))
-    # Pillow rounds its gray and cuts fractions off.
-    np.testing.assert_allclose(np.clip(ours[0], 0, 255), np.asarray(theirs), atol=1.8)
+    expected = getattr(ImageEnhance, enhance)(Image.fromarray(video[0])).enhance(factor)
+    actual = getattr(transforms, change)(video.astype(np.float32), np.float32(factor))
+    # Pillow rounds its gray and truncates fractions.
+    np.testing.assert_allclose(np.clip(actual[0], 0, 255), np.asarray(expected), atol=1.8)
 
 
 @pytest.mark.parametrize("turn", [-0.5, -0.1, 0.0, 0.25, 1 / 3])
-def test_hue_is_that_of_colorsys(turn):
+def test_hue_equals_colorsys(turn):
     video = colors()
-    ours = transforms._hue(video.astype(np.float32), np.float32(turn))
-    for pixel, got in zip(video.reshape(-1, 3), ours.reshape(-1, 3), strict=True):
+    actual = transforms._hue(video.astype(np.float32), np.float32(turn))
+    for pixel, got in zip(video.reshape(-1, 3), actual.reshape(-1, 3), strict=True):
         h, s, v = colorsys.rgb_to_hsv(*(pixel / 255))
         want = np.array(colorsys.hsv_to_rgb((h + turn) % 1, s, v)) * 255
         np.testing.assert_allclose(got, want, atol=1e-2)
 
 
-def test_jitter_follows_the_seed_and_treats_all_frames_alike():
+def test_jitter_depends_on_the_seed_and_is_the_same_for_all_frames():
     video = np.repeat(colors(), 3, axis=0)
     strengths = (0.4, 0.4, 0.4, 0.1)
     draws = [
@@ -169,7 +169,7 @@ def test_jitter_follows_the_seed_and_treats_all_frames_alike():
     np.testing.assert_array_equal(draws[0][0], draws[0][2])
 
 
-def test_jitter_of_one_strength_changes_that_alone_within_its_range():
+def test_each_jitter_strength_changes_only_its_property():
     gray = np.full((1, 4, 4, 3), 100, np.uint8)
     rng = np.random.default_rng(0)
     levels = [

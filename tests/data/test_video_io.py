@@ -1,22 +1,23 @@
-"""Files of remote file systems: manifests and videos, what is fetched of them, what goes wrong."""
+"""Manifests and videos on remote file systems: fetched blocks and errors."""
 
 import contextlib
 
 import fsspec
 import numpy as np
 import pytest
+from batches import assert_equal, next_batches
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.spec import AbstractBufferedFile
 
 from configs import common
-from invnext_jax.data import decode, pipeline, video_io
+from invnext_jax.data import decode, video_io
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.errors import UserError
 
 
 class OddError(Exception):
-    """An error of a remote file system that is no OSError."""
+    """An error of a remote file system that is not an OSError."""
 
 
 class CountedFile(AbstractBufferedFile):
@@ -28,7 +29,7 @@ class CountedFile(AbstractBufferedFile):
 
 
 class CountedSystem(MemoryFileSystem):
-    """A remote file system that counts what is fetched of its files."""
+    """A remote file system that records the fetched ranges."""
 
     protocol = "counted"
     fetched, broken, whole_files = [], False, False
@@ -76,20 +77,10 @@ def config():
 
 def batches_of(config, manifest, count=2):
     config.manifest = str(manifest)
-    iterator = iter(pipeline.make_train_dataset(config, seed=0, batch_size=6))
-    try:
-        return [next(iterator) for _ in range(count)]
-    finally:
-        iterator.close()
+    return next_batches(config, count, batch_size=6)[0]
 
 
-def assert_equal(ours, theirs):
-    for one, other in zip(ours, theirs, strict=True):
-        for name in one:
-            np.testing.assert_array_equal(one[name], other[name])
-
-
-def test_a_remote_data_set_gives_the_clips_of_the_local_one(config, world_folder, memory):
+def test_clips_of_a_remote_data_set_equal_local_ones(config, world_folder, memory):
     memory.put(f"{world_folder}/", "/data/", recursive=True)
     local = batches_of(config, world_folder / "train.csv")
     assert_equal(batches_of(config, "memory://data/train.csv"), local)
@@ -111,7 +102,7 @@ def test_names_of_videos_are_resolved_against_the_manifest(memory, tmp_path):
 
 
 def read_frames(name, pick):
-    with video_io.open_video(name) as source:
+    with video_io.open_source(name) as source:
         return decode.read_frames(source, pick, name=name)
 
 
@@ -126,16 +117,16 @@ def test_bytes_are_fetched_in_blocks_each_once(
     size = path.stat().st_size
     counted.pipe(f"/a.{ending}", path.read_bytes())
     monkeypatch.setattr(video_io, "BLOCK_BYTES", size // 8)
-    for wanted in ([0, 60, 119], [119, 0]):
+    for requested in ([0, 60, 119], [119, 0]):
         CountedSystem.fetched = []
-        frames = read_frames(f"counted://a.{ending}", lambda _, w=wanted: w)
-        np.testing.assert_array_equal(frames, decode.read_frames(path, lambda _, w=wanted: w))
+        frames = read_frames(f"counted://a.{ending}", lambda _, w=requested: w)
+        np.testing.assert_array_equal(frames, decode.read_frames(path, lambda _, w=requested: w))
         starts = [start for start, _ in CountedSystem.fetched]
         assert len(set(starts)) == len(starts) <= 9
         assert sum(min(end, size) - start for start, end in CountedSystem.fetched) <= size
 
 
-def test_a_long_file_is_fetched_in_part_where_only_part_is_asked_for(counted, monkeypatch):
+def test_only_the_requested_part_of_a_long_file_is_fetched(counted, monkeypatch):
     counted.pipe("/long.bin", bytes(range(256)) * 4096)
     monkeypatch.setattr(video_io, "BLOCK_BYTES", 4096)
     with video_io.open_remote("counted://long.bin") as file:
@@ -146,7 +137,7 @@ def test_a_long_file_is_fetched_in_part_where_only_part_is_asked_for(counted, mo
     assert sum(end - start for start, end in CountedSystem.fetched) <= 4 * 4096
 
 
-def test_a_server_that_cannot_seek_gives_the_whole_file(counted, videos, tmp_path):
+def test_files_of_a_server_without_ranges_are_fetched_completely(counted, videos, tmp_path):
     path = videos.write(tmp_path / "a.mp4")
     counted.pipe("/a.mp4", path.read_bytes())
     CountedSystem.whole_files = True
@@ -155,7 +146,7 @@ def test_a_server_that_cannot_seek_gives_the_whole_file(counted, videos, tmp_pat
 
 
 @pytest.mark.parametrize("name", ["a.mkv", "a.mp4"])
-def test_a_cut_remote_file_is_refused(name, counted, videos, tmp_path):
+def test_a_truncated_remote_file_is_refused(name, counted, videos, tmp_path):
     path = videos.write(tmp_path / name, options={"preset": "ultrafast"})
     counted.pipe(f"/{name}", path.read_bytes()[: path.stat().st_size * 7 // 10])
     with pytest.raises(decode.BadVideo, match=f"counted://{name}: "):
@@ -196,9 +187,9 @@ def test_a_missing_package_is_named_before_the_first_step(tmp_path, monkeypatch)
 
 @pytest.mark.parametrize(
     ("name", "text"),
-    [("nowhere://a.csv", "Protocol not known"), ("memory://data/none.csv", "is not there")],
+    [("nowhere://a.csv", "Protocol not known"), ("memory://data/none.csv", "does not exist")],
 )
-def test_other_remote_manifests_are_refused_in_a_sentence(name, text):
+def test_unreadable_remote_manifests_are_refused_in_one_sentence(name, text):
     with pytest.raises(UserError, match=text):
         manifest_lib.read_manifest(name)
 

@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 import pytest
-from stand_ins import Load, Unloadable, children, tell_about_process, wait_and_tell
+from fakes import FakeLoad, Unloadable, describe_process, sleep_and_report, worker_pids
 
 from invnext_jax.data import worker_main, workers
 from invnext_jax.data import worker_pool as worker_pool_lib
@@ -16,7 +16,7 @@ from invnext_jax.data.manifest import VideoRecord
 
 
 @pytest.mark.parametrize("kind", [workers.ThreadWorker, workers.ProcessWorker])
-def test_results_come_in_order_and_not_too_far_ahead(kind):
+def test_results_are_in_order_and_not_too_far_ahead(kind):
     begun = []
 
     def work(number, call):
@@ -24,9 +24,9 @@ def test_results_come_in_order_and_not_too_far_ahead(kind):
         return call(number, 0.0 if number % 3 else 0.05)
 
     pool = worker_pool_lib.OrderedPool(
-        work, lambda: kind(wait_and_tell), workers=2, ahead=3, seconds=60
+        work, lambda: kind(sleep_and_report), workers=2, ahead=3, timeout=60
     )
-    results = [pool.take() for _ in range(10)]
+    results = [pool.next_result() for _ in range(10)]
     pool.close()
     assert [result["number"] for result in results] == list(range(10))
     assert max(begun) <= 12
@@ -34,17 +34,17 @@ def test_results_come_in_order_and_not_too_far_ahead(kind):
     assert ({result["process"] for result in results} == {os.getpid()}) == inside
 
 
-def test_arrays_come_back_as_they_were():
-    worker = workers.ProcessWorker(Load())
+def test_arrays_are_returned_unchanged():
+    worker = workers.ProcessWorker(FakeLoad())
     record = VideoRecord(7, "7.mp4", "a", None, None, {})
-    found = worker.call((record, ((1, 2), (3, 4))), 60)
-    worker.end()
-    expected = Load()(record, ((1, 2), (3, 4)))
-    assert found.keys() == expected.keys()
+    result = worker.call((record, ((1, 2), (3, 4))), 60)
+    worker.close()
+    expected = FakeLoad()(record, ((1, 2), (3, 4)))
+    assert result.keys() == expected.keys()
     for name, value in expected.items():
-        np.testing.assert_array_equal(found[name], value)
-        assert found[name].dtype == value.dtype
-    assert found["video"].flags.writeable
+        np.testing.assert_array_equal(result[name], value)
+        assert result[name].dtype == value.dtype
+    assert result["video"].flags.writeable
 
 
 def test_workers_that_do_not_start_end_the_run(capfd):
@@ -53,51 +53,51 @@ def test_workers_that_do_not_start_end_the_run(capfd):
         lambda: workers.ProcessWorker(Unloadable()),
         workers=1,
         ahead=1,
-        seconds=60,
+        timeout=60,
     )
     with pytest.raises(workers.WorkerStartError, match="died at its start .exit code 1"):
-        pool.take()
+        pool.next_result()
     pool.close()
 
 
-def test_closing_ends_what_is_under_way():
+def test_close_ends_pending_tasks():
     pool = worker_pool_lib.OrderedPool(
         lambda number, call: call(number, 30.0),
-        lambda: workers.ProcessWorker(wait_and_tell),
+        lambda: workers.ProcessWorker(sleep_and_report),
         workers=2,
         ahead=4,
-        seconds=60,
+        timeout=60,
     )
     pool.close()
     pool.close()
-    assert not children()
+    assert not worker_pids()
     with pytest.raises(RuntimeError, match="closed"):
-        pool.take()
+        pool.next_result()
 
 
 @pytest.mark.parametrize("module", ["data.clips", "dataset_prep.probing"])
-def test_a_worker_holds_what_its_function_needs_and_nothing_else(module):
-    worker = workers.ProcessWorker(tell_about_process)
-    found = worker.call((f"invnext_jax.{module}",), 60)
-    memory = worker.memory()
-    worker.end()
-    assert "av" in found["modules"] and "numpy" in found["modules"]
+def test_a_worker_imports_only_what_its_function_needs(module):
+    worker = workers.ProcessWorker(describe_process)
+    result = worker.call((f"invnext_jax.{module}",), 60)
+    memory = worker.peak_memory()
+    worker.close()
+    assert "av" in result["modules"] and "numpy" in result["modules"]
     heavy = {"jax", "jaxlib", "flax", "grain", "ml_collections", "pytest", "scipy", "matplotlib"}
-    assert not heavy & set(found["modules"])
-    assert found["environment"]["JAX_PLATFORMS"] == "cpu"
-    assert found["environment"]["CUDA_VISIBLE_DEVICES"] == ""
-    assert found["ignores_interrupt"]
+    assert not heavy & set(result["modules"])
+    assert result["environment"]["JAX_PLATFORMS"] == "cpu"
+    assert result["environment"]["CUDA_VISIBLE_DEVICES"] == ""
+    assert result["ignores_interrupt"]
     assert 0 <= memory < 150 * 2**20
 
 
-def test_large_results_of_any_form_come_back():
+def test_large_arrays_in_nested_results_are_returned():
     worker = workers.ProcessWorker(make_nested)
-    for number in (3, 5):  # the second takes the place of the first
-        found, expected = worker.call((number,), 60), make_nested(number)
-        assert found[0] == expected[0]
-        for ours, theirs in zip(found[1], expected[1], strict=True):
-            np.testing.assert_array_equal(ours["a"], theirs["a"])
-    worker.end()
+    for number in (3, 5):  # the second overwrites the first
+        result, expected = worker.call((number,), 60), make_nested(number)
+        assert result[0] == expected[0]
+        for one, other in zip(result[1], expected[1], strict=True):
+            np.testing.assert_array_equal(one["a"], other["a"])
+    worker.close()
 
 
 def make_nested(number):
@@ -105,17 +105,17 @@ def make_nested(number):
     return ("text", number), [{"a": array} for array in [*arrays, arrays[0][:, ::2]]]
 
 
-def test_results_that_the_shared_memory_cannot_hold_come_back(monkeypatch):
+def test_arrays_that_exceed_the_shared_memory_are_pickled(monkeypatch):
     monkeypatch.setattr(worker_main, "SHARED_BYTES", 2**14)
     memory = mmap.mmap(-1, worker_main.SHARED_BYTES)
     value = [np.arange(3000, dtype=np.int32), np.arange(4000, dtype=np.int32), np.arange(3)]
-    data, lengths = worker_main.dump(value, memory)
+    data, lengths = worker_main.dump_result(value, memory)
     assert lengths == [12000]
-    for ours, theirs in zip(workers._load(data, lengths, memory), value, strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    for actual, expected in zip(workers._load_result(data, lengths, memory), value, strict=True):
+        np.testing.assert_array_equal(actual, expected)
 
 
-def test_what_stands_in_the_main_script_is_refused(tmp_path):
+def test_a_function_of_the_main_script_is_refused(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
         textwrap.dedent(
@@ -129,11 +129,11 @@ def test_what_stands_in_the_main_script_is_refused(tmp_path):
     environment = {**os.environ, "PYTHONPATH": os.getcwd()}
     command = [sys.executable, script]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert "stands in the main script" in done.stderr and "move it into a module" in done.stderr
+    assert "is defined in the main script" in done.stderr and "move it into a module" in done.stderr
 
 
-def test_an_ended_worker_closes_its_files_and_is_dead_to_calls():
-    worker = workers.ProcessWorker(wait_and_tell)
+def test_a_closed_worker_closes_its_files_and_refuses_calls():
+    worker = workers.ProcessWorker(sleep_and_report)
     failed = []
 
     def call():
@@ -145,17 +145,17 @@ def test_an_ended_worker_closes_its_files_and_is_dead_to_calls():
     inside = threading.Thread(target=call)
     inside.start()
     time.sleep(0.2)
-    worker.end()
+    worker.close()
     inside.join(5)
     assert not inside.is_alive() and len(failed) == 1
     assert worker._connection.closed and worker._memory.closed
-    worker.end()
+    worker.close()
     call()
     assert len(failed) == 2
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="not of this system")
-def test_only_cores_that_may_be_used_count():
+def test_count_cores_respects_the_affinity():
     allowed = os.sched_getaffinity(0)
     try:
         os.sched_setaffinity(0, {min(allowed)})

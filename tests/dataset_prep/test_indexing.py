@@ -77,7 +77,7 @@ def test_training_and_evaluation_read_the_manifest(folder):
     config.update(manifest=str(out), frames=4, size=32, short_side=32, workers=0)
     dataset = pipeline.make_eval_dataset(config, manifest=str(out), batch_size=5)
     (batch,) = list(dataset)
-    assert batch["index"].tolist() == [0, 1, 2, 3, 4] and dataset.drops.dropped == 0
+    assert batch["index"].tolist() == [0, 1, 2, 3, 4] and dataset.bad_videos.dropped == 0
     assert (batch["video"][1] == batch["video"][3]).all()
 
 

@@ -7,7 +7,7 @@ import sys
 import time
 
 import pytest
-from stand_ins import tell_growth
+from fakes import measure_growth
 
 from invnext_jax.data import decode, workers
 from invnext_jax.dataset_prep import probing
@@ -137,7 +137,7 @@ def probe_again(path, seeds):
 @pytest.mark.skipif(sys.platform != "linux", reason="asks glibc")
 def test_no_file_leaves_anything_allocated(tmp_path, videos):
     path = videos.write(tmp_path / "a.mp4", options=X264)
-    worker = workers.ProcessWorker(tell_growth)
+    worker = workers.ProcessWorker(measure_growth)
     grown = worker.call((probe_again, [str(path)], 100), 60)
-    worker.end()
+    worker.close()
     assert grown < 50, f"{grown:.0f} bytes a file"  # PyAV's generators, left open, lose 200

@@ -7,9 +7,9 @@ import subprocess
 import sys
 import textwrap
 
+import fakes
 import numpy as np
 import pytest
-import stand_ins
 
 from invnext_jax.data import decode, shards, video_io
 from invnext_jax.data import manifest as manifest_lib
@@ -164,7 +164,7 @@ def test_repeating_writes_only_what_is_gone_or_damaged(folder, prepared):
         ({"options": sharding.ShardingOptions(shards=5)}, "begun with shards=4, not 5"),
         ({"options": sharding.ShardingOptions(workers=0)}, "--workers"),
         ({"split": "a b"}, "--split='a b'"),
-        ({"manifest": "/no/such.csv"}, r"such\.csv is not there"),
+        ({"manifest": "/no/such.csv"}, r"such\.csv does not exist"),
         ({"encoding": Encoding(preset="best")}, "--preset='best'"),
     ],
 )
@@ -201,7 +201,7 @@ def test_a_child_that_hangs_or_dies_costs_its_row_alone(tmp_path, monkeypatch):
     names = ["a.mp4", "hangs.mp4", "b.mp4", "dies.mp4", "c.mp4"]
     manifest = tmp_path / "list.csv"
     manifest.write_text("path,source\n" + "".join(f"{name},a\n" for name in names))
-    monkeypatch.setattr(shard_writer, "Reencode", stand_ins.Encode)
+    monkeypatch.setattr(shard_writer, "Reencode", fakes.FakeReencode)
     (tmp_path / "out" / "parts").mkdir(parents=True)
     (tmp_path / "out" / "reports").mkdir()
     plan = shard_writer.ShardPlan(

@@ -163,7 +163,7 @@ def test_impossible_runs_are_refused(folder):
 
 
 def test_a_missing_manifest_is_told(tmp_path):
-    with pytest.raises(UserError, match="nowhere.train.csv is not there"):
+    with pytest.raises(UserError, match="nowhere.train.csv does not exist"):
         data_page.write_page(
             get_config("stage1", Path("nowhere"), kind="tube"), tmp_path / "a.html"
         )

@@ -105,7 +105,7 @@ def test_table_has_a_line_for_each_input(results):
     ("changes", "match"),
     [
         ({"val_manifest": ""}, "set config.train_manifest and config.val_manifest"),
-        ({"val_manifest": "nowhere.csv"}, "nowhere.csv is not there"),
+        ({"val_manifest": "nowhere.csv"}, "nowhere.csv does not exist"),
         ({"tasks": ("size",)}, "no column label_size"),
         ({"poolings": ("max",)}, r"unknown poolings \['max'\]"),
         ({"checkpoint": ""}, "config.checkpoint is empty"),

@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+from fakes import FixedSampler
 
 from configs import common
-from invnext_jax.data import clips, manifest, pipeline, sampling, transforms, video_io
-from invnext_jax.data.frames import Window
+from invnext_jax.data import clips, manifest, pipeline, transforms
+from invnext_jax.data.transforms import Window
 from invnext_jax.errors import UserError
 from invnext_jax.synthetic_world import urls
 from invnext_jax.synthetic_world.files import write_world
@@ -31,9 +32,10 @@ def test_frames_are_those_of_the_clip():
     side = clip.shape[1]
     wanted = np.array([[3, 3, 15, 0], [1, 2, 3, 4]])
     whole, part = transforms.center_crop(side, side), Window(2, 1, 12, 17)
-    windows = [lambda *shape: shape == (side, side) and whole, lambda *_: part]
-    name = urls.clip_name(NAME, 4)
-    made = video_io.read_clips(name, lambda count: wanted % count, windows, side)
+    sampler = FixedSampler(wanted, [whole, part], side)
+    record = manifest.VideoRecord(4, urls.clip_name(NAME, 4), "world", None, None, {})
+    made = clips.read_clips(record, sampler, None)
+    assert sampler.frame_counts == [16] and sampler.picture_sizes == [(side, side)]
     np.testing.assert_array_equal(made[0], clip[wanted[0]])
     np.testing.assert_array_equal(made[1], transforms.resize(clip[wanted[1]], part, side))
 
@@ -78,7 +80,7 @@ def test_training_clips_are_cut_from_the_drawn_frames(workers):
         for i, row in enumerate(batch["index"]):
             clip = render_clip(spec, int(row))
             rng = clips.make_rng(5, 6 * n + i, 0, 0)
-            wanted = sampling.sample_sparse(8, 4, rng)
+            wanted = clips.sample_sparse(8, 4, rng)
             np.testing.assert_array_equal(batch["video"][i], clip.video[wanted])
             assert {t: batch[f"label_{t}"][i] for t in clip.labels} == clip.labels
 

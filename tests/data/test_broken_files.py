@@ -1,4 +1,4 @@
-"""Files that are broken, odd or lie: each decodes exactly or is a BadVideo, and soon."""
+"""Broken or unusual files: each is decoded exactly or raises BadVideo, within seconds."""
 
 import struct
 import subprocess
@@ -10,7 +10,7 @@ import av
 import numpy as np
 import pytest
 
-from invnext_jax.data import decode, demux, sampling
+from invnext_jax.data import clips, decode, demux
 
 SECONDS = 5
 CODECS = {
@@ -35,7 +35,7 @@ def write(videos, path, codec, **extra):
 
 
 def reason(source, **fields):
-    """Why `source` is refused, which must be known soon."""
+    """Returns why `source` is refused, which must take only seconds."""
     begin = time.monotonic()
     with pytest.raises(decode.BadVideo) as caught:
         decode.read_frames(source, range, **fields)
@@ -44,14 +44,14 @@ def reason(source, **fields):
 
 
 def patched(data, marker, offset, form, *values):
-    """`data` with `values` written some bytes after the first `marker`."""
+    """Returns `data` with `values` written some bytes after the first `marker`."""
     at = data.index(marker) + offset
     new = struct.pack(form, *values)
     return data[:at] + new + data[at + len(new) :]
 
 
 @pytest.mark.parametrize("content", [b"", b"\x00", b"this is no video\n" * 50, bytes(5000)])
-def test_what_is_no_video_is_refused(content, tmp_path):
+def test_files_that_are_not_videos_are_refused(content, tmp_path):
     (tmp_path / "a.mp4").write_bytes(content)
     assert "a.mp4" in reason(tmp_path / "a.mp4")
 
@@ -65,7 +65,7 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path):
     ("codec", "ending"),
     [("h264", "mp4"), ("hevc", "mp4"), ("vp9", "webm"), ("av1", "mkv"), ("mpeg4", "avi")],
 )
-def test_a_cut_header_is_refused(codec, ending, tmp_path, videos):
+def test_a_truncated_header_is_refused(codec, ending, tmp_path, videos):
     data = write(videos, tmp_path / f"a.{ending}", codec).read_bytes()
     for cut in (20, 40, 200):
         reason(data[cut:])
@@ -80,29 +80,29 @@ def test_a_cut_header_is_refused(codec, ending, tmp_path, videos):
         *[("mpeg4", "avi"), ("h264", "avi")],
     ],
 )
-def test_a_cut_tail_is_refused(codec, ending, share, tmp_path, videos):
+def test_a_truncated_file_is_refused(codec, ending, share, tmp_path, videos):
     front = {"container": {"movflags": "faststart"}} if ending == "mp4" else {}
     data = write(videos, tmp_path / f"a.{ending}", codec, **front).read_bytes()
-    # An AVI without its index, which stands at the end, is still whole.
+    # An AVI file without the index at its end can still be decoded.
     length = data.index(b"idx1") if ending == "avi" else len(data)
     if ending == "avi":
         assert videos.numbers(decode.read_frames(data[:length], range)) == [*range(60)]
     reason(data[: int(share * length)])
 
 
-def test_a_cut_file_with_its_index_behind_is_refused(tmp_path, videos):
+def test_a_truncated_file_with_its_index_at_the_end_is_refused(tmp_path, videos):
     data = write(videos, tmp_path / "a.mp4", "h264").read_bytes()
     reason(data[: len(data) * 9 // 10])
 
 
-def test_sound_alone_is_refused(tmp_path, videos):
+def test_a_file_with_only_audio_is_refused(tmp_path, videos):
     assert "no video stream" in reason(videos.write_sound(tmp_path / "a.mp4"))
 
 
 @pytest.mark.parametrize("ending", ["mkv", "webm"])
-def test_a_duration_that_lies_is_not_believed(ending, tmp_path, videos):
+def test_a_wrong_duration_in_the_header_is_ignored(ending, tmp_path, videos):
     data = write(videos, tmp_path / f"a.{ending}", "vp9").read_bytes()
-    for seconds in (0.1, 9.0, 1e9):  # the last picture of a screen recording may stand for long
+    for seconds in (0.1, 9.0, 1e9):  # a screen recording may end with a long still
         lie = patched(data, b"\x44\x89\x88", 3, ">d", 1000 * seconds)
         assert lie != data and videos.numbers(decode.read_frames(lie, range)) == [*range(60)]
 
@@ -115,12 +115,12 @@ def test_matroska_of_unknown_length_decodes(tmp_path, videos):
 
 @pytest.mark.parametrize("codec", CODECS)
 def test_one_frame_is_repeated(codec, tmp_path, videos):
-    # x265 gives an only frame a decoding time at random where B-frames are allowed.
+    # With B-frames, x265 writes a random decoding time for a single frame.
     no_b = {"options": {"x265-params": "log-level=none:bframes=0"}} if codec == "hevc" else {}
     path = write(videos, tmp_path / "a.mp4", codec, frames=1, **no_b)
-    frames = decode.read_frames(path, lambda n: sampling.sample_sparse(n, 8, None))
+    frames = decode.read_frames(path, lambda n: clips.sample_sparse(n, 8, None))
     assert videos.numbers(frames) == [0] * 8
-    frames = decode.read_frames(path, lambda n: sampling.sample_dense(n, 8, (4, 4), None))
+    frames = decode.read_frames(path, lambda n: clips.sample_dense(n, 8, (4, 4), None))
     assert videos.numbers(frames) == [0] * 8
 
 
@@ -161,14 +161,14 @@ def test_8k_decodes_in_bounded_memory_and_more_is_refused(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize(("codec", "ending"), [("vp9", "webm"), ("h264", "mkv"), ("mpeg4", "avi")])
-def test_a_wrong_ending_does_not_matter(codec, ending, tmp_path, videos):
+def test_a_wrong_file_extension_is_ignored(codec, ending, tmp_path, videos):
     path = write(videos, tmp_path / f"a.{ending}", codec)
     path = path.rename(tmp_path / "b.mp4")
     assert videos.numbers(decode.read_frames(path, lambda _: [3, 50])) == [3, 50]
 
 
 @pytest.mark.parametrize("codec", CODECS)
-def test_random_bytes_for_packets_are_refused(codec, tmp_path, videos):
+def test_random_bytes_in_packets_are_refused(codec, tmp_path, videos):
     front = {"container": {"movflags": "faststart"}}
     data = write(videos, tmp_path / "a.mp4", codec, **front).read_bytes()
     begin, rng = data.index(b"mdat") + 4, np.random.default_rng(0)
@@ -177,17 +177,17 @@ def test_random_bytes_for_packets_are_refused(codec, tmp_path, videos):
     reason(data[:begin] + bytes(len(data) - begin))
     storm = data[:half] + rng.bytes(len(data) - half)
     reason(storm)
-    # What lies before the storm is still whole, and nothing behind it is read.
+    # The frames before the random bytes are intact, and decoding stops before them.
     assert videos.numbers(decode.read_frames(storm, lambda _: [0, 1])) == [0, 1]
 
 
-def test_an_avi_header_that_promises_more_frames_is_refused(tmp_path, videos):
+def test_an_avi_header_with_too_many_frames_is_refused(tmp_path, videos):
     data = write(videos, tmp_path / "a.avi", "mpeg4").read_bytes()
     for count in (6000, 2**31 - 1):
         assert "truncated: 60 of" in reason(patched(data, b"strh", 40, "<I", count))
 
 
-def test_an_avi_header_that_admits_fewer_frames_is_not_believed(tmp_path, videos):
+def test_an_avi_header_with_too_few_frames_is_ignored(tmp_path, videos):
     data = write(videos, tmp_path / "a.avi", "mpeg4").read_bytes()
     for lie in (
         patched(data, b"strh", 40, "<I", 30),
@@ -200,6 +200,6 @@ def test_an_avi_header_that_admits_fewer_frames_is_not_believed(tmp_path, videos
 @pytest.mark.parametrize(
     ("size", "count"), [(0, 30), (0, 600), (0, 2**31 - 1), (100, 60), (100, 9999), (1, 2**31 - 1)]
 )
-def test_an_mp4_index_that_lies_is_refused(size, count, tmp_path, videos):
+def test_a_wrong_mp4_index_is_refused(size, count, tmp_path, videos):
     data = write(videos, tmp_path / "a.mp4", "h264").read_bytes()
     reason(patched(data, b"stsz", 8, ">II", size, count))

@@ -1,4 +1,4 @@
-"""Stand-ins for what worker processes call: they hang, die, fail or succeed."""
+"""Fakes of the functions that worker processes run: they hang, die, fail or succeed."""
 
 import ctypes
 import dataclasses
@@ -16,14 +16,14 @@ from invnext_jax.data.clips import BadClip
 
 
 @dataclasses.dataclass(frozen=True)
-class Load:
-    """Gives the row and the seeds; does otherwise for some rows."""
+class FakeLoad:
+    """Fake of `LoadClip`: returns the row and the seeds; misbehaves for some rows."""
 
     hangs: tuple[int, ...] = ()
     dies: tuple[int, ...] = ()
     raises: tuple[int, ...] = ()
     bad: tuple[int, ...] = ()
-    dies_once: str = ""  # a file that tells that it has happened
+    dies_once: str = ""  # a file that exists after it happened
 
     def __call__(self, record, seeds):
         if record.index in self.hangs:
@@ -43,6 +43,30 @@ class Load:
         return {"video": video, "index": np.full(clips, record.index, np.int32), "seed": seed}
 
 
+@dataclasses.dataclass
+class FixedSampler:
+    """Samples the frames and windows that it was made with, as `clips.ClipSampler`.
+
+    Attributes:
+        frame_counts: Numbers of frames that it was called with.
+        picture_sizes: Heights and widths that it was called with.
+    """
+
+    index_rt: np.ndarray
+    windows: list
+    size: int
+    frame_counts: list[int] = dataclasses.field(default_factory=list)
+    picture_sizes: list[tuple[int, int]] = dataclasses.field(default_factory=list)
+
+    def sample_frames(self, frame_count):
+        self.frame_counts.append(frame_count)
+        return np.asarray(self.index_rt)
+
+    def sample_windows(self, height, width):
+        self.picture_sizes.append((height, width))
+        return self.windows
+
+
 class Unloadable:
     """Cannot be unpickled in a worker."""
 
@@ -50,14 +74,14 @@ class Unloadable:
         return os._exit, (1,)
 
 
-def wait_and_tell(number, seconds):
-    """Sleeps, then gives the number and the process's."""
+def sleep_and_report(number, seconds):
+    """Sleeps, then returns the number and the process ID."""
     time.sleep(seconds)
     return {"number": number, "process": os.getpid()}
 
 
-def tell_about_process(module):
-    """Imports a module, then tells what the process holds."""
+def describe_process(module):
+    """Imports a module, then returns facts about the process."""
     importlib.import_module(module)
     return {
         "modules": sorted({name.partition(".")[0] for name in sys.modules}),
@@ -66,22 +90,22 @@ def tell_about_process(module):
     }
 
 
-def children():
-    """Process numbers of this process's data workers (Linux)."""
+def worker_pids():
+    """Returns the IDs of this process's data workers (Linux)."""
     files = pathlib.Path("/proc/self/task").glob("*/children")
-    found = [int(number) for file in files for number in file.read_text().split()]
-    return [number for number in found if b"data.serve" in _command(number)]
+    pids = [int(pid) for file in files for pid in file.read_text().split()]
+    return [pid for pid in pids if b"data.worker_main" in _command(pid)]
 
 
-def _command(number):
+def _command(pid):
     try:
-        return pathlib.Path(f"/proc/{number}/cmdline").read_bytes()
-    except OSError:  # it is gone
+        return pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:  # it has ended
         return b""
 
 
 class _Mallinfo(ctypes.Structure):
-    """What glibc tells of its heap."""
+    """Statistics of the glibc heap."""
 
     _fields_ = [
         (name, ctypes.c_size_t)
@@ -92,8 +116,8 @@ class _Mallinfo(ctypes.Structure):
     ]
 
 
-def tell_growth(load, rows, clips):
-    """Loads clips, and tells by how many bytes a clip the memory in use has grown."""
+def measure_growth(load, rows, clips):
+    """Loads clips, and returns by how many bytes a clip the allocated memory has grown."""
     libc = ctypes.CDLL(None)
     libc.mallinfo2.restype = _Mallinfo
     for number in range(2 * clips):
@@ -107,8 +131,8 @@ def tell_growth(load, rows, clips):
 
 
 @dataclasses.dataclass(frozen=True)
-class Encode:
-    """Stands for `Reencode`: hangs or dies over some files, encodes nothing."""
+class FakeReencode:
+    """Fake of `Reencode`: hangs or dies on some files and encodes nothing."""
 
     encoding: object = None
 

@@ -1,0 +1,185 @@
+"""Sampling and augmentation of clips, and several clips of one decode."""
+
+import numpy as np
+import pytest
+from fakes import FixedSampler
+
+from configs import common
+from invnext_jax.data import clips, decode, manifest, transforms
+
+
+@pytest.fixture
+def load(tmp_path, videos):
+    """Returns a function that makes one clip of a numbered video with fields of `config.data`."""
+    path = str(videos.write(tmp_path / "a.mp4", options={"preset": "ultrafast", "g": "12"}))
+
+    def make(seed=0, *, source="a", **fields):
+        config = common.data()
+        config.update(frames=4, size=48, short_side=48, crop_scales=(1.0,), flip=False)
+        config.update(**fields)
+        record = manifest.VideoRecord(0, path, source, None, None, {})
+        seed = None if seed is None else (seed,)
+        return clips.LoadClip.from_config(config)(record, (seed,))["video"][0]
+
+    make.path = path
+    return make
+
+
+def read_clip(path, numbers, window):
+    """Returns frames of a video, cropped to `window` and scaled to 48 pixels a side."""
+    record = manifest.VideoRecord(0, path, "a", None, None, {})
+    return clips.read_clips(record, FixedSampler([numbers], [window], 48), short_side=48)[0]
+
+
+def test_default_is_multi_scale_crop_of_sparse_frames(load):
+    rng = clips.make_rng(3)
+    numbers = clips.sample_sparse(60, 4, rng)
+    window = transforms.sample_multi_scale_crop(48, 80, 48, (1.0, 0.75), rng)
+    expected = read_clip(load.path, numbers, window)
+    np.testing.assert_array_equal(load(3, crop_scales=(1.0, 0.75)), expected)
+
+
+@pytest.mark.parametrize("seed", [None, 0, 5])
+def test_dense_sampling_reads_frames_at_a_stride(load, seed):
+    rng = None if seed is None else clips.make_rng(seed)
+    numbers = clips.sample_dense(60, 4, (2, 9), rng)
+    window = transforms.center_crop(48, 80)
+    if rng is not None:
+        window = transforms.sample_multi_scale_crop(48, 80, 48, (1.0,), rng)
+    got = load(seed, sampling="dense", stride=(2, 9))
+    np.testing.assert_array_equal(got, read_clip(load.path, numbers, window))
+
+
+def test_random_resized_crop_and_jitter_depend_on_the_seed_of_the_clip(load):
+    fields = {"crop": "random_resized", "crop_area": (0.5, 0.9), "jitter": (0.4, 0.4, 0.4, 0.1)}
+    rng = clips.make_rng(4)
+    numbers = clips.sample_sparse(60, 4, rng)
+    window = transforms.sample_random_resized_crop(48, 80, (0.5, 0.9), (0.75, 4 / 3), rng)
+    expected = read_clip(load.path, numbers, window)
+    expected = transforms.jitter_colors(expected, (0.4, 0.4, 0.4, 0.1), rng)
+    np.testing.assert_array_equal(load(4, **fields), expected)
+    assert (load(5, **fields) != expected).any()
+
+
+def test_evaluation_is_not_augmented(load):
+    plain = load(None)
+    fields = {"crop": "random_resized", "jitter": (0.4, 0.4, 0.4, 0.1)}
+    np.testing.assert_array_equal(load(None, **fields), plain)
+
+
+def test_by_source_overrides_the_transform(load):
+    own = {"a": {"sampling": "dense", "stride": (2, 9), "flip": True}, "b": {"jitter": (0.3,) * 4}}
+    differ = []
+    for seed in range(8):
+        plain = load(seed)
+        np.testing.assert_array_equal(load(seed, source="c", by_source=own), plain)
+        differ.append((load(seed, source="b", by_source=own) != plain).any())
+        expected = load(seed, sampling="dense", stride=(2, 9), flip=True)
+        np.testing.assert_array_equal(load(seed, source="a", by_source=own), expected)
+    assert all(differ)
+
+
+def test_fields_that_may_differ_by_source():
+    assert clips.BY_SOURCE_FIELDS == (
+        *("sampling", "stride", "crop", "crop_scales", "crop_area", "crop_aspect"),
+        *("jitter", "flip"),
+    )
+
+
+def test_clips_of_one_decode_equal_clips_decoded_separately(load, monkeypatch):
+    config = common.data()
+    config.update(frames=4, size=24, short_side=40, crop_scales=(1.0, 0.75), jitter=(0.2,) * 4)
+    make = clips.LoadClip.from_config(config)
+    record = manifest.VideoRecord(3, load.path, "a", 0.4, 2.0, {"label_x": 7})
+    seeds = ((0, 12, 0, 0), (0, 13, 0, 0), (0, 14, 0, 0))
+    alone = [make(record, (seed,)) for seed in seeds]
+    opened, decoded = [], []
+    open_file, seek_and_decode = decode._open_container, decode._seek_and_decode
+
+    def count_frames(*arguments):
+        for number, frame in seek_and_decode(*arguments):
+            decoded.append(number)
+            yield number, frame
+
+    monkeypatch.setattr(
+        decode, "_open_container", lambda source: opened.append(1) or open_file(source)
+    )
+    monkeypatch.setattr(decode, "_seek_and_decode", count_frames)
+    together = make(record, seeds)
+    assert len(opened) == 1 and len(set(decoded)) == len(decoded) <= 12
+    for name, values in together.items():
+        assert len(values) == 3
+        np.testing.assert_array_equal(values, np.concatenate([one[name] for one in alone]))
+    videos = together["video"]
+    assert (videos[0] != videos[1]).any() and (videos[1] != videos[2]).any()
+
+
+def test_errors_of_pyav_are_bad_videos_and_bugs_are_raised(load, monkeypatch):
+    def reformat_badly(self, number, frame, *window):
+        return frame.reformat(format="nonsense")
+
+    monkeypatch.setattr(transforms.FrameConverter, "__call__", reformat_badly)
+    record = manifest.VideoRecord(0, load.path, "a", None, None, {})
+    config = common.data()
+    config.update(frames=4, size=48, short_side=48)
+    made = clips.LoadClip.from_config(config)(record, (None,))
+    assert made.kind == "corrupt" and made.reason.startswith(f"{load.path}: ValueError: ")
+    monkeypatch.setattr(transforms.FrameConverter, "__call__", lambda *_: int("our mistake"))
+    with pytest.raises(ValueError, match="our mistake"):
+        clips.LoadClip.from_config(config)(record, (None,))
+
+
+def test_sparse_sampling_takes_the_centre_of_each_segment():
+    assert clips.sample_sparse(80, 8, None).tolist() == [5, 15, 25, 35, 45, 55, 65, 75]
+    assert clips.sample_sparse(8, 8, None).tolist() == list(range(8))
+
+
+def test_random_sparse_sampling_covers_each_segment():
+    rng = np.random.default_rng(0)
+    draws = np.stack([clips.sample_sparse(40, 4, rng) for _ in range(500)])
+    assert (draws // 10 == np.arange(4)).all()
+    assert all(len(np.unique(column)) == 10 for column in draws.T)
+    assert clips.sample_sparse(8, 8, rng).tolist() == list(range(8))
+
+
+@pytest.mark.parametrize("count", [1, 3, 7])
+def test_short_videos_repeat_frames_in_order(count):
+    for rng in (None, np.random.default_rng(1)):
+        index = clips.sample_sparse(count, 8, rng)
+        assert (np.diff(index) >= 0).all() and set(index) <= set(range(count))
+        if rng is None:
+            assert set(index) == set(range(count))
+    # Each frame of a video of half the length is sampled twice.
+    assert clips.sample_sparse(4, 8, np.random.default_rng(2)).tolist() == [
+        0,
+        0,
+        1,
+        1,
+        2,
+        2,
+        3,
+        3,
+    ]
+
+
+def test_dense_sampling_keeps_its_stride_and_takes_the_middle():
+    assert clips.sample_dense(100, 4, (5, 5), None).tolist() == [42, 47, 52, 57]
+    assert clips.sample_dense(16, 4, (5, 5), None).tolist() == [0, 5, 10, 15]
+    assert clips.sample_dense(100, 3, (2, 6), None).tolist() == [45, 49, 53]
+
+
+def test_dense_sampling_repeats_the_last_frame_past_the_end():
+    for rng in (None, np.random.default_rng(0)):
+        assert clips.sample_dense(8, 6, (3, 3), rng).tolist() == [0, 3, 6, 7, 7, 7]
+        assert clips.sample_dense(1, 4, (4, 4), rng).tolist() == [0, 0, 0, 0]
+
+
+def test_random_dense_sampling_draws_every_stride_and_start():
+    rng = np.random.default_rng(0)
+    draws = np.stack([clips.sample_dense(40, 4, (2, 4), rng) for _ in range(1000)])
+    strides = np.diff(draws)
+    assert (strides == strides[:, :1]).all() and draws.min() == 0 and draws.max() == 39
+    for stride in (2, 3, 4):
+        assert set(draws[strides[:, 0] == stride, 0]) == set(range(40 - 3 * stride))
+    again = np.random.default_rng(0)
+    np.testing.assert_array_equal(clips.sample_dense(40, 4, (2, 4), again), draws[0])
