@@ -97,8 +97,10 @@ def run_loop(
     except NonFiniteError as error:
         with contextlib.suppress(NonFiniteError):  # the step after, which was under way
             reporter.drain()
-        if not run.checkpointer.mark:  # a second one would push out what was saved before it
-            run.checkpointer.save(run.step, run.state, run.position, mark=str(error))
+        if (
+            not run.checkpointer.abort_reason
+        ):  # a second one would push out what was saved before it
+            run.checkpointer.save(run.step, run.state, run.position, abort_reason=str(error))
         raise
     if run.step:
         run.checkpointer.finish(run.step, run.state, run.position, reporter.take_score())
@@ -172,7 +174,7 @@ def _next_batch(
 ) -> dict[str, jax.Array]:
     """The next batch; a single process does not wait for it once a signal has come."""
     start = time.perf_counter()
-    with preemption.waiting() if jax.process_count() == 1 else contextlib.nullcontext():
+    with preemption.raise_on_signal() if jax.process_count() == 1 else contextlib.nullcontext():
         batch = next(run.data_iter)
     reporter.waited(time.perf_counter() - start)
     return mesh_lib.shard_batch(batch, run.mesh)

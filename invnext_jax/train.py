@@ -176,11 +176,11 @@ def _read_source(config: ml_collections.FrozenConfigDict) -> tuple[Any, int | No
         return None, None
     if pathlib.Path(config.init_from).suffix != ".safetensors":
         params, source, step = reader.restore_run(config.init_from)
-        config_checks.check_source(config, source, step)
+        run_metadata.check_source(config, source, step)
         return params, step
     with consensus.all_hosts_agree(f"the export {config.init_from}"):
         params, about = export.read_export(config.init_from)
-        config_checks.check_source(
+        run_metadata.check_source(
             config, run_metadata.config_from_json(about.get("config", {})), None
         )
     return params, about.get("source", {}).get("step")
@@ -251,7 +251,7 @@ def _introduce(run: loop.Run) -> None:
         log_on_process_0(
             f"going on after step {run.step}, from {run.checkpointer.folder / str(run.step)}"
         )
-    if run.checkpointer.mark:
+    if run.checkpointer.abort_reason:
         log_on_process_0(
-            f"this checkpoint was made when the run was aborted: {run.checkpointer.mark}"
+            f"this checkpoint was made when the run was aborted: {run.checkpointer.abort_reason}"
         )

@@ -1,4 +1,3 @@
-import ml_collections
 import pytest
 
 from configs import stage1, stage2
@@ -40,8 +39,6 @@ def test_the_dtype_is_known(config):
     ("field", "value"),
     [
         ("total_steps", 0),
-        ("checkpoint__every_steps", 0),
-        ("checkpoint__keep_last", 0),
         ("log__every_steps", 0),
     ],
 )
@@ -51,40 +48,6 @@ def test_durations_and_counts_have_a_least_value(config, field, value):
 
 def test_a_missing_manifest_is_named(config):
     assert "config.data.manifest is empty" in breach(config, data__manifest="")
-
-
-def test_parameters_of_other_heads_are_refused_though_their_shapes_fit(config):
-    source = config.copy_and_resolve_references()
-    config_checks.check_source(config, source, config.total_steps)
-    source.encoder.heads = 2 * config.encoder.heads
-    with pytest.raises(UserError, match="config.encoder.heads: "):
-        config_checks.check_source(config, source, config.total_steps)
-
-
-def test_an_unfinished_run_is_no_start_unless_told(config):
-    source = config.copy_and_resolve_references()
-    source.total_steps = 10
-    with pytest.raises(UserError, match="has done 9 of 10 steps: finish it"):
-        config_checks.check_source(config, source, 9)
-    config.init_from_unfinished = True
-    config_checks.check_source(config, source, 9)
-
-
-def test_only_what_the_source_has_is_compared(config):
-    source = ml_collections.ConfigDict({"encoder": {"heads": config.encoder.heads}})
-    config_checks.check_source(config, source, None)  # an export: no predictor, no steps
-    source.encoder.heads = 2 * config.encoder.heads
-    with pytest.raises(UserError, match="config.encoder.heads: "):
-        config_checks.check_source(config, source, None)
-
-
-def test_parts_that_are_not_taken_may_differ(config):
-    source = config.copy_and_resolve_references()
-    source.predictor.kind = "vit"
-    with pytest.raises(UserError, match="leave the part out of config.init_parts"):
-        config_checks.check_source(config, source, config.total_steps)
-    config.init_parts = ("encoder", "pool")
-    config_checks.check_source(config, source, config.total_steps)
 
 
 def test_some_loss_must_be_on(config):

@@ -15,7 +15,7 @@ ARROWS = {
     "train": {"loop", "config_checks", "stages", "training", "checkpointing", "multihost"}
     | {"monitoring", "data", "weights"},
     "loop": {"stages", "training", "checkpointing", "multihost", "monitoring"},
-    "config_checks": {"data", "models", "objectives", "training", "monitoring"},
+    "config_checks": {"data", "models", "objectives", "training", "monitoring", "checkpointing"},
     "stages": {"models", "objectives", "weights", "training", "planning.flops"},
     "planning": set(),
     "planning.flops": {"objectives", "models"},

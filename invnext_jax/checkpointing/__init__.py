@@ -1,1 +1,1 @@
-"""Saving and restoring runs: Orbax checkpoints, checksums, run metadata and the workdir lock."""
+"""Saves and restores runs: Orbax checkpoints, checksums, run metadata and the workdir lock."""

@@ -1,8 +1,8 @@
-"""Checkpoints: state, position in the data and the run's record, written in the background.
+"""Checkpoints of a run: state, position in the data and metadata, written in the background.
 
-A run's checkpoints lie in `<workdir>/checkpoints/<step>`, each with three items: `state`, `data`
-(JSON: the position in the data, one for all processes) and `meta` (JSON, see
-`run_metadata.describe_run`), and with their sums (see `integrity`).
+They lie in `<workdir>/checkpoints/<step>`, each with three items: `state`, `data` (JSON: the
+position in the data, one for all processes) and `meta` (JSON, see `run_metadata.describe_run`), and
+with checksums (see `checksums`).
 """
 
 import pathlib
@@ -15,10 +15,8 @@ import ml_collections
 import orbax.checkpoint as ocp
 from absl import logging
 
-from invnext_jax.checkpointing import checksums, restore, run_metadata
+from invnext_jax.checkpointing import checksums, reader, restore, retention, run_metadata
 from invnext_jax.checkpointing.checksums import CorruptCheckpointError
-from invnext_jax.checkpointing.reader import FOLDER
-from invnext_jax.checkpointing.retention import RetentionPolicy
 from invnext_jax.checkpointing.save_barrier import SAVE_ERRORS, SaveBarrier, defer_failures
 from invnext_jax.checkpointing.workdir_lock import Workdir
 from invnext_jax.errors import UserError
@@ -26,17 +24,38 @@ from invnext_jax.multihost import consensus
 from invnext_jax.training.state import TrainState
 
 
+def check_config(config: ml_collections.ConfigDict) -> None:
+    """Checks `config.checkpoint`.
+
+    Raises:
+        UserError: a value is out of range or unknown.
+    """
+    least = {"every_steps": 1, "keep_last": 1}
+    least |= {"every_minutes": 0, "keep_every_steps": 0, "keep_best": 0}
+    for name, bound in least.items():
+        if config[name] < bound:
+            raise UserError(f"config.checkpoint.{name}={config[name]} must be at least {bound}")
+    if (mode := config.best_mode) not in ("min", "max"):
+        raise UserError(f"config.checkpoint.best_mode={mode!r} must be 'min' or 'max'")
+    if config.keep_best and not config.best_metric:
+        raise UserError("config.checkpoint.keep_best needs config.checkpoint.best_metric: set it")
+
+
 class Checkpointer:
     """Saves and restores one run.
 
+    Attributes:
+        saved_step: step of the newest checkpoint that is known to be on the disk; None: none yet.
+        abort_reason: why the run that made that checkpoint was aborted; "": it was not.
+
     Args:
         workdir: the run's folder.
-        config: the run's whole config; `config.checkpoint` says what is kept.
-        manifest_sha256: of its manifests, see `run_metadata.describe_run`.
-        init_from_step: step of the checkpoint that `config.init_from` gave, if it names one.
+        config: the run's whole config; `config.checkpoint` selects the checkpoints to keep.
+        manifest_sha256: SHA-256 of its manifests, see `run_metadata.describe_run`.
+        init_from_step: step of the checkpoint that `config.init_from` names, if it names one.
 
     Raises:
-        UserError: the folder of the checkpoints cannot be made.
+        UserError: the folder of the checkpoints cannot be created.
     """
 
     def __init__(
@@ -47,12 +66,14 @@ class Checkpointer:
         init_from_step: int | None = None,
     ):
         self._workdir = workdir
-        self._folder = workdir.path / FOLDER
+        self._folder = workdir.path / reader.CHECKPOINTS_FOLDER
         self._record = run_metadata.describe_run(config, manifest_sha256, init_from_step)
-        self._kept = RetentionPolicy(config.checkpoint, self._folder)
+        self._scores = retention.BestScores(
+            config.checkpoint, self._folder, reader.finished_steps(self._folder)
+        )
         with consensus.all_hosts_agree(f"the folder {self._folder}"):
-            self._make_folder()
-        self._outcome = SaveBarrier(0)
+            self._create_folder()
+        self._barrier = SaveBarrier(0)
         self._manager = ocp.CheckpointManager(
             self._folder,
             item_handlers={
@@ -62,149 +83,159 @@ class Checkpointer:
             },
             options=ocp.CheckpointManagerOptions(
                 create=False,
-                preservation_policy=self._kept,
-                # Where processes still wait for each other, no device takes part, and not for ever.
+                preservation_policy=retention.make_policy(config.checkpoint, self._scores),
+                # Naming the processes makes the remaining barriers use the key-value store, with a
+                # timeout, instead of the devices.
                 multiprocessing_options=ocp.options.MultiprocessingOptions(
                     active_processes=set(range(jax.process_count())),
                     barrier_sync_key_prefix="invnext_jax",
                 ),
                 async_options=ocp.AsyncOptions(
-                    # Orbax takes time from the clock of the day, which may jump. Alone, nobody is
-                    # waited for.
+                    # Orbax measures its timeout by the time of day, which may jump. A single
+                    # process waits for no other one and needs no timeout.
                     timeout_secs=int(consensus.WAIT_SECONDS) if jax.process_count() > 1 else 10**8,
-                    barrier_sync_fn=lambda **place: self._outcome.at_barrier(**place),
-                    post_finalization_callback=self._write_sums,
+                    barrier_sync_fn=lambda **arguments: self._barrier.at_barrier(**arguments),
+                    post_finalization_callback=self._write_checksums,
                 ),
             ),
         )
-        self._under_way = None  # step that is being written
-        self._bytes = 0  # of the last checkpoint
-        self.saved_step: int | None = None  # newest one that is known to be on the disk
-        # Why the run that made the newest checkpoint was aborted, if it was.
-        self.mark = self._next_mark = ""
+        self._pending_step = None  # step that is being written
+        self._pending_abort_reason = ""
+        self._checkpoint_bytes = 0  # size of the last checkpoint
+        self.saved_step: int | None = None
+        self.abort_reason = ""
 
     @property
     def folder(self) -> pathlib.Path:
-        """Where the checkpoints lie."""
+        """The folder of the checkpoints."""
         return self._folder
 
     def changed_fields(self, saved: dict[str, Any]) -> list[str]:
-        """What this run changes of a saved config and may not, see `run_metadata.differences`."""
+        """Lists what this run changes of a saved config and may not, see `config_differences`."""
         return run_metadata.config_differences({**self._record, "config": saved}, self._record)
 
     def save(
-        self, step: int, state: TrainState, position: Any, *, score: float | None = None, mark=""
+        self,
+        step: int,
+        state: TrainState,
+        position: Any,
+        *,
+        score: float | None = None,
+        abort_reason: str = "",
     ) -> None:
-        """Starts to save what stands after `step` steps; does nothing if it is saved already.
+        """Starts to save a checkpoint; does nothing if that of this step is saved already.
 
-        Returns as soon as the arrays are copied off the devices, so the state may be donated then.
-        What cannot be written is told; the run goes on, and the next save tries again.
+        Returns as soon as the arrays are copied off the devices, so the caller may then donate the
+        state. If the checkpoint cannot be written, a warning is logged and training continues; the
+        next save tries again.
 
         Args:
-            step: steps done.
-            state: what they made.
-            position: state of the data iterator that has delivered exactly their batches.
+            step: the number of steps done.
+            state: the state after them.
+            position: state of the data iterator after exactly their batches.
             score: value of `config.checkpoint.best_metric`, if known.
-            mark: why the run is aborted, if it is.
+            abort_reason: why the run is aborted, if it is.
         """
         self.wait()
-        with consensus.all_hosts_agree(f"the save of step {step}") as told:
+        with consensus.all_hosts_agree(f"the save of step {step}") as broadcast:
             if jax.process_index() == 0:
-                told.value = self._look_around(step, sum(x.nbytes for x in jax.tree.leaves(state)))
-        is_saved, is_new, trouble = told.value
-        if is_new:
+                state_bytes = sum(x.nbytes for x in jax.tree.leaves(state))
+                broadcast.value = self._prepare_save(step, state_bytes)
+        is_saved, is_new_folder, problem = broadcast.value
+        if is_new_folder:
             self._manager.reload()
-        if trouble:
-            self._tell_failure(step, trouble)
+        if problem:
+            self._log_failure(step, problem)
         if is_saved:
             self.saved_step = step
-        if trouble or is_saved:
+        if problem or is_saved:
             return
-        self._under_way, self._next_mark, self._outcome = step, mark, SaveBarrier(step)
-        meta = {**self._record, "step": step, "sums": True, "aborted": mark}
+        self._pending_step, self._pending_abort_reason = step, abort_reason
+        self._barrier = SaveBarrier(step)
+        meta = {**self._record, "step": step, "sums": True, "aborted": abort_reason}
         try:
-            self._kept.note(step, score)
+            self._scores.add(step, score)
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(state),
                     data=ocp.args.JsonSave(position),
-                    meta=ocp.args.JsonSave({**meta, "score": self._kept.config_to_json(step)}),
+                    meta=ocp.args.JsonSave({**meta, "score": self._scores.to_json(step)}),
                 ),
                 force=True,
             )
         except SAVE_ERRORS as error:
-            self._settle(error)
+            self._finish_save(error)
 
-    def _look_around(self, step: int, needed: int) -> tuple[bool, bool, str]:
-        """In process 0: is the step saved, is the folder another one, why can it not be written."""
+    def _prepare_save(self, step: int, state_bytes: int) -> tuple[bool, bool, str]:
+        """In process 0: checks that the checkpoint can be written.
+
+        Returns:
+            Whether the step is saved already, whether the folder was created again, and why the
+            checkpoint cannot be written ("": it can).
+        """
         if step == self._manager.latest_step():
             return True, False, ""
-        trouble = self._workdir.find_trouble(self._bytes or needed)
-        return False, not trouble and self._make_folder(), trouble
+        problem = self._workdir.write_error(self._checkpoint_bytes or state_bytes)
+        return False, not problem and self._create_folder(), problem
 
-    def _make_folder(self) -> bool:
-        """Makes the folder in process 0 if it is not there; says whether it was not."""
+    def _create_folder(self) -> bool:
+        """In process 0: creates the folder if it does not exist, and returns whether it did so."""
         is_new = jax.process_index() == 0 and not self._folder.is_dir()
         if is_new:
             self._folder.mkdir(parents=True, exist_ok=True)
         return is_new
 
-    def _write_sums(self) -> None:
-        """Called by Orbax, in process 0 and in its thread, before the folder gets its last name."""
-        step = str(self._under_way)
-        found = list(self._folder.glob(step + checksums.HALF_WRITTEN + "*"))
-        self._bytes = checksums.write_checksums(found[0] if found else self._folder / step)
+    def _write_checksums(self) -> None:
+        """Called by Orbax in a thread of process 0, before the folder gets its final name."""
+        step = str(self._pending_step)
+        incomplete = list(self._folder.glob(step + checksums.INCOMPLETE + "*"))
+        self._checkpoint_bytes = checksums.write_checksums((incomplete or [self._folder / step])[0])
 
     def wait(self) -> None:
-        """Waits until what is under way is on the disk, or has failed; all processes learn which.
-
-        Raises:
-            UserError: process 0 does not tell.
-        """
+        """Waits for the pending save, if any."""
         error = None
         try:
             self._manager.wait_until_finished()
-        except SAVE_ERRORS as found:
-            error = found
-        if self._under_way is not None:
-            self._settle(error)
+        except SAVE_ERRORS as raised:
+            error = raised
+        if self._pending_step is not None:
+            self._finish_save(error)
 
-    def _settle(self, error: Exception | None) -> None:
-        step, self._under_way = self._under_way, None
-        reason = self._outcome.result(error)
-        if not reason:
-            self.saved_step, self.mark = step, self._next_mark
+    def _finish_save(self, error: Exception | None) -> None:
+        step, self._pending_step = self._pending_step, None
+        problem = self._barrier.result(error)
+        if not problem:
+            self.saved_step, self.abort_reason = step, self._pending_abort_reason
             if error is not None:
-                logging.warning("old checkpoints in %s stay there: %s", self._folder, error)
+                logging.warning("old checkpoints in %s are not removed: %s", self._folder, error)
                 self._manager.reload()
             return
-        self._tell_failure(step, reason)
+        self._log_failure(step, problem)
         with consensus.all_hosts_agree(f"the end of the failed save of step {step}"):
-            pass  # nobody writes any more
+            pass  # from here on no process writes
         checksums.remove_incomplete(self._folder)
         self._manager.reload()
 
-    def _tell_failure(self, step: int, reason: str) -> None:
+    def _log_failure(self, step: int, problem: str) -> None:
         if jax.process_index() != 0:
             return
         try:
             free = f"{shutil.disk_usage(self._workdir.path).free:,} bytes free"
         except OSError as error:
             free = str(error.strerror)
-        last = "none yet" if self.saved_step is None else f"step {self.saved_step}"
         logging.warning(
             "step %d could not be saved in %s (%s; %s); the newest checkpoint is %s; "
-            "training goes on and the next save tries again",
+            "training continues and the next save tries again",
             step,
             self._folder,
-            reason,
+            problem,
             free,
-            last,
+            "none yet" if self.saved_step is None else f"step {self.saved_step}",
         )
 
     def finish(self, step: int, state: TrainState, position: Any, score: float | None) -> None:
-        """Saves the end of a run and waits for it; tries twice.
+        """Saves the end of a run and waits until it is written; tries twice.
 
         Raises:
             UserError: it cannot be saved.
@@ -214,20 +245,20 @@ class Checkpointer:
             self.wait()
             if self.saved_step == step:
                 return
-        left = "starts anew, for nothing was ever saved"
+        resume = "No checkpoint exists; the run starts from step 0."
         if self.saved_step is not None:
-            left = f"goes on after step {self.saved_step}"
+            resume = f"The same command continues from step {self.saved_step}."
         raise UserError(
-            f"step {step} could not be saved in {self._folder}: make room or mend the folder; the "
-            f"same command {left}"
+            f"step {step} could not be saved in {self._folder}: free disk space, or make the "
+            f"folder writable. {resume}"
         )
 
     def restore(self, abstract: TrainState, data_iter: Iterator[Any]) -> TrainState | None:
-        """Restores the newest intact checkpoint, falling back over damaged ones with a warning.
+        """Restores the newest intact checkpoint; skips damaged ones with a warning.
 
         Args:
             abstract: shapes, dtypes and shardings of the state, on any mesh.
-            data_iter: the run's data iterator, set in place to where the checkpoint was.
+            data_iter: the run's data iterator, set in place to the checkpoint's position.
 
         Returns:
             The state, or None if the run has no checkpoint.
@@ -235,15 +266,15 @@ class Checkpointer:
         Raises:
             UserError: the checkpoint was made with another config, or none is intact.
         """
-        with consensus.all_hosts_agree(f"the checkpoints in {self._folder}") as told:
-            for left in checksums.remove_incomplete(self._folder):
-                logging.warning("%s was half-written when its run was killed: it is removed", left)
-            steps = sorted(self._manager.all_steps(), reverse=True)
-            told.value = steps, any(self._folder.glob("damaged-*"))
-        (steps, was_damaged), damaged = told.value, []
+        with consensus.all_hosts_agree(f"the checkpoints in {self._folder}") as broadcast:
+            for path in checksums.remove_incomplete(self._folder):
+                logging.warning("%s is incomplete because its run was killed: it is removed", path)
+            steps = reader.finished_steps(self._folder)[::-1]
+            broadcast.value = steps, any(self._folder.glob("damaged-*"))
+        (steps, was_damaged), damaged = broadcast.value, []
         for step in steps:
             try:
-                found = restore.restore_step(self._folder / str(step), self._record, abstract)
+                restored = restore.restore_step(self._folder / str(step), self._record, abstract)
             except CorruptCheckpointError as error:
                 logging.warning("checkpoint %s is damaged: %s", self._folder / str(step), error)
                 damaged.append(step)
@@ -252,17 +283,17 @@ class Checkpointer:
                 with consensus.all_hosts_agree("the renaming of damaged checkpoints"):
                     checksums.rename_corrupt(self._folder, damaged)
                 self._manager.reload()
-            data_iter.set_state(found.position)
-            self.saved_step, self.mark = step, found.mark
-            return found.state
+            data_iter.set_state(restored.position)
+            self.saved_step, self.abort_reason = step, restored.abort_reason
+            return restored.state
         if steps or was_damaged:
             raise UserError(
                 f"none of the {len(steps)} checkpoints in {self._folder} is intact; "
-                "move that folder away to start afresh"
+                "move that folder away to start from step 0"
             )
         return None
 
     def close(self) -> None:
-        """Waits, then frees the threads."""
+        """Waits for the pending save, then frees the threads."""
         self.wait()
         self._manager.close()

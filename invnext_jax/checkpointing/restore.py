@@ -1,4 +1,4 @@
-"""Reading a run's own checkpoint back: state, position in the data, and whether it fits the run."""
+"""Restores a run's own checkpoint, state and position in the data, if it fits the run."""
 
 import dataclasses
 import pathlib
@@ -8,55 +8,55 @@ from typing import Any, NamedTuple
 import orbax.checkpoint as ocp
 
 from invnext_jax.checkpointing import checksums, run_metadata
-from invnext_jax.checkpointing.reader import probe, read_json, read_shapes, read_state
+from invnext_jax.checkpointing.reader import check_step, read_json, read_shapes, read_state
 from invnext_jax.errors import UserError
 from invnext_jax.multihost import consensus
 from invnext_jax.training.state import TrainState, compare_shapes, flat_shapes
 
 
 class RestoredCheckpoint(NamedTuple):
-    """What a checkpoint holds: state, position in the data, why its run was aborted, if it was."""
+    """The content of a checkpoint, and why its run was aborted ("": it was not)."""
 
     state: TrainState
-    position: Any
-    mark: str
+    position: Any  # in the data
+    abort_reason: str
 
 
 def restore_step(
     folder: pathlib.Path, record: Mapping[str, Any], abstract: TrainState
 ) -> RestoredCheckpoint:
-    """Reads a checkpoint; all processes do so together, and end in the same way.
+    """Reads a checkpoint; all processes call it together and get the same outcome.
 
     Args:
         folder: the checkpoint.
-        record: this run's, see `run_metadata.describe_run`.
+        record: the metadata of this run, see `run_metadata.describe_run`.
         abstract: shapes, dtypes and shardings of the state, on any mesh.
 
     Raises:
         CorruptCheckpointError: a process found it damaged.
         UserError: it is not known to be damaged but cannot be read, or does not fit this run.
     """
-    has_sums = checksums.verify_checksums(folder)
-    with consensus.all_hosts_agree(f"the end of reading {folder}", checksums.KINDS):
-        with checksums.translate_read_errors(folder, has_sums):
+    has_checksums = checksums.verify_checksums(folder)
+    with consensus.all_hosts_agree(f"the end of reading {folder}", checksums.READ_ERRORS):
+        with checksums.translate_read_errors(folder, has_checksums):
             saved = read_json(folder, "meta")
-            _check_record(folder, saved, record, has_sums)
-            probe(folder)
-            wanted = _fit_fields(folder, abstract)
-            fields = read_state(folder, ocp.args.StandardRestore(wanted))
+            _check_record(folder, saved, record, has_checksums)
+            check_step(folder)
+            item = _select_fields(folder, abstract)
+            fields = read_state(folder, ocp.args.StandardRestore(item))
             position = read_json(folder, "data")
     return RestoredCheckpoint(abstract.replace(**fields), position, saved.get("aborted", ""))
 
 
 def _check_record(
-    folder: pathlib.Path, saved: Mapping[str, Any], record: Mapping[str, Any], has_sums: bool
+    folder: pathlib.Path, saved: Mapping[str, Any], record: Mapping[str, Any], has_checksums: bool
 ) -> None:
     if saved.get("format_version") != run_metadata.FORMAT_VERSION:
         raise UserError(
             f"the checkpoint {folder} was made by another version of the package; choose another "
             "--workdir, and name this run in config.init_from"
         )
-    checksums.check_checksums_exist(saved, has_sums)
+    checksums.check_checksums_exist(saved, has_checksums)
     changed = run_metadata.config_differences(saved, record)
     if changed:
         raise UserError(
@@ -65,10 +65,12 @@ def _check_record(
         )
 
 
-def _fit_fields(folder: pathlib.Path, abstract: TrainState) -> dict[str, Any]:
-    """The state's fields to read: an empty one that is newer than the checkpoint is left out.
+def _select_fields(folder: pathlib.Path, abstract: TrainState) -> dict[str, Any]:
+    """Selects the fields of the state to read; an empty one newer than the checkpoint is skipped.
 
-    Tells damage from a state that another version of the code made.
+    Raises:
+        UserError: another version of the code made the state, so that it has other fields or
+            parameters.
     """
     on_disk = read_shapes(folder)
     fields = {field.name: getattr(abstract, field.name) for field in dataclasses.fields(abstract)}

@@ -1,48 +1,87 @@
-"""Which checkpoints of a run are kept: the last, every Nth step, and the best by a metric."""
+"""Selects the checkpoints to keep: the last, every Nth step, and the best by a metric."""
 
 import json
 import math
 import pathlib
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import ml_collections
 from orbax.checkpoint import checkpoint_managers
 
 
-class RetentionPolicy(checkpoint_managers.PreservationPolicy):
-    """Keeps the last ones, every Nth step, and the best: none of the three deletes another's."""
+def make_policy(
+    config: ml_collections.ConfigDict, best: "BestScores"
+) -> checkpoint_managers.PreservationPolicy:
+    """Returns the policy of a run: a checkpoint is kept if any of the three rules keeps it.
 
-    def __init__(self, config: ml_collections.ConfigDict, folder: pathlib.Path):
-        self._config = config
-        finished = [path for path in folder.glob("[0-9]*") if path.name.isdigit()]
-        self._scores = {int(path.name): _read_score(path, config) for path in finished}
+    Args:
+        config: `config.checkpoint`.
+        best: the scores, and the rule that keeps the best of them.
+    """
+    policies = [checkpoint_managers.LatestN(config.keep_last), best]
+    if config.keep_every_steps:
+        policies.append(checkpoint_managers.EveryNSteps(config.keep_every_steps))
+    return checkpoint_managers.AnyPreservationPolicy(policies)
 
-    def note(self, step: int, score: float | None) -> None:
-        """Notes the score of a step that is about to be saved."""
+
+class BestScores(checkpoint_managers.PreservationPolicy):
+    """Keeps the best checkpoints by Orbax's `BestN`, with the scores of the run as its metrics.
+
+    Orbax reads the metrics of earlier checkpoints from an item of its own. Format 2 has the score
+    in the item `meta` instead, next to the name of its metric, so the scores are read here. `BestN`
+    also keeps every checkpoint, with a score or without, while there are at most n; it is given
+    only those that have a score. Of equal scores the earliest step is the better one.
+
+    Args:
+        config: `config.checkpoint`.
+        folder: the folder of the checkpoints.
+        steps: the finished checkpoints in it, from earlier starts of the run.
+    """
+
+    def __init__(
+        self, config: ml_collections.ConfigDict, folder: pathlib.Path, steps: Iterable[int]
+    ):
+        self._metric, self._sign = config.best_metric, -1 if config.best_mode == "min" else 1
+        self._scores = {step: _read_score(folder / str(step), config.best_metric) for step in steps}
+        self._best = checkpoint_managers.BestN(
+            get_metric_fn=lambda score: (self._sign * score["value"], -score["step"]),
+            n=config.keep_best,
+        )
+
+    def add(self, step: int, score: float | None) -> None:
+        """Adds the score of a checkpoint that is about to be saved; None: it has none."""
         self._scores[step] = score
 
-    def config_to_json(self, step: int) -> dict[str, Any]:
-        """What stands in the checkpoint of its score."""
-        return {"metric": self._config.best_metric, "value": self._scores[step]}
+    def to_json(self, step: int) -> dict[str, Any]:
+        """Returns the score as it is saved with the checkpoint."""
+        return {"metric": self._metric, "value": self._scores[step]}
 
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
-        """One answer for each, oldest first."""
-        del context
-        every, config = self._config.keep_every_steps, self._config
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """Returns for each checkpoint whether it is one of the best."""
         steps = [info.step for info in checkpoints]
-        sign = -1 if config.best_mode == "max" else 1
-        scored = [step for step in steps if self._scores.get(step) is not None]
-        ranked = sorted(scored, key=lambda step: (sign * self._scores[step], step))
-        kept = {*steps[-config.keep_last :], *ranked[: config.keep_best]}
-        return [step in kept or (every > 0 and step % every == 0) for step in steps]
+        scored = [
+            _ScoredCheckpoint(step, {"step": step, "value": self._scores[step]})
+            for step in steps
+            if self._scores.get(step) is not None
+        ]
+        kept = self._best.should_preserve(scored, context=context)
+        best = {info.step for info, keep in zip(scored, kept, strict=True) if keep}
+        return [step in best for step in steps]
 
 
-def _read_score(path: pathlib.Path, config: ml_collections.ConfigDict) -> float | None:
-    """The score of a finished checkpoint, if it is of the same metric."""
+class _ScoredCheckpoint(NamedTuple):
+    """The fields of a checkpoint that `BestN` reads."""
+
+    step: int
+    metrics: dict[str, Any]
+
+
+def _read_score(path: pathlib.Path, metric: str) -> float | None:
+    """Reads the score of a finished checkpoint; None if it has none or one of another metric."""
     try:
-        found = json.loads((path / "meta" / "metadata").read_text())["score"]
-        score = float(found["value"]) if found["metric"] == config.best_metric else math.nan
-    except (OSError, ValueError, KeyError, TypeError):  # damage, which restoring tells of
+        saved = json.loads((path / "meta" / "metadata").read_text())["score"]
+        score = float(saved["value"]) if saved["metric"] == metric else math.nan
+    except (OSError, ValueError, KeyError, TypeError):  # corruption, which `restore` reports
         return None
     return score if math.isfinite(score) else None

@@ -1,4 +1,8 @@
-"""What a checkpoint tells of the run that made it, and what a resumed run may not change."""
+"""Metadata of a run, as saved in checkpoints, and checks of another run against it.
+
+A resumed run must agree with the metadata of its checkpoint, and a run that starts from another
+run's parameters (`config.init_from`) with the metadata of that run.
+"""
 
 import copy
 import importlib.metadata
@@ -12,13 +16,15 @@ from typing import Any
 import jax
 import ml_collections
 
-FORMAT_VERSION = 2  # of the checkpoint's layout; 1 held the state of a grain iterator
+from invnext_jax.errors import UserError
+
+FORMAT_VERSION = 2  # of checkpoints; version 1 held the state of a grain iterator
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
-# Fields that a resumed run may change: none of them changes what a step computes, but for
-# `total_steps`, which stretches the schedule; what starts a run has done so. The manifest may move;
-# its content is compared.
-MAY_CHANGE = (
+# Fields, or groups of them, that a resumed run may change. They do not change what a step computes,
+# except `total_steps`, which stretches the schedule. Those that only start a run have no more
+# effect. The manifest may move; its content is compared.
+CHANGEABLE_FIELDS = (
     "total_steps",
     "init_from",
     "init_from_unfinished",
@@ -28,7 +34,7 @@ MAY_CHANGE = (
     "profile_steps",
     "checkpoint",
     "mesh",
-    "attention",  # the same numbers up to rounding, as on another mesh
+    "attention",  # equal up to rounding, as on another mesh
     "remat",
     "scan_unroll",
     "decoder.chunks",
@@ -40,14 +46,14 @@ MAY_CHANGE = (
     "data.max_bad_share",
 )
 
-# Where a host finds things and how it reads them: fields in which the hosts of a run may differ.
+# Fields in which the hosts of a run may differ: paths, and how the data are read.
 PER_HOST_FIELDS = (
     *("data.manifest", "data.prefetch", "data.workers", "data.clip_seconds"),
     *("init_from", "predictor.weights", "teacher.weights"),
 )
 
-# Fields that are newer than format 2, with what the code did before they were there.
-_ADDED: dict[str, Any] = {
+# Fields that are newer than format 2, with the values that match the behavior before them.
+_ADDED_FIELDS: dict[str, Any] = {
     "accumulate": 1,
     "attention": "auto",
     "ema.decay": 0.0,
@@ -69,22 +75,23 @@ _ADDED: dict[str, Any] = {
 
 
 def upgrade_config(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """A saved config, or the part of one that an export has, with the fields of today.
+    """Returns a saved config with the fields that were added since it was saved.
 
-    What an older version did not know gets the value that does what that version did. Sections that
-    the config does not have stay out.
+    Added fields get the value that matches the behavior of the older version. Exports hold a part
+    of a config; sections that it does not have are not added.
 
     Args:
-        tree: the config as it stands in a JSON file; it is not changed.
+        tree: the config as read from a JSON file; it is not modified.
     """
     tree = copy.deepcopy(dict(tree))
-    if "total_steps" in tree:  # a whole one
+    is_complete = "total_steps" in tree  # not the part that an export holds
+    if is_complete:
         tree.setdefault("ema", {})
-    for name, value in _ADDED.items():
+    for name, value in _ADDED_FIELDS.items():
         section, _, field = name.rpartition(".")
-        holder = tree.get(section) if section else tree if "total_steps" in tree else None
-        if isinstance(holder, dict):
-            holder.setdefault(field, copy.copy(value))
+        parent = tree.get(section) if section else tree if is_complete else None
+        if isinstance(parent, dict):
+            parent.setdefault(field, copy.copy(value))
     data = tree.get("data")
     if isinstance(data, dict) and "no_flip_sources" in data:
         sources = data.pop("no_flip_sources")
@@ -95,12 +102,12 @@ def upgrade_config(tree: Mapping[str, Any]) -> dict[str, Any]:
 def config_to_json(
     config: ml_collections.ConfigDict | ml_collections.FrozenConfigDict,
 ) -> dict[str, Any]:
-    """The config as it stands in a JSON file: tuples become lists."""
+    """Returns the config as a JSON-compatible dict: tuples become lists."""
     return json.loads(json.dumps(config.to_dict()))
 
 
 def config_from_json(tree: dict[str, Any]) -> ml_collections.FrozenConfigDict:
-    """The config that `config_to_json` took apart, perhaps of an older version (see `upgrade`)."""
+    """Inverts `config_to_json`; configs of older versions are upgraded, see `upgrade_config`."""
 
     def restore(value: Any) -> Any:
         if isinstance(value, dict):
@@ -113,12 +120,12 @@ def config_from_json(tree: dict[str, Any]) -> ml_collections.FrozenConfigDict:
 def describe_run(
     config: ml_collections.ConfigDict, manifest_sha256: str, init_from_step: int | None = None
 ) -> dict[str, Any]:
-    """The JSON-able record that is saved with each checkpoint of a run of this config.
+    """Returns the JSON-compatible metadata that is saved with each checkpoint of a run.
 
     Args:
         config: the run's config.
-        manifest_sha256: of its manifests, see `manifest.hash_manifests`.
-        init_from_step: step of the checkpoint that `config.init_from` gave, if it names one.
+        manifest_sha256: SHA-256 of its manifests, see `manifest.hash_manifests`.
+        init_from_step: step of the checkpoint that `config.init_from` names, if it names one.
     """
     return {
         "format_version": FORMAT_VERSION,
@@ -136,7 +143,10 @@ def describe_run(
 
 
 def git_hash() -> str:
-    """Hash of the checkout that this package lies in, "+" behind it if changed; "" if none."""
+    """Returns the commit hash of this package's git checkout; "" if it is not in one.
+
+    A "+" is appended if tracked files are modified.
+    """
     root = pathlib.Path(__file__).parents[2]
     if not (root / ".git").exists():
         return ""
@@ -155,25 +165,27 @@ def git_hash() -> str:
 
 
 def config_differences(
-    saved: Mapping[str, Any], current: Mapping[str, Any], may_change: Sequence[str] = MAY_CHANGE
+    saved: Mapping[str, Any],
+    current: Mapping[str, Any],
+    changeable: Sequence[str] = CHANGEABLE_FIELDS,
 ) -> list[str]:
-    """Lines `field: checkpoint's value -> this run's value` of what may not change but did.
+    """Lists the fields that have changed and must not, as `field: saved value -> current value`.
 
     Args:
-        saved: the record of the checkpoint, see `describe_run`.
-        current: the record of this run.
-        may_change: fields, or groups of them, that are not compared.
+        saved: the metadata of the checkpoint, see `describe_run`.
+        current: the metadata of this run.
+        changeable: fields, or groups of them, that are not compared.
     """
     before, now = _flatten(upgrade_config(saved["config"])), _flatten(current["config"])
     rows = [
         (f"config.{name}", before.get(name, "absent"), now.get(name, "absent"))
         for name in sorted(before.keys() | now.keys())
-        if not any(name == free or name.startswith(free + ".") for free in may_change)
+        if not any(name == field or name.startswith(field + ".") for field in changeable)
     ]
     hashes = saved.get("manifest_sha256", "absent"), current["manifest_sha256"]
     rows.append(("SHA-256 of the manifest", *hashes))
     steps = saved.get("init_from_step"), current["init_from_step"]
-    if None not in steps:  # frozen parameters are read from there at each start
+    if None not in steps:  # each start reads the frozen parameters from that checkpoint
         rows.append(("step of config.init_from", *steps))
     return [f"{name}: {old!r} -> {new!r}" for name, old, new in rows if old != new]
 
@@ -186,3 +198,45 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + name] = value
     return flat
+
+
+# Fields that change the meaning of parameters without changing any shape.
+_SHAPELESS_FIELDS = {
+    "encoder": ("heads", "patch", "size", "frames", "class_tokens"),
+    "predictor": ("kind", "heads", "window", "last_layer"),
+}
+
+
+def check_source(
+    config: ml_collections.ConfigDict, source: ml_collections.ConfigDict, step: int | None
+) -> None:
+    """Checks that the parameters of another run have the same meaning in this one.
+
+    Args:
+        config: the config of this run.
+        source: the config of the run or export that `config.init_from` names; fields that it does
+            not have are not compared.
+        step: the number of steps that it has done; None for an export, which counts as finished.
+
+    Raises:
+        UserError: it is not finished, or differs in a field that changes no shape.
+    """
+    unfinished = step is not None and step < source.total_steps
+    if unfinished and not config.init_from_unfinished:
+        raise UserError(
+            f"the run config.init_from={config.init_from} has done {step} of {source.total_steps} "
+            "steps: finish it, or set config.init_from_unfinished"
+        )
+    changed = [
+        f"config.{group}.{name}: {source[group][name]!r} there, {config[group][name]!r} here"
+        for group, names in _SHAPELESS_FIELDS.items()
+        for name in names
+        if group in (config.init_parts or _SHAPELESS_FIELDS)
+        and name in source.get(group, {})
+        and source[group][name] != config[group][name]
+    ]
+    if changed:
+        raise UserError(
+            f"the run config.init_from={config.init_from} was made with other values; use its "
+            "values, or leave the part out of config.init_parts:\n  " + "\n  ".join(changed)
+        )

@@ -1,8 +1,8 @@
-"""Whether a save of several processes succeeded: all say how their part ended, all learn the same.
+"""The barrier at the end of a save: all processes report, and all get the same outcome.
 
-Orbax has processes wait for each other behind a save, at barriers that one of them never reaches if
-its own part fails. `Outcome` stands in their place: process 0 alone waits, until all have said how
-they fared; then it finishes the checkpoint, or not, and tells.
+Orbax lets processes wait for each other during a save, at barriers that a process never reaches if
+its own part fails. `SaveBarrier` replaces them: only process 0 waits, until all have reported how
+their part ended; then it finishes the checkpoint, or not, and publishes the outcome.
 """
 
 import concurrent.futures
@@ -16,71 +16,75 @@ import orbax.checkpoint as ocp
 from invnext_jax.errors import summarize_error
 from invnext_jax.multihost import consensus, distributed
 
-# What Orbax raises for a disk that is full, a folder that is gone, a host that is late.
+# Raised by Orbax for a full disk, a missing folder, a late host.
 SAVE_ERRORS = (OSError, ValueError, RuntimeError)
 
 
 class SaveBarrier:
-    """Of one save; made by all processes when it begins.
+    """The barrier of one save; all processes create it when the save begins.
 
     Args:
         step: the step that is saved.
     """
 
     def __init__(self, step: int):
-        self._alone = jax.process_count() == 1
+        self._single = jax.process_count() == 1
         self._caller = threading.current_thread()
-        self._round = (
-            None if self._alone else consensus.HostExchange(f"the end of the save of step {step}")
+        self._exchange = (
+            None if self._single else consensus.HostExchange(f"the end of the save of step {step}")
         )
 
     def at_barrier(self, *, key: str, timeout_ms: int) -> None:
-        """What Orbax calls instead of its own barriers (`AsyncOptions.barrier_sync_fn`)."""
-        if self._alone or threading.current_thread() is self._caller:  # nothing has begun
+        """Replaces Orbax's own barriers, as `AsyncOptions.barrier_sync_fn`."""
+        # In the caller's thread, the write has not begun.
+        if self._single or threading.current_thread() is self._caller:
             return
-        error = sys.exception()  # Orbax comes by in a `finally` too
+        error = sys.exception()  # Orbax also calls this in a `finally`
         if error is not None:
-            self.fail(error)
+            self.report_failure(error)
         elif "async_write_complete" in key:
-            self._round.say("")
+            self._exchange.report("")
             if jax.process_index() == 0:
-                self._collect(timeout_ms / 1000)
+                self._gather(timeout_ms / 1000)
         elif "async_commit_complete" in key and jax.process_index() == 0:
-            self._round.conclude("")
+            self._exchange.publish("")
 
-    def _collect(self, timeout_seconds: float) -> None:
-        parts = self._round.collect(timeout_seconds)
-        failed = sorted(i for i in parts if parts[i])
-        failures = [f"{distributed.describe_process(i)}: {parts[i]}" for i in failed]
+    def _gather(self, timeout_seconds: float) -> None:
+        reports = self._exchange.gather(timeout_seconds)
+        failures = [
+            f"{distributed.describe_process(process)}: {reports[process]}"
+            for process in sorted(reports)
+            if reports[process]
+        ]
         if failures:
-            self._round.conclude("; ".join(failures))
+            self._exchange.publish("; ".join(failures))
             raise OSError(failures[0])  # so that Orbax does not finish the checkpoint
 
-    def fail(self, error: BaseException) -> None:
-        """This process's part has failed; a second word on it does not count."""
-        if self._alone:
+    def report_failure(self, error: BaseException) -> None:
+        """Reports that this process's part has failed, unless it has reported already."""
+        if self._single:
             return
-        self._round.say(summarize_error(error))
+        self._exchange.report(summarize_error(error))
         if jax.process_index() == 0:
-            self._round.conclude(f"{distributed.describe_process(0)}: {summarize_error(error)}")
+            self._exchange.publish(f"{distributed.describe_process(0)}: {summarize_error(error)}")
 
     def result(self, error: Exception | None) -> str:
-        """Why the save failed, "" if it did not; the same in all processes.
+        """Returns why the save failed, or "" if it succeeded; the same in all processes.
 
         Args:
-            error: what it ended with here, if anything.
+            error: the error of this process's part, if it failed.
 
         Raises:
-            UserError: process 0 does not tell.
+            UserError: process 0 publishes no outcome.
         """
         if error is not None:
-            self.fail(error)
-        if self._alone:
+            self.report_failure(error)
+        if self._single:
             return "" if error is None else summarize_error(error)
-        return self._round.result(2 * consensus.WAIT_SECONDS)
+        return self._exchange.result(2 * consensus.WAIT_SECONDS)
 
 
-class _Failed(concurrent.futures.Future):
+class _FailedWrite(concurrent.futures.Future):
     """A write that has failed already."""
 
     def __init__(self, error: Exception):
@@ -89,9 +93,10 @@ class _Failed(concurrent.futures.Future):
 
 
 def defer_failures(handler: ocp.CheckpointHandler) -> ocp.CheckpointHandler:
-    """Has a handler fail in the background alone, where `Outcome` learns of it.
+    """Makes a handler's errors appear in the background, where `SaveBarrier` reports them.
 
-    In the foreground, Orbax waits on the devices for all processes.
+    In the foreground, Orbax waits on the devices for all processes, so a process that raises there
+    would block the others.
     """
     save = handler.async_save
 
@@ -99,7 +104,7 @@ def defer_failures(handler: ocp.CheckpointHandler) -> ocp.CheckpointHandler:
         try:
             return await save(*args, **kwargs)
         except SAVE_ERRORS as error:
-            return [_Failed(error)]
+            return [_FailedWrite(error)]
 
     handler.async_save = async_save
     return handler

@@ -1,4 +1,4 @@
-"""The run's folder: one run at a time in it, and whether it can be written now."""
+"""The run's folder: locked against a second run, and checked for space before each save."""
 
 import errno
 import fcntl
@@ -18,15 +18,16 @@ _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.
 
 
 class Workdir:
-    """Makes the folder and holds it, in process 0, until it is closed; the kernel lets go of a lock
-    whose process is gone.
+    """Creates the run's folder and, in process 0, locks it until `close`.
+
+    The kernel releases the lock when its process ends.
 
     Args:
         path: the run's folder.
 
     Raises:
         UserError: it cannot be written, or another process trains in it.
-    """  # noqa: D205
+    """
 
     def __init__(self, path: str | pathlib.Path):
         self.path = pathlib.Path(path).absolute()
@@ -34,14 +35,14 @@ class Workdir:
         if jax.process_index() != 0:
             return
         try:
-            self._hold()
+            self._lock()
         except OSError as error:
             raise UserError(
                 f"cannot write in --workdir={path}: {error.strerror}; choose another folder, or "
                 "change its permissions"
             ) from error
 
-    def _hold(self) -> None:
+    def _lock(self) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
         file = open(self.path / LOCK, "a+")
         try:
@@ -57,33 +58,37 @@ class Workdir:
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise
-            logging.warning("%s has no locks: see that no second run uses it", self.path)
+            logging.warning(
+                "%s is on a file system without locks: make sure no second run uses it", self.path
+            )
         file.truncate(0)
         file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}) + "\n")
         file.flush()
         self._file = file
 
-    def is_there(self) -> bool:
-        """Whether the folder is still the one that was opened; process 0 alone looks."""
+    def exists(self) -> bool:
+        """In process 0: returns whether the folder is still the one that was locked."""
         try:
-            there = os.stat(self.path / LOCK)
+            on_disk = os.stat(self.path / LOCK)
         except OSError:
             return self._file is None
-        mine = os.fstat(self._file.fileno()) if self._file is not None else there
-        return (there.st_dev, there.st_ino) == (mine.st_dev, mine.st_ino)
+        locked = os.fstat(self._file.fileno()) if self._file is not None else on_disk
+        return (on_disk.st_dev, on_disk.st_ino) == (locked.st_dev, locked.st_ino)
 
-    def find_trouble(self, needed: int) -> str:
-        """Why about `needed` bytes cannot be written now, or "". A folder that is gone comes back.
+    def write_error(self, needed: int) -> str:
+        """In process 0: returns why about `needed` bytes cannot be written now, or "".
+
+        A folder that was removed is created and locked again.
 
         Raises:
-            UserError: the folder was removed, and another run is in the new one.
+            UserError: the folder was removed, and another run has locked the new one.
         """
         try:
-            # Without a file, holding the folder failed the last time.
-            if self._file is None or not self.is_there():
-                logging.warning("%s was removed under the run: it is made again", self.path)
+            # Without an open file, the last attempt to lock the folder has failed.
+            if self._file is None or not self.exists():
+                logging.warning("%s was removed during the run: it is created again", self.path)
                 self.close()
-                self._hold()
+                self._lock()
             probe = self.path / f".probe-{os.getpid()}"
             probe.write_bytes(b"0")
             probe.unlink()
@@ -95,7 +100,7 @@ class Workdir:
         return ""
 
     def close(self) -> None:
-        """Lets the next run in."""
+        """Releases the lock."""
         if self._file is not None:
             self._file.close()
             self._file = None

@@ -3,9 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-import orbax.checkpoint as ocp
-
-from invnext_jax.checkpointing import run_metadata
+from invnext_jax.checkpointing import reader, run_metadata
 from invnext_jax.errors import UserError
 
 
@@ -15,17 +13,11 @@ def read_record(workdir: str | Path) -> dict[str, Any]:
     Raises:
       UserError: there is no checkpoint.
     """
-    folder = Path(workdir).absolute() / "checkpoints"
-    steps = (
-        sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else []
-    )
+    folder = Path(workdir).absolute() / reader.CHECKPOINTS_FOLDER
+    steps = reader.finished_steps(folder)
     if not steps:
         raise UserError(
             f"{workdir} holds no checkpoint: give the --workdir of a run that saved one"
         )
-    options = ocp.CheckpointManagerOptions(create=False)
-    handlers = {"meta": ocp.JsonCheckpointHandler()}
-    with ocp.CheckpointManager(folder, item_handlers=handlers, options=options) as manager:
-        items = ocp.args.Composite(meta=ocp.args.JsonRestore())
-        record = manager.restore(steps[-1], args=items)["meta"]
+    record = reader.read_json(folder / str(steps[-1]), "meta")
     return {**record, "config": run_metadata.upgrade_config(record["config"])}

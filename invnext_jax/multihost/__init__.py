@@ -1,1 +1,1 @@
-"""Starting and coordinating the processes of a multi-host run."""
+"""Starts and coordinates the processes of a multi-host run."""

@@ -1,8 +1,8 @@
-"""What several processes decide together: what one of them refuses, all refuse.
+"""Decisions shared by all processes: if one process raises, all processes raise the same error.
 
-Each process says its part in the key-value store of jax.distributed; process 0 waits for all parts
-and writes the result there. No device takes part, every wait has an end, and whoever does not come
-is named by number and host.
+Each process writes its report to the key-value store of jax.distributed. Process 0 waits for all
+reports and publishes the result in the same store. No device takes part, every wait has a timeout,
+and the error names missing processes by number and host.
 """
 
 import contextlib
@@ -17,66 +17,69 @@ import jax
 from invnext_jax.errors import UserError, summarize_error
 from invnext_jax.multihost import distributed, host_check
 
-WAIT_SECONDS = 1200.0  # a slow disk may take so long
-_FOLDER = "invnext_jax/together/"
-_LOOK_SECONDS = 0.05  # how often process 0 looks for the parts of the others
-_SIGNAL_SECONDS = 1  # Python handles no signal while it waits in the store
-_numbers = itertools.count()  # all processes come to the same rounds in the same order
-_read: list["HostExchange"] = []  # in process 0: rounds whose results it has read
+WAIT_SECONDS = 1200.0  # a slow disk may need this long
+_KEY_PREFIX = "invnext_jax/consensus/"
+_POLL_SECONDS = 0.05  # interval at which process 0 polls for reports
+_GET_SECONDS = 1  # Python handles no signal inside a blocking get, so each get is short
+_exchange_ids = itertools.count()  # all processes create the same exchanges in the same order
+_finished: list["HostExchange"] = []  # in process 0: exchanges whose result it has read
 
 
 class HostExchange:
-    """One question that every process answers; made by all processes, in the same order.
+    """One exchange of reports; every process creates it, in the same order.
 
     Args:
-        where: what the processes come to, for the message.
+        label: the name of the meeting point, for error messages.
     """
 
-    def __init__(self, where: str):
-        self._where, self._number = where, next(_numbers)
-        self._said = self._result = None
+    def __init__(self, label: str):
+        self._label, self._id = label, next(_exchange_ids)
+        self._reported = self._result = None
 
-    def say(self, part: Any) -> None:
-        """Gives this process's part (JSON); only the first one counts."""
-        if self._said is None:
-            self._said = json.dumps(part)
+    def report(self, value: Any) -> None:
+        """Reports this process's value (JSON); only the first report counts."""
+        if self._reported is None:
+            self._reported = json.dumps(value)
             distributed.key_value_client().key_value_set(
-                self._key(f"said/{jax.process_index()}"), self._said
+                self._key(f"report/{jax.process_index()}"), self._reported
             )
 
-    def collect(self, timeout_seconds: float = WAIT_SECONDS) -> dict[int, Any]:
-        """In process 0: waits for the parts of all processes.
+    def gather(self, timeout_seconds: float = WAIT_SECONDS) -> dict[int, Any]:
+        """In process 0: waits for the reports of all processes.
+
+        Returns:
+            Process number -> reported value.
 
         Raises:
-            TimeoutError: somebody did not come; it says who.
+            TimeoutError: processes are missing; the message names them.
         """
         deadline = time.monotonic() + timeout_seconds
         while True:
-            found = distributed.key_value_client().key_value_dir_get(self._key("said/"))
-            parts = {int(key.rpartition("/")[2]): json.loads(text) for key, text in found}
-            absent = set(range(jax.process_count())) - set(parts)
-            if not absent:
-                return parts
+            entries = distributed.key_value_client().key_value_dir_get(self._key("report/"))
+            reports = {int(key.rpartition("/")[2]): json.loads(text) for key, text in entries}
+            missing = set(range(jax.process_count())) - set(reports)
+            if not missing:
+                return reports
             if time.monotonic() > deadline:
-                raise TimeoutError(self._describe_absent(absent, timeout_seconds))
-            time.sleep(_LOOK_SECONDS)
+                raise TimeoutError(self._describe_missing(missing, timeout_seconds))
+            time.sleep(_POLL_SECONDS)
 
-    def conclude(self, result: Any) -> None:
-        """In process 0: gives the result (JSON) to all; only the first one counts."""
+    def publish(self, result: Any) -> None:
+        """In process 0: publishes the result (JSON) to all; only the first one counts."""
         if self._result is None:
             self._result = json.dumps(result)
             distributed.key_value_client().key_value_set(self._key("result"), self._result)
 
     def result(self, timeout_seconds: float = WAIT_SECONDS) -> Any:
-        """Waits until process 0 has concluded.
+        """Waits until process 0 has published the result, and returns it.
 
         Raises:
-            UserError: it does not within the time.
+            UserError: process 0 published nothing within the timeout.
         """
         deadline = time.monotonic() + timeout_seconds
         while self._result is None:
             try:
-                key, milliseconds = self._key("result"), 1000 * _SIGNAL_SECONDS
+                key, milliseconds = self._key("result"), 1000 * _GET_SECONDS
                 self._result = distributed.key_value_client().blocking_key_value_get(
                     key, milliseconds
                 )
@@ -84,21 +87,21 @@ class HostExchange:
                 if "DEADLINE_EXCEEDED" not in str(error):
                     raise
                 if time.monotonic() > deadline:
-                    raise UserError(self._describe_absent({0}, timeout_seconds)) from error
+                    raise UserError(self._describe_missing({0}, timeout_seconds)) from error
         if jax.process_index() == 0:
-            _read.append(self)
+            _finished.append(self)
         return json.loads(self._result)
 
-    def forget(self) -> None:
-        """In process 0, once all have read the result: removes what was said."""
+    def cleanup(self) -> None:
+        """In process 0, once all processes have read the result: deletes the keys."""
         distributed.key_value_client().key_value_delete(self._key(""))
 
     def _key(self, name: str) -> str:
-        return f"{_FOLDER}{self._number}/{name}"
+        return f"{_KEY_PREFIX}{self._id}/{name}"
 
-    def _describe_absent(self, absent: set[int], seconds: float) -> str:
+    def _describe_missing(self, missing: set[int], seconds: float) -> str:
         return host_check.describe_missing_hosts(
-            absent, distributed.host_names(), seconds, self._where
+            missing, distributed.host_names(), seconds, self._label
         )
 
 
@@ -110,63 +113,66 @@ class Broadcast:
 
 @contextlib.contextmanager
 def all_hosts_agree(
-    where: str,
-    kinds: tuple[type[Exception], ...] = (UserError,),
+    label: str,
+    error_types: tuple[type[Exception], ...] = (UserError,),
     timeout_seconds: float = WAIT_SECONDS,
 ) -> Iterator[Broadcast]:
-    """Waits at its end for all processes; what one raises within it, all raise there.
+    """Waits for all processes at the end of the block; if one raised in it, all raise its error.
 
-    Between its start and the error there must be nothing that waits for other processes.
+    The block itself must not wait for other processes.
 
     Args:
-        where: what the processes come to, for the message.
-        kinds: what is raised again on the others as what it is, the gravest first; of anything
-            else they make a `UserError`, graver than all.
-        timeout_seconds: longest time to wait.
+        label: the name of the meeting point, for error messages.
+        error_types: errors that the other processes raise with the same type, the most severe
+            first. Any other error becomes a `UserError`, more severe than all of them.
+        timeout_seconds: the longest time to wait.
 
     Yields:
-        What process 0 may tell the others.
+        The value that process 0 broadcasts.
 
     Raises:
-        UserError: somebody raised it, or did not come.
+        UserError: a process raised it, or is missing.
     """
-    told, mine = Broadcast(), None
+    broadcast, own_error = Broadcast(), None
     if jax.process_count() == 1:
-        yield told
+        yield broadcast
         return
     try:
-        yield told
+        yield broadcast
     except Exception as error:
-        mine = error
-    asked = HostExchange(where)
-    asked.say(_describe(mine, kinds))
+        own_error = error
+    exchange = HostExchange(label)
+    exchange.report(_describe_error(own_error, error_types))
     if jax.process_index() == 0:
         try:
-            parts = asked.collect(timeout_seconds)
-            refusals = [[number, *part] for number, part in parts.items() if part]
+            reports = exchange.gather(timeout_seconds)
+            errors = [[process, *report] for process, report in reports.items() if report]
         except TimeoutError as error:
-            refusals = [[None, -1, str(error)]]
-        asked.conclude({"value": told.value, "refusals": sorted(refusals, key=lambda row: row[1])})
-        if not refusals:  # all are here, so all have read whatever came before
-            for before in _read:
-                before.forget()
-            _read.clear()
-    result = asked.result(2 * timeout_seconds)
-    told.value = result["value"]
-    if not result["refusals"]:
+            errors = [[None, -1, str(error)]]
+        errors.sort(key=lambda row: row[1])
+        exchange.publish({"value": broadcast.value, "errors": errors})
+        if not errors:  # all processes are here, so all have read the earlier results
+            for earlier in _finished:
+                earlier.cleanup()
+            _finished.clear()
+    result = exchange.result(2 * timeout_seconds)
+    broadcast.value = result["value"]
+    if not result["errors"]:
         return
-    number, grade, text = result["refusals"][0]
-    if mine is not None and _describe(mine, kinds)[0] == grade:
-        raise mine
-    said_by = "" if number is None else f"{distributed.describe_process(number)}: "
-    raise (UserError if grade < 0 else kinds[grade])(said_by + text) from mine
+    process, severity, text = result["errors"][0]
+    if own_error is not None and _describe_error(own_error, error_types)[0] == severity:
+        raise own_error
+    source = "" if process is None else f"{distributed.describe_process(process)}: "
+    raise (UserError if severity < 0 else error_types[severity])(source + text) from own_error
 
 
-def _describe(error: Exception | None, kinds: tuple[type[Exception], ...]) -> list | None:
-    """Place in `kinds`, -1 for none of them, and text; None if there is no error."""
+def _describe_error(
+    error: Exception | None, error_types: tuple[type[Exception], ...]
+) -> list | None:
+    """Index in `error_types` (-1: in none) and text of an error; None without an error."""
     if error is None:
         return None
-    for grade, kind in enumerate(kinds):
-        if isinstance(error, kind):
-            return [grade, str(error)]
+    for severity, error_type in enumerate(error_types):
+        if isinstance(error, error_type):
+            return [severity, str(error)]
     return [-1, f"it ended with {summarize_error(error)}"]

@@ -1,7 +1,8 @@
-"""Who is there before the first collective: JAX itself aborts without a name if a host is missing.
+"""Checks that all hosts are present before the first collective.
 
-Process 0 listens at the coordinator's address, all others report with number and host name. When
-all are there, or the time is up, each is told so, the port is let go, and JAX takes it over.
+JAX itself aborts without naming the missing host. Here process 0 listens at the coordinator's
+address, and all others report their number and host name. Once all are present, or the time is up,
+process 0 answers each of them and closes the port, which JAX then uses.
 """
 
 import contextlib
@@ -14,7 +15,9 @@ from collections.abc import Collection, Mapping
 from invnext_jax.errors import UserError
 
 _RETRY_SECONDS = 0.2
-_REPORT_SECONDS = 5.0  # whoever says nothing for so long is none of ours
+_REPORT_SECONDS = 5.0  # a connection that sends nothing for this long is not one of the processes
+_MAX_NAMES = 16  # missing processes that a message names
+_BACKLOG = 4096
 
 
 def check_hosts(address: str, processes: int, process_id: int, timeout_seconds: float) -> list[str]:
@@ -22,19 +25,19 @@ def check_hosts(address: str, processes: int, process_id: int, timeout_seconds: 
 
     Args:
         address: host and port of process 0.
-        processes: how many there are.
-        process_id: number of this one.
-        timeout_seconds: longest time to wait.
+        processes: the number of processes.
+        process_id: the number of this process.
+        timeout_seconds: the longest time to wait.
 
     Returns:
         The host name of each process.
 
     Raises:
-        UserError: somebody is missing, or two processes have the same number.
+        UserError: a process is missing, or two processes have the same number.
     """
     host, _, port = address.rpartition(":")
     if process_id == 0:
-        answer = _listen(int(port), processes, timeout_seconds)
+        answer = _collect_reports(int(port), processes, timeout_seconds)
     else:
         answer = _report(host.strip("[]"), int(port), process_id, timeout_seconds)
         if answer is None:
@@ -48,51 +51,51 @@ def check_hosts(address: str, processes: int, process_id: int, timeout_seconds: 
 
 
 def describe_missing_hosts(
-    absent: Collection[int], hosts: Mapping[int, str], timeout_seconds: float, where: str = ""
+    missing: Collection[int], hosts: Mapping[int, str], timeout_seconds: float, label: str = ""
 ) -> str:
-    """A sentence that names processes that did not come.
+    """Returns a sentence that names the missing processes.
 
     Args:
-        absent: their numbers.
-        hosts: host names, as far as they are known.
-        timeout_seconds: how long they were waited for.
-        where: what they were waited for at, if it has a name.
+        missing: their numbers.
+        hosts: the known host names.
+        timeout_seconds: how long the others waited for them.
+        label: the name of the meeting point, if it has one.
     """
-    names = [f"{i} (host {hosts[i]})" if i in hosts else str(i) for i in sorted(absent)]
-    shown = ", ".join(names[:16]) + (f" and {len(names) - 16} more" if len(names) > 16 else "")
+    names = [f"{i} (host {hosts[i]})" if i in hosts else str(i) for i in sorted(missing)]
+    rest = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
     return (
-        f"process{'es' if len(names) > 1 else ''} {shown} did not arrive"
-        + (f" at {where}" if where else "")
-        + f" within {timeout_seconds:g} s"
+        f"process{'es' if len(names) > 1 else ''} {', '.join(names[:_MAX_NAMES])}{rest} "
+        "did not arrive" + (f" at {label}" if label else "") + f" within {timeout_seconds:g} s"
     )
 
 
-def _listen(port: int, processes: int, timeout_seconds: float) -> dict:
+def _collect_reports(port: int, processes: int, timeout_seconds: float) -> dict:
+    """In process 0: collects the reports of the others, and sends each of them the answer."""
     deadline = time.monotonic() + timeout_seconds
     hosts, error = {0: socket.gethostname()}, ""
     with contextlib.ExitStack() as stack:
-        server = stack.enter_context(_serve(port))
+        server = stack.enter_context(_create_server(port))
         waiting = []
         while len(hosts) < processes and not error and time.monotonic() < deadline:
             if not select.select([server], [], [], _RETRY_SECONDS)[0]:
                 continue
             connection = stack.enter_context(server.accept()[0])
             connection.settimeout(_REPORT_SECONDS)
-            report = _read(connection)
-            if report is None:  # not one of ours
+            report = _read_line(connection)
+            if report is None:  # not one of the processes
                 continue
             number, host = int(report["process"]), str(report["host"])
             if number in hosts or number >= processes:
-                other = f", as on host {hosts[number]}" if number in hosts else ""
+                other = f", as does host {hosts[number]}" if number in hosts else ""
                 error = (
-                    f"host {host} calls itself process {number} of {processes}{other}: give each "
-                    f"process a number of its own, from 0 to {processes - 1}"
+                    f"host {host} has process_id={number} of {processes}{other}: give each process "
+                    f"a different number, from 0 to {processes - 1}"
                 )
             hosts.setdefault(number, host)
             waiting.append(connection)
-        absent = set(range(processes)) - set(hosts)
-        if absent and not error:
-            error = describe_missing_hosts(absent, hosts, timeout_seconds)
+        missing = set(range(processes)) - set(hosts)
+        if missing and not error:
+            error = describe_missing_hosts(missing, hosts, timeout_seconds)
         answer = {"error": error, "hosts": [hosts.get(i, "") for i in range(processes)]}
         for connection in waiting:
             with contextlib.suppress(OSError):
@@ -100,41 +103,41 @@ def _listen(port: int, processes: int, timeout_seconds: float) -> dict:
     return answer
 
 
-def _serve(port: int) -> socket.socket:
+def _create_server(port: int) -> socket.socket:
+    dual_stack = {"family": socket.AF_INET6, "dualstack_ipv6": True}
     try:
-        if socket.has_dualstack_ipv6():
-            return socket.create_server(
-                ("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=4096
-            )
-        return socket.create_server(("", port), backlog=4096)
+        return socket.create_server(
+            ("", port), backlog=_BACKLOG, **dual_stack if socket.has_dualstack_ipv6() else {}
+        )
     except OSError as error:
         raise UserError(f"process 0 cannot listen on port {port}: {error}") from error
 
 
 def _report(host: str, port: int, process_id: int, timeout_seconds: float) -> dict | None:
-    """What process 0 answered, or None if it could not be reached in time."""
+    """Reports to process 0 and returns its answer, or None if it was not reached in time."""
     deadline = time.monotonic() + timeout_seconds
-    mine = json.dumps({"process": process_id, "host": socket.gethostname()}).encode() + b"\n"
-    while (left := deadline - time.monotonic()) > 0:
+    report = json.dumps({"process": process_id, "host": socket.gethostname()}).encode() + b"\n"
+    while (remaining := deadline - time.monotonic()) > 0:
         try:
-            with socket.create_connection((host, port), timeout=left) as connection:
-                connection.sendall(mine)
-                # Process 0 may have started later and so waits longer; its answer names the absent.
-                connection.settimeout(left + timeout_seconds)
-                answer = _read(connection)
+            with socket.create_connection((host, port), timeout=remaining) as connection:
+                connection.sendall(report)
+                # Process 0 may have started later and then waits longer; its answer names the
+                # missing processes.
+                connection.settimeout(remaining + timeout_seconds)
+                answer = _read_line(connection)
                 if answer is not None:
                     return answer
         except OSError:
-            pass  # not there yet
+            pass  # process 0 does not listen yet
         time.sleep(_RETRY_SECONDS)
     return None
 
 
-def _read(connection: socket.socket) -> dict | None:
-    """One line of JSON, or None."""
+def _read_line(connection: socket.socket) -> dict | None:
+    """Reads one line of JSON; None if it is not a JSON object."""
     try:
         with connection.makefile("r") as file:
-            found = json.loads(file.readline(1 << 20))
+            value = json.loads(file.readline(1 << 20))
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) else None
+    return value if isinstance(value, dict) else None

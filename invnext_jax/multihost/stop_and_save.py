@@ -1,4 +1,4 @@
-"""When a run saves by the clock and stops for a signal: after the same step on all processes."""
+"""Decides after which step a run saves by the clock or stops for a signal, equally on all hosts."""
 
 import time
 from typing import NamedTuple
@@ -11,69 +11,70 @@ from jax.sharding import PartitionSpec as P
 
 from invnext_jax.multihost.preemption import Preemption
 
-EVERY_STEPS = 4  # how often several processes ask each other
+EVERY_STEPS = 4  # interval at which several processes reduce their flags
 
 
 class HostFlags(NamedTuple):
-    """What all processes do now."""
+    """The two decisions, for one process or for all of them."""
 
     stop: bool
     save: bool
 
 
 class StopAndSave:
-    """Asks between steps; a single process decides at once.
+    """Decides between steps whether all processes stop or save; a single process decides at once.
 
-    Several processes add up their wishes on the devices, as a tiny computation behind the step
-    under way, and read the sum one step later, when it is there: nobody waits.
+    The stop and save flags of several processes are all-reduced (max) on the devices. The tiny
+    computation is queued behind the current step and its result is read one step later, when it is
+    ready, so that no process waits.
 
     Args:
-        preemption: tells of signals to this process.
-        every_minutes: time between saves, by process 0's clock, which is no time of day and does
-            not jump; 0: none by the clock.
+        preemption: holds the signals that this process received.
+        every_minutes: the time between saves by the monotonic clock of process 0; 0: no saves by
+            the clock.
         mesh: the run's mesh.
     """
 
     def __init__(self, preemption: Preemption, every_minutes: float, mesh: Mesh):
         self._preemption, self._seconds, self._mesh = preemption, 60 * every_minutes, mesh
         self._saved_at, self._saved_step = time.monotonic(), 0
-        self._under_way = None
-        self._add = jax.jit(lambda x: jnp.max(x, axis=0), out_shardings=NamedSharding(mesh, P()))
+        self._pending = None  # reduced flags that are not read yet
+        self._reduce = jax.jit(lambda x: jnp.max(x, axis=0), out_shardings=NamedSharding(mesh, P()))
 
     def reset_timer(self, step: int) -> None:
-        """Starts the clock anew; what stands after `step` is on its way, or was restored."""
+        """Resets the save timer after the checkpoint of `step` was started or restored."""
         self._saved_at, self._saved_step = time.monotonic(), step
 
     def poll(self, step: int) -> HostFlags:
-        """What to do after `step`; every process calls it after each of its steps.
+        """Returns what to do after `step`; every process calls it after each of its steps.
 
-        It is never to save what was saved or restored at this very step.
+        The save flag is never set for the step that was last saved or restored.
         """
-        flags = self._agree(step)
+        flags = self._agreed_flags(step)
         return flags._replace(save=flags.save and step > self._saved_step)
 
-    def _agree(self, step: int) -> HostFlags:
-        clock = jax.process_index() == 0 and self._seconds > 0
-        mine = HostFlags(
+    def _agreed_flags(self, step: int) -> HostFlags:
+        has_timer = jax.process_index() == 0 and self._seconds > 0
+        own_flags = HostFlags(
             self._preemption.requested,
-            clock and time.monotonic() - self._saved_at >= self._seconds,
+            has_timer and time.monotonic() - self._saved_at >= self._seconds,
         )
         if jax.process_count() == 1:
-            return mine
+            return own_flags
         agreed = HostFlags(False, False)
-        if self._under_way is not None:
-            agreed = HostFlags(*np.asarray(jax.device_get(self._under_way)).astype(bool).tolist())
-            self._under_way = None
+        if self._pending is not None:
+            agreed = HostFlags(*np.asarray(jax.device_get(self._pending)).astype(bool).tolist())
+            self._pending = None
         if step % EVERY_STEPS == 0:
-            self._under_way = self._sum(mine)
+            self._pending = self._all_reduce(own_flags)
         return agreed
 
-    def _sum(self, mine: HostFlags) -> jax.Array:
+    def _all_reduce(self, own_flags: HostFlags) -> jax.Array:
         rows = sum(d.process_index == jax.process_index() for d in self._mesh.devices.flat)
         sharding = NamedSharding(self._mesh, P(self._mesh.axis_names))
-        local = np.tile(np.array(mine, np.int32), (rows, 1))
-        added = self._add(jax.make_array_from_process_local_data(sharding, local))
-        # Two computations under way at once can deadlock on CPU devices.
+        local = np.tile(np.array(own_flags, np.int32), (rows, 1))
+        reduced = self._reduce(jax.make_array_from_process_local_data(sharding, local))
+        # On CPU devices, two computations in flight can deadlock.
         if self._mesh.devices.flat[0].platform == "cpu":
-            added.block_until_ready()
-        return added
+            reduced.block_until_ready()
+        return reduced

@@ -17,27 +17,25 @@ def step(whole_run_files, tmp_path):
     return tmp_path / "6"
 
 
-def test_a_whole_checkpoint_passes(step):
+def test_intact_checkpoint_passes(step):
     assert checksums.verify_checksums(step)
 
 
-def test_every_file_of_the_items_has_a_sum(step):
+def test_every_item_file_has_a_checksum(step):
     sums = json.loads((step / "sums.json").read_text())
-    there = {str(path.relative_to(step)) for path in step.rglob("*/*") if path.is_file()}
-    assert {name for name in there if not name.endswith("commit_success.txt")} == sums.keys()
+    files = {str(path.relative_to(step)) for path in step.rglob("*/*") if path.is_file()}
+    assert {name for name in files if not name.endswith("commit_success.txt")} == sums.keys()
     assert {name.split("/")[0] for name in sums} == {"state", "data", "meta"}
 
 
-def test_files_and_folders_are_put_on_the_disk_before_the_checkpoint_gets_its_name(
-    step, monkeypatch
-):
+def test_files_and_folders_are_synced_before_the_checkpoint_is_renamed(step, monkeypatch):
     synced = set()
     monkeypatch.setattr(os, "fsync", lambda file: synced.add(os.readlink(f"/proc/self/fd/{file}")))
-    checksums.write_checksums(step)  # Orbax renames the folder after it
+    checksums.write_checksums(step)  # Orbax then renames the folder
     assert {str(step), *map(str, step.rglob("*"))} <= synced
 
 
-def test_a_file_system_that_cannot_sync_a_folder_is_no_failure(step, monkeypatch):
+def test_file_system_without_folder_sync_is_accepted(step, monkeypatch):
     def fail(file):
         raise OSError(number, os.strerror(number))
 
@@ -49,7 +47,7 @@ def test_a_file_system_that_cannot_sync_a_folder_is_no_failure(step, monkeypatch
         checksums.write_checksums(step)
 
 
-def test_one_flipped_bit_in_any_file_is_found(step):
+def test_one_flipped_bit_in_any_file_is_detected(step):
     for name in json.loads((step / "sums.json").read_text()):
         path = step / name
         data = path.read_bytes()
@@ -61,7 +59,7 @@ def test_one_flipped_bit_in_any_file_is_found(step):
     assert checksums.verify_checksums(step)
 
 
-def test_a_missing_or_a_short_file_is_found(step):
+def test_missing_or_truncated_file_is_detected(step):
     path = max((step / "state").rglob("d/*"), key=os.path.getsize)
     os.truncate(path, os.path.getsize(path) - 1)
     with pytest.raises(CorruptCheckpointError, match="bytes, not"):
@@ -71,26 +69,26 @@ def test_a_missing_or_a_short_file_is_found(step):
         checksums.verify_checksums(step)
 
 
-def test_a_checkpoint_that_this_process_does_not_see_is_not_taken_for_damage(tmp_path):
-    with pytest.raises(UserError, match="is not there for this process: do all hosts see"):
+def test_checkpoint_invisible_to_this_process_is_not_reported_as_corrupt(tmp_path):
+    with pytest.raises(UserError, match="this process does not see the checkpoint .*/6: mount"):
         checksums.verify_checksums(tmp_path / "6")
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"a": 1}', '{"a": [1]'])
-def test_sums_that_cannot_be_read_are_damage(step, text):
+def test_unreadable_checksums_are_corruption(step, text):
     (step / "sums.json").write_text(text)
     with pytest.raises(CorruptCheckpointError, match="cannot be read"):
         checksums.verify_checksums(step)
 
 
 @pytest.mark.parametrize("name", ["../6/sums.json", "/etc/hostname"])
-def test_sums_do_not_make_it_read_outside_the_checkpoint(step, name):
+def test_checksums_cannot_name_files_outside_the_checkpoint(step, name):
     (step / "sums.json").write_text(json.dumps({name: [0, ""]}))
     with pytest.raises(CorruptCheckpointError, match="outside the checkpoint"):
         checksums.verify_checksums(step)
 
 
-def test_a_checkpoint_from_before_there_were_sums_is_told_from_one_that_lost_them(step):
+def test_checkpoint_older_than_checksums_differs_from_one_that_lost_them(step):
     (step / "sums.json").unlink()
     assert not checksums.verify_checksums(step)
     assert json.loads((step / "meta/metadata").read_text())["sums"] is True

@@ -1,4 +1,4 @@
-"""What may go wrong under a run: it goes on, says so, or refuses in a sentence."""
+"""Faults during a run: it continues with a warning, or ends with an error of one sentence."""
 
 import contextlib
 import errno
@@ -28,7 +28,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 TIMED = {"clips_per_second", "data_wait"}
-ROOM = 4 * 2**20
+DISK_BYTES = 4 * 2**20
 
 
 def untimed(workdir):
@@ -47,9 +47,9 @@ def small_disk(tmp_path):
     """A file system of 4 MiB in memory."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={ROOM}", "none", str(disk)]
+    command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "none", str(disk)]
     if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
-        pytest.skip("may not mount")
+        pytest.skip("mounting a file system needs root")
     yield disk
     subprocess.run(["umount", "-l", str(disk)], check=True)
 
@@ -60,11 +60,11 @@ def fill(disk):
             pass
 
 
-@pytest.mark.parametrize("is_told", [True, False], ids=["told by the system", "found by writing"])
-def test_a_full_disk_costs_a_checkpoint_but_no_step(
-    whole_run, toy_config, toy_data, small_disk, caplog, monkeypatch, is_told
+@pytest.mark.parametrize("free_is_known", [True, False], ids=["free space known", "write fails"])
+def test_full_disk_loses_a_checkpoint_but_no_step(
+    whole_run, toy_config, toy_data, small_disk, caplog, monkeypatch, free_is_known
 ):
-    if not is_told:  # as where a quota ends what the disk would still take
+    if not free_is_known:  # as with a quota smaller than the free space of the disk
         usage = shutil.disk_usage
         monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(path)._replace(free=1 << 50))
     toy_config.checkpoint.every_steps = 2
@@ -86,15 +86,15 @@ def test_a_full_disk_costs_a_checkpoint_but_no_step(
     assert_equal_runs(whole_run, small_disk / "run")
 
 
-def test_a_run_that_could_never_save_ends_in_an_error(toy_config, small_disk, caplog):
+def test_run_that_can_never_save_ends_with_an_error(toy_config, small_disk, caplog):
     fill(small_disk)
     os.truncate(small_disk / "ballast", os.path.getsize(small_disk / "ballast") - 2**15)
-    with pytest.raises(UserError, match="make room.*starts anew, for nothing was ever saved"):
+    with pytest.raises(UserError, match="free disk space.*No checkpoint exists; the run starts"):
         train.train(toy_config, small_disk / "run")
     assert any("step 3 could not be saved" in text for text in caplog.messages)
 
 
-def test_records_held_on_a_full_disk_are_written_later(small_disk, caplog):
+def test_metrics_held_back_by_a_full_disk_are_written_later(small_disk, caplog):
     writer = metrics_file.MetricWriter(small_disk, 0)
     writer.write({"step": 1, "loss": 1.0})
     fill(small_disk)
@@ -108,53 +108,53 @@ def test_records_held_on_a_full_disk_are_written_later(small_disk, caplog):
 
 
 @pytest.mark.parametrize("when", [3, 4], ids=["before a save", "during a save"])
-def test_a_workdir_removed_under_the_run_is_made_again(
+def test_workdir_removed_during_the_run_is_created_again(
     whole_run, toy_config, toy_data, tmp_path, caplog, when
 ):
     toy_data.before_batch[when] = lambda: shutil.rmtree(tmp_path / "run", ignore_errors=True)
     train.train(toy_config, tmp_path / "run")
-    assert any("was removed under the run" in text for text in caplog.messages)
+    assert any("was removed during the run" in text for text in caplog.messages)
     params = [reader.restore_params(workdir)[0] for workdir in (whole_run, tmp_path / "run")]
     jax.tree.map(np.testing.assert_array_equal, *params)
     assert (tmp_path / "run/config.json").exists()
     assert untimed(tmp_path / "run")[-1] == untimed(whole_run)[-1]
 
 
-def test_a_workdir_that_cannot_be_written_is_refused(toy_config, tmp_path, monkeypatch):
+def test_unwritable_workdir_is_refused(toy_config, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write in --workdir=.*: Not a directory"):
         train.train(toy_config, tmp_path / "file/run")
 
 
-def test_a_second_run_in_a_workdir_is_refused_and_names_the_first(toy_config, tmp_path):
+def test_second_run_in_a_workdir_is_refused_and_names_the_first(toy_config, tmp_path):
     with contextlib.closing(Workdir(tmp_path / "run")):
         with pytest.raises(UserError, match=rf'another process trains in .*"pid": {os.getpid()}'):
             train.train(toy_config, tmp_path / "run")
     train.train(toy_config, tmp_path / "run")
 
 
-def test_a_folder_that_could_not_be_made_again_is_held_once_it_is_there(tmp_path):
-    with contextlib.closing(Workdir(tmp_path / "up/run")) as held:
+def test_workdir_that_could_not_be_created_again_is_locked_once_it_exists(tmp_path):
+    with contextlib.closing(Workdir(tmp_path / "up/run")) as locked:
         shutil.rmtree(tmp_path / "up")
         (tmp_path / "up").write_text("")
-        assert "up" in held.find_trouble(1)
+        assert "up" in locked.write_error(1)
         os.remove(tmp_path / "up")
         os.makedirs(tmp_path / "up/run")
-        assert held.find_trouble(1) == ""
+        assert locked.write_error(1) == ""
         with pytest.raises(UserError, match="another process trains in"):
             Workdir(tmp_path / "up/run")
 
 
-def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch, caplog):
+def test_file_system_without_locks_is_warned_about(tmp_path, monkeypatch, caplog):
     def refuse(*arguments):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr("fcntl.flock", refuse)
     Workdir(tmp_path / "run").close()
-    assert any("has no locks" in text for text in caplog.messages)
+    assert any("file system without locks" in text for text in caplog.messages)
 
 
-def test_an_abort_for_nonfinite_losses_saves_first_and_marks_it(
+def test_abort_for_nonfinite_losses_saves_first_with_its_reason(
     toy_config, toy_data, tmp_path, capsys
 ):
     toy_data.bad_batches = (2, 3, 4, 5, 6)
@@ -169,7 +169,7 @@ def test_an_abort_for_nonfinite_losses_saves_first_and_marks_it(
     )
 
 
-def test_the_step_saved_at_an_abort_is_logged(toy_config, toy_data, tmp_path):
+def test_step_saved_at_an_abort_is_logged(toy_config, toy_data, tmp_path):
     toy_data.bad_batches = (2, 3, 4, 5, 6)
     with pytest.raises(NonFiniteError):
         train.train(toy_config, tmp_path / "run")
@@ -178,9 +178,7 @@ def test_the_step_saved_at_an_abort_is_logged(toy_config, toy_data, tmp_path):
     assert logged == list(range(1, last + 1))
 
 
-def test_an_abort_is_saved_again_once_a_save_went_well_after_the_last(
-    toy_config, toy_data, tmp_path
-):
+def test_abort_after_a_successful_save_is_saved_again(toy_config, toy_data, tmp_path):
     toy_config.total_steps = 12
     toy_data.bad_batches = (2, 3, 4)
     with pytest.raises(NonFiniteError):
@@ -193,7 +191,7 @@ def test_an_abort_is_saved_again_once_a_save_went_well_after_the_last(
     assert json.loads((newest / "meta/metadata").read_text())["aborted"]
 
 
-def test_a_signal_ends_the_wait_for_data(whole_run, toy_config, toy_data, tmp_path, capsys):
+def test_signal_interrupts_the_wait_for_data(whole_run, toy_config, toy_data, tmp_path, capsys):
     def stall():
         threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
         time.sleep(60)
@@ -208,20 +206,20 @@ def test_a_signal_ends_the_wait_for_data(whole_run, toy_config, toy_data, tmp_pa
     assert_equal_runs(whole_run, tmp_path / "run")
 
 
-def test_checkpoints_by_the_clock_do_not_mind_that_the_time_of_day_jumps(
+def test_timed_checkpoints_ignore_jumps_of_the_time_of_day(
     whole_run, toy_config, toy_data, tmp_path, monkeypatch
 ):
-    real, past = time.time, []
-    monkeypatch.setattr(time, "time", lambda: real() + (-1) ** len(past) * 1e5)
+    real, jumps = time.time, []
+    monkeypatch.setattr(time, "time", lambda: real() + (-1) ** len(jumps) * 1e5)
     for step in range(2, 7):
-        toy_data.before_batch[step] = lambda: past.append(1)
+        toy_data.before_batch[step] = lambda: jumps.append(1)
     toy_config.checkpoint.update(every_steps=1000, every_minutes=1e-6, keep_last=9)
     train.train(toy_config, tmp_path / "run")
     assert sorted(os.listdir(tmp_path / "run/checkpoints")) == ["1", "2", "3", "4", "5", "6"]
     assert_equal_runs(whole_run, tmp_path / "run")
 
 
-def test_the_best_are_kept_and_so_is_the_last(toy_config, tmp_path):
+def test_best_and_last_checkpoints_are_kept(toy_config, tmp_path):
     toy_config.checkpoint.update(every_steps=1, keep_last=1, keep_best=2)
     train.train(toy_config, tmp_path / "run")
     losses = {
@@ -233,7 +231,7 @@ def test_the_best_are_kept_and_so_is_the_last(toy_config, tmp_path):
     assert saved == {"metric": "loss", "value": losses[6]}
 
 
-def test_the_best_are_known_after_a_restart(toy_config, toy_data, tmp_path):
+def test_best_checkpoints_are_kept_after_a_restart(toy_config, toy_data, tmp_path):
     toy_config.checkpoint.update(every_steps=1, keep_last=1, keep_best=1, best_mode="max")
     toy_data.before_batch[4] = lambda: os.kill(os.getpid(), signal.SIGTERM)
     for _ in range(2):
@@ -246,23 +244,25 @@ def test_the_best_are_known_after_a_restart(toy_config, toy_data, tmp_path):
     assert kept == {max(losses, key=losses.get), 6}
 
 
-def test_an_unknown_best_metric_is_refused_with_those_there_are(toy_config, tmp_path):
+def test_unknown_best_metric_is_refused_with_a_list(toy_config, tmp_path):
     toy_config.checkpoint.update(keep_best=1, best_metric="accuracy")
     with pytest.raises(UserError, match="best_metric='accuracy' is none of .*loss/distance"):
         train.train(toy_config, tmp_path / "run")
 
 
-def test_a_half_written_checkpoint_is_told_and_removed(
+def test_incomplete_checkpoint_is_removed_with_a_warning(
     whole_run, toy_config, tmp_path, caplog, monkeypatch
 ):
-    half = whole_run / "checkpoints/6.orbax-checkpoint-tmp"
-    os.rename(whole_run / "checkpoints/6", half)
+    incomplete = whole_run / "checkpoints/6.orbax-checkpoint-tmp"
+    os.rename(whole_run / "checkpoints/6", incomplete)
     train.train(toy_config, whole_run)
-    assert f"{half} was half-written when its run was killed: it is removed" in caplog.messages
+    assert (
+        f"{incomplete} is incomplete because its run was killed: it is removed" in caplog.messages
+    )
     assert sorted(os.listdir(whole_run / "checkpoints")) == ["3", "6"]
 
 
-def test_records_of_lost_checkpoints_are_kept(whole_run, toy_config, capsys):
+def test_metrics_of_lost_checkpoints_are_kept(whole_run, toy_config, capsys):
     before = (whole_run / "metrics.jsonl").read_text()
     for name in ("metrics.jsonl.old", "metrics.jsonl.old-2"):
         shutil.rmtree(whole_run / "checkpoints")
@@ -274,7 +274,7 @@ def test_records_of_lost_checkpoints_are_kept(whole_run, toy_config, capsys):
     assert [record["step"] for record in metrics_file.read_metrics(whole_run)] == [1, 2, 3, 4, 5, 6]
 
 
-def test_records_of_another_config_without_a_checkpoint_are_not_touched(whole_run, toy_config):
+def test_metrics_of_another_config_without_a_checkpoint_are_unchanged(whole_run, toy_config):
     shutil.rmtree(whole_run / "checkpoints")
     before = (whole_run / "metrics.jsonl").read_text()
     toy_config.seed = 7
@@ -286,7 +286,7 @@ def test_records_of_another_config_without_a_checkpoint_are_not_touched(whole_ru
 FIXTURE = pathlib.Path(__file__).parents[1] / "fixtures/checkpoint_v2"
 
 
-def test_a_run_of_version_2_goes_on(toy_config, tmp_path):
+def test_run_of_format_2_continues(toy_config, tmp_path):
     """Made by the first code that had this version, with jax 0.10.2 and orbax 0.12.8."""
     import safetensors.numpy
 
@@ -295,8 +295,8 @@ def test_a_run_of_version_2_goes_on(toy_config, tmp_path):
     toy_config.total_steps = 4
     assert train.train(toy_config, workdir)["step"] == 4
     assert [r["step"] for r in metrics_file.read_metrics(workdir)] == [3, 4]
-    found = reader.restore_params(workdir)[0]
-    wanted = safetensors.numpy.load_file(FIXTURE / "params_of_step_4.safetensors")
-    for name, array in wanted.items():
+    restored = reader.restore_params(workdir)[0]
+    expected = safetensors.numpy.load_file(FIXTURE / "params_of_step_4.safetensors")
+    for name, array in expected.items():
         group, leaf = name.split("/")
-        np.testing.assert_allclose(found[group][leaf], array, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(restored[group][leaf], array, rtol=1e-4, atol=1e-6)

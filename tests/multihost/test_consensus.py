@@ -1,4 +1,4 @@
-"""Two processes of one run: what fails in one of them alone fails in both, and no one waits."""
+"""Two processes of one run: what fails in only one of them fails in both, without a deadlock."""
 
 import contextlib
 import os
@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 TOY_RUN = pathlib.Path(__file__).parents[1] / "toy_run.py"
 HOST = socket.gethostname()
 
-ABSENT = "refused: {}{} holds no checkpoint: give the --workdir of a run that saved one"
+NO_CHECKPOINT = "error: {}{} holds no checkpoint: give the --workdir of a run that saved one"
 
 START = """
 import contextlib, functools, importlib.util, os, pathlib, shutil, sys
@@ -46,11 +46,11 @@ def attempt(do, *arguments):
     try:
         return do(*arguments)
     except errors.UserError as error:
-        return f"refused: {error}"
+        return f"error: {error}"
 """
 
 SAVES = """
-class Gone(ocp.future.Future):
+class FailingWrite(ocp.future.Future):
     def result(self, timeout=None):
         raise OSError("the disk of this host is gone")
 
@@ -58,18 +58,18 @@ async def fail_at_once(*_, **__):
     raise OSError("no memory on this host")
 
 async def fail_later(*_, **__):
-    return [Gone()]
+    return [FailingWrite()]
 
 def fail(*_, **__):
-    raise OSError("no room for sums")
+    raise OSError("no room for checksums")
 
 @contextlib.contextmanager
-def broken(owner, name, value, where):
-    whole = getattr(owner, name)
+def replaced(owner, name, value, where):
+    original = getattr(owner, name)
     if process == where:
         setattr(owner, name, value)
     yield
-    setattr(owner, name, whole)
+    setattr(owner, name, original)
 
 distributed.initialize(timeout_seconds=60)
 mesh = mesh_lib.make_mesh(config.mesh)
@@ -89,43 +89,43 @@ class Position:
     set_state = print
 
 def list_folder():
-    with consensus.all_hosts_agree("the list"):  # process 0 has removed what it does not keep
+    with consensus.all_hosts_agree("the list"):  # process 0 has removed old checkpoints
         pass
-    print("there:", sorted(os.listdir(workdir / "checkpoints")))
+    print("checkpoints:", sorted(os.listdir(workdir / "checkpoints")))
 
 def save(step):
-    saver.save(step, make_state(step), step)
-    saver.wait()
-    print("newest:", saver.saved_step, saver._manager.latest_step())
+    checkpointer.save(step, make_state(step), step)
+    checkpointer.wait()
+    print("newest:", checkpointer.saved_step, checkpointer._manager.latest_step())
 
 def restore():
-    saver = manager.Checkpointer(held, config, digest)
-    with contextlib.closing(saver):
-        state = saver.restore(abstract, Position)
-        return int(state.step), saver.saved_step
+    checkpointer = manager.Checkpointer(locked, config, digest)
+    with contextlib.closing(checkpointer):
+        state = checkpointer.restore(abstract, Position)
+        return int(state.step), checkpointer.saved_step
 
-held, digest = Workdir(workdir), "0" * 64
-saver = manager.Checkpointer(held, config, digest)
+locked, digest = Workdir(workdir), "0" * 64
+checkpointer = manager.Checkpointer(locked, config, digest)
 arrays = ocp.PyTreeCheckpointHandler
 save(1)
-with broken(arrays, "async_save", fail_at_once, 1):
+with replaced(arrays, "async_save", fail_at_once, 1):
     save(2)
-with broken(arrays, "async_save", fail_later, 1):
+with replaced(arrays, "async_save", fail_later, 1):
     save(3)
-with broken(checksums, "write_checksums", fail, 0):
+with replaced(checksums, "write_checksums", fail, 0):
     save(4)
 save(4)
 save(5)
-saver.close()
+checkpointer.close()
 list_folder()
-with broken(restore_lib, "probe", fail, 1):
+with replaced(restore_lib, "check_step", fail, 1):
     print(attempt(restore))
-measure = checksums._measure
+measure = checksums._size_and_digest
 
 def find_damage_in_5(path):
     return (0, "") if path.parts[-3:-2] == ("5",) else measure(path)
 
-with broken(checksums, "_measure", find_damage_in_5, 1):
+with replaced(checksums, "_size_and_digest", find_damage_in_5, 1):
     print("from:", restore())
 list_folder()
 print(attempt(reader.restore_run, workdir if process else workdir / "absent"))
@@ -133,7 +133,7 @@ print(attempt(reader.restore_run, workdir if process else workdir / "absent"))
 
 
 def run_pair(script, folder):
-    """Runs a script in two processes; gives exit code, output and errors of each."""
+    """Runs a script in two processes; returns exit code, output and errors of each."""
     (folder / "manifest.csv").write_text("path,source\na.mp4,toy\n")
     with socket.create_server(("localhost", 0)) as server:
         port = server.getsockname()[1]
@@ -157,12 +157,12 @@ def run_pair(script, folder):
         for process in range(2)
     ]
     try:
-        said = [process.communicate(timeout=120) for process in started]
+        outputs = [process.communicate(timeout=120) for process in started]
     finally:
         for process in started:
             process.kill()
             process.wait()
-    return [(process.returncode, *texts) for process, texts in zip(started, said, strict=True)]
+    return [(process.returncode, *texts) for process, texts in zip(started, outputs, strict=True)]
 
 
 def test_two_processes_agree_on_what_is_saved_and_restored(tmp_path):
@@ -174,38 +174,41 @@ def test_two_processes_agree_on_what_is_saved_and_restored(tmp_path):
         other = "" if process else f"process 1 (host {HOST}): "
         assert lines == [
             *["newest: 1 1"] * 4,
-            *["newest: 4 4", "newest: 5 5", "there: ['4', '5']"],
-            f"refused: {other}the checkpoint FOLDER/5 cannot be read: OSError: no room for sums; "
-            "it is not known to be damaged and stays where it is: look for the cause, then give "
-            "the same command again",
-            *["4", "from: (4, 4)", "there: ['4', 'damaged-5']"],
-            ABSENT.format(f"process 0 (host {HOST}): " if process else "", tmp_path / "run/absent"),
+            *["newest: 4 4", "newest: 5 5", "checkpoints: ['4', '5']"],
+            f"error: {other}the checkpoint FOLDER/5 cannot be read: OSError: no room for "
+            "checksums; it is not known to be damaged and stays where it is: fix the cause, then "
+            "run the same command again",
+            *["4", "from: (4, 4)", "checkpoints: ['4', 'damaged-5']"],
+            NO_CHECKPOINT.format(
+                f"process 0 (host {HOST}): " if process else "", tmp_path / "run/absent"
+            ),
         ], lines
-    told = [line for line in ended[0][2].splitlines() if "could not be saved" in line]
-    assert f"(process 1 (host {HOST}): OSError: no memory on this host; " in told[0]
-    assert f"(process 1 (host {HOST}): OSError: the disk of this host is gone; " in told[1]
-    assert f"(process 0 (host {HOST}): OSError: no room for sums; " in told[2]
-    assert len(told) == 3
+    warnings = [line for line in ended[0][2].splitlines() if "could not be saved" in line]
+    assert f"(process 1 (host {HOST}): OSError: no memory on this host; " in warnings[0]
+    assert f"(process 1 (host {HOST}): OSError: the disk of this host is gone; " in warnings[1]
+    assert f"(process 0 (host {HOST}): OSError: no room for checksums; " in warnings[2]
+    assert len(warnings) == 3
     assert "could not be saved" not in ended[1][2]
 
 
-REFUSALS = """
+ERRORS = """
 distributed.initialize(timeout_seconds=60)
-def part(error, where, kinds=(UserError,)):
-    with consensus.all_hosts_agree("a stop", kinds) as told:
-        told.value = ["of process", process]
+def agree(error, where, error_types=(UserError,)):
+    with consensus.all_hosts_agree("a barrier", error_types) as broadcast:
+        broadcast.value = ["of process", process]
         if process == where:
             raise error
-    return told.value
-print(attempt(part, None, 2))
-print(attempt(part, UserError("a sentence"), 1))
-print(attempt(part, UserError("another"), process))
+    return broadcast.value
+print(attempt(agree, None, 2))
+print(attempt(agree, UserError("a sentence"), 1))
+print(attempt(agree, UserError("another"), process))
 try:
-    print(attempt(part, KeyError("a mistake"), 1))
+    print(attempt(agree, KeyError("a mistake"), 1))
 except KeyError:
     print("a mistake")
 try:
-    part([checksums.CorruptCheckpointError("a"), UserError("b")][process], process, checksums.KINDS)
+    raised = [checksums.CorruptCheckpointError("a"), UserError("b")][process]
+    agree(raised, process, checksums.READ_ERRORS)
 except UserError as error:
     print(error)
 other = config.copy_and_resolve_references()
@@ -216,27 +219,27 @@ with errors.exit_on_user_error():
 """
 
 
-def test_what_one_process_refuses_all_refuse_and_end_with_code_2(tmp_path):
-    with contextlib.closing(Workdir(tmp_path / "run")):  # another run's
-        ended = run_pair(REFUSALS, tmp_path)
+def test_if_one_process_raises_all_raise_and_exit_with_code_2(tmp_path):
+    with contextlib.closing(Workdir(tmp_path / "run")):  # by another run
+        ended = run_pair(ERRORS, tmp_path)
     assert [code for code, _, _ in ended] == [2, 2], ended
     zero, one = (
         [line for line in out.splitlines() if not line.startswith("toy data")]
         for _, out, _ in ended
     )
     assert zero[0] == one[0] == "['of process', 0]"
-    refused = f"process 1 (host {HOST}): a sentence"
-    assert (zero[1], one[1]) == (f"refused: {refused}", "refused: a sentence")
-    assert zero[2] == one[2] == "refused: another"
-    crashed = f"refused: process 1 (host {HOST}): it ended with KeyError: 'a mistake'"
+    raised = f"process 1 (host {HOST}): a sentence"
+    assert (zero[1], one[1]) == (f"error: {raised}", "error: a sentence")
+    assert zero[2] == one[2] == "error: another"
+    crashed = f"error: process 1 (host {HOST}): it ended with KeyError: 'a mistake'"
     assert (zero[3], one[3]) == (crashed, "a mistake")
     assert (zero[4], one[4]) == (f"process 1 (host {HOST}): b", "b")
     differs = "this process has another config or manifest than process 0; give all the same:"
     assert zero[5:7] == [
-        f"refused: process 1 (host {HOST}): {differs}",
+        f"error: process 1 (host {HOST}): {differs}",
         "  config.total_steps: 100 -> 101",
     ]
-    assert one[5] == f"refused: {differs}"
+    assert one[5] == f"error: {differs}"
     locked = f"another process trains in {tmp_path / 'run'}"
     assert ended[0][2].splitlines()[-1].startswith(f"error: {locked}")
     assert ended[1][2].splitlines()[-1].startswith(f"error: process 0 (host {HOST}): {locked}")

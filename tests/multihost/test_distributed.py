@@ -1,4 +1,4 @@
-"""Joining processes and waiting for them; what several of them train is in test_hosts.py."""
+"""Joining processes and waiting for them; test_train_multihost.py trains with several."""
 
 import os
 import pathlib
@@ -10,7 +10,7 @@ import pytest
 
 from invnext_jax.errors import UserError
 from invnext_jax.multihost import distributed
-from invnext_jax.multihost.distributed import Membership, find_membership
+from invnext_jax.multihost.distributed import DistributedConfig, find_distributed_config
 
 HOST = socket.gethostname()
 ROOT = pathlib.Path(__file__).parents[2]
@@ -29,26 +29,43 @@ SLURM = {
 }
 
 
-def test_nothing_said_means_one_process():
-    assert find_membership({}) is None
-    assert find_membership({"JAX_NUM_PROCESSES": "1"}) is None
-    assert find_membership(SLURM, processes=1) is None
-    # The shell of an allocation, and the script of a batch job, are no step of srun.
+@pytest.fixture
+def find(monkeypatch):
+    """Calls `find_distributed_config` in an environment with only these variables of a cluster."""
+
+    def call(environ, *flags, **more):
+        for name in list(os.environ):
+            if name.startswith(("JAX_COORDINATOR", "JAX_NUM", "JAX_PROCESS", "SLURM_", "JOB_")):
+                monkeypatch.delenv(name)
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        for name, value in environ.items():
+            monkeypatch.setenv(name, value)
+        return find_distributed_config(*flags, **more)
+
+    return call
+
+
+def test_without_settings_there_is_one_process(find):
+    assert find({"JAX_NUM_PROCESSES": "1"}) is None
+    assert find(SLURM, num_processes=1) is None
+    # The shell of an allocation and the script of a batch job are not steps of srun.
     shell = {name: SLURM[name] for name in ("SLURM_JOB_ID", "SLURM_NTASKS", "SLURM_PROCID")}
-    assert find_membership(shell) is None
+    assert find(shell) is None
+    assert find({}) is None
     distributed.initialize()
 
 
-def test_flags_go_before_the_environment():
-    assert find_membership(EXPLICIT) == Membership("node1:1234", 4, 2)
-    assert find_membership(EXPLICIT, "a:1", 8, 0) == Membership("a:1", 8, 0)
+def test_flags_override_the_environment(find):
+    assert find(EXPLICIT) == DistributedConfig("node1:1234", 4, 2)
+    assert find(EXPLICIT, "a:1", 8, 0) == DistributedConfig("a:1", 8, 0)
+    assert find({**SLURM, **EXPLICIT}) == DistributedConfig("node1:1234", 4, 2)
 
 
-def test_an_indexed_kubernetes_job_gives_the_number():
+def test_indexed_kubernetes_job_sets_the_process_number(find):
     environ = {**EXPLICIT, "JOB_COMPLETION_INDEX": "3"}
     del environ["JAX_PROCESS_ID"]
-    assert find_membership(environ) == Membership("node1:1234", 4, 3)
-    assert find_membership({"JOB_COMPLETION_INDEX": "3"}) is None  # a sweep of single runs
+    assert find(environ) == DistributedConfig("node1:1234", 4, 3)
+    assert find({"JOB_COMPLETION_INDEX": "3"}) is None  # a sweep of single runs
 
 
 @pytest.mark.parametrize(
@@ -60,19 +77,18 @@ def test_an_indexed_kubernetes_job_gives_the_number():
         ("gpu-3", "gpu-3"),
     ],
 )
-def test_slurm_gives_its_first_node_and_a_port_of_the_job(nodes, first):
-    found = find_membership({**SLURM, "SLURM_STEP_NODELIST": nodes})
-    assert found == Membership(f"{first}:{61440 + 70001 % 4096}", 16, 9)
+def test_slurm_address_is_the_first_node_and_a_port_from_the_job_number(find, nodes, first):
+    found = find({**SLURM, "SLURM_STEP_NODELIST": nodes})
+    assert found == DistributedConfig(f"{first}:{61440 + 70001 % 4096}", 16, 9)
 
 
-def test_slurm_tasks_that_share_a_node_take_a_gpu_each():
+def test_slurm_tasks_on_one_node_use_one_gpu_each(find):
     shared = {**SLURM, "CUDA_VISIBLE_DEVICES": "0,1,2,3"}
-    assert find_membership(shared).local_devices == [1]
-    assert find_membership({**shared, "CUDA_VISIBLE_DEVICES": "1"}).local_devices is None
-    # One task a node has all of its GPUs.
-    assert (
-        find_membership({**shared, "SLURM_NTASKS": "2", "SLURM_PROCID": "1"}).local_devices is None
-    )
+    assert find(shared).local_device_ids == [1]
+    assert find({**shared, "CUDA_VISIBLE_DEVICES": "1"}).local_device_ids is None
+    # A single task on a node uses all of its GPUs.
+    single = {**shared, "SLURM_NTASKS": "2", "SLURM_PROCID": "1"}
+    assert find(single).local_device_ids is None
 
 
 @pytest.mark.parametrize(
@@ -86,10 +102,10 @@ def test_slurm_tasks_that_share_a_node_take_a_gpu_each():
         ({"JAX_NUM_PROCESSES": "0"}, "is 0, but must be at least 1"),
     ],
 )
-def test_what_does_not_fit_is_one_sentence(change, message):
+def test_invalid_setting_is_one_sentence(find, change, message):
     environ = {name: value for name, value in {**EXPLICIT, **change}.items() if value is not None}
     with pytest.raises(UserError, match=message):
-        find_membership(environ)
+        find(environ)
 
 
 def free_port():
@@ -116,7 +132,7 @@ def finish(processes):
     return [(process.returncode, *texts) for process, texts in zip(processes, ended, strict=True)]
 
 
-ROLL = """
+CHECK = """
 import sys
 from invnext_jax import errors
 from invnext_jax.multihost import host_check
@@ -130,13 +146,13 @@ with errors.exit_on_user_error():
     ("present", "seconds", "message"),
     [
         ((0, 2), 5, "error: processes 1, 3 did not arrive within 5 s\n"),
-        ((0, 1, 1), 60, f"error: host {HOST} calls itself process 1 of 4, as on host {HOST}: give"),
+        ((0, 1, 1), 60, f"error: host {HOST} has process_id=1 of 4, as does host {HOST}: give"),
         ((2,), 1, f"error: process 2 (host {HOST}) could not reach process 0 at"),
     ],
 )
-def test_whoever_is_missing_at_the_start_is_named_by_all_others(present, seconds, message):
+def test_process_missing_at_the_start_is_named_by_all_others(present, seconds, message):
     port = free_port()
-    ended = finish([start(ROLL, process, 4, port, seconds) for process in present])
+    ended = finish([start(CHECK, process, 4, port, seconds) for process in present])
     assert [code for code, _, _ in ended] == [2] * len(present)
     assert all(error.startswith(message) for _, _, error in ended), ended
 
@@ -149,21 +165,21 @@ from invnext_jax.multihost import consensus
 process, port = map(int, sys.argv[1:])
 with errors.exit_on_user_error():
     distributed.initialize(f"localhost:{port}", 2, process, 60)
-    with consensus.all_hosts_agree("the first stop", timeout_seconds=60):
+    with consensus.all_hosts_agree("the first barrier", timeout_seconds=60):
         pass
     print("passed", flush=True)
     if process == 0:
-        with consensus.all_hosts_agree("the second stop", timeout_seconds=1):
+        with consensus.all_hosts_agree("the second barrier", timeout_seconds=1):
             pass
     else:
         time.sleep(2)
 """
 
 
-def test_a_host_that_does_not_come_is_named():
+def test_missing_host_is_named():
     port = free_port()
     ended = finish([start(WAIT, process, port) for process in range(2)])
     assert [code for code, _, _ in ended] == [2, 0], ended
     assert [out for _, out, _ in ended] == ["passed\n"] * 2
-    said = f"error: process 1 (host {HOST}) did not arrive at the second stop within 1 s"
-    assert said in ended[0][2]
+    message = f"error: process 1 (host {HOST}) did not arrive at the second barrier within 1 s"
+    assert message in ended[0][2]

@@ -15,16 +15,16 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
-def hangups_count():
-    """Whoever runs the tests by nohup has them ignore hang-ups, and their processes too."""
+def default_hangup_handler():
+    """Under nohup the tests and their subprocesses would ignore SIGHUP."""
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_the_first_signal_is_a_request(number, monkeypatch):
-    monkeypatch.setattr(preemption_lib, "_leave_terminal", lambda: None)
+def test_first_signal_requests_a_stop(number, monkeypatch):
+    monkeypatch.setattr(preemption_lib, "_redirect_output_to_devnull", lambda: None)
     before = signal.getsignal(number)
     with Preemption() as preemption:
         assert not preemption.requested
@@ -34,19 +34,19 @@ def test_the_first_signal_is_a_request(number, monkeypatch):
     assert signal.getsignal(number) is before
 
 
-def test_a_second_signal_ends_the_process_at_once():
+def test_second_signal_ends_the_process_at_once():
     script = (
         "import os, signal, sys, time\n"
         "from invnext_jax.multihost.preemption import Preemption\n"
         "with Preemption():\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
-        "    print('going on', flush=True)\n"
+        "    print('continues', flush=True)\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
         "    print('never')\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == -signal.SIGTERM
-    assert done.stdout == "going on\n"
+    assert done.stdout == "continues\n"
 
 
 HANGUP = """
@@ -58,27 +58,27 @@ with Preemption() as preemption:
     while not preemption.requested and time.monotonic() < deadline:
         time.sleep(0.01)
     os.kill(os.getpid(), signal.SIGHUP)  # kernel and shell may both send one
-    print("saving where no terminal is", flush=True)
-    open("said", "w").write(preemption.signal_name)
+    print("a line for a closed terminal", flush=True)
+    open("signal", "w").write(preemption.signal_name)
 """
 
 
-def test_a_closed_terminal_is_a_request_and_no_error(tmp_path):
-    mine, its = pty.openpty()
-    arguments = {"cwd": tmp_path, "stdin": its, "stdout": its, "stderr": its}
+def test_closed_terminal_requests_a_stop_without_an_error(tmp_path):
+    terminal, child = pty.openpty()
+    arguments = {"cwd": tmp_path, "stdin": child, "stdout": child, "stderr": child}
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
     run = subprocess.Popen(
         [sys.executable, "-c", HANGUP], start_new_session=True, env=environ, **arguments
     )
-    os.close(its)
-    assert os.read(mine, 100).split() == [b"ready"]
-    os.close(mine)  # as sshd does
+    os.close(child)
+    assert os.read(terminal, 100).split() == [b"ready"]
+    os.close(terminal)  # as sshd does
     run.send_signal(signal.SIGHUP)
     assert run.wait(60) == 0
-    assert (tmp_path / "said").read_text() == "SIGHUP"
+    assert (tmp_path / "signal").read_text() == "SIGHUP"
 
 
-def test_a_hangup_that_is_ignored_stays_so():
+def test_ignored_hangup_stays_ignored():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with Preemption() as preemption:
@@ -89,14 +89,14 @@ def test_a_hangup_that_is_ignored_stays_so():
         signal.signal(signal.SIGHUP, before)
 
 
-def test_outside_the_main_thread_nothing_is_installed():
-    seen = []
+def test_no_handler_is_installed_outside_the_main_thread():
+    requested = []
 
     def enter():
         with Preemption() as preemption:
-            seen.append(preemption.requested)
+            requested.append(preemption.requested)
 
     thread = threading.Thread(target=enter)
     thread.start()
     thread.join()
-    assert seen == [False]
+    assert requested == [False]

@@ -1,3 +1,5 @@
+"""Saving, restoring and reading checkpoints; run_metadata and checksums have their own tests."""
+
 import contextlib
 import errno
 import functools
@@ -13,6 +15,7 @@ import numpy as np
 import optax
 import pytest
 
+from invnext_jax import config_checks
 from invnext_jax.checkpointing import manager, reader
 from invnext_jax.checkpointing import restore as restore_lib
 from invnext_jax.checkpointing.workdir_lock import Workdir
@@ -43,59 +46,59 @@ def make_state(abstract, step):
 
 @pytest.fixture
 def run(toy_config, toy_data, abstract, tmp_path):
-    """A workdir with checkpoints of steps 2 and 3; makes a checkpointer for a copy of it."""
+    """A workdir with checkpoints of steps 2 and 3."""
     workdir = tmp_path / "run"
     toy_config.total_steps = 3
     data_iter = open_data(toy_data)
-    with opened(workdir, toy_config) as saver:
+    with open_checkpointer(workdir, toy_config) as checkpointer:
         for step in (1, 2, 3):
             next(data_iter)
-            saver.save(step, make_state(abstract, step), data_iter.get_state())
+            checkpointer.save(step, make_state(abstract, step), data_iter.get_state())
     return workdir
 
 
 @contextlib.contextmanager
-def opened(workdir, config):
-    with contextlib.closing(Workdir(workdir)) as held:
+def open_checkpointer(workdir, config):
+    with contextlib.closing(Workdir(workdir)) as locked:
         digest = manifest.hash_manifests(config.data.manifest)
-        with contextlib.closing(manager.Checkpointer(held, config, digest)) as saver:
-            yield saver
+        with contextlib.closing(manager.Checkpointer(locked, config, digest)) as checkpointer:
+            yield checkpointer
 
 
 def restore(workdir, config, abstract, data_iter):
-    with opened(workdir, config) as saver:
-        return saver.restore(abstract, data_iter)
+    with open_checkpointer(workdir, config) as checkpointer:
+        return checkpointer.restore(abstract, data_iter)
 
 
 def steps(workdir):
     return sorted(os.listdir(workdir / "checkpoints"))
 
 
-def test_state_and_data_come_back(run, toy_config, toy_data, abstract):
+def test_state_and_data_position_are_restored(run, toy_config, toy_data, abstract):
     data_iter = open_data(toy_data)
     state = restore(run, toy_config, abstract, data_iter)
     jax.tree.map(np.testing.assert_array_equal, state, make_state(abstract, 3))
-    straight = open_data(toy_data)
+    uninterrupted = open_data(toy_data)
     for _ in range(3):
-        next(straight)
-    np.testing.assert_array_equal(next(data_iter)["video"], next(straight)["video"])
+        next(uninterrupted)
+    np.testing.assert_array_equal(next(data_iter)["video"], next(uninterrupted)["video"])
 
 
-def test_a_new_run_restores_nothing(toy_config, toy_data, abstract, tmp_path):
+def test_new_run_restores_nothing(toy_config, toy_data, abstract, tmp_path):
     assert restore(tmp_path / "new", toy_config, abstract, open_data(toy_data)) is None
 
 
-def test_the_last_ones_and_every_nth_are_kept(toy_config, toy_data, abstract, tmp_path):
+def test_last_and_every_nth_checkpoints_are_kept(toy_config, toy_data, abstract, tmp_path):
     toy_config.checkpoint.update(keep_last=2, keep_every_steps=4)
-    with opened(tmp_path / "run", toy_config) as saver:
+    with open_checkpointer(tmp_path / "run", toy_config) as checkpointer:
         for step in range(1, 8):
-            saver.save(step, make_state(abstract, step), {})
+            checkpointer.save(step, make_state(abstract, step), {})
     assert steps(tmp_path / "run") == ["4", "6", "7"]
 
 
-def test_saving_a_step_twice_is_harmless(run, toy_config, toy_data, abstract):
-    with opened(run, toy_config) as saver:
-        saver.save(3, make_state(abstract, 3), {})
+def test_saving_a_step_twice_changes_nothing(run, toy_config, toy_data, abstract):
+    with open_checkpointer(run, toy_config) as checkpointer:
+        checkpointer.save(3, make_state(abstract, 3), {})
     assert steps(run) == ["2", "3"]
 
 
@@ -123,13 +126,13 @@ def cut_record(folder):
         file.truncate(50)
 
 
-def misname(folder):
-    """A flipped bit in a name that the record holds."""
+def rename_field(folder):
+    """Flips a bit in a field name of the record."""
     path = folder / "meta/metadata"
     path.write_text(path.read_text().replace('"metric"', '"metrib"'))
 
 
-def misplace(folder):
+def replace_score(folder):
     path = folder / "meta/metadata"
     path.write_text(json.dumps({**json.loads(path.read_text()), "score": 7}))
 
@@ -142,16 +145,16 @@ DAMAGE = {
     "half a record": cut_record,
     "half the arrays": truncate,
     "flipped bits": flip,
-    "another name in the score": misname,
-    "another kind of score": misplace,
+    "another name in the score": rename_field,
+    "another kind of score": replace_score,
     "an empty folder": empty,
-    "no sums": lambda folder: os.remove(folder / "sums.json"),
-    "half the sums": lambda folder: os.truncate(folder / "sums.json", 50),
+    "no checksums": lambda folder: os.remove(folder / "sums.json"),
+    "half the checksums": lambda folder: os.truncate(folder / "sums.json", 50),
 }
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_a_damaged_checkpoint_is_passed_over_and_set_aside(
+def test_damaged_checkpoint_is_skipped_and_renamed(
     kind, run, toy_config, toy_data, abstract, caplog
 ):
     DAMAGE[kind](run / "checkpoints/3")
@@ -164,15 +167,17 @@ def test_a_damaged_checkpoint_is_passed_over_and_set_aside(
     assert str(run / "checkpoints/3") in warnings[0]
 
 
-def test_a_step_that_was_damaged_can_be_saved_again(run, toy_config, toy_data, abstract):
+def test_damaged_step_can_be_saved_again(run, toy_config, toy_data, abstract):
     empty(run / "checkpoints/3")
-    with opened(run, toy_config) as saver:
-        saver.restore(abstract, open_data(toy_data))
-        saver.save(3, make_state(abstract, 3), {})
+    with open_checkpointer(run, toy_config) as checkpointer:
+        checkpointer.restore(abstract, open_data(toy_data))
+        checkpointer.save(3, make_state(abstract, 3), {})
     assert steps(run) == ["2", "3", "damaged-3"]
 
 
-def test_with_nothing_intact_a_run_does_not_start_afresh(run, toy_config, toy_data, abstract):
+def test_run_without_intact_checkpoint_does_not_start_from_step_0(
+    run, toy_config, toy_data, abstract
+):
     for step in (2, 3):
         empty(run / f"checkpoints/{step}")
     with pytest.raises(UserError, match="none of the 2 checkpoints"):
@@ -180,26 +185,26 @@ def test_with_nothing_intact_a_run_does_not_start_afresh(run, toy_config, toy_da
     assert steps(run) == ["2", "3"]
 
 
-def test_a_save_that_was_killed_is_not_taken_for_a_checkpoint(run, toy_config, toy_data, abstract):
+def test_incomplete_checkpoint_is_not_restored(run, toy_config, toy_data, abstract):
     os.rename(run / "checkpoints/3", run / "checkpoints/3.orbax-checkpoint-tmp")
     assert int(restore(run, toy_config, abstract, open_data(toy_data)).step) == 2
 
 
-def test_a_changed_config_is_refused_with_a_table(run, toy_config, toy_data, abstract):
+def test_changed_config_is_refused_with_a_table(run, toy_config, toy_data, abstract):
     toy_config.encoder.depth = 9
     with pytest.raises(UserError, match="config.encoder.depth: .* -> 9"):
         restore(run, toy_config, abstract, open_data(toy_data))
 
 
-def test_a_checkpoint_of_another_format_is_refused_in_a_sentence(
-    run, toy_config, toy_data, abstract, monkeypatch
-):
-    monkeypatch.setattr(manager.provenance, "FORMAT_VERSION", 99)
+def test_checkpoint_of_another_format_is_refused(run, toy_config, toy_data, abstract, monkeypatch):
+    monkeypatch.setattr(manager.run_metadata, "FORMAT_VERSION", 99)
     with pytest.raises(UserError, match="was made by another version of the package"):
         restore(run, toy_config, abstract, open_data(toy_data))
 
 
-def test_parameters_of_another_version_are_told_from_damage(run, toy_config, toy_data, abstract):
+def test_parameters_of_another_version_are_not_reported_as_damage(
+    run, toy_config, toy_data, abstract
+):
     kernel = abstract.params["encoder"]["kernel"]
     grown = jax.ShapeDtypeStruct((99, 8), kernel.dtype, sharding=kernel.sharding)
     params = {**abstract.params, "encoder": {**abstract.params["encoder"], "kernel": grown}}
@@ -216,21 +221,21 @@ def test_parameters_and_config_are_read_without_the_model(run, toy_config):
     assert restored.step == 3
 
 
-@pytest.mark.parametrize("kind", ["half the arrays", "no sums", "another kind of score"])
-def test_parameters_of_a_damaged_checkpoint_are_passed_over(kind, run):
+@pytest.mark.parametrize("kind", ["half the arrays", "no checksums", "another kind of score"])
+def test_parameters_of_a_damaged_checkpoint_are_skipped(kind, run):
     DAMAGE[kind](run / "checkpoints/3")
     assert reader.restore_run(run).step == 2
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EMFILE, "Too many open files"), TypeError("tree")])
-def test_what_cannot_be_read_now_is_not_taken_for_damage(
+def test_unreadable_checkpoint_is_not_reported_as_damaged(
     error, run, toy_config, toy_data, abstract, monkeypatch
 ):
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(restore_lib, "probe", fail)
-    monkeypatch.setattr(reader, "probe", fail)
+    monkeypatch.setattr(restore_lib, "check_step", fail)
+    monkeypatch.setattr(reader, "check_step", fail)
     with pytest.raises(UserError, match="checkpoints/3 cannot be read: .*stays where it is"):
         restore(run, toy_config, abstract, open_data(toy_data))
     with pytest.raises(UserError, match="checkpoints/3 cannot be read"):
@@ -238,26 +243,49 @@ def test_what_cannot_be_read_now_is_not_taken_for_damage(
     assert steps(run) == ["2", "3"]
 
 
-def test_files_that_may_not_be_opened_are_not_taken_for_damage(run, monkeypatch):
+def test_files_without_read_permission_are_not_reported_as_damaged(run, monkeypatch):
     def fail(path):
         raise OSError(errno.EACCES, "Permission denied", str(path))
 
-    monkeypatch.setattr(manager.integrity, "_measure", fail)
+    monkeypatch.setattr(manager.checksums, "_size_and_digest", fail)
     with pytest.raises(UserError, match="checkpoints/3 cannot be read: .*: Permission denied"):
         reader.restore_run(run)
 
 
-def test_an_unfinished_run_is_named(run, toy_config, caplog):
+def test_unfinished_run_is_named(run, toy_config, caplog):
     empty(run / "checkpoints/3")
     reader.restore_params(run)
     assert f"{run} is not finished: step 2 of 3" in caplog.messages
 
 
 @pytest.mark.parametrize("content", ["nothing", "no checkpoint", "damage"])
-def test_a_folder_without_intact_parameters_is_refused(content, tmp_path):
+def test_folder_without_intact_parameters_is_refused(content, tmp_path):
     if content != "nothing":
         (tmp_path / "checkpoints").mkdir()
     if content == "damage":
         (tmp_path / "checkpoints/5").mkdir()
     with pytest.raises(UserError, match="holds no"):
         reader.restore_params(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("every_steps", 0),
+        ("keep_last", 0),
+        ("every_minutes", -1.0),
+        ("keep_every_steps", -1),
+        ("keep_best", -1),
+        ("best_mode", "least"),
+    ],
+)
+def test_invalid_checkpoint_option_is_named(toy_config, field, value):
+    toy_config.checkpoint[field] = value
+    with pytest.raises(UserError, match=f"^config.checkpoint.{field}={value!r} must be"):
+        config_checks.check_config(toy_config)
+
+
+def test_best_checkpoints_need_a_metric(toy_config):
+    toy_config.checkpoint.update(keep_best=1, best_metric="")
+    with pytest.raises(UserError, match="keep_best needs config.checkpoint.best_metric"):
+        config_checks.check_config(toy_config)

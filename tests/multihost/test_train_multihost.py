@@ -1,4 +1,4 @@
-"""The loop in several processes: their batches, states and checkpoints are those of one."""
+"""Training in several processes gives the batches, states and checkpoints of one process."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from invnext_jax.monitoring import metrics_file
 
 ROOT = pathlib.Path(__file__).parents[2]
 TOY_RUN = pathlib.Path(__file__).parents[1] / "toy_run.py"
-MAKE_DATASET = pipeline.make_train_dataset  # before a fixture puts the toy's in its place
+MAKE_DATASET = pipeline.make_train_dataset  # before a fixture replaces it by the toy data set
 DEVICES = 4
 
 RUN = """
@@ -32,7 +32,7 @@ from invnext_jax import train
 from invnext_jax.checkpointing import manager
 from invnext_jax.multihost import distributed
 from invnext_jax.monitoring import reporter
-toy_file, config, workdir, dies = sys.argv[1:]
+toy_file, config, workdir, kill_step = sys.argv[1:]
 config = ml_collections.ConfigDict(json.loads(config))
 if config.stage == "toy":
     spec = importlib.util.spec_from_file_location("toy", toy_file)
@@ -46,7 +46,7 @@ def save_at_once(self, *rest, **more):
 manager.Checkpointer.save = save_at_once
 def push_until_killed(self, step, *rest):
     push(self, step, *rest)
-    if step == int(dies):
+    if step == int(kill_step):
         os._exit(9)  # the other processes end in their next collective
 reporter.Reporter.push = push_until_killed
 with errors.exit_on_user_error():
@@ -55,8 +55,8 @@ with errors.exit_on_user_error():
 """
 
 
-def run_processes(count, config, workdir, dies=0):
-    """Runs a config in so many processes, of four devices in all; gives their exit codes."""
+def run_processes(count, config, workdir, kill_step=0):
+    """Runs a config in `count` processes with four devices in total; returns their exit codes."""
     with socket.create_server(("localhost", 0)) as server:
         port = server.getsockname()[1]
     environ = {
@@ -69,7 +69,7 @@ def run_processes(count, config, workdir, dies=0):
         "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
         "JAX_NUM_PROCESSES": str(count),
     }
-    arguments = [TOY_RUN, json.dumps(config.to_dict()), workdir, dies]
+    arguments = [TOY_RUN, json.dumps(config.to_dict()), workdir, kill_step]
     started = [
         subprocess.Popen(
             [sys.executable, "-c", RUN, *map(str, arguments)],
@@ -81,12 +81,12 @@ def run_processes(count, config, workdir, dies=0):
         for process in range(count)
     ]
     try:
-        said = [process.communicate(timeout=300)[0] for process in started]
+        outputs = [process.communicate(timeout=300)[0] for process in started]
     finally:
         for process in started:
             process.kill()
     codes = [process.returncode for process in started]
-    assert dies or codes == [0] * count, said
+    assert kill_step or codes == [0] * count, outputs
     return codes
 
 
@@ -107,7 +107,7 @@ def assert_same_run(one, other):
         np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(tree)])
         for tree in (reader.restore_params(workdir)[0] for workdir in (one, other))
     )
-    # Adam makes full steps of gradients that are zero but for rounding, so the whole is compared.
+    # Adam makes full steps for gradients that are rounding noise, so only the norm is compared.
     assert np.linalg.norm(others - params) <= 2e-5 * np.linalg.norm(params)
     one, other = (
         np.array(
@@ -118,11 +118,9 @@ def assert_same_run(one, other):
     np.testing.assert_allclose(one, other, rtol=2e-5)
 
 
-def test_two_processes_train_what_one_does_and_one_goes_on_from_what_they_saved(
-    hosts_config, tmp_path
-):
+def test_two_processes_train_as_one_does_and_one_resumes_their_checkpoint(hosts_config, tmp_path):
     train.train(hosts_config, tmp_path / "one")
-    assert run_processes(2, hosts_config, tmp_path / "two", dies=5) != [0, 0]
+    assert run_processes(2, hosts_config, tmp_path / "two", kill_step=5) != [0, 0]
     assert os.listdir(tmp_path / "two/checkpoints") == ["3"]
     hosts_config.mesh.update(data=1, fsdp=4)  # changes nothing
     train.train(hosts_config, tmp_path / "two")
@@ -130,9 +128,9 @@ def test_two_processes_train_what_one_does_and_one_goes_on_from_what_they_saved(
 
 
 @pytest.mark.slow
-def test_four_processes_go_on_from_what_two_saved(hosts_config, tmp_path):
+def test_four_processes_resume_the_checkpoint_of_two(hosts_config, tmp_path):
     train.train(hosts_config, tmp_path / "one")
-    run_processes(2, hosts_config, tmp_path / "run", dies=5)
+    run_processes(2, hosts_config, tmp_path / "run", kill_step=5)
     run_processes(4, hosts_config, tmp_path / "run")
     assert_same_run(tmp_path / "one", tmp_path / "run")
 

@@ -1,0 +1,84 @@
+import json
+from types import SimpleNamespace
+
+import ml_collections
+import numpy as np
+import pytest
+
+from invnext_jax.checkpointing import retention
+
+
+def make_config(**fields):
+    defaults = {"keep_last": 1, "keep_every_steps": 0, "keep_best": 0}
+    defaults |= {"best_metric": "loss", "best_mode": "min"}
+    return ml_collections.ConfigDict({**defaults, **fields})
+
+
+def kept_steps(config, scores):
+    """Steps that the policy keeps of checkpoints with these scores."""
+    best = retention.BestScores(config, folder=None, steps=())
+    for step, score in scores.items():
+        best.add(step, score)
+    policy = retention.make_policy(config, best)
+    checkpoints = [SimpleNamespace(step=step, metrics=None) for step in scores]
+    answers = policy.should_preserve(checkpoints, context=None)
+    return [step for step, keep in zip(scores, answers, strict=True) if keep]
+
+
+SCORES = {1: 0.3, 2: 0.1, 3: None, 4: 0.2, 5: 0.1, 6: 0.9, 7: 0.5}
+
+
+@pytest.mark.parametrize(
+    ("fields", "kept"),
+    [
+        ({}, [7]),
+        ({"keep_last": 3}, [5, 6, 7]),
+        ({"keep_last": 99}, [1, 2, 3, 4, 5, 6, 7]),
+        ({"keep_every_steps": 3}, [3, 6, 7]),
+        ({"keep_best": 1}, [2, 7]),  # of equal scores the earlier step
+        ({"keep_best": 3}, [2, 4, 5, 7]),
+        ({"keep_best": 2, "best_mode": "max"}, [6, 7]),
+        ({"keep_best": 9}, [1, 2, 4, 5, 6, 7]),  # one without a score is none of the best
+        ({"keep_best": 1, "keep_every_steps": 3, "keep_last": 2}, [2, 3, 6, 7]),
+    ],
+)
+def test_a_checkpoint_is_kept_if_any_rule_keeps_it(fields, kept):
+    assert kept_steps(make_config(**fields), SCORES) == kept
+
+
+def test_policy_agrees_with_its_definition_on_random_scores():
+    chance = np.random.default_rng(0)
+    for _ in range(200):
+        steps = np.cumsum(chance.integers(1, 4, 8)).tolist()
+        scores = {s: [None, 0.5, 0.25, -1.0][chance.integers(4)] for s in steps}
+        last, every, best = chance.integers(1, 4), chance.integers(0, 4), chance.integers(0, 4)
+        mode = ["min", "max"][chance.integers(2)]
+        sign = -1 if mode == "max" else 1
+        scored = [s for s in steps if scores[s] is not None]
+        ranked = sorted(scored, key=lambda s: (sign * scores[s], s))
+        expected = {*steps[-last:], *ranked[:best], *(s for s in steps if every and s % every == 0)}
+        config = make_config(
+            keep_last=int(last), keep_every_steps=int(every), keep_best=int(best), best_mode=mode
+        )
+        assert kept_steps(config, scores) == sorted(expected)
+
+
+def test_no_checkpoint_no_decision():
+    assert kept_steps(make_config(keep_best=1, keep_every_steps=2), {}) == []
+
+
+def test_scores_of_earlier_starts_count_if_they_are_of_the_same_metric(tmp_path):
+    saved = {
+        1: {"score": {"metric": "loss", "value": 0.1}},
+        2: {"score": {"metric": "accuracy", "value": 0.0}},
+        3: {"score": {"metric": "loss", "value": None}},
+        4: {},
+    }
+    for step, meta in saved.items():
+        (tmp_path / str(step) / "meta").mkdir(parents=True)
+        (tmp_path / str(step) / "meta/metadata").write_text(json.dumps(meta))
+    best = retention.BestScores(make_config(keep_best=2), tmp_path, [*saved, 5])
+    best.add(6, 0.2)
+    checkpoints = [SimpleNamespace(step=step) for step in (1, 2, 3, 4, 5, 6)]
+    assert best.should_preserve(checkpoints, context=None) == [True, *[False] * 4, True]
+    assert best.to_json(6) == {"metric": "loss", "value": 0.2}
