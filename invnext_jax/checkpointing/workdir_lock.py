@@ -1,7 +1,5 @@
 """The run's folder: locked against a second run, and checked for space before each save."""
 
-import errno
-import fcntl
 import json
 import os
 import pathlib
@@ -11,10 +9,10 @@ import socket
 import jax
 from absl import logging
 
+from invnext_jax import file_lock
 from invnext_jax.errors import UserError
 
 LOCK = "run.lock"
-_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 
 
 class Workdir:
@@ -46,8 +44,8 @@ class Workdir:
         self.path.mkdir(parents=True, exist_ok=True)
         file = open(self.path / LOCK, "a+")
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            file_lock.acquire(file)
+        except file_lock.LockHeldError as error:
             file.seek(0)
             holder = file.read().strip() or "unknown"
             file.close()
@@ -55,12 +53,6 @@ class Workdir:
                 f"another process trains in {self.path} ({holder}): wait for it or end it, or "
                 "choose another --workdir"
             ) from error
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise
-            logging.warning(
-                "%s is on a file system without locks: make sure no second run uses it", self.path
-            )
         file.truncate(0)
         file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}) + "\n")
         file.flush()
@@ -102,5 +94,5 @@ class Workdir:
     def close(self) -> None:
         """Releases the lock."""
         if self._file is not None:
-            self._file.close()
+            file_lock.release(self._file)
             self._file = None
