@@ -32,6 +32,7 @@ from step import divide
 
 from invnext_jax.data import decode, transforms
 from invnext_jax.data import manifest as manifest_lib
+from invnext_jax.data.workers import count_cores
 
 _SECONDS = flags.DEFINE_float("seconds", 3.0, "Of one measurement, about.", lower_bound=0.1)
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each reader.", lower_bound=1)
@@ -233,7 +234,7 @@ def summarize(found: dict[str, dict[str, list[Speed]]], workers: int) -> dict:
 def main(argv: Sequence[str]) -> None:
     """Makes the files, measures, prints."""
     del argv
-    workers = _WORKERS.value or len(os.sched_getaffinity(0))
+    workers = _WORKERS.value or count_cores()
     rounds = 1 if _QUICK.value else _ROUNDS.value
     peers = {peer: readers.absent(peer) for peer in PEERS}
     for peer, reason in peers.items():

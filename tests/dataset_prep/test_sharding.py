@@ -72,12 +72,10 @@ def prepared(folder, tmp_path_factory):
 
 
 def times(source, **window):
-    """When each frame is shown."""
-    clocks = []
-    decode.use_frames(
-        source, lambda clock: clocks.append(clock) or [0], lambda f, _: [*f], **window
-    )
-    return np.array(list(clocks[0]))
+    """Returns the seconds at which each frame is shown."""
+    with decode.open_video(source, **window) as video:
+        assert [number for number, _ in video.frames([0])] == [0]
+        return np.array(list(video.times))
 
 
 def test_every_row_is_written_or_quarantined(folder, prepared):
