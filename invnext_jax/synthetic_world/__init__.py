@@ -11,5 +11,5 @@ both levels a single frame does not determine the motion; only the order of the 
     scene       labels and trajectories        captions    sentences about a clip
     render      pixels and ground truth        tokenizer   captions as token ids
     files       clips on disk                  urls        worlds rendered while they are read
-    train_teacher                              the image teacher of the demo
+    train_teacher   training of the image teacher for the demo
 """

@@ -1,7 +1,7 @@
-"""What is said of a clip of the embedded world, and which clips a sentence is true of.
+"""Captions of clips of the embedded world, and labels for matching clips with captions.
 
-An image-level caption never mentions the motion. Captions leave attributes out, so a caption is
-true of many clips; `label_matrix` gives the multi-positive labels that a sigmoid loss needs.
+Image-level captions never mention the motion. Most captions omit attributes, so a caption can
+match many clips: `label_matrix` returns multi-positive labels for a sigmoid loss.
 
 Shape key: b clips, j captions.
 """
@@ -14,7 +14,7 @@ import numpy as np
 
 from invnext_jax.synthetic_world import scene
 
-# Sentences and the tasks they speak of, for each level; {names} are filled from the labels.
+# Templates of sentences for each level. The names in braces are tasks, filled from the labels.
 IMAGE_TEMPLATES = {
     "simple": (
         "{a_shape}",
@@ -39,24 +39,24 @@ VIDEO_TEMPLATES = {
 
 @dataclasses.dataclass(frozen=True)
 class Caption:
-    """A sentence and the attributes it mentions: task -> class number."""
+    """A sentence and the attributes that it mentions (task -> class id)."""
 
     text: str
     attributes: Mapping[str, int]
 
 
 def image_captions(level: str, labels: Mapping[str, int]) -> tuple[Caption, ...]:
-    """The image-level captions that are true of a clip, always in the same order of templates."""
+    """Returns the image-level captions of a clip, one for each template."""
     return tuple(_fill(template, level, labels) for template in IMAGE_TEMPLATES[level])
 
 
 def video_caption(level: str, labels: Mapping[str, int]) -> Caption:
-    """The caption that mentions every attribute, the motion too."""
+    """Returns the caption that mentions every attribute, including the motion."""
     return _fill(VIDEO_TEMPLATES[level], level, labels)
 
 
 def all_image_captions(level: str) -> tuple[Caption, ...]:
-    """Every distinct image-level caption of a level, in a fixed order."""
+    """Returns every distinct image-level caption of a level, in a fixed order."""
     classes = scene.WorldSpec(level=level).classes
     captions = {}
     for template in IMAGE_TEMPLATES[level]:
@@ -68,21 +68,21 @@ def all_image_captions(level: str) -> tuple[Caption, ...]:
 
 
 def label_matrix(labels: Mapping[str, np.ndarray], captions: Sequence[Caption]) -> np.ndarray:
-    """Tells which captions are true of which clips.
+    """Marks which captions match which clips.
 
     Args:
-        labels: Class numbers [b] for each task that a caption mentions.
+        labels: Class ids [b] for each task that a caption mentions.
         captions: Any captions.
 
     Returns:
-        bool [b j]: clip b has every attribute that caption j mentions.
+        bool [b j], true where clip b has every attribute that caption j mentions.
     """
     batch = len(next(iter(labels.values())))
-    true_bj = np.ones((batch, len(captions)), bool)
+    matches_bj = np.ones((batch, len(captions)), bool)
     for j, caption in enumerate(captions):
         for task, value in caption.attributes.items():
-            true_bj[:, j] &= np.asarray(labels[task]) == value
-    return true_bj
+            matches_bj[:, j] &= np.asarray(labels[task]) == value
+    return matches_bj
 
 
 def _tasks(template: str, classes: Mapping[str, tuple[str, ...]]) -> list[str]:

@@ -1,21 +1,24 @@
-"""Writes clips of the embedded world as H.264 files with a manifest and all ground truths.
+"""Writes clips of the embedded world to disk: H.264 files, a manifest and all ground truth.
 
-    <out>/spec.json                     what the world is; another spec is refused
-    <out>/<split>/000000.mp4            the clip, 8 frames a second
+    <out>/spec.json                     parameters of the world; another spec is an error
+    <out>/<split>/000000.mp4            the clip, 8 frames per second
     <out>/gt/<split>/000000.npz         depth, boxes, visible, ids: see `render.Clip`
     <out>/<split>.captions.jsonl        image-level and video-level captions with their attributes
-    <out>/<split>.csv                   the manifest, written when everything else is there
+    <out>/<split>.csv                   the manifest, written last
 
-Every file appears under its name only when it is complete, so a killed run is simply repeated.
+Files are written atomically. An interrupted run is resumed by repeating it.
 """
 
+import concurrent.futures
 import csv
+import functools
 import io
 import json
 import multiprocessing
 import os
+import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import av
@@ -30,11 +33,12 @@ from invnext_jax.synthetic_world import render, scene
 from invnext_jax.synthetic_world.scene import WorldSpec
 
 FRAMES_PER_SECOND = 8
-FORMAT = 1  # raised when the same spec comes to mean other clips
+FORMAT = 1  # increase it when the same spec produces other clips
 SOURCE = "world"
-# Full colour resolution and little loss: the shapes are a dozen pixels wide.
-PIXEL_FORMAT, QUALITY = "yuv444p", 10
-PART_SECONDS = 60  # half files older than this are what a killed run left
+# Full colour resolution and a low loss, because the shapes are about a dozen pixels wide.
+PIXEL_FORMAT, CRF = "yuv444p", 10
+STALE_SECONDS = 60  # temporary files older than this are leftovers of an interrupted run
+CLIPS_PER_TASK = 8  # of a worker process
 
 
 def write_world(
@@ -45,107 +49,99 @@ def write_world(
     workers: int = 1,
     progress: bool = True,
 ) -> Path:
-    """Writes clips 0 to `videos` - 1 of `spec`; what is there already is not written again.
+    """Writes clips 0 to `videos` - 1 of `spec` and skips those that exist.
 
     Args:
-        spec: Which world; the splits of one world share a folder.
-        out_dir: Folder, made when missing.
-        videos: How many clips.
-        workers: Processes; 1 writes in this one.
-        progress: Show a bar on a terminal, plain lines elsewhere.
+        spec: Parameters of the world. The splits of a world share a folder.
+        out_dir: Output folder, created if missing.
+        videos: Number of clips.
+        workers: Number of processes; 1 writes in this process.
+        progress: Whether to show a bar on a terminal, or plain lines elsewhere.
 
     Returns:
         Path of the manifest.
 
     Raises:
         UserError: `videos` is not positive, or `out_dir` holds another world.
-        RuntimeError: A worker process ended before its work was done.
+        RuntimeError: A worker process died.
     """
     if videos < 1:
         raise UserError(f"videos={videos} must be at least 1")
     out_dir = Path(out_dir)
-    _claim_folder(spec, out_dir)
+    _prepare_folder(spec, out_dir)
     manifest = out_dir / f"{spec.split}.csv"
     if manifest.exists() and manifest.read_text().count("\n") == videos + 1:
         return manifest
-    todo = _unfinished(spec, out_dir, videos)
-    done = videos - len(todo)
+    pending = _pending_clips(spec, out_dir, videos)
+    done = videos - len(pending)
     with ProgressMeter(videos, "clip", initial=done, quiet=not progress) as meter:
-        for more in _write_all(spec, out_dir, todo, min(workers, len(todo))):
-            done += more
+        for _ in _write_clips(spec, out_dir, pending, workers):
+            done += 1
             meter.update(done, spec.split)
     _write_tables(spec, out_dir, videos, manifest)
     return manifest
 
 
-def _claim_folder(spec: WorldSpec, out_dir: Path) -> None:
-    ours = {"format": FORMAT, "level": spec.level, "size": spec.size}
-    ours |= {"frames": spec.frames, "seed": spec.seed}
+def _prepare_folder(spec: WorldSpec, out_dir: Path) -> None:
+    expected = {"format": FORMAT, "level": spec.level, "size": spec.size}
+    expected |= {"frames": spec.frames, "seed": spec.seed}
     path = out_dir / "spec.json"
     for folder in (out_dir / spec.split, out_dir / "gt" / spec.split):
         folder.mkdir(parents=True, exist_ok=True)
     if not path.exists():
-        atomic_file.write_text(path, json.dumps(ours))
-    found = json.loads(path.read_text())
-    if found != ours:
+        atomic_file.write_text(path, json.dumps(expected))
+    existing = json.loads(path.read_text())
+    if existing != expected:
         raise UserError(
-            f"{out_dir} holds the world {found}, not {ours}: name another folder or delete it"
+            f"{out_dir} holds the world {existing}, not {expected}: choose another folder or "
+            "delete it"
         )
 
 
-def _paths(spec: WorldSpec, out_dir: Path, index: int) -> tuple[Path, Path]:
+def _clip_paths(spec: WorldSpec, out_dir: Path, index: int) -> tuple[Path, Path]:
     name = f"{index:06d}"
     return out_dir / spec.split / f"{name}.mp4", out_dir / "gt" / spec.split / f"{name}.npz"
 
 
-def _unfinished(spec: WorldSpec, out_dir: Path, videos: int) -> list[int]:
-    for part in out_dir.glob(f"**/.*{atomic_file.TEMPORARY_SUFFIX}"):
-        if time.time() - part.stat().st_mtime > PART_SECONDS:
-            part.unlink(missing_ok=True)
-    # A clip's video is renamed into place after its ground truth, so one listing tells.
+def _pending_clips(spec: WorldSpec, out_dir: Path, videos: int) -> list[int]:
+    for temporary in out_dir.glob(f"**/.*{atomic_file.TEMPORARY_SUFFIX}"):
+        if time.time() - temporary.stat().st_mtime > STALE_SECONDS:
+            temporary.unlink(missing_ok=True)
+    # The video of a clip is written after its ground truth, so it is enough to list the videos.
     names = {entry.name for entry in os.scandir(out_dir / spec.split)}
     return [index for index in range(videos) if f"{index:06d}.mp4" not in names]
 
 
-def _write_all(spec: WorldSpec, out_dir: Path, todo: list[int], workers: int) -> Iterator[int]:
-    """Yields how many more clips are done, now and then."""
-    if workers <= 1:
-        for index in todo:
-            _write_clip(spec, out_dir, index)
-            yield 1
+def _write_clips(
+    spec: WorldSpec, out_dir: Path, pending: list[int], workers: int
+) -> Iterator[None]:
+    """Yields once for each clip that is written."""
+    write = functools.partial(_write_clip, spec, out_dir)
+    if workers <= 1 or len(pending) <= 1:
+        yield from map(write, pending)
         return
-    context = multiprocessing.get_context("spawn")  # this process may hold threads
-    done = context.Value("q", 0)
-    processes = [
-        context.Process(target=_work, args=(spec, out_dir, todo[i::workers], done), daemon=True)
-        for i in range(workers)
-    ]
-    for process in processes:
-        process.start()
-    seen = 0
-    while any(process.is_alive() for process in processes):
-        time.sleep(0.1)
-        yield done.value - seen
-        seen = done.value
-    if done.value < len(todo):
-        codes = [process.exitcode for process in processes]
-        raise RuntimeError(f"{done.value} of {len(todo)} clips written, exit codes {codes}")
-    yield done.value - seen
+    with concurrent.futures.ProcessPoolExecutor(
+        min(workers, len(pending)),
+        mp_context=multiprocessing.get_context("spawn"),  # this process may have threads
+        initializer=_exit_with_parent,
+    ) as pool:
+        yield from pool.map(write, pending, chunksize=CLIPS_PER_TASK)
 
 
-def _work(spec: WorldSpec, out_dir: Path, todo: Iterable[int], done) -> None:
+def _exit_with_parent() -> None:
+    """Ends this worker process when its parent is killed, which the pool does not do."""
     parent = multiprocessing.parent_process()
-    for index in todo:
-        if not parent.is_alive():  # killed: nobody is left to stop us
-            return
-        _write_clip(spec, out_dir, index)
-        with done.get_lock():
-            done.value += 1
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _write_clip(spec: WorldSpec, out_dir: Path, index: int) -> None:
     clip = render.render_clip(spec, index)
-    video_path, truth_path = _paths(spec, out_dir, index)
+    video_path, truth_path = _clip_paths(spec, out_dir, index)
     buffer = io.BytesIO()
     np.savez_compressed(
         buffer, depth=clip.depth, boxes=clip.boxes, visible=clip.visible, ids=clip.ids
@@ -155,14 +151,14 @@ def _write_clip(spec: WorldSpec, out_dir: Path, index: int) -> None:
 
 
 def encode_mp4(video: np.ndarray, *, frames_per_second: int = FRAMES_PER_SECOND) -> bytes:
-    """Encodes uint8 [t h w c] RGB as H.264 in full colour resolution."""
+    """Encodes uint8 [t h w c] RGB as H.264 with full colour resolution."""
     buffer, reformatter = io.BytesIO(), VideoReformatter()
     with av.open(buffer, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=frames_per_second)
         stream.height, stream.width = video.shape[1:3]
         stream.pix_fmt = PIXEL_FORMAT
-        stream.options = {"crf": str(QUALITY), "preset": "veryfast", "threads": "1"}
-        stream.options |= {"rc-lookahead": "0"}  # its result differs from run to run
+        stream.options = {"crf": str(CRF), "preset": "veryfast", "threads": "1"}
+        stream.options |= {"rc-lookahead": "0"}  # lookahead is not deterministic
         for image_hwc in video:
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image_hwc), format="rgb24")
             frame = reformatter.reformat(frame, format=PIXEL_FORMAT, threads=1)
@@ -172,6 +168,7 @@ def encode_mp4(video: np.ndarray, *, frames_per_second: int = FRAMES_PER_SECOND)
 
 
 def _write_tables(spec: WorldSpec, out_dir: Path, videos: int, manifest: Path) -> None:
+    """Writes the captions and then the manifest."""
     tasks = tuple(spec.classes)
     table, captions = io.StringIO(), []
     writer = csv.writer(table, lineterminator="\n")

@@ -1,4 +1,4 @@
-"""Draws a clip of the embedded world with all its ground truths.
+"""Renders clips of the embedded world with their ground truth.
 
 Shape key: t frames, h w pixels, c channels, k objects.
 """
@@ -18,16 +18,16 @@ MAX_OBJECTS = {"simple": 1, "full": 1 + scene_lib.MAX_DISTRACTORS}
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-    """A clip and its ground truths; object 0 is the one that labels and captions speak of.
+    """A clip and its ground truth. Labels and captions describe object 0.
 
     Attributes:
         video: uint8 [t h w c], RGB.
         depth: float16 [t h w], distance from the camera.
-        boxes: float32 [t k 4], x0 y0 x1 y1 in [0, 1]; zeros for an object that is not there. For
-            what the box is of an object that straddles the border, see `scene.Scene`.
-        visible: int32 [t k], pixels that show the object (both pieces, when it straddles).
-        ids: int8 [t h w], 0 background, k + 1 where object k is seen.
-        labels: Class number for each task of the level.
+        boxes: float32 [t k 4], x0 y0 x1 y1 in [0, 1]; zeros for absent objects. See
+            `scene.Scene` for the box of an object that crosses the border.
+        visible: int32 [t k], number of visible pixels of the object, on both sides of the border.
+        ids: int8 [t h w], 0 for background, k + 1 where object k is visible.
+        labels: Class id for each task of the level.
         level: Level of the world.
     """
 
@@ -41,32 +41,32 @@ class Clip:
 
     @property
     def shape(self) -> int:
-        """Class number of the shape, or of the digit on the full level."""
+        """Class id of the shape, or of the digit on the full level."""
         return self.labels["shape"]
 
     @property
     def color(self) -> int:
-        """Class number of the colour."""
+        """Class id of the colour."""
         return self.labels["color"]
 
     @property
     def motion(self) -> int:
-        """Class number of the motion."""
+        """Class id of the motion."""
         return self.labels["motion"]
 
     @property
     def image_captions(self) -> list[str]:
-        """Sentences that are true of every frame; none speaks of motion."""
+        """Captions that match every frame; none mentions the motion."""
         return [c.text for c in captions.image_captions(self.level, self.labels)]
 
     @property
     def video_caption(self) -> str:
-        """One sentence with all attributes."""
+        """A caption with all attributes."""
         return captions.video_caption(self.level, self.labels).text
 
 
 def render_clip(spec: WorldSpec, index: int) -> Clip:
-    """Draws clip `index`: a pure function of its arguments.
+    """Renders clip `index`; a pure function of its arguments.
 
     Raises:
         UserError: `index` is negative.
@@ -82,7 +82,7 @@ def render_clip(spec: WorldSpec, index: int) -> Clip:
 
 
 def _compose(spec: WorldSpec, scene: Scene, alpha_kthw, video_thwc, depth_thw) -> Clip:
-    """Lays the objects over the background, from the farthest to the nearest of each frame."""
+    """Composites the objects over the background, from farthest to nearest in each frame."""
     count, frames = len(scene.kinds), spec.frames
     ids_thw = np.zeros((frames, spec.size, spec.size), np.int8)
     if count == 1:
@@ -121,7 +121,7 @@ def _pixels(size: int) -> np.ndarray:
 
 
 def _coverage(spec: WorldSpec, scene: Scene, k: int) -> np.ndarray:
-    """Share of each pixel that object k covers, float32 [t h w]; it wraps around the border."""
+    """Returns the share of each pixel that object k covers, float32 [t h w], with wrap-around."""
     size, pixels_n = spec.size, _pixels(spec.size)
     delta_2tn = pixels_n - scene.center_tk2[:, k].T[..., None]
     delta_2tn = (delta_2tn + size / 2) % size - size / 2
@@ -129,7 +129,9 @@ def _coverage(spec: WorldSpec, scene: Scene, k: int) -> np.ndarray:
     u_tw, v_th = delta_2tn / half_2t[..., None]
     if scene.kinds[k] == "digit":
         image_ij = scene_lib.digit_image(scene.digit)
-        ink_thw = _tent(v_th, image_ij.shape[0]) @ image_ij @ _tent(u_tw, image_ij.shape[1]).mT
+        rows_thi = _bilinear_weights(v_th, image_ij.shape[0])
+        columns_twj = _bilinear_weights(u_tw, image_ij.shape[1])
+        ink_thw = rows_thi @ image_ij @ columns_twj.mT
         return np.clip(2 * ink_thw - 0.3, 0, 1)
     u_thw, v_thw = u_tw[:, None, :], v_th[:, :, None]
     angle_t = scene.angle_tk[:, k]
@@ -140,13 +142,13 @@ def _coverage(spec: WorldSpec, scene: Scene, k: int) -> np.ndarray:
     return np.clip(inside_thw * half_2t[0][:, None, None] + np.float32(0.5), 0, 1)
 
 
-def _tent(position_tn: np.ndarray, cells: int) -> np.ndarray:
-    """Weights [t n i] that sample `cells` equal cells over [-1, 1] bilinearly; 0 outside."""
+def _bilinear_weights(position_tn: np.ndarray, cells: int) -> np.ndarray:
+    """Returns bilinear weights [t n i] for `cells` equal cells over [-1, 1]; 0 outside."""
     cell_tn = (position_tn + 1) * np.float32(cells / 2) - np.float32(0.5)
     return np.maximum(0, 1 - np.abs(cell_tn[..., None] - np.arange(cells, dtype=np.float32)))
 
 
-# Outlines in [-1, 1] squared, v downwards: about the distance to the border, positive inside.
+# Outlines in [-1, 1] x [-1, 1], v pointing down: approximate signed distance, positive inside.
 def _disc(u, v):
     return 1 - np.sqrt(u * u + v * v)
 
@@ -198,7 +200,7 @@ OUTLINES = {
 
 
 def _plain_background(spec: WorldSpec, rng: np.random.Generator):
-    """A dark colour with a slight gradient and grain that stand still: [1 h w c] and depth."""
+    """Returns a static dark background with gradient and grain [1 h w c], and depth [t h w]."""
     size = spec.size
     angle, strength = rng.uniform(0, 2 * math.pi), rng.uniform(0, 12)
     along_n = (_pixels(size) / size - np.float32(0.5)) * np.float32(strength)
@@ -211,7 +213,7 @@ def _plain_background(spec: WorldSpec, rng: np.random.Generator):
 
 
 def _textured_background(spec: WorldSpec, scene: Scene, rng: np.random.Generator):
-    """A tilted ground with its own texture, which the camera's path moves by parallax."""
+    """Returns a textured, tilted ground that moves by parallax [t h w c], and depth [t h w]."""
     size, pixels_n = spec.size, _pixels(spec.size)
     depth_h = np.float32(rng.uniform(6, 9)) - np.float32(2.5) * pixels_n / size
     shift_th2 = 2 * scene.camera_t2[:, None] / depth_h[None, :, None]
@@ -225,33 +227,33 @@ def _textured_background(spec: WorldSpec, scene: Scene, rng: np.random.Generator
     return low_c + mix_thw[..., None] * (high_c - low_c), depth_thw
 
 
-def _waves(rng: np.random.Generator, low: float, high: float):
-    """Wave numbers along x and y and a phase, in radians for coordinates in [0, 1]."""
+def _sample_wave(rng: np.random.Generator, low: float, high: float):
+    """Samples wave numbers along x and y and a phase, in radians for coordinates in [0, 1]."""
     angle, number = rng.uniform(0, math.pi), 2 * math.pi * rng.uniform(low, high)
     wave = (number * math.cos(angle), number * math.sin(angle), rng.uniform(0, 2 * math.pi))
     return tuple(np.float32(value) for value in wave)
 
 
 def _striped(x, y, rng):
-    a, b, phase = _waves(rng, 3, 8)
+    a, b, phase = _sample_wave(rng, 3, 8)
     return 0.5 + np.sin(a * x + b * y + phase)
 
 
 def _checkered(x, y, rng):
-    a, b, phase = _waves(rng, 2, 4)
+    a, b, phase = _sample_wave(rng, 2, 4)
     return 0.5 + 3 * np.sin(a * x + b * y + phase) * np.sin(b * x - a * y + phase)
 
 
 def _cloudy(x, y, rng):
     total = np.float32(0.5)
     for low in (0.5, 0.8, 1.2, 2.0):
-        a, b, phase = _waves(rng, low, 2 * low)
+        a, b, phase = _sample_wave(rng, low, 2 * low)
         total = total + np.float32(0.25 / math.sqrt(low)) * np.sin(a * x + b * y + phase)
     return total
 
 
 def _dotted(x, y, rng):
-    a, b, phase = _waves(rng, 3, 6)
+    a, b, phase = _sample_wave(rng, 3, 6)
     return 2 * (np.cos(a * x + b * y + phase) + np.cos(b * x - a * y + phase)) - 1.6
 
 

@@ -1,8 +1,9 @@
-"""What happens in a clip of the embedded world: labels, tracks, boxes; nothing is drawn here.
+"""Scenes of the embedded world: labels, trajectories and boxes of a clip, without its pixels.
 
-Everything moves on a torus whose period is the frame's side, and starts at a uniform phase of it
-under the same law in every class. So one frame tells nothing of the motion, and the frames
-without their order tell no motion from its time reversal.
+Objects move on a torus whose period is the side of the frame. They start at a uniformly random
+position, with the same distribution in every class. A single frame therefore carries no
+information about the motion, and unordered frames do not distinguish a motion from its time
+reversal.
 
 Shape key: t frames, k objects, 2 = (x, y), 4 = (x0, y0, x1, y1).
 """
@@ -22,7 +23,7 @@ COLORS = ("red", "green", "blue", "yellow", "magenta", "cyan")
 MOTIONS = ("right", "down-right", "down", "down-left", "left", "up-left", "up", "up-right")
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 BACKGROUNDS = ("striped", "checkered", "cloudy", "dotted")
-# Neighbours (0, 1), (2, 3), ... are each other's time reversal, in the unordered frames' sense.
+# The motions (0, 1), (2, 3), ... are pairs whose unordered frames have the same distribution.
 FULL_MOTIONS = (
     *("left", "right", "up", "down", "closer", "away"),
     *("left then right", "right then left", "up then down", "down then up"),
@@ -38,23 +39,23 @@ RGB = np.array(
     np.float32,
 )
 
-# The images of scikit-learn's digits are ordered by writer: no split shares an image.
+# Rows of scikit-learn's digits, which are ordered by writer. The splits share no image.
 DIGIT_ROWS = {"train": (0, 1300), "val": (1300, 1548), "test": (1548, 1797)}
-LOG_SIZE_PERIOD = 1.0  # full level: log-size wraps around, like the position
+LOG_SIZE_PERIOD = 1.0  # full level: the log-size wraps around, like the position
 
 
 @dataclasses.dataclass(frozen=True)
 class WorldSpec:
-    """Which world: clip i is a pure function of these fields and i.
+    """Parameters of a world. Clip i is a pure function of these fields and i.
 
     Attributes:
         level: "simple" (one bright shape on a nearly plain background, 8 directions) or "full"
             (a digit among distractors over a moving texture, 10 motions).
-        size: Pixels a side, at least 16.
-        frames: Frames a clip, at least 2; on the full level an even number, or frames without
-            their order would tell "left then right" from "right then left".
-        seed: Not negative.
-        split: "train", "val" or "test"; they share no clip and no digit image.
+        size: Side of a frame in pixels, at least 16.
+        frames: Frames per clip, at least 2. The full level needs an even number; otherwise
+            unordered frames would distinguish "left then right" from "right then left".
+        seed: At least 0.
+        split: "train", "val" or "test". The splits share no clip and no digit image.
 
     Raises:
         UserError: A field is out of range.
@@ -81,7 +82,7 @@ class WorldSpec:
 
     @property
     def classes(self) -> dict[str, tuple[str, ...]]:
-        """The tasks of this level and the names of their classes, in the order of the labels."""
+        """Names of the classes of each task of this level, in the order of the class ids."""
         if self.level == "simple":
             return {"shape": SHAPES, "color": COLORS, "motion": MOTIONS}
         names = {"shape": DIGITS, "color": COLORS, "motion": FULL_MOTIONS}
@@ -90,21 +91,22 @@ class WorldSpec:
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """All of a clip but its pixels. Object 0 is the one that the labels speak of.
+    """Content of a clip without its pixels. The labels describe object 0.
 
     Attributes:
-        labels: Class number for each task of `WorldSpec.classes`.
-        kinds: Name of each object's outline; "digit" for the digit.
+        labels: Class id for each task of `WorldSpec.classes`.
+        kinds: Name of the outline of each object; "digit" for the digit.
         center_tk2: Centre in pixels, in [0, size), float32.
         half_tk2: Half width and half height in pixels, float32.
         angle_tk: Rotation in radians, float32.
-        depth_tk: Distance from the camera, float32; the nearer object hides the other.
+        depth_tk: Distance from the camera, float32. Nearer objects occlude farther ones.
         color_k3: RGB of each object, float32.
-        boxes_tk4: x0, y0, x1, y1 in [0, 1], float32. An object that straddles the border is drawn
-            on both sides; the box is that of the copy whose centre is in the frame, clipped to it
-            (the other piece, always the smaller one, has no box). Occlusion does not change it.
-        camera_t2: Path of the camera in pixels at unit depth, float32.
-        digit: Row of the digit's image in scikit-learn's data set; -1 on the simple level.
+        boxes_tk4: x0, y0, x1, y1 in [0, 1], float32. An object that crosses the border is drawn
+            on both sides. Its box is that of the copy whose centre is in the frame, clipped to
+            the frame; the other part, always the smaller one, has no box. Occlusion does not
+            change the box.
+        camera_t2: Camera position in pixels at unit depth, float32.
+        digit: Row of the digit image in scikit-learn's data set; -1 on the simple level.
     """
 
     labels: dict[str, int]
@@ -120,13 +122,13 @@ class Scene:
 
 
 def clip_rng(spec: WorldSpec, index: int, stream: int) -> np.random.Generator:
-    """The random numbers of clip `index`; each stream is independent of the others."""
+    """Returns the random generator of clip `index`; streams are independent of each other."""
     words = (spec.seed, SPLITS.index(spec.split), index, stream)
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(words)))
 
 
 def sample_scene(spec: WorldSpec, index: int) -> Scene:
-    """Draws the labels and tracks of clip `index`, in some 0.1 ms.
+    """Samples the labels and trajectories of clip `index`; takes about 0.1 ms.
 
     Raises:
         UserError: `index` is negative.
@@ -135,12 +137,12 @@ def sample_scene(spec: WorldSpec, index: int) -> Scene:
         raise UserError(f"clip index {index} must not be negative")
     rng = clip_rng(spec, index, 0)
     labels = _draw_labels(spec, rng)
-    make = _make_simple if spec.level == "simple" else _make_full
-    return make(spec, rng, labels)
+    sample = _sample_simple_scene if spec.level == "simple" else _sample_full_scene
+    return sample(spec, rng, labels)
 
 
 def sample_labels(spec: WorldSpec, index: int) -> dict[str, int]:
-    """The labels of clip `index` without its tracks: class number for each task."""
+    """Samples only the labels of clip `index`: the class id of each task."""
     return _draw_labels(spec, clip_rng(spec, index, 0))
 
 
@@ -148,16 +150,18 @@ def _draw_labels(spec: WorldSpec, rng: np.random.Generator) -> dict[str, int]:
     return {task: int(rng.integers(len(names))) for task, names in spec.classes.items()}
 
 
-def _make_simple(spec: WorldSpec, rng: np.random.Generator, labels: dict[str, int]) -> Scene:
+def _sample_simple_scene(
+    spec: WorldSpec, rng: np.random.Generator, labels: dict[str, int]
+) -> Scene:
     size, times_t = spec.size, np.arange(spec.frames)
     half = size * 6 / 32 * rng.uniform(0.9, 1.12)
-    # From half a patch a frame on, patches being a quarter of the frame.
+    # At least half a patch per frame, for patches of a quarter of the frame.
     speed = size * rng.uniform(4.0, 4.8) / 32
     angle = labels["motion"] * math.pi / 4
     velocity_2 = speed * np.array([math.cos(angle), math.sin(angle)])
     center_t2 = rng.uniform(0, size, 2)[None] + times_t[:, None] * velocity_2[None]
     shape = (spec.frames, 1)
-    return _finish(
+    return _assemble_scene(
         spec,
         labels=labels,
         kinds=(SHAPES[labels["shape"]],),
@@ -170,10 +174,10 @@ def _make_simple(spec: WorldSpec, rng: np.random.Generator, labels: dict[str, in
     )
 
 
-def _make_full(spec: WorldSpec, rng: np.random.Generator, labels: dict[str, int]) -> Scene:
+def _sample_full_scene(spec: WorldSpec, rng: np.random.Generator, labels: dict[str, int]) -> Scene:
     size, frames = spec.size, spec.frames
     others = int(rng.integers(MAX_DISTRACTORS + 1))
-    camera_t2 = np.arange(frames)[:, None] * _in_disc(rng, size / 32)[None]
+    camera_t2 = np.arange(frames)[:, None] * _sample_in_disc(rng, size / 32)[None]
     path_t3 = _motion_path(FULL_MOTIONS[labels["motion"]], frames) * rng.uniform(0.10, 0.14)
     log_size_t = path_t3[:, 2] + rng.uniform(0, LOG_SIZE_PERIOD)
     log_size_t = log_size_t % LOG_SIZE_PERIOD - LOG_SIZE_PERIOD / 2
@@ -185,7 +189,7 @@ def _make_full(spec: WorldSpec, rng: np.random.Generator, labels: dict[str, int]
     color_k3, kinds = [RGB[labels["color"]]], ["digit"]
     for _ in range(others):
         depth = rng.uniform(1.6, 5.0)
-        drift_t2 = np.arange(frames)[:, None] * _in_disc(rng, 0.08 * size)[None]
+        drift_t2 = np.arange(frames)[:, None] * _sample_in_disc(rng, 0.08 * size)[None]
         center_tk2.append(rng.uniform(0, size, 2)[None] + drift_t2)
         depth_tk.append(np.full(frames, depth))
         half_tk2.append(np.full((frames, 2), 0.28 * size / depth * rng.uniform(0.7, 1.2)))
@@ -193,11 +197,11 @@ def _make_full(spec: WorldSpec, rng: np.random.Generator, labels: dict[str, int]
         color_k3.append(RGB[rng.integers(len(COLORS))] * rng.uniform(0.5, 1.0))
         kinds.append(DISTRACTORS[rng.integers(len(DISTRACTORS))])
     depth_tk = np.stack(depth_tk, axis=1)
-    # The digit moves as seen on the screen, whatever the camera does: parallax on top of a turning
-    # path would tell "left then right" from "right then left" without the order of the frames.
+    # The path of the digit is in screen coordinates, independent of the camera. With parallax, a
+    # turning path would distinguish "left then right" from "right then left" in unordered frames.
     parallax_tk2 = -2 * camera_t2[:, None] / depth_tk[..., None]
     parallax_tk2[:, 0] = 0
-    return _finish(
+    return _assemble_scene(
         spec,
         labels=labels,
         kinds=tuple(kinds),
@@ -211,8 +215,8 @@ def _make_full(spec: WorldSpec, rng: np.random.Generator, labels: dict[str, int]
     )
 
 
-def _finish(spec: WorldSpec, *, center_tk2, half_tk2, angle_tk, kinds, **fields) -> Scene:
-    """Wraps the centres around the torus and adds the boxes; float32 throughout."""
+def _assemble_scene(spec: WorldSpec, *, center_tk2, half_tk2, angle_tk, kinds, **fields) -> Scene:
+    """Wraps the centres around the torus, adds the boxes and casts the arrays to float32."""
     center_tk2 = center_tk2 % spec.size
     half_tk2 = np.broadcast_to(half_tk2, center_tk2.shape)
     extent_tk2 = half_tk2 * np.stack(
@@ -231,7 +235,7 @@ def _finish(spec: WorldSpec, *, center_tk2, half_tk2, angle_tk, kinds, **fields)
 
 
 def _extent(kind: str, angle_t: np.ndarray) -> np.ndarray:
-    """Half width and half height [t 2] of a turned outline that fills [-1, 1] when upright."""
+    """Returns half width and height [t 2] of a rotated outline that fills [-1, 1] at angle 0."""
     if kind == "disc" or not angle_t.any():
         return np.ones((len(angle_t), 2))
     corners_n2 = np.array(CORNERS[kind])
@@ -241,15 +245,15 @@ def _extent(kind: str, angle_t: np.ndarray) -> np.ndarray:
     return np.stack([np.abs(x_tn).max(1), np.abs(y_tn).max(1)], axis=1)
 
 
-def _in_disc(rng: np.random.Generator, radius: float) -> np.ndarray:
+def _sample_in_disc(rng: np.random.Generator, radius: float) -> np.ndarray:
     angle = rng.uniform(0, 2 * math.pi)
     return radius * math.sqrt(rng.uniform()) * np.array([math.cos(angle), math.sin(angle)])
 
 
 def _motion_path(motion: str, frames: int) -> np.ndarray:
-    """Unit-speed path [t 3] in x, y and log-size of a motion of the full level."""
+    """Returns the unit-speed path [t 3], in x, y and log-size, of a motion of the full level."""
     times_t = np.arange(frames)
-    turning_t = np.abs(times_t - (frames - 1) / 2)  # every value twice: its own time reversal
+    turning_t = np.abs(times_t - (frames - 1) / 2)  # symmetric in time: each value occurs twice
     line_t = turning_t if "then" in motion else times_t
     first = motion.split()[0]
     axis = {"left": 0, "right": 0, "up": 1, "down": 1, "closer": 2, "away": 2}[first]
@@ -261,7 +265,7 @@ def _motion_path(motion: str, frames: int) -> np.ndarray:
 
 @functools.cache
 def _digits() -> tuple[np.ndarray, np.ndarray]:
-    from sklearn import datasets  # takes a second to import, and only the full level needs it
+    from sklearn import datasets  # slow to import (1 s); only the full level needs it
 
     digits = datasets.load_digits()
     return digits.images.astype(np.float32) / 16, digits.target
@@ -275,7 +279,7 @@ def _digit_rows(split: str, digit: int) -> np.ndarray:
 
 @functools.cache
 def digit_image(row: int) -> np.ndarray:
-    """The image of a handwritten digit, cut to its strokes: float32 in [0, 1], at most 8 by 8."""
+    """Returns a handwritten digit, cropped to its strokes: float32 in [0, 1], at most 8 x 8."""
     image_hw = _digits()[0][row]
     ys, xs = np.nonzero(image_hw > 0.2)
     return image_hw[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1]

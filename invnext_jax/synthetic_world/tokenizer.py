@@ -1,6 +1,6 @@
-"""Captions of the embedded world as word numbers.
+"""Word-level tokenizer for captions of the embedded world.
 
-Shape key: j captions, n words.
+Shape key: j captions, n tokens.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,21 +13,21 @@ PAD = "<pad>"
 
 
 def build_vocabulary(captions: Sequence[Caption]) -> dict[str, int]:
-    """Numbers of all words of the captions, in alphabetical order; 0 is padding."""
+    """Returns the id of every word in the captions, in alphabetical order; 0 is padding."""
     words = sorted({word for caption in captions for word in caption.text.split()})
     return {PAD: 0} | {word: number for number, word in enumerate(words, start=1)}
 
 
 def tokenize(captions: Sequence[Caption], vocabulary: Mapping[str, int], length: int) -> np.ndarray:
-    """Word numbers of captions, int32 [j n], padded at the end.
+    """Returns the token ids of captions, int32 [j n], padded at the end.
 
     Raises:
-      ValueError: a caption has more than `length` words.
+        ValueError: A caption has more than `length` words.
     """
-    words_jn = np.zeros((len(captions), length), np.int32)
+    tokens_jn = np.zeros((len(captions), length), np.int32)
     for row, caption in enumerate(captions):
-        numbers = [vocabulary[word] for word in caption.text.split()]
-        if len(numbers) > length:
-            raise ValueError(f"{caption.text!r} has {len(numbers)} words, more than {length=}")
-        words_jn[row, : len(numbers)] = numbers
-    return words_jn
+        ids = [vocabulary[word] for word in caption.text.split()]
+        if len(ids) > length:
+            raise ValueError(f"{caption.text!r} has {len(ids)} words, more than {length=}")
+        tokens_jn[row, : len(ids)] = ids
+    return tokens_jn

@@ -1,7 +1,7 @@
-"""Names of worlds that are drawn while they are read: no clip of theirs is on a disk.
+"""`world:` URLs: clips of the embedded world that are rendered while they are read.
 
-`world:simple/train?videos=2000&size=64` stands for the first 2000 clips of a `WorldSpec`, whose
-other fields keep their defaults; the same with `#7` behind it for clip 7.
+`world:simple/train?videos=2000&size=64` names the first 2000 clips of a `WorldSpec`; fields that
+are left out keep their defaults. The same URL with the suffix `#7` names clip 7.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from invnext_jax.synthetic_world.scene import WorldSpec
 
 SCHEME = "world:"
 KEYS = ("videos", "seed", "size", "frames")
-MAX_VIDEOS = 2**31 - 1  # rows are numbered in int32
+MAX_VIDEOS = 2**31 - 1  # row numbers are int32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,15 +28,15 @@ class World:
 
 
 def is_world(name: str) -> bool:
-    """Whether a manifest's or a video's name stands for a world."""
+    """Returns whether the name of a manifest or a video is a `world:` URL."""
     return name.startswith(SCHEME)
 
 
 def parse(name: str) -> World:
-    """The world that a name stands for.
+    """Parses a `world:` URL.
 
     Raises:
-        UserError: The name has another form, or asks for a world that cannot be.
+        UserError: The URL is malformed, or a field is out of range.
     """
     parts = urllib.parse.urlsplit(name)
     level, _, split = parts.path.partition("/")
@@ -52,27 +52,27 @@ def parse(name: str) -> World:
             raise ValueError(f"videos={videos}")
     except ValueError as error:
         raise UserError(
-            f"{name!r} names no world ({error}): write {SCHEME}simple/train?videos=2000, and more "
-            f"of {', '.join(KEYS)}, each once and a whole number, joined by &"
+            f"{name!r} is not a valid world URL ({error}): write {SCHEME}simple/train?videos=2000; "
+            f"the keys {', '.join(KEYS)} take integers, at most once each, and are joined by &"
         ) from error
     return World(WorldSpec(level=level, split=split or "train", **values), videos)
 
 
 def clip_name(name: str, index: int) -> str:
-    """The name of a clip of the world `name`."""
+    """Returns the URL of clip `index` of the world `name`."""
     return f"{name}#{index}"
 
 
 def render_frames(clip: str) -> np.ndarray:
-    """All frames of the clip that `clip_name` named: uint8 [t h w c]."""
+    """Renders all frames of the clip with the URL `clip`: uint8 [t h w c]."""
     name, _, index = clip.rpartition("#")
-    return render.render_clip(_parse_once(name).spec, int(index)).video
+    return render.render_clip(_parse_cached(name).spec, int(index)).video
 
 
 def label_columns(world: World) -> dict[str, np.ndarray]:
-    """The class numbers of all clips, int32 [clips] for each task; some 25 us a clip."""
+    """Returns the class ids of all clips, int32 [videos] for each task; about 25 us per clip."""
     rows = [scene.sample_labels(world.spec, index) for index in range(world.videos)]
     return {task: np.array([row[task] for row in rows], np.int32) for task in world.spec.classes}
 
 
-_parse_once = functools.lru_cache(maxsize=64)(parse)
+_parse_cached = functools.lru_cache(maxsize=64)(parse)

@@ -10,7 +10,7 @@ MOTION_WORDS = re.compile(r"\b(moves?|comes|goes|left|right|up|down|closer|away|
 
 
 @pytest.mark.parametrize("level", scene.LEVELS)
-def test_image_captions_never_speak_of_motion(level):
+def test_image_captions_do_not_mention_motion(level):
     captions = captions_lib.all_image_captions(level)
     assert not any(MOTION_WORDS.search(caption.text) for caption in captions)
     assert not any("motion" in caption.attributes for caption in captions)
@@ -27,7 +27,7 @@ def test_attributes_are_exactly_the_class_names_in_the_text(level):
 
 
 @pytest.mark.parametrize("level", scene.LEVELS)
-def test_a_clips_own_captions_are_true_and_listed(level):
+def test_captions_of_a_clip_match_it_and_are_listed(level):
     listed = {caption.text for caption in captions_lib.all_image_captions(level)}
     classes = scene.WorldSpec(level=level).classes
     labels = {task: np.array([len(names) - 1]) for task, names in classes.items()}
@@ -40,7 +40,7 @@ def test_a_clips_own_captions_are_true_and_listed(level):
     assert MOTION_WORDS.search(video.text)
 
 
-def test_video_captions_read_well():
+def test_text_of_video_captions():
     labels = {"shape": 6, "color": 0, "motion": 3}
     assert (
         captions_lib.video_caption("simple", labels).text == "a red hourglass moves down and left"
@@ -52,7 +52,7 @@ def test_video_captions_read_well():
     )
 
 
-def test_label_matrix_is_true_where_all_mentioned_attributes_agree():
+def test_label_matrix_is_true_where_all_mentioned_attributes_match():
     captions = [
         captions_lib.Caption("a disc", {"shape": 0}),
         captions_lib.Caption("something red", {"color": 0}),

@@ -26,8 +26,8 @@ def contents(folder):
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*.*")}
 
 
-def guess(spec, scene, frame_hwc):
-    """Shape and colour of a frame by the nearest template at the known place."""
+def classify(spec, scene, frame_hwc):
+    """Classifies shape and colour of a frame by the nearest template at the known position."""
     back_c = np.median(frame_hwc.reshape(-1, 3), axis=0)
     ink_hw = np.abs(frame_hwc.astype(float) - back_c).max(-1)
     scores = []
@@ -39,13 +39,13 @@ def guess(spec, scene, frame_hwc):
     return int(np.argmax(scores)), int(np.argmax([units[0] @ unit for unit in units[1:]]))
 
 
-def test_compression_keeps_the_small_shapes_recognisable():
+def test_compression_keeps_small_shapes_recognisable():
     spec, right, same, errors = WorldSpec(), [], [], []
     for index in range(250):
         clip, scene = render_clip(spec, index), sample_scene(spec, index)
         decoded = decode.read_frames(encode_mp4(clip.video), range)
         assert decoded.shape == clip.video.shape
-        raw, coded = (guess(spec, scene, video[0]) for video in (clip.video, decoded))
+        raw, coded = (classify(spec, scene, video[0]) for video in (clip.video, decoded))
         right.append(raw == (clip.shape, clip.color))
         same.append(raw == coded)
         errors.append(np.abs(decoded.astype(float) - clip.video).mean())
@@ -54,7 +54,7 @@ def test_compression_keeps_the_small_shapes_recognisable():
     assert np.mean(errors) < 2.0  # grey levels
 
 
-def test_files_hold_the_clips_and_all_ground_truths(world_folder):
+def test_files_hold_clips_and_ground_truth(world_folder):
     spec = WorldSpec()
     with (world_folder / "train.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -76,19 +76,19 @@ def test_files_hold_the_clips_and_all_ground_truths(world_folder):
         assert np.abs(frames.astype(float) - clip.video).mean() < 3
 
 
-def test_videos_are_h264_at_eight_frames_a_second(world_folder):
+def test_videos_are_h264_at_eight_frames_per_second(world_folder):
     with decode._open(world_folder / "train" / "000000.mp4") as container:
         stream = container.streams.video[0]
         assert stream.codec_context.name == "h264"
         assert stream.average_rate == 8 and stream.frames == 8
 
 
-def test_workers_write_the_same_files(world_folder, tmp_path):
+def test_two_workers_write_the_same_files_as_one(world_folder, tmp_path):
     write_world(WorldSpec(), tmp_path, 12, workers=2, progress=False)
     assert contents(tmp_path) == contents(world_folder)
 
 
-def test_a_finished_world_is_left_alone_and_a_longer_one_adds_to_it(tmp_path, monkeypatch):
+def test_finished_world_is_unchanged_and_a_longer_one_adds_clips(tmp_path, monkeypatch):
     spec = WorldSpec(split="val")
     write_world(spec, tmp_path, 4, progress=False)
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.*")}
@@ -102,7 +102,7 @@ def test_a_finished_world_is_left_alone_and_a_longer_one_adds_to_it(tmp_path, mo
     assert (tmp_path / "val.csv").read_text().count("\n") == 7
 
 
-def test_splits_of_one_world_share_a_folder_and_other_worlds_are_refused(tmp_path):
+def test_splits_share_a_folder_and_other_worlds_are_errors(tmp_path):
     write_world(WorldSpec(split="val"), tmp_path, 1, progress=False)
     write_world(WorldSpec(split="test"), tmp_path, 1, progress=False)
     for other in ({"seed": 1}, {"size": 48}, {"frames": 4}, {"level": "full"}):
@@ -112,14 +112,14 @@ def test_splits_of_one_world_share_a_folder_and_other_worlds_are_refused(tmp_pat
         write_world(WorldSpec(), tmp_path, 0)
 
 
-def test_the_full_level_is_written_too(tmp_path):
+def test_full_level_has_a_background_label(tmp_path):
     spec = WorldSpec(level="full", size=48, split="val")
     manifest = write_world(spec, tmp_path, 2, progress=False)
     header = manifest.read_text().splitlines()[0]
     assert header == "path,source,label_shape,label_color,label_motion,label_background"
 
 
-def test_a_killed_command_is_finished_by_repeating_it(tmp_path, world_folder):
+def test_killed_command_is_resumed_by_repeating_it(tmp_path, world_folder):
     command = [sys.executable, COMMAND, f"--out={tmp_path}", "--videos=200", "--workers=2"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     videos = tmp_path / "train"
@@ -135,12 +135,12 @@ def test_a_killed_command_is_finished_by_repeating_it(tmp_path, world_folder):
     ours, theirs = contents(tmp_path), contents(world_folder)
     for name in ("train/000000.mp4", "train/000011.mp4", "gt/train/000007.npz"):
         assert ours[name] == theirs[name]
-    # Nothing that bears a video's name is half a file.
+    # No video is truncated.
     for path in sorted(videos.glob("*.mp4"))[:60]:
         assert decode.read_frames(path, range).shape == (8, 32, 32, 3)
 
 
-def test_the_command_reports_a_mistake_in_one_line(tmp_path):
+def test_command_reports_a_user_error_in_one_line(tmp_path):
     command = [sys.executable, COMMAND, f"--out={tmp_path}", "--videos=3", "--level=hard"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2

@@ -13,7 +13,7 @@ SPECS = [WorldSpec(), WorldSpec(size=48, frames=5), WorldSpec(level="full", size
 
 
 @pytest.mark.parametrize("spec", SPECS)
-def test_arrays_have_the_promised_shapes_and_types(spec):
+def test_arrays_have_documented_shapes_and_types(spec):
     clip = render_clip(spec, 5)
     t, s, k = spec.frames, spec.size, render.MAX_OBJECTS[spec.level]
     found = {name: (a.shape, a.dtype.name) for name, a in vars(clip).items() if hasattr(a, "dtype")}
@@ -35,8 +35,8 @@ def test_clips_are_a_pure_function_of_spec_and_index(spec):
         np.testing.assert_equal(getattr(one, field.name), getattr(other, field.name))
 
 
-def test_the_shape_is_whole_in_every_frame():
-    # Wrapped around the border nothing is lost: the count hardly changes while it moves.
+def test_whole_shape_is_visible_in_every_frame():
+    # Shapes wrap around the border, so the number of visible pixels hardly changes.
     for index in range(200):
         visible_t = render_clip(WorldSpec(), index).visible[:, 0]
         assert visible_t.min() > 25
@@ -51,35 +51,35 @@ def test_boxes_hold_exactly_the_visible_pixels(level):
         clip, scene = render_clip(spec, index), sample_scene(spec, index)
         for t, box_4 in enumerate(clip.boxes[:, 0]):
             alone = len(scene.kinds) == 1
-            # Away from the border, where a second, smaller piece has no box.
+            # Skip shapes at the border: the box covers only the larger of their two parts.
             inside = 2 / 64 < box_4.min() and box_4.max() < 62 / 64
             if not (alone and inside):
                 continue
             ys, xs = np.nonzero(clip.ids[t] == 1)
             pixels_4 = np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1])
-            # A tip of less than half a pixel is not seen; ink fades over half a cell of 8.
+            # Tips below half a pixel are invisible; ink fades over half a cell of 8.
             slack = 2.0 if level == "simple" else 1 + (box_4[3] - box_4[1]) * 64 / 10
             assert np.abs(pixels_4 - 64 * box_4).max() <= slack
             checked += 1
     assert checked > 20
 
 
-def test_nearer_objects_hide_farther_ones():
+def test_nearer_objects_occlude_farther_ones():
     spec, hidden = WorldSpec(level="full", size=48), 0
     for index in range(80):
         clip, scene = render_clip(spec, index), sample_scene(spec, index)
         cover = [render._coverage(spec, scene, k) > 0.5 for k in range(len(scene.kinds))]
         for t in range(spec.frames):
             for y, x in np.argwhere(np.sum(cover, axis=0)[t] > 1)[:20]:
-                there = [k for k in range(len(cover)) if cover[k][t, y, x]]
-                nearest = min(there, key=lambda k: scene.depth_tk[t, k])
+                present = [k for k in range(len(cover)) if cover[k][t, y, x]]
+                nearest = min(present, key=lambda k: scene.depth_tk[t, k])
                 assert clip.ids[t, y, x] == nearest + 1
                 assert clip.depth[t, y, x] == np.float16(scene.depth_tk[t, nearest])
                 hidden += 1
     assert hidden > 100
 
 
-def test_depth_is_the_grounds_where_no_object_is():
+def test_depth_without_objects_is_that_of_the_ground():
     clip = render_clip(WorldSpec(level="full", size=48), 1)
     ground = np.where(clip.ids == 0, clip.depth, np.nan)
     assert np.nanmin(ground) > 3.4 and np.nanmax(ground) <= 9
@@ -108,7 +108,7 @@ def test_outlines_fill_their_box_and_differ():
             assert both < 0.8, (one, other)
 
 
-def test_simple_clips_are_drawn_fast_enough_to_train_from_memory():
+def test_simple_clips_render_fast_enough_for_training():
     render_clip(WorldSpec(), 0)
     best = float("inf")
     for start in range(0, 150, 30):

@@ -31,7 +31,7 @@ def tracks(request):
 
 
 def accuracy(tracks, view):
-    """Held-out accuracy of a random forest that sees `view` of a track, and a standard error."""
+    """Returns held-out accuracy of a random forest on `view` of a track, and its standard error."""
     _, train, train_labels, held_out, labels = tracks
     forest = RandomForestClassifier(60, random_state=0)
     forest.fit(np.stack([view(boxes_t4) for boxes_t4 in train]), train_labels)
@@ -39,14 +39,14 @@ def accuracy(tracks, view):
     return right.mean(), math.sqrt(0.25 / len(labels))
 
 
-@pytest.mark.parametrize("place", [0, 4, -1])
-def test_one_frames_box_does_not_tell_the_motion(tracks, place):
-    got, _ = accuracy(tracks, lambda boxes_t4: boxes_t4[place])
+@pytest.mark.parametrize("frame", [0, 4, -1])
+def test_box_of_one_frame_does_not_determine_motion(tracks, frame):
+    got, _ = accuracy(tracks, lambda boxes_t4: boxes_t4[frame])
     chance = 1 / (8 if tracks[0] == "simple" else 10)
     assert got < chance + 3 * math.sqrt(chance * (1 - chance) / len(tracks[4]))
 
 
-def test_frames_without_their_order_do_not_tell_the_direction_of_time(tracks):
+def test_unordered_frames_do_not_determine_time_direction(tracks):
     def unordered(boxes_t4):
         by_x = boxes_t4[np.lexsort(boxes_t4.T[[0, 1, 2, 3]])]
         by_y = boxes_t4[np.lexsort(boxes_t4.T[[1, 0, 3, 2]])]
@@ -56,7 +56,7 @@ def test_frames_without_their_order_do_not_tell_the_direction_of_time(tracks):
     assert got < 0.5 + 3 * error
 
 
-def test_the_ordered_track_tells_the_motion(tracks):
+def test_ordered_track_determines_motion(tracks):
     def ordered(boxes_t4):
         return np.concatenate([boxes_t4.ravel(), np.diff(boxes_t4, axis=0).ravel()])
 
@@ -64,7 +64,7 @@ def test_the_ordered_track_tells_the_motion(tracks):
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_labels_are_even_and_independent_of_each_other(level):
+def test_labels_are_uniform_and_independent(level):
     made = scenes(level, "train", 4000)
     classes = WorldSpec(level=level).classes
     for task, names in classes.items():
@@ -77,7 +77,7 @@ def test_labels_are_even_and_independent_of_each_other(level):
         assert stats.chi2_contingency(table).pvalue > 1e-3
 
 
-def test_shapes_move_half_a_patch_a_frame_or_more_in_their_direction():
+def test_shapes_move_at_least_half_a_patch_per_frame_in_their_direction():
     for scene in scenes("simple", "train", 300):
         steps_t2 = np.diff(scene.center_tk2[:, 0], axis=0)
         steps_t2 = (steps_t2 + 16) % 32 - 16  # around the border
@@ -97,7 +97,7 @@ def test_shapes_move_half_a_patch_a_frame_or_more_in_their_direction():
         ("up then down", [-1, 1, 1]),
     ],
 )
-def test_motions_of_the_full_level_are_what_their_names_say(motion, change):
+def test_motions_of_full_level_match_their_names(motion, change):
     early, late, axis = change
     path_t3 = scene_lib._motion_path(motion, 8)
     steps_t3 = np.diff(path_t3, axis=0)
@@ -105,7 +105,7 @@ def test_motions_of_the_full_level_are_what_their_names_say(motion, change):
     assert not np.delete(path_t3, axis, axis=1).any()
 
 
-def test_scenes_depend_on_nothing_but_spec_and_index():
+def test_scenes_depend_only_on_spec_and_index():
     spec = WorldSpec(level="full", seed=3)
     late_first = [sample_scene(spec, index) for index in (7, 2, 7)]
     for one, other in ((late_first[0], late_first[2]), (late_first[1], sample_scene(spec, 2))):
@@ -135,11 +135,11 @@ def test_splits_share_no_digit_image():
         ({"level": "full", "frames": 7}, "even"),
     ],
 )
-def test_wrong_specs_are_refused(fields, message):
+def test_invalid_specs_are_errors(fields, message):
     with pytest.raises(UserError, match=message):
         WorldSpec(**fields)
 
 
-def test_negative_index_is_refused():
+def test_negative_index_is_an_error():
     with pytest.raises(UserError, match="-1"):
         sample_scene(WorldSpec(), -1)

@@ -1,4 +1,4 @@
-"""Worlds that are drawn while they are read: the clips, labels and frames of `render_clip`."""
+"""Clips of `world:` URLs equal those of `render_clip` in labels and frames."""
 
 import numpy as np
 import pytest
@@ -17,30 +17,30 @@ NAME = "world:full/val?videos=5&seed=3&size=48&frames=16"
 SPEC = WorldSpec(level="full", split="val", seed=3, size=48, frames=16)
 
 
-def test_rows_are_those_of_the_world_on_disk(tmp_path):
-    drawn = manifest.read_manifest(NAME)
+def test_rows_equal_those_of_the_world_on_disk(tmp_path):
+    rendered = manifest.read_manifest(NAME)
     written = manifest.read_manifest(write_world(SPEC, tmp_path, 5, progress=False))
-    assert len(drawn) == 5 and drawn.sources == written.sources == ["world"] * 5
-    assert drawn.labels.keys() == written.labels.keys()
+    assert len(rendered) == 5 and rendered.sources == written.sources == ["world"] * 5
+    assert rendered.labels.keys() == written.labels.keys()
     for task, values in written.labels.items():
-        np.testing.assert_array_equal(drawn.labels[task], values)
-    assert drawn[3].start is None and drawn[3].end is None
+        np.testing.assert_array_equal(rendered.labels[task], values)
+    assert rendered[3].start is None and rendered[3].end is None
 
 
-def test_frames_are_those_of_the_clip():
+def test_frames_equal_those_of_the_clip():
     clip = render_clip(SPEC, 4).video
     side = clip.shape[1]
-    wanted = np.array([[3, 3, 15, 0], [1, 2, 3, 4]])
+    frames_rt = np.array([[3, 3, 15, 0], [1, 2, 3, 4]])
     whole, part = transforms.center_crop(side, side), Window(2, 1, 12, 17)
-    sampler = FixedSampler(wanted, [whole, part], side)
+    sampler = FixedSampler(frames_rt, [whole, part], side)
     record = manifest.VideoRecord(4, urls.clip_name(NAME, 4), "world", None, None, {})
-    made = clips.read_clips(record, sampler, None)
+    read = clips.read_clips(record, sampler, None)
     assert sampler.frame_counts == [16] and sampler.picture_sizes == [(side, side)]
-    np.testing.assert_array_equal(made[0], clip[wanted[0]])
-    np.testing.assert_array_equal(made[1], transforms.resize(clip[wanted[1]], part, side))
+    np.testing.assert_array_equal(read[0], clip[frames_rt[0]])
+    np.testing.assert_array_equal(read[1], transforms.resize(clip[frames_rt[1]], part, side))
 
 
-def test_fields_have_the_defaults_of_a_world():
+def test_missing_fields_have_default_values():
     assert urls.parse("world:simple?videos=7") == urls.World(WorldSpec(), 7)
     assert urls.parse(NAME) == urls.World(SPEC, 5)
 
@@ -61,14 +61,14 @@ def test_fields_have_the_defaults_of_a_world():
         ("world:?videos=2", "unknown world level ''"),
     ],
 )
-def test_other_names_are_refused_in_a_sentence(name, text):
+def test_invalid_urls_are_errors_of_one_sentence(name, text):
     with pytest.raises(UserError, match=text) as caught:
         manifest.read_manifest(name)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_training_clips_are_cut_from_the_drawn_frames(workers):
+def test_training_clips_are_cropped_from_rendered_frames(workers):
     config = common.data()
     config.update(manifest="world:simple/train?videos=9", frames=4, size=32, short_side=32)
     config.update(crop_scales=(1.0,), workers=workers)
@@ -80,12 +80,12 @@ def test_training_clips_are_cut_from_the_drawn_frames(workers):
         for i, row in enumerate(batch["index"]):
             clip = render_clip(spec, int(row))
             rng = clips.make_rng(5, 6 * n + i, 0, 0)
-            wanted = clips.sample_sparse(8, 4, rng)
-            np.testing.assert_array_equal(batch["video"][i], clip.video[wanted])
+            frames_t = clips.sample_sparse(8, 4, rng)
+            np.testing.assert_array_equal(batch["video"][i], clip.video[frames_t])
             assert {t: batch[f"label_{t}"][i] for t in clip.labels} == clip.labels
 
 
-def test_evaluation_reads_a_drawn_world_too():
+def test_evaluation_reads_a_rendered_world():
     config = common.data()
     config.update(frames=8, size=32, short_side=32, workers=0)
     name = "world:simple/val?videos=3"
