@@ -30,9 +30,14 @@ CLIP_STREAM = 0  # of random numbers, see also `mixture.SUBSTITUTE_STREAM`
 
 
 class GroupResult(NamedTuple):
-    """Whether clips of a group were written, and the bad videos that were tried before."""
+    """Result of loading a group of clips.
 
-    written: bool
+    Attributes:
+        batch: The batch to which the clips were written; None if all tried videos are bad.
+        bad_clips: The bad videos that were tried.
+    """
+
+    batch: dict[str, np.ndarray] | None
     bad_clips: list[BadClip]
 
 
@@ -73,23 +78,29 @@ class BatchBuffer:
         self._batch_size = batch_size
         self._lock, self._memory = threading.Lock(), RecycledMemory()
         self._pending: dict[int, dict[str, np.ndarray]] = {}
+        self._missing: dict[int, int] = {}  # clips of each pending batch
 
-    def write(self, number: int, start: int, clips: dict[str, np.ndarray]) -> None:
-        """Copies clips, arrays [r ...], into batch `number` from position `start` on."""
+    def write(self, number: int, start: int, clips: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Copies clips, arrays [r ...], into batch `number` from position `start` on.
+
+        Returns:
+            The batch, which other threads may still be writing to. A complete one is not kept.
+        """
         with self._lock:
             if number not in self._pending:
                 self._pending[number] = {
                     name: self._memory.empty((self._batch_size, *value.shape[1:]), value.dtype)
                     for name, value in clips.items()
                 }
+                self._missing[number] = self._batch_size
             batch = self._pending[number]
         for name, value in clips.items():
             batch[name][start : start + len(value)] = value
-
-    def pop(self, number: int) -> dict[str, np.ndarray]:
-        """Returns and removes a complete batch."""
         with self._lock:
-            return self._pending.pop(number)
+            self._missing[number] -= len(clips["index"])
+            if not self._missing[number]:
+                del self._pending[number], self._missing[number]
+        return batch
 
 
 def load_in_worker(
@@ -184,13 +195,13 @@ class TrainDataset:
             seeds = tuple((self._seed, clip, attempt, CLIP_STREAM) for clip in numbers)
             clips = load_in_worker(call, record, seeds, self._timeout)
             if not isinstance(clips, BadClip):
-                buffer.write(batch, position * self.repeats, clips)
-                return GroupResult(True, bad_clips)
+                written = buffer.write(batch, position * self.repeats, clips)
+                return GroupResult(written, bad_clips)
             bad_clips.append(clips)
             worker_failures += clips.kind in WORKER_FAILURES
             if self.bad_videos.fail_on_bad or worker_failures == MAX_WORKER_FAILURES:
                 break
-        return GroupResult(False, bad_clips)
+        return GroupResult(None, bad_clips)
 
 
 class TrainIterator:
@@ -208,18 +219,19 @@ class TrainIterator:
         if self._pool is None:
             self._pool = self._dataset.open_pool(self._batches_done, self._buffer)
         for _ in range(self._dataset.groups):
-            self._wait_for_group()
+            batch = self._next_group()
         self._batches_done += 1
-        return self._buffer.pop(self._batches_done - 1)
+        return batch
 
-    def _wait_for_group(self) -> None:
-        written, bad_clips = self._pool.next_result()
+    def _next_group(self) -> dict[str, np.ndarray]:
+        batch, bad_clips = self._pool.next_result()
         bad_videos, repeats = self._dataset.bad_videos, self._dataset.repeats
         for bad_clip in bad_clips:
             bad_videos.count_bad(bad_clip, repeats)
-        if not written:
+        if batch is None:
             raise bad_videos.too_many_tries_error(len(bad_clips))
         bad_videos.count_good(repeats)
+        return batch
 
     @property
     def dropped(self) -> int:

@@ -156,6 +156,7 @@ class OrderedPool:
                 self._results[number] = result
                 if number == self._next_result:
                     self._ready.notify()
+            del result  # a thread that waits must not keep a batch from being recycled
 
     def next_result(self) -> Any:
         """Returns the next result, or raises the exception of its task."""
