@@ -1,4 +1,4 @@
-"""Small videos with the frame number burnt in, and small worlds on disk."""
+"""Fixtures: small videos whose frames show their number, and a small world on disk."""
 
 import fractions
 import struct
@@ -15,7 +15,7 @@ from invnext_jax.synthetic_world.scene import WorldSpec
 BLOCK, BITS = 16, 8  # a frame shows its number in binary, one block for each bit
 
 
-def burn(number, height, width):
+def draw_number(number, height, width):
     image_hwc = np.full((height, width, 3), 96, np.uint8)
     for bit in range(BITS):
         x, y = bit % 4 * BLOCK, bit // 4 * BLOCK
@@ -24,7 +24,7 @@ def burn(number, height, width):
 
 
 def read_numbers(frames_thwc):
-    """The numbers burnt into frames of any scale."""
+    """Reads the numbers from frames of any scale."""
     unit = frames_thwc.shape[2] / 80
     numbers = []
     for image_hwc in frames_thwc:
@@ -37,7 +37,7 @@ def read_numbers(frames_thwc):
 
 
 def write_video(path, *, codec="libx264", frames=60, pix_fmt="yuv420p", options=None, **extra):
-    """Encodes `frames` numbered pictures; extra: size, times (in 1/25 s), container."""
+    """Encodes `frames` numbered pictures; `extra` may set size, times (in 1/25 s) and container."""
     height, width = extra.get("size", (48, 80))
     times = extra.get("times")
     with av.open(str(path), "w", options=extra.get("container", {})) as container:
@@ -45,7 +45,7 @@ def write_video(path, *, codec="libx264", frames=60, pix_fmt="yuv420p", options=
         stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
         stream.options = options or {}
         for number in range(frames):
-            frame = av.VideoFrame.from_ndarray(burn(number, height, width), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(draw_number(number, height, width), format="rgb24")
             if times is not None:
                 frame.pts, frame.time_base = times[number], fractions.Fraction(1, 25)
             container.mux(stream.encode(frame))
@@ -53,25 +53,25 @@ def write_video(path, *, codec="libx264", frames=60, pix_fmt="yuv420p", options=
     return Path(path)
 
 
-def write_sound(path):
-    """Writes a file of sound without a picture."""
+def write_audio(path):
+    """Writes a file with an audio stream only."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("aac", rate=8000, layout="mono")
-        sound = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
-        sound.rate = 8000
-        container.mux(stream.encode(sound))
+        audio = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+        audio.rate = 8000
+        container.mux(stream.encode(audio))
         container.mux(stream.encode())
     return Path(path)
 
 
 @pytest.fixture(scope="session")
 def videos():
-    return SimpleNamespace(write=write_video, write_sound=write_sound, numbers=read_numbers)
+    return SimpleNamespace(write=write_video, write_audio=write_audio, numbers=read_numbers)
 
 
 @pytest.fixture(scope="session")
 def edit_start():
-    """Bytes of an MP4 file at 25 frames a second whose edit list begins some frames later."""
+    """Returns a function that shifts the edit list of an MP4 file (25 frames a second)."""
 
     def edit(path, frames):
         data = bytearray(path.read_bytes())

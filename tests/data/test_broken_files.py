@@ -96,7 +96,7 @@ def test_a_truncated_file_with_its_index_at_the_end_is_refused(tmp_path, videos)
 
 
 def test_a_file_with_only_audio_is_refused(tmp_path, videos):
-    assert "no video stream" in reason(videos.write_sound(tmp_path / "a.mp4"))
+    assert "no video stream" in reason(videos.write_audio(tmp_path / "a.mp4"))
 
 
 @pytest.mark.parametrize("ending", ["mkv", "webm"])

@@ -180,7 +180,7 @@ def test_bad_files_are_named_with_a_reason(tmp_path, videos):
     full = videos.write(tmp_path / "a.mp4", container={"movflags": "faststart"}).read_bytes()
     late_index = videos.write(tmp_path / "b.mp4").read_bytes()
     avi = videos.write(tmp_path / "c.avi", codec="mpeg4").read_bytes()
-    sound = videos.write_sound(tmp_path / "sound.mp4").read_bytes()
+    sound = videos.write_audio(tmp_path / "sound.mp4").read_bytes()
     bad = {
         "empty.mp4": (b"", "corrupt"),
         "text.mp4": (b"this is no video\n" * 50, "corrupt"),
