@@ -95,6 +95,8 @@ class _Hooked(grain.IterDataset):
 
 
 class _HookedIterator(grain.DatasetIterator):
+    dropped = 0
+
     def __init__(self, parent, data):
         super().__init__(parent)
         self._data, self._number = data, 0
