@@ -23,7 +23,7 @@ RUNTIME = $(VENV)/.installed-runtime
 PACKAGE = $(VENV)/.installed-package
 TEST = $(VENV)/.installed-test
 
-.PHONY: demo test lint lock clean benchmark gpu-check
+.PHONY: demo test lint docs lock clean benchmark gpu-check
 .DELETE_ON_ERROR:
 
 # Trains and evaluates both stages on the embedded world. A killed line resumes when it is repeated.
@@ -43,6 +43,11 @@ test: $(TEST)
 lint: $(TEST)
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
+
+# Regenerates the pages and the drawing that are made from the source; tests compare them with it.
+docs: $(PACKAGE)
+	$(RUN) docs/generate_options.py
+	$(RUN) docs/draw_imports.py
 
 # Compares the training step with a PyTorch twin on this machine's CPU. The last line is JSON.
 benchmark: $(TEST)

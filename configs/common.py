@@ -194,7 +194,7 @@ def defaults() -> ml_collections.ConfigDict:
             # How masks are drawn: "semantic" (by the teacher's attention), "multi_block", "tube" or
             # "random".
             "kind": "semantic",
-            # Masked share of the patches, for all kinds except multi_block. The paper's text says
+            # Masked share of the patches, for all kinds except multi_block. The paper's text has
             # 0.8.
             "ratio": 0.75,
             # Share of the masked patches that is predicted, drawn at random in each step. Below 1

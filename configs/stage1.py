@@ -22,7 +22,7 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
             "pixels": 1.0,  # Reconstruction of the pixels of the predicted patches.
         }
     )
-    # 62 epochs with 7 of warm-up, as in the released scripts. The paper's text says 50 + 5.
+    # 62 epochs with 7 of warm-up, as in the released scripts. The paper's text has 50 + 5.
     steps_per_epoch = common.VIDEOS // config.batch_size
     config.total_steps = 62 * steps_per_epoch
     config.optimizer.update(

@@ -7,6 +7,7 @@ come from the configs themselves. A test compares the committed page with the ou
 """
 
 import ast
+import importlib
 import io
 import pathlib
 import tokenize
@@ -34,6 +35,12 @@ the stages differ, a cell has both values. Defaults are in [common.py](../config
 [stage1.py](../configs/stage1.py) and [stage2.py](../configs/stage2.py) set what differs by stage.
 This page is generated from the comments in these files: `python docs/generate_options.py`.
 """
+EVALUATION = (
+    "The section `data` is the one above; 0 in `data.size`, `data.frames` and `data.short_side` "
+    "selects the values of the encoder."
+)
+
+Configs = Mapping[str, Mapping[str, Any]]  # variant -> stage -> config
 
 
 class Section(NamedTuple):
@@ -133,25 +140,47 @@ def make_page() -> str:
         variant: {stage: module.get_config(variant) for stage, module in STAGES.items()}
         for variant in variants
     }
-    parts, changed = [INTRO], []
-    for section, (about, fields) in read_sections().items():
-        rows = []
-        for field, meaning in fields.items():
-            name = f"{section}.{field}" if section else field
-            cells = {v: _cell(configs[v], name) for v in variants}
-            rows.append(f"| `{name}` | {cells['base']} | {cells['tiny']} | {_escape(meaning)} |")
-            if {cells["large"], cells["1b"]} != {cells["base"]} and field != "variant":
-                changed.append(f"| `{name}` | " + " | ".join(cells[v] for v in variants[::2]))
-                changed[-1] += f" | {cells['1b']} |"
-        title = f"## {section}" if section else "## Top level"
-        parts.append("\n".join([title, "", *([about, ""] if about else []), *_table(rows)]))
-    header = "| option | base | large | 1b |\n|---|---|---|---|"
-    parts.append("\n".join(["## Large and 1B", "", header, *changed]))
+    sections = read_sections()
+    parts = [INTRO]
+    for name, section in sections.items():
+        parts.append(_format_section(f"## {name or 'Top level'}", name, section, configs))
+    parts.append(_format_large(sections, configs))
+    for path in sorted((ROOT / "configs/eval").glob("[a-z]*.py")):
+        parts += _format_evaluation(path)
     return "\n".join(f"{part.rstrip()}\n" for part in parts)
 
 
-def _table(rows: list[str]) -> list[str]:
-    return ["| option | base | tiny | meaning |", "|---|---|---|---|", *rows]
+def _format_section(title: str, name: str, section: Section, configs: Configs) -> str:
+    """A title, the text about the section, and a table with a row for each field."""
+    lines = [title, "", *([section.about, ""] if section.about else [])]
+    lines += ["| option | base | tiny | meaning |", "|---|---|---|---|"]
+    for field, meaning in section.fields.items():
+        option = f"{name}.{field}" if name else field
+        base, tiny = (_cell(configs[variant], option) for variant in ("base", "tiny"))
+        lines.append(f"| `{option}` | {base} | {tiny} | {_escape(meaning)} |")
+    return "\n".join(lines)
+
+
+def _format_large(sections: Mapping[str, Section], configs: Configs) -> str:
+    """A table of the options that the large variants change."""
+    lines = ["## Large and 1B", "", "| option | base | large | 1b |", "|---|---|---|---|"]
+    for name, section in sections.items():
+        for field in section.fields:
+            option = f"{name}.{field}" if name else field
+            cells = [_cell(configs[variant], option) for variant in ("base", "large", "1b")]
+            if len(set(cells)) > 1 and option != "variant":
+                lines.append(f"| `{option}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _format_evaluation(path: pathlib.Path) -> Iterator[str]:
+    """The sections of a config in configs/eval/."""
+    module = importlib.import_module(f"configs.eval.{path.stem}")
+    configs = {variant: {"": module.get_config(variant)} for variant in ("base", "tiny")}
+    for name, section in ConfigComments(path).sections().items():
+        title = f"## Evaluation: {path.stem}{f', {name}' if name else ''}"
+        about = section.about if name else f"Fields of `configs/eval/{path.name}`. {EVALUATION}"
+        yield _format_section(title, name, section._replace(about=about), configs)
 
 
 def _cell(configs: Mapping[str, Any], name: str) -> str:

@@ -1,10 +1,10 @@
-"""Writes a run's weights as .safetensors, and checks that the files give equal features.
+"""Exports the weights of a run as .safetensors and compares the features of both.
 
     python launch/export.py --checkpoint=runs/stage2 --out=encoder.safetensors
     python launch/export.py --checkpoint=runs/stage2 --format=internvideo_next --out=folder
 
-Ours is a .safetensors and a .json of the same name; internvideo_next is a folder with the files,
-names and shapes of the published encoders, for PyTorch users of those. In Python:
+The format "ours" is a .safetensors file with a .json file of the same name. "internvideo_next" is a
+folder with the files, names and shapes of the published encoders, for use with PyTorch. In Python:
 invnext_jax.evaluation.video_encoder.VideoEncoder("encoder.safetensors").
 """
 
@@ -17,28 +17,28 @@ from invnext_jax.evaluation import exporter
 from invnext_jax.training import compilation
 
 _CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "Folder of the run, or an earlier export.", required=True
+    "checkpoint", None, "Workdir of a run, or an earlier export.", required=True
 )
 _OUT = flags.DEFINE_string("out", None, "The .safetensors file or folder to write.", required=True)
-_FORMAT = flags.DEFINE_string("format", "ours", "Layout: ours or internvideo_next.")
+_FORMAT = flags.DEFINE_string("format", "ours", "Format: ours or internvideo_next.")
 _PARTS = flags.DEFINE_list(
     "parts",
     [],
-    "encoder, pool, predictor, decoder, ...; all for all; if not given: encoder and pool.",
+    "Parts to export: encoder, pool, predictor, decoder, ... or all. Default: encoder and pool.",
 )
 _DTYPE = flags.DEFINE_string(
-    "dtype", "float32", "Type in the published layout: float32, float16 or bfloat16."
+    "dtype", "float32", "Dtype of the internvideo_next format: float32, float16 or bfloat16."
 )
-_EMA = flags.DEFINE_bool("ema", False, "The run's moving average instead of its parameters.")
-_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace other weights of that name.")
+_EMA = flags.DEFINE_bool("ema", False, "Export the run's moving average instead of its parameters.")
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an existing file or folder.")
 
 
 def main(argv: Sequence[str]) -> None:
-    """Exports, and says what was written."""
+    """Exports the weights and prints what was written."""
     del argv
     compilation.enable_cache()
     form = exporter.ExportFormat(_FORMAT.value, _DTYPE.value)
-    said = exporter.export_run(
+    message = exporter.export_run(
         _CHECKPOINT.value,
         _OUT.value,
         parts=_PARTS.value,
@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> None:
         overwrite=_OVERWRITE.value,
         ema=_EMA.value,
     )
-    print(said)
+    print(message)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Turns other projects' weights into our files; needs no torch.
+"""Imports weights of other projects into .safetensors files of this package, without PyTorch.
 
     python launch/import_weights.py --kind=siglip2 --source=FOLDER --out=teacher.safetensors
 
-Kinds: siglip2, clip, dinov2 (image teachers of Stage 1), modernbert (start of the predictor),
-internvideo_next (published video encoders). The source is a folder as Hugging Face's tools write
-it, or one .safetensors file with its config.json beside it.
+Kinds: siglip2, clip, dinov2 (image teachers), modernbert (initial weights of the predictor),
+internvideo_next (published video encoders). The source is a folder in the layout of Hugging Face,
+or one .safetensors file with its config.json in the same folder.
 """
 
 from collections.abc import Sequence
@@ -14,24 +14,28 @@ from absl import flags
 from invnext_jax import errors
 from invnext_jax.weights import import_weights
 
-_KIND = flags.DEFINE_string("kind", None, ", ".join(import_weights.KINDS), required=True)
+_KIND = flags.DEFINE_string(
+    "kind", None, f"One of {', '.join(import_weights.KINDS)}.", required=True
+)
 _SOURCE = flags.DEFINE_string("source", None, "Folder or .safetensors file.", required=True)
 _OUT = flags.DEFINE_string("out", None, "The .safetensors file to write.", required=True)
-_LAST_LAYERS = flags.DEFINE_integer("last_layers", 8, "Of modernbert: layers to keep.")
-_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a file of that name.")
+_LAST_LAYERS = flags.DEFINE_integer(
+    "last_layers", 8, "For modernbert: number of last layers to keep."
+)
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an existing file.")
 
 
 def main(argv: Sequence[str]) -> None:
-    """Imports, and says what was written and how to use it."""
+    """Imports the weights and prints what was written and how to use it."""
     del argv
-    said = import_weights.import_weights(
+    message = import_weights.import_weights(
         _KIND.value,
         _SOURCE.value,
         _OUT.value,
         last_layers=_LAST_LAYERS.value,
         overwrite=_OVERWRITE.value,
     )
-    print(said)
+    print(message)
 
 
 if __name__ == "__main__":

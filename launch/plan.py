@@ -1,9 +1,9 @@
-"""Says what a run needs and how fast it can be, before anyone rents a machine.
+"""Estimates memory and step time of a run from shapes, without an accelerator.
 
     python launch/plan.py --config=configs/stage2.py:base --device=h200
     python launch/plan.py --config=configs/stage2.py:1b --device=v5p --mesh=fsdp=16
 
-Nothing is computed but shapes, on the CPU; docs/scaling.md tells what the figures are.
+docs/scaling.md explains the output.
 """
 
 import json
@@ -18,38 +18,45 @@ from invnext_jax import errors
 from invnext_jax.planning import plan
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Config file, e.g. configs/stage2.py:base"
+    "config", None, "Config file and variant, such as configs/stage2.py:base."
 )
-_DEVICE = flags.DEFINE_string("device", None, "h200, h100, a100, b200, l40s, v4, v5e, v5p, v6e.")
-_MESH = flags.DEFINE_list("mesh", [], "Sizes of the mesh axes, e.g. data=2,fsdp=8; others are 1.")
-_COMPILE = flags.DEFINE_bool("compile", False, "Also compile for that many fake CPU devices.")
-_JSON = flags.DEFINE_bool("json", False, "Print one JSON object in the last line.")
+_DEVICE = flags.DEFINE_string(
+    "device", None, "One of h200, h100, a100, b200, l40s, v4, v5e, v5p, v6e."
+)
+_MESH = flags.DEFINE_list(
+    "mesh", [], "Sizes of the mesh axes, such as data=2,fsdp=8. Others are 1."
+)
+_COMPILE = flags.DEFINE_bool(
+    "compile", False, "Also compile the step, for as many simulated CPU devices."
+)
+_JSON = flags.DEFINE_bool("json", False, "Print the result as JSON in the last line.")
 flags.mark_flags_as_required(["config", "device"])
 
 
 def main(argv: Sequence[str]) -> None:
-    """Plans, and prints the table."""
+    """Makes the plan and prints it."""
     del argv
     config, sizes = _CONFIG.value, _mesh_sizes(_MESH.value)
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", math.prod(sizes.values()))
     config.mesh.update(sizes)
 
-    found = plan.make_plan(config, _DEVICE.value)
+    result = plan.make_plan(config, _DEVICE.value)
     if _COMPILE.value:
-        found |= plan.compile_step(config)
-    print(plan.format_plan(found))
+        result |= plan.compile_step(config)
+    print(plan.format_plan(result))
     if _JSON.value:
-        print(json.dumps(found))
+        print(json.dumps(result))
 
 
-def _mesh_sizes(given: Sequence[str]) -> dict[str, int]:
+def _mesh_sizes(axis_sizes: Sequence[str]) -> dict[str, int]:
     sizes = {"data": 1, "fsdp": 1, "tensor": 1, "sequence": 1}
-    for part in given:
+    for part in axis_sizes:
         axis, _, size = part.partition("=")
         if axis not in sizes or not size.isdigit() or int(size) < 1:
             raise errors.UserError(
-                f"--mesh={','.join(given)} must name sizes of {', '.join(sizes)}, e.g. fsdp=8"
+                f"--mesh={','.join(axis_sizes)} must name sizes of {', '.join(sizes)}, such as "
+                "fsdp=8"
             )
         sizes[axis] = int(size)
     return sizes

@@ -1,4 +1,4 @@
-"""Writes one self-contained web page about runs and their probes.
+"""Writes a self-contained web page about runs and their evaluations.
 
 python launch/report.py runs/s1 runs/s2 runs/p1 runs/p2 --out=report.html
 """
@@ -12,11 +12,11 @@ from invnext_jax.evaluation import report
 from invnext_jax.training import compilation
 
 _OUT = flags.DEFINE_string("out", "report.html", "The HTML file to write.")
-_CLIPS = flags.DEFINE_integer("clips", 3, "How many clips are shown; 0 for none.")
+_CLIPS = flags.DEFINE_integer("clips", 3, "Number of clips to show. 0: none.")
 
 
 def main(argv: Sequence[str]) -> None:
-    """Writes the page, and says where it is."""
+    """Writes the page and prints its path."""
     compilation.enable_cache()
     out = report.write_report(argv[1:], _OUT.value, _CLIPS.value)
     print(f"Wrote {out} ({out.stat().st_size / 1e6:.1f} MB); open it in any browser.")

@@ -1,8 +1,8 @@
-"""Writes a web page of training clips as a run is given them: frames, masks, dropped files.
+"""Writes a web page of the training clips of a run: frames, masks and dropped files.
 
     python launch/show_data.py --config=configs/stage1.py:tiny --out=page.html
 
-Any field of the config can be set, as for launch/main.py.
+Any field of the config can be set, as in launch/main.py.
 """
 
 from collections.abc import Sequence
@@ -15,15 +15,15 @@ from invnext_jax.evaluation import data_page
 from invnext_jax.training import compilation
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Config file, e.g. configs/stage1.py:tiny"
+    "config", None, "Config file and variant, such as configs/stage1.py:tiny."
 )
 _OUT = flags.DEFINE_string("out", "data.html", "The HTML file to write.")
-_CLIPS = flags.DEFINE_integer("clips", 16, "How many clips are shown.")
+_CLIPS = flags.DEFINE_integer("clips", 16, "Number of clips to show.")
 flags.mark_flag_as_required("config")
 
 
 def main(argv: Sequence[str]) -> None:
-    """Writes the page, and says where it is."""
+    """Writes the page and prints its path."""
     del argv
     compilation.enable_cache()
     out = data_page.write_page(_CONFIG.value, _OUT.value, _CLIPS.value)
