@@ -1,4 +1,4 @@
-"""The faults of the drill: each breaks something under a tiny run and tells what came of it."""
+"""The faults of the drill: each injects one fault into a tiny run and returns the outcome."""
 
 import contextlib
 import dataclasses
@@ -10,19 +10,27 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator
 
-from drilled import SAVE_STEPS, DrilledRun
+from drill_run import SAVE_STEPS, DrillRun
 
-ROOM = 64 * 2**20  # bytes of the small disk; a checkpoint takes some 8 MiB
+DISK_BYTES = 64 * 2**20  # of the small disk; a checkpoint takes about 8 MiB
 
 
 @dataclasses.dataclass
 class FaultResult:
-    """What a fault did; `run`, if it came to its end, is compared with the uninterrupted one."""
+    """The outcome of one fault.
 
-    happened: str
-    good: bool = True
-    run: DrilledRun | None = None
-    lost: int = 0
+    Attributes:
+        outcome: what happened, for the table.
+        passed: whether that is the expected outcome.
+        run: a run that reached its end, to be compared with the uninterrupted one.
+        lost_steps: steps of finished checkpoints that the next start did not find.
+        skipped: whether the fault could not be injected.
+    """
+
+    outcome: str
+    passed: bool = True
+    run: DrillRun | None = None
+    lost_steps: int = 0
     skipped: bool = False
 
 
@@ -30,18 +38,18 @@ Fault = Callable[[pathlib.Path, int], FaultResult]
 
 
 class NeedsRootError(Exception):
-    """This user may not mount a file system."""
+    """Mounting a file system needs root."""
 
 
 @contextlib.contextmanager
 def small_disk(folder: pathlib.Path, options: str = "") -> Iterator[None]:
-    """A file system in memory at `folder`.
+    """Mounts a file system in memory at `folder`.
 
     Raises:
-        NeedsRootError: It cannot be mounted; the folder is there.
+        NeedsRootError: it cannot be mounted; the folder exists.
     """
     folder.mkdir(parents=True)
-    command = ["mount", "-t", "tmpfs", "-o", f"size={ROOM}{options}", "none", str(folder)]
+    command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}{options}", "none", str(folder)]
     if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
         raise NeedsRootError("needs root, to mount a small disk")
     try:
@@ -50,24 +58,24 @@ def small_disk(folder: pathlib.Path, options: str = "") -> Iterator[None]:
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def said(run: DrilledRun, pattern: str) -> str:
-    """The first line of the last start that has the pattern, or ""."""
-    lines = [line for line in run.said[-1].splitlines() if re.search(pattern, line)]
+def find_line(run: DrillRun, pattern: str) -> str:
+    """Returns the first line of the last start's log that matches, or ""."""
+    lines = [line for line in run.logs[-1].splitlines() if re.search(pattern, line)]
     return re.sub(r"^W\d+ [\d:.]+ +\d+ \S+ ", "", lines[0])[:110] if lines else ""
 
 
-def keep(run: DrilledRun, folder: pathlib.Path) -> DrilledRun:
-    """Copies a run off the small disk."""
+def copy_run(run: DrillRun, folder: pathlib.Path) -> DrillRun:
+    """Copies a run from the small disk to `folder`."""
     shutil.copytree(run.workdir, folder)
     run.workdir = folder
     return run
 
 
 def disk_full(base: pathlib.Path, processes: int) -> FaultResult:
-    """The disk fills up between two saves, and has room again later."""
+    """The disk is full between two saves, and has free space again later."""
     disk = base / "disk"
     with small_disk(disk):
-        run = DrilledRun(disk / "run", base, processes).start()
+        run = DrillRun(disk / "run", base, processes).start()
         run.wait_for(run.finished_saves)
         with contextlib.suppress(OSError), open(disk / "ballast", "wb", buffering=0) as ballast:
             while ballast.write(bytes(4096)):
@@ -76,42 +84,42 @@ def disk_full(base: pathlib.Path, processes: int) -> FaultResult:
             run.wait_for(lambda: "could not be saved" in run.log())
             (disk / "ballast").unlink()
         code = run.end()
-        warned = said(run, "could not be saved")
+        warning = find_line(run, "could not be saved")
         return FaultResult(
-            f"code {code}; {warned}", not code and bool(warned), keep(run, base / "full")
+            f"code {code}; {warning}", not code and bool(warning), copy_run(run, base / "full")
         )
 
 
 def disk_always_full(base: pathlib.Path, processes: int) -> FaultResult:
-    """Nothing can ever be saved: the end is an error."""
+    """The disk is always full: no checkpoint can be written, so the run ends with an error."""
     disk = base / "disk_always"
     with small_disk(disk):
-        (disk / "ballast").write_bytes(bytes(ROOM - 2**20))
-        run = DrilledRun(disk / "run", base, processes, total_steps=12)
+        (disk / "ballast").write_bytes(bytes(DISK_BYTES - 2**20))
+        run = DrillRun(disk / "run", base, processes, total_steps=12)
         code = run.finish()
-        return FaultResult(f"code {code}; {said(run, '^error:')}", code == 2)
+        return FaultResult(f"code {code}; {find_line(run, '^error:')}", code == 2)
 
 
 def read_only(base: pathlib.Path, processes: int) -> FaultResult:
-    """The workdir cannot be written from the start."""
+    """The workdir is read-only from the start."""
     disk = base / "read_only"
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(small_disk(disk, ",ro"))
         except NeedsRootError:
             disk.chmod(0o555)
-        run = DrilledRun(disk / "run", base, processes)
+        run = DrillRun(disk / "run", base, processes)
         code = run.finish()
-        return FaultResult(f"code {code}; {said(run, '^error:')}", code == 2)
+        return FaultResult(f"code {code}; {find_line(run, '^error:')}", code == 2)
 
 
 def read_only_later(base: pathlib.Path, processes: int) -> FaultResult:
-    """The workdir becomes read-only under the run, and writable again."""
+    """The workdir becomes read-only during the run, then writable again."""
     disk = base / "read_only_later"
     with small_disk(disk):
-        run = DrilledRun(disk / "run", base, processes).start()
+        run = DrillRun(disk / "run", base, processes).start()
         run.wait_for(run.finished_saves)
-        # A bind mount on top: the file system itself stays busy while files are open for writing.
+        # A bind mount, because the file system itself is busy while files are open for writing.
         subprocess.run(["mount", "--bind", disk, disk], check=True)
         subprocess.run(["mount", "-o", "remount,bind,ro", disk], check=True)
         try:
@@ -119,60 +127,62 @@ def read_only_later(base: pathlib.Path, processes: int) -> FaultResult:
         finally:
             subprocess.run(["umount", "-l", disk], check=True)
         code = run.end()
-        warned = said(run, "could not be saved")
+        warning = find_line(run, "could not be saved")
         return FaultResult(
-            f"code {code}; {warned}", not code and bool(warned), keep(run, base / "ro")
+            f"code {code}; {warning}", not code and bool(warning), copy_run(run, base / "ro")
         )
 
 
 def removed(base: pathlib.Path, processes: int) -> FaultResult:
-    """The workdir is removed under the run."""
-    run = DrilledRun(base / "removed", base, processes).start()
+    """The workdir is removed during the run."""
+    run = DrillRun(base / "removed", base, processes).start()
     run.wait_for(run.finished_saves)
     os.rename(run.workdir, base / "removed.gone")
     run.was_removed = True
     code = run.end()
-    warned = said(run, "was removed under the run")
-    return FaultResult(f"code {code}; {warned}", not code and bool(warned), run)
+    warning = find_line(run, "was removed during the run")
+    return FaultResult(f"code {code}; {warning}", not code and bool(warning), run)
 
 
 def locked(base: pathlib.Path, processes: int) -> FaultResult:
     """A second run starts in the same workdir."""
-    run = DrilledRun(base / "locked", base, processes).start()
+    run = DrillRun(base / "locked", base, processes).start()
     run.wait_for_step(1)
-    second = DrilledRun(base / "locked", base, 1)
-    second._starts = 100  # a log of its own
+    second = DrillRun(base / "locked", base, 1)
+    second._starts = 100  # so that it writes another log file
     refused = second.finish()
     code = run.end()
-    return FaultResult(f"code {refused}; {said(second, '^error:')}", refused == 2 and not code, run)
+    return FaultResult(
+        f"code {refused}; {find_line(second, '^error:')}", refused == 2 and not code, run
+    )
 
 
 def nan_gradients(base: pathlib.Path, processes: int) -> FaultResult:
-    """The loss comes apart: steps are skipped, then the run is aborted and its state saved."""
+    """The loss diverges: steps are skipped, then the run saves and aborts."""
     rate = {"optimizer.learning_rate": 1e30, "log.max_nonfinite_steps": 3}
-    run = DrilledRun(base / "nan", base, processes, **rate)
+    run = DrillRun(base / "nan", base, processes, **rate)
     code = run.finish()
     newest = run.finished_saves()[-1:]
-    text = f"code {code}; {said(run, '^error:')}"
+    text = f"code {code}; {find_line(run, '^error:')}"
     run.finish()
-    marked = "when the run was aborted" in run.said[-1]
-    return FaultResult(text, code == 3 and bool(newest) and marked)
+    has_reason = "when the run was aborted" in run.logs[-1]
+    return FaultResult(text, code == 3 and bool(newest) and has_reason)
 
 
 def worker_killed(base: pathlib.Path, processes: int) -> FaultResult:
     """A data worker is killed."""
-    run = DrilledRun(base / "worker", base, processes, **{"data.workers": 1}).start()
+    run = DrillRun(base / "worker", base, processes, **{"data.workers": 1}).start()
     run.wait_for_step(1)
     workers = [pid for process in run.processes for pid in data_workers(process.pid)]
     for pid in workers[:1]:
         os.kill(pid, signal.SIGKILL)
     code = run.end()
-    counted = said(run, "workers replaced")
-    return FaultResult(f"code {code}; {counted}", not code and bool(counted), run)
+    summary = find_line(run, "workers replaced")
+    return FaultResult(f"code {code}; {summary}", not code and bool(summary), run)
 
 
 def data_workers(parent: int) -> list[int]:
-    """Process numbers of the data workers of a run."""
+    """Returns the process numbers of the data workers of a run."""
     children = pathlib.Path(f"/proc/{parent}/task").glob("*/children")
     pids = [int(pid) for file in children for pid in file.read_text().split()]
     lines = {pid: pathlib.Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids}
@@ -190,43 +200,42 @@ time.time = jumping
 
 
 def clock_jumps(base: pathlib.Path, processes: int) -> FaultResult:
-    """The time of day jumps by two days, to and fro, every two seconds; saves by the clock too."""
+    """The time of day jumps by two days, back and forth, every two seconds, with timed saves."""
     (base / "clock").mkdir()
     (base / "clock/sitecustomize.py").write_text(CLOCK)
-    run = DrilledRun(base / "clocked", base, processes, **{"checkpoint.every_minutes": 0.01})
+    run = DrillRun(base / "clocked", base, processes, **{"checkpoint.every_minutes": 0.01})
     code = run.start(FIRST=str(base / "clock")).end()
     return FaultResult(f"code {code}; {len(run.records())} steps logged", not code, run)
 
 
 def stop_signal(base: pathlib.Path, processes: int) -> FaultResult:
-    """SIGTERM, as before a preemption: saved, code 0, and the same command goes on."""
-    run = DrilledRun(base / "signal", base, processes).start()
+    """SIGTERM, as before a preemption: it saves and ends with code 0; the same command resumes."""
+    run = DrillRun(base / "signal", base, processes).start()
     run.wait_for_step(SAVE_STEPS + 2)
-    run.signal(signal.SIGTERM, 0)  # one process is told, all stop after the same step
+    run.signal(signal.SIGTERM, 0)  # one process gets it, all stop after the same step
     code = run.end()
-    told = said(run, "SIGTERM: stopped")
+    line = find_line(run, "SIGTERM: stopped")
     stopped = run.finished_saves()[-1]
     run.finish()
-    good = not code and bool(told) and run.resumed_at() == stopped
-    return FaultResult(f"code {code}; {told}", good, run, stopped - (run.resumed_at() or 0))
+    passed = not code and bool(line) and run.resumed_step() == stopped
+    return FaultResult(f"code {code}; {line}", passed, run, stopped - (run.resumed_step() or 0))
 
 
 def damaged(base: pathlib.Path, processes: int) -> FaultResult:
-    """One byte of the newest checkpoint's arrays is flipped: the one before it is taken."""
-    run = DrilledRun(base / "damaged", base, processes).start()
+    """One bit of the newest checkpoint's arrays is flipped: the run resumes from the one before."""
+    run = DrillRun(base / "damaged", base, processes).start()
     run.wait_for(lambda: len(run.finished_saves()) > 1)
     run.signal(signal.SIGTERM)
     run.end()
-    newest = run.workdir / "checkpoints" / str(run.finished_saves()[-1])
-    largest = max(newest.rglob("d/*"), key=lambda path: path.stat().st_size)
+    largest = max(run.newest_checkpoint().rglob("d/*"), key=lambda path: path.stat().st_size)
     with open(largest, "r+b") as file:
         file.seek(largest.stat().st_size // 2)
         byte = file.read(1)
         file.seek(-1, os.SEEK_CUR)
         file.write(bytes([byte[0] ^ 1]))
     code = run.finish()
-    told = said(run, "is damaged")
-    return FaultResult(f"code {code}; {told[-110:]}", not code and bool(told), run)
+    line = find_line(run, "is damaged")
+    return FaultResult(f"code {code}; {line[-110:]}", not code and bool(line), run)
 
 
 FAULTS: dict[str, Fault] = {

@@ -1,10 +1,10 @@
-"""What a checkpoint costs the mid-size run: time of the loop, work in the background, host memory.
+"""Measures the cost of a checkpoint: blocked time, background work and host memory.
 
     python benchmarks/saving.py [--steps=3] [--saves=3] [--interval=100]
 
-The peer is Orbax's own manager with the same state, without sums, policies and checks. The last
-line is one JSON object. The share of step time counts what the loop waits for and, as if it all
-came out of the steps' time, the processor time of the background divided by the cores.
+The baseline is Orbax's own manager with the same state, without checksums, policies and checks. The
+last line is one JSON object. The share of step time is the blocked time plus the processor time of
+the background divided by the number of cores, as if the steps lost all of it.
 """
 
 import contextlib
@@ -30,15 +30,15 @@ from invnext_jax import train
 from invnext_jax.training import compilation
 from invnext_jax.training import mesh as mesh_lib
 
-_STEPS = flags.DEFINE_integer("steps", 3, "Steps that are timed.")
-_SAVES = flags.DEFINE_integer("saves", 3, "Saves that are timed.")
+_STEPS = flags.DEFINE_integer("steps", 3, "Number of steps to time.")
+_SAVES = flags.DEFINE_integer("saves", 3, "Number of saves to time.")
 _INTERVAL = flags.DEFINE_integer("interval", 100, "Steps between saves, for the share.")
-_WIDTH = flags.DEFINE_integer("width", 384, "Of the encoder.")
+_WIDTH = flags.DEFINE_integer("width", 384, "Width of the encoder.")
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-def mid_size(manifest: str) -> ml_collections.FrozenConfigDict:
-    """The tiny run's parts around an encoder of width 384 and depth 12, 8 frames of 112 pixels."""
+def mid_size_config(manifest: str) -> ml_collections.FrozenConfigDict:
+    """The tiny variant with an encoder of width 384 and depth 12, on 8 frames of 112 pixels."""
     config = stage1.get_config("tiny")
     config.batch_size = 2
     config.total_steps = 1000
@@ -47,26 +47,26 @@ def mid_size(manifest: str) -> ml_collections.FrozenConfigDict:
     config.encoder.update(patch=16, size=112)
     config.predictor.update(width=_WIDTH.value, depth=5, heads=6, mlp_width=2 * _WIDTH.value)
     config.decoder.update(width=768, depth=3)
-    config.teacher.size = 56  # the tiny teacher's 7 by 7 patches are those of the encoder
+    config.teacher.size = 56  # 7 by 7 patches of 8 pixels, as many as those of the encoder
     config.checkpoint.every_steps = 1000
     config.log.watchdog_minutes = 0.0
     return ml_collections.FrozenConfigDict(config)
 
 
-def resident() -> int:
-    """Bytes of this process in memory."""
+def resident_bytes() -> int:
+    """Returns the resident memory of this process."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * resource.getpagesize()
 
 
 @contextlib.contextmanager
-def watch_memory() -> Iterator[list[int]]:
-    """Within it, the list gets samples of `resident` every 5 ms."""
-    samples, end = [resident()], threading.Event()
+def sample_memory() -> Iterator[list[int]]:
+    """Inside the block, appends `resident_bytes` to the list every 5 ms."""
+    samples, end = [resident_bytes()], threading.Event()
 
     def sample() -> None:
         while not end.wait(0.005):
-            samples.append(resident())
+            samples.append(resident_bytes())
 
     thread = threading.Thread(target=sample)
     thread.start()
@@ -78,10 +78,10 @@ def watch_memory() -> Iterator[list[int]]:
 
 
 def measure(save: Callable[[int], None], wait: Callable[[], None], first: int) -> dict[str, float]:
-    """Medians over saves: seconds that the caller waits, seconds in all, processor, extra bytes."""
+    """Returns medians over saves: blocked and total seconds, processor seconds, extra bytes."""
     rows = []
     for step in range(first, first + _SAVES.value):
-        with watch_memory() as samples:
+        with sample_memory() as samples:
             start, busy = time.perf_counter(), time.process_time()
             save(step)
             blocked = time.perf_counter() - start
@@ -98,7 +98,7 @@ def measure(save: Callable[[int], None], wait: Callable[[], None], first: int) -
 
 
 def main(argv: Sequence[str]) -> None:
-    """Measures."""
+    """Runs both measurements and prints them."""
     del argv
     logging.set_verbosity(logging.WARNING)
     compilation.enable_cache()
@@ -106,7 +106,7 @@ def main(argv: Sequence[str]) -> None:
         base = pathlib.Path(folder)
         world = [sys.executable, str(ROOT / "launch/make_world.py"), f"--out={base / 'world'}"]
         subprocess.run([*world, "--split=train", "--videos=8"], check=True, capture_output=True)
-        run = train.prepare(mid_size(str(base / "world/train.csv")), base / "run", stack)
+        run = train.prepare(mid_size_config(str(base / "world/train.csv")), base / "run", stack)
         batch = mesh_lib.shard_batch(next(run.data_iter), run.mesh)
         arguments = run.state, run.frozen, batch, run.root_key
         train_step = run.training.compile_step(run.mesh, *arguments)
@@ -117,26 +117,26 @@ def main(argv: Sequence[str]) -> None:
             seconds.append(time.perf_counter() - start)
         step_s = statistics.median(seconds[1:])
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-        ours = measure(
+        package = measure(
             lambda step: run.checkpointer.save(step, state, run.position),
             run.checkpointer.wait,
             first=1,
         )
-        peer = stack.enter_context(ocp.CheckpointManager(base / "peer"))
-        plain = measure(
-            lambda step: peer.save(step, args=ocp.args.StandardSave(state)),
-            peer.wait_until_finished,
+        manager = stack.enter_context(ocp.CheckpointManager(base / "orbax"))
+        orbax = measure(
+            lambda step: manager.save(step, args=ocp.args.StandardSave(state)),
+            manager.wait_until_finished,
             first=1,
         )
     cores = len(os.sched_getaffinity(0))
     interval = _INTERVAL.value * step_s
     result = {"state_bytes": size, "step_s": step_s, "interval_steps": _INTERVAL.value}
-    for name, row in (("ours", ours), ("orbax", plain)):
+    for name, row in (("invnext_jax", package), ("orbax", orbax)):
         share = (row["blocked_s"] + row["cpu_s"] / cores) / interval
         ratio = row["extra_bytes"] / size
         print(
-            f"{name:6} waits {row['blocked_s']:.3f} s, {row['total_s']:.2f} s in all, "
-            f"{row['cpu_s']:.2f} s of processor, {ratio:.2f} x the state's bytes of memory; "
+            f"{name:11} blocks {row['blocked_s']:.3f} s, {row['total_s']:.2f} s in total, "
+            f"{row['cpu_s']:.2f} s of processor, {ratio:.2f} x the state's size in extra memory; "
             f"{100 * share:.2f} % of {_INTERVAL.value} steps"
         )
         result[name] = {**row, "share": share, "memory_ratio": ratio}

@@ -1,4 +1,4 @@
-"""A tiny Stage 1 run in processes of its own, for the fault drill."""
+"""A tiny Stage 1 run in subprocesses, for the fault drill."""
 
 import os
 import pathlib
@@ -11,13 +11,14 @@ import sys
 import time
 from collections.abc import Callable
 
+from invnext_jax.checkpointing import checksums, reader
 from invnext_jax.monitoring import metrics_file
 
 ROOT = pathlib.Path(__file__).parents[1]
 TOTAL_STEPS = 120
 SAVE_STEPS = 5
-SPEEDS = {"clips_per_second", "data_wait", "tflops_per_device", "mfu", "ceiling_share"}
-WAIT_SECONDS = 600  # longest wait for anything that a run shall do
+TIMINGS = {"clips_per_second", "data_wait", "tflops_per_device", "mfu", "ceiling_share"}
+WAIT_SECONDS = 600  # longest wait for an event in a run
 TINY = {
     "total_steps": TOTAL_STEPS,
     "batch_size": 4,
@@ -34,27 +35,35 @@ TINY = {
 }
 
 
-class DrilledRun:
-    """One run's folder and the processes that train in it, one start after the other.
+class DrillRun:
+    """The workdir of a run and the processes that train in it, over several starts.
+
+    Attributes:
+        logs: the output of process 0, one text per finished start.
+        was_removed: whether the workdir was removed during the run.
 
     Args:
         workdir: the run's folder.
-        base: folder of the drill: the embedded world, compiled programs, logs.
-        processes: how many take part in each start.
-        options: fields of the config that differ from `TINY`.
+        base: the folder of the drill, with the embedded world, compiled programs and logs.
+        processes: the number of processes of each start.
+        options: config fields that differ from `TINY`.
     """
 
     def __init__(self, workdir: pathlib.Path, base: pathlib.Path, processes: int = 1, **options):
         self.workdir, self.base, self.count = workdir, base, processes
         self.options = {**TINY, **{name.replace("__", "."): v for name, v in options.items()}}
         self.processes: list[subprocess.Popen] = []
-        self.said: list[str] = []  # what each start said
-        self.was_removed = False  # its folder, under it
+        self.logs: list[str] = []
+        self.was_removed = False
         self._starts = 0
         self._log = None
 
-    def start(self, **environ: str) -> "DrilledRun":
-        """Starts the command that a user would give, in each process."""
+    def start(self, **environ: str) -> "DrillRun":
+        """Starts the user's command in each process.
+
+        Args:
+            environ: more environment variables; FIRST is put in front of PYTHONPATH.
+        """
         self._starts += 1
         self._log = self.base / f"{self.workdir.name}.{self._starts}.log"
         flags = [f"--config.{name}={value}" for name, value in self.options.items()]
@@ -94,77 +103,85 @@ class DrilledRun:
         return self
 
     def log(self) -> str:
-        """What process 0 of this start has said so far."""
+        """Returns the output of process 0 of the current start so far."""
         return self._log.read_text(errors="replace")
 
-    def wait_for(self, happened: Callable[[], object]) -> bool:
-        """Waits until something has happened; false if the run ended before."""
+    def wait_for(self, condition: Callable[[], object]) -> bool:
+        """Waits until a condition holds; returns False if the run ends first."""
         deadline = time.monotonic() + WAIT_SECONDS
-        while not happened():
+        while not condition():
             if self.processes[0].poll() is not None:
-                return bool(happened())
+                return bool(condition())
             if time.monotonic() > deadline:
-                raise TimeoutError(f"nothing in {WAIT_SECONDS} s: see {self._log}")
+                raise TimeoutError(f"nothing happened within {WAIT_SECONDS} s: see {self._log}")
             time.sleep(0.002)
         return True
 
     def wait_for_step(self, step: int) -> bool:
-        """Waits until a step is logged; false if the run ended before."""
+        """Waits until a step is logged; returns False if the run ends first."""
         return self.wait_for(lambda: self.last_logged() >= step)
 
     def last_logged(self) -> int:
-        """The last step that this start has told."""
+        """Returns the last step that the current start has logged; -1: none."""
         steps = re.findall(r"^step (\d+)/", self.log(), re.MULTILINE)
         return int(steps[-1]) if steps else -1
 
-    def signal(self, number: int, which: int | None = None) -> None:
-        """Sends a signal to all processes, or to one."""
+    def signal(self, number: int, process_index: int | None = None) -> None:
+        """Sends a signal to one process, or to all."""
         for index, process in enumerate(self.processes):
-            if which in (None, index) and process.poll() is None:
+            if process_index in (None, index) and process.poll() is None:
                 process.send_signal(number)
 
-    def kill(self, chance: random.Random) -> None:
-        """Kills all processes, or one of them and then those that cannot go on without it."""
-        if self.count > 1 and chance.random() < 0.5:
-            self.signal(signal.SIGKILL, chance.randrange(self.count))
-            time.sleep(chance.uniform(0, 2))
+    def kill(self, rng: random.Random) -> None:
+        """Kills all processes at once, or one of several first and the others later."""
+        if self.count > 1 and rng.random() < 0.5:
+            self.signal(signal.SIGKILL, rng.randrange(self.count))
+            time.sleep(rng.uniform(0, 2))
         self.signal(signal.SIGKILL)
         self.end()
 
     def end(self) -> int:
-        """Waits for the end of all processes; gives the exit code of the first."""
+        """Waits until all processes have ended; returns the exit code of process 0."""
         try:
             codes = [process.wait(WAIT_SECONDS) for process in self.processes]
         finally:
             self.signal(signal.SIGKILL)
-        self.said.append(self.log())
+        self.logs.append(self.log())
         return codes[0]
 
     def finish(self) -> int:
-        """Starts once more and waits for the end."""
+        """Starts the run and waits for its end; returns the exit code of process 0."""
         return self.start().end()
 
+    @property
+    def folder(self) -> pathlib.Path:
+        """The folder of the checkpoints."""
+        return self.workdir / reader.CHECKPOINTS_FOLDER
+
     def finished_saves(self) -> list[int]:
-        """Steps of the checkpoints on the disk."""
-        folder = self.workdir / "checkpoints"
-        if not folder.is_dir():
-            return []
-        return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+        """Lists the steps of the finished checkpoints."""
+        return reader.finished_steps(self.folder)
+
+    def newest_checkpoint(self) -> pathlib.Path:
+        """Returns the newest finished checkpoint."""
+        return self.folder / str(self.finished_saves()[-1])
 
     def is_saving(self) -> bool:
-        """Whether a half-written checkpoint lies on the disk, made by this start."""
-        folder = self.workdir / "checkpoints"
-        return folder.is_dir() and any("-tmp" in path.name for path in folder.iterdir())
+        """Returns whether there is an incomplete checkpoint."""
+        folder = self.folder
+        return folder.is_dir() and any(
+            checksums.INCOMPLETE in path.name for path in folder.iterdir()
+        )
 
-    def resumed_at(self) -> int | None:
-        """The step after which the last start went on; None if it started anew."""
-        found = re.search(r"going on after step (\d+)", self.said[-1])
-        done = re.search(r"is finished: (\d+) steps", self.said[-1])
-        return int((found or done)[1]) if found or done else None
+    def resumed_step(self, start: int = -1) -> int | None:
+        """Returns the step from which a finished start resumed; None: it started from step 0."""
+        resumed = re.search(r"after step (\d+), from ", self.logs[start])
+        finished = re.search(r"is finished: (\d+) steps", self.logs[start])
+        return int((resumed or finished)[1]) if resumed or finished else None
 
     def records(self) -> list[dict]:
-        """What metrics.jsonl holds but for the speeds."""
+        """Reads the records of metrics.jsonl without the timings."""
         return [
-            {name: value for name, value in record.items() if name not in SPEEDS}
+            {name: value for name, value in record.items() if name not in TIMINGS}
             for record in metrics_file.read_metrics(self.workdir)
         ]
