@@ -20,6 +20,11 @@ def next_batches(config, count, *, state=None, **fields):
         iterator.close()
 
 
+def row_order(batches):
+    """Returns the manifest rows of all clips in order."""
+    return np.concatenate([batch["index"] for batch in batches]).tolist()
+
+
 def assert_equal(actual, expected):
     """Checks that two sequences contain the same batches."""
     assert len(actual) == len(expected)

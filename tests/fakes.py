@@ -14,6 +14,8 @@ import numpy as np
 
 from invnext_jax.data.clips import BadClip
 
+ROWS = 20  # of the manifest in the fixture `list_config`
+
 
 @dataclasses.dataclass(frozen=True)
 class FakeLoad:

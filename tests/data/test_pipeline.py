@@ -1,21 +1,17 @@
 import csv
-import gc
 import os
 import shutil
 import subprocess
 import sys
 import textwrap
-import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from batches import assert_equal, next_batches
-from fakes import FakeLoad, worker_pids
+from batches import assert_equal, next_batches, row_order
 
-from configs import common
 from invnext_jax.data import decode, pipeline
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data.bad_videos import BadVideoTracker
@@ -25,26 +21,8 @@ from invnext_jax.synthetic_world.scene import WorldSpec
 
 
 @pytest.fixture
-def config(world_folder):
-    config = common.data()
-    config.update(manifest=str(world_folder / "train.csv"), frames=4, size=32, short_side=32)
-    config.update(workers=0, prefetch=4)
-    return config
-
-
-def order(batches):
-    return np.concatenate([batch["index"] for batch in batches]).tolist()
-
-
-@pytest.fixture
-def with_bad_videos(config, world_folder, tmp_path):
-    """The world with rows 2 and 7 broken."""
-    folder = tmp_path / "bad"
-    shutil.copytree(world_folder, folder)
-    (folder / "train" / "000002.mp4").write_bytes(b"no video")
-    (folder / "train" / "000007.mp4").unlink()
-    config.manifest = str(folder / "train.csv")
-    return config
+def config(world_config):
+    return world_config
 
 
 def test_batches_have_the_documented_arrays(config, world_folder):
@@ -106,14 +84,14 @@ def test_the_iterator_is_saved_by_orbax(config, tmp_path):
 
 
 def test_every_epoch_has_every_video_in_another_order(config):
-    got = order(next_batches(config, 9, batch_size=4)[0])
+    got = row_order(next_batches(config, 9, batch_size=4)[0])
     epochs = [got[i : i + 12] for i in (0, 12, 24)]
     assert all(sorted(epoch) == list(range(12)) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
 
 
 def test_orders_of_different_seeds_share_no_epoch(config):
-    orders = [order(next_batches(config, 6, batch_size=4, seed=seed)[0]) for seed in (0, 1, 2)]
+    orders = [row_order(next_batches(config, 6, batch_size=4, seed=seed)[0]) for seed in (0, 1, 2)]
     epochs = [tuple(o[i : i + 12]) for o in orders for i in (0, 12)]
     assert len(set(epochs)) == len(epochs)
 
@@ -136,7 +114,7 @@ def test_bad_videos_are_dropped_counted_and_logged_once(with_bad_videos, caplog)
     batches, _ = next_batches(
         with_bad_videos, 12, batch_size=4, bad_videos=bad_videos
     )  # four epochs
-    got = order(batches)
+    got = row_order(batches)
     assert set(got) == set(range(12)) - {2, 7}
     assert bad_videos.delivered == 48 and bad_videos.dropped >= 8
     assert [name.split("/")[-1] for name in sorted(bad_videos.reasons)] == [
@@ -186,50 +164,6 @@ def test_training_frames_are_redrawn_each_epoch(config, tmp_path):
     batches, _ = next_batches(config, 6, batch_size=2)
     first = [b["video"][b["index"].tolist().index(0)].tobytes() for b in batches]
     assert len(set(first)) == 6
-
-
-@pytest.mark.parametrize("count", [0, 3])
-def test_evaluation_keeps_the_order_and_pads_the_last_batch(count, config):
-    config.workers = count
-    dataset = pipeline.make_eval_dataset(config, manifest=config.manifest, batch_size=5)
-    config.manifest = ""
-    batches = list(dataset)
-    assert len(batches) == len(dataset) == 3
-    assert order(batches) == [*range(12), -1, -1, -1]
-    assert not batches[-1]["video"][2:].any()
-    assert_equal(batches, list(dataset))
-    path = dataset.manifest[3].path
-    np.testing.assert_array_equal(
-        batches[0]["video"][3], decode.read_frames(path, lambda _: [1, 3, 5, 7])
-    )
-
-
-def test_evaluation_drops_and_counts_bad_videos(with_bad_videos):
-    config = with_bad_videos
-    dataset = pipeline.make_eval_dataset(config, manifest=config.manifest, batch_size=5)
-    assert order(dataset) == [0, 1, 3, 4, 5, 6, 8, 9, 10, 11]
-    assert dataset.bad_videos.dropped == 2 and dataset.bad_videos.delivered == 10
-
-
-@pytest.mark.parametrize(("workers", "kind"), [(0, "time limit"), (1, "worker died")])
-def test_evaluation_survives_a_decoder_that_hangs_or_dies(workers, kind, config):
-    config.update(workers=workers, clip_seconds=0.5)
-    load = FakeLoad(**{"hangs" if kind == "time limit" else "dies": (3,)})
-    dataset = pipeline.make_eval_dataset(config, manifest=config.manifest, batch_size=5, load=load)
-    start = time.monotonic()
-    assert order(dataset) == [0, 1, 2, *range(4, 12), -1, -1, -1, -1]
-    assert time.monotonic() - start < 25
-    assert dataset.bad_videos.kinds == {kind: 1} and dataset.bad_videos.delivered == 11
-
-
-def test_an_abandoned_evaluation_ends_its_workers(config):
-    config.workers = 1
-    before = set(threading.enumerate())
-    batches = iter(pipeline.make_eval_dataset(config, manifest=config.manifest, batch_size=2))
-    next(batches)
-    batches.close()
-    assert not worker_pids()
-    assert set(threading.enumerate()) <= before
 
 
 def test_several_manifests_are_read_as_one(config, world_folder, tmp_path):
@@ -292,21 +226,3 @@ def test_workers_exit_with_their_parent(config, tmp_path):
     while any(map(is_running, children)) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(map(is_running, children))
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_passes_leave_no_open_files(config):
-    config.workers = 2
-    dataset = pipeline.make_eval_dataset(
-        config, manifest=config.manifest, batch_size=6, load=FakeLoad()
-    )
-    list(dataset)
-    gc.collect()
-    gc.disable()
-    try:
-        before = len(os.listdir("/proc/self/fd"))
-        for _ in range(5):
-            assert order(dataset) == [*range(12)]
-        assert len(os.listdir("/proc/self/fd")) == before
-    finally:
-        gc.enable()

@@ -1,38 +1,22 @@
 """Order of training clips, substitutes for bad ones, and the state of the iterator."""
 
 import functools
-import os
-import pathlib
-import signal
-import subprocess
-import sys
-import textwrap
-import time
 
 import numpy as np
 import pytest
 from batches import assert_equal, next_batches
-from fakes import FakeLoad, measure_growth, worker_pids
+from fakes import ROWS, FakeLoad
 
-from configs import common
 from invnext_jax.data import bad_videos as bad_videos_lib
-from invnext_jax.data import clips as clips_lib
-from invnext_jax.data import manifest as manifest_lib
-from invnext_jax.data import pipeline, train_dataset
-from invnext_jax.data import workers as workers_lib
+from invnext_jax.data import pipeline
 from invnext_jax.errors import UserError
 
-ROWS = 20
 read_batches = functools.partial(next_batches, batch_size=6, load=FakeLoad())
 
 
 @pytest.fixture
-def config(tmp_path):
-    config = common.data()
-    manifest = tmp_path / "list.csv"
-    manifest.write_text("path,source\n" + "".join(f"{i}.mp4,a\n" for i in range(ROWS)))
-    config.update(manifest=str(manifest), workers=0, prefetch=4, max_bad_share=1.0)
-    return config
+def config(list_config):
+    return list_config
 
 
 def join(*parts):
@@ -149,60 +133,6 @@ def test_a_bad_video_does_not_change_other_clips(config):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_decoder_that_hangs_is_killed(workers, config):
-    config.update(workers=workers, clip_seconds=1.0)
-    bad_videos = bad_videos_lib.BadVideoTracker()
-    start = time.monotonic()
-    batches, _ = read_batches(config, 4, load=FakeLoad(hangs=(2,)), bad_videos=bad_videos)
-    assert time.monotonic() - start < 25
-    assert bad_videos.kinds["time limit"] == bad_videos.dropped >= 1
-    assert list(bad_videos.reasons) == [str(pathlib.Path(config.manifest).with_name("2.mp4"))]
-    config.update(workers=0)
-    assert_equal(batches, read_batches(config, 4, load=FakeLoad(bad=(2,)))[0])
-
-
-def test_a_video_that_kills_its_worker_is_bad(config):
-    config.workers = 2
-    bad_videos = bad_videos_lib.BadVideoTracker()
-    batches, _ = read_batches(config, 4, load=FakeLoad(dies=(2,)), bad_videos=bad_videos)
-    assert bad_videos.kinds == {"worker died": bad_videos.dropped}
-    config.workers = 0
-    assert_equal(batches, read_batches(config, 4, load=FakeLoad(bad=(2,)))[0])
-
-
-def test_a_clip_is_retried_if_its_worker_dies_once(config, tmp_path):
-    config.workers = 1
-    bad_videos = bad_videos_lib.BadVideoTracker()
-    batches, _ = read_batches(
-        config, 3, load=FakeLoad(dies_once=str(tmp_path / "died")), bad_videos=bad_videos
-    )
-    assert bad_videos.dropped == 0
-    config.workers = 0
-    assert_equal(batches, read_batches(config, 3)[0])
-
-
-def test_a_worker_killed_from_outside_is_replaced(config):
-    expected, _ = read_batches(config, 8)
-    config.update(workers=2, prefetch=1)
-    iterator = iter(pipeline.make_train_dataset(config, seed=0, batch_size=6, load=FakeLoad()))
-    batches = [next(iterator)]
-    for child in worker_pids():
-        os.kill(child, signal.SIGKILL)
-    batches += [next(iterator) for _ in range(7)]
-    assert "2 workers replaced" in iterator.summary()
-    iterator.close()
-    assert not worker_pids()
-    assert_equal(expected, batches)
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_bug_is_not_a_bad_video(workers, config):
-    config.workers = workers
-    with pytest.raises((KeyError, RuntimeError), match="a mistake in the code"):
-        read_batches(config, 4, load=FakeLoad(raises=(2,)))
-
-
-@pytest.mark.parametrize("workers", [0, 1])
 def test_on_bad_fail_ends_the_run_at_the_first_bad_video(workers, config):
     config.update(workers=workers, on_bad="fail")
     with pytest.raises(UserError, match=r"bad video \(corrupt\): .*7\.mp4: broken"):
@@ -215,13 +145,6 @@ def test_too_large_a_share_of_bad_videos_ends_the_run_with_a_table(config):
         read_batches(config, 40, load=FakeLoad(bad=tuple(range(10))))
     config.max_bad_share = 0.6
     read_batches(config, 40, load=FakeLoad(bad=tuple(range(10))))
-
-
-def test_a_run_ends_if_all_videos_hang(config, monkeypatch):
-    config.clip_seconds = 0.02
-    monkeypatch.setattr(train_dataset, "MAX_WORKER_FAILURES", 2)
-    with pytest.raises(UserError, match="2 videos in a row are bad(.|\n)*2  time limit"):
-        read_batches(config, 1, load=FakeLoad(hangs=tuple(range(ROWS))))
 
 
 @pytest.fixture
@@ -269,88 +192,3 @@ def test_counts_and_quarantine_of_a_broken_data_set(broken_world, config, tmp_pa
     assert head == "path,reason"
     expected = [f"{tmp_path}/{i}.mp4,{'missing' if i < 33 else 'corrupt'}" for i in range(28, 40)]
     assert sorted(rows) == expected
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_an_open_iterator_does_not_delay_the_exit(config, tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text(
-        textwrap.dedent(
-            """
-            import sys
-            from fakes import FakeLoad, worker_pids
-            from configs import common
-            from invnext_jax.data import pipeline
-
-            config = common.data()
-            config.update(manifest=sys.argv[1], workers=2)
-            iterator = iter(pipeline.make_train_dataset(
-                config, seed=0, batch_size=2, load=FakeLoad(hangs=(3, 5, 7))))
-            next(iterator)
-            print(*worker_pids(), flush=True)
-            raise KeyError("on the way")
-            """
-        )
-    )
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([os.getcwd(), f"{os.getcwd()}/tests"]),
-    }
-    done = subprocess.run(
-        [sys.executable, script, config.manifest],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=50,  # less than SIGTERM_GRACE_SECONDS
-        check=False,
-    )
-    assert done.returncode == 1 and "on the way" in done.stderr, done.stderr
-    children = done.stdout.split()
-    assert len(children) == 2
-    assert not any(pathlib.Path(f"/proc/{child}").exists() for child in children)
-
-
-def bytes_held(process):
-    return int(pathlib.Path(f"/proc/{process}/statm").read_text().split()[1]) * 4096
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_memory_stays_flat(config, world_folder):
-    config.update(manifest=str(world_folder / "train.csv"), frames=8, size=32, short_side=32)
-    config.workers = 1
-    iterator = iter(pipeline.make_train_dataset(config, seed=0, batch_size=10))
-    held = []
-    for _ in range(220):
-        next(iterator)
-        held.append([bytes_held(process) for process in (*worker_pids(), os.getpid())])
-    # The first clips fill the heap; then a leak of one array a clip would be 48 MB.
-    grown = np.array(held[-1]) - held[20]
-    assert (grown < 2**18).all(), f"{grown} bytes in 2,000 clips"
-    assert "MiB a worker" in iterator.summary()
-    iterator.close()
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="asks glibc")
-def test_loading_clips_does_not_leak_memory(world_folder):
-    config = common.data()
-    config.update(frames=4, size=32, short_side=32)  # of 8, so that decoding ends early
-    rows = list(manifest_lib.read_manifest(world_folder / "train.csv"))
-    worker = workers_lib.ProcessWorker(measure_growth)
-    grown = worker.call((clips_lib.LoadClip.from_config(config), rows, 300), 60)
-    worker.close()
-    assert grown < 50, f"{grown:.0f} bytes a clip"  # an abandoned generator of PyAV leaks 150
-
-
-def test_memory_is_recycled_after_the_last_reference():
-    memory = train_dataset.RecycledMemory()
-    first = memory.empty((4, 3), np.int32)
-    first[:] = 7
-    place, part = first.ctypes.data, first[1:][::2]
-    other = memory.empty((4, 3), np.int32)
-    del first
-    assert memory.empty((4, 3), np.int32).ctypes.data not in (place, other.ctypes.data)
-    np.testing.assert_array_equal(part, 7)
-    del part
-    again = memory.empty((2, 6), np.float32)  # the same number of bytes
-    assert again.ctypes.data == place and again.shape == (2, 6) and again.dtype == np.float32

@@ -1,0 +1,81 @@
+"""Evaluation batches: order, padding, bad videos, and the workers of a pass."""
+
+import gc
+import os
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+from batches import assert_equal, row_order
+from fakes import FakeLoad, worker_pids
+
+from invnext_jax.data import decode, pipeline
+
+
+@pytest.fixture
+def config(world_config):
+    return world_config
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_evaluation_keeps_the_order_and_pads_the_last_batch(count, config):
+    config.workers = count
+    dataset = pipeline.make_eval_dataset(config, manifest=config.manifest, batch_size=5)
+    config.manifest = ""
+    batches = list(dataset)
+    assert len(batches) == len(dataset) == 3
+    assert row_order(batches) == [*range(12), -1, -1, -1]
+    assert not batches[-1]["video"][2:].any()
+    assert_equal(batches, list(dataset))
+    path = dataset.manifest[3].path
+    np.testing.assert_array_equal(
+        batches[0]["video"][3], decode.read_frames(path, lambda _: [1, 3, 5, 7])
+    )
+
+
+def test_evaluation_drops_and_counts_bad_videos(with_bad_videos):
+    config = with_bad_videos
+    dataset = pipeline.make_eval_dataset(config, manifest=config.manifest, batch_size=5)
+    assert row_order(dataset) == [0, 1, 3, 4, 5, 6, 8, 9, 10, 11]
+    assert dataset.bad_videos.dropped == 2 and dataset.bad_videos.delivered == 10
+
+
+@pytest.mark.parametrize(("workers", "kind"), [(0, "time limit"), (1, "worker died")])
+def test_evaluation_survives_a_decoder_that_hangs_or_dies(workers, kind, config):
+    config.update(workers=workers, clip_seconds=0.5)
+    load = FakeLoad(**{"hangs" if kind == "time limit" else "dies": (3,)})
+    dataset = pipeline.make_eval_dataset(config, manifest=config.manifest, batch_size=5, load=load)
+    start = time.monotonic()
+    assert row_order(dataset) == [0, 1, 2, *range(4, 12), -1, -1, -1, -1]
+    assert time.monotonic() - start < 25
+    assert dataset.bad_videos.kinds == {kind: 1} and dataset.bad_videos.delivered == 11
+
+
+def test_an_abandoned_evaluation_ends_its_workers(config):
+    config.workers = 1
+    before = set(threading.enumerate())
+    batches = iter(pipeline.make_eval_dataset(config, manifest=config.manifest, batch_size=2))
+    next(batches)
+    batches.close()
+    assert not worker_pids()
+    assert set(threading.enumerate()) <= before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_passes_leave_no_open_files(config):
+    config.workers = 2
+    dataset = pipeline.make_eval_dataset(
+        config, manifest=config.manifest, batch_size=6, load=FakeLoad()
+    )
+    list(dataset)
+    gc.collect()
+    gc.disable()
+    try:
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(5):
+            assert row_order(dataset) == [*range(12)]
+        assert len(os.listdir("/proc/self/fd")) == before
+    finally:
+        gc.enable()
