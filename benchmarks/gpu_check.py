@@ -54,7 +54,7 @@ def main(arguments=None):
     wrong += [f"kernel {row['shape']} is off by {row['error']}" for row in kernels if row["wrong"]]
     if on_gpu:
         wrong += [f"no cuDNN for {row['shape']}" for row in kernels if not row["cudnn"]]
-    ceiling = throughput.measure_ceiling(jax.devices()[0], "bfloat16", flags.side) / 1e12
+    ceiling = throughput.measure_matmul_flops(jax.devices()[0], "bfloat16", flags.side) / 1e12
     tell(f"plain matrix product: {ceiling:.1f} TFLOP/s")
     rows = []
     for size in flags.sizes:

@@ -93,17 +93,17 @@ def run_loop(
     try:
         with contextlib.suppress(StopRequestedError):
             _run_steps(run, reporter, stop_and_save, preemption, watchdog, profiler)
-        reporter.drain()
+        reporter.flush()
     except NonFiniteError as error:
         with contextlib.suppress(NonFiniteError):  # the step after, which was under way
-            reporter.drain()
+            reporter.flush()
         if (
             not run.checkpointer.abort_reason
         ):  # a second one would push out what was saved before it
             run.checkpointer.save(run.step, run.state, run.position, abort_reason=str(error))
         raise
     if run.step:
-        run.checkpointer.finish(run.step, run.state, run.position, reporter.take_score())
+        run.checkpointer.finish(run.step, run.state, run.position, reporter.pop_score())
     if summary := run.data_iter.summary():
         reporter.log(summary)
     if run.step < run.config.total_steps:
@@ -128,33 +128,33 @@ def _run_steps(
     reporter.start()
     stop_and_save.reset_timer(run.step)
     while run.step < run.config.total_steps and not (flags := stop_and_save.poll(run.step)).stop:
-        watchdog.beat(run.step, "a save")
+        watchdog.heartbeat(run.step, "a save")
         if flags.save:
             _save(run, reporter, stop_and_save)
-        watchdog.beat(run.step, "the wait for data")
+        watchdog.heartbeat(run.step, "the wait for data")
         batch = batch or _next_batch(run, reporter, preemption)
-        watchdog.beat(run.step, "the step")
+        watchdog.heartbeat(run.step, "the step")
         number, more = run.step + 1, {}
-        profiler.before(number)
+        profiler.start_if_due(number)
         with jax.transfer_guard("disallow"):
             if reporter_lib.is_due(number, run.config.log.diagnostics_every_steps):
                 more = diagnose(run.state, run.frozen, batch, run.root_key)
-                reporter.settle(more)
+                reporter.wait_if_serial(more)
             run.state, measured = train_step(run.state, run.frozen, batch, run.root_key)
         batch = None
         # The position saved is that after the batches of the steps done, not of one waited for.
         run.step, run.position = number, run.data_iter.get_state()
-        if profiler.after(number, measured):
+        if profiler.stop_if_due(number, measured):
             reporter.log(f"trace of steps up to {number}: tensorboard --logdir={profiler.folder}")
-        reporter.push(number, measured, more, run.data_iter.dropped)
-        watchdog.beat(run.step, "a save")
+        reporter.add_step(number, measured, more, {"dropped_videos": run.data_iter.dropped})
+        watchdog.heartbeat(run.step, "a save")
         if number % every_steps == 0:
             _save(run, reporter, stop_and_save)
 
 
 def _save(run: Run, reporter: reporter_lib.Reporter, stop_and_save: StopAndSave) -> None:
-    reporter.drain()  # no logged step is missing from what a resumed run finds
-    run.checkpointer.save(run.step, run.state, run.position, score=reporter.take_score())
+    reporter.flush()  # no logged step is missing from what a resumed run finds
+    run.checkpointer.save(run.step, run.state, run.position, score=reporter.pop_score())
     if not (run.workdir / "config.json").exists():
         run.write_config()
     stop_and_save.reset_timer(run.step)
@@ -176,7 +176,7 @@ def _next_batch(
     start = time.perf_counter()
     with preemption.raise_on_signal() if jax.process_count() == 1 else contextlib.nullcontext():
         batch = next(run.data_iter)
-    reporter.waited(time.perf_counter() - start)
+    reporter.add_data_wait(time.perf_counter() - start)
     return mesh_lib.shard_batch(batch, run.mesh)
 
 

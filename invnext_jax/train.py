@@ -20,7 +20,7 @@ from invnext_jax.checkpointing.workdir_lock import Workdir
 from invnext_jax.data import manifest, pipeline
 from invnext_jax.data.bad_videos import BadVideoTracker
 from invnext_jax.errors import UserError
-from invnext_jax.monitoring import metrics_file
+from invnext_jax.monitoring import metrics_file, parameter_table
 from invnext_jax.monitoring.watchdog import Watchdog
 from invnext_jax.multihost import consensus
 from invnext_jax.multihost.distributed import log_on_process_0
@@ -126,6 +126,7 @@ def prepare(
         position=data_iter.get_state(),
     )
     run.write_config()
+    parameter_table.report_parameters(workdir, run.state.params, run.frozen)
     _introduce(run)
     return run
 

@@ -99,7 +99,9 @@ LAYERS = {
     "multihost": [{"stop_and_save", "consensus"}, {"preemption", "distributed"}, {"host_check"}],
     "monitoring": [
         {"reporter", "watchdog"},
-        {"progress", "metrics_file", "profiling", "throughput", "progress_meter"},
+        {"progress"},
+        {"metrics_file", "profiling", "throughput", "progress_meter"}
+        | {"host_counts", "parameter_table"},
     ],
 }
 

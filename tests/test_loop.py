@@ -180,7 +180,7 @@ def test_a_nonfinite_step_is_skipped_counted_and_logged_as_null(toy_config, toy_
 def test_too_many_nonfinite_steps_in_a_row_end_the_run(toy_config, toy_data, tmp_path):
     toy_data.bad_batches = (2, 3, 4, 5)
     toy_config.log.every_steps = 100
-    with pytest.raises(NonFiniteError, match="in 3 steps in a row, the last of them step 4"):
+    with pytest.raises(NonFiniteError, match="in 3 consecutive steps, up to step 4"):
         train.train(toy_config, tmp_path / "run")
     # The abort is seen when step 5 is under way, which is saved and logged with the rest.
     last = metrics_file.read_metrics(tmp_path / "run")[-1]
@@ -260,13 +260,13 @@ def test_nothing_is_compiled_after_the_first_step(toy_config, tmp_path, monkeypa
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, *_, **__: compiled.append(event) if "backend_compile" in event else None
     )
-    push = reporter.Reporter.push
+    push = reporter.Reporter.add_step
 
     def count(self, *arguments):
         push(self, *arguments)
         pushed.append(len(compiled))
 
-    monkeypatch.setattr(reporter.Reporter, "push", count)
+    monkeypatch.setattr(reporter.Reporter, "add_step", count)
     train.train(toy_config, tmp_path / "run")
     assert len(pushed) == 6
     assert pushed[0] > 0
@@ -350,11 +350,11 @@ def test_real_videos_some_of_them_bad_and_another_number_of_workers(
     train.train(toy_config, tmp_path / "whole")
     assert "data: 48 clips, " in capsys.readouterr().out
 
-    push = reporter.Reporter.push
+    push = reporter.Reporter.add_step
     with monkeypatch.context() as patch, pytest.raises(KilledError):
         patch.setattr(
             reporter.Reporter,
-            "push",
+            "add_step",
             lambda self, step, *rest: kill() if step == 5 else push(self, step, *rest),
         )
         train.train(toy_config, tmp_path / "killed")
@@ -417,7 +417,7 @@ def test_parts_that_do_not_divide_the_batch_are_refused(toy_config, tmp_path):
 
 def test_a_step_is_looked_at_only_when_the_next_one_is_under_way(toy_config, tmp_path, monkeypatch):
     toy_config.checkpoint.every_steps = 100  # saving drains
-    order, push, report = [], reporter.Reporter.push, reporter.Reporter._report
+    order, push, report = [], reporter.Reporter.add_step, reporter.Reporter._report
 
     def note_push(self, step, *rest):
         order.append(("dispatched", step))
@@ -427,7 +427,7 @@ def test_a_step_is_looked_at_only_when_the_next_one_is_under_way(toy_config, tmp
         order.append(("looked at", step))
         report(self, step, *rest)
 
-    monkeypatch.setattr(reporter.Reporter, "push", note_push)
+    monkeypatch.setattr(reporter.Reporter, "add_step", note_push)
     monkeypatch.setattr(reporter.Reporter, "_report", note_report)
     train.train(toy_config, tmp_path / "run")
     for step in range(1, 6):

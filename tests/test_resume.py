@@ -35,7 +35,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
         config.init_from = str(request.getfixturevalue("stage1_run"))
     train.train(config, tmp_path / "whole")
 
-    push = reporter.Reporter.push
+    push = reporter.Reporter.add_step
 
     def push_until_killed(self, step, *arguments):
         push(self, step, *arguments)
@@ -43,7 +43,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
             raise KilledError
 
     with monkeypatch.context() as patch, pytest.raises(KilledError):
-        patch.setattr(reporter.Reporter, "push", push_until_killed)
+        patch.setattr(reporter.Reporter, "add_step", push_until_killed)
         train.train(config, tmp_path / "killed")
     assert reader.restore_run(tmp_path / "killed").step == 3
     config.data.workers = 1 - workers  # changes nothing

@@ -35,14 +35,14 @@ def compile_counts(monkeypatch):
         if "backend_compile" in event:
             compiled.append(event)
 
-    push = reporter.Reporter.push
+    push = reporter.Reporter.add_step
 
     def push_and_count(self, *arguments):
         push(self, *arguments)
         counts.append(len(compiled))
 
     jax.monitoring.register_event_duration_secs_listener(listen)
-    monkeypatch.setattr(reporter.Reporter, "push", push_and_count)
+    monkeypatch.setattr(reporter.Reporter, "add_step", push_and_count)
     yield lambda: [*counts, len(compiled)]
     jax.monitoring.clear_event_listeners()
 

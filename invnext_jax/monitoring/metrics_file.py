@@ -1,4 +1,4 @@
-"""The records of a run: metrics.jsonl and TensorBoard events, written, read, cut."""
+"""Reads and writes the metrics of a run: metrics.jsonl and TensorBoard events."""
 
 import contextlib
 import json
@@ -22,33 +22,40 @@ FILE = "metrics.jsonl"
 
 
 class MetricWriter:
-    """Writes each logged step to `<workdir>/metrics.jsonl` and to TensorBoard, in process 0 alone.
+    """Writes each logged step to `<workdir>/metrics.jsonl` and to TensorBoard, in process 0 only.
 
-    What lies in the file beyond `step`, the step that the run goes on from, is cut first: these
-    steps will be made again. What cannot be written now (disk full, folder gone) is held and
-    written with a later record.
+    Records after `step`, the step that the run resumes from, are removed first, because those
+    steps will be repeated. Records that cannot be written now (disk full, folder missing) are kept
+    and written later.
+
+    Args:
+        workdir: folder of the run.
+        step: number of steps done so far.
+
+    Raises:
+        UserError: the files cannot be written at the start.
     """
 
     def __init__(self, workdir: str | pathlib.Path, step: int):
         self._workdir, self._step = pathlib.Path(workdir), step
         self._file = self._board = None
-        self._held: list[dict[str, Any]] = []
-        self._told, self._opened = False, 0
+        self._pending: list[dict[str, Any]] = []
+        self._warned, self._times_opened = False, 0
         if jax.process_index() == 0:
             try:
                 truncate_metrics(workdir, step)
                 self._open()
             except OSError as error:
                 raise UserError(
-                    f"{self._workdir / FILE} cannot be written: {error.strerror}; make room or "
-                    "mend the folder, then give the same command again"
+                    f"{self._workdir / FILE} cannot be written: {error.strerror}; free some "
+                    "disk space or make the folder writable, then run the same command again"
                 ) from error
 
     def _open(self) -> None:
         try:
             self._open_files()
         except OSError:
-            self._drop_files()  # both or none
+            self._drop_files()  # open both files or neither
             raise
 
     def _open_files(self) -> None:
@@ -56,52 +63,52 @@ class MetricWriter:
         self._file = open(self._workdir / FILE, "a")
         board = self._workdir / "tensorboard"
         board.mkdir(exist_ok=True)
-        # Not SummaryWriter: its thread dies of a full disk, and then the run waits for it for ever.
-        # Two starts in a second must not share a file, hence the suffix.
-        self._board = EventsWriter(str(board / "events"), f".from{self._step}.{self._opened}")
-        self._opened += 1
+        # SummaryWriter would hang the run: its thread dies when the disk is full.
+        # The suffix keeps two starts in one second from sharing a file.
+        self._board = EventsWriter(str(board / "events"), f".from{self._step}.{self._times_opened}")
+        self._times_opened += 1
         start = SessionLog(status=SessionLog.START)
         self._board.write_event(
             Event(wall_time=time.time(), step=self._step + 1, session_log=start)
         )
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Writes one flat record with a "step"; numbers that are not finite become null."""
+        """Writes one flat record that has a "step"; numbers that are not finite become null."""
         if jax.process_index() != 0:
             return
-        self._held.append({name: as_json_number(value) for name, value in record.items()})
-        self.retry()
+        self._pending.append({name: as_json_number(value) for name, value in record.items()})
+        self.write_pending()
 
-    def retry(self) -> None:
-        """Writes the records that are held, if there are any and it is possible by now."""
-        if not self._held:
+    def write_pending(self) -> None:
+        """Writes the records that could not be written before; a failure is a warning."""
+        if not self._pending:
             return
         try:
-            self._write_held()
-            self._told = False
+            self._write_pending()
+            self._warned = False
         except OSError as error:
-            if not self._told:
+            if not self._warned:
                 logging.warning(
-                    "%s cannot be written (%s): records are held and written later",
+                    "%s cannot be written (%s): records are kept and written later",
                     self._workdir / FILE,
                     error.strerror,
                 )
-            self._told = True
+            self._warned = True
 
-    def _write_held(self) -> None:
-        self._reopen_if_gone()
-        while self._held:
-            record = self._held[0]
+    def _write_pending(self) -> None:
+        self._reopen_if_missing()
+        while self._pending:
+            record = self._pending[0]
             start = os.fstat(self._file.fileno()).st_size
             try:
                 self._file.write(json.dumps(record, allow_nan=False) + "\n")
                 self._file.flush()
             except OSError:
-                # A new file object: the old one would write what it still holds once more.
+                # Drop the file object: it would write its buffer a second time.
                 self._drop_files()
-                os.truncate(self._workdir / FILE, start)  # no half line stays
+                os.truncate(self._workdir / FILE, start)  # remove a partial line
                 raise
-            self._held.pop(0)
+            self._pending.pop(0)
             self._write_events(record)
         self._board.flush()
 
@@ -115,15 +122,17 @@ class MetricWriter:
         event.summary.value.extend(values)
         self._board.write_event(event)
 
-    def _reopen_if_gone(self) -> None:
+    def _reopen_if_missing(self) -> None:
         try:
-            there = self._file is not None and os.path.samestat(
+            exists = self._file is not None and os.path.samestat(
                 os.fstat(self._file.fileno()), os.stat(self._workdir / FILE)
             )
         except FileNotFoundError:
-            logging.warning("%s was removed under the run: a new one begins", self._workdir / FILE)
-            there = False
-        if not there:
+            logging.warning(
+                "%s was removed during the run; a new file is started", self._workdir / FILE
+            )
+            exists = False
+        if not exists:
             self._drop_files()
             self._open()
 
@@ -135,18 +144,18 @@ class MetricWriter:
         self._file = self._board = None
 
     def close(self) -> None:
-        """Writes what is held, if that is possible by now, and closes both."""
+        """Writes pending records, if that is possible, and closes both files."""
         if jax.process_index() == 0:
             with contextlib.suppress(OSError):
-                if self._held:
-                    self._write_held()
-            if self._held:
-                logging.warning("%d records were never written", len(self._held))
+                if self._pending:
+                    self._write_pending()
+            if self._pending:
+                logging.warning("%d records could not be written", len(self._pending))
             self._drop_files()
 
 
 def as_json_number(value: Any) -> int | float | None:
-    """A scalar as JSON knows it: None for what is not finite, never 0."""
+    """Converts a scalar to a JSON number; None if it is not finite."""
     number = value.item() if hasattr(value, "item") else value
     if isinstance(number, float) and not math.isfinite(number):
         return None
@@ -154,10 +163,10 @@ def as_json_number(value: Any) -> int | float | None:
 
 
 def read_metrics(workdir: str | pathlib.Path) -> list[dict[str, Any]]:
-    """The records of a run's metrics.jsonl, oldest first; a last line cut short is left out.
+    """Reads metrics.jsonl, oldest record first; an incomplete last line is ignored.
 
     Raises:
-        UserError: another line is no record.
+        UserError: another line is not a record.
     """
     path = pathlib.Path(workdir) / FILE
     if not path.exists():
@@ -172,14 +181,14 @@ def read_metrics(workdir: str | pathlib.Path) -> list[dict[str, Any]]:
                 records[-1]["step"]
             except (ValueError, TypeError, LookupError) as error:
                 raise UserError(
-                    f"line {number} of {path} is no record ({line[:40]!r}): remove that line, or "
-                    "move the file away"
+                    f"line {number} of {path} is not a record ({line[:40]!r}): remove that line, "
+                    "or move the file away"
                 ) from error
     return records
 
 
 def rename_metrics_file(workdir: str | pathlib.Path) -> pathlib.Path:
-    """Renames metrics.jsonl to a name that is free, which it gives."""
+    """Renames metrics.jsonl to an unused name and returns the new path."""
     path = pathlib.Path(workdir) / FILE
     target, number = path.with_name(FILE + ".old"), 1
     while target.exists():
@@ -189,7 +198,7 @@ def rename_metrics_file(workdir: str | pathlib.Path) -> pathlib.Path:
 
 
 def truncate_metrics(workdir: str | pathlib.Path, step: int) -> None:
-    """Cuts the records beyond `step` off metrics.jsonl; the file is replaced as a whole."""
+    """Removes the records after `step` from metrics.jsonl; the file is replaced atomically."""
     path = pathlib.Path(workdir) / FILE
     if not path.exists():
         return

@@ -1,4 +1,4 @@
-"""A trace of some steps, for XProf or TensorBoard."""
+"""Profiler traces of some steps, for XProf or TensorBoard."""
 
 import pathlib
 from collections.abc import Sequence
@@ -26,25 +26,25 @@ def check_config(config: ml_collections.ConfigDict) -> None:
 
 
 class Profiler:
-    """Traces the steps after number `window[0]` up to `window[1]` into `<workdir>/profile`.
+    """Writes a trace of steps `window[0] + 1` to `window[1]` to `<workdir>/profile`.
 
     Args:
-        window: the two numbers, or () for no trace.
-        workdir: the run's folder.
+        window: the two step numbers, or () for no trace.
+        workdir: folder of the run.
     """
 
     def __init__(self, window: Sequence[int], workdir: str | pathlib.Path):
         self._window, self._running = tuple(window), False
         self._folder = pathlib.Path(workdir) / FOLDER
 
-    def before(self, step: int) -> None:
-        """Starts the trace, if step number `step` is the first of the window."""
+    def start_if_due(self, step: int) -> None:
+        """Starts the trace before the first step of the window."""
         if self._window and not self._running and self._window[0] < step <= self._window[1]:
             jax.profiler.start_trace(str(self._folder))
             self._running = True
 
-    def after(self, step: int, arrays: Any) -> bool:
-        """Ends the trace, if step number `step` is the last of the window; waits for `arrays`.
+    def stop_if_due(self, step: int, arrays: Any) -> bool:
+        """Ends the trace after the last step of the window, once `arrays` are computed.
 
         Returns:
             Whether a trace was ended.
@@ -57,11 +57,11 @@ class Profiler:
 
     @property
     def folder(self) -> pathlib.Path:
-        """Where the trace lies."""
+        """Folder of the trace."""
         return self._folder
 
     def close(self) -> None:
-        """Ends a trace that is under way."""
+        """Ends a running trace."""
         if self._running:
             jax.profiler.stop_trace()
             self._running = False

@@ -1,4 +1,4 @@
-"""What a run tells of its steps, while the next ones are under way."""
+"""Reports the metrics of steps to the screen and to files while the next steps run."""
 
 import collections
 import pathlib
@@ -10,7 +10,7 @@ import ml_collections
 from jax.sharding import Mesh
 
 from invnext_jax.errors import NonFiniteError, UserError, check_minimums
-from invnext_jax.monitoring import metrics_file, progress
+from invnext_jax.monitoring import host_counts, metrics_file, progress
 from invnext_jax.monitoring import throughput as throughput_lib
 
 
@@ -32,22 +32,28 @@ def check_config(config: ml_collections.ConfigDict) -> None:
 
 
 def is_due(step: int, every_steps: int) -> bool:
-    """Whether step number `step`, counted from 1, is the first or a multiple; never for 0."""
+    """Returns whether a step is the first one or a multiple of `every_steps`; False if that is 0.
+
+    Args:
+        step: number of the step, from 1.
+        every_steps: interval in steps.
+    """
     return every_steps > 0 and (step == 1 or step % every_steps == 0)
 
 
 class Reporter:
-    """Reports steps while the next ones run; the only place that waits for the device.
+    """Reports steps while the next ones run; the only part of the loop that waits for the device.
 
-    A step is looked at once the step after it is dispatched, so that the device always has work.
+    The metrics of a step are read once the next step is dispatched, so that the device always has
+    work.
 
     Args:
         config: the run's config.
         workdir: its folder.
-        step: steps done so far.
+        step: number of steps done so far.
         mesh: the run's mesh.
-        best_metric: name of the logged metric that `take_score` gives; "": none.
-        throughput: turns steps a second into more rates to log, if given.
+        best_metric: name of the logged metric that `pop_score` returns; "" for none.
+        throughput: turns steps per second into further rates to log, if given.
     """
 
     def __init__(
@@ -61,91 +67,110 @@ class Reporter:
     ):
         self._config, self._first_step, self._best_metric = config, step, best_metric
         self._writer = metrics_file.MetricWriter(workdir, step)
-        self._progress = progress.Progress(config.total_steps, step, config.batch_size)
-        self._rates = progress.Rates(config.batch_size)
+        self._progress = progress.TrainingProgress(config.total_steps, step, config.batch_size)
+        self._timer = progress.StepTimer(config.batch_size)
         self._throughput = throughput
-        # Fake CPU devices share few threads, where collectives of two steps can wait for each
-        # other for ever.
+        self._host_counts = host_counts.HostCounts(mesh)
+        # CPU devices of one process share few threads, and the collectives of two concurrent
+        # steps can deadlock on them.
         self._steps_ahead = 0 if mesh.devices.flat[0].platform == "cpu" and mesh.size > 1 else 1
-        self._under_way = collections.deque()
+        self._pending = collections.deque()
+        self._counts: dict[str, int] = {}
         self._scores: list[float] = []
 
     def start(self) -> None:
-        """Starts the clock."""
-        self._rates.restart(self._first_step)
+        """Starts the timer."""
+        self._timer.restart(self._first_step)
 
-    def waited(self, seconds: float) -> None:
-        """Adds time spent waiting for a batch."""
-        self._rates.waited(seconds)
+    def add_data_wait(self, seconds: float) -> None:
+        """Adds time that the loop waited for a batch."""
+        self._timer.add_data_wait(seconds)
 
-    def settle(self, arrays: Any) -> None:
-        """Waits for `arrays` where two computations under way are not safe."""
+    def wait_if_serial(self, arrays: Any) -> None:
+        """Waits for `arrays` on devices that must not run two computations at a time."""
         if not self._steps_ahead:
             jax.block_until_ready(arrays)
 
-    def push(
-        self, step: int, measured: Mapping[str, Any], more: Mapping[str, Any], dropped: int
+    def add_step(
+        self,
+        step: int,
+        metrics: Mapping[str, Any],
+        diagnostics: Mapping[str, Any],
+        counts: Mapping[str, int],
     ) -> None:
-        """Takes the metrics of a step just dispatched, and reports the steps before it.
+        """Adds a step just dispatched, and reports the steps before it.
 
         Args:
             step: its number, from 1.
-            measured: the step's metrics, on the device.
-            more: diagnostics, on the device; a step that has any is logged.
-            dropped: videos left out so far.
+            metrics: metrics of the step, on the device.
+            diagnostics: diagnostics, on the device. A step that has any is logged.
+            counts: counts of this host so far, logged as their sums over hosts.
 
         Raises:
             NonFiniteError: too many steps in a row were skipped.
         """
-        self._under_way.append((step, measured, more, dropped))
+        sums = counts if jax.process_count() == 1 else {}
+        if jax.process_count() > 1 and (diagnostics or self._is_scheduled(step)):
+            self.wait_if_serial(metrics)
+            sums = self._host_counts.sum(counts)  # a collective: at the same steps on all hosts
+            self.wait_if_serial(sums)
+        self._pending.append((step, metrics, diagnostics, sums))
         self._progress.advance()
-        self.drain(self._steps_ahead)
+        self.flush(self._steps_ahead)
 
-    def drain(self, leave: int = 0) -> None:
-        """Reports all steps but the last `leave`; tries what is held again if none is left."""
-        while len(self._under_way) > leave:
-            self._report(*self._under_way.popleft())
-        if not leave:
-            self._writer.retry()
+    def flush(self, keep: int = 0) -> None:
+        """Reports all pending steps except the last `keep`."""
+        while len(self._pending) > keep:
+            self._report(*self._pending.popleft())
+        if not keep:
+            self._writer.write_pending()
+
+    def _is_scheduled(self, step: int) -> bool:
+        return step == self._config.total_steps or is_due(step, self._config.log.every_steps)
 
     def _report(
-        self, step: int, measured: Mapping[str, Any], more: Mapping[str, Any], dropped: int
+        self,
+        step: int,
+        metrics: Mapping[str, Any],
+        diagnostics: Mapping[str, Any],
+        sums: Mapping[str, Any],
     ) -> None:
-        log = self._config.log
-        in_row = int(jax.device_get(measured["skipped_in_row"]))
-        failed = in_row > log.max_nonfinite_steps
-        last = step == self._config.total_steps
-        if more or last or failed or is_due(step, log.every_steps):
-            values = jax.device_get({**measured, **more})
-            record = {name: metrics_file.as_json_number(value) for name, value in values.items()}
-            rates = self._rates.measure(step)
-            if self._throughput is not None:
-                steps_per_second = rates["clips_per_second"] / self._config.batch_size
-                rates |= self._throughput.rates(steps_per_second)
-            record = {"step": step, **record, **rates, "dropped_videos": dropped}
-            self._writer.write(record)
-            self._progress.show(record)
-            self._note_score(record)
+        in_row = int(jax.device_get(metrics["skipped_in_row"]))
+        failed = in_row > self._config.log.max_nonfinite_steps
+        if diagnostics or failed or self._is_scheduled(step):
+            self._counts |= {name: int(count) for name, count in jax.device_get(sums).items()}
+            self._log_step(step, jax.device_get({**metrics, **diagnostics}))
         if failed:
             raise NonFiniteError(
-                f"loss or gradient was not finite in {in_row} steps in a row, the last of them "
-                f"step {step}; lower config.optimizer.learning_rate, or look at the videos"
+                f"loss or gradient was not finite in {in_row} consecutive steps, up to step "
+                f"{step}; lower config.optimizer.learning_rate, or check the videos"
             )
 
-    def _note_score(self, record: Mapping[str, Any]) -> None:
+    def _log_step(self, step: int, values: Mapping[str, Any]) -> None:
+        record = {name: metrics_file.as_json_number(value) for name, value in values.items()}
+        rates = self._timer.measure(step)
+        if self._throughput is not None:
+            steps_per_second = rates["clips_per_second"] / self._config.batch_size
+            rates |= self._throughput.compute_rates(steps_per_second)
+        record = {"step": step, **record, **rates, **self._counts}
+        self._writer.write(record)
+        self._progress.show(record)
+        self._add_score(record)
+
+    def _add_score(self, record: Mapping[str, Any]) -> None:
         name = self._best_metric
         if not name:
             return
         if name not in record:
             raise UserError(
-                f"config.checkpoint.best_metric={name!r} is none of the logged metrics: "
+                f"config.checkpoint.best_metric={name!r} is not a logged metric; choose one of "
                 + ", ".join(record)
             )
         if record[name] is not None:
             self._scores.append(float(record[name]))
 
-    def take_score(self) -> float | None:
-        """Mean of `best_metric` over the steps logged since the last call; None if none was."""
+    def pop_score(self) -> float | None:
+        """Returns the mean of `best_metric` over the steps logged since the last call, or None."""
         scores, self._scores = self._scores, []
         return sum(scores) / len(scores) if scores else None
 
@@ -154,6 +179,6 @@ class Reporter:
         self._progress.log(text)
 
     def close(self) -> None:
-        """Closes files and bar."""
+        """Closes the files and the progress bar."""
         self._progress.close()
         self._writer.close()

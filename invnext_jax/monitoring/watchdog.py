@@ -1,4 +1,4 @@
-"""Tells when no step ends for long: stack traces of all threads, host, last step, who lags."""
+"""Reports stalls: stack traces of all threads, host, last step and the slowest processes."""
 
 import faulthandler
 import json
@@ -10,126 +10,136 @@ from collections.abc import Mapping
 from typing import NamedTuple, TextIO
 
 import jax
-from jax._src import distributed  # as Orbax: there is no public way to the key-value store
+from jax._src import distributed  # no public access to the key-value store; Orbax uses it too
 
-COMPILE_FACTOR = 6  # a compilation may take so many times the limit of a step
-_HEARTBEAT = "invnext_jax/heartbeat/"
+COMPILE_FACTOR = 6  # time limit of a compilation, relative to that of a step
+_KEY_PREFIX = "invnext_jax/heartbeat/"
 
 
-class Heard(NamedTuple):
-    """What a process last said of itself, and when that was heard (`time.monotonic`)."""
+class Heartbeat(NamedTuple):
+    """Last report of a process.
+
+    Attributes:
+        step: last step done.
+        activity: what the process was doing.
+        seconds: duration of that activity so far.
+        host: host name.
+        received: time of receipt, by `time.monotonic`.
+    """
 
     step: int
-    doing: str
-    seconds: float  # that it had been doing so
+    activity: str
+    seconds: float
     host: str
-    when: float
+    received: float
 
 
 class Watchdog:
-    """A thread that looks at how long the last beat is past; says so once a stall.
+    """A thread that checks the time since the last heartbeat and reports each stall once.
 
-    Costs the loop nothing but setting a few fields. Where even this thread cannot run, because
-    something holds the interpreter's lock, faulthandler's own thread writes the traces.
+    A heartbeat only sets a few fields. If the thread cannot run because C code holds the
+    interpreter lock, the thread of `faulthandler` writes the stack traces.
 
     Args:
-        minutes: longest time without a beat; 0: no watchdog.
-        out: where to write, standard error if None; what has no file descriptor, as the output of
-            a notebook, is replaced by the process's own standard error.
+        minutes: longest time without a heartbeat; 0 for no watchdog.
+        out: stream to write to; standard error if None. A stream without a file descriptor, such
+            as the output of a notebook, is replaced by the standard error of the process.
     """
 
     def __init__(self, minutes: float, out: TextIO | None = None):
         self._limit = 60 * minutes
         self._out = _with_descriptor(sys.stderr if out is None else out)
-        self._step, self._doing, self._since = 0, "", time.monotonic()
-        self._factor, self._told = COMPILE_FACTOR, False
-        self._heard: dict[int, tuple[str, Heard]] = {}
-        self._end, self._thread = threading.Event(), None
+        self._step, self._activity, self._since = 0, "", time.monotonic()
+        self._factor, self._reported = COMPILE_FACTOR, False
+        self._heartbeats: dict[int, tuple[str, Heartbeat]] = {}
+        self._stop, self._thread = threading.Event(), None
 
     def start(self) -> "Watchdog":
-        """Starts to watch."""
+        """Starts the thread."""
         if self._limit and self._out is not None:
-            self.beat(0, "compilation", COMPILE_FACTOR)
+            self.heartbeat(0, "compilation", COMPILE_FACTOR)
             self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
             self._thread.start()
         return self
 
-    def beat(self, step: int, doing: str, factor: float = 1.0) -> None:
-        """Notes that the run is alive.
+    def heartbeat(self, step: int, activity: str, factor: float = 1.0) -> None:
+        """Records that the run makes progress.
 
         Args:
-            step: the last step done.
-            doing: what begins now, for the message.
-            factor: how many times the limit this may take.
+            step: last step done.
+            activity: the activity that starts now, for the message.
+            factor: time limit of the activity, relative to that of a step.
         """
-        self._step, self._doing, self._factor = step, doing, factor
-        self._since, self._told = time.monotonic(), False
+        self._step, self._activity, self._factor = step, activity, factor
+        self._since, self._reported = time.monotonic(), False
 
     def _watch(self) -> None:
         pause = self._limit / 4
-        while not self._end.wait(pause):
+        while not self._stop.wait(pause):
             limit = self._limit * self._factor
             faulthandler.dump_traceback_later(limit + 4 * pause, file=self._out)
-            past = time.monotonic() - self._since
-            self._report_to_others(past)
-            if past > limit and not self._told:
-                self._told = True
-                self._tell(past)
+            elapsed = time.monotonic() - self._since
+            self._exchange_heartbeats(elapsed)
+            if elapsed > limit and not self._reported:
+                self._reported = True
+                self._report_stall(elapsed)
         faulthandler.cancel_dump_traceback_later()
 
-    def _tell(self, past: float) -> None:
+    def _report_stall(self, elapsed: float) -> None:
+        heartbeats = {process: beat for process, (_, beat) in self._heartbeats.items()}
         lines = [
-            f"watchdog: no step for {past / 60:.1f} minutes on {socket.gethostname()} (process "
-            f"{jax.process_index()}): after step {self._step}, in {self._doing}; the threads:"
+            *list_stragglers(heartbeats, time.monotonic()),
+            f"watchdog: no step for {elapsed / 60:.1f} minutes on {socket.gethostname()} (process "
+            f"{jax.process_index()}): after step {self._step}, in {self._activity}; stack traces:",
         ]
-        heard = {process: said for process, (_, said) in self._heard.items()}
-        print(
-            *list_stragglers(heard, time.monotonic()), *lines, sep="\n", file=self._out, flush=True
-        )
+        print(*lines, sep="\n", file=self._out, flush=True)
         faulthandler.dump_traceback(file=self._out)
 
-    def _report_to_others(self, past: float) -> None:
+    def _exchange_heartbeats(self, elapsed: float) -> None:
+        """Publishes the state of this process; process 0 reads those of all processes."""
         client = distributed.global_state.client
         if client is None or jax.process_count() == 1:
             return
-        text = json.dumps([self._step, self._doing, round(past), socket.gethostname()])
+        text = json.dumps([self._step, self._activity, round(elapsed), socket.gethostname()])
         try:
-            key = f"{_HEARTBEAT}{jax.process_index()}"
+            key = f"{_KEY_PREFIX}{jax.process_index()}"
             client.key_value_set(key, text, allow_overwrite=True)
-            found = client.key_value_dir_get(_HEARTBEAT) if jax.process_index() == 0 else []
-        except jax.errors.JaxRuntimeError:  # the coordinator is gone: the run ends anyway
+            entries = client.key_value_dir_get(_KEY_PREFIX) if jax.process_index() == 0 else []
+        except jax.errors.JaxRuntimeError:  # the coordinator has exited, so the run ends anyway
             return
-        for key, text in found:
+        for key, text in entries:
             process = int(key.rpartition("/")[2])
-            if self._heard.get(process, ("", None))[0] != text:
-                self._heard[process] = text, Heard(*json.loads(text), time.monotonic())
+            if self._heartbeats.get(process, ("", None))[0] != text:
+                beat = Heartbeat(*json.loads(text), time.monotonic())
+                self._heartbeats[process] = text, beat
 
     def close(self) -> None:
         """Ends the thread."""
-        self._end.set()
+        self._stop.set()
         if self._thread is not None:
             self._thread.join()
 
 
-def list_stragglers(heard: Mapping[int, Heard], now: float) -> list[str]:
-    """A line for each process: those at the lowest step first, of these the longest silent.
+def list_stragglers(heartbeats: Mapping[int, Heartbeat], now: float) -> list[str]:
+    """Returns a line per process, ordered by step, then by the start of its activity.
 
     Args:
-        heard: by process.
-        now: the time, by the clock of `Heard.when`.
+        heartbeats: last heartbeat of each process.
+        now: the time, by `time.monotonic`.
     """
 
-    def order(item: tuple[int, Heard]) -> tuple[int, float]:
-        return item[1].step, item[1].when - item[1].seconds
+    def order(item: tuple[int, Heartbeat]) -> tuple[int, float]:
+        return item[1].step, item[1].received - item[1].seconds
 
     return [
-        f"watchdog: process {process}: step {said.step}, in {said.doing} for {said.seconds} s, "
-        f"{said.host} (said {now - said.when:.0f} s ago)"
-        for process, said in sorted(heard.items(), key=order)
+        f"watchdog: process {process}: step {beat.step}, in {beat.activity} for {beat.seconds} s, "
+        f"{beat.host} (reported {now - beat.received:.0f} s ago)"
+        for process, beat in sorted(heartbeats.items(), key=order)
     ]
 
 
 def _with_descriptor(out: TextIO) -> TextIO | None:
+    """Returns `out`, or standard error if `out` has no file descriptor."""
     try:
         out.fileno()
     except (AttributeError, OSError, ValueError):

@@ -300,6 +300,6 @@ def _optimize(
         for step in range(1, config.total_steps + 1):
             batch = next_batch(step)
             state, measured = train_step(state, {}, batch, root_key)
-            reporter.push(step, measured, {}, dropped=0)
-        reporter.drain()
+            reporter.add_step(step, measured, {}, {"dropped_videos": 0})
+        reporter.flush()
     return jax.device_get(state.params)

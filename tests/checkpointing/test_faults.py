@@ -100,7 +100,7 @@ def test_metrics_held_back_by_a_full_disk_are_written_later(small_disk, caplog):
     fill(small_disk)
     for step in range(2, 200):
         writer.write({"step": step, **{f"metric_{i}": float(step) for i in range(20)}})
-    assert sum("records are held" in text for text in caplog.messages) == 1
+    assert sum("records are kept" in text for text in caplog.messages) == 1
     os.remove(small_disk / "ballast")
     writer.write({"step": 200, "loss": 0.0})
     writer.close()

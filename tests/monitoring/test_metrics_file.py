@@ -17,7 +17,7 @@ def write(workdir, step, records):
     writer.close()
 
 
-def test_what_is_not_finite_is_null_never_0(tmp_path):
+def test_nonfinite_numbers_become_null(tmp_path):
     write(
         tmp_path, 0, [{"step": 1, "loss": np.float32(np.nan), "grad_norm": math.inf, "zero": 0.0}]
     )
@@ -25,7 +25,7 @@ def test_what_is_not_finite_is_null_never_0(tmp_path):
     assert json.loads(text) == {"step": 1, "loss": None, "grad_norm": None, "zero": 0.0}
 
 
-def test_a_resumed_run_cuts_what_lies_beyond_its_step(tmp_path):
+def test_resuming_removes_records_after_the_step(tmp_path):
     write(tmp_path, 0, [{"step": n, "loss": n / 2} for n in (1, 2, 3)])
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 4, "lo')  # killed while writing
@@ -37,32 +37,32 @@ def test_a_resumed_run_cuts_what_lies_beyond_its_step(tmp_path):
     ]
 
 
-def test_a_line_cut_short_is_not_read(tmp_path):
+def test_incomplete_last_line_is_ignored(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2')
     assert metrics_file.read_metrics(tmp_path) == [{"step": 1}]
 
 
 @pytest.mark.parametrize("line", ["\0\0\0", "garbage", "7", "{}"])
-def test_a_line_of_garbage_is_told_in_a_sentence(line, tmp_path):
+def test_invalid_line_is_a_user_error(line, tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n' + line + '\n{"step": 3}\n')
-    with pytest.raises(UserError, match="line 2 of .*metrics.jsonl is no record"):
+    with pytest.raises(UserError, match="line 2 of .*metrics.jsonl is not a record"):
         metrics_file.MetricWriter(tmp_path, 3)
 
 
-def test_a_disk_that_is_full_at_the_start_is_told_in_a_sentence(tmp_path, monkeypatch):
+def test_full_disk_at_the_start_is_a_user_error(tmp_path, monkeypatch):
     monkeypatch.setattr(metrics_file, "EventsWriter", full)
     with pytest.raises(UserError, match="metrics.jsonl cannot be written: No space left"):
         metrics_file.MetricWriter(tmp_path, 0)
 
 
-def test_records_wait_while_the_event_file_cannot_be_opened(tmp_path, monkeypatch):
+def test_records_are_kept_while_the_event_file_cannot_be_opened(tmp_path, monkeypatch):
     writer = metrics_file.MetricWriter(tmp_path, 0)
     (tmp_path / "metrics.jsonl").unlink()
     with monkeypatch.context() as patch:
         patch.setattr(metrics_file, "EventsWriter", full)
         for step in (1, 2):
             writer.write({"step": step})
-    writer.retry()
+    writer.write_pending()
     assert metrics_file.read_metrics(tmp_path) == [{"step": 1}, {"step": 2}]
     writer.close()
 
@@ -71,11 +71,11 @@ def full(*_):
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_no_file_has_no_records(tmp_path):
+def test_missing_file_has_no_records(tmp_path):
     assert metrics_file.read_metrics(tmp_path) == []
 
 
-def test_tensorboard_sees_each_scalar_once_after_a_restart(tmp_path):
+def test_tensorboard_has_each_scalar_once_after_a_restart(tmp_path):
     write(tmp_path, 0, [{"step": n, "loss": float(n)} for n in (1, 2, 3)])
     write(tmp_path, 1, [{"step": n, "loss": 10.0 * n} for n in (2, 3)])
     events = EventAccumulator(str(tmp_path / "tensorboard"))

@@ -21,16 +21,16 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_line_tells_step_loss_terms_rate_speed_wait_and_time_left():
-    assert progress.line(RECORD, total_steps=800, batch_size=32) == (
+def test_line_shows_loss_terms_learning_rate_speed_wait_and_time_left():
+    assert progress.format_step(RECORD, total_steps=800, batch_size=32) == (
         "step 350/800  loss 1.234 (align_tokens 0.520 pixels 0.0123)  lr 1.9e-03  118 clips/s  "
         "data 3 %  2:02 left"
     )
 
 
-def test_a_line_names_what_went_wrong():
+def test_line_shows_nonfinite_loss_skipped_steps_and_dropped_videos():
     record = RECORD | {"loss": None, "skipped": 2, "dropped_videos": 3}
-    text = progress.line(record, 800, 32)
+    text = progress.format_step(record, 800, 32)
     assert "loss not finite" in text
     assert text.endswith("2 skipped  3 videos dropped")
 
@@ -38,23 +38,23 @@ def test_a_line_names_what_went_wrong():
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (130, "2:10"), (3661, "1:01:01")]
 )
-def test_durations_read_like_a_clock(seconds, text):
-    assert progress.duration(seconds) == text
+def test_format_duration(seconds, text):
+    assert progress.format_duration(seconds) == text
 
 
-def test_plain_lines_where_there_is_no_terminal():
+def test_plain_lines_without_a_terminal():
     out = io.StringIO()
-    shown = progress.Progress(800, 0, 32, out)
+    shown = progress.TrainingProgress(800, 0, 32, out)
     shown.advance()
     shown.show(RECORD)
     shown.log("stopped")
     shown.close()
-    assert out.getvalue().splitlines() == [progress.line(RECORD, 800, 32), "stopped"]
+    assert out.getvalue().splitlines() == [progress.format_step(RECORD, 800, 32), "stopped"]
 
 
-def test_a_bar_on_a_terminal():
+def test_bar_on_a_terminal():
     out = Terminal()
-    shown = progress.Progress(800, 349, 32, out)
+    shown = progress.TrainingProgress(800, 349, 32, out)
     shown.advance()
     shown.show(RECORD)
     shown.log("saved")
@@ -64,11 +64,11 @@ def test_a_bar_on_a_terminal():
     assert "saved\n" in out.getvalue()
 
 
-def test_rates_are_those_of_the_window(monkeypatch):
+def test_rates_cover_the_time_since_the_last_measurement(monkeypatch):
     clock = iter([0.0, 10.0, 14.0, 24.0])
     monkeypatch.setattr(progress.time, "perf_counter", lambda: next(clock))
-    rates = progress.Rates(batch_size=8)
-    rates.restart(step=5)  # at 10 s
-    rates.waited(1.0)
-    measured = rates.measure(step=7)  # at 14 s; reads the clock once more for the next window
-    assert measured == {"clips_per_second": 2 * 8 / 4.0, "data_wait": 0.25}
+    timer = progress.StepTimer(batch_size=8)
+    timer.restart(step=5)  # at 10 s
+    timer.add_data_wait(1.0)
+    rates = timer.measure(step=7)  # at 14 s; reads the clock once more for the next measurement
+    assert rates == {"clips_per_second": 2 * 8 / 4.0, "data_wait": 0.25}

@@ -4,17 +4,20 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from invnext_jax.errors import NonFiniteError
+from configs import stage1
+from invnext_jax.errors import NonFiniteError, UserError
 from invnext_jax.monitoring import metrics_file
 from invnext_jax.monitoring import reporter as reporter_lib
 from invnext_jax.training import mesh as mesh_lib
+
+COUNTS = {"dropped_videos": 0}
 
 
 @pytest.mark.parametrize(
     ("step", "every", "due"),
     [(1, 50, True), (2, 50, False), (50, 50, True), (100, 50, True), (1, 0, False)],
 )
-def test_the_first_step_and_multiples_are_due(step, every, due):
+def test_first_step_and_multiples_are_due(step, every, due):
     assert reporter_lib.is_due(step, every) == due
 
 
@@ -29,7 +32,7 @@ def reporter(toy_config, tmp_path):
     reporter.close()
 
 
-def measured(loss=1.0, skipped_in_row=0):
+def step_metrics(loss=1.0, skipped_in_row=0):
     return {
         "loss": jnp.float32(loss),
         "learning_rate": jnp.float32(0.1),
@@ -38,25 +41,36 @@ def measured(loss=1.0, skipped_in_row=0):
     }
 
 
-def test_a_step_is_reported_while_the_next_is_under_way(reporter, tmp_path):
-    reporter.push(1, measured(), {}, 0)
+def test_step_is_reported_once_the_next_is_dispatched(reporter, tmp_path):
+    reporter.add_step(1, step_metrics(), {}, COUNTS)
     assert metrics_file.read_metrics(tmp_path) == []
-    reporter.push(2, measured(), {}, 0)
+    reporter.add_step(2, step_metrics(), {}, COUNTS)
     assert [record["step"] for record in metrics_file.read_metrics(tmp_path)] == [1]
 
 
-def test_logged_are_the_due_steps_those_with_diagnostics_and_the_last(reporter, tmp_path):
+def test_due_steps_steps_with_diagnostics_and_the_last_step_are_logged(reporter, tmp_path):
     for step in range(1, 7):
-        reporter.push(step, measured(), {"gap": jnp.float32(2.0)} if step == 3 else {}, 0)
-    reporter.drain()
+        reporter.add_step(
+            step, step_metrics(), {"gap": jnp.float32(2.0)} if step == 3 else {}, COUNTS
+        )
+    reporter.flush()
     records = metrics_file.read_metrics(tmp_path)
     assert [record["step"] for record in records] == [1, 3, 4, 6]
     assert records[1]["gap"] == 2.0
 
 
-def test_too_long_a_row_is_found_between_logged_steps(reporter, tmp_path):
-    reporter.push(1, measured(), {}, 0)
-    reporter.push(2, measured(math.nan, 3), {}, 0)
-    with pytest.raises(NonFiniteError, match="3 steps in a row, the last of them step 2"):
-        reporter.drain()
+def test_too_many_skipped_steps_raise_between_logged_steps(reporter, tmp_path):
+    reporter.add_step(1, step_metrics(), {}, COUNTS)
+    reporter.add_step(2, step_metrics(math.nan, 3), {}, COUNTS)
+    with pytest.raises(NonFiniteError, match="3 consecutive steps, up to step 2"):
+        reporter.flush()
     assert metrics_file.read_metrics(tmp_path)[-1]["loss"] is None
+
+
+@pytest.mark.parametrize("field", ["every_steps", "watchdog_minutes", "max_nonfinite_steps"])
+def test_log_option_out_of_range_is_an_error(field):
+    config = stage1.get_config("tiny")
+    reporter_lib.check_config(config)
+    config.log[field] = -1
+    with pytest.raises(UserError, match=rf"config.log.{field}=-1(\.0)? must be at least"):
+        reporter_lib.check_config(config)

@@ -16,12 +16,12 @@ from invnext_jax.planning import devices
         ("TPU v6 lite", "v6e"),
     ],
 )
-def test_device_kinds_that_jax_reports_are_known(kind, name):
+def test_find_device_matches_the_kinds_that_jax_reports(kind, name):
     assert devices.find_device(kind) is devices.DEVICES[name]
 
 
 @pytest.mark.parametrize("kind", ["cpu", "NVIDIA H100 PCIe", "NVIDIA GeForce RTX 4090"])
-def test_other_devices_have_no_peak(kind):
+def test_find_device_returns_none_for_other_devices(kind):
     assert devices.find_device(kind) is None
 
 
@@ -29,25 +29,27 @@ def make(flops, measure, count=2):
     return throughput_lib.Throughput(flops, jax.devices()[:count], "float32", measure=measure)
 
 
-def test_an_unknown_device_says_so_and_has_rates_without_mfu():
+def test_unknown_device_has_no_mfu():
     throughput = make(flops=8e12, measure=False)
-    assert "the peak of 'cpu' is not known, so there is no MFU" in throughput.describe()
-    assert throughput.rates(0.5) == {"tflops_per_device": 2.0}  # 8 TFLOP / 2 devices * 0.5 / s
+    assert "no MFU: the peak of 'cpu' is unknown" in throughput.describe()
+    assert throughput.compute_rates(0.5) == {
+        "tflops_per_device": 2.0
+    }  # 8 TFLOP / 2 devices * 0.5 / s
 
 
 def test_mfu_is_the_share_of_the_peak(monkeypatch):
     monkeypatch.setattr(throughput_lib, "find_device", lambda _: devices.DEVICES["h200"])
     throughput = make(flops=2 * 989e12, measure=False)
-    assert throughput.rates(0.25)["mfu"] == pytest.approx(0.25)
+    assert throughput.compute_rates(0.25)["mfu"] == pytest.approx(0.25)
     assert "peak 989 TFLOP/s" in throughput.describe()
 
 
-def test_the_ceiling_is_measured_and_shared_by_fake_devices(monkeypatch):
-    assert throughput_lib.measure_ceiling(jax.devices()[0], "float32", size=64) > 1e6
-    monkeypatch.setattr(throughput_lib, "measure_ceiling", lambda *_: 4e12)
+def test_ceiling_is_divided_by_the_fake_devices(monkeypatch):
+    assert throughput_lib.measure_matmul_flops(jax.devices()[0], "float32", size=64) > 1e6
+    monkeypatch.setattr(throughput_lib, "measure_matmul_flops", lambda *_: 4e12)
     throughput = make(flops=2e12, measure=True, count=2)
-    assert throughput.rates(1.0)["ceiling_share"] == pytest.approx(1e12 / 2e12)
+    assert throughput.compute_rates(1.0)["ceiling_share"] == pytest.approx(1e12 / 2e12)
 
 
-def test_unknown_flops_give_no_rates():
-    assert make(flops=0, measure=True).rates(1.0) == {}
+def test_zero_flops_give_no_rates():
+    assert make(flops=0, measure=True).compute_rates(1.0) == {}

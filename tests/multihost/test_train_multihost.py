@@ -39,7 +39,7 @@ if config.stage == "toy":
     toy = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(toy)
     registry.STAGES["toy"] = toy.make_toy_stage()
-save, push = manager.Checkpointer.save, reporter.Reporter.push
+save, push = manager.Checkpointer.save, reporter.Reporter.add_step
 def save_at_once(self, *rest, **more):
     save(self, *rest, **more)
     self.wait()
@@ -48,7 +48,7 @@ def push_until_killed(self, step, *rest):
     push(self, step, *rest)
     if step == int(kill_step):
         os._exit(9)  # the other processes end in their next collective
-reporter.Reporter.push = push_until_killed
+reporter.Reporter.add_step = push_until_killed
 with errors.exit_on_user_error():
     distributed.initialize(timeout_seconds=60)
     train.train(config, workdir)

@@ -1,0 +1,61 @@
+"""Tables of a run's parameters, made by `clu.parameter_overview`."""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from absl import logging
+from clu import parameter_overview
+
+from invnext_jax import atomic_file
+from invnext_jax.multihost.distributed import log_on_process_0
+
+FILE = "parameters.txt"
+
+
+def report_parameters(
+    workdir: str | pathlib.Path, params: Mapping[str, Any], frozen: Mapping[str, Any]
+) -> None:
+    """Logs the size of each top-level group and writes all arrays to `<workdir>/parameters.txt`.
+
+    Only process 0 logs and writes. A file that cannot be written is a warning.
+
+    Args:
+        workdir: folder of the run.
+        params: trained parameters, arrays with shardings.
+        frozen: frozen parameters.
+    """
+    for line in format_group_sizes(params, frozen):
+        log_on_process_0(line)
+    if jax.process_index() != 0:
+        return
+    path = pathlib.Path(workdir) / FILE
+    try:
+        atomic_file.write_text(path, format_parameter_table(params, frozen))
+    except OSError as error:
+        logging.warning("%s cannot be written: %s", path, error.strerror)
+
+
+def format_group_sizes(params: Mapping[str, Any], frozen: Mapping[str, Any]) -> list[str]:
+    """Returns a line for the trained and one for the frozen parameters, with group sizes."""
+    lines = []
+    for kind, tree in (("trained", params), ("frozen", frozen)):
+        if tree:
+            sizes = {name: _count_millions(group) for name, group in tree.items()}
+            groups = ", ".join(f"{name} {size:.2f} M" for name, size in sizes.items())
+            lines.append(f"{kind} parameters: {groups}; {sum(sizes.values()):.2f} M in all")
+    return lines
+
+
+def format_parameter_table(params: Mapping[str, Any], frozen: Mapping[str, Any]) -> str:
+    """Returns a table of name, shape, dtype, size and sharding of every array."""
+    parts = []
+    for kind, tree in (("Trained", params), ("Frozen", frozen)):
+        table = parameter_overview.get_parameter_overview(tree, include_stats="sharding")
+        parts.append(f"{kind} parameters\n{table}\n")
+    return "\n".join(parts)
+
+
+def _count_millions(tree: Any) -> float:
+    return sum(leaf.size for leaf in jax.tree.leaves(tree)) / 1e6
