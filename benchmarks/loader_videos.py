@@ -73,12 +73,12 @@ def prepare(paths: list[Path], folder: Path) -> tuple[Path, list[Path]]:
         *(files, video_io.hash_files(files), str(out), "train", len(paths), 1),
         *((), Encoding(), 600.0),
     )
-    print(f"making {plan.shard(0)}", flush=True)
+    print(f"making {plan.shard_path(0)}", flush=True)
     shard_writer.write_shard(plan, 0)
     prepared = [out / path.name for path in paths]
     for number, path in enumerate(prepared):
-        path.write_bytes(shards.read_video(str(plan.shard(0)), number))
-    return Path(plan.shard(0)), prepared
+        path.write_bytes(shards.read_video(str(plan.shard_path(0)), number))
+    return Path(plan.shard_path(0)), prepared
 
 
 def write_manifest(

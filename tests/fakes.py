@@ -133,8 +133,8 @@ def measure_growth(load, rows, clips):
 
 
 @dataclasses.dataclass(frozen=True)
-class FakeReencode:
-    """Fake of `Reencode`: hangs or dies on some files and encodes nothing."""
+class FakeReencoder:
+    """Fake of `Reencoder`: hangs or dies on some files and encodes nothing."""
 
     encoding: object = None
 

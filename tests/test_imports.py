@@ -71,7 +71,7 @@ LAYERS = {
         {"indexing", "shard_writer"},
         {"probe_cache"},
         {"reencode", "probing"},
-        {"lists"},
+        {"lists", "worker_map"},
     ],
     "synthetic_world": [
         {"train_teacher"},

@@ -1,12 +1,12 @@
-"""Builds a manifest: every listed video is probed; the good ones are listed, the others set aside.
+"""Builds a manifest: probes every listed video, lists the good ones and quarantines the others.
 
-    <out>.csv                  the manifest: path, source, start, end, label_<task>, what was probed
-    <out>.quarantine.csv       path, reason: what is not in it
+    <out>.csv                  the manifest: path, source, start, end, label_<task>, probed columns
+    <out>.quarantine.csv       path, reason: videos that are not in the manifest
     <out>.duplicates.csv       path, same_as: files with the content of an earlier one
-    <out>.classes.json         numbers of the classes by name, if the list had names
-    <out>.probes.jsonl         what was found out, file by file: a repeated run reads it
+    <out>.classes.json         class ids by name, if the list has class names
+    <out>.probes.jsonl         probe results, file by file, from which a run is resumed
 
-All but the last appear only when everything is done, each at once.
+All files except the last are written atomically at the end.
 """
 
 import collections
@@ -22,35 +22,36 @@ from typing import Any
 
 from invnext_jax import atomic_file
 from invnext_jax.dataset_prep import lists, probe_cache, probing
-from invnext_jax.dataset_prep.lists import Entry
+from invnext_jax.dataset_prep.lists import VideoEntry
 from invnext_jax.dataset_prep.probing import ProbeFailure, VideoProbe
 from invnext_jax.errors import UserError
 from invnext_jax.monitoring.progress_meter import ProgressMeter
 
-CUT_SLACK_SECONDS = 1.0  # what a cut file may be longer than it should
-PROBED = ("duration", "frames", "width", "height", "fps", "codec", "rotation")
+# A file this much longer than its window is still taken for the trimmed clip.
+TRIM_TOLERANCE_SECONDS = 1.0
+PROBE_COLUMNS = ("duration", "frames", "width", "height", "fps", "codec", "rotation")
 
 
 @dataclasses.dataclass(frozen=True)
 class IndexOptions:
-    """How the files are probed.
+    """Options for probing files.
 
     Attributes:
-        workers: Processes.
-        seconds: Limit for a file.
+        workers: Number of processes.
+        timeout: Longest time for one file in seconds.
         overwrite: Whether a manifest with other content may be replaced.
-        progress: Whether to show a bar on a terminal, plain lines elsewhere.
+        progress: Whether to show a bar on a terminal, or plain lines elsewhere.
     """
 
     workers: int = 1
-    seconds: float = 60.0
+    timeout: float = 60.0
     overwrite: bool = False
     progress: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
 class IndexSummary:
-    """What became of the rows of the list; `listed` is the sum of `clean` and `quarantined`."""
+    """Counts of the rows of the list; `listed` is the sum of `clean` and `quarantined`."""
 
     manifest: Path
     listed: int
@@ -60,77 +61,86 @@ class IndexSummary:
     reused: int
 
     def __str__(self) -> str:
-        quarantine, copies = (_beside(self.manifest, end) for end in ("quarantine", "duplicates"))
-        known = f" ({self.reused} files known from an earlier run)" if self.reused else ""
+        reused = f" ({self.reused} files known from an earlier run)" if self.reused else ""
         lines = [
-            f"{self.listed} listed = {self.clean} clean + {self.quarantined} quarantined{known}"
+            f"{self.listed} listed = {self.clean} clean + {self.quarantined} quarantined{reused}",
+            f"manifest: {self.manifest}",
+            f"quarantine, with reasons: {sidecar_path(self.manifest, 'quarantine')}",
         ]
-        lines.append(f"manifest: {self.manifest}")
-        lines.append(f"quarantine, with reasons: {quarantine}")
         if self.duplicates:
-            lines.append(f"{self.duplicates} clean files are copies of others: {copies}")
+            path = sidecar_path(self.manifest, "duplicates")
+            lines.append(f"{self.duplicates} clean files are copies of others: {path}")
         return "\n".join(lines)
 
 
 def build_manifest(
-    given: str | os.PathLike,
+    list_path: str | os.PathLike,
     out: str | os.PathLike,
-    settings: lists.Settings | None = None,
+    list_options: lists.ListOptions | None = None,
     options: IndexOptions | None = None,
     probe=probing.probe_video,
 ) -> IndexSummary:
-    """Probes all videos of a folder or list and writes their manifest; killed, it goes on.
+    """Probes all videos of a folder or list and writes their manifest.
+
+    An interrupted call is resumed by repeating it.
 
     Args:
-        given: Folder or list; see `lists`.
+        list_path: Folder or list; see `lists`.
         out: The CSV file to write.
-        settings: How the list is read.
-        options: How the files are probed.
-        probe: What is done with a file, in a process of its own.
+        list_options: Options for reading the list.
+        options: Options for probing the files.
+        probe: Function that probes one file; runs in worker processes.
 
     Raises:
         UserError: The list cannot be read, no video is good, another run writes the same manifest,
-            or there is one of other content.
+            or a manifest with other content exists.
     """
-    settings, options, out = settings or lists.Settings(), options or IndexOptions(), Path(out)
-    if options.workers < 1 or options.seconds <= 0:
-        raise UserError(f"workers={options.workers}, seconds={options.seconds} must be above 0")
-    if out.suffix != ".csv" or out.is_dir():
-        raise UserError(f"--out={out} must name a .csv file")
-    given_file = Path(given)
-    if out.exists() and given_file.exists() and out.samefile(given_file):
+    list_options, options = list_options or lists.ListOptions(), options or IndexOptions()
+    out = Path(out)
+    check_options(options, out)
+    if out.exists() and Path(list_path).exists() and out.samefile(list_path):
         raise UserError(f"--out={out} is the list itself: name another file")
-    listing = lists.read_list(given, settings)
+    videos = lists.read_list(list_path, list_options)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"the folder of --out={out} cannot be made: {error}") from error
-    with probe_cache.ProbeCache(_beside(out, "probes", "jsonl")) as notes:
-        files = dict.fromkeys(entry.path for entry in listing.entries if not entry.problem)
-        found = {path: notes.recall(path, options.seconds) for path in files}
-        todo = [path for path, known in found.items() if known is None]
-        reused = len(files) - len(todo)
-        for path, result in _show(todo, reused, options, probe):
-            notes.note(path, result)
-            found[path] = result
-    return _write(listing, found, out, options.overwrite, reused)
+        raise UserError(f"the folder of --out={out} cannot be created: {error}") from error
+    with probe_cache.ProbeCache(sidecar_path(out, "probes", "jsonl")) as cache:
+        files = dict.fromkeys(entry.path for entry in videos.entries if not entry.problem)
+        results = {path: cache.get(path, options.timeout) for path in files}
+        pending = [path for path, result in results.items() if result is None]
+        reused = len(files) - len(pending)
+        for path, result in _probe_with_progress(pending, reused, options, probe):
+            cache.put(path, result)
+            results[path] = result
+    return _write_outputs(videos, results, out, options.overwrite, reused)
 
 
-def _beside(manifest: Path, what: str, suffix: str = "csv") -> Path:
-    return manifest.with_name(f"{manifest.stem}.{what}.{suffix}")
+def check_options(options: IndexOptions, out: Path) -> None:
+    """Raises a `UserError` for invalid options or an output that is not a CSV file."""
+    if options.workers < 1 or options.timeout <= 0:
+        raise UserError(
+            f"--workers={options.workers} and --seconds={options.timeout} must be above 0"
+        )
+    if out.suffix != ".csv" or out.is_dir():
+        raise UserError(f"--out={out} must name a .csv file")
 
 
-def _show(
-    todo: Sequence[str], reused: int, options: IndexOptions, probe
+def sidecar_path(manifest: Path, name: str, suffix: str = "csv") -> Path:
+    """Returns the path of another output file of the manifest."""
+    return manifest.with_name(f"{manifest.stem}.{name}.{suffix}")
+
+
+def _probe_with_progress(
+    pending: Sequence[str], reused: int, options: IndexOptions, probe
 ) -> Iterator[tuple[str, VideoProbe | ProbeFailure]]:
-    """Passes the results on and tells of them."""
-    results = probing.probe_all(todo, workers=options.workers, seconds=options.seconds, probe=probe)
-    bad = 0
+    results = probing.probe_all(
+        pending, workers=options.workers, timeout=options.timeout, probe=probe
+    )
+    total, bad = reused + len(pending), 0
     with (
         contextlib.closing(results),
-        ProgressMeter(
-            reused + len(todo), "video", initial=reused, quiet=not options.progress
-        ) as meter,
+        ProgressMeter(total, "video", initial=reused, quiet=not options.progress) as meter,
     ):
         for done, (path, result) in enumerate(results, start=reused + 1):
             bad += isinstance(result, ProbeFailure)
@@ -138,64 +148,74 @@ def _show(
             yield path, result
 
 
-def _write(
-    listing: lists.Listing,
-    found: dict[str, VideoProbe | ProbeFailure],
+def _write_outputs(
+    videos: lists.VideoList,
+    results: dict[str, VideoProbe | ProbeFailure],
     out: Path,
     overwrite: bool,
     reused: int,
 ) -> IndexSummary:
-    clean, quarantine = _sort_out(listing.entries, found)
+    clean, quarantine = _split_entries(videos.entries, results)
+    quarantine_path = sidecar_path(out, "quarantine")
+    quarantine_text = format_csv([("path", "reason"), *quarantine])
     if not clean:
-        path = _beside(out, "quarantine")
-        atomic_file.write_text(path, csv_text([("path", "reason"), *quarantine]))
-        raise UserError(f"none of {len(quarantine)} videos can be read, {path} tells why")
-    copies = _find_copies(clean)
-    texts = {
-        out: _manifest_text(clean, out),
-        _beside(out, "quarantine"): csv_text([("path", "reason"), *quarantine]),
-        _beside(out, "duplicates"): csv_text([("path", "same_as"), *copies]),
-    }
-    if listing.classes is not None:
-        text = json.dumps(listing.classes, indent=0, ensure_ascii=False) + "\n"
-        texts[_beside(out, "classes", "json")] = text
-    if not overwrite and out.exists() and out.read_text(encoding="utf-8") != texts[out]:
+        atomic_file.write_text(quarantine_path, quarantine_text)
         raise UserError(
-            f"{out} exists and has other content: give --overwrite to replace it (what was probed "
-            "is kept), or another --out"
+            f"none of {len(quarantine)} videos can be read: see the reasons in {quarantine_path}"
         )
-    for path, text in reversed(texts.items()):  # the manifest last: it stands for all
+    duplicates = _find_duplicates(clean)
+    texts = {
+        out: _format_manifest(clean, out),
+        quarantine_path: quarantine_text,
+        sidecar_path(out, "duplicates"): format_csv([("path", "same_as"), *duplicates]),
+    }
+    if videos.classes is not None:
+        text = json.dumps(videos.classes, indent=0, ensure_ascii=False) + "\n"
+        texts[sidecar_path(out, "classes", "json")] = text
+    check_overwrite(out, texts[out], overwrite)
+    for path, text in reversed(texts.items()):  # the manifest last: it marks a complete run
         atomic_file.write_text(path, text)
-    return IndexSummary(out, len(listing.entries), len(clean), len(quarantine), len(copies), reused)
+    return IndexSummary(
+        out, len(videos.entries), len(clean), len(quarantine), len(duplicates), reused
+    )
 
 
-def _sort_out(
-    entries: Sequence[Entry], found: dict[str, VideoProbe | ProbeFailure]
-) -> tuple[list[tuple[Entry, VideoProbe]], list[tuple[str, str]]]:
-    """Good rows with what was probed, and paths with reasons."""
-    clean, quarantine, seen = [], [], {}
+def check_overwrite(manifest: Path, text: str, overwrite: bool) -> None:
+    """Raises a `UserError` if a manifest with other content exists and must not be replaced."""
+    if not overwrite and manifest.exists() and manifest.read_text(encoding="utf-8") != text:
+        raise UserError(
+            f"{manifest} exists and has other content: give --overwrite to replace it, or another "
+            "--out"
+        )
+
+
+def _split_entries(
+    entries: Sequence[VideoEntry], results: dict[str, VideoProbe | ProbeFailure]
+) -> tuple[list[tuple[VideoEntry, VideoProbe]], list[tuple[str, str]]]:
+    """Returns good entries with their probes, and bad paths with reasons."""
+    clean, quarantine, labels = [], [], {}
     for entry in entries:
-        result = found.get(entry.path)
+        result = results.get(entry.path)
         if entry.problem or isinstance(result, ProbeFailure):
             quarantine.append((entry.path, entry.problem or result.reason))
             continue
-        entry = _settle_window(entry, result)
-        place = entry.path, entry.start, entry.end
+        entry = _resolve_window(entry, result)
+        key = entry.path, entry.start, entry.end
         problem = _check_name(entry.path) or _check_window(entry, result)
-        if not problem and place in seen:
-            other = " with other labels" if seen[place] != entry.labels else ""
-            problem = f"listed before{other}"
+        if not problem and key in labels:
+            suffix = " with other labels" if labels[key] != entry.labels else ""
+            problem = f"listed before{suffix}"
         if problem:
             quarantine.append((entry.path, problem))
         else:
-            seen[place] = entry.labels
+            labels[key] = entry.labels
             clean.append((entry, result))
     return clean, quarantine
 
 
-def _settle_window(entry: Entry, probe: VideoProbe) -> Entry:
-    """Drops start and end where the file is just what lies between them."""
-    if entry.may_be_cut and probe.duration <= entry.end - entry.start + CUT_SLACK_SECONDS:
+def _resolve_window(entry: VideoEntry, probe: VideoProbe) -> VideoEntry:
+    """Drops start and end if the file is already trimmed to them."""
+    if entry.may_be_trimmed and probe.duration <= entry.end - entry.start + TRIM_TOLERANCE_SECONDS:
         return dataclasses.replace(entry, start=None, end=None)
     return entry
 
@@ -204,49 +224,48 @@ def _check_name(path: str) -> str:
     try:
         path.encode()
     except UnicodeEncodeError:
-        return "the file's name is not UTF-8: rename it"
+        return "the name of the file is not UTF-8: rename it"
     return ""
 
 
-def _check_window(entry: Entry, probe: VideoProbe) -> str:
+def _check_window(entry: VideoEntry, probe: VideoProbe) -> str:
     start = entry.start or 0.0
     if start >= probe.duration or (entry.end is not None and entry.end <= start):
         return f"no frame between {start:g} and {entry.end} seconds of {probe.duration:g}"
     return ""
 
 
-def _find_copies(clean: Sequence[tuple[Entry, VideoProbe]]) -> list[tuple[str, str]]:
-    """(path, path of the first one) of different files with equal content, as far as was read."""
-    first, copies = {}, {}
+def _find_duplicates(clean: Sequence[tuple[VideoEntry, VideoProbe]]) -> list[tuple[str, str]]:
+    """Returns (path, path of the first file with the same digest) for each duplicate file."""
+    first, duplicates = {}, {}
     for entry, probe in clean:
         original = first.setdefault(probe.digest, entry.path)
         if original != entry.path:
-            copies[entry.path] = original
-    return list(copies.items())
+            duplicates[entry.path] = original
+    return list(duplicates.items())
 
 
-def _manifest_text(clean: Sequence[tuple[Entry, VideoProbe]], out: Path) -> str:
+def _format_manifest(clean: Sequence[tuple[VideoEntry, VideoProbe]], out: Path) -> str:
     tasks = list(collections.ChainMap({}, *(entry.labels for entry, _ in clean)))
     folder = os.path.abspath(out.parent)
-    rows: list[Sequence[Any]] = [("path", "source", "start", "end", *tasks, *PROBED)]
+    rows: list[Sequence[Any]] = [("path", "source", "start", "end", *tasks, *PROBE_COLUMNS)]
     for entry, probe in clean:
+        path = _relative_path(entry.path, folder)
         labels = (entry.labels.get(task, lists.NO_LABEL) for task in tasks)
-        facts = (getattr(probe, name) for name in PROBED)
-        rows.append(
-            (_relative(entry.path, folder), entry.source, entry.start, entry.end, *labels, *facts)
-        )
-    return csv_text(rows)
+        values = (getattr(probe, name) for name in PROBE_COLUMNS)
+        rows.append((path, entry.source, entry.start, entry.end, *labels, *values))
+    return format_csv(rows)
 
 
-def _relative(path: str, folder: str) -> str:
-    """Relative if the file lies below the manifest, so that both can be moved together."""
+def _relative_path(path: str, folder: str) -> str:
+    """Makes the path of a file below `folder` relative, so that both can be moved together."""
     path = os.path.normpath(path)
     inside = os.path.commonpath((path, folder)) == folder
     return os.path.relpath(path, folder) if inside else path
 
 
-def csv_text(rows: Iterable[Sequence[Any]]) -> str:
-    """The rows as a CSV file holds them."""
+def format_csv(rows: Iterable[Sequence[Any]]) -> str:
+    """Formats rows as the text of a CSV file."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue()

@@ -1,8 +1,8 @@
-"""Lists of videos as data sets come with them, read into one form.
+"""Reads lists of videos, in the formats in which data sets publish them, into one form.
 
-Known forms: a folder; our own manifests; Kinetics' CSV (label, youtube_id, time_start, time_end,
-split); lines of `path label` or `path,label`, as VideoMAE and MMAction write them; and the JSON
-lists of Something-Something v2 with labels.json beside them.
+Formats: a folder; our own manifests; Kinetics' CSV (label, youtube_id, time_start, time_end,
+split); lines of `path label` or `path,label`, as in VideoMAE and MMAction; and the JSON lists of
+Something-Something v2 with labels.json in the same folder.
 """
 
 import collections
@@ -17,24 +17,24 @@ from pathlib import Path
 
 from invnext_jax.errors import UserError
 
-EXTENSIONS = tuple(
+VIDEO_EXTENSIONS = tuple(
     ".mp4 .webm .mkv .avi .mov .m4v .mpg .mpeg .ts .m2ts .wmv .flv .ogv .3gp .vob".split()
 )
 NO_LABEL = -1
 
 
 @dataclasses.dataclass(frozen=True)
-class Entry:
+class VideoEntry:
     """One video of a list.
 
     Attributes:
-        path: Absolute path of the file; of a missing one what was looked for.
-        source: Data set.
+        path: Absolute path of the file, or the path that was searched if the file is missing.
+        source: Name of the data set.
         start: Seconds; None is the beginning.
         end: Seconds; None is the end.
-        labels: Class numbers by `label_<task>`.
-        problem: Why there is nothing to read, else "".
-        may_be_cut: Whether the file may hold just the seconds from `start` to `end`.
+        labels: Class ids by `label_<task>`.
+        problem: Reason why the file is missing, else "".
+        may_be_trimmed: Whether the file may contain only the seconds from `start` to `end`.
     """
 
     path: str
@@ -43,19 +43,19 @@ class Entry:
     end: float | None = None
     labels: dict[str, int] = dataclasses.field(default_factory=dict)
     problem: str = ""
-    may_be_cut: bool = False
+    may_be_trimmed: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
-    """How a list is read.
+class ListOptions:
+    """Options for reading a list.
 
     Attributes:
-        videos: Folder of the files; "" is the list's own.
+        videos: Folder of the files; "" is the folder of the list.
         source: Name of the data set; "" derives it from the list.
-        task: The single label of a foreign list becomes the column `label_<task>`.
-        classes: File of class names, JSON or one a line, which fixes their numbers; "" numbers the
-            names of the list in alphabetical order.
+        task: The single label of a published list becomes the column `label_<task>`.
+        classes: File of class names, JSON or one per line, that defines the class ids; "" numbers
+            the names of the list in alphabetical order.
     """
 
     videos: str = ""
@@ -65,35 +65,35 @@ class Settings:
 
 
 @dataclasses.dataclass(frozen=True)
-class Listing:
-    """The videos of a list in its order, and the classes' numbers if it names classes."""
+class VideoList:
+    """Entries in the order of the list, and class ids by name if the list has class names."""
 
-    entries: list[Entry]
+    entries: list[VideoEntry]
     classes: dict[str, int] | None = None
 
 
-def read_list(given: str | os.PathLike, settings: Settings) -> Listing:
-    """Reads a folder or a list; the form is told by its name and first line.
+def read_list(list_path: str | os.PathLike, options: ListOptions) -> VideoList:
+    """Reads a folder or a list, whose format follows from its name and first line.
 
     Raises:
-        UserError: There is no such file, it has no known form, a line is wrong, or it is empty.
+        UserError: The file is missing, empty or invalid, or its format is unknown.
     """
-    path = Path(given)
-    if settings.videos and not Path(settings.videos).is_dir():
-        raise UserError(f"there is no folder {settings.videos!r} of videos: set --videos")
+    path = Path(list_path)
+    if options.videos and not Path(options.videos).is_dir():
+        raise UserError(f"the folder {options.videos!r} of videos does not exist: set --videos")
     if not path.exists():
-        raise UserError(f"there is no folder or list {os.fspath(given)!r}")
+        raise UserError(f"the folder or list {os.fspath(list_path)!r} does not exist")
     if path.is_dir():
-        listing = _read_folder(path, settings)
+        videos = _read_folder(path, options)
     else:
         try:
             text = path.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"list {path} cannot be read: {error}") from error
-        listing = _choose_reader(path, text)(path, text, settings)
-    if not listing.entries:
-        raise UserError(f"{path} names no video")
-    return listing
+        videos = _choose_reader(path, text)(path, text, options)
+    if not videos.entries:
+        raise UserError(f"list {path} contains no videos")
+    return videos
 
 
 def _choose_reader(path: Path, text: str):
@@ -102,189 +102,198 @@ def _choose_reader(path: Path, text: str):
     header = [name.strip() for name in text.partition("\n")[0].split(",")]
     if "youtube_id" in header:
         return _read_kinetics
-    return _read_own if "path" in header else _read_pairs
+    return _read_manifest if "path" in header else _read_pairs
 
 
-def walk_videos(folder: str | os.PathLike) -> list[str]:
-    """Absolute paths of all files below `folder` with a video's extension, sorted."""
-    found = []
+def find_videos(folder: str | os.PathLike) -> list[str]:
+    """Returns the sorted absolute paths of all files below `folder` with a video extension."""
+    paths = []
     for parent, _, names in os.walk(os.path.abspath(folder), followlinks=True):
-        found += [os.path.join(parent, n) for n in names if n.lower().endswith(EXTENSIONS)]
-    return sorted(found)
+        paths += [os.path.join(parent, n) for n in names if n.lower().endswith(VIDEO_EXTENSIONS)]
+    return sorted(paths)
 
 
-def _read_folder(path: Path, settings: Settings) -> Listing:
-    source = settings.source or path.resolve().name
-    found = walk_videos(path)
-    if not found:
-        raise UserError(f"folder {path} holds no video ({' '.join(EXTENSIONS)})")
-    return Listing([Entry(video, source) for video in found])
+def _read_folder(path: Path, options: ListOptions) -> VideoList:
+    source = options.source or path.resolve().name
+    videos = find_videos(path)
+    if not videos:
+        raise UserError(f"folder {path} contains no videos ({' '.join(VIDEO_EXTENSIONS)})")
+    return VideoList([VideoEntry(video, source) for video in videos])
 
 
-def _read_own(path: Path, text: str, settings: Settings) -> Listing:
+def _read_manifest(path: Path, text: str, options: ListOptions) -> VideoList:
     rows = csv.DictReader(io.StringIO(text))
     columns = [name.strip() for name in rows.fieldnames or ()]
     rows.fieldnames = columns
-    if "source" not in columns and not settings.source:
+    if "source" not in columns and not options.source:
         raise UserError(f"list {path} has no column 'source': add it, or give --source")
-    folder = os.path.abspath(settings.videos or path.parent)
+    folder = os.path.abspath(options.videos or path.parent)
     entries = []
     for row in rows:
         where = f"list {path}, line {rows.line_num}"
         if not row["path"]:
             raise UserError(f"{where}: the path is empty")
         if row.get("record"):
-            raise UserError(f"{where} names a record of a shard: train on this manifest as it is")
+            raise UserError(f"{where} names a record of a shard: train on this manifest directly")
         if "://" in row["path"]:
-            raise UserError(f"{where}: {row['path']} is remote: train on this manifest as it is")
-        labels = {n: _integer(row[n], f"{where}, {n}") for n in columns if n.startswith("label_")}
-        start, end = (_seconds(row.get(name), f"{where}, {name}") for name in ("start", "end"))
-        source = settings.source or row["source"] or ""
-        entries.append(Entry(os.path.join(folder, row["path"]), source, start, end, labels))
-    return Listing(entries)
+            raise UserError(f"{where}: {row['path']} is remote: train on this manifest directly")
+        labels = {n: _parse_int(row[n], f"{where}, {n}") for n in columns if n.startswith("label_")}
+        start, end = (
+            _parse_seconds(row.get(name), f"{where}, {name}") for name in ("start", "end")
+        )
+        source = options.source or row["source"] or ""
+        entries.append(VideoEntry(os.path.join(folder, row["path"]), source, start, end, labels))
+    return VideoList(entries)
 
 
-def _read_kinetics(path: Path, text: str, settings: Settings) -> Listing:
+def _read_kinetics(path: Path, text: str, options: ListOptions) -> VideoList:
     rows = list(csv.DictReader(io.StringIO(text)))
-    given = [(row.get("label") or "").strip() for row in rows]
-    numbers = _number_classes(given, settings, path)
-    files = _Files(settings.videos or path.parent)
-    source = settings.source or "kinetics"
+    class_names = [(row.get("label") or "").strip() for row in rows]
+    class_ids = _assign_class_ids(class_names, options, path)
+    files = _FileFinder(options.videos or path.parent)
+    source = options.source or "kinetics"
     entries = []
-    for line, (row, label) in enumerate(zip(rows, given, strict=True), start=2):
+    for line, (row, class_name) in enumerate(zip(rows, class_names, strict=True), start=2):
         where, name = f"list {path}, line {line}", row["youtube_id"] or ""
-        start = _seconds(row.get("time_start"), f"{where}, time_start")
-        end = _seconds(row.get("time_end"), f"{where}, time_end")
-        labels = _label(numbers, label, settings.task)
+        start = _parse_seconds(row.get("time_start"), f"{where}, time_start")
+        end = _parse_seconds(row.get("time_end"), f"{where}, time_end")
+        labels = _make_labels(class_ids, class_name, options.task)
         stems = [name]
-        if start is not None and end is not None:  # as the usual download scripts cut and name them
+        if start is not None and end is not None:  # the names that common download scripts use
             times = int(start), int(end)
             stems = ["{}_{:06d}_{:06d}".format(name, *times), "{}_{}_{}".format(name, *times), name]
-        if cut := files.find(stems[:-1], label):
-            entries.append(Entry(cut, source, labels=labels))
-        elif whole := files.find([name], label):
-            entries.append(Entry(whole, source, start, end, labels, may_be_cut=len(stems) > 1))
+        if trimmed := files.find(stems[:-1], class_name):
+            entries.append(VideoEntry(trimmed, source, labels=labels))
+        elif file := files.find([name], class_name):
+            may_be_trimmed = len(stems) > 1
+            entries.append(VideoEntry(file, source, start, end, labels, "", may_be_trimmed))
         else:
             missing = os.path.join(files.folder, stems[0])
-            entries.append(Entry(missing, source, labels=labels, problem=_missing(stems)))
-    return Listing(entries, numbers)
+            problem = _describe_missing(stems)
+            entries.append(VideoEntry(missing, source, labels=labels, problem=problem))
+    return VideoList(entries, class_ids)
 
 
-def _read_ssv2(path: Path, text: str, settings: Settings) -> Listing:
+def _read_ssv2(path: Path, text: str, options: ListOptions) -> VideoList:
     try:
         rows = json.loads(text)
         names = [str(row["id"]) for row in rows]
-        # The templates' placeholders stand in brackets, which labels.json leaves out.
-        given = [re.sub(r"[\[\]]", "", row.get("template") or "") for row in rows]
+        # Placeholders are in brackets in the templates, but not in labels.json.
+        class_names = [re.sub(r"[\[\]]", "", row.get("template") or "") for row in rows]
     except (json.JSONDecodeError, TypeError, KeyError, AttributeError) as error:
         raise UserError(
-            f"list {path} is not like Something-Something's: a list of objects with an id"
+            f"list {path} does not have the format of Something-Something: it must be a JSON list "
+            "of objects with an id"
         ) from error
-    beside = path.with_name("labels.json")
-    if not settings.classes and beside.is_file():
-        settings = dataclasses.replace(settings, classes=str(beside))
-    numbers = _number_classes(given, settings, path)
-    files = _Files(settings.videos or path.parent)
+    labels_path = path.with_name("labels.json")
+    if not options.classes and labels_path.is_file():
+        options = dataclasses.replace(options, classes=str(labels_path))
+    class_ids = _assign_class_ids(class_names, options, path)
+    files = _FileFinder(options.videos or path.parent)
+    source = options.source or "ssv2"
     entries = []
-    for name, label in zip(names, given, strict=True):
-        labels = _label(numbers, label, settings.task)
-        file = files.find([name], label)
-        missing = {} if file else {"problem": _missing([name])}
-        file = file or os.path.join(files.folder, name)
-        entries.append(Entry(file, settings.source or "ssv2", labels=labels, **missing))
-    return Listing(entries, numbers)
+    for name, class_name in zip(names, class_names, strict=True):
+        labels = _make_labels(class_ids, class_name, options.task)
+        if file := files.find([name], class_name):
+            entries.append(VideoEntry(file, source, labels=labels))
+        else:
+            missing, problem = os.path.join(files.folder, name), _describe_missing([name])
+            entries.append(VideoEntry(missing, source, labels=labels, problem=problem))
+    return VideoList(entries, class_ids)
 
 
 _PAIR = re.compile(r"^(?P<path>.+?)(?:\s*,\s*|\s+)(?P<label>-?\d+)$")
 
 
-def _read_pairs(path: Path, text: str, settings: Settings) -> Listing:
-    """Lines of `path label`, `path,label` or a bare path; a label of -1 stands for none."""
-    folder = os.path.abspath(settings.videos or path.parent)
-    source = settings.source or path.stem
-    found = []
+def _read_pairs(path: Path, text: str, options: ListOptions) -> VideoList:
+    """Reads lines of `path label`, `path,label` or a bare path; the label -1 means no label."""
+    folder = os.path.abspath(options.videos or path.parent)
+    source = options.source or path.stem
+    pairs = []
     for number, line in enumerate(text.split("\n"), start=1):
         line = line.strip()
         if not line:
             continue
         pair = _PAIR.match(line)
         name, label = (pair["path"], int(pair["label"])) if pair else (line, NO_LABEL)
-        # VideoMAE v2 lists unlabeled videos as `path,0,-1`; frame folders have a count there.
+        # VideoMAE v2 lists unlabeled videos as `path,0,-1` (folders of frames: `path,count,-1`).
         if label == NO_LABEL and (start := _PAIR.match(name)) and start["label"] == "0":
             name = start["path"]
         name = name.strip('"')
-        if not name.lower().endswith(EXTENSIONS):
+        if not name.lower().endswith(VIDEO_EXTENSIONS):
             raise UserError(
-                f"list {path}, line {number}: {name!r} has no video's extension; lists hold a path "
-                "and a label (folders of frames are not read)"
+                f"list {path}, line {number}: {name!r} has no video extension; a line must be a "
+                "path and a label (folders of frames are not supported)"
             )
-        found.append((os.path.join(folder, name), label))
-    labelled = any(label != NO_LABEL for _, label in found)
-    column = f"label_{settings.task}"
-    return Listing(
-        [Entry(file, source, labels={column: n} if labelled else {}) for file, n in found]
+        pairs.append((os.path.join(folder, name), label))
+    has_labels = any(label != NO_LABEL for _, label in pairs)
+    column = f"label_{options.task}"
+    return VideoList(
+        [VideoEntry(file, source, labels={column: n} if has_labels else {}) for file, n in pairs]
     )
 
 
-class _Files:
-    """The videos below a folder by their names without extension."""
+class _FileFinder:
+    """Finds videos below a folder by their name without extension."""
 
     def __init__(self, folder: str | os.PathLike):
         self.folder = os.path.abspath(folder)
         self._by_stem = collections.defaultdict(list)
-        for file in walk_videos(folder):
+        for file in find_videos(folder):
             self._by_stem[os.path.splitext(os.path.basename(file))[0]].append(file)
 
-    def find(self, stems: Sequence[str], label: str) -> str | None:
-        """The file of one of the names, first of all in a folder that is called like the label."""
-        found = [file for stem in stems for file in self._by_stem.get(stem, ())]
-        labels = {label, label.replace(" ", "_")}
-        in_class = [f for f in found if os.path.basename(os.path.dirname(f)) in labels]
-        return next(iter(in_class or found), None)
+    def find(self, stems: Sequence[str], class_name: str) -> str | None:
+        """Returns a file with one of the names, preferably from the folder of its class."""
+        files = [file for stem in stems for file in self._by_stem.get(stem, ())]
+        folders = {class_name, class_name.replace(" ", "_")}
+        in_class = [f for f in files if os.path.basename(os.path.dirname(f)) in folders]
+        return next(iter(in_class or files), None)
 
 
-def _missing(stems: Iterable[str]) -> str:
-    return f"no file is called {' or '.join(stems)} with a video's extension"
+def _describe_missing(stems: Iterable[str]) -> str:
+    return f"no video file is named {' or '.join(stems)}"
 
 
-def _number_classes(names: Iterable[str], settings: Settings, path: Path) -> dict[str, int] | None:
-    """Numbers of the classes by name; None if no video has a class."""
+def _assign_class_ids(
+    names: Iterable[str], options: ListOptions, path: Path
+) -> dict[str, int] | None:
+    """Returns class ids by name, or None if no video has a class."""
     used = sorted(set(names) - {""})
     if not used:
         return None
-    numbers = {name: number for number, name in enumerate(used)}
-    numbers = _read_classes(settings.classes) if settings.classes else numbers
-    unknown = [name for name in used if name not in numbers]
+    class_ids = {name: number for number, name in enumerate(used)}
+    class_ids = _read_classes(options.classes) if options.classes else class_ids
+    unknown = [name for name in used if name not in class_ids]
     if unknown:
-        raise UserError(f"class {unknown[0]!r} of {path} is not in {settings.classes}")
-    return numbers
+        raise UserError(f"class {unknown[0]!r} of {path} is not in {options.classes}: add it there")
+    return class_ids
 
 
-def _label(numbers: dict[str, int] | None, name: str, task: str) -> dict[str, int]:
-    return {f"label_{task}": numbers[name] if name else NO_LABEL} if numbers else {}
+def _make_labels(class_ids: dict[str, int] | None, name: str, task: str) -> dict[str, int]:
+    return {f"label_{task}": class_ids[name] if name else NO_LABEL} if class_ids else {}
 
 
 def _read_classes(path: str) -> dict[str, int]:
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
-        given = json.loads(text) if path.endswith(".json") else text.split("\n")
-        if isinstance(given, dict):
-            return {name: int(number) for name, number in given.items()}
-        names = [name.strip() for name in given]
+        classes = json.loads(text) if path.endswith(".json") else text.split("\n")
+        if isinstance(classes, dict):
+            return {name: int(number) for name, number in classes.items()}
+        names = [name.strip() for name in classes]
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"classes {path} cannot be read: {error}") from error
+        raise UserError(f"--classes={path} cannot be read: {error}") from error
     return {name: number for number, name in enumerate(filter(None, names))}
 
 
-def _seconds(text: str | None, where: str) -> float | None:
+def _parse_seconds(text: str | None, where: str) -> float | None:
     try:
         return float(text) if text else None
     except ValueError as error:
-        raise UserError(f"{where}: {text!r} is no number of seconds") from error
+        raise UserError(f"{where}: {text!r} must be a number of seconds") from error
 
 
-def _integer(text: str | None, where: str) -> int:
+def _parse_int(text: str | None, where: str) -> int:
     try:
         return int(text or "")
     except ValueError as error:
-        raise UserError(f"{where}: {text!r} is no whole number") from error
+        raise UserError(f"{where}: {text!r} must be an integer") from error

@@ -1,4 +1,4 @@
-"""What was found out about files so far, on disk, for a run that goes on where one was killed."""
+"""On-disk cache of probe results, so that an interrupted run can be resumed."""
 
 import dataclasses
 import json
@@ -11,10 +11,12 @@ from invnext_jax.errors import UserError
 
 
 class ProbeCache:
-    """Results by path, size and time of change, kept line by line so that a kill loses none.
+    """Cache of probe results, keyed by path, size and modification time.
+
+    Each result is a JSON line, which is flushed when it is added.
 
     Raises:
-        UserError: Another run holds the file, or it has been damaged.
+        UserError: The file cannot be written, is locked by another run, or is damaged.
     """
 
     def __init__(self, path: Path):
@@ -23,14 +25,16 @@ class ProbeCache:
             self._file = path.open("a+b")
         except OSError as error:
             raise UserError(f"{path} cannot be written: {error}") from error
+        self._results: dict[tuple, VideoProbe | ProbeFailure] = {}
         try:
             file_lock.acquire(self._file)
+            self._read()
         except file_lock.LockHeldError as error:
             self._file.close()
-            raise UserError(f"another run is writing {path}: wait for its end") from error
-        self._known: dict[tuple, VideoProbe | ProbeFailure] = {}
-        try:
-            self._read()
+            raise UserError(f"another run is writing {path}: wait until it ends") from error
+        except OSError as error:
+            self._file.close()
+            raise UserError(f"{path} cannot be locked or read: {error}") from error
         except UserError:
             self._file.close()
             raise
@@ -47,26 +51,32 @@ class ProbeCache:
         for line in self._file:
             try:
                 row = json.loads(line)
-                kind = VideoProbe if "codec" in row["found"] else ProbeFailure
-                self._known[tuple(row["key"])] = kind(**row["found"])
+                self._results[tuple(row["key"])] = _from_json(row["found"])
             except (ValueError, KeyError, TypeError) as error:
-                if not line.endswith(b"\n"):  # the last words of a killed run
+                if not line.endswith(b"\n"):  # the last line of an interrupted run
                     break
-                raise UserError(f"{self._path} is damaged: delete it to start anew") from error
+                raise UserError(
+                    f"{self._path} is damaged: delete it to probe all files again"
+                ) from error
             end += len(line)
         self._file.truncate(end)
 
-    def recall(self, path: str, seconds: float) -> VideoProbe | ProbeFailure | None:
-        """What is known of the file as it is now; one that hung is tried again with more time."""
-        known = self._known.get(_key(path))
-        hung = getattr(known, "seconds", None)
-        return None if hung is not None and hung < seconds else known
+    def get(self, path: str, timeout: float) -> VideoProbe | ProbeFailure | None:
+        """Returns the result for the file as it is now, or None.
 
-    def note(self, path: str, result: VideoProbe | ProbeFailure) -> None:
-        """Adds a line, unless the next run should look again."""
-        if isinstance(result, ProbeFailure) and result.passing:
+        Args:
+            path: Video file.
+            timeout: Current time limit in seconds; a file that exceeded a lower one is a miss.
+        """
+        result = self._results.get(_key(path))
+        limit = getattr(result, "timeout", None)
+        return None if limit is not None and limit < timeout else result
+
+    def put(self, path: str, result: VideoProbe | ProbeFailure) -> None:
+        """Stores a result, except transient failures."""
+        if isinstance(result, ProbeFailure) and result.transient:
             return
-        row = {"key": _key(path), "found": dataclasses.asdict(result)}
+        row = {"key": _key(path), "found": _to_json(result)}
         self._file.write(json.dumps(row).encode() + b"\n")
         self._file.flush()
 
@@ -77,3 +87,15 @@ def _key(path: str) -> tuple[str, int | None, int | None]:
     except OSError:
         return path, None, None
     return path, stat.st_size, stat.st_mtime_ns
+
+
+def _to_json(result: VideoProbe | ProbeFailure) -> dict:
+    if isinstance(result, VideoProbe):
+        return dataclasses.asdict(result)
+    return {"reason": result.reason, "seconds": result.timeout, "passing": result.transient}
+
+
+def _from_json(fields: dict) -> VideoProbe | ProbeFailure:
+    if "codec" in fields:
+        return VideoProbe(**fields)
+    return ProbeFailure(fields["reason"], fields["seconds"], fields["passing"])

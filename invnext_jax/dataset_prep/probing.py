@@ -1,4 +1,4 @@
-"""What a video file is and whether it can be decoded, found out in processes that may be killed."""
+"""Probes video files in worker processes: properties of good files, and reasons for bad ones."""
 
 import contextlib
 import dataclasses
@@ -7,42 +7,36 @@ import functools
 import hashlib
 import operator
 import os
-import queue
 import stat
-import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import av
 
 from invnext_jax.data import decode, demux
-from invnext_jax.data.worker_pool import SupervisedWorker
-from invnext_jax.data.workers import (
-    ProcessWorker,
-    TimeLimitError,
-    WorkerClosedError,
-    WorkerDiedError,
-)
+from invnext_jax.dataset_prep.worker_map import WorkerFailure, map_in_workers
 
-DIGEST_BYTES = 1 << 16  # read at either end of a file, to tell copies
-MAX_TAIL = 1000  # frames without a key frame that are decoded to the last
-MIN_ZEROS = 16  # bytes; some encoders write less for a frame that is the one before
-PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EACCES, errno.ENOMEM, errno.EMFILE)
+DIGEST_BYTES = 1 << 16  # read at the start and the end of a file, to find duplicates
+MAX_TAIL = 1000  # longest run of frames after the last key frame that is decoded entirely
+MIN_ZEROS = 16  # bytes; some encoders write fewer for a frame that repeats the previous one
+TRANSIENT_ERRNOS = (
+    *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EACCES, errno.ENOMEM, errno.EMFILE),
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class VideoProbe:
-    """What was found out about a good video.
+    """Properties of a video that can be decoded.
 
     Attributes:
-        duration: Seconds, the last frame's own time included.
-        frames: Frames shown; packets counted, headers not believed.
-        width: Pixels as stored, before any turn.
+        duration: Seconds, including the duration of the last frame.
+        frames: Number of shown frames, counted from the packets rather than read from the header.
+        width: Pixels as stored, before rotation.
         height: As `width`.
-        fps: Average frames a second.
+        fps: Average frames per second.
         codec: FFmpeg's name of the decoder.
-        rotation: Degrees that players turn the picture by, counter-clockwise.
-        digest: Equal for files of the same size, beginning and end.
+        rotation: Degrees by which players rotate the picture, counter-clockwise.
+        digest: Hash of the size, the beginning and the end of the file.
     """
 
     duration: float
@@ -57,96 +51,99 @@ class VideoProbe:
 
 @dataclasses.dataclass(frozen=True)
 class ProbeFailure:
-    """Why a file is of no use.
+    """Reason why a file cannot be used.
 
     Attributes:
-        reason: A phrase.
-        seconds: The limit that it hung beyond, else None.
-        passing: Whether it may be the machine's fault, and gone the next time.
+        reason: Description for the quarantine list.
+        timeout: Time limit in seconds that was exceeded, else None.
+        transient: Whether the cause may be the machine or the network, so that a retry may succeed.
     """
 
     reason: str
-    seconds: float | None = None
-    passing: bool = False
+    timeout: float | None = None
+    transient: bool = False
 
 
 def probe_video(path: str) -> VideoProbe:
     """Counts the packets, then decodes the first and the last key frame as training does.
 
     Raises:
-        BadVideo: The file is missing, empty, broken, truncated, or has no video.
+        BadVideo: The file is missing, empty, damaged, truncated, or has no video.
     """
     try:
-        about = os.stat(path)
-        if stat.S_ISREG(about.st_mode) and not about.st_size:
+        status = os.stat(path)
+        if stat.S_ISREG(status.st_mode) and not status.st_size:
             raise decode.BadVideo(f"{path}: empty file")
-        facts, keys = _scan(path)
-        facts |= _look(path)
+        fields, key_frames = _scan_packets(path)
+        fields |= _read_geometry(path)
     except (av.FFmpegError, OSError) as error:
         raise decode.BadVideo(f"{path}: {type(error).__name__}: {error}") from error
     counts = []
 
     def pick(count: int) -> list[int]:
         counts.append(count)
-        # Damage can make key frames look like others: an odd tail is decoded to its end.
-        tail, usual = count - 1 - keys[-1], max(map(operator.sub, keys[1:], keys), default=0)
-        odd = usual < tail <= MAX_TAIL
-        return [0, min(keys[-1], count - 1)] + [count - 1] * odd
+        # Damage can hide key frames. If the tail after the last key frame is longer than every
+        # other group of pictures, its last frame is decoded too.
+        tail = count - 1 - key_frames[-1]
+        longest = max(map(operator.sub, key_frames[1:], key_frames), default=0)
+        decode_tail = longest < tail <= MAX_TAIL
+        return [0, min(key_frames[-1], count - 1)] + [count - 1] * decode_tail
 
     decode.read_frames(path, pick, short_side=32)
-    return VideoProbe(frames=counts[0], digest=_digest(path), **facts)
+    return VideoProbe(frames=counts[0], digest=_digest(path), **fields)
 
 
 def _open(path: str) -> av.container.InputContainer:
     container = av.open(path, metadata_errors="ignore")
     if not container.streams.video or container.streams.video[0].codec_context is None:
-        what = "unknown codec" if container.streams.video else "no video stream"
+        reason = "unknown codec" if container.streams.video else "no video stream"
         container.close()
-        raise decode.BadVideo(f"{path}: {what}")
+        raise decode.BadVideo(f"{path}: {reason}")
     return container
 
 
-def _scan(path: str) -> tuple[dict[str, Any], list[int]]:
-    """What the packets tell, without trust in the header; and the numbers of the key frames."""
+def _scan_packets(path: str) -> tuple[dict[str, Any], list[int]]:
+    """Returns duration, fps and codec, and the numbers of the key frames."""
     with _open(path) as container:
         stream = container.streams.video[0]
-        # The packets themselves are let go one by one: all of them would be the whole file.
+        # Packets are not kept: together they would be the whole file.
         shown = [
-            (packet.pts, packet.is_keyframe, _holds_data(packet))
+            (packet.pts, packet.is_keyframe, _has_data(packet))
             for packet in demux.demux(container, stream)
             if packet.size and not packet.is_discard
         ]
         codec, rate = stream.codec_context.codec.name, float(stream.average_rate or 0)
-        tick = stream.time_base
+        time_base = stream.time_base
     if not shown:
         raise decode.BadVideo(f"{path}: no frames")
-    # Downloads that were broken off may have their full length.
-    if codec != "rawvideo" and not all(holds_data for _, _, holds_data in shown):
+    # An interrupted download can have its full length and end in zeros.
+    if codec != "rawvideo" and not all(has_data for _, _, has_data in shown):
         raise decode.BadVideo(f"{path}: zeros in place of frames")
     times = sorted(pts for pts, _, _ in shown if pts is not None)
     key_times = {pts for pts, is_key, _ in shown if is_key}
     duration = len(shown) / (rate or 25.0)
     if len(times) == len(shown) and times[-1] > times[0]:
-        span = float((times[-1] - times[0]) * tick)
+        span = float((times[-1] - times[0]) * time_base)
         rate = rate or (len(shown) - 1) / span
         duration = span + 1 / rate
-    keys = [number for number, pts in enumerate(times) if pts in key_times] or [0]
-    return {"duration": round(duration, 3), "fps": round(rate or 25.0, 3), "codec": codec}, keys
+    key_frames = [number for number, pts in enumerate(times) if pts in key_times] or [0]
+    fields = {"duration": round(duration, 3), "fps": round(rate or 25.0, 3), "codec": codec}
+    return fields, key_frames
 
 
-def _look(path: str) -> dict[str, int]:
-    """What the first frame tells."""
+def _read_geometry(path: str) -> dict[str, int]:
+    """Returns width, height and rotation of the first frame."""
     with _open(path) as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_type, stream.codec_context.thread_count = "SLICE", 1
-        found = demux.demux(container, stream)
-        first = next((frame for packet in found for frame in packet.decode()), None)
+        packets = demux.demux(container, stream)
+        first = next((frame for packet in packets for frame in packet.decode()), None)
         if first is None:
             raise decode.BadVideo(f"{path}: no frame can be decoded")
         return {"width": first.width, "height": first.height, "rotation": first.rotation}
 
 
-def _holds_data(packet: av.Packet) -> bool:
+def _has_data(packet: av.Packet) -> bool:
     return packet.size < MIN_ZEROS or any(memoryview(packet))
 
 
@@ -161,73 +158,46 @@ def _digest(path: str) -> str:
 
 
 def probe_all(
-    paths: Iterable[str],
+    paths: Sequence[str],
     *,
     workers: int,
-    seconds: float,
+    timeout: float,
     probe: Callable[[str], VideoProbe] = probe_video,
 ) -> Iterator[tuple[str, VideoProbe | ProbeFailure]]:
-    """Probes files in processes; one that hangs or crashes is ended and costs its file alone.
+    """Probes files in worker processes; a hang or a crash affects only its own file.
 
     Args:
-        paths: Files.
-        workers: Processes.
-        seconds: Limit for a file.
-        probe: What is done with a file; it must be importable by its name.
+        paths: Video files.
+        workers: Maximum number of processes.
+        timeout: Longest time for one file in seconds.
+        probe: Function of a path; it must be importable by its name.
 
     Yields:
-        Each path with what was found, in the order in which the files are done.
+        Each path with its result, in the order of `paths`.
     """
-    waiting, found = queue.SimpleQueue(), queue.SimpleQueue()
-    for path in paths:
-        waiting.put(path)
-    count = waiting.qsize()
-    make_worker = functools.partial(ProcessWorker, functools.partial(_answer, probe))
-    with contextlib.ExitStack() as stack:
-        for _ in range(min(workers, count)):
-            seat = SupervisedWorker(make_worker, seconds, tries=1)
-            stack.callback(seat.close)
-            look = functools.partial(_look_at, seat, seconds)
-            threading.Thread(target=_serve, args=(look, waiting, found), daemon=True).start()
-        for _ in range(count):
-            result = found.get()
-            if isinstance(result, Exception):
-                raise result
-            yield result
+    results = map_in_workers(
+        functools.partial(_probe_safely, probe),
+        [(path,) for path in paths],
+        workers=workers,
+        timeout=timeout,
+        ahead=len(paths),  # results are small; a slow file delays no other one
+    )
+    with contextlib.closing(results):
+        for path, result in zip(paths, results, strict=True):
+            if isinstance(result, WorkerFailure):
+                limit = timeout if result.timed_out else None
+                result = ProbeFailure(result.reason, limit, transient=not result.timed_out)
+            yield path, result
 
 
-def _serve(
-    look: Callable[[str], VideoProbe | ProbeFailure],
-    waiting: queue.SimpleQueue,
-    found: queue.SimpleQueue,
-) -> None:
-    """Looks at what waits, file by file, until nothing does or all is closed."""
-    try:
-        while True:
-            path = waiting.get_nowait()
-            found.put((path, look(path)))
-    except (queue.Empty, WorkerClosedError):
-        return
-    except Exception as error:  # raised again in `probe_all`
-        found.put(error)
-
-
-def _look_at(seat: SupervisedWorker, seconds: float, path: str) -> VideoProbe | ProbeFailure:
-    try:
-        return seat.call(path)
-    except TimeLimitError:
-        return ProbeFailure(f"no answer in {seconds:g} seconds", seconds)
-    except WorkerDiedError as error:
-        return ProbeFailure(f"the decoder crashed ({error})", passing=True)
-
-
-def _answer(probe: Callable[[str], VideoProbe], path: str) -> VideoProbe | ProbeFailure:
-    """What a worker process finds out about a file."""
+def _probe_safely(probe: Callable[[str], VideoProbe], path: str) -> VideoProbe | ProbeFailure:
+    """Probes a file in a worker process and returns errors as failures."""
     try:
         return probe(path)
     except decode.BadVideo as error:
-        passing = getattr(error.__cause__, "errno", None) in PASSING
-        return ProbeFailure(str(error).removeprefix(f"{path}: "), passing=passing)
+        transient = getattr(error.__cause__, "errno", None) in TRANSIENT_ERRNOS
+        return ProbeFailure(str(error).removeprefix(f"{path}: "), transient=transient)
     except Exception as error:
-        of_odd_headers = isinstance(error, ValueError | ArithmeticError)
-        return ProbeFailure(f"{type(error).__name__}: {error}", passing=not of_odd_headers)
+        # Damaged headers cause these two; any other exception may be a defect of the program.
+        from_header = isinstance(error, ValueError | ArithmeticError)
+        return ProbeFailure(f"{type(error).__name__}: {error}", transient=not from_header)

@@ -1,8 +1,8 @@
-"""Videos encoded anew for training: small, upright, and cheap to decode from anywhere.
+"""Re-encodes videos for training: small, upright, and cheap to decode from any frame.
 
-A group of pictures is short, so that any frame is near a key frame. Of four frames three are
-referred to by none: the decoder leaves them out where they are not wanted. `fastdecode` does
-without arithmetic coding and the deblocking filter.
+Groups of pictures are short, so every frame is near a key frame. Three of four frames are not
+referenced by other frames, so the decoder can skip them. `fastdecode` disables arithmetic coding
+and the deblocking filter.
 """
 
 import contextlib
@@ -20,20 +20,20 @@ from invnext_jax.data.demux import FrameTimes
 from invnext_jax.data.transforms import FrameConverter
 from invnext_jax.errors import UserError
 
-TICK = fractions.Fraction(1, 90_000)  # seconds
-MAX_BYTES = 2**30  # of one video; a record must stay below 2 GiB
+TIME_BASE = fractions.Fraction(1, 90_000)  # seconds
+MAX_BYTES = 2**30  # of one encoded video; a record must stay below 2 GiB
 PRESETS = tuple("ultrafast superfast veryfast faster fast medium slow slower veryslow".split())
 
 
 @dataclasses.dataclass(frozen=True)
 class Encoding:
-    """How videos are encoded.
+    """Options of the encoder.
 
     Attributes:
-        short_side: Pixels that the shorter side is scaled down to; never up.
-        crf: x264's constant rate factor; less is better and larger.
-        gop: Frames from one key frame to the next, at most.
-        preset: x264's; slower ones give smaller files.
+        short_side: Pixels that the shorter side is scaled down to, never up.
+        crf: Constant rate factor of x264; lower values give better quality and larger files.
+        gop: Most frames from one key frame to the next.
+        preset: Preset of x264; slower ones give smaller files.
     """
 
     short_side: int = 256
@@ -41,8 +41,8 @@ class Encoding:
     gop: int = 12
     preset: str = "veryfast"
 
-    def check(self) -> None:
-        """Raises a `UserError` for what x264 would refuse."""
+    def validate(self) -> None:
+        """Raises a `UserError` for values that x264 does not accept."""
         if self.short_side < 16 or self.short_side % 2:
             raise UserError(f"--short_side={self.short_side} must be even and at least 16")
         if not 0 <= self.crf <= 51:
@@ -52,8 +52,8 @@ class Encoding:
         if self.preset not in PRESETS:
             raise UserError(f"--preset={self.preset!r} must be one of {', '.join(PRESETS)}")
 
-    def options(self) -> dict[str, str]:
-        """For x264. One thread: the workers share the cores."""
+    def x264_options(self) -> dict[str, str]:
+        """Returns options of x264, which runs on one thread because every worker has one core."""
         return {
             "crf": str(self.crf),
             "preset": self.preset,
@@ -66,8 +66,8 @@ class Encoding:
 
 
 @dataclasses.dataclass(frozen=True)
-class Reencode:
-    """Encodes one video after the other; worker processes call it."""
+class Reencoder:
+    """Decodes and encodes one video; called in worker processes."""
 
     encoding: Encoding
 
@@ -78,13 +78,13 @@ class Reencode:
 
         Args:
             path: Video file, local or remote, or a shard.
-            record: Place in the shard; None for a file.
+            record: Position in the shard; None for a file.
             start: Seconds; None is the beginning.
             end: Seconds; None is the end.
 
         Returns:
-            `video` uint8 [bytes], an MP4 file whose first frame is at 0, and `frames`, `width`,
-            `height`, `fps`, `duration`; or `kind` and `reason` if it cannot be done.
+            `video` uint8 [bytes], an MP4 file that starts at time 0, and `frames`, `width`,
+            `height`, `fps`, `duration`; or `kind` and `reason` if the video is bad.
         """
         name = shards.name_video(path, record)
         try:
@@ -95,7 +95,7 @@ class Reencode:
                 return self._encode(video)
         except decode.BadVideo as error:
             return {"kind": error.kind, "reason": str(error).removeprefix(f"{name}: ")}
-        except (ValueError, ArithmeticError, MemoryError) as error:  # of odd headers
+        except (ValueError, ArithmeticError, MemoryError) as error:  # caused by damaged headers
             return {"kind": "corrupt", "reason": f"{type(error).__name__}: {error}"}
 
     def _encode(self, video: decode.VideoReader) -> dict[str, Any]:
@@ -111,16 +111,16 @@ class Reencode:
                     )
                     container = stack.enter_context(av.open(buffer, "w", format="mp4"))
                     stream = None
-                image_hwc = _make_even(convert(number, frame))
+                image_hwc = _crop_to_even(convert(number, frame))
                 if stream is None:
                     stream = self._add_stream(container, image_hwc.shape, times)
                 picture = av.VideoFrame.from_ndarray(image_hwc, format="rgb24")
                 picture = reformatter.reformat(picture, format="yuv420p", threads=1)
-                last = max(last + 1, round(times[number] / TICK))  # time stamps must rise
-                picture.pts, picture.time_base = last, TICK
+                last = max(last + 1, round(times[number] / TIME_BASE))  # time stamps must rise
+                picture.pts, picture.time_base = last, TIME_BASE
                 container.mux(stream.encode(picture))
                 if buffer.tell() > MAX_BYTES:
-                    raise decode.BadVideo(f"more than {MAX_BYTES} bytes as encoded", "too long")
+                    raise decode.BadVideo(f"more than {MAX_BYTES} bytes after encoding", "too long")
             container.mux(stream.encode())
         count, span = len(times), times[len(times) - 1]
         fps = (count - 1) / span if span > 0 else times.fps
@@ -137,13 +137,13 @@ class Reencode:
         rate = fractions.Fraction(min(max(times.fps, 1.0), 240.0)).limit_denominator(1001)
         stream = container.add_stream("libx264", rate=rate)
         stream.height, stream.width = shape_hwc[:2]
-        stream.pix_fmt, stream.options = "yuv420p", self.encoding.options()
-        stream.time_base = stream.codec_context.time_base = TICK
+        stream.pix_fmt, stream.options = "yuv420p", self.encoding.x264_options()
+        stream.time_base = stream.codec_context.time_base = TIME_BASE
         return stream
 
 
-def _make_even(image_hwc: np.ndarray) -> np.ndarray:
-    """Cuts off a last odd row and column, which the pixel format cannot hold."""
+def _crop_to_even(image_hwc: np.ndarray) -> np.ndarray:
+    """Crops an odd last row and column: yuv420p needs even sides."""
     height, width = (side // 2 * 2 for side in image_hwc.shape[:2])
     if not height or not width:
         raise decode.BadVideo("less than two pixels wide or high", "too small")

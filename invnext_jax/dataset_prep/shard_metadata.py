@@ -1,4 +1,4 @@
-"""What stands beside the shards of a data set: TFDS's metadata, the manifest, the quarantine."""
+"""Writes the files next to the shards: TFDS's metadata, the manifest, the quarantine list."""
 
 import collections
 import dataclasses
@@ -11,22 +11,21 @@ from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.dataset_prep import indexing
 from invnext_jax.dataset_prep.shard_writer import (
     DATASET,
-    FACTS,
     REPORTS,
-    Report,
+    VIDEO_COLUMNS,
     ShardPlan,
+    ShardReport,
     make_features,
     write_text,
 )
 from invnext_jax.errors import UserError
 
 VERSION = "1.0.0"
-COLUMNS = ("codec", "original")  # of the manifest, besides what was measured
 
 
 @dataclasses.dataclass(frozen=True)
 class ShardSummary:
-    """What became of the rows; `listed` is the sum of `written` and `quarantined`."""
+    """Counts of the rows; `listed` is the sum of `written` and `quarantined`."""
 
     manifest: str
     listed: int
@@ -36,22 +35,22 @@ class ShardSummary:
     reused: int
 
     def __str__(self) -> str:
-        known = f" ({self.reused} shards were there)" if self.reused else ""
+        reused = f" ({self.reused} shards existed)" if self.reused else ""
         return (
             f"{self.listed} listed = {self.written} written + {self.quarantined} quarantined"
-            f"{known}, {self.size / 2**20:.1f} MiB\nmanifest: {self.manifest}\n"
+            f"{reused}, {self.size / 2**20:.1f} MiB\nmanifest: {self.manifest}\n"
             f"quarantine, with reasons: {self.manifest.removesuffix('.csv')}.quarantine.csv"
         )
 
 
-def write_tables(
-    plan: ShardPlan, manifest: manifest_lib.Manifest, reports: Sequence[Report], reused: int
+def write_metadata(
+    plan: ShardPlan, manifest: manifest_lib.Manifest, reports: Sequence[ShardReport], reused: int
 ) -> ShardSummary:
-    """Checks that no row is lost, then writes all that stands beside the shards of a split.
+    """Checks that no row is missing, then writes all files next to the shards of a split.
 
     Raises:
-        UserError: Not one video could be encoded.
-        RuntimeError: The counts do not agree.
+        UserError: No video could be encoded.
+        RuntimeError: The counts do not add up.
     """
     written = sum(len(report.written) for report in reports)
     quarantined = sum(len(report.quarantined) for report in reports)
@@ -60,53 +59,51 @@ def write_tables(
     out = epath.Path(plan.out)
     rows = [(name, reason) for report in reports for _, name, reason in report.quarantined]
     path = out / f"{plan.split}.quarantine.csv"
-    write_text(path, indexing.csv_text([("path", "reason"), *rows]))
+    write_text(path, indexing.format_csv([("path", "reason"), *rows]))
     if not written:
         reason, count = collections.Counter(reason for _, reason in rows).most_common(1)[0]
         raise UserError(
-            f"none of {plan.rows} videos could be encoded, {count}: {reason}; see {path}"
+            f"none of {plan.rows} videos could be encoded ({count}: {reason}): see the reasons in "
+            f"{path}"
         )
-    _write_metadata(plan, reports)
-    path = out / f"{plan.split}.csv"
-    write_text(path, _manifest_text(plan, manifest, reports))
     size = sum(report.size for report in reports)
+    lengths = {"lengths": [len(report.written) for report in reports], "size": size}
+    write_text(_lengths_path(plan), json.dumps(lengths) + "\n")
+    _write_dataset_info(plan)
+    path = out / f"{plan.split}.csv"
+    write_text(path, _format_manifest(plan, manifest, reports))
     return ShardSummary(str(path), plan.rows, written, quarantined, size, reused)
 
 
-def remove_tables(plan: ShardPlan) -> None:
-    """Takes back what tells that the split is complete, before one of its shards is changed."""
+def mark_incomplete(plan: ShardPlan) -> None:
+    """Removes the files that mark a split as complete, before one of its shards changes."""
     (epath.Path(plan.out) / f"{plan.split}.csv").unlink(missing_ok=True)
-    if _done(plan).exists():
-        _done(plan).unlink()
-        _write_info(plan)
+    if _lengths_path(plan).exists():
+        _lengths_path(plan).unlink()
+        _write_dataset_info(plan)
 
 
-def _done(plan: ShardPlan) -> epath.Path:
+def _lengths_path(plan: ShardPlan) -> epath.Path:
+    """Returns the file with the shard lengths of a complete split."""
     return epath.Path(plan.out) / REPORTS / f"{plan.split}.done.json"
 
 
-def _manifest_text(
-    plan: ShardPlan, manifest: manifest_lib.Manifest, reports: Sequence[Report]
+def _format_manifest(
+    plan: ShardPlan, manifest: manifest_lib.Manifest, reports: Sequence[ShardReport]
 ) -> str:
-    rows = [("path", "record", "source", *plan.labels, *FACTS, *COLUMNS)]
-    for number, report in enumerate(reports):
-        shard = plan.shard(number).name
-        # A retry appends to a shard; the manifest stays in the order of the rows.
-        for place, (row, *facts) in sorted(enumerate(report.written), key=lambda e: e[1][0]):
+    rows = [("path", "record", "source", *plan.labels, *VIDEO_COLUMNS, "codec", "original")]
+    for index, report in enumerate(reports):
+        shard = plan.shard_path(index).name
+        # A retry appends records to a shard; the manifest keeps the order of the rows.
+        for position, (row, *values) in sorted(enumerate(report.written), key=lambda e: e[1][0]):
             record = manifest[row]
             labels = (record.labels.get(name, -1) for name in plan.labels)
-            rows.append((shard, place, record.source, *labels, *facts, "h264", record.name))
-    return indexing.csv_text(rows)
+            rows.append((shard, position, record.source, *labels, *values, "h264", record.name))
+    return indexing.format_csv(rows)
 
 
-def _write_metadata(plan: ShardPlan, reports: Sequence[Report]) -> None:
-    lengths = {"lengths": [len(r.written) for r in reports], "size": sum(r.size for r in reports)}
-    write_text(_done(plan), json.dumps(lengths) + "\n")
-    _write_info(plan)
-
-
-def _write_info(plan: ShardPlan) -> None:
-    """Makes the folder one that `tfds.builder_from_directory` reads, with all whole splits."""
+def _write_dataset_info(plan: ShardPlan) -> None:
+    """Writes metadata of all complete splits for `tfds.builder_from_directory`."""
     import tensorflow_datasets as tfds
 
     out = epath.Path(plan.out)
@@ -116,7 +113,7 @@ def _write_info(plan: ShardPlan) -> None:
     info = tfds.core.DatasetInfo(
         builder=identity,
         features=make_features(plan.labels),
-        description="Videos encoded anew by prepare_data.py shards; `video` is an MP4 file.",
+        description="Videos re-encoded by prepare_data.py shards; `video` is an MP4 file.",
     )
     info.set_file_format("array_record")
     template = tfds.core.ShardedFileTemplate(
@@ -124,12 +121,12 @@ def _write_info(plan: ShardPlan) -> None:
     )
     splits = []
     for path in sorted((out / REPORTS).glob("*.done.json")):
-        done, split = json.loads(path.read_text()), path.name.removesuffix(".done.json")
+        lengths, split = json.loads(path.read_text()), path.name.removesuffix(".done.json")
         splits.append(
             tfds.core.SplitInfo(
                 name=split,
-                shard_lengths=done["lengths"],
-                num_bytes=done["size"],
+                shard_lengths=lengths["lengths"],
+                num_bytes=lengths["size"],
                 filename_template=template.replace(split=split),
             )
         )

@@ -1,17 +1,18 @@
-"""One shard: the rows of a manifest that belong to it, encoded anew into one ArrayRecord file.
+"""Writes one shard: re-encodes its rows of a manifest into one ArrayRecord file.
 
-Which rows these are follows from the shard's number alone. The file appears under its name when it
-is whole, then the report on its rows; a shard without a report is written again. What can be read
-of it keeps its place and new records follow, so that a manifest in use stays true.
+The rows of a shard follow from its index. The shard is written atomically, then the report on its
+rows; a shard without a report is written again. Readable records of an existing shard keep their
+positions and new records are appended, so that a manifest in use stays valid.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
 import os
 import tempfile
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,31 +22,30 @@ from invnext_jax import atomic_file
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data import shards, video_io
 from invnext_jax.data.demux import BadVideo
-from invnext_jax.data.worker_pool import OrderedPool
-from invnext_jax.data.workers import ProcessWorker, TimeLimitError, WorkerDiedError
-from invnext_jax.dataset_prep.reencode import Encoding, Reencode
+from invnext_jax.dataset_prep.reencode import Encoding, Reencoder
+from invnext_jax.dataset_prep.worker_map import WorkerFailure, map_in_workers
 from invnext_jax.errors import UserError
 
-DATASET = "videos"  # the name that TFDS knows
+DATASET = "videos"  # name of the TFDS data set
 PARTS, REPORTS = "parts", "reports"
-ROWS = ".rows"  # ends the file that tells how many rows of a part are done
-FACTS = ("frames", "width", "height", "fps", "duration")  # of a video as encoded
+ROW_COUNT_SUFFIX = ".rows"  # of the file with the number of processed rows of a temporary shard
+VIDEO_COLUMNS = ("frames", "width", "height", "fps", "duration")  # of the encoded video
 
 
 @dataclasses.dataclass(frozen=True)
 class ShardPlan:
-    """What goes where: all that a worker on any machine needs besides a shard's number.
+    """Assignment of rows to shards: all that a worker needs besides the index of its shard.
 
     Attributes:
-        manifests: Paths of the CSV files, whose rows follow each other.
-        sha256: Of the files' bytes, one after the other.
-        out: Folder of the data set; may be remote, as `gs://...`.
+        manifests: Paths of the CSV files, whose rows are concatenated.
+        sha256: Hash of the concatenated files.
+        out: Folder of the data set; may be remote, such as `gs://...`.
         split: Name of the split.
-        rows: Rows of the manifest.
-        count: Shards.
+        rows: Number of rows.
+        count: Number of shards.
         labels: Names of the label columns; -1 where the manifest has none.
-        encoding: How videos are encoded.
-        seconds: Limit for a video.
+        encoding: Options of the encoder.
+        timeout: Longest time for one video in seconds.
     """
 
     manifests: tuple[str, ...]
@@ -56,30 +56,30 @@ class ShardPlan:
     count: int
     labels: tuple[str, ...]
     encoding: Encoding
-    seconds: float
+    timeout: float
 
-    def span(self, number: int) -> range:
-        """The rows of shard `number`."""
-        return range(number * self.rows // self.count, (number + 1) * self.rows // self.count)
+    def shard_rows(self, index: int) -> range:
+        """Returns the rows of a shard."""
+        return range(index * self.rows // self.count, (index + 1) * self.rows // self.count)
 
-    def shard(self, number: int) -> epath.Path:
-        """The file of shard `number`, named as TFDS does."""
-        name = f"{DATASET}-{self.split}.array_record-{number:05d}-of-{self.count:05d}"
+    def shard_path(self, index: int) -> epath.Path:
+        """Returns the file of a shard, with the name that TFDS expects."""
+        name = f"{DATASET}-{self.split}.array_record-{index:05d}-of-{self.count:05d}"
         return epath.Path(self.out) / name
 
-    def report(self, number: int) -> epath.Path:
-        """The report on shard `number`."""
-        name = f"{self.split}-{number:05d}-of-{self.count:05d}.json"
+    def report_path(self, index: int) -> epath.Path:
+        """Returns the file of the report on a shard."""
+        name = f"{self.split}-{index:05d}-of-{self.count:05d}.json"
         return epath.Path(self.out) / REPORTS / name
 
 
 @dataclasses.dataclass(frozen=True)
-class Report:
-    """What became of the rows of a shard, each of which is either written or quarantined.
+class ShardReport:
+    """Outcome of each row of a shard: either written or quarantined.
 
     Attributes:
         size: Bytes of the file.
-        written: (row, *FACTS) of each record, in the order of the records.
+        written: (row, *VIDEO_COLUMNS) of each record, in the order of the records.
         quarantined: (row, name of the video, reason).
     """
 
@@ -88,19 +88,19 @@ class Report:
     quarantined: list[list[Any]]
 
 
-def read_report(plan: ShardPlan, number: int) -> Report | None:
-    """The report on a shard that is whole and accounts for all its rows, else None."""
+def read_report(plan: ShardPlan, index: int) -> ShardReport | None:
+    """Returns the report on a shard if it lists all rows and matches the file, else None."""
     try:
-        report = Report(**json.loads(plan.report(number).read_text()))
-        size = plan.shard(number).stat().length
+        report = ShardReport(**json.loads(plan.report_path(index).read_text()))
+        size = plan.shard_path(index).stat().length
     except (OSError, ValueError, TypeError):
         return None
     rows = sorted(entry[0] for entry in report.written + report.quarantined)
-    if rows != list(plan.span(number)) or size != report.size:
+    if rows != list(plan.shard_rows(index)) or size != report.size:
         return None
-    if not video_io.is_remote(plan.out):  # the reader wants a local file
+    if not video_io.is_remote(plan.out):  # the reader needs a local file
         try:
-            count = shards.count_records(plan.shard(number))
+            count = shards.count_records(plan.shard_path(index))
         except ValueError:
             return None
         if count != len(report.written):
@@ -109,122 +109,117 @@ def read_report(plan: ShardPlan, number: int) -> Report | None:
 
 
 def make_features(labels: tuple[str, ...]):
-    """What a record holds, in TFDS's terms; the video is bytes, for which it has but `Text`."""
+    """Returns the TFDS features of a record. The video is `Text`, TFDS's only type for bytes."""
     import tensorflow_datasets as tfds
     from tensorflow_datasets import features
 
-    numbers = dict.fromkeys(("row", "frames", "width", "height", *labels), np.int64)
-    numbers |= {"fps": np.float32, "duration": np.float32}
+    dtypes = dict.fromkeys(("row", "frames", "width", "height", *labels), np.int64)
+    dtypes |= {"fps": np.float32, "duration": np.float32}
     texts = {name: features.Text() for name in ("video", "source", "original")}
-    scalars = {name: features.Scalar(dtype=kind) for name, kind in numbers.items()}
+    scalars = {name: features.Scalar(dtype=dtype) for name, dtype in dtypes.items()}
     return tfds.features.FeaturesDict(texts | scalars)
 
 
-def write_shard(plan: ShardPlan, number: int) -> None:
-    """Writes shard `number` unless it is there; a row that cannot be encoded is quarantined."""
-    if read_report(plan, number) is not None:
+def write_shard(plan: ShardPlan, index: int) -> None:
+    """Writes a shard and its report unless both exist; quarantines rows that cannot be encoded."""
+    if read_report(plan, index) is not None:
         return
+    path, remote = plan.shard_path(index), video_io.is_remote(plan.out)
     with tempfile.TemporaryDirectory() as scratch:
-        folder = scratch if video_io.is_remote(plan.out) else os.path.join(plan.out, PARTS)
-        part = os.path.join(folder, f"{plan.shard(number).name}.{uuid.uuid4().hex}")
-        written, quarantined = _write_records(plan, number, part)
-        report = Report(os.path.getsize(part), written, quarantined)
-        if video_io.is_remote(plan.out):
-            epath.Path(part).copy(plan.shard(number), overwrite=True)
+        folder = scratch if remote else os.path.join(plan.out, PARTS)
+        temporary = os.path.join(folder, f"{path.name}.{uuid.uuid4().hex}")
+        written, quarantined = _write_records(plan, index, temporary)
+        report = ShardReport(os.path.getsize(temporary), written, quarantined)
+        if remote:
+            epath.Path(temporary).copy(path, overwrite=True)
         else:
-            os.replace(part, plan.shard(number))
-            epath.Path(part + ROWS).unlink(missing_ok=True)
-    write_text(plan.report(number), json.dumps(dataclasses.asdict(report)) + "\n")
+            os.replace(temporary, path)
+            epath.Path(temporary + ROW_COUNT_SUFFIX).unlink(missing_ok=True)
+    write_text(plan.report_path(index), json.dumps(dataclasses.asdict(report)) + "\n")
 
 
-def _write_records(plan: ShardPlan, number: int, part: str) -> tuple[list, list]:
+def _write_records(plan: ShardPlan, index: int, temporary: str) -> tuple[list, list]:
     from array_record.python import array_record_module
     from tensorflow_datasets.core import example_serializer
 
-    manifest, features = _read_once(plan.manifests, plan.sha256), make_features(plan.labels)
+    manifest, features = _load_manifest(plan.manifests, plan.sha256), make_features(plan.labels)
     serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
     quarantined = []
-    # Records one by one, for training reads them in no order; video is compressed as it is.
-    writer = array_record_module.ArrayRecordWriter(part, "group_size:1,uncompressed")
-    written = _keep_records(plan, number, os.path.dirname(part), writer)
-    there = {row for row, *_ in written}
-    span = [row for row in plan.span(number) if row not in there]
-    pool = OrderedPool(
-        lambda index, call: _encode_row(manifest, span, index, call),
-        functools.partial(ProcessWorker, Reencode(plan.encoding)),
-        workers=1,
-        ahead=2,
-        timeout=plan.seconds,
-    )
-    try:
-        for done, row in enumerate(span, start=len(written) + 1):
-            record, made = manifest[row], pool.next_result()
-            if "reason" in made:
-                quarantined.append([row, record.name, made["reason"]])
-            else:
-                facts = {name: made[name] for name in FACTS}
-                video = {"video": made["video"].tobytes(), **facts}
-                about = {"row": row, "source": record.source, "original": record.name}
-                labels = {name: record.labels.get(name, -1) for name in plan.labels}
-                example = features.encode_example(about | video | labels)
-                writer.write(serializer.serialize_example(example))
-                written.append([row, *facts.values()])
-            with open(part + ROWS, "w") as file:
-                file.write(str(done))
-    finally:
-        pool.close()
-        writer.close()
+    # Groups of one record, because training reads in random order. Video is already compressed.
+    writer = array_record_module.ArrayRecordWriter(temporary, "group_size:1,uncompressed")
+    with contextlib.closing(writer):
+        written = _copy_records(plan, index, os.path.dirname(temporary), writer)
+        existing = {row for row, *_ in written}
+        pending = [row for row in plan.shard_rows(index) if row not in existing]
+        encoded = _encode_rows(plan, [manifest[row] for row in pending])
+        with contextlib.closing(encoded):
+            for done, (row, video) in enumerate(
+                zip(pending, encoded, strict=True), start=len(written) + 1
+            ):
+                record = manifest[row]
+                if "reason" in video:
+                    quarantined.append([row, record.name, video["reason"]])
+                else:
+                    values = {name: video[name] for name in VIDEO_COLUMNS}
+                    fields = {"row": row, "source": record.source, "original": record.name}
+                    fields |= {name: record.labels.get(name, -1) for name in plan.labels}
+                    fields |= {"video": video["video"].tobytes(), **values}
+                    example = features.encode_example(fields)
+                    writer.write(serializer.serialize_example(example))
+                    written.append([row, *values.values()])
+                with open(temporary + ROW_COUNT_SUFFIX, "w") as file:
+                    file.write(str(done))
     return written, quarantined
 
 
-def _keep_records(plan: ShardPlan, number: int, folder: str, writer) -> list[list[Any]]:
-    """Copies the records of the shard that is there, if it is sound: (row, *FACTS) of each."""
-    shard = plan.shard(number)
+def _encode_rows(plan: ShardPlan, records: Sequence[manifest_lib.VideoRecord]):
+    """Yields what `Reencoder` returns for each record, with a `reason` for hangs and crashes."""
+    results = map_in_workers(
+        Reencoder(plan.encoding),
+        [(record.path, record.record, record.start, record.end) for record in records],
+        workers=1,
+        timeout=plan.timeout,
+        ahead=2,
+    )
+    with contextlib.closing(results):
+        for result in results:
+            yield {"reason": result.reason} if isinstance(result, WorkerFailure) else result
+
+
+def _copy_records(plan: ShardPlan, index: int, folder: str, writer) -> list[list[Any]]:
+    """Copies the records of a valid existing shard; returns (row, *VIDEO_COLUMNS) of each."""
+    shard = plan.shard_path(index)
     if not shard.exists():
         return []
-    if video_io.is_remote(plan.out):  # the reader wants a local file
+    if video_io.is_remote(plan.out):  # the reader needs a local file
         shard = shard.copy(epath.Path(folder) / "kept", overwrite=True)
-    names, kept = ("row", *FACTS), []
+    names, kept = ("row", *VIDEO_COLUMNS), []
     try:
         for example, _ in shards.iterate_records(shard):
             kept.append([round(example[name][0], 3) for name in names])
     except (BadVideo, KeyError):
         return []
     rows = {row for row, *_ in kept}
-    if len(rows) != len(kept) or not rows <= set(plan.span(number)):
+    if len(rows) != len(kept) or not rows <= set(plan.shard_rows(index)):
         return []
     for _, data in shards.iterate_records(shard):
         writer.write(data)
     return kept
 
 
-def _encode_row(
-    manifest: manifest_lib.Manifest, span: Sequence[int], index: int, call: Callable[..., Any]
-) -> dict[str, Any]:
-    if index >= len(span):  # the pool looks ahead
-        return {}
-    record = manifest[span[index]]
-    try:
-        return call(record.path, record.record, record.start, record.end)
-    except TimeLimitError:
-        return {"reason": "took longer than the time limit"}
-    except WorkerDiedError:
-        return {"reason": "the decoder crashed twice"}
-
-
 @functools.lru_cache(maxsize=1)
-def _read_once(manifests: tuple[str, ...], sha256: str) -> manifest_lib.Manifest:
-    """The manifest that the plan was made for; another machine may hold other files."""
+def _load_manifest(manifests: tuple[str, ...], sha256: str) -> manifest_lib.Manifest:
+    """Reads the manifest of the plan and checks that this machine has the same files."""
     if video_io.hash_files(manifests) != sha256:
         raise UserError(
-            f"manifest {', '.join(manifests)} was changed since the command began, or differs "
-            "between machines: give the same command again when it is the same everywhere"
+            f"manifest {', '.join(manifests)} has changed since the command started, or differs "
+            "between machines: make it the same everywhere, then repeat the command"
         )
     return manifest_lib.read_manifest(manifests)
 
 
 def write_text(path: epath.Path, text: str) -> None:
-    """Writes a file that is whole whenever it is there."""
+    """Writes a text file, atomically if it is local."""
     if video_io.is_remote(os.fspath(path)):
         path.write_text(text)
     else:

@@ -1,4 +1,4 @@
-"""Manifests of real files, good and bad; exact counts; a killed run goes on where it was."""
+"""Manifests of good and bad files, exact counts, and resumed runs."""
 
 import csv
 import json
@@ -20,9 +20,9 @@ from invnext_jax.errors import UserError
 ROOT = Path(__file__).parents[2]
 
 
-def build(given, out, *, settings=None, **options):
-    options = indexing.IndexOptions(**{"workers": 2, "seconds": 20.0, "progress": False, **options})
-    return indexing.build_manifest(given, out, settings, options)
+def build(path, out, *, list_options=None, **options):
+    options = indexing.IndexOptions(**{"workers": 2, "timeout": 20.0, "progress": False, **options})
+    return indexing.build_manifest(path, out, list_options, options)
 
 
 def rows(path):
@@ -51,9 +51,9 @@ def folder(world_folder, tmp_path):
     return folder
 
 
-def test_good_files_are_listed_and_bad_ones_set_aside(folder):
+def test_good_files_are_listed_and_bad_ones_quarantined(folder):
     os.mkfifo(folder / "hang.mp4")
-    summary = build(folder, folder / "train.csv", seconds=3.0)
+    summary = build(folder, folder / "train.csv", timeout=3.0)
     assert counts(summary) == (9, 5, 4, 1)
     assert [row["path"] for row in rows(folder / "train.csv")] == [
         *("0.mp4", "1.mp4", "2.mp4", "deep/copy.mp4", "renamed, really.avi")
@@ -63,7 +63,7 @@ def test_good_files_are_listed_and_bad_ones_set_aside(folder):
     assert all(row == {"path": row["path"]} | facts for row in rows(folder / "train.csv"))
     bad = {Path(row["path"]).name: row["reason"] for row in rows(folder / "train.quarantine.csv")}
     assert bad.keys() == {"broken.mkv", "empty.mp4", "hang.mp4", "truncated.mp4"}
-    assert bad["hang.mp4"] == "no answer in 3 seconds" and bad["empty.mp4"] == "empty file"
+    assert bad["hang.mp4"] == "no result within 3 seconds" and bad["empty.mp4"] == "empty file"
     (copy,) = rows(folder / "train.duplicates.csv")
     assert copy == {"path": str(folder / "deep/copy.mp4"), "same_as": str(folder / "1.mp4")}
     for text in ("9 listed = 5 clean + 4 quarantined", "train.quarantine.csv", "1 clean files are"):
@@ -81,14 +81,14 @@ def test_training_and_evaluation_read_the_manifest(folder):
     assert (batch["video"][1] == batch["video"][3]).all()
 
 
-def test_files_elsewhere_keep_their_whole_path(folder, tmp_path):
+def test_files_outside_the_folder_keep_absolute_paths(folder, tmp_path):
     build(folder, tmp_path / "lists" / "train.csv")
     assert rows(tmp_path / "lists" / "train.csv")[0]["path"] == str(folder / "0.mp4")
     build(folder, tmp_path / "train.csv")
     assert rows(tmp_path / "train.csv")[0]["path"] == "videos/0.mp4"
 
 
-def test_rows_listed_twice_or_without_frames_are_set_aside(folder):
+def test_duplicate_rows_and_empty_windows_are_quarantined(folder):
     (folder / "list.csv").write_text(
         "path,source,start,end,label_x\n0.mp4,s,,,1\n0.mp4,s,,,1\n0.mp4,s,,,2\n0.mp4,s,0.5,,3\n"
         "0.mp4,s,1.5,2,4\n0.mp4,s,0.5,0.5,4\ngone.mp4,s,,,1\n"
@@ -103,14 +103,14 @@ def test_rows_listed_twice_or_without_frames_are_set_aside(folder):
     assert "no frame between 0.5" in reasons[3] and "No such file" in reasons[4]
 
 
-def test_kinetics_windows_hold_for_whole_files_alone(folder):
+def test_kinetics_windows_apply_only_to_untrimmed_files(folder):
     (folder / "list.csv").write_text(
         "label,youtube_id,time_start,time_end,split\nb,0,4,14,train\na,deep,1,2,train\n"
         "a,1,0.25,0.75,train\n"
     )
-    settings = lists.Settings(task="action")
-    # 1.mp4 lasts a second, which half a second's cut may still do; 0.mp4 is cut out of a video.
-    summary = build(folder / "list.csv", folder / "out.csv", settings=settings)
+    list_options = lists.ListOptions(task="action")
+    # 1.mp4 lasts 1 s, within the tolerance for a window of 0.5 s.
+    summary = build(folder / "list.csv", folder / "out.csv", list_options=list_options)
     assert counts(summary) == (3, 2, 1, 0)
     one, two = manifest.read_manifest(folder / "out.csv")
     assert (one.start, one.end, one.labels, one.source) == (
@@ -121,7 +121,7 @@ def test_kinetics_windows_hold_for_whole_files_alone(folder):
     assert json.loads((folder / "out.classes.json").read_text()) == {"a": 0, "b": 1}
 
 
-def test_a_whole_video_keeps_its_window(folder, videos):
+def test_untrimmed_video_keeps_its_window(folder, videos):
     videos.write(folder / "whole.mp4", frames=250, options={"preset": "ultrafast"})  # 10 seconds
     text = "label,youtube_id,time_start,time_end\na,whole,2.5,5\n"
     (folder / "list.csv").write_text(text)
@@ -130,7 +130,7 @@ def test_a_whole_video_keeps_its_window(folder, videos):
     assert (record.start, record.end) == (2.5, 5.0)
 
 
-def test_a_repeated_run_probes_nothing_but_what_changed(folder):
+def test_repeated_run_probes_only_changed_files(folder):
     out = folder / "train.csv"
     assert build(folder, out).reused == 0
     content = out.read_text()
@@ -142,14 +142,14 @@ def test_a_repeated_run_probes_nothing_but_what_changed(folder):
     assert counts(build(folder, out, overwrite=True)) == (8, 6, 2, 2)
 
 
-def test_a_file_that_hung_gets_another_chance_with_more_time(folder):
+def test_timed_out_file_is_probed_again_with_a_higher_limit(folder):
     os.mkfifo(folder / "hang.mp4")
-    assert build(folder, folder / "train.csv", seconds=1.0).quarantined == 4
-    assert build(folder, folder / "train.csv", seconds=1.0).reused == 9
-    assert build(folder, folder / "train.csv", seconds=2.0, overwrite=True).reused == 8
+    assert build(folder, folder / "train.csv", timeout=1.0).quarantined == 4
+    assert build(folder, folder / "train.csv", timeout=1.0).reused == 9
+    assert build(folder, folder / "train.csv", timeout=2.0, overwrite=True).reused == 8
 
 
-def test_half_a_line_of_a_killed_run_is_forgotten(folder):
+def test_incomplete_last_line_of_the_cache_is_ignored(folder):
     build(folder, folder / "train.csv")
     notes = folder / "train.probes.jsonl"
     content = notes.read_bytes()
@@ -161,7 +161,7 @@ def test_half_a_line_of_a_killed_run_is_forgotten(folder):
         build(folder, folder / "train.csv")
 
 
-def test_a_name_that_no_manifest_can_hold_is_set_aside(folder):
+def test_name_that_is_not_utf8_is_quarantined(folder):
     (folder / "0.mp4").rename(folder / "0\udcff.mp4")
     assert counts(build(folder, folder / "train.csv")) == (8, 4, 4, 1)
     (row,) = (r for r in rows(folder / "train.quarantine.csv") if "UTF-8" in r["reason"])
@@ -172,7 +172,7 @@ def command(*arguments):
     return [sys.executable, ROOT / "launch" / "prepare_data.py", *map(str, arguments)]
 
 
-def test_a_killed_run_goes_on(folder):
+def test_killed_run_is_resumed(folder):
     os.mkfifo(folder / "3.mp4")  # the fourth file: one process waits here until it is killed
     out, notes = folder / "train.csv", folder / "train.probes.jsonl"
     arguments = ["index", folder, f"--out={out}", "--workers=1", "--seconds=60"]
@@ -204,14 +204,17 @@ def test_a_killed_run_goes_on(folder):
         (["--out=a.csv"], "write: index FOLDER_OR_LIST --out=manifest.csv"),
         (["crop", "x", "--out=a.csv"], "write: index FOLDER_OR_LIST --out=manifest.csv"),
         (["index", "x"], "--out is missing"),
-        (["index", "nowhere", "--out=a.csv"], "there is no folder or list 'nowhere'"),
+        (["index", "nowhere", "--out=a.csv"], "the folder or list 'nowhere' does not exist"),
         (["index", ".", "--out=a.txt"], "--out=a.txt must name a .csv file"),
         (["index", "bad.csv", "--out=bad.csv"], "--out=bad.csv is the list itself"),
-        (["index", ".", "--out=a.csv", "--workers=-1"], "workers=-1, seconds=60.0 must be above 0"),
+        (
+            ["index", ".", "--out=a.csv", "--workers=-1"],
+            "--workers=-1 and --seconds=60.0 must be above 0",
+        ),
         (["index", ".", "--out=a.csv"], "none of 1 videos can be read"),
     ],
 )
-def test_mistakes_are_one_sentence(arguments, sentence, tmp_path):
+def test_user_errors_are_one_sentence(arguments, sentence, tmp_path):
     (tmp_path / "bad.mp4").write_bytes(b"no video")
     (tmp_path / "bad.csv").write_text("bad.mp4 1\n")
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""What is known of a file holds as long as the file is the same."""
+"""Cached results are valid as long as the file does not change."""
 
 import os
 
@@ -18,40 +18,40 @@ def video(tmp_path):
     return str(path)
 
 
-def recall(tmp_path, path, seconds=5.0):
-    with ProbeCache(tmp_path / "notes.jsonl") as journal:
-        return journal.recall(path, seconds)
+def get(tmp_path, path, timeout=5.0):
+    with ProbeCache(tmp_path / "probes.jsonl") as cache:
+        return cache.get(path, timeout)
 
 
-def note(tmp_path, path, result):
-    with ProbeCache(tmp_path / "notes.jsonl") as journal:
-        journal.note(path, result)
+def put(tmp_path, path, result):
+    with ProbeCache(tmp_path / "probes.jsonl") as cache:
+        cache.put(path, result)
 
 
-def test_a_changed_file_is_not_known(tmp_path, video):
-    assert recall(tmp_path, video) is None
-    note(tmp_path, video, GOOD)
-    assert recall(tmp_path, video) == GOOD
+def test_changed_file_is_a_miss(tmp_path, video):
+    assert get(tmp_path, video) is None
+    put(tmp_path, video, GOOD)
+    assert get(tmp_path, video) == GOOD
     os.utime(video, ns=(0, 5))
-    assert recall(tmp_path, video) is None
-    note(tmp_path, video, ProbeFailure("bad"))
-    assert recall(tmp_path, video) == ProbeFailure("bad")
+    assert get(tmp_path, video) is None
+    put(tmp_path, video, ProbeFailure("bad"))
+    assert get(tmp_path, video) == ProbeFailure("bad")
     os.remove(video)
-    assert recall(tmp_path, video) is None
+    assert get(tmp_path, video) is None
 
 
-def test_what_may_pass_is_tried_again(tmp_path, video):
-    note(tmp_path, video, ProbeFailure("network", passing=True))
-    assert recall(tmp_path, video) is None
-    note(tmp_path, video, ProbeFailure("hung", seconds=5.0))
-    assert recall(tmp_path, video, 5.0) and recall(tmp_path, video, 6.0) is None
+def test_transient_failures_and_higher_limits_are_misses(tmp_path, video):
+    put(tmp_path, video, ProbeFailure("network", transient=True))
+    assert get(tmp_path, video) is None
+    put(tmp_path, video, ProbeFailure("hung", timeout=5.0))
+    assert get(tmp_path, video, 5.0) and get(tmp_path, video, 6.0) is None
 
 
-def test_one_run_at_a_time(tmp_path):
+def test_second_run_is_an_error(tmp_path):
     with (
-        ProbeCache(tmp_path / "notes.jsonl"),
+        ProbeCache(tmp_path / "probes.jsonl"),
         pytest.raises(UserError, match="another run is writing"),
     ):
-        ProbeCache(tmp_path / "notes.jsonl")
+        ProbeCache(tmp_path / "probes.jsonl")
     with pytest.raises(UserError, match="cannot be written"):
-        ProbeCache(tmp_path / "no" / "notes.jsonl")
+        ProbeCache(tmp_path / "no" / "probes.jsonl")

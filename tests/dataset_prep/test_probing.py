@@ -1,4 +1,4 @@
-"""Probes tell what is in a file, and a file that hangs or crashes costs nothing but itself."""
+"""Probes return properties of files; hangs and crashes affect only their own file."""
 
 import errno
 import os
@@ -16,11 +16,11 @@ X264 = {"preset": "ultrafast", "g": "12"}
 
 
 def probe_all(paths, **options):
-    options = {"workers": 2, "seconds": 20.0, **options}
+    options = {"workers": 2, "timeout": 20.0, **options}
     return dict(probing.probe_all([os.fspath(path) for path in paths], **options))
 
 
-def test_facts_of_a_good_file(tmp_path, videos):
+def test_properties_of_a_good_file(tmp_path, videos):
     path = videos.write(tmp_path / "a.mp4", options=X264)
     found = probing.probe_video(str(path))
     assert (found.frames, found.width, found.height) == (60, 80, 48)
@@ -30,7 +30,7 @@ def test_facts_of_a_good_file(tmp_path, videos):
 @pytest.mark.parametrize(
     ("name", "codec"), [("a.webm", "libvpx-vp9"), ("a.avi", "mpeg4"), ("a.ts", "libx264")]
 )
-def test_counts_are_those_that_training_sees(name, codec, tmp_path, videos):
+def test_frame_counts_equal_those_of_training(name, codec, tmp_path, videos):
     path, counts = videos.write(tmp_path / name, codec=codec), []
     decode.read_frames(path, lambda n: counts.append(n) or [0])
     found = probing.probe_video(str(path))
@@ -38,12 +38,12 @@ def test_counts_are_those_that_training_sees(name, codec, tmp_path, videos):
     assert found.duration == pytest.approx(2.4, abs=0.05)
 
 
-def test_a_wrong_extension_does_not_matter(tmp_path, videos):
+def test_wrong_extension_is_ignored(tmp_path, videos):
     path = videos.write(tmp_path / "a.mp4", options=X264).rename(tmp_path / "a.avi")
     assert probing.probe_video(str(path)).frames == 60
 
 
-def test_a_turned_picture_is_told(tmp_path, videos):
+def test_rotation_is_returned(tmp_path, videos):
     path, one = videos.write(tmp_path / "a.mp4", options=X264), 0x10000
     data = path.read_bytes()
     identity = struct.pack(">9i", one, 0, 0, 0, one, 0, 0, 0, 0x40000000)
@@ -54,12 +54,14 @@ def test_a_turned_picture_is_told(tmp_path, videos):
     assert (found.rotation, found.width, found.height) == (-90, 80, 48)
 
 
-def test_damage_after_the_first_frames_is_found(tmp_path, videos):
+def test_damage_after_the_first_frames_is_detected(tmp_path, videos):
     path = videos.write(tmp_path / "a.mp4", options=X264)
     content = path.read_bytes()
     start, end = content.index(b"mdat"), content.rindex(b"moov") - 4
     middle = (start + end) // 2
-    path.write_bytes(content[:middle] + bytes(end - middle) + content[end:])  # a broken download
+    path.write_bytes(
+        content[:middle] + bytes(end - middle) + content[end:]
+    )  # an interrupted download
     with pytest.raises(decode.BadVideo, match="zeros in place of frames"):
         probing.probe_video(str(path))
     path.write_bytes(content[:middle] + b"?" * (end - middle) + content[end:])
@@ -75,11 +77,11 @@ def test_bad_files_have_a_reason(content, reason, tmp_path):
     if content is not None:
         path.write_bytes(content)
     ((_, failure),) = probe_all([path]).items()
-    assert reason in failure.reason and failure.seconds is None
+    assert reason in failure.reason and failure.timeout is None
     assert not failure.reason.startswith(str(path))
 
 
-def test_copies_have_one_digest(tmp_path, videos):
+def test_copies_have_the_same_digest(tmp_path, videos):
     one = videos.write(tmp_path / "a.mp4", options=X264)
     (tmp_path / "b.mp4").write_bytes(one.read_bytes())
     videos.write(tmp_path / "c.mp4", options=X264, frames=50)
@@ -87,14 +89,14 @@ def test_copies_have_one_digest(tmp_path, videos):
     assert digests[0] == digests[1] != digests[2]
 
 
-def test_a_file_that_hangs_is_given_up(tmp_path, videos):
+def test_file_that_hangs_exceeds_the_timeout(tmp_path, videos):
     good = [videos.write(tmp_path / f"{i}.mp4", options=X264) for i in range(4)]
-    os.mkfifo(tmp_path / "hang.mp4")  # opening it waits for a writer for ever
+    os.mkfifo(tmp_path / "hang.mp4")  # opening it blocks until there is a writer
     started = time.monotonic()
-    found = probe_all([good[0], tmp_path / "hang.mp4", *good[1:]], seconds=2.0)
+    found = probe_all([good[0], tmp_path / "hang.mp4", *good[1:]], timeout=2.0)
     assert time.monotonic() - started < 30
     assert found.pop(str(tmp_path / "hang.mp4")) == probing.ProbeFailure(
-        "no answer in 2 seconds", 2.0
+        "no result within 2 seconds", 2.0
     )
     assert len(found) == 4 and {probe.frames for probe in found.values()} == {60}
 
@@ -111,19 +113,19 @@ def crash_on_b(path):
     return probing.VideoProbe(1.0, 1, 1, 1, 1.0, "none", 0, path)
 
 
-def test_a_crash_costs_one_file():
+def test_crash_affects_one_file():
     found = probe_all("abcdef", probe=crash_on_b)
-    assert "crashed (exit code -6)" in found["b"].reason and found["b"].passing
+    assert "crashed (exit code -6)" in found["b"].reason and found["b"].transient
     assert found["c"] == probing.ProbeFailure("ValueError: odd header")
-    assert found["d"] == probing.ProbeFailure("network", passing=True)
-    assert found["f"] == probing.ProbeFailure("TypeError: a mistake in the code", passing=True)
+    assert found["d"] == probing.ProbeFailure("network", transient=True)
+    assert found["f"] == probing.ProbeFailure("TypeError: a mistake in the code", transient=True)
     assert found["a"].digest == "a" and found["e"].digest == "e"
 
 
-def test_stopping_early_ends_the_processes(tmp_path, videos):
+def test_closing_the_results_ends_the_processes(tmp_path, videos):
     path = videos.write(tmp_path / "a.mp4", options=X264)
     os.mkfifo(tmp_path / "hang.mp4")
-    results = probing.probe_all([str(path), str(tmp_path / "hang.mp4")], workers=2, seconds=60.0)
+    results = probing.probe_all([str(path), str(tmp_path / "hang.mp4")], workers=2, timeout=60.0)
     next(results)
     started = time.monotonic()
     results.close()
@@ -134,10 +136,10 @@ def probe_again(path, seeds):
     probing.probe_video(path)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="asks glibc")
-def test_no_file_leaves_anything_allocated(tmp_path, videos):
+@pytest.mark.skipif(sys.platform != "linux", reason="needs glibc")
+def test_probing_does_not_leak_memory(tmp_path, videos):
     path = videos.write(tmp_path / "a.mp4", options=X264)
     worker = workers.ProcessWorker(measure_growth)
     grown = worker.call((probe_again, [str(path)], 100), 60)
     worker.close()
-    assert grown < 50, f"{grown:.0f} bytes a file"  # PyAV's generators, left open, lose 200
+    assert grown < 50, f"{grown:.0f} bytes a file"  # PyAV's generators leak 200 if left open

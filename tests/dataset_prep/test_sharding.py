@@ -1,4 +1,4 @@
-"""Videos of every kind through Beam into shards and back: the right frames, and no row lost."""
+"""Videos of many formats are written to shards with Beam: frames are correct, no row is lost."""
 
 import csv
 import fcntl
@@ -37,7 +37,7 @@ def beam():
 
 
 def turn(data):
-    """The file with the camera turned by a quarter."""
+    """Returns the file with a rotation by 90 degrees in its header."""
     one = 0x10000
     plain = struct.pack(">9i", one, 0, 0, 0, one, 0, 0, 0, 0x40000000)
     turned = struct.pack(">9i", 0, one, 0, -one, 0, 0, 0, 0, 0x40000000)
@@ -63,7 +63,7 @@ def folder(tmp_path_factory, videos):
 
 @pytest.fixture(scope="module")
 def prepared(folder, tmp_path_factory):
-    """What Beam made of it with two workers, and the summary."""
+    """Output folder and summary of a run with two workers."""
     beam()
     out = tmp_path_factory.mktemp("shards") / "out"
     options = sharding.ShardingOptions(workers=2, shards=4, progress=False)
@@ -134,7 +134,7 @@ def test_tfds_reads_it_without_tensorflow(prepared):
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)
 
 
-def test_repeating_writes_only_what_is_gone_or_damaged(folder, prepared):
+def test_repeated_run_writes_only_missing_and_damaged_shards(folder, prepared):
     out, _ = prepared
     files = sorted(out.glob("videos-train*"))
     assert len(files) == 4
@@ -158,28 +158,28 @@ def test_repeating_writes_only_what_is_gone_or_damaged(folder, prepared):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"encoding": Encoding(short_side=48, crf=30)}, "begun with crf=21, not 30"),
-        ({"options": sharding.ShardingOptions(shards=5)}, "begun with shards=4, not 5"),
+        ({"encoding": Encoding(short_side=48, crf=30)}, "made with crf=21, not 30"),
+        ({"options": sharding.ShardingOptions(shards=5)}, "made with shards=4, not 5"),
         ({"options": sharding.ShardingOptions(workers=0)}, "--workers"),
         ({"split": "a b"}, "--split='a b'"),
         ({"manifest": "/no/such.csv"}, r"such\.csv does not exist"),
         ({"encoding": Encoding(preset="best")}, "--preset='best'"),
     ],
 )
-def test_other_settings_are_refused(change, message, folder, prepared):
+def test_other_settings_are_errors(change, message, folder, prepared):
     fields = {"manifest": str(folder), "split": "train", "encoding": ENCODING}
     fields["options"] = sharding.ShardingOptions(shards=4)
     with pytest.raises(UserError, match=message):
         sharding.prepare_shards(out=str(prepared[0]), **fields | change)
 
 
-def test_a_foreign_folder_and_a_second_run_are_refused(folder, prepared, tmp_path):
+def test_folder_with_other_data_and_second_run_are_errors(folder, prepared, tmp_path):
     (tmp_path / "mine").touch()
-    with pytest.raises(UserError, match=r"holds something else \(mine\)"):
+    with pytest.raises(UserError, match=r"holds other data \(mine\)"):
         sharding.prepare_shards(str(folder), str(tmp_path))
     (tmp_path / "copy").mkdir()
     (tmp_path / "copy" / "train.csv").write_text((folder / "list.csv").read_text())
-    with pytest.raises(UserError, match="folder of the manifest itself"):
+    with pytest.raises(UserError, match="is the folder of the manifest"):
         sharding.prepare_shards(str(tmp_path / "copy"), str(tmp_path / "copy"))
     options = sharding.ShardingOptions(shards=4)
     lock = (prepared[0] / "reports" / "lock").open("w")
@@ -188,18 +188,18 @@ def test_a_foreign_folder_and_a_second_run_are_refused(folder, prepared, tmp_pat
         sharding.prepare_shards(str(folder), str(prepared[0]), "train", ENCODING, options)
 
 
-def test_without_beam_a_sentence_says_what_to_install(folder, tmp_path, monkeypatch):
+def test_missing_beam_is_an_error_that_names_the_package(folder, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "apache_beam", None)
     with pytest.raises(UserError, match=r"pip install 'invnext-jax\[prepare\]'"):
         sharding.prepare_shards(str(folder), str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
-def test_a_child_that_hangs_or_dies_costs_its_row_alone(tmp_path, monkeypatch):
+def test_hang_or_crash_quarantines_only_its_row(tmp_path, monkeypatch):
     names = ["a.mp4", "hangs.mp4", "b.mp4", "dies.mp4", "c.mp4"]
     manifest = tmp_path / "list.csv"
     manifest.write_text("path,source\n" + "".join(f"{name},a\n" for name in names))
-    monkeypatch.setattr(shard_writer, "Reencode", fakes.FakeReencode)
+    monkeypatch.setattr(shard_writer, "Reencoder", fakes.FakeReencoder)
     (tmp_path / "out" / "parts").mkdir(parents=True)
     (tmp_path / "out" / "reports").mkdir()
     plan = shard_writer.ShardPlan(
@@ -210,10 +210,10 @@ def test_a_child_that_hangs_or_dies_costs_its_row_alone(tmp_path, monkeypatch):
     report = shard_writer.read_report(plan, 0)
     assert [row for row, *_ in report.written] == [0, 2, 4]
     assert [(row, reason) for row, _, reason in report.quarantined] == [
-        (1, "took longer than the time limit"),
-        (3, "the decoder crashed twice"),
+        (1, "no result within 1 seconds"),
+        (3, "the decoder crashed (exit code 3)"),
     ]
-    path = str(plan.shard(0))
+    path = str(plan.shard_path(0))
     found = [shards.read_video(path, record) for record in range(3)]
     assert found == [str(tmp_path / f"{name}.mp4").encode() for name in "abc"]
 
@@ -221,4 +221,4 @@ def test_a_child_that_hangs_or_dies_costs_its_row_alone(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("rows", "count"), [(1, 1), (17, 16), (1000, 7), (5, 5)])
 def test_each_row_belongs_to_one_shard(rows, count):
     plan = shard_writer.ShardPlan((), "", "", "train", rows, count, (), ENCODING, 1.0)
-    assert [row for number in range(count) for row in plan.span(number)] == [*range(rows)]
+    assert [row for number in range(count) for row in plan.shard_rows(number)] == [*range(rows)]

@@ -1,4 +1,4 @@
-"""Runs of the shard preparation that begin, stop, go on, try again or are refused, without Beam."""
+"""Resumed, retried and rejected runs of the shard preparation, with Beam's pipeline replaced."""
 
 import csv
 import hashlib
@@ -21,15 +21,15 @@ def beam():
     pytest.importorskip("apache_beam", exc_type=ImportError)
 
 
-def write_here(plan, todo, options):
-    """Stands for Beam."""
+def write_in_process(plan, todo, options):
+    """Replaces Beam's pipeline."""
     for number in todo:
         shard_writer.write_shard(plan, number)
 
 
-def test_retry_tries_quarantined_rows_again(tmp_path, videos, monkeypatch):
+def test_retry_encodes_quarantined_rows_again(tmp_path, videos, monkeypatch):
     beam()
-    monkeypatch.setattr(sharding, "_run", write_here)
+    monkeypatch.setattr(sharding, "_run_pipeline", write_in_process)
     videos.write(tmp_path / "a.mp4", options=X264)
     (tmp_path / "list.csv").write_text("path,source\na.mp4,a\nlate.mp4,a\n")
 
@@ -45,11 +45,9 @@ def test_retry_tries_quarantined_rows_again(tmp_path, videos, monkeypatch):
     assert prepare(retry=True) == (2, 0, 1)
 
 
-def test_a_retry_that_is_killed_leaves_no_manifest_and_no_record_moves(
-    tmp_path, videos, monkeypatch
-):
+def test_killed_retry_leaves_no_manifest_and_keeps_record_positions(tmp_path, videos, monkeypatch):
     beam()
-    monkeypatch.setattr(sharding, "_run", write_here)
+    monkeypatch.setattr(sharding, "_run_pipeline", write_in_process)
     for name, frames in (("b.mp4", 9), ("c.mp4", 20)):
         videos.write(tmp_path / name, frames=frames, options=X264)
     (tmp_path / "list.csv").write_text("path,source\na.mp4,a\nb.mp4,a\nc.mp4,a\n")
@@ -69,11 +67,11 @@ def test_a_retry_that_is_killed_leaves_no_manifest_and_no_record_moves(
     clips = [shards.read_video(row.path, row.record) for row in old]
     videos.write(tmp_path / "a.mp4", options=X264)
     with monkeypatch.context() as killed:
-        killed.setattr(sharding, "_run", lambda *_: [][0])
+        killed.setattr(sharding, "_run_pipeline", lambda *_: [][0])
         with pytest.raises(IndexError):
             prepare(retry=True)
     assert not (out / "train.csv").exists() and splits() == ["val"]
-    prepare()  # goes on with it
+    prepare()  # resumes the retry
     assert splits() == ["train", "val"]
     assert [shards.read_video(row.path, row.record) for row in old] == clips
     new = list(manifest_lib.read_manifest(out / "train"))
@@ -85,9 +83,9 @@ def test_a_retry_that_is_killed_leaves_no_manifest_and_no_record_moves(
     assert [row["fps"] for row in rows] == ["25.0"] * 3
 
 
-def test_nothing_readable_is_an_error_that_tells_why(tmp_path, monkeypatch):
+def test_error_without_good_videos_names_the_reason(tmp_path, monkeypatch):
     beam()
-    monkeypatch.setattr(sharding, "_run", write_here)
+    monkeypatch.setattr(sharding, "_run_pipeline", write_in_process)
     (tmp_path / "list.csv").write_text("path,source\na.mp4,a\n")
     with pytest.raises(UserError, match="none of 1 videos could be encoded.*FileNotFound"):
         sharding.prepare_shards(str(tmp_path), str(tmp_path / "out"))
@@ -96,7 +94,7 @@ def test_nothing_readable_is_an_error_that_tells_why(tmp_path, monkeypatch):
 
 def test_splits_share_a_folder(world_folder, tmp_path, monkeypatch):
     beam()
-    monkeypatch.setattr(sharding, "_run", write_here)
+    monkeypatch.setattr(sharding, "_run_pipeline", write_in_process)
     for split in ("train", "val"):
         options = sharding.ShardingOptions(shards=2, progress=False)
         sharding.prepare_shards(
@@ -107,25 +105,25 @@ def test_splits_share_a_folder(world_folder, tmp_path, monkeypatch):
     assert len(manifest_lib.read_manifest(tmp_path / "out" / "val")) == 12
 
 
-def test_another_manifest_than_that_of_the_plan_is_refused(tmp_path):
+def test_changed_manifest_is_an_error(tmp_path):
     manifest = tmp_path / "list.csv"
     manifest.write_text("path,source\na.mp4,a\n")
     names = (str(manifest),)
-    first = shard_writer._read_once(names, video_io.hash_files(names))
+    first = shard_writer._load_manifest(names, video_io.hash_files(names))
     manifest.write_text("path,source\nb.mp4,a\n")
-    with pytest.raises(UserError, match=r"list\.csv was changed since the command began"):
-        shard_writer._read_once(names, "0" * 64)
-    again = shard_writer._read_once(names, video_io.hash_files(names))
+    with pytest.raises(UserError, match=r"list\.csv has changed since the command started"):
+        shard_writer._load_manifest(names, "0" * 64)
+    again = shard_writer._load_manifest(names, video_io.hash_files(names))
     assert [m[0].path[-5:] for m in (first, again)] == ["a.mp4", "b.mp4"]
 
 
-def test_manifests_are_named_in_every_way(tmp_path, monkeypatch):
+def test_manifest_may_have_a_comma_in_its_name_or_be_remote(tmp_path, monkeypatch):
     beam()
     out = str(tmp_path / "out")
-    with pytest.raises(UserError, match="no manifest named: set --manifest"):
+    with pytest.raises(UserError, match="no manifest: set --manifest"):
         sharding.prepare_shards("", out)
     plans = []
-    monkeypatch.setattr(sharding, "_claim", lambda plan: plans.append(plan) or [][0])
+    monkeypatch.setattr(sharding, "_lock_folder", lambda plan: plans.append(plan) or [][0])
     text = b"path,source\n/a.mp4,a\n"
     (tmp_path / "a, b.csv").write_bytes(text)
     fsspec.filesystem("memory").pipe("/named/list.csv", text)
@@ -136,9 +134,9 @@ def test_manifests_are_named_in_every_way(tmp_path, monkeypatch):
         assert plans[-1].sha256 == hashlib.sha256(text).hexdigest()
 
 
-def test_splits_may_lack_labels_and_another_manifest_is_told_first(tmp_path, videos, monkeypatch):
+def test_splits_may_lack_labels_and_other_manifests_are_errors(tmp_path, videos, monkeypatch):
     beam()
-    monkeypatch.setattr(sharding, "_run", write_here)
+    monkeypatch.setattr(sharding, "_run_pipeline", write_in_process)
     videos.write(tmp_path / "a.mp4", frames=9, options=X264)
     out, lists = tmp_path / "out", {}
 
@@ -157,27 +155,27 @@ def test_splits_may_lack_labels_and_another_manifest_is_told_first(tmp_path, vid
     assert shards.read_example(test.path, 0)["label_a"] == [-1]
     assert manifest_lib.read_manifest(out / "val")[0].labels == {"label_a": 5, "label_b": 6}
     for shards_given in (0, 2):
-        with pytest.raises(UserError, match="begun with another manifest, of 2 rows, not 1"):
+        with pytest.raises(UserError, match="was made from another manifest, of 2 rows, not 1"):
             prepare("train", one, shards=shards_given)
     with pytest.raises(UserError, match="splits without the label column 'label_c'") as caught:
         prepare("more", "path,source,label_c\na.mp4,x,7\n")
     assert "delete" not in str(caught.value)
 
 
-def test_a_refused_folder_is_left_as_it_was(tmp_path):
+def test_rejected_folder_is_unchanged(tmp_path):
     beam()
     (tmp_path / "list.csv").write_text("path,source\na.mp4,a\n")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes").touch()
-    for out, message in (("mine", "holds something else"), ("list.csv", "cannot be")):
+    for out, message in (("mine", "holds other data"), ("list.csv", "cannot be")):
         with pytest.raises(UserError, match=message):
             sharding.prepare_shards(str(tmp_path / "list.csv"), str(tmp_path / out))
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes"]
 
 
-def test_no_parts_stay_after_an_error_and_no_permission_is_one(tmp_path, monkeypatch):
+def test_errors_leave_no_temporary_files(tmp_path, monkeypatch):
     beam()
-    monkeypatch.setattr(sharding, "_run", lambda *_: [][0])
+    monkeypatch.setattr(sharding, "_run_pipeline", lambda *_: [][0])
     (tmp_path / "list.csv").write_text("path,source\na.mp4,a\n")
     with pytest.raises(IndexError):
         sharding.prepare_shards(str(tmp_path), str(tmp_path / "out"))

@@ -1,4 +1,4 @@
-"""TFDS data sets that others made become manifests."""
+"""Manifests of existing TFDS data sets."""
 
 import numpy as np
 import pytest
@@ -10,13 +10,13 @@ from invnext_jax.data import decode, manifest, shards
 from invnext_jax.dataset_prep import indexing, tfds_index
 from invnext_jax.errors import UserError
 
-# TFDS asks protobuf for what that is about to drop.
+# TFDS calls a deprecated function of protobuf.
 pytestmark = pytest.mark.filterwarnings(r"ignore:label\(\) is deprecated:DeprecationWarning")
 OPTIONS = indexing.IndexOptions(workers=1, progress=False)
 
 
 @pytest.fixture(scope="module")
-def theirs(tmp_path_factory, videos):
+def dataset(tmp_path_factory, videos):
     """Five and two records in two splits, one of them no video, with metadata by TFDS itself."""
     folder = tmp_path_factory.mktemp("theirs")
     files = [videos.write(folder / f"{n}.mp4", frames=n) for n in (9, 20)]
@@ -55,10 +55,10 @@ def theirs(tmp_path_factory, videos):
     return folder
 
 
-def test_each_record_is_probed_and_keeps_its_labels(theirs, tmp_path, videos):
-    assert tfds_index.is_dataset(theirs) and not tfds_index.is_dataset(tmp_path)
+def test_manifest_has_labels_of_every_good_record(dataset, tmp_path, videos):
+    assert tfds_index.is_tfds_dataset(dataset) and not tfds_index.is_tfds_dataset(tmp_path)
     out = tmp_path / "theirs.csv"
-    summary = tfds_index.index_dataset(theirs, out, split="train", options=OPTIONS)
+    summary = tfds_index.index_dataset(dataset, out, split="train", options=OPTIONS)
     assert (summary.listed, summary.clean, summary.quarantined) == (5, 4, 1)
     rows = list(manifest.read_manifest(out))
     labels = sorted((r.labels["label_color"], r.labels["label_action"]) for r in rows)
@@ -76,23 +76,23 @@ def test_each_record_is_probed_and_keeps_its_labels(theirs, tmp_path, videos):
     ("fields", "message"),
     [
         ({}, "has the splits train, test: name one"),
-        ({"split": "val"}, "name one by --split"),
+        ({"split": "val"}, "name one of them by --split"),
         ({"split": "test", "feature": "sound"}, "has no feature 'sound'"),
         ({"split": "test", "feature": "caption"}, "none of 2 records holds a good video"),
     ],
 )
-def test_what_is_not_there_is_refused(fields, message, theirs, tmp_path):
+def test_missing_names_are_errors(fields, message, dataset, tmp_path):
     with pytest.raises(UserError, match=message):
-        tfds_index.index_dataset(theirs, tmp_path / "a.csv", **fields, options=OPTIONS)
+        tfds_index.index_dataset(dataset, tmp_path / "a.csv", **fields, options=OPTIONS)
 
 
-def test_another_manifest_is_not_overwritten(theirs, tmp_path):
+def test_manifest_with_other_content_is_not_overwritten(dataset, tmp_path):
     (tmp_path / "a.csv").write_text("path,source\n")
     with pytest.raises(UserError, match="give --overwrite"):
-        tfds_index.index_dataset(theirs, tmp_path / "a.csv", split="test", options=OPTIONS)
+        tfds_index.index_dataset(dataset, tmp_path / "a.csv", split="test", options=OPTIONS)
 
 
-def test_labels_are_scalars_of_whole_numbers(caplog):
+def test_labels_are_integer_scalars(caplog):
     kinds = tfds.features.FeaturesDict(
         {
             "label_a": tfds.features.Tensor(shape=(), dtype=np.int32),
@@ -104,7 +104,7 @@ def test_labels_are_scalars_of_whole_numbers(caplog):
         }
     )
     with caplog.at_level("WARNING"):
-        names = tfds_index._choose_labels(kinds)
+        names = tfds_index._label_columns(kinds)
     assert names == {name: name for name in ("label_a", "label_b", "label_c")}
     assert [m.split("'")[1] for m in caplog.messages] == ["label_d", "label_e"]
 
@@ -117,8 +117,8 @@ def test_labels_are_scalars_of_whole_numbers(caplog):
         ({"action": [2**31]}, "label 'action' is 2147483648, beyond 32 bits"),
     ],
 )
-def test_a_record_without_its_label_is_quarantined(labels, reason, theirs, monkeypatch):
-    shard = str(theirs / "theirs-test.array_record-00000-of-00001")
+def test_record_without_its_label_is_quarantined(labels, reason, dataset, monkeypatch):
+    shard = str(dataset / "theirs-test.array_record-00000-of-00001")
     probe = tfds_index.RecordProbe("", ("action",))
     assert probe(shard, 1)["row"][0] == 1
     example = shards.read_example(shard, 1)

@@ -77,7 +77,7 @@ def test_files_hold_clips_and_ground_truth(world_folder):
 
 
 def test_videos_are_h264_at_eight_frames_per_second(world_folder):
-    with decode._open(world_folder / "train" / "000000.mp4") as container:
+    with decode._open_container(world_folder / "train" / "000000.mp4") as container:
         stream = container.streams.video[0]
         assert stream.codec_context.name == "h264"
         assert stream.average_rate == 8 and stream.frames == 8
