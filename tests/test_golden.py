@@ -203,7 +203,7 @@ def test_diffusion_sampling(case):
     c, params = case.config, params_of(case)["decoder"]
     model = decoder.DiffusionDecoder(c["target_channels"], c["width"], c["depth"])
     steps = len(case["respaced.timestep_map"])
-    short = diffusion.respace(diffusion.cosine_schedule(), steps)
+    short = diffusion.respace_schedule(diffusion.cosine_schedule(), steps)
     np.testing.assert_array_equal(short.timesteps, case["respaced.timestep_map"])
     np.testing.assert_allclose(short.betas, case["respaced.betas"], rtol=1e-9)
 
@@ -222,7 +222,7 @@ def test_siglip(case):
     family = FAMILIES["siglip2"]
     tensors = {k: Tensor(v.shape, lambda v=v: v) for k, v in case.under("param.").items()}
     params = to_tree(Reading(family.adapt(tensors)), family.rules)
-    taps = teachers.tapped_layers(c["layers"], c["K"], c["interval"])
+    taps = teachers.select_tap_layers(c["layers"], c["K"], c["interval"])
     assert taps == tuple(sorted(c["return_index"]))
     model = teachers.SigLip2(
         width=c["hidden"],

@@ -9,7 +9,7 @@ import pytest
 import stage_cases
 
 from invnext_jax.models import dot_general
-from invnext_jax.models.patches import patch_targets
+from invnext_jax.models.patches import extract_patch_pixels
 from invnext_jax.objectives import reconstruction
 from invnext_jax.stages import image_teacher, stage1, stage2
 
@@ -82,7 +82,7 @@ def test_stage1_decodes_the_chosen_places_alone(first, batch):
         draws = stage1.see_and_draw(some, frozen, video_bthwc, KEY)[1]
         every = draws._replace(chosen_bm=None)
         latents_bmd = stage1.run_features(model, params, video_bthwc, every).latents_bmd
-        patches_bmp = patch_targets(video_bthwc, draws.masked_bm, 8).reshape(3, -1, 192)
+        patches_bmp = extract_patch_pixels(video_bthwc, draws.masked_bm, 8).reshape(3, -1, 192)
         return draws, latents_bmd, patches_bmp
 
     draws, latents_bmd, patches_bmp = jax.device_get(look(params, frozen, batch))

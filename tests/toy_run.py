@@ -12,7 +12,7 @@ import pytest
 
 from configs import stage1
 from invnext_jax import train
-from invnext_jax.models.sharding import logical
+from invnext_jax.models.sharding import with_logical_axes
 from invnext_jax.stages import registry
 from invnext_jax.training import mesh as mesh_lib
 
@@ -26,9 +26,11 @@ class ToyModel(nn.Module):
     @nn.compact
     def __call__(self, x_bd):
         init = nn.initializers.lecun_normal()
-        x_bd = nn.Dense(8, kernel_init=logical(init, ("embed", "mlp")), name="encoder")(x_bd)
+        x_bd = nn.Dense(8, kernel_init=with_logical_axes(init, ("embed", "mlp")), name="encoder")(
+            x_bd
+        )
         x_bd = nn.with_logical_constraint(nn.tanh(x_bd), ("batch", None))
-        return nn.Dense(3, kernel_init=logical(init, ("mlp", None)), name="head")(x_bd)
+        return nn.Dense(3, kernel_init=with_logical_axes(init, ("mlp", None)), name="head")(x_bd)
 
 
 def toy_loss(config, model, params, frozen, batch, key):

@@ -24,8 +24,8 @@ from invnext_jax.models.patches import (
     IMAGENET_STD,
     clip_grid,
     denormalize,
+    insert_patch_pixels,
     normalize,
-    paste_patches,
 )
 from invnext_jax.objectives import diffusion, masks, reconstruction
 from invnext_jax.stages import image_teacher, stage1, stage2
@@ -78,7 +78,7 @@ def reconstruct(
         def sample(latents_bmd):
             latents_nd = rearrange(latents_bmd, "b m d -> (b m) d")
             patches_np = _sample_patches(model, params, latents_nd, config.encoder.patch, key)
-            return denormalize(paste_patches(clips, masked_bm, patches_np))
+            return denormalize(insert_patch_pixels(clips, masked_bm, patches_np))
 
         return keep_bk, sample(latents_bmd), sample(jnp.roll(latents_bmd, -1, axis=0))
 
@@ -102,7 +102,7 @@ def _sample_patches(model, params, latents_nd, patch, key) -> jax.Array:
     start_np = jax.random.normal(start_key, shape)
     if not isinstance(model.decoder, DiffusionDecoder):
         return decode(start_np, jnp.zeros(shape[:1], jnp.int32))
-    schedule = diffusion.respace(reconstruction.SCHEDULE, SAMPLING_STEPS)
+    schedule = diffusion.respace_schedule(reconstruction.SCHEDULE, SAMPLING_STEPS)
     noises_snp = jax.random.normal(noise_key, (SAMPLING_STEPS, *shape))
     return diffusion.sample(decode_clipped, schedule, noises_snp, start_np, 1.0)[-1]
 

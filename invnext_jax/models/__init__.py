@@ -1,1 +1,1 @@
-"""Pure linen modules: arrays in, arrays out; plain fields, no config objects."""
+"""Flax linen modules: arrays in, arrays out. Fields are plain values; `from_config` sets them."""

@@ -1,4 +1,4 @@
-"""Scaled dot-product attention: the one place that chooses a kernel.
+"""Scaled dot-product attention: `attend` chooses the kernel.
 
 Shape key: b batch, n query tokens, m key tokens, h heads, e head width.
 """
@@ -18,28 +18,33 @@ from invnext_jax.errors import UserError
 from invnext_jax.models import blockwise_attention, fused_attention
 
 KERNELS = ("auto", "cudnn", "splash", "blockwise", "naive")  # of `config.attention`
-# `with kernel("naive"):` around the tracing chooses for every layer.
+# `with kernel("naive"):` around tracing sets the kernel of every attention layer.
 kernel = jax.make_user_context("auto")
 
 _FUSED = {"gpu": "cudnn", "tpu": "splash"}
-_BATCH, _HEADS, _TOKENS = ("data", "fsdp"), ("tensor",), ("sequence",)  # axes of the mesh
+_BATCH_AXES, _HEAD_AXES, _TOKEN_AXES = (
+    ("data", "fsdp"),
+    ("tensor",),
+    ("sequence",),
+)  # axes of the mesh
 
 
 def attend(
     q_bnhe: jax.Array, k_bmhe: jax.Array, v_bmhe: jax.Array, window: int | None = None
 ) -> jax.Array:
-    """softmax(q k^T / sqrt(e)) v with the softmax in float32.
+    """Computes softmax(q k^T / sqrt(e)) v with the softmax in float32.
 
-    `kernel` says how: "cudnn" and "splash" are the fused kernels of GPUs and TPUs; "blockwise" is
-    plain XLA that never holds all logits of a long sequence; "naive" holds them all; "auto" takes
-    the platform's fused kernel, else XLA in blocks if the logits are many. Few queries, as in
-    pooling, and what a fused kernel does not take go by XLA whatever is asked for.
+    The context variable `kernel` selects the implementation: "cudnn" and "splash" are the fused
+    kernels of GPUs and TPUs; "blockwise" is plain XLA that never holds all logits of a long
+    sequence; "naive" holds all of them; "auto" uses the platform's fused kernel if it supports the
+    inputs, else XLA, in blocks if there are many logits. A single query, as in pooling, and inputs
+    that the chosen fused kernel does not support always use XLA.
 
     Args:
       q_bnhe: queries.
       k_bmhe: keys.
       v_bmhe: values.
-      window: keys farther than this many positions from the query are not seen; None sees all.
+      window: largest distance between a query and the keys it attends to; None: all keys.
 
     Returns:
       [b n h e] in the dtype of the queries.
@@ -52,21 +57,21 @@ def attend(
     if chosen == "auto":
         chosen = _FUSED.get(jax.default_backend(), "auto")
     if chosen in ("cudnn", "splash"):
-        why_not = _refusal(chosen, q_bnhe, k_bmhe)
-        if not why_not:
-            run = {"cudnn": _cudnn, "splash": _splash}[chosen]
+        reason = _unsupported_reason(chosen, q_bnhe, k_bmhe)
+        if not reason:
+            run = {"cudnn": _cudnn_attention, "splash": _splash_attention}[chosen]
             return run(q_bnhe, k_bmhe, v_bmhe, window)
         if q_bnhe.shape[1] > 1:
-            _tell(f"attention {q_bnhe.shape}: {chosen} is not used, for {why_not}")
+            _log_once(f"attention {q_bnhe.shape}: {chosen} is not used: {reason}")
         chosen = "auto"
-    return _xla(q_bnhe, k_bmhe, v_bmhe, window, recompute=chosen == "blockwise")
+    return _xla_attention(q_bnhe, k_bmhe, v_bmhe, window, recompute=chosen == "blockwise")
 
 
-def _refusal(chosen: str, q_bnhe: jax.Array, k_bmhe: jax.Array) -> str:
-    """Why a fused kernel cannot be used; empty if it can."""
+def _unsupported_reason(chosen: str, q_bnhe: jax.Array, k_bmhe: jax.Array) -> str:
+    """Returns why a fused kernel cannot be used, or an empty string if it can."""
     if q_bnhe.shape[1] != k_bmhe.shape[1] or q_bnhe.shape[1] == 1:
-        return "it takes as many queries as keys"
-    return fused_attention.cudnn_refusal(q_bnhe) if chosen == "cudnn" else ""
+        return "it needs as many queries as keys, and more than one"
+    return fused_attention.cudnn_unsupported_reason(q_bnhe) if chosen == "cudnn" else ""
 
 
 def check_config(config: Any) -> None:
@@ -88,13 +93,13 @@ def check_config(config: Any) -> None:
 
 
 @functools.cache
-def _tell(sentence: str) -> None:
-    logging.info(sentence)
+def _log_once(message: str) -> None:
+    logging.info(message)
 
 
-def _xla(q_bnhe, k_bmhe, v_bmhe, window, *, recompute):
+def _xla_attention(q_bnhe, k_bmhe, v_bmhe, window, *, recompute):
     n, m = q_bnhe.shape[1], k_bmhe.shape[1]
-    recompute = recompute or n * m > blockwise_attention.CELLS
+    recompute = recompute or n * m > blockwise_attention.MAX_LOGITS
     if (
         window is not None
         and n == m
@@ -107,71 +112,76 @@ def _xla(q_bnhe, k_bmhe, v_bmhe, window, *, recompute):
     run = (
         blockwise_attention.blockwise_attention if recompute else blockwise_attention.full_attention
     )
-    if _axes(_TOKENS) is None:  # batch and heads are split by the compiler as well
+    if _mesh_axes(_TOKEN_AXES) is None:  # the compiler can split the batch and the heads
         return run(q_bnhe, k_bmhe, v_bmhe)
-    return _over_mesh(run, q_bnhe, k_bmhe, v_bmhe, split_tokens=True)
+    return _shard_over_mesh(run, q_bnhe, k_bmhe, v_bmhe, split_tokens=True)
 
 
-def _cudnn(q_bnhe, k_bnhe, v_bnhe, window):
+def _cudnn_attention(q_bnhe, k_bnhe, v_bnhe, window):
     run = functools.partial(fused_attention.cudnn, window=window)
-    return _over_mesh(run, q_bnhe, k_bnhe, v_bnhe, split_tokens=window is None)
+    return _shard_over_mesh(run, q_bnhe, k_bnhe, v_bnhe, split_tokens=window is None)
 
 
-def _splash(q_bnhe, k_bnhe, v_bnhe, window):
+def _splash_attention(q_bnhe, k_bnhe, v_bnhe, window):
     _, n, heads, e = q_bnhe.shape
-    mesh, tokens = jax.sharding.get_abstract_mesh(), _axes(_TOKENS)
+    mesh, tokens = jax.sharding.get_abstract_mesh(), _mesh_axes(_TOKEN_AXES)
     shards = mesh.shape[tokens[0]] if tokens else 1
     (q, k, v), segments = fused_attention.pad_for_splash(q_bnhe, k_bnhe, v_bnhe, window, shards)
-    if split := _axes(_HEADS, heads):
+    if split := _mesh_axes(_HEAD_AXES, heads):
         heads //= mesh.shape[split[0]]
     interpret = jax.default_backend() != "tpu"
-    made = fused_attention.splash_kernel(q.shape[1], heads, window, shards, interpret=interpret)
-    q_spec, kv_spec = _specs(q, split_tokens=True)
-    if _is_whole(q_spec):
-        return fused_attention.run_splash(made, q, k, v, segments)[:, :n, :, :e]
-    made_tokens = None if window is None else tokens
-    made_spec = made.manual_sharding_spec(NamedSharding(mesh, P(None, made_tokens)))
+    splash_kernel = fused_attention.make_splash_kernel(
+        q.shape[1], heads, window, shards, interpret=interpret
+    )
+    q_spec, kv_spec = _query_and_key_specs(q, split_tokens=True)
+    if _is_replicated(q_spec):
+        return fused_attention.run_splash(splash_kernel, q, k, v, segments)[:, :n, :, :e]
+    kernel_tokens = None if window is None else tokens
+    kernel_spec = splash_kernel.manual_sharding_spec(NamedSharding(mesh, P(None, kernel_tokens)))
     segments_spec = None if segments is None else type(segments)(q=P(tokens), kv=P())
     y = jax.shard_map(
         fused_attention.run_splash,
-        in_specs=(made_spec, q_spec, kv_spec, kv_spec, segments_spec),
+        in_specs=(kernel_spec, q_spec, kv_spec, kv_spec, segments_spec),
         out_specs=q_spec,
         check_vma=False,
-    )(made, q, k, v, segments)
+    )(splash_kernel, q, k, v, segments)
     return y[:, :n, :, :e]
 
 
-def _over_mesh(
+def _shard_over_mesh(
     run: Callable[..., jax.Array], q_bnhe, k_bmhe, v_bmhe, *, split_tokens: bool
 ) -> jax.Array:
-    """Runs a kernel that the compiler cannot split: each device has its clips and heads.
+    """Runs a kernel that the compiler cannot partition in a `shard_map` over clips and heads.
 
-    With `split_tokens` it also has but a part of the queries, and all keys.
+    With `split_tokens` the queries are split as well; every device has all keys.
     """
-    n, tokens = q_bnhe.shape[1], _axes(_TOKENS)
+    n, tokens = q_bnhe.shape[1], _mesh_axes(_TOKEN_AXES)
     if split_tokens and tokens:
         spare = -n % jax.sharding.get_abstract_mesh().shape[tokens[0]]
         q_bnhe = jnp.pad(q_bnhe, ((0, 0), (0, spare), (0, 0), (0, 0)))
-    q_spec, kv_spec = _specs(q_bnhe, split_tokens=split_tokens)
-    if _is_whole(q_spec):
+    q_spec, kv_spec = _query_and_key_specs(q_bnhe, split_tokens=split_tokens)
+    if _is_replicated(q_spec):
         return run(q_bnhe, k_bmhe, v_bmhe)
     specs = (q_spec, kv_spec, kv_spec)
     split = jax.shard_map(run, in_specs=specs, out_specs=q_spec, check_vma=False)
     return split(q_bnhe, k_bmhe, v_bmhe)[:, :n]
 
 
-def _specs(q_bnhe, *, split_tokens):
-    batch, heads = _axes(_BATCH, q_bnhe.shape[0]), _axes(_HEADS, q_bnhe.shape[2])
-    tokens = _axes(_TOKENS, q_bnhe.shape[1]) if split_tokens else None
+def _query_and_key_specs(q_bnhe, *, split_tokens):
+    batch, heads = _mesh_axes(_BATCH_AXES, q_bnhe.shape[0]), _mesh_axes(_HEAD_AXES, q_bnhe.shape[2])
+    tokens = _mesh_axes(_TOKEN_AXES, q_bnhe.shape[1]) if split_tokens else None
     return P(batch, tokens, heads, None), P(batch, None, heads, None)
 
 
-def _is_whole(spec: P) -> bool:
+def _is_replicated(spec: P) -> bool:
     return all(axes is None for axes in spec)
 
 
-def _axes(names: tuple[str, ...], size: int | None = None) -> tuple[str, ...] | None:
-    """Those of the current mesh's axes that split something; None if they do not divide `size`."""
+def _mesh_axes(names: tuple[str, ...], size: int | None = None) -> tuple[str, ...] | None:
+    """Returns those of `names` that have more than one device in the current mesh.
+
+    Returns None if there are none, or if the number of devices does not divide `size`.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.manual_axes:
         return None

@@ -1,46 +1,51 @@
-"""Exact attention in plain XLA, at once or in blocks that never hold all logits of a long sequence.
+"""Exact attention in plain XLA, with all logits at once or in blocks of queries.
 
-Heads stand before tokens, so that each matrix product reads its operands as they lie. Weights stay
-unnormalised until they have met the values: dividing n x e numbers is less work than n x m.
+Heads are moved before tokens, so that matrix products need no transposed copy of their operands.
+The softmax is normalised after the product with the values: dividing n x e numbers is less work
+than dividing n x m.
 
 Shape key: b batch, n query tokens, m key tokens, h heads, e head width, g blocks of queries,
-w queries of a block, s keys that a block sees.
+w queries of a block, s keys that a block attends to.
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-CELLS = 2**20  # logits a head that are held at once
-HIDDEN = -1e30  # logit of a key that is not seen; exp of it is 0
+MAX_LOGITS = 2**20  # largest number of logits per head held at once
+MASKED_LOGIT = -1e30  # logit of a masked key; its exp is 0
 
 
 def full_attention(
     q_bnhe: jax.Array, k_bmhe: jax.Array, v_bmhe: jax.Array, window: int | None = None
 ) -> jax.Array:
-    """Attention that holds all n x m logits; see `attention.attend`."""
-    q, k, v = _scaled(q_bnhe), k_bmhe, v_bmhe
-    seen_nm = None
+    """Computes attention with all n x m logits at once; see `attention.attend`."""
+    q, k, v = _scale_queries(q_bnhe), k_bmhe, v_bmhe
+    mask_nm = None
     if window is not None:
         distance = np.arange(q.shape[1])[:, None] - np.arange(k.shape[1])[None]
-        seen_nm = (np.abs(distance) <= window)[None, None]
+        mask_nm = (np.abs(distance) <= window)[None, None]
     q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
-    return _weigh(q, k, v, seen_nm).transpose(0, 2, 1, 3)
+    return _softmax_matmul(q, k, v, mask_nm).transpose(0, 2, 1, 3)
 
 
 def blockwise_attention(q_bnhe: jax.Array, k_bmhe: jax.Array, v_bmhe: jax.Array) -> jax.Array:
-    """Global attention, one block of queries after the other; each sees all keys.
+    """Computes global attention for one block of queries after the other.
 
-    The backward pass computes a block's logits again. At most `CELLS` logits a head are held, but
-    for a sequence so long that 16 queries make more.
+    The backward pass recomputes the logits of a block. A block has at most `MAX_LOGITS` logits per
+    head, but at least 16 queries.
     """
     b, n, h, e = q_bnhe.shape
-    blocks = -(-n // max(CELLS // k_bmhe.shape[1], 16))
+    blocks = -(-n // max(MAX_LOGITS // k_bmhe.shape[1], 16))
     width = -(-n // blocks)
-    q_bhne, k_bhme, v_bhme = (x.transpose(0, 2, 1, 3) for x in (_scaled(q_bnhe), k_bmhe, v_bmhe))
+    q_bhne, k_bhme, v_bhme = (
+        x.transpose(0, 2, 1, 3) for x in (_scale_queries(q_bnhe), k_bmhe, v_bmhe)
+    )
     q_bhne = jnp.pad(q_bhne, ((0, 0), (0, 0), (0, blocks * width - n), (0, 0)))
     q_gbhwe = q_bhne.reshape(b, h, blocks, width, e).transpose(2, 0, 1, 3, 4)
-    block = jax.checkpoint(lambda q_bhwe: _weigh(q_bhwe, k_bhme, v_bhme), prevent_cse=False)
+    block = jax.checkpoint(
+        lambda q_bhwe: _softmax_matmul(q_bhwe, k_bhme, v_bhme), prevent_cse=False
+    )
     y_gbhwe = jax.lax.map(block, q_gbhwe)
     return y_gbhwe.transpose(1, 0, 3, 2, 4).reshape(b, blocks * width, h, e)[:, :n]
 
@@ -48,14 +53,17 @@ def blockwise_attention(q_bnhe: jax.Array, k_bmhe: jax.Array, v_bmhe: jax.Array)
 def sliding_window_attention(
     q_bnhe: jax.Array, k_bnhe: jax.Array, v_bnhe: jax.Array, window: int
 ) -> jax.Array:
-    """Local attention in time and memory linear in n: each block sees itself and what is near."""
+    """Computes local attention in time and memory linear in n.
+
+    Each block of queries attends to its own positions and to `window` positions on each side.
+    """
     b, n, h, e = q_bnhe.shape
     blocks = -(-n // window_block_size(window))
-    width = -(-n // blocks)  # of equal blocks, so that few places stay empty
+    width = -(-n // blocks)  # equal blocks need the least padding
     spare = blocks * width - n
 
-    def cut(x_bnhe, before, after):
-        """[b h g s e]: block i has the s = before + width + after positions round its own."""
+    def split_blocks(x_bnhe, before, after):
+        """Returns overlapping blocks [b h g s e] of s = before + width + after positions."""
         total = before + width + after
         x_bhne = x_bnhe.transpose(0, 2, 1, 3)
         x_bhne = jnp.pad(x_bhne, ((0, 0), (0, 0), (before, spare + after + width), (0, 0)))
@@ -65,30 +73,32 @@ def sliding_window_attention(
             parts.append(part[:, :, :, : min(width, total - start)])
         return jnp.concatenate(parts, axis=3)
 
-    near = np.arange(-window, width + window)[None]
-    key_gs = width * np.arange(blocks)[:, None] + near
-    seen_gws = (np.abs(np.arange(width)[:, None] - near) <= window)[None]
-    seen_gws = seen_gws & ((key_gs >= 0) & (key_gs < n))[:, None]
-    q = cut(_scaled(q_bnhe), 0, 0)
-    k, v = (cut(x, window, window) for x in (k_bnhe, v_bnhe))
-    y_bhne = _weigh(q, k, v, seen_gws[None, None]).reshape(b, h, blocks * width, e)
+    offset = np.arange(-window, width + window)[None]
+    key_gs = width * np.arange(blocks)[:, None] + offset
+    mask_gws = (np.abs(np.arange(width)[:, None] - offset) <= window)[None]
+    mask_gws = mask_gws & ((key_gs >= 0) & (key_gs < n))[:, None]
+    q = split_blocks(_scale_queries(q_bnhe), 0, 0)
+    k, v = (split_blocks(x, window, window) for x in (k_bnhe, v_bnhe))
+    y_bhne = _softmax_matmul(q, k, v, mask_gws[None, None]).reshape(b, h, blocks * width, e)
     return y_bhne[:, :, :n].transpose(0, 2, 1, 3)
 
 
 def window_block_size(window: int) -> int:
-    """Queries of a block in local attention, at most."""
+    """Returns the largest number of queries of a block in local attention."""
     return max(2 * window, 16)
 
 
-def _scaled(q: jax.Array) -> jax.Array:
+def _scale_queries(q: jax.Array) -> jax.Array:
     return (q.astype(jnp.float32) * q.shape[-1] ** -0.5).astype(q.dtype)
 
 
-def _weigh(q: jax.Array, k: jax.Array, v: jax.Array, seen: np.ndarray | None = None) -> jax.Array:
-    """Softmax of q k^T in float32, times v: [... n e], [... m e], [... m e] -> [... n e]."""
+def _softmax_matmul(
+    q: jax.Array, k: jax.Array, v: jax.Array, mask: np.ndarray | None = None
+) -> jax.Array:
+    """Computes softmax(q k^T) v in float32: [... n e], [... m e], [... m e] -> [... n e]."""
     logits = jnp.einsum("...ne,...me->...nm", q, k, preferred_element_type=jnp.float32)
-    if seen is not None:
-        logits = jnp.where(seen, logits, HIDDEN)
+    if mask is not None:
+        logits = jnp.where(mask, logits, MASKED_LOGIT)
     largest = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
     weights = jnp.exp(logits - largest)
     total = jnp.sum(weights, axis=-1, keepdims=True)

@@ -1,6 +1,6 @@
-"""Decoders from predicted latents to pixels: conditional diffusion MLP, and plain pixel heads.
+"""Decoders from predicted latents to pixels: a conditional diffusion MLP, and pixel regression.
 
-Every masked patch is decoded on its own (paper section 3.2).
+Each masked patch is decoded independently (paper section 3.2).
 
 Shape key: n patches, z latent width, p pixels of a patch, d width.
 """
@@ -22,8 +22,8 @@ xavier = nn.initializers.xavier_uniform()
 zeros = nn.initializers.zeros
 
 
-def timestep_code(t_n: jax.Array) -> jax.Array:
-    """The cos and sin of t times 256/2 frequencies from 1 down to 1e-4: float32 [n 256]."""
+def timestep_embedding(t_n: jax.Array) -> jax.Array:
+    """Returns cos and sin of t times 128 frequencies from 1 down to 1e-4: float32 [n 256]."""
     half = TIME_WIDTH // 2
     frequencies = jnp.asarray(10000.0 ** (-np.arange(half) / half), jnp.float32)
     angles = t_n[:, None].astype(jnp.float32) * frequencies[None]
@@ -36,7 +36,7 @@ def modulate(x_nd: jax.Array, shift_nd: jax.Array, scale_nd: jax.Array) -> jax.A
 
 
 class AdaLayerNormBlock(nn.Module):
-    """Residual MLP whose norm is shifted, scaled and gated by the condition."""
+    """Residual MLP with adaptive LayerNorm: the condition sets shift, scale and gate."""
 
     dtype: Dtype
 
@@ -56,14 +56,14 @@ class AdaLayerNormBlock(nn.Module):
 class DiffusionDecoder(nn.Module):
     """Predicts noise and variance of a noised patch, given its latent and the timestep.
 
-    Modulations and output start at zero, so the first prediction is zero.
+    Modulations and output are zero-initialised, so the initial prediction is zero.
     """
 
     pixels: int
     width: int
     depth: int
     dtype: Dtype = jnp.float32
-    chunks: int = 1  # parts of the patches that the loss takes one after the other
+    chunks: int = 1  # parts of the patches that the loss decodes one after the other
 
     @nn.compact
     def __call__(self, noised_np: jax.Array, t_n: jax.Array, latent_nz: jax.Array) -> jax.Array:
@@ -83,7 +83,7 @@ class DiffusionDecoder(nn.Module):
             return dense(features, axes, name=name, dtype=self.dtype, init=init)
 
         small = nn.initializers.normal(0.02)
-        time_nd = linear("time1", init=small)(timestep_code(t_n))
+        time_nd = linear("time1", init=small)(timestep_embedding(t_n))
         time_nd = linear("time2", init=small)(nn.silu(time_nd))
         condition_nd = time_nd + linear("latent")(latent_nz)
         x_nd = linear("input", axes=(None, "embed"))(noised_np)
@@ -98,13 +98,13 @@ class DiffusionDecoder(nn.Module):
 
 
 class PixelHead(nn.Module):
-    """Plain regression of pixels (paper table 1c): linear, or an MLP of `depth` layers."""
+    """Regression of pixels (paper table 1c): linear, or an MLP of `depth` layers."""
 
     pixels: int
     width: int
     depth: int
     dtype: Dtype = jnp.float32
-    chunks: int = 1  # parts of the patches that the loss takes one after the other
+    chunks: int = 1  # parts of the patches that the loss decodes one after the other
 
     @nn.compact
     def __call__(self, latent_nz: jax.Array) -> jax.Array:
@@ -124,17 +124,27 @@ def decode(
     t_n: jax.Array | None,
     latent_nz: jax.Array,
 ) -> jax.Array:
-    """Model output of each patch: [n, 2p] of a diffusion decoder, else pixels [n p]."""
+    """Runs a decoder of either kind.
+
+    Args:
+      decoder: the decoder.
+      noised_np: noised patches; None for pixel regression.
+      t_n: int32 timesteps; None for pixel regression.
+      latent_nz: predicted latents.
+
+    Returns:
+      float32 [n, 2p] of a diffusion decoder (noise, then variance), else pixels [n p].
+    """
     if isinstance(decoder, DiffusionDecoder):
         return decoder(noised_np, t_n, latent_nz)
     return decoder(latent_nz)
 
 
 def check_config(config: Any) -> None:
-    """Checks `config.decoder`; warns of a width that noise cannot pass.
+    """Checks `config.decoder`; warns if its width is smaller than the values of a patch.
 
     Raises:
-      UserError: an unknown kind, or no chunk.
+      UserError: an unknown kind, or fewer than one chunk.
     """
     d, pixels = config.decoder, 3 * config.encoder.patch**2
     if d.kind not in KINDS:
@@ -143,14 +153,15 @@ def check_config(config: Any) -> None:
         raise UserError(f"decoder.chunks={d.chunks} must be at least 1")
     if d.kind == "diffusion" and d.width < pixels:
         logging.warning(
-            "decoder.width=%d is narrower than the %d values of a patch: noise cannot pass it",
+            "decoder.width=%d is narrower than the %d values of a patch: it cannot represent "
+            "their noise; set it to at least that number",
             d.width,
             pixels,
         )
 
 
 def from_config(config: Any) -> DiffusionDecoder | PixelHead:
-    """The decoder that a run's config describes."""
+    """Builds the decoder of a run's config."""
     decoder, pixels = config.decoder, 3 * config.encoder.patch**2
     dtype = jnp.dtype(decoder.dtype)
     if decoder.kind == "diffusion":

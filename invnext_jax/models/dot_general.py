@@ -1,7 +1,8 @@
-"""The product of a linear layer: as it stands, of flat tokens, or of frozen layers in 8 bits.
+"""Matrix products of linear layers: `jax.lax.dot_general`, on flattened tokens, or in 8 bits.
 
-In 8 bits weights are scaled by output channel and inputs by token, symmetrically, where they are
-used: what is stored stays float32. Sums are int32, or float32 for floats. There is no gradient.
+8-bit products are for frozen layers, because they have no gradient. They quantise symmetrically at
+each use, with one scale for each output channel of the kernel and for each token of the input; the
+stored parameters stay float32. Sums are int32 for int8 and float32 for float8.
 """
 
 import functools
@@ -14,12 +15,12 @@ import jax.numpy as jnp
 
 from invnext_jax.errors import UserError
 
-# Name -> type, its largest number, type of the sums.
-FORMATS = {
+# Name -> dtype, its largest number, dtype of the sums.
+QUANTIZED_FORMATS = {
     "int8": (jnp.int8, 127, jnp.int32),
     "float8": (jnp.float8_e4m3fn, 448, jnp.float32),
 }
-# `with rounding("int8"):` around the tracing chooses for every `layers.dense`; "" rounds nothing.
+# `with quantization("int8"):` around tracing quantises every `layers.dense`; "" quantises nothing.
 quantization = jax.make_user_context("")
 
 
@@ -29,13 +30,16 @@ def check_config(config: Any) -> None:
     Raises:
       UserError: an unknown format.
     """
-    known = ("", *FORMATS)
+    known = ("", *QUANTIZED_FORMATS)
     if config.quantize_frozen not in known:
         raise UserError(f"config.quantize_frozen={config.quantize_frozen!r} must be one of {known}")
 
 
 def select_dot_general() -> Callable[..., jax.Array]:
-    """`jax.lax.dot_general`, or what stands in for it here."""
+    """Returns the function that multiplies the inputs and kernel of a linear layer.
+
+    It has the signature of `jax.lax.dot_general`, without batch axes.
+    """
     if quantization.value:
         return functools.partial(quantized_dot_general, quantization.value)
     mesh = jax.sharding.get_abstract_mesh()
@@ -46,15 +50,16 @@ def select_dot_general() -> Callable[..., jax.Array]:
 def flat_dot_general(
     x: jax.Array, kernel: jax.Array, dimensions: Any, precision: Any = None
 ) -> jax.Array:
-    """The same product of two matrices, whose gradients are products of matrices too.
+    """Computes `jax.lax.dot_general` as a product of two matrices.
 
-    Over several axes XLA's CPU compiler transposes what it sums over, which costs a copy for each
-    gradient of a kernel. Not so on a mesh: tokens split by clip and place cannot be joined.
+    The gradients are then products of matrices too. For sums over several axes XLA's CPU compiler
+    transposes the operands, which costs a copy for each gradient of a kernel. It is not used on a
+    mesh of several devices, where the clip and token axes cannot be merged.
     """
     (x_axes, kernel_axes), _ = dimensions
     free, inner = x.shape[: -len(x_axes)], math.prod(kernel.shape[: len(kernel_axes)])
 
-    @functools.partial(jax.checkpoint, prevent_cse=False)  # keeps no flat copies beside the factors
+    @functools.partial(jax.checkpoint, prevent_cse=False)  # saves no flattened copies
     def multiply(x: jax.Array, kernel: jax.Array) -> jax.Array:
         return jax.lax.dot(x.reshape(-1, inner), kernel.reshape(inner, -1), precision=precision)
 
@@ -62,34 +67,36 @@ def flat_dot_general(
 
 
 def quantized_dot_general(
-    form: str, x: jax.Array, kernel: jax.Array, dimensions: Any, precision: Any = None
+    format_name: str, x: jax.Array, kernel: jax.Array, dimensions: Any, precision: Any = None
 ) -> jax.Array:
-    """The product of inputs and a kernel, both rounded to 8 bits.
+    """Computes the product of inputs and a kernel, both quantised to 8 bits.
 
     Args:
-      form: one of `FORMATS`.
-      x: inputs; the axes that are summed over come last.
-      kernel: weights; the axes that are summed over come first.
-      dimensions: as of `jax.lax.dot_general`, without batch axes.
-      precision: means nothing here.
+      format_name: one of `QUANTIZED_FORMATS`.
+      x: inputs; the axes that are summed over are the last ones.
+      kernel: weights; the axes that are summed over are the first ones.
+      dimensions: dimension numbers of `jax.lax.dot_general`, without batch axes.
+      precision: ignored.
 
     Returns:
-      The product in the type of `x`.
+      The product in the dtype of `x`.
     """
     del precision
     (x_axes, kernel_axes), _ = dimensions
-    x_rounded, x_scale = _round(form, x, x_axes)
-    kernel_rounded, kernel_scale = _round(form, kernel, kernel_axes)
-    sums = FORMATS[form][2]
-    y = jax.lax.dot_general(x_rounded, kernel_rounded, dimensions, preferred_element_type=sums)
+    x_quantized, x_scale = _quantize(format_name, x, x_axes)
+    kernel_quantized, kernel_scale = _quantize(format_name, kernel, kernel_axes)
+    sum_dtype = QUANTIZED_FORMATS[format_name][2]
+    y = jax.lax.dot_general(
+        x_quantized, kernel_quantized, dimensions, preferred_element_type=sum_dtype
+    )
     x_scale = jnp.expand_dims(x_scale, range(x_scale.ndim, y.ndim))
     kernel_scale = jnp.expand_dims(kernel_scale, range(y.ndim - kernel_scale.ndim))
     return (y.astype(jnp.float32) * x_scale * kernel_scale).astype(x.dtype)
 
 
-def _round(form: str, x: jax.Array, axes: Sequence[int]) -> tuple[jax.Array, jax.Array]:
-    """The numbers in 8 bits, and the scale of each vector along `axes`."""
-    dtype, largest, _ = FORMATS[form]
+def _quantize(format_name: str, x: jax.Array, axes: Sequence[int]) -> tuple[jax.Array, jax.Array]:
+    """Returns `x` in 8 bits, and the scale of each vector along `axes`."""
+    dtype, largest, _ = QUANTIZED_FORMATS[format_name]
     x = x.astype(jnp.float32)
     scale = jnp.max(jnp.abs(x), axis=axes, keepdims=True) / largest
     x = x / jnp.where(scale > 0, scale, 1.0)

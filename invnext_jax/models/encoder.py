@@ -13,21 +13,26 @@ import jax.numpy as jnp
 
 from invnext_jax.errors import UserError
 from invnext_jax.models.gather import gather_rows, gather_tokens
-from invnext_jax.models.layers import Block, Dtype, RMSNorm, check_heads, run_stack
+from invnext_jax.models.layers import Block, Dtype, RMSNorm, check_heads, scan_blocks
 from invnext_jax.models.patches import clip_grid, patchify
 from invnext_jax.models.positions import PositionTable
-from invnext_jax.models.sharding import logical
+from invnext_jax.models.sharding import with_logical_axes
 
 
 class EncoderOutput(NamedTuple):
-    """Class tokens first, then the visible tokens in raster order (time, row, column)."""
+    """Streams of the encoder, float32.
+
+    Attributes:
+      tokens_bnd: class tokens, then the visible tokens in raster order (time, row, column).
+      taps_lbnd: the same after each tapped layer.
+    """
 
     tokens_bnd: jax.Array
     taps_lbnd: jax.Array
 
 
 class PatchEmbed(nn.Module):
-    """Norm of the raw patch, linear map, norm of the token."""
+    """RMSNorm of the raw patch, linear layer, RMSNorm of the token."""
 
     width: int
     dtype: Dtype
@@ -36,7 +41,7 @@ class PatchEmbed(nn.Module):
     def __call__(self, patches_bnp: jax.Array) -> jax.Array:
         """Maps [b n p] to float32 [b n d]."""
 
-        def uniform(key, shape, dtype):  # what a convolution starts with in the reference
+        def uniform(key, shape, dtype):  # as the convolution of the reference is initialised
             bound = patches_bnp.shape[-1] ** -0.5
             return jax.random.uniform(key, shape, dtype, -bound, bound)
 
@@ -44,15 +49,15 @@ class PatchEmbed(nn.Module):
         projection = nn.Dense(
             self.width,
             dtype=self.dtype,
-            kernel_init=logical(uniform, (None, "embed")),
-            bias_init=logical(uniform, ("embed",)),
+            kernel_init=with_logical_axes(uniform, (None, "embed")),
+            bias_init=with_logical_axes(uniform, ("embed",)),
             name="proj",
         )
         return RMSNorm(jnp.float32, name="norm")(projection(x_bnp))
 
 
 class Encoder(nn.Module):
-    """Vision transformer with class tokens and a learned position table; no final norm."""
+    """Vision transformer with class tokens and a learned position table, without a final norm."""
 
     width: int
     depth: int
@@ -75,10 +80,11 @@ class Encoder(nn.Module):
 
         Args:
           video_bthwc: float clips, normalised; any frame count, any size that divides by `patch`.
-          keep_bk: int32 positions of the visible patches, ascending; None sees all.
+          keep_bk: int32 positions of the visible patches, ascending; None: all patches.
 
         Returns:
-          Float32 tokens [b, class_tokens + k, d] and the streams after `taps` layers.
+          Float32 tokens [b, class_tokens + k, d], and the streams [l, b, class_tokens + k, d] after
+          the layers `taps`.
         """
         b, side = video_bthwc.shape[0], self.size // self.patch
         patches_bnp = patchify(video_bthwc, self.patch)
@@ -94,14 +100,14 @@ class Encoder(nn.Module):
         x_bnd = PatchEmbed(self.width, self.dtype, name="patch_embed")(patches_bnp) + position_bnd
         tokens_cd = self.param(
             "class_token",
-            logical(nn.initializers.normal(0.02), (None, "embed")),
+            with_logical_axes(nn.initializers.normal(0.02), (None, "embed")),
             (self.class_tokens, self.width),
             jnp.float32,
         )
         tokens_bcd = jnp.broadcast_to((tokens_cd + class_cd)[None], (b, *tokens_cd.shape))
         x_bnd = jnp.concatenate([tokens_bcd, x_bnd], axis=1)
         block = Block(self.heads, self.mlp_width, self.layer_scale, self.dtype, name="blocks")
-        x_bnd, taps_lbnd = run_stack(
+        x_bnd, taps_lbnd = scan_blocks(
             block,
             x_bnd,
             depth=self.depth,
@@ -127,7 +133,7 @@ def check_config(config: Any) -> None:
 
 
 def from_config(config: Any, taps: Sequence[int] = ()) -> Encoder:
-    """The encoder that a run's config describes, with `taps` as the streams to return."""
+    """Builds the encoder of a run's config; `taps` are the layers whose streams are returned."""
     e = config.encoder
     return Encoder(
         width=e.width,
@@ -142,6 +148,6 @@ def from_config(config: Any, taps: Sequence[int] = ()) -> Encoder:
         drop_path=e.drop_path,
         dtype=jnp.dtype(config.dtype),
         remat=config.remat,
-        unroll=getattr(config, "scan_unroll", 1),  # the config of an export has none
+        unroll=getattr(config, "scan_unroll", 1),  # the config of an export does not have it
         taps=tuple(taps),
     )

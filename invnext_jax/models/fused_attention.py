@@ -13,27 +13,27 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 
 from invnext_jax.models import blockwise_attention
 
-LANES = 128  # of a TPU's registers
-MOST_WIDTH = 128  # widest head that cuDNN takes on every generation
+NUM_LANES = 128  # of a TPU's vector registers
+MAX_HEAD_WIDTH = 128  # widest head that cuDNN supports on every GPU generation
 
 
-def cudnn_refusal(q_bnhe: jax.Array) -> str:
-    """Why cuDNN cannot take these heads; empty if it can."""
+def cudnn_unsupported_reason(q_bnhe: jax.Array) -> str:
+    """Returns why cuDNN does not support these heads, or an empty string if it does."""
     if q_bnhe.dtype not in (jnp.bfloat16, jnp.float16):
-        return f"it takes bfloat16, not {q_bnhe.dtype}"
-    if q_bnhe.shape[-1] > MOST_WIDTH:
-        return f"a head of width {q_bnhe.shape[-1]} is wider than {MOST_WIDTH}"
+        return f"it needs bfloat16, not {q_bnhe.dtype}"
+    if q_bnhe.shape[-1] > MAX_HEAD_WIDTH:
+        return f"a head of width {q_bnhe.shape[-1]} is wider than {MAX_HEAD_WIDTH}"
     return ""
 
 
 def cudnn(
     q_bnhe: jax.Array, k_bnhe: jax.Array, v_bnhe: jax.Array, window: int | None = None
 ) -> jax.Array:
-    """Fused attention of cuDNN; head widths are padded to a multiple of 8.
+    """Runs cuDNN's fused attention; head widths are padded to a multiple of 8.
 
-    Its sliding window looks back only. A window on both sides is one of twice the length that looks
-    back from `window` places further on: query i stands at i + window. The last `window` queries
-    would stand beyond the end; they are computed apart.
+    cuDNN's sliding window is causal. A window on both sides equals a causal one of twice the length
+    whose queries are shifted by `window`: query i is placed at position i + window. The last
+    `window` queries would be placed beyond the end, so they are computed separately without cuDNN.
     """
     n, e = q_bnhe.shape[1], q_bnhe.shape[3]
     if window is not None and n <= 2 * window:
@@ -43,36 +43,38 @@ def cudnn(
     attend = functools.partial(jax.nn.dot_product_attention, scale=e**-0.5, implementation="cudnn")
     if window is None:
         return attend(q, k, v)[..., :e]
-    later = jnp.pad(q[:, : n - window], ((0, 0), (window, 0), (0, 0), (0, 0)))
-    y = attend(later, k, v, is_causal=True, local_window_size=(2 * window, 0))
-    return jnp.concatenate([y[:, window:, :, :e], _last(q_bnhe, k_bnhe, v_bnhe, window)], axis=1)
+    shifted = jnp.pad(q[:, : n - window], ((0, 0), (window, 0), (0, 0), (0, 0)))
+    y = attend(shifted, k, v, is_causal=True, local_window_size=(2 * window, 0))
+    return jnp.concatenate(
+        [y[:, window:, :, :e], _attend_last_queries(q_bnhe, k_bnhe, v_bnhe, window)], axis=1
+    )
 
 
-def _last(q_bnhe, k_bnhe, v_bnhe, window):
-    """Local attention of the last `window` queries, to the last 2 `window` keys."""
+def _attend_last_queries(q_bnhe, k_bnhe, v_bnhe, window):
+    """Computes local attention of the last `window` queries to the last 2 * `window` keys."""
     q, k, v = (x[:, -2 * window :] for x in (q_bnhe, k_bnhe, v_bnhe))
     return blockwise_attention.full_attention(q, k, v, window)[:, window:]
 
 
-def splash_kernel(
+def make_splash_kernel(
     n: int, heads: int, window: int | None, shards: int, *, interpret: bool
 ) -> splash.SplashAttentionKernel:
-    """The kernel for padded sequences whose queries are split over `shards` devices.
+    """Returns the kernel for padded sequences whose queries are split over `shards` devices.
 
     Args:
-      n: tokens, as `splash_length` gives them.
-      heads: heads of one device.
-      window: keys farther away are not seen; None sees all.
-      shards: parts of the queries; each device has all keys.
+      n: number of tokens, as returned by `splash_padded_length`.
+      heads: number of heads on one device.
+      window: largest distance between a query and the keys it attends to; None: all keys.
+      shards: number of devices that the queries are split over; each device has all keys.
       interpret: whether the kernel runs as plain JAX, on any device.
     """
-    if window is None:  # alike for each part of the queries, so it is made for one
+    if window is None:  # the mask is the same for each shard of the queries, so one is enough
         mask, shards = splash_mask.FullMask((n // shards, n)), 1
     else:
         mask = splash_mask.LocalMask((n, n), (window, window), 0, shard_count=shards)
-    names = [f"block_{what}" for what in ("q", "q_dkv", "q_dq", "kv_dkv", "kv_dq", "kv")]
+    names = [f"block_{name}" for name in ("q", "q_dkv", "q_dq", "kv_dkv", "kv_dq", "kv")]
     names += ["block_kv_compute", "block_kv_dkv_compute"]
-    block = splash_block(mask.shape[0] // shards, window)
+    block = splash_block_size(mask.shape[0] // shards, window)
     return splash.make_splash_mha(
         splash_mask.MultiHeadMask([mask] * heads),
         block_sizes=splash.BlockSizes(**dict.fromkeys(names, block)),
@@ -82,15 +84,15 @@ def splash_kernel(
     )
 
 
-def splash_block(n: int, window: int | None) -> int:
-    """The largest tile that divides n tokens of a device; a narrow window wants a small one."""
-    sizes = (512, 256, LANES) if window is None else (LANES,)
+def splash_block_size(n: int, window: int | None) -> int:
+    """Returns the largest tile that divides the n tokens of a device; small for local attention."""
+    sizes = (512, 256, NUM_LANES) if window is None else (NUM_LANES,)
     return next(size for size in sizes if n % size == 0)
 
 
-def splash_length(n: int, window: int | None, shards: int) -> int:
-    """n, padded so that large tiles divide it where that costs at most a sixteenth more."""
-    least = -(-n // (LANES * shards)) * LANES * shards
+def splash_padded_length(n: int, window: int | None, shards: int) -> int:
+    """Returns n padded for large tiles if that adds at most a sixteenth, else for small tiles."""
+    least = -(-n // (NUM_LANES * shards)) * NUM_LANES * shards
     if window is not None:
         return least
     lengths = [-(-n // (size * shards)) * size * shards for size in (512, 256)]
@@ -104,7 +106,7 @@ def run_splash(
     v_bnhe: jax.Array,
     segments: splash.SegmentIds | None,
 ) -> jax.Array:
-    """Runs the kernel on scaled queries; all tokens as padded as the kernel wants."""
+    """Runs the kernel on the arrays that `pad_for_splash` returns."""
     q, k, v = (x.transpose(0, 2, 1, 3) for x in (q_bnhe, k_bnhe, v_bnhe))
     y = jax.vmap(kernel, in_axes=(0, 0, 0, None))(q, k, v, segments)
     return y.transpose(0, 2, 1, 3)
@@ -116,16 +118,16 @@ def pad_for_splash(
     """Scales the queries and pads tokens and heads.
 
     Returns:
-      Queries, keys and values; and segments that keep padding and tokens apart, if there is any.
-      Padding sees padding, so that no row of the softmax is empty.
+      Queries, keys and values; and segments that separate tokens from padding, None if there is no
+      padding. Padding attends to padding, so that no row of the softmax is empty.
     """
     n, e = q_bnhe.shape[1], q_bnhe.shape[3]
-    length = splash_length(n, window, shards)
-    wide = e if e == LANES // 2 else -(-e // LANES) * LANES
+    length = splash_padded_length(n, window, shards)
+    width = e if e == NUM_LANES // 2 else -(-e // NUM_LANES) * NUM_LANES
     q_bnhe = (q_bnhe.astype(jnp.float32) * e**-0.5).astype(q_bnhe.dtype)
-    pad = ((0, 0), (0, length - n), (0, 0), (0, wide - e))
+    pad = ((0, 0), (0, length - n), (0, 0), (0, width - e))
     padded = tuple(jnp.pad(x, pad) for x in (q_bnhe, k_bnhe, v_bnhe))
     if length == n:
         return padded, None
-    place = jnp.asarray(np.arange(length) >= n, jnp.int32)
-    return padded, splash.SegmentIds(q=place, kv=place)
+    segment = jnp.asarray(np.arange(length) >= n, jnp.int32)
+    return padded, splash.SegmentIds(q=segment, kv=segment)

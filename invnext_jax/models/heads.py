@@ -1,4 +1,4 @@
-"""Heads: alignment of several encoder layers with a teacher, and the attention pool.
+"""Heads on the encoder: alignment of tapped layers with a teacher, and attention pooling.
 
 Shape key: l taps, b batch, n tokens, d width, h heads, e head width.
 """
@@ -8,14 +8,17 @@ import jax
 import jax.numpy as jnp
 
 from invnext_jax.models.attention import attend
-from invnext_jax.models.gather import gather_rows, repeat
+from invnext_jax.models.gather import broadcast_leading, gather_rows
 from invnext_jax.models.layers import Dtype, ProjectionHead, dense, layer_norm
 from invnext_jax.models.positions import Grid, PositionTable
 from invnext_jax.models.sharding import replicate_tokens
 
 
 class AlignHeads(nn.Module):
-    """One projection head for each tapped layer, on visible tokens plus their positions."""
+    """One projection head for each tapped layer.
+
+    Its input is the visible tokens plus a learned table of their positions.
+    """
 
     width: int
     table_grid: Grid
@@ -37,7 +40,7 @@ class AlignHeads(nn.Module):
         c, d = self.class_tokens, taps_lbnd.shape[-1]
         table_nd = PositionTable(d, self.table_grid, c, name="position")(grid)
         position_bkd = gather_rows(table_nd[c:], keep_bk)
-        x_lbkd = taps_lbnd[:, :, c:] + repeat(position_bkd, taps_lbnd.shape[0])
+        x_lbkd = taps_lbnd[:, :, c:] + broadcast_leading(position_bkd, taps_lbnd.shape[0])
         heads = nn.vmap(
             ProjectionHead,
             variable_axes={"params": 0},

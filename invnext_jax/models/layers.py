@@ -20,25 +20,26 @@ from invnext_jax.models.attention import attend
 from invnext_jax.models.dot_general import select_dot_general
 from invnext_jax.models.gather import unstack
 from invnext_jax.models.sharding import (
-    TOKENS,
-    Lead,
-    logical,
+    TOKEN_AXES,
+    LeadingAxes,
     replicate_tokens,
     shard_attention_inputs,
     shard_tokens,
+    with_logical_axes,
 )
 
 Dtype = Any
 small_normal = nn.initializers.normal(0.02)
-# Keeps a function's inputs for the backward pass and computes what is between anew: cheap for
-# elementwise work, of which a scan over layers would stack every intermediate (five of a GELU).
+# Saves only the inputs of a function for the backward pass and recomputes the rest: cheap for
+# elementwise functions, whose intermediates (five for a GELU) a scan would stack over all layers.
 recompute = functools.partial(jax.checkpoint, prevent_cse=False)
 
 
 def _gelu(x: jax.Array) -> jax.Array:
-    """Exact, by erf as in the reference: `nn.gelu` takes erfc, twice as dear on CPUs.
+    """Computes the exact GELU with erf, as the reference does.
 
-    In float32, for in bfloat16 nothing is left of 1 + erf where x is negative.
+    `nn.gelu` uses erfc, which takes twice the time on CPUs. It runs in float32, because 1 + erf
+    loses most of its digits in bfloat16 where x is negative.
     """
     exact = x.astype(jnp.float32)
     return (0.5 * exact * (1 + jax.lax.erf(exact * 0.5**0.5))).astype(x.dtype)
@@ -61,34 +62,41 @@ def dense(
     init: Callable = small_normal,
     contract: int = 1,
 ) -> nn.DenseGeneral:
-    """A linear layer whose kernel carries logical axis names for sharding; see also `products`.
+    """Returns a linear layer whose kernel has logical axis names for sharding.
+
+    The matrix product is `dot_general.select_dot_general`.
 
     Args:
       features: output size, or sizes.
-      axes: names of the kernel's axes, inputs first.
-      name: of the layer in the parameter tree.
-      dtype: of the matmul.
+      axes: logical names of the kernel's axes, inputs first.
+      name: name of the layer in the parameter tree.
+      dtype: dtype of the matmul.
       use_bias: whether a zero-initialised bias is added.
-      init: of the kernel.
-      contract: how many trailing input axes are summed over.
+      init: initializer of the kernel.
+      contract: number of trailing input axes that are summed over.
     """
     return nn.DenseGeneral(
         features,
         axis=tuple(range(-contract, 0)),
         use_bias=use_bias,
         dtype=dtype,
-        kernel_init=logical(init, tuple(axes)),
-        bias_init=logical(nn.initializers.zeros, tuple(axes[contract:])),
+        kernel_init=with_logical_axes(init, tuple(axes)),
+        bias_init=with_logical_axes(nn.initializers.zeros, tuple(axes[contract:])),
         dot_general_cls=select_dot_general,
         name=name,
     )
 
 
 def scale_kernels(params: Any, gain: float, without: Sequence[str]) -> Any:
-    """Multiplies the start values of all kernels, but for those below a name in `without`.
+    """Multiplies the initial values of all kernels by `gain`.
 
-    A deviation of 0.02 suits widths near 1000. In a narrow model it makes every layer's output
-    so small that biases soon drown what the tokens say.
+    A standard deviation of 0.02 suits widths near 1000. In a narrow model it makes the output of
+    every layer so small that the biases soon dominate it.
+
+    Args:
+      params: parameter tree.
+      gain: factor on the kernels.
+      without: path components; kernels below one of them keep their values.
     """
 
     def scale(path, leaf):
@@ -99,7 +107,7 @@ def scale_kernels(params: Any, gain: float, without: Sequence[str]) -> Any:
 
 
 def layer_norm(eps: float, dtype: Dtype, name: str, *, bias: bool = True) -> nn.LayerNorm:
-    """LayerNorm with float32 statistics and an affine part."""
+    """Returns a LayerNorm with float32 statistics, a scale and, by default, a bias."""
     return nn.LayerNorm(epsilon=eps, use_bias=bias, dtype=dtype, name=name, use_fast_variance=False)
 
 
@@ -111,7 +119,7 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Normalises [... d]."""
+        """Normalises the last axis of [... d]."""
         scale_d = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
 
         @recompute
@@ -149,7 +157,7 @@ def l2_normalize(x: jax.Array) -> jax.Array:
 
 
 class ProjectionHead(nn.Module):
-    """Linear, GELU (exact), Linear, LayerNorm (1e-5), and if wanted unit length."""
+    """Linear, exact GELU, Linear, LayerNorm (eps 1e-5), and optionally scaling to unit length."""
 
     width: int
     normalize: bool
@@ -192,7 +200,7 @@ class SelfAttention(nn.Module):
 class Block(nn.Module):
     """Pre-norm transformer block of the video encoder (RMSNorm, q/k norm, layer scale).
 
-    Output projections start smaller the deeper the layer: std / sqrt(2 (index + 1)).
+    The initial standard deviation of output projections is 0.02 / sqrt(2 (index + 1)).
     """
 
     heads: int
@@ -208,8 +216,8 @@ class Block(nn.Module):
 
         Args:
           x_bnd: residual stream, float32.
-          index: int32 scalar, number of the layer.
-          drop_rate: float32 scalar, probability to drop a branch of a sample; None: of 0.
+          index: int32 scalar, index of the layer.
+          drop_rate: float32 scalar, probability of dropping a branch of a sample; None drops none.
         """
 
         def scaled(key, shape, dtype):
@@ -217,12 +225,15 @@ class Block(nn.Module):
 
         h_bnd = RMSNorm(self.dtype, name="norm1")(x_bnd)
         h_bnd = SelfAttention(self.heads, self.dtype, scaled, name="attn")(h_bnd)
-        x_bnd = x_bnd + self._branch(h_bnd, "scale1", drop_rate)
+        x_bnd = x_bnd + self._scale_and_drop_path(h_bnd, "scale1", drop_rate)
         h_bnd = RMSNorm(self.dtype, name="norm2")(x_bnd)
         h_bnd = Mlp(self.mlp_width, self.dtype, scaled, name="mlp")(h_bnd)
-        return x_bnd + self._branch(h_bnd, "scale2", drop_rate)
+        return x_bnd + self._scale_and_drop_path(h_bnd, "scale2", drop_rate)
 
-    def _branch(self, h_bnd: jax.Array, name: str, drop_rate: jax.Array | None) -> jax.Array:
+    def _scale_and_drop_path(
+        self, h_bnd: jax.Array, name: str, drop_rate: jax.Array | None
+    ) -> jax.Array:
+        """Applies layer scale and drop path to the output of a branch."""
         init = nn.initializers.constant(self.layer_scale)
         scale_d = self.param(name, init, (h_bnd.shape[-1],), jnp.float32)
         h_bnd = h_bnd.astype(jnp.float32) * scale_d[None, None]
@@ -240,7 +251,7 @@ REMAT_POLICIES = {
 
 
 def check_config(config: Any) -> None:
-    """Checks the options of `run_stack`: `config.remat` and `config.scan_unroll`.
+    """Checks the options of `scan_blocks`: `config.remat` and `config.scan_unroll`.
 
     Raises:
       UserError: an unknown policy, or no layer in an iteration.
@@ -263,7 +274,7 @@ def check_heads(config: Any, section: str) -> None:
         raise UserError(f"config.{section}.width={width} must divide by {section}.heads={heads}")
 
 
-def run_stack(
+def scan_blocks(
     block: nn.Module,
     x_bnd: jax.Array,
     *,
@@ -272,7 +283,7 @@ def run_stack(
     drop_path: float = 0.0,
     remat: str = "none",
     unroll: int = 1,
-    lead: Lead = TOKENS,
+    leading_axes: LeadingAxes = TOKEN_AXES,
 ) -> tuple[jax.Array, jax.Array]:
     """Applies `depth` copies of a block by a scan, so that compile time does not grow with depth.
 
@@ -280,17 +291,17 @@ def run_stack(
       block: a module called as block(x_bnd, index, drop_rate); its parameters get a layer axis.
       x_bnd: float32 residual stream.
       depth: number of layers.
-      taps: ascending states to return; k is the stream after k layers (0: the input).
-      drop_path: rate of the last layer; it grows linearly from 0.
+      taps: states to return, ascending; k is the stream after k layers (0: the input).
+      drop_path: drop rate of the last layer; it grows linearly from 0.
       remat: "none", "dots" or "full": what the backward pass recomputes.
-      unroll: layers a turn of the scan; more of them compile longer and copy less.
-      lead: how the stream is split over devices, see `axes`.
+      unroll: layers in one iteration of the scan; more of them compile longer and copy less.
+      leading_axes: logical axes by which the stream is split over devices, see `sharding`.
 
     Returns:
       The final stream [b n d] and the tapped states [k b n d].
     """
-    x_bnd = shard_tokens(replicate_tokens(x_bnd), lead)
-    # A tapped state goes into its slot; all others go into one more slot, that is thrown away.
+    x_bnd = shard_tokens(replicate_tokens(x_bnd), leading_axes)
+    # Tapped states go to their slots; all others go to one extra slot, which is not returned.
     slots = np.full((depth + 1,), len(taps), np.int32)
     slots[list(taps)] = np.arange(len(taps))
     taps_kbnd = jnp.zeros((len(taps) + 1, *x_bnd.shape), x_bnd.dtype).at[slots[0]].set(x_bnd)
@@ -299,7 +310,7 @@ def run_stack(
     def body(block, carry, layer):
         index, rate, slot = layer
         x_bnd, taps_kbnd = carry
-        x_bnd = shard_tokens(block(x_bnd, index, rate), lead)
+        x_bnd = shard_tokens(block(x_bnd, index, rate), leading_axes)
         taps_kbnd = jax.lax.dynamic_update_index_in_dim(taps_kbnd, x_bnd, slot, 0)
         return (x_bnd, taps_kbnd if taps else carry[1]), None
 

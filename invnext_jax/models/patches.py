@@ -1,4 +1,4 @@
-"""Pixels to patches and back: normalisation, cutting, and the two orders of a patch's values.
+"""Pixels to patches and back: normalisation, patchifying, and the two orders of a patch's values.
 
 Shape key: b batch, t frames, h w pixels, c channels, y x grid rows and columns, n tokens,
 m masked tokens, p pixels of a patch.
@@ -15,41 +15,53 @@ Grid = tuple[int, int, int]  # frames, rows, columns
 
 
 def normalize(video_bthwc: jax.Array) -> jax.Array:
-    """Turns uint8 clips into float32 ones with ImageNet's mean and deviation."""
+    """Converts uint8 clips to float32, normalised by ImageNet's mean and standard deviation."""
     mean, std = (v.reshape(1, 1, 1, 1, 3) for v in (IMAGENET_MEAN, IMAGENET_STD))
     return (video_bthwc.astype(jnp.float32) / 255.0 - mean) / std
 
 
 def denormalize(video_bthwc: jax.Array) -> jax.Array:
-    """The inverse of `normalize`: uint8, cut to its range."""
+    """Inverts `normalize`; rounds and clips to uint8."""
     mean, std = (v.reshape(1, 1, 1, 1, 3) for v in (IMAGENET_MEAN, IMAGENET_STD))
     return jnp.clip(jnp.round((video_bthwc * std + mean) * 255.0), 0, 255).astype(jnp.uint8)
 
 
 def clip_grid(video_bthwc: jax.Array, patch: int) -> Grid:
-    """Frames, rows and columns of patches of a clip."""
+    """Returns the grid of a clip: frames, and rows and columns of patches."""
     _, t, h, w, _ = video_bthwc.shape
     return t, h // patch, w // patch
 
 
 def patchify(video_bthwc: jax.Array, patch: int) -> jax.Array:
-    """Cuts every frame into patches: [b, t*y*x, p] in the order row, column, channel."""
+    """Splits every frame into patches in raster order.
+
+    Returns:
+      [b, t*y*x, p]; the pixels of a patch are in the order row, column, channel.
+    """
     pattern = "b t (y r) (x q) c -> b (t y x) (r q c)"
     return rearrange(video_bthwc, pattern, r=patch, q=patch)
 
 
-def patch_targets(video_bthwc: jax.Array, masked_bm: jax.Array, patch: int) -> jax.Array:
-    """Pixels of the masked patches, [b*m, p] in the order channel, row, column.
+def crop_to_patches(images_bhwc: jax.Array, patch: int) -> jax.Array:
+    """Drops pixels at the right and bottom that fill no patch, as a strided convolution does."""
+    rows, columns = (side // patch for side in images_bhwc.shape[1:3])
+    return images_bhwc[:, : rows * patch, : columns * patch]
 
-    The reference reads patches with the channel fastest and reconstructs them with it slowest.
+
+def extract_patch_pixels(video_bthwc: jax.Array, masked_bm: jax.Array, patch: int) -> jax.Array:
+    """Returns the pixels of masked patches, [b*m, p] in the order channel, row, column.
+
+    The order differs from that of `patchify`, which the encoder reads, as in the reference.
     """
     patches_bnp = patchify(video_bthwc, patch)
     patches_bmp = jnp.take_along_axis(patches_bnp, masked_bm[:, :, None], axis=1)
     return rearrange(patches_bmp, "b m (q c) -> (b m) (c q)", c=video_bthwc.shape[-1])
 
 
-def paste_patches(video_bthwc: jax.Array, masked_bm: jax.Array, patches_np: jax.Array) -> jax.Array:
-    """Puts patches, in the order of `patch_targets`, into the masked places of a clip."""
+def insert_patch_pixels(
+    video_bthwc: jax.Array, masked_bm: jax.Array, patches_np: jax.Array
+) -> jax.Array:
+    """Writes patches, in the order of `extract_patch_pixels`, to the masked positions of clips."""
     b, _, h, _, c = video_bthwc.shape
     patch = int((patches_np.shape[-1] // c) ** 0.5)
     patches_bmp = rearrange(patches_np, "(b m) (c q) -> b m (q c)", b=b, c=c)

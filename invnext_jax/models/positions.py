@@ -1,4 +1,4 @@
-"""Position codes: the 3-D sin-cos table, resizing a table in time and space, rotary embedding.
+"""Position embeddings: 3-D sin-cos table, resizing of a table in time and space, rotary embedding.
 
 Shape key: b batch, n tokens, h heads, e head width, d width, t frames, y x grid rows and columns.
 """
@@ -10,18 +10,18 @@ import numpy as np
 from einops import rearrange
 
 from invnext_jax.models.patches import Grid
-from invnext_jax.models.sharding import logical
+from invnext_jax.models.sharding import with_logical_axes
 
 
 def sincos_table(width: int, grid: Grid, class_tokens: int) -> np.ndarray:
-    """Sin-cos codes of every position of a clip, zeros for the class tokens.
+    """Returns sin-cos embeddings of every position of a clip, and zeros for the class tokens.
 
     A quarter of the channels encodes time; the rest encodes the column and then the row.
 
     Args:
-      width: channels; must divide by 16 so that each code has an even number of them.
+      width: channels; must divide by 16 so that each axis has an even number of them.
       grid: frames, rows and columns.
-      class_tokens: rows of zeros in front.
+      class_tokens: number of leading rows of zeros.
 
     Returns:
       float32 [class_tokens + t*y*x, width], positions in the order time, row, column.
@@ -30,12 +30,16 @@ def sincos_table(width: int, grid: Grid, class_tokens: int) -> np.ndarray:
         raise ValueError(f"{width=} of a position table must divide by 16")
     t, y, x = (axis.reshape(-1) for axis in np.indices(grid))
     spatial = 3 * width // 8
-    codes = [_code(width // 4, t), _code(spatial, x), _code(spatial, y)]
-    table_nd = np.concatenate(codes, axis=1)
+    encodings = [
+        _sincos_encoding(width // 4, t),
+        _sincos_encoding(spatial, x),
+        _sincos_encoding(spatial, y),
+    ]
+    table_nd = np.concatenate(encodings, axis=1)
     return np.concatenate([np.zeros((class_tokens, width)), table_nd]).astype(np.float32)
 
 
-def _code(width: int, positions_n: np.ndarray) -> np.ndarray:
+def _sincos_encoding(width: int, positions_n: np.ndarray) -> np.ndarray:
     frequencies = 10000.0 ** (-np.arange(width // 2) / (width / 2))
     angles = positions_n[:, None] * frequencies[None]
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
@@ -49,20 +53,20 @@ def resize_table(
     *,
     antialias: bool = False,
 ) -> jax.Array:
-    """Resizes a position table: linear over time, bicubic over space; class rows are kept.
+    """Resizes a position table: linear in time, bicubic in space; rows of class tokens are kept.
 
     Args:
       table_nd: [class_tokens + t*y*x, d] table of `grid`.
       grid: frames, rows and columns of the table.
-      new_grid: those of the result.
-      class_tokens: rows in front that belong to no position.
-      antialias: whether space is resized with `smooth_cubic_weights`.
+      new_grid: frames, rows and columns of the result.
+      class_tokens: number of leading rows that belong to class tokens.
+      antialias: whether space is resized with `antialiased_cubic_resize_matrix`.
     """
     if grid == new_grid:
         return table_nd
     t, y, x = grid
-    cubic = smooth_cubic_weights if antialias else cubic_weights
-    weights = [linear_weights(t, new_grid[0])]
+    cubic = antialiased_cubic_resize_matrix if antialias else cubic_resize_matrix
+    weights = [linear_resize_matrix(t, new_grid[0])]
     weights += [cubic(old, new) for old, new in zip(grid[1:], new_grid[1:], strict=True)]
     table_tyxd = rearrange(table_nd[class_tokens:], "(t y x) d -> t y x d", t=t, y=y, x=x)
     highest = jax.lax.Precision.HIGHEST
@@ -71,8 +75,8 @@ def resize_table(
     return jnp.concatenate([table_nd[:class_tokens], grid_nd])
 
 
-def linear_weights(old: int, new: int) -> np.ndarray:
-    """Matrix [new, old] of linear interpolation between pixel centres (corners not aligned)."""
+def linear_resize_matrix(old: int, new: int) -> np.ndarray:
+    """Returns the matrix [new, old] of linear interpolation between pixel centres."""
     centre = np.maximum((np.arange(new) + 0.5) * old / new - 0.5, 0.0)
     low = np.minimum(centre.astype(int), old - 1)
     high = np.minimum(low + 1, old - 1)
@@ -82,10 +86,10 @@ def linear_weights(old: int, new: int) -> np.ndarray:
     return weights.astype(np.float32)
 
 
-def cubic_weights(old: int, new: int) -> np.ndarray:
-    """Matrix [new, old] of bicubic interpolation (a = -0.75, corners not aligned, no filter).
+def cubic_resize_matrix(old: int, new: int) -> np.ndarray:
+    """Returns the matrix [new, old] of cubic interpolation (a = -0.75) without antialiasing.
 
-    These are the conventions of the image teachers' published position tables.
+    The published image teachers resize their position tables this way.
     """
     if old == new:
         return np.eye(new, dtype=np.float32)
@@ -94,23 +98,24 @@ def cubic_weights(old: int, new: int) -> np.ndarray:
     weights = np.zeros((new, old))
     for offset in range(-1, 3):
         source = np.clip(base + offset, 0, old - 1)
-        np.add.at(weights, (np.arange(new), source), _cubic(np.abs(centre - base - offset)))
+        np.add.at(weights, (np.arange(new), source), _cubic_kernel(np.abs(centre - base - offset)))
     return weights.astype(np.float32)
 
 
-def smooth_cubic_weights(old: int, new: int) -> np.ndarray:
-    """Matrix [new, old] of bicubic interpolation that widens its kernel to shrink without aliasing.
+def antialiased_cubic_resize_matrix(old: int, new: int) -> np.ndarray:
+    """Returns the matrix [new, old] of cubic interpolation (a = -0.5) with antialiasing.
 
-    The kernel has a = -0.5, and its weights are scaled to sum to 1 where the border cuts it.
+    The kernel is widened when the size shrinks. The weights of each row are scaled to sum to 1.
     """
     scale = max(old / new, 1.0)
     centre = (np.arange(new)[:, None] + 0.5) * old / new
     distance = np.abs(np.arange(old)[None] + 0.5 - centre) / scale
-    weights = np.where(distance < 2, _cubic(distance, -0.5), 0.0)
+    weights = np.where(distance < 2, _cubic_kernel(distance, -0.5), 0.0)
     return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
-def _cubic(distance: np.ndarray, a: float = -0.75) -> np.ndarray:
+def _cubic_kernel(distance: np.ndarray, a: float = -0.75) -> np.ndarray:
+    """Keys' cubic convolution kernel, for distances up to 2."""
     near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
     far = a * (((distance - 5) * distance + 8) * distance - 4)
     return np.where(distance <= 1, near, far)
@@ -134,17 +139,19 @@ def apply_rotary(x_bnhe: jax.Array, theta: float) -> jax.Array:
 
 
 class PositionTable(nn.Module):
-    """A learned table that starts as sin-cos codes and is resized to the clip at hand."""
+    """A learned position table, initialised to `sincos_table` and resized to the clip's grid."""
 
     width: int
-    grid: Grid
+    grid: Grid  # of the parameter
     class_tokens: int
 
     @nn.compact
     def __call__(self, grid: Grid) -> jax.Array:
         """Returns float32 [class_tokens + t*y*x, d] for a clip of `grid`."""
         table = sincos_table(self.width, self.grid, self.class_tokens)
-        table_nd = self.param("table", logical(lambda _: jnp.asarray(table), (None, "embed")))
-        # Whole on every device: a lookup in a split table would move tokens instead of the table.
+        table_nd = self.param(
+            "table", with_logical_axes(lambda _: jnp.asarray(table), (None, "embed"))
+        )
+        # Replicated, because gathering rows of a sharded table would move tokens between devices.
         table_nd = nn.with_logical_constraint(table_nd, (None, None))
         return resize_table(table_nd, self.grid, grid, self.class_tokens)

@@ -1,10 +1,10 @@
-"""The latent world model: completes the latents of masked positions (paper section 3.1).
+"""Predictors (latent world models): latents of masked positions (paper section 3.1).
 
-A light transformer over visible latents and mask tokens, each at its place: the last layers of
+A light transformer over visible latents and mask tokens in raster order: the last layers of
 ModernBERT (rotary positions, two local layers for each global one, gated MLP), a plain ViT, or
 V-JEPA's predictor.
 
-Shape key: b batch, n tokens, k visible tokens, m masked tokens (or those of them that are wanted),
+Shape key: b batch, n tokens, k visible tokens, m masked tokens (or the predicted ones among them),
 d width, f MLP width, h heads, e head width.
 """
 
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from invnext_jax.errors import UserError
 from invnext_jax.models.attention import attend
-from invnext_jax.models.gather import gather_tokens, repeat, unstack
+from invnext_jax.models.gather import broadcast_leading, gather_tokens, unstack
 from invnext_jax.models.layers import (
     ACTIVATIONS,
     Block,
@@ -25,14 +25,14 @@ from invnext_jax.models.layers import (
     check_heads,
     dense,
     layer_norm,
-    run_stack,
+    scan_blocks,
 )
 from invnext_jax.models.positions import Grid, PositionTable, apply_rotary, sincos_table
 from invnext_jax.models.sharding import (
-    logical,
     replicate_tokens,
     shard_attention_inputs,
     shard_tokens,
+    with_logical_axes,
 )
 from invnext_jax.models.vit import VisionBlock
 
@@ -41,9 +41,10 @@ GLOBAL_THETA, LOCAL_THETA = 160_000.0, 10_000.0
 
 
 class ModernBertLayer(nn.Module):
-    """Pre-norm layer without biases; `window` None attends globally.
+    """Pre-norm layer without biases.
 
-    The window is the number of positions seen in all; half of it lies on each side.
+    `window` is the number of positions that a query attends to, half of them on each side; None
+    attends globally.
     """
 
     heads: int
@@ -52,16 +53,17 @@ class ModernBertLayer(nn.Module):
     dtype: Dtype
 
     @nn.compact
-    def __call__(self, x_bnd: jax.Array, only_bm: jax.Array | None = None) -> jax.Array:
+    def __call__(self, x_bnd: jax.Array, output_bm: jax.Array | None = None) -> jax.Array:
         """Adds attention and gated MLP to the float32 residual stream.
 
         Args:
           x_bnd: the stream.
-          only_bm: places of the tokens to return; the others are but looked at. None returns all.
+          output_bm: positions of the tokens to return; the others serve as keys and values only.
+            None returns all tokens.
         """
         b, n, d = x_bnd.shape
         theta = GLOBAL_THETA if self.window is None else LOCAL_THETA
-        reach = None if self.window is None else self.window // 2
+        half_window = None if self.window is None else self.window // 2
         linear = {"dtype": self.dtype, "use_bias": False}
 
         h_bnd = layer_norm(1e-5, self.dtype, "attn_norm", bias=False)(x_bnd)
@@ -69,12 +71,14 @@ class ModernBertLayer(nn.Module):
         split = (b, n, self.heads, d // self.heads)
         q_bnhe, k_bnhe, v_bnhe = (part.reshape(split) for part in unstack(qkv))
         q_bnhe, k_bnhe = apply_rotary(q_bnhe, theta), apply_rotary(k_bnhe, theta)
-        if only_bm is not None and reach is None:
-            q_bnd, x_bnd = (gather_tokens(x, only_bm) for x in (q_bnhe.reshape(b, n, d), x_bnd))
+        if output_bm is not None and half_window is None:
+            q_bnd, x_bnd = (gather_tokens(x, output_bm) for x in (q_bnhe.reshape(b, n, d), x_bnd))
             q_bnhe = q_bnd.reshape(b, -1, *split[2:])
-        y_bnd = attend(*shard_attention_inputs(q_bnhe, k_bnhe, v_bnhe), reach).reshape(b, -1, d)
-        if only_bm is not None and reach is not None:  # a window wants all queries in their places
-            y_bnd, x_bnd = (gather_tokens(x, only_bm) for x in (y_bnd, x_bnd))
+        y_bnd = attend(*shard_attention_inputs(q_bnhe, k_bnhe, v_bnhe), half_window).reshape(
+            b, -1, d
+        )
+        if output_bm is not None and half_window is not None:  # a window needs all queries in order
+            y_bnd, x_bnd = (gather_tokens(x, output_bm) for x in (y_bnd, x_bnd))
         proj = dense(d, ("heads", "embed"), name="proj", **linear)
         x_bnd = x_bnd + proj(y_bnd).astype(jnp.float32)
 
@@ -86,7 +90,24 @@ class ModernBertLayer(nn.Module):
 
 
 class Predictor(nn.Module):
-    """Mask tokens at the masked places, positions, projection, a light transformer."""
+    """Mask tokens, position table, projection, and ModernBERT layers or a plain ViT.
+
+    Attributes:
+      kind: "modernbert" or "vit".
+      encoder_width: width of the encoder's tokens.
+      width: width of the layers.
+      depth: number of layers.
+      heads: attention heads of a layer.
+      mlp_width: hidden width of the MLPs.
+      window: positions that a query of ModernBERT's local layers attends to.
+      last_layer: index, in the whole ModernBERT, of the last layer; layers whose index divides by 3
+        are global.
+      table_grid: frames, rows and columns of the position table.
+      class_tokens: number of the encoder's class tokens.
+      dtype: of the matmuls.
+      remat: "none", "dots" or "full".
+      unroll: of the scan over a ViT's layers.
+    """
 
     kind: str
     encoder_width: int
@@ -116,59 +137,62 @@ class Predictor(nn.Module):
         Args:
           tokens_bnd: encoder output [b, class_tokens + k, encoder_width].
           keep_bk: int32 positions of the visible tokens.
-          masked_bm: int32 positions of all others; each position stands in exactly one of both.
+          masked_bm: int32 positions of all other tokens.
           grid: frames, rows and columns of the clip.
-          chosen_bm: indices into `masked_bm` of the latents that are wanted; None: all. The others
-            take part all the same: what is not wanted changes nothing for what is.
+          chosen_bm: indices into `masked_bm` of the latents to return; None: all. The latents do
+            not depend on the choice, because all masked tokens take part in the attention.
 
         Returns:
-          Float32 [b m width], in the order of the wanted positions.
+          Float32 [b m width], in the order of the chosen positions.
         """
         if chosen_bm is None:
-            wanted_bm = masked_bm + self.class_tokens
+            output_bm = masked_bm + self.class_tokens
         else:
-            wanted_bm = jnp.take_along_axis(masked_bm, chosen_bm, axis=1) + self.class_tokens
-        x_bnd = self._sequence(tokens_bnd, keep_bk, masked_bm, grid)
+            output_bm = jnp.take_along_axis(masked_bm, chosen_bm, axis=1) + self.class_tokens
+        x_bnd = self._assemble_tokens(tokens_bnd, keep_bk, masked_bm, grid)
         self.sow("intermediates", "sequence", x_bnd)
         x_bnd = shard_tokens(replicate_tokens(x_bnd))
         x_bnd = ProjectionHead(self.width, False, self.dtype, name="project")(x_bnd)
         self.sow("intermediates", "projected", x_bnd)
         if self.kind == "vit":
             block = Block(self.heads, self.mlp_width, 1.0, self.dtype, name="blocks")
-            x_bnd, _ = run_stack(
+            x_bnd, _ = scan_blocks(
                 block, x_bnd, depth=self.depth, remat=self.remat, unroll=self.unroll
             )
-            return gather_tokens(x_bnd, wanted_bm)
-        return self._modernbert(x_bnd, wanted_bm)
+            return gather_tokens(x_bnd, output_bm)
+        return self._apply_modernbert(x_bnd, output_bm)
 
-    def _sequence(self, tokens_bnd, keep_bk, masked_bm, grid):
+    def _assemble_tokens(self, tokens_bnd, keep_bk, masked_bm, grid):
+        """Returns class tokens, then visible and mask tokens in raster order, plus positions."""
         c, d = self.class_tokens, self.encoder_width
-        init = logical(nn.initializers.normal(0.02), ("embed",))
+        init = with_logical_axes(nn.initializers.normal(0.02), ("embed",))
         mask_token_d = self.param("mask_token", init, (d,), jnp.float32)
         b, m = masked_bm.shape
         masks_bmd = jnp.broadcast_to(mask_token_d[None, None], (b, m, d))
-        # Visible then masked tokens, put back into raster order by the inverse permutation.
+        # The inverse permutation of (visible, masked) restores raster order.
         inverse_bn = jnp.argsort(jnp.concatenate([keep_bk, masked_bm], axis=1), axis=1)
         x_bnd = jnp.concatenate([tokens_bnd[:, c:], masks_bmd], axis=1)
         x_bnd = jnp.concatenate([tokens_bnd[:, :c], gather_tokens(x_bnd, inverse_bn)], axis=1)
-        return x_bnd + repeat(PositionTable(d, self.table_grid, c, name="position")(grid), b)
+        return x_bnd + broadcast_leading(
+            PositionTable(d, self.table_grid, c, name="position")(grid), b
+        )
 
-    def _modernbert(self, x_bnd, only_bm=None):
-        """All layers; the last one computes nothing for tokens that no loss looks at."""
+    def _apply_modernbert(self, x_bnd, output_bm=None):
+        """Applies all layers; the last one computes only the tokens at `output_bm`."""
         for i in range(self.depth):
-            number = self.last_layer - self.depth + 1 + i
-            window = None if number % 3 == 0 else self.window
+            index = self.last_layer - self.depth + 1 + i
+            window = None if index % 3 == 0 else self.window
             layer = nn.remat(ModernBertLayer) if self.remat != "none" else ModernBertLayer
             layer = layer(self.heads, self.mlp_width, window, self.dtype, name=f"layer{i}")
-            x_bnd = layer(shard_tokens(x_bnd), only_bm if i == self.depth - 1 else None)
+            x_bnd = layer(shard_tokens(x_bnd), output_bm if i == self.depth - 1 else None)
             self.sow("intermediates", f"after{i}", x_bnd)
         return replicate_tokens(x_bnd)
 
 
 class VJepaPredictor(nn.Module):
-    """The predictor of V-JEPA (arXiv 2404.08471): narrow, with fixed positions and a zero token.
+    """The predictor of V-JEPA (arXiv 2404.08471): narrow, with fixed positions.
 
-    Our class tokens take part without a position of their own.
+    The mask token is initialised to zero. The encoder's class tokens take part without a position.
     """
 
     width: int
@@ -192,16 +216,16 @@ class VJepaPredictor(nn.Module):
         """Predicts the latents of the masked positions; see `Predictor`."""
         c, d = self.class_tokens, self.width
         position_nd = jnp.asarray(sincos_table(d, grid, 0))
-        init = logical(nn.initializers.zeros, ("embed",))
+        init = with_logical_axes(nn.initializers.zeros, ("embed",))
         mask_token_d = self.param("mask_token", init, (d,), jnp.float32)
         embed = dense(d, (None, "embed"), name="embed", dtype=self.dtype)
         x_bnd = embed(tokens_bnd).astype(jnp.float32)
-        # Attention knows no order, so the masked tokens simply stand behind the visible ones.
+        # Attention does not depend on the order, so masked tokens are appended to the visible ones.
         visible_bkd = x_bnd[:, c:] + position_nd[keep_bk]
         masked_bmd = mask_token_d[None, None] + position_nd[masked_bm]
         x_bnd = jnp.concatenate([x_bnd[:, :c], visible_bkd, masked_bmd], axis=1)
         block = VisionBlock(self.heads, self.mlp_width, self.dtype, name="blocks")
-        x_bnd, _ = run_stack(block, x_bnd, depth=self.depth, remat=self.remat, unroll=self.unroll)
+        x_bnd, _ = scan_blocks(block, x_bnd, depth=self.depth, remat=self.remat, unroll=self.unroll)
         masked_bmd = x_bnd[:, -masked_bm.shape[1] :]
         if chosen_bm is not None:
             masked_bmd = gather_tokens(masked_bmd, chosen_bm)
@@ -224,7 +248,7 @@ def check_config(config: Any) -> None:
 
 
 def from_config(config: Any) -> Predictor | VJepaPredictor:
-    """The predictor that a run's config describes."""
+    """Builds the predictor of a run's config."""
     p, e = config.predictor, config.encoder
     side = e.size // e.patch
     shared = {

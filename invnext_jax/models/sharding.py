@@ -1,7 +1,7 @@
-"""Naming the logical axes of parameters ("embed", "mlp") and activations ("batch", "sequence").
+"""Logical axes of parameters ("embed", "mlp") and activations ("batch", "sequence").
 
-The runtime maps them to a mesh; where there is none, the names of activations mean nothing. The
-number of tokens need not divide by the mesh: the compiler pads.
+`training.mesh` maps logical axes to the axes of a mesh. Without a mesh the constraints on
+activations do nothing. The number of tokens need not divide by the mesh: the compiler pads.
 
 Shape key: b batch, n tokens, d width, h heads, e head width.
 """
@@ -12,54 +12,58 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-Lead = tuple[str | None, str | None]  # names of a token stream's first two axes
-TOKENS: Lead = (
-    "batch",
-    "sequence",
-)  # long streams: clips over some devices, their tokens over others
-IMAGES: Lead = ("images", None)  # many short streams
+LeadingAxes = tuple[str | None, str | None]  # logical names of a token stream's first two axes
+# Long streams: clips are split over some devices, their tokens over others.
+TOKEN_AXES: LeadingAxes = ("batch", "sequence")
+IMAGE_AXES: LeadingAxes = ("images", None)  # many short streams
 
 
-class Boxed(nn.LogicallyPartitioned):
-    """A parameter with the names of its axes.
+class UnconstrainedPartitioned(nn.LogicallyPartitioned):
+    """A parameter with logical axis names that adds no sharding constraint when it is unboxed.
 
-    Linen's own box constrains the parameter where it is used, which fails for axes that do not
-    divide by the mesh and for kernels that linen flattens. Where a parameter lies is decided once,
-    by the sharding that it is given.
+    The constraint that `LogicallyPartitioned.unbox` adds fails for axes that do not divide by the
+    mesh, and for kernels that linen flattens. The sharding of a parameter is set once, by
+    `training.mesh`.
     """
 
     def unbox(self, apply_constraint: bool = True) -> Any:
-        """The bare value."""
+        """Returns the value without its axis names."""
         del apply_constraint
         return self.value
 
 
-def logical(init: Callable[..., Any], axes: Sequence[str | None]) -> Callable[..., Boxed]:
-    """Makes `init` box what it returns with the names of its axes."""
+def with_logical_axes(
+    init: Callable[..., Any], axes: Sequence[str | None]
+) -> Callable[..., UnconstrainedPartitioned]:
+    """Wraps an initializer so that its result carries logical axis names."""
 
-    def boxed(*args: Any, **kwargs: Any) -> Boxed:
-        return Boxed(init(*args, **kwargs), tuple(axes))
+    def init_boxed(*args: Any, **kwargs: Any) -> UnconstrainedPartitioned:
+        return UnconstrainedPartitioned(init(*args, **kwargs), tuple(axes))
 
-    return boxed
+    return init_boxed
 
 
-def shard_tokens(x_bnd: jax.Array, lead: Lead = TOKENS) -> jax.Array:
-    """Splits a token stream over the devices, each with its own clips and tokens."""
-    return nn.with_logical_constraint(x_bnd, (*lead, None))
+def shard_tokens(x_bnd: jax.Array, leading_axes: LeadingAxes = TOKEN_AXES) -> jax.Array:
+    """Splits the clips and tokens of a stream over the devices."""
+    return nn.with_logical_constraint(x_bnd, (*leading_axes, None))
 
 
 def replicate_tokens(x_bnd: jax.Array) -> jax.Array:
-    """Gives every device all tokens of its clips: picking and joining tokens would else move them.
+    """Replicates the tokens of each clip, so that gathering and joining tokens stays local.
 
-    Stands where a split stream begins and ends, so that each costs one gathering.
+    Called where a split stream starts and ends; each call costs at most one all-gather.
     """
     return nn.with_logical_constraint(x_bnd, (*(None,) * (x_bnd.ndim - 3), "batch", None, None))
 
 
 def shard_attention_inputs(
-    q_bnhe: jax.Array, k_bnhe: jax.Array, v_bnhe: jax.Array, lead: Lead = TOKENS
+    q_bnhe: jax.Array, k_bnhe: jax.Array, v_bnhe: jax.Array, leading_axes: LeadingAxes = TOKEN_AXES
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Splits queries by their tokens, and gathers the keys and values that all of them look at."""
-    names = ((*lead, "heads", None), (lead[0], None, "heads", None), (lead[0], None, "heads", None))
+    """Splits queries by tokens and replicates the keys and values, which all queries attend to."""
+    names = (
+        (*leading_axes, "heads", None),
+        (leading_axes[0], None, "heads", None),
+        (leading_axes[0], None, "heads", None),
+    )
     parts = zip((q_bnhe, k_bnhe, v_bnhe), names, strict=True)
     return tuple(nn.with_logical_constraint(x, axes) for x, axes in parts)

@@ -1,6 +1,6 @@
-"""SigLIP's text tower, and both towers with the logits of every image with every caption.
+"""SigLIP: the text tower, and logits of all pairs of images and captions of both towers.
 
-Shape key: b images, j captions, n words, d width, h w pixels, c channels.
+Shape key: b images, j captions, n words of a caption, d width, h w pixels, c channels.
 """
 
 import flax.linen as nn
@@ -13,7 +13,7 @@ from invnext_jax.models.layers import (
     dense,
     l2_normalize,
     layer_norm,
-    run_stack,
+    scan_blocks,
     small_normal,
 )
 from invnext_jax.models.vit import VisionBlock
@@ -33,12 +33,12 @@ class TextTower(nn.Module):
 
     @nn.compact
     def __call__(self, words_jn: jax.Array) -> jax.Array:
-        """Encodes captions, int32 word numbers padded to `length`, as unit vectors [j d]."""
+        """Encodes captions (int32 token ids padded to `length`) as unit vectors [j d]."""
         table = nn.Embed(self.words, self.width, embedding_init=small_normal, name="embed")
         position_nd = self.param("position", small_normal, (self.length, self.width), jnp.float32)
         x_jnd = table(words_jn) + position_nd[None]
         block = VisionBlock(self.heads, self.mlp_width, self.dtype, name="blocks")
-        x_jnd, _ = run_stack(block, x_jnd, depth=self.depth)
+        x_jnd, _ = scan_blocks(block, x_jnd, depth=self.depth)
         x_jd = layer_norm(1e-6, self.dtype, "norm")(x_jnd[:, -1])
         return l2_normalize(
             dense(self.out_width, ("embed", None), name="proj", dtype=self.dtype)(x_jd)
@@ -46,7 +46,7 @@ class TextTower(nn.Module):
 
 
 class SigLip(nn.Module):
-    """Image and text tower with a learned scale and bias of the logits."""
+    """Image and text towers with a learned scale and bias of the logits."""
 
     vision: nn.Module
     text: nn.Module
@@ -54,16 +54,16 @@ class SigLip(nn.Module):
     bias: float
 
     def setup(self):
-        """The two scalars start where the config says; the scale is learned as its logarithm."""
-        start = nn.initializers.constant
-        self.log_scale = self.param("log_scale", start(np.log(self.scale)), (), jnp.float32)
-        self.logit_bias = self.param("logit_bias", start(self.bias), (), jnp.float32)
+        """Creates the two scalars; the scale is learned as its logarithm."""
+        constant = nn.initializers.constant
+        self.log_scale = self.param("log_scale", constant(np.log(self.scale)), (), jnp.float32)
+        self.logit_bias = self.param("logit_bias", constant(self.bias), (), jnp.float32)
 
     def __call__(self, images_bhwc: jax.Array, words_jn: jax.Array) -> jax.Array:
-        """Logits [b j] of every image with every caption."""
+        """Returns the logits [b j] of every pair of image and caption."""
         pooled_bd = self.vision(images_bhwc).pooled_bd
         return jnp.exp(self.log_scale) * pooled_bd @ self.text(words_jn).T + self.logit_bias
 
     def encode_text(self, words_jn: jax.Array) -> jax.Array:
-        """Unit vectors [j d] of captions."""
+        """Encodes captions as unit vectors [j d]."""
         return self.text(words_jn)

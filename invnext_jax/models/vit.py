@@ -1,4 +1,4 @@
-"""Plain vision transformer blocks, as image teachers and V-JEPA's predictor are made of.
+"""Plain vision transformer blocks of the image teachers and of V-JEPA's predictor.
 
 Shape key: b batch, n tokens, d width, f MLP width, h heads, e head width.
 """
@@ -10,15 +10,15 @@ from einops import rearrange
 
 from invnext_jax.models.attention import attend
 from invnext_jax.models.layers import Dtype, Mlp, dense, layer_norm
-from invnext_jax.models.sharding import TOKENS, Lead, shard_attention_inputs
+from invnext_jax.models.sharding import TOKEN_AXES, LeadingAxes, shard_attention_inputs
 
 
 class VisionAttention(nn.Module):
-    """Multi-head attention with biases; queries may come from elsewhere."""
+    """Multi-head attention with biases, and with queries given separately from keys and values."""
 
     heads: int
     dtype: Dtype
-    lead: Lead = TOKENS
+    leading_axes: LeadingAxes = TOKEN_AXES
 
     @nn.compact
     def __call__(
@@ -27,9 +27,12 @@ class VisionAttention(nn.Module):
         """Attends from the queries to x.
 
         Args:
-          x_bnd: keys and values.
-          query_bnd: queries, as many as wanted.
-          weights: whether the head-averaged softmax weights [b, queries, n] are returned too.
+          x_bnd: tokens that are projected to keys and values.
+          query_bnd: tokens that are projected to queries; any number of them.
+          weights: whether to return the softmax weights [b, queries, n], averaged over heads.
+
+        Returns:
+          Float [b, queries, d] in `dtype`, and the weights or None.
         """
         d = x_bnd.shape[-1]
 
@@ -38,7 +41,7 @@ class VisionAttention(nn.Module):
             return h_bnd.reshape(*h_bnd.shape[:2], self.heads, d // self.heads)
 
         parts = project("q", query_bnd), project("k", x_bnd), project("v", x_bnd)
-        q_bnhe, k_bnhe, v_bnhe = shard_attention_inputs(*parts, self.lead)
+        q_bnhe, k_bnhe, v_bnhe = shard_attention_inputs(*parts, self.leading_axes)
         y_bnd = rearrange(attend(q_bnhe, k_bnhe, v_bnhe), "b n h e -> b n (h e)")
         y_bnd = dense(d, ("heads", "embed"), name="proj", dtype=self.dtype)(y_bnd)
         if not weights:
@@ -48,7 +51,7 @@ class VisionAttention(nn.Module):
 
 
 class VisionBlock(nn.Module):
-    """Pre-norm block with biases everywhere; DINOv2 adds layer scale and may gate its MLP."""
+    """Pre-norm block with biases; optionally with layer scale and a gated MLP, as in DINOv2."""
 
     heads: int
     mlp_width: int
@@ -57,24 +60,26 @@ class VisionBlock(nn.Module):
     activation: str = "gelu_tanh"
     layer_scale: bool = False
     gated: bool = False
-    lead: Lead = TOKENS
+    leading_axes: LeadingAxes = TOKEN_AXES
 
     @nn.compact
     def __call__(self, x_bnd: jax.Array, index: jax.Array, drop_rate: jax.Array) -> jax.Array:
-        """Adds attention and MLP to the float32 residual stream; index and rate are unused."""
+        """Adds attention and MLP to the float32 residual stream; `index` and `drop_rate` unused."""
         del index, drop_rate
         h_bnd = layer_norm(self.eps, self.dtype, "norm1")(x_bnd)
-        h_bnd, _ = VisionAttention(self.heads, self.dtype, self.lead, name="attn")(h_bnd, h_bnd)
-        x_bnd = x_bnd + self._branch(h_bnd, "scale1")
+        h_bnd, _ = VisionAttention(self.heads, self.dtype, self.leading_axes, name="attn")(
+            h_bnd, h_bnd
+        )
+        x_bnd = x_bnd + self._apply_layer_scale(h_bnd, "scale1")
         h_bnd = layer_norm(self.eps, self.dtype, "norm2")(x_bnd)
         if self.gated:
             h_bnd = GatedMlp(self.mlp_width, self.dtype, name="mlp")(h_bnd)
         else:
             mlp = Mlp(self.mlp_width, self.dtype, activation=self.activation, name="mlp")
             h_bnd = mlp(h_bnd)
-        return x_bnd + self._branch(h_bnd, "scale2")
+        return x_bnd + self._apply_layer_scale(h_bnd, "scale2")
 
-    def _branch(self, h_bnd: jax.Array, name: str) -> jax.Array:
+    def _apply_layer_scale(self, h_bnd: jax.Array, name: str) -> jax.Array:
         h_bnd = h_bnd.astype(jnp.float32)
         if not self.layer_scale:
             return h_bnd
@@ -83,7 +88,7 @@ class VisionBlock(nn.Module):
 
 
 class GatedMlp(nn.Module):
-    """Two projections to `mlp_width`, one through SiLU; their product is projected back."""
+    """SwiGLU: silu(gate(x)) * fc1(x) of width `mlp_width`, projected back by fc2."""
 
     mlp_width: int
     dtype: Dtype
@@ -95,5 +100,5 @@ class GatedMlp(nn.Module):
             dense(self.mlp_width, ("embed", "mlp"), name=name, dtype=self.dtype)(x_bnd)
             for name in ("gate", "fc1")
         )
-        back = dense(x_bnd.shape[-1], ("mlp", "embed"), name="fc2", dtype=self.dtype)
-        return back(nn.silu(gate_bnf) * up_bnf)
+        out = dense(x_bnd.shape[-1], ("mlp", "embed"), name="fc2", dtype=self.dtype)
+        return out(nn.silu(gate_bnf) * up_bnf)

@@ -1,1 +1,1 @@
-"""Pure functions: masks, diffusion, losses. No modules, no config."""
+"""Pure functions of arrays: masks, diffusion and losses."""

@@ -1,7 +1,7 @@
 """Gaussian diffusion with a learned variance: schedule, training loss, sampler.
 
-The hybrid objective of improved DDPM (Nichol and Dhariwal 2021): the noise's squared error plus
-the variational bound, whose gradient reaches only the variance.
+The hybrid objective of improved DDPM (Nichol and Dhariwal 2021): the squared error of the predicted
+noise plus the variational bound, whose gradient reaches only the variance.
 
 Shape key: n patches, p pixels of a patch; a model output is [n, 2p]: noise, then variance.
 """
@@ -13,18 +13,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-Model = Callable[[jax.Array, jax.Array], jax.Array]  # (noised_np, t_n) -> [n, 2p]
+DenoiseFn = Callable[[jax.Array, jax.Array], jax.Array]  # (noised_np, t_n) -> [n, 2p]
 
 
 class Schedule(NamedTuple):
-    """Tables of a diffusion process, float64 [steps]; they become float32 where they are used.
+    """Tables of a diffusion process, float64 [steps]; they are cast to float32 where they are used.
 
     Attributes:
-      timesteps: what the model is told at each step (respaced schedules skip some).
-      betas: noise added by each step.
+      timesteps: the timestep passed to the model at each step (respaced schedules skip some).
+      betas: variance of the noise added by each step.
       alphas_cumprod: share of the signal's variance left after each step.
-      posterior_variance: of q(x_{t-1} | x_t, x_0).
-      posterior_log_variance: its logarithm, where step 0 takes the value of step 1.
+      posterior_variance: variance of q(x_{t-1} | x_t, x_0).
+      posterior_log_variance: its logarithm; step 0 has the value of step 1.
       posterior_start: weight of x_0 in the posterior mean.
       posterior_noised: weight of x_t in the posterior mean.
     """
@@ -39,27 +39,27 @@ class Schedule(NamedTuple):
 
 
 def cosine_schedule(steps: int = 1000) -> Schedule:
-    """The cosine schedule, betas cut at 0.999."""
+    """Returns the cosine schedule, with betas clipped at 0.999."""
 
     def signal(u):
         return np.cos((u + 0.008) / 1.008 * np.pi / 2) ** 2
 
     i = np.arange(steps)
     betas = np.minimum(1 - signal((i + 1) / steps) / signal(i / steps), 0.999)
-    return _schedule(betas, i)
+    return _make_schedule(betas, i)
 
 
-def respace(schedule: Schedule, steps: int) -> Schedule:
-    """Keeps `steps` evenly spaced steps of a schedule, first and last included, for sampling."""
+def respace_schedule(schedule: Schedule, steps: int) -> Schedule:
+    """Returns the schedule of `steps` evenly spaced steps, including the first and the last."""
     total = len(schedule.betas)
     stride = (total - 1) / max(steps - 1, 1)
     kept = np.array([round(i * stride) for i in range(steps)])
     signal = schedule.alphas_cumprod[kept]
     betas = 1 - signal / np.concatenate([[1.0], signal[:-1]])
-    return _schedule(betas, schedule.timesteps[kept])
+    return _make_schedule(betas, schedule.timesteps[kept])
 
 
-def _schedule(betas: np.ndarray, timesteps: np.ndarray) -> Schedule:
+def _make_schedule(betas: np.ndarray, timesteps: np.ndarray) -> Schedule:
     alphas_cumprod = np.cumprod(1 - betas)
     previous = np.concatenate([[1.0], alphas_cumprod[:-1]])
     variance = betas * (1 - previous) / (1 - alphas_cumprod)
@@ -74,7 +74,8 @@ def _schedule(betas: np.ndarray, timesteps: np.ndarray) -> Schedule:
     )
 
 
-def _at(table: np.ndarray, t_n: jax.Array) -> jax.Array:
+def _lookup(table: np.ndarray, t_n: jax.Array) -> jax.Array:
+    """Returns the entries of a schedule's table at steps t, float32 [n 1]."""
     return jnp.asarray(table, jnp.float32)[t_n][:, None]
 
 
@@ -82,12 +83,18 @@ def add_noise(
     schedule: Schedule, start_np: jax.Array, t_n: jax.Array, noise_np: jax.Array
 ) -> jax.Array:
     """Samples q(x_t | x_0): float32 [n p]."""
-    signal = _at(np.sqrt(schedule.alphas_cumprod), t_n)
-    return signal * start_np + _at(np.sqrt(1 - schedule.alphas_cumprod), t_n) * noise_np
+    signal = _lookup(np.sqrt(schedule.alphas_cumprod), t_n)
+    return signal * start_np + _lookup(np.sqrt(1 - schedule.alphas_cumprod), t_n) * noise_np
 
 
 class Posterior(NamedTuple):
-    """The model's belief about x_{t-1}, and the x_0 that it implies; all [n p]."""
+    """The Gaussian p(x_{t-1} | x_t) that a model output describes; all [n p].
+
+    Attributes:
+      mean: mean of x_{t-1}.
+      log_variance: logarithm of its variance.
+      start: the x_0 that the predicted noise implies.
+    """
 
     mean: jax.Array
     log_variance: jax.Array
@@ -97,7 +104,7 @@ class Posterior(NamedTuple):
 def posterior(
     schedule: Schedule, output_np: jax.Array, noised_np: jax.Array, t_n: jax.Array
 ) -> Posterior:
-    """Turns a model output into a Gaussian over x_{t-1}; x_0 is not clipped.
+    """Converts a model output to a Gaussian over x_{t-1}; x_0 is not clipped.
 
     Args:
       schedule: tables.
@@ -107,23 +114,29 @@ def posterior(
     """
     noise_np, share_np = jnp.split(output_np, 2, axis=-1)
     share_np = (share_np + 1) / 2
-    largest = _at(np.log(schedule.betas), t_n)
-    smallest = _at(schedule.posterior_log_variance, t_n)
+    largest = _lookup(np.log(schedule.betas), t_n)
+    smallest = _lookup(schedule.posterior_log_variance, t_n)
     log_variance_np = share_np * largest + (1 - share_np) * smallest
     start_np = (
-        _at(np.sqrt(1 / schedule.alphas_cumprod), t_n) * noised_np
-        - _at(np.sqrt(1 / schedule.alphas_cumprod - 1), t_n) * noise_np
+        _lookup(np.sqrt(1 / schedule.alphas_cumprod), t_n) * noised_np
+        - _lookup(np.sqrt(1 / schedule.alphas_cumprod - 1), t_n) * noise_np
     )
-    return Posterior(_true_mean(schedule, start_np, noised_np, t_n), log_variance_np, start_np)
+    return Posterior(_posterior_mean(schedule, start_np, noised_np, t_n), log_variance_np, start_np)
 
 
-def _true_mean(schedule, start_np, noised_np, t_n):
-    from_start = _at(schedule.posterior_start, t_n) * start_np
-    return from_start + _at(schedule.posterior_noised, t_n) * noised_np
+def _posterior_mean(schedule, start_np, noised_np, t_n):
+    """Returns the mean of q(x_{t-1} | x_t, x_0)."""
+    from_start = _lookup(schedule.posterior_start, t_n) * start_np
+    return from_start + _lookup(schedule.posterior_noised, t_n) * noised_np
 
 
-class Terms(NamedTuple):
-    """Loss terms of every patch [n]: squared error of the noise, bound in bits a channel."""
+class DiffusionTerms(NamedTuple):
+    """Loss terms of every patch [n].
+
+    Attributes:
+      squared_error: mean squared error of the predicted noise.
+      bound: variational bound, in bits per value of the patch.
+    """
 
     squared_error: jax.Array
     bound: jax.Array
@@ -136,46 +149,46 @@ def loss_terms(
     noised_np: jax.Array,
     t_n: jax.Array,
     noise_np: jax.Array,
-) -> Terms:
-    """The two terms of the hybrid loss for each patch; their sum is the loss.
+) -> DiffusionTerms:
+    """Computes the two terms of the hybrid loss of each patch; their sum is the loss.
 
     Args:
       schedule: tables.
       output_np: [n, 2p] float32 model output for `noised_np`.
       start_np: [n p] clean patches.
-      noised_np: [n p] as made by `add_noise`.
+      noised_np: [n p] the output of `add_noise`.
       t_n: int32 steps.
       noise_np: [n p] the noise in `noised_np`.
     """
     predicted_np, share_np = jnp.split(output_np, 2, axis=-1)
     squared_error_n = jnp.mean((predicted_np - noise_np) ** 2, axis=-1)
-    # The bound trains the variance alone.
+    # The gradient of the bound reaches the variance only.
     frozen = jnp.concatenate([jax.lax.stop_gradient(predicted_np), share_np], axis=-1)
     model = posterior(schedule, frozen, noised_np, t_n)
-    true_mean_np = _true_mean(schedule, start_np, noised_np, t_n)
-    true_log_variance = _at(schedule.posterior_log_variance, t_n)
+    true_mean_np = _posterior_mean(schedule, start_np, noised_np, t_n)
+    true_log_variance = _lookup(schedule.posterior_log_variance, t_n)
     divergence_np = _gaussian_divergence(
         true_mean_np, true_log_variance, model.mean, model.log_variance
     )
     likelihood_np = _discretized_log_likelihood(start_np, model.mean, 0.5 * model.log_variance)
     bound_np = jnp.where(t_n[:, None] == 0, -likelihood_np, divergence_np)
-    return Terms(squared_error_n, jnp.mean(bound_np, axis=-1) / np.log(2.0))
+    return DiffusionTerms(squared_error_n, jnp.mean(bound_np, axis=-1) / np.log(2.0))
 
 
 def _gaussian_divergence(mean1, log_variance1, mean2, log_variance2):
-    """KL divergence of two diagonal Gaussians, in nats, element by element."""
+    """Returns the elementwise KL divergence of two diagonal Gaussians, in nats."""
     ratio = jnp.exp(log_variance1 - log_variance2)
     distance = (mean1 - mean2) ** 2 * jnp.exp(-log_variance2)
     return 0.5 * (log_variance2 - log_variance1 + ratio + distance - 1.0)
 
 
 def _normal_cdf(x):
-    """The tanh approximation of the standard normal's distribution function."""
+    """Returns the tanh approximation of the standard normal's cumulative distribution function."""
     return 0.5 * (1.0 + jnp.tanh(np.sqrt(2.0 / np.pi) * (x + 0.044715 * x**3)))
 
 
 def _discretized_log_likelihood(x, mean, log_scale):
-    """Log probability of the bin of width 2/255 round x; the outer bins are open."""
+    """Returns the log probability of the bin of width 2/255 around x; the outer bins are open."""
     centred, inverse = x - mean, jnp.exp(-log_scale)
     upper = _normal_cdf(inverse * (centred + 1 / 255))
     lower = _normal_cdf(inverse * (centred - 1 / 255))
@@ -184,14 +197,18 @@ def _discretized_log_likelihood(x, mean, log_scale):
 
 
 def sample(
-    model: Model, schedule: Schedule, noises_snp: jax.Array, start_np: jax.Array, temperature: float
+    denoise: DenoiseFn,
+    schedule: Schedule,
+    noises_snp: jax.Array,
+    start_np: jax.Array,
+    temperature: float,
 ) -> jax.Array:
-    """Ancestral sampling through every step of the schedule.
+    """Samples patches by ancestral sampling through every step of the schedule.
 
     Args:
-      model: (noised_np, t_n) -> [n, 2p], with the condition bound.
-      schedule: tables, mostly respaced.
-      noises_snp: standard normal noise of each step, first used first; the last is not used.
+      denoise: (noised_np, t_n) -> [n, 2p], the model with its condition bound.
+      schedule: tables, usually respaced.
+      noises_snp: standard normal noise of each step, in the order of use; the last is not used.
       start_np: standard normal noise to start from.
       temperature: factor on the noise that each step adds.
 
@@ -203,10 +220,10 @@ def sample(
     def step(noised_np, inputs):
         i, noise_np = inputs
         t_n = jnp.full((n,), i)
-        told_n = jnp.full((n,), jnp.asarray(schedule.timesteps, jnp.int32)[i])
-        belief = posterior(schedule, model(noised_np, told_n), noised_np, t_n)
-        spread_np = jnp.exp(0.5 * belief.log_variance) * noise_np * temperature
-        noised_np = belief.mean + jnp.where(i > 0, spread_np, 0.0)
+        timestep_n = jnp.full((n,), jnp.asarray(schedule.timesteps, jnp.int32)[i])
+        gaussian = posterior(schedule, denoise(noised_np, timestep_n), noised_np, t_n)
+        added_np = jnp.exp(0.5 * gaussian.log_variance) * noise_np * temperature
+        noised_np = gaussian.mean + jnp.where(i > 0, added_np, 0.0)
         return noised_np, noised_np
 
     steps = jnp.arange(len(schedule.betas) - 1, -1, -1)

@@ -1,4 +1,4 @@
-"""Cosine alignment, and what the losses hide: spread and rank of features.
+"""Cosine loss, gradient norms, and diagnostics of features: spread, rank and position share.
 
 Shape key: b clips, n positions, d width; other axes are free.
 """
@@ -11,42 +11,44 @@ import jax.numpy as jnp
 
 
 def cosine_loss(student: jax.Array, target: jax.Array) -> jax.Array:
-    """Mean of 2 - 2 cos over all vectors (the squared distance of unit vectors).
+    """Computes the mean of 2 - 2 cos over all vectors: the squared distance of unit vectors.
 
     Args:
       student: float32 [... d], unit vectors.
-      target: float32, same shape; vectors that are no unit vectors count with their length.
+      target: float32, same shape; the cosine is multiplied by the length of these vectors.
     """
     return jnp.mean(2.0 - 2.0 * jnp.sum(student * target, axis=-1))
 
 
 def tree_norm(tree: Any) -> jax.Array:
-    """Euclidean norm of all leaves together."""
+    """Returns the Euclidean norm of all leaves of a tree together."""
     return jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)))
 
 
 def gradient_norms(
-    terms_of: Callable[[Any], dict[str, jax.Array]], params: Any
+    terms_fn: Callable[[Any], dict[str, jax.Array]], params: Any
 ) -> dict[str, jax.Array]:
-    """Norm of each term's gradient; one forward pass, one compiled backward pass for all terms.
+    """Computes the norm of each loss term's gradient.
+
+    Runs one forward pass, and one compiled backward pass that is mapped over the terms.
 
     Args:
-      terms_of: params -> scalar terms by name.
-      params: where the gradients are taken.
+      terms_fn: params -> scalar terms by name.
+      params: parameters at which the gradients are taken.
     """
-    names = sorted(jax.eval_shape(terms_of, params))
+    names = sorted(jax.eval_shape(terms_fn, params))
 
     def stacked(params):
-        terms = terms_of(params)
+        terms = terms_fn(params)
         return jnp.stack([terms[name] for name in names])
 
-    _, pull = jax.vjp(stacked, params)
-    norms = jax.lax.map(lambda row: tree_norm(pull(row)[0]), jnp.eye(len(names)))
+    _, vjp_fn = jax.vjp(stacked, params)
+    norms = jax.lax.map(lambda row: tree_norm(vjp_fn(row)[0]), jnp.eye(len(names)))
     return dict(zip(names, norms, strict=True))
 
 
 def position_share(x_bnd: jax.Array) -> jax.Array:
-    """Share of the variance that the position n alone explains: from 0 to 1.
+    """Returns the share of the variance that the position alone explains, from 0 to 1.
 
     Args:
       x_bnd: float32 features of b clips at the same n positions.
@@ -62,12 +64,12 @@ def explained_share(within: Any, total: Any) -> Any:
 
 
 def feature_std(x: jax.Array) -> jax.Array:
-    """Mean over the channels of the standard deviation over all vectors; 0 means collapse."""
+    """Returns the standard deviation over all vectors, averaged over channels; 0 means collapse."""
     return jnp.mean(jnp.std(x.reshape(-1, x.shape[-1]), axis=0))
 
 
 def effective_rank(x: jax.Array) -> jax.Array:
-    """Exponential of the entropy of the covariance's spectrum: from 1 to d.
+    """Returns the exponential of the entropy of the covariance's spectrum, from 1 to d.
 
     Args:
       x: float32 [... d].

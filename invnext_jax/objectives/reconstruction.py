@@ -1,4 +1,4 @@
-"""The loss of masked patches' pixels given their latents: by diffusion, or by plain regression.
+"""Pixel loss of masked patches given their latents: by diffusion or by regression.
 
 Shape key: b clips, m masked tokens, n patches (of all clips, times the noise draws), p pixels of a
 patch, d width.
@@ -18,7 +18,12 @@ SCHEDULE = diffusion.cosine_schedule(1000)
 
 
 class Noise(NamedTuple):
-    """What the diffusion loss draws for each patch."""
+    """Random numbers of the diffusion loss.
+
+    Attributes:
+      noise_np: standard normal noise.
+      t_n: int32 timesteps.
+    """
 
     noise_np: jax.Array
     t_n: jax.Array
@@ -29,12 +34,13 @@ Decode = Callable[[jax.Array | None, jax.Array | None, jax.Array], jax.Array]
 
 
 def sample_noise(t_key: jax.Array, noise_key: jax.Array, count: int, pixels: int) -> Noise:
-    """Draws timesteps, evenly, and standard normal noise of `count` patches.
+    """Draws uniform timesteps and standard normal noise for `count` patches.
 
     Args:
       t_key: random key of the timesteps.
       noise_key: random key of the noise.
-      count: a multiple of the number of masked patches; each is decoded as often.
+      count: number of noised patches: a multiple of the number of masked patches, each of which is
+        decoded `count` / masked times.
       pixels: values of a patch.
     """
     t_n = jax.random.randint(t_key, (count,), 0, len(SCHEDULE.betas))
@@ -48,18 +54,18 @@ def loss_terms(
     noise: Noise | None,
     chunks: int = 1,
 ) -> dict[str, jax.Array]:
-    """The loss of the masked patches' pixels.
+    """Computes the pixel loss of the masked patches.
 
     Args:
       decode: the decoder.
-      start_np: true pixels of the b*m masked patches.
+      start_np: pixels of the b*m masked patches.
       latents_bmd: predicted latents of the same patches.
-      noise: for a diffusion decoder; None for one that gives the pixels at once.
-      chunks: parts that are decoded one after the other, and once more in the backward pass: what
-        the decoder remembers is that much smaller. The last part may be padded.
+      noise: timesteps and noise for a diffusion decoder; None for pixel regression.
+      chunks: number of parts that are decoded one after the other, and recomputed in the backward
+        pass, which divides the memory of the decoder's activations. The last part may be padded.
 
     Returns:
-      `pixels`, and for diffusion its parts `noise` (squared error) and `bound` (bits a channel).
+      `pixels`, and for diffusion its parts `noise` (squared error) and `bound` (bits per value).
     """
     latents_nd = rearrange(latents_bmd, "b m d -> (b m) d")
     arrays = (start_np, latents_nd)
@@ -67,17 +73,17 @@ def loss_terms(
         repeats = noise.t_n.size // start_np.shape[0]
         arrays = tuple(repeat(x, "n p -> (r n) p", r=repeats) for x in arrays)
         arrays += (noise.noise_np, noise.t_n)
-    terms_of = functools.partial(_terms, decode)
+    patch_terms = functools.partial(_patch_terms, decode)
     if chunks == 1:
-        terms = terms_of(*arrays)
+        terms = patch_terms(*arrays)
     else:
-        terms = _in_chunks(terms_of, arrays, chunks)
+        terms = _map_chunks(patch_terms, arrays, chunks)
     means = {name: jnp.mean(term_n) for name, term_n in terms.items()}
     return means if noise is None else {"pixels": means["noise"] + means["bound"], **means}
 
 
-def _terms(decode, start_np, latents_nd, noise_np=None, t_n=None):
-    """The terms [n] of every patch."""
+def _patch_terms(decode, start_np, latents_nd, noise_np=None, t_n=None):
+    """Returns the loss terms [n] of every patch."""
     if t_n is None:
         return {"pixels": jnp.mean((decode(None, None, latents_nd) - start_np) ** 2, axis=1)}
     noised_np = diffusion.add_noise(SCHEDULE, start_np, t_n, noise_np)
@@ -86,18 +92,21 @@ def _terms(decode, start_np, latents_nd, noise_np=None, t_n=None):
     return {"noise": terms.squared_error, "bound": terms.bound}
 
 
-def _in_chunks(terms_of, arrays, chunks):
-    """`terms_of` of every `chunks`-th patch, and so on: each device has some of each chunk."""
+def _map_chunks(function, arrays, chunks):
+    """Applies a function of arrays [n ...] to one chunk of the patches after the other.
+
+    Chunk i holds every `chunks`-th patch from i on, so that each device has some of each chunk.
+    """
     n = arrays[0].shape[0]
     chunks = min(chunks, n)
-    spare = -n % chunks
+    padding = -n % chunks
 
-    def cut(x):
-        x = jnp.concatenate([x, x[:spare]])
+    def split(x):
+        x = jnp.concatenate([x, x[:padding]])
         return jnp.swapaxes(x.reshape(-1, chunks, *x.shape[1:]), 0, 1)
 
-    def one(parts):
-        return terms_of(*parts)
+    def apply(chunk):
+        return function(*chunk)
 
-    terms = jax.lax.map(jax.checkpoint(one), tuple(cut(x) for x in arrays))
+    terms = jax.lax.map(jax.checkpoint(apply), tuple(split(x) for x in arrays))
     return {name: jnp.swapaxes(term, 0, 1).reshape(-1)[:n] for name, term in terms.items()}

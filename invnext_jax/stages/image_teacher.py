@@ -41,7 +41,7 @@ def check_teacher(config: Any) -> None:
         )
     if t.taps < 1:
         raise UserError(f"teacher.taps={t.taps} must be at least 1")
-    if min(teachers.tapped_layers(t.depth, t.taps, t.tap_interval)) < 0:
+    if min(teachers.select_tap_layers(t.depth, t.taps, t.tap_interval)) < 0:
         raise UserError(f"teacher.tap_interval={t.tap_interval} reaches below the first layer")
 
 
@@ -82,7 +82,7 @@ def see(config: Any, params: Any, video_bthwc: jax.Array) -> teachers.TeacherOut
     with quantization(config.quantize_frozen):
         seen = teachers.from_config(config).apply({"params": params}, images)
     old, new = t.size // t.patch, video_bthwc.shape[2] // config.encoder.patch
-    return seen if old == new else teachers.resample(seen, old, new)
+    return seen if old == new else teachers.resample_features(seen, old, new)
 
 
 def see_clips(

@@ -17,7 +17,7 @@ from einops import rearrange
 
 from invnext_jax.models import decoder
 from invnext_jax.models.layers import scale_kernels
-from invnext_jax.models.patches import patch_targets
+from invnext_jax.models.patches import extract_patch_pixels
 from invnext_jax.objectives import masks, reconstruction
 
 
@@ -119,7 +119,7 @@ def pixel_terms(
     model: nn.Module, params: Any, latents_bmd: jax.Array, video_bthwc: jax.Array, draws: Draws
 ) -> dict[str, jax.Array]:
     """The loss of the predicted patches' pixels; see `reconstruction.loss_terms`."""
-    start_np = patch_targets(video_bthwc, draws.predicted_bm, model.encoder.patch)
+    start_np = extract_patch_pixels(video_bthwc, draws.predicted_bm, model.encoder.patch)
     decode = functools.partial(model.apply, {"params": params}, method="decode")
     chunks = model.decoder.chunks
     return reconstruction.loss_terms(decode, start_np, latents_bmd, draws.noise, chunks)

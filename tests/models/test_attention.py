@@ -76,7 +76,7 @@ def check(run, n, window, tolerance=1e-5, **sizes):
     ],
 )
 def test_xla_kernels_equal_a_float64_softmax_with_gradients(name, n, window, monkeypatch):
-    monkeypatch.setattr(blockwise_attention, "CELLS", 37 * 20)
+    monkeypatch.setattr(blockwise_attention, "MAX_LOGITS", 37 * 20)
     check(RUNS[name], n, window)
 
 
@@ -168,14 +168,14 @@ def test_on_gpus_bfloat16_goes_to_cudnn_at_every_head_width(with_cudnn, window, 
 
 
 def test_what_cudnn_does_not_take_falls_back_with_one_line(with_cudnn, caplog):
-    attention._tell.cache_clear()
+    attention._log_once.cache_clear()
     with caplog.at_level(logging.INFO):
         for _ in range(2):
             assert "cudnn" not in lower("auto", 40, None, ("cuda",)).as_text()
         assert "cudnn" not in lower("cudnn", 40, None, ("cuda",), jnp.bfloat16, width=136).as_text()
     told = [record.getMessage() for record in caplog.records if "cudnn" in record.getMessage()]
     assert len(told) == 2
-    assert "it takes bfloat16, not float32" in told[0]
+    assert "it needs bfloat16, not float32" in told[0]
     assert "136 is wider than 128" in told[1]
 
 

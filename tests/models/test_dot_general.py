@@ -62,7 +62,7 @@ def test_the_error_is_small_and_the_type_is_that_of_the_inputs(form, error, sett
 def test_the_program_multiplies_8_bit_numbers(setting):
     x_bnd, params = setting
     layer = layers.dense((3, 32), ("embed", None, "heads"), name="qkv", dtype="bfloat16")
-    for form, (dtype, _, sums) in dot_general.FORMATS.items():
+    for form, (dtype, _, sums) in dot_general.QUANTIZED_FORMATS.items():
         with dot_general.quantization(form):
             jaxpr = jax.make_jaxpr(layer.apply)({"params": params}, x_bnd)
         (product,) = (e for e in jaxpr.eqns if e.primitive.name == "dot_general")

@@ -8,12 +8,12 @@ import pytest
 
 from configs import stage1
 from invnext_jax.models import encoder, predictor
-from invnext_jax.models.layers import Block, run_stack
+from invnext_jax.models.layers import Block, scan_blocks
 from invnext_jax.models.patches import (
     denormalize,
+    extract_patch_pixels,
+    insert_patch_pixels,
     normalize,
-    paste_patches,
-    patch_targets,
     patchify,
 )
 
@@ -33,7 +33,7 @@ def test_hidden_patches_do_not_reach_the_visible_tokens(tiny):
     keep = jnp.tile(jnp.arange(0, 128, 4)[None], (2, 1))
     hidden = jnp.tile(jnp.array([i for i in range(128) if i % 4])[None], (2, 1))
     noise = jax.random.normal(jax.random.key(2), (2 * 96, 192))
-    changed = paste_patches(video, hidden, noise)
+    changed = insert_patch_pixels(video, hidden, noise)
     run = jax.jit(lambda v: model.apply({"params": params}, v, keep).tokens_bnd)
     np.testing.assert_array_equal(run(video), run(changed))
     assert not np.array_equal(video, changed)
@@ -62,7 +62,7 @@ def test_scan_equals_loop(unroll):
         @nn.compact
         def __call__(self, x):
             block = Block(2, 32, 0.5, jnp.float32, name="blocks")
-            return run_stack(block, x, depth=3, taps=(0, 2, 3), unroll=unroll)
+            return scan_blocks(block, x, depth=3, taps=(0, 2, 3), unroll=unroll)
 
     x = jax.random.normal(jax.random.key(0), (2, 5, 16))
     params = nn.unbox(Stack().init(jax.random.key(1), x)["params"])
@@ -105,8 +105,8 @@ def test_predictor_does_not_depend_on_the_order_of_the_masked(tiny):
 def test_patches_paste_back():
     video = jax.random.normal(jax.random.key(0), (2, 3, 8, 12, 3))
     every = jnp.tile(jnp.arange(3 * 2 * 3)[None], (2, 1))
-    targets = patch_targets(video, every, 4)
-    np.testing.assert_array_equal(paste_patches(jnp.zeros_like(video), every, targets), video)
+    targets = extract_patch_pixels(video, every, 4)
+    np.testing.assert_array_equal(insert_patch_pixels(jnp.zeros_like(video), every, targets), video)
     # A target lists channel, row, column; an input patch lists row, column, channel.
     corner = video[0, 0, :4, :4]
     np.testing.assert_array_equal(targets[0].reshape(3, 4, 4), corner.transpose(2, 0, 1))

@@ -1,4 +1,4 @@
-"""Moved tokens and their gradients against NumPy."""
+"""Gathering and broadcasting tokens, and their gradients, compared with NumPy."""
 
 import jax
 import jax.numpy as jnp
@@ -9,16 +9,16 @@ from invnext_jax.models import gather
 
 
 @pytest.mark.parametrize("shape", [(7,), (5, 3), (2, 5, 3)])
-def test_a_repeated_array_gathers_its_gradient(shape):
+def test_gradient_of_broadcast_is_sum_over_copies(shape):
     rng = np.random.default_rng(0)
     x, gradient = rng.standard_normal(shape), rng.standard_normal((4, *shape))
-    repeated, pull = jax.vjp(lambda x: gather.repeat(x, 4), jnp.asarray(x, jnp.float32))
+    repeated, pull = jax.vjp(lambda x: gather.broadcast_leading(x, 4), jnp.asarray(x, jnp.float32))
     np.testing.assert_array_equal(repeated, np.broadcast_to(x.astype(np.float32), (4, *shape)))
     (found,) = pull(jnp.asarray(gradient, jnp.float32))
     np.testing.assert_allclose(found, gradient.sum(0), atol=1e-6)
 
 
-def test_rows_gather_their_gradient():
+def test_gradient_of_gathered_rows_is_added_to_their_rows():
     rng = np.random.default_rng(0)
     table = jnp.asarray(rng.standard_normal((6, 3)), jnp.float32)
     index = jnp.array([[0, 2, 5], [5, 1, 0]])

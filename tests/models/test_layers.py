@@ -64,7 +64,7 @@ def test_no_drop_path_draws_nothing():
         @nn.compact
         def __call__(self, x):
             block = layers.Block(2, 32, 0.5, jnp.float32, name="blocks")
-            return layers.run_stack(block, x, depth=2, drop_path=self.rate)[0]
+            return layers.scan_blocks(block, x, depth=2, drop_path=self.rate)[0]
 
     x, key = jnp.ones((2, 5, 16)), {"droppath": jax.random.key(2)}
     params = nn.unbox(Stack(0.0).init(jax.random.key(1), x)["params"])

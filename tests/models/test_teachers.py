@@ -11,7 +11,7 @@ import pytest
 
 from configs import stage1 as stage1_config
 from invnext_jax.models import teachers
-from invnext_jax.models.positions import cubic_weights, smooth_cubic_weights
+from invnext_jax.models.positions import antialiased_cubic_resize_matrix, cubic_resize_matrix
 
 KINDS = {
     "siglip2": {},
@@ -92,11 +92,13 @@ def test_an_unknown_kind_is_told():
 
 @pytest.mark.parametrize(("old", "new"), [(16, 7), (7, 16), (37, 16)])
 def test_smooth_cubic_weights_keep_constants_and_average_when_they_shrink(old, new):
-    weights = smooth_cubic_weights(old, new)
+    weights = antialiased_cubic_resize_matrix(old, new)
     np.testing.assert_allclose(weights.sum(axis=1), 1.0, rtol=1e-6)
     stripes = (-1.0) ** np.arange(old)
     if new < old:
-        assert np.abs(weights @ stripes).max() < np.abs(cubic_weights(old, new) @ stripes).max()
+        assert (
+            np.abs(weights @ stripes).max() < np.abs(cubic_resize_matrix(old, new) @ stripes).max()
+        )
 
 
 def test_a_coarser_grid_is_interpolated_between_the_centres_of_its_places():
@@ -105,7 +107,7 @@ def test_a_coarser_grid_is_interpolated_between_the_centres_of_its_places():
     taps_lbnd = np.stack([np.ones(16), np.tile(x, 4)], axis=-1)[None, None].astype(np.float32)
     attention_bn = np.tile(x, 4)[None].astype(np.float32)
     seen = teachers.TeacherOutput(taps_lbnd, np.ones((1, 2), np.float32), attention_bn)
-    resized = teachers.resample(seen, 4, 6)
+    resized = teachers.resample_features(seen, 4, 6)
     expected = np.interp((np.arange(6) + 0.5) / 6, (np.arange(4) + 0.5) / 4, x)
     ratio_yx = (resized.taps_lbnd[0, 0, :, 1] / resized.taps_lbnd[0, 0, :, 0]).reshape(6, 6)
     np.testing.assert_allclose(ratio_yx, np.tile(expected, (6, 1)), rtol=1e-5)

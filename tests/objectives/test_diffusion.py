@@ -53,7 +53,7 @@ def test_sampling_with_the_true_noise_finds_the_distribution():
         return jnp.concatenate([noise, -jnp.ones_like(noise)], axis=-1)
 
     key = jax.random.key(0)
-    short = diffusion.respace(SCHEDULE, 50)
+    short = diffusion.respace_schedule(SCHEDULE, 50)
     noises = jax.random.normal(key, (50, 8, 2))
     states = diffusion.sample(model, short, noises, jax.random.normal(key, (8, 2)), 1.0)
     np.testing.assert_allclose(states[-1], np.tile(point, (8, 1)), atol=1e-3)

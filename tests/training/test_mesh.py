@@ -8,7 +8,7 @@ from jax.sharding import PartitionSpec as P
 
 from configs import stage1
 from invnext_jax.errors import UserError
-from invnext_jax.models.sharding import logical
+from invnext_jax.models.sharding import with_logical_axes
 from invnext_jax.training import mesh as mesh_lib
 
 
@@ -18,7 +18,7 @@ def make_mesh(data, fsdp, tensor, sequence):
 
 
 def boxed(shape, axes):
-    return jax.eval_shape(lambda: logical(jnp.zeros, axes)(shape))
+    return jax.eval_shape(lambda: with_logical_axes(jnp.zeros, axes)(shape))
 
 
 def test_size_of_minus_one_uses_the_remaining_devices():
