@@ -22,9 +22,9 @@ from invnext_jax.models.positions import resize_table, sincos_table
 from invnext_jax.objectives import diffusion, losses, masks, reconstruction
 from invnext_jax.stages import stage1, stage2
 from invnext_jax.training.optimizer import decay_mask, make_optimizer, make_schedule
-from invnext_jax.weights.files import Reading, Tensor
+from invnext_jax.weights.files import LazyArrays, LazyTensor
 from invnext_jax.weights.image_models import FAMILIES
-from invnext_jax.weights.layout import names_of, to_tree
+from invnext_jax.weights.layout import pytorch_names, to_tree
 from invnext_jax.weights.match import match_tree
 from invnext_jax.weights.reference import PRETRAINING
 
@@ -62,13 +62,13 @@ def params_of(case, prefix="param."):
 
 def assert_gradients(grads, case, relative=1e-3):
     flat = flax.traverse_util.flatten_dict(grads, sep="/")
-    sources = dict(names_of({path: leaf.shape for path, leaf in flat.items()}, PRETRAINING))
+    sources = dict(pytorch_names({path: leaf.shape for path, leaf in flat.items()}, PRETRAINING))
     expected = case.under("grad.")
     assert_near(losses.tree_norm(grads), expected.pop("global_norm"), relative)
     assert expected
     for name, gradient in expected.items():
         name = f"diffloss.{name}" if name.startswith("net.") else name  # a decoder alone
-        assert_near(sources[name].take(flat[sources[name].path]), gradient, relative)
+        assert_near(sources[name].to_pytorch(flat[sources[name].path]), gradient, relative)
 
 
 def test_encoder(case):
@@ -220,8 +220,8 @@ def test_diffusion_sampling(case):
 def test_siglip(case):
     c = case.config
     family = FAMILIES["siglip2"]
-    tensors = {k: Tensor(v.shape, lambda v=v: v) for k, v in case.under("param.").items()}
-    params = to_tree(Reading(family.adapt(tensors)), family.rules)
+    tensors = {k: LazyTensor(v.shape, lambda v=v: v) for k, v in case.under("param.").items()}
+    params = to_tree(LazyArrays(family.adapt(tensors)), family.rules)
     taps = teachers.select_tap_layers(c["layers"], c["K"], c["interval"])
     assert taps == tuple(sorted(c["return_index"]))
     model = teachers.SigLip2(

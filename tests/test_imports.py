@@ -86,8 +86,7 @@ LAYERS = {
     "weights": [
         {"import_weights"},
         {"export", "match", "published", "reference", "image_models", "text_models"},
-        {"files", "layout", "config_json"},
-        {"assets"},
+        {"files", "layout"},
     ],
     "training": [{"compilation"}, {"step"}, {"state"}, {"mesh", "optimizer"}],
     "checkpointing": [

@@ -169,7 +169,7 @@ def targets_of(out: Path, form: ExportFormat) -> list[Path]:
         raise UserError(
             f"--out={out} must be a folder in the published layout: leave .safetensors out"
         )
-    return [out / name for name in (files.SINGLE, published.CONFIG, published.PREPROCESSOR)]
+    return [out / name for name in (files.SINGLE_FILE, published.CONFIG, published.PREPROCESSOR)]
 
 
 def check_named(config: Any, parts: Sequence[str], form: ExportFormat) -> None:
@@ -192,18 +192,18 @@ def check_named(config: Any, parts: Sequence[str], form: ExportFormat) -> None:
         )
 
 
-def named_tensors(params: Mapping[str, Any], form: ExportFormat) -> dict[str, files.Tensor]:
+def named_tensors(params: Mapping[str, Any], form: ExportFormat) -> dict[str, files.LazyTensor]:
     """The tensors of a file, each turned into the file's layout when it is read.
 
     Raises:
       UserError: the published layout has no name for a parameter.
     """
-    ours = export.tensors_of(params)
+    ours = export.lazy_tensors(params)
     if form.format == "ours":
         return ours
     shapes = {path: tensor.shape for path, tensor in ours.items()}
     try:
-        sources = dict(layout.names_of(shapes, reference.PUBLISHED))
+        sources = dict(layout.pytorch_names(shapes, reference.PUBLISHED))
     except KeyError as error:
         raise UserError(
             f"the released code has no such module ({error.args[0]}): leave this part out of "
@@ -211,21 +211,21 @@ def named_tensors(params: Mapping[str, Any], form: ExportFormat) -> dict[str, fi
         ) from error
     leaves = {path: tensor.read for path, tensor in ours.items()}
     return {
-        name: files.Tensor(
-            match.their_shape(shapes[source.path], source),
-            lambda source=source: source.take(leaves[source.path]()),
+        name: files.LazyTensor(
+            match.pytorch_shape(shapes[source.path], source),
+            lambda source=source: source.to_pytorch(leaves[source.path]()),
         )
         for name, source in sources.items()
     }
 
 
 def write_published(
-    folder: Path, config: Any, tensors: Mapping[str, files.Tensor], about: Any, dtype: str
+    folder: Path, config: Any, tensors: Mapping[str, files.LazyTensor], about: Any, dtype: str
 ) -> None:
     """Writes the three files of the published layout into a new folder."""
     folder.mkdir()
     # Loaders of PyTorch models look for this word.
-    files.write_tensors(folder / files.SINGLE, tensors, dtype=dtype, metadata={"format": "pt"})
+    files.write_tensors(folder / files.SINGLE_FILE, tensors, dtype=dtype, metadata={"format": "pt"})
     pixels = about["input"]
     published.write_configs(
         folder, config.encoder, about, dtype, mean=pixels["mean"], std=pixels["std"]
@@ -253,7 +253,7 @@ def describe(run: str | Path, config: Any, parts: Sequence[str]) -> dict[str, An
 
 def source_of(run: str | Path) -> dict[str, Any]:
     """Where the weights come from."""
-    if not Path(run).is_dir() or (Path(run) / files.SINGLE).is_file():
+    if not Path(run).is_dir() or (Path(run) / files.SINGLE_FILE).is_file():
         return {"file": Path(run).name}
     record = run_record.read_record(run)
     return {
@@ -262,7 +262,7 @@ def source_of(run: str | Path) -> dict[str, Any]:
     }
 
 
-def _holds(out: Path, about: Any, tensors: Mapping[str, files.Tensor]) -> bool:
+def _holds(out: Path, about: Any, tensors: Mapping[str, files.LazyTensor]) -> bool:
     """Whether an export lies there already, with this config and these tensors."""
     found = features.read_config(out)
     return found == about["config"] and export.same_tensors(
@@ -270,7 +270,7 @@ def _holds(out: Path, about: Any, tensors: Mapping[str, files.Tensor]) -> bool:
     )
 
 
-def _check_same_tensors(path: Path, tensors: Mapping[str, files.Tensor]) -> None:
+def _check_same_tensors(path: Path, tensors: Mapping[str, files.LazyTensor]) -> None:
     if not export.same_tensors(files.open_checkpoint(path).tensors, tensors):
         raise UserError(f"{path.name} was not written as it should: is the disk full or damaged?")
 

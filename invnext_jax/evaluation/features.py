@@ -25,7 +25,7 @@ from invnext_jax.models.layers import scale_kernels
 from invnext_jax.models.patches import normalize
 from invnext_jax.objectives import losses
 from invnext_jax.weights import export, import_weights, published
-from invnext_jax.weights.files import SINGLE, open_checkpoint
+from invnext_jax.weights.files import SINGLE_FILE, open_checkpoint
 
 POOLINGS = ("mean", "frames")
 
@@ -63,7 +63,7 @@ def load_params(
     if Path(path).suffix == ".safetensors":
         params, about = export.read_export(path)
         config = ml_collections.ConfigDict(run_metadata.upgrade_config(about["config"]))
-    elif (Path(path) / SINGLE).is_file():
+    elif (Path(path) / SINGLE_FILE).is_file():
         imported = import_weights.read_video(open_checkpoint(path), path)
         params, config = imported.params, ml_collections.ConfigDict(imported.config)
     else:
@@ -82,7 +82,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
         about = json.loads(source.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    about = about.get(published.EXTRA, {}) if path.is_dir() else about
+    about = about.get(published.EXTRA_SECTION, {}) if path.is_dir() else about
     return about.get("config", {})
 
 

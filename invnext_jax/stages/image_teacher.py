@@ -13,8 +13,7 @@ from einops import rearrange
 from invnext_jax.errors import UserError
 from invnext_jax.models import teachers
 from invnext_jax.models.dot_general import quantization
-from invnext_jax.weights import assets
-from invnext_jax.weights.export import config_mismatches, read_export, require_part
+from invnext_jax.weights.export import config_mismatches, read_export, require_part, resolve_path
 from invnext_jax.weights.match import match_tree
 
 _TEACHER = ("kind", "width", "depth", "heads", "mlp_width", "patch", "train_size")
@@ -58,7 +57,7 @@ def read_teacher(config: Any) -> Any:
     Raises:
       UserError: the file cannot be read, or holds another model than `config.teacher` describes.
     """
-    path = assets.resolve(config.teacher.weights)
+    path = resolve_path(config.teacher.weights)
     parts, about = read_export(path)
     require_part(path, parts, "teacher")
     described = about.get("config", {}).get("teacher", {})

@@ -1,1 +1,1 @@
-"""Parameter trees as files: our own layout and those of other projects."""
+"""Safetensors files of parameters: the format of this package and those of other projects."""

@@ -1,7 +1,7 @@
-"""Our own file format for trained weights: a .safetensors file and a .json of the same name.
+"""The export format of this package: a .safetensors file and a .json of the same name.
 
-The tensors are float32, contiguous, under their path in the parameter tree
-("encoder/blocks/attn/qkv/kernel"); the JSON holds what is needed to build the modules again.
+The tensors are float32 and contiguous, and named by their path in the parameter tree
+("encoder/blocks/attn/qkv/kernel"). The JSON holds the config that is needed to build the modules.
 """
 
 import json
@@ -15,16 +15,22 @@ import numpy as np
 
 from invnext_jax import atomic_file
 from invnext_jax.errors import UserError
-from invnext_jax.weights.files import Reading, Tensor, open_checkpoint, write_tensors
+from invnext_jax.weights.files import LazyArrays, LazyTensor, open_checkpoint, write_tensors
 
 FORMAT = 1
+ASSETS = Path(__file__).parent.parent / "assets"
 
 
-def tensors_of(tree: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Nested dicts of arrays as {"a/b": tensor}, sorted, each made float32 when it is read."""
+def resolve_path(path: str) -> str:
+    """Returns the path, where "assets" is the shipped image teacher of the embedded world."""
+    return str(ASSETS / "siglip2_tiny_world.safetensors") if path == "assets" else path
+
+
+def lazy_tensors(tree: Mapping[str, Any]) -> dict[str, LazyTensor]:
+    """Flattens nested dicts of arrays to {"a/b": tensor}, sorted; reading casts to float32."""
     flat = flax.traverse_util.flatten_dict(tree, sep="/")
     return {
-        path: Tensor(tuple(np.shape(leaf)), lambda x=leaf: np.asarray(x, dtype=np.float32))
+        path: LazyTensor(tuple(np.shape(leaf)), lambda x=leaf: np.asarray(x, dtype=np.float32))
         for path, leaf in sorted(flat.items())
     }
 
@@ -38,24 +44,24 @@ def find_nonfinite(params: Any) -> str | None:
 
 
 def description_path(path: str | Path) -> Path:
-    """Where the JSON of a .safetensors file lies.
+    """Returns the path of the .json that belongs to a .safetensors file.
 
     Raises:
       UserError: the name does not end in .safetensors.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
-        raise UserError(f"the name of the weights file must end in .safetensors, not {path.name!r}")
+        raise UserError(f"the name of the weights file, {path.name!r}, must end in .safetensors")
     return path.with_suffix(".json")
 
 
 def write_export(path: str | Path, params: Mapping[str, Any], about: Mapping[str, Any]) -> None:
-    """Writes both files; a reader never sees half a file.
+    """Writes both files atomically.
 
     Args:
-      path: the .safetensors file; its folder is made if needed.
-      params: parameter tree, one entry for each part ("encoder", "predictor", ...).
-      about: JSON-able description; "format" and "parts" are added.
+      path: the .safetensors file; its folder is created if needed.
+      params: parameter tree with an entry for each part ("encoder", "predictor", ...).
+      about: description for the .json; "format" and "parts" are added.
 
     Raises:
       UserError: the name does not end in .safetensors.
@@ -63,14 +69,14 @@ def write_export(path: str | Path, params: Mapping[str, Any], about: Mapping[str
     path, json_path = Path(path), description_path(path)
     about = {"format": FORMAT, "parts": sorted(params), **about}
     atomic_file.remove_temporary_files(path)  # they may be large
-    # The description comes last: without it there is no export.
+    # The .json is renamed last: an export without it is not valid.
     with atomic_file.atomic_path(json_path) as json_part, atomic_file.atomic_path(path) as part:
-        write_tensors(part, tensors_of(params), metadata={"format": "invnext-jax"})
+        write_tensors(part, lazy_tensors(params), metadata={"format": "invnext-jax"})
         json_part.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
 
 def read_export(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Reads what `write_export` wrote.
+    """Reads an export that `write_export` wrote.
 
     Returns:
       The parameter tree (float32 numpy arrays) and the description.
@@ -81,43 +87,47 @@ def read_export(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     path, json_path = Path(path), description_path(path)
     for file in (path, json_path):
         if not file.is_file():
-            raise UserError(f"there is no file {file}: an export is a .safetensors and a .json")
+            raise UserError(
+                f"there is no file {file}: an export is a .safetensors file and a .json file"
+            )
     try:
         about = json.loads(json_path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{json_path} is damaged ({error}): export it again") from error
-    found = about.get("format") if isinstance(about, dict) else None
-    if found != FORMAT:
+    version = about.get("format") if isinstance(about, dict) else None
+    if version != FORMAT:
         raise UserError(
-            f"{json_path} has format {found}, but this version reads format {FORMAT}: "
+            f"{json_path} has format {version}, but this version reads format {FORMAT}: "
             "export it again, or use the version that wrote it"
         )
-    flat = dict(Reading(open_checkpoint(path).tensors))
+    flat = dict(LazyArrays(open_checkpoint(path).tensors))
     return flax.traverse_util.unflatten_dict(flat, sep="/"), about
 
 
-def holds(path: str | Path, params: Mapping[str, Any]) -> bool:
-    """Whether the file has exactly the tensors of `params`, bit for bit; reads one at a time.
+def contains_tensors(path: str | Path, params: Mapping[str, Any]) -> bool:
+    """Returns whether a file has exactly the tensors of `params`, bit for bit.
+
+    Only one tensor at a time is held in memory.
 
     Raises:
       UserError: the file cannot be read.
     """
-    return same_tensors(open_checkpoint(path).tensors, tensors_of(params))
+    return same_tensors(open_checkpoint(path).tensors, lazy_tensors(params))
 
 
-def same_tensors(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> bool:
-    """Whether both have the same names, shapes and float32 values, bit for bit."""
-    if {k: v.shape for k, v in found.items()} != {k: v.shape for k, v in wanted.items()}:
+def same_tensors(a: Mapping[str, LazyTensor], b: Mapping[str, LazyTensor]) -> bool:
+    """Returns whether both have the same names, shapes and float32 values, bit for bit."""
+    if {name: x.shape for name, x in a.items()} != {name: x.shape for name, x in b.items()}:
         return False
-    return all(np.array_equal(_bits(found[name]), _bits(wanted[name])) for name in wanted)
+    return all(np.array_equal(_bits(a[name]), _bits(b[name])) for name in a)
 
 
-def _bits(tensor: Tensor) -> np.ndarray:
+def _bits(tensor: LazyTensor) -> np.ndarray:
     return np.ascontiguousarray(tensor.read()).reshape(-1).view(np.uint32)
 
 
 def require_part(path: str, parts: Mapping[str, Any], name: str) -> None:
-    """Raises `UserError` unless `parts` of the file `path` has a part `name`."""
+    """Raises `UserError` if `name` is missing in `parts`, the content of the file `path`."""
     if name not in parts:
         raise UserError(f"{path} holds no {name} model, only {', '.join(parts)}: name another file")
 
@@ -125,7 +135,16 @@ def require_part(path: str, parts: Mapping[str, Any], name: str) -> None:
 def config_mismatches(
     described: Mapping[str, Any], section: Any, names: Iterable[str]
 ) -> list[tuple]:
-    """Returns (field, configured value, described value) of each described field that differs."""
+    """Compares a config section with the description of a file.
+
+    Args:
+      described: fields in the description of the file.
+      section: section of the config.
+      names: fields to compare; those that are not described are skipped.
+
+    Returns:
+      (field, configured value, described value) of each field that differs.
+    """
     return [
         (name, section[name], described[name])
         for name in names

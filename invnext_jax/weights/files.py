@@ -1,12 +1,12 @@
-"""Safetensors on disk, tensor by tensor: read on demand (one file or shards), written as a stream.
+"""Safetensors checkpoints: opened lazily (one file or shards), written one tensor at a time.
 
-Nothing here needs torch, and nothing unpickles.
+Neither PyTorch nor pickle is used.
 """
 
 import json
 import math
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,34 +15,39 @@ import numpy as np
 
 from invnext_jax.errors import UserError
 
-_CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-_PICKLES = (".bin", ".pth", ".pt", ".ckpt", ".pkl", ".tar")
+_DTYPE_CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
+_PICKLE_SUFFIXES = (".bin", ".pth", ".pt", ".ckpt", ".pkl", ".tar")
 _CONVERT = (
-    "pickles can run any code, so they are not read; convert it once where it comes from: "
-    "safetensors.torch.save_file(torch.load(FILE, weights_only=True), 'model.safetensors'), or of "
-    "what lies in it under 'module', 'model' or 'state_dict'"
+    "pickles can run any code, so they are not read; convert it once where PyTorch is installed: "
+    "safetensors.torch.save_file(torch.load(FILE, weights_only=True), 'model.safetensors'); pass "
+    "the entry 'module', 'model' or 'state_dict' if the file has one"
 )
 
 
-class Tensor(NamedTuple):
-    """A tensor that is not read yet: `read()` gives it as float32."""
+class LazyTensor(NamedTuple):
+    """A tensor that is read on demand: `read()` returns it as float32."""
 
     shape: tuple[int, ...]
     read: Callable[[], np.ndarray]
 
 
 class Checkpoint(NamedTuple):
-    """Tensors by name, and config.json beside them ({} if there is none)."""
+    """An opened checkpoint.
 
-    tensors: dict[str, Tensor]
+    Attributes:
+      tensors: tensors by name.
+      config: content of config.json in the same folder; {} if there is none.
+    """
+
+    tensors: dict[str, LazyTensor]
     config: dict[str, Any]
 
 
-class Reading(Mapping):
-    """Tensors as a mapping from name to array that reads at each look-up."""
+class LazyArrays(Mapping):
+    """Mapping from the names of tensors to arrays, which are read at each lookup."""
 
-    def __init__(self, tensors: Mapping[str, Tensor]):
+    def __init__(self, tensors: Mapping[str, LazyTensor]):
         self._tensors = tensors
 
     def __getitem__(self, name: str) -> np.ndarray:
@@ -56,19 +61,19 @@ class Reading(Mapping):
 
 
 def open_checkpoint(source: str | Path) -> Checkpoint:
-    """Opens a .safetensors file, or a folder as Hugging Face's tools write it.
+    """Opens a .safetensors file, or a folder in the format of Hugging Face.
 
     Args:
       source: file, or folder with model.safetensors, or with model.safetensors.index.json and the
-        shards that it names. config.json is looked for in the same folder.
+        shards that it lists. config.json is read from the same folder.
 
     Raises:
-      UserError: nothing to read there, a pickle, a missing shard, a damaged file.
+      UserError: no checkpoint, a pickle, a missing shard, or a damaged file.
     """
     source = Path(source)
     if source.is_dir():
         return Checkpoint(_open_folder(source), _read_config(source))
-    _refuse_pickle(source)
+    _reject_pickle(source)
     if not source.is_file():
         raise UserError(f"there is no file or folder {source}")
     return Checkpoint(_open_file(source), _read_config(source.parent))
@@ -76,48 +81,84 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
 
 def write_tensors(
     path: str | Path,
-    tensors: Mapping[str, Tensor],
+    tensors: Mapping[str, LazyTensor],
     *,
     dtype: str = "float32",
     metadata: Mapping[str, str],
 ) -> None:
-    """Writes a .safetensors file; only one tensor at a time is held in memory.
+    """Writes a .safetensors file; holds only one tensor at a time in memory.
 
     Args:
       path: the file; it must not exist.
-      tensors: by name, in the order of the file.
+      tensors: tensors by name, in the order in which they are written.
       dtype: "float32", "float16" or "bfloat16".
-      metadata: goes into the header.
+      metadata: metadata for the header.
     """
-    code, kind = _CODES[dtype], jnp.dtype(dtype)
+    code, np_dtype = _DTYPE_CODES[dtype], jnp.dtype(dtype)
     header, start = {"__metadata__": dict(metadata)}, 0
     for name, tensor in tensors.items():
-        end = start + kind.itemsize * math.prod(tensor.shape)
+        end = start + np_dtype.itemsize * math.prod(tensor.shape)
         header[name] = {"dtype": code, "shape": list(tensor.shape), "data_offsets": [start, end]}
         start = end
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the format wants the data aligned
+    text += b" " * (-len(text) % 8)  # the format requires that the data is 8-byte aligned
     with open(path, "xb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for tensor in tensors.values():
-            file.write(np.ascontiguousarray(tensor.read(), kind).reshape(-1).view(np.uint8).data)
+            file.write(
+                np.ascontiguousarray(tensor.read(), np_dtype).reshape(-1).view(np.uint8).data
+            )
 
 
-def _open_folder(folder: Path) -> dict[str, Tensor]:
-    if (folder / SINGLE).is_file():
-        return _open_file(folder / SINGLE)
-    if (folder / INDEX).is_file():
+def require_model_type(config: Mapping[str, Any], kind: str, types: Sequence[str]) -> None:
+    """Checks that config.json describes one of the model types that can be imported as `kind`.
+
+    Raises:
+      UserError: it describes another type.
+    """
+    model_type = config.get("model_type")
+    if model_type not in types:
+        raise UserError(
+            f"config.json has model_type={model_type!r}, but {kind} is read from "
+            f"{' or '.join(types)}: name another kind or another checkpoint"
+        )
+
+
+def require_values(config: Mapping[str, Any], supported: Mapping[str, Any]) -> None:
+    """Checks config.json for options of which only one value is supported.
+
+    Args:
+      config: content of config.json; an absent option is taken to have the supported value.
+      supported: supported value of each option.
+
+    Raises:
+      UserError: an option has another value.
+    """
+    for name, value in supported.items():
+        if config.get(name, value) != value:
+            raise UserError(
+                f"config.json has {name}={config[name]!r}, but only {value!r} is supported: take "
+                "another checkpoint"
+            )
+
+
+def _open_folder(folder: Path) -> dict[str, LazyTensor]:
+    if (folder / SINGLE_FILE).is_file():
+        return _open_file(folder / SINGLE_FILE)
+    if (folder / INDEX_FILE).is_file():
         return _open_shards(folder)
     for path in sorted(folder.iterdir()):
-        _refuse_pickle(path)
-    raise UserError(f"{folder} holds neither {SINGLE} nor {INDEX}: name the checkpoint's folder")
+        _reject_pickle(path)
+    raise UserError(
+        f"{folder} holds neither {SINGLE_FILE} nor {INDEX_FILE}: name the checkpoint's folder"
+    )
 
 
-def _open_shards(folder: Path) -> dict[str, Tensor]:
-    files = _read_json(folder / INDEX).get("weight_map")
+def _open_shards(folder: Path) -> dict[str, LazyTensor]:
+    files = _read_json(folder / INDEX_FILE).get("weight_map")
     if not isinstance(files, dict) or not files:
-        raise UserError(f"{folder / INDEX} names no shards (weight_map): download it again")
-    # A name in an index may not lead out of the folder.
+        raise UserError(f"{folder / INDEX_FILE} lists no shards (weight_map): download it again")
+    # Only the file name is used, so that an index cannot point outside the folder.
     shards = sorted({Path(str(file)).name for file in files.values()})
     missing = [shard for shard in shards if not (folder / shard).is_file()]
     if missing:
@@ -125,20 +166,20 @@ def _open_shards(folder: Path) -> dict[str, Tensor]:
             f"{folder} lacks {len(missing)} of {len(shards)} shards: {', '.join(missing)}; "
             "download them again"
         )
-    found = {shard: _open_file(folder / shard) for shard in shards}
+    tensors_of_shard = {shard: _open_file(folder / shard) for shard in shards}
     tensors = {}
     for name, file in files.items():
         shard = Path(str(file)).name
-        if name not in found[shard]:
+        if name not in tensors_of_shard[shard]:
             raise UserError(f"{folder / shard} lacks the tensor {name}: download it again")
-        tensors[name] = found[shard][name]
+        tensors[name] = tensors_of_shard[shard][name]
     return tensors
 
 
-def _open_file(path: Path) -> dict[str, Tensor]:
+def _open_file(path: Path) -> dict[str, LazyTensor]:
     if path.suffix != ".safetensors":
-        raise UserError(f"{path} is no .safetensors file")
-    # Imported here and below, so that a step on random clips needs no safetensors (gpu-check).
+        raise UserError(f"{path} is not a .safetensors file: name one, or the folder that holds it")
+    # Imported here and below, so that a step on random clips (gpu-check) runs without safetensors.
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -146,7 +187,7 @@ def _open_file(path: Path) -> dict[str, Tensor]:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is damaged ({error}): download or export it again") from error
-    return {name: Tensor(shape, _reader(path, name)) for name, shape in shapes.items()}
+    return {name: LazyTensor(shape, _reader(path, name)) for name, shape in shapes.items()}
 
 
 def _reader(path: Path, name: str) -> Callable[[], np.ndarray]:
@@ -165,14 +206,14 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is damaged ({error}): download it again") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path} holds no table of values: download it again")
-    return found
+    if not isinstance(content, dict):
+        raise UserError(f"{path} does not contain a JSON object: download it again")
+    return content
 
 
-def _refuse_pickle(path: Path) -> None:
-    if path.suffix in _PICKLES:
+def _reject_pickle(path: Path) -> None:
+    if path.suffix in _PICKLE_SUFFIXES:
         raise UserError(f"{path} is a pickle: {_CONVERT}")

@@ -1,7 +1,7 @@
-"""The published image models that can teach: what their Hugging Face folders hold, as our trees.
+"""Image teachers in the format of Hugging Face: SigLIP 2, CLIP and DINOv2.
 
-A family knows its tensors' names, the sizes in its config.json, and how files of any version of
-transformers, of the tower alone or of a whole model, are brought to these names.
+Each family has a table of its tensors' names, reads sizes from config.json, and brings files of any
+version of transformers, of the image tower or of the full model, to the names of the table.
 """
 
 import re
@@ -11,32 +11,31 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from invnext_jax.errors import UserError
-from invnext_jax.weights.config_json import require, require_type
-from invnext_jax.weights.files import Tensor
+from invnext_jax.weights.files import LazyTensor, require_model_type, require_values
 from invnext_jax.weights.layout import CONV2D, SQUEEZE, VECTOR, Rule, linear, norm
 
 
-class Family(NamedTuple):
-    """One kind of image model.
+class ImageModelFamily(NamedTuple):
+    """How one kind of image model is imported.
 
     Attributes:
-      rules: between the names of `adapt` and our paths.
-      sizes: fields of `config.teacher` from the content of config.json; a UserError if it describes
-        another model.
-      adapt: gives the tensors of the image tower without prefix, one for each rule; what belongs
-        to other towers is left out. Nothing is read.
+      rules: rules between the names that `adapt` returns and the paths of the parameter tree.
+      sizes: reads the fields of `config.teacher` from the content of config.json; raises a
+        UserError if it describes another model.
+      adapt: returns the tensors of the image tower under the names of `rules`, without those of
+        other towers. It reads no data.
     """
 
     rules: list[Rule]
     sizes: Callable[[Mapping[str, Any]], dict[str, Any]]
-    adapt: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+    adapt: Callable[[Mapping[str, LazyTensor]], dict[str, LazyTensor]]
 
 
 def _linears(layer: str, path: str, parts: Mapping[str, str]) -> list[Rule]:
     return [
         rule
-        for theirs, ours in parts.items()
-        for rule in linear(f"{layer}.{theirs}", f"{path}/{ours}")
+        for name, module in parts.items()
+        for rule in linear(f"{layer}.{name}", f"{path}/{module}")
     ]
 
 
@@ -65,7 +64,7 @@ CLIP = [
     Rule("embeddings.class_embedding", "class_token"),
     Rule("embeddings.patch_embedding.weight", "patch_embed/kernel", CONV2D),
     Rule("embeddings.position_embedding.weight", "position"),
-    *norm("pre_layrnorm", "pre_norm"),  # their spelling
+    *norm("pre_layrnorm", "pre_norm"),  # sic
     *_BLOCKS,
     *norm("post_layernorm", "norm"),
 ]
@@ -89,12 +88,12 @@ DINOV2 = [
     *norm(f"{_LAYER}.norm2", "blocks/norm2"),
     Rule(f"{_LAYER}.layer_scale1.lambda1", "blocks/scale1"),
     Rule(f"{_LAYER}.layer_scale2.lambda1", "blocks/scale2"),
-    # `adapt` gives the projections of a gated MLP these names.
+    # `_adapt_dinov2` renames the projections of a gated MLP to these.
     *_linears(f"{_LAYER}.mlp", "blocks/mlp", {"fc1": "fc1", "fc2": "fc2", "gate": "gate"}),
     *norm("layernorm", "norm"),
 ]
-_DROPPED = re.compile(r"embeddings\.(position_ids|mask_token)")
-_DINOV2_NAMES = {  # where files of transformers 5, or with a gated MLP, name it otherwise
+_IGNORED = re.compile(r"embeddings\.(position_ids|mask_token)")
+_DINOV2_NAMES = {  # names of transformers 5 and of gated MLPs -> names of the table
     "attention.q_proj": "attention.attention.query",
     "attention.k_proj": "attention.attention.key",
     "attention.v_proj": "attention.attention.value",
@@ -106,67 +105,73 @@ _DINOV2_NAMES = {  # where files of transformers 5, or with a gated MLP, name it
 }
 
 
-def _tower(tensors: Mapping[str, Tensor], anchor: str) -> dict[str, Tensor]:
-    """All that has the same prefix as the tensor `anchor`, without the prefix."""
-    found = [name for name in tensors if name == anchor or name.endswith(f".{anchor}")]
-    if len(found) != 1:
+def _select_tower(tensors: Mapping[str, LazyTensor], anchor: str) -> dict[str, LazyTensor]:
+    """Returns all tensors with the same prefix as the tensor `anchor`, without the prefix."""
+    anchors = [name for name in tensors if name == anchor or name.endswith(f".{anchor}")]
+    if len(anchors) != 1:
         raise UserError(
-            f"the file has {len(found)} tensors {anchor}, but an image model of that kind has one: "
+            f"the file has {len(anchors)} tensors {anchor}, but a model of that kind has one: "
             "name the file that belongs to config.json"
         )
-    prefix = found[0].removesuffix(anchor)
+    prefix = anchors[0].removesuffix(anchor)
     tower = {
         name.removeprefix(prefix): tensor
         for name, tensor in tensors.items()
         if name.startswith(prefix)
     }
-    return {name: tensor for name, tensor in tower.items() if not _DROPPED.fullmatch(name)}
+    return {name: tensor for name, tensor in tower.items() if not _IGNORED.fullmatch(name)}
 
 
-def _split(tensors: Mapping[str, Tensor], fused: str, parts: tuple[str, ...]) -> dict[str, Tensor]:
-    """Replaces fused tensors by equal parts along their first axis; the rest is kept.
+def _split_fused(
+    tensors: Mapping[str, LazyTensor], fused: str, parts: tuple[str, ...]
+) -> dict[str, LazyTensor]:
+    """Splits fused tensors into equal parts along their first axis; keeps all other tensors.
 
     Args:
-      tensors: by name.
-      fused: pattern of the name, with the groups `path` and `leaf`.
+      tensors: tensors by name.
+      fused: regular expression of the fused names, with the groups `path` and `leaf`.
       parts: names of the parts.
     """
     split = {}
     for name, tensor in tensors.items():
         if match := re.fullmatch(fused, name):
             for i, part in enumerate(parts):
-                split[f"{match['path']}{part}.{match['leaf']}"] = _part(tensor, i, len(parts))
+                split[f"{match['path']}{part}.{match['leaf']}"] = _split_part(tensor, i, len(parts))
         else:
             split[name] = tensor
     return split
 
 
-def _part(tensor: Tensor, i: int, count: int) -> Tensor:
+def _split_part(tensor: LazyTensor, i: int, count: int) -> LazyTensor:
     size = tensor.shape[0] // count
-    return Tensor((size, *tensor.shape[1:]), lambda: np.split(tensor.read(), count)[i])
+    return LazyTensor((size, *tensor.shape[1:]), lambda: np.split(tensor.read(), count)[i])
 
 
-def _adapt_siglip2(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _adapt_siglip2(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
     fused = r"(?P<path>head\.attention\.)in_proj_(?P<leaf>weight|bias)"
-    return _split(_tower(tensors, "embeddings.patch_embedding.weight"), fused, ("q", "k", "v"))
+    return _split_fused(
+        _select_tower(tensors, "embeddings.patch_embedding.weight"), fused, ("q", "k", "v")
+    )
 
 
-def _adapt_clip(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return _tower(tensors, "embeddings.patch_embedding.weight")
+def _adapt_clip(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+    return _select_tower(tensors, "embeddings.patch_embedding.weight")
 
 
-def _adapt_dinov2(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _adapt_dinov2(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
     renamed = {}
-    for name, tensor in _tower(tensors, "embeddings.patch_embeddings.projection.weight").items():
-        for theirs, ours in _DINOV2_NAMES.items():
-            name = name.replace(f".{theirs}.", f".{ours}.")
+    for name, tensor in _select_tower(
+        tensors, "embeddings.patch_embeddings.projection.weight"
+    ).items():
+        for old, new in _DINOV2_NAMES.items():
+            name = name.replace(f".{old}.", f".{new}.")
         renamed[name] = tensor
     fused = r"(?P<path>.*\.mlp\.)weights_in\.(?P<leaf>weight|bias)"
-    return _split(renamed, fused, ("gate", "fc1"))
+    return _split_fused(renamed, fused, ("gate", "fc1"))
 
 
 _ACTIVATIONS = {"gelu": "gelu", "quick_gelu": "quick_gelu", "gelu_pytorch_tanh": "gelu_tanh"}
-# What transformers assumes where config.json is silent.
+# Defaults of transformers for fields that config.json does not set.
 _DEFAULTS = {
     "hidden_size": 768,
     "intermediate_size": 3072,
@@ -178,30 +183,30 @@ _DEFAULTS = {
 
 
 def _tower_config(config: Mapping[str, Any], kind: str, types: tuple[str, str]) -> dict[str, Any]:
-    """The part of config.json about the image tower: types[0] is its type, types[1] the whole's."""
+    """Returns the config of the image tower, of type types[0], or from that of a types[1] model."""
     if config.get("model_type") == types[1]:
-        nested = config.get("vision_config_dict")  # if there are both, transformers takes this one
+        nested = config.get("vision_config_dict")  # transformers prefers it to vision_config
         nested = config.get("vision_config") or {} if nested is None else nested
         config = {"model_type": types[0], **nested}
     if config.get("model_type") in ("siglip2", "siglip2_vision_model"):
         raise UserError(
-            f"config.json has model_type={config['model_type']!r}: that is SigLIP 2 of variable "
-            "resolution (NaFlex), which is not built here; take a checkpoint of fixed resolution, "
+            f"config.json has model_type={config['model_type']!r}, which is SigLIP 2 of variable "
+            "resolution (NaFlex) and not supported: take a checkpoint of fixed resolution, "
             "such as siglip2-giant-opt-patch16-256"
         )
-    require_type(config, kind, types)
+    require_model_type(config, kind, types)
     return dict(config)
 
 
 def _side(config: Mapping[str, Any], name: str) -> int:
     sides = config[name] if isinstance(config[name], list) else [config[name]]
     if len(set(sides)) != 1 or not isinstance(sides[0], int):
-        raise UserError(f"config.json has {name}={config[name]!r}, but only squares are built here")
+        raise UserError(f"config.json has {name}={config[name]!r}, but only squares are supported")
     return sides[0]
 
 
 def _fields(kind: str, config: Mapping[str, Any], **others: Any) -> dict[str, Any]:
-    require(config, {"num_channels": 3})
+    require_values(config, {"num_channels": 3})
     return {
         "kind": kind,
         "width": config["hidden_size"],
@@ -219,14 +224,14 @@ def _fields(kind: str, config: Mapping[str, Any], **others: Any) -> dict[str, An
 
 def _sizes_siglip2(config: Mapping[str, Any]) -> dict[str, Any]:
     tower = _tower_config(config, "siglip2", ("siglip_vision_model", "siglip"))
-    fixed = {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6, "vision_use_head": True}
-    require(tower, fixed)
+    supported = {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6, "vision_use_head": True}
+    require_values(tower, supported)
     return _fields("siglip2", {**_DEFAULTS, "patch_size": 16, **tower}, activation="gelu_tanh")
 
 
 def _sizes_clip(config: Mapping[str, Any]) -> dict[str, Any]:
     tower = _tower_config(config, "clip", ("clip_vision_model", "clip"))
-    require(tower, {"layer_norm_eps": 1e-5})
+    require_values(tower, {"layer_norm_eps": 1e-5})
     activation = tower.get("hidden_act", "quick_gelu")
     if activation not in _ACTIVATIONS:
         raise UserError(
@@ -237,23 +242,23 @@ def _sizes_clip(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _sizes_dinov2(config: Mapping[str, Any]) -> dict[str, Any]:
-    require_type(config, "dinov2", ("dinov2", "dinov2_with_registers"))
-    require(config, {"hidden_act": "gelu", "layer_norm_eps": 1e-6, "qkv_bias": True})
+    require_model_type(config, "dinov2", ("dinov2", "dinov2_with_registers"))
+    require_values(config, {"hidden_act": "gelu", "layer_norm_eps": 1e-6, "qkv_bias": True})
     has_registers = config["model_type"] == "dinov2_with_registers"
     config = {**_DEFAULTS, "patch_size": 16 if has_registers else 14, **config}
     registers = config.get("num_register_tokens", 4) if has_registers else 0
     if has_registers and not registers:
-        raise UserError("config.json has num_register_tokens=0, but needs at least 1")
+        raise UserError("config.json has num_register_tokens=0, but it must be at least 1")
     mlp_width, gated = int(config["hidden_size"] * config.get("mlp_ratio", 4)), False
     if config.get("use_swiglu_ffn", False):
-        # Two thirds, so that three matrices have the size of two; then a multiple of 8.
+        # Two thirds keep the parameter count with three matrices; rounded up to a multiple of 8.
         mlp_width, gated = (int(mlp_width * 2 / 3) + 7) // 8 * 8, True
     config["intermediate_size"] = mlp_width
     return _fields("dinov2", config, registers=registers, gated=gated)
 
 
 FAMILIES = {
-    "siglip2": Family(SIGLIP2, _sizes_siglip2, _adapt_siglip2),
-    "clip": Family(CLIP, _sizes_clip, _adapt_clip),
-    "dinov2": Family(DINOV2, _sizes_dinov2, _adapt_dinov2),
+    "siglip2": ImageModelFamily(SIGLIP2, _sizes_siglip2, _adapt_siglip2),
+    "clip": ImageModelFamily(CLIP, _sizes_clip, _adapt_clip),
+    "dinov2": ImageModelFamily(DINOV2, _sizes_dinov2, _adapt_dinov2),
 }

@@ -1,7 +1,7 @@
-"""Other projects' weights as our files: image teachers, text layers, published video encoders.
+"""Import of weights: image teachers, ModernBERT layers and published video encoders.
 
-Strict: names and shapes are compared with what the model wants before anything is read, and every
-misfit stands in one table.
+All names and shapes are compared with those of the model before any tensor is read; an error lists
+all mismatches.
 """
 
 import contextlib
@@ -28,8 +28,13 @@ KINDS = (*image_models.FAMILIES, "modernbert", "internvideo_next")
 
 
 @dataclasses.dataclass(frozen=True)
-class Imported:
-    """What goes into our file: parameters by part, and the config that describes them."""
+class ImportedWeights:
+    """The content of an export.
+
+    Attributes:
+      params: parameter tree with an entry for each part.
+      config: config of the modules.
+    """
 
     params: dict[str, Any]
     config: dict[str, Any]
@@ -43,20 +48,20 @@ def import_weights(
     last_layers: int = 8,
     overwrite: bool = False,
 ) -> str:
-    """Reads another project's checkpoint and writes ours.
+    """Converts a checkpoint of another project to an export of this package.
 
     Args:
       kind: one of `KINDS`.
       source: .safetensors file, or folder with config.json and one or several of them.
-      out: the .safetensors file to write; a .json of the same name goes beside it.
-      last_layers: of a text model, how many of its last layers are kept.
-      overwrite: whether files of that name may be replaced.
+      out: the .safetensors file to write; a .json of the same name is written next to it.
+      last_layers: number of last layers to keep of a text model.
+      overwrite: whether existing files may be replaced.
 
     Returns:
-      Sentences that say what was written, and how a config names it.
+      A summary of what was written, and the flags that use it.
 
     Raises:
-      UserError: a kind that we do not know, a source that does not fit, or `out` exists.
+      UserError: an unknown kind, a source that does not match, or `out` exists.
     """
     if kind not in KINDS:
         raise UserError(f"--kind={kind} is none of {', '.join(KINDS)}")
@@ -73,7 +78,7 @@ def import_weights(
     else:
         imported = read_video(checkpoint, source)
     if name := find_nonfinite(imported.params):
-        raise UserError(f"{source} has weights that are not finite, in our {name}")
+        raise UserError(f"{source} has weights that are not finite, in {name}: import another copy")
     about = {"config": imported.config, "source": {"kind": kind, "name": Path(source).name}}
     try:
         write_export(out, imported.params, about)
@@ -86,8 +91,8 @@ def import_weights(
 
 
 @contextlib.contextmanager
-def _sizes_of(source: str | Path) -> Iterator[None]:
-    """Turns what a config.json of nonsense leads to into one sentence."""
+def _config_errors(source: str | Path) -> Iterator[None]:
+    """Converts errors that an invalid config.json causes into a `UserError`."""
     try:
         yield
     except UserError:
@@ -95,14 +100,14 @@ def _sizes_of(source: str | Path) -> Iterator[None]:
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(
-            f"config.json of {source} describes no model that can be built ({reason}): put the "
-            "model's own there"
+            f"config.json of {source} does not describe a model that can be built ({reason}): use "
+            "the config.json of the checkpoint"
         ) from error
 
 
-def _usage(kind: str, out: Path, imported: Imported) -> str:
+def _usage(kind: str, out: Path, imported: ImportedWeights) -> str:
     if kind == "internvideo_next":
-        return f"Probe it: --config.checkpoint={out}; go on from it: --config.init_from={out}"
+        return f"Probe it: --config.checkpoint={out}; start from it: --config.init_from={out}"
     group, section = ("predictor", "text") if kind == "modernbert" else ("teacher", "teacher")
     fields = dict(imported.config[section])
     if kind == "modernbert":
@@ -112,58 +117,58 @@ def _usage(kind: str, out: Path, imported: Imported) -> str:
     return f"Use it: --config.{group}.weights={out} {sizes}"
 
 
-def read_teacher(kind: str, checkpoint: Checkpoint, source: str | Path) -> Imported:
-    """A frozen image teacher, as `config.teacher` describes it."""
+def read_teacher(kind: str, checkpoint: Checkpoint, source: str | Path) -> ImportedWeights:
+    """Reads a frozen image teacher of one of `image_models.FAMILIES`."""
     family = image_models.FAMILIES[kind]
-    with _sizes_of(source):
-        sizes = family.sizes(_config_of(checkpoint, source))
+    with _config_errors(source):
+        sizes = family.sizes(_require_config(checkpoint, source))
         config = ml_collections.ConfigDict({"teacher": sizes, "dtype": "float32"})
         config.teacher.update(size=sizes["train_size"], taps=0, tap_interval=1.0)
         image = jnp.zeros((1, sizes["train_size"], sizes["train_size"], 3))
-        wanted = _shapes(teachers.from_config(config), image)
-    tree = match.read_tree(family.adapt(checkpoint.tensors), wanted, family.rules, str(source))
-    return Imported({"teacher": tree}, {"teacher": sizes})
+        expected = _shapes(teachers.from_config(config), image)
+    tree = match.read_tree(family.adapt(checkpoint.tensors), expected, family.rules, str(source))
+    return ImportedWeights({"teacher": tree}, {"teacher": sizes})
 
 
-def read_text(checkpoint: Checkpoint, source: str | Path, last_layers: int) -> Imported:
-    """The last layers of ModernBERT, from which a predictor starts."""
-    with _sizes_of(source):
-        sizes = text_models.sizes(_config_of(checkpoint, source))
+def read_text(checkpoint: Checkpoint, source: str | Path, last_layers: int) -> ImportedWeights:
+    """Reads the last layers of ModernBERT, which initialise a predictor."""
+    with _config_errors(source):
+        sizes = text_models.sizes(_require_config(checkpoint, source))
         layer = ModernBertLayer(sizes["heads"], sizes["mlp_width"], None, jnp.float32)
         shapes = _shapes(layer, jnp.zeros((1, 1, sizes["width"])))
     tensors = text_models.adapt(checkpoint.tensors, last_layers)
     last = sizes["last_layer"]
     numbers = range(last - last_layers + 1, last + 1)
-    wanted = {f"text/layer{n}/{path}": shape for n in numbers for path, shape in shapes.items()}
-    tree = match.read_tree(tensors, wanted, text_models.RULES, str(source))
-    return Imported(tree, {"text": sizes})
+    expected = {f"text/layer{n}/{path}": shape for n in numbers for path, shape in shapes.items()}
+    tree = match.read_tree(tensors, expected, text_models.RULES, str(source))
+    return ImportedWeights(tree, {"text": sizes})
 
 
-def read_video(checkpoint: Checkpoint, source: str | Path) -> Imported:
-    """A video encoder in the published layout, and whatever other parts lie in the same file."""
-    with _sizes_of(source):
-        found = _config_of(checkpoint, source)
+def read_video(checkpoint: Checkpoint, source: str | Path) -> ImportedWeights:
+    """Reads a video encoder in the published format, and all other parts in the same file."""
+    with _config_errors(source):
+        content = _require_config(checkpoint, source)
         config = ml_collections.ConfigDict(
             {"stage": "", "variant": "", "dtype": "float32", "remat": "none", "init_gain": 1.0}
         )
-        config.encoder = ml_collections.ConfigDict(published.encoder_config(found, str(source)))
-        config.update(found.get(published.EXTRA, {}).get("config", {}))
-        parts = found[published.EXTRA]["parts"] if config.stage else ("encoder", "pool")
-        wanted = part_shapes(config, parts)
-    tensors = published.pretraining_names(checkpoint.tensors)
-    tree = match.read_tree(tensors, wanted, reference.PRETRAINING, str(source))
-    return Imported(tree, config.to_dict())
+        config.encoder = ml_collections.ConfigDict(published.encoder_config(content, str(source)))
+        config.update(content.get(published.EXTRA_SECTION, {}).get("config", {}))
+        parts = content[published.EXTRA_SECTION]["parts"] if config.stage else ("encoder", "pool")
+        expected = part_shapes(config, parts)
+    tensors = published.to_pretraining_names(checkpoint.tensors)
+    tree = match.read_tree(tensors, expected, reference.PRETRAINING, str(source))
+    return ImportedWeights(tree, config.to_dict())
 
 
 def part_shapes(config: Any, parts: Iterable[str]) -> match.Shapes:
-    """Path -> shape of the parameters of some parts of a run's model.
+    """Returns path -> shape of the parameters of some parts of a model.
 
     Args:
-      config: with `encoder`; for parts other than encoder and pool, that of a run.
+      config: a run's config; for the encoder and the pool, `encoder` and `dtype` are enough.
       parts: top-level names of the parameter tree.
 
     Raises:
-      UserError: the model of that config lacks a part.
+      UserError: the model lacks a part.
     """
     parts = set(parts)
     if parts <= {"encoder", "pool"}:
@@ -181,15 +186,17 @@ def part_shapes(config: Any, parts: Iterable[str]) -> match.Shapes:
     tree = jax.eval_shape(lambda key: stage.init_params(config, model, key), jax.random.key(0))
     if missing := parts - tree.keys():
         raise UserError(f"a {config.stage} model has no {', '.join(sorted(missing))}")
-    return match.shapes_of({part: nn.unbox(tree)[part] for part in sorted(parts)})
+    return match.leaf_shapes({part: nn.unbox(tree)[part] for part in sorted(parts)})
 
 
 def _shapes(module: nn.Module, x: jax.Array) -> match.Shapes:
     variables = jax.eval_shape(module.init, jax.random.key(0), x)
-    return match.shapes_of(nn.unbox(variables["params"]))
+    return match.leaf_shapes(nn.unbox(variables["params"]))
 
 
-def _config_of(checkpoint: Checkpoint, source: str | Path) -> Mapping[str, Any]:
+def _require_config(checkpoint: Checkpoint, source: str | Path) -> Mapping[str, Any]:
     if not checkpoint.config:
-        raise UserError(f"there is no config.json beside {source}: put the model's own there")
+        raise UserError(
+            f"there is no config.json next to {source}: put the config.json of the checkpoint there"
+        )
     return checkpoint.config

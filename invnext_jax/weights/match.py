@@ -1,4 +1,4 @@
-"""Strict matching of arrays with what a model wants: all that does not fit stands in one table."""
+"""Strict comparison of arrays with the parameters of a model; an error lists all mismatches."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,69 +8,72 @@ import jax
 import numpy as np
 
 from invnext_jax.errors import UserError
-from invnext_jax.weights.files import Reading, Tensor
-from invnext_jax.weights.layout import Rule, names_of, to_tree
+from invnext_jax.weights.files import LazyArrays, LazyTensor
+from invnext_jax.weights.layout import LeafSlice, Rule, pytorch_names, to_tree
 
 Shapes = dict[str, tuple[int, ...]]
 
 
-def shapes_of(tree: Mapping[str, Any]) -> Shapes:
-    """Path with slashes -> shape, of nested dicts of anything with a shape."""
+def leaf_shapes(tree: Mapping[str, Any]) -> Shapes:
+    """Returns path with slashes -> shape of the leaves of nested dicts."""
     flat = flax.traverse_util.flatten_dict(tree, sep="/")
     return {path: tuple(np.shape(leaf)) for path, leaf in flat.items()}
 
 
-def match_tree(found: Mapping[str, Any], wanted: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """Checks that `found` has exactly the leaves of `wanted`.
+def match_tree(tree: Mapping[str, Any], expected: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Checks that `tree` has exactly the leaves of `expected`.
 
     Args:
-      found: nested dicts of arrays.
-      wanted: nested dicts of anything with a shape and a dtype.
-      source: where `found` comes from, for the message.
+      tree: nested dicts of arrays.
+      expected: nested dicts of arrays or abstract arrays.
+      source: origin of `tree`, for the message.
 
     Returns:
-      `found`, in the dtypes of `wanted`.
+      `tree`, in the dtypes of `expected`.
 
     Raises:
-      UserError: a leaf is missing, surplus or of another shape; a table names all of them.
+      UserError: a leaf is missing, unexpected or of another shape; the message lists all of them.
     """
-    _compare(shapes_of(found), shapes_of(wanted), source)
-    return jax.tree.map(lambda x, like: np.asarray(x, like.dtype), found, wanted)
+    _check_shapes(leaf_shapes(tree), leaf_shapes(expected), source)
+    return jax.tree.map(lambda x, like: np.asarray(x, like.dtype), tree, expected)
 
 
 def read_tree(
-    tensors: Mapping[str, Tensor], wanted: Shapes, rules: Sequence[Rule], source: str
+    tensors: Mapping[str, LazyTensor], expected: Shapes, rules: Sequence[Rule], source: str
 ) -> dict[str, Any]:
-    """Reads another project's tensors as our tree, once all names and shapes are found to fit.
+    """Reads PyTorch tensors as a JAX tree, after checking all names and shapes.
 
     Args:
-      tensors: by their names.
-      wanted: our parameters.
-      rules: between both.
-      source: where the tensors come from, for the message.
+      tensors: tensors by name.
+      expected: shapes of the parameters of the tree.
+      rules: table of rules between both.
+      source: origin of the tensors, for the message.
 
     Raises:
-      UserError: a tensor is missing, surplus or of another shape; a table names all of them.
+      UserError: a tensor is missing, unexpected or of another shape; the message lists all of them.
     """
-    theirs = {name: their_shape(wanted[at.path], at) for name, at in names_of(wanted, rules)}
-    _compare({name: tensor.shape for name, tensor in tensors.items()}, theirs, source)
-    return to_tree(Reading(tensors), rules)
+    expected_tensors = {
+        name: pytorch_shape(expected[leaf.path], leaf)
+        for name, leaf in pytorch_names(expected, rules)
+    }
+    _check_shapes({name: x.shape for name, x in tensors.items()}, expected_tensors, source)
+    return to_tree(LazyArrays(tensors), rules)
 
 
-def their_shape(shape: tuple[int, ...], source: Any) -> tuple[int, ...]:
-    """Shape of their tensor, from that of our array and its `layout.Source`."""
-    shape = shape if source.layer is None else shape[1:]
+def pytorch_shape(shape: tuple[int, ...], leaf: LeafSlice) -> tuple[int, ...]:
+    """Returns the shape of the PyTorch tensor of a leaf slice, from the shape of the leaf."""
+    shape = shape if leaf.layer is None else shape[1:]
     array = jax.ShapeDtypeStruct(shape, np.float32)
-    return jax.eval_shape(source.layout.theirs, array).shape
+    return jax.eval_shape(leaf.layout.to_pytorch, array).shape
 
 
-def _compare(found: Shapes, wanted: Shapes, source: str) -> None:
+def _check_shapes(shapes: Shapes, expected: Shapes, source: str) -> None:
     rows = []
-    for name in sorted(found.keys() | wanted.keys()):
-        shapes = found.get(name), wanted.get(name)
-        if shapes[0] != shapes[1]:
-            kind = "missing" if shapes[0] is None else "surplus" if shapes[1] is None else "shape"
-            rows.append(f"  {kind:8} {name}: found {shapes[0]}, wanted {shapes[1]}")
+    for name in sorted(shapes.keys() | expected.keys()):
+        pair = shapes.get(name), expected.get(name)
+        if pair[0] != pair[1]:
+            kind = "missing" if pair[0] is None else "surplus" if pair[1] is None else "shape"
+            rows.append(f"  {kind:8} {name}: found {pair[0]}, expected {pair[1]}")
     if rows:
         table = "\n".join(rows)
         raise UserError(

@@ -1,7 +1,7 @@
-"""The layout of the published InternVideo-Next encoders: three files in a folder.
+"""The format of the published InternVideo-Next encoders: three files in a folder.
 
-config.json nests the sizes under `model_config`, model.safetensors holds the names of
-`reference.PUBLISHED`, preprocessor_config.json says what the pixels go through.
+config.json has the sizes under `model_config`, model.safetensors has the tensor names of
+`reference.PUBLISHED`, and preprocessor_config.json has the preprocessing of the pixels.
 """
 
 import json
@@ -11,19 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from invnext_jax.errors import UserError
-from invnext_jax.weights.files import Tensor
+from invnext_jax.weights.files import LazyTensor
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
-EXTRA = "invnext_jax"  # our section of config.json: what other readers do not ask for
+EXTRA_SECTION = "invnext_jax"  # section of config.json that only this package reads
 _NAMES = {768: "Base", 1024: "Large", 1408: "1B"}
 
 
 def model_config(encoder: Any) -> dict[str, Any]:
-    """The sizes as config.json names them, from a run's `config.encoder`."""
+    """Converts a run's `config.encoder` to the `model_config` of config.json."""
     ratio = encoder.mlp_width / encoder.width
-    if int(encoder.width * ratio) != encoder.mlp_width:  # their code cuts, not rounds
+    if int(encoder.width * ratio) != encoder.mlp_width:  # the released code truncates
         ratio = math.nextafter(ratio, math.inf)
-    # The released configs do not name the class tokens: they are 4.
+    # The released configs do not set the number of class tokens, which is 4.
     class_tokens = {} if encoder.class_tokens == 4 else {"cls_token_num": encoder.class_tokens}
     return {
         **class_tokens,
@@ -41,10 +41,14 @@ def model_config(encoder: Any) -> dict[str, Any]:
 
 
 def encoder_config(config: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """The inverse of `model_config`: fields of `config.encoder` from the content of config.json.
+    """Converts config.json to the fields of `config.encoder`; inverts `model_config`.
+
+    Args:
+      config: content of config.json.
+      source: origin of the file, for the message.
 
     Raises:
-      UserError: a size is missing, or one that we do not build.
+      UserError: a size is missing or not supported.
     """
     sizes = config.get("model_config", config)
     needed = ("embed_dim", "depth", "num_heads", "patch_size", "img_size", "num_frames")
@@ -52,10 +56,10 @@ def encoder_config(config: Mapping[str, Any], source: str) -> dict[str, Any]:
     if missing:
         raise UserError(
             f"the config.json of {source} lacks {', '.join(missing)} (under model_config): put the "
-            "config.json of the published encoder beside its model.safetensors"
+            "config.json of the published encoder next to its model.safetensors"
         )
     if sizes.get("tubelet_size", 1) != 1:
-        raise UserError(f"{source} has tubelet_size={sizes['tubelet_size']}; only 1 is built here")
+        raise UserError(f"{source} has tubelet_size={sizes['tubelet_size']}; only 1 is supported")
     return {
         "width": sizes["embed_dim"],
         "depth": sizes["depth"],
@@ -78,18 +82,18 @@ def write_configs(
     """Writes config.json and preprocessor_config.json.
 
     Args:
-      folder: where model.safetensors lies.
+      folder: folder of model.safetensors.
       encoder: a run's `config.encoder`.
-      extra: JSON-able; our own section.
-      dtype: of the tensors.
-      mean: of the pixels, from 0 to 1.
-      std: likewise.
+      extra: content of the section `EXTRA_SECTION`.
+      dtype: dtype of the tensors.
+      mean: mean of the pixels, from 0 to 1, for each channel.
+      std: standard deviation of the pixels.
     """
     config = {
         "model_type": f"InternVideoNext_{_NAMES.get(encoder.width, 'Custom')}",
         "model_config": model_config(encoder),
         "torch_dtype": dtype,
-        EXTRA: dict(extra),
+        EXTRA_SECTION: dict(extra),
     }
     preprocessor = {
         "do_resize": True,
@@ -107,11 +111,11 @@ def write_configs(
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def pretraining_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Names of the pretraining code, whichever of the two namings `tensors` has.
+def to_pretraining_names(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+    """Renames published tensors to the names of the pretraining code; keeps those that have them.
 
     Raises:
-      UserError: a tensor is there in both.
+      UserError: a tensor exists under both names.
     """
     renamed = {name: name.removeprefix("model.").replace(".lr_scale", ".gamma") for name in tensors}
     if len(set(renamed.values())) < len(renamed):

@@ -1,7 +1,7 @@
-"""The parameter names of the released InternVideo-Next code, and of its published encoders.
+"""Rules for the parameters of the released InternVideo-Next code and of its published encoders.
 
-`PRETRAINING` is the naming of both pretraining stages; `PUBLISHED` that of the released Stage 2
-encoders, which puts `model.` in front and calls a layer scale `lr_scale`.
+`PRETRAINING` has the names of both pretraining stages. `PUBLISHED` has those of the released
+Stage 2 encoders, which prepend `model.` and call layer scale `lr_scale`.
 """
 
 from invnext_jax.weights.layout import (
@@ -69,16 +69,16 @@ PREDICTOR = [
 
 
 def _decoder(net: str) -> list[Rule]:
-    block, ours = f"{net}.res_blocks.{{n}}", "decoder/block{n}"
+    block, path = f"{net}.res_blocks.{{n}}", "decoder/block{n}"
     return [
         *linear(f"{net}.time_embed.mlp.0", "decoder/time1"),
         *linear(f"{net}.time_embed.mlp.2", "decoder/time2"),
         *linear(f"{net}.cond_embed", "decoder/latent"),
         *linear(f"{net}.input_proj", "decoder/input"),
-        *norm(f"{block}.in_ln", f"{ours}/norm"),
-        *linear(f"{block}.mlp.0", f"{ours}/fc1"),
-        *linear(f"{block}.mlp.2", f"{ours}/fc2"),
-        *linear(f"{block}.adaLN_modulation.1", f"{ours}/adapt"),
+        *norm(f"{block}.in_ln", f"{path}/norm"),
+        *linear(f"{block}.mlp.0", f"{path}/fc1"),
+        *linear(f"{block}.mlp.2", f"{path}/fc2"),
+        *linear(f"{block}.adaLN_modulation.1", f"{path}/adapt"),
         *linear(f"{net}.final_layer.adaLN_modulation.1", "decoder/adapt"),
         *linear(f"{net}.final_layer.linear", "decoder/output"),
     ]
@@ -91,7 +91,7 @@ HEADS = [
     *_head("selfdist_decoder", "head"),
 ]
 _ALL = [*ENCODER, *POOL, *PREDICTOR, *_decoder("diffloss.net"), *HEADS]
-PRETRAINING = [*_ALL, *_decoder("net")]  # a decoder may also stand alone
+PRETRAINING = [*_ALL, *_decoder("net")]  # names of a decoder on its own
 PUBLISHED = [
     rule._replace(name="model." + rule.name.replace(".gamma", ".lr_scale")) for rule in _ALL
 ]

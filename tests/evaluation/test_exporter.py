@@ -57,7 +57,7 @@ def test_all_parts_of_a_run_come_back_from_the_published_layout(stage, request, 
     assert back.read_bytes() == source.read_bytes()
     again = tmp_path / "again"
     exporter.export_run(back, again, parts=("all",), form=PUBLISHED)
-    name = files.SINGLE
+    name = files.SINGLE_FILE
     assert (again / name).read_bytes() == (folder / name).read_bytes()
 
 
@@ -105,7 +105,7 @@ def test_export_writes_its_files_and_nothing_else(stage1_run, tmp_path):
     assert about["source"]["run"] == "stage1" and about["source"]["step"] == 0
     assert str(tmp_path) not in out.with_suffix(".json").read_text()  # paths stay here
     params, _ = features.load_params(stage1_run)
-    assert export.holds(out, {part: params[part] for part in ("encoder", "pool")})
+    assert export.contains_tensors(out, {part: params[part] for part in ("encoder", "pool")})
 
 
 def test_a_run_without_a_moving_average_exports_none(stage1_run, tmp_path):

@@ -19,7 +19,7 @@ from invnext_jax.synthetic_world import tokenizer, train_teacher
 from invnext_jax.synthetic_world.captions import Caption, all_image_captions
 from invnext_jax.synthetic_world.files import encode_mp4
 from invnext_jax.synthetic_world.scene import WorldSpec
-from invnext_jax.weights import assets, export
+from invnext_jax.weights import export
 
 HELD_OUT_CLIPS = 32  # of 8 frames each
 
@@ -137,7 +137,7 @@ def test_a_batch_that_does_not_divide_is_refused(tmp_path):
 def shipped():
     """The tower and its parameters as Stage 1 loads them, the prompts, and what is claimed."""
     config = ml_collections.FrozenConfigDict(stage1_config.get_config("tiny"))
-    parts, about = export.read_export(assets.resolve("assets"))
+    parts, about = export.read_export(export.resolve_path("assets"))
     frozen = stage1.init_frozen(config, None)
     return teachers.from_config(config), frozen["teacher"], parts["prompts"], about["measured"]
 
@@ -170,7 +170,7 @@ def test_shipped_teacher_looks_at_the_object(shipped):
 
 
 def test_shipped_teacher_is_small():
-    assert sum(p.stat().st_size for p in assets.ASSETS.iterdir()) < 3e6
+    assert sum(p.stat().st_size for p in export.ASSETS.iterdir()) < 3e6
 
 
 def test_teacher_learns_from_the_images_that_stage_1_shows_it():

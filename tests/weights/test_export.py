@@ -29,7 +29,7 @@ def test_round_trip_is_bitwise(tmp_path, params):
         params["encoder"]["blocks"]["attn"]["qkv"]["kernel"],
     )
     assert about == {"format": 1, "parts": ["encoder"], "stage": "stage2"}
-    assert export.holds(path, params)
+    assert export.contains_tensors(path, params)
     assert sorted(p.name for p in path.parent.iterdir()) == [
         "encoder.json",
         "encoder.safetensors",
@@ -46,16 +46,16 @@ def test_transposed_views_are_not_scrambled(tmp_path):
 def test_bfloat16_is_widened_to_float32():
     import ml_dtypes
 
-    tensors = export.tensors_of({"a": {"b": np.ones(3, ml_dtypes.bfloat16)}})
+    tensors = export.lazy_tensors({"a": {"b": np.ones(3, ml_dtypes.bfloat16)}})
     assert tensors["a/b"].read().dtype == np.float32
 
 
 def test_holds_sees_a_changed_bit_and_a_missing_part(tmp_path, params):
     path = tmp_path / "encoder.safetensors"
     export.write_export(path, params, {})
-    assert not export.holds(path, {"encoder": {**params["encoder"], "more": np.ones(1)}})
+    assert not export.contains_tensors(path, {"encoder": {**params["encoder"], "more": np.ones(1)}})
     params["encoder"]["class_token"] = -params["encoder"]["class_token"]
-    assert not export.holds(path, params)
+    assert not export.contains_tensors(path, params)
 
 
 def test_unreadable_exports_are_refused(tmp_path, params):

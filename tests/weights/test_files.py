@@ -27,30 +27,30 @@ def sharded(folder, arrays=ARRAYS):
         shard = f"model-{i + 1:05}-of-{len(arrays):05}.safetensors"
         st.save_file({name: array}, folder / shard)
         names[name] = shard
-    (folder / files.INDEX).write_text(json.dumps({"weight_map": names}))
+    (folder / files.INDEX_FILE).write_text(json.dumps({"weight_map": names}))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_any_float_is_read_as_float32_from_file_folder_and_shards(tmp_path, dtype):
     kind = getattr(ml_dtypes, dtype, dtype)
     arrays = {name: array.astype(kind) for name, array in ARRAYS.items()}
-    st.save_file(arrays, tmp_path / files.SINGLE)
+    st.save_file(arrays, tmp_path / files.SINGLE_FILE)
     (tmp_path / "shards").mkdir()
     sharded(tmp_path / "shards", arrays)
     (tmp_path / "config.json").write_text('{"depth": 2}')
-    for source in (tmp_path, tmp_path / files.SINGLE, tmp_path / "shards"):
+    for source in (tmp_path, tmp_path / files.SINGLE_FILE, tmp_path / "shards"):
         found = read(source)
         assert found.keys() == ARRAYS.keys()
         for name, array in ARRAYS.items():
             assert found[name].dtype == np.float32
             np.testing.assert_array_equal(found[name], array)
-    assert files.open_checkpoint(tmp_path / files.SINGLE).config == {"depth": 2}
+    assert files.open_checkpoint(tmp_path / files.SINGLE_FILE).config == {"depth": 2}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_what_we_write_is_what_the_library_reads(tmp_path, dtype):
     tensors = {
-        name: files.Tensor(array.T.shape, lambda array=array: array.T)
+        name: files.LazyTensor(array.T.shape, lambda array=array: array.T)
         for name, array in ARRAYS.items()
     }
     files.write_tensors(tmp_path / "x.safetensors", tensors, dtype=dtype, metadata={"k": "v"})
@@ -86,14 +86,14 @@ def test_an_index_cannot_lead_out_of_its_folder(tmp_path):
     folder = tmp_path / "model"
     folder.mkdir()
     index = {"weight_map": {"a.weight": "../secret.safetensors"}}
-    (folder / files.INDEX).write_text(json.dumps(index))
+    (folder / files.INDEX_FILE).write_text(json.dumps(index))
     with pytest.raises(UserError, match="lacks 1 of 1 shards: secret.safetensors"):
         files.open_checkpoint(folder)
 
 
 @pytest.mark.parametrize("keep", [0, 4, 30, -5])
 def test_truncated_files_are_told(tmp_path, keep):
-    path = tmp_path / files.SINGLE
+    path = tmp_path / files.SINGLE_FILE
     st.save_file(ARRAYS, path)
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(UserError, match=r"model.safetensors is damaged \("):
@@ -108,7 +108,7 @@ def test_nothing_to_read_is_told(tmp_path):
     (tmp_path / "model.gguf").write_bytes(b"x")
     with pytest.raises(UserError, match=r"is no .safetensors file"):
         files.open_checkpoint(tmp_path / "model.gguf")
-    st.save_file(ARRAYS, tmp_path / files.SINGLE)
+    st.save_file(ARRAYS, tmp_path / files.SINGLE_FILE)
     for text in ("{", "[1]"):
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(UserError, match="config.json"):

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from invnext_jax.errors import UserError
-from invnext_jax.weights.files import Tensor
+from invnext_jax.weights.files import LazyTensor
 from invnext_jax.weights.image_models import FAMILIES
-from invnext_jax.weights.layout import Rule, names_of
+from invnext_jax.weights.layout import Rule, pytorch_names
 
 SHAPES = {  # of a tower with one layer, by the last part of the name; nothing is read
     "siglip2": {"embeddings.patch_embedding.weight": (4, 3, 2, 2), "head.probe": (1, 1, 4)},
@@ -22,7 +22,7 @@ def unread(shapes):
     def read():
         raise AssertionError("nothing may be read before names and shapes are checked")
 
-    return {name: Tensor(shape, read) for name, shape in shapes.items()}
+    return {name: LazyTensor(shape, read) for name, shape in shapes.items()}
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
@@ -48,8 +48,8 @@ def test_an_unknown_tensor_of_the_tower_stays_for_the_strict_check_to_name():
 
 def test_fused_projections_are_split_without_reading():
     array = np.arange(12.0).reshape(6, 2)
-    anchor = {"embeddings.patch_embedding.weight": Tensor((2, 3, 1, 1), None)}
-    fused = {"head.attention.in_proj_weight": Tensor((6, 2), lambda: array)}
+    anchor = {"embeddings.patch_embedding.weight": LazyTensor((2, 3, 1, 1), None)}
+    fused = {"head.attention.in_proj_weight": LazyTensor((6, 2), lambda: array)}
     found = FAMILIES["siglip2"].adapt(anchor | fused)
     for i, part in enumerate("qkv"):
         tensor = found[f"head.attention.{part}.weight"]
@@ -84,7 +84,7 @@ def test_rules_are_one_to_one(kind):
     rules = FAMILIES[kind].rules
     assert len({rule.name for rule in rules}) == len({rule.path for rule in rules}) == len(rules)
     shapes = {rule.path: (1,) for rule in rules}
-    assert len(dict(names_of(shapes, rules))) == len(rules)
+    assert len(dict(pytorch_names(shapes, rules))) == len(rules)
     assert all(isinstance(rule, Rule) for rule in rules)
 
 

@@ -79,9 +79,9 @@ def test_every_misfit_stands_in_one_table(published, tmp_path):
     with pytest.raises(UserError) as error:
         import_weights.import_weights("internvideo_next", published, tmp_path / "a.safetensors")
     text = str(error.value)
-    assert "missing  cls_token: found None, wanted (1, 4, 32)" in text
-    assert "shape    blocks.0.mlp.fc1.weight: found (3, 4), wanted (128, 32)" in text
-    assert "surplus  blocks.7.mlp.fc1.weight: found (3, 4), wanted None" in text
+    assert "missing  cls_token: found None, expected (1, 4, 32)" in text
+    assert "shape    blocks.0.mlp.fc1.weight: found (3, 4), expected (128, 32)" in text
+    assert "surplus  blocks.7.mlp.fc1.weight: found (3, 4), expected None" in text
     assert "surplus  head.weight" in text
     assert not (tmp_path / "a.safetensors").exists()
 
@@ -93,13 +93,13 @@ def test_what_is_no_such_model_is_told(published, tmp_path):
     config = json.loads((published / "config.json").read_text())
     config["model_config"]["tubelet_size"] = 2
     (published / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match="tubelet_size=2; only 1 is built"):
+    with pytest.raises(UserError, match="tubelet_size=2; only 1 is supported"):
         import_weights.import_weights("internvideo_next", published, out)
     (published / "config.json").write_text('{"model_type": "bert", "hidden_size": 3}')
     with pytest.raises(UserError, match=r"lacks embed_dim, depth, num_heads"):
         import_weights.import_weights("internvideo_next", published, out)
     (published / "config.json").unlink()
-    with pytest.raises(UserError, match=r"there is no config.json beside"):
+    with pytest.raises(UserError, match=r"there is no config.json next to"):
         import_weights.import_weights("internvideo_next", published, out)
 
 
@@ -212,5 +212,5 @@ def test_weights_that_are_not_finite_are_refused(published, tmp_path):
     state = st.load_file(published / "model.safetensors")
     state["model.cls_token"][0, 0, 0] = np.inf
     st.save_file(state, published / "model.safetensors")
-    with pytest.raises(UserError, match="not finite, in our encoder/class_token"):
+    with pytest.raises(UserError, match="not finite, in encoder/class_token"):
         import_weights.import_weights("internvideo_next", published, tmp_path / "a.safetensors")

@@ -12,9 +12,9 @@ from golden_cases import assert_near
 from parity import import_transformers, numpy_of, randomise, saved
 
 from invnext_jax.models import patches, teachers
-from invnext_jax.weights.files import Reading, Tensor, open_checkpoint
+from invnext_jax.weights.files import LazyArrays, LazyTensor, open_checkpoint
 from invnext_jax.weights.image_models import FAMILIES
-from invnext_jax.weights.layout import names_of, to_tree
+from invnext_jax.weights.layout import pytorch_names, to_tree
 from invnext_jax.weights.match import match_tree
 
 TINY = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
@@ -55,7 +55,7 @@ def teacher_of(sizes):
     return teachers.from_config(SimpleNamespace(teacher=config, dtype="float32"))
 
 
-def shapes_of(model, size):
+def leaf_shapes(model, size):
     variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, size, size, 3)))
     return nn.unbox(variables["params"])
 
@@ -65,8 +65,8 @@ def read(kind, folder):
     family, checkpoint = FAMILIES[kind], open_checkpoint(folder)
     sizes = family.sizes(checkpoint.config)
     model = teacher_of(sizes)
-    tree = to_tree(Reading(family.adapt(checkpoint.tensors)), family.rules)
-    return model, match_tree(tree, shapes_of(model, sizes["train_size"]), str(folder))
+    tree = to_tree(LazyArrays(family.adapt(checkpoint.tensors)), family.rules)
+    return model, match_tree(tree, leaf_shapes(model, sizes["train_size"]), str(folder))
 
 
 def unit(x):
@@ -218,14 +218,14 @@ def assert_same_shapes(hf, kind, config, make):
     family = FAMILIES[kind]
     sizes = family.sizes(config.to_dict())
     shapes = flax.traverse_util.flatten_dict(
-        shapes_of(teacher_of(sizes), sizes["train_size"]), sep="/"
+        leaf_shapes(teacher_of(sizes), sizes["train_size"]), sep="/"
     )
     wanted = {}
-    for name, source in names_of({path: x.shape for path, x in shapes.items()}, family.rules):
+    for name, source in pytorch_names({path: x.shape for path, x in shapes.items()}, family.rules):
         shape = shapes[source.path].shape[(source.layer is not None) :]
         ours = jax.ShapeDtypeStruct(shape, np.float32)
-        wanted[name] = jax.eval_shape(source.layout.theirs, ours).shape
-    found = family.adapt({name: Tensor(tuple(x.shape), None) for name, x in state.items()})
+        wanted[name] = jax.eval_shape(source.layout.to_pytorch, ours).shape
+    found = family.adapt({name: LazyTensor(tuple(x.shape), None) for name, x in state.items()})
     assert {name: tensor.shape for name, tensor in found.items()} == wanted
 
 

@@ -14,8 +14,8 @@ from parity import import_transformers, numpy_of, randomise, saved
 
 from invnext_jax.models.predictor import ModernBertLayer, Predictor
 from invnext_jax.weights import text_models
-from invnext_jax.weights.files import Reading, open_checkpoint
-from invnext_jax.weights.layout import names_of, to_tree
+from invnext_jax.weights.files import LazyArrays, open_checkpoint
+from invnext_jax.weights.layout import pytorch_names, to_tree
 from invnext_jax.weights.match import match_tree
 
 LENGTH = 37
@@ -58,7 +58,7 @@ def read(folder, last_layers):
     checkpoint = open_checkpoint(folder)
     sizes = text_models.sizes(checkpoint.config)
     tensors = text_models.adapt(checkpoint.tensors, last_layers)
-    tree = to_tree(Reading(tensors), text_models.RULES)
+    tree = to_tree(LazyArrays(tensors), text_models.RULES)
     layer = ModernBertLayer(sizes["heads"], sizes["mlp_width"], None, jnp.float32)
     x_bnd = jnp.zeros((1, 1, sizes["width"]))
     shapes = nn.unbox(jax.eval_shape(layer.init, jax.random.key(0), x_bnd)["params"])
@@ -66,7 +66,7 @@ def read(folder, last_layers):
     wanted = {"text": {f"layer{n}": shapes for n in numbers}}
     tree = match_tree(tree, wanted, str(folder))
     flat = flax.traverse_util.flatten_dict(tree, sep="/")
-    names = dict(names_of({path: x.shape for path, x in flat.items()}, text_models.RULES))
+    names = dict(pytorch_names({path: x.shape for path, x in flat.items()}, text_models.RULES))
     assert names.keys() == tensors.keys()
     return sizes, tree["text"]
 

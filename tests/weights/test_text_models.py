@@ -4,7 +4,7 @@ import pytest
 
 from invnext_jax.errors import UserError
 from invnext_jax.weights import text_models
-from invnext_jax.weights.files import Tensor
+from invnext_jax.weights.files import LazyTensor
 
 LEAVES = ("attn_norm", "attn.Wqkv", "attn.Wo", "mlp_norm", "mlp.Wi", "mlp.Wo")
 
@@ -14,7 +14,7 @@ def tensors_of(prefix, depth):
     names.remove(f"{prefix}layers.0.attn_norm.weight")
     names += [f"{prefix}embeddings.tok_embeddings.weight", f"{prefix}final_norm.weight"]
     names += ["head.dense.weight", "head.norm.weight", "decoder.bias", "decoder.weight"]
-    return {name: Tensor((1,), None) for name in names}
+    return {name: LazyTensor((1,), None) for name in names}
 
 
 @pytest.mark.parametrize("prefix", ["", "model.", "bert.", "encoder.model."])
@@ -30,8 +30,8 @@ def test_the_first_layer_is_refused(last_layers):
 
 
 def test_a_file_of_another_model_is_told():
-    with pytest.raises(UserError, match="it is no ModernBERT"):
-        text_models.adapt({"encoder.layers.0.fc1.weight": Tensor((1,), None)}, 1)
+    with pytest.raises(UserError, match="it is not a ModernBERT"):
+        text_models.adapt({"encoder.layers.0.fc1.weight": LazyTensor((1,), None)}, 1)
 
 
 def test_sizes_are_those_of_the_predictor():
