@@ -1,7 +1,7 @@
-"""Reads a folder of golden cases: numbers of the reference implementation, float32 on a CPU.
+"""Reader of golden cases: outputs of the reference implementation in float32 on a CPU.
 
-A case's kind is the part of its name before the first underscore; its sizes come from the
-manifest, so that other cases need no other code.
+The kind of a case is the part of its name before the first underscore. Its sizes are read from the
+manifest, so that cases of other sizes need no other code.
 """
 
 import json
@@ -15,7 +15,7 @@ DEFAULT = Path(__file__).parent / "data" / "golden"
 
 
 class Case:
-    """One case: sizes, inputs, expected outputs and parameters by reference name."""
+    """One case: sizes, inputs, expected outputs, and parameters by their name in the reference."""
 
     def __init__(self, folder, name, entry):
         self.name = name
@@ -26,17 +26,17 @@ class Case:
         return self.tensors[key]
 
     def under(self, prefix):
-        """All tensors under a prefix, without it."""
+        """Returns all tensors whose names start with a prefix, without the prefix."""
         n = len(prefix)
         return {k[n:]: v for k, v in self.tensors.items() if k.startswith(prefix)}
 
     @property
     def video(self):
-        """The input clip as [b t h w c]."""
+        """The input clip, [b t h w c]."""
         return np.moveaxis(self["in.video"], 1, -1)
 
     def config_of_run(self, frames=None):
-        """A run's config with the sizes of this case."""
+        """Returns a run's config with the sizes of this case."""
         model = SimpleNamespace(**self.config["model"])
         bert = SimpleNamespace(**self.config.get("bert", {}))
         encoder = SimpleNamespace(
@@ -92,21 +92,21 @@ class Case:
 
 
 def read_cases(folder):
-    """All cases of a folder, by name."""
+    """Returns all cases of a folder by name."""
     folder = Path(folder)
     manifest = json.loads((folder / "manifest.json").read_text())
     return {name: Case(folder, name, entry) for name, entry in manifest["cases"].items()}
 
 
 def mask_indices(mask_bn):
-    """Boolean masks (True is masked) as (keep_bk, masked_bm)."""
+    """Converts boolean masks (True: masked) to (keep_bk, masked_bm)."""
     order = np.argsort(mask_bn, axis=1, kind="stable").astype(np.int32)
     kept = int((~mask_bn[0]).sum())
     return order[:, :kept], order[:, kept:]
 
 
-def assert_near(ours, expected, relative=1e-4):
-    """Compares within a share of the largest expected value."""
+def assert_near(actual, expected, relative=1e-4):
+    """Asserts that errors are at most a share `relative` of the largest expected value."""
     expected = np.asarray(expected)
-    assert np.shape(ours) == expected.shape
-    np.testing.assert_allclose(ours, expected, rtol=0, atol=relative * np.abs(expected).max())
+    assert np.shape(actual) == expected.shape
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=relative * np.abs(expected).max())

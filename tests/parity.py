@@ -1,6 +1,6 @@
-"""PyTorch's side of the parity tests: transformers' own models with random weights, on disk.
+"""Models of transformers with random weights, for the parity tests.
 
-torch and transformers are imported when a test asks for them: nothing else waits for them.
+torch and transformers are imported inside functions, so that other tests do not wait for them.
 """
 
 import os
@@ -9,7 +9,7 @@ import numpy as np
 
 
 def import_transformers():
-    """The modules torch and transformers, which never ask a hub for anything here."""
+    """Returns the modules torch and transformers, with downloads disabled."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     import torch
     import transformers
@@ -21,7 +21,7 @@ def import_transformers():
 
 
 def randomise(torch, model, seed=0):
-    """Draws every parameter anew, norms and biases too, so that none can be left out unseen."""
+    """Sets all parameters, norms and biases too, to random values, so that a missing one shows."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -32,12 +32,12 @@ def randomise(torch, model, seed=0):
     return model.eval()
 
 
-def saved(model, folder, **options):
-    """Saves a model as transformers does; the folder."""
+def save(model, folder, **options):
+    """Saves a model with transformers and returns the folder."""
     model.save_pretrained(folder, **options)
     return folder
 
 
 def numpy_of(tensor):
-    """A tensor as an array."""
+    """Converts a tensor to an array."""
     return np.asarray(tensor.detach().numpy())

@@ -17,7 +17,7 @@ from invnext_jax.models.sharding import replicate_tokens
 class AlignHeads(nn.Module):
     """One projection head for each tapped layer.
 
-    Its input is the visible tokens plus a learned table of their positions.
+    The input of head k is the visible tokens of tapped layer k plus a learned table of positions.
     """
 
     width: int
@@ -41,6 +41,7 @@ class AlignHeads(nn.Module):
         table_nd = PositionTable(d, self.table_grid, c, name="position")(grid)
         position_bkd = gather_rows(table_nd[c:], keep_bk)
         x_lbkd = taps_lbnd[:, :, c:] + broadcast_leading(position_bkd, taps_lbnd.shape[0])
+        # Differs from reference: there all heads read the same layer, or the lookup fails.
         heads = nn.vmap(
             ProjectionHead,
             variable_axes={"params": 0},

@@ -1,4 +1,4 @@
-"""Every attention kernel against a float64 softmax, its cost, and the mesh it is split over."""
+"""Attention kernels compared with a float64 softmax, their cost, and their sharding over a mesh."""
 
 import functools
 import logging
@@ -56,9 +56,9 @@ def check(run, n, window, tolerance=1e-5, **sizes):
 
     graded = jax.jit(jax.value_and_grad(product, (0, 1, 2), has_aux=True))
     (_, y), gradients = graded(*qkv)
-    for ours, expected in zip((y, *gradients), reference(*qkv, out, window), strict=True):
+    for actual, expected in zip((y, *gradients), reference(*qkv, out, window), strict=True):
         largest = max(np.abs(expected).max(), 1.0)
-        np.testing.assert_allclose(ours, expected, rtol=0, atol=tolerance * largest)
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * largest)
 
 
 @pytest.mark.parametrize(
@@ -68,34 +68,34 @@ def check(run, n, window, tolerance=1e-5, **sizes):
         ("full", 37, 5),
         ("blockwise", 37, None),
         ("blockwise", 130, None),
-        ("sliding_window", 37, 5),  # less than two blocks and a rest
+        ("sliding_window", 37, 5),  # not a multiple of the block
         ("sliding_window", 16, 3),
         ("sliding_window", 101, 16),
         ("sliding_window", 5, 9),  # the window reaches beyond both ends
-        ("sliding_window", 20, 0),  # every token sees itself alone
+        ("sliding_window", 20, 0),  # each token attends only to itself
     ],
 )
-def test_xla_kernels_equal_a_float64_softmax_with_gradients(name, n, window, monkeypatch):
+def test_xla_kernels_and_gradients_equal_float64_softmax(name, n, window, monkeypatch):
     monkeypatch.setattr(blockwise_attention, "MAX_LOGITS", 37 * 20)
     check(RUNS[name], n, window)
 
 
 @pytest.mark.parametrize("chosen", attention.KERNELS)
 @pytest.mark.parametrize(("n", "window"), [(40, None), (140, 8), (1, None)])
-def test_whatever_kernel_is_asked_for_the_result_is_the_same(chosen, n, window):
+def test_all_kernels_give_the_same_result(chosen, n, window):
     if chosen == "splash" and n > 1:
-        pytest.skip("runs below, interpreted, with fewer cases")
+        pytest.skip("tested below in interpret mode, with fewer cases")
     with attention.kernel(chosen):
         check(attention.attend, n, window)
 
 
 @pytest.mark.parametrize(("n", "window"), [(128, None), (150, None), (300, 20)])
-def test_splash_attention_interpreted(n, window):
+def test_splash_attention_in_interpret_mode(n, window):
     with attention.kernel("splash"):
         check(attention.attend, n, window, 2e-5, batch=1)
 
 
-def test_few_queries_see_many_keys():
+def test_single_query_attends_to_all_keys():
     q, k, v, _ = draw(50)
     for chosen in attention.KERNELS:
         with attention.kernel(chosen):
@@ -105,7 +105,7 @@ def test_few_queries_see_many_keys():
 
 
 @pytest.mark.parametrize(("n", "window"), [(40, None), (140, 8)])
-def test_bfloat16_is_as_near_as_its_digits_allow(n, window):
+def test_bfloat16_error_is_within_its_precision(n, window):
     *qkv, out = (jnp.asarray(x, jnp.bfloat16) for x in draw(n))
     wide = [np.asarray(x, np.float32) for x in (*qkv, out)]
     expected = reference(*wide, window)[0]
@@ -134,7 +134,7 @@ def sizes_in(hlo):
     ]
 
 
-def test_long_sequences_hold_no_square_of_logits_and_windows_cost_an_eighth():
+def test_long_sequences_need_no_square_array_and_windows_cost_at_most_an_eighth():
     n, window, heads = 8196, 64, 1
     compiled = {
         "global": lower("auto", n, None, heads=heads).compile(),
@@ -142,7 +142,7 @@ def test_long_sequences_hold_no_square_of_logits_and_windows_cost_an_eighth():
     }
     for program in compiled.values():
         assert max(sizes_in(program.as_text())) < n * n / 8
-    # What a scan's body costs is counted once, so the global cost is that of the naive form.
+    # Cost analysis counts the body of a scan once, so the naive form serves as the global cost.
     naive = lower("naive", n, None, heads=heads).cost_analysis()["flops"]
     local = lower("auto", n, window, heads=heads).cost_analysis()["flops"]
     assert local <= naive / 8
@@ -151,7 +151,7 @@ def test_long_sequences_hold_no_square_of_logits_and_windows_cost_an_eighth():
 
 @pytest.fixture
 def with_cudnn(monkeypatch):
-    """Lets JAX trace cuDNN's calls on a machine that has none."""
+    """Lets JAX trace calls of cuDNN on a machine without it."""
     module = "jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version"
     monkeypatch.setattr(module, lambda: 91100)
     monkeypatch.setattr(fused_attention.jax, "default_backend", lambda: "gpu")
@@ -159,7 +159,7 @@ def with_cudnn(monkeypatch):
 
 @pytest.mark.parametrize("width", [64, 80, 88, 96, 20])
 @pytest.mark.parametrize("window", [None, 64])
-def test_on_gpus_bfloat16_goes_to_cudnn_at_every_head_width(with_cudnn, window, width):
+def test_bfloat16_on_gpu_uses_cudnn_for_every_head_width(with_cudnn, window, width):
     lowered = lower("auto", 1028, window, ("cuda",), jnp.bfloat16, width=width).as_text()
     assert len(re.findall(r"custom_call @__cudnn\$fmhaSoftmax\(", lowered)) == 1
     assert len(re.findall(r"custom_call @__cudnn\$fmhaSoftmaxBackward\(", lowered)) == 1
@@ -167,27 +167,27 @@ def test_on_gpus_bfloat16_goes_to_cudnn_at_every_head_width(with_cudnn, window, 
     assert int(length[1]) == (0 if window is None else 2 * window + 1)
 
 
-def test_what_cudnn_does_not_take_falls_back_with_one_line(with_cudnn, caplog):
+def test_unsupported_by_cudnn_falls_back_and_is_logged_once(with_cudnn, caplog):
     attention._log_once.cache_clear()
     with caplog.at_level(logging.INFO):
         for _ in range(2):
             assert "cudnn" not in lower("auto", 40, None, ("cuda",)).as_text()
         assert "cudnn" not in lower("cudnn", 40, None, ("cuda",), jnp.bfloat16, width=136).as_text()
-    told = [record.getMessage() for record in caplog.records if "cudnn" in record.getMessage()]
-    assert len(told) == 2
-    assert "it needs bfloat16, not float32" in told[0]
-    assert "136 is wider than 128" in told[1]
+    messages = [record.getMessage() for record in caplog.records if "cudnn" in record.getMessage()]
+    assert len(messages) == 2
+    assert "it needs bfloat16, not float32" in messages[0]
+    assert "136 is wider than 128" in messages[1]
 
 
-def test_a_window_on_both_sides_is_one_that_looks_back(monkeypatch):
-    """What is asked of cuDNN, computed by the same function's other implementation."""
-    plain = jax.nn.dot_product_attention
+def test_two_sided_window_equals_shifted_causal_window(monkeypatch):
+    """Runs the arguments passed to cuDNN with the XLA implementation of the same function."""
+    xla_attention = jax.nn.dot_product_attention
 
-    def stand_in(*args, implementation, **kwargs):
+    def fake_cudnn(*args, implementation, **kwargs):
         assert implementation == "cudnn"
-        return plain(*args, **kwargs)
+        return xla_attention(*args, **kwargs)
 
-    monkeypatch.setattr(fused_attention.jax.nn, "dot_product_attention", stand_in)
+    monkeypatch.setattr(fused_attention.jax.nn, "dot_product_attention", fake_cudnn)
     for n, window in ((60, 7), (60, None), (10, 7), (33, 16)):
         check(fused_attention.cudnn, n, window, width=12)
 
@@ -197,20 +197,20 @@ def test_a_window_on_both_sides_is_one_that_looks_back(monkeypatch):
 )
 @pytest.mark.parametrize("window", [None, 8])
 @pytest.mark.parametrize("chosen", ["splash", "blockwise", "auto"])
-def test_the_mesh_does_not_change_the_result(sizes, n, window, chosen):
+def test_mesh_does_not_change_the_result(sizes, n, window, chosen):
     config = common.defaults().mesh
     config.update(dict(zip(mesh_lib.AXES, sizes, strict=True)))
     with mesh_lib.mesh_rules(mesh_lib.make_mesh(config)), attention.kernel(chosen):
         check(attention.attend, n, window, 2e-5, batch=4)
 
 
-def test_sequences_that_no_axis_divides_are_whole_on_each_device():
+def test_sizes_that_no_mesh_axis_divides_give_the_same_result():
     config = common.defaults().mesh
     config.update(data=2, fsdp=1, tensor=2, sequence=2)
     with mesh_lib.mesh_rules(mesh_lib.make_mesh(config)), attention.kernel("blockwise"):
         check(attention.attend, 37, None, 2e-5, batch=3, heads=3)
 
 
-def test_an_unknown_kernel_is_refused():
+def test_unknown_kernel_is_an_error():
     with attention.kernel("flash"), pytest.raises(ValueError, match="'flash' is none of"):
         attention.attend(*draw(4)[:3])

@@ -1,4 +1,4 @@
-"""Products in 8 bits against the same arithmetic in numpy; products of flat tokens."""
+"""8-bit products compared with NumPy, and products of flattened tokens."""
 
 import jax
 import jax.numpy as jnp
@@ -13,17 +13,17 @@ from invnext_jax.training import mesh as mesh_lib
 def setting():
     rng = np.random.default_rng(0)
     x_bnd = rng.standard_normal((2, 5, 64)).astype(np.float32)
-    x_bnd[0, 1] *= 100  # each token has a scale of its own
+    x_bnd[0, 1] *= 100  # each token has its own scale
     x_bnd[1, 2] = 0
     kernel = rng.standard_normal((64, 3, 32)).astype(np.float32)
-    kernel[:, 0, 4] *= 1e-3  # and so has each channel
+    kernel[:, 0, 4] *= 1e-3  # and so does each channel
     kernel[:, 2, 5] = 0
     return x_bnd, {"kernel": kernel, "bias": rng.standard_normal((3, 32)).astype(np.float32)}
 
 
-def run(form, x_bnd, params, dtype="float32"):
+def run(format_name, x_bnd, params, dtype="float32"):
     layer = layers.dense((3, 32), ("embed", None, "heads"), name="qkv", dtype=dtype)
-    with dot_general.quantization(form):
+    with dot_general.quantization(format_name):
         return jax.jit(layer.apply)({"params": params}, x_bnd)
 
 
@@ -32,14 +32,14 @@ def in_numpy(x_bnd, params):
     kernel = params["kernel"].astype(np.float64)
     x_scale = np.abs(x_bnd.astype(np.float64)).max(axis=-1, keepdims=True) / 127
     kernel_scale = np.abs(kernel).max(axis=0) / 127
-    x_whole = np.rint(x_bnd / np.where(x_scale > 0, x_scale, 1)).astype(np.int64)
-    kernel_whole = np.rint(kernel / np.where(kernel_scale > 0, kernel_scale, 1)).astype(np.int64)
-    assert np.abs(x_whole).max() == np.abs(kernel_whole).max() == 127
-    sums = np.einsum("bnd,dif->bnif", x_whole, kernel_whole)
+    x_int = np.rint(x_bnd / np.where(x_scale > 0, x_scale, 1)).astype(np.int64)
+    kernel_int = np.rint(kernel / np.where(kernel_scale > 0, kernel_scale, 1)).astype(np.int64)
+    assert np.abs(x_int).max() == np.abs(kernel_int).max() == 127
+    sums = np.einsum("bnd,dif->bnif", x_int, kernel_int)
     return sums * x_scale[..., None] * kernel_scale + params["bias"]
 
 
-def test_int8_is_the_product_of_whole_numbers_in_numpy(setting):
+def test_int8_equals_integer_product_in_numpy(setting):
     found = run("int8", *setting)
     assert found.dtype == jnp.float32
     np.testing.assert_allclose(found, in_numpy(*setting), rtol=1e-5, atol=1e-4)
@@ -48,29 +48,29 @@ def test_int8_is_the_product_of_whole_numbers_in_numpy(setting):
     np.testing.assert_array_equal(found[1, 2], setting[1]["bias"])  # a token of zeros
 
 
-@pytest.mark.parametrize(("form", "error"), [("int8", 0.02), ("float8", 0.05)])
-def test_the_error_is_small_and_the_type_is_that_of_the_inputs(form, error, setting):
+@pytest.mark.parametrize(("format_name", "error"), [("int8", 0.02), ("float8", 0.05)])
+def test_error_is_small_and_dtype_is_that_of_the_inputs(format_name, error, setting):
     x_bnd, params = setting
     exact = np.einsum("bnd,dif->bnif", x_bnd, params["kernel"])
     for dtype in ("float32", "bfloat16"):
-        found = run(form, *setting, dtype)
+        found = run(format_name, *setting, dtype)
         assert found.dtype == dtype
-        off = np.asarray(found, np.float32) - params["bias"] - exact
-        assert np.linalg.norm(off[0, 0]) < error * np.linalg.norm(exact[0, 0])
+        error_bnif = np.asarray(found, np.float32) - params["bias"] - exact
+        assert np.linalg.norm(error_bnif[0, 0]) < error * np.linalg.norm(exact[0, 0])
 
 
-def test_the_program_multiplies_8_bit_numbers(setting):
+def test_compiled_product_has_8_bit_operands(setting):
     x_bnd, params = setting
     layer = layers.dense((3, 32), ("embed", None, "heads"), name="qkv", dtype="bfloat16")
-    for form, (dtype, _, sums) in dot_general.QUANTIZED_FORMATS.items():
-        with dot_general.quantization(form):
+    for format_name, (dtype, _, sum_dtype) in dot_general.QUANTIZED_FORMATS.items():
+        with dot_general.quantization(format_name):
             jaxpr = jax.make_jaxpr(layer.apply)({"params": params}, x_bnd)
         (product,) = (e for e in jaxpr.eqns if e.primitive.name == "dot_general")
         assert {v.aval.dtype for v in product.invars} == {jnp.dtype(dtype)}
-        assert product.outvars[0].aval.dtype == sums
+        assert product.outvars[0].aval.dtype == sum_dtype
 
 
-def test_one_cpu_device_multiplies_matrices_and_gets_the_same(setting):
+def test_flattened_product_on_one_cpu_gives_the_same_result(setting):
     x_bnd, params = setting
     layer = layers.dense((3, 32), ("embed", None, "heads"), name="qkv", dtype="float32")
     weights = np.random.default_rng(1).standard_normal((2, 5, 3, 32)).astype(np.float32)
@@ -78,7 +78,7 @@ def test_one_cpu_device_multiplies_matrices_and_gets_the_same(setting):
     def loss(params, x_bnd):
         return jnp.sum(layer.apply({"params": params}, x_bnd) * weights)
 
-    def gradients():  # a function of its own each time: what is traced depends on the mesh
+    def gradients():  # a new function each time, because tracing depends on the mesh
         both = jax.value_and_grad(lambda *arguments: loss(*arguments), (0, 1))
         ranks = {
             v.aval.ndim

@@ -1,4 +1,4 @@
-"""Invariances of encoder and predictor; their numbers are held by the golden cases."""
+"""Invariances of encoder and predictor; the golden cases test their numbers."""
 
 import flax.linen as nn
 import jax
@@ -28,18 +28,18 @@ def tiny():
     return config, model, params, video
 
 
-def test_hidden_patches_do_not_reach_the_visible_tokens(tiny):
+def test_masked_patches_do_not_change_visible_tokens(tiny):
     _, model, params, video = tiny
     keep = jnp.tile(jnp.arange(0, 128, 4)[None], (2, 1))
-    hidden = jnp.tile(jnp.array([i for i in range(128) if i % 4])[None], (2, 1))
+    masked = jnp.tile(jnp.array([i for i in range(128) if i % 4])[None], (2, 1))
     noise = jax.random.normal(jax.random.key(2), (2 * 96, 192))
-    changed = insert_patch_pixels(video, hidden, noise)
+    changed = insert_patch_pixels(video, masked, noise)
     run = jax.jit(lambda v: model.apply({"params": params}, v, keep).tokens_bnd)
     np.testing.assert_array_equal(run(video), run(changed))
     assert not np.array_equal(video, changed)
 
 
-def test_order_of_the_visible_tokens_does_not_matter(tiny):
+def test_tokens_do_not_depend_on_the_order_of_visible_positions(tiny):
     _, model, params, video = tiny
     keep = jnp.tile(jnp.arange(0, 128, 3)[None], (2, 1))
     run = jax.jit(lambda k: model.apply({"params": params}, video, k).tokens_bnd)
@@ -80,16 +80,18 @@ def test_drop_path_keeps_the_mean_and_needs_a_key():
     x = jax.random.normal(jax.random.key(0), (1, 3, 16))
     params = nn.unbox(block.init(jax.random.key(1), x, 0, 0.5)["params"])
     params["attn"] = jax.tree.map(jnp.zeros_like, params["attn"])
-    still = block.apply({"params": params}, x, 0, 0.5)
+    without_drop = block.apply({"params": params}, x, 0, 0.5)
     many = jnp.repeat(x, 4000, axis=0)
     key = {"droppath": jax.random.key(2)}
     dropped = block.apply({"params": params}, many, 0, 0.5, rngs=key)
-    np.testing.assert_allclose(dropped.mean(0), still[0], atol=0.05 * float(abs(still - x).max()))
-    alone = (np.asarray(dropped) == np.asarray(many)).all((1, 2)).mean()
-    assert abs(alone - 0.5) < 0.05
+    np.testing.assert_allclose(
+        dropped.mean(0), without_drop[0], atol=0.05 * float(abs(without_drop - x).max())
+    )
+    dropped_share = (np.asarray(dropped) == np.asarray(many)).all((1, 2)).mean()
+    assert abs(dropped_share - 0.5) < 0.05
 
 
-def test_predictor_does_not_depend_on_the_order_of_the_masked(tiny):
+def test_predictor_does_not_depend_on_the_order_of_masked_positions(tiny):
     config, *_ = tiny
     config = config.copy_and_resolve_references()
     config.predictor.depth = 2
@@ -102,18 +104,20 @@ def test_predictor_does_not_depend_on_the_order_of_the_masked(tiny):
     np.testing.assert_allclose(run(masked)[:, ::-1], run(masked[:, ::-1]), atol=1e-5)
 
 
-def test_patches_paste_back():
+def test_inserted_patches_equal_extracted_ones():
     video = jax.random.normal(jax.random.key(0), (2, 3, 8, 12, 3))
-    every = jnp.tile(jnp.arange(3 * 2 * 3)[None], (2, 1))
-    targets = extract_patch_pixels(video, every, 4)
-    np.testing.assert_array_equal(insert_patch_pixels(jnp.zeros_like(video), every, targets), video)
-    # A target lists channel, row, column; an input patch lists row, column, channel.
+    positions = jnp.tile(jnp.arange(3 * 2 * 3)[None], (2, 1))
+    targets = extract_patch_pixels(video, positions, 4)
+    np.testing.assert_array_equal(
+        insert_patch_pixels(jnp.zeros_like(video), positions, targets), video
+    )
+    # Order of a target: channel, row, column; of an input patch: row, column, channel.
     corner = video[0, 0, :4, :4]
     np.testing.assert_array_equal(targets[0].reshape(3, 4, 4), corner.transpose(2, 0, 1))
     np.testing.assert_array_equal(patchify(video, 4)[0, 0].reshape(4, 4, 3), corner)
 
 
-def test_normalize_is_imagenets_and_comes_back():
+def test_normalize_uses_imagenet_statistics_and_is_invertible():
     video = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 5, 3)).astype(np.uint8)
     expected = (video / 255.0 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
     np.testing.assert_allclose(normalize(jnp.asarray(video)), expected, rtol=1e-5, atol=1e-6)

@@ -12,9 +12,9 @@ from invnext_jax.models import gather
 def test_gradient_of_broadcast_is_sum_over_copies(shape):
     rng = np.random.default_rng(0)
     x, gradient = rng.standard_normal(shape), rng.standard_normal((4, *shape))
-    repeated, pull = jax.vjp(lambda x: gather.broadcast_leading(x, 4), jnp.asarray(x, jnp.float32))
-    np.testing.assert_array_equal(repeated, np.broadcast_to(x.astype(np.float32), (4, *shape)))
-    (found,) = pull(jnp.asarray(gradient, jnp.float32))
+    copies, vjp_fn = jax.vjp(lambda x: gather.broadcast_leading(x, 4), jnp.asarray(x, jnp.float32))
+    np.testing.assert_array_equal(copies, np.broadcast_to(x.astype(np.float32), (4, *shape)))
+    (found,) = vjp_fn(jnp.asarray(gradient, jnp.float32))
     np.testing.assert_allclose(found, gradient.sum(0), atol=1e-6)
 
 

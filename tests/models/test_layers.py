@@ -1,4 +1,4 @@
-"""Layers against closed forms and plain differentiation; what their backward passes keep."""
+"""Layers compared with closed forms, and the residuals that their backward passes save."""
 
 import flax.linen as nn
 import jax
@@ -12,17 +12,17 @@ from invnext_jax.models import layers
 X = np.linspace(-12, 12, 4001, dtype=np.float32)
 
 
-def test_gelu_and_its_slope_are_those_of_the_normal_distribution():
+def test_gelu_and_its_derivative_follow_the_normal_distribution():
     x = X.astype(np.float64)
-    below = special.ndtr(x)
+    cdf = special.ndtr(x)
     density = np.exp(-0.5 * x * x) / np.sqrt(2 * np.pi)
     gelu = layers.ACTIVATIONS["gelu"]
-    np.testing.assert_allclose(gelu(jnp.asarray(X)), x * below, atol=2e-6)
-    slope = jax.vmap(jax.grad(gelu))(jnp.asarray(X))
-    np.testing.assert_allclose(slope, below + x * density, atol=2e-6)
+    np.testing.assert_allclose(gelu(jnp.asarray(X)), x * cdf, atol=2e-6)
+    derivative = jax.vmap(jax.grad(gelu))(jnp.asarray(X))
+    np.testing.assert_allclose(derivative, cdf + x * density, atol=2e-6)
 
 
-def test_gelu_loses_no_tail_in_bfloat16():
+def test_gelu_in_bfloat16_keeps_its_tail():
     x = jnp.linspace(-3, -1, 41, dtype=jnp.bfloat16)
     found = layers.ACTIVATIONS["gelu"](x)
     assert found.dtype == jnp.bfloat16
@@ -39,25 +39,25 @@ def test_gelu_tanh_is_the_approximation():
 
 
 @pytest.mark.parametrize("activation", sorted(layers.ACTIVATIONS))
-def test_an_mlp_keeps_but_what_goes_in_and_out_of_its_activation(activation):
+def test_mlp_saves_only_input_and_output_of_its_activation(activation):
     b, n, d, f = 2, 8, 4, 16
     mlp = layers.Mlp(f, jnp.float32, activation=activation)
     x = jnp.ones((b, n, d))
     params = nn.unbox(mlp.init(jax.random.key(0), x)["params"])
-    _, pull = jax.vjp(lambda params, x: mlp.apply({"params": params}, x), params, x)
-    kept = [leaf for leaf in jax.tree.leaves(pull) if leaf.size == b * n * f]
-    assert len(kept) == 2
+    _, vjp_fn = jax.vjp(lambda params, x: mlp.apply({"params": params}, x), params, x)
+    saved = [leaf for leaf in jax.tree.leaves(vjp_fn) if leaf.size == b * n * f]
+    assert len(saved) == 2
 
 
-def test_a_norm_keeps_its_input_alone():
+def test_norm_saves_only_its_input():
     norm = layers.RMSNorm(jnp.float32)
     x = jax.random.normal(jax.random.key(0), (2, 8, 4))
     params = norm.init(jax.random.key(1), x)["params"]
-    _, pull = jax.vjp(lambda x: norm.apply({"params": params}, x), x)
-    assert sum(leaf.size for leaf in jax.tree.leaves(pull)) <= x.size + 4
+    _, vjp_fn = jax.vjp(lambda x: norm.apply({"params": params}, x), x)
+    assert sum(leaf.size for leaf in jax.tree.leaves(vjp_fn)) <= x.size + 4
 
 
-def test_no_drop_path_draws_nothing():
+def test_rate_zero_draws_no_random_bits():
     class Stack(nn.Module):
         rate: float
 

@@ -1,4 +1,4 @@
-"""V-JEPA's predictor: what it does not look at, what positions do; ModernBERT's last layer."""
+"""V-JEPA's predictor: invariances and positions; partial output of ModernBERT's last layer."""
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +38,7 @@ def run(config, inputs):
     return params, apply
 
 
-def test_parameters_are_those_of_the_paper(run):
+def test_parameter_count_equals_closed_form(run):
     params, _ = run
     assert set(params) == {"embed", "mask_token", "blocks", "norm"}  # no table: positions are fixed
     sizes = sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -46,7 +46,7 @@ def test_parameters_are_those_of_the_paper(run):
     assert sizes == (32 * 48 + 48) + 48 + 2 * block + 2 * 48
 
 
-def test_a_clip_does_not_see_the_others(run, inputs):
+def test_clips_of_a_batch_are_independent(run, inputs):
     params, apply = run
     z_bmd = apply(params, *inputs)
     assert z_bmd.shape == (3, 22, 48) and z_bmd.dtype == jnp.float32
@@ -55,23 +55,23 @@ def test_a_clip_does_not_see_the_others(run, inputs):
     np.testing.assert_allclose(again, z_bmd[order], rtol=1e-4, atol=1e-5)
 
 
-def test_the_order_of_tokens_does_not_matter_but_their_place_does(run, inputs):
+def test_order_of_tokens_does_not_matter_but_positions_do(run, inputs):
     params, apply = run
     tokens, keep, masked = inputs
     z_bmd = apply(params, *inputs)
-    turn = np.arange(22)[::-1]
+    reverse = np.arange(22)[::-1]
     np.testing.assert_allclose(
-        apply(params, tokens, keep, masked[:, turn]), z_bmd[:, turn], rtol=1e-4, atol=1e-5
+        apply(params, tokens, keep, masked[:, reverse]), z_bmd[:, reverse], rtol=1e-4, atol=1e-5
     )
     back = np.r_[np.arange(4), 4 + np.arange(10)[::-1]]
     swapped = apply(params, tokens[:, back], keep[:, ::-1], masked)
     np.testing.assert_allclose(swapped, z_bmd, rtol=1e-4, atol=1e-5)
     moved = apply(params, tokens, keep[:, ::-1], masked)
     assert np.abs(moved - z_bmd).max() > 1e-4
-    assert np.abs(z_bmd[:, 0] - z_bmd[:, 1]).max() > 1e-3  # masked places differ by position alone
+    assert np.abs(z_bmd[:, 0] - z_bmd[:, 1]).max() > 1e-3  # masked tokens differ only by position
 
 
-def test_the_mask_token_is_learned_though_it_starts_at_zero(run, inputs):
+def test_zero_initialised_mask_token_gets_a_gradient(run, inputs):
     params, apply = run
     weights = np.random.default_rng(1).standard_normal((3, 22, 48), np.float32)
 
@@ -82,7 +82,7 @@ def test_the_mask_token_is_learned_though_it_starts_at_zero(run, inputs):
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradients["mask_token"]))
 
 
-def test_an_unknown_kind_or_a_width_without_positions_is_refused(config):
+def test_unknown_kind_and_invalid_width_are_errors(config):
     wrong = config.copy_and_resolve_references()
     wrong.predictor.width = 40
     with pytest.raises(UserError, match="predictor.width=40 of kind 'vjepa' must divide by 16"):
@@ -93,36 +93,36 @@ def test_an_unknown_kind_or_a_width_without_positions_is_refused(config):
 
 
 @pytest.mark.parametrize("kind", predictor.KINDS)
-def test_latents_that_are_chosen_are_what_they_are_among_all(kind, config, inputs):
+def test_chosen_latents_equal_those_of_a_full_prediction(kind, config, inputs):
     config = config.copy_and_resolve_references()
     config.predictor.update(kind=kind, last_layer=27)
     model = predictor.from_config(config)
     params = jax.jit(model.init, static_argnums=4)(jax.random.key(0), *inputs, GRID)
     chosen_bm = np.array([[0, 5, 21], [1, 2, 3], [7, 8, 20]])
     run = jax.jit(lambda chosen_bm: model.apply(params, *inputs, GRID, chosen_bm))
-    whole_bmd = np.asarray(run(None))
-    expected_bmd = np.take_along_axis(whole_bmd, chosen_bm[:, :, None], axis=1)
+    full_bmd = np.asarray(run(None))
+    expected_bmd = np.take_along_axis(full_bmd, chosen_bm[:, :, None], axis=1)
     np.testing.assert_allclose(run(chosen_bm), expected_bmd, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("window", [None, 6])
-def test_a_layer_asked_for_some_tokens_gives_what_it_gives_of_all(window):
+def test_partial_output_of_a_layer_equals_full_output(window):
     rng = np.random.default_rng(2)
     x_bnd = rng.standard_normal((2, 30, 16), np.float32)
-    only_bm = np.sort(np.stack([rng.permutation(30)[:11] for _ in range(2)]), axis=1)
+    output_bm = np.sort(np.stack([rng.permutation(30)[:11] for _ in range(2)]), axis=1)
     layer = predictor.ModernBertLayer(2, 24, window, jnp.float32)
     params = layer.init(jax.random.key(0), x_bnd)
     weights = rng.standard_normal((2, 11, 16), np.float32)
 
-    def product(params, x_bnd, some):
-        if some:
-            y_bmd = layer.apply(params, x_bnd, only_bm)
+    def product(params, x_bnd, partial):
+        if partial:
+            y_bmd = layer.apply(params, x_bnd, output_bm)
         else:
-            y_bmd = jnp.take_along_axis(layer.apply(params, x_bnd), only_bm[:, :, None], axis=1)
+            y_bmd = jnp.take_along_axis(layer.apply(params, x_bnd), output_bm[:, :, None], axis=1)
         return jnp.vdot(y_bmd, weights)
 
     found, expected = (
-        jax.value_and_grad(product, (0, 1))(params, x_bnd, some) for some in (True, False)
+        jax.value_and_grad(product, (0, 1))(params, x_bnd, partial) for partial in (True, False)
     )
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, expected

@@ -1,4 +1,4 @@
-"""Parameter counts of the published sizes, from shapes alone, and the table in docs/sizes.md."""
+"""Parameter counts of the published sizes, from abstract shapes, and the table in docs/sizes.md."""
 
 from pathlib import Path
 
@@ -103,7 +103,7 @@ def counted(variant):
 
 
 def closed_form(d, depth, f):
-    """The same counts from the reference's formulas alone: width, layers, MLP width."""
+    """Counts from the formulas of the reference: width, layers, MLP width."""
 
     def head(x, out):  # two linear layers and a norm
         return x * x + x + x * out + out + 2 * out
@@ -156,5 +156,5 @@ def table():
     return "\n".join(lines)
 
 
-def test_the_documented_table_is_what_the_shapes_say():
+def test_documented_table_equals_counted_parameters():
     assert table() in SIZES.read_text(), f"docs/sizes.md must hold:\n{table()}"

@@ -1,4 +1,4 @@
-"""Image teachers: sizes, dtypes, and that what is tapped changes nothing else."""
+"""Image teachers: sizes, dtypes, and independence of the taps."""
 
 import math
 from types import SimpleNamespace
@@ -45,7 +45,7 @@ def apply(kind, params, images, **options):
     return jax.jit(teachers.from_config(config_of(kind, **options)).apply)(params, images)
 
 
-def test_taps_change_neither_each_other_nor_the_rest(kind, images):
+def test_taps_do_not_change_other_outputs(kind, images):
     params = init(kind, images)
     few, all_ = (apply(kind, params, images, taps=taps) for taps in (1, 3))
     np.testing.assert_array_equal(few.taps_lbnd, all_.taps_lbnd[2:])
@@ -56,12 +56,12 @@ def test_taps_change_neither_each_other_nor_the_rest(kind, images):
     np.testing.assert_allclose(none.attention_bn, few.attention_bn, rtol=1e-5)
 
 
-def test_bfloat16_gives_float32_near_that_of_float32(kind, images):
+def test_bfloat16_teacher_returns_float32_close_to_float32_teacher(kind, images):
     params = init(kind, images)
     exact, rough = (apply(kind, params, images, dtype=d) for d in ("float32", "bfloat16"))
-    for ours, wanted in zip(rough, exact, strict=True):
-        assert ours.dtype == jnp.float32 and ours.shape == wanted.shape
-        assert np.linalg.norm(ours - wanted) < 2e-2 * np.linalg.norm(wanted)
+    for actual, expected in zip(rough, exact, strict=True):
+        assert actual.dtype == jnp.float32 and actual.shape == expected.shape
+        assert np.linalg.norm(actual - expected) < 2e-2 * np.linalg.norm(expected)
     np.testing.assert_allclose(jnp.sum(rough.attention_bn, axis=1), 1.0, rtol=1e-5)
 
 
@@ -71,19 +71,19 @@ def test_parameter_count_of_the_published_clip_large():
     assert sum(math.prod(x.shape) for x in jax.tree.leaves(shapes)) == 303_179_776
 
 
-def test_the_run_config_makes_every_kind(kind):
+def test_run_config_builds_every_kind(kind):
     config = stage1_config.get_config("tiny")
     config.teacher.update(kind=kind, **KINDS[kind])
     model, t = teachers.from_config(config), config.teacher
     video_bthwc = jnp.zeros((1, 2, 56, 56, 3))
     images_bhwc = teachers.preprocess(video_bthwc, t.size, kind)
-    seen, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), images_bhwc)
+    features, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), images_bhwc)
     patches = (t.size // t.patch) ** 2
-    assert seen.taps_lbnd.shape == (t.taps, 2, patches, t.width)
-    assert seen.attention_bn.shape == (2, patches)
+    assert features.taps_lbnd.shape == (t.taps, 2, patches, t.width)
+    assert features.attention_bn.shape == (2, patches)
 
 
-def test_an_unknown_kind_is_told():
+def test_unknown_kind_is_an_error():
     config = config_of("clip")
     config.teacher.kind = "vit"
     with pytest.raises(ValueError, match="teacher.kind='vit' is none of"):
@@ -91,7 +91,7 @@ def test_an_unknown_kind_is_told():
 
 
 @pytest.mark.parametrize(("old", "new"), [(16, 7), (7, 16), (37, 16)])
-def test_smooth_cubic_weights_keep_constants_and_average_when_they_shrink(old, new):
+def test_antialiased_resize_keeps_constants_and_averages_when_shrinking(old, new):
     weights = antialiased_cubic_resize_matrix(old, new)
     np.testing.assert_allclose(weights.sum(axis=1), 1.0, rtol=1e-6)
     stripes = (-1.0) ** np.arange(old)
@@ -101,13 +101,13 @@ def test_smooth_cubic_weights_keep_constants_and_average_when_they_shrink(old, n
         )
 
 
-def test_a_coarser_grid_is_interpolated_between_the_centres_of_its_places():
+def test_resampling_interpolates_between_patch_centres():
     rng = np.random.default_rng(0)
-    x = rng.uniform(1, 2, 4)  # by column; rows are alike
+    x = rng.uniform(1, 2, 4)  # by column; rows are equal
     taps_lbnd = np.stack([np.ones(16), np.tile(x, 4)], axis=-1)[None, None].astype(np.float32)
     attention_bn = np.tile(x, 4)[None].astype(np.float32)
-    seen = teachers.TeacherOutput(taps_lbnd, np.ones((1, 2), np.float32), attention_bn)
-    resized = teachers.resample_features(seen, 4, 6)
+    features = teachers.TeacherOutput(taps_lbnd, np.ones((1, 2), np.float32), attention_bn)
+    resized = teachers.resample_features(features, 4, 6)
     expected = np.interp((np.arange(6) + 0.5) / 6, (np.arange(4) + 0.5) / 4, x)
     ratio_yx = (resized.taps_lbnd[0, 0, :, 1] / resized.taps_lbnd[0, 0, :, 0]).reshape(6, 6)
     np.testing.assert_allclose(ratio_yx, np.tile(expected, (6, 1)), rtol=1e-5)

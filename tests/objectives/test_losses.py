@@ -15,7 +15,7 @@ def test_effective_rank_of_known_spectra():
     np.testing.assert_allclose(losses.effective_rank(jnp.asarray(one)), 1, rtol=1e-3)
 
 
-def test_position_share_is_one_for_codes_and_nought_for_content():
+def test_position_share_is_one_for_positions_and_zero_for_content():
     rng = np.random.default_rng(0)
     code = np.repeat(rng.normal(size=(1, 6, 4)), 9, axis=0)
     np.testing.assert_allclose(losses.position_share(jnp.asarray(code)), 1, atol=1e-6)

@@ -26,24 +26,24 @@ def draw(kind, batch=64):
 
 
 @pytest.mark.parametrize("kind", ["semantic", "random", "tube", "block0", "block1"])
-def test_every_position_is_in_exactly_one_of_both_in_raster_order(kind):
+def test_each_position_is_either_kept_or_masked_in_raster_order(kind):
     keep_bk, masked_bm = map(np.asarray, draw(kind))
     both = np.sort(np.concatenate([keep_bk, masked_bm], axis=1), axis=1)
     assert (both == np.arange(4 * 256)).all()
     assert (np.diff(keep_bk, axis=1) > 0).all() and (np.diff(masked_bm, axis=1) > 0).all()
     visible = np.stack([np.bincount(row // 256, minlength=4) for row in keep_bk])
-    assert (visible == visible[0, 0]).all()  # no frame is fully masked, none sees more
+    assert (visible == visible[0, 0]).all()  # all frames have the same number of visible patches
 
 
 @pytest.mark.parametrize(("kind", "same"), [("tube", True), ("block1", True), ("random", False)])
-def test_which_masks_span_all_frames(kind, same):
+def test_whether_masks_are_the_same_in_all_frames(kind, same):
     keep_bk = np.asarray(draw(kind)[0])
-    places = (keep_bk % 256).reshape(len(keep_bk), 4, -1)
-    assert (places == places[:, :1]).all() == same
+    position_btk = (keep_bk % 256).reshape(len(keep_bk), 4, -1)
+    assert (position_btk == position_btk[:, :1]).all() == same
 
 
-def drawn_blocks(rng, count, share, aspect):
-    """Untouched blocks on a 16 x 16 grid, an implementation of its own: visible share."""
+def draw_unscaled_blocks(rng, count, share, aspect):
+    """Returns the visible positions [16, 16] outside unscaled blocks, independently of masks.py."""
     ratio = rng.uniform(*aspect)
     h = min(16, round(np.sqrt(share * 256 * ratio)))
     w = min(16, round(np.sqrt(share * 256 / ratio)))
@@ -54,33 +54,35 @@ def drawn_blocks(rng, count, share, aspect):
     return visible
 
 
-def test_default_visible_shares_are_the_means_of_untouched_blocks():
+def test_default_visible_shares_are_the_means_of_unscaled_blocks():
     rng = np.random.default_rng(0)
     for (count, share), visible in zip(SETTINGS.blocks, SETTINGS.visible, strict=True):
-        shares = [drawn_blocks(rng, count, share, SETTINGS.aspect).mean() for _ in range(4000)]
+        shares = [
+            draw_unscaled_blocks(rng, count, share, SETTINGS.aspect).mean() for _ in range(4000)
+        ]
         np.testing.assert_allclose(np.mean(shares), visible, atol=0.02)
 
 
-def test_multi_block_masks_every_place_and_favours_the_middle():
-    # Blocks that lie inside the frame cover its middle most; the growth keeps that law.
+def test_multi_block_masks_every_position_and_favours_the_centre():
+    # Blocks inside the frame cover its centre most; scaling them preserves that distribution.
     rng = np.random.default_rng(1)
     for kind, (count, share) in enumerate(SETTINGS.blocks):
         keep_bk = np.asarray(draw(f"block{kind}", batch=2000)[0])
         counts = np.bincount(keep_bk.ravel() % 256, minlength=256).reshape(16, 16)
-        ours = counts / (4 * 2000)
+        visible_share = counts / (4 * 2000)
         drawn = np.mean(
-            [drawn_blocks(rng, count, share, SETTINGS.aspect) for _ in range(2000)], axis=0
+            [draw_unscaled_blocks(rng, count, share, SETTINGS.aspect) for _ in range(2000)], axis=0
         )
-        assert ours.max() < 1.0 and ours[0, 0] > ours[8, 8]
-        assert np.corrcoef(ours.ravel(), drawn.ravel())[0, 1] > 0.95
+        assert visible_share.max() < 1.0 and visible_share[0, 0] > visible_share[8, 8]
+        assert np.corrcoef(visible_share.ravel(), drawn.ravel())[0, 1] > 0.95
 
 
-def test_multi_block_masks_are_solid():
-    # A masked place of a solid block mostly has masked neighbours; a random mask has not.
+def test_multi_block_masks_are_contiguous():
+    # A masked position in a block mostly has masked neighbours, unlike one of a random mask.
     def neighbours(keep_bk):
         masked = np.ones((len(keep_bk), 256), bool)
-        places = np.asarray(keep_bk)[:, : keep_bk.shape[1] // 4]
-        np.put_along_axis(masked, places, False, axis=1)
+        positions = np.asarray(keep_bk)[:, : keep_bk.shape[1] // 4]
+        np.put_along_axis(masked, positions, False, axis=1)
         masked = masked.reshape(-1, 16, 16)
         right = masked[:, :, 1:][masked[:, :, :-1]].mean()
         return (right - masked.mean()) / (1 - masked.mean())
@@ -103,10 +105,10 @@ def test_semantic_mask_prefers_attention():
     assert counts[3] > 0.98
 
 
-# Counted by running the reference's generator, batch 1: frames, blocks -> tokens at most, share of
-# frames without a visible token. Two blocks rarely leave as many tokens as it allows.
+# Counted by running the reference's mask generator with batch 1: frames, its cap on visible tokens,
+# and the share of frames without a visible token. Two blocks rarely leave as many tokens.
 @pytest.mark.parametrize(("frames", "tokens", "empty"), [(8, 400, 0.405), (16, 800, 0.436)])
-def test_cut_masks_empty_the_last_frames_as_the_reference_does(frames, tokens, empty):
+def test_cut_masks_leave_the_last_frames_empty_as_in_the_reference(frames, tokens, empty):
     count, share = SETTINGS.blocks[0]
     keep_bk, masked_bm = masks.multi_block_mask(
         jax.random.key(0),
@@ -122,19 +124,19 @@ def test_cut_masks_empty_the_last_frames_as_the_reference_does(frames, tokens, e
     assert keep_bk.shape[1] == tokens and (both == np.arange(frames * 256)).all()
     visible = np.stack([np.bincount(row // 256, minlength=frames) for row in np.asarray(keep_bk)])
     np.testing.assert_allclose((visible == 0).mean(), empty, atol=0.015)
-    last = np.argmax(visible == 0, axis=1)  # nothing comes after the first empty frame
+    last = np.argmax(visible == 0, axis=1)  # no visible token follows the first empty frame
     assert all((row[i:] == 0).all() for row, i in zip(visible, last, strict=True) if i)
 
 
-def test_the_predicted_places_are_drawn_evenly_and_without_repetition():
+def test_predicted_positions_are_uniform_and_distinct():
     masked_bm = jnp.tile(jnp.arange(5, 25)[None], (4000, 1))
     chosen = np.asarray(masks.sample_predicted(jax.random.key(0), masked_bm, 0.3))
     assert chosen.shape == (4000, masks.predicted_count(20, 0.3)) == (4000, 6)
-    assert (np.diff(chosen, axis=1) > 0).all()  # distinct, and in the order of the places
+    assert (np.diff(chosen, axis=1) > 0).all()  # distinct and ascending
     frequency = np.bincount(chosen.ravel(), minlength=20) / 4000
     np.testing.assert_allclose(frequency, 0.3, atol=4 * (0.3 * 0.7 / 4000) ** 0.5)
-    whole = masks.sample_predicted(jax.random.key(0), masked_bm[:2], 1.0)
-    np.testing.assert_array_equal(whole, np.tile(np.arange(20), (2, 1)))
+    everything = masks.sample_predicted(jax.random.key(0), masked_bm[:2], 1.0)
+    np.testing.assert_array_equal(everything, np.tile(np.arange(20), (2, 1)))
     assert masks.predicted_count(20, 0.01) == 1  # never none
 
 

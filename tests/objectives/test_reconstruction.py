@@ -1,4 +1,4 @@
-"""Decoding in chunks is decoding at once, also when they do not divide the patches."""
+"""Decoding in chunks equals decoding at once, also if the number of patches does not divide."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ def arrays():
     return start, latents, rng.standard_normal((PIXELS + WIDTH + 1, 2 * PIXELS), np.float32) / 4
 
 
-def noise_of(repeats):
+def sample_noise(repeats):
     keys = jax.random.split(jax.random.key(1))
     return reconstruction.sample_noise(*keys, repeats * CLIPS * MASKED, PIXELS)
 
@@ -27,7 +27,7 @@ def noise_of(repeats):
 @pytest.mark.parametrize("repeats", [0, 1, 2])
 def test_chunks_change_neither_loss_nor_gradient(arrays, chunks, repeats):
     start, latents, weights = arrays
-    noise = noise_of(repeats) if repeats else None
+    noise = sample_noise(repeats) if repeats else None
 
     def decode(weights, noised, t, latents):
         if t is None:
@@ -36,15 +36,15 @@ def test_chunks_change_neither_loss_nor_gradient(arrays, chunks, repeats):
         return jnp.tanh(jnp.concatenate(inputs, axis=1) @ weights)
 
     def loss(weights, latents, chunks):
-        def bound(*inputs):
+        def decode_fn(*inputs):
             return decode(weights, *inputs)
 
-        return reconstruction.loss_terms(bound, start, latents, noise, chunks)["pixels"]
+        return reconstruction.loss_terms(decode_fn, start, latents, noise, chunks)["pixels"]
 
-    whole, parts = (
+    at_once, in_chunks = (
         jax.jit(jax.value_and_grad(lambda w, z, c=c: loss(w, z, c), (0, 1)))(weights, latents)
         for c in (1, chunks)
     )
-    np.testing.assert_allclose(parts[0], whole[0], rtol=1e-6)
-    for ours, expected in zip(parts[1], whole[1], strict=True):
-        np.testing.assert_allclose(ours, expected, atol=1e-5 * np.abs(expected).max())
+    np.testing.assert_allclose(in_chunks[0], at_once[0], rtol=1e-6)
+    for actual, expected in zip(in_chunks[1], at_once[1], strict=True):
+        np.testing.assert_allclose(actual, expected, atol=1e-5 * np.abs(expected).max())

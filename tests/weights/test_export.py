@@ -1,4 +1,4 @@
-"""Exports come back bit for bit, and what cannot be read is refused in one sentence."""
+"""Exports: bitwise round trip, and errors for files that cannot be read."""
 
 import json
 
@@ -50,7 +50,7 @@ def test_bfloat16_is_widened_to_float32():
     assert tensors["a/b"].read().dtype == np.float32
 
 
-def test_holds_sees_a_changed_bit_and_a_missing_part(tmp_path, params):
+def test_contains_tensors_detects_a_changed_bit_and_a_missing_part(tmp_path, params):
     path = tmp_path / "encoder.safetensors"
     export.write_export(path, params, {})
     assert not export.contains_tensors(path, {"encoder": {**params["encoder"], "more": np.ones(1)}})

@@ -1,4 +1,4 @@
-"""Checkpoints of others: lazily read, strictly refused; and files that we write as a stream."""
+"""Safetensors checkpoints: lazy reading, errors for invalid ones, and writing."""
 
 import json
 
@@ -48,7 +48,7 @@ def test_any_float_is_read_as_float32_from_file_folder_and_shards(tmp_path, dtyp
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_what_we_write_is_what_the_library_reads(tmp_path, dtype):
+def test_written_files_are_read_by_the_safetensors_library(tmp_path, dtype):
     tensors = {
         name: files.LazyTensor(array.T.shape, lambda array=array: array.T)
         for name, array in ARRAYS.items()
@@ -63,7 +63,7 @@ def test_what_we_write_is_what_the_library_reads(tmp_path, dtype):
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "vit.pth", "mp_rank_00.pt", "last.ckpt"])
-def test_pickles_are_refused_and_the_way_out_is_told(tmp_path, name):
+def test_pickles_are_refused_with_the_command_that_converts_them(tmp_path, name):
     (tmp_path / name).write_bytes(b"\x80\x04.")
     for source in (tmp_path / name, tmp_path):
         with pytest.raises(UserError, match=f"{name} is a pickle.*safetensors.torch.save_file"):
@@ -81,7 +81,7 @@ def test_missing_shard_and_missing_tensor_are_named(tmp_path):
         files.open_checkpoint(tmp_path)
 
 
-def test_an_index_cannot_lead_out_of_its_folder(tmp_path):
+def test_index_cannot_point_outside_its_folder(tmp_path):
     st.save_file(ARRAYS, tmp_path / "secret.safetensors")
     folder = tmp_path / "model"
     folder.mkdir()
@@ -92,7 +92,7 @@ def test_an_index_cannot_lead_out_of_its_folder(tmp_path):
 
 
 @pytest.mark.parametrize("keep", [0, 4, 30, -5])
-def test_truncated_files_are_told(tmp_path, keep):
+def test_truncated_file_is_an_error(tmp_path, keep):
     path = tmp_path / files.SINGLE_FILE
     st.save_file(ARRAYS, path)
     path.write_bytes(path.read_bytes()[:keep])
@@ -100,13 +100,13 @@ def test_truncated_files_are_told(tmp_path, keep):
         files.open_checkpoint(tmp_path)
 
 
-def test_nothing_to_read_is_told(tmp_path):
+def test_missing_checkpoint_is_an_error(tmp_path):
     with pytest.raises(UserError, match="there is no file or folder"):
         files.open_checkpoint(tmp_path / "x")
     with pytest.raises(UserError, match=r"holds neither model.safetensors nor"):
         files.open_checkpoint(tmp_path)
     (tmp_path / "model.gguf").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"is no .safetensors file"):
+    with pytest.raises(UserError, match=r"is not a .safetensors file"):
         files.open_checkpoint(tmp_path / "model.gguf")
     st.save_file(ARRAYS, tmp_path / files.SINGLE_FILE)
     for text in ("{", "[1]"):

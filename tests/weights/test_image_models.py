@@ -1,4 +1,4 @@
-"""Tables of image models: every way in which files name things, and what is refused."""
+"""Image models: all naming schemes of their files, sizes in config.json, and what is refused."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ SHAPES = {  # of a tower with one layer, by the last part of the name; nothing i
 }
 
 
-def unread(shapes):
+def unreadable(shapes):
     def read():
         raise AssertionError("nothing may be read before names and shapes are checked")
 
@@ -29,7 +29,7 @@ def unread(shapes):
 @pytest.mark.parametrize(
     "prefix", ["", "vision_model.", "model.vision_model.", "dinov2.", "vision_tower.vision_model."]
 )
-def test_prefixes_are_stripped_and_other_towers_left_out(kind, prefix):
+def test_prefixes_are_stripped_and_other_towers_dropped(kind, prefix):
     shapes = {f"{prefix}{name}": shape for name, shape in SHAPES[kind].items()}
     shapes[f"{prefix}embeddings.position_ids"] = (1, 5)
     shapes[f"{prefix}embeddings.mask_token"] = (1, 4)
@@ -37,13 +37,13 @@ def test_prefixes_are_stripped_and_other_towers_left_out(kind, prefix):
         others = ("text_model.embeddings.token_embedding.weight", "logit_scale", "logit_bias")
         others += ("visual_projection.weight", "text_projection.weight", "classifier.weight")
         shapes |= {name: (4,) for name in others}
-    found = FAMILIES[kind].adapt(unread(shapes))
+    found = FAMILIES[kind].adapt(unreadable(shapes))
     assert {name: tensor.shape for name, tensor in found.items()} == SHAPES[kind]
 
 
-def test_an_unknown_tensor_of_the_tower_stays_for_the_strict_check_to_name():
+def test_unknown_tensor_of_the_tower_is_kept_for_the_strict_check():
     shapes = {**SHAPES["clip"], "surprise.weight": (4,)}
-    assert "surprise.weight" in FAMILIES["clip"].adapt(unread(shapes))
+    assert "surprise.weight" in FAMILIES["clip"].adapt(unreadable(shapes))
 
 
 def test_fused_projections_are_split_without_reading():
@@ -57,7 +57,7 @@ def test_fused_projections_are_split_without_reading():
         np.testing.assert_array_equal(tensor.read(), array[2 * i : 2 * i + 2])
 
 
-def test_both_namings_of_dinov2_become_one():
+def test_both_naming_schemes_of_dinov2_give_the_same_names():
     layer = "encoder.layer.0"
     anchor = {"embeddings.patch_embeddings.projection.weight": (4, 3, 2, 2)}
     attention = {
@@ -72,7 +72,7 @@ def test_both_namings_of_dinov2_become_one():
     new |= {f"{layer}.mlp.{name}_proj.weight": (8, 4) for name in ("gate", "up")}
     new[f"{layer}.mlp.down_proj.weight"] = (4, 8)
     shapes = [
-        {name: t.shape for name, t in FAMILIES["dinov2"].adapt(unread(anchor | names)).items()}
+        {name: t.shape for name, t in FAMILIES["dinov2"].adapt(unreadable(anchor | names)).items()}
         for names in (old, new)
     ]
     assert shapes[0] == shapes[1]
@@ -88,12 +88,12 @@ def test_rules_are_one_to_one(kind):
     assert all(isinstance(rule, Rule) for rule in rules)
 
 
-def test_a_file_of_another_kind_is_told():
+def test_file_of_another_kind_is_an_error():
     with pytest.raises(UserError, match="0 tensors embeddings.patch_embedding.weight"):
-        FAMILIES["clip"].adapt(unread({"layers.0.attn.Wqkv.weight": (3, 1)}))
+        FAMILIES["clip"].adapt(unreadable({"layers.0.attn.Wqkv.weight": (3, 1)}))
     anchor = "embeddings.patch_embedding.weight"
     with pytest.raises(UserError, match="2 tensors embeddings.patch_embedding.weight"):
-        FAMILIES["siglip2"].adapt(unread({f"a.{anchor}": (1,), f"b.{anchor}": (1,)}))
+        FAMILIES["siglip2"].adapt(unreadable({f"a.{anchor}": (1,), f"b.{anchor}": (1,)}))
 
 
 @pytest.mark.parametrize(
@@ -129,13 +129,13 @@ def test_a_file_of_another_kind_is_told():
         ),
     ],
 )
-def test_another_model_is_refused_in_a_sentence(kind, config, message):
+def test_config_of_another_model_is_refused(kind, config, message):
     with pytest.raises(UserError, match=message) as error:
         FAMILIES[kind].sizes(config)
     assert "\n" not in str(error.value)
 
 
-def test_sizes_come_of_nested_configs_and_defaults():
+def test_sizes_are_read_from_nested_configs_and_defaults():
     sizes = FAMILIES["siglip2"].sizes(
         {"model_type": "siglip", "vision_config": {"image_size": 256, "hidden_size": 1024}}
     )

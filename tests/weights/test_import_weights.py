@@ -1,4 +1,4 @@
-"""Importing other projects' weights: what is refused, and that every misfit is named at once."""
+"""Importing weights of other projects: use in a run, and errors that list all mismatches."""
 
 import json
 import subprocess
@@ -10,7 +10,7 @@ import ml_collections
 import numpy as np
 import pytest
 from golden_cases import DEFAULT, assert_near, read_cases
-from parity import import_transformers, randomise, saved
+from parity import import_transformers, randomise, save
 from safetensors import numpy as st
 
 from configs import stage1 as config1
@@ -34,7 +34,7 @@ def case():
 
 @pytest.fixture
 def published(case, tmp_path):
-    """The golden encoder as it would be published: float32 here, names and config as released."""
+    """The golden encoder in the published format, in float32."""
     folder = tmp_path / "published"
     folder.mkdir()
     state = case.under("param.")
@@ -56,8 +56,8 @@ def published(case, tmp_path):
 
 def test_published_encoder_gives_the_reference_features(published, case, tmp_path):
     out = tmp_path / "encoder.safetensors"
-    said = import_weights.import_weights("internvideo_next", published, out)
-    assert f"--config.init_from={out}" in said
+    message = import_weights.import_weights("internvideo_next", published, out)
+    assert f"--config.init_from={out}" in message
     for source in (out, published):
         loaded = features.load_encoder(source)
         tokens = loaded.encoder.apply({"params": loaded.params}, case.video).tokens_bnd
@@ -68,7 +68,7 @@ def test_published_encoder_gives_the_reference_features(published, case, tmp_pat
         assert_near(pooled, case["out.nomask.clip_projector"])
 
 
-def test_every_misfit_stands_in_one_table(published, tmp_path):
+def test_error_lists_all_mismatches(published, tmp_path):
     path = published / "model.safetensors"
     state = st.load_file(path)
     del state["model.cls_token"]
@@ -86,7 +86,7 @@ def test_every_misfit_stands_in_one_table(published, tmp_path):
     assert not (tmp_path / "a.safetensors").exists()
 
 
-def test_what_is_no_such_model_is_told(published, tmp_path):
+def test_invalid_kinds_and_configs_are_errors(published, tmp_path):
     out = tmp_path / "a.safetensors"
     with pytest.raises(UserError, match="--kind=vit is none of siglip2"):
         import_weights.import_weights("vit", published, out)
@@ -103,7 +103,7 @@ def test_what_is_no_such_model_is_told(published, tmp_path):
         import_weights.import_weights("internvideo_next", published, out)
 
 
-def test_files_that_exist_stay_unless_told(published, tmp_path):
+def test_existing_files_are_kept_without_overwrite(published, tmp_path):
     out = tmp_path / "a.safetensors"
     import_weights.import_weights("internvideo_next", published, out)
     with pytest.raises(UserError, match="--overwrite"):
@@ -125,17 +125,17 @@ def folders(tmp_path_factory):
     }
     root = tmp_path_factory.mktemp("hf")
     return {
-        kind: saved(randomise(torch, make()), root / kind, max_shard_size="20KB")
+        kind: save(randomise(torch, make()), root / kind, max_shard_size="20KB")
         for kind, make in makers.items()
     }
 
 
 @pytest.mark.parametrize("kind", ["siglip2", "clip", "dinov2"])
-def test_an_imported_teacher_is_named_by_the_flags_that_are_printed(kind, folders, tmp_path):
+def test_printed_flags_configure_the_imported_teacher(kind, folders, tmp_path):
     out = tmp_path / "teacher.safetensors"
-    said = import_weights.import_weights(kind, folders[kind], out)
+    message = import_weights.import_weights(kind, folders[kind], out)
     config = config1.get_config("tiny")
-    for flag in said.splitlines()[1].removeprefix("Use it: ").split():
+    for flag in message.splitlines()[1].removeprefix("Use it: ").split():
         field, value = flag.removeprefix("--config.").split("=")
         old = dict(config.teacher)[field.partition(".")[2]]
         value = value == "True" if isinstance(old, bool) else type(old)(value)
@@ -152,7 +152,7 @@ def test_an_imported_teacher_is_named_by_the_flags_that_are_printed(kind, folder
         image_teacher.read_teacher(config)
 
 
-def test_an_imported_text_model_starts_the_predictor(folders, tmp_path):
+def test_imported_text_model_initialises_the_predictor(folders, tmp_path):
     out = tmp_path / "text.safetensors"
     import_weights.import_weights("modernbert", folders["modernbert"], out, last_layers=2)
     assert sorted(export.read_export(out)[0]["text"]) == ["layer4", "layer5"]
@@ -169,7 +169,7 @@ def test_an_imported_text_model_starts_the_predictor(folders, tmp_path):
     assert len(jax.tree.leaves(layers)) == 2 * 6
 
 
-def test_a_file_of_another_model_is_refused(folders, tmp_path):
+def test_file_of_another_model_is_refused(folders, tmp_path):
     for kind, other in (("siglip2", "clip"), ("dinov2", "modernbert"), ("modernbert", "siglip2")):
         with pytest.raises(UserError, match=r"model_type"):
             import_weights.import_weights(kind, folders[other], tmp_path / "a.safetensors")
@@ -179,7 +179,7 @@ def test_a_file_of_another_model_is_refused(folders, tmp_path):
         )
 
 
-def test_the_command_ends_with_one_sentence(tmp_path):
+def test_command_prints_a_one_line_error(tmp_path):
     (tmp_path / "model.pth").write_bytes(b"x")
     command = [sys.executable, "launch/import_weights.py", "--kind=clip"]
     command += [f"--source={tmp_path / 'model.pth'}", f"--out={tmp_path / 'a.safetensors'}"]
@@ -200,7 +200,7 @@ def test_the_command_ends_with_one_sentence(tmp_path):
         {"mlp_ratio": [4]},
     ],
 )
-def test_sizes_of_nonsense_are_told_in_a_sentence(change, published, tmp_path):
+def test_invalid_sizes_are_errors(change, published, tmp_path):
     config = json.loads((published / "config.json").read_text())
     config["model_config"] |= change
     (published / "config.json").write_text(json.dumps(config))
@@ -208,7 +208,7 @@ def test_sizes_of_nonsense_are_told_in_a_sentence(change, published, tmp_path):
         import_weights.import_weights("internvideo_next", published, tmp_path / "a.safetensors")
 
 
-def test_weights_that_are_not_finite_are_refused(published, tmp_path):
+def test_nonfinite_weights_are_refused(published, tmp_path):
     state = st.load_file(published / "model.safetensors")
     state["model.cls_token"][0, 0, 0] = np.inf
     st.save_file(state, published / "model.safetensors")

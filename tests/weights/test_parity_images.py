@@ -1,4 +1,4 @@
-"""Image teachers equal transformers' own models, whose files are read as a user's are."""
+"""Image teachers equal the models of transformers, read from their files."""
 
 from types import SimpleNamespace
 
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden_cases import assert_near
-from parity import import_transformers, numpy_of, randomise, saved
+from parity import import_transformers, numpy_of, randomise, save
 
 from invnext_jax.models import patches, teachers
 from invnext_jax.weights.files import LazyArrays, LazyTensor, open_checkpoint
@@ -50,7 +50,7 @@ def hf():
 
 
 def teacher_of(sizes):
-    """Our module, with a tap at every layer."""
+    """Returns a teacher that taps every layer."""
     config = SimpleNamespace(**sizes, taps=sizes["depth"], tap_interval=1.0)
     return teachers.from_config(SimpleNamespace(teacher=config, dtype="float32"))
 
@@ -61,7 +61,7 @@ def leaf_shapes(model, size):
 
 
 def read(kind, folder):
-    """Our module and its parameters from a folder."""
+    """Returns a teacher and its parameters from a folder."""
     family, checkpoint = FAMILIES[kind], open_checkpoint(folder)
     sizes = family.sizes(checkpoint.config)
     model = teacher_of(sizes)
@@ -76,25 +76,25 @@ def unit(x):
 def assert_parity(hf, kind, folder, tower, side, prefix, **options):
     """Compares every tapped layer, the pooled feature and the attention of a torch model.
 
-    `prefix` is the number of tokens in front of the patches; `side` that of the images.
+    `prefix` is the number of tokens before the patches; `side` is the size of the images.
     """
     images = np.random.default_rng(1).normal(size=(2, side, side, 3)).astype(np.float32)
     model, params = read(kind, folder)
-    ours = jax.jit(model.apply)({"params": params}, images)
+    output = jax.jit(model.apply)({"params": params}, images)
     with hf.torch.no_grad():
         pixel_values = hf.torch.from_numpy(np.moveaxis(images, -1, 1).copy())
-        theirs = tower(pixel_values, output_hidden_states=True, output_attentions=True, **options)
+        expected = tower(pixel_values, output_hidden_states=True, output_attentions=True, **options)
         if kind == "siglip2":
-            x, probe = theirs.last_hidden_state, tower.head.probe.repeat(len(images), 1, 1)
+            x, probe = expected.last_hidden_state, tower.head.probe.repeat(len(images), 1, 1)
             attention = numpy_of(tower.head.attention(probe, x, x, need_weights=True)[1])[:, 0]
         else:
-            attention = numpy_of(theirs.attentions[-1]).mean(axis=1)[:, 0, prefix:]
+            attention = numpy_of(expected.attentions[-1]).mean(axis=1)[:, 0, prefix:]
             attention /= attention.sum(axis=1, keepdims=True)
-    taps = np.stack([numpy_of(state)[:, prefix:] for state in theirs.hidden_states[:-1]])
-    assert_near(ours.taps_lbnd, unit(taps))
-    assert_near(ours.pooled_bd, unit(numpy_of(theirs.pooler_output)))
-    assert_near(ours.attention_bn, attention)
-    assert attention.std() > 0.01 * attention.mean()  # a map that says something
+    taps = np.stack([numpy_of(state)[:, prefix:] for state in expected.hidden_states[:-1]])
+    assert_near(output.taps_lbnd, unit(taps))
+    assert_near(output.pooled_bd, unit(numpy_of(expected.pooler_output)))
+    assert_near(output.attention_bn, attention)
+    assert attention.std() > 0.01 * attention.mean()  # the map is not uniform
 
 
 def make_siglip2(hf, **sizes):
@@ -121,7 +121,7 @@ def make_tiny(hf, kind):
 
 
 # One runs always: its width, MLP and image size are the odd ones, and all others differ in shapes
-# alone, which test_siglip2_of_published_sizes_has_our_shapes compares.
+# alone, which test_siglip2_of_published_sizes_has_the_shapes_of_the_teacher compares.
 @pytest.mark.parametrize(
     "name",
     [n if n == "so400m14" else pytest.param(n, marks=pytest.mark.slow) for n in SIGLIP2],
@@ -138,7 +138,7 @@ def test_siglip2_of_published_widths(hf, name, tmp_path):
         patch_size=patch,
         image_size=side,
     )
-    assert_parity(hf, "siglip2", saved(tower, tmp_path), tower, side, 0)
+    assert_parity(hf, "siglip2", save(tower, tmp_path), tower, side, 0)
 
 
 @pytest.mark.parametrize("side", [32, 48, 24])
@@ -147,7 +147,7 @@ def test_siglip2_of_a_whole_model_at_other_image_sizes(hf, side, tmp_path):
     config = hf.models.SiglipConfig(text_config=TEXT, vision_config=vision)
     model = hf.models.SiglipModel._from_config(config, attn_implementation="eager")
     randomise(hf.torch, model)
-    folder = saved(model, tmp_path)
+    folder = save(model, tmp_path)
     assert_parity(hf, "siglip2", folder, model.vision_model, side, 0, interpolate_pos_encoding=True)
 
 
@@ -156,7 +156,7 @@ def test_siglip2_of_a_whole_model_at_other_image_sizes(hf, side, tmp_path):
 )
 def test_clip(hf, activation, side, tmp_path):
     tower = make_clip(hf, **TINY_MLP, image_size=32, patch_size=8, hidden_act=activation)
-    folder = saved(tower, tmp_path)
+    folder = save(tower, tmp_path)
     assert_parity(hf, "clip", folder, tower, side, 1, interpolate_pos_encoding=True)
 
 
@@ -165,7 +165,7 @@ def test_clip_of_a_whole_model(hf, tmp_path):
     config = hf.models.CLIPConfig(text_config=TEXT, vision_config=vision)
     model = hf.models.CLIPModel._from_config(config, attn_implementation="eager")
     randomise(hf.torch, model)
-    assert_parity(hf, "clip", saved(model, tmp_path), model.vision_model, 36, 1)
+    assert_parity(hf, "clip", save(model, tmp_path), model.vision_model, 36, 1)
 
 
 @pytest.mark.parametrize(
@@ -178,14 +178,14 @@ def test_clip_of_a_whole_model(hf, tmp_path):
 def test_dinov2(hf, gated, registers, side, tmp_path):
     sizes = {**TINY, "image_size": 32, "patch_size": 8, "use_swiglu_ffn": gated}
     tower = make_dinov2(hf, registers=registers > 0, **sizes)
-    assert_parity(hf, "dinov2", saved(tower, tmp_path), tower, side, 1 + registers)
+    assert_parity(hf, "dinov2", save(tower, tmp_path), tower, side, 1 + registers)
 
 
 def test_dinov2_below_a_classifier(hf, tmp_path):
     config = hf.models.Dinov2Config(**TINY, image_size=32, patch_size=8)
     model = hf.models.Dinov2ForImageClassification._from_config(config, attn_implementation="eager")
     randomise(hf.torch, model)
-    assert_parity(hf, "dinov2", saved(model, tmp_path), model.dinov2, 32, 1)
+    assert_parity(hf, "dinov2", save(model, tmp_path), model.dinov2, 32, 1)
 
 
 @pytest.mark.parametrize("kind", teachers.KINDS)
@@ -197,22 +197,22 @@ def test_faint_tokens_show_the_epsilon_of_every_norm(hf, kind, tmp_path):
             if any(part in name for part in faint):
                 parameter.mul_(3e-3)  # the stream's variance comes near to epsilon
     prefix = 0 if kind == "siglip2" else 1
-    assert_parity(hf, kind, saved(model, tmp_path), model, 32, prefix)
+    assert_parity(hf, kind, save(model, tmp_path), model, 32, prefix)
 
 
 @pytest.mark.parametrize("kind", teachers.KINDS)
 def test_float16_and_shards_read_as_the_same_values(hf, kind, tmp_path):
     model = make_tiny(hf, kind).half()
-    half = read(kind, saved(model, tmp_path / "half"))[1]
-    shards = read(kind, saved(model, tmp_path / "shards", max_shard_size="20KB"))[1]
+    half = read(kind, save(model, tmp_path / "half"))[1]
+    shards = read(kind, save(model, tmp_path / "shards", max_shard_size="20KB"))[1]
     assert len(list((tmp_path / "shards").glob("model-*.safetensors"))) > 2
-    whole = read(kind, saved(model.float(), tmp_path / "whole"))[1]
+    full = read(kind, save(model.float(), tmp_path / "full"))[1]
     for other in (half, shards):
-        jax.tree.map(np.testing.assert_array_equal, other, whole)
+        jax.tree.map(np.testing.assert_array_equal, other, full)
 
 
 def assert_same_shapes(hf, kind, config, make):
-    """Names and shapes of the whole published model are those that ours asks for."""
+    """Compares names and shapes of a published model with those that the teacher expects."""
     with hf.torch.device("meta"):
         state = make(config).state_dict()
     family = FAMILIES[kind]
@@ -220,17 +220,17 @@ def assert_same_shapes(hf, kind, config, make):
     shapes = flax.traverse_util.flatten_dict(
         leaf_shapes(teacher_of(sizes), sizes["train_size"]), sep="/"
     )
-    wanted = {}
-    for name, source in pytorch_names({path: x.shape for path, x in shapes.items()}, family.rules):
-        shape = shapes[source.path].shape[(source.layer is not None) :]
-        ours = jax.ShapeDtypeStruct(shape, np.float32)
-        wanted[name] = jax.eval_shape(source.layout.to_pytorch, ours).shape
+    expected = {}
+    for name, leaf in pytorch_names({path: x.shape for path, x in shapes.items()}, family.rules):
+        shape = shapes[leaf.path].shape[(leaf.layer is not None) :]
+        array = jax.ShapeDtypeStruct(shape, np.float32)
+        expected[name] = jax.eval_shape(leaf.layout.to_pytorch, array).shape
     found = family.adapt({name: LazyTensor(tuple(x.shape), None) for name, x in state.items()})
-    assert {name: tensor.shape for name, tensor in found.items()} == wanted
+    assert {name: tensor.shape for name, tensor in found.items()} == expected
 
 
 @pytest.mark.parametrize("name", SIGLIP2)
-def test_siglip2_of_published_sizes_has_our_shapes(hf, name):
+def test_siglip2_of_published_sizes_has_the_shapes_of_the_teacher(hf, name):
     width, mlp, depth, heads, patch, sides = SIGLIP2[name]
     for side in sides:
         config = hf.models.SiglipVisionConfig(
@@ -245,7 +245,7 @@ def test_siglip2_of_published_sizes_has_our_shapes(hf, name):
 
 
 @pytest.mark.parametrize("name", CLIP)
-def test_clip_of_published_sizes_has_our_shapes(hf, name):
+def test_clip_of_published_sizes_has_the_shapes_of_the_teacher(hf, name):
     width, mlp, depth, heads, patch, sides, activation = CLIP[name]
     for side in sides:
         config = hf.models.CLIPVisionConfig(
@@ -262,7 +262,7 @@ def test_clip_of_published_sizes_has_our_shapes(hf, name):
 
 @pytest.mark.parametrize("name", DINOV2)
 @pytest.mark.parametrize("family", ["Dinov2", "Dinov2WithRegisters"])
-def test_dinov2_of_published_sizes_has_our_shapes(hf, name, family):
+def test_dinov2_of_published_sizes_has_the_shapes_of_the_teacher(hf, name, family):
     width, depth, heads, gated = DINOV2[name]
     config = getattr(hf.models, f"{family}Config")(
         hidden_size=width,
@@ -275,7 +275,7 @@ def test_dinov2_of_published_sizes_has_our_shapes(hf, name, family):
     assert_same_shapes(hf, "dinov2", config, getattr(hf.models, f"{family}Model"))
 
 
-def test_sizes_fill_in_what_config_json_leaves_out(hf):
+def test_missing_sizes_get_the_defaults_of_transformers(hf):
     for kind, name in (
         ("siglip2", "SiglipVision"),
         ("clip", "CLIPVision"),
@@ -288,7 +288,7 @@ def test_sizes_fill_in_what_config_json_leaves_out(hf):
 
 
 @pytest.mark.parametrize("kind", teachers.KINDS)
-def test_pixels_are_normalised_as_each_family_wants_them(hf, kind):
+def test_pixels_are_normalised_as_in_each_family(hf, kind):
     known = hf.models.image_utils
     name = {"siglip2": "IMAGENET_STANDARD", "clip": "OPENAI_CLIP", "dinov2": "IMAGENET_DEFAULT"}
     mean, std = (np.array(getattr(known, f"{name[kind]}_{x}")) for x in ("MEAN", "STD"))

@@ -1,4 +1,4 @@
-"""The predictor's ModernBERT layers equal those of transformers' own model, read from its files."""
+"""The predictor's ModernBERT layers equal those of transformers, read from its files."""
 
 import json
 from types import SimpleNamespace
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden_cases import assert_near
-from parity import import_transformers, numpy_of, randomise, saved
+from parity import import_transformers, numpy_of, randomise, save
 
 from invnext_jax.models.predictor import ModernBertLayer, Predictor
 from invnext_jax.weights import text_models
@@ -34,11 +34,11 @@ SIZES = {
 
 
 class Layers(Predictor):
-    """The text layers of the predictor alone."""
+    """Only the ModernBERT layers of the predictor."""
 
     @nn.compact
     def __call__(self, x_bnd):
-        return self._modernbert(x_bnd)
+        return self._apply_modernbert(x_bnd)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def make_model(hf, name="ModernBertModel", attention="eager", **options):
 
 
 def read(folder, last_layers):
-    """What config.json says, and the tree of the last layers."""
+    """Returns the sizes in config.json and the tree of the last layers."""
     checkpoint = open_checkpoint(folder)
     sizes = text_models.sizes(checkpoint.config)
     tensors = text_models.adapt(checkpoint.tensors, last_layers)
@@ -63,8 +63,8 @@ def read(folder, last_layers):
     x_bnd = jnp.zeros((1, 1, sizes["width"]))
     shapes = nn.unbox(jax.eval_shape(layer.init, jax.random.key(0), x_bnd)["params"])
     numbers = range(sizes["last_layer"] - last_layers + 1, sizes["last_layer"] + 1)
-    wanted = {"text": {f"layer{n}": shapes for n in numbers}}
-    tree = match_tree(tree, wanted, str(folder))
+    expected = {"text": {f"layer{n}": shapes for n in numbers}}
+    tree = match_tree(tree, expected, str(folder))
     flat = flax.traverse_util.flatten_dict(tree, sep="/")
     names = dict(pytorch_names({path: x.shape for path, x in flat.items()}, text_models.RULES))
     assert names.keys() == tensors.keys()
@@ -72,7 +72,7 @@ def read(folder, last_layers):
 
 
 def states_of(hf, model):
-    """The streams that go into the layers and come out of the last one, before the final norm."""
+    """Returns the inputs of the layers and the output of the last one, before the final norm."""
     streams = []
     words = np.random.default_rng(0).integers(3, 20, (2, LENGTH))
     hooks = [model.layers[0].register_forward_pre_hook(lambda _, x: streams.append(x[0]))]
@@ -115,28 +115,28 @@ def assert_layers(hf, model, folder, last_layers):
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_last_layers_with_windows_below_and_above_the_length(hf, window, attention, tmp_path):
     model = make_model(hf, attention=attention, local_attention=window)
-    assert_layers(hf, model, saved(model, tmp_path), 8)
+    assert_layers(hf, model, save(model, tmp_path), 8)
 
 
 @pytest.mark.parametrize("depth", [12, 13])
-def test_all_layers_but_the_first_wherever_the_global_ones_lie(hf, depth, tmp_path):
+def test_all_layers_except_the_first_for_any_position_of_global_layers(hf, depth, tmp_path):
     model = make_model(hf, num_hidden_layers=depth, local_attention=8)
-    assert_layers(hf, model, saved(model, tmp_path), depth - 1)
+    assert_layers(hf, model, save(model, tmp_path), depth - 1)
 
 
-def test_faint_streams_show_the_epsilon_of_every_norm(hf, tmp_path):
+def test_small_activations_expose_the_epsilon_of_every_norm(hf, tmp_path):
     model = make_model(hf, local_attention=8)
     with hf.torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("Wo.weight") or name.startswith("embeddings.norm"):
                 parameter.mul_(1e-2)
-    assert_layers(hf, model, saved(model, tmp_path), 5)
+    assert_layers(hf, model, save(model, tmp_path), 5)
 
 
 def test_language_model_with_a_head_and_old_keys_in_config_json(hf, tmp_path):
     model = make_model(hf, "ModernBertForMaskedLM", local_attention=8)
-    folder = saved(model, tmp_path)
-    wanted = read(folder, 5)[0]
+    folder = save(model, tmp_path)
+    expected = read(folder, 5)[0]
     path = folder / "config.json"
     config = json.loads(path.read_text())
     for name in ("layer_types", "rope_parameters"):
@@ -146,20 +146,20 @@ def test_language_model_with_a_head_and_old_keys_in_config_json(hf, tmp_path):
     )
     path.write_text(json.dumps(config))
     assert hf.models.AutoConfig.from_pretrained(folder).layer_types == model.config.layer_types
-    assert read(folder, 5)[0] == wanted
+    assert read(folder, 5)[0] == expected
     assert_layers(hf, model.model, folder, 5)
 
 
 def test_float16_and_shards_read_as_the_same_values(hf, tmp_path):
     model = make_model(hf).half()
-    half = read(saved(model, tmp_path / "half"), 8)[1]
-    shards = read(saved(model, tmp_path / "shards", max_shard_size="50KB"), 8)[1]
+    half = read(save(model, tmp_path / "half"), 8)[1]
+    shards = read(save(model, tmp_path / "shards", max_shard_size="50KB"), 8)[1]
     assert len(list((tmp_path / "shards").glob("model-*.safetensors"))) > 2
-    whole = read(saved(model.float(), tmp_path / "whole"), 8)[1]
+    full = read(save(model.float(), tmp_path / "full"), 8)[1]
     for other in (half, shards):
-        jax.tree.map(np.testing.assert_array_equal, other, whole)
+        jax.tree.map(np.testing.assert_array_equal, other, full)
 
 
-def test_sizes_fill_in_what_config_json_leaves_out(hf):
+def test_missing_sizes_get_the_defaults_of_transformers(hf):
     config = hf.models.ModernBertConfig().to_dict()
     assert text_models.sizes({"model_type": "modernbert"}) == text_models.sizes(config)

@@ -65,7 +65,7 @@ def test_sizes_are_those_of_the_predictor():
         ({"rope_parameters": {"sliding_attention": {"rope_type": "yarn"}}}, "rope_type='yarn'"),
     ],
 )
-def test_another_model_is_refused_in_a_sentence(values, message):
+def test_config_of_another_model_is_refused(values, message):
     with pytest.raises(UserError, match=message) as error:
         text_models.sizes({"model_type": "modernbert", **values})
     assert "\n" not in str(error.value)
