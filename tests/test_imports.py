@@ -48,7 +48,7 @@ LAYERS = {
         {"siglip"},
         {"encoder", "predictor", "decoder", "heads", "teachers"},
         {"vit"},
-        {"layers"},
+        {"layers", "scan"},
         {"attention"},
         {"fused_attention"},
         {"blockwise_attention", "positions"},

@@ -13,9 +13,10 @@ import jax.numpy as jnp
 
 from invnext_jax.errors import UserError
 from invnext_jax.models.gather import gather_rows, gather_tokens
-from invnext_jax.models.layers import Block, Dtype, RMSNorm, check_heads, scan_blocks
+from invnext_jax.models.layers import Block, Dtype, RMSNorm, check_heads
 from invnext_jax.models.patches import clip_grid, patchify
 from invnext_jax.models.positions import PositionTable
+from invnext_jax.models.scan import scan_blocks
 from invnext_jax.models.sharding import with_logical_axes
 
 

@@ -25,9 +25,9 @@ from invnext_jax.models.layers import (
     check_heads,
     dense,
     layer_norm,
-    scan_blocks,
 )
 from invnext_jax.models.positions import Grid, PositionTable, apply_rotary, sincos_table
+from invnext_jax.models.scan import scan_blocks
 from invnext_jax.models.sharding import (
     replicate_tokens,
     shard_attention_inputs,

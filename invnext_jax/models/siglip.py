@@ -13,9 +13,9 @@ from invnext_jax.models.layers import (
     dense,
     l2_normalize,
     layer_norm,
-    scan_blocks,
     small_normal,
 )
+from invnext_jax.models.scan import scan_blocks
 from invnext_jax.models.vit import VisionBlock
 
 

@@ -18,7 +18,6 @@ from invnext_jax.models.layers import (
     dense,
     l2_normalize,
     layer_norm,
-    scan_blocks,
     small_normal,
 )
 from invnext_jax.models.patches import (
@@ -29,6 +28,7 @@ from invnext_jax.models.patches import (
     patchify,
 )
 from invnext_jax.models.positions import cubic_resize_matrix, linear_resize_matrix, resize_table
+from invnext_jax.models.scan import scan_blocks
 from invnext_jax.models.sharding import IMAGE_AXES, with_logical_axes
 from invnext_jax.models.vit import VisionAttention, VisionBlock
 

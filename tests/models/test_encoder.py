@@ -8,7 +8,7 @@ import pytest
 
 from configs import stage1
 from invnext_jax.models import encoder, predictor
-from invnext_jax.models.layers import Block, scan_blocks
+from invnext_jax.models.layers import Block
 from invnext_jax.models.patches import (
     denormalize,
     extract_patch_pixels,
@@ -16,6 +16,7 @@ from invnext_jax.models.patches import (
     normalize,
     patchify,
 )
+from invnext_jax.models.scan import scan_blocks
 
 
 @pytest.fixture(scope="module")

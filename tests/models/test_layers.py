@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import special
 
-from invnext_jax.models import layers
+from invnext_jax.models import layers, scan
 
 X = np.linspace(-12, 12, 4001, dtype=np.float32)
 
@@ -64,7 +64,7 @@ def test_rate_zero_draws_no_random_bits():
         @nn.compact
         def __call__(self, x):
             block = layers.Block(2, 32, 0.5, jnp.float32, name="blocks")
-            return layers.scan_blocks(block, x, depth=2, drop_path=self.rate)[0]
+            return scan.scan_blocks(block, x, depth=2, drop_path=self.rate)[0]
 
     x, key = jnp.ones((2, 5, 16)), {"droppath": jax.random.key(2)}
     params = nn.unbox(Stack(0.0).init(jax.random.key(1), x)["params"])

@@ -4,7 +4,7 @@ import pytest
 
 from configs import stage1
 from invnext_jax.errors import UserError
-from invnext_jax.models import attention, dot_general, encoder, layers, predictor
+from invnext_jax.models import attention, dot_general, encoder, predictor, scan
 
 
 @pytest.mark.parametrize(
@@ -24,8 +24,8 @@ from invnext_jax.models import attention, dot_general, encoder, layers, predicto
             *(attention, "attention", "splash"),
             "config.attention='splash' needs a TPU, and this is a CPU: set it to 'auto'",
         ),
-        (layers, "remat", "some", "config.remat='some' must be one of ('none', 'dots', 'full')"),
-        (layers, "scan_unroll", 0, "config.scan_unroll=0 must be at least 1"),
+        (scan, "remat", "some", "config.remat='some' must be one of ('none', 'dots', 'full')"),
+        (scan, "scan_unroll", 0, "config.scan_unroll=0 must be at least 1"),
     ],
 )
 def test_invalid_option_is_refused(check, field, value, message):

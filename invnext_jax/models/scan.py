@@ -1,0 +1,88 @@
+"""A stack of identical blocks, applied by a scan over their parameters.
+
+Shape key: b batch, n tokens, d width, k taps.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from invnext_jax.errors import UserError
+from invnext_jax.models.sharding import TOKEN_AXES, LeadingAxes, replicate_tokens, shard_tokens
+
+REMAT_POLICIES = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+def check_config(config: Any) -> None:
+    """Checks `config.remat` and `config.scan_unroll`.
+
+    Raises:
+      UserError: an unknown policy, or no layer in an iteration.
+    """
+    known = ("none", *REMAT_POLICIES)
+    if config.remat not in known:
+        raise UserError(f"config.remat={config.remat!r} must be one of {known}")
+    if config.scan_unroll < 1:
+        raise UserError(f"config.scan_unroll={config.scan_unroll} must be at least 1")
+
+
+def scan_blocks(
+    block: nn.Module,
+    x_bnd: jax.Array,
+    *,
+    depth: int,
+    taps: Sequence[int] = (),
+    drop_path: float = 0.0,
+    remat: str = "none",
+    unroll: int = 1,
+    leading_axes: LeadingAxes = TOKEN_AXES,
+) -> tuple[jax.Array, jax.Array]:
+    """Applies `depth` copies of a block by a scan, so that compile time does not grow with depth.
+
+    Args:
+      block: a module called as block(x_bnd, index, drop_rate); its parameters get a layer axis.
+      x_bnd: float32 residual stream.
+      depth: number of layers.
+      taps: states to return, ascending; k is the stream after k layers (0: the input).
+      drop_path: drop rate of the last layer; it grows linearly from 0.
+      remat: "none", "dots" or "full": what the backward pass recomputes.
+      unroll: layers in one iteration of the scan; more of them compile longer and copy less.
+      leading_axes: logical axes by which the stream is split over devices, see `sharding`.
+
+    Returns:
+      The final stream [b n d] and the tapped states [k b n d].
+    """
+    x_bnd = shard_tokens(replicate_tokens(x_bnd), leading_axes)
+    # Tapped states go to their slots; all others go to one extra slot, which is not returned.
+    slots = np.full((depth + 1,), len(taps), np.int32)
+    slots[list(taps)] = np.arange(len(taps))
+    taps_kbnd = jnp.zeros((len(taps) + 1, *x_bnd.shape), x_bnd.dtype).at[slots[0]].set(x_bnd)
+    rates = jnp.asarray(np.linspace(0.0, drop_path, depth, dtype=np.float32)) if drop_path else None
+
+    def body(block, carry, layer):
+        index, rate, slot = layer
+        x_bnd, taps_kbnd = carry
+        x_bnd = shard_tokens(block(x_bnd, index, rate), leading_axes)
+        taps_kbnd = jax.lax.dynamic_update_index_in_dim(taps_kbnd, x_bnd, slot, 0)
+        return (x_bnd, taps_kbnd if taps else carry[1]), None
+
+    if remat != "none":
+        body = nn.remat(body, prevent_cse=False, policy=REMAT_POLICIES[remat])
+    scan = nn.scan(
+        body,
+        variable_axes={"params": 0},
+        split_rngs={"params": True, "droppath": True},
+        length=depth,
+        unroll=unroll,
+        metadata_params={nn.PARTITION_NAME: "layers"},
+    )
+    layers = (jnp.arange(depth), rates, jnp.asarray(slots[1:]))
+    (x_bnd, taps_kbnd), _ = scan(block, (x_bnd, taps_kbnd), layers)
+    return replicate_tokens(x_bnd), replicate_tokens(taps_kbnd[: len(taps)])
