@@ -30,8 +30,8 @@ recompute = functools.partial(jax.checkpoint, prevent_cse=False)
 def _gelu(x: jax.Array) -> jax.Array:
     """Computes the exact GELU with erf, as the reference does.
 
-    `nn.gelu` uses erfc, which takes twice the time on CPUs. The input is cast to float32, because 1 + erf
-    loses most of its digits in bfloat16 where x is negative.
+    `nn.gelu` uses erfc, which takes twice the time on CPUs. The input is cast to float32, because
+    1 + erf loses most of its digits in bfloat16 where x is negative.
     """
     exact = x.astype(jnp.float32)
     return (0.5 * exact * (1 + jax.lax.erf(exact * 0.5**0.5))).astype(x.dtype)
