@@ -18,7 +18,7 @@ from invnext_jax.errors import UserError
 from invnext_jax.models import blockwise_attention, fused_attention
 
 KERNELS = ("auto", "cudnn", "splash", "blockwise", "naive")  # of `config.attention`
-# `with kernel("naive"):` around tracing sets the kernel of every attention layer.
+# `with kernel("naive"):` during tracing sets the kernel of every attention layer.
 kernel = jax.make_user_context("auto")
 
 _FUSED = {"gpu": "cudnn", "tpu": "splash"}

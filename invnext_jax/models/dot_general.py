@@ -20,7 +20,7 @@ QUANTIZED_FORMATS = {
     "int8": (jnp.int8, 127, jnp.int32),
     "float8": (jnp.float8_e4m3fn, 448, jnp.float32),
 }
-# `with quantization("int8"):` around tracing quantises every `layers.dense`; "" quantises nothing.
+# `with quantization("int8"):` during tracing quantises every `layers.dense`; "" quantises nothing.
 quantization = jax.make_user_context("")
 
 
