@@ -1,10 +1,10 @@
-"""What only a GPU can show: `make gpu-check`, or python -m benchmarks.gpu_check.
+"""Checks and measurements that need a GPU: `make gpu-check`, or python -m benchmarks.gpu_check.
 
-Kernels against the plain path, both stages at full size for some steps, clips a second, share of
-the peak, memory, and whether cuDNN's attention is in the compiled program. It writes
-docs/performance-gpu.md and prints one JSON object as its last line; anything wrong ends it with
-status 1. The clips are random: it needs no more than jax, flax, optax, einops, numpy and
-ml_collections.
+Compares the attention kernels with the plain path, trains both stages at full size for some steps,
+and measures clips per second, the share of the peak and memory. It also checks that the compiled
+program calls cuDNN's attention. It writes docs/performance-gpu.md, prints a JSON object as its last
+line, and exits with status 1 if a check fails. The clips are random: it needs only jax, flax,
+optax, einops, numpy and ml_collections.
 """
 
 import argparse
@@ -19,34 +19,37 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import ours
+from benchmarks import synthetic_step
 from invnext_jax.models import attention
 from invnext_jax.monitoring import throughput
 from invnext_jax.planning import devices
 
 PAGE = pathlib.Path(__file__).parents[1] / "docs" / "performance-gpu.md"
-# (tokens, head width, reach of the window): encoder, teacher giant, 1B, predictor global and local.
+# (tokens, head width, window on each side): encoder, giant teacher, 1B encoder, predictor with
+# global and with local attention.
 SHAPES = ((1028, 64, None), (256, 96, None), (1028, 88, None), (4100, 64, None), (4100, 64, 64))
 CUDNN = "__cudnn$fmha"
 
 
 def parse(arguments):
-    """The flags."""
+    """Parses the flags."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", nargs="+", default=["base", "large"])
     parser.add_argument("--stages", nargs="+", default=["stage1", "stage2"])
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument(
-        "--batch", type=int, default=32, help="clips a device; halved until it fits"
+        "--batch", type=int, default=32, help="clips per device; halved until they fit"
     )
     parser.add_argument("--remat", default="none", help="none, dots or full")
-    parser.add_argument("--side", type=int, default=8192, help="of the plain matrix product")
+    parser.add_argument(
+        "--side", type=int, default=8192, help="rows and columns of the matrix product"
+    )
     parser.add_argument("--out", type=pathlib.Path, default=PAGE)
     return parser.parse_args(arguments)
 
 
 def main(arguments=None):
-    """Runs all checks, writes the page, and exits with 1 if one failed."""
+    """Runs all checks, writes the page, and exits with status 1 if a check failed."""
     flags = parse(arguments)
     wrong = []
     kernels = [check_kernel(*shape) for shape in SHAPES]
@@ -55,18 +58,18 @@ def main(arguments=None):
     if on_gpu:
         wrong += [f"no cuDNN for {row['shape']}" for row in kernels if not row["cudnn"]]
     ceiling = throughput.measure_matmul_flops(jax.devices()[0], "bfloat16", flags.side) / 1e12
-    tell(f"plain matrix product: {ceiling:.1f} TFLOP/s")
+    log(f"matrix product: {ceiling:.1f} TFLOP/s")
     rows = []
     for size in flags.sizes:
         for stage in flags.stages:
             row = check_stage(stage, size, flags, ceiling)
-            tell(str(row))
+            log(str(row))
             rows.append(row)
             name = f"{stage} {size}"
             if row.get("failed") or not np.isfinite(row["loss"]).all():
                 wrong.append(f"{name}: {row.get('failed') or 'the loss is not finite'}")
             elif on_gpu and not row["cudnn_calls"] and size != "tiny":
-                wrong.append(f"{name}: its program does not call cuDNN's attention")
+                wrong.append(f"{name}: its program does not call cuDNN attention")
     result = {
         "device": jax.devices()[0].device_kind,
         "devices": jax.device_count(),
@@ -78,72 +81,72 @@ def main(arguments=None):
         "wrong": wrong,
     }
     flags.out.write_text(page(result))
-    tell(f"wrote {flags.out}")
+    log(f"wrote {flags.out}")
     print(json.dumps(result))
     sys.exit(1 if wrong else 0)
 
 
 def check_kernel(n, width, window):
-    """Output and gradients in bfloat16 as training computes them, against float32 at once."""
+    """Compares output and gradients in bfloat16 with those of the plain path in float32."""
     rng = np.random.default_rng(0)
-    wide = [jnp.asarray(rng.standard_normal((2, n, 4, width)), jnp.bfloat16) for _ in range(4)]
+    arrays = [jnp.asarray(rng.standard_normal((2, n, 4, width)), jnp.bfloat16) for _ in range(4)]
 
     def product(q, k, v, out):
         y = attention.attend(q, k, v, window)
         return jnp.vdot(y.astype(jnp.float32), out.astype(jnp.float32)), y
 
     def run(arrays):
-        graded = jax.jit(jax.value_and_grad(product, (0, 1, 2), has_aux=True))
-        compiled = graded.lower(*arrays).compile()
+        value_and_grad = jax.jit(jax.value_and_grad(product, (0, 1, 2), has_aux=True))
+        compiled = value_and_grad.lower(*arrays).compile()
         (_, y), gradients = compiled(*arrays)
         return [np.asarray(x, np.float32) for x in (y, *gradients)], CUDNN in compiled.as_text()
 
     with attention.kernel("naive"), jax.default_matmul_precision("highest"):
-        expected, _ = run([x.astype(jnp.float32) for x in wide])
+        expected, _ = run([x.astype(jnp.float32) for x in arrays])
     with attention.kernel("auto"):
-        found, cudnn = run(wide)
+        actual, cudnn = run(arrays)
     errors = [
-        float(np.abs(a - b).max() / np.abs(b).max()) for a, b in zip(found, expected, strict=True)
+        float(np.abs(a - b).max() / np.abs(b).max()) for a, b in zip(actual, expected, strict=True)
     ]
     row = {"shape": f"{n} tokens, width {width}, window {window}", "cudnn": cudnn}
     row |= {"error": round(max(errors), 5), "wrong": not max(errors) < 2e-2}
-    tell(str(row))
+    log(str(row))
     return row
 
 
 def peak():
-    """Dense bfloat16 TFLOP/s of this device; None if it is not known."""
-    found = devices.find_device(jax.devices()[0].device_kind)
-    return found and found.peak / 1e12
+    """Returns the dense bfloat16 TFLOP/s of this device, or None if it is unknown."""
+    device = devices.find_device(jax.devices()[0].device_kind)
+    return device and device.peak / 1e12
 
 
 def check_stage(stage, size, flags, ceiling):
-    """Trains some steps, with half the clips again and again until they fit."""
+    """Trains some steps, halving the number of clips until they fit."""
     clips = flags.batch
     while True:
         try:
             return run_stage(stage, size, clips, flags, ceiling)
         except (jax.errors.JaxRuntimeError, ValueError) as error:
             if clips > 1 and "RESOURCE_EXHAUSTED" in str(error):
-                tell(f"{stage} {size}: {clips} clips a device do not fit")
+                log(f"{stage} {size}: {clips} clips per device do not fit")
                 clips //= 2
                 continue
             return {"stage": stage, "size": size, "failed": str(error).splitlines()[0][:300]}
 
 
 def run_stage(stage, size, clips, flags, ceiling):
-    """Trains `flags.steps` steps; one row of the table."""
-    config = ours.CONFIGS[stage].get_config(size)
+    """Trains `flags.steps` steps and returns one row of the table."""
+    config = synthetic_step.CONFIGS[stage].get_config(size)
     config.batch_size = clips * jax.device_count()
     config.remat = flags.remat
-    step = ours.make_step(config)
-    losses, taken = [], []
+    step = synthetic_step.make_step(config)
+    losses, times = [], []
     for _ in range(flags.steps):
         start = time.perf_counter()
         losses.append(step())
-        taken.append(time.perf_counter() - start)
-    # The first step also loads the program.
-    seconds = statistics.median(taken[1:] or taken)
+        times.append(time.perf_counter() - start)
+    # The first step includes loading the program.
+    seconds = statistics.median(times[1:] or times)
     rate = step.flops / seconds / jax.device_count() / 1e12
     memory = step.compiled.memory_analysis()
     return {
@@ -164,7 +167,7 @@ def run_stage(stage, size, clips, flags, ceiling):
 
 
 def page(result):
-    """The Markdown of docs/performance-gpu.md."""
+    """Formats docs/performance-gpu.md."""
     columns = "stage size clips remat seconds clips_per_second tflops of_peak of_ceiling gib"
     columns = [*columns.split(), "cudnn_calls", "compile_seconds", "loss"]
     lines = [
@@ -172,35 +175,35 @@ def page(result):
         "",
         "Written by `make gpu-check`; [performance.md](performance.md) explains the columns.",
         "",
-        f"{result['devices']} x {result['device']}, jax {result['jax']}; a plain bfloat16 matrix "
-        f"product reaches {result['matmul_tflops']} TFLOP/s; the data sheet says "
-        f"{result['peak_tflops'] or 'nothing that we know'}.",
+        f"{result['devices']} x {result['device']}, jax {result['jax']}. A large bfloat16 "
+        f"matrix product reaches {result['matmul_tflops']} TFLOP/s; the peak of the data sheet is "
+        f"{result['peak_tflops'] or 'unknown'}.",
         "",
         table(columns, result["steps"]),
         "",
-        "Attention in bfloat16 against float32 without a fused kernel, largest relative error of "
-        "output and gradients:",
+        "Largest relative error of output and gradients of attention in bfloat16, compared with "
+        "float32 without a fused kernel:",
         "",
         table(["shape", "cudnn", "error", "wrong"], result["kernels"]),
         "",
-        *([f"Wrong: {sentence}" for sentence in result["wrong"]] or ["Nothing was wrong."]),
+        *([f"Failed: {sentence}" for sentence in result["wrong"]] or ["All checks passed."]),
         "",
     ]
     return "\n".join(lines)
 
 
 def table(columns, rows):
-    """A Markdown table of dicts."""
+    """Formats dicts as a Markdown table."""
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     for row in rows:
-        shown = [
+        cells = [
             str(row.get(name, row.get("failed", "") if name == "clips" else "")) for name in columns
         ]
-        lines.append("| " + " | ".join(shown) + " |")
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-tell = functools.partial(print, file=sys.stderr, flush=True)
+log = functools.partial(print, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Our training steps against a PyTorch twin of the same shapes, interleaved in one run.
+"""Compares the training step with a PyTorch step of the same shapes, interleaved in one run.
 
-python -m benchmarks.step                # mid size, float32, both stages: what counts
+python -m benchmarks.step                    # mid size, float32, both stages: the main result
 python -m benchmarks.step --threads=1        # CPU time of one thread: steady on a busy machine
-python -m benchmarks.step --grow             # how our cost grows with frames, batch and depth
+python -m benchmarks.step --grow             # cost by number of frames, batch size and depth
 python -m benchmarks.step --dtype=bfloat16 --compile_twin
 
-The last line is one JSON object. A ratio above 1 means that ours is faster.
+The last line is a JSON object. A ratio above 1 means that the JAX step is faster.
 """
 
 import argparse
@@ -17,72 +17,79 @@ import sys
 import time
 
 DEPTHS, BATCHES, FRAMES = (6, 12, 24), (1, 2, 4), (8, 16, 32, 64)
-# Lets the process keep freed memory, ours and the twin's, see docs/performance.md.
-KEPT_MEMORY = ":".join(
+# Makes glibc keep freed memory, for both frameworks; see docs/performance.md.
+KEEP_MEMORY = ":".join(
     f"glibc.malloc.{name}"
     for name in ("arena_max=1", "mmap_max=0", "trim_threshold=-1", "hugetlb=1")
 )
 
 
 def parse(arguments):
-    """The flags."""
+    """Parses the flags."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--stages", nargs="+", default=["stage1", "stage2"])
-    parser.add_argument("--compile_twin", action="store_true", help="the twin by torch.compile")
-    parser.add_argument("--no_twin", action="store_true")
-    parser.add_argument("--grow", action="store_true", help="cost by frames, batch and depth")
-    parser.add_argument("--only_compile", action="store_true", help="fill the cache of programs")
+    parser.add_argument(
+        "--compile_twin", action="store_true", help="use torch.compile for the PyTorch step"
+    )
+    parser.add_argument("--no_twin", action="store_true", help="no PyTorch step")
+    parser.add_argument(
+        "--grow", action="store_true", help="measure cost by frames, batch size and depth"
+    )
+    parser.add_argument(
+        "--only_compile", action="store_true", help="only fill the compilation cache"
+    )
     return parser.parse_args(arguments)
 
 
 def main(arguments=None):
-    """Prints what is measured, and a JSON object in the end."""
+    """Runs the benchmark and prints its result as JSON in the last line."""
     flags = parse(arguments)
-    # XLA takes as many threads as there are cores that this process may use.
+    # XLA starts as many threads as the process may use cores.
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: flags.threads])
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     if flags.only_compile:
         make_steps(flags)
         return
     if not flags.grow:
-        # The compiler's leftovers between large arrays would cost each later step some percent.
+        # Compile in another process: the heap fragments that a compiler leaves slow down each step.
         command = [sys.executable, "-m", "benchmarks.step", *(arguments or sys.argv[1:])]
         subprocess.run([*command, "--only_compile"], check=True)
     print(json.dumps((grow if flags.grow else compare)(flags)))
 
 
 def make_steps(flags):
-    """Our step of each stage with its config, by name."""
-    from benchmarks import ours
+    """Returns the compiled step and the config of each stage, by name."""
+    from benchmarks import synthetic_step
     from invnext_jax.training import compilation
 
     compilation.enable_cache()  # as training does
-    made = {}
+    steps = {}
     for name in flags.stages:
-        config = ours.mid_config(name)
+        config = synthetic_step.mid_config(name)
         config.dtype = flags.dtype
-        made[name] = ours.make_step(config), config
-        step = made[name][0]
-        tell(
-            f"{name}: ours compiled in {step.compile_seconds:.1f} s, "
-            f"{step.flops / 1e9:.1f} GFLOP a step"
+        step = synthetic_step.make_step(config)
+        steps[name] = step, config
+        log(
+            f"{name}: compiled in {step.compile_seconds:.1f} s, "
+            f"{step.flops / 1e9:.1f} GFLOP per step"
         )
-    return made
+    return steps
 
 
 def compare(flags):
-    """Rounds of everything in turn; medians of the ratios within a round, with their spread."""
-    programs, flops = ceilings(flags), {}
+    """Runs all programs in turn; returns medians and ranges of the ratios within a round."""
+    programs, flops = matmuls(flags), {}
     for name, (step, config) in make_steps(flags).items():
         programs[name], flops[name] = step, step.flops
         if not flags.no_twin:
-            from benchmarks import ours, twin
+            from benchmarks import pytorch_step
+            from benchmarks.synthetic_step import make_batch
 
-            video = ours.batch_of(config)["video"]
-            programs[f"{name}_torch"] = twin.Step(
+            video = make_batch(config)["video"]
+            programs[f"{name}_torch"] = pytorch_step.PytorchStep(
                 config, video, dtype=flags.dtype, compiled=flags.compile_twin
             )
     seconds = measure(programs, flags)
@@ -95,7 +102,7 @@ def compare(flags):
     return {
         "ratios": {name: median for name, (median, _) in ratios.items()},
         "spread": {name: spread for name, (_, spread) in ratios.items()},
-        "seconds": {name: round(statistics.median(taken), 4) for name, taken in seconds.items()},
+        "seconds": {name: round(statistics.median(times), 4) for name, times in seconds.items()},
         "gflops": {
             name: round(MATMUL / min(seconds[name]) / 1e9, 1)
             for name in seconds
@@ -107,12 +114,12 @@ def compare(flags):
 
 
 SIDE = 2048
-WARM_UP = 8  # rounds until the process holds all the memory that it takes
-MATMUL = 2.0 * SIDE**3  # floating point operations of the plain matrix product
+WARM_UP = 8  # rounds until the heap has its final size
+MATMUL = 2.0 * SIDE**3  # FLOPs of the matrix product
 
 
-def ceilings(flags):
-    """A plain large matrix product of JAX and of PyTorch."""
+def matmuls(flags):
+    """Returns a large matrix product in JAX and one in PyTorch."""
     import jax
     import jax.numpy as jnp
 
@@ -129,7 +136,7 @@ def ceilings(flags):
 
 
 def measure(programs, flags):
-    """Seconds of each program by round, after `WARM_UP` rounds that do not count."""
+    """Returns the seconds of each program in each round, after `WARM_UP` rounds."""
     clock = time.process_time if flags.threads == 1 else time.perf_counter
     seconds = {name: [] for name in programs}
     for number in range(1 - WARM_UP, flags.rounds + 1):
@@ -139,28 +146,28 @@ def measure(programs, flags):
             if number > 0:
                 seconds[name].append(clock() - start)
         if number > 0:
-            tell(
+            log(
                 f"round {number} of {flags.rounds}: "
-                + ", ".join(f"{name} {taken[-1]:.3f} s" for name, taken in seconds.items())
+                + ", ".join(f"{name} {times[-1]:.3f} s" for name, times in seconds.items())
             )
     return seconds
 
 
-def divide(above, below):
-    """Median of the ratios by round, and the least and the largest."""
-    ratios = [a / b for a, b in zip(above, below, strict=True)]
+def divide(numerators, denominators):
+    """Returns the median of the ratios by round, and their minimum and maximum."""
+    ratios = [a / b for a, b in zip(numerators, denominators, strict=True)]
     return round(statistics.median(ratios), 3), [round(min(ratios), 3), round(max(ratios), 3)]
 
 
 def grow(flags):
-    """Seconds and GFLOP a step by frames, batch and depth, each with the rest as at mid size."""
-    from benchmarks import ours
+    """Returns seconds and GFLOP per step, varying frames, batch size or depth from mid size."""
+    from benchmarks import synthetic_step
 
     rows = []
     for name in flags.stages:
         for field, values in (("frames", FRAMES), ("batch", BATCHES), ("depth", DEPTHS)):
             for value in values:
-                config = ours.mid_config(name)
+                config = synthetic_step.mid_config(name)
                 config.dtype = flags.dtype
                 if field == "frames":
                     config.data.frames = value
@@ -168,21 +175,21 @@ def grow(flags):
                     config.batch_size = value
                 else:
                     config.encoder.depth = value
-                step = ours.make_step(config)
+                step = synthetic_step.make_step(config)
                 seconds = min(measure({name: step}, flags)[name])
                 row = {"stage": name, field: value, "seconds": round(seconds, 3)}
                 rows.append(row | {"gflop": round(step.flops / 1e9, 1)})
-                tell(str(rows[-1]))
+                log(str(rows[-1]))
     return {"grow": rows, "dtype": flags.dtype, "threads": flags.threads}
 
 
-def tell(sentence):
-    """Progress, apart from the result."""
-    print(sentence, file=sys.stderr, flush=True)
+def log(text):
+    """Prints progress to standard error, apart from the result."""
+    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
-    if "GLIBC_TUNABLES" not in os.environ:  # read as a process starts
-        os.environ["GLIBC_TUNABLES"] = KEPT_MEMORY
+    if "GLIBC_TUNABLES" not in os.environ:  # glibc reads it when a process starts
+        os.environ["GLIBC_TUNABLES"] = KEEP_MEMORY
         os.execv(sys.executable, [sys.executable, "-m", "benchmarks.step", *sys.argv[1:]])
     main()

@@ -15,7 +15,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from invnext_jax import errors
-from invnext_jax.planning import plan
+from invnext_jax.planning import plan, plan_table
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file and variant, such as configs/stage2.py:base."
@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> None:
     result = plan.make_plan(config, _DEVICE.value)
     if _COMPILE.value:
         result |= plan.compile_step(config)
-    print(plan.format_plan(result))
+    print(plan_table.format_plan(result))
     if _JSON.value:
         print(json.dumps(result))
 

@@ -1,4 +1,4 @@
-"""What a compiled program sends between devices: which collectives, how often, how many bytes."""
+"""Collectives of a compiled program: kinds, number of executions and bytes."""
 
 import math
 import re
@@ -14,7 +14,7 @@ KINDS = (
     "collective-broadcast",
     "ragged-all-to-all",
 )
-_BITS = {"pred": 8, "bf16": 16, "c64": 64, "c128": 128}  # others carry their bits in the name
+_BITS = {"pred": 8, "bf16": 16, "c64": 64, "c128": 128}  # other names contain the number of bits
 _HEAD = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
 _COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(?:-start)?\(")
 _ARRAY = re.compile(r"([a-z]+\d*\w*)\[([\d,]*)\]")
@@ -24,14 +24,14 @@ _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 
 
 class Collective(NamedTuple):
-    """One collective of a program.
+    """One collective operation of a program.
 
     Attributes:
         kind: one of `KINDS`.
-        shapes: (type, dimensions) of each array that a device has at the end.
-        times: how often a run of the program does it; the rounds of loops are counted.
-        devices: how many take part in one group.
-        source: name of the operation in the model, as far as the compiler tells.
+        shapes: (type, dimensions) of each output array on one device.
+        times: executions per run of the program, including the iterations of loops.
+        devices: number of devices in one group.
+        source: name of the operation in the model, or "" if the compiler does not record it.
     """
 
     kind: str
@@ -42,12 +42,12 @@ class Collective(NamedTuple):
 
     @property
     def result_bytes(self) -> int:
-        """Bytes that a device has at the end of one."""
+        """Bytes of the output on one device."""
         return sum(math.prod(shape) * _size(name) for name, shape in self.shapes)
 
     @property
     def sent_bytes(self) -> int:
-        """Bytes that a device sends in a run of the program, by the ring algorithms."""
+        """Bytes that a device sends per run of the program, by ring algorithms."""
         share = (self.devices - 1) / max(self.devices, 1)
         factor = {"all-reduce": 2 * share, "reduce-scatter": self.devices - 1}
         if self.kind.startswith("collective"):
@@ -60,33 +60,34 @@ def _size(name: str) -> float:
 
 
 def read_collectives(program: str, devices: int) -> list[Collective]:
-    """The collectives of a compiled program.
+    """Returns the collectives of a compiled program.
 
     Args:
-        program: its text, `compiled.as_text()`.
-        devices: how many run it, for those that name no groups.
+        program: text of the program, `compiled.as_text()`.
+        devices: number of devices, for collectives without replica groups.
     """
     computations, entry = _split(program)
     times = dict.fromkeys(computations, 0)
 
-    def visit(name: str, rounds: int) -> None:
-        times[name] += rounds
+    def visit(name: str, executions: int) -> None:
+        times[name] += executions
         for line in computations[name]:
-            trips = int(found[1]) if (found := _TRIPS.search(line)) else 1
+            trips = int(match[1]) if (match := _TRIPS.search(line)) else 1
             for called in _called(line):
                 if called in computations:
-                    visit(called, rounds * trips)
+                    visit(called, executions * trips)
 
     visit(entry, 1)
-    found = []
+    collectives = []
     for name, lines in computations.items():
         for line in lines:
             if times[name] and (match := _COLLECTIVE.search(line)):
-                found.append(_read(line, match, times[name], devices))
-    return found
+                collectives.append(_read(line, match, times[name], devices))
+    return collectives
 
 
 def _split(program: str) -> tuple[dict[str, list[str]], str]:
+    """Returns the lines of each computation, and the name of the entry computation."""
     computations, lines, entry = {}, [], ""
     for line in program.splitlines():
         if match := _HEAD.match(line):
@@ -98,6 +99,7 @@ def _split(program: str) -> tuple[dict[str, list[str]], str]:
 
 
 def _called(line: str) -> Iterator[str]:
+    """Yields the names of the computations that an instruction calls."""
     yield from _CALLED.findall(line)
     if match := _BRANCHES.search(line):
         yield from (name.strip(" %") for name in match[1].split(","))
@@ -108,10 +110,10 @@ def _read(line: str, match: re.Match, times: int, devices: int) -> Collective:
         (name, tuple(int(n) for n in sizes.split(",") if n))
         for name, sizes in _ARRAY.findall(re.sub(r"\{[^}]*\}", "", match[1]))
     )
-    if "-start(" in line and match[2] == "all-gather":  # it gives its operands back too
+    if "-start(" in line and match[2] == "all-gather":  # its outputs include the operands
         shapes = shapes[len(shapes) // 2 :]
-    source = found[1] if (found := re.search(r'op_name="([^"]*)"', line)) else ""
-    return Collective(match[2], shapes, times, _group_size(line, devices), source)
+    name = re.search(r'op_name="([^"]*)"', line)
+    return Collective(match[2], shapes, times, _group_size(line, devices), name[1] if name else "")
 
 
 def _group_size(line: str, devices: int) -> int:
@@ -119,7 +121,7 @@ def _group_size(line: str, devices: int) -> int:
         return len(match[1].split(","))
     if match := re.search(r"replica_groups=\[\d+,(\d+)\]", line):
         return int(match[1])
-    # Named axes of a mesh: the sizes of those in the braces that follow.
+    # Named mesh axes: the group spans the axes in the braces that follow.
     if match := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", line):
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", match[1]))
         return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", match[2]))

@@ -4,15 +4,15 @@ from typing import NamedTuple
 
 
 class Device(NamedTuple):
-    """One accelerator as the plan and the log see it.
+    """Figures of one accelerator.
 
     Attributes:
         peak: dense bfloat16 FLOP/s, without sparsity.
         memory: bytes of its memory.
         bandwidth: bytes/s of that memory.
-        link: bytes/s that one device sends to its neighbours of a node or slice, one direction.
-        node: devices joined by such links; beyond it `network` holds.
-        network: bytes/s of one device to other nodes, one direction.
+        link: bytes/s that one device sends inside its node or slice, in one direction.
+        node: number of devices in a node or slice.
+        network: bytes/s of one device to other nodes, in one direction.
     """
 
     peak: float
@@ -26,9 +26,9 @@ class Device(NamedTuple):
 _GB, _TB, _TFLOPS = 1e9, 1e12, 1e12
 
 
-# From the data sheets of NVIDIA (A100, H100 SXM, H200, B200, L40S; a network card of 200 or
-# 400 Gbit/s for each GPU) and Google's pages "TPU v4", "v5e", "v5p", "v6e" (interchip links: all of
-# a chip, one direction).
+# From the data sheets of NVIDIA (A100, H100 SXM, H200, B200, L40S; with a network card of 200 or
+# 400 Gbit/s per GPU) and from Google's pages "TPU v4", "v5e", "v5p", "v6e" (sum of all interchip
+# links of a chip, in one direction).
 DEVICES = {
     "a100": Device(312 * _TFLOPS, 80 * _GB, 2.04 * _TB, 300 * _GB, 8, 25 * _GB),
     "h100": Device(989 * _TFLOPS, 80 * _GB, 3.35 * _TB, 450 * _GB, 8, 50 * _GB),
@@ -42,9 +42,9 @@ DEVICES = {
 }
 
 
-_KINDS = {  # part of `jax.Device.device_kind`, in lower case -> name in `DEVICES`; first hit counts
+_KINDS = {  # lower-case part of `jax.Device.device_kind` -> name in `DEVICES`; first match
     "h200": "h200",
-    "h100 pcie": "",  # other peaks than the SXM module's
+    "h100 pcie": "",  # its peaks differ from those of the SXM module
     "h100 nvl": "",
     "h100": "h100",
     "b200": "b200",
@@ -62,7 +62,7 @@ _KINDS = {  # part of `jax.Device.device_kind`, in lower case -> name in `DEVICE
 
 
 def find_device(kind: str) -> Device | None:
-    """What is known of a `jax.Device.device_kind`, or None."""
+    """Returns the figures for a `jax.Device.device_kind`, or None if it is unknown."""
     for part, name in _KINDS.items():
         if part in kind.lower():
             return DEVICES.get(name)

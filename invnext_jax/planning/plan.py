@@ -1,4 +1,4 @@
-"""What a run will need and how fast it can be, from shapes alone, before anyone rents a machine.
+"""Memory, communication and roofline of a run, computed from shapes before renting a machine.
 
 Shape key: b clips.
 """
@@ -22,12 +22,12 @@ from invnext_jax.stages import registry
 from invnext_jax.training import mesh as mesh_lib
 from invnext_jax.training import state as state_lib
 
-_USABLE = 0.92  # of a device's memory; the rest is the runtime's and fragmentation
+_USABLE = 0.92  # share of the memory; the rest is for the runtime and fragmentation
 
 
 @dataclasses.dataclass(frozen=True)
 class Shapes:
-    """The step's arguments as abstract arrays with shardings, and what it is made of."""
+    """Arguments of the step as abstract arrays with shardings, and the parts of the run."""
 
     training: registry.Training
     mesh: Mesh
@@ -36,23 +36,22 @@ class Shapes:
 
     @property
     def config(self) -> Any:
-        """The run's config."""
+        """Config of the run."""
         return self.training.config
 
 
 def make_plan(config: ml_collections.ConfigDict, device_name: str) -> dict[str, Any]:
-    """Plans a run on all devices that JAX sees, which may be fake ones.
+    """Plans a run on all devices of JAX, which may be fake CPU devices.
 
     Args:
-        config: of the run; `config.mesh` says how the devices are laid out.
-        device_name: one of `throughput.DEVICES`.
+        config: config of the run, with the layout of the devices in `config.mesh`.
+        device_name: one of `devices.DEVICES`.
 
     Returns:
-        Plain numbers: bytes are of one device, FLOPs of a step over all devices, times in seconds.
+        Plain numbers: bytes per device, FLOPs of a step over all devices, times in seconds.
 
     Raises:
-        UserError: an unknown device, a mesh that the devices do not make up, or a config that no
-            run can have.
+        UserError: an unknown device, a mesh that does not match the devices, or an invalid config.
     """
     if device_name not in DEVICES:
         raise UserError(f"--device={device_name} must be one of {', '.join(DEVICES)}")
@@ -61,7 +60,8 @@ def make_plan(config: ml_collections.ConfigDict, device_name: str) -> dict[str, 
     mesh = shapes.mesh
     held = held_bytes(shapes)
     per_clip, kept = activation_bytes(shapes)
-    per_clip, kept = per_clip / _token_shards(mesh), kept / _token_shards(mesh)
+    token_shards = mesh.shape["tensor"] * mesh.shape["sequence"]
+    per_clip, kept = per_clip / token_shards, kept / token_shards
     shards = mesh_lib.batch_shards(mesh)
     part = config.batch_size / shards / config.accumulate
     fits = max(int((_USABLE * device.memory - sum(held.values())) // per_clip), 0)
@@ -103,10 +103,10 @@ def make_plan(config: ml_collections.ConfigDict, device_name: str) -> dict[str, 
 
 
 def check_config(config: ml_collections.ConfigDict) -> ml_collections.FrozenConfigDict:
-    """Checks a config as a run does, but for files and for kernels of other machines.
+    """Checks a config like a run does, except for files and for kernels of other machines.
 
     Raises:
-        UserError: a value that no run can have.
+        UserError: an invalid value.
     """
     config = ml_collections.ConfigDict(config)
     config.attention = "auto"
@@ -122,7 +122,7 @@ def check_config(config: ml_collections.ConfigDict) -> ml_collections.FrozenConf
 
 
 def make_shapes(config: Any) -> Shapes:
-    """Everything that a step takes, as shapes with shardings on the devices at hand."""
+    """Returns the arguments of a step as abstract arrays on the available devices."""
     mesh = mesh_lib.make_mesh(config.mesh)
     mesh_lib.check_batch(config, mesh)
     training = registry.assemble(config)
@@ -130,10 +130,10 @@ def make_shapes(config: Any) -> Shapes:
 
 
 def held_bytes(shapes: Shapes) -> dict[str, float]:
-    """Bytes of one device that do not depend on the batch."""
+    """Returns bytes per device that do not depend on the batch, by purpose."""
     state, width = shapes.state, jnp.dtype(shapes.config.dtype).itemsize
     params = _bytes(state.params)
-    # Layers are cast for the products before the loop over them.
+    # The stacked weights are cast to the compute dtype before the loop over layers.
     cast = (params + _bytes(shapes.frozen)) * width / 4 if width < 4 else 0.0
     return {
         "parameters": params,
@@ -146,19 +146,18 @@ def held_bytes(shapes: Shapes) -> dict[str, float]:
 
 
 def activation_bytes(shapes: Shapes) -> tuple[float, float]:
-    """Bytes of activations that one clip needs on one device without token or tensor parallelism.
+    """Returns bytes of activations per clip, without token or tensor parallelism.
 
-    What the backward pass keeps is read off the step as JAX derives it, so that it follows the
-    `remat` policy; attention weights (tokens by tokens) are left out, which fused kernels never
-    store. The working set is that of one layer of the longest stream, forward and backward.
+    The arrays saved for the backward pass are those of `jax.vjp` of the loss, so they follow the
+    `remat` policy. Attention weights (tokens by tokens) are left out, because fused kernels do not
+    store them. The working set is one layer of the longest stream, forward and backward.
 
     Returns:
-        All of it, and what is kept from the forward to the backward pass.
+        The sum of saved arrays and working set, and the saved arrays alone.
     """
-    one, two = (_kept(shapes, clips) for clips in (1, 2))
+    one, two = (_saved_arrays(shapes, clips) for clips in (1, 2))
     tokens = flops_lib.token_lengths(shapes.config)
-    n = tokens.patches + tokens.class_tokens
-    kept = 0.0
+    n, kept = tokens.patches + tokens.class_tokens, 0.0
     for small, large in zip(one, two, strict=True):
         pairs = [axis for axis in large.shape[-2:] if axis > 4 * n**0.5]
         if len(large.shape) >= 4 and len(pairs) == 2 and large.shape[-1] == large.shape[-2]:
@@ -167,11 +166,11 @@ def activation_bytes(shapes: Shapes) -> tuple[float, float]:
     return kept + _working_bytes(shapes.config, n), kept
 
 
-def _kept(shapes: Shapes, clips: int) -> list[jax.ShapeDtypeStruct]:
-    """What the backward pass of so many clips takes from the forward pass."""
+def _saved_arrays(shapes: Shapes, clips: int) -> list[jax.ShapeDtypeStruct]:
+    """Returns the arrays that the forward pass saves for the backward pass."""
     config, data, training = shapes.config, shapes.config.data, shapes.training
 
-    def derive(params: Any, frozen: Any, batch: Any, key: jax.Array) -> Any:
+    def backward_pass(params: Any, frozen: Any, batch: Any, key: jax.Array) -> Any:
         def loss(params: Any) -> jax.Array:
             return training.stage.loss_fn(config, training.model, params, frozen, batch, key)[0]
 
@@ -179,15 +178,15 @@ def _kept(shapes: Shapes, clips: int) -> list[jax.ShapeDtypeStruct]:
 
     video = jax.ShapeDtypeStruct((clips, data.frames, data.size, data.size, 3), np.uint8)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    bare = jax.tree.map(
+    unsharded = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
         (shapes.state.params, {**shapes.frozen, **shapes.state.follow}),
     )
-    return jax.tree.leaves(jax.eval_shape(derive, *bare, {"video": video}, key))
+    return jax.tree.leaves(jax.eval_shape(backward_pass, *unsharded, {"video": video}, key))
 
 
 def _working_bytes(config: Any, n: int) -> float:
-    """Bytes of one layer at work on the longest stream of a clip, and of the clip itself."""
+    """Returns bytes of one layer computing the longest stream of a clip, and of the clip."""
     width = jnp.dtype(config.dtype).itemsize
     streams = [(n, config.predictor), (n, config.encoder)]
     layer = max(
@@ -197,31 +196,27 @@ def _working_bytes(config: Any, n: int) -> float:
     return layer + pixels * (1 + 2 * 4)
 
 
-def _token_shards(mesh: Mesh) -> int:
-    return mesh.shape["tensor"] * mesh.shape["sequence"]
-
-
 def sent_bytes(shapes: Shapes) -> dict[str, float]:
-    """Bytes that one device sends in a step over each mesh axis, by the ring algorithms."""
+    """Returns bytes that one device sends per step over each mesh axis, by ring algorithms."""
     config, mesh = shapes.config, shapes.mesh
     data, fsdp, tensor, sequence = (mesh.shape[axis] for axis in mesh_lib.AXES)
     width = jnp.dtype(config.dtype).itemsize
     tokens = flops_lib.token_lengths(config)
-    looks = len(tokens.visible)  # the parameters are used for each mask
+    masks = len(tokens.visible)  # the parameters are used once for each mask
     params, frozen = (4.0 * _count(tree) / tensor for tree in (shapes.state.params, shapes.frozen))
     ring = {
         name: (size - 1) / size
         for name, size in zip(mesh_lib.AXES, mesh.devices.shape, strict=True)
     }
-    gathered = config.accumulate * (2 * looks * params + frozen) * width / 4
-    found = {
-        "data": 2 * ring["data"] * looks * params / fsdp,
-        "fsdp": ring["fsdp"] * (gathered + config.accumulate * looks * params),
+    gathered = config.accumulate * (2 * masks * params + frozen) * width / 4
+    sent = {
+        "data": 2 * ring["data"] * masks * params / fsdp,
+        "fsdp": ring["fsdp"] * (gathered + config.accumulate * masks * params),
     }
     clips = config.batch_size / data / fsdp
     e, p, n = config.encoder, config.predictor, tokens.patches + tokens.class_tokens
     streams = [(k + tokens.class_tokens, e, 4) for k in tokens.visible]
-    streams += [(n, p, 4)] * looks
+    streams += [(n, p, 4)] * masks
     if "target" in shapes.frozen or "target" in shapes.state.follow:
         streams.append((n, e, 2))
     t = config.teacher
@@ -230,14 +225,14 @@ def sent_bytes(shapes: Shapes) -> dict[str, float]:
     sizes = [clips * k * s.width * s.depth * width for k, s, _ in streams]
     times = [times for *_, times in streams]
     reduced = sum(size * count for size, count in zip(sizes, times, strict=True))
-    found["tensor"] = 2 * ring["tensor"] * reduced / sequence
+    sent["tensor"] = 2 * ring["tensor"] * reduced / sequence
     # Keys and values forward, their gradients backward.
-    found["sequence"] = ring["sequence"] * reduced / tensor
-    return found
+    sent["sequence"] = ring["sequence"] * reduced / tensor
+    return sent
 
 
 def roofline(shapes: Shapes, device: Device, kept: float) -> dict[str, float]:
-    """Seconds of a step if one thing alone held it up: products, memory, or sending."""
+    """Returns the seconds of a step if only products, memory or sending limited it."""
     config, mesh = shapes.config, shapes.mesh
     flops = flops_lib.step_flops(config) + flops_lib.recomputed_flops(config)
     clips = config.batch_size / mesh_lib.batch_shards(mesh)
@@ -255,10 +250,10 @@ def roofline(shapes: Shapes, device: Device, kept: float) -> dict[str, float]:
 
 
 def compile_step(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """Compiles the step for the devices at hand: XLA's own figures for them.
+    """Compiles the step for the available devices and returns the figures of XLA.
 
-    On a CPU attention is not fused and buffers are laid out otherwise than on an accelerator, so
-    these check the plan at small sizes, and show which collectives the partitioner chose.
+    On CPUs attention is not fused and buffers are laid out differently. The figures therefore
+    check the plan at small sizes, and show which collectives the partitioner chose.
     """
     config = check_config(config)
     shapes = make_shapes(config)
@@ -274,16 +269,16 @@ def compile_step(config: ml_collections.ConfigDict) -> dict[str, Any]:
         mesh, shapes.state, shapes.frozen, {"video": video}, key
     )
     memory = compiled.memory_analysis()
-    found = collectives.read_collectives(compiled.as_text(), mesh.size)
+    used = collectives.read_collectives(compiled.as_text(), mesh.size)
     return {
         "xla_argument_bytes": memory.argument_size_in_bytes,
         "xla_temporary_bytes": memory.temp_size_in_bytes,
         "xla_collectives": {
             kind: {
-                "times": sum(c.times for c in found if c.kind == kind),
-                "sent_bytes": sum(c.sent_bytes for c in found if c.kind == kind),
+                "times": sum(c.times for c in used if c.kind == kind),
+                "sent_bytes": sum(c.sent_bytes for c in used if c.kind == kind),
             }
-            for kind in sorted({c.kind for c in found})
+            for kind in sorted({c.kind for c in used})
         },
     }
 
@@ -293,55 +288,10 @@ def _count(tree: Any) -> int:
 
 
 def _bytes(tree: Any) -> float:
-    """Bytes of a tree on one device."""
+    """Returns the bytes of a tree on one device."""
     return float(
         sum(
             math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
             for leaf in jax.tree.leaves(tree)
         )
     )
-
-
-def format_plan(plan: dict[str, Any]) -> str:
-    """The plan as a table to read."""
-
-    def gb(size: float) -> str:
-        return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.2f} MB"
-
-    trained, frozen = (sum(plan[name].values()) for name in ("parameters", "frozen_parameters"))
-    axes = ", ".join(f"{axis} {size}" for axis, size in plan["mesh"].items() if size > 1)
-    rows = [
-        (
-            "run",
-            f"{plan['stage']} {plan['variant']}, {plan['frames']} frames, remat {plan['remat']}",
-        ),
-        ("devices", f"{plan['devices']} x {plan['device']}" + (f" ({axes})" if axes else "")),
-        ("batch", f"{plan['batch']} clips, {plan['clips_of_a_device']:g} on a device at once"),
-        ("parameters", f"{trained / 1e6:.1f} M trained, {frozen / 1e6:.1f} M frozen"),
-        *((f"  {name}", f"{size / 1e6:.1f} M") for name, size in plan["parameters"].items()),
-        *((f"  {n} (frozen)", f"{s / 1e6:.1f} M") for n, s in plan["frozen_parameters"].items()),
-        ("memory of a device", f"{gb(plan['peak_bytes'])} of {gb(plan['memory_bytes'])}"),
-        *((f"  {name}", gb(size)) for name, size in plan["held_bytes"].items() if size),
-        ("  activations of a clip", gb(plan["activation_bytes_per_clip"])),
-        (
-            "what fits",
-            f"{plan['clips_that_fit_a_device']} clips a device, batch {plan['batch_that_fits']}"
-            + ("" if plan["fits"] else ": LESS THAN THIS RUN WANTS"),
-        ),
-        ("products of a step", f"{plan['step_flops'] / 1e12:.4g} TFLOP"),
-        *((f"  {name}", f"{flops / 1e12:.4g} TFLOP") for name, flops in plan["flops"].items()),
-        ("  computed again", f"{plan['recomputed_flops'] / 1e12:.4g} TFLOP"),
-        *((f"sent over {a}", gb(size)) for a, size in plan["sent_bytes"].items() if size),
-        *((f"time of {name}", f"{s:.3f} s") for name, s in plan["seconds"].items()),
-        (
-            "step at the roofline",
-            f"{plan['step_seconds']:.3f} s, {plan['clips_per_second']:.4g} clips/s",
-        ),
-        ("MFU at the roofline", f"{100 * plan['mfu']:.0f} %"),
-    ]
-    for name, value in plan.items():
-        if name.startswith("xla_") and name.endswith("bytes"):
-            rows.append((name.replace("_", " "), gb(value)))
-    for kind, found in plan.get("xla_collectives", {}).items():
-        rows.append((f"xla {kind}", f"{found['times']} times, {gb(found['sent_bytes'])} sent"))
-    return "\n".join(f"{name:<26}{value}" for name, value in rows)

@@ -1,4 +1,4 @@
-"""The check for machines with a GPU, at tiny size on this one, with the packages it may use."""
+"""The GPU check at tiny size on a CPU, with only the packages that it may use."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-# All but jax, flax, optax, einops, numpy, ml_collections and what these bring along.
+# Everything except jax, flax, optax, einops, numpy, ml_collections and their dependencies.
 BARE = """
 import flax, sys
 class Missing:
@@ -17,7 +17,7 @@ class Missing:
                 "transformers matplotlib jinja2 tqdm threadpoolctl".split())
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in self.names:
-            raise ModuleNotFoundError(f"{name} is not on a bare machine")
+            raise ModuleNotFoundError(f"{name} is not installed")
 sys.meta_path.insert(0, Missing())
 from benchmarks import gpu_check
 gpu_check.SHAPES = ((40, 12, None), (140, 8, 8))
@@ -38,7 +38,7 @@ def checked(tmp_path_factory):
     return run(*flags, str(page)), page
 
 
-def test_it_needs_few_packages_and_writes_what_it_measured(checked):
+def test_gpu_check_needs_few_packages_and_writes_its_results(checked):
     done, page = checked
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads(done.stdout.splitlines()[-1])
@@ -49,4 +49,4 @@ def test_it_needs_few_packages_and_writes_what_it_measured(checked):
     assert all(0 < kernel["error"] < 2e-2 for kernel in result["kernels"])
     text = page.read_text()
     assert f"| {row['clips_per_second']} |" in text
-    assert "Nothing was wrong." in text
+    assert "All checks passed." in text

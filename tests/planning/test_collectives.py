@@ -12,7 +12,7 @@ from invnext_jax.training import mesh as mesh_lib
 MESH = ml_collections.ConfigDict({"data": 2, "fsdp": 4, "tensor": 1, "sequence": 1})
 
 
-def test_bytes_follow_from_shapes_loops_and_group():
+def test_bytes_depend_on_shapes_executions_and_group_size():
     gather = Collective("all-gather", (("bf16", (8, 16)),), 12, 4, "")
     assert gather.result_bytes == 256
     assert gather.sent_bytes == 12 * 256 * 3 / 4
@@ -23,7 +23,7 @@ def test_bytes_follow_from_shapes_loops_and_group():
     assert Collective("all-to-all", (("pred", (8,)),), 1, 4, "").sent_bytes == 6
 
 
-def test_a_gather_in_a_loop_counts_once_a_round():
+def test_gather_in_a_loop_counts_once_per_iteration():
     mesh = mesh_lib.make_mesh(MESH)
     split = NamedSharding(mesh, P("fsdp"))
     whole = NamedSharding(mesh, P(None, None))

@@ -1,4 +1,4 @@
-"""The analytic FLOPs against the products in the traced step, and against XLA's cost analysis."""
+"""Analytic FLOPs compared with the products of the traced step and with XLA's cost analysis."""
 
 import functools
 import math
@@ -40,7 +40,7 @@ def loss_and_arguments(config):
 
 @pytest.fixture(autouse=True)
 def plain_attention(monkeypatch):
-    """Every kernel computes the same; the plain one lets its products be seen."""
+    """Uses the plain kernel, whose products appear in the jaxpr."""
 
     def attend(q_bnhe, k_bmhe, v_bmhe, *_, **__):
         return jax.nn.dot_product_attention(q_bnhe, k_bmhe, v_bmhe)
@@ -50,7 +50,7 @@ def plain_attention(monkeypatch):
 
 
 def product_flops(jaxpr, times=1):
-    """FLOPs of all matrix products in a jaxpr, the rounds of its scans counted."""
+    """FLOPs of all matrix products in a jaxpr, including the iterations of scans."""
     total = 0.0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
@@ -87,19 +87,19 @@ VARIANTS = [
 
 
 @pytest.mark.parametrize(("stage", "changes"), VARIANTS)
-def test_analytic_flops_are_those_of_the_traced_products(stage, changes):
+def test_analytic_flops_equal_the_traced_products(stage, changes):
     config = STAGES[stage][1].get_config("tiny")
     config.data.frames = 2
     config.encoder.update(depth=3)
     config.update_from_flattened_dict(changes)
     traced, arguments = loss_and_arguments(ml_collections.FrozenConfigDict(config))
     found = product_flops(jax.make_jaxpr(traced)(*arguments).jaxpr) / BATCH
-    # What resizes a position table, and its gradient, are no products of the model.
+    # Resizing a position table, and its gradient, are not counted as products of the model.
     assert found == pytest.approx(analytic(config), rel=0.01)
 
 
 def xla_flops(config, monkeypatch):
-    """XLA's cost analysis of the unoptimised step; it counts a loop once, so there is none."""
+    """FLOPs by XLA's cost analysis of the unoptimised step, unrolled: it counts a loop once."""
     scan = layers.nn.scan
     monkeypatch.setattr(layers.nn, "scan", lambda *a, **k: scan(*a, **{**k, "unroll": True}))
     traced, arguments = loss_and_arguments(ml_collections.FrozenConfigDict(config))
@@ -107,26 +107,26 @@ def xla_flops(config, monkeypatch):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_analytic_flops_are_within_3_percent_of_xlas(stage, monkeypatch):
+def test_analytic_flops_are_within_3_percent_of_xla(stage, monkeypatch):
     config = STAGES[stage][1].get_config("base")
     config.data.frames = 4
     for part in (config.encoder, config.teacher, config.predictor, config.decoder):
         part.depth = 2
     config.teacher.taps = 1
-    config.remat = "none"  # what is computed again is none of the model's
+    config.remat = "none"  # recomputation is not counted in model FLOPs
     assert xla_flops(config, monkeypatch) == pytest.approx(analytic(config), rel=0.03)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", ["base", "large", "1b"])
 @pytest.mark.parametrize("stage", STAGES)
-def test_analytic_flops_of_the_whole_models_are_within_3_percent(stage, variant, monkeypatch):
+def test_analytic_flops_of_full_models_are_within_3_percent_of_xla(stage, variant, monkeypatch):
     config = STAGES[stage][1].get_config(variant)
     config.remat = "none"
     assert xla_flops(config, monkeypatch) == pytest.approx(analytic(config), rel=0.03)
 
 
-def test_a_window_counts_the_pairs_that_it_lets_see():
+def test_window_counts_the_pairs_inside_it():
     config = stage2_config.get_config("base")
     whole = flops.count_flops(config, dense_windows=True)["predictor"]
     seen = flops.count_flops(config)["predictor"]
@@ -137,7 +137,7 @@ def test_a_window_counts_the_pairs_that_it_lets_see():
     assert whole.backward - seen.backward == pytest.approx(2 * missing, rel=1e-9)
 
 
-def test_what_is_computed_again_follows_from_the_policy():
+def test_recomputed_flops_depend_on_the_remat_policy():
     config = stage2_config.get_config("tiny")
     config.remat = "none"
     assert flops.recomputed_flops(config) == 0
@@ -145,7 +145,7 @@ def test_what_is_computed_again_follows_from_the_policy():
     full = flops.recomputed_flops(config)
     config.remat = "dots"
     assert 0 < flops.recomputed_flops(config) < full
-    # The target is frozen; patches, projections and heads are no layers.
+    # The target is frozen; patch embeddings, projections and heads are not rematerialised.
     counts = flops.count_flops(config)
     most = config.batch_size * (counts["encoder"].forward + counts["predictor"].forward)
     assert full < most

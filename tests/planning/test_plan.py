@@ -11,7 +11,7 @@ import pytest
 from configs import stage1 as stage1_config
 from configs import stage2 as stage2_config
 from invnext_jax.errors import UserError
-from invnext_jax.planning import plan
+from invnext_jax.planning import plan, plan_table
 from invnext_jax.planning.devices import DEVICES
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -37,20 +37,20 @@ def test_held_bytes_are_counted_by_hand(one_device):
     assert found["sent_bytes"] == {"data": 0, "fsdp": 0, "tensor": 0, "sequence": 0}
     free = 0.92 * DEVICES["h200"].memory - sum(held.values())
     assert found["clips_that_fit_a_device"] == free // found["activation_bytes_per_clip"]
-    assert "what fits" in plan.format_plan(found)
+    assert "largest batch" in plan_table.format_plan(found)
 
 
-def test_eight_devices_hold_an_eighth_each_and_say_what_they_send():
+def test_eight_devices_hold_an_eighth_each_and_send_parameters():
     found = plan.make_plan(small(fsdp=8), "v5p")
     params, frozen = (4 * sum(found[name].values()) for name in ("parameters", "frozen_parameters"))
-    # Tables and vectors whose width does not divide are whole on every device.
+    # Arrays with an indivisible dimension are replicated.
     assert params / 8 <= found["held_bytes"]["parameters"] <= 1.1 * params / 8
     # Two masks: parameters gathered forward and backward for each, one reduction for each.
     assert found["sent_bytes"]["fsdp"] == pytest.approx(7 / 8 * (6 * params + frozen))
     assert found["sent_bytes"]["data"] == 0
 
 
-def test_recomputing_more_keeps_less_and_takes_longer(one_device):
+def test_more_remat_needs_less_memory_and_more_flops(one_device):
     found = [plan.make_plan(small(remat), "a100") for remat in ("none", "dots", "full")]
     needed = [one["activation_bytes_per_clip"] for one in found]
     again = [one["recomputed_flops"] for one in found]
@@ -58,7 +58,7 @@ def test_recomputing_more_keeps_less_and_takes_longer(one_device):
     assert 0 == again[0] < again[1] < again[2]
 
 
-def test_unknown_devices_and_batches_that_do_not_divide_are_sentences():
+def test_unknown_device_and_indivisible_batch_are_user_errors():
     with pytest.raises(UserError, match="--device=tpu9 must be one of a100"):
         plan.make_plan(small(data=8), "tpu9")
     config = small(data=8)
@@ -76,21 +76,21 @@ def test_unknown_devices_and_batches_that_do_not_divide_are_sentences():
         ({"remat": "some"}, "config.remat='some' must be one of"),
     ],
 )
-def test_a_config_that_no_run_can_have_is_refused(change, sentence):
+def test_invalid_config_is_a_user_error(change, sentence):
     config = small(data=8)
     config.update_from_flattened_dict(change)
     with pytest.raises(UserError, match=sentence):
         plan.make_plan(config, "h200")
 
 
-def test_files_and_kernels_of_other_machines_are_not_needed():
+def test_plan_needs_no_files_and_no_kernels_of_other_machines():
     config = small(data=8)
     config.attention, config.data.manifest, config.init_from = "splash", "", ""
     assert plan.make_plan(config, "v5p")["fits"]
 
 
 @pytest.mark.slow
-def test_xla_needs_about_the_memory_that_is_planned(one_device):
+def test_planned_activation_memory_is_close_to_that_of_xla(one_device):
     config = small()
     config.encoder.update(width=256, mlp_width=1024, heads=2)
     config.predictor.update(width=256, mlp_width=1024)
@@ -119,7 +119,7 @@ def test_1b_fits_eight_h200(configs):
 
 
 @pytest.mark.slow
-def test_the_command_prints_a_table_and_a_line_of_json():
+def test_command_prints_a_table_and_a_json_line():
     arguments = ["--config=configs/stage1.py:tiny", "--device=v6e", "--mesh=fsdp=2,data=2"]
     command = [sys.executable, "launch/plan.py", *arguments, "--json", "--compile"]
     environ = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}

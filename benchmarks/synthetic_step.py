@@ -1,6 +1,6 @@
-"""Our training step on synthetic clips, built by the functions that training uses.
+"""The training step on random clips, built by the functions that training uses.
 
-Nothing here needs more than jax, flax, optax, einops, numpy and ml_collections.
+It needs only jax, flax, optax, einops, numpy and ml_collections.
 """
 
 import dataclasses
@@ -22,11 +22,13 @@ CONFIGS = {"stage1": stage1_config, "stage2": stage2_config}
 
 
 def mid_config(stage: str) -> ml_collections.ConfigDict:
-    """A middle size that two CPU cores can train, in float32: the one of the CPU benchmark."""
+    """Returns the config of the CPU benchmark: a size that two CPU cores can train, in float32."""
     config = CONFIGS[stage].get_config("base")
     config.dtype = "float32"
     config.batch_size = 2
-    config.remat = "none"  # memory is no matter at this size, and the twin keeps everything too
+    config.remat = (
+        "none"  # memory does not matter at this size, and the PyTorch step saves everything too
+    )
     config.scan_unroll = 12
     config.data.update(size=112, frames=8)
     config.encoder.update(width=384, depth=12, heads=6, mlp_width=1536, drop_path=0.0)
@@ -35,12 +37,12 @@ def mid_config(stage: str) -> ml_collections.ConfigDict:
     config.decoder.update(depth=3, width=512)
     config.teacher.update(width=384, depth=6, heads=6, mlp_width=1536, tap_interval=1.0)
     config.teacher.update(size=128, train_size=128)
-    config.mask.visible = (0.19, 0.08)  # 12 and 5 of the 64 places of a frame
+    config.mask.visible = (0.19, 0.08)  # 12 and 5 of the 64 patches of a frame
     return config
 
 
-def batch_of(config: Any) -> dict[str, np.ndarray]:
-    """A batch of random clips, uint8 [b t h w c]."""
+def make_batch(config: Any) -> dict[str, np.ndarray]:
+    """Returns a batch of random clips, uint8 [b t h w c]."""
     data = config.data
     shape = (config.batch_size, data.frames, data.size, data.size, 3)
     return {"video": np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)}
@@ -48,50 +50,54 @@ def batch_of(config: Any) -> dict[str, np.ndarray]:
 
 @dataclasses.dataclass
 class Step:
-    """A compiled step with its state; calling it trains once more, on the same batch.
+    """A compiled step with its state. Each call trains one step on the same batch.
 
     Attributes:
-      compiled: the executable.
-      compile_seconds: what tracing and compiling took.
-      flops: of a step, see `flops.step_flops`.
+        compiled: the executable.
+        compile_seconds: time to trace and compile.
+        flops: model FLOPs of a step.
+        state: the training state.
+        arguments: the other arguments of the step: frozen parameters, batch and key.
     """
 
     compiled: Any
     compile_seconds: float
     flops: float
     state: Any
-    rest: tuple[Any, ...]
+    arguments: tuple[Any, ...]
 
     def __call__(self) -> float:
-        """Trains one step and waits for it; the loss."""
-        self.state, metrics = self.compiled(self.state, *self.rest)
+        """Trains one step and returns its loss."""
+        self.state, metrics = self.compiled(self.state, *self.arguments)
         return float(metrics["loss"])
 
 
 def make_step(config: ml_collections.ConfigDict) -> Step:
-    """The step that a config describes, with random parameters, teacher and target too."""
+    """Compiles the step of a config, with random parameters, teacher and target."""
     training = registry.assemble(ml_collections.FrozenConfigDict(config))
     mesh = mesh_lib.make_mesh(config.mesh)
     key = jax.device_put(jax.random.key(0), mesh_lib.replicated(mesh))
     abstract = training.abstract_state(mesh)
     state = state_lib.init_state(training.init_fn, training.tx, abstract, key)
     frozen = _random_like(training.abstract_frozen(mesh), key)
-    rest = (frozen, mesh_lib.shard_batch(batch_of(config), mesh), key)
+    arguments = (frozen, mesh_lib.shard_batch(make_batch(config), mesh), key)
     start = time.perf_counter()
-    compiled = training.compile_step(mesh, state, *rest)
-    return Step(compiled, time.perf_counter() - start, flops_lib.step_flops(config), state, rest)
+    compiled = training.compile_step(mesh, state, *arguments)
+    return Step(
+        compiled, time.perf_counter() - start, flops_lib.step_flops(config), state, arguments
+    )
 
 
 def _random_like(abstract: Any, key: jax.Array) -> Any:
-    """Frozen parameters: small and random, norms near 1, so that no activation blows up."""
+    """Returns small random arrays, with scales of norms near 1 to keep activations finite."""
     flat, tree = jax.tree_util.tree_flatten_with_path(abstract)
 
-    def draw(key):
+    def sample(key):
         leaves = []
         for i, (path, leaf) in enumerate(flat):
             noise = 0.02 * jax.random.normal(jax.random.fold_in(key, i), leaf.shape, leaf.dtype)
             leaves.append(noise + ("scale" in jax.tree_util.keystr(path)))
         return leaves
 
-    leaves = jax.jit(draw, out_shardings=[leaf.sharding for _, leaf in flat])(key)
+    leaves = jax.jit(sample, out_shardings=[leaf.sharding for _, leaf in flat])(key)
     return jax.tree_util.tree_unflatten(tree, leaves)

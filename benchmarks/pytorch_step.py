@@ -1,8 +1,11 @@
-"""The same training step in PyTorch, of `transformers` modules at our shapes.
+"""A PyTorch training step with the same shapes, built from `transformers` modules.
 
-What the encoder, the predictor and the teacher compute comes from VideoMAE's, ModernBERT's and
-SigLIP's layers; the rest is of plain torch modules, as PyTorch users write it. Layer scale and
-q/k norm of the encoder are left out, which is to the twin's advantage.
+Encoder, predictor and teacher use the layers of VideoMAE, ModernBERT and SigLIP. The rest consists
+of plain torch modules. Layer scale and q/k norm of the encoder are left out, which makes the
+PyTorch step slightly cheaper.
+
+One class per module of the model, hence the length. Shape key: b batch, t frames, h w pixels,
+c channels, n tokens, k kept tokens, m masked tokens, p pixels of a patch, d width, z latent width.
 """
 
 import os
@@ -28,15 +31,15 @@ from invnext_jax.objectives import reconstruction  # noqa: E402
 class Head(nn.Module):
     """Linear, GELU, Linear, LayerNorm."""
 
-    def __init__(self, width, out, *, unit):
+    def __init__(self, width, out, *, normalize):
         super().__init__()
         self.fc1, self.fc2 = nn.Linear(width, width), nn.Linear(width, out)
-        self.norm, self.unit = nn.LayerNorm(out), unit
+        self.norm, self.normalize = nn.LayerNorm(out), normalize
 
     def forward(self, x):
-        """[... width] to [... out]."""
+        """Maps [... width] to [... out]."""
         x = self.norm(self.fc2(F.gelu(self.fc1(x))))
-        return F.normalize(x, dim=-1) if self.unit else x
+        return F.normalize(x, dim=-1) if self.normalize else x
 
 
 class Encoder(nn.Module):
@@ -56,29 +59,29 @@ class Encoder(nn.Module):
         side = e.size // e.patch
         self.embed = nn.Linear(3 * e.patch**2, e.width)
         self.classes = nn.Parameter(0.02 * torch.randn(1, e.class_tokens, e.width))
-        places = e.frames * side**2 + e.class_tokens
-        self.position = nn.Parameter(0.02 * torch.randn(1, places, e.width))
+        n = e.frames * side**2 + e.class_tokens
+        self.position = nn.Parameter(0.02 * torch.randn(1, n, e.width))
         self.layers = nn.ModuleList(VideoMAELayer(config) for _ in range(e.depth))
 
     def forward(self, patches, keep=None, taps=0):
-        """Patches [b n p] and kept places [b k]; tokens, and the streams of the last layers."""
+        """Maps patches [b n p] and kept indices [b k] to tokens and the last layers' outputs."""
         c = self.e.class_tokens
         if keep is not None:
-            patches = take(patches, keep)
+            patches = gather_tokens(patches, keep)
         x = self.embed(patches)
-        place = self.position[:, c:].expand(len(x), -1, -1)
-        x = x + (place if keep is None else take(place, keep))
+        position = self.position[:, c:].expand(len(x), -1, -1)
+        x = x + (position if keep is None else gather_tokens(position, keep))
         classes = (self.classes + self.position[:, :c]).expand(len(x), -1, -1)
-        x, seen = torch.cat([classes, x], 1), []
+        x, outputs = torch.cat([classes, x], 1), []
         for i, layer in enumerate(self.layers):
             x = layer(x)
             if i >= len(self.layers) - taps:
-                seen.append(x)
-        return x, seen
+                outputs.append(x)
+        return x, outputs
 
 
 class Pool(nn.Module):
-    """Attention of the mean token to all tokens."""
+    """Attention pool whose query is the mean token."""
 
     def __init__(self, width, out, heads):
         super().__init__()
@@ -87,7 +90,7 @@ class Pool(nn.Module):
         self.proj, self.heads = nn.Linear(width, out), heads
 
     def forward(self, x):
-        """[b n width] to [b out]."""
+        """Maps [b n width] to [b out]."""
         sources = (x.mean(1, keepdim=True), x, x)
         q, k, v = (
             linear(norm(s)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
@@ -97,7 +100,7 @@ class Pool(nn.Module):
 
 
 class Predictor(nn.Module):
-    """Mask tokens, positions, a projection and ModernBERT's last layers."""
+    """Mask tokens, positions, a projection and the last layers of ModernBERT."""
 
     def __init__(self, e, p):
         super().__init__()
@@ -110,35 +113,35 @@ class Predictor(nn.Module):
             attn_implementation="sdpa",
         )
         self.c = e.class_tokens
-        places = e.frames * (e.size // e.patch) ** 2 + e.class_tokens
+        n = e.frames * (e.size // e.patch) ** 2 + e.class_tokens
         self.mask = nn.Parameter(0.02 * torch.randn(e.width))
-        self.position = nn.Parameter(0.02 * torch.randn(1, places, e.width))
-        self.project = Head(e.width, p.width, unit=False)
+        self.position = nn.Parameter(0.02 * torch.randn(1, n, e.width))
+        self.project = Head(e.width, p.width, normalize=False)
         first = p.last_layer - p.depth + 1
         self.layers = nn.ModuleList(
             modernbert.ModernBertEncoderLayer(config, i) for i in range(first, p.last_layer + 1)
         )
         self.rotary = modernbert.ModernBertRotaryEmbedding(config)
-        distance = (torch.arange(places)[:, None] - torch.arange(places)).abs()
-        near = (distance <= p.window // 2)[None, None]
-        self.register_buffer("near", near, persistent=False)
+        distance = (torch.arange(n)[:, None] - torch.arange(n)).abs()
+        window = (distance <= p.window // 2)[None, None]
+        self.register_buffer("window", window, persistent=False)
 
     def forward(self, tokens, keep, masked):
-        """Latents of the masked places."""
+        """Returns the latents of the masked tokens."""
         b, d, c = len(tokens), tokens.shape[-1], self.c
         grid = self.mask.expand(b, keep.shape[1] + masked.shape[1], d).to(tokens.dtype)
         grid = grid.scatter(1, keep[..., None].expand(-1, -1, d), tokens[:, c:])
         x = self.project(torch.cat([tokens[:, :c], grid], 1) + self.position)
-        places = torch.arange(x.shape[1])[None]
+        positions = torch.arange(x.shape[1])[None]
         for layer in self.layers:
             kind = layer.attention_type
-            near = self.near if kind == "sliding_attention" else None
-            x = layer(x, near, position_embeddings=self.rotary(x, places, kind))
-        return take(x[:, c:], masked)
+            window = self.window if kind == "sliding_attention" else None
+            x = layer(x, window, position_embeddings=self.rotary(x, positions, kind))
+        return gather_tokens(x[:, c:], masked)
 
 
 class Block(nn.Module):
-    """Residual MLP under adaptive layer norm."""
+    """Residual MLP with adaptive layer norm."""
 
     def __init__(self, d):
         super().__init__()
@@ -146,7 +149,7 @@ class Block(nn.Module):
         self.adapt = nn.Linear(d, 3 * d)
 
     def forward(self, x, condition):
-        """[n d], [n d] to [n d]."""
+        """Maps x [n d] and condition [n d] to [n d]."""
         shift, scale, gate = self.adapt(F.silu(condition)).chunk(3, -1)
         h = self.norm(x) * (1 + scale) + shift
         return x + gate * self.fc2(F.silu(self.fc1(h)))
@@ -176,7 +179,7 @@ class Decoder(nn.Module):
             self.register_buffer(f"at_{name}", torch.tensor(table, dtype=torch.float32))
 
     def forward(self, x, t, z):
-        """Noise and variance of noised patches [n p] at steps [n], given latents [n z]."""
+        """Predicts noise and variance of noised patches [n p] at steps [n] from latents [n z]."""
         frequencies = 10000.0 ** (-torch.arange(128) / 128)
         angles = t[:, None] * frequencies
         condition = self.time(torch.cat([angles.cos(), angles.sin()], -1)) + self.latent(z)
@@ -188,15 +191,15 @@ class Decoder(nn.Module):
         return self.output(x)
 
     def loss(self, start, z):
-        """Squared error of the noise plus the bound, whose gradient reaches the variance."""
+        """Returns the squared error of the noise plus the variational bound of the variance."""
         t, noise = torch.randint(0, 1000, (len(start),)), torch.randn_like(start)
         at = {k[3:]: v[t][:, None] for k, v in self.named_buffers() if k.startswith("at_")}
         noised = at["signal"] * start + at["noise"] * noise
-        found, share = self(noised, t, z).float().chunk(2, -1)
-        squared = ((found - noise) ** 2).mean()
+        predicted, share = self(noised, t, z).float().chunk(2, -1)
+        squared = ((predicted - noise) ** 2).mean()
         share = (share + 1) / 2
         log_variance = share * at["largest"] + (1 - share) * at["smallest"]
-        implied = at["inverse"] * noised - at["inverse_noise"] * found.detach()
+        implied = at["inverse"] * noised - at["inverse_noise"] * predicted.detach()
         mean = at["start"] * implied + at["noised"] * noised
         true = at["start"] * start + at["noised"] * noised
         ratio = (at["smallest"] - log_variance).exp()
@@ -211,37 +214,38 @@ class Decoder(nn.Module):
 
 
 def _cdf(x):
+    """Approximates the standard normal distribution function."""
     return 0.5 * (1 + torch.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x**3)))
 
 
-def take(x, places):
-    """The tokens [b k d] of [b n d] at places [b k]."""
-    return x.gather(1, places[..., None].expand(-1, -1, x.shape[-1]))
+def gather_tokens(x, indices):
+    """Returns the tokens [b k d] of [b n d] at indices [b k]."""
+    return x.gather(1, indices[..., None].expand(-1, -1, x.shape[-1]))
 
 
 def patchify(video, patch):
-    """[b t h w c] to [b n p]."""
+    """Maps [b t h w c] to [b n p]."""
     b, t, h, w, c = video.shape
     x = video.view(b, t, h // patch, patch, w // patch, patch, c)
     return x.permute(0, 1, 2, 4, 3, 5, 6).reshape(b, -1, patch * patch * c)
 
 
-def cosine(x, y):
-    """The mean of 2 - 2 cos of unit vectors."""
+def cosine_loss(x, y):
+    """Returns the mean of 2 - 2 cos of unit vectors."""
     return (2 - 2 * (x * y).sum(-1)).mean()
 
 
-def draw_mask(batch, frames, places, visible, scores=None):
-    """Kept and masked places [b k], [b m]; each frame keeps as many."""
+def sample_mask(batch, frames, patches, visible, scores=None):
+    """Returns kept and masked indices [b k], [b m], with the same number kept in each frame."""
     if scores is None:
-        scores = torch.rand(batch, 1, places).expand(batch, frames, places)
-    order = scores.argsort(-1, descending=True) + places * torch.arange(frames)[None, :, None]
+        scores = torch.rand(batch, 1, patches).expand(batch, frames, patches)
+    order = scores.argsort(-1, descending=True) + patches * torch.arange(frames)[None, :, None]
     keep, masked = order[..., :visible], order[..., visible:]
     return keep.flatten(1).sort(-1)[0], masked.flatten(1).sort(-1)[0]
 
 
 class Stage(nn.Module):
-    """What both stages train, and the teacher or the target."""
+    """The trained modules of a stage, and its teacher or target."""
 
     def __init__(self, config):
         super().__init__()
@@ -249,14 +253,14 @@ class Stage(nn.Module):
         e, t, p = config.encoder, config.teacher, config.predictor
         self.encoder, self.predictor = Encoder(e), Predictor(e, p)
         if config.stage == "stage2":
-            self.head = Head(p.width, e.width, unit=True)
+            self.head = Head(p.width, e.width, normalize=True)
             self.target = Encoder(e).requires_grad_(False)
             return
         self.pool = Pool(e.width, e.pool_width, e.pool_heads)
-        self.pooled = Head(e.pool_width, t.width, unit=True)
-        self.align = nn.ModuleList(Head(e.width, t.width, unit=True) for _ in range(t.taps))
-        places = e.frames * (e.size // e.patch) ** 2
-        self.position = nn.Parameter(0.02 * torch.randn(1, places, e.width))
+        self.pooled = Head(e.pool_width, t.width, normalize=True)
+        self.align = nn.ModuleList(Head(e.width, t.width, normalize=True) for _ in range(t.taps))
+        n = e.frames * (e.size // e.patch) ** 2
+        self.position = nn.Parameter(0.02 * torch.randn(1, n, e.width))
         d = config.decoder
         self.decoder = Decoder(3 * e.patch**2, p.width, d.width, d.depth)
         vision = SiglipVisionConfig(
@@ -271,7 +275,7 @@ class Stage(nn.Module):
         self.teacher = SiglipVisionModel(vision).requires_grad_(False)
 
     def loss(self, video):
-        """The stage's loss of clips, uint8 [b t h w c]."""
+        """Returns the loss of the stage for clips, uint8 [b t h w c]."""
         mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
         video = (video.float() / 255 - mean) / std
         return (self._stage1 if self.config.stage == "stage1" else self._stage2)(video)
@@ -279,30 +283,32 @@ class Stage(nn.Module):
     def _stage1(self, video):
         e, t = self.config.encoder, self.config.teacher
         b, frames = video.shape[:2]
-        taps, pooled, scores = self._teach(video)
-        places = scores.shape[-1]
-        scores = (
-            scores.view(b, frames, places).log()
-            - torch.empty(b, frames, places).exponential_().log()
-        )
-        visible = places - int(self.config.mask.ratio * places)
-        keep, masked = draw_mask(b, frames, places, visible, scores)
+        taps, pooled, scores = self._apply_teacher(video)
+        n = scores.shape[-1]
+        scores = scores.view(b, frames, n).log() - torch.empty(b, frames, n).exponential_().log()
+        visible = n - int(self.config.mask.ratio * n)
+        keep, masked = sample_mask(b, frames, n, visible, scores)
         patches = patchify(video, e.patch)
-        tokens, seen = self.encoder(patches, keep, t.taps)
-        place = take(self.position.expand(b, -1, -1), keep)
+        tokens, streams = self.encoder(patches, keep, t.taps)
+        position = gather_tokens(self.position.expand(b, -1, -1), keep)
         loss = 0
-        for head, x, y in zip(self.align, seen, taps, strict=True):
-            y = take(F.normalize(y, dim=-1).view(b, -1, t.width), keep)
-            loss = loss + cosine(head(x[:, e.class_tokens :] + place), y) / t.taps
-        loss = loss + cosine(self.pooled(self.pool(tokens)), pooled.view(b, frames, -1).mean(1))
+        for head, x, y in zip(self.align, streams, taps, strict=True):
+            y = gather_tokens(F.normalize(y, dim=-1).view(b, -1, t.width), keep)
+            loss = loss + cosine_loss(head(x[:, e.class_tokens :] + position), y) / t.taps
+        loss = loss + cosine_loss(
+            self.pooled(self.pool(tokens)), pooled.view(b, frames, -1).mean(1)
+        )
         latents = self.predictor(tokens, keep, masked).flatten(0, 1)
         start = (
-            take(patches, masked).unflatten(-1, (-1, 3)).transpose(-1, -2).reshape(len(latents), -1)
+            gather_tokens(patches, masked)
+            .unflatten(-1, (-1, 3))
+            .transpose(-1, -2)
+            .reshape(len(latents), -1)
         )
         return loss + self.decoder.loss(start, latents)
 
     @torch.no_grad()
-    def _teach(self, video):
+    def _apply_teacher(self, video):
         t = self.config.teacher
         images = video.flatten(0, 1).permute(0, 3, 1, 2)
         images = F.interpolate(images, size=(t.size, t.size), mode="bicubic")
@@ -322,18 +328,18 @@ class Stage(nn.Module):
         patches, c = patchify(video, e.patch), e.class_tokens
         with torch.no_grad():
             target = F.normalize(self.target(patches)[0][:, c:], dim=-1)
-        loss, places = 0, (video.shape[2] // e.patch) ** 2
+        loss, n = 0, (video.shape[2] // e.patch) ** 2
         for share in mask.visible:
-            visible = max(1, int(share * places))
-            keep, masked = draw_mask(len(video), video.shape[1], places, visible)
+            visible = max(1, int(share * n))
+            keep, masked = sample_mask(len(video), video.shape[1], n, visible)
             tokens, _ = self.encoder(patches, keep)
             latents = self.head(self.predictor(tokens, keep, masked))
-            loss = loss + cosine(latents, take(target, masked))
+            loss = loss + cosine_loss(latents, gather_tokens(target, masked))
         return loss
 
 
-class Step:
-    """A training step of the twin; calling it trains once more, on the same batch."""
+class PytorchStep:
+    """A training step in PyTorch. Each call trains one step on the same batch."""
 
     def __init__(self, config, video, *, dtype="float32", compiled=False):
         self.model = Stage(config).train()
@@ -347,7 +353,7 @@ class Step:
         self.clip = o.clip_norm
 
     def __call__(self):
-        """Trains one step; the loss."""
+        """Trains one step and returns its loss."""
         self.tx.zero_grad(set_to_none=True)
         with torch.autocast("cpu", self.dtype, enabled=self.dtype != torch.float32):
             loss = self.loss(self.video)
@@ -357,5 +363,5 @@ class Step:
         return loss.item()
 
     def count(self):
-        """Number of trained parameters."""
+        """Returns the number of trained parameters."""
         return sum(p.numel() for p in self.params)

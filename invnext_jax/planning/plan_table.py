@@ -1,0 +1,52 @@
+"""Text of a plan, for `launch/plan.py`."""
+
+from typing import Any
+
+
+def format_plan(plan: dict[str, Any]) -> str:
+    """Formats a plan as a table for the terminal.
+
+    Args:
+        plan: the output of `plan.make_plan`, with that of `plan.compile_step` merged in or not.
+    """
+
+    def gb(size: float) -> str:
+        return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.2f} MB"
+
+    trained, frozen = (sum(plan[name].values()) for name in ("parameters", "frozen_parameters"))
+    axes = ", ".join(f"{axis} {size}" for axis, size in plan["mesh"].items() if size > 1)
+    rows = [
+        (
+            "run",
+            f"{plan['stage']} {plan['variant']}, {plan['frames']} frames, remat {plan['remat']}",
+        ),
+        ("devices", f"{plan['devices']} x {plan['device']}" + (f" ({axes})" if axes else "")),
+        ("batch", f"{plan['batch']} clips, {plan['clips_of_a_device']:g} per device at a time"),
+        ("parameters", f"{trained / 1e6:.1f} M trained, {frozen / 1e6:.1f} M frozen"),
+        *((f"  {name}", f"{size / 1e6:.1f} M") for name, size in plan["parameters"].items()),
+        *((f"  {n} (frozen)", f"{s / 1e6:.1f} M") for n, s in plan["frozen_parameters"].items()),
+        ("memory per device", f"{gb(plan['peak_bytes'])} of {gb(plan['memory_bytes'])}"),
+        *((f"  {name}", gb(size)) for name, size in plan["held_bytes"].items() if size),
+        ("  activations per clip", gb(plan["activation_bytes_per_clip"])),
+        (
+            "largest batch",
+            f"{plan['clips_that_fit_a_device']} clips per device, {plan['batch_that_fits']} in all"
+            + ("" if plan["fits"] else ": TOO SMALL FOR THIS RUN"),
+        ),
+        ("matrix products per step", f"{plan['step_flops'] / 1e12:.4g} TFLOP"),
+        *((f"  {name}", f"{flops / 1e12:.4g} TFLOP") for name, flops in plan["flops"].items()),
+        ("  recomputed", f"{plan['recomputed_flops'] / 1e12:.4g} TFLOP"),
+        *((f"sent over {a}", gb(size)) for a, size in plan["sent_bytes"].items() if size),
+        *((f"time of {name}", f"{s:.3f} s") for name, s in plan["seconds"].items()),
+        (
+            "roofline of the step",
+            f"{plan['step_seconds']:.3f} s, {plan['clips_per_second']:.4g} clips/s",
+        ),
+        ("MFU at the roofline", f"{100 * plan['mfu']:.0f} %"),
+    ]
+    for name, value in plan.items():
+        if name.startswith("xla_") and name.endswith("bytes"):
+            rows.append((name.replace("_", " "), gb(value)))
+    for kind, total in plan.get("xla_collectives", {}).items():
+        rows.append((f"xla {kind}", f"{total['times']} times, {gb(total['sent_bytes'])} sent"))
+    return "\n".join(f"{name:<26}{value}" for name, value in rows)
