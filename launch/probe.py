@@ -1,8 +1,8 @@
 """Measures a frozen encoder with linear probes, beside its controls.
 
-    python launch/probe.py --config=configs/probe.py:tiny --workdir=p --config.checkpoint=s2
+    python launch/probe.py --config=configs/eval/linear_probe.py:tiny --workdir=p --config.checkpoint=s2
 
-The checkpoint is the workdir of a run or an exported .safetensors file; configs/probe.py tells the
+The checkpoint is the workdir of a run or an exported .safetensors file; configs/eval/linear_probe.py tells the
 rest.
 """
 
@@ -15,7 +15,9 @@ from invnext_jax import errors
 from invnext_jax.evaluation import evaluate, tables
 from invnext_jax.training import compilation
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/probe.py:tiny")
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Config file, e.g. configs/eval/linear_probe.py:tiny"
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for results.json.", required=True)
 flags.mark_flag_as_required("config")
 

@@ -1,89 +1,90 @@
-"""The probe of one checkpoint: features, linear probes, controls and brackets -> results.json.
+"""Evaluates one checkpoint: runs the evaluators of a config and writes results.json.
 
-Everything that was measured is kept in the workdir under a key of what it depends on, so a command
-that was killed goes on, and one that is repeated has nothing to do.
+Extracted features and the rows of each evaluator are kept in the workdir, with a key of everything
+that they depend on. A command that was killed continues from there, and a repeated command measures
+nothing.
 """
 
 import dataclasses
-import hashlib
+import functools
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import ml_collections
-import numpy as np
 
 from invnext_jax import atomic_file
 from invnext_jax.checkpointing import run_metadata
 from invnext_jax.data import manifest as manifest_lib
-from invnext_jax.data import pipeline
 from invnext_jax.errors import UserError
-from invnext_jax.evaluation import baselines, features
-from invnext_jax.evaluation.evaluators import linear_probe, supervised
-from invnext_jax.evaluation.evaluators.linear_probe import ProbeResult
+from invnext_jax.evaluation import pretrained
+from invnext_jax.evaluation.evaluators import classification, registry
+from invnext_jax.evaluation.evaluators.evaluator import Evaluator
+from invnext_jax.evaluation.feature_cache import FeatureCache, hash_json
+from invnext_jax.evaluation.inputs import (
+    SPLITS,
+    EvalDataset,
+    EvalInputs,
+    describe_encoder,
+    encoder_key,
+)
 
-FORMAT = 1
+FORMAT = 2  # of results.json; in 1 the rows had neither evaluator, metric, value nor n
 RESULTS = "results.json"
-SPLITS = ("training", "held-out")
 
 
-def run_probe(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, Any]:
-    """Probes `config.checkpoint` and writes `workdir/results.json`.
+def evaluate_checkpoint(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, Any]:
+    """Evaluates `config.checkpoint` and writes `workdir/results.json`.
 
     Args:
-      config: see configs/probe.py.
-      workdir: made if needed.
+      config: see configs/eval/linear_probe.py.
+      workdir: created if needed.
 
     Returns:
-      What is in results.json: `rows` (one for each input, pooling and task), `tokens` (statistics
-      of the grid tokens) and all that is needed to repeat it.
+      The content of results.json: `rows` (see `Row.to_json`), `tokens` (statistics of the grid
+      tokens), and what is needed to repeat the evaluation.
 
     Raises:
-      UserError: the checkpoint, a manifest or a label cannot be used.
+      UserError: the checkpoint, an option, a manifest or a label cannot be used.
     """
     start = time.perf_counter()
-    loaded = features.load_encoder(config.checkpoint, ema=config.ema)
+    loaded = pretrained.load_encoder(config.checkpoint, ema=config.ema)
     config = resolve(config, loaded.config)
-    tasks = choose_tasks(config)
+    evaluators = registry.find_evaluators(config.evaluators)
+    for evaluator in evaluators:
+        evaluator.check_config(config)
+    dataset = EvalDataset(config, choose_tasks(config))
     workdir = Path(workdir)
-    asked = {
-        k: v
-        for k, v in run_metadata.config_to_json(config).items()
-        if k not in ("checkpoint", "ema")
-    }
-    digests = [manifest_lib.hash_manifests(manifest) for manifest in _manifests(config)]
-    data_key = [asked, *digests]
-    encoder_record = run_metadata.config_to_json(
-        ml_collections.ConfigDict({"encoder": loaded.config.encoder, "dtype": loaded.config.dtype})
-    )
-    key = _hash([data_key, encoder_record, _hash_tree(loaded.params)])
-    found = _read(workdir / RESULTS, key)
-    if found:
+    digests = list(dataset.digests.values())
+    encoder_record = describe_encoder(loaded)
+    data_key = [_options_of_rows(config), *digests, encoder_record]
+    checkpoint_key = encoder_key(loaded)
+    key = hash_json([data_key, checkpoint_key, list(config.evaluators), config.controls])
+    if results := _read(workdir / RESULTS, key):
         print(f"{workdir / RESULTS} is up to date.", flush=True)
-        return found
+        return results
 
-    results = _probe_encoder(config, loaded, loaded.params, tasks, "encoder")
-    if config.controls:
-        # Path and parameters of the checkpoint do not enter: a retrained run keeps its controls.
-        control_key = _hash([data_key, encoder_record, "controls"])
-        controls = _read(workdir / "controls.json", control_key)
-        if not controls:
-            print("controls", flush=True)
-            controls = {"key": control_key, **_run_controls(config, loaded, tasks)}
-            _write(workdir / "controls.json", controls)
-        results["rows"] += controls["rows"]
-        results["tokens"] |= controls["tokens"]
-        results["supervised_curve"] = controls["supervised_curve"]
+    measurements = []
+    cache = FeatureCache(workdir / "features")
+    inputs = EvalInputs("encoder", dataset, lambda: loaded, cache)
+    # The path and the parameters of the checkpoint are not part of the key of the controls, so a
+    # retrained run keeps them.
+    untrained = EvalInputs("random", dataset, lambda: _with_random_params(loaded, config), cache)
+    for evaluator, subject, subject_key in _plan(evaluators, inputs, untrained, config.controls):
+        key_parts = [data_key, evaluator.name, subject_key or checkpoint_key]
+        path = workdir / "rows" / f"{evaluator.name}-{subject.name}.json"
+        measure = functools.partial(_measure, evaluator, subject, config)
+        measurements.append(_cached(path, hash_json(key_parts), measure))
     results = {
         "format": FORMAT,
         "key": key,
         "checkpoint": str(config.checkpoint),
         "stage": loaded.config.stage,
-        "tasks": list(tasks),
-        **results,
+        "tasks": list(dict.fromkeys(row["task"] for m in measurements for row in m["rows"])),
+        "rows": [row for measurement in measurements for row in measurement["rows"]],
+        "tokens": {name: t for m in measurements for name, t in m["tokens"].items()},
         "encoder": encoder_record,
         "run": run_metadata.describe_run(config, digests[0]),
         "seconds": time.perf_counter() - start,
@@ -93,10 +94,10 @@ def run_probe(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[st
 
 
 def resolve(config: Any, encoder_config: Any) -> ml_collections.FrozenConfigDict:
-    """Fills in what the probe takes from its encoder, and checks the rest.
+    """Fills in the sizes that come from the encoder and the paths of the manifests.
 
     Raises:
-      UserError: an unknown pooling, or a size that the encoder's patch does not divide.
+      UserError: the patch size of the encoder does not divide the clip size.
     """
     config = ml_collections.ConfigDict(config.to_dict())
     e, data = encoder_config.encoder, config.data
@@ -105,9 +106,6 @@ def resolve(config: Any, encoder_config: Any) -> ml_collections.FrozenConfigDict
     for name in ("train_manifest", "val_manifest"):
         config[name] = manifest_lib.find_manifests(config[name])
     data.manifest = config.train_manifest
-    unknown = set(config.poolings) - set(features.POOLINGS)
-    if unknown:
-        raise UserError(f"unknown poolings {sorted(unknown)}: choose of {features.POOLINGS}")
     if data.size % e.patch:
         raise UserError(
             f"config.data.size={data.size} must divide by the patch of {e.patch} pixels"
@@ -116,12 +114,12 @@ def resolve(config: Any, encoder_config: Any) -> ml_collections.FrozenConfigDict
 
 
 def choose_tasks(config: Any) -> tuple[str, ...]:
-    """The tasks of the config, or all that both manifests have labels for.
+    """Returns the tasks of the config, or all tasks that both manifests have labels for.
 
     Raises:
-      UserError: a manifest is missing, lacks a label or has no video that has it.
+      UserError: a manifest is missing, lacks a label column or has no video with a label.
     """
-    common, columns, manifests = [], [], _manifests(config)
+    common, columns, manifests = [], [], (config.train_manifest, config.val_manifest)
     if not all(manifests):
         raise UserError("set config.train_manifest and config.val_manifest to CSV files of videos")
     for manifest in manifests:
@@ -135,151 +133,87 @@ def choose_tasks(config: Any) -> tuple[str, ...]:
     if not shared:
         raise UserError(f"{' and '.join(manifests)} share no label_<task> column: add one")
     tasks = tuple(config.tasks) or shared
-    for split, labels in zip(SPLITS, columns, strict=True):
+    for split, labels in zip(SPLITS.values(), columns, strict=True):
         for task in tasks:
-            linear_probe.find_labeled(labels[manifest_lib.LABEL_PREFIX + task], task, split)
+            classification.find_labeled(labels[manifest_lib.LABEL_PREFIX + task], task, split)
     return tasks
 
 
-def _manifests(config) -> tuple[str, str]:
-    return config.train_manifest, config.val_manifest
+def read_results(workdir: str | Path) -> dict[str, Any]:
+    """Reads the results.json of an evaluation; results of format 1 get the fields of format 2.
 
-
-def _batches(config, manifest: str, batch_size: int):
-    return pipeline.make_eval_dataset(config.data, manifest=manifest, batch_size=batch_size)
-
-
-def _probe_encoder(config, loaded, params, tasks, name: str) -> dict[str, Any]:
-    """Rows and token statistics of one set of parameters."""
-    start = time.perf_counter()
-    train, val = (
-        features.extract(loaded.encoder, params, _batches(config, manifest, config.batch_size))
-        for manifest in _manifests(config)
-    )
-    count, seconds = len(train.index_b) + len(val.index_b), time.perf_counter() - start
-    print(f"{name}: features of {count} clips in {seconds:.0f} s", flush=True)
-    rows = []
-    for pooling in config.poolings:
-        data = (linear_probe.normalize_rows(part.pooled[pooling]) for part in (train, val))
-        # By all training videos: their scale needs no labels.
-        data = linear_probe.standardize(*data)
-        rows += _rows(name, pooling, tasks, data, (train.labels, val.labels), _linear(config))
-    return {"rows": rows, "tokens": {name: dataclasses.asdict(val.tokens)}}
-
-
-def _linear(config) -> Callable[..., ProbeResult]:
-    return lambda *data: linear_probe.fit_linear(
-        *data,
-        inverse_penalties=config.inverse_penalties,
-        held_out=config.held_out,
-        seed=config.seed,
-    )
-
-
-def _rows(
-    name: str,
-    what: str,
-    tasks: Sequence[str],
-    data: Sequence[np.ndarray],
-    labels: tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]],
-    fit: Callable[..., ProbeResult],
-) -> list[dict[str, Any]]:
-    """One row for each task: `fit` on training data and labels, then held-out ones.
-
-    Videos without a label of the task are left out.
+    Raises:
+      UserError: the file is not JSON, or its format is unknown.
     """
-    rows = []
-    for task in tasks:
-        given = []
-        for split, part, found in zip(SPLITS, data, labels, strict=True):
-            labeled_b = linear_probe.find_labeled(found[task], task, split)
-            given += [part[labeled_b], found[task][labeled_b]]
-        linear_probe.check_classes(given[1], task)
-        rows.append(_row(name, what, task, fit(*given)))
-    return rows
-
-
-def _row(name: str, what: str, task: str, result: ProbeResult) -> dict[str, Any]:
-    return {"name": name, "input": what, "task": task, **dataclasses.asdict(result)}
-
-
-def _run_controls(config, loaded, tasks) -> dict[str, Any]:
-    """Random initialisation, first frame, bag of frames, ground-truth boxes, supervised."""
-    found = _probe_encoder(
-        config, loaded, features.init_encoder(loaded.config, config.seed), tasks, "random"
-    )
-    parts = [
-        baselines.load_videos(_batches(config, manifest, config.batch_size))
-        for manifest in _manifests(config)
-    ]
-    labels = tuple(part[1] for part in parts)
-    rows = found["rows"]
-    for name, see in {
-        "first_frame": baselines.first_frame,
-        "bag_of_frames": baselines.bag_of_frames,
-    }.items():
-        data = linear_probe.standardize(*(see(part[0]) for part in parts))
-        rows += _rows(name, "pixels", tasks, data, labels, _linear(config))
-    rows += _box_rows(config, tasks, parts, labels)
-    curve = []
-    if config.supervised.steps:
-        print(f"supervised training, {config.supervised.steps} steps", flush=True)
-        by_task, curve = supervised.train_supervised(
-            loaded.encoder,
-            parts[0][:2],
-            parts[1][:2],
-            tasks=tasks,
-            config=config.supervised,
-            seed=config.seed,
+    path = Path(workdir) / RESULTS
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(
+            f"{path} is not readable JSON ({error}): run launch/probe.py again"
+        ) from error
+    if results.get("format") not in (1, FORMAT):
+        raise UserError(
+            f"{path} has format {results.get('format')!r}, but this version reads 1 and {FORMAT}: "
+            "run launch/probe.py again"
         )
-        rows += [_row("supervised", "end to end", task, result) for task, result in by_task.items()]
-    return {"rows": rows, "tokens": found["tokens"], "supervised_curve": curve}
+    for row in results["rows"] if results["format"] == 1 else ():
+        evaluator = _EVALUATORS_OF_FORMAT_1.get(row["input"], "linear_probe")
+        row |= {"evaluator": evaluator, "metric": "top1", "value": row["top1"], "n": row["videos"]}
+    return results
 
 
-def _box_rows(config, tasks, parts, labels) -> list[dict[str, Any]]:
-    boxes = [
-        baselines.load_boxes(manifest, part[2])
-        for manifest, part in zip(_manifests(config), parts, strict=True)
-    ]
-    if any(box is None for box in boxes):
-        print("no rows of boxes: a manifest has no ground truth beside it, is drawn or joined")
-        return []
-    rows = []
-    for name, see in {
-        "first_frame": baselines.first_box,
-        "bag_of_frames": baselines.bag_of_boxes,
-        "ordered_track": baselines.ordered_boxes,
-    }.items():
-        rows += _rows(
-            name,
-            "boxes",
-            tasks,
-            tuple(see(box) for box in boxes),
-            labels,
-            lambda *data: linear_probe.fit_forest(*data, trees=config.trees, seed=config.seed),
-        )
-    return rows
+_EVALUATORS_OF_FORMAT_1 = {
+    "pixels": "pixel_baselines",
+    "boxes": "box_baselines",
+    "end to end": "supervised",
+}
 
 
-def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+def _plan(evaluators, inputs, untrained, controls: bool):
+    """Yields (evaluator, inputs, key of the inputs), where None is the key of the checkpoint."""
+    for evaluator in evaluators:
+        if not evaluator.is_baseline:
+            yield evaluator, inputs, None
+    if controls:
+        for evaluator in sorted(evaluators, key=lambda evaluator: evaluator.is_baseline):
+            yield evaluator, untrained, "random"
 
 
-def _hash_tree(tree: Any) -> str:
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        digest.update(jax.tree_util.keystr(path).encode())
-        digest.update(np.ascontiguousarray(leaf).tobytes())
-    return digest.hexdigest()
+def _with_random_params(loaded, config) -> pretrained.LoadedEncoder:
+    return loaded._replace(params=pretrained.init_encoder(loaded.config, config.seed), pool=None)
+
+
+def _options_of_rows(config) -> dict[str, Any]:
+    """Returns the options that the rows of an evaluator can depend on."""
+    others = ("checkpoint", "ema", "evaluators", "controls")
+    return {k: v for k, v in run_metadata.config_to_json(config).items() if k not in others}
+
+
+def _measure(evaluator: Evaluator, inputs: EvalInputs, config: Any) -> dict[str, Any]:
+    """Returns rows and, if the evaluator used features, statistics of the held-out tokens."""
+    rows = [row.to_json() for row in evaluator.evaluate(inputs, config)]
+    tokens = {}
+    if inputs.has_features and not evaluator.is_baseline:
+        tokens[inputs.name] = dataclasses.asdict(inputs.features("val").tokens)
+    return {"rows": rows, "tokens": tokens}
+
+
+def _cached(path: Path, key: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Returns the content of a file if it was measured under `key`; else measures and writes it."""
+    found = _read(path, key)
+    if found is None:
+        found = {"key": key, **measure()}
+        _write(path, found)
+    return found
 
 
 def _read(path: Path, key: str) -> dict[str, Any] | None:
-    """The file's content if it was measured under `key`."""
     if not path.is_file():
         return None
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError:
+    except ValueError:
         return None
     return found if found.get("key") == key else None
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from invnext_jax.errors import UserError
-from invnext_jax.evaluation import features
+from invnext_jax.evaluation import pretrained
 from invnext_jax.models import encoder as encoder_model
 from invnext_jax.models.patches import normalize
 
@@ -52,7 +52,7 @@ def check_same_features(before: np.ndarray, path: Path, tolerance: float) -> flo
     Raises:
       UserError: they differ.
     """
-    loaded = features.load_encoder(path)
+    loaded = pretrained.load_encoder(path)
     after = clip_features(loaded.config, loaded.params)
     if before.shape == after.shape:
         worst = float(np.abs(before - after).max() / np.abs(before).max())

@@ -15,7 +15,7 @@ import jax
 
 from invnext_jax.checkpointing import run_metadata
 from invnext_jax.errors import UserError
-from invnext_jax.evaluation import export_check, features, run_record
+from invnext_jax.evaluation import export_check, pretrained
 from invnext_jax.models.patches import IMAGENET_MEAN, IMAGENET_STD
 from invnext_jax.weights import export, files, layout, match, published, reference
 
@@ -64,7 +64,7 @@ def export_run(
     """
     check_form(form)
     out = Path(out)
-    params, config = features.load_params(run, ema=ema)
+    params, config = pretrained.load_params(run, ema=ema)
     parts = choose_parts(run, params, parts)
     chosen = {part: params.pop(part) for part in parts}
     params.clear()
@@ -255,7 +255,7 @@ def source_of(run: str | Path) -> dict[str, Any]:
     """Where the weights come from."""
     if not Path(run).is_dir() or (Path(run) / files.SINGLE_FILE).is_file():
         return {"file": Path(run).name}
-    record = run_record.read_record(run)
+    record = pretrained.read_run_record(run)
     return {
         "run": Path(run).resolve().name,
         **{name: record[name] for name in ("step", "git", "versions")},
@@ -264,7 +264,7 @@ def source_of(run: str | Path) -> dict[str, Any]:
 
 def _holds(out: Path, about: Any, tensors: Mapping[str, files.LazyTensor]) -> bool:
     """Whether an export lies there already, with this config and these tensors."""
-    found = features.read_config(out)
+    found = pretrained.read_export_config(out)
     return found == about["config"] and export.same_tensors(
         files.open_checkpoint(out).tensors, tensors
     )

@@ -1,4 +1,4 @@
-"""One self-contained web page about runs and probes: numbers, curves, and pictures of clips."""
+"""One self-contained web page about runs and evaluations: tables, curves and example clips."""
 
 import dataclasses
 import itertools
@@ -16,7 +16,7 @@ from invnext_jax import atomic_file
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data import pipeline
 from invnext_jax.errors import UserError
-from invnext_jax.evaluation import charts, evaluate, features, run_record, tables, visualization
+from invnext_jax.evaluation import charts, evaluate, pretrained, tables, visualization
 from invnext_jax.monitoring import metrics_file
 from invnext_jax.objectives import masks
 from invnext_jax.stages import image_teacher, stage1
@@ -24,7 +24,13 @@ from invnext_jax.stages import image_teacher, stage1
 
 @dataclasses.dataclass
 class Run:
-    """A pretraining run: its folder, record (see `run_record.read_record`) and logged metrics."""
+    """A pretraining run.
+
+    Attributes:
+      folder: its workdir.
+      record: metadata of its newest checkpoint, see `pretrained.read_run_record`.
+      records: its logged metrics, one dict for each logged step.
+    """
 
     folder: Path
     record: dict[str, Any]
@@ -32,12 +38,12 @@ class Run:
 
     @property
     def config(self) -> ml_collections.ConfigDict:
-        """The run's resolved config."""
+        """The resolved config of the run."""
         return ml_collections.ConfigDict(self.record["config"])
 
     @property
     def title(self) -> str:
-        """Its stage in words."""
+        """The name of its stage."""
         return tables.STAGES[self.record["config"]["stage"]]
 
 
@@ -45,38 +51,38 @@ def write_report(folders: Sequence[str | Path], out: str | Path, clips: int = 3)
     """Writes the page.
 
     Args:
-      folders: workdirs of pretraining runs and of probes, in any order.
+      folders: workdirs of pretraining runs and of evaluations, in any order.
       out: the HTML file.
-      clips: how many clips are shown, the first ones of the manifest.
+      clips: number of example clips; they are the first ones of the manifest.
 
     Raises:
-      UserError: a folder is neither a run nor a probe.
+      UserError: a folder is neither a run nor an evaluation.
     """
     if not folders:
         raise UserError("name the workdirs of the runs and probes to report on")
-    found_runs, probes = [], []
+    runs, results = [], []
     for folder in map(Path, folders):
         if (folder / evaluate.RESULTS).is_file():
-            probes.append(json.loads((folder / evaluate.RESULTS).read_text(encoding="utf-8")))
+            results.append(evaluate.read_results(folder))
         elif (folder / "checkpoints").is_dir():
-            record = run_record.read_record(folder)
-            found_runs.append(Run(folder, record, metrics_file.read_metrics(folder)))
+            record = pretrained.read_run_record(folder)
+            runs.append(Run(folder, record, metrics_file.read_metrics(folder)))
         else:
             raise UserError(
                 f"{folder} is neither a run nor a probe: it has no checkpoint or results"
             )
     page = render(
         "report.html",
-        runs=[describe_run(run, i) for i, run in enumerate(found_runs)],
-        probe=tables.join_probes(probes),
-        clips=show_clips(found_runs, probes, clips) if found_runs and clips else None,
+        runs=[describe_run(run, i) for i, run in enumerate(runs)],
+        results=tables.join_results(results),
+        clips=show_clips(runs, results, clips) if runs and clips else None,
     )
     atomic_file.write_text(out, page)
     return Path(out)
 
 
 def render(template: str, **content: Any) -> str:
-    """Fills a page's template."""
+    """Renders a template of this package."""
     loader = jinja2.PackageLoader("invnext_jax.evaluation", "templates")
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
@@ -85,7 +91,7 @@ def render(template: str, **content: Any) -> str:
 
 
 def describe_run(run: Run, number: int) -> dict[str, Any]:
-    """What the page says about a run: a card of facts, its charts, its whole config."""
+    """Returns the section of the page about a run: facts, charts and the complete config."""
     config, last = run.config, run.records[-1] if run.records else {}
     e, data = config.encoder, config.data
     side = e.size // e.patch
@@ -114,30 +120,33 @@ def describe_run(run: Run, number: int) -> dict[str, Any]:
     }
 
 
-def show_clips(found_runs: Sequence[Run], probes: Sequence[dict], count: int) -> dict[str, Any]:
-    """Strips of the first clips of the held-out manifest, or else of the first run's own."""
-    held_out = [p["run"]["config"]["val_manifest"] for p in probes]
-    manifest = held_out[0] if held_out else found_runs[0].config.data.manifest
+def show_clips(runs: Sequence[Run], results: Sequence[dict], count: int) -> dict[str, Any]:
+    """Returns strips of the first clips of the held-out manifest.
+
+    Without an evaluation, the clips are those of the first run's training manifest.
+    """
+    held_out = [result["run"]["config"]["val_manifest"] for result in results]
+    manifest = held_out[0] if held_out else runs[0].config.data.manifest
     rows: list[list[dict[str, str]]] = [[] for _ in range(count)]
-    video_bthwc, index_b = _read_clips(found_runs[0].config, manifest, count)
+    video_bthwc, index_b = _read_clips(runs[0].config, manifest, count)
 
     def add(title, caption, videos):
         for row, video_thwc in zip(rows, videos, strict=False):
             uri = visualization.to_data_uri(np.asarray(video_thwc))
             row.append({"title": title, "caption": caption, "uri": uri})
 
-    add("Input", "The frames that the encoder is given.", video_bthwc)
-    notes, first = [], found_runs[0]
-    untrained = features.init_encoder(first.config, seed=first.config.seed)
+    add("Input", "The frames that the encoder receives.", video_bthwc)
+    notes, first = [], runs[0]
+    untrained = pretrained.init_encoder(first.config, seed=first.config.seed)
     maps = [("random initialisation", first.config, untrained, video_bthwc)]
-    for run in found_runs:
-        params, config = features.load_params(run.folder)
+    for run in runs:
+        params, config = pretrained.load_params(run.folder)
         clips = _read_clips(config, manifest, count)[0]
         try:
             for title, caption, videos in _own_strips(run.title, config, params, clips):
                 add(title, caption, videos)
         except UserError as error:
-            notes.append(f"{run.title}: no masks or reconstructions, as {error}.")
+            notes.append(f"{run.title}: no masks or reconstructions, because {error}.")
             logging.warning("%s", notes[-1])
         maps.append((run.title, config, params["encoder"], clips))
     for title, config, params, clips in maps:
@@ -147,20 +156,20 @@ def show_clips(found_runs: Sequence[Run], probes: Sequence[dict], count: int) ->
     names = _name_clips(manifest, index_b)
     if names is None:
         names = [f"Clip {i}" for i in index_b]
-        notes.append("No captions: none lie beside the manifest, or it is drawn or joined.")
+        notes.append("No captions: there is no file of captions next to the manifest.")
     title = ", ".join(Path(name).name for name in manifest_lib.split_names(manifest))
     shown = [{"name": n, "strips": row} for n, row in zip(names, rows, strict=False) if row]
     return {"clips": shown, "notes": notes, "manifest": title, "held": bool(held_out)}
 
 
 FEATURES_CAPTION = (
-    "Three main components of this clip's tokens as red, green, blue, smoothly enlarged: like "
-    "colours, like features. Components and colours are each row's own."
+    "The first three principal components of this clip's tokens as red, green and blue. Similar "
+    "colours within a row mean similar features; colours of different rows are not comparable."
 )
 
 
 def _own_strips(name: str, config: Any, params: Any, video_bthwc: np.ndarray):
-    """The strips that only one stage has: (title, caption, videos)."""
+    """Yields the strips that depend on the stage: (title, caption, videos)."""
     if config.stage == "stage1":
         frozen = stage1.init_frozen(config, None)
         made = visualization.reconstruct(config, params, frozen, video_bthwc)
@@ -176,14 +185,14 @@ def _own_strips(name: str, config: Any, params: Any, video_bthwc: np.ndarray):
             return
         yield (
             f"{name}: reconstruction",
-            "Hidden patches sampled from noise by the pixel decoder, each on its own; patches "
-            "framed in white were visible and are copied. Nothing of a hidden patch is used.",
+            "The pixel decoder samples each hidden patch separately, from noise. Patches with a "
+            "white frame were visible and are copied.",
             list(map(visualization.outline_patches, made.own_bthwc, made.seen_btyx)),
         )
         yield (
             f"{name}: with another clip's latents",
-            "The same noise decoded from the next clip's latents. Should this look like the row "
-            "above, the decoder ignores what the encoder tells it.",
+            "The same noise, decoded from the latents of the next clip. If this looks like the row "
+            "above, the decoder ignores the latents.",
             list(map(visualization.outline_patches, made.other_bthwc, made.seen_btyx)),
         )
     else:
@@ -200,9 +209,9 @@ def _own_strips(name: str, config: Any, params: Any, video_bthwc: np.ndarray):
 
 
 def _read_clips(config: Any, manifest: str, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first readable clips, as evaluation sees them: uint8 [b t h w c] and row numbers [b]."""
+    """Reads the first readable clips as in evaluation: uint8 [b t h w c] and row numbers [b]."""
     data = ml_collections.ConfigDict(config.data.to_dict())
-    data.workers = 0  # processes would take longer to start than a few clips
+    data.workers = 0  # starting processes takes longer than reading a few clips
     batches = pipeline.make_eval_dataset(data, manifest=manifest, batch_size=count)
     batch = next(itertools.islice(batches, 1))
     real_b = batch["index"] >= 0
@@ -210,7 +219,7 @@ def _read_clips(config: Any, manifest: str, count: int) -> tuple[np.ndarray, np.
 
 
 def _name_clips(manifest: str, index_b: np.ndarray) -> list[str] | None:
-    """Ground-truth captions of the embedded world where they lie beside the manifest."""
+    """Reads the ground-truth captions of the embedded world; None if there are none."""
     path = Path(manifest)
     path = path.with_name(f"{path.stem}.captions.jsonl")
     if not path.is_file():

@@ -1,36 +1,56 @@
-"""The results of probes as tables, on a terminal and for the report."""
+"""Results of evaluations as tables, for the terminal and for the report.
+
+Tables are made from rows (see `evaluators.evaluator.Row`) alone, so rows of any evaluator appear in
+them. Each metric has its own table, with one column for each task.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+
+class MetricFormat(NamedTuple):
+    """How the values of a metric are written.
+
+    Attributes:
+      title: name of the metric with its unit.
+      scale: factor to that unit.
+      digits: digits after the decimal point; None: three significant digits.
+      is_share: whether values are in [0, 1], so that a bar shows them.
+    """
+
+    title: str
+    scale: float = 1.0
+    digits: int | None = None
+    is_share: bool = False
+
+    def write(self, value: float) -> str:
+        """Returns the value as text."""
+        value = self.scale * value
+        return f"{value:.3g}" if self.digits is None else f"{value:.{self.digits}f}"
+
+
+METRICS = {"top1": MetricFormat("top-1, %", 100.0, 1, True)}
 NAMES = {
-    "chance": "chance",
-    "first_frame": "first frame",
-    "bag_of_frames": "bag of frames",
-    "ordered_track": "ordered track",
     "random": "random initialisation",
     "encoder": "this encoder",
-    "supervised": "supervised",
 }
 INPUTS = {
-    "pixels": "pixels",
     "boxes": "true boxes",
-    "mean": "mean",
     "frames": "frame means",
-    "end to end": "end to end",
 }
 STAGES = {"stage1": "Stage 1", "stage2": "Stage 2"}
 NOTES = {
-    "chance": "one in as many as there are classes",
-    "first_frame": "what needs no video at all",
-    "bag_of_frames": "all frames, blind to their order",
-    "random": "the same encoder before training",
-    "encoder": "frozen, linear probe",
-    "supervised": "the same encoder trained with the labels, {steps} steps: a budget, not a bound",
-    "ordered_track": "what a perfect tracker could tell",
+    "chance": "1 / number of classes",
+    "first_frame": "a single frame: no motion",
+    "bag_of_frames": "all frames, without their order",
+    "random": "the same encoder before training; {evaluator}",
+    "encoder": "frozen encoder; {evaluator}",
+    "supervised": "the same encoder trained with labels for {steps} steps; not an upper bound",
+    "ordered_track": "the output of a perfect tracker",
 }
-# Top to bottom: what knows little, the encoders, what knows more.
+# Rows from top to bottom: inputs with little information, encoders, inputs with more information.
+# Rows with other names are next to the encoders.
 ORDER = (
     "chance",
     "first_frame",
@@ -43,88 +63,165 @@ ORDER = (
 
 
 def format_table(results: Mapping[str, Any]) -> str:
-    """The results as a plain table: top-1 in percent with its standard error, by task."""
-    tasks = results["tasks"]
-    cells = {(r["name"], r["input"], r["task"]): r for r in results["rows"]}
-    lines = [f"{'top-1, %':38}" + "".join(f"{task:>16}" for task in tasks)]
-    classes = {r["task"]: r["classes"] for r in results["rows"]}
-    chance = "".join(f"{100 / classes[task]:>9.1f}       " for task in tasks)
-    lines.append(f"{'chance':38}" + chance.rstrip())
-    for name, what in dict.fromkeys((r["name"], r["input"]) for r in results["rows"]):
-        row = [cells[name, what, task] for task in tasks]
-        cell = "{:>9.1f} ± {:3.1f} "
-        figures = [cell.format(100 * r["top1"], 100 * r["standard_error"]) for r in row]
-        lines.append(f"{NAMES[name] + ', ' + INPUTS[what]:38}" + "".join(figures).rstrip())
+    """Formats results as plain text: values with standard errors, one column for each task."""
+    lines = []
+    for table in _make_tables([results], [NAMES["encoder"]]):
+        lines.append(f"{table['title']:38}" + "".join(f"{task:>16}" for task in table["tasks"]))
+        for row in table["rows"]:
+            cells = (_format_cell(row["cells"].get(task)) for task in table["tasks"])
+            label = ", ".join(filter(None, (row["name"], row["input"])))
+            lines.append(f"{label:38}" + "".join(cells).rstrip())
     for name, t in results["tokens"].items():
         lines.append(
-            f"Tokens of {NAMES[name]}: {100 * t['position_share']:.0f} % of their variance is "
-            f"position alone; effective rank {t['effective_rank']:.1f} of {t['width']}."
+            f"Tokens of {in_words(name)}: position alone explains "
+            f"{100 * t['position_share']:.0f} % of their variance; "
+            f"effective rank {t['effective_rank']:.1f} of {t['width']}."
         )
     return "\n".join(lines)
 
 
-def join_probes(probes: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """One table of several probes; the controls are those of the first probe that has any.
+def _format_cell(cell: Mapping[str, Any] | None) -> str:
+    if cell is None:
+        return " " * 16
+    return f"{cell['text']:>9}" + (f" ± {cell['error_text']:3} " if cell["error_text"] else " " * 7)
+
+
+def join_results(results: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Joins the results of several evaluations; a baseline is that of the first that measured it.
 
     Returns:
-      `tasks`, `rows` (name, note, input, cells by task), `tokens`, `videos`;
-      None if there is no probe.
+      `tables` (see `_make_tables`), with rows in the order of `ORDER`, and `tokens`, the statistics
+      of the grid tokens of each encoder; None if there are no results.
     """
-    if not probes:
+    if not results:
         return None
-    tasks = list(dict.fromkeys(task for probe in probes for task in probe["tasks"]))
-    found: dict[tuple[str, str, str], dict[str, Any]] = {}
-    tokens, steps = [], 0
-    for number, probe in enumerate(probes):
-        title = _title(probes, number)
-        for row in probe["rows"]:
-            key = (row["name"], title if row["name"] == "encoder" else "", row["input"])
-            found.setdefault(key, {}).setdefault(row["task"], row)
-        for name, statistics in probe["tokens"].items():
-            label = title if name == "encoder" else NAMES[name]
-            if label not in [t["name"] for t in tokens]:
-                tokens.append({"name": label, **statistics})
-        steps = steps or (probe["run"]["config"]["supervised"]["steps"])
-    _add_gains(found)
-    classes = {task: row["classes"] for cells in found.values() for task, row in cells.items()}
-    chance = {task: {"top1": 1 / n, "standard_error": None} for task, n in classes.items()}
-    rows = [_row("chance", "", "", chance, steps)]
-    rows += [_row(*key, cells, steps) for key, cells in found.items()]
+    titles, tokens = _make_titles(results), {}
+    for title, result in zip(titles, results, strict=True):
+        for name, statistics in result["tokens"].items():
+            label = title if name == "encoder" else in_words(name)
+            tokens.setdefault(label, {"name": label, **statistics})
+    tables = _make_tables(results, titles)
+    for table in tables:
+        table["rows"].sort(key=lambda row: _position(row["kind"]))
     return {
-        "tasks": tasks,
-        "rows": sorted(rows, key=lambda row: ORDER.index(row["kind"])),
-        "tokens": sorted(tokens, key=lambda t: t["name"] != NAMES["random"]),
-        "videos": next(iter(next(iter(found.values())).values()))["videos"],
+        "tables": tables,
+        "tokens": sorted(tokens.values(), key=lambda t: t["name"] != NAMES["random"]),
     }
 
 
-def _title(probes, number: int) -> str:
-    """The stage of a probe's encoder, numbered if several probes have it."""
-    stage = probes[number]["stage"]
-    title = STAGES.get(stage, "this encoder")
-    same = [i for i, probe in enumerate(probes) if probe["stage"] == stage]
-    return title if len(same) == 1 else f"{title} ({same.index(number) + 1})"
+def in_words(name: str) -> str:
+    """Returns a name from a row as words: "bag_of_frames" becomes "bag of frames"."""
+    return NAMES.get(name, name.replace("_", " "))
 
 
-def _row(kind: str, title: str, what: str, cells: Mapping[str, Any], steps: int) -> dict[str, Any]:
+def _make_titles(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Returns the stage of each evaluated encoder, numbered if several have the same stage."""
+    stages = [result["stage"] for result in results]
+    titles = []
+    for number, stage in enumerate(stages):
+        title = STAGES.get(stage, NAMES["encoder"])
+        several = stages.count(stage) > 1
+        titles.append(f"{title} ({stages[: number + 1].count(stage)})" if several else title)
+    return titles
+
+
+def _make_tables(
+    results: Sequence[Mapping[str, Any]], titles: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Makes one table for each metric.
+
+    Args:
+      results: contents of results.json files.
+      titles: name of the encoder of each of them.
+
+    Returns:
+      A list of `title`, `is_share`, `tasks`, `n` (number of videos, as text) and `rows`: each has
+      `kind` (its name in results.json), `name`, `input`, `note`, and `cells` by task.
+    """
+    tables = []
+    for metric in dict.fromkeys(row["metric"] for result in results for row in result["rows"]):
+        form = METRICS.get(metric, MetricFormat(metric.replace("_", " ")))
+        groups = _group_rows(results, titles, metric)
+        _add_gains(groups, form)
+        cells = [cell for group in groups.values() for cell in group.values()]
+        counts = sorted({cell["n"] for cell in cells})
+        # With two evaluators of the same metric, the row must name the evaluator.
+        ambiguous = len({key[2] for key in groups if key[0] == "encoder"}) > 1
+        steps = max(r["run"]["config"].get("supervised", {}).get("steps", 0) for r in results)
+        tables.append(
+            {
+                "title": form.title,
+                "is_share": form.is_share,
+                "tasks": list(dict.fromkeys(cell["task"] for cell in cells)),
+                "n": " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1]))),
+                "rows": (_chance_rows(cells, form) if metric == "top1" else [])
+                + [_make_row(key, group, steps, ambiguous) for key, group in groups.items()],
+            }
+        )
+    return tables
+
+
+def _group_rows(results, titles, metric: str) -> dict[tuple[str, ...], dict[str, dict[str, Any]]]:
+    """Returns the cells of one metric by (name, encoder's title, evaluator, input) and by task."""
+    form = METRICS.get(metric, MetricFormat(metric))
+    groups: dict[tuple[str, ...], dict[str, dict[str, Any]]] = {}
+    for title, result in zip(titles, results, strict=True):
+        for row in result["rows"]:
+            if row["metric"] == metric:
+                is_encoder = row["name"] == "encoder"
+                key = (row["name"], title if is_encoder else "", row["evaluator"], row["input"])
+                cell = _make_cell(row["value"], row["standard_error"], form)
+                groups.setdefault(key, {}).setdefault(row["task"], {**row, **cell})
+    return groups
+
+
+def _make_cell(value: float, standard_error: float | None, form: MetricFormat) -> dict[str, Any]:
     return {
-        "kind": kind,
-        "name": title or NAMES[kind],
-        "input": INPUTS.get(what, ""),
-        "note": NOTES[kind].format(steps=steps),
-        "cells": cells,
+        "value": value,
+        "standard_error": standard_error,
+        "text": form.write(value),
+        "error_text": "" if standard_error is None else form.write(standard_error),
     }
 
 
-def _add_gains(found) -> None:
-    """Gives each encoder's cell its distance to random initialisation, in standard errors."""
-    for (kind, _, what), cells in found.items():
-        base = found.get(("random", "", what))
-        if kind != "encoder" or base is None:
+def _chance_rows(cells: Sequence[Mapping[str, Any]], form: MetricFormat) -> list[dict[str, Any]]:
+    """Returns the row of the chance level, if rows have a number of classes."""
+    classes = {cell["task"]: cell["classes"] for cell in cells if cell.get("classes")}
+    chance = {task: _make_cell(1 / count, None, form) for task, count in classes.items()}
+    row = {"kind": "chance", "name": "chance", "input": "", "note": NOTES["chance"]}
+    return [{**row, "cells": chance}] if chance else []
+
+
+def _make_row(key, cells: Mapping[str, Any], steps: int, ambiguous: bool) -> dict[str, Any]:
+    kind, title, evaluator, what = key
+    name = title or in_words(kind)
+    if ambiguous and kind in ("encoder", "random"):
+        name = f"{name}, {in_words(evaluator)}"
+    note = NOTES.get(kind, "{evaluator}").format(evaluator=in_words(evaluator), steps=steps)
+    what = INPUTS.get(what, what)
+    return {"kind": kind, "name": name, "input": what, "note": note, "cells": cells}
+
+
+def _position(kind: str) -> int:
+    return ORDER.index(kind if kind in ORDER else "encoder")
+
+
+def _add_gains(groups: Mapping[tuple[str, ...], dict[str, dict]], form: MetricFormat) -> None:
+    """Adds to each cell of an encoder its difference from random initialisation.
+
+    `gain` holds the difference in the unit of the table and in standard errors of the difference,
+    assuming that the two values are independent.
+    """
+    for (name, _, *rest), cells in groups.items():
+        base = groups.get(("random", "", *rest))
+        if name != "encoder" or base is None:
             continue
         for task in cells.keys() & base.keys():
-            ours, theirs = cells[task], base[task]
-            error = math.hypot(ours["standard_error"], theirs["standard_error"])
-            points = ours["top1"] - theirs["top1"]
-            gain = {"points": 100 * points, "errors": points / error if error else math.inf}
-            cells[task] = {**ours, "gain": gain}
+            cell, other = cells[task], base[task]
+            difference = cell["value"] - other["value"]
+            text = "+" * (difference >= 0) + form.write(difference)
+            gain = {"points": form.scale * difference, "text": text, "errors": None}
+            if cell["standard_error"] is not None and other["standard_error"] is not None:
+                error = math.hypot(cell["standard_error"], other["standard_error"])
+                gain["errors"] = difference / error if error else math.inf
+            cell["gain"] = gain

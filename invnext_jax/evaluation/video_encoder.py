@@ -13,7 +13,7 @@ import numpy as np
 from invnext_jax.data.clips import CenterSampler, read_clips
 from invnext_jax.data.manifest import VideoRecord
 from invnext_jax.errors import UserError
-from invnext_jax.evaluation import features
+from invnext_jax.evaluation import pretrained
 from invnext_jax.models.heads import AttentionPool
 from invnext_jax.models.patches import normalize
 
@@ -37,7 +37,7 @@ class VideoEncoder:
         Raises:
           UserError: there is nothing to read, or no encoder in it.
         """
-        loaded = features.load_encoder(path)
+        loaded = pretrained.load_encoder(path)
         e = loaded.config.encoder
         self.encoder, self.config = loaded.encoder, loaded.config
         self.params = jax.device_put({"encoder": loaded.params, "pool": loaded.pool})

@@ -1,18 +1,30 @@
-"""The probe of a tiny untrained encoder on a tiny world, from the real config."""
+"""Evaluation of a tiny untrained encoder on a tiny world, with the real config."""
 
+import dataclasses
 import functools
 import json
+import shutil
 
 import jax
+import ml_collections
 import numpy as np
 import pytest
 from scipy import special
 
-from configs import probe, stage1
+from configs import stage1
+from configs.eval import linear_probe as probe_config
 from invnext_jax.checkpointing import run_metadata
 from invnext_jax.errors import UserError
-from invnext_jax.evaluation import evaluate, features, tables
-from invnext_jax.evaluation.evaluators import linear_probe, supervised
+from invnext_jax.evaluation import evaluate, features, pretrained, tables
+from invnext_jax.evaluation.evaluators import (
+    box_baselines,
+    classification,
+    linear_probe,
+    registry,
+    supervised,
+)
+from invnext_jax.evaluation.evaluators.evaluator import Row
+from invnext_jax.evaluation.inputs import LabeledVideos
 from invnext_jax.models import encoder as encoder_model
 from invnext_jax.synthetic_world.files import write_world
 from invnext_jax.synthetic_world.scene import WorldSpec
@@ -27,14 +39,14 @@ def folder(tmp_path_factory):
         write_world(spec, folder / "world", videos, progress=False)
     config = stage1.get_config("tiny")
     config.encoder.update(width=16, depth=1, heads=2, mlp_width=32, size=16, frames=4)
-    params = features.init_encoder(config, seed=3)
+    params = pretrained.init_encoder(config, seed=3)
     about = {"config": run_metadata.config_to_json(config)}
     export.write_export(folder / "encoder.safetensors", {"encoder": params}, about)
     return folder
 
 
 def get_config(folder, **changes):
-    config = probe.get_config("tiny")
+    config = probe_config.get_config("tiny")
     config.update(
         checkpoint=str(folder / "encoder.safetensors"),
         train_manifest=str(folder / "world" / "train.csv"),
@@ -51,7 +63,7 @@ def get_config(folder, **changes):
 
 @pytest.fixture(scope="module")
 def results(folder):
-    return evaluate.run_probe(get_config(folder), folder / "p")
+    return evaluate.evaluate_checkpoint(get_config(folder), folder / "p")
 
 
 def test_every_input_has_a_row_for_each_task(results):
@@ -71,24 +83,122 @@ def test_every_input_has_a_row_for_each_task(results):
     assert set(results["tokens"]) == {"encoder", "random"}
 
 
-def test_results_are_on_disk_with_what_made_them(folder, results):
+def test_rows_name_their_evaluator_and_metric(results):
+    for row in results["rows"]:
+        assert row["evaluator"] in registry.EVALUATORS
+        assert (row["metric"], row["n"], row["value"]) == ("top1", row["videos"], row["top1"])
+
+
+def test_results_file_holds_rows_versions_and_config(folder, results):
     found = json.loads((folder / "p" / "results.json").read_text())
     assert found["rows"] == results["rows"]
     assert {"jax", "python"} <= set(found["run"]["versions"])
     assert found["run"]["config"]["data"]["size"] == 16
 
 
-def test_a_repeated_command_measures_nothing(folder, results, monkeypatch):
+def test_repeated_command_measures_nothing(folder, results, monkeypatch):
     monkeypatch.setattr(features, "extract", None)
-    assert evaluate.run_probe(get_config(folder), folder / "p")["key"] == results["key"]
+    assert evaluate.evaluate_checkpoint(get_config(folder), folder / "p")["key"] == results["key"]
 
 
-def test_controls_survive_a_change_of_checkpoint(folder, results, monkeypatch):
-    monkeypatch.setattr(evaluate, "_run_controls", None)
-    (folder / "p" / "results.json").unlink()
-    again = evaluate.run_probe(get_config(folder), folder / "p")
+def test_controls_survive_a_change_of_checkpoint(folder, results, tmp_path, monkeypatch):
+    shutil.copytree(folder / "p", tmp_path / "p")
+    config = get_config(folder, checkpoint=str(tmp_path / "other.safetensors"))
+    loaded = pretrained.load_encoder(folder / "encoder.safetensors")
+    about = {"config": run_metadata.config_to_json(loaded.config)}
+    params = pretrained.init_encoder(loaded.config, seed=4)
+    export.write_export(tmp_path / "other.safetensors", {"encoder": params}, about)
+    monkeypatch.setattr(pretrained, "init_encoder", None)
+    monkeypatch.setattr(supervised, "train_supervised", None)
+    monkeypatch.setattr(box_baselines, "fit_forest", None)
+    again = evaluate.evaluate_checkpoint(config, tmp_path / "p")
+    controls = [
+        [row for row in found["rows"] if row["name"] != "encoder"] for found in (again, results)
+    ]
+    assert controls[0] == controls[1]
+    assert again["tokens"]["random"] == results["tokens"]["random"]
+    assert again["tokens"]["encoder"] != results["tokens"]["encoder"]
+
+
+def test_killed_command_continues_without_extracting_again(folder, results, tmp_path, monkeypatch):
+    shutil.copytree(folder / "p", tmp_path / "p")
+    (tmp_path / "p" / "results.json").unlink()
+    (tmp_path / "p" / "rows" / "linear_probe-encoder.json").unlink()
+    monkeypatch.setattr(features, "extract", None)
+    again = evaluate.evaluate_checkpoint(get_config(folder), tmp_path / "p")
     shares = [[row["top1"] for row in found["rows"]] for found in (again, results)]
     assert shares[0] == shares[1]
+    assert again["tokens"] == results["tokens"]
+
+
+class MeanNorm:
+    """An evaluator as a user writes it."""
+
+    name = "mean_norm"
+    is_baseline = False
+
+    def check_config(self, config):
+        if config.mean_norm.scale <= 0:
+            raise UserError(f"config.mean_norm.scale={config.mean_norm.scale} must be positive")
+
+    def evaluate(self, inputs, config):
+        norm_b = np.linalg.norm(inputs.features("val").pooled("mean"), axis=1)
+        value = float(config.mean_norm.scale * norm_b.mean())
+        error = float(norm_b.std() / len(norm_b) ** 0.5)
+        details = {"evaluator": self.name, "name": inputs.name, "input": "mean", "task": "norm"}
+        return [Row(**details, metric="norm", value=value, standard_error=error, n=len(norm_b))]
+
+
+def test_registered_evaluator_has_rows_and_a_table(folder, results, tmp_path, monkeypatch):
+    monkeypatch.setattr(registry, "EVALUATORS", dict(registry.EVALUATORS))
+    registry.register(MeanNorm())
+    shutil.copytree(folder / "p", tmp_path / "p")
+    config = get_config(folder, evaluators=("linear_probe", "mean_norm"))
+    config.mean_norm = ml_collections.ConfigDict({"scale": 2.0})
+    again = evaluate.evaluate_checkpoint(config, tmp_path / "p")
+    rows = [row for row in again["rows"] if row["evaluator"] == "mean_norm"]
+    assert [row["name"] for row in rows] == ["encoder", "random"]
+    joined = tables.join_results([evaluate.read_results(tmp_path / "p")])
+    assert [table["title"] for table in joined["tables"]] == ["top-1, %", "norm"]
+    (table,) = joined["tables"][1:]
+    assert table["tasks"] == ["norm"] and table["n"] == "24"
+    notes = [(row["name"], row["input"], row["note"]) for row in table["rows"]]
+    assert notes[1] == ("Stage 1", "mean", "frozen encoder; mean norm")
+    assert table["rows"][1]["cells"]["norm"]["text"] == f"{rows[0]['value']:.3g}"
+    assert "norm" in tables.format_table(again).splitlines()[6]
+    config.mean_norm.scale = 0.0
+    with pytest.raises(UserError, match="config.mean_norm.scale=0.0 must be positive"):
+        evaluate.evaluate_checkpoint(config, tmp_path / "p")
+
+
+def test_two_evaluators_of_one_name_are_refused(monkeypatch):
+    monkeypatch.setattr(registry, "EVALUATORS", dict(registry.EVALUATORS))
+    with pytest.raises(ValueError, match="another evaluator is registered as 'linear_probe'"):
+        registry.register(linear_probe.LinearProbe())
+    evaluator = MeanNorm()
+    evaluator.name = "../x"
+    with pytest.raises(ValueError, match="must be an identifier"):
+        registry.register(evaluator)
+
+
+def test_results_of_format_1_are_read_and_others_are_refused(tmp_path):
+    rows = [
+        {"name": "encoder", "input": "mean", "task": "shape", "top1": 0.5, "videos": 8},
+        {"name": "first_frame", "input": "boxes", "task": "shape", "top1": 0.25, "videos": 8},
+    ]
+    (tmp_path / "results.json").write_text(json.dumps({"format": 1, "rows": rows}))
+    found = evaluate.read_results(tmp_path)["rows"]
+    assert [(row["evaluator"], row["metric"], row["value"], row["n"]) for row in found] == [
+        ("linear_probe", "top1", 0.5, 8),
+        ("box_baselines", "top1", 0.25, 8),
+    ]
+    for text, sentence in (
+        ('{"format": 3}', "has format 3, but this version reads 1 and 2"),
+        ("{", "JSON"),
+    ):
+        (tmp_path / "results.json").write_text(text)
+        with pytest.raises(UserError, match=sentence):
+            evaluate.read_results(tmp_path)
 
 
 def test_table_has_a_line_for_each_input(results):
@@ -108,13 +218,17 @@ def test_table_has_a_line_for_each_input(results):
         ({"val_manifest": "nowhere.csv"}, "nowhere.csv does not exist"),
         ({"tasks": ("size",)}, "no column label_size"),
         ({"poolings": ("max",)}, r"unknown poolings \['max'\]"),
+        ({"evaluators": ()}, "config.evaluators is empty"),
+        ({"evaluators": ("knn",)}, "config.evaluators has 'knn', which is not one of linear_probe"),
+        ({"inverse_penalties": ()}, "config.inverse_penalties=.* must hold positive numbers"),
+        ({"trees": 0}, "config.trees=0 must be at least 1"),
         ({"checkpoint": ""}, "config.checkpoint is empty"),
         ({"checkpoint": "nowhere"}, "nowhere holds no checkpoint"),
     ],
 )
-def test_mistakes_are_told_in_one_sentence(folder, changes, match):
+def test_mistakes_are_reported_in_one_sentence(folder, changes, match):
     with pytest.raises(UserError, match=match):
-        evaluate.run_probe(get_config(folder, **changes), folder / "other")
+        evaluate.evaluate_checkpoint(get_config(folder, **changes), folder / "other")
 
 
 def test_videos_without_a_label_neither_train_nor_count():
@@ -124,10 +238,13 @@ def test_videos_without_a_label_neither_train_nor_count():
     more = [np.concatenate([x, 9 * rng.normal(size=(25, 6))]) for x in data]
     none = np.full(25, -1, np.int32)
     joined = [{"shape": np.concatenate([y["shape"], none])} for y in labels]
-    linear = evaluate._linear(probe.get_config("tiny"))
-    for fit in (linear, functools.partial(linear_probe.fit_forest, trees=5)):
+    penalties = probe_config.get_config("tiny").inverse_penalties
+    for fit in (
+        functools.partial(linear_probe.fit_linear, inverse_penalties=penalties),
+        functools.partial(box_baselines.fit_forest, trees=5),
+    ):
         plain, found = (
-            evaluate._rows("encoder", "mean", ["shape"], x, y, fit)[0]
+            dataclasses.asdict(classification.fit_tasks(x, y, ["shape"], fit)["shape"])
             for x, y in ((data, labels), (more, joined))
         )
         assert plain.pop("seconds") and found.pop("seconds")
@@ -135,15 +252,15 @@ def test_videos_without_a_label_neither_train_nor_count():
         assert (found["videos"], found["classes"]) == (30, 3)
 
 
-def test_supervised_training_passes_over_videos_without_a_label():
+def test_supervised_loss_ignores_videos_without_a_label():
     logits = np.random.default_rng(1).normal(size=(6, 4)).astype(np.float32)
     labels = np.array([-1, 3, 0, -1, 2, -1])
     some = labels >= 0
     expected = -special.log_softmax(logits, axis=1)[some, labels[some]].mean()
-    loss, grad = jax.value_and_grad(supervised._mean_entropy)(logits, labels)
+    loss, grad = jax.value_and_grad(supervised._mean_cross_entropy)(logits, labels)
     np.testing.assert_allclose(loss, expected, rtol=1e-6)
     assert not grad[~some].any() and np.abs(grad[some]).min() > 0
-    assert supervised._mean_entropy(logits, np.full(6, -1)) == 0
+    assert supervised._mean_cross_entropy(logits, np.full(6, -1)) == 0
 
 
 def test_supervised_training_counts_videos_with_a_label(folder):
@@ -152,12 +269,12 @@ def test_supervised_training_counts_videos_with_a_label(folder):
     rng = np.random.default_rng(2)
     video = rng.integers(256, size=(8, 2, 16, 16, 3), dtype=np.uint8)
     labels = np.array([0, 1, -1, 1, -1, 0, -1, 1], np.int32)
-    settings = probe.get_config("tiny").supervised
+    settings = probe_config.get_config("tiny").supervised
     settings.update(steps=1, batch_size=8)
     results, _ = supervised.train_supervised(
         encoder_model.from_config(config),
-        (video, {"shape": labels, "color": np.arange(8) % 3}),
-        (video[:6], {"shape": labels[:6], "color": np.arange(6) % 3}),
+        LabeledVideos(video, {"shape": labels, "color": np.arange(8) % 3}, np.arange(8)),
+        LabeledVideos(video[:6], {"shape": labels[:6], "color": np.arange(6) % 3}, np.arange(6)),
         **{"tasks": ["shape", "color"], "config": settings, "seed": 0},
     )
     assert [results[task].videos for task in ("shape", "color")] == [4, 6]

@@ -11,7 +11,7 @@ from safetensors import safe_open
 
 from invnext_jax import train
 from invnext_jax.errors import UserError
-from invnext_jax.evaluation import exporter, features
+from invnext_jax.evaluation import exporter, pretrained
 from invnext_jax.weights import export, files, import_weights
 
 PUBLISHED = exporter.ExportFormat("internvideo_next")
@@ -30,7 +30,7 @@ def stage2_run(tiny_config, stage1_run, tmp_path):
 
 def randomised(run, path):
     """All parts of a run with random values, so that nothing hides behind zeros and ones."""
-    params, config = features.load_params(run)
+    params, config = pretrained.load_params(run)
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: rng.normal(0, 0.1, x.shape).astype("f4"), params)
     export.write_export(path, params, exporter.describe(run, config, params))
@@ -91,8 +91,8 @@ def test_published_encoder_is_what_its_users_expect(stage1_run, tmp_path):
     # Without our own section, as the released encoders are.
     del config["invnext_jax"]
     (folder / "config.json").write_text(json.dumps(config))
-    loaded = features.load_encoder(folder)
-    want = features.load_params(stage1_run)[0]["encoder"]["class_token"].astype(np.float16)
+    loaded = pretrained.load_encoder(folder)
+    want = pretrained.load_params(stage1_run)[0]["encoder"]["class_token"].astype(np.float16)
     np.testing.assert_array_equal(loaded.params["class_token"], want)
 
 
@@ -104,7 +104,7 @@ def test_export_writes_its_files_and_nothing_else(stage1_run, tmp_path):
     assert about["parts"] == ["encoder", "pool"]
     assert about["source"]["run"] == "stage1" and about["source"]["step"] == 0
     assert str(tmp_path) not in out.with_suffix(".json").read_text()  # paths stay here
-    params, _ = features.load_params(stage1_run)
+    params, _ = pretrained.load_params(stage1_run)
     assert export.contains_tensors(out, {part: params[part] for part in ("encoder", "pool")})
 
 
@@ -147,14 +147,14 @@ def test_other_features_are_refused_and_old_files_stay(stage1_run, tmp_path, mon
     out = tmp_path / "out" / "encoder.safetensors"
     exporter.export_run(stage1_run, out)
     old = out.read_bytes()
-    real = features.load_encoder
+    real = pretrained.load_encoder
 
     def spoiled(path):
         loaded = real(path)
         params = {**loaded.params, "class_token": loaded.params["class_token"] + 1}
         return loaded._replace(params=params)
 
-    monkeypatch.setattr(features, "load_encoder", spoiled)
+    monkeypatch.setattr(pretrained, "load_encoder", spoiled)
     with pytest.raises(UserError, match="gives other features"):
         exporter.export_run(stage1_run, out, overwrite=True)
     assert out.read_bytes() == old
@@ -163,7 +163,7 @@ def test_other_features_are_refused_and_old_files_stay(stage1_run, tmp_path, mon
 
 def test_what_the_released_code_does_not_have_is_refused(stage1_run, tmp_path):
     linear = tmp_path / "linear.safetensors"
-    params, config = features.load_params(stage1_run)
+    params, config = pretrained.load_params(stage1_run)
     config = ml_collections.ConfigDict({**config.to_dict(), "decoder": {"kind": "linear"}})
     export.write_export(linear, params, exporter.describe(stage1_run, config, params))
     with pytest.raises(UserError, match="no decoder of kind 'linear'"):
@@ -187,8 +187,8 @@ def test_the_moving_average_is_exported_and_probed_in_place_of_the_parameters(
     assert about["source"]["ema"] is True
     expected = jax.tree.map(lambda x: 2 * x, params["encoder"])
     assert_equal_trees(written["encoder"], expected)
-    assert_equal_trees(features.load_encoder(tmp_path / "run", ema=True).params, expected)
-    assert_equal_trees(features.load_encoder(tmp_path / "run").params, params["encoder"])
+    assert_equal_trees(pretrained.load_encoder(tmp_path / "run", ema=True).params, expected)
+    assert_equal_trees(pretrained.load_encoder(tmp_path / "run").params, params["encoder"])
 
 
 def test_weights_that_are_not_finite_and_places_that_cannot_be_written_are_told(
@@ -197,7 +197,7 @@ def test_weights_that_are_not_finite_and_places_that_cannot_be_written_are_told(
     source = tmp_path / "nan.safetensors"
     params = randomised(stage1_run, source)
     params["encoder"]["class_token"][0, 0] = np.nan
-    _, config = features.load_params(source)
+    _, config = pretrained.load_params(source)
     export.write_export(source, params, exporter.describe(source, config, params))
     with pytest.raises(UserError, match="not finite"):
         exporter.export_run(source, tmp_path / "b.safetensors")

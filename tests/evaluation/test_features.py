@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from invnext_jax.errors import UserError
-from invnext_jax.evaluation import features
+from invnext_jax.evaluation import features, pretrained
 from invnext_jax.models import encoder as encoder_model
 from invnext_jax.models.patches import normalize
 from invnext_jax.objectives import losses
@@ -28,7 +28,7 @@ def config():
 
 @pytest.fixture(scope="module")
 def params(config):
-    return features.init_encoder(config, seed=0)
+    return pretrained.init_encoder(config, seed=0)
 
 
 def statistics_of(tokens_bnd):
@@ -101,9 +101,9 @@ def test_extraction_pools_grid_tokens_and_drops_padding(config, params):
     batch = next(make_batches(5, 5))
     tokens = run(encoder, params, normalize(batch["video"]))[:, 4:]
     tokens = tokens.reshape(5, 3, 4, 16)
-    np.testing.assert_allclose(found.pooled["mean"], tokens.mean(axis=(1, 2)), atol=1e-5)
+    np.testing.assert_allclose(found.pooled("mean"), tokens.mean(axis=(1, 2)), atol=1e-5)
     np.testing.assert_allclose(
-        found.pooled["frames"], tokens.mean(axis=2).reshape(5, -1), atol=1e-5
+        found.pooled("frames"), tokens.mean(axis=2).reshape(5, -1), atol=1e-5
     )
     np.testing.assert_array_equal(found.labels["shape"], [0, 1, 2, 0, 1])
     np.testing.assert_array_equal(found.index_b, np.arange(5))
@@ -122,7 +122,7 @@ def test_the_whole_extraction_compiles_once(config, params, monkeypatch):
 def test_an_export_loads_without_the_run(tmp_path, config, params):
     path = tmp_path / "encoder.safetensors"
     export.write_export(path, {"encoder": params}, {"config": config.to_dict()})
-    encoder, loaded, found, _ = features.load_encoder(path)
+    encoder, loaded, found, _ = pretrained.load_encoder(path)
     clip = normalize(next(make_batches(2, 2))["video"])
     expected = run(encoder_model.from_config(config), params, clip)
     np.testing.assert_array_equal(run(encoder, loaded, clip), expected)
@@ -131,9 +131,9 @@ def test_an_export_loads_without_the_run(tmp_path, config, params):
 
 def test_what_cannot_be_loaded_is_refused(tmp_path, config, params):
     with pytest.raises(UserError, match="config.checkpoint is empty"):
-        features.load_params("")
+        pretrained.load_params("")
     with pytest.raises(UserError, match="holds no checkpoint"):
-        features.load_params(tmp_path)
+        pretrained.load_params(tmp_path)
     export.write_export(tmp_path / "a.safetensors", {"pool": params}, {"config": config.to_dict()})
     with pytest.raises(UserError, match="holds no encoder"):
-        features.load_params(tmp_path / "a.safetensors")
+        pretrained.load_params(tmp_path / "a.safetensors")

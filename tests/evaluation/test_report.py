@@ -1,4 +1,4 @@
-"""The page is whole without a network, joins probes, and refuses folders that are neither."""
+"""The report is self-contained, joins results, and refuses other folders."""
 
 import json
 import re
@@ -11,15 +11,16 @@ import pytest
 from configs import stage1 as stage1_config
 from invnext_jax.checkpointing import run_metadata
 from invnext_jax.errors import UserError
-from invnext_jax.evaluation import features, report, run_record, tables
+from invnext_jax.evaluation import evaluate, pretrained, report, tables
 from invnext_jax.stages import stage1
 from invnext_jax.synthetic_world.files import write_world
 from invnext_jax.synthetic_world.scene import WorldSpec
 
 
 def make_row(name, what, task, top1):
-    common = {"videos": 100, "classes": 8, "standard_error": 0.03, "train_top1": 1.0}
-    return {"name": name, "input": what, "task": task, "top1": top1, **common}
+    common = {"videos": 100, "classes": 8, "standard_error": 0.03, "train_top1": 1.0, "n": 100}
+    metric = {"evaluator": "linear_probe", "metric": "top1", "value": top1}
+    return {"name": name, "input": what, "task": task, "top1": top1, **common, **metric}
 
 
 def make_probe(stage, top1, *, controls):
@@ -36,6 +37,7 @@ def make_probe(stage, top1, *, controls):
     }
     config = {"supervised": {"steps": 150 * controls}, "val_manifest": "val.csv"}
     return {
+        "format": evaluate.FORMAT,
         "stage": stage,
         "tasks": ["shape"],
         "rows": rows,
@@ -74,12 +76,12 @@ def folder(tmp_path, monkeypatch):
         init = jax.jit(lambda key: stage1.init_params(config, model, key))
         return nn.meta.unbox(init(jax.random.key(0))), ml_collections.ConfigDict(record["config"])
 
-    monkeypatch.setattr(features, "load_params", load)
-    monkeypatch.setattr(run_record, "read_record", lambda _: record)
+    monkeypatch.setattr(pretrained, "load_params", load)
+    monkeypatch.setattr(pretrained, "read_run_record", lambda _: record)
     return tmp_path
 
 
-def test_page_holds_everything_and_loads_nothing(folder):
+def test_page_is_self_contained(folder):
     out = report.write_report([folder / "s1", folder / "p1"], folder / "out" / "report.html", 2)
     page = out.read_text()
     assert set(re.findall(r'src="([^"]{10})', page)) == {"data:image"}
@@ -94,15 +96,15 @@ def test_page_holds_everything_and_loads_nothing(folder):
 
 def test_a_run_alone_gets_a_page_without_pictures(folder):
     out = report.write_report([folder / "s1"], folder / "report.html", clips=0)
-    assert "What it sees" not in out.read_text()
+    assert "Example clips" not in out.read_text()
 
 
-def test_probes_join_into_one_table_from_little_to_much_knowledge():
+def test_results_join_into_one_table_in_the_order_of_information():
     probes = [
         make_probe("stage1", 0.9, controls=False),
         make_probe("stage2", 0.8, controls=True),
     ]
-    table = tables.join_probes(probes)
+    (table,) = tables.join_results(probes)["tables"]
     names = [row["name"] for row in table["rows"]]
     assert names == [
         *("chance", "first frame", "random initialisation", "Stage 1", "Stage 2", "supervised")
@@ -111,12 +113,12 @@ def test_probes_join_into_one_table_from_little_to_much_knowledge():
     assert gain["points"] == pytest.approx(65)
     assert gain["errors"] == pytest.approx(0.65 / (0.03 * 2**0.5))
     assert "150 steps" in table["rows"][-1]["note"]
-    assert table["rows"][0]["cells"]["shape"]["top1"] == 1 / 8
+    assert table["rows"][0]["cells"]["shape"]["value"] == 1 / 8
 
 
-def test_two_probes_of_one_stage_are_told_apart():
+def test_two_probes_of_one_stage_are_numbered():
     probes = [make_probe("stage1", 0.9, controls=False), make_probe("stage1", 0.8, controls=False)]
-    names = [row["name"] for row in tables.join_probes(probes)["rows"]]
+    names = [row["name"] for row in tables.join_results(probes)["tables"][0]["rows"]]
     assert names == ["chance", "Stage 1 (1)", "Stage 1 (2)"]
 
 
@@ -127,12 +129,12 @@ def test_other_folders_are_refused(tmp_path):
         report.write_report([tmp_path], tmp_path / "report.html")
 
 
-def test_joined_manifests_are_all_named_and_lacking_captions_told(folder):
+def test_joined_manifests_are_listed_and_missing_captions_noted(folder):
     manifest = folder / "world" / "val.csv"
     results = folder / "p1" / "results.json"
     probe = json.loads(results.read_text())
     probe["run"]["config"]["val_manifest"] = f"{manifest},{manifest}"
-    found_runs = [report.Run(folder / "s1", run_record.read_record(folder / "s1"), [])]
+    found_runs = [report.Run(folder / "s1", pretrained.read_run_record(folder / "s1"), [])]
     found = report.show_clips(found_runs, [probe], 2)  # as many as above
     assert found["manifest"] == "val.csv, val.csv"
     assert any(note.startswith("No captions") for note in found["notes"])

@@ -9,7 +9,7 @@ import pytest
 from invnext_jax.data import manifest
 from invnext_jax.data.decode import BadVideo
 from invnext_jax.errors import UserError
-from invnext_jax.evaluation import exporter, features
+from invnext_jax.evaluation import exporter, pretrained
 from invnext_jax.evaluation.video_encoder import VideoEncoder
 from invnext_jax.models.heads import AttentionPool
 from invnext_jax.models.patches import normalize
@@ -31,7 +31,7 @@ def test_features_are_those_of_the_module(exported, video):
     encoder = VideoEncoder(exported)
     tokens = encoder(video)
     assert tokens.shape == (2 * 16, 64) and tokens.dtype == np.float32
-    loaded = features.load_encoder(exported)
+    loaded = pretrained.load_encoder(exported)
     clip = normalize(encoder.read(video)[None])
     out = loaded.encoder.apply({"params": loaded.params}, clip).tokens_bnd
     np.testing.assert_allclose(tokens, out[0, 4:], atol=1e-5)

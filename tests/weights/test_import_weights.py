@@ -15,7 +15,7 @@ from safetensors import numpy as st
 
 from configs import stage1 as config1
 from invnext_jax.errors import UserError
-from invnext_jax.evaluation import features
+from invnext_jax.evaluation import pretrained
 from invnext_jax.models.heads import AttentionPool
 from invnext_jax.stages import image_teacher, initialization
 from invnext_jax.weights import export, import_weights
@@ -59,7 +59,7 @@ def test_published_encoder_gives_the_reference_features(published, case, tmp_pat
     message = import_weights.import_weights("internvideo_next", published, out)
     assert f"--config.init_from={out}" in message
     for source in (out, published):
-        loaded = features.load_encoder(source)
+        loaded = pretrained.load_encoder(source)
         tokens = loaded.encoder.apply({"params": loaded.params}, case.video).tokens_bnd
         assert_near(tokens, case["out.nomask.x"])
         e = loaded.config.encoder

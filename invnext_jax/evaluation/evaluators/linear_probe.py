@@ -1,124 +1,105 @@
-"""Linear probes on frozen features, solved exactly, so that the figure has no optimiser noise.
+"""Linear probe: multinomial logistic regression on frozen features, solved to convergence.
 
-Multinomial logistic regression; its penalty is chosen by a held-out part of the training videos,
-never by the videos that are reported.
+The result has no optimiser noise. The penalty is chosen on a held-out part of the training videos,
+never on the videos that are reported.
 
 Shape key: b videos, d features, k classes.
 """
 
 import dataclasses
+import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from scipy import optimize, special
-from sklearn.ensemble import RandomForestClassifier
 from threadpoolctl import threadpool_limits
 
 from invnext_jax.errors import UserError
+from invnext_jax.evaluation.evaluators.classification import (
+    ClassifierResult,
+    fit_tasks,
+    make_rows,
+    score_predictions,
+)
+from invnext_jax.evaluation.evaluators.evaluator import Row
+from invnext_jax.evaluation.features import POOLINGS
+from invnext_jax.evaluation.inputs import EvalInputs
 
-SMALL = 2**24  # values; matrices below it are multiplied by one thread
-
-
-@dataclasses.dataclass(frozen=True)
-class ProbeResult:
-    """Top-1 shares in [0, 1] of one fitted classifier.
-
-    Attributes:
-      top1: share right among the `videos` held-out videos.
-      standard_error: binomial, of `top1`.
-      train_top1: share right among the videos it was fitted on.
-      videos: number of held-out videos.
-      classes: number of classes among the training labels.
-      inverse_penalty: the C that was chosen; None for a classifier without one.
-      converged: whether the solver reached its tolerance.
-      seconds: time for all fits.
-    """
-
-    top1: float
-    standard_error: float
-    train_top1: float
-    videos: int
-    classes: int
-    inverse_penalty: float | None
-    converged: bool
-    seconds: float
+SMALL = 2**24  # values; smaller matrices are multiplied by one thread
 
 
-def binomial_standard_error(share: float, count: int) -> float:
-    """Standard error of a share of `count` independent trials: sqrt(p (1 - p) / n)."""
-    return float(np.sqrt(share * (1.0 - share) / count))
+class LinearProbe:
+    """Linear probe of the pooled features, one row for each pooling and task."""
+
+    name = "linear_probe"
+    is_baseline = False
+
+    def check_config(self, config: Any) -> None:
+        """Checks the poolings and the options of the fit."""
+        unknown = set(config.poolings) - set(POOLINGS)
+        if unknown:
+            raise UserError(f"unknown poolings {sorted(unknown)}: choose of {POOLINGS}")
+        check_fit_config(config)
+
+    def evaluate(self, inputs: EvalInputs, config: Any) -> list[Row]:
+        """Fits the probes on normalised features."""
+        train, val = inputs.features("train"), inputs.features("val")
+        rows = []
+        for pooling in config.poolings:
+            data = (normalize_rows(part.pooled(pooling)) for part in (train, val))
+            # Standardised by all training videos: scaling needs no labels.
+            data = standardize(*data)
+            results = fit_linear_tasks(data, (train.labels, val.labels), inputs, config)
+            rows += make_rows(self.name, inputs.name, pooling, results)
+        return rows
 
 
-def summarize(
-    guesses: tuple[np.ndarray, np.ndarray],
-    labels: tuple[np.ndarray, np.ndarray],
-    *,
-    start: float,
-    inverse_penalty: float | None = None,
-    converged: bool = True,
-) -> ProbeResult:
-    """Turns guesses and labels [b] of (training, held-out) videos into a result.
-
-    Args:
-      guesses: int classes.
-      labels: int classes.
-      start: `time.perf_counter()` before the work.
-      inverse_penalty: see `ProbeResult`.
-      converged: see `ProbeResult`.
-    """
-    train_top1, top1 = (float(np.mean(g == y)) for g, y in zip(guesses, labels, strict=True))
-    return ProbeResult(
-        top1=top1,
-        standard_error=binomial_standard_error(top1, len(labels[1])),
-        train_top1=train_top1,
-        videos=len(labels[1]),
-        classes=len(np.unique(labels[0])),
-        inverse_penalty=inverse_penalty,
-        converged=converged,
-        seconds=time.perf_counter() - start,
-    )
-
-
-def find_labeled(labels_b: np.ndarray, task: str, split: str) -> np.ndarray:
-    """Which videos have a label: bool [b]; a negative number stands for none.
+def check_fit_config(config: Any) -> None:
+    """Checks `inverse_penalties`.
 
     Raises:
-      UserError: none has; the text names the `task` and the `split`.
+      UserError: there is no penalty, or one is not positive.
     """
-    labeled_b = labels_b >= 0
-    if not labeled_b.any():
+    if not config.inverse_penalties or min(config.inverse_penalties) <= 0:
         raise UserError(
-            f"label_{task} has no labelled video in the {split} manifest: "
-            "leave the task out of config.tasks or give videos with labels of it"
+            f"config.inverse_penalties={config.inverse_penalties} must hold positive numbers"
         )
-    return labeled_b
 
 
-def check_classes(labels_b: np.ndarray, task: str) -> None:
-    """Raises `UserError` if there are fewer than two classes to tell apart."""
-    if len(np.unique(labels_b)) < 2:
-        raise UserError(
-            f"label_{task} has only one class in the training manifest: "
-            "leave the task out of config.tasks or give videos of several classes"
-        )
+def fit_linear_tasks(
+    data: Sequence[np.ndarray],
+    labels: Sequence[Mapping[str, np.ndarray]],
+    inputs: EvalInputs,
+    config: Any,
+) -> dict[str, ClassifierResult]:
+    """Fits a linear probe for each task with the options of `config`, see `fit_tasks`."""
+    fit = functools.partial(
+        fit_linear,
+        inverse_penalties=config.inverse_penalties,
+        held_out=config.held_out,
+        seed=config.seed,
+    )
+    return fit_tasks(data, labels, inputs.dataset.tasks, fit)
 
 
 def normalize_rows(x_bd: np.ndarray, eps: float = 1e-6) -> np.ndarray:
-    """LayerNorm of every video's features without its affine part (the linear map has one)."""
+    """Applies LayerNorm to each video's features, without scale and bias (the probe has both)."""
     x_bd = np.asarray(x_bd, dtype=np.float64)
     x_bd = x_bd - x_bd.mean(axis=1, keepdims=True)
     return x_bd / np.sqrt(np.square(x_bd).mean(axis=1, keepdims=True) + eps)
 
 
 def standardize(train_bd: np.ndarray, val_bd: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Zero mean and unit deviation by the training videos, then a turn to their principal axes.
+    """Scales to zero mean and unit deviation of the training videos, then rotates to their PCA axes.
 
-    The turn changes no solution (the penalty is a sphere), but it makes the solver's problem well
-    scaled, and where there are more features than videos it leaves out what no video spans.
+    The rotation does not change the solution, because the penalty is isotropic, but it makes the
+    problem well conditioned. With more features than videos it drops the directions that no
+    training video spans.
 
     Returns:
-      float64 [b, axes] of both.
+      float64 [b, axes] of the training and of the held-out videos.
     """
     train_bd, val_bd = (np.asarray(x, np.float64) for x in (train_bd, val_bd))
     mean_d, std_d = train_bd.mean(axis=0), train_bd.std(axis=0)
@@ -136,7 +117,7 @@ def standardize(train_bd: np.ndarray, val_bd: np.ndarray) -> tuple[np.ndarray, n
 
 @dataclasses.dataclass(frozen=True)
 class Logistic:
-    """A fitted classifier: classes [k], weights [d k], offsets [k]."""
+    """A fitted logistic regression: classes [k], weights [d k], offsets [k]."""
 
     classes_k: np.ndarray
     weights_dk: np.ndarray
@@ -144,26 +125,26 @@ class Logistic:
     converged: bool
 
     def predict(self, x_bd: np.ndarray) -> np.ndarray:
-        """The likeliest class of each video: [b]."""
+        """Returns the most likely class of each video: [b]."""
         return self.classes_k[np.argmax(x_bd @ self.weights_dk + self.offset_k[None], axis=1)]
 
 
 def fit_logistic(
     x_bd: np.ndarray, labels_b: np.ndarray, inverse_penalty: float, max_iterations: int = 500
 ) -> Logistic:
-    """Minimises C * sum of cross-entropies + |weights|^2 / 2 by L-BFGS; offsets are free.
+    """Minimises C * sum of cross-entropies + |weights|^2 / 2 by L-BFGS; offsets have no penalty.
 
     Args:
-      x_bd: float64, best on principal axes (`standardize`), as each axis is scaled on its own.
+      x_bd: float64, preferably from `standardize`: the solver scales each axis separately.
       labels_b: int classes, at least two different ones.
       inverse_penalty: C.
-      max_iterations: of the solver.
+      max_iterations: limit of the solver.
     """
     classes_k, target_b = np.unique(labels_b, return_inverse=True)
     b, d, k = len(x_bd), x_bd.shape[1], len(classes_k)
     onehot_bk = np.eye(k)[target_b]
     decay = 1.0 / (inverse_penalty * b)
-    # An upper bound of the curvature along each axis makes the steps even.
+    # Preconditions each axis by an upper bound of its curvature.
     scale_d = 1.0 / np.sqrt(np.square(x_bd).mean(axis=0) / k + decay)
 
     def objective(flat):
@@ -178,13 +159,13 @@ def fit_logistic(
         return loss, np.concatenate([grad_dk.ravel(), error_bk.sum(axis=0)])
 
     options = {"maxiter": max_iterations, "gtol": 1e-5, "ftol": 1e-10}
-    # Small products: waking threads for each takes twenty times as long as computing it.
+    # For small products, starting threads takes twenty times as long as the product.
     with threadpool_limits(1 if x_bd.size < SMALL else None):
-        found = optimize.minimize(
+        solution = optimize.minimize(
             objective, np.zeros((d + 1) * k), jac=True, method="L-BFGS-B", options=options
         )
-    weights_dk = found.x[:-k].reshape(d, k) * scale_d[:, None]
-    return Logistic(classes_k, weights_dk, found.x[-k:], bool(found.success))
+    weights_dk = solution.x[:-k].reshape(d, k) * scale_d[:, None]
+    return Logistic(classes_k, weights_dk, solution.x[-k:], bool(solution.success))
 
 
 def fit_linear(
@@ -196,22 +177,22 @@ def fit_linear(
     inverse_penalties: Sequence[float],
     held_out: float = 0.2,
     seed: int = 0,
-) -> ProbeResult:
-    """Fits a linear probe and measures it on the held-out videos.
+) -> ClassifierResult:
+    """Fits a linear probe and measures its accuracy on the held-out videos.
 
     Args:
       train_bd: features of the training videos, from `standardize`.
       train_labels_b: int labels of the training videos.
       val_bd: features of the held-out videos, from `standardize`.
-      val_labels_b: int labels; one that training lacks counts as wrong.
-      inverse_penalties: values of C to choose from; ties go to the smaller one.
-      held_out: share of the training videos that chooses C; the last fit uses all of them.
+      val_labels_b: int labels; a class without training videos counts as wrong.
+      inverse_penalties: candidate values of C; on a tie the smaller one is chosen.
+      held_out: share of the training videos on which C is chosen; the final fit uses all videos.
       seed: of that split.
     """
     start = time.perf_counter()
     chosen = _choose_penalty(train_bd, train_labels_b, sorted(inverse_penalties), held_out, seed)
     model = fit_logistic(train_bd, train_labels_b, chosen)
-    return summarize(
+    return score_predictions(
         (model.predict(train_bd), model.predict(val_bd)),
         (train_labels_b, val_labels_b),
         start=start,
@@ -221,7 +202,7 @@ def fit_linear(
 
 
 def _choose_penalty(x_bd, labels_b, inverse_penalties, held_out, seed) -> float:
-    """The C whose fit on the rest is best on `held_out` of the training videos."""
+    """Returns the C that is most accurate on `held_out` of the videos, fitted on the others."""
     order_b = np.random.default_rng(seed).permutation(len(labels_b))
     choose_b, fit_b = np.split(order_b, [max(1, round(held_out * len(order_b)))])
     if len(inverse_penalties) == 1 or len(np.unique(labels_b[fit_b])) < 2:
@@ -231,20 +212,3 @@ def _choose_penalty(x_bd, labels_b, inverse_penalties, held_out, seed) -> float:
         model = fit_logistic(x_bd[fit_b], labels_b[fit_b], inverse_penalty)
         shares.append(np.mean(model.predict(x_bd[choose_b]) == labels_b[choose_b]))
     return inverse_penalties[int(np.argmax(shares))]
-
-
-def fit_forest(
-    train_bd: np.ndarray,
-    train_labels_b: np.ndarray,
-    val_bd: np.ndarray,
-    val_labels_b: np.ndarray,
-    *,
-    trees: int = 200,
-    seed: int = 0,
-) -> ProbeResult:
-    """Fits a random forest, for inputs whose relation to the label is not linear (boxes)."""
-    start = time.perf_counter()
-    model = RandomForestClassifier(trees, random_state=seed, n_jobs=-1)
-    model.fit(train_bd, train_labels_b)
-    guesses = model.predict(train_bd), model.predict(val_bd)
-    return summarize(guesses, (train_labels_b, val_labels_b), start=start)

@@ -1,11 +1,11 @@
-"""The upper bracket: the same encoder trained end to end with the labels, for a set budget.
+"""Supervised baseline: the same encoder trained end to end with labels, for a fixed budget.
 
 Shape key: b videos, t frames, h w pixels, c channels, n tokens, d width, k classes.
 """
 
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -13,9 +13,49 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from invnext_jax.evaluation.evaluators.linear_probe import ProbeResult, summarize
+from invnext_jax.errors import UserError
+from invnext_jax.evaluation.evaluators.classification import (
+    ClassifierResult,
+    make_rows,
+    score_predictions,
+)
+from invnext_jax.evaluation.evaluators.evaluator import Row
+from invnext_jax.evaluation.inputs import EvalInputs, LabeledVideos
 from invnext_jax.models.encoder import Encoder
 from invnext_jax.models.patches import normalize
+
+LOG_EVERY = 10  # steps
+
+
+class SupervisedBaseline:
+    """End-to-end training on all tasks at once, one row for each task; no rows for 0 steps."""
+
+    name = "supervised"
+    is_baseline = True
+
+    def check_config(self, config: Any) -> None:
+        """Checks the number of steps and the batch size."""
+        settings = config.supervised
+        if settings.steps < 0:
+            raise UserError(f"config.supervised.steps={settings.steps} must not be negative")
+        if settings.batch_size < 1:
+            raise UserError(f"config.supervised.batch_size={settings.batch_size} must be positive")
+
+    def evaluate(self, inputs: EvalInputs, config: Any) -> list[Row]:
+        """Trains and measures; the rows hold the training loss of all tasks as `loss_curve`."""
+        if not config.supervised.steps:
+            return []
+        print(f"supervised: training for {config.supervised.steps} steps", flush=True)
+        dataset = inputs.dataset
+        results, curve = train_supervised(
+            inputs.encoder.encoder,
+            dataset.videos("train"),
+            dataset.videos("val"),
+            tasks=dataset.tasks,
+            config=config.supervised,
+            seed=config.seed,
+        )
+        return make_rows(self.name, "supervised", "end to end", results, loss_curve=curve)
 
 
 class Classifier(nn.Module):
@@ -32,105 +72,141 @@ class Classifier(nn.Module):
         return [nn.Dense(k, name=f"head{i}")(x_bd) for i, k in enumerate(self.classes)]
 
 
+class TrainState(NamedTuple):
+    """Parameters of the classifier and state of the optimiser."""
+
+    params: Any
+    opt_state: Any
+
+
 def train_supervised(  # noqa: PLR0913
     encoder: Encoder,
-    train: tuple[np.ndarray, Mapping[str, np.ndarray]],
-    val: tuple[np.ndarray, Mapping[str, np.ndarray]],
+    train: LabeledVideos,
+    val: LabeledVideos,
     *,
     tasks: Sequence[str],
     config: Any,
     seed: int,
-) -> tuple[dict[str, ProbeResult], list[dict[str, float]]]:
+) -> tuple[dict[str, ClassifierResult], list[dict[str, float]]]:
     """Trains on all tasks at once and measures each.
 
     Args:
-      encoder: module, initialised anew; drop path is off.
-      train: uint8 videos [b t h w c], and int labels [b] by task; a negative one stands for none
-        and gives no loss.
-      val: the same of the held-out videos.
+      encoder: module, newly initialised; drop path is off.
+      train: training videos; a video without a label of a task adds nothing to the task's loss.
+      val: held-out videos.
       tasks: names of the tasks.
       config: steps, batch_size, learning_rate, warmup_steps, weight_decay.
       seed: of initialisation and order.
 
     Returns:
-      The result of each task, and the loss every few steps.
+      The result of each task, and the training loss every `LOG_EVERY` steps.
     """
     start = time.perf_counter()
-    classes = [int(max(train[1][task].max(), val[1][task].max())) + 1 for task in tasks]
-    model = Classifier(encoder, classes)
-    params = jax.jit(model.init)(jax.random.key(seed), jnp.zeros((1, *train[0].shape[1:])))
-    params = nn.meta.unbox(params["params"])
-    warmup = min(config.warmup_steps, config.steps // 2)
-    schedule = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warmup, config.steps)
-    tx = optax.chain(
-        optax.clip_by_global_norm(1.0),
-        optax.adamw(
-            schedule, b2=0.98, weight_decay=config.weight_decay, mask=lambda p: _is_matrix(p)
-        ),
-    )
-
-    def loss_fn(params, video_bthwc, labels):
-        logits = model.apply({"params": params}, normalize(video_bthwc))
-        return sum(map(_mean_entropy, logits, labels))
-
-    @jax.jit
-    def step(params, opt_state, video_bthwc, labels):
-        loss, grads = jax.value_and_grad(loss_fn)(params, video_bthwc, labels)
-        updates, opt_state = tx.update(grads, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state, loss
-
-    opt_state, curve = tx.init(params), []
-    batches = _endless_batches(len(train[0]), config.batch_size, seed)
+    model = Classifier(encoder, count_classes(train.labels, val.labels, tasks))
+    tx = make_optimizer(config)
+    state = init_state(model, tx, train.video_bthwc.shape[1:], seed)
+    step, curve = make_step(model, tx), []
+    batches = make_batches(train, tasks, config.batch_size, seed)
     for i in range(config.steps):
-        rows = next(batches)
-        labels = [train[1][task][rows] for task in tasks]
-        params, opt_state, loss = step(params, opt_state, train[0][rows], labels)
-        if i % 10 == 0 or i == config.steps - 1:
+        state, loss = step(state, next(batches))
+        if i % LOG_EVERY == 0 or i == config.steps - 1:
             curve.append({"step": i, "loss": float(loss)})
-    guesses = [_predict(model, params, part[0], config.batch_size) for part in (train, val)]
+    predictions = [
+        predict(model, state.params, part.video_bthwc, config.batch_size) for part in (train, val)
+    ]
     results = {}
     for i, task in enumerate(tasks):
-        labels = train[1][task], val[1][task]
+        labels = train.labels[task], val.labels[task]
         labeled = [y_b >= 0 for y_b in labels]
-        found, right = (
+        predicted, expected = (
             tuple(part[has_b] for part, has_b in zip(parts, labeled, strict=True))
-            for parts in ((guesses[0][i], guesses[1][i]), labels)
+            for parts in ((predictions[0][i], predictions[1][i]), labels)
         )
-        results[task] = summarize(found, right, start=start)
+        results[task] = score_predictions(predicted, expected, start=start)
     return results, curve
 
 
-def _mean_entropy(logits_bk, labels_b):
-    """Mean cross-entropy over the videos that have a label; 0 if none has."""
+def count_classes(
+    train: Mapping[str, np.ndarray], val: Mapping[str, np.ndarray], tasks: Sequence[str]
+) -> list[int]:
+    """Returns the number of classes of each task, from labels [b] by task."""
+    return [int(max(train[task].max(), val[task].max())) + 1 for task in tasks]
+
+
+def make_optimizer(config: Any) -> optax.GradientTransformation:
+    """Returns AdamW with warm-up and cosine decay; only matrices get weight decay."""
+    warmup = min(config.warmup_steps, config.steps // 2)
+    schedule = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warmup, config.steps)
+    return optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.adamw(
+            schedule,
+            b2=0.98,
+            weight_decay=config.weight_decay,
+            mask=lambda params: jax.tree.map(lambda x: x.ndim > 1, params),
+        ),
+    )
+
+
+def init_state(
+    model: Classifier, tx: optax.GradientTransformation, clip_shape: Sequence[int], seed: int
+) -> TrainState:
+    """Initialises parameters and optimiser for clips of shape [t h w c]."""
+    params = jax.jit(model.init)(jax.random.key(seed), jnp.zeros((1, *clip_shape)))
+    params = nn.meta.unbox(params["params"])
+    return TrainState(params, tx.init(params))
+
+
+def make_step(
+    model: Classifier, tx: optax.GradientTransformation
+) -> Callable[[TrainState, tuple], tuple[TrainState, jax.Array]]:
+    """Returns the compiled step: (state, (uint8 videos, labels [b] per task)) -> (state, loss)."""
+
+    def loss_fn(params, video_bthwc, labels):
+        logits = model.apply({"params": params}, normalize(video_bthwc))
+        return sum(map(_mean_cross_entropy, logits, labels))
+
+    @jax.jit
+    def step(state, batch):
+        loss, grads = jax.value_and_grad(loss_fn)(state.params, *batch)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        return TrainState(optax.apply_updates(state.params, updates), opt_state), loss
+
+    return step
+
+
+def make_batches(
+    videos: LabeledVideos, tasks: Sequence[str], batch_size: int, seed: int
+) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
+    """Yields shuffled batches for ever: uint8 videos [b t h w c] and the labels [b] of each task.
+
+    All batches have one size, so the step compiles once; a batch may span two epochs.
+    """
+    rng, rows = np.random.default_rng(seed), np.zeros(0, np.int64)
+    while True:
+        while len(rows) < batch_size:
+            rows = np.concatenate([rows, rng.permutation(len(videos.video_bthwc))])
+        chosen, rows = rows[:batch_size], rows[batch_size:]
+        yield videos.video_bthwc[chosen], [videos.labels[task][chosen] for task in tasks]
+
+
+def predict(model: Classifier, params: Any, video_bthwc: np.ndarray, batch_size: int) -> list:
+    """Returns the most likely class [b] of each video, for each task."""
+    apply = jax.jit(lambda params, x: model.apply({"params": params}, normalize(x)))
+    predictions = []
+    for first in range(0, len(video_bthwc), batch_size):
+        real = video_bthwc[first : first + batch_size]
+        padded = np.zeros((batch_size, *video_bthwc.shape[1:]), video_bthwc.dtype)
+        padded[: len(real)] = real
+        logits = jax.device_get(apply(params, padded))
+        predictions.append([np.argmax(x_bk[: len(real)], axis=-1) for x_bk in logits])
+    return [np.concatenate(parts) for parts in zip(*predictions, strict=True)]
+
+
+def _mean_cross_entropy(logits_bk, labels_b):
+    """Returns the mean cross-entropy over the videos that have a label; 0 if none has one."""
     has_b = labels_b >= 0
     entropy_b = optax.softmax_cross_entropy_with_integer_labels(
         logits_bk, jnp.where(has_b, labels_b, 0)
     )
     return jnp.sum(jnp.where(has_b, entropy_b, 0.0)) / jnp.maximum(jnp.sum(has_b), 1)
-
-
-def _is_matrix(params):
-    return jax.tree.map(lambda x: x.ndim > 1, params)
-
-
-def _endless_batches(count: int, batch_size: int, seed: int):
-    """Row numbers of shuffled batches, epoch after epoch; one size, so one compilation."""
-    rng, rows = np.random.default_rng(seed), np.zeros(0, np.int64)
-    while True:
-        while len(rows) < batch_size:
-            rows = np.concatenate([rows, rng.permutation(count)])
-        yield rows[:batch_size]
-        rows = rows[batch_size:]
-
-
-def _predict(model, params, video_bthwc, batch_size) -> list[np.ndarray]:
-    """The likeliest class of each video, for each task."""
-    run = jax.jit(lambda params, x: model.apply({"params": params}, normalize(x)))
-    guesses = []
-    for first in range(0, len(video_bthwc), batch_size):
-        real = video_bthwc[first : first + batch_size]
-        padded = np.zeros((batch_size, *video_bthwc.shape[1:]), video_bthwc.dtype)
-        padded[: len(real)] = real
-        logits = jax.device_get(run(params, padded))
-        guesses.append([np.argmax(x_bk[: len(real)], axis=-1) for x_bk in logits])
-    return [np.concatenate(parts) for parts in zip(*guesses, strict=True)]

@@ -5,7 +5,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from invnext_jax.errors import UserError
-from invnext_jax.evaluation.evaluators import linear_probe
+from invnext_jax.evaluation.evaluators import box_baselines, classification, linear_probe
 
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)
 
@@ -34,7 +34,7 @@ def test_linearly_present_label_is_found():
 def test_noise_stays_at_chance():
     x, labels = make_features(0.0, videos=1400)
     result = linear_probe.fit_linear(*split(x, labels, 600), inverse_penalties=PENALTIES)
-    assert abs(result.top1 - 1 / 8) < 4 * linear_probe.binomial_standard_error(1 / 8, 800)
+    assert abs(result.top1 - 1 / 8) < 4 * classification.binomial_standard_error(1 / 8, 800)
     assert result.train_top1 > result.top1
 
 
@@ -89,32 +89,32 @@ def test_forest_learns_what_is_not_linear():
     rng = np.random.default_rng(0)
     x = rng.uniform(-1, 1, size=(900, 2))
     labels = (x[:, 0] * x[:, 1] > 0).astype(np.int32)
-    assert linear_probe.fit_forest(*split(x, labels, 600), trees=50).top1 > 0.95
+    assert box_baselines.fit_forest(*split(x, labels, 600), trees=50).top1 > 0.95
     assert linear_probe.fit_linear(*split(x, labels, 600), inverse_penalties=(1.0,)).top1 < 0.7
 
 
 @pytest.mark.parametrize(("share", "count", "expected"), [(0.5, 100, 0.05), (0.2, 64, 0.05)])
 def test_standard_error_is_the_binomial_one(share, count, expected):
-    assert linear_probe.binomial_standard_error(share, count) == pytest.approx(expected)
+    assert classification.binomial_standard_error(share, count) == pytest.approx(expected)
 
 
 def test_standard_error_is_zero_at_the_ends():
     assert (
-        linear_probe.binomial_standard_error(1.0, 50)
-        == linear_probe.binomial_standard_error(0.0, 5)
+        classification.binomial_standard_error(1.0, 50)
+        == classification.binomial_standard_error(0.0, 5)
         == 0
     )
 
 
 def test_a_task_of_one_class_is_refused():
     with pytest.raises(UserError, match="label_shape has only one class"):
-        linear_probe.check_classes(np.zeros(5, np.int32), "shape")
+        classification.check_classes(np.zeros(5, np.int32), "shape")
 
 
 def test_a_split_without_a_label_is_refused():
     labels = np.array([-1, 2, -1, 0])
     np.testing.assert_array_equal(
-        linear_probe.find_labeled(labels, "shape", "training"), [False, True, False, True]
+        classification.find_labeled(labels, "shape", "training"), [False, True, False, True]
     )
     with pytest.raises(UserError, match="label_shape has no labelled video in the held-out"):
-        linear_probe.find_labeled(labels[::2], "shape", "held-out")
+        classification.find_labeled(labels[::2], "shape", "held-out")

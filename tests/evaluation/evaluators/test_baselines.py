@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from invnext_jax.evaluation import baselines
-from invnext_jax.evaluation.evaluators import linear_probe
+from invnext_jax.evaluation.evaluators import box_baselines, classification, pixel_baselines
 from invnext_jax.synthetic_world.files import write_world
 from invnext_jax.synthetic_world.render import render_clip
 from invnext_jax.synthetic_world.scene import WorldSpec
@@ -19,21 +18,23 @@ def tracks():
 
 
 def forest(x, labels):
-    return linear_probe.fit_forest(x[:360], labels[:360], x[360:], labels[360:], trees=60).top1
+    return box_baselines.fit_forest(x[:360], labels[:360], x[360:], labels[360:], trees=60).top1
 
 
 def test_bag_of_boxes_is_blind_to_the_order_of_frames(tracks):
     boxes, _ = tracks
     shuffled = boxes[:, np.random.default_rng(0).permutation(8)]
     np.testing.assert_allclose(
-        baselines.bag_of_boxes(boxes), baselines.bag_of_boxes(shuffled), atol=1e-6
+        box_baselines.bag_of_boxes(boxes), box_baselines.bag_of_boxes(shuffled), atol=1e-6
     )
 
 
 def test_bag_of_frames_is_blind_to_the_order_of_frames():
     video = np.random.default_rng(0).integers(0, 256, (3, 4, 16, 16, 3), dtype=np.uint8)
     np.testing.assert_allclose(
-        baselines.bag_of_frames(video), baselines.bag_of_frames(video[:, ::-1]), atol=1e-6
+        pixel_baselines.bag_of_frames(video),
+        pixel_baselines.bag_of_frames(video[:, ::-1]),
+        atol=1e-6,
     )
 
 
@@ -41,26 +42,28 @@ def test_first_frame_sees_nothing_else():
     video = np.random.default_rng(0).integers(0, 256, (3, 4, 16, 16, 3), dtype=np.uint8)
     other = video.copy()
     other[:, 1:] = 0
-    np.testing.assert_array_equal(baselines.first_frame(video), baselines.first_frame(other))
+    np.testing.assert_array_equal(
+        pixel_baselines.first_frame(video), pixel_baselines.first_frame(other)
+    )
 
 
 def test_large_frames_are_averaged_over_blocks():
     video = np.random.default_rng(0).integers(0, 256, (1, 1, 70, 64, 3), dtype=np.uint8)
-    small = baselines.first_frame(video).reshape(35, 32, 3)
+    small = pixel_baselines.first_frame(video).reshape(35, 32, 3)
     np.testing.assert_allclose(small[0, 0], video[0, 0, :2, :2].mean(axis=(0, 1)) / 255, rtol=1e-5)
 
 
 def test_boxes_tell_the_motion_only_in_order(tracks):
     boxes, motion = tracks
-    error = linear_probe.binomial_standard_error(1 / 8, 120)
-    assert forest(baselines.first_box(boxes), motion) < 1 / 8 + 4 * error
-    assert forest(baselines.bag_of_boxes(boxes), motion) < 0.6
-    assert forest(baselines.ordered_boxes(boxes), motion) > 0.9
+    error = classification.binomial_standard_error(1 / 8, 120)
+    assert forest(box_baselines.first_box(boxes), motion) < 1 / 8 + 4 * error
+    assert forest(box_baselines.bag_of_boxes(boxes), motion) < 0.6
+    assert forest(box_baselines.ordered_boxes(boxes), motion) > 0.9
 
 
 def test_boxes_are_read_by_row_or_not_at_all(tmp_path):
     spec = WorldSpec(size=16, frames=4, split="val")
     manifest = write_world(spec, tmp_path, 3, progress=False)
-    found = baselines.load_boxes(manifest, [2, 0])
+    found = box_baselines.load_boxes(manifest, [2, 0])
     np.testing.assert_allclose(found[0, ..., :4], render_clip(spec, 2).boxes, atol=1e-3)
-    assert baselines.load_boxes(tmp_path / "elsewhere.csv", [0]) is None
+    assert box_baselines.load_boxes(tmp_path / "elsewhere.csv", [0]) is None

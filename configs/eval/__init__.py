@@ -1,0 +1,1 @@
+"""Configs of evaluations, one file for each evaluator."""

@@ -1,0 +1,146 @@
+"""Baselines on ground-truth boxes of the embedded world: random forests, as motion is not linear.
+
+The boxes of the first frame and the bag of boxes are lower bounds without time. The ordered track
+shows what a perfect tracker could recognise.
+
+Shape key: b videos, t frames, k objects, d features (of a box: corners x0 y0 x1 y1, visibility).
+"""
+
+import functools
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from einops import rearrange
+from sklearn.ensemble import RandomForestClassifier
+
+from invnext_jax.errors import UserError
+from invnext_jax.evaluation.evaluators.classification import (
+    ClassifierResult,
+    fit_tasks,
+    make_rows,
+    score_predictions,
+)
+from invnext_jax.evaluation.evaluators.evaluator import Row
+from invnext_jax.evaluation.inputs import SPLITS, EvalInputs
+
+
+class BoxBaselines:
+    """Random forests on ground-truth boxes; no rows for data without ground truth."""
+
+    name = "box_baselines"
+    is_baseline = True
+
+    def check_config(self, config: Any) -> None:
+        """Checks the number of trees."""
+        if config.trees < 1:
+            raise UserError(f"config.trees={config.trees} must be at least 1")
+
+    def evaluate(self, inputs: EvalInputs, config: Any) -> list[Row]:
+        """Fits the forests, one for each baseline and task."""
+        dataset = inputs.dataset
+        parts = [dataset.videos(split) for split in SPLITS]
+        boxes = [
+            load_boxes(manifest, part.index_b)
+            for manifest, part in zip(dataset.manifests.values(), parts, strict=True)
+        ]
+        if any(box is None for box in boxes):
+            print(
+                "No baselines on boxes: a manifest has no ground truth next to it, is a world that "
+                "is drawn in memory, or joins several manifests.",
+                flush=True,
+            )
+            return []
+        fit = functools.partial(fit_forest, trees=config.trees, seed=config.seed)
+        labels = [part.labels for part in parts]
+        rows = []
+        for name, make_features in {
+            "first_frame": first_box,
+            "bag_of_frames": bag_of_boxes,
+            "ordered_track": ordered_boxes,
+        }.items():
+            data = [make_features(box) for box in boxes]
+            results = fit_tasks(data, labels, dataset.tasks, fit)
+            rows += make_rows(self.name, name, "boxes", results)
+        return rows
+
+
+def fit_forest(
+    train_bd: np.ndarray,
+    train_labels_b: np.ndarray,
+    val_bd: np.ndarray,
+    val_labels_b: np.ndarray,
+    *,
+    trees: int = 200,
+    seed: int = 0,
+) -> ClassifierResult:
+    """Fits a random forest on [b d] features and measures its accuracy on the held-out videos."""
+    start = time.perf_counter()
+    model = RandomForestClassifier(trees, random_state=seed, n_jobs=-1)
+    model.fit(train_bd, train_labels_b)
+    predictions = model.predict(train_bd), model.predict(val_bd)
+    return score_predictions(predictions, (train_labels_b, val_labels_b), start=start)
+
+
+def load_boxes(manifest: str | Path, rows: Iterable[int]) -> np.ndarray | None:
+    """Reads ground-truth boxes of the embedded world from the folder `gt` next to a manifest.
+
+    Args:
+      manifest: CSV of a split, "train.csv"; the boxes of row 3 are in gt/train/000003.npz.
+      rows: row numbers in the manifest.
+
+    Returns:
+      float32 [b t k 5]: box corners in [0, 1], then whether the object is visible; None if there is
+      no ground truth.
+    """
+    manifest = Path(manifest)
+    folder = manifest.parent / "gt" / manifest.stem
+    paths = [folder / f"{row:06d}.npz" for row in rows]
+    if not all(path.is_file() for path in paths):
+        return None
+    tracks = []
+    for path in paths:
+        with np.load(path) as truth:
+            visible_tk1 = truth["visible"].astype(np.float32)[..., None]
+            tracks.append(np.concatenate([truth["boxes"], visible_tk1], axis=-1))
+    return np.stack(tracks).astype(np.float32)
+
+
+def first_box(box_btkd: np.ndarray) -> np.ndarray:
+    """Returns the boxes of the first frame: [b d]."""
+    return rearrange(box_btkd[:, 0], "b k d -> b (k d)")
+
+
+def bag_of_boxes(box_btkd: np.ndarray) -> np.ndarray:
+    """Returns the boxes of all frames, sorted by position instead of time: [b d].
+
+    Each object's boxes are sorted by column and again by row, so only the order in time is lost.
+    """
+    # Rounded, and with every coordinate as a tie-break: ties must not keep the order in time.
+    corners_btkd = np.round(box_btkd, 4)
+    center_btk2 = (corners_btkd[..., 0:2] + corners_btkd[..., 2:4]).round(3)
+    parts = [box_btkd.mean(axis=1), box_btkd.std(axis=1)]
+    parts = [rearrange(part, "b k d -> b (k d)") for part in parts]
+    rest = [corners_btkd[..., i] for i in range(corners_btkd.shape[-1])]
+    for first, second in ((0, 1), (1, 0)):
+        keys = (*rest, center_btk2[..., second], center_btk2[..., first])  # last: primary key
+        order_btk = np.lexsort(keys, axis=1)
+        sorted_btkd = np.take_along_axis(corners_btkd, order_btk[..., None], axis=1)
+        parts.append(rearrange(sorted_btkd, "b t k d -> b (t k d)"))
+    return np.concatenate(parts, axis=1)
+
+
+def ordered_boxes(box_btkd: np.ndarray) -> np.ndarray:
+    """Returns all boxes in time order, and the steps of their centres, modulo the frame: [b d]."""
+    center_btk2 = (box_btkd[..., 0:2] + box_btkd[..., 2:4]) / 2
+    step_btk2 = (np.diff(center_btk2, axis=1) + 0.5) % 1.0 - 0.5
+    return np.concatenate(
+        [
+            rearrange(box_btkd, "b t k d -> b (t k d)"),
+            rearrange(step_btk2, "b t k d -> b (t k d)"),
+            rearrange(np.median(step_btk2, axis=1), "b k d -> b (k d)"),
+        ],
+        axis=1,
+    )

@@ -1,0 +1,143 @@
+"""What evaluations by classification share: selection of labelled videos, scores and rows.
+
+Shape key: b videos, d features.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from invnext_jax.errors import UserError
+from invnext_jax.evaluation.evaluators.evaluator import Row
+from invnext_jax.evaluation.inputs import SPLITS
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassifierResult:
+    """Top-1 accuracies in [0, 1] of one fitted classifier.
+
+    Attributes:
+      top1: accuracy on the `videos` held-out videos.
+      standard_error: binomial standard error of `top1`.
+      train_top1: accuracy on the training videos.
+      videos: number of held-out videos.
+      classes: number of classes among the training labels.
+      inverse_penalty: the chosen C; None for a classifier without a penalty.
+      converged: whether the solver reached its tolerance.
+      seconds: time of all fits.
+    """
+
+    top1: float
+    standard_error: float
+    train_top1: float
+    videos: int
+    classes: int
+    inverse_penalty: float | None
+    converged: bool
+    seconds: float
+
+
+def binomial_standard_error(share: float, count: int) -> float:
+    """Computes the standard error of a share of `count` independent trials: sqrt(p (1 - p) / n)."""
+    return float(np.sqrt(share * (1.0 - share) / count))
+
+
+def score_predictions(
+    predictions: tuple[np.ndarray, np.ndarray],
+    labels: tuple[np.ndarray, np.ndarray],
+    *,
+    start: float,
+    inverse_penalty: float | None = None,
+    converged: bool = True,
+) -> ClassifierResult:
+    """Compares predictions with labels.
+
+    Args:
+      predictions: int classes [b] of the training and of the held-out videos.
+      labels: int classes [b] of both.
+      start: `time.perf_counter()` before the fit.
+      inverse_penalty: see `ClassifierResult`.
+      converged: see `ClassifierResult`.
+    """
+    train_top1, top1 = (float(np.mean(p == y)) for p, y in zip(predictions, labels, strict=True))
+    return ClassifierResult(
+        top1=top1,
+        standard_error=binomial_standard_error(top1, len(labels[1])),
+        train_top1=train_top1,
+        videos=len(labels[1]),
+        classes=len(np.unique(labels[0])),
+        inverse_penalty=inverse_penalty,
+        converged=converged,
+        seconds=time.perf_counter() - start,
+    )
+
+
+def find_labeled(labels_b: np.ndarray, task: str, split: str) -> np.ndarray:
+    """Returns which videos have a label, bool [b]; a negative number means no label.
+
+    Raises:
+      UserError: no video has one; the message names the `task` and the `split`.
+    """
+    labeled_b = labels_b >= 0
+    if not labeled_b.any():
+        raise UserError(
+            f"label_{task} has no labelled video in the {split} manifest: "
+            "leave the task out of config.tasks or add videos with this label"
+        )
+    return labeled_b
+
+
+def check_classes(labels_b: np.ndarray, task: str) -> None:
+    """Raises `UserError` if the training labels have fewer than two classes."""
+    if len(np.unique(labels_b)) < 2:
+        raise UserError(
+            f"label_{task} has only one class in the training manifest: "
+            "leave the task out of config.tasks or add videos of other classes"
+        )
+
+
+def fit_tasks(
+    data: Sequence[np.ndarray],
+    labels: Sequence[Mapping[str, np.ndarray]],
+    tasks: Sequence[str],
+    fit: Callable[..., ClassifierResult],
+) -> dict[str, ClassifierResult]:
+    """Fits one classifier for each task, on the videos that have a label of the task.
+
+    Args:
+      data: features [b d] of the training and of the held-out videos.
+      labels: by task: int [b], of both.
+      tasks: names of the tasks.
+      fit: (training features, their labels, held-out features, their labels) -> result.
+    """
+    results = {}
+    for task in tasks:
+        arguments = []
+        for split, x_bd, by_task in zip(SPLITS.values(), data, labels, strict=True):
+            labeled_b = find_labeled(by_task[task], task, split)
+            arguments += [x_bd[labeled_b], by_task[task][labeled_b]]
+        check_classes(arguments[1], task)
+        results[task] = fit(*arguments)
+    return results
+
+
+def make_rows(
+    evaluator: str, name: str, what: str, results: Mapping[str, ClassifierResult], **details
+) -> list[Row]:
+    """Turns the result of each task into a row; see `Row` for the arguments."""
+    return [
+        Row(
+            evaluator=evaluator,
+            name=name,
+            input=what,
+            task=task,
+            metric="top1",
+            value=result.top1,
+            standard_error=result.standard_error,
+            n=result.videos,
+            details={**dataclasses.asdict(result), **details},
+        )
+        for task, result in results.items()
+    ]

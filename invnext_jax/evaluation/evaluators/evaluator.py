@@ -1,0 +1,83 @@
+"""The contract of an evaluation: an `Evaluator` reads `EvalInputs` and returns `Row`s.
+
+To add one, write a class with the members of `Evaluator`, pass an instance to `registry.register`,
+and name it in `config.evaluators`. Caching, tables and the report need no change.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from invnext_jax.evaluation.inputs import EvalInputs
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One measured number and what it was measured on.
+
+    Attributes:
+      evaluator: name of the evaluator.
+      name: what was evaluated: `EvalInputs.name`, or the name of a baseline ("first_frame").
+      input: what the evaluator read: a pooling ("mean"), "pixels", "boxes", "end to end", ...
+      task: name of the task; a column of the tables.
+      metric: name of the metric, for example "top1"; tables hold one metric each.
+      value: the number; shares are in [0, 1].
+      standard_error: of `value`; None if unknown.
+      n: how many videos (or other independent units) `value` was measured on.
+      details: other JSON-able facts, such as chosen hyper-parameters. `classes`, the number of
+        classes, adds the chance level to the tables.
+    """
+
+    evaluator: str
+    name: str
+    input: str
+    task: str
+    metric: str
+    value: float
+    standard_error: float | None
+    n: int
+    details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the row as it is written to results.json: the details lie next to the fields."""
+        fields = dataclasses.asdict(self)
+        return {**fields.pop("details"), **fields}
+
+
+class Evaluator(Protocol):
+    """An evaluation of a frozen encoder, or a baseline to compare it with.
+
+    Attributes:
+      name: name in `config.evaluators` and in the rows; letters, digits and underscores.
+      is_baseline: True if the rows do not depend on the parameters of the checkpoint. A baseline
+        runs only with `config.controls`, and its rows are kept when the checkpoint changes. Other
+        evaluators run on the checkpoint and, with `config.controls`, on the same encoder with
+        random initialisation.
+    """
+
+    name: str
+    is_baseline: bool
+
+    def check_config(self, config: Any) -> None:
+        """Checks the options that this evaluator reads, before anything is computed.
+
+        Args:
+          config: the config of the evaluation, see configs/eval/.
+
+        Raises:
+          UserError: an option is wrong; the message names it.
+        """
+        ...
+
+    def evaluate(self, inputs: EvalInputs, config: Any) -> list[Row]:
+        """Measures and returns the rows; must be deterministic given `config`.
+
+        Args:
+          inputs: `inputs.features(split)` are pooled features from the cache, `inputs.encoder` the
+            module and its parameters, `inputs.dataset` the videos, batches and labels.
+          config: see `check_config`.
+
+        Raises:
+          UserError: the data cannot be evaluated, for example a split has no labels.
+        """
+        ...

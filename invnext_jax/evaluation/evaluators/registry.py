@@ -1,0 +1,49 @@
+"""The evaluators by name; `register` adds another one, also from outside this package."""
+
+import re
+from collections.abc import Sequence
+
+from invnext_jax.errors import UserError
+from invnext_jax.evaluation.evaluators import (
+    box_baselines,
+    linear_probe,
+    pixel_baselines,
+    supervised,
+)
+from invnext_jax.evaluation.evaluators.evaluator import Evaluator
+
+EVALUATORS: dict[str, Evaluator] = {}
+
+
+def register(evaluator: Evaluator) -> Evaluator:
+    """Makes an evaluator available to `config.evaluators` under its name, and returns it.
+
+    Raises:
+      ValueError: the name is not an identifier, or another evaluator has it.
+    """
+    if not re.fullmatch(r"\w+", evaluator.name):
+        raise ValueError(f"evaluator name {evaluator.name!r} must be an identifier")
+    if EVALUATORS.setdefault(evaluator.name, evaluator) is not evaluator:
+        raise ValueError(f"another evaluator is registered as {evaluator.name!r}: rename this one")
+    return evaluator
+
+
+def find_evaluators(names: Sequence[str]) -> list[Evaluator]:
+    """Returns the evaluators of these names, in their order.
+
+    Raises:
+      UserError: the list is empty, or a name is not registered.
+    """
+    if not names:
+        raise UserError("config.evaluators is empty: name at least one evaluator")
+    if unknown := [name for name in names if name not in EVALUATORS]:
+        raise UserError(
+            f"config.evaluators has {unknown[0]!r}, which is not one of {', '.join(EVALUATORS)}"
+        )
+    return [EVALUATORS[name] for name in dict.fromkeys(names)]
+
+
+register(linear_probe.LinearProbe())
+register(pixel_baselines.PixelBaselines())
+register(box_baselines.BoxBaselines())
+register(supervised.SupervisedBaseline())

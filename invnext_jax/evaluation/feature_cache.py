@@ -1,0 +1,99 @@
+"""A cache of extracted features on disk, so that each encoder runs over each manifest once.
+
+The features of one encoder and one split are one .npz file without pickled objects. The file
+contains the key that it was computed for: a hash of the encoder's config and parameters, the
+content of the manifest, and the options that select and size the frames.
+"""
+
+import hashlib
+import json
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from invnext_jax import atomic_file
+from invnext_jax.evaluation.features import VideoFeatures
+
+LABEL = "label_"
+# Options of `config.data` that change neither which frames are read nor their pixels. The manifest
+# enters the key by its content.
+_NOT_IN_KEY = ("manifest", "workers", "prefetch", "clip_seconds", "on_bad", "max_bad_share")
+
+
+class FeatureCache:
+    """Reads and writes the features in one folder.
+
+    Attributes:
+      folder: contains one file for each encoder name and split.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+
+    def get(self, name: str, key: str, compute: Callable[[], VideoFeatures]) -> VideoFeatures:
+        """Returns the features stored as `name` if they have this key; else computes and stores.
+
+        Args:
+          name: name of the file, for example "encoder-train"; new content replaces old content.
+          key: see `feature_key`.
+          compute: extracts the features.
+        """
+        path = self.folder / f"{name}.npz"
+        found = _read(path, key)
+        if found is None:
+            found = compute()
+            _write(path, key, found)
+        return found
+
+
+def feature_key(encoder_key: str, manifest_digest: str, data: dict[str, Any]) -> str:
+    """Returns the key of the features of one encoder on one manifest.
+
+    Args:
+      encoder_key: hash of the encoder's config and parameters.
+      manifest_digest: hash of the manifest's content.
+      data: `config.data` with its resolved sizes, as JSON.
+    """
+    clips = {name: value for name, value in data.items() if name not in _NOT_IN_KEY}
+    return hash_json([encoder_key, manifest_digest, clips])
+
+
+def hash_json(value: Any) -> str:
+    """Returns the SHA-256 of a JSON-able value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def hash_tree(tree: Any) -> str:
+    """Returns the SHA-256 of the paths and bytes of a tree of arrays."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        digest.update(jax.tree_util.keystr(path).encode())
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()
+
+
+def _read(path: Path, key: str) -> VideoFeatures | None:
+    if not path.is_file():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if str(file["key"]) != key:
+                return None
+            arrays = {name: file[name] for name in file.files if name != "key"}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        print(f"{path} is damaged ({error}); extracting these features again.", flush=True)
+        return None
+    labels = {name.removeprefix(LABEL): arrays.pop(name) for name in list(arrays) if LABEL in name}
+    return VideoFeatures(labels=labels, **arrays)
+
+
+def _write(path: Path, key: str, features: VideoFeatures) -> None:
+    arrays = {name: value for name, value in vars(features).items() if name != "labels"}
+    arrays |= {LABEL + task: label_b for task, label_b in features.labels.items()}
+    atomic_file.remove_temporary_files(path)  # they may be large
+    with atomic_file.atomic_path(path) as part, part.open("wb") as file:
+        np.savez(file, key=np.array(key), **arrays)

@@ -1,0 +1,149 @@
+"""Inputs of the evaluators: the two splits of videos, and an encoder with its features.
+
+Everything is read or computed on first use, so an evaluator pays only for what it reads.
+
+Shape key: b videos, t frames, h w pixels, c channels.
+"""
+
+import functools
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from invnext_jax.checkpointing import run_metadata
+from invnext_jax.data import manifest as manifest_lib
+from invnext_jax.data import pipeline
+from invnext_jax.evaluation import features
+from invnext_jax.evaluation.feature_cache import FeatureCache, feature_key, hash_json, hash_tree
+from invnext_jax.evaluation.features import VideoFeatures
+from invnext_jax.evaluation.pretrained import LoadedEncoder
+
+SPLITS = {"train": "training", "val": "held-out"}  # with their names in messages
+
+
+class LabeledVideos(NamedTuple):
+    """All readable videos of a split in memory.
+
+    Attributes:
+      video_bthwc: uint8.
+      labels: by task: int32 [b]; a negative number means no label.
+      index_b: int32 row numbers in the manifest.
+    """
+
+    video_bthwc: np.ndarray
+    labels: dict[str, np.ndarray]
+    index_b: np.ndarray
+
+
+class EvalDataset:
+    """The training and the held-out videos of an evaluation.
+
+    Attributes:
+      tasks: names of the tasks to evaluate; both splits have labels for them.
+      manifests: the manifest of each split.
+      digests: hash of the content of each manifest.
+    """
+
+    def __init__(self, config: Any, tasks: tuple[str, ...]):
+        self._config = config
+        self._videos: dict[str, LabeledVideos] = {}
+        self.tasks = tasks
+        self.manifests = {split: config[f"{split}_manifest"] for split in SPLITS}
+        self.digests = {s: manifest_lib.hash_manifests(m) for s, m in self.manifests.items()}
+
+    def batches(self, split: str) -> Iterable[Mapping[str, Any]]:
+        """Returns batches of a split in manifest order; rows with index -1 are padding."""
+        config = self._config
+        return pipeline.make_eval_dataset(
+            config.data, manifest=self.manifests[split], batch_size=config.batch_size
+        )
+
+    def videos(self, split: str) -> LabeledVideos:
+        """Returns all videos of a split; reads them into memory at the first call."""
+        if split not in self._videos:
+            self._videos[split] = load_videos(self.batches(split))
+        return self._videos[split]
+
+    def feature_key(self, split: str, encoder_key: str) -> str:
+        """Returns the key of the features of a split, see `feature_cache.feature_key`."""
+        data = run_metadata.config_to_json(self._config.data)
+        return feature_key(encoder_key, self.digests[split], data)
+
+
+class EvalInputs:
+    """What an evaluator can use: an encoder, its features, and the videos of both splits.
+
+    Attributes:
+      name: what is evaluated, as in the rows: "encoder" or "random".
+      dataset: videos, labels and batches of both splits.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        dataset: EvalDataset,
+        load: Callable[[], LoadedEncoder],
+        cache: FeatureCache,
+    ):
+        """Creates the inputs; `load` returns the encoder and runs at most once."""
+        self.name, self.dataset = name, dataset
+        self._load, self._cache = load, cache
+        self._features: dict[str, VideoFeatures] = {}
+
+    @functools.cached_property
+    def encoder(self) -> LoadedEncoder:
+        """The module, its parameters, its config and its pool."""
+        return self._load()
+
+    def features(self, split: str) -> VideoFeatures:
+        """Returns the pooled features of a split, from the cache if it has them."""
+        if split not in self._features:
+            key = self.dataset.feature_key(split, encoder_key(self.encoder))
+            name = f"{self.name}-{split}"
+            self._features[split] = self._cache.get(name, key, lambda: self._extract(split))
+        return self._features[split]
+
+    @property
+    def has_features(self) -> bool:
+        """Whether an evaluator has used the features."""
+        return bool(self._features)
+
+    def _extract(self, split: str) -> VideoFeatures:
+        start = time.perf_counter()
+        found = features.extract(
+            self.encoder.encoder, self.encoder.params, self.dataset.batches(split)
+        )
+        seconds = time.perf_counter() - start
+        print(
+            f"{self.name}: extracted the features of {len(found.index_b)} {SPLITS[split]} videos "
+            f"in {seconds:.0f} s",
+            flush=True,
+        )
+        return found
+
+
+def describe_encoder(loaded: LoadedEncoder) -> dict[str, Any]:
+    """Returns the part of the config that builds the encoder, as JSON."""
+    return {
+        "encoder": run_metadata.config_to_json(loaded.config.encoder),
+        "dtype": loaded.config.dtype,
+    }
+
+
+def encoder_key(loaded: LoadedEncoder) -> str:
+    """Returns a hash of the encoder's config and parameters."""
+    return hash_json([describe_encoder(loaded), hash_tree(loaded.params)])
+
+
+def load_videos(batches: Iterable[Mapping[str, Any]]) -> LabeledVideos:
+    """Reads all batches into memory, without padding."""
+    videos, labels, index = [], [], []
+    for batch in batches:
+        real_b = np.asarray(batch["index"]) >= 0
+        videos.append(np.asarray(batch["video"])[real_b])
+        index.append(np.asarray(batch["index"])[real_b])
+        labels.append({k: np.asarray(v)[real_b] for k, v in features.task_labels(batch).items()})
+    joined = {task: np.concatenate([part[task] for part in labels]) for task in labels[0]}
+    return LabeledVideos(np.concatenate(videos), joined, np.concatenate(index))

@@ -1,0 +1,114 @@
+"""Loads pretrained encoders from runs, exports and published folders, and initialises new ones."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from invnext_jax.checkpointing import reader, run_metadata
+from invnext_jax.errors import UserError
+from invnext_jax.models import encoder as encoder_model
+from invnext_jax.models.encoder import Encoder
+from invnext_jax.models.layers import scale_kernels
+from invnext_jax.weights import export, import_weights, published
+from invnext_jax.weights.files import SINGLE_FILE, open_checkpoint
+
+
+class LoadedEncoder(NamedTuple):
+    """A module, its parameters (NumPy, float32), and the config that describes both.
+
+    `pool` holds the parameters of the attention pool, or None if the checkpoint has no pool.
+    """
+
+    encoder: Encoder
+    params: Any
+    config: ml_collections.ConfigDict
+    pool: Any = None
+
+
+def load_params(
+    path: str | Path, *, ema: bool = False
+) -> tuple[dict[str, Any], ml_collections.ConfigDict]:
+    """Reads trained parameters from a run, an export or a published folder.
+
+    Args:
+      path: workdir of a pretraining run, a .safetensors file that `launch/export.py` or
+        `launch/import_weights.py` wrote, or a folder in the published layout.
+      ema: whether to read a run's moving average instead of its parameters.
+
+    Returns:
+      One parameter tree for each part ("encoder", ...), and the config that describes them.
+
+    Raises:
+      UserError: the path is empty, holds no weights, or holds no encoder.
+    """
+    if not str(path):
+        raise UserError("config.checkpoint is empty: name a run's workdir or a .safetensors file")
+    if Path(path).suffix == ".safetensors":
+        params, about = export.read_export(path)
+        config = ml_collections.ConfigDict(run_metadata.upgrade_config(about["config"]))
+    elif (Path(path) / SINGLE_FILE).is_file():
+        imported = import_weights.read_video(open_checkpoint(path), path)
+        params, config = imported.params, ml_collections.ConfigDict(imported.config)
+    else:
+        params, config, _ = reader.restore_run(path, ema=ema)
+        config = ml_collections.ConfigDict(config)
+    if "encoder" not in params:
+        raise UserError(f"{path} holds no encoder, only {sorted(params)}: name another checkpoint")
+    return params, config
+
+
+def load_encoder(path: str | Path, *, ema: bool = False) -> LoadedEncoder:
+    """Builds the encoder of a checkpoint; `encoder.apply({"params": params}, video)` runs it.
+
+    Args:
+      path: see `load_params`.
+      ema: see `load_params`.
+
+    Raises:
+      UserError: see `load_params`.
+    """
+    params, config = load_params(path, ema=ema)
+    encoder = encoder_model.from_config(config)
+    return LoadedEncoder(encoder, params["encoder"], config, params.get("pool"))
+
+
+def init_encoder(config: Any, seed: int) -> Any:
+    """Returns the parameters of the encoder of `config` before training, drawn from `seed`."""
+    e = config.encoder
+    clip_bthwc = jnp.zeros((1, e.frames, e.size, e.size, 3))
+    init = jax.jit(encoder_model.from_config(config).init)
+    params = nn.meta.unbox(init(jax.random.key(seed), clip_bthwc)["params"])
+    return scale_kernels(params, config.init_gain, without=("patch_embed",))
+
+
+def read_export_config(path: str | Path) -> dict[str, Any]:
+    """Returns the config inside an export of either layout; {} if there is none."""
+    path = Path(path)
+    source = path / published.CONFIG if path.is_dir() else path.with_suffix(".json")
+    try:
+        about = json.loads(source.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    about = about.get(published.EXTRA_SECTION, {}) if path.is_dir() else about
+    return about.get("config", {})
+
+
+def read_run_record(workdir: str | Path) -> dict[str, Any]:
+    """Returns the metadata of a run's newest checkpoint: config, step, versions, git hash.
+
+    Raises:
+      UserError: the run has no checkpoint.
+    """
+    folder = Path(workdir).absolute() / reader.CHECKPOINTS_FOLDER
+    steps = reader.finished_steps(folder)
+    if not steps:
+        raise UserError(
+            f"{workdir} holds no checkpoint: give the --workdir of a run that saved one"
+        )
+    record = reader.read_json(folder / str(steps[-1]), "meta")
+    return {**record, "config": run_metadata.upgrade_config(record["config"])}
