@@ -1,9 +1,10 @@
-"""Measures a frozen encoder with linear probes, beside its controls.
+"""Evaluates a frozen encoder with linear probes and baselines, and prints a table.
 
-    python launch/probe.py --config=configs/eval/linear_probe.py:tiny --workdir=p --config.checkpoint=s2
+    python launch/probe.py --config=configs/eval/linear_probe.py:tiny --workdir=runs/p2 \
+        --config.checkpoint=runs/s2
 
-The checkpoint is the workdir of a run or an exported .safetensors file; configs/eval/linear_probe.py tells the
-rest.
+The checkpoint is the workdir of a run or an exported .safetensors file. The options are documented
+in configs/eval/linear_probe.py.
 """
 
 from collections.abc import Sequence
@@ -18,15 +19,17 @@ from invnext_jax.training import compilation
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, e.g. configs/eval/linear_probe.py:tiny"
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for results.json.", required=True)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder for results.json and cached features.", required=True
+)
 flags.mark_flag_as_required("config")
 
 
 def main(argv: Sequence[str]) -> None:
-    """Probes, and prints the table."""
+    """Evaluates the checkpoint and prints the table."""
     del argv
     compilation.enable_cache()
-    results = evaluate.run_probe(_CONFIG.value, _WORKDIR.value)
+    results = evaluate.evaluate_checkpoint(_CONFIG.value, _WORKDIR.value)
     print(tables.format_table(results))
 
 

@@ -92,7 +92,7 @@ def normalize_rows(x_bd: np.ndarray, eps: float = 1e-6) -> np.ndarray:
 
 
 def standardize(train_bd: np.ndarray, val_bd: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Scales to zero mean and unit deviation of the training videos, then rotates to their PCA axes.
+    """Standardises by the training videos, then rotates to their principal axes.
 
     The rotation does not change the solution, because the penalty is isotropic, but it makes the
     problem well conditioned. With more features than videos it drops the directions that no
