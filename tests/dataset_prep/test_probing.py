@@ -22,9 +22,9 @@ def probe_all(paths, **options):
 
 def test_properties_of_a_good_file(tmp_path, videos):
     path = videos.write(tmp_path / "a.mp4", options=X264)
-    found = probing.probe_video(str(path))
-    assert (found.frames, found.width, found.height) == (60, 80, 48)
-    assert (found.duration, found.fps, found.codec, found.rotation) == (2.4, 25.0, "h264", 0)
+    probe = probing.probe_video(str(path))
+    assert (probe.frames, probe.width, probe.height) == (60, 80, 48)
+    assert (probe.duration, probe.fps, probe.codec, probe.rotation) == (2.4, 25.0, "h264", 0)
 
 
 @pytest.mark.parametrize(
@@ -33,9 +33,9 @@ def test_properties_of_a_good_file(tmp_path, videos):
 def test_frame_counts_equal_those_of_training(name, codec, tmp_path, videos):
     path, counts = videos.write(tmp_path / name, codec=codec), []
     decode.read_frames(path, lambda n: counts.append(n) or [0])
-    found = probing.probe_video(str(path))
-    assert [found.frames] == counts
-    assert found.duration == pytest.approx(2.4, abs=0.05)
+    probe = probing.probe_video(str(path))
+    assert [probe.frames] == counts
+    assert probe.duration == pytest.approx(2.4, abs=0.05)
 
 
 def test_wrong_extension_is_ignored(tmp_path, videos):
@@ -50,8 +50,8 @@ def test_rotation_is_returned(tmp_path, videos):
     clockwise = struct.pack(">9i", 0, one, 0, -one, 0, 0, 0, 0, 0x40000000)
     at = data.index(identity, data.index(b"tkhd"))
     path.write_bytes(data[:at] + clockwise + data[at + 36 :])
-    found = probing.probe_video(str(path))
-    assert (found.rotation, found.width, found.height) == (-90, 80, 48)
+    probe = probing.probe_video(str(path))
+    assert (probe.rotation, probe.width, probe.height) == (-90, 80, 48)
 
 
 def test_damage_after_the_first_frames_is_detected(tmp_path, videos):
@@ -93,12 +93,12 @@ def test_file_that_hangs_exceeds_the_timeout(tmp_path, videos):
     good = [videos.write(tmp_path / f"{i}.mp4", options=X264) for i in range(4)]
     os.mkfifo(tmp_path / "hang.mp4")  # opening it blocks until there is a writer
     started = time.monotonic()
-    found = probe_all([good[0], tmp_path / "hang.mp4", *good[1:]], timeout=2.0)
+    results = probe_all([good[0], tmp_path / "hang.mp4", *good[1:]], timeout=2.0)
     assert time.monotonic() - started < 30
-    assert found.pop(str(tmp_path / "hang.mp4")) == probing.ProbeFailure(
+    assert results.pop(str(tmp_path / "hang.mp4")) == probing.ProbeFailure(
         "no result within 2 seconds", 2.0
     )
-    assert len(found) == 4 and {probe.frames for probe in found.values()} == {60}
+    assert len(results) == 4 and {probe.frames for probe in results.values()} == {60}
 
 
 def crash_on_b(path):
@@ -114,12 +114,12 @@ def crash_on_b(path):
 
 
 def test_crash_affects_one_file():
-    found = probe_all("abcdef", probe=crash_on_b)
-    assert "crashed (exit code -6)" in found["b"].reason and found["b"].transient
-    assert found["c"] == probing.ProbeFailure("ValueError: odd header")
-    assert found["d"] == probing.ProbeFailure("network", transient=True)
-    assert found["f"] == probing.ProbeFailure("TypeError: a mistake in the code", transient=True)
-    assert found["a"].digest == "a" and found["e"].digest == "e"
+    results = probe_all("abcdef", probe=crash_on_b)
+    assert "crashed (exit code -6)" in results["b"].reason and results["b"].transient
+    assert results["c"] == probing.ProbeFailure("ValueError: odd header")
+    assert results["d"] == probing.ProbeFailure("network", transient=True)
+    assert results["f"] == probing.ProbeFailure("TypeError: a mistake in the code", transient=True)
+    assert results["a"].digest == "a" and results["e"].digest == "e"
 
 
 def test_closing_the_results_ends_the_processes(tmp_path, videos):

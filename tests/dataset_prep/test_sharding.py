@@ -98,29 +98,29 @@ def test_every_row_is_written_or_quarantined(folder, prepared):
     assert originals == [*kept, str(folder / "uneven.mp4")]
 
 
-def test_frames_and_times_are_those_of_the_original(folder, prepared, videos):
+def test_frames_and_times_equal_those_of_the_original(folder, prepared, videos):
     good = {row.labels["label_x"]: row for row in manifest_lib.read_manifest(prepared[0])}
     for raw in manifest_lib.read_manifest(folder):
         row, window = good.get(raw.labels["label_x"]), {"start": raw.start, "end": raw.end}
         if row is None:
             continue
         data = shards.read_video(row.path, row.record)
-        ours = decode.read_frames(data, range)
-        theirs = decode.read_frames(raw.path, range, short_side=48, **window)
-        height, width = (side // 2 * 2 for side in theirs.shape[1:3])
-        assert ours.shape == (len(theirs), height, width, 3), raw.path
-        theirs = theirs[:, :height, :width]
-        error = np.abs(ours.astype(int) - theirs)
+        decoded = decode.read_frames(data, range)
+        expected = decode.read_frames(raw.path, range, short_side=48, **window)
+        height, width = (side // 2 * 2 for side in expected.shape[1:3])
+        assert decoded.shape == (len(expected), height, width, 3), raw.path
+        expected = expected[:, :height, :width]
+        error = np.abs(decoded.astype(int) - expected)
         assert error.mean() < 3, raw.path
-        assert abs(ours.mean() - theirs.mean()) < 2.5, raw.path  # a wrong range or matrix is 5
+        assert abs(decoded.mean() - expected.mean()) < 2.5, raw.path  # a wrong range or matrix is 5
         if "turned" not in raw.path:
-            assert videos.numbers(ours) == videos.numbers(theirs), raw.path
+            assert videos.numbers(decoded) == videos.numbers(expected), raw.path
         np.testing.assert_allclose(times(data), times(raw.path, **window), atol=2e-5)
         picked = decode.read_frames(data, lambda n: [n - 1, 3, 7])
-        np.testing.assert_array_equal(picked, ours[[-1, 3, 7]])
+        np.testing.assert_array_equal(picked, decoded[[-1, 3, 7]])
 
 
-def test_tfds_reads_it_without_tensorflow(prepared):
+def test_tfds_reads_shards_without_tensorflow(prepared):
     code = f"""
         import sys
         import tensorflow_datasets as tfds
@@ -214,8 +214,8 @@ def test_hang_or_crash_quarantines_only_its_row(tmp_path, monkeypatch):
         (3, "the decoder crashed (exit code 3)"),
     ]
     path = str(plan.shard_path(0))
-    found = [shards.read_video(path, record) for record in range(3)]
-    assert found == [str(tmp_path / f"{name}.mp4").encode() for name in "abc"]
+    records = [shards.read_video(path, record) for record in range(3)]
+    assert records == [str(tmp_path / f"{name}.mp4").encode() for name in "abc"]
 
 
 @pytest.mark.parametrize(("rows", "count"), [(1, 1), (17, 16), (1000, 7), (5, 5)])

@@ -17,8 +17,8 @@ OPTIONS = indexing.IndexOptions(workers=1, progress=False)
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory, videos):
-    """Five and two records in two splits, one of them no video, with metadata by TFDS itself."""
-    folder = tmp_path_factory.mktemp("theirs")
+    """Two splits of five and two records, one of them not a video; TFDS writes the metadata."""
+    folder = tmp_path_factory.mktemp("tfds_videos")
     files = [videos.write(folder / f"{n}.mp4", frames=n) for n in (9, 20)]
     features = tfds.features.FeaturesDict(
         {
@@ -35,7 +35,7 @@ def dataset(tmp_path_factory, videos):
         "train.array_record-00001-of-00002": [2, 3, 4],
         "test.array_record-00000-of-00001": [0, 1],
     }.items():
-        path = str(folder / f"theirs-{name}")
+        path = str(folder / f"tfds_videos-{name}")
         writer = array_record_module.ArrayRecordWriter(path, "group_size:1")
         for i in numbers:
             clip = b"no video" if i == 3 else files[i % 2].read_bytes()
@@ -57,18 +57,18 @@ def dataset(tmp_path_factory, videos):
 
 def test_manifest_has_labels_of_every_good_record(dataset, tmp_path, videos):
     assert tfds_index.is_tfds_dataset(dataset) and not tfds_index.is_tfds_dataset(tmp_path)
-    out = tmp_path / "theirs.csv"
+    out = tmp_path / "tfds_videos.csv"
     summary = tfds_index.index_dataset(dataset, out, split="train", options=OPTIONS)
     assert (summary.listed, summary.clean, summary.quarantined) == (5, 4, 1)
     rows = list(manifest.read_manifest(out))
     labels = sorted((r.labels["label_color"], r.labels["label_action"]) for r in rows)
     assert labels == [(0, 0), (1, 1), (2, 0), (4, 0)]
-    assert {row.source for row in rows} == {"theirs"}
+    assert {row.source for row in rows} == {"tfds_videos"}
     for row in rows:
         count = (9, 20)[row.labels["label_action"]]
         frames = decode.read_frames(shards.read_video(row.path, row.record), range)
         assert videos.numbers(frames) == [*range(count)]
-    quarantine = (tmp_path / "theirs.quarantine.csv").read_text()
+    quarantine = (tmp_path / "tfds_videos.quarantine.csv").read_text()
     assert quarantine.count("\n") == 2 and "#" in quarantine and "InvalidData" in quarantine
 
 
@@ -118,7 +118,7 @@ def test_labels_are_integer_scalars(caplog):
     ],
 )
 def test_record_without_its_label_is_quarantined(labels, reason, dataset, monkeypatch):
-    shard = str(dataset / "theirs-test.array_record-00000-of-00001")
+    shard = str(dataset / "tfds_videos-test.array_record-00000-of-00001")
     probe = tfds_index.RecordProbe("", ("action",))
     assert probe(shard, 1)["row"][0] == 1
     example = shards.read_example(shard, 1)

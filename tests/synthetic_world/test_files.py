@@ -132,9 +132,9 @@ def test_killed_command_is_resumed_by_repeating_it(tmp_path, world_folder):
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "train.csv: 200 clips" in done.stdout
     assert len(list(videos.glob("*.mp4"))) == 200
-    ours, theirs = contents(tmp_path), contents(world_folder)
+    actual, expected = contents(tmp_path), contents(world_folder)
     for name in ("train/000000.mp4", "train/000011.mp4", "gt/train/000007.npz"):
-        assert ours[name] == theirs[name]
+        assert actual[name] == expected[name]
     # No video is truncated.
     for path in sorted(videos.glob("*.mp4"))[:60]:
         assert decode.read_frames(path, range).shape == (8, 32, 32, 3)

@@ -16,8 +16,10 @@ SPECS = [WorldSpec(), WorldSpec(size=48, frames=5), WorldSpec(level="full", size
 def test_arrays_have_documented_shapes_and_types(spec):
     clip = render_clip(spec, 5)
     t, s, k = spec.frames, spec.size, render.MAX_OBJECTS[spec.level]
-    found = {name: (a.shape, a.dtype.name) for name, a in vars(clip).items() if hasattr(a, "dtype")}
-    assert found == {
+    actual = {
+        name: (a.shape, a.dtype.name) for name, a in vars(clip).items() if hasattr(a, "dtype")
+    }
+    assert actual == {
         "video": ((t, s, s, 3), "uint8"),
         "depth": ((t, s, s), "float16"),
         "boxes": ((t, k, 4), "float32"),

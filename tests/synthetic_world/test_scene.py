@@ -22,12 +22,12 @@ def scenes(level, split, count):
 @pytest.fixture(scope="module", params=LEVELS)
 def tracks(request):
     """Level, boxes [n t 4] of the main object and motion labels [n]; training and held out."""
-    found = [request.param]
+    tracks = [request.param]
     for split, count in (("train", 2500), ("val", 1000)):
-        made = scenes(request.param, split, count)
-        found.append(np.stack([scene.boxes_tk4[:, 0] for scene in made]))
-        found.append(np.array([scene.labels["motion"] for scene in made]))
-    return found
+        split_scenes = scenes(request.param, split, count)
+        tracks.append(np.stack([scene.boxes_tk4[:, 0] for scene in split_scenes]))
+        tracks.append(np.array([scene.labels["motion"] for scene in split_scenes]))
+    return tracks
 
 
 def accuracy(tracks, view):
@@ -65,14 +65,14 @@ def test_ordered_track_determines_motion(tracks):
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_labels_are_uniform_and_independent(level):
-    made = scenes(level, "train", 4000)
+    sampled = scenes(level, "train", 4000)
     classes = WorldSpec(level=level).classes
     for task, names in classes.items():
-        counts = np.bincount([scene.labels[task] for scene in made], minlength=len(names))
+        counts = np.bincount([scene.labels[task] for scene in sampled], minlength=len(names))
         assert stats.chisquare(counts).pvalue > 1e-3
     for one, other in itertools.combinations(classes, 2):
         table = np.zeros((len(classes[one]), len(classes[other])))
-        for scene in made:
+        for scene in sampled:
             table[scene.labels[one], scene.labels[other]] += 1
         assert stats.chi2_contingency(table).pvalue > 1e-3
 
