@@ -8,7 +8,7 @@ from invnext_jax.weights.files import LazyTensor
 from invnext_jax.weights.image_models import FAMILIES
 from invnext_jax.weights.layout import Rule, pytorch_names
 
-SHAPES = {  # of a tower with one layer, by the last part of the name; nothing is read
+SHAPES = {  # tensors of a tower with one layer; no data is read
     "siglip2": {"embeddings.patch_embedding.weight": (4, 3, 2, 2), "head.probe": (1, 1, 4)},
     "clip": {"embeddings.patch_embedding.weight": (4, 3, 2, 2), "pre_layrnorm.bias": (4,)},
     "dinov2": {

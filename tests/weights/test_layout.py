@@ -59,7 +59,7 @@ def test_reference_parameters_survive_a_round_trip_bit_for_bit(name):
         assert back[key].shape == value.shape and back[key].tobytes() == value.tobytes()
 
 
-def test_published_names_are_those_of_the_released_encoders():
+def test_published_names_equal_those_of_the_released_encoders():
     state = read_cases(DEFAULT)["encoder_B"].under("param.")
     names = to_pytorch(to_tree(state, PRETRAINING), PUBLISHED).keys()
     assert {"model.blocks.1.ls2.lr_scale", "model.pos_embed", "model.cls_token"} <= names

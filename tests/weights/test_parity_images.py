@@ -120,15 +120,15 @@ def make_tiny(hf, kind):
     return {"siglip2": make_siglip2, "clip": make_clip}[kind](hf, **TINY_MLP, **image)
 
 
-# One runs always: its width, MLP and image size are the odd ones, and all others differ in shapes
-# alone, which test_siglip2_of_published_sizes_has_the_shapes_of_the_teacher compares.
+# Only so400m14 is not marked slow: its width, MLP and image size are unusual. The others differ only
+# in shapes, which test_siglip2_of_published_sizes_has_the_shapes_of_the_teacher compares.
 @pytest.mark.parametrize(
     "name",
     [n if n == "so400m14" else pytest.param(n, marks=pytest.mark.slow) for n in SIGLIP2],
 )
 def test_siglip2_of_published_widths(hf, name, tmp_path):
     width, mlp, _, heads, patch, _ = SIGLIP2[name]
-    side = 4 * patch + patch // 2  # as 384 px in patches of 14, not a whole number of patches
+    side = 4 * patch + patch // 2  # not a multiple of the patch, as 384 px with patches of 14
     tower = make_siglip2(
         hf,
         hidden_size=width,
@@ -142,7 +142,7 @@ def test_siglip2_of_published_widths(hf, name, tmp_path):
 
 
 @pytest.mark.parametrize("side", [32, 48, 24])
-def test_siglip2_of_a_whole_model_at_other_image_sizes(hf, side, tmp_path):
+def test_siglip2_in_full_model_at_other_image_sizes(hf, side, tmp_path):
     vision = {**TINY_MLP, "image_size": 32, "patch_size": 8}
     config = hf.models.SiglipConfig(text_config=TEXT, vision_config=vision)
     model = hf.models.SiglipModel._from_config(config, attn_implementation="eager")
@@ -154,13 +154,13 @@ def test_siglip2_of_a_whole_model_at_other_image_sizes(hf, side, tmp_path):
 @pytest.mark.parametrize(
     ("side", "activation"), [(32, "quick_gelu"), (48, "quick_gelu"), (24, "gelu")]
 )
-def test_clip(hf, activation, side, tmp_path):
+def test_clip_tower_at_several_image_sizes(hf, activation, side, tmp_path):
     tower = make_clip(hf, **TINY_MLP, image_size=32, patch_size=8, hidden_act=activation)
     folder = save(tower, tmp_path)
     assert_parity(hf, "clip", folder, tower, side, 1, interpolate_pos_encoding=True)
 
 
-def test_clip_of_a_whole_model(hf, tmp_path):
+def test_clip_in_full_model(hf, tmp_path):
     vision = {**TINY_MLP, "image_size": 36, "patch_size": 8}
     config = hf.models.CLIPConfig(text_config=TEXT, vision_config=vision)
     model = hf.models.CLIPModel._from_config(config, attn_implementation="eager")
@@ -175,13 +175,13 @@ def test_clip_of_a_whole_model(hf, tmp_path):
         *((48, 0, True), (48, 4, False), (24, 0, False), (24, 4, True)),
     ],
 )
-def test_dinov2(hf, gated, registers, side, tmp_path):
+def test_dinov2_at_several_image_sizes(hf, gated, registers, side, tmp_path):
     sizes = {**TINY, "image_size": 32, "patch_size": 8, "use_swiglu_ffn": gated}
     tower = make_dinov2(hf, registers=registers > 0, **sizes)
     assert_parity(hf, "dinov2", save(tower, tmp_path), tower, side, 1 + registers)
 
 
-def test_dinov2_below_a_classifier(hf, tmp_path):
+def test_dinov2_in_classification_model(hf, tmp_path):
     config = hf.models.Dinov2Config(**TINY, image_size=32, patch_size=8)
     model = hf.models.Dinov2ForImageClassification._from_config(config, attn_implementation="eager")
     randomise(hf.torch, model)
@@ -189,13 +189,13 @@ def test_dinov2_below_a_classifier(hf, tmp_path):
 
 
 @pytest.mark.parametrize("kind", teachers.KINDS)
-def test_faint_tokens_show_the_epsilon_of_every_norm(hf, kind, tmp_path):
+def test_small_activations_expose_the_epsilon_of_every_norm(hf, kind, tmp_path):
     model = make_tiny(hf, kind)
-    faint = ("embeddings", "pre_layrnorm", "out_proj", "o_proj", "fc2", "down_proj")
+    scaled = ("embeddings", "pre_layrnorm", "out_proj", "o_proj", "fc2", "down_proj")
     with hf.torch.no_grad():
         for name, parameter in model.named_parameters():
-            if any(part in name for part in faint):
-                parameter.mul_(3e-3)  # the stream's variance comes near to epsilon
+            if any(part in name for part in scaled):
+                parameter.mul_(3e-3)  # the variance of the stream approaches epsilon
     prefix = 0 if kind == "siglip2" else 1
     assert_parity(hf, kind, save(model, tmp_path), model, 32, prefix)
 

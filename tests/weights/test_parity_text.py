@@ -71,7 +71,7 @@ def read(folder, last_layers):
     return sizes, tree["text"]
 
 
-def states_of(hf, model):
+def layer_states(hf, model):
     """Returns the inputs of the layers and the output of the last one, before the final norm."""
     streams = []
     words = np.random.default_rng(0).integers(3, 20, (2, LENGTH))
@@ -102,7 +102,7 @@ def assert_layers(hf, model, folder, last_layers):
         last_layer=sizes["last_layer"],
     )
     params = {f"layer{i}": tree[f"layer{first + i}"] for i in range(last_layers)}
-    states = states_of(hf, model)
+    states = layer_states(hf, model)
     assert len(states) == 1 + sizes["depth"]
     run = jax.jit(lambda x: layers.apply({"params": params}, x, mutable="intermediates"))
     last_bnd, sown = run(states[first])

@@ -1,4 +1,4 @@
-"""Tables of text models: names, which layers are kept, and what is refused."""
+"""Text models: names of tensors, selection of the last layers, and errors."""
 
 import pytest
 
@@ -18,23 +18,23 @@ def tensors_of(prefix, depth):
 
 
 @pytest.mark.parametrize("prefix", ["", "model.", "bert.", "encoder.model."])
-def test_the_last_layers_keep_their_numbers(prefix):
+def test_last_layers_keep_their_numbers(prefix):
     found = text_models.adapt(tensors_of(prefix, 12), 3)
     assert found.keys() == {f"layers.{i}.{leaf}.weight" for i in (9, 10, 11) for leaf in LEAVES}
 
 
 @pytest.mark.parametrize("last_layers", [0, 4, 9])
-def test_the_first_layer_is_refused(last_layers):
+def test_keeping_the_first_layer_is_an_error(last_layers):
     with pytest.raises(UserError, match=f"last_layers={last_layers} must lie in 1 to 3"):
         text_models.adapt(tensors_of("", 4), last_layers)
 
 
-def test_a_file_of_another_model_is_told():
+def test_file_of_another_model_is_an_error():
     with pytest.raises(UserError, match="it is not a ModernBERT"):
         text_models.adapt({"encoder.layers.0.fc1.weight": LazyTensor((1,), None)}, 1)
 
 
-def test_sizes_are_those_of_the_predictor():
+def test_sizes_are_fields_of_the_predictor_config():
     config = {"model_type": "modernbert", "hidden_size": 1024, "intermediate_size": 2624}
     config |= {"num_hidden_layers": 28, "num_attention_heads": 16}
     assert text_models.sizes(config) == {
