@@ -120,8 +120,8 @@ def make_tiny(hf, kind):
     return {"siglip2": make_siglip2, "clip": make_clip}[kind](hf, **TINY_MLP, **image)
 
 
-# Only so400m14 is not marked slow: its width, MLP and image size are unusual. The others differ only
-# in shapes, which test_siglip2_of_published_sizes_has_the_shapes_of_the_teacher compares.
+# Only so400m14 is not marked slow: its width, MLP and image size are unusual. The others differ
+# only in shapes, which test_siglip2_of_published_sizes_has_the_shapes_of_the_teacher compares.
 @pytest.mark.parametrize(
     "name",
     [n if n == "so400m14" else pytest.param(n, marks=pytest.mark.slow) for n in SIGLIP2],

@@ -1,0 +1,17 @@
+"""docs/deviations.md and the comments in the code name the same places."""
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_files_that_differ_from_the_reference_are_listed_in_the_docs():
+    package = ROOT / "invnext_jax"
+    marked = {
+        str(path.relative_to(package))
+        for path in package.rglob("*.py")
+        if "Differs from reference" in path.read_text()
+    }
+    listed = re.findall(r"\(`(\w+/\w+\.py)`\)", (ROOT / "docs" / "deviations.md").read_text())
+    assert marked == set(listed)
