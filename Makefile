@@ -49,7 +49,7 @@ docs: $(PACKAGE)
 	$(RUN) docs/generate_options.py
 	$(RUN) docs/draw_imports.py
 
-# Compares the training step with a PyTorch twin on this machine's CPU. The last line is JSON.
+# Compares the training step with a PyTorch step on this machine's CPU. The last line is JSON.
 benchmark: $(TEST)
 	$(RUN) -m benchmarks.step $(BENCHMARK_FLAGS)
 
