@@ -29,7 +29,7 @@ class HostExchange:
     """One exchange of reports; every process creates it, in the same order.
 
     Args:
-        label: the name of the meeting point, for error messages.
+        label: the name of the synchronization point, for error messages.
     """
 
     def __init__(self, label: str):
@@ -122,7 +122,7 @@ def all_hosts_agree(
     The block itself must not wait for other processes.
 
     Args:
-        label: the name of the meeting point, for error messages.
+        label: the name of the synchronization point, for error messages.
         error_types: errors that the other processes raise with the same type, the most severe
             first. Any other error becomes a `UserError`, more severe than all of them.
         timeout_seconds: the longest time to wait.

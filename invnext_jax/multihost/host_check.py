@@ -59,7 +59,7 @@ def describe_missing_hosts(
         missing: their numbers.
         hosts: the known host names.
         timeout_seconds: how long the others waited for them.
-        label: the name of the meeting point, if it has one.
+        label: the name of the synchronization point, if it has one.
     """
     names = [f"{i} (host {hosts[i]})" if i in hosts else str(i) for i in sorted(missing)]
     rest = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""

@@ -47,12 +47,12 @@ def test_a_checkpoint_is_kept_if_any_rule_keeps_it(fields, kept):
 
 
 def test_policy_agrees_with_its_definition_on_random_scores():
-    chance = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     for _ in range(200):
-        steps = np.cumsum(chance.integers(1, 4, 8)).tolist()
-        scores = {s: [None, 0.5, 0.25, -1.0][chance.integers(4)] for s in steps}
-        last, every, best = chance.integers(1, 4), chance.integers(0, 4), chance.integers(0, 4)
-        mode = ["min", "max"][chance.integers(2)]
+        steps = np.cumsum(rng.integers(1, 4, 8)).tolist()
+        scores = {s: [None, 0.5, 0.25, -1.0][rng.integers(4)] for s in steps}
+        last, every, best = rng.integers(1, 4), rng.integers(0, 4), rng.integers(0, 4)
+        mode = ["min", "max"][rng.integers(2)]
         sign = -1 if mode == "max" else 1
         scored = [s for s in steps if scores[s] is not None]
         ranked = sorted(scored, key=lambda s: (sign * scores[s], s))
