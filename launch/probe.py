@@ -3,8 +3,8 @@
     python launch/probe.py --config=configs/eval/linear_probe.py:tiny --workdir=runs/p2 \
         --config.checkpoint=runs/s2
 
-The checkpoint is the workdir of a run or an exported .safetensors file. The options are documented
-in configs/eval/linear_probe.py.
+The checkpoint is the workdir of a run or an exported .safetensors file. The options are listed in
+docs/options.md.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from invnext_jax.evaluation import evaluate, tables
 from invnext_jax.training import compilation
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Config file, e.g. configs/eval/linear_probe.py:tiny"
+    "config", None, "Config file and variant, such as configs/eval/linear_probe.py:tiny."
 )
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder for results.json and cached features.", required=True

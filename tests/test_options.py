@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from configs import stage1, stage2
+from configs.eval import linear_probe
 
 ROOT = Path(__file__).parents[1]
 
@@ -71,6 +72,15 @@ def test_every_field_has_a_row_and_a_meaning(stage):
     meanings = {row[0]: row[3] for row in option_rows()}
     for name in field_names(stage.get_config("base").to_dict()):
         assert len(meanings[name].split()) > 1, name
+
+
+def test_every_field_of_an_evaluation_has_a_row_and_a_meaning():
+    page = (ROOT / "docs/options.md").read_text().split("## Evaluation: linear_probe\n")[1]
+    config = linear_probe.get_config("base").to_dict()
+    del config["data"]
+    for name in field_names(config):
+        (row,) = re.findall(rf"^\| `{name}` \|.*\|.*\| (.+) \|$", page, re.MULTILINE)
+        assert len(row.split()) > 1, name
 
 
 @pytest.mark.parametrize(("variant", "column"), [("base", 1), ("tiny", 2)])

@@ -13,34 +13,45 @@ from configs import common
 
 
 def get_config(variant: str = "base") -> ml_collections.ConfigDict:
-    """Variants: tiny (the embedded world, with baselines), base (large and 1b are the same)."""
+    """Returns the config of a variant: tiny (the embedded world, with baselines) or base."""
     config = ml_collections.ConfigDict()
-    config.checkpoint = ""  # workdir of a pretraining run, or an exported .safetensors
-    config.ema = False  # whether to evaluate a run's moving average instead of its parameters
+    # Workdir of a pretraining run, or an exported .safetensors file.
+    config.checkpoint = ""
+    # Whether to evaluate a run's moving average instead of its parameters.
+    config.ema = False
     # Names from invnext_jax/evaluation/evaluators/registry.py, in the order in which they run. All
     # but the first are baselines, which run only with `controls`.
     config.evaluators = ("linear_probe", "pixel_baselines", "box_baselines", "supervised")
-    config.train_manifest = ""  # CSV with label_<task> columns; the probes are fitted on it
-    config.val_manifest = ""  # CSV of the held-out videos, on which all results are measured
-    config.tasks = ()  # label columns without "label_"; (): all columns of the training manifest
-    config.poolings = ("mean", "frames")  # mean of all grid tokens; means per frame, concatenated
-    config.seed = 0  # of the split that chooses the penalty, random initialisation, forests
-    config.batch_size = 64  # clips per forward pass
-    # Values of C of the logistic regression, chosen on `held_out` of the training videos.
+    # CSV file with `label_<task>` columns, on which probes and baselines are fitted.
+    config.train_manifest = ""
+    # CSV file of the held-out videos, on which all results are measured.
+    config.val_manifest = ""
+    # Label columns to use, without "label_". (): all columns that both manifests have.
+    config.tasks = ()
+    # Features of a clip. "mean": mean of all grid tokens; "frames": mean per frame, concatenated.
+    config.poolings = ("mean", "frames")
+    # Seed of the split that selects the penalty, of random initialisation and of random forests.
+    config.seed = 0
+    # Clips per forward pass.
+    config.batch_size = 64
+    # Values of C of the logistic regression. The best one on held-out training videos is used.
     config.inverse_penalties = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+    # Share of the training videos that is held out to select the penalty.
     config.held_out = 0.2
-    # Also evaluates the same encoder with random initialisation, and runs the baselines: first
-    # frame, bag of frames, ground-truth boxes, supervised training. They load all videos into
-    # memory. Of several evaluations on the same data, one needs them.
+    # Whether to evaluate also the same encoder with random initialisation, and to run the
+    # baselines: first frame, bag of frames, ground-truth boxes, supervised training. They load all
+    # videos into memory. Of several evaluations on the same data, only one needs them.
     config.controls = False
-    config.trees = 200  # of the random forests on ground-truth boxes
+    # Trees of the random forests on ground-truth boxes.
+    config.trees = 200
+    # End-to-end training of the same encoder with labels, as a baseline.
     config.supervised = ml_collections.ConfigDict(
         {
-            "steps": 0,  # end-to-end training of the same encoder with labels; 0: not run
-            "batch_size": 32,
-            "learning_rate": 1e-3,
-            "warmup_steps": 20,
-            "weight_decay": 0.05,
+            "steps": 0,  # Length of the training. 0: not run.
+            "batch_size": 32,  # Clips per step.
+            "learning_rate": 1e-3,  # Peak learning rate.
+            "warmup_steps": 20,  # Steps of linear warm-up from 0.
+            "weight_decay": 0.05,  # Weight decay.
         }
     )
     config.data = common.data()
