@@ -84,7 +84,7 @@ class Reencoder:
 
         Returns:
             `video` uint8 [bytes], an MP4 file that starts at time 0, and `frames`, `width`,
-            `height`, `fps`, `duration`; or `kind` and `reason` if the video is bad.
+            `height`, `fps`, `duration`; or `reason` if the video is bad.
         """
         name = shards.name_video(path, record)
         try:
@@ -94,23 +94,19 @@ class Reencoder:
             ):
                 return self._encode(video)
         except decode.BadVideo as error:
-            return {"kind": error.kind, "reason": str(error).removeprefix(f"{name}: ")}
+            return {"reason": str(error).removeprefix(f"{name}: ")}
         except (ValueError, ArithmeticError, MemoryError) as error:  # caused by damaged headers
-            return {"kind": "corrupt", "reason": f"{type(error).__name__}: {error}"}
+            return {"reason": f"{type(error).__name__}: {error}"}
 
     def _encode(self, video: decode.VideoReader) -> dict[str, Any]:
         times, reformatter = video.times, VideoReformatter()
         with contextlib.ExitStack() as stack:
             for number, frame in video.frames(range(len(video))):
-                if number == 0:  # comes again if the reader starts again, see `VideoReader.frames`
+                if number == 0:  # repeated if the reader restarts, see `VideoReader.frames`
                     stack.close()
-                    buffer, convert, last = (
-                        io.BytesIO(),
-                        FrameConverter(self.encoding.short_side),
-                        -1,
-                    )
+                    buffer, stream, last = io.BytesIO(), None, -1
+                    convert = FrameConverter(self.encoding.short_side)
                     container = stack.enter_context(av.open(buffer, "w", format="mp4"))
-                    stream = None
                 image_hwc = _crop_to_even(convert(number, frame))
                 if stream is None:
                     stream = self._add_stream(container, image_hwc.shape, times)

@@ -1,5 +1,6 @@
 """Cached results are valid as long as the file does not change."""
 
+import json
 import os
 
 import pytest
@@ -55,3 +56,11 @@ def test_second_run_is_an_error(tmp_path):
         ProbeCache(tmp_path / "probes.jsonl")
     with pytest.raises(UserError, match="cannot be written"):
         ProbeCache(tmp_path / "no" / "probes.jsonl")
+
+
+def test_format_on_disk_does_not_change(tmp_path, video):
+    put(tmp_path, video, ProbeFailure("hung", timeout=5.0))
+    (line,) = (tmp_path / "probes.jsonl").read_text().splitlines()
+    row = json.loads(line)
+    assert row["key"] == [video, 1, os.stat(video).st_mtime_ns]
+    assert row["found"] == {"reason": "hung", "seconds": 5.0, "passing": False}
