@@ -26,11 +26,11 @@ def test_bytes_depend_on_shapes_executions_and_group_size():
 def test_gather_in_a_loop_counts_once_per_iteration():
     mesh = mesh_lib.make_mesh(MESH)
     split = NamedSharding(mesh, P("fsdp"))
-    whole = NamedSharding(mesh, P(None, None))
+    replicated = NamedSharding(mesh, P(None, None))
 
     def apply(x_bd, w_ldd):
         def layer(x_bd, w_dd):
-            x_bd = jax.lax.with_sharding_constraint(jnp.tanh(x_bd @ w_dd), whole)
+            x_bd = jax.lax.with_sharding_constraint(jnp.tanh(x_bd @ w_dd), replicated)
             return jax.lax.with_sharding_constraint(jnp.cumsum(x_bd, axis=0), split), None
 
         return jax.lax.scan(layer, x_bd, w_ldd)[0]
@@ -38,5 +38,5 @@ def test_gather_in_a_loop_counts_once_per_iteration():
     x_bd = jax.ShapeDtypeStruct((12, 24), np.float32, sharding=split)
     w_ldd = jax.ShapeDtypeStruct((5, 24, 24), np.float32, sharding=NamedSharding(mesh, P()))
     compiled = jax.jit(apply).lower(x_bd, w_ldd).compile()
-    found = collectives.read_collectives(compiled.as_text(), 8)
-    assert [c[:4] for c in found] == [("all-gather", (("f32", (12, 24)),), 5, 4)]
+    used = collectives.read_collectives(compiled.as_text(), 8)
+    assert [c[:4] for c in used] == [("all-gather", (("f32", (12, 24)),), 5, 4)]

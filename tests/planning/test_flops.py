@@ -93,9 +93,9 @@ def test_analytic_flops_equal_the_traced_products(stage, changes):
     config.encoder.update(depth=3)
     config.update_from_flattened_dict(changes)
     traced, arguments = loss_and_arguments(ml_collections.FrozenConfigDict(config))
-    found = product_flops(jax.make_jaxpr(traced)(*arguments).jaxpr) / BATCH
+    traced_flops = product_flops(jax.make_jaxpr(traced)(*arguments).jaxpr) / BATCH
     # Resizing a position table, and its gradient, are not counted as products of the model.
-    assert found == pytest.approx(analytic(config), rel=0.01)
+    assert traced_flops == pytest.approx(analytic(config), rel=0.01)
 
 
 def xla_flops(config, monkeypatch):

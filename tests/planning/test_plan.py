@@ -27,35 +27,37 @@ def small(remat="none", **mesh):
 
 
 def test_held_bytes_are_counted_by_hand(one_device):
-    found = plan.make_plan(small(), "h200")
-    params = 4 * sum(found["parameters"].values())
-    held = found["held_bytes"]
+    result = plan.make_plan(small(), "h200")
+    params = 4 * sum(result["parameters"].values())
+    held = result["held_bytes"]
     assert held["parameters"] == held["gradients"] == params
     assert held["optimiser"] == pytest.approx(2 * params, rel=1e-3)  # two moments and counters
-    assert held["frozen"] == 4 * sum(found["frozen_parameters"].values())
+    assert held["frozen"] == 4 * sum(result["frozen_parameters"].values())
     assert held["cast"] == 0  # float32
-    assert found["sent_bytes"] == {"data": 0, "fsdp": 0, "tensor": 0, "sequence": 0}
+    assert result["sent_bytes"] == {"data": 0, "fsdp": 0, "tensor": 0, "sequence": 0}
     free = 0.92 * DEVICES["h200"].memory - sum(held.values())
-    assert found["clips_that_fit_a_device"] == free // found["activation_bytes_per_clip"]
-    assert "largest batch" in plan_table.format_plan(found)
+    assert result["clips_that_fit_a_device"] == free // result["activation_bytes_per_clip"]
+    assert "largest batch" in plan_table.format_plan(result)
 
 
 def test_eight_devices_hold_an_eighth_each_and_send_parameters():
-    found = plan.make_plan(small(fsdp=8), "v5p")
-    params, frozen = (4 * sum(found[name].values()) for name in ("parameters", "frozen_parameters"))
+    result = plan.make_plan(small(fsdp=8), "v5p")
+    params, frozen = (
+        4 * sum(result[name].values()) for name in ("parameters", "frozen_parameters")
+    )
     # Arrays with an indivisible dimension are replicated.
-    assert params / 8 <= found["held_bytes"]["parameters"] <= 1.1 * params / 8
+    assert params / 8 <= result["held_bytes"]["parameters"] <= 1.1 * params / 8
     # Two masks: parameters gathered forward and backward for each, one reduction for each.
-    assert found["sent_bytes"]["fsdp"] == pytest.approx(7 / 8 * (6 * params + frozen))
-    assert found["sent_bytes"]["data"] == 0
+    assert result["sent_bytes"]["fsdp"] == pytest.approx(7 / 8 * (6 * params + frozen))
+    assert result["sent_bytes"]["data"] == 0
 
 
 def test_more_remat_needs_less_memory_and_more_flops(one_device):
-    found = [plan.make_plan(small(remat), "a100") for remat in ("none", "dots", "full")]
-    needed = [one["activation_bytes_per_clip"] for one in found]
-    again = [one["recomputed_flops"] for one in found]
-    assert needed[0] > needed[1] > needed[2]
-    assert 0 == again[0] < again[1] < again[2]
+    plans = [plan.make_plan(small(remat), "a100") for remat in ("none", "dots", "full")]
+    bytes_per_clip = [result["activation_bytes_per_clip"] for result in plans]
+    recomputed = [result["recomputed_flops"] for result in plans]
+    assert bytes_per_clip[0] > bytes_per_clip[1] > bytes_per_clip[2]
+    assert 0 == recomputed[0] < recomputed[1] < recomputed[2]
 
 
 def test_unknown_device_and_indivisible_batch_are_user_errors():
@@ -125,7 +127,7 @@ def test_command_prints_a_table_and_a_json_line():
     environ = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
     done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert found["devices"] == 4
-    assert found["xla_collectives"]["all-reduce"]["times"] > 0
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["devices"] == 4
+    assert result["xla_collectives"]["all-reduce"]["times"] > 0
     assert "4 x v6e (data 2, fsdp 2)" in done.stdout
