@@ -13,7 +13,6 @@ import numpy as np
 
 from configs import stage1 as stage1_config
 from configs import stage2 as stage2_config
-from invnext_jax.planning import flops as flops_lib
 from invnext_jax.stages import registry
 from invnext_jax.training import mesh as mesh_lib
 from invnext_jax.training import state as state_lib
@@ -74,7 +73,7 @@ class Step:
 
 def make_step(config: ml_collections.ConfigDict) -> Step:
     """Compiles the step of a config, with random parameters, teacher and target."""
-    training = registry.assemble(ml_collections.FrozenConfigDict(config))
+    training = registry.make_setup(ml_collections.FrozenConfigDict(config))
     mesh = mesh_lib.make_mesh(config.mesh)
     key = jax.device_put(jax.random.key(0), mesh_lib.replicated(mesh))
     abstract = training.abstract_state(mesh)
@@ -84,7 +83,7 @@ def make_step(config: ml_collections.ConfigDict) -> Step:
     start = time.perf_counter()
     compiled = training.compile_step(mesh, state, *arguments)
     return Step(
-        compiled, time.perf_counter() - start, flops_lib.step_flops(config), state, arguments
+        compiled, time.perf_counter() - start, registry.step_flops(config), state, arguments
     )
 
 

@@ -23,19 +23,9 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     reporter.check_config(config)
     profiling.check_config(config)
     masks.check_settings(config.mask, (config.data.size // config.encoder.patch) ** 2)
-    _check_loss(config.loss)
     pipeline.check_config(config.data)
     if config.dtype not in ("float32", "bfloat16"):
         raise UserError(f"config.dtype={config.dtype!r} must be 'float32' or 'bfloat16'")
     attention.check_config(config)
     scan.check_config(config)
     dot_general.check_config(config)
-
-
-def _check_loss(weights: ml_collections.ConfigDict) -> None:
-    for name, weight in weights.items():
-        if weight < 0:
-            raise UserError(f"config.loss.{name}={weight} must not be negative")
-    if not any(weights.values()):
-        names = ", ".join(f"config.loss.{name}" for name in weights)
-        raise UserError(f"no loss is on: set one of {names} above 0")

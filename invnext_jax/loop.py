@@ -36,7 +36,7 @@ from invnext_jax.training import step as step_lib
 class Run:
     """All that the loop needs; `state` and `step` change."""
 
-    training: registry.Training
+    training: registry.TrainingSetup
     workdir: pathlib.Path
     mesh: Mesh
     frozen: Any
@@ -75,7 +75,7 @@ def run_loop(
     """
     config, saving = run.config, run.config.checkpoint
     throughput = throughput_lib.Throughput(
-        run.training.stage.step_flops(config),
+        registry.step_flops(config),
         list(run.mesh.devices.flat),
         config.dtype,
         measure=config.log.measure_ceiling,

@@ -97,7 +97,7 @@ def prepare(
     checkpointer = manager_lib.Checkpointer(held, config, digest, given_step)
     stack.callback(checkpointer.close)
 
-    training = registry.assemble(config)
+    training = registry.make_setup(config)
     abstract = training.abstract_state(mesh)
     root_key = mesh_lib.make_root_key(config.seed, mesh)
     state = checkpointer.restore(abstract, data_iter)
@@ -108,7 +108,7 @@ def prepare(
         init_key = jax.random.fold_in(root_key, _INIT_STREAM)
         state = state_lib.init_state(training.init_fn, training.tx, abstract, init_key)
         state = state.replace(params=_start_from(config, start, state.params, abstract.params))
-        state = state_lib.init_ema(state, training.copies, config.ema.decay > 0)
+        state = state_lib.init_ema(state, training.ema_targets, config.ema.decay > 0)
     with consensus.all_hosts_agree("the frozen parameters"):
         frozen = stage.init_frozen(config, given)
         abstract_frozen = training.abstract_frozen(mesh)

@@ -10,7 +10,9 @@ import numpy as np
 from configs import stage1 as config1
 from configs import stage2 as config2
 from invnext_jax.models import teachers
-from invnext_jax.stages import stage1, stage2
+from invnext_jax.stages.registry import STAGES
+
+stage1, stage2 = STAGES["stage1"], STAGES["stage2"]
 
 FAST_TO_COMPILE = {  # most of the time of a single step is compilation
     "xla_backend_optimization_level": 0,

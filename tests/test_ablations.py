@@ -11,11 +11,14 @@ from stage_cases import FAST_TO_COMPILE
 
 from configs import ablations
 from invnext_jax.models.predictor import ModernBertLayer
-from invnext_jax.stages import image_teacher, stage1, stage2
+from invnext_jax.stages import image_teacher
+from invnext_jax.stages.registry import STAGES
 from invnext_jax.training import optimizer
 from invnext_jax.training import state as state_lib
 from invnext_jax.training import step as step_lib
 from invnext_jax.weights import export
+
+stage1, stage2 = STAGES["stage1"], STAGES["stage2"]
 
 STAGES = {"stage1": stage1, "stage2": stage2}
 
@@ -85,7 +88,7 @@ def make_state(config, tx):
     params = jax.tree.map(jax.numpy.asarray, params)
     zero = np.int32(0)
     state = state_lib.TrainState(zero, params, tx.init(params), zero, zero)
-    return state_lib.init_ema(state, stage.following(config)[0]), stage.init_frozen(
+    return state_lib.init_ema(state, stage.ema_targets(config)[0]), stage.init_frozen(
         config, restored
     )
 
@@ -104,11 +107,11 @@ def test_row_builds_and_steps(row, files):
     config = ml_collections.FrozenConfigDict(config)
     stage.check_config(config)
     schedule = optimizer.make_schedule(config.optimizer, config.total_steps)
-    untrained = stage.untrained(config)
+    untrained = stage.frozen_groups(config)
     tx = optimizer.make_optimizer(config.optimizer, schedule, untrained)
     state, frozen = make_state(config, tx)
     loss_fn = functools.partial(stage.loss_fn, config, stage.make_model(config))
-    step = step_lib.make_train_step(loss_fn, tx, schedule, stage.following(config))
+    step = step_lib.make_train_step(loss_fn, tx, schedule, stage.ema_targets(config))
     side, frames = config.data.size, config.data.frames
     shape = (2, frames, side, side, 3)
     video = np.random.default_rng(2).integers(0, 256, shape, dtype=np.uint8)
@@ -122,7 +125,7 @@ def test_row_builds_and_steps(row, files):
         changed = jax.tree.map(lambda a, b: bool(np.any(a != b)), tree, next_state.params[group])
         frozen_group = group in (*config.optimizer.frozen, *untrained)
         assert any(jax.tree.leaves(changed)) != frozen_group, group
-    assert set(next_state.follow) == set(stage.following(config)[0])
+    assert set(next_state.follow) == set(stage.ema_targets(config)[0])
 
 
 @pytest.mark.parametrize("row", ablations.ROWS)

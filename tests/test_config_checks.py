@@ -48,12 +48,3 @@ def test_durations_and_counts_have_a_least_value(config, field, value):
 
 def test_a_missing_manifest_is_named(config):
     assert "config.data.manifest is empty" in breach(config, data__manifest="")
-
-
-def test_some_loss_must_be_on(config):
-    config.loss.update(align_tokens=0.0, align_pooled=0.0)
-    config_checks.check_config(config)
-    assert "no loss is on: set one of config.loss.align_pooled, " in breach(
-        config, loss__pixels=0.0
-    )
-    assert "config.loss.pixels=-1.0 must not be negative" in breach(config, loss__pixels=-1.0)

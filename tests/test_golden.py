@@ -20,13 +20,16 @@ from invnext_jax.models.layers import ProjectionHead
 from invnext_jax.models.patches import clip_grid
 from invnext_jax.models.positions import resize_table, sincos_table
 from invnext_jax.objectives import diffusion, losses, masks, reconstruction
-from invnext_jax.stages import stage1, stage2
+from invnext_jax.stages.masked_modeling import MaskSample
+from invnext_jax.stages.registry import STAGES
 from invnext_jax.training.optimizer import decay_mask, make_optimizer, make_schedule
 from invnext_jax.weights.files import LazyArrays, LazyTensor
 from invnext_jax.weights.image_models import FAMILIES
 from invnext_jax.weights.layout import pytorch_names, to_tree
 from invnext_jax.weights.match import match_tree
 from invnext_jax.weights.reference import PRETRAINING
+
+stage1, stage2 = STAGES["stage1"], STAGES["stage2"]
 
 # What a case must hold, beyond its kind, for a test to read it.
 NEEDS = {"test_diffusion_sampling": "in.loop.z", "test_masking": "in.attn", "test_optim": "out.lr"}
@@ -254,13 +257,13 @@ def test_stage1(case):
     params = match_tree(params, nn.unbox(shapes), case.name)
     keep_bk, masked_bm = mask_indices(case["in.mask"])
     noise = reconstruction.Noise(case["in.noise"], case["in.t"].astype(np.int32))
-    draws = stage1.Draws(keep_bk, masked_bm, noise)
+    draws = MaskSample(keep_bk, masked_bm, noise)
     seen = teachers.TeacherOutput(
         case["in.teacher_middle"], case["in.teacher_final"], case["in.teacher_attn"]
     )
 
     def loss(params):
-        terms = stage1.loss_terms(model, params, seen, case.video, draws)
+        terms = stage1.loss_terms(config, model, params, seen, case.video, [draws])
         return sum(ratio * terms[name] for name, ratio in ratios.items()), terms
 
     @jax.jit
@@ -283,7 +286,7 @@ def test_stage1(case):
 def test_stage1_pixels_in_bfloat16_and_in_chunks(case):
     config, params = case.config_of_run(), params_of(case)
     noise = reconstruction.Noise(case["in.noise"], case["in.t"].astype(np.int32))
-    draws = stage1.Draws(*mask_indices(case["in.mask"]), noise)
+    draws = MaskSample(*mask_indices(case["in.mask"]), noise)
     config.loss = {"align_tokens": 0.0, "align_pooled": 0.0, "pixels": 1.0}
     found = {}
     for dtype, chunks in (("float32", 1), ("bfloat16", 1), ("float32", 3)):
@@ -291,7 +294,7 @@ def test_stage1_pixels_in_bfloat16_and_in_chunks(case):
         model = stage1.make_model(config)
 
         def loss(params, model=model):
-            return stage1.loss_terms(model, params, None, case.video, draws)["pixels"]
+            return stage1.loss_terms(config, model, params, None, case.video, [draws])["pixels"]
 
         found[dtype, chunks] = jax.jit(jax.value_and_grad(loss))(params)
     np.testing.assert_allclose(found["bfloat16", 1][0], case["out.loss_diffusion"], rtol=1e-3)
@@ -308,11 +311,11 @@ def test_stage2(case):
     shapes = jax.eval_shape(lambda key: stage2.init_params(config, model, key), jax.random.key(0))
     shapes.pop("pool")  # no loss reaches it, and the cases do not have it
     params = match_tree(params, nn.unbox(shapes), case.name)
-    drawn = [stage2.Draws(*mask_indices(case[f"in.mask_v{i}"])) for i in (1, 2)]
+    drawn = [MaskSample(*mask_indices(case[f"in.mask_v{i}"])) for i in (1, 2)]
 
     def loss(params):
-        target = stage2.target_tokens(config, model, frozen, None, case.video)
-        terms = stage2.loss_terms(model, params, target, case.video, drawn)
+        target = stage2.compute_target(config, model, frozen, None, case.video)
+        terms = stage2.loss_terms(config, model, params, target, case.video, drawn)
         return stage2.weigh(config, terms), terms
 
     @jax.jit

@@ -81,7 +81,8 @@ LAYERS = {
     "stages": [
         {"registry"},
         {"stage1", "stage2"},
-        {"masked_modeling", "image_teacher", "initialization"},
+        {"masked_stage"},
+        {"pixel_sampling", "masked_modeling", "image_teacher", "initialization", "stage"},
     ],
     "weights": [
         {"import_weights"},

@@ -9,9 +9,12 @@ import pytest
 import stage_cases
 
 from invnext_jax.models import dot_general
-from invnext_jax.models.patches import extract_patch_pixels
+from invnext_jax.models.patches import extract_patch_pixels, normalize
 from invnext_jax.objectives import reconstruction
-from invnext_jax.stages import image_teacher, stage1, stage2
+from invnext_jax.stages import image_teacher, masked_modeling
+from invnext_jax.stages.registry import STAGES
+
+stage1, stage2 = STAGES["stage1"], STAGES["stage2"]
 
 KEY = jax.random.key(5)
 quick_jit = functools.partial(jax.jit, compiler_options=stage_cases.FAST_TO_COMPILE)
@@ -51,11 +54,13 @@ def test_stage2_compares_the_chosen_places_alone(second, batch):
 
     @quick_jit
     def look(params, frozen, batch):
-        video_bthwc = stage2.normalize(batch["video"])
-        drawn = stage2.draw(some, 3, (4, 4, 4), KEY)
-        target_bnd = stage2.target_tokens(some, model, frozen, None, video_bthwc)
+        video_bthwc = normalize(batch["video"])
+        drawn = stage2.sample_masks(some, 3, (4, 4, 4), KEY)
+        target_bnd = stage2.compute_target(some, model, frozen, None, video_bthwc)
         every = [d._replace(chosen_bm=None) for d in drawn]
-        found = [stage2.run_features(model, params, video_bthwc, d).predicted_bmd for d in every]
+        found = [
+            masked_modeling.run_features(model, params, video_bthwc, d).predicted_bmd for d in every
+        ]
         return target_bnd, drawn, found
 
     target_bnd, drawn, found = jax.device_get(look(params, frozen, batch))
@@ -78,10 +83,10 @@ def test_stage1_decodes_the_chosen_places_alone(first, batch):
 
     @quick_jit
     def look(params, frozen, batch):
-        video_bthwc = stage1.normalize(batch["video"])
-        draws = stage1.see_and_draw(some, frozen, video_bthwc, KEY)[1]
+        video_bthwc = normalize(batch["video"])
+        (draws,) = stage1.apply_teacher(some, frozen, video_bthwc, KEY)[1]
         every = draws._replace(chosen_bm=None)
-        latents_bmd = stage1.run_features(model, params, video_bthwc, every).latents_bmd
+        latents_bmd = masked_modeling.run_features(model, params, video_bthwc, every).latents_bmd
         patches_bmp = extract_patch_pixels(video_bthwc, draws.masked_bm, 8).reshape(3, -1, 192)
         return draws, latents_bmd, patches_bmp
 
@@ -103,9 +108,9 @@ def test_all_places_chosen_is_the_default_bit_by_bit(second, batch):
     found, wanted = (loss_of(stage2, (config, *second[1:]), batch) for config in (whole, second[0]))
     jax.tree.map(np.testing.assert_array_equal, found, wanted)
     video = jnp.asarray(batch["video"])
-    (draws, *_) = stage2.draw(whole, 3, (4, 4, 4), KEY)
+    (draws, *_) = stage2.sample_masks(whole, 3, (4, 4, 4), KEY)
     every_bm = jnp.tile(jnp.arange(draws.masked_bm.shape[1])[None], (3, 1))
-    run = quick_jit(functools.partial(stage2.run_features, second[1], second[2], video))
+    run = quick_jit(functools.partial(masked_modeling.run_features, second[1], second[2], video))
     named = run(draws._replace(chosen_bm=every_bm))
     np.testing.assert_array_equal(named.predicted_bmd, run(draws).predicted_bmd)
 
@@ -113,11 +118,11 @@ def test_all_places_chosen_is_the_default_bit_by_bit(second, batch):
 @pytest.mark.parametrize(("form", "least"), [("int8", 0.999), ("float8", 0.99)])
 def test_a_teacher_in_8_bits_says_nearly_the_same(form, least, first, batch):
     config, _, _, frozen = first
-    video = stage1.normalize(jnp.asarray(batch["video"]))
+    video = normalize(jnp.asarray(batch["video"]))
     exact, rough = (
-        quick_jit(functools.partial(image_teacher.see, changed(config, quantize_frozen=f)))(
-            frozen["teacher"], video
-        )
+        quick_jit(
+            functools.partial(image_teacher.apply_to_frames, changed(config, quantize_frozen=f))
+        )(frozen["teacher"], video)
         for f in ("", form)
     )
     for name in ("taps_lbnd", "pooled_bd"):  # unit vectors
@@ -132,13 +137,15 @@ def test_rounding_reaches_the_target_and_nothing_that_is_trained(second, batch):
 
     @quick_jit
     def look(params, frozen, batch):
-        video_bthwc = stage2.normalize(batch["video"])
+        video_bthwc = normalize(batch["video"])
         targets = [
-            stage2.target_tokens(c, model, frozen, None, video_bthwc) for c in (config, rounded)
+            stage2.compute_target(c, model, frozen, None, video_bthwc) for c in (config, rounded)
         ]
-        drawn = stage2.draw(config, 3, (4, 4, 4), KEY)
-        droppath_key = jax.random.fold_in(KEY, 1)
-        terms = stage2.loss_terms(model, params, targets[1], video_bthwc, drawn, droppath_key)
+        drawn = stage2.sample_masks(config, 3, (4, 4, 4), KEY)
+        droppath_keys = [jax.random.fold_in(jax.random.fold_in(KEY, 1), i) for i in range(2)]
+        terms = stage2.loss_terms(
+            config, model, params, targets[1], video_bthwc, drawn, droppath_keys
+        )
         return *targets, stage2.weigh(config, terms)
 
     exact_bnd, rough_bnd, expected = look(params, frozen, batch)

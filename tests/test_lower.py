@@ -9,11 +9,13 @@ import pytest
 
 from configs import stage1 as stage1_config
 from configs import stage2 as stage2_config
-from invnext_jax.stages import stage1, stage2
+from invnext_jax.stages.registry import STAGES
 from invnext_jax.training import mesh as mesh_lib
 from invnext_jax.training import optimizer
 from invnext_jax.training import state as state_lib
 from invnext_jax.training import step as step_lib
+
+stage1, stage2 = STAGES["stage1"], STAGES["stage2"]
 
 BATCH = 8
 STAGES = {"stage1": (stage1, stage1_config), "stage2": (stage2, stage2_config)}

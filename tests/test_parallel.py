@@ -14,8 +14,10 @@ import pytest
 from configs import stage1 as stage1_config
 from configs import stage2 as stage2_config
 from invnext_jax.planning import collectives
-from invnext_jax.stages import stage1, stage2
+from invnext_jax.stages.registry import STAGES
 from invnext_jax.training import mesh as mesh_lib
+
+stage1, stage2 = STAGES["stage1"], STAGES["stage2"]
 
 STAGES = {"stage1": (stage1, stage1_config), "stage2": (stage2, stage2_config)}
 MESHES = [(8, 1, 1, 1), (2, 4, 1, 1), (2, 2, 2, 1), (2, 1, 2, 2)]

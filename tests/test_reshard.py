@@ -11,10 +11,12 @@ import pytest
 from invnext_jax.checkpointing import manager
 from invnext_jax.checkpointing.workdir_lock import Workdir
 from invnext_jax.data import manifest, pipeline
-from invnext_jax.stages import stage1
+from invnext_jax.stages.registry import STAGES
 from invnext_jax.training import mesh as mesh_lib
 from invnext_jax.training import optimizer
 from invnext_jax.training import state as state_lib
+
+stage1 = STAGES["stage1"]
 
 
 def open_data(config):

@@ -1,7 +1,6 @@
 """A toy stage, a toy data set and a config for them: the loop without the models."""
 
 import shutil
-import types
 
 import flax.linen as nn
 import grain
@@ -15,6 +14,7 @@ from invnext_jax import train
 from invnext_jax.models.sharding import with_logical_axes
 from invnext_jax.stages import registry
 from invnext_jax.training import mesh as mesh_lib
+from invnext_jax.training.step import NO_EMA_TARGETS
 
 FEATURES = 12  # of the flattened toy video
 MANIFEST = "path,source\na.mp4,toy\n"
@@ -47,22 +47,53 @@ def toy_diagnostics(config, model, params, frozen, batch, key):
     return {"encoder_norm": jnp.sqrt(jnp.sum(params["encoder"]["kernel"] ** 2))}
 
 
+class ToyStage:
+    """A stage outside the package: all of `stage.Stage` for a linear map."""
+
+    title = "Toy"
+    loss_fn = staticmethod(toy_loss)
+    diagnostics = staticmethod(toy_diagnostics)
+
+    def check_config(self, config):
+        pass
+
+    def make_model(self, config):
+        return ToyModel()
+
+    def init_params(self, config, model, key):
+        return model.init(key, jnp.zeros((1, FEATURES)))["params"]
+
+    def warm_start(self, config, restored):
+        return {"encoder": restored["encoder"]} if restored else {}
+
+    def frozen_groups(self, config):
+        return ()
+
+    def ema_targets(self, config):
+        return NO_EMA_TARGETS
+
+    def needs_teacher(self, config):
+        return False
+
+    def abstract_frozen(self, config):
+        return {"map": jax.ShapeDtypeStruct((FEATURES, 3), jnp.float32)}
+
+    def init_frozen(self, config, restored):
+        weights = np.linspace(-1, 1, FEATURES * 3, dtype=np.float32)
+        return {"map": weights.reshape(FEATURES, 3)}
+
+    def count_flops(self, config, *, dense_windows=False):
+        return {}
+
+    def sample_visible(self, config, frozen, video_bthwc, key):
+        return []
+
+    def picture_clips(self, config, params, video_bthwc, seed=0):
+        return []
+
+
 def make_toy_stage():
-    return types.SimpleNamespace(
-        make_model=lambda _: ToyModel(),
-        init_params=lambda _, model, key: model.init(key, jnp.zeros((1, FEATURES)))["params"],
-        abstract_frozen=lambda _: {"map": jax.ShapeDtypeStruct((FEATURES, 3), jnp.float32)},
-        init_frozen=lambda *_: {
-            "map": np.linspace(-1, 1, FEATURES * 3, dtype=np.float32).reshape(FEATURES, 3)
-        },
-        warm_start=lambda _, restored: {"encoder": restored["encoder"]} if restored else {},
-        following=lambda _: ({}, 1.0),
-        step_flops=lambda _: 0.0,
-        untrained=lambda _: (),
-        loss_fn=toy_loss,
-        diagnostics=toy_diagnostics,
-        check_config=lambda _: None,
-    )
+    return ToyStage()
 
 
 class ToyData:

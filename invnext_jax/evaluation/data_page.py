@@ -24,10 +24,11 @@ from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data import mixture, pipeline
 from invnext_jax.data.bad_videos import BadVideoTracker
 from invnext_jax.errors import UserError
-from invnext_jax.evaluation import report, tables, visualization
-from invnext_jax.models.patches import clip_grid, normalize
+from invnext_jax.evaluation import report, visualization
+from invnext_jax.models.patches import clip_grid
 from invnext_jax.objectives import masks
 from invnext_jax.stages import image_teacher, registry
+from invnext_jax.stages.pixel_sampling import visible_grid
 
 TEMPLATE = "show_data.html"
 LOSSLESS_SIDE = 64  # larger frames are natural video and would make a huge page
@@ -84,11 +85,12 @@ def sample(
       clips: how many.
       bad_videos: counts the videos that could not be read on the way.
     """
-    teacher = None
+    frozen = {}
     if masks.needs_attention(config.mask):
         image_teacher.check_teacher(config)
-        teacher = image_teacher.read_teacher(config)
-    draw = jax.jit(functools.partial(draw_masks, config))
+        frozen["teacher"] = image_teacher.read_teacher(config)
+    stage = registry.find_stage(config)
+    sample_visible = jax.jit(functools.partial(stage.sample_visible, config))
     root_key = jax.random.key(config.seed)
     # One video at a time: order and cut of the clips do not depend on the size of the batches.
     repeats = config.data.repeats
@@ -106,8 +108,8 @@ def sample(
             row_b = np.concatenate([one["index"] for one in batch])[:wanted]
             key = jax.random.fold_in(root_key, step)
             grid = clip_grid(video_bthwc, config.encoder.patch)
-            keeps = jax.device_get(draw(teacher, video_bthwc, key))
-            seen = [visualization.visible_places(keep_bk, grid) for keep_bk in keeps]
+            keeps = jax.device_get(sample_visible(frozen, video_bthwc, key))
+            seen = [visible_grid(keep_bk, grid) for keep_bk in keeps]
             for i, row in enumerate(row_b):
                 yield ShownClip(
                     video_bthwc[i], int(row), step, [seen_btyx[i] for seen_btyx in seen]
@@ -115,25 +117,6 @@ def sample(
     finally:
         if hasattr(iterator, "close"):  # ends the workers
             iterator.close()
-
-
-def draw_masks(
-    config: Any, teacher: Any, video_bthwc: jax.Array, key: jax.Array
-) -> list[jax.Array]:
-    """The visible positions [b k] that a step with this key draws, for each mask.
-
-    Args:
-      config: of the run.
-      teacher: the image teacher's parameters, for a semantic mask.
-      video_bthwc: uint8 clips.
-      key: random key of the step.
-    """
-    grid = clip_grid(video_bthwc, config.encoder.patch)
-    attention_bts = None
-    if masks.needs_attention(config.mask):
-        attention_bts = image_teacher.see_clips(config, teacher, normalize(video_bthwc))[1]
-    drawn = registry.find_stage(config).draw(config, video_bthwc.shape[0], grid, key, attention_bts)
-    return [draws.keep_bk for draws in (drawn if config.stage == "stage2" else [drawn])]
 
 
 def count_reasons(reasons: Mapping[str, str]) -> list[tuple[str, int]]:
@@ -176,7 +159,7 @@ def _describe(config: ml_collections.ConfigDict, manifest: manifest_lib.Manifest
         if name in data.by_source
     ]
     return {
-        "run": f"{tables.STAGES[config.stage]}, {config.variant}",
+        "run": f"{registry.find_stage(config).title}, {config.variant}",
         "seed": str(config.seed),
         "manifest": data.manifest,
         "videos": f"{len(manifest):,}",

@@ -18,8 +18,7 @@ from invnext_jax.data import pipeline
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import charts, evaluate, pretrained, tables, visualization
 from invnext_jax.monitoring import metrics_file
-from invnext_jax.objectives import masks
-from invnext_jax.stages import image_teacher, stage1
+from invnext_jax.stages import registry
 
 
 @dataclasses.dataclass
@@ -44,7 +43,7 @@ class Run:
     @property
     def title(self) -> str:
         """The name of its stage."""
-        return tables.STAGES[self.record["config"]["stage"]]
+        return registry.STAGES[self.record["config"]["stage"]].title
 
 
 def write_report(folders: Sequence[str | Path], out: str | Path, clips: int = 3) -> Path:
@@ -143,7 +142,7 @@ def show_clips(runs: Sequence[Run], results: Sequence[dict], count: int) -> dict
         params, config = pretrained.load_params(run.folder)
         clips = _read_clips(config, manifest, count)[0]
         try:
-            for title, caption, videos in _own_strips(run.title, config, params, clips):
+            for title, caption, videos in _stage_strips(config, params, clips):
                 add(title, caption, videos)
         except UserError as error:
             notes.append(f"{run.title}: no masks or reconstructions, because {error}.")
@@ -168,44 +167,13 @@ FEATURES_CAPTION = (
 )
 
 
-def _own_strips(name: str, config: Any, params: Any, video_bthwc: np.ndarray):
-    """Yields the strips that depend on the stage: (title, caption, videos)."""
-    if config.stage == "stage1":
-        frozen = stage1.init_frozen(config, None)
-        made = visualization.reconstruct(config, params, frozen, video_bthwc)
-        kind = "in proportion to the image teacher's attention" * (
-            masks.needs_attention(config.mask)
-        )
-        yield (
-            f"{name}: mask",
-            f"Grey patches are hidden; the visible ones are drawn {kind or config.mask.kind}.",
-            list(map(visualization.hide_patches, video_bthwc, made.seen_btyx)),
-        )
-        if made.own_bthwc is None:
-            return
-        yield (
-            f"{name}: reconstruction",
-            "The pixel decoder samples each hidden patch separately, from noise. Patches with a "
-            "white frame were visible and are copied.",
-            list(map(visualization.outline_patches, made.own_bthwc, made.seen_btyx)),
-        )
-        yield (
-            f"{name}: with another clip's latents",
-            "The same noise, decoded from the latents of the next clip. If this looks like the row "
-            "above, the decoder ignores the latents.",
-            list(map(visualization.outline_patches, made.other_bthwc, made.seen_btyx)),
-        )
-    else:
-        semantic = masks.needs_attention(config.mask)
-        teacher = image_teacher.read_teacher(config) if semantic else None
-        for i, seen_btyx in enumerate(visualization.stage2_masks(config, video_bthwc, teacher)):
-            settings = config.mask.blocks[i] if config.mask.kind == "multi_block" else None
-            kind = f"{settings[0]} blocks of {settings[1]:.0%}" if settings else config.mask.kind
-            yield (
-                f"{name}: mask {i + 1}",
-                f"Grey patches are hidden ({kind}); their latents are predicted.",
-                list(map(visualization.hide_patches, video_bthwc, seen_btyx)),
-            )
+def _stage_strips(config: Any, params: Any, video_bthwc: np.ndarray):
+    """Yields the strips of a run's stage: (title, caption, videos); see `Stage.picture_clips`."""
+    stage = registry.find_stage(config)
+    for picture in stage.picture_clips(config, params, video_bthwc):
+        draw = visualization.hide_patches if picture.hides_masked else visualization.outline_patches
+        videos = list(map(draw, picture.video_bthwc, picture.visible_btyx))
+        yield f"{stage.title}: {picture.title}", picture.caption, videos
 
 
 def _read_clips(config: Any, manifest: str, count: int) -> tuple[np.ndarray, np.ndarray]:

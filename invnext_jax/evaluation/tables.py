@@ -8,6 +8,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from invnext_jax.stages import registry
+
 
 class MetricFormat(NamedTuple):
     """How the values of a metric are written.
@@ -39,7 +41,6 @@ INPUTS = {
     "boxes": "true boxes",
     "frames": "frame means",
 }
-STAGES = {"stage1": "Stage 1", "stage2": "Stage 2"}
 NOTES = {
     "chance": "1 / number of classes",
     "first_frame": "a single frame: no motion",
@@ -119,7 +120,8 @@ def _make_titles(results: Sequence[Mapping[str, Any]]) -> list[str]:
     stages = [result["stage"] for result in results]
     titles = []
     for number, stage in enumerate(stages):
-        title = STAGES.get(stage, NAMES["encoder"])
+        known = registry.STAGES.get(stage)
+        title = known.title if known else NAMES["encoder"]
         several = stages.count(stage) > 1
         titles.append(f"{title} ({stages[: number + 1].count(stage)})" if several else title)
     return titles

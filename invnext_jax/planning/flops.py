@@ -16,7 +16,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from invnext_jax.errors import UserError
 from invnext_jax.models.decoder import TIME_WIDTH
 from invnext_jax.objectives import masks
 
@@ -106,8 +105,13 @@ class TokenLengths:
     class_tokens: int
 
 
-def token_lengths(config: Any) -> TokenLengths:
-    """Returns the token counts of a clip, read from the shapes of the masks."""
+def token_lengths(config: Any, most_masks: int | None = None) -> TokenLengths:
+    """Returns the token counts of a clip, read from the shapes of the masks.
+
+    Args:
+        config: of the run.
+        most_masks: masks of a step that the stage uses, from the first one; None: all.
+    """
     frames, side = config.data.frames, config.data.size // config.encoder.patch
     attention_bts = jax.ShapeDtypeStruct((1, frames, side * side), jnp.float32)
     sample = functools.partial(
@@ -115,6 +119,7 @@ def token_lengths(config: Any) -> TokenLengths:
     )
     key = jax.eval_shape(lambda: jax.random.key(0))
     shapes = jax.eval_shape(lambda key, a_bts: sample(key, attention_bts=a_bts), key, attention_bts)
+    shapes = shapes[:most_masks]
     visible = tuple(keep_bk.shape[1] for keep_bk, _ in shapes)
     share = config.mask.predicted
     predicted = tuple(masks.predicted_count(masked_bm.shape[1], share) for _, masked_bm in shapes)
@@ -240,73 +245,3 @@ def _window_pairs(n: int, reach: int) -> int:
     """Returns the number of query-key pairs at most `reach` positions apart."""
     reach = min(reach, n - 1)
     return n * (2 * reach + 1) - reach * (reach + 1)
-
-
-# The compositions of the two stages.
-
-
-def _count_stage1(config: Any, *, dense_windows: bool = False) -> dict[str, FlopCount]:
-    tokens, loss, e, counts = token_lengths(config), config.loss, config.encoder, {}
-    if loss.align_tokens or loss.align_pooled or masks.needs_attention(config.mask):
-        counts["teacher"] = count_teacher(config)
-    counts["encoder"] = count_encoder(config, tokens)
-    if loss.pixels:
-        counts["predictor"] = count_predictor(config, tokens, dense_windows=dense_windows)
-        counts["decoder"] = count_decoder(config, tokens)
-    (visible,) = tokens.visible
-    heads = counts["heads"] = FlopCount()
-    if loss.align_tokens:
-        heads.add_projection_head(config.teacher.taps * visible, e.width, config.teacher.width)
-    if loss.align_pooled:
-        heads.add_attention_pool(visible + tokens.class_tokens, e.width, e.pool_width)
-        heads.add_projection_head(1, e.pool_width, config.teacher.width)
-    return counts
-
-
-def _count_stage2(config: Any, *, dense_windows: bool = False) -> dict[str, FlopCount]:
-    tokens, loss, e, counts = token_lengths(config), config.loss, config.encoder, {}
-    from_image = config.target.kind == "image"
-    counts["target"] = count_teacher(config) if from_image else count_target_encoder(config, tokens)
-    if masks.needs_attention(config.mask) and not from_image:
-        counts["teacher"] = count_teacher(config)
-    counts["encoder"] = count_encoder(config, tokens)
-    if loss.pixels or loss.predict:
-        counts["predictor"] = count_predictor(config, tokens, dense_windows=dense_windows)
-    if loss.pixels:
-        counts["decoder"] = count_decoder(config, tokens)
-    width = config.teacher.width if from_image else e.width
-    heads = counts["heads"] = FlopCount()
-    for visible, predicted in zip(tokens.visible, tokens.predicted, strict=True):
-        if loss.predict:
-            heads.add_projection_head(predicted, config.predictor.width, width)
-        if loss.align_visible:
-            heads.add_projection_head(visible, e.width, width)
-    return counts
-
-
-_STAGES = {"stage1": _count_stage1, "stage2": _count_stage2}
-
-
-def count_flops(config: Any, *, dense_windows: bool = False) -> dict[str, FlopCount]:
-    """Counts the FLOPs of every component of a training step, for one clip.
-
-    Args:
-        config: of the run.
-        dense_windows: see `count_predictor`.
-
-    Raises:
-        UserError: an unknown stage.
-    """
-    if config.stage not in _STAGES:
-        raise UserError(f"config.stage={config.stage!r} must be one of {', '.join(_STAGES)}")
-    return _STAGES[config.stage](config, dense_windows=dense_windows)
-
-
-def step_flops(config: Any) -> float:
-    """Returns the model FLOPs of one training step of the whole batch."""
-    return sum_flops(count_flops(config), config.batch_size)
-
-
-def recomputed_flops(config: Any) -> float:
-    """Returns the FLOPs that rematerialisation adds to one step."""
-    return sum_recomputed_flops(count_flops(config), config.batch_size, config.remat)

@@ -29,7 +29,7 @@ _USABLE = 0.92  # share of the memory; the rest is for the runtime and fragmenta
 class Shapes:
     """Arguments of the step as abstract arrays with shardings, and the parts of the run."""
 
-    training: registry.Training
+    training: registry.TrainingSetup
     mesh: Mesh
     state: state_lib.TrainState
     frozen: Any
@@ -66,8 +66,8 @@ def make_plan(config: ml_collections.ConfigDict, device_name: str) -> dict[str, 
     part = config.batch_size / shards / config.accumulate
     fits = max(int((_USABLE * device.memory - sum(held.values())) // per_clip), 0)
     times = roofline(shapes, device, kept)
-    flops = flops_lib.step_flops(config)
-    counts = flops_lib.count_flops(config)
+    counts = shapes.training.stage.count_flops(config)
+    flops = flops_lib.sum_flops(counts, config.batch_size)
     return {
         "stage": config.stage,
         "variant": config.variant,
@@ -93,7 +93,7 @@ def make_plan(config: ml_collections.ConfigDict, device_name: str) -> dict[str, 
             for name, count in counts.items()
         },
         "step_flops": flops,
-        "recomputed_flops": flops_lib.recomputed_flops(config),
+        "recomputed_flops": flops_lib.sum_recomputed_flops(counts, config.batch_size, config.remat),
         "sent_bytes": sent_bytes(shapes),
         "seconds": times,
         "step_seconds": max(times.values()),
@@ -125,7 +125,7 @@ def make_shapes(config: Any) -> Shapes:
     """Returns the arguments of a step as abstract arrays on the available devices."""
     mesh = mesh_lib.make_mesh(config.mesh)
     mesh_lib.check_batch(config, mesh)
-    training = registry.assemble(config)
+    training = registry.make_setup(config)
     return Shapes(training, mesh, training.abstract_state(mesh), training.abstract_frozen(mesh))
 
 
@@ -234,7 +234,9 @@ def sent_bytes(shapes: Shapes) -> dict[str, float]:
 def roofline(shapes: Shapes, device: Device, kept: float) -> dict[str, float]:
     """Returns the seconds of a step if only products, memory or sending limited it."""
     config, mesh = shapes.config, shapes.mesh
-    flops = flops_lib.step_flops(config) + flops_lib.recomputed_flops(config)
+    counts = shapes.training.stage.count_flops(config)
+    flops = flops_lib.sum_flops(counts, config.batch_size)
+    flops += flops_lib.sum_recomputed_flops(counts, config.batch_size, config.remat)
     clips = config.batch_size / mesh_lib.batch_shards(mesh)
     held = held_bytes(shapes)
     # The update reads parameters, gradients and moments and writes all but the gradients.

@@ -1,4 +1,4 @@
-"""Trained models inside a run: the frozen image teacher, and the parameters that a run starts from.
+"""The frozen image teacher of a run: its checks, its parameters and its output on clips.
 
 Shape key: b batch, t frames, h w pixels, c channels, s patches of a frame.
 """
@@ -45,14 +45,14 @@ def check_teacher(config: Any) -> None:
 
 
 def abstract_teacher(config: Any) -> Any:
-    """Shapes and logical axes of the teacher's parameters."""
+    """Returns shapes and logical axes of the teacher's parameters."""
     images = jnp.zeros((1, config.teacher.size, config.teacher.size, 3))
     init = teachers.from_config(config).init
     return jax.eval_shape(init, jax.random.key(0), images)["params"]
 
 
 def read_teacher(config: Any) -> Any:
-    """The teacher's parameters from the file that the config names.
+    """Reads the teacher's parameters from the file that the config names.
 
     Raises:
       UserError: the file cannot be read, or holds another model than `config.teacher` describes.
@@ -68,8 +68,8 @@ def read_teacher(config: Any) -> Any:
     return match_tree(parts["teacher"], nn.unbox(abstract_teacher(config)), f"teacher {path}")
 
 
-def see(config: Any, params: Any, video_bthwc: jax.Array) -> teachers.TeacherOutput:
-    """What the frozen teacher says about every frame (b*t images), on the encoder's grid.
+def apply_to_frames(config: Any, params: Any, video_bthwc: jax.Array) -> teachers.TeacherOutput:
+    """Runs the frozen teacher on every frame (b*t images); its output has the encoder's grid.
 
     Args:
       config: of the run.
@@ -79,14 +79,15 @@ def see(config: Any, params: Any, video_bthwc: jax.Array) -> teachers.TeacherOut
     t = config.teacher
     images = teachers.preprocess(video_bthwc, t.size, t.kind)
     with quantization(config.quantize_frozen):
-        seen = teachers.from_config(config).apply({"params": params}, images)
+        output = teachers.from_config(config).apply({"params": params}, images)
     old, new = t.size // t.patch, video_bthwc.shape[2] // config.encoder.patch
-    return seen if old == new else teachers.resample_features(seen, old, new)
+    return output if old == new else teachers.resample_features(output, old, new)
 
 
-def see_clips(
+def apply_to_clips(
     config: Any, params: Any, video_bthwc: jax.Array
 ) -> tuple[teachers.TeacherOutput, jax.Array]:
-    """What `see` gives, and its attention by clip and frame: [b t s]."""
-    seen = see(config, params, video_bthwc)
-    return seen, rearrange(seen.attention_bn, "(b t) s -> b t s", t=video_bthwc.shape[1])
+    """Returns the output of `apply_to_frames`, and its attention by clip and frame: [b t s]."""
+    output = apply_to_frames(config, params, video_bthwc)
+    frames = video_bthwc.shape[1]
+    return output, rearrange(output.attention_bn, "(b t) s -> b t s", t=frames)

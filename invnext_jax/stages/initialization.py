@@ -80,7 +80,7 @@ def text_numbers(config: Any) -> range:
     return range(last - config.predictor.depth + 1, last + 1)
 
 
-def choose_start(
+def select_params(
     config: Any, restored: Mapping[str, Any] | None, groups: Iterable[str]
 ) -> dict[str, Any]:
     """The parameters that do not start anew, by their path in the parameter tree.
@@ -118,7 +118,7 @@ def describe_start(config: Any, start: Mapping[str, Any], groups: Iterable[str])
 
     Args:
       config: of the run.
-      start: see `choose_start`.
+      start: see `select_params`.
       groups: all top-level groups of the run.
     """
     sentences = []

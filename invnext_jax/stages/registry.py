@@ -1,13 +1,11 @@
-"""The stages by name, and what a run of a config is made of before any array is.
+"""The stages by name, and the parts of a run that follow from its config before any array exists.
 
-A stage is a module: model, parameters, frozen parameters, loss, diagnostics (see `stage1.py`).
-Training, planning and benchmarks all assemble a run here.
+Training, planning and benchmarks build a run here.
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 import jax
@@ -16,53 +14,56 @@ from jax.sharding import Mesh
 
 from invnext_jax.errors import UserError
 from invnext_jax.models import attention
-from invnext_jax.stages import stage1, stage2
+from invnext_jax.planning import flops
+from invnext_jax.stages.stage import Stage
+from invnext_jax.stages.stage1 import Stage1
+from invnext_jax.stages.stage2 import Stage2
 from invnext_jax.training import compilation, optimizer
 from invnext_jax.training import mesh as mesh_lib
 from invnext_jax.training import state as state_lib
 from invnext_jax.training import step as step_lib
 
-STAGES = {"stage1": stage1, "stage2": stage2}
+STAGES: dict[str, Stage] = {"stage1": Stage1(), "stage2": Stage2()}
 
 
 @dataclasses.dataclass(frozen=True)
-class Training:
-    """What a config's run consists of.
+class TrainingSetup:
+    """The parts of a run that follow from its config.
 
     Attributes:
         config: the run's config, frozen.
         stage: its stage.
         model: the stage's model.
         init_fn: key -> parameters.
-        tx: the optimiser; it leaves alone what no loss of the stage reaches.
-        copies: parameter groups that others follow, by the follower's name.
+        tx: the optimizer; it leaves out the groups that no loss of the stage reaches.
+        ema_targets: parameter groups that EMA targets follow, by the target's name.
         step: (state, frozen, batch, root_key) -> (state, metrics), see `step.make_train_step`.
     """
 
     config: Any
-    stage: ModuleType
+    stage: Stage
     model: Any
     init_fn: Callable[[jax.Array], Any]
     tx: optax.GradientTransformation
-    copies: dict[str, str]
+    ema_targets: state_lib.EmaTargets
     step: step_lib.StepFn
 
     def abstract_state(self, mesh: Mesh) -> state_lib.TrainState:
-        """Shapes, dtypes and shardings of the state on a mesh."""
+        """Returns shapes, dtypes and shardings of the state on a mesh."""
         has_ema = self.config.ema.decay > 0
-        return state_lib.abstract_state(self.init_fn, self.tx, mesh, self.copies, has_ema)
+        return state_lib.abstract_state(self.init_fn, self.tx, mesh, self.ema_targets, has_ema)
 
     def abstract_frozen(self, mesh: Mesh) -> Any:
-        """Shapes, dtypes and shardings of the frozen parameters on a mesh."""
+        """Returns shapes, dtypes and shardings of the frozen parameters on a mesh."""
         return mesh_lib.abstract_arrays(self.stage.abstract_frozen(self.config), mesh)
 
     def compile_step(self, mesh: Mesh, *arguments: Any) -> step_lib.StepFn:
-        """Compiles the step; its arguments may be abstract, see `compilation.compile_step`."""
+        """Compiles the step; the arguments may be abstract, see `compilation.compile_step`."""
         with mesh_lib.mesh_rules(mesh), attention.kernel(self.config.attention):
             return compilation.compile_step(self.step, *arguments)
 
     def compile_diagnostics(self, mesh: Mesh, *arguments: Any) -> step_lib.DiagnosticsFn:
-        """Compiles the stage's diagnostics, called as the step, which they leave alone."""
+        """Compiles the stage's diagnostics, which are called like the step and change nothing."""
         diagnostics = functools.partial(self.stage.diagnostics, self.config, self.model)
         with mesh_lib.mesh_rules(mesh), attention.kernel(self.config.attention):
             return compilation.compile_diagnostics(
@@ -70,19 +71,24 @@ class Training:
             )
 
 
-def find_stage(config: Any) -> ModuleType:
-    """The stage of a config.
+def find_stage(config: Any) -> Stage:
+    """Returns the stage of a config.
 
     Raises:
-        UserError: there is none of that name.
+        UserError: there is no stage of that name.
     """
     if config.stage not in STAGES:
         raise UserError(f"config.stage={config.stage!r} must be one of {', '.join(STAGES)}")
     return STAGES[config.stage]
 
 
-def assemble(config: Any) -> Training:
-    """Assembles the run of a checked config; nothing is computed yet.
+def step_flops(config: Any) -> float:
+    """Returns the model FLOPs, forward and backward, of one training step of the whole batch."""
+    return flops.sum_flops(find_stage(config).count_flops(config), config.batch_size)
+
+
+def make_setup(config: Any) -> TrainingSetup:
+    """Makes the parts of the run of a checked config; no array is created.
 
     Args:
         config: a run's config, frozen.
@@ -93,22 +99,22 @@ def assemble(config: Any) -> Training:
     stage = find_stage(config)
     model = stage.make_model(config)
     schedule = optimizer.make_schedule(config.optimizer, config.total_steps)
-    tx = optimizer.make_optimizer(config.optimizer, schedule, stage.untrained(config))
-    following = stage.following(config)
+    tx = optimizer.make_optimizer(config.optimizer, schedule, stage.frozen_groups(config))
+    ema_targets = stage.ema_targets(config)
     step = step_lib.make_train_step(
         functools.partial(stage.loss_fn, config, model),
         tx,
         schedule,
-        following,
+        ema_targets,
         accumulate=config.accumulate,
         ema_decay=config.ema.decay,
     )
-    return Training(
+    return TrainingSetup(
         config=config,
         stage=stage,
         model=model,
         init_fn=functools.partial(stage.init_params, config, model),
         tx=tx,
-        copies=following[0],
+        ema_targets=ema_targets[0],
         step=step,
     )

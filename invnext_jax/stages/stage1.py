@@ -1,58 +1,55 @@
 """Stage 1: semantic-guided pixel reconstruction (paper section 3.2).
 
-A frozen image teacher sees every frame. Its attention chooses the visible patches; the encoder's
-visible tokens align with the teacher's; the predictor completes the masked latents and a
-conditional diffusion decoder turns each into the pixels of its patch. What a loss of weight 0
-alone would use is neither built nor computed.
+A frozen image teacher sees every frame. Its attention chooses the visible patches, the encoder's
+visible tokens align with the teacher's, the predictor completes the masked latents, and a
+conditional diffusion decoder turns each latent into the pixels of its patch. A loss of weight 0 is
+neither built nor computed.
 
 Shape key: b batch, t frames, h w pixels, c channels, s patches of a frame, k visible tokens,
-m masked tokens, n masked patches of all clips (times the noise draws), p pixels of a patch,
-d width, l taps.
+m masked tokens, n tokens of the encoder, d width, l taps.
 """
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 
 from invnext_jax.errors import UserError
-from invnext_jax.models import decoder, encoder, predictor, teachers
+from invnext_jax.models import decoder, encoder, predictor
 from invnext_jax.models.heads import AlignHeads, AttentionPool
 from invnext_jax.models.layers import ProjectionHead
-from invnext_jax.models.patches import Grid, clip_grid, normalize
+from invnext_jax.models.patches import clip_grid, normalize
 from invnext_jax.objectives import losses, masks
-from invnext_jax.planning.flops import step_flops as step_flops  # one of what a stage gives
-from invnext_jax.stages import image_teacher, initialization
+from invnext_jax.planning import flops as flops_lib
+from invnext_jax.stages import initialization, pixel_sampling
 from invnext_jax.stages.masked_modeling import (
-    DecodingModel,
-    Draws,
-    complete,
-    groups_of_terms,
+    Loss,
+    LossInputs,
+    MaskedModel,
+    MaskKeys,
+    MaskSample,
+    pixel_loss,
     pixel_terms,
     run_features,
 )
-from invnext_jax.stages.masked_modeling import (
-    init_params as init_params,  # one of what a stage gives
-)
-
-LOSS_TERMS = ("align_tokens", "align_pooled", "pixels")
+from invnext_jax.stages.masked_stage import MaskedModelingStage
+from invnext_jax.stages.stage import Picture
 
 
-class Features(NamedTuple):
-    """What the losses compare, float32; None where the loss is off."""
+class Stage1Features(NamedTuple):
+    """Outputs that the losses compare, float32; None where no loss needs them."""
 
     aligned_lbkd: jax.Array | None
     pooled_bd: jax.Array | None
     latents_bmd: jax.Array | None
 
 
-class Model(DecodingModel):
-    """Encoder and attention pool; for the losses that are on, predictor, decoder and heads.
-
-    The pool is exported with the encoder, so it is there even if no loss reaches it.
-    """
+class Stage1Model(MaskedModel):
+    """Encoder and attention pool; for the active losses, predictor, decoder and heads."""
 
     encoder: nn.Module
     pool: nn.Module
@@ -61,10 +58,10 @@ class Model(DecodingModel):
     align: nn.Module | None = None
     align_pooled: nn.Module | None = None
 
-    def __call__(self, video_bthwc: jax.Array, draws: Draws) -> None:
-        """Runs every part, for initialisation."""
-        latents_bmd = self.features(video_bthwc, draws.keep_bk, draws.masked_bm).latents_bmd
-        self.init_decoder(draws, latents_bmd)
+    def __call__(self, video_bthwc: jax.Array, sample: MaskSample) -> None:
+        """Runs every part, for initialization."""
+        latents_bmd = self.features(video_bthwc, sample.keep_bk, sample.masked_bm).latents_bmd
+        self.init_decoder(sample, latents_bmd)
 
     def features(
         self,
@@ -72,8 +69,8 @@ class Model(DecodingModel):
         keep_bk: jax.Array,
         masked_bm: jax.Array,
         chosen_bm: jax.Array | None = None,
-    ) -> Features:
-        """Aligned features of the visible tokens, latents of the masked ones (or of some)."""
+    ) -> Stage1Features:
+        """Computes aligned features of the visible tokens and latents of the masked ones."""
         grid = clip_grid(video_bthwc, self.encoder.patch)
         tokens_bnd, taps_lbnd = self.encoder(video_bthwc, keep_bk)
         aligned_lbkd = pooled_bd = latents_bmd = None
@@ -85,203 +82,183 @@ class Model(DecodingModel):
             self.pool(tokens_bnd)
         if self.predictor is not None:
             latents_bmd = self.predictor(tokens_bnd, keep_bk, masked_bm, grid, chosen_bm)
-        return Features(aligned_lbkd, pooled_bd, latents_bmd)
+        return Stage1Features(aligned_lbkd, pooled_bd, latents_bmd)
 
 
-def groups(config: Any) -> tuple[str, ...]:
-    """Top-level groups of the parameter tree: what the losses that are on use, and the pool."""
-    of_term = {
-        "align_tokens": ("align",),
-        "align_pooled": ("align_pooled",),
-        "pixels": ("predictor", "decoder"),
+def align_tokens_loss(inputs: LossInputs) -> jax.Array:
+    """Cosine distance of the visible tokens to the teacher's, over the tapped layers."""
+    t, keep_bk = inputs.video_bthwc.shape[1], inputs.sample.keep_bk
+    taps_lbnd = rearrange(inputs.target.taps_lbnd, "l (b t) s d -> l b (t s) d", t=t)
+    target_lbkd = jnp.take_along_axis(taps_lbnd, keep_bk[None, :, :, None], axis=2)
+    return losses.cosine_loss(inputs.features.aligned_lbkd, target_lbkd)
+
+
+def align_pooled_loss(inputs: LossInputs) -> jax.Array:
+    """Cosine distance of the pooled feature to the mean of the teacher's over the frames.
+
+    The mean is not scaled back to unit length, as in the reference.
+    """
+    t = inputs.video_bthwc.shape[1]
+    pooled_bd = jnp.mean(rearrange(inputs.target.pooled_bd, "(b t) d -> b t d", t=t), axis=1)
+    return losses.cosine_loss(inputs.features.pooled_bd, pooled_bd)
+
+
+class Stage1(MaskedModelingStage):
+    """Semantic-guided pixel reconstruction."""
+
+    title = "Stage 1"
+    losses = {
+        "align_tokens": Loss(("align",), align_tokens_loss, needs_teacher=True),
+        "align_pooled": Loss(("align_pooled",), align_pooled_loss, needs_teacher=True),
+        "pixels": Loss(("predictor", "decoder"), pixel_loss),
     }
-    return groups_of_terms(config, of_term)
-
-
-def needs_teacher(config: Any) -> bool:
-    """Whether a loss or the mask looks at the image teacher."""
-    aligns = config.loss["align_tokens"] or config.loss["align_pooled"]
-    return bool(aligns) or masks.needs_attention(config.mask)
-
-
-def make_model(config: Any) -> Model:
-    """The modules of a Stage 1 run; the last `teacher.taps` layers of the encoder are aligned."""
-    e, width, dtype = config.encoder, config.teacher.width, jnp.dtype(config.dtype)
-    side, built = e.size // e.patch, groups(config)
     makers = {
-        "predictor": lambda: predictor.from_config(config),
-        "decoder": lambda: decoder.from_config(config),
-        "align": lambda: AlignHeads(width, (e.frames, side, side), e.class_tokens, dtype),
-        "align_pooled": lambda: ProjectionHead(width, True, dtype),
+        "predictor": predictor.from_config,
+        "decoder": decoder.from_config,
+        "align": lambda config: _make_align_heads(config),
+        "align_pooled": lambda config: ProjectionHead(
+            config.teacher.width, True, jnp.dtype(config.dtype)
+        ),
     }
-    taps = range(e.depth - config.teacher.taps + 1, e.depth + 1) if "align" in built else ()
-    return Model(
-        encoder=encoder.from_config(config, taps),
-        pool=AttentionPool(e.pool_width, e.pool_heads, dtype),
-        **{name: make() for name, make in makers.items() if name in built},
-    )
+    numbered = False
 
-
-def abstract_frozen(config: Any) -> Any:
-    """Shapes and logical axes of the frozen teacher's parameters, if it is needed."""
-    return {"teacher": image_teacher.abstract_teacher(config)} if needs_teacher(config) else {}
-
-
-def init_frozen(config: Any, restored: Any) -> Any:
-    """The teacher's parameters from the file that the config names, if it is needed."""
-    del restored
-    return {"teacher": image_teacher.read_teacher(config)} if needs_teacher(config) else {}
-
-
-def warm_start(config: Any, restored: Any) -> dict[str, Any]:
-    """What the run `config.init_from` has of our groups, and layers of a text model."""
-    return initialization.choose_start(config, restored, groups(config))
-
-
-def following(config: Any) -> tuple[dict[str, str], float]:
-    """Nothing follows the parameters."""
-    del config
-    return {}, 1.0
-
-
-def untrained(config: Any) -> tuple[str, ...]:
-    """The pool, if no loss reaches it: weight decay alone would wear it away."""
-    return () if config.loss["align_pooled"] else ("pool",)
-
-
-def check_config(config: Any) -> None:
-    """Checks what is particular to Stage 1.
-
-    Raises:
-      UserError: sizes that do not fit each other, or an unknown kind.
-    """
-    masks.check_settings(config.mask, (config.data.size // config.encoder.patch) ** 2)
-    if config.loss.pixels:
-        predictor.check_config(config)
-        initialization.check_text(config)
-        decoder.check_config(config)
-    if config.loss.align_tokens and not 0 < config.teacher.taps <= config.encoder.depth:
-        raise UserError(
-            f"teacher.taps={config.teacher.taps} must lie in 1 to encoder.depth="
-            f"{config.encoder.depth}"
+    def make_model(self, config: Any) -> Stage1Model:
+        """See `Stage.make_model`; the last `teacher.taps` layers of the encoder are aligned."""
+        e, modules = config.encoder, self.make_modules(config)
+        taps = range(e.depth - config.teacher.taps + 1, e.depth + 1) if "align" in modules else ()
+        return Stage1Model(
+            encoder=encoder.from_config(config, taps),
+            pool=AttentionPool(e.pool_width, e.pool_heads, jnp.dtype(config.dtype)),
+            **modules,
         )
-    if needs_teacher(config):
-        image_teacher.check_teacher(config)
 
+    def warm_start(self, config: Any, restored: Mapping[str, Any] | None) -> dict[str, Any]:
+        """See `Stage.warm_start`; all groups that exist there, and layers of a text model."""
+        return initialization.select_params(config, restored, self.param_groups(config))
 
-def draw(
-    config: Any, batch: int, grid: Grid, key: jax.Array, attention_bts: jax.Array | None = None
-) -> Draws:
-    """Draws the mask, which of its places are predicted, and for the diffusion decoder their noise.
+    def frozen_groups(self, config: Any) -> tuple[str, ...]:
+        """See `Stage.frozen_groups`; the pool, if no loss reaches it.
 
-    Args:
-      config: of the run.
-      batch: number of clips.
-      grid: frames, rows and columns of the clips.
-      key: random key.
-      attention_bts: the teacher's attention to each patch, for a semantic mask.
-    """
-    mask_key, t_key, noise_key, choice_key = (jax.random.fold_in(key, i) for i in (0, 1, 2, 4))
-    mask = masks.sample_masks(mask_key, batch, grid, config.mask, attention_bts)[0]
-    return complete(config, mask, t_key, noise_key, choice_key)
+        Weight decay would otherwise shrink it.
+        """
+        return () if "align_pooled" in self.param_groups(config) else ("pool",)
 
+    def check_config(self, config: Any) -> None:
+        """See `Stage.check_config`."""
+        super().check_config(config)
+        taps, depth = config.teacher.taps, config.encoder.depth
+        if config.loss.align_tokens and not 0 < taps <= depth:
+            raise UserError(f"teacher.taps={taps} must lie in 1 to encoder.depth={depth}")
 
-def see_and_draw(
-    config: Any, frozen: Any, video_bthwc: jax.Array, key: jax.Array
-) -> tuple[teachers.TeacherOutput | None, Draws]:
-    """What the teacher says about every frame, if it is needed, and what is drawn."""
-    seen = attention_bts = None
-    if needs_teacher(config):
-        seen, attention_bts = image_teacher.see_clips(config, frozen["teacher"], video_bthwc)
-    grid = clip_grid(video_bthwc, config.encoder.patch)
-    return seen, draw(config, video_bthwc.shape[0], grid, key, attention_bts)
+    def mask_keys(self, key: jax.Array, number: int) -> MaskKeys:
+        """See `MaskedModelingStage.mask_keys`; there is one mask."""
+        del number
+        fold_in = jax.random.fold_in
+        return MaskKeys(
+            choice=fold_in(key, 4),
+            timestep=fold_in(key, 1),
+            noise=fold_in(key, 2),
+            droppath=fold_in(key, 3),
+        )
 
+    def draw_masks(self, *args: Any, **kwargs: Any) -> list[masks.Mask]:
+        """See `MaskedModelingStage.draw_masks`; the first mask of kinds that have several."""
+        return super().draw_masks(*args, **kwargs)[:1]
 
-def loss_fn(
-    config: Any, model: Model, params: Any, frozen: Any, batch: Any, key: jax.Array
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Weighted sum of the alignment losses and the diffusion loss of one batch.
+    def compute_target(self, config, model, frozen, teacher_output, video_bthwc, key=None) -> Any:
+        """See `MaskedModelingStage.compute_target`; the output of the image teacher."""
+        del config, model, frozen, video_bthwc, key
+        return teacher_output
 
-    Args:
-      config: of the run.
-      model: as made by `make_model`.
-      params: trained parameters.
-      frozen: "teacher": the image teacher's parameters.
-      batch: `video` uint8 [b t h w c].
-      key: random key of the step.
+    def diagnostics(
+        self, config: Any, model: Stage1Model, params: Any, frozen: Any, batch: Any, key: jax.Array
+    ) -> dict[str, jax.Array]:
+        """See `Stage.diagnostics`.
 
-    Returns:
-      The loss, and every unweighted term as a metric.
-    """
-    video_bthwc = normalize(batch["video"])
-    seen, draws = see_and_draw(config, frozen, video_bthwc, key)
-    rngs = {"droppath": jax.random.fold_in(key, 3)}
-    terms = loss_terms(model, params, seen, video_bthwc, draws, rngs)
-    return weigh(config, terms), {f"loss/{name}": value for name, value in terms.items()}
-
-
-def weigh(config: Any, terms: dict[str, jax.Array]) -> jax.Array:
-    """The weighted sum of the loss terms that are on."""
-    return sum(config.loss[name] * terms[name] for name in LOSS_TERMS if name in terms)
-
-
-def loss_terms(
-    model: Model,
-    params: Any,
-    seen: teachers.TeacherOutput | None,
-    video_bthwc: jax.Array,
-    draws: Draws,
-    rngs: dict[str, jax.Array] | None = None,
-) -> dict[str, jax.Array]:
-    """The loss terms as a pure function of all that is drawn; no drop path without `rngs`.
-
-    Returns:
-      Those of `LOSS_TERMS` that the model has modules for, and the parts of the pixel loss.
-    """
-    t = video_bthwc.shape[1]
-    features = run_features(model, params, video_bthwc, draws, rngs)
-    terms = {}
-    if features.aligned_lbkd is not None:
-        taps_lbnd = rearrange(seen.taps_lbnd, "l (b t) s d -> l b (t s) d", t=t)
-        target_lbkd = jnp.take_along_axis(taps_lbnd, draws.keep_bk[None, :, :, None], axis=2)
-        terms["align_tokens"] = losses.cosine_loss(features.aligned_lbkd, target_lbkd)
-    if features.pooled_bd is not None:
-        # The mean over the frames is not brought back to unit length, as in the reference.
-        pooled_bd = jnp.mean(rearrange(seen.pooled_bd, "(b t) d -> b t d", t=t), axis=1)
-        terms["align_pooled"] = losses.cosine_loss(features.pooled_bd, pooled_bd)
-    if features.latents_bmd is not None:
-        terms |= pixel_terms(model, params, features.latents_bmd, video_bthwc, draws)
-    return terms
-
-
-def diagnostics(
-    config: Any, model: Model, params: Any, frozen: Any, batch: Any, key: jax.Array
-) -> dict[str, jax.Array]:
-    """What the losses hide.
-
-    Returns:
-      `encoder_grad/<term>`: gradient norm at the encoder of each weighted term;
-      `conditioning_gap`: noise error given another clip's latents minus that given its own (a
-      decoder that ignores its latents has none); spread and rank of the latents.
-    """
-    video_bthwc = normalize(batch["video"])
-    seen, draws = see_and_draw(config, frozen, video_bthwc, key)
-
-    def weighted(encoder_params):
-        terms = loss_terms(model, {**params, "encoder": encoder_params}, seen, video_bthwc, draws)
-        shown = [name for name in LOSS_TERMS if name in terms]
-        return {f"encoder_grad/{name}": config.loss[name] * terms[name] for name in shown}
-
-    metrics = losses.gradient_norms(weighted, params["encoder"])
-    latents_bmd = run_features(model, params, video_bthwc, draws).latents_bmd
-    if latents_bmd is None:
+        Returns:
+          Encoder gradient norms; with a pixel loss also `conditioning_gap`, the noise error given
+          another clip's latents minus the error given the clip's own (0 if the decoder ignores its
+          latents), and standard deviation and effective rank of the latents.
+        """
+        video_bthwc = normalize(batch["video"])
+        target, samples = self.apply_teacher(config, frozen, video_bthwc, key)
+        metrics = self.encoder_gradient_norms(config, model, params, target, video_bthwc, samples)
+        (sample,) = samples
+        latents_bmd = run_features(model, params, video_bthwc, sample).latents_bmd
+        if latents_bmd is None:
+            return metrics
+        own, other = (
+            pixel_terms(model, params, z_bmd, video_bthwc, sample)
+            for z_bmd in (latents_bmd, jnp.roll(latents_bmd, 1, axis=0))
+        )
+        part = "noise" if "noise" in own else "pixels"
+        metrics["conditioning_gap"] = other[part] - own[part]
+        metrics["latent_std"] = losses.feature_std(latents_bmd)
+        metrics["latent_rank"] = losses.effective_rank(latents_bmd)
         return metrics
-    own, other = (
-        pixel_terms(model, params, z_bmd, video_bthwc, draws)
-        for z_bmd in (latents_bmd, jnp.roll(latents_bmd, 1, axis=0))
+
+    def count_flops(
+        self, config: Any, *, dense_windows: bool = False
+    ) -> dict[str, flops_lib.FlopCount]:
+        """See `Stage.count_flops`."""
+        tokens, e = flops_lib.token_lengths(config, most_masks=1), config.encoder
+        counts, active = {}, self.active_losses(config)
+        if self.needs_teacher(config):
+            counts["teacher"] = flops_lib.count_teacher(config)
+        counts["encoder"] = flops_lib.count_encoder(config, tokens)
+        counts |= self.count_pixel_flops(config, tokens, dense_windows=dense_windows)
+        (visible,) = tokens.visible
+        heads = counts["heads"] = flops_lib.FlopCount()
+        if "align_tokens" in active:
+            n = config.teacher.taps * visible
+            heads.add_projection_head(n, e.width, config.teacher.width)
+        if "align_pooled" in active:
+            heads.add_attention_pool(visible + tokens.class_tokens, e.width, e.pool_width)
+            heads.add_projection_head(1, e.pool_width, config.teacher.width)
+        return counts
+
+    def picture_clips(
+        self, config: Any, params: Any, video_bthwc: np.ndarray, seed: int = 0
+    ) -> list[Picture]:
+        """See `Stage.picture_clips`; the mask, and patches sampled by the pixel decoder."""
+        frozen = self.init_frozen(config, None)
+        made = pixel_sampling.reconstruct(self, config, params, frozen, video_bthwc, seed)
+        by_attention = masks.needs_attention(config.mask)
+        how = "in proportion to the image teacher's attention" if by_attention else config.mask.kind
+        pictures = [
+            Picture(
+                "mask",
+                f"Grey patches are masked; the visible ones are sampled {how}.",
+                video_bthwc,
+                made.visible_btyx,
+                True,
+            )
+        ]
+        if made.own_bthwc is not None:
+            pictures += [
+                Picture(
+                    "reconstruction",
+                    "Masked patches sampled from noise by the pixel decoder, each independently; "
+                    "patches outlined in white were visible and are copied. No pixel of a masked "
+                    "patch is used.",
+                    made.own_bthwc,
+                    made.visible_btyx,
+                    False,
+                ),
+                Picture(
+                    "with another clip's latents",
+                    "The same noise decoded from the next clip's latents. If this looks like the "
+                    "row above, the decoder ignores its latents.",
+                    made.other_bthwc,
+                    made.visible_btyx,
+                    False,
+                ),
+            ]
+        return pictures
+
+
+def _make_align_heads(config: Any) -> AlignHeads:
+    e, side = config.encoder, config.encoder.size // config.encoder.patch
+    return AlignHeads(
+        config.teacher.width, (e.frames, side, side), e.class_tokens, jnp.dtype(config.dtype)
     )
-    part = "noise" if "noise" in own else "pixels"
-    metrics["conditioning_gap"] = other[part] - own[part]
-    metrics["latent_std"] = losses.feature_std(latents_bmd)
-    metrics["latent_rank"] = losses.effective_rank(latents_bmd)
-    return metrics

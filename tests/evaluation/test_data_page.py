@@ -15,9 +15,12 @@ from configs import stage1 as stage1_config
 from configs import stage2 as stage2_config
 from invnext_jax.data import pipeline
 from invnext_jax.errors import UserError
-from invnext_jax.evaluation import data_page, visualization
+from invnext_jax.evaluation import data_page
 from invnext_jax.models.patches import clip_grid, normalize
-from invnext_jax.stages import stage1, stage2
+from invnext_jax.stages.pixel_sampling import visible_grid
+from invnext_jax.stages.registry import STAGES
+
+stage1, stage2 = STAGES["stage1"], STAGES["stage2"]
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,12 +60,12 @@ def step_masks(config, frozen, batch, step):
 
     @jax.jit
     def draw(frozen, video_bthwc, key):
-        drawn = stage.see_and_draw(config, frozen, normalize(video_bthwc), key)[1]
-        return [draws.keep_bk for draws in (drawn if stage is stage2 else [drawn])]
+        samples = stage.apply_teacher(config, frozen, normalize(video_bthwc), key)[1]
+        return [sample.keep_bk for sample in samples]
 
     grid = clip_grid(batch["video"], config.encoder.patch)
     found = draw(frozen, batch["video"], key)
-    return [visualization.visible_places(np.asarray(keep_bk), grid) for keep_bk in found]
+    return [visible_grid(np.asarray(keep_bk), grid) for keep_bk in found]
 
 
 @pytest.mark.parametrize(

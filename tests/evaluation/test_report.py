@@ -12,9 +12,11 @@ from configs import stage1 as stage1_config
 from invnext_jax.checkpointing import run_metadata
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import evaluate, pretrained, report, tables
-from invnext_jax.stages import stage1
+from invnext_jax.stages.registry import STAGES
 from invnext_jax.synthetic_world.files import write_world
 from invnext_jax.synthetic_world.scene import WorldSpec
+
+stage1 = STAGES["stage1"]
 
 
 def make_row(name, what, task, top1):

@@ -10,7 +10,9 @@ import pytest
 from configs import common
 from configs import stage1 as config1
 from configs import stage2 as config2
-from invnext_jax.stages import stage1, stage2
+from invnext_jax.stages.registry import STAGES
+
+stage1, stage2 = STAGES["stage1"], STAGES["stage2"]
 
 SIZES = Path(__file__).parents[2] / "docs" / "sizes.md"
 

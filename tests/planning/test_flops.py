@@ -13,15 +13,20 @@ from configs import stage1 as stage1_config
 from configs import stage2 as stage2_config
 from invnext_jax.models import heads, layers, predictor, vit
 from invnext_jax.planning import flops
-from invnext_jax.stages import stage1, stage2
+from invnext_jax.stages.registry import STAGES
 from invnext_jax.training import mesh as mesh_lib
 
-STAGES = {"stage1": (stage1, stage1_config), "stage2": (stage2, stage2_config)}
+CONFIGS = {"stage1": stage1_config, "stage2": stage2_config}
 BATCH = 2
 
 
+def recomputed_flops(config):
+    counts = STAGES[config.stage].count_flops(config)
+    return flops.sum_recomputed_flops(counts, config.batch_size, config.remat)
+
+
 def loss_and_arguments(config):
-    stage = STAGES[config.stage][0]
+    stage = STAGES[config.stage]
     model = stage.make_model(config)
     init = functools.partial(stage.init_params, config, model)
     params = mesh_lib.unbox(jax.eval_shape(init, jax.random.key(0)))
@@ -69,7 +74,7 @@ def product_flops(jaxpr, times=1):
 
 
 def analytic(config):
-    counts = flops.count_flops(config, dense_windows=True).values()
+    counts = STAGES[config.stage].count_flops(config, dense_windows=True).values()
     return sum(count.forward + count.backward for count in counts)
 
 
@@ -128,8 +133,8 @@ def test_analytic_flops_of_full_models_are_within_3_percent_of_xla(stage, varian
 
 def test_window_counts_the_pairs_inside_it():
     config = stage2_config.get_config("base")
-    whole = flops.count_flops(config, dense_windows=True)["predictor"]
-    seen = flops.count_flops(config)["predictor"]
+    whole = STAGES[config.stage].count_flops(config, dense_windows=True)["predictor"]
+    seen = STAGES[config.stage].count_flops(config)["predictor"]
     n, reach, masks, local_layers = 4 + 32 * 256, 64, 2, 3
     pairs = sum(min(i, reach) + 1 + min(n - 1 - i, reach) for i in range(n))
     missing = masks * local_layers * 4 * (n * n - pairs) * 1024
@@ -140,12 +145,12 @@ def test_window_counts_the_pairs_inside_it():
 def test_recomputed_flops_depend_on_the_remat_policy():
     config = stage2_config.get_config("tiny")
     config.remat = "none"
-    assert flops.recomputed_flops(config) == 0
+    assert recomputed_flops(config) == 0
     config.remat = "full"
-    full = flops.recomputed_flops(config)
+    full = recomputed_flops(config)
     config.remat = "dots"
-    assert 0 < flops.recomputed_flops(config) < full
+    assert 0 < recomputed_flops(config) < full
     # The target is frozen; patch embeddings, projections and heads are not rematerialised.
-    counts = flops.count_flops(config)
+    counts = STAGES[config.stage].count_flops(config)
     most = config.batch_size * (counts["encoder"].forward + counts["predictor"].forward)
     assert full < most

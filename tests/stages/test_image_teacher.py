@@ -9,8 +9,11 @@ from configs import stage1 as config1
 from configs import stage2 as config2
 from invnext_jax.errors import UserError
 from invnext_jax.models.predictor import ModernBertLayer
-from invnext_jax.stages import image_teacher, initialization, stage1, stage2
+from invnext_jax.stages import image_teacher, initialization
+from invnext_jax.stages.registry import STAGES
 from invnext_jax.weights import export
+
+stage1, stage2 = STAGES["stage1"], STAGES["stage2"]
 
 TEXT = {"kind": "modernbert", "width": 32, "heads": 2, "mlp_width": 48, "window": 32}
 

@@ -1,6 +1,7 @@
 """Both stages on random clips: what gradients reach, and what the diagnostics say."""
 
 import functools
+import re
 
 import flax.linen as nn
 import jax
@@ -14,8 +15,12 @@ from configs import stage1 as config1
 from configs import stage2 as config2
 from invnext_jax.errors import UserError
 from invnext_jax.models import teachers
+from invnext_jax.models.patches import normalize
 from invnext_jax.objectives import losses
-from invnext_jax.stages import stage1, stage2
+from invnext_jax.stages import masked_modeling
+from invnext_jax.stages.registry import STAGES
+
+stage1, stage2 = STAGES["stage1"], STAGES["stage2"]
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +71,7 @@ def test_stage1_terms_are_weighted_and_summed(first, batch):
     config.loss.update(align_tokens=0.5, align_pooled=2.0, pixels=3.0)
     run = jax.jit(functools.partial(stage1.loss_fn, config, model))
     loss, metrics = run(params, frozen, batch, jax.random.key(0))
-    terms = [metrics[f"loss/{name}"] for name in stage1.LOSS_TERMS]
+    terms = [metrics[f"loss/{name}"] for name in stage1.losses]
     np.testing.assert_allclose(loss, np.dot([0.5, 2.0, 3.0], terms), rtol=1e-6)
     np.testing.assert_allclose(
         metrics["loss/pixels"], metrics["loss/noise"] + metrics["loss/bound"], rtol=1e-6
@@ -85,7 +90,7 @@ def test_diagnostics_of_stage1(first, batch):
     found = jax.jit(functools.partial(stage1.diagnostics, config, model))(
         params, frozen, batch, jax.random.key(5)
     )
-    assert {f"encoder_grad/{name}" for name in stage1.LOSS_TERMS} <= found.keys()
+    assert {f"encoder_grad/{name}" for name in stage1.losses} <= found.keys()
     assert found["conditioning_gap"] != 0 and all(np.isfinite(v) for v in found.values())
     # A decoder that is deaf to its latents has no gap.
     deaf = jax.tree.map(lambda x: x, params)
@@ -114,13 +119,13 @@ def test_plain_pixel_heads_train(kind, batch):
     config.decoder.kind = kind
     config.decoder.depth = 3
     model, params = prepared(stage1, config)
-    draws = stage1.draw(config, 3, (4, 4, 4), jax.random.key(0), jnp.ones((3, 4, 16)))
-    video = stage1.normalize(jnp.asarray(batch["video"]))
-    latents = jax.random.normal(jax.random.key(1), (3, draws.masked_bm.shape[1], 32))
+    (sample,) = stage1.sample_masks(config, 3, (4, 4, 4), jax.random.key(0), jnp.ones((3, 4, 16)))
+    video = normalize(jnp.asarray(batch["video"]))
+    latents = jax.random.normal(jax.random.key(1), (3, sample.masked_bm.shape[1], 32))
 
     def pixels(decoder_params):
         trained = {**params, "decoder": decoder_params}
-        return stage1.pixel_terms(model, trained, latents, video, draws)["pixels"]
+        return masked_modeling.pixel_terms(model, trained, latents, video, sample)["pixels"]
 
     loss, grads = jax.jit(jax.value_and_grad(pixels))(params["decoder"])
     assert loss > 0 and losses.tree_norm(grads) > 0
@@ -210,10 +215,10 @@ def test_a_loss_of_weight_zero_builds_no_modules(stage, module, off, gone):
     for name in config.loss:
         config.loss[name] = 1.0
     whole = built(stage, config)
-    assert whole == set(stage.groups(config))
+    assert whole == set(stage.param_groups(config))
     config.loss[off] = 0.0
     assert whole - built(stage, config) == gone
-    assert stage.untrained(config) == (("pool",) if off == "align_pooled" else ())
+    assert stage.frozen_groups(config) == (("pool",) if off == "align_pooled" else ())
 
 
 def test_stage2_without_a_predicting_loss_has_no_predictor():
@@ -253,7 +258,7 @@ def test_the_image_target_is_the_deepest_tap(batch):
     taps = np.random.default_rng(0).standard_normal((2, 3 * 4, 16, 32))
     seen = teachers.TeacherOutput(jnp.asarray(taps), None, None)
     video = jnp.zeros((3, 4, 32, 32, 3))
-    found = stage2.target_tokens(config, None, {}, seen, video)
+    found = stage2.compute_target(config, None, {}, seen, video)
     np.testing.assert_allclose(found[1, 2 * 16 + 5], taps[-1, 4 + 2, 5], rtol=1e-6)
 
 
@@ -262,9 +267,9 @@ def test_the_target_drops_branches_only_where_the_config_says_so(drops, batch, s
     config = second[0].copy_and_resolve_references()
     config.encoder.drop_path, config.target.drop_path = 0.5, drops
     model, frozen = stage2.make_model(config), {"target": second[2]["encoder"]}
-    video = stage2.normalize(jnp.asarray(batch["video"]))
+    video = normalize(jnp.asarray(batch["video"]))
     one, two = (
-        stage2.target_tokens(config, model, frozen, None, video, jax.random.key(i)) for i in (0, 1)
+        stage2.compute_target(config, model, frozen, None, video, jax.random.key(i)) for i in (0, 1)
     )
     assert bool(jnp.any(one != two)) == drops
 
@@ -297,3 +302,20 @@ def test_mistakes_of_kinds_are_told_by_both_stages():
     config.update_from_flattened_dict({"mask.kind": "tube", "target.kind": "ema"})
     with pytest.raises(UserError, match="target.kind='ema' is none of 'frozen', 'momentum'"):
         stage2.check_config(config)
+
+
+def test_some_loss_must_be_on_and_none_negative_or_unknown():
+    config = small(config1)
+    config.loss.update(align_tokens=0.0, align_pooled=0.0)
+    stage1.check_config(config)
+    for weight, message in (
+        (0.0, "no loss is on: set one of config.loss.align_pooled, "),
+        (-1.0, "config.loss.pixels=-1.0 must not be negative"),
+    ):
+        config.loss.pixels = weight
+        with pytest.raises(UserError, match=re.escape(message)):
+            stage1.check_config(config)
+    config = small(config1)
+    config.loss = {"pixel": 1.0}
+    with pytest.raises(UserError, match="config.loss.pixel is unknown: Stage 1 has align_tokens"):
+        stage1.check_config(config)

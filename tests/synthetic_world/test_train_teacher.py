@@ -14,12 +14,14 @@ from invnext_jax.errors import UserError
 from invnext_jax.models import patches, teachers
 from invnext_jax.models.siglip import TextTower
 from invnext_jax.monitoring import metrics_file
-from invnext_jax.stages import stage1
+from invnext_jax.stages.registry import STAGES
 from invnext_jax.synthetic_world import tokenizer, train_teacher
 from invnext_jax.synthetic_world.captions import Caption, all_image_captions
 from invnext_jax.synthetic_world.files import encode_mp4
 from invnext_jax.synthetic_world.scene import WorldSpec
 from invnext_jax.weights import export
+
+stage1 = STAGES["stage1"]
 
 HELD_OUT_CLIPS = 32  # of 8 frames each
 

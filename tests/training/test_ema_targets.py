@@ -36,7 +36,7 @@ def ema_config(toy_config, toy_stage):
         return {"gap": jnp.mean(jnp.abs(jnp.subtract(*kernels)))}
 
     toy_stage.loss_fn = loss
-    toy_stage.following = lambda _: ({"target": "encoder"}, MOMENTUM)
+    toy_stage.ema_targets = lambda _: ({"target": "encoder"}, MOMENTUM)
     toy_stage.diagnostics = diagnose
     return toy_config
 

@@ -144,7 +144,7 @@ def test_printed_flags_configure_the_imported_teacher(kind, folders, tmp_path):
     image_teacher.check_teacher(config)
     params = image_teacher.read_teacher(config)
     video = np.random.default_rng(0).standard_normal((1, 2, 32, 32, 3)).astype("f4")
-    seen = image_teacher.see(ml_collections.FrozenConfigDict(config), params, video)
+    seen = image_teacher.apply_to_frames(ml_collections.FrozenConfigDict(config), params, video)
     assert seen.taps_lbnd.shape == (2, 2, 16, 32)
     np.testing.assert_allclose(seen.attention_bn.sum(axis=1), 1.0, rtol=1e-5)
     config.teacher.heads = 2

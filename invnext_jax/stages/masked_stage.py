@@ -1,0 +1,308 @@
+"""The base of the stages of masked modeling: what Stage 1 and Stage 2 share.
+
+Shape key: b batch, t frames, h w pixels, c channels, s patches of a frame, k visible tokens.
+"""
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from invnext_jax.errors import UserError
+from invnext_jax.models import decoder, predictor, teachers
+from invnext_jax.models.layers import scale_kernels
+from invnext_jax.models.patches import Grid, clip_grid, normalize
+from invnext_jax.objectives import losses, masks, reconstruction
+from invnext_jax.planning import flops
+from invnext_jax.stages import image_teacher, initialization
+from invnext_jax.stages.masked_modeling import (
+    Loss,
+    LossInputs,
+    MaskedModel,
+    MaskKeys,
+    MaskSample,
+    complete_sample,
+    run_features,
+)
+from invnext_jax.training.state import EmaTargets
+from invnext_jax.training.step import NO_EMA_TARGETS
+
+
+class MaskedModelingStage:
+    """What the stages of masked modeling share; see `stage.Stage` for the contract.
+
+    A subclass gives the model, the tables and the target. Losses, parameter groups, diagnostics and
+    the need of a teacher follow from the tables.
+
+    Attributes:
+      losses: name -> loss; sums of losses follow this order.
+      makers: name of an optional module of the model -> function of the config that makes it.
+      numbered: whether the name of a term ends in the number of its mask, as in "predict_0".
+    """
+
+    title = ""
+    losses: Mapping[str, Loss] = {}
+    makers: Mapping[str, Callable[[Any], nn.Module]] = {}
+    numbered = True
+
+    def make_model(self, config: Any) -> MaskedModel:
+        """See `Stage.make_model`."""
+        raise NotImplementedError
+
+    def compute_target(
+        self,
+        config: Any,
+        model: MaskedModel,
+        frozen: Any,
+        teacher_output: teachers.TeacherOutput | None,
+        video_bthwc: jax.Array,
+        key: jax.Array | None = None,
+    ) -> Any:
+        """Computes what the losses compare with.
+
+        Args:
+          config: of the run.
+          model: of the stage.
+          frozen: frozen parameters.
+          teacher_output: output of the image teacher, if it is needed.
+          video_bthwc: normalised clips.
+          key: random key of the step; None: nothing is random.
+        """
+        raise NotImplementedError
+
+    def mask_keys(self, key: jax.Array, number: int) -> MaskKeys:
+        """Derives the random keys of mask `number` from the key of the step."""
+        raise NotImplementedError
+
+    def check_config(self, config: Any) -> None:
+        """See `Stage.check_config`."""
+        masks.check_settings(config.mask, (config.data.size // config.encoder.patch) ** 2)
+        for name, weight in config.loss.items():
+            if name not in self.losses:
+                known = ", ".join(self.losses)
+                raise UserError(f"config.loss.{name} is unknown: {self.title} has {known}")
+            if weight < 0:
+                raise UserError(f"config.loss.{name}={weight} must not be negative")
+        if not self.active_losses(config):
+            names = ", ".join(f"config.loss.{name}" for name in config.loss)
+            raise UserError(f"no loss is on: set one of {names} above 0")
+        groups = self.param_groups(config)
+        if "predictor" in groups:
+            predictor.check_config(config)
+            initialization.check_text(config)
+        if "decoder" in groups:
+            decoder.check_config(config)
+        if self.needs_teacher(config):
+            image_teacher.check_teacher(config)
+
+    def active_losses(self, config: Any) -> tuple[str, ...]:
+        """Returns the names of the losses whose weight is not 0, in the order of the table."""
+        return tuple(name for name in self.losses if config.loss.get(name, 0))
+
+    def param_groups(self, config: Any) -> tuple[str, ...]:
+        """Returns the top-level parameter groups: encoder, pool, and those of the active losses.
+
+        The pool is exported with the encoder, so it is there even if no loss reaches it.
+        """
+        needed = (self.losses[name].modules for name in self.active_losses(config))
+        return tuple(dict.fromkeys(("encoder", "pool", *itertools.chain.from_iterable(needed))))
+
+    def make_modules(self, config: Any) -> dict[str, nn.Module]:
+        """Makes the optional modules that the active losses need, by name."""
+        groups = self.param_groups(config)
+        return {name: make(config) for name, make in self.makers.items() if name in groups}
+
+    def init_params(self, config: Any, model: MaskedModel, key: jax.Array) -> Any:
+        """See `Stage.init_params`."""
+        data, patch = config.data, config.encoder.patch
+        video_bthwc = jnp.zeros((1, data.frames, data.size, data.size, 3))
+        index_bn = jnp.arange(data.frames * (data.size // patch) ** 2)[None]
+        n = index_bn.size - 1
+        noise = reconstruction.Noise(jnp.zeros((n, 3 * patch**2)), jnp.zeros((n,), jnp.int32))
+        sample = MaskSample(index_bn[:, :1], index_bn[:, 1:], noise)
+        params = model.init(key, video_bthwc, sample)["params"]
+        return scale_kernels(params, config.init_gain, without=("patch_embed", "decoder"))
+
+    def frozen_groups(self, config: Any) -> tuple[str, ...]:
+        """See `Stage.frozen_groups`."""
+        del config
+        return ()
+
+    def ema_targets(self, config: Any) -> tuple[EmaTargets, float]:
+        """See `Stage.ema_targets`."""
+        del config
+        return NO_EMA_TARGETS
+
+    def needs_teacher(self, config: Any) -> bool:
+        """See `Stage.needs_teacher`."""
+        compared = any(self.losses[name].needs_teacher for name in self.active_losses(config))
+        return compared or masks.needs_attention(config.mask)
+
+    def abstract_frozen(self, config: Any) -> Any:
+        """See `Stage.abstract_frozen`; the image teacher, if it is needed."""
+        needed = self.needs_teacher(config)
+        return {"teacher": image_teacher.abstract_teacher(config)} if needed else {}
+
+    def init_frozen(self, config: Any, restored: Mapping[str, Any] | None) -> Any:
+        """See `Stage.init_frozen`; the image teacher from its file, if it is needed."""
+        del restored
+        needed = self.needs_teacher(config)
+        return {"teacher": image_teacher.read_teacher(config)} if needed else {}
+
+    def sample_masks(
+        self,
+        config: Any,
+        batch: int,
+        grid: Grid,
+        key: jax.Array,
+        attention_bts: jax.Array | None = None,
+    ) -> list[MaskSample]:
+        """Samples the masks of a step, the patches that are predicted, and diffusion noise.
+
+        Args:
+          config: of the run.
+          batch: number of clips.
+          grid: frames, rows and columns of the clips.
+          key: random key of the step.
+          attention_bts: the teacher's attention to each patch, for masks that need it.
+        """
+        sampled = self.draw_masks(config, batch, grid, jax.random.fold_in(key, 0), attention_bts)
+        return [
+            complete_sample(config, mask, self.mask_keys(key, i)) for i, mask in enumerate(sampled)
+        ]
+
+    def draw_masks(
+        self,
+        config: Any,
+        batch: int,
+        grid: Grid,
+        key: jax.Array,
+        attention_bts: jax.Array | None = None,
+    ) -> list[masks.Mask]:
+        """Draws the masks alone; see `masks.sample_masks`."""
+        return masks.sample_masks(key, batch, grid, config.mask, attention_bts)
+
+    def apply_teacher(
+        self, config: Any, frozen: Any, video_bthwc: jax.Array, key: jax.Array
+    ) -> tuple[teachers.TeacherOutput | None, list[MaskSample]]:
+        """Runs the image teacher on every frame, if it is needed, and samples the masks.
+
+        Args:
+          config: of the run.
+          frozen: frozen parameters.
+          video_bthwc: normalised clips.
+          key: random key of the step.
+        """
+        output = attention_bts = None
+        if self.needs_teacher(config):
+            output, attention_bts = image_teacher.apply_to_clips(
+                config, frozen["teacher"], video_bthwc
+            )
+        grid = clip_grid(video_bthwc, config.encoder.patch)
+        return output, self.sample_masks(config, video_bthwc.shape[0], grid, key, attention_bts)
+
+    def sample_visible(
+        self, config: Any, frozen: Any, video_bthwc: jax.Array, key: jax.Array
+    ) -> list[jax.Array]:
+        """See `Stage.sample_visible`."""
+        attention_bts = None
+        if masks.needs_attention(config.mask):
+            clips = normalize(video_bthwc)
+            attention_bts = image_teacher.apply_to_clips(config, frozen["teacher"], clips)[1]
+        grid = clip_grid(video_bthwc, config.encoder.patch)
+        key = jax.random.fold_in(key, 0)
+        sampled = self.draw_masks(config, video_bthwc.shape[0], grid, key, attention_bts)
+        return [keep_bk for keep_bk, _ in sampled]
+
+    def loss_fn(
+        self, config: Any, model: MaskedModel, params: Any, frozen: Any, batch: Any, key: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """See `Stage.loss_fn`; the weighted sum of the losses, and every term unweighted."""
+        video_bthwc = normalize(batch["video"])
+        teacher_output, samples = self.apply_teacher(config, frozen, video_bthwc, key)
+        target = self.compute_target(config, model, frozen, teacher_output, video_bthwc, key)
+        droppath_keys = [self.mask_keys(key, i).droppath for i in range(len(samples))]
+        terms = self.loss_terms(config, model, params, target, video_bthwc, samples, droppath_keys)
+        return self.weigh(config, terms), {f"loss/{name}": value for name, value in terms.items()}
+
+    def loss_terms(  # noqa: PLR0913
+        self,
+        config: Any,
+        model: MaskedModel,
+        params: Any,
+        target: Any,
+        video_bthwc: jax.Array,
+        samples: Sequence[MaskSample],
+        droppath_keys: Sequence[jax.Array] | None = None,
+    ) -> dict[str, jax.Array]:
+        """Computes the loss terms as a pure function of everything that is sampled.
+
+        Args:
+          config: of the run.
+          model: of the stage.
+          params: its parameters.
+          target: output of `compute_target`.
+          video_bthwc: normalised clips.
+          samples: the masks.
+          droppath_keys: random key of drop path for each mask; None: no drop path.
+
+        Returns:
+          The terms of the active losses, for each mask.
+        """
+        terms = {}
+        for i, sample in enumerate(samples):
+            rngs = None if droppath_keys is None else {"droppath": droppath_keys[i]}
+            features = run_features(model, params, video_bthwc, sample, rngs)
+            inputs = LossInputs(model, params, features, target, video_bthwc, sample)
+            for name in self.active_losses(config):
+                values = self.losses[name].function(inputs)
+                values = values if isinstance(values, dict) else {name: values}
+                terms |= {self.term_name(key, i): value for key, value in values.items()}
+        return terms
+
+    def term_name(self, name: str, number: int) -> str:
+        """Returns the name of a loss's term of mask `number`."""
+        return f"{name}_{number}" if self.numbered else name
+
+    def loss_name(self, term: str) -> str | None:
+        """Returns the loss that a term belongs to; None for a part of a loss."""
+        name = term.rpartition("_")[0] if self.numbered else term
+        return name if name in self.losses else None
+
+    def weigh(self, config: Any, terms: Mapping[str, jax.Array]) -> jax.Array:
+        """Returns the sum of the terms, each times the weight of its loss."""
+        names = {term: self.loss_name(term) for term in terms}
+        return sum(config.loss[name] * terms[term] for term, name in names.items() if name)
+
+    def count_pixel_flops(
+        self, config: Any, tokens: flops.TokenLengths, *, dense_windows: bool
+    ) -> dict[str, flops.FlopCount]:
+        """Counts the FLOPs of predictor and decoder, where an active loss needs them."""
+        groups, counts = self.param_groups(config), {}
+        if "predictor" in groups:
+            counts["predictor"] = flops.count_predictor(config, tokens, dense_windows=dense_windows)
+        if "decoder" in groups:
+            counts["decoder"] = flops.count_decoder(config, tokens)
+        return counts
+
+    def encoder_gradient_norms(
+        self,
+        config: Any,
+        model: MaskedModel,
+        params: Any,
+        target: Any,
+        video_bthwc: jax.Array,
+        samples: Sequence[MaskSample],
+    ) -> dict[str, jax.Array]:
+        """Computes "encoder_grad/<term>": the norm of each weighted term's encoder gradient."""
+
+        def weighted(encoder_params):
+            full = {**params, "encoder": encoder_params}
+            terms = self.loss_terms(config, model, full, target, video_bthwc, samples)
+            shown = {name: term for name, term in terms.items() if self.loss_name(name)}
+            return {f"encoder_grad/{n}": self.weigh(config, {n: x}) for n, x in shown.items()}
+
+        return losses.gradient_norms(weighted, params["encoder"])

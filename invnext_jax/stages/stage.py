@@ -1,0 +1,152 @@
+"""The contract of a training stage: everything that differs between stages, as one interface.
+
+Training, planning, evaluation and benchmarks use a stage through `Stage` alone. To add a stage,
+write a class with these methods and add an instance to `registry.STAGES`; stages of masked modeling
+inherit most of them from `masked_modeling.MaskedModelingStage`.
+
+Shape key: b batch, t frames, h w pixels, c channels, y x grid rows and columns.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import numpy as np
+
+from invnext_jax.planning.flops import FlopCount
+from invnext_jax.training.state import EmaTargets
+
+
+class Picture(NamedTuple):
+    """One kind of picture of some clips, for a report.
+
+    Attributes:
+      title: a few words.
+      caption: what the picture shows and how to read it.
+      video_bthwc: uint8 clips.
+      visible_btyx: bool, the visible patches.
+      hides_masked: whether masked patches are shown grey; otherwise visible ones are outlined.
+    """
+
+    title: str
+    caption: str
+    video_bthwc: np.ndarray
+    visible_btyx: np.ndarray
+    hides_masked: bool
+
+
+class Stage(Protocol):
+    """A training stage.
+
+    A stage holds no state: every method is a pure function of its arguments. `config` is the
+    config of a run, `model` the output of `make_model`, `params` the trained parameters, `frozen`
+    the frozen parameters (while training, together with the EMA targets), `batch` a dict with
+    `video` uint8 [b t h w c].
+
+    Attributes:
+      title: name of the stage in reports and tables.
+    """
+
+    title: str
+
+    def check_config(self, config: Any) -> None:
+        """Checks the options of this stage.
+
+        Raises:
+          UserError: a value with which the stage cannot run.
+        """
+
+    def make_model(self, config: Any) -> Any:
+        """Makes the model: a linen module with all trained parts."""
+
+    def init_params(self, config: Any, model: Any, key: jax.Array) -> Any:
+        """Initializes the trained parameters, boxed with their logical axes, by top-level group.
+
+        Called inside `jax.jit` or `jax.eval_shape`.
+        """
+
+    def warm_start(self, config: Any, restored: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Selects the parameters that do not start from `init_params`, by path.
+
+        Args:
+          config: of the run.
+          restored: parameters of the run that `config.init_from` names, by group; None without.
+
+        Raises:
+          UserError: parameters that the stage needs are missing.
+        """
+
+    def frozen_groups(self, config: Any) -> tuple[str, ...]:
+        """Returns the top-level groups that no loss reaches and that the optimizer leaves alone."""
+
+    def ema_targets(self, config: Any) -> tuple[EmaTargets, float]:
+        """Returns the EMA targets and their momentum; `NO_EMA_TARGETS` if there is none.
+
+        A target follows the trained parameters as an exponential moving average, of which the
+        share `momentum` stays in a step.
+        """
+
+    def needs_teacher(self, config: Any) -> bool:
+        """Returns whether a loss, a target or the mask needs the frozen image teacher."""
+
+    def abstract_frozen(self, config: Any) -> Any:
+        """Returns shapes and logical axes of the frozen parameters, by group."""
+
+    def init_frozen(self, config: Any, restored: Mapping[str, Any] | None) -> Any:
+        """Reads the frozen parameters, by group, as host arrays.
+
+        Args:
+          config: of the run.
+          restored: see `warm_start`.
+
+        Raises:
+          UserError: a file or group is missing or does not fit the config.
+        """
+
+    def loss_fn(
+        self, config: Any, model: Any, params: Any, frozen: Any, batch: Any, key: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Computes the loss of a batch, float32, and metrics as float32 scalars by name."""
+
+    def diagnostics(
+        self, config: Any, model: Any, params: Any, frozen: Any, batch: Any, key: jax.Array
+    ) -> dict[str, jax.Array]:
+        """Computes metrics that are too expensive for every step, as float32 scalars by name."""
+
+    def count_flops(self, config: Any, *, dense_windows: bool = False) -> dict[str, FlopCount]:
+        """Counts the FLOPs of one clip in a training step, by component.
+
+        Args:
+          config: of the run.
+          dense_windows: see `flops.count_predictor`.
+        """
+
+    def sample_visible(
+        self, config: Any, frozen: Any, video_bthwc: jax.Array, key: jax.Array
+    ) -> list[jax.Array]:
+        """Samples the masks that a step with `key` draws.
+
+        Args:
+          config: of the run.
+          frozen: the image teacher's parameters as "teacher", if the mask needs its attention.
+          video_bthwc: uint8 clips.
+          key: random key of the step.
+
+        Returns:
+          Positions of the visible patches, int32 [b k], for each mask.
+        """
+
+    def picture_clips(
+        self, config: Any, params: Any, video_bthwc: np.ndarray, seed: int = 0
+    ) -> list[Picture]:
+        """Makes the pictures of clips that a report shows for this stage.
+
+        Args:
+          config: of the run.
+          params: its trained parameters.
+          video_bthwc: uint8 clips.
+          seed: of masks and noise.
+
+        Raises:
+          UserError: the image teacher is needed and cannot be read.
+        """
