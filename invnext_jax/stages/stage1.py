@@ -145,10 +145,10 @@ class Stage1(MaskedModelingStage):
 
     def check_config(self, config: Any) -> None:
         """See `Stage.check_config`."""
-        super().check_config(config)
         taps, depth = config.teacher.taps, config.encoder.depth
-        if config.loss.align_tokens and not 0 < taps <= depth:
+        if "align_tokens" in self.active_losses(config) and not 0 < taps <= depth:
             raise UserError(f"teacher.taps={taps} must lie in 1 to encoder.depth={depth}")
+        super().check_config(config)
 
     def mask_keys(self, key: jax.Array, number: int) -> MaskKeys:
         """See `MaskedModelingStage.mask_keys`; there is one mask."""
