@@ -11,12 +11,12 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-# Told apart by colour-blind readers too.
+# Colours that colour-blind readers can distinguish.
 COLORS = ("#1f5f99", "#c8502d", "#3c8f5a", "#8a5fb0", "#b58900", "#5b6770")
 INK, FAINT = "#3b4450", "#dfe3e8"
 NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 STYLE = {
-    "svg.fonttype": "none",  # text stays text, in the page's own font
+    "svg.fonttype": "none",  # keeps text as text, in the font of the page
     "font.size": 9,
     "axes.edgecolor": "#aab2bb",
     "text.color": INK,
@@ -27,7 +27,7 @@ STYLE = {
 
 @dataclasses.dataclass(frozen=True)
 class ChartSpec:
-    """One chart: the metrics whose whole name matches `pattern`, and what to read in it."""
+    """One chart: the metrics whose complete name matches `pattern`, and a caption."""
 
     title: str
     pattern: str
@@ -36,87 +36,94 @@ class ChartSpec:
 
 
 CHARTS = (
-    ChartSpec("Loss", r"loss", "What the optimiser sees: the weighted sum of all terms."),
+    ChartSpec(
+        "Loss", r"loss", "The weighted sum of all loss terms, which the optimiser minimises."
+    ),
     ChartSpec(
         "Alignment",
         r"loss/align_\w+",
-        "Distance 2 - 2 cos of the visible tokens, and of the pooled feature, to the frozen image "
-        "teacher (in Stage 2 of the visible tokens to the target); 0 is agreement.",
+        "Distance 2 - 2 cos between the visible tokens, or the pooled feature, and the frozen "
+        "image teacher. In Stage 2: between the visible tokens and the target.",
     ),
     ChartSpec(
         "Pixels",
         r"loss/(pixels|noise|bound)(_\d+)?",
-        "The diffusion decoder: error of the predicted noise, the bound that trains its variance, "
-        "and their sum.",
+        "Losses of the diffusion decoder: the error of the predicted noise, the variational bound "
+        "that trains the variance, and their sum.",
     ),
     ChartSpec(
         "Conditioning gap",
         r"conditioning_gap",
-        "Noise error given another clip's latents minus that given its own. At zero the decoder "
-        "ignores the encoder, and Stage 1 is alignment alone.",
+        "Error of the predicted noise with the latents of another clip, minus the error with the "
+        "clip's own latents. At 0 the decoder ignores the latents, and only alignment trains the "
+        "encoder.",
     ),
     ChartSpec(
         "Latent prediction",
         r"loss/predict_\d+|position_loss",
-        "Distance 2 - 2 cos to the target at the masked places, for each kind of mask; "
-        "position_loss is what knowing nothing but the place would reach.",
+        "Distance 2 - 2 cos between prediction and target at the masked positions, for each kind "
+        "of mask. position_loss: the same for a prediction from the position alone.",
     ),
     ChartSpec(
         "Gradient at the encoder",
         r"encoder_grad/\w+",
-        "Norm of each loss term's gradient at the encoder (log scale): a term far below the others "
-        "teaches it nothing.",
+        "Norm of the gradient of each loss term at the encoder (log scale). A term far below the "
+        "others hardly trains the encoder.",
         log=True,
     ),
     ChartSpec(
         "Effective rank",
         r"(\w+_)?rank",
-        "How many directions the features use: the exponential of the entropy of their spectrum. "
-        "One would be collapse.",
+        "Exponential of the entropy of the covariance spectrum: the number of directions that the "
+        "features use. 1: collapse.",
     ),
     ChartSpec(
-        "Feature spread", r"(\w+_)?std", "Standard deviation of the features, mean over channels."
+        "Feature spread",
+        r"(\w+_)?std",
+        "Standard deviation of the features, averaged over channels.",
     ),
     ChartSpec(
         "Position share of the target",
         r"target_position_share",
-        "Share of the target's variance that a token's place explains without seeing the clip.",
+        "Share of the variance of the target that the position of a token explains.",
     ),
-    ChartSpec("Gradient norm", r"grad_norm", "Of all parameters, before clipping.", log=True),
-    ChartSpec("Learning rate", r"learning_rate", "Warm-up, then cosine."),
-    ChartSpec("Speed", r"clips_per_second", "Clips a second; the first one holds compilation."),
+    ChartSpec("Gradient norm", r"grad_norm", "Over all parameters, before clipping.", log=True),
+    ChartSpec("Learning rate", r"learning_rate", "Linear warm-up, then cosine decay."),
     ChartSpec(
-        "Waiting for data", r"data_wait", "Share of the time that the loop waited for a batch."
+        "Speed", r"clips_per_second", "Clips per second. The first value includes compilation."
+    ),
+    ChartSpec(
+        "Waiting for data", r"data_wait", "Share of the time in which the loop waited for a batch."
     ),
 )
 
 
 def make_charts(records: Sequence[Mapping[str, Any]], salt: str) -> list[dict[str, Any]]:
-    """Draws every plan that the records have values for.
+    """Draws each chart that the records have values for.
 
     Args:
-      records: of metrics.jsonl; values may be missing or None.
-      salt: makes the identifiers inside the pictures differ from those of other runs.
+      records: lines of metrics.jsonl; values may be missing or None.
+      salt: text that makes the SVG identifiers differ from those of other runs.
 
     Returns:
-      For each chart `title`, `caption`, `svg` and `legend`: (name, colour, last value).
+      A list of `title`, `caption`, `svg` and `legend`, a list of (name, colour, last value).
     """
     names = sorted({name for record in records for name in record} - {"step"})
     charts = []
-    for plan in CHARTS:
+    for spec in CHARTS:
         series = {}
         for name in names:
             points = [(r["step"], r[name]) for r in records if r.get(name) is not None]
-            if points and re.fullmatch(plan.pattern, name):
+            if points and re.fullmatch(spec.pattern, name):
                 series[name] = points
         if series:
             legend = [
                 (name.partition("/")[2] or name, color, format_value(points[-1][1]))
                 for (name, points), color in zip(series.items(), COLORS * 2, strict=False)
             ]
-            svg = _draw(list(series.values()), plan.log, f"{salt} {plan.title}")
+            svg = _draw(list(series.values()), spec.log, f"{salt} {spec.title}")
             charts.append(
-                {"title": plan.title, "caption": plan.caption, "svg": svg, "legend": legend}
+                {"title": spec.title, "caption": spec.caption, "svg": svg, "legend": legend}
             )
     return charts
 
@@ -129,8 +136,8 @@ def _draw(series: Sequence[Sequence[tuple[int, float]]], log: bool, salt: str) -
             steps, values = zip(*points, strict=True)
             marker = "o" if len(points) < 12 else None
             values = [value if value > 0 or not log else math.nan for value in values]
-            look = {"linewidth": 1.6, "marker": marker, "markersize": 3, "clip_on": False}
-            axes.plot(steps, values, color=color, **look)
+            style = {"linewidth": 1.6, "marker": marker, "markersize": 3, "clip_on": False}
+            axes.plot(steps, values, color=color, **style)
         if log and any(value > 0 for points in series for _, value in points):
             axes.set_yscale("log")
         else:
@@ -151,13 +158,13 @@ def _draw(series: Sequence[Sequence[tuple[int, float]]], log: bool, salt: str) -
 
 
 def _responsive(svg: str) -> str:
-    """The bare <svg> element, as wide as its place on the page."""
+    """Returns the <svg> element without a fixed size, so that it fills its container."""
     start, end = svg.index("<svg"), svg.index(">", svg.index("<svg"))
     return re.sub(r' (width|height)="[^"]*"', "", svg[start:end]) + svg[end:]
 
 
 def format_value(value: float) -> str:
-    """Three digits that matter."""
+    """Formats a number with three significant digits."""
     if value and abs(value) < 1e-3:
         return f"{value:.1e}"
     return f"{value:.3g}"

@@ -1,7 +1,8 @@
-"""A web page of training clips as a run is given them: frames, masks, where they come from.
+"""A web page of the training clips of a run: frames, masks, and the source of each clip.
 
-Clips and masks are those of the first steps of a run of one process. A mask's random numbers
-depend on a clip's place in its batch alone, so that a part of a batch shows what the whole would.
+Clips and masks are those of the first steps of a run with one process. The random numbers of a mask
+depend only on the index of a clip in its batch, so a part of a batch has the same masks as the
+complete batch.
 
 Shape key: b clips, t frames, h w pixels, c channels, y x grid rows and columns, s patches of a
 frame.
@@ -31,31 +32,35 @@ from invnext_jax.stages import image_teacher, registry
 from invnext_jax.stages.pixel_sampling import visible_grid
 
 TEMPLATE = "show_data.html"
-LOSSLESS_SIDE = 64  # larger frames are natural video and would make a huge page
+LOSSLESS_SIDE = 64  # pixels; larger frames are JPEG, because PNG would make a very large page
 
 
 class ShownClip(NamedTuple):
-    """A clip uint8 [t h w c], its row of the manifest, its step and its masks [t y x], True = seen.
+    """A training clip with its masks.
 
-    There is one mask for each kind of block of multi-block masks.
+    Attributes:
+      video_thwc: uint8.
+      row: row number in the manifest.
+      step: training step that uses the clip, from 0.
+      visible: masks bool [t y x], True: visible; several for multi-block masks.
     """
 
     video_thwc: np.ndarray
     row: int
     step: int
-    seen: list[np.ndarray]
+    visible: list[np.ndarray]
 
 
 def write_page(config: ml_collections.ConfigDict, out: str | Path, clips: int = 16) -> Path:
     """Writes the page.
 
     Args:
-      config: of the run.
+      config: config of the run.
       out: the HTML file.
-      clips: how many clips are shown.
+      clips: number of clips.
 
     Raises:
-      UserError: the config or its files do not allow such a run, or no video can be read.
+      UserError: the config is wrong, a file is missing, or no video can be read.
     """
     if clips < 1:
         raise UserError(f"clips={clips} must be at least 1")
@@ -78,12 +83,12 @@ def write_page(config: ml_collections.ConfigDict, out: str | Path, clips: int = 
 def sample(
     config: ml_collections.ConfigDict, clips: int, bad_videos: BadVideoTracker
 ) -> Iterator[ShownClip]:
-    """The first clips of a run, with the masks that its steps draw.
+    """Yields the first clips of a run, with the masks of their training steps.
 
     Args:
-      config: of the run.
-      clips: how many.
-      bad_videos: counts the videos that could not be read on the way.
+      config: config of the run.
+      clips: number of clips.
+      bad_videos: records the videos that could not be read.
     """
     frozen = {}
     if masks.needs_attention(config.mask):
@@ -92,7 +97,7 @@ def sample(
     stage = registry.find_stage(config)
     sample_visible = jax.jit(functools.partial(stage.sample_visible, config))
     root_key = jax.random.key(config.seed)
-    # One video at a time: order and cut of the clips do not depend on the size of the batches.
+    # One video at a time: order and crops of the clips do not depend on the batch size.
     repeats = config.data.repeats
     if config.batch_size % repeats:
         raise UserError(f"{config.batch_size=} must divide by config.data.repeats={repeats}")
@@ -102,17 +107,17 @@ def sample(
     iterator = iter(dataset)
     try:
         for step, first in enumerate(range(0, clips, config.batch_size)):
-            wanted = min(config.batch_size, clips - first)
-            batch = [next(iterator) for _ in range(-(-wanted // repeats))]
-            video_bthwc = np.concatenate([one["video"] for one in batch])[:wanted]
-            row_b = np.concatenate([one["index"] for one in batch])[:wanted]
+            count = min(config.batch_size, clips - first)
+            batch = [next(iterator) for _ in range(-(-count // repeats))]
+            video_bthwc = np.concatenate([one["video"] for one in batch])[:count]
+            row_b = np.concatenate([one["index"] for one in batch])[:count]
             key = jax.random.fold_in(root_key, step)
             grid = clip_grid(video_bthwc, config.encoder.patch)
             keeps = jax.device_get(sample_visible(frozen, video_bthwc, key))
-            seen = [visible_grid(keep_bk, grid) for keep_bk in keeps]
+            masks_btyx = [visible_grid(keep_bk, grid) for keep_bk in keeps]
             for i, row in enumerate(row_b):
                 yield ShownClip(
-                    video_bthwc[i], int(row), step, [seen_btyx[i] for seen_btyx in seen]
+                    video_bthwc[i], int(row), step, [mask_btyx[i] for mask_btyx in masks_btyx]
                 )
     finally:
         if hasattr(iterator, "close"):  # ends the workers
@@ -120,10 +125,10 @@ def sample(
 
 
 def count_reasons(reasons: Mapping[str, str]) -> list[tuple[str, int]]:
-    """How many files were dropped for which kind of reason, the most frequent first.
+    """Counts dropped files by kind of reason, the most frequent first.
 
     Args:
-      reasons: by path; what differs from file to file, names and numbers, is taken out.
+      reasons: by path; paths and numbers are removed, so that equal kinds have equal text.
     """
     kinds = collections.Counter()
     for path, reason in reasons.items():
@@ -134,7 +139,7 @@ def count_reasons(reasons: Mapping[str, str]) -> list[tuple[str, int]]:
 
 
 def _read_quarantines(manifests: str) -> list[tuple[str, int]]:
-    """What `launch/prepare_data.py` left out, if its list lies beside a manifest."""
+    """Counts the files that `launch/prepare_data.py` excluded, from the list next to a manifest."""
     reasons = {}
     for name in manifest_lib.split_names(manifest_lib.find_manifests(manifests)):
         path = Path(name).with_suffix(".quarantine.csv")
@@ -147,13 +152,13 @@ def _read_quarantines(manifests: str) -> list[tuple[str, int]]:
 def _describe(config: ml_collections.ConfigDict, manifest: manifest_lib.Manifest) -> dict[str, str]:
     data, rows = config.data, collections.Counter(manifest.sources)
     shares = mixture.Mixture(manifest, data.weights, config.seed).shares
-    named = [
+    sources = [
         f"{name or 'no name'} {rows[name]:,} ({share:.1%} of the clips)"
         for name, share in sorted(shares.items(), key=lambda pair: -pair[1])
     ]
-    named[8:] = [f"{len(rows) - 8} more"] if len(rows) > 8 else []
+    sources[8:] = [f"{len(rows) - 8} more"] if len(rows) > 8 else []
     scales = ", ".join(f"{scale:g}" for scale in data.crop_scales)
-    own = [
+    overrides = [
         f"{name}: {', '.join(f'{field} {value}' for field, value in data.by_source[name].items())}"
         for name in shares
         if name in data.by_source
@@ -163,11 +168,11 @@ def _describe(config: ml_collections.ConfigDict, manifest: manifest_lib.Manifest
         "seed": str(config.seed),
         "manifest": data.manifest,
         "videos": f"{len(manifest):,}",
-        "sources": ", ".join(named),
+        "sources": ", ".join(sources),
         "clips": f"{data.frames} frames of {data.size} px, crops of {scales}"
         + (f", {data.repeats} of a video" if data.repeats > 1 else ""),
         "mirrored": "half of them" if data.flip else "never",
-        **({"otherwise": "; ".join(own)} if own else {}),
+        **({"exceptions": "; ".join(overrides)} if overrides else {}),
         "mask": _name_mask(config.mask, None),
         "batch": f"{config.batch_size} clips",
     }
@@ -190,9 +195,9 @@ def _describe_clip(
         visualization.to_data_uri, lossless=clip.video_thwc.shape[1] <= LOSSLESS_SIDE
     )
     pictures = [{"title": "Frames", "caption": "", "uri": to_uri(clip.video_thwc)}]
-    for number, seen_tyx in enumerate(clip.seen):
-        title = f"Mask {number + 1}" if len(clip.seen) > 1 else "Mask"
-        uri = to_uri(visualization.hide_patches(clip.video_thwc, seen_tyx))
+    for number, visible_tyx in enumerate(clip.visible):
+        title = f"Mask {number + 1}" if len(clip.visible) > 1 else "Mask"
+        uri = to_uri(visualization.hide_patches(clip.video_thwc, visible_tyx))
         caption = _name_mask(config.mask, number)
         pictures.append({"title": title, "caption": caption, "uri": uri})
     facts = {"source": record.source or "no name", "step": clip.step + 1, "row": clip.row}

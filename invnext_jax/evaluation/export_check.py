@@ -1,4 +1,4 @@
-"""Proof that an encoder read from a file is the one that was written: equal features of a clip.
+"""Checks that an exported encoder gives the features of the original, on a fixed clip.
 
 Shape key: b videos, t frames, h w pixels, c channels, n tokens, d width.
 """
@@ -14,12 +14,12 @@ from invnext_jax.evaluation import pretrained
 from invnext_jax.models import encoder as encoder_model
 from invnext_jax.models.patches import normalize
 
-# Largest relative change of the features that a narrower type may cause.
+# Largest relative change of the features that is allowed for each type of the tensors.
 TOLERANCE = {"float32": 0.0, "float16": 1e-2, "bfloat16": 5e-2}
 
 
 def clip_features(config: Any, params: Any) -> np.ndarray:
-    """The encoder's tokens of the fixed clip; empties `params`, so that there is no second copy."""
+    """Computes the tokens of the fixed clip; empties `params` to avoid a second copy."""
     encoder = encoder_model.from_config(config)
     clip_bthwc = normalize(fixed_clip(min(encoder.frames, 4), encoder.size))
     run = jax.jit(lambda params, x: encoder.apply({"params": params}, x).tokens_bnd)
@@ -27,30 +27,30 @@ def clip_features(config: Any, params: Any) -> np.ndarray:
 
 
 def _to_device(tree: dict[str, Any]) -> dict[str, Any]:
-    """Moves the leaves one by one, freeing each."""
+    """Moves the leaves to the device one by one and frees each on the host."""
     moved = {}
     for name in list(tree):
         leaf = tree.pop(name)
         if isinstance(leaf, dict):
             moved[name] = _to_device(leaf)
-        else:  # an array that may alias keeps the numpy one, and copies it later all the same
+        else:  # with aliasing, the NumPy array would stay in memory and be copied later
             moved[name] = jax.device_put(leaf, may_alias=False).block_until_ready()
     return moved
 
 
 def check_same_features(before: np.ndarray, path: Path, tolerance: float) -> float:
-    """Compares the features of the fixed clip with those of the encoder loaded from a file.
+    """Compares the features of the fixed clip with those of the exported encoder.
 
     Args:
-      before: tokens of the run's own encoder.
+      before: tokens of the original encoder.
       path: an export.
-      tolerance: largest difference as a share of the largest value; 0 asks for equal bits.
+      tolerance: largest allowed difference as a share of the largest value; 0: equal bits.
 
     Returns:
       The largest difference as a share of the largest value.
 
     Raises:
-      UserError: they differ.
+      UserError: they differ by more.
     """
     loaded = pretrained.load_encoder(path)
     after = clip_features(loaded.config, loaded.params)
@@ -65,6 +65,6 @@ def check_same_features(before: np.ndarray, path: Path, tolerance: float) -> flo
 
 
 def fixed_clip(frames: int, size: int) -> np.ndarray:
-    """A clip of noise that is the same everywhere: uint8 [1 t h w 3]."""
+    """Returns a clip of noise from a fixed seed: uint8 [1 t h w 3]."""
     rng = np.random.default_rng(0)
     return rng.integers(0, 256, size=(1, frames, size, size, 3), dtype=np.uint8)

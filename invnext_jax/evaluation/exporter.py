@@ -1,7 +1,7 @@
-"""From a run to files that others load: writes an export and proves that it gives equal features.
+"""Exports the weights of a run to files, and checks that they give the same features.
 
-Memory stays near one copy of the weights: tensors are turned, written, read back and compared one
-at a time.
+Memory stays near one copy of the weights: tensors are converted, written, read back and compared
+one at a time.
 """
 
 import contextlib
@@ -21,13 +21,13 @@ from invnext_jax.weights import export, files, layout, match, published, referen
 
 FORMATS = ("ours", "internvideo_next")
 DTYPES = ("float32", "float16", "bfloat16")
-# What of a run's config tells how to build its parts; paths of the run's machine stay out.
+# Fields of a run's config that describe its parts. Paths of the run's machine are left out.
 KEPT = ("stage", "variant", "dtype", "remat", "init_gain", "encoder", "predictor", "decoder")
 KEPT += ("teacher", "target", "loss")
 
 
 class ExportFormat(NamedTuple):
-    """How an export is written: "ours" or "internvideo_next", and the type of its tensors."""
+    """Layout of an export, "ours" or "internvideo_next", and the type of its tensors."""
 
     format: str = "ours"
     dtype: str = "float32"
@@ -44,23 +44,24 @@ def export_run(
 ) -> str:
     """Writes `parts` of a run's newest checkpoint to `out`.
 
-    All files are first written to a folder beside `out`, read back, and compared: each tensor bit
-    for bit (float32), and the features of a fixed clip. Only then do they take their place.
+    All files are first written to a temporary folder next to `out`, read back and compared: each
+    tensor bit for bit (float32), and the features of a fixed clip. Then they are renamed.
 
     Args:
-      run: workdir of a pretraining run, or one of our exports.
-      out: "ours": a .safetensors file, beside which a .json goes; "internvideo_next": a folder.
+      run: workdir of a pretraining run, or an earlier export.
+      out: "ours": a .safetensors file; a .json file is written next to it. "internvideo_next": a
+        folder.
       parts: top-level names of the parameter tree ("encoder", "pool", "predictor", ...), or "all";
-        none: the encoder and, where there is one, its pool.
-      form: layout and type of the files.
-      overwrite: whether other files of that name may be replaced.
-      ema: whether the run's moving average is written instead of its parameters.
+        (): the encoder and its pool, if there is one.
+      form: layout and type.
+      overwrite: whether to replace existing files of that name.
+      ema: whether to write the run's moving average instead of its parameters.
 
     Returns:
-      A sentence that says what was done.
+      A sentence about what was written.
 
     Raises:
-      UserError: a part is missing, other weights lie at `out`, or the loaded features differ.
+      UserError: a part is missing, `out` holds other weights, or the loaded features differ.
     """
     check_form(form)
     out = Path(out)
@@ -75,14 +76,15 @@ def export_run(
         about["source"]["ema"] = True
     if any(target.exists() for target in targets) and not overwrite:
         same = all(target.exists() for target in targets) and form.dtype == "float32"
-        if same and _holds(out, about, tensors):
-            return f"{out} holds these very weights already; nothing was written."
+        if same and _is_up_to_date(out, about, tensors):
+            return f"{out} already holds these weights; nothing was written."
         raise UserError(
-            f"{out} or a file beside it exists with other content: name another or --overwrite"
+            f"{out} or a file next to it exists with other content: choose another --out or add "
+            "--overwrite"
         )
 
     count = sum(leaf.size for leaf in jax.tree.leaves(chosen))
-    proof = "every tensor is equal" if form.dtype == "float32" else "there is no encoder to compare"
+    check = "every tensor is equal" if form.dtype == "float32" else "there is no encoder to compare"
     with _draft_folder(out) as folder:
         draft = folder / out.name
         if form.format == "ours":
@@ -99,22 +101,22 @@ def export_run(
                     "name an earlier step"
                 )
             chosen.clear()
-            tensors.clear()  # they hold on to the arrays
+            tensors.clear()  # they hold references to the arrays
             before = export_check.clip_features(config, encoder)
             change = export_check.check_same_features(
                 before, draft, export_check.TOLERANCE[form.dtype]
             )
-            proof = "the features of a fixed clip are equal"
+            check = "the features of a fixed clip are equal"
             if change:
-                proof = f"the features of a fixed clip change by {change:.2%} of the largest"
+                check = f"the features of a fixed clip change by {change:.2%} of the largest"
         _move(targets_of(draft, form), targets)
-    said = f"Wrote {out} ({' and '.join(parts)}, {count:,} parameters, {form.dtype})"
-    return f"{said}; read back, {proof}."
+    summary = f"Wrote {out} ({' and '.join(parts)}, {count:,} parameters, {form.dtype})"
+    return f"{summary}; read back, {check}."
 
 
 @contextlib.contextmanager
 def _draft_folder(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that is gone afterwards; what a killed export left there goes too."""
+    """Creates a temporary folder next to `out`, after removing that of a killed export."""
     folder = out.parent / f".{out.name}.draft"
     try:
         shutil.rmtree(folder, ignore_errors=True)
@@ -127,10 +129,10 @@ def _draft_folder(out: Path) -> Iterator[Path]:
 
 
 def choose_parts(run: str | Path, params: Mapping[str, Any], parts: Sequence[str]) -> list[str]:
-    """The parts to write; see `export_run`.
+    """Returns the parts to write, see `export_run`.
 
     Raises:
-      UserError: the run does not have one of them.
+      UserError: the run lacks a part.
     """
     if not parts:
         return [part for part in ("encoder", "pool") if part in params]
@@ -145,21 +147,21 @@ def check_form(form: ExportFormat) -> None:
     """Checks layout and type.
 
     Raises:
-      UserError: one of them is not known, or ours is to be narrowed.
+      UserError: one of them is unknown, or the layout "ours" is combined with another type.
     """
     if form.format not in FORMATS:
-        raise UserError(f"--format={form.format} is none of {', '.join(FORMATS)}")
+        raise UserError(f"--format={form.format} is not one of {', '.join(FORMATS)}")
     if form.dtype not in DTYPES:
-        raise UserError(f"--dtype={form.dtype} is none of {', '.join(DTYPES)}")
+        raise UserError(f"--dtype={form.dtype} is not one of {', '.join(DTYPES)}")
     if form.format == "ours" and form.dtype != "float32":
-        raise UserError("--format=ours is always float32: leave --dtype out")
+        raise UserError("--format=ours is always float32: remove --dtype")
 
 
 def targets_of(out: Path, form: ExportFormat) -> list[Path]:
-    """The files of an export.
+    """Returns the files of an export.
 
     Raises:
-      UserError: `out` is a file where a folder is wanted, or the other way round.
+      UserError: `out` is a file but the layout needs a folder, or the reverse.
     """
     if form.format == "ours":
         if out.is_dir():
@@ -167,33 +169,33 @@ def targets_of(out: Path, form: ExportFormat) -> list[Path]:
         return [out, export.description_path(out)]
     if out.suffix == ".safetensors" or out.is_file():
         raise UserError(
-            f"--out={out} must be a folder in the published layout: leave .safetensors out"
+            f"--out={out} must be a folder in the published layout: remove .safetensors"
         )
     return [out / name for name in (files.SINGLE_FILE, published.CONFIG, published.PREPROCESSOR)]
 
 
 def check_named(config: Any, parts: Sequence[str], form: ExportFormat) -> None:
-    """Checks that the released code has the modules behind the parts.
+    """Checks that the released code has the modules of the parts.
 
     Raises:
-      UserError: their names fit, but not what they stand for.
+      UserError: the released code has another module of the same name.
     """
     if form.format == "ours":
         return
     if "decoder" in parts and config.decoder.kind != "diffusion":
         raise UserError(
-            f"the released code has no decoder of kind {config.decoder.kind!r}: leave it out of "
-            "--parts, or take --format=ours"
+            f"the released code has no decoder of kind {config.decoder.kind!r}: remove it from "
+            "--parts, or use --format=ours"
         )
     if "head" in parts and config.get("target", {}).get("kind", "frozen") == "image":
         raise UserError(
-            "the released code has no head into an image teacher's space: leave it out of --parts, "
-            "or take --format=ours"
+            "the released code has no head for an image teacher's features: remove it from "
+            "--parts, or use --format=ours"
         )
 
 
 def named_tensors(params: Mapping[str, Any], form: ExportFormat) -> dict[str, files.LazyTensor]:
-    """The tensors of a file, each turned into the file's layout when it is read.
+    """Returns the tensors of a file; each is converted to the file's layout when it is read.
 
     Raises:
       UserError: the published layout has no name for a parameter.
@@ -206,8 +208,8 @@ def named_tensors(params: Mapping[str, Any], form: ExportFormat) -> dict[str, fi
         sources = dict(layout.pytorch_names(shapes, reference.PUBLISHED))
     except KeyError as error:
         raise UserError(
-            f"the released code has no such module ({error.args[0]}): leave this part out of "
-            "--parts, or take --format=ours"
+            f"the released code has no such module ({error.args[0]}): remove this part from "
+            "--parts, or use --format=ours"
         ) from error
     leaves = {path: tensor.read for path, tensor in ours.items()}
     return {
@@ -224,7 +226,7 @@ def write_published(
 ) -> None:
     """Writes the three files of the published layout into a new folder."""
     folder.mkdir()
-    # Loaders of PyTorch models look for this word.
+    # Loaders of PyTorch models require this value.
     files.write_tensors(folder / files.SINGLE_FILE, tensors, dtype=dtype, metadata={"format": "pt"})
     pixels = about["input"]
     published.write_configs(
@@ -233,7 +235,7 @@ def write_published(
 
 
 def describe(run: str | Path, config: Any, parts: Sequence[str]) -> dict[str, Any]:
-    """What stands in the JSON: the config of the parts, and where they come from."""
+    """Returns the content of the JSON: the config of the parts, and their source."""
     kept = type(config)({name: config[name] for name in KEPT if name in config}).to_dict()
     for section in ("teacher", "predictor"):
         kept.get(section, {}).pop("weights", None)
@@ -252,7 +254,7 @@ def describe(run: str | Path, config: Any, parts: Sequence[str]) -> dict[str, An
 
 
 def source_of(run: str | Path) -> dict[str, Any]:
-    """Where the weights come from."""
+    """Returns the source of the weights: run, step, versions and git hash, or a file name."""
     if not Path(run).is_dir() or (Path(run) / files.SINGLE_FILE).is_file():
         return {"file": Path(run).name}
     record = pretrained.read_run_record(run)
@@ -262,8 +264,8 @@ def source_of(run: str | Path) -> dict[str, Any]:
     }
 
 
-def _holds(out: Path, about: Any, tensors: Mapping[str, files.LazyTensor]) -> bool:
-    """Whether an export lies there already, with this config and these tensors."""
+def _is_up_to_date(out: Path, about: Any, tensors: Mapping[str, files.LazyTensor]) -> bool:
+    """Returns whether `out` is an export with this config and these tensors."""
     found = pretrained.read_export_config(out)
     return found == about["config"] and export.same_tensors(
         files.open_checkpoint(out).tensors, tensors
@@ -272,11 +274,11 @@ def _holds(out: Path, about: Any, tensors: Mapping[str, files.LazyTensor]) -> bo
 
 def _check_same_tensors(path: Path, tensors: Mapping[str, files.LazyTensor]) -> None:
     if not export.same_tensors(files.open_checkpoint(path).tensors, tensors):
-        raise UserError(f"{path.name} was not written as it should: is the disk full or damaged?")
+        raise UserError(f"{path.name} differs from the weights after writing: check the disk")
 
 
 def _move(sources: Sequence[Path], targets: Sequence[Path]) -> None:
-    # The description last: until it is there, a repeat sees another export and writes it again.
+    # The description is last: without it, a repeated command writes the export again.
     for source, target in zip(sources, targets, strict=True):
         target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(source, target)

@@ -80,14 +80,19 @@ def _read(path: Path, key: str) -> VideoFeatures | None:
     if not path.is_file():
         return None
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if str(file["key"]) != key:
+        # Opened here, because `np.load` leaves a damaged archive open.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            if str(archive["key"]) != key:
                 return None
-            arrays = {name: file[name] for name in file.files if name != "key"}
+            arrays = {name: archive[name] for name in archive.files if name != "key"}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         print(f"{path} is damaged ({error}); extracting these features again.", flush=True)
         return None
-    labels = {name.removeprefix(LABEL): arrays.pop(name) for name in list(arrays) if LABEL in name}
+    labels = {
+        name.removeprefix(LABEL): arrays.pop(name)
+        for name in list(arrays)
+        if name.startswith(LABEL)
+    }
     return VideoFeatures(labels=labels, **arrays)
 
 

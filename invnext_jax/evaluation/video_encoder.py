@@ -1,4 +1,4 @@
-"""Features of video files by a trained encoder, from Python.
+"""`VideoEncoder`: features of video files by a trained encoder, from Python.
 
 Shape key: b videos, t frames, h w pixels, c channels, n tokens, d width.
 """
@@ -19,23 +19,23 @@ from invnext_jax.models.patches import normalize
 
 
 class VideoEncoder:
-    """A frozen encoder that turns video files into features; compiles once for each clip size.
+    """A frozen encoder that maps video files to features; compiles once for each clip size.
 
     Attributes:
       encoder: the module.
       params: its parameters, on the device.
-      config: describes both.
+      config: the config that describes both.
     """
 
     def __init__(self, path: str | Path):
-        """Loads weights.
+        """Loads the weights.
 
         Args:
           path: workdir of a run, a .safetensors file that `launch/export.py` or
             `launch/import_weights.py` wrote, or a folder in the published layout.
 
         Raises:
-          UserError: there is nothing to read, or no encoder in it.
+          UserError: the path holds no weights or no encoder.
         """
         loaded = pretrained.load_encoder(path)
         e = loaded.config.encoder
@@ -64,22 +64,23 @@ class VideoEncoder:
         start: float | None = None,
         end: float | None = None,
     ) -> np.ndarray:
-        """Features of one video: frames spread evenly, centre crop.
+        """Computes the features of one video, from evenly spaced frames and the centre crop.
 
         Args:
-          path: a video file, on this machine or `protocol://...`.
-          frames: how many; None: as many as the encoder was built for. Position codes are resized.
-          size: pixels a side, a multiple of the patch size; None: what it was built for.
-          pooled: one vector instead of tokens.
-          start: seconds; None is the beginning.
-          end: seconds; None is the end.
+          path: a video file, local or `protocol://...`.
+          frames: number of frames; None: the number that the encoder was built for. Position
+            embeddings are resized.
+          size: side in pixels, a multiple of the patch size; None: the size that it was built for.
+          pooled: whether to return one vector instead of tokens.
+          start: seconds; None: the beginning.
+          end: seconds; None: the end.
 
         Returns:
           float32 [frames * (size / patch)^2, width] in the order time, row, column, without class
-          tokens; or, pooled, [pool_width].
+          tokens. If `pooled`: [pool_width].
 
         Raises:
-          UserError: a size that does not divide by the patch, or no pool among the weights.
+          UserError: the size is not a multiple of the patch size, or the weights hold no pool.
           BadVideo: the file cannot be decoded.
         """
         video_thwc = self.read(path, frames=frames, size=size, start=start, end=end)
@@ -94,7 +95,7 @@ class VideoEncoder:
         start: float | None = None,
         end: float | None = None,
     ) -> np.ndarray:
-        """The clip that `__call__` encodes: uint8 [t h w c]; see there."""
+        """Reads the clip that `__call__` encodes: uint8 [t h w c]; see there."""
         frames, size = frames or self.encoder.frames, size or self.encoder.size
         if frames < 1 or size < 1:
             raise UserError(f"{frames=} and {size=} must be positive")
@@ -102,11 +103,11 @@ class VideoEncoder:
         return read_clips(record, CenterSampler(frames, size), short_side=size)[0]
 
     def encode(self, video_bthwc: np.ndarray, *, pooled: bool = False) -> np.ndarray:
-        """Features of clips at hand.
+        """Computes the features of clips in memory.
 
         Args:
-          video_bthwc: uint8, RGB; any number of frames, sides that divide by the patch size.
-          pooled: one vector a clip instead of tokens.
+          video_bthwc: uint8, RGB; any number of frames; sides are multiples of the patch size.
+          pooled: whether to return one vector per clip instead of tokens.
 
         Returns:
           float32 [b n d] without class tokens, or [b pool_width].

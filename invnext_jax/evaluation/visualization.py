@@ -1,7 +1,6 @@
-"""Pictures of single clips: masks, sampled reconstructions, and features as colours.
+"""Images of single clips: masks, sampled reconstructions, and features as colours.
 
-A strip is the frames of one clip side by side. All pictures are made from a run's own functions,
-with the parameters that the report was given.
+A strip shows the frames of one clip side by side.
 
 Shape key: b clips, t frames, h w pixels, c channels, y x grid rows and columns, n tokens,
 s patches of a frame, k visible, m masked tokens, p pixels of a patch, d width.
@@ -28,7 +27,7 @@ MAX_FRAMES, FRAME_SIDE, GAP = 8, 96, 3
 
 
 def grid_tokens(config: Any, params: Any, video_bthwc: np.ndarray) -> np.ndarray:
-    """Final tokens of the whole clips, class tokens left out: [b t y x d]."""
+    """Computes the final grid tokens of unmasked clips: [b t y x d]."""
     encoder = encoder_model.from_config(config)
     run = jax.jit(lambda params, x: encoder.apply({"params": params}, normalize(x)).tokens_bnd)
     tokens_bnd = np.asarray(run(params, video_bthwc))[:, encoder.class_tokens :]
@@ -37,11 +36,11 @@ def grid_tokens(config: Any, params: Any, video_bthwc: np.ndarray) -> np.ndarray
 
 
 def color_features(tokens_tyxd: np.ndarray, size: int) -> np.ndarray:
-    """The three main components of one clip's tokens as red, green, blue.
+    """Maps the first three principal components of a clip's tokens to red, green and blue.
 
     Args:
       tokens_tyxd: tokens of a clip.
-      size: side of the frames that the colours are smoothly enlarged to.
+      size: side of the resulting frames; the colours are interpolated.
 
     Returns:
       uint8 [t size size 3].
@@ -51,7 +50,7 @@ def color_features(tokens_tyxd: np.ndarray, size: int) -> np.ndarray:
     x_nd = x_nd - x_nd.mean(axis=0, keepdims=True)
     _, _, axes_kd = np.linalg.svd(x_nd, full_matrices=False)
     axes_kd = axes_kd[:3]
-    # A component's sign is arbitrary; the largest weight is made positive.
+    # The sign of a component is arbitrary: the largest weight is made positive.
     largest = np.take_along_axis(axes_kd, np.abs(axes_kd).argmax(axis=1)[:, None], axis=1)
     z_nk = x_nd @ (axes_kd * np.sign(largest)).T
     low, high = np.percentile(z_nk, (1, 99), axis=0)
@@ -61,41 +60,41 @@ def color_features(tokens_tyxd: np.ndarray, size: int) -> np.ndarray:
     return np.stack([np.asarray(f.resize((size, size), Image.Resampling.BICUBIC)) for f in frames])
 
 
-def hide_patches(video_thwc: np.ndarray, seen_tyx: np.ndarray) -> np.ndarray:
-    """A clip as the encoder sees it: masked patches are a plain grey."""
-    seen_thw = _enlarge(seen_tyx, video_thwc.shape[1] // seen_tyx.shape[1])
-    return np.where(seen_thw[..., None], video_thwc, HIDDEN)
+def hide_patches(video_thwc: np.ndarray, visible_tyx: np.ndarray) -> np.ndarray:
+    """Returns a clip with masked patches in grey."""
+    visible_thw = _enlarge(visible_tyx, video_thwc.shape[1] // visible_tyx.shape[1])
+    return np.where(visible_thw[..., None], video_thwc, HIDDEN)
 
 
-def outline_patches(video_thwc: np.ndarray, seen_tyx: np.ndarray) -> np.ndarray:
-    """An enlarged clip with a white frame round each patch that was visible."""
-    factor = scale_of(video_thwc)
+def outline_patches(video_thwc: np.ndarray, visible_tyx: np.ndarray) -> np.ndarray:
+    """Returns an enlarged clip with a white outline around each visible patch."""
+    factor = enlargement(video_thwc)
     large = repeat(video_thwc, "t h w c -> t (h p) (w q) c", p=factor, q=factor)
-    side = large.shape[1] // seen_tyx.shape[1]
+    side = large.shape[1] // visible_tyx.shape[1]
     row = np.arange(large.shape[1]) % side
     edge_hw = np.isin(row, (0, side - 1))[:, None] | np.isin(row, (0, side - 1))[None]
-    framed_thw = _enlarge(seen_tyx, side) & edge_hw[None, : large.shape[1], : large.shape[2]]
+    framed_thw = _enlarge(visible_tyx, side) & edge_hw[None, : large.shape[1], : large.shape[2]]
     return np.where(framed_thw[..., None], OUTLINE, large)
 
 
-def _enlarge(seen_tyx: np.ndarray, factor: int) -> np.ndarray:
-    return repeat(seen_tyx, "t y x -> t (y p) (x q)", p=factor, q=factor)
+def _enlarge(visible_tyx: np.ndarray, factor: int) -> np.ndarray:
+    return repeat(visible_tyx, "t y x -> t (y p) (x q)", p=factor, q=factor)
 
 
-def scale_of(video_thwc: np.ndarray) -> int:
-    """How often a pixel is repeated so that a frame has about `FRAME_SIDE` pixels."""
+def enlargement(video_thwc: np.ndarray) -> int:
+    """Returns the integer factor that enlarges a frame to about `FRAME_SIDE` pixels."""
     return max(1, FRAME_SIDE // video_thwc.shape[1])
 
 
 def to_data_uri(video_thwc: np.ndarray, lossless: bool = True) -> str:
-    """A strip of at most `MAX_FRAMES` evenly spaced frames as a PNG, or JPEG, inside an address."""
+    """Encodes at most `MAX_FRAMES` evenly spaced frames as a PNG, or JPEG, in a data URI."""
     t = video_thwc.shape[0]
-    picked = video_thwc[np.linspace(0, t - 1, min(t, MAX_FRAMES)).round().astype(int)]
-    factor = scale_of(picked)
-    picked = repeat(picked, "t h w c -> t (h p) (w q) c", p=factor, q=factor)
-    gap = np.full((*picked.shape[:2], GAP, 3), 255, np.uint8)
-    wide = rearrange(np.concatenate([picked, gap], axis=2), "t h w c -> h (t w) c")[:, :-GAP]
+    frames_thwc = video_thwc[np.linspace(0, t - 1, min(t, MAX_FRAMES)).round().astype(int)]
+    factor = enlargement(frames_thwc)
+    frames_thwc = repeat(frames_thwc, "t h w c -> t (h p) (w q) c", p=factor, q=factor)
+    gap = np.full((*frames_thwc.shape[:2], GAP, 3), 255, np.uint8)
+    wide = rearrange(np.concatenate([frames_thwc, gap], axis=2), "t h w c -> h (t w) c")[:, :-GAP]
     out = io.BytesIO()
-    kind = "png" if lossless else "jpeg"
-    Image.fromarray(np.ascontiguousarray(wide)).save(out, format=kind, optimize=True)
-    return f"data:image/{kind};base64," + base64.b64encode(out.getvalue()).decode("ascii")
+    file_format = "png" if lossless else "jpeg"
+    Image.fromarray(np.ascontiguousarray(wide)).save(out, format=file_format, optimize=True)
+    return f"data:image/{file_format};base64," + base64.b64encode(out.getvalue()).decode("ascii")

@@ -1,11 +1,11 @@
-"""Charts show what is logged, and nothing that is not."""
+"""Charts show the logged metrics."""
 
 import re
 
 from invnext_jax.evaluation import charts
 
 
-def test_each_plan_with_values_gets_a_chart():
+def test_each_spec_with_values_has_a_chart():
     records = [
         {"step": 1, "loss": 2.0, "loss/pixels": 1.0, "learning_rate": 0.0, "conditioning_gap": 0.0},
         {"step": 2, "loss": 1.0, "loss/pixels": None, "learning_rate": 1e-3},
@@ -14,11 +14,11 @@ def test_each_plan_with_values_gets_a_chart():
     titles = [chart["title"] for chart in found]
     assert titles == ["Loss", "Pixels", "Conditioning gap", "Learning rate"]
     assert found[0]["legend"] == [("loss", charts.COLORS[0], "1")]
-    assert found[1]["legend"][0][2] == "1"  # the last value that there is
+    assert found[1]["legend"][0][2] == "1"  # the last value that is not None
     assert charts.make_charts([], "a") == []
 
 
-def test_pictures_scale_with_the_page_and_name_no_address():
+def test_svg_scales_with_the_page_and_has_no_external_url():
     svg = charts.make_charts([{"step": 1, "loss": 2.0}, {"step": 2, "loss": -1.0}], "a")[0]["svg"]
     head = svg[: svg.index(">")]
     assert "viewBox" in head
@@ -26,12 +26,12 @@ def test_pictures_scale_with_the_page_and_name_no_address():
     assert set(re.findall(r"https?://[^\"/]+", svg)) <= {"http://www.w3.org"}
 
 
-def test_a_zero_on_a_log_scale_is_left_out():
+def test_zero_on_a_log_scale_is_left_out():
     records = [{"step": i, "encoder_grad/pixels": v} for i, v in enumerate((0.0, 1e-3, 1e-2))]
     assert "<svg" in charts.make_charts(records, "a")[0]["svg"]
 
 
-def test_only_gaps_on_a_log_scale_still_draw():
+def test_chart_without_positive_values_on_a_log_scale_is_drawn():
     assert charts.make_charts([{"step": 0, "grad_norm": 0.0}], "a")
 
 

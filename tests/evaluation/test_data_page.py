@@ -1,4 +1,4 @@
-"""The page shows what the run would be given: same clips, same masks, counts of what is dropped."""
+"""The page shows the clips and masks of the first training steps, and counts dropped files."""
 
 import os
 import re
@@ -43,7 +43,7 @@ def get_config(stage, folder, **mask):
 
 
 def run_batches(config, count):
-    """The first batches as the training loop gets them."""
+    """The first batches of the training loop."""
     iterator = iter(
         pipeline.make_train_dataset(config.data, seed=config.seed, batch_size=config.batch_size)
     )
@@ -54,7 +54,7 @@ def run_batches(config, count):
 
 
 def step_masks(config, frozen, batch, step):
-    """What the step draws for a whole batch: [b t y x] of each mask."""
+    """The masks of a training step for a complete batch: [b t y x] each."""
     key = jax.random.fold_in(jax.random.key(config.seed), step)
     stage = {"stage1": stage1, "stage2": stage2}[config.stage]
 
@@ -85,13 +85,13 @@ def test_clips_and_masks_are_those_of_the_first_steps(stage, kind, folder):
         for i, clip in enumerate(shown[8 * step : 8 * step + 8]):
             np.testing.assert_array_equal(clip.video_thwc, batch["video"][i])
             assert clip.row == batch["index"][i]
-            assert len(clip.seen) == len(expected)
-            for seen_tyx, seen_btyx in zip(clip.seen, expected, strict=True):
-                np.testing.assert_array_equal(seen_tyx, seen_btyx[i])
+            assert len(clip.visible) == len(expected)
+            for visible_tyx, visible_btyx in zip(clip.visible, expected, strict=True):
+                np.testing.assert_array_equal(visible_tyx, visible_btyx[i])
 
 
 @pytest.mark.parametrize(("stage", "strips_a_clip"), [("stage1", 2), ("stage2", 3)])
-def test_page_holds_strips_sources_and_counts(stage, strips_a_clip, folder):
+def test_page_contains_strips_sources_and_counts(stage, strips_a_clip, folder):
     (folder / "train.quarantine.csv").write_text(
         "path,reason\n/v/a.mp4,truncated: 5 of 60 frames\n/v/b.mp4,truncated: 17 of 20 frames\n"
         "/v/c.mp4,empty file\n"
@@ -101,9 +101,9 @@ def test_page_holds_strips_sources_and_counts(stage, strips_a_clip, folder):
     assert text.count('class="clip"') == 16
     assert len(re.findall(r'src="data:image/png;base64,', text)) == 16 * strips_a_clip
     assert not re.search(r"<script|<link|@import|src=\"http|url\(\s*['\"]?http", text)
-    assert "2 files could not be read on the way" in text
+    assert "2 files could not be read before" in text
     assert "<td>1</td><td>FileNotFoundError: No such file" in text
-    assert "3 files were left out when the manifest was made" in text
+    assert "3 files were excluded when the manifest was made" in text
     assert "<td>2</td><td>truncated: N of N frames</td>" in text
     assert str(folder / "train" / "000003.mp4") in text and "source world" in text
     kind = "semantic, 75% hidden" if stage == "stage1" else "8 blocks of 15%, 38% visible"
@@ -132,13 +132,13 @@ def test_shares_of_sources_and_clips_of_one_video_are_shown(folder):
         data_page.write_page(config, folder / "page.html", 3)
 
 
-def test_nothing_dropped_says_so(world):
+def test_page_without_dropped_files_shows_zero(world):
     config = get_config("stage1", world.parent, kind="tube")
     text = data_page.write_page(config, world.parent / "page.html", 2).read_text()
-    assert "0 files were dropped" in text and "left out" not in text
+    assert "0 files were dropped" in text and "excluded" not in text
 
 
-def test_reasons_are_counted_by_their_kind():
+def test_reasons_are_counted_by_kind():
     reasons = {
         "/v/1.mp4": "/v/1.mp4: truncated: 3 of 9 frames",
         "/v/2.mp4": "/v/2.mp4: truncated: 30 of 90 frames",
@@ -150,7 +150,7 @@ def test_reasons_are_counted_by_their_kind():
     ]
 
 
-def test_impossible_runs_are_refused(folder):
+def test_wrong_configs_are_refused(folder):
     config = get_config("stage1", folder)
     with pytest.raises(UserError, match="clips=0 must be at least 1"):
         data_page.write_page(config, folder / "page.html", 0)
@@ -165,7 +165,7 @@ def test_impossible_runs_are_refused(folder):
         data_page.write_page(config, folder / "page.html")
 
 
-def test_a_missing_manifest_is_told(tmp_path):
+def test_missing_manifest_is_an_error(tmp_path):
     with pytest.raises(UserError, match="nowhere.train.csv does not exist"):
         data_page.write_page(
             get_config("stage1", Path("nowhere"), kind="tube"), tmp_path / "a.html"
@@ -174,7 +174,7 @@ def test_a_missing_manifest_is_told(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_missing_manifest_is_one_sentence_on_the_command_line(tmp_path):
+def test_missing_manifest_is_one_sentence_on_the_command_line(tmp_path):
     command = [sys.executable, ROOT / "launch" / "show_data.py"]
     command += [f"--config={ROOT}/configs/stage1.py:tiny", f"--out={tmp_path}/page.html"]
     done = subprocess.run(
@@ -187,7 +187,7 @@ def test_a_missing_manifest_is_one_sentence_on_the_command_line(tmp_path):
     assert done.stderr.count("\n") == 1 and not (tmp_path / "page.html").exists()
 
 
-def test_the_quarantine_of_each_of_several_folders_is_read(tmp_path):
+def test_quarantine_lists_of_all_folders_are_read(tmp_path):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "train.csv").write_text("path,source\n")

@@ -1,4 +1,4 @@
-"""Exports of real runs: bit for bit through both layouts, proved, and never destroying anything."""
+"""Exports of real runs: equal bit for bit in both layouts, checked, and never destructive."""
 
 import contextlib
 import json
@@ -28,8 +28,8 @@ def stage2_run(tiny_config, stage1_run, tmp_path):
     return tmp_path / "stage2"
 
 
-def randomised(run, path):
-    """All parts of a run with random values, so that nothing hides behind zeros and ones."""
+def export_random_values(run, path):
+    """Exports all parts of a run with random values, because initial zeros and ones hide errors."""
     params, config = pretrained.load_params(run)
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: rng.normal(0, 0.1, x.shape).astype("f4"), params)
@@ -37,16 +37,16 @@ def randomised(run, path):
     return params
 
 
-def assert_equal_trees(ours, theirs):
-    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
-    for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+def assert_equal_trees(first, second):
+    assert jax.tree.structure(first) == jax.tree.structure(second)
+    for one, other in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
         assert np.asarray(one).tobytes() == np.asarray(other).tobytes()
 
 
 @pytest.mark.parametrize("stage", ["stage1_run", "stage2_run"])
-def test_all_parts_of_a_run_come_back_from_the_published_layout(stage, request, tmp_path):
+def test_all_parts_survive_a_round_trip_through_the_published_layout(stage, request, tmp_path):
     source = tmp_path / "all.safetensors"
-    params = randomised(request.getfixturevalue(stage), source)
+    params = export_random_values(request.getfixturevalue(stage), source)
     folder, back = tmp_path / "published", tmp_path / "back.safetensors"
     assert "are equal" in exporter.export_run(source, folder, parts=("all",), form=PUBLISHED)
     assert sorted(p.name for p in folder.iterdir()) == [
@@ -61,12 +61,12 @@ def test_all_parts_of_a_run_come_back_from_the_published_layout(stage, request, 
     assert (again / name).read_bytes() == (folder / name).read_bytes()
 
 
-def test_published_encoder_is_what_its_users_expect(stage1_run, tmp_path):
+def test_published_files_have_the_released_names_shapes_and_config(stage1_run, tmp_path):
     folder = tmp_path / "published"
-    said = exporter.export_run(
+    summary = exporter.export_run(
         stage1_run, folder, form=exporter.ExportFormat("internvideo_next", "float16")
     )
-    assert "change by 0.0" in said
+    assert "change by 0.0" in summary
     config = json.loads((folder / "config.json").read_text())
     assert config["model_config"] == {
         "attn_pool_num_heads": 2,
@@ -88,12 +88,12 @@ def test_published_encoder_is_what_its_users_expect(stage1_run, tmp_path):
         assert file.metadata() == {"format": "pt"}
         assert file.get_tensor("model.blocks.1.ls2.lr_scale").dtype == np.float16
         assert file.get_slice("model.patch_embed.proj.weight").get_shape() == [64, 3, 1, 8, 8]
-    # Without our own section, as the released encoders are.
+    # Without our section, as in the released encoders.
     del config["invnext_jax"]
     (folder / "config.json").write_text(json.dumps(config))
     loaded = pretrained.load_encoder(folder)
-    want = pretrained.load_params(stage1_run)[0]["encoder"]["class_token"].astype(np.float16)
-    np.testing.assert_array_equal(loaded.params["class_token"], want)
+    expected = pretrained.load_params(stage1_run)[0]["encoder"]["class_token"].astype(np.float16)
+    np.testing.assert_array_equal(loaded.params["class_token"], expected)
 
 
 def test_export_writes_its_files_and_nothing_else(stage1_run, tmp_path):
@@ -103,7 +103,7 @@ def test_export_writes_its_files_and_nothing_else(stage1_run, tmp_path):
     about = json.loads(out.with_suffix(".json").read_text())
     assert about["parts"] == ["encoder", "pool"]
     assert about["source"]["run"] == "stage1" and about["source"]["step"] == 0
-    assert str(tmp_path) not in out.with_suffix(".json").read_text()  # paths stay here
+    assert str(tmp_path) not in out.with_suffix(".json").read_text()  # no local path in the export
     params, _ = pretrained.load_params(stage1_run)
     assert export.contains_tensors(out, {part: params[part] for part in ("encoder", "pool")})
 
@@ -113,12 +113,12 @@ def test_a_run_without_a_moving_average_exports_none(stage1_run, tmp_path):
         exporter.export_run(stage1_run, tmp_path / "a.safetensors", ema=True)
 
 
-def test_parts_that_do_not_exist_are_told(stage1_run, tmp_path):
+def test_missing_parts_and_unknown_formats_are_refused(stage1_run, tmp_path):
     with pytest.raises(UserError, match="holds no head, only align, align_pooled, decoder"):
         exporter.export_run(stage1_run, tmp_path / "a.safetensors", parts=("encoder", "head"))
     for form, sentence in (
-        (exporter.ExportFormat("onnx"), "--format=onnx is none of ours, internvideo_next"),
-        (exporter.ExportFormat("ours", "int8"), "--dtype=int8 is none of"),
+        (exporter.ExportFormat("onnx"), "--format=onnx is not one of ours, internvideo_next"),
+        (exporter.ExportFormat("ours", "int8"), "--dtype=int8 is not one of"),
         (exporter.ExportFormat("ours", "float16"), "always float32"),
     ):
         with pytest.raises(UserError, match=sentence):
@@ -128,7 +128,7 @@ def test_parts_that_do_not_exist_are_told(stage1_run, tmp_path):
 
 
 @pytest.mark.parametrize("form", [exporter.ExportFormat(), PUBLISHED])
-def test_a_second_export_writes_nothing_and_other_weights_stay(stage1_run, tmp_path, form):
+def test_second_export_writes_nothing_and_keeps_other_weights(stage1_run, tmp_path, form):
     out = tmp_path / ("out" if form is PUBLISHED else "out.safetensors")
     exporter.export_run(stage1_run, out, form=form)
     weights = exporter.targets_of(out, form)[0]
@@ -143,25 +143,25 @@ def test_a_second_export_writes_nothing_and_other_weights_stay(stage1_run, tmp_p
     assert len(weights.read_bytes()) > len(old)
 
 
-def test_other_features_are_refused_and_old_files_stay(stage1_run, tmp_path, monkeypatch):
+def test_different_features_are_refused_and_old_files_kept(stage1_run, tmp_path, monkeypatch):
     out = tmp_path / "out" / "encoder.safetensors"
     exporter.export_run(stage1_run, out)
     old = out.read_bytes()
     real = pretrained.load_encoder
 
-    def spoiled(path):
+    def load_damaged(path):
         loaded = real(path)
         params = {**loaded.params, "class_token": loaded.params["class_token"] + 1}
         return loaded._replace(params=params)
 
-    monkeypatch.setattr(pretrained, "load_encoder", spoiled)
+    monkeypatch.setattr(pretrained, "load_encoder", load_damaged)
     with pytest.raises(UserError, match="gives other features"):
         exporter.export_run(stage1_run, out, overwrite=True)
     assert out.read_bytes() == old
     assert len(list(out.parent.iterdir())) == 2
 
 
-def test_what_the_released_code_does_not_have_is_refused(stage1_run, tmp_path):
+def test_modules_that_the_released_code_lacks_are_refused(stage1_run, tmp_path):
     linear = tmp_path / "linear.safetensors"
     params, config = pretrained.load_params(stage1_run)
     config = ml_collections.ConfigDict({**config.to_dict(), "decoder": {"kind": "linear"}})
@@ -191,11 +191,9 @@ def test_the_moving_average_is_exported_and_probed_in_place_of_the_parameters(
     assert_equal_trees(pretrained.load_encoder(tmp_path / "run").params, params["encoder"])
 
 
-def test_weights_that_are_not_finite_and_places_that_cannot_be_written_are_told(
-    stage1_run, tmp_path
-):
+def test_nonfinite_weights_and_unwritable_paths_are_refused(stage1_run, tmp_path):
     source = tmp_path / "nan.safetensors"
-    params = randomised(stage1_run, source)
+    params = export_random_values(stage1_run, source)
     params["encoder"]["class_token"][0, 0] = np.nan
     _, config = pretrained.load_params(source)
     export.write_export(source, params, exporter.describe(source, config, params))
@@ -209,7 +207,7 @@ def test_weights_that_are_not_finite_and_places_that_cannot_be_written_are_told(
         exporter.export_run(stage1_run, source / "d.safetensors")
 
 
-def test_the_rest_of_a_killed_export_is_removed(stage1_run, tmp_path):
+def test_files_of_a_killed_export_are_removed(stage1_run, tmp_path):
     out = tmp_path / "encoder.safetensors"
     (tmp_path / ".encoder.safetensors.draft").mkdir()
     (tmp_path / ".encoder.safetensors.draft" / "half").write_bytes(b"x")

@@ -50,7 +50,7 @@ def test_effective_rank_of_nothing_is_zero():
     assert features.effective_rank(np.zeros((3, 3))) == 0
 
 
-def test_tokens_made_of_position_alone_have_share_one():
+def test_tokens_that_depend_on_position_alone_have_share_one():
     table = np.random.default_rng(0).normal(size=(1, 6, 8))
     found = statistics_of(np.repeat(table, 10, axis=0))
     assert found.position_share == pytest.approx(1)
@@ -112,14 +112,14 @@ def test_extraction_pools_grid_tokens_and_drops_padding(config, params):
     assert found.tokens.position_share == pytest.approx(float(expected), rel=1e-3)
 
 
-def test_the_whole_extraction_compiles_once(config, params, monkeypatch):
+def test_extraction_compiles_once(config, params, monkeypatch):
     traces = []
     monkeypatch.setattr(features, "normalize", lambda x: traces.append(x) or normalize(x))
     features.extract(encoder_model.from_config(config), params, make_batches(11, 4))
     assert len(traces) == 1
 
 
-def test_an_export_loads_without_the_run(tmp_path, config, params):
+def test_export_loads_without_the_run(tmp_path, config, params):
     path = tmp_path / "encoder.safetensors"
     export.write_export(path, {"encoder": params}, {"config": config.to_dict()})
     encoder, loaded, found, _ = pretrained.load_encoder(path)
@@ -129,7 +129,7 @@ def test_an_export_loads_without_the_run(tmp_path, config, params):
     assert found.encoder.width == 16
 
 
-def test_what_cannot_be_loaded_is_refused(tmp_path, config, params):
+def test_paths_without_an_encoder_are_refused(tmp_path, config, params):
     with pytest.raises(UserError, match="config.checkpoint is empty"):
         pretrained.load_params("")
     with pytest.raises(UserError, match="holds no checkpoint"):

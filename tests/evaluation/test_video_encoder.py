@@ -1,4 +1,4 @@
-"""Features of video files from Python."""
+"""`VideoEncoder` gives the features of the module, for any frame count and size."""
 
 import shutil
 from pathlib import Path
@@ -49,7 +49,7 @@ def test_any_frame_count_and_any_size_that_the_patch_divides(exported, video):
         encoder(video, size=30)
 
 
-def test_the_lines_of_the_readme_run(exported, video, tmp_path, monkeypatch):
+def test_example_of_the_readme_runs(exported, video, tmp_path, monkeypatch):
     readme = (Path(__file__).parents[2] / "README.md").read_text()
     code = readme.split("```python\n")[1].split("```")[0]
     shutil.copytree(exported.parent, tmp_path, dirs_exist_ok=True)
@@ -60,14 +60,14 @@ def test_the_lines_of_the_readme_run(exported, video, tmp_path, monkeypatch):
     assert found["tokens"].shape == (2 * 16, 64) and found["vector"].shape == (64,)
 
 
-def test_a_size_compiles_once(exported, video):
+def test_each_clip_size_compiles_once(exported, video):
     encoder = VideoEncoder(exported)
     encoder(video)
     encoder(video, start=0.0)
     assert encoder._tokens._cache_size() == 1
 
 
-def test_what_cannot_be_done_is_told(stage1_run, tmp_path, exported):
+def test_missing_file_and_missing_pool_are_errors(stage1_run, tmp_path, exported):
     with pytest.raises(BadVideo, match="nothing.mp4"):
         VideoEncoder(exported)(Path(tmp_path / "nothing.mp4"))
     exporter.export_run(stage1_run, tmp_path / "bare.safetensors", parts=("encoder",))

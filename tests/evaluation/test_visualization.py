@@ -1,4 +1,4 @@
-"""Pictures of clips: the mask that was drawn, no leak of hidden pixels, colours of features."""
+"""Images of clips: masks, no leak of hidden pixels, colours of features."""
 
 import base64
 import io
@@ -26,7 +26,7 @@ def test_hidden_patches_are_grey(clips):
     assert (shown[:, 8:] == visualization.HIDDEN).all()
 
 
-def test_outlines_frame_the_visible_patches_alone(clips):
+def test_only_visible_patches_are_outlined(clips):
     seen = np.zeros((2, 4, 4), bool)
     seen[0, 1, 1] = True
     shown = visualization.outline_patches(clips[0], seen)
@@ -38,15 +38,13 @@ def test_outlines_frame_the_visible_patches_alone(clips):
 def test_equal_features_have_equal_colours():
     kinds = np.random.default_rng(0).normal(size=(3, 8))
     which = np.random.default_rng(1).integers(3, size=(2, 4, 4))
-    colors = visualization.color_features(
-        kinds[which], 4
-    )  # as large as the grid: nothing is smoothed
+    colors = visualization.color_features(kinds[which], 4)  # size of the grid: no interpolation
     for kind in range(3):
         assert len(np.unique(colors[which == kind], axis=0)) == 1
     assert len(np.unique(colors.reshape(-1, 3), axis=0)) == 3
 
 
-def test_constant_features_do_no_harm():
+def test_constant_features_have_colours():
     assert visualization.color_features(np.ones((2, 4, 4, 8)), 32).shape == (2, 32, 32, 3)
 
 

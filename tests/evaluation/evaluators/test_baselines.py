@@ -1,4 +1,4 @@
-"""The brackets see what their names say and no more."""
+"""Baselines depend on the frames and the order that their names state, and on nothing else."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def forest(x, labels):
     return box_baselines.fit_forest(x[:360], labels[:360], x[360:], labels[360:], trees=60).top1
 
 
-def test_bag_of_boxes_is_blind_to_the_order_of_frames(tracks):
+def test_bag_of_boxes_ignores_the_order_of_frames(tracks):
     boxes, _ = tracks
     shuffled = boxes[:, np.random.default_rng(0).permutation(8)]
     np.testing.assert_allclose(
@@ -29,7 +29,7 @@ def test_bag_of_boxes_is_blind_to_the_order_of_frames(tracks):
     )
 
 
-def test_bag_of_frames_is_blind_to_the_order_of_frames():
+def test_bag_of_frames_ignores_the_order_of_frames():
     video = np.random.default_rng(0).integers(0, 256, (3, 4, 16, 16, 3), dtype=np.uint8)
     np.testing.assert_allclose(
         pixel_baselines.bag_of_frames(video),
@@ -38,7 +38,7 @@ def test_bag_of_frames_is_blind_to_the_order_of_frames():
     )
 
 
-def test_first_frame_sees_nothing_else():
+def test_first_frame_ignores_other_frames():
     video = np.random.default_rng(0).integers(0, 256, (3, 4, 16, 16, 3), dtype=np.uint8)
     other = video.copy()
     other[:, 1:] = 0
@@ -53,7 +53,7 @@ def test_large_frames_are_averaged_over_blocks():
     np.testing.assert_allclose(small[0, 0], video[0, 0, :2, :2].mean(axis=(0, 1)) / 255, rtol=1e-5)
 
 
-def test_boxes_tell_the_motion_only_in_order(tracks):
+def test_boxes_determine_the_motion_only_in_order(tracks):
     boxes, motion = tracks
     error = classification.binomial_standard_error(1 / 8, 120)
     assert forest(box_baselines.first_box(boxes), motion) < 1 / 8 + 4 * error
@@ -61,7 +61,7 @@ def test_boxes_tell_the_motion_only_in_order(tracks):
     assert forest(box_baselines.ordered_boxes(boxes), motion) > 0.9
 
 
-def test_boxes_are_read_by_row_or_not_at_all(tmp_path):
+def test_boxes_are_read_by_row_number(tmp_path):
     spec = WorldSpec(size=16, frames=4, split="val")
     manifest = write_world(spec, tmp_path, 3, progress=False)
     found = box_baselines.load_boxes(manifest, [2, 0])

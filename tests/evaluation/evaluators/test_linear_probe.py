@@ -1,4 +1,4 @@
-"""The probe finds what is linearly there, stays at chance on noise, and states its error right."""
+"""Linear probe: finds linear structure, stays at chance on noise, and matches scikit-learn."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def split(x, labels, at=400):
     return train_x, labels[:at], val_x, labels[at:]
 
 
-def test_linearly_present_label_is_found():
+def test_linearly_separable_label_is_found():
     result = linear_probe.fit_linear(*split(*make_features(8.0)), inverse_penalties=PENALTIES)
     assert result.top1 >= 0.95
     assert result.videos == 200
@@ -39,7 +39,7 @@ def test_noise_stays_at_chance():
 
 
 @pytest.mark.parametrize(("videos", "width"), [(120, 10), (60, 90)])
-def test_solution_is_that_of_scikit_learn(videos, width):
+def test_solution_equals_scikit_learn(videos, width):
     x, labels = make_features(2.0, videos=videos, width=width)
     x = x * np.geomspace(1, 100, width)  # badly scaled on purpose
     z, _ = linear_probe.standardize(x, x)
@@ -60,13 +60,13 @@ def test_standardized_features_keep_their_distances():
     np.testing.assert_allclose(other @ z.T, plain[40:] @ plain[:40].T, atol=1e-6)
 
 
-def test_a_constant_feature_does_no_harm():
+def test_constant_feature_does_not_change_the_accuracy():
     x, labels = make_features(8.0)
     x[:, 3] = 7.0
     assert linear_probe.fit_linear(*split(x, labels), inverse_penalties=PENALTIES).top1 >= 0.95
 
 
-def test_penalty_is_chosen_from_the_grid_by_training_videos_alone():
+def test_penalty_is_chosen_on_training_videos_alone():
     train_x, train_y, val_x, val_y = split(*make_features(3.0))
     one = linear_probe.fit_linear(train_x, train_y, val_x, val_y, inverse_penalties=PENALTIES)
     other = linear_probe.fit_linear(
@@ -85,7 +85,7 @@ def test_row_norm_ignores_scale_and_offset_of_a_video():
     )
 
 
-def test_forest_learns_what_is_not_linear():
+def test_forest_fits_a_nonlinear_relation():
     rng = np.random.default_rng(0)
     x = rng.uniform(-1, 1, size=(900, 2))
     labels = (x[:, 0] * x[:, 1] > 0).astype(np.int32)
@@ -94,7 +94,7 @@ def test_forest_learns_what_is_not_linear():
 
 
 @pytest.mark.parametrize(("share", "count", "expected"), [(0.5, 100, 0.05), (0.2, 64, 0.05)])
-def test_standard_error_is_the_binomial_one(share, count, expected):
+def test_standard_error_is_binomial(share, count, expected):
     assert classification.binomial_standard_error(share, count) == pytest.approx(expected)
 
 
