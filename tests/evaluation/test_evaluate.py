@@ -4,9 +4,9 @@ import dataclasses
 import functools
 import json
 import shutil
+from pathlib import Path
 
 import jax
-import ml_collections
 import numpy as np
 import pytest
 from scipy import special
@@ -23,7 +23,6 @@ from invnext_jax.evaluation.evaluators import (
     registry,
     supervised,
 )
-from invnext_jax.evaluation.evaluators.evaluator import Row
 from invnext_jax.evaluation.inputs import LabeledVideos
 from invnext_jax.models import encoder as encoder_model
 from invnext_jax.synthetic_world.files import write_world
@@ -131,43 +130,34 @@ def test_killed_command_continues_without_extracting_again(folder, results, tmp_
     assert again["tokens"] == results["tokens"]
 
 
-class MeanNorm:
-    """An evaluator as a user writes it."""
-
-    name = "mean_norm"
-    is_baseline = False
-
-    def check_config(self, config):
-        if config.mean_norm.scale <= 0:
-            raise UserError(f"config.mean_norm.scale={config.mean_norm.scale} must be positive")
-
-    def evaluate(self, inputs, config):
-        norm_b = np.linalg.norm(inputs.features("val").pooled("mean"), axis=1)
-        value = float(config.mean_norm.scale * norm_b.mean())
-        error = float(norm_b.std() / len(norm_b) ** 0.5)
-        details = {"evaluator": self.name, "name": inputs.name, "input": "mean", "task": "norm"}
-        return [Row(**details, metric="norm", value=value, standard_error=error, n=len(norm_b))]
+def load_example():
+    """Runs the example of docs/evaluation.md, which registers an evaluator."""
+    page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
+    namespace = {}
+    exec(page.split("```python\n")[1].split("```")[0], namespace)
+    return namespace
 
 
 def test_registered_evaluator_has_rows_and_a_table(folder, results, tmp_path, monkeypatch):
     monkeypatch.setattr(registry, "EVALUATORS", dict(registry.EVALUATORS))
-    registry.register(MeanNorm())
+    example = load_example()["get_config"]()
     shutil.copytree(folder / "p", tmp_path / "p")
-    config = get_config(folder, evaluators=("linear_probe", "mean_norm"))
-    config.mean_norm = ml_collections.ConfigDict({"scale": 2.0})
+    config = get_config(folder, evaluators=example.evaluators)
+    config.feature_norm = example.feature_norm
     again = evaluate.evaluate_checkpoint(config, tmp_path / "p")
-    rows = [row for row in again["rows"] if row["evaluator"] == "mean_norm"]
+    rows = [row for row in again["rows"] if row["evaluator"] == "feature_norm"]
     assert [row["name"] for row in rows] == ["encoder", "random"]
     joined = tables.join_results([evaluate.read_results(tmp_path / "p")])
     assert [table["title"] for table in joined["tables"]] == ["top-1, %", "norm"]
-    (table,) = joined["tables"][1:]
-    assert table["tasks"] == ["norm"] and table["n"] == "24"
-    notes = [(row["name"], row["input"], row["note"]) for row in table["rows"]]
-    assert notes[1] == ("Stage 1", "mean", "frozen encoder; mean norm")
-    assert table["rows"][1]["cells"]["norm"]["text"] == f"{rows[0]['value']:.3g}"
-    assert "norm" in tables.format_table(again).splitlines()[6]
-    config.mean_norm.scale = 0.0
-    with pytest.raises(UserError, match="config.mean_norm.scale=0.0 must be positive"):
+    table = joined["tables"][1]
+    assert table["tasks"] == ["all videos"] and table["n"] == "24"
+    shown = [(row["name"], row["input"], row["note"]) for row in table["rows"]]
+    assert shown[1] == ("Stage 1", "mean", "frozen encoder; feature norm")
+    assert table["rows"][1]["cells"]["all videos"]["text"] == f"{rows[0]['value']:.3g}"
+    lines = tables.format_table(again).splitlines()
+    assert any(line.split() == ["norm", "all", "videos"] for line in lines)
+    config.feature_norm.order = 3
+    with pytest.raises(UserError, match="config.feature_norm.order=3 must be 1 or 2"):
         evaluate.evaluate_checkpoint(config, tmp_path / "p")
 
 
@@ -175,7 +165,7 @@ def test_two_evaluators_of_one_name_are_refused(monkeypatch):
     monkeypatch.setattr(registry, "EVALUATORS", dict(registry.EVALUATORS))
     with pytest.raises(ValueError, match="another evaluator is registered as 'linear_probe'"):
         registry.register(linear_probe.LinearProbe())
-    evaluator = MeanNorm()
+    evaluator = linear_probe.LinearProbe()
     evaluator.name = "../x"
     with pytest.raises(ValueError, match="must be an identifier"):
         registry.register(evaluator)
