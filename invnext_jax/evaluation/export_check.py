@@ -59,8 +59,8 @@ def check_same_features(before: np.ndarray, path: Path, tolerance: float) -> flo
         if worst <= tolerance or np.array_equal(before, after):
             return worst
     raise UserError(
-        f"the encoder loaded from {path.name} gives other features than the run's: nothing was "
-        "written; please report this with the run's config"
+        f"the encoder loaded from {path.name} gives features that differ from the run's: "
+        "nothing was written; please report this with the run's config"
     )
 
 

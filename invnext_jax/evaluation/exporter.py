@@ -84,34 +84,49 @@ def export_run(
         )
 
     count = sum(leaf.size for leaf in jax.tree.leaves(chosen))
-    check = "every tensor is equal" if form.dtype == "float32" else "there is no encoder to compare"
     with _draft_folder(out) as folder:
         draft = folder / out.name
         if form.format == "ours":
             export.write_export(draft, chosen, about)
         else:
             write_published(draft, config, tensors, about, form.dtype)
-        if form.dtype == "float32":
-            _check_same_tensors(draft, tensors)
-        if "encoder" in chosen:
-            encoder = chosen["encoder"]
-            if name := export.find_nonfinite(encoder):
-                raise UserError(
-                    f"the encoder of {run} has weights that are not finite, in {name}: "
-                    "name an earlier step"
-                )
-            chosen.clear()
-            tensors.clear()  # they hold references to the arrays
-            before = export_check.clip_features(config, encoder)
-            change = export_check.check_same_features(
-                before, draft, export_check.TOLERANCE[form.dtype]
-            )
-            check = "the features of a fixed clip are equal"
-            if change:
-                check = f"the features of a fixed clip change by {change:.2%} of the largest"
+        check = _check_draft(draft, run, config, chosen, tensors, form.dtype)
         _move(targets_of(draft, form), targets)
     summary = f"Wrote {out} ({' and '.join(parts)}, {count:,} parameters, {form.dtype})"
     return f"{summary}; read back, {check}."
+
+
+def _check_draft(
+    draft: Path,
+    run: str | Path,
+    config: Any,
+    params: dict[str, Any],
+    tensors: dict[str, Any],
+    dtype: str,
+) -> str:
+    """Compares the written files with the weights; returns what was found, in words.
+
+    Empties `params` and `tensors`, so that memory does not hold a second copy of the encoder.
+
+    Raises:
+      UserError: a tensor or a feature differs, or a weight is not finite.
+    """
+    if dtype == "float32":
+        _check_same_tensors(draft, tensors)
+    if "encoder" not in params:
+        return "every tensor is equal" if dtype == "float32" else "there is no encoder to compare"
+    encoder = params["encoder"]
+    if name := export.find_nonfinite(encoder):
+        raise UserError(
+            f"the encoder of {run} has weights that are not finite, in {name}: name an earlier step"
+        )
+    params.clear()
+    tensors.clear()  # they hold references to the arrays
+    before = export_check.clip_features(config, encoder)
+    change = export_check.check_same_features(before, draft, export_check.TOLERANCE[dtype])
+    if change:
+        return f"the features of a fixed clip change by {change:.2%} of the largest"
+    return "the features of a fixed clip are equal"
 
 
 @contextlib.contextmanager
@@ -200,10 +215,10 @@ def named_tensors(params: Mapping[str, Any], form: ExportFormat) -> dict[str, fi
     Raises:
       UserError: the published layout has no name for a parameter.
     """
-    ours = export.lazy_tensors(params)
+    tensors = export.lazy_tensors(params)
     if form.format == "ours":
-        return ours
-    shapes = {path: tensor.shape for path, tensor in ours.items()}
+        return tensors
+    shapes = {path: tensor.shape for path, tensor in tensors.items()}
     try:
         sources = dict(layout.pytorch_names(shapes, reference.PUBLISHED))
     except KeyError as error:
@@ -211,7 +226,7 @@ def named_tensors(params: Mapping[str, Any], form: ExportFormat) -> dict[str, fi
             f"the released code has no such module ({error.args[0]}): remove this part from "
             "--parts, or use --format=ours"
         ) from error
-    leaves = {path: tensor.read for path, tensor in ours.items()}
+    leaves = {path: tensor.read for path, tensor in tensors.items()}
     return {
         name: files.LazyTensor(
             match.pytorch_shape(shapes[source.path], source),

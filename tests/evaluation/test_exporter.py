@@ -155,7 +155,7 @@ def test_different_features_are_refused_and_old_files_kept(stage1_run, tmp_path,
         return loaded._replace(params=params)
 
     monkeypatch.setattr(pretrained, "load_encoder", load_damaged)
-    with pytest.raises(UserError, match="gives other features"):
+    with pytest.raises(UserError, match="gives features that differ"):
         exporter.export_run(stage1_run, out, overwrite=True)
     assert out.read_bytes() == old
     assert len(list(out.parent.iterdir())) == 2

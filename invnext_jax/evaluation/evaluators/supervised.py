@@ -79,7 +79,7 @@ class TrainState(NamedTuple):
     opt_state: Any
 
 
-def train_supervised(  # noqa: PLR0913
+def train_supervised(
     encoder: Encoder,
     train: LabeledVideos,
     val: LabeledVideos,
