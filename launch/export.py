@@ -37,12 +37,12 @@ def main(argv: Sequence[str]) -> None:
     """Exports the weights and prints what was written."""
     del argv
     compilation.enable_cache()
-    form = exporter.ExportFormat(_FORMAT.value, _DTYPE.value)
+    export_format = exporter.ExportFormat(_FORMAT.value, _DTYPE.value)
     message = exporter.export_run(
         _CHECKPOINT.value,
         _OUT.value,
         parts=_PARTS.value,
-        form=form,
+        export_format=export_format,
         overwrite=_OVERWRITE.value,
         ema=_EMA.value,
     )

@@ -67,7 +67,7 @@ def write_page(config: ml_collections.ConfigDict, out: str | Path, clips: int = 
     registry.find_stage(config)
     config_checks.check_config(config)
     bad_videos = BadVideoTracker()
-    shown = list(sample(config, clips, bad_videos))
+    shown = list(sample_clips(config, clips, bad_videos))
     manifest = manifest_lib.read_manifest(config.data.manifest)
     page = report.render(
         TEMPLATE,
@@ -80,7 +80,7 @@ def write_page(config: ml_collections.ConfigDict, out: str | Path, clips: int = 
     return Path(out)
 
 
-def sample(
+def sample_clips(
     config: ml_collections.ConfigDict, clips: int, bad_videos: BadVideoTracker
 ) -> Iterator[ShownClip]:
     """Yields the first clips of a run, with the masks of their training steps.

@@ -3,6 +3,7 @@
 Shape key: b videos, t frames, h w pixels, c channels, n tokens, d width.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,48 @@ from invnext_jax.errors import UserError
 from invnext_jax.evaluation import pretrained
 from invnext_jax.models import encoder as encoder_model
 from invnext_jax.models.patches import normalize
+from invnext_jax.weights import export, files
 
 # Largest relative change of the features that is allowed for each type of the tensors.
 TOLERANCE = {"float32": 0.0, "float16": 1e-2, "bfloat16": 5e-2}
+
+
+def check_export(
+    path: Path,
+    run: str | Path,
+    config: Any,
+    params: dict[str, Any],
+    tensors: dict[str, Any],
+    dtype: str,
+) -> str:
+    """Compares the written files with the weights; returns what was found, in words.
+
+    Empties `params` and `tensors`, so that memory does not hold a second copy of the encoder.
+
+    Raises:
+      UserError: a tensor or a feature differs, or a weight is not finite.
+    """
+    if dtype == "float32":
+        _check_same_tensors(path, tensors)
+    if "encoder" not in params:
+        return "every tensor is equal" if dtype == "float32" else "there is no encoder to compare"
+    encoder = params["encoder"]
+    if name := export.find_nonfinite(encoder):
+        raise UserError(
+            f"the encoder of {run} has weights that are not finite, in {name}: name an earlier step"
+        )
+    params.clear()
+    tensors.clear()  # they hold references to the arrays
+    before = clip_features(config, encoder)
+    change = check_same_features(before, path, TOLERANCE[dtype])
+    if change:
+        return f"the features of a fixed clip change by {change:.2%} of the largest"
+    return "the features of a fixed clip are equal"
+
+
+def _check_same_tensors(path: Path, tensors: Mapping[str, files.LazyTensor]) -> None:
+    if not export.same_tensors(files.open_checkpoint(path).tensors, tensors):
+        raise UserError(f"{path.name} differs from the weights after writing: check the disk")
 
 
 def clip_features(config: Any, params: Any) -> np.ndarray:

@@ -38,7 +38,7 @@ def export_run(
     out: str | Path,
     *,
     parts: Sequence[str] = (),
-    form: ExportFormat = ExportFormat(),  # noqa: B008  a tuple
+    export_format: ExportFormat = ExportFormat(),  # noqa: B008
     overwrite: bool = False,
     ema: bool = False,
 ) -> str:
@@ -53,7 +53,7 @@ def export_run(
         folder.
       parts: top-level names of the parameter tree ("encoder", "pool", "predictor", ...), or "all";
         (): the encoder and its pool, if there is one.
-      form: layout and type.
+      export_format: layout and type.
       overwrite: whether to replace existing files of that name.
       ema: whether to write the run's moving average instead of its parameters.
 
@@ -63,19 +63,19 @@ def export_run(
     Raises:
       UserError: a part is missing, `out` holds other weights, or the loaded features differ.
     """
-    check_form(form)
+    check_format(export_format)
     out = Path(out)
     params, config = pretrained.load_params(run, ema=ema)
     parts = choose_parts(run, params, parts)
     chosen = {part: params.pop(part) for part in parts}
     params.clear()
-    check_named(config, parts, form)
-    tensors = named_tensors(chosen, form)
-    targets, about = targets_of(out, form), describe(run, config, parts)
+    check_parts(config, parts, export_format)
+    tensors = convert_tensors(chosen, export_format)
+    targets, about = output_paths(out, export_format), describe_export(run, config, parts)
     if ema:
         about["source"]["ema"] = True
     if any(target.exists() for target in targets) and not overwrite:
-        same = all(target.exists() for target in targets) and form.dtype == "float32"
+        same = all(target.exists() for target in targets) and export_format.dtype == "float32"
         if same and _is_up_to_date(out, about, tensors):
             return f"{out} already holds these weights; nothing was written."
         raise UserError(
@@ -86,47 +86,14 @@ def export_run(
     count = sum(leaf.size for leaf in jax.tree.leaves(chosen))
     with _draft_folder(out) as folder:
         draft = folder / out.name
-        if form.format == "ours":
+        if export_format.format == "ours":
             export.write_export(draft, chosen, about)
         else:
-            write_published(draft, config, tensors, about, form.dtype)
-        check = _check_draft(draft, run, config, chosen, tensors, form.dtype)
-        _move(targets_of(draft, form), targets)
-    summary = f"Wrote {out} ({' and '.join(parts)}, {count:,} parameters, {form.dtype})"
+            write_published(draft, config, tensors, about, export_format.dtype)
+        check = export_check.check_export(draft, run, config, chosen, tensors, export_format.dtype)
+        _move(output_paths(draft, export_format), targets)
+    summary = f"Wrote {out} ({' and '.join(parts)}, {count:,} parameters, {export_format.dtype})"
     return f"{summary}; read back, {check}."
-
-
-def _check_draft(
-    draft: Path,
-    run: str | Path,
-    config: Any,
-    params: dict[str, Any],
-    tensors: dict[str, Any],
-    dtype: str,
-) -> str:
-    """Compares the written files with the weights; returns what was found, in words.
-
-    Empties `params` and `tensors`, so that memory does not hold a second copy of the encoder.
-
-    Raises:
-      UserError: a tensor or a feature differs, or a weight is not finite.
-    """
-    if dtype == "float32":
-        _check_same_tensors(draft, tensors)
-    if "encoder" not in params:
-        return "every tensor is equal" if dtype == "float32" else "there is no encoder to compare"
-    encoder = params["encoder"]
-    if name := export.find_nonfinite(encoder):
-        raise UserError(
-            f"the encoder of {run} has weights that are not finite, in {name}: name an earlier step"
-        )
-    params.clear()
-    tensors.clear()  # they hold references to the arrays
-    before = export_check.clip_features(config, encoder)
-    change = export_check.check_same_features(before, draft, export_check.TOLERANCE[dtype])
-    if change:
-        return f"the features of a fixed clip change by {change:.2%} of the largest"
-    return "the features of a fixed clip are equal"
 
 
 @contextlib.contextmanager
@@ -158,27 +125,27 @@ def choose_parts(run: str | Path, params: Mapping[str, Any], parts: Sequence[str
     return list(dict.fromkeys(parts))
 
 
-def check_form(form: ExportFormat) -> None:
+def check_format(export_format: ExportFormat) -> None:
     """Checks layout and type.
 
     Raises:
       UserError: one of them is unknown, or the layout "ours" is combined with another type.
     """
-    if form.format not in FORMATS:
-        raise UserError(f"--format={form.format} is not one of {', '.join(FORMATS)}")
-    if form.dtype not in DTYPES:
-        raise UserError(f"--dtype={form.dtype} is not one of {', '.join(DTYPES)}")
-    if form.format == "ours" and form.dtype != "float32":
+    if export_format.format not in FORMATS:
+        raise UserError(f"--format={export_format.format} is not one of {', '.join(FORMATS)}")
+    if export_format.dtype not in DTYPES:
+        raise UserError(f"--dtype={export_format.dtype} is not one of {', '.join(DTYPES)}")
+    if export_format.format == "ours" and export_format.dtype != "float32":
         raise UserError("--format=ours is always float32: remove --dtype")
 
 
-def targets_of(out: Path, form: ExportFormat) -> list[Path]:
+def output_paths(out: Path, export_format: ExportFormat) -> list[Path]:
     """Returns the files of an export.
 
     Raises:
       UserError: `out` is a file but the layout needs a folder, or the reverse.
     """
-    if form.format == "ours":
+    if export_format.format == "ours":
         if out.is_dir():
             raise UserError(f"--out={out} is a folder: name a .safetensors file")
         return [out, export.description_path(out)]
@@ -189,13 +156,13 @@ def targets_of(out: Path, form: ExportFormat) -> list[Path]:
     return [out / name for name in (files.SINGLE_FILE, published.CONFIG, published.PREPROCESSOR)]
 
 
-def check_named(config: Any, parts: Sequence[str], form: ExportFormat) -> None:
+def check_parts(config: Any, parts: Sequence[str], export_format: ExportFormat) -> None:
     """Checks that the released code has the modules of the parts.
 
     Raises:
       UserError: the released code has another module of the same name.
     """
-    if form.format == "ours":
+    if export_format.format == "ours":
         return
     if "decoder" in parts and config.decoder.kind != "diffusion":
         raise UserError(
@@ -209,14 +176,16 @@ def check_named(config: Any, parts: Sequence[str], form: ExportFormat) -> None:
         )
 
 
-def named_tensors(params: Mapping[str, Any], form: ExportFormat) -> dict[str, files.LazyTensor]:
+def convert_tensors(
+    params: Mapping[str, Any], export_format: ExportFormat
+) -> dict[str, files.LazyTensor]:
     """Returns the tensors of a file; each is converted to the file's layout when it is read.
 
     Raises:
       UserError: the published layout has no name for a parameter.
     """
     tensors = export.lazy_tensors(params)
-    if form.format == "ours":
+    if export_format.format == "ours":
         return tensors
     shapes = {path: tensor.shape for path, tensor in tensors.items()}
     try:
@@ -249,7 +218,7 @@ def write_published(
     )
 
 
-def describe(run: str | Path, config: Any, parts: Sequence[str]) -> dict[str, Any]:
+def describe_export(run: str | Path, config: Any, parts: Sequence[str]) -> dict[str, Any]:
     """Returns the content of the JSON: the config of the parts, and their source."""
     kept = type(config)({name: config[name] for name in KEPT if name in config}).to_dict()
     for section in ("teacher", "predictor"):
@@ -264,11 +233,11 @@ def describe(run: str | Path, config: Any, parts: Sequence[str]) -> dict[str, An
             "mean": [round(float(x), 3) for x in IMAGENET_MEAN],
             "std": [round(float(x), 3) for x in IMAGENET_STD],
         },
-        "source": source_of(run),
+        "source": describe_source(run),
     }
 
 
-def source_of(run: str | Path) -> dict[str, Any]:
+def describe_source(run: str | Path) -> dict[str, Any]:
     """Returns the source of the weights: run, step, versions and git hash, or a file name."""
     if not Path(run).is_dir() or (Path(run) / files.SINGLE_FILE).is_file():
         return {"file": Path(run).name}
@@ -285,11 +254,6 @@ def _is_up_to_date(out: Path, about: Any, tensors: Mapping[str, files.LazyTensor
     return found == about["config"] and export.same_tensors(
         files.open_checkpoint(out).tensors, tensors
     )
-
-
-def _check_same_tensors(path: Path, tensors: Mapping[str, files.LazyTensor]) -> None:
-    if not export.same_tensors(files.open_checkpoint(path).tensors, tensors):
-        raise UserError(f"{path.name} differs from the weights after writing: check the disk")
 
 
 def _move(sources: Sequence[Path], targets: Sequence[Path]) -> None:

@@ -68,7 +68,7 @@ def hide_patches(video_thwc: np.ndarray, visible_tyx: np.ndarray) -> np.ndarray:
 
 def outline_patches(video_thwc: np.ndarray, visible_tyx: np.ndarray) -> np.ndarray:
     """Returns an enlarged clip with a white outline around each visible patch."""
-    factor = enlargement(video_thwc)
+    factor = enlargement_factor(video_thwc)
     large = repeat(video_thwc, "t h w c -> t (h p) (w q) c", p=factor, q=factor)
     side = large.shape[1] // visible_tyx.shape[1]
     row = np.arange(large.shape[1]) % side
@@ -81,7 +81,7 @@ def _enlarge(visible_tyx: np.ndarray, factor: int) -> np.ndarray:
     return repeat(visible_tyx, "t y x -> t (y p) (x q)", p=factor, q=factor)
 
 
-def enlargement(video_thwc: np.ndarray) -> int:
+def enlargement_factor(video_thwc: np.ndarray) -> int:
     """Returns the integer factor that enlarges a frame to about `FRAME_SIDE` pixels."""
     return max(1, FRAME_SIDE // video_thwc.shape[1])
 
@@ -90,7 +90,7 @@ def to_data_uri(video_thwc: np.ndarray, lossless: bool = True) -> str:
     """Encodes at most `MAX_FRAMES` evenly spaced frames as a PNG, or JPEG, in a data URI."""
     t = video_thwc.shape[0]
     frames_thwc = video_thwc[np.linspace(0, t - 1, min(t, MAX_FRAMES)).round().astype(int)]
-    factor = enlargement(frames_thwc)
+    factor = enlargement_factor(frames_thwc)
     frames_thwc = repeat(frames_thwc, "t h w c -> t (h p) (w q) c", p=factor, q=factor)
     gap = np.full((*frames_thwc.shape[:2], GAP, 3), 255, np.uint8)
     wide = rearrange(np.concatenate([frames_thwc, gap], axis=2), "t h w c -> h (t w) c")[:, :-GAP]

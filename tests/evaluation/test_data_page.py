@@ -78,7 +78,7 @@ def step_masks(config, frozen, batch, step):
 def test_clips_and_masks_are_those_of_the_first_steps(stage, kind, folder):
     config = get_config(stage, folder, kind=kind)
     frozen = stage1.init_frozen(stage1_config.get_config("tiny"), None)
-    shown = list(data_page.sample(config, 12, pipeline.BadVideoTracker()))
+    shown = list(data_page.sample_clips(config, 12, pipeline.BadVideoTracker()))
     assert [clip.step for clip in shown] == [0] * 8 + [1] * 4
     for step, batch in enumerate(run_batches(config, 2)):
         expected = step_masks(config, frozen, batch, step)
@@ -118,7 +118,7 @@ def test_shares_of_sources_and_clips_of_one_video_are_shown(folder):
     (folder / "train.csv").write_text("\n".join(rows) + "\n")
     config = get_config("stage1", folder, kind="tube")
     config.data.update(weights=(("world", 1.0), ("mine", 3.0)), repeats=2)
-    shown = list(data_page.sample(config, 11, pipeline.BadVideoTracker()))
+    shown = list(data_page.sample_clips(config, 11, pipeline.BadVideoTracker()))
     (first, second) = run_batches(config, 2)
     for i, clip in enumerate(shown):
         batch = first if i < 8 else second

@@ -33,7 +33,7 @@ def export_random_values(run, path):
     params, config = pretrained.load_params(run)
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: rng.normal(0, 0.1, x.shape).astype("f4"), params)
-    export.write_export(path, params, exporter.describe(run, config, params))
+    export.write_export(path, params, exporter.describe_export(run, config, params))
     return params
 
 
@@ -48,7 +48,9 @@ def test_all_parts_survive_a_round_trip_through_the_published_layout(stage, requ
     source = tmp_path / "all.safetensors"
     params = export_random_values(request.getfixturevalue(stage), source)
     folder, back = tmp_path / "published", tmp_path / "back.safetensors"
-    assert "are equal" in exporter.export_run(source, folder, parts=("all",), form=PUBLISHED)
+    assert "are equal" in exporter.export_run(
+        source, folder, parts=("all",), export_format=PUBLISHED
+    )
     assert sorted(p.name for p in folder.iterdir()) == [
         *("config.json", "model.safetensors", "preprocessor_config.json")
     ]
@@ -56,7 +58,7 @@ def test_all_parts_survive_a_round_trip_through_the_published_layout(stage, requ
     assert_equal_trees(export.read_export(back)[0], params)
     assert back.read_bytes() == source.read_bytes()
     again = tmp_path / "again"
-    exporter.export_run(back, again, parts=("all",), form=PUBLISHED)
+    exporter.export_run(back, again, parts=("all",), export_format=PUBLISHED)
     name = files.SINGLE_FILE
     assert (again / name).read_bytes() == (folder / name).read_bytes()
 
@@ -64,7 +66,7 @@ def test_all_parts_survive_a_round_trip_through_the_published_layout(stage, requ
 def test_published_files_have_the_released_names_shapes_and_config(stage1_run, tmp_path):
     folder = tmp_path / "published"
     summary = exporter.export_run(
-        stage1_run, folder, form=exporter.ExportFormat("internvideo_next", "float16")
+        stage1_run, folder, export_format=exporter.ExportFormat("internvideo_next", "float16")
     )
     assert "change by 0.0" in summary
     config = json.loads((folder / "config.json").read_text())
@@ -116,30 +118,32 @@ def test_a_run_without_a_moving_average_exports_none(stage1_run, tmp_path):
 def test_missing_parts_and_unknown_formats_are_refused(stage1_run, tmp_path):
     with pytest.raises(UserError, match="holds no head, only align, align_pooled, decoder"):
         exporter.export_run(stage1_run, tmp_path / "a.safetensors", parts=("encoder", "head"))
-    for form, sentence in (
+    for export_format, sentence in (
         (exporter.ExportFormat("onnx"), "--format=onnx is not one of ours, internvideo_next"),
         (exporter.ExportFormat("ours", "int8"), "--dtype=int8 is not one of"),
         (exporter.ExportFormat("ours", "float16"), "always float32"),
     ):
         with pytest.raises(UserError, match=sentence):
-            exporter.export_run(stage1_run, tmp_path / "a.safetensors", form=form)
+            exporter.export_run(stage1_run, tmp_path / "a.safetensors", export_format=export_format)
     with pytest.raises(UserError, match="must be a folder"):
-        exporter.export_run(stage1_run, tmp_path / "a.safetensors", form=PUBLISHED)
+        exporter.export_run(stage1_run, tmp_path / "a.safetensors", export_format=PUBLISHED)
 
 
-@pytest.mark.parametrize("form", [exporter.ExportFormat(), PUBLISHED])
-def test_second_export_writes_nothing_and_keeps_other_weights(stage1_run, tmp_path, form):
-    out = tmp_path / ("out" if form is PUBLISHED else "out.safetensors")
-    exporter.export_run(stage1_run, out, form=form)
-    weights = exporter.targets_of(out, form)[0]
+@pytest.mark.parametrize("export_format", [exporter.ExportFormat(), PUBLISHED])
+def test_second_export_writes_nothing_and_keeps_other_weights(stage1_run, tmp_path, export_format):
+    out = tmp_path / ("out" if export_format is PUBLISHED else "out.safetensors")
+    exporter.export_run(stage1_run, out, export_format=export_format)
+    weights = exporter.output_paths(out, export_format)[0]
     before = weights.stat().st_mtime_ns
-    assert "already" in exporter.export_run(stage1_run, out, form=form)
+    assert "already" in exporter.export_run(stage1_run, out, export_format=export_format)
     assert weights.stat().st_mtime_ns == before
     old = weights.read_bytes()
     with pytest.raises(UserError, match="--overwrite"):
-        exporter.export_run(stage1_run, out, parts=("all",), form=form)
+        exporter.export_run(stage1_run, out, parts=("all",), export_format=export_format)
     assert weights.read_bytes() == old
-    exporter.export_run(stage1_run, out, parts=("all",), form=form, overwrite=True)
+    exporter.export_run(
+        stage1_run, out, parts=("all",), export_format=export_format, overwrite=True
+    )
     assert len(weights.read_bytes()) > len(old)
 
 
@@ -165,9 +169,9 @@ def test_modules_that_the_released_code_lacks_are_refused(stage1_run, tmp_path):
     linear = tmp_path / "linear.safetensors"
     params, config = pretrained.load_params(stage1_run)
     config = ml_collections.ConfigDict({**config.to_dict(), "decoder": {"kind": "linear"}})
-    export.write_export(linear, params, exporter.describe(stage1_run, config, params))
+    export.write_export(linear, params, exporter.describe_export(stage1_run, config, params))
     with pytest.raises(UserError, match="no decoder of kind 'linear'"):
-        exporter.export_run(linear, tmp_path / "a", parts=("all",), form=PUBLISHED)
+        exporter.export_run(linear, tmp_path / "a", parts=("all",), export_format=PUBLISHED)
     exporter.export_run(linear, tmp_path / "a.safetensors", parts=("all",))
 
 
@@ -196,7 +200,7 @@ def test_nonfinite_weights_and_unwritable_paths_are_refused(stage1_run, tmp_path
     params = export_random_values(stage1_run, source)
     params["encoder"]["class_token"][0, 0] = np.nan
     _, config = pretrained.load_params(source)
-    export.write_export(source, params, exporter.describe(source, config, params))
+    export.write_export(source, params, exporter.describe_export(source, config, params))
     with pytest.raises(UserError, match="not finite"):
         exporter.export_run(source, tmp_path / "b.safetensors")
     assert not list(tmp_path.glob(".*"))
