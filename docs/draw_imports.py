@@ -23,7 +23,7 @@ SEPARATE = ("planning.plan", "synthetic_world.train_teacher", "weights.import_we
 # Imported almost everywhere, so that their arrows would hide the others.
 EVERYWHERE = ("errors", "atomic_file", "file_lock")
 
-BOX_WIDTH, BOX_HEIGHT, GAP_X, GAP_Y, LANE = 196, 66, 22, 46, 26
+BOX_WIDTH, BOX_HEIGHT, GAP_X, GAP_Y, LANE = 208, 66, 22, 46, 26
 
 Graph = dict[str, set[str]]  # box -> the boxes that it imports
 
@@ -189,7 +189,7 @@ def _draw_box(name: str, x: int, y: int) -> str:
     fill = "#e8eefc" if is_folder else "#f7f3e6"
     title = f"{name}/" if is_folder else f"{name.replace('.', '/')}.py"
     lines = textwrap.wrap(read_sentence(name), 34, max_lines=3, placeholder=" ...")
-    size = 13 if len(title) < 24 else 11
+    size = 13 if len(title) < 24 else 10.5
     text = "".join(
         f'<text x="{left + 8}" y="{top + 30 + 12 * i}" font-size="10" fill="#333">'
         f"{html.escape(line, quote=False)}</text>"
