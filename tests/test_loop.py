@@ -345,7 +345,7 @@ def test_real_videos_some_of_them_bad_and_another_number_of_workers(
     rows = world.read_text().replace("train/", f"{world.parent}/train/") + "missing.mp4,a,0,0,0\n"
     (tmp_path / "videos.csv").write_text(rows)
     monkeypatch.setattr(train.pipeline, "make_train_dataset", MAKE_DATASET)
-    toy_config.encoder.patch = 2
+    toy_config.encoder.patch = 1
     toy_config.data.update(manifest=str(tmp_path / "videos.csv"), frames=1, size=2, workers=1)
     train.train(toy_config, tmp_path / "whole")
     assert "data: 48 clips, " in capsys.readouterr().out

@@ -96,7 +96,7 @@ def hosts_config(toy_config, world, monkeypatch):
     devices = jax.devices()[:DEVICES]
     monkeypatch.setattr(train.mesh_lib.jax, "devices", lambda: devices)
     monkeypatch.setattr(train.pipeline, "make_train_dataset", MAKE_DATASET)
-    toy_config.encoder.patch = 2
+    toy_config.encoder.patch = 1
     toy_config.data.update(manifest=str(world), frames=1, size=2, workers=0)
     toy_config.mesh.update(data=2, fsdp=2)
     return toy_config
