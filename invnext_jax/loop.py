@@ -1,11 +1,15 @@
-"""THE loop: steps, saves and logs until the end or a signal; it knows nothing of the stages."""
+"""The training loop, and a pretraining run in it: steps, saves and logs until the end or a signal.
+
+`run_steps` is the only training loop of the package: pretraining, the training of the synthetic
+world's teacher and the supervised baseline all use it.
+"""
 
 import contextlib
 import dataclasses
 import json
 import pathlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -32,9 +36,74 @@ from invnext_jax.training import state as state_lib
 from invnext_jax.training import step as step_lib
 
 
+class Callbacks:
+    """Hooks of `run_steps`. The methods of this base class do nothing."""
+
+    def should_stop(self, step: int) -> bool:
+        """Returns whether to stop after `step` steps; called before each batch is read."""
+        del step
+        return False
+
+    def before_step(self, number: int) -> None:
+        """Called with the number of a step, from 1, once its batch is there."""
+
+    def diagnose(self, number: int, state: Any, batch: Any) -> dict[str, jax.Array]:
+        """Returns diagnostics of the state before step `number`, {} for none."""
+        del number, state, batch
+        return {}
+
+    def after_step(
+        self, number: int, state: Any, metrics: Any, diagnostics: dict[str, jax.Array]
+    ) -> None:
+        """Called with the output of step `number`, which the devices may still compute."""
+
+
+def run_steps(
+    train_step: Callable[[Any, Any], tuple[Any, Any]],
+    state: Any,
+    batches: Iterator[Any],
+    *,
+    total_steps: int,
+    first_step: int = 0,
+    callbacks: Callbacks,
+) -> Any:
+    """Trains to the last step, or until `callbacks.should_stop`.
+
+    Args:
+        train_step: (state, batch) -> (state, metrics); may donate the state.
+        state: the state after `first_step` steps.
+        batches: the batches of the steps that follow, on the devices.
+        total_steps: number of the last step.
+        first_step: steps done so far.
+        callbacks: hooks around each step.
+
+    Returns:
+        The final state.
+    """
+    step = first_step
+    while step < total_steps and not callbacks.should_stop(step):
+        batch = next(batches)
+        step += 1
+        callbacks.before_step(step)
+        # An implicit transfer would stall the devices in every step.
+        with jax.transfer_guard("disallow"):
+            diagnostics = callbacks.diagnose(step, state, batch)
+            state, metrics = train_step(state, batch)
+        del batch  # frees its memory while the next one is read
+        callbacks.after_step(step, state, metrics, diagnostics)
+    return state
+
+
 @dataclasses.dataclass
 class Run:
-    """All that the loop needs; `state` and `step` change."""
+    """A pretraining run.
+
+    Attributes:
+        step: steps done so far; changes with `state` and `position`.
+        root_key: the key from which the key of each step is derived.
+        data_iter: iterator over host batches.
+        position: state of `data_iter` after the batches of `step` steps.
+    """
 
     training: registry.TrainingSetup
     workdir: pathlib.Path
@@ -45,7 +114,7 @@ class Run:
     root_key: jax.Array
     data_iter: Iterator[dict[str, np.ndarray]]
     checkpointer: manager_lib.Checkpointer
-    position: Any  # in the data, after the batches of `step` steps
+    position: Any
 
     @property
     def config(self) -> ml_collections.FrozenConfigDict:
@@ -58,20 +127,20 @@ class Run:
             path, tree = self.workdir / "config.json", run_metadata.config_to_json(self.config)
             try:
                 atomic_file.write_text(path, json.dumps(tree, indent=2) + "\n")
-            except OSError as error:  # each checkpoint has the config too
+            except OSError as error:  # not fatal: each checkpoint holds the config
                 logging.warning("%s cannot be written: %s", path, error.strerror)
 
 
 def run_loop(
     run: Run, preemption: Preemption, watchdog: Watchdog, stack: contextlib.ExitStack
 ) -> None:
-    """Runs to the last step, or to the first boundary after a signal, and saves.
+    """Trains a run to its last step, or to the first step boundary after a signal, and saves.
 
     Args:
-        run: what `prepare` gave; its state is donated.
-        preemption: asked between steps.
-        watchdog: told what begins.
-        stack: closes what is opened here.
+        run: output of `train.prepare`; its state is donated.
+        preemption: receives the signals.
+        watchdog: receives a heartbeat before each phase of a step.
+        stack: closes the reporter and the profiler.
     """
     config, saving = run.config, run.config.checkpoint
     throughput = throughput_lib.Throughput(
@@ -92,14 +161,13 @@ def run_loop(
     stop_and_save = StopAndSave(preemption, saving.every_minutes, run.mesh)
     try:
         with contextlib.suppress(StopRequestedError):
-            _run_steps(run, reporter, stop_and_save, preemption, watchdog, profiler)
+            _train(run, reporter, stop_and_save, preemption, watchdog, profiler)
         reporter.flush()
     except NonFiniteError as error:
-        with contextlib.suppress(NonFiniteError):  # the step after, which was under way
+        with contextlib.suppress(NonFiniteError):  # of the step that was already dispatched
             reporter.flush()
-        if (
-            not run.checkpointer.abort_reason
-        ):  # a second one would push out what was saved before it
+        # A second aborted save would push out the checkpoints from before the abort.
+        if not run.checkpointer.abort_reason:
             run.checkpointer.save(run.step, run.state, run.position, abort_reason=str(error))
         raise
     if run.step:
@@ -107,10 +175,10 @@ def run_loop(
     if summary := run.data_iter.summary():
         reporter.log(summary)
     if run.step < run.config.total_steps:
-        reporter.log(_farewell(run, preemption))
+        reporter.log(_describe_stop(run, preemption))
 
 
-def _run_steps(
+def _train(
     run: Run,
     reporter: reporter_lib.Reporter,
     stop_and_save: StopAndSave,
@@ -118,61 +186,98 @@ def _run_steps(
     watchdog: Watchdog,
     profiler: profiling.Profiler,
 ) -> None:
-    every_steps = run.config.checkpoint.every_steps
     with consensus.all_hosts_agree("the first batch"):
-        batch = _next_batch(run, reporter, preemption)
-    # Hosts compile at their own pace, and the collectives of a step do not wait for long.
-    longest = max(consensus.WAIT_SECONDS, 60 * COMPILE_FACTOR * run.config.log.watchdog_minutes)
-    with consensus.all_hosts_agree("the first step", timeout_seconds=longest):
-        train_step, diagnose = _compile(run, batch)
+        pending = [_next_batch(run, reporter, preemption)]
+    # Hosts compile at their own pace, and the collectives of a step time out early.
+    timeout = max(consensus.WAIT_SECONDS, 60 * COMPILE_FACTOR * run.config.log.watchdog_minutes)
+    with consensus.all_hosts_agree("the first step", timeout_seconds=timeout):
+        train_step, diagnose = _compile(run, pending[0])
     reporter.start()
     stop_and_save.reset_timer(run.step)
-    while run.step < run.config.total_steps and not (flags := stop_and_save.poll(run.step)).stop:
-        watchdog.heartbeat(run.step, "a save")
+
+    def next_batch() -> dict[str, jax.Array]:
+        return pending.pop() if pending else _next_batch(run, reporter, preemption)
+
+    run_steps(
+        lambda state, batch: train_step(state, run.frozen, batch, run.root_key),
+        run.state,
+        iter(next_batch, None),
+        total_steps=run.config.total_steps,
+        first_step=run.step,
+        callbacks=_RunCallbacks(run, reporter, stop_and_save, watchdog, profiler, diagnose),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _RunCallbacks(Callbacks):
+    """Signals, saves, diagnostics, traces and logs of a pretraining run."""
+
+    run: Run
+    reporter: reporter_lib.Reporter
+    stop_and_save: StopAndSave
+    watchdog: Watchdog
+    profiler: profiling.Profiler
+    compute_diagnostics: step_lib.DiagnosticsFn | None
+
+    def should_stop(self, step: int) -> bool:
+        flags = self.stop_and_save.poll(step)
+        if flags.stop:
+            return True
+        self.watchdog.heartbeat(step, "a save")
         if flags.save:
-            _save(run, reporter, stop_and_save)
-        watchdog.heartbeat(run.step, "the wait for data")
-        batch = batch or _next_batch(run, reporter, preemption)
-        watchdog.heartbeat(run.step, "the step")
-        number, more = run.step + 1, {}
-        profiler.start_if_due(number)
-        with jax.transfer_guard("disallow"):
-            if reporter_lib.is_due(number, run.config.log.diagnostics_every_steps):
-                more = diagnose(run.state, run.frozen, batch, run.root_key)
-                reporter.wait_if_serial(more)
-            run.state, measured = train_step(run.state, run.frozen, batch, run.root_key)
-        batch = None
-        # The position saved is that after the batches of the steps done, not of one waited for.
-        run.step, run.position = number, run.data_iter.get_state()
-        if profiler.stop_if_due(number, measured):
-            reporter.log(f"trace of steps up to {number}: tensorboard --logdir={profiler.folder}")
-        reporter.add_step(number, measured, more, {"dropped_videos": run.data_iter.dropped})
-        watchdog.heartbeat(run.step, "a save")
-        if number % every_steps == 0:
-            _save(run, reporter, stop_and_save)
+            self._save()
+        self.watchdog.heartbeat(step, "the wait for data")
+        return False
+
+    def before_step(self, number: int) -> None:
+        self.watchdog.heartbeat(number - 1, "the step")
+        self.profiler.start_if_due(number)
+
+    def diagnose(self, number: int, state: Any, batch: Any) -> dict[str, jax.Array]:
+        run = self.run
+        if not reporter_lib.is_due(number, run.config.log.diagnostics_every_steps):
+            return {}
+        diagnostics = self.compute_diagnostics(state, run.frozen, batch, run.root_key)
+        self.reporter.wait_if_serial(diagnostics)
+        return diagnostics
+
+    def after_step(
+        self, number: int, state: Any, metrics: Any, diagnostics: dict[str, jax.Array]
+    ) -> None:
+        run = self.run
+        # The position saved is the one after the batches of all steps done.
+        run.state, run.step, run.position = state, number, run.data_iter.get_state()
+        if self.profiler.stop_if_due(number, metrics):
+            folder = self.profiler.folder
+            self.reporter.log(f"trace of steps up to {number}: tensorboard --logdir={folder}")
+        counts = {"dropped_videos": run.data_iter.dropped}
+        self.reporter.add_step(number, metrics, diagnostics, counts)
+        self.watchdog.heartbeat(number, "a save")
+        if number % run.config.checkpoint.every_steps == 0:
+            self._save()
+
+    def _save(self) -> None:
+        run = self.run
+        self.reporter.flush()  # a resumed run must find all logged steps
+        run.checkpointer.save(run.step, run.state, run.position, score=self.reporter.pop_score())
+        if not (run.workdir / "config.json").exists():
+            run.write_config()
+        self.stop_and_save.reset_timer(run.step)
 
 
-def _save(run: Run, reporter: reporter_lib.Reporter, stop_and_save: StopAndSave) -> None:
-    reporter.flush()  # no logged step is missing from what a resumed run finds
-    run.checkpointer.save(run.step, run.state, run.position, score=reporter.pop_score())
-    if not (run.workdir / "config.json").exists():
-        run.write_config()
-    stop_and_save.reset_timer(run.step)
-
-
-def _farewell(run: Run, preemption: Preemption) -> str:
+def _describe_stop(run: Run, preemption: Preemption) -> str:
     if not run.step:
         return f"{preemption.signal_name}: stopped before the first step"
     return (
         f"{preemption.signal_name}: stopped after step {run.step} of {run.config.total_steps}, "
-        f"saved in {run.checkpointer.folder}; the same command goes on from there"
+        f"saved in {run.checkpointer.folder}; the same command resumes the run"
     )
 
 
 def _next_batch(
     run: Run, reporter: reporter_lib.Reporter, preemption: Preemption
 ) -> dict[str, jax.Array]:
-    """The next batch; a single process does not wait for it once a signal has come."""
+    """Returns the next batch; a single process stops waiting for it once a signal has come."""
     start = time.perf_counter()
     with preemption.raise_on_signal() if jax.process_count() == 1 else contextlib.nullcontext():
         batch = next(run.data_iter)
@@ -183,13 +288,13 @@ def _next_batch(
 def _compile(
     run: Run, batch: dict[str, jax.Array]
 ) -> tuple[step_lib.StepFn, step_lib.DiagnosticsFn | None]:
-    """Compiles step and diagnostics; later calls of other shapes fail instead of compiling."""
+    """Compiles step and diagnostics; later calls with other shapes fail instead of compiling."""
     start, diagnose = time.perf_counter(), None
     arguments = run.mesh, run.state, run.frozen, batch, run.root_key
     train_step = run.training.compile_step(*arguments)
     if run.config.log.diagnostics_every_steps:
         diagnose = run.training.compile_diagnostics(*arguments)
     cache = jax.config.jax_compilation_cache_dir
-    kept = f", kept in {cache}" if cache else ""
+    kept = f", cached in {cache}" if cache else ""
     log_on_process_0(f"compiled in {time.perf_counter() - start:.1f} s{kept}")
     return train_step, diagnose

@@ -21,11 +21,12 @@ ARROWS = {
     "planning.flops": {"objectives", "models"},
     "planning.plan": {"stages", "training", "config_checks"},
     "synthetic_world": {"monitoring"},
-    "synthetic_world.train_teacher": {"models", "objectives", "training", "monitoring"}
+    "synthetic_world.teacher_evaluation": {"models"},
+    "synthetic_world.train_teacher": {"loop", "models", "objectives", "training", "monitoring"}
     | {"checkpointing", "weights"},
     "evaluation": {
         *("models", "objectives", "training", "checkpointing", "multihost", "monitoring", "data"),
-        *("synthetic_world", "stages", "weights", "config_checks"),
+        *("synthetic_world", "stages", "weights", "config_checks", "loop"),
     },
     "models": set(),
     "objectives": set(),
@@ -75,7 +76,7 @@ LAYERS = {
     ],
     "synthetic_world": [
         {"train_teacher"},
-        {"tokenizer"},
+        {"teacher_evaluation", "tokenizer"},
         *({"files", "urls"}, {"render"}, {"captions"}, {"scene"}),
     ],
     "stages": [

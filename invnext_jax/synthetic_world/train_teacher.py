@@ -1,39 +1,42 @@
-"""The semantic teacher of the embedded world: SigLIP2 at small size on single frames and captions.
+"""Trains the image teacher of the embedded world: a small SigLIP2 on single frames and captions.
 
-Nothing can be downloaded in the demo, so its image teacher is trained on the world itself, with
-the sigmoid loss of SigLIP (arXiv 2303.15343). A caption is true of many images there, so a label
-says whether an image has every attribute that the caption mentions.
+The demo downloads nothing, so its image teacher is trained on the world itself, with the sigmoid
+loss of SigLIP (arXiv 2303.15343). In this world a caption can be true of many images. A label is
+therefore true if the image has every attribute that the caption mentions.
 
 Shape key: b images, j captions, n words, d width, h w pixels, c channels.
 """
 
-import collections
 import contextlib
 import functools
-from collections.abc import Mapping, Sequence
+import itertools
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from invnext_jax import loop
 from invnext_jax.checkpointing import run_metadata
 from invnext_jax.errors import UserError
 from invnext_jax.models import teachers
-from invnext_jax.models.layers import l2_normalize
 from invnext_jax.models.siglip import SigLip, TextTower
 from invnext_jax.monitoring import reporter as reporter_lib
 from invnext_jax.synthetic_world import tokenizer
 from invnext_jax.synthetic_world.captions import (
-    Caption,
     all_image_captions,
     image_captions,
     label_matrix,
 )
 from invnext_jax.synthetic_world.render import render_clip
 from invnext_jax.synthetic_world.scene import WorldSpec
+from invnext_jax.synthetic_world.teacher_evaluation import (
+    Frames,
+    class_embeddings,
+    evaluate,
+    normalize,
+)
 from invnext_jax.training import compilation, optimizer
 from invnext_jax.training import mesh as mesh_lib
 from invnext_jax.training import state as state_lib
@@ -44,45 +47,26 @@ WEIGHTS_FILE = "siglip2.safetensors"
 
 
 def sigmoid_loss(logits_bj: jax.Array, labels_bj: jax.Array) -> jax.Array:
-    """Negative log likelihood of all pairs: summed over the captions, mean over the images.
+    """Computes the negative log likelihood of all pairs: summed over captions, mean over images.
 
     Args:
       logits_bj: float32, one for each pair.
-      labels_bj: bool, whether the caption is true of the image; any number may be in a row.
+      labels_bj: bool, whether the caption is true of the image; several may be true in a row.
     """
     signed_bj = jnp.where(labels_bj, logits_bj, -logits_bj)
     return -jnp.mean(jnp.sum(jax.nn.log_sigmoid(signed_bj), axis=1))
 
 
-class Frames(NamedTuple):
-    """Clips of the world, of which every frame is an image.
-
-    Attributes:
-      video_bthwc: uint8.
-      object_bthw: bool, where the object of the labels is seen.
-      labels: int [b] for every task of the level.
-    """
-
-    video_bthwc: np.ndarray
-    object_bthw: np.ndarray
-    labels: dict[str, np.ndarray]
-
-
 def make_frames(spec: WorldSpec, clips: int) -> Frames:
-    """Draws the first `clips` clips of a split in memory."""
+    """Renders the first `clips` clips of a split in memory."""
     drawn = [render_clip(spec, index) for index in range(clips)]
     labels = {task: np.array([c.labels[task] for c in drawn], np.int32) for task in spec.classes}
     video_bthwc = np.stack([clip.video for clip in drawn])
     return Frames(video_bthwc, np.stack([clip.ids == 1 for clip in drawn]), labels)
 
 
-def normalize(images_bhwc: jax.Array) -> jax.Array:
-    """Turns uint8 images into what the vision tower expects: float32 from -1 to 1."""
-    return (images_bhwc.astype(jnp.float32) / 255 - 0.5) / 0.5
-
-
 def make_model(config: Any, vocabulary_size: int) -> SigLip:
-    """Both towers of a run; untrained."""
+    """Makes both towers of a run."""
     return SigLip(
         vision=teachers.from_config(config),
         text=TextTower(
@@ -101,11 +85,12 @@ def make_model(config: Any, vocabulary_size: int) -> SigLip:
 
 
 def init_params(model: SigLip, length: int, key: jax.Array) -> Any:
-    """Initial parameters, boxed with their logical axes; call it inside jit or eval_shape.
+    """Initializes the parameters, boxed with their logical axes; call inside jit or eval_shape.
 
-    At these widths a deviation of 0.02 everywhere keeps all features alike for a thousand steps.
-    Here a layer's outputs start as large as its inputs. The vision tower's branches start small:
-    then a token tells its own patch first, and the pooling head learns to look at the object.
+    At these widths a standard deviation of 0.02 everywhere keeps all features nearly equal for a
+    thousand steps. Here the outputs of a layer start with the scale of its inputs. The residual
+    branches of the vision tower start small: a token then represents its own patch first, and the
+    pooling head learns to attend to the object.
     """
     size = model.vision.size
     inputs = jnp.zeros((1, size, size, 3)), jnp.zeros((1, length), jnp.int32)
@@ -124,17 +109,17 @@ def init_params(model: SigLip, length: int, key: jax.Array) -> Any:
     return jax.tree_util.tree_map_with_path(rescale, params)
 
 
-def draw_batch(
+def sample_batch(
     rng: np.random.Generator, frames: Frames, level: str, size: int, text: dict[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """Draws images and for each one of its captions.
+    """Samples images, and one true caption for each.
 
     Args:
-      rng: the random numbers of this step.
-      frames: what the images are taken from.
-      level: of the world.
+      rng: random number generator of this step.
+      frames: the images to choose from.
+      level: level of the world.
       size: number of pairs.
-      text: word numbers of every caption by its text.
+      text: caption -> its word ids.
 
     Returns:
       `images` uint8 [b h w c], `words` int32 [b n], `labels` bool [b b].
@@ -153,75 +138,18 @@ def draw_batch(
     }
 
 
-def class_embeddings(
-    captions: Sequence[Caption], text_jd: np.ndarray, classes: Mapping[str, Sequence[str]]
-) -> dict[str, np.ndarray]:
-    """One unit vector for each class: the mean over the captions that mention it and nothing else.
-
-    Args:
-      captions: every image-level caption.
-      text_jd: their embeddings.
-      classes: names of the classes of every task.
-
-    Returns:
-      float32 [classes, d] for every task that captions mention alone.
-    """
-    rows = collections.defaultdict(list)
-    for caption, text_d in zip(captions, text_jd, strict=True):
-        if len(caption.attributes) == 1:
-            rows[next(iter(caption.attributes.items()))].append(text_d)
-    return {
-        task: np.asarray(
-            l2_normalize(np.stack([np.mean(rows[task, i], axis=0) for i in range(len(names))]))
-        )
-        for task, names in classes.items()
-        if (task, 0) in rows
-    }
-
-
-def evaluate(
-    vision: nn.Module, params: Any, frames: Frames, prompts: Mapping[str, np.ndarray]
-) -> dict[str, float]:
-    """Zero-shot accuracies in percent, and where the pooling head looks.
-
-    Args:
-      vision: the vision tower.
-      params: its parameters.
-      frames: held-out clips; every frame counts.
-      prompts: what `class_embeddings` gave.
-
-    Returns:
-      "zero_shot/<task>" in percent; "attention/object", the share of the attention on patches that
-      the object touches, and "attention/object_area", the share of the patches that it touches.
-    """
-    apply = jax.jit(lambda images: vision.apply({"params": params}, normalize(images)))
-    size, totals = vision.patch, collections.defaultdict(list)
-    for clip, video_thwc in enumerate(frames.video_bthwc):
-        seen = jax.device_get(apply(video_thwc))
-        for task, prompts_kd in prompts.items():
-            guess_t = np.argmax(seen.pooled_bd @ prompts_kd.T, axis=1)
-            totals[f"zero_shot/{task}"].append(100 * (guess_t == frames.labels[task][clip]))
-        t, h, w = frames.object_bthw[clip].shape
-        cells = frames.object_bthw[clip].reshape(t, h // size, size, w // size, size)
-        touched_tn = cells.any(axis=(2, 4)).reshape(t, -1)
-        totals["attention/object"].append(np.sum(seen.attention_bn * touched_tn, axis=1))
-        totals["attention/object_area"].append(np.mean(touched_tn, axis=1))
-    return {name: float(np.mean(values)) for name, values in totals.items()}
-
-
 def train(config: Any, workdir: str | Path) -> dict[str, Any]:
     """Trains both towers and writes the vision tower to `<workdir>/siglip2.safetensors`.
 
-    One text embedding for each class lies beside it, for zero-shot classification.
-
-    A run takes minutes and keeps no checkpoints: started again, it starts from the beginning.
+    The file also holds one text embedding for each class, for zero-shot classification. A run takes
+    minutes and has no checkpoints; the same command starts from the beginning.
 
     Args:
         config: see `configs/teacher.py`.
         workdir: folder for the weights and the metrics.
 
     Returns:
-        What `evaluate` measured on the clips of the split "val".
+        The output of `evaluate` on the clips of the split "val".
 
     Raises:
         UserError: the config does not allow this run.
@@ -266,6 +194,17 @@ def _spec(config: Any, split: str) -> WorldSpec:
     return WorldSpec(config.data.level, size, config.data.frames, config.seed, split)
 
 
+class _LogSteps(loop.Callbacks):
+    """Adds each step to a reporter."""
+
+    def __init__(self, reporter: reporter_lib.Reporter):
+        self._reporter = reporter
+
+    def after_step(self, number, state, metrics, diagnostics):
+        del state
+        self._reporter.add_step(number, metrics, diagnostics, {"dropped_videos": 0})
+
+
 def _optimize(
     config: Any,
     workdir: Path,
@@ -274,7 +213,7 @@ def _optimize(
     frames: Frames,
     text: dict[str, np.ndarray],
 ) -> Any:
-    """The loop; returns the trained parameters."""
+    """Trains both towers and returns their parameters."""
     schedule = optimizer.make_schedule(config.optimizer, config.total_steps)
     tx = optimizer.make_optimizer(config.optimizer, schedule)
     init_fn = functools.partial(init_params, model, config.text.length)
@@ -287,19 +226,22 @@ def _optimize(
         logits_bj = model.apply({"params": params}, normalize(batch["images"]), batch["words"])
         return sigmoid_loss(logits_bj, batch["labels"]), {}
 
-    def next_batch(step):
+    def make_batch(step):
         rng = np.random.default_rng((config.seed, step))
-        batch = draw_batch(rng, frames, config.data.level, config.batch_size, text)
+        batch = sample_batch(rng, frames, config.data.level, config.batch_size, text)
         return mesh_lib.shard_batch(batch, mesh)
 
     step_fn = step_lib.make_train_step(loss_fn, tx, schedule)
-    train_step = compilation.compile_step(step_fn, state, {}, next_batch(1), root_key)
+    train_step = compilation.compile_step(step_fn, state, {}, make_batch(1), root_key)
     reporter = reporter_lib.Reporter(config, workdir, 0, mesh)
     with contextlib.closing(reporter):
         reporter.start()
-        for step in range(1, config.total_steps + 1):
-            batch = next_batch(step)
-            state, measured = train_step(state, {}, batch, root_key)
-            reporter.add_step(step, measured, {}, {"dropped_videos": 0})
+        state = loop.run_steps(
+            lambda state, batch: train_step(state, {}, batch, root_key),
+            state,
+            map(make_batch, itertools.count(1)),
+            total_steps=config.total_steps,
+            callbacks=_LogSteps(reporter),
+        )
         reporter.flush()
     return jax.device_get(state.params)

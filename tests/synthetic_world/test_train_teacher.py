@@ -15,7 +15,7 @@ from invnext_jax.models import patches, teachers
 from invnext_jax.models.siglip import TextTower
 from invnext_jax.monitoring import metrics_file
 from invnext_jax.stages.registry import STAGES
-from invnext_jax.synthetic_world import tokenizer, train_teacher
+from invnext_jax.synthetic_world import teacher_evaluation, tokenizer, train_teacher
 from invnext_jax.synthetic_world.captions import Caption, all_image_captions
 from invnext_jax.synthetic_world.files import encode_mp4
 from invnext_jax.synthetic_world.scene import WorldSpec
@@ -54,7 +54,7 @@ def test_every_image_matches_its_own_caption_and_all_that_are_true_of_it():
     captions = all_image_captions("simple")
     tokens_jn = tokenizer.tokenize(captions, tokenizer.build_vocabulary(captions), 8)
     text = {caption.text: row for caption, row in zip(captions, tokens_jn, strict=True)}
-    batch = train_teacher.draw_batch(np.random.default_rng(0), frames, "simple", 64, text)
+    batch = train_teacher.sample_batch(np.random.default_rng(0), frames, "simple", 64, text)
     assert batch["labels"].diagonal().all()
     assert batch["labels"].sum() > 64  # others are true as well
     by_tokens = {row.tobytes(): caption for caption, row in zip(captions, tokens_jn, strict=True)}
@@ -87,7 +87,7 @@ def test_class_embedding_is_the_mean_of_the_captions_that_mention_it_alone():
     ]
     text_jd = np.array([[1, 0], [0, 1], [-1, 0], [0, -1]], np.float32)
     classes = {"shape": ("disc", "ring"), "color": ("red",)}
-    embeddings = train_teacher.class_embeddings(captions, text_jd, classes)
+    embeddings = teacher_evaluation.class_embeddings(captions, text_jd, classes)
     assert embeddings.keys() == {"shape"}
     np.testing.assert_allclose(embeddings["shape"], [[0.5**0.5, 0.5**0.5], [0, -1]], atol=1e-6)
 
@@ -124,7 +124,7 @@ def test_a_run_writes_the_vision_tower_and_what_was_measured(short_run):
     assert parts["prompts"]["shape"].shape == (8, 32)
     vision = teachers.from_config(ml_collections.FrozenConfigDict(about["config"]))
     frames = train_teacher.make_frames(WorldSpec(split="val"), 4)
-    again = train_teacher.evaluate(vision, parts["teacher"], frames, parts["prompts"])
+    again = teacher_evaluation.evaluate(vision, parts["teacher"], frames, parts["prompts"])
     assert again == pytest.approx(measured, rel=1e-5)
 
 
@@ -156,7 +156,7 @@ def held_out(*, compressed):
 @pytest.mark.parametrize("compressed", [False, True])
 def test_shipped_teacher_holds_its_zero_shot_accuracies(shipped, compressed):
     vision, params, prompts, claims = shipped
-    found = train_teacher.evaluate(vision, params, held_out(compressed=compressed), prompts)
+    found = teacher_evaluation.evaluate(vision, params, held_out(compressed=compressed), prompts)
     for task in ("shape", "color"):
         claimed = claims[f"zero_shot/{task}"]
         # Frames of one clip are alike, so the clips are counted, and one of them may be unlucky.
@@ -166,7 +166,7 @@ def test_shipped_teacher_holds_its_zero_shot_accuracies(shipped, compressed):
 
 def test_shipped_teacher_looks_at_the_object(shipped):
     vision, params, prompts, claims = shipped
-    found = train_teacher.evaluate(vision, params, held_out(compressed=True), prompts)
+    found = teacher_evaluation.evaluate(vision, params, held_out(compressed=True), prompts)
     assert found["attention/object"] > 1.5 * found["attention/object_area"]
     assert found["attention/object"] == pytest.approx(claims["attention/object"], abs=0.1)
 
@@ -178,4 +178,4 @@ def test_shipped_teacher_is_small():
 def test_teacher_learns_from_the_images_that_stage_1_shows_it():
     video_bthwc = train_teacher.make_frames(WorldSpec(), 1).video_bthwc
     shown = teachers.preprocess(patches.normalize(video_bthwc), 32, "siglip2")
-    np.testing.assert_allclose(shown, train_teacher.normalize(video_bthwc[0]), atol=1e-5)
+    np.testing.assert_allclose(shown, teacher_evaluation.normalize(video_bthwc[0]), atol=1e-5)

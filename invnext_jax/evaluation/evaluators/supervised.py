@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from invnext_jax import loop
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation.evaluators.classification import (
     ClassifierResult,
@@ -79,6 +80,19 @@ class TrainState(NamedTuple):
     opt_state: Any
 
 
+class LossRecorder(loop.Callbacks):
+    """Records the training loss every `LOG_EVERY` steps, and of the last step, in `curve`."""
+
+    def __init__(self, steps: int):
+        self._steps, self.curve = steps, []
+
+    def after_step(self, number, state, metrics, diagnostics):
+        """Records the loss of a step, counted from 0 in the curve."""
+        del state, diagnostics
+        if (number - 1) % LOG_EVERY == 0 or number == self._steps:
+            self.curve.append({"step": number - 1, "loss": float(metrics)})
+
+
 def train_supervised(
     encoder: Encoder,
     train: LabeledVideos,
@@ -105,12 +119,14 @@ def train_supervised(
     model = Classifier(encoder, count_classes(train.labels, val.labels, tasks))
     tx = make_optimizer(config)
     state = init_state(model, tx, train.video_bthwc.shape[1:], seed)
-    step, curve = make_step(model, tx), []
-    batches = make_batches(train, tasks, config.batch_size, seed)
-    for i in range(config.steps):
-        state, loss = step(state, next(batches))
-        if i % LOG_EVERY == 0 or i == config.steps - 1:
-            curve.append({"step": i, "loss": float(loss)})
+    recorder = LossRecorder(config.steps)
+    state = loop.run_steps(
+        make_step(model, tx),
+        state,
+        map(jax.device_put, make_batches(train, tasks, config.batch_size, seed)),
+        total_steps=config.steps,
+        callbacks=recorder,
+    )
     predictions = [
         predict(model, state.params, part.video_bthwc, config.batch_size) for part in (train, val)
     ]
@@ -123,7 +139,7 @@ def train_supervised(
             for parts in ((predictions[0][i], predictions[1][i]), labels)
         )
         results[task] = score_predictions(predicted, expected, start=start)
-    return results, curve
+    return results, recorder.curve
 
 
 def count_classes(
