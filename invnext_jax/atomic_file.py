@@ -1,4 +1,4 @@
-"""Files that are whole whenever they bear their name: written beside it, then renamed."""
+"""Atomic writes: write a temporary file in the same folder, then rename it."""
 
 import contextlib
 import glob
@@ -7,14 +7,14 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-TEMPORARY_SUFFIX = ".part"  # ends the hidden names that files have meanwhile
+TEMPORARY_SUFFIX = ".part"  # of the hidden temporary files
 
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
-    """Gives a name to write to; what lies there in the end takes the place of `path`.
+    """Yields a temporary path to write to; on exit it is renamed to `path`.
 
-    After an exception `path` is as it was. Its folder is made if needed.
+    After an exception `path` is unchanged. The folder is created if it does not exist.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -27,18 +27,18 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def write_bytes(path: str | os.PathLike, content: bytes) -> None:
-    """Writes a whole file."""
+    """Writes a file atomically."""
     with atomic_path(path) as part:
         part.write_bytes(content)
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Writes a whole file in UTF-8, with escapes for what that does not know."""
+    """Writes a UTF-8 file atomically; characters that UTF-8 cannot encode become escapes."""
     write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def remove_temporary_files(path: str | os.PathLike) -> None:
-    """Removes what killed writers of `path` left."""
+    """Removes the temporary files of killed writers of `path`."""
     path = Path(path)
     for part in path.parent.glob(f".{glob.escape(path.name)}.*{TEMPORARY_SUFFIX}"):
         part.unlink(missing_ok=True)

@@ -1,4 +1,7 @@
-"""Checks of a run's config that hold for every stage; each breach is one sentence."""
+"""Checks of a run's config that hold for every stage.
+
+Each group of options is checked by the module that uses it; a stage checks its own options.
+"""
 
 import ml_collections
 
@@ -7,22 +10,20 @@ from invnext_jax.data import pipeline
 from invnext_jax.errors import UserError
 from invnext_jax.models import attention, dot_general, encoder, scan
 from invnext_jax.monitoring import profiling, reporter
-from invnext_jax.objectives import masks
 from invnext_jax.training import step as step_lib
 
 
 def check_config(config: ml_collections.ConfigDict) -> None:
-    """Checks sizes, durations and names.
+    """Checks the options that all stages share.
 
     Raises:
-        UserError: a value that no run can have.
+        UserError: a value with which no run can start.
     """
     encoder.check_config(config)
     manager.check_config(config.checkpoint)
     step_lib.check_config(config)
     reporter.check_config(config)
     profiling.check_config(config)
-    masks.check_settings(config.mask, (config.data.size // config.encoder.patch) ** 2)
     pipeline.check_config(config.data)
     if config.dtype not in ("float32", "bfloat16"):
         raise UserError(f"config.dtype={config.dtype!r} must be 'float32' or 'bfloat16'")

@@ -1,4 +1,4 @@
-"""Mistakes that the user can mend, and how a command reports them: one sentence, no traceback."""
+"""Errors that a user can fix, and how commands report them: one sentence without a traceback."""
 
 import contextlib
 import difflib
@@ -15,11 +15,11 @@ from absl import app, flags, logging
 
 
 class UserError(ValueError):
-    """A mistake in what the user gave (config, path, checkpoint); its text says what to change."""
+    """An error in the user's input (config, path, checkpoint); the text says what to change."""
 
 
 class NonFiniteError(RuntimeError):
-    """Training has come apart: too many steps in a row had no finite loss and gradient."""
+    """Training diverged: too many consecutive steps had a non-finite loss or gradient."""
 
 
 def check_minimums(config: Any, minimums: Mapping[str, float]) -> None:
@@ -27,10 +27,10 @@ def check_minimums(config: Any, minimums: Mapping[str, float]) -> None:
 
     Args:
         config: the run's config.
-        minimums: dotted name of each option, e.g. "log.every_steps", and its least value.
+        minimums: dotted name of each option, e.g. "log.every_steps", and its minimum.
 
     Raises:
-        UserError: an option is below its least value.
+        UserError: an option is below its minimum.
     """
     for name, minimum in minimums.items():
         value = functools.reduce(operator.getitem, name.split("."), config)
@@ -39,15 +39,15 @@ def check_minimums(config: Any, minimums: Mapping[str, float]) -> None:
 
 
 def summarize_error(error: BaseException) -> str:
-    """The error's type and the start of its first line."""
+    """Returns the type of an error and the start of its first line."""
     return f"{type(error).__name__}: {str(error)[:160]}".partition("\n")[0]
 
 
 @contextlib.contextmanager
 def exit_on_user_error() -> Iterator[None]:
-    """Turns what the user should read into one line on standard error, without a traceback.
+    """Reports errors for the user as one line on standard error, and exits.
 
-    Exit code 2 for a `UserError`, 3 for a `NonFiniteError`.
+    The exit code is 2 for a `UserError` and 3 for a `NonFiniteError`.
     """
     try:
         yield

@@ -1,6 +1,6 @@
-"""Pretraining, either stage: `train(config, workdir)` checks, prepares, resumes and runs `loop`.
+"""Pretraining: `train(config, workdir)` validates, builds or restores a run, and trains it.
 
-Killed at any moment, the same call goes on bit by bit where it was.
+A run that was killed is resumed by the same call, with bitwise identical results.
 """
 
 import contextlib
@@ -30,11 +30,11 @@ from invnext_jax.training import mesh as mesh_lib
 from invnext_jax.training import state as state_lib
 from invnext_jax.weights import export
 
-_INIT_STREAM = 2**32 - 1  # folded into the root key for initial values; no step has this number
+_INIT_STREAM = 2**32 - 1  # folded into the root key for initial values; not the number of any step
 
 
 def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
-    """Trains to the end, or until a signal asks to save and stop.
+    """Trains to the last step, or until a signal, which saves and stops the run.
 
     Args:
         config: see `configs/common.py`.
@@ -68,33 +68,33 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> dic
 def prepare(
     config: ml_collections.FrozenConfigDict, workdir: pathlib.Path, stack: contextlib.ExitStack
 ) -> loop.Run:
-    """Checks the config and makes everything up to the state to start or go on from.
+    """Checks the config and builds the run, with its initial or restored state.
 
     Args:
         config: the run's config.
-        workdir: its folder, made if need be.
+        workdir: its folder, created if it does not exist.
         stack: closes the data workers and the checkpointer.
 
     Raises:
         UserError: see `train`.
     """
-    with consensus.all_hosts_agree("the checks of the config"):
+    with consensus.all_hosts_agree("the config checks"):
         stage = registry.find_stage(config)
         config_checks.check_config(config)
         stage.check_config(config)
         mesh = mesh_lib.make_mesh(config.mesh)
         mesh_lib.check_batch(config, mesh)
-    given, given_step = _read_source(config)
+    restored, restored_step = _read_source(config)
 
     bad_videos = BadVideoTracker.from_config(config.data)
-    with consensus.all_hosts_agree("the opening of the data and of --workdir"):
+    with consensus.all_hosts_agree("opening the data and --workdir"):
         data_iter = _open_data(config, bad_videos, stack)
-        held = Workdir(workdir)
-        stack.callback(held.close)
+        locked_workdir = Workdir(workdir)
+        stack.callback(locked_workdir.close)
         if jax.process_index() == 0:
             bad_videos.write_quarantine(workdir)
     digest = _compare_hosts(config)
-    checkpointer = manager_lib.Checkpointer(held, config, digest, given_step)
+    checkpointer = manager_lib.Checkpointer(locked_workdir, config, digest, restored_step)
     stack.callback(checkpointer.close)
 
     training = registry.make_setup(config)
@@ -104,13 +104,13 @@ def prepare(
     if state is None:
         with consensus.all_hosts_agree("the start of a new run"):
             _keep_old_records(workdir, checkpointer)
-            start = stage.warm_start(config, given)
+            start = stage.warm_start(config, restored)
         init_key = jax.random.fold_in(root_key, _INIT_STREAM)
         state = state_lib.init_state(training.init_fn, training.tx, abstract, init_key)
         state = state.replace(params=_start_from(config, start, state.params, abstract.params))
         state = state_lib.init_ema(state, training.ema_targets, config.ema.decay > 0)
     with consensus.all_hosts_agree("the frozen parameters"):
-        frozen = stage.init_frozen(config, given)
+        frozen = stage.init_frozen(config, restored)
         abstract_frozen = training.abstract_frozen(mesh)
         _check_fit(config, frozen, abstract_frozen)
     run = loop.Run(
@@ -127,27 +127,31 @@ def prepare(
     )
     run.write_config()
     parameter_table.report_parameters(workdir, run.state.params, run.frozen)
-    _introduce(run)
+    _log_start(run)
     return run
 
 
 def _compare_hosts(config: ml_collections.FrozenConfigDict) -> str:
-    """Sees that all processes have the config and manifest of process 0; the manifest's SHA-256."""
-    with consensus.all_hosts_agree("the reading of the manifests") as told:
+    """Checks that all processes have the config and manifest of process 0.
+
+    Returns:
+        SHA-256 of the manifest.
+    """
+    with consensus.all_hosts_agree("reading the manifests") as broadcast:
         digest = manifest.hash_manifests(config.data.manifest)
-        mine = {
+        own = {
             "config": run_metadata.config_to_json(config),
             "manifest_sha256": digest,
             "init_from_step": None,
         }
-        told.value = mine
-    with consensus.all_hosts_agree("the comparison of configs"):
+        broadcast.value = own
+    with consensus.all_hosts_agree("comparing configs"):
         if changed := run_metadata.config_differences(
-            told.value, mine, run_metadata.PER_HOST_FIELDS
+            broadcast.value, own, run_metadata.PER_HOST_FIELDS
         ):
             raise UserError(
-                "this process has another config or manifest than process 0; give all the same:\n  "
-                + "\n  ".join(changed)
+                "this process has another config or manifest than process 0; pass the same to all:"
+                "\n  " + "\n  ".join(changed)
             )
     return digest
 
@@ -172,7 +176,7 @@ def _open_data(
 
 
 def _read_source(config: ml_collections.FrozenConfigDict) -> tuple[Any, int | None]:
-    """Parameters and step of the run, or of the export, that `config.init_from` names, if any."""
+    """Reads parameters and step of the run or export that `config.init_from` names, if any."""
     if not config.init_from:
         return None, None
     if pathlib.Path(config.init_from).suffix != ".safetensors":
@@ -190,9 +194,9 @@ def _read_source(config: ml_collections.FrozenConfigDict) -> tuple[Any, int | No
 def _start_from(
     config: ml_collections.FrozenConfigDict, start: dict[str, Any], params: Any, abstract: Any
 ) -> Any:
-    """Puts the subtrees of `start`, by their path, in place of the initial values, each whole."""
-    wanted = {path: state_lib.get_subtree(abstract, path) for path in start}
-    _check_fit(config, start, wanted)
+    """Replaces subtrees of the initial parameters by those of `start`, by path."""
+    expected = {path: state_lib.get_subtree(abstract, path) for path in start}
+    _check_fit(config, start, expected)
     for path, tree in start.items():
         if "/" not in path:
             leaves = jax.tree.leaves(tree)
@@ -200,22 +204,28 @@ def _start_from(
             log_on_process_0(f"taken from {config.init_from}: {path} ({size})")
     for sentence in initialization.describe_start(config, start, abstract):
         log_on_process_0(sentence)
-    for path, tree in mesh_lib.shard_tree(start, wanted).items():
+    for path, tree in mesh_lib.shard_tree(start, expected).items():
         params = state_lib.replace_subtree(params, path, tree)
     return params
 
 
-def _check_fit(config: ml_collections.FrozenConfigDict, given: Any, wanted: Any) -> None:
-    changed = state_lib.compare_shapes(state_lib.flat_shapes(given), state_lib.flat_shapes(wanted))
+def _check_fit(config: ml_collections.FrozenConfigDict, params: Any, expected: Any) -> None:
+    changed = state_lib.compare_shapes(
+        state_lib.flat_shapes(params), state_lib.flat_shapes(expected)
+    )
     if changed:
         raise UserError(
-            f"the parameters of config.init_from={config.init_from} do not fit this model; give a "
-            "run of the same sizes:\n  " + "\n  ".join(changed)
+            f"the parameters of config.init_from={config.init_from} do not fit this model; name "
+            "a run of the same sizes:\n  " + "\n  ".join(changed)
         )
 
 
 def _keep_old_records(workdir: pathlib.Path, checkpointer: manager_lib.Checkpointer) -> None:
-    """Without a checkpoint, records are of a run whose checkpoints are gone, or that made none."""
+    """Renames the metrics of an earlier run in the workdir that left no checkpoint.
+
+    Raises:
+        UserError: the earlier run had another config.
+    """
     path = workdir / metrics_file.FILE
     if jax.process_index() != 0 or not path.exists() or not path.stat().st_size:
         return
@@ -225,19 +235,19 @@ def _keep_old_records(workdir: pathlib.Path, checkpointer: manager_lib.Checkpoin
         changed = []  # nothing to compare with
     if changed:
         raise UserError(
-            f"{workdir} has no checkpoint, and its records are of another config; choose another "
-            "--workdir, or restore these values:\n  " + "\n  ".join(changed)
+            f"{workdir} has metrics of a run with another config, and no checkpoint; choose "
+            "another --workdir, or restore these values:\n  " + "\n  ".join(changed)
         )
     try:
         kept = metrics_file.rename_metrics_file(workdir)
     except OSError as error:
         raise UserError(f"{path} cannot be renamed: {error.strerror}; move it away") from error
     log_on_process_0(
-        f"no checkpoint: starts at step 0; the records that lay in {workdir} are kept as {kept}"
+        f"No checkpoint exists; the run starts from step 0. Earlier metrics are kept as {kept}."
     )
 
 
-def _introduce(run: loop.Run) -> None:
+def _log_start(run: loop.Run) -> None:
     def size(tree: Any) -> str:
         return f"{sum(leaf.size for leaf in jax.tree.leaves(tree)) / 1e6:.2f} M"
 
@@ -250,9 +260,9 @@ def _introduce(run: loop.Run) -> None:
     )
     if run.step:
         log_on_process_0(
-            f"going on after step {run.step}, from {run.checkpointer.folder / str(run.step)}"
+            f"resumes after step {run.step}, from {run.checkpointer.folder / str(run.step)}"
         )
     if run.checkpointer.abort_reason:
         log_on_process_0(
-            f"this checkpoint was made when the run was aborted: {run.checkpointer.abort_reason}"
+            f"this checkpoint was saved when the run was aborted: {run.checkpointer.abort_reason}"
         )

@@ -91,10 +91,10 @@ def test_a_signal_saves_and_the_run_goes_on(
     assert (tmp_path / "stopped/checkpoints/4").is_dir()  # no wait for batch 5
     said = capsys.readouterr().out
     assert f"{number.name}: stopped after step 4 of 6" in said
-    assert "the same command goes on" in said
+    assert "the same command resumes the run" in said
     toy_data.before_batch.clear()
     train.train(toy_config, tmp_path / "stopped")
-    assert "going on after step 4" in capsys.readouterr().out
+    assert "resumes after step 4" in capsys.readouterr().out
     assert_equal_runs(whole_run, tmp_path / "stopped")
 
 
@@ -323,7 +323,7 @@ def test_an_export_starts_a_run_as_the_run_itself_does(whole_run, toy_config, tm
     train.train(toy_config, tmp_path / "next")
     out = capsys.readouterr().out
     assert f"taken from {toy_config.init_from}: encoder (2 arrays, 104 values)" in out
-    assert f"head starts anew: it is not taken from {toy_config.init_from}" in out
+    assert f"head is initialized: it is not taken from {toy_config.init_from}" in out
     taken = final_params(tmp_path / "next")
     np.testing.assert_array_equal(taken["encoder"]["kernel"], params["encoder"]["kernel"])
 

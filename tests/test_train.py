@@ -119,8 +119,10 @@ def test_another_predictor_starts_anew_beside_the_encoder_of_stage1(
     log = capsys.readouterr().out
     for group in ("encoder", "pool"):
         assert f"taken from {stage1_run}: {group} (" in log
-    assert f"head starts anew: it is not taken from {stage1_run}" in log
-    assert "predictor starts from its own scheme (config.predictor.weights is empty)" in log
+    assert f"head is initialized: it is not taken from {stage1_run}" in log
+    assert (
+        "predictor is initialized without a text model (config.predictor.weights is empty)" in log
+    )
     state = run.state
     jax.tree.map(np.testing.assert_array_equal, state.follow["target"], state.params["encoder"])
     assert run.frozen == {}

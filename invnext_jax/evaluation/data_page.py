@@ -66,6 +66,7 @@ def write_page(config: ml_collections.ConfigDict, out: str | Path, clips: int = 
         raise UserError(f"clips={clips} must be at least 1")
     registry.find_stage(config)
     config_checks.check_config(config)
+    masks.check_settings(config.mask, (config.data.size // config.encoder.patch) ** 2)
     bad_videos = BadVideoTracker()
     shown = list(sample_clips(config, clips, bad_videos))
     manifest = manifest_lib.read_manifest(config.data.manifest)

@@ -19,7 +19,7 @@ def check_text(config: Any) -> None:
     """Checks that the predictor can start from the text model that is named, if one is.
 
     Raises:
-      UserError: it is no ModernBERT.
+      UserError: the predictor is not a ModernBERT.
     """
     if config.predictor.weights and config.predictor.kind != "modernbert":
         raise UserError(
@@ -29,12 +29,12 @@ def check_text(config: Any) -> None:
 
 
 def text_layers(config: Any) -> dict[str, Any]:
-    """The text model's layers by the path of the predictor's layer that each one starts.
+    """Reads the text model's layers, by the path of the predictor layer that starts from each.
 
     Layer i of the predictor is layer `last_layer - depth + 1 + i` of the text model.
 
     Returns:
-      "predictor/layer<i>" -> parameters; empty if `config.predictor.weights` is.
+      "predictor/layer<i>" -> parameters; {} if `config.predictor.weights` is empty.
 
     Raises:
       UserError: the file cannot be read, holds another kind of model, other sizes, or not all of
@@ -56,26 +56,26 @@ def text_layers(config: Any) -> dict[str, Any]:
     if wrong:
         fields = ", ".join(f"config.predictor.{name}={value}" for name, _, value in wrong)
         raise UserError(f"the text model {p.weights} has other sizes than the predictor: {fields}")
-    numbers, found = text_numbers(config), parts["text"]
-    if any(f"layer{number}" not in found for number in numbers):
+    numbers, layers = text_numbers(config), parts["text"]
+    if any(f"layer{number}" not in layers for number in numbers):
         raise UserError(
-            f"{p.weights} holds {', '.join(sorted(found))} but the predictor starts from layers "
+            f"{p.weights} holds {', '.join(sorted(layers))} but the predictor starts from layers "
             f"{numbers[0]} to {numbers[-1]}: change config.predictor.depth or "
             "config.predictor.last_layer, or name another file"
         )
     layer = ModernBertLayer(p.heads, p.mlp_width, p.window, jnp.float32)
     key, x_bnd = jax.random.key(0), jnp.zeros((1, 1, p.width))
-    wanted = nn.unbox(jax.eval_shape(layer.init, key, x_bnd)["params"])
+    expected = nn.unbox(jax.eval_shape(layer.init, key, x_bnd)["params"])
     return {
         f"predictor/layer{i}": match_tree(
-            found[f"layer{number}"], wanted, f"layer {number} of the text model {p.weights}"
+            layers[f"layer{number}"], expected, f"layer {number} of the text model {p.weights}"
         )
         for i, number in enumerate(numbers)
     }
 
 
 def text_numbers(config: Any) -> range:
-    """Which layers of the text model are the predictor's."""
+    """Returns the numbers of the text model's layers that the predictor starts from."""
     last = config.predictor.last_layer
     return range(last - config.predictor.depth + 1, last + 1)
 
@@ -83,19 +83,19 @@ def text_numbers(config: Any) -> range:
 def select_params(
     config: Any, restored: Mapping[str, Any] | None, groups: Iterable[str]
 ) -> dict[str, Any]:
-    """The parameters that do not start anew, by their path in the parameter tree.
+    """Selects the parameters that do not start from their initializers, by path in the tree.
 
     Args:
       config: of the run.
       restored: parameters of the run that `config.init_from` names, or None.
-      groups: top-level groups that this run can take from there.
+      groups: top-level groups that this run can take from it.
 
     Returns:
-      Of `groups`, those that `config.init_parts` names and `restored` holds; and the text model's
-      layers if the predictor is not among them.
+      The `groups` that `restored` holds and `config.init_parts` names; and the text model's layers
+      if the predictor is not among them.
 
     Raises:
-      UserError: `config.init_parts` names what cannot be taken; see also `text_layers`.
+      UserError: `config.init_parts` names a group that does not exist; see also `text_layers`.
     """
     groups, restored = tuple(groups), restored or {}
     for part in config.init_parts:
@@ -106,19 +106,19 @@ def select_params(
                     f"config.init_parts names {part!r}, but {holder} {', '.join(names) or 'none'}: "
                     "change config.init_parts"
                 )
-    wanted = config.init_parts or groups
-    start = {name: restored[name] for name in wanted if name in restored}
+    names = config.init_parts or groups
+    start = {name: restored[name] for name in names if name in restored}
     if "predictor" in groups and "predictor" not in start:
         start |= text_layers(config)
     return start
 
 
 def describe_start(config: Any, start: Mapping[str, Any], groups: Iterable[str]) -> list[str]:
-    """Sentences on the groups of the parameter tree that no earlier run gives.
+    """Describes how the groups that `start` does not hold as a whole are initialized.
 
     Args:
       config: of the run.
-      start: see `select_params`.
+      start: output of `select_params`.
       groups: all top-level groups of the run.
     """
     sentences = []
@@ -131,8 +131,8 @@ def describe_start(config: Any, start: Mapping[str, Any], groups: Iterable[str])
             )
         elif name == "predictor":
             sentences.append(
-                "predictor starts from its own scheme (config.predictor.weights is empty)"
+                "predictor is initialized without a text model (config.predictor.weights is empty)"
             )
         elif config.init_from:
-            sentences.append(f"{name} starts anew: it is not taken from {config.init_from}")
+            sentences.append(f"{name} is initialized: it is not taken from {config.init_from}")
     return sentences

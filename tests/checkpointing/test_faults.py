@@ -164,7 +164,7 @@ def test_abort_for_nonfinite_losses_saves_first_with_its_reason(
     assert sorted(os.listdir(tmp_path / "run/checkpoints")) == ["3", "5"]
     toy_data.bad_batches = ()
     train.train(toy_config, tmp_path / "run")
-    assert "made when the run was aborted: loss or gradient was not finite" in (
+    assert "saved when the run was aborted: loss or gradient was not finite" in (
         capsys.readouterr().out
     )
 
@@ -267,7 +267,7 @@ def test_metrics_of_lost_checkpoints_are_kept(whole_run, toy_config, capsys):
     for name in ("metrics.jsonl.old", "metrics.jsonl.old-2"):
         shutil.rmtree(whole_run / "checkpoints")
         train.train(toy_config, whole_run)
-        assert "no checkpoint: starts at step 0" in capsys.readouterr().out
+        assert "No checkpoint exists; the run starts from step 0" in capsys.readouterr().out
         if name.endswith("old"):
             assert (whole_run / name).read_text() == before
         assert (whole_run / name).exists()

@@ -143,9 +143,9 @@ def test_parts_that_are_absent_or_not_wanted_start_anew_and_the_log_says_so():
     config, groups = stage2_config(), ("encoder", "head", "pool", "predictor")
     start = stage2.warm_start(config, {"encoder": {}})
     assert initialization.describe_start(config, start, groups) == [
-        "head starts anew: it is not taken from runs/stage1",
-        "pool starts anew: it is not taken from runs/stage1",
-        "predictor starts from its own scheme (config.predictor.weights is empty)",
+        "head is initialized: it is not taken from runs/stage1",
+        "pool is initialized: it is not taken from runs/stage1",
+        "predictor is initialized without a text model (config.predictor.weights is empty)",
     ]
     config.init_parts = ("encoder", "pool")
     assert set(stage2.warm_start(config, RESTORED)) == {"encoder", "pool"}
