@@ -246,7 +246,7 @@ def test_best_checkpoints_are_kept_after_a_restart(toy_config, toy_data, tmp_pat
 
 def test_unknown_best_metric_is_refused_with_a_list(toy_config, tmp_path):
     toy_config.checkpoint.update(keep_best=1, best_metric="accuracy")
-    with pytest.raises(UserError, match="'accuracy' is not a logged metric.*loss/distance"):
+    with pytest.raises(UserError, match="best_metric='accuracy' is not a .*loss/distance"):
         train.train(toy_config, tmp_path / "run")
 
 
