@@ -93,7 +93,7 @@ VARIANTS = [
 
 @pytest.mark.parametrize(("stage", "changes"), VARIANTS)
 def test_analytic_flops_equal_the_traced_products(stage, changes):
-    config = STAGES[stage][1].get_config("tiny")
+    config = CONFIGS[stage].get_config("tiny")
     config.data.frames = 2
     config.encoder.update(depth=3)
     config.update_from_flattened_dict(changes)
@@ -113,7 +113,7 @@ def xla_flops(config, monkeypatch):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_analytic_flops_are_within_3_percent_of_xla(stage, monkeypatch):
-    config = STAGES[stage][1].get_config("base")
+    config = CONFIGS[stage].get_config("base")
     config.data.frames = 4
     for part in (config.encoder, config.teacher, config.predictor, config.decoder):
         part.depth = 2
@@ -126,7 +126,7 @@ def test_analytic_flops_are_within_3_percent_of_xla(stage, monkeypatch):
 @pytest.mark.parametrize("variant", ["base", "large", "1b"])
 @pytest.mark.parametrize("stage", STAGES)
 def test_analytic_flops_of_full_models_are_within_3_percent_of_xla(stage, variant, monkeypatch):
-    config = STAGES[stage][1].get_config(variant)
+    config = CONFIGS[stage].get_config(variant)
     config.remat = "none"
     assert xla_flops(config, monkeypatch) == pytest.approx(analytic(config), rel=0.03)
 
