@@ -176,9 +176,9 @@ class Stage1(MaskedModelingStage):
         """See `Stage.diagnostics`.
 
         Returns:
-          Encoder gradient norms; with a pixel loss also `conditioning_gap`, the noise error given
-          another clip's latents minus the error given the clip's own (0 if the decoder ignores its
-          latents), and standard deviation and effective rank of the latents.
+          Encoder gradient norms; with a decoder, `conditioning_gap`: the noise error given another
+          clip's latents minus the error given its own latents (0 if the decoder ignores them);
+          with a predictor, standard deviation and effective rank of the latents.
         """
         video_bthwc = normalize(batch["video"])
         target, samples = self.apply_teacher(config, frozen, video_bthwc, key)
@@ -187,12 +187,13 @@ class Stage1(MaskedModelingStage):
         latents_bmd = run_features(model, params, video_bthwc, sample).latents_bmd
         if latents_bmd is None:
             return metrics
-        own, other = (
-            pixel_terms(model, params, z_bmd, video_bthwc, sample)
-            for z_bmd in (latents_bmd, jnp.roll(latents_bmd, 1, axis=0))
-        )
-        part = "noise" if "noise" in own else "pixels"
-        metrics["conditioning_gap"] = other[part] - own[part]
+        if model.decoder is not None:
+            own, other = (
+                pixel_terms(model, params, z_bmd, video_bthwc, sample)
+                for z_bmd in (latents_bmd, jnp.roll(latents_bmd, 1, axis=0))
+            )
+            part = "noise" if "noise" in own else "pixels"
+            metrics["conditioning_gap"] = other[part] - own[part]
         metrics["latent_std"] = losses.feature_std(latents_bmd)
         metrics["latent_rank"] = losses.effective_rank(latents_bmd)
         return metrics
