@@ -1,1 +1,1 @@
-"""What a frozen encoder has learned: features, linear probes with honest brackets, a report."""
+"""Evaluation of frozen encoders: features, evaluators, baselines, export and reports."""
