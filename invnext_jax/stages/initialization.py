@@ -12,6 +12,7 @@ from invnext_jax.models.predictor import ModernBertLayer
 from invnext_jax.weights.export import config_mismatches, read_export, require_part
 from invnext_jax.weights.match import match_tree
 
+NO_STAGE1 = "Stage 2 starts from Stage 1: set init_from to the workdir of a Stage 1 run"
 _TEXT = ("width", "heads", "mlp_width", "window")
 
 
@@ -136,3 +137,18 @@ def describe_start(config: Any, start: Mapping[str, Any], groups: Iterable[str])
         elif config.init_from:
             sentences.append(f"{name} is initialized: it is not taken from {config.init_from}")
     return sentences
+
+
+def require_encoder(config: Any, restored: Mapping[str, Any] | None) -> None:
+    """Checks that the run that `config.init_from` names holds an encoder.
+
+    Raises:
+      UserError: no run is named, or it has no encoder.
+    """
+    if restored is None:
+        raise UserError(NO_STAGE1)
+    if "encoder" not in restored:
+        raise UserError(
+            f"init_from={config.init_from} holds no encoder, only {', '.join(restored)}: name the "
+            "workdir of a Stage 1 run"
+        )

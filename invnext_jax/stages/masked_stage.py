@@ -61,15 +61,10 @@ class MaskedModelingStage:
         video_bthwc: jax.Array,
         key: jax.Array | None = None,
     ) -> Any:
-        """Computes what the losses compare with.
+        """Computes what the losses compare with, from normalised clips.
 
-        Args:
-          config: of the run.
-          model: of the stage.
-          frozen: frozen parameters.
-          teacher_output: output of the image teacher, if it is needed.
-          video_bthwc: normalised clips.
-          key: random key of the step; None: nothing is random.
+        `teacher_output` is None unless the stage needs the teacher. Without the key of the step,
+        nothing is random.
         """
         raise NotImplementedError
 
@@ -188,14 +183,7 @@ class MaskedModelingStage:
     def apply_teacher(
         self, config: Any, frozen: Any, video_bthwc: jax.Array, key: jax.Array
     ) -> tuple[teachers.TeacherOutput | None, list[MaskSample]]:
-        """Runs the image teacher on every frame, if it is needed, and samples the masks.
-
-        Args:
-          config: of the run.
-          frozen: frozen parameters.
-          video_bthwc: normalised clips.
-          key: random key of the step.
-        """
+        """Runs the image teacher on normalised clips, if it is needed, and samples the masks."""
         output = attention_bts = None
         if self.needs_teacher(config):
             output, attention_bts = image_teacher.apply_to_clips(

@@ -157,13 +157,13 @@ class Stage2(MaskedModelingStage):
 
     def init_frozen(self, config: Any, restored: Mapping[str, Any] | None) -> Any:
         """See `Stage.init_frozen`; the Stage 1 encoder as target, and the image teacher."""
-        _require_encoder(config, restored)
+        initialization.require_encoder(config, restored)
         frozen = {"target": restored["encoder"]} if config.target.kind == "frozen" else {}
         return frozen | super().init_frozen(config, restored)
 
     def warm_start(self, config: Any, restored: Mapping[str, Any] | None) -> dict[str, Any]:
         """See `Stage.warm_start`; encoder, pool, predictor and decoder, but no heads."""
-        _require_encoder(config, restored)
+        initialization.require_encoder(config, restored)
         heads = ("head", "align_visible")
         groups = [name for name in self.param_groups(config) if name not in heads]
         return initialization.select_params(config, restored, groups)
@@ -177,7 +177,7 @@ class Stage2(MaskedModelingStage):
     def check_config(self, config: Any) -> None:
         """See `Stage.check_config`."""
         if not config.init_from:
-            raise UserError(_NO_STAGE1)
+            raise UserError(initialization.NO_STAGE1)
         if config.init_parts and "encoder" not in config.init_parts:
             raise UserError(
                 f"init_parts={config.init_parts} must name 'encoder': Stage 2 starts from Stage 1"
@@ -297,16 +297,3 @@ class Stage2(MaskedModelingStage):
             visible = visible_grid(keep_bk, grid)
             pictures.append(Picture(f"mask {i + 1}", caption, video_bthwc, visible, True))
         return pictures
-
-
-_NO_STAGE1 = "Stage 2 starts from Stage 1: set init_from to the workdir of a Stage 1 run"
-
-
-def _require_encoder(config: Any, restored: Mapping[str, Any] | None) -> None:
-    if restored is None:
-        raise UserError(_NO_STAGE1)
-    if "encoder" not in restored:
-        raise UserError(
-            f"init_from={config.init_from} holds no encoder, only {', '.join(restored)}: name the "
-            "workdir of a Stage 1 run"
-        )
