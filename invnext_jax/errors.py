@@ -74,7 +74,7 @@ def run_command(main: Callable[[Sequence[str]], None], arguments: int | None = 0
     def parse(argv: Sequence[str]) -> list[str]:
         with exit_on_user_error():
             rest = parse_flags(argv)
-            if not flags.FLAGS["verbosity"].present:  # the libraries tell much at level info
+            if not flags.FLAGS["verbosity"].present:  # libraries log too much at level info
                 logging.set_verbosity(logging.WARNING)
             if arguments is not None and len(rest) - 1 > arguments:
                 raise UserError(f"unexpected argument {rest[arguments + 1]!r}: flags start with --")

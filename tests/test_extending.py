@@ -158,7 +158,7 @@ def test_stage_from_outside_trains_and_is_planned_and_shown(
     page = data_page.write_page(config, tmp_path / "data.html", clips=2)
     assert "Colour" in page.read_text()
     record = pretrained.read_run_record(tmp_path / "run")
-    assert report.Run(tmp_path / "run", record, []).title == "Colour"
+    assert report.ReportedRun(tmp_path / "run", record, []).title == "Colour"
 
 
 @pytest.mark.parametrize("stage", ["stage1", "stage2"])

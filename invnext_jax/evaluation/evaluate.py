@@ -25,8 +25,8 @@ from invnext_jax.evaluation.evaluators.evaluator import Evaluator
 from invnext_jax.evaluation.feature_cache import FeatureCache, hash_json
 from invnext_jax.evaluation.inputs import (
     SPLITS,
-    EvalDataset,
     EvalInputs,
+    EvaluationData,
     describe_encoder,
     encoder_key,
 )
@@ -55,7 +55,7 @@ def evaluate_checkpoint(config: ml_collections.ConfigDict, workdir: str | Path) 
     evaluators = registry.find_evaluators(config.evaluators)
     for evaluator in evaluators:
         evaluator.check_config(config)
-    dataset = EvalDataset(config, choose_tasks(config))
+    dataset = EvaluationData(config, choose_tasks(config))
     workdir = Path(workdir)
     digests = list(dataset.digests.values())
     encoder_record = describe_encoder(loaded)

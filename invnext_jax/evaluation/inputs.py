@@ -37,7 +37,7 @@ class LabeledVideos(NamedTuple):
     index_b: np.ndarray
 
 
-class EvalDataset:
+class EvaluationData:
     """The training and the held-out videos of an evaluation.
 
     Attributes:
@@ -83,7 +83,7 @@ class EvalInputs:
     def __init__(
         self,
         name: str,
-        dataset: EvalDataset,
+        dataset: EvaluationData,
         load: Callable[[], LoadedEncoder],
         cache: FeatureCache,
     ):

@@ -22,7 +22,7 @@ from invnext_jax.stages import registry
 
 
 @dataclasses.dataclass
-class Run:
+class ReportedRun:
     """A pretraining run.
 
     Attributes:
@@ -65,7 +65,7 @@ def write_report(folders: Sequence[str | Path], out: str | Path, clips: int = 3)
             results.append(evaluate.read_results(folder))
         elif (folder / "checkpoints").is_dir():
             record = pretrained.read_run_record(folder)
-            runs.append(Run(folder, record, metrics_file.read_metrics(folder)))
+            runs.append(ReportedRun(folder, record, metrics_file.read_metrics(folder)))
         else:
             raise UserError(
                 f"{folder} is neither a run nor a probe: it has no checkpoint or results"
@@ -89,7 +89,7 @@ def render(template: str, **content: Any) -> str:
     return environment.get_template(template).render(**content)
 
 
-def describe_run(run: Run, number: int) -> dict[str, Any]:
+def describe_run(run: ReportedRun, number: int) -> dict[str, Any]:
     """Returns the section of the page about a run: facts, charts and the complete config."""
     config, last = run.config, run.records[-1] if run.records else {}
     e, data = config.encoder, config.data
@@ -119,7 +119,7 @@ def describe_run(run: Run, number: int) -> dict[str, Any]:
     }
 
 
-def show_clips(runs: Sequence[Run], results: Sequence[dict], count: int) -> dict[str, Any]:
+def show_clips(runs: Sequence[ReportedRun], results: Sequence[dict], count: int) -> dict[str, Any]:
     """Returns strips of the first clips of the held-out manifest.
 
     Without an evaluation, the clips are those of the first run's training manifest.

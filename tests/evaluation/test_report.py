@@ -136,7 +136,7 @@ def test_joined_manifests_are_listed_and_missing_captions_noted(folder):
     results = folder / "p1" / "results.json"
     probe = json.loads(results.read_text())
     probe["run"]["config"]["val_manifest"] = f"{manifest},{manifest}"
-    found_runs = [report.Run(folder / "s1", pretrained.read_run_record(folder / "s1"), [])]
+    found_runs = [report.ReportedRun(folder / "s1", pretrained.read_run_record(folder / "s1"), [])]
     found = report.show_clips(found_runs, [probe], 2)  # as many as above
     assert found["manifest"] == "val.csv, val.csv"
     assert any(note.startswith("No captions") for note in found["notes"])

@@ -73,7 +73,7 @@ class Classifier(nn.Module):
         return [nn.Dense(k, name=f"head{i}")(x_bd) for i, k in enumerate(self.classes)]
 
 
-class TrainState(NamedTuple):
+class ClassifierState(NamedTuple):
     """Parameters of the classifier and state of the optimiser."""
 
     params: Any
@@ -166,16 +166,16 @@ def make_optimizer(config: Any) -> optax.GradientTransformation:
 
 def init_state(
     model: Classifier, tx: optax.GradientTransformation, clip_shape: Sequence[int], seed: int
-) -> TrainState:
+) -> ClassifierState:
     """Initialises parameters and optimiser for clips of shape [t h w c]."""
     params = jax.jit(model.init)(jax.random.key(seed), jnp.zeros((1, *clip_shape)))
     params = nn.meta.unbox(params["params"])
-    return TrainState(params, tx.init(params))
+    return ClassifierState(params, tx.init(params))
 
 
 def make_step(
     model: Classifier, tx: optax.GradientTransformation
-) -> Callable[[TrainState, tuple], tuple[TrainState, jax.Array]]:
+) -> Callable[[ClassifierState, tuple], tuple[ClassifierState, jax.Array]]:
     """Returns the compiled step: (state, (uint8 videos, labels [b] per task)) -> (state, loss)."""
 
     def loss_fn(params, video_bthwc, labels):
@@ -186,7 +186,7 @@ def make_step(
     def step(state, batch):
         loss, grads = jax.value_and_grad(loss_fn)(state.params, *batch)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        return TrainState(optax.apply_updates(state.params, updates), opt_state), loss
+        return ClassifierState(optax.apply_updates(state.params, updates), opt_state), loss
 
     return step
 
