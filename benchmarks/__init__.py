@@ -1,1 +1,1 @@
-"""What the training step costs, against a named peer in the same run."""
+"""Benchmarks: each compares this package with a named peer in the same run."""

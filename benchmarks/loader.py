@@ -1,14 +1,14 @@
-"""How fast clips come: our pipeline against a bare decoding loop and PyTorch's DataLoader.
+"""Compares the input pipeline with a bare decoding loop and PyTorch's DataLoader.
 
     python benchmarks/loader.py [--seconds=3] [--rounds=5] [--workers=0] [--quick]
 
-Every reader gives the same clips: 16 frames of 224 x 224, sparse (of the whole video) or dense
-(every fourth), from 340 x 256 and 720p files with few key frames, and from prepared ones: ours out
-of a shard, the others from files of the same content. A clip costs more the farther it lies from
-its key frame, so each batch of each reader has every clip once. The readers take turns, one at
-work and the others at rest, and a ratio is the median of those within a round, so that a busy
-machine is as busy for each. Needs the extra `bench` for the peers; those that are missing are
-named. Prints a table and, as its last line, one JSON object.
+All readers read the same clips: 16 frames of 224 x 224, sampled sparsely (over the whole video) or
+densely (every fourth frame). The files are raw (340 x 256 and 720p, with few key frames) or
+prepared; our pipeline reads the prepared ones from a shard, the others from files with the same
+content. The cost of a clip grows with its distance from a key frame, so each batch of each reader
+contains every clip once. Only one reader runs at a time. A ratio is the median of the ratios within
+each round, so that other load on the machine affects all readers equally. The peers need the extra
+`bench`; missing ones are listed. Prints a table and, as its last line, one JSON object.
 """
 
 import collections
@@ -34,14 +34,20 @@ from invnext_jax.data import decode, transforms
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data.workers import count_cores
 
-_SECONDS = flags.DEFINE_float("seconds", 3.0, "Of one measurement, about.", lower_bound=0.1)
-_ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each reader.", lower_bound=1)
-_WORKERS = flags.DEFINE_integer("workers", 0, "Most worker processes; 0: one a core.")
+_SECONDS = flags.DEFINE_float(
+    "seconds", 3.0, "Approximate seconds per measurement.", lower_bound=0.1
+)
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "Measurements of each reader.", lower_bound=1)
+_WORKERS = flags.DEFINE_integer(
+    "workers", 0, "Maximum number of worker processes; 0: one per core."
+)
 _KINDS = flags.DEFINE_list("kinds", ["raw_256", "raw_720", "prepared"], "Kinds of files.")
-_FOLDER = flags.DEFINE_string("folder", "", "Where the files are kept; temporary if empty.")
-_FILES = flags.DEFINE_integer("files", 4, "Different files of a kind.", lower_bound=1)
-_BATCH = flags.DEFINE_integer("batch", 8, "Different clips, and clips of a batch.", lower_bound=1)
-_QUICK = flags.DEFINE_bool("quick", False, "Tiny files and one turn: does it run at all?")
+_FOLDER = flags.DEFINE_string("folder", "", "Folder of the files; empty: a temporary one.")
+_FILES = flags.DEFINE_integer("files", 4, "Number of files of each kind.", lower_bound=1)
+_BATCH = flags.DEFINE_integer(
+    "batch", 8, "Number of different clips, and clips per batch.", lower_bound=1
+)
+_QUICK = flags.DEFINE_bool("quick", False, "Smoke test: tiny files and one round.")
 
 SAMPLINGS = ("dense", "sparse")
 BARE = {"bare, every frame": "all", "bare, planned": "plan"}
@@ -49,7 +55,7 @@ PEERS = ("pyav", "decord")
 
 
 class Case(NamedTuple):
-    """Files of a kind, sampled in one way."""
+    """Files of one kind and a way to sample them."""
 
     kind: str
     sampling: str
@@ -58,12 +64,12 @@ class Case(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What tables call it."""
+        """Name in the tables."""
         return f"{self.kind}/{self.sampling}"
 
 
 def make_cases(folder: Path) -> list[Case]:
-    """Makes the files."""
+    """Creates the video files and manifests."""
     frames, files, count = (24, 2, 2) if _QUICK.value else (300, _FILES.value, _BATCH.value)
     paths, shard = {}, {}
     for kind in videos.KINDS:
@@ -87,13 +93,15 @@ def make_cases(folder: Path) -> list[Case]:
 def check_same(case: Case) -> dict[str, float]:
     """Compares all readers on two clips with our decoder's frames, resized by Pillow.
 
-    The bare loops resize so too; ours lets the decoder's scaler do it, and the peers have own ways.
+    The bare loops resize with Pillow too. Our pipeline uses the decoder's scaler, and the peers use
+    their own methods.
 
     Returns:
-        The mean difference of ours and of the peers in levels.
+        The mean difference in pixel levels of our pipeline and of each peer.
 
     Raises:
-        RuntimeError: A bare loop gives other pixels, ours or a peer other frames.
+        RuntimeError: A bare loop returns different pixels, or our pipeline or a peer returns
+            different frames.
     """
     load = measures.make_dataset(case.manifest, case.sampling, 1, 1)._load
     manifest = manifest_lib.read_manifest(case.manifest)
@@ -104,7 +112,7 @@ def check_same(case: Case) -> dict[str, float]:
         expected = transforms.resize(frames, window, readers.SIZE).astype(int)
         for name, read in BARE.items():
             if not np.array_equal(expected, readers.read_bare(read, row)):
-                raise RuntimeError(f"{case.name}: {name} gives other pixels")
+                raise RuntimeError(f"{case.name}: {name} returns different pixels")
         for name in differences:
             if name == "ours":
                 found = load(manifest[i], (None,))["video"][0]
@@ -114,30 +122,32 @@ def check_same(case: Case) -> dict[str, float]:
             differences[name] = max(differences[name], apart)
             moved = float(np.abs(expected - np.roll(found, 1, axis=0)).mean())
             if apart > 0.5 * moved:
-                raise RuntimeError(f"{case.name}: {name} gives other frames ({apart:.1f} levels)")
+                raise RuntimeError(
+                    f"{case.name}: {name} returns different frames ({apart:.1f} levels)"
+                )
     return differences
 
 
 def present_peers() -> list[str]:
-    """The peers that can be imported."""
+    """Returns the peers that can be imported."""
     return [peer for peer in PEERS if not readers.absent(peer)]
 
 
 def open_readers(
     case: Case, workers: int, stack: contextlib.ExitStack
 ) -> dict[str, Callable[[], Speed]]:
-    """What takes turns; each measures about `--seconds`. `stack` closes them."""
+    """Returns a function per reader that measures for about `--seconds`; `stack` closes them."""
     rows, batch = case.rows, len(case.rows)
     bare_rate = max(measures.measure_bare(name, rows).clips for name in BARE.values())
 
     def clips(count: int) -> int:
-        """As many batches for each process: some readers make a batch in each."""
+        """Returns a clip count with equally many batches per process."""
         whole = batch * count
         return whole * max(1, round(bare_rate * count * _SECONDS.value / whole))
 
     single = rows * (clips(1) // batch)
     opened, made = {}, {}
-    for peer in present_peers():  # first, for they fork
+    for peer in present_peers():  # first, because they fork
         name = f"DataLoader {peer}, {workers} workers"
         opened[name] = workers, measures.open_dataloader(peer, rows, workers, batch)
     for count in sorted({1, workers} | {2**i for i in range(workers.bit_length() - 1)}):
@@ -159,7 +169,7 @@ def _processes(workers: int) -> str:
 
 
 def take_turns(cases: list[Case], workers: int, rounds: int) -> dict[str, dict[str, list[Speed]]]:
-    """All readers of all cases measure in turn, so that a round has the machine of one moment."""
+    """Measures all readers of all cases in turn, in `rounds` rounds."""
     found = {case.name: collections.defaultdict(list) for case in cases}
     with contextlib.ExitStack() as stack:
         made = {}
@@ -169,7 +179,7 @@ def take_turns(cases: list[Case], workers: int, rounds: int) -> dict[str, dict[s
             print(f"{case.name}: same frames; mean difference in levels: {apart}", flush=True)
             made[case.name] = open_readers(case, workers, stack)
         for number in range(rounds):
-            for sampling in SAMPLINGS:  # of raw and prepared files right after each other
+            for sampling in SAMPLINGS:  # measures raw and prepared files close in time
                 for case in (case for case in cases if case.sampling == sampling):
                     for name, measure in made[case.name].items():
                         speed = measure()
@@ -180,8 +190,8 @@ def take_turns(cases: list[Case], workers: int, rounds: int) -> dict[str, dict[s
 
 
 def print_table(case: Case, found: dict[str, list[Speed]]) -> None:
-    """Median, least and greatest of each reader, and processor time."""
-    print(f"\n{case.name:34s} clips/s  (least - most)   CPU ms a clip")
+    """Prints median, minimum and maximum speed and processor time of each reader."""
+    print(f"\n{case.name:34s} clips/s  (min - max)   CPU ms per clip")
     for name, speeds in found.items():
         clips, cpu = [s.clips for s in speeds], [s.cpu for s in speeds]
         spread = f"({min(clips):.2f} - {max(clips):.2f})"
@@ -193,7 +203,7 @@ def print_table(case: Case, found: dict[str, list[Speed]]) -> None:
 
 
 def summarize(found: dict[str, dict[str, list[Speed]]], workers: int) -> dict:
-    """Medians and ranges of the ratios within a round; the headline is the worst case."""
+    """Returns medians and ranges of the ratios within a round, and the worst case of each ratio."""
 
     def clips(case: str, name: str) -> list[float]:
         return [speed.clips for speed in found[case][name]]
@@ -232,14 +242,14 @@ def summarize(found: dict[str, dict[str, list[Speed]]], workers: int) -> dict:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Makes the files, measures, prints."""
+    """Creates the files, runs all measurements and prints the results."""
     del argv
     workers = _WORKERS.value or count_cores()
     rounds = 1 if _QUICK.value else _ROUNDS.value
     peers = {peer: readers.absent(peer) for peer in PEERS}
     for peer, reason in peers.items():
         if reason:
-            print(f"{peer}: absent, {reason} (pip install 'invnext-jax[bench]')")
+            print(f"{peer} is skipped: {reason} (pip install 'invnext-jax[bench]')")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(_FOLDER.value or temporary)
         folder.mkdir(parents=True, exist_ok=True)

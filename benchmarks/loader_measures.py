@@ -1,4 +1,4 @@
-"""One turn of each reader of the loader's benchmark, by the clock and in processor time."""
+"""Measurements of the loader benchmark: wall time and processor time of each reader."""
 
 import contextlib
 import os
@@ -16,18 +16,18 @@ from invnext_jax.data import pipeline
 from invnext_jax.data.clips import LoadClip
 from invnext_jax.data.workers import ProcessWorker
 
-EPOCHS = 10_000  # more than anybody has the patience for
-REST = 0.15  # cores in use by a process and its children that wait
-WAIT = 0.2  # least part of its time that a batch takes which is not made yet
-AHEAD = 100  # no reader makes so many batches ahead
+EPOCHS = 10_000  # practically endless
+REST = 0.15  # cores in use while a process and its children are idle
+WAIT = 0.2  # a batch that takes a smaller share of its expected time was prefetched
+AHEAD = 100  # upper bound of the prefetched batches
 
 
 class Speed(NamedTuple):
-    """What a turn gave.
+    """Result of one measurement.
 
     Attributes:
-        clips: A second.
-        cpu: Seconds of processor time a clip, of all processes.
+        clips: Clips per second.
+        cpu: Seconds of processor time per clip, summed over all processes.
     """
 
     clips: float
@@ -35,13 +35,13 @@ class Speed(NamedTuple):
 
 
 def measure_bare(name: str, rows: list[readers.Row]) -> Speed:
-    """One thread of this process."""
+    """Measures a bare loop in one thread of this process."""
     seconds, cpu = readers.time_bare(name, rows)
     return Speed(len(rows) / seconds, cpu / len(rows))
 
 
 class BareProcesses:
-    """As many bare loops at once as there are cores: what the machine can give."""
+    """Bare loops in `count` processes at once: the upper bound of the machine."""
 
     def __init__(self, name: str, rows: list[readers.Row], count: int):
         self._task, self._count = (name, rows), count
@@ -50,7 +50,7 @@ class BareProcesses:
             worker.call((name, rows[:1]), 600)
 
     def measure(self) -> Speed:
-        """Each loop reads all rows."""
+        """Measures all processes; each reads all rows."""
         with ThreadPool(self._count) as threads:
             found = threads.map(lambda worker: worker.call(self._task, 3600), self._crew)
         rows = len(self._task[1])
@@ -64,26 +64,26 @@ class BareProcesses:
 
 
 class Batches:
-    """A reader that makes batches ahead, in processes of its own, until its room is full.
+    """A reader that prefetches a limited number of batches in its own processes.
 
     Args:
-        iterator: Gives them.
-        batch: Clips of one.
+        iterator: Iterator over the batches.
+        batch: Clips per batch.
         close: Ends the processes.
     """
 
     def __init__(self, iterator: Iterator, batch: int, close: Callable[[], None]):
         self._iterator, self._batch, self.close = iterator, batch, close
-        for _ in range(2):  # all processes are up
+        for _ in range(2):  # waits until all processes have started
             next(iterator)
         _wait_for_rest()
 
     def measure(self, clips: int, pace: float) -> Speed:
-        """The pace of so many clips, once those made ahead are used up.
+        """Measures the speed after all prefetched batches have been read.
 
         Args:
-            clips: As many.
-            pace: How many a second there may be, about: it tells which batches were made ahead.
+            clips: Number of clips to measure.
+            pace: Approximate clips per second, to recognise prefetched batches.
         """
         for _ in range(AHEAD):
             start = time.perf_counter()
@@ -100,13 +100,13 @@ class Batches:
 
 
 def open_pipeline(manifest: Path, sampling: str, workers: int, batch: int) -> Batches:
-    """Our pipeline."""
+    """Opens our pipeline."""
     iterator = iter(make_dataset(manifest, sampling, workers, batch))
     return Batches(iterator, batch, iterator.close)
 
 
 def make_dataset(manifest: Path, sampling: str, workers: int, batch: int):
-    """Our pipeline over the rows of a manifest."""
+    """Makes our pipeline over the rows of a manifest."""
     config = common.data()
     config.update(manifest=str(manifest), workers=workers, sampling=sampling)
     config.update(frames=readers.FRAMES, stride=(readers.STRIDE, readers.STRIDE))
@@ -119,21 +119,21 @@ def make_dataset(manifest: Path, sampling: str, workers: int, batch: int):
 
 
 def open_dataloader(peer: str, rows: list[readers.Row], workers: int, batch: int) -> Batches:
-    """PyTorch's DataLoader."""
+    """Opens PyTorch's DataLoader with the decoder of a peer."""
     from torch.utils.data import DataLoader
 
     dataset = readers.PeerDataset(peer, rows * EPOCHS)
     iterator = iter(DataLoader(dataset, batch, num_workers=workers))
 
     def close() -> None:
-        with contextlib.suppress(RuntimeError):  # decord's processes may crash as they end
+        with contextlib.suppress(RuntimeError):  # decord's processes may crash when they exit
             iterator._shutdown_workers()
 
     return Batches(iterator, batch, close)
 
 
 def _wait_for_rest() -> None:
-    """Until all processes made what they make ahead, or the next reader had them beside it."""
+    """Waits until all processes are idle; otherwise they would slow down the next reader."""
     busy = 1.0
     while busy > REST:
         before = _cpu_seconds()
@@ -142,7 +142,7 @@ def _wait_for_rest() -> None:
 
 
 def _cpu_seconds() -> float:
-    """Processor time of this process and of those that it started and that live (Linux)."""
+    """Returns the processor time of this process and its running descendants (Linux)."""
     ticks, waiting = 0, [os.getpid()]
     while waiting:
         folder = Path(f"/proc/{waiting.pop()}")
@@ -150,6 +150,6 @@ def _cpu_seconds() -> float:
             ticks += sum(map(int, (folder / "stat").read_text().rpartition(")")[2].split()[11:13]))
             for task in (folder / "task").iterdir():
                 waiting += (task / "children").read_text().split()
-        except OSError:  # it ended, or this is no Linux
+        except OSError:  # the process has ended, or the system is not Linux
             continue
     return ticks / os.sysconf("SC_CLK_TCK")

@@ -1,4 +1,4 @@
-"""The readers that the loader's benchmark compares; all give the same frames, [t h w c] of uint8.
+"""Readers of the loader benchmark; all return the same frames, uint8 [t h w c].
 
 Worker processes import this module.
 """
@@ -20,14 +20,14 @@ FRAMES, STRIDE, SIZE, SHORT = 16, 4, 224, 256
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A clip: a file, the frame it starts at, and the way to sample."""
+    """A clip: file, first frame and sampling."""
 
     path: str
     start: int
     sampling: str
 
     def choose(self, count: int) -> np.ndarray:
-        """Numbers of the clip's frames in a file of `count`."""
+        """Returns the frame numbers of the clip in a file of `count` frames."""
         if self.sampling == "dense":
             chosen = clips.sample_dense(count - self.start, FRAMES, (STRIDE, STRIDE), None)
         else:
@@ -37,12 +37,12 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class CentreClip:
-    """Our own reader with nothing random in it."""
+    """Our own reader, without random sampling or augmentation."""
 
     load: clips.LoadClip
 
     def __call__(self, record, seeds):
-        """The clip of a row."""
+        """Returns the centre clips of a row."""
         return self.load(record, (None,) * len(seeds))
 
 
@@ -54,7 +54,7 @@ def _open(path: str):
 
 
 def _finish(frame: av.VideoFrame, reformatter: VideoReformatter) -> np.ndarray:
-    """Short side 256, the middle square of it, 224 pixels a side."""
+    """Scales the short side to 256, crops the centre square and resizes it to 224 x 224."""
     scale = min(1.0, SHORT / min(frame.width, frame.height))
     width, height = round(frame.width * scale), round(frame.height * scale)
     options = {"format": "rgb24", "interpolation": "BILINEAR", "threads": 1}
@@ -66,7 +66,7 @@ def _finish(frame: av.VideoFrame, reformatter: VideoReformatter) -> np.ndarray:
 
 
 def bare_all(row: Row) -> np.ndarray:
-    """Decodes every frame up to the last one wanted."""
+    """Decodes every frame up to the last requested one."""
     container, stream = _open(row.path)
     with container:
         wanted = row.choose(stream.frames).tolist()
@@ -80,7 +80,7 @@ def bare_all(row: Row) -> np.ndarray:
 
 
 def bare_plan(row: Row) -> np.ndarray:
-    """Reads the packets' times, seeks to the key frames, skips frames that nothing refers to."""
+    """Reads the time stamps, seeks to the key frames and skips unreferenced frames."""
     container, stream = _open(row.path)
     with container:
         packets = [(p.pts, p.is_keyframe) for p in container.demux(stream) if p.size]
@@ -108,12 +108,12 @@ def _decode_group(container, stream, wanted: set[int]) -> Iterator[av.VideoFrame
 
 
 def read_bare(name: str, row: Row) -> np.ndarray:
-    """A row by the bare loop "all" or "plan"."""
+    """Reads a row with the bare loop "all" or "plan"."""
     return {"all": bare_all, "plan": bare_plan}[name](row)
 
 
 def time_bare(name: str, rows: list[Row]) -> tuple[float, float]:
-    """Reads rows one by one; the seconds that it took, by the clock and of the processor."""
+    """Reads rows one by one; returns wall time and processor time in seconds."""
     start, start_cpu = time.perf_counter(), time.process_time()
     for row in rows:
         read_bare(name, row)
@@ -121,7 +121,7 @@ def time_bare(name: str, rows: list[Row]) -> tuple[float, float]:
 
 
 def absent(peer: str) -> str:
-    """Why a peer cannot be measured; "" if it can."""
+    """Returns why a peer cannot be measured, or "" if it can."""
     needed = ["torch"] + ["decord"] * (peer == "decord")
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     return f"{missing[0]} is not installed" if missing else ""
@@ -142,12 +142,12 @@ class PeerDataset:
 
 
 def read_peer(peer: str, row: Row):
-    """A row as users of "pyav" or "decord" read it."""
+    """Reads a row in the usual way with "pyav" or "decord"."""
     return {"pyav": _read_pyav, "decord": _read_decord}[peer](row)
 
 
 def _read_pyav(row: Row):
-    """Decodes up to the last frame; resizes the short side and cuts the middle, as torchvision."""
+    """Decodes up to the last frame; resizes the short side and crops the centre, as torchvision."""
     import torch
 
     images = {}
@@ -173,7 +173,7 @@ def _read_decord(row: Row):
     import decord
     import torch
 
-    with av.open(row.path) as container:  # decord wants both sides before it has read them
+    with av.open(row.path) as container:  # decord needs both sides before it opens the file
         stream = container.streams.video[0]
         width, height = stream.width, stream.height
     scale = SIZE / min(width, height)

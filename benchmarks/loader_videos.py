@@ -1,4 +1,4 @@
-"""The files that the loader's benchmark reads: made once, of moving fractals, by PyAV."""
+"""Video files of the loader benchmark: moving fractals, encoded once with PyAV."""
 
 import csv
 import dataclasses
@@ -12,8 +12,8 @@ from invnext_jax.data import shards, video_io
 from invnext_jax.dataset_prep import shard_writer
 from invnext_jax.dataset_prep.reencode import Encoding
 
-RATE = 30  # frames a second
-PLACES = [  # where the pictures zoom in
+RATE = 30  # frames per second
+PLACES = [  # centres of the zooms
     ("-0.743643887037151", "-0.131825904205330"),
     ("-1.25066", "0.02012"),
     ("-0.7453", "0.1127"),
@@ -26,9 +26,9 @@ class Kind:
     """A kind of file.
 
     Attributes:
-        name: What tables call it.
+        name: Name in the tables.
         size: Width and height in pixels.
-        bits: A second.
+        bits: Bits per second.
     """
 
     name: str
@@ -40,12 +40,12 @@ KINDS = (
     Kind("raw_256", (340, 256), 900_000),
     Kind("raw_720", (1280, 720), 5_000_000),
 )
-COPIES = 4096  # rows of a clip
+COPIES = 4096  # rows per clip
 GOP = 250  # frames from one key frame to the next, x264's default
 
 
 def make_raw(folder: Path, kind: Kind, files: int, frames: int) -> list[Path]:
-    """Writes videos with few key frames, as they come from the web; those there are kept."""
+    """Writes videos with few key frames, like those on the web; existing ones are kept."""
     paths = [folder / f"{kind.name}-{frames}-{number}.mp4" for number in range(files)]
     for number, path in enumerate(paths):
         if path.exists():
@@ -58,10 +58,10 @@ def make_raw(folder: Path, kind: Kind, files: int, frames: int) -> list[Path]:
 
 
 def prepare(paths: list[Path], folder: Path) -> tuple[Path, list[Path]]:
-    """Encodes videos anew for training, as `launch/prepare_data.py shards` does.
+    """Re-encodes videos for training, as `launch/prepare_data.py shards` does.
 
     Returns:
-        The shard, and files with the content of its records; those there are kept.
+        The shard, and files with the content of its records.
     """
     whole = folder / "whole.csv"
     _write_csv(whole, ["path", "source"], [[path, "bench"] for path in paths])
@@ -84,20 +84,20 @@ def prepare(paths: list[Path], folder: Path) -> tuple[Path, list[Path]]:
 def write_manifest(
     path: Path, videos: list[Path], rows: int, frames: int, shard: Path | None = None
 ) -> list[int]:
-    """Writes clips that begin all over the files, the same ones for every kind.
+    """Writes a manifest of clips whose starts are spread over the files, equal for every kind.
 
-    Each stands in `COPIES` rows and is a source of its own, so that the manifest has the length of
-    a real one and sources in equal shares give every clip once in as many.
+    Each clip is repeated in `COPIES` rows, so that the manifest is as long as a real one. Each clip
+    is its own source, so that with equal weights every clip occurs once per batch.
 
     Args:
-        path: Of the manifest.
-        videos: Files, which come in turn.
-        rows: How many clips.
+        path: The manifest.
+        videos: Files, used in turn.
+        rows: Number of clips.
         frames: Frames of each file.
-        shard: Holds the same videos, and is named in their place.
+        shard: A shard of the same videos, which the manifest names instead of them.
 
     Returns:
-        The first frame of each.
+        The first frame of each clip.
     """
     spread = np.random.default_rng(0).permutation(rows) / rows
     starts = (spread * max(1, frames - 61)).astype(int).tolist()

@@ -33,7 +33,7 @@ def test_the_last_line_holds_the_ratios(tmp_path):
     assert list(result["cases"]) == kinds
     assert all(set(case) == wanted for case in result["cases"].values())
     for peer in result["absent"]:
-        assert f"{peer}: absent" in done.stdout
+        assert f"{peer} is skipped" in done.stdout
 
 
 def test_a_hitch_among_the_batches_made_ahead_does_not_start_the_clock(monkeypatch):
