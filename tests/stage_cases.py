@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from configs import stage1 as config1
 from configs import stage2 as config2
@@ -46,13 +47,15 @@ def prepared(stage, config):
     return model, jax.tree.unflatten(jax.tree.structure(params), leaves)
 
 
-def random_batch():
+@pytest.fixture(scope="session")
+def batch():
     """Three clips of 4 frames."""
     rng = np.random.default_rng(0)
     return {"video": rng.integers(0, 256, (3, 4, 32, 32, 3), dtype=np.uint8)}
 
 
-def make_first():
+@pytest.fixture(scope="session")
+def first():
     """Config, model, parameters and frozen parameters of Stage 1."""
     config = small(config1)
     model, params = prepared(stage1, config)
@@ -61,8 +64,9 @@ def make_first():
     return config, model, params, {"teacher": frozen}
 
 
-def make_second(first):
-    """The same of Stage 2, whose target is the encoder of `make_first`."""
+@pytest.fixture(scope="session")
+def second(first):
+    """The same of Stage 2, whose target is the encoder of `first`."""
     config = small(config2)
     model, params = prepared(stage2, config)
     return config, model, params, {"target": first[2]["encoder"]}

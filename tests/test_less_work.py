@@ -20,21 +20,6 @@ KEY = jax.random.key(5)
 quick_jit = functools.partial(jax.jit, compiler_options=stage_cases.FAST_TO_COMPILE)
 
 
-@pytest.fixture(scope="module")
-def batch():
-    return stage_cases.random_batch()
-
-
-@pytest.fixture(scope="module")
-def first():
-    return stage_cases.make_first()
-
-
-@pytest.fixture(scope="module")
-def second(first):
-    return stage_cases.make_second(first)
-
-
 def changed(config, **changes):
     config = config.copy_and_resolve_references()
     config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})

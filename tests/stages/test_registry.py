@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import stage_cases
 from stage_cases import prepared, small
 
 from configs import stage1 as config1
@@ -21,21 +20,6 @@ from invnext_jax.stages import masked_modeling
 from invnext_jax.stages.registry import STAGES
 
 stage1, stage2 = STAGES["stage1"], STAGES["stage2"]
-
-
-@pytest.fixture(scope="module")
-def batch():
-    return stage_cases.random_batch()
-
-
-@pytest.fixture(scope="module")
-def first():
-    return stage_cases.make_first()
-
-
-@pytest.fixture(scope="module")
-def second(first):
-    return stage_cases.make_second(first)
 
 
 def gradients(stage, setting, batch):
