@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 from drill_run import SAVE_STEPS, DrillRun
 
-DISK_BYTES = 64 * 2**20  # of the small disk; a checkpoint takes about 8 MiB
+DISK_BYTES = 64 * 2**20  # size of the small disk; a checkpoint takes about 8 MiB
 
 
 @dataclasses.dataclass

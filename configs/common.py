@@ -39,9 +39,9 @@ TEACHERS = {
         "activation": "gelu_tanh",
         "registers": 0,  # Register tokens, for dinov2 only: 0 or 4.
         "gated": False,  # Whether the MLPs are SwiGLU, for dinov2 only.
-        "patch": 16,  # Pixels a side of a patch.
-        "size": 256,  # Pixels a side of the images that the teacher gets in this run.
-        "train_size": 256,  # Pixels a side that its position table was trained for.
+        "patch": 16,  # Side of a patch in pixels.
+        "size": 256,  # Side in pixels of the images that the teacher gets in this run.
+        "train_size": 256,  # Image side in pixels that its position table was trained for.
         # Distance in layers between two tapped layers, counted back from the last layer.
         "tap_interval": 3.33,
     },
@@ -128,14 +128,14 @@ def defaults() -> ml_collections.ConfigDict:
     # Activations that the backward pass recomputes to save memory: "none"; "dots": all except the
     # outputs of matrix products; "full": all.
     config.remat = "none"
-    # Layers per iteration of the scan over layers. More of them compile longer.
+    # Layers per iteration of the scan over layers. Larger values take longer to compile.
     config.scan_unroll = 1
     config.data = data()
     config.encoder = ml_collections.ConfigDict(
         {
             **ENCODERS["base"],
-            "patch": 14,  # Pixels a side of a patch.
-            # Pixels a side that the position tables are built for. Other sizes are interpolated.
+            "patch": 14,  # Side of a patch in pixels.
+            # Image side in pixels that the position tables are built for. Others are interpolated.
             "size": 224,
             # Frames that the position tables are built for. Other counts are interpolated.
             "frames": 16,
@@ -156,9 +156,9 @@ def defaults() -> ml_collections.ConfigDict:
             "depth": 5,
             "heads": 16,  # Attention heads; must divide the width.
             "mlp_width": 2624,  # Width of the hidden layer of each MLP.
-            # Of modernbert: positions that a local layer attends to, half of them on each side.
+            # For modernbert: positions that a local layer attends to, half of them on each side.
             "window": 128,
-            # Of modernbert: index of the last layer in the text model. Layers whose index divides
+            # For modernbert: index of the last layer in the text model. Layers whose index divides
             # by 3 attend globally.
             "last_layer": 27,
         }
@@ -200,15 +200,15 @@ def defaults() -> ml_collections.ConfigDict:
             # Share of the masked patches that is predicted, drawn at random in each step. Below 1
             # it changes the method.
             "predicted": 1.0,
-            # Of multi_block: one mask for each (number of blocks, area of a block as a share of the
-            # frame).
+            # For multi_block: one mask for each (number of blocks, area of a block as a share of
+            # the frame).
             "blocks": ((8, 0.15), (2, 0.7)),
-            # Of multi_block: share of the patches that stays visible, one for each of
+            # For multi_block: share of the patches that stays visible, one for each of
             # `mask.blocks`.
             "visible": (0.38, 0.19),
-            # Of multi_block: least and greatest height / width of the blocks.
+            # For multi_block: smallest and largest height / width of the blocks.
             "aspect": (0.75, 1.5),
-            # Of multi_block: how `mask.visible` is reached. "scale" grows or shrinks the blocks;
+            # For multi_block: how `mask.visible` is reached. "scale" grows or shrinks the blocks;
             # "cut" drops visible tokens in raster order, as the released scripts do (there
             # `mask.visible` is 0.196 and 0.08).
             "fit": "scale",
@@ -247,7 +247,7 @@ def defaults() -> ml_collections.ConfigDict:
             # Also save this many minutes after the last checkpoint. 0: by steps only.
             "every_minutes": 0.0,
             "keep_last": 2,  # Number of the newest checkpoints to keep.
-            "keep_every_steps": 0,  # Keep each checkpoint whose step divides by this. 0: none.
+            "keep_every_steps": 0,  # Keep each checkpoint whose step is divisible by this. 0: none.
             "keep_best": 0,  # Number of the best checkpoints, by `best_metric`, to keep as well.
             # Any logged metric. Its mean over the steps logged since the previous checkpoint is the
             # score.
@@ -290,20 +290,20 @@ def data() -> ml_collections.ConfigDict:
             # How frames are chosen. "sparse": one from each of `data.frames` equal segments of the
             # video; "dense": at equal distances.
             "sampling": "sparse",
-            # Of dense sampling: least and greatest distance in frames, drawn for each clip. The
+            # For dense sampling: smallest and largest distance in frames, drawn for each clip. The
             # last frame repeats past the end of the video.
             "stride": (4, 4),
-            "size": 224,  # Pixels a side of a clip; must divide by `encoder.patch`.
+            "size": 224,  # Side of a clip in pixels; must be divisible by `encoder.patch`.
             # Crops are measured on the frame scaled down to this short side, in pixels. Smaller
             # frames are not scaled up.
             "short_side": 256,
             # How crops are drawn: "multi_scale" or "random_resized".
             "crop": "multi_scale",
-            # Of multi_scale: sides of a crop as shares of the short side.
+            # For multi_scale: sides of a crop as shares of the short side.
             "crop_scales": (1.0, 0.875, 0.75, 0.66),
-            # Of random_resized: least and greatest area of a crop as a share of the frame.
+            # For random_resized: smallest and largest area of a crop as a share of the frame.
             "crop_area": (0.3, 1.0),
-            # Of random_resized: least and greatest width / height of a crop.
+            # For random_resized: smallest and largest width / height of a crop.
             "crop_aspect": (0.75, 4 / 3),
             # Strength of random changes of brightness, contrast, saturation (each as a share) and
             # hue (as a share of the color circle, at most 0.5). 0: none.

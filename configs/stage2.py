@@ -19,7 +19,7 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
             # "frozen": the Stage 1 encoder; "momentum": a moving average of the student's encoder;
             # "image": the image teacher's last layer.
             "kind": "frozen",
-            # Of kind "momentum": decay of the average per step.
+            # For kind "momentum": decay of the average per step.
             "momentum": 0.9998,
             # Whether drop path is on in the target, as in the released scripts.
             "drop_path": False,

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-TEMPORARY_SUFFIX = ".part"  # of the hidden temporary files
+TEMPORARY_SUFFIX = ".part"  # suffix of the hidden temporary files
 
 
 @contextlib.contextmanager

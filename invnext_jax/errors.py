@@ -63,7 +63,7 @@ def run_command(main: Callable[[Sequence[str]], None], arguments: int | None = 0
     """Runs a launch script: parses the flags, calls `main`, reports errors as sentences.
 
     Args:
-        main: called with what is left of the command line, the script's name first.
+        main: called with the remaining arguments, the script's name first.
         arguments: how many arguments besides flags the script takes; None: any number.
     """
 
@@ -87,10 +87,10 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     """Parses the command line into absl's flags.
 
     Returns:
-        What is left of it, the script's name first.
+        The remaining arguments, the script's name first.
 
     Raises:
-        UserError: an unknown flag or config field, a value of the wrong type, no such config file.
+        UserError: an unknown flag or config field, a wrong type, or a missing config file.
     """
     for given in argv[1:]:
         path = given.removeprefix("--config=").partition(":")[0]
@@ -105,7 +105,7 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
 
 
 def _first_cause(text: str) -> str:
-    """The sentence in an absl message, which may hold a whole traceback or two."""
+    """Returns the sentence in an absl message, which may contain tracebacks."""
     missing = re.match(r"flag (--[\w.]+)=None: .*must have a value", text)
     if missing:
         return f"{missing[1]} is missing"
@@ -114,7 +114,7 @@ def _first_cause(text: str) -> str:
 
 
 def _unknown_field(argv: Sequence[str]) -> str:
-    """A sentence on the first `--config.a.b` that the config file does not have, or ""."""
+    """Returns an error for the first `--config.a.b` that the config file does not have, or ""."""
     files = [given.partition("=")[2] for given in argv if given.startswith("--config=")]
     known = list(_fields(_load_config(files[-1]).to_dict())) if files else []
     for given in argv[1:]:

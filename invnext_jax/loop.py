@@ -45,7 +45,7 @@ class Callbacks:
         return False
 
     def before_step(self, number: int) -> None:
-        """Called with the number of a step, from 1, once its batch is there."""
+        """Called with the number of a step, from 1, once its batch is available."""
 
     def diagnose(self, number: int, state: Any, batch: Any) -> dict[str, jax.Array]:
         """Returns diagnostics of the state before step `number`, {} for none."""
@@ -164,9 +164,9 @@ def run_loop(
             _train(run, reporter, stop_and_save, preemption, watchdog, profiler)
         reporter.flush()
     except NonFiniteError as error:
-        with contextlib.suppress(NonFiniteError):  # of the step that was already dispatched
+        with contextlib.suppress(NonFiniteError):  # raised for the step that was already dispatched
             reporter.flush()
-        # A second aborted save would push out the checkpoints from before the abort.
+        # A second aborted save would replace the checkpoints from before the abort.
         if not run.checkpointer.abort_reason:
             run.checkpointer.save(run.step, run.state, run.position, abort_reason=str(error))
         raise
@@ -188,7 +188,7 @@ def _train(
 ) -> None:
     with consensus.all_hosts_agree("the first batch"):
         pending = [_next_batch(run, reporter, preemption)]
-    # Hosts compile at their own pace, and the collectives of a step time out early.
+    # Hosts take different times to compile, and the collectives of a step time out early.
     timeout = max(consensus.WAIT_SECONDS, 60 * COMPILE_FACTOR * run.config.log.watchdog_minutes)
     with consensus.all_hosts_agree("the first step", timeout_seconds=timeout):
         train_step, diagnose = _compile(run, pending[0])
@@ -277,7 +277,7 @@ def _describe_stop(run: Run, preemption: Preemption) -> str:
 def _next_batch(
     run: Run, reporter: reporter_lib.Reporter, preemption: Preemption
 ) -> dict[str, jax.Array]:
-    """Returns the next batch; a single process stops waiting for it once a signal has come."""
+    """Returns the next batch; a single process stops waiting for it once a signal has arrived."""
     start = time.perf_counter()
     with preemption.raise_on_signal() if jax.process_count() == 1 else contextlib.nullcontext():
         batch = next(run.data_iter)

@@ -65,7 +65,7 @@ def main(argv: Sequence[str]) -> None:
         print(_index(argv[2]) if command == "index" else _make_shards())
     except KeyboardInterrupt:
         print("interrupted: repeat the command to resume", file=sys.stderr, flush=True)
-        os._exit(1)  # Beam's threads would continue
+        os._exit(1)  # a normal exit would wait for Beam's threads
 
 
 def _index(path: str) -> indexing.IndexSummary | tfds_index.TfdsIndexSummary:

@@ -1,4 +1,4 @@
-"""Eight fake CPU devices, strict ranks, parsed flags (grain's workers ask for them), `--slow`."""
+"""Eight fake CPU devices, strict ranks, parsed flags (grain's workers need them), `--slow`."""
 
 import contextlib
 import os
@@ -30,7 +30,7 @@ jax.config.update("jax_disable_most_optimizations", True)  # compiles in half th
 
 @pytest.fixture(scope="session", autouse=True)
 def compiled_programs(tmp_path_factory):
-    """Tests that resume or repeat a run find its programs compiled."""
+    """Caches compiled programs for tests that resume or repeat a run."""
     jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 

@@ -119,7 +119,7 @@ class _Mallinfo(ctypes.Structure):
 
 
 def measure_growth(load, rows, clips):
-    """Loads clips, and returns by how many bytes a clip the allocated memory has grown."""
+    """Loads clips, and returns the growth of the allocated memory in bytes per clip."""
     libc = ctypes.CDLL(None)
     libc.mallinfo2.restype = _Mallinfo
     for number in range(2 * clips):

@@ -22,7 +22,7 @@ FAST_TO_COMPILE = {  # most of the time of a single step is compilation
 
 
 def small(module):
-    """The tiny variant of a config module, smaller still."""
+    """Returns the tiny variant of a config module, made smaller."""
     config = module.get_config("tiny")
     config.encoder.update(depth=2, width=32, heads=2, mlp_width=64)
     config.predictor.update(depth=2, width=32, heads=2, mlp_width=32)

@@ -29,7 +29,7 @@ def test_a_failure_changes_nothing(tmp_path):
     assert path.read_text() == "old" and names(tmp_path) == ["a.txt"]
 
 
-def test_two_writers_do_not_meet(tmp_path):
+def test_concurrent_writers_do_not_interfere(tmp_path):
     path = tmp_path / "a.txt"
     with atomic_file.atomic_path(path) as one, atomic_file.atomic_path(path) as other:
         one.write_text("one")
@@ -37,7 +37,7 @@ def test_two_writers_do_not_meet(tmp_path):
     assert path.read_text() == "one"
 
 
-def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path):
+def test_only_the_files_of_killed_writers_are_removed(tmp_path):
     left = [".a[1].txt.12ab.part", ".a[1].txt.34cd.part"]
     others = [".a1.txt.12ab.part", "a[1].txt", ".a[1].txt.part.md"]
     for name in left + others:

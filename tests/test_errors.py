@@ -72,7 +72,7 @@ def test_sources_are_set_from_the_command_line(parse):
         ([CONFIG, "--wrokdir=a"], "Unknown command line flag 'wrokdir'. Did you mean: workdir ?"),
     ],
 )
-def test_mistakes_on_the_command_line_are_one_sentence(parse, arguments, sentence):
+def test_command_line_errors_are_one_sentence(parse, arguments, sentence):
     with pytest.raises(UserError) as caught:
         parse(*arguments)
     assert sentence in str(caught.value)

@@ -149,7 +149,7 @@ def layer_of(room, file):
 
 
 def complaints(source, module):
-    """What the imports in `source` of the dotted `module` break, as a list of sentences."""
+    """Returns a sentence for each forbidden import in `source`, the text of the dotted `module`."""
     names = imported_modules(ast.parse(source), module)
     parts = module.split(".")
     outside = {name.split(".")[0] for name in names}
@@ -196,7 +196,7 @@ def test_every_room_has_an_arrow():
     assert rooms - {"assets"} <= set(ARROWS)
 
 
-def test_every_file_of_a_room_with_layers_stands_on_one():
+def test_every_file_of_a_layered_room_has_a_layer():
     for room, layers in LAYERS.items():
         files = {path.stem for path in (ROOT / PACKAGE / room).glob("*.py")} - {"__init__"}
         assert files <= set().union(*layers), f"{room}: {sorted(files)}"
@@ -262,7 +262,7 @@ def unsafe_calls(source):
 
 
 @pytest.mark.parametrize("folder", [PACKAGE, "configs", "launch", "benchmarks"])
-def test_nothing_runs_what_a_file_or_a_text_says(folder):
+def test_no_code_executes_the_content_of_files_or_strings(folder):
     found = {str(path): unsafe_calls(path.read_text()) for path in sources(folder)}
     assert not {path: calls for path, calls in found.items() if calls}
 

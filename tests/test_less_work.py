@@ -1,4 +1,4 @@
-"""Options that change the method for less work: some targets alone, frozen models in 8 bits."""
+"""Options that change the method to save work: fewer predictions, frozen models in 8 bits."""
 
 import functools
 
@@ -32,7 +32,7 @@ def loss_of(stage, setting, batch):
     return run(params, frozen, batch, KEY)
 
 
-def test_stage2_compares_the_chosen_places_alone(second, batch):
+def test_stage2_compares_only_the_chosen_positions(second, batch):
     config, model, params, frozen = second
     some = changed(config, mask__predicted=0.25)
     loss, metrics = loss_of(stage2, (some, model, params, frozen), batch)
@@ -61,7 +61,7 @@ def test_stage2_compares_the_chosen_places_alone(second, batch):
     assert loss != whole and abs(loss - whole) < 0.3 * whole  # an estimate of the same mean
 
 
-def test_stage1_decodes_the_chosen_places_alone(first, batch):
+def test_stage1_decodes_only_the_chosen_positions(first, batch):
     config, model, params, frozen = first
     some = changed(config, mask__predicted=0.25)
     _, metrics = loss_of(stage1, (some, model, params, frozen), batch)
@@ -88,7 +88,7 @@ def test_stage1_decodes_the_chosen_places_alone(first, batch):
     np.testing.assert_allclose(metrics["loss/pixels"], expected, rtol=1e-4)
 
 
-def test_all_places_chosen_is_the_default_bit_by_bit(second, batch):
+def test_predicting_all_positions_is_the_default_bitwise(second, batch):
     whole = changed(second[0], mask__predicted=1.0)
     found, wanted = (loss_of(stage2, (config, *second[1:]), batch) for config in (whole, second[0]))
     jax.tree.map(np.testing.assert_array_equal, found, wanted)
@@ -101,7 +101,7 @@ def test_all_places_chosen_is_the_default_bit_by_bit(second, batch):
 
 
 @pytest.mark.parametrize(("form", "least"), [("int8", 0.999), ("float8", 0.99)])
-def test_a_teacher_in_8_bits_says_nearly_the_same(form, least, first, batch):
+def test_8_bit_teacher_is_close_to_float32_teacher(form, least, first, batch):
     config, _, _, frozen = first
     video = normalize(jnp.asarray(batch["video"]))
     exact, rough = (
@@ -116,7 +116,7 @@ def test_a_teacher_in_8_bits_says_nearly_the_same(form, least, first, batch):
     np.testing.assert_allclose(rough.attention_bn, exact.attention_bn, rtol=0.1)
 
 
-def test_rounding_reaches_the_target_and_nothing_that_is_trained(second, batch):
+def test_quantization_applies_only_to_frozen_models(second, batch):
     config, model, params, frozen = second
     rounded = changed(config, quantize_frozen="int8")
 

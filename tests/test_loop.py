@@ -1,4 +1,4 @@
-"""THE loop and the runtime together, on a toy stage."""
+"""Training loop, checkpoints and signals together, on a toy stage."""
 
 import json
 import os
@@ -26,7 +26,7 @@ TIMED = {"clips_per_second", "data_wait"}
 
 
 class KilledError(Exception):
-    """Stands for the end of the process."""
+    """Simulates the end of the process."""
 
 
 def kill():
@@ -55,13 +55,13 @@ def test_every_step_is_logged_with_losses_rates_and_diagnostics(whole_run):
     assert [r["step"] for r in records if "encoder_norm" in r] == [1, 2, 4, 6]
 
 
-def test_the_resolved_config_lies_in_the_workdir(whole_run, toy_config):
+def test_the_resolved_config_is_written_to_the_workdir(whole_run, toy_config):
     saved = json.loads((whole_run / "config.json").read_text())
     assert saved["optimizer"]["learning_rate"] == 0.1
     assert saved["encoder"] == toy_config.encoder.to_dict()
 
 
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(whole_run, toy_config, toy_data, tmp_path):
+def test_a_killed_run_resumes_bitwise(whole_run, toy_config, toy_data, tmp_path):
     toy_data.before_batch[6] = kill
     with pytest.raises(KilledError):
         train.train(toy_config, tmp_path / "killed")
@@ -83,7 +83,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_the_run_goes_on(
+def test_a_signal_saves_and_the_run_resumes(
     whole_run, toy_config, toy_data, tmp_path, capsys, number
 ):
     toy_data.before_batch[5] = lambda: os.kill(os.getpid(), number)
@@ -105,7 +105,7 @@ def test_a_signal_before_the_first_step_saves_nothing(toy_config, toy_data, tmp_
     assert not list((tmp_path / "run/checkpoints").iterdir())
 
 
-def test_a_finished_run_does_nothing_but_say_so(whole_run, toy_config, capsys):
+def test_a_finished_run_only_prints_a_message(whole_run, toy_config, capsys):
     before = (whole_run / "metrics.jsonl").read_bytes()
     record = train.train(toy_config, whole_run)
     assert record["step"] == 6
@@ -113,7 +113,7 @@ def test_a_finished_run_does_nothing_but_say_so(whole_run, toy_config, capsys):
     assert (whole_run / "metrics.jsonl").read_bytes() == before
 
 
-def test_a_run_goes_on_on_another_mesh(
+def test_a_run_resumes_on_another_mesh(
     whole_run, toy_config, toy_data, first_device_only, tmp_path, monkeypatch
 ):
     toy_data.before_batch[5] = kill
@@ -215,7 +215,7 @@ def test_warm_start_takes_whole_groups(whole_run, toy_config, tmp_path, capsys):
     assert np.any(taken["head"]["kernel"] != given["head"]["kernel"])
 
 
-def test_a_warm_start_that_does_not_fit_is_refused_with_a_table(
+def test_a_warm_start_with_other_shapes_is_refused_with_a_table(
     whole_run, toy_config, toy_stage, tmp_path
 ):
     toy_config.init_from = str(whole_run)
@@ -314,7 +314,9 @@ def test_a_signal_ends_the_process_with_code_0(whole_run, toy_config, toy_data, 
     )
 
 
-def test_an_export_starts_a_run_as_the_run_itself_does(whole_run, toy_config, tmp_path, capsys):
+def test_starting_from_an_export_equals_starting_from_its_run(
+    whole_run, toy_config, tmp_path, capsys
+):
     toy_config.total_steps = 1
     toy_config.optimizer.update(learning_rate=0.0, min_learning_rate=0.0)
     params = final_params(whole_run)
@@ -380,13 +382,13 @@ def test_a_window_of_steps_is_traced(toy_config, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("window", [(4, 2), (3,), (-1, 2)])
-def test_a_window_that_is_none_is_refused(toy_config, tmp_path, window):
+def test_an_invalid_profile_window_is_refused(toy_config, tmp_path, window):
     toy_config.profile_steps = window
     with pytest.raises(UserError, match="must be two steps"):
         train.train(toy_config, tmp_path / "run")
 
 
-def test_a_moving_average_and_parts_of_the_batch_resume_bit_by_bit(toy_config, toy_data, tmp_path):
+def test_moving_average_and_microbatches_resume_bitwise(toy_config, toy_data, tmp_path):
     toy_config.accumulate = 2
     toy_config.ema.decay = 0.9
     train.train(toy_config, tmp_path / "whole")
@@ -404,18 +406,20 @@ def test_a_moving_average_and_parts_of_the_batch_resume_bit_by_bit(toy_config, t
     assert np.all(averages[0]["encoder"]["kernel"] != final)
 
 
-def test_a_moving_average_that_there_is_not_is_a_sentence(whole_run):
+def test_reading_a_missing_moving_average_is_a_user_error(whole_run):
     with pytest.raises(UserError, match="keeps no moving average"):
         reader.restore_run(whole_run, ema=True)
 
 
 def test_parts_that_do_not_divide_the_batch_are_refused(toy_config, tmp_path):
     toy_config.accumulate = 3
-    with pytest.raises(UserError, match="batch_size=8 must divide by config.accumulate=3 times"):
+    with pytest.raises(
+        UserError, match="batch_size=8 must be divisible by config.accumulate=3 times"
+    ):
         train.train(toy_config, tmp_path / "run")
 
 
-def test_a_step_is_looked_at_only_when_the_next_one_is_under_way(toy_config, tmp_path, monkeypatch):
+def test_a_step_is_read_only_after_the_next_is_dispatched(toy_config, tmp_path, monkeypatch):
     toy_config.checkpoint.every_steps = 100  # saving drains
     order, push, report = [], reporter.Reporter.add_step, reporter.Reporter._report
 

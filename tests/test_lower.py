@@ -23,7 +23,7 @@ MESH = ml_collections.ConfigDict({"data": 2, "fsdp": 2, "tensor": 2, "sequence":
 
 
 def abstract_arguments(config, stage, mesh):
-    """Model, optimiser, and what the training step takes, as shapes with shardings."""
+    """Model, optimiser, and the arguments of the training step as shapes with shardings."""
     model = stage.make_model(config)
     schedule = optimizer.make_schedule(config.optimizer, config.total_steps)
     tx = optimizer.make_optimizer(config.optimizer, schedule)

@@ -1,4 +1,4 @@
-"""Loss and gradients do not depend on how the work is split; what devices send is what it takes.
+"""Loss and gradients do not depend on the mesh; devices send only the expected collectives.
 
 Shape key: b clips of a device, n tokens, d width, h heads, e head width.
 """
@@ -109,7 +109,7 @@ def parameter_shapes(stage_name, sizes):
 
 
 def of_parameters(found, shapes):
-    """Whether a collective moves parameters or gradients, or numbers that weigh nothing."""
+    """Returns whether a collective moves parameters, gradients or a few scalars."""
     squeezed = (tuple(sorted(n for n in shape if n > 1)) for _, shape in found.shapes)
     return all(
         shape in {tuple(n for n in s if n > 1) for s in shapes} or math.prod(shape) <= BATCH
@@ -177,7 +177,7 @@ def test_tensor_parallel_layers_reduce_twice_forward_and_twice_backward():
     assert sum(c.times for c in in_layers) == 3 * forward + 2 * backward
 
 
-def test_sequence_parallel_layers_gather_keys_and_values_alone():
+def test_sequence_parallel_layers_gather_only_keys_and_values():
     _, others = sent("stage2", (2, 1, 2, 2))
     layers, b, d, tensor = 2, BATCH // 2, 32, 2
     encoded, predicted, headed = (36, 16, 10), (36, 36), (26, 20)

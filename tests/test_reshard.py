@@ -1,4 +1,4 @@
-"""A run saved on one mesh goes on on another, with equal values."""
+"""A run saved on one mesh resumes on another, with equal values."""
 
 import contextlib
 import functools

@@ -10,7 +10,7 @@ from invnext_jax.monitoring import metrics_file, reporter
 
 
 class KilledError(Exception):
-    """Stands for the end of the process."""
+    """Simulates the end of the process."""
 
 
 def losses(workdir):

@@ -28,7 +28,7 @@ LOGGED = {
 
 @pytest.fixture
 def compile_counts(monkeypatch):
-    """Programs compiled when each step had been dispatched and, last, all in all."""
+    """Numbers of programs compiled up to each step and, last, in total."""
     compiled, counts = [], []
 
     def listen(event, *_, **__):
@@ -92,7 +92,7 @@ def test_stage2_of_another_size_than_its_stage1_is_refused(tiny_config, stage1_r
         train.train(config, tmp_path / "run")
 
 
-def test_videos_that_cannot_be_read_end_the_run_with_a_sentence(tiny_config, one_device, tmp_path):
+def test_unreadable_videos_end_the_run_with_a_user_error(tiny_config, one_device, tmp_path):
     (tmp_path / "bad.mp4").write_bytes(b"no video")
     (tmp_path / "bad.csv").write_text("path,source\nbad.mp4,world\n")
     config = tiny_config("stage1")
@@ -101,7 +101,7 @@ def test_videos_that_cannot_be_read_end_the_run_with_a_sentence(tiny_config, one
         train.train(config, tmp_path / "run")
 
 
-def test_another_predictor_starts_anew_beside_the_encoder_of_stage1(
+def test_another_predictor_starts_from_random_values_with_the_stage1_encoder(
     tiny_config, stage1_run, tmp_path, capsys
 ):
     config = tiny_config("stage2")

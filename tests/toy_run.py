@@ -21,7 +21,7 @@ MANIFEST = "path,source\na.mp4,toy\n"
 
 
 class ToyModel(nn.Module):
-    """Two layers, the second of which does not divide by any mesh axis."""
+    """Two layers, the second of which is not divisible by any mesh axis."""
 
     @nn.compact
     def __call__(self, x_bd):
@@ -97,7 +97,7 @@ def make_toy_stage():
 
 
 class ToyData:
-    """Stands for `pipeline.make_train_dataset`; `before_batch[n]` is called before batch n."""
+    """Replaces `pipeline.make_train_dataset`; `before_batch[n]` is called before batch n."""
 
     def __init__(self):
         self.bad_batches = ()  # numbers, from 1, of batches whose loss is not finite
@@ -182,7 +182,7 @@ def toy_stage(monkeypatch):
 
 @pytest.fixture
 def toy_data(monkeypatch):
-    """What the toy runs read."""
+    """The data set of the toy runs."""
     data = ToyData()
     monkeypatch.setattr(train.pipeline, "make_train_dataset", data)
     return data
@@ -211,7 +211,7 @@ def make_toy_config(manifest):
 
 @pytest.fixture(scope="module")
 def first_device_only():
-    """The loop's tests need no mesh of eight; gives all eight."""
+    """Restricts the mesh to one device; returns all eight devices."""
     devices = jax.devices()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train.mesh_lib.jax, "devices", lambda: devices[:1])

@@ -71,7 +71,7 @@ def videos():
 
 @pytest.fixture(scope="session")
 def edit_start():
-    """Returns a function that shifts the edit list of an MP4 file (25 frames a second)."""
+    """Returns a function that shifts the edit list of an MP4 file (25 frames per second)."""
 
     def edit(path, frames):
         data = bytearray(path.read_bytes())

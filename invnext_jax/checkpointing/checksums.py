@@ -38,7 +38,10 @@ class CorruptCheckpointError(Exception):
     """The checkpoint cannot be read, or its content is not what was written."""
 
 
-READ_ERRORS = (UserError, CorruptCheckpointError)  # of reading a checkpoint, most severe first
+READ_ERRORS = (
+    UserError,
+    CorruptCheckpointError,
+)  # raised when reading a checkpoint, most severe first
 
 
 @contextlib.contextmanager

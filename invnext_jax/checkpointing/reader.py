@@ -87,7 +87,7 @@ def _read_params(checkpoint: pathlib.Path, field: str, has_checksums: bool) -> R
     if not read_shapes(checkpoint).get(field):
         raise UserError(
             f"the run {workdir} keeps no moving average of its parameters: train with "
-            "config.ema.decay above 0, or leave --ema out"
+            "config.ema.decay above 0, or remove --ema"
         )
     record = read_json(checkpoint, "meta")
     checksums.check_checksums_exist(record, has_checksums)

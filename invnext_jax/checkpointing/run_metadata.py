@@ -18,7 +18,7 @@ import ml_collections
 
 from invnext_jax.errors import UserError
 
-FORMAT_VERSION = 2  # of checkpoints; version 1 held the state of a grain iterator
+FORMAT_VERSION = 2  # version of the checkpoints; version 1 held the state of a grain iterator
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 # Fields, or groups of them, that a resumed run may change. They do not change what a step computes,

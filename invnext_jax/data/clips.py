@@ -99,7 +99,7 @@ class ClipTransform:
     def sample_window(
         self, height: int, width: int, size: int, rng: np.random.Generator | None
     ) -> Window:
-        """Samples a window of a picture, to be resized to `size` pixels a side."""
+        """Samples a window of a picture, to be resized to `size` x `size` pixels."""
         if rng is None:
             return transforms.center_crop(height, width)
         if self.crop == "random_resized":
@@ -130,7 +130,7 @@ class ClipSampler:
     Attributes:
         transform: Draws them.
         frames: Frames of a clip.
-        size: Pixels a side of a clip.
+        size: Side of a clip in pixels.
         rngs: Random numbers of each clip, or None.
     """
 
@@ -178,7 +178,7 @@ def read_clips(record: VideoRecord, sampler: ClipSampler, short_side: int | None
             drawn worlds ignore it.
 
     Returns:
-        uint8 [r t h w c], RGB, with `sampler.size` pixels a side.
+        uint8 [r t h w c], RGB, frames of `sampler.size` x `sampler.size` pixels.
 
     Raises:
         BadVideo: The video cannot be opened or decoded.
@@ -213,7 +213,7 @@ class LoadClip:
 
     Attributes:
         frames: Frames of a clip.
-        size: Pixels a side of a clip.
+        size: Side of a clip in pixels.
         short_side: As in `read_clips`.
         transform: Sampling and augmentation.
         by_source: Transforms of sources that differ.
@@ -271,7 +271,7 @@ class LoadClip:
 
 
 def _is_from_pyav(error: Exception) -> bool:
-    """Whether PyAV raised the error; its files have relative names. Otherwise it is a bug here."""
+    """Returns whether PyAV raised the error, not this package; PyAV's file names are relative."""
     steps = traceback.walk_tb(error.__traceback__)
     return any(frame.f_code.co_filename.startswith("av/") for frame, _ in steps)
 

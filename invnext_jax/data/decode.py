@@ -23,7 +23,7 @@ from invnext_jax.data.transforms import FrameConverter
 
 av.logging.set_level(av.logging.PANIC)  # errors are reported once, as BadVideo
 
-MAX_PIXELS = 2**26  # of a frame, twice 8K. A damaged header may claim far more.
+MAX_PIXELS = 2**26  # limit per frame, twice 8K. A damaged header may claim far more.
 # Codecs in which no frame refers to a frame marked as non-reference. HEVC's higher layers may.
 SKIPPABLE = ("h264", "mpeg4", "mpeg2video", "mpeg1video")
 
@@ -129,7 +129,7 @@ class VideoReader:
             numbers: Requested frames in any order, with repeats.
 
         Yields:
-            Number and frame, numbers rising. If the packet index turns out to be wrong, the
+            Number and frame, in ascending order. If the packet index turns out to be wrong, the
             sequence starts again with the first number, and these later frames are the right ones.
         """
         requested = [self._first + number for number in sorted(set(numbers))]
@@ -145,7 +145,7 @@ class VideoReader:
 
 
 def error_kind(error: Exception) -> str:
-    """The class of reasons, see `BadVideo`, of an error raised by a file system or decoder."""
+    """Returns the class of reasons, see `BadVideo`, of an error of a file system or decoder."""
     if isinstance(error, FileNotFoundError):
         return "missing"
     if isinstance(error, PermissionError):
@@ -163,7 +163,7 @@ def _open_container(source):
     if not container.streams.video:
         container.close()
         raise BadVideo("no video stream", "no video stream")
-    # One thread a video: the workers share the cores, and frame threads delay every seek.
+    # One thread per video: the workers share the cores, and frame threads delay every seek.
     context = container.streams.video[0].codec_context
     if context is None:
         container.close()

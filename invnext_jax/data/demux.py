@@ -8,10 +8,10 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-MIN_SHARE = 0.98  # of the frames or bytes in the header; less means that the file is truncated
+MIN_SHARE = 0.98  # share of the frames or bytes in the header; less: the file is truncated
 NO_INDEX = ("mpeg", "mpegts")  # formats whose seeks are inexact and whose time stamps are guessed
 SEGMENT = b"\x18\x53\x80\x67"  # ID of the Matroska element that holds all but the file's header
-HEAD_BYTES = 4096  # of a file, to find that element
+HEAD_BYTES = 4096  # bytes read from a file to find that element
 
 
 class BadVideo(Exception):  # noqa: N818, short because it is used everywhere
@@ -33,7 +33,7 @@ class PacketIndex:
 
     Attributes:
         times: Time stamps in presentation order; None for each if one is missing.
-        key_times: Time stamps of the key frames, rising; empty if seeking is unreliable.
+        key_times: Time stamps of the key frames, ascending; empty if seeking is unreliable.
         reorder_delay: Most frames that the decoder holds back to reorder them.
     """
 
@@ -46,7 +46,7 @@ class FrameTimes(Sequence):
     """Seconds at which the frames between `start` and `end` are shown, after the first of them.
 
     Attributes:
-        fps: Average frames a second from the header, 25 if it has none.
+        fps: Average frames per second from the header, 25 if it has none.
     """
 
     def __init__(self, times: Sequence[int | None], numbers: Sequence[int], stream):

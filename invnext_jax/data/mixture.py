@@ -15,7 +15,7 @@ from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data.clips import make_rng
 from invnext_jax.errors import UserError
 
-SUBSTITUTE_STREAM = 1  # of random numbers; stream 0 samples the clips
+SUBSTITUTE_STREAM = 1  # stream of random numbers; stream 0 samples the clips
 MAX_TABLE_ROWS = 20
 WEIGHT_STEPS = 100  # the other weights are rounded to multiples of the smallest one / 100
 
@@ -93,7 +93,7 @@ class Mixture:
         return self._manifest[int(rows[int(rng.integers(len(rows)))])]
 
     def table(self, videos: int) -> str:
-        """Formats rows, share and epochs of each source in a run of so many `videos`."""
+        """Formats rows, share and epochs of each source in a run of `videos` videos."""
         width = max(len("source"), *(len(name) for name in self.shares))
         lines = [f"{'source':{width}} {'rows':>11} {'share':>8} {'epochs':>8}"]
         for name, share in list(self.shares.items())[:MAX_TABLE_ROWS]:
@@ -140,7 +140,7 @@ def _is_pair(pair: object) -> bool:
 
 
 def _rows_by_source(manifest: manifest_lib.Manifest, names: Sequence[str]) -> list[np.ndarray]:
-    """Returns the row numbers of each source, rising."""
+    """Returns the row numbers of each source, in ascending order."""
     numbers = {name: number for number, name in enumerate(names)}
     source_of_row = np.fromiter((numbers[name] for name in manifest.sources), np.int32)
     return [np.flatnonzero(source_of_row == number) for number in range(len(names))]

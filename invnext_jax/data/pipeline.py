@@ -124,7 +124,7 @@ def make_train_dataset(
 
     Raises:
         UserError: The manifest is missing, empty or wrong, the weights do not match it, or the
-            batch does not divide by `repeats`; while iterating: no readable video, a bad one if
+            batch is not divisible by `repeats`; while iterating: no readable video, a bad one if
             `on_bad` is "fail", or a larger share of them than `max_bad_share`.
     """
     manifest = manifest_lib.read_manifest(data_config.manifest)

@@ -25,8 +25,8 @@ from invnext_jax.errors import UserError
 
 MAX_TRIES = 100  # videos for one position in a batch
 WORKER_FAILURES = ("time limit", "worker died")  # reasons that cost as long as the timeout
-MAX_WORKER_FAILURES = 5  # of the tries
-CLIP_STREAM = 0  # of random numbers, see also `mixture.SUBSTITUTE_STREAM`
+MAX_WORKER_FAILURES = 5  # maximum number of tries whose worker hangs or dies
+CLIP_STREAM = 0  # stream of random numbers; see also `mixture.SUBSTITUTE_STREAM`
 
 
 class GroupResult(NamedTuple):
@@ -151,7 +151,7 @@ class TrainDataset:
     ):
         if batch_size % repeats:
             raise UserError(
-                f"the {batch_size} clips that a process makes of a batch must divide by "
+                f"the {batch_size} clips that a process makes of a batch must be divisible by "
                 f"config.data.repeats={repeats}: change either"
             )
         self.batch_size, self.global_batch = batch_size, batch_size * process_count
@@ -169,7 +169,7 @@ class TrainDataset:
         return self.batch_size // self.repeats
 
     def describe(self, steps: int) -> str:
-        """Formats a table of the sources and of their epochs in a run of so many steps."""
+        """Formats a table of the sources and of their epochs in a run of that many steps."""
         return self.mixture.table(steps * self.global_batch // self.repeats)
 
     def open_pool(self, first_batch: int, buffer: BatchBuffer) -> OrderedPool:
@@ -252,7 +252,7 @@ class TrainIterator:
         if not isinstance(clips, int):
             raise UserError(
                 "the position in the data was saved by another version of the input pipeline; "
-                "choose another --workdir, and start from this run by config.init_from"
+                "choose another --workdir, and start from this run with config.init_from"
             )
         batches, rest = divmod(clips, self._dataset.global_batch)
         if rest:

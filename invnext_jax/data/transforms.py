@@ -40,7 +40,7 @@ def sample_multi_scale_crop(
         height: Height of the picture in pixels.
         width: Width of the picture in pixels.
         size: Side of the square in pixels.
-        scales: Falling shares of the short side.
+        scales: Descending shares of the short side.
         rng: Draws scale and position.
     """
     short = min(height, width)
@@ -197,7 +197,7 @@ class FrameConverter:
             window: Part to convert, in pixels of the scaled upright picture; None converts all of
                 it. The window starts at an even pixel of the stored frame, at or before its own
                 position, because chroma is stored for pairs of pixels.
-            size: Pixels a side that the window is scaled to.
+            size: Side in pixels that the window is scaled to.
 
         Returns:
             uint8 [h w c].

@@ -19,8 +19,8 @@ from typing import Any
 SIGTERM_GRACE_SECONDS = 60
 ORPHAN_SECONDS = 5  # after a task's timeout, a process whose parent is gone exits
 SHARED_BYTES = 2**28  # address space; only pages that are written take memory
-MIN_SHARED_BYTES = 4096  # of an array; smaller ones are pickled
-MAX_BYTES = 2**32  # of memory; a clip that needs more kills the worker instead of the machine
+MIN_SHARED_BYTES = 4096  # arrays below this size are pickled
+MAX_BYTES = 2**32  # memory limit; a clip that needs more kills the worker instead of the machine
 
 
 def main(socket: str, shared: str) -> None:
@@ -68,7 +68,7 @@ def dump_result(value: Any, memory: mmap.mmap) -> tuple[bytes, list[int]]:
     lengths = []
 
     def pickle_in_band(buffer) -> bool:
-        """Whether a buffer is pickled with the rest of the value."""
+        """Returns whether a buffer is pickled with the rest of the value."""
         data = buffer.raw()
         start = sum(lengths)
         if data.nbytes < MIN_SHARED_BYTES or start + data.nbytes > len(memory):

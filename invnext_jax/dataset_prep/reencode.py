@@ -21,7 +21,7 @@ from invnext_jax.data.transforms import FrameConverter
 from invnext_jax.errors import UserError
 
 TIME_BASE = fractions.Fraction(1, 90_000)  # seconds
-MAX_BYTES = 2**30  # of one encoded video; a record must stay below 2 GiB
+MAX_BYTES = 2**30  # limit per encoded video; a record must stay below 2 GiB
 PRESETS = tuple("ultrafast superfast veryfast faster fast medium slow slower veryslow".split())
 
 
@@ -112,7 +112,7 @@ class Reencoder:
                     stream = self._add_stream(container, image_hwc.shape, times)
                 picture = av.VideoFrame.from_ndarray(image_hwc, format="rgb24")
                 picture = reformatter.reformat(picture, format="yuv420p", threads=1)
-                last = max(last + 1, round(times[number] / TIME_BASE))  # time stamps must rise
+                last = max(last + 1, round(times[number] / TIME_BASE))  # time stamps must increase
                 picture.pts, picture.time_base = last, TIME_BASE
                 container.mux(stream.encode(picture))
                 if buffer.tell() > MAX_BYTES:

@@ -28,8 +28,8 @@ from invnext_jax.errors import UserError
 
 DATASET = "videos"  # name of the TFDS data set
 PARTS, REPORTS = "parts", "reports"
-ROW_COUNT_SUFFIX = ".rows"  # of the file with the number of processed rows of a temporary shard
-VIDEO_COLUMNS = ("frames", "width", "height", "fps", "duration")  # of the encoded video
+ROW_COUNT_SUFFIX = ".rows"  # suffix of the file that counts the rows of a temporary shard
+VIDEO_COLUMNS = ("frames", "width", "height", "fps", "duration")  # properties of the encoded video
 
 
 @dataclasses.dataclass(frozen=True)

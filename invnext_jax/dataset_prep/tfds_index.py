@@ -103,7 +103,7 @@ def _load_info(folder: str | os.PathLike, split: str, feature: str) -> tuple[Any
     split = split or (next(iter(info.splits)) if len(info.splits) == 1 else "")
     if split not in info.splits:
         raise UserError(
-            f"{folder} has the splits {', '.join(info.splits)}: name one of them by --split"
+            f"{folder} has the splits {', '.join(info.splits)}: select one of them with --split"
         )
     if feature and feature not in info.features:
         raise UserError(

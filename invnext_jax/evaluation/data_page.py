@@ -101,7 +101,7 @@ def sample_clips(
     # One video at a time: order and crops of the clips do not depend on the batch size.
     repeats = config.data.repeats
     if config.batch_size % repeats:
-        raise UserError(f"{config.batch_size=} must divide by config.data.repeats={repeats}")
+        raise UserError(f"{config.batch_size=} must be divisible by config.data.repeats={repeats}")
     dataset = pipeline.make_train_dataset(
         config.data, seed=config.seed, batch_size=repeats, bad_videos=bad_videos
     )

@@ -31,7 +31,7 @@ from invnext_jax.evaluation.inputs import (
     encoder_key,
 )
 
-FORMAT = 2  # of results.json; in 1 the rows had neither evaluator, metric, value nor n
+FORMAT = 2  # version of results.json; in 1, rows had neither evaluator, metric, value nor n
 RESULTS = "results.json"
 
 
@@ -108,7 +108,7 @@ def resolve(config: Any, encoder_config: Any) -> ml_collections.FrozenConfigDict
     data.manifest = config.train_manifest
     if data.size % e.patch:
         raise UserError(
-            f"config.data.size={data.size} must divide by the patch of {e.patch} pixels"
+            f"config.data.size={data.size} must be divisible by the patch of {e.patch} pixels"
         )
     return ml_collections.FrozenConfigDict(config)
 

@@ -28,7 +28,7 @@ def check_export(
     tensors: dict[str, Any],
     dtype: str,
 ) -> str:
-    """Compares the written files with the weights; returns what was found, in words.
+    """Compares the written files with the weights; returns a sentence about the result.
 
     Empties `params` and `tensors`, so that memory does not hold a second copy of the encoder.
 

@@ -73,7 +73,7 @@ class EvaluationData:
 
 
 class EvalInputs:
-    """What an evaluator can use: an encoder, its features, and the videos of both splits.
+    """Inputs of an evaluator: an encoder, its features, and the videos of both splits.
 
     Attributes:
       name: what is evaluated, as in the rows: "encoder" or "random".

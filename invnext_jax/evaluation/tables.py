@@ -12,7 +12,7 @@ from invnext_jax.stages import registry
 
 
 class MetricFormat(NamedTuple):
-    """How the values of a metric are written.
+    """Format of the values of a metric.
 
     Attributes:
       title: name of the metric with its unit.

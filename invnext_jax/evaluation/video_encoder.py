@@ -117,7 +117,9 @@ class VideoEncoder:
         """
         patch, (height, width) = self.encoder.patch, video_bthwc.shape[2:4]
         if height % patch or width % patch:
-            raise UserError(f"{height} x {width} pixels must divide by the patch size {patch}")
+            raise UserError(
+                f"{height} x {width} pixels must be divisible by the patch size {patch}"
+            )
         if pooled and self.params["pool"] is None:
             raise UserError(
                 "the weights hold no pool: export them with --parts=encoder,pool, or leave "

@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 from invnext_jax.errors import UserError
 from invnext_jax.models import blockwise_attention, fused_attention
 
-KERNELS = ("auto", "cudnn", "splash", "blockwise", "naive")  # of `config.attention`
+KERNELS = ("auto", "cudnn", "splash", "blockwise", "naive")  # values of `config.attention`
 # `with kernel("naive"):` during tracing sets the kernel of every attention layer.
 kernel = jax.make_user_context("auto")
 
@@ -51,7 +51,7 @@ def attend(
     """
     chosen = kernel.value or "auto"
     if chosen not in KERNELS:
-        raise ValueError(f"attention kernel {chosen!r} is none of {KERNELS}")
+        raise ValueError(f"attention kernel {chosen!r} must be one of {KERNELS}")
     if chosen == "naive":
         return blockwise_attention.full_attention(q_bnhe, k_bmhe, v_bmhe, window)
     if chosen == "auto":

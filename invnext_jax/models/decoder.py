@@ -16,7 +16,7 @@ from absl import logging
 from invnext_jax.errors import UserError
 from invnext_jax.models.layers import ACTIVATIONS, Dtype, dense, layer_norm
 
-KINDS = ("diffusion", "linear", "mlp")  # of `config.decoder.kind`
+KINDS = ("diffusion", "linear", "mlp")  # values of `config.decoder.kind`
 TIME_WIDTH = 256
 xavier = nn.initializers.xavier_uniform()
 zeros = nn.initializers.zeros
@@ -148,7 +148,7 @@ def check_config(config: Any) -> None:
     """
     d, pixels = config.decoder, 3 * config.encoder.patch**2
     if d.kind not in KINDS:
-        raise UserError(f"decoder.kind={d.kind!r} is none of {', '.join(map(repr, KINDS))}")
+        raise UserError(f"decoder.kind={d.kind!r} must be one of {', '.join(map(repr, KINDS))}")
     if d.chunks < 1:
         raise UserError(f"decoder.chunks={d.chunks} must be at least 1")
     if d.kind == "diffusion" and d.width < pixels:

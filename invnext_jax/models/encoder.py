@@ -80,7 +80,7 @@ class Encoder(nn.Module):
         """Encodes the visible patches of normalised clips.
 
         Args:
-          video_bthwc: float clips, normalised; any frame count, any size that divides by `patch`.
+          video_bthwc: float clips, normalised; any frame count; sides are divisible by `patch`.
           keep_bk: int32 positions of the visible patches, ascending; None: all patches.
 
         Returns:
@@ -129,7 +129,9 @@ def check_config(config: Any) -> None:
     patch = config.encoder.patch
     for name, size in (("data.size", config.data.size), ("encoder.size", config.encoder.size)):
         if size % patch:
-            raise UserError(f"config.{name}={size} must divide by config.encoder.patch={patch}")
+            raise UserError(
+                f"config.{name}={size} must be divisible by config.encoder.patch={patch}"
+            )
     check_heads(config, "encoder")
 
 

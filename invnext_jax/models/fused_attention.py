@@ -13,7 +13,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 
 from invnext_jax.models import blockwise_attention
 
-NUM_LANES = 128  # of a TPU's vector registers
+NUM_LANES = 128  # width of a TPU's vector registers
 MAX_HEAD_WIDTH = 128  # widest head that cuDNN supports on every GPU generation
 
 

@@ -237,11 +237,13 @@ class Block(nn.Module):
 
 
 def check_heads(config: Any, section: str) -> None:
-    """Checks that the width of `config.encoder` or `config.predictor` divides by its heads.
+    """Checks that the width of `config.encoder` or `config.predictor` is divisible by its heads.
 
     Raises:
       UserError: it does not.
     """
     width, heads = config[section].width, config[section].heads
     if width % heads:
-        raise UserError(f"config.{section}.width={width} must divide by {section}.heads={heads}")
+        raise UserError(
+            f"config.{section}.width={width} must be divisible by {section}.heads={heads}"
+        )

@@ -19,7 +19,7 @@ def sincos_table(width: int, grid: Grid, class_tokens: int) -> np.ndarray:
     A quarter of the channels encodes time; the rest encodes the column and then the row.
 
     Args:
-      width: channels; must divide by 16 so that each axis has an even number of them.
+      width: channels; must be divisible by 16 so that each axis has an even number of them.
       grid: frames, rows and columns.
       class_tokens: number of leading rows of zeros.
 
@@ -27,7 +27,7 @@ def sincos_table(width: int, grid: Grid, class_tokens: int) -> np.ndarray:
       float32 [class_tokens + t*y*x, width], positions in the order time, row, column.
     """
     if width % 16:
-        raise ValueError(f"{width=} of a position table must divide by 16")
+        raise ValueError(f"{width=} of a position table must be divisible by 16")
     t, y, x = (axis.reshape(-1) for axis in np.indices(grid))
     spatial = 3 * width // 8
     encodings = [
@@ -142,7 +142,7 @@ class PositionTable(nn.Module):
     """A learned position table, initialised to `sincos_table` and resized to the clip's grid."""
 
     width: int
-    grid: Grid  # of the parameter
+    grid: Grid  # grid of the parameter
     class_tokens: int
 
     @nn.compact

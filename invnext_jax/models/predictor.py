@@ -36,7 +36,7 @@ from invnext_jax.models.sharding import (
 )
 from invnext_jax.models.vit import VisionBlock
 
-KINDS = ("modernbert", "vit", "vjepa")  # of `config.predictor.kind`
+KINDS = ("modernbert", "vit", "vjepa")  # values of `config.predictor.kind`
 GLOBAL_THETA, LOCAL_THETA = 160_000.0, 10_000.0
 
 
@@ -100,13 +100,13 @@ class Predictor(nn.Module):
       heads: attention heads of a layer.
       mlp_width: hidden width of the MLPs.
       window: positions that a query of ModernBERT's local layers attends to.
-      last_layer: index, in the whole ModernBERT, of the last layer; layers whose index divides by 3
-        are global.
+      last_layer: index, in the whole ModernBERT, of the last layer; layers whose index is divisible
+        by 3 are global.
       table_grid: frames, rows and columns of the position table.
       class_tokens: number of the encoder's class tokens.
-      dtype: of the matmuls.
+      dtype: dtype of the matrix products.
       remat: "none", "dots" or "full".
-      unroll: of the scan over a ViT's layers.
+      unroll: unroll factor of the scan over a ViT's layers.
     """
 
     kind: str
@@ -236,15 +236,15 @@ def check_config(config: Any) -> None:
     """Checks `config.predictor`.
 
     Raises:
-      UserError: an unknown kind, or a width that does not divide by the heads or, for fixed
+      UserError: an unknown kind, or a width that is not divisible by the heads or, for fixed
         positions, by 16.
     """
     check_heads(config, "predictor")
     p = config.predictor
     if p.kind not in KINDS:
-        raise UserError(f"predictor.kind={p.kind!r} is none of {', '.join(map(repr, KINDS))}")
+        raise UserError(f"predictor.kind={p.kind!r} must be one of {', '.join(map(repr, KINDS))}")
     if p.kind == "vjepa" and p.width % 16:
-        raise UserError(f"predictor.width={p.width} of kind 'vjepa' must divide by 16")
+        raise UserError(f"predictor.width={p.width} of kind 'vjepa' must be divisible by 16")
 
 
 def from_config(config: Any) -> Predictor | VJepaPredictor:

@@ -53,7 +53,7 @@ def scan_blocks(
       taps: states to return, ascending; k is the stream after k layers (0: the input).
       drop_path: drop rate of the last layer; it grows linearly from 0.
       remat: "none", "dots" or "full": what the backward pass recomputes.
-      unroll: layers in one iteration of the scan; more of them compile longer and copy less.
+      unroll: layers in one iteration of the scan; larger values compile longer and copy less.
       leading_axes: logical axes by which the stream is split over devices, see `sharding`.
 
     Returns:

@@ -1,7 +1,7 @@
 """Logical axes of parameters ("embed", "mlp") and activations ("batch", "sequence").
 
 `training.mesh` maps logical axes to the axes of a mesh. Without a mesh the constraints on
-activations do nothing. The number of tokens need not divide by the mesh: the compiler pads.
+activations do nothing. The number of tokens need not be divisible by the mesh: the compiler pads.
 
 Shape key: b batch, n tokens, d width, h heads, e head width.
 """
@@ -21,8 +21,8 @@ IMAGE_AXES: LeadingAxes = ("images", None)  # many short streams
 class UnconstrainedPartitioned(nn.LogicallyPartitioned):
     """A parameter with logical axis names that adds no sharding constraint when it is unboxed.
 
-    The constraint that `LogicallyPartitioned.unbox` adds fails for axes that do not divide by the
-    mesh, and for kernels that linen flattens. The sharding of a parameter is set once, by
+    The constraint that `LogicallyPartitioned.unbox` adds fails for axes that are not divisible by
+    the mesh, and for kernels that linen flattens. The sharding of a parameter is set once, by
     `training.mesh`.
     """
 

@@ -271,4 +271,4 @@ def from_config(config: Any) -> SigLip2 | ClassTokenTeacher:
         return ClassTokenTeacher("dinov2", registers=t.registers, gated=t.gated, **sizes)
     if t.kind == "siglip2":
         return SigLip2(**sizes)
-    raise ValueError(f"teacher.kind={t.kind!r} is none of {KINDS}")
+    raise ValueError(f"teacher.kind={t.kind!r} must be one of {KINDS}")

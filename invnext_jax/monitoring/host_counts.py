@@ -56,7 +56,7 @@ class HostCounts:
         """Starts the sum of each count; all hosts must call this with the same names.
 
         Args:
-            counts: of this host, by name.
+            counts: counts of this host, by name.
 
         Returns:
             The sums, int32 scalars that may still be being computed.

@@ -112,7 +112,9 @@ class Reporter:
         sums = counts if jax.process_count() == 1 else {}
         if jax.process_count() > 1 and (diagnostics or self._is_scheduled(step)):
             self.wait_if_serial(metrics)
-            sums = self._host_counts.sum(counts)  # a collective: at the same steps on all hosts
+            sums = self._host_counts.sum(
+                counts
+            )  # a collective: all hosts must call it at the same steps
             self.wait_if_serial(sums)
         self._pending.append((step, metrics, diagnostics, sums))
         self._progress.advance()

@@ -20,7 +20,7 @@ from invnext_jax.multihost import distributed, host_check
 WAIT_SECONDS = 1200.0  # a slow disk may need this long
 _KEY_PREFIX = "invnext_jax/consensus/"
 _POLL_SECONDS = 0.05  # interval at which process 0 polls for reports
-_GET_SECONDS = 1  # Python handles no signal inside a blocking get, so each get is short
+_GET_SECONDS = 1  # Python does not handle signals inside a blocking get, so each get is short
 _exchange_ids = itertools.count()  # all processes create the same exchanges in the same order
 _finished: list["HostExchange"] = []  # in process 0: exchanges whose result it has read
 
@@ -151,7 +151,7 @@ def all_hosts_agree(
             errors = [[None, -1, str(error)]]
         errors.sort(key=lambda row: row[1])
         exchange.publish({"value": broadcast.value, "errors": errors})
-        if not errors:  # all processes are here, so all have read the earlier results
+        if not errors:  # all processes have reported, so all have read the earlier results
             for earlier in _finished:
                 earlier.cleanup()
             _finished.clear()
@@ -169,7 +169,7 @@ def all_hosts_agree(
 def _describe_error(
     error: Exception | None, error_types: tuple[type[Exception], ...]
 ) -> list | None:
-    """Index in `error_types` (-1: in none) and text of an error; None without an error."""
+    """Returns index in `error_types` (-1: not in it) and text of an error; None without one."""
     if error is None:
         return None
     for severity, error_type in enumerate(error_types):

@@ -19,14 +19,16 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
-from jax._src import distributed as jax_distributed  # no public access to its store; Orbax does so
+from jax._src import (
+    distributed as jax_distributed,
+)  # there is no public access to its key-value store; Orbax uses it too
 from jax._src.clusters import SlurmCluster
 
 from invnext_jax.errors import UserError
 from invnext_jax.multihost import host_check
 
 TIMEOUT_SECONDS = 300.0
-_SHUTDOWN_SECONDS = 60  # how long a process that ends waits for the others
+_SHUTDOWN_SECONDS = 60  # a process that ends waits this long for the others
 _HOST_PREFIX = "invnext_jax/host/"
 
 
@@ -129,7 +131,7 @@ def find_distributed_config(
 
 
 def _read_number(flag: int | None, variable: str) -> int | None:
-    """The flag's value, else that of an environment variable, else None."""
+    """Returns the flag's value, else that of an environment variable, else None."""
     if flag is not None or variable not in os.environ:
         return flag
     try:
@@ -139,7 +141,7 @@ def _read_number(flag: int | None, variable: str) -> int | None:
 
 
 def _slurm_device_ids() -> Sequence[int] | None:
-    """One GPU for each of several tasks on a node, unless SLURM has bound them already.
+    """Returns one GPU for each of several tasks on a node, unless SLURM has bound them already.
 
     JAX always picks one, which leaves the other GPUs of a node with a single task unused.
     """
@@ -155,7 +157,7 @@ def _is_single_process(num_processes: int | None) -> bool:
 
 
 def _on_tpu() -> bool:
-    """Whether this machine has TPU chips that JAX will use."""
+    """Returns whether this machine has TPU chips that JAX will use."""
     if jax.config.jax_platforms and "tpu" not in jax.config.jax_platforms:
         return False
     chips = glob.glob("/dev/accel[0-9]*") + glob.glob("/dev/vfio/[0-9]*")

@@ -43,7 +43,8 @@ def check_hosts(address: str, processes: int, process_id: int, timeout_seconds: 
         if answer is None:
             raise UserError(
                 f"process {process_id} (host {socket.gethostname()}) could not reach process 0 at "
-                f"{address} within {timeout_seconds:g} s: is it running, and may its port be used?"
+                f"{address} within {timeout_seconds:g} s: check that "
+                "it is running and that its port is open"
             )
     if answer["error"]:
         raise UserError(answer["error"])

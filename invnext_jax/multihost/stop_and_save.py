@@ -1,4 +1,4 @@
-"""Decides after which step a run saves by the clock or stops for a signal, equally on all hosts."""
+"""Decides after which step all hosts make a timed save or stop for a signal."""
 
 import time
 from typing import NamedTuple

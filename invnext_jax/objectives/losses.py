@@ -59,7 +59,7 @@ def position_share(x_bnd: jax.Array) -> jax.Array:
 
 
 def explained_share(within: Any, total: Any) -> Any:
-    """Share of the variance `total` that is not left `within` groups."""
+    """Returns the share of the variance `total` that is not `within` groups."""
     return 1.0 - within / (total + 1e-30)
 
 

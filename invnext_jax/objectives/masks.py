@@ -88,7 +88,7 @@ def check_settings(settings: Any, positions: int) -> None:
         )
     for name, value, known in (("kind", settings.kind, REGISTRY), ("fit", settings.fit, FITS)):
         if value not in known:
-            raise UserError(f"mask.{name}={value!r} is none of {', '.join(map(repr, known))}")
+            raise UserError(f"mask.{name}={value!r} must be one of {', '.join(map(repr, known))}")
     if REGISTRY[settings.kind].uses_ratio and int(settings.ratio * positions) < 1:
         ratio = settings.ratio
         raise UserError(f"mask.ratio={ratio} hides none of the {positions} patches of a frame")

@@ -61,7 +61,7 @@ class FlopCount:
         Args:
             n: tokens, each of which is a query, a key and a value.
             pairs: query-key pairs of one layer.
-            width: of the tokens.
+            width: width of the tokens.
             mlp: sum of the widths of the MLP's linear layers.
             depth: number of layers.
             outputs: tokens that pass the output projection and the MLP; None: all n.
@@ -109,7 +109,7 @@ def token_lengths(config: Any, most_masks: int | None = None) -> TokenLengths:
     """Returns the token counts of a clip, read from the shapes of the masks.
 
     Args:
-        config: of the run.
+        config: the run's config.
         most_masks: masks of a step that the stage uses, from the first one; None: all.
     """
     frames, side = config.data.frames, config.data.size // config.encoder.patch
@@ -166,7 +166,7 @@ def count_predictor(config: Any, tokens: TokenLengths, *, dense_windows: bool = 
     """Counts the predictor.
 
     Args:
-        config: of the run.
+        config: the run's config.
         tokens: token counts of a clip.
         dense_windows: count local attention as if every token attended to all tokens, which is
             what a plain kernel computes; otherwise count the pairs inside the window.

@@ -103,7 +103,7 @@ def make_plan(config: ml_collections.ConfigDict, device_name: str) -> dict[str, 
 
 
 def check_config(config: ml_collections.ConfigDict) -> ml_collections.FrozenConfigDict:
-    """Checks a config like a run does, except for files and for kernels of other machines.
+    """Checks a config as a run does, except for files and for kernels of other machines.
 
     Raises:
         UserError: an invalid value.

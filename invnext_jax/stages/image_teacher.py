@@ -72,7 +72,7 @@ def apply_to_frames(config: Any, params: Any, video_bthwc: jax.Array) -> teacher
     """Runs the frozen teacher on every frame (b*t images); its output has the encoder's grid.
 
     Args:
-      config: of the run.
+      config: the run's config.
       params: the teacher's parameters.
       video_bthwc: float32 normalised clips.
     """

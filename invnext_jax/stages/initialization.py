@@ -87,7 +87,7 @@ def select_params(
     """Selects the parameters that do not start from their initializers, by path in the tree.
 
     Args:
-      config: of the run.
+      config: the run's config.
       restored: parameters of the run that `config.init_from` names, or None.
       groups: top-level groups that this run can take from it.
 
@@ -118,7 +118,7 @@ def describe_start(config: Any, start: Mapping[str, Any], groups: Iterable[str])
     """Describes how the groups that `start` does not hold as a whole are initialized.
 
     Args:
-      config: of the run.
+      config: the run's config.
       start: output of `select_params`.
       groups: all top-level groups of the run.
     """

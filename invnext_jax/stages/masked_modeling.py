@@ -140,7 +140,7 @@ def complete_sample(config: Any, mask: masks.Mask, keys: MaskKeys) -> MaskSample
     """Adds to a mask which of its patches are predicted, and their diffusion noise.
 
     Args:
-      config: of the run.
+      config: the run's config.
       mask: (keep_bk, masked_bm).
       keys: random keys of this mask.
     """

@@ -1,4 +1,4 @@
-"""The base of the stages of masked modeling: what Stage 1 and Stage 2 share.
+"""Base class of the masked modeling stages, Stage 1 and Stage 2.
 
 Shape key: b batch, t frames, h w pixels, c channels, s patches of a frame, k visible tokens.
 """
@@ -32,7 +32,7 @@ from invnext_jax.training.step import NO_EMA_TARGETS
 
 
 class MaskedModelingStage:
-    """What the stages of masked modeling share; see `stage.Stage` for the contract.
+    """Base class of the masked modeling stages; see `stage.Stage` for the contract.
 
     A subclass gives the model, the tables and the target. Losses, parameter groups, diagnostics and
     the need of a teacher follow from the tables.
@@ -158,7 +158,7 @@ class MaskedModelingStage:
         """Samples the masks of a step, the patches that are predicted, and diffusion noise.
 
         Args:
-          config: of the run.
+          config: the run's config.
           batch: number of clips.
           grid: frames, rows and columns of the clips.
           key: random key of the step.
@@ -229,8 +229,8 @@ class MaskedModelingStage:
         """Computes the loss terms as a pure function of everything that is sampled.
 
         Args:
-          config: of the run.
-          model: of the stage.
+          config: the run's config.
+          model: the stage's model.
           params: its parameters.
           target: output of `compute_target`.
           video_bthwc: normalised clips.

@@ -47,11 +47,11 @@ def reconstruct(
 
     Args:
       stage: a masked modeling stage; its first mask is used.
-      config: of a run of that stage.
+      config: config of a run of that stage.
       params: its parameters.
       frozen: its frozen parameters, for masks that need the teacher's attention.
       video_bthwc: uint8 clips.
-      seed: of the mask and the noise.
+      seed: seed of the mask and the noise.
     """
     model = stage.make_model(config)
 
@@ -108,7 +108,7 @@ def _clip_pixels(output, noised_np, t_n) -> jax.Array:
     """Changes the predicted noise so that the implied patch has pixels from 0 to 255.
 
     At the first steps the implied patch is the difference of two large numbers divided by a small
-    one, so samples of a decoder early in training would leave the range of pixels for good.
+    one, so samples of a decoder early in training would leave the range of pixels permanently.
     """
     noise_np, share_np = jnp.split(output, 2, axis=-1)
     signal_n1 = jnp.asarray(reconstruction.SCHEDULE.alphas_cumprod, jnp.float32)[t_n][:, None]

@@ -69,7 +69,7 @@ class Stage(Protocol):
         """Selects the parameters that do not start from `init_params`, by path.
 
         Args:
-          config: of the run.
+          config: the run's config.
           restored: parameters of the run that `config.init_from` names, by group; None without.
 
         Raises:
@@ -77,7 +77,7 @@ class Stage(Protocol):
         """
 
     def frozen_groups(self, config: Any) -> tuple[str, ...]:
-        """Returns the top-level groups that no loss reaches and that the optimizer leaves alone."""
+        """Returns the top-level groups that no loss reaches and the optimizer does not update."""
 
     def ema_targets(self, config: Any) -> tuple[EmaTargets, float]:
         """Returns the EMA targets and their momentum; `NO_EMA_TARGETS` if there is none.
@@ -96,7 +96,7 @@ class Stage(Protocol):
         """Reads the frozen parameters, by group, as host arrays.
 
         Args:
-          config: of the run.
+          config: the run's config.
           restored: see `warm_start`.
 
         Raises:
@@ -117,7 +117,7 @@ class Stage(Protocol):
         """Counts the FLOPs of one clip in a training step, by component.
 
         Args:
-          config: of the run.
+          config: the run's config.
           dense_windows: see `flops.count_predictor`.
         """
 
@@ -127,7 +127,7 @@ class Stage(Protocol):
         """Samples the masks that a step with `key` draws.
 
         Args:
-          config: of the run.
+          config: the run's config.
           frozen: the image teacher's parameters as "teacher", if the mask needs its attention.
           video_bthwc: uint8 clips.
           key: random key of the step.
@@ -142,10 +142,10 @@ class Stage(Protocol):
         """Makes the pictures of clips that a report shows for this stage.
 
         Args:
-          config: of the run.
+          config: the run's config.
           params: its trained parameters.
           video_bthwc: uint8 clips.
-          seed: of masks and noise.
+          seed: seed of the masks and the noise.
 
         Raises:
           UserError: the image teacher is needed and cannot be read.

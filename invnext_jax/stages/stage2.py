@@ -185,7 +185,7 @@ class Stage2(MaskedModelingStage):
         target = config.target
         if target.kind not in TARGETS:
             known = ", ".join(map(repr, TARGETS))
-            raise UserError(f"target.kind={target.kind!r} is none of {known}")
+            raise UserError(f"target.kind={target.kind!r} must be one of {known}")
         if not 0 <= target.momentum <= 1:
             raise UserError(f"target.momentum={target.momentum} must lie between 0 and 1")
         super().check_config(config)

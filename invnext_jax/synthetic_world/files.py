@@ -38,7 +38,7 @@ SOURCE = "world"
 # Full colour resolution and a low loss, because the shapes are about a dozen pixels wide.
 PIXEL_FORMAT, CRF = "yuv444p", 10
 STALE_SECONDS = 60  # temporary files older than this are leftovers of an interrupted run
-CLIPS_PER_TASK = 8  # of a worker process
+CLIPS_PER_TASK = 8  # clips that a worker process writes per task
 
 
 def write_world(

@@ -38,7 +38,7 @@ def normalize(images_bhwc: jax.Array) -> jax.Array:
 def class_embeddings(
     captions: Sequence[Caption], text_jd: np.ndarray, classes: Mapping[str, Sequence[str]]
 ) -> dict[str, np.ndarray]:
-    """Computes a unit vector for each class: the mean over the captions that mention it alone.
+    """Computes a unit vector for each class: the mean over the captions that mention only it.
 
     Args:
       captions: every image-level caption.
@@ -46,7 +46,7 @@ def class_embeddings(
       classes: names of the classes of every task.
 
     Returns:
-      float32 [classes, d] for each task that some captions mention alone.
+      float32 [classes, d] for each task that is the only task of some captions.
     """
     rows = collections.defaultdict(list)
     for caption, text_d in zip(captions, text_jd, strict=True):

@@ -161,7 +161,7 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
     mesh = mesh_lib.make_mesh(config.mesh)
     if config.batch_size % mesh_lib.batch_shards(mesh):
         raise UserError(
-            f"config.batch_size={config.batch_size} must divide by the "
+            f"config.batch_size={config.batch_size} must be divisible by the "
             f"{mesh_lib.batch_shards(mesh)} devices of the mesh axes data and fsdp"
         )
     workdir.mkdir(parents=True, exist_ok=True)

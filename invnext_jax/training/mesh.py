@@ -78,17 +78,17 @@ def check_batch(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
     size, processes, shards = config.batch_size, jax.process_count(), batch_shards(mesh)
     if size % processes:
         raise UserError(
-            f"config.batch_size={size} must divide by the number of processes, {processes}"
+            f"config.batch_size={size} must be divisible by the number of processes, {processes}"
         )
     if size % shards:
         raise UserError(
-            f"config.batch_size={size} must divide by the {shards} devices of the mesh axes data "
-            "and fsdp: change the batch, or config.mesh"
+            f"config.batch_size={size} must be divisible by the {shards} devices of the mesh "
+            "axes data and fsdp: change the batch, or config.mesh"
         )
     if size % (shards * config.accumulate):
         raise UserError(
-            f"config.batch_size={size} must divide by config.accumulate={config.accumulate} times "
-            f"the {shards} devices of the mesh axes data and fsdp"
+            f"config.batch_size={size} must be divisible by config.accumulate={config.accumulate} "
+            f"times the {shards} devices of the mesh axes data and fsdp"
         )
 
 

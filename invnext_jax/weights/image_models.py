@@ -235,7 +235,8 @@ def _sizes_clip(config: Mapping[str, Any]) -> dict[str, Any]:
     activation = tower.get("hidden_act", "quick_gelu")
     if activation not in _ACTIVATIONS:
         raise UserError(
-            f"config.json has hidden_act={activation!r}, which is none of {', '.join(_ACTIVATIONS)}"
+            f"config.json has hidden_act={activation!r}, which is not one of "
+            f"{', '.join(_ACTIVATIONS)}"
         )
     tower = {**_DEFAULTS, "patch_size": 32, **tower}
     return _fields("clip", tower, activation=_ACTIVATIONS[activation])

@@ -64,7 +64,7 @@ def import_weights(
       UserError: an unknown kind, a source that does not match, or `out` exists.
     """
     if kind not in KINDS:
-        raise UserError(f"--kind={kind} is none of {', '.join(KINDS)}")
+        raise UserError(f"--kind={kind} must be one of {', '.join(KINDS)}")
     out, json_path = Path(out), description_path(out)
     if not overwrite and (out.exists() or json_path.exists()):
         raise UserError(f"{out} or its .json exists: name another or --overwrite")

@@ -1,4 +1,4 @@
-"""The loader's benchmark runs and ends with its figures."""
+"""The loader benchmark runs and prints its results in the last line."""
 
 import importlib
 import json
@@ -36,7 +36,7 @@ def test_the_last_line_holds_the_ratios(tmp_path):
         assert f"{peer} is skipped" in done.stdout
 
 
-def test_a_hitch_among_the_batches_made_ahead_does_not_start_the_clock(monkeypatch):
+def test_a_delay_among_prefetched_batches_does_not_start_the_measurement(monkeypatch):
     monkeypatch.syspath_prepend("benchmarks")
     measures = importlib.import_module("loader_measures")
     clock = [0.0]

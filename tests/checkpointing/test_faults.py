@@ -145,7 +145,7 @@ def test_workdir_that_could_not_be_created_again_is_locked_once_it_exists(tmp_pa
             Workdir(tmp_path / "up/run")
 
 
-def test_file_system_without_locks_is_warned_about(tmp_path, monkeypatch, caplog):
+def test_file_system_without_locks_logs_a_warning(tmp_path, monkeypatch, caplog):
     def refuse(*arguments):
         raise OSError(errno.ENOLCK, "No locks available")
 

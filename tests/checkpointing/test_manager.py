@@ -38,7 +38,7 @@ def abstract(toy_stage, toy_config):
 
 
 def make_state(abstract, step):
-    """A state whose every value is the step's number."""
+    """Makes a state in which every value is the step number."""
     return jax.tree.map(
         lambda leaf: jax.device_put(np.full(leaf.shape, step, leaf.dtype), leaf.sharding), abstract
     )

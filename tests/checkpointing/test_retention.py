@@ -38,7 +38,7 @@ SCORES = {1: 0.3, 2: 0.1, 3: None, 4: 0.2, 5: 0.1, 6: 0.9, 7: 0.5}
         ({"keep_best": 1}, [2, 7]),  # of equal scores the earlier step
         ({"keep_best": 3}, [2, 4, 5, 7]),
         ({"keep_best": 2, "best_mode": "max"}, [6, 7]),
-        ({"keep_best": 9}, [1, 2, 4, 5, 6, 7]),  # one without a score is none of the best
+        ({"keep_best": 9}, [1, 2, 4, 5, 6, 7]),  # one without a score is not one of the best
         ({"keep_best": 1, "keep_every_steps": 3, "keep_last": 2}, [2, 3, 6, 7]),
     ],
 )
@@ -63,7 +63,7 @@ def test_policy_agrees_with_its_definition_on_random_scores():
         assert kept_steps(config, scores) == sorted(expected)
 
 
-def test_no_checkpoint_no_decision():
+def test_policy_of_no_checkpoints_is_empty():
     assert kept_steps(make_config(keep_best=1, keep_every_steps=2), {}) == []
 
 

@@ -26,7 +26,7 @@ def load(tmp_path, videos):
 
 
 def read_clip(path, numbers, window):
-    """Returns frames of a video, cropped to `window` and scaled to 48 pixels a side."""
+    """Returns frames of a video, cropped to `window` and scaled to 48 x 48 pixels."""
     record = manifest.VideoRecord(0, path, "a", None, None, {})
     return clips.read_clips(record, FixedSampler([numbers], [window], 48), short_side=48)[0]
 

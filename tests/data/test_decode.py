@@ -57,7 +57,7 @@ def test_variable_frame_rate_is_counted_in_frames(tmp_path, videos):
 
 
 def test_start_and_end_are_seconds(tmp_path, videos):
-    path = videos.write(tmp_path / "a.mp4", options={**X264, "g": "12"})  # 25 frames a second
+    path = videos.write(tmp_path / "a.mp4", options={**X264, "g": "12"})  # 25 frames per second
     full = lambda n: range(n)  # noqa: E731
     assert videos.numbers(decode.read_frames(path, full, start=1.0, end=1.4)) == [*range(25, 35)]
     assert videos.numbers(decode.read_frames(path, full, start=2.2)) == [55, 56, 57, 58, 59]

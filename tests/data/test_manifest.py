@@ -68,7 +68,7 @@ def test_missing_manifests_are_refused(tmp_path):
         manifest_lib.read_manifest(tmp_path)
 
 
-def test_a_folder_with_one_manifest_is_a_manifest(tmp_path):
+def test_a_folder_with_one_manifest_names_that_manifest(tmp_path):
     path = write(tmp_path, "path,source\n1.mp4,a\n")
     (tmp_path / "list.quarantine.csv").write_text("path,reason\n")
     assert manifest_lib.find_manifests(tmp_path) == manifest_lib.find_manifests(path) == str(path)

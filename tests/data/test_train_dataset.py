@@ -106,7 +106,7 @@ def test_a_bad_video_counts_for_all_its_clips(config):
 
 def test_a_batch_must_divide_by_the_repeats(config):
     config.repeats = 4
-    with pytest.raises(UserError, match="6 clips .* must divide by config.data.repeats=4"):
+    with pytest.raises(UserError, match="6 clips .* must be divisible by config.data.repeats=4"):
         read_batches(config, 1)
 
 

@@ -159,7 +159,7 @@ def test_loading_clips_does_not_leak_memory(world_folder):
     worker = workers_lib.ProcessWorker(measure_growth)
     grown = worker.call((clips_lib.LoadClip.from_config(config), rows, 300), 60)
     worker.close()
-    assert grown < 50, f"{grown:.0f} bytes a clip"  # an abandoned generator of PyAV leaks 150
+    assert grown < 50, f"{grown:.0f} bytes per clip"  # an abandoned generator of PyAV leaks 150
 
 
 def test_memory_is_recycled_after_the_last_reference():

@@ -128,7 +128,7 @@ def test_shares_of_sources_and_clips_of_one_video_are_shown(folder):
     assert "mine 4 (75.0% of the clips), world 12 (25.0% of the clips)" in text
     assert "2 of a video" in text and "world: flip False" in text
     config.data.repeats = 3
-    with pytest.raises(UserError, match="must divide by config.data.repeats=3"):
+    with pytest.raises(UserError, match="must be divisible by config.data.repeats=3"):
         data_page.write_page(config, folder / "page.html", 3)
 
 
@@ -158,7 +158,7 @@ def test_wrong_configs_are_refused(folder):
     with pytest.raises(UserError, match="teacher.weights is empty"):
         data_page.write_page(config, folder / "page.html")
     config.mask.kind = "tubes"
-    with pytest.raises(UserError, match="mask.kind='tubes' is none of"):
+    with pytest.raises(UserError, match="mask.kind='tubes' must be one of"):
         data_page.write_page(config, folder / "page.html")
     config.stage = "probe"
     with pytest.raises(UserError, match="config.stage='probe' must be one of"):

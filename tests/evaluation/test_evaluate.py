@@ -216,7 +216,7 @@ def test_table_has_a_line_for_each_input(results):
         ({"checkpoint": "nowhere"}, "nowhere holds no checkpoint"),
     ],
 )
-def test_mistakes_are_reported_in_one_sentence(folder, changes, match):
+def test_invalid_configs_are_one_sentence_errors(folder, changes, match):
     with pytest.raises(UserError, match=match):
         evaluate.evaluate_checkpoint(get_config(folder, **changes), folder / "other")
 

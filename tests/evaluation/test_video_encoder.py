@@ -45,7 +45,7 @@ def test_any_frame_count_and_any_size_that_the_patch_divides(exported, video):
         tokens = encoder(video, frames=frames, size=size)
         assert tokens.shape == (frames * (size // 8) ** 2, 64)
         assert np.isfinite(tokens).all()
-    with pytest.raises(UserError, match="30 x 30 pixels must divide by the patch size 8"):
+    with pytest.raises(UserError, match="30 x 30 pixels must be divisible by the patch size 8"):
         encoder(video, size=30)
 
 

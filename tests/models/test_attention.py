@@ -212,5 +212,5 @@ def test_sizes_that_no_mesh_axis_divides_give_the_same_result():
 
 
 def test_unknown_kernel_is_an_error():
-    with attention.kernel("flash"), pytest.raises(ValueError, match="'flash' is none of"):
+    with attention.kernel("flash"), pytest.raises(ValueError, match="'flash' must be one of"):
         attention.attend(*draw(4)[:3])

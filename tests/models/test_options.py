@@ -10,11 +10,31 @@ from invnext_jax.models import attention, dot_general, encoder, predictor, scan
 @pytest.mark.parametrize(
     ("check", "field", "value", "message"),
     [
-        (encoder, "data.size", 36, "config.data.size=36 must divide by config.encoder.patch=8"),
-        (encoder, "encoder.size", 36, "config.encoder.size=36 must divide by config.encoder.patch"),
-        (encoder, "encoder.width", 65, "config.encoder.width=65 must divide by encoder.heads="),
-        (predictor, "predictor.width", 65, "config.predictor.width=65 must divide by predictor.h"),
-        (predictor, "predictor.kind", "gru", "predictor.kind='gru' is none of 'modernbert', "),
+        (
+            encoder,
+            "data.size",
+            36,
+            "config.data.size=36 must be divisible by config.encoder.patch=8",
+        ),
+        (
+            encoder,
+            "encoder.size",
+            36,
+            "config.encoder.size=36 must be divisible by config.encoder.patch",
+        ),
+        (
+            encoder,
+            "encoder.width",
+            65,
+            "config.encoder.width=65 must be divisible by encoder.heads=",
+        ),
+        (
+            predictor,
+            "predictor.width",
+            65,
+            "config.predictor.width=65 must be divisible by predictor.h",
+        ),
+        (predictor, "predictor.kind", "gru", "predictor.kind='gru' must be one of 'modernbert', "),
         (
             *(dot_general, "quantize_frozen", "int4"),
             "config.quantize_frozen='int4' must be one of ('', 'int8', 'float8')",

@@ -85,10 +85,12 @@ def test_zero_initialised_mask_token_gets_a_gradient(run, inputs):
 def test_unknown_kind_and_invalid_width_are_errors(config):
     wrong = config.copy_and_resolve_references()
     wrong.predictor.width = 40
-    with pytest.raises(UserError, match="predictor.width=40 of kind 'vjepa' must divide by 16"):
+    with pytest.raises(
+        UserError, match="predictor.width=40 of kind 'vjepa' must be divisible by 16"
+    ):
         predictor.check_config(wrong)
     wrong.predictor.kind = "rnn"
-    with pytest.raises(UserError, match="'rnn' is none of 'modernbert', 'vit', 'vjepa'"):
+    with pytest.raises(UserError, match="'rnn' must be one of 'modernbert', 'vit', 'vjepa'"):
         predictor.check_config(wrong)
 
 

@@ -86,7 +86,7 @@ def test_run_config_builds_every_kind(kind):
 def test_unknown_kind_is_an_error():
     config = config_of("clip")
     config.teacher.kind = "vit"
-    with pytest.raises(ValueError, match="teacher.kind='vit' is none of"):
+    with pytest.raises(ValueError, match="teacher.kind='vit' must be one of"):
         teachers.from_config(config)
 
 

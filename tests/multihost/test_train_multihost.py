@@ -118,7 +118,7 @@ def assert_same_run(one, other):
     np.testing.assert_allclose(one, other, rtol=2e-5)
 
 
-def test_two_processes_train_as_one_does_and_one_resumes_their_checkpoint(hosts_config, tmp_path):
+def test_two_processes_train_like_one_and_one_resumes_their_checkpoint(hosts_config, tmp_path):
     train.train(hosts_config, tmp_path / "one")
     assert run_processes(2, hosts_config, tmp_path / "two", kill_step=5) != [0, 0]
     assert os.listdir(tmp_path / "two/checkpoints") == ["3"]
@@ -137,7 +137,7 @@ def test_four_processes_resume_the_checkpoint_of_two(hosts_config, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["stage1", "stage2"])
-def test_two_processes_train_a_stage_as_one_does(stage, tiny_config, stage1_run, tmp_path):
+def test_two_processes_train_a_stage_like_one(stage, tiny_config, stage1_run, tmp_path):
     config = tiny_config(stage)
     config.mesh.update(data=2, fsdp=2)
     if stage == "stage2":

@@ -36,7 +36,7 @@ def test_each_position_is_either_kept_or_masked_in_raster_order(kind):
 
 
 @pytest.mark.parametrize(("kind", "same"), [("tube", True), ("block1", True), ("random", False)])
-def test_whether_masks_are_the_same_in_all_frames(kind, same):
+def test_tube_and_multi_block_masks_are_the_same_in_all_frames(kind, same):
     keep_bk = np.asarray(draw(kind)[0])
     position_btk = (keep_bk % 256).reshape(len(keep_bk), 4, -1)
     assert (position_btk == position_btk[:, :1]).all() == same
@@ -149,8 +149,12 @@ def test_predicted_positions_are_uniform_and_distinct():
         ("ratio", 0.001, "mask.ratio=0.001 hides none of the 256 patches of a frame"),
         ("predicted", 0.0, "config.mask.predicted=0.0 must lie above 0 and at most at 1"),
         ("predicted", 1.5, "config.mask.predicted=1.5 must lie above 0 and at most at 1"),
-        ("kind", "tubes", "mask.kind='tubes' is none of 'semantic', 'multi_block', 'tube', 'rand"),
-        ("fit", "crop", "mask.fit='crop' is none of 'scale', 'cut'"),
+        (
+            "kind",
+            "tubes",
+            "mask.kind='tubes' must be one of 'semantic', 'multi_block', 'tube', 'rand",
+        ),
+        ("fit", "crop", "mask.fit='crop' must be one of 'scale', 'cut'"),
     ],
 )
 def test_invalid_settings_are_refused(field, value, message):

@@ -65,14 +65,14 @@ def test_unknown_device_and_indivisible_batch_are_user_errors():
         plan.make_plan(small(data=8), "tpu9")
     config = small(data=8)
     config.accumulate = 3
-    with pytest.raises(UserError, match="batch_size=8 must divide by config.accumulate"):
+    with pytest.raises(UserError, match="batch_size=8 must be divisible by config.accumulate"):
         plan.make_plan(config, "h200")
 
 
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"data.size": 33}, "config.data.size=33 must divide by"),
+        ({"data.size": 33}, "config.data.size=33 must be divisible by"),
         ({"accumulate": 0}, "config.accumulate=0 must be at least 1"),
         ({"predictor.kind": "foo"}, "predictor.kind"),
         ({"remat": "some"}, "config.remat='some' must be one of"),

@@ -67,7 +67,7 @@ def test_text_layers_have_exactly_the_leaves_of_the_predictor(config):
         assert jax.tree.map(np.shape, tree) == jax.tree.map(lambda leaf: leaf.shape, wanted)
 
 
-def test_without_a_text_model_no_layer_is_given(config):
+def test_text_layers_are_empty_without_a_text_model(config):
     config.predictor.weights = ""
     assert initialization.text_layers(config) == {}
 
@@ -81,14 +81,14 @@ def test_without_a_text_model_no_layer_is_given(config):
         ({}, range(26, 28), "the predictor starts from layers 25 to 27: change config.predictor"),
     ],
 )
-def test_a_text_model_that_does_not_fit_is_one_sentence(config, about, numbers, sentence):
+def test_a_text_model_of_other_sizes_is_a_user_error(config, about, numbers, sentence):
     write_text(config, numbers, **about)
     with pytest.raises(UserError, match="safetensors") as caught:
         initialization.text_layers(config)
     assert sentence in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_file_without_a_text_model_or_of_other_shapes_is_refused(config):
+def test_a_file_without_a_text_model_or_with_other_shapes_is_refused(config):
     write_text(config, part="teacher")
     with pytest.raises(UserError, match="holds no text model, only teacher"):
         initialization.text_layers(config)
@@ -132,14 +132,14 @@ def stage2_config(**fields):
     return config
 
 
-def test_stage2_takes_what_it_uses_of_stage1():
+def test_stage2_starts_from_the_stage1_groups_that_it_uses():
     start = stage2.warm_start(stage2_config(), RESTORED)
     assert set(start) == {"encoder", "predictor", "pool"}
     start = stage2.warm_start(stage2_config(**{"loss.pixels": 1.0}), RESTORED)
     assert set(start) == {"encoder", "predictor", "pool", "decoder"}
 
 
-def test_parts_that_are_absent_or_not_wanted_start_anew_and_the_log_says_so():
+def test_missing_or_excluded_parts_start_from_random_values_and_are_logged():
     config, groups = stage2_config(), ("encoder", "head", "pool", "predictor")
     start = stage2.warm_start(config, {"encoder": {}})
     assert initialization.describe_start(config, start, groups) == [
@@ -164,7 +164,7 @@ def test_an_earlier_run_comes_before_the_text_model(config):
     assert start["predictor"] == RESTORED["predictor"] and "predictor/layer0" not in start
 
 
-def test_parts_that_cannot_be_taken_are_refused():
+def test_invalid_init_parts_are_refused():
     config = stage2_config(init_parts=("encoder", "align"))
     with pytest.raises(UserError, match="'align', but this run takes encoder, pool, predictor"):
         stage2.warm_start(config, RESTORED)

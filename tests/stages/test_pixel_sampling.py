@@ -58,7 +58,7 @@ def test_visible_patches_are_copied_and_hidden_ones_do_not_leak(trained, clips):
     assert np.abs(made.own_bthwc[~seen].astype(int) - clips[~seen]).mean() > 10
 
 
-def test_other_latents_change_the_sample_of_a_decoder_that_listens(trained, clips):
+def test_sample_depends_on_the_latents(trained, clips):
     made = pixel_sampling.reconstruct(stage1, get_config(), *trained, clips)
     assert (made.own_bthwc != made.other_bthwc).any()
     seen = split_pixels(made.visible_btyx)
@@ -97,6 +97,6 @@ def test_a_run_without_pixels_has_a_mask_and_no_reconstruction(clips):
     assert made.own_bthwc is None and made.other_bthwc is None
 
 
-def test_places_of_visible_patches():
+def test_positions_of_visible_patches():
     seen = pixel_sampling.visible_grid(np.array([[0, 5]]), (2, 2, 2))
     np.testing.assert_array_equal(seen[0], [[[1, 0], [0, 0]], [[0, 1], [0, 0]]])

@@ -1,4 +1,4 @@
-"""Both stages on random clips: what gradients reach, and what the diagnostics say."""
+"""Both stages on random clips: gradients, diagnostics and config checks."""
 
 import functools
 import re
@@ -85,7 +85,7 @@ def test_diagnostics_of_stage1(first, batch):
     assert found["conditioning_gap"] == 0 and found["encoder_grad/pixels"] == 0
 
 
-def test_diagnostics_of_stage2_tell_the_share_of_position(second, batch):
+def test_diagnostics_of_stage2_contain_the_position_share(second, batch):
     config, model, params, frozen = second
     run = jax.jit(functools.partial(stage2.diagnostics, config, model))
     found = run(params, frozen, batch, jax.random.key(5))
@@ -134,7 +134,7 @@ def test_vit_predictor_steps(batch, first):
     assert np.isfinite(run(params, frozen, batch, jax.random.key(0))[0])
 
 
-def test_config_mistakes_are_told():
+def test_invalid_stage_configs_are_refused():
     config = small(config1)
     stage1.check_config(config)
     for change, part in (
@@ -151,7 +151,7 @@ def test_config_mistakes_are_told():
         stage2.check_config(small(config2))
 
 
-def test_narrow_decoder_is_warned_of(caplog):
+def test_narrow_decoder_logs_a_warning(caplog):
     config = small(config1)
     with caplog.at_level("WARNING"):
         stage1.check_config(config)
@@ -247,7 +247,7 @@ def test_the_image_target_is_the_deepest_tap(batch):
 
 
 @pytest.mark.parametrize("drops", [False, True])
-def test_the_target_drops_branches_only_where_the_config_says_so(drops, batch, second):
+def test_the_target_has_drop_path_only_if_configured(drops, batch, second):
     config = second[0].copy_and_resolve_references()
     config.encoder.drop_path, config.target.drop_path = 0.5, drops
     model, frozen = stage2.make_model(config), {"target": second[2]["encoder"]}
@@ -268,27 +268,27 @@ def test_losses_of_stage2_are_weighted_and_summed_over_the_masks():
     assert stage2.weigh(config, terms) == 1 + 2 + 0.5 * (4 + 8) + 2 * 16
 
 
-def test_a_mask_that_hides_nothing_is_told():
+def test_a_mask_ratio_that_masks_no_patch_is_refused():
     config = small(config1)
     config.mask.ratio = 0.01
     with pytest.raises(UserError, match="hides none of the 16 patches"):
         stage1.check_config(config)
 
 
-def test_mistakes_of_kinds_are_told_by_both_stages():
+def test_both_stages_refuse_unknown_kinds():
     for module, stage in ((config1, stage1), (config2, stage2)):
         for field in ("predictor.kind", "mask.kind"):
             config = small(module)
             config.init_from = "runs/stage1"
             config.update_from_flattened_dict({field: "nothing"})
-            with pytest.raises(UserError, match=f"{field}='nothing' is none of"):
+            with pytest.raises(UserError, match=f"{field}='nothing' must be one of"):
                 stage.check_config(config)
     config.update_from_flattened_dict({"mask.kind": "tube", "target.kind": "ema"})
-    with pytest.raises(UserError, match="target.kind='ema' is none of 'frozen', 'momentum'"):
+    with pytest.raises(UserError, match="target.kind='ema' must be one of 'frozen', 'momentum'"):
         stage2.check_config(config)
 
 
-def test_some_loss_must_be_on_and_none_negative_or_unknown():
+def test_all_zero_negative_and_unknown_losses_are_refused():
     config = small(config1)
     config.loss.update(align_tokens=0.0, align_pooled=0.0)
     stage1.check_config(config)

@@ -67,7 +67,7 @@ def test_every_image_matches_its_own_caption_and_all_that_are_true_of_it():
             assert batch["labels"][row, column] == is_true
 
 
-def test_text_tower_sees_every_word():
+def test_text_tower_depends_on_every_word():
     tower = TextTower(words=9, length=4, width=16, depth=1, heads=2, mlp_width=16, out_width=8)
     words_jn = jnp.array([[1, 2, 3, 4], [5, 2, 3, 4], [1, 2, 4, 3]])
     params = tower.init(jax.random.key(0), words_jn)
@@ -78,7 +78,7 @@ def test_text_tower_sees_every_word():
     assert jnp.abs(text_jd[0] - text_jd[2]).max() > 1e-5
 
 
-def test_class_embedding_is_the_mean_of_the_captions_that_mention_it_alone():
+def test_class_embedding_is_the_mean_of_the_captions_that_mention_only_it():
     captions = [
         Caption("a disc", {"shape": 0}),
         Caption("disc", {"shape": 0}),
@@ -154,7 +154,7 @@ def held_out(*, compressed):
 
 
 @pytest.mark.parametrize("compressed", [False, True])
-def test_shipped_teacher_holds_its_zero_shot_accuracies(shipped, compressed):
+def test_shipped_teacher_reaches_its_zero_shot_accuracies(shipped, compressed):
     vision, params, prompts, claims = shipped
     found = teacher_evaluation.evaluate(vision, params, held_out(compressed=compressed), prompts)
     for task in ("shape", "color"):
@@ -164,7 +164,7 @@ def test_shipped_teacher_holds_its_zero_shot_accuracies(shipped, compressed):
         assert abs(found[f"zero_shot/{task}"] - claimed) <= 3 * error + 1
 
 
-def test_shipped_teacher_looks_at_the_object(shipped):
+def test_shipped_teacher_attends_to_the_object(shipped):
     vision, params, prompts, claims = shipped
     found = teacher_evaluation.evaluate(vision, params, held_out(compressed=True), prompts)
     assert found["attention/object"] > 1.5 * found["attention/object_area"]

@@ -108,7 +108,7 @@ def config():
 def test_indivisible_batch_over_devices_is_an_error(config):
     config.batch_size = 12
     config.mesh.update(data=-1, fsdp=2)
-    with pytest.raises(UserError, match="batch_size=12 must divide by the 8 devices"):
+    with pytest.raises(UserError, match="batch_size=12 must be divisible by the 8 devices"):
         mesh_lib.check_batch(config, mesh_lib.make_mesh(config.mesh))
 
 

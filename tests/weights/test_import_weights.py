@@ -88,7 +88,7 @@ def test_error_lists_all_mismatches(published, tmp_path):
 
 def test_invalid_kinds_and_configs_are_errors(published, tmp_path):
     out = tmp_path / "a.safetensors"
-    with pytest.raises(UserError, match="--kind=vit is none of siglip2"):
+    with pytest.raises(UserError, match="--kind=vit must be one of siglip2"):
         import_weights.import_weights("vit", published, out)
     config = json.loads((published / "config.json").read_text())
     config["model_config"]["tubelet_size"] = 2

@@ -1,4 +1,4 @@
-"""What evaluations by classification share: selection of labelled videos, scores and rows.
+"""Shared functions of classification evaluators: labelled videos, scores and rows.
 
 Shape key: b videos, d features.
 """

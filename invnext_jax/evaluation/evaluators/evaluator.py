@@ -22,7 +22,7 @@ class Row:
       task: name of the task; a column of the tables.
       metric: name of the metric, for example "top1"; tables hold one metric each.
       value: the number; shares are in [0, 1].
-      standard_error: of `value`; None if unknown.
+      standard_error: standard error of `value`; None if unknown.
       n: how many videos (or other independent units) `value` was measured on.
       details: other JSON-able facts, such as chosen hyper-parameters. `classes`, the number of
         classes, adds the chance level to the tables.

@@ -40,7 +40,7 @@ class LinearProbe:
         """Checks the poolings and the options of the fit."""
         unknown = set(config.poolings) - set(POOLINGS)
         if unknown:
-            raise UserError(f"unknown poolings {sorted(unknown)}: choose of {POOLINGS}")
+            raise UserError(f"unknown poolings {sorted(unknown)}: choose from {POOLINGS}")
         check_fit_config(config)
 
     def evaluate(self, inputs: EvalInputs, config: Any) -> list[Row]:
@@ -187,7 +187,7 @@ def fit_linear(
       val_labels_b: int labels; a class without training videos counts as wrong.
       inverse_penalties: candidate values of C; on a tie the smaller one is chosen.
       held_out: share of the training videos on which C is chosen; the final fit uses all videos.
-      seed: of that split.
+      seed: seed of that split.
     """
     start = time.perf_counter()
     chosen = _choose_penalty(train_bd, train_labels_b, sorted(inverse_penalties), held_out, seed)

@@ -110,7 +110,7 @@ def train_supervised(
       val: held-out videos.
       tasks: names of the tasks.
       config: steps, batch_size, learning_rate, warmup_steps, weight_decay.
-      seed: of initialisation and order.
+      seed: seed of the initialisation and of the order.
 
     Returns:
       The result of each task, and the training loss every `LOG_EVERY` steps.
@@ -194,7 +194,7 @@ def make_step(
 def make_batches(
     videos: LabeledVideos, tasks: Sequence[str], batch_size: int, seed: int
 ) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
-    """Yields shuffled batches for ever: uint8 videos [b t h w c] and the labels [b] of each task.
+    """Yields shuffled batches endlessly: uint8 videos [b t h w c] and the labels [b] of each task.
 
     All batches have one size, so the step compiles once; a batch may span two epochs.
     """

@@ -66,7 +66,7 @@ def test_constant_feature_does_not_change_the_accuracy():
     assert linear_probe.fit_linear(*split(x, labels), inverse_penalties=PENALTIES).top1 >= 0.95
 
 
-def test_penalty_is_chosen_on_training_videos_alone():
+def test_penalty_is_chosen_on_training_videos_only():
     train_x, train_y, val_x, val_y = split(*make_features(3.0))
     one = linear_probe.fit_linear(train_x, train_y, val_x, val_y, inverse_penalties=PENALTIES)
     other = linear_probe.fit_linear(
