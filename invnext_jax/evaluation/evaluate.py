@@ -7,6 +7,7 @@ nothing.
 
 import dataclasses
 import functools
+import inspect
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -59,9 +60,15 @@ def evaluate_checkpoint(config: ml_collections.ConfigDict, workdir: str | Path) 
     workdir = Path(workdir)
     digests = list(dataset.digests.values())
     encoder_record = describe_encoder(loaded)
-    data_key = [_options_of_rows(config), *digests, encoder_record]
+    data_key = [
+        _options_of_rows(config),
+        *digests,
+        encoder_record,
+        loaded.config.get("init_gain", 1.0),
+    ]
     checkpoint_key = encoder_key(loaded)
-    key = hash_json([data_key, checkpoint_key, list(config.evaluators), config.controls])
+    code = {evaluator.name: _source_of(evaluator) for evaluator in evaluators}
+    key = hash_json([data_key, checkpoint_key, code, list(config.evaluators), config.controls])
     if results := _read(workdir / RESULTS, key):
         print(f"{workdir / RESULTS} is up to date.", flush=True)
         return results
@@ -73,7 +80,8 @@ def evaluate_checkpoint(config: ml_collections.ConfigDict, workdir: str | Path) 
     # retrained run keeps them.
     untrained = EvalInputs("random", dataset, lambda: _with_random_params(loaded, config), cache)
     for evaluator, subject, subject_key in _plan(evaluators, inputs, untrained, config.controls):
-        key_parts = [data_key, evaluator.name, subject_key or checkpoint_key]
+        source = code[evaluator.name]
+        key_parts = [data_key, evaluator.name, source, subject_key or checkpoint_key]
         path = workdir / "rows" / f"{evaluator.name}-{subject.name}.json"
         measure = functools.partial(_measure, evaluator, subject, config)
         measurements.append(_cached(path, hash_json(key_parts), measure))
@@ -91,6 +99,14 @@ def evaluate_checkpoint(config: ml_collections.ConfigDict, workdir: str | Path) 
     }
     _write(workdir / RESULTS, results)
     return results
+
+
+def _source_of(evaluator: Evaluator) -> str:
+    """Returns the source of an evaluator's class, so that changed code is measured again."""
+    try:
+        return inspect.getsource(type(evaluator))
+    except (OSError, TypeError):  # defined in an interactive session
+        return ""
 
 
 def resolve(config: Any, encoder_config: Any) -> ml_collections.FrozenConfigDict:

@@ -19,9 +19,9 @@ from invnext_jax import atomic_file
 from invnext_jax.evaluation.features import VideoFeatures
 
 LABEL = "label_"
-# Options of `config.data` that change neither which frames are read nor their pixels. The manifest
+# Options of `config.data` that change neither which videos are read nor their pixels. The manifest
 # enters the key by its content.
-_NOT_IN_KEY = ("manifest", "workers", "prefetch", "clip_seconds", "on_bad", "max_bad_share")
+_NOT_IN_KEY = ("manifest", "workers", "prefetch")
 
 
 class FeatureCache:
@@ -85,15 +85,15 @@ def _read(path: Path, key: str) -> VideoFeatures | None:
             if str(archive["key"]) != key:
                 return None
             arrays = {name: archive[name] for name in archive.files if name != "key"}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        labels = {
+            name.removeprefix(LABEL): arrays.pop(name)
+            for name in list(arrays)
+            if name.startswith(LABEL)
+        }
+        return VideoFeatures(labels=labels, **arrays)
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         print(f"{path} is damaged ({error}); extracting these features again.", flush=True)
         return None
-    labels = {
-        name.removeprefix(LABEL): arrays.pop(name)
-        for name in list(arrays)
-        if name.startswith(LABEL)
-    }
-    return VideoFeatures(labels=labels, **arrays)
 
 
 def _write(path: Path, key: str, features: VideoFeatures) -> None:

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
+from absl import logging
 from jax._src import (
     distributed as jax_distributed,
 )  # there is no public access to its key-value store; Orbax uses it too
@@ -111,6 +112,10 @@ def find_distributed_config(
             count = count or SlurmCluster.get_process_count()
             number = SlurmCluster.get_process_id() if number is None else number
         devices = _slurm_device_ids()
+    elif "SLURM_STEP_NODELIST" in os.environ:
+        logging.warning(
+            "SLURM_STEP_NODELIST is set, but not all variables of a SLURM step: the step is ignored"
+        )
     if number is None and address:
         number = _read_number(None, "JOB_COMPLETION_INDEX")
     if count == 1 or address is count is number is None:

@@ -118,11 +118,10 @@ def train_supervised(
     start = time.perf_counter()
     model = Classifier(encoder, count_classes(train.labels, val.labels, tasks))
     tx = make_optimizer(config)
-    state = init_state(model, tx, train.video_bthwc.shape[1:], seed)
     recorder = LossRecorder(config.steps)
     state = loop.run_steps(
         make_step(model, tx),
-        state,
+        init_state(model, tx, train.video_bthwc.shape[1:], seed),
         map(jax.device_put, make_batches(train, tasks, config.batch_size, seed)),
         total_steps=config.steps,
         callbacks=recorder,
