@@ -116,7 +116,10 @@ def _first_cause(text: str) -> str:
 def _unknown_field(argv: Sequence[str]) -> str:
     """Returns an error for the first `--config.a.b` that the config file does not have, or ""."""
     files = [given.partition("=")[2] for given in argv if given.startswith("--config=")]
-    known = list(_fields(_load_config(files[-1]).to_dict())) if files else []
+    try:
+        known = list(_fields(_load_config(files[-1]).to_dict())) if files else []
+    except ValueError:  # the file registers something, which works only once
+        known = []
     for given in argv[1:]:
         name = re.sub(r"\[[^]]*\]", "", given.partition("=")[0].lstrip("-"))
         if known and name.startswith("config.") and name not in known:

@@ -67,10 +67,13 @@ def test_key_depends_on_encoder_manifest_and_clips_but_not_on_workers():
         feature_cache.feature_key("encoder", "other", data),
         *(
             feature_cache.feature_key("encoder", "digest", {**data, name: value})
-            for name, value in (("frames", 4), ("size", 64), ("sampling", "dense"))
+            for name, value in (
+                *(("frames", 4), ("size", 64), ("sampling", "dense")),
+                ("clip_seconds", 1.0),  # decides which videos are dropped
+            )
         ),
     ]
-    assert len({key, *others}) == 6
+    assert len({key, *others}) == 7
 
 
 def test_hash_of_a_tree_depends_on_paths_and_values():

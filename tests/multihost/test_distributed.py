@@ -91,6 +91,13 @@ def test_slurm_tasks_on_one_node_use_one_gpu_each(find):
     assert find(single).local_device_ids is None
 
 
+def test_an_incomplete_slurm_step_is_ignored_with_a_warning(find, caplog):
+    partial = {name: value for name, value in SLURM.items() if name != "SLURM_NTASKS"}
+    with caplog.at_level("WARNING"):
+        assert find(partial) is None
+    assert "not all variables of a SLURM step" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

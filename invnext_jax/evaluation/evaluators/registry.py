@@ -18,17 +18,13 @@ EVALUATORS: dict[str, Evaluator] = {}
 def register(evaluator: Evaluator) -> Evaluator:
     """Makes an evaluator available to `config.evaluators` under its name, and returns it.
 
-    A config file may be loaded twice, so a class of the same name replaces the earlier one.
-
     Raises:
       ValueError: the name is not an identifier, or another evaluator has it.
     """
     if not re.fullmatch(r"\w+", evaluator.name):
         raise ValueError(f"evaluator name {evaluator.name!r} must be an identifier")
-    other = EVALUATORS.get(evaluator.name, evaluator)
-    if type(other).__qualname__ != type(evaluator).__qualname__:
+    if EVALUATORS.setdefault(evaluator.name, evaluator) is not evaluator:
         raise ValueError(f"another evaluator is registered as {evaluator.name!r}: rename this one")
-    EVALUATORS[evaluator.name] = evaluator
     return evaluator
 
 
