@@ -1,6 +1,8 @@
 """Every golden case of a folder: our arithmetic equals that of the reference implementation.
 
 Another folder of cases is checked by `pytest tests/test_golden.py --golden-dir=DIR`.
+
+The file is longer than 300 lines because all cases share the helpers that read them.
 """
 
 from types import SimpleNamespace

@@ -11,40 +11,17 @@ import sys
 import jax
 import numpy as np
 import pytest
+from toy_run import TIMED, KilledError, assert_equal_runs, final_params, kill, untimed
 
 from invnext_jax import train
 from invnext_jax.checkpointing import reader
 from invnext_jax.data import pipeline
 from invnext_jax.errors import NonFiniteError, UserError
 from invnext_jax.monitoring import metrics_file, reporter
-from invnext_jax.weights import export
 
 TOY_RUN = pathlib.Path(__file__).with_name("toy_run.py")
 pytestmark = pytest.mark.usefixtures("first_device_only")
 MAKE_DATASET = pipeline.make_train_dataset  # before a fixture puts the toy's in its place
-TIMED = {"clips_per_second", "data_wait"}
-
-
-class KilledError(Exception):
-    """Simulates the end of the process."""
-
-
-def kill():
-    raise KilledError
-
-
-def untimed(workdir):
-    records = metrics_file.read_metrics(workdir)
-    return [{k: v for k, v in record.items() if k not in TIMED} for record in records]
-
-
-def final_params(workdir):
-    return reader.restore_params(workdir)[0]
-
-
-def assert_equal_runs(one, other):
-    jax.tree.map(np.testing.assert_array_equal, final_params(one), final_params(other))
-    assert untimed(one) == untimed(other)
 
 
 def test_every_step_is_logged_with_losses_rates_and_diagnostics(whole_run):
@@ -66,17 +43,6 @@ def test_a_killed_run_resumes_bitwise(whole_run, toy_config, toy_data, tmp_path)
     with pytest.raises(KilledError):
         train.train(toy_config, tmp_path / "killed")
     assert len(untimed(tmp_path / "killed")) >= 4  # beyond the checkpoint of step 3
-    toy_data.before_batch.clear()
-    train.train(toy_config, tmp_path / "killed")
-    assert_equal_runs(whole_run, tmp_path / "killed")
-
-
-def test_a_run_killed_before_its_first_checkpoint_starts_again(
-    whole_run, toy_config, toy_data, tmp_path
-):
-    toy_data.before_batch[3] = kill
-    with pytest.raises(KilledError):
-        train.train(toy_config, tmp_path / "killed")
     toy_data.before_batch.clear()
     train.train(toy_config, tmp_path / "killed")
     assert_equal_runs(whole_run, tmp_path / "killed")
@@ -111,43 +77,6 @@ def test_a_finished_run_only_prints_a_message(whole_run, toy_config, capsys):
     assert record["step"] == 6
     assert "is finished: 6 steps are done" in capsys.readouterr().out
     assert (whole_run / "metrics.jsonl").read_bytes() == before
-
-
-def test_a_run_resumes_on_another_mesh(
-    whole_run, toy_config, toy_data, first_device_only, tmp_path, monkeypatch
-):
-    toy_data.before_batch[5] = kill
-    with pytest.raises(KilledError):
-        train.train(toy_config, tmp_path / "moved")
-    toy_data.before_batch.clear()
-    monkeypatch.setattr(train.mesh_lib.jax, "devices", lambda: first_device_only)
-    toy_config.mesh.update(data=2, fsdp=2, tensor=2, sequence=1)
-    train.train(toy_config, tmp_path / "moved")
-    jax.tree.map(
-        lambda one, eight: np.testing.assert_allclose(eight, one, rtol=1e-5, atol=1e-6),
-        final_params(whole_run),
-        final_params(tmp_path / "moved"),
-    )
-
-
-def test_a_run_moved_to_fewer_devices_twice_has_the_same_losses(
-    toy_config, toy_data, first_device_only, tmp_path, monkeypatch
-):
-    def train_on(devices, workdir):
-        monkeypatch.setattr(train.mesh_lib.jax, "devices", lambda: first_device_only[:devices])
-        train.train(toy_config, tmp_path / workdir)
-        return [record["loss"] for record in metrics_file.read_metrics(tmp_path / workdir)]
-
-    toy_config.mesh.data = -1
-    toy_config.checkpoint.every_steps = 2
-    whole = train_on(8, "whole")
-    for devices, stop in ((8, 3), (4, 5)):
-        toy_data.before_batch = {stop: lambda: os.kill(os.getpid(), signal.SIGTERM)}
-        train_on(devices, "moved")
-    toy_data.before_batch = {}
-    moved = train_on(2, "moved")
-    np.testing.assert_allclose(moved, whole, rtol=1e-5)
-    assert len(moved) == 6
 
 
 def test_a_damaged_checkpoint_costs_steps_but_no_result(whole_run, toy_config, tmp_path):
@@ -185,74 +114,6 @@ def test_too_many_nonfinite_steps_in_a_row_end_the_run(toy_config, toy_data, tmp
     # The abort is seen when step 5 is under way, which is saved and logged with the rest.
     last = metrics_file.read_metrics(tmp_path / "run")[-1]
     assert (last["step"], last["loss"], last["skipped_in_row"]) == (5, None, 4)
-
-
-def test_a_changed_model_is_refused_with_a_table(whole_run, toy_config):
-    toy_config.encoder.width = 128
-    toy_config.batch_size = 16
-    with pytest.raises(UserError) as caught:
-        train.train(toy_config, whole_run)
-    assert "config.batch_size: 8 -> 16" in str(caught.value)
-    assert "config.encoder.width: 64 -> 128" in str(caught.value)
-    assert json.loads((whole_run / "config.json").read_text())["batch_size"] == 8
-
-
-def test_a_longer_run_and_another_log_are_allowed(whole_run, toy_config):
-    toy_config.total_steps = 8
-    toy_config.log.every_steps = 2
-    assert train.train(toy_config, whole_run)["step"] == 8
-
-
-def test_warm_start_takes_whole_groups(whole_run, toy_config, tmp_path, capsys):
-    toy_config.init_from = str(whole_run)
-    toy_config.total_steps = 1
-    toy_config.optimizer.learning_rate = 0.0
-    toy_config.optimizer.min_learning_rate = 0.0
-    train.train(toy_config, tmp_path / "next")
-    assert f"taken from {whole_run}: encoder (2 arrays, 104 values)" in capsys.readouterr().out
-    given, taken = final_params(whole_run), final_params(tmp_path / "next")
-    np.testing.assert_array_equal(taken["encoder"]["kernel"], given["encoder"]["kernel"])
-    assert np.any(taken["head"]["kernel"] != given["head"]["kernel"])
-
-
-def test_a_warm_start_with_other_shapes_is_refused_with_a_table(
-    whole_run, toy_config, toy_stage, tmp_path
-):
-    toy_config.init_from = str(whole_run)
-    kernel = np.zeros((5, 8), np.float32)
-    toy_stage.warm_start = lambda *_: {"encoder": {"kernel": kernel, "extra": kernel}}
-    with pytest.raises(UserError) as caught:
-        train.train(toy_config, tmp_path / "next")
-    for row in (
-        "missing: encoder/bias (8,)",
-        "unexpected: encoder/extra (5, 8)",
-        "wrong shape: encoder/kernel (5, 8), expected (12, 8)",
-    ):
-        assert row in str(caught.value)
-
-
-def test_init_from_without_a_checkpoint_is_refused(toy_config, tmp_path):
-    toy_config.init_from = str(tmp_path)
-    with pytest.raises(UserError, match="holds no checkpoint"):
-        train.train(toy_config, tmp_path / "run")
-
-
-def test_an_unknown_stage_is_refused(toy_config, tmp_path):
-    toy_config.stage = "stage9"
-    with pytest.raises(UserError, match="config.stage='stage9' must be one of stage1, stage2"):
-        train.train(toy_config, tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
-def test_frozen_parameters_of_another_step_are_refused(whole_run, toy_config, tmp_path):
-    toy_config.init_from = str(whole_run)
-    train.train(toy_config, tmp_path / "next")
-    shutil.rmtree(whole_run / "checkpoints/6")
-    with pytest.raises(UserError, match="has done 3 of 6 steps"):
-        train.train(toy_config, tmp_path / "next")
-    toy_config.init_from_unfinished = True
-    with pytest.raises(UserError, match="step of config.init_from: 6 -> 3"):
-        train.train(toy_config, tmp_path / "next")
 
 
 def test_nothing_is_compiled_after_the_first_step(toy_config, tmp_path, monkeypatch):
@@ -312,33 +173,6 @@ def test_a_signal_ends_the_process_with_code_0(whole_run, toy_config, toy_data, 
         final_params(whole_run),
         final_params(tmp_path / "stopped"),
     )
-
-
-def test_starting_from_an_export_equals_starting_from_its_run(
-    whole_run, toy_config, tmp_path, capsys
-):
-    toy_config.total_steps = 1
-    toy_config.optimizer.update(learning_rate=0.0, min_learning_rate=0.0)
-    params = final_params(whole_run)
-    toy_config.init_from = str(tmp_path / "export.safetensors")
-    export.write_export(toy_config.init_from, params, {"config": {}, "source": {"step": 6}})
-    train.train(toy_config, tmp_path / "next")
-    out = capsys.readouterr().out
-    assert f"taken from {toy_config.init_from}: encoder (2 arrays, 104 values)" in out
-    assert f"head is initialized: it is not taken from {toy_config.init_from}" in out
-    taken = final_params(tmp_path / "next")
-    np.testing.assert_array_equal(taken["encoder"]["kernel"], params["encoder"]["kernel"])
-
-
-def test_parts_of_a_group_can_start_from_elsewhere(toy_config, toy_stage, tmp_path):
-    toy_config.total_steps = 1
-    toy_config.optimizer.update(learning_rate=0.0, min_learning_rate=0.0)
-    kernel = np.full((12, 8), 3.0, np.float32)
-    toy_stage.warm_start = lambda *_: {"encoder/kernel": kernel}
-    train.train(toy_config, tmp_path / "run")
-    taken = final_params(tmp_path / "run")["encoder"]
-    np.testing.assert_array_equal(taken["kernel"], kernel)
-    assert not np.any(taken["bias"])
 
 
 def test_real_videos_some_of_them_bad_and_another_number_of_workers(

@@ -11,11 +11,14 @@ import pytest
 
 from configs import stage1
 from invnext_jax import train
+from invnext_jax.checkpointing import reader
 from invnext_jax.models.sharding import with_logical_axes
+from invnext_jax.monitoring import metrics_file
 from invnext_jax.stages import registry
 from invnext_jax.training import mesh as mesh_lib
 from invnext_jax.training.step import NO_EMA_TARGETS
 
+TIMED = {"clips_per_second", "data_wait"}  # metrics that differ between equal runs
 FEATURES = 12  # of the flattened toy video
 MANIFEST = "path,source\na.mp4,toy\n"
 
@@ -223,3 +226,25 @@ def toy_mesh(toy_config):
     """A mesh (2, 2, 2, 1) of all eight devices."""
     toy_config.mesh.update(data=2, fsdp=2, tensor=2, sequence=1)
     return mesh_lib.make_mesh(toy_config.mesh)
+
+
+class KilledError(Exception):
+    """Simulates the end of the process."""
+
+
+def kill():
+    raise KilledError
+
+
+def untimed(workdir):
+    records = metrics_file.read_metrics(workdir)
+    return [{k: v for k, v in record.items() if k not in TIMED} for record in records]
+
+
+def final_params(workdir):
+    return reader.restore_params(workdir)[0]
+
+
+def assert_equal_runs(one, other):
+    jax.tree.map(np.testing.assert_array_equal, final_params(one), final_params(other))
+    assert untimed(one) == untimed(other)

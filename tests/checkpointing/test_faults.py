@@ -14,6 +14,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from toy_run import assert_equal_runs, untimed
 
 from invnext_jax import train
 from invnext_jax.checkpointing import reader
@@ -27,19 +28,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
-TIMED = {"clips_per_second", "data_wait"}
 DISK_BYTES = 4 * 2**20
-
-
-def untimed(workdir):
-    records = metrics_file.read_metrics(workdir)
-    return [{k: v for k, v in record.items() if k not in TIMED} for record in records]
-
-
-def assert_equal_runs(one, other):
-    params = [reader.restore_params(workdir)[0] for workdir in (one, other)]
-    jax.tree.map(np.testing.assert_array_equal, *params)
-    assert untimed(one) == untimed(other)
 
 
 @pytest.fixture
