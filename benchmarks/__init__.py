@@ -1,1 +1,1 @@
-"""Benchmarks: each compares this package with a named peer in the same run."""
+"""Benchmarks: each compares this package with another library in the same run."""

@@ -1,4 +1,4 @@
-"""The faults of the drill: each injects one fault into a tiny run and returns the outcome."""
+"""Faults of the drill: each function injects one fault into a tiny run, returns the outcome."""
 
 import contextlib
 import dataclasses
@@ -20,10 +20,10 @@ class FaultResult:
     """The outcome of one fault.
 
     Attributes:
-        outcome: what happened, for the table.
-        passed: whether that is the expected outcome.
-        run: a run that reached its end, to be compared with the uninterrupted one.
-        lost_steps: steps of finished checkpoints that the next start did not find.
+        outcome: description of what happened, for the table.
+        passed: whether the outcome is the expected one.
+        run: a completed run, to be compared with the uninterrupted one.
+        lost_steps: number of steps in finished checkpoints that the next start did not find.
         skipped: whether the fault could not be injected.
     """
 
@@ -38,15 +38,15 @@ Fault = Callable[[pathlib.Path, int], FaultResult]
 
 
 class NeedsRootError(Exception):
-    """Mounting a file system needs root."""
+    """A file system cannot be mounted without root."""
 
 
 @contextlib.contextmanager
 def small_disk(folder: pathlib.Path, options: str = "") -> Iterator[None]:
-    """Mounts a file system in memory at `folder`.
+    """Mounts an in-memory file system at `folder`.
 
     Raises:
-        NeedsRootError: it cannot be mounted; the folder exists.
+        NeedsRootError: the file system cannot be mounted. The folder has been created.
     """
     folder.mkdir(parents=True)
     command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}{options}", "none", str(folder)]
@@ -59,7 +59,7 @@ def small_disk(folder: pathlib.Path, options: str = "") -> Iterator[None]:
 
 
 def find_line(run: DrillRun, pattern: str) -> str:
-    """Returns the first line of the last start's log that matches, or ""."""
+    """Returns the first line in the log of the last start that matches `pattern`, or ""."""
     lines = [line for line in run.logs[-1].splitlines() if re.search(pattern, line)]
     return re.sub(r"^W\d+ [\d:.]+ +\d+ \S+ ", "", lines[0])[:110] if lines else ""
 
@@ -72,7 +72,7 @@ def copy_run(run: DrillRun, folder: pathlib.Path) -> DrillRun:
 
 
 def disk_full(base: pathlib.Path, processes: int) -> FaultResult:
-    """The disk is full between two saves, and has free space again later."""
+    """Fills the disk between two saves and frees the space later."""
     disk = base / "disk"
     with small_disk(disk):
         run = DrillRun(disk / "run", base, processes).start()
@@ -91,7 +91,7 @@ def disk_full(base: pathlib.Path, processes: int) -> FaultResult:
 
 
 def disk_always_full(base: pathlib.Path, processes: int) -> FaultResult:
-    """The disk is always full: no checkpoint can be written, so the run ends with an error."""
+    """Runs on a full disk: no checkpoint can be written, so the run ends with an error."""
     disk = base / "disk_always"
     with small_disk(disk):
         (disk / "ballast").write_bytes(bytes(DISK_BYTES - 2**20))
@@ -101,7 +101,7 @@ def disk_always_full(base: pathlib.Path, processes: int) -> FaultResult:
 
 
 def read_only(base: pathlib.Path, processes: int) -> FaultResult:
-    """The workdir is read-only from the start."""
+    """Starts with a read-only workdir."""
     disk = base / "read_only"
     with contextlib.ExitStack() as stack:
         try:
@@ -114,12 +114,12 @@ def read_only(base: pathlib.Path, processes: int) -> FaultResult:
 
 
 def read_only_later(base: pathlib.Path, processes: int) -> FaultResult:
-    """The workdir becomes read-only during the run, then writable again."""
+    """Makes the workdir read-only during the run, then writable again."""
     disk = base / "read_only_later"
     with small_disk(disk):
         run = DrillRun(disk / "run", base, processes).start()
         run.wait_for(run.finished_saves)
-        # A bind mount, because the file system itself is busy while files are open for writing.
+        # A bind mount can become read-only while files are open; the file system itself cannot.
         subprocess.run(["mount", "--bind", disk, disk], check=True)
         subprocess.run(["mount", "-o", "remount,bind,ro", disk], check=True)
         try:
@@ -134,7 +134,7 @@ def read_only_later(base: pathlib.Path, processes: int) -> FaultResult:
 
 
 def removed(base: pathlib.Path, processes: int) -> FaultResult:
-    """The workdir is removed during the run."""
+    """Removes the workdir during the run."""
     run = DrillRun(base / "removed", base, processes).start()
     run.wait_for(run.finished_saves)
     os.rename(run.workdir, base / "removed.gone")
@@ -145,11 +145,11 @@ def removed(base: pathlib.Path, processes: int) -> FaultResult:
 
 
 def locked(base: pathlib.Path, processes: int) -> FaultResult:
-    """A second run starts in the same workdir."""
+    """Starts a second run in the same workdir."""
     run = DrillRun(base / "locked", base, processes).start()
     run.wait_for_step(1)
     second = DrillRun(base / "locked", base, 1)
-    second._starts = 100  # so that it writes another log file
+    second._starts = 100  # gives its log file another name
     refused = second.finish()
     code = run.end()
     return FaultResult(
@@ -158,7 +158,7 @@ def locked(base: pathlib.Path, processes: int) -> FaultResult:
 
 
 def nan_gradients(base: pathlib.Path, processes: int) -> FaultResult:
-    """The loss diverges: steps are skipped, then the run saves and aborts."""
+    """Makes the loss diverge: steps are skipped, then the run saves and aborts."""
     rate = {"optimizer.learning_rate": 1e30, "log.max_nonfinite_steps": 3}
     run = DrillRun(base / "nan", base, processes, **rate)
     code = run.finish()
@@ -170,7 +170,7 @@ def nan_gradients(base: pathlib.Path, processes: int) -> FaultResult:
 
 
 def worker_killed(base: pathlib.Path, processes: int) -> FaultResult:
-    """A data worker is killed."""
+    """Kills a data worker."""
     run = DrillRun(base / "worker", base, processes, **{"data.workers": 1}).start()
     run.wait_for_step(1)
     workers = [pid for process in run.processes for pid in data_workers(process.pid)]
@@ -182,7 +182,7 @@ def worker_killed(base: pathlib.Path, processes: int) -> FaultResult:
 
 
 def data_workers(parent: int) -> list[int]:
-    """Returns the process numbers of the data workers of a run."""
+    """Returns the process IDs of a run's data workers."""
     children = pathlib.Path(f"/proc/{parent}/task").glob("*/children")
     pids = [int(pid) for file in children for pid in file.read_text().split()]
     lines = {pid: pathlib.Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids}
@@ -200,7 +200,7 @@ time.time = jumping
 
 
 def clock_jumps(base: pathlib.Path, processes: int) -> FaultResult:
-    """The time of day jumps by two days, back and forth, every two seconds, with timed saves."""
+    """Moves the system clock by two days, back and forth, every two seconds; saves are timed."""
     (base / "clock").mkdir()
     (base / "clock/sitecustomize.py").write_text(CLOCK)
     run = DrillRun(base / "clocked", base, processes, **{"checkpoint.every_minutes": 0.01})
@@ -209,10 +209,10 @@ def clock_jumps(base: pathlib.Path, processes: int) -> FaultResult:
 
 
 def stop_signal(base: pathlib.Path, processes: int) -> FaultResult:
-    """SIGTERM, as before a preemption: it saves and ends with code 0; the same command resumes."""
+    """Sends SIGTERM, as before a preemption: the run saves, exits with code 0 and can resume."""
     run = DrillRun(base / "signal", base, processes).start()
     run.wait_for_step(SAVE_STEPS + 2)
-    run.signal(signal.SIGTERM, 0)  # one process gets it, all stop after the same step
+    run.signal(signal.SIGTERM, 0)  # sent to one process; all processes stop after the same step
     code = run.end()
     line = find_line(run, "SIGTERM: stopped")
     stopped = run.finished_saves()[-1]
@@ -222,7 +222,7 @@ def stop_signal(base: pathlib.Path, processes: int) -> FaultResult:
 
 
 def damaged(base: pathlib.Path, processes: int) -> FaultResult:
-    """One bit of the newest checkpoint's arrays is flipped: the run resumes from the one before."""
+    """Flips one bit in the newest checkpoint's arrays: the run resumes from the previous one."""
     run = DrillRun(base / "damaged", base, processes).start()
     run.wait_for(lambda: len(run.finished_saves()) > 1)
     run.signal(signal.SIGTERM)

@@ -18,7 +18,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 TOTAL_STEPS = 120
 SAVE_STEPS = 5
 TIMINGS = {"clips_per_second", "data_wait", "tflops_per_device", "mfu", "ceiling_share"}
-WAIT_SECONDS = 600  # longest wait for an event in a run
+WAIT_SECONDS = 600  # maximum time to wait for an event in a run
 TINY = {
     "total_steps": TOTAL_STEPS,
     "batch_size": 4,
@@ -36,17 +36,17 @@ TINY = {
 
 
 class DrillRun:
-    """The workdir of a run and the processes that train in it, over several starts.
+    """A run that is started several times: its workdir and its training processes.
 
     Attributes:
-        logs: the output of process 0, one text per finished start.
+        logs: the output of process 0, one string per finished start.
         was_removed: whether the workdir was removed during the run.
 
     Args:
         workdir: the run's folder.
-        base: the folder of the drill, with the embedded world, compiled programs and logs.
-        processes: the number of processes of each start.
-        options: config fields that differ from `TINY`.
+        base: the folder of the drill, which holds the embedded world, compiled programs and logs.
+        processes: the number of processes per start.
+        options: config fields that override `TINY`.
     """
 
     def __init__(self, workdir: pathlib.Path, base: pathlib.Path, processes: int = 1, **options):
@@ -59,10 +59,10 @@ class DrillRun:
         self._log = None
 
     def start(self, **environ: str) -> "DrillRun":
-        """Starts the user's command in each process.
+        """Starts the training command in each process.
 
         Args:
-            environ: more environment variables; FIRST is put in front of PYTHONPATH.
+            environ: additional environment variables; FIRST is prepended to PYTHONPATH.
         """
         self._starts += 1
         self._log = self.base / f"{self.workdir.name}.{self._starts}.log"
@@ -122,7 +122,7 @@ class DrillRun:
         return self.wait_for(lambda: self.last_logged() >= step)
 
     def last_logged(self) -> int:
-        """Returns the last step that the current start has logged; -1: none."""
+        """Returns the last step that the current start has logged, or -1 if there is none."""
         steps = re.findall(r"^step (\d+)/", self.log(), re.MULTILINE)
         return int(steps[-1]) if steps else -1
 
@@ -133,7 +133,7 @@ class DrillRun:
                 process.send_signal(number)
 
     def kill(self, rng: random.Random) -> None:
-        """Kills all processes at once, or one of several first and the others later."""
+        """Kills all processes at once, or one of them first and the others later."""
         if self.count > 1 and rng.random() < 0.5:
             self.signal(signal.SIGKILL, rng.randrange(self.count))
             time.sleep(rng.uniform(0, 2))
@@ -167,14 +167,14 @@ class DrillRun:
         return self.folder / str(self.finished_saves()[-1])
 
     def is_saving(self) -> bool:
-        """Returns whether there is an incomplete checkpoint."""
+        """Returns whether an incomplete checkpoint exists."""
         folder = self.folder
         return folder.is_dir() and any(
             checksums.INCOMPLETE in path.name for path in folder.iterdir()
         )
 
     def resumed_step(self, start: int = -1) -> int | None:
-        """Returns the step from which a finished start resumed; None: it started from step 0."""
+        """Returns the step from which a finished start resumed, or None if it began at step 0."""
         resumed = re.search(r"after step (\d+), from ", self.logs[start])
         finished = re.search(r"is finished: (\d+) steps", self.logs[start])
         return int((resumed or finished)[1]) if resumed or finished else None

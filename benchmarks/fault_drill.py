@@ -1,10 +1,10 @@
-"""Kills tiny runs and injects faults, and compares the results bit by bit.
+"""Kills tiny runs, injects faults, and checks that the results are bitwise equal.
 
     python benchmarks/fault_drill.py --kills=20 [--processes=2] [--faults=all|none|NAME,NAME]
 
 Each kill is a SIGKILL at a random time: at the start, between steps, or in the middle of a save.
 The same command then resumes the run. The results are compared with those of an uninterrupted run.
-Prints a table and, as its last line, one JSON object; the exit code is 1 if anything was lost.
+It prints a table and, as its last line, one JSON object. The exit code is 1 if anything was lost.
 """
 
 import json
@@ -35,7 +35,7 @@ def kill_once(run: DrillRun, rng: random.Random) -> tuple[str, int]:
     """Starts the run and kills it at a random time.
 
     Returns:
-        The time of the kill, in words, and the step of the newest finished checkpoint.
+        A description of the time of the kill, and the step of the newest finished checkpoint.
     """
     before = run.finished_saves()
     run.start()
@@ -43,7 +43,7 @@ def kill_once(run: DrillRun, rng: random.Random) -> tuple[str, int]:
     if moment == "start":
         time.sleep(rng.uniform(0, 8))
     else:
-        if rng.random() < 0.7:  # after this start has finished a save
+        if rng.random() < 0.7:  # wait until this start has finished a save
             run.wait_for(lambda: run.finished_saves() != before)
         run.wait_for_step(run.last_logged() + rng.randint(1, 2 * SAVE_STEPS))
         if moment == "save":
@@ -58,10 +58,12 @@ def kill_once(run: DrillRun, rng: random.Random) -> tuple[str, int]:
 def drill_kills(
     base: pathlib.Path, reference: DrillRun, kills: int
 ) -> tuple[list[list[str]], dict]:
-    """Kills runs `kills` times in total; after a run has ended, or ten kills, a new one starts.
+    """Kills runs `kills` times in total.
+
+    A new run starts when the previous one has ended or has been killed ten times.
 
     Returns:
-        Rows of the table, and counts for the JSON object.
+        The rows of the table and the counts for the JSON object.
     """
     rng = random.Random(_SEED.value)
     rows, equal, lost, number = [], 0, 0, 0
@@ -87,20 +89,20 @@ def drill_kills(
 
 
 def count_lost_steps(run: DrillRun, rows: list) -> int:
-    """Counts the steps of finished checkpoints that the start after each kill did not find."""
+    """Counts the steps in finished checkpoints that were not found by the start after a kill."""
     lost = 0
     for start, (_, newest) in enumerate(rows, 1):
         resumed = run.resumed_step(start)
-        # A start that was killed early has not logged yet where it resumes.
+        # A start that was killed early has not logged yet from which step it resumes.
         has_logged = resumed is not None or "parameters" in run.logs[start]
         lost += max(0, newest - (resumed or 0)) if has_logged else 0
     return lost
 
 
 def is_equal(run: DrillRun, reference: DrillRun) -> bool:
-    """Returns whether state, position in the data and metrics equal the reference bit by bit.
+    """Returns whether state, data position and metrics are bitwise equal to the reference.
 
-    Timings are not compared. Only the first records of a removed workdir may be missing.
+    Timings are not compared. If the workdir was removed, its first metrics records may be missing.
     """
     if run.finished_saves()[-1:] != reference.finished_saves()[-1:]:
         print(f"{run.workdir}: saved {run.finished_saves()}, not {reference.finished_saves()}")

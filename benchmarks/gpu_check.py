@@ -1,10 +1,10 @@
 """Checks and measurements that need a GPU: `make gpu-check`, or python -m benchmarks.gpu_check.
 
-Compares the attention kernels with the plain path, trains both stages at full size for some steps,
-and measures clips per second, the share of the peak and memory. It also checks that the compiled
-program calls cuDNN's attention. It writes docs/performance-gpu.md, prints a JSON object as its last
-line, and exits with status 1 if a check fails. The clips are random: it needs only jax, flax,
-optax, einops, numpy and ml_collections.
+It compares the attention kernels with the unfused attention, trains both stages at full size for a
+few steps, and measures clips per second, model FLOPs utilization and memory. It also checks that
+the compiled program calls cuDNN's attention. It writes docs/performance-gpu.md, prints a JSON
+object as its last line, and exits with status 1 if a check fails. The clips are random, so it needs
+only jax, flax, optax, einops, numpy and ml_collections.
 """
 
 import argparse
@@ -25,14 +25,14 @@ from invnext_jax.monitoring import throughput
 from invnext_jax.planning import devices
 
 PAGE = pathlib.Path(__file__).parents[1] / "docs" / "performance-gpu.md"
-# (tokens, head width, window on each side): encoder, giant teacher, 1B encoder, predictor with
-# global and with local attention.
+# (tokens, head width, attention window on each side) of the encoder, the giant teacher, the 1B
+# encoder, and the predictor with global and with local attention.
 SHAPES = ((1028, 64, None), (256, 96, None), (1028, 88, None), (4100, 64, None), (4100, 64, 64))
 CUDNN = "__cudnn$fmha"
 
 
 def parse(arguments):
-    """Parses the flags."""
+    """Parses the command-line flags."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", nargs="+", default=["base", "large"])
     parser.add_argument("--stages", nargs="+", default=["stage1", "stage2"])
@@ -87,7 +87,7 @@ def main(arguments=None):
 
 
 def check_kernel(n, width, window):
-    """Compares output and gradients in bfloat16 with those of the plain path in float32."""
+    """Compares output and gradients in bfloat16 with those of unfused attention in float32."""
     rng = np.random.default_rng(0)
     arrays = [jnp.asarray(rng.standard_normal((2, n, 4, width)), jnp.bfloat16) for _ in range(4)]
 
@@ -115,13 +115,13 @@ def check_kernel(n, width, window):
 
 
 def peak():
-    """Returns the dense bfloat16 TFLOP/s of this device, or None if it is unknown."""
+    """Returns the peak dense bfloat16 TFLOP/s of this device, or None if unknown."""
     device = devices.find_device(jax.devices()[0].device_kind)
     return device and device.peak / 1e12
 
 
 def check_stage(stage, size, flags, ceiling):
-    """Trains some steps, halving the number of clips until they fit."""
+    """Trains a few steps, halving the batch size until it fits in memory."""
     clips = flags.batch
     while True:
         try:
@@ -145,7 +145,7 @@ def run_stage(stage, size, clips, flags, ceiling):
         start = time.perf_counter()
         losses.append(step())
         times.append(time.perf_counter() - start)
-    # The first step includes loading the program.
+    # The first step also loads the program.
     seconds = statistics.median(times[1:] or times)
     rate = step.flops / seconds / jax.device_count() / 1e12
     memory = step.compiled.memory_analysis()

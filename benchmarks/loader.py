@@ -1,14 +1,15 @@
-"""Compares the input pipeline with a bare decoding loop and PyTorch's DataLoader.
+"""Compares the input pipeline with simple PyAV decoding loops and PyTorch's DataLoader.
 
     python benchmarks/loader.py [--seconds=3] [--rounds=5] [--workers=0] [--quick]
 
 All readers read the same clips: 16 frames of 224 x 224, sampled sparsely (over the whole video) or
 densely (every fourth frame). The files are raw (340 x 256 and 720p, with few key frames) or
-prepared; our pipeline reads the prepared ones from a shard, the others from files with the same
-content. The cost of a clip grows with its distance from a key frame, so each batch of each reader
-contains every clip once. Only one reader runs at a time. A ratio is the median of the ratios within
-each round, so that other load on the machine affects all readers equally. The peers need the extra
-`bench`; missing ones are listed. Prints a table and, as its last line, one JSON object.
+prepared. Our pipeline reads prepared videos from a shard; the other readers read files with the
+same content. The cost of a clip grows with its distance from a key frame, so each batch of each
+reader contains every clip once. Only one reader runs at a time. A ratio is computed in each round
+and the median over rounds is reported, so that other load on the machine affects all readers
+equally. The other libraries need the extra `bench`; missing ones are listed. The benchmark prints a
+table and, as its last line, one JSON object.
 """
 
 import collections
@@ -55,7 +56,7 @@ PEERS = ("pyav", "decord")
 
 
 class Case(NamedTuple):
-    """Files of one kind and a way to sample them."""
+    """A benchmark case: files of one kind and a sampling method."""
 
     kind: str
     sampling: str
@@ -91,17 +92,17 @@ def make_cases(folder: Path) -> list[Case]:
 
 
 def check_same(case: Case) -> dict[str, float]:
-    """Compares all readers on two clips with our decoder's frames, resized by Pillow.
+    """Checks on two clips that all readers return our decoder's frames, resized by Pillow.
 
-    The bare loops resize with Pillow too. Our pipeline uses the decoder's scaler, and the peers use
-    their own methods.
+    The PyAV loops also resize with Pillow. Our pipeline uses FFmpeg's scaler, and the other
+    libraries use their own methods.
 
     Returns:
-        The mean difference in pixel levels of our pipeline and of each peer.
+        The mean difference in pixel levels for our pipeline and for each other library.
 
     Raises:
-        RuntimeError: A bare loop returns different pixels, or our pipeline or a peer returns
-            different frames.
+        RuntimeError: A PyAV loop returns different pixels, or our pipeline or another library
+            returns different frames.
     """
     load = measures.make_dataset(case.manifest, case.sampling, 1, 1)._load
     manifest = manifest_lib.read_manifest(case.manifest)
@@ -129,25 +130,29 @@ def check_same(case: Case) -> dict[str, float]:
 
 
 def present_peers() -> list[str]:
-    """Returns the peers that can be imported."""
+    """Returns the names of the other libraries that can be imported."""
     return [peer for peer in PEERS if not readers.absent(peer)]
 
 
 def open_readers(
     case: Case, workers: int, stack: contextlib.ExitStack
 ) -> dict[str, Callable[[], Speed]]:
-    """Returns a function per reader that measures for about `--seconds`; `stack` closes them."""
+    """Opens the readers; `stack` closes them.
+
+    Returns:
+        A function for each reader that measures its speed for about `--seconds`.
+    """
     rows, batch = case.rows, len(case.rows)
     bare_rate = max(measures.measure_bare(name, rows).clips for name in BARE.values())
 
     def clips(count: int) -> int:
-        """Returns a clip count with equally many batches per process."""
+        """Returns a number of clips that gives each process the same number of batches."""
         whole = batch * count
         return whole * max(1, round(bare_rate * count * _SECONDS.value / whole))
 
     single = rows * (clips(1) // batch)
     opened, made = {}, {}
-    for peer in present_peers():  # first, because they fork
+    for peer in present_peers():  # opened first, because DataLoader forks this process
         name = f"DataLoader {peer}, {workers} workers"
         opened[name] = workers, measures.open_dataloader(peer, rows, workers, batch)
     for count in sorted({1, workers} | {2**i for i in range(workers.bit_length() - 1)}):
@@ -169,7 +174,7 @@ def _processes(workers: int) -> str:
 
 
 def take_turns(cases: list[Case], workers: int, rounds: int) -> dict[str, dict[str, list[Speed]]]:
-    """Measures all readers of all cases in turn, in `rounds` rounds."""
+    """Measures each reader of each case once in each of `rounds` rounds."""
     found = {case.name: collections.defaultdict(list) for case in cases}
     with contextlib.ExitStack() as stack:
         made = {}
@@ -179,7 +184,7 @@ def take_turns(cases: list[Case], workers: int, rounds: int) -> dict[str, dict[s
             print(f"{case.name}: same frames; mean difference in levels: {apart}", flush=True)
             made[case.name] = open_readers(case, workers, stack)
         for number in range(rounds):
-            for sampling in SAMPLINGS:  # measures raw and prepared files close in time
+            for sampling in SAMPLINGS:  # so that raw and prepared files are measured close in time
                 for case in (case for case in cases if case.sampling == sampling):
                     for name, measure in made[case.name].items():
                         speed = measure()
@@ -190,7 +195,7 @@ def take_turns(cases: list[Case], workers: int, rounds: int) -> dict[str, dict[s
 
 
 def print_table(case: Case, found: dict[str, list[Speed]]) -> None:
-    """Prints median, minimum and maximum speed and processor time of each reader."""
+    """Prints the median, minimum and maximum of each reader's speed and CPU time."""
     print(f"\n{case.name:34s} clips/s  (min - max)   CPU ms per clip")
     for name, speeds in found.items():
         clips, cpu = [s.clips for s in speeds], [s.cpu for s in speeds]
@@ -203,7 +208,11 @@ def print_table(case: Case, found: dict[str, list[Speed]]) -> None:
 
 
 def summarize(found: dict[str, dict[str, list[Speed]]], workers: int) -> dict:
-    """Returns medians and ranges of the ratios within a round, and the worst case of each ratio."""
+    """Computes the ratios in each round.
+
+    Returns:
+        The median, minimum and maximum of each ratio over the rounds, and its worst case.
+    """
 
     def clips(case: str, name: str) -> list[float]:
         return [speed.clips for speed in found[case][name]]

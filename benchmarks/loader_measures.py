@@ -1,4 +1,4 @@
-"""Measurements of the loader benchmark: wall time and processor time of each reader."""
+"""Measurements of the loader benchmark: wall time and CPU time of each reader."""
 
 import contextlib
 import os
@@ -16,10 +16,10 @@ from invnext_jax.data import pipeline
 from invnext_jax.data.clips import LoadClip
 from invnext_jax.data.workers import ProcessWorker
 
-EPOCHS = 10_000  # practically endless
-REST = 0.15  # cores in use while a process and its children are idle
-WAIT = 0.2  # a batch that takes a smaller share of its expected time was prefetched
-AHEAD = 100  # upper bound of the prefetched batches
+EPOCHS = 10_000  # effectively infinite
+REST = 0.15  # a process and its children are idle if they use fewer cores than this
+WAIT = 0.2  # a batch that takes less than this fraction of its expected time was prefetched
+AHEAD = 100  # upper bound on the number of prefetched batches
 
 
 class Speed(NamedTuple):
@@ -27,7 +27,7 @@ class Speed(NamedTuple):
 
     Attributes:
         clips: Clips per second.
-        cpu: Seconds of processor time per clip, summed over all processes.
+        cpu: CPU seconds per clip, summed over all processes.
     """
 
     clips: float
@@ -35,13 +35,13 @@ class Speed(NamedTuple):
 
 
 def measure_bare(name: str, rows: list[readers.Row]) -> Speed:
-    """Measures a bare loop in one thread of this process."""
+    """Measures a PyAV loop in one thread of this process."""
     seconds, cpu = readers.time_bare(name, rows)
     return Speed(len(rows) / seconds, cpu / len(rows))
 
 
 class BareProcesses:
-    """Bare loops in `count` processes at once: the upper bound of the machine."""
+    """Runs a PyAV loop in `count` processes at once, to measure the machine's maximum speed."""
 
     def __init__(self, name: str, rows: list[readers.Row], count: int):
         self._task, self._count = (name, rows), count
@@ -58,7 +58,7 @@ class BareProcesses:
         return Speed(clips, sum(cpu for _, cpu in found) / (rows * self._count))
 
     def close(self) -> None:
-        """Ends the processes."""
+        """Stops the processes."""
         for worker in self._crew:
             worker.close()
 
@@ -69,12 +69,12 @@ class Batches:
     Args:
         iterator: Iterator over the batches.
         batch: Clips per batch.
-        close: Ends the processes.
+        close: Function that stops the processes.
     """
 
     def __init__(self, iterator: Iterator, batch: int, close: Callable[[], None]):
         self._iterator, self._batch, self.close = iterator, batch, close
-        for _ in range(2):  # waits until all processes have started
+        for _ in range(2):  # ensures that all processes have started
             next(iterator)
         _wait_for_rest()
 
@@ -100,13 +100,13 @@ class Batches:
 
 
 def open_pipeline(manifest: Path, sampling: str, workers: int, batch: int) -> Batches:
-    """Opens our pipeline."""
+    """Opens this package's pipeline."""
     iterator = iter(make_dataset(manifest, sampling, workers, batch))
     return Batches(iterator, batch, iterator.close)
 
 
 def make_dataset(manifest: Path, sampling: str, workers: int, batch: int):
-    """Makes our pipeline over the rows of a manifest."""
+    """Makes the training dataset of this package over the rows of a manifest."""
     config = common.data()
     config.update(manifest=str(manifest), workers=workers, sampling=sampling)
     config.update(frames=readers.FRAMES, stride=(readers.STRIDE, readers.STRIDE))
@@ -119,7 +119,7 @@ def make_dataset(manifest: Path, sampling: str, workers: int, batch: int):
 
 
 def open_dataloader(peer: str, rows: list[readers.Row], workers: int, batch: int) -> Batches:
-    """Opens PyTorch's DataLoader with the decoder of a peer."""
+    """Opens PyTorch's DataLoader, which decodes with the library named `peer`."""
     from torch.utils.data import DataLoader
 
     dataset = readers.PeerDataset(peer, rows * EPOCHS)
@@ -133,7 +133,7 @@ def open_dataloader(peer: str, rows: list[readers.Row], workers: int, batch: int
 
 
 def _wait_for_rest() -> None:
-    """Waits until all processes are idle; otherwise they would slow down the next reader."""
+    """Waits until all processes are idle, so that they do not slow down the next reader."""
     busy = 1.0
     while busy > REST:
         before = _cpu_seconds()
@@ -142,7 +142,7 @@ def _wait_for_rest() -> None:
 
 
 def _cpu_seconds() -> float:
-    """Returns the processor time of this process and its running descendants (Linux)."""
+    """Returns the CPU seconds of this process and its running descendants (Linux only)."""
     ticks, waiting = 0, [os.getpid()]
     while waiting:
         folder = Path(f"/proc/{waiting.pop()}")

@@ -1,4 +1,4 @@
-"""Readers of the loader benchmark; all return the same frames, uint8 [t h w c].
+"""Readers of the loader benchmark. All return the same frames, uint8 [t h w c].
 
 Worker processes import this module.
 """
@@ -37,7 +37,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class CentreClip:
-    """Our own reader, without random sampling or augmentation."""
+    """This package's reader, without random sampling or augmentation."""
 
     load: clips.LoadClip
 
@@ -108,12 +108,12 @@ def _decode_group(container, stream, wanted: set[int]) -> Iterator[av.VideoFrame
 
 
 def read_bare(name: str, row: Row) -> np.ndarray:
-    """Reads a row with the bare loop "all" or "plan"."""
+    """Reads a row with the PyAV loop `name`: "all" or "plan"."""
     return {"all": bare_all, "plan": bare_plan}[name](row)
 
 
 def time_bare(name: str, rows: list[Row]) -> tuple[float, float]:
-    """Reads rows one by one; returns wall time and processor time in seconds."""
+    """Reads rows one by one; returns the wall time and the CPU time in seconds."""
     start, start_cpu = time.perf_counter(), time.process_time()
     for row in rows:
         read_bare(name, row)
@@ -121,7 +121,7 @@ def time_bare(name: str, rows: list[Row]) -> tuple[float, float]:
 
 
 def absent(peer: str) -> str:
-    """Returns why a peer cannot be measured, or "" if it can."""
+    """Returns the reason why the library `peer` cannot be measured, or "" if it can."""
     needed = ["torch"] + ["decord"] * (peer == "decord")
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     return f"{missing[0]} is not installed" if missing else ""
@@ -129,7 +129,7 @@ def absent(peer: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class PeerDataset:
-    """A dataset for `torch.utils.data.DataLoader`, as its users write them."""
+    """A typical dataset for `torch.utils.data.DataLoader`, decoded by another library."""
 
     peer: str
     rows: list[Row]
@@ -142,12 +142,12 @@ class PeerDataset:
 
 
 def read_peer(peer: str, row: Row):
-    """Reads a row in the usual way with "pyav" or "decord"."""
+    """Reads a row with the library `peer`, "pyav" or "decord", in its usual way."""
     return {"pyav": _read_pyav, "decord": _read_decord}[peer](row)
 
 
 def _read_pyav(row: Row):
-    """Decodes up to the last frame; resizes the short side and crops the centre, as torchvision."""
+    """Decodes up to the last frame, then resizes and centre-crops as torchvision does."""
     import torch
 
     images = {}
@@ -169,11 +169,13 @@ def _read_pyav(row: Row):
 
 
 def _read_decord(row: Row):
-    """Lets decord scale to the short side."""
+    """Reads a row with decord, which also scales the frames."""
     import decord
     import torch
 
-    with av.open(row.path) as container:  # decord needs both sides before it opens the file
+    with av.open(
+        row.path
+    ) as container:  # decord needs the output width and height when it opens the file
         stream = container.streams.video[0]
         width, height = stream.width, stream.height
     scale = SIZE / min(width, height)

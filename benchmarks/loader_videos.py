@@ -13,7 +13,7 @@ from invnext_jax.dataset_prep import shard_writer
 from invnext_jax.dataset_prep.reencode import Encoding
 
 RATE = 30  # frames per second
-PLACES = [  # centres of the zooms
+PLACES = [  # centres of the zooms in the complex plane
     ("-0.743643887037151", "-0.131825904205330"),
     ("-1.25066", "0.02012"),
     ("-0.7453", "0.1127"),
@@ -28,7 +28,7 @@ class Kind:
     Attributes:
         name: Name in the tables.
         size: Width and height in pixels.
-        bits: Bits per second.
+        bits: Bit rate in bits per second.
     """
 
     name: str
@@ -41,11 +41,11 @@ KINDS = (
     Kind("raw_720", (1280, 720), 5_000_000),
 )
 COPIES = 4096  # rows per clip
-GOP = 250  # frames from one key frame to the next, x264's default
+GOP = 250  # maximum key frame interval in frames; x264's default
 
 
 def make_raw(folder: Path, kind: Kind, files: int, frames: int) -> list[Path]:
-    """Writes videos with few key frames, like those on the web; existing ones are kept."""
+    """Writes videos with few key frames, as on the web. Existing files are kept."""
     paths = [folder / f"{kind.name}-{frames}-{number}.mp4" for number in range(files)]
     for number, path in enumerate(paths):
         if path.exists():
@@ -61,7 +61,7 @@ def prepare(paths: list[Path], folder: Path) -> tuple[Path, list[Path]]:
     """Re-encodes videos for training, as `launch/prepare_data.py shards` does.
 
     Returns:
-        The shard, and files with the content of its records.
+        The path of the shard, and of one file with the content of each record.
     """
     whole = folder / "whole.csv"
     _write_csv(whole, ["path", "source"], [[path, "bench"] for path in paths])
@@ -84,17 +84,17 @@ def prepare(paths: list[Path], folder: Path) -> tuple[Path, list[Path]]:
 def write_manifest(
     path: Path, videos: list[Path], rows: int, frames: int, shard: Path | None = None
 ) -> list[int]:
-    """Writes a manifest of clips whose starts are spread over the files, equal for every kind.
+    """Writes a manifest of clips that start throughout the files, at the same frames for each kind.
 
     Each clip is repeated in `COPIES` rows, so that the manifest is as long as a real one. Each clip
     is its own source, so that with equal weights every clip occurs once per batch.
 
     Args:
         path: The manifest.
-        videos: Files, used in turn.
+        videos: Paths of the files, used in turn.
         rows: Number of clips.
-        frames: Frames of each file.
-        shard: A shard of the same videos, which the manifest names instead of them.
+        frames: Number of frames per file.
+        shard: Path of a shard with the same videos, which replaces them in the manifest.
 
     Returns:
         The first frame of each clip.

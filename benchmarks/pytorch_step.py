@@ -1,11 +1,12 @@
 """A PyTorch training step with the same shapes, built from `transformers` modules.
 
 Encoder, predictor and teacher use the layers of VideoMAE, ModernBERT and SigLIP. The rest consists
-of plain torch modules. Layer scale and q/k norm of the encoder are left out, which makes the
-PyTorch step slightly cheaper.
+of plain torch modules. The encoder has no layer scale and no q/k norm, which makes the PyTorch step
+slightly cheaper.
 
-One class per module of the model, hence the length. Shape key: b batch, t frames, h w pixels,
-c channels, n tokens, k kept tokens, m masked tokens, p pixels of a patch, d width, z latent width.
+The file is long because it has one class per module of the model. Shape key: b batch, t frames,
+h w pixels, c channels, n tokens, k kept tokens, m masked tokens, p pixels of a patch, d width,
+z latent width.
 """
 
 import os
@@ -29,7 +30,7 @@ from invnext_jax.objectives import reconstruction  # noqa: E402
 
 
 class Head(nn.Module):
-    """Linear, GELU, Linear, LayerNorm."""
+    """MLP head: linear, GELU, linear, layer norm and optional L2 normalization."""
 
     def __init__(self, width, out, *, normalize):
         super().__init__()
@@ -43,7 +44,7 @@ class Head(nn.Module):
 
 
 class Encoder(nn.Module):
-    """VideoMAE's layers over the visible patches."""
+    """Encoder of the visible patches, made of VideoMAE's layers."""
 
     def __init__(self, e):
         super().__init__()
@@ -100,7 +101,7 @@ class Pool(nn.Module):
 
 
 class Predictor(nn.Module):
-    """Mask tokens, positions, a projection and the last layers of ModernBERT."""
+    """Predictor: a projection, mask tokens, positions and the last layers of ModernBERT."""
 
     def __init__(self, e, p):
         super().__init__()
@@ -219,7 +220,7 @@ def _cdf(x):
 
 
 def gather_tokens(x, indices):
-    """Returns the tokens [b k d] of [b n d] at indices [b k]."""
+    """Gathers tokens of x [b n d] at indices [b k]; returns [b k d]."""
     return x.gather(1, indices[..., None].expand(-1, -1, x.shape[-1]))
 
 
@@ -231,12 +232,12 @@ def patchify(video, patch):
 
 
 def cosine_loss(x, y):
-    """Returns the mean of 2 - 2 cos of unit vectors."""
+    """Returns the mean of 2 - 2 cos(x, y) over unit vectors."""
     return (2 - 2 * (x * y).sum(-1)).mean()
 
 
 def sample_mask(batch, frames, patches, visible, scores=None):
-    """Returns kept and masked indices [b k], [b m], with the same number kept in each frame."""
+    """Samples indices of kept [b k] and masked [b m] tokens; each frame keeps the same number."""
     if scores is None:
         scores = torch.rand(batch, 1, patches).expand(batch, frames, patches)
     order = scores.argsort(-1, descending=True) + patches * torch.arange(frames)[None, :, None]
@@ -245,7 +246,7 @@ def sample_mask(batch, frames, patches, visible, scores=None):
 
 
 class Stage(nn.Module):
-    """The trained modules of a stage, and its teacher or target."""
+    """A stage: its trained modules and its teacher or target network."""
 
     def __init__(self, config):
         super().__init__()

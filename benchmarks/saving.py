@@ -1,10 +1,11 @@
-"""Measures the cost of a checkpoint: blocked time, background work and host memory.
+"""Measures the cost of saving a checkpoint: blocked time, background work and host memory.
 
     python benchmarks/saving.py [--steps=3] [--saves=3] [--interval=100]
 
-The baseline is Orbax's own manager with the same state, without checksums, policies and checks. The
-last line is one JSON object. The share of step time is the blocked time plus the processor time of
-the background divided by the number of cores, as if the steps lost all of it.
+The baseline is Orbax's own checkpoint manager with the same state, without this package's
+checksums, policies and checks. The last line is one JSON object. The reported share of the step
+time assumes that the steps lose all of the blocked time, and the background CPU time divided by the
+number of cores.
 """
 
 import contextlib
@@ -38,7 +39,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 
 def mid_size_config(manifest: str) -> ml_collections.FrozenConfigDict:
-    """The tiny variant with an encoder of width 384 and depth 12, on 8 frames of 112 pixels."""
+    """Returns the tiny config with encoder width 384 and depth 12, and 8 frames of 112 pixels."""
     config = stage1.get_config("tiny")
     config.batch_size = 2
     config.total_steps = 1000
@@ -47,7 +48,7 @@ def mid_size_config(manifest: str) -> ml_collections.FrozenConfigDict:
     config.encoder.update(patch=16, size=112)
     config.predictor.update(width=_WIDTH.value, depth=5, heads=6, mlp_width=2 * _WIDTH.value)
     config.decoder.update(width=768, depth=3)
-    config.teacher.size = 56  # 7 by 7 patches of 8 pixels, as many as those of the encoder
+    config.teacher.size = 56  # 7 x 7 patches of 8 pixels; the encoder has the same grid
     config.checkpoint.every_steps = 1000
     config.log.watchdog_minutes = 0.0
     return ml_collections.FrozenConfigDict(config)
@@ -61,7 +62,7 @@ def resident_bytes() -> int:
 
 @contextlib.contextmanager
 def sample_memory() -> Iterator[list[int]]:
-    """Inside the block, appends `resident_bytes` to the list every 5 ms."""
+    """Appends `resident_bytes()` to the yielded list every 5 ms inside the `with` block."""
     samples, end = [resident_bytes()], threading.Event()
 
     def sample() -> None:
@@ -78,7 +79,7 @@ def sample_memory() -> Iterator[list[int]]:
 
 
 def measure(save: Callable[[int], None], wait: Callable[[], None], first: int) -> dict[str, float]:
-    """Returns medians over saves: blocked and total seconds, processor seconds, extra bytes."""
+    """Returns medians over saves: blocked, total and CPU seconds, and additional memory bytes."""
     rows = []
     for step in range(first, first + _SAVES.value):
         with sample_memory() as samples:

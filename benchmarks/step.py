@@ -1,8 +1,8 @@
 """Compares the training step with a PyTorch step of the same shapes, interleaved in one run.
 
 python -m benchmarks.step                    # mid size, float32, both stages: the main result
-python -m benchmarks.step --threads=1        # CPU time of one thread: steady on a busy machine
-python -m benchmarks.step --grow             # cost by number of frames, batch size and depth
+python -m benchmarks.step --threads=1        # CPU time of one thread: less noise on a busy machine
+python -m benchmarks.step --grow             # cost against number of frames, batch size and depth
 python -m benchmarks.step --dtype=bfloat16 --compile_twin
 
 The last line is a JSON object. A ratio above 1 means that the JAX step is faster.
@@ -25,7 +25,7 @@ KEEP_MEMORY = ":".join(
 
 
 def parse(arguments):
-    """Parses the flags."""
+    """Parses the command-line flags."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
@@ -47,14 +47,14 @@ def parse(arguments):
 def main(arguments=None):
     """Runs the benchmark and prints its result as JSON in the last line."""
     flags = parse(arguments)
-    # XLA starts as many threads as the process may use cores.
+    # XLA starts one thread per core that the process may use.
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: flags.threads])
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     if flags.only_compile:
         make_steps(flags)
         return
     if not flags.grow:
-        # Compile in another process: the heap fragments that a compiler leaves slow down each step.
+        # Compile in another process: a heap fragmented by the compiler slows down each step.
         command = [sys.executable, "-m", "benchmarks.step", *(arguments or sys.argv[1:])]
         subprocess.run([*command, "--only_compile"], check=True)
     print(json.dumps((grow if flags.grow else compare)(flags)))
@@ -65,7 +65,7 @@ def make_steps(flags):
     from benchmarks import synthetic_step
     from invnext_jax.training import compilation
 
-    compilation.enable_cache()  # as training does
+    compilation.enable_cache()  # training enables it too
     steps = {}
     for name in flags.stages:
         config = synthetic_step.mid_config(name)
@@ -80,7 +80,7 @@ def make_steps(flags):
 
 
 def compare(flags):
-    """Runs all programs in turn; returns medians and ranges of the ratios within a round."""
+    """Runs all programs once per round; returns the median and range of the per-round ratios."""
     programs, flops = matmuls(flags), {}
     for name, (step, config) in make_steps(flags).items():
         programs[name], flops[name] = step, step.flops
@@ -114,12 +114,12 @@ def compare(flags):
 
 
 SIDE = 2048
-WARM_UP = 8  # rounds until the heap has its final size
-MATMUL = 2.0 * SIDE**3  # FLOPs of the matrix product
+WARM_UP = 8  # number of rounds until the heap stops growing
+MATMUL = 2.0 * SIDE**3  # FLOPs of one matrix product
 
 
 def matmuls(flags):
-    """Returns a large matrix product in JAX and one in PyTorch."""
+    """Returns two functions that compute a large matrix product, in JAX and in PyTorch."""
     import jax
     import jax.numpy as jnp
 
@@ -154,13 +154,13 @@ def measure(programs, flags):
 
 
 def divide(numerators, denominators):
-    """Returns the median of the ratios by round, and their minimum and maximum."""
+    """Returns the median, minimum and maximum over rounds of numerator / denominator."""
     ratios = [a / b for a, b in zip(numerators, denominators, strict=True)]
     return round(statistics.median(ratios), 3), [round(min(ratios), 3), round(max(ratios), 3)]
 
 
 def grow(flags):
-    """Returns seconds and GFLOP per step, varying frames, batch size or depth from mid size."""
+    """Returns seconds and GFLOP per step for several frame counts, batch sizes and depths."""
     from benchmarks import synthetic_step
 
     rows = []
@@ -184,12 +184,12 @@ def grow(flags):
 
 
 def log(text):
-    """Prints progress to standard error, apart from the result."""
+    """Prints progress to standard error; the result goes to standard output."""
     print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
-    if "GLIBC_TUNABLES" not in os.environ:  # glibc reads it when a process starts
+    if "GLIBC_TUNABLES" not in os.environ:  # glibc reads it only when a process starts
         os.environ["GLIBC_TUNABLES"] = KEEP_MEMORY
         os.execv(sys.executable, [sys.executable, "-m", "benchmarks.step", *sys.argv[1:]])
     main()

@@ -1,4 +1,4 @@
-"""The training step on random clips, built by the functions that training uses.
+"""Training step on random clips, built by the same functions as in training.
 
 It needs only jax, flax, optax, einops, numpy and ml_collections.
 """
@@ -21,13 +21,12 @@ CONFIGS = {"stage1": stage1_config, "stage2": stage2_config}
 
 
 def mid_config(stage: str) -> ml_collections.ConfigDict:
-    """Returns the config of the CPU benchmark: a size that two CPU cores can train, in float32."""
+    """Returns the config of the CPU benchmark: a model that two CPU cores can train, in float32."""
     config = CONFIGS[stage].get_config("base")
     config.dtype = "float32"
     config.batch_size = 2
-    config.remat = (
-        "none"  # memory does not matter at this size, and the PyTorch step saves everything too
-    )
+    # Memory suffices, and the PyTorch step does not recompute activations either.
+    config.remat = "none"
     config.scan_unroll = 12
     config.data.update(size=112, frames=8)
     config.encoder.update(width=384, depth=12, heads=6, mlp_width=1536, drop_path=0.0)
@@ -56,7 +55,7 @@ class Step:
         compile_seconds: time to trace and compile.
         flops: model FLOPs of a step.
         state: the training state.
-        arguments: the other arguments of the step: frozen parameters, batch and key.
+        arguments: the remaining arguments of the step: frozen parameters, batch and key.
     """
 
     compiled: Any
@@ -72,7 +71,7 @@ class Step:
 
 
 def make_step(config: ml_collections.ConfigDict) -> Step:
-    """Compiles the step of a config, with random parameters, teacher and target."""
+    """Compiles the step of a config with random student, teacher and target parameters."""
     training = registry.make_setup(ml_collections.FrozenConfigDict(config))
     mesh = mesh_lib.make_mesh(config.mesh)
     key = jax.device_put(jax.random.key(0), mesh_lib.replicated(mesh))
@@ -88,7 +87,7 @@ def make_step(config: ml_collections.ConfigDict) -> Step:
 
 
 def _random_like(abstract: Any, key: jax.Array) -> Any:
-    """Returns small random arrays, with scales of norms near 1 to keep activations finite."""
+    """Returns small random arrays; norm scales are near 1, so that activations stay finite."""
     flat, tree = jax.tree_util.tree_flatten_with_path(abstract)
 
     def sample(key):

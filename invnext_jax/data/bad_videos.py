@@ -10,24 +10,24 @@ from absl import logging
 from invnext_jax.data.clips import BadClip
 from invnext_jax.errors import UserError
 
-MIN_TRIED = 100  # clips, before the share of bad ones can end a run
+MIN_TRIED = 100  # minimum number of clips before the share of bad ones can end a run
 QUARANTINE = "quarantine.csv"
 
 
 class BadVideoTracker:
-    """Counts delivered and dropped clips, logs each bad file once, and limits the bad share.
+    """Counts delivered and dropped clips, logs each bad file once, and limits the dropped share.
 
-    A bad video counts once for each clip that was to be made of it.
+    A bad video counts once for each clip that was requested from it.
 
     Args:
         on_bad: "drop", or "fail" to raise an error at the first bad video.
-        max_bad_share: Largest share of dropped clips.
+        max_bad_share: Maximum share of dropped clips.
 
     Attributes:
         delivered: Number of good clips.
         dropped: Number of dropped clips; a video that fails in two epochs counts twice.
         kinds: Number of dropped clips for each class of reasons.
-        reasons: Reason of each bad file by path.
+        reasons: Path of each bad file -> reason.
     """
 
     def __init__(self, *, on_bad: str = "drop", max_bad_share: float = 1.0):
@@ -42,11 +42,11 @@ class BadVideoTracker:
 
     @classmethod
     def from_config(cls, data_config) -> "BadVideoTracker":
-        """Builds it from `on_bad` and `max_bad_share` of `config.data`."""
+        """Builds a tracker from `on_bad` and `max_bad_share` of `config.data`."""
         return cls(on_bad=data_config.on_bad, max_bad_share=data_config.max_bad_share)
 
     def expect_videos(self, count: int) -> None:
-        """Tries at least `count` videos before an error for a data set without a good one."""
+        """Delays the error for a data set without good videos until `count` videos were tried."""
         self._max_bad_at_start = max(MIN_TRIED, count)
 
     def write_quarantine(self, workdir: str | os.PathLike) -> None:
@@ -63,7 +63,7 @@ class BadVideoTracker:
 
         Args:
             bad_clip: The video and the reason.
-            clips: Number of clips that were to be made of it.
+            clips: Number of clips that were requested from it.
 
         Raises:
             UserError: `on_bad` is "fail", or too many videos are bad.
@@ -96,13 +96,13 @@ class BadVideoTracker:
         )
 
     def too_many_tries_error(self, tries: int) -> UserError:
-        """Returns the error for a position in a batch at which `tries` videos in a row were bad."""
+        """Returns the error for a batch position where `tries` consecutive videos were bad."""
         return UserError(
             f"{tries} videos in a row are bad, after {self.delivered} good clips:\n" + self.table()
         )
 
     def table(self) -> str:
-        """Formats the count of each class of reasons, largest first; "" if no video is bad."""
+        """Formats the count of each class of reasons in descending order; "" if there are none."""
         return "\n".join(f"{count:8d}  {kind}" for kind, count in self.kinds.most_common())
 
     def _list(self, bad_clip: BadClip) -> None:
@@ -120,11 +120,14 @@ class BadVideoTracker:
         writer = csv.writer(text, lineterminator="\n")
         writer.writerows([row] if has_header else [["path", "reason"], row])
         with open(self._file, "a", newline="", encoding="utf-8") as file:
-            file.write(text.getvalue())  # in one write, so that no partial row is left
+            file.write(text.getvalue())  # a single write avoids a partial row
 
 
 def _read_listed(path: str) -> set[str]:
-    """Reads the paths of a quarantine file; terminates and ignores a truncated last line."""
+    """Reads the paths of a quarantine file.
+
+    A truncated last line is ignored, and a newline is appended to it.
+    """
     if not os.path.exists(path):
         return set()
     with open(path, "r+", newline="", encoding="utf-8") as file:

@@ -24,7 +24,7 @@ class BadClip(NamedTuple):
     """A video from which no clip could be made.
 
     Attributes:
-        path: Its file, or `file#record`.
+        path: Path of the video file, or `file#record`.
         kind: Class of the reason: as in `decode.BadVideo`, or "time limit" or "worker died".
         reason: A sentence that contains the path.
     """
@@ -38,9 +38,9 @@ def sample_sparse(frame_count: int, frames: int, rng: np.random.Generator | None
     """Samples one frame from each of `frames` equal segments of a video.
 
     Args:
-        frame_count: Frames of the video; if fewer than `frames`, some are repeated in order.
-        frames: Frames to sample.
-        rng: Draws the position in each segment; None selects its centre.
+        frame_count: Number of frames in the video. If it is below `frames`, some are repeated.
+        frames: Number of frames to sample.
+        rng: Draws the position in each segment. None selects the centre of the segment.
 
     Returns:
         int64 [t], non-decreasing.
@@ -56,10 +56,10 @@ def sample_dense(
     """Samples frames at a constant stride from a random start.
 
     Args:
-        frame_count: Frames of the video; past its end the last one is repeated.
-        frames: Frames to sample.
-        stride: Smallest and largest stride in frames; one is drawn for the clip.
-        rng: Draws stride and start; None selects the middle of both ranges.
+        frame_count: Number of frames in the video. The last frame is repeated past the end.
+        frames: Number of frames to sample.
+        stride: Minimum and maximum stride in frames. One stride is drawn per clip.
+        rng: Draws the stride and the start. None selects the middle of both ranges.
 
     Returns:
         int64 [t], non-decreasing.
@@ -73,9 +73,9 @@ def sample_dense(
 
 @dataclasses.dataclass(frozen=True)
 class ClipTransform:
-    """Sampling and augmentation of clips; the fields are those of `config.data`.
+    """Sampling and augmentation of clips. The fields have the same meaning as in `config.data`.
 
-    The methods take the random numbers of one clip; None selects the centre and no augmentation.
+    `rng` is the random number generator of one clip; None selects the centre and no augmentation.
     `config.data.by_source` overrides fields for the videos of a source.
     """
 
@@ -125,13 +125,13 @@ BY_SOURCE_FIELDS = tuple(field.name for field in dataclasses.fields(ClipTransfor
 
 @dataclasses.dataclass(frozen=True)
 class ClipSampler:
-    """Frames and windows of the clips that `read_clips` reads from one video.
+    """Samples frames and windows of the clips that `read_clips` reads from one video.
 
     Attributes:
-        transform: Draws them.
-        frames: Frames of a clip.
-        size: Side of a clip in pixels.
-        rngs: Random numbers of each clip, or None.
+        transform: Transform that draws frames and windows.
+        frames: Number of frames per clip.
+        size: Height and width of a clip in pixels.
+        rngs: Random number generator of each clip, or None.
     """
 
     transform: ClipTransform
@@ -151,7 +151,7 @@ class ClipSampler:
 
 @dataclasses.dataclass(frozen=True)
 class CenterSampler:
-    """Samples one clip, as `ClipSampler`: frames spread evenly over the video, centre crop."""
+    """Samples one clip with evenly spaced frames and a centre crop; replaces `ClipSampler`."""
 
     frames: int
     size: int
@@ -166,16 +166,16 @@ class CenterSampler:
 
 
 def read_clips(record: VideoRecord, sampler: ClipSampler, short_side: int | None) -> np.ndarray:
-    """Reads clips of one video, which is opened once and each of whose frames is decoded once.
+    """Reads clips of one video. The video is opened once and each frame is decoded at most once.
 
-    Only the window of a picture is scaled and converted, in one pass.
+    Only the sampled window of a frame is scaled and converted, in one pass.
 
     Args:
-        record: Manifest row: a local or remote file, a shard or a drawn world.
-        sampler: Samples frames once, then windows once. The latter refer to the upright pictures
-            scaled to `short_side`.
-        short_side: Pixels that the shorter side is scaled down to, never up. None keeps the size;
-            drawn worlds ignore it.
+        record: Manifest row that names a local or remote file, a shard or a rendered world.
+        sampler: Samples frames once, then windows once. Windows refer to the upright frames scaled
+            to `short_side`.
+        short_side: Target length of the shorter side in pixels. Smaller videos are not enlarged.
+            None keeps the size. Rendered worlds ignore it.
 
     Returns:
         uint8 [r t h w c], RGB, frames of `sampler.size` x `sampler.size` pixels.
@@ -209,14 +209,14 @@ def read_clips(record: VideoRecord, sampler: ClipSampler, short_side: int | None
 
 @dataclasses.dataclass(frozen=True)
 class LoadClip:
-    """Loads the clips of a manifest row; worker processes call it.
+    """Loads the clips of a manifest row. It is called in worker processes.
 
     Attributes:
-        frames: Frames of a clip.
-        size: Side of a clip in pixels.
+        frames: Number of frames per clip.
+        size: Height and width of a clip in pixels.
         short_side: As in `read_clips`.
-        transform: Sampling and augmentation.
-        by_source: Transforms of sources that differ.
+        transform: Default sampling and augmentation.
+        by_source: Source name -> transform that overrides the default.
     """
 
     frames: int
@@ -227,7 +227,7 @@ class LoadClip:
 
     @classmethod
     def from_config(cls, data_config) -> "LoadClip":
-        """Builds it from the fields of the same names in `config.data`."""
+        """Builds a loader from the fields of the same names in `config.data`."""
         transform = ClipTransform(**{n: _to_tuple(data_config[n]) for n in BY_SOURCE_FIELDS})
         by_source = {
             source: dataclasses.replace(transform, **{n: _to_tuple(v) for n, v in fields.items()})
@@ -243,12 +243,12 @@ class LoadClip:
 
         Args:
             record: Manifest row.
-            seeds: One for each clip, from which frames, crop, flip and colors follow; None selects
+            seeds: One seed per clip, which determines frames, crop, flip and colors. None selects
                 the centre and no augmentation.
 
         Returns:
-            `video` uint8 [r t h w c], and `index` and the labels int32 [r]; or the reason why the
-            video is bad.
+            A dict with `video` uint8 [r t h w c], and `index` and the labels int32 [r]; or a
+            `BadClip` if the video is bad.
         """
         transform = self.by_source.get(record.source, self.transform)
         rngs = [None if seed is None else make_rng(*seed) for seed in seeds]
@@ -265,13 +265,13 @@ class LoadClip:
         videos = [transform.augment(video, rng) for video, rng in zip(videos, rngs, strict=True)]
         numbers = {"index": record.index, **record.labels}
         columns = {name: np.full(len(rngs), value, np.int32) for name, value in numbers.items()}
-        # A single clip, the common case, is not copied again.
+        # Avoids a copy in the common case of a single clip.
         video_rthwc = np.stack(videos) if len(videos) > 1 else np.ascontiguousarray(videos[0])[None]
         return {"video": video_rthwc, **columns}
 
 
 def _is_from_pyav(error: Exception) -> bool:
-    """Returns whether PyAV raised the error, not this package; PyAV's file names are relative."""
+    """Returns whether PyAV raised the error: only its traceback has relative file names."""
     steps = traceback.walk_tb(error.__traceback__)
     return any(frame.f_code.co_filename.startswith("av/") for frame, _ in steps)
 

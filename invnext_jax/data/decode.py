@@ -1,8 +1,8 @@
-"""Decodes exact frames of video files with PyAV.
+"""Decodes frames of video files with PyAV; frame numbers are exact.
 
 A frame's number is its position in presentation order. One pass over the packets, without decoding,
-finds time stamps and key frames (see `demux`). The decoder then seeks only where that skips a group
-of pictures.
+finds time stamps and key frames (see `demux`). The decoder then seeks only where a seek skips a
+group of pictures.
 
 Shape key: t frames, h w pixels, c channels.
 """
@@ -43,13 +43,14 @@ def read_frames(
 
     Args:
         source: As in `open_video`.
-        pick: Called with the number of frames between `start` and `end`; returns the numbers of the
-            requested frames, counted from `start`, in any order and with repeats.
-        short_side: Pixels that the shorter side is scaled down to, never up. None keeps the size.
+        pick: Function of the number of frames between `start` and `end`. It returns the numbers of
+            the requested frames, counted from `start`, in any order; repeats are allowed.
+        short_side: Target length of the shorter side in pixels. Smaller videos are not enlarged.
+            None keeps the size.
         **options: `start`, `end` and `name`, as in `open_video`.
 
     Returns:
-        uint8 [t h w c], RGB, rotated upright if the file contains a rotation.
+        uint8 [t h w c], RGB, rotated upright if the file specifies a rotation.
 
     Raises:
         BadVideo: As in `open_video`.
@@ -73,13 +74,13 @@ def open_video(
     end: float | None = None,
     name: str = "",
 ) -> Iterator["VideoReader"]:
-    """Opens a video for reading; also turns errors inside the `with` block into `BadVideo`.
+    """Opens a video for reading. Decoding errors inside the `with` block are raised as `BadVideo`.
 
     Args:
         source: Path of a video file, its bytes, or a seekable open file.
-        start: Seconds after the first frame; None is the beginning.
-        end: Seconds after the first frame, excluded; None is the end.
-        name: Name of the video in errors; "" derives it from `source`.
+        start: Start in seconds after the first frame. None is the beginning.
+        end: Exclusive end in seconds after the first frame. None is the end.
+        name: Name of the video in error messages. "" derives it from `source`.
 
     Yields:
         The reader.
@@ -102,12 +103,12 @@ def open_video(
 
 
 class VideoReader:
-    """Decodes frames of an open video by number; made by `open_video`.
+    """Decodes frames of an open video by number; `open_video` creates it.
 
-    Its length is the number of frames between `start` and `end`, from which numbers are counted.
+    Its length is the number of frames between `start` and `end`. Frame numbers count from `start`.
 
     Attributes:
-        times: Seconds of each frame.
+        times: Time of each frame in seconds.
     """
 
     def __init__(self, source, container, start: float | None, end: float | None):
@@ -123,14 +124,14 @@ class VideoReader:
         return len(self.times)
 
     def frames(self, numbers: Iterable[int]) -> Iterator[tuple[int, av.VideoFrame]]:
-        """Decodes frames, each only once.
+        """Decodes each requested frame once.
 
         Args:
-            numbers: Requested frames in any order, with repeats.
+            numbers: Requested frame numbers in any order; repeats are allowed.
 
         Yields:
-            Number and frame, in ascending order. If the packet index turns out to be wrong, the
-            sequence starts again with the first number, and these later frames are the right ones.
+            (number, frame) in ascending order. If the packet index turns out to be wrong, the
+            sequence restarts from the first number, and the frames of the restart are correct.
         """
         requested = [self._first + number for number in sorted(set(numbers))]
         with contextlib.suppress(_SeekError):
@@ -145,7 +146,7 @@ class VideoReader:
 
 
 def error_kind(error: Exception) -> str:
-    """Returns the class of reasons, see `BadVideo`, of an error of a file system or decoder."""
+    """Returns the `BadVideo.kind` of an error that a file system or decoder raised."""
     if isinstance(error, FileNotFoundError):
         return "missing"
     if isinstance(error, PermissionError):
@@ -158,12 +159,12 @@ def error_kind(error: Exception) -> str:
 def _open_container(source):
     if hasattr(source, "read"):
         source.seek(0)
-    # Titles in an unknown encoding do not make a video bad.
+    # Metadata in an unknown encoding does not make a video bad.
     container = av.open(source, metadata_errors="ignore")
     if not container.streams.video:
         container.close()
         raise BadVideo("no video stream", "no video stream")
-    # One thread per video: the workers share the cores, and frame threads delay every seek.
+    # One thread per video: the workers share the cores, and frame threading slows down each seek.
     context = container.streams.video[0].codec_context
     if context is None:
         container.close()
@@ -183,7 +184,7 @@ def _seek_and_decode(container, index: PacketIndex, requested: Sequence[int]):
     for number in requested:
         time = times[number]
         key = key_times[max(0, bisect.bisect_right(key_times, time) - 1)]
-        # Frames that the decoder still holds back are cheaper to decode than to seek past.
+        # Frames already in the decoder's reorder buffer are cheaper to decode than to seek past.
         if decoded is None or bisect.bisect_left(times, key) - last - 1 > index.reorder_delay:
             container.seek(key, stream=stream, backward=True)
             decoded, position, after_key = _decode(container, stream, requested_times), None, False
@@ -191,7 +192,7 @@ def _seek_and_decode(container, index: PacketIndex, requested: Sequence[int]):
             if frame.pts is None or (position is not None and frame.pts <= position):
                 raise _SeekError
             position = frame.pts
-            # The decoder guesses frames that follow no key frame.
+            # Frames decoded before any key frame are unreliable.
             after_key = after_key or position == key
             if position > time or (position == time and not after_key):
                 raise _SeekError
@@ -204,9 +205,9 @@ def _seek_and_decode(container, index: PacketIndex, requested: Sequence[int]):
 
 
 def _decode(container, stream, requested_times):
-    """Yields frames from the current position; leaves out some that are not requested."""
+    """Yields frames from the current position; may skip frames that are not requested."""
     context = stream.codec_context
-    # An AVI packet may hold the frame of the next packet's time.
+    # In AVI, a packet may contain the frame that belongs to the next packet's time stamp.
     can_skip = context.name in SKIPPABLE and container.format.name != "avi"
     mode = "DEFAULT"
     for packet in demux.demux(container, stream):

@@ -1,4 +1,4 @@
-"""Reads the packets of a video file without decoding: time stamps, key frames, signs of truncation.
+"""Reads the packets of a video file without decoding: time stamps, key frames, truncation.
 
 Frame counts in headers are used only to detect truncated files.
 """
@@ -8,14 +8,16 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-MIN_SHARE = 0.98  # share of the frames or bytes in the header; less: the file is truncated
+MIN_SHARE = 0.98  # minimum share of the header's frame or byte count; else truncated
 NO_INDEX = ("mpeg", "mpegts")  # formats whose seeks are inexact and whose time stamps are guessed
-SEGMENT = b"\x18\x53\x80\x67"  # ID of the Matroska element that holds all but the file's header
+SEGMENT = (
+    b"\x18\x53\x80\x67"  # ID of the Matroska element that contains everything after the file header
+)
 HEAD_BYTES = 4096  # bytes read from a file to find that element
 
 
 class BadVideo(Exception):  # noqa: N818, short because it is used everywhere
-    """A video that cannot be decoded; the text contains its name and the reason.
+    """A video cannot be decoded; the message contains its name and the reason.
 
     Attributes:
         kind: Class of the reason: "missing", "permission", "unreadable", "truncated",
@@ -29,12 +31,12 @@ class BadVideo(Exception):  # noqa: N818, short because it is used everywhere
 
 @dataclasses.dataclass(frozen=True)
 class PacketIndex:
-    """The packets of the frames that a player shows.
+    """Index of the packets whose frames a player shows.
 
     Attributes:
-        times: Time stamps in presentation order; None for each if one is missing.
+        times: Time stamps in presentation order; all None if any of them is missing.
         key_times: Time stamps of the key frames, ascending; empty if seeking is unreliable.
-        reorder_delay: Most frames that the decoder holds back to reorder them.
+        reorder_delay: Maximum number of frames that the decoder buffers to reorder them.
     """
 
     times: list[int | None]
@@ -43,10 +45,10 @@ class PacketIndex:
 
 
 class FrameTimes(Sequence):
-    """Seconds at which the frames between `start` and `end` are shown, after the first of them.
+    """Presentation times of the frames from `start` to `end`, in seconds after the first of them.
 
     Attributes:
-        fps: Average frames per second from the header, 25 if it has none.
+        fps: Average frames per second from the header; 25 if the header has none.
     """
 
     def __init__(self, times: Sequence[int | None], numbers: Sequence[int], stream):
@@ -74,7 +76,7 @@ def demux(container, stream):
 
 
 def read_head(source) -> bytes:
-    """Reads the first bytes of a file; the position of an open file does not change."""
+    """Reads the first bytes of a file without changing the position of an open file."""
     if not hasattr(source, "read"):
         with open(source, "rb") as file:
             return file.read(HEAD_BYTES)
@@ -86,11 +88,11 @@ def read_head(source) -> bytes:
 
 
 def check_matroska_length(head: bytes, size: int) -> None:
-    """Checks the size of a Matroska file against its header, which contains no frame count.
+    """Checks the size of a Matroska file against its header, which has no frame count.
 
     Args:
         head: First bytes of the file.
-        size: Bytes of the file.
+        size: Size of the file in bytes.
 
     Raises:
         BadVideo: The file is truncated.
@@ -98,7 +100,7 @@ def check_matroska_length(head: bytes, size: int) -> None:
     begin = head.find(SEGMENT) + len(SEGMENT)
     if begin < len(SEGMENT) or not head[begin : begin + 1].strip(b"\0"):
         return
-    # An integer of 1 to 8 bytes: one zero bit for each byte that follows, a one, then the value.
+    # A variable-length integer: one zero bit for each further byte (up to 7), a one bit, the value.
     width = 9 - head[begin].bit_length()
     unknown = 2 ** (7 * width) - 1  # all ones: the file was written as a stream
     value = int.from_bytes(head[begin : begin + width], "big") & unknown
@@ -118,11 +120,11 @@ def scan_packets(container, stream) -> PacketIndex:
         if packet.size:
             packets.append((packet.pts, packet.is_keyframe, packet.is_discard))
             slots = max(slots, (packet.dts or 0) + 1)
-    # The header of AVI also counts empty frames, which prolong the frame before them.
+    # The AVI header also counts empty packets, which extend the display of the previous frame.
     count = max(slots, len(packets)) if format_name == "avi" else len(packets)
     if count < MIN_SHARE * stream.frames:
         raise BadVideo(f"truncated: {count} of {stream.frames} frames", "truncated")
-    # Packets that an edit list discards are decoded but not shown, so they have no frame number.
+    # Packets discarded by an edit list are decoded but not shown, so they have no frame number.
     shown = [(time, is_key) for time, is_key, is_discard in packets if not is_discard]
     if not shown:
         raise BadVideo("no frames")
@@ -131,7 +133,7 @@ def scan_packets(container, stream) -> PacketIndex:
         return PacketIndex([None] * len(coded_times), [], 0)
     times, key_times = sorted(coded_times), sorted(time for time, is_key in shown if is_key)
     numbers = {time: number for number, time in enumerate(times)}
-    # AVI numbers frames in coded order, which is useless if the decoder reorders them.
+    # AVI time stamps are in coded order and cannot be used if the decoder reorders frames.
     unordered = format_name == "avi" and coded_times == times and stream.codec_context.has_b_frames
     if format_name in NO_INDEX or unordered or len(numbers) < len(times):
         key_times = []
@@ -142,10 +144,10 @@ def scan_packets(container, stream) -> PacketIndex:
 def frames_between(
     times: Sequence[int | None], stream, start: float | None, end: float | None
 ) -> Sequence[int]:
-    """Numbers of the frames shown from second `start` to second `end`, the latter excluded.
+    """Returns the numbers of the frames shown from `start` to `end` (exclusive), in seconds.
 
     Raises:
-        BadVideo: There is none.
+        BadVideo: No frame is in this range.
     """
     if start is None and end is None:
         return range(len(times))

@@ -3,8 +3,8 @@
 The first line of a manifest is a header. Its columns are `path` (relative to the manifest's folder,
 absolute, or `protocol://...`), `source` (name of the data set) and optionally `start` and `end`
 (seconds), `record` (position of the video in `path`, which is then an ArrayRecord file) and any
-number of `label_<task>` columns of integers. Other columns are ignored. The manifest itself may be
-on a remote file system. `world:...` is the manifest of a drawn world, see synthetic_world/urls.py.
+number of integer columns `label_<task>`. Other columns are ignored. The manifest itself may be on a
+remote file system. `world:...` is the manifest of a rendered world, see synthetic_world/urls.py.
 """
 
 import csv
@@ -23,7 +23,10 @@ from invnext_jax.synthetic_world import files, urls
 LABEL_PREFIX = "label_"
 NO_RECORD = -1
 LABELS = np.iinfo(np.int32)
-NOT_MANIFESTS = (".quarantine.csv", ".duplicates.csv")  # endings of other files in the same folder
+NOT_MANIFESTS = (
+    ".quarantine.csv",
+    ".duplicates.csv",
+)  # suffixes of other files in a manifest's folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,11 +36,11 @@ class VideoRecord:
     Attributes:
         index: Row number.
         path: Absolute path of the video, or its name on a remote file system or in a world.
-        source: Name of its data set.
-        start: Seconds after the first frame at which it starts; None is the beginning.
-        end: Seconds after the first frame at which it ends; None is the end.
-        labels: Class number of each `label_<task>` column.
-        record: Position in the shard at `path`; None: `path` is a video file.
+        source: Name of the data set.
+        start: Start in seconds after the first frame. None is the beginning.
+        end: End in seconds after the first frame. None is the end.
+        labels: Class id of each `label_<task>` column.
+        record: Position in the shard at `path`, or None if `path` is a video file.
     """
 
     index: int
@@ -50,7 +53,7 @@ class VideoRecord:
 
     @property
     def name(self) -> str:
-        """Name of the video in messages and lists: its path, or `path#record`."""
+        """Name of the video in messages and lists: `path` or `path#record`."""
         return self.path if self.record is None else shards.name_video(self.path, self.record)
 
 
@@ -62,10 +65,10 @@ class Manifest:
         file: Name of the manifest, or several names separated by commas.
         paths: `VideoRecord.path` of each row.
         sources: Name of the data set of each row.
-        start: Seconds, float64 [rows]; NaN is the beginning.
-        end: Seconds, float64 [rows]; NaN is the end.
-        labels: int32 [rows] for each `label_<task>` column.
-        record: Position of each video in its shard, int64 [rows]; -1: the path is a video file.
+        start: Start in seconds, float64 [rows]; NaN is the beginning.
+        end: End in seconds, float64 [rows]; NaN is the end.
+        labels: Class ids, int32 [rows] for each `label_<task>` column.
+        record: Position of each video in its shard, int64 [rows]; -1 if the path is a video file.
     """
 
     file: str
@@ -97,7 +100,7 @@ class Manifest:
 
 
 def split_names(names: str) -> list[str]:
-    """Splits names separated by commas, unless a file of the complete name exists."""
+    """Splits names separated by commas, unless a file with the unsplit name exists."""
     return [names] if os.path.exists(names) else [name.strip() for name in names.split(",")]
 
 
@@ -105,10 +108,10 @@ def list_manifests(names: str | os.PathLike) -> list[str]:
     """Finds the CSV file of each name: the name itself, `<name>.csv`, or the only one in a folder.
 
     Args:
-        names: One or several names, separated by commas. Names of drawn worlds do not change.
+        names: One or more names, separated by commas. Names of rendered worlds stay unchanged.
 
     Raises:
-        UserError: A folder contains no manifest or several.
+        UserError: A folder contains no manifest or more than one.
     """
     return [_find_file(name) for name in split_names(os.fspath(names))]
 
@@ -135,7 +138,7 @@ def _find_file(path: str) -> str:
 def hash_manifests(names: str) -> str:
     """Returns the SHA-256 of a manifest's content, or of the joined hashes of several manifests.
 
-    The content of a drawn world is its name. Checkpoints contain the hash, so it must not change.
+    A rendered world is hashed by its name. Checkpoints contain the hash, so it must not change.
     """
     hashes = [
         hashlib.sha256(name.encode()).hexdigest()
@@ -147,16 +150,16 @@ def hash_manifests(names: str) -> str:
 
 
 def read_manifest(names: str | os.PathLike | Sequence[str]) -> Manifest:
-    """Reads one or several manifests; the videos themselves are not opened.
+    """Reads one or more manifests without opening the videos.
 
     Args:
-        names: A local or remote CSV file, a folder (see `list_manifests`), a drawn world, or
-            several of them separated by commas or as a sequence. Their rows are concatenated. Rows
-            of a manifest without a label column that others have get the label -1.
+        names: A local or remote CSV file, a folder (see `list_manifests`), a rendered world, or
+            several of them, separated by commas or as a sequence. Their rows are concatenated. If
+            a manifest lacks a label column of another one, its rows get the label -1.
 
     Raises:
-        UserError: A file is missing, empty, has no `path` or `source` column or a cell that is not
-            a number; or the package of a remote file system is not installed.
+        UserError: A file is missing or empty, has no `path` or `source` column, or has a cell that
+            must be a number but is not; or the package of a remote file system is not installed.
     """
     names = split_names(os.fspath(names)) if isinstance(names, str | os.PathLike) else [*names]
     if not any(names):
@@ -238,7 +241,7 @@ def _read_rows(path: str, rows: csv.DictReader, columns: list[str]) -> Manifest:
         record = _parse(int, row.get("record") or NO_RECORD, line, "record")
         if not NO_RECORD <= record < 2**63:
             raise UserError(f"{line}: record {record} must be at least 0")
-        # One string object for each shard, and below one for each data set.
+        # Interning keeps one string object per shard, and below one per data set.
         paths.append(video if record == NO_RECORD else interned.setdefault(video, video))
         if record != NO_RECORD and video_io.is_remote(video):
             raise UserError(

@@ -1,4 +1,4 @@
-"""The endless order of training videos: all rows equally often, or sources in given shares.
+"""Infinite order of training videos: every row equally often, or sources in given shares.
 
 Each source is reshuffled after each pass over it. Any position of the order can be computed without
 the positions before it.
@@ -17,15 +17,15 @@ from invnext_jax.errors import UserError
 
 SUBSTITUTE_STREAM = 1  # stream of random numbers; stream 0 samples the clips
 MAX_TABLE_ROWS = 20
-WEIGHT_STEPS = 100  # the other weights are rounded to multiples of the smallest one / 100
+WEIGHT_STEPS = 100  # weights are rounded to multiples of the smallest weight / 100
 
 
 class VideoFileSource:
-    """A grain data source over the rows of a manifest, or over some of them.
+    """A grain data source over all or some rows of a manifest.
 
     Args:
-        manifest: The rows.
-        rows: Numbers of the selected rows, in order; None selects all.
+        manifest: The manifest.
+        rows: Numbers of the selected rows, in order. None selects all rows.
     """
 
     def __init__(self, manifest: manifest_lib.Manifest, rows: Sequence[int] | None = None):
@@ -43,16 +43,16 @@ class VideoFileSource:
 
 
 class Mixture:
-    """The endless order of a manifest's rows.
+    """Infinite order of a manifest's rows.
 
     Args:
-        manifest: The rows.
-        weights: A (source, weight) pair for each value of the manifest's `source`; empty: every
-            row equally often.
+        manifest: The manifest.
+        weights: A (source, weight) pair for each value of the manifest's `source`. If empty, every
+            row occurs equally often.
         seed: Seed of the order.
 
     Attributes:
-        shares: Share of the videos by source.
+        shares: Source name -> share of the videos.
 
     Raises:
         UserError: A source has no weight, a weight has no source, or a weight is not a positive
@@ -84,7 +84,7 @@ class Mixture:
         self._order = grain.MapDataset.mix(shuffled, weights=parts.tolist())
 
     def get_video(self, position: int, attempt: int = 0) -> manifest_lib.VideoRecord:
-        """Returns the video at a position, or its substitute after `attempt` bad videos."""
+        """Returns the video at a position; `attempt` > 0 selects that position's substitutes."""
         if not attempt:
             return self._order[position]
         rng = make_rng(self._seed, position, attempt, SUBSTITUTE_STREAM)

@@ -1,4 +1,4 @@
-"""Builds the datasets: endless shuffled batches for training, one ordered pass for evaluation.
+"""Builds the datasets: infinite shuffled batches for training, one ordered pass for evaluation.
 
 A batch is a flat dict: `video` uint8 [b t h w c] RGB, `index` int32 [b] (row of the manifest) and
 int32 [b] for each `label_<task>` column.
@@ -27,10 +27,10 @@ MAX_DEFAULT_WORKERS = 16  # if config.data.workers is -1
 
 
 def check_config(data_config) -> None:
-    """Checks `config.data`, except what depends on the content of the manifest.
+    """Checks the options of `config.data` that do not depend on the content of the manifest.
 
     Raises:
-        UserError: A value is not allowed.
+        UserError: An option has an invalid value.
     """
     least = {"frames": 1, "workers": -1, "prefetch": 1, "repeats": 1}
     for name, bound in least.items():
@@ -108,24 +108,24 @@ def make_train_dataset(
     bad_videos: BadVideoTracker | None = None,
     load: Callable | None = None,
 ) -> TrainDataset:
-    """Makes endless shuffled batches; the state of their iterator is one number.
+    """Makes the training dataset: infinite shuffled batches with a resumable iterator.
 
     Args:
         data_config: `config.data`.
-        seed: Seed of order and augmentation; not negative.
-        batch_size: Clips of a batch on this process.
-        process_index: Number of this process, which makes that block of each global batch.
+        seed: Non-negative seed of the order and the augmentation.
+        batch_size: Number of clips per batch on this process.
+        process_index: Index of this process and of its block in each global batch.
         process_count: Number of processes that share the data.
-        bad_videos: Counts good and bad clips; None makes one as the config says.
-        load: Replaces `LoadClip` in tests; must be defined in a module, not in the main script.
+        bad_videos: Tracker of good and bad clips. None creates one from the config.
+        load: Replacement for `LoadClip` in tests; must be defined in an importable module.
 
     Returns:
-        A dataset of batches, whose iterator must be closed after use.
+        A dataset of batches. Its iterator must be closed after use.
 
     Raises:
-        UserError: The manifest is missing, empty or wrong, the weights do not match it, or the
-            batch is not divisible by `repeats`; while iterating: no readable video, a bad one if
-            `on_bad` is "fail", or a larger share of them than `max_bad_share`.
+        UserError: The manifest is missing, empty or invalid, the weights do not match it, or the
+            batch size is not divisible by `repeats`. During iteration: no video can be read, a
+            video is bad and `on_bad` is "fail", or the bad share exceeds `max_bad_share`.
     """
     manifest = manifest_lib.read_manifest(data_config.manifest)
     return TrainDataset(
@@ -144,7 +144,7 @@ def make_train_dataset(
 
 
 def count_workers(requested: int) -> int:
-    """Returns the number of worker processes: `requested`, or one for each core if that is -1."""
+    """Returns the number of worker processes: `requested`, or one per core if it is -1."""
     cores = count_cores()
     if requested < 0:
         return min(cores, MAX_DEFAULT_WORKERS)
@@ -154,11 +154,11 @@ def count_workers(requested: int) -> int:
 
 
 class EvalDataset:
-    """Batches in the order of a manifest; each iteration is one pass.
+    """Evaluation batches in the order of a manifest; each iteration is one pass.
 
     Attributes:
-        manifest: The rows.
-        bad_videos: Counts of the current pass.
+        manifest: The manifest.
+        bad_videos: Tracker of good and bad videos in the current pass.
     """
 
     def __init__(  # noqa: PLR0913, one caller, by name
@@ -177,7 +177,7 @@ class EvalDataset:
         self._workers, self._prefetch, self._timeout = workers, prefetch, clip_seconds
 
     def __len__(self) -> int:
-        """Number of batches if no video is bad."""
+        """Returns the number of batches if no video is bad."""
         return -(-len(self.manifest) // self._batch_size)
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
@@ -211,7 +211,7 @@ class EvalDataset:
             pool.close()
 
     def _load_row(self, row: int, call: Callable[..., Any]) -> dict[str, Any] | BadClip | None:
-        if row >= len(self.manifest):  # the pool works ahead, beyond the end
+        if row >= len(self.manifest):  # the pool prefetches past the last row
             return None
         clip = load_in_worker(call, self.manifest[row], (None,), self._timeout)
         if isinstance(clip, BadClip):
@@ -223,19 +223,20 @@ class EvalDataset:
 def make_eval_dataset(
     data_config, *, manifest: str, batch_size: int, load: Callable | None = None
 ) -> EvalDataset:
-    """Makes batches of a fixed size in manifest order: centre frames, centre crop, no flip.
+    """Makes the evaluation dataset: manifest order, centre frames, centre crop, no augmentation.
 
     Args:
         data_config: `config.data`; its `manifest`, `weights` and `repeats` are not used.
-        manifest: Name of the manifest, in the form of `config.data.manifest`.
-        batch_size: Clips of a batch; the last one is padded with rows whose `index` is -1.
-        load: Replaces `LoadClip` in tests; worker processes must be able to import it.
+        manifest: Name of the manifest, in the format of `config.data.manifest`.
+        batch_size: Number of clips per batch. The last batch is padded with rows of `index` -1.
+        load: Replacement for `LoadClip` in tests; must be defined in an importable module.
 
     Returns:
         An iterable of batches without bad videos. Each iteration starts its own workers.
 
     Raises:
-        UserError: The manifest is missing, empty or wrong; while iterating: no readable video.
+        UserError: The manifest is missing, empty or invalid. During iteration: no video can be
+            read.
     """
     return EvalDataset(
         manifest_lib.read_manifest(manifest),

@@ -1,6 +1,6 @@
 """Reads videos stored as records of ArrayRecord files, named `path#record`.
 
-A record is a `tf.train.Example`, as TFDS writes it; its longest bytes value is the video.
+A record is a `tf.train.Example`, as written by TFDS. Its longest bytes value is the video.
 """
 
 import functools
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from invnext_jax.data.demux import BadVideo
 
-MAX_OPEN = 64  # shards that a process keeps open
+MAX_OPEN = 64  # maximum number of shards that a process keeps open
 _OPEN_LOCK = threading.Lock()
 
 
@@ -103,7 +103,10 @@ def _parse(data: bytes) -> dict[str, bytes | list]:
 
 @functools.lru_cache(maxsize=MAX_OPEN)
 def _cached_reader(path: str, size: int, changed: int):
-    """Returns the reader of a file of this size and time; evicted readers close themselves."""
+    """Returns the reader of a file with this size and modification time.
+
+    Readers that are evicted from the cache close themselves.
+    """
     del size, changed
     return _new_reader(path)
 

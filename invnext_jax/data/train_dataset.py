@@ -1,10 +1,10 @@
-"""Training batches: an endless, resumable stream of clips in which substitutes replace bad videos.
+"""Training batches: an infinite, resumable stream of clips that replaces bad videos by substitutes.
 
-Batch n of a run contains the global clips n * B ... (n + 1) * B - 1, and each process makes its own
+Batch n of a run contains the global clips n * B to (n + 1) * B - 1, and each process makes its own
 block of them. The video of a global clip and its augmentation depend only on the seed and the
 clip's number, not on the number of workers or processes. If a video is bad, a substitute is drawn
-from the same two numbers. Each `repeats` consecutive clips come from one video, which is decoded
-once; they form a group, the unit of work. See docs/data.md.
+from the same two numbers. Each run of `repeats` consecutive clips comes from one video, which is
+decoded once. These clips form a group, the unit of work. See docs/data.md.
 """
 
 import math
@@ -23,9 +23,9 @@ from invnext_jax.data.worker_pool import OrderedPool, open_pool
 from invnext_jax.data.workers import TimeLimitError, WorkerDiedError
 from invnext_jax.errors import UserError
 
-MAX_TRIES = 100  # videos for one position in a batch
-WORKER_FAILURES = ("time limit", "worker died")  # reasons that cost as long as the timeout
-MAX_WORKER_FAILURES = 5  # maximum number of tries whose worker hangs or dies
+MAX_TRIES = 100  # maximum number of videos tried for one position in a batch
+WORKER_FAILURES = ("time limit", "worker died")  # reasons that may take the full timeout
+MAX_WORKER_FAILURES = 5  # maximum number of tries in which the worker hangs or dies
 CLIP_STREAM = 0  # stream of random numbers; see also `mixture.SUBSTITUTE_STREAM`
 
 
@@ -33,8 +33,8 @@ class GroupResult(NamedTuple):
     """Result of loading a group of clips.
 
     Attributes:
-        batch: The batch to which the clips were written; None if all tried videos are bad.
-        bad_clips: The bad videos that were tried.
+        batch: The batch to which the clips were written, or None if all tried videos are bad.
+        bad_clips: The tried videos that are bad.
     """
 
     batch: dict[str, np.ndarray] | None
@@ -42,9 +42,9 @@ class GroupResult(NamedTuple):
 
 
 class RecycledMemory:
-    """Allocates arrays in the memory of earlier ones that are no longer referenced.
+    """Allocates arrays in the memory of previous arrays that are no longer referenced.
 
-    The system clears new memory, which takes longer than to copy a clip into it.
+    The operating system zeroes new memory, which takes longer than copying a clip into it.
     """
 
     def __init__(self):
@@ -58,33 +58,33 @@ class RecycledMemory:
             block = free.pop()
         except IndexError:
             block = bytearray(size)
-        # With an array as its base, views would refer to that and not keep this array alive.
+        # If its base were an array, views would refer to the base and not keep this array alive.
         array = np.ndarray(shape, dtype, block)
         weakref.finalize(array, free.append, block).atexit = False
         return array
 
 
 class BatchBuffer:
-    """Pending batches, which several threads fill.
+    """Buffer of pending batches, which several threads fill.
 
-    Clips are copied directly from the workers' memory to their position: to assemble a batch by
-    another copy takes up to a tenth as long as to decode it.
+    Clips are copied directly from the workers' memory to their position in the batch. Another copy
+    to assemble the batch would take up to a tenth of its decoding time.
 
     Args:
-        batch_size: Clips of a batch.
+        batch_size: Number of clips per batch.
     """
 
     def __init__(self, batch_size: int):
         self._batch_size = batch_size
         self._lock, self._memory = threading.Lock(), RecycledMemory()
         self._pending: dict[int, dict[str, np.ndarray]] = {}
-        self._missing: dict[int, int] = {}  # clips of each pending batch
+        self._missing: dict[int, int] = {}  # number of missing clips of each pending batch
 
     def write(self, number: int, start: int, clips: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Copies clips, arrays [r ...], into batch `number` from position `start` on.
+        """Copies clips, arrays [r ...], into batch `number`, starting at position `start`.
 
         Returns:
-            The batch, which other threads may still be writing to. A complete one is not kept.
+            The batch, which other threads may still write to. The buffer drops complete batches.
         """
         with self._lock:
             if number not in self._pending:
@@ -106,13 +106,13 @@ class BatchBuffer:
 def load_in_worker(
     call: Callable[..., Any], record: VideoRecord, seeds: Sequence[Seed | None], timeout: float
 ) -> dict[str, Any] | BadClip:
-    """Loads clips in a worker; a video that makes it hang or die is bad.
+    """Loads clips in a worker; if the worker hangs or dies, the video counts as bad.
 
     Args:
-        call: Runs the loading function in a worker, see `OrderedPool`.
+        call: Function that runs the loading function in a worker, see `OrderedPool`.
         record: Manifest row.
         seeds: As in `LoadClip`.
-        timeout: Time limit in seconds, for the message.
+        timeout: Time limit in seconds, for the error message.
     """
     try:
         return call(record, seeds)
@@ -124,14 +124,14 @@ def load_in_worker(
 
 
 class TrainDataset:
-    """Endless shuffled batches; see `pipeline.make_train_dataset`.
+    """Infinite shuffled batches; see `pipeline.make_train_dataset`.
 
     Attributes:
-        batch_size: Clips of a batch on this process.
-        global_batch: Clips of a batch on all processes.
+        batch_size: Number of clips per batch on this process.
+        global_batch: Number of clips per batch on all processes.
         mixture: Order of the videos.
-        bad_videos: Counts of good and bad clips.
-        repeats: Clips of one video.
+        bad_videos: Tracker of good and bad clips.
+        repeats: Number of consecutive clips from one video.
     """
 
     def __init__(  # noqa: PLR0913, one caller, all by name
@@ -165,15 +165,15 @@ class TrainDataset:
 
     @property
     def groups(self) -> int:
-        """Groups of clips in a batch of this process."""
+        """Number of groups of clips in a batch of this process."""
         return self.batch_size // self.repeats
 
     def describe(self, steps: int) -> str:
-        """Formats a table of the sources and of their epochs in a run of that many steps."""
+        """Formats a table of the sources with their number of epochs in a run of `steps` steps."""
         return self.mixture.table(steps * self.global_batch // self.repeats)
 
     def open_pool(self, first_batch: int, buffer: BatchBuffer) -> OrderedPool:
-        """Starts workers that write this process's clips to `buffer`, from `first_batch` on."""
+        """Starts workers that write the clips of this process to `buffer`, from `first_batch`."""
         return open_pool(
             lambda task, call: self._load_group(first_batch * self.groups + task, call, buffer),
             self._load,
@@ -235,18 +235,18 @@ class TrainIterator:
 
     @property
     def dropped(self) -> int:
-        """Clips dropped so far on this process because their video is bad."""
+        """Number of clips dropped so far on this process because their video is bad."""
         return self._dataset.bad_videos.dropped
 
     def get_state(self) -> dict[str, int]:
-        """Returns the position: the number of clips delivered to all processes together."""
+        """Returns the position: the number of clips delivered to all processes in total."""
         return {"clips": self._batches_done * self._dataset.global_batch}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Restores a position, which may come from another number of workers and processes.
+        """Restores a position. The number of workers and processes may have changed since.
 
         Raises:
-            UserError: The state is that of another version or batch size.
+            UserError: The state was saved by another version or with another batch size.
         """
         clips = state.get("clips") if isinstance(state, Mapping) else None
         if not isinstance(clips, int):
@@ -276,7 +276,7 @@ class TrainIterator:
         return text + (f"\n{bad_videos.table()}" if bad_videos.dropped else "")
 
     def close(self) -> None:
-        """Ends the workers."""
+        """Stops the workers."""
         if self._pool is not None:
             self._pool.close()
             self._pool = None

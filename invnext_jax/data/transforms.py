@@ -1,4 +1,4 @@
-"""Crops, resizes, flips and recolors the pictures of clips, and converts decoded frames to RGB.
+"""Crops, resizes, flips and recolors the frames of clips, and converts decoded frames to RGB.
 
 Shape key: b clips, t frames, h w pixels, c channels.
 """
@@ -30,18 +30,18 @@ class Window(NamedTuple):
 def sample_multi_scale_crop(
     height: int, width: int, size: int, scales: Sequence[float], rng: np.random.Generator
 ) -> Window:
-    """Draws a window of a picture, to be resized to a square.
+    """Samples a window of a picture, to be resized to a square.
 
-    Width and height are each the short side times one of `scales`, at most one scale apart. The
-    window lies at one of 13 positions: the 3 x 3 grid of corners, edge centres and the centre, and
-    the 2 x 2 grid between them.
+    Width and height are each the short side times an element of `scales`; the two elements are
+    equal or adjacent. The window lies at one of 13 positions: the 3 x 3 grid of corners, edge
+    centres and the centre, and the 2 x 2 grid between them.
 
     Args:
         height: Height of the picture in pixels.
         width: Width of the picture in pixels.
         size: Side of the square in pixels.
-        scales: Descending shares of the short side.
-        rng: Draws scale and position.
+        scales: Factors of the short side, in descending order.
+        rng: Draws scales and position.
     """
     short = min(height, width)
     # A side within 3 pixels of `size` becomes `size`, which avoids resampling.
@@ -63,13 +63,13 @@ def sample_random_resized_crop(
     aspect: tuple[float, float],
     rng: np.random.Generator,
 ) -> Window:
-    """Draws a window of random area and aspect ratio, to be resized to a square.
+    """Samples a window of random area and aspect ratio, to be resized to a square.
 
     Args:
         height: Height of the picture in pixels.
         width: Width of the picture in pixels.
-        area: Smallest and largest share of the picture's area.
-        aspect: Smallest and largest ratio of width to height, drawn log-uniformly.
+        area: Minimum and maximum share of the picture's area.
+        aspect: Minimum and maximum ratio of width to height; the ratio is drawn log-uniformly.
         rng: Draws area, aspect ratio and position.
     """
     for _ in range(CROP_TRIES):
@@ -80,7 +80,7 @@ def sample_random_resized_crop(
             left = int(rng.integers(width - crop_w, endpoint=True))
             top = int(rng.integers(height - crop_h, endpoint=True))
             break
-    else:  # a very elongated picture: the largest centred window of an allowed aspect ratio
+    else:  # very elongated picture: use the largest centred window with an allowed aspect ratio
         ratio = np.clip(width / height, *aspect)
         crop_w, crop_h = min(width, round(height * ratio)), min(height, round(width / ratio))
         left, top = (width - crop_w) // 2, (height - crop_h) // 2
@@ -95,7 +95,7 @@ def center_crop(height: int, width: int) -> Window:
 
 
 def resize(frames: np.ndarray, window: Window, size: int) -> np.ndarray:
-    """Crops uint8 [t h w c] to a window and resizes that to [t size size c], bilinearly."""
+    """Crops uint8 [t h w c] to a window and resizes it bilinearly to [t size size c]."""
     frames = frames[:, window.top : window.bottom, window.left : window.right]
     if frames.shape[1:3] == (size, size):
         return frames
@@ -114,13 +114,14 @@ def flip(frames: np.ndarray) -> np.ndarray:
 def jitter_colors(
     frames: np.ndarray, strengths: Sequence[float], rng: np.random.Generator
 ) -> np.ndarray:
-    """Jitters brightness, contrast, saturation and hue, the same for all frames, in random order.
+    """Jitters brightness, contrast, saturation and hue in random order, equally for all frames.
 
     Args:
         frames: uint8 [t h w c], RGB.
-        strengths: Four numbers s. The first three draw a factor from max(0, 1 - s) to 1 + s, which
-            multiplies the values, their difference from the clip's mean gray, and their difference
-            from the pixel's gray. The last draws a rotation of the hue from -s to s turns.
+        strengths: Strength s of the four changes. Brightness, contrast and saturation each draw a
+            factor from max(0, 1 - s) to 1 + s. It multiplies the values, their difference from the
+            clip's mean gray, and their difference from the pixel's gray, respectively. Hue draws a
+            rotation from -s to s turns.
         rng: Draws the factors in the order above, then the order of the changes.
 
     Returns:
@@ -151,12 +152,12 @@ def _saturation(video_thwc: np.ndarray, factor: np.float32) -> np.ndarray:
 
 
 def _hue(video_thwc: np.ndarray, turn: np.float32) -> np.ndarray:
-    """Rotates the hue of HSV; value and saturation do not change."""
+    """Rotates the hue in HSV space; value and saturation do not change."""
     red, green, blue = np.moveaxis(video_thwc, -1, 0)
     value_thw = video_thwc.max(-1)
     chroma_thw = value_thw - video_thwc.min(-1)
     divisor_thw = np.where(chroma_thw > 0, chroma_thw, 1)
-    # In sixths of the color circle: red is 0, green 2, blue 4.
+    # The hue is in sixths of the color circle: red is 0, green 2, blue 4.
     hue_thw = np.where(value_thw == green, 2 + (blue - red) / divisor_thw, 0)
     hue_thw = np.where(value_thw == blue, 4 + (red - green) / divisor_thw, hue_thw)
     hue_thw = np.where(value_thw == red, (green - blue) / divisor_thw, hue_thw)
@@ -166,10 +167,11 @@ def _hue(video_thwc: np.ndarray, turn: np.float32) -> np.ndarray:
 
 
 class FrameConverter:
-    """Converts decoded frames of one video to RGB arrays, all scaled like the first one.
+    """Converts decoded frames of one video to RGB arrays with the scale of the first frame.
 
     Args:
-        short_side: Pixels that the shorter side is scaled down to, never up. None keeps the size.
+        short_side: Target length of the shorter side in pixels. Smaller videos are not enlarged.
+            None keeps the size.
     """
 
     def __init__(self, short_side: int | None):
@@ -177,7 +179,7 @@ class FrameConverter:
         self._reformatter, self._croppers = VideoReformatter(), {}
 
     def picture_size(self, frame: av.VideoFrame) -> tuple[int, int]:
-        """Returns height and width of the scaled, upright pictures that windows refer to."""
+        """Returns height and width of the scaled upright picture, to which windows refer."""
         if self._size is None:
             short = min(frame.width, frame.height)
             scale = min(1.0, self._short_side / short) if self._short_side else 1.0
@@ -194,10 +196,10 @@ class FrameConverter:
         Args:
             number: Frame number, for error messages.
             frame: Decoded frame.
-            window: Part to convert, in pixels of the scaled upright picture; None converts all of
-                it. The window starts at an even pixel of the stored frame, at or before its own
-                position, because chroma is stored for pairs of pixels.
-            size: Side in pixels that the window is scaled to.
+            window: Window to convert, in pixels of the scaled upright picture. None converts the
+                complete picture. The start is rounded down to an even pixel of the stored frame,
+                because chroma is stored for pairs of pixels.
+            size: Output height and width of the window in pixels.
 
         Returns:
             uint8 [h w c].
@@ -217,7 +219,7 @@ class FrameConverter:
             height=height,
             format="rgb24",
             interpolation="BILINEAR",
-            threads=1,  # starting threads takes longer than the work
+            threads=1,  # starting threads takes longer than the conversion
         )
         return np.rot90(_view_pixels(rgb), self._turns)
 

@@ -1,7 +1,7 @@
-"""Opens the files that a manifest names: local files, remote files by fsspec, records of shards.
+"""Opens the videos of a manifest: local files, remote files through fsspec, records of shards.
 
-A name `protocol://...` is a remote file. It is fetched in blocks, each only once unless the file is
-larger than the cache; the decoder's pass over the packets reads the complete file.
+A name `protocol://...` is a remote file. It is fetched in blocks. Each block is fetched once unless
+the file is larger than the cache. The decoder's pass over the packets reads the complete file.
 """
 
 import contextlib
@@ -18,13 +18,13 @@ from invnext_jax.data import decode, shards
 from invnext_jax.errors import UserError
 from invnext_jax.synthetic_world import urls
 
-BLOCK_BYTES = 2**22  # fetched at once from a remote file: a video of a few seconds
-CACHED_BLOCKS = 16  # 64 MiB for each worker
+BLOCK_BYTES = 2**22  # block size of remote files; about a video of a few seconds
+CACHED_BLOCKS = 16  # 64 MiB per worker
 _PROTOCOL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 def is_remote(name: str) -> bool:
-    """Returns whether a name is that of a file on a remote file system."""
+    """Returns whether `name` refers to a file on a remote file system."""
     return _PROTOCOL.match(name) is not None
 
 
@@ -37,7 +37,7 @@ def check_protocol(name: str) -> None:
     """Checks that the package of a remote file system is installed.
 
     Raises:
-        UserError: The package is missing or the protocol is unknown; the text names the package.
+        UserError: The package, which the message names, is missing, or the protocol is unknown.
     """
     try:
         fsspec.get_filesystem_class(protocol_of(name))
@@ -55,7 +55,7 @@ def join(folder: str, name: str) -> str:
 
 
 def absolute(name: str) -> str:
-    """Makes a local path absolute; remote names and drawn worlds do not change."""
+    """Makes a local path absolute; names of remote files and rendered worlds stay unchanged."""
     return name if is_remote(name) or urls.is_world(name) else os.path.abspath(name)
 
 
@@ -95,7 +95,7 @@ def hash_files(names: Sequence[str]) -> str:
 
 
 def open_remote(name: str) -> io.RawIOBase:
-    """Opens a remote file whose errors are all raised as OSError.
+    """Opens a remote file; all its errors are raised as OSError.
 
     Raises:
         OSError: The file cannot be opened.
@@ -117,7 +117,7 @@ def open_source(name: str, record: int | None = None) -> Iterator[str | bytes | 
         The path of a local file, the bytes of a record, or an open remote file.
 
     Raises:
-        BadVideo: It cannot be opened.
+        BadVideo: The video cannot be opened.
     """
     if record is not None:
         yield shards.read_video(name, record)
@@ -134,7 +134,7 @@ def open_source(name: str, record: int | None = None) -> Iterator[str | bytes | 
 
 
 class _RemoteFile(io.RawIOBase):
-    """A remote file; only the blocks that are read are fetched."""
+    """A remote file that fetches only the blocks that are read."""
 
     def __init__(self, name: str):
         self.name = name
@@ -145,7 +145,7 @@ class _RemoteFile(io.RawIOBase):
             return function(*arguments)
         except OSError:
             raise
-        except Exception as error:  # each file system raises its own errors
+        except Exception as error:  # each file system has its own exception types
             raise OSError(f"{type(error).__name__}: {error}") from error
 
     def readinto(self, buffer) -> int:
@@ -182,7 +182,7 @@ def _open_blocks(name: str) -> BinaryIO:
     )
     try:
         file.seek(1)
-    except ValueError:  # a web server that does not serve ranges
+    except ValueError:  # the web server does not support range requests
         with file:
             return io.BytesIO(file.read())
     file.seek(0)

@@ -1,7 +1,8 @@
-"""Main loop of a worker process: runs one function, task after task; see `workers.ProcessWorker`.
+"""Main loop of a worker process: runs one function on each task; see `workers.ProcessWorker`.
 
-The process starts empty and imports what the function needs, so neither JAX nor the main script.
-Large arrays of a result are passed through shared memory, everything else is pickled.
+The process is a new interpreter. It imports only the modules that the function needs, and so
+neither JAX nor the main script. Large arrays in a result are passed through shared memory,
+everything else is pickled.
 """
 
 import io
@@ -17,10 +18,10 @@ from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 SIGTERM_GRACE_SECONDS = 60
-ORPHAN_SECONDS = 5  # after a task's timeout, a process whose parent is gone exits
-SHARED_BYTES = 2**28  # address space; only pages that are written take memory
+ORPHAN_SECONDS = 5  # an orphaned process exits this long after its task's timeout
+SHARED_BYTES = 2**28  # reserved address space; only written pages use memory
 MIN_SHARED_BYTES = 4096  # arrays below this size are pickled
-MAX_BYTES = 2**32  # memory limit; a clip that needs more kills the worker instead of the machine
+MAX_BYTES = 2**32  # memory limit of the worker, which protects the machine from huge clips
 
 
 def main(socket: str, shared: str) -> None:
@@ -35,13 +36,13 @@ def main(socket: str, shared: str) -> None:
     try:
         try:
             function = connection.recv()
-        except Exception:  # raised by the parent
+        except Exception:  # re-raised by the parent
             connection.send(traceback.format_exc())
             return
         connection.send(None)
         while True:
             task, timeout = connection.recv()
-            # A decoder may hang while it holds the GIL; the kernel must then end an orphan.
+            # A decoder may hang while it holds the GIL; then only a signal can end an orphan.
             signal.setitimer(signal.ITIMER_REAL, timeout + ORPHAN_SECONDS)
             result = _run_task(function, task, memory)
             signal.setitimer(signal.ITIMER_REAL, 0)
@@ -55,12 +56,12 @@ def _run_task(function, task: tuple, memory: mmap.mmap) -> tuple[bytes, list[int
         return *dump_result(function(*task), memory), None
     except MemoryError:
         os._exit(1)
-    except Exception:  # raised again in the parent
+    except Exception:  # re-raised by the parent
         return b"", [], traceback.format_exc()
 
 
 def dump_result(value: Any, memory: mmap.mmap) -> tuple[bytes, list[int]]:
-    """Pickles `value`, but copies its large arrays into `memory`, one after the other.
+    """Pickles `value`, but copies its large arrays consecutively into `memory`.
 
     Returns:
         The pickle, and the length in bytes of each array in `memory`.
@@ -83,7 +84,7 @@ def dump_result(value: Any, memory: mmap.mmap) -> tuple[bytes, list[int]]:
 
 
 class _Pickler(ForkingPickler):
-    """Adds `buffer_callback` to the pickler of multiprocessing, whose constructor lacks it."""
+    """Pickler of multiprocessing with the argument `buffer_callback`, which it lacks."""
 
     def __init__(self, file, buffer_callback):
         super(ForkingPickler, self).__init__(file, 5, buffer_callback=buffer_callback)
@@ -109,7 +110,7 @@ def _exit_after_grace(signal_number, frame) -> None:
 
 
 def _exit_with_parent() -> None:
-    os.read(sys.stdin.fileno(), 1)  # the parent holds the other end and never writes
+    os.read(sys.stdin.fileno(), 1)  # returns when the parent exits, because the parent never writes
     os._exit(1)
 
 

@@ -1,7 +1,7 @@
-"""A pool that returns results in order, from workers that may hang or die.
+"""A worker pool that returns results in order and tolerates workers that hang or die.
 
-Each worker has a thread of this process, which sends it one task at a time, waits no longer than
-the timeout, and replaces a worker that hung or died.
+Each worker has a thread in this process. The thread sends it one task at a time, waits for at most
+the timeout, and replaces the worker if it hangs or dies.
 """
 
 import atexit
@@ -22,17 +22,17 @@ from invnext_jax.data.workers import (
 )
 
 IN_PROCESS_THREADS = 4
-MAX_FAILED_STARTS = 3  # in a row; then the run ends
-LATE_SECONDS = 10  # after the timeout, before a warning
+MAX_FAILED_STARTS = 3  # consecutive failures after which the run ends
+LATE_SECONDS = 10  # time after the timeout before a warning is logged
 
 
 class SupervisedWorker:
     """A worker that is replaced when it hangs, dies or does not start.
 
     Args:
-        make_worker: Returns a new worker.
-        timeout: Longest time of one call in seconds.
-        tries: Workers that may die over one task.
+        make_worker: Function that returns a new worker.
+        timeout: Time limit per call in seconds.
+        tries: Number of workers that may die while running the same task.
 
     Attributes:
         restarts: Number of replaced workers.
@@ -45,11 +45,11 @@ class SupervisedWorker:
         self._worker = make_worker()
 
     def call(self, *task: Any) -> Any:
-        """Runs a task, again if its worker dies.
+        """Runs a task, and repeats it if its worker dies.
 
         Raises:
-            TimeLimitError: It exceeds the timeout.
-            WorkerDiedError: `tries` workers died over it.
+            TimeLimitError: The task exceeded the timeout.
+            WorkerDiedError: `tries` workers died while running the task.
             WorkerStartError: Workers do not start.
             WorkerClosedError: `close` was called.
         """
@@ -94,7 +94,7 @@ class SupervisedWorker:
         return self._peak_memory
 
     def close(self) -> None:
-        """Ends the worker without a replacement."""
+        """Stops the worker without replacing it."""
         with self._lock:
             self._closed = True
             worker = self._worker
@@ -102,16 +102,16 @@ class SupervisedWorker:
 
 
 class OrderedPool:
-    """Returns the results of tasks 0, 1, 2, ... in order and computes some of them ahead.
+    """Returns the results of tasks 0, 1, 2, ... in order and prefetches some of them.
 
     Args:
-        run_task: Called in a thread of this process with the task's number and with `call`, which
-            runs the pool's function in a worker and may raise `TimeLimitError` or
+        run_task: Function of the task's number and of `call`, run in a thread of this process.
+            `call` runs the pool's function in a worker and may raise `TimeLimitError` or
             `WorkerDiedError`.
-        make_worker: Returns a new worker.
+        make_worker: Function that returns a new worker.
         workers: Number of workers.
-        ahead: Most results that are pending or waiting.
-        timeout: Longest time of one call in seconds.
+        ahead: Maximum number of results that are being computed or wait to be read.
+        timeout: Time limit per call in seconds.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class OrderedPool:
         ]
         for thread in self._threads:
             thread.start()
-        # Workers ignore the signals that end this process, so they must be closed at its exit.
+        # Workers ignore the signals that stop this process, so they must be closed at its exit.
         atexit.register(self.close)
 
     def _run_tasks(self, worker: SupervisedWorker) -> None:
@@ -150,13 +150,13 @@ class OrderedPool:
                 result = self._run_task(number, worker.call)
             except WorkerClosedError:
                 return
-            except Exception as error:  # raised again in `next_result`
+            except Exception as error:  # re-raised in `next_result`
                 result = error
             with self._lock:
                 self._results[number] = result
                 if number == self._next_result:
                     self._ready.notify()
-            del result  # a thread that waits must not keep a batch from being recycled
+            del result  # a waiting thread must not keep the memory of a batch in use
 
     def next_result(self) -> Any:
         """Returns the next result, or raises the exception of its task."""
@@ -183,7 +183,7 @@ class OrderedPool:
         return max(worker.peak_memory() for worker in self._workers)
 
     def close(self) -> None:
-        """Ends the workers and waits for their threads; later calls do nothing."""
+        """Stops the workers and waits for their threads; further calls do nothing."""
         with self._lock:
             if self._closed:
                 return
@@ -209,9 +209,9 @@ def open_pool(
 
     Args:
         run_task: As in `OrderedPool`.
-        function: Run in the workers; processes must be able to import it.
+        function: Function that the workers run; must be defined in an importable module.
         workers: Number of processes; 0 uses threads of this process instead.
-        prefetch: Waiting results for each process, or for all threads together.
+        prefetch: Number of prefetched results per process, or for all threads in total.
         timeout: As in `OrderedPool`.
     """
     count = workers or IN_PROCESS_THREADS

@@ -1,4 +1,4 @@
-"""Workers that run one task at a time and may hang or die: processes, or threads of this process.
+"""Workers that run one task at a time in a process or a thread, and may hang or die.
 
 A worker process is a new Python process that shares neither modules nor memory with this one.
 """
@@ -21,16 +21,16 @@ import numpy as np
 
 from invnext_jax.data import worker_main
 
-RETURN_SECONDS = 5  # until a pending call notices that its process is gone
-START_SECONDS = 300  # imports on a busy machine with a slow disk
-# Hides all accelerators, whatever the function imports, and limits libraries to one thread.
+RETURN_SECONDS = 5  # maximum time until a pending call notices that its process has exited
+START_SECONDS = 300  # allows for imports on a busy machine with a slow disk
+# Hides all accelerators from the libraries that the function imports; limits them to one thread.
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "CUDA_VISIBLE_DEVICES": "",
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
 }
-# By default, glibc returns the memory of each clip to the system and allocates it again.
+# Prevents glibc from returning the memory of each clip to the system and allocating it again.
 ALLOCATION = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**27)}
 
 
@@ -69,7 +69,7 @@ class ThreadWorker:
         while (task := self._tasks.get()) is not None:
             try:
                 result = self._function(*task), None
-            except Exception as error:  # raised again in `call`
+            except Exception as error:  # re-raised in `call`
                 result = None, error
             self._results.put(result)
 
@@ -77,7 +77,7 @@ class ThreadWorker:
         """Returns the function's result, or raises its exception.
 
         Raises:
-            TimeLimitError: It takes longer than `timeout` seconds.
+            TimeLimitError: The task takes longer than `timeout` seconds.
         """
         self._tasks.put(task)
         try:
@@ -89,7 +89,7 @@ class ThreadWorker:
         return result
 
     def close(self) -> None:
-        """Ends the thread after its current task; a pending call raises `WorkerClosedError`."""
+        """Stops the thread after its current task; a pending call raises `WorkerClosedError`."""
         self._tasks.put(None)
         self._results.put((None, WorkerClosedError()))
 
@@ -102,8 +102,8 @@ class ProcessWorker:
     """Runs tasks in a process that can be killed at any time.
 
     Args:
-        function: Called with the values of a task. It is pickled, so it must be defined in an
-            importable module, not in the main script.
+        function: Function that is called with the values of a task. It is pickled, so it must be
+            defined in an importable module, not in the main script.
 
     Attributes:
         pid: Process ID.
@@ -135,7 +135,7 @@ class ProcessWorker:
                 bufsize=0,
             )
         finally:
-            worker_end.close()  # otherwise the end of the process is never noticed
+            worker_end.close()  # otherwise the exit of the process would go unnoticed
             os.close(file)
         self.pid = self._process.pid
         self._connection = Connection(parent_end.detach())
@@ -143,10 +143,10 @@ class ProcessWorker:
         self._call_lock = threading.Lock()
 
     def call(self, task: tuple, timeout: float) -> Any:
-        """Returns the function's result, whose large arrays the next call overwrites.
+        """Returns the function's result; the next call overwrites its large arrays.
 
         Raises:
-            TimeLimitError: It takes longer than `timeout` seconds.
+            TimeLimitError: The task takes longer than `timeout` seconds.
             WorkerDiedError: The process died.
             WorkerStartError: The process did not start.
             RuntimeError: The function raised an exception.
@@ -169,7 +169,7 @@ class ProcessWorker:
         return _load_result(data, lengths, self._memory)
 
     def _wait_for_start(self) -> None:
-        """Waits for the imports, which do not count towards the timeout of the first task."""
+        """Waits until the imports are done, so that the first task's timeout excludes them."""
         try:
             self._connection.send(self._function)
             if not self._connection.poll(START_SECONDS):
@@ -195,10 +195,10 @@ class ProcessWorker:
         self._process.kill()
         self._process.stdin.close()
         self._exit_status()
-        # A pending call must return before its files are closed: descriptors are reused.
+        # A pending call must return before its files are closed, because descriptors are reused.
         if self._call_lock.acquire(timeout=RETURN_SECONDS):
             self._connection.close()
-            with contextlib.suppress(BufferError):  # a traceback may refer to arrays in it
+            with contextlib.suppress(BufferError):  # a traceback may still refer to its arrays
                 self._memory.close()
             self._call_lock.release()
 
@@ -213,13 +213,13 @@ class ProcessWorker:
 
 
 def _environment() -> dict[str, str]:
-    """Returns the environment of this process without accelerators and extra threads."""
+    """Returns the environment variables of this process with accelerators and threads disabled."""
     folders = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
     return {**ALLOCATION, **os.environ, **ENVIRONMENT, "PYTHONPATH": folders}
 
 
 def _open_shared_memory() -> int:
-    """Opens a file in memory, or a temporary file if the system has no memfd."""
+    """Opens an in-memory file, or a temporary file if the system has no memfd."""
     if hasattr(os, "memfd_create"):
         file = os.memfd_create("data worker")
     else:

@@ -1,10 +1,10 @@
-"""Builds a manifest: probes every listed video, lists the good ones and quarantines the others.
+"""Builds a manifest: probes every listed video, keeps the good ones and quarantines the others.
 
     <out>.csv                  the manifest: path, source, start, end, label_<task>, probed columns
     <out>.quarantine.csv       path, reason: videos that are not in the manifest
-    <out>.duplicates.csv       path, same_as: files with the content of an earlier one
+    <out>.duplicates.csv       path, same_as: files with the same content as an earlier one
     <out>.classes.json         class ids by name, if the list has class names
-    <out>.probes.jsonl         probe results, file by file, from which a run is resumed
+    <out>.probes.jsonl         probe results per file, for resuming a run
 
 All files except the last are written atomically at the end.
 """
@@ -27,7 +27,7 @@ from invnext_jax.dataset_prep.probing import ProbeFailure, VideoProbe
 from invnext_jax.errors import UserError
 from invnext_jax.monitoring.progress_meter import ProgressMeter
 
-# A file this much longer than its window is still taken for the trimmed clip.
+# A file is considered trimmed if it is at most this much longer than its window.
 TRIM_TOLERANCE_SECONDS = 1.0
 PROBE_COLUMNS = ("duration", "frames", "width", "height", "fps", "codec", "rotation")
 
@@ -38,9 +38,9 @@ class IndexOptions:
 
     Attributes:
         workers: Number of processes.
-        timeout: Longest time for one file in seconds.
-        overwrite: Whether a manifest with other content may be replaced.
-        progress: Whether to show a bar on a terminal, or plain lines elsewhere.
+        timeout: Time limit per file in seconds.
+        overwrite: Whether a manifest with different content may be replaced.
+        progress: Whether to show progress: a bar on a terminal, plain lines otherwise.
     """
 
     workers: int = 1
@@ -51,7 +51,7 @@ class IndexOptions:
 
 @dataclasses.dataclass(frozen=True)
 class IndexSummary:
-    """Counts of the rows of the list; `listed` is the sum of `clean` and `quarantined`."""
+    """Numbers of videos in the list; `listed` is the sum of `clean` and `quarantined`."""
 
     manifest: Path
     listed: int
@@ -82,7 +82,7 @@ def build_manifest(
 ) -> IndexSummary:
     """Probes all videos of a folder or list and writes their manifest.
 
-    An interrupted call is resumed by repeating it.
+    An interrupted call resumes when it is repeated.
 
     Args:
         list_path: Folder or list; see `lists`.
@@ -92,8 +92,8 @@ def build_manifest(
         probe: Function that probes one file; runs in worker processes.
 
     Raises:
-        UserError: The list cannot be read, no video is good, another run writes the same manifest,
-            or a manifest with other content exists.
+        UserError: The list cannot be read, no video is good, another run is writing the same
+            manifest, or a manifest with different content exists.
     """
     list_options, options = list_options or lists.ListOptions(), options or IndexOptions()
     out = Path(out)
@@ -117,7 +117,7 @@ def build_manifest(
 
 
 def check_options(options: IndexOptions, out: Path) -> None:
-    """Raises a `UserError` for invalid options or an output that is not a CSV file."""
+    """Checks the options and that the output is a CSV file; raises `UserError` otherwise."""
     if options.workers < 1 or options.timeout <= 0:
         raise UserError(
             f"--workers={options.workers} and --seconds={options.timeout} must be above 0"
@@ -173,7 +173,9 @@ def _write_outputs(
         text = json.dumps(videos.classes, indent=0, ensure_ascii=False) + "\n"
         texts[sidecar_path(out, "classes", "json")] = text
     check_overwrite(out, texts[out], overwrite)
-    for path, text in reversed(texts.items()):  # the manifest last: it marks a complete run
+    for path, text in reversed(
+        texts.items()
+    ):  # the manifest is written last, because it marks a complete run
         atomic_file.write_text(path, text)
     return IndexSummary(
         out, len(videos.entries), len(clean), len(quarantine), len(duplicates), reused
@@ -181,7 +183,7 @@ def _write_outputs(
 
 
 def check_overwrite(manifest: Path, text: str, overwrite: bool) -> None:
-    """Raises a `UserError` if a manifest with other content exists and must not be replaced."""
+    """Raises `UserError` if a manifest with different content exists and `overwrite` is false."""
     if not overwrite and manifest.exists() and manifest.read_text(encoding="utf-8") != text:
         raise UserError(
             f"{manifest} exists and has other content: give --overwrite to replace it, or another "
@@ -214,7 +216,7 @@ def _split_entries(
 
 
 def _resolve_window(entry: VideoEntry, probe: VideoProbe) -> VideoEntry:
-    """Drops start and end if the file is already trimmed to them."""
+    """Removes `start` and `end` if the file is already trimmed to this range."""
     if entry.may_be_trimmed and probe.duration <= entry.end - entry.start + TRIM_TOLERANCE_SECONDS:
         return dataclasses.replace(entry, start=None, end=None)
     return entry
@@ -258,7 +260,7 @@ def _format_manifest(clean: Sequence[tuple[VideoEntry, VideoProbe]], out: Path) 
 
 
 def _relative_path(path: str, folder: str) -> str:
-    """Makes the path of a file below `folder` relative, so that both can be moved together."""
+    """Makes paths inside `folder` relative, so that manifest and videos can be moved together."""
     path = os.path.normpath(path)
     inside = os.path.commonpath((path, folder)) == folder
     return os.path.relpath(path, folder) if inside else path

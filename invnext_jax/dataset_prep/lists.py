@@ -1,6 +1,6 @@
-"""Reads lists of videos, in the formats in which data sets publish them, into one form.
+"""Reads lists of videos in the published formats of common data sets.
 
-Formats: a folder; our own manifests; Kinetics' CSV (label, youtube_id, time_start, time_end,
+Formats: a folder; this package's manifests; Kinetics' CSV (label, youtube_id, time_start, time_end,
 split); lines of `path label` or `path,label`, as in VideoMAE and MMAction; and the JSON lists of
 Something-Something v2 with labels.json in the same folder.
 """
@@ -30,10 +30,10 @@ class VideoEntry:
     Attributes:
         path: Absolute path of the file, or the path that was searched if the file is missing.
         source: Name of the data set.
-        start: Seconds; None is the beginning.
-        end: Seconds; None is the end.
-        labels: Class ids by `label_<task>`.
-        problem: Reason why the file is missing, else "".
+        start: Start in seconds. None is the beginning.
+        end: End in seconds. None is the end.
+        labels: `label_<task>` -> class id.
+        problem: Reason why the file is missing, or "" if it exists.
         may_be_trimmed: Whether the file may contain only the seconds from `start` to `end`.
     """
 
@@ -51,11 +51,11 @@ class ListOptions:
     """Options for reading a list.
 
     Attributes:
-        videos: Folder of the files; "" is the folder of the list.
-        source: Name of the data set; "" derives it from the list.
-        task: The single label of a published list becomes the column `label_<task>`.
-        classes: File of class names, JSON or one per line, that defines the class ids; "" numbers
-            the names of the list in alphabetical order.
+        videos: Folder of the files. "" is the folder of the list.
+        source: Name of the data set. "" derives it from the list.
+        task: Name of the classification task; its labels form the column `label_<task>`.
+        classes: File of class names, JSON or one per line, that defines the class ids. "" numbers
+            the class names of the list in alphabetical order.
     """
 
     videos: str = ""
@@ -66,14 +66,14 @@ class ListOptions:
 
 @dataclasses.dataclass(frozen=True)
 class VideoList:
-    """Entries in the order of the list, and class ids by name if the list has class names."""
+    """Entries in the order of the list, and the class id of each class name if there are any."""
 
     entries: list[VideoEntry]
     classes: dict[str, int] | None = None
 
 
 def read_list(list_path: str | os.PathLike, options: ListOptions) -> VideoList:
-    """Reads a folder or a list, whose format follows from its name and first line.
+    """Reads a folder or a list. The format is determined by the file name and the first line.
 
     Raises:
         UserError: The file is missing, empty or invalid, or its format is unknown.
@@ -159,7 +159,7 @@ def _read_kinetics(path: Path, text: str, options: ListOptions) -> VideoList:
         end = _parse_seconds(row.get("time_end"), f"{where}, time_end")
         labels = _make_labels(class_ids, class_name, options.task)
         stems = [name]
-        if start is not None and end is not None:  # the names that common download scripts use
+        if start is not None and end is not None:  # file names used by common download scripts
             times = int(start), int(end)
             stems = ["{}_{:06d}_{:06d}".format(name, *times), "{}_{}_{}".format(name, *times), name]
         if trimmed := files.find(stems[:-1], class_name):
@@ -178,7 +178,7 @@ def _read_ssv2(path: Path, text: str, options: ListOptions) -> VideoList:
     try:
         rows = json.loads(text)
         names = [str(row["id"]) for row in rows]
-        # Placeholders are in brackets in the templates, but not in labels.json.
+        # The templates have placeholders in brackets; labels.json has no brackets.
         class_names = [re.sub(r"[\[\]]", "", row.get("template") or "") for row in rows]
     except (json.JSONDecodeError, TypeError, KeyError, AttributeError) as error:
         raise UserError(
@@ -206,7 +206,7 @@ _PAIR = re.compile(r"^(?P<path>.+?)(?:\s*,\s*|\s+)(?P<label>-?\d+)$")
 
 
 def _read_pairs(path: Path, text: str, options: ListOptions) -> VideoList:
-    """Reads lines of `path label`, `path,label` or a bare path; the label -1 means no label."""
+    """Reads lines of the form `path label`, `path,label` or `path`; label -1 means no label."""
     folder = os.path.abspath(options.videos or path.parent)
     source = options.source or path.stem
     pairs = []
@@ -234,7 +234,7 @@ def _read_pairs(path: Path, text: str, options: ListOptions) -> VideoList:
 
 
 class _FileFinder:
-    """Finds videos below a folder by their name without extension."""
+    """Finds videos inside a folder by their file name without extension."""
 
     def __init__(self, folder: str | os.PathLike):
         self.folder = os.path.abspath(folder)
@@ -243,7 +243,7 @@ class _FileFinder:
             self._by_stem[os.path.splitext(os.path.basename(file))[0]].append(file)
 
     def find(self, stems: Sequence[str], class_name: str) -> str | None:
-        """Returns a file with one of the names, preferably from the folder of its class."""
+        """Returns a file with one of the names `stems`, preferably from the class's folder."""
         files = [file for stem in stems for file in self._by_stem.get(stem, ())]
         folders = {class_name, class_name.replace(" ", "_")}
         in_class = [f for f in files if os.path.basename(os.path.dirname(f)) in folders]
@@ -257,7 +257,7 @@ def _describe_missing(stems: Iterable[str]) -> str:
 def _assign_class_ids(
     names: Iterable[str], options: ListOptions, path: Path
 ) -> dict[str, int] | None:
-    """Returns class ids by name, or None if no video has a class."""
+    """Returns the class id of each class name, or None if no video has a class."""
     used = sorted(set(names) - {""})
     if not used:
         return None

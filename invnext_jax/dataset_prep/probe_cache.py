@@ -13,10 +13,10 @@ from invnext_jax.errors import UserError
 class ProbeCache:
     """Cache of probe results, keyed by path, size and modification time.
 
-    Each result is a JSON line, which is flushed when it is added.
+    Each result is one JSON line, which is flushed immediately.
 
     Raises:
-        UserError: The file cannot be written, is locked by another run, or is damaged.
+        UserError: The cache file cannot be written, is locked by another run, or is damaged.
     """
 
     def __init__(self, path: Path):
@@ -53,7 +53,7 @@ class ProbeCache:
                 row = json.loads(line)
                 self._results[tuple(row["key"])] = _from_json(row["found"])
             except (ValueError, KeyError, TypeError) as error:
-                if not line.endswith(b"\n"):  # the last line of an interrupted run
+                if not line.endswith(b"\n"):  # truncated last line of an interrupted run
                     break
                 raise UserError(
                     f"{self._path} is damaged: delete it to probe all files again"
@@ -62,11 +62,11 @@ class ProbeCache:
         self._file.truncate(end)
 
     def get(self, path: str, timeout: float) -> VideoProbe | ProbeFailure | None:
-        """Returns the result for the file as it is now, or None.
+        """Returns the cached result, or None if there is none for the current version of the file.
 
         Args:
-            path: Video file.
-            timeout: Current time limit in seconds; a file that exceeded a lower one is a miss.
+            path: Path of the video file.
+            timeout: Current time limit in seconds. A cached timeout with a lower limit is a miss.
         """
         result = self._results.get(_key(path))
         limit = getattr(result, "timeout", None)

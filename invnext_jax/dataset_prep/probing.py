@@ -16,9 +16,9 @@ import av
 from invnext_jax.data import decode, demux
 from invnext_jax.dataset_prep.worker_map import WorkerFailure, map_in_workers
 
-DIGEST_BYTES = 1 << 16  # read at the start and the end of a file, to find duplicates
-MAX_TAIL = 1000  # longest run of frames after the last key frame that is decoded entirely
-MIN_ZEROS = 16  # bytes; some encoders write fewer for a frame that repeats the previous one
+DIGEST_BYTES = 1 << 16  # number of bytes hashed at each end of a file to find duplicates
+MAX_TAIL = 1000  # maximum number of frames decoded after the last key frame
+MIN_ZEROS = 16  # bytes; for repeated frames, some encoders write packets of fewer zeros
 TRANSIENT_ERRNOS = (
     *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EACCES, errno.ENOMEM, errno.EMFILE),
 )
@@ -29,10 +29,10 @@ class VideoProbe:
     """Properties of a video that can be decoded.
 
     Attributes:
-        duration: Seconds, including the duration of the last frame.
-        frames: Number of shown frames, counted from the packets rather than read from the header.
-        width: Pixels as stored, before rotation.
-        height: As `width`.
+        duration: Duration in seconds, including that of the last frame.
+        frames: Number of displayed frames, counted from the packets instead of the header.
+        width: Width in pixels as stored, before rotation.
+        height: Height in pixels as stored, before rotation.
         fps: Average frames per second.
         codec: FFmpeg's name of the decoder.
         rotation: Degrees by which players rotate the picture, counter-clockwise.
@@ -55,8 +55,8 @@ class ProbeFailure:
 
     Attributes:
         reason: Description for the quarantine list.
-        timeout: Time limit in seconds that was exceeded, else None.
-        transient: Whether the cause may be the machine or the network, so that a retry may succeed.
+        timeout: Time limit in seconds that was exceeded, or None.
+        transient: Whether a retry may succeed because the machine or network may be the cause.
     """
 
     reason: str
@@ -65,7 +65,7 @@ class ProbeFailure:
 
 
 def probe_video(path: str) -> VideoProbe:
-    """Counts the packets, then decodes the first and the last key frame as training does.
+    """Counts the packets, then decodes the first and the last key frame as in training.
 
     Raises:
         BadVideo: The file is missing, empty, damaged, truncated, or has no video.
@@ -82,8 +82,8 @@ def probe_video(path: str) -> VideoProbe:
 
     def pick(count: int) -> list[int]:
         counts.append(count)
-        # Damage can hide key frames. If the tail after the last key frame is longer than every
-        # other group of pictures, its last frame is decoded too.
+        # Key frames may be missing in a damaged file. If the group after the last key frame is
+        # longer than all others, its last frame is decoded too.
         tail = count - 1 - key_frames[-1]
         longest = max(map(operator.sub, key_frames[1:], key_frames), default=0)
         decode_tail = longest < tail <= MAX_TAIL
@@ -106,7 +106,7 @@ def _scan_packets(path: str) -> tuple[dict[str, Any], list[int]]:
     """Returns duration, fps and codec, and the numbers of the key frames."""
     with _open(path) as container:
         stream = container.streams.video[0]
-        # Packets are not kept: together they would be the whole file.
+        # Packets are not kept, because they would hold the complete file in memory.
         shown = [
             (packet.pts, packet.is_keyframe, _has_data(packet))
             for packet in demux.demux(container, stream)
@@ -116,7 +116,7 @@ def _scan_packets(path: str) -> tuple[dict[str, Any], list[int]]:
         time_base = stream.time_base
     if not shown:
         raise decode.BadVideo(f"{path}: no frames")
-    # An interrupted download can have its full length and end in zeros.
+    # The file of an interrupted download may have its full length but end in zeros.
     if codec != "rawvideo" and not all(has_data for _, _, has_data in shown):
         raise decode.BadVideo(f"{path}: zeros in place of frames")
     times = sorted(pts for pts, _, _ in shown if pts is not None)
@@ -164,13 +164,13 @@ def probe_all(
     timeout: float,
     probe: Callable[[str], VideoProbe] = probe_video,
 ) -> Iterator[tuple[str, VideoProbe | ProbeFailure]]:
-    """Probes files in worker processes; a hang or a crash affects only its own file.
+    """Probes files in worker processes; a hang or a crash affects only the current file.
 
     Args:
-        paths: Video files.
+        paths: Paths of the video files.
         workers: Maximum number of processes.
-        timeout: Longest time for one file in seconds.
-        probe: Function of a path; it must be importable by its name.
+        timeout: Time limit per file in seconds.
+        probe: Function of a path; must be defined in an importable module.
 
     Yields:
         Each path with its result, in the order of `paths`.
@@ -180,7 +180,7 @@ def probe_all(
         [(path,) for path in paths],
         workers=workers,
         timeout=timeout,
-        ahead=len(paths),  # results are small; a slow file delays no other one
+        ahead=len(paths),  # results are small, and a slow file must not delay the others
     )
     with contextlib.closing(results):
         for path, result in zip(paths, results, strict=True):
@@ -198,6 +198,6 @@ def _probe_safely(probe: Callable[[str], VideoProbe], path: str) -> VideoProbe |
         transient = getattr(error.__cause__, "errno", None) in TRANSIENT_ERRNOS
         return ProbeFailure(str(error).removeprefix(f"{path}: "), transient=transient)
     except Exception as error:
-        # Damaged headers cause these two; any other exception may be a defect of the program.
+        # Damaged headers cause these two exceptions; any other one may be a bug.
         from_header = isinstance(error, ValueError | ArithmeticError)
         return ProbeFailure(f"{type(error).__name__}: {error}", transient=not from_header)

@@ -1,6 +1,6 @@
 """Re-encodes videos for training: small, upright, and cheap to decode from any frame.
 
-Groups of pictures are short, so every frame is near a key frame. Three of four frames are not
+Groups of pictures are short, so every frame is near a key frame. Three out of four frames are not
 referenced by other frames, so the decoder can skip them. `fastdecode` disables arithmetic coding
 and the deblocking filter.
 """
@@ -30,10 +30,10 @@ class Encoding:
     """Options of the encoder.
 
     Attributes:
-        short_side: Pixels that the shorter side is scaled down to, never up.
-        crf: Constant rate factor of x264; lower values give better quality and larger files.
-        gop: Most frames from one key frame to the next.
-        preset: Preset of x264; slower ones give smaller files.
+        short_side: Target length of the shorter side in pixels. Smaller videos are not enlarged.
+        crf: Constant rate factor of x264. Lower values give better quality and larger files.
+        gop: Maximum key frame interval in frames.
+        preset: Preset of x264. Slower presets give smaller files.
     """
 
     short_side: int = 256
@@ -42,7 +42,7 @@ class Encoding:
     preset: str = "veryfast"
 
     def validate(self) -> None:
-        """Raises a `UserError` for values that x264 does not accept."""
+        """Raises `UserError` if x264 does not accept a value."""
         if self.short_side < 16 or self.short_side % 2:
             raise UserError(f"--short_side={self.short_side} must be even and at least 16")
         if not 0 <= self.crf <= 51:
@@ -53,7 +53,7 @@ class Encoding:
             raise UserError(f"--preset={self.preset!r} must be one of {', '.join(PRESETS)}")
 
     def x264_options(self) -> dict[str, str]:
-        """Returns options of x264, which runs on one thread because every worker has one core."""
+        """Returns the options of x264. It uses one thread, because every worker has one core."""
         return {
             "crf": str(self.crf),
             "preset": self.preset,
@@ -67,24 +67,24 @@ class Encoding:
 
 @dataclasses.dataclass(frozen=True)
 class Reencoder:
-    """Decodes and encodes one video; called in worker processes."""
+    """Decodes and encodes one video. It is called in worker processes."""
 
     encoding: Encoding
 
     def __call__(
         self, path: str, record: int | None, start: float | None, end: float | None
     ) -> dict[str, Any]:
-        """Decodes all frames between two times and encodes them.
+        """Decodes all frames from `start` to `end` and encodes them.
 
         Args:
-            path: Video file, local or remote, or a shard.
-            record: Position in the shard; None for a file.
-            start: Seconds; None is the beginning.
-            end: Seconds; None is the end.
+            path: Path of a local or remote video file or of a shard.
+            record: Position in the shard, or None for a video file.
+            start: Start in seconds. None is the beginning.
+            end: End in seconds. None is the end.
 
         Returns:
-            `video` uint8 [bytes], an MP4 file that starts at time 0, and `frames`, `width`,
-            `height`, `fps`, `duration`; or `reason` if the video is bad.
+            A dict with `video` uint8 [bytes], an MP4 file that starts at time 0, and `frames`,
+            `width`, `height`, `fps` and `duration`; or a dict with `reason` if the video is bad.
         """
         name = shards.name_video(path, record)
         try:
@@ -102,7 +102,7 @@ class Reencoder:
         times, reformatter = video.times, VideoReformatter()
         with contextlib.ExitStack() as stack:
             for number, frame in video.frames(range(len(video))):
-                if number == 0:  # repeated if the reader restarts, see `VideoReader.frames`
+                if number == 0:  # also reached if the reader restarts, see `VideoReader.frames`
                     stack.close()
                     buffer, stream, last = io.BytesIO(), None, -1
                     convert = FrameConverter(self.encoding.short_side)
@@ -139,7 +139,7 @@ class Reencoder:
 
 
 def _crop_to_even(image_hwc: np.ndarray) -> np.ndarray:
-    """Crops an odd last row and column: yuv420p needs even sides."""
+    """Removes an odd last row and column, because yuv420p needs even height and width."""
     height, width = (side // 2 * 2 for side in image_hwc.shape[:2])
     if not height or not width:
         raise decode.BadVideo("less than two pixels wide or high", "too small")

@@ -25,7 +25,7 @@ VERSION = "1.0.0"
 
 @dataclasses.dataclass(frozen=True)
 class ShardSummary:
-    """Counts of the rows; `listed` is the sum of `written` and `quarantined`."""
+    """Numbers of manifest rows; `listed` is the sum of `written` and `quarantined`."""
 
     manifest: str
     listed: int
@@ -76,7 +76,7 @@ def write_metadata(
 
 
 def mark_incomplete(plan: ShardPlan) -> None:
-    """Removes the files that mark a split as complete, before one of its shards changes."""
+    """Removes the files that mark a split as complete; call it before a shard changes."""
     (epath.Path(plan.out) / f"{plan.split}.csv").unlink(missing_ok=True)
     if _lengths_path(plan).exists():
         _lengths_path(plan).unlink()
@@ -94,7 +94,7 @@ def _format_manifest(
     rows = [("path", "record", "source", *plan.labels, *VIDEO_COLUMNS, "codec", "original")]
     for index, report in enumerate(reports):
         shard = plan.shard_path(index).name
-        # A retry appends records to a shard; the manifest keeps the order of the rows.
+        # A retry appends records to a shard, but the manifest keeps the order of the rows.
         for position, (row, *values) in sorted(enumerate(report.written), key=lambda e: e[1][0]):
             record = manifest[row]
             labels = (record.labels.get(name, -1) for name in plan.labels)

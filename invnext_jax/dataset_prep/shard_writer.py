@@ -1,8 +1,8 @@
 """Writes one shard: re-encodes its rows of a manifest into one ArrayRecord file.
 
-The rows of a shard follow from its index. The shard is written atomically, then the report on its
-rows; a shard without a report is written again. Readable records of an existing shard keep their
-positions and new records are appended, so that a manifest in use stays valid.
+The index of a shard determines its rows. The shard is written atomically, followed by a report on
+its rows. A shard without a report is written again. Readable records of an existing shard keep
+their positions and new records are appended, so that a manifest in use stays valid.
 """
 
 import contextlib
@@ -28,24 +28,24 @@ from invnext_jax.errors import UserError
 
 DATASET = "videos"  # name of the TFDS data set
 PARTS, REPORTS = "parts", "reports"
-ROW_COUNT_SUFFIX = ".rows"  # suffix of the file that counts the rows of a temporary shard
+ROW_COUNT_SUFFIX = ".rows"  # suffix of the file with the row count of a temporary shard
 VIDEO_COLUMNS = ("frames", "width", "height", "fps", "duration")  # properties of the encoded video
 
 
 @dataclasses.dataclass(frozen=True)
 class ShardPlan:
-    """Assignment of rows to shards: all that a worker needs besides the index of its shard.
+    """Assignment of rows to shards. A worker needs only the plan and the index of its shard.
 
     Attributes:
         manifests: Paths of the CSV files, whose rows are concatenated.
         sha256: Hash of the concatenated files.
-        out: Folder of the data set; may be remote, such as `gs://...`.
+        out: Local or remote (`gs://...`) folder of the data set.
         split: Name of the split.
         rows: Number of rows.
         count: Number of shards.
-        labels: Names of the label columns; -1 where the manifest has none.
+        labels: Names of the label columns. Rows without a label have the value -1.
         encoding: Options of the encoder.
-        timeout: Longest time for one video in seconds.
+        timeout: Time limit per video in seconds.
     """
 
     manifests: tuple[str, ...]
@@ -63,12 +63,12 @@ class ShardPlan:
         return range(index * self.rows // self.count, (index + 1) * self.rows // self.count)
 
     def shard_path(self, index: int) -> epath.Path:
-        """Returns the file of a shard, with the name that TFDS expects."""
+        """Returns the path of a shard, with the file name that TFDS expects."""
         name = f"{DATASET}-{self.split}.array_record-{index:05d}-of-{self.count:05d}"
         return epath.Path(self.out) / name
 
     def report_path(self, index: int) -> epath.Path:
-        """Returns the file of the report on a shard."""
+        """Returns the path of the report on a shard."""
         name = f"{self.split}-{index:05d}-of-{self.count:05d}.json"
         return epath.Path(self.out) / REPORTS / name
 
@@ -78,9 +78,9 @@ class ShardReport:
     """Outcome of each row of a shard: either written or quarantined.
 
     Attributes:
-        size: Bytes of the file.
+        size: Size of the shard in bytes.
         written: (row, *VIDEO_COLUMNS) of each record, in the order of the records.
-        quarantined: (row, name of the video, reason).
+        quarantined: (row, name of the video, reason) of each bad video.
     """
 
     size: int
@@ -89,7 +89,7 @@ class ShardReport:
 
 
 def read_report(plan: ShardPlan, index: int) -> ShardReport | None:
-    """Returns the report on a shard if it lists all rows and matches the file, else None."""
+    """Returns the report on a shard, or None if it is incomplete or does not match the file."""
     try:
         report = ShardReport(**json.loads(plan.report_path(index).read_text()))
         size = plan.shard_path(index).stat().length
@@ -145,7 +145,7 @@ def _write_records(plan: ShardPlan, index: int, temporary: str) -> tuple[list, l
     manifest, features = _load_manifest(plan.manifests, plan.sha256), make_features(plan.labels)
     serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
     quarantined = []
-    # Groups of one record, because training reads in random order. Video is already compressed.
+    # One record per group, because training reads in random order. Video is already compressed.
     writer = array_record_module.ArrayRecordWriter(temporary, "group_size:1,uncompressed")
     with contextlib.closing(writer):
         written = _copy_records(plan, index, os.path.dirname(temporary), writer)
@@ -173,7 +173,7 @@ def _write_records(plan: ShardPlan, index: int, temporary: str) -> tuple[list, l
 
 
 def _encode_rows(plan: ShardPlan, records: Sequence[manifest_lib.VideoRecord]):
-    """Yields what `Reencoder` returns for each record, with a `reason` for hangs and crashes."""
+    """Yields the result of `Reencoder` for each record, or a `reason` after a hang or a crash."""
     results = map_in_workers(
         Reencoder(plan.encoding),
         [(record.path, record.record, record.start, record.end) for record in records],
@@ -187,7 +187,7 @@ def _encode_rows(plan: ShardPlan, records: Sequence[manifest_lib.VideoRecord]):
 
 
 def _copy_records(plan: ShardPlan, index: int, folder: str, writer) -> list[list[Any]]:
-    """Copies the records of a valid existing shard; returns (row, *VIDEO_COLUMNS) of each."""
+    """Copies the records of a valid existing shard; returns (row, *VIDEO_COLUMNS) per record."""
     shard = plan.shard_path(index)
     if not shard.exists():
         return []

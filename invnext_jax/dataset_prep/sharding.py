@@ -1,14 +1,14 @@
 """Re-encodes all videos of a manifest into a data set of ArrayRecord shards with Apache Beam.
 
-    <out>/settings.json                            options of the encoder; others are errors
+    <out>/settings.json                            options of the encoder, which must not change
     <out>/videos-<split>.array_record-00000-of-N   the shards
-    <out>/reports/                                 outcome of each row, one file per shard
+    <out>/reports/                                 outcome of each row, with one file per shard
     <out>/dataset_info.json, features.json         metadata for TFDS
     <out>/<split>.quarantine.csv                   path, reason: videos that are not in the split
     <out>/<split>.csv                              the manifest, written last
 
-Beam distributes whole shards. Repeating an interrupted command resumes it: complete shards are
-kept.
+Beam distributes whole shards. Repeating an interrupted command resumes it and keeps complete
+shards.
 """
 
 import contextlib
@@ -44,24 +44,24 @@ from invnext_jax.errors import UserError
 from invnext_jax.monitoring.progress_meter import ProgressMeter
 from invnext_jax.synthetic_world import urls
 
-FORMAT = 1  # increase it when the same settings produce other shards
-ROWS_PER_SHARD, MIN_SHARDS = 256, 16  # by default
+FORMAT = 1  # increase it when the same settings produce different shards
+ROWS_PER_SHARD, MIN_SHARDS = 256, 16  # defaults
 POLL_SECONDS = 1.0
-# The full name, because Beam may replace "DirectRunner" by a runner that it downloads.
+# Use the full name, because Beam may replace "DirectRunner" by a runner that it downloads.
 LOCAL_RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
 
 
 @dataclasses.dataclass(frozen=True)
 class ShardingOptions:
-    """Options for running the work.
+    """Options for running the re-encoding.
 
     Attributes:
-        workers: Number of shards at a time on this machine, each with an encoder process.
-        timeout: Longest time for one video in seconds.
-        shards: Number of shards; 0: one per 256 rows, and at least 16.
+        workers: Number of shards written in parallel on this machine, one encoder process each.
+        timeout: Time limit per video in seconds.
+        shards: Number of shards. 0 selects one per 256 rows, but at least 16.
         retry: Whether shards with quarantined rows are written again.
-        beam: Flags for Beam; if they contain a runner, it decides the number of workers.
-        progress: Whether to show a bar on a terminal, or plain lines elsewhere.
+        beam: Flags for Beam. If they select a runner, it determines the number of workers.
+        progress: Whether to show progress: a bar on a terminal, plain lines otherwise.
     """
 
     workers: int = 1
@@ -81,18 +81,18 @@ def prepare_shards(
 ) -> ShardSummary:
     """Writes the shards of a split, then its metadata.
 
-    An interrupted call is resumed by repeating it.
+    An interrupted call resumes when it is repeated.
 
     Args:
         manifest: CSV file of videos, as in `config.data.manifest`.
         out: Folder of the data set, shared by its splits.
         split: Name of the split.
         encoding: Options of the encoder.
-        options: Options for running the work.
+        options: Options for running the re-encoding.
 
     Raises:
-        UserError: Beam is not installed, the manifest cannot be read, `out` holds other data,
-            another run writes to it, or no video can be encoded.
+        UserError: Beam is not installed, the manifest cannot be read, `out` contains other data,
+            another run is writing to it, or no video can be encoded.
     """
     encoding, options = encoding or Encoding(), options or ShardingOptions()
     _check_options(encoding, options, split)
@@ -164,10 +164,10 @@ def _make_plan(
 
 
 def _match_existing(plan: ShardPlan) -> ShardPlan:
-    """Returns the plan with the shard count and labels of the existing folder; writes nothing.
+    """Returns the plan with the shard count and labels of the existing folder, if there is one.
 
     Raises:
-        UserError: The folder was made with other settings, or holds other data.
+        UserError: The folder was written with other settings, or contains other data.
     """
     out = epath.Path(plan.out)
     try:
@@ -205,7 +205,7 @@ def _match_existing(plan: ShardPlan) -> ShardPlan:
 
 
 def _settings_paths(plan: ShardPlan) -> tuple[epath.Path, epath.Path]:
-    """Returns the files with the settings of the folder and of the split."""
+    """Returns the paths of the settings files of the folder and of the split."""
     out = epath.Path(plan.out)
     return out / "settings.json", out / REPORTS / f"{plan.split}.begun.json"
 
@@ -222,14 +222,14 @@ def _read_json(path: epath.Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _lock_folder(plan: ShardPlan) -> Iterator[None]:
-    """Creates and locks the folder, and writes its settings; a remote folder has no lock."""
+    """Creates and locks the folder, and writes its settings. Remote folders are not locked."""
     out, local = epath.Path(plan.out), not video_io.is_remote(plan.out)
     with contextlib.ExitStack() as stack:
         try:
             (out / REPORTS).mkdir(parents=True, exist_ok=True)
             if local:
                 file_lock.acquire(stack.enter_context(open(out / REPORTS / "lock", "w")))
-            _match_existing(plan)  # again: another run may have created the folder since
+            _match_existing(plan)  # repeated, because another run may have created the folder
             for path, settings in zip(_settings_paths(plan), _make_settings(plan), strict=True):
                 if not path.exists():
                     write_text(path, json.dumps(settings) + "\n")
@@ -259,7 +259,7 @@ def _run_pipeline(plan: ShardPlan, pending: Sequence[int], options: ShardingOpti
 
 @contextlib.contextmanager
 def _show_progress(plan: ShardPlan, pending: Sequence[int], progress: bool) -> Iterator[None]:
-    """Shows the number of processed rows, polled by a thread."""
+    """Shows the number of processed rows, which a thread polls."""
     stop = threading.Event()
 
     def poll() -> None:
@@ -279,11 +279,13 @@ def _show_progress(plan: ShardPlan, pending: Sequence[int], progress: bool) -> I
 
 
 def _count_rows(plan: ShardPlan, pending: Sequence[int]) -> int:
-    """Counts rows of shards with a report, and of temporary shards on this machine."""
+    """Counts the rows of shards with a report and of temporary shards on this machine."""
     names = {path.name for path in (epath.Path(plan.out) / REPORTS).iterdir()}
     done = sum(len(plan.shard_rows(n)) for n in pending if plan.report_path(n).name in names)
     if not video_io.is_remote(plan.out):
         for path in (epath.Path(plan.out) / PARTS).glob(f"*{ROW_COUNT_SUFFIX}"):
-            with contextlib.suppress(OSError, ValueError):  # being written or already removed
+            with contextlib.suppress(
+                OSError, ValueError
+            ):  # the file is being written or is already removed
                 done += int(path.read_text())
     return done

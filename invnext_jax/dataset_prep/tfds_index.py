@@ -1,7 +1,7 @@
 """Builds a manifest of an existing TFDS data set of ArrayRecord files; the videos stay in place.
 
-One feature of the data set must hold encoded videos as bytes. Labels are `ClassLabel` features and
-integer scalars named `label_<task>`.
+One feature of the data set must contain encoded videos as bytes. Labels are `ClassLabel` features
+and integer scalars named `label_<task>`.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from invnext_jax.monitoring.progress_meter import ProgressMeter
 
 @dataclasses.dataclass(frozen=True)
 class TfdsIndexSummary:
-    """Counts of the records; `listed` is the sum of `clean` and `quarantined`."""
+    """Numbers of records; `listed` is the sum of `clean` and `quarantined`."""
 
     manifest: Path
     listed: int
@@ -59,14 +59,14 @@ def index_dataset(
     Args:
         folder: Folder of the data set, with dataset_info.json.
         out: The CSV file to write.
-        split: Name of the split; "" selects the only one.
-        feature: Name of the feature with the videos; "" selects the longest bytes of a record.
-        source: Name of the data set in the manifest; "" uses TFDS's.
+        split: Name of the split. "" selects the only split.
+        feature: Name of the video feature. "" selects the longest bytes value of each record.
+        source: Name of the data set in the manifest. "" selects its TFDS name.
         options: Options for probing the records.
 
     Raises:
-        UserError: The data set has another file format, does not have the split or feature or any
-            good video, or `out` exists with other content.
+        UserError: The data set has another file format, lacks the split or feature, or has no good
+            video; or `out` exists with different content.
     """
     options, out = options or indexing.IndexOptions(), Path(out)
     indexing.check_options(options, out)
@@ -114,7 +114,7 @@ def _load_info(folder: str | os.PathLike, split: str, feature: str) -> tuple[Any
 
 
 def _label_columns(features) -> dict[str, str]:
-    """Returns the columns of the manifest by the names of the label features."""
+    """Returns a dict from each label feature's name to its column in the manifest."""
     import tensorflow_datasets as tfds
 
     columns = {}
@@ -132,13 +132,13 @@ def _label_columns(features) -> dict[str, str]:
 
 @dataclasses.dataclass(frozen=True)
 class RecordProbe:
-    """Probes one record; called in worker processes."""
+    """Probes one record. It is called in worker processes."""
 
     feature: str
     labels: tuple[str, ...]
 
     def __call__(self, path: str, record: int) -> dict[str, Any]:
-        """Returns the `row` of labels and video columns, or the `reason` why the record is bad."""
+        """Returns a dict with the `row` of labels and video columns, or the `reason` if bad."""
         try:
             data = shards.read_video(path, record)
             example = shards.read_example(path, record)
@@ -178,7 +178,7 @@ def _probe_records(
         records,
         workers=options.workers,
         timeout=options.timeout,
-        ahead=len(records),  # results are small; a slow record delays no other one
+        ahead=len(records),  # results are small, and a slow record must not delay the others
     )
     with (
         contextlib.closing(results),

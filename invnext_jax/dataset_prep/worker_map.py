@@ -1,4 +1,4 @@
-"""Maps a function over videos in worker processes; a hang or a crash affects only its own video."""
+"""Maps a function over videos in worker processes; a failure affects only the current video."""
 
 import dataclasses
 import functools
@@ -15,7 +15,7 @@ class WorkerFailure:
 
     Attributes:
         reason: Description for the quarantine list.
-        timed_out: Whether the call hung, rather than crashed.
+        timed_out: Whether the call timed out. False means that it crashed.
     """
 
     reason: str
@@ -33,11 +33,11 @@ def map_in_workers(
     """Calls `function(*task)` for each task in worker processes.
 
     Args:
-        function: Importable by its name.
+        function: Function to call; must be defined in an importable module.
         tasks: Arguments of each call.
         workers: Maximum number of processes.
-        timeout: Longest time of one call in seconds.
-        ahead: Maximum number of results that are computed before they are read.
+        timeout: Time limit per call in seconds.
+        ahead: Maximum number of prefetched results.
 
     Yields:
         The results in the order of the tasks, or a `WorkerFailure` for a call that exceeded the
