@@ -1,1 +1,1 @@
-"""Config files: each defines `get_config(variant)`. `common.py` holds every default."""
+"""Config files. Each defines `get_config(variant)`; `common.py` has the defaults."""

@@ -1,22 +1,22 @@
-"""The paper's ablations (Tables 1 to 4), one row each: ViT-B, 8 frames, SigLIP2-Large as teacher.
+"""The paper's ablations (Tables 1 to 4) with ViT-B, 8 frames and a SigLIP2-Large teacher.
 
     python launch/main.py --config=configs/ablations.py:1b_modernbert2 --workdir=runs/1b_modernbert2
     python launch/main.py --config=configs/ablations.py:3_momentum --workdir=runs/3_momentum \
         --config.init_from=runs/1a_both
 
-A row is named "<table>_<variant>". Choices that the paper does not state: in Table 1a, rows without
-"diffusion" or "both" use the linear decoder, and rows without "text_init" or "both" use no text
-model; the MLP decoder is as wide as the diffusion decoder; the ViT predictor is as wide as the
-ModernBERT one. Pretrained weights are expected in the folder `weights`; other paths can be set on
-the command line.
+A row is named "<table>_<variant>". The paper does not state these choices: in Table 1a, rows
+without "diffusion" or "both" in their names use the linear decoder, and rows without "text_init" or
+"both" use no text model. The MLP decoder has the width of the diffusion decoder, and the ViT
+predictor has the width of the ModernBERT predictor. Pretrained weights are read from the folder
+`weights`. Other paths can be set on the command line.
 
-"<row>,tiny" is the same variant at the size of the embedded world. Widths, heads, patches and image
-sizes are those of the tiny configs; predictor and decoder have half of the row's depth, rounded up;
-clips have a quarter of its frames. SigLIP2 is the teacher in the package. Weights of a text model,
-CLIP or DINOv2 in these sizes must be provided.
+"<row>,tiny" is the row at the size of the embedded world. Widths, heads, patches and image sizes
+are those of the tiny configs. The predictor and the decoder have half the row's depth, rounded up.
+Clips have a quarter of the row's frames. The SigLIP2 teacher is included in the package. You must
+provide the weights of a text model, CLIP or DINOv2 of these sizes.
 
-Not included, because this package does not have the models: VideoMAE alignment (Table 2) and the
-InternVideo2 target (Table 3).
+VideoMAE alignment (Table 2) and the InternVideo2 target (Table 3) are not included, because this
+package does not have these models.
 """
 
 import ml_collections
@@ -39,7 +39,7 @@ def _decoder(kind: str, depth: int, width: int) -> Overrides:
     return {"decoder.kind": kind, "decoder.depth": depth, "decoder.width": width}
 
 
-# Overrides of all rows, and of all Stage 1 rows. The overrides of a row come after them.
+# Overrides of all rows, and of all Stage 1 rows. The overrides of a single row are applied last.
 BASE = {
     **_teacher("siglip2_large"),
     **_predictor("modernbert", depth=5),
@@ -112,7 +112,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
       argument: "<row>" or "<row>,tiny"; see `ROWS`.
 
     Raises:
-      ValueError: unknown row or variant.
+      ValueError: the row or the variant is unknown.
     """
     name, _, variant = argument.partition(",")
     if name not in ROWS or variant not in ("", "tiny"):
@@ -128,7 +128,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
 
 
 def _shrink(overrides: Overrides) -> Overrides:
-    """Returns the overrides of a row's tiny variant."""
+    """Returns the overrides for the tiny variant of a row."""
     sizes = ("width", "heads", "mlp_width", "patch", "size", "train_size", "tap_interval")
     small = {}
     for name, value in overrides.items():

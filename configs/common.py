@@ -1,8 +1,8 @@
-"""Every option of a pretraining run with its default, and the sizes of the variants.
+"""All options of a pretraining run with their defaults, and the sizes of the variants.
 
-All defaults are in this one file, so it is longer than 300 lines. The comment at a field is its
-documentation: `docs/generate_options.py` copies it to docs/options.md. Durations are in steps, and
-learning rates are final values (the paper gives 1e-3 per batch of 256).
+This file is longer than 300 lines because it contains all defaults. The comment at a field is its
+documentation: `docs/generate_options.py` copies it to docs/options.md. Durations are in steps.
+Learning rates are not scaled by the batch size (the paper gives 1e-3 per batch of 256).
 """
 
 import ml_collections
@@ -10,7 +10,7 @@ import ml_collections
 VIDEOS = 1_100_000  # K-Mash, the paper's unlabeled training set
 VARIANTS = ("tiny", "base", "large", "1b")
 
-# Paper section 4 and the released model definitions.
+# Encoder sizes, from section 4 of the paper and the released model definitions.
 ENCODERS = {
     "base": {
         "width": 768,  # Width of the tokens.
@@ -25,24 +25,24 @@ ENCODERS = {
     "1b": {"width": 1408, "depth": 40, "heads": 16, "mlp_width": 6144, "drop_path": 0.2},
 }
 
-# Published image teachers. The tapped layers of a Large teacher cover the same share of its depth
-# as those of the giant one.
+# Published image teachers. The tapped layers of the Large teachers cover the same share of the
+# depth as those of the giant teacher.
 TEACHERS = {
     "siglip2_giant": {
         "kind": "siglip2",  # Architecture: "siglip2", "clip" or "dinov2".
         "width": 1536,  # Width of the tokens.
         "depth": 40,  # Number of layers.
         "heads": 16,  # Attention heads.
-        # Width of the hidden layer of each MLP; of each half of it if `teacher.gated`.
+        # Width of the hidden layer of each MLP. If `teacher.gated`, width of each of its halves.
         "mlp_width": 6144,
-        # Activation of the MLPs. For clip "quick_gelu" or "gelu"; the other kinds have only one.
+        # Activation of the MLPs. clip: "quick_gelu" or "gelu". The other kinds have only one.
         "activation": "gelu_tanh",
         "registers": 0,  # Register tokens, for dinov2 only: 0 or 4.
         "gated": False,  # Whether the MLPs are SwiGLU, for dinov2 only.
         "patch": 16,  # Side of a patch in pixels.
-        "size": 256,  # Side in pixels of the images that the teacher gets in this run.
-        "train_size": 256,  # Image side in pixels that its position table was trained for.
-        # Distance in layers between two tapped layers, counted back from the last layer.
+        "size": 256,  # Side in pixels of the teacher's input images in this run.
+        "train_size": 256,  # Image side in pixels for which its position table was trained.
+        # Distance in layers between tapped layers, starting from the last layer.
         "tap_interval": 3.33,
     },
     "tiny": {  # the teacher of the embedded world, included in the package
@@ -85,22 +85,22 @@ def defaults() -> ml_collections.ConfigDict:
     # Size of the models: "tiny", "base", "large" or "1b". Set it with the config file, as in
     # `--config=configs/stage1.py:large`.
     config.variant = "base"
-    # Seed of initial values, data order, augmentation, masks and noise.
+    # Random seed for initial values, data order, augmentation, masks and noise.
     config.seed = 0
     # Length of the run in steps. A resumed run continues to this step.
     config.total_steps = 0
     # Clips per step, summed over all devices and hosts.
     config.batch_size = 2048
     # Workdir of a run, or an exported .safetensors file, whose parameters initialize this run.
-    # Stage 2 needs a Stage 1 run here. "": start from random values.
+    # Stage 2 requires a Stage 1 run. "": start from random values.
     config.init_from = ""
-    # Parts of the model to take from `init_from`, such as ("encoder", "pool"). (): every part that
-    # this stage has too.
+    # Parts of the model to read from `init_from`, such as ("encoder", "pool"). (): all parts that
+    # this stage also has.
     config.init_parts = ()
     # Whether `init_from` may be a run that has not reached its last step.
     config.init_from_unfinished = False
-    # Gradient accumulation: number of microbatches that a batch is split into. They run one after
-    # the other, each with its own random numbers. 1: the whole batch at once.
+    # Gradient accumulation: number of microbatches that a batch is split into. They run
+    # sequentially, each with its own random numbers. 1: the whole batch at once.
     config.accumulate = 1
     config.ema = ml_collections.ConfigDict(
         {
@@ -116,14 +116,14 @@ def defaults() -> ml_collections.ConfigDict:
     # float32.
     config.dtype = "bfloat16"
     # Quantization of the linear layers of the image teacher and of Stage 2's target: "": none;
-    # "int8" or "float8" (e4m3). It changes the method.
+    # "int8" or "float8" (e4m3). Quantization changes the method.
     config.quantize_frozen = ""
-    # Attention kernel: "cudnn" (GPU), "splash" (TPU), "blockwise" (plain XLA, never holds all
-    # logits), "naive" (plain XLA, holds all logits), or "auto": the fused kernel of the platform,
-    # else plain XLA, in blocks where there are many logits.
+    # Attention kernel: "cudnn" (GPU), "splash" (TPU), "blockwise" (plain XLA, never stores all
+    # logits), "naive" (plain XLA, stores all logits), or "auto": the platform's fused kernel if it
+    # supports the inputs, else plain XLA, in blocks if there are many logits.
     config.attention = "auto"
     # Factor on the initial kernels (standard deviation 0.02), except those of the patch embedding
-    # and of the decoder.
+    # and the decoder.
     config.init_gain = 1.0
     # Activations that the backward pass recomputes to save memory: "none"; "dots": all except the
     # outputs of matrix products; "full": all.
@@ -135,9 +135,9 @@ def defaults() -> ml_collections.ConfigDict:
         {
             **ENCODERS["base"],
             "patch": 14,  # Side of a patch in pixels.
-            # Image side in pixels that the position tables are built for. Others are interpolated.
+            # Image side in pixels of the position tables. They are interpolated for other sizes.
             "size": 224,
-            # Frames that the position tables are built for. Other counts are interpolated.
+            # Number of frames of the position tables. They are interpolated for other numbers.
             "frames": 16,
             "class_tokens": 4,  # Number of class tokens.
             "layer_scale": 1e-5,  # Initial value of the layer scale.
@@ -152,39 +152,39 @@ def defaults() -> ml_collections.ConfigDict:
             # .safetensors file of the text model that initializes a modernbert. "": random values.
             "weights": "",
             "width": 1024,  # Width of the tokens.
-            # Number of layers. A modernbert takes the last layers of the text model.
+            # Number of layers. A modernbert predictor uses the last layers of the text model.
             "depth": 5,
             "heads": 16,  # Attention heads; must divide the width.
             "mlp_width": 2624,  # Width of the hidden layer of each MLP.
-            # For modernbert: positions that a local layer attends to, half of them on each side.
+            # For modernbert: number of positions that a local layer attends to, half on each side.
             "window": 128,
-            # For modernbert: index of the last layer in the text model. Layers whose index divides
-            # by 3 attend globally.
+            # For modernbert: index of the last layer in the text model. Layers whose index is
+            # divisible by 3 use global attention.
             "last_layer": 27,
         }
     )
-    # The pixel decoder. It is built only where `loss.pixels` is not 0.
+    # The pixel decoder. It is built only if `loss.pixels` is not 0.
     config.decoder = ml_collections.ConfigDict(
         {
             "kind": "diffusion",  # Architecture: "diffusion", "linear" or "mlp".
-            "depth": 6,  # Number of blocks, or of layers of an mlp.
+            "depth": 6,  # Number of blocks, or number of layers of an mlp.
             "width": 1536,  # Width of the hidden layers.
             "noise_draws": 1,  # Noised copies of each predicted patch per step.
-            # Number of parts that the patches are split into. They are decoded one after the other,
-            # to save memory.
+            # Number of parts that the patches are split into. The parts are decoded sequentially to
+            # save memory.
             "chunks": 1,
             "dtype": "float32",  # Dtype of the decoder's matrix products.
         }
     )
-    # The frozen image teacher. It is read only where a loss, the mask or the target needs it.
+    # The frozen image teacher. It is read only if a loss, the mask or the target needs it.
     config.teacher = ml_collections.ConfigDict(
         {
             # .safetensors file of the image tower; launch/import_weights.py writes it. "assets":
             # the teacher of the embedded world.
             "weights": "",
             "taps": 6,  # Number of intermediate features that the student aligns with.
-            # Whether `teacher.size` may give another patch grid than the encoder's. Smaller images
-            # cost less; features and attention are interpolated.
+            # Whether `teacher.size` may give a patch grid other than the encoder's. The teacher's
+            # features and attention are then interpolated. Smaller images cost less.
             "resample": False,
             **TEACHERS["siglip2_giant"],
         }
@@ -194,14 +194,14 @@ def defaults() -> ml_collections.ConfigDict:
             # How masks are drawn: "semantic" (by the teacher's attention), "multi_block", "tube" or
             # "random".
             "kind": "semantic",
-            # Masked share of the patches, for all kinds except multi_block. The paper's text has
+            # Masked share of the patches, for all kinds except multi_block. The paper's text says
             # 0.8.
             "ratio": 0.75,
-            # Share of the masked patches that is predicted, drawn at random in each step. Below 1
-            # it changes the method.
+            # Share of the masked patches that is predicted, drawn at random in each step. Values
+            # below 1 change the method.
             "predicted": 1.0,
-            # For multi_block: one mask for each (number of blocks, area of a block as a share of
-            # the frame).
+            # For multi_block: pairs (number of blocks, area of a block as a share of the frame).
+            # Each pair gives one mask.
             "blocks": ((8, 0.15), (2, 0.7)),
             # For multi_block: share of the patches that stays visible, one for each of
             # `mask.blocks`.
@@ -244,13 +244,13 @@ def defaults() -> ml_collections.ConfigDict:
     config.checkpoint = ml_collections.ConfigDict(
         {
             "every_steps": 1000,  # Steps between checkpoints.
-            # Also save this many minutes after the last checkpoint. 0: by steps only.
+            # Minutes after the last checkpoint at which another is saved. 0: save by steps only.
             "every_minutes": 0.0,
             "keep_last": 2,  # Number of the newest checkpoints to keep.
-            "keep_every_steps": 0,  # Keep each checkpoint whose step is divisible by this. 0: none.
-            "keep_best": 0,  # Number of the best checkpoints, by `best_metric`, to keep as well.
-            # Any logged metric. Its mean over the steps logged since the previous checkpoint is the
-            # score.
+            "keep_every_steps": 0,  # Keep checkpoints at multiples of this step. 0: none.
+            "keep_best": 0,  # Number of best checkpoints by `best_metric` to keep as well.
+            # A logged metric. A checkpoint's score is the mean over the steps logged since the
+            # previous checkpoint.
             "best_metric": "loss",
             "best_mode": "min",  # Whether a low ("min") or a high ("max") score is better.
         }
@@ -258,17 +258,17 @@ def defaults() -> ml_collections.ConfigDict:
     config.log = ml_collections.ConfigDict(
         {
             "every_steps": 50,  # Steps between two records of metrics.
-            # Steps between diagnostics: gradient norms of single losses, spread and rank of
+            # Steps between diagnostics: gradient norms of each loss, and the spread and rank of
             # features. 0: none.
             "diagnostics_every_steps": 500,
-            # Largest number of consecutive steps with a non-finite loss or gradient. Each of them
-            # is skipped; one more aborts the run.
+            # Largest number of consecutive steps with a non-finite loss or gradient. These steps
+            # are skipped; one more aborts the run.
             "max_nonfinite_steps": 20,
-            # Minutes without a step after which stack traces of all threads are logged. The first
-            # step may take 6 times as long, for compilation. 0: never.
+            # Minutes without a step after which the stack traces of all threads are logged. The
+            # limit for the first step, which includes compilation, is 6 times as long. 0: never.
             "watchdog_minutes": 15.0,
-            # Whether to time a large matrix product at the start (GPU and CPU, below a second), so
-            # that the log can give the training speed as a share of it.
+            # Whether to time a large matrix product at the start (GPU and CPU, less than a second).
+            # The log then shows the training speed as a share of it.
             "measure_ceiling": True,
         }
     )
@@ -279,22 +279,22 @@ def data() -> ml_collections.ConfigDict:
     """Returns the options of the input pipeline. See [data.md](data.md)."""
     return ml_collections.ConfigDict(
         {
-            # CSV file of videos, folder with one, generated world such as
-            # `world:simple/train?videos=2000`, or several of them, separated by commas.
+            # CSV file of videos, a folder that contains one, a generated world such as
+            # `world:simple/train?videos=2000`, or several of these, separated by commas.
             "manifest": "",
-            # Sampling weight of each source, ((source, weight), ...). (): every video equally
-            # often.
+            # Sampling weight of each source, ((source, weight), ...). (): all videos have the same
+            # weight.
             "weights": (),
-            "repeats": 1,  # Clips cut from a video each time that it is decoded.
+            "repeats": 1,  # Number of clips cut from a video each time it is decoded.
             "frames": 16,  # Frames per clip.
-            # How frames are chosen. "sparse": one from each of `data.frames` equal segments of the
-            # video; "dense": at equal distances.
+            # How frames are chosen. "sparse": one frame from each of `data.frames` equal segments
+            # of the video. "dense": frames at equal distances.
             "sampling": "sparse",
-            # For dense sampling: smallest and largest distance in frames, drawn for each clip. The
-            # last frame repeats past the end of the video.
+            # For dense sampling: smallest and largest distance in frames, drawn for each clip. If
+            # a clip exceeds the video, the last frame is repeated.
             "stride": (4, 4),
             "size": 224,  # Side of a clip in pixels; must be divisible by `encoder.patch`.
-            # Crops are measured on the frame scaled down to this short side, in pixels. Smaller
+            # Crops are defined on the frame scaled down to this short side, in pixels. Smaller
             # frames are not scaled up.
             "short_side": 256,
             # How crops are drawn: "multi_scale" or "random_resized".
@@ -310,23 +310,23 @@ def data() -> ml_collections.ConfigDict:
             "jitter": (0.0, 0.0, 0.0, 0.0),
             # Whether half of the clips are mirrored left to right.
             "flip": True,
-            # Other values of sampling, stride, crop, crop_scales, crop_area, crop_aspect, jitter
-            # and flip for the videos of one source.
+            # Values of sampling, stride, crop, crop_scales, crop_area, crop_aspect, jitter and flip
+            # that replace the above for the videos of one source.
             "by_source": {
                 "ssv2": {"flip": False},  # Its labels depend on left and right.
                 "world": {"flip": False},  # Its labels depend on left and right.
             },
-            # Decoding processes, of one thread each. -1: one per core, at most 16. 0: threads of
-            # the training process, where a clip that hangs leaves its thread behind.
+            # Number of decoding processes with one thread each. -1: one per core, at most 16. 0:
+            # threads of the training process, in which a clip that hangs blocks its thread forever.
             "workers": -1,
-            "prefetch": 4,  # Clips held ready for each worker.
-            # Time limit in seconds for the clips of one video. The worker is killed and replaced
-            # after it.
+            "prefetch": 4,  # Number of clips prefetched per worker.
+            # Time limit in seconds for the clips of one video. After it, the worker is killed and
+            # replaced.
             "clip_seconds": 60.0,
-            # What happens to a video that cannot be decoded. "drop": another clip replaces it;
-            # "fail": the run ends.
+            # What to do with a video that cannot be decoded. "drop": replace it with another clip.
+            # "fail": end the run.
             "on_bad": "drop",
-            # Share of bad clips above which the run ends, once at least 100 were tried.
+            # Share of bad clips above which the run ends, after at least 100 clips.
             "max_bad_share": 0.5,
         }
     )
@@ -359,9 +359,10 @@ def _apply_tiny(config: ml_collections.ConfigDict) -> None:
         workers=1,
         prefetch=32,
     )
-    # The initial standard deviation 0.02 suits width 768; this keeps the layers' gain at width 64.
+    # The initial standard deviation 0.02 is meant for width 768. This factor gives the same gain
+    # per layer at width 64.
     config.init_gain = (768 / 64) ** 0.5
-    # With layer scale 1e-5, a run of some hundred steps stays close to an identity map.
+    # With layer scale 1e-5, the encoder stays close to the identity for some hundred steps.
     config.encoder.update(patch=8, size=32, frames=8, pool_heads=2, pool_width=64, layer_scale=1.0)
     config.predictor.update(width=64, depth=3, heads=2, mlp_width=128, window=32)
     config.decoder.update(depth=2, width=192)  # not narrower than a patch (8 * 8 * 3)

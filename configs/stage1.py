@@ -12,17 +12,17 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
     """Returns the config of a variant: tiny (the embedded world), base, large or 1b."""
     config = common.defaults()
     config.stage = "stage1"
-    # Weights of the losses. A loss of weight 0 is not computed, and its modules are not built.
+    # Weights of the losses. A loss with weight 0 is not computed, and its modules are not built.
     config.loss = ml_collections.ConfigDict(
         {
-            # Alignment of the visible tokens of the last `teacher.taps` layers with the teacher's
-            # tokens.
+            # Alignment of the student's visible tokens with the teacher's tokens, in the last
+            # `teacher.taps` layers of the student.
             "align_tokens": 1.0,
             "align_pooled": 1.0,  # Alignment of the pooled feature with the teacher's.
             "pixels": 1.0,  # Reconstruction of the pixels of the predicted patches.
         }
     )
-    # 62 epochs with 7 of warm-up, as in the released scripts. The paper's text has 50 + 5.
+    # 62 epochs, of which 7 are warm-up, as in the released scripts. The paper's text says 50 + 5.
     steps_per_epoch = common.VIDEOS // config.batch_size
     config.total_steps = 62 * steps_per_epoch
     config.optimizer.update(

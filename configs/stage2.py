@@ -13,19 +13,19 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
     """Returns the config of a variant: tiny (the embedded world), base, large or 1b."""
     config = common.defaults()
     config.stage = "stage2"
-    # The target network, whose tokens of the whole clip the student predicts.
+    # The target network. It encodes the whole clip, and the student predicts its tokens.
     config.target = ml_collections.ConfigDict(
         {
             # "frozen": the Stage 1 encoder; "momentum": a moving average of the student's encoder;
             # "image": the image teacher's last layer.
             "kind": "frozen",
-            # For kind "momentum": decay of the average per step.
+            # For kind "momentum": decay of the moving average per step.
             "momentum": 0.9998,
             # Whether drop path is on in the target, as in the released scripts.
             "drop_path": False,
         }
     )
-    # Weights of the losses. A loss of weight 0 is not computed, and its modules are not built.
+    # Weights of the losses. A loss with weight 0 is not computed, and its modules are not built.
     config.loss = ml_collections.ConfigDict(
         {
             "predict": 1.0,  # Prediction of the target's tokens at the masked positions.
@@ -36,7 +36,7 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
     )
     config.mask.kind = "multi_block"
     config.data.frames = 32
-    config.optimizer.frozen = ("pool",)  # no loss has a gradient for it; Stage 1 trained it
+    config.optimizer.frozen = ("pool",)  # trained in Stage 1; no loss of Stage 2 depends on it
     config.batch_size = 1024 if variant in ("large", "1b") else 2048
     steps_per_epoch = common.VIDEOS // config.batch_size
     config.total_steps = 101 * steps_per_epoch
@@ -45,7 +45,7 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
         learning_rate=1e-4 * scale, min_learning_rate=1e-5 * scale, warmup_steps=0
     )
     common.apply_variant(config, variant)
-    # With this, at least 32 clips fit one H200 (launch/plan.py).
+    # According to launch/plan.py, at least 32 clips per GPU then fit in the memory of an H200.
     config.remat = {"tiny": "none", "large": "full", "1b": "full"}.get(variant, "dots")
     if variant == "tiny":
         config.total_steps = 500

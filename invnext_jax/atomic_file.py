@@ -12,9 +12,9 @@ TEMPORARY_SUFFIX = ".part"  # suffix of the hidden temporary files
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
-    """Yields a temporary path to write to; on exit it is renamed to `path`.
+    """Yields a temporary path to write to, and renames it to `path` on exit.
 
-    After an exception `path` is unchanged. The folder is created if it does not exist.
+    If an exception is raised, `path` is unchanged. The folder is created if it does not exist.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,7 +38,7 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 
 
 def remove_temporary_files(path: str | os.PathLike) -> None:
-    """Removes the temporary files of killed writers of `path`."""
+    """Removes temporary files that killed processes left while writing `path`."""
     path = Path(path)
     for part in path.parent.glob(f".{glob.escape(path.name)}.*{TEMPORARY_SUFFIX}"):
         part.unlink(missing_ok=True)

@@ -1,6 +1,6 @@
 """Checks of a run's config that hold for every stage.
 
-Each group of options is checked by the module that uses it; a stage checks its own options.
+The module that uses a group of options checks it. Each stage checks its own options.
 """
 
 import ml_collections
@@ -17,7 +17,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     """Checks the options that all stages share.
 
     Raises:
-        UserError: a value with which no run can start.
+        UserError: an option has an invalid value.
     """
     encoder.check_config(config)
     manager.check_config(config.checkpoint)

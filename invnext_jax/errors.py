@@ -1,4 +1,4 @@
-"""Errors that a user can fix, and how commands report them: one sentence without a traceback."""
+"""Errors that a user can fix. Commands report them in one sentence without a traceback."""
 
 import contextlib
 import difflib
@@ -23,11 +23,11 @@ class NonFiniteError(RuntimeError):
 
 
 def check_minimums(config: Any, minimums: Mapping[str, float]) -> None:
-    """Checks that options are not too small.
+    """Checks that options are not below their minimum values.
 
     Args:
         config: the run's config.
-        minimums: dotted name of each option, e.g. "log.every_steps", and its minimum.
+        minimums: maps the dotted name of each option, such as "log.every_steps", to its minimum.
 
     Raises:
         UserError: an option is below its minimum.
@@ -45,7 +45,7 @@ def summarize_error(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def exit_on_user_error() -> Iterator[None]:
-    """Reports errors for the user as one line on standard error, and exits.
+    """Prints a `UserError` or `NonFiniteError` as one line on standard error, and exits.
 
     The exit code is 2 for a `UserError` and 3 for a `NonFiniteError`.
     """
@@ -60,11 +60,11 @@ def exit_on_user_error() -> Iterator[None]:
 
 
 def run_command(main: Callable[[Sequence[str]], None], arguments: int | None = 0) -> None:
-    """Runs a launch script: parses the flags, calls `main`, reports errors as sentences.
+    """Runs a launch script: parses the flags, calls `main` and reports user errors in one line.
 
     Args:
-        main: called with the remaining arguments, the script's name first.
-        arguments: how many arguments besides flags the script takes; None: any number.
+        main: function called with the script's name, followed by the arguments that are not flags.
+        arguments: largest number of arguments that are not flags; None for no limit.
     """
 
     def guarded(argv: Sequence[str]) -> None:
@@ -74,7 +74,7 @@ def run_command(main: Callable[[Sequence[str]], None], arguments: int | None = 0
     def parse(argv: Sequence[str]) -> list[str]:
         with exit_on_user_error():
             rest = parse_flags(argv)
-            if not flags.FLAGS["verbosity"].present:  # libraries log too much at level info
+            if not flags.FLAGS["verbosity"].present:  # libraries log too much at level INFO
                 logging.set_verbosity(logging.WARNING)
             if arguments is not None and len(rest) - 1 > arguments:
                 raise UserError(f"unexpected argument {rest[arguments + 1]!r}: flags start with --")
@@ -87,10 +87,11 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     """Parses the command line into absl's flags.
 
     Returns:
-        The remaining arguments, the script's name first.
+        The script's name, followed by the arguments that are not flags.
 
     Raises:
-        UserError: an unknown flag or config field, a wrong type, or a missing config file.
+        UserError: a flag or config field is unknown, a value has the wrong type, or the config
+            file does not exist.
     """
     for given in argv[1:]:
         path = given.removeprefix("--config=").partition(":")[0]
@@ -118,7 +119,7 @@ def _unknown_field(argv: Sequence[str]) -> str:
     files = [given.partition("=")[2] for given in argv if given.startswith("--config=")]
     try:
         known = list(_fields(_load_config(files[-1]).to_dict())) if files else []
-    except ValueError:  # the file registers something, which works only once
+    except ValueError:  # raised if the file registers something a second time
         known = []
     for given in argv[1:]:
         name = re.sub(r"\[[^]]*\]", "", given.partition("=")[0].lstrip("-"))

@@ -1,4 +1,4 @@
-"""Exclusive locks on open files, so that one run at a time writes to a folder."""
+"""Exclusive file locks, so that only one run at a time writes to a folder."""
 
 import errno
 import fcntl
@@ -14,13 +14,13 @@ class LockHeldError(Exception):
 
 
 def acquire(file: IO) -> None:
-    """Locks an open file without waiting, or warns that the file system has no locks.
+    """Locks an open file without waiting. Logs a warning if the file system has no locks.
 
-    The lock ends when the file is closed. The kernel closes it when the process ends.
+    Closing the file releases the lock. The kernel closes the file when the process ends.
 
     Raises:
-        LockHeldError: The lock is held.
-        OSError: The lock cannot be taken for another reason.
+        LockHeldError: another open file holds the lock.
+        OSError: locking fails for another reason.
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -36,5 +36,5 @@ def acquire(file: IO) -> None:
 
 
 def release(file: IO) -> None:
-    """Closes the file, which ends its lock."""
+    """Closes the file, which releases its lock."""
     file.close()

@@ -1,4 +1,4 @@
-"""The training loop, and a pretraining run in it: steps, saves and logs until the end or a signal.
+"""The training loop, and its use for pretraining with checkpoints, logs and stop signals.
 
 `run_steps` is the only training loop of the package: pretraining, the training of the synthetic
 world's teacher and the supervised baseline all use it.
@@ -37,25 +37,25 @@ from invnext_jax.training import step as step_lib
 
 
 class Callbacks:
-    """Hooks of `run_steps`. The methods of this base class do nothing."""
+    """Hooks that `run_steps` calls. By default they do nothing."""
 
     def should_stop(self, step: int) -> bool:
-        """Returns whether to stop after `step` steps; called before each batch is read."""
+        """Returns whether to stop after `step` steps. Called before each batch is read."""
         del step
         return False
 
     def before_step(self, number: int) -> None:
-        """Called with the number of a step, from 1, once its batch is available."""
+        """Called once the batch of step `number` is available. Steps are numbered from 1."""
 
     def diagnose(self, number: int, state: Any, batch: Any) -> dict[str, jax.Array]:
-        """Returns diagnostics of the state before step `number`, {} for none."""
+        """Returns diagnostics of the state before step `number`, or {} if there are none."""
         del number, state, batch
         return {}
 
     def after_step(
         self, number: int, state: Any, metrics: Any, diagnostics: dict[str, jax.Array]
     ) -> None:
-        """Called with the output of step `number`, which the devices may still compute."""
+        """Called with the output of step `number`, which may still be computing on the devices."""
 
 
 def run_steps(
@@ -67,15 +67,15 @@ def run_steps(
     first_step: int = 0,
     callbacks: Callbacks,
 ) -> Any:
-    """Trains to the last step, or until `callbacks.should_stop`.
+    """Trains to the last step, or until `callbacks.should_stop` returns True.
 
     Args:
-        train_step: (state, batch) -> (state, metrics); may donate the state.
+        train_step: function (state, batch) -> (state, metrics). It may donate the state.
         state: the state after `first_step` steps.
-        batches: the batches of the steps that follow, on the devices.
+        batches: the batches of the next steps, as arrays on the devices.
         total_steps: number of the last step.
-        first_step: steps done so far.
-        callbacks: hooks around each step.
+        first_step: number of steps done so far.
+        callbacks: hooks called around each step.
 
     Returns:
         The final state.
@@ -89,7 +89,7 @@ def run_steps(
         with jax.transfer_guard("disallow"):
             diagnostics = callbacks.diagnose(step, state, batch)
             state, metrics = train_step(state, batch)
-        del batch  # frees its memory while the next one is read
+        del batch  # frees its memory while the next batch is read
         callbacks.after_step(step, state, metrics, diagnostics)
     return state
 
@@ -99,10 +99,10 @@ class Run:
     """A pretraining run.
 
     Attributes:
-        step: steps done so far; changes with `state` and `position`.
+        step: number of steps done so far. It is updated together with `state` and `position`.
         root_key: the key from which the key of each step is derived.
         data_iter: iterator over host batches.
-        position: state of `data_iter` after the batches of `step` steps.
+        position: state of `data_iter` after the batches of the first `step` steps.
     """
 
     training: registry.TrainingSetup
@@ -134,13 +134,13 @@ class Run:
 def run_loop(
     run: Run, preemption: Preemption, watchdog: Watchdog, stack: contextlib.ExitStack
 ) -> None:
-    """Trains a run to its last step, or to the first step boundary after a signal, and saves.
+    """Trains a run to its last step or until a signal arrives, and saves a checkpoint.
 
     Args:
-        run: output of `train.prepare`; its state is donated.
-        preemption: receives the signals.
-        watchdog: receives a heartbeat before each phase of a step.
-        stack: closes the reporter and the profiler.
+        run: the output of `train.prepare`. Its state is donated.
+        preemption: the object that receives the signals.
+        watchdog: the watchdog, which gets a heartbeat before each phase of a step.
+        stack: the exit stack on which the reporter and the profiler are closed.
     """
     config, saving = run.config, run.config.checkpoint
     throughput = throughput_lib.Throughput(
@@ -166,7 +166,7 @@ def run_loop(
     except NonFiniteError as error:
         with contextlib.suppress(NonFiniteError):  # raised for the step that was already dispatched
             reporter.flush()
-        # A second aborted save would replace the checkpoints from before the abort.
+        # A second save after an abort would replace the checkpoints made before the abort.
         if not run.checkpointer.abort_reason:
             run.checkpointer.save(run.step, run.state, run.position, abort_reason=str(error))
         raise
@@ -188,7 +188,7 @@ def _train(
 ) -> None:
     with consensus.all_hosts_agree("the first batch"):
         pending = [_next_batch(run, reporter, preemption)]
-    # Hosts take different times to compile, and the collectives of a step time out early.
+    # The compile times of two hosts may differ by more than the time limit of a collective.
     timeout = max(consensus.WAIT_SECONDS, 60 * COMPILE_FACTOR * run.config.log.watchdog_minutes)
     with consensus.all_hosts_agree("the first step", timeout_seconds=timeout):
         train_step, diagnose = _compile(run, pending[0])
@@ -210,7 +210,7 @@ def _train(
 
 @dataclasses.dataclass(frozen=True)
 class _RunCallbacks(Callbacks):
-    """Signals, saves, diagnostics, traces and logs of a pretraining run."""
+    """Callbacks of a pretraining run: signals, checkpoints, diagnostics, traces and logs."""
 
     run: Run
     reporter: reporter_lib.Reporter
@@ -245,7 +245,7 @@ class _RunCallbacks(Callbacks):
         self, number: int, state: Any, metrics: Any, diagnostics: dict[str, jax.Array]
     ) -> None:
         run = self.run
-        # The position saved is the one after the batches of all steps done.
+        # The saved position must be the one after the batches of all steps done.
         run.state, run.step, run.position = state, number, run.data_iter.get_state()
         if self.profiler.stop_if_due(number, metrics):
             folder = self.profiler.folder
@@ -277,7 +277,7 @@ def _describe_stop(run: Run, preemption: Preemption) -> str:
 def _next_batch(
     run: Run, reporter: reporter_lib.Reporter, preemption: Preemption
 ) -> dict[str, jax.Array]:
-    """Returns the next batch; a single process stops waiting for it once a signal has arrived."""
+    """Returns the next batch. In a single-process run, a signal interrupts the wait for it."""
     start = time.perf_counter()
     with preemption.raise_on_signal() if jax.process_count() == 1 else contextlib.nullcontext():
         batch = next(run.data_iter)
@@ -288,7 +288,7 @@ def _next_batch(
 def _compile(
     run: Run, batch: dict[str, jax.Array]
 ) -> tuple[step_lib.StepFn, step_lib.DiagnosticsFn | None]:
-    """Compiles step and diagnostics; later calls with other shapes fail instead of compiling."""
+    """Compiles the step and the diagnostics. Calls with other shapes raise an error."""
     start, diagnose = time.perf_counter(), None
     arguments = run.mesh, run.state, run.frozen, batch, run.root_key
     train_step = run.training.compile_step(*arguments)

@@ -1,6 +1,6 @@
-"""Pretraining: `train(config, workdir)` validates, builds or restores a run, and trains it.
+"""Pretraining: `train(config, workdir)` checks the config, builds or restores a run, and trains it.
 
-A run that was killed is resumed by the same call, with bitwise identical results.
+The same call resumes a run that was killed. The results are bitwise identical.
 """
 
 import contextlib
@@ -30,21 +30,21 @@ from invnext_jax.training import mesh as mesh_lib
 from invnext_jax.training import state as state_lib
 from invnext_jax.weights import export
 
-_INIT_STREAM = 2**32 - 1  # folded into the root key for initial values; not the number of any step
+_INIT_STREAM = 2**32 - 1  # folded into the root key for initial values; no step has this number
 
 
 def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
-    """Trains to the last step, or until a signal, which saves and stops the run.
+    """Trains to the last step, or until a signal arrives, and saves the run.
 
     Args:
-        config: see `configs/common.py`.
-        workdir: folder of the run: checkpoints, metrics.jsonl, config.json, TensorBoard events.
+        config: the run's config; `configs/common.py` documents its fields.
+        workdir: the run's folder, for checkpoints, metrics, config.json and TensorBoard events.
 
     Returns:
         The last logged record of metrics.jsonl.
 
     Raises:
-        UserError: the config, its files or the workdir do not allow this run.
+        UserError: the config, a file that it names, or the workdir is invalid for this run.
         NonFiniteError: more than `config.log.max_nonfinite_steps` steps in a row were skipped.
     """
     config = ml_collections.ConfigDict(config)
@@ -68,15 +68,15 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> dic
 def prepare(
     config: ml_collections.FrozenConfigDict, workdir: pathlib.Path, stack: contextlib.ExitStack
 ) -> loop.Run:
-    """Checks the config and builds the run, with its initial or restored state.
+    """Checks the config and builds the run with an initial or a restored state.
 
     Args:
         config: the run's config.
-        workdir: its folder, created if it does not exist.
-        stack: closes the data workers and the checkpointer.
+        workdir: the run's folder, which is created if it does not exist.
+        stack: the exit stack on which the data workers and the checkpointer are closed.
 
     Raises:
-        UserError: see `train`.
+        UserError: the config, a file or the workdir is invalid, as in `train`.
     """
     with consensus.all_hosts_agree("the config checks"):
         stage = registry.find_stage(config)
@@ -135,7 +135,7 @@ def _compare_hosts(config: ml_collections.FrozenConfigDict) -> str:
     """Checks that all processes have the config and manifest of process 0.
 
     Returns:
-        SHA-256 of the manifest.
+        The SHA-256 of the manifest.
     """
     with consensus.all_hosts_agree("reading the manifests") as broadcast:
         digest = manifest.hash_manifests(config.data.manifest)
@@ -176,7 +176,7 @@ def _open_data(
 
 
 def _read_source(config: ml_collections.FrozenConfigDict) -> tuple[Any, int | None]:
-    """Reads parameters and step of the run or export that `config.init_from` names, if any."""
+    """Returns parameters and step of the run or export in `config.init_from`, or (None, None)."""
     if not config.init_from:
         return None, None
     if pathlib.Path(config.init_from).suffix != ".safetensors":
@@ -194,7 +194,7 @@ def _read_source(config: ml_collections.FrozenConfigDict) -> tuple[Any, int | No
 def _start_from(
     config: ml_collections.FrozenConfigDict, start: dict[str, Any], params: Any, abstract: Any
 ) -> Any:
-    """Replaces subtrees of the initial parameters by those of `start`, by path."""
+    """Replaces subtrees of the initial parameters with those in `start` (path -> subtree)."""
     expected = {path: state_lib.get_subtree(abstract, path) for path in start}
     _check_fit(config, start, expected)
     for path, tree in start.items():

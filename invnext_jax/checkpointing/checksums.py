@@ -1,8 +1,8 @@
-"""Checksums of a checkpoint: size and SHA-256 of each of its files, in `sums.json`.
+"""Checksums of a checkpoint: the size and SHA-256 of each of its files, in `sums.json`.
 
-They are written into the checkpoint's folder, and all of it is synced to disk, before the folder is
-renamed to its final name. A finished checkpoint therefore always has them and survives a power
-loss.
+Before the checkpoint's folder is renamed to its final name, the checksums are written into it and
+the whole folder is synced to disk. A finished checkpoint therefore always has checksums and
+survives a power loss.
 """
 
 import concurrent.futures
@@ -23,15 +23,16 @@ from invnext_jax.errors import UserError, summarize_error
 from invnext_jax.multihost import consensus
 
 CHECKSUMS_FILE = "sums.json"
-INCOMPLETE = ".orbax-checkpoint-tmp"  # in the names of folders that Orbax has not finished
-# Errors of a process or a server, not of the data: too many open files, no permission, no answer.
+INCOMPLETE = ".orbax-checkpoint-tmp"  # part of the name of a folder that Orbax has not finished
+# Errors that say nothing about the data: too many open files, no permission, no memory, a server
+# that does not respond.
 _NOT_CORRUPTION = (
     *(errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM),
     *(errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT),
 )
-# A file system that cannot sync folders, or a file of Orbax that no longer exists.
+# The file system cannot sync folders, or Orbax has removed the file.
 _CANNOT_SYNC = (errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOENT)
-_THREADS = 4  # hashing releases the interpreter lock
+_THREADS = 4  # threads run in parallel: hashing releases the GIL
 
 
 class CorruptCheckpointError(Exception):
@@ -41,7 +42,7 @@ class CorruptCheckpointError(Exception):
 READ_ERRORS = (
     UserError,
     CorruptCheckpointError,
-)  # raised when reading a checkpoint, most severe first
+)  # raised when reading a checkpoint; the most severe first
 
 
 @contextlib.contextmanager
@@ -49,16 +50,16 @@ def translate_read_errors(folder: pathlib.Path, checksums_match: bool) -> Iterat
     """Turns the errors that Orbax raises for corrupt files into `CorruptCheckpointError`.
 
     Args:
-        folder: the checkpoint.
-        checksums_match: whether its files agree with their checksums. Then the files are not the
-            cause, and the error becomes a `UserError`.
+        folder: the checkpoint's folder.
+        checksums_match: whether the files match their checksums. If they do, the files are not
+            corrupt, and the error becomes a `UserError`.
     """
     try:
         yield
     except (UserError, CorruptCheckpointError):
         raise
     except Exception as error:
-        # For a failed checksum of its own, Orbax raises a plain Exception.
+        # Orbax raises a plain Exception if one of its own checksums does not match.
         if not isinstance(error, (LookupError, TypeError, ValueError, OSError)) and (
             type(error) is not Exception
         ):
@@ -76,10 +77,10 @@ def _unreadable(folder: pathlib.Path, reason: str) -> str:
 
 
 def write_checksums(folder: pathlib.Path) -> int:
-    """Writes `sums.json` into a checkpoint's folder, which is otherwise complete, and syncs it.
+    """Writes `sums.json` into the folder of a complete checkpoint, and syncs the folder to disk.
 
     Returns:
-        The total size of its files in bytes.
+        The total size of the checkpoint's files in bytes.
 
     Raises:
         OSError: a file cannot be read or written.
@@ -94,7 +95,7 @@ def write_checksums(folder: pathlib.Path) -> int:
 
 
 def _item_files(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """The files of the items. Orbax may still change the files next to the items' folders."""
+    """Yields the files of the items. Orbax may still change files outside the items' folders."""
     return (
         path
         for item in folder.iterdir()
@@ -105,7 +106,7 @@ def _item_files(folder: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def _sync_to_disk(path: pathlib.Path) -> None:
-    """Calls fsync on a file, or on a folder for the names in it."""
+    """Calls fsync on a file, or on a folder to sync the names of its files."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -124,14 +125,14 @@ def _size_and_digest(path: pathlib.Path) -> tuple[int, str]:
 
 
 def verify_checksums(folder: pathlib.Path) -> bool:
-    """Compares a checkpoint with its checksums; each of several processes reads its share.
+    """Checks a checkpoint against its checksums. Each process reads a share of the files.
 
     Returns:
-        Whether it has checksums.
+        Whether the checkpoint has checksums.
 
     Raises:
-        CorruptCheckpointError: a file is missing or has changed, found by any of the processes.
-        UserError: a file cannot be opened now, for a reason that does not concern its content.
+        CorruptCheckpointError: one of the processes found that a file is missing or has changed.
+        UserError: a file cannot be opened, for a reason unrelated to its content.
     """
     with consensus.all_hosts_agree(f"the checksums of {folder}", READ_ERRORS):
         if not folder.is_dir():
@@ -146,14 +147,16 @@ def verify_checksums(folder: pathlib.Path) -> bool:
 
 
 def check_checksums_exist(record: Mapping[str, Any], has_checksums: bool) -> None:
-    """Distinguishes a checkpoint that lost its checksums from one older than checksums.
+    """Checks that a checkpoint that was saved with checksums still has them.
+
+    Checkpoints of older versions of the package have no checksums and pass.
 
     Args:
         record: the checkpoint's item `meta`.
         has_checksums: the result of `verify_checksums`.
 
     Raises:
-        CorruptCheckpointError: it was saved with checksums and has none.
+        CorruptCheckpointError: the checkpoint was saved with checksums and has none.
     """
     if record.get("sums") and not has_checksums:
         raise CorruptCheckpointError(f"{CHECKSUMS_FILE} is missing")
@@ -194,7 +197,7 @@ def _verify_share(folder: pathlib.Path) -> bool:
 
 
 def remove_incomplete(folder: pathlib.Path) -> list[pathlib.Path]:
-    """In process 0: removes the folders of unfinished saves, and returns them."""
+    """Removes the folders of unfinished saves (process 0 only), and returns their paths."""
     if jax.process_index() != 0 or not folder.is_dir():
         return []
     incomplete = sorted(path for path in folder.iterdir() if INCOMPLETE in path.name)
@@ -204,7 +207,7 @@ def remove_incomplete(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def rename_corrupt(folder: pathlib.Path, steps: list[int]) -> None:
-    """In process 0: renames corrupt checkpoints, so that their steps can be saved again."""
+    """Renames corrupt checkpoints (process 0 only), so that their steps can be saved again."""
     for step in steps if jax.process_index() == 0 else ():
         target, number = folder / f"damaged-{step}", 1
         while target.exists():

@@ -1,8 +1,8 @@
-"""Checkpoints of a run: state, position in the data and metadata, written in the background.
+"""Checkpoints of a run: state, data position and metadata, written in the background.
 
-They lie in `<workdir>/checkpoints/<step>`, each with three items: `state`, `data` (JSON: the
-position in the data, one for all processes) and `meta` (JSON, see `run_metadata.describe_run`), and
-with checksums (see `checksums`).
+A checkpoint is the folder `<workdir>/checkpoints/<step>`. It has three items: `state`, `data`
+(JSON: the data position, shared by all processes) and `meta` (JSON, see
+`run_metadata.describe_run`). It also has checksums (see `checksums`).
 """
 
 import pathlib
@@ -45,17 +45,17 @@ class Checkpointer:
     """Saves and restores one run.
 
     Attributes:
-        saved_step: step of the newest checkpoint that is known to be on the disk; None: none yet.
-        abort_reason: why the run that made that checkpoint was aborted; "": it was not.
+        saved_step: step of the newest checkpoint known to be on disk, or None.
+        abort_reason: why the run was aborted when it saved that checkpoint. "" if it was not.
 
     Args:
         workdir: the run's folder.
-        config: the run's whole config; `config.checkpoint` selects the checkpoints to keep.
-        manifest_sha256: SHA-256 of its manifests, see `run_metadata.describe_run`.
-        init_from_step: step of the checkpoint that `config.init_from` names, if it names one.
+        config: the run's config. `config.checkpoint` selects the checkpoints to keep.
+        manifest_sha256: SHA-256 of the run's manifests.
+        init_from_step: step of the checkpoint in `config.init_from`, or None.
 
     Raises:
-        UserError: the folder of the checkpoints cannot be created.
+        UserError: the checkpoint folder cannot be created.
     """
 
     def __init__(
@@ -84,22 +84,22 @@ class Checkpointer:
             options=ocp.CheckpointManagerOptions(
                 create=False,
                 preservation_policy=retention.make_policy(config.checkpoint, self._scores),
-                # Naming the processes makes the remaining barriers use the key-value store, with a
-                # timeout, instead of the devices.
+                # With `active_processes`, the remaining barriers use the key-value store with a
+                # timeout instead of the devices.
                 multiprocessing_options=ocp.options.MultiprocessingOptions(
                     active_processes=set(range(jax.process_count())),
                     barrier_sync_key_prefix="invnext_jax",
                 ),
                 async_options=ocp.AsyncOptions(
-                    # Orbax measures its timeout by the time of day, which may jump. A single
-                    # process waits for no other one and needs no timeout.
+                    # Orbax measures its timeout with the wall clock, which may jump. A single
+                    # process waits for no other process and needs no timeout.
                     timeout_secs=int(consensus.WAIT_SECONDS) if jax.process_count() > 1 else 10**8,
                     barrier_sync_fn=lambda **arguments: self._barrier.at_barrier(**arguments),
                     post_finalization_callback=self._write_checksums,
                 ),
             ),
         )
-        self._pending_step = None  # step that is being written
+        self._pending_step = None  # step of the checkpoint that is being written
         self._pending_abort_reason = ""
         self._checkpoint_bytes = 0  # size of the last checkpoint
         self.saved_step: int | None = None
@@ -107,11 +107,11 @@ class Checkpointer:
 
     @property
     def folder(self) -> pathlib.Path:
-        """The folder of the checkpoints."""
+        """The checkpoint folder."""
         return self._folder
 
     def changed_fields(self, saved: dict[str, Any]) -> list[str]:
-        """Lists what this run changes of a saved config and may not, see `config_differences`."""
+        """Lists the fields of a saved config that this run must not change but does."""
         return run_metadata.config_differences({**self._record, "config": saved}, self._record)
 
     def save(
@@ -123,18 +123,18 @@ class Checkpointer:
         score: float | None = None,
         abort_reason: str = "",
     ) -> None:
-        """Starts to save a checkpoint; does nothing if that of this step is saved already.
+        """Starts to save a checkpoint, unless this step is saved already.
 
-        Returns as soon as the arrays are copied off the devices, so the caller may then donate the
-        state. If the checkpoint cannot be written, a warning is logged and training continues; the
+        Returns as soon as the arrays are copied off the devices. The caller may then donate the
+        state. If the checkpoint cannot be written, a warning is logged and training continues. The
         next save tries again.
 
         Args:
             step: the number of steps done.
-            state: the state after them.
-            position: state of the data iterator after exactly their batches.
-            score: value of `config.checkpoint.best_metric`, if known.
-            abort_reason: why the run is aborted, if it is.
+            state: the state after `step` steps.
+            position: state of the data iterator after the batches of exactly `step` steps.
+            score: value of `config.checkpoint.best_metric`, or None if unknown.
+            abort_reason: why the run is aborted. "" if it is not.
         """
         self.wait()
         with consensus.all_hosts_agree(f"the save of step {step}") as broadcast:
@@ -168,11 +168,11 @@ class Checkpointer:
             self._finish_save(error)
 
     def _prepare_save(self, step: int, state_bytes: int) -> tuple[bool, bool, str]:
-        """In process 0: checks that the checkpoint can be written.
+        """Checks that the checkpoint can be written (process 0 only).
 
         Returns:
-            Whether the step is saved already, whether the folder was created again, and why the
-            checkpoint cannot be written ("": it can).
+            Whether the step is saved already, whether the folder had to be created again, and why
+            the checkpoint cannot be written ("" if it can).
         """
         if step == self._manager.latest_step():
             return True, False, ""
@@ -180,14 +180,14 @@ class Checkpointer:
         return False, not problem and self._create_folder(), problem
 
     def _create_folder(self) -> bool:
-        """In process 0: creates the folder if it does not exist, and returns whether it did so."""
+        """Creates a missing folder (process 0 only), and returns whether it did."""
         is_new = jax.process_index() == 0 and not self._folder.is_dir()
         if is_new:
             self._folder.mkdir(parents=True, exist_ok=True)
         return is_new
 
     def _write_checksums(self) -> None:
-        """Called by Orbax in a thread of process 0, before the folder gets its final name."""
+        """Called by Orbax, in a thread of process 0, before the folder gets its final name."""
         step = str(self._pending_step)
         incomplete = list(self._folder.glob(step + checksums.INCOMPLETE + "*"))
         self._checkpoint_bytes = checksums.write_checksums((incomplete or [self._folder / step])[0])
@@ -213,7 +213,7 @@ class Checkpointer:
             return
         self._log_failure(step, problem)
         with consensus.all_hosts_agree(f"the end of the failed save of step {step}"):
-            pass  # from here on no process writes
+            pass  # after this barrier no process writes
         checksums.remove_incomplete(self._folder)
         self._manager.reload()
 
@@ -235,10 +235,10 @@ class Checkpointer:
         )
 
     def finish(self, step: int, state: TrainState, position: Any, score: float | None) -> None:
-        """Saves the end of a run and waits until it is written; tries twice.
+        """Saves the last checkpoint of a run and waits until it is written. Tries twice.
 
         Raises:
-            UserError: it cannot be saved.
+            UserError: the checkpoint cannot be saved.
         """
         for _ in range(2):
             self.save(step, state, position, score=score)
@@ -254,17 +254,17 @@ class Checkpointer:
         )
 
     def restore(self, abstract: TrainState, data_iter: Iterator[Any]) -> TrainState | None:
-        """Restores the newest intact checkpoint; skips damaged ones with a warning.
+        """Restores the newest intact checkpoint. Logs a warning for each damaged one.
 
         Args:
             abstract: shapes, dtypes and shardings of the state, on any mesh.
-            data_iter: the run's data iterator, set in place to the checkpoint's position.
+            data_iter: the run's data iterator. It is moved to the checkpoint's data position.
 
         Returns:
             The state, or None if the run has no checkpoint.
 
         Raises:
-            UserError: the checkpoint was made with another config, or none is intact.
+            UserError: the checkpoint has another config, or no checkpoint is intact.
         """
         with consensus.all_hosts_agree(f"the checkpoints in {self._folder}") as broadcast:
             for path in checksums.remove_incomplete(self._folder):
@@ -294,6 +294,6 @@ class Checkpointer:
         return None
 
     def close(self) -> None:
-        """Waits for the pending save, then frees the threads."""
+        """Waits for the pending save and closes Orbax's checkpoint manager."""
         self.wait()
         self._manager.close()

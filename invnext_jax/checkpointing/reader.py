@@ -1,8 +1,8 @@
-"""Reads the checkpoints of any run: parameters, config and step, as numpy arrays.
+"""Reads parameters (as numpy arrays), config and step from the checkpoint of any run.
 
-A run's own checkpoints, with optimizer state and data position, are restored by
-`manager.Checkpointer`. Each of several processes reads on its own, so that none waits for another
-one that cannot read; afterwards all agree on the result.
+`manager.Checkpointer` restores a run's own checkpoints, with optimizer state and data position.
+Each process reads independently, so that no process waits for one that cannot read. Then all
+processes agree on the result.
 """
 
 import json
@@ -25,7 +25,7 @@ from invnext_jax.checkpointing.checksums import (
 from invnext_jax.errors import UserError
 from invnext_jax.multihost import consensus
 
-CHECKPOINTS_FOLDER = "checkpoints"  # in the workdir
+CHECKPOINTS_FOLDER = "checkpoints"  # relative to the workdir
 
 
 class RunParameters(NamedTuple):
@@ -37,19 +37,19 @@ class RunParameters(NamedTuple):
 
 
 def restore_params(path: str | pathlib.Path) -> tuple[Any, ml_collections.FrozenConfigDict]:
-    """Reads parameters and config of a run, see `restore_run`."""
+    """Reads the parameters and config of a run, see `restore_run`."""
     return restore_run(path)[:2]
 
 
 def restore_run(path: str | pathlib.Path, *, ema: bool = False) -> RunParameters:
-    """Reads the parameters of a run's newest intact checkpoint; warns if the run is not finished.
+    """Reads the parameters of a run's newest intact checkpoint. Warns if the run is not finished.
 
     Args:
         path: the run's workdir.
         ema: whether to read the moving average of the parameters instead.
 
     Raises:
-        UserError: there is no intact checkpoint, or no moving average in it.
+        UserError: the run has no intact checkpoint, or the checkpoint has no moving average.
     """
     folder = pathlib.Path(path).absolute() / CHECKPOINTS_FOLDER
     with consensus.all_hosts_agree(f"the checkpoints in {folder}") as broadcast:
@@ -74,9 +74,10 @@ def restore_run(path: str | pathlib.Path, *, ema: bool = False) -> RunParameters
 
 
 def finished_steps(folder: pathlib.Path) -> list[int]:
-    """Lists the steps of the finished checkpoints in a folder, oldest first; [] without a folder.
+    """Lists the steps of the finished checkpoints in a folder, oldest first.
 
-    Unfinished and damaged checkpoints have other names, see `checksums`.
+    Returns [] if the folder does not exist. The names of unfinished and damaged checkpoints are not
+    numbers, so these are not listed.
     """
     paths = folder.iterdir() if folder.is_dir() else ()
     return sorted(int(path.name) for path in paths if path.name.isdigit())
@@ -98,10 +99,12 @@ def _read_params(checkpoint: pathlib.Path, field: str, has_checksums: bool) -> R
 
 
 def check_step(checkpoint: pathlib.Path) -> None:
-    """Reads only the step number, before the arrays: Orbax reports each corrupt array on its own.
+    """Checks the step number in a checkpoint's state, without reading the other arrays.
+
+    Call this first: if many arrays are corrupt, Orbax reports each of them separately.
 
     Raises:
-        ValueError: the state is that of another step.
+        ValueError: the state belongs to another step.
     """
     state = read_state(checkpoint, _as_numpy({"step": np.empty((), np.int32)}))
     if int(state["step"]) != int(checkpoint.name):
@@ -114,12 +117,12 @@ def read_json(checkpoint: pathlib.Path, item: str) -> Any:
 
 
 def read_shapes(checkpoint: pathlib.Path) -> Mapping[str, Any]:
-    """Reads shapes and dtypes of a checkpoint's state."""
+    """Reads the shapes and dtypes of a checkpoint's state."""
     return ocp.StandardCheckpointHandler().metadata(checkpoint / "state")
 
 
 def read_arrays(checkpoint: pathlib.Path, fields: Sequence[str] | None = None) -> dict[str, Any]:
-    """Reads fields of a checkpoint's state as numpy arrays; None: all of them."""
+    """Reads the given fields (default: all) of a checkpoint's state as numpy arrays."""
     shapes = dict(read_shapes(checkpoint))
     selected = {name: shapes[name] for name in fields or shapes}
     item = jax.tree.map(lambda leaf: np.empty((), leaf.dtype), selected)
@@ -127,7 +130,7 @@ def read_arrays(checkpoint: pathlib.Path, fields: Sequence[str] | None = None) -
 
 
 def read_state(checkpoint: pathlib.Path, args: ocp.args.CheckpointArgs) -> Any:
-    """Reads the part of a checkpoint's state that `args` select, without other processes."""
+    """Reads the part of a checkpoint's state that `args` select, in this process only."""
     process = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(
         primary_host=process, active_processes={process}, barrier_sync_key_prefix=str(process)
@@ -139,6 +142,6 @@ def read_state(checkpoint: pathlib.Path, args: ocp.args.CheckpointArgs) -> Any:
 
 
 def _as_numpy(item: Any) -> ocp.args.PyTreeRestore:
-    """Arguments that restore only the leaves of `item`, as numpy arrays."""
+    """Returns the arguments that restore only the leaves of `item`, as numpy arrays."""
     restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
     return ocp.args.PyTreeRestore(item=item, restore_args=restore_args, partial_restore=True)

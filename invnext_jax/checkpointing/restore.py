@@ -1,4 +1,4 @@
-"""Restores a run's own checkpoint, state and position in the data, if it fits the run."""
+"""Restores state and data position from a run's own checkpoint, if it matches the run."""
 
 import dataclasses
 import pathlib
@@ -15,26 +15,32 @@ from invnext_jax.training.state import TrainState, compare_shapes, flat_shapes
 
 
 class RestoredCheckpoint(NamedTuple):
-    """The content of a checkpoint, and why its run was aborted ("": it was not)."""
+    """The content of a checkpoint.
+
+    Attributes:
+        state: the training state.
+        position: the position in the data.
+        abort_reason: why the run was aborted when it saved the checkpoint. "" if it was not.
+    """
 
     state: TrainState
-    position: Any  # in the data
+    position: Any
     abort_reason: str
 
 
 def restore_step(
     folder: pathlib.Path, record: Mapping[str, Any], abstract: TrainState
 ) -> RestoredCheckpoint:
-    """Reads a checkpoint; all processes call it together and get the same outcome.
+    """Reads a checkpoint. All processes must call this; they get the same result or error.
 
     Args:
-        folder: the checkpoint.
+        folder: the checkpoint's folder.
         record: the metadata of this run, see `run_metadata.describe_run`.
         abstract: shapes, dtypes and shardings of the state, on any mesh.
 
     Raises:
-        CorruptCheckpointError: a process found it damaged.
-        UserError: it is not known to be damaged but cannot be read, or does not fit this run.
+        CorruptCheckpointError: a process found that the checkpoint is damaged.
+        UserError: the checkpoint cannot be read for another reason, or does not match this run.
     """
     has_checksums = checksums.verify_checksums(folder)
     with consensus.all_hosts_agree(f"the end of reading {folder}", checksums.READ_ERRORS):
@@ -66,11 +72,11 @@ def _check_record(
 
 
 def _select_fields(folder: pathlib.Path, abstract: TrainState) -> dict[str, Any]:
-    """Selects the fields of the state to read; an empty one newer than the checkpoint is skipped.
+    """Returns the fields of `abstract` to read. Empty fields that the checkpoint lacks are skipped.
 
     Raises:
-        UserError: another version of the code made the state, so that it has other fields or
-            parameters.
+        UserError: the state has other fields or parameters, because another version of the code
+            made it.
     """
     on_disk = read_shapes(folder)
     fields = {field.name: getattr(abstract, field.name) for field in dataclasses.fields(abstract)}

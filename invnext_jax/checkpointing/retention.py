@@ -1,4 +1,4 @@
-"""Selects the checkpoints to keep: the last, every Nth step, and the best by a metric."""
+"""Selects the checkpoints to keep: the last ones, every Nth step, and the best by a metric."""
 
 import json
 import math
@@ -13,11 +13,11 @@ from orbax.checkpoint import checkpoint_managers
 def make_policy(
     config: ml_collections.ConfigDict, best: "BestScores"
 ) -> checkpoint_managers.PreservationPolicy:
-    """Returns the policy of a run: a checkpoint is kept if any of the three rules keeps it.
+    """Returns the policy that keeps a checkpoint if any of the three rules keeps it.
 
     Args:
         config: `config.checkpoint`.
-        best: the scores, and the rule that keeps the best of them.
+        best: the rule that keeps the checkpoints with the best scores.
     """
     policies = [checkpoint_managers.LatestN(config.keep_last), best]
     if config.keep_every_steps:
@@ -26,17 +26,17 @@ def make_policy(
 
 
 class BestScores(checkpoint_managers.PreservationPolicy):
-    """Keeps the best checkpoints by Orbax's `BestN`, with the scores of the run as its metrics.
+    """Keeps the checkpoints with the best scores, using Orbax's `BestN`.
 
-    Orbax reads the metrics of earlier checkpoints from an item of its own. Format 2 has the score
-    in the item `meta` instead, next to the name of its metric, so the scores are read here. `BestN`
-    also keeps every checkpoint, with a score or without, while there are at most n; it is given
-    only those that have a score. Of equal scores the earliest step is the better one.
+    Orbax reads the metrics of earlier checkpoints from its own item. Format 2 stores the score and
+    the name of its metric in the item `meta` instead, so this class reads the scores. `BestN` keeps
+    all checkpoints while there are at most n, even those without a score, so it is passed only
+    checkpoints with a score. Among equal scores, the earliest step is the best.
 
     Args:
         config: `config.checkpoint`.
-        folder: the folder of the checkpoints.
-        steps: the finished checkpoints in it, from earlier starts of the run.
+        folder: the checkpoint folder.
+        steps: steps of the finished checkpoints in the folder, from earlier starts of the run.
     """
 
     def __init__(
@@ -50,15 +50,15 @@ class BestScores(checkpoint_managers.PreservationPolicy):
         )
 
     def add(self, step: int, score: float | None) -> None:
-        """Adds the score of a checkpoint that is about to be saved; None: it has none."""
+        """Adds the score (None if there is none) of a checkpoint that is about to be saved."""
         self._scores[step] = score
 
     def to_json(self, step: int) -> dict[str, Any]:
-        """Returns the score as it is saved with the checkpoint."""
+        """Returns the score in the JSON form that is saved with the checkpoint."""
         return {"metric": self._metric, "value": self._scores[step]}
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        """Returns for each checkpoint whether it is one of the best."""
+        """Returns a list that says for each checkpoint whether it is one of the best."""
         steps = [info.step for info in checkpoints]
         scored = [
             _ScoredCheckpoint(step, {"step": step, "value": self._scores[step]})
@@ -78,10 +78,10 @@ class _ScoredCheckpoint(NamedTuple):
 
 
 def _read_score(path: pathlib.Path, metric: str) -> float | None:
-    """Reads the score of a finished checkpoint; None if it has none or one of another metric."""
+    """Returns the score of a finished checkpoint, or None if it has no score of this metric."""
     try:
         saved = json.loads((path / "meta" / "metadata").read_text())["score"]
         score = float(saved["value"]) if saved["metric"] == metric else math.nan
-    except (OSError, ValueError, KeyError, TypeError):  # corruption, which `restore` reports
+    except (OSError, ValueError, KeyError, TypeError):  # a corrupt checkpoint; `restore` reports it
         return None
     return score if math.isfinite(score) else None

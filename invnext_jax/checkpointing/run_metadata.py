@@ -1,7 +1,7 @@
-"""Metadata of a run, as saved in checkpoints, and checks of another run against it.
+"""Metadata of a run, as saved in its checkpoints, and checks against it.
 
-A resumed run must agree with the metadata of its checkpoint, and a run that starts from another
-run's parameters (`config.init_from`) with the metadata of that run.
+A resumed run must match the metadata of its checkpoint. A run that starts from the parameters of
+another run (`config.init_from`) must match the metadata of that run.
 """
 
 import copy
@@ -21,9 +21,9 @@ from invnext_jax.errors import UserError
 FORMAT_VERSION = 2  # version of the checkpoints; version 1 held the state of a grain iterator
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
-# Fields, or groups of them, that a resumed run may change. They do not change what a step computes,
-# except `total_steps`, which stretches the schedule. Those that only start a run have no more
-# effect. The manifest may move; its content is compared.
+# Fields, or groups of fields, that a resumed run may change. They do not change what a step
+# computes, except `total_steps`, which stretches the schedule. Fields that only initialize a run
+# have no effect after its start. The manifest may move, because its content is compared.
 CHANGEABLE_FIELDS = (
     "total_steps",
     "init_from",
@@ -34,7 +34,7 @@ CHANGEABLE_FIELDS = (
     "profile_steps",
     "checkpoint",
     "mesh",
-    "attention",  # equal up to rounding, as on another mesh
+    "attention",  # results are equal up to rounding, as with `mesh`
     "remat",
     "scan_unroll",
     "decoder.chunks",
@@ -46,13 +46,13 @@ CHANGEABLE_FIELDS = (
     "data.max_bad_share",
 )
 
-# Fields in which the hosts of a run may differ: paths, and how the data are read.
+# Fields that may differ between the hosts of a run: paths, and how the data is read.
 PER_HOST_FIELDS = (
     *("data.manifest", "data.prefetch", "data.workers", "data.clip_seconds"),
     *("init_from", "predictor.weights", "teacher.weights"),
 )
 
-# Fields that are newer than format 2, with the values that match the behavior before them.
+# Fields added since format 2, with the values that match the behavior before they were added.
 _ADDED_FIELDS: dict[str, Any] = {
     "accumulate": 1,
     "attention": "auto",
@@ -77,14 +77,14 @@ _ADDED_FIELDS: dict[str, Any] = {
 def upgrade_config(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a saved config with the fields that were added since it was saved.
 
-    Added fields get the value that matches the behavior of the older version. Exports hold a part
-    of a config; sections that it does not have are not added.
+    Added fields get the value that matches the behavior of the older version. An export
+    contains only part of a config; missing sections are not added to it.
 
     Args:
         tree: the config as read from a JSON file; it is not modified.
     """
     tree = copy.deepcopy(dict(tree))
-    is_complete = "total_steps" in tree  # not the part that an export holds
+    is_complete = "total_steps" in tree  # False for the partial config of an export
     if is_complete:
         tree.setdefault("ema", {})
     for name, value in _ADDED_FIELDS.items():
@@ -107,7 +107,7 @@ def config_to_json(
 
 
 def config_from_json(tree: dict[str, Any]) -> ml_collections.FrozenConfigDict:
-    """Inverts `config_to_json`; configs of older versions are upgraded, see `upgrade_config`."""
+    """Inverts `config_to_json`, and upgrades configs of older versions (`upgrade_config`)."""
 
     def restore(value: Any) -> Any:
         if isinstance(value, dict):
@@ -120,12 +120,12 @@ def config_from_json(tree: dict[str, Any]) -> ml_collections.FrozenConfigDict:
 def describe_run(
     config: ml_collections.ConfigDict, manifest_sha256: str, init_from_step: int | None = None
 ) -> dict[str, Any]:
-    """Returns the JSON-compatible metadata that is saved with each checkpoint of a run.
+    """Returns the JSON-compatible metadata that is saved in each checkpoint of a run.
 
     Args:
         config: the run's config.
-        manifest_sha256: SHA-256 of its manifests, see `manifest.hash_manifests`.
-        init_from_step: step of the checkpoint that `config.init_from` names, if it names one.
+        manifest_sha256: SHA-256 of the run's manifests, see `manifest.hash_manifests`.
+        init_from_step: step of the checkpoint in `config.init_from`, or None.
     """
     return {
         "format_version": FORMAT_VERSION,
@@ -143,7 +143,7 @@ def describe_run(
 
 
 def git_hash() -> str:
-    """Returns the commit hash of this package's git checkout; "" if it is not in one.
+    """Returns the commit hash of this package's git checkout, or "" outside a checkout.
 
     A "+" is appended if tracked files are modified.
     """
@@ -169,12 +169,12 @@ def config_differences(
     current: Mapping[str, Any],
     changeable: Sequence[str] = CHANGEABLE_FIELDS,
 ) -> list[str]:
-    """Lists the fields that have changed and must not, as `field: saved value -> current value`.
+    """Lists forbidden changes of fields as `field: saved value -> current value`.
 
     Args:
         saved: the metadata of the checkpoint, see `describe_run`.
         current: the metadata of this run.
-        changeable: fields, or groups of them, that are not compared.
+        changeable: fields, or groups of fields, that are not compared.
     """
     before, now = _flatten(upgrade_config(saved["config"])), _flatten(current["config"])
     rows = [
@@ -185,7 +185,7 @@ def config_differences(
     hashes = saved.get("manifest_sha256", "absent"), current["manifest_sha256"]
     rows.append(("SHA-256 of the manifest", *hashes))
     steps = saved.get("init_from_step"), current["init_from_step"]
-    if None not in steps:  # each start reads the frozen parameters from that checkpoint
+    if None not in steps:  # the frozen parameters are read from that checkpoint at each start
         rows.append(("step of config.init_from", *steps))
     return [f"{name}: {old!r} -> {new!r}" for name, old, new in rows if old != new]
 
@@ -200,7 +200,7 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-# Fields that change the meaning of parameters without changing any shape.
+# Fields that change the meaning of parameters without changing their shapes.
 _SHAPELESS_FIELDS = {
     "encoder": ("heads", "patch", "size", "frames", "class_tokens"),
     "predictor": ("kind", "heads", "window", "last_layer"),
@@ -210,16 +210,16 @@ _SHAPELESS_FIELDS = {
 def check_source(
     config: ml_collections.ConfigDict, source: ml_collections.ConfigDict, step: int | None
 ) -> None:
-    """Checks that the parameters of another run have the same meaning in this one.
+    """Checks that parameters from `config.init_from` have the same meaning in this run.
 
     Args:
         config: the config of this run.
-        source: the config of the run or export that `config.init_from` names; fields that it does
-            not have are not compared.
-        step: the number of steps that it has done; None for an export, which counts as finished.
+        source: the config of the run or export in `config.init_from`. Fields that it lacks are not
+            compared.
+        step: the number of steps done by that run. None for an export, which counts as finished.
 
     Raises:
-        UserError: it is not finished, or differs in a field that changes no shape.
+        UserError: that run is not finished, or differs in one of `_SHAPELESS_FIELDS`.
     """
     unfinished = step is not None and step < source.total_steps
     if unfinished and not config.init_from_unfinished:

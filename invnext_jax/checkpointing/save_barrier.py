@@ -1,8 +1,9 @@
-"""The barrier at the end of a save: all processes report, and all get the same outcome.
+"""The barrier at the end of a save: all processes report, and all get the same result.
 
-Orbax lets processes wait for each other during a save, at barriers that a process never reaches if
-its own part fails. `SaveBarrier` replaces them: only process 0 waits, until all have reported how
-their part ended; then it finishes the checkpoint, or not, and publishes the outcome.
+During a save, Orbax makes the processes wait for each other at barriers. A process whose write
+fails never reaches them. `SaveBarrier` replaces these barriers: only process 0 waits, until each
+process has reported whether its write succeeded. Process 0 finishes the checkpoint if all writes
+succeeded, and publishes the result.
 """
 
 import concurrent.futures
@@ -16,15 +17,15 @@ import orbax.checkpoint as ocp
 from invnext_jax.errors import summarize_error
 from invnext_jax.multihost import consensus, distributed
 
-# Raised by Orbax for a full disk, a missing folder, a late host.
+# Orbax raises these if the disk is full, a folder is missing or a process does not arrive in time.
 SAVE_ERRORS = (OSError, ValueError, RuntimeError)
 
 
 class SaveBarrier:
-    """The barrier of one save; all processes create it when the save begins.
+    """The barrier of one save. Every process creates it when the save begins.
 
     Args:
-        step: the step that is saved.
+        step: the step of the checkpoint.
     """
 
     def __init__(self, step: int):
@@ -35,11 +36,11 @@ class SaveBarrier:
         )
 
     def at_barrier(self, *, key: str, timeout_ms: int) -> None:
-        """Replaces Orbax's own barriers, as `AsyncOptions.barrier_sync_fn`."""
-        # In the caller's thread, the write has not begun.
+        """Replaces Orbax's barriers when passed as `AsyncOptions.barrier_sync_fn`."""
+        # In the thread that called save, the write has not begun yet.
         if self._single or threading.current_thread() is self._caller:
             return
-        error = sys.exception()  # Orbax also calls this in a `finally`
+        error = sys.exception()  # set if Orbax calls this in a `finally` block after an error
         if error is not None:
             self.report_failure(error)
         elif "async_write_complete" in key:
@@ -61,7 +62,7 @@ class SaveBarrier:
             raise OSError(failures[0])  # so that Orbax does not finish the checkpoint
 
     def report_failure(self, error: BaseException) -> None:
-        """Reports that this process's part has failed, unless it has reported already."""
+        """Reports that this process's write failed, unless it has reported already."""
         if self._single:
             return
         self._exchange.report(summarize_error(error))
@@ -69,13 +70,13 @@ class SaveBarrier:
             self._exchange.publish(f"{distributed.describe_process(0)}: {summarize_error(error)}")
 
     def result(self, error: Exception | None) -> str:
-        """Returns why the save failed, or "" if it succeeded; the same in all processes.
+        """Returns why the save failed, or "" if it succeeded. All processes get the same result.
 
         Args:
-            error: the error of this process's part, if it failed.
+            error: the error of this process's write, or None if it succeeded.
 
         Raises:
-            UserError: process 0 publishes no outcome.
+            UserError: process 0 does not publish a result in time.
         """
         if error is not None:
             self.report_failure(error)
@@ -85,7 +86,7 @@ class SaveBarrier:
 
 
 class _FailedWrite(concurrent.futures.Future):
-    """A write that has failed already."""
+    """A write that has already failed."""
 
     def __init__(self, error: Exception):
         super().__init__()
@@ -93,10 +94,10 @@ class _FailedWrite(concurrent.futures.Future):
 
 
 def defer_failures(handler: ocp.CheckpointHandler) -> ocp.CheckpointHandler:
-    """Makes a handler's errors appear in the background, where `SaveBarrier` reports them.
+    """Makes a handler raise its errors in the background thread, where `SaveBarrier` reports them.
 
-    In the foreground, Orbax waits on the devices for all processes, so a process that raises there
-    would block the others.
+    In the caller's thread, Orbax waits for all processes with a collective, so a process that
+    raises there would block the others.
     """
     save = handler.async_save
 

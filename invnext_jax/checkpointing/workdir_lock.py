@@ -1,4 +1,4 @@
-"""The run's folder: locked against a second run, and checked for space before each save."""
+"""The run's folder: locks it against a second run, and checks its free space before each save."""
 
 import json
 import os
@@ -18,13 +18,13 @@ LOCK = "run.lock"
 class Workdir:
     """Creates the run's folder and, in process 0, locks it until `close`.
 
-    The kernel releases the lock when its process ends.
+    The kernel releases the lock when the process ends.
 
     Args:
         path: the run's folder.
 
     Raises:
-        UserError: it cannot be written, or another process trains in it.
+        UserError: the folder cannot be written, or another process has locked it.
     """
 
     def __init__(self, path: str | pathlib.Path):
@@ -59,7 +59,7 @@ class Workdir:
         self._file = file
 
     def exists(self) -> bool:
-        """In process 0: returns whether the folder is still the one that was locked."""
+        """Returns whether the locked folder still exists. Meaningful in process 0 only."""
         try:
             on_disk = os.stat(self.path / LOCK)
         except OSError:
@@ -68,15 +68,15 @@ class Workdir:
         return (on_disk.st_dev, on_disk.st_ino) == (locked.st_dev, locked.st_ino)
 
     def write_error(self, needed: int) -> str:
-        """In process 0: returns why about `needed` bytes cannot be written now, or "".
+        """Returns why about `needed` bytes cannot be written, or "" if they can (process 0 only).
 
-        A folder that was removed is created and locked again.
+        If the folder was removed, it is created and locked again.
 
         Raises:
             UserError: the folder was removed, and another run has locked the new one.
         """
         try:
-            # Without an open file, the last attempt to lock the folder has failed.
+            # If no file is open, the last attempt to lock the folder failed.
             if self._file is None or not self.exists():
                 logging.warning("%s was removed during the run: it is created again", self.path)
                 self.close()

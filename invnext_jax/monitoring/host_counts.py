@@ -1,8 +1,8 @@
-"""Counts kept by each host, such as dropped videos, summed over all hosts for the log.
+"""Sums counts of each host, such as dropped videos, over all hosts for the log.
 
-The counts are metrics of `clu.metrics`. Their reduction is one small computation on the devices:
-the loop starts it behind a step and reads the result together with the metrics of that step, so no
-host waits for another.
+The counts are metrics of `clu.metrics`. Their reduction is one small computation on the devices.
+The training loop dispatches it after a step and reads its result together with the metrics of that
+step, so no host waits for another.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 
 @flax.struct.dataclass
 class Count(metrics.Metric):
-    """A number of events, an int32 array; merging adds."""
+    """A number of events, as an int32 array. Merging adds two counts."""
 
     total: jax.Array
 
@@ -28,11 +28,11 @@ class Count(metrics.Metric):
         return cls(total=jnp.zeros((), jnp.int32))
 
     def merge(self, other: "Count") -> "Count":
-        """Adds another count."""
+        """Returns the sum of both counts."""
         return Count(total=self.total + other.total)
 
     def reduce(self) -> "Count":
-        """Sums over the first axis, which `metrics.Metric.reduce` would scan."""
+        """Sums over the first axis, without the scan of `metrics.Metric.reduce`."""
         return Count(total=jnp.sum(self.total, axis=0))
 
     def compute(self) -> jax.Array:
@@ -44,7 +44,7 @@ class HostCounts:
     """Sums counts over all hosts.
 
     Args:
-        mesh: the run's mesh; each host has devices in it.
+        mesh: the run's mesh. Each host has devices in it.
     """
 
     def __init__(self, mesh: Mesh):
@@ -53,24 +53,24 @@ class HostCounts:
         self._reduce = jax.jit(_reduce, out_shardings=NamedSharding(mesh, P()))
 
     def sum(self, counts: Mapping[str, int]) -> dict[str, jax.Array]:
-        """Starts the sum of each count; all hosts must call this with the same names.
+        """Dispatches the sum of each count. All hosts must call this with the same names.
 
         Args:
             counts: counts of this host, by name.
 
         Returns:
-            The sums, int32 scalars that may still be being computed.
+            The sums, as int32 scalars that the devices may still be computing.
         """
         return self._reduce({name: Count(self._put(number)) for name, number in counts.items()})
 
     def _put(self, number: int) -> jax.Array:
-        """Makes an array with one row per device: the number in this host's first row, else 0."""
+        """Makes an array with a row per device: `number` in this host's first row, 0 elsewhere."""
         rows = np.zeros(self._rows, np.int32)
         rows[0] = number
         return jax.make_array_from_process_local_data(self._sharding, rows)
 
 
 def _reduce(stacked: Mapping[str, Count]) -> dict[str, jax.Array]:
-    """Sums counts with one row per device."""
+    """Sums counts that have one row per device."""
     reduced = {name: count.reduce() for name, count in stacked.items()}
     return metrics.Collection.create_collection(**reduced).compute()

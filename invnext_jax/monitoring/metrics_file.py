@@ -24,16 +24,16 @@ FILE = "metrics.jsonl"
 class MetricWriter:
     """Writes each logged step to `<workdir>/metrics.jsonl` and to TensorBoard, in process 0 only.
 
-    Records after `step`, the step that the run resumes from, are removed first, because those
-    steps will be repeated. Records that cannot be written now (disk full, folder missing) are kept
-    and written later.
+    First removes the records after `step`, the step that the run resumes from, because those steps
+    will be repeated. Records that cannot be written (full disk, missing folder) are kept and
+    written later.
 
     Args:
-        workdir: folder of the run.
+        workdir: the run's folder.
         step: number of steps done so far.
 
     Raises:
-        UserError: the files cannot be written at the start.
+        UserError: the files cannot be opened.
     """
 
     def __init__(self, workdir: str | pathlib.Path, step: int):
@@ -63,8 +63,8 @@ class MetricWriter:
         self._file = open(self._workdir / FILE, "a")
         board = self._workdir / "tensorboard"
         board.mkdir(exist_ok=True)
-        # SummaryWriter would hang the run: its thread dies when the disk is full.
-        # The suffix keeps two starts in one second from sharing a file.
+        # Not SummaryWriter: its thread dies if the disk is full, and the run would hang.
+        # The suffix gives two runs that start in the same second different files.
         self._board = EventsWriter(str(board / "events"), f".from{self._step}.{self._times_opened}")
         self._times_opened += 1
         start = SessionLog(status=SessionLog.START)
@@ -73,14 +73,14 @@ class MetricWriter:
         )
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Writes one flat record that has a "step"; numbers that are not finite become null."""
+        """Writes one flat record that has a "step". Non-finite numbers become null."""
         if jax.process_index() != 0:
             return
         self._pending.append({name: as_json_number(value) for name, value in record.items()})
         self.write_pending()
 
     def write_pending(self) -> None:
-        """Writes the records that could not be written before; a failure is a warning."""
+        """Writes the records that could not be written before. Warns if this fails again."""
         if not self._pending:
             return
         try:
@@ -104,7 +104,7 @@ class MetricWriter:
                 self._file.write(json.dumps(record, allow_nan=False) + "\n")
                 self._file.flush()
             except OSError:
-                # Drop the file object: it would write its buffer a second time.
+                # Otherwise, the file object would write its buffer a second time.
                 self._drop_files()
                 os.truncate(self._workdir / FILE, start)  # remove a partial line
                 raise
@@ -144,7 +144,7 @@ class MetricWriter:
         self._file = self._board = None
 
     def close(self) -> None:
-        """Writes pending records, if that is possible, and closes both files."""
+        """Tries to write pending records, and closes both files."""
         if jax.process_index() == 0:
             with contextlib.suppress(OSError):
                 if self._pending:
@@ -155,7 +155,7 @@ class MetricWriter:
 
 
 def as_json_number(value: Any) -> int | float | None:
-    """Converts a scalar to a JSON number; None if it is not finite."""
+    """Converts a scalar to a JSON number, or to None if it is not finite."""
     number = value.item() if hasattr(value, "item") else value
     if isinstance(number, float) and not math.isfinite(number):
         return None
@@ -163,10 +163,10 @@ def as_json_number(value: Any) -> int | float | None:
 
 
 def read_metrics(workdir: str | pathlib.Path) -> list[dict[str, Any]]:
-    """Reads metrics.jsonl, oldest record first; an incomplete last line is ignored.
+    """Reads metrics.jsonl, oldest record first. An incomplete last line is ignored.
 
     Raises:
-        UserError: another line is not a record.
+        UserError: a complete line is not a record.
     """
     path = pathlib.Path(workdir) / FILE
     if not path.exists():
@@ -198,7 +198,7 @@ def rename_metrics_file(workdir: str | pathlib.Path) -> pathlib.Path:
 
 
 def truncate_metrics(workdir: str | pathlib.Path, step: int) -> None:
-    """Removes the records after `step` from metrics.jsonl; the file is replaced atomically."""
+    """Removes the records after `step` from metrics.jsonl. Replaces the file atomically."""
     path = pathlib.Path(workdir) / FILE
     if not path.exists():
         return

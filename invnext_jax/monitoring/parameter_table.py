@@ -19,12 +19,12 @@ def report_parameters(
 ) -> None:
     """Logs the size of each top-level group and writes all arrays to `<workdir>/parameters.txt`.
 
-    Only process 0 logs and writes. A file that cannot be written is a warning.
+    Only process 0 logs and writes. If the file cannot be written, a warning is logged.
 
     Args:
-        workdir: folder of the run.
-        params: trained parameters, arrays with shardings.
-        frozen: frozen parameters.
+        workdir: the run's folder.
+        params: trained parameters, as arrays with shardings.
+        frozen: frozen parameters, as arrays with shardings.
     """
     for line in format_group_sizes(params, frozen):
         log_on_process_0(line)
@@ -38,7 +38,7 @@ def report_parameters(
 
 
 def format_group_sizes(params: Mapping[str, Any], frozen: Mapping[str, Any]) -> list[str]:
-    """Returns a line for the trained and one for the frozen parameters, with group sizes."""
+    """Returns one line for the trained and one for the frozen parameters, with group sizes."""
     lines = []
     for kind, tree in (("trained", params), ("frozen", frozen)):
         if tree:
@@ -49,7 +49,7 @@ def format_group_sizes(params: Mapping[str, Any], frozen: Mapping[str, Any]) -> 
 
 
 def format_parameter_table(params: Mapping[str, Any], frozen: Mapping[str, Any]) -> str:
-    """Returns a table of name, shape, dtype, size and sharding of every array."""
+    """Returns a table of the name, shape, dtype, size and sharding of every array."""
     parts = []
     for kind, tree in (("Trained", params), ("Frozen", frozen)):
         table = parameter_overview.get_parameter_overview(tree, include_stats="sharding")

@@ -1,4 +1,4 @@
-"""Profiler traces of some steps, for XProf or TensorBoard."""
+"""Profiler traces of selected steps, for XProf or TensorBoard."""
 
 import pathlib
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     """Checks `config.profile_steps`.
 
     Raises:
-        UserError: the window is not two increasing step numbers.
+        UserError: `config.profile_steps` is neither () nor two increasing step numbers.
     """
     window = config.profile_steps
     if window and (len(window) != 2 or not 0 <= window[0] < window[1]):
@@ -30,7 +30,7 @@ class Profiler:
 
     Args:
         window: the two step numbers, or () for no trace.
-        workdir: folder of the run.
+        workdir: the run's folder.
     """
 
     def __init__(self, window: Sequence[int], workdir: str | pathlib.Path):
@@ -44,7 +44,7 @@ class Profiler:
             self._running = True
 
     def stop_if_due(self, step: int, arrays: Any) -> bool:
-        """Ends the trace after the last step of the window, once `arrays` are computed.
+        """Ends the trace after the last step of the window, once `arrays` have been computed.
 
         Returns:
             Whether a trace was ended.
@@ -57,11 +57,11 @@ class Profiler:
 
     @property
     def folder(self) -> pathlib.Path:
-        """Folder of the trace."""
+        """The folder of the trace."""
         return self._folder
 
     def close(self) -> None:
-        """Ends a running trace."""
+        """Ends the trace if one is running."""
         if self._running:
             jax.profiler.stop_trace()
             self._running = False

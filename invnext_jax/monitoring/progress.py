@@ -1,4 +1,4 @@
-"""Speed of a training run, and its progress on the screen."""
+"""Measures the speed of a training run and shows its progress on the screen."""
 
 import math
 import time
@@ -11,7 +11,7 @@ from invnext_jax.monitoring.progress_meter import ProgressMeter
 
 
 class StepTimer:
-    """Measures clips per second and the share of time spent waiting for data, between logs."""
+    """Measures clips per second and the share of time spent waiting for data."""
 
     def __init__(self, batch_size: int):
         self._batch_size = batch_size
@@ -20,18 +20,18 @@ class StepTimer:
         self._step = None
 
     def add_data_wait(self, seconds: float) -> None:
-        """Adds time that the loop waited for a batch."""
+        """Adds the time that the loop waited for a batch."""
         self._data_wait += seconds
 
     def restart(self, step: int) -> None:
-        """Starts a measurement after `step` steps."""
+        """Starts a new measurement after `step` steps."""
         self._start, self._data_wait, self._step = time.perf_counter(), 0.0, step
 
     def measure(self, step: int) -> dict[str, float]:
-        """Returns the rates up to `step` steps and starts the next measurement.
+        """Ends the measurement after `step` steps and starts the next one.
 
         Returns:
-            `clips_per_second`, and `data_wait`, a share from 0 to 1.
+            A dict with `clips_per_second` and `data_wait`, the share of time from 0 to 1.
         """
         seconds = max(time.perf_counter() - self._start, 1e-9)
         steps = step - self._step
@@ -44,13 +44,13 @@ class StepTimer:
 
 
 class TrainingProgress:
-    """Progress of process 0: a bar on a terminal, one line per logged step elsewhere.
+    """Shows progress in process 0: as a bar on a terminal, otherwise as one line per logged step.
 
     Args:
         total_steps: number of steps of the whole run.
         step: number of steps done so far.
-        batch_size: clips per step, for the time left.
-        out: stream to write to; standard output if None.
+        batch_size: clips per step, to compute the time left.
+        out: stream to write to. Standard output if None.
     """
 
     def __init__(self, total_steps: int, step: int, batch_size: int, out: TextIO | None = None):
@@ -65,12 +65,12 @@ class TrainingProgress:
         )
 
     def advance(self) -> None:
-        """Counts one more step."""
+        """Adds one step to the steps done."""
         self._step += 1
         self._meter.update(self._step)
 
     def show(self, record: Mapping[str, Any]) -> None:
-        """Shows a logged step; see `format_step`."""
+        """Shows the record of a logged step, formatted by `format_step`."""
         text = format_step(record, self._total_steps, self._batch_size)
         if self._meter.has_bar:
             self._meter.update(self._step, postfix=text.partition("  ")[2])
@@ -82,12 +82,12 @@ class TrainingProgress:
         self._meter.log(text)
 
     def close(self) -> None:
-        """Leaves the bar as it is."""
+        """Closes the progress bar, which stays visible."""
         self._meter.close()
 
 
 def format_step(record: Mapping[str, Any], total_steps: int, batch_size: int) -> str:
-    """Formats a logged step as one line: loss and its terms, learning rate, speed, time left.
+    """Formats a logged step as one line: loss and its terms, learning rate, speed and time left.
 
     Args:
         record: a record of metrics.jsonl.
@@ -118,7 +118,7 @@ def format_step(record: Mapping[str, Any], total_steps: int, batch_size: int) ->
 
 
 def _format_utilization(record: Mapping[str, Any]) -> list[str]:
-    """Formats FLOP/s and the share of the peak, or of the measured ceiling without a peak."""
+    """Formats FLOP/s and the MFU or, if the peak is unknown, the share of the measured ceiling."""
     if "tflops_per_device" not in record:
         return []
     parts = [f"{record['tflops_per_device']:.3g} TFLOP/s"]
@@ -136,7 +136,7 @@ def _format_loss(value: float | None) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """Formats seconds as h:mm:ss, or as m:ss below an hour."""
+    """Formats seconds as h:mm:ss, or as m:ss if below one hour."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,4 +1,4 @@
-"""Progress of long work: a tqdm bar on a terminal, plain lines in a log."""
+"""Progress of long-running work: a tqdm bar on a terminal, plain lines in a log."""
 
 import sys
 import time
@@ -10,15 +10,15 @@ LINE_SECONDS = 10.0
 
 
 class ProgressMeter:
-    """Shows how many units of work are done, the speed and the time left.
+    """Shows the number of units of work done, the speed and the time left.
 
     Args:
         total: Number of units.
         unit: Name of a unit, in the singular.
-        initial: Units that were done before. They do not count for the speed.
-        quiet: Whether to show nothing.
-        line_seconds: Shortest time between plain lines. None prints no lines except those of `log`.
-        out: Stream to write to; standard output if None.
+        initial: Number of units done before. They are excluded from the speed.
+        quiet: Whether to suppress all output.
+        line_seconds: Minimum seconds between plain lines. If None, only `log` prints lines.
+        out: Stream to write to. Standard output if None.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class ProgressMeter:
         return self._bar is not None
 
     def update(self, done: int, postfix: str | None = None) -> None:
-        """Sets the number of units done, and the text behind it unless that is None."""
+        """Sets the number of units done and, unless None, the text shown after it."""
         if postfix is not None:
             self._postfix = postfix
         added, self._done = max(0, done - self._done), max(done, self._done)
@@ -74,7 +74,7 @@ class ProgressMeter:
             print(text, file=self._out, flush=True)
 
     def close(self) -> None:
-        """Leaves the bar as it is, or prints the last line."""
+        """Closes the bar, which stays visible, or prints the last plain line."""
         if self._bar is not None:
             self._bar.close()
         elif self._line_seconds is not None:

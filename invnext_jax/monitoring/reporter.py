@@ -1,4 +1,4 @@
-"""Reports the metrics of steps to the screen and to files while the next steps run."""
+"""Writes the metrics of steps to the screen and to files while the next steps run."""
 
 import collections
 import pathlib
@@ -32,7 +32,9 @@ def check_config(config: ml_collections.ConfigDict) -> None:
 
 
 def is_due(step: int, every_steps: int) -> bool:
-    """Returns whether a step is the first one or a multiple of `every_steps`; False if that is 0.
+    """Returns whether a step is the first one or a multiple of `every_steps`.
+
+    Returns False if `every_steps` is 0.
 
     Args:
         step: number of the step, from 1.
@@ -42,18 +44,18 @@ def is_due(step: int, every_steps: int) -> bool:
 
 
 class Reporter:
-    """Reports steps while the next ones run; the only part of the loop that waits for the device.
+    """Reports the metrics of each step while the next step runs.
 
-    The metrics of a step are read once the next step is dispatched, so that the device always has
-    work.
+    The metrics of a step are read after the next step is dispatched, so that the device always has
+    work. Reading them is the only point at which the training loop waits for the device.
 
     Args:
         config: the run's config.
-        workdir: its folder.
+        workdir: the run's folder.
         step: number of steps done so far.
         mesh: the run's mesh.
-        best_metric: name of the logged metric that `pop_score` returns; "" for none.
-        throughput: turns steps per second into further rates to log, if given.
+        best_metric: name of the logged metric that `pop_score` returns. "" for none.
+        throughput: converts steps per second to FLOP/s and MFU for the log. None for neither.
     """
 
     def __init__(
@@ -83,11 +85,11 @@ class Reporter:
         self._timer.restart(self._first_step)
 
     def add_data_wait(self, seconds: float) -> None:
-        """Adds time that the loop waited for a batch."""
+        """Adds the time that the loop waited for a batch."""
         self._timer.add_data_wait(seconds)
 
     def wait_if_serial(self, arrays: Any) -> None:
-        """Waits for `arrays` on devices that must not run two computations at a time."""
+        """Waits for `arrays` on devices that must not run two computations at the same time."""
         if not self._steps_ahead:
             jax.block_until_ready(arrays)
 
@@ -98,13 +100,13 @@ class Reporter:
         diagnostics: Mapping[str, Any],
         counts: Mapping[str, int],
     ) -> None:
-        """Adds a step just dispatched, and reports the steps before it.
+        """Adds a step that was just dispatched, and reports the steps before it.
 
         Args:
-            step: its number, from 1.
+            step: number of the step, from 1.
             metrics: metrics of the step, on the device.
-            diagnostics: diagnostics, on the device. A step that has any is logged.
-            counts: counts of this host so far, logged as their sums over hosts.
+            diagnostics: diagnostics of the step, on the device. A step with diagnostics is logged.
+            counts: counts of this host so far. Their sums over all hosts are logged.
 
         Raises:
             NonFiniteError: too many steps in a row were skipped.

@@ -1,4 +1,4 @@
-"""FLOP/s of a run, compared with the peak of the device and with a measured matrix product."""
+"""FLOP/s of a run, relative to the device's peak and to a measured matrix product."""
 
 import time
 from collections.abc import Sequence
@@ -8,8 +8,8 @@ import jax.numpy as jnp
 
 from invnext_jax.planning.devices import find_device
 
-_MEASURE_SECONDS = 0.5  # upper bound of the time for the measured ceiling
-_PRODUCTS = 5  # in sequence in one program, so that the launch overhead is negligible
+_MEASURE_SECONDS = 0.5  # upper bound on the time to measure the ceiling
+_PRODUCTS = 5  # number of products in one program, so that the launch overhead is negligible
 
 
 def measure_matmul_flops(device: jax.Device, dtype: str, size: int | None = None) -> float:
@@ -17,11 +17,11 @@ def measure_matmul_flops(device: jax.Device, dtype: str, size: int | None = None
 
     Args:
         device: the device to measure.
-        dtype: dtype of the factors.
-        size: rows and columns; None: 8192, on a CPU 1024.
+        dtype: dtype of the matrices.
+        size: number of rows and columns. If None, 1024 on a CPU and 8192 on other devices.
 
     Returns:
-        The best of up to ten measurements.
+        The highest FLOP/s of up to ten measurements.
     """
     size = size or (1024 if device.platform == "cpu" else 8192)
     put = jax.sharding.SingleDeviceSharding(device)
@@ -46,10 +46,11 @@ class Throughput:
     """Converts steps per second to FLOP/s, MFU and the share of the measured ceiling.
 
     Args:
-        flops: model FLOPs of a step over all devices; 0 if unknown.
+        flops: model FLOPs of a step, summed over all devices. 0 if unknown.
         devices: devices of the mesh.
         dtype: dtype of the matrix products.
-        measure: whether to measure the ceiling, a large matrix product, on GPUs and CPUs.
+        measure: whether to measure the FLOP/s of a large matrix product, the ceiling, on GPUs and
+            CPUs.
     """
 
     def __init__(self, flops: float, devices: Sequence[jax.Device], dtype: str, *, measure: bool):
@@ -59,11 +60,11 @@ class Throughput:
         self._kind, self._ceiling = first.device_kind, None
         if flops and measure and first.platform in ("cpu", "gpu"):
             self._ceiling = measure_matmul_flops(first, dtype)
-            if first.platform == "cpu":  # CPU devices of one process share its cores
+            if first.platform == "cpu":  # the CPU devices of a process share its cores
                 self._ceiling /= sum(d.process_index == first.process_index for d in devices)
 
     def describe(self) -> str:
-        """Describes the FLOPs of a step, the peak and the measured ceiling in one line."""
+        """Returns one line with the FLOPs of a step, the peak and the measured ceiling."""
         parts = [f"{self._flops / 1e12:.4g} TFLOP per step and device"]
         if self._device is None:
             parts.append(f"no MFU: the peak of {self._kind!r} is unknown")
@@ -74,7 +75,7 @@ class Throughput:
         return ", ".join(parts)
 
     def compute_rates(self, steps_per_second: float) -> dict[str, float]:
-        """Returns `tflops_per_device`, and `mfu` and `ceiling_share` from 0 to 1 if known."""
+        """Returns `tflops_per_device` and, if known, `mfu` and `ceiling_share` (0 to 1)."""
         if not self._flops:
             return {}
         speed = self._flops * steps_per_second

@@ -1,4 +1,4 @@
-"""Reports stalls: stack traces of all threads, host, last step and the slowest processes."""
+"""Reports stalls: stack traces of all threads, the host, and the last step of each process."""
 
 import faulthandler
 import json
@@ -10,21 +10,21 @@ from collections.abc import Mapping
 from typing import NamedTuple, TextIO
 
 import jax
-from jax._src import distributed  # no public access to the key-value store; Orbax uses it too
+from jax._src import distributed  # no public API for its key-value store; Orbax uses it too
 
 COMPILE_FACTOR = 6  # time limit of a compilation, relative to that of a step
 _KEY_PREFIX = "invnext_jax/heartbeat/"
 
 
 class Heartbeat(NamedTuple):
-    """Last report of a process.
+    """The last report of a process.
 
     Attributes:
         step: last step done.
-        activity: what the process was doing.
+        activity: name of what the process was doing.
         seconds: duration of that activity so far.
         host: host name.
-        received: time of receipt, by `time.monotonic`.
+        received: `time.monotonic` when the report was received.
     """
 
     step: int
@@ -37,12 +37,12 @@ class Heartbeat(NamedTuple):
 class Watchdog:
     """A thread that checks the time since the last heartbeat and reports each stall once.
 
-    A heartbeat only sets a few fields. If the thread cannot run because C code holds the
-    interpreter lock, the thread of `faulthandler` writes the stack traces.
+    A heartbeat only sets a few fields, so it is cheap. If C code holds the GIL and this thread
+    cannot run, the thread of `faulthandler` writes the stack traces.
 
     Args:
-        minutes: longest time without a heartbeat; 0 for no watchdog.
-        out: stream to write to; standard error if None. A stream without a file descriptor, such
+        minutes: longest time without a heartbeat. 0 for no watchdog.
+        out: stream to write to. Standard error if None. A stream without a file descriptor, such
             as the output of a notebook, is replaced by the standard error of the process.
     """
 
@@ -67,7 +67,7 @@ class Watchdog:
 
         Args:
             step: last step done.
-            activity: the activity that starts now, for the message.
+            activity: name of the activity that starts now, for the report of a stall.
             factor: time limit of the activity, relative to that of a step.
         """
         self._step, self._activity, self._factor = step, activity, factor
@@ -96,7 +96,7 @@ class Watchdog:
         faulthandler.dump_traceback(file=self._out)
 
     def _exchange_heartbeats(self, elapsed: float) -> None:
-        """Publishes the state of this process; process 0 reads those of all processes."""
+        """Publishes the heartbeat of this process. Process 0 reads those of all processes."""
         client = distributed.global_state.client
         if client is None or jax.process_count() == 1:
             return
@@ -114,18 +114,18 @@ class Watchdog:
                 self._heartbeats[process] = text, beat
 
     def close(self) -> None:
-        """Ends the thread."""
+        """Stops the thread."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
 
 
 def list_stragglers(heartbeats: Mapping[int, Heartbeat], now: float) -> list[str]:
-    """Returns a line per process, ordered by step, then by the start of its activity.
+    """Returns one line per process, sorted by step, then by the start of the activity.
 
     Args:
         heartbeats: last heartbeat of each process.
-        now: the time, by `time.monotonic`.
+        now: the current `time.monotonic`.
     """
 
     def order(item: tuple[int, Heartbeat]) -> tuple[int, float]:

@@ -1,7 +1,7 @@
 """Decisions shared by all processes: if one process raises, all processes raise the same error.
 
 Each process writes its report to the key-value store of jax.distributed. Process 0 waits for all
-reports and publishes the result in the same store. No device takes part, every wait has a timeout,
+reports and publishes the result in the same store. No devices are used. Every wait has a timeout,
 and the error names missing processes by number and host.
 """
 
@@ -20,13 +20,15 @@ from invnext_jax.multihost import distributed, host_check
 WAIT_SECONDS = 1200.0  # a slow disk may need this long
 _KEY_PREFIX = "invnext_jax/consensus/"
 _POLL_SECONDS = 0.05  # interval at which process 0 polls for reports
-_GET_SECONDS = 1  # Python does not handle signals inside a blocking get, so each get is short
+_GET_SECONDS = 1  # timeout of a get: Python cannot handle signals while one blocks
 _exchange_ids = itertools.count()  # all processes create the same exchanges in the same order
-_finished: list["HostExchange"] = []  # in process 0: exchanges whose result it has read
+_finished: list["HostExchange"] = []  # process 0: exchanges whose keys can be deleted
 
 
 class HostExchange:
-    """One exchange of reports; every process creates it, in the same order.
+    """Collects one report from each process and publishes one result to all of them.
+
+    Exchanges are numbered, so all processes must create the same exchanges in the same order.
 
     Args:
         label: the name of the synchronization point, for error messages.
@@ -37,7 +39,7 @@ class HostExchange:
         self._reported = self._result = None
 
     def report(self, value: Any) -> None:
-        """Reports this process's value (JSON); only the first report counts."""
+        """Reports a JSON-compatible value for this process. Later calls have no effect."""
         if self._reported is None:
             self._reported = json.dumps(value)
             distributed.key_value_client().key_value_set(
@@ -45,13 +47,13 @@ class HostExchange:
             )
 
     def gather(self, timeout_seconds: float = WAIT_SECONDS) -> dict[int, Any]:
-        """In process 0: waits for the reports of all processes.
+        """Waits for the reports of all processes (process 0 only).
 
         Returns:
-            Process number -> reported value.
+            A dict that maps process numbers to reported values.
 
         Raises:
-            TimeoutError: processes are missing; the message names them.
+            TimeoutError: some processes did not report in time. The message names them.
         """
         deadline = time.monotonic() + timeout_seconds
         while True:
@@ -65,13 +67,13 @@ class HostExchange:
             time.sleep(_POLL_SECONDS)
 
     def publish(self, result: Any) -> None:
-        """In process 0: publishes the result (JSON) to all; only the first one counts."""
+        """Publishes a JSON-compatible result (process 0 only). Later calls have no effect."""
         if self._result is None:
             self._result = json.dumps(result)
             distributed.key_value_client().key_value_set(self._key("result"), self._result)
 
     def result(self, timeout_seconds: float = WAIT_SECONDS) -> Any:
-        """Waits until process 0 has published the result, and returns it.
+        """Waits until process 0 publishes the result, and returns it.
 
         Raises:
             UserError: process 0 published nothing within the timeout.
@@ -93,7 +95,7 @@ class HostExchange:
         return json.loads(self._result)
 
     def cleanup(self) -> None:
-        """In process 0, once all processes have read the result: deletes the keys."""
+        """Deletes the keys (process 0 only). Call it after all processes have read the result."""
         distributed.key_value_client().key_value_delete(self._key(""))
 
     def _key(self, name: str) -> str:
@@ -106,7 +108,7 @@ class HostExchange:
 
 
 class Broadcast:
-    """A JSON `value` that process 0 sets inside `all_hosts_agree`; all processes read it after."""
+    """A JSON `value` that process 0 sets in an `all_hosts_agree` block, for all processes."""
 
     value: Any = None
 
@@ -117,21 +119,21 @@ def all_hosts_agree(
     error_types: tuple[type[Exception], ...] = (UserError,),
     timeout_seconds: float = WAIT_SECONDS,
 ) -> Iterator[Broadcast]:
-    """Waits for all processes at the end of the block; if one raised in it, all raise its error.
+    """Waits for all processes at the end of the block. If one raised an error, all raise it.
 
     The block itself must not wait for other processes.
 
     Args:
         label: the name of the synchronization point, for error messages.
-        error_types: errors that the other processes raise with the same type, the most severe
-            first. Any other error becomes a `UserError`, more severe than all of them.
+        error_types: error types that all processes raise unchanged, the most severe first. Any
+            other error becomes a `UserError` and counts as the most severe.
         timeout_seconds: the longest time to wait.
 
     Yields:
-        The value that process 0 broadcasts.
+        A `Broadcast` whose value process 0 may set.
 
     Raises:
-        UserError: a process raised it, or is missing.
+        UserError: a process raised an error, or did not arrive in time.
     """
     broadcast, own_error = Broadcast(), None
     if jax.process_count() == 1:
@@ -151,7 +153,7 @@ def all_hosts_agree(
             errors = [[None, -1, str(error)]]
         errors.sort(key=lambda row: row[1])
         exchange.publish({"value": broadcast.value, "errors": errors})
-        if not errors:  # all processes have reported, so all have read the earlier results
+        if not errors:  # each process that has reported has read the earlier results
             for earlier in _finished:
                 earlier.cleanup()
             _finished.clear()
@@ -169,7 +171,7 @@ def all_hosts_agree(
 def _describe_error(
     error: Exception | None, error_types: tuple[type[Exception], ...]
 ) -> list | None:
-    """Returns index in `error_types` (-1: not in it) and text of an error; None without one."""
+    """Returns an error's index in `error_types` (-1 if absent) and text, or None for no error."""
     if error is None:
         return None
     for severity, error_type in enumerate(error_types):

@@ -1,13 +1,14 @@
-"""Starts `jax.distributed`: one process per host (or accelerator) joins the others.
+"""Starts `jax.distributed` in a run with one process per host or per accelerator.
 
-Address, process count and process number come from flags, else from JAX_COORDINATOR_ADDRESS,
-JAX_NUM_PROCESSES and JAX_PROCESS_ID, else from SLURM, else from the TPU's own metadata. In a
-Kubernetes indexed job the number comes from JOB_COMPLETION_INDEX. If none of them is set, the run
-has one process.
+The coordinator's address, the number of processes and the process number come from flags, else
+from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, else from SLURM, else from the
+TPU's metadata. In a Kubernetes indexed job, the process number comes from JOB_COMPLETION_INDEX. If
+none of these is set, the run has one process.
 
-SLURM and TPU facts come from JAX's own cluster detection. `jax.distributed.initialize` alone is not
-enough for three reasons: the host check needs the address first, an incomplete setting must end in
-one sentence, and under SLURM JAX gives each process one GPU even if it is the only one of its node.
+JAX's cluster detection reads the settings of SLURM and TPUs. `jax.distributed.initialize` alone is
+not enough for three reasons: the host check needs the address first, incomplete settings must give
+an error of one sentence, and under SLURM JAX gives each process one GPU even if the process is the
+only one on its node.
 """
 
 import glob
@@ -22,24 +23,24 @@ import jax
 from absl import logging
 from jax._src import (
     distributed as jax_distributed,
-)  # there is no public access to its key-value store; Orbax uses it too
+)  # its key-value store has no public API; Orbax uses this one too
 from jax._src.clusters import SlurmCluster
 
 from invnext_jax.errors import UserError
 from invnext_jax.multihost import host_check
 
 TIMEOUT_SECONDS = 300.0
-_SHUTDOWN_SECONDS = 60  # a process that ends waits this long for the others
+_SHUTDOWN_SECONDS = 60  # a process that exits waits this long for the others
 _HOST_PREFIX = "invnext_jax/host/"
 
 
 class DistributedConfig(NamedTuple):
     """The arguments of `jax.distributed.initialize` for this process."""
 
-    coordinator_address: str  # "host:port" on which process 0 listens
+    coordinator_address: str  # address "host:port" on which process 0 listens
     num_processes: int
     process_id: int
-    local_device_ids: Sequence[int] | None = None  # None: all devices that the process can see
+    local_device_ids: Sequence[int] | None = None  # None for all visible devices
 
 
 def initialize(
@@ -48,17 +49,17 @@ def initialize(
     process_id: int | None = None,
     timeout_seconds: float = TIMEOUT_SECONDS,
 ) -> None:
-    """Joins the other processes, if there are any; call it before anything touches a device.
+    """Connects to the other processes, if any. Call it before any JAX computation.
 
     Args:
-        coordinator_address: host and port of process 0; None: from the environment, as the next
-            two.
-        num_processes: the number of processes.
-        process_id: the number of this process, from 0.
+        coordinator_address: host and port of process 0. Read from the environment if None.
+        num_processes: the number of processes. Read from the environment if None.
+        process_id: the number of this process, from 0. Read from the environment if None.
         timeout_seconds: the longest time to wait for the other processes.
 
     Raises:
-        UserError: a setting is missing or contradicts another one, or a process is missing.
+        UserError: a setting is missing or contradicts another one, or a process does not arrive in
+            time.
     """
     found = find_distributed_config(coordinator_address, num_processes, process_id)
     if found is not None:
@@ -88,10 +89,10 @@ def find_distributed_config(
     num_processes: int | None = None,
     process_id: int | None = None,
 ) -> DistributedConfig | None:
-    """Finds how this process joins the others, from flags and environment.
+    """Returns the settings of `jax.distributed` from the arguments, the environment or SLURM.
 
     Returns:
-        None if neither of them names other processes.
+        The settings, or None if these sources name no other processes.
 
     Raises:
         UserError: a setting is missing or invalid.
@@ -102,8 +103,8 @@ def find_distributed_config(
     if count is not None and count < 1:
         raise UserError(f"--num_processes (JAX_NUM_PROCESSES) is {count}, but must be at least 1")
     devices = None
-    # The script of a batch job has SLURM_PROCID too; only a step of srun has a list of nodes, which
-    # JAX requires as well.
+    # SLURM_PROCID is also set in the script of a batch job. Only a step of srun has a node list,
+    # which JAX requires too.
     if SlurmCluster.is_env_present():
         if None in (address, count, number) and count != 1:
             address = address or SlurmCluster.get_coordinator_address(
@@ -136,7 +137,7 @@ def find_distributed_config(
 
 
 def _read_number(flag: int | None, variable: str) -> int | None:
-    """Returns the flag's value, else that of an environment variable, else None."""
+    """Returns the value of the flag or, if that is None, of the environment variable."""
     if flag is not None or variable not in os.environ:
         return flag
     try:
@@ -146,9 +147,10 @@ def _read_number(flag: int | None, variable: str) -> int | None:
 
 
 def _slurm_device_ids() -> Sequence[int] | None:
-    """Returns one GPU for each of several tasks on a node, unless SLURM has bound them already.
+    """Returns the GPU of this task if a node has several tasks and SLURM did not assign GPUs.
 
-    JAX always picks one, which leaves the other GPUs of a node with a single task unused.
+    Returns None otherwise. JAX's own detection always selects one GPU, so a node with a single task
+    would leave the other GPUs unused.
     """
     tasks = SlurmCluster.get_process_count()
     nodes = int(os.environ.get("SLURM_STEP_NUM_NODES", "1"))
@@ -176,7 +178,7 @@ def log_on_process_0(text: str) -> None:
 
 
 def describe_process(process: int) -> str:
-    """Returns number and host name of a process, for messages."""
+    """Returns the number and host name of a process, for messages."""
     host = host_names().get(process)
     return f"process {process}" + (f" (host {host})" if host else "")
 

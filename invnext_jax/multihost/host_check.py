@@ -1,8 +1,8 @@
 """Checks that all hosts are present before the first collective.
 
-JAX itself aborts without naming the missing host. Here process 0 listens at the coordinator's
-address, and all others report their number and host name. Once all are present, or the time is up,
-process 0 answers each of them and closes the port, which JAX then uses.
+JAX's own check aborts without naming the missing host. Here, process 0 listens on the coordinator's
+address, and the other processes report their number and host name. When all are present, or after
+the timeout, process 0 sends each of them the result and closes the port, which JAX then uses.
 """
 
 import contextlib
@@ -15,8 +15,8 @@ from collections.abc import Collection, Mapping
 from invnext_jax.errors import UserError
 
 _RETRY_SECONDS = 0.2
-_REPORT_SECONDS = 5.0  # a connection that sends nothing for this long is not one of the processes
-_MAX_NAMES = 16  # missing processes that a message names
+_REPORT_SECONDS = 5.0  # a connection that sends nothing for this long is ignored
+_MAX_NAMES = 16  # largest number of missing processes that a message names
 _BACKLOG = 4096
 
 
@@ -30,10 +30,10 @@ def check_hosts(address: str, processes: int, process_id: int, timeout_seconds: 
         timeout_seconds: the longest time to wait.
 
     Returns:
-        The host name of each process.
+        The host names of the processes, in order.
 
     Raises:
-        UserError: a process is missing, or two processes have the same number.
+        UserError: a process does not report in time, or two processes have the same number.
     """
     host, _, port = address.rpartition(":")
     if process_id == 0:
@@ -57,10 +57,10 @@ def describe_missing_hosts(
     """Returns a sentence that names the missing processes.
 
     Args:
-        missing: their numbers.
-        hosts: the known host names.
-        timeout_seconds: how long the others waited for them.
-        label: the name of the synchronization point, if it has one.
+        missing: the numbers of the missing processes.
+        hosts: the known host names, by process number.
+        timeout_seconds: how long the other processes waited.
+        label: the name of the synchronization point. "" if it has none.
     """
     names = [f"{i} (host {hosts[i]})" if i in hosts else str(i) for i in sorted(missing)]
     rest = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
@@ -71,7 +71,7 @@ def describe_missing_hosts(
 
 
 def _collect_reports(port: int, processes: int, timeout_seconds: float) -> dict:
-    """In process 0: collects the reports of the others, and sends each of them the answer."""
+    """Collects the reports of the other processes and sends them the answer (process 0 only)."""
     deadline = time.monotonic() + timeout_seconds
     hosts, error = {0: socket.gethostname()}, ""
     with contextlib.ExitStack() as stack:
@@ -115,27 +115,27 @@ def _create_server(port: int) -> socket.socket:
 
 
 def _report(host: str, port: int, process_id: int, timeout_seconds: float) -> dict | None:
-    """Reports to process 0 and returns its answer, or None if it was not reached in time."""
+    """Reports to process 0. Returns its answer, or None if process 0 cannot be reached in time."""
     deadline = time.monotonic() + timeout_seconds
     report = json.dumps({"process": process_id, "host": socket.gethostname()}).encode() + b"\n"
     while (remaining := deadline - time.monotonic()) > 0:
         try:
             with socket.create_connection((host, port), timeout=remaining) as connection:
                 connection.sendall(report)
-                # Process 0 may have started later and then waits longer; its answer names the
-                # missing processes.
+                # If process 0 started later, its timeout ends later. Its answer names the missing
+                # processes, so wait for it.
                 connection.settimeout(remaining + timeout_seconds)
                 answer = _read_line(connection)
                 if answer is not None:
                     return answer
         except OSError:
-            pass  # process 0 does not listen yet
+            pass  # process 0 is not listening yet
         time.sleep(_RETRY_SECONDS)
     return None
 
 
 def _read_line(connection: socket.socket) -> dict | None:
-    """Reads one line of JSON; None if it is not a JSON object."""
+    """Reads one line of JSON. Returns None if the line is not a JSON object."""
     try:
         with connection.makefile("r") as file:
             value = json.loads(file.readline(1 << 20))

@@ -1,7 +1,7 @@
-"""Signals that end a run: after SIGTERM, SIGINT or SIGHUP it saves and stops.
+"""Handles the signals that stop a run: after SIGTERM, SIGINT or SIGHUP, it saves and stops.
 
-A second SIGTERM or SIGINT ends the process at once. A preemption notice of a TPU or of a batch
-system is a SIGTERM, the end of an ssh session a SIGHUP.
+A second SIGTERM or SIGINT ends the process immediately. TPUs and batch systems announce a
+preemption with SIGTERM. The end of an ssh session sends SIGHUP.
 """
 
 import contextlib
@@ -22,9 +22,9 @@ class StopRequestedError(Exception):
 class Preemption:
     """Context manager in which the first signal sets `signal_name` instead of ending the process.
 
-    The training loop reads `requested` between steps. Outside the main thread, where Python allows
-    no signal handlers, no stop is ever requested. A SIGHUP that is ignored, as under nohup, stays
-    ignored.
+    The training loop reads `requested` between steps. Python allows signal handlers only in the
+    main thread; in other threads, this class does nothing. If SIGHUP is already ignored, for
+    example under nohup, it stays ignored.
     """
 
     def __init__(self):
@@ -39,10 +39,10 @@ class Preemption:
 
     @contextlib.contextmanager
     def raise_on_signal(self) -> Iterator[None]:
-        """Inside the block, a signal interrupts the current operation with an exception.
+        """Context manager in which a signal interrupts the current operation with an exception.
 
         Raises:
-            StopRequestedError: the first signal arrives, or has arrived before.
+            StopRequestedError: the first signal arrives in the block or has arrived before it.
         """
         self._raises = True
         try:
@@ -61,14 +61,14 @@ class Preemption:
 
     def __exit__(self, *error: object) -> None:
         for number, handler in self._old_handlers.items():
-            # None: a handler that was not set by Python, as that of jax.distributed.
+            # The handler is None if it was not set by Python, like that of jax.distributed.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def _handle(self, number: int, frame: types.FrameType | None) -> None:
         del frame
         if number == signal.SIGHUP:
             _redirect_output_to_devnull()
-            if self.requested:  # kernel and shell may both send SIGHUP for one hangup
+            if self.requested:  # the kernel and the shell may both send SIGHUP for one hangup
                 return
         if self.requested:
             signal.signal(number, signal.SIG_DFL)
@@ -79,7 +79,10 @@ class Preemption:
 
 
 def _redirect_output_to_devnull() -> None:
-    """After a hangup, writing to the closed terminal or pipe may fail; files stay as they are."""
+    """Redirects stdout and stderr to /dev/null, unless they are files.
+
+    After a hangup, writing to the closed terminal or pipe may fail.
+    """
     for output in (1, 2):
         with contextlib.suppress(OSError):  # it is closed already
             if not stat.S_ISREG(os.fstat(output).st_mode):

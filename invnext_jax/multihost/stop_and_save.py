@@ -1,4 +1,4 @@
-"""Decides after which step all hosts make a timed save or stop for a signal."""
+"""Decides after which step all hosts save (by a timer) or stop (after a signal)."""
 
 import time
 from typing import NamedTuple
@@ -11,42 +11,42 @@ from jax.sharding import PartitionSpec as P
 
 from invnext_jax.multihost.preemption import Preemption
 
-EVERY_STEPS = 4  # interval at which several processes reduce their flags
+EVERY_STEPS = 4  # steps between two reductions of the flags in a multi-process run
 
 
 class HostFlags(NamedTuple):
-    """The two decisions, for one process or for all of them."""
+    """Whether to stop and whether to save, for one process or for all of them."""
 
     stop: bool
     save: bool
 
 
 class StopAndSave:
-    """Decides between steps whether all processes stop or save; a single process decides at once.
+    """Decides between steps whether all processes stop or save.
 
-    The stop and save flags of several processes are all-reduced (max) on the devices. The tiny
-    computation is queued behind the current step and its result is read one step later, when it is
-    ready, so that no process waits.
+    In a multi-process run, the stop and save flags are all-reduced (max) on the devices. This small
+    computation is queued behind the current step. Its result is read one step later, when it is
+    ready, so that no process waits. A single process uses its flags directly.
 
     Args:
-        preemption: holds the signals that this process received.
-        every_minutes: the time between saves by the monotonic clock of process 0; 0: no saves by
-            the clock.
+        preemption: the object that receives the signals of this process.
+        every_minutes: minutes between timed saves, by the monotonic clock of process 0. 0 for no
+            timed saves.
         mesh: the run's mesh.
     """
 
     def __init__(self, preemption: Preemption, every_minutes: float, mesh: Mesh):
         self._preemption, self._seconds, self._mesh = preemption, 60 * every_minutes, mesh
         self._saved_at, self._saved_step = time.monotonic(), 0
-        self._pending = None  # reduced flags that are not read yet
+        self._pending = None  # reduced flags that have not been read yet
         self._reduce = jax.jit(lambda x: jnp.max(x, axis=0), out_shardings=NamedSharding(mesh, P()))
 
     def reset_timer(self, step: int) -> None:
-        """Resets the save timer after the checkpoint of `step` was started or restored."""
+        """Resets the save timer. Call it after the checkpoint of `step` is started or restored."""
         self._saved_at, self._saved_step = time.monotonic(), step
 
     def poll(self, step: int) -> HostFlags:
-        """Returns what to do after `step`; every process calls it after each of its steps.
+        """Returns what to do after `step`. Every process must call it after each step.
 
         The save flag is never set for the step that was last saved or restored.
         """
@@ -74,7 +74,7 @@ class StopAndSave:
         sharding = NamedSharding(self._mesh, P(self._mesh.axis_names))
         local = np.tile(np.array(own_flags, np.int32), (rows, 1))
         reduced = self._reduce(jax.make_array_from_process_local_data(sharding, local))
-        # On CPU devices, two computations in flight can deadlock.
+        # On CPU devices, two concurrent computations can deadlock.
         if self._mesh.devices.flat[0].platform == "cpu":
             reduced.block_until_ready()
         return reduced

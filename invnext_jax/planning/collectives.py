@@ -1,4 +1,4 @@
-"""Collectives of a compiled program: kinds, number of executions and bytes."""
+"""Collectives of a compiled program: their kinds, numbers of executions and bytes."""
 
 import math
 import re
@@ -14,7 +14,7 @@ KINDS = (
     "collective-broadcast",
     "ragged-all-to-all",
 )
-_BITS = {"pred": 8, "bf16": 16, "c64": 64, "c128": 128}  # other names contain the number of bits
+_BITS = {"pred": 8, "bf16": 16, "c64": 64, "c128": 128}  # other names contain their number of bits
 _HEAD = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
 _COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(?:-start)?\(")
 _ARRAY = re.compile(r"([a-z]+\d*\w*)\[([\d,]*)\]")
@@ -29,9 +29,9 @@ class Collective(NamedTuple):
     Attributes:
         kind: one of `KINDS`.
         shapes: (type, dimensions) of each output array on one device.
-        times: executions per run of the program, including the iterations of loops.
+        times: number of executions per run of the program, including loop iterations.
         devices: number of devices in one group.
-        source: name of the operation in the model, or "" if the compiler does not record it.
+        source: name of the operation in the model. "" if the compiler does not record it.
     """
 
     kind: str
@@ -47,7 +47,7 @@ class Collective(NamedTuple):
 
     @property
     def sent_bytes(self) -> int:
-        """Bytes that a device sends per run of the program, by ring algorithms."""
+        """Bytes that a device sends per run of the program, assuming ring algorithms."""
         share = (self.devices - 1) / max(self.devices, 1)
         factor = {"all-reduce": 2 * share, "reduce-scatter": self.devices - 1}
         if self.kind.startswith("collective"):
@@ -63,8 +63,8 @@ def read_collectives(program: str, devices: int) -> list[Collective]:
     """Returns the collectives of a compiled program.
 
     Args:
-        program: text of the program, `compiled.as_text()`.
-        devices: number of devices, for collectives without replica groups.
+        program: text of the program, from `compiled.as_text()`.
+        devices: number of devices, used for collectives without replica groups.
     """
     computations, entry = _split(program)
     times = dict.fromkeys(computations, 0)
@@ -110,7 +110,7 @@ def _read(line: str, match: re.Match, times: int, devices: int) -> Collective:
         (name, tuple(int(n) for n in sizes.split(",") if n))
         for name, sizes in _ARRAY.findall(re.sub(r"\{[^}]*\}", "", match[1]))
     )
-    if "-start(" in line and match[2] == "all-gather":  # its outputs include the operands
+    if "-start(" in line and match[2] == "all-gather":  # the outputs include the operands
         shapes = shapes[len(shapes) // 2 :]
     name = re.search(r'op_name="([^"]*)"', line)
     return Collective(match[2], shapes, times, _group_size(line, devices), name[1] if name else "")

@@ -1,4 +1,4 @@
-"""Data-sheet figures of accelerators: dense bfloat16 peak, memory, bandwidths."""
+"""Data-sheet figures of accelerators: dense bfloat16 peak, memory and bandwidths."""
 
 from typing import NamedTuple
 
@@ -8,11 +8,11 @@ class Device(NamedTuple):
 
     Attributes:
         peak: dense bfloat16 FLOP/s, without sparsity.
-        memory: bytes of its memory.
-        bandwidth: bytes/s of that memory.
-        link: bytes/s that one device sends inside its node or slice, in one direction.
+        memory: size of the device memory in bytes.
+        bandwidth: bandwidth of the device memory in bytes/s.
+        link: bandwidth of one device inside its node or slice, in bytes/s in one direction.
         node: number of devices in a node or slice.
-        network: bytes/s of one device to other nodes, in one direction.
+        network: bandwidth of one device to other nodes, in bytes/s in one direction.
     """
 
     peak: float
@@ -42,9 +42,9 @@ DEVICES = {
 }
 
 
-_KINDS = {  # lower-case part of `jax.Device.device_kind` -> name in `DEVICES`; first match
+_KINDS = {  # substring of the lower-case `device_kind` -> name in `DEVICES`; the first match counts
     "h200": "h200",
-    "h100 pcie": "",  # its peaks differ from those of the SXM module
+    "h100 pcie": "",  # its figures differ from those of the SXM module
     "h100 nvl": "",
     "h100": "h100",
     "b200": "b200",

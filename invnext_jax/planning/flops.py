@@ -1,11 +1,10 @@
 """FLOPs of a training step by component, computed from the config alone.
 
-Only matrix products count, with two FLOPs per multiply-add. Norms, activations and softmaxes are
-left out, and so is what `remat` recomputes. In the backward pass each product costs as much again
-for the gradient of its weights, and once more for the gradient of its input, where these are
-needed.
+Only matrix products are counted, with two FLOPs per multiply-add. Norms, activations, softmaxes and
+the recomputation of `remat` are not counted. In the backward pass, the gradient of the weights and
+the gradient of the input each cost as many FLOPs as the forward product, if they are needed.
 
-A stage's `count_flops` adds up its components from the functions here.
+The method `count_flops` of a stage calls these functions for the components of the stage.
 """
 
 import dataclasses
@@ -28,8 +27,8 @@ class FlopCount:
         trained: whether gradients flow through the component.
         forward: FLOPs of the forward pass.
         backward: FLOPs of the backward pass.
-        layers: the part of `forward` inside transformer layers, which `remat="full"` recomputes.
-        attention: the part of `forward` in attention scores and weighted sums.
+        layers: part of `forward` in transformer layers, which `remat="full"` recomputes.
+        attention: part of `forward` in attention scores and weighted sums.
     """
 
     trained: bool = True
@@ -59,12 +58,12 @@ class FlopCount:
         """Adds transformer layers.
 
         Args:
-            n: tokens, each of which is a query, a key and a value.
-            pairs: query-key pairs of one layer.
+            n: number of tokens, each of which is a query, a key and a value.
+            pairs: number of query-key pairs of one layer.
             width: width of the tokens.
             mlp: sum of the widths of the MLP's linear layers.
             depth: number of layers.
-            outputs: tokens that pass the output projection and the MLP; None: all n.
+            outputs: number of tokens that pass the output projection and the MLP. n if None.
         """
         outputs = n if outputs is None else outputs
         for _ in range(depth):
@@ -77,7 +76,7 @@ class FlopCount:
         self.add_dense(n, inputs, outputs)
 
     def add_attention_pool(self, n: float, width: int, outputs: int) -> None:
-        """Adds an attention pool, whose one query attends to n tokens."""
+        """Adds an attention pool, in which one query attends to n tokens."""
         self.add_dense(n, width, 2 * width)
         self.add_dense(1, width, width)
         self.add_attention(n, width)
@@ -90,13 +89,13 @@ class FlopCount:
 
 @dataclasses.dataclass(frozen=True)
 class TokenLengths:
-    """Numbers of tokens of one clip.
+    """Token counts of one clip.
 
     Attributes:
-        patches: all patches.
-        visible: visible patches of each mask.
-        predicted: predicted patches of each mask.
-        class_tokens: class tokens of the encoder.
+        patches: number of all patches.
+        visible: number of visible patches, for each mask.
+        predicted: number of predicted patches, for each mask.
+        class_tokens: number of class tokens of the encoder.
     """
 
     patches: int
@@ -106,11 +105,11 @@ class TokenLengths:
 
 
 def token_lengths(config: Any, most_masks: int | None = None) -> TokenLengths:
-    """Returns the token counts of a clip, read from the shapes of the masks.
+    """Returns the token counts of a clip, from the shapes of the masks.
 
     Args:
         config: the run's config.
-        most_masks: masks of a step that the stage uses, from the first one; None: all.
+        most_masks: number of masks that the stage uses, from the first one. None for all masks.
     """
     frames, side = config.data.frames, config.data.size // config.encoder.patch
     attention_bts = jax.ShapeDtypeStruct((1, frames, side * side), jnp.float32)
@@ -130,14 +129,14 @@ def count_teacher(config: Any) -> FlopCount:
     """Counts the frozen image teacher, which encodes every frame of the clip."""
     count, t = FlopCount(trained=False), config.teacher
     n, frames = (t.size // t.patch) ** 2, config.data.frames
-    if config.data.size != t.size:  # bicubic resizing of rows, then of columns
+    if config.data.size != t.size:  # bicubic resizing of the rows, then of the columns
         count.add_dense(frames * 3 * config.data.size, config.data.size, t.size)
         count.add_dense(frames * 3 * t.size, config.data.size, t.size)
     count.add_dense(frames * n, 3 * t.patch**2, t.width)
     n += 0 if t.kind == "siglip2" else 1 + t.registers
     layers = 3 if t.gated else 2
     count.add_transformer(frames * n, frames * n * n, t.width, layers * t.mlp_width, t.depth)
-    # The pooling query; for a class token, its attention in the last layer computed once more,
+    # The pooling query. A class token's attention in the last layer is computed a second time,
     # because the attention weights are an output.
     count.add_dense(frames * n, t.width, 2 * t.width)
     count.add_attention(1.5 * frames * n, t.width)
@@ -157,7 +156,7 @@ def count_encoder(config: Any, tokens: TokenLengths) -> FlopCount:
 
 
 def count_target_encoder(config: Any, tokens: TokenLengths) -> FlopCount:
-    """Counts an encoder of the student's sizes that runs on all patches, without gradients."""
+    """Counts an encoder with the student's sizes that runs on all patches without gradients."""
     unmasked = dataclasses.replace(tokens, visible=(tokens.patches,))
     return dataclasses.replace(count_encoder(config, unmasked), trained=False, backward=0.0)
 
@@ -168,8 +167,8 @@ def count_predictor(config: Any, tokens: TokenLengths, *, dense_windows: bool = 
     Args:
         config: the run's config.
         tokens: token counts of a clip.
-        dense_windows: count local attention as if every token attended to all tokens, which is
-            what a plain kernel computes; otherwise count the pairs inside the window.
+        dense_windows: whether to count all query-key pairs of local attention, as an unfused kernel
+            computes them, instead of only the pairs inside the window.
     """
     count, p, n = FlopCount(), config.predictor, tokens.patches + tokens.class_tokens
     for visible, predicted in zip(tokens.visible, tokens.predicted, strict=True):
@@ -182,7 +181,7 @@ def count_predictor(config: Any, tokens: TokenLengths, *, dense_windows: bool = 
             _add_layers(count, p, n)
             continue
         for i in range(p.last_layer - p.depth + 1, p.last_layer + 1):
-            # The last layer outputs the predicted tokens only; its local windows still compute
+            # The last layer outputs only the predicted tokens. If it is local, it still computes
             # all queries.
             outputs = predicted if i == p.last_layer else n
             if i % 3 == 0:
@@ -215,33 +214,33 @@ def count_decoder(config: Any, tokens: TokenLengths) -> FlopCount:
 
 
 def sum_flops(counts: Mapping[str, FlopCount], batch_size: int) -> float:
-    """Returns the model FLOPs, forward and backward, of one training step of the whole batch."""
+    """Returns the model FLOPs (forward and backward) of one training step on the whole batch."""
     return batch_size * sum(count.forward + count.backward for count in counts.values())
 
 
 def sum_recomputed_flops(counts: Mapping[str, FlopCount], batch_size: int, remat: str) -> float:
-    """Returns the FLOPs that rematerialisation adds to one step, on top of the model's.
+    """Returns the FLOPs that rematerialisation adds to the model FLOPs of one step.
 
     Args:
-        counts: components of the step.
-        batch_size: clips of the whole batch.
-        remat: `config.remat`.
+        counts: FLOPs of each component.
+        batch_size: number of clips in the whole batch.
+        remat: value of `config.remat`.
     """
     trained = [count for count in counts.values() if count.trained]
     recomputed = {
         "none": 0.0,
-        "dots": sum(count.attention for count in trained),  # linear layers are kept
+        "dots": sum(count.attention for count in trained),  # outputs of linear layers are saved
         "full": sum(count.layers for count in trained),
     }
     return batch_size * recomputed[remat]
 
 
 def _add_layers(count: FlopCount, sizes: Any, n: int) -> None:
-    """Adds layers of full attention over n tokens, with an MLP of two linear layers."""
+    """Adds transformer layers with full attention over n tokens and two-layer MLPs."""
     count.add_transformer(n, n * n, sizes.width, 2 * sizes.mlp_width, sizes.depth)
 
 
 def _window_pairs(n: int, reach: int) -> int:
-    """Returns the number of query-key pairs at most `reach` positions apart."""
+    """Returns the number of query-key pairs that are at most `reach` positions apart."""
     reach = min(reach, n - 1)
     return n * (2 * reach + 1) - reach * (reach + 1)

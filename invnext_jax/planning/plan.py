@@ -1,4 +1,4 @@
-"""Memory, communication and roofline of a run, computed from shapes before renting a machine.
+"""Memory, communication and roofline of a run, computed from shapes without an accelerator.
 
 Shape key: b clips.
 """
@@ -22,12 +22,12 @@ from invnext_jax.stages import registry
 from invnext_jax.training import mesh as mesh_lib
 from invnext_jax.training import state as state_lib
 
-_USABLE = 0.92  # share of the memory; the rest is for the runtime and fragmentation
+_USABLE = 0.92  # usable share of the memory; the rest is for the runtime and fragmentation
 
 
 @dataclasses.dataclass(frozen=True)
 class Shapes:
-    """Arguments of the step as abstract arrays with shardings, and the parts of the run."""
+    """The step's arguments as abstract arrays with shardings, the mesh and the training setup."""
 
     training: registry.TrainingSetup
     mesh: Mesh
@@ -36,22 +36,22 @@ class Shapes:
 
     @property
     def config(self) -> Any:
-        """Config of the run."""
+        """The run's config."""
         return self.training.config
 
 
 def make_plan(config: ml_collections.ConfigDict, device_name: str) -> dict[str, Any]:
-    """Plans a run on all devices of JAX, which may be fake CPU devices.
+    """Plans a run on all JAX devices, which may be fake CPU devices.
 
     Args:
-        config: config of the run, with the layout of the devices in `config.mesh`.
-        device_name: one of `devices.DEVICES`.
+        config: the run's config, with the device layout in `config.mesh`.
+        device_name: a name in `devices.DEVICES`.
 
     Returns:
-        Plain numbers: bytes per device, FLOPs of a step over all devices, times in seconds.
+        A JSON-compatible dict: bytes per device, FLOPs of a step over all devices, seconds.
 
     Raises:
-        UserError: an unknown device, a mesh that does not match the devices, or an invalid config.
+        UserError: the device is unknown, or the mesh or another option is invalid.
     """
     if device_name not in DEVICES:
         raise UserError(f"--device={device_name} must be one of {', '.join(DEVICES)}")
@@ -103,10 +103,10 @@ def make_plan(config: ml_collections.ConfigDict, device_name: str) -> dict[str, 
 
 
 def check_config(config: ml_collections.ConfigDict) -> ml_collections.FrozenConfigDict:
-    """Checks a config as a run does, except for files and for kernels of other machines.
+    """Checks a config as a run does, except for input files and the attention kernel.
 
     Raises:
-        UserError: an invalid value.
+        UserError: an option has an invalid value.
     """
     config = ml_collections.ConfigDict(config)
     config.attention = "auto"
@@ -130,7 +130,7 @@ def make_shapes(config: Any) -> Shapes:
 
 
 def held_bytes(shapes: Shapes) -> dict[str, float]:
-    """Returns bytes per device that do not depend on the batch, by purpose."""
+    """Returns the bytes per device that do not depend on the batch size, by purpose."""
     state, width = shapes.state, jnp.dtype(shapes.config.dtype).itemsize
     params = _bytes(state.params)
     # The stacked weights are cast to the compute dtype before the loop over layers.
@@ -146,14 +146,14 @@ def held_bytes(shapes: Shapes) -> dict[str, float]:
 
 
 def activation_bytes(shapes: Shapes) -> tuple[float, float]:
-    """Returns bytes of activations per clip, without token or tensor parallelism.
+    """Returns the bytes of activations per clip, without sequence or tensor parallelism.
 
-    The arrays saved for the backward pass are those of `jax.vjp` of the loss, so they follow the
-    `remat` policy. Attention weights (tokens by tokens) are left out, because fused kernels do not
-    store them. The working set is one layer of the longest stream, forward and backward.
+    The saved arrays are those that `jax.vjp` of the loss keeps, so they follow the `remat` policy.
+    Attention weights (tokens by tokens) are not counted, because fused kernels do not store them.
+    The working set is one layer on the longest sequence, forward and backward.
 
     Returns:
-        The sum of saved arrays and working set, and the saved arrays alone.
+        The bytes of saved arrays and working set, and the bytes of the saved arrays alone.
     """
     one, two = (_saved_arrays(shapes, clips) for clips in (1, 2))
     tokens = flops_lib.token_lengths(shapes.config)
@@ -186,7 +186,7 @@ def _saved_arrays(shapes: Shapes, clips: int) -> list[jax.ShapeDtypeStruct]:
 
 
 def _working_bytes(config: Any, n: int) -> float:
-    """Returns bytes of one layer computing the longest stream of a clip, and of the clip."""
+    """Returns the working bytes of one layer on a clip's longest sequence, and of the clip."""
     width = jnp.dtype(config.dtype).itemsize
     streams = [(n, config.predictor), (n, config.encoder)]
     layer = max(
@@ -197,7 +197,7 @@ def _working_bytes(config: Any, n: int) -> float:
 
 
 def sent_bytes(shapes: Shapes) -> dict[str, float]:
-    """Returns bytes that one device sends per step over each mesh axis, by ring algorithms."""
+    """Returns the bytes that one device sends per step over each mesh axis in ring algorithms."""
     config, mesh = shapes.config, shapes.mesh
     data, fsdp, tensor, sequence = (mesh.shape[axis] for axis in mesh_lib.AXES)
     width = jnp.dtype(config.dtype).itemsize
@@ -226,20 +226,20 @@ def sent_bytes(shapes: Shapes) -> dict[str, float]:
     times = [times for *_, times in streams]
     reduced = sum(size * count for size, count in zip(sizes, times, strict=True))
     sent["tensor"] = 2 * ring["tensor"] * reduced / sequence
-    # Keys and values forward, their gradients backward.
+    # Keys and values in the forward pass, their gradients in the backward pass.
     sent["sequence"] = ring["sequence"] * reduced / tensor
     return sent
 
 
 def roofline(shapes: Shapes, device: Device, kept: float) -> dict[str, float]:
-    """Returns the seconds of a step if only products, memory or sending limited it."""
+    """Returns the seconds of a step if only matrix products, memory or communication limit it."""
     config, mesh = shapes.config, shapes.mesh
     counts = shapes.training.stage.count_flops(config)
     flops = flops_lib.sum_flops(counts, config.batch_size)
     flops += flops_lib.sum_recomputed_flops(counts, config.batch_size, config.remat)
     clips = config.batch_size / mesh_lib.batch_shards(mesh)
     held = held_bytes(shapes)
-    # The update reads parameters, gradients and moments and writes all but the gradients.
+    # The update reads parameters, gradients and moments, and writes parameters and moments.
     moved = 2 * (held["parameters"] + held["optimiser"]) + held["gradients"]
     moved += config.accumulate * 2 * (held["parameters"] + held["frozen"]) + 4 * clips * kept
     local = mesh.size <= device.node
@@ -252,10 +252,10 @@ def roofline(shapes: Shapes, device: Device, kept: float) -> dict[str, float]:
 
 
 def compile_step(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """Compiles the step for the available devices and returns the figures of XLA.
+    """Compiles the step for the available devices and returns XLA's memory use and collectives.
 
-    On CPUs attention is not fused and buffers are laid out differently. The figures therefore
-    check the plan at small sizes, and show which collectives the partitioner chose.
+    On CPUs, attention is not fused and buffers are laid out differently. The figures therefore
+    check the plan at small sizes only, and show which collectives the partitioner chose.
     """
     config = check_config(config)
     shapes = make_shapes(config)
@@ -290,7 +290,7 @@ def _count(tree: Any) -> int:
 
 
 def _bytes(tree: Any) -> float:
-    """Returns the bytes of a tree on one device."""
+    """Returns the bytes that a tree of arrays takes on one device."""
     return float(
         sum(
             math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize

@@ -1,4 +1,4 @@
-"""Text of a plan, for `launch/plan.py`."""
+"""Formats a plan as text for `launch/plan.py`."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ def format_plan(plan: dict[str, Any]) -> str:
     """Formats a plan as a table for the terminal.
 
     Args:
-        plan: the output of `plan.make_plan`, with that of `plan.compile_step` merged in or not.
+        plan: the output of `plan.make_plan`, optionally merged with that of `plan.compile_step`.
     """
 
     def gb(size: float) -> str:

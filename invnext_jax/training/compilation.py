@@ -1,4 +1,4 @@
-"""Ahead-of-time compilation of step and diagnostics, and the persistent compilation cache."""
+"""Ahead-of-time compilation of the step and diagnostics, and the persistent compilation cache."""
 
 import contextlib
 import hashlib
@@ -20,8 +20,8 @@ _CACHE_BYTES = 8 * 2**30  # limit of the cache folder, enforced when a run start
 def enable_cache() -> None:
     """Enables JAX's compilation cache in `~/.cache/invnext_jax` or JAX_COMPILATION_CACHE_DIR.
 
-    CPU programs use the instructions of the machine that compiled them, so each processor type has
-    its own folder. The size of a folder that the user names is not limited.
+    CPU programs are compiled for the instruction set of the machine, so each processor type has
+    its own folder. The cache size is not limited if the user sets JAX_COMPILATION_CACHE_DIR.
     """
     if jax.config.jax_compilation_cache_dir:
         return
@@ -32,7 +32,7 @@ def enable_cache() -> None:
 
 
 def prune_cache(folder: pathlib.Path, limit: int) -> None:
-    """Deletes the least recently used programs until the rest fits in `limit` bytes."""
+    """Deletes the least recently used programs until the cache has at most `limit` bytes."""
     programs = []
     for path in folder.rglob("*"):
         with contextlib.suppress(OSError):  # another run may prune at the same time
@@ -60,7 +60,7 @@ def _cpu_fingerprint() -> str:
 def compile_step(
     step: StepFn, state: TrainState, frozen: Any, batch: Any, root_key: jax.Array
 ) -> StepFn:
-    """Compiles the step ahead of its first call, with the state donated and its shardings kept.
+    """Compiles the step before its first call. The state is donated and keeps its shardings.
 
     The state, the frozen parameters and the batch may be abstract arrays with shardings.
 
@@ -68,11 +68,11 @@ def compile_step(
         step: the output of `make_train_step`.
         state: the training state.
         frozen: parameters that are never trained.
-        batch: global arrays [b ...].
-        root_key: PRNG key, replicated.
+        batch: dict of global arrays [b ...].
+        root_key: the run's PRNG key, replicated.
 
     Returns:
-        The compiled step. Arguments of other shapes raise an error instead of compiling again.
+        The compiled step. Arguments of other shapes raise an error and are not compiled again.
     """
     state_shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     metrics_sharding = root_key.sharding
@@ -88,9 +88,9 @@ def compile_diagnostics(
     root_key: jax.Array,
     microbatches: int = 1,
 ) -> DiagnosticsFn:
-    """Compiles `diagnostics(params, frozen, batch, key)` into a function called like the step.
+    """Compiles `diagnostics(params, frozen, batch, key)` into a function with the step's arguments.
 
-    The arguments are those of `compile_step`. The key is that of the step, so the diagnostics use
+    The arguments are those of `compile_step`. The diagnostics get the key of the step, so they use
     the same masks and noise. EMA targets are passed in `frozen`. If the batch is split into
     microbatches, the diagnostics use the first one.
     """

@@ -37,11 +37,11 @@ RULES = (
 def make_mesh(
     config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
-    """Makes a mesh with the axis sizes of `config.mesh` over `devices` (default: all).
+    """Makes a mesh of `devices` (default: all) with the axis sizes of `config.mesh`.
 
     Raises:
-        UserError: more than one size is -1, a size is below 1, or the product of the sizes is not
-            the number of devices.
+        UserError: more than one size is -1, another size is below 1, or the product of the sizes
+            is not the number of devices.
     """
     devices = jax.devices() if devices is None else list(devices)
     sizes = {axis: int(config[axis]) for axis in AXES}
@@ -65,7 +65,7 @@ def make_mesh(
 
 
 def batch_shards(mesh: Mesh) -> int:
-    """Returns the number of shards of the batch."""
+    """Returns the number of shards that the batch is split into."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
@@ -73,7 +73,8 @@ def check_batch(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
     """Checks that the batch can be split over the processes and over the mesh.
 
     Raises:
-        UserError: the batch size is not divisible.
+        UserError: the batch size is not divisible by the number of processes, or by the number of
+            shards times `config.accumulate`.
     """
     size, processes, shards = config.batch_size, jax.process_count(), batch_shards(mesh)
     if size % processes:
@@ -93,14 +94,15 @@ def check_batch(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
 
 
 def shardings(abstract: Any, mesh: Mesh) -> Any:
-    """Returns the shardings of a tree of abstract arrays, some boxed with their logical axes.
+    """Returns the shardings of a tree of abstract arrays.
 
     Args:
-        abstract: tree of `jax.ShapeDtypeStruct`, bare or in `nn.LogicallyPartitioned`.
+        abstract: tree of `jax.ShapeDtypeStruct`. Leaves in `nn.LogicallyPartitioned` boxes have
+            logical axes; the others are replicated.
         mesh: the output of `make_mesh`.
 
     Returns:
-        A tree of `NamedSharding` with the unboxed structure. A dimension that is not divisible by
+        A tree of `NamedSharding` without boxes. A dimension that is not divisible by
         the size of its mesh axes is replicated.
     """
     specs = nn.logical_to_mesh(nn.get_partition_spec(abstract), RULES)
@@ -118,7 +120,7 @@ def shardings(abstract: Any, mesh: Mesh) -> Any:
 
 
 def unbox(tree: Any) -> Any:
-    """Removes the logical-axis boxes, without the sharding constraints that `nn.unbox` adds."""
+    """Removes logical-axis boxes, without the sharding constraints that `nn.unbox` adds."""
 
     def strip(leaf: Any) -> Any:
         return leaf.value if isinstance(leaf, nn.LogicallyPartitioned) else leaf
@@ -128,7 +130,7 @@ def unbox(tree: Any) -> Any:
 
 @contextlib.contextmanager
 def mesh_rules(mesh: Mesh) -> Iterator[None]:
-    """Context in which logical sharding constraints of a traced function refer to `mesh`."""
+    """Context manager that applies the logical sharding constraints of traced code to `mesh`."""
     with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
         yield
 
@@ -142,7 +144,7 @@ def _axis_size(names: str | tuple[str, ...] | None, mesh: Mesh) -> int:
 
 
 def abstract_arrays(abstract: Any, mesh: Mesh) -> Any:
-    """Returns the unboxed tree of `jax.ShapeDtypeStruct`, each with its sharding."""
+    """Returns the tree without boxes, as `jax.ShapeDtypeStruct` leaves with shardings."""
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         unbox(abstract),
@@ -151,12 +153,12 @@ def abstract_arrays(abstract: Any, mesh: Mesh) -> Any:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of arrays that every device holds in full."""
+    """Returns the sharding that replicates an array on every device."""
     return NamedSharding(mesh, P())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of a batch [b ...]: the first dimension over the axes data and fsdp."""
+    """Returns the sharding that splits a batch [b ...] along b over the axes data and fsdp."""
     return NamedSharding(mesh, P(("data", "fsdp")))
 
 
@@ -179,7 +181,7 @@ def shard_tree(host: Any, abstract: Any) -> Any:
 
     Args:
         host: tree of numpy or jax arrays.
-        abstract: tree of `jax.ShapeDtypeStruct` with shardings, the same structure and shapes.
+        abstract: tree of `jax.ShapeDtypeStruct` with shardings and the same structure and shapes.
 
     Returns:
         The tree of global arrays with the dtypes of `abstract`.

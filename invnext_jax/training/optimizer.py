@@ -8,16 +8,16 @@ import jax
 import numpy as np
 import optax
 
-# Learned position tables and tokens without weight decay. Those of the predictor are decayed.
+# Learned position tables and tokens without weight decay. The predictor's have weight decay.
 NO_DECAY = (("encoder", "position"), ("encoder", "class_token"), ("align", "position"))
 
 
 def make_schedule(config: Any, total_steps: int) -> optax.Schedule:
-    """Makes a schedule: linear warm-up from 0, then half a cosine down to `min_learning_rate`.
+    """Makes a schedule: linear warm-up from 0, then cosine decay to `min_learning_rate`.
 
     Args:
-      config: fields learning_rate, min_learning_rate, warmup_steps.
-      total_steps: length of the run.
+      config: has the fields learning_rate, min_learning_rate and warmup_steps.
+      total_steps: number of steps of the run.
     """
     peak, floor, warmup = config.learning_rate, config.min_learning_rate, config.warmup_steps
     decay = optax.schedules.cosine_decay_schedule(
@@ -34,8 +34,9 @@ def make_schedule(config: Any, total_steps: int) -> optax.Schedule:
 def decay_mask(params: Any) -> Any:
     """Returns a tree that is True where weight decay applies.
 
-    Matrices are decayed; biases, scales and the entries of `NO_DECAY` are not. The rule goes by
-    name, because the arrays of scanned layers have one more axis than the reference's parameters.
+    Weight decay applies to matrices, but not to biases, scales and the entries of `NO_DECAY`. The
+    rule uses names instead of ranks, because the arrays of scanned layers have one more axis than
+    the reference's parameters.
     """
     flat = flax.traverse_util.flatten_dict(flax.linen.unbox(params))
     vectors = ("bias", "scale", "scale1", "scale2")
@@ -51,13 +52,13 @@ def decay_mask(params: Any) -> Any:
 def make_optimizer(
     config: Any, schedule: optax.Schedule, frozen_groups: Sequence[str] = ()
 ) -> optax.GradientTransformationExtraArgs:
-    """Makes global-norm clipping, AdamW with masked decay, and no update of frozen groups.
+    """Makes AdamW with global-norm clipping and masked weight decay. Frozen groups get no update.
 
-    `update(..., finite=False)` returns the state unchanged, whatever the gradients are.
+    `update(..., finite=False)` returns the state unchanged, even if the gradients are not finite.
 
     Args:
-      config: fields of `config.optimizer`.
-      schedule: learning rate of each step.
+      config: `config.optimizer` of the run.
+      schedule: function that maps the number of updates to the learning rate.
       frozen_groups: parameter groups that are not updated, in addition to `config.frozen`.
     """
     adamw = optax.chain(
@@ -83,11 +84,10 @@ def update_if_finite(
 
 
 def _adam(b1: float, b2: float, eps: float) -> optax.GradientTransformationExtraArgs:
-    """`optax.scale_by_adam` under `update_if_finite`, with updates from the selected moments.
+    """Returns `optax.scale_by_adam` in `update_if_finite`, with updates from the selected moments.
 
-    XLA then computes the new moments in place. With the updates of optax, which use the moments
-    before the selection, the CPU backend copies all old moments first and takes three times as
-    long.
+    This lets XLA compute the new moments in place. The updates of optax use the moments before the
+    selection, so the CPU backend first copies all old moments and takes three times as long.
     """
     moments = update_if_finite(optax.scale_by_adam(b1, b2, eps))
 

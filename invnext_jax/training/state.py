@@ -22,14 +22,14 @@ class TrainState(flax.struct.PyTreeNode):
     """The state of a run after `step` steps.
 
     Attributes:
-        step: int32 scalar, steps done, including skipped ones.
+        step: int32 scalar, number of steps done, including skipped ones.
         params: tree of float32 arrays.
         opt_state: the state of the optimiser.
-        skipped: int32 scalar, steps skipped so far because loss or gradient was not finite.
-        skipped_in_row: int32 scalar, consecutive skipped steps up to and including the last one.
-        follow: moving averages of parameter groups that the loss uses (EMA targets), by name; {}
+        skipped: int32 scalar, number of steps skipped because the loss or gradient was not finite.
+        skipped_in_row: int32 scalar, number of consecutive skipped steps up to the last step.
+        follow: moving averages of parameter groups that the loss uses (EMA targets), by name. {}
             if there are none.
-        ema: moving average of all parameters, with their structure; {} if there is none.
+        ema: moving average of all parameters, with the structure of `params`. {} if there is none.
     """
 
     step: jax.Array
@@ -41,8 +41,8 @@ class TrainState(flax.struct.PyTreeNode):
     ema: Any = flax.struct.field(default_factory=dict)
 
 
-InitFn = Callable[[jax.Array], Any]  # key -> parameters boxed with their logical axes
-EmaTargets = Mapping[str, str]  # name in `TrainState.follow` -> the parameter group it averages
+InitFn = Callable[[jax.Array], Any]  # key -> parameters in `nn.LogicallyPartitioned` boxes
+EmaTargets = Mapping[str, str]  # name in `TrainState.follow` -> averaged parameter group
 
 
 def _initial_state(
@@ -72,7 +72,7 @@ def abstract_state(
     ema_targets: EmaTargets | None = None,
     ema: bool = False,
 ) -> TrainState:
-    """Returns shapes, dtypes and shardings of the state; nothing is computed.
+    """Returns shapes, dtypes and shardings of the state without computing it.
 
     Optimiser moments and moving averages have the shardings of their parameters.
 
@@ -80,7 +80,7 @@ def abstract_state(
         init_fn: key -> boxed parameters.
         tx: the optimiser.
         mesh: the mesh of the run.
-        ema_targets: parameter groups with a moving average that the loss uses.
+        ema_targets: maps names in `TrainState.follow` to the parameter groups that are averaged.
         ema: whether the state holds a moving average of all parameters.
     """
     key = jax.eval_shape(lambda: jax.random.key(0))
@@ -93,13 +93,13 @@ def abstract_state(
 def init_state(
     init_fn: InitFn, tx: optax.GradientTransformation, abstract: TrainState, key: jax.Array
 ) -> TrainState:
-    """Computes the initial state, each shard on its device, without moving averages.
+    """Computes the initial state without moving averages. Each shard is computed on its device.
 
     Args:
         init_fn: key -> boxed parameters.
         tx: the optimiser.
         abstract: the output of `abstract_state`.
-        key: PRNG key of the initial values.
+        key: PRNG key for the initial values.
     """
 
     def init(key: jax.Array) -> TrainState:
@@ -113,7 +113,7 @@ def init_state(
 
 def init_ema(state: TrainState, ema_targets: EmaTargets, ema: bool = False) -> TrainState:
     """Returns the state with all moving averages set to the current parameters."""
-    # Copies, not references: the step donates the state, and no buffer may be donated twice.
+    # These must be copies: the step donates the state, and no buffer may be donated twice.
     follow = {
         name: jax.tree.map(jnp.copy, state.params[group]) for name, group in ema_targets.items()
     }
@@ -126,13 +126,13 @@ def get_subtree(tree: Any, path: str) -> Any:
 
 
 def replace_subtree(tree: Any, path: str, new: Any) -> Any:
-    """Returns a copy of nested dicts with `new` at the path."""
+    """Returns a copy of nested dicts in which `new` replaces the subtree at `path`."""
     name, _, rest = path.partition("/")
     return {**tree, name: replace_subtree(tree[name], rest, new) if rest else new}
 
 
 def compare_shapes(actual: Mapping[str, tuple], expected: Mapping[str, tuple]) -> list[str]:
-    """Returns one line for each missing, unexpected or wrongly shaped array; [] if all match."""
+    """Returns one line for each array that is missing, unexpected or of the wrong shape."""
     lines = [f"missing: {name} {expected[name]}" for name in expected if name not in actual]
     lines += [f"unexpected: {name} {actual[name]}" for name in actual if name not in expected]
     lines += [
@@ -144,7 +144,7 @@ def compare_shapes(actual: Mapping[str, tuple], expected: Mapping[str, tuple]) -
 
 
 def flat_shapes(tree: Any) -> dict[str, tuple]:
-    """Returns a dict from path to shape of each array of a tree."""
+    """Returns a dict that maps the path of each array in a tree to its shape."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)

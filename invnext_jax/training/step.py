@@ -1,4 +1,4 @@
-"""The training step: gradients, update and metrics. It is the same for all stages."""
+"""The training step of all stages: gradients, parameter update and metrics."""
 
 import functools
 from collections.abc import Callable
@@ -40,7 +40,7 @@ def make_train_step(
     accumulate: int = 1,
     ema_decay: float = 0.0,
 ) -> StepFn:
-    """Makes `step(state, frozen, batch, root_key) -> (state, metrics)`, not yet jitted.
+    """Makes the function `step(state, frozen, batch, root_key) -> (state, metrics)`, not jitted.
 
     The step's key is `fold_in(root_key, state.step)`, so that a resumed run draws the same numbers.
     If the loss or the gradient norm is not finite, the whole update is skipped: parameters, moving
@@ -48,16 +48,16 @@ def make_train_step(
     change.
 
     Args:
-        loss_fn: (params, frozen, batch, key) -> (float32 scalar, dict of float32 scalars); its
-            `frozen` holds the frozen parameters and the EMA targets.
+        loss_fn: function (params, frozen, batch, key) -> (float32 scalar, dict of float32 scalars).
+            Its `frozen` contains the frozen parameters and the EMA targets.
         tx: the optimiser. Its `update(..., finite=False)` must keep its state, as the update of
             `make_optimizer` and of `optimizer.update_if_finite` does.
-        schedule: number of updates -> learning rate, for the log.
-        ema_targets: name -> parameter group of each EMA target, and the momentum m:
-            target = m * target + (1 - m) * group, with the parameters after the update.
-        accumulate: number of microbatches, processed one after the other; see
+        schedule: function that maps the number of updates to the learning rate, for the log.
+        ema_targets: dict from the name of each EMA target to its parameter group, and the momentum
+            m: target = m * target + (1 - m) * group, with the parameters after the update.
+        accumulate: number of microbatches, processed sequentially; see
             `select_microbatch`.
-        ema_decay: decay of the moving average of all parameters; 0 if there is none.
+        ema_decay: decay of the moving average of all parameters. 0 for no average.
 
     Returns:
         The step. Its metrics are float32 and int32 scalars: the terms that `loss_fn` returns, and
@@ -118,13 +118,13 @@ def select_microbatch(
     """Returns one microbatch of a batch and its random key.
 
     A microbatch holds every `microbatches`-th clip, so that each device reads only its own clips.
-    Its key is `fold_in(key, index)`; a batch that is not split keeps its key.
+    Its key is `fold_in(key, index)`. With one microbatch, batch and key are returned unchanged.
 
     Args:
-        batch: arrays [b ...].
+        batch: dict of arrays [b ...].
         key: the step's key.
         index: index of the microbatch, from 0.
-        microbatches: their number, a divisor of b.
+        microbatches: number of microbatches, a divisor of b.
     """
     if microbatches == 1:
         return batch, key
@@ -158,7 +158,7 @@ def _mean_gradients(
 
     shapes = jax.eval_shape(compute, jnp.int32(0))
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), shapes)
-    # Gradient sums like the parameters get their shardings; otherwise each device would hold all.
+    # `zeros_like` gives the gradient sums the parameters' shardings; else they are replicated.
     zeros = (zeros[0], jax.tree.map(lambda p: jnp.zeros_like(p, jnp.float32), params))
     return jax.lax.scan(add, zeros, jnp.arange(microbatches))[0]
 
