@@ -3,8 +3,8 @@
 Batch n of a run contains the global clips n * B to (n + 1) * B - 1, and each process makes its own
 block of them. The video of a global clip and its augmentation depend only on the seed and the
 clip's number, not on the number of workers or processes. If a video is bad, a substitute is drawn
-from the same two numbers. Each run of `repeats` consecutive clips comes from one video, which is
-decoded once. These clips form a group, the unit of work. See docs/data.md.
+from the same two numbers. Every `repeats` consecutive clips come from one video, which is decoded
+once. They form a group, the unit of work. See docs/data.md.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Captions of clips of the embedded world, and labels for matching clips with captions.
+"""Captions for clips of the embedded world, and labels that match clips with captions.
 
 Image-level captions never mention the motion. Most captions omit attributes, so a caption can
 match many clips: `label_matrix` returns multi-positive labels for a sigmoid loss.
@@ -14,7 +14,7 @@ import numpy as np
 
 from invnext_jax.synthetic_world import scene
 
-# Templates of sentences for each level. The names in braces are tasks, filled from the labels.
+# Sentence templates of each level. Names in braces are tasks and are replaced by class names.
 IMAGE_TEMPLATES = {
     "simple": (
         "{a_shape}",
@@ -39,14 +39,14 @@ VIDEO_TEMPLATES = {
 
 @dataclasses.dataclass(frozen=True)
 class Caption:
-    """A sentence and the attributes that it mentions (task -> class id)."""
+    """A sentence, and the attributes that it mentions as a dict from task to class id."""
 
     text: str
     attributes: Mapping[str, int]
 
 
 def image_captions(level: str, labels: Mapping[str, int]) -> tuple[Caption, ...]:
-    """Returns the image-level captions of a clip, one for each template."""
+    """Returns the image-level captions of a clip, one per template."""
     return tuple(_fill(template, level, labels) for template in IMAGE_TEMPLATES[level])
 
 
@@ -56,7 +56,7 @@ def video_caption(level: str, labels: Mapping[str, int]) -> Caption:
 
 
 def all_image_captions(level: str) -> tuple[Caption, ...]:
-    """Returns every distinct image-level caption of a level, in a fixed order."""
+    """Returns all distinct image-level captions of a level, in a fixed order."""
     classes = scene.WorldSpec(level=level).classes
     captions = {}
     for template in IMAGE_TEMPLATES[level]:
@@ -68,11 +68,11 @@ def all_image_captions(level: str) -> tuple[Caption, ...]:
 
 
 def label_matrix(labels: Mapping[str, np.ndarray], captions: Sequence[Caption]) -> np.ndarray:
-    """Marks which captions match which clips.
+    """Returns which captions match which clips.
 
     Args:
         labels: Class ids [b] for each task that a caption mentions.
-        captions: Any captions.
+        captions: The captions to match.
 
     Returns:
         bool [b j], true where clip b has every attribute that caption j mentions.

@@ -1,12 +1,12 @@
 """Writes clips of the embedded world to disk: H.264 files, a manifest and all ground truth.
 
-    <out>/spec.json                     parameters of the world; another spec is an error
+    <out>/spec.json                     parameters of the world, which must not change
     <out>/<split>/000000.mp4            the clip, 8 frames per second
     <out>/gt/<split>/000000.npz         depth, boxes, visible, ids: see `render.Clip`
     <out>/<split>.captions.jsonl        image-level and video-level captions with their attributes
     <out>/<split>.csv                   the manifest, written last
 
-Files are written atomically. An interrupted run is resumed by repeating it.
+Files are written atomically. An interrupted run resumes when it is repeated.
 """
 
 import concurrent.futures
@@ -33,9 +33,9 @@ from invnext_jax.synthetic_world import render, scene
 from invnext_jax.synthetic_world.scene import WorldSpec
 
 FRAMES_PER_SECOND = 8
-FORMAT = 1  # increase it when the same spec produces other clips
+FORMAT = 1  # increase it when the same spec produces different clips
 SOURCE = "world"
-# Full colour resolution and a low loss, because the shapes are about a dozen pixels wide.
+# No chroma subsampling and little compression, because shapes are only about a dozen pixels wide.
 PIXEL_FORMAT, CRF = "yuv444p", 10
 STALE_SECONDS = 60  # temporary files older than this are leftovers of an interrupted run
 CLIPS_PER_TASK = 8  # clips that a worker process writes per task
@@ -49,20 +49,20 @@ def write_world(
     workers: int = 1,
     progress: bool = True,
 ) -> Path:
-    """Writes clips 0 to `videos` - 1 of `spec` and skips those that exist.
+    """Writes clips 0 to `videos` - 1 of `spec`; existing clips are skipped.
 
     Args:
-        spec: Parameters of the world. The splits of a world share a folder.
+        spec: Parameters of the world. All splits of a world use the same folder.
         out_dir: Output folder, created if missing.
         videos: Number of clips.
-        workers: Number of processes; 1 writes in this process.
-        progress: Whether to show a bar on a terminal, or plain lines elsewhere.
+        workers: Number of processes. 1 writes in the current process.
+        progress: Whether to show progress: a bar on a terminal, plain lines otherwise.
 
     Returns:
         Path of the manifest.
 
     Raises:
-        UserError: `videos` is not positive, or `out_dir` holds another world.
+        UserError: `videos` is not positive, or `out_dir` contains another world.
         RuntimeError: A worker process died.
     """
     if videos < 1:
@@ -107,7 +107,7 @@ def _pending_clips(spec: WorldSpec, out_dir: Path, videos: int) -> list[int]:
     for temporary in out_dir.glob(f"**/.*{atomic_file.TEMPORARY_SUFFIX}"):
         if time.time() - temporary.stat().st_mtime > STALE_SECONDS:
             temporary.unlink(missing_ok=True)
-    # The video of a clip is written after its ground truth, so it is enough to list the videos.
+    # A clip's video is written after its ground truth, so checking for the video is enough.
     names = {entry.name for entry in os.scandir(out_dir / spec.split)}
     return [index for index in range(videos) if f"{index:06d}.mp4" not in names]
 
@@ -115,21 +115,23 @@ def _pending_clips(spec: WorldSpec, out_dir: Path, videos: int) -> list[int]:
 def _write_clips(
     spec: WorldSpec, out_dir: Path, pending: list[int], workers: int
 ) -> Iterator[None]:
-    """Yields once for each clip that is written."""
+    """Writes the pending clips; yields None after each clip."""
     write = functools.partial(_write_clip, spec, out_dir)
     if workers <= 1 or len(pending) <= 1:
         yield from map(write, pending)
         return
     with concurrent.futures.ProcessPoolExecutor(
         min(workers, len(pending)),
-        mp_context=multiprocessing.get_context("spawn"),  # this process may have threads
+        mp_context=multiprocessing.get_context(
+            "spawn"
+        ),  # forking is unsafe if this process has threads
         initializer=_exit_with_parent,
     ) as pool:
         yield from pool.map(write, pending, chunksize=CLIPS_PER_TASK)
 
 
 def _exit_with_parent() -> None:
-    """Ends this worker process when its parent is killed, which the pool does not do."""
+    """Exits this worker process when its parent is killed, which the pool does not do."""
     parent = multiprocessing.parent_process()
 
     def wait() -> None:
@@ -151,7 +153,7 @@ def _write_clip(spec: WorldSpec, out_dir: Path, index: int) -> None:
 
 
 def encode_mp4(video: np.ndarray, *, frames_per_second: int = FRAMES_PER_SECOND) -> bytes:
-    """Encodes uint8 [t h w c] RGB as H.264 with full colour resolution."""
+    """Encodes uint8 [t h w c] RGB as H.264 without chroma subsampling."""
     buffer, reformatter = io.BytesIO(), VideoReformatter()
     with av.open(buffer, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=frames_per_second)

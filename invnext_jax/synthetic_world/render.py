@@ -23,7 +23,7 @@ class Clip:
     Attributes:
         video: uint8 [t h w c], RGB.
         depth: float16 [t h w], distance from the camera.
-        boxes: float32 [t k 4], x0 y0 x1 y1 in [0, 1]; zeros for absent objects. See
+        boxes: float32 [t k 4], (x0, y0, x1, y1) in [0, 1]; zeros for absent objects. See
             `scene.Scene` for the box of an object that crosses the border.
         visible: int32 [t k], number of visible pixels of the object, on both sides of the border.
         ids: int8 [t h w], 0 for background, k + 1 where object k is visible.
@@ -56,17 +56,17 @@ class Clip:
 
     @property
     def image_captions(self) -> list[str]:
-        """Captions that match every frame; none mentions the motion."""
+        """Captions that match every frame. They never mention the motion."""
         return [c.text for c in captions.image_captions(self.level, self.labels)]
 
     @property
     def video_caption(self) -> str:
-        """A caption with all attributes."""
+        """Caption that mentions all attributes."""
         return captions.video_caption(self.level, self.labels).text
 
 
 def render_clip(spec: WorldSpec, index: int) -> Clip:
-    """Renders clip `index`; a pure function of its arguments.
+    """Renders clip `index`. This is a pure function of its arguments.
 
     Raises:
         UserError: `index` is negative.
@@ -121,7 +121,7 @@ def _pixels(size: int) -> np.ndarray:
 
 
 def _coverage(spec: WorldSpec, scene: Scene, k: int) -> np.ndarray:
-    """Returns the share of each pixel that object k covers, float32 [t h w], with wrap-around."""
+    """Returns the fraction of each pixel covered by object k, with wrap-around: float32 [t h w]."""
     size, pixels_n = spec.size, _pixels(spec.size)
     delta_2tn = pixels_n - scene.center_tk2[:, k].T[..., None]
     delta_2tn = (delta_2tn + size / 2) % size - size / 2
@@ -143,12 +143,13 @@ def _coverage(spec: WorldSpec, scene: Scene, k: int) -> np.ndarray:
 
 
 def _bilinear_weights(position_tn: np.ndarray, cells: int) -> np.ndarray:
-    """Returns bilinear weights [t n i] for `cells` equal cells over [-1, 1]; 0 outside."""
+    """Returns bilinear weights [t n i] for i = `cells` equal cells over [-1, 1]; zero outside."""
     cell_tn = (position_tn + 1) * np.float32(cells / 2) - np.float32(0.5)
     return np.maximum(0, 1 - np.abs(cell_tn[..., None] - np.arange(cells, dtype=np.float32)))
 
 
-# Outlines in [-1, 1] x [-1, 1], v pointing down: approximate signed distance, positive inside.
+# Outlines in [-1, 1] x [-1, 1] with v pointing down. Each function returns the approximate signed
+# distance to the outline, positive inside.
 def _disc(u, v):
     return 1 - np.sqrt(u * u + v * v)
 
@@ -200,7 +201,7 @@ OUTLINES = {
 
 
 def _plain_background(spec: WorldSpec, rng: np.random.Generator):
-    """Returns a static dark background with gradient and grain [1 h w c], and depth [t h w]."""
+    """Returns a static dark background [1 h w c] with gradient and noise, and its depth [t h w]."""
     size = spec.size
     angle, strength = rng.uniform(0, 2 * math.pi), rng.uniform(0, 12)
     along_n = (_pixels(size) / size - np.float32(0.5)) * np.float32(strength)
@@ -213,7 +214,7 @@ def _plain_background(spec: WorldSpec, rng: np.random.Generator):
 
 
 def _textured_background(spec: WorldSpec, scene: Scene, rng: np.random.Generator):
-    """Returns a textured, tilted ground that moves by parallax [t h w c], and depth [t h w]."""
+    """Returns a tilted, textured ground [t h w c] that moves by parallax, and its depth [t h w]."""
     size, pixels_n = spec.size, _pixels(spec.size)
     depth_h = np.float32(rng.uniform(6, 9)) - np.float32(2.5) * pixels_n / size
     shift_th2 = 2 * scene.camera_t2[:, None] / depth_h[None, :, None]
@@ -228,7 +229,7 @@ def _textured_background(spec: WorldSpec, scene: Scene, rng: np.random.Generator
 
 
 def _sample_wave(rng: np.random.Generator, low: float, high: float):
-    """Samples wave numbers along x and y and a phase, in radians for coordinates in [0, 1]."""
+    """Samples wave numbers along x and y, and a phase, in radians for coordinates in [0, 1]."""
     angle, number = rng.uniform(0, math.pi), 2 * math.pi * rng.uniform(low, high)
     wave = (number * math.cos(angle), number * math.sin(angle), rng.uniform(0, 2 * math.pi))
     return tuple(np.float32(value) for value in wave)

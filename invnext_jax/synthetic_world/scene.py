@@ -1,9 +1,8 @@
 """Scenes of the embedded world: labels, trajectories and boxes of a clip, without its pixels.
 
-Objects move on a torus whose period is the side of the frame. They start at a uniformly random
-position, with the same distribution in every class. A single frame therefore carries no
-information about the motion, and unordered frames do not distinguish a motion from its time
-reversal.
+Objects move on a torus whose period is the side length of the frame. Their start position is
+uniformly random, independent of the class. A single frame therefore contains no information about
+the motion, and unordered frames do not distinguish a motion from its time reversal.
 
 Shape key: t frames, k objects, 2 = (x, y), 4 = (x0, y0, x1, y1).
 """
@@ -39,9 +38,9 @@ RGB = np.array(
     np.float32,
 )
 
-# Rows of scikit-learn's digits, which are ordered by writer. The splits share no image.
+# Rows of scikit-learn's digits data set, which is ordered by writer. The splits share no image.
 DIGIT_ROWS = {"train": (0, 1300), "val": (1300, 1548), "test": (1548, 1797)}
-LOG_SIZE_PERIOD = 1.0  # full level: the log-size wraps around, like the position
+LOG_SIZE_PERIOD = 1.0  # on the full level, the log-size wraps around like the position
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +53,7 @@ class WorldSpec:
         size: Side of a frame in pixels, at least 16.
         frames: Frames per clip, at least 2. The full level needs an even number; otherwise
             unordered frames would distinguish "left then right" from "right then left".
-        seed: At least 0.
+        seed: Non-negative seed of the world.
         split: "train", "val" or "test". The splits share no clip and no digit image.
 
     Raises:
@@ -91,20 +90,20 @@ class WorldSpec:
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """Content of a clip without its pixels. The labels describe object 0.
+    """Content of a clip before rendering. The labels describe object 0.
 
     Attributes:
         labels: Class id for each task of `WorldSpec.classes`.
-        kinds: Name of the outline of each object; "digit" for the digit.
+        kinds: Name of each object's outline, or "digit" for the digit.
         center_tk2: Centre in pixels, in [0, size), float32.
         half_tk2: Half width and half height in pixels, float32.
         angle_tk: Rotation in radians, float32.
         depth_tk: Distance from the camera, float32. Nearer objects occlude farther ones.
         color_k3: RGB of each object, float32.
-        boxes_tk4: x0, y0, x1, y1 in [0, 1], float32. An object that crosses the border is drawn
-            on both sides. Its box is that of the copy whose centre is in the frame, clipped to
-            the frame; the other part, always the smaller one, has no box. Occlusion does not
-            change the box.
+        boxes_tk4: (x0, y0, x1, y1) in [0, 1], float32. An object that crosses the border is drawn
+            on both sides. Its box encloses the copy whose centre is in the frame and is clipped to
+            the frame. The part on the other side is always smaller and has no box. Occlusion does
+            not change the box.
         camera_t2: Camera position in pixels at unit depth, float32.
         digit: Row of the digit image in scikit-learn's data set; -1 on the simple level.
     """
@@ -122,7 +121,7 @@ class Scene:
 
 
 def clip_rng(spec: WorldSpec, index: int, stream: int) -> np.random.Generator:
-    """Returns the random generator of clip `index`; streams are independent of each other."""
+    """Returns the random number generator of clip `index` for one of its independent streams."""
     words = (spec.seed, SPLITS.index(spec.split), index, stream)
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(words)))
 
@@ -142,7 +141,7 @@ def sample_scene(spec: WorldSpec, index: int) -> Scene:
 
 
 def sample_labels(spec: WorldSpec, index: int) -> dict[str, int]:
-    """Samples only the labels of clip `index`: the class id of each task."""
+    """Samples the labels of clip `index`, the class id of each task, without the trajectories."""
     return _draw_labels(spec, clip_rng(spec, index, 0))
 
 
@@ -155,7 +154,7 @@ def _sample_simple_scene(
 ) -> Scene:
     size, times_t = spec.size, np.arange(spec.frames)
     half = size * 6 / 32 * rng.uniform(0.9, 1.12)
-    # At least half a patch per frame, for patches of a quarter of the frame.
+    # Objects move at least half a patch per frame if a patch is a quarter of the frame wide.
     speed = size * rng.uniform(4.0, 4.8) / 32
     angle = labels["motion"] * math.pi / 4
     velocity_2 = speed * np.array([math.cos(angle), math.sin(angle)])
@@ -197,8 +196,8 @@ def _sample_full_scene(spec: WorldSpec, rng: np.random.Generator, labels: dict[s
         color_k3.append(RGB[rng.integers(len(COLORS))] * rng.uniform(0.5, 1.0))
         kinds.append(DISTRACTORS[rng.integers(len(DISTRACTORS))])
     depth_tk = np.stack(depth_tk, axis=1)
-    # The path of the digit is in screen coordinates, independent of the camera. With parallax, a
-    # turning path would distinguish "left then right" from "right then left" in unordered frames.
+    # The digit's path is in screen coordinates, independent of the camera. With parallax, unordered
+    # frames of a turning path would distinguish "left then right" from "right then left".
     parallax_tk2 = -2 * camera_t2[:, None] / depth_tk[..., None]
     parallax_tk2[:, 0] = 0
     return _assemble_scene(
@@ -235,7 +234,7 @@ def _assemble_scene(spec: WorldSpec, *, center_tk2, half_tk2, angle_tk, kinds, *
 
 
 def _extent(kind: str, angle_t: np.ndarray) -> np.ndarray:
-    """Returns half width and height [t 2] of a rotated outline that fills [-1, 1] at angle 0."""
+    """Returns half the width and height [t 2] of an outline that fills [-1, 1] before rotation."""
     if kind == "disc" or not angle_t.any():
         return np.ones((len(angle_t), 2))
     corners_n2 = np.array(CORNERS[kind])
@@ -251,7 +250,7 @@ def _sample_in_disc(rng: np.random.Generator, radius: float) -> np.ndarray:
 
 
 def _motion_path(motion: str, frames: int) -> np.ndarray:
-    """Returns the unit-speed path [t 3], in x, y and log-size, of a motion of the full level."""
+    """Returns the path (x, y, log-size) [t 3] of a full-level motion at unit speed."""
     times_t = np.arange(frames)
     turning_t = np.abs(times_t - (frames - 1) / 2)  # symmetric in time: each value occurs twice
     line_t = turning_t if "then" in motion else times_t

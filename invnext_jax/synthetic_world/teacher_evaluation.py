@@ -20,9 +20,9 @@ class Frames(NamedTuple):
     """Clips of the world; each frame is an image.
 
     Attributes:
-      video_bthwc: uint8.
-      object_bthw: bool, the visible pixels of the object that the labels describe.
-      labels: int [b] for each task of the level.
+      video_bthwc: RGB frames, uint8.
+      object_bthw: mask of the visible pixels of the object that the labels describe, bool.
+      labels: class ids, int [b] for each task of the level.
     """
 
     video_bthwc: np.ndarray
@@ -38,15 +38,15 @@ def normalize(images_bhwc: jax.Array) -> jax.Array:
 def class_embeddings(
     captions: Sequence[Caption], text_jd: np.ndarray, classes: Mapping[str, Sequence[str]]
 ) -> dict[str, np.ndarray]:
-    """Computes a unit vector for each class: the mean over the captions that mention only it.
+    """Computes class embeddings: normalized means over the captions that mention only one class.
 
     Args:
-      captions: every image-level caption.
-      text_jd: their embeddings.
-      classes: names of the classes of every task.
+      captions: all image-level captions.
+      text_jd: text embeddings of the captions.
+      classes: class names of each task.
 
     Returns:
-      float32 [classes, d] for each task that is the only task of some captions.
+      Unit vectors, float32 [k d], for each task that some captions mention alone.
     """
     rows = collections.defaultdict(list)
     for caption, text_d in zip(captions, text_jd, strict=True):
@@ -64,17 +64,18 @@ def class_embeddings(
 def evaluate(
     vision: nn.Module, params: Any, frames: Frames, prompts: Mapping[str, np.ndarray]
 ) -> dict[str, float]:
-    """Measures zero-shot accuracy, and how much the pooling head attends to the object.
+    """Measures zero-shot accuracy and the attention of the pooling head to the object.
 
     Args:
       vision: the vision tower.
-      params: its parameters.
+      params: parameters of the vision tower.
       frames: held-out clips; each frame is an image.
       prompts: output of `class_embeddings`.
 
     Returns:
-      "zero_shot/<task>" in percent; "attention/object", the share of the attention on patches that
-      the object overlaps, and "attention/object_area", the share of the patches that it overlaps.
+      A dict with the accuracy "zero_shot/<task>" in percent; "attention/object", the share of the
+      attention on patches that overlap the object; and "attention/object_area", the share of such
+      patches.
     """
     apply = jax.jit(lambda images: vision.apply({"params": params}, normalize(images)))
     size, totals = vision.patch, collections.defaultdict(list)

@@ -13,13 +13,13 @@ PAD = "<pad>"
 
 
 def build_vocabulary(captions: Sequence[Caption]) -> dict[str, int]:
-    """Returns the id of every word in the captions, in alphabetical order; 0 is padding."""
+    """Returns the id of each word in the captions, in alphabetical order from 1; 0 is padding."""
     words = sorted({word for caption in captions for word in caption.text.split()})
     return {PAD: 0} | {word: number for number, word in enumerate(words, start=1)}
 
 
 def tokenize(captions: Sequence[Caption], vocabulary: Mapping[str, int], length: int) -> np.ndarray:
-    """Returns the token ids of captions, int32 [j n], padded at the end.
+    """Returns the token ids of captions, int32 [j n] with n = `length`, padded at the end.
 
     Raises:
         ValueError: A caption has more than `length` words.

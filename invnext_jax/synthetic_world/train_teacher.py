@@ -1,7 +1,7 @@
 """Trains the image teacher of the embedded world: a small SigLIP2 on single frames and captions.
 
 The demo downloads nothing, so its image teacher is trained on the world itself, with the sigmoid
-loss of SigLIP (arXiv 2303.15343). In this world a caption can be true of many images. A label is
+loss of SigLIP (arXiv 2303.15343). In this world a caption can match many images. A label is
 therefore true if the image has every attribute that the caption mentions.
 
 Shape key: b images, j captions, n words, d width, h w pixels, c channels.
@@ -47,11 +47,11 @@ WEIGHTS_FILE = "siglip2.safetensors"
 
 
 def sigmoid_loss(logits_bj: jax.Array, labels_bj: jax.Array) -> jax.Array:
-    """Computes the negative log likelihood of all pairs: summed over captions, mean over images.
+    """Computes the negative log likelihood of all pairs, summed over captions, mean over images.
 
     Args:
-      logits_bj: float32, one for each pair.
-      labels_bj: bool, whether the caption is true of the image; several may be true in a row.
+      logits_bj: logit of each (image, caption) pair, float32.
+      labels_bj: whether the caption matches the image, bool. A row may have several matches.
     """
     signed_bj = jnp.where(labels_bj, logits_bj, -logits_bj)
     return -jnp.mean(jnp.sum(jax.nn.log_sigmoid(signed_bj), axis=1))
@@ -66,7 +66,7 @@ def make_frames(spec: WorldSpec, clips: int) -> Frames:
 
 
 def make_model(config: Any, vocabulary_size: int) -> SigLip:
-    """Makes both towers of a run."""
+    """Makes the model: the vision tower and the text tower."""
     return SigLip(
         vision=teachers.from_config(config),
         text=TextTower(
@@ -87,10 +87,10 @@ def make_model(config: Any, vocabulary_size: int) -> SigLip:
 def init_params(model: SigLip, length: int, key: jax.Array) -> Any:
     """Initializes the parameters, boxed with their logical axes; call inside jit or eval_shape.
 
-    At these widths a standard deviation of 0.02 everywhere keeps all features nearly equal for a
-    thousand steps. Here the outputs of a layer start with the scale of its inputs. The residual
-    branches of the vision tower start small: a token then represents its own patch first, and the
-    pooling head learns to attend to the object.
+    At these widths, with a standard deviation of 0.02 for all weights, all features stay nearly
+    equal for a thousand steps. Therefore the weights are scaled such that a layer's outputs have
+    the scale of its inputs. The residual branches of the vision tower start small, so that a token
+    first represents its own patch and the pooling head learns to attend to the object.
     """
     size = model.vision.size
     inputs = jnp.zeros((1, size, size, 3)), jnp.zeros((1, length), jnp.int32)
@@ -112,17 +112,17 @@ def init_params(model: SigLip, length: int, key: jax.Array) -> Any:
 def sample_batch(
     rng: np.random.Generator, frames: Frames, level: str, size: int, text: dict[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """Samples images, and one true caption for each.
+    """Samples images and one matching caption per image.
 
     Args:
       rng: random number generator of this step.
-      frames: the images to choose from.
+      frames: the images to sample from.
       level: level of the world.
       size: number of pairs.
-      text: caption -> its word ids.
+      text: caption -> word ids.
 
     Returns:
-      `images` uint8 [b h w c], `words` int32 [b n], `labels` bool [b b].
+      A dict with `images` uint8 [b h w c], `words` int32 [b n] and `labels` bool [b b].
     """
     clips = rng.choice(len(frames.video_bthwc), size)
     times = rng.integers(frames.video_bthwc.shape[1], size=size)
@@ -141,19 +141,19 @@ def sample_batch(
 def train(config: Any, workdir: str | Path) -> dict[str, Any]:
     """Trains both towers and writes the vision tower to `<workdir>/siglip2.safetensors`.
 
-    The file also holds one text embedding for each class, for zero-shot classification. A run takes
-    minutes and has no checkpoints; the same command starts from the beginning.
+    The file also contains one text embedding per class, for zero-shot classification. A run takes
+    minutes and writes no checkpoints, so an interrupted run starts from the beginning.
 
     Args:
-        config: see `configs/teacher.py`.
+        config: config of the run, see `configs/teacher.py`.
         workdir: folder for the weights and the metrics.
 
     Returns:
         The output of `evaluate` on the clips of the split "val".
 
     Raises:
-        UserError: the config does not allow this run.
-        NonFiniteError: too many steps in a row had no finite loss and gradient.
+        UserError: an option of the config has an invalid value.
+        NonFiniteError: too many consecutive steps had a non-finite loss or gradient.
     """
     if config.total_steps < 1:
         raise UserError(f"config.total_steps={config.total_steps} must be at least 1")
@@ -195,7 +195,7 @@ def _spec(config: Any, split: str) -> WorldSpec:
 
 
 class _LogSteps(loop.Callbacks):
-    """Adds each step to a reporter."""
+    """Adds the metrics of each step to a reporter."""
 
     def __init__(self, reporter: reporter_lib.Reporter):
         self._reporter = reporter
