@@ -75,7 +75,7 @@ def test_manifest_has_labels_of_every_good_record(dataset, tmp_path, videos):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({}, "has the splits train, test: name one"),
+        ({}, "has the splits train, test: select one"),
         ({"split": "val"}, "select one of them with --split"),
         ({"split": "test", "feature": "sound"}, "has no feature 'sound'"),
         ({"split": "test", "feature": "caption"}, "none of 2 records holds a good video"),
