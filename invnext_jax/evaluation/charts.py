@@ -16,7 +16,7 @@ COLORS = ("#1f5f99", "#c8502d", "#3c8f5a", "#8a5fb0", "#b58900", "#5b6770")
 INK, FAINT = "#3b4450", "#dfe3e8"
 NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 STYLE = {
-    "svg.fonttype": "none",  # keeps text as text, in the font of the page
+    "svg.fonttype": "none",  # keeps text selectable and in the font of the page
     "font.size": 9,
     "axes.edgecolor": "#aab2bb",
     "text.color": INK,
@@ -27,7 +27,7 @@ STYLE = {
 
 @dataclasses.dataclass(frozen=True)
 class ChartSpec:
-    """One chart: the metrics whose complete name matches `pattern`, and a caption."""
+    """A chart of all metrics whose full name matches `pattern`, with a caption."""
 
     title: str
     pattern: str
@@ -99,14 +99,15 @@ CHARTS = (
 
 
 def make_charts(records: Sequence[Mapping[str, Any]], salt: str) -> list[dict[str, Any]]:
-    """Draws each chart that the records have values for.
+    """Draws the charts whose metrics occur in the records.
 
     Args:
       records: lines of metrics.jsonl; values may be missing or None.
-      salt: text that makes the SVG identifiers differ from those of other runs.
+      salt: text that makes SVG identifiers unique among the runs of a page.
 
     Returns:
-      A list of `title`, `caption`, `svg` and `legend`, a list of (name, colour, last value).
+      A list of dicts with `title`, `caption`, `svg` and `legend`, which lists (name, colour, last
+      value).
     """
     names = sorted({name for record in records for name in record} - {"step"})
     charts = []

@@ -1,8 +1,8 @@
 """A web page of the training clips of a run: frames, masks, and the source of each clip.
 
 Clips and masks are those of the first steps of a run with one process. The random numbers of a mask
-depend only on the index of a clip in its batch, so a part of a batch has the same masks as the
-complete batch.
+depend only on the index of a clip in its batch, so the first clips of a batch have the same masks
+as in the complete batch.
 
 Shape key: b clips, t frames, h w pixels, c channels, y x grid rows and columns, s patches of a
 frame.
@@ -39,10 +39,10 @@ class ShownClip(NamedTuple):
     """A training clip with its masks.
 
     Attributes:
-      video_thwc: uint8.
+      video_thwc: uint8 frames.
       row: row number in the manifest.
       step: training step that uses the clip, from 0.
-      visible: masks bool [t y x], True: visible; several for multi-block masks.
+      visible: masks, bool [t y x], True for visible patches; several for multi-block masks.
     """
 
     video_thwc: np.ndarray
@@ -52,15 +52,15 @@ class ShownClip(NamedTuple):
 
 
 def write_page(config: ml_collections.ConfigDict, out: str | Path, clips: int = 16) -> Path:
-    """Writes the page.
+    """Writes a web page of the first training clips of a run.
 
     Args:
       config: config of the run.
-      out: the HTML file.
+      out: HTML file to write.
       clips: number of clips.
 
     Raises:
-      UserError: the config is wrong, a file is missing, or no video can be read.
+      UserError: the config is invalid, a file is missing, or no video can be read.
     """
     if clips < 1:
         raise UserError(f"clips={clips} must be at least 1")
@@ -98,7 +98,7 @@ def sample_clips(
     stage = registry.find_stage(config)
     sample_visible = jax.jit(functools.partial(stage.sample_visible, config))
     root_key = jax.random.key(config.seed)
-    # One video at a time: order and crops of the clips do not depend on the batch size.
+    # Reads one video at a time; the order and crops of clips do not depend on the batch size.
     repeats = config.data.repeats
     if config.batch_size % repeats:
         raise UserError(f"{config.batch_size=} must be divisible by config.data.repeats={repeats}")
@@ -121,15 +121,16 @@ def sample_clips(
                     video_bthwc[i], int(row), step, [mask_btyx[i] for mask_btyx in masks_btyx]
                 )
     finally:
-        if hasattr(iterator, "close"):  # ends the workers
+        if hasattr(iterator, "close"):  # stops the workers
             iterator.close()
 
 
 def count_reasons(reasons: Mapping[str, str]) -> list[tuple[str, int]]:
-    """Counts dropped files by kind of reason, the most frequent first.
+    """Counts dropped files by kind of reason, with the most frequent first.
 
     Args:
-      reasons: by path; paths and numbers are removed, so that equal kinds have equal text.
+      reasons: reason of each path; paths and numbers are removed from the text of a reason, so
+        that reasons of the same kind are equal.
     """
     kinds = collections.Counter()
     for path, reason in reasons.items():

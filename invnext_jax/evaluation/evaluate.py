@@ -1,8 +1,8 @@
 """Evaluates one checkpoint: runs the evaluators of a config and writes results.json.
 
-Extracted features and the rows of each evaluator are kept in the workdir, with a key of everything
-that they depend on. A command that was killed continues from there, and a repeated command measures
-nothing.
+The extracted features and the rows of each evaluator are cached in the workdir, under a key of
+everything that they depend on. A killed command can therefore continue, and a repeated command
+computes nothing again.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ from invnext_jax.evaluation.inputs import (
     encoder_key,
 )
 
-FORMAT = 2  # version of results.json; in 1, rows had neither evaluator, metric, value nor n
+FORMAT = 2  # version of results.json; rows of version 1 lack evaluator, metric, value and n
 RESULTS = "results.json"
 
 
@@ -41,11 +41,11 @@ def evaluate_checkpoint(config: ml_collections.ConfigDict, workdir: str | Path) 
 
     Args:
       config: see configs/eval/linear_probe.py.
-      workdir: created if needed.
+      workdir: output folder; created if needed.
 
     Returns:
       The content of results.json: `rows` (see `Row.to_json`), `tokens` (statistics of the grid
-      tokens), and what is needed to repeat the evaluation.
+      tokens), and the settings that are needed to repeat the evaluation.
 
     Raises:
       UserError: the checkpoint, an option, a manifest or a label cannot be used.
@@ -76,8 +76,8 @@ def evaluate_checkpoint(config: ml_collections.ConfigDict, workdir: str | Path) 
     measurements = []
     cache = FeatureCache(workdir / "features")
     inputs = EvalInputs("encoder", dataset, lambda: loaded, cache)
-    # The path and the parameters of the checkpoint are not part of the key of the controls, so a
-    # retrained run keeps them.
+    # The key of the controls contains neither the path nor the parameters of the checkpoint, so
+    # the controls stay valid when the run is trained again.
     untrained = EvalInputs("random", dataset, lambda: _with_random_params(loaded, config), cache)
     for evaluator, subject, subject_key in _plan(evaluators, inputs, untrained, config.controls):
         source = code[evaluator.name]
@@ -102,15 +102,15 @@ def evaluate_checkpoint(config: ml_collections.ConfigDict, workdir: str | Path) 
 
 
 def _source_of(evaluator: Evaluator) -> str:
-    """Returns the source of an evaluator's class, so that changed code is measured again."""
+    """Returns the source code of an evaluator, so that a change of it changes the cache key."""
     try:
         return inspect.getsource(type(evaluator))
-    except (OSError, TypeError):  # defined in an interactive session
+    except (OSError, TypeError):  # the class was defined in an interactive session
         return ""
 
 
 def resolve(config: Any, encoder_config: Any) -> ml_collections.FrozenConfigDict:
-    """Fills in the sizes that come from the encoder and the paths of the manifests.
+    """Fills in the encoder's sizes and the paths of the manifests.
 
     Raises:
       UserError: the patch size of the encoder does not divide the clip size.
@@ -156,7 +156,7 @@ def choose_tasks(config: Any) -> tuple[str, ...]:
 
 
 def read_results(workdir: str | Path) -> dict[str, Any]:
-    """Reads the results.json of an evaluation; results of format 1 get the fields of format 2.
+    """Reads the results.json of an evaluation; converts results of format 1 to format 2.
 
     Raises:
       UserError: the file is not JSON, or its format is unknown.
@@ -187,7 +187,7 @@ _EVALUATORS_OF_FORMAT_1 = {
 
 
 def _plan(evaluators, inputs, untrained, controls: bool):
-    """Yields (evaluator, inputs, key of the inputs), where None is the key of the checkpoint."""
+    """Yields (evaluator, inputs, key of the inputs); the key is None for the checkpoint."""
     for evaluator in evaluators:
         if not evaluator.is_baseline:
             yield evaluator, inputs, None
@@ -207,7 +207,7 @@ def _options_of_rows(config) -> dict[str, Any]:
 
 
 def _measure(evaluator: Evaluator, inputs: EvalInputs, config: Any) -> dict[str, Any]:
-    """Returns rows and, if the evaluator used features, statistics of the held-out tokens."""
+    """Returns the rows and, if the evaluator used features, statistics of the held-out tokens."""
     rows = [row.to_json() for row in evaluator.evaluate(inputs, config)]
     tokens = {}
     if inputs.has_features and not evaluator.is_baseline:
@@ -216,7 +216,7 @@ def _measure(evaluator: Evaluator, inputs: EvalInputs, config: Any) -> dict[str,
 
 
 def _cached(path: Path, key: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Returns the content of a file if it was measured under `key`; else measures and writes it."""
+    """Returns a file's content if it has this key; otherwise measures and writes it."""
     found = _read(path, key)
     if found is None:
         found = {"key": key, **measure()}

@@ -1,4 +1,4 @@
-"""Checks that an exported encoder gives the features of the original, on a fixed clip.
+"""Checks that an exported encoder computes the original's features on a fixed clip.
 
 Shape key: b videos, t frames, h w pixels, c channels, n tokens, d width.
 """
@@ -16,7 +16,7 @@ from invnext_jax.models import encoder as encoder_model
 from invnext_jax.models.patches import normalize
 from invnext_jax.weights import export, files
 
-# Largest relative change of the features that is allowed for each type of the tensors.
+# Largest allowed relative change of the features, by dtype of the tensors.
 TOLERANCE = {"float32": 0.0, "float16": 1e-2, "bfloat16": 5e-2}
 
 
@@ -28,9 +28,9 @@ def check_export(
     tensors: dict[str, Any],
     dtype: str,
 ) -> str:
-    """Compares the written files with the weights; returns a sentence about the result.
+    """Compares the written files with the weights and returns a sentence about the result.
 
-    Empties `params` and `tensors`, so that memory does not hold a second copy of the encoder.
+    Empties `params` and `tensors`, to avoid a second copy of the encoder in memory.
 
     Raises:
       UserError: a tensor or a feature differs, or a weight is not finite.
@@ -67,7 +67,7 @@ def clip_features(config: Any, params: Any) -> np.ndarray:
 
 
 def _to_device(tree: dict[str, Any]) -> dict[str, Any]:
-    """Moves the leaves to the device one by one and frees each on the host."""
+    """Moves the leaves to the device one by one and frees each host copy."""
     moved = {}
     for name in list(tree):
         leaf = tree.pop(name)
@@ -84,13 +84,13 @@ def check_same_features(before: np.ndarray, path: Path, tolerance: float) -> flo
     Args:
       before: tokens of the original encoder.
       path: an export.
-      tolerance: largest allowed difference as a share of the largest value; 0: equal bits.
+      tolerance: largest allowed difference relative to the largest value; 0 for equal bits.
 
     Returns:
-      The largest difference as a share of the largest value.
+      The largest difference relative to the largest value.
 
     Raises:
-      UserError: they differ by more.
+      UserError: the difference is larger than `tolerance`.
     """
     loaded = pretrained.load_encoder(path)
     after = clip_features(loaded.config, loaded.params)

@@ -1,7 +1,7 @@
-"""Exports the weights of a run to files, and checks that they give the same features.
+"""Exports the weights of a run to files, and checks that they compute the same features.
 
-Memory stays near one copy of the weights: tensors are converted, written, read back and compared
-one at a time.
+Memory holds little more than one copy of the weights, because tensors are converted, written, read
+back and compared one at a time.
 """
 
 import contextlib
@@ -21,13 +21,13 @@ from invnext_jax.weights import export, files, layout, match, published, referen
 
 FORMATS = ("ours", "internvideo_next")
 DTYPES = ("float32", "float16", "bfloat16")
-# Fields of a run's config that describe its parts. Paths of the run's machine are left out.
+# Fields of a run's config that describe its parts; paths on the run's machine are excluded.
 KEPT = ("stage", "variant", "dtype", "remat", "init_gain", "encoder", "predictor", "decoder")
 KEPT += ("teacher", "target", "loss")
 
 
 class ExportFormat(NamedTuple):
-    """Layout of an export, "ours" or "internvideo_next", and the type of its tensors."""
+    """Layout of an export, "ours" or "internvideo_next", and dtype of its tensors."""
 
     format: str = "ours"
     dtype: str = "float32"
@@ -45,23 +45,23 @@ def export_run(
     """Writes `parts` of a run's newest checkpoint to `out`.
 
     All files are first written to a temporary folder next to `out`, read back and compared: each
-    tensor bit for bit (float32), and the features of a fixed clip. Then they are renamed.
+    tensor bit for bit (if float32), and the features of a fixed clip. Then they are renamed.
 
     Args:
       run: workdir of a pretraining run, or an earlier export.
-      out: "ours": a .safetensors file; a .json file is written next to it. "internvideo_next": a
-        folder.
+      out: for "ours", a .safetensors file, next to which a .json file is written; for
+        "internvideo_next", a folder.
       parts: top-level names of the parameter tree ("encoder", "pool", "predictor", ...), or "all";
-        (): the encoder and its pool, if there is one.
-      export_format: layout and type.
-      overwrite: whether to replace existing files of that name.
-      ema: whether to write the run's moving average instead of its parameters.
+        () selects the encoder and, if it exists, its pool.
+      export_format: layout and dtype.
+      overwrite: whether to replace existing files.
+      ema: whether to write the moving average of the parameters instead.
 
     Returns:
-      A sentence about what was written.
+      A sentence that describes the written files.
 
     Raises:
-      UserError: a part is missing, `out` holds other weights, or the loaded features differ.
+      UserError: a part is missing, `out` holds other weights, or features differ.
     """
     check_format(export_format)
     out = Path(out)
@@ -98,7 +98,7 @@ def export_run(
 
 @contextlib.contextmanager
 def _draft_folder(out: Path) -> Iterator[Path]:
-    """Creates a temporary folder next to `out`, after removing that of a killed export."""
+    """Creates a temporary folder next to `out`; removes that of a killed export first."""
     folder = out.parent / f".{out.name}.draft"
     try:
         shutil.rmtree(folder, ignore_errors=True)
@@ -126,10 +126,10 @@ def choose_parts(run: str | Path, params: Mapping[str, Any], parts: Sequence[str
 
 
 def check_format(export_format: ExportFormat) -> None:
-    """Checks layout and type.
+    """Checks layout and dtype.
 
     Raises:
-      UserError: one of them is unknown, or the layout "ours" is combined with another type.
+      UserError: the layout or dtype is unknown, or "ours" is combined with another dtype.
     """
     if export_format.format not in FORMATS:
         raise UserError(f"--format={export_format.format} is not one of {', '.join(FORMATS)}")
@@ -143,7 +143,7 @@ def output_paths(out: Path, export_format: ExportFormat) -> list[Path]:
     """Returns the files of an export.
 
     Raises:
-      UserError: `out` is a file but the layout needs a folder, or the reverse.
+      UserError: `out` is a file but the layout needs a folder, or vice versa.
     """
     if export_format.format == "ours":
         if out.is_dir():
@@ -160,7 +160,7 @@ def check_parts(config: Any, parts: Sequence[str], export_format: ExportFormat) 
     """Checks that the released code has the modules of the parts.
 
     Raises:
-      UserError: the released code has another module of the same name.
+      UserError: the released code has a different module of the same name.
     """
     if export_format.format == "ours":
         return
@@ -179,7 +179,7 @@ def check_parts(config: Any, parts: Sequence[str], export_format: ExportFormat) 
 def convert_tensors(
     params: Mapping[str, Any], export_format: ExportFormat
 ) -> dict[str, files.LazyTensor]:
-    """Returns the tensors of a file; each is converted to the file's layout when it is read.
+    """Returns the tensors to write; each is converted to the export's layout when it is read.
 
     Raises:
       UserError: the published layout has no name for a parameter.
@@ -257,7 +257,7 @@ def _is_up_to_date(out: Path, about: Any, tensors: Mapping[str, files.LazyTensor
 
 
 def _move(sources: Sequence[Path], targets: Sequence[Path]) -> None:
-    # The description is last: without it, a repeated command writes the export again.
+    # Moves the description last: without it, a repeated command writes the export again.
     for source, target in zip(sources, targets, strict=True):
         target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(source, target)

@@ -1,7 +1,7 @@
-"""A cache of extracted features on disk, so that each encoder runs over each manifest once.
+"""A disk cache of extracted features, so that each encoder runs over each manifest only once.
 
 The features of one encoder and one split are one .npz file without pickled objects. The file
-contains the key that it was computed for: a hash of the encoder's config and parameters, the
+contains the key of the features: a hash of the encoder's config and parameters, the
 content of the manifest, and the options that select and size the frames.
 """
 
@@ -19,28 +19,28 @@ from invnext_jax import atomic_file
 from invnext_jax.evaluation.features import VideoFeatures
 
 LABEL = "label_"
-# Options of `config.data` that change neither which videos are read nor their pixels. The manifest
-# enters the key by its content.
+# Options of `config.data` that affect neither the selection of videos nor their pixels. The key
+# contains a hash of the manifest's content instead of its path.
 _NOT_IN_KEY = ("manifest", "workers", "prefetch")
 
 
 class FeatureCache:
-    """Reads and writes the features in one folder.
+    """Cache of features in one folder.
 
     Attributes:
-      folder: contains one file for each encoder name and split.
+      folder: folder with one file for each encoder name and split.
     """
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
 
     def get(self, name: str, key: str, compute: Callable[[], VideoFeatures]) -> VideoFeatures:
-        """Returns the features stored as `name` if they have this key; else computes and stores.
+        """Returns the stored features if they have this key; otherwise computes and stores them.
 
         Args:
           name: name of the file, for example "encoder-train"; new content replaces old content.
           key: see `feature_key`.
-          compute: extracts the features.
+          compute: function that extracts the features.
         """
         path = self.folder / f"{name}.npz"
         found = _read(path, key)
@@ -63,7 +63,7 @@ def feature_key(encoder_key: str, manifest_digest: str, data: dict[str, Any]) ->
 
 
 def hash_json(value: Any) -> str:
-    """Returns the SHA-256 of a JSON-able value."""
+    """Returns the SHA-256 of a JSON-serializable value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 

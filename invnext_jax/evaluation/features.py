@@ -24,11 +24,11 @@ class TokenStatistics:
     """Statistics of the grid tokens of many videos.
 
     Attributes:
-      position_share: share of the variance that the mean token of each position explains.
+      position_share: fraction of the variance that the mean token of each position explains.
       effective_rank: exponential of the entropy of the covariance's spectrum, from 1 to d.
-      effective_rank_within: the same after subtracting the mean token of each position.
+      effective_rank_within: effective rank after subtracting the mean token of each position.
       feature_std: standard deviation over all tokens, averaged over the channels.
-      width: d.
+      width: width d of the tokens.
     """
 
     position_share: float
@@ -40,12 +40,12 @@ class TokenStatistics:
 
 @dataclasses.dataclass(frozen=True)
 class VideoFeatures:
-    """Features and labels of all readable videos of a manifest, in its order.
+    """Features and labels of all readable videos of a manifest, in manifest order.
 
     Attributes:
       frames_btd: float32 mean of the grid tokens of each frame.
-      labels: by task: int32 [b].
-      index_b: int32 row numbers in the manifest; unreadable videos are missing.
+      labels: int32 labels [b] of each task.
+      index_b: int32 row numbers in the manifest, without unreadable videos.
       sum_nd: float64 sum over the videos of the token at each position.
       second_dd: float64 sum over videos and positions of the outer product of a token with itself.
     """
@@ -64,17 +64,17 @@ class VideoFeatures:
 
     @property
     def tokens(self) -> TokenStatistics:
-        """Statistics of the grid tokens."""
+        """The statistics of the grid tokens."""
         return token_statistics(self.sum_nd, self.second_dd, len(self.index_b))
 
 
 def extract(encoder: Encoder, params: Any, batches: Iterable[Mapping[str, Any]]) -> VideoFeatures:
-    """Runs the frozen encoder over a manifest; compiles once because all batches have one size.
+    """Runs the frozen encoder over a manifest; all batches have one size, so it compiles once.
 
     Args:
-      encoder: module.
-      params: its parameters.
-      batches: from the evaluation pipeline; rows with index -1 are padding.
+      encoder: encoder module.
+      params: parameters of the encoder.
+      batches: batches of the evaluation pipeline; rows with index -1 are padding.
     """
 
     @jax.jit

@@ -1,6 +1,6 @@
 """Inputs of the evaluators: the two splits of videos, and an encoder with its features.
 
-Everything is read or computed on first use, so an evaluator pays only for what it reads.
+All inputs are read or computed at first use, so evaluators compute only the inputs they need.
 
 Shape key: b videos, t frames, h w pixels, c channels.
 """
@@ -20,15 +20,15 @@ from invnext_jax.evaluation.feature_cache import FeatureCache, feature_key, hash
 from invnext_jax.evaluation.features import VideoFeatures
 from invnext_jax.evaluation.pretrained import LoadedEncoder
 
-SPLITS = {"train": "training", "val": "held-out"}  # with their names in messages
+SPLITS = {"train": "training", "val": "held-out"}  # values: names in messages
 
 
 class LabeledVideos(NamedTuple):
     """All readable videos of a split in memory.
 
     Attributes:
-      video_bthwc: uint8.
-      labels: by task: int32 [b]; a negative number means no label.
+      video_bthwc: uint8 clips.
+      labels: int32 labels [b] of each task; a negative number means no label.
       index_b: int32 row numbers in the manifest.
     """
 
@@ -76,7 +76,7 @@ class EvalInputs:
     """Inputs of an evaluator: an encoder, its features, and the videos of both splits.
 
     Attributes:
-      name: what is evaluated, as in the rows: "encoder" or "random".
+      name: name of the evaluated encoder in the rows: "encoder" or "random".
       dataset: videos, labels and batches of both splits.
     """
 

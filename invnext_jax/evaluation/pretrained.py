@@ -19,7 +19,7 @@ from invnext_jax.weights.files import SINGLE_FILE, open_checkpoint
 
 
 class LoadedEncoder(NamedTuple):
-    """A module, its parameters (NumPy, float32), and the config that describes both.
+    """An encoder module, its parameters (float32 NumPy arrays), and their config.
 
     `pool` holds the parameters of the attention pool, or None if the checkpoint has no pool.
     """
@@ -38,7 +38,7 @@ def load_params(
     Args:
       path: workdir of a pretraining run, a .safetensors file that `launch/export.py` or
         `launch/import_weights.py` wrote, or a folder in the published layout.
-      ema: whether to read a run's moving average instead of its parameters.
+      ema: whether to read the moving average of a run's parameters instead.
 
     Returns:
       One parameter tree for each part ("encoder", ...), and the config that describes them.
@@ -78,7 +78,7 @@ def load_encoder(path: str | Path, *, ema: bool = False) -> LoadedEncoder:
 
 
 def init_encoder(config: Any, seed: int) -> Any:
-    """Returns the parameters of the encoder of `config` before training, drawn from `seed`."""
+    """Returns newly initialised parameters of the encoder of `config`, drawn from `seed`."""
     e = config.encoder
     clip_bthwc = jnp.zeros((1, e.frames, e.size, e.size, 3))
     init = jax.jit(encoder_model.from_config(config).init)

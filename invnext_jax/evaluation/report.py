@@ -1,4 +1,4 @@
-"""One self-contained web page about runs and evaluations: tables, curves and example clips."""
+"""Writes a self-contained web page about runs and evaluations: tables, curves and clips."""
 
 import dataclasses
 import itertools
@@ -23,12 +23,12 @@ from invnext_jax.stages import registry
 
 @dataclasses.dataclass
 class ReportedRun:
-    """A pretraining run.
+    """A pretraining run in a report.
 
     Attributes:
-      folder: its workdir.
-      record: metadata of its newest checkpoint, see `pretrained.read_run_record`.
-      records: its logged metrics, one dict for each logged step.
+      folder: workdir of the run.
+      record: metadata of the newest checkpoint, see `pretrained.read_run_record`.
+      records: logged metrics, one dict for each logged step.
     """
 
     folder: Path
@@ -42,17 +42,17 @@ class ReportedRun:
 
     @property
     def title(self) -> str:
-        """The name of its stage."""
+        """The name of the run's stage."""
         return registry.STAGES[self.record["config"]["stage"]].title
 
 
 def write_report(folders: Sequence[str | Path], out: str | Path, clips: int = 3) -> Path:
-    """Writes the page.
+    """Writes a web page about runs and evaluations.
 
     Args:
       folders: workdirs of pretraining runs and of evaluations, in any order.
-      out: the HTML file.
-      clips: number of example clips; they are the first ones of the manifest.
+      out: HTML file to write.
+      clips: number of example clips, the first of the manifest.
 
     Raises:
       UserError: a folder is neither a run nor an evaluation.
@@ -90,7 +90,7 @@ def render(template: str, **content: Any) -> str:
 
 
 def describe_run(run: ReportedRun, number: int) -> dict[str, Any]:
-    """Returns the section of the page about a run: facts, charts and the complete config."""
+    """Returns the content of a run's section: facts, charts and the complete config."""
     config, last = run.config, run.records[-1] if run.records else {}
     e, data = config.encoder, config.data
     side = e.size // e.patch
@@ -177,7 +177,7 @@ def _stage_strips(config: Any, params: Any, video_bthwc: np.ndarray):
 
 
 def _read_clips(config: Any, manifest: str, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Reads the first readable clips as in evaluation: uint8 [b t h w c] and row numbers [b]."""
+    """Reads the first readable clips, as evaluation does: uint8 [b t h w c] and rows [b]."""
     data = ml_collections.ConfigDict(config.data.to_dict())
     data.workers = 0  # starting processes takes longer than reading a few clips
     batches = pipeline.make_eval_dataset(data, manifest=manifest, batch_size=count)

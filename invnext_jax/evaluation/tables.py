@@ -1,7 +1,7 @@
-"""Results of evaluations as tables, for the terminal and for the report.
+"""Tables of evaluation results, for the terminal and for the report.
 
-Tables are made from rows (see `evaluators.evaluator.Row`) alone, so rows of any evaluator appear in
-them. Each metric has its own table, with one column for each task.
+Tables depend only on rows (see `evaluators.evaluator.Row`), so they include rows of any evaluator.
+Each metric has its own table, with one column for each task.
 """
 
 import math
@@ -16,9 +16,9 @@ class MetricFormat(NamedTuple):
 
     Attributes:
       title: name of the metric with its unit.
-      scale: factor to that unit.
-      digits: digits after the decimal point; None: three significant digits.
-      is_share: whether values are in [0, 1], so that a bar shows them.
+      scale: factor that converts values to that unit.
+      digits: digits after the decimal point; None for three significant digits.
+      is_share: whether values are in [0, 1] and are shown as bars.
     """
 
     title: str
@@ -51,7 +51,7 @@ NOTES = {
     "ordered_track": "the output of a perfect tracker",
 }
 # Rows from top to bottom: inputs with little information, encoders, inputs with more information.
-# Rows with other names are next to the encoders.
+# Rows with other names are placed next to the encoders.
 ORDER = (
     "chance",
     "first_frame",
@@ -88,7 +88,7 @@ def _format_cell(cell: Mapping[str, Any] | None) -> str:
 
 
 def join_results(results: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Joins the results of several evaluations; a baseline is that of the first that measured it.
+    """Joins the results of evaluations; uses the first measurement of each baseline.
 
     Returns:
       `tables` (see `_make_tables`), with rows in the order of `ORDER`, and `tokens`, the statistics
@@ -111,7 +111,7 @@ def join_results(results: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
 
 
 def in_words(name: str) -> str:
-    """Returns a name from a row as words: "bag_of_frames" becomes "bag of frames"."""
+    """Returns the name of a row as words: "bag_of_frames" becomes "bag of frames"."""
     return NAMES.get(name, name.replace("_", " "))
 
 
@@ -134,11 +134,11 @@ def _make_tables(
 
     Args:
       results: contents of results.json files.
-      titles: name of the encoder of each of them.
+      titles: name of the encoder of each result.
 
     Returns:
-      A list of `title`, `is_share`, `tasks`, `n` (number of videos, as text) and `rows`: each has
-      `kind` (its name in results.json), `name`, `input`, `note`, and `cells` by task.
+      A list of dicts with `title`, `is_share`, `tasks`, `n` (number of videos, as text) and `rows`.
+      A row has `kind` (its name in results.json), `name`, `input`, `note`, and `cells` by task.
     """
     tables = []
     for metric in dict.fromkeys(row["metric"] for result in results for row in result["rows"]):
@@ -187,7 +187,7 @@ def _make_cell(value: float, standard_error: float | None, form: MetricFormat) -
 
 
 def _chance_rows(cells: Sequence[Mapping[str, Any]], form: MetricFormat) -> list[dict[str, Any]]:
-    """Returns the row of the chance level, if rows have a number of classes."""
+    """Returns a row with the chance level if rows have a number of classes."""
     classes = {cell["task"]: cell["classes"] for cell in cells if cell.get("classes")}
     chance = {task: _make_cell(1 / count, None, form) for task, count in classes.items()}
     row = {"kind": "chance", "name": "chance", "input": "", "note": NOTES["chance"]}
@@ -211,8 +211,8 @@ def _position(kind: str) -> int:
 def _add_gains(groups: Mapping[tuple[str, ...], dict[str, dict]], form: MetricFormat) -> None:
     """Adds to each cell of an encoder its difference from random initialisation.
 
-    `gain` holds the difference in the unit of the table and in standard errors of the difference,
-    assuming that the two values are independent.
+    `gain` holds the difference in the unit of the table and in its standard errors, which assume
+    that the two values are independent.
     """
     for (name, _, *rest), cells in groups.items():
         base = groups.get(("random", "", *rest))

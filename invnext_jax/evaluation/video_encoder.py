@@ -1,4 +1,4 @@
-"""`VideoEncoder`: features of video files by a trained encoder, from Python.
+"""`VideoEncoder`, a Python class that computes features of video files with a trained encoder.
 
 Shape key: b videos, t frames, h w pixels, c channels, n tokens, d width.
 """
@@ -22,9 +22,9 @@ class VideoEncoder:
     """A frozen encoder that maps video files to features; compiles once for each clip size.
 
     Attributes:
-      encoder: the module.
-      params: its parameters, on the device.
-      config: the config that describes both.
+      encoder: encoder module.
+      params: parameters of the encoder, on the device.
+      config: config that describes the encoder.
     """
 
     def __init__(self, path: str | Path):
@@ -64,23 +64,23 @@ class VideoEncoder:
         start: float | None = None,
         end: float | None = None,
     ) -> np.ndarray:
-        """Computes the features of one video, from evenly spaced frames and the centre crop.
+        """Computes the features of one video from evenly spaced frames and the centre crop.
 
         Args:
           path: a video file, local or `protocol://...`.
-          frames: number of frames; None: the number that the encoder was built for. Position
-            embeddings are resized.
-          size: side in pixels, a multiple of the patch size; None: the size that it was built for.
+          frames: number of frames; None for the number in the encoder's config. Position embeddings
+            are resized if needed.
+          size: side in pixels, a multiple of the patch size; None for the size in the config.
           pooled: whether to return one vector instead of tokens.
-          start: seconds; None: the beginning.
-          end: seconds; None: the end.
+          start: start time in seconds; None for the beginning of the video.
+          end: end time in seconds; None for the end of the video.
 
         Returns:
           float32 [frames * (size / patch)^2, width] in the order time, row, column, without class
           tokens. If `pooled`: [pool_width].
 
         Raises:
-          UserError: the size is not a multiple of the patch size, or the weights hold no pool.
+          UserError: the size is not a multiple of the patch size, or the weights have no pool.
           BadVideo: the file cannot be decoded.
         """
         video_thwc = self.read(path, frames=frames, size=size, start=start, end=end)
@@ -95,7 +95,7 @@ class VideoEncoder:
         start: float | None = None,
         end: float | None = None,
     ) -> np.ndarray:
-        """Reads the clip that `__call__` encodes: uint8 [t h w c]; see there."""
+        """Reads the clip that `__call__` encodes, uint8 [t h w c]; see `__call__` for arguments."""
         frames, size = frames or self.encoder.frames, size or self.encoder.size
         if frames < 1 or size < 1:
             raise UserError(f"{frames=} and {size=} must be positive")
@@ -106,7 +106,8 @@ class VideoEncoder:
         """Computes the features of clips in memory.
 
         Args:
-          video_bthwc: uint8, RGB; any number of frames; sides are multiples of the patch size.
+          video_bthwc: uint8 RGB clips with any number of frames; height and width are multiples of
+            the patch size.
           pooled: whether to return one vector per clip instead of tokens.
 
         Returns:

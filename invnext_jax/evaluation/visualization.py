@@ -40,17 +40,17 @@ def color_features(tokens_tyxd: np.ndarray, size: int) -> np.ndarray:
 
     Args:
       tokens_tyxd: tokens of a clip.
-      size: side of the resulting frames; the colours are interpolated.
+      size: side of the resulting frames, to which the colours are interpolated.
 
     Returns:
-      uint8 [t size size 3].
+      Frames, uint8 [t size size 3].
     """
     t, y, x, _ = tokens_tyxd.shape
     x_nd = rearrange(tokens_tyxd, "t y x d -> (t y x) d").astype(np.float64)
     x_nd = x_nd - x_nd.mean(axis=0, keepdims=True)
     _, _, axes_kd = np.linalg.svd(x_nd, full_matrices=False)
     axes_kd = axes_kd[:3]
-    # The sign of a component is arbitrary: the largest weight is made positive.
+    # The sign of a component is arbitrary, so the largest weight is made positive.
     largest = np.take_along_axis(axes_kd, np.abs(axes_kd).argmax(axis=1)[:, None], axis=1)
     z_nk = x_nd @ (axes_kd * np.sign(largest)).T
     low, high = np.percentile(z_nk, (1, 99), axis=0)
@@ -87,7 +87,7 @@ def enlargement_factor(video_thwc: np.ndarray) -> int:
 
 
 def to_data_uri(video_thwc: np.ndarray, lossless: bool = True) -> str:
-    """Encodes at most `MAX_FRAMES` evenly spaced frames as a PNG, or JPEG, in a data URI."""
+    """Encodes at most `MAX_FRAMES` evenly spaced frames as a PNG or JPEG data URI."""
     t = video_thwc.shape[0]
     frames_thwc = video_thwc[np.linspace(0, t - 1, min(t, MAX_FRAMES)).round().astype(int)]
     factor = enlargement_factor(frames_thwc)

@@ -1,1 +1,1 @@
-"""Flax linen modules: arrays in, arrays out. Fields are plain values; `from_config` sets them."""
+"""Flax linen modules on arrays. Module fields are plain values, which `from_config` sets."""

@@ -26,7 +26,7 @@ _BATCH_AXES, _HEAD_AXES, _TOKEN_AXES = (
     ("data", "fsdp"),
     ("tensor",),
     ("sequence",),
-)  # axes of the mesh
+)  # mesh axes
 
 
 def attend(
@@ -34,17 +34,17 @@ def attend(
 ) -> jax.Array:
     """Computes softmax(q k^T / sqrt(e)) v with the softmax in float32.
 
-    The context variable `kernel` selects the implementation: "cudnn" and "splash" are the fused
-    kernels of GPUs and TPUs; "blockwise" is plain XLA that never holds all logits of a long
-    sequence; "naive" holds all of them; "auto" uses the platform's fused kernel if it supports the
-    inputs, else XLA, in blocks if there are many logits. A single query, as in pooling, and inputs
-    that the chosen fused kernel does not support always use XLA.
+    The context variable `kernel` selects the implementation. "cudnn" and "splash" are the fused
+    kernels for GPUs and TPUs. "blockwise" is plain XLA that never holds all logits of a long
+    sequence in memory; "naive" holds all of them. "auto" uses the platform's fused kernel if it
+    supports the inputs, and otherwise XLA, in blocks if there are many logits. XLA is always used
+    for a single query, as in pooling, and for inputs that the fused kernel does not support.
 
     Args:
       q_bnhe: queries.
       k_bmhe: keys.
       v_bmhe: values.
-      window: largest distance between a query and the keys it attends to; None: all keys.
+      window: largest distance between a query and the keys it attends to; None for all keys.
 
     Returns:
       [b n h e] in the dtype of the queries.
@@ -78,7 +78,7 @@ def check_config(config: Any) -> None:
     """Checks `config.attention`.
 
     Raises:
-      UserError: an unknown kernel, or one that this device or `config.dtype` does not support.
+      UserError: the kernel is unknown, or this device or `config.dtype` does not support it.
     """
     if config.attention not in KERNELS:
         raise UserError(f"config.attention={config.attention!r} must be one of {KERNELS}")
@@ -151,9 +151,9 @@ def _splash_attention(q_bnhe, k_bnhe, v_bnhe, window):
 def _shard_over_mesh(
     run: Callable[..., jax.Array], q_bnhe, k_bmhe, v_bmhe, *, split_tokens: bool
 ) -> jax.Array:
-    """Runs a kernel that the compiler cannot partition in a `shard_map` over clips and heads.
+    """Runs a kernel in a `shard_map` over clips and heads, for kernels that XLA cannot partition.
 
-    With `split_tokens` the queries are split as well; every device has all keys.
+    With `split_tokens`, the queries are split as well, and every device has all keys.
     """
     n, tokens = q_bnhe.shape[1], _mesh_axes(_TOKEN_AXES)
     if split_tokens and tokens:
@@ -178,9 +178,9 @@ def _is_replicated(spec: P) -> bool:
 
 
 def _mesh_axes(names: tuple[str, ...], size: int | None = None) -> tuple[str, ...] | None:
-    """Returns those of `names` that have more than one device in the current mesh.
+    """Returns the axes among `names` that have more than one device in the current mesh.
 
-    Returns None if there are none, or if the number of devices does not divide `size`.
+    Returns None if there is no such axis, or if the number of devices does not divide `size`.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.manual_axes:

@@ -1,18 +1,18 @@
 """Exact attention in plain XLA, with all logits at once or in blocks of queries.
 
 Heads are moved before tokens, so that matrix products need no transposed copy of their operands.
-The softmax is normalised after the product with the values: dividing n x e numbers is less work
-than dividing n x m.
+The softmax is normalised after the product with the values, because dividing n x e numbers is less
+work than dividing n x m.
 
 Shape key: b batch, n query tokens, m key tokens, h heads, e head width, g blocks of queries,
-w queries of a block, s keys that a block attends to.
+w queries in a block, s keys that a block attends to.
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-MAX_LOGITS = 2**20  # largest number of logits per head held at once
+MAX_LOGITS = 2**20  # largest number of logits per head that are in memory at once
 MASKED_LOGIT = -1e30  # logit of a masked key; its exp is 0
 
 
@@ -30,10 +30,10 @@ def full_attention(
 
 
 def blockwise_attention(q_bnhe: jax.Array, k_bmhe: jax.Array, v_bmhe: jax.Array) -> jax.Array:
-    """Computes global attention for one block of queries after the other.
+    """Computes global attention one block of queries at a time.
 
-    The backward pass recomputes the logits of a block. A block has at most `MAX_LOGITS` logits per
-    head, but at least 16 queries.
+    The backward pass recomputes the logits of each block. A block has at most `MAX_LOGITS` logits
+    per head, but at least 16 queries.
     """
     b, n, h, e = q_bnhe.shape
     blocks = -(-n // max(MAX_LOGITS // k_bmhe.shape[1], 16))
@@ -84,7 +84,7 @@ def sliding_window_attention(
 
 
 def window_block_size(window: int) -> int:
-    """Returns the largest number of queries of a block in local attention."""
+    """Returns the largest number of queries in a block of local attention."""
     return max(2 * window, 16)
 
 

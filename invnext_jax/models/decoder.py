@@ -1,4 +1,4 @@
-"""Decoders from predicted latents to pixels: a conditional diffusion MLP, and pixel regression.
+"""Decoders that map predicted latents to pixels: a conditional diffusion MLP and pixel regression.
 
 Each masked patch is decoded independently (paper section 3.2).
 
@@ -36,7 +36,7 @@ def modulate(x_nd: jax.Array, shift_nd: jax.Array, scale_nd: jax.Array) -> jax.A
 
 
 class AdaLayerNormBlock(nn.Module):
-    """Residual MLP with adaptive LayerNorm: the condition sets shift, scale and gate."""
+    """Residual MLP with adaptive LayerNorm, whose shift, scale and gate depend on the condition."""
 
     dtype: Dtype
 
@@ -56,7 +56,7 @@ class AdaLayerNormBlock(nn.Module):
 class DiffusionDecoder(nn.Module):
     """Predicts noise and variance of a noised patch, given its latent and the timestep.
 
-    Modulations and output are zero-initialised, so the initial prediction is zero.
+    The modulation and output layers are zero-initialised, so the initial prediction is zero.
     """
 
     pixels: int
@@ -75,7 +75,8 @@ class DiffusionDecoder(nn.Module):
           latent_nz: predicted latents, the condition.
 
         Returns:
-          float32 [n, 2 * pixels]: noise, then the interpolation of the log variance (-1 to 1).
+          float32 [n, 2 * pixels]: the noise, then the interpolation weight of the log variance,
+          from -1 to 1.
         """
         d = self.width
 
@@ -133,7 +134,7 @@ def decode(
       latent_nz: predicted latents.
 
     Returns:
-      float32 [n, 2p] of a diffusion decoder (noise, then variance), else pixels [n p].
+      float32 [n, 2p] (noise, then variance) for a diffusion decoder, otherwise pixels [n p].
     """
     if isinstance(decoder, DiffusionDecoder):
         return decoder(noised_np, t_n, latent_nz)
@@ -141,10 +142,10 @@ def decode(
 
 
 def check_config(config: Any) -> None:
-    """Checks `config.decoder`; warns if its width is smaller than the values of a patch.
+    """Checks `config.decoder`; warns if its width is less than the number of values in a patch.
 
     Raises:
-      UserError: an unknown kind, or fewer than one chunk.
+      UserError: the kind is unknown, or there is less than one chunk.
     """
     d, pixels = config.decoder, 3 * config.encoder.patch**2
     if d.kind not in KINDS:

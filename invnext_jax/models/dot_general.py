@@ -1,8 +1,8 @@
-"""Matrix products of linear layers: `jax.lax.dot_general`, on flattened tokens, or in 8 bits.
+"""Matrix products of linear layers: `jax.lax.dot_general`, with flattened tokens or in 8 bits.
 
-8-bit products are for frozen layers, because they have no gradient. They quantise symmetrically at
-each use, with one scale for each output channel of the kernel and for each token of the input; the
-stored parameters stay float32. Sums are int32 for int8 and float32 for float8.
+8-bit products are for frozen layers, because they have no gradient. Both operands are quantised
+symmetrically at each use, with one scale per output channel of the kernel and per input token. The
+stored parameters stay float32. Products accumulate in int32 for int8 and in float32 for float8.
 """
 
 import functools
@@ -15,12 +15,12 @@ import jax.numpy as jnp
 
 from invnext_jax.errors import UserError
 
-# Name -> dtype, its largest number, dtype of the sums.
+# Name -> dtype, largest number of that dtype, dtype of the accumulator.
 QUANTIZED_FORMATS = {
     "int8": (jnp.int8, 127, jnp.int32),
     "float8": (jnp.float8_e4m3fn, 448, jnp.float32),
 }
-# `with quantization("int8"):` during tracing quantises every `layers.dense`; "" quantises nothing.
+# `with quantization("int8"):` during tracing quantises every `layers.dense`; "" disables it.
 quantization = jax.make_user_context("")
 
 
@@ -28,7 +28,7 @@ def check_config(config: Any) -> None:
     """Checks `config.quantize_frozen`.
 
     Raises:
-      UserError: an unknown format.
+      UserError: the format is unknown.
     """
     known = ("", *QUANTIZED_FORMATS)
     if config.quantize_frozen not in known:
@@ -52,14 +52,14 @@ def flat_dot_general(
 ) -> jax.Array:
     """Computes `jax.lax.dot_general` as a product of two matrices.
 
-    The gradients are then products of matrices too. For sums over several axes XLA's CPU compiler
-    transposes the operands, which costs a copy for each gradient of a kernel. It is not used on a
-    mesh of several devices, where the clip and token axes cannot be merged.
+    The gradients are then matrix products too. For sums over several axes, XLA's CPU compiler
+    transposes the operands, which costs a copy for each kernel gradient. This function is not used
+    on a mesh of several devices, where the clip and token axes cannot be merged.
     """
     (x_axes, kernel_axes), _ = dimensions
     free, inner = x.shape[: -len(x_axes)], math.prod(kernel.shape[: len(kernel_axes)])
 
-    @functools.partial(jax.checkpoint, prevent_cse=False)  # saves no flattened copies
+    @functools.partial(jax.checkpoint, prevent_cse=False)  # does not save the flattened copies
     def multiply(x: jax.Array, kernel: jax.Array) -> jax.Array:
         return jax.lax.dot(x.reshape(-1, inner), kernel.reshape(inner, -1), precision=precision)
 

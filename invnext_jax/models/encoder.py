@@ -21,11 +21,11 @@ from invnext_jax.models.sharding import with_logical_axes
 
 
 class EncoderOutput(NamedTuple):
-    """Streams of the encoder, float32.
+    """Output of the encoder, float32.
 
     Attributes:
       tokens_bnd: class tokens, then the visible tokens in raster order (time, row, column).
-      taps_lbnd: the same after each tapped layer.
+      taps_lbnd: the same tokens after each tapped layer.
     """
 
     tokens_bnd: jax.Array
@@ -42,7 +42,7 @@ class PatchEmbed(nn.Module):
     def __call__(self, patches_bnp: jax.Array) -> jax.Array:
         """Maps [b n p] to float32 [b n d]."""
 
-        def uniform(key, shape, dtype):  # as the convolution of the reference is initialised
+        def uniform(key, shape, dtype):  # initialisation of the reference's convolution
             bound = patches_bnp.shape[-1] ** -0.5
             return jax.random.uniform(key, shape, dtype, -bound, bound)
 
@@ -80,12 +80,13 @@ class Encoder(nn.Module):
         """Encodes the visible patches of normalised clips.
 
         Args:
-          video_bthwc: float clips, normalised; any frame count; sides are divisible by `patch`.
-          keep_bk: int32 positions of the visible patches, ascending; None: all patches.
+          video_bthwc: normalised float clips with any number of frames; height and width are
+            multiples of `patch`.
+          keep_bk: int32 positions of the visible patches, ascending; None for all patches.
 
         Returns:
-          Float32 tokens [b, class_tokens + k, d], and the streams [l, b, class_tokens + k, d] after
-          the layers `taps`.
+          The final tokens, float32 [b, class_tokens + k, d], and the output of each layer in
+          `taps`, float32 [l, b, class_tokens + k, d].
         """
         b, side = video_bthwc.shape[0], self.size // self.patch
         patches_bnp = patchify(video_bthwc, self.patch)
@@ -121,10 +122,10 @@ class Encoder(nn.Module):
 
 
 def check_config(config: Any) -> None:
-    """Checks the sizes of `config.encoder`, and that clips of `config.data` consist of patches.
+    """Checks the sizes of `config.encoder`, and that clips divide into whole patches.
 
     Raises:
-      UserError: a size that does not divide.
+      UserError: a size is not divisible as required.
     """
     patch = config.encoder.patch
     for name, size in (("data.size", config.data.size), ("encoder.size", config.encoder.size)):
@@ -136,7 +137,7 @@ def check_config(config: Any) -> None:
 
 
 def from_config(config: Any, taps: Sequence[int] = ()) -> Encoder:
-    """Builds the encoder of a run's config; `taps` are the layers whose streams are returned."""
+    """Builds the encoder of a run's config; `taps` lists the layers whose outputs are returned."""
     e = config.encoder
     return Encoder(
         width=e.width,

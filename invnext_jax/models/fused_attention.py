@@ -18,7 +18,7 @@ MAX_HEAD_WIDTH = 128  # widest head that cuDNN supports on every GPU generation
 
 
 def cudnn_unsupported_reason(q_bnhe: jax.Array) -> str:
-    """Returns why cuDNN does not support these heads, or an empty string if it does."""
+    """Returns why cuDNN does not support the dtype or head width, or an empty string."""
     if q_bnhe.dtype not in (jnp.bfloat16, jnp.float16):
         return f"it needs bfloat16, not {q_bnhe.dtype}"
     if q_bnhe.shape[-1] > MAX_HEAD_WIDTH:
@@ -31,9 +31,9 @@ def cudnn(
 ) -> jax.Array:
     """Runs cuDNN's fused attention; head widths are padded to a multiple of 8.
 
-    cuDNN's sliding window is causal. A window on both sides equals a causal one of twice the length
-    whose queries are shifted by `window`: query i is placed at position i + window. The last
-    `window` queries would be placed beyond the end, so they are computed separately without cuDNN.
+    cuDNN's sliding window is causal. A two-sided window is equivalent to a causal window of twice
+    the length with shifted queries: query i is placed at position i + window. The last `window`
+    queries would be placed beyond the end, so they are computed separately without cuDNN.
     """
     n, e = q_bnhe.shape[1], q_bnhe.shape[3]
     if window is not None and n <= 2 * window:
@@ -62,11 +62,11 @@ def make_splash_kernel(
     """Returns the kernel for padded sequences whose queries are split over `shards` devices.
 
     Args:
-      n: number of tokens, as returned by `splash_padded_length`.
+      n: padded number of tokens, as returned by `splash_padded_length`.
       heads: number of heads on one device.
-      window: largest distance between a query and the keys it attends to; None: all keys.
+      window: largest distance between a query and the keys it attends to; None for all keys.
       shards: number of devices that the queries are split over; each device has all keys.
-      interpret: whether the kernel runs as plain JAX, on any device.
+      interpret: whether to interpret the kernel as plain JAX, which works on any device.
     """
     if window is None:  # the mask is the same for each shard of the queries, so one is enough
         mask, shards = splash_mask.FullMask((n // shards, n)), 1
@@ -85,13 +85,13 @@ def make_splash_kernel(
 
 
 def splash_block_size(n: int, window: int | None) -> int:
-    """Returns the largest tile that divides the n tokens of a device; small for local attention."""
+    """Returns the largest tile size that divides n, the tokens of a device; small if local."""
     sizes = (512, 256, NUM_LANES) if window is None else (NUM_LANES,)
     return next(size for size in sizes if n % size == 0)
 
 
 def splash_padded_length(n: int, window: int | None, shards: int) -> int:
-    """Returns n padded for large tiles if that adds at most a sixteenth, else for small tiles."""
+    """Returns n padded for large tiles if this adds at most 1/16, and otherwise for small tiles."""
     least = -(-n // (NUM_LANES * shards)) * NUM_LANES * shards
     if window is not None:
         return least
@@ -118,8 +118,8 @@ def pad_for_splash(
     """Scales the queries and pads tokens and heads.
 
     Returns:
-      Queries, keys and values; and segments that separate tokens from padding, None if there is no
-      padding. Padding attends to padding, so that no row of the softmax is empty.
+      The queries, keys and values, and the segment ids that separate tokens from padding (None
+      without padding). Padding attends to padding, so that no row of the softmax is empty.
     """
     n, e = q_bnhe.shape[1], q_bnhe.shape[3]
     length = splash_padded_length(n, window, shards)

@@ -17,7 +17,7 @@ from invnext_jax.models.sharding import replicate_tokens
 class AlignHeads(nn.Module):
     """One projection head for each tapped layer.
 
-    The input of head k is the visible tokens of tapped layer k plus a learned table of positions.
+    The input of head k is the visible tokens of tapped layer k plus learned position embeddings.
     """
 
     width: int
@@ -27,10 +27,10 @@ class AlignHeads(nn.Module):
 
     @nn.compact
     def __call__(self, taps_lbnd: jax.Array, keep_bk: jax.Array, grid: Grid) -> jax.Array:
-        """Projects tapped streams to unit vectors in the teacher's space.
+        """Projects the tapped layers' outputs to unit vectors in the teacher's feature space.
 
         Args:
-          taps_lbnd: streams [l, b, class_tokens + k, d].
+          taps_lbnd: outputs of the tapped layers, [l, b, class_tokens + k, d].
           keep_bk: int32 positions of the visible tokens.
           grid: frames, rows and columns of the clip.
 
@@ -41,7 +41,7 @@ class AlignHeads(nn.Module):
         table_nd = PositionTable(d, self.table_grid, c, name="position")(grid)
         position_bkd = gather_rows(table_nd[c:], keep_bk)
         x_lbkd = taps_lbnd[:, :, c:] + broadcast_leading(position_bkd, taps_lbnd.shape[0])
-        # Differs from reference: there all heads read the same layer, or the lookup fails.
+        # Differs from reference: its heads all read the same layer, or the index is out of range.
         heads = nn.vmap(
             ProjectionHead,
             variable_axes={"params": 0},

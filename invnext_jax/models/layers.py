@@ -1,7 +1,7 @@
 """Building blocks: norms, linear layers with logical axes, MLP, attention, the encoder's block.
 
-The residual stream stays in float32: at layer scale 1e-5 a branch would vanish in bfloat16.
-Drop path is on exactly when a "droppath" random stream is given.
+The residual stream stays in float32, because in bfloat16 a branch with layer scale 1e-5 would be
+rounded away. Drop path is active if and only if a "droppath" random stream is given.
 
 Shape key: b batch, n tokens, d width, f MLP width, h heads, e head width.
 """
@@ -22,8 +22,9 @@ from invnext_jax.models.sharding import shard_attention_inputs, with_logical_axe
 
 Dtype = Any
 small_normal = nn.initializers.normal(0.02)
-# Saves only the inputs of a function for the backward pass and recomputes the rest: cheap for
-# elementwise functions, whose intermediates (five for a GELU) a scan would stack over all layers.
+# Saves only the inputs of a function for the backward pass and recomputes the rest. This is cheap
+# for elementwise functions, whose intermediates (five for a GELU) a scan would otherwise store for
+# all layers.
 recompute = functools.partial(jax.checkpoint, prevent_cse=False)
 
 
@@ -56,10 +57,10 @@ def dense(
 ) -> nn.DenseGeneral:
     """Returns a linear layer whose kernel has logical axis names for sharding.
 
-    The matrix product is `dot_general.select_dot_general`.
+    `dot_general.select_dot_general` selects the matrix product.
 
     Args:
-      features: output size, or sizes.
+      features: output size or sizes.
       axes: logical names of the kernel's axes, inputs first.
       name: name of the layer in the parameter tree.
       dtype: dtype of the matmul.
@@ -83,12 +84,12 @@ def scale_kernels(params: Any, gain: float, without: Sequence[str]) -> Any:
     """Multiplies the initial values of all kernels by `gain`.
 
     A standard deviation of 0.02 suits widths near 1000. In a narrow model it makes the output of
-    every layer so small that the biases soon dominate it.
+    every layer so small that the biases soon dominate.
 
     Args:
       params: parameter tree.
       gain: factor on the kernels.
-      without: path components; kernels below one of them keep their values.
+      without: path components; kernels whose path contains one of them are not scaled.
     """
 
     def scale(path, leaf):
@@ -104,7 +105,7 @@ def layer_norm(eps: float, dtype: Dtype, name: str, *, bias: bool = True) -> nn.
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * scale over the last axis, in float32, cast to `dtype`."""
+    """RMS norm x / sqrt(mean(x^2) + eps) * scale of the last axis, in float32, cast to `dtype`."""
 
     dtype: Dtype
     eps: float = 1e-6
@@ -125,7 +126,7 @@ class RMSNorm(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Linear, activation (one of `ACTIVATIONS`), Linear."""
+    """MLP with two linear layers and an activation, one of `ACTIVATIONS`."""
 
     mlp_width: int
     dtype: Dtype
@@ -149,7 +150,7 @@ def l2_normalize(x: jax.Array) -> jax.Array:
 
 
 class ProjectionHead(nn.Module):
-    """Linear, exact GELU, Linear, LayerNorm (eps 1e-5), and optionally scaling to unit length."""
+    """Projection: linear, exact GELU, linear, LayerNorm (eps 1e-5), optionally unit length."""
 
     width: int
     normalize: bool
@@ -166,7 +167,7 @@ class ProjectionHead(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Attention with q and k normalised over the full width, before the split into heads."""
+    """Self-attention that normalises q and k over the full width, before the split into heads."""
 
     heads: int
     dtype: Dtype
@@ -209,7 +210,7 @@ class Block(nn.Module):
         Args:
           x_bnd: residual stream, float32.
           index: int32 scalar, index of the layer.
-          drop_rate: float32 scalar, probability of dropping a branch of a sample; None drops none.
+          drop_rate: float32 scalar, probability that a sample's branch is dropped; None for 0.
         """
 
         def scaled(key, shape, dtype):
@@ -240,7 +241,7 @@ def check_heads(config: Any, section: str) -> None:
     """Checks that the width of `config.encoder` or `config.predictor` is divisible by its heads.
 
     Raises:
-      UserError: it does not.
+      UserError: the width is not divisible by the number of heads.
     """
     width, heads = config[section].width, config[section].heads
     if width % heads:

@@ -1,4 +1,4 @@
-"""Pixels to patches and back: normalisation, patchifying, and the two orders of a patch's values.
+"""Conversions between pixels and patches: normalisation, and patches in two pixel orders.
 
 Shape key: b batch, t frames, h w pixels, c channels, y x grid rows and columns, n tokens,
 m masked tokens, p pixels of a patch.
@@ -43,7 +43,7 @@ def patchify(video_bthwc: jax.Array, patch: int) -> jax.Array:
 
 
 def crop_to_patches(images_bhwc: jax.Array, patch: int) -> jax.Array:
-    """Drops pixels at the right and bottom that fill no patch, as a strided convolution does."""
+    """Crops right and bottom pixels that do not fill a patch, as a strided convolution does."""
     rows, columns = (side // patch for side in images_bhwc.shape[1:3])
     return images_bhwc[:, : rows * patch, : columns * patch]
 
@@ -51,7 +51,7 @@ def crop_to_patches(images_bhwc: jax.Array, patch: int) -> jax.Array:
 def extract_patch_pixels(video_bthwc: jax.Array, masked_bm: jax.Array, patch: int) -> jax.Array:
     """Returns the pixels of masked patches, [b*m, p] in the order channel, row, column.
 
-    The order differs from that of `patchify`, which the encoder reads, as in the reference.
+    As in the reference, this order differs from that of `patchify`, which the encoder uses.
     """
     patches_bnp = patchify(video_bthwc, patch)
     patches_bmp = jnp.take_along_axis(patches_bnp, masked_bm[:, :, None], axis=1)
@@ -61,7 +61,7 @@ def extract_patch_pixels(video_bthwc: jax.Array, masked_bm: jax.Array, patch: in
 def insert_patch_pixels(
     video_bthwc: jax.Array, masked_bm: jax.Array, patches_np: jax.Array
 ) -> jax.Array:
-    """Writes patches, in the order of `extract_patch_pixels`, to the masked positions of clips."""
+    """Inverts `extract_patch_pixels`: writes patches to the masked positions of clips."""
     b, _, h, _, c = video_bthwc.shape
     patch = int((patches_np.shape[-1] // c) ** 0.5)
     patches_bmp = rearrange(patches_np, "(b m) (c q) -> b m (q c)", b=b, c=c)

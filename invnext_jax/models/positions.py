@@ -1,4 +1,4 @@
-"""Position embeddings: 3-D sin-cos table, resizing of a table in time and space, rotary embedding.
+"""Position embeddings: 3-D sin-cos tables, resizing of tables in time and space, and rotary.
 
 Shape key: b batch, n tokens, h heads, e head width, d width, t frames, y x grid rows and columns.
 """
@@ -19,7 +19,7 @@ def sincos_table(width: int, grid: Grid, class_tokens: int) -> np.ndarray:
     A quarter of the channels encodes time; the rest encodes the column and then the row.
 
     Args:
-      width: channels; must be divisible by 16 so that each axis has an even number of them.
+      width: number of channels; divisible by 16, so that each axis has an even number.
       grid: frames, rows and columns.
       class_tokens: number of leading rows of zeros.
 
@@ -53,14 +53,14 @@ def resize_table(
     *,
     antialias: bool = False,
 ) -> jax.Array:
-    """Resizes a position table: linear in time, bicubic in space; rows of class tokens are kept.
+    """Resizes a position table linearly in time and bicubically in space; keeps class-token rows.
 
     Args:
       table_nd: [class_tokens + t*y*x, d] table of `grid`.
       grid: frames, rows and columns of the table.
       new_grid: frames, rows and columns of the result.
       class_tokens: number of leading rows that belong to class tokens.
-      antialias: whether space is resized with `antialiased_cubic_resize_matrix`.
+      antialias: whether to resize space with `antialiased_cubic_resize_matrix`.
     """
     if grid == new_grid:
         return table_nd
@@ -115,7 +115,7 @@ def antialiased_cubic_resize_matrix(old: int, new: int) -> np.ndarray:
 
 
 def _cubic_kernel(distance: np.ndarray, a: float = -0.75) -> np.ndarray:
-    """Keys' cubic convolution kernel, for distances up to 2."""
+    """Returns Keys' cubic convolution kernel at distances from 0 to 2."""
     near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
     far = a * (((distance - 5) * distance + 8) * distance - 4)
     return np.where(distance <= 1, near, far)

@@ -1,10 +1,10 @@
-"""Predictors (latent world models): latents of masked positions (paper section 3.1).
+"""Predictors (latent world models) of the latents at masked positions (paper section 3.1).
 
-A light transformer over visible latents and mask tokens in raster order: the last layers of
-ModernBERT (rotary positions, two local layers for each global one, gated MLP), a plain ViT, or
-V-JEPA's predictor.
+A predictor is a small transformer on visible latents and mask tokens in raster order: the last
+layers of ModernBERT (rotary positions, two local layers for each global one, gated MLP), a plain
+ViT, or V-JEPA's predictor.
 
-Shape key: b batch, n tokens, k visible tokens, m masked tokens (or the predicted ones among them),
+Shape key: b batch, n tokens, k visible tokens, m masked tokens (or only the predicted ones),
 d width, f MLP width, h heads, e head width.
 """
 
@@ -41,10 +41,10 @@ GLOBAL_THETA, LOCAL_THETA = 160_000.0, 10_000.0
 
 
 class ModernBertLayer(nn.Module):
-    """Pre-norm layer without biases.
+    """Pre-norm ModernBERT layer without biases.
 
     `window` is the number of positions that a query attends to, half of them on each side; None
-    attends globally.
+    means global attention.
     """
 
     heads: int
@@ -57,9 +57,9 @@ class ModernBertLayer(nn.Module):
         """Adds attention and gated MLP to the float32 residual stream.
 
         Args:
-          x_bnd: the stream.
-          output_bm: positions of the tokens to return; the others serve as keys and values only.
-            None returns all tokens.
+          x_bnd: residual stream.
+          output_bm: positions of the tokens to return; other tokens are only keys and values. None
+            returns all tokens.
         """
         b, n, d = x_bnd.shape
         theta = GLOBAL_THETA if self.window is None else LOCAL_THETA
@@ -90,7 +90,7 @@ class ModernBertLayer(nn.Module):
 
 
 class Predictor(nn.Module):
-    """Mask tokens, position table, projection, and ModernBERT layers or a plain ViT.
+    """Predictor with ModernBERT layers or a plain ViT, mask tokens and a position table.
 
     Attributes:
       kind: "modernbert" or "vit".
@@ -100,8 +100,8 @@ class Predictor(nn.Module):
       heads: attention heads of a layer.
       mlp_width: hidden width of the MLPs.
       window: positions that a query of ModernBERT's local layers attends to.
-      last_layer: index, in the whole ModernBERT, of the last layer; layers whose index is divisible
-        by 3 are global.
+      last_layer: index of the last layer in the full ModernBERT; layers whose index is divisible by
+        3 are global.
       table_grid: frames, rows and columns of the position table.
       class_tokens: number of the encoder's class tokens.
       dtype: dtype of the matrix products.
@@ -139,8 +139,8 @@ class Predictor(nn.Module):
           keep_bk: int32 positions of the visible tokens.
           masked_bm: int32 positions of all other tokens.
           grid: frames, rows and columns of the clip.
-          chosen_bm: indices into `masked_bm` of the latents to return; None: all. The latents do
-            not depend on the choice, because all masked tokens take part in the attention.
+          chosen_bm: indices into `masked_bm` of the latents to return; None for all. The choice
+            does not change the latents, because all masked tokens take part in the attention.
 
         Returns:
           Float32 [b m width], in the order of the chosen positions.
@@ -163,7 +163,7 @@ class Predictor(nn.Module):
         return self._apply_modernbert(x_bnd, output_bm)
 
     def _assemble_tokens(self, tokens_bnd, keep_bk, masked_bm, grid):
-        """Returns class tokens, then visible and mask tokens in raster order, plus positions."""
+        """Returns class tokens, then visible and mask tokens in raster order; adds positions."""
         c, d = self.class_tokens, self.encoder_width
         init = with_logical_axes(nn.initializers.normal(0.02), ("embed",))
         mask_token_d = self.param("mask_token", init, (d,), jnp.float32)
@@ -190,9 +190,9 @@ class Predictor(nn.Module):
 
 
 class VJepaPredictor(nn.Module):
-    """The predictor of V-JEPA (arXiv 2404.08471): narrow, with fixed positions.
+    """The narrow predictor of V-JEPA (arXiv 2404.08471), with fixed position embeddings.
 
-    The mask token is initialised to zero. The encoder's class tokens take part without a position.
+    The mask token is initialised to zero. The encoder's class tokens get no position.
     """
 
     width: int
@@ -236,8 +236,8 @@ def check_config(config: Any) -> None:
     """Checks `config.predictor`.
 
     Raises:
-      UserError: an unknown kind, or a width that is not divisible by the heads or, for fixed
-        positions, by 16.
+      UserError: the kind is unknown, or the width is not divisible by the number of heads or, with
+        fixed positions, by 16.
     """
     check_heads(config, "predictor")
     p = config.predictor

@@ -24,7 +24,7 @@ def check_config(config: Any) -> None:
     """Checks `config.remat` and `config.scan_unroll`.
 
     Raises:
-      UserError: an unknown policy, or no layer in an iteration.
+      UserError: the policy is unknown, or `config.scan_unroll` is less than 1.
     """
     known = ("none", *REMAT_POLICIES)
     if config.remat not in known:
@@ -47,14 +47,14 @@ def scan_blocks(
     """Applies `depth` copies of a block by a scan, so that compile time does not grow with depth.
 
     Args:
-      block: a module called as block(x_bnd, index, drop_rate); its parameters get a layer axis.
+      block: module with the signature (x_bnd, index, drop_rate); its parameters get a layer axis.
       x_bnd: float32 residual stream.
       depth: number of layers.
-      taps: states to return, ascending; k is the stream after k layers (0: the input).
+      taps: states to return, ascending; state k is the stream after k layers, state 0 the input.
       drop_path: drop rate of the last layer; it grows linearly from 0.
-      remat: "none", "dots" or "full": what the backward pass recomputes.
-      unroll: layers in one iteration of the scan; larger values compile longer and copy less.
-      leading_axes: logical axes by which the stream is split over devices, see `sharding`.
+      remat: what the backward pass recomputes: "none", "dots" or "full".
+      unroll: layers per iteration; larger values take longer to compile and avoid copies.
+      leading_axes: logical names of the stream's first two axes, see `sharding`.
 
     Returns:
       The final stream [b n d] and the tapped states [k b n d].

@@ -1,7 +1,8 @@
 """Logical axes of parameters ("embed", "mlp") and activations ("batch", "sequence").
 
-`training.mesh` maps logical axes to the axes of a mesh. Without a mesh the constraints on
-activations do nothing. The number of tokens need not be divisible by the mesh: the compiler pads.
+`training.mesh` maps logical axes to the axes of a mesh. Without a mesh, the constraints on
+activations have no effect. The number of tokens need not be divisible by the mesh size, because the
+compiler pads.
 
 Shape key: b batch, n tokens, d width, h heads, e head width.
 """

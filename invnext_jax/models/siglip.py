@@ -1,4 +1,4 @@
-"""SigLIP: the text tower, and logits of all pairs of images and captions of both towers.
+"""SigLIP: the text tower, and a model of both towers that returns the image-caption logits.
 
 Shape key: b images, j captions, n words of a caption, d width, h w pixels, c channels.
 """
@@ -20,7 +20,7 @@ from invnext_jax.models.vit import VisionBlock
 
 
 class TextTower(nn.Module):
-    """SigLIP's text transformer: learned positions, no causal mask, last position pooled."""
+    """SigLIP's text transformer: learned positions, no causal mask, pooling of the last token."""
 
     words: int
     length: int
@@ -54,7 +54,7 @@ class SigLip(nn.Module):
     bias: float
 
     def setup(self):
-        """Creates the two scalars; the scale is learned as its logarithm."""
+        """Creates the scale, which is stored as its logarithm, and the bias."""
         constant = nn.initializers.constant
         self.log_scale = self.param("log_scale", constant(np.log(self.scale)), (), jnp.float32)
         self.logit_bias = self.param("logit_bias", constant(self.bias), (), jnp.float32)

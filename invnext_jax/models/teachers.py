@@ -33,7 +33,7 @@ from invnext_jax.models.sharding import IMAGE_AXES, with_logical_axes
 from invnext_jax.models.vit import VisionAttention, VisionBlock
 
 KINDS = ("siglip2", "clip", "dinov2")
-_PIXEL_STATS = {  # mean and standard deviation of the pixels in the training of each kind
+_PIXEL_STATS = {  # mean and standard deviation of the pixels, from the training of each kind
     "siglip2": np.full((2, 3), 0.5, np.float32),
     "clip": np.array(
         [(0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)], np.float32
@@ -46,11 +46,11 @@ class TeacherOutput(NamedTuple):
     """Features of every image, float32; n is the number of patches.
 
     Attributes:
-      taps_lbnd: unit vectors; the inputs of the tapped layers, in ascending depth.
-      pooled_bd: unit vectors; the output of SigLIP2's pooling head, or the last class token after
-        the final norm.
-      attention_bn: attention of the pooling query, or of the class token in the last layer, to each
-        patch, averaged over heads; each row sums to 1.
+      taps_lbnd: inputs of the tapped layers, in ascending depth, as unit vectors.
+      pooled_bd: output of SigLIP2's pooling head, or the class token after the final norm, as unit
+        vectors.
+      attention_bn: attention to each patch, averaged over heads, from the pooling query or from the
+        class token in the last layer; each row sums to 1.
     """
 
     taps_lbnd: jax.Array
@@ -69,7 +69,7 @@ def preprocess(video_bthwc: jax.Array, size: int, kind: str) -> jax.Array:
     Args:
       video_bthwc: float32 clips.
       size: side of the teacher's images; clips of another size are resized bicubically.
-      kind: kind of the teacher, one of `KINDS`, whose mean and standard deviation are applied.
+      kind: kind of the teacher, one of `KINDS`, which sets the mean and standard deviation.
 
     Returns:
       float32 [b*t, size, size, c]; for SigLIP2 the values are from -1 to 1.
@@ -99,7 +99,7 @@ def resample_features(features: TeacherOutput, old: int, new: int) -> TeacherOut
 
 
 class AttentionPoolingHead(nn.Module):
-    """SigLIP's pooling head: a learned probe attends to all tokens, followed by an MLP."""
+    """SigLIP's pooling head: attention from a learned query to all tokens, then an MLP."""
 
     heads: int
     mlp_width: int
@@ -107,7 +107,7 @@ class AttentionPoolingHead(nn.Module):
 
     @nn.compact
     def __call__(self, x_bnd: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Returns the pooled feature [b d] and the probe's weights [b n]."""
+        """Returns the pooled feature [b d] and the query's attention weights [b n]."""
         b, _, d = x_bnd.shape
         probe_nd = self.param("probe", nn.initializers.normal(0.02), (1, d), jnp.float32)
         query_bnd = jnp.broadcast_to(probe_nd[None], (b, 1, d))
@@ -136,7 +136,7 @@ class SigLip2(nn.Module):
 
     @nn.compact
     def __call__(self, images_bhwc: jax.Array) -> TeacherOutput:
-        """Encodes images that `preprocess` returned."""
+        """Encodes images from `preprocess`."""
         video_bthwc = crop_to_patches(images_bhwc, self.patch)[:, None]
         patches_bnp, grid = patchify(video_bthwc, self.patch), clip_grid(video_bthwc, self.patch)
         embed = dense(self.width, (None, "embed"), name="patch_embed", dtype=self.dtype)
@@ -158,12 +158,12 @@ class SigLip2(nn.Module):
 
 
 class ClassTokenTeacher(nn.Module):
-    """Vision transformers with a class token: CLIP's and DINOv2's.
+    """The vision transformers of CLIP and DINOv2, which have a class token.
 
     Attributes:
-      kind: "clip": a norm before the first layer, no bias in the patch embedding, eps 1e-5;
-        "dinov2": layer scale, eps 1e-6.
-      mlp_width: hidden width of the MLPs; of each of the two halves if `gated`.
+      kind: "clip" has a norm before the first layer, no bias in the patch embedding, and eps 1e-5;
+        "dinov2" has layer scale and eps 1e-6.
+      mlp_width: hidden width of the MLPs; the width of each of the two halves if `gated`.
       size: image size of the position table, which is resized for images of another size.
       taps: layers whose inputs are returned, ascending.
       activation: activation of CLIP's MLPs, one of `layers.ACTIVATIONS`.
@@ -191,7 +191,7 @@ class ClassTokenTeacher(nn.Module):
 
     @nn.compact
     def __call__(self, images_bhwc: jax.Array) -> TeacherOutput:
-        """Encodes images that `preprocess` returned."""
+        """Encodes images from `preprocess`."""
         x_bnd = self._embed(images_bhwc)
         if self.kind == "clip":
             x_bnd = layer_norm(self.eps, jnp.float32, "pre_norm")(x_bnd)

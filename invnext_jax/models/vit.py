@@ -14,7 +14,7 @@ from invnext_jax.models.sharding import TOKEN_AXES, LeadingAxes, shard_attention
 
 
 class VisionAttention(nn.Module):
-    """Multi-head attention with biases, and with queries given separately from keys and values."""
+    """Multi-head attention with biases; the queries come from a separate input."""
 
     heads: int
     dtype: Dtype
@@ -28,11 +28,11 @@ class VisionAttention(nn.Module):
 
         Args:
           x_bnd: tokens that are projected to keys and values.
-          query_bnd: tokens that are projected to queries; any number of them.
+          query_bnd: any number of tokens that are projected to queries.
           weights: whether to return the softmax weights [b, queries, n], averaged over heads.
 
         Returns:
-          Float [b, queries, d] in `dtype`, and the weights or None.
+          The output [b, queries, d] in `dtype`, and the weights or None.
         """
         d = x_bnd.shape[-1]
 
@@ -64,7 +64,7 @@ class VisionBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x_bnd: jax.Array, index: jax.Array, drop_rate: jax.Array) -> jax.Array:
-        """Adds attention and MLP to the float32 residual stream; `index` and `drop_rate` unused."""
+        """Adds attention and MLP to the float32 residual stream; ignores the other arguments."""
         del index, drop_rate
         h_bnd = layer_norm(self.eps, self.dtype, "norm1")(x_bnd)
         h_bnd, _ = VisionAttention(self.heads, self.dtype, self.leading_axes, name="attn")(
@@ -88,7 +88,7 @@ class VisionBlock(nn.Module):
 
 
 class GatedMlp(nn.Module):
-    """SwiGLU: silu(gate(x)) * fc1(x) of width `mlp_width`, projected back by fc2."""
+    """SwiGLU MLP: fc2(silu(gate(x)) * fc1(x)) with hidden width `mlp_width`."""
 
     mlp_width: int
     dtype: Dtype

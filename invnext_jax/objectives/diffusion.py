@@ -1,9 +1,9 @@
 """Gaussian diffusion with a learned variance: schedule, training loss, sampler.
 
-The hybrid objective of improved DDPM (Nichol and Dhariwal 2021): the squared error of the predicted
-noise plus the variational bound, whose gradient reaches only the variance.
+The loss is the hybrid objective of improved DDPM (Nichol and Dhariwal 2021): the squared error of
+the predicted noise plus the variational bound, whose gradient reaches only the variance.
 
-Shape key: n patches, p pixels of a patch; a model output is [n, 2p]: noise, then variance.
+Shape key: n patches, p pixels of a patch; model outputs are [n, 2p]: noise, then variance.
 """
 
 from collections.abc import Callable
@@ -17,14 +17,14 @@ DenoiseFn = Callable[[jax.Array, jax.Array], jax.Array]  # (noised_np, t_n) -> [
 
 
 class Schedule(NamedTuple):
-    """Tables of a diffusion process, float64 [steps]; they are cast to float32 where they are used.
+    """Tables of a diffusion process, float64 [steps]; users cast them to float32.
 
     Attributes:
       timesteps: the timestep passed to the model at each step (respaced schedules skip some).
       betas: variance of the noise added by each step.
-      alphas_cumprod: share of the signal's variance left after each step.
+      alphas_cumprod: fraction of the signal's variance that remains after each step.
       posterior_variance: variance of q(x_{t-1} | x_t, x_0).
-      posterior_log_variance: its logarithm; step 0 has the value of step 1.
+      posterior_log_variance: logarithm of `posterior_variance`; step 0 has the value of step 1.
       posterior_start: weight of x_0 in the posterior mean.
       posterior_noised: weight of x_t in the posterior mean.
     """
@@ -88,12 +88,12 @@ def add_noise(
 
 
 class Posterior(NamedTuple):
-    """The Gaussian p(x_{t-1} | x_t) that a model output describes; all [n p].
+    """The Gaussian p(x_{t-1} | x_t) that a model output describes; all fields are [n p].
 
     Attributes:
       mean: mean of x_{t-1}.
-      log_variance: logarithm of its variance.
-      start: the x_0 that the predicted noise implies.
+      log_variance: logarithm of the variance of x_{t-1}.
+      start: estimate of x_0 from the predicted noise.
     """
 
     mean: jax.Array
@@ -108,8 +108,8 @@ def posterior(
 
     Args:
       schedule: tables.
-      output_np: [n, 2p] noise and log-variance interpolation.
-      noised_np: [n p] x_t.
+      output_np: [n, 2p] noise, then interpolation weight of the log variance.
+      noised_np: [n p] patches x_t.
       t_n: int32 steps of the schedule.
     """
     noise_np, share_np = jnp.split(output_np, 2, axis=-1)
@@ -203,10 +203,10 @@ def sample(
     start_np: jax.Array,
     temperature: float,
 ) -> jax.Array:
-    """Samples patches by ancestral sampling through every step of the schedule.
+    """Samples patches by ancestral sampling over all steps of the schedule.
 
     Args:
-      denoise: (noised_np, t_n) -> [n, 2p], the model with its condition bound.
+      denoise: the model with its condition, a function (noised_np, t_n) -> [n, 2p].
       schedule: tables, usually respaced.
       noises_snp: standard normal noise of each step, in the order of use; the last is not used.
       start_np: standard normal noise to start from.

@@ -1,4 +1,4 @@
-"""Cosine loss, gradient norms, and diagnostics of features: spread, rank and position share.
+"""Cosine loss, gradient norms, and feature diagnostics: spread, rank and position share.
 
 Shape key: b clips, n positions, d width; other axes are free.
 """
@@ -11,17 +11,17 @@ import jax.numpy as jnp
 
 
 def cosine_loss(student: jax.Array, target: jax.Array) -> jax.Array:
-    """Computes the mean of 2 - 2 cos over all vectors: the squared distance of unit vectors.
+    """Computes the mean of 2 - 2 cos over all vectors, the squared distance of unit vectors.
 
     Args:
       student: float32 [... d], unit vectors.
-      target: float32, same shape; the cosine is multiplied by the length of these vectors.
+      target: float32 of the same shape; it is not normalised, so its length scales the cosine.
     """
     return jnp.mean(2.0 - 2.0 * jnp.sum(student * target, axis=-1))
 
 
 def tree_norm(tree: Any) -> jax.Array:
-    """Returns the Euclidean norm of all leaves of a tree together."""
+    """Returns the global Euclidean norm of all leaves of a tree."""
     return jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)))
 
 
@@ -30,10 +30,10 @@ def gradient_norms(
 ) -> dict[str, jax.Array]:
     """Computes the norm of each loss term's gradient.
 
-    Runs one forward pass, and one compiled backward pass that is mapped over the terms.
+    Runs one forward pass, and maps one compiled backward pass over the terms.
 
     Args:
-      terms_fn: params -> scalar terms by name.
+      terms_fn: function of `params` that returns scalar terms by name.
       params: parameters at which the gradients are taken.
     """
     names = sorted(jax.eval_shape(terms_fn, params))
@@ -48,7 +48,7 @@ def gradient_norms(
 
 
 def position_share(x_bnd: jax.Array) -> jax.Array:
-    """Returns the share of the variance that the position alone explains, from 0 to 1.
+    """Returns the fraction of the variance that the position alone explains, from 0 to 1.
 
     Args:
       x_bnd: float32 features of b clips at the same n positions.
@@ -59,7 +59,7 @@ def position_share(x_bnd: jax.Array) -> jax.Array:
 
 
 def explained_share(within: Any, total: Any) -> Any:
-    """Returns the share of the variance `total` that is not `within` groups."""
+    """Returns 1 - within / total, the fraction of the variance that lies between groups."""
     return 1.0 - within / (total + 1e-30)
 
 
@@ -80,7 +80,7 @@ def effective_rank(x: jax.Array) -> jax.Array:
 
 
 def rank_of_spectrum(spectrum_d: Any) -> Any:
-    """Exponential of the entropy of the normalized eigenvalues of a covariance: from 1 to d.
+    """Returns the exponential of the entropy of normalized covariance eigenvalues, from 1 to d.
 
     Args:
       spectrum_d: eigenvalues, a NumPy or a JAX array; the result has its type and precision.

@@ -1,4 +1,4 @@
-"""Masks: which patches of a clip stay visible, as index arrays of fixed length (paper section 3).
+"""Masks, which choose the visible patches of a clip as fixed-length indices (paper section 3).
 
 A mask is a pair (keep_bk, masked_bm) of int32 positions in raster order (time, row, column). Both
 are ascending, and each position is in exactly one of them. The lengths depend only on the settings
@@ -23,7 +23,7 @@ from invnext_jax.errors import UserError
 
 Grid = tuple[int, int, int]  # frames, rows, columns
 Mask = tuple[jax.Array, jax.Array]  # keep_bk, masked_bm
-# (key, batch, grid, settings, attention_bts) -> masks of one step
+# (key, batch, grid, settings, attention_bts) -> masks of one training step
 MaskFunction = Callable[[jax.Array, int, Grid, Any, jax.Array | None], list[Mask]]
 FITS = ("scale", "cut")
 
@@ -53,8 +53,8 @@ def register_mask(
     Args:
       name: value of `config.mask.kind` that selects the function.
       needs_attention: whether the function needs the image teacher's attention. A run then loads
-        the teacher, and passes attention_bts: positive weights of every patch, float32.
-      uses_ratio: whether the function masks the share `settings.ratio` of each frame.
+        the teacher and passes attention_bts, a positive float32 weight for each patch.
+      uses_ratio: whether the function masks the fraction `settings.ratio` of each frame.
     """
 
     def register(sample: MaskFunction) -> MaskFunction:
@@ -77,7 +77,7 @@ def check_settings(settings: Any, positions: int) -> None:
       positions: number of patches of a frame.
 
     Raises:
-      UserError: an unknown name, a share out of range, or a ratio that masks no patch.
+      UserError: a name is unknown, a share is out of range, or the ratio masks no patch.
     """
     if not 0 < settings.ratio < 1:
         raise UserError(f"config.mask.ratio={settings.ratio} must lie between 0 and 1")
@@ -110,7 +110,7 @@ def sample_masks(
 
 
 def visible_per_frame(positions: int, ratio: float) -> int:
-    """Returns how many of a frame's patches stay visible if a share of `ratio` is masked."""
+    """Returns the number of visible patches in a frame if the fraction `ratio` is masked."""
     return positions - int(ratio * positions)
 
 
@@ -120,8 +120,8 @@ def semantic_masks(
 ) -> list[Mask]:
     """Draws each frame's visible patches without replacement, in proportion to attention.
 
-    The Gumbel top-k trick: adding Gumbel noise to the log weights and keeping the largest samples
-    exactly that distribution (paper section 3.2).
+    Uses the Gumbel top-k trick: keeping the largest log weights after adding Gumbel noise samples
+    exactly this distribution (paper section 3.2).
     """
     del batch
     visible = visible_per_frame(grid[1] * grid[2], settings.ratio)
@@ -135,8 +135,8 @@ def multi_block_masks(
 ) -> list[Mask]:
     """Draws one multi-block mask for each size of block (paper section 3.3).
 
-    Reads `settings.blocks`, a (count, share) pair for each size; `settings.visible`, the share of
-    each frame that stays visible, one for each size; `settings.aspect`; and `settings.fit`.
+    Reads `settings.blocks`, a (count, share) pair for each size; `settings.visible`, for each size
+    the share of a frame that stays visible; `settings.aspect`; and `settings.fit`.
     """
     del attention_bts
     positions = grid[1] * grid[2]
@@ -202,10 +202,10 @@ def multi_block_mask(
       grid: frames, rows and columns.
       blocks: number of blocks in a clip.
       share: area of a block as a share of the frame.
-      aspect: range of height / width, drawn once for each clip.
+      aspect: range of the ratio height / width, which is drawn once for each clip.
       visible: number of positions that each frame keeps.
-      fit: "scale", or "cut": blocks keep their size, and the first t * visible positions in raster
-        order outside them are visible, followed by the first ones inside if there are too few.
+      fit: "scale" or "cut". With "cut", blocks keep their size. The first t * visible positions
+        outside them in raster order are visible; if there are too few, the first inside follow.
     """
     # Differs from reference: it always does "cut", which leaves the last frames of most clips
     # without a visible token.
@@ -223,7 +223,7 @@ def multi_block_mask(
     centre_bn2 = corner_bn2 + sides_b2[:, None] / 2
     cells = np.stack(np.meshgrid(np.arange(y) + 0.5, np.arange(x) + 0.5, indexing="ij"), -1)
     cells_s2 = jnp.asarray(rearrange(cells, "y x c -> (y x) c"), jnp.float32)
-    # The factor by which a block must be scaled to reach the cell; it covers cells below 1.
+    # Scale factor at which a block reaches a cell; the block covers the cells with factors below 1.
     offset_bns2 = jnp.abs(cells_s2[None, None] - centre_bn2[:, :, None])
     reach_bns = jnp.max(offset_bns2 / (sides_b2[:, None, None] / 2), axis=-1)
     score_bs = jnp.min(reach_bns, axis=1)
@@ -236,7 +236,7 @@ def multi_block_mask(
 
 
 def predicted_count(masked: int, share: float) -> int:
-    """Returns how many of `masked` positions are predicted: at least one."""
+    """Returns the number of predicted positions out of `masked`, at least one."""
     return max(1, round(share * masked))
 
 
@@ -246,7 +246,7 @@ def sample_predicted(key: jax.Array, masked_bm: jax.Array, share: float) -> jax.
     Args:
       key: random key.
       masked_bm: the masked positions.
-      share: share of them that is predicted.
+      share: fraction of the masked positions that is predicted.
 
     Returns:
       int32 indices into `masked_bm`, ascending.
@@ -264,7 +264,7 @@ def _keep_largest(score_bts: jax.Array, visible: int) -> Mask:
 
 
 def _to_raster_order(position_btk: jax.Array, positions: int) -> jax.Array:
-    """Turns positions within frames of `positions` patches into ascending positions in the clip."""
+    """Converts positions in frames of `positions` patches to ascending positions in the clip."""
     position_btk = jnp.sort(position_btk, axis=-1)
     offset_t = positions * jnp.arange(position_btk.shape[1])
     return rearrange(position_btk + offset_t[None, :, None], "b t k -> b (t k)").astype(jnp.int32)

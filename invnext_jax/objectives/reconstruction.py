@@ -39,8 +39,8 @@ def sample_noise(t_key: jax.Array, noise_key: jax.Array, count: int, pixels: int
     Args:
       t_key: random key of the timesteps.
       noise_key: random key of the noise.
-      count: number of noised patches: a multiple of the number of masked patches, each of which is
-        decoded `count` / masked times.
+      count: number of noised patches, a multiple of the number of masked patches. Each masked patch
+        is decoded `count` / masked times.
       pixels: values of a patch.
     """
     t_n = jax.random.randint(t_key, (count,), 0, len(SCHEDULE.betas))
@@ -61,11 +61,11 @@ def loss_terms(
       start_np: pixels of the b*m masked patches.
       latents_bmd: predicted latents of the same patches.
       noise: timesteps and noise for a diffusion decoder; None for pixel regression.
-      chunks: number of parts that are decoded one after the other, and recomputed in the backward
-        pass, which divides the memory of the decoder's activations. The last part may be padded.
+      chunks: number of parts that are decoded one after the other and recomputed in the backward
+        pass, which reduces the memory of the decoder's activations. The last part may be padded.
 
     Returns:
-      `pixels`, and for diffusion its parts `noise` (squared error) and `bound` (bits per value).
+      `pixels`; for diffusion also its terms `noise` (squared error) and `bound` (bits per value).
     """
     latents_nd = rearrange(latents_bmd, "b m d -> (b m) d")
     arrays = (start_np, latents_nd)
@@ -93,9 +93,9 @@ def _patch_terms(decode, start_np, latents_nd, noise_np=None, t_n=None):
 
 
 def _map_chunks(function, arrays, chunks):
-    """Applies a function of arrays [n ...] to one chunk of the patches after the other.
+    """Applies a function of arrays [n ...] to one chunk of patches at a time.
 
-    Chunk i holds every `chunks`-th patch from i on, so that each device has some of each chunk.
+    Chunk i holds every `chunks`-th patch, starting at i, so that each chunk spans all devices.
     """
     n = arrays[0].shape[0]
     chunks = min(chunks, n)

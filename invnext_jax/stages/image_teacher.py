@@ -24,7 +24,7 @@ def check_teacher(config: Any) -> None:
     """Checks `config.teacher`.
 
     Raises:
-      UserError: an unknown kind, no weights, or sizes that do not fit the run's clips.
+      UserError: the kind is unknown, weights are missing, or sizes do not fit the run's clips.
     """
     t = config.teacher
     if t.kind not in teachers.KINDS:
@@ -55,7 +55,7 @@ def read_teacher(config: Any) -> Any:
     """Reads the teacher's parameters from the file that the config names.
 
     Raises:
-      UserError: the file cannot be read, or holds another model than `config.teacher` describes.
+      UserError: the file cannot be read, or its model differs from `config.teacher`.
     """
     path = resolve_path(config.teacher.weights)
     parts, about = read_export(path)
@@ -69,7 +69,7 @@ def read_teacher(config: Any) -> Any:
 
 
 def apply_to_frames(config: Any, params: Any, video_bthwc: jax.Array) -> teachers.TeacherOutput:
-    """Runs the frozen teacher on every frame (b*t images); its output has the encoder's grid.
+    """Runs the frozen teacher on every frame (b*t images); the output has the encoder's grid.
 
     Args:
       config: the run's config.
@@ -87,7 +87,7 @@ def apply_to_frames(config: Any, params: Any, video_bthwc: jax.Array) -> teacher
 def apply_to_clips(
     config: Any, params: Any, video_bthwc: jax.Array
 ) -> tuple[teachers.TeacherOutput, jax.Array]:
-    """Returns the output of `apply_to_frames`, and its attention by clip and frame: [b t s]."""
+    """Returns the output of `apply_to_frames` and its attention in the shape [b t s]."""
     output = apply_to_frames(config, params, video_bthwc)
     frames = video_bthwc.shape[1]
     return output, rearrange(output.attention_bn, "(b t) s -> b t s", t=frames)

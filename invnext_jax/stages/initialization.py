@@ -17,7 +17,7 @@ _TEXT = ("width", "heads", "mlp_width", "window")
 
 
 def check_text(config: Any) -> None:
-    """Checks that the predictor can start from the text model that is named, if one is.
+    """Checks that the predictor can start from the text model, if the config names one.
 
     Raises:
       UserError: the predictor is not a ModernBERT.
@@ -30,16 +30,16 @@ def check_text(config: Any) -> None:
 
 
 def text_layers(config: Any) -> dict[str, Any]:
-    """Reads the text model's layers, by the path of the predictor layer that starts from each.
+    """Reads the text model's layers that initialize the predictor, by predictor path.
 
     Layer i of the predictor is layer `last_layer - depth + 1 + i` of the text model.
 
     Returns:
-      "predictor/layer<i>" -> parameters; {} if `config.predictor.weights` is empty.
+      A dict from "predictor/layer<i>" to parameters; {} if `config.predictor.weights` is empty.
 
     Raises:
-      UserError: the file cannot be read, holds another kind of model, other sizes, or not all of
-        the layers.
+      UserError: the file cannot be read, its model has another kind or other sizes, or a layer is
+        missing.
     """
     p = config.predictor
     if not p.weights:
@@ -89,11 +89,11 @@ def select_params(
     Args:
       config: the run's config.
       restored: parameters of the run that `config.init_from` names, or None.
-      groups: top-level groups that this run can take from it.
+      groups: top-level groups that this run can take from `restored`.
 
     Returns:
-      The `groups` that `restored` holds and `config.init_parts` names; and the text model's layers
-      if the predictor is not among them.
+      The `groups` that `restored` holds and `config.init_parts` names. If the predictor is not one
+      of them, also the text model's layers.
 
     Raises:
       UserError: `config.init_parts` names a group that does not exist; see also `text_layers`.
@@ -115,7 +115,7 @@ def select_params(
 
 
 def describe_start(config: Any, start: Mapping[str, Any], groups: Iterable[str]) -> list[str]:
-    """Describes how the groups that `start` does not hold as a whole are initialized.
+    """Describes how the groups that are not entirely in `start` are initialized.
 
     Args:
       config: the run's config.
@@ -143,7 +143,7 @@ def require_encoder(config: Any, restored: Mapping[str, Any] | None) -> None:
     """Checks that the run that `config.init_from` names holds an encoder.
 
     Raises:
-      UserError: no run is named, or it has no encoder.
+      UserError: the config names no run, or the run has no encoder.
     """
     if restored is None:
         raise UserError(NO_STAGE1)

@@ -1,7 +1,7 @@
-"""Masked modeling: samples of masks, models under a mask, and the rows of a table of losses.
+"""Masked modeling: sampled masks, models that run under a mask, and the entries of loss tables.
 
-Shape key: b batch, t frames, h w pixels, c channels, k visible tokens, m masked tokens (or those of
-them that are predicted), n patches (of all clips, times the noise draws), p pixels of a patch,
+Shape key: b batch, t frames, h w pixels, c channels, k visible tokens, m masked tokens (or only
+the predicted ones), n patches (of all clips, times the noise draws), p pixels of a patch,
 d width.
 """
 
@@ -27,7 +27,7 @@ class MaskSample(NamedTuple):
       keep_bk: positions of the visible patches.
       masked_bm: positions of all other patches.
       noise: diffusion noise and timestep of each predicted patch; None without a diffusion loss.
-      chosen_bm: indices into `masked_bm` of the patches that are predicted; None: all of them.
+      chosen_bm: indices into `masked_bm` of the patches that are predicted; None for all.
     """
 
     keep_bk: jax.Array
@@ -53,7 +53,7 @@ class MaskKeys(NamedTuple):
 
 
 class MaskedModel(nn.Module):
-    """Base of the models of both stages, which have the fields `encoder` and `decoder`."""
+    """Base class of the models of both stages, which define `encoder` and `decoder`."""
 
     def decode(
         self, noised_np: jax.Array | None, t_n: jax.Array | None, latents_nd: jax.Array
@@ -73,7 +73,7 @@ class LossInputs(NamedTuple):
 
     Attributes:
       model: the stage's model.
-      params: its parameters.
+      params: parameters of the model.
       features: output of the model's `features` under this mask.
       target: output of the stage's `compute_target`.
       video_bthwc: normalised clips.
@@ -90,13 +90,13 @@ class LossInputs(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Loss:
-    """A row of a stage's table of losses. `config.loss` holds the weight under the row's name.
+    """A row of a stage's loss table. `config.loss` holds its weight under the name of the row.
 
     Attributes:
       modules: top-level parameter groups that the loss needs, besides encoder and pool.
-      function: computes the float32 scalar of one mask; or several, by name, of which the one with
-        the row's name is the loss and the others are metrics.
-      needs_teacher: whether the loss compares with the image teacher.
+      function: computes the float32 loss of one mask, or a dict of scalars. In a dict, the entry
+        with the row's name is the loss, and the other entries are metrics.
+      needs_teacher: whether the loss needs the output of the image teacher.
     """
 
     modules: tuple[str, ...]
@@ -111,7 +111,7 @@ def run_features(
     sample: MaskSample,
     rngs: dict[str, jax.Array] | None = None,
 ) -> Any:
-    """Runs a model on clips under a mask; without `rngs` there is no drop path."""
+    """Runs a model on clips under a mask; without `rngs`, drop path is off."""
     inputs = video_bthwc, sample.keep_bk, sample.masked_bm, sample.chosen_bm
     return model.apply({"params": params}, *inputs, rngs=rngs, method="features")
 
@@ -131,13 +131,13 @@ def pixel_terms(
 
 
 def pixel_loss(inputs: LossInputs) -> dict[str, jax.Array]:
-    """The pixel loss of both stages, a function of `Loss`."""
+    """Computes the pixel loss of both stages, for `Loss.function`."""
     latents_bmd = inputs.features.latents_bmd
     return pixel_terms(inputs.model, inputs.params, latents_bmd, inputs.video_bthwc, inputs.sample)
 
 
 def complete_sample(config: Any, mask: masks.Mask, keys: MaskKeys) -> MaskSample:
-    """Adds to a mask which of its patches are predicted, and their diffusion noise.
+    """Samples the patches to predict under a mask, and their diffusion noise.
 
     Args:
       config: the run's config.

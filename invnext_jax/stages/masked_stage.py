@@ -34,13 +34,13 @@ from invnext_jax.training.step import NO_EMA_TARGETS
 class MaskedModelingStage:
     """Base class of the masked modeling stages; see `stage.Stage` for the contract.
 
-    A subclass gives the model, the tables and the target. Losses, parameter groups, diagnostics and
-    the need of a teacher follow from the tables.
+    A subclass defines the model, the tables and the target. The losses, the parameter groups, the
+    diagnostics and whether a teacher is needed follow from the tables.
 
     Attributes:
-      losses: name -> loss; sums of losses follow this order.
-      makers: name of an optional module of the model -> function of the config that makes it.
-      numbered: whether the name of a term ends in the number of its mask, as in "predict_0".
+      losses: loss of each name; losses are summed in this order.
+      makers: for each optional module of the model, the function that makes it from the config.
+      numbered: whether the name of a loss term ends in the number of its mask ("predict_0").
     """
 
     title = ""
@@ -61,10 +61,10 @@ class MaskedModelingStage:
         video_bthwc: jax.Array,
         key: jax.Array | None = None,
     ) -> Any:
-        """Computes what the losses compare with, from normalised clips.
+        """Computes the target of the losses from normalised clips.
 
-        `teacher_output` is None unless the stage needs the teacher. Without the key of the step,
-        nothing is random.
+        `teacher_output` is None unless the stage needs the teacher. `key` is the random key of the
+        step; with None, the target is deterministic.
         """
         raise NotImplementedError
 
@@ -100,7 +100,7 @@ class MaskedModelingStage:
     def param_groups(self, config: Any) -> tuple[str, ...]:
         """Returns the top-level parameter groups: encoder, pool, and those of the active losses.
 
-        The pool is exported with the encoder, so it is there even if no loss reaches it.
+        The pool is exported with the encoder, so it is included even if no loss depends on it.
         """
         needed = (self.losses[name].modules for name in self.active_losses(config))
         return tuple(dict.fromkeys(("encoder", "pool", *itertools.chain.from_iterable(needed))))
@@ -137,12 +137,12 @@ class MaskedModelingStage:
         return compared or masks.needs_attention(config.mask)
 
     def abstract_frozen(self, config: Any) -> Any:
-        """See `Stage.abstract_frozen`; the image teacher, if it is needed."""
+        """See `Stage.abstract_frozen`; contains the image teacher if it is needed."""
         needed = self.needs_teacher(config)
         return {"teacher": image_teacher.abstract_teacher(config)} if needed else {}
 
     def init_frozen(self, config: Any, restored: Mapping[str, Any] | None) -> Any:
-        """See `Stage.init_frozen`; the image teacher from its file, if it is needed."""
+        """See `Stage.init_frozen`; reads the image teacher if it is needed."""
         del restored
         needed = self.needs_teacher(config)
         return {"teacher": image_teacher.read_teacher(config)} if needed else {}
@@ -177,7 +177,7 @@ class MaskedModelingStage:
         key: jax.Array,
         attention_bts: jax.Array | None = None,
     ) -> list[masks.Mask]:
-        """Draws the masks alone; see `masks.sample_masks`."""
+        """Draws only the masks; see `masks.sample_masks`."""
         return masks.sample_masks(key, batch, grid, config.mask, attention_bts)
 
     def apply_teacher(
@@ -208,7 +208,7 @@ class MaskedModelingStage:
     def loss_fn(
         self, config: Any, model: MaskedModel, params: Any, frozen: Any, batch: Any, key: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """See `Stage.loss_fn`; the weighted sum of the losses, and every term unweighted."""
+        """See `Stage.loss_fn`; returns the weighted sum of the losses and all unweighted terms."""
         video_bthwc = normalize(batch["video"])
         teacher_output, samples = self.apply_teacher(config, frozen, video_bthwc, key)
         target = self.compute_target(config, model, frozen, teacher_output, video_bthwc, key)
@@ -226,16 +226,16 @@ class MaskedModelingStage:
         samples: Sequence[MaskSample],
         droppath_keys: Sequence[jax.Array] | None = None,
     ) -> dict[str, jax.Array]:
-        """Computes the loss terms as a pure function of everything that is sampled.
+        """Computes the loss terms; all random samples are arguments.
 
         Args:
           config: the run's config.
           model: the stage's model.
-          params: its parameters.
+          params: parameters of the model.
           target: output of `compute_target`.
           video_bthwc: normalised clips.
-          samples: the masks.
-          droppath_keys: random key of drop path for each mask; None: no drop path.
+          samples: sampled masks.
+          droppath_keys: random key of drop path for each mask; None disables drop path.
 
         Returns:
           The terms of the active losses, for each mask.
@@ -252,16 +252,16 @@ class MaskedModelingStage:
         return terms
 
     def term_name(self, name: str, number: int) -> str:
-        """Returns the name of a loss's term of mask `number`."""
+        """Returns the name of the term of loss `name` under mask `number`."""
         return f"{name}_{number}" if self.numbered else name
 
     def loss_name(self, term: str) -> str | None:
-        """Returns the loss that a term belongs to; None for a part of a loss."""
+        """Returns the name of the loss that `term` is, or None if `term` is only a metric."""
         name = term.rpartition("_")[0] if self.numbered else term
         return name if name in self.losses else None
 
     def weigh(self, config: Any, terms: Mapping[str, jax.Array]) -> jax.Array:
-        """Returns the sum of the terms, each times the weight of its loss."""
+        """Returns the sum of the terms, weighted by the weights of their losses."""
         names = {term: self.loss_name(term) for term in terms}
         return sum(config.loss[name] * terms[term] for term, name in names.items() if name)
 

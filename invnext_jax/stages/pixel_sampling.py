@@ -29,10 +29,10 @@ class Reconstruction(NamedTuple):
     """Reconstructed clips.
 
     Attributes:
-      visible_btyx: bool, the patches that were visible.
+      visible_btyx: bool, whether each patch was visible.
       own_bthwc: uint8 clips whose masked patches are sampled given their own latents; None if the
         model has no pixel decoder.
-      other_bthwc: the same with the same noise, given the latents of the next clip.
+      other_bthwc: samples with the same noise, given the latents of the next clip in the batch.
     """
 
     visible_btyx: np.ndarray
@@ -48,8 +48,8 @@ def reconstruct(
     Args:
       stage: a masked modeling stage; its first mask is used.
       config: config of a run of that stage.
-      params: its parameters.
-      frozen: its frozen parameters, for masks that need the teacher's attention.
+      params: trained parameters of the run.
+      frozen: frozen parameters of the run, for masks that need the teacher's attention.
       video_bthwc: uint8 clips.
       seed: seed of the mask and the noise.
     """
@@ -107,8 +107,8 @@ def _sample_patches(model, params, latents_nd, patch, key) -> jax.Array:
 def _clip_pixels(output, noised_np, t_n) -> jax.Array:
     """Changes the predicted noise so that the implied patch has pixels from 0 to 255.
 
-    At the first steps the implied patch is the difference of two large numbers divided by a small
-    one, so samples of a decoder early in training would leave the range of pixels permanently.
+    In the first sampling steps, the implied patch is the difference of two large numbers divided by
+    a small one. Early in training, samples would therefore leave the pixel range permanently.
     """
     noise_np, share_np = jnp.split(output, 2, axis=-1)
     signal_n1 = jnp.asarray(reconstruction.SCHEDULE.alphas_cumprod, jnp.float32)[t_n][:, None]

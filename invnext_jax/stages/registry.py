@@ -1,6 +1,6 @@
-"""The stages by name, and the parts of a run that follow from its config before any array exists.
+"""Registry of the stages, and the setup of a run from its config, before arrays are created.
 
-Training, planning and benchmarks build a run here.
+Training, planning and benchmarks set up their runs here.
 """
 
 import dataclasses
@@ -32,11 +32,11 @@ class TrainingSetup:
 
     Attributes:
         config: the run's config, frozen.
-        stage: its stage.
+        stage: stage of the run.
         model: the stage's model.
         init_fn: key -> parameters.
-        tx: the optimizer; it leaves out the groups that no loss of the stage reaches.
-        ema_targets: parameter groups that EMA targets follow, by the target's name.
+        tx: the optimizer; it does not update the groups that `Stage.frozen_groups` returns.
+        ema_targets: by name of the EMA target, the parameter groups that it averages.
         step: (state, frozen, batch, root_key) -> (state, metrics), see `step.make_train_step`.
     """
 
@@ -63,7 +63,7 @@ class TrainingSetup:
             return compilation.compile_step(self.step, *arguments)
 
     def compile_diagnostics(self, mesh: Mesh, *arguments: Any) -> step_lib.DiagnosticsFn:
-        """Compiles the stage's diagnostics, which are called like the step and change nothing."""
+        """Compiles the stage's diagnostics, which take the step's arguments and change no state."""
         diagnostics = functools.partial(self.stage.diagnostics, self.config, self.model)
         with mesh_lib.mesh_rules(mesh), attention.kernel(self.config.attention):
             return compilation.compile_diagnostics(
@@ -75,7 +75,7 @@ def find_stage(config: Any) -> Stage:
     """Returns the stage of a config.
 
     Raises:
-        UserError: there is no stage of that name.
+        UserError: no stage has the configured name.
     """
     if config.stage not in STAGES:
         raise UserError(f"config.stage={config.stage!r} must be one of {', '.join(STAGES)}")
@@ -83,18 +83,18 @@ def find_stage(config: Any) -> Stage:
 
 
 def step_flops(config: Any) -> float:
-    """Returns the model FLOPs, forward and backward, of one training step of the whole batch."""
+    """Returns the model FLOPs, forward and backward, of one training step on the whole batch."""
     return flops.sum_flops(find_stage(config).count_flops(config), config.batch_size)
 
 
 def make_setup(config: Any) -> TrainingSetup:
-    """Makes the parts of the run of a checked config; no array is created.
+    """Makes the setup of a run from a checked config, without creating arrays.
 
     Args:
         config: a run's config, frozen.
 
     Raises:
-        UserError: an unknown stage.
+        UserError: the stage is unknown.
     """
     stage = find_stage(config)
     model = stage.make_model(config)

@@ -1,8 +1,8 @@
-"""The contract of a training stage: everything that differs between stages, as one interface.
+"""The interface of a training stage, which covers everything that differs between stages.
 
 Training, planning, evaluation and benchmarks use a stage through `Stage` alone. To add a stage,
-write a class with these methods and add an instance to `registry.STAGES`; stages of masked modeling
-inherit most of them from `masked_modeling.MaskedModelingStage`.
+write a class with these methods and add an instance to `registry.STAGES`; masked modeling stages
+inherit most of them from `masked_stage.MaskedModelingStage`.
 
 Shape key: b batch, t frames, h w pixels, c channels, y x grid rows and columns.
 """
@@ -21,11 +21,11 @@ class Picture(NamedTuple):
     """One kind of picture of some clips, for a report.
 
     Attributes:
-      title: a few words.
+      title: title of a few words.
       caption: what the picture shows and how to read it.
       video_bthwc: uint8 clips.
       visible_btyx: bool, the visible patches.
-      hides_masked: whether masked patches are shown grey; otherwise visible ones are outlined.
+      hides_masked: whether to show masked patches in grey, instead of outlining visible ones.
     """
 
     title: str
@@ -39,9 +39,9 @@ class Stage(Protocol):
     """A training stage.
 
     A stage holds no state: every method is a pure function of its arguments. `config` is the
-    config of a run, `model` the output of `make_model`, `params` the trained parameters, `frozen`
-    the frozen parameters (while training, together with the EMA targets), `batch` a dict with
-    `video` uint8 [b t h w c].
+    config of a run, `model` the output of `make_model`, `params` the trained parameters, and
+    `frozen` the frozen parameters (in training, together with the EMA targets). `batch` is a dict
+    with `video`, uint8 [b t h w c].
 
     Attributes:
       title: name of the stage in reports and tables.
@@ -53,7 +53,7 @@ class Stage(Protocol):
         """Checks the options of this stage.
 
         Raises:
-          UserError: a value with which the stage cannot run.
+          UserError: an option has an invalid value.
         """
 
     def make_model(self, config: Any) -> Any:
@@ -66,24 +66,25 @@ class Stage(Protocol):
         """
 
     def warm_start(self, config: Any, restored: Mapping[str, Any] | None) -> dict[str, Any]:
-        """Selects the parameters that do not start from `init_params`, by path.
+        """Selects the initial parameters that replace those of `init_params`, by path.
 
         Args:
           config: the run's config.
-          restored: parameters of the run that `config.init_from` names, by group; None without.
+          restored: parameters, by group, of the run that `config.init_from` names; None if it names
+            none.
 
         Raises:
           UserError: parameters that the stage needs are missing.
         """
 
     def frozen_groups(self, config: Any) -> tuple[str, ...]:
-        """Returns the top-level groups that no loss reaches and the optimizer does not update."""
+        """Returns the top-level parameter groups that the optimizer must not update."""
 
     def ema_targets(self, config: Any) -> tuple[EmaTargets, float]:
         """Returns the EMA targets and their momentum; `NO_EMA_TARGETS` if there is none.
 
-        A target follows the trained parameters as an exponential moving average, of which the
-        share `momentum` stays in a step.
+        A target is an exponential moving average of trained parameters. After each update it
+        becomes `momentum` * target + (1 - `momentum`) * parameters.
         """
 
     def needs_teacher(self, config: Any) -> bool:
@@ -106,7 +107,7 @@ class Stage(Protocol):
     def loss_fn(
         self, config: Any, model: Any, params: Any, frozen: Any, batch: Any, key: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Computes the loss of a batch, float32, and metrics as float32 scalars by name."""
+        """Returns the float32 loss of a batch, and float32 scalar metrics by name."""
 
     def diagnostics(
         self, config: Any, model: Any, params: Any, frozen: Any, batch: Any, key: jax.Array
@@ -124,11 +125,11 @@ class Stage(Protocol):
     def sample_visible(
         self, config: Any, frozen: Any, video_bthwc: jax.Array, key: jax.Array
     ) -> list[jax.Array]:
-        """Samples the masks that a step with `key` draws.
+        """Samples the same masks as a training step with `key`.
 
         Args:
           config: the run's config.
-          frozen: the image teacher's parameters as "teacher", if the mask needs its attention.
+          frozen: dict with the image teacher's parameters as "teacher", if the mask needs them.
           video_bthwc: uint8 clips.
           key: random key of the step.
 
@@ -139,11 +140,11 @@ class Stage(Protocol):
     def picture_clips(
         self, config: Any, params: Any, video_bthwc: np.ndarray, seed: int = 0
     ) -> list[Picture]:
-        """Makes the pictures of clips that a report shows for this stage.
+        """Makes the pictures of clips that reports show for this stage.
 
         Args:
           config: the run's config.
-          params: its trained parameters.
+          params: trained parameters of the run.
           video_bthwc: uint8 clips.
           seed: seed of the masks and the noise.
 

@@ -1,9 +1,9 @@
 """Stage 1: semantic-guided pixel reconstruction (paper section 3.2).
 
-A frozen image teacher sees every frame. Its attention chooses the visible patches, the encoder's
-visible tokens align with the teacher's, the predictor completes the masked latents, and a
-conditional diffusion decoder turns each latent into the pixels of its patch. A loss of weight 0 is
-neither built nor computed.
+A frozen image teacher encodes every frame. Its attention selects the visible patches, and the
+encoder's visible tokens are aligned with the teacher's tokens. The predictor predicts the latents
+of masked patches, and a conditional diffusion decoder maps each latent to the pixels of its patch.
+A loss with weight 0 is not computed, and its modules are not built.
 
 Shape key: b batch, t frames, h w pixels, c channels, s patches of a frame, k visible tokens,
 m masked tokens, n tokens of the encoder, d width, l taps.
@@ -41,7 +41,7 @@ from invnext_jax.stages.stage import Picture
 
 
 class Stage1Features(NamedTuple):
-    """Outputs that the losses compare, float32; None where no loss needs them."""
+    """Float32 model outputs that the losses use; None for outputs that no loss needs."""
 
     aligned_lbkd: jax.Array | None
     pooled_bd: jax.Array | None
@@ -49,7 +49,7 @@ class Stage1Features(NamedTuple):
 
 
 class Stage1Model(MaskedModel):
-    """Encoder and attention pool; for the active losses, predictor, decoder and heads."""
+    """Encoder, attention pool, and the predictor, decoder and heads of the active losses."""
 
     encoder: nn.Module
     pool: nn.Module
@@ -86,7 +86,7 @@ class Stage1Model(MaskedModel):
 
 
 def align_tokens_loss(inputs: LossInputs) -> jax.Array:
-    """Cosine distance of the visible tokens to the teacher's, over the tapped layers."""
+    """Computes the cosine loss of visible tokens and the teacher's, over the tapped layers."""
     t, keep_bk = inputs.video_bthwc.shape[1], inputs.sample.keep_bk
     taps_lbnd = rearrange(inputs.target.taps_lbnd, "l (b t) s d -> l b (t s) d", t=t)
     target_lbkd = jnp.take_along_axis(taps_lbnd, keep_bk[None, :, :, None], axis=2)
@@ -94,9 +94,9 @@ def align_tokens_loss(inputs: LossInputs) -> jax.Array:
 
 
 def align_pooled_loss(inputs: LossInputs) -> jax.Array:
-    """Cosine distance of the pooled feature to the mean of the teacher's over the frames.
+    """Computes the cosine loss of the pooled feature and the frame average of the teacher's.
 
-    The mean is not scaled back to unit length, as in the reference.
+    As in the reference, the average is not scaled to unit length.
     """
     t = inputs.video_bthwc.shape[1]
     pooled_bd = jnp.mean(rearrange(inputs.target.pooled_bd, "(b t) d -> b t d", t=t), axis=1)
@@ -133,13 +133,13 @@ class Stage1(MaskedModelingStage):
         )
 
     def warm_start(self, config: Any, restored: Mapping[str, Any] | None) -> dict[str, Any]:
-        """See `Stage.warm_start`; all groups that exist there, and layers of a text model."""
+        """See `Stage.warm_start`; selects all restored groups, and layers of a text model."""
         return initialization.select_params(config, restored, self.param_groups(config))
 
     def frozen_groups(self, config: Any) -> tuple[str, ...]:
-        """See `Stage.frozen_groups`; the pool, if no loss reaches it.
+        """See `Stage.frozen_groups`; contains the pool if no loss depends on it.
 
-        Weight decay would otherwise shrink it.
+        Weight decay would otherwise shrink the pool.
         """
         return () if "align_pooled" in self.param_groups(config) else ("pool",)
 
@@ -162,11 +162,11 @@ class Stage1(MaskedModelingStage):
         )
 
     def draw_masks(self, *args: Any, **kwargs: Any) -> list[masks.Mask]:
-        """See `MaskedModelingStage.draw_masks`; the first mask of kinds that have several."""
+        """See `MaskedModelingStage.draw_masks`; returns only the first of several masks."""
         return super().draw_masks(*args, **kwargs)[:1]
 
     def compute_target(self, config, model, frozen, teacher_output, video_bthwc, key=None) -> Any:
-        """See `MaskedModelingStage.compute_target`; the output of the image teacher."""
+        """See `MaskedModelingStage.compute_target`; returns the output of the image teacher."""
         del config, model, frozen, video_bthwc, key
         return teacher_output
 
@@ -176,9 +176,9 @@ class Stage1(MaskedModelingStage):
         """See `Stage.diagnostics`.
 
         Returns:
-          Encoder gradient norms; with a decoder, `conditioning_gap`: the noise error given another
-          clip's latents minus the error given its own latents (0 if the decoder ignores them);
-          with a predictor, standard deviation and effective rank of the latents.
+          The encoder gradient norms. With a decoder, also `conditioning_gap`: the noise error given
+          another clip's latents minus the error given the clip's own latents (0 if the decoder
+          ignores latents). With a predictor, also standard deviation and effective rank of latents.
         """
         video_bthwc = normalize(batch["video"])
         target, samples = self.apply_teacher(config, frozen, video_bthwc, key)
@@ -221,7 +221,7 @@ class Stage1(MaskedModelingStage):
     def picture_clips(
         self, config: Any, params: Any, video_bthwc: np.ndarray, seed: int = 0
     ) -> list[Picture]:
-        """See `Stage.picture_clips`; the mask, and patches sampled by the pixel decoder."""
+        """See `Stage.picture_clips`; shows the mask and patches sampled by the pixel decoder."""
         frozen = self.init_frozen(config, None)
         made = pixel_sampling.reconstruct(self, config, params, frozen, video_bthwc, seed)
         by_attention = masks.needs_attention(config.mask)

@@ -1,9 +1,9 @@
 """Stage 2: prediction of a Stage 1 encoder's latents (paper section 3.3).
 
-The student starts as the Stage 1 encoder. So does the target, which encodes the whole clip. The
-student sees the clip under two kinds of multi-block masks, and the predictor, with a head into the
-target's space, predicts the target's tokens at the masked positions. The paper's ablations change
-the target (one that follows the student, or the image teacher) and the mask, and add losses.
+The student and the target are both initialized from the Stage 1 encoder. The target encodes the
+whole clip, and the student the visible patches under two kinds of multi-block masks. The predictor
+and a head predict the target's tokens at the masked positions. The paper's ablations change the
+target (a moving average of the student, or the image teacher) and the mask, and add losses.
 
 Shape key: b batch, t frames, h w pixels, c channels, n tokens, s patches of a frame, k visible,
 m masked, d width.
@@ -48,7 +48,7 @@ TARGETS = ("frozen", "momentum", "image")
 
 
 class Stage2Features(NamedTuple):
-    """Outputs that the losses compare, float32; None where no loss needs them."""
+    """Float32 model outputs that the losses use; None for outputs that no loss needs."""
 
     predicted_bmd: jax.Array | None
     aligned_bkd: jax.Array | None
@@ -56,10 +56,10 @@ class Stage2Features(NamedTuple):
 
 
 class Stage2Model(MaskedModel):
-    """Encoder and attention pool; for the active losses, predictor, heads and decoder.
+    """Encoder, attention pool, and the predictor, heads and decoder of the active losses.
 
-    No loss reaches the pool, and the config keeps the optimizer off it, so that an exported Stage 2
-    encoder has the pool of Stage 1.
+    No loss depends on the pool, and the config excludes it from the optimizer, so an exported
+    Stage 2 encoder has the pool of Stage 1.
     """
 
     encoder: nn.Module
@@ -89,7 +89,7 @@ class Stage2Model(MaskedModel):
         if self.predictor is not None:
             latents_bmd = self.predictor(tokens_bnd, keep_bk, masked_bm, grid, chosen_bm)
         if self.head is not None:
-            # The head's output has unit length; the reference normalises it once more.
+            # The head's output already has unit length; the reference also normalises it twice.
             predicted_bmd = l2_normalize(replicate_tokens(self.head(shard_tokens(latents_bmd))))
         if self.align_visible is not None:
             aligned_bkd = self.align_visible(tokens_bnd[:, self.encoder.class_tokens :])
@@ -97,13 +97,13 @@ class Stage2Model(MaskedModel):
 
 
 def predict_loss(inputs: LossInputs) -> jax.Array:
-    """Cosine distance of the predictions to the target's tokens at the same positions."""
+    """Computes the cosine loss of predictions and the target's tokens at the same positions."""
     target_bmd = gather_tokens(inputs.target, inputs.sample.predicted_bm)
     return losses.cosine_loss(inputs.features.predicted_bmd, target_bmd)
 
 
 def align_visible_loss(inputs: LossInputs) -> jax.Array:
-    """Cosine distance of the student's visible tokens to the target's."""
+    """Computes the cosine loss of the student's visible tokens and the target's tokens."""
     target_bkd = gather_tokens(inputs.target, inputs.sample.keep_bk)
     return losses.cosine_loss(inputs.features.aligned_bkd, target_bkd)
 
@@ -147,7 +147,7 @@ class Stage2(MaskedModelingStage):
         return config.target.kind == "image" or super().needs_teacher(config)
 
     def abstract_frozen(self, config: Any) -> Any:
-        """See `Stage.abstract_frozen`; the target if it is frozen, and the image teacher."""
+        """See `Stage.abstract_frozen`; contains a frozen target and the image teacher."""
         frozen, data = {}, config.data
         if config.target.kind == "frozen":
             video_bthwc = jnp.zeros((1, data.frames, data.size, data.size, 3))
@@ -156,20 +156,20 @@ class Stage2(MaskedModelingStage):
         return frozen | super().abstract_frozen(config)
 
     def init_frozen(self, config: Any, restored: Mapping[str, Any] | None) -> Any:
-        """See `Stage.init_frozen`; the Stage 1 encoder as target, and the image teacher."""
+        """See `Stage.init_frozen`; reads the Stage 1 encoder as target, and the image teacher."""
         initialization.require_encoder(config, restored)
         frozen = {"target": restored["encoder"]} if config.target.kind == "frozen" else {}
         return frozen | super().init_frozen(config, restored)
 
     def warm_start(self, config: Any, restored: Mapping[str, Any] | None) -> dict[str, Any]:
-        """See `Stage.warm_start`; encoder, pool, predictor and decoder, but no heads."""
+        """See `Stage.warm_start`; selects encoder, pool, predictor and decoder, but no heads."""
         initialization.require_encoder(config, restored)
         heads = ("head", "align_visible")
         groups = [name for name in self.param_groups(config) if name not in heads]
         return initialization.select_params(config, restored, groups)
 
     def ema_targets(self, config: Any) -> tuple[EmaTargets, float]:
-        """See `Stage.ema_targets`; the momentum target, a copy of the encoder."""
+        """See `Stage.ema_targets`; the momentum target averages the encoder."""
         if config.target.kind != "momentum":
             return NO_EMA_TARGETS
         return {"target": "encoder"}, config.target.momentum
@@ -210,13 +210,13 @@ class Stage2(MaskedModelingStage):
     ) -> jax.Array:
         """See `MaskedModelingStage.compute_target`.
 
-        Differs from reference: its target ran with drop path, by mistake. Ours is deterministic
-        unless `config.target.drop_path` is on and there is a key.
+        Differs from reference: its target uses drop path by mistake. This target is deterministic
+        unless `config.target.drop_path` is True and `key` is given.
 
         Returns:
           Unit vectors [b n d]: the target's tokens of the whole clip, without class tokens.
         """
-        if config.target.kind == "image":  # the input of the teacher's last layer: the deepest tap
+        if config.target.kind == "image":  # the deepest tap, the input of the teacher's last layer
             t = video_bthwc.shape[1]
             return rearrange(teacher_output.taps_lbnd[-1], "(b t) s d -> b (t s) d", t=t)
         drops = config.target.drop_path and key is not None
@@ -234,7 +234,7 @@ class Stage2(MaskedModelingStage):
 
         Returns:
           Encoder gradient norms; standard deviation and effective rank of targets and predictions;
-          `target_position_share`, the share of the targets' variance that the position explains;
+          `target_position_share`, the fraction of target variance that the position explains;
           `position_loss`, the loss, under one mask, of predicting the mean target of each position.
         """
         video_bthwc = normalize(batch["video"])
@@ -282,7 +282,7 @@ class Stage2(MaskedModelingStage):
     def picture_clips(
         self, config: Any, params: Any, video_bthwc: np.ndarray, seed: int = 0
     ) -> list[Picture]:
-        """See `Stage.picture_clips`; the masks."""
+        """See `Stage.picture_clips`; shows the masks."""
         del params
         frozen = {}
         if masks.needs_attention(config.mask):

@@ -22,12 +22,12 @@ ASSETS = Path(__file__).parent.parent / "assets"
 
 
 def resolve_path(path: str) -> str:
-    """Returns the path, where "assets" is the shipped image teacher of the embedded world."""
+    """Returns `path`; "assets" stands for the embedded world's image teacher in this package."""
     return str(ASSETS / "siglip2_tiny_world.safetensors") if path == "assets" else path
 
 
 def lazy_tensors(tree: Mapping[str, Any]) -> dict[str, LazyTensor]:
-    """Flattens nested dicts of arrays to {"a/b": tensor}, sorted; reading casts to float32."""
+    """Flattens nested dicts of arrays to {"a/b": tensor}, sorted, float32 when read."""
     flat = flax.traverse_util.flatten_dict(tree, sep="/")
     return {
         path: LazyTensor(tuple(np.shape(leaf)), lambda x=leaf: np.asarray(x, dtype=np.float32))
@@ -56,7 +56,7 @@ def description_path(path: str | Path) -> Path:
 
 
 def write_export(path: str | Path, params: Mapping[str, Any], about: Mapping[str, Any]) -> None:
-    """Writes both files atomically.
+    """Writes the .safetensors and the .json file atomically.
 
     Args:
       path: the .safetensors file; its folder is created if needed.
@@ -82,7 +82,7 @@ def read_export(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
       The parameter tree (float32 numpy arrays) and the description.
 
     Raises:
-      UserError: a file is missing or damaged, or written by a newer version.
+      UserError: a file is missing or damaged, or a newer version wrote it.
     """
     path, json_path = Path(path), description_path(path)
     for file in (path, json_path):
@@ -105,7 +105,7 @@ def read_export(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def contains_tensors(path: str | Path, params: Mapping[str, Any]) -> bool:
-    """Returns whether a file has exactly the tensors of `params`, bit for bit.
+    """Returns whether a file contains exactly the tensors of `params`, bit for bit.
 
     Only one tensor at a time is held in memory.
 
@@ -116,7 +116,7 @@ def contains_tensors(path: str | Path, params: Mapping[str, Any]) -> bool:
 
 
 def same_tensors(a: Mapping[str, LazyTensor], b: Mapping[str, LazyTensor]) -> bool:
-    """Returns whether both have the same names, shapes and float32 values, bit for bit."""
+    """Returns whether all names, shapes and float32 values are equal, bit for bit."""
     if {name: x.shape for name, x in a.items()} != {name: x.shape for name, x in b.items()}:
         return False
     return all(np.array_equal(_bits(a[name]), _bits(b[name])) for name in a)
@@ -127,7 +127,7 @@ def _bits(tensor: LazyTensor) -> np.ndarray:
 
 
 def require_part(path: str, parts: Mapping[str, Any], name: str) -> None:
-    """Raises `UserError` if `name` is missing in `parts`, the content of the file `path`."""
+    """Raises a `UserError` if `name` is not in `parts`, the content of the file `path`."""
     if name not in parts:
         raise UserError(f"{path} holds no {name} model, only {', '.join(parts)}: name another file")
 
@@ -138,9 +138,9 @@ def config_mismatches(
     """Compares a config section with the description of a file.
 
     Args:
-      described: fields in the description of the file.
+      described: fields and values in the description of the file.
       section: section of the config.
-      names: fields to compare; those that are not described are skipped.
+      names: fields to compare; fields that are not in `described` are skipped.
 
     Returns:
       (field, configured value, described value) of each field that differs.

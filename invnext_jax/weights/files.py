@@ -1,4 +1,4 @@
-"""Safetensors checkpoints: opened lazily (one file or shards), written one tensor at a time.
+"""Safetensors checkpoints: lazy reading of a file or shards, writing one tensor at a time.
 
 Neither PyTorch nor pickle is used.
 """
@@ -45,7 +45,7 @@ class Checkpoint(NamedTuple):
 
 
 class LazyArrays(Mapping):
-    """Mapping from the names of tensors to arrays, which are read at each lookup."""
+    """Mapping from tensor names to arrays, which reads the file at each lookup."""
 
     def __init__(self, tensors: Mapping[str, LazyTensor]):
         self._tensors = tensors
@@ -61,14 +61,14 @@ class LazyArrays(Mapping):
 
 
 def open_checkpoint(source: str | Path) -> Checkpoint:
-    """Opens a .safetensors file, or a folder in the format of Hugging Face.
+    """Opens a .safetensors file or a folder in the Hugging Face format.
 
     Args:
-      source: file, or folder with model.safetensors, or with model.safetensors.index.json and the
-        shards that it lists. config.json is read from the same folder.
+      source: a file, or a folder with either model.safetensors or model.safetensors.index.json and
+        its shards. config.json is read from the same folder.
 
     Raises:
-      UserError: no checkpoint, a pickle, a missing shard, or a damaged file.
+      UserError: there is no checkpoint, it is a pickle, or a file is missing or damaged.
     """
     source = Path(source)
     if source.is_dir():
@@ -101,7 +101,7 @@ def write_tensors(
         header[name] = {"dtype": code, "shape": list(tensor.shape), "data_offsets": [start, end]}
         start = end
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the format requires that the data is 8-byte aligned
+    text += b" " * (-len(text) % 8)  # the format requires 8-byte alignment of the data
     with open(path, "xb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for tensor in tensors.values():
@@ -114,7 +114,7 @@ def require_model_type(config: Mapping[str, Any], kind: str, types: Sequence[str
     """Checks that config.json describes one of the model types that can be imported as `kind`.
 
     Raises:
-      UserError: it describes another type.
+      UserError: config.json describes another model type.
     """
     model_type = config.get("model_type")
     if model_type not in types:
@@ -128,7 +128,7 @@ def require_values(config: Mapping[str, Any], supported: Mapping[str, Any]) -> N
     """Checks config.json for options of which only one value is supported.
 
     Args:
-      config: content of config.json; an absent option is taken to have the supported value.
+      config: content of config.json; a missing option counts as supported.
       supported: supported value of each option.
 
     Raises:
@@ -179,7 +179,7 @@ def _open_shards(folder: Path) -> dict[str, LazyTensor]:
 def _open_file(path: Path) -> dict[str, LazyTensor]:
     if path.suffix != ".safetensors":
         raise UserError(f"{path} is not a .safetensors file: name one, or the folder that holds it")
-    # Imported here and below, so that a step on random clips (gpu-check) runs without safetensors.
+    # A local import, so that a step on random clips (gpu-check) runs without safetensors.
     from safetensors import SafetensorError, safe_open
 
     try:

@@ -1,7 +1,7 @@
-"""Image teachers in the format of Hugging Face: SigLIP 2, CLIP and DINOv2.
+"""Image teachers in the Hugging Face format: SigLIP 2, CLIP and DINOv2.
 
-Each family has a table of its tensors' names, reads sizes from config.json, and brings files of any
-version of transformers, of the image tower or of the full model, to the names of the table.
+Each family has a table of tensor names and reads the sizes from config.json. Files of any version
+of transformers, with the image tower or the full model, are converted to the names of the table.
 """
 
 import re
@@ -16,14 +16,14 @@ from invnext_jax.weights.layout import CONV2D, SQUEEZE, VECTOR, Rule, linear, no
 
 
 class ImageModelFamily(NamedTuple):
-    """How one kind of image model is imported.
+    """Import settings for one kind of image model.
 
     Attributes:
       rules: rules between the names that `adapt` returns and the paths of the parameter tree.
-      sizes: reads the fields of `config.teacher` from the content of config.json; raises a
-        UserError if it describes another model.
-      adapt: returns the tensors of the image tower under the names of `rules`, without those of
-        other towers. It reads no data.
+      sizes: function that reads the fields of `config.teacher` from the content of config.json. It
+        raises a UserError if the file describes another model.
+      adapt: function that returns only the tensors of the image tower, under the names of `rules`,
+        without reading data.
     """
 
     rules: list[Rule]
@@ -64,7 +64,7 @@ CLIP = [
     Rule("embeddings.class_embedding", "class_token"),
     Rule("embeddings.patch_embedding.weight", "patch_embed/kernel", CONV2D),
     Rule("embeddings.position_embedding.weight", "position"),
-    *norm("pre_layrnorm", "pre_norm"),  # sic
+    *norm("pre_layrnorm", "pre_norm"),  # spelled like this in transformers
     *_BLOCKS,
     *norm("post_layernorm", "norm"),
 ]
@@ -88,7 +88,7 @@ DINOV2 = [
     *norm(f"{_LAYER}.norm2", "blocks/norm2"),
     Rule(f"{_LAYER}.layer_scale1.lambda1", "blocks/scale1"),
     Rule(f"{_LAYER}.layer_scale2.lambda1", "blocks/scale2"),
-    # `_adapt_dinov2` renames the projections of a gated MLP to these.
+    # `_adapt_dinov2` renames the projections of a gated MLP to these names.
     *_linears(f"{_LAYER}.mlp", "blocks/mlp", {"fc1": "fc1", "fc2": "fc2", "gate": "gate"}),
     *norm("layernorm", "norm"),
 ]
@@ -183,7 +183,7 @@ _DEFAULTS = {
 
 
 def _tower_config(config: Mapping[str, Any], kind: str, types: tuple[str, str]) -> dict[str, Any]:
-    """Returns the config of the image tower, of type types[0], or from that of a types[1] model."""
+    """Returns the image tower's config, from a tower (types[0]) or a full model (types[1])."""
     if config.get("model_type") == types[1]:
         nested = config.get("vision_config_dict")  # transformers prefers it to vision_config
         nested = config.get("vision_config") or {} if nested is None else nested

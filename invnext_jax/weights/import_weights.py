@@ -52,16 +52,16 @@ def import_weights(
 
     Args:
       kind: one of `KINDS`.
-      source: .safetensors file, or folder with config.json and one or several of them.
+      source: a .safetensors file, or a folder with config.json and one or more such files.
       out: the .safetensors file to write; a .json of the same name is written next to it.
-      last_layers: number of last layers to keep of a text model.
+      last_layers: for a text model, the number of last layers to keep.
       overwrite: whether existing files may be replaced.
 
     Returns:
-      A summary of what was written, and the flags that use it.
+      A summary of the written files, and the flags to use them.
 
     Raises:
-      UserError: an unknown kind, a source that does not match, or `out` exists.
+      UserError: the kind is unknown, the source does not match, or `out` exists.
     """
     if kind not in KINDS:
         raise UserError(f"--kind={kind} must be one of {', '.join(KINDS)}")
@@ -92,7 +92,7 @@ def import_weights(
 
 @contextlib.contextmanager
 def _config_errors(source: str | Path) -> Iterator[None]:
-    """Converts errors that an invalid config.json causes into a `UserError`."""
+    """Context manager that converts errors due to an invalid config.json to a `UserError`."""
     try:
         yield
     except UserError:
@@ -161,7 +161,7 @@ def read_video(checkpoint: Checkpoint, source: str | Path) -> ImportedWeights:
 
 
 def part_shapes(config: Any, parts: Iterable[str]) -> match.Shapes:
-    """Returns path -> shape of the parameters of some parts of a model.
+    """Returns the shapes of the parameters of some parts of a model, by path.
 
     Args:
       config: a run's config; for the encoder and the pool, `encoder` and `dtype` are enough.

@@ -55,8 +55,8 @@ class Rule(NamedTuple):
     """Conversion of one parameter.
 
     Attributes:
-      name: name in PyTorch. `{i}` is the number of a layer that is stacked in JAX; `{n}` is the
-        number of a layer that is not.
+      name: name in PyTorch. `{i}` is the number of a layer that is stacked in JAX, and `{n}` that
+        of a layer that is not stacked.
       path: path in the JAX tree, with slashes; may contain `{n}`.
       layout: conversion of the array.
     """
@@ -77,11 +77,11 @@ def norm(name: str, path: str) -> list[Rule]:
 
 
 def to_tree(state: Mapping[str, Array], rules: Sequence[Rule]) -> dict[str, Any]:
-    """Converts PyTorch tensors, parameters or gradients, to a JAX tree.
+    """Converts PyTorch parameters or gradients to a JAX tree.
 
     Args:
-      state: tensors by name; each is looked up once, so a lazy mapping works. Layers that are
-        stacked must be numbered from 0 without a gap.
+      state: tensors by name; each is read once, so the mapping may be lazy. Stacked layers must be
+        numbered from 0 without gaps.
       rules: table of rules; the first one that matches a name is used.
 
     Returns:
@@ -120,7 +120,7 @@ class LeafSlice(NamedTuple):
     layout: Layout
 
     def to_pytorch(self, leaf: Array) -> Array:
-        """Converts the part of a leaf to a contiguous PyTorch tensor."""
+        """Converts this part of the leaf to a contiguous PyTorch tensor."""
         part = leaf if self.layer is None else leaf[self.layer]
         return np.ascontiguousarray(self.layout.to_pytorch(np.asarray(part)))
 
@@ -131,7 +131,7 @@ def pytorch_names(
     """Yields the PyTorch name and the leaf slice of each tensor; inverts `to_tree`.
 
     Args:
-      shapes: path with slashes -> shape, of the leaves of a JAX tree.
+      shapes: shapes of the leaves of a JAX tree, by path with slashes.
       rules: table of rules; the first one that matches a path is used.
 
     Raises:

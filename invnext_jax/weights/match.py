@@ -15,7 +15,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def leaf_shapes(tree: Mapping[str, Any]) -> Shapes:
-    """Returns path with slashes -> shape of the leaves of nested dicts."""
+    """Returns the shapes of the leaves of nested dicts, by path with slashes."""
     flat = flax.traverse_util.flatten_dict(tree, sep="/")
     return {path: tuple(np.shape(leaf)) for path, leaf in flat.items()}
 
@@ -29,7 +29,7 @@ def match_tree(tree: Mapping[str, Any], expected: Mapping[str, Any], source: str
       source: origin of `tree`, for the message.
 
     Returns:
-      `tree`, in the dtypes of `expected`.
+      `tree` with the dtypes of `expected`.
 
     Raises:
       UserError: a leaf is missing, unexpected or of another shape; the message lists all of them.
@@ -46,7 +46,7 @@ def read_tree(
     Args:
       tensors: tensors by name.
       expected: shapes of the parameters of the tree.
-      rules: table of rules between both.
+      rules: table of rules that convert the tensors to the tree.
       source: origin of the tensors, for the message.
 
     Raises:

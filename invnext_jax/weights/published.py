@@ -1,7 +1,7 @@
 """The format of the published InternVideo-Next encoders: three files in a folder.
 
-config.json has the sizes under `model_config`, model.safetensors has the tensor names of
-`reference.PUBLISHED`, and preprocessor_config.json has the preprocessing of the pixels.
+config.json holds the sizes under `model_config`, model.safetensors uses the tensor names of
+`reference.PUBLISHED`, and preprocessor_config.json describes the preprocessing of the pixels.
 """
 
 import json
@@ -14,7 +14,7 @@ from invnext_jax.errors import UserError
 from invnext_jax.weights.files import LazyTensor
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
-EXTRA_SECTION = "invnext_jax"  # section of config.json that only this package reads
+EXTRA_SECTION = "invnext_jax"  # section of config.json that only this package uses
 _NAMES = {768: "Base", 1024: "Large", 1408: "1B"}
 
 
@@ -23,7 +23,7 @@ def model_config(encoder: Any) -> dict[str, Any]:
     ratio = encoder.mlp_width / encoder.width
     if int(encoder.width * ratio) != encoder.mlp_width:  # the released code truncates
         ratio = math.nextafter(ratio, math.inf)
-    # The released configs do not set the number of class tokens, which is 4.
+    # The released configs omit the number of class tokens, which is 4.
     class_tokens = {} if encoder.class_tokens == 4 else {"cls_token_num": encoder.class_tokens}
     return {
         **class_tokens,
@@ -112,7 +112,7 @@ def write_configs(
 
 
 def to_pretraining_names(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
-    """Renames published tensors to the names of the pretraining code; keeps those that have them.
+    """Renames published tensors to the names of the pretraining code; keeps names of that form.
 
     Raises:
       UserError: a tensor exists under both names.

@@ -1,7 +1,7 @@
-"""Rules for the parameters of the released InternVideo-Next code and of its published encoders.
+"""Rules for the parameters of the released InternVideo-Next code and its published encoders.
 
-`PRETRAINING` has the names of both pretraining stages. `PUBLISHED` has those of the released
-Stage 2 encoders, which prepend `model.` and call layer scale `lr_scale`.
+`PRETRAINING` has the names of both pretraining stages. `PUBLISHED` has the names of the released
+Stage 2 encoders, which start with `model.` and call layer scale `lr_scale`.
 """
 
 from invnext_jax.weights.layout import (
@@ -91,7 +91,7 @@ HEADS = [
     *_head("selfdist_decoder", "head"),
 ]
 _ALL = [*ENCODER, *POOL, *PREDICTOR, *_decoder("diffloss.net"), *HEADS]
-PRETRAINING = [*_ALL, *_decoder("net")]  # names of a decoder on its own
+PRETRAINING = [*_ALL, *_decoder("net")]  # with the names of a separate decoder
 PUBLISHED = [
     rule._replace(name="model." + rule.name.replace(".gamma", ".lr_scale")) for rule in _ALL
 ]

@@ -41,10 +41,10 @@ _SUPPORTED = {
 
 
 def sizes(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Reads fields of `config.predictor` from config.json; `depth` is that of the full model.
+    """Reads fields of `config.predictor` from config.json; `depth` is the full model's depth.
 
     Raises:
-      UserError: another model, or layers that differ from those of `models.predictor`.
+      UserError: the model is another one, or its layers differ from `models.predictor`.
     """
     require_model_type(config, "modernbert", ("modernbert",))
     require_values(config, _SUPPORTED)
@@ -71,7 +71,7 @@ def sizes(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def adapt(tensors: Mapping[str, LazyTensor], last_layers: int) -> dict[str, LazyTensor]:
-    """Returns the tensors of the last layers, without the model's prefix; reads no data.
+    """Returns the tensors of the last layers without the model's prefix, and without reading data.
 
     Args:
       tensors: tensors of a ModernBERT, with or without a head.

@@ -1,1 +1,1 @@
-"""Evaluators of a frozen encoder, one file each."""
+"""Evaluators of frozen encoders, one file for each evaluator."""

@@ -1,7 +1,7 @@
-"""Baselines on ground-truth boxes of the embedded world: random forests, as motion is not linear.
+"""Random-forest baselines on ground-truth boxes of the embedded world; motion is not linear.
 
-The boxes of the first frame and the bag of boxes are lower bounds without time. The ordered track
-shows what a perfect tracker could recognise.
+The boxes of the first frame and the bag of boxes are lower bounds that ignore the order in time.
+The ordered boxes show the accuracy that is possible with a perfect tracker.
 
 Shape key: b videos, t frames, k objects, d features (of a box: corners x0 y0 x1 y1, visibility).
 """
@@ -28,7 +28,7 @@ from invnext_jax.evaluation.inputs import SPLITS, EvalInputs
 
 
 class BoxBaselines:
-    """Random forests on ground-truth boxes; no rows for data without ground truth."""
+    """Random forests on ground-truth boxes; returns no rows for data without ground truth."""
 
     name = "box_baselines"
     is_baseline = True
@@ -88,12 +88,12 @@ def load_boxes(manifest: str | Path, rows: Iterable[int]) -> np.ndarray | None:
     """Reads ground-truth boxes of the embedded world from the folder `gt` next to a manifest.
 
     Args:
-      manifest: CSV of a split, "train.csv"; the boxes of row 3 are in gt/train/000003.npz.
+      manifest: CSV file of a split; the boxes of row 3 of train.csv are in gt/train/000003.npz.
       rows: row numbers in the manifest.
 
     Returns:
-      float32 [b t k 5]: box corners in [0, 1], then whether the object is visible; None if there is
-      no ground truth.
+      Box corners in [0, 1] and the visibility of the object, float32 [b t k 5]; None if there is no
+      ground truth.
     """
     manifest = Path(manifest)
     folder = manifest.parent / "gt" / manifest.stem
@@ -118,7 +118,7 @@ def bag_of_boxes(box_btkd: np.ndarray) -> np.ndarray:
 
     Each object's boxes are sorted by column and again by row, so only the order in time is lost.
     """
-    # Rounded, and with every coordinate as a tie-break: ties must not keep the order in time.
+    # Coordinates are rounded, and all of them break ties, because ties would keep the time order.
     corners_btkd = np.round(box_btkd, 4)
     center_btk2 = (corners_btkd[..., 0:2] + corners_btkd[..., 2:4]).round(3)
     parts = [box_btkd.mean(axis=1), box_btkd.std(axis=1)]
@@ -133,7 +133,7 @@ def bag_of_boxes(box_btkd: np.ndarray) -> np.ndarray:
 
 
 def ordered_boxes(box_btkd: np.ndarray) -> np.ndarray:
-    """Returns all boxes in time order, and the steps of their centres, modulo the frame: [b d]."""
+    """Returns all boxes in time order and the displacements of their centres modulo 1: [b d]."""
     center_btk2 = (box_btkd[..., 0:2] + box_btkd[..., 2:4]) / 2
     step_btk2 = (np.diff(center_btk2, axis=1) + 0.5) % 1.0 - 0.5
     return np.concatenate(

@@ -23,10 +23,10 @@ class ClassifierResult:
       standard_error: binomial standard error of `top1`.
       train_top1: accuracy on the training videos.
       videos: number of held-out videos.
-      classes: number of classes among the training labels.
-      inverse_penalty: the chosen C; None for a classifier without a penalty.
+      classes: number of classes in the training labels.
+      inverse_penalty: chosen inverse penalty C; None for a classifier without a penalty.
       converged: whether the solver reached its tolerance.
-      seconds: time of all fits.
+      seconds: total time of all fits.
     """
 
     top1: float
@@ -56,7 +56,7 @@ def score_predictions(
 
     Args:
       predictions: int classes [b] of the training and of the held-out videos.
-      labels: int classes [b] of both.
+      labels: int classes [b] of the training and of the held-out videos.
       start: `time.perf_counter()` before the fit.
       inverse_penalty: see `ClassifierResult`.
       converged: see `ClassifierResult`.
@@ -78,7 +78,7 @@ def find_labeled(labels_b: np.ndarray, task: str, split: str) -> np.ndarray:
     """Returns which videos have a label, bool [b]; a negative number means no label.
 
     Raises:
-      UserError: no video has one; the message names the `task` and the `split`.
+      UserError: no video has a label; the message names the `task` and the `split`.
     """
     labeled_b = labels_b >= 0
     if not labeled_b.any():
@@ -104,13 +104,13 @@ def fit_tasks(
     tasks: Sequence[str],
     fit: Callable[..., ClassifierResult],
 ) -> dict[str, ClassifierResult]:
-    """Fits one classifier for each task, on the videos that have a label of the task.
+    """Fits one classifier for each task, on the videos that have a label for the task.
 
     Args:
       data: features [b d] of the training and of the held-out videos.
-      labels: by task: int [b], of both.
+      labels: int labels [b] of each task, of the training and of the held-out videos.
       tasks: names of the tasks.
-      fit: (training features, their labels, held-out features, their labels) -> result.
+      fit: function (training features, labels, held-out features, labels) -> result.
     """
     results = {}
     for task in tasks:
@@ -126,7 +126,7 @@ def fit_tasks(
 def make_rows(
     evaluator: str, name: str, what: str, results: Mapping[str, ClassifierResult], **details
 ) -> list[Row]:
-    """Turns the result of each task into a row; see `Row` for the arguments."""
+    """Converts the result of each task to a row; see `Row` for the arguments."""
     return [
         Row(
             evaluator=evaluator,

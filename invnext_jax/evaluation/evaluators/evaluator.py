@@ -1,7 +1,8 @@
-"""The contract of an evaluation: an `Evaluator` reads `EvalInputs` and returns `Row`s.
+"""The interface of evaluators: an `Evaluator` reads `EvalInputs` and returns `Row`s.
 
-To add one, write a class with the members of `Evaluator`, pass an instance to `registry.register`,
-and name it in `config.evaluators`. Caching, tables and the report need no change.
+To add an evaluator, write a class with the members of `Evaluator`, pass an instance to
+`registry.register`, and name it in `config.evaluators`. Caching, tables and the report need no
+change.
 """
 
 import dataclasses
@@ -13,19 +14,19 @@ from invnext_jax.evaluation.inputs import EvalInputs
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One measured number and what it was measured on.
+    """A measured number, with the task and input that it was measured on.
 
     Attributes:
       evaluator: name of the evaluator.
-      name: what was evaluated: `EvalInputs.name`, or the name of a baseline ("first_frame").
-      input: what the evaluator read: a pooling ("mean"), "pixels", "boxes", "end to end", ...
+      name: name of the encoder, see `EvalInputs.name`, or of a baseline ("first_frame").
+      input: input of the evaluator: a pooling ("mean"), "pixels", "boxes", "end to end", ...
       task: name of the task; a column of the tables.
-      metric: name of the metric, for example "top1"; tables hold one metric each.
-      value: the number; shares are in [0, 1].
+      metric: name of the metric, for example "top1"; each metric has its own table.
+      value: measured number; shares are in [0, 1].
       standard_error: standard error of `value`; None if unknown.
-      n: how many videos (or other independent units) `value` was measured on.
-      details: other JSON-able facts, such as chosen hyper-parameters. `classes`, the number of
-        classes, adds the chance level to the tables.
+      n: number of videos, or other independent units, that `value` was measured on.
+      details: other JSON-serializable facts, such as chosen hyper-parameters. With `classes`, the
+        number of classes, tables show the chance level.
     """
 
     evaluator: str
@@ -39,7 +40,7 @@ class Row:
     details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the row as it is written to results.json: the details lie next to the fields."""
+        """Returns the row for results.json, a flat dict of the fields and the details."""
         fields = dataclasses.asdict(self)
         return {**fields.pop("details"), **fields}
 
@@ -65,12 +66,12 @@ class Evaluator(Protocol):
           config: the config of the evaluation, see configs/eval/.
 
         Raises:
-          UserError: an option is wrong; the message names it.
+          UserError: an option has an invalid value; the message names the option.
         """
         ...
 
     def evaluate(self, inputs: EvalInputs, config: Any) -> list[Row]:
-        """Measures and returns the rows; must be deterministic given `config`.
+        """Measures and returns the rows; the result must be deterministic for a given `config`.
 
         Args:
           inputs: `inputs.features(split)` are pooled features from the cache, `inputs.encoder` the

@@ -1,7 +1,7 @@
 """Linear probe: multinomial logistic regression on frozen features, solved to convergence.
 
 The result has no optimiser noise. The penalty is chosen on a held-out part of the training videos,
-never on the videos that are reported.
+never on the videos whose accuracy is reported.
 
 Shape key: b videos, d features, k classes.
 """
@@ -27,7 +27,7 @@ from invnext_jax.evaluation.evaluators.evaluator import Row
 from invnext_jax.evaluation.features import POOLINGS
 from invnext_jax.evaluation.inputs import EvalInputs
 
-SMALL = 2**24  # values; smaller matrices are multiplied by one thread
+SMALL = 2**24  # number of values; products of smaller matrices use one thread
 
 
 class LinearProbe:
@@ -49,7 +49,7 @@ class LinearProbe:
         rows = []
         for pooling in config.poolings:
             data = (normalize_rows(part.pooled(pooling)) for part in (train, val))
-            # Standardised by all training videos: scaling needs no labels.
+            # All training videos set the scaling, because it needs no labels.
             data = standardize(*data)
             results = fit_linear_tasks(data, (train.labels, val.labels), inputs, config)
             rows += make_rows(self.name, inputs.name, pooling, results)
@@ -60,7 +60,7 @@ def check_fit_config(config: Any) -> None:
     """Checks `inverse_penalties`.
 
     Raises:
-      UserError: there is no penalty, or one is not positive.
+      UserError: the list is empty, or a value is not positive.
     """
     if not config.inverse_penalties or min(config.inverse_penalties) <= 0:
         raise UserError(
@@ -92,7 +92,7 @@ def normalize_rows(x_bd: np.ndarray, eps: float = 1e-6) -> np.ndarray:
 
 
 def standardize(train_bd: np.ndarray, val_bd: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Standardises by the training videos, then rotates to their principal axes.
+    """Standardises with the statistics of the training videos, then rotates to principal axes.
 
     The rotation does not change the solution, because the penalty is isotropic, but it makes the
     problem well conditioned. With more features than videos it drops the directions that no
@@ -135,10 +135,10 @@ def fit_logistic(
     """Minimises C * sum of cross-entropies + |weights|^2 / 2 by L-BFGS; offsets have no penalty.
 
     Args:
-      x_bd: float64, preferably from `standardize`: the solver scales each axis separately.
+      x_bd: float64 features, preferably from `standardize`; the solver scales each axis separately.
       labels_b: int classes, at least two different ones.
-      inverse_penalty: C.
-      max_iterations: limit of the solver.
+      inverse_penalty: the factor C.
+      max_iterations: largest number of solver iterations.
     """
     classes_k, target_b = np.unique(labels_b, return_inverse=True)
     b, d, k = len(x_bd), x_bd.shape[1], len(classes_k)
@@ -185,9 +185,9 @@ def fit_linear(
       train_labels_b: int labels of the training videos.
       val_bd: features of the held-out videos, from `standardize`.
       val_labels_b: int labels; a class without training videos counts as wrong.
-      inverse_penalties: candidate values of C; on a tie the smaller one is chosen.
-      held_out: share of the training videos on which C is chosen; the final fit uses all videos.
-      seed: seed of that split.
+      inverse_penalties: candidate values of C; ties are resolved in favour of the smaller value.
+      held_out: fraction of the training videos on which C is chosen; the final fit uses all.
+      seed: seed of the split of the training videos.
     """
     start = time.perf_counter()
     chosen = _choose_penalty(train_bd, train_labels_b, sorted(inverse_penalties), held_out, seed)
@@ -202,7 +202,7 @@ def fit_linear(
 
 
 def _choose_penalty(x_bd, labels_b, inverse_penalties, held_out, seed) -> float:
-    """Returns the C that is most accurate on `held_out` of the videos, fitted on the others."""
+    """Returns the C with the best accuracy on a held-out fraction, after a fit on the rest."""
     order_b = np.random.default_rng(seed).permutation(len(labels_b))
     choose_b, fit_b = np.split(order_b, [max(1, round(held_out * len(order_b)))])
     if len(inverse_penalties) == 1 or len(np.unique(labels_b[fit_b])) < 2:

@@ -1,7 +1,7 @@
 """Baselines on raw pixels: linear probes of the first frame and of the bag of frames.
 
-The first frame shows what can be recognised without video, the bag of frames what can be recognised
-without the order of the frames.
+The first frame shows the accuracy that is possible without motion. The bag of frames shows the
+accuracy that is possible without the order of the frames.
 
 Shape key: b videos, t frames, h w pixels, c channels, d features.
 """
@@ -16,7 +16,7 @@ from invnext_jax.evaluation.evaluators.classification import make_rows
 from invnext_jax.evaluation.evaluators.evaluator import Row
 from invnext_jax.evaluation.inputs import EvalInputs
 
-MAX_SIDE = 32  # pixels; videos are reduced to about this side
+MAX_SIDE = 32  # pixels; the shorter side of videos is reduced to about this size
 
 
 class PixelBaselines:

@@ -1,4 +1,4 @@
-"""The evaluators by name; `register` adds another one, also from outside this package."""
+"""Registry of evaluators by name; code outside this package can also call `register`."""
 
 import re
 from collections.abc import Sequence
@@ -16,10 +16,10 @@ EVALUATORS: dict[str, Evaluator] = {}
 
 
 def register(evaluator: Evaluator) -> Evaluator:
-    """Makes an evaluator available to `config.evaluators` under its name, and returns it.
+    """Registers an evaluator under its name, for `config.evaluators`, and returns it.
 
     Raises:
-      ValueError: the name is not an identifier, or another evaluator has it.
+      ValueError: the name is not an identifier, or another evaluator has the same name.
     """
     if not re.fullmatch(r"\w+", evaluator.name):
         raise ValueError(f"evaluator name {evaluator.name!r} must be an identifier")
@@ -32,7 +32,7 @@ def find_evaluators(names: Sequence[str]) -> list[Evaluator]:
     """Returns the evaluators of these names, in their order.
 
     Raises:
-      UserError: the list is empty, or a name is not registered.
+      UserError: `names` is empty, or a name is not registered.
     """
     if not names:
         raise UserError("config.evaluators is empty: name at least one evaluator")

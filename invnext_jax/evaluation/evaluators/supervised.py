@@ -29,7 +29,7 @@ LOG_EVERY = 10  # steps
 
 
 class SupervisedBaseline:
-    """End-to-end training on all tasks at once, one row for each task; no rows for 0 steps."""
+    """End-to-end training on all tasks at once; one row for each task, no rows with 0 steps."""
 
     name = "supervised"
     is_baseline = True
@@ -60,7 +60,7 @@ class SupervisedBaseline:
 
 
 class Classifier(nn.Module):
-    """Encoder, mean over the grid tokens, LayerNorm, one linear head for each task."""
+    """Encoder, mean over the grid tokens, LayerNorm, and one linear head for each task."""
 
     encoder: Encoder
     classes: Sequence[int]
@@ -81,13 +81,13 @@ class ClassifierState(NamedTuple):
 
 
 class LossRecorder(loop.Callbacks):
-    """Records the training loss every `LOG_EVERY` steps, and of the last step, in `curve`."""
+    """Records the training loss every `LOG_EVERY` steps and at the last step in `curve`."""
 
     def __init__(self, steps: int):
         self._steps, self.curve = steps, []
 
     def after_step(self, number, state, metrics, diagnostics):
-        """Records the loss of a step, counted from 0 in the curve."""
+        """Records the loss of a step; the curve counts steps from 0."""
         del state, diagnostics
         if (number - 1) % LOG_EVERY == 0 or number == self._steps:
             self.curve.append({"step": number - 1, "loss": float(metrics)})
@@ -102,15 +102,15 @@ def train_supervised(
     config: Any,
     seed: int,
 ) -> tuple[dict[str, ClassifierResult], list[dict[str, float]]]:
-    """Trains on all tasks at once and measures each.
+    """Trains on all tasks at once and measures the accuracy of each task.
 
     Args:
-      encoder: module, newly initialised; drop path is off.
-      train: training videos; a video without a label of a task adds nothing to the task's loss.
+      encoder: encoder module, which is newly initialised; drop path is off.
+      train: training videos; videos without a label for a task do not enter its loss.
       val: held-out videos.
       tasks: names of the tasks.
-      config: steps, batch_size, learning_rate, warmup_steps, weight_decay.
-      seed: seed of the initialisation and of the order.
+      config: options steps, batch_size, learning_rate, warmup_steps and weight_decay.
+      seed: seed of the initialisation and of the order of videos.
 
     Returns:
       The result of each task, and the training loss every `LOG_EVERY` steps.
@@ -144,7 +144,7 @@ def train_supervised(
 def count_classes(
     train: Mapping[str, np.ndarray], val: Mapping[str, np.ndarray], tasks: Sequence[str]
 ) -> list[int]:
-    """Returns the number of classes of each task, from labels [b] by task."""
+    """Returns the number of classes of each task, from the labels [b] of each task."""
     return [int(max(train[task].max(), val[task].max())) + 1 for task in tasks]
 
 
