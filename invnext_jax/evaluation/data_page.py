@@ -1,8 +1,8 @@
 """A web page of the training clips of a run: frames, masks, and the source of each clip.
 
-Clips and masks are those of the first steps of a run with one process. The random numbers of a mask
-depend only on the index of a clip in its batch, so the first clips of a batch have the same masks
-as in the complete batch.
+The page shows the clips and masks of the first steps of a run with one process. The random numbers
+of a mask depend only on the index of a clip in its batch, so the first clips of a batch have the
+same masks as in the complete batch.
 
 Shape key: b clips, t frames, h w pixels, c channels, y x grid rows and columns, s patches of a
 frame.

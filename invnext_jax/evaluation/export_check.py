@@ -79,7 +79,7 @@ def _to_device(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_same_features(before: np.ndarray, path: Path, tolerance: float) -> float:
-    """Compares the features of the fixed clip with those of the exported encoder.
+    """Compares the fixed clip's features from the original and the exported encoder.
 
     Args:
       before: tokens of the original encoder.

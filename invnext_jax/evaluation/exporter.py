@@ -111,7 +111,7 @@ def _draft_folder(out: Path) -> Iterator[Path]:
 
 
 def choose_parts(run: str | Path, params: Mapping[str, Any], parts: Sequence[str]) -> list[str]:
-    """Returns the parts to write, see `export_run`.
+    """Returns the parts to export; see `parts` of `export_run`.
 
     Raises:
       UserError: the run lacks a part.

@@ -94,7 +94,7 @@ class EvalInputs:
 
     @functools.cached_property
     def encoder(self) -> LoadedEncoder:
-        """The module, its parameters, its config and its pool."""
+        """The encoder module with its parameters, config and pool."""
         return self._load()
 
     def features(self, split: str) -> VideoFeatures:

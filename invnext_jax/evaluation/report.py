@@ -120,9 +120,9 @@ def describe_run(run: ReportedRun, number: int) -> dict[str, Any]:
 
 
 def show_clips(runs: Sequence[ReportedRun], results: Sequence[dict], count: int) -> dict[str, Any]:
-    """Returns strips of the first clips of the held-out manifest.
+    """Returns picture strips of the first clips of the held-out manifest.
 
-    Without an evaluation, the clips are those of the first run's training manifest.
+    Without an evaluation, the clips come from the first run's training manifest.
     """
     held_out = [result["run"]["config"]["val_manifest"] for result in results]
     manifest = held_out[0] if held_out else runs[0].config.data.manifest

@@ -63,7 +63,7 @@ class DiffusionDecoder(nn.Module):
     width: int
     depth: int
     dtype: Dtype = jnp.float32
-    chunks: int = 1  # parts of the patches that the loss decodes one after the other
+    chunks: int = 1  # number of parts in which the loss decodes the patches sequentially
 
     @nn.compact
     def __call__(self, noised_np: jax.Array, t_n: jax.Array, latent_nz: jax.Array) -> jax.Array:
@@ -105,7 +105,7 @@ class PixelHead(nn.Module):
     width: int
     depth: int
     dtype: Dtype = jnp.float32
-    chunks: int = 1  # parts of the patches that the loss decodes one after the other
+    chunks: int = 1  # number of parts in which the loss decodes the patches sequentially
 
     @nn.compact
     def __call__(self, latent_nz: jax.Array) -> jax.Array:

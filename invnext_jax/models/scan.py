@@ -47,12 +47,12 @@ def scan_blocks(
     """Applies `depth` copies of a block by a scan, so that compile time does not grow with depth.
 
     Args:
-      block: module with the signature (x_bnd, index, drop_rate); its parameters get a layer axis.
+      block: module with the signature (x_bnd, index, drop_rate); parameters get a layer axis.
       x_bnd: float32 residual stream.
       depth: number of layers.
       taps: states to return, ascending; state k is the stream after k layers, state 0 the input.
       drop_path: drop rate of the last layer; it grows linearly from 0.
-      remat: what the backward pass recomputes: "none", "dots" or "full".
+      remat: policy of the recomputation in the backward pass: "none", "dots" or "full".
       unroll: layers per iteration; larger values take longer to compile and avoid copies.
       leading_axes: logical names of the stream's first two axes, see `sharding`.
 

@@ -61,7 +61,7 @@ def loss_terms(
       start_np: pixels of the b*m masked patches.
       latents_bmd: predicted latents of the same patches.
       noise: timesteps and noise for a diffusion decoder; None for pixel regression.
-      chunks: number of parts that are decoded one after the other and recomputed in the backward
+      chunks: number of parts that are decoded sequentially and recomputed in the backward
         pass, which reduces the memory of the decoder's activations. The last part may be padded.
 
     Returns:

@@ -1,1 +1,1 @@
-"""The training stages: what a stage provides, what stages share, and one file for each stage."""
+"""Training stages: their interface, the code that stages share, and one file for each stage."""

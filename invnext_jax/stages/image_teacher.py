@@ -1,4 +1,4 @@
-"""The frozen image teacher of a run: its checks, its parameters and its output on clips.
+"""Functions that check, load and apply the frozen image teacher of a run.
 
 Shape key: b batch, t frames, h w pixels, c channels, s patches of a frame.
 """

@@ -21,7 +21,7 @@ from invnext_jax.objectives import masks, reconstruction
 
 
 class MaskSample(NamedTuple):
-    """One mask of a batch, and what is sampled with it.
+    """One mask of a batch, with its predicted patches and diffusion noise.
 
     Attributes:
       keep_bk: positions of the visible patches.

@@ -98,7 +98,7 @@ class MaskedModelingStage:
         return tuple(name for name in self.losses if config.loss.get(name, 0))
 
     def param_groups(self, config: Any) -> tuple[str, ...]:
-        """Returns the top-level parameter groups: encoder, pool, and those of the active losses.
+        """Returns the top-level groups: encoder, pool, and the groups of the active losses.
 
         The pool is exported with the encoder, so it is included even if no loss depends on it.
         """

@@ -22,7 +22,7 @@ class Picture(NamedTuple):
 
     Attributes:
       title: title of a few words.
-      caption: what the picture shows and how to read it.
+      caption: explanation of the picture.
       video_bthwc: uint8 clips.
       visible_btyx: bool, the visible patches.
       hides_masked: whether to show masked patches in grey, instead of outlining visible ones.
@@ -66,7 +66,7 @@ class Stage(Protocol):
         """
 
     def warm_start(self, config: Any, restored: Mapping[str, Any] | None) -> dict[str, Any]:
-        """Selects the initial parameters that replace those of `init_params`, by path.
+        """Selects the parameters that replace the output of `init_params`, by path in the tree.
 
         Args:
           config: the run's config.

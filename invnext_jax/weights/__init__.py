@@ -1,1 +1,1 @@
-"""Safetensors files of parameters: the format of this package and those of other projects."""
+"""Safetensors files of parameters, in the formats of this package and of other projects."""

@@ -1,7 +1,7 @@
 """Import of weights: image teachers, ModernBERT layers and published video encoders.
 
-All names and shapes are compared with those of the model before any tensor is read; an error lists
-all mismatches.
+All names and shapes are compared with the model before any tensor is read. An error lists all
+mismatches.
 """
 
 import contextlib

@@ -78,7 +78,7 @@ def adapt(tensors: Mapping[str, LazyTensor], last_layers: int) -> dict[str, Lazy
       last_layers: number of layers to keep; embeddings, final norm and heads are dropped.
 
     Raises:
-      UserError: the tensors are not those of a ModernBERT, or `last_layers` is out of range.
+      UserError: the tensors do not belong to a ModernBERT, or `last_layers` is out of range.
     """
     pattern = re.compile(r"(?:.*\.)?(layers\.(\d+)\..+)")
     found = {
