@@ -129,7 +129,7 @@ def test_a_run_writes_the_vision_tower_and_what_was_measured(short_run):
 
 
 def test_a_batch_that_does_not_divide_is_refused(tmp_path):
-    with pytest.raises(UserError, match="config.batch_size=30 must divide"):
+    with pytest.raises(UserError, match="config.batch_size=30 must be divisible"):
         config = tiny_config()
         config.batch_size = 30
         train_teacher.train(config, tmp_path)
