@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = "invnext_jax"
 
 # Folders and top-level files: a -> what a may import. Each may import itself and `FOR_ALL`. A file
-# with an entry of its own ("folder.file") follows that entry in place of its folder's.
+# that has an entry ("folder.file") follows this entry instead of the entry of its folder.
 FOR_ALL = {"errors", "atomic_file", "file_lock"}
 ARROWS = {
     "train": {"loop", "config_checks", "stages", "training", "checkpointing", "multihost"}
