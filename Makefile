@@ -26,7 +26,7 @@ TEST = $(VENV)/.installed-test
 .PHONY: demo test lint docs lock clean benchmark gpu-check
 .DELETE_ON_ERROR:
 
-# Trains and evaluates both stages on the embedded world. A killed line resumes when it is repeated.
+# Trains and evaluates both stages on the synthetic world. A killed line resumes when it is repeated.
 demo: $(PACKAGE)
 	$(RUN) launch/make_world.py --out=$(OUT)/world --split=train --videos=$(DEMO_VIDEOS) --seed=$(SEED)
 	$(RUN) launch/make_world.py --out=$(OUT)/world --split=val --videos=$(DEMO_VAL_VIDEOS) --seed=$(SEED)

@@ -46,7 +46,7 @@ _KINDS = flags.DEFINE_list("kinds", ["raw_256", "raw_720", "prepared"], "Kinds o
 _FOLDER = flags.DEFINE_string("folder", "", "Folder of the files; empty: a temporary one.")
 _FILES = flags.DEFINE_integer("files", 4, "Number of files of each kind.", lower_bound=1)
 _BATCH = flags.DEFINE_integer(
-    "batch", 8, "Number of different clips, and clips per batch.", lower_bound=1
+    "batch", 8, "Number of distinct clips; each batch contains each of them once.", lower_bound=1
 )
 _QUICK = flags.DEFINE_bool("quick", False, "Smoke test: tiny files and one round.")
 

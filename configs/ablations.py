@@ -10,7 +10,7 @@ without "diffusion" or "both" in their names use the linear decoder, and rows wi
 predictor has the width of the ModernBERT predictor. Pretrained weights are read from the folder
 `weights`. Other paths can be set on the command line.
 
-"<row>,tiny" is the row at the size of the embedded world. Widths, heads, patches and image sizes
+"<row>,tiny" is the row at the size of the synthetic world. Widths, heads, patches and image sizes
 are those of the tiny configs. The predictor and the decoder have half the row's depth, rounded up.
 Clips have a quarter of the row's frames. The SigLIP2 teacher is included in the package. You must
 provide the weights of a text model, CLIP or DINOv2 of these sizes.

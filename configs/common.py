@@ -45,7 +45,7 @@ TEACHERS = {
         # Distance in layers between tapped layers, starting from the last layer.
         "tap_interval": 3.33,
     },
-    "tiny": {  # the teacher of the embedded world, included in the package
+    "tiny": {  # the teacher of the synthetic world, included in the package
         "kind": "siglip2",
         "width": 96,
         "depth": 4,
@@ -180,7 +180,7 @@ def defaults() -> ml_collections.ConfigDict:
     config.teacher = ml_collections.ConfigDict(
         {
             # .safetensors file of the image tower; launch/import_weights.py writes it. "assets":
-            # the teacher of the embedded world.
+            # the teacher of the synthetic world.
             "weights": "",
             "taps": 6,  # Number of intermediate features that the student aligns with.
             # Whether `teacher.size` may give a patch grid other than the encoder's. The teacher's
@@ -333,7 +333,7 @@ def data() -> ml_collections.ConfigDict:
 
 
 def apply_variant(config: ml_collections.ConfigDict, variant: str) -> None:
-    """Sets the sizes of `variant` in place. The tiny variant fits the embedded world.
+    """Sets the sizes of `variant` in place. The tiny variant fits the synthetic world.
 
     Raises:
         ValueError: `variant` is not one of `VARIANTS`.

@@ -9,7 +9,7 @@ from configs import common
 
 
 def get_config(variant: str = "base") -> ml_collections.ConfigDict:
-    """Returns the config of a variant: tiny (the embedded world), base, large or 1b."""
+    """Returns the config of a variant: tiny (the synthetic world), base, large or 1b."""
     config = common.defaults()
     config.stage = "stage1"
     # Weights of the losses. A loss with weight 0 is not computed, and its modules are not built.

@@ -10,7 +10,7 @@ from configs import common
 
 
 def get_config(variant: str = "base") -> ml_collections.ConfigDict:
-    """Returns the config of a variant: tiny (the embedded world), base, large or 1b."""
+    """Returns the config of a variant: tiny (the synthetic world), base, large or 1b."""
     config = common.defaults()
     config.stage = "stage2"
     # The target network. It encodes the whole clip, and the student predicts its tokens.

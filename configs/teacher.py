@@ -1,4 +1,4 @@
-"""The image teacher of the embedded world: a small SigLIP2 trained on its frames and captions.
+"""The image teacher of the synthetic world: a small SigLIP2 trained on its frames and captions.
 
 python launch/train_teacher.py --config=configs/teacher.py:tiny --workdir=runs/teacher
 """
@@ -31,7 +31,7 @@ def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
     config.dtype = "float32"
     config.data = ml_collections.ConfigDict(
         {
-            "level": "simple",  # level of the embedded world
+            "level": "simple",  # level of the synthetic world
             "frames": 8,  # frames per clip; each is one training image
             "clips": 4000,
             "val_clips": 500,  # held-out clips for the final measurement

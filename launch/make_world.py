@@ -1,4 +1,4 @@
-"""Writes clips of the embedded world as mp4 files with a manifest, captions and ground truth.
+"""Writes clips of the synthetic world as mp4 files with a manifest, captions and ground truth.
 
     python launch/make_world.py --out=data/world --split=train --videos=2000
 

@@ -51,7 +51,7 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory):
-    """The manifest of sixteen clips of the embedded world."""
+    """The manifest of sixteen clips of the synthetic world."""
     spec = WorldSpec(level="simple", size=32, frames=8, seed=0, split="train")
     return write_world(spec, tmp_path_factory.mktemp("world"), 16, progress=False)
 

@@ -13,7 +13,7 @@ from configs import common
 
 
 def get_config(variant: str = "base") -> ml_collections.ConfigDict:
-    """Returns the config of a variant: tiny (the embedded world, with baselines) or base."""
+    """Returns the config of a variant: tiny (the synthetic world, with baselines) or base."""
     config = ml_collections.ConfigDict()
     # Workdir of a pretraining run, or an exported .safetensors file.
     config.checkpoint = ""

@@ -183,7 +183,7 @@ def _read_file(path: str) -> Manifest:
     except FileNotFoundError as error:
         raise UserError(
             f"manifest {path} does not exist: name the CSV file that lists the videos, or make "
-            "the embedded world with launch/make_world.py"
+            "the synthetic world with launch/make_world.py"
         ) from error
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"manifest {path} cannot be read: {error}") from error

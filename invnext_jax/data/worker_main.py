@@ -84,7 +84,7 @@ def dump_result(value: Any, memory: mmap.mmap) -> tuple[bytes, list[int]]:
 
 
 class _Pickler(ForkingPickler):
-    """Pickler of multiprocessing with the argument `buffer_callback`, which it lacks."""
+    """A `ForkingPickler` that also accepts `buffer_callback`."""
 
     def __init__(self, file, buffer_callback):
         super(ForkingPickler, self).__init__(file, 5, buffer_callback=buffer_callback)

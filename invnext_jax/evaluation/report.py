@@ -187,7 +187,7 @@ def _read_clips(config: Any, manifest: str, count: int) -> tuple[np.ndarray, np.
 
 
 def _name_clips(manifest: str, index_b: np.ndarray) -> list[str] | None:
-    """Reads the ground-truth captions of the embedded world; None if there are none."""
+    """Reads the ground-truth captions of the synthetic world; None if there are none."""
     path = Path(manifest)
     path = path.with_name(f"{path.stem}.captions.jsonl")
     if not path.is_file():

@@ -186,7 +186,7 @@ def _saved_arrays(shapes: Shapes, clips: int) -> list[jax.ShapeDtypeStruct]:
 
 
 def _working_bytes(config: Any, n: int) -> float:
-    """Returns the working bytes of one layer on a clip's longest sequence, and of the clip."""
+    """Returns the bytes of one layer's temporary arrays for one clip, plus those of its pixels."""
     width = jnp.dtype(config.dtype).itemsize
     streams = [(n, config.predictor), (n, config.encoder)]
     layer = max(

@@ -35,8 +35,8 @@ def check_teacher(config: Any) -> None:
     sides = t.size // t.patch, config.data.size // config.encoder.patch
     if sides[0] != sides[1] and not t.resample:
         raise UserError(
-            f"teacher.size // teacher.patch = {sides[0]} must equal the {sides[1]} patches a side "
-            "of data.size // encoder.patch: set teacher.size, or teacher.resample=True"
+            f"teacher.size // teacher.patch = {sides[0]} must equal data.size // encoder.patch = "
+            f"{sides[1]} (patches per side): change teacher.size, or set teacher.resample=True"
         )
     if t.taps < 1:
         raise UserError(f"teacher.taps={t.taps} must be at least 1")
@@ -64,7 +64,7 @@ def read_teacher(config: Any) -> Any:
     wrong = config_mismatches(described, config.teacher, _TEACHER)
     if wrong:
         rows = (f"  config.teacher.{k}: {old!r} here, set it to {new!r}" for k, old, new in wrong)
-        raise UserError(f"{path} is another teacher than the configured one:\n" + "\n".join(rows))
+        raise UserError(f"{path} does not match the configured teacher:\n" + "\n".join(rows))
     return match_tree(parts["teacher"], nn.unbox(abstract_teacher(config)), f"teacher {path}")
 
 

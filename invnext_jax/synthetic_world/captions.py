@@ -1,4 +1,4 @@
-"""Captions for clips of the embedded world, and labels that match clips with captions.
+"""Captions for clips of the synthetic world, and labels that match clips with captions.
 
 Image-level captions never mention the motion. Most captions omit attributes, so a caption can
 match many clips: `label_matrix` returns multi-positive labels for a sigmoid loss.

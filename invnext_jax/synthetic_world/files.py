@@ -1,4 +1,4 @@
-"""Writes clips of the embedded world to disk: H.264 files, a manifest and all ground truth.
+"""Writes clips of the synthetic world to disk: H.264 files, a manifest and all ground truth.
 
     <out>/spec.json                     parameters of the world, which must not change
     <out>/<split>/000000.mp4            the clip, 8 frames per second

@@ -1,4 +1,4 @@
-"""Renders clips of the embedded world with their ground truth.
+"""Renders clips of the synthetic world with their ground truth.
 
 Shape key: t frames, h w pixels, c channels, k objects.
 """

@@ -1,4 +1,4 @@
-"""Scenes of the embedded world: labels, trajectories and boxes of a clip, without its pixels.
+"""Scenes of the synthetic world: labels, trajectories and boxes of a clip, without its pixels.
 
 Objects move on a torus whose period is the side length of the frame. Their start position is
 uniformly random, independent of the class. A single frame therefore contains no information about

@@ -1,4 +1,4 @@
-"""Evaluates the image teacher of the embedded world: zero-shot accuracy and attention.
+"""Evaluates the image teacher of the synthetic world: zero-shot accuracy and attention.
 
 Shape key: b images, j captions, n patches, k classes, d width, t frames, h w pixels, c channels.
 """

@@ -1,4 +1,4 @@
-"""Word-level tokenizer for captions of the embedded world.
+"""Word-level tokenizer for captions of the synthetic world.
 
 Shape key: j captions, n tokens.
 """

@@ -1,4 +1,4 @@
-"""Trains the image teacher of the embedded world: a small SigLIP2 on single frames and captions.
+"""Trains the image teacher of the synthetic world: a small SigLIP2 on single frames and captions.
 
 The demo downloads nothing, so its image teacher is trained on the world itself, with the sigmoid
 loss of SigLIP (arXiv 2303.15343). In this world a caption can match many images. A label is

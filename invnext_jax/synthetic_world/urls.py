@@ -1,4 +1,4 @@
-"""`world:` URLs: clips of the embedded world that are rendered when they are read.
+"""`world:` URLs: clips of the synthetic world that are rendered when they are read.
 
 `world:simple/train?videos=2000&size=64` names the first 2000 clips of a `WorldSpec`. Omitted fields
 have their default values. The same URL with the suffix `#7` names clip 7.

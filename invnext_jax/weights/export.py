@@ -22,7 +22,7 @@ ASSETS = Path(__file__).parent.parent / "assets"
 
 
 def resolve_path(path: str) -> str:
-    """Returns `path`; "assets" names the image teacher of the embedded world in this package."""
+    """Returns `path`; "assets" names the image teacher of the synthetic world in this package."""
     return str(ASSETS / "siglip2_tiny_world.safetensors") if path == "assets" else path
 
 

@@ -1,4 +1,4 @@
-"""Random-forest baselines on ground-truth boxes of the embedded world; motion is not linear.
+"""Random-forest baselines on ground-truth boxes of the synthetic world; motion is not linear.
 
 The boxes of the first frame and the bag of boxes are lower bounds that ignore the order in time.
 The ordered boxes show the accuracy that is possible with a perfect tracker.
@@ -85,7 +85,7 @@ def fit_forest(
 
 
 def load_boxes(manifest: str | Path, rows: Iterable[int]) -> np.ndarray | None:
-    """Reads ground-truth boxes of the embedded world from the folder `gt` next to a manifest.
+    """Reads ground-truth boxes of the synthetic world from the folder `gt` next to a manifest.
 
     Args:
       manifest: CSV file of a split; the boxes of row 3 of train.csv are in gt/train/000003.npz.
