@@ -25,7 +25,7 @@ def mid_config(stage: str) -> ml_collections.ConfigDict:
     config = CONFIGS[stage].get_config("base")
     config.dtype = "float32"
     config.batch_size = 2
-    # Memory suffices, and the PyTorch step does not recompute activations either.
+    # The PyTorch step does not recompute activations, and they fit into memory.
     config.remat = "none"
     config.scan_unroll = 12
     config.data.update(size=112, frames=8)

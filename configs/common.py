@@ -145,7 +145,7 @@ def defaults() -> ml_collections.ConfigDict:
             "pool_width": 768,  # Width of the pooled feature.
         }
     )
-    # The predictor completes the latents of the masked positions.
+    # The predictor predicts the latents of the masked positions.
     config.predictor = ml_collections.ConfigDict(
         {
             "kind": "modernbert",  # Architecture: "modernbert", "vit" or "vjepa".

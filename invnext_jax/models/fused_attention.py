@@ -85,7 +85,7 @@ def make_splash_kernel(
 
 
 def splash_block_size(n: int, window: int | None) -> int:
-    """Returns the largest tile size that divides n, the tokens of a device; small if local."""
+    """Returns the largest tile size that divides `n` tokens; local attention uses the smallest."""
     sizes = (512, 256, NUM_LANES) if window is None else (NUM_LANES,)
     return next(size for size in sizes if n % size == 0)
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 
 def cosine_loss(student: jax.Array, target: jax.Array) -> jax.Array:
-    """Computes the mean of 2 - 2 cos over all vectors, the squared distance of unit vectors.
+    """Computes the mean squared distance of unit vectors, 2 - 2 cos of the angle between them.
 
     Args:
       student: float32 [... d], unit vectors.

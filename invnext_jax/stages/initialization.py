@@ -38,7 +38,7 @@ def text_layers(config: Any) -> dict[str, Any]:
       A dict from "predictor/layer<i>" to parameters; {} if `config.predictor.weights` is empty.
 
     Raises:
-      UserError: the file cannot be read, its model has another kind or other sizes, or a layer is
+      UserError: the file cannot be read, its model differs in kind or size, or a layer is
         missing.
     """
     p = config.predictor
