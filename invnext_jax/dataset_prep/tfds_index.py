@@ -97,8 +97,8 @@ def _load_info(folder: str | os.PathLike, split: str, feature: str) -> tuple[Any
     info = tfds.builder_from_directory(os.path.abspath(folder)).info
     if info.file_format.value != "array_record":
         raise UserError(
-            f"{folder} holds {info.file_format.value} files, which do not support random access: build "
-            "the data set with TFDS's file_format='array_record'"
+            f"{folder} holds {info.file_format.value} files, which do not support random "
+            "access: build the data set with TFDS's file_format='array_record'"
         )
     split = split or (next(iter(info.splits)) if len(info.splits) == 1 else "")
     if split not in info.splits:
