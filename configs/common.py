@@ -320,8 +320,8 @@ def data() -> ml_collections.ConfigDict:
             # threads of the training process, in which a clip that hangs blocks its thread forever.
             "workers": -1,
             "prefetch": 4,  # Number of clips prefetched per worker.
-            # Time limit in seconds for the clips of one video. After it, the worker is killed and
-            # replaced.
+            # Time limit in seconds for decoding the clips of one video, and for each read of its
+            # file. After it, the worker is killed and replaced.
             "clip_seconds": 60.0,
             # What to do with a video that cannot be decoded. "drop": replace it with another clip.
             # "fail": end the run.

@@ -35,6 +35,15 @@ def acquire(file: IO) -> None:
         )
 
 
+def wait(file: IO) -> None:
+    """Waits until no other process holds the lock and locks the file, if its system has locks."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+
+
 def release(file: IO) -> None:
     """Closes the file, which releases its lock."""
     file.close()

@@ -250,8 +250,7 @@ class _RunCallbacks(Callbacks):
         if self.profiler.stop_if_due(number, metrics):
             folder = self.profiler.folder
             self.reporter.log(f"trace of steps up to {number}: tensorboard --logdir={folder}")
-        counts = {"dropped_videos": run.data_iter.dropped}
-        self.reporter.add_step(number, metrics, diagnostics, counts)
+        self.reporter.add_step(number, metrics, diagnostics, run.data_iter.counts())
         self.watchdog.heartbeat(number, "a save")
         if number % run.config.checkpoint.every_steps == 0:
             self._save()

@@ -91,8 +91,7 @@ def prepare(
         data_iter = _open_data(config, bad_videos, stack)
         locked_workdir = Workdir(workdir)
         stack.callback(locked_workdir.close)
-        if jax.process_index() == 0:
-            bad_videos.write_quarantine(workdir)
+        bad_videos.write_quarantine(workdir)
     digest = _compare_hosts(config)
     checkpointer = manager_lib.Checkpointer(locked_workdir, config, digest, restored_step)
     stack.callback(checkpointer.close)

@@ -13,6 +13,7 @@ import time
 import numpy as np
 
 from invnext_jax.data.clips import BadClip
+from invnext_jax.data.read_clock import reading
 
 ROWS = 20  # of the manifest in the fixture `list_config`
 
@@ -26,8 +27,19 @@ class FakeLoad:
     raises: tuple[int, ...] = ()
     bad: tuple[int, ...] = ()
     dies_once: str = ""  # a file that exists after it happened
+    stalls: tuple[int, ...] = ()
+    gate: str = ""  # reads do not return while this file exists
+    slow_reads: tuple[float, ...] = ()  # duration of each read in seconds
 
     def __call__(self, record, seeds):
+        for seconds in self.slow_reads:
+            with reading():
+                time.sleep(seconds)
+        with reading():
+            if record.index in self.stalls:
+                time.sleep(30)
+            while self.gate and pathlib.Path(self.gate).exists():
+                time.sleep(0.02)
         if record.index in self.hangs:
             time.sleep(30)
         if record.index in self.dies:

@@ -58,13 +58,14 @@ LAYERS = {
     "data": [
         {"pipeline"},
         {"train_dataset"},
+        {"storage_retries"},
         {"bad_videos", "worker_pool", "mixture"},
         {"clips", "workers"},
         {"manifest", "worker_main"},
         {"video_io"},
         {"decode", "shards"},
         {"transforms"},
-        {"demux"},
+        {"demux", "read_clock"},
     ],
     "dataset_prep": [
         {"sharding", "tfds_index"},

@@ -203,7 +203,8 @@ def test_real_videos_some_of_them_bad_and_another_number_of_workers(
     )
     for name in ("whole", "killed"):
         listed = (tmp_path / name / "quarantine.csv").read_text()
-        assert listed == f"path,reason\n{tmp_path}/missing.mp4,missing\n"
+        reason = "missing: No such file or directory"
+        assert listed == f"path,reason\n{tmp_path}/missing.mp4,{reason}\n"
 
 
 def test_a_window_of_steps_is_traced(toy_config, tmp_path, capsys):

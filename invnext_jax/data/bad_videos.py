@@ -4,14 +4,19 @@ import collections
 import csv
 import io
 import os
+from typing import BinaryIO
 
 from absl import logging
 
+from invnext_jax import file_lock
 from invnext_jax.data.clips import BadClip
 from invnext_jax.errors import UserError
 
 MIN_TRIED = 100  # minimum number of clips before the share of bad ones can end a run
 QUARANTINE = "quarantine.csv"
+STALLED = "stalled read"  # the storage does not deliver the file, which may be good
+# Kinds that depend on the state of the machine: the same video may be good at another time.
+TRANSIENT_KINDS = (STALLED, "unreadable", "time limit", "worker died")
 
 
 class BadVideoTracker:
@@ -25,7 +30,8 @@ class BadVideoTracker:
 
     Attributes:
         delivered: Number of good clips.
-        dropped: Number of dropped clips; a video that fails in two epochs counts twice.
+        dropped: Number of dropped clips; a video that fails in two epochs counts twice. Clips of
+            stalled reads are included, but they count neither as bad nor as good in the limits.
         kinds: Number of dropped clips for each class of reasons.
         reasons: Path of each bad file -> reason.
     """
@@ -37,8 +43,8 @@ class BadVideoTracker:
         self.reasons: dict[str, str] = {}
         self.fail_on_bad, self._max_share = on_bad == "fail", max_bad_share
         self._max_bad_at_start = MIN_TRIED
-        self._file = None
-        self._listed: set[str] = set()
+        self._stalled = 0
+        self._quarantine: _QuarantineFile | None = None
 
     @classmethod
     def from_config(cls, data_config) -> "BadVideoTracker":
@@ -50,9 +56,11 @@ class BadVideoTracker:
         self._max_bad_at_start = max(MIN_TRIED, count)
 
     def write_quarantine(self, workdir: str | os.PathLike) -> None:
-        """Appends each bad file to `<workdir>/quarantine.csv`, unless it is already listed."""
-        self._file = os.path.join(workdir, QUARANTINE)
-        self._listed = _read_listed(self._file)
+        """Appends each bad file to `<workdir>/quarantine.csv`, unless it is already listed.
+
+        Several processes may write to the same file.
+        """
+        self._quarantine = _QuarantineFile(os.path.join(workdir, QUARANTINE))
 
     def count_good(self, clips: int = 1) -> None:
         """Counts the clips of a good video."""
@@ -70,23 +78,31 @@ class BadVideoTracker:
         """
         self.dropped += clips
         self.kinds[bad_clip.kind] += clips
+        self._stalled += clips if bad_clip.kind == STALLED else 0
         if bad_clip.path not in self.reasons:
             self.reasons[bad_clip.path] = bad_clip.reason
             logging.warning("video dropped (%s): %s", bad_clip.kind, bad_clip.reason)
-            self._list(bad_clip)
+            if self._quarantine is not None and bad_clip.kind != STALLED:
+                self._quarantine.add(bad_clip)
         if self.fail_on_bad:
             raise UserError(
                 f"bad video ({bad_clip.kind}): {bad_clip.reason}; fix the manifest, or set "
                 "config.data.on_bad='drop'"
             )
-        if not self.delivered and self.dropped >= self._max_bad_at_start:
+        bad = self.dropped - self._stalled
+        if not self.delivered and bad >= self._max_bad_at_start:
             raise self.no_good_video_error()
-        tried = self.delivered + self.dropped
-        if tried >= MIN_TRIED and self.dropped > self._max_share * tried:
+        tried = self.delivered + bad
+        if tried >= MIN_TRIED and bad > self._max_share * tried:
             raise UserError(
-                f"{self.dropped} of {tried} clips are bad, more than "
+                f"{bad} of {tried} clips are bad, more than "
                 f"config.data.max_bad_share={self._max_share}:\n{self.table()}"
             )
+
+    @property
+    def transient(self) -> dict[str, int]:
+        """Number of clips dropped for reasons that may not occur at another time, by kind."""
+        return {kind: self.kinds[kind] for kind in TRANSIENT_KINDS if self.kinds[kind]}
 
     def no_good_video_error(self) -> UserError:
         """Returns the error for a data set without a good video."""
@@ -105,34 +121,51 @@ class BadVideoTracker:
         """Formats the count of each class of reasons in descending order; "" if there are none."""
         return "\n".join(f"{count:8d}  {kind}" for kind, count in self.kinds.most_common())
 
-    def _list(self, bad_clip: BadClip) -> None:
-        if self._file is None or bad_clip.path in self._listed:
-            return
-        self._listed.add(bad_clip.path)
-        try:
-            self._append([bad_clip.path, bad_clip.kind])
-        except OSError as error:
-            logging.warning("%s cannot be written: %s", self._file, error.strerror)
 
-    def _append(self, row: list[str]) -> None:
-        has_header = os.path.exists(self._file)
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerows([row] if has_header else [["path", "reason"], row])
-        with open(self._file, "a", newline="", encoding="utf-8") as file:
-            file.write(text.getvalue())  # a single write avoids a partial row
-
-
-def _read_listed(path: str) -> set[str]:
-    """Reads the paths of a quarantine file.
+class _QuarantineFile:
+    """The list of a run's bad files, to which all its processes append: columns `path`, `reason`.
 
     A truncated last line is ignored, and a newline is appended to it.
     """
-    if not os.path.exists(path):
-        return set()
-    with open(path, "r+", newline="", encoding="utf-8") as file:
-        text = file.read()
-        if text and not text.endswith("\n"):
-            file.write("\n")
-    complete = text[: text.rfind("\n") + 1]
-    return {row[0] for row in csv.reader(io.StringIO(complete)) if row}
+
+    def __init__(self, path: str):
+        self._path, self._listed, self._read_bytes = path, set(), 0
+        if os.path.exists(path):
+            with open(path, "r+b") as file:
+                self._read(file)
+
+    def add(self, bad_clip: BadClip) -> None:
+        """Appends a row for a bad file unless the file is listed. Failures are only logged."""
+        if bad_clip.path in self._listed:
+            return
+        try:
+            with open(self._path, "a+b") as file:
+                file_lock.wait(file)
+                self._read(file)
+                if bad_clip.path not in self._listed:
+                    reason = bad_clip.reason.removeprefix(f"{bad_clip.path}: ")
+                    self._append(file, [bad_clip.path, f"{bad_clip.kind}: {reason}"])
+        except OSError as error:
+            logging.warning("%s cannot be written: %s", self._path, error.strerror)
+        self._listed.add(bad_clip.path)
+
+    def _read(self, file: BinaryIO) -> None:
+        """Adds the paths in the lines that were appended since the last call."""
+        file.seek(self._read_bytes)
+        data = file.read()
+        complete = data[: data.rfind(b"\n") + 1]
+        if complete != data:
+            file.seek(0, os.SEEK_END)
+            file.write(b"\n")
+        text = complete.decode("utf-8", "surrogateescape")
+        self._listed |= {row[0] for row in csv.reader(io.StringIO(text)) if row}
+        self._read_bytes = file.seek(0, os.SEEK_END)
+
+    def _append(self, file: BinaryIO, row: list[str]) -> None:
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerows([row] if self._read_bytes else [["path", "reason"], row])
+        # A single write avoids a partial row.
+        file.write(text.getvalue().encode("utf-8", "surrogateescape"))
+        file.flush()
+        self._read_bytes = file.tell()

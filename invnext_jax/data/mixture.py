@@ -52,6 +52,7 @@ class Mixture:
         seed: Seed of the order.
 
     Attributes:
+        manifest: The manifest.
         shares: Source name -> share of the videos.
 
     Raises:
@@ -62,7 +63,7 @@ class Mixture:
     def __init__(
         self, manifest: manifest_lib.Manifest, weights: Sequence[tuple[str, float]], seed: int
     ):
-        self._manifest, self._seed = manifest, seed
+        self.manifest, self._seed = manifest, seed
         self._counts = collections.Counter(manifest.sources)
         if not weights:
             source = grain.MapDataset.source(VideoFileSource(manifest))
@@ -90,7 +91,7 @@ class Mixture:
         rng = make_rng(self._seed, position, attempt, SUBSTITUTE_STREAM)
         source = rng.choice(len(self._rows), p=self._probabilities) if len(self._rows) > 1 else 0
         rows = self._rows[source]
-        return self._manifest[int(rows[int(rng.integers(len(rows)))])]
+        return self.manifest[int(rows[int(rng.integers(len(rows)))])]
 
     def table(self, videos: int) -> str:
         """Formats rows, share and epochs of each source in a run of `videos` videos."""

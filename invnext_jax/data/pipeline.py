@@ -18,8 +18,9 @@ from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data.bad_videos import BadVideoTracker
 from invnext_jax.data.clips import BY_SOURCE_FIELDS, BadClip, LoadClip
 from invnext_jax.data.mixture import Mixture
-from invnext_jax.data.train_dataset import TrainDataset, load_in_worker
-from invnext_jax.data.worker_pool import open_pool
+from invnext_jax.data.storage_retries import StorageMonitor, load_in_worker
+from invnext_jax.data.train_dataset import TrainDataset
+from invnext_jax.data.worker_pool import SupervisedWorker, open_pool
 from invnext_jax.data.workers import count_cores
 from invnext_jax.errors import UserError
 
@@ -159,6 +160,7 @@ class EvalDataset:
     Attributes:
         manifest: The manifest.
         bad_videos: Tracker of good and bad videos in the current pass.
+        storage: Counter of failed reads.
     """
 
     def __init__(  # noqa: PLR0913, one caller, by name
@@ -172,7 +174,7 @@ class EvalDataset:
         clip_seconds: float,
     ):
         self.manifest = manifest
-        self.bad_videos = BadVideoTracker()
+        self.bad_videos, self.storage = BadVideoTracker(), StorageMonitor()
         self._load, self._batch_size = load, batch_size
         self._workers, self._prefetch, self._timeout = workers, prefetch, clip_seconds
 
@@ -210,10 +212,10 @@ class EvalDataset:
         finally:
             pool.close()
 
-    def _load_row(self, row: int, call: Callable[..., Any]) -> dict[str, Any] | BadClip | None:
+    def _load_row(self, row: int, worker: SupervisedWorker) -> dict[str, Any] | BadClip | None:
         if row >= len(self.manifest):  # the pool prefetches past the last row
             return None
-        clip = load_in_worker(call, self.manifest[row], (None,), self._timeout)
+        clip = load_in_worker(worker, self.manifest, row, (None,), self._timeout, self.storage)
         if isinstance(clip, BadClip):
             return clip
         # The worker's next clip overwrites this one.

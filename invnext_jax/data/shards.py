@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 
 from invnext_jax.data.demux import BadVideo
+from invnext_jax.data.read_clock import reading
 
 MAX_OPEN = 64  # maximum number of shards that a process keeps open
 _OPEN_LOCK = threading.Lock()
@@ -41,17 +42,20 @@ def read_example(path: str, record: int) -> dict[str, bytes | list]:
     """
     name = name_video(path, record)
     try:
-        status = os.stat(path)
+        with reading():
+            status = os.stat(path)
     except OSError as error:
         kind = "missing" if isinstance(error, FileNotFoundError) else "unreadable"
         raise BadVideo(f"{name}: {type(error).__name__}: {error}", kind) from error
     try:
-        with _OPEN_LOCK:
-            reader = _cached_reader(path, status.st_size, status.st_mtime_ns)
-        count = reader.num_records()
-        if not 0 <= record < count:
-            raise BadVideo(f"{name}: the shard has {count} records", "missing")
-        return _parse(reader.read([record])[0])
+        with reading():
+            with _OPEN_LOCK:
+                reader = _cached_reader(path, status.st_size, status.st_mtime_ns)
+            count = reader.num_records()
+            if not 0 <= record < count:
+                raise BadVideo(f"{name}: the shard has {count} records", "missing")
+            (data,) = reader.read([record])
+        return _parse(data)
     except (RuntimeError, ValueError, IndexError) as error:
         raise BadVideo(f"{name}: damaged record: {error}", "corrupt") from error
 

@@ -16,11 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from invnext_jax.data.bad_videos import BadVideoTracker
-from invnext_jax.data.clips import BadClip, Seed
-from invnext_jax.data.manifest import VideoRecord
+from invnext_jax.data.clips import BadClip
 from invnext_jax.data.mixture import Mixture
-from invnext_jax.data.worker_pool import OrderedPool, open_pool
-from invnext_jax.data.workers import TimeLimitError, WorkerDiedError
+from invnext_jax.data.storage_retries import StorageMonitor, load_in_worker
+from invnext_jax.data.worker_pool import OrderedPool, SupervisedWorker, open_pool
 from invnext_jax.errors import UserError
 
 MAX_TRIES = 100  # maximum number of videos tried for one position in a batch
@@ -103,26 +102,6 @@ class BatchBuffer:
         return batch
 
 
-def load_in_worker(
-    call: Callable[..., Any], record: VideoRecord, seeds: Sequence[Seed | None], timeout: float
-) -> dict[str, Any] | BadClip:
-    """Loads clips in a worker; if the worker hangs or dies, the video counts as bad.
-
-    Args:
-        call: Function that runs the loading function in a worker, see `OrderedPool`.
-        record: Manifest row.
-        seeds: As in `LoadClip`.
-        timeout: Time limit in seconds, for the error message.
-    """
-    try:
-        return call(record, seeds)
-    except TimeLimitError:
-        reason = f"{record.name}: took longer than {timeout:g} s"
-        return BadClip(record.name, "time limit", reason)
-    except WorkerDiedError:
-        return BadClip(record.name, "worker died", f"{record.name}: its worker died twice")
-
-
 class TrainDataset:
     """Infinite shuffled batches; see `pipeline.make_train_dataset`.
 
@@ -130,6 +109,7 @@ class TrainDataset:
         batch_size: Number of clips per batch on this process.
         global_batch: Number of clips per batch on all processes.
         mixture: Order of the videos.
+        storage: Counter of failed reads.
         bad_videos: Tracker of good and bad clips.
         repeats: Number of consecutive clips from one video.
     """
@@ -156,6 +136,7 @@ class TrainDataset:
             )
         self.batch_size, self.global_batch = batch_size, batch_size * process_count
         self.mixture, self.bad_videos, self.repeats = mixture, bad_videos, repeats
+        self.storage = StorageMonitor()
         self._first_clip = process_index * batch_size
         self._seed, self._load = seed, load
         self._workers, self._prefetch, self._timeout = workers, prefetch, clip_seconds
@@ -175,7 +156,7 @@ class TrainDataset:
     def open_pool(self, first_batch: int, buffer: BatchBuffer) -> OrderedPool:
         """Starts workers that write the clips of this process to `buffer`, from `first_batch`."""
         return open_pool(
-            lambda task, call: self._load_group(first_batch * self.groups + task, call, buffer),
+            lambda task, worker: self._load_group(first_batch * self.groups + task, worker, buffer),
             self._load,
             workers=self._workers,
             prefetch=-(-self._prefetch // self.repeats),
@@ -183,17 +164,19 @@ class TrainDataset:
         )
 
     def _load_group(
-        self, number: int, call: Callable[..., Any], buffer: BatchBuffer
+        self, number: int, worker: SupervisedWorker, buffer: BatchBuffer
     ) -> GroupResult:
         """Loads group `number` of this process; tries substitutes if a video is bad."""
         batch, position = divmod(number, self.groups)
         first = batch * self.global_batch + self._first_clip + position * self.repeats
         bad_clips, worker_failures = [], 0
         for attempt in range(MAX_TRIES):
-            record = self.mixture.get_video(first // self.repeats, attempt)
+            row = self.mixture.get_video(first // self.repeats, attempt).index
             numbers = range(first, first + self.repeats)
             seeds = tuple((self._seed, clip, attempt, CLIP_STREAM) for clip in numbers)
-            clips = load_in_worker(call, record, seeds, self._timeout)
+            clips = load_in_worker(
+                worker, self.mixture.manifest, row, seeds, self._timeout, self.storage
+            )
             if not isinstance(clips, BadClip):
                 written = buffer.write(batch, position * self.repeats, clips)
                 return GroupResult(written, bad_clips)
@@ -238,6 +221,15 @@ class TrainIterator:
         """Number of clips dropped so far on this process because their video is bad."""
         return self._dataset.bad_videos.dropped
 
+    @property
+    def failed_reads(self) -> int:
+        """Number of reads of this process that did not return in time or failed."""
+        return self._dataset.storage.failed_reads
+
+    def counts(self) -> dict[str, int]:
+        """Returns the counts of this process for the log."""
+        return {"dropped_videos": self.dropped, "failed_reads": self.failed_reads}
+
     def get_state(self) -> dict[str, int]:
         """Returns the position: the number of clips delivered to all processes in total."""
         return {"clips": self._batches_done * self._dataset.global_batch}
@@ -269,6 +261,8 @@ class TrainIterator:
             return ""
         bad_videos, memory = self._dataset.bad_videos, self._pool.peak_memory()
         text = f"data: {bad_videos.delivered} clips, {bad_videos.dropped} bad"
+        if self.failed_reads:
+            text += f", {self.failed_reads} failed reads"
         if self._pool.restarts:
             text += f", {self._pool.restarts} workers replaced"
         if memory:

@@ -5,6 +5,7 @@ the file is larger than the cache. The decoder's pass over the packets reads the
 """
 
 import contextlib
+import errno
 import hashlib
 import io
 import os
@@ -15,11 +16,13 @@ from typing import Any, BinaryIO, TextIO
 import fsspec
 
 from invnext_jax.data import decode, shards
+from invnext_jax.data.read_clock import reading
 from invnext_jax.errors import UserError
 from invnext_jax.synthetic_world import urls
 
 BLOCK_BYTES = 2**22  # block size of remote files; about a video of a few seconds
 CACHED_BLOCKS = 16  # 64 MiB per worker
+_RAW_READ = io.FileIO.read
 _PROTOCOL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
@@ -106,7 +109,7 @@ def open_remote(name: str) -> io.RawIOBase:
 
 
 @contextlib.contextmanager
-def open_source(name: str, record: int | None = None) -> Iterator[str | bytes | BinaryIO]:
+def open_source(name: str, record: int | None = None) -> Iterator[bytes | BinaryIO]:
     """Opens a video of a manifest as a source for `decode.open_video`.
 
     Args:
@@ -114,39 +117,89 @@ def open_source(name: str, record: int | None = None) -> Iterator[str | bytes | 
         record: Position of the video in the shard; None for a file.
 
     Yields:
-        The path of a local file, the bytes of a record, or an open remote file.
+        The bytes of a record, or an open file.
 
     Raises:
-        BadVideo: The video cannot be opened.
+        BadVideo: The video cannot be opened, or, at the end of the `with` block, a read failed.
     """
     if record is not None:
         yield shards.read_video(name, record)
         return
-    if not is_remote(name):
-        yield name
-        return
     try:
-        file = open_remote(name)
+        file = open_remote(name) if is_remote(name) else _LocalFile(name)
     except OSError as error:
-        raise decode.BadVideo(f"{name}: {error}", decode.error_kind(error)) from error
+        raise _bad_video(name, error) from error
     with file:
-        yield file
+        try:
+            yield file
+        except (decode.BadVideo, ValueError, ArithmeticError):
+            _check_reads(name, file)  # demuxers may report a failed read as a truncated file
+            raise
+        _check_reads(name, file)
+
+
+def _check_reads(name: str, file: "_LocalFile | _RemoteFile") -> None:
+    if file.read_error is not None:
+        raise _bad_video(name, file.read_error) from file.read_error
+
+
+def _bad_video(name: str, error: OSError) -> decode.BadVideo:
+    return decode.BadVideo(f"{name}: {error.strerror or error}", decode.error_kind(error))
+
+
+class _LocalFile(io.FileIO):
+    """A local file whose reads are measured.
+
+    Attributes:
+        read_error: The first error of a read, or None.
+    """
+
+    def __init__(self, name: str):
+        self.read_error: OSError | None = None
+        with reading():
+            super().__init__(name)
+
+    def read(self, size: int = -1) -> bytes:
+        try:
+            with reading():
+                return _RAW_READ(self, size)
+        except OSError as error:
+            self.read_error = self.read_error or error
+            raise
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return _seek(super().seek, offset, whence)
+
+
+def _seek(seek: Callable[[int, int], int], offset: int, whence: int) -> int:
+    """Seeks; returns a negative error number for positions that damaged files refer to."""
+    try:
+        return seek(offset, whence)
+    except (OSError, ValueError):
+        return -errno.EINVAL
 
 
 class _RemoteFile(io.RawIOBase):
-    """A remote file that fetches only the blocks that are read."""
+    """A remote file that fetches only the blocks that are read.
+
+    Attributes:
+        read_error: The first error of a read, or None.
+    """
 
     def __init__(self, name: str):
-        self.name = name
+        self.name, self.read_error = name, None
         self._file = self._call(_open_blocks, name)
 
     def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         try:
-            return function(*arguments)
-        except OSError:
+            with reading():
+                return function(*arguments)
+        except OSError as error:
+            self.read_error = self.read_error or error
             raise
         except Exception as error:  # each file system has its own exception types
-            raise OSError(f"{type(error).__name__}: {error}") from error
+            self.read_error = self.read_error or OSError(f"{type(error).__name__}: {error}")
+            raise self.read_error from error
 
     def readinto(self, buffer) -> int:
         data = self._call(self._file.read, len(buffer))
@@ -154,7 +207,7 @@ class _RemoteFile(io.RawIOBase):
         return len(data)
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        return self._call(self._file.seek, offset, whence)
+        return _seek(self._file.seek, offset, whence)
 
     def tell(self) -> int:
         return self._file.tell()

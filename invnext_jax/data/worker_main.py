@@ -17,6 +17,8 @@ from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
+from invnext_jax.data.read_clock import CLOCK_BYTES, ReadClock, use_clock
+
 SIGTERM_GRACE_SECONDS = 60
 ORPHAN_SECONDS = 5  # an orphaned process exits this long after its task's timeout
 SHARED_BYTES = 2**28  # reserved address space; only written pages use memory
@@ -32,6 +34,7 @@ def main(socket: str, shared: str) -> None:
         shared: File descriptor of the shared memory.
     """
     connection, memory = Connection(int(socket)), mmap.mmap(int(shared), SHARED_BYTES)
+    clock = _AlarmClock(mmap.mmap(int(shared), CLOCK_BYTES, offset=SHARED_BYTES))
     _set_up_process()
     try:
         try:
@@ -42,13 +45,33 @@ def main(socket: str, shared: str) -> None:
         connection.send(None)
         while True:
             task, timeout = connection.recv()
-            # A decoder may hang while it holds the GIL; then only a signal can end an orphan.
-            signal.setitimer(signal.ITIMER_REAL, timeout + ORPHAN_SECONDS)
-            result = _run_task(function, task, memory)
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            clock.set_alarm(timeout + ORPHAN_SECONDS)
+            with use_clock(clock):
+                result = _run_task(function, task, memory)
+            clock.set_alarm(0)
             connection.send(result)
     except (EOFError, OSError):
         return
+
+
+class _AlarmClock(ReadClock):
+    """A clock that ends the process if neither reading nor decoding makes progress.
+
+    A decoder may hang while it holds the GIL; then only a signal can end an orphaned process.
+    """
+
+    def set_alarm(self, seconds: float) -> None:
+        """Ends the process in `seconds`, counted from the last start or end of a read; 0: never."""
+        self._seconds = seconds
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+
+    def start(self) -> None:
+        super().start()
+        signal.setitimer(signal.ITIMER_REAL, self._seconds)
+
+    def stop(self) -> None:
+        super().stop()
+        signal.setitimer(signal.ITIMER_REAL, self._seconds)
 
 
 def _run_task(function, task: tuple, memory: mmap.mmap) -> tuple[bytes, list[int], str | None]:

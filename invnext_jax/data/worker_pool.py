@@ -1,21 +1,22 @@
 """A worker pool that returns results in order and tolerates workers that hang or die.
 
 Each worker has a thread in this process. The thread sends it one task at a time, waits for at most
-the timeout, and replaces the worker if it hangs or dies.
+the timeout, and replaces the worker if it hangs, dies or waits for storage that does not answer.
 """
 
 import atexit
 import functools
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
 from absl import logging
 
+from invnext_jax.data.read_clock import ReadStalledError, TimeLimitError
 from invnext_jax.data.workers import (
     ProcessWorker,
     ThreadWorker,
-    TimeLimitError,
     WorkerClosedError,
     WorkerDiedError,
     WorkerStartError,
@@ -36,19 +37,23 @@ class SupervisedWorker:
 
     Attributes:
         restarts: Number of replaced workers.
+        busy_seconds: Time that it ran tasks.
+        read_seconds: Part of this time in which it waited for storage.
     """
 
     def __init__(self, make_worker: Callable[[], Any], timeout: float, tries: int = 2):
         self._make_worker, self._timeout, self._tries = make_worker, timeout, tries
-        self._lock, self._closed = threading.Lock(), False
+        self._lock, self._closed = threading.Lock(), threading.Event()
         self._failed_starts, self._peak_memory, self.restarts = 0, 0, 0
+        self.busy_seconds, self.read_seconds = 0.0, 0.0
         self._worker = make_worker()
 
-    def call(self, *task: Any) -> Any:
+    def __call__(self, *task: Any) -> Any:
         """Runs a task, and repeats it if its worker dies.
 
         Raises:
-            TimeLimitError: The task exceeded the timeout.
+            TimeLimitError: The task exceeded the timeout, without the time of its reads.
+            ReadStalledError: A read of the task exceeded the timeout.
             WorkerDiedError: `tries` workers died while running the task.
             WorkerStartError: Workers do not start.
             WorkerClosedError: `close` was called.
@@ -56,8 +61,8 @@ class SupervisedWorker:
         deaths = 0
         while True:
             try:
-                result = self._worker.call(task, self._timeout)
-            except TimeLimitError:
+                result = self._measure_call(task)
+            except (TimeLimitError, ReadStalledError):
                 self._replace()
                 raise
             except WorkerDiedError:
@@ -74,16 +79,39 @@ class SupervisedWorker:
                 self._failed_starts = 0
                 return result
 
+    def _measure_call(self, task: tuple) -> Any:
+        clock, start = self._worker.clock, time.monotonic()
+        read_before = clock.total()
+        try:
+            return self._worker.call(task, self._timeout)
+        finally:
+            self.busy_seconds += time.monotonic() - start
+            self.read_seconds += clock.total() - read_before
+
+    @property
+    def is_reading(self) -> bool:
+        """Whether the worker waits for storage now."""
+        return bool(self._worker.clock.read_start)
+
+    def pause(self, seconds: float) -> None:
+        """Waits.
+
+        Raises:
+            WorkerClosedError: `close` was called.
+        """
+        if self._closed.wait(seconds):
+            raise WorkerClosedError
+
     def _replace(self) -> None:
         self.peak_memory()
         with self._lock:
-            if self._closed:
+            if self._closed.is_set():
                 raise WorkerClosedError
             self.restarts += 1
         self._worker.close()
         worker = self._make_worker()
         with self._lock:
-            self._worker, closed = worker, self._closed
+            self._worker, closed = worker, self._closed.is_set()
         if closed:
             worker.close()
             raise WorkerClosedError
@@ -96,7 +124,7 @@ class SupervisedWorker:
     def close(self) -> None:
         """Stops the worker without replacing it."""
         with self._lock:
-            self._closed = True
+            self._closed.set()
             worker = self._worker
         worker.close()
 
@@ -105,9 +133,9 @@ class OrderedPool:
     """Returns the results of tasks 0, 1, 2, ... in order and prefetches some of them.
 
     Args:
-        run_task: Function of the task's number and of `call`, run in a thread of this process.
-            `call` runs the pool's function in a worker and may raise `TimeLimitError` or
-            `WorkerDiedError`.
+        run_task: Function of the task's number and of a `SupervisedWorker`, run in a thread of
+            this process. Calling the worker runs the pool's function and may raise
+            `TimeLimitError`, `ReadStalledError` or `WorkerDiedError`.
         make_worker: Function that returns a new worker.
         workers: Number of workers.
         ahead: Maximum number of results that are being computed or wait to be read.
@@ -116,7 +144,7 @@ class OrderedPool:
 
     def __init__(
         self,
-        run_task: Callable[[int, Callable[..., Any]], Any],
+        run_task: Callable[[int, SupervisedWorker], Any],
         make_worker: Callable[[], Any],
         *,
         workers: int,
@@ -147,7 +175,7 @@ class OrderedPool:
                     return
                 number, self._next_task = self._next_task, self._next_task + 1
             try:
-                result = self._run_task(number, worker.call)
+                result = self._run_task(number, worker)
             except WorkerClosedError:
                 return
             except Exception as error:  # re-raised in `next_result`
@@ -160,12 +188,18 @@ class OrderedPool:
 
     def next_result(self) -> Any:
         """Returns the next result, or raises the exception of its task."""
+        start, limit = time.monotonic(), self._timeout + LATE_SECONDS
         with self._lock:
             while self._next_result not in self._results:
                 if self._closed:
                     raise RuntimeError("the pool is closed")
-                if not self._ready.wait(self._timeout + LATE_SECONDS):
-                    logging.warning("no clip in %g s: the data workers hang", self._timeout)
+                if not self._ready.wait(limit):
+                    reading = sum(worker.is_reading for worker in self._workers)
+                    logging.warning(
+                        "no clip in %.0f s: %d of %d data workers wait for storage",
+                        *(time.monotonic() - start, reading, len(self._workers)),
+                    )
+                    limit *= 2
             result = self._results.pop(self._next_result)
             self._next_result += 1
             self._room.notify()
@@ -177,6 +211,11 @@ class OrderedPool:
     def restarts(self) -> int:
         """Number of replaced workers."""
         return sum(worker.restarts for worker in self._workers)
+
+    def busy_seconds(self) -> tuple[float, float]:
+        """Returns the seconds that all workers ran tasks, and that they waited for storage."""
+        busy = sum(worker.busy_seconds for worker in self._workers)
+        return busy, sum(worker.read_seconds for worker in self._workers)
 
     def peak_memory(self) -> int:
         """Returns the largest number of bytes that any worker used."""
@@ -198,7 +237,7 @@ class OrderedPool:
 
 
 def open_pool(
-    run_task: Callable[[int, Callable[..., Any]], Any],
+    run_task: Callable[[int, SupervisedWorker], Any],
     function: Callable[..., Any],
     *,
     workers: int,

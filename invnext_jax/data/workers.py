@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from invnext_jax.data import worker_main
+from invnext_jax.data.read_clock import CLOCK_BYTES, ReadClock, use_clock, wait_for_result
 
 RETURN_SECONDS = 5  # maximum time until a pending call notices that its process has exited
 START_SECONDS = 300  # allows for imports on a busy machine with a slow disk
@@ -41,10 +42,6 @@ def count_cores() -> int:
     return os.cpu_count() or 1
 
 
-class TimeLimitError(Exception):
-    """A task exceeded its timeout."""
-
-
 class WorkerDiedError(Exception):
     """A worker died while it ran a task."""
 
@@ -58,32 +55,44 @@ class WorkerClosedError(Exception):
 
 
 class ThreadWorker:
-    """Runs tasks in a thread. A thread that hangs is abandoned, because it cannot be killed."""
+    """Runs tasks in a thread. A thread that hangs is abandoned, because it cannot be killed.
+
+    Attributes:
+        clock: Clock of its reads.
+    """
 
     def __init__(self, function: Callable[[Any], Any]):
         self._function = function
         self._tasks, self._results = queue.SimpleQueue(), queue.SimpleQueue()
+        self.clock = ReadClock()
         threading.Thread(target=self._run, daemon=True).start()
 
     def _run(self) -> None:
-        while (task := self._tasks.get()) is not None:
-            try:
-                result = self._function(*task), None
-            except Exception as error:  # re-raised in `call`
-                result = None, error
-            self._results.put(result)
+        with use_clock(self.clock):
+            while (task := self._tasks.get()) is not None:
+                try:
+                    result = self._function(*task), None
+                except Exception as error:  # re-raised in `call`
+                    result = None, error
+                self._results.put(result)
 
     def call(self, task: tuple, timeout: float) -> Any:
         """Returns the function's result, or raises its exception.
 
         Raises:
-            TimeLimitError: The task takes longer than `timeout` seconds.
+            TimeLimitError: The task takes longer than `timeout` seconds, without its reads.
+            ReadStalledError: One of its reads takes longer than `timeout` seconds.
         """
         self._tasks.put(task)
-        try:
-            result, error = self._results.get(timeout=timeout)
-        except queue.Empty:
-            raise TimeLimitError from None
+        ready = []
+
+        def wait(seconds: float) -> bool:
+            with contextlib.suppress(queue.Empty):
+                ready.append(self._results.get(timeout=seconds))
+            return bool(ready)
+
+        wait_for_result(wait, self.clock, timeout)
+        ((result, error),) = ready
         if error is not None:
             raise error
         return result
@@ -107,6 +116,7 @@ class ProcessWorker:
 
     Attributes:
         pid: Process ID.
+        clock: Clock of its reads.
     """
 
     def __init__(self, function: Callable[[Any], Any]):
@@ -119,6 +129,8 @@ class ProcessWorker:
         file = _open_shared_memory()
         try:
             self._memory = mmap.mmap(file, worker_main.SHARED_BYTES)
+            self._clock_memory = mmap.mmap(file, CLOCK_BYTES, offset=worker_main.SHARED_BYTES)
+            self.clock = ReadClock(self._clock_memory)
             self._process = subprocess.Popen(
                 # -P: do not import from the current folder.
                 [
@@ -146,7 +158,8 @@ class ProcessWorker:
         """Returns the function's result; the next call overwrites its large arrays.
 
         Raises:
-            TimeLimitError: The task takes longer than `timeout` seconds.
+            TimeLimitError: The task takes longer than `timeout` seconds, without its reads.
+            ReadStalledError: One of its reads takes longer than `timeout` seconds.
             WorkerDiedError: The process died.
             WorkerStartError: The process did not start.
             RuntimeError: The function raised an exception.
@@ -159,8 +172,7 @@ class ProcessWorker:
             if not self._ready:
                 self._wait_for_start()
             self._connection.send((task, timeout))
-            if not self._connection.poll(timeout):
-                raise TimeLimitError
+            wait_for_result(self._connection.poll, self.clock, timeout)
             data, lengths, error = self._connection.recv()
         except (EOFError, OSError) as error:
             raise WorkerDiedError(self._exit_status()) from error
@@ -225,7 +237,7 @@ def _open_shared_memory() -> int:
     else:
         with tempfile.TemporaryFile() as temporary:
             file = os.dup(temporary.fileno())
-    os.ftruncate(file, worker_main.SHARED_BYTES)
+    os.ftruncate(file, worker_main.SHARED_BYTES + CLOCK_BYTES)
     return file
 
 

@@ -57,11 +57,13 @@ class ProbeFailure:
         reason: Description for the quarantine list.
         timeout: Time limit in seconds that was exceeded, or None.
         transient: Whether a retry may succeed because the machine or network may be the cause.
+        read_error: Whether a read of the file failed.
     """
 
     reason: str
     timeout: float | None = None
     transient: bool = False
+    read_error: bool = False
 
 
 def probe_video(path: str) -> VideoProbe:
@@ -181,6 +183,7 @@ def probe_all(
         workers=workers,
         timeout=timeout,
         ahead=len(paths),  # results are small, and a slow file must not delay the others
+        is_read_error=lambda result: isinstance(result, ProbeFailure) and result.read_error,
     )
     with contextlib.closing(results):
         for path, result in zip(paths, results, strict=True):
@@ -195,8 +198,10 @@ def _probe_safely(probe: Callable[[str], VideoProbe], path: str) -> VideoProbe |
     try:
         return probe(path)
     except decode.BadVideo as error:
-        transient = getattr(error.__cause__, "errno", None) in TRANSIENT_ERRNOS
-        return ProbeFailure(str(error).removeprefix(f"{path}: "), transient=transient)
+        read_error = error.kind == "unreadable"
+        transient = read_error or getattr(error.__cause__, "errno", None) in TRANSIENT_ERRNOS
+        reason = str(error).removeprefix(f"{path}: ")
+        return ProbeFailure(reason, transient=transient, read_error=read_error)
     except Exception as error:
         # Damaged headers cause these two exceptions; any other one may be a bug.
         from_header = isinstance(error, ValueError | ArithmeticError)

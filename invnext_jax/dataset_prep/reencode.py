@@ -84,7 +84,8 @@ class Reencoder:
 
         Returns:
             A dict with `video` uint8 [bytes], an MP4 file that starts at time 0, and `frames`,
-            `width`, `height`, `fps` and `duration`; or a dict with `reason` if the video is bad.
+            `width`, `height`, `fps` and `duration`; or a dict with `reason` and perhaps
+            `kind` if the video is bad.
         """
         name = shards.name_video(path, record)
         try:
@@ -94,7 +95,7 @@ class Reencoder:
             ):
                 return self._encode(video)
         except decode.BadVideo as error:
-            return {"reason": str(error).removeprefix(f"{name}: ")}
+            return {"reason": str(error).removeprefix(f"{name}: "), "kind": error.kind}
         except (ValueError, ArithmeticError, MemoryError) as error:  # caused by damaged headers
             return {"reason": f"{type(error).__name__}: {error}"}
 

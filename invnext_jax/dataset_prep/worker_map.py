@@ -5,8 +5,10 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from invnext_jax.data.worker_pool import OrderedPool
-from invnext_jax.data.workers import ProcessWorker, TimeLimitError, WorkerDiedError
+from invnext_jax.data.read_clock import ReadStalledError, TimeLimitError
+from invnext_jax.data.storage_retries import StorageMonitor, call_with_retries, other_rows
+from invnext_jax.data.worker_pool import OrderedPool, SupervisedWorker
+from invnext_jax.data.workers import ProcessWorker, WorkerDiedError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,7 +17,8 @@ class WorkerFailure:
 
     Attributes:
         reason: Description for the quarantine list.
-        timed_out: Whether the call timed out. False means that it crashed.
+        timed_out: Whether decoding timed out. False means that it crashed or that a read did not
+            return.
     """
 
     reason: str
@@ -29,15 +32,19 @@ def map_in_workers(
     workers: int,
     timeout: float,
     ahead: int,
+    is_read_error: Callable[[Any], bool] = lambda result: False,  # noqa: ARG005
 ) -> Iterator[Any]:
     """Calls `function(*task)` for each task in worker processes.
 
+    While the storage does not answer, it waits and tries again.
+
     Args:
         function: Function to call; must be defined in an importable module.
-        tasks: Arguments of each call.
+        tasks: Arguments of each call. The first one is the path of the file that it reads.
         workers: Maximum number of processes.
         timeout: Time limit per call in seconds.
         ahead: Maximum number of prefetched results.
+        is_read_error: Function of a result that returns whether a read failed.
 
     Yields:
         The results in the order of the tasks, or a `WorkerFailure` for a call that exceeded the
@@ -46,11 +53,25 @@ def map_in_workers(
     if not tasks:
         return
 
-    def run_task(index: int, call: Callable[..., Any]) -> Any:
+    paths, monitor = [path for path, *_ in tasks], StorageMonitor()
+    sources = [""] * len(tasks)
+
+    def run_task(index: int, worker: SupervisedWorker) -> Any:
         if index >= len(tasks):  # the pool prefetches beyond the last task
             return None
+        others = (tasks[row] for row in other_rows(index, sources, paths))
         try:
-            return call(*tasks[index])
+            return call_with_retries(
+                worker,
+                tasks[index],
+                others,
+                name=paths[index],
+                is_read_error=is_read_error,
+                monitor=monitor,
+            )
+        except ReadStalledError:
+            reason = f"a read does not return within {timeout:g} seconds"
+            return WorkerFailure(reason, timed_out=False)
         except TimeLimitError:
             return WorkerFailure(f"no result within {timeout:g} seconds", timed_out=True)
         except WorkerDiedError as error:

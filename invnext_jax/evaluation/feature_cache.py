@@ -34,19 +34,28 @@ class FeatureCache:
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
 
-    def get(self, name: str, key: str, compute: Callable[[], VideoFeatures]) -> VideoFeatures:
+    def get(
+        self,
+        name: str,
+        key: str,
+        compute: Callable[[], VideoFeatures],
+        is_complete: Callable[[], bool] = lambda: True,
+    ) -> VideoFeatures:
         """Returns the stored features if they have this key; otherwise computes and stores them.
 
         Args:
           name: name of the file, for example "encoder-train"; new content replaces old content.
           key: see `feature_key`.
           compute: function that extracts the features.
+          is_complete: function that returns, after the extraction, whether to store the features:
+            False if videos are missing that may be readable at another time.
         """
         path = self.folder / f"{name}.npz"
         found = _read(path, key)
         if found is None:
             found = compute()
-            _write(path, key, found)
+            if is_complete():
+                _write(path, key, found)
         return found
 
 

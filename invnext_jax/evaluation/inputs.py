@@ -53,7 +53,7 @@ class EvaluationData:
         self.manifests = {split: config[f"{split}_manifest"] for split in SPLITS}
         self.digests = {s: manifest_lib.hash_manifests(m) for s, m in self.manifests.items()}
 
-    def batches(self, split: str) -> Iterable[Mapping[str, Any]]:
+    def batches(self, split: str) -> pipeline.EvalDataset:
         """Returns batches of a split in manifest order; rows with index -1 are padding."""
         config = self._config
         return pipeline.make_eval_dataset(
@@ -102,7 +102,10 @@ class EvalInputs:
         if split not in self._features:
             key = self.dataset.feature_key(split, encoder_key(self.encoder))
             name = f"{self.name}-{split}"
-            self._features[split] = self._cache.get(name, key, lambda: self._extract(split))
+            batches = self.dataset.batches(split)
+            self._features[split] = self._cache.get(
+                name, key, lambda: self._extract(split, batches), lambda: is_complete(batches)
+            )
         return self._features[split]
 
     @property
@@ -110,11 +113,9 @@ class EvalInputs:
         """Whether an evaluator has used the features."""
         return bool(self._features)
 
-    def _extract(self, split: str) -> VideoFeatures:
+    def _extract(self, split: str, batches: pipeline.EvalDataset) -> VideoFeatures:
         start = time.perf_counter()
-        found = features.extract(
-            self.encoder.encoder, self.encoder.params, self.dataset.batches(split)
-        )
+        found = features.extract(self.encoder.encoder, self.encoder.params, batches)
         seconds = time.perf_counter() - start
         print(
             f"{self.name}: extracted the features of {len(found.index_b)} {SPLITS[split]} videos "
@@ -122,6 +123,19 @@ class EvalInputs:
             flush=True,
         )
         return found
+
+
+def is_complete(batches: pipeline.EvalDataset) -> bool:
+    """Returns whether no video is missing that may be readable at another time."""
+    missing = batches.bad_videos.transient
+    if missing:
+        kinds = ", ".join(f"{count} x {kind}" for kind, count in missing.items())
+        print(
+            f"{sum(missing.values())} videos could not be read now ({kinds}): these features are "
+            "used, but not cached; repeat the command to read the videos again",
+            flush=True,
+        )
+    return not missing
 
 
 def describe_encoder(loaded: LoadedEncoder) -> dict[str, Any]:

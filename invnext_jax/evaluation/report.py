@@ -106,7 +106,7 @@ def describe_run(run: ReportedRun, number: int) -> dict[str, Any]:
         "seed": config.seed,
         "speed": f"{np.median(speeds):.0f} clips/s" if speeds else "",
         "skipped steps": last.get("skipped", ""),
-        "dropped videos": last.get("dropped_videos", ""),
+        "dropped clips": last.get("dropped_videos", ""),
         "code": (run.record["git"][:10] + "+" * run.record["git"].endswith("+")) or "no git",
         "versions": ", ".join(f"{k} {v}" for k, v in run.record["versions"].items()),
     }

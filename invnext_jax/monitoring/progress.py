@@ -113,7 +113,9 @@ def format_step(record: Mapping[str, Any], total_steps: int, batch_size: int) ->
     if record["skipped"]:
         parts.append(f"{record['skipped']} skipped")
     if record.get("dropped_videos"):
-        parts.append(f"{record['dropped_videos']} videos dropped")
+        parts.append(f"{record['dropped_videos']} clips dropped")
+    if record.get("failed_reads"):
+        parts.append(f"{record['failed_reads']} failed reads")
     return "  ".join(parts)
 
 

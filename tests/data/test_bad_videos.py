@@ -1,6 +1,6 @@
 import pytest
 
-from invnext_jax.data.bad_videos import BadVideoTracker
+from invnext_jax.data.bad_videos import STALLED, BadVideoTracker
 from invnext_jax.data.clips import BadClip
 from invnext_jax.errors import UserError
 
@@ -16,7 +16,10 @@ def test_a_bad_file_is_listed_once_over_all_starts_of_a_run(tmp_path):
         for name in names:
             bad_videos.count_bad(bad(name))
     text = (tmp_path / "quarantine.csv").read_text()
-    assert text == 'path,reason\na.mp4,missing\n"b, c.mp4",missing\nd.mp4,missing\n'
+    assert text == (
+        "path,reason\na.mp4,missing: the reason\n"
+        '"b, c.mp4",missing: the reason\nd.mp4,missing: the reason\n'
+    )
 
 
 def test_a_truncated_row_is_written_again(tmp_path):
@@ -24,7 +27,7 @@ def test_a_truncated_row_is_written_again(tmp_path):
     bad_videos = BadVideoTracker()
     bad_videos.write_quarantine(tmp_path)
     bad_videos.count_bad(bad("a.mp4"))
-    assert (tmp_path / "quarantine.csv").read_text().endswith("miss\na.mp4,missing\n")
+    assert (tmp_path / "quarantine.csv").read_text().endswith("miss\na.mp4,missing: the reason\n")
 
 
 def test_bad_share_is_checked_from_a_hundred_clips_on():
@@ -35,3 +38,26 @@ def test_bad_share_is_checked_from_a_hundred_clips_on():
     with pytest.raises(UserError, match="99 of 100 clips are bad") as caught:
         bad_videos.count_bad(bad("last.mp4"))
     assert str(caught.value).endswith("      65  corrupt\n      34  missing")
+
+
+def test_processes_of_a_run_share_one_list(tmp_path):
+    trackers = [BadVideoTracker() for _ in range(3)]
+    for tracker in trackers:
+        tracker.write_quarantine(tmp_path)
+    for tracker, names in zip(trackers, (["a", "b"], ["b", "c"], ["a", "c", "d"]), strict=True):
+        for name in names:
+            tracker.count_bad(bad(f"{name}.mp4", "corrupt"))
+    rows = (tmp_path / "quarantine.csv").read_text().splitlines()
+    assert rows == ["path,reason", *(f"{name}.mp4,corrupt: the reason" for name in "abcd")]
+
+
+def test_stalled_reads_are_counted_but_neither_listed_nor_bad(tmp_path):
+    tracker = BadVideoTracker(max_bad_share=0.1)
+    tracker.write_quarantine(tmp_path)
+    for number in range(300):
+        tracker.count_bad(bad(f"{number}.mp4", STALLED))
+    assert tracker.dropped == 300 and tracker.kinds == {STALLED: 300}
+    assert tracker.transient == {STALLED: 300}
+    assert not (tmp_path / "quarantine.csv").exists()
+    with pytest.raises(UserError, match="stalled read"):
+        BadVideoTracker(on_bad="fail").count_bad(bad("a.mp4", STALLED))

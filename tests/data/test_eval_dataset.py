@@ -12,6 +12,7 @@ from batches import assert_equal, row_order
 from fakes import FakeLoad, worker_pids
 
 from invnext_jax.data import decode, pipeline
+from invnext_jax.evaluation import inputs
 
 
 @pytest.fixture
@@ -51,6 +52,21 @@ def test_evaluation_survives_a_decoder_that_hangs_or_dies(workers, kind, config)
     assert row_order(dataset) == [0, 1, 2, *range(4, 12), -1, -1, -1, -1]
     assert time.monotonic() - start < 25
     assert dataset.bad_videos.kinds == {kind: 1} and dataset.bad_videos.delivered == 11
+
+
+def test_videos_that_stall_in_an_evaluation_are_not_missing_for_good(config, capsys):
+    config.clip_seconds = 0.3
+    load = FakeLoad(stalls=(3,))
+    dataset = pipeline.make_eval_dataset(config, manifest=config.manifest, batch_size=4, load=load)
+    assert row_order(dataset) == [0, 1, 2, *range(4, 12), -1]
+    assert dataset.bad_videos.kinds == {"stalled read": 1}
+    assert not inputs.is_complete(dataset)
+    assert "1 videos could not be read now (1 x stalled read)" in capsys.readouterr().out
+    dataset = pipeline.make_eval_dataset(
+        config, manifest=config.manifest, batch_size=4, load=FakeLoad(bad=(3,))
+    )
+    list(dataset)
+    assert inputs.is_complete(dataset)
 
 
 def test_an_abandoned_evaluation_ends_its_workers(config):

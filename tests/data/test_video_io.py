@@ -1,6 +1,9 @@
 """Manifests and videos on remote file systems: fetched blocks and errors."""
 
 import contextlib
+import errno
+import io
+import os
 
 import fsspec
 import numpy as np
@@ -170,6 +173,22 @@ def test_errors_of_a_file_system_are_bad_videos(counted, videos, tmp_path):
     CountedSystem.broken = True
     with pytest.raises(decode.BadVideo, match="OddError: the line is cut") as caught:
         read_frames("counted://a.mp4", range)
+    assert caught.value.kind == "unreadable"
+
+
+@pytest.mark.parametrize(("name", "codec"), [("a.mkv", "libx264"), ("a.avi", "mpeg4")])
+def test_a_read_that_fails_is_not_a_truncated_file(name, codec, videos, tmp_path, monkeypatch):
+    path = videos.write(tmp_path / name, codec=codec, frames=200)
+    limit, read = path.stat().st_size * 3 // 4, io.FileIO.read
+
+    def failing_read(file, size=-1):
+        if file.tell() >= limit:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read(file, min(size, limit - file.tell()))
+
+    monkeypatch.setattr(video_io, "_RAW_READ", failing_read)
+    with pytest.raises(decode.BadVideo, match=f"{name}: Input/output error") as caught:
+        read_frames(str(path), lambda _: [0, 1])
     assert caught.value.kind == "unreadable"
 
 

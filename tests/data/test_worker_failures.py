@@ -3,10 +3,12 @@
 import functools
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 
 import numpy as np
@@ -18,7 +20,7 @@ from configs import common
 from invnext_jax.data import bad_videos as bad_videos_lib
 from invnext_jax.data import clips as clips_lib
 from invnext_jax.data import manifest as manifest_lib
-from invnext_jax.data import pipeline, train_dataset
+from invnext_jax.data import pipeline, storage_retries, train_dataset
 from invnext_jax.data import workers as workers_lib
 from invnext_jax.errors import UserError
 
@@ -75,6 +77,75 @@ def test_a_worker_killed_from_outside_is_replaced(config):
     iterator.close()
     assert not worker_pids()
     assert_equal(expected, batches)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_file_that_stalls_is_replaced_but_not_bad(workers, world_config, world_folder, tmp_path):
+    config = world_config
+    shutil.copytree(world_folder, tmp_path / "world")
+    config.manifest = str(tmp_path / "world/train.csv")
+    file = tmp_path / "world/train/000002.mp4"
+    file.unlink()
+    expected, _ = next_batches(config, 4, batch_size=6)  # with substitutes of a missing file
+    os.mkfifo(file)  # opening it blocks
+    config.update(workers=workers, clip_seconds=1.0)
+    bad_videos = bad_videos_lib.BadVideoTracker(max_bad_share=0.0)
+    bad_videos.write_quarantine(tmp_path)
+    batches, _ = next_batches(config, 4, batch_size=6, bad_videos=bad_videos)
+    assert_equal(batches, expected)
+    assert bad_videos.kinds == {"stalled read": bad_videos.dropped} and bad_videos.dropped >= 1
+    assert not (tmp_path / "quarantine.csv").exists()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_waits_for_storage_that_does_not_answer(
+    workers, config, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(storage_retries, "MIN_PAUSE", 0.05)
+    expected, _ = read_batches(config, 3)
+    gate = tmp_path / "gate"
+    gate.touch()
+    config.update(workers=workers, clip_seconds=0.4)
+    dataset = pipeline.make_train_dataset(
+        config, seed=0, batch_size=6, load=FakeLoad(gate=str(gate))
+    )
+    iterator = iter(dataset)
+    opener = threading.Timer(3.0, gate.unlink)
+    opener.start()
+    try:
+        batches = [next(iterator) for _ in range(3)]
+    finally:
+        iterator.close()
+        opener.join()
+    assert_equal(batches, expected)
+    assert iterator.dropped == 0 and iterator.failed_reads >= 4
+    assert "does not answer; trying again in" in caplog.text
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_slow_reads_do_not_count_for_the_time_limit(workers, config):
+    expected, _ = read_batches(config, 1)
+    config.update(workers=workers, clip_seconds=0.5)
+    bad_videos = bad_videos_lib.BadVideoTracker()
+    load = FakeLoad(slow_reads=(0.2, 0.2, 0.2, 0.2))
+    batches, _ = read_batches(config, 1, load=load, bad_videos=bad_videos)
+    assert_equal(batches, expected)
+    assert bad_videos.dropped == 0
+
+
+def test_a_pool_that_waits_for_storage_closes_at_once(config, tmp_path):
+    (tmp_path / "gate").touch()
+    config.update(workers=1, clip_seconds=0.2)
+    load = FakeLoad(gate=str(tmp_path / "gate"))
+    iterator = iter(pipeline.make_train_dataset(config, seed=0, batch_size=6, load=load))
+    caller = threading.Thread(target=lambda: pytest.raises(RuntimeError, next, iterator))
+    caller.start()
+    while iterator.failed_reads < 2:
+        time.sleep(0.05)
+    start = time.monotonic()
+    iterator.close()
+    caller.join()
+    assert time.monotonic() - start < 4 and not worker_pids()
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -48,6 +48,13 @@ def test_another_key_replaces_the_file(cache):
     assert [path.name for path in cache.folder.iterdir()] == ["encoder-train.npz"]
 
 
+def test_incomplete_features_are_not_stored(cache):
+    incomplete, complete = make_features(), make_features(1)
+    assert cache.get("encoder-val", "key", lambda: incomplete, lambda: False) is incomplete
+    assert cache.get("encoder-val", "key", lambda: complete, lambda: True) is complete
+    cache.get("encoder-val", "key", never)
+
+
 @pytest.mark.parametrize("content", [b"", b"no archive", "truncated"])
 def test_damaged_files_are_extracted_again(cache, content):
     cache.get("encoder-val", "key", make_features)

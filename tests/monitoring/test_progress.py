@@ -28,11 +28,11 @@ def test_line_shows_loss_terms_learning_rate_speed_wait_and_time_left():
     )
 
 
-def test_line_shows_nonfinite_loss_skipped_steps_and_dropped_videos():
+def test_line_shows_nonfinite_loss_skipped_steps_and_dropped_clips():
     record = RECORD | {"loss": None, "skipped": 2, "dropped_videos": 3}
     text = progress.format_step(record, 800, 32)
     assert "loss not finite" in text
-    assert text.endswith("2 skipped  3 videos dropped")
+    assert text.endswith("2 skipped  3 clips dropped")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,98 @@
+"""Measures the time that a worker waits for storage, so that reading can be told from decoding.
+
+Every read of a file, also opening it, happens inside `reading()`. The clock of a worker lies in
+memory that its supervisor shares, so it can be read while the worker is blocked in a read.
+"""
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+CLOCK_BYTES = 16
+_LOCAL = threading.local()
+
+
+class TimeLimitError(Exception):
+    """A task exceeded its timeout, without the time that it waited for storage."""
+
+
+class ReadStalledError(Exception):
+    """A single read of a task did not return within the timeout."""
+
+
+class ReadClock:
+    """Time that a worker waits for storage.
+
+    Args:
+        memory: Buffer of `CLOCK_BYTES` bytes that holds the clock. None allocates one.
+    """
+
+    def __init__(self, memory: memoryview | None = None):
+        # Start of the current read, or 0; total seconds of the reads before it.
+        self._fields = memoryview(bytearray(CLOCK_BYTES) if memory is None else memory).cast("d")
+
+    def start(self) -> None:
+        """Records the start of a read."""
+        self._fields[0] = time.monotonic()
+
+    def stop(self) -> None:
+        """Records the end of a read."""
+        self._fields[1] += time.monotonic() - self._fields[0]
+        self._fields[0] = 0.0
+
+    @property
+    def read_start(self) -> float:
+        """`time.monotonic` at the start of the current read, or 0."""
+        return self._fields[0]
+
+    def total(self) -> float:
+        """Returns the seconds of all reads, including the current one."""
+        start, done = self._fields
+        return done + (time.monotonic() - start if start else 0.0)
+
+
+@contextlib.contextmanager
+def use_clock(clock: ReadClock) -> Iterator[None]:
+    """Measures the reads of the current thread with `clock`."""
+    _LOCAL.clock = clock
+    try:
+        yield
+    finally:
+        _LOCAL.clock = None
+
+
+class reading:  # noqa: N801, a context manager; a class is faster than a generator
+    """Context of a read. Without a clock, or inside another read, it does nothing."""
+
+    def __enter__(self) -> None:
+        clock = getattr(_LOCAL, "clock", None)
+        self._clock = None if clock is None or clock.read_start else clock
+        if self._clock is not None:
+            self._clock.start()
+
+    def __exit__(self, *exception: object) -> None:
+        if self._clock is not None:
+            self._clock.stop()
+
+
+def wait_for_result(wait: Callable[[float], bool], clock: ReadClock, timeout: float) -> None:
+    """Waits until the result of a worker is ready.
+
+    Args:
+        wait: Waits for at most the given seconds and returns whether the result is ready.
+        clock: Clock of the worker.
+        timeout: Maximum seconds of a task without its reads, and of each of its reads.
+
+    Raises:
+        TimeLimitError: The task takes longer than `timeout`.
+        ReadStalledError: A read takes longer than `timeout`.
+    """
+    start, read_before = time.monotonic(), clock.total()
+    while True:
+        now, read_start = time.monotonic(), clock.read_start
+        end = (read_start or start + clock.total() - read_before) + timeout
+        if wait(max(0.0, end - now)):
+            return
+        if end <= now:
+            raise ReadStalledError if read_start else TimeLimitError

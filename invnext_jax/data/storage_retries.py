@@ -1,0 +1,174 @@
+"""Repeats tasks while the storage does not answer, and tells one file from the whole storage.
+
+If a read does not return or fails, another file is read. If that file can be read, the first one is
+tried again at once, and given up if it fails again between two successful reads of other files.
+Otherwise the storage is unavailable: the task is repeated with growing pauses until it answers.
+"""
+
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from absl import logging
+
+from invnext_jax.data.bad_videos import STALLED
+from invnext_jax.data.clips import BadClip, Seed
+from invnext_jax.data.manifest import Manifest
+from invnext_jax.data.read_clock import ReadStalledError, TimeLimitError
+from invnext_jax.data.worker_pool import SupervisedWorker
+from invnext_jax.data.workers import WorkerDiedError
+
+MIN_PAUSE, MAX_PAUSE = 1.0, 60.0  # seconds; each pause is twice as long as the one before
+LOG_SECONDS = 30.0  # shortest time between two log lines
+OTHER_FILES = 16  # number of files that are tried in turn to see whether the storage answers
+
+
+class StorageMonitor:
+    """Counts and logs the failed reads of a data set. Its methods can be called by any thread.
+
+    Attributes:
+        failed_reads: Number of reads that did not return in time or failed.
+    """
+
+    def __init__(self):
+        self.failed_reads = 0
+        self._lock, self._next_log = threading.Lock(), {}
+
+    def count(self) -> None:
+        """Counts a failed read."""
+        with self._lock:
+            self.failed_reads += 1
+
+    def log(self, message: str, *arguments: Any) -> None:
+        """Logs a warning unless the same message was logged less than `LOG_SECONDS` before."""
+        with self._lock:
+            now = time.monotonic()
+            if now < self._next_log.get(message, 0.0):
+                return
+            self._next_log[message] = now + LOG_SECONDS
+        logging.warning(message + " (%d failed reads so far)", *arguments, self.failed_reads)
+
+
+def load_in_worker(
+    worker: SupervisedWorker,
+    manifest: Manifest,
+    row: int,
+    seeds: Sequence[Seed | None],
+    timeout: float,
+    monitor: StorageMonitor,
+) -> dict[str, Any] | BadClip:
+    """Loads clips in a worker; if the worker hangs or dies, the video counts as bad.
+
+    While the storage does not answer, it waits and tries again.
+
+    Args:
+        worker: Worker that runs the loading function.
+        manifest: The manifest.
+        row: Number of the row to load.
+        seeds: As in `LoadClip`.
+        timeout: Time limit in seconds, for the error message.
+        monitor: Counter of failed reads.
+    """
+    record = manifest[row]
+    others = ((manifest[r], seeds) for r in other_rows(row, manifest.sources, manifest.paths))
+    try:
+        return call_with_retries(
+            worker,
+            (record, seeds),
+            others,
+            name=record.name,
+            is_read_error=_is_read_error,
+            monitor=monitor,
+        )
+    except ReadStalledError:
+        reason = f"{record.name}: a read took longer than {timeout:g} s, unlike in other files"
+        return BadClip(record.name, STALLED, reason)
+    except TimeLimitError:
+        reason = f"{record.name}: took longer than {timeout:g} s"
+        return BadClip(record.name, "time limit", reason)
+    except WorkerDiedError:
+        return BadClip(record.name, "worker died", f"{record.name}: its worker died twice")
+
+
+def _is_read_error(clips: dict[str, Any] | BadClip) -> bool:
+    return isinstance(clips, BadClip) and clips.kind == "unreadable"
+
+
+def call_with_retries(
+    worker: Callable[..., Any],
+    task: tuple,
+    others: Iterator[tuple],
+    *,
+    name: str,
+    is_read_error: Callable[[Any], bool],
+    monitor: StorageMonitor,
+) -> Any:
+    """Runs a task in a worker; repeats it while the storage does not answer.
+
+    Args:
+        worker: The worker, a `SupervisedWorker`.
+        task: Arguments of the worker's function.
+        others: Tasks that read other files of the same storage. If it ends, the storage counts as
+            unavailable until `task` succeeds.
+        name: Name of the file in messages.
+        is_read_error: Function of a result that returns whether a read failed.
+        monitor: Counter of failed reads.
+
+    Returns:
+        The result. It is a read error only if other files can be read.
+
+    Raises:
+        ReadStalledError: The reads of this file do not return, but those of other files do.
+        TimeLimitError: As raised by the worker.
+        WorkerDiedError: As raised by the worker.
+    """
+    pause, answered = MIN_PAUSE, False
+    while True:
+        result, error = None, None
+        try:
+            result = worker(*task)
+            if not is_read_error(result):
+                return result
+        except ReadStalledError as stalled:
+            error = stalled
+        monitor.count()
+        problem = "does not return" if error else "failed"
+        monitor.log("a read of %s %s; reading another file to test the storage", name, problem)
+        answered_before, answered = answered, _answers(worker, next(others, None), is_read_error)
+        if answered_before and answered:
+            if error is not None:
+                raise error
+            return result
+        if not answered:
+            monitor.log("the storage of %s does not answer; trying again in %.0f s", name, pause)
+            worker.pause(pause)
+            pause = min(2 * pause, MAX_PAUSE)
+
+
+def _answers(
+    worker: Callable[..., Any], task: tuple | None, is_read_error: Callable[[Any], bool]
+) -> bool:
+    """Returns whether the storage delivers another file, good or bad."""
+    if task is None:
+        return False
+    try:
+        return not is_read_error(worker(*task))
+    except ReadStalledError:
+        return False
+    except (TimeLimitError, WorkerDiedError):  # caused by decoding
+        return True
+
+
+def other_rows(row: int, sources: list[str], paths: list[str]) -> Iterator[int]:
+    """Yields rows that follow `row`, of the same source and with other files, in turn forever.
+
+    Args:
+        row: Number of a row.
+        sources: Source of each row.
+        paths: File of each row.
+    """
+    following = itertools.chain(range(row + 1, len(paths)), range(row))
+    rows = (r for r in following if sources[r] == sources[row] and paths[r] != paths[row])
+    return itertools.cycle(itertools.islice(rows, OTHER_FILES))

@@ -1,0 +1,84 @@
+"""Retries while the storage does not answer; one bad file is told from the whole storage."""
+
+import itertools
+
+import pytest
+
+from invnext_jax.data import storage_retries
+from invnext_jax.data.read_clock import ReadStalledError
+
+
+class FakeWorker:
+    """A worker that plays a script: results, or exceptions to raise, of each file in turn."""
+
+    def __init__(self, **scripts):
+        self.scripts = {name: iter(script) for name, script in scripts.items()}
+        self.calls, self.pauses = [], []
+
+    def __call__(self, name):
+        self.calls.append(name)
+        result = next(self.scripts[name])
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    def pause(self, seconds):
+        self.pauses.append(seconds)
+
+
+def run(worker, others=("b", "c")):
+    monitor = storage_retries.StorageMonitor()
+    try:
+        return monitor, storage_retries.call_with_retries(
+            worker,
+            ("a",),
+            itertools.cycle((name,) for name in others),
+            name="a",
+            is_read_error=lambda result: result == "I/O error",
+            monitor=monitor,
+        )
+    except ReadStalledError as error:
+        return monitor, error
+
+
+STALLED = ReadStalledError()
+
+
+def test_a_file_is_given_up_between_two_files_that_can_be_read():
+    worker = FakeWorker(a=[STALLED, STALLED], b=["good"], c=["good"])
+    monitor, result = run(worker)
+    assert result is STALLED
+    assert worker.calls == ["a", "b", "a", "c"] and not worker.pauses
+    assert monitor.failed_reads == 2
+
+
+def test_the_error_of_a_single_file_is_returned():
+    worker = FakeWorker(a=["I/O error"] * 2, b=["good"], c=["missing"])
+    assert run(worker)[1] == "I/O error"
+
+
+@pytest.mark.parametrize("failure", [STALLED, "I/O error"])
+def test_pauses_grow_while_no_file_can_be_read(failure, monkeypatch):
+    monkeypatch.setattr(storage_retries, "MAX_PAUSE", 8.0)
+    worker = FakeWorker(a=[failure] * 6 + ["good"], b=[failure] * 3, c=[failure] * 3)
+    assert run(worker)[1] == "good"
+    assert worker.pauses == [1.0, 2.0, 4.0, 8.0, 8.0, 8.0]
+
+
+def test_a_file_is_kept_if_the_storage_returns_during_the_test():
+    # The storage returns after the second try, and fails again after the third one.
+    worker = FakeWorker(a=[STALLED] * 3 + ["good"], b=[STALLED, STALLED], c=["good"])
+    assert run(worker)[1] == "good"
+
+
+def test_the_only_file_of_a_data_set_is_retried_until_it_can_be_read():
+    worker = FakeWorker(a=[STALLED] * 4 + ["good"])
+    assert run(worker, others=())[1] == "good"
+    assert len(worker.pauses) == 4
+
+
+def test_other_rows_have_the_same_source_and_another_file():
+    paths, sources = list("aabcdb"), list("xxxyxx")
+    rows = storage_retries.other_rows(1, sources, paths)
+    assert list(itertools.islice(rows, 5)) == [2, 4, 5, 2, 4]
+    assert list(storage_retries.other_rows(3, sources, paths)) == []
