@@ -142,7 +142,7 @@ def call_with_retries(
                 raise error
             return result
         if not answered:
-            monitor.log("the storage of %s does not answer; trying again in %.0f s", name, pause)
+            monitor.log("the storage of %s does not answer; trying again in %g s", name, pause)
             worker.pause(pause)
             pause = min(2 * pause, MAX_PAUSE)
 

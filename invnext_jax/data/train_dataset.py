@@ -10,7 +10,7 @@ once. They form a group, the unit of work. See docs/data.md.
 import math
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np

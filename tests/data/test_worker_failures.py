@@ -110,7 +110,13 @@ def test_a_run_waits_for_storage_that_does_not_answer(
         config, seed=0, batch_size=6, load=FakeLoad(gate=str(gate))
     )
     iterator = iter(dataset)
-    opener = threading.Timer(3.0, gate.unlink)
+
+    def open_gate():
+        while iterator.failed_reads < 12:  # at least three of each worker
+            time.sleep(0.02)
+        gate.unlink()
+
+    opener = threading.Thread(target=open_gate)
     opener.start()
     try:
         batches = [next(iterator) for _ in range(3)]

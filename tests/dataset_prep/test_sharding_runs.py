@@ -87,7 +87,7 @@ def test_error_without_good_videos_names_the_reason(tmp_path, monkeypatch):
     beam()
     monkeypatch.setattr(sharding, "_run_pipeline", write_in_process)
     (tmp_path / "list.csv").write_text("path,source\na.mp4,a\n")
-    with pytest.raises(UserError, match="none of 1 videos could be encoded.*FileNotFound"):
+    with pytest.raises(UserError, match="none of 1 videos could be encoded.*No such file"):
         sharding.prepare_shards(str(tmp_path), str(tmp_path / "out"))
     assert not (tmp_path / "out" / "train.csv").exists()
 

@@ -102,7 +102,7 @@ def test_page_contains_strips_sources_and_counts(stage, strips_a_clip, folder):
     assert len(re.findall(r'src="data:image/png;base64,', text)) == 16 * strips_a_clip
     assert not re.search(r"<script|<link|@import|src=\"http|url\(\s*['\"]?http", text)
     assert "2 files could not be read before" in text
-    assert "<td>1</td><td>FileNotFoundError: No such file" in text
+    assert "<td>1</td><td>No such file" in text
     assert "3 files were excluded when the manifest was made" in text
     assert "<td>2</td><td>truncated: N of N frames</td>" in text
     assert str(folder / "train" / "000003.mp4") in text and "source world" in text
