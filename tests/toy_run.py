@@ -131,8 +131,6 @@ class _Hooked(grain.IterDataset):
 
 
 class _HookedIterator(grain.DatasetIterator):
-    dropped = 0
-
     def __init__(self, parent, data):
         super().__init__(parent)
         self._data, self._number = data, 0
@@ -147,6 +145,9 @@ class _HookedIterator(grain.DatasetIterator):
 
     def summary(self):
         return ""
+
+    def counts(self):
+        return {"dropped_videos": 0, "failed_reads": 0}
 
     def get_state(self):
         return {"parent": self._parent.get_state(), "number": self._number}
