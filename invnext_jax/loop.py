@@ -151,9 +151,8 @@ def run_loop(
     )
     best_metric = saving.best_metric if saving.keep_best else ""
     with consensus.all_hosts_agree("the records"):
-        reporter = reporter_lib.Reporter(
-            config, run.workdir, run.step, run.mesh, best_metric, throughput
-        )
+        arguments = run.workdir, run.step, run.mesh, best_metric, throughput
+        reporter = reporter_lib.Reporter(config, *arguments, run.data_iter.describe_wait)
     reporter.log(throughput.describe())
     profiler = profiling.Profiler(config.profile_steps, run.workdir)
     stack.callback(profiler.close)

@@ -59,7 +59,7 @@ LAYERS = {
         {"pipeline"},
         {"train_dataset"},
         {"storage_retries"},
-        {"bad_videos", "worker_pool", "mixture"},
+        {"bad_videos", "worker_pool", "mixture", "batch_buffer"},
         {"clips", "workers"},
         {"manifest", "worker_main"},
         {"video_io"},

@@ -146,6 +146,9 @@ class _HookedIterator(grain.DatasetIterator):
     def summary(self):
         return ""
 
+    def describe_wait(self):
+        return ""
+
     def counts(self):
         return {"dropped_videos": 0, "failed_reads": 0}
 

@@ -7,19 +7,23 @@ from the same two numbers. Every `repeats` consecutive clips come from one video
 once. They form a group, the unit of work. See docs/data.md.
 """
 
-import math
-import threading
-import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from invnext_jax.data.bad_videos import BadVideoTracker
+from invnext_jax.data.batch_buffer import BatchBuffer
 from invnext_jax.data.clips import BadClip
 from invnext_jax.data.mixture import Mixture
 from invnext_jax.data.storage_retries import StorageMonitor, load_in_worker
-from invnext_jax.data.worker_pool import OrderedPool, SupervisedWorker, open_pool
+from invnext_jax.data.worker_pool import (
+    IN_PROCESS_THREADS,
+    OrderedPool,
+    SupervisedWorker,
+    open_pool,
+)
+from invnext_jax.data.workers import count_cores
 from invnext_jax.errors import UserError
 
 MAX_TRIES = 100  # maximum number of videos tried for one position in a batch
@@ -40,68 +44,6 @@ class GroupResult(NamedTuple):
     bad_clips: list[BadClip]
 
 
-class RecycledMemory:
-    """Allocates arrays in the memory of previous arrays that are no longer referenced.
-
-    The operating system zeroes new memory, which takes longer than copying a clip into it.
-    """
-
-    def __init__(self):
-        self._free: dict[int, list[bytearray]] = {}
-
-    def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-        """Returns an uninitialized array; its memory is free once it and its views are deleted."""
-        size = math.prod(shape) * np.dtype(dtype).itemsize
-        free = self._free.setdefault(size, [])
-        try:
-            block = free.pop()
-        except IndexError:
-            block = bytearray(size)
-        # If its base were an array, views would refer to the base and not keep this array alive.
-        array = np.ndarray(shape, dtype, block)
-        weakref.finalize(array, free.append, block).atexit = False
-        return array
-
-
-class BatchBuffer:
-    """Buffer of pending batches, which several threads fill.
-
-    Clips are copied directly from the workers' memory to their position in the batch. Another copy
-    to assemble the batch would take up to a tenth of its decoding time.
-
-    Args:
-        batch_size: Number of clips per batch.
-    """
-
-    def __init__(self, batch_size: int):
-        self._batch_size = batch_size
-        self._lock, self._memory = threading.Lock(), RecycledMemory()
-        self._pending: dict[int, dict[str, np.ndarray]] = {}
-        self._missing: dict[int, int] = {}  # number of missing clips of each pending batch
-
-    def write(self, number: int, start: int, clips: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Copies clips, arrays [r ...], into batch `number`, starting at position `start`.
-
-        Returns:
-            The batch, which other threads may still write to. The buffer drops complete batches.
-        """
-        with self._lock:
-            if number not in self._pending:
-                self._pending[number] = {
-                    name: self._memory.empty((self._batch_size, *value.shape[1:]), value.dtype)
-                    for name, value in clips.items()
-                }
-                self._missing[number] = self._batch_size
-            batch = self._pending[number]
-        for name, value in clips.items():
-            batch[name][start : start + len(value)] = value
-        with self._lock:
-            self._missing[number] -= len(clips["index"])
-            if not self._missing[number]:
-                del self._pending[number], self._missing[number]
-        return batch
-
-
 class TrainDataset:
     """Infinite shuffled batches; see `pipeline.make_train_dataset`.
 
@@ -109,6 +51,7 @@ class TrainDataset:
         batch_size: Number of clips per batch on this process.
         global_batch: Number of clips per batch on all processes.
         mixture: Order of the videos.
+        workers: Number of worker processes; 0: threads of this process.
         storage: Counter of failed reads.
         bad_videos: Tracker of good and bad clips.
         repeats: Number of consecutive clips from one video.
@@ -139,7 +82,7 @@ class TrainDataset:
         self.storage = StorageMonitor()
         self._first_clip = process_index * batch_size
         self._seed, self._load = seed, load
-        self._workers, self._prefetch, self._timeout = workers, prefetch, clip_seconds
+        self.workers, self._prefetch, self._timeout = workers, prefetch, clip_seconds
 
     def __iter__(self) -> "TrainIterator":
         return TrainIterator(self)
@@ -158,7 +101,7 @@ class TrainDataset:
         return open_pool(
             lambda task, worker: self._load_group(first_batch * self.groups + task, worker, buffer),
             self._load,
-            workers=self._workers,
+            workers=self.workers,
             prefetch=-(-self._prefetch // self.repeats),
             timeout=self._timeout,
         )
@@ -255,12 +198,34 @@ class TrainIterator:
         self.close()
         self._batches_done, self._buffer = batches, BatchBuffer(self._dataset.batch_size)
 
+    def describe_wait(self) -> str:
+        """Returns why the data is slow, and what to change; "" before the first clip."""
+        busy, reading = self._pool.busy_seconds() if self._pool else (0.0, 0.0)
+        if not busy:
+            return ""
+        share, workers, cores = reading / busy, self._dataset.workers, count_cores()
+        text = f"the {workers or IN_PROCESS_THREADS} data workers waited for storage {share:.0%} "
+        text += "of their time and decoded in the rest. "
+        if share > 0.5:
+            return text + (
+                "Storage is the limit: copy the videos to a local disk, make them smaller with "
+                f"prepare_data.py shards, or start more workers (config.data.workers={workers})"
+            )
+        more = f"more workers (config.data.workers={workers}; this machine has {cores} cores)"
+        return text + (
+            "Decoding is the limit: "
+            + (f"start {more}, or " if workers < cores else "use a machine with more cores, or ")
+            + "re-encode the videos with prepare_data.py shards, which decode several times faster"
+        )
+
     def summary(self) -> str:
         """Returns a summary of clips and workers for the log; "" before the first batch."""
         if self._pool is None:
             return ""
         bad_videos, memory = self._dataset.bad_videos, self._pool.peak_memory()
-        text = f"data: {bad_videos.delivered} clips, {bad_videos.dropped} bad"
+        text = f"data: {bad_videos.delivered} clips, {bad_videos.dropped} dropped"
+        if bad_videos.dropped:
+            text += f" (of {len(bad_videos.reasons)} files)"
         if self.failed_reads:
             text += f", {self.failed_reads} failed reads"
         if self._pool.restarts:

@@ -110,7 +110,8 @@ def build_manifest(
         results = {path: cache.get(path, options.timeout) for path in files}
         pending = [path for path, result in results.items() if result is None]
         reused = len(files) - len(pending)
-        for path, result in _probe_with_progress(pending, reused, options, probe):
+        known_bad = sum(isinstance(result, ProbeFailure) for result in results.values())
+        for path, result in _probe_with_progress(pending, reused, known_bad, options, probe):
             cache.put(path, result)
             results[path] = result
     return _write_outputs(videos, results, out, options.overwrite, reused)
@@ -132,19 +133,19 @@ def sidecar_path(manifest: Path, name: str, suffix: str = "csv") -> Path:
 
 
 def _probe_with_progress(
-    pending: Sequence[str], reused: int, options: IndexOptions, probe
+    pending: Sequence[str], reused: int, bad: int, options: IndexOptions, probe
 ) -> Iterator[tuple[str, VideoProbe | ProbeFailure]]:
     results = probing.probe_all(
         pending, workers=options.workers, timeout=options.timeout, probe=probe
     )
-    total, bad = reused + len(pending), 0
+    total = reused + len(pending)
     with (
         contextlib.closing(results),
         ProgressMeter(total, "video", initial=reused, quiet=not options.progress) as meter,
     ):
         for done, (path, result) in enumerate(results, start=reused + 1):
             bad += isinstance(result, ProbeFailure)
-            meter.update(done, f"{bad} bad")
+            meter.update(done, f"{bad} bad files")
             yield path, result
 
 

@@ -96,7 +96,8 @@ class VideoEncoder:
         end: float | None = None,
     ) -> np.ndarray:
         """Reads the clip that `__call__` encodes, uint8 [t h w c]; see `__call__` for arguments."""
-        frames, size = frames or self.encoder.frames, size or self.encoder.size
+        frames = self.encoder.frames if frames is None else frames
+        size = self.encoder.size if size is None else size
         if frames < 1 or size < 1:
             raise UserError(f"{frames=} and {size=} must be positive")
         record = VideoRecord(0, os.fspath(path), "", start, end, {})

@@ -2,7 +2,7 @@
 
 import collections
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -43,6 +43,10 @@ def is_due(step: int, every_steps: int) -> bool:
     return every_steps > 0 and (step == 1 or step % every_steps == 0)
 
 
+LONG_WAIT = 0.5  # share of the time; above it, the wait for data is explained
+LONG_WAITS = 3  # number of logged steps in a row with a long wait before it is explained
+
+
 class Reporter:
     """Reports the metrics of each step while the next step runs.
 
@@ -56,6 +60,7 @@ class Reporter:
         mesh: the run's mesh.
         best_metric: name of the logged metric that `pop_score` returns. "" for none.
         throughput: converts steps per second to FLOP/s and MFU for the log. None for neither.
+        describe_wait: returns why the data is slow, for the log of this process.
     """
 
     def __init__(
@@ -66,6 +71,7 @@ class Reporter:
         mesh: Mesh,
         best_metric: str = "",
         throughput: throughput_lib.Throughput | None = None,
+        describe_wait: Callable[[], str] = lambda: "",
     ):
         self._config, self._first_step, self._best_metric = config, step, best_metric
         self._writer = metrics_file.MetricWriter(workdir, step)
@@ -79,6 +85,7 @@ class Reporter:
         self._pending = collections.deque()
         self._counts: dict[str, int] = {}
         self._scores: list[float] = []
+        self._describe_wait, self._long_waits = describe_wait, 0
 
     def start(self) -> None:
         """Starts the timer."""
@@ -159,7 +166,18 @@ class Reporter:
         record = {"step": step, **record, **rates, **self._counts}
         self._writer.write(record)
         self._progress.show(record)
+        self._explain_wait(record["data_wait"])
         self._add_score(record)
+
+    def _explain_wait(self, data_wait: float) -> None:
+        """Explains the wait for data once, after several long waits in a row."""
+        if self._long_waits < LONG_WAITS:
+            self._long_waits = self._long_waits + 1 if data_wait > LONG_WAIT else 0
+            if self._long_waits == LONG_WAITS and (reason := self._describe_wait()):
+                self.log(
+                    f"data {100 * data_wait:.0f} %: for this share of the time, the devices had no "
+                    f"batch to work on; {reason}"
+                )
 
     def _add_score(self, record: Mapping[str, Any]) -> None:
         name = self._best_metric

@@ -134,9 +134,16 @@ def test_slow_reads_do_not_count_for_the_time_limit(workers, config):
     config.update(workers=workers, clip_seconds=0.5)
     bad_videos = bad_videos_lib.BadVideoTracker()
     load = FakeLoad(slow_reads=(0.2, 0.2, 0.2, 0.2))
-    batches, _ = read_batches(config, 1, load=load, bad_videos=bad_videos)
+    dataset = pipeline.make_train_dataset(
+        config, seed=0, batch_size=6, load=load, bad_videos=bad_videos
+    )
+    iterator = iter(dataset)
+    assert iterator.describe_wait() == ""
+    batches, reason = [next(iterator)], iterator.describe_wait()
+    iterator.close()
     assert_equal(batches, expected)
     assert bad_videos.dropped == 0
+    assert "Storage is the limit" in reason and f"config.data.workers={workers})" in reason
 
 
 def test_a_pool_that_waits_for_storage_closes_at_once(config, tmp_path):
@@ -237,17 +244,3 @@ def test_loading_clips_does_not_leak_memory(world_folder):
     grown = worker.call((clips_lib.LoadClip.from_config(config), rows, 300), 60)
     worker.close()
     assert grown < 50, f"{grown:.0f} bytes per clip"  # an abandoned generator of PyAV leaks 150
-
-
-def test_memory_is_recycled_after_the_last_reference():
-    memory = train_dataset.RecycledMemory()
-    first = memory.empty((4, 3), np.int32)
-    first[:] = 7
-    place, part = first.ctypes.data, first[1:][::2]
-    other = memory.empty((4, 3), np.int32)
-    del first
-    assert memory.empty((4, 3), np.int32).ctypes.data not in (place, other.ctypes.data)
-    np.testing.assert_array_equal(part, 7)
-    del part
-    again = memory.empty((2, 6), np.float32)  # the same number of bytes
-    assert again.ctypes.data == place and again.shape == (2, 6) and again.dtype == np.float32

@@ -142,6 +142,13 @@ def test_repeated_run_probes_only_changed_files(folder):
     assert counts(build(folder, out, overwrite=True)) == (8, 6, 2, 2)
 
 
+def test_progress_of_a_repeated_run_counts_known_bad_files(folder, capsys):
+    build(folder, folder / "train.csv")
+    shutil.copy(folder / "0.mp4", folder / "new.mp4")
+    build(folder, folder / "train.csv", overwrite=True, progress=True)
+    assert "9 of 9 videos, 3 bad files" in capsys.readouterr().out
+
+
 def test_timed_out_file_is_probed_again_with_a_higher_limit(folder):
     os.mkfifo(folder / "hang.mp4")
     assert build(folder, folder / "train.csv", timeout=1.0).quarantined == 4

@@ -47,6 +47,9 @@ def test_any_frame_count_and_any_size_that_the_patch_divides(exported, video):
         assert np.isfinite(tokens).all()
     with pytest.raises(UserError, match="30 x 30 pixels must be divisible by the patch size 8"):
         encoder(video, size=30)
+    for wrong in ({"frames": 0}, {"size": 0}, {"frames": -1}):
+        with pytest.raises(UserError, match="must be positive"):
+            encoder(video, **wrong)
 
 
 def test_example_of_the_readme_runs(exported, video, tmp_path, monkeypatch):

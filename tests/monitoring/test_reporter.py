@@ -74,3 +74,27 @@ def test_log_option_out_of_range_is_an_error(field):
     config.log[field] = -1
     with pytest.raises(UserError, match=rf"config.log.{field}=-1(\.0)? must be at least"):
         reporter_lib.check_config(config)
+
+
+def test_long_waits_for_data_are_explained_once(toy_config, tmp_path, monkeypatch, capsys):
+    toy_config.log.every_steps, toy_config.total_steps = 1, 20
+    mesh = mesh_lib.make_mesh(toy_config.mesh, jax.devices()[:1])
+    waits = iter([0.9, 0.9, 0.1, 0.9, 0.99, 0.95, *[0.9] * 10])
+    reporter = reporter_lib.Reporter(
+        toy_config, tmp_path, 0, mesh, describe_wait=lambda: "Decoding is the limit"
+    )
+    monkeypatch.setattr(
+        reporter._timer,
+        "measure",
+        lambda _: {"clips_per_second": 1.0, "data_wait": next(waits)},
+    )
+    reporter.start()
+    for step in range(1, 13):
+        reporter.add_step(step, step_metrics(), {}, COUNTS)
+    reporter.flush()
+    reporter.close()
+    lines = [line for line in capsys.readouterr().out.splitlines() if "limit" in line]
+    assert lines == [
+        "data 95 %: for this share of the time, the devices had no batch to work on; "
+        "Decoding is the limit"
+    ]
