@@ -74,6 +74,7 @@ LAYERS = {
         {"probe_cache"},
         {"reencode", "probing"},
         {"lists", "worker_map"},
+        {"folder_scan"},
     ],
     "synthetic_world": [
         {"train_teacher"},
