@@ -26,6 +26,7 @@ LABELS = np.iinfo(np.int32)
 NOT_MANIFESTS = (
     ".quarantine.csv",
     ".duplicates.csv",
+    ".damaged.csv",
 )  # suffixes of other files in a manifest's folder
 
 

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import fractions
 import io
+from collections.abc import Iterator
 from typing import Any
 
 import av
@@ -22,6 +23,7 @@ from invnext_jax.errors import UserError
 
 TIME_BASE = fractions.Fraction(1, 90_000)  # seconds
 MAX_BYTES = 2**30  # limit per encoded video; a record must stay below 2 GiB
+MIN_KEPT = 0.5  # a video is kept if at least this share of its frames precedes the damage
 PRESETS = tuple("ultrafast superfast veryfast faster fast medium slow slower veryslow".split())
 
 
@@ -84,8 +86,8 @@ class Reencoder:
 
         Returns:
             A dict with `video` uint8 [bytes], an MP4 file that starts at time 0, and `frames`,
-            `width`, `height`, `fps` and `duration`; or a dict with `reason` and perhaps
-            `kind` if the video is bad.
+            `width`, `height`, `fps` and `duration`, and `damage`, a text, if the frames end at a
+            damaged one; or a dict with `reason` and perhaps `kind` if the video is bad.
         """
         name = shards.name_video(path, record)
         try:
@@ -100,9 +102,9 @@ class Reencoder:
             return {"reason": f"{type(error).__name__}: {error}"}
 
     def _encode(self, video: decode.VideoReader) -> dict[str, Any]:
-        times, reformatter = video.times, VideoReformatter()
+        times, reformatter, damage = video.times, VideoReformatter(), []
         with contextlib.ExitStack() as stack:
-            for number, frame in video.frames(range(len(video))):
+            for number, frame in _frames_before_damage(video, damage):
                 if number == 0:  # also reached if the reader restarts, see `VideoReader.frames`
                     stack.close()
                     buffer, stream, last = io.BytesIO(), None, -1
@@ -119,7 +121,7 @@ class Reencoder:
                 if buffer.tell() > MAX_BYTES:
                     raise decode.BadVideo(f"more than {MAX_BYTES} bytes after encoding", "too long")
             container.mux(stream.encode())
-        count, span = len(times), times[len(times) - 1]
+        count, span = number + 1, times[number]
         fps = (count - 1) / span if span > 0 else times.fps
         return {
             "video": np.frombuffer(buffer.getvalue(), np.uint8),
@@ -128,6 +130,7 @@ class Reencoder:
             "height": stream.height,
             "fps": round(fps, 3),
             "duration": round(span + 1 / fps, 3),
+            **({"damage": damage[0]} if damage else {}),
         }
 
     def _add_stream(self, container, shape_hwc: tuple[int, ...], times: FrameTimes):
@@ -137,6 +140,25 @@ class Reencoder:
         stream.pix_fmt, stream.options = "yuv420p", self.encoding.x264_options()
         stream.time_base = stream.codec_context.time_base = TIME_BASE
         return stream
+
+
+def _frames_before_damage(
+    video: decode.VideoReader, damage: list[str]
+) -> Iterator[tuple[int, av.VideoFrame]]:
+    """Yields all (number, frame) before a frame that cannot be decoded, and adds it to `damage`.
+
+    Raises:
+        BadVideo: Too many frames follow the damage.
+        av.FFmpegError: As for `BadVideo`.
+    """
+    number = -1
+    try:
+        for number, frame in video.frames(range(len(video))):  # noqa: B007, used after the loop
+            yield number, frame
+    except (decode.BadVideo, av.FFmpegError) as error:
+        if number + 1 < max(1, MIN_KEPT * len(video)):
+            raise
+        damage.append(f"kept {number + 1} of {len(video)} frames, before the damage: {error}")
 
 
 def _crop_to_even(image_hwc: np.ndarray) -> np.ndarray:

@@ -33,13 +33,18 @@ class ShardSummary:
     quarantined: int
     size: int
     reused: int
+    damaged: int = 0
 
     def __str__(self) -> str:
         reused = f" ({self.reused} shards existed)" if self.reused else ""
+        prefix = self.manifest.removesuffix(".csv")
+        damaged = (
+            f"\n{self.damaged} of the written videos end at a damaged frame: {prefix}.damaged.csv"
+        )
         return (
             f"{self.listed} listed = {self.written} written + {self.quarantined} quarantined"
             f"{reused}, {self.size / 2**20:.1f} MiB\nmanifest: {self.manifest}\n"
-            f"quarantine, with reasons: {self.manifest.removesuffix('.csv')}.quarantine.csv"
+            f"quarantine, with reasons: {prefix}.quarantine.csv" + damaged * bool(self.damaged)
         )
 
 
@@ -60,6 +65,9 @@ def write_metadata(
     rows = [(name, reason) for report in reports for _, name, reason in report.quarantined]
     path = out / f"{plan.split}.quarantine.csv"
     write_text(path, indexing.format_csv([("path", "reason"), *rows]))
+    damaged = [(name, text) for report in reports for _, name, text in report.damaged]
+    text = indexing.format_csv([("path", "damage"), *damaged])
+    write_text(out / f"{plan.split}.damaged.csv", text)
     if not written:
         reason, count = collections.Counter(reason for _, reason in rows).most_common(1)[0]
         raise UserError(
@@ -72,7 +80,7 @@ def write_metadata(
     _write_dataset_info(plan)
     path = out / f"{plan.split}.csv"
     write_text(path, _format_manifest(plan, manifest, reports))
-    return ShardSummary(str(path), plan.rows, written, quarantined, size, reused)
+    return ShardSummary(str(path), plan.rows, written, quarantined, size, reused, len(damaged))
 
 
 def mark_incomplete(plan: ShardPlan) -> None:

@@ -72,6 +72,11 @@ class ShardPlan:
         name = f"{self.split}-{index:05d}-of-{self.count:05d}.json"
         return epath.Path(self.out) / REPORTS / name
 
+    def damaged_path(self, index: int) -> epath.Path:
+        """Returns the path of the list of damaged videos of a shard, which retries keep."""
+        path = self.report_path(index)
+        return path.with_name(f"{path.name}.damaged")
+
 
 @dataclasses.dataclass(frozen=True)
 class ShardReport:
@@ -81,11 +86,14 @@ class ShardReport:
         size: Size of the shard in bytes.
         written: (row, *VIDEO_COLUMNS) of each record, in the order of the records.
         quarantined: (row, name of the video, reason) of each bad video.
+        damaged: (row, name of the video, damage) of each written video that ends at a damaged
+            frame.
     """
 
     size: int
     written: list[list[Any]]
     quarantined: list[list[Any]]
+    damaged: list[list[Any]] = dataclasses.field(default_factory=list)
 
 
 def read_report(plan: ShardPlan, index: int) -> ShardReport | None:
@@ -128,28 +136,30 @@ def write_shard(plan: ShardPlan, index: int) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = scratch if remote else os.path.join(plan.out, PARTS)
         temporary = os.path.join(folder, f"{path.name}.{uuid.uuid4().hex}")
-        written, quarantined = _write_records(plan, index, temporary)
-        report = ShardReport(os.path.getsize(temporary), written, quarantined)
+        written, quarantined, damaged = _write_records(plan, index, temporary)
+        report = ShardReport(os.path.getsize(temporary), written, quarantined, damaged)
         if remote:
             epath.Path(temporary).copy(path, overwrite=True)
         else:
             os.replace(temporary, path)
             epath.Path(temporary + ROW_COUNT_SUFFIX).unlink(missing_ok=True)
+    write_text(plan.damaged_path(index), json.dumps(damaged) + "\n")
     write_text(plan.report_path(index), json.dumps(dataclasses.asdict(report)) + "\n")
 
 
-def _write_records(plan: ShardPlan, index: int, temporary: str) -> tuple[list, list]:
+def _write_records(plan: ShardPlan, index: int, temporary: str) -> tuple[list, list, list]:
     from array_record.python import array_record_module
     from tensorflow_datasets.core import example_serializer
 
     manifest, features = _load_manifest(plan.manifests, plan.sha256), make_features(plan.labels)
     serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
-    quarantined = []
+    quarantined, damaged = [], _read_damaged(plan, index)
     # One record per group, because training reads in random order. Video is already compressed.
     writer = array_record_module.ArrayRecordWriter(temporary, "group_size:1,uncompressed")
     with contextlib.closing(writer):
         written = _copy_records(plan, index, os.path.dirname(temporary), writer)
         existing = {row for row, *_ in written}
+        damaged = [entry for entry in damaged if entry[0] in existing]
         pending = [row for row in plan.shard_rows(index) if row not in existing]
         encoded = _encode_rows(plan, [manifest[row] for row in pending])
         with contextlib.closing(encoded):
@@ -167,9 +177,19 @@ def _write_records(plan: ShardPlan, index: int, temporary: str) -> tuple[list, l
                     example = features.encode_example(fields)
                     writer.write(serializer.serialize_example(example))
                     written.append([row, *values.values()])
+                    if "damage" in video:
+                        damaged.append([row, record.name, video["damage"]])
                 with open(temporary + ROW_COUNT_SUFFIX, "w") as file:
                     file.write(str(done))
-    return written, quarantined
+    return written, quarantined, damaged
+
+
+def _read_damaged(plan: ShardPlan, index: int) -> list[list[Any]]:
+    """Returns the damaged videos of an existing shard."""
+    try:
+        return json.loads(plan.damaged_path(index).read_text())
+    except (OSError, ValueError):
+        return []
 
 
 def _encode_rows(plan: ShardPlan, records: Sequence[manifest_lib.VideoRecord]):

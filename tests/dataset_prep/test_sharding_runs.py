@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 
+import av
 import fsspec
 import pytest
 
@@ -43,6 +44,30 @@ def test_retry_encodes_quarantined_rows_again(tmp_path, videos, monkeypatch):
     (tmp_path / "late.mp4").write_bytes((tmp_path / "a.mp4").read_bytes())
     assert prepare() == (1, 1, 2)
     assert prepare(retry=True) == (2, 0, 1)
+
+
+def test_videos_that_end_at_a_damaged_frame_are_listed_also_after_a_retry(
+    tmp_path, videos, monkeypatch
+):
+    beam()
+    monkeypatch.setattr(sharding, "_run_pipeline", write_in_process)
+    path = videos.write(tmp_path / "a.mp4", options={**X264, "bf": "0"})
+    with av.open(str(path)) as container:
+        *_, (at, size) = ((p.pos, p.size) for p in container.demux(video=0) if p.size)
+    data = path.read_bytes()
+    path.write_bytes(data[:at] + b"\xff" * size + data[at + size :])
+    (tmp_path / "list.csv").write_text("path,source\na.mp4,a\nlate.mp4,a\n")
+    out = tmp_path / "out"
+    for retry in (False, True):
+        options = sharding.ShardingOptions(shards=1, progress=False, retry=retry)
+        summary = sharding.prepare_shards(str(tmp_path), str(out), "train", ENCODING, options)
+        assert summary.damaged == 1 and "1 of the written videos end at a damaged" in str(summary)
+        with (out / "train.damaged.csv").open() as file:
+            (row,) = csv.DictReader(file)
+        assert row["path"] == str(path) and row["damage"].startswith("kept 59 of 60 frames")
+        (tmp_path / "late.mp4").write_bytes(data)
+    assert summary.written == 2
+    assert len(manifest_lib.read_manifest(out)) == 2
 
 
 def test_killed_retry_leaves_no_manifest_and_keeps_record_positions(tmp_path, videos, monkeypatch):
