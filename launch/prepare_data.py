@@ -6,10 +6,11 @@
     python launch/prepare_data.py shards --manifest=data/mine.csv --out=data/mine_shards
 
 `index` reads a folder, one of our own CSV files, Kinetics' CSV, lines of `path label`,
-Something-Something v2's train.json, or a TFDS data set of ArrayRecord files. It probes every file
-and writes unreadable ones to a quarantine list with the reason. `shards` re-encodes all videos of a
-manifest, small and fast to decode, into a TFDS data set; it needs Apache Beam. Repeating an
-interrupted command resumes it. See docs/preparing.md for the files that are written.
+Something-Something v2's train.json, the lists of HMDB51 and UCF101, several of these separated by
+commas, or a TFDS data set of ArrayRecord files. It probes every file and writes unreadable ones to
+a quarantine list with the reason. `shards` re-encodes all videos of a manifest, small and fast to
+decode, into a TFDS data set; it needs Apache Beam. Repeating an interrupted command resumes it. See
+docs/preparing.md for the files that are written.
 """
 
 import os
@@ -31,10 +32,28 @@ _SOURCE = flags.DEFINE_string(
 )
 _TASK = flags.DEFINE_string("task", "class", "The label of a published list becomes label_<task>.")
 _CLASSES = flags.DEFINE_string(
-    "classes", "", "File of class names, JSON or one per line, that defines the class ids."
+    "classes",
+    "",
+    "File of class names, JSON or one per line, that defines the class ids; 'alphabetical' numbers "
+    "the names of the list; default: the ids of other manifests in the folder of --out, or the "
+    "alphabet.",
+)
+_FOLD = flags.DEFINE_integer("fold", 1, "HMDB51: number of the split files, 1 to 3.")
+_EXCLUDE = flags.DEFINE_list(
+    "exclude", [], "Lists, separated by commas, whose videos are left out, such as val.csv."
+)
+_REMOVE_DUPLICATES = flags.DEFINE_bool(
+    "remove_duplicates", False, "Leave out copies of earlier videos."
+)
+_PERCEPTUAL = flags.DEFINE_bool(
+    "perceptual",
+    False,
+    "Compare also pictures: leave out videos that look like those of --exclude.",
 )
 _FEATURE = flags.DEFINE_string("feature", "", "TFDS data set: name of the feature with the videos.")
-_SPLIT = flags.DEFINE_string("split", "", "Split of the data set; shards: train by default.")
+_SPLIT = flags.DEFINE_string(
+    "split", "", "Split of a list or data set that holds several; shards: train by default."
+)
 _WORKERS = flags.DEFINE_integer("workers", 0, "Number of processes; 0: one per CPU core.")
 _SECONDS = flags.DEFINE_float("seconds", 0.0, "Time limit per file; 0: index 60, shards 600.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a manifest that has other content.")
@@ -56,6 +75,7 @@ _BEAM = flags.DEFINE_multi_string("beam", [], "shards: a flag for Beam; may be r
 
 def main(argv: Sequence[str]) -> None:
     """Runs one of the two commands and prints counts and output files."""
+    sys.stdout.reconfigure(errors="backslashreplace")  # names of files may have any bytes
     command = argv[1] if len(argv) > 1 else ""
     if command not in ("index", "shards") or len(argv) != (3 if command == "index" else 2):
         raise errors.UserError(
@@ -69,11 +89,20 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _index(path: str) -> indexing.IndexSummary | tfds_index.TfdsIndexSummary:
-    options = indexing.IndexOptions(_count_workers(), _SECONDS.value or 60.0, _OVERWRITE.value)
+    options = indexing.IndexOptions(
+        _count_workers(),
+        _SECONDS.value or 60.0,
+        _OVERWRITE.value,
+        exclude=tuple(_EXCLUDE.value),
+        remove_duplicates=_REMOVE_DUPLICATES.value,
+        perceptual=_PERCEPTUAL.value,
+    )
     if tfds_index.is_tfds_dataset(path):
         names = {"split": _SPLIT.value, "feature": _FEATURE.value, "source": _SOURCE.value}
         return tfds_index.index_dataset(path, _OUT.value, **names, options=options)
-    list_options = lists.ListOptions(_VIDEOS.value, _SOURCE.value, _TASK.value, _CLASSES.value)
+    list_options = lists.ListOptions(
+        _VIDEOS.value, _SOURCE.value, _TASK.value, _CLASSES.value, _SPLIT.value, _FOLD.value
+    )
     return indexing.build_manifest(path, _OUT.value, list_options, options)
 
 

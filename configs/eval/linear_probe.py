@@ -26,6 +26,8 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
     config.train_manifest = ""
     # CSV file of the held-out videos, on which all results are measured.
     config.val_manifest = ""
+    # Whether the two manifests may be the same file, to measure the fit on training videos.
+    config.same_manifest = False
     # Label columns to use, without "label_". (): all columns that both manifests have.
     config.tasks = ()
     # Features of a clip. "mean": mean of all grid tokens; "frames": mean per frame, concatenated.

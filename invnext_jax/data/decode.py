@@ -92,6 +92,8 @@ def open_video(
         name, source = name or f"{len(source)} bytes", io.BytesIO(source)
     else:
         name = name or (source.name if hasattr(source, "read") else os.fspath(source))
+        if not hasattr(source, "read"):  # FFmpeg takes the start of "a:b.mp4" for a protocol
+            source = os.path.abspath(source)
     try:
         with _open_container(source) as container:
             yield VideoReader(source, container, start, end)

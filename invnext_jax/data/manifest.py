@@ -3,8 +3,9 @@
 The first line of a manifest is a header. Its columns are `path` (relative to the manifest's folder,
 absolute, or `protocol://...`), `source` (name of the data set) and optionally `start` and `end`
 (seconds), `record` (position of the video in `path`, which is then an ArrayRecord file) and any
-number of integer columns `label_<task>`. Other columns are ignored. The manifest itself may be on a
-remote file system. `world:...` is the manifest of a rendered world, see synthetic_world/urls.py.
+number of integer columns `label_<task>`, where blank and -1 mean no label. Other columns are
+ignored. The manifest itself may be on a remote file system. `world:...` is the manifest of a
+rendered world, see synthetic_world/urls.py.
 """
 
 import csv
@@ -12,10 +13,11 @@ import dataclasses
 import hashlib
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from invnext_jax.data import labels as labels_lib
 from invnext_jax.data import shards, video_io
 from invnext_jax.errors import UserError
 from invnext_jax.synthetic_world import files, urls
@@ -23,10 +25,12 @@ from invnext_jax.synthetic_world import files, urls
 LABEL_PREFIX = "label_"
 NO_RECORD = -1
 LABELS = np.iinfo(np.int32)
+csv.field_size_limit(2**31 - 1)  # the default, 131,072 characters, is less than some captions
 NOT_MANIFESTS = (
     ".quarantine.csv",
     ".duplicates.csv",
     ".damaged.csv",
+    ".similar.csv",
 )  # suffixes of other files in a manifest's folder
 
 
@@ -179,7 +183,11 @@ def _read_file(path: str) -> Manifest:
             columns = list(rows.fieldnames or ())
             missing = [name for name in ("path", "source") if name not in columns]
             if missing:
-                raise UserError(f"manifest {path} has no column {missing[0]!r} in its first line")
+                raise UserError(
+                    f"manifest {path} has no column {missing[0]!r} in its first line: separate the "
+                    "columns path, source, label_<task> by commas, or convert the list with "
+                    "launch/prepare_data.py index"
+                )
             manifest = _read_rows(path, rows, columns)
     except FileNotFoundError as error:
         raise UserError(
@@ -238,8 +246,13 @@ def _read_rows(path: str, rows: csv.DictReader, columns: list[str]) -> Manifest:
         line = f"manifest {path}, line {rows.line_num}"
         if not row["path"]:
             raise UserError(f"{line}: the path is empty")
+        if any(cell.strip() for cell in row.get(None, ())):
+            raise UserError(
+                f"{line} has more cells than the first line: put cells that contain commas in "
+                "double quotes"
+            )
         video = video_io.join(folder, row["path"])
-        record = _parse(int, row.get("record") or NO_RECORD, line, "record")
+        record = _parse(int, row.get("record") or NO_RECORD, line, "record", "an integer")
         if not NO_RECORD <= record < 2**63:
             raise UserError(f"{line}: record {record} must be at least 0")
         # Interning keeps one string object per shard, and below one per data set.
@@ -253,9 +266,9 @@ def _read_rows(path: str, rows: csv.DictReader, columns: list[str]) -> Manifest:
         source = row["source"] or ""
         sources.append(interned.setdefault(source, source))
         for name, values in times.items():
-            values.append(_parse(float, row.get(name) or "nan", line, name))
+            values.append(_parse(float, row.get(name) or "nan", line, name, "a number"))
         for name, values in labels.items():
-            label = _parse(int, row[name], line, name)
+            label = _parse(labels_lib.parse_label, row[name], line, name, "an integer")
             if not LABELS.min <= label <= LABELS.max:
                 raise UserError(
                     f"{line}: {label} in column {name!r} exceeds 32 bits: number the classes from 0"
@@ -272,13 +285,11 @@ def _read_rows(path: str, rows: csv.DictReader, columns: list[str]) -> Manifest:
     )
 
 
-def _parse(kind: type, text: str | None, line: str, column: str):
+def _parse(parse: Callable, text: str | None, line: str, column: str, what: str):
     try:
-        return kind(text)
+        return parse(text)
     except (TypeError, ValueError) as error:
-        raise UserError(
-            f"{line}: {text!r} in column {column!r} is not of type {kind.__name__}"
-        ) from error
+        raise UserError(f"{line}: {text!r} in column {column!r} is not {what}") from error
 
 
 def _optional(value: float) -> float | None:

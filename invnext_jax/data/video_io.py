@@ -72,14 +72,16 @@ def folder_of(name: str) -> str:
 def open_text(name: str) -> TextIO:
     """Opens a local or remote text file for the csv module.
 
+    Bytes that are not UTF-8 are read as surrogate escapes, as in the names of files.
+
     Raises:
         OSError: The file cannot be opened.
         UserError: As in `check_protocol`.
     """
     if not is_remote(name):
-        return open(name, newline="", encoding="utf-8-sig")
+        return open(name, newline="", encoding="utf-8-sig", errors="surrogateescape")
     file = io.BufferedReader(open_remote(name))
-    return io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+    return io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
 
 
 def hash_files(names: Sequence[str]) -> str:

@@ -3,6 +3,7 @@
     <out>.csv                  the manifest: path, source, start, end, label_<task>, probed columns
     <out>.quarantine.csv       path, reason: videos that are not in the manifest
     <out>.duplicates.csv       path, same_as: files with the same content as an earlier one
+    <out>.similar.csv          path, similar_to, bits: with `perceptual`, files that look alike
     <out>.classes.json         class ids by name, if the list has class names
     <out>.probes.jsonl         probe results per file, for resuming a run
 
@@ -11,17 +12,16 @@ All files except the last are written atomically at the end.
 
 import collections
 import contextlib
-import csv
 import dataclasses
-import io
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from invnext_jax import atomic_file
-from invnext_jax.dataset_prep import lists, probe_cache, probing
+from invnext_jax.data import labels, manifest
+from invnext_jax.dataset_prep import class_ids, duplicates, lists, probe_cache, probing
+from invnext_jax.dataset_prep.csv_files import check_overwrite, format_csv, write_csv
 from invnext_jax.dataset_prep.lists import VideoEntry
 from invnext_jax.dataset_prep.probing import ProbeFailure, VideoProbe
 from invnext_jax.errors import UserError
@@ -41,17 +41,27 @@ class IndexOptions:
         timeout: Time limit per file in seconds.
         overwrite: Whether a manifest with different content may be replaced.
         progress: Whether to show progress: a bar on a terminal, plain lines otherwise.
+        exclude: Lists whose videos must not be in the manifest, such as those of an evaluation.
+        remove_duplicates: Whether to leave out copies of earlier videos.
+        perceptual: Whether to compare also the pictures, see `picture_hashes`.
     """
 
     workers: int = 1
     timeout: float = 60.0
     overwrite: bool = False
     progress: bool = True
+    exclude: tuple[str, ...] = ()
+    remove_duplicates: bool = False
+    perceptual: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class IndexSummary:
-    """Numbers of videos in the list; `listed` is the sum of `clean` and `quarantined`."""
+    """Numbers of videos in the list; `listed` is the sum of `clean` and `quarantined`.
+
+    `removed` is the number of the quarantined videos that are copies, `similar` that of the clean
+    videos that look like others; `notes` are sentences about the list.
+    """
 
     manifest: Path
     listed: int
@@ -59,6 +69,9 @@ class IndexSummary:
     quarantined: int
     duplicates: int
     reused: int
+    notes: tuple[str, ...] = ()
+    removed: int = 0
+    similar: int = 0
 
     def __str__(self) -> str:
         reused = f" ({self.reused} files known from an earlier run)" if self.reused else ""
@@ -70,7 +83,12 @@ class IndexSummary:
         if self.duplicates:
             path = sidecar_path(self.manifest, "duplicates")
             lines.append(f"{self.duplicates} clean files are copies of others: {path}")
-        return "\n".join(lines)
+        if self.removed:
+            lines.append(f"{self.removed} of the quarantined videos are copies that were left out")
+        if self.similar:
+            path = sidecar_path(self.manifest, "similar")
+            lines.append(f"{self.similar} clean videos look like earlier ones: {path}")
+        return "\n".join([*lines, *self.notes])
 
 
 def build_manifest(
@@ -85,7 +103,7 @@ def build_manifest(
     An interrupted call resumes when it is repeated.
 
     Args:
-        list_path: Folder or list; see `lists`.
+        list_path: Folder or list, or several, separated by commas; see `lists`.
         out: The CSV file to write.
         list_options: Options for reading the list.
         options: Options for probing the files.
@@ -98,13 +116,16 @@ def build_manifest(
     list_options, options = list_options or lists.ListOptions(), options or IndexOptions()
     out = Path(out)
     check_options(options, out)
-    if out.exists() and Path(list_path).exists() and out.samefile(list_path):
+    parts = manifest.split_names(os.fspath(list_path))
+    if any(out.exists() and os.path.exists(part) and out.samefile(part) for part in parts):
         raise UserError(f"--out={out} is the list itself: name another file")
-    videos = lists.read_list(list_path, list_options)
+    videos = lists.read_lists(list_path, list_options)
+    excluded = duplicates.read_excluded(options.exclude)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"the folder of --out={out} cannot be created: {error}") from error
+    videos = class_ids.match_neighbors(videos, list_options, out)
     with probe_cache.ProbeCache(sidecar_path(out, "probes", "jsonl")) as cache:
         files = dict.fromkeys(entry.path for entry in videos.entries if not entry.problem)
         results = {path: cache.get(path, options.timeout) for path in files}
@@ -114,7 +135,28 @@ def build_manifest(
         for path, result in _probe_with_progress(pending, reused, known_bad, options, probe):
             cache.put(path, result)
             results[path] = result
-    return _write_outputs(videos, results, out, options.overwrite, reused)
+    clean, quarantine = _split_entries(videos.entries, results)
+    copies = duplicates.find_copies(
+        clean,
+        excluded,
+        remove=options.remove_duplicates,
+        hashes=sidecar_path(out, "hashes", "jsonl") if options.perceptual else None,
+        workers=options.workers,
+        timeout=options.timeout,
+    )
+    quarantine += copies.removed
+    _write_outputs(videos, copies, quarantine, out, options.overwrite)
+    return IndexSummary(
+        manifest=out,
+        listed=len(videos.entries),
+        clean=len(copies.clean),
+        quarantined=len(quarantine),
+        duplicates=len(copies.duplicates),
+        reused=reused,
+        notes=(*videos.notes, *copies.notes),
+        removed=len(copies.removed),
+        similar=len(copies.similar or ()),
+    )
 
 
 def check_options(options: IndexOptions, out: Path) -> None:
@@ -151,52 +193,41 @@ def _probe_with_progress(
 
 def _write_outputs(
     videos: lists.VideoList,
-    results: dict[str, VideoProbe | ProbeFailure],
+    copies: duplicates.Copies,
+    quarantine: Sequence[tuple[str, str]],
     out: Path,
     overwrite: bool,
-    reused: int,
-) -> IndexSummary:
-    clean, quarantine = _split_entries(videos.entries, results)
+) -> None:
     quarantine_path = sidecar_path(out, "quarantine")
     quarantine_text = format_csv([("path", "reason"), *quarantine])
-    if not clean:
-        atomic_file.write_text(quarantine_path, quarantine_text)
+    if not copies.clean:
+        write_csv(quarantine_path, quarantine_text)
         raise UserError(
             f"none of {len(quarantine)} videos can be read: see the reasons in {quarantine_path}"
         )
-    duplicates = _find_duplicates(clean)
     texts = {
-        out: _format_manifest(clean, out),
+        out: _format_manifest(copies.clean, out),
         quarantine_path: quarantine_text,
-        sidecar_path(out, "duplicates"): format_csv([("path", "same_as"), *duplicates]),
+        sidecar_path(out, "duplicates"): format_csv([("path", "same_as"), *copies.duplicates]),
     }
+    if copies.similar is not None:
+        rows = [("path", "similar_to", "bits"), *copies.similar]
+        texts[sidecar_path(out, "similar")] = format_csv(rows)
     if videos.classes is not None:
         text = json.dumps(videos.classes, indent=0, ensure_ascii=False) + "\n"
-        texts[sidecar_path(out, "classes", "json")] = text
+        texts[labels.path_of(out)] = text
     check_overwrite(out, texts[out], overwrite)
     for path, text in reversed(
         texts.items()
     ):  # the manifest is written last, because it marks a complete run
-        atomic_file.write_text(path, text)
-    return IndexSummary(
-        out, len(videos.entries), len(clean), len(quarantine), len(duplicates), reused
-    )
-
-
-def check_overwrite(manifest: Path, text: str, overwrite: bool) -> None:
-    """Raises `UserError` if a manifest with different content exists and `overwrite` is false."""
-    if not overwrite and manifest.exists() and manifest.read_text(encoding="utf-8") != text:
-        raise UserError(
-            f"{manifest} exists and has other content: give --overwrite to replace it, or another "
-            "--out"
-        )
+        write_csv(path, text)
 
 
 def _split_entries(
     entries: Sequence[VideoEntry], results: dict[str, VideoProbe | ProbeFailure]
 ) -> tuple[list[tuple[VideoEntry, VideoProbe]], list[tuple[str, str]]]:
     """Returns good entries with their probes, and bad paths with reasons."""
-    clean, quarantine, labels = [], [], {}
+    clean, quarantine, listed = [], [], {}
     for entry in entries:
         result = results.get(entry.path)
         if entry.problem or isinstance(result, ProbeFailure):
@@ -204,14 +235,14 @@ def _split_entries(
             continue
         entry = _resolve_window(entry, result)
         key = entry.path, entry.start, entry.end
-        problem = _check_name(entry.path) or _check_window(entry, result)
-        if not problem and key in labels:
-            suffix = " with other labels" if labels[key] != entry.labels else ""
+        problem = _check_window(entry, result)
+        if not problem and key in listed:
+            suffix = " with other labels" if listed[key] != entry.labels else ""
             problem = f"listed before{suffix}"
         if problem:
             quarantine.append((entry.path, problem))
         else:
-            labels[key] = entry.labels
+            listed[key] = entry.labels
             clean.append((entry, result))
     return clean, quarantine
 
@@ -223,29 +254,11 @@ def _resolve_window(entry: VideoEntry, probe: VideoProbe) -> VideoEntry:
     return entry
 
 
-def _check_name(path: str) -> str:
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        return "the name of the file is not UTF-8: rename it"
-    return ""
-
-
 def _check_window(entry: VideoEntry, probe: VideoProbe) -> str:
     start = entry.start or 0.0
     if start >= probe.duration or (entry.end is not None and entry.end <= start):
         return f"no frame between {start:g} and {entry.end} seconds of {probe.duration:g}"
     return ""
-
-
-def _find_duplicates(clean: Sequence[tuple[VideoEntry, VideoProbe]]) -> list[tuple[str, str]]:
-    """Returns (path, path of the first file with the same digest) for each duplicate file."""
-    first, duplicates = {}, {}
-    for entry, probe in clean:
-        original = first.setdefault(probe.digest, entry.path)
-        if original != entry.path:
-            duplicates[entry.path] = original
-    return list(duplicates.items())
 
 
 def _format_manifest(clean: Sequence[tuple[VideoEntry, VideoProbe]], out: Path) -> str:
@@ -254,9 +267,9 @@ def _format_manifest(clean: Sequence[tuple[VideoEntry, VideoProbe]], out: Path) 
     rows: list[Sequence[Any]] = [("path", "source", "start", "end", *tasks, *PROBE_COLUMNS)]
     for entry, probe in clean:
         path = _relative_path(entry.path, folder)
-        labels = (entry.labels.get(task, lists.NO_LABEL) for task in tasks)
+        values_of_tasks = (entry.labels.get(task, lists.NO_LABEL) for task in tasks)
         values = (getattr(probe, name) for name in PROBE_COLUMNS)
-        rows.append((path, entry.source, entry.start, entry.end, *labels, *values))
+        rows.append((path, entry.source, entry.start, entry.end, *values_of_tasks, *values))
     return format_csv(rows)
 
 
@@ -265,10 +278,3 @@ def _relative_path(path: str, folder: str) -> str:
     path = os.path.normpath(path)
     inside = os.path.commonpath((path, folder)) == folder
     return os.path.relpath(path, folder) if inside else path
-
-
-def format_csv(rows: Iterable[Sequence[Any]]) -> str:
-    """Formats rows as the text of a CSV file."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()

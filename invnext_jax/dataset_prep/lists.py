@@ -1,75 +1,51 @@
 """Reads lists of videos in the published formats of common data sets.
 
-Formats: a folder; this package's manifests; Kinetics' CSV (label, youtube_id, time_start, time_end,
-split); lines of `path label` or `path,label`, as in VideoMAE and MMAction; and the JSON lists of
-Something-Something v2 with labels.json in the same folder.
+Formats: a folder; this package's manifests and tables with similar headers; Kinetics' CSV (label,
+youtube_id, time_start, time_end, split); lines of `path label` or `path,label`, as in VideoMAE and
+MMAction; the JSON lists of Something-Something v2 with labels.json in the same folder; the split
+files of HMDB51; and the lists of UCF101.
 """
 
-import collections
-import csv
 import dataclasses
-import io
-import json
 import os
 import re
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from invnext_jax.data import labels as labels_lib
+from invnext_jax.data import manifest
+from invnext_jax.dataset_prep import class_ids, published_lists, text_tables
+from invnext_jax.dataset_prep.folder_scan import VIDEO_EXTENSIONS, scan_folder
+from invnext_jax.dataset_prep.text_tables import Table
+from invnext_jax.dataset_prep.video_files import FileFinder, describe_missing, locate
+from invnext_jax.dataset_prep.video_list import NO_LABEL, ListOptions, VideoEntry, VideoList
 from invnext_jax.errors import UserError
 
-VIDEO_EXTENSIONS = tuple(
-    ".mp4 .webm .mkv .avi .mov .m4v .mpg .mpeg .ts .m2ts .wmv .flv .ogv .3gp .vob".split()
+# Names of columns, in any case; the first one that a list has is used.
+PATH_COLUMNS = (
+    *("path", "video_path", "filepath", "file_path", "file", "filename", "file_name", "video"),
+    *("video_name", "video_file", "videos", "clip", "clip_path", "clip_name", "name"),
 )
-NO_LABEL = -1
+ID_COLUMNS = ("video_id", "videoid", "vid", "id", "youtube_id")  # file names without extension
+LABEL_COLUMNS = (
+    *("label", "class", "class_name", "label_name", "action", "category"),
+    *("label_id", "class_id", "class_index", "label_index", "target"),
+)
+SOURCE_COLUMNS = ("source", "dataset")
+START_COLUMNS = ("start", "time_start", "start_time", "start_sec")
+END_COLUMNS = ("end", "time_end", "end_time", "end_sec")
+# Columns of manifests that `index` computes again.
+PROBED_COLUMNS = {"duration", "frames", "width", "height", "fps", "codec", "rotation", "record"}
 
 
-@dataclasses.dataclass(frozen=True)
-class VideoEntry:
-    """One video of a list.
+def read_lists(names: str | os.PathLike, options: ListOptions) -> VideoList:
+    """Reads one or more folders or lists, separated by commas; see `read_list`.
 
-    Attributes:
-        path: Absolute path of the file, or the path that was searched if the file is missing.
-        source: Name of the data set.
-        start: Start in seconds. None is the beginning.
-        end: End in seconds. None is the end.
-        labels: `label_<task>` -> class id.
-        problem: Reason why the file is missing, or "" if it exists.
-        may_be_trimmed: Whether the file may contain only the seconds from `start` to `end`.
+    Raises:
+        UserError: As in `read_list`, or two lists number classes differently.
     """
-
-    path: str
-    source: str
-    start: float | None = None
-    end: float | None = None
-    labels: dict[str, int] = dataclasses.field(default_factory=dict)
-    problem: str = ""
-    may_be_trimmed: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class ListOptions:
-    """Options for reading a list.
-
-    Attributes:
-        videos: Folder of the files. "" is the folder of the list.
-        source: Name of the data set. "" derives it from the list.
-        task: Name of the classification task; its labels form the column `label_<task>`.
-        classes: File of class names, JSON or one per line, that defines the class ids. "" numbers
-            the class names of the list in alphabetical order.
-    """
-
-    videos: str = ""
-    source: str = ""
-    task: str = "class"
-    classes: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
-class VideoList:
-    """Entries in the order of the list, and the class id of each class name if there are any."""
-
-    entries: list[VideoEntry]
-    classes: dict[str, int] | None = None
+    parts = manifest.split_names(os.fspath(names))
+    videos = [read_list(part, options) for part in parts]
+    return videos[0] if len(videos) == 1 else class_ids.join(videos, parts, options)
 
 
 def read_list(list_path: str | os.PathLike, options: ListOptions) -> VideoList:
@@ -83,217 +59,192 @@ def read_list(list_path: str | os.PathLike, options: ListOptions) -> VideoList:
         raise UserError(f"the folder {options.videos!r} of videos does not exist: set --videos")
     if not path.exists():
         raise UserError(f"the folder or list {os.fspath(list_path)!r} does not exist")
-    if path.is_dir():
+    if published_lists.is_hmdb51(path):
+        videos = published_lists.read_hmdb51(path, options)
+    elif path.is_dir():
         videos = _read_folder(path, options)
     else:
-        try:
-            text = path.read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"list {path} cannot be read: {error}") from error
-        videos = _choose_reader(path, text)(path, text, options)
+        videos = _read_text(path, text_tables.read_text(path), options)
     if not videos.entries:
         raise UserError(f"list {path} contains no videos")
     return videos
 
 
-def _choose_reader(path: Path, text: str):
+def _read_text(path: Path, text: str, options: ListOptions) -> VideoList:
     if path.suffix == ".json":
-        return _read_ssv2
-    header = [name.strip() for name in text.partition("\n")[0].split(",")]
-    if "youtube_id" in header:
-        return _read_kinetics
-    return _read_manifest if "path" in header else _read_pairs
-
-
-def find_videos(folder: str | os.PathLike) -> list[str]:
-    """Returns the sorted absolute paths of all files below `folder` with a video extension."""
-    paths = []
-    for parent, _, names in os.walk(os.path.abspath(folder), followlinks=True):
-        paths += [os.path.join(parent, n) for n in names if n.lower().endswith(VIDEO_EXTENSIONS)]
-    return sorted(paths)
+        return published_lists.read_ssv2(path, text, options)
+    if table := text_tables.read_table(path, text, (*PATH_COLUMNS, *ID_COLUMNS)):
+        if "youtube_id" in table.columns:
+            return published_lists.read_kinetics(path, table, options)
+        return _read_table(path, table, options)
+    ucf101 = published_lists.read_ucf101(path, text, options)
+    return ucf101 or _read_pairs(path, text, options)
 
 
 def _read_folder(path: Path, options: ListOptions) -> VideoList:
     source = options.source or path.resolve().name
-    videos = find_videos(path)
-    if not videos:
+    scan = scan_folder(path)
+    if not scan.videos:
         raise UserError(f"folder {path} contains no videos ({' '.join(VIDEO_EXTENSIONS)})")
-    return VideoList([VideoEntry(video, source) for video in videos])
+    entries = [VideoEntry(video, source) for video in scan.videos]
+    return VideoList(entries, notes=tuple(scan.describe()))
 
 
-def _read_manifest(path: Path, text: str, options: ListOptions) -> VideoList:
-    rows = csv.DictReader(io.StringIO(text))
-    columns = [name.strip() for name in rows.fieldnames or ()]
-    rows.fieldnames = columns
-    if "source" not in columns and not options.source:
+def _read_table(path: Path, table: Table, options: ListOptions) -> VideoList:
+    """Reads a manifest, or a table with other column names."""
+    table = published_lists.select_split(path, table, options)
+    find = lambda names: text_tables.find_column(table.columns, names)  # noqa: E731
+    path_column, source_column = find((*PATH_COLUMNS, *ID_COLUMNS)), find(SOURCE_COLUMNS)
+    start_column, end_column = find(START_COLUMNS), find(END_COLUMNS)
+    if path_column == "path" and source_column is None and not options.source:
         raise UserError(f"list {path} has no column 'source': add it, or give --source")
+    label_columns = [name for name in table.columns if name.startswith(manifest.LABEL_PREFIX)]
+    column = f"{manifest.LABEL_PREFIX}{options.task}"
+    named = find([name for name in LABEL_COLUMNS if name not in label_columns])
+    named = named if column not in label_columns else None
+    labels, ids, ids_file = _read_label_column(path, table, named, options)
+    files = (
+        None if path_column.lower() in PATH_COLUMNS else FileFinder(options.videos or path.parent)
+    )
     folder = os.path.abspath(options.videos or path.parent)
     entries = []
-    for row in rows:
-        where = f"list {path}, line {rows.line_num}"
-        if not row["path"]:
-            raise UserError(f"{where}: the path is empty")
-        if row.get("record"):
-            raise UserError(f"{where} names a record of a shard: train on this manifest directly")
-        if "://" in row["path"]:
-            raise UserError(f"{where}: {row['path']} is remote: train on this manifest directly")
-        labels = {n: _parse_int(row[n], f"{where}, {n}") for n in columns if n.startswith("label_")}
-        start, end = (
-            _parse_seconds(row.get(name), f"{where}, {name}") for name in ("start", "end")
-        )
-        source = options.source or row["source"] or ""
-        entries.append(VideoEntry(os.path.join(folder, row["path"]), source, start, end, labels))
-    return VideoList(entries)
+    for (line, row), label in zip(table.rows, labels, strict=True):
+        where = f"list {path}, line {line}"
+        file, problem = _find_file(row, path_column, folder, files, where)
+        start = text_tables.parse_seconds(row.get(start_column), f"{where}, {start_column}")
+        end = text_tables.parse_seconds(row.get(end_column), f"{where}, {end_column}")
+        own = {n: text_tables.parse_label(row[n], f"{where}, {n}") for n in label_columns}
+        source = (row.get(source_column) or "").strip() if source_column else path.stem
+        own |= {} if label is None else {column: label}
+        entries.append(VideoEntry(file, options.source or source, start, end, own, problem))
+    used = {path_column, source_column, start_column, end_column, named, "split", *label_columns}
+    notes = [f"labels: the column {named!r} is read as {column}"] if named else []
+    if ignored := [c for c in table.columns if c and c not in used | PROBED_COLUMNS]:
+        notes.append(f"columns that are not read: {', '.join(ignored)}")
+    videos = VideoList(entries, ids, ids_file, tuple(notes))
+    return videos if named else _add_class_names(videos, path, label_columns, options)
 
 
-def _read_kinetics(path: Path, text: str, options: ListOptions) -> VideoList:
-    rows = list(csv.DictReader(io.StringIO(text)))
-    class_names = [(row.get("label") or "").strip() for row in rows]
-    class_ids = _assign_class_ids(class_names, options, path)
-    files = _FileFinder(options.videos or path.parent)
-    source = options.source or "kinetics"
-    entries = []
-    for line, (row, class_name) in enumerate(zip(rows, class_names, strict=True), start=2):
-        where, name = f"list {path}, line {line}", row["youtube_id"] or ""
-        start = _parse_seconds(row.get("time_start"), f"{where}, time_start")
-        end = _parse_seconds(row.get("time_end"), f"{where}, time_end")
-        labels = _make_labels(class_ids, class_name, options.task)
-        stems = [name]
-        if start is not None and end is not None:  # file names used by common download scripts
-            times = int(start), int(end)
-            stems = ["{}_{:06d}_{:06d}".format(name, *times), "{}_{}_{}".format(name, *times), name]
-        if trimmed := files.find(stems[:-1], class_name):
-            entries.append(VideoEntry(trimmed, source, labels=labels))
-        elif file := files.find([name], class_name):
-            may_be_trimmed = len(stems) > 1
-            entries.append(VideoEntry(file, source, start, end, labels, "", may_be_trimmed))
-        else:
-            missing = os.path.join(files.folder, stems[0])
-            problem = _describe_missing(stems)
-            entries.append(VideoEntry(missing, source, labels=labels, problem=problem))
-    return VideoList(entries, class_ids)
+def _add_class_names(
+    videos: VideoList, path: Path, label_columns: list[str], options: ListOptions
+) -> VideoList:
+    """Adds the class names next to a manifest, with the numbers of `--classes` if it is given."""
+    ids, column = labels_lib.read_of_manifest(path), f"{manifest.LABEL_PREFIX}{options.task}"
+    if ids is None:
+        return videos
+    if label_columns != [column]:
+        note = f"{labels_lib.path_of(path)} is not read: give --task of its label column"
+        return dataclasses.replace(videos, notes=(*videos.notes, note))
+    ids = {class_ids.normalize(name): number for name, number in ids.items()}
+    file = str(labels_lib.path_of(path))
+    videos = dataclasses.replace(videos, classes=ids, classes_file=file)
+    if not options.classes:
+        return videos
+    return class_ids.renumber(videos, column, *class_ids.assign(ids, options, path))
 
 
-def _read_ssv2(path: Path, text: str, options: ListOptions) -> VideoList:
-    try:
-        rows = json.loads(text)
-        names = [str(row["id"]) for row in rows]
-        # The templates have placeholders in brackets; labels.json has no brackets.
-        class_names = [re.sub(r"[\[\]]", "", row.get("template") or "") for row in rows]
-    except (json.JSONDecodeError, TypeError, KeyError, AttributeError) as error:
+def _find_file(row, column: str, folder: str, files: FileFinder | None, where: str):
+    """Returns the path of a row's video, and the reason if there is none."""
+    name = row[column] or ""
+    if not name.strip():
+        raise UserError(f"{where}: the path is empty")
+    if row.get("record"):
+        raise UserError(f"{where} names a record of a shard: train on this manifest directly")
+    if "://" in name:
+        raise UserError(f"{where}: {name} is remote: train on this manifest directly")
+    if files is None or name.lower().endswith(VIDEO_EXTENSIONS):
+        return locate(folder, name), ""
+    file = files.find([name.strip()], "")
+    return (file, "") if file else (os.path.join(folder, name), describe_missing([name]))
+
+
+def _read_label_column(path: Path, table: Table, column: str | None, options: ListOptions):
+    """Returns the label of each row (None without the column), the class ids and their file."""
+    if column is None:
+        return [None] * len(table.rows), None, ""
+    texts = [(row[column] or "").strip() for _, row in table.rows]
+    where = [f"list {path}, line {line}, {column}" for line, _ in table.rows]
+    return _number_labels(texts, where, path, options)
+
+
+def _number_labels(texts: list[str], where: list[str], path: Path, options: ListOptions):
+    """Returns the labels of texts that are all numbers or all names, the ids and their file."""
+    is_number = [_is_label(text) for text in texts]
+    if all(is_number):
+        return [labels_lib.parse_label(text) for text in texts], None, ""
+    numbers = [
+        i for i, text in enumerate(texts) if is_number[i] and labels_lib.parse_label(text) >= 0
+    ]
+    if numbers:
+        name = texts[is_number.index(False)]
         raise UserError(
-            f"list {path} does not have the format of Something-Something: it must be a JSON list "
-            "of objects with an id"
-        ) from error
-    labels_path = path.with_name("labels.json")
-    if not options.classes and labels_path.is_file():
-        options = dataclasses.replace(options, classes=str(labels_path))
-    class_ids = _assign_class_ids(class_names, options, path)
-    files = _FileFinder(options.videos or path.parent)
-    source = options.source or "ssv2"
-    entries = []
-    for name, class_name in zip(names, class_names, strict=True):
-        labels = _make_labels(class_ids, class_name, options.task)
-        if file := files.find([name], class_name):
-            entries.append(VideoEntry(file, source, labels=labels))
-        else:
-            missing, problem = os.path.join(files.folder, name), _describe_missing([name])
-            entries.append(VideoEntry(missing, source, labels=labels, problem=problem))
-    return VideoList(entries, class_ids)
+            f"{where[numbers[0]]}: {texts[numbers[0]]!r} is a number, but {name!r} is a class "
+            "name: use only numbers or only names"
+        )
+    names = ["" if _is_label(text) else class_ids.normalize(text) for text in texts]
+    ids, ids_file = class_ids.assign(names, options, path)
+    return [ids[name] if name else NO_LABEL for name in names], ids, ids_file
 
 
-_PAIR = re.compile(r"^(?P<path>.+?)(?:\s*,\s*|\s+)(?P<label>-?\d+)$")
+def _is_label(text: str) -> bool:
+    try:
+        labels_lib.parse_label(text)
+    except ValueError:
+        return False
+    return True
+
+
+_PAIR = re.compile(r"^(?P<path>.+?)(?:\s*[,;]\s*|\s+)(?P<label>-?\d+(?:\.0*)?)$")
+_EXTENSION = "|".join(map(re.escape, VIDEO_EXTENSIONS))
+_NAMED = re.compile(
+    rf'^(?P<path>.+?(?:{_EXTENSION})"?)(?:\s*[,;]\s*|\s+)(?P<label>\S.*)$', re.IGNORECASE
+)
 
 
 def _read_pairs(path: Path, text: str, options: ListOptions) -> VideoList:
-    """Reads lines of the form `path label`, `path,label` or `path`; label -1 means no label."""
+    """Reads lines of the form `path label`, `path,label` or `path`.
+
+    The label is a number, of which -1 means no label, or the name of a class.
+    """
     folder = os.path.abspath(options.videos or path.parent)
     source = options.source or path.stem
-    pairs = []
-    for number, line in enumerate(text.split("\n"), start=1):
+    files, labels, where = [], [], []
+    for number, line in enumerate(text_tables.split_lines(text), start=1):
         line = line.strip()
-        if not line:
+        if not line or (line.startswith("#") and not _split_pair(line)):
             continue
-        pair = _PAIR.match(line)
-        name, label = (pair["path"], int(pair["label"])) if pair else (line, NO_LABEL)
-        # VideoMAE v2 lists unlabeled videos as `path,0,-1` (folders of frames: `path,count,-1`).
-        if label == NO_LABEL and (start := _PAIR.match(name)) and start["label"] == "0":
-            name = start["path"]
-        name = name.strip('"')
-        if not name.lower().endswith(VIDEO_EXTENSIONS):
+        pair = _split_pair(line)
+        if pair is None:
+            name = _PAIR.sub(r"\g<path>", line)
             raise UserError(
-                f"list {path}, line {number}: {name!r} has no video extension; a line must be a "
-                "path and a label (folders of frames are not supported)"
+                f"list {path}, line {number}: {name!r} has no video "
+                "extension; a line must be a path and a label (folders of frames are not "
+                "supported), or the first line a header with the columns path, source, label"
             )
-        pairs.append((os.path.join(folder, name), label))
-    has_labels = any(label != NO_LABEL for _, label in pairs)
-    column = f"label_{options.task}"
-    return VideoList(
-        [VideoEntry(file, source, labels={column: n} if has_labels else {}) for file, n in pairs]
-    )
+        files.append(locate(folder, pair[0]))
+        labels.append(pair[1])
+        where.append(f"list {path}, line {number}")
+    ids_of_rows, ids, ids_file = _number_labels(labels, where, path, options)
+    has_labels = any(label != NO_LABEL for label in ids_of_rows)
+    column = f"{manifest.LABEL_PREFIX}{options.task}"
+    entries = [
+        VideoEntry(file, source, labels={column: label} if has_labels else {})
+        for file, label in zip(files, ids_of_rows, strict=True)
+    ]
+    return VideoList(entries, ids, ids_file)
 
 
-class _FileFinder:
-    """Finds videos inside a folder by their file name without extension."""
-
-    def __init__(self, folder: str | os.PathLike):
-        self.folder = os.path.abspath(folder)
-        self._by_stem = collections.defaultdict(list)
-        for file in find_videos(folder):
-            self._by_stem[os.path.splitext(os.path.basename(file))[0]].append(file)
-
-    def find(self, stems: Sequence[str], class_name: str) -> str | None:
-        """Returns a file with one of the names `stems`, preferably from the class's folder."""
-        files = [file for stem in stems for file in self._by_stem.get(stem, ())]
-        folders = {class_name, class_name.replace(" ", "_")}
-        in_class = [f for f in files if os.path.basename(os.path.dirname(f)) in folders]
-        return next(iter(in_class or files), None)
-
-
-def _describe_missing(stems: Iterable[str]) -> str:
-    return f"no video file is named {' or '.join(stems)}"
-
-
-def _assign_class_ids(
-    names: Iterable[str], options: ListOptions, path: Path
-) -> dict[str, int] | None:
-    """Returns the class id of each class name, or None if no video has a class."""
-    used = sorted(set(names) - {""})
-    if not used:
+def _split_pair(line: str) -> tuple[str, str] | None:
+    """Returns the path and the label of a line, or None if its path has no video extension."""
+    pair = _PAIR.match(line)
+    name, label = (pair["path"], pair["label"]) if pair else (line, "")
+    # VideoMAE v2 lists unlabeled videos as `path,0,-1` (folders of frames: `path,count,-1`).
+    if label == "-1" and (start := _PAIR.match(name)) and start["label"] == "0":
+        name = start["path"]
+    if name.strip('"').lower().endswith(VIDEO_EXTENSIONS):
+        return name.strip('"'), label
+    named = _NAMED.match(line)
+    # Several numbers after the path are the format of another tool.
+    if named is None or re.fullmatch(r"[-\d.,;\s]+", named["label"]):
         return None
-    class_ids = {name: number for number, name in enumerate(used)}
-    class_ids = _read_classes(options.classes) if options.classes else class_ids
-    unknown = [name for name in used if name not in class_ids]
-    if unknown:
-        raise UserError(f"class {unknown[0]!r} of {path} is not in {options.classes}: add it there")
-    return class_ids
-
-
-def _make_labels(class_ids: dict[str, int] | None, name: str, task: str) -> dict[str, int]:
-    return {f"label_{task}": class_ids[name] if name else NO_LABEL} if class_ids else {}
-
-
-def _read_classes(path: str) -> dict[str, int]:
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-        classes = json.loads(text) if path.endswith(".json") else text.split("\n")
-        if isinstance(classes, dict):
-            return {name: int(number) for name, number in classes.items()}
-        names = [name.strip() for name in classes]
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"--classes={path} cannot be read: {error}") from error
-    return {name: number for number, name in enumerate(filter(None, names))}
-
-
-def _parse_seconds(text: str | None, where: str) -> float | None:
-    try:
-        return float(text) if text else None
-    except ValueError as error:
-        raise UserError(f"{where}: {text!r} must be a number of seconds") from error
-
-
-def _parse_int(text: str | None, where: str) -> int:
-    try:
-        return int(text or "")
-    except ValueError as error:
-        raise UserError(f"{where}: {text!r} must be an integer") from error
+    return named["path"].strip('"'), named["label"].strip('"')

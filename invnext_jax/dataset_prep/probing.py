@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import errno
 import functools
-import hashlib
 import operator
 import os
 import stat
@@ -14,9 +13,9 @@ from typing import Any
 import av
 
 from invnext_jax.data import decode, demux
+from invnext_jax.data.content_digest import digest_file
 from invnext_jax.dataset_prep.worker_map import WorkerFailure, map_in_workers
 
-DIGEST_BYTES = 1 << 16  # number of bytes hashed at each end of a file to find duplicates
 MAX_TAIL = 1000  # maximum number of frames decoded after the last key frame
 MIN_ZEROS = 16  # bytes; for repeated frames, some encoders write packets of fewer zeros
 TRANSIENT_ERRNOS = (
@@ -92,7 +91,7 @@ def probe_video(path: str) -> VideoProbe:
         return [0, min(key_frames[-1], count - 1)] + [count - 1] * decode_tail
 
     decode.read_frames(path, pick, short_side=32)
-    return VideoProbe(frames=counts[0], digest=_digest(path), **fields)
+    return VideoProbe(frames=counts[0], digest=digest_file(path), **fields)
 
 
 def _open(path: str) -> av.container.InputContainer:
@@ -147,16 +146,6 @@ def _read_geometry(path: str) -> dict[str, int]:
 
 def _has_data(packet: av.Packet) -> bool:
     return packet.size < MIN_ZEROS or any(memoryview(packet))
-
-
-def _digest(path: str) -> str:
-    with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        digest = hashlib.blake2b(str(size).encode(), digest_size=16)
-        digest.update(file.read(DIGEST_BYTES))
-        file.seek(max(0, size - DIGEST_BYTES))
-        digest.update(file.read(DIGEST_BYTES))
-    return digest.hexdigest()
 
 
 def probe_all(

@@ -5,10 +5,13 @@ import dataclasses
 import json
 from collections.abc import Sequence
 
+from absl import logging
 from etils import epath
 
+from invnext_jax.data import labels as labels_lib
 from invnext_jax.data import manifest as manifest_lib
-from invnext_jax.dataset_prep import indexing
+from invnext_jax.data import video_io
+from invnext_jax.dataset_prep import csv_files
 from invnext_jax.dataset_prep.shard_writer import (
     DATASET,
     REPORTS,
@@ -19,6 +22,7 @@ from invnext_jax.dataset_prep.shard_writer import (
     write_text,
 )
 from invnext_jax.errors import UserError
+from invnext_jax.synthetic_world import urls
 
 VERSION = "1.0.0"
 
@@ -64,9 +68,9 @@ def write_metadata(
     out = epath.Path(plan.out)
     rows = [(name, reason) for report in reports for _, name, reason in report.quarantined]
     path = out / f"{plan.split}.quarantine.csv"
-    write_text(path, indexing.format_csv([("path", "reason"), *rows]))
+    write_text(path, csv_files.format_csv([("path", "reason"), *rows]))
     damaged = [(name, text) for report in reports for _, name, text in report.damaged]
-    text = indexing.format_csv([("path", "damage"), *damaged])
+    text = csv_files.format_csv([("path", "damage"), *damaged])
     write_text(out / f"{plan.split}.damaged.csv", text)
     if not written:
         reason, count = collections.Counter(reason for _, reason in rows).most_common(1)[0]
@@ -78,9 +82,25 @@ def write_metadata(
     lengths = {"lengths": [len(report.written) for report in reports], "size": size}
     write_text(_lengths_path(plan), json.dumps(lengths) + "\n")
     _write_dataset_info(plan)
+    copy_class_names(plan.manifests, out / f"{plan.split}{labels_lib.SUFFIX}")
     path = out / f"{plan.split}.csv"
     write_text(path, _format_manifest(plan, manifest, reports))
     return ShardSummary(str(path), plan.rows, written, quarantined, size, reused, len(damaged))
+
+
+def copy_class_names(manifests: Sequence[str], path: epath.Path) -> None:
+    """Writes the class names of the manifests to `path`, if all of them have names that agree."""
+    ids: dict[str, int] = {}
+    for name in manifests:
+        local = not video_io.is_remote(name) and not urls.is_world(name)
+        own = labels_lib.read_of_manifest(name) if local else None
+        if own is None:
+            return
+        if conflict := labels_lib.describe_conflict(ids, own):
+            logging.warning("%s number classes differently: %s", ", ".join(manifests), conflict)
+            return
+        ids |= own
+    write_text(path, json.dumps(ids, indent=0, ensure_ascii=False) + "\n")
 
 
 def mark_incomplete(plan: ShardPlan) -> None:
@@ -107,7 +127,7 @@ def _format_manifest(
             record = manifest[row]
             labels = (record.labels.get(name, -1) for name in plan.labels)
             rows.append((shard, position, record.source, *labels, *values, "h264", record.name))
-    return indexing.format_csv(rows)
+    return csv_files.format_csv(rows)
 
 
 def _write_dataset_info(plan: ShardPlan) -> None:

@@ -171,7 +171,8 @@ def _write_records(plan: ShardPlan, index: int, temporary: str) -> tuple[list, l
                     quarantined.append([row, record.name, video["reason"]])
                 else:
                     values = {name: video[name] for name in VIDEO_COLUMNS}
-                    fields = {"row": row, "source": record.source, "original": record.name}
+                    original = record.name.encode(errors="backslashreplace").decode()
+                    fields = {"row": row, "source": record.source, "original": original}
                     fields |= {name: record.labels.get(name, -1) for name in plan.labels}
                     fields |= {"video": video["video"].tobytes(), **values}
                     example = features.encode_example(fields)

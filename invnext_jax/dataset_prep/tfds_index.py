@@ -6,6 +6,7 @@ and integer scalars named `label_<task>`.
 
 import contextlib
 import dataclasses
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from absl import logging
 from etils import epath
 
 from invnext_jax.data import decode, shards
+from invnext_jax.data import labels as labels_lib
 from invnext_jax.data.manifest import LABEL_PREFIX, LABELS
-from invnext_jax.dataset_prep import indexing
+from invnext_jax.dataset_prep import csv_files, indexing
 from invnext_jax.dataset_prep.shard_writer import VIDEO_COLUMNS, write_text
 from invnext_jax.dataset_prep.worker_map import WorkerFailure, map_in_workers
 from invnext_jax.errors import UserError
@@ -77,15 +79,18 @@ def index_dataset(
     good, bad = _probe_records(records, RecordProbe(feature, tuple(label_columns)), options)
     quarantine = indexing.sidecar_path(out, "quarantine")
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_text(epath.Path(quarantine), indexing.format_csv([("path", "reason"), *bad]))
+    write_text(epath.Path(quarantine), csv_files.format_csv([("path", "reason"), *bad]))
     if not good:
         raise UserError(
             f"none of {len(records)} records holds a good video: see the reasons in {quarantine}"
         )
     header = ("path", "record", "source", *label_columns.values(), *VIDEO_COLUMNS)
     rows = ((*record, source or info.name, *values) for record, values in good)
-    text = indexing.format_csv([header, *rows])
-    indexing.check_overwrite(out, text, options.overwrite)
+    text = csv_files.format_csv([header, *rows])
+    csv_files.check_overwrite(out, text, options.overwrite)
+    if len(label_columns) == 1 and (names := _class_names(info.features)):
+        content = json.dumps(names, indent=0, ensure_ascii=False) + "\n"
+        write_text(epath.Path(labels_lib.path_of(out)), content)
     write_text(epath.Path(out), text)
     return TfdsIndexSummary(out, len(records), len(good), len(bad))
 
@@ -128,6 +133,16 @@ def _label_columns(features) -> dict[str, str]:
             else:
                 logging.warning("feature %r is ignored: it is not an integer scalar", name)
     return columns
+
+
+def _class_names(features) -> dict[str, int]:
+    """Returns the class ids by name if one feature is a `ClassLabel` with names; otherwise {}."""
+    import tensorflow_datasets as tfds
+
+    found = [f for f in features.values() if isinstance(f, tfds.features.ClassLabel)]
+    names = found[0].names if len(found) == 1 else []
+    has_names = any(name != str(number) for number, name in enumerate(names))
+    return {name: number for number, name in enumerate(names)} if has_names else {}
 
 
 @dataclasses.dataclass(frozen=True)

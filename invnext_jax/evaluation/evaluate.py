@@ -20,7 +20,7 @@ from invnext_jax import atomic_file
 from invnext_jax.checkpointing import run_metadata
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.errors import UserError
-from invnext_jax.evaluation import pretrained
+from invnext_jax.evaluation import pretrained, split_checks
 from invnext_jax.evaluation.evaluators import classification, registry
 from invnext_jax.evaluation.evaluators.evaluator import Evaluator
 from invnext_jax.evaluation.feature_cache import FeatureCache, hash_json
@@ -45,7 +45,8 @@ def evaluate_checkpoint(config: ml_collections.ConfigDict, workdir: str | Path) 
 
     Returns:
       The content of results.json: `rows` (see `Row.to_json`), `tokens` (statistics of the grid
-      tokens), and the settings that are needed to repeat the evaluation.
+      tokens), `splits` and `notes` (see `split_checks.SplitReport`), and the settings that are
+      needed to repeat the evaluation.
 
     Raises:
       UserError: the checkpoint, an option, a manifest or a label cannot be used.
@@ -56,7 +57,9 @@ def evaluate_checkpoint(config: ml_collections.ConfigDict, workdir: str | Path) 
     evaluators = registry.find_evaluators(config.evaluators)
     for evaluator in evaluators:
         evaluator.check_config(config)
-    dataset = EvaluationData(config, choose_tasks(config))
+    tasks = choose_tasks(config)
+    split_checks.check_different(config)
+    dataset = EvaluationData(config, tasks)
     workdir = Path(workdir)
     digests = list(dataset.digests.values())
     encoder_record = describe_encoder(loaded)
@@ -73,6 +76,9 @@ def evaluate_checkpoint(config: ml_collections.ConfigDict, workdir: str | Path) 
         print(f"{workdir / RESULTS} is up to date.", flush=True)
         return results
 
+    splits = split_checks.compare_splits(config, tasks)
+    for note in splits.notes:
+        print(f"note: {note}", flush=True)
     measurements = []
     cache = FeatureCache(workdir / "features")
     inputs = EvalInputs("encoder", dataset, lambda: loaded, cache)
@@ -94,6 +100,8 @@ def evaluate_checkpoint(config: ml_collections.ConfigDict, workdir: str | Path) 
         "rows": [row for measurement in measurements for row in measurement["rows"]],
         "tokens": {name: t for m in measurements for name, t in m["tokens"].items()},
         "encoder": encoder_record,
+        "splits": splits.facts,
+        "notes": splits.notes,
         "run": run_metadata.describe_run(config, digests[0]),
         "seconds": time.perf_counter() - start,
     }
@@ -147,7 +155,10 @@ def choose_tasks(config: Any) -> tuple[str, ...]:
         common.append(found)
     shared = tuple(task for task in common[0] if task in common[1])
     if not shared:
-        raise UserError(f"{' and '.join(manifests)} share no label_<task> column: add one")
+        raise UserError(
+            f"{' and '.join(manifests)} share no label_<task> column: add one; "
+            "launch/prepare_data.py index makes it from a column 'label'"
+        )
     tasks = tuple(config.tasks) or shared
     for split, labels in zip(SPLITS.values(), columns, strict=True):
         for task in tasks:

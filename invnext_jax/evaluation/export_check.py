@@ -37,13 +37,11 @@ def check_export(
     """
     if dtype == "float32":
         _check_same_tensors(path, tensors)
+    if name := export.find_nonfinite(params):
+        raise UserError(f"{run} has weights that are not finite, in {name}: name an earlier step")
     if "encoder" not in params:
         return "every tensor is equal" if dtype == "float32" else "there is no encoder to compare"
     encoder = params["encoder"]
-    if name := export.find_nonfinite(encoder):
-        raise UserError(
-            f"the encoder of {run} has weights that are not finite, in {name}: name an earlier step"
-        )
     params.clear()
     tensors.clear()  # they hold references to the arrays
     before = clip_features(config, encoder)
@@ -98,9 +96,12 @@ def check_same_features(before: np.ndarray, path: Path, tolerance: float) -> flo
         worst = float(np.abs(before - after).max() / np.abs(before).max())
         if worst <= tolerance or np.array_equal(before, after):
             return worst
+    cure = "please report this with the run's config"
+    if tolerance:
+        cure = f"its dtype changes them by more than {tolerance:.0%}, use --dtype=float32"
     raise UserError(
         f"the encoder loaded from {path.name} gives features that differ from the run's: "
-        "nothing was written; please report this with the run's config"
+        f"nothing was written; {cure}"
     )
 
 

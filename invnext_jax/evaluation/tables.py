@@ -78,6 +78,7 @@ def format_table(results: Mapping[str, Any]) -> str:
             f"{100 * t['position_share']:.0f} % of their variance; "
             f"effective rank {t['effective_rank']:.1f} of {t['width']}."
         )
+    lines += [f"Note: {note}" for note in results.get("notes", ())]
     return "\n".join(lines)
 
 
@@ -91,8 +92,8 @@ def join_results(results: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """Joins the results of evaluations; uses the first measurement of each baseline.
 
     Returns:
-      `tables` (see `_make_tables`), with rows in the order of `ORDER`, and `tokens`, the statistics
-      of the grid tokens of each encoder; None if there are no results.
+      `tables` (see `_make_tables`), with rows in the order of `ORDER`; `tokens`, the statistics of
+      the grid tokens of each encoder; and `notes` about the splits. None if there are no results.
     """
     if not results:
         return None
@@ -107,6 +108,7 @@ def join_results(results: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     return {
         "tables": tables,
         "tokens": sorted(tokens.values(), key=lambda t: t["name"] != NAMES["random"]),
+        "notes": list(dict.fromkeys(n for result in results for n in result.get("notes", ()))),
     }
 
 

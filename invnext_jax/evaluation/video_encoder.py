@@ -100,7 +100,10 @@ class VideoEncoder:
         size = self.encoder.size if size is None else size
         if frames < 1 or size < 1:
             raise UserError(f"{frames=} and {size=} must be positive")
-        record = VideoRecord(0, os.fspath(path), "", start, end, {})
+        path = os.fsdecode(path)
+        if os.path.exists(path):  # a local file may be called "world:cup.mp4"
+            path = os.path.abspath(path)
+        record = VideoRecord(0, path, "", start, end, {})
         return read_clips(record, CenterSampler(frames, size), short_side=size)[0]
 
     def encode(self, video_bthwc: np.ndarray, *, pooled: bool = False) -> np.ndarray:

@@ -5,6 +5,7 @@ Neither PyTorch nor pickle is used.
 
 import json
 import math
+import re
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from invnext_jax.errors import UserError
 
 _DTYPE_CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
+_WRAPPERS = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _PICKLE_SUFFIXES = (".bin", ".pth", ".pt", ".ckpt", ".pkl", ".tar")
 _CONVERT = (
     "pickles can run any code, so they are not read; convert it once where PyTorch is installed: "
@@ -72,11 +74,25 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
     """
     source = Path(source)
     if source.is_dir():
-        return Checkpoint(_open_folder(source), _read_config(source))
+        return Checkpoint(_strip_wrappers(_open_folder(source), source), _read_config(source))
     _reject_pickle(source)
     if not source.is_file():
         raise UserError(f"there is no file or folder {source}")
-    return Checkpoint(_open_file(source), _read_config(source.parent))
+    return Checkpoint(_strip_wrappers(_open_file(source), source), _read_config(source.parent))
+
+
+def _strip_wrappers(tensors: dict[str, LazyTensor], source: Path) -> dict[str, LazyTensor]:
+    """Removes the prefixes that torch.compile, FSDP and DistributedDataParallel add to names."""
+    renamed = {name: _WRAPPERS.sub("", name) for name in tensors}
+    # A model may itself have a submodule called "module"; DistributedDataParallel wraps all of it.
+    while renamed and all(name.startswith("module.") for name in renamed.values()):
+        renamed = {name: new.removeprefix("module.") for name, new in renamed.items()}
+    if len(set(renamed.values())) < len(renamed):
+        raise UserError(
+            f"{source} holds tensors twice, with and without a prefix such as '_orig_mod.': "
+            "save only one of the two models"
+        )
+    return {renamed[name]: tensor for name, tensor in tensors.items()}
 
 
 def write_tensors(
@@ -93,6 +109,9 @@ def write_tensors(
       tensors: tensors by name, in the order in which they are written.
       dtype: "float32", "float16" or "bfloat16".
       metadata: metadata for the header.
+
+    Raises:
+      UserError: a finite value is too large for `dtype`.
     """
     code, np_dtype = _DTYPE_CODES[dtype], jnp.dtype(dtype)
     header, start = {"__metadata__": dict(metadata)}, 0
@@ -104,10 +123,24 @@ def write_tensors(
     text += b" " * (-len(text) % 8)  # the format requires 8-byte alignment of the data
     with open(path, "xb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
-        for tensor in tensors.values():
-            file.write(
-                np.ascontiguousarray(tensor.read(), np_dtype).reshape(-1).view(np.uint8).data
-            )
+        for name, tensor in tensors.items():
+            file.write(_cast(name, tensor.read(), np_dtype).reshape(-1).view(np.uint8).data)
+
+
+def _cast(name: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Converts a tensor to a contiguous array; a finite value must not become infinite."""
+    with np.errstate(over="ignore"):
+        converted = np.ascontiguousarray(array, dtype)
+    overflows = np.isinf(converted) & np.isfinite(array) if dtype != np.float32 else None
+    if overflows is not None and overflows.any():
+        value = np.asarray(array)[overflows].flat[0]
+        raise UserError(
+            f"{name} holds {value:g}, which {dtype.name} cannot represent (its largest value is "
+            f"{float(jnp.finfo(dtype).max):g}): use --dtype=float32"
+            + " or --dtype=bfloat16"
+            * (dtype == np.float16)
+        )
+    return converted
 
 
 def require_model_type(config: Mapping[str, Any], kind: str, types: Sequence[str]) -> None:

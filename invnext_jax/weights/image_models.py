@@ -6,12 +6,13 @@ of transformers, with the image tower or the full model, are converted to the na
 
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from invnext_jax.errors import UserError
-from invnext_jax.weights.files import LazyTensor, require_model_type, require_values
+from invnext_jax.weights.files import Checkpoint, LazyTensor, require_model_type, require_values
 from invnext_jax.weights.layout import CONV2D, SQUEEZE, VECTOR, Rule, linear, norm
 
 
@@ -263,3 +264,22 @@ FAMILIES = {
     "clip": ImageModelFamily(CLIP, _sizes_clip, _adapt_clip),
     "dinov2": ImageModelFamily(DINOV2, _sizes_dinov2, _adapt_dinov2),
 }
+
+# The patch embedding in timm and in DINOv2's release; in OpenAI's CLIP and in OpenCLIP.
+_OTHER_LIBRARIES = re.compile(r"(.*\.)?(patch_embed\.proj|visual\.conv1)\.weight")
+_EXAMPLES = {
+    "siglip2": "google/siglip2-giant-opt-patch16-256",
+    "clip": "openai/clip-vit-large-patch14",
+    "dinov2": "facebook/dinov2-large",
+}
+
+
+def refuse_other_libraries(kind: str, checkpoint: Checkpoint, source: str | Path) -> None:
+    """Raises a `UserError` if the tensors have the names of timm, OpenCLIP or a paper's release."""
+    name = next(filter(_OTHER_LIBRARIES.fullmatch, checkpoint.tensors), None)
+    if name or not checkpoint.config.keys().isdisjoint(("architecture", "model_cfg")):
+        found = f"the tensor {name}" if name else "a config.json"
+        raise UserError(
+            f"{source} has {found} of timm, OpenCLIP or the model's own release, but {kind} is "
+            f"read in the layout of transformers: download such a folder, as {_EXAMPLES[kind]}"
+        )

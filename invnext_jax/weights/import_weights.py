@@ -120,6 +120,7 @@ def _usage(kind: str, out: Path, imported: ImportedWeights) -> str:
 def read_teacher(kind: str, checkpoint: Checkpoint, source: str | Path) -> ImportedWeights:
     """Reads a frozen image teacher of one of `image_models.FAMILIES`."""
     family = image_models.FAMILIES[kind]
+    image_models.refuse_other_libraries(kind, checkpoint, source)
     with _config_errors(source):
         sizes = family.sizes(_require_config(checkpoint, source))
         config = ml_collections.ConfigDict({"teacher": sizes, "dtype": "float32"})

@@ -1,5 +1,6 @@
 import os
 import struct
+from pathlib import Path
 
 import av
 import numpy as np
@@ -226,3 +227,15 @@ def test_damaged_bytes_raise_nothing_but_bad_video(name, tmp_path, videos):
             assert frames.shape[0] == 3
         except decode.BadVideo:
             pass
+
+
+def test_relative_names_with_colons_and_other_characters_are_files(videos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    made = videos.write(tmp_path / "made.mp4", frames=8)
+    for name in ("a:b.mp4", "http:c.mp4", "concat:d|e.mp4", " f\ng .mp4", "%03d.mp4", "\udcff.mp4"):
+        made = made.rename(tmp_path / name)
+        for source in (name, Path(name), str(made)):
+            frames = decode.read_frames(source, lambda count: [0, count - 1])
+            assert videos.numbers(frames) == [0, 7]
+    with pytest.raises(decode.BadVideo, match=r"^gone:1\.mp4: "):
+        decode.read_frames("gone:1.mp4", range)

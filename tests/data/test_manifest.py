@@ -45,6 +45,12 @@ def test_byte_order_mark_and_crlf_are_accepted(tmp_path):
         ("path,source\n,a\n", "line 2: the path is empty"),
         ("path,source,label_x\n1.mp4,a,2\n2.mp4,a,two\n", "line 3: 'two' in column 'label_x'"),
         ("path,source,label_x\n1.mp4,a\n", "line 2: None in column 'label_x'"),
+        (
+            "path,source,label_x\n1.mp4,a,3.5\n",
+            "line 2: '3.5' in column 'label_x' is not an integer",
+        ),
+        ("path;source\n1.mp4;a\n", "no column 'path' .* by commas, .*prepare_data.py index"),
+        ("path,source,note,label_x\n1.mp4,a,b, c,3\n", "line 2 has more cells .* double quotes"),
         ("path,source,start\n1.mp4,a,soon\n", "line 2: 'soon' in column 'start'"),
         ("path,source,record\n1.mp4,a,x\n", "line 2: 'x' in column 'record'"),
         ("path,source,record\n1,a,0\n1,a,-2\n", "line 3: record -2 must be"),
@@ -126,3 +132,11 @@ def test_hashes_equal_those_in_existing_checkpoints(names, digest, tmp_path, mon
     (tmp_path / "b.csv").write_text("path,source\nb.mp4,toy\n")
     (tmp_path / "c, d.csv").write_text("path,source\n")
     assert manifest_lib.hash_manifests(names.format(tmp_path)) == digest
+
+
+def test_blank_and_float_labels_long_cells_and_any_names_are_read(tmp_path):
+    text = f"path,source,label_x,note\n1.mp4,a,3.0,{'x' * 140_000}\n2.mp4,a,,\n\udcff.mp4,a,nan,\n"
+    (tmp_path / "list.csv").write_bytes(text.encode(errors="surrogateescape"))
+    manifest = manifest_lib.read_manifest(tmp_path / "list.csv")
+    assert manifest.labels["label_x"].tolist() == [3, -1, -1]
+    assert manifest.paths[2] == f"{tmp_path}/\udcff.mp4"

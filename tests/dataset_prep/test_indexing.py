@@ -168,11 +168,116 @@ def test_incomplete_last_line_of_the_cache_is_ignored(folder):
         build(folder, folder / "train.csv")
 
 
-def test_name_that_is_not_utf8_is_quarantined(folder):
-    (folder / "0.mp4").rename(folder / "0\udcff.mp4")
-    assert counts(build(folder, folder / "train.csv")) == (8, 4, 4, 1)
-    (row,) = (r for r in rows(folder / "train.quarantine.csv") if "UTF-8" in r["reason"])
-    assert row["path"].endswith("0\\udcff.mp4")
+@pytest.mark.parametrize(
+    "name", ["0\udcff.mp4", "a:b.mp4", ' c ,"d" .mp4', "line\nfeed.mp4", "re\rturn.mp4", "#e.mp4"]
+)
+def test_any_file_name_is_indexed_and_read(folder, name):
+    (folder / "0.mp4").rename(folder / name)
+    out, copy = folder / "train.csv", folder / "copy.csv"
+    assert counts(build(folder, out)) == (8, 5, 3, 1)
+    assert counts(build(out, copy)) == (5, 5, 0, 1)
+    for path in (out, copy):
+        assert str(folder / name) in manifest.read_manifest(path).paths
+    config = common.data()
+    config.update(manifest=str(out), frames=4, size=32, short_side=32, workers=0)
+    dataset = pipeline.make_eval_dataset(config, manifest=str(out), batch_size=5)
+    (batch,) = list(dataset)
+    assert dataset.bad_videos.dropped == 0 and len(set(batch["index"].tolist())) == 5
+
+
+def test_bad_file_with_any_name_is_quarantined(folder):
+    (folder / "empty.mp4").rename(folder / "\udcff:\n.mp4")
+    build(folder, folder / "train.csv")
+    text = (folder / "train.quarantine.csv").read_text(errors="surrogateescape")
+    assert f'"{folder}/\udcff:\n.mp4",empty file\n' in text
+
+
+KINETICS = "label,youtube_id,time_start,time_end,split\n"
+
+
+def test_splits_indexed_apart_have_the_same_class_numbers(folder):
+    (folder / "train.csv").write_text(f"{KINETICS}abseiling,0,,,\narchery,1,,,\nzumba,2,,,\n")
+    (folder / "val.csv").write_text(f"{KINETICS}zumba,0,,,\narchery,1,,,\n")
+    out, classes = folder / "m", {"abseiling": 0, "archery": 1, "zumba": 2}
+    build(folder / "train.csv", out / "train.csv")
+    summary = build(folder / "val.csv", out / "val.csv")
+    assert f"class ids: those of {out}/train.classes.json" in str(summary)
+    found = manifest.read_manifest(out / "val.csv").labels["label_class"].tolist()
+    assert found == [classes["zumba"], classes["archery"]]
+    for split in ("train", "val"):
+        assert json.loads((out / f"{split}.classes.json").read_text()) == classes
+        build(folder / f"{split}.csv", out / f"{split}.csv")  # repeating changes nothing
+    own = lists.ListOptions(classes="alphabetical")
+    build(folder / "val.csv", out / "own.csv", list_options=own)
+    assert manifest.read_manifest(out / "own.csv").labels["label_class"].tolist() == [1, 0]
+    again = lists.ListOptions(classes=str(out / "train.classes.json"))
+    build(out / "own.csv", out / "again.csv", list_options=again)  # corrects the numbers
+    assert manifest.read_manifest(out / "again.csv").labels["label_class"].tolist() == found
+
+
+def test_splits_that_would_be_numbered_differently_are_refused(folder):
+    (folder / "train.csv").write_text(f"{KINETICS}abseiling,0,,,\narchery,1,,,\nzumba,2,,,\n")
+    (folder / "val.csv").write_text(f"{KINETICS}zumba,0,,,\narchery,1,,,\n")
+    (folder / "new.csv").write_text(f"{KINETICS}abseiling,0,,,\nbowling,1,,,\n")
+    (folder / "other.csv").write_text(f"{KINETICS}walk,0,,,\nrun,1,,,\n")
+    build(folder / "val.csv", folder / "m" / "val.csv")
+    with pytest.raises(UserError, match=r"'archery' is 0 in one and 1 in .*--classes=alphabetical"):
+        build(folder / "train.csv", folder / "m" / "train.csv")
+    build(folder / "other.csv", folder / "m" / "other.csv")  # another data set
+    build(folder / "train.csv", folder / "n" / "train.csv")
+    with pytest.raises(UserError, match="number 1 is 'archery' in one and 'bowling' in the other"):
+        build(folder / "new.csv", folder / "n" / "new.csv")
+
+
+def test_evaluation_videos_are_excluded_by_content(folder):
+    (folder / "val.csv").write_text("path,source\n1.mp4,k400\ngone.mp4,k400\n")
+    (folder / "part.csv").write_text("path,source,start,end\n0.mp4,k400,0,0.5\n")
+    exclude = (str(folder / "val.csv"), str(folder / "part.csv"))
+    summary = build(folder, folder / "train.csv", exclude=exclude)
+    assert counts(summary) == (8, 2, 6, 0) and summary.removed == 3
+    assert [row["path"] for row in rows(folder / "train.csv")] == ["2.mp4", "renamed, really.avi"]
+    reasons = {r["path"]: r["reason"] for r in rows(folder / "train.quarantine.csv")}
+    same = f"same content as {folder}/1.mp4, which --exclude names"
+    assert reasons[str(folder / "1.mp4")] == reasons[str(folder / "deep/copy.mp4")] == same
+    assert "1 of 3 videos of --exclude cannot be read" in str(summary)
+    text = "path,source,start,end\n0.mp4,a,0.5,1\n0.mp4,a,0.25,1\n2.mp4,a,,\n"
+    (folder / "windows.csv").write_text(text)  # only the second window overlaps with 0 to 0.5
+    build(folder / "windows.csv", folder / "out.csv", exclude=exclude)
+    assert [row["start"] for row in rows(folder / "out.csv")] == ["0.5", ""]
+
+
+def test_duplicates_over_several_manifests_are_listed_and_removed(folder, tmp_path):
+    (tmp_path / "a.csv").write_text(f"path,source\n{folder}/0.mp4,k400\n{folder}/1.mp4,k400\n")
+    (tmp_path / "b.csv").write_text(
+        f"path,source\n{folder}/deep/copy.mp4,k700\n{folder}/2.mp4,k700\n"
+    )
+    both = f"{tmp_path}/a.csv,{tmp_path}/b.csv"
+    assert counts(build(both, tmp_path / "all.csv")) == (4, 4, 0, 1)
+    (copy,) = rows(tmp_path / "all.duplicates.csv")
+    assert copy == {"path": f"{folder}/deep/copy.mp4", "same_as": f"{folder}/1.mp4"}
+    summary = build(both, tmp_path / "one.csv", remove_duplicates=True)
+    assert counts(summary) == (4, 3, 1, 1) and "1 of the quarantined videos are copies" in str(
+        summary
+    )
+    assert [row["source"] for row in rows(tmp_path / "one.csv")] == ["k400", "k400", "k700"]
+
+
+def test_reencoded_copies_are_excluded_and_listed_by_their_pictures(folder, videos):
+    for name, crf in (("numbers.mp4", 18), ("again.mp4", 26)):
+        options = {"preset": "ultrafast", "crf": str(crf)}
+        videos.write(folder / name, frames=50, size=(96, 160), options=options)
+    assert counts(build(folder, folder / "train.csv")) == (10, 7, 3, 1)  # no copy by its bytes
+    summary = build(folder, folder / "all.csv", perceptual=True)
+    (pair,) = rows(folder / "all.similar.csv")
+    assert (pair["path"], pair["similar_to"]) == (f"{folder}/numbers.mp4", f"{folder}/again.mp4")
+    assert "1 clean videos look like earlier ones" in str(summary)
+    (folder / "val.csv").write_text("path,source\nagain.mp4,k400\n")
+    options = {"exclude": (str(folder / "val.csv"),), "perceptual": True}
+    assert counts(build(folder, folder / "some.csv", **options)) == (10, 5, 5, 1)
+    reasons = {r["path"]: r["reason"] for r in rows(folder / "some.quarantine.csv")}
+    assert reasons[f"{folder}/numbers.mp4"].startswith(
+        f"similar to {folder}/again.mp4, which --excl"
+    )
 
 
 def command(*arguments):

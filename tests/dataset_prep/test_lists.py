@@ -1,6 +1,7 @@
 """Published list formats, read with common layouts of the video files."""
 
 import json
+import os
 
 import pytest
 
@@ -204,3 +205,174 @@ def test_records_and_remote_files_are_errors(text, message, tmp_path):
     (tmp_path / "list.csv").write_text(text)
     with pytest.raises(UserError, match=message):
         read(tmp_path / "list.csv")
+
+
+@pytest.mark.parametrize(
+    ("text", "labels", "notes"),
+    [
+        ("path,source,label\na.mp4,s,3\nb.mp4,s,1\n", [3, 1], "'label' is read as label_class"),
+        ("path;source;label_class\na.mp4;s;3\nb.mp4;s;1\n", [3, 1], ""),
+        ("path\tsource\tlabel_class\na.mp4\ts\t3\nb.mp4\ts\t1\n", [3, 1], ""),
+        ("path|source|label_class\r\na.mp4|s|3\r\nb.mp4|s|1\r\n", [3, 1], ""),
+        ("# mine\n\nvideo,label\na.mp4,3\nb.mp4,1\n", [3, 1], "'label' is read"),
+        ("#Filename;Class\na.mp4;run\nb.mp4;jump\n", [1, 0], "'Class' is read"),
+        ("video_id,category\na,run\nb,jump\n", [1, 0], "'category' is read"),
+        ("path,source,label_class\na.mp4,s,3.0\nb.mp4,s,\n", [3, -1], ""),
+        ("file,label\na.mp4,nan\nb.mp4, 1.0\n", [-1, 1], "'label' is read"),
+        (
+            "path,source,caption,label_class\na.mp4,s,x,3\nb.mp4,s,y,1\n",
+            [3, 1],
+            "not read: caption",
+        ),
+        ("path,source,label,label_class\na.mp4,s,7,3\nb.mp4,s,7,1\n", [3, 1], "not read: label"),
+        ("sep=;\nPath; Source; label_class\na.mp4; s; 3\n b.mp4; s; 1\n", [3, 1], ""),
+        ("# mine\na.mp4 3\nb.mp4 1\n", [3, 1], ""),
+        ("a.mp4;3\nb.mp4;1\n", [3, 1], ""),
+        ("a.mp4 3.0\nb.mp4 1.0\n", [3, 1], ""),
+        ("a.mp4 run\nb.mp4,jump\n", [1, 0], ""),
+    ],
+)
+def test_tables_and_lines_are_read_as_they_are_meant(text, labels, notes, tmp_path):
+    touch(tmp_path, "a.mp4", "b.mp4")
+    (tmp_path / "list.csv").write_bytes(text.encode())
+    videos = read(tmp_path / "list.csv")
+    assert [entry.path for entry in videos.entries] == [
+        str(tmp_path / n) for n in ("a.mp4", "b.mp4")
+    ]
+    assert [entry.labels for entry in videos.entries] == [{"label_class": n} for n in labels]
+    assert videos.classes == ({"jump": 0, "run": 1} if "jump" in text else None)
+    assert notes in " ".join(videos.notes) and bool(notes) == bool(videos.notes)
+
+
+def test_long_captions_and_text_in_utf_16_are_read(tmp_path):
+    text = f"path,source,caption,label_x\na.mp4,s,{'x' * 140_000},3\n"
+    for encoding in ("utf-8", "utf-16"):
+        (tmp_path / "list.csv").write_bytes(text.encode(encoding))
+        assert read(tmp_path / "list.csv").entries[0].labels == {"label_x": 3}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "path,source,label\na.mp4,s,3\nb.mp4,s,run\n",
+            "line 2, label: '3' is a number, but 'run'",
+        ),
+        ("a.mp4 3\nb.mp4 run\n", "line 1: '3' is a number, but 'run' is a class name"),
+        (
+            "path,source,label_x\na.mp4,s,3.5\n",
+            "line 2, label_x: '3.5' must be an integer, or blank",
+        ),
+        (
+            "path,source,note,label_x\na.mp4,s,one, two,3\n",
+            "line 2 has 5 cells, .* in double quotes",
+        ),
+        ("path,label,label\na.mp4,1,2\n", "has the column 'label' twice"),
+        (
+            "path,source,split\na.mp4,s,train\nb.mp4,s,val\n",
+            "splits 'train', 'val' .* with --split",
+        ),
+        ("clip title;class\na;1\n", "line 1: .* a header with the columns path, source, label"),
+        ("a.mp4\0", "is not a text file"),
+    ],
+)
+def test_ambiguous_lists_name_line_column_and_cure(text, message, tmp_path):
+    (tmp_path / "list.csv").write_text(text)
+    with pytest.raises(UserError, match=message) as error:
+        read(tmp_path / "list.csv")
+    assert "\n" not in str(error.value)
+
+
+def test_split_column_selects_rows(tmp_path):
+    (tmp_path / "l.csv").write_text("path,source,split\na.mp4,s,train\nb.mp4,s,val\n")
+    names = lambda split: [e.path[-5:] for e in read(tmp_path / "l.csv", split=split).entries]  # noqa: E731
+    assert names("val") == ["b.mp4"] and names("all") == ["a.mp4", "b.mp4"]
+    with pytest.raises(UserError, match="select one with --split"):
+        names("test")
+
+
+def test_hmdb51_split_files(tmp_path):
+    lists_folder, root = tmp_path / "splits", tmp_path / "hmdb51"
+    touch(root, *(f"{c}/{c[0]}{i}.avi" for c in ("run", "brush_hair") for i in range(3)))
+    lists_folder.mkdir()
+    for name in ("run", "brush_hair"):
+        for fold, numbers in ((1, (1, 2, 0)), (2, (2, 1, 0))):
+            rows = [f"{name[0]}{i}.avi {n} " for i, n in enumerate(numbers)]
+            (lists_folder / f"{name}_test_split{fold}.txt").write_text("\n".join(rows) + "\n")
+    found = {
+        (split, fold): [
+            (entry.path.removeprefix(f"{root}/"), entry.labels["label_class"])
+            for entry in read(lists_folder, videos=str(root), split=split, fold=fold).entries
+        ]
+        for split in ("train", "test")
+        for fold in (1, 2)
+    }
+    first, second = (
+        [("brush_hair/b0.avi", 0), ("run/r0.avi", 1)],
+        [("brush_hair/b1.avi", 0), ("run/r1.avi", 1)],
+    )
+    assert found == {
+        ("train", 1): first,
+        ("test", 2): first,
+        ("test", 1): second,
+        ("train", 2): second,
+    }
+    one = read(lists_folder / "run_test_split1.txt", videos=str(root), split="train")
+    assert [entry.labels for entry in one.entries] == [{"label_class": 1}]  # as in the folder
+    for path in (lists_folder, lists_folder / "run_test_split1.txt"):
+        with pytest.raises(UserError, match="training and test videos of HMDB51: give --split"):
+            read(path, videos=str(root))
+    with pytest.raises(UserError, match="no files of split 3 of HMDB51: give another --fold"):
+        read(lists_folder, split="train", fold=3)
+
+
+@pytest.mark.parametrize("with_index", [True, False])
+def test_ucf101_lists_number_the_folders(tmp_path, with_index):
+    names = ("ApplyEyeMakeup", "Archery", "YoYo")
+    train = [f"{c}/v_{c}_g08_c01.avi {n}" for n, c in enumerate(names, start=1)]
+    test = [f"{c}/v_{c}_g01_c02.avi" for c in (names if not with_index else names[1:])]
+    (tmp_path / "trainlist01.txt").write_text("\r\n".join(train) + "\r\n")
+    (tmp_path / "testlist01.txt").write_text("\n".join(test) + "\n")
+    if with_index:  # then a split may lack a class
+        index = "".join(f"{n} {c}\n" for n, c in enumerate(names, start=1))
+        (tmp_path / "classInd.txt").write_text(index)
+    ids = {name: number for number, name in enumerate(names)}
+    for name, count in (("trainlist01.txt", 3), ("testlist01.txt", len(test))):
+        videos = read(tmp_path / name)
+        found = [(e.path.split("/")[-2], e.labels["label_class"]) for e in videos.entries]
+        assert found == list(ids.items())[-count:] and videos.classes == ids
+    (tmp_path / "trainlist01.txt").write_text(f"{train[0]}\n{train[0][:-1]}7\n")
+    with pytest.raises(UserError, match="gives the class 'ApplyEyeMakeup' the numbers 1 and 7"):
+        read(tmp_path / "trainlist01.txt")
+
+
+def test_names_in_other_encodings_are_found(tmp_path):
+    composed, decomposed = "caf\u00e9.mp4", "cafe\u0301.mp4"
+    latin = b"na\xefve.mp4"
+    (tmp_path / "d").mkdir()
+    touch(tmp_path / "d", decomposed, os.fsdecode(latin), "dir/x.mp4")
+    for text in (
+        f"d/{composed}\nd/na\u00efve.mp4\nd\\dir\\x.mp4\n".encode(),
+        f"d/{decomposed}\n".encode() + b"d/" + latin + b"\nd/dir/x.mp4\n",
+    ):
+        (tmp_path / "list.txt").write_bytes(text)
+        files = [os.fsencode(e.path) for e in read(tmp_path / "list.txt").entries]
+        assert all(os.path.exists(file) for file in files)
+        assert files[1].endswith(latin)
+
+
+def test_lists_are_joined_with_common_class_numbers(tmp_path):
+    (tmp_path / "a.csv").write_text("video,label\na.mp4,run\nb.mp4,jump\n")
+    (tmp_path / "b.csv").write_text("video,label\nc.mp4,climb\nd.mp4,run\n")
+    videos = lists.read_lists(f"{tmp_path}/a.csv,{tmp_path}/b.csv", lists.ListOptions())
+    assert videos.classes == {"climb": 0, "jump": 1, "run": 2}
+    assert [e.labels["label_class"] for e in videos.entries] == [2, 1, 0, 2]
+    assert [e.source for e in videos.entries] == ["a", "a", "b", "b"]
+    for name, ids in (("x", {"run": 0, "jump": 1}), ("y", {"jump": 0, "run": 1})):
+        (tmp_path / f"{name}.csv").write_text(f"path,source,label_class\n{name}.mp4,s,0\n")
+        (tmp_path / f"{name}.classes.json").write_text(json.dumps(ids))
+    with pytest.raises(UserError, match=r"x.csv and .*y.csv number classes differently .*--task"):
+        lists.read_lists(f"{tmp_path}/x.csv,{tmp_path}/y.csv", lists.ListOptions())
+    options = lists.ListOptions(classes=f"{tmp_path}/x.classes.json")
+    joined = lists.read_lists(f"{tmp_path}/x.csv,{tmp_path}/y.csv", options)
+    assert [e.labels["label_class"] for e in joined.entries] == [0, 1]

@@ -125,3 +125,11 @@ def test_record_without_its_label_is_quarantined(labels, reason, dataset, monkey
     example.pop("action")
     monkeypatch.setattr(shards, "read_example", lambda *_: example | labels)
     assert probe(shard, 1) == {"reason": reason}
+
+
+def test_class_names_are_those_of_the_only_class_label():
+    label, scalar = tfds.features.ClassLabel, tfds.features.Scalar(np.int64)
+    find = lambda **features: tfds_index._class_names(tfds.features.FeaturesDict(features))  # noqa: E731
+    assert find(action=label(names=["fall", "rise"]), n=scalar) == {"fall": 0, "rise": 1}
+    assert find(action=label(num_classes=2)) == find(n=scalar) == {}
+    assert find(a=label(names=["fall"]), b=label(names=["rise"])) == {}

@@ -285,3 +285,18 @@ def test_a_joined_manifest_may_lack_labels_but_not_all(folder, tmp_path):
     config.update(val_manifest=f"{tmp_path}/none.csv", train_manifest=f"{tmp_path}/none.csv")
     with pytest.raises(UserError, match="label_size has no labelled video in the training"):
         evaluate.choose_tasks(config)
+
+
+def test_notes_about_the_splits_are_in_the_results_and_the_tables(folder, tmp_path, capsys):
+    world = str(folder / "world" / "train.csv")
+    changes = {"evaluators": ("linear_probe",), "controls": False, "tasks": ("shape",)}
+    config = get_config(folder, val_manifest=world, **changes)
+    with pytest.raises(UserError, match="is also in config.train_manifest"):
+        evaluate.evaluate_checkpoint(config, tmp_path / "p")
+    config.same_manifest = True
+    for _ in range(2):  # the second call reads the results
+        found = evaluate.evaluate_checkpoint(config, tmp_path / "p")
+        assert found["splits"] == {"held_out": 48, "copies": 48, "unseen": {}}
+        assert "48 of 48 held-out videos are also training" in tables.format_table(found)
+    assert "note: 48 of 48 held-out videos are also training" in capsys.readouterr().out
+    assert tables.join_results([found, found])["notes"] == found["notes"]

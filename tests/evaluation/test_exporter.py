@@ -217,3 +217,18 @@ def test_files_of_a_killed_export_are_removed(stage1_run, tmp_path):
     (tmp_path / ".encoder.safetensors.draft" / "half").write_bytes(b"x")
     exporter.export_run(stage1_run, out)
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+def test_float16_overflow_and_infinity_in_any_part_are_refused(stage1_run, tmp_path, part):
+    source, out = tmp_path / "all.safetensors", tmp_path / "published"
+    params = export_random_values(stage1_run, source)
+    leaf = jax.tree.leaves(params[part])[0]
+    _, config = pretrained.load_params(source)
+    half = exporter.ExportFormat("internvideo_next", "float16")
+    for value, match in ((1e5, "holds 100000, which float16 cannot"), (np.inf, "not finite, in")):
+        leaf.flat[0] = value
+        export.write_export(source, params, exporter.describe_export(source, config, params))
+        with pytest.raises(UserError, match=match) as error:
+            exporter.export_run(source, out, parts=("encoder", part), export_format=half)
+        assert "report this" not in str(error.value) and not out.exists()

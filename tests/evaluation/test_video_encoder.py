@@ -77,3 +77,12 @@ def test_missing_file_and_missing_pool_are_errors(stage1_run, tmp_path, exported
     clip = np.zeros((1, 2, 32, 32, 3), np.uint8)
     with pytest.raises(UserError, match="hold no pool"):
         VideoEncoder(tmp_path / "bare.safetensors").encode(clip, pooled=True)
+
+
+@pytest.mark.parametrize("name", ["a:b.mp4", "world:cup.mp4", "\udcff \n.mp4"])
+def test_relative_path_of_any_name_is_a_local_file(exported, video, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(video, name)
+    encoder = VideoEncoder(exported)
+    for path in (name, Path(name)):
+        np.testing.assert_array_equal(encoder.read(path), encoder.read(video))

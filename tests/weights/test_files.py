@@ -1,6 +1,7 @@
 """Safetensors checkpoints: lazy reading, errors for invalid ones, and writing."""
 
 import json
+import re
 
 import ml_dtypes
 import numpy as np
@@ -113,3 +114,42 @@ def test_missing_checkpoint_is_an_error(tmp_path):
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(UserError, match="config.json"):
             files.open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    ["_orig_mod.", "module.", "module._orig_mod.", "_orig_mod.module.", "_fsdp_wrapped_module."],
+)
+def test_prefixes_of_pytorch_wrappers_are_removed(tmp_path, prefix):
+    st.save_file({prefix + k: v for k, v in ARRAYS.items()}, tmp_path / "x.safetensors")
+    assert read(tmp_path / "x.safetensors").keys() == ARRAYS.keys()
+    inner = {f"model._orig_mod.{k}": v for k, v in ARRAYS.items()}
+    st.save_file(inner, tmp_path / "y.safetensors")
+    assert read(tmp_path / "y.safetensors").keys() == {f"model.{k}" for k in ARRAYS}
+
+
+def test_a_submodule_called_module_keeps_its_name_and_copies_are_refused(tmp_path):
+    kept = {"module.a.weight": ARRAYS["a.weight"], "b.bias": ARRAYS["b.bias"]}
+    st.save_file(kept, tmp_path / "x.safetensors")
+    assert read(tmp_path / "x.safetensors").keys() == kept.keys()
+    st.save_file(ARRAYS | {"_orig_mod.b.bias": ARRAYS["b.bias"]}, tmp_path / "y.safetensors")
+    with pytest.raises(UserError, match="holds tensors twice, with and without a prefix"):
+        read(tmp_path / "y.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value", "largest"),
+    [("float16", -1e5, "65504"), ("float16", 65520.0, "65504"), ("bfloat16", 3.4e38, "3.38")],
+)
+def test_values_beyond_the_dtype_are_refused_with_tensor_and_value(tmp_path, dtype, value, largest):
+    array, number = np.array([1.0, value], np.float32), re.escape(f"{value:g}")
+    tensors = {"b.bias": files.LazyTensor((2,), lambda: array)}
+    with pytest.raises(UserError, match=rf"b.bias holds {number}, which {dtype} .*{largest}"):
+        files.write_tensors(tmp_path / "x.safetensors", tensors, dtype=dtype, metadata={})
+
+
+def test_the_largest_float16_is_written(tmp_path):
+    # 65519 is the largest float32 integer that rounds to 65504 instead of infinity.
+    tensors = {"b": files.LazyTensor((2,), lambda: np.array([65504.0, 65519.0], np.float32))}
+    files.write_tensors(tmp_path / "x.safetensors", tensors, dtype="float16", metadata={})
+    assert st.load_file(tmp_path / "x.safetensors")["b"].tolist() == [65504.0, 65504.0]

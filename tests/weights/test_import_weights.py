@@ -214,3 +214,32 @@ def test_nonfinite_weights_are_refused(published, tmp_path):
     st.save_file(state, published / "model.safetensors")
     with pytest.raises(UserError, match="not finite, in encoder/class_token"):
         import_weights.import_weights("internvideo_next", published, tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("patch_embed.proj.weight", {"architecture": "vit_giantopt_patch16_siglip_256"}),
+        ("visual.trunk.patch_embed.proj.weight", {}),
+        ("visual.conv1.weight", None),
+        ("x", {"model_cfg": {"vision_cfg": {"timm_model_name": "vit_base_patch16_siglip_224"}}}),
+    ],
+)
+@pytest.mark.parametrize("kind", ["siglip2", "clip", "dinov2"])
+def test_layouts_of_timm_and_openclip_are_named(tmp_path, kind, name, config):
+    st.save_file({name: np.zeros((8, 3, 16, 16), np.float32)}, tmp_path / "model.safetensors")
+    if config is not None:
+        (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"of timm, OpenCLIP .* layout of transformers.*/") as error:
+        import_weights.import_weights(kind, tmp_path, tmp_path / "out.safetensors")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module."])
+def test_names_of_wrapped_models_are_read(published, tmp_path, prefix):
+    plain, wrapped = tmp_path / "plain.safetensors", tmp_path / "wrapped.safetensors"
+    import_weights.import_weights("internvideo_next", published, plain)
+    state = st.load_file(published / "model.safetensors")
+    st.save_file({prefix + k: v for k, v in state.items()}, published / "model.safetensors")
+    import_weights.import_weights("internvideo_next", published, wrapped)
+    assert wrapped.read_bytes() == plain.read_bytes()

@@ -1,0 +1,154 @@
+"""Numbers the classes of lists, so that the same class has the same id in all splits."""
+
+import dataclasses
+import os
+import unicodedata
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from invnext_jax.data import labels as labels_lib
+from invnext_jax.dataset_prep.video_list import NO_LABEL, ListOptions, VideoList
+from invnext_jax.errors import UserError
+
+ALPHABETICAL = "alphabetical"  # value of --classes
+
+
+def normalize(name: str) -> str:
+    """Strips a class name; a name that is not UTF-8 is decoded as Windows' Western encoding."""
+    if not name.isascii():
+        if any("\udc80" <= letter <= "\udcff" for letter in name):
+            name = name.encode(errors="surrogateescape").decode("cp1252", errors="replace")
+        name = unicodedata.normalize("NFC", name)
+    return name.strip()
+
+
+def assign(
+    names: Iterable[str], options: ListOptions, path: Path, default_file: Path | None = None
+) -> tuple[dict[str, int] | None, str]:
+    """Assigns an id to each class name.
+
+    Args:
+        names: Class name of each video; "" is a video without a class.
+        options: `classes` is the file that defines the ids.
+        path: The list, for messages.
+        default_file: File that defines the ids if the options name none.
+
+    Returns:
+        The ids by name, or None if no video has a class; and the file that defines them or "".
+
+    Raises:
+        UserError: The file cannot be read, or lacks a name.
+    """
+    used = sorted(set(names) - {""})
+    if not used:
+        return None, ""
+    file = "" if options.classes == ALPHABETICAL else options.classes or str(default_file or "")
+    if not file:
+        return {name: number for number, name in enumerate(used)}, ""
+    ids = _read_file(file)
+    unknown = [name for name in used if name not in ids]
+    if unknown:
+        raise UserError(f"class {unknown[0]!r} of {path} is not in {file}: add it there")
+    return ids, file
+
+
+def _read_file(path: str) -> dict[str, int]:
+    try:
+        return {normalize(name): n for name, n in labels_lib.read_names(path).items()}
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"--classes={path} cannot be read: {error}") from error
+
+
+def make_labels(ids: dict[str, int] | None, name: str, task: str) -> dict[str, int]:
+    """Returns the label column of a video with the class `name`; "" is no class."""
+    return {f"label_{task}": ids[name] if name else NO_LABEL} if ids else {}
+
+
+def renumber(videos: VideoList, column: str, ids: dict[str, int], file: str = "") -> VideoList:
+    """Returns the list with the class ids `ids`, which contain all of its class names."""
+    new_ids = {number: ids[name] for name, number in videos.classes.items() if name in ids}
+    entries = [
+        dataclasses.replace(entry, labels={**entry.labels, column: new_ids[entry.labels[column]]})
+        if entry.labels.get(column, NO_LABEL) != NO_LABEL
+        else entry
+        for entry in videos.entries
+    ]
+    return dataclasses.replace(
+        videos, entries=entries, classes=ids, classes_file=file or videos.classes_file
+    )
+
+
+def match_neighbors(videos: VideoList, options: ListOptions, out: Path) -> VideoList:
+    """Gives classes the ids that other manifests in the folder of `out` use.
+
+    Without this, the splits of a data set would be numbered differently if one of them lacks a
+    class.
+
+    Raises:
+        UserError: Another manifest numbers the same classes, but differently or only some of them.
+    """
+    if videos.classes is None or options.classes:
+        return videos
+    own, column = labels_lib.path_of(out), f"label_{options.task}"
+    found = {
+        os.fspath(file): labels_lib.read_of_manifest(os.fspath(file)[: -len(labels_lib.SUFFIX)])
+        for file in sorted(out.parent.glob(f"*{labels_lib.SUFFIX}"))
+        if file.name != own.name
+    }
+    shared = {file: ids for file, ids in found.items() if not videos.classes.keys().isdisjoint(ids)}
+    complete = {f: ids for f, ids in shared.items() if videos.classes.keys() <= ids.keys()}
+    cure = (
+        "give --classes=FILE with the numbers of all names, or --classes=alphabetical to number "
+        "this list by itself"
+    )
+    if complete and not videos.classes_file:
+        (file, ids), *others = complete.items()
+        for other, other_ids in others:
+            if conflict := labels_lib.describe_conflict(ids, other_ids):
+                raise UserError(f"{file} and {other} number the classes differently: {cure}")
+        note = (
+            f"class ids: those of {file}, which has all classes of this list "
+            "(--classes=alphabetical numbers this list by itself)"
+        )
+        videos = renumber(videos, column, ids, file)
+        return dataclasses.replace(videos, notes=(*videos.notes, note))
+    for file, ids in shared.items():
+        if conflict := labels_lib.describe_conflict(ids, videos.classes):
+            raise UserError(f"{file} and this list number classes differently ({conflict}): {cure}")
+    return videos
+
+
+def join(lists: Sequence[VideoList], names: Sequence[str], options: ListOptions) -> VideoList:
+    """Concatenates lists; lists whose class names were only numbered are numbered together.
+
+    Raises:
+        UserError: Two lists have class ids from files that contradict each other.
+    """
+    column = f"label_{options.task}"
+    ids, file, file_name = {}, "", ""
+    for videos, name in zip(lists, names, strict=True):
+        if videos.classes and videos.classes_file:
+            if conflict := labels_lib.describe_conflict(ids, videos.classes):
+                raise UserError(
+                    f"{file_name} and {name} number classes differently ({conflict}): index one of "
+                    "them again with another --task or with --classes"
+                )
+            ids, file, file_name = {**ids, **videos.classes}, videos.classes_file, name
+    numbered = [videos for videos in lists if videos.classes and not videos.classes_file]
+    new = sorted({name for videos in numbered for name in videos.classes} - ids.keys())
+    if ids and new:
+        raise UserError(
+            f"class {new[0]!r} is not in {file}: give --classes=FILE with the numbers of all names"
+        )
+    ids |= {name: number for number, name in enumerate(new)}
+    joined = [renumber(videos, column, ids) if videos.classes else videos for videos in lists]
+    notes = [note for videos in joined for note in videos.notes]
+    plain = [
+        name
+        for videos, name in zip(joined, names, strict=True)
+        if not videos.classes and any(column in entry.labels for entry in videos.entries)
+    ]
+    if ids and plain:
+        notes.append(f"{plain[0]} has class numbers without names, which are kept as they are")
+    entries = [entry for videos in joined for entry in videos.entries]
+    return VideoList(entries, ids or None, file, tuple(dict.fromkeys(notes)))

@@ -1,0 +1,36 @@
+"""Writes CSV files whose cells may hold any file name."""
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from invnext_jax import atomic_file
+from invnext_jax.errors import UserError
+
+
+def format_csv(rows: Iterable[Sequence[Any]]) -> str:
+    """Formats rows as the text of a CSV file."""
+    text = io.StringIO()
+    plain = csv.writer(text, lineterminator="\n")
+    quoted = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    for row in rows:  # the csv module does not quote a lone carriage return
+        has_return = any(isinstance(cell, str) and "\r" in cell for cell in row)
+        (quoted if has_return else plain).writerow(row)
+    return text.getvalue()
+
+
+def write_csv(path: Path, text: str) -> None:
+    """Writes a text atomically; names of files that are not UTF-8 keep their bytes."""
+    atomic_file.write_bytes(path, text.encode(errors="surrogateescape"))
+
+
+def check_overwrite(manifest: Path, text: str, overwrite: bool) -> None:
+    """Raises `UserError` if a manifest with different content exists and `overwrite` is false."""
+    content = text.encode(errors="surrogateescape")
+    if not overwrite and manifest.exists() and manifest.read_bytes() != content:
+        raise UserError(
+            f"{manifest} exists and has other content: give --overwrite to replace it, or another "
+            "--out"
+        )

@@ -1,0 +1,230 @@
+"""Finds copies of videos: inside a list, and of videos that other lists name."""
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from invnext_jax.data.content_digest import digest_file
+from invnext_jax.dataset_prep import lists, picture_hashes
+from invnext_jax.dataset_prep.picture_hashes import HashCache, Hashes
+from invnext_jax.dataset_prep.probing import VideoProbe
+from invnext_jax.dataset_prep.video_list import ListOptions, VideoEntry
+from invnext_jax.dataset_prep.worker_map import map_in_workers
+
+Entries = Sequence[tuple[VideoEntry, str]]  # entries and the digests of their files
+Clean = list[tuple[VideoEntry, VideoProbe]]
+Problems = list[tuple[str, str]]  # path and reason
+
+
+@dataclasses.dataclass(frozen=True)
+class ExcludedVideos:
+    """Videos that must not be in a manifest.
+
+    Attributes:
+        by_digest: Entries with each content.
+        listed: Number of listed videos.
+        unreadable: Number of listed videos whose file is missing or cannot be read.
+    """
+
+    by_digest: dict[str, list[VideoEntry]]
+    listed: int
+    unreadable: int
+
+    @property
+    def entries(self) -> Entries:
+        """The readable entries with the digests of their files."""
+        return [(entry, digest) for digest, own in self.by_digest.items() for entry in own]
+
+
+def read_excluded(names: Sequence[str]) -> ExcludedVideos:
+    """Reads lists of videos to exclude and hashes their files.
+
+    Raises:
+        UserError: A list cannot be read.
+    """
+    by_digest, digests, listed, unreadable = {}, {}, 0, 0
+    for name in names:
+        options = ListOptions(source="excluded", split="all", classes="alphabetical")
+        for entry in lists.read_list(name, options).entries:
+            listed += 1
+            try:
+                if entry.path not in digests:
+                    digests[entry.path] = digest_file(entry.path)
+            except OSError:
+                unreadable += 1
+                continue
+            by_digest.setdefault(digests[entry.path], []).append(entry)
+    return ExcludedVideos(by_digest, listed, unreadable)
+
+
+def remove_excluded(clean: Clean, excluded: ExcludedVideos) -> tuple[Clean, Problems]:
+    """Returns the videos that are not copies of excluded ones, and the others with the reason.
+
+    A part of a video is removed only if it overlaps with an excluded part.
+    """
+    kept, removed = [], []
+    for entry, probe in clean:
+        others = excluded.by_digest.get(probe.digest, ())
+        other = next((other for other in others if overlap(entry, other)), None)
+        if other is None:
+            kept.append((entry, probe))
+        else:
+            removed.append((entry.path, f"same content as {other.path}, which --exclude names"))
+    return kept, removed
+
+
+def overlap(first: VideoEntry, second: VideoEntry) -> bool:
+    """Returns whether the windows of two entries of the same video overlap."""
+    windows = [(e.start or 0.0, math.inf if e.end is None else e.end) for e in (first, second)]
+    return max(start for start, _ in windows) < min(end for _, end in windows)
+
+
+def find_duplicates(clean: Iterable[tuple[VideoEntry, VideoProbe]]) -> list[tuple[str, str]]:
+    """Returns (path, path of the first file with the same digest) for each duplicate file."""
+    first, duplicates = {}, {}
+    for entry, probe in clean:
+        original = first.setdefault(probe.digest, entry.path)
+        if original != entry.path:
+            duplicates[entry.path] = original
+    return list(duplicates.items())
+
+
+def remove_duplicates(clean: Clean) -> tuple[Clean, Problems]:
+    """Returns the videos that are not copies of earlier ones, and the others with the reason.
+
+    Of a file and its copy, parts that do not overlap are kept. A copy with other labels than the
+    first file is removed too.
+    """
+    kept, removed, by_digest = [], [], {}
+    for entry, probe in clean:
+        earlier = by_digest.setdefault(probe.digest, [])
+        copies = (other for other in earlier if other.path != entry.path and overlap(entry, other))
+        original = next(copies, None)
+        if original is None:
+            kept.append((entry, probe))
+            earlier.append(entry)
+        else:
+            removed.append((entry.path, f"same content as {original.path}"))
+    return kept, removed
+
+
+@dataclasses.dataclass(frozen=True)
+class Copies:
+    """Result of `find_copies`.
+
+    Attributes:
+        clean: Videos that are left.
+        removed: Videos that are not, with the reason.
+        duplicates: Path and path of the first file of the same content.
+        similar: Path, path of a similar earlier video, and bits of 64 in which their frames differ;
+            None if pictures were not compared.
+        notes: Sentences for the user.
+    """
+
+    clean: Clean
+    removed: Problems
+    duplicates: list[tuple[str, str]]
+    similar: list[tuple[str, str, float]] | None
+    notes: list[str]
+
+
+def find_copies(
+    clean: Clean,
+    excluded: ExcludedVideos,
+    *,
+    remove: bool,
+    hashes: Path | None,
+    workers: int,
+    timeout: float,
+) -> Copies:
+    """Removes copies of excluded videos, and lists or removes copies of other videos.
+
+    Args:
+        clean: Entries and probes of the videos.
+        excluded: Videos to exclude.
+        remove: Whether to remove copies of earlier videos.
+        hashes: File that caches perceptual hashes; None does not compare pictures.
+        workers: Maximum number of processes.
+        timeout: Time limit per video in seconds.
+    """
+    clean, removed = remove_excluded(clean, excluded)
+    notes, similar = [], None
+    if excluded.unreadable:
+        notes.append(
+            f"{excluded.unreadable} of {excluded.listed} videos of --exclude cannot be read: their "
+            "copies are not removed"
+        )
+    if hashes is not None:
+        cache = HashCache(hashes)
+        found = find_similar(clean, excluded, cache, workers=workers, timeout=timeout)
+        clean, similar, removed = found.clean, found.pairs, removed + found.removed
+        if found.unhashed:
+            notes.append(f"{found.unhashed} videos could not be compared by their pictures")
+    copies = find_duplicates(clean)
+    if remove:
+        clean, removed_copies = remove_duplicates(clean)
+        removed += removed_copies
+    return Copies(clean, removed, copies, similar, notes)
+
+
+@dataclasses.dataclass(frozen=True)
+class SimilarVideos:
+    """Result of `find_similar`.
+
+    Attributes:
+        clean: Videos without those that are similar to an excluded video.
+        removed: The others, with the reason.
+        pairs: Path, path of a similar earlier video, and bits of 64 in which their frames differ.
+        unhashed: Number of videos that could not be compared.
+    """
+
+    clean: Clean
+    removed: Problems
+    pairs: list[tuple[str, str, float]]
+    unhashed: int
+
+
+def find_similar(
+    clean: Clean, excluded: ExcludedVideos, cache: HashCache, *, workers: int, timeout: float
+) -> SimilarVideos:
+    """Compares the pictures of all videos, and of the excluded videos, see `picture_hashes`.
+
+    Copies with the same bytes are not listed again.
+    """
+    others = excluded.entries
+    videos = [*others, *((entry, probe.digest) for entry, probe in clean)]
+    hashes = _hash_all(videos, cache, workers=workers, timeout=timeout)
+    removed, pairs, gone = [], [], set()
+    for video, other, bits in picture_hashes.find_similar(hashes):
+        (entry, digest), (original, other_digest) = videos[video], videos[other]
+        if video < len(others):
+            continue
+        if other < len(others):
+            gone.add(video - len(others))
+            reason = f"similar to {original.path}, which --exclude names ({bits:.1f} of 64 bits)"
+            removed.append((entry.path, reason))
+        elif digest != other_digest:
+            pairs.append((entry.path, original.path, round(bits, 2)))
+    kept = [pair for number, pair in enumerate(clean) if number not in gone]
+    return SimilarVideos(kept, removed, pairs, sum(values is None for values in hashes))
+
+
+def _hash_all(
+    videos: Entries, cache: HashCache, *, workers: int, timeout: float
+) -> list[Hashes | None]:
+    pending = {
+        (digest, entry.start, entry.end): entry
+        for entry, digest in videos
+        if cache.get(digest, entry) is None
+    }
+    tasks = [(entry.path, entry.start, entry.end) for entry in pending.values()]
+    results = map_in_workers(
+        picture_hashes.hash_video, tasks, workers=workers, timeout=timeout, ahead=len(tasks)
+    )
+    with contextlib.closing(results):
+        for ((digest, *_), entry), hashes in zip(pending.items(), results, strict=True):
+            if isinstance(hashes, tuple):
+                cache.put(digest, entry, hashes)
+    return [cache.get(digest, entry) for entry, digest in videos]

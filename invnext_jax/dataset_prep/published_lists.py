@@ -1,0 +1,196 @@
+"""Reads the lists of Kinetics, Something-Something v2, HMDB51 and UCF101."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+from invnext_jax.dataset_prep import class_ids, text_tables
+from invnext_jax.dataset_prep.text_tables import Table, parse_seconds
+from invnext_jax.dataset_prep.video_files import FileFinder, describe_missing, locate
+from invnext_jax.dataset_prep.video_list import ListOptions, VideoEntry, VideoList
+from invnext_jax.errors import UserError
+
+HMDB51_FILE = re.compile(r"(?P<name>.+)_test_split(?P<fold>\d)\.txt")
+_HMDB51_LINE = re.compile(r"(?P<name>\S.*?)\s+(?P<split>[012])")
+_HMDB51_SPLITS = {"train": ("1",), "test": ("2",), "all": ("1", "2")}  # 0: not used
+_UCF101_LINE = re.compile(
+    r"(?P<file>(?:.*/)?(?P<name>\w+)/v_(?P=name)_g\d+_c\d+\.avi)(?:\s+(?P<label>\d+))?"
+)
+
+
+def select_split(path: Path, table: Table, options: ListOptions) -> Table:
+    """Returns the rows of the split that the options name.
+
+    Raises:
+        UserError: The table has several splits and the options name none, or one that it lacks.
+    """
+    column = text_tables.find_column(table.columns, ("split",))
+    if column is None or options.split == "all":
+        return table
+    found = dict.fromkeys((row[column] or "").strip() for _, row in table.rows)
+    if not options.split and len(found) < 2:
+        return table
+    if options.split not in found:
+        raise UserError(
+            f"list {path} has the splits {', '.join(map(repr, found))} in the column {column!r}: "
+            "select one with --split, or all of them with --split=all"
+        )
+    rows = [(n, row) for n, row in table.rows if (row[column] or "").strip() == options.split]
+    return Table(table.columns, rows)
+
+
+def read_kinetics(path: Path, table: Table, options: ListOptions) -> VideoList:
+    """Reads a CSV file with the columns youtube_id, label, time_start, time_end."""
+    rows = select_split(path, table, options).rows
+    names = [class_ids.normalize(row.get("label") or "") for _, row in rows]
+    ids, ids_file = class_ids.assign(names, options, path)
+    files = FileFinder(options.videos or path.parent)
+    source = options.source or "kinetics"
+    entries = []
+    for (line, row), class_name in zip(rows, names, strict=True):
+        where, name = f"list {path}, line {line}", row["youtube_id"] or ""
+        start = parse_seconds(row.get("time_start"), f"{where}, time_start")
+        end = parse_seconds(row.get("time_end"), f"{where}, time_end")
+        labels = class_ids.make_labels(ids, class_name, options.task)
+        stems = [name]
+        if start is not None and end is not None:  # file names used by common download scripts
+            times = int(start), int(end)
+            stems = ["{}_{:06d}_{:06d}".format(name, *times), "{}_{}_{}".format(name, *times), name]
+        if trimmed := files.find(stems[:-1], class_name):
+            entries.append(VideoEntry(trimmed, source, labels=labels))
+        elif file := files.find([name], class_name):
+            may_be_trimmed = len(stems) > 1
+            entries.append(VideoEntry(file, source, start, end, labels, "", may_be_trimmed))
+        else:
+            missing = os.path.join(files.folder, stems[0])
+            problem = describe_missing(stems)
+            entries.append(VideoEntry(missing, source, labels=labels, problem=problem))
+    return VideoList(entries, ids, ids_file)
+
+
+def read_ssv2(path: Path, text: str, options: ListOptions) -> VideoList:
+    """Reads train.json, validation.json or test.json of Something-Something v2."""
+    try:
+        rows = json.loads(text)
+        names = [str(row["id"]) for row in rows]
+        # The templates have placeholders in brackets; labels.json has no brackets.
+        class_names = [re.sub(r"[\[\]]", "", row.get("template") or "") for row in rows]
+    except (json.JSONDecodeError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(
+            f"list {path} does not have the format of Something-Something: it must be a JSON list "
+            "of objects with an id"
+        ) from error
+    labels_path = path.with_name("labels.json")
+    ids, ids_file = class_ids.assign(
+        class_names, options, path, labels_path if labels_path.is_file() else None
+    )
+    files = FileFinder(options.videos or path.parent)
+    source = options.source or "ssv2"
+    entries = [
+        _find_entry(files, name, class_name, source, ids, options.task)
+        for name, class_name in zip(names, class_names, strict=True)
+    ]
+    return VideoList(entries, ids, ids_file)
+
+
+def _find_entry(files: FileFinder, name: str, class_name: str, source: str, ids, task: str):
+    labels = class_ids.make_labels(ids, class_name, task)
+    if file := files.find([name], class_name):
+        return VideoEntry(file, source, labels=labels)
+    missing, problem = os.path.join(files.folder, name), describe_missing([name])
+    return VideoEntry(missing, source, labels=labels, problem=problem)
+
+
+def is_hmdb51(path: Path) -> bool:
+    """Returns whether `path` is a split file of HMDB51, or a folder that holds such files."""
+    if path.is_dir():
+        return any(HMDB51_FILE.fullmatch(name) for name in os.listdir(path))
+    return HMDB51_FILE.fullmatch(path.name) is not None and any(
+        _HMDB51_LINE.fullmatch(line.strip())
+        for line in text_tables.split_lines(text_tables.read_text(path))
+    )
+
+
+def read_hmdb51(path: Path, options: ListOptions) -> VideoList:
+    """Reads the lines `name 1` (training) or `name 2` (test) of <class>_test_split<fold>.txt.
+
+    All classes of the folder are numbered, even if `path` is the file of one class.
+    """
+    split = _HMDB51_SPLITS.get(options.split)
+    if split is None:
+        raise UserError(
+            f"{path} holds training and test videos of HMDB51: give --split=train, --split=test or "
+            "--split=all"
+        )
+    match = None if path.is_dir() else HMDB51_FILE.fullmatch(path.name)
+    folder, fold = (path.parent, match["fold"]) if match else (path, str(options.fold))
+    found = (HMDB51_FILE.fullmatch(name) for name in sorted(os.listdir(folder)))
+    lists = {m["name"]: folder / m[0] for m in found if m and m["fold"] == fold}
+    if not lists:
+        raise UserError(f"{folder} has no files of split {fold} of HMDB51: give another --fold")
+    ids, ids_file = class_ids.assign(lists, options, path)
+    files, entries = FileFinder(options.videos or folder), []
+    for name, file in {match["name"]: path}.items() if match else lists.items():
+        for number, line in enumerate(text_tables.split_lines(text_tables.read_text(file)), 1):
+            if not line.strip():
+                continue
+            row = _HMDB51_LINE.fullmatch(line.strip())
+            if not row:
+                raise UserError(
+                    f"list {file}, line {number}: {line!r} must be a name and 0, 1 or 2"
+                )
+            if row["split"] in split:
+                stem = os.path.splitext(row["name"])[0]
+                source = options.source or "hmdb51"
+                entries.append(_find_entry(files, stem, name, source, ids, options.task))
+    return VideoList(entries, ids, ids_file)
+
+
+def read_ucf101(path: Path, text: str, options: ListOptions) -> VideoList | None:
+    """Reads trainlist or testlist of UCF101, whose classes are folders; None if it is another list.
+
+    The numbers of the training list, which the test list lacks, are checked against the folders.
+    The ids are those of classInd.txt in the same folder minus one, or follow the alphabet.
+    """
+    lines = [line.strip() for line in text_tables.split_lines(text) if line.strip()]
+    rows = [_UCF101_LINE.fullmatch(line.replace("\\", "/")) for line in lines]
+    if not rows or not all(rows):
+        return None
+    numbers = {}
+    for row in rows:
+        if row["label"] and numbers.setdefault(row["name"], row["label"]) != row["label"]:
+            raise UserError(
+                f"list {path} gives the class {row['name']!r} the numbers {numbers[row['name']]} "
+                f"and {row['label']}: correct the list"
+            )
+    index = path.with_name("classInd.txt")
+    known = _read_class_index(index) if index.is_file() else None
+    names = [row["name"] for row in rows]
+    if known and not options.classes and set(names) <= known.keys():
+        ids, ids_file = known, str(index)
+    else:
+        ids, ids_file = class_ids.assign(names, options, path)
+    folder = os.path.abspath(options.videos or path.parent)
+    entries = [
+        VideoEntry(
+            locate(folder, row["file"]),
+            options.source or "ucf101",
+            labels=class_ids.make_labels(ids, row["name"], options.task),
+        )
+        for row in rows
+    ]
+    note = "labels: the folder of each video is its class; the numbers count from 0"
+    return VideoList(entries, ids, ids_file, (note,))
+
+
+def _read_class_index(path: Path) -> dict[str, int]:
+    """Reads lines of the form `1 ApplyEyeMakeup`; the returned ids count from 0."""
+    ids = {}
+    for number, line in enumerate(text_tables.split_lines(text_tables.read_text(path)), start=1):
+        if line.strip():
+            match = re.fullmatch(r"(\d+)\s+(\w+)", line.strip())
+            if not match:
+                raise UserError(f"{path}, line {number}: {line!r} must be a number and a class")
+            ids[match[2]] = int(match[1]) - 1
+    return ids

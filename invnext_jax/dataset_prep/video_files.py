@@ -1,0 +1,49 @@
+"""Finds the file that a name in a list means."""
+
+import collections
+import os
+import unicodedata
+from collections.abc import Iterable, Sequence
+
+from invnext_jax.dataset_prep.folder_scan import scan_folder
+
+
+def locate(folder: str, name: str) -> str:
+    """Joins a folder and a name from a list.
+
+    If there is no such file, the name in another Unicode form or encoding, without surrounding
+    spaces, or with slashes in place of backslashes, is used if that file exists.
+    """
+    path = os.path.join(folder, name)
+    ordinary = name.isascii() and "\\" not in name and name == name.strip()
+    if ordinary or os.path.exists(path):
+        return path
+    slashes = name.strip().replace("\\", "/")
+    names = [slashes, *(unicodedata.normalize(form, slashes) for form in ("NFC", "NFD"))]
+    raw = os.fsencode(slashes)
+    names.append(raw.decode("cp1252", errors="replace"))
+    names.append(os.fsdecode(slashes.encode("latin-1", errors="replace")))
+    paths = (os.path.join(folder, other) for other in names if "\0" not in other)
+    return next(filter(os.path.exists, paths), path)
+
+
+class FileFinder:
+    """Finds videos inside a folder by their file name without extension."""
+
+    def __init__(self, folder: str | os.PathLike):
+        self.folder = os.path.abspath(folder)
+        self._by_stem = collections.defaultdict(list)
+        for file in scan_folder(folder).videos:
+            self._by_stem[os.path.splitext(os.path.basename(file))[0]].append(file)
+
+    def find(self, stems: Sequence[str], class_name: str) -> str | None:
+        """Returns a file with one of the names `stems`, preferably from the class's folder."""
+        files = [file for stem in stems for file in self._by_stem.get(stem, ())]
+        folders = {class_name, class_name.replace(" ", "_")}
+        in_class = [f for f in files if os.path.basename(os.path.dirname(f)) in folders]
+        return next(iter(in_class or files), None)
+
+
+def describe_missing(stems: Iterable[str]) -> str:
+    """Returns the reason for a video without a file."""
+    return f"no video file is named {' or '.join(stems)}"

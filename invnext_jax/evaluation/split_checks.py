@@ -1,0 +1,243 @@
+"""Compares the two splits of an evaluation: class numbers, copies of videos, classes."""
+
+import collections
+import hashlib
+import math
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from invnext_jax.data import labels as labels_lib
+from invnext_jax.data import manifest as manifest_lib
+from invnext_jax.data import shards, video_io
+from invnext_jax.data.content_digest import digest_file
+from invnext_jax.data.demux import BadVideo
+from invnext_jax.data.manifest import Manifest
+from invnext_jax.errors import UserError
+from invnext_jax.synthetic_world import urls
+
+EXAMPLES = 3  # number of videos or classes that a note names
+
+
+class SplitReport(NamedTuple):
+    """What the held-out videos have in common with the training videos, and what they lack.
+
+    Attributes:
+      facts: numbers for results.json: `held_out`, `copies`, `unseen` by task.
+      notes: sentences about copies, unseen classes, and class numbers that cannot be compared.
+    """
+
+    facts: dict[str, Any]
+    notes: list[str]
+
+
+def check_different(config: Any) -> None:
+    """Checks that no manifest is used for both splits.
+
+    Raises:
+      UserError: a held-out manifest is also a training manifest, and `config.same_manifest` is not
+        set.
+    """
+    if config.same_manifest:
+        return
+    train = set(map(manifest_lib.hash_manifests, _parts(config.train_manifest)))
+    for name in _parts(config.val_manifest):
+        if manifest_lib.hash_manifests(name) in train:
+            raise UserError(
+                f"config.val_manifest={name} is also in config.train_manifest: name a manifest of "
+                "held-out videos, or set config.same_manifest=True to evaluate on training videos"
+            )
+
+
+def compare_splits(config: Any, tasks: Sequence[str]) -> SplitReport:
+    """Compares the manifests of the two splits.
+
+    Copies are recognized by name or, for local files and records of shards, by content. Parts of
+    the same video are copies if they overlap in time.
+
+    Raises:
+      UserError: the manifests number their classes differently.
+    """
+    class_names, notes = check_class_names(config, tasks)
+    train, val = (
+        manifest_lib.read_manifest(config[f"{split}_manifest"]) for split in ("train", "val")
+    )
+    copies = find_copies(train, val)
+    if copies:
+        examples = ", ".join(ascii(val[row].name) for row in list(copies)[:EXAMPLES])
+        notes.append(
+            f"{len(copies)} of {len(val)} held-out videos are also training videos (same content), "
+            f"such as {examples}: values on them do not measure generalization."
+        )
+    unseen = {}
+    for task in tasks:
+        column = manifest_lib.LABEL_PREFIX + task
+        if found := _find_unseen(train.labels[column], val.labels[column]):
+            unseen[task] = found
+            names = {number: name for name, number in class_names.get(task, {}).items()}
+            classes = [names.get(number, number) for number in found["classes"][:EXAMPLES]]
+            more = ", ..." if len(found["classes"]) > EXAMPLES else ""
+            notes.append(
+                f"{task}: {found['videos']} of {found['of']} held-out videos have one of "
+                f"{len(found['classes'])} classes that the training videos lack "
+                f"({', '.join(map(str, classes))}{more}): they count as wrong."
+            )
+    return SplitReport({"held_out": len(val), "copies": len(copies), "unseen": unseen}, notes)
+
+
+def check_class_names(
+    config: Any, tasks: Sequence[str]
+) -> tuple[dict[str, dict[str, int]], list[str]]:
+    """Compares the class names of all manifests (see `data.labels`).
+
+    Returns:
+      The class ids by name of each task that has names, and notes about manifests without names.
+
+    Raises:
+      UserError: two manifests have different numbers for a class, or different classes for a
+        number.
+    """
+    known: dict[str, tuple[str, dict[str, int]]] = {}
+    nameless = collections.defaultdict(list)
+    for name in [*_parts(config.train_manifest), *_parts(config.val_manifest)]:
+        columns = _label_columns(name)
+        local = not urls.is_world(name) and not video_io.is_remote(name)
+        ids = labels_lib.read_of_manifest(name) if local else None
+        named = _column_of_names(columns)
+        for task in tasks:
+            column = manifest_lib.LABEL_PREFIX + task
+            if ids is None or column != named:
+                nameless[task] += [name] if column in columns else []
+                continue
+            first, first_ids = known.setdefault(task, (name, ids))
+            if conflict := labels_lib.describe_conflict(first_ids, ids):
+                raise UserError(
+                    f"{first} and {name} number the classes of {task} differently ({conflict}): "
+                    f"index the second one again with --classes={labels_lib.path_of(first)}"
+                )
+            known[task] = first, {**first_ids, **ids}
+    notes = [
+        f"{task}: {names[0]} has no class names: its class numbers cannot be compared with those "
+        f"of {known[task][0]}."
+        for task, names in nameless.items()
+        if task in known and names
+    ]
+    return {task: ids for task, (_, ids) in known.items()}, notes
+
+
+def _parts(names: str) -> list[str]:
+    return manifest_lib.list_manifests(names)
+
+
+def _label_columns(name: str) -> list[str]:
+    if urls.is_world(name):  # reading the labels of a large world takes long
+        return [manifest_lib.LABEL_PREFIX + task for task in urls.parse(name).spec.classes]
+    return list(manifest_lib.read_manifest(name).labels)
+
+
+def _column_of_names(columns: Sequence[str]) -> str:
+    """Returns the column that the class names of a manifest belong to."""
+    return columns[0] if len(columns) == 1 else f"{manifest_lib.LABEL_PREFIX}class"
+
+
+def _find_unseen(train_b: np.ndarray, val_b: np.ndarray) -> dict[str, Any] | None:
+    """Counts the held-out videos whose class no training video has; None if there are none."""
+    labeled_b = val_b[val_b >= 0]
+    unseen_b = labeled_b[~np.isin(labeled_b, train_b)]
+    if not len(unseen_b):
+        return None
+    classes = [int(number) for number in np.unique(unseen_b)]
+    return {"videos": len(unseen_b), "of": len(labeled_b), "classes": classes}
+
+
+def find_copies(train: Manifest, val: Manifest) -> dict[int, int]:
+    """Finds the held-out videos that are training videos.
+
+    Returns:
+      Row in `val` -> row of a training video with the same name or content.
+    """
+    copies = _match(train, val, *(dict(enumerate(_names(part))) for part in (train, val)))
+    rest = [row for row in range(len(val)) if row not in copies]
+    sizes = _sizes(train, range(len(train))), _sizes(val, rest)
+    shared = set(sizes[0].values()) & set(sizes[1].values())
+    digests = (
+        _digests(part, [row for row, size in found.items() if size in shared])
+        for part, found in zip((train, val), sizes, strict=True)
+    )
+    return {**copies, **_match(train, val, *digests)}
+
+
+def _match(train: Manifest, val: Manifest, train_keys: dict[int, Any], val_keys: dict[int, Any]):
+    """Returns rows of `val` -> row of `train` with the same key and an overlapping window."""
+    wanted, by_key = set(val_keys.values()), collections.defaultdict(list)
+    for row, key in train_keys.items():
+        if key in wanted:
+            by_key[key].append(row)
+    found = {}
+    for row, key in val_keys.items():
+        others = (other for other in by_key.get(key, ()) if _overlap(train, other, val, row))
+        if (other := next(others, None)) is not None:
+            found[row] = other
+    return found
+
+
+def _overlap(train: Manifest, train_row: int, val: Manifest, val_row: int) -> bool:
+    starts = (part.start[row] for part, row in ((train, train_row), (val, val_row)))
+    ends = (part.end[row] for part, row in ((train, train_row), (val, val_row)))
+    start = max(0.0 if math.isnan(x) else x for x in starts)
+    return start < min(math.inf if math.isnan(x) else x for x in ends)
+
+
+def _names(part: Manifest) -> Iterator[tuple[Any, int]]:
+    """Yields a key of each row's name; clips of a world do not depend on its number of clips."""
+    specs = {}
+    for path, record in zip(part.paths, part.record.tolist(), strict=True):
+        if urls.is_world(path):
+            world, _, clip = path.partition("#")
+            if world not in specs:
+                specs[world] = urls.parse(world).spec
+            yield specs[world], int(clip)
+        else:
+            yield path, record
+
+
+def _sizes(part: Manifest, rows: Iterable[int]) -> dict[int, Any]:
+    """Returns a key of the size of each local file; all records of shards have the same key."""
+    sizes, known = {}, {}
+    for row in rows:
+        path = part.paths[row]
+        if part.record[row] != manifest_lib.NO_RECORD:
+            sizes[row] = "record"
+        elif not video_io.is_remote(path) and not urls.is_world(path):
+            if path not in known:
+                known[path] = _size(path)
+            if known[path] is not None:
+                sizes[row] = known[path]
+    return sizes
+
+
+def _size(path: str) -> int | None:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return None
+
+
+def _digests(part: Manifest, rows: Sequence[int]) -> dict[int, str]:
+    """Returns the hash of the content of each readable video."""
+    digests, known = {}, {}
+    for row in rows:
+        video = part[row]
+        try:
+            if video.record is not None:
+                data = shards.read_video(video.path, video.record)
+                digests[row] = hashlib.blake2b(data, digest_size=16).hexdigest()
+                continue
+            if video.path not in known:
+                known[video.path] = digest_file(video.path)
+            digests[row] = known[video.path]
+        except (OSError, BadVideo):  # counted when the videos are decoded
+            continue
+    return digests

@@ -1,0 +1,97 @@
+"""Perceptual hashes: re-encoded copies are similar, other videos are not."""
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from invnext_jax.dataset_prep import picture_hashes
+from invnext_jax.dataset_prep.picture_hashes import HashCache
+from invnext_jax.dataset_prep.video_list import VideoEntry
+
+
+def draw_scene(seed, frame, height, width):
+    """Returns smooth random colors that move slowly: a picture of eight waves."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width] / (height, width)[0]
+    image_hwc = np.zeros((height, width, 3))
+    for _ in range(8):
+        fy, fx, phase, speed = rng.uniform(-12, 12, 4)
+        image_hwc += np.cos(fy * y + fx * x + phase + 0.02 * speed * frame)[..., None] * rng.normal(
+            size=3
+        )
+    return np.clip(128 + 40 * image_hwc, 0, 255).astype(np.uint8)
+
+
+def write(path, seed, *, codec="libx264", size=(96, 128), crf=20, frames=40, rate=25):
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=rate)
+        stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
+        stream.options = {"crf": str(crf), "preset": "ultrafast"} if codec == "libx264" else {}
+        for number in range(frames):
+            picture = Image.fromarray(draw_scene(seed, number * 40 / frames, 96, 128))
+            picture = np.asarray(picture.resize(size[::-1], Image.Resampling.BICUBIC))
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture)))
+        container.mux(stream.encode())
+    return str(path)
+
+
+def test_hash_is_that_of_a_written_out_cosine_transform():
+    image_hwc = draw_scene(3, 0, 64, 64)
+    gray = image_hwc @ np.array([0.299, 0.587, 0.114])
+    small = gray.reshape(32, 2, 32, 2).mean(axis=(1, 3))
+    k, n = np.mgrid[:8, :32]
+    basis = np.cos(np.pi * k * (2 * n + 1) / 64)
+    low = (basis @ small @ basis.T).ravel()
+    expected = "".join(str(int(value > np.median(low))) for value in low)
+    assert f"{picture_hashes.hash_picture(image_hwc):064b}" == expected
+    assert picture_hashes.hash_picture(np.full((64, 64, 3), 90, np.uint8)) is None
+
+
+def test_reencoded_copies_are_similar_and_other_videos_are_not(tmp_path):
+    files = [write(tmp_path / f"{seed}.mp4", seed) for seed in range(12)]
+    files += [
+        write(tmp_path / "smaller.mp4", 5, size=(48, 64), crf=35),
+        write(tmp_path / "larger.mkv", 2, size=(192, 256), codec="mpeg4", frames=48, rate=30),
+    ]
+    hashes = [picture_hashes.hash_video(file, None, None) for file in files]
+    found = {video: other for video, other, _ in picture_hashes.find_similar(hashes)}
+    assert found == {12: 5, 13: 2}
+    # A window of a longer video has the hashes of its frames only.
+    long = write(tmp_path / "long.mp4", 7, frames=40)
+    assert picture_hashes.hash_video(long, 0.8, None) != hashes[7]
+
+
+@pytest.mark.parametrize(("flips", "similar"), [(19, True), (40, False)])
+def test_pairs_below_4_bits_are_found_and_from_8_bits_on_are_not(flips, similar):
+    rng = np.random.default_rng(0)
+    first = [int(value) for value in rng.integers(0, 2**63, 5)]
+    for seed in range(20):  # the changed bits are anywhere
+        second = list(first)
+        for place in np.random.default_rng(seed).choice(5 * 64, flips, replace=False).tolist():
+            second[place // 64] ^= 1 << place % 64
+        found = list(picture_hashes.find_similar([tuple(first), None, tuple(second)]))
+        assert found == ([(2, 0, flips / 5)] if similar else [])
+
+
+def test_frames_without_contrast_are_not_compared():
+    a, b, c, d, e = np.random.default_rng(0).integers(0, 2**63, 5).tolist()
+    hashes = [
+        (a, b, c, None, None),
+        (a, b, None, None, None),
+        (a, b, c, d, e),
+        (a, None, None, d, b),
+    ]
+    assert [pair[:2] for pair in picture_hashes.find_similar(hashes)] == [(2, 0)]
+
+
+def test_cached_hashes_survive_a_partial_line(tmp_path):
+    path, entry = tmp_path / "m.hashes.jsonl", VideoEntry("/a.mp4", "s", 1.5, None)
+    HashCache(path).put("digest", entry, (1, None, 2**64 - 1, 4, 5))
+    with path.open("ab") as file:
+        file.write(b'["other", null, nu')
+    HashCache(path).put("later", entry, (1, 2, 3, 4, 5))
+    cache = HashCache(path)
+    assert cache.get("digest", entry) == (1, None, 2**64 - 1, 4, 5)
+    assert cache.get("later", entry) == (1, 2, 3, 4, 5)
+    assert cache.get("digest", VideoEntry("/a.mp4", "s")) is None

@@ -1,0 +1,127 @@
+"""Copies, unseen classes and class numbers of the two splits."""
+
+import json
+
+import ml_collections
+import numpy as np
+import pytest
+
+from invnext_jax.data import manifest, shards
+from invnext_jax.errors import UserError
+from invnext_jax.evaluation import split_checks
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Six files; 4 has the content of 1, and 5 its size, beginning and end, but another middle."""
+    rng = np.random.default_rng(0)
+    contents = [rng.bytes(200_000) for _ in range(4)]
+    contents.append(contents[1])
+    contents.append(contents[1][:100_000] + b"\0" + contents[1][100_001:])
+    for number, content in enumerate(contents):
+        (tmp_path / f"{number}.mp4").write_bytes(content)
+    return tmp_path
+
+
+def write(folder, name, rows, columns="path,source,label_x"):
+    (folder / f"{name}.csv").write_text("\n".join([columns, *rows]) + "\n")
+    return str(folder / f"{name}.csv")
+
+
+def get_config(train, val, same_manifest=False):
+    paths = {"train_manifest": train, "val_manifest": val, "same_manifest": same_manifest}
+    return ml_collections.ConfigDict(paths)
+
+
+def test_copies_are_found_by_name_and_content(folder):
+    train = write(folder, "t", ["0.mp4,s,0", "1.mp4,s,1", "gone.mp4,s,1"])
+    val = write(folder, "v", ["2.mp4,s,0", "4.mp4,s,1", "0.mp4,s,1", "away.mp4,s,0"])
+    report = split_checks.compare_splits(get_config(train, val), ("x",))
+    assert report.facts == {"held_out": 4, "copies": 2, "unseen": {}}
+    (note,) = report.notes
+    assert "2 of 4 held-out videos are also training videos" in note and "4.mp4" in note
+    rows = split_checks.find_copies(*map(manifest.read_manifest, (train, val)))
+    assert rows == {1: 1, 2: 0}
+    assert not split_checks.compare_splits(
+        get_config(train, write(folder, "w", ["2.mp4,s,0", "3.mp4,s,1"])), ("x",)
+    ).notes
+
+
+def test_parts_of_a_video_are_copies_if_they_overlap(folder):
+    columns = "path,source,label_x,start,end"
+    train = write(folder, "t", ["1.mp4,s,0,0,10", "1.mp4,s,0,20,"], columns)
+    rows = [
+        "1.mp4,s,0,10,20",
+        "4.mp4,s,0,10,20",
+        "1.mp4,s,0,9,12",
+        "4.mp4,s,0,30,40",
+        "4.mp4,s,0,,",
+    ]
+    val = write(folder, "v", rows, columns)
+    copies = split_checks.find_copies(*map(manifest.read_manifest, (train, val)))
+    assert copies == {2: 0, 3: 1, 4: 0}
+
+
+def test_copies_in_shards_and_worlds_are_found(folder, monkeypatch):
+    content = {("a", 0): b"one", ("a", 1): b"two", ("b", 0): b"two", ("b", 1): b"three"}
+    monkeypatch.setattr(shards, "read_video", lambda path, record: content[path[-1], record])
+    columns = "path,source,label_x,record"
+    train = write(folder, "t", ["a,s,0,0", "a,s,0,1"], columns)
+    val = write(folder, "v", ["b,s,0,0", "b,s,0,1", "a,s,0,0"], columns)
+    copies = split_checks.find_copies(*map(manifest.read_manifest, (train, val)))
+    assert copies == {0: 1, 2: 0}
+    worlds = [manifest.read_manifest(f"world:simple/train?videos={n}") for n in (3, 5)]
+    assert split_checks.find_copies(*worlds) == {0: 0, 1: 1, 2: 2}
+    other = manifest.read_manifest("world:simple/val?videos=3")
+    assert split_checks.find_copies(worlds[0], other) == {}
+
+
+def test_classes_that_training_lacks_are_counted_and_named(folder):
+    train = write(folder, "t", ["0.mp4,s,0", "1.mp4,s,1", "5.mp4,s,-1"])
+    val = write(folder, "v", ["2.mp4,s,1", "3.mp4,s,7", "3.mp4,s,7", "2.mp4,s,8", "2.mp4,s,-1"])
+    report = split_checks.compare_splits(get_config(train, val), ("x",))
+    assert report.facts["unseen"] == {"x": {"videos": 3, "of": 4, "classes": [7, 8]}}
+    assert "x: 3 of 4 held-out videos have one of 2 classes that the training" in report.notes[-1]
+    assert "(7, 8): they count as wrong" in report.notes[-1]
+    (folder / "v.classes.json").write_text(json.dumps({"run": 1, "jump": 7, "climb": 8}))
+    report = split_checks.compare_splits(get_config(train, val), ("x",))
+    assert "(jump, climb)" in report.notes[-1]
+    assert "t.csv has no class names" in report.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("train_ids", "val_ids", "conflict"),
+    [
+        ({"abseiling": 0, "archery": 1}, {"archery": 0}, "'archery' is 1 in one and 0"),
+        ({"abseiling": 0}, {"archery": 0}, "number 0 is 'abseiling' in one and 'archery'"),
+        ({"abseiling": 0, "archery": 1}, {"archery": 1}, ""),
+        ({"abseiling": 0, "archery": 1}, {"zumba": 2}, ""),
+    ],
+)
+def test_manifests_that_number_classes_differently_are_refused(
+    folder, train_ids, val_ids, conflict
+):
+    train, val = write(folder, "t", ["0.mp4,s,0"]), write(folder, "v", ["1.mp4,s,0"])
+    for name, ids in (("t", train_ids), ("v", val_ids)):
+        (folder / f"{name}.classes.json").write_text(json.dumps(ids))
+    if conflict:
+        with pytest.raises(UserError, match=f"{conflict}.*--classes={folder}/t.classes.json"):
+            split_checks.check_class_names(get_config(train, val), ("x",))
+        joined = get_config(f"{train},{val}", write(folder, "w", ["2.mp4,s,0"]))
+        with pytest.raises(UserError, match=conflict):
+            split_checks.check_class_names(joined, ("x",))
+    else:
+        names, notes = split_checks.check_class_names(get_config(train, val), ("x",))
+        assert names == {"x": {**train_ids, **val_ids}} and not notes
+
+
+def test_the_same_manifest_twice_is_refused_unless_allowed(folder):
+    train, other = write(folder, "t", ["0.mp4,s,0"]), write(folder, "o", ["1.mp4,s,0"])
+    (folder / "renamed.csv").write_bytes((folder / "t.csv").read_bytes())
+    for val in (train, f"{other},{train}", str(folder / "renamed.csv")):
+        with pytest.raises(UserError, match="is also in config.train_manifest: .*same_manifest"):
+            split_checks.check_different(get_config(train, val))
+        split_checks.check_different(get_config(train, val, same_manifest=True))
+    split_checks.check_different(get_config(train, other))
+    with pytest.raises(UserError, match="is also in config.train_manifest"):
+        split_checks.check_different(get_config(*["world:simple/train?videos=2"] * 2))
