@@ -72,6 +72,9 @@ _SHARDS = flags.DEFINE_integer(
 _RETRY = flags.DEFINE_bool("retry", False, "shards: retry quarantined videos.")
 _BEAM = flags.DEFINE_multi_string("beam", [], "shards: a flag for Beam; may be repeated.")
 
+# Flags of `index` that do not apply to TFDS data sets.
+_LIST_FLAGS = ("videos", "task", "classes", "fold", "exclude", "remove_duplicates", "perceptual")
+
 
 def main(argv: Sequence[str]) -> None:
     """Runs one of the two commands and prints counts and output files."""
@@ -97,7 +100,13 @@ def _index(path: str) -> indexing.IndexSummary | tfds_index.TfdsIndexSummary:
         remove_duplicates=_REMOVE_DUPLICATES.value,
         perceptual=_PERCEPTUAL.value,
     )
-    if tfds_index.is_tfds_dataset(path):
+    is_tfds = tfds_index.is_tfds_dataset(path)
+    for name in _LIST_FLAGS if is_tfds else ("feature",):
+        if flags.FLAGS[name].present:
+            raise errors.UserError(
+                f"--{name} does not apply to {'a TFDS data set' if is_tfds else 'lists'}: remove it"
+            )
+    if is_tfds:
         names = {"split": _SPLIT.value, "feature": _FEATURE.value, "source": _SOURCE.value}
         return tfds_index.index_dataset(path, _OUT.value, **names, options=options)
     list_options = lists.ListOptions(

@@ -127,6 +127,8 @@ def build_manifest(
         raise UserError(f"the folder of --out={out} cannot be created: {error}") from error
     videos = class_ids.match_neighbors(videos, list_options, out)
     with probe_cache.ProbeCache(sidecar_path(out, "probes", "jsonl")) as cache:
+        for part in filter(os.path.isfile, parts):  # manifests of earlier runs
+            cache.add_results_of(sidecar_path(Path(part), "probes", "jsonl"))
         files = dict.fromkeys(entry.path for entry in videos.entries if not entry.problem)
         results = {path: cache.get(path, options.timeout) for path in files}
         pending = [path for path, result in results.items() if result is None]

@@ -83,6 +83,7 @@ def _read_text(path: Path, text: str, options: ListOptions) -> VideoList:
 
 def _read_folder(path: Path, options: ListOptions) -> VideoList:
     source = options.source or path.resolve().name
+    published_lists.refuse_split(path, options)
     scan = scan_folder(path)
     if not scan.videos:
         raise UserError(f"folder {path} contains no videos ({' '.join(VIDEO_EXTENSIONS)})")
@@ -208,6 +209,7 @@ def _read_pairs(path: Path, text: str, options: ListOptions) -> VideoList:
     """
     folder = os.path.abspath(options.videos or path.parent)
     source = options.source or path.stem
+    published_lists.refuse_split(path, options)
     files, labels, where = [], [], []
     for number, line in enumerate(text_tables.split_lines(text), start=1):
         line = line.strip()

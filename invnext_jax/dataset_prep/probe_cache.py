@@ -61,6 +61,20 @@ class ProbeCache:
             end += len(line)
         self._file.truncate(end)
 
+    def add_results_of(self, path: Path) -> None:
+        """Adds the results of another cache for files that this one does not know.
+
+        Lines that cannot be read, for example of an older version, are skipped.
+        """
+        if not path.is_file():
+            return
+        for line in path.read_bytes().splitlines():
+            try:
+                row = json.loads(line)
+                self._results.setdefault(tuple(row["key"]), _from_json(row["found"]))
+            except (ValueError, KeyError, TypeError):
+                continue
+
     def get(self, path: str, timeout: float) -> VideoProbe | ProbeFailure | None:
         """Returns the cached result, or None if there is none for the current version of the file.
 

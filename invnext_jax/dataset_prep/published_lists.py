@@ -19,6 +19,12 @@ _UCF101_LINE = re.compile(
 )
 
 
+def refuse_split(path: Path, options: ListOptions) -> None:
+    """Raises a `UserError` if the options name a split of a list that has none."""
+    if options.split not in ("", "all"):
+        raise UserError(f"--split={options.split}: {path} has no splits, remove the flag")
+
+
 def select_split(path: Path, table: Table, options: ListOptions) -> Table:
     """Returns the rows of the split that the options name.
 
@@ -26,6 +32,8 @@ def select_split(path: Path, table: Table, options: ListOptions) -> Table:
         UserError: The table has several splits and the options name none, or one that it lacks.
     """
     column = text_tables.find_column(table.columns, ("split",))
+    if column is None:
+        refuse_split(path, options)
     if column is None or options.split == "all":
         return table
     found = dict.fromkeys((row[column] or "").strip() for _, row in table.rows)
@@ -71,6 +79,7 @@ def read_kinetics(path: Path, table: Table, options: ListOptions) -> VideoList:
 
 def read_ssv2(path: Path, text: str, options: ListOptions) -> VideoList:
     """Reads train.json, validation.json or test.json of Something-Something v2."""
+    refuse_split(path, options)
     try:
         rows = json.loads(text)
         names = [str(row["id"]) for row in rows]
@@ -157,6 +166,7 @@ def read_ucf101(path: Path, text: str, options: ListOptions) -> VideoList | None
     rows = [_UCF101_LINE.fullmatch(line.replace("\\", "/")) for line in lines]
     if not rows or not all(rows):
         return None
+    refuse_split(path, options)
     numbers = {}
     for row in rows:
         if row["label"] and numbers.setdefault(row["name"], row["label"]) != row["label"]:

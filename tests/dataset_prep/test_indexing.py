@@ -280,6 +280,17 @@ def test_reencoded_copies_are_excluded_and_listed_by_their_pictures(folder, vide
     )
 
 
+def test_joined_manifests_are_not_probed_again(folder, tmp_path):
+    build(folder, tmp_path / "a.csv")
+    build(folder / "deep", tmp_path / "b.csv")
+    summary = build(f"{tmp_path}/a.csv,{tmp_path}/b.csv", tmp_path / "all.csv")
+    assert (summary.listed, summary.reused) == (6, 5)  # copy.mp4 is listed twice
+    with (tmp_path / "a.probes.jsonl").open("a") as file:
+        file.write('{"key": ["/x.mp4", 1, 2], "found": {"codec": "h264", "unknown": 1}}\n{"ke')
+    summary = build(tmp_path / "a.csv", tmp_path / "one.csv")
+    assert summary.reused == 5
+
+
 def command(*arguments):
     return [sys.executable, ROOT / "launch" / "prepare_data.py", *map(str, arguments)]
 
@@ -324,6 +335,7 @@ def test_killed_run_is_resumed(folder):
             "--workers=-1 and --seconds=60.0 must be above 0",
         ),
         (["index", ".", "--out=a.csv"], "none of 1 videos can be read"),
+        (["index", ".", "--out=a.csv", "--feature=x"], "--feature does not apply to lists"),
     ],
 )
 def test_user_errors_are_one_sentence(arguments, sentence, tmp_path):

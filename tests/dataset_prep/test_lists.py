@@ -291,6 +291,26 @@ def test_split_column_selects_rows(tmp_path):
         names("test")
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.csv", "path,source\na.mp4,s\n"),
+        ("a.txt", "a.mp4 1\n"),
+        ("a.csv", "label,youtube_id\nx,a\n"),
+        ("a.json", '[{"id": "a"}]'),
+        ("a.txt", "YoYo/v_YoYo_g01_c01.avi\n"),
+        ("", ""),
+    ],
+)
+def test_a_split_of_a_list_without_splits_is_refused(name, text, tmp_path):
+    touch(tmp_path, "a.mp4")
+    if name:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match="--split=val: .* has no splits, remove the flag"):
+        read(tmp_path / name, split="val")
+    assert len(read(tmp_path / name, split="all").entries) == 1
+
+
 def test_hmdb51_split_files(tmp_path):
     lists_folder, root = tmp_path / "splits", tmp_path / "hmdb51"
     touch(root, *(f"{c}/{c[0]}{i}.avi" for c in ("run", "brush_hair") for i in range(3)))
