@@ -264,6 +264,8 @@ def _read_rows(path: str, rows: csv.DictReader, columns: list[str]) -> Manifest:
             )
         records.append(record)
         source = row["source"] or ""
+        if source not in interned and any("\ud800" <= letter <= "\udfff" for letter in source):
+            raise UserError(f"{line}: the source {source!a} is not UTF-8: save the file as UTF-8")
         sources.append(interned.setdefault(source, source))
         for name, values in times.items():
             values.append(_parse(float, row.get(name) or "nan", line, name, "a number"))

@@ -71,7 +71,7 @@ def remove_excluded(clean: Clean, excluded: ExcludedVideos) -> tuple[Clean, Prob
         if other is None:
             kept.append((entry, probe))
         else:
-            removed.append((entry.path, f"same content as {other.path}, which --exclude names"))
+            removed.append((entry.path, f"same content as a video of --exclude: {other.path}"))
     return kept, removed
 
 
@@ -106,7 +106,7 @@ def remove_duplicates(clean: Clean) -> tuple[Clean, Problems]:
             kept.append((entry, probe))
             earlier.append(entry)
         else:
-            removed.append((entry.path, f"same content as {original.path}"))
+            removed.append((entry.path, f"same content as an earlier video: {original.path}"))
     return kept, removed
 
 
@@ -203,7 +203,7 @@ def find_similar(
             continue
         if other < len(others):
             gone.add(video - len(others))
-            reason = f"similar to {original.path}, which --exclude names ({bits:.1f} of 64 bits)"
+            reason = f"looks like a video of --exclude ({bits:.1f} of 64 bits): {original.path}"
             removed.append((entry.path, reason))
         elif digest != other_digest:
             pairs.append((entry.path, original.path, round(bits, 2)))

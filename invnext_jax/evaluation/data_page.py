@@ -134,7 +134,7 @@ def count_reasons(reasons: Mapping[str, str]) -> list[tuple[str, int]]:
     """
     kinds = collections.Counter()
     for path, reason in reasons.items():
-        kind = reason.removeprefix(f"{path}: ").replace(path, "...")
+        kind = reason.removeprefix(f"{path}: ").replace(path, "...").partition(": /")[0]
         kind = re.sub(r"\[Errno -?\d+\] ", "", kind)
         kinds[re.sub(r"\b\d+(\.\d+)?\b", "N", kind)] += 1
     return kinds.most_common()
@@ -146,7 +146,7 @@ def _read_quarantines(manifests: str) -> list[tuple[str, int]]:
     for name in manifest_lib.split_names(manifest_lib.find_manifests(manifests)):
         path = Path(name).with_suffix(".quarantine.csv")
         if path.is_file():
-            with path.open(newline="", encoding="utf-8") as file:
+            with path.open(newline="", encoding="utf-8", errors="backslashreplace") as file:
                 reasons |= {row["path"]: row["reason"] for row in csv.DictReader(file)}
     return count_reasons(reasons)
 

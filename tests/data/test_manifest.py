@@ -140,3 +140,6 @@ def test_blank_and_float_labels_long_cells_and_any_names_are_read(tmp_path):
     manifest = manifest_lib.read_manifest(tmp_path / "list.csv")
     assert manifest.labels["label_x"].tolist() == [3, -1, -1]
     assert manifest.paths[2] == f"{tmp_path}/\udcff.mp4"
+    (tmp_path / "list.csv").write_bytes(b"path,source\n1.mp4,caf\xe9\n")
+    with pytest.raises(UserError, match=r"line 2: the source 'caf.udce9' is not UTF-8: save"):
+        manifest_lib.read_manifest(tmp_path / "list.csv")

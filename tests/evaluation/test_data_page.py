@@ -150,6 +150,11 @@ def test_reasons_are_counted_by_kind():
     ]
 
 
+def test_reasons_that_name_another_file_are_counted_together():
+    reasons = {f"/{i}.mp4": f"same content as an earlier video: /v/{i}:{i}.mp4" for i in range(3)}
+    assert data_page.count_reasons(reasons) == [("same content as an earlier video", 3)]
+
+
 def test_wrong_configs_are_refused(folder):
     config = get_config("stage1", folder)
     with pytest.raises(UserError, match="clips=0 must be at least 1"):
