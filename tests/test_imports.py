@@ -64,8 +64,8 @@ LAYERS = {
         {"manifest", "worker_main"},
         {"video_io"},
         {"decode", "shards"},
-        {"transforms"},
-        {"demux", "read_clock", "labels", "content_digest"},
+        {"frame_converter", "frame_index"},
+        {"transforms", "demux", "packet_headers", "read_clock", "labels", "content_digest"},
     ],
     "dataset_prep": [
         {"sharding", "tfds_index"},

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from invnext_jax.data import decode, transforms, video_io
+from invnext_jax.data import decode, frame_converter, transforms, video_io
 from invnext_jax.data.manifest import VideoRecord
 from invnext_jax.data.transforms import Window
 from invnext_jax.synthetic_world import urls
@@ -190,7 +190,7 @@ def read_clips(record: VideoRecord, sampler: ClipSampler, short_side: int | None
         windows = sampler.sample_windows(*video_thwc.shape[1:3])
         pairs = zip(index_rt, windows, strict=True)
         return np.stack([transforms.resize(video_thwc[i_t], window, size) for i_t, window in pairs])
-    convert, windows = transforms.FrameConverter(short_side), None
+    convert, windows = frame_converter.FrameConverter(short_side), None
     times = {"start": record.start, "end": record.end}
     with (
         video_io.open_source(record.path, record.record) as source,

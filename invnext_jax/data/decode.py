@@ -1,8 +1,9 @@
 """Decodes frames of video files with PyAV; frame numbers are exact.
 
-A frame's number is its position in presentation order. One pass over the packets, without decoding,
-finds time stamps and key frames (see `demux`). The decoder then seeks only where a seek skips a
-group of pictures.
+A frame's number is its position among the frames that ffmpeg shows, in presentation order and
+after edit lists (see `frame_index`). The decoder seeks only where a seek skips a group of pictures.
+A seek is trusted if it leads to an intra frame and no frame since is corrupt. Otherwise decoding
+starts further back.
 
 Shape key: t frames, h w pixels, c channels.
 """
@@ -17,19 +18,19 @@ from typing import BinaryIO
 import av
 import numpy as np
 
-from invnext_jax.data import demux
-from invnext_jax.data.demux import BadVideo, FrameTimes, PacketIndex
-from invnext_jax.data.transforms import FrameConverter
+from invnext_jax.data import demux, frame_index
+from invnext_jax.data.demux import BadVideo
+from invnext_jax.data.frame_converter import FrameConverter
+from invnext_jax.data.frame_index import FrameTimes, PacketIndex
 
 av.logging.set_level(av.logging.PANIC)  # errors are reported once, as BadVideo
 
-MAX_PIXELS = 2**26  # limit per frame, twice 8K. A damaged header may claim far more.
 # Codecs in which no frame refers to a frame marked as non-reference. HEVC's higher layers may.
 SKIPPABLE = ("h264", "mpeg4", "mpeg2video", "mpeg1video")
 
 
 class _SeekError(Exception):
-    """Seeking did not lead to the requested frame."""
+    """Seeking did not lead to the requested frame, or to frames that may be wrong."""
 
 
 def read_frames(
@@ -47,10 +48,10 @@ def read_frames(
             the requested frames, counted from `start`, in any order; repeats are allowed.
         short_side: Target length of the shorter side in pixels. Smaller videos are not enlarged.
             None keeps the size.
-        **options: `start`, `end` and `name`, as in `open_video`.
+        **options: `start`, `end`, `name` and `index`, as in `open_video`.
 
     Returns:
-        uint8 [t h w c], RGB, rotated upright if the file specifies a rotation.
+        uint8 [t h w c], RGB, rotated upright if the file specifies an orientation.
 
     Raises:
         BadVideo: As in `open_video`.
@@ -73,6 +74,7 @@ def open_video(
     start: float | None = None,
     end: float | None = None,
     name: str = "",
+    index: PacketIndex | None = None,
 ) -> Iterator["VideoReader"]:
     """Opens a video for reading. Decoding errors inside the `with` block are raised as `BadVideo`.
 
@@ -81,6 +83,7 @@ def open_video(
         start: Start in seconds after the first frame. None is the beginning.
         end: Exclusive end in seconds after the first frame. None is the end.
         name: Name of the video in error messages. "" derives it from `source`.
+        index: Index of the same file from an earlier `VideoReader.index`. None builds it.
 
     Yields:
         The reader.
@@ -92,11 +95,9 @@ def open_video(
         name, source = name or f"{len(source)} bytes", io.BytesIO(source)
     else:
         name = name or (source.name if hasattr(source, "read") else os.fspath(source))
-        if not hasattr(source, "read"):  # FFmpeg takes the start of "a:b.mp4" for a protocol
-            source = os.path.abspath(source)
     try:
-        with _open_container(source) as container:
-            yield VideoReader(source, container, start, end)
+        with demux.open_stream(source) as stream:
+            yield VideoReader(source, stream, start, end, index)
     except BadVideo as error:
         raise BadVideo(f"{name}: {error}", error.kind) from error
     except (av.FFmpegError, OSError) as error:
@@ -110,17 +111,30 @@ class VideoReader:
     Its length is the number of frames between `start` and `end`. Frame numbers count from `start`.
 
     Attributes:
+        index: Index of the complete file.
         times: Time of each frame in seconds.
     """
 
-    def __init__(self, source, container, start: float | None, end: float | None):
-        if "matroska" in container.format.name:
-            demux.check_matroska_length(demux.read_head(source), container.size)
-        self._source, self._container = source, container
-        stream = container.streams.video[0]
-        self._index = demux.scan_packets(container, stream)
-        numbers = demux.frames_between(self._index.times, stream, start, end)
-        self._first, self.times = numbers[0], FrameTimes(self._index.times, numbers, stream)
+    def __init__(
+        self,
+        source,
+        stream,
+        start: float | None,
+        end: float | None,
+        index: PacketIndex | None = None,
+    ):
+        if "matroska" in stream.container.format.name:
+            demux.check_matroska_length(demux.read_head(source), stream.container.size)
+        self._source, self._stream = source, stream
+        if index is None:
+            index = frame_index.build_index(source, stream)
+        else:
+            for packet in demux.demux(stream):
+                frame_index.prime_decoder(stream, packet)
+                break
+        self.index = index
+        numbers = frame_index.frames_between(index.times, stream, start, end)
+        self._first, self.times = numbers[0], FrameTimes(index.times, numbers, stream)
 
     def __len__(self) -> int:
         return len(self.times)
@@ -132,18 +146,17 @@ class VideoReader:
             numbers: Requested frame numbers in any order; repeats are allowed.
 
         Yields:
-            (number, frame) in ascending order. If the packet index turns out to be wrong, the
+            (number, frame) in ascending order. If the times of the index turn out to be wrong, the
             sequence restarts from the first number, and the frames of the restart are correct.
         """
         requested = [self._first + number for number in sorted(set(numbers))]
         with contextlib.suppress(_SeekError):
-            for number, frame in _seek_and_decode(self._container, self._index, requested):
+            for number, frame in _seek_and_decode(self._stream, self.index, requested):
                 yield number - self._first, frame
             return
-        self._container.close()
-        # MPEG-TS has no index, and AVI may lack time stamps.
-        with _open_container(self._source) as container:
-            for number, frame in _decode_from_start(container, requested):
+        self._stream.container.close()
+        with demux.open_stream(self._source) as stream:
+            for number, frame in _decode_from_start(stream, self.index, requested):
                 yield number - self._first, frame
 
 
@@ -158,76 +171,107 @@ def error_kind(error: Exception) -> str:
     return "unreadable" if isinstance(error, OSError) else "corrupt"
 
 
-def _open_container(source):
-    if hasattr(source, "read"):
-        source.seek(0)
-    # Metadata in an unknown encoding does not make a video bad.
-    container = av.open(source, metadata_errors="ignore")
-    if not container.streams.video:
-        container.close()
-        raise BadVideo("no video stream", "no video stream")
-    # One thread per video: the workers share the cores, and frame threading slows down each seek.
-    context = container.streams.video[0].codec_context
-    if context is None:
-        container.close()
-        raise BadVideo("unknown codec", "unknown codec")
-    context.thread_type, context.thread_count = "SLICE", 1
-    context.options = {"max_pixels": str(MAX_PIXELS)}
-    return container
-
-
-def _seek_and_decode(container, index: PacketIndex, requested: Sequence[int]):
+def _seek_and_decode(stream, index: PacketIndex, requested: Sequence[int]):
     """Yields (number, frame) for sorted numbers; each group of pictures is decoded at most once."""
-    stream, times, key_times = container.streams.video[0], index.times, index.key_times
+    times, key_times = index.times, list(index.key_times)
     if not key_times:
         raise _SeekError
+    # The packets of two fields have two times, only one of which is that of the frame.
+    can_skip = not index.is_decoded
     requested_times = {times[number] for number in requested}
-    decoded, position, last = None, None, -1
+    group, last = None, -1
     for number in requested:
         time = times[number]
         key = key_times[max(0, bisect.bisect_right(key_times, time) - 1)]
         # Frames already in the decoder's reorder buffer are cheaper to decode than to seek past.
-        if decoded is None or bisect.bisect_left(times, key) - last - 1 > index.reorder_delay:
-            container.seek(key, stream=stream, backward=True)
-            decoded, position, after_key = _decode(container, stream, requested_times), None, False
-        for frame in decoded:
-            if frame.pts is None or (position is not None and frame.pts <= position):
-                raise _SeekError
-            position = frame.pts
-            # Frames decoded before any key frame are unreliable.
-            after_key = after_key or position == key
-            if position > time or (position == time and not after_key):
-                raise _SeekError
-            if position == time:
-                yield number, frame
+        if group is None or bisect.bisect_left(times, key) - last - 1 > index.reorder_delay:
+            group = _Group(stream, key, requested_times, can_skip)
+        step, failure = 1, None
+        while True:
+            try:
+                frame = group.decode_until(time)
                 break
-        else:
-            raise _SeekError
+            except (_SeekError, av.InvalidDataError) as error:
+                place = (type(error), group.position)
+                if place == failure and not isinstance(error, _SeekError):
+                    raise  # the damage is here, wherever decoding starts
+                failure, position = place, bisect.bisect_left(key_times, group.key)
+                if not position:
+                    raise _SeekError from error
+                # The key frame is none, or later frames refer to frames before it.
+                key = key_times[max(0, position - step)]
+                del key_times[max(0, position - step) + 1 : position + 1]
+                group, step = _Group(stream, key, requested_times, can_skip), 2 * step
+        yield number, frame
         last = number
 
 
-def _decode(container, stream, requested_times):
-    """Yields frames from the current position; may skip frames that are not requested."""
+class _Group:
+    """Frames from a key frame on, which `decode_until` checks.
+
+    Attributes:
+        key: Time stamp of the key frame.
+        position: Time stamp of the last decoded frame.
+    """
+
+    def __init__(self, stream, key: int, requested_times, can_skip: bool):
+        stream.container.seek(key, stream=stream, backward=True)
+        self._frames = _decode(stream, requested_times if can_skip else None)
+        self.key, self.position, self._is_clean = key, None, False
+
+    def decode_until(self, time: int) -> av.VideoFrame:
+        """Returns the frame of a time stamp.
+
+        Raises:
+            _SeekError: It does not follow, or frames from the key frame to it may be wrong.
+        """
+        for frame in self._frames:
+            if frame.pts is None or (self.position is not None and frame.pts <= self.position):
+                raise _SeekError
+            self.position = frame.pts
+            # Frames decoded before the key frame are unreliable, and not requested.
+            if frame.pts == self.key:
+                self._is_clean = frame_index.is_intra(frame)
+            if frame.pts >= self.key and (not self._is_clean or frame.is_corrupt):
+                raise _SeekError
+            if frame.pts >= time:
+                break
+        if self.position != time or not self._is_clean:
+            raise _SeekError
+        return frame
+
+
+def _decode(stream, requested_times):
+    """Yields frames from the current position; may skip frames that are not requested.
+
+    `requested_times` is None if no frame may be skipped.
+    """
     context = stream.codec_context
     # In AVI, a packet may contain the frame that belongs to the next packet's time stamp.
-    can_skip = context.name in SKIPPABLE and container.format.name != "avi"
+    can_skip = context.name in SKIPPABLE and stream.container.format.name != "avi"
+    can_skip = can_skip and requested_times is not None
     mode = "DEFAULT"
-    for packet in demux.demux(container, stream):
+    for packet in demux.demux(stream):
         skip = can_skip and packet.pts is not None and packet.pts not in requested_times
         if mode != (mode := "NONREF" if skip else "DEFAULT"):
             context.skip_frame = mode
         yield from packet.decode()
+    yield from context.decode(None)
 
 
-def _decode_from_start(container, requested: Sequence[int]):
-    """Yields (number, frame) for sorted numbers by counting the frames from the start."""
+def _decode_from_start(stream, index: PacketIndex, requested: Sequence[int]):
+    """Yields (number, frame) for sorted numbers by decoding all frames from the start."""
     remaining = iter(requested)
-    target = next(remaining)
-    packets = demux.demux(container, container.streams.video[0])
-    frames = (frame for packet in packets for frame in packet.decode())
-    for number, frame in enumerate(frames):
-        if number == target:
-            yield number, frame
+    target, is_damaged = next(remaining), False
+    for position, (_, frame) in enumerate(demux.decode_all(stream)):
+        # A corrupt frame damages those that refer to it.
+        is_damaged = frame.is_corrupt or (is_damaged and not frame_index.is_intra(frame))
+        time = index.times[target]
+        is_target = position == target if index.is_decoded else frame.pts == time
+        if is_target:
+            if is_damaged:
+                raise BadVideo(f"frame {target} is corrupt")
+            yield target, frame
             target = next(remaining, None)
             if target is None:
                 return

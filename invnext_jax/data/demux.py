@@ -1,15 +1,19 @@
-"""Reads the packets of a video file without decoding: time stamps, key frames, truncation.
-
-Frame counts in headers are used only to detect truncated files.
-"""
+"""Opens video files and reads the packets of their video stream."""
 
 import contextlib
-import dataclasses
-import math
-from collections.abc import Sequence
+import itertools
+import os
+from collections.abc import Iterator
 
+import av
+from av.stream import Disposition
+
+MAX_PIXELS = 2**26  # limit per frame, twice 8K. A damaged header may claim far more.
 MIN_SHARE = 0.98  # minimum share of the header's frame or byte count; else truncated
-NO_INDEX = ("mpeg", "mpegts")  # formats whose seeks are inexact and whose time stamps are guessed
+# Streams of still pictures: cover art and thumbnails.
+STILLS = Disposition.attached_pic | Disposition.timed_thumbnails
+MAX_STREAM_PACKETS = 500  # packets read to find out which of several streams is a still picture
+DEFAULT_BONUS = 5_000_000  # pixels by which ffmpeg prefers a stream that is marked as the default
 SEGMENT = (
     b"\x18\x53\x80\x67"  # ID of the Matroska element that contains everything after the file header
 )
@@ -29,50 +33,102 @@ class BadVideo(Exception):  # noqa: N818, short because it is used everywhere
         self.kind = kind
 
 
-@dataclasses.dataclass(frozen=True)
-class PacketIndex:
-    """Index of the packets whose frames a player shows.
+@contextlib.contextmanager
+def open_stream(source, **options) -> Iterator[av.VideoStream]:
+    """Opens the video stream of a file; its attribute `container` is the opened file.
 
-    Attributes:
-        times: Time stamps in presentation order; all None if any of them is missing.
-        key_times: Time stamps of the key frames, ascending; empty if seeking is unreliable.
-        reorder_delay: Maximum number of frames that the decoder buffers to reorder them.
+    Args:
+        source: Path of the file, or a seekable open file, which is read from its start.
+        **options: Options of the demuxer.
+
+    Raises:
+        BadVideo: The file has no video stream, or one of an unknown codec.
     """
+    with contextlib.ExitStack() as stack:
+        container = stack.enter_context(_open(source, options))
+        stream = _choose_stream(source, container)
+        # One thread per video: the workers share the cores, and frame threading slows down seeks.
+        stream.codec_context.thread_type, stream.codec_context.thread_count = "SLICE", 1
+        stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
+        yield stream
 
-    times: list[int | None]
-    key_times: list[int]
-    reorder_delay: int
+
+@contextlib.contextmanager
+def _open(source, options=None) -> Iterator[av.container.InputContainer]:
+    is_file = hasattr(source, "read")
+    position = source.tell() if is_file else 0
+    if is_file:
+        source.seek(0)
+    else:  # FFmpeg takes the start of "a:b.mp4" for a protocol
+        source = os.path.abspath(source)
+    try:
+        # Metadata in an unknown encoding does not make a video bad.
+        with av.open(source, metadata_errors="ignore", options=options) as container:
+            yield container
+    finally:
+        if is_file:  # another container may be reading the same file
+            source.seek(position)
 
 
-class FrameTimes(Sequence):
-    """Presentation times of the frames from `start` to `end`, in seconds after the first of them.
+def _choose_stream(source, container) -> av.VideoStream:
+    """Chooses the video stream as ffmpeg does: the largest picture, then the first stream.
 
-    Attributes:
-        fps: Average frames per second from the header; 25 if the header has none.
+    A stream that is marked as the default wins unless another one is much larger. Attached pictures
+    are never chosen. Streams of a single frame are chosen only if there are no others.
+
+    Raises:
+        BadVideo: There is no such stream, or its codec is unknown.
     """
+    streams = [s for s in container.streams.video if not s.disposition & STILLS]
+    if not streams:
+        raise BadVideo("no video stream", "no video stream")
+    streams = [stream for stream in streams if stream.codec_context is not None]
+    if not streams:
+        raise BadVideo("unknown codec", "unknown codec")
+    if len(streams) > 1:
+        moving = _find_moving(source, [stream.index for stream in streams])
+        streams = [stream for stream in streams if stream.index in moving] or streams
 
-    def __init__(self, times: Sequence[int | None], numbers: Sequence[int], stream):
-        self.fps = float(stream.average_rate or 25)
-        self._times, self._first, self._count = times, numbers[0], len(numbers)
-        self._time_base = stream.time_base
+    def score(stream) -> int:
+        is_default = bool(stream.disposition & Disposition.default)
+        return stream.width * stream.height + DEFAULT_BONUS * is_default
 
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, index: int) -> float:
-        if not 0 <= index < self._count:
-            raise IndexError(f"frame {index} of {self._count}")
-        first, time = self._times[self._first], self._times[self._first + index]
-        return index / self.fps if first is None else float((time - first) * self._time_base)
+    return max(streams, key=score)  # the first of equal ones
 
 
-def demux(container, stream):
-    """Yields the packets of `stream`.
+def _find_moving(source, indices: list[int]) -> set[int]:
+    """Returns the indices of the streams that have more than one packet."""
+    counts = dict.fromkeys(indices, 0)
+    with (
+        _open(source) as container,
+        contextlib.closing(container.demux([container.streams[i] for i in indices])) as packets,
+    ):
+        for packet in itertools.islice(packets, MAX_STREAM_PACKETS):
+            counts[packet.stream_index] += packet.size > 0
+            if min(counts.values()) > 1:
+                break
+    return {index for index, count in counts.items() if count > 1}
 
-    PyAV's own generators leak memory unless they are exhausted; this one may be abandoned.
+
+def demux(stream) -> Iterator[av.Packet]:
+    """Yields the packets of `stream` that have data.
+
+    Packets without data repeat the previous frame, and would flush the decoder. To decode the last
+    frames, flush the decoder with `None` at the end. PyAV's own generators leak memory unless they
+    are exhausted; this one may be abandoned.
     """
-    with contextlib.closing(container.demux(stream)) as packets:
-        yield from packets
+    with contextlib.closing(stream.container.demux(stream)) as packets:
+        for packet in packets:
+            if packet.size:
+                yield packet
+
+
+def decode_all(stream) -> Iterator[tuple[int, av.VideoFrame]]:
+    """Yields (number of decoded packets, frame) to the end, in the order of the decoder."""
+    context, count = stream.codec_context, 0
+    for count, packet in enumerate(demux(stream), start=1):
+        yield from ((count, frame) for frame in packet.decode())
+    yield from ((count, frame) for frame in context.decode(None))
 
 
 def read_head(source) -> bytes:
@@ -107,59 +163,3 @@ def check_matroska_length(head: bytes, size: int) -> None:
     end = begin + width + value
     if value != unknown and size < MIN_SHARE * end:
         raise BadVideo(f"truncated: {size} of {end} bytes", "truncated")
-
-
-def scan_packets(container, stream) -> PacketIndex:
-    """Reads all packets once, without decoding or keeping them.
-
-    Raises:
-        BadVideo: The file is truncated or has no frames.
-    """
-    format_name, packets, slots = container.format.name, [], 0
-    for packet in demux(container, stream):
-        if packet.size:
-            packets.append((packet.pts, packet.is_keyframe, packet.is_discard))
-            slots = max(slots, (packet.dts or 0) + 1)
-    # The AVI header also counts empty packets, which extend the display of the previous frame.
-    count = max(slots, len(packets)) if format_name == "avi" else len(packets)
-    if count < MIN_SHARE * stream.frames:
-        raise BadVideo(f"truncated: {count} of {stream.frames} frames", "truncated")
-    # Packets discarded by an edit list are decoded but not shown, so they have no frame number.
-    shown = [(time, is_key) for time, is_key, is_discard in packets if not is_discard]
-    if not shown:
-        raise BadVideo("no frames")
-    coded_times = [time for time, _ in shown]
-    if any(time is None for time in coded_times):
-        return PacketIndex([None] * len(coded_times), [], 0)
-    times, key_times = sorted(coded_times), sorted(time for time, is_key in shown if is_key)
-    numbers = {time: number for number, time in enumerate(times)}
-    # AVI time stamps are in coded order and cannot be used if the decoder reorders frames.
-    unordered = format_name == "avi" and coded_times == times and stream.codec_context.has_b_frames
-    if format_name in NO_INDEX or unordered or len(numbers) < len(times):
-        key_times = []
-    delay = max(position - numbers[time] for position, time in enumerate(coded_times))
-    return PacketIndex(times, key_times, delay)
-
-
-def frames_between(
-    times: Sequence[int | None], stream, start: float | None, end: float | None
-) -> Sequence[int]:
-    """Returns the numbers of the frames shown from `start` to `end` (exclusive), in seconds.
-
-    Raises:
-        BadVideo: No frame is in this range.
-    """
-    if start is None and end is None:
-        return range(len(times))
-    if times[0] is None:
-        rate = float(stream.average_rate or 25)
-        seconds = [i / rate for i in range(len(times))]
-    else:
-        seconds = [float((time - times[0]) * stream.time_base) for time in times]
-    low = 0.0 if start is None else start
-    high = math.inf if end is None else end
-    numbers = [i for i, second in enumerate(seconds) if low - 1e-6 <= second < high - 1e-6]
-    if not numbers:
-        text = f"no frame between {low} and {high} seconds of {seconds[-1]:.2f}"
-        raise BadVideo(text, "empty range")
-    return numbers

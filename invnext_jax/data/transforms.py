@@ -1,18 +1,13 @@
-"""Crops, resizes, flips and recolors the frames of clips, and converts decoded frames to RGB.
+"""Crops, resizes, flips and recolors the frames of clips.
 
 Shape key: b clips, t frames, h w pixels, c channels.
 """
 
 from collections.abc import Sequence
-from fractions import Fraction
 from typing import NamedTuple
 
-import av
 import numpy as np
-from av.video.reformatter import VideoReformatter
 from PIL import Image
-
-from invnext_jax.data.demux import BadVideo
 
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 CROP_TRIES = 10
@@ -164,109 +159,3 @@ def _hue(video_thwc: np.ndarray, turn: np.float32) -> np.ndarray:
     away_thwc = (hue_thw[..., None] + 6 * turn + np.array([5, 3, 1], np.float32)) % 6
     share_thwc = np.clip(np.minimum(away_thwc, 4 - away_thwc), 0, 1)
     return value_thw[..., None] - chroma_thw[..., None] * share_thwc
-
-
-class FrameConverter:
-    """Converts decoded frames of one video to RGB arrays with the scale of the first frame.
-
-    Args:
-        short_side: Target length of the shorter side in pixels. Smaller videos are not enlarged.
-            None keeps the size.
-    """
-
-    def __init__(self, short_side: int | None):
-        self._short_side, self._size, self._turns = short_side, None, 0
-        self._reformatter, self._croppers = VideoReformatter(), {}
-
-    def picture_size(self, frame: av.VideoFrame) -> tuple[int, int]:
-        """Returns height and width of the scaled upright picture, to which windows refer."""
-        if self._size is None:
-            short = min(frame.width, frame.height)
-            scale = min(1.0, self._short_side / short) if self._short_side else 1.0
-            self._size = [max(1, round(side * scale)) for side in (frame.width, frame.height)]
-            self._turns = frame.rotation // 90 % 4
-        width, height = self._size if self._turns % 2 == 0 else reversed(self._size)
-        return height, width
-
-    def __call__(
-        self, number: int, frame: av.VideoFrame, window: Window | None = None, size: int = 0
-    ) -> np.ndarray:
-        """Scales, converts and rotates a frame in one pass.
-
-        Args:
-            number: Frame number, for error messages.
-            frame: Decoded frame.
-            window: Window to convert, in pixels of the scaled upright picture. None converts the
-                complete picture. The start is rounded down to an even pixel of the stored frame,
-                because chroma is stored for pairs of pixels.
-            size: Output height and width of the window in pixels.
-
-        Returns:
-            uint8 [h w c].
-
-        Raises:
-            BadVideo: The decoder marked the frame as corrupt.
-        """
-        if frame.is_corrupt:
-            raise BadVideo(f"frame {number} is corrupt")
-        self.picture_size(frame)
-        width, height = self._size
-        if window is not None:
-            frame, width, height = self._crop(frame, window), size, size
-        rgb = self._reformatter.reformat(
-            frame,
-            width=width,
-            height=height,
-            format="rgb24",
-            interpolation="BILINEAR",
-            threads=1,  # starting threads takes longer than the conversion
-        )
-        return np.rot90(_view_pixels(rgb), self._turns)
-
-    def _crop(self, frame: av.VideoFrame, window: Window) -> av.VideoFrame:
-        """Crops a frame without copying its pixels."""
-        width, height = self._size
-        left, top, right, bottom = {
-            0: window,
-            1: (width - window.bottom, window.left, width - window.top, window.right),
-            2: (
-                width - window.right,
-                height - window.bottom,
-                width - window.left,
-                height - window.top,
-            ),
-            3: (window.top, height - window.right, window.bottom, height - window.left),
-        }[self._turns]
-        x, y = frame.width / width, frame.height / height
-        crop_w, crop_h = max(1, round((right - left) * x)), max(1, round((bottom - top) * y))
-        left, top = int(left * x) // 2 * 2, int(top * y) // 2 * 2
-        right, bottom = min(left + crop_w, frame.width), min(top + crop_h, frame.height)
-        if (left, top, right, bottom) == (0, 0, frame.width, frame.height):
-            return frame
-        key = frame.width, frame.height, frame.format.name, left, top, right, bottom
-        if key not in self._croppers:
-            self._croppers[key] = _make_cropper(*key)
-        self._croppers[key].vpush(frame)
-        return self._croppers[key].vpull()
-
-
-def _make_cropper(
-    width: int, height: int, pixel_format: str, left: int, top: int, right: int, bottom: int
-) -> av.filter.Graph:
-    graph = av.filter.Graph()
-    source = graph.add_buffer(
-        width=width, height=height, format=pixel_format, time_base=Fraction(1, 1000)
-    )
-    crop = graph.add("crop", f"{right - left}:{bottom - top}:{left}:{top}:exact=1")
-    sink = graph.add("buffersink")
-    source.link_to(crop)
-    crop.link_to(sink)
-    graph.configure()
-    return graph
-
-
-def _view_pixels(rgb: av.VideoFrame) -> np.ndarray:
-    """Returns a view [h w c] of the pixels of an rgb24 frame."""
-    plane = rgb.planes[0]
-    rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
-    return rows[: rgb.height, : 3 * rgb.width].reshape(rgb.height, rgb.width, 3)

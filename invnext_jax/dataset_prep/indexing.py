@@ -29,7 +29,10 @@ from invnext_jax.monitoring.progress_meter import ProgressMeter
 
 # A file is considered trimmed if it is at most this much longer than its window.
 TRIM_TOLERANCE_SECONDS = 1.0
-PROBE_COLUMNS = ("duration", "frames", "width", "height", "fps", "codec", "rotation")
+PROBE_COLUMNS = (
+    *("duration", "frames", "width", "height", "fps", "codec"),
+    *("rotation", "mirrored", "sar", "transfer"),
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Probes video files in worker processes: properties of good files, and reasons for bad ones."""
 
+import bisect
 import contextlib
 import dataclasses
 import errno
@@ -11,12 +12,25 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import av
+import numpy as np
+from av.video.reformatter import ColorTrc
 
 from invnext_jax.data import decode, demux
 from invnext_jax.data.content_digest import digest_file
+from invnext_jax.data.frame_converter import FrameConverter, Orientation
 from invnext_jax.dataset_prep.worker_map import WorkerFailure, map_in_workers
 
 MAX_TAIL = 1000  # maximum number of frames decoded after the last key frame
+MAX_HEAD = 60  # maximum number of frames decoded to check an early seek
+CHECK_SIDE = 32  # short side in pixels of the pictures that are compared
+# Transfer functions by name. The first two are those of HDR video, PQ and HLG.
+TRANSFERS = {
+    ColorTrc.SMPTE2084: "pq",
+    ColorTrc.ARIB_STD_B67: "hlg",
+    ColorTrc.LINEAR: "linear",
+    **dict.fromkeys((ColorTrc.BT709, ColorTrc.SMPTE170M, ColorTrc.IEC61966_2_1), "sdr"),
+    **dict.fromkeys((ColorTrc.BT2020_10, ColorTrc.BT2020_12), "sdr"),
+}
 MIN_ZEROS = 16  # bytes; for repeated frames, some encoders write packets of fewer zeros
 TRANSIENT_ERRNOS = (
     *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EACCES, errno.ENOMEM, errno.EMFILE),
@@ -29,13 +43,16 @@ class VideoProbe:
 
     Attributes:
         duration: Duration in seconds, including that of the last frame.
-        frames: Number of displayed frames, counted from the packets instead of the header.
+        frames: Number of displayed frames, as ffmpeg counts them, not as the header does.
         width: Width in pixels as stored, before rotation.
         height: Height in pixels as stored, before rotation.
         fps: Average frames per second.
         codec: FFmpeg's name of the decoder.
         rotation: Degrees by which players rotate the picture, counter-clockwise.
         digest: Hash of the size, the beginning and the end of the file.
+        mirrored: Whether players also mirror the picture.
+        sar: Ratio of width to height of a pixel, "1:1" if the pixels are square or it is unknown.
+        transfer: Transfer function: "sdr", "pq", "hlg", "linear", or "" if the file has none.
     """
 
     duration: float
@@ -46,6 +63,9 @@ class VideoProbe:
     codec: str
     rotation: int
     digest: str
+    mirrored: bool = False
+    sar: str = "1:1"
+    transfer: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,82 +86,97 @@ class ProbeFailure:
 
 
 def probe_video(path: str) -> VideoProbe:
-    """Counts the packets, then decodes the first and the last key frame as in training.
+    """Finds the frames, then decodes the first and the last key frame as in training.
 
     Raises:
-        BadVideo: The file is missing, empty, damaged, truncated, or has no video.
+        BadVideo: The file is missing, empty, damaged, truncated, or has no video, or seeking in it
+            leads to other pictures than decoding from the start.
     """
     try:
         status = os.stat(path)
         if stat.S_ISREG(status.st_mode) and not status.st_size:
             raise decode.BadVideo(f"{path}: empty file")
-        fields, key_frames = _scan_packets(path)
-        fields |= _read_geometry(path)
+        fields = _read_header(path)
     except (av.FFmpegError, OSError) as error:
         raise decode.BadVideo(f"{path}: {type(error).__name__}: {error}") from error
-    counts = []
-
-    def pick(count: int) -> list[int]:
-        counts.append(count)
-        # Key frames may be missing in a damaged file. If the group after the last key frame is
-        # longer than all others, its last frame is decoded too.
-        tail = count - 1 - key_frames[-1]
-        longest = max(map(operator.sub, key_frames[1:], key_frames), default=0)
-        decode_tail = longest < tail <= MAX_TAIL
-        return [0, min(key_frames[-1], count - 1)] + [count - 1] * decode_tail
-
-    decode.read_frames(path, pick, short_side=32)
-    return VideoProbe(frames=counts[0], digest=digest_file(path), **fields)
+    with decode.open_video(path) as video:
+        fields |= _read_timing(video, fields["fps"])
+        keys = [bisect.bisect_left(video.index.times, key) for key in video.index.key_times] or [0]
+        pictures = _decode_ends(video, keys, fields)
+        index = video.index
+    _check_seeks(path, index, keys, pictures)
+    return VideoProbe(digest=digest_file(path), **fields)
 
 
-def _open(path: str) -> av.container.InputContainer:
-    container = av.open(path, metadata_errors="ignore")
-    if not container.streams.video or container.streams.video[0].codec_context is None:
-        reason = "unknown codec" if container.streams.video else "no video stream"
-        container.close()
-        raise decode.BadVideo(f"{path}: {reason}")
-    return container
+def _read_header(path: str) -> dict[str, Any]:
+    """Returns the fields that the header contains, and checks that all packets have data."""
+    with demux.open_stream(path) as stream:
+        context = stream.codec_context
+        # The file of an interrupted download may have its full length but end in zeros.
+        if context.name != "rawvideo" and not all(map(_has_data, demux.demux(stream))):
+            raise decode.BadVideo(f"{path}: zeros in place of frames")
+        ratio, transfer = stream.sample_aspect_ratio or 1, context.color_trc
+        return {
+            "fps": float(stream.average_rate or 0),
+            "codec": context.name,
+            "sar": f"{ratio.numerator}:{ratio.denominator}",
+            "transfer": TRANSFERS.get(transfer, ""),
+        }
 
 
-def _scan_packets(path: str) -> tuple[dict[str, Any], list[int]]:
-    """Returns duration, fps and codec, and the numbers of the key frames."""
-    with _open(path) as container:
-        stream = container.streams.video[0]
-        # Packets are not kept, because they would hold the complete file in memory.
-        shown = [
-            (packet.pts, packet.is_keyframe, _has_data(packet))
-            for packet in demux.demux(container, stream)
-            if packet.size and not packet.is_discard
-        ]
-        codec, rate = stream.codec_context.codec.name, float(stream.average_rate or 0)
-        time_base = stream.time_base
-    if not shown:
-        raise decode.BadVideo(f"{path}: no frames")
-    # The file of an interrupted download may have its full length but end in zeros.
-    if codec != "rawvideo" and not all(has_data for _, _, has_data in shown):
-        raise decode.BadVideo(f"{path}: zeros in place of frames")
-    times = sorted(pts for pts, _, _ in shown if pts is not None)
-    key_times = {pts for pts, is_key, _ in shown if is_key}
-    duration = len(shown) / (rate or 25.0)
-    if len(times) == len(shown) and times[-1] > times[0]:
-        span = float((times[-1] - times[0]) * time_base)
-        rate = rate or (len(shown) - 1) / span
+def _read_timing(video: decode.VideoReader, rate: float) -> dict[str, Any]:
+    """Returns frames, duration and fps; `rate` is that of the header, or 0."""
+    count, span = len(video), video.times[len(video) - 1]
+    duration = count / (rate or 25.0)
+    if video.index.times[0] is not None and span > 0:
+        rate = rate or (count - 1) / span
         duration = span + 1 / rate
-    key_frames = [number for number, pts in enumerate(times) if pts in key_times] or [0]
-    fields = {"duration": round(duration, 3), "fps": round(rate or 25.0, 3), "codec": codec}
-    return fields, key_frames
+    return {"frames": count, "duration": round(duration, 3), "fps": round(rate or 25.0, 3)}
 
 
-def _read_geometry(path: str) -> dict[str, int]:
-    """Returns width, height and rotation of the first frame."""
-    with _open(path) as container:
-        stream = container.streams.video[0]
-        stream.codec_context.thread_type, stream.codec_context.thread_count = "SLICE", 1
-        packets = demux.demux(container, stream)
-        first = next((frame for packet in packets for frame in packet.decode()), None)
-        if first is None:
-            raise decode.BadVideo(f"{path}: no frame can be decoded")
-        return {"width": first.width, "height": first.height, "rotation": first.rotation}
+def _decode_ends(
+    video: decode.VideoReader, keys: Sequence[int], fields: dict[str, Any]
+) -> dict[int, np.ndarray]:
+    """Returns the first picture and that of the last key frame; adds the geometry to `fields`."""
+    # Key frames may be missing in a damaged file. If the group after the last key frame is
+    # longer than all others, its last frame is decoded too.
+    tail = len(video) - 1 - keys[-1]
+    longest = max(map(operator.sub, keys[1:], keys), default=0)
+    requested = [0, keys[-1]] + [len(video) - 1] * (longest < tail <= MAX_TAIL)
+    convert, pictures = FrameConverter(CHECK_SIDE), {}
+    for number, frame in video.frames(requested):
+        pictures[number] = convert(number, frame)
+        if number == 0:
+            orientation = Orientation.of_frame(frame)
+            fields |= {"width": frame.width, "height": frame.height, "rotation": frame.rotation}
+            fields["mirrored"] = orientation.is_mirrored
+    return pictures
+
+
+def _check_seeks(
+    path: str, index: decode.PacketIndex, keys: Sequence[int], pictures: dict[int, np.ndarray]
+) -> None:
+    """Seeks in freshly opened files, to the last key frame and to an early one.
+
+    The last picture must equal that of a file which was decoded before. The early one must equal
+    that of decoding from the start.
+
+    Raises:
+        BadVideo: A seek leads to another picture.
+    """
+    early = max((key for key in keys if key <= MAX_HEAD), default=0)
+    expected = {keys[-1]: pictures[keys[-1]]}
+    if early:
+        sequential = dataclasses.replace(index, key_times=())
+        expected[early] = _read_picture(path, early, sequential)
+    for number, picture_hwc in expected.items():
+        if number and not np.array_equal(_read_picture(path, number, index), picture_hwc):
+            reason = f"a seek to frame {number} leads to another picture than decoding in order"
+            raise decode.BadVideo(f"{path}: {reason}")
+
+
+def _read_picture(path: str, number: int, index: decode.PacketIndex) -> np.ndarray:
+    return decode.read_frames(path, lambda _: [number], short_side=CHECK_SIDE, index=index)[0]
 
 
 def _has_data(packet: av.Packet) -> bool:

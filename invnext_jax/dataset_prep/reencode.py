@@ -17,8 +17,8 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from invnext_jax.data import decode, shards, video_io
-from invnext_jax.data.demux import FrameTimes
-from invnext_jax.data.transforms import FrameConverter
+from invnext_jax.data.frame_converter import FrameConverter
+from invnext_jax.data.frame_index import FrameTimes
 from invnext_jax.errors import UserError
 
 TIME_BASE = fractions.Fraction(1, 90_000)  # seconds

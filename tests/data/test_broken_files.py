@@ -156,7 +156,7 @@ def test_8k_decodes_in_bounded_memory_and_more_is_refused(tmp_path, monkeypatch)
     code = [sys.executable, "-c", textwrap.dedent(code)]
     megabytes = int(subprocess.run(code, check=True, capture_output=True, text=True).stdout)
     assert megabytes < 400  # a frame takes 50, the decoder holds a few
-    monkeypatch.setattr(decode, "MAX_PIXELS", 2**24)
+    monkeypatch.setattr(demux, "MAX_PIXELS", 2**24)
     assert "max pixel count" in reason(path, short_side=256)
 
 

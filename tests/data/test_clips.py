@@ -5,7 +5,7 @@ import pytest
 from fakes import FixedSampler
 
 from configs import common
-from invnext_jax.data import clips, decode, manifest, transforms
+from invnext_jax.data import clips, decode, demux, frame_converter, manifest, transforms
 
 
 @pytest.fixture
@@ -94,16 +94,14 @@ def test_clips_of_one_decode_equal_clips_decoded_separately(load, monkeypatch):
     seeds = ((0, 12, 0, 0), (0, 13, 0, 0), (0, 14, 0, 0))
     alone = [make(record, (seed,)) for seed in seeds]
     opened, decoded = [], []
-    open_file, seek_and_decode = decode._open_container, decode._seek_and_decode
+    open_file, seek_and_decode = demux.open_stream, decode._seek_and_decode
 
     def count_frames(*arguments):
         for number, frame in seek_and_decode(*arguments):
             decoded.append(number)
             yield number, frame
 
-    monkeypatch.setattr(
-        decode, "_open_container", lambda source: opened.append(1) or open_file(source)
-    )
+    monkeypatch.setattr(demux, "open_stream", lambda source: opened.append(1) or open_file(source))
     monkeypatch.setattr(decode, "_seek_and_decode", count_frames)
     together = make(record, seeds)
     assert len(opened) == 1 and len(set(decoded)) == len(decoded) <= 12
@@ -118,13 +116,13 @@ def test_errors_of_pyav_are_bad_videos_and_bugs_are_raised(load, monkeypatch):
     def reformat_badly(self, number, frame, *window):
         return frame.reformat(format="nonsense")
 
-    monkeypatch.setattr(transforms.FrameConverter, "__call__", reformat_badly)
+    monkeypatch.setattr(frame_converter.FrameConverter, "__call__", reformat_badly)
     record = manifest.VideoRecord(0, load.path, "a", None, None, {})
     config = common.data()
     config.update(frames=4, size=48, short_side=48)
     made = clips.LoadClip.from_config(config)(record, (None,))
     assert made.kind == "corrupt" and made.reason.startswith(f"{load.path}: ValueError: ")
-    monkeypatch.setattr(transforms.FrameConverter, "__call__", lambda *_: int("our mistake"))
+    monkeypatch.setattr(frame_converter.FrameConverter, "__call__", lambda *_: int("our mistake"))
     with pytest.raises(ValueError, match="our mistake"):
         clips.LoadClip.from_config(config)(record, (None,))
 

@@ -20,8 +20,11 @@ def x265(more="bframes=3", **fields):
     return {"codec": "libx265", "options": {**X265, "x265-params": params}, **fields}
 
 
-# Decoding can start at each key frame.
+# Decoding can start at a key frame; with intra refresh, only at the first.
 SEEKABLE = {
+    "h264_refresh.mp4": {
+        "options": {"preset": "ultrafast", "x264-params": "intra-refresh=1:keyint=12"}
+    },
     "h264.mov": {"options": X264},
     "h264.flv": {"options": X264},
     "h264_open_gop.mp4": {"options": {**X264, "x264-params": "open-gop=1:keyint=12:min-keyint=12"}},
@@ -73,15 +76,12 @@ SEEKABLE = {
     "ffv1.mkv": {"codec": "ffv1"},
     "gif.gif": {"codec": "gif", "pix_fmt": "rgb8"},
 }
-# Decoded from the start: no index, no time stamps, or no clean picture at a key frame.
+# Decoded from the start: no index, no time stamps, or time stamps that are guessed.
 FROM_START = {
     "h264.ts": {"options": X264},
     "h264.h264": {"options": X264},
     "h264_b.avi": {"options": X264},
     "h264_b_uneven.avi": {"options": X264, "times": UNEVEN},
-    "h264_refresh.mp4": {
-        "options": {"preset": "ultrafast", "x264-params": "intra-refresh=1:keyint=12"}
-    },
     "hevc_open_gop.ts": x265(),
     "mpeg4.ts": MPEG4,
     "mpeg2.mpg": {**MPEG4, "codec": "mpeg2video", "size": (64, 80)},

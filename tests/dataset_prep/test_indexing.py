@@ -60,6 +60,7 @@ def test_good_files_are_listed_and_bad_ones_quarantined(folder):
     ]
     facts = {"source": "videos", "start": "", "end": "", "duration": "1.0", "frames": "8"}
     facts |= {"width": "32", "height": "32", "fps": "8.0", "codec": "h264", "rotation": "0"}
+    facts |= {"mirrored": "False", "sar": "1:1", "transfer": ""}
     assert all(row == {"path": row["path"]} | facts for row in rows(folder / "train.csv"))
     bad = {Path(row["path"]).name: row["reason"] for row in rows(folder / "train.quarantine.csv")}
     assert bad.keys() == {"broken.mkv", "empty.mp4", "hang.mp4", "truncated.mp4"}

@@ -1,0 +1,168 @@
+"""Converts decoded frames to upright RGB pictures.
+
+Shape key: h w pixels, c channels.
+"""
+
+from fractions import Fraction
+from typing import NamedTuple
+
+import av
+import numpy as np
+from av.sidedata.sidedata import Type
+from av.video.reformatter import VideoReformatter
+
+from invnext_jax.data.demux import BadVideo
+from invnext_jax.data.transforms import Window
+
+
+class Orientation(NamedTuple):
+    """How a stored picture becomes upright: it is transposed, then flipped.
+
+    Attributes:
+        transpose: Whether rows and columns are exchanged.
+        flip_x: Whether the picture is then flipped left to right.
+        flip_y: Whether the picture is then flipped top to bottom.
+    """
+
+    transpose: bool = False
+    flip_x: bool = False
+    flip_y: bool = False
+
+    @classmethod
+    def of_frame(cls, frame: av.VideoFrame) -> "Orientation":
+        """Reads the display matrix of a frame, as ffmpeg's autorotate does.
+
+        Rotations by other angles than quarter turns are rounded to the nearest quarter turn.
+        """
+        data = frame.side_data.get(Type.DISPLAYMATRIX)
+        if data is None:
+            return cls()
+        # The upper left of the 3 x 3 matrix maps (x, y) to (a x + c y, b x + d y).
+        a, b, _, c, d = np.frombuffer(data, np.int32)[:5].tolist()
+        if abs(b) + abs(c) > abs(a) + abs(d):
+            return cls(True, c < 0, b < 0)
+        return cls(False, a < 0, d < 0)
+
+    @property
+    def is_mirrored(self) -> bool:
+        """Whether the picture is mirrored, so that no rotation makes it upright."""
+        return (self.transpose + self.flip_x + self.flip_y) % 2 == 1
+
+    def apply(self, image_hwc: np.ndarray) -> np.ndarray:
+        """Returns a view of the upright picture."""
+        if self.transpose:
+            image_hwc = image_hwc.swapaxes(0, 1)
+        return image_hwc[:: -1 if self.flip_y else 1, :: -1 if self.flip_x else 1]
+
+    def undo(self, window: Window, height: int, width: int) -> Window:
+        """Returns the window of the stored picture that becomes `window` of the upright one.
+
+        Args:
+            window: Window of the upright picture.
+            height: Height of the upright picture in pixels.
+            width: Width of the upright picture in pixels.
+        """
+        left, top, right, bottom = window
+        if self.flip_x:
+            left, right = width - right, width - left
+        if self.flip_y:
+            top, bottom = height - bottom, height - top
+        return (
+            Window(top, left, bottom, right) if self.transpose else Window(left, top, right, bottom)
+        )
+
+
+class FrameConverter:
+    """Converts decoded frames of one video to RGB arrays with the scale of the first frame.
+
+    Args:
+        short_side: Target length of the shorter side in pixels. Smaller videos are not enlarged.
+            None keeps the size.
+    """
+
+    def __init__(self, short_side: int | None):
+        self._short_side, self._size, self._orientation = short_side, None, Orientation()
+        self._reformatter, self._croppers = VideoReformatter(), {}
+
+    def picture_size(self, frame: av.VideoFrame) -> tuple[int, int]:
+        """Returns height and width of the scaled upright picture, to which windows refer."""
+        if self._size is None:
+            short = min(frame.width, frame.height)
+            scale = min(1.0, self._short_side / short) if self._short_side else 1.0
+            self._size = [max(1, round(side * scale)) for side in (frame.width, frame.height)]
+            self._orientation = Orientation.of_frame(frame)
+        width, height = reversed(self._size) if self._orientation.transpose else self._size
+        return height, width
+
+    def __call__(
+        self, number: int, frame: av.VideoFrame, window: Window | None = None, size: int = 0
+    ) -> np.ndarray:
+        """Scales and converts a frame in one pass, and makes it upright.
+
+        Args:
+            number: Frame number, for error messages.
+            frame: Decoded frame.
+            window: Window to convert, in pixels of the scaled upright picture. None converts the
+                complete picture. The start is rounded down to an even pixel of the stored frame,
+                because chroma is stored for pairs of pixels.
+            size: Output height and width of the window in pixels.
+
+        Returns:
+            uint8 [h w c].
+
+        Raises:
+            BadVideo: The decoder marked the frame as corrupt.
+        """
+        if frame.is_corrupt:
+            raise BadVideo(f"frame {number} is corrupt")
+        self.picture_size(frame)
+        width, height = self._size
+        if window is not None:
+            frame, width, height = self._crop(frame, window), size, size
+        rgb = self._reformatter.reformat(
+            frame,
+            width=width,
+            height=height,
+            format="rgb24",
+            interpolation="BILINEAR",
+            threads=1,  # starting threads takes longer than the conversion
+        )
+        return self._orientation.apply(_view_pixels(rgb))
+
+    def _crop(self, frame: av.VideoFrame, window: Window) -> av.VideoFrame:
+        """Crops a frame without copying its pixels."""
+        width, height = self._size
+        left, top, right, bottom = self._orientation.undo(window, *self.picture_size(frame))
+        x, y = frame.width / width, frame.height / height
+        crop_w, crop_h = max(1, round((right - left) * x)), max(1, round((bottom - top) * y))
+        left, top = int(left * x) // 2 * 2, int(top * y) // 2 * 2
+        right, bottom = min(left + crop_w, frame.width), min(top + crop_h, frame.height)
+        if (left, top, right, bottom) == (0, 0, frame.width, frame.height):
+            return frame
+        key = frame.width, frame.height, frame.format.name, left, top, right, bottom
+        if key not in self._croppers:
+            self._croppers[key] = _make_cropper(*key)
+        self._croppers[key].vpush(frame)
+        return self._croppers[key].vpull()
+
+
+def _make_cropper(
+    width: int, height: int, pixel_format: str, left: int, top: int, right: int, bottom: int
+) -> av.filter.Graph:
+    graph = av.filter.Graph()
+    source = graph.add_buffer(
+        width=width, height=height, format=pixel_format, time_base=Fraction(1, 1000)
+    )
+    crop = graph.add("crop", f"{right - left}:{bottom - top}:{left}:{top}:exact=1")
+    sink = graph.add("buffersink")
+    source.link_to(crop)
+    crop.link_to(sink)
+    graph.configure()
+    return graph
+
+
+def _view_pixels(rgb: av.VideoFrame) -> np.ndarray:
+    """Returns a view [h w c] of the pixels of an rgb24 frame."""
+    plane = rgb.planes[0]
+    rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
+    return rows[: rgb.height, : 3 * rgb.width].reshape(rgb.height, rgb.width, 3)

@@ -1,0 +1,231 @@
+"""Finds the frames of a video file: their number, times and key frames.
+
+The frames of a video are those that ffmpeg shows (`-vsync passthrough`), in presentation order and
+after edit lists. In most files each packet is one such frame, and one pass over the packets,
+without decoding, finds their times. Where this does not hold or cannot be known, one decoding pass
+does.
+"""
+
+import bisect
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import av
+from av.video.frame import PictureType
+
+from invnext_jax.data import demux, packet_headers
+from invnext_jax.data.demux import MIN_SHARE, BadVideo
+
+# Formats that time and mark each packet, and codecs in which one packet is one frame, except for
+# what `packet_headers` detects.
+FORMATS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "flv", "avi")
+CODECS = ("h264", "hevc", "av1", "vp8", "vp9", "mpeg4", "mjpeg", "png", "prores", "dnxhd", "ffv1")
+# Formats whose seeks are inexact or whose time stamps are guessed.
+NO_SEEK = ("mpeg", "mpegts", "ogg")
+
+
+@dataclasses.dataclass(frozen=True)
+class PacketIndex:
+    """Index of the frames that a player shows.
+
+    All fields are numbers or tuples of numbers, so that an index can be stored as JSON.
+
+    Attributes:
+        times: Time stamp of each frame in the time base of the stream, ascending; all None if any
+            of them is missing.
+        key_times: Time stamps of the frames at which decoding can start, ascending; empty if
+            seeking is unreliable.
+        reorder_delay: Maximum number of frames that the decoder buffers to reorder them.
+        is_decoded: Whether decoding found the frames. Their packets may then have other times.
+    """
+
+    times: tuple[int | None, ...]
+    key_times: tuple[int, ...]
+    reorder_delay: int
+    is_decoded: bool
+
+
+class FrameTimes(Sequence):
+    """Presentation times of the frames from `start` to `end`, in seconds after the first of them.
+
+    Attributes:
+        fps: Average frames per second from the header; 25 if the header has none.
+    """
+
+    def __init__(self, times: Sequence[int | None], numbers: Sequence[int], stream):
+        self.fps = float(stream.average_rate or 25)
+        self._times, self._first, self._count = times, numbers[0], len(numbers)
+        self._time_base = stream.time_base
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> float:
+        if not 0 <= index < self._count:
+            raise IndexError(f"frame {index} of {self._count}")
+        first, time = self._times[self._first], self._times[self._first + index]
+        return index / self.fps if first is None else float((time - first) * self._time_base)
+
+
+@dataclasses.dataclass(frozen=True)
+class _PacketScan:
+    """Packets with data, in file order.
+
+    Attributes:
+        packets: (time stamp, is a key frame, is discarded by an edit list, number of shown frames).
+        slots: Number of places for packets, of which those of repeated frames are empty.
+        is_exact: Whether each packet is known to be one frame, except for hidden frames.
+    """
+
+    packets: list[tuple[int | None, bool, bool, int]]
+    slots: int
+    is_exact: bool
+
+
+def build_index(source, stream) -> PacketIndex:
+    """Builds the index of a file.
+
+    Args:
+        source: As in `demux.open_stream`; it is opened again if it must be decoded.
+        stream: The stream of the opened file, at its start. The position afterwards is undefined.
+
+    Raises:
+        BadVideo: The file is truncated or has no frames.
+        av.FFmpegError: The file cannot be decoded.
+    """
+    scan = _scan_packets(stream)
+    _check_length(source, stream, scan)
+    shown = [packet for packet in scan.packets if not packet[2] and packet[3]]
+    if not shown:
+        raise BadVideo("no frames")
+    times = [time for time, *_ in shown]
+    if not scan.is_exact or len(set(times)) < len(times):
+        return _decode_index(source, scan)
+    ordered = sorted(times)
+    # AVI time stamps are in coded order and cannot be used if the decoder reorders frames.
+    if (
+        stream.container.format.name == "avi"
+        and times == ordered
+        and stream.codec_context.has_b_frames
+    ):
+        return _decode_index(source, scan)
+    numbers = {time: number for number, time in enumerate(ordered)}
+    delay = max(position - numbers[time] for position, time in enumerate(times))
+    key_times = sorted(time for time, is_key, *_ in shown if is_key)
+    return PacketIndex(tuple(ordered), tuple(key_times), delay, is_decoded=False)
+
+
+def prime_decoder(stream, packet) -> None:
+    """Passes the first packet to an H.264 decoder that needs it wherever it starts to decode."""
+    is_h264 = stream.codec_context.codec.canonical_name == "h264"
+    if is_h264 and packet_headers.needs_first_packet(bytes(memoryview(packet)[:4096])):
+        try:
+            packet.decode()
+        except av.FFmpegError:
+            return  # reported where the packet's frame is requested
+
+
+def _scan_packets(stream) -> _PacketScan:
+    codec, extradata = stream.codec_context.codec.canonical_name, stream.codec_context.extradata
+    extradata = extradata or b""
+    is_exact = stream.container.format.name in FORMATS and codec in CODECS
+    count_frames = packet_headers.frame_counter(codec)
+    packets, slots, first_time = [], 0, None
+    for packet in demux.demux(stream):
+        if not packets:
+            prime_decoder(stream, packet)
+            first_time, data = packet.pts, bytes(packet)
+            is_exact &= packet.is_keyframe
+            is_exact &= packet_headers.starts_with_intra(codec, extradata, data)
+            is_exact &= codec != "h264" or not packet_headers.may_have_fields(extradata, data)
+        shown = count_frames(memoryview(packet))
+        # Frames before the first key frame, and several frames in a packet, have unknown times.
+        is_exact = is_exact and packet.pts is not None and packet.pts >= first_time and shown <= 1
+        packets.append((packet.pts, packet.is_keyframe, packet.is_discard, shown))
+        slots = max(slots, (packet.dts or 0) + 1)
+    return _PacketScan(packets, slots, is_exact)
+
+
+def _check_length(source, stream, scan: _PacketScan) -> None:
+    """Compares the number of packets with the header.
+
+    Raises:
+        BadVideo: The file is truncated.
+    """
+    format_name = stream.container.format.name
+    # The AVI header also counts empty packets.
+    count = max(len(scan.packets), scan.slots if format_name == "avi" else 0)
+    if count >= MIN_SHARE * stream.frames:
+        return
+    # An edit list may leave out the samples that it does not show.
+    if format_name.startswith("mov") and count >= len(stream.index_entries):
+        with demux.open_stream(source, ignore_editlist="1") as complete:
+            entries = complete.index_entries
+            end = max((entry.pos + entry.size for entry in entries), default=0)
+            if len(entries) >= MIN_SHARE * stream.frames and end <= complete.container.size:
+                return
+    raise BadVideo(f"truncated: {count} of {stream.frames} frames", "truncated")
+
+
+def _decode_index(source, scan: _PacketScan) -> PacketIndex:
+    """Finds the frames by decoding the file once."""
+    with demux.open_stream(source) as stream:
+        has_fixed_times = stream.container.format.name not in NO_SEEK
+        stream.codec_context.options |= {"skip_loop_filter": "all"}  # only times are needed
+        frames = []
+        try:
+            for count, frame in demux.decode_all(stream):
+                frames.append((count, frame.pts, is_intra(frame)))
+        except av.InvalidDataError:
+            # A file that was cut off may end in a part of a packet.
+            if not frames or frames[-1][0] + 1 < MIN_SHARE * len(scan.packets):
+                raise
+    if not frames:
+        raise BadVideo("no frame can be decoded")
+    times = [time for _, time, _ in frames]
+    if None in times or any(a >= b for a, b in zip(times, times[1:], strict=False)):
+        times = _guess_times(scan, len(frames))
+        return PacketIndex(times, (), 0, is_decoded=True)
+    packet_times = [time for time, *_ in scan.packets]
+    if not has_fixed_times or len(set(packet_times)) < len(packet_times):
+        return PacketIndex(tuple(times), (), 0, is_decoded=True)
+    marked = {time for time, is_key, *_ in scan.packets if is_key}
+    key_times = tuple(time for _, time, intra in frames if intra and time in marked)
+    numbers = {time: number for number, time in enumerate(times)}
+    coded = [numbers[time] for time in packet_times if time in numbers]
+    delay = max(position - number for position, number in enumerate(coded)) if coded else 0
+    return PacketIndex(tuple(times), key_times, delay, is_decoded=True)
+
+
+def is_intra(frame: av.VideoFrame) -> bool:
+    """Returns whether a decoded frame is a key frame without references to other frames."""
+    return frame.key_frame and frame.pict_type in (PictureType.I, PictureType.NONE)
+
+
+def _guess_times(scan: _PacketScan, count: int) -> tuple[int | None, ...]:
+    """Returns the times of the packets if there are as many as frames, otherwise None."""
+    times = sorted(p[0] for p in scan.packets if not p[2] and p[0] is not None)
+    return tuple(times) if len(times) == count else (None,) * count
+
+
+def frames_between(
+    times: Sequence[int | None], stream, start: float | None, end: float | None
+) -> Sequence[int]:
+    """Returns the numbers of the frames shown from `start` to `end` (exclusive), in seconds.
+
+    Raises:
+        BadVideo: No frame is in this range.
+    """
+    numbers = range(len(times))
+    if start is None and end is None:
+        return numbers
+    seconds = FrameTimes(times, numbers, stream)
+    low = 0.0 if start is None else start
+    first = bisect.bisect_left(numbers, low - 1e-6, key=seconds.__getitem__)
+    high = math.inf if end is None else end
+    last = bisect.bisect_left(numbers, high - 1e-6, key=seconds.__getitem__)
+    if first >= last:
+        text = f"no frame between {low} and {high} seconds of {seconds[len(times) - 1]:.2f}"
+        raise BadVideo(text, "empty range")
+    return range(first, last)
