@@ -2,10 +2,11 @@
 
 Formats: a folder; this package's manifests and tables with similar headers; Kinetics' CSV (label,
 youtube_id, time_start, time_end, split); lines of `path label` or `path,label`, as in VideoMAE and
-MMAction; the JSON lists of Something-Something v2 with labels.json in the same folder; the split
-files of HMDB51; and the lists of UCF101.
+MMAction; the JSON lists of Something-Something v2 with labels.json in the same folder; and the lists
+of HACS, Moments in Time, HMDB51 and UCF101.
 """
 
+import csv
 import dataclasses
 import os
 import re
@@ -118,7 +119,16 @@ def _read_table(path: Path, table: Table, options: ListOptions) -> VideoList:
         source = (row.get(source_column) or "").strip() if source_column else path.stem
         own |= {} if label is None else {column: label}
         entries.append(VideoEntry(file, options.source or source, start, end, own, problem))
-    used = {path_column, source_column, start_column, end_column, named, "split", *label_columns}
+    used = {
+        path_column,
+        source_column,
+        start_column,
+        end_column,
+        named,
+        "split",
+        "subset",
+        *label_columns,
+    }
     notes = [f"labels: the column {named!r} is read as {column}"] if named else []
     if ignored := [c for c in table.columns if c and c not in used | PROBED_COLUMNS]:
         notes.append(f"columns that are not read: {', '.join(ignored)}")
@@ -198,7 +208,7 @@ def _is_label(text: str) -> bool:
 _PAIR = re.compile(r"^(?P<path>.+?)(?:\s*[,;]\s*|\s+)(?P<label>-?\d+(?:\.0*)?)$")
 _EXTENSION = "|".join(map(re.escape, VIDEO_EXTENSIONS))
 _NAMED = re.compile(
-    rf'^(?P<path>.+?(?:{_EXTENSION})"?)(?:\s*[,;]\s*|\s+)(?P<label>\S.*)$', re.IGNORECASE
+    rf'^(?P<path>.+?(?:{_EXTENSION})"?)(?P<separator>\s*[,;]\s*|\s+)(?P<label>\S.*)$', re.IGNORECASE
 )
 
 
@@ -249,4 +259,7 @@ def _split_pair(line: str) -> tuple[str, str] | None:
     # Several numbers after the path are the format of another tool.
     if named is None or re.fullmatch(r"[-\d.,;\s]+", named["label"]):
         return None
+    label, *others = next(csv.reader([named["label"]], delimiter=named["separator"].strip() or ","))
+    if named["separator"].strip() and others:  # Moments in Time: path,class,votes,votes
+        return (named["path"].strip('"'), label) if all(map(str.isdecimal, others)) else None
     return named["path"].strip('"'), named["label"].strip('"')

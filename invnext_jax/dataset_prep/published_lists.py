@@ -31,7 +31,7 @@ def select_split(path: Path, table: Table, options: ListOptions) -> Table:
     Raises:
         UserError: The table has several splits and the options name none, or one that it lacks.
     """
-    column = text_tables.find_column(table.columns, ("split",))
+    column = text_tables.find_column(table.columns, ("split", "subset"))
     if column is None:
         refuse_split(path, options)
     if column is None or options.split == "all":
@@ -49,30 +49,44 @@ def select_split(path: Path, table: Table, options: ListOptions) -> Table:
 
 
 def read_kinetics(path: Path, table: Table, options: ListOptions) -> VideoList:
-    """Reads a CSV file with the columns youtube_id, label, time_start, time_end."""
+    """Reads a CSV file with the columns youtube_id, label, time_start, time_end, as of Kinetics.
+
+    HACS Clips calls them youtube_id, classname, start, end; its `label` is -1 for clips that do not
+    show the class.
+    """
     rows = select_split(path, table, options).rows
-    names = [class_ids.normalize(row.get("label") or "") for _, row in rows]
+    find = lambda *names: text_tables.find_column(table.columns, names)  # noqa: E731
+    label_column, start_column = find("classname", "label"), find("time_start", "start")
+    end_column = find("time_end", "end")
+    is_hacs = label_column is not None and label_column.lower() == "classname"
+    negative = ("-1",) if is_hacs else ()
+    names = [
+        "" if row.get("label") in negative else class_ids.normalize(row.get(label_column) or "")
+        for _, row in rows
+    ]
     ids, ids_file = class_ids.assign(names, options, path)
     files = FileFinder(options.videos or path.parent)
-    source = options.source or "kinetics"
+    source = options.source or ("hacs" if is_hacs else "kinetics")
     entries = []
     for (line, row), class_name in zip(rows, names, strict=True):
         where, name = f"list {path}, line {line}", row["youtube_id"] or ""
-        start = parse_seconds(row.get("time_start"), f"{where}, time_start")
-        end = parse_seconds(row.get("time_end"), f"{where}, time_end")
+        start = parse_seconds(row.get(start_column), f"{where}, {start_column}")
+        end = parse_seconds(row.get(end_column), f"{where}, {end_column}")
         labels = class_ids.make_labels(ids, class_name, options.task)
-        stems = [name]
+        stems = [name, f"v_{name}"]  # the second one as in ActivityNet
         if start is not None and end is not None:  # file names used by common download scripts
             times = int(start), int(end)
-            stems = ["{}_{:06d}_{:06d}".format(name, *times), "{}_{}_{}".format(name, *times), name]
-        if trimmed := files.find(stems[:-1], class_name):
+            trimmed = ["{}_{:06d}_{:06d}".format(name, *times), "{}_{}_{}".format(name, *times)]
+            # Windows of HACS may begin and end between two seconds.
+            stems = trimmed * (times == (start, end)) + stems
+        if trimmed := files.find(stems[:-2], class_name):
             entries.append(VideoEntry(trimmed, source, labels=labels))
-        elif file := files.find([name], class_name):
-            may_be_trimmed = len(stems) > 1
+        elif file := files.find(stems[-2:], class_name):
+            may_be_trimmed = start is not None and end is not None
             entries.append(VideoEntry(file, source, start, end, labels, "", may_be_trimmed))
         else:
             missing = os.path.join(files.folder, stems[0])
-            problem = describe_missing(stems)
+            problem = describe_missing(stems[:-1])
             entries.append(VideoEntry(missing, source, labels=labels, problem=problem))
     return VideoList(entries, ids, ids_file)
 

@@ -79,6 +79,23 @@ def test_kinetics_finds_trimmed_and_untrimmed_files(tmp_path):
     assert "gone0000000_000001_000011 or" in listing.entries[3].problem
 
 
+def test_hacs_clips(tmp_path):
+    path = tmp_path / "HACS_clips_v1.1.1.csv"
+    path.write_text(
+        "classname,youtube_id,subset,start,end,label\nArchery,a2X2,training,15.5,17.5,1\n"
+        "Archery,NUdj,training,77.5,79.5,-1\nYoga,0O_q,validation,2.0,4.0,1\n"
+    )
+    touch(tmp_path, "v_a2X2.mp4", "NUdj.mp4", "0O_q_000002_000004.mp4")
+    assert read_entries(path, tmp_path, split="training") == [
+        ("v_a2X2.mp4", "hacs", 15.5, 17.5, 0),
+        ("NUdj.mp4", "hacs", 77.5, 79.5, -1),
+    ]
+    assert read_entries(path, tmp_path, split="all")[2] == (
+        *("0O_q_000002_000004.mp4", "hacs", None, None),
+        1,
+    )
+
+
 def test_kinetics_without_labels(tmp_path):
     path = tmp_path / "test.csv"
     path.write_text("youtube_id,time_start,time_end,split\nabc,1,11,test\n")
@@ -230,6 +247,7 @@ def test_records_and_remote_files_are_errors(text, message, tmp_path):
         ("a.mp4;3\nb.mp4;1\n", [3, 1], ""),
         ("a.mp4 3.0\nb.mp4 1.0\n", [3, 1], ""),
         ("a.mp4 run\nb.mp4,jump\n", [1, 0], ""),
+        ("a.mp4,run,3,0\nb.mp4,jump,2,1\n", [1, 0], ""),  # Moments in Time: votes for and against
     ],
 )
 def test_tables_and_lines_are_read_as_they_are_meant(text, labels, notes, tmp_path):
@@ -272,6 +290,7 @@ def test_long_captions_and_text_in_utf_16_are_read(tmp_path):
             "path,source,split\na.mp4,s,train\nb.mp4,s,val\n",
             "splits 'train', 'val' .* with --split",
         ),
+        ("a.mp4,run,fast\n", "line 1: 'a.mp4,run,fast' has no video extension; .* a header"),
         ("clip title;class\na;1\n", "line 1: .* a header with the columns path, source, label"),
         ("a.mp4\0", "is not a text file"),
     ],
