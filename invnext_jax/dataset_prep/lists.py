@@ -2,8 +2,8 @@
 
 Formats: a folder; this package's manifests and tables with similar headers; Kinetics' CSV (label,
 youtube_id, time_start, time_end, split); lines of `path label` or `path,label`, as in VideoMAE and
-MMAction; the JSON lists of Something-Something v2 with labels.json in the same folder; and the lists
-of HACS, Moments in Time, HMDB51 and UCF101.
+MMAction; the JSON lists of Something-Something v2 with labels.json in the same folder; and the
+lists of HACS, Moments in Time, HMDB51 and UCF101.
 """
 
 import csv
