@@ -9,8 +9,8 @@
 Something-Something v2's train.json, the lists of HMDB51 and UCF101, several of these separated by
 commas, or a TFDS data set of ArrayRecord files. It probes every file and writes unreadable ones to
 a quarantine list with the reason. `shards` re-encodes all videos of a manifest, small and fast to
-decode, into a TFDS data set; it needs Apache Beam. Repeating an interrupted command resumes it. See
-docs/preparing.md for the files that are written.
+decode, into a TFDS data set. Repeating an interrupted command resumes it. See docs/preparing.md for
+the files that are written.
 """
 
 import os
@@ -70,7 +70,9 @@ _SHARDS = flags.DEFINE_integer(
     "shards", 0, "shards: number of shards; 0: one per 256 rows, at least 16."
 )
 _RETRY = flags.DEFINE_bool("retry", False, "shards: retry quarantined videos.")
-_BEAM = flags.DEFINE_multi_string("beam", [], "shards: a flag for Beam; may be repeated.")
+_BEAM = flags.DEFINE_multi_string(
+    "beam", [], "shards: a flag for Beam on a cluster; may be repeated."
+)
 
 # Flags of `index` that do not apply to TFDS data sets.
 _LIST_FLAGS = ("videos", "task", "classes", "fold", "exclude", "remove_duplicates", "perceptual")
@@ -88,7 +90,7 @@ def main(argv: Sequence[str]) -> None:
         print(_index(argv[2]) if command == "index" else _make_shards())
     except KeyboardInterrupt:
         print("interrupted: repeat the command to resume", file=sys.stderr, flush=True)
-        os._exit(1)  # a normal exit would wait for Beam's threads
+        os._exit(1)  # a normal exit would wait for the threads that write shards
 
 
 def _index(path: str) -> indexing.IndexSummary | tfds_index.TfdsIndexSummary:

@@ -10,7 +10,7 @@ PACKAGE = "invnext_jax"
 
 # Folders and top-level files: a -> what a may import. Each may import itself and `FOR_ALL`. A file
 # that has an entry ("folder.file") follows this entry instead of the entry of its folder.
-FOR_ALL = {"errors", "atomic_file", "file_lock"}
+FOR_ALL = {"errors", "atomic_file", "file_lock", "json_file"}
 ARROWS = {
     "train": {"loop", "config_checks", "stages", "training", "checkpointing", "multihost"}
     | {"monitoring", "data", "weights"},
@@ -41,6 +41,7 @@ ARROWS = {
     "errors": set(),
     "atomic_file": set(),
     "file_lock": set(),
+    "json_file": set(),
 }
 
 # Inside a folder: layers from the top down. A file may import files of lower layers only.
@@ -69,12 +70,12 @@ LAYERS = {
     ],
     "dataset_prep": [
         {"sharding", "tfds_index"},
-        {"shard_metadata"},
+        {"shard_metadata", "shard_runner"},
         {"indexing", "shard_writer"},
         {"probe_cache", "duplicates"},
         {"reencode", "probing", "lists", "picture_hashes"},
         {"published_lists"},
-        {"class_ids", "csv_files", "text_tables", "video_files", "worker_map"},
+        {"class_ids", "csv_files", "text_tables", "video_files", "worker_map", "tfds_metadata"},
         {"video_list", "folder_scan"},
     ],
     "synthetic_world": [
@@ -91,7 +92,7 @@ LAYERS = {
     "weights": [
         {"import_weights"},
         {"export", "match", "published", "reference", "image_models", "text_models"},
-        {"files", "layout"},
+        {"files", "layout", "model_sizes"},
     ],
     "training": [{"compilation"}, {"step"}, {"state"}, {"mesh", "optimizer"}],
     "checkpointing": [

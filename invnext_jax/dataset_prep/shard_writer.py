@@ -11,6 +11,7 @@ import functools
 import json
 import os
 import tempfile
+import threading
 import uuid
 from collections.abc import Sequence
 from typing import Any
@@ -128,15 +129,24 @@ def make_features(labels: tuple[str, ...]):
     return tfds.features.FeaturesDict(texts | scalars)
 
 
-def write_shard(plan: ShardPlan, index: int) -> None:
-    """Writes a shard and its report unless both exist; quarantines rows that cannot be encoded."""
+def write_shard(plan: ShardPlan, index: int, stop: threading.Event | None = None) -> None:
+    """Writes a shard and its report unless both exist; quarantines rows that cannot be encoded.
+
+    Args:
+        plan: Assignment of rows to shards.
+        index: Number of the shard.
+        stop: If it is set, the shard is abandoned after the current row.
+
+    Raises:
+        InterruptedError: `stop` was set.
+    """
     if read_report(plan, index) is not None:
         return
     path, remote = plan.shard_path(index), video_io.is_remote(plan.out)
     with tempfile.TemporaryDirectory() as scratch:
         folder = scratch if remote else os.path.join(plan.out, PARTS)
         temporary = os.path.join(folder, f"{path.name}.{uuid.uuid4().hex}")
-        written, quarantined, damaged = _write_records(plan, index, temporary)
+        written, quarantined, damaged = _write_records(plan, index, temporary, stop)
         report = ShardReport(os.path.getsize(temporary), written, quarantined, damaged)
         if remote:
             epath.Path(temporary).copy(path, overwrite=True)
@@ -147,7 +157,9 @@ def write_shard(plan: ShardPlan, index: int) -> None:
     write_text(plan.report_path(index), json.dumps(dataclasses.asdict(report)) + "\n")
 
 
-def _write_records(plan: ShardPlan, index: int, temporary: str) -> tuple[list, list, list]:
+def _write_records(
+    plan: ShardPlan, index: int, temporary: str, stop: threading.Event | None
+) -> tuple[list, list, list]:
     from array_record.python import array_record_module
     from tensorflow_datasets.core import example_serializer
 
@@ -166,6 +178,8 @@ def _write_records(plan: ShardPlan, index: int, temporary: str) -> tuple[list, l
             for done, (row, video) in enumerate(
                 zip(pending, encoded, strict=True), start=len(written) + 1
             ):
+                if stop is not None and stop.is_set():
+                    raise InterruptedError(f"shard {index} was abandoned")
                 record = manifest[row]
                 if "reason" in video:
                     quarantined.append([row, record.name, video["reason"]])

@@ -1,4 +1,4 @@
-"""Re-encodes all videos of a manifest into a data set of ArrayRecord shards with Apache Beam.
+"""Re-encodes all videos of a manifest into a data set of ArrayRecord shards.
 
     <out>/settings.json                            options of the encoder, which must not change
     <out>/videos-<split>.array_record-00000-of-N   the shards
@@ -7,15 +7,13 @@
     <out>/<split>.quarantine.csv                   path, reason: videos that are not in the split
     <out>/<split>.csv                              the manifest, written last
 
-Beam distributes whole shards. Repeating an interrupted command resumes it and keeps complete
-shards.
+Shards are written in parallel, on this machine or by Apache Beam on a cluster. Repeating an
+interrupted command resumes it and keeps complete shards.
 """
 
 import contextlib
 import dataclasses
-import functools
 import json
-import logging
 import os
 import re
 import shutil
@@ -28,7 +26,7 @@ from etils import epath
 from invnext_jax import file_lock
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data import video_io
-from invnext_jax.dataset_prep import shard_metadata
+from invnext_jax.dataset_prep import shard_metadata, shard_runner
 from invnext_jax.dataset_prep.reencode import Encoding
 from invnext_jax.dataset_prep.shard_metadata import ShardSummary
 from invnext_jax.dataset_prep.shard_writer import (
@@ -37,7 +35,6 @@ from invnext_jax.dataset_prep.shard_writer import (
     ROW_COUNT_SUFFIX,
     ShardPlan,
     read_report,
-    write_shard,
     write_text,
 )
 from invnext_jax.errors import UserError
@@ -47,8 +44,6 @@ from invnext_jax.synthetic_world import urls
 FORMAT = 1  # increase it when the same settings produce different shards
 ROWS_PER_SHARD, MIN_SHARDS = 256, 16  # defaults
 POLL_SECONDS = 1.0
-# Use the full name, because Beam may replace "DirectRunner" by a runner that it downloads.
-LOCAL_RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +55,8 @@ class ShardingOptions:
         timeout: Time limit per video in seconds.
         shards: Number of shards. 0 selects one per 256 rows, but at least 16.
         retry: Whether shards with quarantined rows are written again.
-        beam: Flags for Beam. If they select a runner, it determines the number of workers.
+        beam: Flags for Beam, with `--runner`, which determines the number of workers. Without
+            flags, the shards are written on this machine without Beam.
         progress: Whether to show progress: a bar on a terminal, plain lines otherwise.
     """
 
@@ -91,8 +87,8 @@ def prepare_shards(
         options: Options for running the re-encoding.
 
     Raises:
-        UserError: Beam is not installed, the manifest cannot be read, `out` contains other data,
-            another run is writing to it, or no video can be encoded.
+        UserError: The manifest cannot be read, `out` contains other data, another run is writing
+            to it, no video can be encoded, or Beam is requested but not installed.
     """
     encoding, options = encoding or Encoding(), options or ShardingOptions()
     _check_options(encoding, options, split)
@@ -108,7 +104,7 @@ def prepare_shards(
             for index in pending:
                 plan.report_path(index).unlink(missing_ok=True)
             with _show_progress(plan, pending, options.progress):
-                _run_pipeline(plan, pending, options)
+                _write_pending(plan, pending, options)
         reports = [read_report(plan, index) for index in range(plan.count)]
         if None in reports:
             shard = plan.shard_path(reports.index(None))
@@ -125,15 +121,8 @@ def _check_options(encoding: Encoding, options: ShardingOptions, split: str) -> 
         )
     if not re.fullmatch("[a-z][a-z0-9_]*", split):
         raise UserError(f"--split={split!r} must consist of lower-case letters, digits and _")
-    logging.disable(logging.WARNING)  # Beam warns that Google packages are missing
-    try:
-        import apache_beam  # noqa: F401
-    except ImportError as error:
-        raise UserError(
-            "Apache Beam is not installed: run pip install 'invnext-jax[prepare]'"
-        ) from error
-    finally:
-        logging.disable(logging.NOTSET)
+    if options.beam:
+        shard_runner.check_beam(options.beam)
 
 
 def _make_plan(
@@ -244,17 +233,11 @@ def _lock_folder(plan: ShardPlan) -> Iterator[None]:
         yield
 
 
-def _run_pipeline(plan: ShardPlan, pending: Sequence[int], options: ShardingOptions) -> None:
-    import apache_beam as beam
-    from apache_beam.options.pipeline_options import PipelineOptions
-
-    beam_flags = list(options.beam)
-    if not any(flag.startswith("--runner") for flag in beam_flags):
-        beam_flags += [f"--runner={LOCAL_RUNNER}", "--direct_running_mode=multi_threading"]
-        beam_flags += [f"--direct_num_workers={min(options.workers, len(pending))}"]
-    with beam.Pipeline(options=PipelineOptions(beam_flags)) as pipeline:
-        indices = pipeline | beam.Create(list(pending)) | beam.Reshuffle()
-        indices | beam.Map(functools.partial(write_shard, plan))
+def _write_pending(plan: ShardPlan, pending: Sequence[int], options: ShardingOptions) -> None:
+    if options.beam:
+        shard_runner.write_shards_with_beam(plan, pending, options.beam)
+    else:
+        shard_runner.write_shards(plan, pending, options.workers)
 
 
 @contextlib.contextmanager

@@ -8,18 +8,19 @@ import contextlib
 import dataclasses
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from absl import logging
 from etils import epath
 
 from invnext_jax.data import decode, shards
 from invnext_jax.data import labels as labels_lib
 from invnext_jax.data.manifest import LABEL_PREFIX, LABELS
-from invnext_jax.dataset_prep import csv_files, indexing
+from invnext_jax.dataset_prep import csv_files, indexing, tfds_metadata
 from invnext_jax.dataset_prep.shard_writer import VIDEO_COLUMNS, write_text
+from invnext_jax.dataset_prep.tfds_metadata import Feature
 from invnext_jax.dataset_prep.worker_map import WorkerFailure, map_in_workers
 from invnext_jax.errors import UserError
 from invnext_jax.monitoring.progress_meter import ProgressMeter
@@ -44,7 +45,7 @@ class TfdsIndexSummary:
 
 def is_tfds_dataset(folder: str | os.PathLike) -> bool:
     """Returns whether a folder contains a TFDS data set."""
-    return os.path.isfile(os.path.join(folder, "dataset_info.json"))
+    return os.path.isfile(os.path.join(folder, tfds_metadata.INFO))
 
 
 def index_dataset(
@@ -67,15 +68,19 @@ def index_dataset(
         options: Options for probing the records.
 
     Raises:
-        UserError: The data set has another file format, lacks the split or feature, or has no good
-            video; or `out` exists with different content.
+        UserError: The metadata is damaged, the data set has another file format, lacks the split
+            or feature, or has no good video; or `out` exists with different content.
     """
     options, out = options or indexing.IndexOptions(), Path(out)
     indexing.check_options(options, out)
-    info, split = _load_info(folder, split, feature)
+    info = tfds_metadata.read_metadata(folder, split)
+    if feature and feature not in info.features:
+        raise UserError(
+            f"{folder} has no feature {feature!r}: set --feature to one of "
+            f"{', '.join(info.features)}"
+        )
     label_columns = _label_columns(info.features)
-    files = zip(info.splits[split].filepaths, info.splits[split].shard_lengths, strict=True)
-    records = [(os.fspath(file), i) for file, length in files for i in range(length)]
+    records = [(file, i) for file, length in info.shards for i in range(length)]
     good, bad = _probe_records(records, RecordProbe(feature, tuple(label_columns)), options)
     quarantine = indexing.sidecar_path(out, "quarantine")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -88,59 +93,31 @@ def index_dataset(
     rows = ((*record, source or info.name, *values) for record, values in good)
     text = csv_files.format_csv([header, *rows])
     csv_files.check_overwrite(out, text, options.overwrite)
-    if len(label_columns) == 1 and (names := _class_names(info.features)):
+    if len(label_columns) == 1 and (names := _class_ids(folder, info.features)):
         content = json.dumps(names, indent=0, ensure_ascii=False) + "\n"
         write_text(epath.Path(labels_lib.path_of(out)), content)
     write_text(epath.Path(out), text)
     return TfdsIndexSummary(out, len(records), len(good), len(bad))
 
 
-def _load_info(folder: str | os.PathLike, split: str, feature: str) -> tuple[Any, str]:
-    """Returns the metadata of a data set and the name of the selected split."""
-    import tensorflow_datasets as tfds
-
-    info = tfds.builder_from_directory(os.path.abspath(folder)).info
-    if info.file_format.value != "array_record":
-        raise UserError(
-            f"{folder} holds {info.file_format.value} files, which do not support random "
-            "access: build the data set with TFDS's file_format='array_record'"
-        )
-    split = split or (next(iter(info.splits)) if len(info.splits) == 1 else "")
-    if split not in info.splits:
-        raise UserError(
-            f"{folder} has the splits {', '.join(info.splits)}: select one of them with --split"
-        )
-    if feature and feature not in info.features:
-        raise UserError(
-            f"{folder} has no feature {feature!r}: set --feature to one of "
-            f"{', '.join(info.features)}"
-        )
-    return info, split
-
-
-def _label_columns(features) -> dict[str, str]:
+def _label_columns(features: Mapping[str, Feature]) -> dict[str, str]:
     """Returns a dict from each label feature's name to its column in the manifest."""
-    import tensorflow_datasets as tfds
-
     columns = {}
     for name, feature in features.items():
-        if isinstance(feature, tfds.features.ClassLabel):
+        if feature.class_label:
             columns[name] = LABEL_PREFIX + name.removeprefix(LABEL_PREFIX)
         elif name.startswith(LABEL_PREFIX):
-            scalar = isinstance(feature, tfds.features.Tensor) and feature.shape == ()
-            if scalar and np.issubdtype(feature.np_dtype, np.integer):
+            if feature.integer:
                 columns[name] = name
             else:
                 logging.warning("feature %r is ignored: it is not an integer scalar", name)
     return columns
 
 
-def _class_names(features) -> dict[str, int]:
+def _class_ids(folder: str | os.PathLike, features: Mapping[str, Feature]) -> dict[str, int]:
     """Returns the class ids by name if one feature is a `ClassLabel` with names; otherwise {}."""
-    import tensorflow_datasets as tfds
-
-    found = [f for f in features.values() if isinstance(f, tfds.features.ClassLabel)]
-    names = found[0].names if len(found) == 1 else []
+    found = [name for name, feature in features.items() if feature.class_label]
+    names = tfds_metadata.read_class_names(folder, found[0]) if len(found) == 1 else []
     has_names = any(name != str(number) for number, name in enumerate(names))
     return {name: number for number, name in enumerate(names)} if has_names else {}
 

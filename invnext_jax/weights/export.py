@@ -4,6 +4,7 @@ The tensors are float32 and contiguous, and named by their path in the parameter
 ("encoder/blocks/attn/qkv/kernel"). The JSON holds the config that is needed to build the modules.
 """
 
+import itertools
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,11 +14,13 @@ import flax
 import jax
 import numpy as np
 
-from invnext_jax import atomic_file
+from invnext_jax import atomic_file, json_file
 from invnext_jax.errors import UserError
 from invnext_jax.weights.files import LazyArrays, LazyTensor, open_checkpoint, write_tensors
+from invnext_jax.weights.model_sizes import check_sizes
 
 FORMAT = 1
+MAX_NESTING = 32  # of the parameter tree
 ASSETS = Path(__file__).parent.parent / "assets"
 
 
@@ -90,17 +93,24 @@ def read_export(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
             raise UserError(
                 f"there is no file {file}: an export is a .safetensors file and a .json file"
             )
-    try:
-        about = json.loads(json_path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{json_path} is damaged ({error}): export it again") from error
+    about = json_file.read_value(json_path, "export it again")
     version = about.get("format") if isinstance(about, dict) else None
     if version != FORMAT:
         raise UserError(
             f"{json_path} has format {version}, but this version reads format {FORMAT}: "
             "export it again, or use the version that wrote it"
         )
+    if not isinstance(about.get("config"), dict):
+        raise UserError(f"{json_path} has no config: export it again")
+    check_sizes(about["config"], str(json_path))
     flat = dict(LazyArrays(open_checkpoint(path).tensors))
+    for name in flat:
+        # A name inside another one would be both an array and a dict.
+        parents = itertools.accumulate(name.split("/")[:-1], "{}/{}".format)
+        if name.count("/") > MAX_NESTING or any(parent in flat for parent in parents):
+            raise UserError(
+                f"{path} has the tensor {name[:200]}, which is not a path: export it again"
+            )
     return flax.traverse_util.unflatten_dict(flat, sep="/"), about
 
 

@@ -14,9 +14,12 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from invnext_jax import json_file
 from invnext_jax.errors import UserError
 
 _DTYPE_CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+_READABLE_CODES = ("F64", *_DTYPE_CODES.values())
+MAX_SHARDS = 10_000
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 _WRAPPERS = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _PICKLE_SUFFIXES = (".bin", ".pth", ".pt", ".ckpt", ".pkl", ".tar")
@@ -188,15 +191,18 @@ def _open_folder(folder: Path) -> dict[str, LazyTensor]:
 
 
 def _open_shards(folder: Path) -> dict[str, LazyTensor]:
-    files = _read_json(folder / INDEX_FILE).get("weight_map")
+    files = json_file.read_object(folder / INDEX_FILE).get("weight_map")
     if not isinstance(files, dict) or not files:
         raise UserError(f"{folder / INDEX_FILE} lists no shards (weight_map): download it again")
     # Only the file name is used, so that an index cannot point outside the folder.
     shards = sorted({Path(str(file)).name for file in files.values()})
-    missing = [shard for shard in shards if not (folder / shard).is_file()]
+    if len(shards) > MAX_SHARDS:
+        raise UserError(f"{folder / INDEX_FILE} lists more than {MAX_SHARDS} shards: check it")
+    existing = {path.name for path in folder.iterdir() if path.is_file()}
+    missing = [shard for shard in shards if shard not in existing]
     if missing:
         raise UserError(
-            f"{folder} lacks {len(missing)} of {len(shards)} shards: {', '.join(missing)}; "
+            f"{folder} lacks {len(missing)} of {len(shards)} shards: {', '.join(missing)[:1000]}; "
             "download them again"
         )
     tensors_of_shard = {shard: _open_file(folder / shard) for shard in shards}
@@ -225,26 +231,27 @@ def _open_file(path: Path) -> dict[str, LazyTensor]:
 
 def _reader(path: Path, name: str) -> Callable[[], np.ndarray]:
     def read():
-        from safetensors import safe_open
+        from safetensors import SafetensorError, safe_open
 
-        with safe_open(path, "np") as file:
-            return np.asarray(file.get_tensor(name), dtype=np.float32)
+        try:
+            with safe_open(path, "np") as file:
+                code = file.get_slice(name).get_dtype()
+                if code not in _READABLE_CODES:
+                    raise UserError(
+                        f"{path}: the tensor {name} has the type {code}, but weights must be one "
+                        f"of {', '.join(_READABLE_CODES)}: take a checkpoint that is not quantized"
+                    )
+                return np.asarray(file.get_tensor(name), dtype=np.float32)
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path} is damaged ({error}): download or export it again") from error
 
     return read
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    return _read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is damaged ({error}): download it again") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} does not contain a JSON object: download it again")
-    return content
+    return (
+        json_file.read_object(folder / "config.json") if (folder / "config.json").is_file() else {}
+    )
 
 
 def _reject_pickle(path: Path) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from invnext_jax.errors import UserError
 from invnext_jax.weights.files import Checkpoint, LazyTensor, require_model_type, require_values
 from invnext_jax.weights.layout import CONV2D, SQUEEZE, VECTOR, Rule, linear, norm
+from invnext_jax.weights.model_sizes import LIMITS, check_size
 
 
 class ImageModelFamily(NamedTuple):
@@ -135,7 +136,8 @@ def _split_fused(
     """
     split = {}
     for name, tensor in tensors.items():
-        if match := re.fullmatch(fused, name):
+        match = re.fullmatch(fused, name)
+        if match and tensor.shape and tensor.shape[0] % len(parts) == 0:
             for i, part in enumerate(parts):
                 split[f"{match['path']}{part}.{match['leaf']}"] = _split_part(tensor, i, len(parts))
         else:
@@ -251,6 +253,7 @@ def _sizes_dinov2(config: Mapping[str, Any]) -> dict[str, Any]:
     registers = config.get("num_register_tokens", 4) if has_registers else 0
     if has_registers and not registers:
         raise UserError("config.json has num_register_tokens=0, but it must be at least 1")
+    check_size(config["hidden_size"], "hidden_size", "config.json", LIMITS["width"])
     mlp_width, gated = int(config["hidden_size"] * config.get("mlp_ratio", 4)), False
     if config.get("use_swiglu_ffn", False):
         # Two thirds keep the parameter count with three matrices; rounded up to a multiple of 8.

@@ -6,10 +6,12 @@ mismatches.
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -23,7 +25,12 @@ from invnext_jax.stages import registry
 from invnext_jax.weights import image_models, match, published, reference, text_models
 from invnext_jax.weights.export import description_path, find_nonfinite, write_export
 from invnext_jax.weights.files import Checkpoint, open_checkpoint
+from invnext_jax.weights.model_sizes import check_sizes
 
+_BUILD_ERRORS = (
+    *(TypeError, ValueError, LookupError, AttributeError, ArithmeticError, AssertionError),
+    *(RuntimeError, flax.errors.FlaxError),
+)
 KINDS = (*image_models.FAMILIES, "modernbert", "internvideo_next")
 
 
@@ -97,8 +104,8 @@ def _config_errors(source: str | Path) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
-        reason = str(error).partition("\n")[0]
+    except _BUILD_ERRORS as error:
+        reason = str(error).partition("\n")[0][:300]
         raise UserError(
             f"config.json of {source} does not describe a model that can be built ({reason}): use "
             "the config.json of the checkpoint"
@@ -123,9 +130,11 @@ def read_teacher(kind: str, checkpoint: Checkpoint, source: str | Path) -> Impor
     image_models.refuse_other_libraries(kind, checkpoint, source)
     with _config_errors(source):
         sizes = family.sizes(_require_config(checkpoint, source))
+        check_sizes(sizes, str(source), _count_values(checkpoint))
         config = ml_collections.ConfigDict({"teacher": sizes, "dtype": "float32"})
         config.teacher.update(size=sizes["train_size"], taps=0, tap_interval=1.0)
-        image = jnp.zeros((1, sizes["train_size"], sizes["train_size"], 3))
+        side = sizes["train_size"]
+        image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
         expected = _shapes(teachers.from_config(config), image)
     tree = match.read_tree(family.adapt(checkpoint.tensors), expected, family.rules, str(source))
     return ImportedWeights({"teacher": tree}, {"teacher": sizes})
@@ -135,8 +144,9 @@ def read_text(checkpoint: Checkpoint, source: str | Path, last_layers: int) -> I
     """Reads the last layers of ModernBERT, which initialise a predictor."""
     with _config_errors(source):
         sizes = text_models.sizes(_require_config(checkpoint, source))
+        check_sizes(sizes, str(source))
         layer = ModernBertLayer(sizes["heads"], sizes["mlp_width"], None, jnp.float32)
-        shapes = _shapes(layer, jnp.zeros((1, 1, sizes["width"])))
+        shapes = _shapes(layer, jax.ShapeDtypeStruct((1, 1, sizes["width"]), jnp.float32))
     tensors = text_models.adapt(checkpoint.tensors, last_layers)
     last = sizes["last_layer"]
     numbers = range(last - last_layers + 1, last + 1)
@@ -153,8 +163,11 @@ def read_video(checkpoint: Checkpoint, source: str | Path) -> ImportedWeights:
             {"stage": "", "variant": "", "dtype": "float32", "remat": "none", "init_gain": 1.0}
         )
         config.encoder = ml_collections.ConfigDict(published.encoder_config(content, str(source)))
-        config.update(content.get(published.EXTRA_SECTION, {}).get("config", {}))
-        parts = content[published.EXTRA_SECTION]["parts"] if config.stage else ("encoder", "pool")
+        extra = content.get(published.EXTRA_SECTION, {})
+        config.update(extra.get("config", {}))
+        check_sizes(config.to_dict(), str(source))
+        check_sizes(config.encoder.to_dict(), str(source), _count_values(checkpoint))
+        parts = extra["parts"] if config.stage else ("encoder", "pool")
         expected = part_shapes(config, parts)
     tensors = published.to_pretraining_names(checkpoint.tensors)
     tree = match.read_tree(tensors, expected, reference.PRETRAINING, str(source))
@@ -174,8 +187,8 @@ def part_shapes(config: Any, parts: Iterable[str]) -> match.Shapes:
     parts = set(parts)
     if parts <= {"encoder", "pool"}:
         e = config.encoder
-        clip_bthwc = jnp.zeros((1, 1, e.patch, e.patch, 3))
-        tokens_bnd = jnp.zeros((1, e.class_tokens + 1, e.width))
+        clip_bthwc = jax.ShapeDtypeStruct((1, 1, e.patch, e.patch, 3), jnp.float32)
+        tokens_bnd = jax.ShapeDtypeStruct((1, e.class_tokens + 1, e.width), jnp.float32)
         pool = AttentionPool(e.pool_width, e.pool_heads, jnp.dtype(config.dtype))
         shapes = {
             "encoder": lambda: _shapes(encoder.from_config(config), clip_bthwc),
@@ -190,7 +203,11 @@ def part_shapes(config: Any, parts: Iterable[str]) -> match.Shapes:
     return match.leaf_shapes({part: nn.unbox(tree)[part] for part in sorted(parts)})
 
 
-def _shapes(module: nn.Module, x: jax.Array) -> match.Shapes:
+def _count_values(checkpoint: Checkpoint) -> int:
+    return sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values())
+
+
+def _shapes(module: nn.Module, x: jax.ShapeDtypeStruct) -> match.Shapes:
     variables = jax.eval_shape(module.init, jax.random.key(0), x)
     return match.leaf_shapes(nn.unbox(variables["params"]))
 

@@ -12,6 +12,7 @@ from invnext_jax.weights.files import LazyArrays, LazyTensor
 from invnext_jax.weights.layout import LeafSlice, Rule, pytorch_names, to_tree
 
 Shapes = dict[str, tuple[int, ...]]
+_MAX_ROWS = 10_000  # of a table of mismatches; more than any supported model has tensors
 
 
 def leaf_shapes(tree: Mapping[str, Any]) -> Shapes:
@@ -75,7 +76,8 @@ def _check_shapes(shapes: Shapes, expected: Shapes, source: str) -> None:
             kind = "missing" if pair[0] is None else "surplus" if pair[1] is None else "shape"
             rows.append(f"  {kind:8} {name}: found {pair[0]}, expected {pair[1]}")
     if rows:
-        table = "\n".join(rows)
+        count = len(rows) - _MAX_ROWS
+        table = "\n".join([*rows[:_MAX_ROWS], *([f"  and {count} more"] if count > 0 else [])])
         raise UserError(
             f"{source} does not fit the configured model; change the file or the sizes:\n{table}"
         )

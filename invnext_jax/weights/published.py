@@ -12,6 +12,7 @@ from typing import Any
 
 from invnext_jax.errors import UserError
 from invnext_jax.weights.files import LazyTensor
+from invnext_jax.weights.model_sizes import LIMITS, check_size
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 EXTRA_SECTION = "invnext_jax"  # section of config.json that only this package uses
@@ -48,9 +49,11 @@ def encoder_config(config: Mapping[str, Any], source: str) -> dict[str, Any]:
       source: origin of the file, for the message.
 
     Raises:
-      UserError: a size is missing or not supported.
+      UserError: a size is missing, not a number or not supported.
     """
     sizes = config.get("model_config", config)
+    if not isinstance(sizes, Mapping):
+        raise UserError(f"the config.json of {source} has a model_config that is not a JSON object")
     needed = ("embed_dim", "depth", "num_heads", "patch_size", "img_size", "num_frames")
     missing = [name for name in needed if name not in sizes]
     if missing:
@@ -60,11 +63,15 @@ def encoder_config(config: Mapping[str, Any], source: str) -> dict[str, Any]:
         )
     if sizes.get("tubelet_size", 1) != 1:
         raise UserError(f"{source} has tubelet_size={sizes['tubelet_size']}; only 1 is supported")
+    ratio = sizes.get("mlp_ratio", 4)
+    if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 < ratio <= 64:
+        raise UserError(f"{source} has mlp_ratio={str(ratio)[:40]}, which is not between 0 and 64")
+    check_size(sizes["embed_dim"], "embed_dim", source, LIMITS["width"])
     return {
         "width": sizes["embed_dim"],
         "depth": sizes["depth"],
         "heads": sizes["num_heads"],
-        "mlp_width": int(sizes["embed_dim"] * sizes.get("mlp_ratio", 4)),
+        "mlp_width": int(sizes["embed_dim"] * ratio),
         "drop_path": 0.0,
         "patch": sizes["patch_size"],
         "size": sizes["img_size"],

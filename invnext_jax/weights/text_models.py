@@ -7,6 +7,7 @@ from typing import Any
 from invnext_jax.errors import UserError
 from invnext_jax.weights.files import LazyTensor, require_model_type, require_values
 from invnext_jax.weights.layout import FUSED2, FUSED3, LINEAR, Rule
+from invnext_jax.weights.model_sizes import LIMITS, check_size
 
 _NAME, _PATH = "layers.{n}", "text/layer{n}"  # n: index in the full model
 RULES = [
@@ -50,6 +51,7 @@ def sizes(config: Mapping[str, Any]) -> dict[str, Any]:
     require_values(config, _SUPPORTED)
     sizes = {**_DEFAULTS, **config}
     depth = sizes["num_hidden_layers"]
+    check_size(depth, "num_hidden_layers", "config.json", LIMITS["depth"])
     # Newer files list the type of every layer, and the rotary base of each type.
     types = [LOCAL if i % 3 else GLOBAL for i in range(depth)]
     if (config.get("layer_types") or types) != types:
@@ -80,7 +82,7 @@ def adapt(tensors: Mapping[str, LazyTensor], last_layers: int) -> dict[str, Lazy
     Raises:
       UserError: the tensors do not belong to a ModernBERT, or `last_layers` is out of range.
     """
-    pattern = re.compile(r"(?:.*\.)?(layers\.(\d+)\..+)")
+    pattern = re.compile(r"(?:.*\.)?(layers\.([0-9]{1,6})\..+)")
     found = {
         match[1]: (int(match[2]), name) for name in tensors if (match := pattern.fullmatch(name))
     }

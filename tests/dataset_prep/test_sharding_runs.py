@@ -1,4 +1,4 @@
-"""Resumed, retried and rejected runs of the shard preparation, with Beam's pipeline replaced."""
+"""Resumed, retried and rejected runs of the shard preparation; writes its shards in sequence."""
 
 import csv
 import hashlib
@@ -18,19 +18,14 @@ X264 = {"preset": "ultrafast", "bf": "3", "g": "250"}
 ENCODING = Encoding(short_side=48)
 
 
-def beam():
-    pytest.importorskip("apache_beam", exc_type=ImportError)
-
-
 def write_in_process(plan, todo, options):
-    """Replaces Beam's pipeline."""
+    """Replaces the threads and the Beam pipeline."""
     for number in todo:
         shard_writer.write_shard(plan, number)
 
 
 def test_retry_encodes_quarantined_rows_again(tmp_path, videos, monkeypatch):
-    beam()
-    monkeypatch.setattr(sharding, "_run_pipeline", write_in_process)
+    monkeypatch.setattr(sharding, "_write_pending", write_in_process)
     videos.write(tmp_path / "a.mp4", options=X264)
     (tmp_path / "list.csv").write_text("path,source\na.mp4,a\nlate.mp4,a\n")
 
@@ -71,8 +66,7 @@ def test_videos_that_end_at_a_damaged_frame_are_listed_also_after_a_retry(
 
 
 def test_killed_retry_leaves_no_manifest_and_keeps_record_positions(tmp_path, videos, monkeypatch):
-    beam()
-    monkeypatch.setattr(sharding, "_run_pipeline", write_in_process)
+    monkeypatch.setattr(sharding, "_write_pending", write_in_process)
     for name, frames in (("b.mp4", 9), ("c.mp4", 20)):
         videos.write(tmp_path / name, frames=frames, options=X264)
     (tmp_path / "list.csv").write_text("path,source\na.mp4,a\nb.mp4,a\nc.mp4,a\n")
@@ -92,7 +86,7 @@ def test_killed_retry_leaves_no_manifest_and_keeps_record_positions(tmp_path, vi
     clips = [shards.read_video(row.path, row.record) for row in old]
     videos.write(tmp_path / "a.mp4", options=X264)
     with monkeypatch.context() as killed:
-        killed.setattr(sharding, "_run_pipeline", lambda *_: [][0])
+        killed.setattr(sharding, "_write_pending", lambda *_: [][0])
         with pytest.raises(IndexError):
             prepare(retry=True)
     assert not (out / "train.csv").exists() and splits() == ["val"]
@@ -109,8 +103,7 @@ def test_killed_retry_leaves_no_manifest_and_keeps_record_positions(tmp_path, vi
 
 
 def test_error_without_good_videos_names_the_reason(tmp_path, monkeypatch):
-    beam()
-    monkeypatch.setattr(sharding, "_run_pipeline", write_in_process)
+    monkeypatch.setattr(sharding, "_write_pending", write_in_process)
     (tmp_path / "list.csv").write_text("path,source\na.mp4,a\n")
     with pytest.raises(UserError, match="none of 1 videos could be encoded.*No such file"):
         sharding.prepare_shards(str(tmp_path), str(tmp_path / "out"))
@@ -118,8 +111,7 @@ def test_error_without_good_videos_names_the_reason(tmp_path, monkeypatch):
 
 
 def test_splits_share_a_folder(world_folder, tmp_path, monkeypatch):
-    beam()
-    monkeypatch.setattr(sharding, "_run_pipeline", write_in_process)
+    monkeypatch.setattr(sharding, "_write_pending", write_in_process)
     for split in ("train", "val"):
         options = sharding.ShardingOptions(shards=2, progress=False)
         sharding.prepare_shards(
@@ -143,7 +135,6 @@ def test_changed_manifest_is_an_error(tmp_path):
 
 
 def test_manifest_may_have_a_comma_in_its_name_or_be_remote(tmp_path, monkeypatch):
-    beam()
     out = str(tmp_path / "out")
     with pytest.raises(UserError, match="no manifest: set --manifest"):
         sharding.prepare_shards("", out)
@@ -160,8 +151,7 @@ def test_manifest_may_have_a_comma_in_its_name_or_be_remote(tmp_path, monkeypatc
 
 
 def test_splits_may_lack_labels_and_other_manifests_are_errors(tmp_path, videos, monkeypatch):
-    beam()
-    monkeypatch.setattr(sharding, "_run_pipeline", write_in_process)
+    monkeypatch.setattr(sharding, "_write_pending", write_in_process)
     videos.write(tmp_path / "a.mp4", frames=9, options=X264)
     out, lists = tmp_path / "out", {}
 
@@ -188,7 +178,6 @@ def test_splits_may_lack_labels_and_other_manifests_are_errors(tmp_path, videos,
 
 
 def test_rejected_folder_is_unchanged(tmp_path):
-    beam()
     (tmp_path / "list.csv").write_text("path,source\na.mp4,a\n")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes").touch()
@@ -199,8 +188,7 @@ def test_rejected_folder_is_unchanged(tmp_path):
 
 
 def test_errors_leave_no_temporary_files(tmp_path, monkeypatch):
-    beam()
-    monkeypatch.setattr(sharding, "_run_pipeline", lambda *_: [][0])
+    monkeypatch.setattr(sharding, "_write_pending", lambda *_: [][0])
     (tmp_path / "list.csv").write_text("path,source\na.mp4,a\n")
     with pytest.raises(IndexError):
         sharding.prepare_shards(str(tmp_path), str(tmp_path / "out"))

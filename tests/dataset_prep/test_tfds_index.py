@@ -7,7 +7,7 @@ from array_record.python import array_record_module
 from tensorflow_datasets.core import example_serializer
 
 from invnext_jax.data import decode, manifest, shards
-from invnext_jax.dataset_prep import indexing, tfds_index
+from invnext_jax.dataset_prep import indexing, tfds_index, tfds_metadata
 from invnext_jax.errors import UserError
 
 # TFDS calls a deprecated function of protobuf.
@@ -92,7 +92,12 @@ def test_manifest_with_other_content_is_not_overwritten(dataset, tmp_path):
         tfds_index.index_dataset(dataset, tmp_path / "a.csv", split="test", options=OPTIONS)
 
 
-def test_labels_are_integer_scalars(caplog):
+def _write_and_read(features, folder):
+    features.save_config(folder)
+    return tfds_metadata._read_features(folder / tfds_metadata.FEATURES)
+
+
+def test_labels_are_integer_scalars(caplog, tmp_path):
     kinds = tfds.features.FeaturesDict(
         {
             "label_a": tfds.features.Tensor(shape=(), dtype=np.int32),
@@ -104,7 +109,7 @@ def test_labels_are_integer_scalars(caplog):
         }
     )
     with caplog.at_level("WARNING"):
-        names = tfds_index._label_columns(kinds)
+        names = tfds_index._label_columns(_write_and_read(kinds, tmp_path))
     assert names == {name: name for name in ("label_a", "label_b", "label_c")}
     assert [m.split("'")[1] for m in caplog.messages] == ["label_d", "label_e"]
 
@@ -127,9 +132,17 @@ def test_record_without_its_label_is_quarantined(labels, reason, dataset, monkey
     assert probe(shard, 1) == {"reason": reason}
 
 
-def test_class_names_are_those_of_the_only_class_label():
+def test_class_names_are_those_of_the_only_class_label(tmp_path):
     label, scalar = tfds.features.ClassLabel, tfds.features.Scalar(np.int64)
-    find = lambda **features: tfds_index._class_names(tfds.features.FeaturesDict(features))  # noqa: E731
+
+    def find(**features):
+        folder = tmp_path / "-".join(features)
+        folder.mkdir(exist_ok=True)
+        for file in folder.iterdir():
+            file.unlink()
+        found = _write_and_read(tfds.features.FeaturesDict(features), folder)
+        return tfds_index._class_ids(folder, found)
+
     assert find(action=label(names=["fall", "rise"]), n=scalar) == {"fall": 0, "rise": 1}
     assert find(action=label(num_classes=2)) == find(n=scalar) == {}
     assert find(a=label(names=["fall"]), b=label(names=["rise"])) == {}

@@ -1,0 +1,79 @@
+"""Writes shards in parallel: with threads on this machine, or with Apache Beam on a cluster.
+
+Beam is used only with a runner that the user names. Its local runners listen on all network
+interfaces and serve files without authentication, so they are refused.
+"""
+
+import functools
+import logging
+import re
+import threading
+from collections.abc import Sequence
+from concurrent import futures
+
+from invnext_jax.dataset_prep.shard_writer import ShardPlan, write_shard
+from invnext_jax.errors import UserError
+
+_LOCAL_RUNNERS = ("direct", "fnapi", "prism", "interactive")
+
+
+def write_shards(plan: ShardPlan, pending: Sequence[int], workers: int) -> None:
+    """Writes shards on this machine, without Beam and without a network connection.
+
+    The first error stops the other shards after their current video.
+
+    Args:
+        plan: Assignment of rows to shards.
+        pending: Indices of the shards.
+        workers: Maximum number of shards at the same time. Each has its own encoder process.
+    """
+    stop = threading.Event()
+    pool = futures.ThreadPoolExecutor(min(workers, len(pending)))
+    try:
+        tasks = [pool.submit(write_shard, plan, index, stop) for index in pending]
+        for task in futures.as_completed(tasks):
+            task.result()
+    except BaseException as error:
+        stop.set()
+        # Ctrl-C does not wait: it may take minutes until the current videos are encoded.
+        pool.shutdown(wait=isinstance(error, Exception), cancel_futures=True)
+        raise
+    pool.shutdown()
+
+
+def check_beam(flags: Sequence[str]) -> None:
+    """Checks the flags for Beam, and that Beam is installed.
+
+    Raises:
+        UserError: No runner is named, the runner is a local one, or Beam is not installed.
+    """
+    match = re.search(r"(?:^|\s)--runner[=\s]+(\S+)", " ".join(flags))
+    if match is None:
+        raise UserError(
+            f"--beam={' '.join(flags)} names no runner: add --beam=--runner=DataflowRunner or "
+            "another cluster's, or leave out --beam to encode on this machine"
+        )
+    if match[1].rpartition(".")[2].lower().startswith(_LOCAL_RUNNERS):
+        raise UserError(
+            f"--beam=--runner={match[1]} runs on this machine and serves its files to the network: "
+            "leave out --beam, then this machine encodes without Beam"
+        )
+    logging.disable(logging.WARNING)  # Beam warns that Google packages are missing
+    try:
+        import apache_beam  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            "Apache Beam is not installed: run pip install 'invnext-jax[prepare]'"
+        ) from error
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def write_shards_with_beam(plan: ShardPlan, pending: Sequence[int], flags: Sequence[str]) -> None:
+    """Writes shards with the runner that Beam's flags name."""
+    import apache_beam as beam
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    with beam.Pipeline(options=PipelineOptions(list(flags))) as pipeline:
+        indices = pipeline | beam.Create(list(pending)) | beam.Reshuffle()
+        indices | beam.Map(functools.partial(write_shard, plan))

@@ -1,0 +1,53 @@
+"""Reads JSON files of unknown origin: any defect of the file is a `UserError` of one sentence."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from invnext_jax.errors import UserError
+
+MAX_BYTES = 2**24  # the largest files of published models and data sets have about 2 MiB
+
+
+def read_value(
+    path: str | os.PathLike, advice: str = "download it again", max_bytes: int = MAX_BYTES
+) -> Any:
+    """Returns the content of a JSON file.
+
+    Args:
+        path: The file.
+        advice: What the user should do if the file is damaged.
+        max_bytes: Largest size of the file. The parsed content may need ten times as much memory.
+
+    Raises:
+        UserError: The file is missing, too large, nested too deeply or not JSON.
+    """
+    try:
+        with open(path, "rb") as file:
+            data = file.read(max_bytes + 1)
+        if len(data) > max_bytes:
+            raise UserError(f"{path} is larger than {max_bytes} bytes: {advice}")
+        return json.loads(data.decode("utf-8-sig"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error}): {advice}") from error
+    except RecursionError as error:
+        raise UserError(f"{path} is nested too deeply: {advice}") from error
+    except ValueError as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} is damaged ({error}): {advice}") from error
+
+
+def read_object(
+    path: str | os.PathLike, advice: str = "download it again", max_bytes: int = MAX_BYTES
+) -> dict[str, Any]:
+    """Returns the content of a JSON file that holds an object; see `read_value`.
+
+    Raises:
+        UserError: As in `read_value`, or the content is not an object.
+    """
+    content = read_value(path, advice, max_bytes)
+    if not isinstance(content, dict):
+        raise UserError(f"{Path(path)} does not contain a JSON object: {advice}")
+    return content

@@ -1,0 +1,71 @@
+"""Limits for the model sizes that a file declares, checked before a model is built from them."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from invnext_jax.errors import UserError
+
+# Largest values by field of the config; several times those of the largest published models.
+LIMITS = {
+    "width": 2**15,
+    "mlp_width": 2**18,
+    "pool_width": 2**15,
+    "depth": 512,
+    "last_layer": 512,
+    "heads": 1024,
+    "pool_heads": 1024,
+    "patch": 256,
+    "size": 4096,
+    "train_size": 4096,
+    "frames": 4096,
+    "class_tokens": 1024,
+    "registers": 1024,
+    "window": 2**20,
+    "taps": 512,
+    "chunks": 2**20,
+    "noise_draws": 1024,
+}
+MAX_POSITION_VALUES = 2**27  # of a position table: frames * rows * columns * width
+MAX_DEPTH = 16  # of nested sections
+
+
+def check_sizes(
+    config: Mapping[str, Any], source: str, values: int = MAX_POSITION_VALUES, depth: int = 0
+) -> None:
+    """Checks all fields of a config, at any depth, that set the size of a model.
+
+    Args:
+        config: Config, or a section of it, with the field names of configs/common.py.
+        source: Origin of the config, for the message.
+        values: Largest number of values in a position table. If the file with the weights must
+            contain the table, the number of values in that file.
+        depth: Number of sections that contain `config`.
+
+    Raises:
+        UserError: A size is not a whole number, or exceeds its limit.
+    """
+    if depth > MAX_DEPTH:
+        raise UserError(f"{source} has a config with more than {MAX_DEPTH} nested sections")
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            check_sizes(value, source, values, depth + 1)
+        elif name in LIMITS:
+            check_size(value, name, source, LIMITS[name])
+    if "width" in config and "patch" in config:
+        side = max(config.get("size", 0), config.get("train_size", 0)) // max(config["patch"], 1)
+        count = math.prod((config.get("frames", 1), side, side, config["width"]))
+        if count > values:
+            raise UserError(
+                f"{source} describes a position table of {count:,} values, but at most "
+                f"{values:,} are possible: use the config of the checkpoint"
+            )
+
+
+def check_size(value: Any, name: str, source: str, limit: int) -> None:
+    """Raises `UserError` unless `value` is a whole number from 0 to `limit`."""
+    if type(value) is not int or not 0 <= value <= limit:  # bool is a subclass of int
+        raise UserError(
+            f"{source} has {name}={str(value)[:40]!r}, which is not a whole number from 0 to "
+            f"{limit}: use the config of the checkpoint"
+        )
