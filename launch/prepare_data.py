@@ -21,6 +21,7 @@ from absl import flags
 
 from invnext_jax import errors
 from invnext_jax.data import workers
+from invnext_jax.data.access_rules import AccessRules
 from invnext_jax.dataset_prep import indexing, lists, reencode, shard_metadata, sharding, tfds_index
 
 _OUT = flags.DEFINE_string(
@@ -70,6 +71,12 @@ _SHARDS = flags.DEFINE_integer(
     "shards", 0, "shards: number of shards; 0: one per 256 rows, at least 16."
 )
 _RETRY = flags.DEFINE_bool("retry", False, "shards: retry quarantined videos.")
+_PROTOCOLS = flags.DEFINE_list(
+    "protocols", [], "shards: protocols that the manifest may name besides file, gs, s3 and https."
+)
+_OTHER_HOSTS = flags.DEFINE_bool(
+    "other_hosts", False, "shards: let a remote manifest name files on other hosts and on this one."
+)
 _BEAM = flags.DEFINE_multi_string(
     "beam", [], "shards: a flag for Beam on a cluster; may be repeated."
 )
@@ -121,7 +128,12 @@ def _make_shards() -> shard_metadata.ShardSummary:
     encoding = reencode.Encoding(_SHORT_SIDE.value, _CRF.value, _GOP.value, _PRESET.value)
     timeout = _SECONDS.value or 600.0
     options = sharding.ShardingOptions(
-        _count_workers(), timeout, _SHARDS.value, _RETRY.value, tuple(_BEAM.value)
+        workers=_count_workers(),
+        timeout=timeout,
+        shards=_SHARDS.value,
+        retry=_RETRY.value,
+        beam=tuple(_BEAM.value),
+        access=AccessRules(tuple(_PROTOCOLS.value), _OTHER_HOSTS.value),
     )
     split = _SPLIT.value or "train"
     return sharding.prepare_shards(_MANIFEST.value, _OUT.value, split, encoding, options)

@@ -63,6 +63,7 @@ LAYERS = {
         {"bad_videos", "worker_pool", "mixture", "batch_buffer"},
         {"clips", "workers"},
         {"manifest", "worker_main"},
+        {"access_rules"},
         {"video_io"},
         {"decode", "shards"},
         {"frame_converter", "frame_index"},

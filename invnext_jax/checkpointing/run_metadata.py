@@ -39,6 +39,8 @@ CHANGEABLE_FIELDS = (
     "scan_unroll",
     "decoder.chunks",
     "data.manifest",
+    "data.protocols",
+    "data.other_hosts",
     "data.prefetch",
     "data.workers",
     "data.clip_seconds",
@@ -48,6 +50,7 @@ CHANGEABLE_FIELDS = (
 
 # Fields that may differ between the hosts of a run: paths, and how the data is read.
 PER_HOST_FIELDS = (
+    *("data.protocols", "data.other_hosts"),
     *("data.manifest", "data.prefetch", "data.workers", "data.clip_seconds"),
     *("init_from", "predictor.weights", "teacher.weights"),
 )
@@ -65,6 +68,8 @@ _ADDED_FIELDS: dict[str, Any] = {
     "checkpoint.best_metric": "loss",
     "checkpoint.best_mode": "min",
     "data.repeats": 1,
+    "data.protocols": [],
+    "data.other_hosts": False,
     "data.weights": [],
     "decoder.chunks": 1,
     "log.measure_ceiling": True,

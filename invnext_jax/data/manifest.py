@@ -19,9 +19,11 @@ import numpy as np
 
 from invnext_jax.data import labels as labels_lib
 from invnext_jax.data import shards, video_io
+from invnext_jax.data.access_rules import AccessRules
 from invnext_jax.errors import UserError
 from invnext_jax.synthetic_world import files, urls
 
+DEFAULT_RULES = AccessRules()
 LABEL_PREFIX = "label_"
 NO_RECORD = -1
 LABELS = np.iinfo(np.int32)
@@ -154,29 +156,34 @@ def hash_manifests(names: str) -> str:
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
-def read_manifest(names: str | os.PathLike | Sequence[str]) -> Manifest:
+def read_manifest(
+    names: str | os.PathLike | Sequence[str], rules: AccessRules = DEFAULT_RULES
+) -> Manifest:
     """Reads one or more manifests without opening the videos.
 
     Args:
         names: A local or remote CSV file, a folder (see `list_manifests`), a rendered world, or
             several of them, separated by commas or as a sequence. Their rows are concatenated. If
             a manifest lacks a label column of another one, its rows get the label -1.
+        rules: Rules for the files that the rows may name.
 
     Raises:
         UserError: A file is missing or empty, has no `path` or `source` column, or has a cell that
-            must be a number but is not; or the package of a remote file system is not installed.
+            must be a number but is not; `rules` do not allow a file; or the package of a remote
+            file system is not installed.
     """
     names = split_names(os.fspath(names)) if isinstance(names, str | os.PathLike) else [*names]
     if not any(names):
         raise UserError("no manifest named: set config.data.manifest to a CSV file of videos")
     parts = [
-        _make_world_rows(name) if urls.is_world(name) else _read_file(_find_file(name))
+        _make_world_rows(name) if urls.is_world(name) else _read_file(_find_file(name), rules)
         for name in names
     ]
     return parts[0] if len(parts) == 1 else _concatenate(",".join(names), parts)
 
 
-def _read_file(path: str) -> Manifest:
+def _read_file(path: str, rules: AccessRules) -> Manifest:
+    rules.check_manifest(path)
     try:
         with video_io.open_text(path) as file:
             rows = csv.DictReader(file)
@@ -188,7 +195,7 @@ def _read_file(path: str) -> Manifest:
                     "columns path, source, label_<task> by commas, or convert the list with "
                     "launch/prepare_data.py index"
                 )
-            manifest = _read_rows(path, rows, columns)
+            manifest = _read_rows(path, rows, columns, rules)
     except FileNotFoundError as error:
         raise UserError(
             f"manifest {path} does not exist: name the CSV file that lists the videos, or make "
@@ -237,7 +244,7 @@ def _concatenate(names: str, parts: Sequence[Manifest]) -> Manifest:
     )
 
 
-def _read_rows(path: str, rows: csv.DictReader, columns: list[str]) -> Manifest:
+def _read_rows(path: str, rows: csv.DictReader, columns: list[str], rules: AccessRules) -> Manifest:
     folder = video_io.folder_of(path)
     paths, sources, records, interned = [], [], [], {}
     times = {"start": [], "end": []}
@@ -252,6 +259,7 @@ def _read_rows(path: str, rows: csv.DictReader, columns: list[str]) -> Manifest:
                 "double quotes"
             )
         video = video_io.join(folder, row["path"])
+        rules.check_row(video, path, line)
         record = _parse(int, row.get("record") or NO_RECORD, line, "record", "an integer")
         if not NO_RECORD <= record < 2**63:
             raise UserError(f"{line}: record {record} must be at least 0")

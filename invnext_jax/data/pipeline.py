@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from invnext_jax.data import access_rules
 from invnext_jax.data import manifest as manifest_lib
+from invnext_jax.data.access_rules import AccessRules
 from invnext_jax.data.bad_videos import BadVideoTracker
 from invnext_jax.data.clips import BY_SOURCE_FIELDS, BadClip, LoadClip
 from invnext_jax.data.mixture import Mixture
@@ -48,6 +50,7 @@ def check_config(data_config) -> None:
         raise UserError("config.data.manifest is empty: name the CSV file that lists the videos")
     _check_clip_fields({name: data_config[name] for name in BY_SOURCE_FIELDS}, "")
     _check_by_source(data_config)
+    access_rules.check_config(data_config)
 
 
 def _check_by_source(data_config) -> None:
@@ -128,7 +131,8 @@ def make_train_dataset(
             batch size is not divisible by `repeats`. During iteration: no video can be read, a
             video is bad and `on_bad` is "fail", or the bad share exceeds `max_bad_share`.
     """
-    manifest = manifest_lib.read_manifest(data_config.manifest)
+    rules = AccessRules.from_config(data_config)
+    manifest = manifest_lib.read_manifest(data_config.manifest, rules)
     return TrainDataset(
         Mixture(manifest, data_config.weights, seed),
         load or LoadClip.from_config(data_config),
@@ -241,7 +245,7 @@ def make_eval_dataset(
             read.
     """
     return EvalDataset(
-        manifest_lib.read_manifest(manifest),
+        manifest_lib.read_manifest(manifest, AccessRules.from_config(data_config)),
         load or LoadClip.from_config(data_config),
         batch_size=batch_size,
         workers=count_workers(data_config.workers),

@@ -40,8 +40,13 @@ def check_protocol(name: str) -> None:
     """Checks that the package of a remote file system is installed.
 
     Raises:
-        UserError: The package, which the message names, is missing, or the protocol is unknown.
+        UserError: The package, which the message names, is missing, the protocol is unknown, or
+            the name is a chain of file systems.
     """
+    if "::" in name:  # fsspec opens the parts with one file system inside another
+        raise UserError(
+            f"{name} chains file systems with '::', which is not supported: name a file"
+        )
     try:
         fsspec.get_filesystem_class(protocol_of(name))
     except (ImportError, ValueError) as error:

@@ -22,6 +22,7 @@ from etils import epath
 from invnext_jax import atomic_file
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data import shards, video_io
+from invnext_jax.data.access_rules import AccessRules
 from invnext_jax.data.demux import BadVideo
 from invnext_jax.dataset_prep.reencode import Encoding, Reencoder
 from invnext_jax.dataset_prep.worker_map import WorkerFailure, map_in_workers
@@ -47,6 +48,7 @@ class ShardPlan:
         labels: Names of the label columns. Rows without a label have the value -1.
         encoding: Options of the encoder.
         timeout: Time limit per video in seconds.
+        access: Rules for the files that the manifests may name.
     """
 
     manifests: tuple[str, ...]
@@ -58,6 +60,7 @@ class ShardPlan:
     labels: tuple[str, ...]
     encoding: Encoding
     timeout: float
+    access: AccessRules = AccessRules()
 
     def shard_rows(self, index: int) -> range:
         """Returns the rows of a shard."""
@@ -163,7 +166,8 @@ def _write_records(
     from array_record.python import array_record_module
     from tensorflow_datasets.core import example_serializer
 
-    manifest, features = _load_manifest(plan.manifests, plan.sha256), make_features(plan.labels)
+    manifest = _load_manifest(plan.manifests, plan.sha256, plan.access)
+    features = make_features(plan.labels)
     serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
     quarantined, damaged = [], _read_damaged(plan, index)
     # One record per group, because training reads in random order. Video is already compressed.
@@ -244,14 +248,16 @@ def _copy_records(plan: ShardPlan, index: int, folder: str, writer) -> list[list
 
 
 @functools.lru_cache(maxsize=1)
-def _load_manifest(manifests: tuple[str, ...], sha256: str) -> manifest_lib.Manifest:
+def _load_manifest(
+    manifests: tuple[str, ...], sha256: str, access: AccessRules = manifest_lib.DEFAULT_RULES
+) -> manifest_lib.Manifest:
     """Reads the manifest of the plan and checks that this machine has the same files."""
     if video_io.hash_files(manifests) != sha256:
         raise UserError(
             f"manifest {', '.join(manifests)} has changed since the command started, or differs "
             "between machines: make it the same everywhere, then repeat the command"
         )
-    return manifest_lib.read_manifest(manifests)
+    return manifest_lib.read_manifest(manifests, access)
 
 
 def write_text(path: epath.Path, text: str) -> None:

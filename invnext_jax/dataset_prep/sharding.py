@@ -26,6 +26,7 @@ from etils import epath
 from invnext_jax import file_lock
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data import video_io
+from invnext_jax.data.access_rules import AccessRules
 from invnext_jax.dataset_prep import shard_metadata, shard_runner
 from invnext_jax.dataset_prep.reencode import Encoding
 from invnext_jax.dataset_prep.shard_metadata import ShardSummary
@@ -58,6 +59,7 @@ class ShardingOptions:
         beam: Flags for Beam, with `--runner`, which determines the number of workers. Without
             flags, the shards are written on this machine without Beam.
         progress: Whether to show progress: a bar on a terminal, plain lines otherwise.
+        access: Rules for the files that the manifest may name.
     """
 
     workers: int = 1
@@ -66,6 +68,7 @@ class ShardingOptions:
     retry: bool = False
     beam: Sequence[str] = ()
     progress: bool = True
+    access: AccessRules = AccessRules()
 
 
 def prepare_shards(
@@ -135,7 +138,7 @@ def _make_plan(
     if rendered:
         raise UserError(f"{rendered[0]} is rendered, so it has no files to encode: remove it")
     out = video_io.absolute(out)
-    rows = manifest_lib.read_manifest(files)
+    rows = manifest_lib.read_manifest(files, options.access)
     if os.path.join(out, f"{split}.csv") in files:
         raise UserError(f"--out={out} is the folder of the manifest: name another folder")
     plan = ShardPlan(
@@ -148,6 +151,7 @@ def _make_plan(
         labels=tuple(sorted(rows.labels)),
         encoding=encoding,
         timeout=options.timeout,
+        access=options.access,
     )
     return plan, rows
 

@@ -23,6 +23,7 @@ import numpy as np
 from invnext_jax import atomic_file, config_checks
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data import mixture, pipeline
+from invnext_jax.data.access_rules import AccessRules
 from invnext_jax.data.bad_videos import BadVideoTracker
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import report, visualization
@@ -69,7 +70,9 @@ def write_page(config: ml_collections.ConfigDict, out: str | Path, clips: int = 
     masks.check_settings(config.mask, (config.data.size // config.encoder.patch) ** 2)
     bad_videos = BadVideoTracker()
     shown = list(sample_clips(config, clips, bad_videos))
-    manifest = manifest_lib.read_manifest(config.data.manifest)
+    manifest = manifest_lib.read_manifest(
+        config.data.manifest, AccessRules.from_config(config.data)
+    )
     page = report.render(
         TEMPLATE,
         facts=_describe(config, manifest),

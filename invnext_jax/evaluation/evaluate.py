@@ -19,6 +19,7 @@ import ml_collections
 from invnext_jax import atomic_file
 from invnext_jax.checkpointing import run_metadata
 from invnext_jax.data import manifest as manifest_lib
+from invnext_jax.data.access_rules import AccessRules
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import pretrained, split_checks
 from invnext_jax.evaluation.evaluators import classification, registry
@@ -146,8 +147,9 @@ def choose_tasks(config: Any) -> tuple[str, ...]:
     common, columns, manifests = [], [], (config.train_manifest, config.val_manifest)
     if not all(manifests):
         raise UserError("set config.train_manifest and config.val_manifest to CSV files of videos")
+    rules = AccessRules.from_config(config.data)
     for manifest in manifests:
-        columns.append(manifest_lib.read_manifest(manifest).labels)
+        columns.append(manifest_lib.read_manifest(manifest, rules).labels)
         found = [name.removeprefix(manifest_lib.LABEL_PREFIX) for name in columns[-1]]
         missing = set(config.tasks) - set(found)
         if missing:

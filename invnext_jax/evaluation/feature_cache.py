@@ -21,7 +21,7 @@ from invnext_jax.evaluation.features import VideoFeatures
 LABEL = "label_"
 # Options of `config.data` that affect neither the selection of videos nor their pixels. The key
 # contains a hash of the manifest's content instead of its path.
-_NOT_IN_KEY = ("manifest", "workers", "prefetch")
+_NOT_IN_KEY = ("manifest", "workers", "prefetch", "protocols", "other_hosts")
 
 
 class FeatureCache:

@@ -56,7 +56,7 @@ def test_byte_order_mark_and_crlf_are_accepted(tmp_path):
         ("path,source,record\n1,a,0\n1,a,-2\n", "line 3: record -2 must be"),
         ("path,source,label_x\n1.mp4,a,2147483648\n", "line 2: 2147483648 in column 'label_x'"),
         ("path,source,label_x\n1.mp4,a,-2147483649\n", "line 2: -2147483649 in column 'label_x'"),
-        ("path,source,record\nb.mp4,a,\nmemory://d/s-0,a,1\n", "line 3: shards must be on a mou"),
+        ("path,source,record\nb.mp4,a,\ns3://d/s-0,a,1\n", "line 3: shards must be on a mou"),
     ],
 )
 def test_errors_of_manifests_name_file_and_line(text, message, tmp_path):

@@ -16,6 +16,7 @@ from fsspec.spec import AbstractBufferedFile
 from configs import common
 from invnext_jax.data import decode, video_io
 from invnext_jax.data import manifest as manifest_lib
+from invnext_jax.data.access_rules import AccessRules
 from invnext_jax.errors import UserError
 
 
@@ -74,7 +75,7 @@ def memory():
 @pytest.fixture
 def config():
     config = common.data()
-    config.update(frames=4, size=32, short_side=32, workers=0)
+    config.update(frames=4, size=32, short_side=32, workers=0, protocols=("memory", "counted"))
     return config
 
 
@@ -97,10 +98,11 @@ def test_worker_processes_read_remote_files(config, world_folder):
 
 def test_names_of_videos_are_resolved_against_the_manifest(memory, tmp_path):
     memory.pipe("/data/a/list.csv", b"path,source\nb/1.mp4,x\n/c/2.mp4,x\nmemory://data/3.mp4,x\n")
-    paths = manifest_lib.read_manifest("memory://data/a/list.csv").paths
+    rules = AccessRules(protocols=("memory",), other_hosts=True)
+    paths = manifest_lib.read_manifest("memory://data/a/list.csv", rules).paths
     assert paths == ["memory://data/a/b/1.mp4", "/c/2.mp4", "memory://data/3.mp4"]
     (tmp_path / "list.csv").write_text("path,source\n1.mp4,x\nmemory://data/2.mp4,x\n")
-    paths = manifest_lib.read_manifest(tmp_path / "list.csv").paths
+    paths = manifest_lib.read_manifest(tmp_path / "list.csv", rules).paths
     assert paths == [str(tmp_path / "1.mp4"), "memory://data/2.mp4"]
 
 
@@ -209,8 +211,9 @@ def test_a_missing_package_is_named_before_the_first_step(tmp_path, monkeypatch)
     [("nowhere://a.csv", "Protocol not known"), ("memory://data/none.csv", "does not exist")],
 )
 def test_unreadable_remote_manifests_are_refused_in_one_sentence(name, text):
+    rules = AccessRules(protocols=("memory", "nowhere"))
     with pytest.raises(UserError, match=text):
-        manifest_lib.read_manifest(name)
+        manifest_lib.read_manifest(name, rules)
 
 
 def test_local_files_do_not_go_through_fsspec(monkeypatch, videos, tmp_path):

@@ -8,8 +8,8 @@ import av
 import fsspec
 import pytest
 
+from invnext_jax.data import access_rules, shards, video_io
 from invnext_jax.data import manifest as manifest_lib
-from invnext_jax.data import shards, video_io
 from invnext_jax.dataset_prep import shard_writer, sharding
 from invnext_jax.dataset_prep.reencode import Encoding
 from invnext_jax.errors import UserError
@@ -143,9 +143,11 @@ def test_manifest_may_have_a_comma_in_its_name_or_be_remote(tmp_path, monkeypatc
     text = b"path,source\n/a.mp4,a\n"
     (tmp_path / "a, b.csv").write_bytes(text)
     fsspec.filesystem("memory").pipe("/named/list.csv", text)
+    rules = access_rules.AccessRules(protocols=("memory",), other_hosts=True)
+    options = sharding.ShardingOptions(access=rules)
     for name in (str(tmp_path / "a, b.csv"), "memory://named/list.csv"):
         with pytest.raises(IndexError):
-            sharding.prepare_shards(name, out)
+            sharding.prepare_shards(name, out, options=options)
         assert plans[-1].manifests == (name,) and plans[-1].rows == 1
         assert plans[-1].sha256 == hashlib.sha256(text).hexdigest()
 

@@ -1,0 +1,91 @@
+"""Rules for the files that the rows of a manifest may name.
+
+Rows come from lists of other people. Some of fsspec's protocols run code or open other files, and a
+manifest from a server could name files of this machine or addresses inside its network.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from invnext_jax.data import video_io
+from invnext_jax.errors import UserError
+
+PROTOCOLS = ("file", "gs", "gcs", "s3", "https")
+
+
+@dataclasses.dataclass(frozen=True)
+class AccessRules:
+    """Which files the rows of a manifest may name.
+
+    Attributes:
+        protocols: Allowed protocols in addition to `PROTOCOLS`.
+        other_hosts: Whether a remote manifest may name files of other hosts, buckets or protocols,
+            and files of this machine.
+    """
+
+    protocols: Sequence[str] = ()
+    other_hosts: bool = False
+
+    @classmethod
+    def from_config(cls, data_config: Any) -> "AccessRules":
+        """Returns the rules of `config.data`."""
+        return cls(tuple(data_config.protocols), data_config.other_hosts)
+
+    def check_manifest(self, manifest: str) -> None:
+        """Raises `UserError` if the protocol of a manifest is not allowed."""
+        if video_io.is_remote(manifest):
+            self._check_protocol(manifest, manifest)
+
+    def check_row(self, video: str, manifest: str, line: str) -> None:
+        """Checks the joined path of a row.
+
+        Args:
+            video: Path or address of the video.
+            manifest: Path or address of the manifest.
+            line: Name of the manifest and number of the line, for the message.
+
+        Raises:
+            UserError: The rules do not allow the video.
+        """
+        if video_io.is_remote(video):
+            self._check_protocol(video, line)
+        origin = _origin(manifest)
+        if origin and _origin(video) != origin and not self.other_hosts:
+            raise UserError(
+                f"{line}: a manifest on {origin} may not name {video}: set "
+                "config.data.other_hosts=True (prepare_data.py: --other_hosts) if you trust it"
+            )
+
+    def _check_protocol(self, name: str, where: str) -> None:
+        protocol = video_io.protocol_of(name)
+        if protocol not in (*PROTOCOLS, *self.protocols):
+            raise UserError(
+                f"{where}: the protocol {protocol}:// is not one of {', '.join(PROTOCOLS)}: add it "
+                f"to config.data.protocols (prepare_data.py: --protocols={protocol}) if you trust "
+                "the list"
+            )
+
+
+def check_config(data_config: Any) -> None:
+    """Checks `config.data.protocols` and `config.data.other_hosts`.
+
+    Raises:
+        UserError: A value has another type.
+    """
+    names = data_config.protocols
+    if isinstance(names, str) or not all(isinstance(n, str) and n.isascii() for n in names):
+        raise UserError(
+            f"config.data.protocols={names!r} must be a tuple of names, such as ('http',)"
+        )
+    if not isinstance(data_config.other_hosts, bool):
+        raise UserError(f"config.data.other_hosts={data_config.other_hosts!r} must be a boolean")
+
+
+def _origin(name: str) -> str:
+    """Returns protocol and host (or bucket) of an address without user name; "" for a path."""
+    if not video_io.is_remote(name) or video_io.protocol_of(name) == "file":
+        return ""
+    protocol, _, rest = name.partition("://")
+    host = rest.partition("/")[0].partition("?")[0].rpartition("@")[2]
+    return f"{protocol}://{host.lower()}"
