@@ -102,7 +102,12 @@ LAYERS = {
         {"reader"},
         {"run_metadata", "checksums", "retention", "workdir_lock"},
     ],
-    "multihost": [{"stop_and_save", "consensus"}, {"preemption", "distributed"}, {"host_check"}],
+    "multihost": [
+        {"stop_and_save", "consensus"},
+        {"preemption", "distributed"},
+        {"host_check"},
+        {"host_messages"},
+    ],
     "monitoring": [
         {"reporter", "watchdog"},
         {"progress"},

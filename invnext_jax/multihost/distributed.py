@@ -68,6 +68,7 @@ def initialize(
         )
         jax.distributed.initialize(
             **found._asdict(),
+            coordinator_bind_address=host_check.bind_address(found.coordinator_address),
             cluster_detection_method="deactivate",
             initialization_timeout=int(timeout_seconds) + 1,
             shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
