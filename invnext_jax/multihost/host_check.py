@@ -58,9 +58,9 @@ def check_hosts(address: str, processes: int, process_id: int, timeout_seconds: 
         answer = _report(address, processes, process_id, timeout_seconds, secret)
         if answer is None:
             raise UserError(
-                f"process {process_id} (host {host_messages.host_name()}) could not reach process 0 "
-                f"at {address} within {timeout_seconds:g} s: check that it is running, that its port "
-                f"is open, and that {host_messages.SECRET_VARIABLE} is the same for all processes"
+                f"process {process_id} (host {host_messages.host_name()}) could not reach process "
+                f"0 at {address} within {timeout_seconds:g} s: check that it is running, that its "
+                f"port is open, and that {host_messages.SECRET_VARIABLE} is the same everywhere"
             )
     if answer["error"]:
         raise UserError(answer["error"])
