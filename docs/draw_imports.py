@@ -21,7 +21,7 @@ DRAWING = ROOT / "docs/imports.svg"
 # Files with their own box: the only ones of their folder that import from layers above it.
 SEPARATE = ("planning.plan", "synthetic_world.train_teacher", "weights.import_weights")
 # Imported almost everywhere, so that their arrows would hide the others.
-EVERYWHERE = ("errors", "atomic_file", "file_lock", "json_file")
+EVERYWHERE = ("errors", "atomic_file", "file_lock", "json_file", "sanitize")
 
 BOX_WIDTH, BOX_HEIGHT, GAP_X, GAP_Y, LANE = 208, 66, 22, 46, 26
 

@@ -8,10 +8,13 @@ import operator
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 from absl import app, flags, logging
+
+from invnext_jax import sanitize
 
 
 class UserError(ValueError):
@@ -52,10 +55,10 @@ def exit_on_user_error() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {sanitize.for_display(str(error))}", file=sys.stderr)
         sys.exit(2)
     except NonFiniteError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {sanitize.for_display(str(error))}", file=sys.stderr)
         sys.exit(3)
 
 
@@ -74,6 +77,7 @@ def run_command(main: Callable[[Sequence[str]], None], arguments: int | None = 0
     def parse(argv: Sequence[str]) -> list[str]:
         with exit_on_user_error():
             rest = parse_flags(argv)
+            _sanitize_output()
             if not flags.FLAGS["verbosity"].present:  # libraries log too much at level INFO
                 logging.set_verbosity(logging.WARNING)
             if arguments is not None and len(rest) - 1 > arguments:
@@ -81,6 +85,40 @@ def run_command(main: Callable[[Sequence[str]], None], arguments: int | None = 0
             return rest
 
     app.run(guarded, flags_parser=parse)
+
+
+def _sanitize_output() -> None:
+    """Removes terminal escapes and secrets of URLs from the log, tracebacks and standard output.
+
+    Progress bars on standard error need control characters; they show no names.
+    """
+    sys.stdout = _SanitizedStream(sys.stdout)
+    logging.get_absl_handler().setFormatter(_SanitizedFormatter())
+    sys.excepthook = _print_sanitized_traceback
+
+
+class _SanitizedStream:
+    """A text stream that writes all text with `sanitize.for_display`."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._stream.write(sanitize.for_display(text))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+class _SanitizedFormatter(logging.PythonFormatter):
+    def format(self, record: Any) -> str:
+        return sanitize.for_display(super().format(record))
+
+
+def _print_sanitized_traceback(kind: Any, error: BaseException, trace: Any) -> None:
+    text = "".join(traceback.format_exception(kind, error, trace))
+    print(sanitize.for_display(text), end="", file=sys.stderr)
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:

@@ -107,3 +107,35 @@ def test_launch_main_exits_with_code_2_and_no_traceback(argument, sentence, tmp_
     assert done.stderr.startswith(sentence)
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+SPEAK = r"""
+import subprocess
+import sys
+from absl import logging
+from invnext_jax import errors
+
+def main(argv):
+    print("label \x1b]0;owned\x07 https://me:password@host/a")
+    logging.warning("dropped %s", "\x1b[31m?https://h/a?sig=abc")
+    if argv[1] == "user":
+        raise errors.UserError("bad \x1b[2J https://h/a?token=abc")
+    raise KeyError("https://me:password@host\x1b[2J")
+
+errors.run_command(main, arguments=None)
+"""
+
+
+@pytest.mark.parametrize("kind", ["user", "bug"])
+def test_no_escape_or_secret_reaches_the_screen(kind):
+    command = [sys.executable, "-c", SPEAK, kind]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    output = ended.stdout + ended.stderr
+    assert ended.returncode == (2 if kind == "user" else 1)
+    assert not any(secret in output for secret in ("\x1b", "\x07", "password", "abc"))
+    assert r"label \x1b]0;owned\x07 https://REDACTED@host/a" in ended.stdout
+    assert r"dropped \x1b[31m?https://h/a?sig=REDACTED" in ended.stderr
+    if kind == "user":
+        assert "error: bad \\x1b[2J https://h/a?token=REDACTED\n" in ended.stderr
+    else:
+        assert "Traceback" in ended.stderr and "https://REDACTED@host" in ended.stderr

@@ -10,7 +10,7 @@ PACKAGE = "invnext_jax"
 
 # Folders and top-level files: a -> what a may import. Each may import itself and `FOR_ALL`. A file
 # that has an entry ("folder.file") follows this entry instead of the entry of its folder.
-FOR_ALL = {"errors", "atomic_file", "file_lock", "json_file"}
+FOR_ALL = {"errors", "atomic_file", "file_lock", "json_file", "sanitize"}
 ARROWS = {
     "train": {"loop", "config_checks", "stages", "training", "checkpointing", "multihost"}
     | {"monitoring", "data", "weights"},
@@ -42,6 +42,7 @@ ARROWS = {
     "atomic_file": set(),
     "file_lock": set(),
     "json_file": set(),
+    "sanitize": set(),
 }
 
 # Inside a folder: layers from the top down. A file may import files of lower layers only.

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import ml_collections
 
+from invnext_jax import sanitize
 from invnext_jax.errors import UserError
 
 FORMAT_VERSION = 2  # version of the checkpoints; version 1 held the state of a grain iterator
@@ -107,8 +108,8 @@ def upgrade_config(tree: Mapping[str, Any]) -> dict[str, Any]:
 def config_to_json(
     config: ml_collections.ConfigDict | ml_collections.FrozenConfigDict,
 ) -> dict[str, Any]:
-    """Returns the config as a JSON-compatible dict: tuples become lists."""
-    return json.loads(json.dumps(config.to_dict()))
+    """Returns the config as a JSON-compatible dict: tuples become lists, URLs lose secrets."""
+    return sanitize.redact_tree(json.loads(json.dumps(config.to_dict())))
 
 
 def config_from_json(tree: dict[str, Any]) -> ml_collections.FrozenConfigDict:

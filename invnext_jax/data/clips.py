@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from invnext_jax import sanitize
 from invnext_jax.data import decode, frame_converter, transforms, video_io
 from invnext_jax.data.manifest import VideoRecord
 from invnext_jax.data.transforms import Window
@@ -256,12 +257,12 @@ class LoadClip:
         try:
             videos = read_clips(record, sampler, self.short_side)
         except decode.BadVideo as error:
-            return BadClip(record.name, error.kind, str(error))
+            return BadClip(record.name, error.kind, sanitize.redact_error(str(error), record.path))
         except (ValueError, ArithmeticError) as error:  # PyAV raises them on damaged headers
             if not _is_from_pyav(error):
                 raise
             reason = f"{record.name}: {type(error).__name__}: {error}"
-            return BadClip(record.name, "corrupt", reason)
+            return BadClip(record.name, "corrupt", sanitize.redact_error(reason, record.path))
         videos = [transform.augment(video, rng) for video, rng in zip(videos, rngs, strict=True)]
         numbers = {"index": record.index, **record.labels}
         columns = {name: np.full(len(rngs), value, np.int32) for name, value in numbers.items()}

@@ -60,8 +60,8 @@ class VideoRecord:
 
     @property
     def name(self) -> str:
-        """Name of the video in messages and lists: `path` or `path#record`."""
-        return self.path if self.record is None else shards.name_video(self.path, self.record)
+        """Name of the video in messages and lists: `path` or `path#record`, without secrets."""
+        return shards.name_video(self.path, self.record)
 
 
 @dataclasses.dataclass(frozen=True)

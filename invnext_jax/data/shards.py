@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Iterator
 
+from invnext_jax import sanitize
 from invnext_jax.data.demux import BadVideo
 from invnext_jax.data.read_clock import reading
 
@@ -16,8 +17,8 @@ _OPEN_LOCK = threading.Lock()
 
 
 def name_video(path: str, record: int | None) -> str:
-    """Returns the name of a video in messages and lists."""
-    return path if record is None else f"{path}#{record}"
+    """Returns the name of a video in messages and lists, without secrets of its URL."""
+    return sanitize.redact_urls(path) if record is None else f"{path}#{record}"
 
 
 def read_video(path: str, record: int) -> bytes:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from invnext_jax import atomic_file
+from invnext_jax import atomic_file, sanitize
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data import shards, video_io
 from invnext_jax.data.access_rules import AccessRules
@@ -186,7 +186,8 @@ def _write_records(
                     raise InterruptedError(f"shard {index} was abandoned")
                 record = manifest[row]
                 if "reason" in video:
-                    quarantined.append([row, record.name, video["reason"]])
+                    reason = sanitize.redact_error(video["reason"], record.path)
+                    quarantined.append([row, record.name, reason])
                 else:
                     values = {name: video[name] for name in VIDEO_COLUMNS}
                     original = record.name.encode(errors="backslashreplace").decode()

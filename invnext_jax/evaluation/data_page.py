@@ -20,7 +20,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from invnext_jax import atomic_file, config_checks
+from invnext_jax import atomic_file, config_checks, sanitize
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data import mixture, pipeline
 from invnext_jax.data.access_rules import AccessRules
@@ -171,7 +171,7 @@ def _describe(config: ml_collections.ConfigDict, manifest: manifest_lib.Manifest
     return {
         "run": f"{registry.find_stage(config).title}, {config.variant}",
         "seed": str(config.seed),
-        "manifest": data.manifest,
+        "manifest": sanitize.redact_urls(data.manifest),
         "videos": f"{len(manifest):,}",
         "sources": ", ".join(sources),
         "clips": f"{data.frames} frames of {data.size} px, crops of {scales}"

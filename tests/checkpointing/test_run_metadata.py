@@ -147,3 +147,11 @@ def test_parts_that_are_not_restored_may_differ(config):
         run_metadata.check_source(config, source, config.total_steps)
     config.init_parts = ("encoder", "pool")
     run_metadata.check_source(config, source, config.total_steps)
+
+
+def test_saved_config_has_no_secrets_of_addresses(toy_config):
+    toy_config.data.manifest = "https://me:password@host/a.csv?sig=abc,world:simple?videos=3"
+    saved = run_metadata.config_to_json(toy_config)
+    manifests = "https://REDACTED@host/a.csv?sig=REDACTED,world:simple?videos=3"
+    assert saved["data"]["manifest"] == manifests
+    assert toy_config.data.manifest.startswith("https://me:password@")

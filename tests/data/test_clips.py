@@ -181,3 +181,14 @@ def test_random_dense_sampling_draws_every_stride_and_start():
         assert set(draws[strides[:, 0] == stride, 0]) == set(range(40 - 3 * stride))
     again = np.random.default_rng(0)
     np.testing.assert_array_equal(clips.sample_dense(40, 4, (2, 4), again), draws[0])
+
+
+def test_bad_clip_has_no_secret_of_its_address():
+    path = "memory://me:password@data/none.mp4?token=abc"
+    record = manifest.VideoRecord(0, path, "a", None, None, {})
+    config = common.data()
+    config.update(frames=4, size=48, short_side=48)
+    made = clips.LoadClip.from_config(config)(record, (None,))
+    assert made.path == record.name == "memory://REDACTED@data/none.mp4?token=REDACTED"
+    assert made.path in made.reason
+    assert "password" not in made.reason and "abc" not in made.reason

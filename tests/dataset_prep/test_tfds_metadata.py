@@ -18,6 +18,7 @@ TEXT = "tensorflow_datasets.core.features.text_feature.Text"
 FEATURES = {"featuresDict": {"features": {"video": {"pythonClassName": TEXT, "text": {}}}}}
 INFO = {
     "name": "clips",
+    "version": "1.0.0",
     "fileFormat": "array_record",
     "splits": [{"name": "train", "shardLengths": ["2"]}],
 }

@@ -1,0 +1,72 @@
+"""Text of unknown origin for screens, logs and files: no terminal escapes, no secrets in URLs."""
+
+import re
+from typing import Any
+
+# Control characters except tab and newline, and characters that reverse the direction of a line.
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_URL = re.compile(
+    r"(?P<protocol>[A-Za-z][A-Za-z0-9+.-]*)://"
+    r"(?P<user>[^\s/?#'\"<>]*@)?"
+    r"(?P<path>[^\s?'\"<>]*)"
+    r"(?P<query>\?(?:(?!,[A-Za-z][A-Za-z0-9+.-]*:)[^\s'\"<>])*)?"
+)
+_SECRET_NAME = re.compile(
+    "sig|token|key|secret|pass|pwd|auth|cred|policy|session|access|code|jwt|hmac|hash", re.I
+)
+_MAX_PLAIN = 15  # longer values of a query may be signatures
+_REDACTED = "REDACTED"
+
+
+def redact_urls(text: str) -> str:
+    """Replaces user names, passwords and the secrets in queries of all URLs in a text.
+
+    A value of a query is a secret if its name says so, as in `?token=...`, or if it is longer than
+    15 characters. Text without such URLs is unchanged.
+    """
+    return _URL.sub(_redact_url, text) if "://" in text else text
+
+
+def redact_error(text: str, address: str) -> str:
+    """Replaces the secrets in an error about a URL, also where the protocol is left out."""
+    protocol, separator, rest = address.partition("://")
+    if separator:
+        public = redact_urls(address).removeprefix(f"{protocol}://")
+        text = text.replace(rest, public)
+    return redact_urls(text)
+
+
+def _redact_url(match: re.Match) -> str:
+    protocol, query = match["protocol"], match["query"] or ""
+    user = f"{_REDACTED}@" if match["user"] else ""
+    if protocol != "file":  # names of files may contain a question mark
+        query = re.sub(r"([?&;])([^?&;]*)", _redact_value, query)
+    return f"{protocol}://{user}{match['path']}{query}"
+
+
+def _redact_value(match: re.Match) -> str:
+    name, equals, value = match[2].partition("=")
+    if not equals:
+        name, value = "", name
+    if len(value) <= _MAX_PLAIN and not _SECRET_NAME.search(name):
+        return match[0]
+    return f"{match[1]}{name}{equals}{_REDACTED}"
+
+
+def redact_tree(tree: Any) -> Any:
+    """Returns a JSON-compatible tree with `redact_urls` applied to all of its strings."""
+    if isinstance(tree, dict):
+        return {name: redact_tree(value) for name, value in tree.items()}
+    if isinstance(tree, list):
+        return [redact_tree(value) for value in tree]
+    return redact_urls(tree) if isinstance(tree, str) else tree
+
+
+def escape_controls(text: str) -> str:
+    r"""Replaces control characters, except tab and newline, by escapes such as `\x1b`."""
+    return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def for_display(text: str) -> str:
+    """Returns a text for a screen or a log, without control characters and secrets of URLs."""
+    return escape_controls(redact_urls(text))

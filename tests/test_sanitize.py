@@ -1,0 +1,53 @@
+"""Secrets of URLs and terminal escapes are removed; other text is unchanged."""
+
+import pytest
+
+from invnext_jax import sanitize
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("plain text, a?b=c and x@y", None),
+        ("/data/a?token=secret.mp4", None),
+        ("world:simple/train?videos=2000", None),
+        ("file:///a/b?token=1.mp4", None),
+        ("gs://bucket/a.mp4", None),
+        ("https://host/a.mp4?id=dQw4w9WgXcQ&t=3", None),
+        ("https://me:pw@host/a.mp4", "https://REDACTED@host/a.mp4"),
+        ("https://token@host:80/a", "https://REDACTED@host:80/a"),
+        ("http://a:b@c@host/a", "http://REDACTED@host/a"),
+        ("https://h/a?token=1&id=2", "https://h/a?token=REDACTED&id=2"),
+        (
+            "https://h/a?X-Amz-Date=1&X-Amz-Signature=f",
+            "https://h/a?X-Amz-Date=1&X-Amz-Signature=REDACTED",
+        ),
+        ("https://h/a?x=0123456789abcdef", "https://h/a?x=REDACTED"),
+        ("https://h/a?0123456789abcdef", "https://h/a?REDACTED"),
+        ("https://h/a?sv=1;sig=ab%2Fc", "https://h/a?sv=1;sig=REDACTED"),
+        (
+            "https://h/a.csv?key=1,https://me@h/b.csv?key=2",
+            "https://h/a.csv?key=REDACTED,https://REDACTED@h/b.csv?key=REDACTED",
+        ),
+        (
+            "404, url='https://h/a?sig=abc' for 'https://h/b'",
+            "404, url='https://h/a?sig=REDACTED' for 'https://h/b'",
+        ),
+    ],
+)
+def test_secrets_of_urls_are_replaced(text, expected):
+    assert sanitize.redact_urls(text) == (expected or text)
+    assert sanitize.redact_urls(expected or text) == (expected or text)
+
+
+def test_all_strings_of_a_tree_are_redacted():
+    tree = {"a": ["s3://k:s@b/x", 1, None], "b": {"c": "https://h?pwd=1"}}
+    expected = {"a": ["s3://REDACTED@b/x", 1, None], "b": {"c": "https://h?pwd=REDACTED"}}
+    assert sanitize.redact_tree(tree) == expected
+
+
+def test_control_characters_are_escaped():
+    text = "a\tb\nc\x1b]0;owned\x07\r\x9b31m\u202e\udc80ü"
+    expected = "a\tb\nc\\x1b]0;owned\\x07\\r\\x9b31m\\u202e\\udc80ü"
+    assert sanitize.escape_controls(text) == expected
+    assert sanitize.for_display("\x1bhttps://a@b") == "\\x1bhttps://REDACTED@b"
