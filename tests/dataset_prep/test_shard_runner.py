@@ -1,5 +1,6 @@
 """Writing shards in parallel opens no port; errors stop it; Beam gives the same shards."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -71,10 +72,13 @@ def open_ports(pids):
     inodes = set()
     for pid in pids:
         try:
-            names = [os.readlink(entry) for entry in os.scandir(f"/proc/{pid}/fd")]
+            files = os.listdir(f"/proc/{pid}/fd")
         except OSError:
             continue
-        inodes |= {name[8:-1] for name in names if name.startswith("socket:[")}
+        for file in files:
+            with contextlib.suppress(OSError):
+                name = os.readlink(f"/proc/{pid}/fd/{file}")
+                inodes |= {name[8:-1]} if name.startswith("socket:[") else set()
     found = set()
     for family, states in (("tcp", {"0A"}), ("tcp6", {"0A"}), ("udp", {"07"}), ("udp6", {"07"})):
         try:
