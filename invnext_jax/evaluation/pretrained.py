@@ -1,6 +1,5 @@
 """Loads pretrained encoders from runs, exports and published folders, and initialises new ones."""
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,12 +8,13 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
+from invnext_jax import json_file
 from invnext_jax.checkpointing import reader, run_metadata
 from invnext_jax.errors import UserError
 from invnext_jax.models import encoder as encoder_model
 from invnext_jax.models.encoder import Encoder
 from invnext_jax.models.layers import scale_kernels
-from invnext_jax.weights import export, import_weights, published
+from invnext_jax.weights import export, import_weights, match, published
 from invnext_jax.weights.files import SINGLE_FILE, open_checkpoint
 
 
@@ -50,7 +50,12 @@ def load_params(
         raise UserError("config.checkpoint is empty: name a run's workdir or a .safetensors file")
     if Path(path).suffix == ".safetensors":
         params, about = export.read_export(path)
-        config = ml_collections.ConfigDict(run_metadata.upgrade_config(about["config"]))
+        with import_weights.config_errors(path):
+            config = ml_collections.ConfigDict(run_metadata.upgrade_config(about["config"]))
+            names = {"encoder", "pool"} & params.keys() if "encoder" in params else ()
+            expected = import_weights.part_shapes(config, names)
+        found = match.leaf_shapes({name: params[name] for name in names})
+        match.check_shapes(found, expected, str(path))
     elif (Path(path) / SINGLE_FILE).is_file():
         imported = import_weights.read_video(open_checkpoint(path), path)
         params, config = imported.params, ml_collections.ConfigDict(imported.config)
@@ -91,11 +96,12 @@ def read_export_config(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     source = path / published.CONFIG if path.is_dir() else path.with_suffix(".json")
     try:
-        about = json.loads(source.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        about = json_file.read_object(source)
+    except UserError:
         return {}
     about = about.get(published.EXTRA_SECTION, {}) if path.is_dir() else about
-    return about.get("config", {})
+    config = about.get("config", {}) if isinstance(about, dict) else {}
+    return config if isinstance(config, dict) else {}
 
 
 def read_run_record(workdir: str | Path) -> dict[str, Any]:

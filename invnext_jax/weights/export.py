@@ -20,6 +20,7 @@ from invnext_jax.weights.files import LazyArrays, LazyTensor, open_checkpoint, w
 from invnext_jax.weights.model_sizes import check_sizes
 
 FORMAT = 1
+SECTIONS = ("encoder", "predictor", "teacher", "text", "data")  # of a config
 MAX_NESTING = 32  # of the parameter tree
 ASSETS = Path(__file__).parent.parent / "assets"
 
@@ -100,9 +101,11 @@ def read_export(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
             f"{json_path} has format {version}, but this version reads format {FORMAT}: "
             "export it again, or use the version that wrote it"
         )
-    if not isinstance(about.get("config"), dict):
-        raise UserError(f"{json_path} has no config: export it again")
-    check_sizes(about["config"], str(json_path))
+    config, source = about.get("config", {}), about.get("source", {})
+    sections = [config.get(name, {}) for name in SECTIONS] if isinstance(config, dict) else [None]
+    if not all(isinstance(section, dict) for section in (*sections, source)):
+        raise UserError(f"{json_path} has a config that is not an object: export it again")
+    check_sizes(config, str(json_path))
     flat = dict(LazyArrays(open_checkpoint(path).tensors))
     for name in flat:
         # A name inside another one would be both an array and a dict.

@@ -98,7 +98,7 @@ def import_weights(
 
 
 @contextlib.contextmanager
-def _config_errors(source: str | Path) -> Iterator[None]:
+def config_errors(source: str | Path) -> Iterator[None]:
     """Context manager that converts errors due to an invalid config.json to a `UserError`."""
     try:
         yield
@@ -128,7 +128,7 @@ def read_teacher(kind: str, checkpoint: Checkpoint, source: str | Path) -> Impor
     """Reads a frozen image teacher of one of `image_models.FAMILIES`."""
     family = image_models.FAMILIES[kind]
     image_models.refuse_other_libraries(kind, checkpoint, source)
-    with _config_errors(source):
+    with config_errors(source):
         sizes = family.sizes(_require_config(checkpoint, source))
         check_sizes(sizes, str(source), _count_values(checkpoint))
         config = ml_collections.ConfigDict({"teacher": sizes, "dtype": "float32"})
@@ -142,7 +142,7 @@ def read_teacher(kind: str, checkpoint: Checkpoint, source: str | Path) -> Impor
 
 def read_text(checkpoint: Checkpoint, source: str | Path, last_layers: int) -> ImportedWeights:
     """Reads the last layers of ModernBERT, which initialise a predictor."""
-    with _config_errors(source):
+    with config_errors(source):
         sizes = text_models.sizes(_require_config(checkpoint, source))
         check_sizes(sizes, str(source))
         layer = ModernBertLayer(sizes["heads"], sizes["mlp_width"], None, jnp.float32)
@@ -157,7 +157,7 @@ def read_text(checkpoint: Checkpoint, source: str | Path, last_layers: int) -> I
 
 def read_video(checkpoint: Checkpoint, source: str | Path) -> ImportedWeights:
     """Reads a video encoder in the published format, and all other parts in the same file."""
-    with _config_errors(source):
+    with config_errors(source):
         content = _require_config(checkpoint, source)
         config = ml_collections.ConfigDict(
             {"stage": "", "variant": "", "dtype": "float32", "remat": "none", "init_gain": 1.0}
@@ -189,10 +189,11 @@ def part_shapes(config: Any, parts: Iterable[str]) -> match.Shapes:
         e = config.encoder
         clip_bthwc = jax.ShapeDtypeStruct((1, 1, e.patch, e.patch, 3), jnp.float32)
         tokens_bnd = jax.ShapeDtypeStruct((1, e.class_tokens + 1, e.width), jnp.float32)
-        pool = AttentionPool(e.pool_width, e.pool_heads, jnp.dtype(config.dtype))
         shapes = {
             "encoder": lambda: _shapes(encoder.from_config(config), clip_bthwc),
-            "pool": lambda: _shapes(pool, tokens_bnd),
+            "pool": lambda: _shapes(
+                AttentionPool(e.pool_width, e.pool_heads, jnp.dtype(config.dtype)), tokens_bnd
+            ),
         }
         return {f"{part}/{k}": v for part in sorted(parts) for k, v in shapes[part]().items()}
     stage = registry.find_stage(config)

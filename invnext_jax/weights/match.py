@@ -35,7 +35,7 @@ def match_tree(tree: Mapping[str, Any], expected: Mapping[str, Any], source: str
     Raises:
       UserError: a leaf is missing, unexpected or of another shape; the message lists all of them.
     """
-    _check_shapes(leaf_shapes(tree), leaf_shapes(expected), source)
+    check_shapes(leaf_shapes(tree), leaf_shapes(expected), source)
     return jax.tree.map(lambda x, like: np.asarray(x, like.dtype), tree, expected)
 
 
@@ -57,7 +57,7 @@ def read_tree(
         name: pytorch_shape(expected[leaf.path], leaf)
         for name, leaf in pytorch_names(expected, rules)
     }
-    _check_shapes({name: x.shape for name, x in tensors.items()}, expected_tensors, source)
+    check_shapes({name: x.shape for name, x in tensors.items()}, expected_tensors, source)
     return to_tree(LazyArrays(tensors), rules)
 
 
@@ -68,7 +68,8 @@ def pytorch_shape(shape: tuple[int, ...], leaf: LeafSlice) -> tuple[int, ...]:
     return jax.eval_shape(leaf.layout.to_pytorch, array).shape
 
 
-def _check_shapes(shapes: Shapes, expected: Shapes, source: str) -> None:
+def check_shapes(shapes: Shapes, expected: Shapes, source: str) -> None:
+    """Raises a `UserError` with a table of all differences, if there are any."""
     rows = []
     for name in sorted(shapes.keys() | expected.keys()):
         pair = shapes.get(name), expected.get(name)
