@@ -58,6 +58,7 @@ class AccessRules:
             )
 
     def _check_protocol(self, name: str, where: str) -> None:
+        video_io.refuse_chain(name)
         protocol = video_io.protocol_of(name)
         if protocol not in (*PROTOCOLS, *self.protocols):
             raise UserError(
@@ -65,6 +66,9 @@ class AccessRules:
                 f"to config.data.protocols (prepare_data.py: --protocols={protocol}) if you trust "
                 "the list"
             )
+
+
+DEFAULT_RULES = AccessRules()
 
 
 def check_config(data_config: Any) -> None:

@@ -19,21 +19,15 @@ import numpy as np
 
 from invnext_jax.data import labels as labels_lib
 from invnext_jax.data import shards, video_io
-from invnext_jax.data.access_rules import AccessRules
+from invnext_jax.data.access_rules import DEFAULT_RULES, AccessRules
 from invnext_jax.errors import UserError
 from invnext_jax.synthetic_world import files, urls
 
-DEFAULT_RULES = AccessRules()
 LABEL_PREFIX = "label_"
 NO_RECORD = -1
 LABELS = np.iinfo(np.int32)
 csv.field_size_limit(2**31 - 1)  # the default, 131,072 characters, is less than some captions
-NOT_MANIFESTS = (
-    ".quarantine.csv",
-    ".duplicates.csv",
-    ".damaged.csv",
-    ".similar.csv",
-)  # suffixes of other files in a manifest's folder
+NOT_MANIFESTS = tuple(f".{name}.csv" for name in ("quarantine", "duplicates", "damaged", "similar"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,8 +199,8 @@ def _read_file(path: str, rules: AccessRules) -> Manifest:
         raise UserError(f"manifest {path} cannot be read: {error}") from error
     if not len(manifest):
         raise UserError(f"manifest {path} is empty: add a row for each video")
-    systems = {video_io.protocol_of(p): p for p in manifest.paths if video_io.is_remote(p)}
-    for video in systems.values():
+    remote = filter(video_io.is_remote, manifest.paths)
+    for video in {video_io.protocol_of(path): path for path in remote}.values():
         video_io.check_protocol(video)
     return manifest
 

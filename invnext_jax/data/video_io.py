@@ -36,6 +36,14 @@ def protocol_of(name: str) -> str:
     return name.partition("://")[0]
 
 
+def refuse_chain(name: str) -> None:
+    """Raises `UserError` for names such as `zip://a::https://b`, one file system inside another."""
+    if "::" in name:
+        raise UserError(
+            f"{name} chains file systems with '::', which is not supported: name a file"
+        )
+
+
 def check_protocol(name: str) -> None:
     """Checks that the package of a remote file system is installed.
 
@@ -43,10 +51,7 @@ def check_protocol(name: str) -> None:
         UserError: The package, which the message names, is missing, the protocol is unknown, or
             the name is a chain of file systems.
     """
-    if "::" in name:  # fsspec opens the parts with one file system inside another
-        raise UserError(
-            f"{name} chains file systems with '::', which is not supported: name a file"
-        )
+    refuse_chain(name)
     try:
         fsspec.get_filesystem_class(protocol_of(name))
     except (ImportError, ValueError) as error:

@@ -22,7 +22,7 @@ from etils import epath
 from invnext_jax import atomic_file, sanitize
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data import shards, video_io
-from invnext_jax.data.access_rules import AccessRules
+from invnext_jax.data.access_rules import DEFAULT_RULES, AccessRules
 from invnext_jax.data.demux import BadVideo
 from invnext_jax.dataset_prep.reencode import Encoding, Reencoder
 from invnext_jax.dataset_prep.worker_map import WorkerFailure, map_in_workers
@@ -250,7 +250,7 @@ def _copy_records(plan: ShardPlan, index: int, folder: str, writer) -> list[list
 
 @functools.lru_cache(maxsize=1)
 def _load_manifest(
-    manifests: tuple[str, ...], sha256: str, access: AccessRules = manifest_lib.DEFAULT_RULES
+    manifests: tuple[str, ...], sha256: str, access: AccessRules = DEFAULT_RULES
 ) -> manifest_lib.Manifest:
     """Reads the manifest of the plan and checks that this machine has the same files."""
     if video_io.hash_files(manifests) != sha256:
