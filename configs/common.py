@@ -40,7 +40,9 @@ TEACHERS = {
         "registers": 0,  # Register tokens, for dinov2 only: 0 or 4.
         "gated": False,  # Whether the MLPs are SwiGLU, for dinov2 only.
         "patch": 16,  # Side of a patch in pixels.
-        "size": 256,  # Side in pixels of the teacher's input images in this run.
+        # Side in pixels of the teacher's input images in this run; must be divisible by
+        # `teacher.patch`.
+        "size": 256,
         "train_size": 256,  # Image side in pixels for which its position table was trained.
         # Distance in layers between tapped layers, starting from the last layer.
         "tap_interval": 3.33,
@@ -113,7 +115,7 @@ def defaults() -> ml_collections.ConfigDict:
     # (): no trace.
     config.profile_steps = ()
     # Dtype of the matrix products: "float32" or "bfloat16". Parameters, norms and losses are always
-    # float32.
+    # float32. float32 products have the highest precision, which is slow on accelerators.
     config.dtype = "bfloat16"
     # Quantization of the linear layers of the image teacher and of Stage 2's target: "": none;
     # "int8" or "float8" (e4m3). Quantization changes the method.
@@ -173,7 +175,9 @@ def defaults() -> ml_collections.ConfigDict:
             # Number of parts that the patches are split into. The parts are decoded sequentially to
             # save memory.
             "chunks": 1,
-            "dtype": "float32",  # Dtype of the decoder's matrix products.
+            # Dtype of the decoder's matrix products: "float32", or "bfloat16", which is much faster
+            # on accelerators.
+            "dtype": "float32",
         }
     )
     # The frozen image teacher. It is read only if a loss, the mask or the target needs it.

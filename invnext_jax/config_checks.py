@@ -7,7 +7,6 @@ import ml_collections
 
 from invnext_jax.checkpointing import manager
 from invnext_jax.data import pipeline
-from invnext_jax.errors import UserError
 from invnext_jax.models import attention, dot_general, encoder, scan
 from invnext_jax.monitoring import profiling, reporter
 from invnext_jax.training import step as step_lib
@@ -25,8 +24,6 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     reporter.check_config(config)
     profiling.check_config(config)
     pipeline.check_config(config.data)
-    if config.dtype not in ("float32", "bfloat16"):
-        raise UserError(f"config.dtype={config.dtype!r} must be 'float32' or 'bfloat16'")
+    dot_general.check_config(config)
     attention.check_config(config)
     scan.check_config(config)
-    dot_general.check_config(config)

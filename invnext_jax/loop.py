@@ -144,9 +144,8 @@ def run_loop(
     """
     config, saving = run.config, run.config.checkpoint
     throughput = throughput_lib.Throughput(
-        registry.step_flops(config),
+        registry.split_step_flops(config),
         list(run.mesh.devices.flat),
-        config.dtype,
         measure=config.log.measure_ceiling,
     )
     best_metric = saving.best_metric if saving.keep_best else ""

@@ -10,12 +10,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from absl import logging
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from invnext_jax.errors import UserError
 from invnext_jax.models import blockwise_attention, fused_attention
+from invnext_jax.models.fused_attention import warn_once
 
 KERNELS = ("auto", "cudnn", "splash", "blockwise", "naive")  # values of `config.attention`
 # `with kernel("naive"):` during tracing sets the kernel of every attention layer.
@@ -62,7 +62,10 @@ def attend(
             run = {"cudnn": _cudnn_attention, "splash": _splash_attention}[chosen]
             return run(q_bnhe, k_bmhe, v_bmhe, window)
         if q_bnhe.shape[1] > 1:
-            _log_once(f"attention {q_bnhe.shape}: {chosen} is not used: {reason}")
+            warn_once(
+                f"attention: the fused kernel {chosen!r} is not used for some layers, because "
+                f"{reason}; plain XLA computes them"
+            )
         chosen = "auto"
     return _xla_attention(q_bnhe, k_bmhe, v_bmhe, window, recompute=chosen == "blockwise")
 
@@ -71,14 +74,16 @@ def _unsupported_reason(chosen: str, q_bnhe: jax.Array, k_bmhe: jax.Array) -> st
     """Returns why a fused kernel cannot be used, or an empty string if it can."""
     if q_bnhe.shape[1] != k_bmhe.shape[1] or q_bnhe.shape[1] == 1:
         return "it needs as many queries as keys, and more than one"
-    return fused_attention.cudnn_unsupported_reason(q_bnhe) if chosen == "cudnn" else ""
+    if chosen == "cudnn":
+        return fused_attention.cudnn_unsupported_reason(q_bnhe)
+    return fused_attention.splash_unsupported_reason(q_bnhe)
 
 
 def check_config(config: Any) -> None:
     """Checks `config.attention`.
 
     Raises:
-      UserError: the kernel is unknown, or this device or `config.dtype` does not support it.
+      UserError: the kernel is unknown, or it does not support this device or `config.dtype`.
     """
     if config.attention not in KERNELS:
         raise UserError(f"config.attention={config.attention!r} must be one of {KERNELS}")
@@ -88,13 +93,11 @@ def check_config(config: Any) -> None:
             f"config.attention={config.attention!r} needs a {platform.upper()}, and this is a "
             f"{jax.default_backend().upper()}: set it to 'auto'"
         )
-    if config.attention == "cudnn" and config.dtype != "bfloat16":
-        raise UserError("config.attention='cudnn' needs config.dtype='bfloat16'")
-
-
-@functools.cache
-def _log_once(message: str) -> None:
-    logging.info(message)
+    if platform and config.dtype != "bfloat16":
+        raise UserError(
+            f"config.attention={config.attention!r} needs config.dtype='bfloat16', not "
+            f"{config.dtype!r}: set it to 'auto'"
+        )
 
 
 def _xla_attention(q_bnhe, k_bmhe, v_bmhe, window, *, recompute):

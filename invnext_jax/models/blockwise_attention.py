@@ -8,9 +8,13 @@ Shape key: b batch, n query tokens, m key tokens, h heads, e head width, g block
 w queries in a block, s keys that a block attends to.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from invnext_jax.models.dot_general import select_precision
 
 MAX_LOGITS = 2**20  # largest number of logits per head that are in memory at once
 MASKED_LOGIT = -1e30  # logit of a masked key; its exp is 0
@@ -96,13 +100,14 @@ def _softmax_matmul(
     q: jax.Array, k: jax.Array, v: jax.Array, mask: np.ndarray | None = None
 ) -> jax.Array:
     """Computes softmax(q k^T) v in float32: [... n e], [... m e], [... m e] -> [... n e]."""
-    logits = jnp.einsum("...ne,...me->...nm", q, k, preferred_element_type=jnp.float32)
+    product = functools.partial(
+        jnp.einsum, precision=select_precision(q.dtype), preferred_element_type=jnp.float32
+    )
+    logits = product("...ne,...me->...nm", q, k)
     if mask is not None:
         logits = jnp.where(mask, logits, MASKED_LOGIT)
     largest = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
     weights = jnp.exp(logits - largest)
     total = jnp.sum(weights, axis=-1, keepdims=True)
-    y = jnp.einsum(
-        "...nm,...me->...ne", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
-    )
+    y = product("...nm,...me->...ne", weights.astype(v.dtype), v)
     return (y / total).astype(q.dtype)

@@ -14,6 +14,7 @@ import numpy as np
 from absl import logging
 
 from invnext_jax.errors import UserError
+from invnext_jax.models.dot_general import check_dtype
 from invnext_jax.models.layers import ACTIVATIONS, Dtype, dense, layer_norm
 
 KINDS = ("diffusion", "linear", "mlp")  # values of `config.decoder.kind`
@@ -145,11 +146,12 @@ def check_config(config: Any) -> None:
     """Checks `config.decoder`; warns if its width is less than the number of values in a patch.
 
     Raises:
-      UserError: the kind is unknown, or there is less than one chunk.
+      UserError: the kind or the dtype is unknown, or there is less than one chunk.
     """
     d, pixels = config.decoder, 3 * config.encoder.patch**2
     if d.kind not in KINDS:
         raise UserError(f"decoder.kind={d.kind!r} must be one of {', '.join(map(repr, KINDS))}")
+    check_dtype("config.decoder.dtype", d.dtype)
     if d.chunks < 1:
         raise UserError(f"decoder.chunks={d.chunks} must be at least 1")
     if d.kind == "diffusion" and d.width < pixels:

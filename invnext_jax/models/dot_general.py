@@ -1,4 +1,4 @@
-"""Matrix products of linear layers: `jax.lax.dot_general`, with flattened tokens or in 8 bits.
+"""Matrix products: their precision, and linear layers with flattened tokens or in 8 bits.
 
 8-bit products are for frozen layers, because they have no gradient. Both operands are quantised
 symmetrically at each use, with one scale per output channel of the kernel and per input token. The
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from invnext_jax.errors import UserError
 
+DTYPES = ("float32", "bfloat16")  # values of `config.dtype` and `config.decoder.dtype`
 # Name -> dtype, largest number of that dtype, dtype of the accumulator.
 QUANTIZED_FORMATS = {
     "int8": (jnp.int8, 127, jnp.int32),
@@ -24,12 +25,42 @@ QUANTIZED_FORMATS = {
 quantization = jax.make_user_context("")
 
 
-def check_config(config: Any) -> None:
-    """Checks `config.quantize_frozen`.
+def select_precision(dtype: Any) -> jax.lax.Precision | None:
+    """Returns the precision of matrix products whose operands have this dtype.
+
+    By default, accelerators round float32 operands: TPUs to bfloat16, NVIDIA GPUs to TF32. The
+    highest precision multiplies them without rounding. CPUs never round.
+
+    Args:
+      dtype: dtype of the operands.
+
+    Returns:
+      The highest precision for float32, and None, the default, for other dtypes.
+    """
+    return jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else None
+
+
+def check_dtype(name: str, dtype: str) -> None:
+    """Checks an option that sets the dtype of matrix products.
+
+    Args:
+      name: name of the option, for the message.
+      dtype: its value.
 
     Raises:
-      UserError: the format is unknown.
+      UserError: the dtype is not one of `DTYPES`.
     """
+    if dtype not in DTYPES:
+        raise UserError(f"{name}={dtype!r} must be {' or '.join(map(repr, DTYPES))}")
+
+
+def check_config(config: Any) -> None:
+    """Checks `config.dtype` and `config.quantize_frozen`.
+
+    Raises:
+      UserError: the dtype or the format is unknown.
+    """
+    check_dtype("config.dtype", config.dtype)
     known = ("", *QUANTIZED_FORMATS)
     if config.quantize_frozen not in known:
         raise UserError(f"config.quantize_frozen={config.quantize_frozen!r} must be one of {known}")

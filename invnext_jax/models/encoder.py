@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from invnext_jax.errors import UserError
+from invnext_jax.models.dot_general import select_precision
 from invnext_jax.models.gather import gather_rows, gather_tokens
 from invnext_jax.models.layers import Block, Dtype, RMSNorm, check_heads
 from invnext_jax.models.patches import clip_grid, patchify
@@ -50,6 +51,7 @@ class PatchEmbed(nn.Module):
         projection = nn.Dense(
             self.width,
             dtype=self.dtype,
+            precision=select_precision(self.dtype),
             kernel_init=with_logical_axes(uniform, (None, "embed")),
             bias_init=with_logical_axes(uniform, ("embed",)),
             name="proj",

@@ -8,6 +8,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
 
@@ -26,6 +27,20 @@ def cudnn_unsupported_reason(q_bnhe: jax.Array) -> str:
     return ""
 
 
+def splash_unsupported_reason(q_bnhe: jax.Array) -> str:
+    """Returns why splash attention does not support the dtype, or an empty string."""
+    if q_bnhe.dtype == jnp.float32 and jax.default_backend() == "tpu":
+        return "it rounds float32 products to bfloat16"
+    return ""
+
+
+@functools.cache
+def warn_once(message: str) -> None:
+    """Logs a warning, in process 0 only and once for each message."""
+    if jax.process_index() == 0:
+        logging.warning(message)
+
+
 def cudnn(
     q_bnhe: jax.Array, k_bnhe: jax.Array, v_bnhe: jax.Array, window: int | None = None
 ) -> jax.Array:
@@ -37,6 +52,11 @@ def cudnn(
     """
     n, e = q_bnhe.shape[1], q_bnhe.shape[3]
     if window is not None and n <= 2 * window:
+        warn_once(
+            "attention: the fused kernel 'cudnn' is not used for some local layers, because the "
+            f"window of {window} tokens on each side covers most of the {n} tokens; plain XLA "
+            "computes them"
+        )
         return blockwise_attention.full_attention(q_bnhe, k_bnhe, v_bnhe, window)
     spare = -e % 8
     q, k, v = (jnp.pad(x, ((0, 0),) * 3 + ((0, spare),)) for x in (q_bnhe, k_bnhe, v_bnhe))

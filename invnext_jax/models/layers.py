@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from invnext_jax.errors import UserError
 from invnext_jax.models.attention import attend
-from invnext_jax.models.dot_general import select_dot_general
+from invnext_jax.models.dot_general import select_dot_general, select_precision
 from invnext_jax.models.gather import unstack
 from invnext_jax.models.sharding import shard_attention_inputs, with_logical_axes
 
@@ -28,20 +28,27 @@ small_normal = nn.initializers.normal(0.02)
 recompute = functools.partial(jax.checkpoint, prevent_cse=False)
 
 
+def _in_float32(function: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
+    """Returns an elementwise function that computes in float32 and keeps the dtype of its input.
+
+    In bfloat16, 1 + erf and 1 + tanh lose most of their digits where x is negative, and 1.702 x is
+    rounded before it is exponentiated.
+    """
+    return recompute(lambda x: function(x.astype(jnp.float32)).astype(x.dtype))
+
+
 def _gelu(x: jax.Array) -> jax.Array:
     """Computes the exact GELU with erf, as the reference does.
 
-    `nn.gelu` uses erfc, which takes twice the time on CPUs. The input is cast to float32, because
-    1 + erf loses most of its digits in bfloat16 where x is negative.
+    `nn.gelu` uses erfc, which takes twice the time on CPUs.
     """
-    exact = x.astype(jnp.float32)
-    return (0.5 * exact * (1 + jax.lax.erf(exact * 0.5**0.5))).astype(x.dtype)
+    return 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5))
 
 
 ACTIVATIONS = {
-    "gelu_tanh": recompute(nn.gelu),
-    "gelu": recompute(_gelu),
-    "quick_gelu": recompute(lambda x: x * nn.sigmoid(1.702 * x)),
+    "gelu_tanh": _in_float32(nn.gelu),
+    "gelu": _in_float32(_gelu),
+    "quick_gelu": _in_float32(lambda x: x * nn.sigmoid(1.702 * x)),
 }
 
 
@@ -73,6 +80,7 @@ def dense(
         axis=tuple(range(-contract, 0)),
         use_bias=use_bias,
         dtype=dtype,
+        precision=select_precision(dtype),
         kernel_init=with_logical_axes(init, tuple(axes)),
         bias_init=with_logical_axes(nn.initializers.zeros, tuple(axes[contract:])),
         dot_general_cls=select_dot_general,

@@ -62,7 +62,9 @@ class SigLip(nn.Module):
     def __call__(self, images_bhwc: jax.Array, words_jn: jax.Array) -> jax.Array:
         """Returns the logits [b j] of every pair of image and caption."""
         pooled_bd = self.vision(images_bhwc).pooled_bd
-        return jnp.exp(self.log_scale) * pooled_bd @ self.text(words_jn).T + self.logit_bias
+        scaled_bd, text_jd = jnp.exp(self.log_scale) * pooled_bd, self.text(words_jn)
+        logits_bj = jnp.matmul(scaled_bd, text_jd.T, precision=jax.lax.Precision.HIGHEST)
+        return logits_bj + self.logit_bias
 
     def encode_text(self, words_jn: jax.Array) -> jax.Array:
         """Encodes captions as unit vectors [j d]."""

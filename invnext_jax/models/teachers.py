@@ -79,7 +79,9 @@ def preprocess(video_bthwc: jax.Array, size: int, kind: str) -> jax.Array:
     images_bhwc = rearrange(video_bthwc, "b t h w c -> (b t) h w c")
     if images_bhwc.shape[1:3] != (size, size):
         rows, columns = (cubic_resize_matrix(old, size) for old in images_bhwc.shape[1:3])
-        images_bhwc = jnp.einsum("Hh,Ww,bhwc->bHWc", rows, columns, images_bhwc)
+        images_bhwc = jnp.einsum(
+            "Hh,Ww,bhwc->bHWc", rows, columns, images_bhwc, precision=jax.lax.Precision.HIGHEST
+        )
     return (images_bhwc * std + mean - teacher_mean) / teacher_std
 
 
@@ -89,7 +91,13 @@ def resample_features(features: TeacherOutput, old: int, new: int) -> TeacherOut
 
     def resize(x_bsd):
         grid_byxd = rearrange(x_bsd, "... (y x) d -> ... y x d", y=old)
-        grid_byxd = jnp.einsum("Yy,Xx,...yxd->...YXd", weights, weights, grid_byxd)
+        grid_byxd = jnp.einsum(
+            "Yy,Xx,...yxd->...YXd",
+            weights,
+            weights,
+            grid_byxd,
+            precision=jax.lax.Precision.HIGHEST,
+        )
         return rearrange(grid_byxd, "... y x d -> ... (y x) d")
 
     attention_bn = resize(features.attention_bn[..., None])[..., 0]

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from invnext_jax.models.attention import attend
+from invnext_jax.models.dot_general import select_precision
 from invnext_jax.models.layers import Dtype, Mlp, dense, layer_norm
 from invnext_jax.models.sharding import TOKEN_AXES, LeadingAxes, shard_attention_inputs
 
@@ -46,7 +47,13 @@ class VisionAttention(nn.Module):
         y_bnd = dense(d, ("heads", "embed"), name="proj", dtype=self.dtype)(y_bnd)
         if not weights:
             return y_bnd, None
-        logits = jnp.einsum("bqhe,bkhe->bhqk", q_bnhe, k_bnhe, preferred_element_type=jnp.float32)
+        logits = jnp.einsum(
+            "bqhe,bkhe->bhqk",
+            q_bnhe,
+            k_bnhe,
+            precision=select_precision(self.dtype),
+            preferred_element_type=jnp.float32,
+        )
         return y_bnd, jnp.mean(jax.nn.softmax(logits * (d // self.heads) ** -0.5), axis=1)
 
 

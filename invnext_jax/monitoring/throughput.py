@@ -1,7 +1,8 @@
 """FLOP/s of a run, relative to the device's peak and to a measured matrix product."""
 
+import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -25,11 +26,14 @@ def measure_matmul_flops(device: jax.Device, dtype: str, size: int | None = None
     """
     size = size or (1024 if device.platform == "cpu" else 8192)
     put = jax.sharding.SingleDeviceSharding(device)
+    # As in the models: `dot_general.select_precision`.
+    precision = jax.lax.Precision.HIGHEST if dtype == "float32" else None
     x = jax.jit(lambda: jnp.ones((size, size), dtype), out_shardings=put)()
 
     @jax.jit
     def multiply(x: jax.Array) -> jax.Array:
-        return jax.lax.fori_loop(0, _PRODUCTS, lambda _, y: (x @ y) * (1.0 / size), x)
+        product = functools.partial(jnp.matmul, precision=precision)
+        return jax.lax.fori_loop(0, _PRODUCTS, lambda _, y: product(x, y) * (1.0 / size), x)
 
     jax.block_until_ready(multiply(x))  # compiles
     best, start = float("inf"), time.perf_counter()
@@ -45,43 +49,51 @@ def measure_matmul_flops(device: jax.Device, dtype: str, size: int | None = None
 class Throughput:
     """Converts steps per second to FLOP/s, MFU and the share of the measured ceiling.
 
+    Both shares divide the time that the matrix products would take at the full rate of their dtype
+    by the time of a step, so that float32 products count with the rate of float32.
+
     Args:
-        flops: model FLOPs of a step, summed over all devices. 0 if unknown.
+        flops: model FLOPs of a step, summed over all devices, by dtype of the products ("float32"
+            and "bfloat16"). All 0 if unknown.
         devices: devices of the mesh.
-        dtype: dtype of the matrix products.
-        measure: whether to measure the FLOP/s of a large matrix product, the ceiling, on GPUs and
-            CPUs.
+        measure: whether to measure the FLOP/s of a large matrix product of each dtype, the ceiling,
+            on GPUs and CPUs.
     """
 
-    def __init__(self, flops: float, devices: Sequence[jax.Device], dtype: str, *, measure: bool):
+    def __init__(self, flops: Mapping[str, float], devices: Sequence[jax.Device], *, measure: bool):
         first = next(d for d in devices if d.process_index == jax.process_index())
-        self._flops = flops / len(devices)
+        self._flops = {dtype: count / len(devices) for dtype, count in flops.items()}
         self._device = find_device(first.device_kind)
-        self._kind, self._ceiling = first.device_kind, None
-        if flops and measure and first.platform in ("cpu", "gpu"):
-            self._ceiling = measure_matmul_flops(first, dtype)
-            if first.platform == "cpu":  # the CPU devices of a process share its cores
-                self._ceiling /= sum(d.process_index == first.process_index for d in devices)
+        self._kind, self._ceilings = first.device_kind, {}
+        if measure and first.platform in ("cpu", "gpu"):
+            # The CPU devices of a process share its cores.
+            shared = sum(d.process_index == first.process_index for d in devices)
+            shared = shared if first.platform == "cpu" else 1
+            for dtype in (name for name, count in flops.items() if count):
+                self._ceilings[dtype] = measure_matmul_flops(first, dtype) / shared
 
     def describe(self) -> str:
         """Returns one line with the FLOPs of a step, the peak and the measured ceiling."""
-        parts = [f"{self._flops / 1e12:.4g} TFLOP per step and device"]
+        parts = [f"{sum(self._flops.values()) / 1e12:.4g} TFLOP per step and device"]
         if self._device is None:
             parts.append(f"no MFU: the peak of {self._kind!r} is unknown")
         else:
             parts.append(f"peak {self._device.peak / 1e12:.0f} TFLOP/s (dense bfloat16)")
-        if self._ceiling is not None:
-            parts.append(f"measured ceiling {self._ceiling / 1e12:.4g} TFLOP/s")
+            if self._flops.get("float32"):
+                parts.append(f"{self._device.float32_peak / 1e12:.0f} TFLOP/s (float32)")
+        for dtype, ceiling in self._ceilings.items():
+            parts.append(f"measured ceiling {ceiling / 1e12:.4g} TFLOP/s ({dtype})")
         return ", ".join(parts)
 
     def compute_rates(self, steps_per_second: float) -> dict[str, float]:
         """Returns `tflops_per_device` and, if known, `mfu` and `ceiling_share` (0 to 1)."""
-        if not self._flops:
+        total = sum(self._flops.values())
+        if not total:
             return {}
-        speed = self._flops * steps_per_second
-        rates = {"tflops_per_device": speed / 1e12}
+        rates = {"tflops_per_device": total * steps_per_second / 1e12}
         if self._device is not None:
-            rates["mfu"] = speed / self._device.peak
-        if self._ceiling is not None:
-            rates["ceiling_share"] = speed / self._ceiling
+            rates["mfu"] = self._device.product_seconds(self._flops) * steps_per_second
+        if self._ceilings:
+            seconds = sum(self._flops[dtype] / rate for dtype, rate in self._ceilings.items())
+            rates["ceiling_share"] = seconds * steps_per_second
         return rates

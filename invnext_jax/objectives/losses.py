@@ -76,7 +76,8 @@ def effective_rank(x: jax.Array) -> jax.Array:
     """
     x = x.reshape(-1, x.shape[-1])
     x = x - jnp.mean(x, axis=0, keepdims=True)
-    return rank_of_spectrum(jnp.linalg.eigvalsh(x.T @ x))
+    covariance_dd = jnp.matmul(x.T, x, precision=jax.lax.Precision.HIGHEST)
+    return rank_of_spectrum(jnp.linalg.eigvalsh(covariance_dd))
 
 
 def rank_of_spectrum(spectrum_d: Any) -> Any:

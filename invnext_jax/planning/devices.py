@@ -1,5 +1,6 @@
-"""Data-sheet figures of accelerators: dense bfloat16 peak, memory and bandwidths."""
+"""Data-sheet figures of accelerators: peaks of matrix products, memory and bandwidths."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 
@@ -8,6 +9,8 @@ class Device(NamedTuple):
 
     Attributes:
         peak: dense bfloat16 FLOP/s, without sparsity.
+        float32_peak: FLOP/s of float32 products in the highest precision. GPUs compute them
+            outside the tensor cores, TPUs in six bfloat16 passes.
         memory: size of the device memory in bytes.
         bandwidth: bandwidth of the device memory in bytes/s.
         link: bandwidth of one device inside its node or slice, in bytes/s in one direction.
@@ -16,11 +19,20 @@ class Device(NamedTuple):
     """
 
     peak: float
+    float32_peak: float
     memory: float
     bandwidth: float
     link: float
     node: int
     network: float
+
+    def product_seconds(self, flops: Mapping[str, float]) -> float:
+        """Returns the shortest time of matrix products on this device.
+
+        Args:
+            flops: number of FLOPs, by dtype of the products ("float32" or "bfloat16").
+        """
+        return flops["bfloat16"] / self.peak + flops["float32"] / self.float32_peak
 
 
 _GB, _TB, _TFLOPS = 1e9, 1e12, 1e12
@@ -28,17 +40,17 @@ _GB, _TB, _TFLOPS = 1e9, 1e12, 1e12
 
 # From the data sheets of NVIDIA (A100, H100 SXM, H200, B200, L40S; with a network card of 200 or
 # 400 Gbit/s per GPU) and from Google's pages "TPU v4", "v5e", "v5p", "v6e" (sum of all interchip
-# links of a chip, in one direction).
+# links of a chip, in one direction). The float32 peaks of TPUs are a sixth of the bfloat16 peaks.
 DEVICES = {
-    "a100": Device(312 * _TFLOPS, 80 * _GB, 2.04 * _TB, 300 * _GB, 8, 25 * _GB),
-    "h100": Device(989 * _TFLOPS, 80 * _GB, 3.35 * _TB, 450 * _GB, 8, 50 * _GB),
-    "h200": Device(989 * _TFLOPS, 141 * _GB, 4.8 * _TB, 450 * _GB, 8, 50 * _GB),
-    "b200": Device(2250 * _TFLOPS, 180 * _GB, 7.7 * _TB, 900 * _GB, 8, 50 * _GB),
-    "l40s": Device(362 * _TFLOPS, 48 * _GB, 0.864 * _TB, 32 * _GB, 8, 25 * _GB),
-    "v4": Device(275 * _TFLOPS, 32 * _GB, 1.2 * _TB, 300 * _GB, 4096, 6 * _GB),
-    "v5e": Device(197 * _TFLOPS, 16 * _GB, 0.82 * _TB, 200 * _GB, 256, 6 * _GB),
-    "v5p": Device(459 * _TFLOPS, 95 * _GB, 2.765 * _TB, 600 * _GB, 8960, 6 * _GB),
-    "v6e": Device(918 * _TFLOPS, 32 * _GB, 1.64 * _TB, 448 * _GB, 256, 12 * _GB),
+    "a100": Device(312 * _TFLOPS, 19.5 * _TFLOPS, 80 * _GB, 2.04 * _TB, 300 * _GB, 8, 25 * _GB),
+    "h100": Device(989 * _TFLOPS, 67 * _TFLOPS, 80 * _GB, 3.35 * _TB, 450 * _GB, 8, 50 * _GB),
+    "h200": Device(989 * _TFLOPS, 67 * _TFLOPS, 141 * _GB, 4.8 * _TB, 450 * _GB, 8, 50 * _GB),
+    "b200": Device(2250 * _TFLOPS, 75 * _TFLOPS, 180 * _GB, 7.7 * _TB, 900 * _GB, 8, 50 * _GB),
+    "l40s": Device(362 * _TFLOPS, 91.6 * _TFLOPS, 48 * _GB, 0.864 * _TB, 32 * _GB, 8, 25 * _GB),
+    "v4": Device(275 * _TFLOPS, 45.8 * _TFLOPS, 32 * _GB, 1.2 * _TB, 300 * _GB, 4096, 6 * _GB),
+    "v5e": Device(197 * _TFLOPS, 32.8 * _TFLOPS, 16 * _GB, 0.82 * _TB, 200 * _GB, 256, 6 * _GB),
+    "v5p": Device(459 * _TFLOPS, 76.5 * _TFLOPS, 95 * _GB, 2.765 * _TB, 600 * _GB, 8960, 6 * _GB),
+    "v6e": Device(918 * _TFLOPS, 153 * _TFLOPS, 32 * _GB, 1.64 * _TB, 448 * _GB, 256, 12 * _GB),
 }
 
 

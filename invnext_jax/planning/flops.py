@@ -24,18 +24,22 @@ class FlopCount:
     """FLOPs of one component for one clip. The `add_*` methods add a layer and return its FLOPs.
 
     Attributes:
+        dtype: dtype of the matrix products, "float32" or "bfloat16".
         trained: whether gradients flow through the component.
         forward: FLOPs of the forward pass.
         backward: FLOPs of the backward pass.
         layers: part of `forward` in transformer layers, which `remat="full"` recomputes.
         attention: part of `forward` in attention scores and weighted sums.
+        float32: part of `forward` and `backward` in float32 products.
     """
 
+    dtype: str = "bfloat16"
     trained: bool = True
     forward: float = 0.0
     backward: float = 0.0
     layers: float = 0.0
     attention: float = 0.0
+    float32: float = 0.0
 
     def add_dense(
         self, n: float, inputs: int, outputs: int, *, input_gradient: bool = True
@@ -85,6 +89,8 @@ class FlopCount:
     def _add(self, flops: float, gradients: int) -> None:
         self.forward += flops
         self.backward += gradients * flops * self.trained
+        if self.dtype == "float32":
+            self.float32 += flops * (1 + gradients * self.trained)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,11 +133,16 @@ def token_lengths(config: Any, most_masks: int | None = None) -> TokenLengths:
 
 def count_teacher(config: Any) -> FlopCount:
     """Counts the frozen image teacher, which encodes every frame of the clip."""
-    count, t = FlopCount(trained=False), config.teacher
-    n, frames = (t.size // t.patch) ** 2, config.data.frames
+    t, frames = config.teacher, config.data.frames
+    count = FlopCount(dtype="float32", trained=False)
     if config.data.size != t.size:  # bicubic resizing of the rows, then of the columns
         count.add_dense(frames * 3 * config.data.size, config.data.size, t.size)
         count.add_dense(frames * 3 * t.size, config.data.size, t.size)
+    old, new = t.size // t.patch, config.data.size // config.encoder.patch
+    if old != new:  # resampling of the rows, then of the columns, of the taps and the attention
+        count.add_dense(frames * old * (t.taps * t.width + 1), old, new)
+        count.add_dense(frames * new * (t.taps * t.width + 1), old, new)
+    count.dtype, n = config.dtype, old**2
     count.add_dense(frames * n, 3 * t.patch**2, t.width)
     n += 0 if t.kind == "siglip2" else 1 + t.registers
     layers = 3 if t.gated else 2
@@ -146,9 +157,9 @@ def count_teacher(config: Any) -> FlopCount:
     return count
 
 
-def count_encoder(config: Any, tokens: TokenLengths) -> FlopCount:
+def count_encoder(config: Any, tokens: TokenLengths, *, trained: bool = True) -> FlopCount:
     """Counts the student encoder, which runs once for each mask on the visible tokens."""
-    count, e = FlopCount(), config.encoder
+    count, e = FlopCount(config.dtype, trained), config.encoder
     for k in tokens.visible:
         count.add_dense(k, 3 * e.patch**2, e.width)
         _add_layers(count, e, k + tokens.class_tokens)
@@ -158,7 +169,7 @@ def count_encoder(config: Any, tokens: TokenLengths) -> FlopCount:
 def count_target_encoder(config: Any, tokens: TokenLengths) -> FlopCount:
     """Counts an encoder with the student's sizes that runs on all patches without gradients."""
     unmasked = dataclasses.replace(tokens, visible=(tokens.patches,))
-    return dataclasses.replace(count_encoder(config, unmasked), trained=False, backward=0.0)
+    return count_encoder(config, unmasked, trained=False)
 
 
 def count_predictor(config: Any, tokens: TokenLengths, *, dense_windows: bool = False) -> FlopCount:
@@ -170,7 +181,8 @@ def count_predictor(config: Any, tokens: TokenLengths, *, dense_windows: bool = 
         dense_windows: whether to count all query-key pairs of local attention, as an unfused kernel
             computes them, instead of only the pairs inside the window.
     """
-    count, p, n = FlopCount(), config.predictor, tokens.patches + tokens.class_tokens
+    count, p = FlopCount(config.dtype), config.predictor
+    n = tokens.patches + tokens.class_tokens
     for visible, predicted in zip(tokens.visible, tokens.predicted, strict=True):
         if p.kind == "vjepa":
             count.add_dense(visible + tokens.class_tokens, config.encoder.width, p.width)
@@ -194,8 +206,8 @@ def count_predictor(config: Any, tokens: TokenLengths, *, dense_windows: bool = 
 
 def count_decoder(config: Any, tokens: TokenLengths) -> FlopCount:
     """Counts the pixel decoder, which decodes every predicted patch."""
-    count, d, pixels = FlopCount(), config.decoder, 3 * config.encoder.patch**2
-    width = d.width
+    d, pixels = config.decoder, 3 * config.encoder.patch**2
+    count, width = FlopCount(d.dtype), d.width
     for predicted in tokens.predicted:
         n = predicted * (d.noise_draws if d.kind == "diffusion" else 1)
         if d.kind != "diffusion":
@@ -216,6 +228,12 @@ def count_decoder(config: Any, tokens: TokenLengths) -> FlopCount:
 def sum_flops(counts: Mapping[str, FlopCount], batch_size: int) -> float:
     """Returns the model FLOPs (forward and backward) of one training step on the whole batch."""
     return batch_size * sum(count.forward + count.backward for count in counts.values())
+
+
+def split_flops(counts: Mapping[str, FlopCount], batch_size: int) -> dict[str, float]:
+    """Returns the FLOPs of `sum_flops` by the dtype of the products, "bfloat16" and "float32"."""
+    float32 = batch_size * sum(count.float32 for count in counts.values())
+    return {"bfloat16": sum_flops(counts, batch_size) - float32, "float32": float32}
 
 
 def sum_recomputed_flops(counts: Mapping[str, FlopCount], batch_size: int, remat: str) -> float:

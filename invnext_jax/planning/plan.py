@@ -67,7 +67,7 @@ def make_plan(config: ml_collections.ConfigDict, device_name: str) -> dict[str, 
     fits = max(int((_USABLE * device.memory - sum(held.values())) // per_clip), 0)
     times = roofline(shapes, device, kept)
     counts = shapes.training.stage.count_flops(config)
-    flops = flops_lib.sum_flops(counts, config.batch_size)
+    flops = flops_lib.split_flops(counts, config.batch_size)
     return {
         "stage": config.stage,
         "variant": config.variant,
@@ -92,13 +92,14 @@ def make_plan(config: ml_collections.ConfigDict, device_name: str) -> dict[str, 
             name: config.batch_size * (count.forward + count.backward)
             for name, count in counts.items()
         },
-        "step_flops": flops,
+        "step_flops": sum(flops.values()),
+        "float32_flops": flops["float32"],
         "recomputed_flops": flops_lib.sum_recomputed_flops(counts, config.batch_size, config.remat),
         "sent_bytes": sent_bytes(shapes),
         "seconds": times,
         "step_seconds": max(times.values()),
         "clips_per_second": config.batch_size / max(times.values()),
-        "mfu": flops / (mesh.size * device.peak * max(times.values())),
+        "mfu": device.product_seconds(flops) / (mesh.size * max(times.values())),
     }
 
 
@@ -235,8 +236,8 @@ def roofline(shapes: Shapes, device: Device, kept: float) -> dict[str, float]:
     """Returns the seconds of a step if only matrix products, memory or communication limit it."""
     config, mesh = shapes.config, shapes.mesh
     counts = shapes.training.stage.count_flops(config)
-    flops = flops_lib.sum_flops(counts, config.batch_size)
-    flops += flops_lib.sum_recomputed_flops(counts, config.batch_size, config.remat)
+    flops = flops_lib.split_flops(counts, config.batch_size)
+    flops[config.dtype] += flops_lib.sum_recomputed_flops(counts, config.batch_size, config.remat)
     clips = config.batch_size / mesh_lib.batch_shards(mesh)
     held = held_bytes(shapes)
     # The update reads parameters, gradients and moments, and writes parameters and moments.
@@ -245,7 +246,7 @@ def roofline(shapes: Shapes, device: Device, kept: float) -> dict[str, float]:
     local = mesh.size <= device.node
     link = device.link if local else device.network
     return {
-        "products": flops / (mesh.size * device.peak),
+        "products": device.product_seconds(flops) / mesh.size,
         "memory": moved / device.bandwidth,
         "sending": sum(sent_bytes(shapes).values()) / link,
     }

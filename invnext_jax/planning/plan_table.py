@@ -35,6 +35,7 @@ def format_plan(plan: dict[str, Any]) -> str:
         ),
         ("matrix products per step", f"{plan['step_flops'] / 1e12:.4g} TFLOP"),
         *((f"  {name}", f"{flops / 1e12:.4g} TFLOP") for name, flops in plan["flops"].items()),
+        ("  of these in float32", f"{plan['float32_flops'] / 1e12:.4g} TFLOP"),
         ("  recomputed", f"{plan['recomputed_flops'] / 1e12:.4g} TFLOP"),
         *((f"sent over {a}", gb(size)) for a, size in plan["sent_bytes"].items() if size),
         *((f"time of {name}", f"{s:.3f} s") for name, s in plan["seconds"].items()),

@@ -32,6 +32,14 @@ def check_teacher(config: Any) -> None:
         raise UserError(f"teacher.kind={t.kind!r} is not known: set it to {known}")
     if not t.weights:
         raise UserError("teacher.weights is empty: name the .safetensors file of the image teacher")
+    if t.size % t.patch:
+        # The teacher crops the rest, so that its patches would cover only a part of each frame.
+        shift = t.size % t.patch / t.size * (config.data.size // config.encoder.patch)
+        raise UserError(
+            f"teacher.size={t.size} is not a multiple of teacher.patch={t.patch}, which shifts the "
+            f"teacher's patches by up to {shift:.1f} patches of the clip: set "
+            f"teacher.size={max(t.size // t.patch, 1) * t.patch}"
+        )
     sides = t.size // t.patch, config.data.size // config.encoder.patch
     if sides[0] != sides[1] and not t.resample:
         raise UserError(

@@ -84,7 +84,12 @@ def find_stage(config: Any) -> Stage:
 
 def step_flops(config: Any) -> float:
     """Returns the model FLOPs, forward and backward, of one training step on the whole batch."""
-    return flops.sum_flops(find_stage(config).count_flops(config), config.batch_size)
+    return sum(split_step_flops(config).values())
+
+
+def split_step_flops(config: Any) -> dict[str, float]:
+    """Returns the FLOPs of `step_flops` by the dtype of the products; see `flops.split_flops`."""
+    return flops.split_flops(find_stage(config).count_flops(config), config.batch_size)
 
 
 def make_setup(config: Any) -> TrainingSetup:

@@ -209,7 +209,7 @@ class Stage1(MaskedModelingStage):
         counts["encoder"] = flops_lib.count_encoder(config, tokens)
         counts |= self.count_pixel_flops(config, tokens, dense_windows=dense_windows)
         (visible,) = tokens.visible
-        heads = counts["heads"] = flops_lib.FlopCount()
+        heads = counts["heads"] = flops_lib.FlopCount(config.dtype)
         if "align_tokens" in active:
             n = config.teacher.taps * visible
             heads.add_projection_head(n, e.width, config.teacher.width)

@@ -271,7 +271,7 @@ class Stage2(MaskedModelingStage):
             counts["teacher"] = flops_lib.count_teacher(config)
         counts["encoder"] = flops_lib.count_encoder(config, tokens)
         counts |= self.count_pixel_flops(config, tokens, dense_windows=dense_windows)
-        heads = counts["heads"] = flops_lib.FlopCount()
+        heads = counts["heads"] = flops_lib.FlopCount(config.dtype)
         for visible, predicted in zip(tokens.visible, tokens.predicted, strict=True):
             if "predict" in active:
                 heads.add_projection_head(predicted, config.predictor.width, _target_width(config))

@@ -21,6 +21,7 @@ from invnext_jax import loop
 from invnext_jax.checkpointing import run_metadata
 from invnext_jax.errors import UserError
 from invnext_jax.models import teachers
+from invnext_jax.models.dot_general import check_dtype
 from invnext_jax.models.siglip import SigLip, TextTower
 from invnext_jax.monitoring import reporter as reporter_lib
 from invnext_jax.synthetic_world import tokenizer
@@ -157,6 +158,7 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
     """
     if config.total_steps < 1:
         raise UserError(f"config.total_steps={config.total_steps} must be at least 1")
+    check_dtype("config.dtype", config.dtype)
     workdir, data = Path(workdir), config.data
     mesh = mesh_lib.make_mesh(config.mesh)
     if config.batch_size % mesh_lib.batch_shards(mesh):

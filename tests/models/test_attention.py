@@ -168,15 +168,35 @@ def test_bfloat16_on_gpu_uses_cudnn_for_every_head_width(with_cudnn, window, wid
 
 
 def test_unsupported_by_cudnn_falls_back_and_is_logged_once(with_cudnn, caplog):
-    attention._log_once.cache_clear()
-    with caplog.at_level(logging.INFO):
-        for _ in range(2):
-            assert "cudnn" not in lower("auto", 40, None, ("cuda",)).as_text()
+    fused_attention.warn_once.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        for n in (40, 40, 50):
+            assert "cudnn" not in lower("auto", n, None, ("cuda",)).as_text()
         assert "cudnn" not in lower("cudnn", 40, None, ("cuda",), jnp.bfloat16, width=136).as_text()
     messages = [record.getMessage() for record in caplog.records if "cudnn" in record.getMessage()]
     assert len(messages) == 2
     assert "it needs bfloat16, not float32" in messages[0]
     assert "136 is wider than 128" in messages[1]
+
+
+def test_window_that_covers_the_tokens_falls_back_and_is_logged_once(with_cudnn, caplog):
+    fused_attention.warn_once.cache_clear()
+    for _ in range(2):
+        lowered = lower("auto", 40, 20, ("cuda",), jnp.bfloat16).as_text()
+        assert "cudnn" not in lowered
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == 1 and "window of 20 tokens on each side" in messages[0]
+
+
+def test_float32_on_tpus_uses_no_kernel_that_rounds_and_this_is_logged(monkeypatch, caplog):
+    fused_attention.warn_once.cache_clear()
+    monkeypatch.setattr(fused_attention.jax, "default_backend", lambda: "tpu")
+    q, k, v, _ = draw(128, width=64)
+    jaxpr = str(jax.make_jaxpr(attention.attend)(q, k, v))
+    assert "pallas_call" not in jaxpr and jaxpr.count("HIGHEST") >= 2
+    assert "rounds float32 products to bfloat16" in caplog.text
+    half = [jnp.asarray(x, jnp.bfloat16) for x in (q, k, v)]
+    assert "pallas_call" in str(jax.make_jaxpr(attention.attend)(*half))
 
 
 def test_two_sided_window_equals_shifted_causal_window(monkeypatch):

@@ -32,9 +32,35 @@ def test_gelu_in_bfloat16_keeps_its_tail():
     )
 
 
+def gelu_tanh(x):
+    """The tanh approximation of the GELU in float64, without cancellation, and its derivative."""
+    scale = np.sqrt(8 / np.pi)
+    share = special.expit(scale * (x + 0.044715 * x**3))
+    slope = scale * (1 + 3 * 0.044715 * x**2)
+    return x * share, share + x * share * special.expit(-scale * (x + 0.044715 * x**3)) * slope
+
+
+def test_gelu_tanh_in_bfloat16_keeps_its_tail_and_its_gradient():
+    x = jnp.linspace(-4, 4, 129, dtype=jnp.bfloat16)
+    activation = layers.ACTIVATIONS["gelu_tanh"]
+    gradient = jax.vmap(jax.grad(lambda x: activation(x).astype(jnp.float32)))(x)
+    expected, derivative = gelu_tanh(np.asarray(x, np.float64))
+    for found, exact in ((activation(x), expected), (gradient, derivative)):
+        assert found.dtype == jnp.bfloat16
+        np.testing.assert_allclose(np.asarray(found, np.float64), exact, rtol=2**-8, atol=1e-7)
+    assert (gradient[x < -3.25] < 0).all()
+
+
+def test_quick_gelu_in_bfloat16_keeps_its_tail():
+    x = jnp.linspace(-12, 4, 129, dtype=jnp.bfloat16)
+    found = layers.ACTIVATIONS["quick_gelu"](x)
+    exact = np.asarray(x, np.float64)
+    expected = exact * special.expit(1.702 * exact)
+    np.testing.assert_allclose(np.asarray(found, np.float64), expected, rtol=2**-8)
+
+
 def test_gelu_tanh_is_the_approximation():
-    x = X.astype(np.float64)
-    expected = 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+    expected = gelu_tanh(X.astype(np.float64))[0]
     np.testing.assert_allclose(layers.ACTIVATIONS["gelu_tanh"](jnp.asarray(X)), expected, atol=2e-6)
 
 

@@ -39,6 +39,7 @@ from invnext_jax.models import attention, dot_general, encoder, predictor, scan
             *(dot_general, "quantize_frozen", "int4"),
             "config.quantize_frozen='int4' must be one of ('', 'int8', 'float8')",
         ),
+        (dot_general, "dtype", "half", "config.dtype='half' must be 'float32' or 'bfloat16'"),
         (attention, "attention", "flash", "config.attention='flash' must be one of"),
         (
             *(attention, "attention", "splash"),

@@ -25,8 +25,9 @@ def test_find_device_returns_none_for_other_devices(kind):
     assert devices.find_device(kind) is None
 
 
-def make(flops, measure, count=2):
-    return throughput_lib.Throughput(flops, jax.devices()[:count], "float32", measure=measure)
+def make(flops, measure, count=2, float32=0):
+    split = {"bfloat16": flops, "float32": float32}
+    return throughput_lib.Throughput(split, jax.devices()[:count], measure=measure)
 
 
 def test_unknown_device_has_no_mfu():
@@ -41,7 +42,20 @@ def test_mfu_is_the_share_of_the_peak(monkeypatch):
     monkeypatch.setattr(throughput_lib, "find_device", lambda _: devices.DEVICES["h200"])
     throughput = make(flops=2 * 989e12, measure=False)
     assert throughput.compute_rates(0.25)["mfu"] == pytest.approx(0.25)
-    assert "peak 989 TFLOP/s" in throughput.describe()
+    assert throughput.describe().endswith("peak 989 TFLOP/s (dense bfloat16)")
+
+
+def test_float32_products_count_with_the_rates_of_float32(monkeypatch):
+    monkeypatch.setattr(throughput_lib, "find_device", lambda _: devices.DEVICES["h200"])
+    rates = {"bfloat16": 8e12, "float32": 2e12}
+    monkeypatch.setattr(throughput_lib, "measure_matmul_flops", lambda _, dtype: rates[dtype])
+    throughput = make(flops=989e12, float32=67e12, measure=True, count=1)
+    found = throughput.compute_rates(0.25)
+    assert found["mfu"] == pytest.approx(0.5)  # each of both takes a second at its peak
+    assert found["ceiling_share"] == pytest.approx(0.25 * (989 / 8 + 67 / 2))
+    assert found["tflops_per_device"] == pytest.approx(0.25 * (989 + 67))
+    text = throughput.describe()
+    assert "67 TFLOP/s (float32)" in text and "measured ceiling 2 TFLOP/s (float32)" in text
 
 
 def test_ceiling_is_divided_by_the_fake_devices(monkeypatch):

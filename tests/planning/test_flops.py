@@ -54,11 +54,12 @@ def plain_attention(monkeypatch):
         monkeypatch.setattr(module, "attend", attend)
 
 
-def product_flops(jaxpr, times=1):
-    """FLOPs of all matrix products in a jaxpr, including the iterations of scans."""
+def product_flops(jaxpr, times=1, dtypes=(jnp.float32, jnp.bfloat16)):
+    """FLOPs of matrix products of operands of these dtypes, with the iterations of scans."""
     total = 0.0
     for equation in jaxpr.eqns:
-        if equation.primitive.name == "dot_general":
+        operands = {operand.aval.dtype for operand in equation.invars}
+        if equation.primitive.name == "dot_general" and operands <= set(map(jnp.dtype, dtypes)):
             (contracted, _), _ = equation.params["dimension_numbers"]
             sizes = equation.invars[0].aval.shape
             inner = math.prod(sizes[axis] for axis in contracted)
@@ -69,7 +70,7 @@ def product_flops(jaxpr, times=1):
                 if isinstance(inner, core.ClosedJaxpr):
                     inner = inner.jaxpr
                 if isinstance(inner, core.Jaxpr):
-                    total += product_flops(inner, times * rounds)
+                    total += product_flops(inner, times * rounds, dtypes)
     return total
 
 
@@ -101,6 +102,25 @@ def test_analytic_flops_equal_the_traced_products(stage, changes):
     traced_flops = product_flops(jax.make_jaxpr(traced)(*arguments).jaxpr) / BATCH
     # Resizing a position table, and its gradient, are not counted as products of the model.
     assert traced_flops == pytest.approx(analytic(config), rel=0.01)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_analytic_float32_flops_equal_the_traced_float32_products(stage):
+    config = CONFIGS[stage].get_config("tiny")
+    config.dtype, config.data.frames, config.encoder.frames = "bfloat16", 2, 2
+    config.update_from_flattened_dict({"loss.pixels": 1.0, "teacher.size": 64})
+    config.teacher.resample = True
+    counts = STAGES[stage].count_flops(ml_collections.FrozenConfigDict(config))
+    assert counts["decoder"].float32 == counts["decoder"].forward + counts["decoder"].backward
+    assert counts["encoder"].float32 == counts["predictor"].float32 == 0
+    traced, arguments = loss_and_arguments(ml_collections.FrozenConfigDict(config))
+    jaxpr = jax.make_jaxpr(traced)(*arguments).jaxpr
+    traced_flops = product_flops(jaxpr, dtypes=(jnp.float32,))
+    # Position tables and sums over the clips are products too, but not of the model.
+    assert traced_flops == pytest.approx(flops.split_flops(counts, BATCH)["float32"], rel=0.01)
+    config.decoder.dtype = "bfloat16"
+    counts = STAGES[stage].count_flops(ml_collections.FrozenConfigDict(config))
+    assert counts["decoder"].float32 == 0
 
 
 def xla_flops(config, monkeypatch):

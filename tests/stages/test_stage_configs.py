@@ -25,6 +25,7 @@ def test_invalid_stage_configs_are_refused():
         ({"teacher": {"weights": ""}}, "teacher.weights"),
         ({"teacher": {"taps": 3}}, "teacher.taps"),
         ({"decoder": {"kind": "gan"}}, "decoder.kind"),
+        ({"decoder": {"dtype": "float16"}}, "config.decoder.dtype='float16' must be 'float32' or"),
     ):
         wrong = config.copy_and_resolve_references()
         wrong.update(change)
@@ -32,6 +33,18 @@ def test_invalid_stage_configs_are_refused():
             stage1.check_config(wrong)
     with pytest.raises(UserError, match="init_from"):
         stage2.check_config(small(config2))
+
+
+@pytest.mark.parametrize("resample", [False, True])
+def test_teacher_images_that_shift_the_patches_are_refused(resample):
+    config = small(config1)
+    config.data.size, config.encoder.patch = 378, 14
+    config.teacher.update(size=384, patch=14, resample=resample)
+    message = "teacher.size=384 is not a multiple of teacher.patch=14, which shifts the teacher's"
+    with pytest.raises(UserError, match=f"{message} patches by up to 0.4 .*teacher.size=378$"):
+        stage1.check_config(config)
+    config.teacher.size = 378
+    stage1.check_config(config)
 
 
 def test_narrow_decoder_logs_a_warning(caplog):

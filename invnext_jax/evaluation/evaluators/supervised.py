@@ -3,6 +3,7 @@
 Shape key: b videos, t frames, h w pixels, c channels, n tokens, d width, k classes.
 """
 
+import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -70,7 +71,8 @@ class Classifier(nn.Module):
         """Returns float32 logits [b k] of each task."""
         tokens_bnd = self.encoder(video_bthwc).tokens_bnd[:, self.encoder.class_tokens :]
         x_bd = nn.LayerNorm(name="norm")(jnp.mean(tokens_bnd, axis=1))
-        return [nn.Dense(k, name=f"head{i}")(x_bd) for i, k in enumerate(self.classes)]
+        linear = functools.partial(nn.Dense, precision=jax.lax.Precision.HIGHEST)
+        return [linear(k, name=f"head{i}")(x_bd) for i, k in enumerate(self.classes)]
 
 
 class ClassifierState(NamedTuple):
