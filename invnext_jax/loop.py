@@ -248,7 +248,9 @@ class _RunCallbacks(Callbacks):
         if self.profiler.stop_if_due(number, metrics):
             folder = self.profiler.folder
             self.reporter.log(f"trace of steps up to {number}: tensorboard --logdir={folder}")
-        self.reporter.add_step(number, metrics, diagnostics, run.data_iter.counts())
+        counts = run.data_iter.counts()
+        counts["dropped_videos"] *= mesh_lib.loads_first_copy(run.mesh)
+        self.reporter.add_step(number, metrics, diagnostics, counts)
         self.watchdog.heartbeat(number, "a save")
         if number % run.config.checkpoint.every_steps == 0:
             self._save()
@@ -279,7 +281,7 @@ def _next_batch(
     with preemption.raise_on_signal() if jax.process_count() == 1 else contextlib.nullcontext():
         batch = next(run.data_iter)
     reporter.add_data_wait(time.perf_counter() - start)
-    return mesh_lib.shard_batch(batch, run.mesh)
+    return mesh_lib.shard_batch(batch, run.mesh, run.config.batch_size)
 
 
 def _compile(

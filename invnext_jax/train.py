@@ -88,7 +88,7 @@ def prepare(
 
     bad_videos = BadVideoTracker.from_config(config.data)
     with consensus.all_hosts_agree("opening the data and --workdir"):
-        data_iter = _open_data(config, bad_videos, stack)
+        data_iter = _open_data(config, mesh, bad_videos, stack)
         locked_workdir = Workdir(workdir)
         stack.callback(locked_workdir.close)
         bad_videos.write_quarantine(workdir)
@@ -157,15 +157,15 @@ def _compare_hosts(config: ml_collections.FrozenConfigDict) -> str:
 
 def _open_data(
     config: ml_collections.FrozenConfigDict,
+    mesh: jax.sharding.Mesh,
     bad_videos: BadVideoTracker,
     stack: contextlib.ExitStack,
 ) -> Iterator[dict[str, np.ndarray]]:
     dataset = pipeline.make_train_dataset(
         config.data,
         seed=config.seed,
-        batch_size=config.batch_size // jax.process_count(),
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        batch_size=config.batch_size,
+        positions=mesh_lib.batch_positions(mesh, config.batch_size),
         bad_videos=bad_videos,
     )
     log_on_process_0(dataset.describe(config.total_steps))
@@ -257,6 +257,11 @@ def _log_start(run: loop.Run) -> None:
         f"{size(run.frozen)} frozen; batch {run.config.batch_size} on {devices}"
         + (f" ({axes})" if axes else "")
     )
+    if mesh_lib.shares_shards(run.mesh):
+        log_on_process_0(
+            "the mesh axes tensor and sequence extend over several processes, which therefore load "
+            "the same clips"
+        )
     if run.step:
         log_on_process_0(
             f"resumes after step {run.step}, from {run.checkpointer.folder / str(run.step)}"

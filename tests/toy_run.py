@@ -106,7 +106,7 @@ class ToyData:
         self.bad_batches = ()  # numbers, from 1, of batches whose loss is not finite
         self.before_batch = {}
 
-    def __call__(self, data_config, *, seed, batch_size, **_):
+    def __call__(self, data_config, *, seed, positions, **_):
         del data_config
 
         def make(index, rng):
@@ -114,7 +114,7 @@ class ToyData:
             return {"video": video, "index": np.int32(index), "label_shape": np.int32(index % 8)}
 
         dataset = grain.MapDataset.range(20).seed(seed).shuffle().repeat().random_map(make)
-        dataset = dataset.to_iter_dataset().batch(batch_size)
+        dataset = dataset.to_iter_dataset().batch(len(positions))
         return _Hooked(dataset, self)
 
 

@@ -107,8 +107,7 @@ def make_train_dataset(
     *,
     seed: int,
     batch_size: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    positions: Sequence[int] | None = None,
     bad_videos: BadVideoTracker | None = None,
     load: Callable | None = None,
 ) -> TrainDataset:
@@ -117,9 +116,9 @@ def make_train_dataset(
     Args:
         data_config: `config.data`.
         seed: Non-negative seed of the order and the augmentation.
-        batch_size: Number of clips per batch on this process.
-        process_index: Index of this process and of its block in each global batch.
-        process_count: Number of processes that share the data.
+        batch_size: Number of clips per batch, summed over all processes.
+        positions: Positions in each batch of the clips that this process loads, ascending. None for
+            all clips.
         bad_videos: Tracker of good and bad clips. None creates one from the config.
         load: Replacement for `LoadClip` in tests; must be defined in an importable module.
 
@@ -128,8 +127,9 @@ def make_train_dataset(
 
     Raises:
         UserError: The manifest is missing, empty or invalid, the weights do not match it, or the
-            batch size is not divisible by `repeats`. During iteration: no video can be read, a
-            video is bad and `on_bad` is "fail", or the bad share exceeds `max_bad_share`.
+            clips of this process do not form groups of `repeats`. During iteration: no video can
+            be read, a video is bad and `on_bad` is "fail", or the bad share exceeds
+            `max_bad_share`.
     """
     rules = AccessRules.from_config(data_config)
     manifest = manifest_lib.read_manifest(data_config.manifest, rules)
@@ -142,8 +142,7 @@ def make_train_dataset(
         seed=seed,
         batch_size=batch_size,
         repeats=data_config.repeats,
-        process_index=process_index,
-        process_count=process_count,
+        positions=range(batch_size) if positions is None else positions,
         bad_videos=bad_videos or BadVideoTracker.from_config(data_config),
     )
 

@@ -1,13 +1,13 @@
 """Training batches: an infinite, resumable stream of clips that replaces bad videos by substitutes.
 
-Batch n of a run contains the global clips n * B to (n + 1) * B - 1, and each process makes its own
-block of them. The video of a global clip and its augmentation depend only on the seed and the
+Batch n of a run contains the global clips n * B to (n + 1) * B - 1, and each process loads those at
+its own positions. The video of a global clip and its augmentation depend only on the seed and the
 clip's number, not on the number of workers or processes. If a video is bad, a substitute is drawn
 from the same two numbers. Every `repeats` consecutive clips come from one video, which is decoded
 once. They form a group, the unit of work. See docs/data.md.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -67,20 +67,25 @@ class TrainDataset:
         clip_seconds: float,
         seed: int,
         batch_size: int,
+        positions: Sequence[int],
         repeats: int,
-        process_index: int,
-        process_count: int,
         bad_videos: BadVideoTracker,
     ):
-        if batch_size % repeats:
+        self.batch_size, self.global_batch = len(positions), batch_size
+        if self.batch_size % repeats:
             raise UserError(
-                f"the {batch_size} clips that a process makes of a batch must be divisible by "
+                f"the {self.batch_size} clips that a process makes of a batch must be divisible by "
                 f"config.data.repeats={repeats}: change either"
             )
-        self.batch_size, self.global_batch = batch_size, batch_size * process_count
+        self._group_starts = list(positions[::repeats])
+        groups = [start + i for start in self._group_starts for i in range(repeats)]
+        if groups != list(positions) or any(start % repeats for start in self._group_starts):
+            raise UserError(
+                f"config.data.repeats={repeats} clips of one video would be on several processes: "
+                "set it to a divisor of the clips of a device, or change config.batch_size"
+            )
         self.mixture, self.bad_videos, self.repeats = mixture, bad_videos, repeats
         self.storage = StorageMonitor()
-        self._first_clip = process_index * batch_size
         self._seed, self._load = seed, load
         self.workers, self._prefetch, self._timeout = workers, prefetch, clip_seconds
 
@@ -111,7 +116,7 @@ class TrainDataset:
     ) -> GroupResult:
         """Loads group `number` of this process; tries substitutes if a video is bad."""
         batch, position = divmod(number, self.groups)
-        first = batch * self.global_batch + self._first_clip + position * self.repeats
+        first = batch * self.global_batch + self._group_starts[position]
         bad_clips, worker_failures = [], 0
         for attempt in range(MAX_TRIES):
             row = self.mixture.get_video(first // self.repeats, attempt).index

@@ -7,12 +7,14 @@ Shape key: b batch.
 """
 
 import contextlib
+import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
@@ -70,17 +72,13 @@ def batch_shards(mesh: Mesh) -> int:
 
 
 def check_batch(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
-    """Checks that the batch can be split over the processes and over the mesh.
+    """Checks that the batch can be split over the mesh.
 
     Raises:
-        UserError: the batch size is not divisible by the number of processes, or by the number of
-            shards times `config.accumulate`.
+        UserError: the batch size is not divisible by the number of shards times
+            `config.accumulate`.
     """
-    size, processes, shards = config.batch_size, jax.process_count(), batch_shards(mesh)
-    if size % processes:
-        raise UserError(
-            f"config.batch_size={size} must be divisible by the number of processes, {processes}"
-        )
+    size, shards = config.batch_size, batch_shards(mesh)
     if size % shards:
         raise UserError(
             f"config.batch_size={size} must be divisible by the {shards} devices of the mesh "
@@ -162,13 +160,82 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(("data", "fsdp")))
 
 
-def shard_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Makes global arrays [b ...] from this process's part of a batch [b/processes ...]."""
+def batch_positions(mesh: Mesh, batch_size: int) -> list[int]:
+    """Returns the positions of the clips of a batch that this process loads, ascending.
+
+    A process loads the shards of its devices. `jax.make_mesh` may order the devices in any way, so
+    the positions are not always consecutive. Processes whose devices have the same shard load the
+    same clips: if the axes tensor and sequence extend over several hosts, for example.
+    """
+    index_map = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
+    return sorted({row for (part,) in index_map.values() for row in _range(part, batch_size)})
+
+
+@functools.cache
+def shares_shards(mesh: Mesh) -> bool:
+    """Returns whether devices of several processes have the same shard of the batch."""
+    shards = batch_shards(mesh)
+    holders = {}
+    for device, (part,) in batch_sharding(mesh).devices_indices_map((shards,)).items():
+        holders.setdefault(_range(part, shards), set()).add(device.process_index)
+    return any(len(processes) > 1 for processes in holders.values())
+
+
+@functools.cache
+def loads_first_copy(mesh: Mesh) -> bool:
+    """Returns whether this process loads clips that no process with a lower mesh position loads."""
+    first = mesh.devices[:, :, 0, 0].flat  # see `AXES`
+    return any(device.process_index == jax.process_index() for device in first)
+
+
+def _range(part: slice, size: int) -> range:
+    return range(*part.indices(size))
+
+
+def shard_batch(
+    batch: Mapping[str, np.ndarray], mesh: Mesh, batch_size: int | None = None
+) -> dict[str, jax.Array]:
+    """Makes global arrays [b ...] from the clips that each process has loaded.
+
+    Args:
+        batch: arrays whose rows are the clips at `batch_positions`.
+        mesh: the run's mesh.
+        batch_size: number of clips in the whole batch, b. None if every process has all of them.
+    """
     sharding = batch_sharding(mesh)
-    return {
-        name: jax.make_array_from_process_local_data(sharding, array)
+    arrays = {
+        name: jax.make_array_from_process_local_data(
+            sharding, array, (batch_size or len(array), *array.shape[1:])
+        )
         for name, array in batch.items()
     }
+    if not shares_shards(mesh):
+        return arrays
+    # A process may have replaced a clip that it could not read in time, and another one not.
+    arrays = _make_take_first_copy(mesh)(arrays)
+    # On CPU devices, two concurrent computations can deadlock.
+    if mesh.devices.flat[0].platform == "cpu":
+        jax.block_until_ready(arrays)
+    return arrays
+
+
+@functools.cache
+def _make_take_first_copy(mesh: Mesh) -> Callable[[Any], Any]:
+    """Makes a function that gives all devices of a shard the rows of the first of them."""
+
+    def take_first(x: jax.Array) -> jax.Array:
+        is_first = (jax.lax.axis_index("tensor") == 0) & (jax.lax.axis_index("sequence") == 0)
+        return jax.lax.psum(jnp.where(is_first, x, jnp.zeros_like(x)), ("tensor", "sequence"))
+
+    spec = batch_sharding(mesh).spec
+    mapped = jax.shard_map(
+        lambda tree: jax.tree.map(take_first, tree),
+        mesh=mesh,
+        in_specs=spec,
+        out_specs=spec,
+        check_vma=False,
+    )
+    return jax.jit(mapped, donate_argnums=0)
 
 
 def make_root_key(seed: int, mesh: Mesh) -> jax.Array:

@@ -75,7 +75,7 @@ def read_batches_in_two_processes(manifest, count, clips, folder):
     for number in (0, 1):
         host = {
             "cases": {name: {"manifest": manifest, **fields} for name, fields in CASES.items()},
-            "arguments": {"batch_size": BATCH // 2, "process_index": number, "process_count": 2},
+            "arguments": {"batch_size": BATCH, "positions": list(range(BATCH))[6 * number :][:6]},
             **{"workers": number, "clips": clips, "count": count, "bad": BAD},
             "out": str(folder / f"{number}.npz"),
         }

@@ -100,12 +100,12 @@ def test_processes_together_make_the_batch_of_one(config):
     config.crop_scales = (1.0, 0.75, 0.5)
     (full,), _ = next_batches(config, 1, batch_size=12)
     parts = [
-        next_batches(config, 1, batch_size=4, process_index=i, process_count=3)[0][0]
-        for i in (0, 1, 2)
+        next_batches(config, 1, batch_size=12, positions=positions)[0][0]
+        for positions in (range(4), [4, 5, 10, 11], [6, 7, 8, 9])
     ]
-    for i, part in enumerate(parts):
+    for positions, part in zip((range(4), [4, 5, 10, 11], [6, 7, 8, 9]), parts, strict=True):
         for name in full:
-            np.testing.assert_array_equal(part[name], full[name][4 * i : 4 * i + 4])
+            np.testing.assert_array_equal(part[name], full[name][list(positions)])
     assert sorted(np.concatenate([part["index"] for part in parts])) == list(range(12))
 
 

@@ -39,7 +39,7 @@ def test_a_run_resumes_with_other_numbers_of_workers_and_processes(config):
     config.workers = 0
     parts = [
         read_batches(
-            config, 3, load=load, state=state, batch_size=3, process_index=i, process_count=2
+            config, 3, load=load, state=state, batch_size=6, positions=range(3 * i, 3 * i + 3)
         )
         for i in (0, 1)
     ]
@@ -49,9 +49,9 @@ def test_a_run_resumes_with_other_numbers_of_workers_and_processes(config):
 
 def test_the_state_of_two_processes_is_restored_by_three(config):
     full, _ = read_batches(config, 4)
-    _, state = read_batches(config, 2, batch_size=3, process_index=1, process_count=2)
+    _, state = read_batches(config, 2, batch_size=6, positions=range(3, 6))
     parts = [
-        read_batches(config, 2, state=state, batch_size=2, process_index=i, process_count=3)[0]
+        read_batches(config, 2, state=state, batch_size=6, positions=(2 * i, 2 * i + 1))[0]
         for i in range(3)
     ]
     assert_equal(full[2:], join(*parts))
@@ -109,6 +109,13 @@ def test_a_batch_must_divide_by_the_repeats(config):
     config.repeats = 4
     with pytest.raises(UserError, match="6 clips .* must be divisible by config.data.repeats=4"):
         read_batches(config, 1)
+
+
+def test_clips_of_one_video_must_be_on_one_process(config):
+    config.repeats = 4
+    for positions in ([0, 1, 4, 5], [2, 3, 4, 5]):
+        with pytest.raises(UserError, match="repeats=4 clips of one video would be on several"):
+            read_batches(config, 1, batch_size=8, positions=positions)
 
 
 @pytest.mark.parametrize("workers", [1, 2])

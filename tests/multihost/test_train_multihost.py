@@ -15,6 +15,7 @@ from invnext_jax import train
 from invnext_jax.checkpointing import reader
 from invnext_jax.data import pipeline
 from invnext_jax.monitoring import metrics_file
+from invnext_jax.training import mesh as mesh_lib
 
 ROOT = pathlib.Path(__file__).parents[2]
 TOY_RUN = pathlib.Path(__file__).parents[1] / "toy_run.py"
@@ -32,13 +33,29 @@ from invnext_jax import train
 from invnext_jax.checkpointing import manager
 from invnext_jax.multihost import distributed
 from invnext_jax.monitoring import reporter
-toy_file, config, workdir, kill_step = sys.argv[1:]
+from invnext_jax.training import mesh as mesh_lib
+toy_file, config, workdir, kill_step, device_order = sys.argv[1:]
 config = ml_collections.ConfigDict(json.loads(config))
 if config.stage == "toy":
     spec = importlib.util.spec_from_file_location("toy", toy_file)
     toy = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(toy)
     registry.STAGES["toy"] = toy.make_toy_stage()
+if device_order := json.loads(device_order):  # as jax.make_mesh may do
+    import jax
+    make_mesh = jax.make_mesh
+    def make_permuted_mesh(*sizes, devices, **options):
+        mesh = make_mesh(*sizes, devices=devices, **options)
+        order = mesh.devices.ravel()[device_order].reshape(mesh.devices.shape)
+        return jax.sharding.Mesh(order, mesh.axis_names, axis_types=mesh.axis_types)
+    jax.make_mesh = make_permuted_mesh
+shard_batch, all_rows = mesh_lib.shard_batch, []
+def shard_and_record(*arguments):
+    arrays = shard_batch(*arguments)
+    shards = arrays["index"].addressable_shards
+    all_rows.append([(shard.index[0].start or 0, shard.data.tolist()) for shard in shards])
+    return arrays
+mesh_lib.shard_batch = shard_and_record
 save, push = manager.Checkpointer.save, reporter.Reporter.add_step
 def save_at_once(self, *rest, **more):
     save(self, *rest, **more)
@@ -52,10 +69,12 @@ reporter.Reporter.add_step = push_until_killed
 with errors.exit_on_user_error():
     distributed.initialize(timeout_seconds=60)
     train.train(config, workdir)
+    with open(f"{workdir}/rows{os.environ['JAX_PROCESS_ID']}.json", "w") as file:
+        json.dump(all_rows, file)
 """
 
 
-def run_processes(count, config, workdir, kill_step=0):
+def run_processes(count, config, workdir, kill_step=0, device_order=()):
     """Runs a config in `count` processes with four devices in total; returns their exit codes."""
     with socket.create_server(("localhost", 0)) as server:
         port = server.getsockname()[1]
@@ -70,6 +89,7 @@ def run_processes(count, config, workdir, kill_step=0):
         "JAX_NUM_PROCESSES": str(count),
     }
     arguments = [TOY_RUN, json.dumps(config.to_dict()), workdir, kill_step]
+    arguments.append(json.dumps(device_order))
     started = [
         subprocess.Popen(
             [sys.executable, "-c", RUN, *map(str, arguments)],
@@ -124,6 +144,35 @@ def test_two_processes_train_like_one_and_one_resumes_their_checkpoint(hosts_con
     assert os.listdir(tmp_path / "two/checkpoints") == ["3"]
     hosts_config.mesh.update(data=1, fsdp=4)  # changes nothing
     train.train(hosts_config, tmp_path / "two")
+    assert_same_run(tmp_path / "one", tmp_path / "two")
+
+
+def rows_of_batches(workdir):
+    """The manifest rows of each batch in order; all devices of a shard must have the same ones."""
+    batches = {}
+    for path in sorted(workdir.glob("rows*.json")):
+        for number, shards in enumerate(json.loads(path.read_text())):
+            for start, rows in shards:
+                assert batches.setdefault(number, {}).setdefault(start, rows) == rows
+    return [sum((rows for _, rows in sorted(batch.items())), []) for batch in batches.values()]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "device_order"),
+    [
+        ((2, 2, 1, 1), [0, 2, 1, 3]),  # the shards of a process are not consecutive
+        ((1, 2, 2, 1), [0, 2, 1, 3]),  # each process has a copy of both shards
+        pytest.param((1, 1, 1, 4), [], marks=pytest.mark.slow),  # there is only one shard
+    ],
+)
+def test_processes_load_the_shards_of_their_devices(sizes, device_order, hosts_config, tmp_path):
+    hosts_config.total_steps = 3
+    run_processes(1, hosts_config, tmp_path / "one")
+    hosts_config.mesh.update(dict(zip(mesh_lib.AXES, sizes, strict=True)))
+    run_processes(2, hosts_config, tmp_path / "two", device_order=device_order)
+    batches = rows_of_batches(tmp_path / "one")
+    assert len(batches) == 3 and len(batches[0]) == hosts_config.batch_size
+    assert rows_of_batches(tmp_path / "two") == batches
     assert_same_run(tmp_path / "one", tmp_path / "two")
 
 

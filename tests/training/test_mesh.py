@@ -112,7 +112,23 @@ def test_indivisible_batch_over_devices_is_an_error(config):
         mesh_lib.check_batch(config, mesh_lib.make_mesh(config.mesh))
 
 
-def test_indivisible_batch_over_processes_is_an_error(config, monkeypatch):
-    monkeypatch.setattr(mesh_lib.jax, "process_count", lambda: 3)
-    with pytest.raises(UserError, match="number of processes, 3"):
-        mesh_lib.check_batch(config, mesh_lib.make_mesh(config.mesh))
+def test_one_process_loads_the_whole_batch():
+    for sizes in ((8, 1, 1, 1), (1, 1, 1, 8), (2, 1, 2, 2)):
+        mesh = make_mesh(*sizes)
+        assert mesh_lib.batch_positions(mesh, 16) == list(range(16))
+        assert not mesh_lib.shares_shards(mesh) and mesh_lib.loads_first_copy(mesh)
+
+
+def test_first_copy_of_a_shard_replaces_the_others():
+    mesh = make_mesh(2, 1, 2, 2)
+    rows = np.arange(4, dtype=np.uint8)
+    copies = [
+        jax.device_put(rows[part] + 10 * device.id, device)
+        for device, (part,) in mesh_lib.batch_sharding(mesh).devices_indices_map((4,)).items()
+    ]
+    put = jax.make_array_from_single_device_arrays((4,), mesh_lib.batch_sharding(mesh), copies)
+    agreed = mesh_lib._make_take_first_copy(mesh)({"index": put})["index"]
+    first = [mesh.devices[i, 0, 0, 0].id for i in (0, 1)]
+    for shard in agreed.addressable_shards:
+        number = (shard.index[0].start or 0) // 2
+        np.testing.assert_array_equal(shard.data, rows[shard.index[0]] + 10 * first[number])
