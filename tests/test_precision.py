@@ -10,6 +10,7 @@ from jax.flatten_util import ravel_pytree
 
 from invnext_jax.models.encoder import Encoder
 from invnext_jax.models.patches import normalize
+from invnext_jax.stages import image_teacher
 from invnext_jax.stages.masked_modeling import LossInputs
 from invnext_jax.stages.registry import STAGES
 
@@ -114,3 +115,16 @@ def test_bfloat16_agrees_with_float32(case, batch, request):
             assert error <= tolerance * jnp.linalg.norm(expected), name
             if kind == 0:  # bfloat16 was used
                 assert error > 1e-3 * jnp.linalg.norm(expected), name
+
+
+def test_image_teacher_in_bfloat16_agrees_with_float32(first, batch):
+    config, _, _, frozen = first
+    outputs = []
+    for dtype in ("float32", "bfloat16"):
+        config = config.copy_and_resolve_references()
+        config.dtype = dtype
+        run = jax.jit(functools.partial(image_teacher.apply_to_frames, config))
+        outputs.append(run(frozen["teacher"], normalize(batch["video"])))
+    for expected, found in zip(*outputs, strict=True):
+        error = jnp.linalg.norm(found - expected) / jnp.linalg.norm(expected)
+        assert 1e-4 < error < 1.5e-2

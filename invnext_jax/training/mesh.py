@@ -183,7 +183,7 @@ def shares_shards(mesh: Mesh) -> bool:
 
 @functools.cache
 def loads_first_copy(mesh: Mesh) -> bool:
-    """Returns whether this process loads clips that no process with a lower mesh position loads."""
+    """Returns whether this process has a device with the first copy of a shard of the batch."""
     first = mesh.devices[:, :, 0, 0].flat  # see `AXES`
     return any(device.process_index == jax.process_index() for device in first)
 
