@@ -15,7 +15,8 @@ HMDB51_FILE = re.compile(r"(?P<name>.+)_test_split(?P<fold>\d)\.txt")
 _HMDB51_LINE = re.compile(r"(?P<name>\S.*?)\s+(?P<split>[012])")
 _HMDB51_SPLITS = {"train": ("1",), "test": ("2",), "all": ("1", "2")}  # 0: not used
 _UCF101_LINE = re.compile(
-    r"(?P<file>(?:.*/)?(?P<name>\w+)/v_(?P=name)_g\d+_c\d+\.avi)(?:\s+(?P<label>\d+))?"
+    # The folder HandstandPushups has files named v_HandStandPushups_*.
+    r"(?P<file>(?:.*/)?(?P<name>\w+)/v_(?i:(?P=name))_g\d+_c\d+\.avi)(?:\s+(?P<label>\d+))?"
 )
 
 
