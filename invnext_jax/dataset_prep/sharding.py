@@ -23,7 +23,7 @@ from typing import Any
 
 from etils import epath
 
-from invnext_jax import file_lock
+from invnext_jax import file_lock, json_file
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data import video_io
 from invnext_jax.data.access_rules import AccessRules
@@ -210,7 +210,7 @@ def _make_settings(plan: ShardPlan) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _read_json(path: epath.Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.exists() else {}
+    return json_file.read_object(path, "name a new folder") if path.exists() else {}
 
 
 @contextlib.contextmanager

@@ -1,0 +1,15 @@
+"""Profiles of hypothesis: few fixed examples by default, many random ones with FUZZ_PROFILE=large.
+
+FUZZ_PROFILE=large python -m pytest tests/fuzz
+"""
+
+import os
+
+import pytest
+
+hypothesis = pytest.importorskip("hypothesis")
+HEALTH = [hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.too_slow]
+COMMON = {"deadline": None, "suppress_health_check": HEALTH, "database": None}
+hypothesis.settings.register_profile("ci", max_examples=60, derandomize=True, **COMMON)
+hypothesis.settings.register_profile("large", max_examples=5000, **COMMON)
+hypothesis.settings.load_profile(os.environ.get("FUZZ_PROFILE", "ci"))
