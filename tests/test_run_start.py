@@ -145,7 +145,7 @@ def test_starting_from_an_export_equals_starting_from_its_run(
     train.train(toy_config, tmp_path / "next")
     out = capsys.readouterr().out
     assert f"taken from {toy_config.init_from}: encoder (2 arrays, 104 values)" in out
-    assert f"head is initialized: it is not taken from {toy_config.init_from}" in out
+    assert f"head is initialized randomly: it is not taken from {toy_config.init_from}" in out
     taken = final_params(tmp_path / "next")
     np.testing.assert_array_equal(taken["encoder"]["kernel"], params["encoder"]["kernel"])
 

@@ -119,7 +119,7 @@ def test_another_predictor_starts_from_random_values_with_the_stage1_encoder(
     log = capsys.readouterr().out
     for group in ("encoder", "pool"):
         assert f"taken from {stage1_run}: {group} (" in log
-    assert f"head is initialized: it is not taken from {stage1_run}" in log
+    assert f"head is initialized randomly: it is not taken from {stage1_run}" in log
     assert (
         "predictor is initialized without a text model (config.predictor.weights is empty)" in log
     )

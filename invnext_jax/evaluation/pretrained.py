@@ -63,7 +63,7 @@ def load_params(
         params, config, _ = reader.restore_run(path, ema=ema)
         config = ml_collections.ConfigDict(config)
     if "encoder" not in params:
-        raise UserError(f"{path} holds no encoder, only {sorted(params)}: name another checkpoint")
+        raise UserError(f"{path} has no encoder, only {sorted(params)}: use a different checkpoint")
     return params, config
 
 

@@ -1,1 +1,1 @@
-"""Flax linen modules. Their fields are plain values, which `from_config` sets."""
+"""Flax linen modules. Their fields are plain values that `from_config` reads from the config."""

@@ -35,10 +35,11 @@ def attend(
     """Computes softmax(q k^T / sqrt(e)) v with the softmax in float32.
 
     The context variable `kernel` selects the implementation. "cudnn" and "splash" are the fused
-    kernels for GPUs and TPUs. "blockwise" is plain XLA that never holds all logits of a long
-    sequence in memory; "naive" holds all of them. "auto" uses the platform's fused kernel if it
-    supports the inputs, and otherwise XLA, in blocks if there are many logits. XLA is always used
-    for a single query, as in pooling, and for inputs that the fused kernel does not support.
+    kernels for GPUs and TPUs. "blockwise" and "naive" are plain XLA: "naive" computes all logits at
+    once, and "blockwise" computes a long sequence in blocks to save memory. "auto" uses the
+    platform's fused kernel if it supports the inputs. Otherwise it uses "blockwise" if there are
+    many logits, and "naive" if there are few. Inputs that the selected fused kernel does not
+    support, such as the single query of a pooling layer, are always computed by XLA.
 
     Args:
       q_bnhe: queries.
@@ -71,9 +72,9 @@ def attend(
 
 
 def _unsupported_reason(chosen: str, q_bnhe: jax.Array, k_bmhe: jax.Array) -> str:
-    """Returns why a fused kernel cannot be used, or an empty string if it can."""
+    """Returns the reason why a fused kernel cannot be used, or an empty string if it can."""
     if q_bnhe.shape[1] != k_bmhe.shape[1] or q_bnhe.shape[1] == 1:
-        return "it needs as many queries as keys, and more than one"
+        return "it needs equal numbers of queries and keys, and more than one query"
     if chosen == "cudnn":
         return fused_attention.cudnn_unsupported_reason(q_bnhe)
     return fused_attention.splash_unsupported_reason(q_bnhe)
@@ -115,7 +116,7 @@ def _xla_attention(q_bnhe, k_bmhe, v_bmhe, window, *, recompute):
     run = (
         blockwise_attention.blockwise_attention if recompute else blockwise_attention.full_attention
     )
-    if _mesh_axes(_TOKEN_AXES) is None:  # the compiler can split the batch and the heads
+    if _mesh_axes(_TOKEN_AXES) is None:  # XLA partitions batch and heads
         return run(q_bnhe, k_bmhe, v_bmhe)
     return _shard_over_mesh(run, q_bnhe, k_bmhe, v_bmhe, split_tokens=True)
 
@@ -154,9 +155,9 @@ def _splash_attention(q_bnhe, k_bnhe, v_bnhe, window):
 def _shard_over_mesh(
     run: Callable[..., jax.Array], q_bnhe, k_bmhe, v_bmhe, *, split_tokens: bool
 ) -> jax.Array:
-    """Runs a kernel in a `shard_map` over clips and heads, for kernels that XLA cannot partition.
+    """Runs a kernel that XLA cannot partition in a `shard_map` over clips and heads.
 
-    With `split_tokens`, the queries are split as well, and every device has all keys.
+    With `split_tokens`, the queries are also split over devices; each device has all keys.
     """
     n, tokens = q_bnhe.shape[1], _mesh_axes(_TOKEN_AXES)
     if split_tokens and tokens:
@@ -181,7 +182,7 @@ def _is_replicated(spec: P) -> bool:
 
 
 def _mesh_axes(names: tuple[str, ...], size: int | None = None) -> tuple[str, ...] | None:
-    """Returns the axes among `names` that have more than one device in the current mesh.
+    """Returns those mesh axes in `names` that have more than one device in the current mesh.
 
     Returns None if there is no such axis, or if the number of devices does not divide `size`.
     """

@@ -1,8 +1,8 @@
 """Exact attention in plain XLA, with all logits at once or in blocks of queries.
 
 Heads are moved before tokens, so that matrix products need no transposed copy of their operands.
-The softmax is normalised after the product with the values, because dividing n x e numbers is less
-work than dividing n x m.
+The softmax is normalised after the product with the values, because this divides only n x e numbers
+instead of n x m.
 
 Shape key: b batch, n query tokens, m key tokens, h heads, e head width, g blocks of queries,
 w queries in a block, s keys that a block attends to.
@@ -37,7 +37,7 @@ def blockwise_attention(q_bnhe: jax.Array, k_bmhe: jax.Array, v_bmhe: jax.Array)
     """Computes global attention one block of queries at a time.
 
     The backward pass recomputes the logits of each block. A block has at most `MAX_LOGITS` logits
-    per head, but at least 16 queries.
+    per head, unless it would then have fewer than 16 queries.
     """
     b, n, h, e = q_bnhe.shape
     blocks = -(-n // max(MAX_LOGITS // k_bmhe.shape[1], 16))

@@ -1,4 +1,4 @@
-"""Decoders that map predicted latents to pixels: a conditional diffusion MLP and pixel regression.
+"""Decoders that map predicted latents to pixels: a conditional diffusion MLP or direct regression.
 
 Each masked patch is decoded independently (paper section 3.2).
 
@@ -68,7 +68,7 @@ class DiffusionDecoder(nn.Module):
 
     @nn.compact
     def __call__(self, noised_np: jax.Array, t_n: jax.Array, latent_nz: jax.Array) -> jax.Array:
-        """Denoises one step.
+        """Predicts the noise and the variance for one denoising step.
 
         Args:
           noised_np: noised patches.
@@ -76,8 +76,8 @@ class DiffusionDecoder(nn.Module):
           latent_nz: predicted latents, the condition.
 
         Returns:
-          float32 [n, 2 * pixels]: the noise, then the interpolation weight of the log variance,
-          from -1 to 1.
+          float32 [n, 2 * pixels]: the predicted noise, then the interpolation weight of the log
+          variance (nominally from -1 to 1).
         """
         d = self.width
 
@@ -156,8 +156,8 @@ def check_config(config: Any) -> None:
         raise UserError(f"decoder.chunks={d.chunks} must be at least 1")
     if d.kind == "diffusion" and d.width < pixels:
         logging.warning(
-            "decoder.width=%d is narrower than the %d values of a patch: it cannot represent "
-            "their noise; set it to at least that number",
+            "decoder.width=%d is less than the %d values of a patch, so it cannot represent their "
+            "noise. Set it to at least the number of values",
             d.width,
             pixels,
         )

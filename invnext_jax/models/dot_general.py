@@ -1,8 +1,9 @@
 """Matrix products: their precision, and linear layers with flattened tokens or in 8 bits.
 
-8-bit products are for frozen layers, because they have no gradient. Both operands are quantised
-symmetrically at each use, with one scale per output channel of the kernel and per input token. The
-stored parameters stay float32. Products accumulate in int32 for int8 and in float32 for float8.
+8-bit products have no gradient, so they are only for frozen layers. Both operands are quantised
+symmetrically at each use. The kernel has one scale per output channel, and the inputs have one
+scale per token. The stored parameters stay float32. Products accumulate in int32 for int8 and in
+float32 for float8.
 """
 
 import functools
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 from invnext_jax.errors import UserError
 
 DTYPES = ("float32", "bfloat16")  # values of `config.dtype` and `config.decoder.dtype`
-# Name -> dtype, largest number of that dtype, dtype of the accumulator.
+# Name -> dtype, largest value of that dtype, dtype of the accumulator.
 QUANTIZED_FORMATS = {
     "int8": (jnp.int8, 127, jnp.int32),
     "float8": (jnp.float8_e4m3fn, 448, jnp.float32),
@@ -67,7 +68,7 @@ def check_config(config: Any) -> None:
 
 
 def select_dot_general() -> Callable[..., jax.Array]:
-    """Returns the function that multiplies the inputs and kernel of a linear layer.
+    """Returns the function that multiplies the inputs of a linear layer by its kernel.
 
     It has the signature of `jax.lax.dot_general`, without batch axes.
     """
@@ -100,7 +101,7 @@ def flat_dot_general(
 def quantized_dot_general(
     format_name: str, x: jax.Array, kernel: jax.Array, dimensions: Any, precision: Any = None
 ) -> jax.Array:
-    """Computes the product of inputs and a kernel, both quantised to 8 bits.
+    """Multiplies inputs by a kernel after quantising both to 8 bits.
 
     Args:
       format_name: one of `QUANTIZED_FORMATS`.
@@ -126,7 +127,7 @@ def quantized_dot_general(
 
 
 def _quantize(format_name: str, x: jax.Array, axes: Sequence[int]) -> tuple[jax.Array, jax.Array]:
-    """Returns `x` in 8 bits, and the scale of each vector along `axes`."""
+    """Returns `x` in 8 bits and one scale for each vector along `axes`."""
     dtype, largest, _ = QUANTIZED_FORMATS[format_name]
     x = x.astype(jnp.float32)
     scale = jnp.max(jnp.abs(x), axis=axes, keepdims=True) / largest

@@ -34,7 +34,7 @@ class EncoderOutput(NamedTuple):
 
 
 class PatchEmbed(nn.Module):
-    """RMSNorm of the raw patch, linear layer, RMSNorm of the token."""
+    """Patch embedding: RMSNorm of the pixels, a linear layer, and RMSNorm of the tokens."""
 
     width: int
     dtype: Dtype
@@ -43,7 +43,7 @@ class PatchEmbed(nn.Module):
     def __call__(self, patches_bnp: jax.Array) -> jax.Array:
         """Maps [b n p] to float32 [b n d]."""
 
-        def uniform(key, shape, dtype):  # initialisation of the reference's convolution
+        def uniform(key, shape, dtype):  # same initialisation as the convolution of the reference
             bound = patches_bnp.shape[-1] ** -0.5
             return jax.random.uniform(key, shape, dtype, -bound, bound)
 
@@ -124,10 +124,10 @@ class Encoder(nn.Module):
 
 
 def check_config(config: Any) -> None:
-    """Checks the sizes of `config.encoder`, and that clips divide into whole patches.
+    """Checks the sizes in `config.encoder`, and that frames divide into whole patches.
 
     Raises:
-      UserError: a size is not divisible as required.
+      UserError: the width or the frame size is not divisible as required.
     """
     patch = config.encoder.patch
     for name, size in (("data.size", config.data.size), ("encoder.size", config.encoder.size)):
@@ -154,6 +154,6 @@ def from_config(config: Any, taps: Sequence[int] = ()) -> Encoder:
         drop_path=e.drop_path,
         dtype=jnp.dtype(config.dtype),
         remat=config.remat,
-        unroll=getattr(config, "scan_unroll", 1),  # the config of an export does not have it
+        unroll=getattr(config, "scan_unroll", 1),  # missing in the configs of exported models
         taps=tuple(taps),
     )

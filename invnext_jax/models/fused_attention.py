@@ -19,7 +19,7 @@ MAX_HEAD_WIDTH = 128  # widest head that cuDNN supports on every GPU generation
 
 
 def cudnn_unsupported_reason(q_bnhe: jax.Array) -> str:
-    """Returns why cuDNN does not support the dtype or head width, or an empty string."""
+    """Returns the reason why cuDNN does not support the dtype or head width, or an empty string."""
     if q_bnhe.dtype not in (jnp.bfloat16, jnp.float16):
         return f"it needs bfloat16, not {q_bnhe.dtype}"
     if q_bnhe.shape[-1] > MAX_HEAD_WIDTH:
@@ -44,11 +44,11 @@ def warn_once(message: str) -> None:
 def cudnn(
     q_bnhe: jax.Array, k_bnhe: jax.Array, v_bnhe: jax.Array, window: int | None = None
 ) -> jax.Array:
-    """Runs cuDNN's fused attention; head widths are padded to a multiple of 8.
+    """Runs cuDNN's fused attention, with heads padded to a width that is a multiple of 8.
 
-    cuDNN's sliding window is causal. A two-sided window is equivalent to a causal window of twice
-    the length with shifted queries: query i is placed at position i + window. The last `window`
-    queries would be placed beyond the end, so they are computed separately without cuDNN.
+    cuDNN supports only causal sliding windows. A two-sided window is computed as a causal window of
+    twice the length, with query i shifted to position i + window. The last `window` queries would
+    be shifted beyond the end of the sequence, so they are computed without cuDNN.
     """
     n, e = q_bnhe.shape[1], q_bnhe.shape[3]
     if window is not None and n <= 2 * window:
@@ -71,7 +71,7 @@ def cudnn(
 
 
 def _attend_last_queries(q_bnhe, k_bnhe, v_bnhe, window):
-    """Computes local attention of the last `window` queries to the last 2 * `window` keys."""
+    """Computes local attention from the last `window` queries to the last 2 * `window` keys."""
     q, k, v = (x[:, -2 * window :] for x in (q_bnhe, k_bnhe, v_bnhe))
     return blockwise_attention.full_attention(q, k, v, window)[:, window:]
 
@@ -79,7 +79,7 @@ def _attend_last_queries(q_bnhe, k_bnhe, v_bnhe, window):
 def make_splash_kernel(
     n: int, heads: int, window: int | None, shards: int, *, interpret: bool
 ) -> splash.SplashAttentionKernel:
-    """Returns the kernel for padded sequences whose queries are split over `shards` devices.
+    """Returns the attention kernel for padded sequences with queries split over `shards` devices.
 
     Args:
       n: padded number of tokens, as returned by `splash_padded_length`.
@@ -88,7 +88,7 @@ def make_splash_kernel(
       shards: number of devices that the queries are split over; each device has all keys.
       interpret: whether to interpret the kernel as plain JAX, which works on any device.
     """
-    if window is None:  # the mask is the same for each shard of the queries, so one is enough
+    if window is None:  # all shards of the queries have this mask
         mask, shards = splash_mask.FullMask((n // shards, n)), 1
     else:
         mask = splash_mask.LocalMask((n, n), (window, window), 0, shard_count=shards)
@@ -105,13 +105,13 @@ def make_splash_kernel(
 
 
 def splash_block_size(n: int, window: int | None) -> int:
-    """Returns the largest tile size that divides `n` tokens; local attention uses the smallest."""
+    """Returns the tile size: the largest that divides `n`, or the smallest for local attention."""
     sizes = (512, 256, NUM_LANES) if window is None else (NUM_LANES,)
     return next(size for size in sizes if n % size == 0)
 
 
 def splash_padded_length(n: int, window: int | None, shards: int) -> int:
-    """Returns n padded for large tiles if this adds at most 1/16, and otherwise for small tiles."""
+    """Returns the padded length for the largest tiles whose padding adds at most 1/16."""
     least = -(-n // (NUM_LANES * shards)) * NUM_LANES * shards
     if window is not None:
         return least
@@ -135,7 +135,7 @@ def run_splash(
 def pad_for_splash(
     q_bnhe: jax.Array, k_bnhe: jax.Array, v_bnhe: jax.Array, window: int | None, shards: int
 ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], splash.SegmentIds | None]:
-    """Scales the queries and pads tokens and heads.
+    """Scales the queries and pads the number of tokens and the head width.
 
     Returns:
       The queries, keys and values, and the segment ids that separate tokens from padding (None

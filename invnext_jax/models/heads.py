@@ -1,4 +1,4 @@
-"""Heads on the encoder: alignment of tapped layers with a teacher, and attention pooling.
+"""Heads on the encoder that align tapped layers with a teacher, and an attention pool.
 
 Shape key: l taps, b batch, n tokens, d width, h heads, e head width.
 """
@@ -15,9 +15,9 @@ from invnext_jax.models.sharding import replicate_tokens
 
 
 class AlignHeads(nn.Module):
-    """One projection head for each tapped layer.
+    """One alignment head for each tapped layer.
 
-    The input of head k is the visible tokens of tapped layer k plus learned position embeddings.
+    The input of a head is the sum of its layer's visible tokens and learned position embeddings.
     """
 
     width: int
@@ -41,7 +41,8 @@ class AlignHeads(nn.Module):
         table_nd = PositionTable(d, self.table_grid, c, name="position")(grid)
         position_bkd = gather_rows(table_nd[c:], keep_bk)
         x_lbkd = taps_lbnd[:, :, c:] + broadcast_leading(position_bkd, taps_lbnd.shape[0])
-        # Differs from reference: its heads all read the same layer, or the index is out of range.
+        # Differs from reference: there, all heads read the same layer, or the index is out of
+        # range.
         heads = nn.vmap(
             ProjectionHead,
             variable_axes={"params": 0},
@@ -52,7 +53,7 @@ class AlignHeads(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """One attention layer whose query is the mean of all tokens (class tokens included)."""
+    """Attention pooling with one query, the mean of all tokens (including class tokens)."""
 
     width: int
     heads: int

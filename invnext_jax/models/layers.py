@@ -1,4 +1,4 @@
-"""Building blocks: norms, linear layers with logical axes, MLP, attention, the encoder's block.
+"""Building blocks: norms, linear layers with logical axes, MLPs, attention, the encoder's block.
 
 The residual stream stays in float32, because in bfloat16 a branch with layer scale 1e-5 would be
 rounded away. Drop path is active if and only if a "droppath" random stream is given.
@@ -22,9 +22,9 @@ from invnext_jax.models.sharding import shard_attention_inputs, with_logical_axe
 
 Dtype = Any
 small_normal = nn.initializers.normal(0.02)
-# Saves only the inputs of a function for the backward pass and recomputes the rest. This is cheap
-# for elementwise functions, whose intermediates (five for a GELU) a scan would otherwise store for
-# all layers.
+# Saves only the inputs of a function for the backward pass and recomputes the rest. Without this, a
+# scan would store the intermediate results of elementwise functions (five for a GELU) for all
+# layers. Recomputing them is cheap.
 recompute = functools.partial(jax.checkpoint, prevent_cse=False)
 
 
@@ -38,7 +38,7 @@ def _in_float32(function: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Arr
 
 
 def _gelu(x: jax.Array) -> jax.Array:
-    """Computes the exact GELU with erf, as the reference does.
+    """Computes the exact GELU with erf, as in the reference.
 
     `nn.gelu` uses erfc, which takes twice the time on CPUs.
     """
@@ -68,7 +68,7 @@ def dense(
 
     Args:
       features: output size or sizes.
-      axes: logical names of the kernel's axes, inputs first.
+      axes: logical names of the kernel's axes, first the input axes, then the output axes.
       name: name of the layer in the parameter tree.
       dtype: dtype of the matmul.
       use_bias: whether a zero-initialised bias is added.
@@ -91,8 +91,8 @@ def dense(
 def scale_kernels(params: Any, gain: float, without: Sequence[str]) -> Any:
     """Multiplies the initial values of all kernels by `gain`.
 
-    A standard deviation of 0.02 suits widths near 1000. In a narrow model it makes the output of
-    every layer so small that the biases soon dominate.
+    The initial standard deviation of 0.02 is suitable for widths near 1000. In a narrow model, it
+    makes the outputs of the layers so small that the biases soon dominate.
 
     Args:
       params: parameter tree.
@@ -113,7 +113,7 @@ def layer_norm(eps: float, dtype: Dtype, name: str, *, bias: bool = True) -> nn.
 
 
 class RMSNorm(nn.Module):
-    """RMS norm x / sqrt(mean(x^2) + eps) * scale of the last axis, in float32, cast to `dtype`."""
+    """RMS norm of the last axis, computed in float32: x / sqrt(mean(x^2) + eps) * scale."""
 
     dtype: Dtype
     eps: float = 1e-6
@@ -134,7 +134,7 @@ class RMSNorm(nn.Module):
 
 
 class Mlp(nn.Module):
-    """MLP with two linear layers and an activation, one of `ACTIVATIONS`."""
+    """MLP of two linear layers with an activation from `ACTIVATIONS`."""
 
     mlp_width: int
     dtype: Dtype
@@ -158,7 +158,7 @@ def l2_normalize(x: jax.Array) -> jax.Array:
 
 
 class ProjectionHead(nn.Module):
-    """Projection: linear, exact GELU, linear, LayerNorm (eps 1e-5), optionally unit length."""
+    """Linear layer, exact GELU, linear layer, LayerNorm (eps 1e-5); optionally L2-normalised."""
 
     width: int
     normalize: bool
@@ -175,7 +175,7 @@ class ProjectionHead(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Self-attention that normalises q and k over the full width, before the split into heads."""
+    """Self-attention that normalises q and k over the full width, before splitting the heads."""
 
     heads: int
     dtype: Dtype
@@ -218,7 +218,7 @@ class Block(nn.Module):
         Args:
           x_bnd: residual stream, float32.
           index: int32 scalar, index of the layer.
-          drop_rate: float32 scalar, probability that a sample's branch is dropped; None for 0.
+          drop_rate: float32 scalar, the probability of dropping a branch of a sample; None for 0.
         """
 
         def scaled(key, shape, dtype):

@@ -1,4 +1,4 @@
-"""Conversions between pixels and patches: normalisation, and patches in two pixel orders.
+"""Conversions between pixels and patches: normalisation, and patches with two orders of pixels.
 
 Shape key: b batch, t frames, h w pixels, c channels, y x grid rows and columns, n tokens,
 m masked tokens, p pixels of a patch.
@@ -15,7 +15,7 @@ Grid = tuple[int, int, int]  # frames, rows, columns
 
 
 def normalize(video_bthwc: jax.Array) -> jax.Array:
-    """Converts uint8 clips to float32, normalised by ImageNet's mean and standard deviation."""
+    """Normalises uint8 clips with ImageNet's mean and standard deviation; returns float32."""
     mean, std = (v.reshape(1, 1, 1, 1, 3) for v in (IMAGENET_MEAN, IMAGENET_STD))
     return (video_bthwc.astype(jnp.float32) / 255.0 - mean) / std
 
@@ -27,7 +27,7 @@ def denormalize(video_bthwc: jax.Array) -> jax.Array:
 
 
 def clip_grid(video_bthwc: jax.Array, patch: int) -> Grid:
-    """Returns the grid of a clip: frames, and rows and columns of patches."""
+    """Returns the grid of a clip: the numbers of frames, of patch rows and of patch columns."""
     _, t, h, w, _ = video_bthwc.shape
     return t, h // patch, w // patch
 
@@ -43,13 +43,13 @@ def patchify(video_bthwc: jax.Array, patch: int) -> jax.Array:
 
 
 def crop_to_patches(images_bhwc: jax.Array, patch: int) -> jax.Array:
-    """Crops right and bottom pixels that do not fill a patch, as a strided convolution does."""
+    """Crops the right and bottom pixels that do not fill a patch, like a strided convolution."""
     rows, columns = (side // patch for side in images_bhwc.shape[1:3])
     return images_bhwc[:, : rows * patch, : columns * patch]
 
 
 def extract_patch_pixels(video_bthwc: jax.Array, masked_bm: jax.Array, patch: int) -> jax.Array:
-    """Returns the pixels of masked patches, [b*m, p] in the order channel, row, column.
+    """Returns the pixels of the masked patches, [b*m, p], in the order channel, row, column.
 
     As in the reference, this order differs from that of `patchify`, which the encoder uses.
     """

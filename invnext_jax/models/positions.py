@@ -1,4 +1,4 @@
-"""Position embeddings: 3-D sin-cos tables, resizing of tables in time and space, and rotary.
+"""Position embeddings: 3-D sin-cos tables, resizing of tables, and rotary embeddings.
 
 Shape key: b batch, n tokens, h heads, e head width, d width, t frames, y x grid rows and columns.
 """
@@ -16,10 +16,10 @@ from invnext_jax.models.sharding import with_logical_axes
 def sincos_table(width: int, grid: Grid, class_tokens: int) -> np.ndarray:
     """Returns sin-cos embeddings of every position of a clip, and zeros for the class tokens.
 
-    A quarter of the channels encodes time; the rest encodes the column and then the row.
+    The first quarter of the channels encodes time; the rest encodes the column, then the row.
 
     Args:
-      width: number of channels; divisible by 16, so that each axis has an even number.
+      width: number of channels; must be divisible by 16, so that each axis gets an even number.
       grid: frames, rows and columns.
       class_tokens: number of leading rows of zeros.
 
@@ -53,14 +53,14 @@ def resize_table(
     *,
     antialias: bool = False,
 ) -> jax.Array:
-    """Resizes a position table linearly in time and bicubically in space; keeps class-token rows.
+    """Resizes a position table: linear in time and bicubic in space; keeps the class-token rows.
 
     Args:
-      table_nd: [class_tokens + t*y*x, d] table of `grid`.
+      table_nd: [class_tokens + t*y*x, d], the table for `grid`.
       grid: frames, rows and columns of the table.
       new_grid: frames, rows and columns of the result.
       class_tokens: number of leading rows that belong to class tokens.
-      antialias: whether to resize space with `antialiased_cubic_resize_matrix`.
+      antialias: whether to resize rows and columns with `antialiased_cubic_resize_matrix`.
     """
     if grid == new_grid:
         return table_nd
@@ -115,7 +115,7 @@ def antialiased_cubic_resize_matrix(old: int, new: int) -> np.ndarray:
 
 
 def _cubic_kernel(distance: np.ndarray, a: float = -0.75) -> np.ndarray:
-    """Returns Keys' cubic convolution kernel at distances from 0 to 2."""
+    """Returns Keys' cubic convolution kernel at the given distances, from 0 to 2."""
     near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
     far = a * (((distance - 5) * distance + 8) * distance - 4)
     return np.where(distance <= 1, near, far)
@@ -152,6 +152,6 @@ class PositionTable(nn.Module):
         table_nd = self.param(
             "table", with_logical_axes(lambda _: jnp.asarray(table), (None, "embed"))
         )
-        # Replicated, because gathering rows of a sharded table would move tokens between devices.
+        # The table is replicated, because gathering rows of a sharded one would need communication.
         table_nd = nn.with_logical_constraint(table_nd, (None, None))
         return resize_table(table_nd, self.grid, grid, self.class_tokens)

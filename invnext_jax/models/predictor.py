@@ -1,8 +1,8 @@
-"""Predictors (latent world models) of the latents at masked positions (paper section 3.1).
+"""Predictors (latent world models), which predict latents at masked positions (paper section 3.1).
 
-A predictor is a small transformer on visible latents and mask tokens in raster order: the last
-layers of ModernBERT (rotary positions, two local layers for each global one, gated MLP), a plain
-ViT, or V-JEPA's predictor.
+A predictor is a small transformer whose input is the visible latents and mask tokens in raster
+order. There are three kinds: the last layers of ModernBERT (rotary positions, two local layers for
+each global layer, gated MLPs), a plain ViT, and V-JEPA's predictor.
 
 Shape key: b batch, n tokens, k visible tokens, m masked tokens (or only the predicted ones),
 d width, f MLP width, h heads, e head width.
@@ -43,8 +43,8 @@ GLOBAL_THETA, LOCAL_THETA = 160_000.0, 10_000.0
 class ModernBertLayer(nn.Module):
     """Pre-norm ModernBERT layer without biases.
 
-    `window` is the number of positions that a query attends to, half of them on each side; None
-    means global attention.
+    `window` is the width of the attention window, which is centred on the query; None means global
+    attention.
     """
 
     heads: int
@@ -58,8 +58,8 @@ class ModernBertLayer(nn.Module):
 
         Args:
           x_bnd: residual stream.
-          output_bm: positions of the tokens to return; other tokens are only keys and values. None
-            returns all tokens.
+          output_bm: positions of the tokens to return; the other tokens are only used as keys and
+            values. None returns all tokens.
         """
         b, n, d = x_bnd.shape
         theta = GLOBAL_THETA if self.window is None else LOCAL_THETA
@@ -77,7 +77,7 @@ class ModernBertLayer(nn.Module):
         y_bnd = attend(*shard_attention_inputs(q_bnhe, k_bnhe, v_bnhe), half_window).reshape(
             b, -1, d
         )
-        if output_bm is not None and half_window is not None:  # a window needs all queries in order
+        if output_bm is not None and half_window is not None:  # local attention needs all queries
             y_bnd, x_bnd = (gather_tokens(x, output_bm) for x in (y_bnd, x_bnd))
         proj = dense(d, ("heads", "embed"), name="proj", **linear)
         x_bnd = x_bnd + proj(y_bnd).astype(jnp.float32)
@@ -90,18 +90,18 @@ class ModernBertLayer(nn.Module):
 
 
 class Predictor(nn.Module):
-    """Predictor with ModernBERT layers or a plain ViT, mask tokens and a position table.
+    """Predictor with mask tokens, a position table, and ModernBERT or plain ViT layers.
 
     Attributes:
       kind: "modernbert" or "vit".
       encoder_width: width of the encoder's tokens.
       width: width of the layers.
       depth: number of layers.
-      heads: attention heads of a layer.
+      heads: number of attention heads per layer.
       mlp_width: hidden width of the MLPs.
-      window: positions that a query of ModernBERT's local layers attends to.
-      last_layer: index of the last layer in the full ModernBERT; layers whose index is divisible by
-        3 are global.
+      window: width of the attention window of ModernBERT's local layers.
+      last_layer: index that the last layer has in the full ModernBERT; layers with an index
+        divisible by 3 use global attention.
       table_grid: frames, rows and columns of the position table.
       class_tokens: number of the encoder's class tokens.
       dtype: dtype of the matrix products.
@@ -139,8 +139,8 @@ class Predictor(nn.Module):
           keep_bk: int32 positions of the visible tokens.
           masked_bm: int32 positions of all other tokens.
           grid: frames, rows and columns of the clip.
-          chosen_bm: indices into `masked_bm` of the latents to return; None for all. The choice
-            does not change the latents, because all masked tokens take part in the attention.
+          chosen_bm: indices into `masked_bm` of the latents to return; None for all. They do not
+            affect the values of the latents, because all masked tokens take part in the attention.
 
         Returns:
           Float32 [b m width], in the order of the chosen positions.
@@ -163,7 +163,7 @@ class Predictor(nn.Module):
         return self._apply_modernbert(x_bnd, output_bm)
 
     def _assemble_tokens(self, tokens_bnd, keep_bk, masked_bm, grid):
-        """Returns class tokens, then visible and mask tokens in raster order; adds positions."""
+        """Adds positions; returns class tokens, then visible and mask tokens in raster order."""
         c, d = self.class_tokens, self.encoder_width
         init = with_logical_axes(nn.initializers.normal(0.02), ("embed",))
         mask_token_d = self.param("mask_token", init, (d,), jnp.float32)
@@ -190,9 +190,9 @@ class Predictor(nn.Module):
 
 
 class VJepaPredictor(nn.Module):
-    """The narrow predictor of V-JEPA (arXiv 2404.08471), with fixed position embeddings.
+    """V-JEPA's narrow predictor (arXiv 2404.08471) with fixed position embeddings.
 
-    The mask token is initialised to zero. The encoder's class tokens get no position.
+    The mask token is initialised to zero. The encoder's class tokens get no position embedding.
     """
 
     width: int
@@ -220,7 +220,8 @@ class VJepaPredictor(nn.Module):
         mask_token_d = self.param("mask_token", init, (d,), jnp.float32)
         embed = dense(d, (None, "embed"), name="embed", dtype=self.dtype)
         x_bnd = embed(tokens_bnd).astype(jnp.float32)
-        # Attention does not depend on the order, so masked tokens are appended to the visible ones.
+        # Attention does not depend on the order of tokens, so mask tokens follow the visible
+        # tokens.
         visible_bkd = x_bnd[:, c:] + position_nd[keep_bk]
         masked_bmd = mask_token_d[None, None] + position_nd[masked_bm]
         x_bnd = jnp.concatenate([x_bnd[:, :c], visible_bkd, masked_bmd], axis=1)

@@ -50,17 +50,18 @@ def scan_blocks(
       block: module with the signature (x_bnd, index, drop_rate); parameters get a layer axis.
       x_bnd: float32 residual stream.
       depth: number of layers.
-      taps: states to return, ascending; state k is the stream after k layers, state 0 the input.
-      drop_path: drop rate of the last layer; it grows linearly from 0.
-      remat: policy of the recomputation in the backward pass: "none", "dots" or "full".
-      unroll: layers per iteration; larger values take longer to compile and avoid copies.
-      leading_axes: logical names of the stream's first two axes, see `sharding`.
+      taps: states to return, ascending; state k is the stream after k layers, and state 0 is the
+        input.
+      drop_path: drop rate of the last layer; the rate increases linearly from 0 in the first layer.
+      remat: what the backward pass recomputes: "none", "dots" or "full".
+      unroll: number of layers per iteration; larger values avoid copies but take longer to compile.
+      leading_axes: logical names of the stream's first two axes; see `sharding`.
 
     Returns:
       The final stream [b n d] and the tapped states [k b n d].
     """
     x_bnd = shard_tokens(replicate_tokens(x_bnd), leading_axes)
-    # Tapped states go to their slots; all others go to one extra slot, which is not returned.
+    # Each tapped state has a slot. All other states overwrite one extra slot, which is discarded.
     slots = np.full((depth + 1,), len(taps), np.int32)
     slots[list(taps)] = np.arange(len(taps))
     taps_kbnd = jnp.zeros((len(taps) + 1, *x_bnd.shape), x_bnd.dtype).at[slots[0]].set(x_bnd)

@@ -2,7 +2,7 @@
 
 `training.mesh` maps logical axes to the axes of a mesh. Without a mesh, the constraints on
 activations have no effect. The number of tokens need not be divisible by the mesh size, because the
-compiler pads.
+compiler pads uneven shards.
 
 Shape key: b batch, n tokens, d width, h heads, e head width.
 """
@@ -14,17 +14,17 @@ import flax.linen as nn
 import jax
 
 LeadingAxes = tuple[str | None, str | None]  # logical names of a token stream's first two axes
-# Long streams: clips are split over some devices, their tokens over others.
+# Long streams: clips are split over some mesh axes, their tokens over another.
 TOKEN_AXES: LeadingAxes = ("batch", "sequence")
 IMAGE_AXES: LeadingAxes = ("images", None)  # many short streams
 
 
 class UnconstrainedPartitioned(nn.LogicallyPartitioned):
-    """A parameter with logical axis names that adds no sharding constraint when it is unboxed.
+    """A parameter with logical axis names. Unboxing it adds no sharding constraint.
 
-    The constraint that `LogicallyPartitioned.unbox` adds fails for axes that are not divisible by
-    the mesh, and for kernels that linen flattens. The sharding of a parameter is set once, by
-    `training.mesh`.
+    `LogicallyPartitioned.unbox` adds a constraint, which fails for axes that are not divisible by
+    the mesh size and for kernels that linen flattens. `training.mesh` sets the sharding of all
+    parameters instead.
     """
 
     def unbox(self, apply_constraint: bool = True) -> Any:
@@ -36,7 +36,7 @@ class UnconstrainedPartitioned(nn.LogicallyPartitioned):
 def with_logical_axes(
     init: Callable[..., Any], axes: Sequence[str | None]
 ) -> Callable[..., UnconstrainedPartitioned]:
-    """Wraps an initializer so that its result carries logical axis names."""
+    """Wraps an initializer so that its result has logical axis names."""
 
     def init_boxed(*args: Any, **kwargs: Any) -> UnconstrainedPartitioned:
         return UnconstrainedPartitioned(init(*args, **kwargs), tuple(axes))
@@ -45,14 +45,14 @@ def with_logical_axes(
 
 
 def shard_tokens(x_bnd: jax.Array, leading_axes: LeadingAxes = TOKEN_AXES) -> jax.Array:
-    """Splits the clips and tokens of a stream over the devices."""
+    """Shards the clips and tokens of a stream over the devices."""
     return nn.with_logical_constraint(x_bnd, (*leading_axes, None))
 
 
 def replicate_tokens(x_bnd: jax.Array) -> jax.Array:
-    """Replicates the tokens of each clip, so that gathering and joining tokens stays local.
+    """Replicates the tokens of each clip, so that tokens can be gathered and joined locally.
 
-    Called where a split stream starts and ends; each call costs at most one all-gather.
+    Called where a sharded stream starts and ends; each call costs at most one all-gather.
     """
     return nn.with_logical_constraint(x_bnd, (*(None,) * (x_bnd.ndim - 3), "batch", None, None))
 
@@ -60,7 +60,7 @@ def replicate_tokens(x_bnd: jax.Array) -> jax.Array:
 def shard_attention_inputs(
     q_bnhe: jax.Array, k_bnhe: jax.Array, v_bnhe: jax.Array, leading_axes: LeadingAxes = TOKEN_AXES
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Splits queries by tokens and replicates the keys and values, which all queries attend to."""
+    """Shards the tokens of the queries and replicates the keys and values for all queries."""
     names = (
         (*leading_axes, "heads", None),
         (leading_axes[0], None, "heads", None),

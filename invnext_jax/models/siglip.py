@@ -1,4 +1,4 @@
-"""SigLIP: the text tower, and a model of both towers that returns the image-caption logits.
+"""SigLIP: the text tower, and the two-tower model that returns image-caption logits.
 
 Shape key: b images, j captions, n words of a caption, d width, h w pixels, c channels.
 """
@@ -20,7 +20,7 @@ from invnext_jax.models.vit import VisionBlock
 
 
 class TextTower(nn.Module):
-    """SigLIP's text transformer: learned positions, no causal mask, pooling of the last token."""
+    """SigLIP's text transformer: learned positions, no causal mask, last-token pooling."""
 
     words: int
     length: int
@@ -46,7 +46,7 @@ class TextTower(nn.Module):
 
 
 class SigLip(nn.Module):
-    """Image and text towers with a learned scale and bias of the logits."""
+    """Image and text towers, and a learned scale and bias for the logits."""
 
     vision: nn.Module
     text: nn.Module
@@ -54,13 +54,13 @@ class SigLip(nn.Module):
     bias: float
 
     def setup(self):
-        """Creates the scale, which is stored as its logarithm, and the bias."""
+        """Creates the logarithm of the scale, and the bias."""
         constant = nn.initializers.constant
         self.log_scale = self.param("log_scale", constant(np.log(self.scale)), (), jnp.float32)
         self.logit_bias = self.param("logit_bias", constant(self.bias), (), jnp.float32)
 
     def __call__(self, images_bhwc: jax.Array, words_jn: jax.Array) -> jax.Array:
-        """Returns the logits [b j] of every pair of image and caption."""
+        """Returns the logits of all image-caption pairs, [b j]."""
         pooled_bd = self.vision(images_bhwc).pooled_bd
         scaled_bd, text_jd = jnp.exp(self.log_scale) * pooled_bd, self.text(words_jn)
         logits_bj = jnp.matmul(scaled_bd, text_jd.T, precision=jax.lax.Precision.HIGHEST)

@@ -33,7 +33,7 @@ from invnext_jax.models.sharding import IMAGE_AXES, with_logical_axes
 from invnext_jax.models.vit import VisionAttention, VisionBlock
 
 KINDS = ("siglip2", "clip", "dinov2")
-_PIXEL_STATS = {  # mean and standard deviation of the pixels, from the training of each kind
+_PIXEL_STATS = {  # mean and standard deviation that each kind was trained with
     "siglip2": np.full((2, 3), 0.5, np.float32),
     "clip": np.array(
         [(0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)], np.float32
@@ -43,14 +43,14 @@ _PIXEL_STATS = {  # mean and standard deviation of the pixels, from the training
 
 
 class TeacherOutput(NamedTuple):
-    """Features of every image, float32; n is the number of patches.
+    """Features of images, float32; n is the number of patches.
 
     Attributes:
-      taps_lbnd: inputs of the tapped layers, in ascending depth, as unit vectors.
+      taps_lbnd: inputs of the tapped layers as unit vectors, in order of increasing depth.
       pooled_bd: output of SigLIP2's pooling head, or the class token after the final norm, as unit
         vectors.
-      attention_bn: attention to each patch, averaged over heads, from the pooling query or from the
-        class token in the last layer; each row sums to 1.
+      attention_bn: attention to each patch, averaged over heads: from the pooling query, or from
+        the class token in the last layer. Each row sums to 1.
     """
 
     taps_lbnd: jax.Array
@@ -59,17 +59,18 @@ class TeacherOutput(NamedTuple):
 
 
 def select_tap_layers(depth: int, count: int, interval: float) -> tuple[int, ...]:
-    """Returns the layers whose inputs are tapped, ascending: depth - int(i * interval) - 1."""
+    """Returns the sorted layers whose inputs are tapped: depth - int(i * interval) - 1."""
     return tuple(sorted(depth - int(i * interval) - 1 for i in range(count)))
 
 
 def preprocess(video_bthwc: jax.Array, size: int, kind: str) -> jax.Array:
-    """Converts clips with ImageNet normalisation to the images of a teacher.
+    """Converts clips that are normalised as for ImageNet to a teacher's input images.
 
     Args:
       video_bthwc: float32 clips.
-      size: side of the teacher's images; clips of another size are resized bicubically.
-      kind: kind of the teacher, one of `KINDS`, which sets the mean and standard deviation.
+      size: height and width of the teacher's images; clips with a different size are resized
+        bicubically.
+      kind: kind of teacher, one of `KINDS`; it determines the mean and standard deviation.
 
     Returns:
       float32 [b*t, size, size, c]; for SigLIP2 the values are from -1 to 1.
@@ -86,7 +87,7 @@ def preprocess(video_bthwc: jax.Array, size: int, kind: str) -> jax.Array:
 
 
 def resample_features(features: TeacherOutput, old: int, new: int) -> TeacherOutput:
-    """Interpolates taps and attention linearly from a grid of old x old patches to new x new."""
+    """Resizes taps and attention linearly from `old` x `old` to `new` x `new` patches."""
     weights = linear_resize_matrix(old, new)
 
     def resize(x_bsd):
@@ -130,7 +131,8 @@ class AttentionPoolingHead(nn.Module):
 class SigLip2(nn.Module):
     """SigLIP2's vision transformer.
 
-    `size` is the image size of the position table, which is resized for images of another size.
+    `size` is the image size of the position table, which is resized for images with a different
+    size.
     """
 
     width: int
@@ -166,13 +168,13 @@ class SigLip2(nn.Module):
 
 
 class ClassTokenTeacher(nn.Module):
-    """The vision transformers of CLIP and DINOv2, which have a class token.
+    """The vision transformers of CLIP and DINOv2, both with a class token.
 
     Attributes:
       kind: "clip" has a norm before the first layer, no bias in the patch embedding, and eps 1e-5;
         "dinov2" has layer scale and eps 1e-6.
-      mlp_width: hidden width of the MLPs; the width of each of the two halves if `gated`.
-      size: image size of the position table, which is resized for images of another size.
+      mlp_width: hidden width of the MLPs; if `gated`, the width of each of the two halves.
+      size: image size of the position table, which is resized for images with a different size.
       taps: layers whose inputs are returned, ascending.
       activation: activation of CLIP's MLPs, one of `layers.ACTIVATIONS`.
       registers: number of DINOv2's register tokens.
@@ -214,7 +216,7 @@ class ClassTokenTeacher(nn.Module):
             leading_axes=IMAGE_AXES,
             name="blocks",
         )
-        # The input of the last layer is always tapped: the attention is computed from it.
+        # The input of the last layer is always tapped, because the attention is computed from it.
         taps = sorted({*self.taps, self.depth - 1})
         x_bnd, taps_lbnd = scan_blocks(
             block, x_bnd, depth=self.depth, taps=taps, leading_axes=IMAGE_AXES
@@ -225,7 +227,7 @@ class ClassTokenTeacher(nn.Module):
         return TeacherOutput(l2_normalize(taps_lbnd), l2_normalize(pooled_bd), attention_bn)
 
     def _embed(self, images_bhwc):
-        """Returns the input of the layers: class token, registers and patches with positions."""
+        """Returns the first layer's input: class token, registers, and patches with positions."""
         video_bthwc = crop_to_patches(images_bhwc, self.patch)[:, None]
         patches_bnp, grid = patchify(video_bthwc, self.patch), clip_grid(video_bthwc, self.patch)
         bias = {"use_bias": self.kind != "clip"}
@@ -247,8 +249,9 @@ class ClassTokenTeacher(nn.Module):
         return jnp.concatenate(parts, axis=1)
 
     def _last_attention(self, x_bnd):
-        """Returns the attention [b n] of the class token to the patches in the last layer."""
-        # The scan returns only the outputs of layers, so the last attention is computed again.
+        """Returns the attention from the class token to the patches in the last layer, [b n]."""
+        # The scan returns only the outputs of layers, so the attention of the last layer is
+        # recomputed.
         blocks = nn.unbox(self.variables["params"]["blocks"])
         norm, attn = (jax.tree.map(lambda x: x[-1], blocks[name]) for name in ("norm1", "attn"))
         layer = nn.LayerNorm(self.eps, self.dtype, use_fast_variance=False, parent=None)

@@ -15,7 +15,7 @@ from invnext_jax.models.sharding import TOKEN_AXES, LeadingAxes, shard_attention
 
 
 class VisionAttention(nn.Module):
-    """Multi-head attention with biases; the queries come from a separate input."""
+    """Multi-head attention with biases, and with a separate input for the queries."""
 
     heads: int
     dtype: Dtype
@@ -28,8 +28,8 @@ class VisionAttention(nn.Module):
         """Attends from the queries to x.
 
         Args:
-          x_bnd: tokens that are projected to keys and values.
-          query_bnd: any number of tokens that are projected to queries.
+          x_bnd: tokens, which are projected to keys and values.
+          query_bnd: any number of tokens, which are projected to queries.
           weights: whether to return the softmax weights [b, queries, n], averaged over heads.
 
         Returns:
@@ -58,7 +58,7 @@ class VisionAttention(nn.Module):
 
 
 class VisionBlock(nn.Module):
-    """Pre-norm block with biases; optionally with layer scale and a gated MLP, as in DINOv2."""
+    """Pre-norm block with biases, and optionally with layer scale and a gated MLP as in DINOv2."""
 
     heads: int
     mlp_width: int

@@ -1,7 +1,7 @@
-"""Gaussian diffusion with a learned variance: schedule, training loss, sampler.
+"""Gaussian diffusion with learned variance: schedules, training loss, and sampler.
 
 The loss is the hybrid objective of improved DDPM (Nichol and Dhariwal 2021): the squared error of
-the predicted noise plus the variational bound, whose gradient reaches only the variance.
+the predicted noise plus the variational bound. The gradient of the bound reaches only the variance.
 
 Shape key: n patches, p pixels of a patch; model outputs are [n, 2p]: noise, then variance.
 """
@@ -17,14 +17,15 @@ DenoiseFn = Callable[[jax.Array, jax.Array], jax.Array]  # (noised_np, t_n) -> [
 
 
 class Schedule(NamedTuple):
-    """Tables of a diffusion process, float64 [steps]; users cast them to float32.
+    """Tables of a diffusion process, float64 [steps]. Functions that use them cast them to float32.
 
     Attributes:
       timesteps: the timestep passed to the model at each step (respaced schedules skip some).
       betas: variance of the noise added by each step.
       alphas_cumprod: fraction of the signal's variance that remains after each step.
       posterior_variance: variance of q(x_{t-1} | x_t, x_0).
-      posterior_log_variance: logarithm of `posterior_variance`; step 0 has the value of step 1.
+      posterior_log_variance: logarithm of `posterior_variance`, except that step 0 uses the value
+        of step 1.
       posterior_start: weight of x_0 in the posterior mean.
       posterior_noised: weight of x_t in the posterior mean.
     """
@@ -50,7 +51,7 @@ def cosine_schedule(steps: int = 1000) -> Schedule:
 
 
 def respace_schedule(schedule: Schedule, steps: int) -> Schedule:
-    """Returns the schedule of `steps` evenly spaced steps, including the first and the last."""
+    """Returns a schedule of `steps` evenly spaced steps, including the first and the last one."""
     total = len(schedule.betas)
     stride = (total - 1) / max(steps - 1, 1)
     kept = np.array([round(i * stride) for i in range(steps)])
@@ -75,7 +76,7 @@ def _make_schedule(betas: np.ndarray, timesteps: np.ndarray) -> Schedule:
 
 
 def _lookup(table: np.ndarray, t_n: jax.Array) -> jax.Array:
-    """Returns the entries of a schedule's table at steps t, float32 [n 1]."""
+    """Returns the entries of a table at steps t, float32 [n 1]."""
     return jnp.asarray(table, jnp.float32)[t_n][:, None]
 
 
@@ -88,7 +89,7 @@ def add_noise(
 
 
 class Posterior(NamedTuple):
-    """The Gaussian p(x_{t-1} | x_t) that a model output describes; all fields are [n p].
+    """The Gaussian p(x_{t-1} | x_t) predicted by a model; all fields have shape [n p].
 
     Attributes:
       mean: mean of x_{t-1}.
@@ -108,7 +109,7 @@ def posterior(
 
     Args:
       schedule: tables.
-      output_np: [n, 2p] noise, then interpolation weight of the log variance.
+      output_np: [n, 2p] predicted noise, then interpolation weight of the log variance.
       noised_np: [n p] patches x_t.
       t_n: int32 steps of the schedule.
     """
@@ -131,11 +132,11 @@ def _posterior_mean(schedule, start_np, noised_np, t_n):
 
 
 class DiffusionTerms(NamedTuple):
-    """Loss terms of every patch [n].
+    """Loss terms of each patch, [n].
 
     Attributes:
       squared_error: mean squared error of the predicted noise.
-      bound: variational bound, in bits per value of the patch.
+      bound: variational bound, in bits per pixel value.
     """
 
     squared_error: jax.Array
@@ -154,11 +155,11 @@ def loss_terms(
 
     Args:
       schedule: tables.
-      output_np: [n, 2p] float32 model output for `noised_np`.
+      output_np: [n, 2p] float32 output of the model for `noised_np`.
       start_np: [n p] clean patches.
       noised_np: [n p] the output of `add_noise`.
       t_n: int32 steps.
-      noise_np: [n p] the noise in `noised_np`.
+      noise_np: [n p] the noise that was added.
     """
     predicted_np, share_np = jnp.split(output_np, 2, axis=-1)
     squared_error_n = jnp.mean((predicted_np - noise_np) ** 2, axis=-1)
@@ -188,7 +189,7 @@ def _normal_cdf(x):
 
 
 def _discretized_log_likelihood(x, mean, log_scale):
-    """Returns the log probability of the bin of width 2/255 around x; the outer bins are open."""
+    """Returns the log probability of a bin of width 2/255 around x; the first and last are open."""
     centred, inverse = x - mean, jnp.exp(-log_scale)
     upper = _normal_cdf(inverse * (centred + 1 / 255))
     lower = _normal_cdf(inverse * (centred - 1 / 255))
@@ -203,17 +204,17 @@ def sample(
     start_np: jax.Array,
     temperature: float,
 ) -> jax.Array:
-    """Samples patches by ancestral sampling over all steps of the schedule.
+    """Samples patches by ancestral sampling with all steps of the schedule.
 
     Args:
-      denoise: the model with its condition, a function (noised_np, t_n) -> [n, 2p].
-      schedule: tables, usually respaced.
-      noises_snp: standard normal noise of each step, in the order of use; the last is not used.
-      start_np: standard normal noise to start from.
-      temperature: factor on the noise that each step adds.
+      denoise: function (noised_np, t_n) -> [n, 2p] that applies the conditional model.
+      schedule: tables, usually of a respaced schedule.
+      noises_snp: standard normal noise of each step, in order of use; the last step adds no noise.
+      start_np: standard normal noise from which sampling starts.
+      temperature: factor that multiplies the noise of each step.
 
     Returns:
-      [s n p]: the state after each step; the last one is the sample.
+      [s n p]: the patches after each step; the last entry is the sample.
     """
     n = start_np.shape[0]
 

@@ -1,4 +1,4 @@
-"""Cosine loss, gradient norms, and feature diagnostics: spread, rank and position share.
+"""Cosine loss, gradient norms, and diagnostics of features.
 
 Shape key: b clips, n positions, d width; other axes are free.
 """
@@ -11,11 +11,11 @@ import jax.numpy as jnp
 
 
 def cosine_loss(student: jax.Array, target: jax.Array) -> jax.Array:
-    """Computes the mean squared distance of unit vectors, 2 - 2 cos of the angle between them.
+    """Computes the mean squared distance between unit vectors: 2 - 2 cos(angle).
 
     Args:
       student: float32 [... d], unit vectors.
-      target: float32 of the same shape; it is not normalised, so its length scales the cosine.
+      target: float32 of the same shape. It is not normalised, so its length scales the cosine.
     """
     return jnp.mean(2.0 - 2.0 * jnp.sum(student * target, axis=-1))
 
@@ -28,12 +28,12 @@ def tree_norm(tree: Any) -> jax.Array:
 def gradient_norms(
     terms_fn: Callable[[Any], dict[str, jax.Array]], params: Any
 ) -> dict[str, jax.Array]:
-    """Computes the norm of each loss term's gradient.
+    """Computes the gradient norm of each loss term.
 
-    Runs one forward pass, and maps one compiled backward pass over the terms.
+    The forward pass runs once, and one compiled backward pass is mapped over the terms.
 
     Args:
-      terms_fn: function of `params` that returns scalar terms by name.
+      terms_fn: function of `params` that returns a dict of scalar loss terms.
       params: parameters at which the gradients are taken.
     """
     names = sorted(jax.eval_shape(terms_fn, params))
@@ -48,7 +48,7 @@ def gradient_norms(
 
 
 def position_share(x_bnd: jax.Array) -> jax.Array:
-    """Returns the fraction of the variance that the position alone explains, from 0 to 1.
+    """Returns the fraction of the variance (0 to 1) that is explained by the position alone.
 
     Args:
       x_bnd: float32 features of b clips at the same n positions.
@@ -59,17 +59,17 @@ def position_share(x_bnd: jax.Array) -> jax.Array:
 
 
 def explained_share(within: Any, total: Any) -> Any:
-    """Returns 1 - within / total, the fraction of the variance that lies between groups."""
+    """Returns the fraction of the variance that is between groups, 1 - within / total."""
     return 1.0 - within / (total + 1e-30)
 
 
 def feature_std(x: jax.Array) -> jax.Array:
-    """Returns the standard deviation over all vectors, averaged over channels; 0 means collapse."""
+    """Returns the channels' mean standard deviation over all vectors; 0 means collapse."""
     return jnp.mean(jnp.std(x.reshape(-1, x.shape[-1]), axis=0))
 
 
 def effective_rank(x: jax.Array) -> jax.Array:
-    """Returns the exponential of the entropy of the covariance's spectrum, from 1 to d.
+    """Returns the effective rank (1 to d): exp of the entropy of the covariance eigenvalues.
 
     Args:
       x: float32 [... d].
@@ -81,10 +81,10 @@ def effective_rank(x: jax.Array) -> jax.Array:
 
 
 def rank_of_spectrum(spectrum_d: Any) -> Any:
-    """Returns the exponential of the entropy of normalized covariance eigenvalues, from 1 to d.
+    """Returns the effective rank (1 to d): exp of the entropy of the normalized eigenvalues.
 
     Args:
-      spectrum_d: eigenvalues, a NumPy or a JAX array; the result has its type and precision.
+      spectrum_d: covariance eigenvalues, a NumPy or JAX array, whose type the result has.
     """
     xp = spectrum_d.__array_namespace__()
     spectrum_d = xp.clip(spectrum_d, 0.0, None)

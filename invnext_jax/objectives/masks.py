@@ -1,14 +1,14 @@
-"""Masks, which choose the visible patches of a clip as fixed-length indices (paper section 3).
+"""Masks: random choices of the visible patches of a clip (paper section 3).
 
 A mask is a pair (keep_bk, masked_bm) of int32 positions in raster order (time, row, column). Both
-are ascending, and each position is in exactly one of them. The lengths depend only on the settings
-and the grid, so a step is compiled once.
+arrays are ascending, and each position is in exactly one of them. Their lengths depend only on the
+settings and the grid, so the training step is compiled only once.
 
 To add a mask, write a `MaskFunction` and decorate it with `register_mask`; `config.mask.kind`
 selects it by name.
 
-Shape key: b batch, t frames, y x grid rows and columns, s positions of a frame (y*x),
-k kept (visible), m masked, n blocks.
+Shape key: b batch, t frames, y x grid rows and columns, s positions of a frame (y*x), k kept
+(visible), m masked, n blocks.
 """
 
 from collections.abc import Callable
@@ -29,7 +29,7 @@ FITS = ("scale", "cut")
 
 
 class MaskKind(NamedTuple):
-    """An entry of the registry of masks.
+    """A registered mask function and its requirements.
 
     Attributes:
       sample: draws the masks of one step.
@@ -77,34 +77,34 @@ def check_settings(settings: Any, positions: int) -> None:
       positions: number of patches of a frame.
 
     Raises:
-      UserError: a name is unknown, a share is out of range, or the ratio masks no patch.
+      UserError: a name is unknown, a fraction is out of range, or `ratio` masks no patches.
     """
     if not 0 < settings.ratio < 1:
-        raise UserError(f"config.mask.ratio={settings.ratio} must lie between 0 and 1")
+        raise UserError(f"config.mask.ratio={settings.ratio} must be between 0 and 1")
     if not 0 < settings.predicted <= 1:
         raise UserError(
-            f"config.mask.predicted={settings.predicted} must lie above 0 and at most at 1: it is "
-            "the share of the masked patches that is predicted"
+            f"config.mask.predicted={settings.predicted} must be above 0 and at most 1: it is "
+            "the fraction of the masked patches that is predicted"
         )
     for name, value, known in (("kind", settings.kind, REGISTRY), ("fit", settings.fit, FITS)):
         if value not in known:
             raise UserError(f"mask.{name}={value!r} must be one of {', '.join(map(repr, known))}")
     if REGISTRY[settings.kind].uses_ratio and int(settings.ratio * positions) < 1:
         ratio = settings.ratio
-        raise UserError(f"mask.ratio={ratio} hides none of the {positions} patches of a frame")
+        raise UserError(f"mask.ratio={ratio} masks none of the {positions} patches of a frame")
 
 
 def sample_masks(
     key: jax.Array, batch: int, grid: Grid, settings: Any, attention_bts: jax.Array | None = None
 ) -> list[Mask]:
-    """Draws the masks of one step: several for multi-block masks, one for all other kinds.
+    """Draws the masks of one step. Multi-block masking returns several; all other kinds return one.
 
     Args:
       key: random key.
       batch: number of clips.
       grid: frames, rows and columns.
       settings: `config.mask`.
-      attention_bts: the image teacher's attention to every patch, if `needs_attention`.
+      attention_bts: the image teacher's attention to each patch, if `needs_attention`.
     """
     return REGISTRY[settings.kind].sample(key, batch, grid, settings, attention_bts)
 
@@ -118,10 +118,10 @@ def visible_per_frame(positions: int, ratio: float) -> int:
 def semantic_masks(
     key: jax.Array, batch: int, grid: Grid, settings: Any, attention_bts: jax.Array
 ) -> list[Mask]:
-    """Draws each frame's visible patches without replacement, in proportion to attention.
+    """Draws the visible patches of each frame without replacement, in proportion to attention.
 
-    Uses the Gumbel top-k trick: keeping the largest log weights after adding Gumbel noise samples
-    exactly this distribution (paper section 3.2).
+    Uses the Gumbel top-k trick (paper section 3.2): add Gumbel noise to the log weights and keep
+    the largest. This samples exactly from the desired distribution.
     """
     del batch
     visible = visible_per_frame(grid[1] * grid[2], settings.ratio)
@@ -133,10 +133,11 @@ def semantic_masks(
 def multi_block_masks(
     key: jax.Array, batch: int, grid: Grid, settings: Any, attention_bts: jax.Array | None = None
 ) -> list[Mask]:
-    """Draws one multi-block mask for each size of block (paper section 3.3).
+    """Draws one multi-block mask for each block size (paper section 3.3).
 
-    Reads `settings.blocks`, a (count, share) pair for each size; `settings.visible`, for each size
-    the share of a frame that stays visible; `settings.aspect`; and `settings.fit`.
+    For each size, `settings.blocks` has the number of blocks and the area of a block as a fraction
+    of a frame, and `settings.visible` has the fraction of a frame that stays visible.
+    `settings.aspect` and `settings.fit` apply to all sizes; see `block_masks`.
     """
     del attention_bts
     positions = grid[1] * grid[2]
@@ -160,7 +161,7 @@ def multi_block_masks(
 def tube_masks(
     key: jax.Array, batch: int, grid: Grid, settings: Any, attention_bts: jax.Array | None = None
 ) -> list[Mask]:
-    """Draws visible patches uniformly; all frames of a clip keep the same positions."""
+    """Draws visible patches uniformly, with the same positions in all frames of a clip."""
     del attention_bts
     t, y, x = grid
     score_bs = jax.random.uniform(key, (batch, y * x))
@@ -190,25 +191,26 @@ def multi_block_mask(
     visible: int,
     fit: str = "scale",
 ) -> Mask:
-    """Masks the union of random blocks that span all frames (paper section 3.3).
+    """Masks a union of random blocks that extend over all frames (paper section 3.3).
 
-    The union of random blocks has a random size, but a step needs a fixed number of visible
-    patches. With fit="scale", all blocks of a clip grow or shrink about their centres until exactly
-    `visible` positions of each frame are left.
+    The union of random blocks has a random size, but the training step needs a fixed number of
+    visible patches. With fit="scale", all blocks of a clip are scaled about their centres until
+    exactly `visible` positions of each frame are left.
 
     Args:
       key: random key.
       batch: number of clips.
       grid: frames, rows and columns.
       blocks: number of blocks in a clip.
-      share: area of a block as a share of the frame.
-      aspect: range of the ratio height / width, which is drawn once for each clip.
+      share: area of a block as a fraction of the frame.
+      aspect: range of height / width, which is drawn once for each clip.
       visible: number of positions that each frame keeps.
-      fit: "scale" or "cut". With "cut", blocks keep their size. The first t * visible positions
-        outside them in raster order are visible; if there are too few, the first inside follow.
+      fit: "scale" or "cut". With "cut", the blocks keep their size. The first t * visible positions
+        outside the blocks, in raster order, are visible. If there are too few, the first positions
+        inside the blocks are added.
     """
-    # Differs from reference: it always does "cut", which leaves the last frames of most clips
-    # without a visible token.
+    # Differs from reference: it always uses "cut", which leaves the last frames of most clips
+    # without any visible token.
     t, y, x = grid
     aspect_key, corner_key, tie_key = jax.random.split(key, 3)
     low, high = aspect
@@ -223,7 +225,8 @@ def multi_block_mask(
     centre_bn2 = corner_bn2 + sides_b2[:, None] / 2
     cells = np.stack(np.meshgrid(np.arange(y) + 0.5, np.arange(x) + 0.5, indexing="ij"), -1)
     cells_s2 = jnp.asarray(rearrange(cells, "y x c -> (y x) c"), jnp.float32)
-    # Scale factor at which a block reaches a cell; the block covers the cells with factors below 1.
+    # The scale factor at which a block reaches each cell. A block covers the cells with factors
+    # below 1.
     offset_bns2 = jnp.abs(cells_s2[None, None] - centre_bn2[:, :, None])
     reach_bns = jnp.max(offset_bns2 / (sides_b2[:, None, None] / 2), axis=-1)
     score_bs = jnp.min(reach_bns, axis=1)
@@ -236,12 +239,12 @@ def multi_block_mask(
 
 
 def predicted_count(masked: int, share: float) -> int:
-    """Returns the number of predicted positions out of `masked`, at least one."""
+    """Returns how many of `masked` positions are predicted, at least one."""
     return max(1, round(share * masked))
 
 
 def sample_predicted(key: jax.Array, masked_bm: jax.Array, share: float) -> jax.Array:
-    """Draws uniformly, for each clip, which of the masked positions are predicted.
+    """Draws the masked positions that are predicted, uniformly and independently for each clip.
 
     Args:
       key: random key.
@@ -256,7 +259,7 @@ def sample_predicted(key: jax.Array, masked_bm: jax.Array, share: float) -> jax.
 
 
 def _keep_largest(score_bts: jax.Array, visible: int) -> Mask:
-    """Returns the mask that keeps the `visible` largest scores of every frame."""
+    """Returns the mask that keeps the `visible` positions with the largest scores in each frame."""
     s = score_bts.shape[2]
     order_bts = jnp.argsort(-score_bts, axis=-1)
     keep_btk, masked_btm = order_bts[..., :visible], order_bts[..., visible:]
@@ -264,7 +267,7 @@ def _keep_largest(score_bts: jax.Array, visible: int) -> Mask:
 
 
 def _to_raster_order(position_btk: jax.Array, positions: int) -> jax.Array:
-    """Converts positions in frames of `positions` patches to ascending positions in the clip."""
+    """Converts positions within frames to sorted positions in the clip."""
     position_btk = jnp.sort(position_btk, axis=-1)
     offset_t = positions * jnp.arange(position_btk.shape[1])
     return rearrange(position_btk + offset_t[None, :, None], "b t k -> b (t k)").astype(jnp.int32)

@@ -1,4 +1,4 @@
-"""Pixel loss of masked patches given their latents: by diffusion or by regression.
+"""Pixel loss of masked patches given their latents, by diffusion or by regression.
 
 Shape key: b clips, m masked tokens, n patches (of all clips, times the noise draws), p pixels of a
 patch, d width.
@@ -39,9 +39,9 @@ def sample_noise(t_key: jax.Array, noise_key: jax.Array, count: int, pixels: int
     Args:
       t_key: random key of the timesteps.
       noise_key: random key of the noise.
-      count: number of noised patches, a multiple of the number of masked patches. Each masked patch
-        is decoded `count` / masked times.
-      pixels: values of a patch.
+      count: number of noised patches; a multiple of the number of masked patches, because each
+        masked patch is decoded equally often.
+      pixels: number of pixel values of a patch.
     """
     t_n = jax.random.randint(t_key, (count,), 0, len(SCHEDULE.betas))
     return Noise(jax.random.normal(noise_key, (count, pixels)), t_n)
@@ -61,11 +61,12 @@ def loss_terms(
       start_np: pixels of the b*m masked patches.
       latents_bmd: predicted latents of the same patches.
       noise: timesteps and noise for a diffusion decoder; None for pixel regression.
-      chunks: number of parts that are decoded sequentially and recomputed in the backward
-        pass, which reduces the memory of the decoder's activations. The last part may be padded.
+      chunks: number of parts of the batch that are decoded sequentially. They are recomputed in the
+        backward pass, which reduces the memory of the decoder's activations.
 
     Returns:
-      `pixels`; for diffusion also its terms `noise` (squared error) and `bound` (bits per value).
+      A dict with the loss `pixels` and, for diffusion, its two terms: `noise` (squared error) and
+      `bound` (bits per pixel value).
     """
     latents_nd = rearrange(latents_bmd, "b m d -> (b m) d")
     arrays = (start_np, latents_nd)
@@ -83,7 +84,7 @@ def loss_terms(
 
 
 def _patch_terms(decode, start_np, latents_nd, noise_np=None, t_n=None):
-    """Returns the loss terms [n] of every patch."""
+    """Returns the loss terms of each patch, [n]."""
     if t_n is None:
         return {"pixels": jnp.mean((decode(None, None, latents_nd) - start_np) ** 2, axis=1)}
     noised_np = diffusion.add_noise(SCHEDULE, start_np, t_n, noise_np)
@@ -93,9 +94,9 @@ def _patch_terms(decode, start_np, latents_nd, noise_np=None, t_n=None):
 
 
 def _map_chunks(function, arrays, chunks):
-    """Applies a function of arrays [n ...] to one chunk of patches at a time.
+    """Applies a function of arrays [n ...] to the patches, one chunk at a time.
 
-    Chunk i holds every `chunks`-th patch, starting at i, so that each chunk spans all devices.
+    Chunk i consists of patches i, i + chunks, i + 2 * chunks, ..., so that it spans all devices.
     """
     n = arrays[0].shape[0]
     chunks = min(chunks, n)

@@ -1,4 +1,4 @@
-"""Collectives of a compiled program: their kinds, numbers of executions and bytes."""
+"""Collective operations of a compiled program: their kinds, counts and sizes in bytes."""
 
 import math
 import re
@@ -14,7 +14,12 @@ KINDS = (
     "collective-broadcast",
     "ragged-all-to-all",
 )
-_BITS = {"pred": 8, "bf16": 16, "c64": 64, "c128": 128}  # other names contain their number of bits
+_BITS = {
+    "pred": 8,
+    "bf16": 16,
+    "c64": 64,
+    "c128": 128,
+}  # other names contain the number of bits
 _HEAD = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
 _COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(?:-start)?\(")
 _ARRAY = re.compile(r"([a-z]+\d*\w*)\[([\d,]*)\]")
@@ -29,9 +34,9 @@ class Collective(NamedTuple):
     Attributes:
         kind: one of `KINDS`.
         shapes: (type, dimensions) of each output array on one device.
-        times: number of executions per run of the program, including loop iterations.
+        times: number of executions in one run of the program, including loop iterations.
         devices: number of devices in one group.
-        source: name of the operation in the model. "" if the compiler does not record it.
+        source: name of the operation in the model; "" if the compiler did not record it.
     """
 
     kind: str
@@ -47,7 +52,7 @@ class Collective(NamedTuple):
 
     @property
     def sent_bytes(self) -> int:
-        """Bytes that a device sends per run of the program, assuming ring algorithms."""
+        """Bytes that a device sends in one run of the program, assuming ring algorithms."""
         share = (self.devices - 1) / max(self.devices, 1)
         factor = {"all-reduce": 2 * share, "reduce-scatter": self.devices - 1}
         if self.kind.startswith("collective"):
@@ -64,7 +69,7 @@ def read_collectives(program: str, devices: int) -> list[Collective]:
 
     Args:
         program: text of the program, from `compiled.as_text()`.
-        devices: number of devices, used for collectives without replica groups.
+        devices: number of devices; the group size of collectives without replica groups.
     """
     computations, entry = _split(program)
     times = dict.fromkeys(computations, 0)
@@ -87,7 +92,7 @@ def read_collectives(program: str, devices: int) -> list[Collective]:
 
 
 def _split(program: str) -> tuple[dict[str, list[str]], str]:
-    """Returns the lines of each computation, and the name of the entry computation."""
+    """Returns the lines of each computation and the name of the entry computation."""
     computations, lines, entry = {}, [], ""
     for line in program.splitlines():
         if match := _HEAD.match(line):
@@ -121,7 +126,7 @@ def _group_size(line: str, devices: int) -> int:
         return len(match[1].split(","))
     if match := re.search(r"replica_groups=\[\d+,(\d+)\]", line):
         return int(match[1])
-    # Named mesh axes: the group spans the axes in the braces that follow.
+    # Named mesh axes: the group spans the axes listed in braces.
     if match := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", line):
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", match[1]))
         return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", match[2]))

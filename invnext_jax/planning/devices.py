@@ -5,17 +5,17 @@ from typing import NamedTuple
 
 
 class Device(NamedTuple):
-    """Figures of one accelerator.
+    """Data-sheet values of one accelerator.
 
     Attributes:
-        peak: dense bfloat16 FLOP/s, without sparsity.
+        peak: peak bfloat16 throughput without sparsity, in FLOP/s.
         float32_peak: FLOP/s of float32 products in the highest precision. GPUs compute them
             outside the tensor cores, TPUs in six bfloat16 passes.
         memory: size of the device memory in bytes.
-        bandwidth: bandwidth of the device memory in bytes/s.
-        link: bandwidth of one device inside its node or slice, in bytes/s in one direction.
+        bandwidth: bandwidth of the device memory, in bytes/s.
+        link: bandwidth of one device within its node or slice, in bytes/s per direction.
         node: number of devices in a node or slice.
-        network: bandwidth of one device to other nodes, in bytes/s in one direction.
+        network: bandwidth from one device to other nodes, in bytes/s per direction.
     """
 
     peak: float
@@ -38,9 +38,10 @@ class Device(NamedTuple):
 _GB, _TB, _TFLOPS = 1e9, 1e12, 1e12
 
 
-# From the data sheets of NVIDIA (A100, H100 SXM, H200, B200, L40S; with a network card of 200 or
-# 400 Gbit/s per GPU) and from Google's pages "TPU v4", "v5e", "v5p", "v6e" (sum of all interchip
-# links of a chip, in one direction). The float32 peaks of TPUs are a sixth of the bfloat16 peaks.
+# From NVIDIA's data sheets (A100, H100 SXM, H200, B200, L40S), with a network card of 200 or 400
+# Gbit/s per GPU, and from Google's pages on TPU v4, v5e, v5p and v6e. The link bandwidth of a TPU
+# is the sum over all interchip links of a chip, in one direction. The float32 peaks of TPUs are a
+# sixth of the bfloat16 peaks.
 DEVICES = {
     "a100": Device(312 * _TFLOPS, 19.5 * _TFLOPS, 80 * _GB, 2.04 * _TB, 300 * _GB, 8, 25 * _GB),
     "h100": Device(989 * _TFLOPS, 67 * _TFLOPS, 80 * _GB, 3.35 * _TB, 450 * _GB, 8, 50 * _GB),
@@ -56,7 +57,7 @@ DEVICES = {
 
 _KINDS = {  # substring of the lower-case `device_kind` -> name in `DEVICES`; the first match counts
     "h200": "h200",
-    "h100 pcie": "",  # its figures differ from those of the SXM module
+    "h100 pcie": "",  # not in the table: its values differ from those of the SXM module
     "h100 nvl": "",
     "h100": "h100",
     "b200": "b200",
@@ -74,7 +75,7 @@ _KINDS = {  # substring of the lower-case `device_kind` -> name in `DEVICES`; th
 
 
 def find_device(kind: str) -> Device | None:
-    """Returns the figures for a `jax.Device.device_kind`, or None if it is unknown."""
+    """Returns the data-sheet values for a `jax.Device.device_kind`, or None if it is unknown."""
     for part, name in _KINDS.items():
         if part in kind.lower():
             return DEVICES.get(name)

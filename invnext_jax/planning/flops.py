@@ -1,10 +1,11 @@
 """FLOPs of a training step by component, computed from the config alone.
 
 Only matrix products are counted, with two FLOPs per multiply-add. Norms, activations, softmaxes and
-the recomputation of `remat` are not counted. In the backward pass, the gradient of the weights and
-the gradient of the input each cost as many FLOPs as the forward product, if they are needed.
+the recomputation of `remat` are not counted. In the backward pass, the gradients of the weights and
+of the input each cost as many FLOPs as the forward product. Gradients that are not needed are not
+counted.
 
-The method `count_flops` of a stage calls these functions for the components of the stage.
+A stage's method `count_flops` calls these functions for the components of the stage.
 """
 
 import dataclasses
@@ -21,15 +22,15 @@ from invnext_jax.objectives import masks
 
 @dataclasses.dataclass
 class FlopCount:
-    """FLOPs of one component for one clip. The `add_*` methods add a layer and return its FLOPs.
+    """FLOPs of one component for one clip. The `add_*` methods add layers to the count.
 
     Attributes:
         dtype: dtype of the matrix products, "float32" or "bfloat16".
         trained: whether gradients flow through the component.
         forward: FLOPs of the forward pass.
         backward: FLOPs of the backward pass.
-        layers: part of `forward` in transformer layers, which `remat="full"` recomputes.
-        attention: part of `forward` in attention scores and weighted sums.
+        layers: FLOPs of `forward` that are in transformer layers, which `remat="full"` recomputes.
+        attention: FLOPs of `forward` that compute attention scores and weighted sums.
         float32: part of `forward` and `backward` in float32 products.
     """
 
@@ -62,12 +63,13 @@ class FlopCount:
         """Adds transformer layers.
 
         Args:
-            n: number of tokens, each of which is a query, a key and a value.
+            n: number of tokens. Each one is used as query, key and value.
             pairs: number of query-key pairs of one layer.
             width: width of the tokens.
             mlp: sum of the widths of the MLP's linear layers.
             depth: number of layers.
-            outputs: number of tokens that pass the output projection and the MLP. n if None.
+            outputs: number of tokens that pass through the output projection and the MLP; n if
+              None.
         """
         outputs = n if outputs is None else outputs
         for _ in range(depth):
@@ -115,7 +117,7 @@ def token_lengths(config: Any, most_masks: int | None = None) -> TokenLengths:
 
     Args:
         config: the run's config.
-        most_masks: number of masks that the stage uses, from the first one. None for all masks.
+        most_masks: maximum number of masks that the stage uses; None for all masks.
     """
     frames, side = config.data.frames, config.data.size // config.encoder.patch
     attention_bts = jax.ShapeDtypeStruct((1, frames, side * side), jnp.float32)
@@ -147,8 +149,8 @@ def count_teacher(config: Any) -> FlopCount:
     n += 0 if t.kind == "siglip2" else 1 + t.registers
     layers = 3 if t.gated else 2
     count.add_transformer(frames * n, frames * n * n, t.width, layers * t.mlp_width, t.depth)
-    # The pooling query. A class token's attention in the last layer is computed a second time,
-    # because the attention weights are an output.
+    # Attention of the pooling query. In teachers with a class token, its attention in the last
+    # layer is computed a second time to output the attention weights.
     count.add_dense(frames * n, t.width, 2 * t.width)
     count.add_attention(1.5 * frames * n, t.width)
     count.add_dense(frames, t.width, 2 * t.width)
@@ -158,7 +160,7 @@ def count_teacher(config: Any) -> FlopCount:
 
 
 def count_encoder(config: Any, tokens: TokenLengths, *, trained: bool = True) -> FlopCount:
-    """Counts the student encoder, which runs once for each mask on the visible tokens."""
+    """Counts the student encoder, which runs on the visible tokens of each mask."""
     count, e = FlopCount(config.dtype, trained), config.encoder
     for k in tokens.visible:
         count.add_dense(k, 3 * e.patch**2, e.width)
@@ -167,7 +169,7 @@ def count_encoder(config: Any, tokens: TokenLengths, *, trained: bool = True) ->
 
 
 def count_target_encoder(config: Any, tokens: TokenLengths) -> FlopCount:
-    """Counts an encoder with the student's sizes that runs on all patches without gradients."""
+    """Counts an encoder that has the student's sizes and runs on all patches without gradients."""
     unmasked = dataclasses.replace(tokens, visible=(tokens.patches,))
     return count_encoder(config, unmasked, trained=False)
 
@@ -178,8 +180,8 @@ def count_predictor(config: Any, tokens: TokenLengths, *, dense_windows: bool = 
     Args:
         config: the run's config.
         tokens: token counts of a clip.
-        dense_windows: whether to count all query-key pairs of local attention, as an unfused kernel
-            computes them, instead of only the pairs inside the window.
+        dense_windows: whether to count all query-key pairs of local attention, which an unfused
+          kernel computes, instead of only the pairs within the window.
     """
     count, p = FlopCount(config.dtype), config.predictor
     n = tokens.patches + tokens.class_tokens

@@ -1,4 +1,4 @@
-"""Memory, communication and roofline of a run, computed from shapes without an accelerator.
+"""Memory, communication and roofline of a run, computed from shapes. Needs no accelerator.
 
 Shape key: b clips.
 """
@@ -22,12 +22,12 @@ from invnext_jax.stages import registry
 from invnext_jax.training import mesh as mesh_lib
 from invnext_jax.training import state as state_lib
 
-_USABLE = 0.92  # usable share of the memory; the rest is for the runtime and fragmentation
+_USABLE = 0.92  # usable fraction of the memory; the rest is for the runtime and fragmentation
 
 
 @dataclasses.dataclass(frozen=True)
 class Shapes:
-    """The step's arguments as abstract arrays with shardings, the mesh and the training setup."""
+    """The abstract arguments of the step with shardings, the mesh, and the training setup."""
 
     training: registry.TrainingSetup
     mesh: Mesh
@@ -44,11 +44,11 @@ def make_plan(config: ml_collections.ConfigDict, device_name: str) -> dict[str, 
     """Plans a run on all JAX devices, which may be fake CPU devices.
 
     Args:
-        config: the run's config, with the device layout in `config.mesh`.
+        config: the run's config; `config.mesh` sets the device layout.
         device_name: a name in `devices.DEVICES`.
 
     Returns:
-        A JSON-compatible dict: bytes per device, FLOPs of a step over all devices, seconds.
+        A JSON-compatible dict with bytes per device, FLOPs of a step on all devices, and seconds.
 
     Raises:
         UserError: the device is unknown, or the mesh or another option is invalid.
@@ -104,7 +104,7 @@ def make_plan(config: ml_collections.ConfigDict, device_name: str) -> dict[str, 
 
 
 def check_config(config: ml_collections.ConfigDict) -> ml_collections.FrozenConfigDict:
-    """Checks a config as a run does, except for input files and the attention kernel.
+    """Runs the checks of a training run, except for input files and the attention kernel.
 
     Raises:
         UserError: an option has an invalid value.
@@ -149,12 +149,13 @@ def held_bytes(shapes: Shapes) -> dict[str, float]:
 def activation_bytes(shapes: Shapes) -> tuple[float, float]:
     """Returns the bytes of activations per clip, without sequence or tensor parallelism.
 
-    The saved arrays are those that `jax.vjp` of the loss keeps, so they follow the `remat` policy.
-    Attention weights (tokens by tokens) are not counted, because fused kernels do not store them.
-    The working set is one layer on the longest sequence, forward and backward.
+    The saved arrays are those that `jax.vjp` of the loss stores, so they depend on the `remat`
+    policy. Attention weights (tokens by tokens) are not counted, because fused kernels do not store
+    them. The working set is the temporary arrays of one layer on the longest sequence, in the
+    forward and backward pass.
 
     Returns:
-        The bytes of saved arrays and working set, and the bytes of the saved arrays alone.
+        The bytes of saved arrays and working set together, and the bytes of the saved arrays alone.
     """
     one, two = (_saved_arrays(shapes, clips) for clips in (1, 2))
     tokens = flops_lib.token_lengths(shapes.config)
@@ -187,7 +188,7 @@ def _saved_arrays(shapes: Shapes, clips: int) -> list[jax.ShapeDtypeStruct]:
 
 
 def _working_bytes(config: Any, n: int) -> float:
-    """Returns the bytes of one layer's temporary arrays for one clip, plus those of its pixels."""
+    """Returns the bytes for one clip of a layer's temporary arrays and of the input pixels."""
     width = jnp.dtype(config.dtype).itemsize
     streams = [(n, config.predictor), (n, config.encoder)]
     layer = max(
@@ -198,7 +199,7 @@ def _working_bytes(config: Any, n: int) -> float:
 
 
 def sent_bytes(shapes: Shapes) -> dict[str, float]:
-    """Returns the bytes that one device sends per step over each mesh axis in ring algorithms."""
+    """Returns the bytes that one device sends over each mesh axis per step, for ring algorithms."""
     config, mesh = shapes.config, shapes.mesh
     data, fsdp, tensor, sequence = (mesh.shape[axis] for axis in mesh_lib.AXES)
     width = jnp.dtype(config.dtype).itemsize
@@ -227,13 +228,13 @@ def sent_bytes(shapes: Shapes) -> dict[str, float]:
     times = [times for *_, times in streams]
     reduced = sum(size * count for size, count in zip(sizes, times, strict=True))
     sent["tensor"] = 2 * ring["tensor"] * reduced / sequence
-    # Keys and values in the forward pass, their gradients in the backward pass.
+    # Keys and values are sent in the forward pass, and their gradients in the backward pass.
     sent["sequence"] = ring["sequence"] * reduced / tensor
     return sent
 
 
 def roofline(shapes: Shapes, device: Device, kept: float) -> dict[str, float]:
-    """Returns the seconds of a step if only matrix products, memory or communication limit it."""
+    """Returns the step time in seconds if it is limited by compute, memory or communication."""
     config, mesh = shapes.config, shapes.mesh
     counts = shapes.training.stage.count_flops(config)
     flops = flops_lib.split_flops(counts, config.batch_size)
@@ -255,8 +256,9 @@ def roofline(shapes: Shapes, device: Device, kept: float) -> dict[str, float]:
 def compile_step(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """Compiles the step for the available devices and returns XLA's memory use and collectives.
 
-    On CPUs, attention is not fused and buffers are laid out differently. The figures therefore
-    check the plan at small sizes only, and show which collectives the partitioner chose.
+    On CPUs, attention is not fused and buffers are laid out differently. The memory use is
+    therefore only useful to check plans of small models. The collectives are those that the
+    partitioner chose.
     """
     config = check_config(config)
     shapes = make_shapes(config)
@@ -291,7 +293,7 @@ def _count(tree: Any) -> int:
 
 
 def _bytes(tree: Any) -> float:
-    """Returns the bytes that a tree of arrays takes on one device."""
+    """Returns the bytes of a tree of arrays on one device."""
     return float(
         sum(
             math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize

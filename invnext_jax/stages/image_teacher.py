@@ -24,14 +24,14 @@ def check_teacher(config: Any) -> None:
     """Checks `config.teacher`.
 
     Raises:
-      UserError: the kind is unknown, weights are missing, or sizes do not fit the run's clips.
+      UserError: the kind is unknown, weights are missing, or the sizes do not match the clips.
     """
     t = config.teacher
     if t.kind not in teachers.KINDS:
         known = " or ".join(map(repr, teachers.KINDS))
-        raise UserError(f"teacher.kind={t.kind!r} is not known: set it to {known}")
+        raise UserError(f"teacher.kind={t.kind!r} is unknown: set it to {known}")
     if not t.weights:
-        raise UserError("teacher.weights is empty: name the .safetensors file of the image teacher")
+        raise UserError("teacher.weights is empty: set it to the .safetensors file of a teacher")
     if t.size % t.patch:
         # The teacher crops the rest, so that its patches would cover only a part of each frame.
         shift = t.size % t.patch / t.size * (config.data.size // config.encoder.patch)
@@ -49,7 +49,7 @@ def check_teacher(config: Any) -> None:
     if t.taps < 1:
         raise UserError(f"teacher.taps={t.taps} must be at least 1")
     if min(teachers.select_tap_layers(t.depth, t.taps, t.tap_interval)) < 0:
-        raise UserError(f"teacher.tap_interval={t.tap_interval} reaches below the first layer")
+        raise UserError(f"teacher.tap_interval={t.tap_interval} is too large  for teacher.depth")
 
 
 def abstract_teacher(config: Any) -> Any:
@@ -60,7 +60,7 @@ def abstract_teacher(config: Any) -> Any:
 
 
 def read_teacher(config: Any) -> Any:
-    """Reads the teacher's parameters from the file that the config names.
+    """Reads the teacher's parameters from the file `config.teacher.weights`.
 
     Raises:
       UserError: the file cannot be read, or its model differs from `config.teacher`.
@@ -71,13 +71,13 @@ def read_teacher(config: Any) -> Any:
     described = about.get("config", {}).get("teacher", {})
     wrong = config_mismatches(described, config.teacher, _TEACHER)
     if wrong:
-        rows = (f"  config.teacher.{k}: {old!r} here, set it to {new!r}" for k, old, new in wrong)
+        rows = (f"  config.teacher.{k}={old!r} must be {new!r}" for k, old, new in wrong)
         raise UserError(f"{path} does not match the configured teacher:\n" + "\n".join(rows))
     return match_tree(parts["teacher"], nn.unbox(abstract_teacher(config)), f"teacher {path}")
 
 
 def apply_to_frames(config: Any, params: Any, video_bthwc: jax.Array) -> teachers.TeacherOutput:
-    """Runs the frozen teacher on every frame (b*t images); the output has the encoder's grid.
+    """Runs the frozen teacher on all b*t frames; the output has the encoder's grid of patches.
 
     Args:
       config: the run's config.
@@ -95,7 +95,7 @@ def apply_to_frames(config: Any, params: Any, video_bthwc: jax.Array) -> teacher
 def apply_to_clips(
     config: Any, params: Any, video_bthwc: jax.Array
 ) -> tuple[teachers.TeacherOutput, jax.Array]:
-    """Returns the output of `apply_to_frames` and its attention in the shape [b t s]."""
+    """Returns the output of `apply_to_frames`, and its attention reshaped to [b t s]."""
     output = apply_to_frames(config, params, video_bthwc)
     frames = video_bthwc.shape[1]
     return output, rearrange(output.attention_bn, "(b t) s -> b t s", t=frames)

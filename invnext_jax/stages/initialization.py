@@ -17,20 +17,20 @@ _TEXT = ("width", "heads", "mlp_width", "window")
 
 
 def check_text(config: Any) -> None:
-    """Checks that the predictor can start from the text model, if the config names one.
+    """Checks that the predictor can start from the text model, if one is configured.
 
     Raises:
-      UserError: the predictor is not a ModernBERT.
+      UserError: a text model is configured, but the predictor is not a ModernBERT.
     """
     if config.predictor.weights and config.predictor.kind != "modernbert":
         raise UserError(
-            f"predictor.kind={config.predictor.kind!r} cannot start from the text model "
-            "predictor.weights: set the kind to 'modernbert', or the weights to ''"
+            f"predictor.kind={config.predictor.kind!r} cannot start from a text model: set "
+            "the kind to 'modernbert', or predictor.weights to ''"
         )
 
 
 def text_layers(config: Any) -> dict[str, Any]:
-    """Reads the text model's layers that initialize the predictor, by predictor path.
+    """Reads the layers of the text model that initialize the predictor.
 
     Layer i of the predictor is layer `last_layer - depth + 1 + i` of the text model.
 
@@ -38,8 +38,8 @@ def text_layers(config: Any) -> dict[str, Any]:
       A dict from "predictor/layer<i>" to parameters; {} if `config.predictor.weights` is empty.
 
     Raises:
-      UserError: the file cannot be read, its model differs in kind or size, or a layer is
-        missing.
+      UserError: the file cannot be read, a layer is missing, or the kind or size of the model is
+        wrong.
     """
     p = config.predictor
     if not p.weights:
@@ -50,19 +50,19 @@ def text_layers(config: Any) -> dict[str, Any]:
     kind = described.get("kind", "modernbert")
     if kind != "modernbert":
         raise UserError(
-            f"{p.weights} holds a text model of kind {kind!r}: name a 'modernbert' with "
-            "config.predictor.weights, or set that to ''"
+            f"{p.weights} holds a text model of kind {kind!r}: set "
+            "config.predictor.weights to a 'modernbert' file, or to ''"
         )
     wrong = config_mismatches(described, p, _TEXT)
     if wrong:
         fields = ", ".join(f"config.predictor.{name}={value}" for name, _, value in wrong)
-        raise UserError(f"the text model {p.weights} has other sizes than the predictor: {fields}")
+        raise UserError(f"the sizes of the text model {p.weights} are different: set {fields}")
     numbers, layers = text_numbers(config), parts["text"]
     if any(f"layer{number}" not in layers for number in numbers):
         raise UserError(
             f"{p.weights} holds {', '.join(sorted(layers))} but the predictor starts from layers "
             f"{numbers[0]} to {numbers[-1]}: change config.predictor.depth or "
-            "config.predictor.last_layer, or name another file"
+            "config.predictor.last_layer, or use a different file"
         )
     layer = ModernBertLayer(p.heads, p.mlp_width, p.window, jnp.float32)
     key, x_bnd = jax.random.key(0), jnp.zeros((1, 1, p.width))
@@ -76,7 +76,7 @@ def text_layers(config: Any) -> dict[str, Any]:
 
 
 def text_numbers(config: Any) -> range:
-    """Returns the numbers of the text model's layers that the predictor starts from."""
+    """Returns the indices of the text model's layers that initialize the predictor."""
     last = config.predictor.last_layer
     return range(last - config.predictor.depth + 1, last + 1)
 
@@ -84,19 +84,20 @@ def text_numbers(config: Any) -> range:
 def select_params(
     config: Any, restored: Mapping[str, Any] | None, groups: Iterable[str]
 ) -> dict[str, Any]:
-    """Selects the parameters that do not start from their initializers, by path in the tree.
+    """Selects the parameters that replace the values of their initializers.
 
     Args:
       config: the run's config.
-      restored: parameters of the run that `config.init_from` names, or None.
-      groups: top-level groups that this run can take from `restored`.
+      restored: parameters of the run `config.init_from`; None if it is not set.
+      groups: top-level groups that this run can use from `restored`.
 
     Returns:
-      The `groups` that `restored` holds and `config.init_parts` names. If the predictor is not one
-      of them, also the text model's layers.
+      Parameters by path in the tree: those `groups` that are in `restored` and, if it is not empty,
+      in `config.init_parts`. If the predictor is not among them, the layers of the text model are
+      included.
 
     Raises:
-      UserError: `config.init_parts` names a group that does not exist; see also `text_layers`.
+      UserError: a group in `config.init_parts` does not exist; see also `text_layers`.
     """
     groups, restored = tuple(groups), restored or {}
     for part in config.init_parts:
@@ -135,20 +136,22 @@ def describe_start(config: Any, start: Mapping[str, Any], groups: Iterable[str])
                 "predictor is initialized without a text model (config.predictor.weights is empty)"
             )
         elif config.init_from:
-            sentences.append(f"{name} is initialized: it is not taken from {config.init_from}")
+            sentences.append(
+                f"{name} is initialized randomly: it is not taken from {config.init_from}"
+            )
     return sentences
 
 
 def require_encoder(config: Any, restored: Mapping[str, Any] | None) -> None:
-    """Checks that the run that `config.init_from` names holds an encoder.
+    """Checks that the run `config.init_from` has an encoder.
 
     Raises:
-      UserError: the config names no run, or the run has no encoder.
+      UserError: `config.init_from` is not set, or the run has no encoder.
     """
     if restored is None:
         raise UserError(NO_STAGE1)
     if "encoder" not in restored:
         raise UserError(
-            f"init_from={config.init_from} holds no encoder, only {', '.join(restored)}: name the "
+            f"init_from={config.init_from} has no encoder, only {', '.join(restored)}: use the "
             "workdir of a Stage 1 run"
         )

@@ -1,4 +1,4 @@
-"""Masked modeling: sampled masks, models that run under a mask, and the entries of loss tables.
+"""Masked modeling: sampled masks, models with masked inputs, and rows of the loss tables.
 
 Shape key: b batch, t frames, h w pixels, c channels, k visible tokens, m masked tokens (or only
 the predicted ones), n patches (of all clips, times the noise draws), p pixels of a patch,
@@ -21,7 +21,7 @@ from invnext_jax.objectives import masks, reconstruction
 
 
 class MaskSample(NamedTuple):
-    """One mask of a batch, with its predicted patches and diffusion noise.
+    """A mask for a batch, with the choice of predicted patches and the diffusion noise.
 
     Attributes:
       keep_bk: positions of the visible patches.
@@ -37,14 +37,14 @@ class MaskSample(NamedTuple):
 
     @property
     def predicted_bm(self) -> jax.Array:
-        """Positions of the masked patches that are predicted."""
+        """Positions of the predicted patches, int32 [b m]."""
         if self.chosen_bm is None:
             return self.masked_bm
         return jnp.take_along_axis(self.masked_bm, self.chosen_bm, axis=1)
 
 
 class MaskKeys(NamedTuple):
-    """Random keys that belong to one mask of a step."""
+    """Random keys for one mask of a step."""
 
     choice: jax.Array
     timestep: jax.Array
@@ -53,16 +53,16 @@ class MaskKeys(NamedTuple):
 
 
 class MaskedModel(nn.Module):
-    """Base class of the models of both stages, which define `encoder` and `decoder`."""
+    """Base class of both stages' models. Subclasses define `encoder` and `decoder`."""
 
     def decode(
         self, noised_np: jax.Array | None, t_n: jax.Array | None, latents_nd: jax.Array
     ) -> jax.Array:
-        """Decodes patches: [n, 2p] from a diffusion decoder, otherwise pixels [n p]."""
+        """Decodes patches; returns [n, 2p] for a diffusion decoder, otherwise pixels [n p]."""
         return decoder.decode(self.decoder, noised_np, t_n, latents_nd)
 
     def init_decoder(self, sample: MaskSample, latents_bmd: jax.Array | None) -> None:
-        """Runs the decoder, if there is one, for initialization."""
+        """Runs the decoder, if there is one, to initialize its parameters."""
         if self.decoder is not None:
             latents_nd = rearrange(latents_bmd, "b m d -> (b m) d")
             self.decode(*(sample.noise or (None, None)), latents_nd)
@@ -90,12 +90,12 @@ class LossInputs(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Loss:
-    """A row of a stage's loss table. `config.loss` holds its weight under the name of the row.
+    """A row of a stage's loss table. The weight of the loss is `config.loss.<name of the row>`.
 
     Attributes:
-      modules: top-level parameter groups that the loss needs, besides encoder and pool.
-      function: computes the float32 loss of one mask, or a dict of scalars. In a dict, the entry
-        with the row's name is the loss, and the other entries are metrics.
+      modules: top-level parameter groups that the loss needs, in addition to encoder and pool.
+      function: returns the float32 loss for one mask, or a dict of scalars in which the entry with
+        the row's name is the loss and all other entries are metrics.
       needs_teacher: whether the loss needs the output of the image teacher.
     """
 
@@ -111,7 +111,7 @@ def run_features(
     sample: MaskSample,
     rngs: dict[str, jax.Array] | None = None,
 ) -> Any:
-    """Runs a model on clips under a mask; without `rngs`, drop path is off."""
+    """Runs a model on masked clips. Drop path is only active if `rngs` are given."""
     inputs = video_bthwc, sample.keep_bk, sample.masked_bm, sample.chosen_bm
     return model.apply({"params": params}, *inputs, rngs=rngs, method="features")
 
@@ -123,7 +123,7 @@ def pixel_terms(
     video_bthwc: jax.Array,
     sample: MaskSample,
 ) -> dict[str, jax.Array]:
-    """Computes the loss of the predicted patches' pixels; see `reconstruction.loss_terms`."""
+    """Computes the pixel loss of the predicted patches; see `reconstruction.loss_terms`."""
     start_np = extract_patch_pixels(video_bthwc, sample.predicted_bm, model.encoder.patch)
     decode = functools.partial(model.apply, {"params": params}, method="decode")
     chunks = model.decoder.chunks
@@ -131,13 +131,13 @@ def pixel_terms(
 
 
 def pixel_loss(inputs: LossInputs) -> dict[str, jax.Array]:
-    """Computes the pixel loss of both stages, for `Loss.function`."""
+    """Computes the pixel loss; the `Loss.function` of both stages."""
     latents_bmd = inputs.features.latents_bmd
     return pixel_terms(inputs.model, inputs.params, latents_bmd, inputs.video_bthwc, inputs.sample)
 
 
 def complete_sample(config: Any, mask: masks.Mask, keys: MaskKeys) -> MaskSample:
-    """Samples the patches to predict under a mask, and their diffusion noise.
+    """Samples which masked patches are predicted, and their diffusion noise.
 
     Args:
       config: the run's config.

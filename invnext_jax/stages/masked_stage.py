@@ -34,13 +34,14 @@ from invnext_jax.training.step import NO_EMA_TARGETS
 class MaskedModelingStage:
     """Base class of the masked modeling stages; see `stage.Stage` for the contract.
 
-    A subclass defines the model, the tables and the target. The losses, the parameter groups, the
-    diagnostics and whether a teacher is needed follow from the tables.
+    A subclass defines the model, the target, and the tables `losses` and `makers`. The tables
+    determine the losses, the parameter groups, the diagnostics, and whether a teacher is needed.
 
     Attributes:
-      losses: loss of each name; losses are summed in this order.
-      makers: for each optional module of the model, the function that makes it from the config.
-      numbered: whether the name of a loss term ends in the number of its mask ("predict_0").
+      losses: maps names to losses, which are summed in this order.
+      makers: maps the names of the model's optional modules to functions that make them from the
+        config.
+      numbered: whether the names of loss terms end with the number of the mask ("predict_0").
     """
 
     title = ""
@@ -64,7 +65,7 @@ class MaskedModelingStage:
         """Computes the target of the losses from normalised clips.
 
         `teacher_output` is None unless the stage needs the teacher. `key` is the random key of the
-        step; with None, the target is deterministic.
+        step; if it is None, the target is deterministic.
         """
         raise NotImplementedError
 
@@ -83,7 +84,7 @@ class MaskedModelingStage:
                 raise UserError(f"config.loss.{name}={weight} must not be negative")
         if not self.active_losses(config):
             names = ", ".join(f"config.loss.{name}" for name in config.loss)
-            raise UserError(f"no loss is on: set one of {names} above 0")
+            raise UserError(f"no loss is active: set one of {names} above 0")
         groups = self.param_groups(config)
         if "predictor" in groups:
             predictor.check_config(config)
@@ -94,7 +95,7 @@ class MaskedModelingStage:
             image_teacher.check_teacher(config)
 
     def active_losses(self, config: Any) -> tuple[str, ...]:
-        """Returns the names of the losses whose weight is not 0, in the order of the table."""
+        """Returns the names of the losses with a non-zero weight, in the order of the table."""
         return tuple(name for name in self.losses if config.loss.get(name, 0))
 
     def param_groups(self, config: Any) -> tuple[str, ...]:
@@ -106,7 +107,7 @@ class MaskedModelingStage:
         return tuple(dict.fromkeys(("encoder", "pool", *itertools.chain.from_iterable(needed))))
 
     def make_modules(self, config: Any) -> dict[str, nn.Module]:
-        """Makes the optional modules that the active losses need, by name."""
+        """Returns the optional modules that the active losses need, as a dict by name."""
         groups = self.param_groups(config)
         return {name: make(config) for name, make in self.makers.items() if name in groups}
 
@@ -155,7 +156,7 @@ class MaskedModelingStage:
         key: jax.Array,
         attention_bts: jax.Array | None = None,
     ) -> list[MaskSample]:
-        """Samples the masks of a step, the patches that are predicted, and diffusion noise.
+        """Samples the masks of a step, the choice of predicted patches, and the diffusion noise.
 
         Args:
           config: the run's config.
@@ -183,7 +184,7 @@ class MaskedModelingStage:
     def apply_teacher(
         self, config: Any, frozen: Any, video_bthwc: jax.Array, key: jax.Array
     ) -> tuple[teachers.TeacherOutput | None, list[MaskSample]]:
-        """Runs the image teacher on normalised clips, if it is needed, and samples the masks."""
+        """Samples the masks; first runs the image teacher on normalised clips if it is needed."""
         output = attention_bts = None
         if self.needs_teacher(config):
             output, attention_bts = image_teacher.apply_to_clips(
@@ -226,7 +227,7 @@ class MaskedModelingStage:
         samples: Sequence[MaskSample],
         droppath_keys: Sequence[jax.Array] | None = None,
     ) -> dict[str, jax.Array]:
-        """Computes the loss terms; all random samples are arguments.
+        """Computes the loss terms from masks and noise that are already sampled.
 
         Args:
           config: the run's config.
@@ -235,10 +236,10 @@ class MaskedModelingStage:
           target: output of `compute_target`.
           video_bthwc: normalised clips.
           samples: sampled masks.
-          droppath_keys: random key of drop path for each mask; None disables drop path.
+          droppath_keys: random drop path key for each mask; None disables drop path.
 
         Returns:
-          The terms of the active losses, for each mask.
+          The terms of the active losses for all masks.
         """
         terms = {}
         for i, sample in enumerate(samples):
@@ -252,23 +253,23 @@ class MaskedModelingStage:
         return terms
 
     def term_name(self, name: str, number: int) -> str:
-        """Returns the name of the term of loss `name` under mask `number`."""
+        """Returns the name of the loss term for loss `name` and mask `number`."""
         return f"{name}_{number}" if self.numbered else name
 
     def loss_name(self, term: str) -> str | None:
-        """Returns the name of the loss that `term` is, or None if `term` is only a metric."""
+        """Returns the name of the loss that `term` belongs to, or None if it is only a metric."""
         name = term.rpartition("_")[0] if self.numbered else term
         return name if name in self.losses else None
 
     def weigh(self, config: Any, terms: Mapping[str, jax.Array]) -> jax.Array:
-        """Returns the sum of the terms, weighted by the weights of their losses."""
+        """Returns the sum of the loss terms, each multiplied by the weight of its loss."""
         names = {term: self.loss_name(term) for term in terms}
         return sum(config.loss[name] * terms[term] for term, name in names.items() if name)
 
     def count_pixel_flops(
         self, config: Any, tokens: flops.TokenLengths, *, dense_windows: bool
     ) -> dict[str, flops.FlopCount]:
-        """Counts the FLOPs of predictor and decoder, where an active loss needs them."""
+        """Counts the FLOPs of the predictor and the decoder if an active loss needs them."""
         groups, counts = self.param_groups(config), {}
         if "predictor" in groups:
             counts["predictor"] = flops.count_predictor(config, tokens, dense_windows=dense_windows)
@@ -285,7 +286,7 @@ class MaskedModelingStage:
         video_bthwc: jax.Array,
         samples: Sequence[MaskSample],
     ) -> dict[str, jax.Array]:
-        """Computes "encoder_grad/<term>": the norm of each weighted term's encoder gradient."""
+        """Computes "encoder_grad/<term>", the encoder's gradient norm for each weighted term."""
 
         def weighted(encoder_params):
             full = {**params, "encoder": encoder_params}

@@ -1,4 +1,4 @@
-"""Reconstructions of clips: masked patches sampled from the pixel decoder of a trained model.
+"""Reconstructions of clips, with masked patches sampled from a trained pixel decoder.
 
 Shape key: b clips, t frames, h w pixels, c channels, y x grid rows and columns, k visible,
 m masked tokens, n patches of all clips, p pixels of a patch, d width, s sampling steps.
@@ -29,10 +29,11 @@ class Reconstruction(NamedTuple):
     """Reconstructed clips.
 
     Attributes:
-      visible_btyx: bool, whether each patch was visible.
-      own_bthwc: uint8 clips whose masked patches are sampled given their own latents; None if the
+      visible_btyx: bool, True for visible patches.
+      own_bthwc: uint8 clips with masked patches sampled from the clip's own latents; None if the
         model has no pixel decoder.
-      other_bthwc: samples with the same noise, given the latents of the next clip in the batch.
+      other_bthwc: same as `own_bthwc`, with the same noise but the latents of the next clip in the
+        batch.
     """
 
     visible_btyx: np.ndarray
@@ -47,9 +48,10 @@ def reconstruct(
 
     Args:
       stage: a masked modeling stage; its first mask is used.
-      config: config of a run of that stage.
+      config: config of a run of this stage.
       params: trained parameters of the run.
-      frozen: frozen parameters of the run, for masks that need the teacher's attention.
+      frozen: frozen parameters of the run, which are used by masks that need the teacher's
+        attention.
       video_bthwc: uint8 clips.
       seed: seed of the mask and the noise.
     """
@@ -79,14 +81,14 @@ def reconstruct(
 
 
 def visible_grid(keep_bk: np.ndarray, grid: tuple[int, int, int]) -> np.ndarray:
-    """Converts positions of visible patches to bool [b t y x]."""
+    """Converts positions of visible patches to a boolean mask [b t y x]."""
     visible_bn = np.zeros((keep_bk.shape[0], np.prod(grid)), bool)
     np.put_along_axis(visible_bn, np.asarray(keep_bk), True, axis=1)
     return visible_bn.reshape(-1, *grid)
 
 
 def _sample_patches(model, params, latents_nd, patch, key) -> jax.Array:
-    """Samples normalised pixels [n p]; no statistic of the true patch is used."""
+    """Samples normalised pixels [n p], without using any statistics of the true patches."""
     shape = (latents_nd.shape[0], 3 * patch**2)
     start_key, noise_key = jax.random.split(jax.random.fold_in(key, 1))
 
@@ -105,10 +107,11 @@ def _sample_patches(model, params, latents_nd, patch, key) -> jax.Array:
 
 
 def _clip_pixels(output, noised_np, t_n) -> jax.Array:
-    """Changes the predicted noise so that the implied patch has pixels from 0 to 255.
+    """Changes the predicted noise so that all pixels of the estimated patch are from 0 to 255.
 
-    In the first sampling steps, the implied patch is the difference of two large numbers divided by
-    a small one. Early in training, samples would therefore leave the pixel range permanently.
+    In the first sampling steps, the estimate is the difference of two large numbers divided by a
+    small one. Without this change, samples of a model early in training would leave the range of
+    pixel values and not return.
     """
     noise_np, share_np = jnp.split(output, 2, axis=-1)
     signal_n1 = jnp.asarray(reconstruction.SCHEDULE.alphas_cumprod, jnp.float32)[t_n][:, None]

@@ -1,4 +1,4 @@
-"""Registry of the stages, and the setup of a run from its config, before arrays are created.
+"""Registry of stages, and the setup of a run from its config without creating arrays.
 
 Training, planning and benchmarks set up their runs here.
 """
@@ -28,7 +28,7 @@ STAGES: dict[str, Stage] = {"stage1": Stage1(), "stage2": Stage2()}
 
 @dataclasses.dataclass(frozen=True)
 class TrainingSetup:
-    """The parts of a run that follow from its config.
+    """The parts of a run that are determined by its config.
 
     Attributes:
         config: the run's config, frozen.
@@ -36,8 +36,8 @@ class TrainingSetup:
         model: the stage's model.
         init_fn: key -> parameters.
         tx: the optimizer; it does not update the groups that `Stage.frozen_groups` returns.
-        ema_targets: by name of the EMA target, the parameter groups that it averages.
-        step: (state, frozen, batch, root_key) -> (state, metrics), see `step.make_train_step`.
+        ema_targets: maps the name of each EMA target to the parameter group that it averages.
+        step: (state, frozen, batch, root_key) -> (state, metrics); see `step.make_train_step`.
     """
 
     config: Any
@@ -58,12 +58,12 @@ class TrainingSetup:
         return mesh_lib.abstract_arrays(self.stage.abstract_frozen(self.config), mesh)
 
     def compile_step(self, mesh: Mesh, *arguments: Any) -> step_lib.StepFn:
-        """Compiles the step; the arguments may be abstract, see `compilation.compile_step`."""
+        """Compiles the step. The arguments may be abstract; see `compilation.compile_step`."""
         with mesh_lib.mesh_rules(mesh), attention.kernel(self.config.attention):
             return compilation.compile_step(self.step, *arguments)
 
     def compile_diagnostics(self, mesh: Mesh, *arguments: Any) -> step_lib.DiagnosticsFn:
-        """Compiles the stage's diagnostics, which take the step's arguments and change no state."""
+        """Compiles the diagnostics, a function of the step's arguments that changes no state."""
         diagnostics = functools.partial(self.stage.diagnostics, self.config, self.model)
         with mesh_lib.mesh_rules(mesh), attention.kernel(self.config.attention):
             return compilation.compile_diagnostics(
@@ -75,7 +75,7 @@ def find_stage(config: Any) -> Stage:
     """Returns the stage of a config.
 
     Raises:
-        UserError: no stage has the configured name.
+        UserError: there is no stage with this name.
     """
     if config.stage not in STAGES:
         raise UserError(f"config.stage={config.stage!r} must be one of {', '.join(STAGES)}")

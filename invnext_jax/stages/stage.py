@@ -1,8 +1,8 @@
-"""The interface of a training stage, which covers everything that differs between stages.
+"""The interface of a training stage. It covers everything that differs between stages.
 
-Training, planning, evaluation and benchmarks use a stage through `Stage` alone. To add a stage,
-write a class with these methods and add an instance to `registry.STAGES`; masked modeling stages
-inherit most of them from `masked_stage.MaskedModelingStage`.
+Training, planning, evaluation and benchmarks use stages only through `Stage`. To add a stage, write
+a class with these methods and add an instance to `registry.STAGES`; masked modeling stages inherit
+most of them from `masked_stage.MaskedModelingStage`.
 
 Shape key: b batch, t frames, h w pixels, c channels, y x grid rows and columns.
 """
@@ -18,14 +18,14 @@ from invnext_jax.training.state import EmaTargets
 
 
 class Picture(NamedTuple):
-    """One kind of picture of some clips, for a report.
+    """Pictures of one kind for a few clips, shown in reports.
 
     Attributes:
-      title: title of a few words.
+      title: short title.
       caption: explanation of the picture.
       video_bthwc: uint8 clips.
       visible_btyx: bool, the visible patches.
-      hides_masked: whether to show masked patches in grey, instead of outlining visible ones.
+      hides_masked: whether to show masked patches in grey; otherwise, visible patches are outlined.
     """
 
     title: str
@@ -38,10 +38,10 @@ class Picture(NamedTuple):
 class Stage(Protocol):
     """A training stage.
 
-    A stage holds no state: every method is a pure function of its arguments. `config` is the
-    config of a run, `model` the output of `make_model`, `params` the trained parameters, and
-    `frozen` the frozen parameters (in training, together with the EMA targets). `batch` is a dict
-    with `video`, uint8 [b t h w c].
+    A stage has no state: every method is a pure function of its arguments. `config` is the config
+    of a run, and `model` is the output of `make_model`. `params` are the trained parameters.
+    `frozen` are the frozen parameters and, during training, the EMA targets. `batch` is a dict with
+    `video`, uint8 [b t h w c].
 
     Attributes:
       title: name of the stage in reports and tables.
@@ -57,21 +57,20 @@ class Stage(Protocol):
         """
 
     def make_model(self, config: Any) -> Any:
-        """Makes the model: a linen module with all trained parts."""
+        """Makes the model, a linen module with all trained parts."""
 
     def init_params(self, config: Any, model: Any, key: jax.Array) -> Any:
-        """Initializes the trained parameters, boxed with their logical axes, by top-level group.
+        """Initializes the trained parameters; returns a dict of groups, boxed with logical axes.
 
         Called inside `jax.jit` or `jax.eval_shape`.
         """
 
     def warm_start(self, config: Any, restored: Mapping[str, Any] | None) -> dict[str, Any]:
-        """Selects the parameters that replace the output of `init_params`, by path in the tree.
+        """Selects the parameters that replace those of `init_params`, by path in the tree.
 
         Args:
           config: the run's config.
-          restored: parameters, by group, of the run that `config.init_from` names; None if it names
-            none.
+          restored: parameters of the run `config.init_from`, by group; None if it is not set.
 
         Raises:
           UserError: parameters that the stage needs are missing.
@@ -81,7 +80,7 @@ class Stage(Protocol):
         """Returns the top-level parameter groups that the optimizer must not update."""
 
     def ema_targets(self, config: Any) -> tuple[EmaTargets, float]:
-        """Returns the EMA targets and their momentum; `NO_EMA_TARGETS` if there is none.
+        """Returns the EMA targets and their momentum, or `NO_EMA_TARGETS` if there are none.
 
         A target is an exponential moving average of trained parameters. After each update it
         becomes `momentum` * target + (1 - `momentum`) * parameters.
@@ -91,7 +90,7 @@ class Stage(Protocol):
         """Returns whether a loss, a target or the mask needs the frozen image teacher."""
 
     def abstract_frozen(self, config: Any) -> Any:
-        """Returns shapes and logical axes of the frozen parameters, by group."""
+        """Returns the shapes and logical axes of the frozen parameters, by group."""
 
     def init_frozen(self, config: Any, restored: Mapping[str, Any] | None) -> Any:
         """Reads the frozen parameters, by group, as host arrays.
@@ -101,7 +100,7 @@ class Stage(Protocol):
           restored: see `warm_start`.
 
         Raises:
-          UserError: a file or group is missing or does not fit the config.
+          UserError: a file or group is missing or does not match the config.
         """
 
     def loss_fn(
@@ -112,10 +111,10 @@ class Stage(Protocol):
     def diagnostics(
         self, config: Any, model: Any, params: Any, frozen: Any, batch: Any, key: jax.Array
     ) -> dict[str, jax.Array]:
-        """Computes metrics that are too expensive for every step, as float32 scalars by name."""
+        """Computes float32 scalar metrics, by name, that are too expensive for every step."""
 
     def count_flops(self, config: Any, *, dense_windows: bool = False) -> dict[str, FlopCount]:
-        """Counts the FLOPs of one clip in a training step, by component.
+        """Counts the FLOPs of a training step per clip, by component.
 
         Args:
           config: the run's config.
@@ -140,7 +139,7 @@ class Stage(Protocol):
     def picture_clips(
         self, config: Any, params: Any, video_bthwc: np.ndarray, seed: int = 0
     ) -> list[Picture]:
-        """Makes the pictures of clips that reports show for this stage.
+        """Makes the pictures of this stage for reports.
 
         Args:
           config: the run's config.

@@ -41,7 +41,7 @@ from invnext_jax.stages.stage import Picture
 
 
 class Stage1Features(NamedTuple):
-    """Float32 model outputs that the losses use; None for outputs that no loss needs."""
+    """Float32 model outputs for the losses; outputs that no loss needs are None."""
 
     aligned_lbkd: jax.Array | None
     pooled_bd: jax.Array | None
@@ -49,7 +49,7 @@ class Stage1Features(NamedTuple):
 
 
 class Stage1Model(MaskedModel):
-    """Encoder, attention pool, and the predictor, decoder and heads of the active losses."""
+    """Encoder and attention pool, and the predictor, decoder and heads of the active losses."""
 
     encoder: nn.Module
     pool: nn.Module
@@ -59,7 +59,7 @@ class Stage1Model(MaskedModel):
     align_pooled: nn.Module | None = None
 
     def __call__(self, video_bthwc: jax.Array, sample: MaskSample) -> None:
-        """Runs every part, for initialization."""
+        """Runs all parts, to initialize their parameters."""
         latents_bmd = self.features(video_bthwc, sample.keep_bk, sample.masked_bm).latents_bmd
         self.init_decoder(sample, latents_bmd)
 
@@ -70,7 +70,7 @@ class Stage1Model(MaskedModel):
         masked_bm: jax.Array,
         chosen_bm: jax.Array | None = None,
     ) -> Stage1Features:
-        """Computes aligned features of the visible tokens and latents of the masked ones."""
+        """Computes the aligned features of visible tokens and the latents of masked tokens."""
         grid = clip_grid(video_bthwc, self.encoder.patch)
         tokens_bnd, taps_lbnd = self.encoder(video_bthwc, keep_bk)
         aligned_lbkd = pooled_bd = latents_bmd = None
@@ -86,7 +86,7 @@ class Stage1Model(MaskedModel):
 
 
 def align_tokens_loss(inputs: LossInputs) -> jax.Array:
-    """Computes the cosine loss of visible tokens and the teacher's, over the tapped layers."""
+    """Computes the cosine loss between visible and teacher tokens, over the tapped layers."""
     t, keep_bk = inputs.video_bthwc.shape[1], inputs.sample.keep_bk
     taps_lbnd = rearrange(inputs.target.taps_lbnd, "l (b t) s d -> l b (t s) d", t=t)
     target_lbkd = jnp.take_along_axis(taps_lbnd, keep_bk[None, :, :, None], axis=2)
@@ -94,9 +94,9 @@ def align_tokens_loss(inputs: LossInputs) -> jax.Array:
 
 
 def align_pooled_loss(inputs: LossInputs) -> jax.Array:
-    """Computes the cosine loss of the pooled feature and the frame average of the teacher's.
+    """Computes the cosine loss between the pooled feature and the teacher's average over frames.
 
-    As in the reference, the average is not scaled to unit length.
+    As in the reference, the average is not normalised to unit length.
     """
     t = inputs.video_bthwc.shape[1]
     pooled_bd = jnp.mean(rearrange(inputs.target.pooled_bd, "(b t) d -> b t d", t=t), axis=1)
@@ -133,13 +133,13 @@ class Stage1(MaskedModelingStage):
         )
 
     def warm_start(self, config: Any, restored: Mapping[str, Any] | None) -> dict[str, Any]:
-        """See `Stage.warm_start`; selects all restored groups, and layers of a text model."""
+        """See `Stage.warm_start`; selects all restored groups and the layers of a text model."""
         return initialization.select_params(config, restored, self.param_groups(config))
 
     def frozen_groups(self, config: Any) -> tuple[str, ...]:
-        """See `Stage.frozen_groups`; contains the pool if no loss depends on it.
+        """See `Stage.frozen_groups`.
 
-        Weight decay would otherwise shrink the pool.
+        The pool is frozen if no loss depends on it, because weight decay would shrink it.
         """
         return () if "align_pooled" in self.param_groups(config) else ("pool",)
 
@@ -147,7 +147,7 @@ class Stage1(MaskedModelingStage):
         """See `Stage.check_config`."""
         taps, depth = config.teacher.taps, config.encoder.depth
         if "align_tokens" in self.active_losses(config) and not 0 < taps <= depth:
-            raise UserError(f"teacher.taps={taps} must lie in 1 to encoder.depth={depth}")
+            raise UserError(f"teacher.taps={taps} must be between 1 and encoder.depth={depth}")
         super().check_config(config)
 
     def mask_keys(self, key: jax.Array, number: int) -> MaskKeys:
@@ -176,9 +176,10 @@ class Stage1(MaskedModelingStage):
         """See `Stage.diagnostics`.
 
         Returns:
-          The encoder gradient norms. With a decoder, also `conditioning_gap`: the noise error given
-          another clip's latents minus the error given the clip's own latents (0 if the decoder
-          ignores latents). With a predictor, also standard deviation and effective rank of latents.
+          The encoder gradient norms. If there is a predictor, also the standard deviation and the
+          effective rank of the latents. If there is a decoder, also `conditioning_gap`: the noise
+          error with the latents of a different clip, minus the error with the clip's own latents.
+          It is 0 if the decoder ignores the latents.
         """
         video_bthwc = normalize(batch["video"])
         target, samples = self.apply_teacher(config, frozen, video_bthwc, key)
@@ -229,7 +230,7 @@ class Stage1(MaskedModelingStage):
         pictures = [
             Picture(
                 "mask",
-                f"Grey patches are masked; the visible ones are sampled {how}.",
+                f"Grey patches are masked. The visible patches are sampled {how}.",
                 video_bthwc,
                 made.visible_btyx,
                 True,

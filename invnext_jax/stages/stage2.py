@@ -1,9 +1,10 @@
 """Stage 2: prediction of a Stage 1 encoder's latents (paper section 3.3).
 
-The student and the target are both initialized from the Stage 1 encoder. The target encodes the
-whole clip, and the student the visible patches under two kinds of multi-block masks. The predictor
-and a head predict the target's tokens at the masked positions. The paper's ablations change the
-target (a moving average of the student, or the image teacher) and the mask, and add losses.
+The student and the target are initialized from the Stage 1 encoder. The target encodes the whole
+clip. The student encodes the visible patches of two kinds of multi-block masks. The predictor and a
+head predict the target's tokens at the masked positions. The paper's ablations use a different
+target (a moving average of the student, or the image teacher), a different mask, or additional
+losses.
 
 Shape key: b batch, t frames, h w pixels, c channels, n tokens, s patches of a frame, k visible,
 m masked, d width.
@@ -48,7 +49,7 @@ TARGETS = ("frozen", "momentum", "image")
 
 
 class Stage2Features(NamedTuple):
-    """Float32 model outputs that the losses use; None for outputs that no loss needs."""
+    """Float32 model outputs for the losses; outputs that no loss needs are None."""
 
     predicted_bmd: jax.Array | None
     aligned_bkd: jax.Array | None
@@ -56,7 +57,7 @@ class Stage2Features(NamedTuple):
 
 
 class Stage2Model(MaskedModel):
-    """Encoder, attention pool, and the predictor, heads and decoder of the active losses.
+    """Encoder and attention pool, and the predictor, heads and decoder of the active losses.
 
     No loss depends on the pool, and the config excludes it from the optimizer, so an exported
     Stage 2 encoder has the pool of Stage 1.
@@ -70,7 +71,7 @@ class Stage2Model(MaskedModel):
     decoder: nn.Module | None = None
 
     def __call__(self, video_bthwc: jax.Array, sample: MaskSample) -> None:
-        """Runs every part, for initialization."""
+        """Runs all parts, to initialize their parameters."""
         self.pool(self.encoder(video_bthwc, sample.keep_bk).tokens_bnd)
         latents_bmd = self.features(video_bthwc, sample.keep_bk, sample.masked_bm).latents_bmd
         self.init_decoder(sample, latents_bmd)
@@ -82,14 +83,14 @@ class Stage2Model(MaskedModel):
         masked_bm: jax.Array,
         chosen_bm: jax.Array | None = None,
     ) -> Stage2Features:
-        """Computes unit vectors in the target's space at predicted and visible positions."""
+        """Computes the student's features at predicted and visible positions, as unit vectors."""
         grid = clip_grid(video_bthwc, self.encoder.patch)
         tokens_bnd = self.encoder(video_bthwc, keep_bk).tokens_bnd
         predicted_bmd = aligned_bkd = latents_bmd = None
         if self.predictor is not None:
             latents_bmd = self.predictor(tokens_bnd, keep_bk, masked_bm, grid, chosen_bm)
         if self.head is not None:
-            # The head's output already has unit length; the reference also normalises it twice.
+            # The head's output already has unit length. The reference also normalises it twice.
             predicted_bmd = l2_normalize(replicate_tokens(self.head(shard_tokens(latents_bmd))))
         if self.align_visible is not None:
             aligned_bkd = self.align_visible(tokens_bnd[:, self.encoder.class_tokens :])
@@ -97,19 +98,19 @@ class Stage2Model(MaskedModel):
 
 
 def predict_loss(inputs: LossInputs) -> jax.Array:
-    """Computes the cosine loss of predictions and the target's tokens at the same positions."""
+    """Computes the cosine loss between predictions and target tokens at the same positions."""
     target_bmd = gather_tokens(inputs.target, inputs.sample.predicted_bm)
     return losses.cosine_loss(inputs.features.predicted_bmd, target_bmd)
 
 
 def align_visible_loss(inputs: LossInputs) -> jax.Array:
-    """Computes the cosine loss of the student's visible tokens and the target's tokens."""
+    """Computes the cosine loss between the student's visible tokens and the target's tokens."""
     target_bkd = gather_tokens(inputs.target, inputs.sample.keep_bk)
     return losses.cosine_loss(inputs.features.aligned_bkd, target_bkd)
 
 
 def _make_head(config: Any) -> ProjectionHead:
-    """Makes a projection head into the target's space."""
+    """Makes a head that projects to the feature space of the target."""
     return ProjectionHead(_target_width(config), True, jnp.dtype(config.dtype))
 
 
@@ -118,7 +119,7 @@ def _target_width(config: Any) -> int:
 
 
 class Stage2(MaskedModelingStage):
-    """Latent prediction of a Stage 1 target."""
+    """Prediction of the latents of a Stage 1 encoder."""
 
     title = "Stage 2"
     losses = {
@@ -147,7 +148,7 @@ class Stage2(MaskedModelingStage):
         return config.target.kind == "image" or super().needs_teacher(config)
 
     def abstract_frozen(self, config: Any) -> Any:
-        """See `Stage.abstract_frozen`; contains a frozen target and the image teacher."""
+        """See `Stage.abstract_frozen`; contains the target, if frozen, and the image teacher."""
         frozen, data = {}, config.data
         if config.target.kind == "frozen":
             video_bthwc = jnp.zeros((1, data.frames, data.size, data.size, 3))
@@ -156,7 +157,7 @@ class Stage2(MaskedModelingStage):
         return frozen | super().abstract_frozen(config)
 
     def init_frozen(self, config: Any, restored: Mapping[str, Any] | None) -> Any:
-        """See `Stage.init_frozen`; reads the Stage 1 encoder as target, and the image teacher."""
+        """See `Stage.init_frozen`; the Stage 1 encoder becomes the target."""
         initialization.require_encoder(config, restored)
         frozen = {"target": restored["encoder"]} if config.target.kind == "frozen" else {}
         return frozen | super().init_frozen(config, restored)
@@ -179,15 +180,13 @@ class Stage2(MaskedModelingStage):
         if not config.init_from:
             raise UserError(initialization.NO_STAGE1)
         if config.init_parts and "encoder" not in config.init_parts:
-            raise UserError(
-                f"init_parts={config.init_parts} must name 'encoder': Stage 2 starts from Stage 1"
-            )
+            raise UserError(f"init_parts={config.init_parts} must include 'encoder' from Stage 1")
         target = config.target
         if target.kind not in TARGETS:
             known = ", ".join(map(repr, TARGETS))
             raise UserError(f"target.kind={target.kind!r} must be one of {known}")
         if not 0 <= target.momentum <= 1:
-            raise UserError(f"target.momentum={target.momentum} must lie between 0 and 1")
+            raise UserError(f"target.momentum={target.momentum} must be between 0 and 1")
         super().check_config(config)
 
     def mask_keys(self, key: jax.Array, number: int) -> MaskKeys:
@@ -214,7 +213,7 @@ class Stage2(MaskedModelingStage):
         unless `config.target.drop_path` is True and `key` is given.
 
         Returns:
-          Unit vectors [b n d]: the target's tokens of the whole clip, without class tokens.
+          Unit vectors [b n d], the target's tokens for the whole clip without class tokens.
         """
         if config.target.kind == "image":  # the deepest tap, the input of the teacher's last layer
             t = video_bthwc.shape[1]
@@ -233,9 +232,10 @@ class Stage2(MaskedModelingStage):
         """See `Stage.diagnostics`.
 
         Returns:
-          Encoder gradient norms; standard deviation and effective rank of targets and predictions;
-          `target_position_share`, the fraction of target variance that the position explains;
-          `position_loss`, the loss, under one mask, of predicting the mean target of each position.
+          The encoder gradient norms, and the standard deviation and effective rank of targets and
+          predictions. `target_position_share` is the fraction of the variance of the targets that
+          is explained by the position. `position_loss` is the loss for one mask if the mean target
+          of each position is predicted.
         """
         video_bthwc = normalize(batch["video"])
         teacher_output, samples = self.apply_teacher(config, frozen, video_bthwc, key)

@@ -1,4 +1,4 @@
-"""Ahead-of-time compilation of the step and diagnostics, and the persistent compilation cache."""
+"""Ahead-of-time compilation of step and diagnostics, and the persistent compilation cache."""
 
 import contextlib
 import hashlib
@@ -14,14 +14,15 @@ import jax
 from invnext_jax.training.state import TrainState
 from invnext_jax.training.step import DiagnosticsFn, Metrics, StepFn, select_microbatch
 
-_CACHE_BYTES = 8 * 2**30  # limit of the cache folder, enforced when a run starts
+_CACHE_BYTES = 8 * 2**30  # maximum size of the cache folder, enforced when a run starts
 
 
 def enable_cache() -> None:
     """Enables JAX's compilation cache in `~/.cache/invnext_jax` or JAX_COMPILATION_CACHE_DIR.
 
-    CPU programs are compiled for the instruction set of the machine, so each processor type has
-    its own folder. The cache size is not limited if the user sets JAX_COMPILATION_CACHE_DIR.
+    CPU programs are compiled for the instruction set of the machine, so each type of processor has
+    a separate folder. If the user sets JAX_COMPILATION_CACHE_DIR, the size of the cache is not
+    limited.
     """
     if jax.config.jax_compilation_cache_dir:
         return
@@ -35,7 +36,7 @@ def prune_cache(folder: pathlib.Path, limit: int) -> None:
     """Deletes the least recently used programs until the cache has at most `limit` bytes."""
     programs = []
     for path in folder.rglob("*"):
-        with contextlib.suppress(OSError):  # another run may prune at the same time
+        with contextlib.suppress(OSError):  # other runs may delete files too
             status = path.stat()
             if stat.S_ISREG(status.st_mode):
                 programs.append((max(status.st_atime, status.st_mtime), status.st_size, path))
@@ -72,7 +73,7 @@ def compile_step(
         root_key: the run's PRNG key, replicated.
 
     Returns:
-        The compiled step. Arguments of other shapes raise an error and are not compiled again.
+        The compiled step. Arguments with different shapes raise an error instead of recompiling it.
     """
     state_shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     metrics_sharding = root_key.sharding

@@ -1,4 +1,4 @@
-"""The device mesh, the sharding rules for logical axes, and transfers of arrays to the mesh.
+"""The device mesh, the sharding rules for logical axes, and transfers of arrays to devices.
 
 Model code names the logical axis of a dimension ("embed", "heads"). `RULES` is the only place that
 maps logical axes to mesh axes.
@@ -39,11 +39,11 @@ RULES = (
 def make_mesh(
     config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
-    """Makes a mesh of `devices` (default: all) with the axis sizes of `config.mesh`.
+    """Makes a mesh with the axis sizes of `config.mesh`. Uses all devices by default.
 
     Raises:
-        UserError: more than one size is -1, another size is below 1, or the product of the sizes
-            is not the number of devices.
+        UserError: more than one size is -1, a size is 0 or below -1, or the product of the sizes is
+          not the number of devices.
     """
     devices = jax.devices() if devices is None else list(devices)
     sizes = {axis: int(config[axis]) for axis in AXES}
@@ -82,7 +82,7 @@ def check_batch(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
     if size % shards:
         raise UserError(
             f"config.batch_size={size} must be divisible by the {shards} devices of the mesh "
-            "axes data and fsdp: change the batch, or config.mesh"
+            "axes data and fsdp: change the batch size or the mesh"
         )
     if size % (shards * config.accumulate):
         raise UserError(
@@ -118,7 +118,7 @@ def shardings(abstract: Any, mesh: Mesh) -> Any:
 
 
 def unbox(tree: Any) -> Any:
-    """Removes logical-axis boxes, without the sharding constraints that `nn.unbox` adds."""
+    """Removes logical-axis boxes without adding sharding constraints, unlike `nn.unbox`."""
 
     def strip(leaf: Any) -> Any:
         return leaf.value if isinstance(leaf, nn.LogicallyPartitioned) else leaf
@@ -128,7 +128,7 @@ def unbox(tree: Any) -> Any:
 
 @contextlib.contextmanager
 def mesh_rules(mesh: Mesh) -> Iterator[None]:
-    """Context manager that applies the logical sharding constraints of traced code to `mesh`."""
+    """Context manager in which traced code maps logical sharding constraints to `mesh`."""
     with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
         yield
 
@@ -142,7 +142,7 @@ def _axis_size(names: str | tuple[str, ...] | None, mesh: Mesh) -> int:
 
 
 def abstract_arrays(abstract: Any, mesh: Mesh) -> Any:
-    """Returns the tree without boxes, as `jax.ShapeDtypeStruct` leaves with shardings."""
+    """Returns the unboxed tree with leaves of type `jax.ShapeDtypeStruct` that have shardings."""
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         unbox(abstract),
@@ -156,7 +156,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding that splits a batch [b ...] along b over the axes data and fsdp."""
+    """Returns the sharding that splits a batch [b ...] along b over the mesh axes data and fsdp."""
     return NamedSharding(mesh, P(("data", "fsdp")))
 
 
@@ -244,11 +244,12 @@ def make_root_key(seed: int, mesh: Mesh) -> jax.Array:
 
 
 def shard_tree(host: Any, abstract: Any) -> Any:
-    """Makes global arrays from a host tree that is the same on every process.
+    """Makes global arrays from a tree of host arrays that is the same on all processes.
 
     Args:
         host: tree of numpy or jax arrays.
-        abstract: tree of `jax.ShapeDtypeStruct` with shardings and the same structure and shapes.
+        abstract: tree of `jax.ShapeDtypeStruct` with shardings; has the structure and shapes of
+          `host`.
 
     Returns:
         The tree of global arrays with the dtypes of `abstract`.

@@ -1,4 +1,4 @@
-"""AdamW with global-norm clipping, warm-up and cosine schedule, and the reference's decay mask."""
+"""AdamW with gradient clipping, a warm-up and cosine schedule, and masked weight decay."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,12 +8,12 @@ import jax
 import numpy as np
 import optax
 
-# Learned position tables and tokens without weight decay. The predictor's have weight decay.
+# Learned position tables and tokens without weight decay. Those of the predictor have it.
 NO_DECAY = (("encoder", "position"), ("encoder", "class_token"), ("align", "position"))
 
 
 def make_schedule(config: Any, total_steps: int) -> optax.Schedule:
-    """Makes a schedule: linear warm-up from 0, then cosine decay to `min_learning_rate`.
+    """Makes a schedule with linear warm-up from 0 and cosine decay to `min_learning_rate`.
 
     Args:
       config: has the fields learning_rate, min_learning_rate and warmup_steps.
@@ -34,9 +34,9 @@ def make_schedule(config: Any, total_steps: int) -> optax.Schedule:
 def decay_mask(params: Any) -> Any:
     """Returns a tree that is True where weight decay applies.
 
-    Weight decay applies to matrices, but not to biases, scales and the entries of `NO_DECAY`. The
-    rule uses names instead of ranks, because the arrays of scanned layers have one more axis than
-    the reference's parameters.
+    As in the reference, weight decay applies to matrices, but not to biases, scales and the entries
+    of `NO_DECAY`. The rule depends on names and not on ranks, because the arrays of scanned layers
+    have an additional axis.
     """
     flat = flax.traverse_util.flatten_dict(flax.linen.unbox(params))
     vectors = ("bias", "scale", "scale1", "scale2")
@@ -52,7 +52,7 @@ def decay_mask(params: Any) -> Any:
 def make_optimizer(
     config: Any, schedule: optax.Schedule, frozen_groups: Sequence[str] = ()
 ) -> optax.GradientTransformationExtraArgs:
-    """Makes AdamW with global-norm clipping and masked weight decay. Frozen groups get no update.
+    """Makes AdamW with global-norm clipping and masked weight decay. Frozen groups are not updated.
 
     `update(..., finite=False)` returns the state unchanged, even if the gradients are not finite.
 
@@ -84,10 +84,11 @@ def update_if_finite(
 
 
 def _adam(b1: float, b2: float, eps: float) -> optax.GradientTransformationExtraArgs:
-    """Returns `optax.scale_by_adam` in `update_if_finite`, with updates from the selected moments.
+    """Returns Adam whose `update(..., finite=False)` returns the state unchanged.
 
-    This lets XLA compute the new moments in place. The updates of optax use the moments before the
-    selection, so the CPU backend first copies all old moments and takes three times as long.
+    The updates are computed from the selected moments, so that XLA can compute the moments in
+    place. With `update_if_finite(optax.scale_by_adam(...))`, the updates use the moments before the
+    selection. The CPU backend then copies all old moments first and takes three times as long.
     """
     moments = update_if_finite(optax.scale_by_adam(b1, b2, eps))
 

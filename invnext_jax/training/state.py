@@ -1,7 +1,7 @@
 """The training state: parameters, optimiser state, moving averages and counters.
 
-Abstract shapes come first, then shardings, then one jitted initialisation with those shardings, so
-that no array is ever created in full on one device.
+First, abstract shapes are computed, then their shardings. One jitted initialisation then creates
+the arrays with these shardings, so that no array is ever created in full on one device.
 """
 
 import functools
@@ -22,14 +22,15 @@ class TrainState(flax.struct.PyTreeNode):
     """The state of a run after `step` steps.
 
     Attributes:
-        step: int32 scalar, number of steps done, including skipped ones.
+        step: int32 scalar, number of completed steps, including skipped ones.
         params: tree of float32 arrays.
         opt_state: the state of the optimiser.
         skipped: int32 scalar, number of steps skipped because the loss or gradient was not finite.
-        skipped_in_row: int32 scalar, number of consecutive skipped steps up to the last step.
-        follow: moving averages of parameter groups that the loss uses (EMA targets), by name. {}
-            if there are none.
-        ema: moving average of all parameters, with the structure of `params`. {} if there is none.
+        skipped_in_row: int32 scalar, number of consecutive steps skipped most recently; 0 if the
+          last step was not skipped.
+        follow: EMA targets, by name: moving averages of parameter groups that the loss uses. {} if
+          there are none.
+        ema: moving average of all parameters, with the structure of `params`; {} if there is none.
     """
 
     step: jax.Array
@@ -72,7 +73,7 @@ def abstract_state(
     ema_targets: EmaTargets | None = None,
     ema: bool = False,
 ) -> TrainState:
-    """Returns shapes, dtypes and shardings of the state without computing it.
+    """Returns the shapes, dtypes and shardings of the state without computing it.
 
     Optimiser moments and moving averages have the shardings of their parameters.
 
@@ -93,7 +94,7 @@ def abstract_state(
 def init_state(
     init_fn: InitFn, tx: optax.GradientTransformation, abstract: TrainState, key: jax.Array
 ) -> TrainState:
-    """Computes the initial state without moving averages. Each shard is computed on its device.
+    """Computes the initial state without moving averages. Each device computes its own shards.
 
     Args:
         init_fn: key -> boxed parameters.
@@ -106,14 +107,14 @@ def init_state(
         return mesh_lib.unbox(_initial_state(init_fn, tx, {}, False, key))
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract.replace(follow={}, ema={}))
-    # On CPU, XLA takes longer to optimise this program than the program takes to run.
+    # On CPUs, optimising this program would take longer than running it.
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     return jax.jit(init, out_shardings=shardings, compiler_options=options)(key)
 
 
 def init_ema(state: TrainState, ema_targets: EmaTargets, ema: bool = False) -> TrainState:
     """Returns the state with all moving averages set to the current parameters."""
-    # These must be copies: the step donates the state, and no buffer may be donated twice.
+    # These must be copies, because the step donates the state and no buffer may be donated twice.
     follow = {
         name: jax.tree.map(jnp.copy, state.params[group]) for name, group in ema_targets.items()
     }
@@ -132,7 +133,7 @@ def replace_subtree(tree: Any, path: str, new: Any) -> Any:
 
 
 def compare_shapes(actual: Mapping[str, tuple], expected: Mapping[str, tuple]) -> list[str]:
-    """Returns one line for each array that is missing, unexpected or of the wrong shape."""
+    """Returns one line for each array that is missing, is unexpected or has the wrong shape."""
     lines = [f"missing: {name} {expected[name]}" for name in expected if name not in actual]
     lines += [f"unexpected: {name} {actual[name]}" for name in actual if name not in expected]
     lines += [

@@ -42,22 +42,22 @@ def make_train_step(
 ) -> StepFn:
     """Makes the function `step(state, frozen, batch, root_key) -> (state, metrics)`, not jitted.
 
-    The step's key is `fold_in(root_key, state.step)`, so that a resumed run draws the same numbers.
-    If the loss or the gradient norm is not finite, the whole update is skipped: parameters, moving
-    averages and optimiser state keep their values; only `step` and the counters of skipped steps
-    change.
+    The step's key is `fold_in(root_key, state.step)`, so that a resumed run draws the same random
+    numbers. If the loss or the gradient norm is not finite, the whole update is skipped. The
+    parameters, moving averages and optimiser state then keep their values, and only `step` and the
+    counters of skipped steps change.
 
     Args:
         loss_fn: function (params, frozen, batch, key) -> (float32 scalar, dict of float32 scalars).
             Its `frozen` contains the frozen parameters and the EMA targets.
-        tx: the optimiser. Its `update(..., finite=False)` must keep its state, as the update of
-            `make_optimizer` and of `optimizer.update_if_finite` does.
-        schedule: function that maps the number of updates to the learning rate, for the log.
-        ema_targets: dict from the name of each EMA target to its parameter group, and the momentum
-            m: target = m * target + (1 - m) * group, with the parameters after the update.
+        tx: the optimiser. Its `update(..., finite=False)` must return the state unchanged, as for
+          `make_optimizer` and `optimizer.update_if_finite`.
+        schedule: function that maps the number of updates to the learning rate; used for logging.
+        ema_targets: a dict that maps the name of each EMA target to its parameter group, and the
+          momentum m. After each update, target = m * target + (1 - m) * group.
         accumulate: number of microbatches, processed sequentially; see
             `select_microbatch`.
-        ema_decay: decay of the moving average of all parameters. 0 for no average.
+        ema_decay: decay of the moving average of all parameters; 0 for no average.
 
     Returns:
         The step. Its metrics are float32 and int32 scalars: the terms that `loss_fn` returns, and
@@ -117,8 +117,8 @@ def select_microbatch(
 ) -> tuple[dict[str, jax.Array], jax.Array]:
     """Returns one microbatch of a batch and its random key.
 
-    A microbatch holds every `microbatches`-th clip, so that each device reads only its own clips.
-    Its key is `fold_in(key, index)`. With one microbatch, batch and key are returned unchanged.
+    A microbatch has every `microbatches`-th clip, so that each device reads only its own clips. Its
+    key is `fold_in(key, index)`. With one microbatch, batch and key are returned unchanged.
 
     Args:
         batch: dict of arrays [b ...].
@@ -158,7 +158,8 @@ def _mean_gradients(
 
     shapes = jax.eval_shape(compute, jnp.int32(0))
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), shapes)
-    # `zeros_like` gives the gradient sums the parameters' shardings; else they are replicated.
+    # With `zeros_like`, the gradient sums have the parameters' shardings instead of being
+    # replicated.
     zeros = (zeros[0], jax.tree.map(lambda p: jnp.zeros_like(p, jnp.float32), params))
     return jax.lax.scan(add, zeros, jnp.arange(microbatches))[0]
 

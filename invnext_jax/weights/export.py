@@ -1,7 +1,8 @@
-"""The export format of this package: a .safetensors file and a .json of the same name.
+"""The export format of this package: a .safetensors file and a .json file with the same name.
 
-The tensors are float32 and contiguous, and named by their path in the parameter tree
-("encoder/blocks/attn/qkv/kernel"). The JSON holds the config that is needed to build the modules.
+The tensors are contiguous float32 arrays. Their names are their paths in the parameter tree
+("encoder/blocks/attn/qkv/kernel"). The .json file has the config that is needed to build the
+modules.
 """
 
 import itertools
@@ -26,12 +27,12 @@ ASSETS = Path(__file__).parent.parent / "assets"
 
 
 def resolve_path(path: str) -> str:
-    """Returns `path`; "assets" names the image teacher of the synthetic world in this package."""
+    """Returns `path`, or the path of the synthetic world's image teacher if `path` is "assets"."""
     return str(ASSETS / "siglip2_tiny_world.safetensors") if path == "assets" else path
 
 
 def lazy_tensors(tree: Mapping[str, Any]) -> dict[str, LazyTensor]:
-    """Flattens nested dicts of arrays to {"a/b": tensor}, sorted, float32 when read."""
+    """Flattens nested dicts of arrays to a sorted dict {"a/b": tensor} of float32 tensors."""
     flat = flax.traverse_util.flatten_dict(tree, sep="/")
     return {
         path: LazyTensor(tuple(np.shape(leaf)), lambda x=leaf: np.asarray(x, dtype=np.float32))
@@ -48,7 +49,7 @@ def find_nonfinite(params: Any) -> str | None:
 
 
 def description_path(path: str | Path) -> Path:
-    """Returns the path of the .json that belongs to a .safetensors file.
+    """Returns the path of the .json file that belongs to a .safetensors file.
 
     Raises:
       UserError: the name does not end in .safetensors.
@@ -65,28 +66,28 @@ def write_export(path: str | Path, params: Mapping[str, Any], about: Mapping[str
     Args:
       path: the .safetensors file; its folder is created if needed.
       params: parameter tree with an entry for each part ("encoder", "predictor", ...).
-      about: description for the .json; "format" and "parts" are added.
+      about: description for the .json file; "format" and "parts" are added.
 
     Raises:
       UserError: the name does not end in .safetensors.
     """
     path, json_path = Path(path), description_path(path)
     about = {"format": FORMAT, "parts": sorted(params), **about}
-    atomic_file.remove_temporary_files(path)  # they may be large
-    # The .json is renamed last: an export without it is not valid.
+    atomic_file.remove_temporary_files(path)  # these may be large
+    # The .json file is renamed last, because an export without it is not valid.
     with atomic_file.atomic_path(json_path) as json_part, atomic_file.atomic_path(path) as part:
         write_tensors(part, lazy_tensors(params), metadata={"format": "invnext-jax"})
         json_part.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
 
 def read_export(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Reads an export that `write_export` wrote.
+    """Reads an export written by `write_export`.
 
     Returns:
       The parameter tree (float32 numpy arrays) and the description.
 
     Raises:
-      UserError: a file is missing or damaged, or a newer version wrote it.
+      UserError: a file is missing or damaged, or was written by an incompatible version.
     """
     path, json_path = Path(path), description_path(path)
     for file in (path, json_path):
@@ -140,9 +141,11 @@ def _bits(tensor: LazyTensor) -> np.ndarray:
 
 
 def require_part(path: str, parts: Mapping[str, Any], name: str) -> None:
-    """Raises a `UserError` if `name` is not in `parts`, the content of the file `path`."""
+    """Raises a `UserError` if `name` is not in `parts`, the contents of the file `path`."""
     if name not in parts:
-        raise UserError(f"{path} holds no {name} model, only {', '.join(parts)}: name another file")
+        raise UserError(
+            f"{path} has no {name} model, only {', '.join(parts)}: use a different file"
+        )
 
 
 def config_mismatches(
@@ -151,12 +154,12 @@ def config_mismatches(
     """Compares a config section with the description of a file.
 
     Args:
-      described: fields and values in the description of the file.
+      described: fields and values from the description of the file.
       section: section of the config.
       names: fields to compare; fields that are not in `described` are skipped.
 
     Returns:
-      (field, configured value, described value) of each field that differs.
+      A tuple (field, configured value, described value) for each field that differs.
     """
     return [
         (name, section[name], described[name])

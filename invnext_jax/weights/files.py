@@ -1,4 +1,4 @@
-"""Safetensors checkpoints: lazy reading of a file or shards, writing one tensor at a time.
+"""Safetensors checkpoints: lazy reading of one file or of shards, and writing tensor by tensor.
 
 Neither PyTorch nor pickle is used.
 """
@@ -24,14 +24,14 @@ SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 _WRAPPERS = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _PICKLE_SUFFIXES = (".bin", ".pth", ".pt", ".ckpt", ".pkl", ".tar")
 _CONVERT = (
-    "pickles can run any code, so they are not read; convert it once where PyTorch is installed: "
-    "safetensors.torch.save_file(torch.load(FILE, weights_only=True), 'model.safetensors'); pass "
-    "the entry 'module', 'model' or 'state_dict' if the file has one"
+    "pickles are not read because they can run any code. Convert it on a machine with PyTorch: "
+    "safetensors.torch.save_file(torch.load(FILE, weights_only=True), 'model.safetensors'). If the "
+    "loaded dict has an entry 'module', 'model' or 'state_dict', save that entry"
 )
 
 
 class LazyTensor(NamedTuple):
-    """A tensor that is read on demand: `read()` returns it as float32."""
+    """A tensor that is read on demand. `read()` returns it as float32."""
 
     shape: tuple[int, ...]
     read: Callable[[], np.ndarray]
@@ -42,7 +42,7 @@ class Checkpoint(NamedTuple):
 
     Attributes:
       tensors: tensors by name.
-      config: content of config.json in the same folder; {} if there is none.
+      config: contents of config.json in the same folder; {} if there is none.
     """
 
     tensors: dict[str, LazyTensor]
@@ -50,7 +50,7 @@ class Checkpoint(NamedTuple):
 
 
 class LazyArrays(Mapping):
-    """Mapping from tensor names to arrays, which reads the file at each lookup."""
+    """Mapping from tensor names to arrays. Each lookup reads the file."""
 
     def __init__(self, tensors: Mapping[str, LazyTensor]):
         self._tensors = tensors
@@ -66,14 +66,14 @@ class LazyArrays(Mapping):
 
 
 def open_checkpoint(source: str | Path) -> Checkpoint:
-    """Opens a .safetensors file or a folder in the Hugging Face format.
+    """Opens a .safetensors file or a folder in Hugging Face format.
 
     Args:
       source: a file, or a folder with either model.safetensors or model.safetensors.index.json and
         its shards. config.json is read from the same folder.
 
     Raises:
-      UserError: there is no checkpoint, it is a pickle, or a file is missing or damaged.
+      UserError: there is no checkpoint, the file is a pickle, or a file is missing or damaged.
     """
     source = Path(source)
     if source.is_dir():
@@ -85,14 +85,14 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
 
 
 def _strip_wrappers(tensors: dict[str, LazyTensor], source: Path) -> dict[str, LazyTensor]:
-    """Removes the prefixes that torch.compile, FSDP and DistributedDataParallel add to names."""
+    """Removes prefixes added to names by torch.compile, FSDP and DistributedDataParallel."""
     renamed = {name: _WRAPPERS.sub("", name) for name in tensors}
-    # A model may itself have a submodule called "module"; DistributedDataParallel wraps all of it.
+    # A model may have a submodule "module". DistributedDataParallel adds the prefix to all names.
     while renamed and all(name.startswith("module.") for name in renamed.values()):
         renamed = {name: new.removeprefix("module.") for name, new in renamed.items()}
     if len(set(renamed.values())) < len(renamed):
         raise UserError(
-            f"{source} holds tensors twice, with and without a prefix such as '_orig_mod.': "
+            f"{source} has some tensors twice, with and without a prefix such as '_orig_mod.': "
             "save only one of the two models"
         )
     return {renamed[name]: tensor for name, tensor in tensors.items()}
@@ -105,11 +105,11 @@ def write_tensors(
     dtype: str = "float32",
     metadata: Mapping[str, str],
 ) -> None:
-    """Writes a .safetensors file; holds only one tensor at a time in memory.
+    """Writes a .safetensors file, with only one tensor at a time in memory.
 
     Args:
       path: the file; it must not exist.
-      tensors: tensors by name, in the order in which they are written.
+      tensors: tensors by name, in the order of writing.
       dtype: "float32", "float16" or "bfloat16".
       metadata: metadata for the header.
 
@@ -131,7 +131,7 @@ def write_tensors(
 
 
 def _cast(name: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Converts a tensor to a contiguous array; a finite value must not become infinite."""
+    """Converts a tensor to a contiguous array. Raises a `UserError` if a value overflows."""
     with np.errstate(over="ignore"):
         converted = np.ascontiguousarray(array, dtype)
     overflows = np.isinf(converted) & np.isfinite(array) if dtype != np.float32 else None
@@ -150,31 +150,31 @@ def require_model_type(config: Mapping[str, Any], kind: str, types: Sequence[str
     """Checks that config.json describes one of the model types that can be imported as `kind`.
 
     Raises:
-      UserError: config.json describes another model type.
+      UserError: config.json describes a different type of model.
     """
     model_type = config.get("model_type")
     if model_type not in types:
         raise UserError(
-            f"config.json has model_type={model_type!r}, but {kind} is read from "
-            f"{' or '.join(types)}: name another kind or another checkpoint"
+            f"config.json has model_type={model_type!r}, but {kind} models have "
+            f"{' or '.join(types)}: change --kind or use a different checkpoint"
         )
 
 
 def require_values(config: Mapping[str, Any], supported: Mapping[str, Any]) -> None:
-    """Checks config.json for options of which only one value is supported.
+    """Checks the options in config.json for which only one value is supported.
 
     Args:
-      config: content of config.json; a missing option counts as supported.
-      supported: supported value of each option.
+      config: contents of config.json; missing options are accepted.
+      supported: the supported value of each option.
 
     Raises:
-      UserError: an option has another value.
+      UserError: an option has an unsupported value.
     """
     for name, value in supported.items():
         if config.get(name, value) != value:
             raise UserError(
-                f"config.json has {name}={config[name]!r}, but only {value!r} is supported: take "
-                "another checkpoint"
+                f"config.json has {name}={config[name]!r}, but only {value!r} is supported: use "
+                "a different checkpoint"
             )
 
 
@@ -186,7 +186,7 @@ def _open_folder(folder: Path) -> dict[str, LazyTensor]:
     for path in sorted(folder.iterdir()):
         _reject_pickle(path)
     raise UserError(
-        f"{folder} holds neither {SINGLE_FILE} nor {INDEX_FILE}: name the checkpoint's folder"
+        f"{folder} has neither {SINGLE_FILE} nor {INDEX_FILE}: use the folder of the checkpoint"
     )
 
 
@@ -194,7 +194,7 @@ def _open_shards(folder: Path) -> dict[str, LazyTensor]:
     files = json_file.read_object(folder / INDEX_FILE).get("weight_map")
     if not isinstance(files, dict) or not files:
         raise UserError(f"{folder / INDEX_FILE} lists no shards (weight_map): download it again")
-    # Only the file name is used, so that an index cannot point outside the folder.
+    # Only the file name is used, so that the index cannot refer to files outside the folder.
     shards = sorted({Path(str(file)).name for file in files.values()})
     if len(shards) > MAX_SHARDS:
         raise UserError(f"{folder / INDEX_FILE} lists more than {MAX_SHARDS} shards: check it")
@@ -217,8 +217,8 @@ def _open_shards(folder: Path) -> dict[str, LazyTensor]:
 
 def _open_file(path: Path) -> dict[str, LazyTensor]:
     if path.suffix != ".safetensors":
-        raise UserError(f"{path} is not a .safetensors file: name one, or the folder that holds it")
-    # A local import, so that a step on random clips (gpu-check) runs without safetensors.
+        raise UserError(f"{path} is not a .safetensors file: use a .safetensors file or its folder")
+    # Imported here so that a step on random clips (gpu-check) does not need safetensors.
     from safetensors import SafetensorError, safe_open
 
     try:

@@ -1,7 +1,8 @@
 """Image teachers in the Hugging Face format: SigLIP 2, CLIP and DINOv2.
 
-Each family has a table of tensor names and reads the sizes from config.json. Files of any version
-of transformers, with the image tower or the full model, are converted to the names of the table.
+Each family has a table of tensor names and a function that reads the sizes from config.json. Files
+from any version of transformers, with only the image tower or the full model, are converted to the
+names in the table.
 """
 
 import re
@@ -18,14 +19,14 @@ from invnext_jax.weights.model_sizes import LIMITS, check_size
 
 
 class ImageModelFamily(NamedTuple):
-    """Import settings for one kind of image model.
+    """How to import one kind of image model.
 
     Attributes:
-      rules: rules between the names that `adapt` returns and the paths of the parameter tree.
-      sizes: function that reads the fields of `config.teacher` from the content of config.json. It
-        raises a UserError if the file describes another model.
-      adapt: function that returns only the tensors of the image tower, under the names of `rules`,
-        without reading data.
+      rules: map the names that `adapt` returns to paths in the parameter tree.
+      sizes: function that reads the fields of `config.teacher` from the contents of config.json. It
+        raises a UserError if the file describes a different model.
+      adapt: function that returns only the tensors of the image tower, with the names in `rules`,
+        without reading their data.
     """
 
     rules: list[Rule]
@@ -66,7 +67,7 @@ CLIP = [
     Rule("embeddings.class_embedding", "class_token"),
     Rule("embeddings.patch_embedding.weight", "patch_embed/kernel", CONV2D),
     Rule("embeddings.position_embedding.weight", "position"),
-    *norm("pre_layrnorm", "pre_norm"),  # spelled like this in transformers
+    *norm("pre_layrnorm", "pre_norm"),  # this is the spelling in transformers
     *_BLOCKS,
     *norm("post_layernorm", "norm"),
 ]
@@ -108,12 +109,12 @@ _DINOV2_NAMES = {  # names of transformers 5 and of gated MLPs -> names of the t
 
 
 def _select_tower(tensors: Mapping[str, LazyTensor], anchor: str) -> dict[str, LazyTensor]:
-    """Returns all tensors with the same prefix as the tensor `anchor`, without the prefix."""
+    """Returns all tensors that have the same prefix as the tensor `anchor`, without the prefix."""
     anchors = [name for name in tensors if name == anchor or name.endswith(f".{anchor}")]
     if len(anchors) != 1:
         raise UserError(
-            f"the file has {len(anchors)} tensors {anchor}, but a model of that kind has one: "
-            "name the file that belongs to config.json"
+            f"the file has {len(anchors)} tensors {anchor}, but a model of this kind has one: "
+            "use the file that belongs to config.json"
         )
     prefix = anchors[0].removesuffix(anchor)
     tower = {
@@ -127,11 +128,12 @@ def _select_tower(tensors: Mapping[str, LazyTensor], anchor: str) -> dict[str, L
 def _split_fused(
     tensors: Mapping[str, LazyTensor], fused: str, parts: tuple[str, ...]
 ) -> dict[str, LazyTensor]:
-    """Splits fused tensors into equal parts along their first axis; keeps all other tensors.
+    """Splits fused tensors into equal parts along the first axis; other tensors are unchanged.
 
     Args:
       tensors: tensors by name.
-      fused: regular expression of the fused names, with the groups `path` and `leaf`.
+      fused: regular expression that matches the names of fused tensors; has the groups `path` and
+        `leaf`.
       parts: names of the parts.
     """
     split = {}
@@ -174,7 +176,7 @@ def _adapt_dinov2(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
 
 
 _ACTIVATIONS = {"gelu": "gelu", "quick_gelu": "quick_gelu", "gelu_pytorch_tanh": "gelu_tanh"}
-# Defaults of transformers for fields that config.json does not set.
+# Defaults in transformers for fields that are not in config.json.
 _DEFAULTS = {
     "hidden_size": 768,
     "intermediate_size": 3072,
@@ -186,16 +188,16 @@ _DEFAULTS = {
 
 
 def _tower_config(config: Mapping[str, Any], kind: str, types: tuple[str, str]) -> dict[str, Any]:
-    """Returns the image tower's config, from a tower (types[0]) or a full model (types[1])."""
+    """Returns the image tower's config from that of a tower (types[0]) or full model (types[1])."""
     if config.get("model_type") == types[1]:
-        nested = config.get("vision_config_dict")  # transformers prefers it to vision_config
+        nested = config.get("vision_config_dict")  # overrides vision_config in transformers
         nested = config.get("vision_config") or {} if nested is None else nested
         config = {"model_type": types[0], **nested}
     if config.get("model_type") in ("siglip2", "siglip2_vision_model"):
         raise UserError(
-            f"config.json has model_type={config['model_type']!r}, which is SigLIP 2 of variable "
-            "resolution (NaFlex) and not supported: take a checkpoint of fixed resolution, "
-            "such as siglip2-giant-opt-patch16-256"
+            f"config.json has model_type={config['model_type']!r}, the variable-resolution variant of "
+            "SigLIP 2 (NaFlex), which is not supported: use a fixed-resolution checkpoint such as "
+            "siglip2-giant-opt-patch16-256"
         )
     require_model_type(config, kind, types)
     return dict(config)
@@ -204,7 +206,7 @@ def _tower_config(config: Mapping[str, Any], kind: str, types: tuple[str, str]) 
 def _side(config: Mapping[str, Any], name: str) -> int:
     sides = config[name] if isinstance(config[name], list) else [config[name]]
     if len(set(sides)) != 1 or not isinstance(sides[0], int):
-        raise UserError(f"config.json has {name}={config[name]!r}, but only squares are supported")
+        raise UserError(f"config.json has {name}={config[name]!r}, but only square sizes work")
     return sides[0]
 
 
@@ -256,7 +258,8 @@ def _sizes_dinov2(config: Mapping[str, Any]) -> dict[str, Any]:
     check_size(config["hidden_size"], "hidden_size", "config.json", LIMITS["width"])
     mlp_width, gated = int(config["hidden_size"] * config.get("mlp_ratio", 4)), False
     if config.get("use_swiglu_ffn", False):
-        # Two thirds keep the parameter count with three matrices; rounded up to a multiple of 8.
+        # The factor 2/3 keeps the parameter count, because there are three matrices instead of two.
+        # The width is rounded up to a multiple of 8.
         mlp_width, gated = (int(mlp_width * 2 / 3) + 7) // 8 * 8, True
     config["intermediate_size"] = mlp_width
     return _fields("dinov2", config, registers=registers, gated=gated)

@@ -1,7 +1,7 @@
 """Import of weights: image teachers, ModernBERT layers and published video encoders.
 
-All names and shapes are compared with the model before any tensor is read. An error lists all
-mismatches.
+All names and shapes are compared with those of the model before any tensor is read. The error
+message lists all mismatches.
 """
 
 import contextlib
@@ -36,11 +36,11 @@ KINDS = (*image_models.FAMILIES, "modernbert", "internvideo_next")
 
 @dataclasses.dataclass(frozen=True)
 class ImportedWeights:
-    """The content of an export.
+    """The contents of an export.
 
     Attributes:
-      params: parameter tree with an entry for each part.
-      config: config of the modules.
+      params: parameter tree with an entry for each part of the model.
+      config: config that the modules are built from.
     """
 
     params: dict[str, Any]
@@ -55,28 +55,28 @@ def import_weights(
     last_layers: int = 8,
     overwrite: bool = False,
 ) -> str:
-    """Converts a checkpoint of another project to an export of this package.
+    """Converts a checkpoint from another project to the export format of this package.
 
     Args:
       kind: one of `KINDS`.
       source: a .safetensors file, or a folder with config.json and one or more such files.
-      out: the .safetensors file to write; a .json of the same name is written next to it.
-      last_layers: for a text model, the number of last layers to keep.
+      out: the .safetensors file to write; a .json file with the same name is written next to it.
+      last_layers: for a text model, how many of the last layers to keep.
       overwrite: whether existing files may be replaced.
 
     Returns:
-      A summary of the written files, and the flags to use them.
+      A summary of the written files, and the flags for using them.
 
     Raises:
-      UserError: the kind is unknown, the source does not match, or `out` exists.
+      UserError: the kind is unknown, the source is not a model of this kind, or `out` exists.
     """
     if kind not in KINDS:
         raise UserError(f"--kind={kind} must be one of {', '.join(KINDS)}")
     out, json_path = Path(out), description_path(out)
     if not overwrite and (out.exists() or json_path.exists()):
-        raise UserError(f"{out} or its .json exists: name another or --overwrite")
+        raise UserError(f"{out} or its .json file exists: change --out or add --overwrite")
     if out.is_dir():
-        raise UserError(f"--out={out} is a folder: name a .safetensors file")
+        raise UserError(f"--out={out} is a folder: specify a .safetensors file")
     checkpoint = open_checkpoint(source)
     if kind in image_models.FAMILIES:
         imported = read_teacher(kind, checkpoint, source)
@@ -85,7 +85,7 @@ def import_weights(
     else:
         imported = read_video(checkpoint, source)
     if name := find_nonfinite(imported.params):
-        raise UserError(f"{source} has weights that are not finite, in {name}: import another copy")
+        raise UserError(f"{source} has weights that are not finite in {name}: use a different copy")
     about = {"config": imported.config, "source": {"kind": kind, "name": Path(source).name}}
     try:
         write_export(out, imported.params, about)
@@ -99,7 +99,7 @@ def import_weights(
 
 @contextlib.contextmanager
 def config_errors(source: str | Path) -> Iterator[None]:
-    """Context manager that converts errors due to an invalid config.json to a `UserError`."""
+    """Context manager that converts errors caused by an invalid config.json to a `UserError`."""
     try:
         yield
     except UserError:
@@ -107,25 +107,25 @@ def config_errors(source: str | Path) -> Iterator[None]:
     except _BUILD_ERRORS as error:
         reason = str(error).partition("\n")[0][:300]
         raise UserError(
-            f"config.json of {source} does not describe a model that can be built ({reason}): use "
+            f"config.json of {source} does not describe a valid model ({reason}): use "
             "the config.json of the checkpoint"
         ) from error
 
 
 def _usage(kind: str, out: Path, imported: ImportedWeights) -> str:
     if kind == "internvideo_next":
-        return f"Probe it: --config.checkpoint={out}; start from it: --config.init_from={out}"
+        return f"To probe it: --config.checkpoint={out}. To start from it: --config.init_from={out}"
     group, section = ("predictor", "text") if kind == "modernbert" else ("teacher", "teacher")
     fields = dict(imported.config[section])
     if kind == "modernbert":
         fields.pop("kind")
         fields.pop("depth", None)
     sizes = " ".join(f"--config.{group}.{name}={value}" for name, value in fields.items())
-    return f"Use it: --config.{group}.weights={out} {sizes}"
+    return f"To use it: --config.{group}.weights={out} {sizes}"
 
 
 def read_teacher(kind: str, checkpoint: Checkpoint, source: str | Path) -> ImportedWeights:
-    """Reads a frozen image teacher of one of `image_models.FAMILIES`."""
+    """Reads a frozen image teacher from one of `image_models.FAMILIES`."""
     family = image_models.FAMILIES[kind]
     image_models.refuse_other_libraries(kind, checkpoint, source)
     with config_errors(source):
@@ -141,7 +141,7 @@ def read_teacher(kind: str, checkpoint: Checkpoint, source: str | Path) -> Impor
 
 
 def read_text(checkpoint: Checkpoint, source: str | Path, last_layers: int) -> ImportedWeights:
-    """Reads the last layers of ModernBERT, which initialise a predictor."""
+    """Reads the last layers of ModernBERT, which can initialise a predictor."""
     with config_errors(source):
         sizes = text_models.sizes(_require_config(checkpoint, source))
         check_sizes(sizes, str(source))
@@ -156,7 +156,7 @@ def read_text(checkpoint: Checkpoint, source: str | Path, last_layers: int) -> I
 
 
 def read_video(checkpoint: Checkpoint, source: str | Path) -> ImportedWeights:
-    """Reads a video encoder in the published format, and all other parts in the same file."""
+    """Reads a video encoder in the published format, and all other parts in the file."""
     with config_errors(source):
         content = _require_config(checkpoint, source)
         config = ml_collections.ConfigDict(
@@ -175,14 +175,14 @@ def read_video(checkpoint: Checkpoint, source: str | Path) -> ImportedWeights:
 
 
 def part_shapes(config: Any, parts: Iterable[str]) -> match.Shapes:
-    """Returns the shapes of the parameters of some parts of a model, by path.
+    """Returns the parameter shapes of the given parts of a model, by path.
 
     Args:
-      config: a run's config; for the encoder and the pool, `encoder` and `dtype` are enough.
+      config: a run's config. For the encoder and the pool, only `encoder` and `dtype` are needed.
       parts: top-level names of the parameter tree.
 
     Raises:
-      UserError: the model lacks a part.
+      UserError: the model does not have one of the parts.
     """
     parts = set(parts)
     if parts <= {"encoder", "pool"}:
@@ -216,6 +216,6 @@ def _shapes(module: nn.Module, x: jax.ShapeDtypeStruct) -> match.Shapes:
 def _require_config(checkpoint: Checkpoint, source: str | Path) -> Mapping[str, Any]:
     if not checkpoint.config:
         raise UserError(
-            f"there is no config.json next to {source}: put the config.json of the checkpoint there"
+            f"there is no config.json next to {source}: add the config.json of the checkpoint"
         )
     return checkpoint.config

@@ -1,8 +1,9 @@
-"""Conversion between PyTorch checkpoints and JAX parameter trees, by tables of rules.
+"""Conversion between PyTorch checkpoints and JAX parameter trees with tables of rules.
 
-PyTorch stores the weight of a linear layer as [out in], and each layer of a stack as tensors with
-the layer's number in their names. JAX trees have kernels [in out], with the layers of a stack along
-a new first axis. A rule converts one tensor in both directions.
+PyTorch stores the weight of a linear layer as [out in]. The layers of a stack have separate
+tensors, with the number of the layer in their names. JAX trees have kernels of shape [in out], and
+the layers of a stack are stacked along a new first axis. A rule converts one tensor in both
+directions.
 """
 
 import re
@@ -47,7 +48,7 @@ FUSED3 = _fused_layout(3)
 FUSED2 = _fused_layout(2)
 CONV2D = _patch_layout(4)
 CONV3D = _patch_layout(5)
-SQUEEZE = Layout(lambda x: x[0], lambda x: x[None])  # drops a first axis of size 1
+SQUEEZE = Layout(lambda x: x[0], lambda x: x[None])  # removes a first axis of size 1
 VECTOR = Layout(lambda x: x.reshape(-1), lambda x: x.reshape(1, 1, -1))
 
 
@@ -55,9 +56,9 @@ class Rule(NamedTuple):
     """Conversion of one parameter.
 
     Attributes:
-      name: name in PyTorch. `{i}` is the number of a layer that is stacked in JAX, and `{n}` that
-        of a layer that is not stacked.
-      path: path in the JAX tree, with slashes; may contain `{n}`.
+      name: name in PyTorch. `{i}` is the number of a layer that is stacked in JAX, and `{n}` is the
+        number of a layer that is not stacked.
+      path: path in the JAX tree, separated by slashes; may contain `{n}`.
       layout: conversion of the array.
     """
 
@@ -67,7 +68,7 @@ class Rule(NamedTuple):
 
 
 def linear(name: str, path: str, layout: Layout = LINEAR) -> list[Rule]:
-    """Returns the rules of a linear layer, or of a convolution whose stride is its kernel size."""
+    """Returns the rules of a linear layer, or of a convolution with stride equal to kernel size."""
     return [Rule(f"{name}.weight", f"{path}/kernel", layout), Rule(f"{name}.bias", f"{path}/bias")]
 
 
@@ -80,15 +81,15 @@ def to_tree(state: Mapping[str, Array], rules: Sequence[Rule]) -> dict[str, Any]
     """Converts PyTorch parameters or gradients to a JAX tree.
 
     Args:
-      state: tensors by name; each is read once, so the mapping may be lazy. Stacked layers must be
-        numbered from 0 without gaps.
+      state: tensors by name. Each one is read only once, so the mapping may be lazy. Stacked layers
+        must be numbered from 0 without gaps.
       rules: table of rules; the first one that matches a name is used.
 
     Returns:
       Nested dicts of contiguous arrays.
 
     Raises:
-      KeyError: no rule matches a name, or a layer of a stack is missing.
+      KeyError: a name matches no rule, or a layer of a stack is missing.
     """
     flat, stacks = {}, {}
     for name in state:
@@ -101,13 +102,15 @@ def to_tree(state: Mapping[str, Array], rules: Sequence[Rule]) -> dict[str, Any]
             flat[path] = np.ascontiguousarray(value)
     for path, layers in stacks.items():
         if sorted(layers) != list(range(len(layers))):
-            raise KeyError(f"{path} has layers {sorted(layers)}, but they must count from 0")
+            raise KeyError(
+                f"{path} has layers {sorted(layers)}, but they must be numbered from 0 without gaps"
+            )
         flat[path] = np.stack([layers.pop(i) for i in sorted(layers)])
     return flax.traverse_util.unflatten_dict(flat, sep="/")
 
 
 class LeafSlice(NamedTuple):
-    """The part of a JAX leaf that is one tensor in PyTorch.
+    """The part of a JAX leaf that corresponds to one PyTorch tensor.
 
     Attributes:
       path: path of the leaf.
@@ -128,14 +131,14 @@ class LeafSlice(NamedTuple):
 def pytorch_names(
     shapes: Mapping[str, tuple[int, ...]], rules: Sequence[Rule]
 ) -> Iterator[tuple[str, LeafSlice]]:
-    """Yields the PyTorch name and the leaf slice of each tensor; inverts `to_tree`.
+    """Yields the PyTorch name and the leaf slice of each tensor. This is the inverse of `to_tree`.
 
     Args:
-      shapes: shapes of the leaves of a JAX tree, by path with slashes.
+      shapes: shapes of the leaves of a JAX tree, by path (separated by slashes).
       rules: table of rules; the first one that matches a path is used.
 
     Raises:
-      KeyError: no rule matches a path.
+      KeyError: a path matches no rule.
     """
     for path, shape in shapes.items():
         rule, numbers = _find_rule(path, rules, "path")

@@ -1,4 +1,4 @@
-"""Strict comparison of arrays with the parameters of a model; an error lists all mismatches."""
+"""Strict comparison of arrays with a model's parameters. Error messages list all mismatches."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,7 +16,7 @@ _MAX_ROWS = 10_000  # of a table of mismatches; more than any supported model ha
 
 
 def leaf_shapes(tree: Mapping[str, Any]) -> Shapes:
-    """Returns the shapes of the leaves of nested dicts, by path with slashes."""
+    """Returns the shapes of the leaves of nested dicts, by path (separated by slashes)."""
     flat = flax.traverse_util.flatten_dict(tree, sep="/")
     return {path: tuple(np.shape(leaf)) for path, leaf in flat.items()}
 
@@ -27,13 +27,13 @@ def match_tree(tree: Mapping[str, Any], expected: Mapping[str, Any], source: str
     Args:
       tree: nested dicts of arrays.
       expected: nested dicts of arrays or abstract arrays.
-      source: origin of `tree`, for the message.
+      source: origin of `tree`, for the error message.
 
     Returns:
       `tree` with the dtypes of `expected`.
 
     Raises:
-      UserError: a leaf is missing, unexpected or of another shape; the message lists all of them.
+      UserError: leaves are missing or unexpected, or have a different shape.
     """
     check_shapes(leaf_shapes(tree), leaf_shapes(expected), source)
     return jax.tree.map(lambda x, like: np.asarray(x, like.dtype), tree, expected)
@@ -42,16 +42,16 @@ def match_tree(tree: Mapping[str, Any], expected: Mapping[str, Any], source: str
 def read_tree(
     tensors: Mapping[str, LazyTensor], expected: Shapes, rules: Sequence[Rule], source: str
 ) -> dict[str, Any]:
-    """Reads PyTorch tensors as a JAX tree, after checking all names and shapes.
+    """Reads PyTorch tensors into a JAX tree after checking all names and shapes.
 
     Args:
       tensors: tensors by name.
       expected: shapes of the parameters of the tree.
       rules: table of rules that convert the tensors to the tree.
-      source: origin of the tensors, for the message.
+      source: origin of the tensors, for the error message.
 
     Raises:
-      UserError: a tensor is missing, unexpected or of another shape; the message lists all of them.
+      UserError: tensors are missing or unexpected, or have a different shape.
     """
     expected_tensors = {
         name: pytorch_shape(expected[leaf.path], leaf)
@@ -62,7 +62,7 @@ def read_tree(
 
 
 def pytorch_shape(shape: tuple[int, ...], leaf: LeafSlice) -> tuple[int, ...]:
-    """Returns the shape of the PyTorch tensor of a leaf slice, from the shape of the leaf."""
+    """Returns the shape of a leaf slice's PyTorch tensor, given the shape of the leaf."""
     shape = shape if leaf.layer is None else shape[1:]
     array = jax.ShapeDtypeStruct(shape, np.float32)
     return jax.eval_shape(leaf.layout.to_pytorch, array).shape
@@ -80,5 +80,5 @@ def check_shapes(shapes: Shapes, expected: Shapes, source: str) -> None:
         count = len(rows) - _MAX_ROWS
         table = "\n".join([*rows[:_MAX_ROWS], *([f"  and {count} more"] if count > 0 else [])])
         raise UserError(
-            f"{source} does not fit the configured model; change the file or the sizes:\n{table}"
+            f"{source} does not match the configured model. Change the file or the sizes:\n{table}"
         )

@@ -1,7 +1,7 @@
-"""The format of the published InternVideo-Next encoders: three files in a folder.
+"""The format of the published InternVideo-Next encoders: a folder with three files.
 
-config.json holds the sizes under `model_config`, model.safetensors uses the tensor names of
-`reference.PUBLISHED`, and preprocessor_config.json describes the preprocessing of the pixels.
+config.json has the sizes in the section `model_config`. model.safetensors uses the tensor names of
+`reference.PUBLISHED`. preprocessor_config.json describes the preprocessing of the pixels.
 """
 
 import json
@@ -22,9 +22,9 @@ _NAMES = {768: "Base", 1024: "Large", 1408: "1B"}
 def model_config(encoder: Any) -> dict[str, Any]:
     """Converts a run's `config.encoder` to the `model_config` of config.json."""
     ratio = encoder.mlp_width / encoder.width
-    if int(encoder.width * ratio) != encoder.mlp_width:  # the released code truncates
+    if int(encoder.width * ratio) != encoder.mlp_width:  # the released code truncates, too, too
         ratio = math.nextafter(ratio, math.inf)
-    # The released configs omit the number of class tokens, which is 4.
+    # The released configs do not contain the number of class tokens, which is 4.
     class_tokens = {} if encoder.class_tokens == 4 else {"cls_token_num": encoder.class_tokens}
     return {
         **class_tokens,
@@ -45,8 +45,8 @@ def encoder_config(config: Mapping[str, Any], source: str) -> dict[str, Any]:
     """Converts config.json to the fields of `config.encoder`; inverts `model_config`.
 
     Args:
-      config: content of config.json.
-      source: origin of the file, for the message.
+      config: contents of config.json.
+      source: origin of the file, for the error message.
 
     Raises:
       UserError: a size is missing, not a number or not supported.
@@ -58,11 +58,11 @@ def encoder_config(config: Mapping[str, Any], source: str) -> dict[str, Any]:
     missing = [name for name in needed if name not in sizes]
     if missing:
         raise UserError(
-            f"the config.json of {source} lacks {', '.join(missing)} (under model_config): put the "
+            f"the config.json of {source} lacks {', '.join(missing)} (in model_config): copy the "
             "config.json of the published encoder next to its model.safetensors"
         )
     if sizes.get("tubelet_size", 1) != 1:
-        raise UserError(f"{source} has tubelet_size={sizes['tubelet_size']}; only 1 is supported")
+        raise UserError(f"{source} has tubelet_size={sizes['tubelet_size']}, but only 1 is supported")
     ratio = sizes.get("mlp_ratio", 4)
     if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 < ratio <= 64:
         raise UserError(f"{source} has mlp_ratio={str(ratio)[:40]}, which is not between 0 and 64")
@@ -89,12 +89,12 @@ def write_configs(
     """Writes config.json and preprocessor_config.json.
 
     Args:
-      folder: folder of model.safetensors.
+      folder: the folder that contains model.safetensors.
       encoder: a run's `config.encoder`.
-      extra: content of the section `EXTRA_SECTION`.
+      extra: contents of the section `EXTRA_SECTION`.
       dtype: dtype of the tensors.
-      mean: mean of the pixels, from 0 to 1, for each channel.
-      std: standard deviation of the pixels.
+      mean: mean of each channel, for pixel values from 0 to 1.
+      std: standard deviation of each channel.
     """
     config = {
         "model_type": f"InternVideoNext_{_NAMES.get(encoder.width, 'Custom')}",
@@ -119,12 +119,12 @@ def write_configs(
 
 
 def to_pretraining_names(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
-    """Renames published tensors to the names of the pretraining code; keeps names of that form.
+    """Renames published tensors as in the pretraining code; keeps names that are already so.
 
     Raises:
       UserError: a tensor exists under both names.
     """
     renamed = {name: name.removeprefix("model.").replace(".lr_scale", ".gamma") for name in tensors}
     if len(set(renamed.values())) < len(renamed):
-        raise UserError("the file holds tensors twice, with and without the prefix 'model.'")
+        raise UserError("the file has some tensors twice, with and without the prefix 'model.'")
     return {renamed[name]: tensor for name, tensor in tensors.items()}

@@ -1,7 +1,7 @@
-"""Rules for the parameters of the released InternVideo-Next code and its published encoders.
+"""Conversion rules for the parameters of the released InternVideo-Next code and encoders.
 
-`PRETRAINING` has the names of both pretraining stages. `PUBLISHED` has the names of the released
-Stage 2 encoders, which start with `model.` and call layer scale `lr_scale`.
+`PRETRAINING` has the names that are used in both pretraining stages. `PUBLISHED` has the names in
+the released Stage 2 encoders. These start with `model.`, and layer scale is named `lr_scale`.
 """
 
 from invnext_jax.weights.layout import (
@@ -91,7 +91,7 @@ HEADS = [
     *_head("selfdist_decoder", "head"),
 ]
 _ALL = [*ENCODER, *POOL, *PREDICTOR, *_decoder("diffloss.net"), *HEADS]
-PRETRAINING = [*_ALL, *_decoder("net")]  # with the names of a separate decoder
+PRETRAINING = [*_ALL, *_decoder("net")]  # and the names of a decoder that is stored separately
 PUBLISHED = [
     rule._replace(name="model." + rule.name.replace(".gamma", ".lr_scale")) for rule in _ALL
 ]

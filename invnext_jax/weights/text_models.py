@@ -1,4 +1,4 @@
-"""The last layers of the published ModernBERT, which initialise a predictor."""
+"""Import of the last layers of the published ModernBERT, which can initialise a predictor."""
 
 import re
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ RULES = [
 ]
 
 GLOBAL, LOCAL = "full_attention", "sliding_attention"
-# Defaults of transformers for fields that config.json does not set.
+# Defaults in transformers for fields that are not in config.json.
 _DEFAULTS = {
     "hidden_size": 768,
     "intermediate_size": 1152,
@@ -42,21 +42,21 @@ _SUPPORTED = {
 
 
 def sizes(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Reads fields of `config.predictor` from config.json; `depth` is the full model's depth.
+    """Reads the fields of `config.predictor` from config.json; `depth` is that of the full model.
 
     Raises:
-      UserError: the model is another one, or its layers differ from `models.predictor`.
+      UserError: the model is not a ModernBERT, or its layers differ from `models.predictor`.
     """
     require_model_type(config, "modernbert", ("modernbert",))
     require_values(config, _SUPPORTED)
     sizes = {**_DEFAULTS, **config}
     depth = sizes["num_hidden_layers"]
     check_size(depth, "num_hidden_layers", "config.json", LIMITS["depth"])
-    # Newer files list the type of every layer, and the rotary base of each type.
+    # Newer files list the type of every layer and the rotary base of each type.
     types = [LOCAL if i % 3 else GLOBAL for i in range(depth)]
     if (config.get("layer_types") or types) != types:
         raise UserError(
-            "config.json must have layer_types of one full attention, then two sliding, repeated"
+            "layer_types in config.json must repeat: one full_attention, two sliding_attention"
         )
     rope = config.get("rope_parameters") or {}
     for kind, theta in ((GLOBAL, 160_000), (LOCAL, 10_000)):
@@ -73,7 +73,9 @@ def sizes(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def adapt(tensors: Mapping[str, LazyTensor], last_layers: int) -> dict[str, LazyTensor]:
-    """Returns the tensors of the last layers without the model's prefix, and without reading data.
+    """Selects the tensors of the last layers and removes the prefix of their names.
+
+    The data of the tensors is not read.
 
     Args:
       tensors: tensors of a ModernBERT, with or without a head.
@@ -88,13 +90,13 @@ def adapt(tensors: Mapping[str, LazyTensor], last_layers: int) -> dict[str, Lazy
     }
     if not any(name.endswith(".attn.Wqkv.weight") for name in found):
         raise UserError(
-            "the file holds no layers.<number>.attn.Wqkv.weight: it is not a ModernBERT; name one"
+            "the file has no layers.<number>.attn.Wqkv.weight, so it is not a ModernBERT: use one"
         )
     depth = 1 + max(number for number, _ in found.values())
     if not 1 <= last_layers < depth:
         raise UserError(
-            f"last_layers={last_layers} must lie in 1 to {depth - 1}: the first of the {depth} "
-            "layers has no norm before its attention, so a predictor cannot use it"
+            f"last_layers={last_layers} must be between 1 and {depth - 1}: the first layer of the "
+            "model has no norm before its attention, so a predictor cannot use it"
         )
     return {
         short: tensors[name]

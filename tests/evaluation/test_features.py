@@ -135,5 +135,5 @@ def test_paths_without_an_encoder_are_refused(tmp_path, config, params):
     with pytest.raises(UserError, match="holds no checkpoint"):
         pretrained.load_params(tmp_path)
     export.write_export(tmp_path / "a.safetensors", {"pool": params}, {"config": config.to_dict()})
-    with pytest.raises(UserError, match="holds no encoder"):
+    with pytest.raises(UserError, match="has no encoder"):
         pretrained.load_params(tmp_path / "a.safetensors")

@@ -143,12 +143,12 @@ def test_predicted_positions_are_uniform_and_distinct():
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("ratio", 0.0, "config.mask.ratio=0.0 must lie between 0 and 1"),
-        ("ratio", 1.0, "config.mask.ratio=1.0 must lie between 0 and 1"),
-        ("ratio", 1.5, "config.mask.ratio=1.5 must lie between 0 and 1"),
-        ("ratio", 0.001, "mask.ratio=0.001 hides none of the 256 patches of a frame"),
-        ("predicted", 0.0, "config.mask.predicted=0.0 must lie above 0 and at most at 1"),
-        ("predicted", 1.5, "config.mask.predicted=1.5 must lie above 0 and at most at 1"),
+        ("ratio", 0.0, "config.mask.ratio=0.0 must be between 0 and 1"),
+        ("ratio", 1.0, "config.mask.ratio=1.0 must be between 0 and 1"),
+        ("ratio", 1.5, "config.mask.ratio=1.5 must be between 0 and 1"),
+        ("ratio", 0.001, "mask.ratio=0.001 masks none of the 256 patches of a frame"),
+        ("predicted", 0.0, "config.mask.predicted=0.0 must be above 0 and at most 1"),
+        ("predicted", 1.5, "config.mask.predicted=1.5 must be above 0 and at most 1"),
         (
             "kind",
             "tubes",

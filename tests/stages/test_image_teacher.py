@@ -75,7 +75,11 @@ def test_text_layers_are_empty_without_a_text_model(config):
 @pytest.mark.parametrize(
     ("about", "numbers", "sentence"),
     [
-        ({"kind": "bert"}, range(20, 28), "of kind 'bert': name a 'modernbert'"),
+        (
+            {"kind": "bert"},
+            range(20, 28),
+            "of kind 'bert': set config.predictor.weights to",
+        ),
         ({"width": 64, "heads": 4}, range(20, 28), "predictor.width=64, config.predictor.heads=4"),
         ({"window": 128}, range(20, 28), "config.predictor.window=128"),
         ({}, range(26, 28), "the predictor starts from layers 25 to 27: change config.predictor"),
@@ -111,14 +115,14 @@ def test_a_teacher_that_is_not_the_configured_one_is_refused_with_a_table():
     config.teacher.update(width=64, depth=6)
     with pytest.raises(UserError) as caught:
         image_teacher.read_teacher(config)
-    assert "config.teacher.width: 64 here, set it to 96" in str(caught.value)
-    assert "config.teacher.depth: 6 here, set it to 4" in str(caught.value)
+    assert "config.teacher.width=64 must be 96" in str(caught.value)
+    assert "config.teacher.depth=6 must be 4" in str(caught.value)
 
 
 def test_an_unknown_teacher_is_refused():
     config = config1.get_config("tiny")
     config.teacher.kind = "convnet"
-    with pytest.raises(UserError, match="teacher.kind='convnet' is not known: set it to 'siglip2'"):
+    with pytest.raises(UserError, match="teacher.kind='convnet' is unknown: set it to 'siglip2'"):
         stage1.check_config(config)
 
 
@@ -143,8 +147,8 @@ def test_missing_or_excluded_parts_start_from_random_values_and_are_logged():
     config, groups = stage2_config(), ("encoder", "head", "pool", "predictor")
     start = stage2.warm_start(config, {"encoder": {}})
     assert initialization.describe_start(config, start, groups) == [
-        "head is initialized: it is not taken from runs/stage1",
-        "pool is initialized: it is not taken from runs/stage1",
+        "head is initialized randomly: it is not taken from runs/stage1",
+        "pool is initialized randomly: it is not taken from runs/stage1",
         "predictor is initialized without a text model (config.predictor.weights is empty)",
     ]
     config.init_parts = ("encoder", "pool")
@@ -172,7 +176,7 @@ def test_invalid_init_parts_are_refused():
     with pytest.raises(UserError, match="'pool', but init_from='runs/stage1' holds encoder"):
         stage2.warm_start(config, {"encoder": {}})
     config.init_parts = ("pool",)
-    with pytest.raises(UserError, match="must name 'encoder'"):
+    with pytest.raises(UserError, match="must include 'encoder'"):
         stage2.check_config(config)
     with pytest.raises(UserError, match="holds no encoder, only head"):
         stage2.warm_start(stage2_config(), {"head": {}})

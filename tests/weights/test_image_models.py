@@ -118,7 +118,11 @@ def test_file_of_another_kind_is_an_error():
         ("clip", {"model_type": "siglip"}, "clip is read from clip_vision_model or clip"),
         ("clip", {"model_type": "clip_vision_model", "hidden_act": "relu"}, "hidden_act='relu'"),
         ("clip", {"model_type": "clip_vision_model", "layer_norm_eps": 1e-6}, "layer_norm_eps"),
-        ("clip", {"model_type": "clip_vision_model", "image_size": [224, 256]}, "only squares"),
+        (
+            "clip",
+            {"model_type": "clip_vision_model", "image_size": [224, 256]},
+            "only square sizes",
+        ),
         ("clip", {"model_type": "clip_vision_model", "num_channels": 1}, "num_channels=1"),
         ("dinov2", {"model_type": "vit"}, "dinov2 is read from dinov2 or dinov2_with_registers"),
         ("dinov2", {"model_type": "dinov2", "qkv_bias": False}, "qkv_bias=False"),

@@ -135,7 +135,7 @@ def test_printed_flags_configure_the_imported_teacher(kind, folders, tmp_path):
     out = tmp_path / "teacher.safetensors"
     message = import_weights.import_weights(kind, folders[kind], out)
     config = config1.get_config("tiny")
-    for flag in message.splitlines()[1].removeprefix("Use it: ").split():
+    for flag in message.splitlines()[1].removeprefix("To use it: ").split():
         field, value = flag.removeprefix("--config.").split("=")
         old = dict(config.teacher)[field.partition(".")[2]]
         value = value == "True" if isinstance(old, bool) else type(old)(value)
@@ -148,7 +148,7 @@ def test_printed_flags_configure_the_imported_teacher(kind, folders, tmp_path):
     assert seen.taps_lbnd.shape == (2, 2, 16, 32)
     np.testing.assert_allclose(seen.attention_bn.sum(axis=1), 1.0, rtol=1e-5)
     config.teacher.heads = 2
-    with pytest.raises(UserError, match=r"config.teacher.heads: 2 here, set it to 4"):
+    with pytest.raises(UserError, match=r"config.teacher.heads=2 must be 4"):
         image_teacher.read_teacher(config)
 
 

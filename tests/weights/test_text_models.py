@@ -25,7 +25,7 @@ def test_last_layers_keep_their_numbers(prefix):
 
 @pytest.mark.parametrize("last_layers", [0, 4, 9])
 def test_keeping_the_first_layer_is_an_error(last_layers):
-    with pytest.raises(UserError, match=f"last_layers={last_layers} must lie in 1 to 3"):
+    with pytest.raises(UserError, match=f"last_layers={last_layers}  must be between 1 and 3"):
         text_models.adapt(tensors_of("", 4), last_layers)
 
 
