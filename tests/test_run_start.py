@@ -112,7 +112,7 @@ def test_a_warm_start_with_other_shapes_is_refused_with_a_table(
 
 def test_init_from_without_a_checkpoint_is_refused(toy_config, tmp_path):
     toy_config.init_from = str(tmp_path)
-    with pytest.raises(UserError, match="holds no checkpoint"):
+    with pytest.raises(UserError, match="has no checkpoint"):
         train.train(toy_config, tmp_path / "run")
 
 

@@ -1,4 +1,4 @@
-"""Curves of a run's metrics.jsonl as small SVG charts for a web page."""
+"""Small SVG charts of a run's metrics.jsonl for a web page."""
 
 import dataclasses
 import io
@@ -11,12 +11,12 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-# Colours that colour-blind readers can distinguish.
+# These colours can be distinguished by colour-blind readers.
 COLORS = ("#1f5f99", "#c8502d", "#3c8f5a", "#8a5fb0", "#b58900", "#5b6770")
 INK, FAINT = "#3b4450", "#dfe3e8"
 NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 STYLE = {
-    "svg.fonttype": "none",  # keeps text selectable and in the font of the page
+    "svg.fonttype": "none",  # text stays selectable and uses the font of the page
     "font.size": 9,
     "axes.edgecolor": "#aab2bb",
     "text.color": INK,
@@ -27,7 +27,7 @@ STYLE = {
 
 @dataclasses.dataclass(frozen=True)
 class ChartSpec:
-    """A chart of all metrics whose full name matches `pattern`, with a caption."""
+    """A chart with a caption that shows all metrics whose full name matches `pattern`."""
 
     title: str
     pattern: str
@@ -37,63 +37,65 @@ class ChartSpec:
 
 CHARTS = (
     ChartSpec(
-        "Loss", r"loss", "The weighted sum of all loss terms, which the optimiser minimises."
+        "Loss", r"loss", "The weighted sum of all loss terms. The optimiser minimises this sum."
     ),
     ChartSpec(
         "Alignment",
         r"loss/align_\w+",
-        "Distance 2 - 2 cos between the visible tokens, or the pooled feature, and the frozen "
-        "image teacher. In Stage 2: between the visible tokens and the target.",
+        "Cosine loss (2 - 2 cos) between the visible tokens or the pooled feature and the image "
+        "teacher's features. In Stage 2: between the visible tokens and the target.",
     ),
     ChartSpec(
         "Pixels",
         r"loss/(pixels|noise|bound)(_\d+)?",
         "Losses of the diffusion decoder: the error of the predicted noise, the variational bound "
-        "that trains the variance, and their sum.",
+        "(which trains the variance), and their sum.",
     ),
     ChartSpec(
         "Conditioning gap",
         r"conditioning_gap",
-        "Error of the predicted noise with the latents of another clip, minus the error with the "
-        "clip's own latents. At 0 the decoder ignores the latents, and only alignment trains the "
-        "encoder.",
+        "Error of the predicted noise with the latents of a different clip, minus the error with "
+        "the clip's own latents. At 0, the decoder ignores the latents, and only alignment trains "
+        "the encoder.",
     ),
     ChartSpec(
         "Latent prediction",
         r"loss/predict_\d+|position_loss",
-        "Distance 2 - 2 cos between prediction and target at the masked positions, for each kind "
-        "of mask. position_loss: the same for a prediction from the position alone.",
+        "Cosine loss (2 - 2 cos) between prediction and target at the masked positions, for each "
+        "mask. position_loss is the loss of a prediction that only depends on the position.",
     ),
     ChartSpec(
-        "Gradient at the encoder",
+        "Encoder gradients",
         r"encoder_grad/\w+",
-        "Norm of the gradient of each loss term at the encoder (log scale). A term far below the "
-        "others hardly trains the encoder.",
+        "Norm of each loss term's gradient with respect to the encoder (log scale). A term far "
+        "below the others has little effect on the encoder.",
         log=True,
     ),
     ChartSpec(
         "Effective rank",
         r"(\w+_)?rank",
-        "Exponential of the entropy of the covariance spectrum: the number of directions that the "
-        "features use. 1: collapse.",
+        "The number of directions that the features use: exponential of the entropy of the "
+        "covariance spectrum. A value of 1 means collapse.",
     ),
     ChartSpec(
-        "Feature spread",
+        "Standard deviation of features",
         r"(\w+_)?std",
-        "Standard deviation of the features, averaged over channels.",
+        "Averaged over channels. A value of 0 means collapse.",
     ),
     ChartSpec(
-        "Position share of the target",
+        "Target variance explained by position",
         r"target_position_share",
-        "Share of the variance of the target that the position of a token explains.",
+        "Fraction of the target's variance that is explained by the position of the token.",
     ),
-    ChartSpec("Gradient norm", r"grad_norm", "Over all parameters, before clipping.", log=True),
+    ChartSpec(
+        "Gradient norm", r"grad_norm", "Norm over all parameters, before clipping.", log=True
+    ),
     ChartSpec("Learning rate", r"learning_rate", "Linear warm-up, then cosine decay."),
     ChartSpec(
         "Speed", r"clips_per_second", "Clips per second. The first value includes compilation."
     ),
     ChartSpec(
-        "Waiting for data", r"data_wait", "Share of the time in which the loop waited for a batch."
+        "Waiting for data", r"data_wait", "Fraction of the time that the loop waited for batches."
     ),
 )
 

@@ -1,8 +1,8 @@
-"""A web page of the training clips of a run: frames, masks, and the source of each clip.
+"""A web page that shows the frames, masks and sources of a run's first training clips.
 
-The page shows the clips and masks of the first steps of a run with one process. The random numbers
-of a mask depend only on the index of a clip in its batch, so the first clips of a batch have the
-same masks as in the complete batch.
+The clips and masks are those of the first steps of a run with one process. The random numbers of a
+mask depend only on the index of the clip in its batch. The first clips of a batch therefore have
+the same masks as in the complete batch.
 
 Shape key: b clips, t frames, h w pixels, c channels, y x grid rows and columns, s patches of a
 frame.
@@ -33,7 +33,7 @@ from invnext_jax.stages import image_teacher, registry
 from invnext_jax.stages.pixel_sampling import visible_grid
 
 TEMPLATE = "show_data.html"
-LOSSLESS_SIDE = 64  # pixels; larger frames are JPEG, because PNG would make a very large page
+LOSSLESS_SIDE = 64  # pixels; larger frames use JPEG, because the page would be very large with PNG
 
 
 class ShownClip(NamedTuple):
@@ -43,7 +43,7 @@ class ShownClip(NamedTuple):
       video_thwc: uint8 frames.
       row: row number in the manifest.
       step: training step that uses the clip, from 0.
-      visible: masks, bool [t y x], True for visible patches; several for multi-block masks.
+      visible: masks, bool [t y x], True for visible patches. Multi-block masking has several.
     """
 
     video_thwc: np.ndarray
@@ -58,7 +58,7 @@ def write_page(config: ml_collections.ConfigDict, out: str | Path, clips: int = 
     Args:
       config: config of the run.
       out: HTML file to write.
-      clips: number of clips.
+      clips: number of clips to show.
 
     Raises:
       UserError: the config is invalid, a file is missing, or no video can be read.
@@ -101,7 +101,7 @@ def sample_clips(
     stage = registry.find_stage(config)
     sample_visible = jax.jit(functools.partial(stage.sample_visible, config))
     root_key = jax.random.key(config.seed)
-    # Reads one video at a time; the order and crops of clips do not depend on the batch size.
+    # Reads one video at a time. The order and the crops of clips do not depend on the batch size.
     repeats = config.data.repeats
     if config.batch_size % repeats:
         raise UserError(f"{config.batch_size=} must be divisible by config.data.repeats={repeats}")
@@ -129,11 +129,11 @@ def sample_clips(
 
 
 def count_reasons(reasons: Mapping[str, str]) -> list[tuple[str, int]]:
-    """Counts dropped files by kind of reason, with the most frequent first.
+    """Counts dropped files by kind of reason; the most frequent kinds come first.
 
     Args:
-      reasons: reason of each path; paths and numbers are removed from the text of a reason, so
-        that reasons of the same kind are equal.
+      reasons: maps paths to reasons. Paths and numbers in the text of a reason are removed, so that
+        reasons of the same kind become equal.
     """
     kinds = collections.Counter()
     for path, reason in reasons.items():
@@ -144,7 +144,7 @@ def count_reasons(reasons: Mapping[str, str]) -> list[tuple[str, int]]:
 
 
 def _read_quarantines(manifests: str) -> list[tuple[str, int]]:
-    """Counts the files that `launch/prepare_data.py` excluded, from the list next to a manifest."""
+    """Counts files that `launch/prepare_data.py` excluded, from the list next to the manifest."""
     reasons = {}
     for name in manifest_lib.split_names(manifest_lib.find_manifests(manifests)):
         path = Path(name).with_suffix(".quarantine.csv")

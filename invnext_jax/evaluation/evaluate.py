@@ -1,8 +1,8 @@
 """Evaluates one checkpoint: runs the evaluators of a config and writes results.json.
 
-The extracted features and the rows of each evaluator are cached in the workdir, under a key of
-everything that they depend on. A killed command can therefore continue, and a repeated command
-computes nothing again.
+The extracted features and the rows of each evaluator are cached in the workdir. The cache key
+includes everything that they depend on. If the command is killed and run again, it continues, and
+if it is repeated, nothing is recomputed.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ from invnext_jax.evaluation.inputs import (
     encoder_key,
 )
 
-FORMAT = 2  # version of results.json; rows of version 1 lack evaluator, metric, value and n
+FORMAT = 2  # version of results.json; in version 1, rows have no evaluator, metric, value or n
 RESULTS = "results.json"
 
 
@@ -50,7 +50,7 @@ def evaluate_checkpoint(config: ml_collections.ConfigDict, workdir: str | Path) 
       needed to repeat the evaluation.
 
     Raises:
-      UserError: the checkpoint, an option, a manifest or a label cannot be used.
+      UserError: the checkpoint, an option, a manifest or a label is invalid.
     """
     start = time.perf_counter()
     loaded = pretrained.load_encoder(config.checkpoint, ema=config.ema)
@@ -84,7 +84,7 @@ def evaluate_checkpoint(config: ml_collections.ConfigDict, workdir: str | Path) 
     cache = FeatureCache(workdir / "features")
     inputs = EvalInputs("encoder", dataset, lambda: loaded, cache)
     # The key of the controls contains neither the path nor the parameters of the checkpoint, so
-    # the controls stay valid when the run is trained again.
+    # their cached rows stay valid if the checkpoint changes.
     untrained = EvalInputs("random", dataset, lambda: _with_random_params(loaded, config), cache)
     for evaluator, subject, subject_key in _plan(evaluators, inputs, untrained, config.controls):
         source = code[evaluator.name]
@@ -111,10 +111,10 @@ def evaluate_checkpoint(config: ml_collections.ConfigDict, workdir: str | Path) 
 
 
 def _source_of(evaluator: Evaluator) -> str:
-    """Returns the source code of an evaluator, so that a change of it changes the cache key."""
+    """Returns an evaluator's source code, which is part of the cache key."""
     try:
         return inspect.getsource(type(evaluator))
-    except (OSError, TypeError):  # the class was defined in an interactive session
+    except (OSError, TypeError):  # the class is defined in an interactive session
         return ""
 
 
@@ -139,10 +139,10 @@ def resolve(config: Any, encoder_config: Any) -> ml_collections.FrozenConfigDict
 
 
 def choose_tasks(config: Any) -> tuple[str, ...]:
-    """Returns the tasks of the config, or all tasks that both manifests have labels for.
+    """Returns the tasks of the config, or by default all tasks with labels in both manifests.
 
     Raises:
-      UserError: a manifest is missing, lacks a label column or has no video with a label.
+      UserError: a manifest is missing, has no label column, or has no labelled video.
     """
     common, columns, manifests = [], [], (config.train_manifest, config.val_manifest)
     if not all(manifests):
@@ -158,7 +158,7 @@ def choose_tasks(config: Any) -> tuple[str, ...]:
     shared = tuple(task for task in common[0] if task in common[1])
     if not shared:
         raise UserError(
-            f"{' and '.join(manifests)} share no label_<task> column: add one; "
+            f"{' and '.join(manifests)} have no label_<task> column in common: add one; "
             "launch/prepare_data.py index makes it from a column 'label'"
         )
     tasks = tuple(config.tasks) or shared
@@ -169,7 +169,7 @@ def choose_tasks(config: Any) -> tuple[str, ...]:
 
 
 def read_results(workdir: str | Path) -> dict[str, Any]:
-    """Reads the results.json of an evaluation; converts results of format 1 to format 2.
+    """Reads the results.json of an evaluation, and converts results of format 1 to format 2.
 
     Raises:
       UserError: the file is not JSON, or its format is unknown.
@@ -178,9 +178,7 @@ def read_results(workdir: str | Path) -> dict[str, Any]:
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(
-            f"{path} is not readable JSON ({error}): run launch/probe.py again"
-        ) from error
+        raise UserError(f"{path} is not valid JSON ({error}): run launch/probe.py again") from error
     if results.get("format") not in (1, FORMAT):
         raise UserError(
             f"{path} has format {results.get('format')!r}, but this version reads 1 and {FORMAT}: "
@@ -200,7 +198,7 @@ _EVALUATORS_OF_FORMAT_1 = {
 
 
 def _plan(evaluators, inputs, untrained, controls: bool):
-    """Yields (evaluator, inputs, key of the inputs); the key is None for the checkpoint."""
+    """Yields tuples (evaluator, inputs, key of the inputs). The key is None for the checkpoint."""
     for evaluator in evaluators:
         if not evaluator.is_baseline:
             yield evaluator, inputs, None
@@ -214,13 +212,13 @@ def _with_random_params(loaded, config) -> pretrained.LoadedEncoder:
 
 
 def _options_of_rows(config) -> dict[str, Any]:
-    """Returns the options that the rows of an evaluator can depend on."""
+    """Returns the options that may affect the rows of an evaluator."""
     others = ("checkpoint", "ema", "evaluators", "controls")
     return {k: v for k, v in run_metadata.config_to_json(config).items() if k not in others}
 
 
 def _measure(evaluator: Evaluator, inputs: EvalInputs, config: Any) -> dict[str, Any]:
-    """Returns the rows and, if the evaluator used features, statistics of the held-out tokens."""
+    """Returns the rows and, if the evaluator used features, the held-out tokens' statistics."""
     rows = [row.to_json() for row in evaluator.evaluate(inputs, config)]
     tokens = {}
     if inputs.has_features and not evaluator.is_baseline:
@@ -229,7 +227,7 @@ def _measure(evaluator: Evaluator, inputs: EvalInputs, config: Any) -> dict[str,
 
 
 def _cached(path: Path, key: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Returns a file's content if it has this key; otherwise measures and writes it."""
+    """Returns the contents of a cache file with this key; otherwise measures and writes them."""
     found = _read(path, key)
     if found is None:
         found = {"key": key, **measure()}

@@ -1,4 +1,4 @@
-"""Checks that an exported encoder computes the original's features on a fixed clip.
+"""Checks that an exported encoder computes the same features as the original on a fixed clip.
 
 Shape key: b videos, t frames, h w pixels, c channels, n tokens, d width.
 """
@@ -16,7 +16,7 @@ from invnext_jax.models import encoder as encoder_model
 from invnext_jax.models.patches import normalize
 from invnext_jax.weights import export, files
 
-# Largest allowed relative change of the features, by dtype of the tensors.
+# Maximum relative change of the features, by dtype of the tensors.
 TOLERANCE = {"float32": 0.0, "float16": 1e-2, "bfloat16": 5e-2}
 
 
@@ -28,27 +28,27 @@ def check_export(
     tensors: dict[str, Any],
     dtype: str,
 ) -> str:
-    """Compares the written files with the weights and returns a sentence about the result.
+    """Compares the written files with the weights and returns a description of the result.
 
-    Empties `params` and `tensors`, to avoid a second copy of the encoder in memory.
+    Empties `params` and `tensors` to avoid a second copy of the encoder in memory.
 
     Raises:
-      UserError: a tensor or a feature differs, or a weight is not finite.
+      UserError: a tensor or the features differ, or a weight is not finite.
     """
     if dtype == "float32":
         _check_same_tensors(path, tensors)
     if name := export.find_nonfinite(params):
-        raise UserError(f"{run} has weights that are not finite, in {name}: name an earlier step")
+        raise UserError(f"{run} has weights that are not finite in {name}: use an earlier step")
     if "encoder" not in params:
-        return "every tensor is equal" if dtype == "float32" else "there is no encoder to compare"
+        return "all tensors are equal" if dtype == "float32" else "there is no encoder to compare"
     encoder = params["encoder"]
     params.clear()
-    tensors.clear()  # they hold references to the arrays
+    tensors.clear()  # these have references to the arrays
     before = clip_features(config, encoder)
     change = check_same_features(before, path, TOLERANCE[dtype])
     if change:
-        return f"the features of a fixed clip change by {change:.2%} of the largest"
-    return "the features of a fixed clip are equal"
+        return f"features of a fixed clip differ by {change:.2%} of the largest value"
+    return "features of a fixed clip are equal"
 
 
 def _check_same_tensors(path: Path, tensors: Mapping[str, files.LazyTensor]) -> None:
@@ -57,7 +57,7 @@ def _check_same_tensors(path: Path, tensors: Mapping[str, files.LazyTensor]) -> 
 
 
 def clip_features(config: Any, params: Any) -> np.ndarray:
-    """Computes the tokens of the fixed clip; empties `params` to avoid a second copy."""
+    """Computes the tokens of the fixed clip. Empties `params` to avoid a second copy."""
     encoder = encoder_model.from_config(config)
     clip_bthwc = normalize(fixed_clip(min(encoder.frames, 4), encoder.size))
     run = jax.jit(lambda params, x: encoder.apply({"params": params}, x).tokens_bnd)
@@ -71,21 +71,21 @@ def _to_device(tree: dict[str, Any]) -> dict[str, Any]:
         leaf = tree.pop(name)
         if isinstance(leaf, dict):
             moved[name] = _to_device(leaf)
-        else:  # with aliasing, the NumPy array would stay in memory and be copied later
+        else:  # an alias would keep the NumPy array in memory, to be copied later
             moved[name] = jax.device_put(leaf, may_alias=False).block_until_ready()
     return moved
 
 
 def check_same_features(before: np.ndarray, path: Path, tolerance: float) -> float:
-    """Compares the fixed clip's features from the original and the exported encoder.
+    """Compares the features of the fixed clip from the original and the exported encoder.
 
     Args:
       before: tokens of the original encoder.
       path: an export.
-      tolerance: largest allowed difference relative to the largest value; 0 for equal bits.
+      tolerance: maximum difference relative to the largest value; 0 for bitwise equality.
 
     Returns:
-      The largest difference relative to the largest value.
+      The largest difference, relative to the largest value.
 
     Raises:
       UserError: the difference is larger than `tolerance`.
@@ -106,6 +106,6 @@ def check_same_features(before: np.ndarray, path: Path, tolerance: float) -> flo
 
 
 def fixed_clip(frames: int, size: int) -> np.ndarray:
-    """Returns a clip of noise from a fixed seed: uint8 [1 t h w 3]."""
+    """Returns a noise clip that is generated from a fixed seed: uint8 [1 t h w 3]."""
     rng = np.random.default_rng(0)
     return rng.integers(0, 256, size=(1, frames, size, size, 3), dtype=np.uint8)

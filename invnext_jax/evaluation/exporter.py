@@ -1,7 +1,7 @@
-"""Exports the weights of a run to files, and checks that they compute the same features.
+"""Exports the weights of a run, and checks that the export computes the same features.
 
-Memory holds little more than one copy of the weights, because tensors are converted, written, read
-back and compared one at a time.
+Tensors are converted, written, read back and compared one at a time, so that memory contains little
+more than one copy of the weights.
 """
 
 import contextlib
@@ -21,13 +21,13 @@ from invnext_jax.weights import export, files, layout, match, published, referen
 
 FORMATS = ("ours", "internvideo_next")
 DTYPES = ("float32", "float16", "bfloat16")
-# Fields of a run's config that describe its parts; paths on the run's machine are excluded.
+# Fields of a run's config that describe its parts. Paths on the run's machine are excluded.
 KEPT = ("stage", "variant", "dtype", "remat", "init_gain", "encoder", "predictor", "decoder")
 KEPT += ("teacher", "target", "loss")
 
 
 class ExportFormat(NamedTuple):
-    """Layout of an export, "ours" or "internvideo_next", and dtype of its tensors."""
+    """Layout of an export ("ours" or "internvideo_next") and dtype of its tensors."""
 
     format: str = "ours"
     dtype: str = "float32"
@@ -42,26 +42,27 @@ def export_run(
     overwrite: bool = False,
     ema: bool = False,
 ) -> str:
-    """Writes `parts` of a run's newest checkpoint to `out`.
+    """Writes the given parts of a run's newest checkpoint to `out`.
 
-    All files are first written to a temporary folder next to `out`, read back and compared: each
-    tensor bit for bit (if float32), and the features of a fixed clip. Then they are renamed.
+    All files are first written to a temporary folder next to `out` and read back. The features of a
+    fixed clip are compared and, for float32, all tensors bit for bit. The files are then moved to
+    `out`.
 
     Args:
       run: workdir of a pretraining run, or an earlier export.
-      out: for "ours", a .safetensors file, next to which a .json file is written; for
+      out: for "ours", a .safetensors file (a .json file is written next to it); for
         "internvideo_next", a folder.
-      parts: top-level names of the parameter tree ("encoder", "pool", "predictor", ...), or "all";
-        () selects the encoder and, if it exists, its pool.
+      parts: top-level names in the parameter tree ("encoder", "pool", "predictor", ...) or "all".
+        () means the encoder and, if it exists, its pool.
       export_format: layout and dtype.
       overwrite: whether to replace existing files.
-      ema: whether to write the moving average of the parameters instead.
+      ema: whether to write the moving average of the parameters instead of the parameters.
 
     Returns:
-      A sentence that describes the written files.
+      A description of the written files.
 
     Raises:
-      UserError: a part is missing, `out` holds other weights, or features differ.
+      UserError: a part is missing, `out` has different weights, or the features differ.
     """
     check_format(export_format)
     out = Path(out)
@@ -77,9 +78,9 @@ def export_run(
     if any(target.exists() for target in targets) and not overwrite:
         same = all(target.exists() for target in targets) and export_format.dtype == "float32"
         if same and _is_up_to_date(out, about, tensors):
-            return f"{out} already holds these weights; nothing was written."
+            return f"{out} already has these weights. Nothing was written."
         raise UserError(
-            f"{out} or a file next to it exists with other content: choose another --out or add "
+            f"{out} or a file next to it exists with different contents: change --out or add "
             "--overwrite"
         )
 
@@ -93,12 +94,12 @@ def export_run(
         check = export_check.check_export(draft, run, config, chosen, tensors, export_format.dtype)
         _move(output_paths(draft, export_format), targets)
     summary = f"Wrote {out} ({' and '.join(parts)}, {count:,} parameters, {export_format.dtype})"
-    return f"{summary}; read back, {check}."
+    return f"{summary}. Read back: {check}."
 
 
 @contextlib.contextmanager
 def _draft_folder(out: Path) -> Iterator[Path]:
-    """Creates a temporary folder next to `out`; removes that of a killed export first."""
+    """Creates a temporary folder next to `out`, after removing that of a killed export."""
     folder = out.parent / f".{out.name}.draft"
     try:
         shutil.rmtree(folder, ignore_errors=True)
@@ -114,14 +115,14 @@ def choose_parts(run: str | Path, params: Mapping[str, Any], parts: Sequence[str
     """Returns the parts to export; see `parts` of `export_run`.
 
     Raises:
-      UserError: the run lacks a part.
+      UserError: the run does not have one of the parts.
     """
     if not parts:
         return [part for part in ("encoder", "pool") if part in params]
     if tuple(parts) == ("all",):
         return sorted(params)
     if missing := [part for part in parts if part not in params]:
-        raise UserError(f"{run} holds no {missing[0]}, only {', '.join(sorted(params))}")
+        raise UserError(f"{run} has no {missing[0]}, only {', '.join(sorted(params))}")
     return list(dict.fromkeys(parts))
 
 
@@ -129,7 +130,7 @@ def check_format(export_format: ExportFormat) -> None:
     """Checks layout and dtype.
 
     Raises:
-      UserError: the layout or dtype is unknown, or "ours" is combined with another dtype.
+      UserError: the layout or dtype is unknown, or the layout does not support the dtype.
     """
     if export_format.format not in FORMATS:
         raise UserError(f"--format={export_format.format} is not one of {', '.join(FORMATS)}")
@@ -147,20 +148,18 @@ def output_paths(out: Path, export_format: ExportFormat) -> list[Path]:
     """
     if export_format.format == "ours":
         if out.is_dir():
-            raise UserError(f"--out={out} is a folder: name a .safetensors file")
+            raise UserError(f"--out={out} is a folder: specify a .safetensors file")
         return [out, export.description_path(out)]
     if out.suffix == ".safetensors" or out.is_file():
-        raise UserError(
-            f"--out={out} must be a folder in the published layout: remove .safetensors"
-        )
+        raise UserError(f"--out={out} must be a folder with --format=internvideo_next: change it")
     return [out / name for name in (files.SINGLE_FILE, published.CONFIG, published.PREPROCESSOR)]
 
 
 def check_parts(config: Any, parts: Sequence[str], export_format: ExportFormat) -> None:
-    """Checks that the released code has the modules of the parts.
+    """Checks that the modules of the parts exist in the released code.
 
     Raises:
-      UserError: the released code has a different module of the same name.
+      UserError: the module with the same name in the released code is different.
     """
     if export_format.format == "ours":
         return
@@ -179,7 +178,7 @@ def check_parts(config: Any, parts: Sequence[str], export_format: ExportFormat) 
 def convert_tensors(
     params: Mapping[str, Any], export_format: ExportFormat
 ) -> dict[str, files.LazyTensor]:
-    """Returns the tensors to write; each is converted to the export's layout when it is read.
+    """Returns the tensors to write. Each is converted to the export's layout when it is read.
 
     Raises:
       UserError: the published layout has no name for a parameter.
@@ -210,7 +209,7 @@ def write_published(
 ) -> None:
     """Writes the three files of the published layout into a new folder."""
     folder.mkdir()
-    # Loaders of PyTorch models require this value.
+    # This value is required by loaders of PyTorch models.
     files.write_tensors(folder / files.SINGLE_FILE, tensors, dtype=dtype, metadata={"format": "pt"})
     pixels = about["input"]
     published.write_configs(
@@ -219,7 +218,7 @@ def write_published(
 
 
 def describe_export(run: str | Path, config: Any, parts: Sequence[str]) -> dict[str, Any]:
-    """Returns the content of the JSON: the config of the parts, and their source."""
+    """Returns the contents of the .json file: the config of the parts and their source."""
     kept = type(config)({name: config[name] for name in KEPT if name in config}).to_dict()
     for section in ("teacher", "predictor"):
         kept.get(section, {}).pop("weights", None)
@@ -238,7 +237,7 @@ def describe_export(run: str | Path, config: Any, parts: Sequence[str]) -> dict[
 
 
 def describe_source(run: str | Path) -> dict[str, Any]:
-    """Returns the source of the weights: run, step, versions and git hash, or a file name."""
+    """Returns the origin of the weights: run, step, versions and git hash, or a file name."""
     if not Path(run).is_dir() or (Path(run) / files.SINGLE_FILE).is_file():
         return {"file": Path(run).name}
     record = pretrained.read_run_record(run)
@@ -249,7 +248,7 @@ def describe_source(run: str | Path) -> dict[str, Any]:
 
 
 def _is_up_to_date(out: Path, about: Any, tensors: Mapping[str, files.LazyTensor]) -> bool:
-    """Returns whether `out` is an export with this config and these tensors."""
+    """Returns whether `out` is already an export with this config and these tensors."""
     found = pretrained.read_export_config(out)
     return found == about["config"] and export.same_tensors(
         files.open_checkpoint(out).tensors, tensors
@@ -257,7 +256,7 @@ def _is_up_to_date(out: Path, about: Any, tensors: Mapping[str, files.LazyTensor
 
 
 def _move(sources: Sequence[Path], targets: Sequence[Path]) -> None:
-    # Moves the description last: without it, a repeated command writes the export again.
+    # Moves the description last. Until it exists, a repeated command writes the export again.
     for source, target in zip(sources, targets, strict=True):
         target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(source, target)

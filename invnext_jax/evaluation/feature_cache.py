@@ -1,8 +1,8 @@
-"""A disk cache of extracted features, so that each encoder runs over each manifest only once.
+"""A disk cache of extracted features, so that each encoder runs only once on each manifest.
 
-The features of one encoder and one split are one .npz file without pickled objects. The file
-contains the key of the features: a hash of the encoder's config and parameters, the
-content of the manifest, and the options that select and size the frames.
+The features of one encoder and one split are stored in one .npz file without pickled objects. The
+file also contains their key, a hash of the encoder's config and parameters, the contents of the
+manifest, and the options for selecting and resizing frames.
 """
 
 import hashlib
@@ -19,16 +19,16 @@ from invnext_jax import atomic_file
 from invnext_jax.evaluation.features import VideoFeatures
 
 LABEL = "label_"
-# Options of `config.data` that affect neither the selection of videos nor their pixels. The key
-# contains a hash of the manifest's content instead of its path.
+# Options of `config.data` that affect neither the selection of videos nor their pixels. The
+# manifest is among them because the key contains a hash of its contents instead of its path.
 _NOT_IN_KEY = ("manifest", "workers", "prefetch", "protocols", "other_hosts")
 
 
 class FeatureCache:
-    """Cache of features in one folder.
+    """A folder with cached features.
 
     Attributes:
-      folder: folder with one file for each encoder name and split.
+      folder: path of the folder, which has one file for each encoder name and split.
     """
 
     def __init__(self, folder: str | Path):
@@ -41,14 +41,15 @@ class FeatureCache:
         compute: Callable[[], VideoFeatures],
         is_complete: Callable[[], bool] = lambda: True,
     ) -> VideoFeatures:
-        """Returns the stored features if they have this key; otherwise computes and stores them.
+        """Returns the stored features if their key matches; otherwise computes and stores them.
 
         Args:
-          name: name of the file, for example "encoder-train"; new content replaces old content.
+          name: name of the file, for example "encoder-train". Features with a different key are
+            replaced.
           key: see `feature_key`.
           compute: function that extracts the features.
-          is_complete: function that returns, after the extraction, whether to store the features:
-            False if videos are missing that may be readable at another time.
+          is_complete: function that returns whether to store the computed features. It returns
+            False if missing videos may become readable later.
         """
         path = self.folder / f"{name}.npz"
         found = _read(path, key)
@@ -60,12 +61,12 @@ class FeatureCache:
 
 
 def feature_key(encoder_key: str, manifest_digest: str, data: dict[str, Any]) -> str:
-    """Returns the key of the features of one encoder on one manifest.
+    """Returns the key for the features of an encoder on a manifest.
 
     Args:
       encoder_key: hash of the encoder's config and parameters.
-      manifest_digest: hash of the manifest's content.
-      data: `config.data` with its resolved sizes, as JSON.
+      manifest_digest: hash of the manifest's contents.
+      data: `config.data` with resolved sizes, as JSON.
     """
     clips = {name: value for name, value in data.items() if name not in _NOT_IN_KEY}
     return hash_json([encoder_key, manifest_digest, clips])
@@ -89,7 +90,7 @@ def _read(path: Path, key: str) -> VideoFeatures | None:
     if not path.is_file():
         return None
     try:
-        # Opened here, because `np.load` leaves a damaged archive open.
+        # The file is opened here, because `np.load` does not close damaged archives.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             if str(archive["key"]) != key:
                 return None
@@ -101,13 +102,13 @@ def _read(path: Path, key: str) -> VideoFeatures | None:
         }
         return VideoFeatures(labels=labels, **arrays)
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        print(f"{path} is damaged ({error}); extracting these features again.", flush=True)
+        print(f"{path} is damaged ({error}). Its features are extracted again.", flush=True)
         return None
 
 
 def _write(path: Path, key: str, features: VideoFeatures) -> None:
     arrays = {name: value for name, value in vars(features).items() if name != "labels"}
     arrays |= {LABEL + task: label_b for task, label_b in features.labels.items()}
-    atomic_file.remove_temporary_files(path)  # they may be large
+    atomic_file.remove_temporary_files(path)  # these may be large
     with atomic_file.atomic_path(path) as part, part.open("wb") as file:
         np.savez(file, key=np.array(key), **arrays)

@@ -1,4 +1,4 @@
-"""Features of a frozen encoder: pooled tokens of all videos of a manifest, and token statistics.
+"""Features of a frozen encoder: pooled tokens of a manifest's videos, and token statistics.
 
 Shape key: b videos, t frames, h w pixels, c channels, s patches of a frame, n grid tokens, d width.
 """
@@ -24,10 +24,10 @@ class TokenStatistics:
     """Statistics of the grid tokens of many videos.
 
     Attributes:
-      position_share: fraction of the variance that the mean token of each position explains.
-      effective_rank: exponential of the entropy of the covariance's spectrum, from 1 to d.
+      position_share: fraction of the variance that is explained by the mean token of each position.
+      effective_rank: exponential of the entropy of the covariance eigenvalues, from 1 to d.
       effective_rank_within: effective rank after subtracting the mean token of each position.
-      feature_std: standard deviation over all tokens, averaged over the channels.
+      feature_std: standard deviation over all tokens, averaged over channels.
       width: width d of the tokens.
     """
 
@@ -46,8 +46,9 @@ class VideoFeatures:
       frames_btd: float32 mean of the grid tokens of each frame.
       labels: int32 labels [b] of each task.
       index_b: int32 row numbers in the manifest, without unreadable videos.
-      sum_nd: float64 sum over the videos of the token at each position.
-      second_dd: float64 sum over videos and positions of the outer product of a token with itself.
+      sum_nd: float64 sum over videos of the tokens at each position.
+      second_dd: float64 sum over videos and positions of the outer product of each token with
+        itself.
     """
 
     frames_btd: np.ndarray
@@ -69,12 +70,13 @@ class VideoFeatures:
 
 
 def extract(encoder: Encoder, params: Any, batches: Iterable[Mapping[str, Any]]) -> VideoFeatures:
-    """Runs the frozen encoder over a manifest; all batches have one size, so it compiles once.
+    """Runs the frozen encoder on all batches of a manifest.
 
     Args:
       encoder: encoder module.
       params: parameters of the encoder.
-      batches: batches of the evaluation pipeline; rows with index -1 are padding.
+      batches: batches of the evaluation pipeline, all of the same size so that the encoder is
+        compiled once. Rows with index -1 are padding.
     """
 
     @jax.jit
@@ -110,12 +112,12 @@ def extract(encoder: Encoder, params: Any, batches: Iterable[Mapping[str, Any]])
 
 
 def task_labels(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the labels of a batch by task: the key "label_shape" becomes "shape"."""
+    """Returns the labels of a batch by task; the key "label_shape" becomes "shape"."""
     return {k.removeprefix("label_"): v for k, v in batch.items() if k.startswith("label_")}
 
 
 def token_statistics(sum_nd: np.ndarray, second_dd: np.ndarray, videos: int) -> TokenStatistics:
-    """Computes the statistics of [videos, n, d] tokens from their moments.
+    """Computes the statistics of tokens [videos, n, d] from their moments.
 
     Args:
       sum_nd: see `VideoFeatures`.

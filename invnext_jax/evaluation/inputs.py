@@ -1,6 +1,6 @@
-"""Inputs of the evaluators: the two splits of videos, and an encoder with its features.
+"""Inputs of the evaluators: an encoder, its features, and the training and held-out videos.
 
-All inputs are read or computed at first use, so evaluators compute only the inputs they need.
+All inputs are read or computed when they are first used, so that unused inputs cost nothing.
 
 Shape key: b videos, t frames, h w pixels, c channels.
 """
@@ -20,11 +20,11 @@ from invnext_jax.evaluation.feature_cache import FeatureCache, feature_key, hash
 from invnext_jax.evaluation.features import VideoFeatures
 from invnext_jax.evaluation.pretrained import LoadedEncoder
 
-SPLITS = {"train": "training", "val": "held-out"}  # values: names in messages
+SPLITS = {"train": "training", "val": "held-out"}  # the values are used in messages
 
 
 class LabeledVideos(NamedTuple):
-    """All readable videos of a split in memory.
+    """All readable videos of a split, in memory.
 
     Attributes:
       video_bthwc: uint8 clips.
@@ -38,12 +38,12 @@ class LabeledVideos(NamedTuple):
 
 
 class EvaluationData:
-    """The training and the held-out videos of an evaluation.
+    """The training videos and the held-out videos of an evaluation.
 
     Attributes:
       tasks: names of the tasks to evaluate; both splits have labels for them.
       manifests: the manifest of each split.
-      digests: hash of the content of each manifest.
+      digests: hash of the contents of each manifest.
     """
 
     def __init__(self, config: Any, tasks: tuple[str, ...]):
@@ -54,20 +54,20 @@ class EvaluationData:
         self.digests = {s: manifest_lib.hash_manifests(m) for s, m in self.manifests.items()}
 
     def batches(self, split: str) -> pipeline.EvalDataset:
-        """Returns batches of a split in manifest order; rows with index -1 are padding."""
+        """Returns the batches of a split in manifest order. Rows with index -1 are padding."""
         config = self._config
         return pipeline.make_eval_dataset(
             config.data, manifest=self.manifests[split], batch_size=config.batch_size
         )
 
     def videos(self, split: str) -> LabeledVideos:
-        """Returns all videos of a split; reads them into memory at the first call."""
+        """Returns all videos of a split. The first call reads them into memory."""
         if split not in self._videos:
             self._videos[split] = load_videos(self.batches(split))
         return self._videos[split]
 
     def feature_key(self, split: str, encoder_key: str) -> str:
-        """Returns the key of the features of a split, see `feature_cache.feature_key`."""
+        """Returns the key for the features of a split; see `feature_cache.feature_key`."""
         data = run_metadata.config_to_json(self._config.data)
         return feature_key(encoder_key, self.digests[split], data)
 
@@ -87,18 +87,18 @@ class EvalInputs:
         load: Callable[[], LoadedEncoder],
         cache: FeatureCache,
     ):
-        """Creates the inputs; `load` returns the encoder and runs at most once."""
+        """Creates the inputs. `load` returns the encoder and is called at most once."""
         self.name, self.dataset = name, dataset
         self._load, self._cache = load, cache
         self._features: dict[str, VideoFeatures] = {}
 
     @functools.cached_property
     def encoder(self) -> LoadedEncoder:
-        """The encoder module with its parameters, config and pool."""
+        """The encoder module, its parameters and config, and the pool."""
         return self._load()
 
     def features(self, split: str) -> VideoFeatures:
-        """Returns the pooled features of a split, from the cache if it has them."""
+        """Returns the pooled features of a split, from the cache if possible."""
         if split not in self._features:
             key = self.dataset.feature_key(split, encoder_key(self.encoder))
             name = f"{self.name}-{split}"
@@ -110,7 +110,7 @@ class EvalInputs:
 
     @property
     def has_features(self) -> bool:
-        """Whether an evaluator has used the features."""
+        """Whether any evaluator has used the features."""
         return bool(self._features)
 
     def _extract(self, split: str, batches: pipeline.EvalDataset) -> VideoFeatures:
@@ -152,7 +152,7 @@ def encoder_key(loaded: LoadedEncoder) -> str:
 
 
 def load_videos(batches: Iterable[Mapping[str, Any]]) -> LabeledVideos:
-    """Reads all batches into memory, without padding."""
+    """Reads all batches into memory and removes padding."""
     videos, labels, index = [], [], []
     for batch in batches:
         real_b = np.asarray(batch["index"]) >= 0

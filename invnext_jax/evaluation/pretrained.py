@@ -1,4 +1,4 @@
-"""Loads pretrained encoders from runs, exports and published folders, and initialises new ones."""
+"""Loads pretrained encoders from runs, exports and published folders, or initialises new ones."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ from invnext_jax.weights.files import SINGLE_FILE, open_checkpoint
 class LoadedEncoder(NamedTuple):
     """An encoder module, its parameters (float32 NumPy arrays), and their config.
 
-    `pool` holds the parameters of the attention pool, or None if the checkpoint has no pool.
+    `pool` has the parameters of the attention pool; None if the checkpoint has no pool.
     """
 
     encoder: Encoder
@@ -36,18 +36,20 @@ def load_params(
     """Reads trained parameters from a run, an export or a published folder.
 
     Args:
-      path: workdir of a pretraining run, a .safetensors file that `launch/export.py` or
-        `launch/import_weights.py` wrote, or a folder in the published layout.
-      ema: whether to read the moving average of a run's parameters instead.
+      path: workdir of a pretraining run, a .safetensors file written by `launch/export.py` or
+        `launch/import_weights.py`, or a folder in the published layout.
+      ema: whether to read the moving average of a run's parameters instead of the parameters.
 
     Returns:
-      One parameter tree for each part ("encoder", ...), and the config that describes them.
+      The parameter trees by part ("encoder", ...), and the config that describes them.
 
     Raises:
-      UserError: the path is empty, holds no weights, or holds no encoder.
+      UserError: the path is empty, or has no weights or no encoder.
     """
     if not str(path):
-        raise UserError("config.checkpoint is empty: name a run's workdir or a .safetensors file")
+        raise UserError(
+            "config.checkpoint is empty: set it to a run's workdir or a .safetensors file"
+        )
     if Path(path).suffix == ".safetensors":
         params, about = export.read_export(path)
         with import_weights.config_errors(path):
@@ -68,7 +70,7 @@ def load_params(
 
 
 def load_encoder(path: str | Path, *, ema: bool = False) -> LoadedEncoder:
-    """Builds the encoder of a checkpoint; `encoder.apply({"params": params}, video)` runs it.
+    """Builds the encoder of a checkpoint. To run it: `encoder.apply({"params": params}, video)`.
 
     Args:
       path: see `load_params`.
@@ -83,7 +85,7 @@ def load_encoder(path: str | Path, *, ema: bool = False) -> LoadedEncoder:
 
 
 def init_encoder(config: Any, seed: int) -> Any:
-    """Returns newly initialised parameters of the encoder of `config`, drawn from `seed`."""
+    """Returns randomly initialised parameters of the encoder of `config`."""
     e = config.encoder
     clip_bthwc = jnp.zeros((1, e.frames, e.size, e.size, 3))
     init = jax.jit(encoder_model.from_config(config).init)
@@ -92,7 +94,7 @@ def init_encoder(config: Any, seed: int) -> Any:
 
 
 def read_export_config(path: str | Path) -> dict[str, Any]:
-    """Returns the config inside an export of either layout; {} if there is none."""
+    """Returns the config stored in an export, in either layout; {} if there is none."""
     path = Path(path)
     source = path / published.CONFIG if path.is_dir() else path.with_suffix(".json")
     try:
@@ -113,8 +115,6 @@ def read_run_record(workdir: str | Path) -> dict[str, Any]:
     folder = Path(workdir).absolute() / reader.CHECKPOINTS_FOLDER
     steps = reader.finished_steps(folder)
     if not steps:
-        raise UserError(
-            f"{workdir} holds no checkpoint: give the --workdir of a run that saved one"
-        )
+        raise UserError(f"{workdir} has no checkpoint: use the --workdir of a run that saved one")
     record = reader.read_json(folder / str(steps[-1]), "meta")
     return {**record, "config": run_metadata.upgrade_config(record["config"])}

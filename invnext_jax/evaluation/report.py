@@ -1,4 +1,4 @@
-"""Writes a self-contained web page about runs and evaluations: tables, curves and clips."""
+"""Writes a self-contained web page with the tables, curves and clips of runs and evaluations."""
 
 import dataclasses
 import itertools
@@ -27,8 +27,8 @@ class ReportedRun:
 
     Attributes:
       folder: workdir of the run.
-      record: metadata of the newest checkpoint, see `pretrained.read_run_record`.
-      records: logged metrics, one dict for each logged step.
+      record: metadata of the newest checkpoint; see `pretrained.read_run_record`.
+      records: logged metrics, one dict per logged step.
     """
 
     folder: Path
@@ -52,13 +52,13 @@ def write_report(folders: Sequence[str | Path], out: str | Path, clips: int = 3)
     Args:
       folders: workdirs of pretraining runs and of evaluations, in any order.
       out: HTML file to write.
-      clips: number of example clips, the first of the manifest.
+      clips: number of example clips, taken from the start of the manifest.
 
     Raises:
       UserError: a folder is neither a run nor an evaluation.
     """
     if not folders:
-        raise UserError("name the workdirs of the runs and probes to report on")
+        raise UserError("specify the workdirs of the runs and probes to report on")
     runs, results = [], []
     for folder in map(Path, folders):
         if (folder / evaluate.RESULTS).is_file():
@@ -90,7 +90,7 @@ def render(template: str, **content: Any) -> str:
 
 
 def describe_run(run: ReportedRun, number: int) -> dict[str, Any]:
-    """Returns the content of a run's section: facts, charts and the complete config."""
+    """Returns the contents of a run's section: facts, charts and the complete config."""
     config, last = run.config, run.records[-1] if run.records else {}
     e, data = config.encoder, config.data
     side = e.size // e.patch
@@ -120,9 +120,9 @@ def describe_run(run: ReportedRun, number: int) -> dict[str, Any]:
 
 
 def show_clips(runs: Sequence[ReportedRun], results: Sequence[dict], count: int) -> dict[str, Any]:
-    """Returns picture strips of the first clips of the held-out manifest.
+    """Returns strips of pictures for the first clips of the held-out manifest.
 
-    Without an evaluation, the clips come from the first run's training manifest.
+    Without an evaluation, the clips are from the training manifest of the first run.
     """
     held_out = [result["run"]["config"]["val_manifest"] for result in results]
     manifest = held_out[0] if held_out else runs[0].config.data.manifest
@@ -155,7 +155,7 @@ def show_clips(runs: Sequence[ReportedRun], results: Sequence[dict], count: int)
     names = _name_clips(manifest, index_b)
     if names is None:
         names = [f"Clip {i}" for i in index_b]
-        notes.append("No captions: there is no file of captions next to the manifest.")
+        notes.append("No captions: there is no caption file next to the manifest.")
     title = ", ".join(Path(name).name for name in manifest_lib.split_names(manifest))
     shown = [{"name": n, "strips": row} for n, row in zip(names, rows, strict=False) if row]
     return {"clips": shown, "notes": notes, "manifest": title, "held": bool(held_out)}
@@ -168,7 +168,7 @@ FEATURES_CAPTION = (
 
 
 def _stage_strips(config: Any, params: Any, video_bthwc: np.ndarray):
-    """Yields the strips of a run's stage: (title, caption, videos); see `Stage.picture_clips`."""
+    """Yields (title, caption, videos) for each picture of a stage; see `Stage.picture_clips`."""
     stage = registry.find_stage(config)
     for picture in stage.picture_clips(config, params, video_bthwc):
         draw = visualization.hide_patches if picture.hides_masked else visualization.outline_patches
@@ -177,7 +177,7 @@ def _stage_strips(config: Any, params: Any, video_bthwc: np.ndarray):
 
 
 def _read_clips(config: Any, manifest: str, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Reads the first readable clips, as evaluation does: uint8 [b t h w c] and rows [b]."""
+    """Reads the first readable clips as in evaluation: uint8 [b t h w c] and row numbers [b]."""
     data = ml_collections.ConfigDict(config.data.to_dict())
     data.workers = 0  # starting processes takes longer than reading a few clips
     batches = pipeline.make_eval_dataset(data, manifest=manifest, batch_size=count)
@@ -187,7 +187,7 @@ def _read_clips(config: Any, manifest: str, count: int) -> tuple[np.ndarray, np.
 
 
 def _name_clips(manifest: str, index_b: np.ndarray) -> list[str] | None:
-    """Reads the ground-truth captions of the synthetic world; None if there are none."""
+    """Reads the ground-truth captions of the synthetic world; returns None if there are none."""
     path = Path(manifest)
     path = path.with_name(f"{path.stem}.captions.jsonl")
     if not path.is_file():

@@ -1,7 +1,7 @@
-"""Tables of evaluation results, for the terminal and for the report.
+"""Tables of evaluation results for the terminal and for reports.
 
-Tables depend only on rows (see `evaluators.evaluator.Row`), so they include rows of any evaluator.
-Each metric has its own table, with one column for each task.
+Tables are made from rows (see `evaluators.evaluator.Row`), so they support any evaluator. Each
+metric has its own table with one column for each task.
 """
 
 import math
@@ -12,13 +12,13 @@ from invnext_jax.stages import registry
 
 
 class MetricFormat(NamedTuple):
-    """Format of the values of a metric.
+    """How to format the values of a metric.
 
     Attributes:
       title: name of the metric with its unit.
       scale: factor that converts values to that unit.
-      digits: digits after the decimal point; None for three significant digits.
-      is_share: whether values are in [0, 1] and are shown as bars.
+      digits: number of digits after the decimal point; None for three significant digits.
+      is_share: whether values are fractions in [0, 1], which are also shown as bars.
     """
 
     title: str
@@ -50,8 +50,8 @@ NOTES = {
     "supervised": "the same encoder trained with labels for {steps} steps; not an upper bound",
     "ordered_track": "the output of a perfect tracker",
 }
-# Rows from top to bottom: inputs with little information, encoders, inputs with more information.
-# Rows with other names are placed next to the encoders.
+# Order of rows from top to bottom: inputs with little information, encoders, inputs with more
+# information. Rows with other names are placed next to the encoders.
 ORDER = (
     "chance",
     "first_frame",
@@ -64,7 +64,7 @@ ORDER = (
 
 
 def format_table(results: Mapping[str, Any]) -> str:
-    """Formats results as plain text: values with standard errors, one column for each task."""
+    """Formats results as plain text: values with standard errors, in one column per task."""
     lines = []
     for table in _make_tables([results], [NAMES["encoder"]]):
         lines.append(f"{table['title']:38}" + "".join(f"{task:>16}" for task in table["tasks"]))
@@ -89,7 +89,7 @@ def _format_cell(cell: Mapping[str, Any] | None) -> str:
 
 
 def join_results(results: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Joins the results of evaluations; uses the first measurement of each baseline.
+    """Combines the results of evaluations; uses the first measurement of each baseline.
 
     Returns:
       `tables` (see `_make_tables`), with rows in the order of `ORDER`; `tokens`, the statistics of
@@ -113,7 +113,7 @@ def join_results(results: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
 
 
 def in_words(name: str) -> str:
-    """Returns the name of a row as words: "bag_of_frames" becomes "bag of frames"."""
+    """Returns the name of a row in words: "bag_of_frames" becomes "bag of frames"."""
     return NAMES.get(name, name.replace("_", " "))
 
 
@@ -139,8 +139,9 @@ def _make_tables(
       titles: name of the encoder of each result.
 
     Returns:
-      A list of dicts with `title`, `is_share`, `tasks`, `n` (number of videos, as text) and `rows`.
-      A row has `kind` (its name in results.json), `name`, `input`, `note`, and `cells` by task.
+      A list of dicts with `title`, `is_share`, `tasks`, `n` (text with the number of videos) and
+      `rows`. A row has `kind` (its name in results.json), `name`, `input`, `note`, and `cells` by
+      task.
     """
     tables = []
     for metric in dict.fromkeys(row["metric"] for result in results for row in result["rows"]):
@@ -149,7 +150,7 @@ def _make_tables(
         _add_gains(groups, form)
         cells = [cell for group in groups.values() for cell in group.values()]
         counts = sorted({cell["n"] for cell in cells})
-        # With two evaluators of the same metric, the row must name the evaluator.
+        # If several evaluators have the same metric, the row must show the evaluator.
         ambiguous = len({key[2] for key in groups if key[0] == "encoder"}) > 1
         steps = max(r["run"]["config"].get("supervised", {}).get("steps", 0) for r in results)
         tables.append(
@@ -166,7 +167,7 @@ def _make_tables(
 
 
 def _group_rows(results, titles, metric: str) -> dict[tuple[str, ...], dict[str, dict[str, Any]]]:
-    """Returns the cells of one metric by (name, encoder's title, evaluator, input) and by task."""
+    """Returns a metric's cells by (name, title of the encoder, evaluator, input) and by task."""
     form = METRICS.get(metric, MetricFormat(metric))
     groups: dict[tuple[str, ...], dict[str, dict[str, Any]]] = {}
     for title, result in zip(titles, results, strict=True):
@@ -189,7 +190,7 @@ def _make_cell(value: float, standard_error: float | None, form: MetricFormat) -
 
 
 def _chance_rows(cells: Sequence[Mapping[str, Any]], form: MetricFormat) -> list[dict[str, Any]]:
-    """Returns a row with the chance level if rows have a number of classes."""
+    """Returns a row with the chance level if the rows have a number of classes."""
     classes = {cell["task"]: cell["classes"] for cell in cells if cell.get("classes")}
     chance = {task: _make_cell(1 / count, None, form) for task, count in classes.items()}
     row = {"kind": "chance", "name": "chance", "input": "", "note": NOTES["chance"]}
@@ -211,10 +212,10 @@ def _position(kind: str) -> int:
 
 
 def _add_gains(groups: Mapping[tuple[str, ...], dict[str, dict]], form: MetricFormat) -> None:
-    """Adds to each cell of an encoder its difference from random initialisation.
+    """Adds the difference from random initialisation to each cell of an encoder.
 
-    `gain` holds the difference in the unit of the table and in its standard errors, which assume
-    that the two values are independent.
+    `gain` is the difference in the unit of the table and in standard errors. The standard error
+    assumes that the two values are independent.
     """
     for (name, _, *rest), cells in groups.items():
         base = groups.get(("random", "", *rest))

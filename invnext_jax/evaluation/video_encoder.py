@@ -1,4 +1,4 @@
-"""`VideoEncoder`, a Python class that computes features of video files with a trained encoder.
+"""The class `VideoEncoder`, which computes features of video files with a trained encoder.
 
 Shape key: b videos, t frames, h w pixels, c channels, n tokens, d width.
 """
@@ -19,7 +19,7 @@ from invnext_jax.models.patches import normalize
 
 
 class VideoEncoder:
-    """A frozen encoder that maps video files to features; compiles once for each clip size.
+    """A frozen encoder that maps video files to features. It is compiled once for each clip size.
 
     Attributes:
       encoder: encoder module.
@@ -31,11 +31,11 @@ class VideoEncoder:
         """Loads the weights.
 
         Args:
-          path: workdir of a run, a .safetensors file that `launch/export.py` or
-            `launch/import_weights.py` wrote, or a folder in the published layout.
+          path: workdir of a run, a .safetensors file written by `launch/export.py` or
+            `launch/import_weights.py`, or a folder in the published layout.
 
         Raises:
-          UserError: the path holds no weights or no encoder.
+          UserError: the path has no weights or no encoder.
         """
         loaded = pretrained.load_encoder(path)
         e = loaded.config.encoder
@@ -64,20 +64,21 @@ class VideoEncoder:
         start: float | None = None,
         end: float | None = None,
     ) -> np.ndarray:
-        """Computes the features of one video from evenly spaced frames and the centre crop.
+        """Computes the features of one video, from the centre crop of evenly spaced frames.
 
         Args:
           path: a video file, local or `protocol://...`.
           frames: number of frames; None for the number in the encoder's config. Position embeddings
             are resized if needed.
-          size: side in pixels, a multiple of the patch size; None for the size in the config.
+          size: height and width of the frames in pixels, a multiple of the patch size; None for the
+            size in the config.
           pooled: whether to return one vector instead of tokens.
           start: start time in seconds; None for the beginning of the video.
           end: end time in seconds; None for the end of the video.
 
         Returns:
           float32 [frames * (size / patch)^2, width] in the order time, row, column, without class
-          tokens. If `pooled`: [pool_width].
+          tokens; [pool_width] if `pooled`.
 
         Raises:
           UserError: the size is not a multiple of the patch size, or the weights have no pool.
@@ -95,7 +96,7 @@ class VideoEncoder:
         start: float | None = None,
         end: float | None = None,
     ) -> np.ndarray:
-        """Reads the clip that `__call__` encodes, uint8 [t h w c]; see `__call__` for arguments."""
+        """Reads the clip that `__call__` encodes, uint8 [t h w c]. The arguments are the same."""
         frames = self.encoder.frames if frames is None else frames
         size = self.encoder.size if size is None else size
         if frames < 1 or size < 1:
@@ -127,7 +128,7 @@ class VideoEncoder:
             )
         if pooled and self.params["pool"] is None:
             raise UserError(
-                "the weights hold no pool: export them with --parts=encoder,pool, or leave "
+                "the weights have no pool: export them with --parts=encoder,pool, or leave "
                 "pooled=True out"
             )
         if pooled:

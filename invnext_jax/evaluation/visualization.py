@@ -1,4 +1,4 @@
-"""Images of single clips: masks, sampled reconstructions, and features as colours.
+"""Images of clips: masks, sampled reconstructions, and features as colours.
 
 A strip shows the frames of one clip side by side.
 
@@ -40,7 +40,7 @@ def color_features(tokens_tyxd: np.ndarray, size: int) -> np.ndarray:
 
     Args:
       tokens_tyxd: tokens of a clip.
-      size: side of the resulting frames, to which the colours are interpolated.
+      size: height and width of the returned frames, to which the colours are interpolated.
 
     Returns:
       Frames, uint8 [t size size 3].
@@ -61,13 +61,13 @@ def color_features(tokens_tyxd: np.ndarray, size: int) -> np.ndarray:
 
 
 def hide_patches(video_thwc: np.ndarray, visible_tyx: np.ndarray) -> np.ndarray:
-    """Returns a clip with masked patches in grey."""
+    """Returns the clip with masked patches in grey."""
     visible_thw = _enlarge(visible_tyx, video_thwc.shape[1] // visible_tyx.shape[1])
     return np.where(visible_thw[..., None], video_thwc, HIDDEN)
 
 
 def outline_patches(video_thwc: np.ndarray, visible_tyx: np.ndarray) -> np.ndarray:
-    """Returns an enlarged clip with a white outline around each visible patch."""
+    """Returns the enlarged clip with a white outline around each visible patch."""
     factor = enlargement_factor(video_thwc)
     large = repeat(video_thwc, "t h w c -> t (h p) (w q) c", p=factor, q=factor)
     side = large.shape[1] // visible_tyx.shape[1]

@@ -195,7 +195,7 @@ def _tower_config(config: Mapping[str, Any], kind: str, types: tuple[str, str]) 
         config = {"model_type": types[0], **nested}
     if config.get("model_type") in ("siglip2", "siglip2_vision_model"):
         raise UserError(
-            f"config.json has model_type={config['model_type']!r}, the variable-resolution variant of "
+            f"config.json has model_type={config['model_type']!r}, the variable-resolution "
             "SigLIP 2 (NaFlex), which is not supported: use a fixed-resolution checkpoint such as "
             "siglip2-giant-opt-patch16-256"
         )
@@ -206,7 +206,7 @@ def _tower_config(config: Mapping[str, Any], kind: str, types: tuple[str, str]) 
 def _side(config: Mapping[str, Any], name: str) -> int:
     sides = config[name] if isinstance(config[name], list) else [config[name]]
     if len(set(sides)) != 1 or not isinstance(sides[0], int):
-        raise UserError(f"config.json has {name}={config[name]!r}, but only square sizes work")
+        raise UserError(f"config.json has {name}={config[name]!r}, but only squares are supported")
     return sides[0]
 
 

@@ -163,7 +163,7 @@ def test_registered_evaluator_has_rows_and_a_table(folder, results, tmp_path, mo
 
 def test_two_evaluators_of_one_name_are_refused(monkeypatch):
     monkeypatch.setattr(registry, "EVALUATORS", dict(registry.EVALUATORS))
-    with pytest.raises(ValueError, match="another evaluator is registered as 'linear_probe'"):
+    with pytest.raises(ValueError, match="an evaluator 'linear_probe' is already registered"):
         registry.register(linear_probe.LinearProbe())
     evaluator = linear_probe.LinearProbe()
     evaluator.name = "../x"
@@ -210,10 +210,10 @@ def test_table_has_a_line_for_each_input(results):
         ({"poolings": ("max",)}, r"unknown poolings \['max'\]"),
         ({"evaluators": ()}, "config.evaluators is empty"),
         ({"evaluators": ("knn",)}, "config.evaluators has 'knn', which is not one of linear_probe"),
-        ({"inverse_penalties": ()}, "config.inverse_penalties=.* must hold positive numbers"),
+        ({"inverse_penalties": ()}, "config.inverse_penalties=.* must be positive"),
         ({"trees": 0}, "config.trees=0 must be at least 1"),
         ({"checkpoint": ""}, "config.checkpoint is empty"),
-        ({"checkpoint": "nowhere"}, "nowhere holds no checkpoint"),
+        ({"checkpoint": "nowhere"}, "nowhere has no checkpoint"),
     ],
 )
 def test_invalid_configs_are_one_sentence_errors(folder, changes, match):

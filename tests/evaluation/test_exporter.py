@@ -68,7 +68,7 @@ def test_published_files_have_the_released_names_shapes_and_config(stage1_run, t
     summary = exporter.export_run(
         stage1_run, folder, export_format=exporter.ExportFormat("internvideo_next", "float16")
     )
-    assert "change by 0.0" in summary
+    assert "differ by 0.0" in summary
     config = json.loads((folder / "config.json").read_text())
     assert config["model_config"] == {
         "attn_pool_num_heads": 2,
@@ -116,7 +116,7 @@ def test_a_run_without_a_moving_average_exports_none(stage1_run, tmp_path):
 
 
 def test_missing_parts_and_unknown_formats_are_refused(stage1_run, tmp_path):
-    with pytest.raises(UserError, match="holds no head, only align, align_pooled, decoder"):
+    with pytest.raises(UserError, match="has no head, only align, align_pooled, decoder"):
         exporter.export_run(stage1_run, tmp_path / "a.safetensors", parts=("encoder", "head"))
     for export_format, sentence in (
         (exporter.ExportFormat("onnx"), "--format=onnx is not one of ours, internvideo_next"),
@@ -159,7 +159,7 @@ def test_different_features_are_refused_and_old_files_kept(stage1_run, tmp_path,
         return loaded._replace(params=params)
 
     monkeypatch.setattr(pretrained, "load_encoder", load_damaged)
-    with pytest.raises(UserError, match="gives features that differ"):
+    with pytest.raises(UserError, match="differ from those of the run"):
         exporter.export_run(stage1_run, out, overwrite=True)
     assert out.read_bytes() == old
     assert len(list(out.parent.iterdir())) == 2

@@ -132,7 +132,7 @@ def test_export_loads_without_the_run(tmp_path, config, params):
 def test_paths_without_an_encoder_are_refused(tmp_path, config, params):
     with pytest.raises(UserError, match="config.checkpoint is empty"):
         pretrained.load_params("")
-    with pytest.raises(UserError, match="holds no checkpoint"):
+    with pytest.raises(UserError, match="has no checkpoint"):
         pretrained.load_params(tmp_path)
     export.write_export(tmp_path / "a.safetensors", {"pool": params}, {"config": config.to_dict()})
     with pytest.raises(UserError, match="has no encoder"):

@@ -125,7 +125,7 @@ def test_two_probes_of_one_stage_are_numbered():
 
 
 def test_other_folders_are_refused(tmp_path):
-    with pytest.raises(UserError, match="name the workdirs"):
+    with pytest.raises(UserError, match="specify the workdirs"):
         report.write_report([], tmp_path / "report.html")
     with pytest.raises(UserError, match="is neither a run nor a probe"):
         report.write_report([tmp_path], tmp_path / "report.html")

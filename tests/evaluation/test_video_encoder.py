@@ -75,7 +75,7 @@ def test_missing_file_and_missing_pool_are_errors(stage1_run, tmp_path, exported
         VideoEncoder(exported)(Path(tmp_path / "nothing.mp4"))
     exporter.export_run(stage1_run, tmp_path / "bare.safetensors", parts=("encoder",))
     clip = np.zeros((1, 2, 32, 32, 3), np.uint8)
-    with pytest.raises(UserError, match="hold no pool"):
+    with pytest.raises(UserError, match="have no pool"):
         VideoEncoder(tmp_path / "bare.safetensors").encode(clip, pooled=True)
 
 

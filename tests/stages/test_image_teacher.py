@@ -94,7 +94,7 @@ def test_a_text_model_of_other_sizes_is_a_user_error(config, about, numbers, sen
 
 def test_a_file_without_a_text_model_or_with_other_shapes_is_refused(config):
     write_text(config, part="teacher")
-    with pytest.raises(UserError, match="holds no text model, only teacher"):
+    with pytest.raises(UserError, match="has no text model, only teacher"):
         initialization.text_layers(config)
     write_text(config)
     config.predictor.update(mlp_width=64)
@@ -178,5 +178,5 @@ def test_invalid_init_parts_are_refused():
     config.init_parts = ("pool",)
     with pytest.raises(UserError, match="must include 'encoder'"):
         stage2.check_config(config)
-    with pytest.raises(UserError, match="holds no encoder, only head"):
+    with pytest.raises(UserError, match="has no encoder, only head"):
         stage2.warm_start(stage2_config(), {"head": {}})

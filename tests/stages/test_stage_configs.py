@@ -51,7 +51,7 @@ def test_narrow_decoder_logs_a_warning(caplog):
     config = small(config1)
     with caplog.at_level("WARNING"):
         stage1.check_config(config)
-        assert "cannot represent their noise" in caplog.text
+    assert "cannot represent their noise" in caplog.text
 
 
 def test_init_gain_scales_kernels_but_not_the_decoder():

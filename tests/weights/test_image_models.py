@@ -121,7 +121,7 @@ def test_file_of_another_kind_is_an_error():
         (
             "clip",
             {"model_type": "clip_vision_model", "image_size": [224, 256]},
-            "only square sizes",
+            "only squares",
         ),
         ("clip", {"model_type": "clip_vision_model", "num_channels": 1}, "num_channels=1"),
         ("dinov2", {"model_type": "vit"}, "dinov2 is read from dinov2 or dinov2_with_registers"),

@@ -1,1 +1,1 @@
-"""Evaluators of frozen encoders, one file for each evaluator."""
+"""Evaluators of frozen encoders. Each evaluator has its own file."""

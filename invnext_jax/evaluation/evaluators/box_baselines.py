@@ -1,7 +1,8 @@
-"""Random-forest baselines on ground-truth boxes of the synthetic world; motion is not linear.
+"""Random-forest baselines on the ground-truth boxes of the synthetic world.
 
-The boxes of the first frame and the bag of boxes are lower bounds that ignore the order in time.
-The ordered boxes show the accuracy that is possible with a perfect tracker.
+Random forests are used because motion is not a linear function of the boxes. The boxes of the first
+frame and the bag of boxes are lower bounds that ignore temporal order. The ordered boxes show the
+accuracy that is possible with a perfect tracker.
 
 Shape key: b videos, t frames, k objects, d features (of a box: corners x0 y0 x1 y1, visibility).
 """
@@ -28,7 +29,7 @@ from invnext_jax.evaluation.inputs import SPLITS, EvalInputs
 
 
 class BoxBaselines:
-    """Random forests on ground-truth boxes; returns no rows for data without ground truth."""
+    """Random forests on ground-truth boxes. Data without ground truth gets no rows."""
 
     name = "box_baselines"
     is_baseline = True
@@ -39,7 +40,7 @@ class BoxBaselines:
             raise UserError(f"config.trees={config.trees} must be at least 1")
 
     def evaluate(self, inputs: EvalInputs, config: Any) -> list[Row]:
-        """Fits the forests, one for each baseline and task."""
+        """Fits one forest for each baseline and task."""
         dataset = inputs.dataset
         parts = [dataset.videos(split) for split in SPLITS]
         boxes = [
@@ -48,8 +49,8 @@ class BoxBaselines:
         ]
         if any(box is None for box in boxes):
             print(
-                "No baselines on boxes: a manifest has no ground truth next to it, is a world that "
-                "is drawn in memory, or joins several manifests.",
+                "No baselines on boxes: a manifest has no ground truth next to it, is a `world:` "
+                "URL, or consists of several manifests.",
                 flush=True,
             )
             return []
@@ -76,7 +77,7 @@ def fit_forest(
     trees: int = 200,
     seed: int = 0,
 ) -> ClassifierResult:
-    """Fits a random forest on [b d] features and measures its accuracy on the held-out videos."""
+    """Fits a random forest to [b d] features and measures its accuracy on the held-out videos."""
     start = time.perf_counter()
     model = RandomForestClassifier(trees, random_state=seed, n_jobs=-1)
     model.fit(train_bd, train_labels_b)
@@ -88,11 +89,11 @@ def load_boxes(manifest: str | Path, rows: Iterable[int]) -> np.ndarray | None:
     """Reads ground-truth boxes of the synthetic world from the folder `gt` next to a manifest.
 
     Args:
-      manifest: CSV file of a split; the boxes of row 3 of train.csv are in gt/train/000003.npz.
+      manifest: CSV file of a split. The boxes for row 3 of train.csv are in gt/train/000003.npz.
       rows: row numbers in the manifest.
 
     Returns:
-      Box corners in [0, 1] and the visibility of the object, float32 [b t k 5]; None if there is no
+      Box corners in [0, 1] and the object's visibility, float32 [b t k 5]; None if there is no
       ground truth.
     """
     manifest = Path(manifest)
@@ -114,18 +115,24 @@ def first_box(box_btkd: np.ndarray) -> np.ndarray:
 
 
 def bag_of_boxes(box_btkd: np.ndarray) -> np.ndarray:
-    """Returns the boxes of all frames, sorted by position instead of time: [b d].
+    """Returns the boxes of all frames, sorted by position and not by time: [b d].
 
-    Each object's boxes are sorted by column and again by row, so only the order in time is lost.
+    The boxes of each object are sorted once by column and once by row, so that only their temporal
+    order is lost.
     """
-    # Coordinates are rounded, and all of them break ties, because ties would keep the time order.
+    # Coordinates are rounded, and ties are broken by all coordinates, because tied boxes would
+    # otherwise keep their temporal order.
     corners_btkd = np.round(box_btkd, 4)
     center_btk2 = (corners_btkd[..., 0:2] + corners_btkd[..., 2:4]).round(3)
     parts = [box_btkd.mean(axis=1), box_btkd.std(axis=1)]
     parts = [rearrange(part, "b k d -> b (k d)") for part in parts]
     rest = [corners_btkd[..., i] for i in range(corners_btkd.shape[-1])]
     for first, second in ((0, 1), (1, 0)):
-        keys = (*rest, center_btk2[..., second], center_btk2[..., first])  # last: primary key
+        keys = (
+            *rest,
+            center_btk2[..., second],
+            center_btk2[..., first],
+        )  # the last key is the primary one
         order_btk = np.lexsort(keys, axis=1)
         sorted_btkd = np.take_along_axis(corners_btkd, order_btk[..., None], axis=1)
         parts.append(rearrange(sorted_btkd, "b t k d -> b (t k d)"))
@@ -133,7 +140,7 @@ def bag_of_boxes(box_btkd: np.ndarray) -> np.ndarray:
 
 
 def ordered_boxes(box_btkd: np.ndarray) -> np.ndarray:
-    """Returns all boxes in time order and the displacements of their centres modulo 1: [b d]."""
+    """Returns boxes in temporal order and the displacements of their centres modulo 1: [b d]."""
     center_btk2 = (box_btkd[..., 0:2] + box_btkd[..., 2:4]) / 2
     step_btk2 = (np.diff(center_btk2, axis=1) + 0.5) % 1.0 - 0.5
     return np.concatenate(

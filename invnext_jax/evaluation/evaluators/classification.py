@@ -1,4 +1,4 @@
-"""Shared functions of classification evaluators: labelled videos, scores and rows.
+"""Functions for classification evaluators: selection of labelled videos, scores and rows.
 
 Shape key: b videos, d features.
 """
@@ -19,12 +19,12 @@ class ClassifierResult:
     """Top-1 accuracies in [0, 1] of one fitted classifier.
 
     Attributes:
-      top1: accuracy on the `videos` held-out videos.
+      top1: accuracy on the held-out videos.
       standard_error: binomial standard error of `top1`.
       train_top1: accuracy on the training videos.
       videos: number of held-out videos.
       classes: number of classes in the training labels.
-      inverse_penalty: chosen inverse penalty C; None for a classifier without a penalty.
+      inverse_penalty: selected inverse penalty C; None for classifiers without a penalty.
       converged: whether the solver reached its tolerance.
       seconds: total time of all fits.
     """
@@ -40,7 +40,7 @@ class ClassifierResult:
 
 
 def binomial_standard_error(share: float, count: int) -> float:
-    """Computes the standard error of a share of `count` independent trials: sqrt(p (1 - p) / n)."""
+    """Computes the binomial standard error of a fraction of `count` trials: sqrt(p (1 - p) / n)."""
     return float(np.sqrt(share * (1.0 - share) / count))
 
 
@@ -75,16 +75,16 @@ def score_predictions(
 
 
 def find_labeled(labels_b: np.ndarray, task: str, split: str) -> np.ndarray:
-    """Returns which videos have a label, bool [b]; a negative number means no label.
+    """Returns which videos have a label, bool [b]. Negative numbers mean no label.
 
     Raises:
-      UserError: no video has a label; the message names the `task` and the `split`.
+      UserError: no video has a label. `task` and `split` are used in the message.
     """
     labeled_b = labels_b >= 0
     if not labeled_b.any():
         raise UserError(
             f"label_{task} has no labelled video in the {split} manifest: "
-            "leave the task out of config.tasks or add videos with this label"
+            "remove the task from config.tasks or add videos with this label"
         )
     return labeled_b
 
@@ -94,7 +94,7 @@ def check_classes(labels_b: np.ndarray, task: str) -> None:
     if len(np.unique(labels_b)) < 2:
         raise UserError(
             f"label_{task} has only one class in the training manifest: "
-            "leave the task out of config.tasks or add videos of other classes"
+            "remove the task from config.tasks or add videos of other classes"
         )
 
 
@@ -104,11 +104,11 @@ def fit_tasks(
     tasks: Sequence[str],
     fit: Callable[..., ClassifierResult],
 ) -> dict[str, ClassifierResult]:
-    """Fits one classifier for each task, on the videos that have a label for the task.
+    """Fits one classifier for each task to the videos that have a label for this task.
 
     Args:
-      data: features [b d] of the training and of the held-out videos.
-      labels: int labels [b] of each task, of the training and of the held-out videos.
+      data: features [b d] of the training videos and of the held-out videos.
+      labels: int labels [b] by task, for the training videos and for the held-out videos.
       tasks: names of the tasks.
       fit: function (training features, labels, held-out features, labels) -> result.
     """
@@ -126,7 +126,7 @@ def fit_tasks(
 def make_rows(
     evaluator: str, name: str, what: str, results: Mapping[str, ClassifierResult], **details
 ) -> list[Row]:
-    """Converts the result of each task to a row; see `Row` for the arguments."""
+    """Converts each task's result to a row. See `Row` for the arguments."""
     return [
         Row(
             evaluator=evaluator,

@@ -1,8 +1,8 @@
 """The interface of evaluators: an `Evaluator` reads `EvalInputs` and returns `Row`s.
 
 To add an evaluator, write a class with the members of `Evaluator`, pass an instance to
-`registry.register`, and name it in `config.evaluators`. Caching, tables and the report need no
-change.
+`registry.register`, and add its name to `config.evaluators`. Caching, tables and the report need no
+changes.
 """
 
 import dataclasses
@@ -14,19 +14,19 @@ from invnext_jax.evaluation.inputs import EvalInputs
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A measured number, with the task and input that it was measured on.
+    """A measured value, with the task and the input for which it was measured.
 
     Attributes:
       evaluator: name of the evaluator.
-      name: name of the encoder, see `EvalInputs.name`, or of a baseline ("first_frame").
+      name: name of the encoder (see `EvalInputs.name`) or of a baseline ("first_frame").
       input: input of the evaluator: a pooling ("mean"), "pixels", "boxes", "end to end", ...
       task: name of the task; a column of the tables.
-      metric: name of the metric, for example "top1"; each metric has its own table.
-      value: measured number; shares are in [0, 1].
+      metric: name of the metric, for example "top1". Each metric has its own table.
+      value: measured value. Fractions are in [0, 1], not in percent.
       standard_error: standard error of `value`; None if unknown.
-      n: number of videos, or other independent units, that `value` was measured on.
-      details: other JSON-serializable facts, such as chosen hyper-parameters. With `classes`, the
-        number of classes, tables show the chance level.
+      n: number of videos, or other independent units, from which `value` was measured.
+      details: additional JSON-serializable values, such as the selected hyperparameters. If they
+        include `classes`, the number of classes, tables show the chance level.
     """
 
     evaluator: str
@@ -49,11 +49,12 @@ class Evaluator(Protocol):
     """An evaluation of a frozen encoder, or a baseline to compare it with.
 
     Attributes:
-      name: name in `config.evaluators` and in the rows; letters, digits and underscores.
-      is_baseline: True if the rows do not depend on the parameters of the checkpoint. A baseline
-        runs only with `config.controls`, and its rows are kept when the checkpoint changes. Other
-        evaluators run on the checkpoint and, with `config.controls`, on the same encoder with
-        random initialisation.
+      name: name in `config.evaluators` and in the rows. It consists of letters, digits and
+        underscores.
+      is_baseline: True if the rows do not depend on the parameters of the checkpoint. Baselines run
+        only if `config.controls` is set, and their cached rows stay valid when the checkpoint
+        changes. Other evaluators run on the checkpoint and, if `config.controls` is set, also on
+        the same encoder with random initialisation.
     """
 
     name: str
@@ -66,19 +67,19 @@ class Evaluator(Protocol):
           config: the config of the evaluation, see configs/eval/.
 
         Raises:
-          UserError: an option has an invalid value; the message names the option.
+          UserError: an option has an invalid value. The message contains the name of the option.
         """
         ...
 
     def evaluate(self, inputs: EvalInputs, config: Any) -> list[Row]:
-        """Measures and returns the rows; the result must be deterministic for a given `config`.
+        """Measures and returns the rows. The result must be deterministic for a given `config`.
 
         Args:
-          inputs: `inputs.features(split)` are pooled features from the cache, `inputs.encoder` the
-            module and its parameters, `inputs.dataset` the videos, batches and labels.
+          inputs: `inputs.features(split)` returns cached pooled features. `inputs.encoder` is the
+            module with its parameters. `inputs.dataset` has the videos, batches and labels.
           config: see `check_config`.
 
         Raises:
-          UserError: the data cannot be evaluated, for example a split has no labels.
+          UserError: the data cannot be evaluated, for example because a split has no labels.
         """
         ...

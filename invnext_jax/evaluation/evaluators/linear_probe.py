@@ -1,7 +1,7 @@
 """Linear probe: multinomial logistic regression on frozen features, solved to convergence.
 
-The result has no optimiser noise. The penalty is chosen on a held-out part of the training videos,
-never on the videos whose accuracy is reported.
+Because the fit converges, the result has no optimiser noise. The penalty is selected on a held-out
+part of the training videos, never on the videos whose accuracy is reported.
 
 Shape key: b videos, d features, k classes.
 """
@@ -27,11 +27,11 @@ from invnext_jax.evaluation.evaluators.evaluator import Row
 from invnext_jax.evaluation.features import POOLINGS
 from invnext_jax.evaluation.inputs import EvalInputs
 
-SMALL = 2**24  # number of values; products of smaller matrices use one thread
+SMALL = 2**24  # number of elements; products of smaller matrices use one thread
 
 
 class LinearProbe:
-    """Linear probe of the pooled features, one row for each pooling and task."""
+    """Linear probes of the pooled features, with one row for each pooling and task."""
 
     name = "linear_probe"
     is_baseline = False
@@ -49,7 +49,7 @@ class LinearProbe:
         rows = []
         for pooling in config.poolings:
             data = (normalize_rows(part.pooled(pooling)) for part in (train, val))
-            # All training videos set the scaling, because it needs no labels.
+            # The scaling is computed from all training videos, because it needs no labels.
             data = standardize(*data)
             results = fit_linear_tasks(data, (train.labels, val.labels), inputs, config)
             rows += make_rows(self.name, inputs.name, pooling, results)
@@ -64,7 +64,7 @@ def check_fit_config(config: Any) -> None:
     """
     if not config.inverse_penalties or min(config.inverse_penalties) <= 0:
         raise UserError(
-            f"config.inverse_penalties={config.inverse_penalties} must hold positive numbers"
+            f"config.inverse_penalties={config.inverse_penalties} must be positive numbers"
         )
 
 
@@ -74,7 +74,7 @@ def fit_linear_tasks(
     inputs: EvalInputs,
     config: Any,
 ) -> dict[str, ClassifierResult]:
-    """Fits a linear probe for each task with the options of `config`, see `fit_tasks`."""
+    """Fits a linear probe for each task with the options in `config`; see `fit_tasks`."""
     fit = functools.partial(
         fit_linear,
         inverse_penalties=config.inverse_penalties,
@@ -85,21 +85,21 @@ def fit_linear_tasks(
 
 
 def normalize_rows(x_bd: np.ndarray, eps: float = 1e-6) -> np.ndarray:
-    """Applies LayerNorm to each video's features, without scale and bias (the probe has both)."""
+    """Applies LayerNorm without scale and bias, which the probe already has, to each video."""
     x_bd = np.asarray(x_bd, dtype=np.float64)
     x_bd = x_bd - x_bd.mean(axis=1, keepdims=True)
     return x_bd / np.sqrt(np.square(x_bd).mean(axis=1, keepdims=True) + eps)
 
 
 def standardize(train_bd: np.ndarray, val_bd: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Standardises with the statistics of the training videos, then rotates to principal axes.
+    """Standardises features with the training videos' statistics and rotates to principal axes.
 
-    The rotation does not change the solution, because the penalty is isotropic, but it makes the
-    problem well conditioned. With more features than videos it drops the directions that no
-    training video spans.
+    The rotation makes the problem well conditioned. It does not change the solution, because the
+    penalty is isotropic. If there are more features than videos, directions in which the training
+    videos do not vary are dropped.
 
     Returns:
-      float64 [b, axes] of the training and of the held-out videos.
+      float64 [b, axes] for the training videos and for the held-out videos.
     """
     train_bd, val_bd = (np.asarray(x, np.float64) for x in (train_bd, val_bd))
     mean_d, std_d = train_bd.mean(axis=0), train_bd.std(axis=0)
@@ -125,26 +125,26 @@ class Logistic:
     converged: bool
 
     def predict(self, x_bd: np.ndarray) -> np.ndarray:
-        """Returns the most likely class of each video: [b]."""
+        """Returns the most likely class of each video, [b]."""
         return self.classes_k[np.argmax(x_bd @ self.weights_dk + self.offset_k[None], axis=1)]
 
 
 def fit_logistic(
     x_bd: np.ndarray, labels_b: np.ndarray, inverse_penalty: float, max_iterations: int = 500
 ) -> Logistic:
-    """Minimises C * sum of cross-entropies + |weights|^2 / 2 by L-BFGS; offsets have no penalty.
+    """Minimises C * sum(cross-entropy) + |weights|^2 / 2 by L-BFGS; offsets have no penalty.
 
     Args:
       x_bd: float64 features, preferably from `standardize`; the solver scales each axis separately.
-      labels_b: int classes, at least two different ones.
+      labels_b: int classes, of which at least two differ.
       inverse_penalty: the factor C.
-      max_iterations: largest number of solver iterations.
+      max_iterations: maximum number of solver iterations.
     """
     classes_k, target_b = np.unique(labels_b, return_inverse=True)
     b, d, k = len(x_bd), x_bd.shape[1], len(classes_k)
     onehot_bk = np.eye(k)[target_b]
     decay = 1.0 / (inverse_penalty * b)
-    # Preconditions each axis by an upper bound of its curvature.
+    # Each axis is preconditioned with an upper bound of its curvature.
     scale_d = 1.0 / np.sqrt(np.square(x_bd).mean(axis=0) / k + decay)
 
     def objective(flat):
@@ -159,7 +159,7 @@ def fit_logistic(
         return loss, np.concatenate([grad_dk.ravel(), error_bk.sum(axis=0)])
 
     options = {"maxiter": max_iterations, "gtol": 1e-5, "ftol": 1e-10}
-    # For small products, starting threads takes twenty times as long as the product.
+    # For small products, starting threads takes 20 times as long as the product itself.
     with threadpool_limits(1 if x_bd.size < SMALL else None):
         solution = optimize.minimize(
             objective, np.zeros((d + 1) * k), jac=True, method="L-BFGS-B", options=options
@@ -184,10 +184,11 @@ def fit_linear(
       train_bd: features of the training videos, from `standardize`.
       train_labels_b: int labels of the training videos.
       val_bd: features of the held-out videos, from `standardize`.
-      val_labels_b: int labels; a class without training videos counts as wrong.
-      inverse_penalties: candidate values of C; ties are resolved in favour of the smaller value.
-      held_out: fraction of the training videos on which C is chosen; the final fit uses all.
-      seed: seed of the split of the training videos.
+      val_labels_b: int labels. Videos of a class without training videos count as wrong.
+      inverse_penalties: candidate values of C. Ties are resolved in favour of the smaller value.
+      held_out: fraction of the training videos that is used to select C. The final fit uses all
+        training videos.
+      seed: seed for splitting the training videos.
     """
     start = time.perf_counter()
     chosen = _choose_penalty(train_bd, train_labels_b, sorted(inverse_penalties), held_out, seed)
@@ -202,7 +203,7 @@ def fit_linear(
 
 
 def _choose_penalty(x_bd, labels_b, inverse_penalties, held_out, seed) -> float:
-    """Returns the C with the best accuracy on a held-out fraction, after a fit on the rest."""
+    """Returns the C with the best accuracy on a held-out fraction after fitting on the rest."""
     order_b = np.random.default_rng(seed).permutation(len(labels_b))
     choose_b, fit_b = np.split(order_b, [max(1, round(held_out * len(order_b)))])
     if len(inverse_penalties) == 1 or len(np.unique(labels_b[fit_b])) < 2:

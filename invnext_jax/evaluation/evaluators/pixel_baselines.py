@@ -1,4 +1,4 @@
-"""Baselines on raw pixels: linear probes of the first frame and of the bag of frames.
+"""Baselines on raw pixels: linear probes of the first frame and of all frames without order.
 
 The first frame shows the accuracy that is possible without motion. The bag of frames shows the
 accuracy that is possible without the order of the frames.
@@ -16,11 +16,11 @@ from invnext_jax.evaluation.evaluators.classification import make_rows
 from invnext_jax.evaluation.evaluators.evaluator import Row
 from invnext_jax.evaluation.inputs import EvalInputs
 
-MAX_SIDE = 32  # pixels; the shorter side of videos is reduced to about this size
+MAX_SIDE = 32  # pixels; videos are downscaled so that the shorter side has about this size
 
 
 class PixelBaselines:
-    """Linear probes of raw pixels, one row for each baseline and task."""
+    """Linear probes of raw pixels, with one row for each baseline and task."""
 
     name = "pixel_baselines"
     is_baseline = True
@@ -52,14 +52,14 @@ def first_frame(video_bthwc: np.ndarray) -> np.ndarray:
 
 
 def bag_of_frames(video_bthwc: np.ndarray) -> np.ndarray:
-    """Returns mean and standard deviation of each pixel over the frames: float32 [b d]."""
+    """Returns the mean and standard deviation of each pixel over the frames: float32 [b d]."""
     small_bthwc = _shrink(video_bthwc)
     parts = [small_bthwc.mean(axis=1), small_bthwc.std(axis=1)]
     return np.concatenate([rearrange(part, "b h w c -> b (h w c)") for part in parts], axis=1)
 
 
 def _shrink(video_bthwc: np.ndarray) -> np.ndarray:
-    """Averages over square blocks of pixels, so that the shorter side is about `MAX_SIDE`."""
+    """Averages square blocks of pixels so that the shorter side becomes about `MAX_SIDE`."""
     block = max(1, min(video_bthwc.shape[2:4]) // MAX_SIDE)
     h, w = (side // block * block for side in video_bthwc.shape[2:4])
     cropped_bthwc = video_bthwc[:, :, :h, :w].astype(np.float32) / 255

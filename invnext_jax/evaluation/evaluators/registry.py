@@ -1,4 +1,4 @@
-"""Registry of evaluators by name; code outside this package can also call `register`."""
+"""Registry of evaluators by name. Code outside this package can also call `register`."""
 
 import re
 from collections.abc import Sequence
@@ -16,26 +16,26 @@ EVALUATORS: dict[str, Evaluator] = {}
 
 
 def register(evaluator: Evaluator) -> Evaluator:
-    """Registers an evaluator under its name, for `config.evaluators`, and returns it.
+    """Registers an evaluator under its name and returns it.
 
     Raises:
-      ValueError: the name is not an identifier, or another evaluator has the same name.
+      ValueError: the name is not an identifier, or is already registered.
     """
     if not re.fullmatch(r"\w+", evaluator.name):
         raise ValueError(f"evaluator name {evaluator.name!r} must be an identifier")
     if EVALUATORS.setdefault(evaluator.name, evaluator) is not evaluator:
-        raise ValueError(f"another evaluator is registered as {evaluator.name!r}: rename this one")
+        raise ValueError(f"an evaluator {evaluator.name!r} is already registered: rename this one")
     return evaluator
 
 
 def find_evaluators(names: Sequence[str]) -> list[Evaluator]:
-    """Returns the evaluators of these names, in their order.
+    """Returns the evaluators with the given names, in the same order.
 
     Raises:
       UserError: `names` is empty, or a name is not registered.
     """
     if not names:
-        raise UserError("config.evaluators is empty: name at least one evaluator")
+        raise UserError("config.evaluators is empty: add at least one evaluator")
     if unknown := [name for name in names if name not in EVALUATORS]:
         raise UserError(
             f"config.evaluators has {unknown[0]!r}, which is not one of {', '.join(EVALUATORS)}"

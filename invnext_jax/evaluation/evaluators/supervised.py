@@ -1,4 +1,4 @@
-"""Supervised baseline: the same encoder trained end to end with labels, for a fixed budget.
+"""Supervised baseline: the same encoder, trained end to end on labels for a fixed budget.
 
 Shape key: b videos, t frames, h w pixels, c channels, n tokens, d width, k classes.
 """
@@ -30,7 +30,7 @@ LOG_EVERY = 10  # steps
 
 
 class SupervisedBaseline:
-    """End-to-end training on all tasks at once; one row for each task, no rows with 0 steps."""
+    """End-to-end training on all tasks at once. Returns one row per task, or none for 0 steps."""
 
     name = "supervised"
     is_baseline = True
@@ -44,7 +44,7 @@ class SupervisedBaseline:
             raise UserError(f"config.supervised.batch_size={settings.batch_size} must be positive")
 
     def evaluate(self, inputs: EvalInputs, config: Any) -> list[Row]:
-        """Trains and measures; the rows hold the training loss of all tasks as `loss_curve`."""
+        """Trains and measures. Each row has the training loss over all tasks as `loss_curve`."""
         if not config.supervised.steps:
             return []
         print(f"supervised: training for {config.supervised.steps} steps", flush=True)
@@ -83,13 +83,13 @@ class ClassifierState(NamedTuple):
 
 
 class LossRecorder(loop.Callbacks):
-    """Records the training loss every `LOG_EVERY` steps and at the last step in `curve`."""
+    """Records the training loss in `curve`, every `LOG_EVERY` steps and at the last step."""
 
     def __init__(self, steps: int):
         self._steps, self.curve = steps, []
 
     def after_step(self, number, state, metrics, diagnostics):
-        """Records the loss of a step; the curve counts steps from 0."""
+        """Records the loss of one training step in `curve`, where steps are numbered from 0."""
         del state, diagnostics
         if (number - 1) % LOG_EVERY == 0 or number == self._steps:
             self.curve.append({"step": number - 1, "loss": float(metrics)})
@@ -107,12 +107,12 @@ def train_supervised(
     """Trains on all tasks at once and measures the accuracy of each task.
 
     Args:
-      encoder: encoder module, which is newly initialised; drop path is off.
-      train: training videos; videos without a label for a task do not enter its loss.
+      encoder: encoder module, which is initialised randomly and trained without drop path.
+      train: training videos. Videos without a label for a task are excluded from its loss.
       val: held-out videos.
       tasks: names of the tasks.
-      config: options steps, batch_size, learning_rate, warmup_steps and weight_decay.
-      seed: seed of the initialisation and of the order of videos.
+      config: has the fields steps, batch_size, learning_rate, warmup_steps and weight_decay.
+      seed: seed for the initialisation and the order of videos.
 
     Returns:
       The result of each task, and the training loss every `LOG_EVERY` steps.
@@ -146,12 +146,12 @@ def train_supervised(
 def count_classes(
     train: Mapping[str, np.ndarray], val: Mapping[str, np.ndarray], tasks: Sequence[str]
 ) -> list[int]:
-    """Returns the number of classes of each task, from the labels [b] of each task."""
+    """Returns the number of classes of each task, computed from its labels [b]."""
     return [int(max(train[task].max(), val[task].max())) + 1 for task in tasks]
 
 
 def make_optimizer(config: Any) -> optax.GradientTransformation:
-    """Returns AdamW with warm-up and cosine decay; only matrices get weight decay."""
+    """Returns AdamW with warm-up and cosine decay. Weight decay applies only to matrices."""
     warmup = min(config.warmup_steps, config.steps // 2)
     schedule = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warmup, config.steps)
     return optax.chain(
@@ -168,7 +168,7 @@ def make_optimizer(config: Any) -> optax.GradientTransformation:
 def init_state(
     model: Classifier, tx: optax.GradientTransformation, clip_shape: Sequence[int], seed: int
 ) -> ClassifierState:
-    """Initialises parameters and optimiser for clips of shape [t h w c]."""
+    """Initialises the parameters and the optimiser state for clips of shape [t h w c]."""
     params = jax.jit(model.init)(jax.random.key(seed), jnp.zeros((1, *clip_shape)))
     params = nn.meta.unbox(params["params"])
     return ClassifierState(params, tx.init(params))
@@ -195,9 +195,10 @@ def make_step(
 def make_batches(
     videos: LabeledVideos, tasks: Sequence[str], batch_size: int, seed: int
 ) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
-    """Yields shuffled batches endlessly: uint8 videos [b t h w c] and the labels [b] of each task.
+    """Yields an infinite sequence of shuffled batches: uint8 videos [b t h w c] and labels [b].
 
-    All batches have one size, so the step compiles once; a batch may span two epochs.
+    All batches have the same size, so that the step is compiled only once. A batch may contain
+    videos from two epochs.
     """
     rng, rows = np.random.default_rng(seed), np.zeros(0, np.int64)
     while True:
@@ -208,7 +209,7 @@ def make_batches(
 
 
 def predict(model: Classifier, params: Any, video_bthwc: np.ndarray, batch_size: int) -> list:
-    """Returns the most likely class [b] of each video, for each task."""
+    """Returns the most likely class of each video, [b], for each task."""
     apply = jax.jit(lambda params, x: model.apply({"params": params}, normalize(x)))
     predictions = []
     for first in range(0, len(video_bthwc), batch_size):
@@ -221,7 +222,7 @@ def predict(model: Classifier, params: Any, video_bthwc: np.ndarray, batch_size:
 
 
 def _mean_cross_entropy(logits_bk, labels_b):
-    """Returns the mean cross-entropy over the videos that have a label; 0 if none has one."""
+    """Returns the mean cross-entropy over the videos with a label, or 0 if there are none."""
     has_b = labels_b >= 0
     entropy_b = optax.softmax_cross_entropy_with_integer_labels(
         logits_bk, jnp.where(has_b, labels_b, 0)
