@@ -1,1 +1,1 @@
-"""Benchmarks: each compares this package with another library in the same run."""
+"""Benchmarks. Each one compares this package with other libraries in the same run."""

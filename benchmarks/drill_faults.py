@@ -1,4 +1,4 @@
-"""Faults of the drill: each function injects one fault into a tiny run, returns the outcome."""
+"""Faults of the drill. Each function injects a fault into a tiny run and returns the outcome."""
 
 import contextlib
 import dataclasses
@@ -22,7 +22,7 @@ class FaultResult:
     Attributes:
         outcome: description of what happened, for the table.
         passed: whether the outcome is the expected one.
-        run: a completed run, to be compared with the uninterrupted one.
+        run: a completed run, which is compared with the uninterrupted one.
         lost_steps: number of steps in finished checkpoints that the next start did not find.
         skipped: whether the fault could not be injected.
     """
@@ -51,7 +51,7 @@ def small_disk(folder: pathlib.Path, options: str = "") -> Iterator[None]:
     folder.mkdir(parents=True)
     command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}{options}", "none", str(folder)]
     if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
-        raise NeedsRootError("needs root, to mount a small disk")
+        raise NeedsRootError("needs root to mount a small disk")
     try:
         yield
     finally:
@@ -149,7 +149,7 @@ def locked(base: pathlib.Path, processes: int) -> FaultResult:
     run = DrillRun(base / "locked", base, processes).start()
     run.wait_for_step(1)
     second = DrillRun(base / "locked", base, 1)
-    second._starts = 100  # gives its log file another name
+    second._starts = 100  # gives its log file a different name
     refused = second.finish()
     code = run.end()
     return FaultResult(
@@ -200,7 +200,7 @@ time.time = jumping
 
 
 def clock_jumps(base: pathlib.Path, processes: int) -> FaultResult:
-    """Moves the system clock by two days, back and forth, every two seconds; saves are timed."""
+    """Moves the clock back and forth by two days, every two seconds, while saving by time."""
     (base / "clock").mkdir()
     (base / "clock/sitecustomize.py").write_text(CLOCK)
     run = DrillRun(base / "clocked", base, processes, **{"checkpoint.every_minutes": 0.01})
@@ -209,7 +209,7 @@ def clock_jumps(base: pathlib.Path, processes: int) -> FaultResult:
 
 
 def stop_signal(base: pathlib.Path, processes: int) -> FaultResult:
-    """Sends SIGTERM, as before a preemption: the run saves, exits with code 0 and can resume."""
+    """Sends SIGTERM as in a preemption: the run saves, exits with code 0 and can be resumed."""
     run = DrillRun(base / "signal", base, processes).start()
     run.wait_for_step(SAVE_STEPS + 2)
     run.signal(signal.SIGTERM, 0)  # sent to one process; all processes stop after the same step

@@ -44,7 +44,7 @@ class DrillRun:
 
     Args:
         workdir: the run's folder.
-        base: the folder of the drill, which holds the synthetic world, compiled programs and logs.
+        base: the folder of the drill, with the synthetic world, compiled programs and logs.
         processes: the number of processes per start.
         options: config fields that override `TINY`.
     """

@@ -4,7 +4,8 @@
 
 Each kill is a SIGKILL at a random time: at the start, between steps, or in the middle of a save.
 The same command then resumes the run. The results are compared with those of an uninterrupted run.
-It prints a table and, as its last line, one JSON object. The exit code is 1 if anything was lost.
+The drill prints a table and, as its last line, a JSON object. The exit code is 1 if anything was
+lost.
 """
 
 import json
@@ -27,7 +28,7 @@ from invnext_jax.checkpointing import reader
 _KILLS = flags.DEFINE_integer("kills", 20, "Number of kills.", lower_bound=0)
 _PROCESSES = flags.DEFINE_integer("processes", 1, "Processes of each run.", lower_bound=1)
 _FAULTS = flags.DEFINE_string("faults", "all", f"all, none, or some of {','.join(FAULTS)}.")
-_SEED = flags.DEFINE_integer("seed", 0, "Random seed of the times of the kills.")
+_SEED = flags.DEFINE_integer("seed", 0, "Random seed for the times of the kills.")
 _OUT = flags.DEFINE_string("out", "", "Folder for runs and logs; empty: a temporary one.")
 
 
@@ -93,7 +94,7 @@ def count_lost_steps(run: DrillRun, rows: list) -> int:
     lost = 0
     for start, (_, newest) in enumerate(rows, 1):
         resumed = run.resumed_step(start)
-        # A start that was killed early has not logged yet from which step it resumes.
+        # A start that was killed early has not yet logged the step from which it resumes.
         has_logged = resumed is not None or "parameters" in run.logs[start]
         lost += max(0, newest - (resumed or 0)) if has_logged else 0
     return lost

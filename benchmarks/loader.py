@@ -5,11 +5,11 @@
 All readers read the same clips: 16 frames of 224 x 224, sampled sparsely (over the whole video) or
 densely (every fourth frame). The files are raw (340 x 256 and 720p, with few key frames) or
 prepared. Our pipeline reads prepared videos from a shard; the other readers read files with the
-same content. The cost of a clip grows with its distance from a key frame, so each batch of each
-reader contains every clip once. Only one reader runs at a time. A ratio is computed in each round
-and the median over rounds is reported, so that other load on the machine affects all readers
-equally. The other libraries need the extra `bench`; missing ones are listed. The benchmark prints a
-table and, as its last line, one JSON object.
+same contents. The cost of a clip increases with its distance from a key frame, so each batch of
+each reader contains every clip once. Only one reader runs at a time. Ratios are computed for each
+round, and their median over rounds is reported, so that other load on the machine affects all
+readers equally. The other libraries need the extra `bench`; missing libraries are listed. The
+benchmark prints a table and, as its last line, a JSON object.
 """
 
 import collections
@@ -184,7 +184,7 @@ def take_turns(cases: list[Case], workers: int, rounds: int) -> dict[str, dict[s
             print(f"{case.name}: same frames; mean difference in levels: {apart}", flush=True)
             made[case.name] = open_readers(case, workers, stack)
         for number in range(rounds):
-            for sampling in SAMPLINGS:  # so that raw and prepared files are measured close in time
+            for sampling in SAMPLINGS:  # raw and prepared files are measured close in time
                 for case in (case for case in cases if case.sampling == sampling):
                     for name, measure in made[case.name].items():
                         speed = measure()

@@ -119,7 +119,7 @@ def make_dataset(manifest: Path, sampling: str, workers: int, batch: int):
 
 
 def open_dataloader(peer: str, rows: list[readers.Row], workers: int, batch: int) -> Batches:
-    """Opens PyTorch's DataLoader, which decodes with the library named `peer`."""
+    """Opens PyTorch's DataLoader with decoding by the library `peer`."""
     from torch.utils.data import DataLoader
 
     dataset = readers.PeerDataset(peer, rows * EPOCHS)

@@ -129,7 +129,7 @@ def absent(peer: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class PeerDataset:
-    """A typical dataset for `torch.utils.data.DataLoader`, decoded by another library."""
+    """A typical dataset for `torch.utils.data.DataLoader` that decodes with another library."""
 
     peer: str
     rows: list[Row]

@@ -61,7 +61,7 @@ def prepare(paths: list[Path], folder: Path) -> tuple[Path, list[Path]]:
     """Re-encodes videos for training, as `launch/prepare_data.py shards` does.
 
     Returns:
-        The path of the shard, and of one file with the content of each record.
+        The path of the shard, and the paths of files with the contents of the records.
     """
     whole = folder / "whole.csv"
     _write_csv(whole, ["path", "source"], [[path, "bench"] for path in paths])

@@ -2,10 +2,10 @@
 
     python benchmarks/saving.py [--steps=3] [--saves=3] [--interval=100]
 
-The baseline is Orbax's own checkpoint manager with the same state, without this package's
-checksums, policies and checks. The last line is one JSON object. The reported share of the step
-time assumes that the steps lose all of the blocked time, and the background CPU time divided by the
-number of cores.
+The baseline is Orbax's checkpoint manager with the same state, without this package's checksums,
+policies and checks. The last line is a JSON object. The reported fraction of the step time assumes
+that training loses all of the blocked time, and the background CPU time divided by the number of
+cores.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ from invnext_jax.training import mesh as mesh_lib
 
 _STEPS = flags.DEFINE_integer("steps", 3, "Number of steps to time.")
 _SAVES = flags.DEFINE_integer("saves", 3, "Number of saves to time.")
-_INTERVAL = flags.DEFINE_integer("interval", 100, "Steps between saves, for the share.")
+_INTERVAL = flags.DEFINE_integer("interval", 100, "Steps between saves, for the reported fraction.")
 _WIDTH = flags.DEFINE_integer("width", 384, "Width of the encoder.")
 ROOT = pathlib.Path(__file__).parents[1]
 

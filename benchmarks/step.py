@@ -54,7 +54,8 @@ def main(arguments=None):
         make_steps(flags)
         return
     if not flags.grow:
-        # Compile in another process: a heap fragmented by the compiler slows down each step.
+        # Compile in another process, because a heap fragmented by the compiler slows down each
+        # step.
         command = [sys.executable, "-m", "benchmarks.step", *(arguments or sys.argv[1:])]
         subprocess.run([*command, "--only_compile"], check=True)
     print(json.dumps((grow if flags.grow else compare)(flags)))

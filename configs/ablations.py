@@ -4,16 +4,16 @@
     python launch/main.py --config=configs/ablations.py:3_momentum --workdir=runs/3_momentum \
         --config.init_from=runs/1a_both
 
-A row is named "<table>_<variant>". The paper does not state these choices: in Table 1a, rows
+A row is named "<table>_<variant>". Some choices are not stated in the paper. In Table 1a, rows
 without "diffusion" or "both" in their names use the linear decoder, and rows without "text_init" or
 "both" use no text model. The MLP decoder has the width of the diffusion decoder, and the ViT
 predictor has the width of the ModernBERT predictor. Pretrained weights are read from the folder
 `weights`. Other paths can be set on the command line.
 
-"<row>,tiny" is the row at the size of the synthetic world. Widths, heads, patches and image sizes
-are those of the tiny configs. The predictor and the decoder have half the row's depth, rounded up.
-Clips have a quarter of the row's frames. The SigLIP2 teacher is included in the package. You must
-provide the weights of a text model, CLIP or DINOv2 of these sizes.
+"<row>,tiny" is a small variant of the row for the synthetic world. Widths, heads, patches and image
+sizes are those of the tiny configs. The predictor and the decoder have half the depth of the row,
+rounded up. Clips have a quarter of the frames. The SigLIP2 teacher is included in the package. Rows
+that use a text model, CLIP or DINOv2 need weights of the small size, which are not included.
 
 VideoMAE alignment (Table 2) and the InternVideo2 target (Table 3) are not included, because this
 package does not have these models.
@@ -39,7 +39,7 @@ def _decoder(kind: str, depth: int, width: int) -> Overrides:
     return {"decoder.kind": kind, "decoder.depth": depth, "decoder.width": width}
 
 
-# Overrides of all rows, and of all Stage 1 rows. The overrides of a single row are applied last.
+# Overrides for all rows, and for all Stage 1 rows. The overrides of a single row are applied last.
 BASE = {
     **_teacher("siglip2_large"),
     **_predictor("modernbert", depth=5),

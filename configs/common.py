@@ -1,8 +1,8 @@
 """All options of a pretraining run with their defaults, and the sizes of the variants.
 
-This file is longer than 300 lines because it contains all defaults. The comment at a field is its
-documentation: `docs/generate_options.py` copies it to docs/options.md. Durations are in steps.
-Learning rates are not scaled by the batch size (the paper gives 1e-3 per batch of 256).
+This file is longer than 300 lines because it contains all defaults. The comment above a field is
+its documentation, which `docs/generate_options.py` copies to docs/options.md. Durations are in
+steps. Learning rates are not scaled with the batch size (the paper gives 1e-3 per batch of 256).
 """
 
 import ml_collections
@@ -17,7 +17,7 @@ ENCODERS = {
         "depth": 12,  # Number of layers.
         "heads": 12,  # Attention heads; must divide the width.
         "mlp_width": 3072,  # Width of the hidden layer of each MLP.
-        # Drop-path rate of the last layer. The rate grows linearly from 0 at the first layer.
+        # Drop-path rate of the last layer. The rate increases linearly from 0 at the first layer.
         "drop_path": 0.1,
     },
     "tiny": {"width": 64, "depth": 4, "heads": 2, "mlp_width": 256, "drop_path": 0.0},
@@ -25,7 +25,7 @@ ENCODERS = {
     "1b": {"width": 1408, "depth": 40, "heads": 16, "mlp_width": 6144, "drop_path": 0.2},
 }
 
-# Published image teachers. The tapped layers of the Large teachers cover the same share of the
+# Published image teachers. The tapped layers of the Large teachers cover the same fraction of the
 # depth as those of the giant teacher.
 TEACHERS = {
     "siglip2_giant": {
@@ -198,23 +198,23 @@ def defaults() -> ml_collections.ConfigDict:
             # How masks are drawn: "semantic" (by the teacher's attention), "multi_block", "tube" or
             # "random".
             "kind": "semantic",
-            # Masked share of the patches, for all kinds except multi_block. The paper's text says
-            # 0.8.
+            # Fraction of the patches that is masked, for all kinds except multi_block. The paper's
+            # text says 0.8.
             "ratio": 0.75,
-            # Share of the masked patches that is predicted, drawn at random in each step. Values
-            # below 1 change the method.
+            # Fraction of the masked patches that is predicted. The patches are drawn at random in
+            # each step. Values below 1 change the method.
             "predicted": 1.0,
-            # For multi_block: pairs (number of blocks, area of a block as a share of the frame).
+            # For multi_block: pairs (number of blocks, area of a block as a fraction of the frame).
             # Each pair gives one mask.
             "blocks": ((8, 0.15), (2, 0.7)),
-            # For multi_block: share of the patches that stays visible, one for each of
+            # For multi_block: fraction of the patches that stays visible, one for each entry of
             # `mask.blocks`.
             "visible": (0.38, 0.19),
             # For multi_block: smallest and largest height / width of the blocks.
             "aspect": (0.75, 1.5),
-            # For multi_block: how `mask.visible` is reached. "scale" grows or shrinks the blocks;
-            # "cut" drops visible tokens in raster order, as the released scripts do (there
-            # `mask.visible` is 0.196 and 0.08).
+            # For multi_block: how `mask.visible` is reached. "scale": the blocks are enlarged or
+            # shrunk. "cut": visible tokens are dropped in raster order, as in the released scripts
+            # (with 0.196 and 0.08 for `mask.visible`).
             "fit": "scale",
         }
     )
@@ -248,13 +248,13 @@ def defaults() -> ml_collections.ConfigDict:
     config.checkpoint = ml_collections.ConfigDict(
         {
             "every_steps": 1000,  # Steps between checkpoints.
-            # Minutes after the last checkpoint at which another is saved. 0: save by steps only.
+            # A checkpoint is also saved this many minutes after the previous one. 0: never.
             "every_minutes": 0.0,
             "keep_last": 2,  # Number of the newest checkpoints to keep.
             "keep_every_steps": 0,  # Keep checkpoints at multiples of this step. 0: none.
-            "keep_best": 0,  # Number of best checkpoints by `best_metric` to keep as well.
-            # A logged metric. A checkpoint's score is the mean over the steps logged since the
-            # previous checkpoint.
+            "keep_best": 0,  # Number of checkpoints with the best scores to keep in addition.
+            # A logged metric. Its mean over the steps logged since the previous checkpoint is the
+            # score of a checkpoint.
             "best_metric": "loss",
             "best_mode": "min",  # Whether a low ("min") or a high ("max") score is better.
         }
@@ -271,8 +271,9 @@ def defaults() -> ml_collections.ConfigDict:
             # Minutes without a step after which the stack traces of all threads are logged. The
             # limit for the first step, which includes compilation, is 6 times as long. 0: never.
             "watchdog_minutes": 15.0,
-            # Whether to time a large matrix product at the start (GPU and CPU, less than a second).
-            # The log then shows the training speed as a share of it.
+            # Whether to measure the speed of a large matrix product when the run starts, on GPUs
+            # and CPUs (takes less than a second). The log then shows the speed of training as a
+            # fraction of this speed.
             "measure_ceiling": True,
         }
     )
@@ -309,14 +310,14 @@ def data() -> ml_collections.ConfigDict:
             "short_side": 256,
             # How crops are drawn: "multi_scale" or "random_resized".
             "crop": "multi_scale",
-            # For multi_scale: sides of a crop as shares of the short side.
+            # For multi_scale: possible sides of a crop, as fractions of the short side.
             "crop_scales": (1.0, 0.875, 0.75, 0.66),
-            # For random_resized: smallest and largest area of a crop as a share of the frame.
+            # For random_resized: smallest and largest area of a crop, as a fraction of the frame.
             "crop_area": (0.3, 1.0),
             # For random_resized: smallest and largest width / height of a crop.
             "crop_aspect": (0.75, 4 / 3),
-            # Strength of random changes of brightness, contrast, saturation (each as a share) and
-            # hue (as a share of the color circle, at most 0.5). 0: none.
+            # Strength of random changes of brightness, contrast, saturation (relative) and hue (as
+            # a         # fraction of the color circle, at most 0.5). 0: none.
             "jitter": (0.0, 0.0, 0.0, 0.0),
             # Whether half of the clips are mirrored left to right.
             "flip": True,
@@ -336,7 +337,7 @@ def data() -> ml_collections.ConfigDict:
             # What to do with a video that cannot be decoded. "drop": replace it with another clip.
             # "fail": end the run.
             "on_bad": "drop",
-            # Share of bad clips above which the run ends, after at least 100 clips.
+            # Fraction of bad clips above which the run ends, after at least 100 clips.
             "max_bad_share": 0.5,
         }
     )
@@ -369,13 +370,13 @@ def _apply_tiny(config: ml_collections.ConfigDict) -> None:
         workers=1,
         prefetch=32,
     )
-    # The initial standard deviation 0.02 is meant for width 768. This factor gives the same gain
-    # per layer at width 64.
+    # The initial standard deviation of 0.02 is intended for width 768. This factor gives the
+    # same gain per layer at width 64.
     config.init_gain = (768 / 64) ** 0.5
-    # With layer scale 1e-5, the encoder stays close to the identity for some hundred steps.
+    # With layer scale 1e-5, the encoder would stay close to the identity for hundreds of steps.
     config.encoder.update(patch=8, size=32, frames=8, pool_heads=2, pool_width=64, layer_scale=1.0)
     config.predictor.update(width=64, depth=3, heads=2, mlp_width=128, window=32)
-    config.decoder.update(depth=2, width=192)  # not narrower than a patch (8 * 8 * 3)
+    config.decoder.update(depth=2, width=192)  # the number of values in a patch (8 * 8 * 3)
     config.teacher.update(weights="assets", taps=2, **TEACHERS["tiny"])
     config.checkpoint.every_steps = 200
     config.log.update(every_steps=25, diagnostics_every_steps=100)

@@ -1,4 +1,4 @@
-"""The image teacher of the synthetic world: a small SigLIP2 trained on its frames and captions.
+"""The image teacher of the synthetic world, a small SigLIP2 trained on frames and captions.
 
 python launch/train_teacher.py --config=configs/teacher.py:tiny --workdir=runs/teacher
 """

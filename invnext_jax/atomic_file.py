@@ -33,12 +33,12 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> None:
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Writes a UTF-8 file atomically; characters that UTF-8 cannot encode become escapes."""
+    """Writes a UTF-8 file atomically. Characters that UTF-8 cannot encode are escaped."""
     write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def remove_temporary_files(path: str | os.PathLike) -> None:
-    """Removes temporary files that killed processes left while writing `path`."""
+    """Removes temporary files that were left by processes killed while writing `path`."""
     path = Path(path)
     for part in path.parent.glob(f".{glob.escape(path.name)}.*{TEMPORARY_SUFFIX}"):
         part.unlink(missing_ok=True)

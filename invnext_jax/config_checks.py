@@ -1,6 +1,6 @@
-"""Checks of a run's config that hold for every stage.
+"""Checks of a run's config that are the same for all stages.
 
-The module that uses a group of options checks it. Each stage checks its own options.
+Each group of options is checked by the module that uses it. Each stage checks its own options.
 """
 
 import ml_collections

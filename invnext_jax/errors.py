@@ -18,7 +18,7 @@ from invnext_jax import sanitize
 
 
 class UserError(ValueError):
-    """An error in the user's input (config, path, checkpoint); the text says what to change."""
+    """An error in the user's input (config, path, checkpoint). Its text says what to change."""
 
 
 class NonFiniteError(RuntimeError):
@@ -67,7 +67,7 @@ def run_command(main: Callable[[Sequence[str]], None], arguments: int | None = 0
 
     Args:
         main: function called with the script's name, followed by the arguments that are not flags.
-        arguments: largest number of arguments that are not flags; None for no limit.
+        arguments: maximum number of arguments that are not flags; None for no limit.
     """
 
     def guarded(argv: Sequence[str]) -> None:
@@ -144,7 +144,7 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
 
 
 def _first_cause(text: str) -> str:
-    """Returns the sentence in an absl message, which may contain tracebacks."""
+    """Returns the main sentence of an absl message, which may contain tracebacks."""
     missing = re.match(r"flag (--[\w.]+)=None: .*must have a value", text)
     if missing:
         return f"{missing[1]} is missing"
@@ -153,11 +153,11 @@ def _first_cause(text: str) -> str:
 
 
 def _unknown_field(argv: Sequence[str]) -> str:
-    """Returns an error for the first `--config.a.b` that the config file does not have, or ""."""
+    """Returns an error message for the first flag `--config.a.b` without a config field, or ""."""
     files = [given.partition("=")[2] for given in argv if given.startswith("--config=")]
     try:
         known = list(_fields(_load_config(files[-1]).to_dict())) if files else []
-    except ValueError:  # raised if the file registers something a second time
+    except ValueError:  # raised if loading the file again registers something twice
         known = []
     for given in argv[1:]:
         name = re.sub(r"\[[^]]*\]", "", given.partition("=")[0].lstrip("-"))

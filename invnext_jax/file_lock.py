@@ -10,7 +10,7 @@ _UNSUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, err
 
 
 class LockHeldError(Exception):
-    """Another open file, usually of another process, holds the lock."""
+    """The lock is held by a different open file, usually of another process."""
 
 
 def acquire(file: IO) -> None:
@@ -19,8 +19,8 @@ def acquire(file: IO) -> None:
     Closing the file releases the lock. The kernel closes the file when the process ends.
 
     Raises:
-        LockHeldError: another open file holds the lock.
-        OSError: locking fails for another reason.
+        LockHeldError: a different open file holds the lock.
+        OSError: locking fails for a different reason.
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,7 +1,7 @@
-"""The training loop, and its use for pretraining with checkpoints, logs and stop signals.
+"""The training loop, and pretraining with checkpoints, logs and stop signals.
 
-`run_steps` is the only training loop of the package: pretraining, the training of the synthetic
-world's teacher and the supervised baseline all use it.
+`run_steps` is the only training loop in the package. It is used for pretraining, for the synthetic
+world's teacher and for the supervised baseline.
 """
 
 import contextlib
@@ -45,7 +45,7 @@ class Callbacks:
         return False
 
     def before_step(self, number: int) -> None:
-        """Called once the batch of step `number` is available. Steps are numbered from 1."""
+        """Called when the batch of step `number` is available. Steps are numbered from 1."""
 
     def diagnose(self, number: int, state: Any, batch: Any) -> dict[str, jax.Array]:
         """Returns diagnostics of the state before step `number`, or {} if there are none."""
@@ -139,7 +139,7 @@ def run_loop(
     Args:
         run: the output of `train.prepare`. Its state is donated.
         preemption: the object that receives the signals.
-        watchdog: the watchdog, which gets a heartbeat before each phase of a step.
+        watchdog: the watchdog, which receives a heartbeat before each phase of a step.
         stack: the exit stack on which the reporter and the profiler are closed.
     """
     config, saving = run.config, run.config.checkpoint
@@ -164,7 +164,8 @@ def run_loop(
     except NonFiniteError as error:
         with contextlib.suppress(NonFiniteError):  # raised for the step that was already dispatched
             reporter.flush()
-        # A second save after an abort would replace the checkpoints made before the abort.
+        # Do not save again after a second abort: it would replace a checkpoint from before the
+        # first.
         if not run.checkpointer.abort_reason:
             run.checkpointer.save(run.step, run.state, run.position, abort_reason=str(error))
         raise
@@ -243,7 +244,7 @@ class _RunCallbacks(Callbacks):
         self, number: int, state: Any, metrics: Any, diagnostics: dict[str, jax.Array]
     ) -> None:
         run = self.run
-        # The saved position must be the one after the batches of all steps done.
+        # The saved data position must be the one after the batches of all completed steps.
         run.state, run.step, run.position = state, number, run.data_iter.get_state()
         if self.profiler.stop_if_due(number, metrics):
             folder = self.profiler.folder

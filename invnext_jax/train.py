@@ -30,11 +30,13 @@ from invnext_jax.training import mesh as mesh_lib
 from invnext_jax.training import state as state_lib
 from invnext_jax.weights import export
 
-_INIT_STREAM = 2**32 - 1  # folded into the root key for initial values; no step has this number
+_INIT_STREAM = (
+    2**32 - 1
+)  # folded into the root key for the initial values; not used as a step number
 
 
 def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
-    """Trains to the last step, or until a signal arrives, and saves the run.
+    """Trains to the last step or until a signal arrives, and saves the run.
 
     Args:
         config: the run's config; `configs/common.py` documents its fields.
@@ -44,7 +46,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> dic
         The last logged record of metrics.jsonl.
 
     Raises:
-        UserError: the config, a file that it names, or the workdir is invalid for this run.
+        UserError: the config, a file in the config, or the workdir is invalid for this run.
         NonFiniteError: more than `config.log.max_nonfinite_steps` steps in a row were skipped.
     """
     config = ml_collections.ConfigDict(config)
@@ -149,8 +151,8 @@ def _compare_hosts(config: ml_collections.FrozenConfigDict) -> str:
             broadcast.value, own, run_metadata.PER_HOST_FIELDS
         ):
             raise UserError(
-                "this process has another config or manifest than process 0; pass the same to all:"
-                "\n  " + "\n  ".join(changed)
+                "this process has a different config or manifest than process 0. Use the "
+                "same for all:\n  " + "\n  ".join(changed)
             )
     return digest
 
@@ -175,7 +177,7 @@ def _open_data(
 
 
 def _read_source(config: ml_collections.FrozenConfigDict) -> tuple[Any, int | None]:
-    """Returns parameters and step of the run or export in `config.init_from`, or (None, None)."""
+    """Returns the parameters and step of `config.init_from`, or (None, None) if it is not set."""
     if not config.init_from:
         return None, None
     if pathlib.Path(config.init_from).suffix != ".safetensors":
@@ -193,7 +195,7 @@ def _read_source(config: ml_collections.FrozenConfigDict) -> tuple[Any, int | No
 def _start_from(
     config: ml_collections.FrozenConfigDict, start: dict[str, Any], params: Any, abstract: Any
 ) -> Any:
-    """Replaces subtrees of the initial parameters with those in `start` (path -> subtree)."""
+    """Replaces subtrees of the initial parameters with those in `start`, a dict by path."""
     expected = {path: state_lib.get_subtree(abstract, path) for path in start}
     _check_fit(config, start, expected)
     for path, tree in start.items():
@@ -214,16 +216,16 @@ def _check_fit(config: ml_collections.FrozenConfigDict, params: Any, expected: A
     )
     if changed:
         raise UserError(
-            f"the parameters of config.init_from={config.init_from} do not fit this model; name "
-            "a run of the same sizes:\n  " + "\n  ".join(changed)
+            f"the parameters of config.init_from={config.init_from} do not fit this model. "
+            "Use a run with the same sizes:\n  " + "\n  ".join(changed)
         )
 
 
 def _keep_old_records(workdir: pathlib.Path, checkpointer: manager_lib.Checkpointer) -> None:
-    """Renames the metrics of an earlier run in the workdir that left no checkpoint.
+    """Renames the metrics of an earlier run in the workdir if it has no checkpoint.
 
     Raises:
-        UserError: the earlier run had another config.
+        UserError: the earlier run had a different config.
     """
     path = workdir / metrics_file.FILE
     if jax.process_index() != 0 or not path.exists() or not path.stat().st_size:
@@ -234,13 +236,13 @@ def _keep_old_records(workdir: pathlib.Path, checkpointer: manager_lib.Checkpoin
         changed = []  # nothing to compare with
     if changed:
         raise UserError(
-            f"{workdir} has metrics of a run with another config, and no checkpoint; choose "
-            "another --workdir, or restore these values:\n  " + "\n  ".join(changed)
+            f"{workdir} has metrics of a run with a different config and no checkpoint. Use "
+            "a different --workdir, or restore these values:\n  " + "\n  ".join(changed)
         )
     try:
         kept = metrics_file.rename_metrics_file(workdir)
     except OSError as error:
-        raise UserError(f"{path} cannot be renamed: {error.strerror}; move it away") from error
+        raise UserError(f"{path} cannot be renamed ({error.strerror}): move it away") from error
     log_on_process_0(
         f"No checkpoint exists; the run starts from step 0. Earlier metrics are kept as {kept}."
     )

@@ -1,10 +1,11 @@
-"""Exports the weights of a run as .safetensors and compares the features of both.
+"""Exports the weights of a run as .safetensors files and checks their features.
 
     python launch/export.py --checkpoint=runs/stage2 --out=encoder.safetensors
     python launch/export.py --checkpoint=runs/stage2 --format=internvideo_next --out=folder
 
-The format "ours" is a .safetensors file with a .json file of the same name. "internvideo_next" is a
-folder with the files, names and shapes of the published encoders, for use with PyTorch. In Python:
+The format "ours" is a .safetensors file and a .json file with the same name. The format
+"internvideo_next" is a folder with the files, names and shapes of the published encoders, for use
+with PyTorch. To load an export in Python:
 invnext_jax.evaluation.video_encoder.VideoEncoder("encoder.safetensors").
 """
 
@@ -24,7 +25,7 @@ _FORMAT = flags.DEFINE_string("format", "ours", "Format: ours or internvideo_nex
 _PARTS = flags.DEFINE_list(
     "parts",
     [],
-    "Parts to export: encoder, pool, predictor, decoder, ... or all. Default: encoder and pool.",
+    "Parts to export: encoder, pool, predictor, decoder, ..., or all. Default: encoder and pool.",
 )
 _DTYPE = flags.DEFINE_string(
     "dtype", "float32", "Dtype of the internvideo_next format: float32, float16 or bfloat16."

@@ -1,10 +1,10 @@
-"""Imports weights of other projects into .safetensors files of this package, without PyTorch.
+"""Converts weights of other projects to .safetensors files for this package, without PyTorch.
 
     python launch/import_weights.py --kind=siglip2 --source=FOLDER --out=teacher.safetensors
 
-Kinds: siglip2, clip, dinov2 (image teachers), modernbert (initial weights of the predictor),
-internvideo_next (published video encoders). The source is a folder in the layout of Hugging Face,
-or one .safetensors file with its config.json in the same folder.
+The kinds are siglip2, clip, dinov2 (image teachers), modernbert (initial weights of the predictor)
+and internvideo_next (published video encoders). The source is a folder in Hugging Face format, or a
+.safetensors file with its config.json in the same folder.
 """
 
 from collections.abc import Sequence
@@ -20,13 +20,13 @@ _KIND = flags.DEFINE_string(
 _SOURCE = flags.DEFINE_string("source", None, "Folder or .safetensors file.", required=True)
 _OUT = flags.DEFINE_string("out", None, "The .safetensors file to write.", required=True)
 _LAST_LAYERS = flags.DEFINE_integer(
-    "last_layers", 8, "For modernbert: number of last layers to keep."
+    "last_layers", 8, "For modernbert: how many of the last layers to keep."
 )
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an existing file.")
 
 
 def main(argv: Sequence[str]) -> None:
-    """Imports the weights and prints what was written and how to use it."""
+    """Imports the weights and prints how to use them."""
     del argv
     message = import_weights.import_weights(
         _KIND.value,

@@ -2,8 +2,8 @@
 
     python launch/main.py --config=configs/stage1.py:tiny --workdir=runs/stage1
 
-Any field of the config can be set, as in --config.optimizer.learning_rate=1e-3 (docs/options.md).
-On many hosts, start the same command on each of them (docs/scaling.md).
+Any field of the config can be set, for example --config.optimizer.learning_rate=1e-3
+(docs/options.md). On several hosts, start the same command on each of them (docs/scaling.md).
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Estimates memory and step time of a run from shapes, without an accelerator.
+"""Estimates the memory and step time of a run from shapes, without an accelerator.
 
     python launch/plan.py --config=configs/stage2.py:base --device=h200
     python launch/plan.py --config=configs/stage2.py:1b --device=v5p --mesh=fsdp=16
@@ -27,7 +27,7 @@ _MESH = flags.DEFINE_list(
     "mesh", [], "Sizes of the mesh axes, such as data=2,fsdp=8. Others are 1."
 )
 _COMPILE = flags.DEFINE_bool(
-    "compile", False, "Also compile the step, for as many simulated CPU devices."
+    "compile", False, "Also compile the step for the same number of simulated CPU devices."
 )
 _JSON = flags.DEFINE_bool("json", False, "Print the result as JSON in the last line.")
 flags.mark_flags_as_required(["config", "device"])
@@ -55,7 +55,7 @@ def _mesh_sizes(axis_sizes: Sequence[str]) -> dict[str, int]:
         axis, _, size = part.partition("=")
         if axis not in sizes or not size.isdigit() or int(size) < 1:
             raise errors.UserError(
-                f"--mesh={','.join(axis_sizes)} must name sizes of {', '.join(sizes)}, such as "
+                f"--mesh={','.join(axis_sizes)} must set sizes of {', '.join(sizes)}, such as "
                 "fsdp=8"
             )
         sizes[axis] = int(size)

@@ -27,9 +27,11 @@ from invnext_jax.dataset_prep import indexing, lists, reencode, shard_metadata, 
 _OUT = flags.DEFINE_string(
     "out", None, "index: the .csv manifest to write; shards: the output folder.", required=True
 )
-_VIDEOS = flags.DEFINE_string("videos", "", "Folder of the files; default: folder of the list.")
+_VIDEOS = flags.DEFINE_string(
+    "videos", "", "Folder of the video files; default: folder of the list."
+)
 _SOURCE = flags.DEFINE_string(
-    "source", "", "Name of the data set; default: derived from the list, see docs/preparing.md."
+    "source", "", "Name of the data set; default: derived from the list (see docs/preparing.md)."
 )
 _TASK = flags.DEFINE_string("task", "class", "The label of a published list becomes label_<task>.")
 _CLASSES = flags.DEFINE_string(
@@ -57,15 +59,17 @@ _SPLIT = flags.DEFINE_string(
 )
 _WORKERS = flags.DEFINE_integer("workers", 0, "Number of processes; 0: one per CPU core.")
 _SECONDS = flags.DEFINE_float("seconds", 0.0, "Time limit per file; 0: index 60, shards 600.")
-_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a manifest that has other content.")
+_OVERWRITE = flags.DEFINE_bool(
+    "overwrite", False, "Replace a manifest that has different contents."
+)
 _MANIFEST = flags.DEFINE_string("manifest", "", "shards: CSV file of videos.")
 _SHORT_SIDE = flags.DEFINE_integer(
     "short_side", 256, "shards: shorter side in pixels; videos are never scaled up."
 )
 _CRF = flags.DEFINE_integer("crf", 21, "shards: x264's quality, 0 to 51; lower is better.")
-_GOP = flags.DEFINE_integer("gop", 12, "shards: most frames between key frames.")
+_GOP = flags.DEFINE_integer("gop", 12, "shards: maximum number of frames between key frames.")
 _PRESET = flags.DEFINE_string(
-    "preset", "veryfast", "shards: x264's preset; slower ones give smaller files."
+    "preset", "veryfast", "shards: x264's preset; slower presets give smaller files."
 )
 _SHARDS = flags.DEFINE_integer(
     "shards", 0, "shards: number of shards; 0: one per 256 rows, at least 16."
@@ -91,7 +95,7 @@ def main(argv: Sequence[str]) -> None:
     command = argv[1] if len(argv) > 1 else ""
     if command not in ("index", "shards") or len(argv) != (3 if command == "index" else 2):
         raise errors.UserError(
-            "write: index FOLDER_OR_LIST --out=manifest.csv, or shards --manifest=CSV --out=FOLDER"
+            "usage: index FOLDER_OR_LIST --out=manifest.csv, or shards --manifest=CSV --out=FOLDER"
         )
     try:
         print(_index(argv[2]) if command == "index" else _make_shards())

@@ -1,4 +1,4 @@
-"""Writes a web page of the training clips of a run: frames, masks and dropped files.
+"""Writes a web page with the training clips of a run, their masks, and dropped files.
 
     python launch/show_data.py --config=configs/stage1.py:tiny --out=page.html
 

@@ -1,4 +1,4 @@
-"""Trains the image teacher of the synthetic world: a small SigLIP2 (docs/teacher.md).
+"""Trains the image teacher of the synthetic world, a small SigLIP2 (docs/teacher.md).
 
     python launch/train_teacher.py --config=configs/teacher.py:tiny --workdir=runs/teacher
 

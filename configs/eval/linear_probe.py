@@ -1,10 +1,10 @@
-"""Linear probes of a frozen encoder, with baselines to compare them with.
+"""Linear probes of a frozen encoder, and baselines for comparison.
 
     python launch/probe.py --config=configs/eval/linear_probe.py:tiny --workdir=runs/probe \
         --config.checkpoint=runs/stage2
 
-The sizes of the encoder come from its checkpoint; the variant sets only the options of the
-evaluation. The config of another evaluation starts from this one and sets `evaluators`.
+The sizes of the encoder are read from its checkpoint. The variant only sets the options of the
+evaluation. Configs of other evaluations are based on this one and change `evaluators`.
 """
 
 import ml_collections
@@ -22,9 +22,9 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
     # Names from invnext_jax/evaluation/evaluators/registry.py, in the order in which they run. All
     # but the first are baselines, which run only with `controls`.
     config.evaluators = ("linear_probe", "pixel_baselines", "box_baselines", "supervised")
-    # CSV file with `label_<task>` columns, on which probes and baselines are fitted.
+    # CSV file with `label_<task>` columns that is used to fit probes and baselines.
     config.train_manifest = ""
-    # CSV file of the held-out videos, on which all results are measured.
+    # CSV file of the held-out videos that are used to measure all results.
     config.val_manifest = ""
     # Whether the two manifests may be the same file, to measure the fit on training videos.
     config.same_manifest = False
@@ -36,20 +36,22 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
     config.seed = 0
     # Clips per forward pass.
     config.batch_size = 64
-    # Values of C of the logistic regression. The best one on held-out training videos is used.
+    # Candidate values of C, the inverse penalty of the logistic regression. The value with the
+    # # best accuracy on held-out training videos is used.
     config.inverse_penalties = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-    # Share of the training videos that is held out to select the penalty.
+    # Fraction of the training videos that is held out to select the penalty.
     config.held_out = 0.2
-    # Whether to evaluate also the same encoder with random initialisation, and to run the
-    # baselines: first frame, bag of frames, ground-truth boxes, supervised training. They load all
-    # videos into memory. Of several evaluations on the same data, only one needs them.
+    # Whether to also evaluate the same encoder with random initialisation, and to run the
+    # baselines: first frame, bag of frames, ground-truth boxes and supervised training. They load
+    # all videos into memory. If there are several evaluations on the same data, only one needs
+    # them.
     config.controls = False
     # Trees of the random forests on ground-truth boxes.
     config.trees = 200
     # End-to-end training of the same encoder with labels, as a baseline.
     config.supervised = ml_collections.ConfigDict(
         {
-            "steps": 0,  # Length of the training. 0: not run.
+            "steps": 0,  # Number of training steps. 0: the baseline is not run.
             "batch_size": 32,  # Clips per step.
             "learning_rate": 1e-3,  # Peak learning rate.
             "warmup_steps": 20,  # Steps of linear warm-up from 0.

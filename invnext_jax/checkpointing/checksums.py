@@ -71,8 +71,8 @@ def translate_read_errors(folder: pathlib.Path, checksums_match: bool) -> Iterat
 
 def _unreadable(folder: pathlib.Path, reason: str) -> str:
     return (
-        f"the checkpoint {folder} cannot be read: {reason}; it is not known to be damaged and "
-        "stays where it is: fix the cause, then run the same command again"
+        f"The checkpoint {folder} cannot be read: {reason}. It is not marked as damaged and was "
+        "not moved. Fix the cause and run the command again."
     )
 
 

@@ -111,7 +111,7 @@ class Checkpointer:
         return self._folder
 
     def changed_fields(self, saved: dict[str, Any]) -> list[str]:
-        """Lists the fields of a saved config that this run must not change but does."""
+        """Returns the config fields that must match the saved config but differ in this run."""
         return run_metadata.config_differences({**self._record, "config": saved}, self._record)
 
     def save(

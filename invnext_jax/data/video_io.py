@@ -56,7 +56,7 @@ def check_protocol(name: str) -> None:
         fsspec.get_filesystem_class(protocol_of(name))
     except (ImportError, ValueError) as error:
         raise UserError(
-            f"{name} cannot be opened, install the package of its file system: {error}"
+            f"{name} cannot be opened ({error}): install the package for its file system"
         ) from error
 
 

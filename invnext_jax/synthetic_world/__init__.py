@@ -6,7 +6,7 @@ clips to disk as H.264 files with a manifest. The clips of a manifest named `wor
 
 The level "simple" (one bright shape on a nearly plain background, 8 directions) is for demos and
 tests. The level "full" has digits, textures, parallax, distractors, occlusion and 10 motions. In
-both levels a single frame does not determine the motion; only the order of the frames does.
+both levels, the motion can only be inferred from the order of the frames, not from a single frame.
 
     scene       labels and trajectories        captions    sentences about a clip
     render      pixels and ground truth        tokenizer   captions as token ids

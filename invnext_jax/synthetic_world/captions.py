@@ -1,7 +1,8 @@
-"""Captions for clips of the synthetic world, and labels that match clips with captions.
+"""Captions for clips of the synthetic world, and labels for pairs of clips and captions.
 
-Image-level captions never mention the motion. Most captions omit attributes, so a caption can
-match many clips: `label_matrix` returns multi-positive labels for a sigmoid loss.
+Image-level captions never mention the motion. Most captions omit some attributes, so that a caption
+can match many clips. `label_matrix` therefore returns labels with several positives for a sigmoid
+loss.
 
 Shape key: b clips, j captions.
 """
@@ -39,7 +40,7 @@ VIDEO_TEMPLATES = {
 
 @dataclasses.dataclass(frozen=True)
 class Caption:
-    """A sentence, and the attributes that it mentions as a dict from task to class id."""
+    """A sentence, and a dict from task to class id of the attributes that it mentions."""
 
     text: str
     attributes: Mapping[str, int]

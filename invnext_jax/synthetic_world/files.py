@@ -1,10 +1,10 @@
 """Writes clips of the synthetic world to disk: H.264 files, a manifest and all ground truth.
 
     <out>/spec.json                     parameters of the world, which must not change
-    <out>/<split>/000000.mp4            the clip, 8 frames per second
-    <out>/gt/<split>/000000.npz         depth, boxes, visible, ids: see `render.Clip`
-    <out>/<split>.captions.jsonl        image-level and video-level captions with their attributes
-    <out>/<split>.csv                   the manifest, written last
+    <out>/<split>/000000.mp4            the clip, 8 frames per second <out>/gt/<split>/000000.npz
+    depth, boxes, visible and ids; see `render.Clip` <out>/<split>.captions.jsonl        image-level
+    and video-level captions with their attributes <out>/<split>.csv                   the manifest,
+    written last
 
 Files are written atomically. An interrupted run resumes when it is repeated.
 """
@@ -33,11 +33,11 @@ from invnext_jax.synthetic_world import render, scene
 from invnext_jax.synthetic_world.scene import WorldSpec
 
 FRAMES_PER_SECOND = 8
-FORMAT = 1  # increase it when the same spec produces different clips
+FORMAT = 1  # increase this if a code change produces different clips for the same spec
 SOURCE = "world"
 # No chroma subsampling and little compression, because shapes are only about a dozen pixels wide.
 PIXEL_FORMAT, CRF = "yuv444p", 10
-STALE_SECONDS = 60  # temporary files older than this are leftovers of an interrupted run
+STALE_SECONDS = 60  # older temporary files are left over from an interrupted run
 CLIPS_PER_TASK = 8  # clips that a worker process writes per task
 
 
@@ -49,7 +49,7 @@ def write_world(
     workers: int = 1,
     progress: bool = True,
 ) -> Path:
-    """Writes clips 0 to `videos` - 1 of `spec`; existing clips are skipped.
+    """Writes clips 0 to `videos` - 1 of `spec`. Existing clips are skipped.
 
     Args:
         spec: Parameters of the world. All splits of a world use the same folder.
@@ -62,7 +62,7 @@ def write_world(
         Path of the manifest.
 
     Raises:
-        UserError: `videos` is not positive, or `out_dir` contains another world.
+        UserError: `videos` is not positive, or `out_dir` contains a different world.
         RuntimeError: A worker process died.
     """
     if videos < 1:
@@ -93,7 +93,7 @@ def _prepare_folder(spec: WorldSpec, out_dir: Path) -> None:
     existing = json.loads(path.read_text())
     if existing != expected:
         raise UserError(
-            f"{out_dir} holds the world {existing}, not {expected}: choose another folder or "
+            f"{out_dir} contains the world {existing}, not {expected}: use a different folder or "
             "delete it"
         )
 
@@ -115,7 +115,7 @@ def _pending_clips(spec: WorldSpec, out_dir: Path, videos: int) -> list[int]:
 def _write_clips(
     spec: WorldSpec, out_dir: Path, pending: list[int], workers: int
 ) -> Iterator[None]:
-    """Writes the pending clips; yields None after each clip."""
+    """Writes the missing clips; yields None after each clip."""
     write = functools.partial(_write_clip, spec, out_dir)
     if workers <= 1 or len(pending) <= 1:
         yield from map(write, pending)
@@ -131,7 +131,7 @@ def _write_clips(
 
 
 def _exit_with_parent() -> None:
-    """Exits this worker process when its parent is killed, which the pool does not do."""
+    """Exits this worker process when its parent is killed. The pool itself does not do this."""
     parent = multiprocessing.parent_process()
 
     def wait() -> None:
@@ -160,7 +160,7 @@ def encode_mp4(video: np.ndarray, *, frames_per_second: int = FRAMES_PER_SECOND)
         stream.height, stream.width = video.shape[1:3]
         stream.pix_fmt = PIXEL_FORMAT
         stream.options = {"crf": str(CRF), "preset": "veryfast", "threads": "1"}
-        stream.options |= {"rc-lookahead": "0"}  # lookahead is not deterministic
+        stream.options |= {"rc-lookahead": "0"}  # lookahead makes the output non-deterministic
         for image_hwc in video:
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image_hwc), format="rgb24")
             frame = reformatter.reformat(frame, format=PIXEL_FORMAT, threads=1)

@@ -143,7 +143,7 @@ def _coverage(spec: WorldSpec, scene: Scene, k: int) -> np.ndarray:
 
 
 def _bilinear_weights(position_tn: np.ndarray, cells: int) -> np.ndarray:
-    """Returns bilinear weights [t n i] for i = `cells` equal cells over [-1, 1]; zero outside."""
+    """Returns bilinear weights [t n i] of i = `cells` equal cells in [-1, 1]; zero outside."""
     cell_tn = (position_tn + 1) * np.float32(cells / 2) - np.float32(0.5)
     return np.maximum(0, 1 - np.abs(cell_tn[..., None] - np.arange(cells, dtype=np.float32)))
 
@@ -201,7 +201,7 @@ OUTLINES = {
 
 
 def _plain_background(spec: WorldSpec, rng: np.random.Generator):
-    """Returns a static dark background [1 h w c] with gradient and noise, and its depth [t h w]."""
+    """Returns a static dark background with gradient and noise [1 h w c], and its depth [t h w]."""
     size = spec.size
     angle, strength = rng.uniform(0, 2 * math.pi), rng.uniform(0, 12)
     along_n = (_pixels(size) / size - np.float32(0.5)) * np.float32(strength)

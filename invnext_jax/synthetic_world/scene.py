@@ -38,7 +38,7 @@ RGB = np.array(
     np.float32,
 )
 
-# Rows of scikit-learn's digits data set, which is ordered by writer. The splits share no image.
+# Rows of scikit-learn's digits data set, which is ordered by writer. The splits do not overlap.
 DIGIT_ROWS = {"train": (0, 1300), "val": (1300, 1548), "test": (1548, 1797)}
 LOG_SIZE_PERIOD = 1.0  # on the full level, the log-size wraps around like the position
 
@@ -54,7 +54,7 @@ class WorldSpec:
         frames: Frames per clip, at least 2. The full level needs an even number; otherwise
             unordered frames would distinguish "left then right" from "right then left".
         seed: Non-negative seed of the world.
-        split: "train", "val" or "test". The splits share no clip and no digit image.
+        split: "train", "val" or "test". The splits have no clip and no digit image in common.
 
     Raises:
         UserError: A field is out of range.
@@ -121,13 +121,13 @@ class Scene:
 
 
 def clip_rng(spec: WorldSpec, index: int, stream: int) -> np.random.Generator:
-    """Returns the random number generator of clip `index` for one of its independent streams."""
+    """Returns the random number generator of one of the independent streams of clip `index`."""
     words = (spec.seed, SPLITS.index(spec.split), index, stream)
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(words)))
 
 
 def sample_scene(spec: WorldSpec, index: int) -> Scene:
-    """Samples the labels and trajectories of clip `index`; takes about 0.1 ms.
+    """Samples the labels and trajectories of clip `index`, in about 0.1 ms.
 
     Raises:
         UserError: `index` is negative.
@@ -141,7 +141,7 @@ def sample_scene(spec: WorldSpec, index: int) -> Scene:
 
 
 def sample_labels(spec: WorldSpec, index: int) -> dict[str, int]:
-    """Samples the labels of clip `index`, the class id of each task, without the trajectories."""
+    """Samples only the labels of clip `index`: the class id of each task."""
     return _draw_labels(spec, clip_rng(spec, index, 0))
 
 
@@ -252,7 +252,9 @@ def _sample_in_disc(rng: np.random.Generator, radius: float) -> np.ndarray:
 def _motion_path(motion: str, frames: int) -> np.ndarray:
     """Returns the path (x, y, log-size) [t 3] of a full-level motion at unit speed."""
     times_t = np.arange(frames)
-    turning_t = np.abs(times_t - (frames - 1) / 2)  # symmetric in time: each value occurs twice
+    turning_t = np.abs(
+        times_t - (frames - 1) / 2
+    )  # symmetric in time, so that each value occurs twice
     line_t = turning_t if "then" in motion else times_t
     first = motion.split()[0]
     axis = {"left": 0, "right": 0, "up": 1, "down": 1, "closer": 2, "away": 2}[first]

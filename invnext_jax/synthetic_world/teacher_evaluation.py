@@ -38,7 +38,7 @@ def normalize(images_bhwc: jax.Array) -> jax.Array:
 def class_embeddings(
     captions: Sequence[Caption], text_jd: np.ndarray, classes: Mapping[str, Sequence[str]]
 ) -> dict[str, np.ndarray]:
-    """Computes class embeddings: normalized means over the captions that mention only one class.
+    """Computes class embeddings: the normalized mean over all captions that mention only one class.
 
     Args:
       captions: all image-level captions.
@@ -46,7 +46,7 @@ def class_embeddings(
       classes: class names of each task.
 
     Returns:
-      Unit vectors, float32 [k d], for each task that some captions mention alone.
+      Unit vectors, float32 [k d], for each task for which such captions exist.
     """
     rows = collections.defaultdict(list)
     for caption, text_d in zip(captions, text_jd, strict=True):
@@ -73,9 +73,9 @@ def evaluate(
       prompts: output of `class_embeddings`.
 
     Returns:
-      A dict with the accuracy "zero_shot/<task>" in percent; "attention/object", the share of the
-      attention on patches that overlap the object; and "attention/object_area", the share of such
-      patches.
+      A dict with three kinds of metrics. "zero_shot/<task>" is the accuracy in percent.
+      "attention/object" is the fraction of the attention on patches that overlap the object.
+      "attention/object_area" is the fraction of patches that overlap the object.
     """
     apply = jax.jit(lambda images: vision.apply({"params": params}, normalize(images)))
     size, totals = vision.patch, collections.defaultdict(list)

@@ -1,8 +1,8 @@
-"""Trains the image teacher of the synthetic world: a small SigLIP2 on single frames and captions.
+"""Trains the image teacher of the synthetic world, a small SigLIP2, on frames and captions.
 
-The demo downloads nothing, so its image teacher is trained on the world itself, with the sigmoid
-loss of SigLIP (arXiv 2303.15343). In this world a caption can match many images. A label is
-therefore true if the image has every attribute that the caption mentions.
+Because the demo must not download anything, its image teacher is trained on the world itself, with
+the sigmoid loss of SigLIP (arXiv 2303.15343). In this world, a caption can match many images. A
+label is therefore true if the image has every attribute that the caption mentions.
 
 Shape key: b images, j captions, n words, d width, h w pixels, c channels.
 """
@@ -48,11 +48,11 @@ WEIGHTS_FILE = "siglip2.safetensors"
 
 
 def sigmoid_loss(logits_bj: jax.Array, labels_bj: jax.Array) -> jax.Array:
-    """Computes the negative log likelihood of all pairs, summed over captions, mean over images.
+    """Computes the negative log likelihood of all pairs: sum over captions, mean over images.
 
     Args:
       logits_bj: logit of each (image, caption) pair, float32.
-      labels_bj: whether the caption matches the image, bool. A row may have several matches.
+      labels_bj: bool, whether the caption matches the image. A row may have several matches.
     """
     signed_bj = jnp.where(labels_bj, logits_bj, -logits_bj)
     return -jnp.mean(jnp.sum(jax.nn.log_sigmoid(signed_bj), axis=1))
@@ -67,7 +67,7 @@ def make_frames(spec: WorldSpec, clips: int) -> Frames:
 
 
 def make_model(config: Any, vocabulary_size: int) -> SigLip:
-    """Makes the model: the vision tower and the text tower."""
+    """Makes the model, which consists of a vision tower and a text tower."""
     return SigLip(
         vision=teachers.from_config(config),
         text=TextTower(
@@ -86,12 +86,12 @@ def make_model(config: Any, vocabulary_size: int) -> SigLip:
 
 
 def init_params(model: SigLip, length: int, key: jax.Array) -> Any:
-    """Initializes the parameters, boxed with their logical axes; call inside jit or eval_shape.
+    """Initializes the parameters, boxed with their logical axes. Called in jit or eval_shape.
 
-    At these widths, with a standard deviation of 0.02 for all weights, all features stay nearly
-    equal for a thousand steps. Therefore the weights are scaled such that a layer's outputs have
-    the scale of its inputs. The residual branches of the vision tower start small, so that a token
-    first represents its own patch and the pooling head learns to attend to the object.
+    If all weights had a standard deviation of 0.02, all features of such a narrow model would be
+    nearly equal for a thousand steps. The weights are therefore scaled so that the outputs of a
+    layer have the scale of its inputs. The residual branches of the vision tower start small. Each
+    token then first represents its own patch, and the pooling head learns to attend to the object.
     """
     size = model.vision.size
     inputs = jnp.zeros((1, size, size, 3)), jnp.zeros((1, length), jnp.int32)
@@ -146,7 +146,7 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
     minutes and writes no checkpoints, so an interrupted run starts from the beginning.
 
     Args:
-        config: config of the run, see `configs/teacher.py`.
+        config: config of the run; see `configs/teacher.py`.
         workdir: folder for the weights and the metrics.
 
     Returns:

@@ -1,7 +1,7 @@
 """`world:` URLs: clips of the synthetic world that are rendered when they are read.
 
-`world:simple/train?videos=2000&size=64` names the first 2000 clips of a `WorldSpec`. Omitted fields
-have their default values. The same URL with the suffix `#7` names clip 7.
+`world:simple/train?videos=2000&size=64` refers to the first 2000 clips of a `WorldSpec`. Omitted
+fields have their default values. The same URL with the suffix `#7` refers to clip 7.
 """
 
 import dataclasses
@@ -52,8 +52,8 @@ def parse(name: str) -> World:
             raise ValueError(f"videos={videos}")
     except ValueError as error:
         raise UserError(
-            f"{name!r} is not a valid world URL ({error}): write {SCHEME}simple/train?videos=2000; "
-            f"the keys {', '.join(KEYS)} take integers, at most once each, and are joined by &"
+            f"{name!r} is not a valid world URL ({error}): write {SCHEME}simple/train?videos=2000. "
+            f"The keys {', '.join(KEYS)} have integer values and are separated by &"
         ) from error
     return World(WorldSpec(level=level, split=split or "train", **values), videos)
 
@@ -70,7 +70,7 @@ def render_frames(clip: str) -> np.ndarray:
 
 
 def label_columns(world: World) -> dict[str, np.ndarray]:
-    """Returns the class ids of all clips, int32 [videos] per task; takes about 25 us per clip."""
+    """Returns the class ids of all clips, int32 [videos] per task, in about 25 us per clip."""
     rows = [scene.sample_labels(world.spec, index) for index in range(world.videos)]
     return {task: np.array([row[task] for row in rows], np.int32) for task in world.spec.classes}
 

@@ -236,7 +236,7 @@ def test_unreadable_checkpoint_is_not_reported_as_damaged(
 
     monkeypatch.setattr(restore_lib, "check_step", fail)
     monkeypatch.setattr(reader, "check_step", fail)
-    with pytest.raises(UserError, match="checkpoints/3 cannot be read: .*stays where it is"):
+    with pytest.raises(UserError, match="checkpoints/3 cannot be read: .*was not moved"):
         restore(run, toy_config, abstract, open_data(toy_data))
     with pytest.raises(UserError, match="checkpoints/3 cannot be read"):
         reader.restore_run(run)

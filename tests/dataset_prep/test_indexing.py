@@ -324,8 +324,8 @@ def test_killed_run_is_resumed(folder):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--out=a.csv"], "write: index FOLDER_OR_LIST --out=manifest.csv"),
-        (["crop", "x", "--out=a.csv"], "write: index FOLDER_OR_LIST --out=manifest.csv"),
+        (["--out=a.csv"], "usage: index FOLDER_OR_LIST --out=manifest.csv"),
+        (["crop", "x", "--out=a.csv"], "usage: index FOLDER_OR_LIST --out=manifest.csv"),
         (["index", "x"], "--out is missing"),
         (["index", "nowhere", "--out=a.csv"], "the folder or list 'nowhere' does not exist"),
         (["index", ".", "--out=a.txt"], "--out=a.txt must name a .csv file"),

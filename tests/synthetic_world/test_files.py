@@ -106,7 +106,7 @@ def test_splits_share_a_folder_and_other_worlds_are_errors(tmp_path):
     write_world(WorldSpec(split="val"), tmp_path, 1, progress=False)
     write_world(WorldSpec(split="test"), tmp_path, 1, progress=False)
     for other in ({"seed": 1}, {"size": 48}, {"frames": 4}, {"level": "full"}):
-        with pytest.raises(UserError, match="another folder"):
+        with pytest.raises(UserError, match="a different folder"):
             write_world(WorldSpec(split="val", **other), tmp_path, 1, progress=False)
     with pytest.raises(UserError, match="videos=0"):
         write_world(WorldSpec(), tmp_path, 0)
