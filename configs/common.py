@@ -317,7 +317,7 @@ def data() -> ml_collections.ConfigDict:
             # For random_resized: smallest and largest width / height of a crop.
             "crop_aspect": (0.75, 4 / 3),
             # Strength of random changes of brightness, contrast, saturation (relative) and hue (as
-            # a         # fraction of the color circle, at most 0.5). 0: none.
+            # a fraction of the color circle, at most 0.5). 0: none.
             "jitter": (0.0, 0.0, 0.0, 0.0),
             # Whether half of the clips are mirrored left to right.
             "flip": True,
