@@ -37,7 +37,7 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
     # Clips per forward pass.
     config.batch_size = 64
     # Candidate values of C, the inverse penalty of the logistic regression. The value with the
-    # # best accuracy on held-out training videos is used.
+    # best accuracy on held-out training videos is used.
     config.inverse_penalties = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
     # Fraction of the training videos that is held out to select the penalty.
     config.held_out = 0.2
