@@ -88,7 +88,7 @@ def make_splash_kernel(
       shards: number of devices that the queries are split over; each device has all keys.
       interpret: whether to interpret the kernel as plain JAX, which works on any device.
     """
-    if window is None:  # all shards of the queries have this mask
+    if window is None:  # each shard of the queries has this mask
         mask, shards = splash_mask.FullMask((n // shards, n)), 1
     else:
         mask = splash_mask.LocalMask((n, n), (window, window), 0, shard_count=shards)
