@@ -71,7 +71,7 @@ def translate_read_errors(folder: pathlib.Path, checksums_match: bool) -> Iterat
 
 def _unreadable(folder: pathlib.Path, reason: str) -> str:
     return (
-        f"The checkpoint {folder} cannot be read: {reason}. It is not marked as damaged and was "
+        f"the checkpoint {folder} cannot be read: {reason}. It is not marked as damaged and was "
         "not moved. Fix the cause and run the command again."
     )
 

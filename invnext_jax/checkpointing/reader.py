@@ -54,9 +54,7 @@ def restore_run(path: str | pathlib.Path, *, ema: bool = False) -> RunParameters
     folder = pathlib.Path(path).absolute() / CHECKPOINTS_FOLDER
     with consensus.all_hosts_agree(f"the checkpoints in {folder}") as broadcast:
         if not folder.is_dir():
-            raise UserError(
-                f"{path} holds no checkpoint: give the --workdir of a run that saved one"
-            )
+            raise UserError(f"{path} has no checkpoint: use the --workdir of a run that saved one")
         broadcast.value = finished_steps(folder)
     for step in reversed(broadcast.value):
         checkpoint = folder / str(step)

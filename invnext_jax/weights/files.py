@@ -155,7 +155,7 @@ def require_model_type(config: Mapping[str, Any], kind: str, types: Sequence[str
     model_type = config.get("model_type")
     if model_type not in types:
         raise UserError(
-            f"config.json has model_type={model_type!r}, but {kind} models have "
+            f"config.json has model_type={model_type!r}, but --kind={kind} needs "
             f"{' or '.join(types)}: change --kind or use a different checkpoint"
         )
 

@@ -176,8 +176,8 @@ def test_two_processes_agree_on_what_is_saved_and_restored(tmp_path):
             *["newest: 1 1"] * 4,
             *["newest: 4 4", "newest: 5 5", "checkpoints: ['4', '5']"],
             f"error: {other}the checkpoint FOLDER/5 cannot be read: OSError: no room for "
-            "checksums; it is not known to be damaged and stays where it is: fix the cause, then "
-            "run the same command again",
+            "checksums. It is not marked as damaged and was not moved. Fix the cause and run the "
+            "command again.",
             *["4", "from: (4, 4)", "checkpoints: ['4', 'damaged-5']"],
             NO_CHECKPOINT.format(
                 f"process 0 (host {HOST}): " if process else "", tmp_path / "run/absent"

@@ -157,7 +157,7 @@ def test_all_zero_negative_and_unknown_losses_are_refused():
     config.loss.update(align_tokens=0.0, align_pooled=0.0)
     stage1.check_config(config)
     for weight, message in (
-        (0.0, "no loss is on: set one of config.loss.align_pooled, "),
+        (0.0, "no loss is active: set one of config.loss.align_pooled, "),
         (-1.0, "config.loss.pixels=-1.0 must not be negative"),
     ):
         config.loss.pixels = weight

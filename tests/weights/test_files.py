@@ -75,7 +75,9 @@ def test_missing_shard_and_missing_tensor_are_named(tmp_path):
     sharded(tmp_path)
     second = tmp_path / "model-00002-of-00002.safetensors"
     second.unlink()
-    with pytest.raises(UserError, match=r"lacks 1 of 2 shards: model-00002-of-00002.safetensors"):
+    with pytest.raises(
+        UserError, match=r"lacks 1 of 2 shards \(model-00002-of-00002.safetensors\)"
+    ):
         files.open_checkpoint(tmp_path)
     st.save_file({"other": ARRAYS["b.bias"]}, second)
     with pytest.raises(UserError, match="lacks the tensor b.bias"):
@@ -88,7 +90,7 @@ def test_index_cannot_point_outside_its_folder(tmp_path):
     folder.mkdir()
     index = {"weight_map": {"a.weight": "../secret.safetensors"}}
     (folder / files.INDEX_FILE).write_text(json.dumps(index))
-    with pytest.raises(UserError, match="lacks 1 of 1 shards: secret.safetensors"):
+    with pytest.raises(UserError, match=r"lacks 1 of 1 shards \(secret.safetensors\)"):
         files.open_checkpoint(folder)
 
 
@@ -104,7 +106,7 @@ def test_truncated_file_is_an_error(tmp_path, keep):
 def test_missing_checkpoint_is_an_error(tmp_path):
     with pytest.raises(UserError, match="there is no file or folder"):
         files.open_checkpoint(tmp_path / "x")
-    with pytest.raises(UserError, match=r"holds neither model.safetensors nor"):
+    with pytest.raises(UserError, match=r"has neither model.safetensors nor"):
         files.open_checkpoint(tmp_path)
     (tmp_path / "model.gguf").write_bytes(b"x")
     with pytest.raises(UserError, match=r"is not a .safetensors file"):

@@ -99,7 +99,7 @@ def test_file_of_another_kind_is_an_error():
 @pytest.mark.parametrize(
     ("kind", "config", "message"),
     [
-        ("siglip2", {}, "model_type=None, but siglip2 is read from siglip_vision_model or siglip"),
+        ("siglip2", {}, "model_type=None, but --kind=siglip2 needs siglip_vision_model or siglip"),
         ("siglip2", {"model_type": "bert"}, "model_type='bert'"),
         ("siglip2", {"model_type": "clip"}, "model_type='clip'"),
         ("siglip2", {"model_type": "siglip2_vision_model"}, "NaFlex"),
@@ -115,7 +115,7 @@ def test_file_of_another_kind_is_an_error():
             "vision_use_head=False, but only True",
         ),
         ("siglip2", {"model_type": "siglip_vision_model", "hidden_act": "relu"}, "hidden_act"),
-        ("clip", {"model_type": "siglip"}, "clip is read from clip_vision_model or clip"),
+        ("clip", {"model_type": "siglip"}, "--kind=clip needs clip_vision_model or clip"),
         ("clip", {"model_type": "clip_vision_model", "hidden_act": "relu"}, "hidden_act='relu'"),
         ("clip", {"model_type": "clip_vision_model", "layer_norm_eps": 1e-6}, "layer_norm_eps"),
         (
@@ -124,7 +124,7 @@ def test_file_of_another_kind_is_an_error():
             "only squares",
         ),
         ("clip", {"model_type": "clip_vision_model", "num_channels": 1}, "num_channels=1"),
-        ("dinov2", {"model_type": "vit"}, "dinov2 is read from dinov2 or dinov2_with_registers"),
+        ("dinov2", {"model_type": "vit"}, "--kind=dinov2 needs dinov2 or dinov2_with_registers"),
         ("dinov2", {"model_type": "dinov2", "qkv_bias": False}, "qkv_bias=False"),
         (
             "dinov2",

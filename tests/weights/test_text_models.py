@@ -25,7 +25,7 @@ def test_last_layers_keep_their_numbers(prefix):
 
 @pytest.mark.parametrize("last_layers", [0, 4, 9])
 def test_keeping_the_first_layer_is_an_error(last_layers):
-    with pytest.raises(UserError, match=f"last_layers={last_layers}  must be between 1 and 3"):
+    with pytest.raises(UserError, match=f"last_layers={last_layers} must be between 1 and 3"):
         text_models.adapt(tensors_of("", 4), last_layers)
 
 
@@ -51,7 +51,7 @@ def test_sizes_are_fields_of_the_predictor_config():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"model_type": "bert"}, "model_type='bert', but modernbert is read from modernbert"),
+        ({"model_type": "bert"}, "model_type='bert', but --kind=modernbert needs modernbert"),
         ({"hidden_activation": "relu"}, "hidden_activation='relu'"),
         ({"global_attn_every_n_layers": 2}, "global_attn_every_n_layers=2"),
         ({"global_rope_theta": 10000.0}, "global_rope_theta=10000.0"),
