@@ -37,25 +37,25 @@ _TASK = flags.DEFINE_string("task", "class", "The label of a published list beco
 _CLASSES = flags.DEFINE_string(
     "classes",
     "",
-    "File of class names, JSON or one per line, that defines the class ids; 'alphabetical' numbers "
-    "the names of the list; default: the ids of other manifests in the folder of --out, or the "
-    "alphabet.",
+    "File of class names, JSON or one per line, that defines the class ids, or 'alphabetical'. "
+    "Default: the ids of other manifests in the folder of --out; if there are none, alphabetical "
+    "order.",
 )
-_FOLD = flags.DEFINE_integer("fold", 1, "HMDB51: number of the split files, 1 to 3.")
+_FOLD = flags.DEFINE_integer("fold", 1, "HMDB51: number of the split, 1 to 3.")
 _EXCLUDE = flags.DEFINE_list(
-    "exclude", [], "Lists, separated by commas, whose videos are left out, such as val.csv."
+    "exclude", [], "Lists of videos to exclude, separated by commas, such as val.csv."
 )
 _REMOVE_DUPLICATES = flags.DEFINE_bool(
-    "remove_duplicates", False, "Leave out copies of earlier videos."
+    "remove_duplicates", False, "Exclude copies of earlier videos."
 )
 _PERCEPTUAL = flags.DEFINE_bool(
     "perceptual",
     False,
-    "Compare also pictures: leave out videos that look like those of --exclude.",
+    "Also exclude videos that look like those of --exclude.",
 )
 _FEATURE = flags.DEFINE_string("feature", "", "TFDS data set: name of the feature with the videos.")
 _SPLIT = flags.DEFINE_string(
-    "split", "", "Split of a list or data set that holds several; shards: train by default."
+    "split", "", "Split of a list or data set that has several splits; shards: train by default."
 )
 _WORKERS = flags.DEFINE_integer("workers", 0, "Number of processes; 0: one per CPU core.")
 _SECONDS = flags.DEFINE_float("seconds", 0.0, "Time limit per file; 0: index 60, shards 600.")
@@ -91,7 +91,7 @@ _LIST_FLAGS = ("videos", "task", "classes", "fold", "exclude", "remove_duplicate
 
 def main(argv: Sequence[str]) -> None:
     """Runs one of the two commands and prints counts and output files."""
-    sys.stdout.reconfigure(errors="backslashreplace")  # names of files may have any bytes
+    sys.stdout.reconfigure(errors="backslashreplace")  # file names may contain any bytes
     command = argv[1] if len(argv) > 1 else ""
     if command not in ("index", "shards") or len(argv) != (3 if command == "index" else 2):
         raise errors.UserError(

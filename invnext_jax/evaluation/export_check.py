@@ -98,10 +98,10 @@ def check_same_features(before: np.ndarray, path: Path, tolerance: float) -> flo
             return worst
     cure = "please report this with the run's config"
     if tolerance:
-        cure = f"its dtype changes them by more than {tolerance:.0%}, use --dtype=float32"
+        cure = f"use --dtype=float32, because the dtype changes them by more than {tolerance:.0%}"
     raise UserError(
-        f"the encoder loaded from {path.name} gives features that differ from the run's: "
-        f"nothing was written; {cure}"
+        f"the features of the exported encoder {path.name} differ from those of the run, so "
+        f"nothing was written: {cure}"
     )
 
 

@@ -126,13 +126,13 @@ class EvalInputs:
 
 
 def is_complete(batches: pipeline.EvalDataset) -> bool:
-    """Returns whether no video is missing that may be readable at another time."""
+    """Returns whether all videos were read, except those that will never be readable."""
     missing = batches.bad_videos.transient
     if missing:
         kinds = ", ".join(f"{count} x {kind}" for kind, count in missing.items())
         print(
-            f"{sum(missing.values())} videos could not be read now ({kinds}): these features are "
-            "used, but not cached; repeat the command to read the videos again",
+            f"{sum(missing.values())} videos could not be read now ({kinds}). The features are "
+            "used but not cached. Repeat the command to read the videos again",
             flush=True,
         )
     return not missing

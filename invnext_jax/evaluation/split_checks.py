@@ -1,4 +1,4 @@
-"""Compares the two splits of an evaluation: class numbers, copies of videos, classes."""
+"""Compares the training and held-out splits: class ids, unseen classes, copied videos."""
 
 import collections
 import hashlib
@@ -18,14 +18,14 @@ from invnext_jax.data.manifest import Manifest
 from invnext_jax.errors import UserError
 from invnext_jax.synthetic_world import urls
 
-EXAMPLES = 3  # number of videos or classes that a note names
+EXAMPLES = 3  # number of videos or classes that are listed in a note
 
 
 class SplitReport(NamedTuple):
-    """What the held-out videos have in common with the training videos, and what they lack.
+    """The videos that both splits contain, and the classes that only the held-out split contains.
 
     Attributes:
-      facts: numbers for results.json: `held_out`, `copies`, `unseen` by task.
+      facts: values for results.json: `held_out`, `copies`, and `unseen` by task.
       notes: sentences about copies, unseen classes, and class numbers that cannot be compared.
     """
 
@@ -46,7 +46,7 @@ def check_different(config: Any) -> None:
     for name in _parts(config.val_manifest):
         if manifest_lib.hash_manifests(name) in train:
             raise UserError(
-                f"config.val_manifest={name} is also in config.train_manifest: name a manifest of "
+                f"config.val_manifest={name} is also in config.train_manifest: use a manifest of "
                 "held-out videos, or set config.same_manifest=True to evaluate on training videos"
             )
 
@@ -54,8 +54,8 @@ def check_different(config: Any) -> None:
 def compare_splits(config: Any, tasks: Sequence[str]) -> SplitReport:
     """Compares the manifests of the two splits.
 
-    Copies are recognized by name or, for local files and records of shards, by content. Parts of
-    the same video are copies if they overlap in time.
+    Copies are recognized by name or, for local files and records of shards, by their contents.
+    Clips from the same video are copies if they overlap in time.
 
     Raises:
       UserError: the manifests number their classes differently.
@@ -69,7 +69,7 @@ def compare_splits(config: Any, tasks: Sequence[str]) -> SplitReport:
         examples = ", ".join(ascii(val[row].name) for row in list(copies)[:EXAMPLES])
         notes.append(
             f"{len(copies)} of {len(val)} held-out videos are also training videos (same content), "
-            f"such as {examples}: values on them do not measure generalization."
+            f"such as {examples}. Results on these videos do not measure generalization."
         )
     unseen = {}
     for task in tasks:
@@ -81,8 +81,8 @@ def compare_splits(config: Any, tasks: Sequence[str]) -> SplitReport:
             more = ", ..." if len(found["classes"]) > EXAMPLES else ""
             notes.append(
                 f"{task}: {found['videos']} of {found['of']} held-out videos have one of "
-                f"{len(found['classes'])} classes that the training videos lack "
-                f"({', '.join(map(str, classes))}{more}): they count as wrong."
+                f"{len(found['classes'])} classes without training videos "
+                f"({', '.join(map(str, classes))}{more}). They count as wrong."
             )
     return SplitReport({"held_out": len(val), "copies": len(copies), "unseen": unseen}, notes)
 
@@ -93,11 +93,11 @@ def check_class_names(
     """Compares the class names of all manifests (see `data.labels`).
 
     Returns:
-      The class ids by name of each task that has names, and notes about manifests without names.
+      The class ids by name for each task that has class names, and notes about manifests without
+      names.
 
     Raises:
-      UserError: two manifests have different numbers for a class, or different classes for a
-        number.
+      UserError: two manifests have different ids for a class, or different classes for an id.
     """
     known: dict[str, tuple[str, dict[str, int]]] = {}
     nameless = collections.defaultdict(list)
@@ -115,11 +115,11 @@ def check_class_names(
             if conflict := labels_lib.describe_conflict(first_ids, ids):
                 raise UserError(
                     f"{first} and {name} number the classes of {task} differently ({conflict}): "
-                    f"index the second one again with --classes={labels_lib.path_of(first)}"
+                    f"index the second manifest again with --classes={labels_lib.path_of(first)}"
                 )
             known[task] = first, {**first_ids, **ids}
     notes = [
-        f"{task}: {names[0]} has no class names: its class numbers cannot be compared with those "
+        f"{task}: {names[0]} has no class names, so its class ids cannot be compared with those "
         f"of {known[task][0]}."
         for task, names in nameless.items()
         if task in known and names
@@ -132,18 +132,18 @@ def _parts(names: str) -> list[str]:
 
 
 def _label_columns(name: str) -> list[str]:
-    if urls.is_world(name):  # reading the labels of a large world takes long
+    if urls.is_world(name):  # reading the labels of a large world takes a long time
         return [manifest_lib.LABEL_PREFIX + task for task in urls.parse(name).spec.classes]
     return list(manifest_lib.read_manifest(name).labels)
 
 
 def _column_of_names(columns: Sequence[str]) -> str:
-    """Returns the column that the class names of a manifest belong to."""
+    """Returns the label column to which the class names of a manifest belong."""
     return columns[0] if len(columns) == 1 else f"{manifest_lib.LABEL_PREFIX}class"
 
 
 def _find_unseen(train_b: np.ndarray, val_b: np.ndarray) -> dict[str, Any] | None:
-    """Counts the held-out videos whose class no training video has; None if there are none."""
+    """Counts the held-out videos of classes without training videos; None if there are none."""
     labeled_b = val_b[val_b >= 0]
     unseen_b = labeled_b[~np.isin(labeled_b, train_b)]
     if not len(unseen_b):
@@ -153,10 +153,10 @@ def _find_unseen(train_b: np.ndarray, val_b: np.ndarray) -> dict[str, Any] | Non
 
 
 def find_copies(train: Manifest, val: Manifest) -> dict[int, int]:
-    """Finds the held-out videos that are training videos.
+    """Finds held-out videos that are also training videos.
 
     Returns:
-      Row in `val` -> row of a training video with the same name or content.
+      A dict from rows of `val` to rows of training videos with the same name or contents.
     """
     copies = _match(train, val, *(dict(enumerate(_names(part))) for part in (train, val)))
     rest = [row for row in range(len(val)) if row not in copies]
@@ -170,7 +170,7 @@ def find_copies(train: Manifest, val: Manifest) -> dict[int, int]:
 
 
 def _match(train: Manifest, val: Manifest, train_keys: dict[int, Any], val_keys: dict[int, Any]):
-    """Returns rows of `val` -> row of `train` with the same key and an overlapping window."""
+    """Maps rows of `val` to rows of `train` that have the same key and overlap in time."""
     wanted, by_key = set(val_keys.values()), collections.defaultdict(list)
     for row, key in train_keys.items():
         if key in wanted:
@@ -191,7 +191,7 @@ def _overlap(train: Manifest, train_row: int, val: Manifest, val_row: int) -> bo
 
 
 def _names(part: Manifest) -> Iterator[tuple[Any, int]]:
-    """Yields a key of each row's name; clips of a world do not depend on its number of clips."""
+    """Yields a key for the name of each row; for a world, without its number of clips."""
     specs = {}
     for path, record in zip(part.paths, part.record.tolist(), strict=True):
         if urls.is_world(path):
@@ -204,7 +204,7 @@ def _names(part: Manifest) -> Iterator[tuple[Any, int]]:
 
 
 def _sizes(part: Manifest, rows: Iterable[int]) -> dict[int, Any]:
-    """Returns a key of the size of each local file; all records of shards have the same key."""
+    """Returns the size of each local file by row, or "record" for records of shards."""
     sizes, known = {}, {}
     for row in rows:
         path = part.paths[row]
@@ -226,7 +226,7 @@ def _size(path: str) -> int | None:
 
 
 def _digests(part: Manifest, rows: Sequence[int]) -> dict[int, str]:
-    """Returns the hash of the content of each readable video."""
+    """Returns the hash of the contents of each readable video, by row."""
     digests, known = {}, {}
     for row in rows:
         video = part[row]

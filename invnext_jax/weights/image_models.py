@@ -271,7 +271,7 @@ FAMILIES = {
     "dinov2": ImageModelFamily(DINOV2, _sizes_dinov2, _adapt_dinov2),
 }
 
-# The patch embedding in timm and in DINOv2's release; in OpenAI's CLIP and in OpenCLIP.
+# Names of the patch embedding in timm and DINOv2's release, and in OpenAI's CLIP and OpenCLIP.
 _OTHER_LIBRARIES = re.compile(r"(.*\.)?(patch_embed\.proj|visual\.conv1)\.weight")
 _EXAMPLES = {
     "siglip2": "google/siglip2-giant-opt-patch16-256",
@@ -281,7 +281,7 @@ _EXAMPLES = {
 
 
 def refuse_other_libraries(kind: str, checkpoint: Checkpoint, source: str | Path) -> None:
-    """Raises a `UserError` if the tensors have the names of timm, OpenCLIP or a paper's release."""
+    """Raises a `UserError` if tensors are named as in timm, OpenCLIP or the original release."""
     name = next(filter(_OTHER_LIBRARIES.fullmatch, checkpoint.tensors), None)
     if name or not checkpoint.config.keys().isdisjoint(("architecture", "model_cfg")):
         found = f"the tensor {name}" if name else "a config.json"
