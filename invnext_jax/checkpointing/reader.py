@@ -66,9 +66,7 @@ def restore_run(path: str | pathlib.Path, *, ema: bool = False) -> RunParameters
                     return _read_params(checkpoint, "ema" if ema else "params", has_checksums)
         except CorruptCheckpointError as error:
             logging.warning("checkpoint %s is damaged: %s", checkpoint, error)
-    raise UserError(
-        f"{path} holds no intact checkpoint: give the --workdir of a run that saved one"
-    )
+    raise UserError(f"{path} has no intact checkpoint: use the --workdir of a run that saved one")
 
 
 def finished_steps(folder: pathlib.Path) -> list[int]:

@@ -264,7 +264,7 @@ def test_folder_without_intact_parameters_is_refused(content, tmp_path):
         (tmp_path / "checkpoints").mkdir()
     if content == "damage":
         (tmp_path / "checkpoints/5").mkdir()
-    with pytest.raises(UserError, match="holds no"):
+    with pytest.raises(UserError, match="has no (intact )?checkpoint"):
         reader.restore_params(tmp_path)
 
 
