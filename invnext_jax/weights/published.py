@@ -62,7 +62,9 @@ def encoder_config(config: Mapping[str, Any], source: str) -> dict[str, Any]:
             "config.json of the published encoder next to its model.safetensors"
         )
     if sizes.get("tubelet_size", 1) != 1:
-        raise UserError(f"{source} has tubelet_size={sizes['tubelet_size']}, but only 1 is supported")
+        raise UserError(
+            f"{source} has tubelet_size={sizes['tubelet_size']}, but only 1 is supported"
+        )
     ratio = sizes.get("mlp_ratio", 4)
     if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 < ratio <= 64:
         raise UserError(f"{source} has mlp_ratio={str(ratio)[:40]}, which is not between 0 and 64")
