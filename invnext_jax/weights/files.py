@@ -202,7 +202,7 @@ def _open_shards(folder: Path) -> dict[str, LazyTensor]:
     missing = [shard for shard in shards if shard not in existing]
     if missing:
         raise UserError(
-            f"{folder} lacks {len(missing)} of {len(shards)} shards: {', '.join(missing)[:1000]}; "
+            f"{folder} lacks {len(missing)} of {len(shards)} shards ({', '.join(missing)[:1000]}): "
             "download them again"
         )
     tensors_of_shard = {shard: _open_file(folder / shard) for shard in shards}
