@@ -119,12 +119,15 @@ def test_bfloat16_agrees_with_float32(case, batch, request):
 
 def test_image_teacher_in_bfloat16_agrees_with_float32(first, batch):
     config, _, _, frozen = first
+    # With the initial values, the attention is uniform.
+    keys = iter(jax.random.split(jax.random.key(4), len(jax.tree.leaves(frozen))))
+    params = jax.tree.map(lambda x: x + 0.2 * jax.random.normal(next(keys), x.shape), frozen)
     outputs = []
     for dtype in ("float32", "bfloat16"):
         config = config.copy_and_resolve_references()
         config.dtype = dtype
         run = jax.jit(functools.partial(image_teacher.apply_to_frames, config))
-        outputs.append(run(frozen["teacher"], normalize(batch["video"])))
-    for expected, found in zip(*outputs, strict=True):
+        outputs.append(run(params["teacher"], normalize(batch["video"])))
+    for name, expected, found in zip(outputs[0]._fields, *outputs, strict=True):
         error = jnp.linalg.norm(found - expected) / jnp.linalg.norm(expected)
-        assert 1e-4 < error < 1.5e-2
+        assert 5e-4 < error < 1.5e-2, name
