@@ -225,6 +225,7 @@ def test_evaluation_from_outside_reaches_results_and_tables(restored, world, sta
         checkpoint=str(stage1_run),
         train_manifest=str(world),
         val_manifest=str(world),
+        same_manifest=True,
         batch_size=8,
         evaluators=("feature_norm",),
         controls=False,
