@@ -6,6 +6,8 @@ import time
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from invnext_jax import json_file, sanitize
@@ -15,9 +17,6 @@ from invnext_jax.dataset_prep import lists, tfds_metadata
 from invnext_jax.errors import UserError
 from invnext_jax.multihost import host_messages
 from invnext_jax.weights import export, files, import_weights
-
-hypothesis = pytest.importorskip("hypothesis")
-given, st = hypothesis.given, pytest.importorskip("hypothesis.strategies")
 
 SECONDS = 20  # longest time for one file, on a busy machine
 NUMBERS = st.integers(-(2**70), 2**70) | st.floats() | st.sampled_from([0, 1, -1, 10**9, 1e308])
