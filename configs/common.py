@@ -115,7 +115,7 @@ def defaults() -> ml_collections.ConfigDict:
     # (): no trace.
     config.profile_steps = ()
     # Dtype of the matrix products: "float32" or "bfloat16". Parameters, norms and losses are always
-    # float32. float32 products have the highest precision, which is slow on accelerators.
+    # float32. float32 products use the highest precision, which is slow on accelerators.
     config.dtype = "bfloat16"
     # Quantization of the linear layers of the image teacher and of Stage 2's target: "": none;
     # "int8" or "float8" (e4m3). Quantization changes the method.

@@ -90,7 +90,7 @@ def run_command(main: Callable[[Sequence[str]], None], arguments: int | None = 0
 def _sanitize_output() -> None:
     """Removes terminal escapes and secrets of URLs from the log, tracebacks and standard output.
 
-    Progress bars on standard error need control characters; they show no names.
+    Progress bars on standard error are unchanged: they need control characters and show no names.
     """
     sys.stdout = _SanitizedStream(sys.stdout)
     logging.get_absl_handler().setFormatter(_SanitizedFormatter())

@@ -1,4 +1,4 @@
-"""Reads JSON files of unknown origin: any defect of the file is a `UserError` of one sentence."""
+"""Reads JSON files of unknown origin. Any problem with a file is a one-sentence `UserError`."""
 
 import json
 import os
@@ -7,18 +7,18 @@ from typing import Any
 
 from invnext_jax.errors import UserError
 
-MAX_BYTES = 2**24  # the largest files of published models and data sets have about 2 MiB
+MAX_BYTES = 2**24  # the largest files of published models and data sets are about 2 MiB
 
 
 def read_value(
     path: str | os.PathLike, advice: str = "download it again", max_bytes: int = MAX_BYTES
 ) -> Any:
-    """Returns the content of a JSON file.
+    """Returns the contents of a JSON file.
 
     Args:
         path: The file.
         advice: What the user should do if the file is damaged.
-        max_bytes: Largest size of the file. The parsed content may need ten times as much memory.
+        max_bytes: Maximum size of the file. The parsed contents may need ten times as much memory.
 
     Raises:
         UserError: The file is missing, too large, nested too deeply or not JSON.
@@ -42,10 +42,10 @@ def read_value(
 def read_object(
     path: str | os.PathLike, advice: str = "download it again", max_bytes: int = MAX_BYTES
 ) -> dict[str, Any]:
-    """Returns the content of a JSON file that holds an object; see `read_value`.
+    """Returns the contents of a JSON file that contains an object; see `read_value`.
 
     Raises:
-        UserError: As in `read_value`, or the content is not an object.
+        UserError: As in `read_value`, or the file does not contain an object.
     """
     content = read_value(path, advice, max_bytes)
     if not isinstance(content, dict):

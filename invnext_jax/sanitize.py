@@ -1,9 +1,9 @@
-"""Text of unknown origin for screens, logs and files: no terminal escapes, no secrets in URLs."""
+"""Removes terminal escapes and secrets in URLs from text of unknown origin."""
 
 import re
 from typing import Any
 
-# Control characters except tab and newline, and characters that reverse the direction of a line.
+# Control characters except tab and newline, and characters that change the text direction.
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _URL = re.compile(
     r"(?P<protocol>[A-Za-z][A-Za-z0-9+.-]*)://"
@@ -14,21 +14,21 @@ _URL = re.compile(
 _SECRET_NAME = re.compile(
     "sig|token|key|secret|pass|pwd|auth|cred|policy|session|access|code|jwt|hmac|hash", re.I
 )
-_MAX_PLAIN = 15  # longer values of a query may be signatures
+_MAX_PLAIN = 15  # longer values in a query may be signatures
 _REDACTED = "REDACTED"
 
 
 def redact_urls(text: str) -> str:
-    """Replaces user names, passwords and the secrets in queries of all URLs in a text.
+    """Replaces user names, passwords and secrets in the queries of all URLs in a text.
 
-    A value of a query is a secret if its name says so, as in `?token=...`, or if it is longer than
-    15 characters. Text without such URLs is unchanged.
+    A value in a query is considered secret if its name indicates this, as in `?token=...`, or if it
+    is longer than 15 characters. Text without such URLs is unchanged.
     """
     return _URL.sub(_redact_url, text) if "://" in text else text
 
 
 def redact_error(text: str, address: str) -> str:
-    """Replaces the secrets in an error about a URL, also where the protocol is left out."""
+    """Replaces the secrets in an error about a URL, even if the error omits the protocol."""
     protocol, separator, rest = address.partition("://")
     if separator:
         public = redact_urls(address).removeprefix(f"{protocol}://")
@@ -39,7 +39,7 @@ def redact_error(text: str, address: str) -> str:
 def _redact_url(match: re.Match) -> str:
     protocol, query = match["protocol"], match["query"] or ""
     user = f"{_REDACTED}@" if match["user"] else ""
-    if protocol != "file":  # names of files may contain a question mark
+    if protocol != "file":  # file names may contain question marks
         query = re.sub(r"([?&;])([^?&;]*)", _redact_value, query)
     return f"{protocol}://{user}{match['path']}{query}"
 
@@ -63,10 +63,10 @@ def redact_tree(tree: Any) -> Any:
 
 
 def escape_controls(text: str) -> str:
-    r"""Replaces control characters, except tab and newline, by escapes such as `\x1b`."""
+    r"""Replaces control characters, except tab and newline, with escapes such as `\x1b`."""
     return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def for_display(text: str) -> str:
-    """Returns a text for a screen or a log, without control characters and secrets of URLs."""
+    """Returns a text without control characters and URL secrets, for screens and logs."""
     return escape_controls(redact_urls(text))

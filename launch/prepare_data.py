@@ -5,12 +5,12 @@
     python launch/prepare_data.py index TFDS_FOLDER --split=train --out=data/theirs.csv
     python launch/prepare_data.py shards --manifest=data/mine.csv --out=data/mine_shards
 
-`index` reads a folder, one of our own CSV files, Kinetics' CSV, lines of `path label`,
+`index` reads a folder, a manifest of this package, Kinetics' CSV, a file with lines `path label`,
 Something-Something v2's train.json, the lists of HMDB51 and UCF101, several of these separated by
-commas, or a TFDS data set of ArrayRecord files. It probes every file and writes unreadable ones to
-a quarantine list with the reason. `shards` re-encodes all videos of a manifest, small and fast to
-decode, into a TFDS data set. Repeating an interrupted command resumes it. See docs/preparing.md for
-the files that are written.
+commas, or a TFDS data set of ArrayRecord files. It probes every file, and writes unreadable files
+and the reasons to a quarantine list. `shards` re-encodes all videos of a manifest into a TFDS data
+set of small videos that decode fast. To resume an interrupted command, repeat it. docs/preparing.md
+describes the files that are written.
 """
 
 import os
@@ -76,10 +76,12 @@ _SHARDS = flags.DEFINE_integer(
 )
 _RETRY = flags.DEFINE_bool("retry", False, "shards: retry quarantined videos.")
 _PROTOCOLS = flags.DEFINE_list(
-    "protocols", [], "shards: protocols that the manifest may name besides file, gs, s3 and https."
+    "protocols",
+    [],
+    "shards: protocols that the manifest may use in addition to file, gs, s3 and https.",
 )
 _OTHER_HOSTS = flags.DEFINE_bool(
-    "other_hosts", False, "shards: let a remote manifest name files on other hosts and on this one."
+    "other_hosts", False, "shards: allow files on other hosts and on this one in a remote manifest."
 )
 _BEAM = flags.DEFINE_multi_string(
     "beam", [], "shards: a flag for Beam on a cluster; may be repeated."

@@ -146,7 +146,7 @@ def check_config(config: Any) -> None:
     """Checks `config.decoder`; warns if its width is less than the number of values in a patch.
 
     Raises:
-      UserError: the kind or the dtype is unknown, or there is less than one chunk.
+      UserError: the kind or the dtype is unknown, or `chunks` is less than 1.
     """
     d, pixels = config.decoder, 3 * config.encoder.patch**2
     if d.kind not in KINDS:

@@ -1,4 +1,4 @@
-"""Matrix products: their precision, and linear layers with flattened tokens or in 8 bits.
+"""Matrix products: their precision, and products for linear layers, which may use 8-bit formats.
 
 8-bit products have no gradient, so they are only for frozen layers. Both operands are quantised
 symmetrically at each use. The kernel has one scale per output channel, and the inputs have one
@@ -27,7 +27,7 @@ quantization = jax.make_user_context("")
 
 
 def select_precision(dtype: Any) -> jax.lax.Precision | None:
-    """Returns the precision of matrix products whose operands have this dtype.
+    """Returns the precision of matrix products for operands of the given dtype.
 
     By default, accelerators round float32 operands: TPUs to bfloat16, NVIDIA GPUs to TF32. The
     highest precision multiplies them without rounding. CPUs never round.
@@ -42,11 +42,11 @@ def select_precision(dtype: Any) -> jax.lax.Precision | None:
 
 
 def check_dtype(name: str, dtype: str) -> None:
-    """Checks an option that sets the dtype of matrix products.
+    """Checks an option for the dtype of matrix products.
 
     Args:
-      name: name of the option, for the message.
-      dtype: its value.
+      name: name of the option, for the error message.
+      dtype: value of the option.
 
     Raises:
       UserError: the dtype is not one of `DTYPES`.

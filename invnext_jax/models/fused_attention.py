@@ -28,7 +28,7 @@ def cudnn_unsupported_reason(q_bnhe: jax.Array) -> str:
 
 
 def splash_unsupported_reason(q_bnhe: jax.Array) -> str:
-    """Returns why splash attention does not support the dtype, or an empty string."""
+    """Returns the reason why splash attention does not support the dtype, or an empty string."""
     if q_bnhe.dtype == jnp.float32 and jax.default_backend() == "tpu":
         return "it rounds float32 products to bfloat16"
     return ""
@@ -36,7 +36,7 @@ def splash_unsupported_reason(q_bnhe: jax.Array) -> str:
 
 @functools.cache
 def warn_once(message: str) -> None:
-    """Logs a warning, in process 0 only and once for each message."""
+    """Logs a warning. Only process 0 logs it, and each message is logged only once."""
     if jax.process_index() == 0:
         logging.warning(message)
 

@@ -31,8 +31,8 @@ recompute = functools.partial(jax.checkpoint, prevent_cse=False)
 def _in_float32(function: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
     """Returns an elementwise function that computes in float32 and keeps the dtype of its input.
 
-    In bfloat16, 1 + erf and 1 + tanh lose most of their digits where x is negative, and 1.702 x is
-    rounded before it is exponentiated.
+    In bfloat16, the sums 1 + erf and 1 + tanh lose most of their digits for negative x, and the
+    product 1.702 x is rounded before the exponential.
     """
     return recompute(lambda x: function(x.astype(jnp.float32)).astype(x.dtype))
 
@@ -40,7 +40,7 @@ def _in_float32(function: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Arr
 def _gelu(x: jax.Array) -> jax.Array:
     """Computes the exact GELU with erf, as in the reference.
 
-    `nn.gelu` uses erfc, which takes twice the time on CPUs.
+    `nn.gelu` uses erfc, which takes twice as long on CPUs.
     """
     return 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5))
 

@@ -1,4 +1,4 @@
-"""Data-sheet figures of accelerators: peaks of matrix products, memory and bandwidths."""
+"""Data-sheet values of accelerators: peak throughput, memory size and bandwidths."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -9,8 +9,8 @@ class Device(NamedTuple):
 
     Attributes:
         peak: peak bfloat16 throughput without sparsity, in FLOP/s.
-        float32_peak: FLOP/s of float32 products in the highest precision. GPUs compute them
-            outside the tensor cores, TPUs in six bfloat16 passes.
+        float32_peak: peak throughput of float32 products with the highest precision, in FLOP/s.
+          GPUs compute them without tensor cores, and TPUs in six bfloat16 passes.
         memory: size of the device memory in bytes.
         bandwidth: bandwidth of the device memory, in bytes/s.
         link: bandwidth of one device within its node or slice, in bytes/s per direction.
@@ -27,10 +27,10 @@ class Device(NamedTuple):
     network: float
 
     def product_seconds(self, flops: Mapping[str, float]) -> float:
-        """Returns the shortest time of matrix products on this device.
+        """Returns the minimum time of matrix products on this device, in seconds.
 
         Args:
-            flops: number of FLOPs, by dtype of the products ("float32" or "bfloat16").
+            flops: number of FLOPs by dtype of the products, "float32" or "bfloat16".
         """
         return flops["bfloat16"] / self.peak + flops["float32"] / self.float32_peak
 

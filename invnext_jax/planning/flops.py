@@ -31,7 +31,7 @@ class FlopCount:
         backward: FLOPs of the backward pass.
         layers: FLOPs of `forward` that are in transformer layers, which `remat="full"` recomputes.
         attention: FLOPs of `forward` that compute attention scores and weighted sums.
-        float32: part of `forward` and `backward` in float32 products.
+        float32: FLOPs of `forward` and `backward` that are in float32 products.
     """
 
     dtype: str = "bfloat16"
@@ -141,7 +141,7 @@ def count_teacher(config: Any) -> FlopCount:
         count.add_dense(frames * 3 * config.data.size, config.data.size, t.size)
         count.add_dense(frames * 3 * t.size, config.data.size, t.size)
     old, new = t.size // t.patch, config.data.size // config.encoder.patch
-    if old != new:  # resampling of the rows, then of the columns, of the taps and the attention
+    if old != new:  # taps and attention are resampled along rows, then along columns
         count.add_dense(frames * old * (t.taps * t.width + 1), old, new)
         count.add_dense(frames * new * (t.taps * t.width + 1), old, new)
     count.dtype, n = config.dtype, old**2

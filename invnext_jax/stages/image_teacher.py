@@ -33,7 +33,8 @@ def check_teacher(config: Any) -> None:
     if not t.weights:
         raise UserError("teacher.weights is empty: set it to the .safetensors file of a teacher")
     if t.size % t.patch:
-        # The teacher crops the rest, so that its patches would cover only a part of each frame.
+        # The teacher crops the remaining pixels, so its patches would cover only a part of each
+        # frame.
         shift = t.size % t.patch / t.size * (config.data.size // config.encoder.patch)
         raise UserError(
             f"teacher.size={t.size} is not a multiple of teacher.patch={t.patch}, which shifts the "

@@ -161,11 +161,11 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def batch_positions(mesh: Mesh, batch_size: int) -> list[int]:
-    """Returns the positions of the clips of a batch that this process loads, ascending.
+    """Returns the positions in a batch of the clips that this process loads, in ascending order.
 
-    A process loads the shards of its devices. `jax.make_mesh` may order the devices in any way, so
-    the positions are not always consecutive. Processes whose devices have the same shard load the
-    same clips: if the axes tensor and sequence extend over several hosts, for example.
+    A process loads the shards of its devices. `jax.make_mesh` may reorder devices, so the positions
+    are not always consecutive. Processes whose devices have the same shard load the same clips.
+    This is the case if the axes tensor and sequence extend over several hosts.
     """
     index_map = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
     return sorted({row for (part,) in index_map.values() for row in _range(part, batch_size)})
@@ -195,7 +195,7 @@ def _range(part: slice, size: int) -> range:
 def shard_batch(
     batch: Mapping[str, np.ndarray], mesh: Mesh, batch_size: int | None = None
 ) -> dict[str, jax.Array]:
-    """Makes global arrays [b ...] from the clips that each process has loaded.
+    """Makes global arrays [b ...] from the clips that the processes have loaded.
 
     Args:
         batch: arrays whose rows are the clips at `batch_positions`.
@@ -211,7 +211,7 @@ def shard_batch(
     }
     if not shares_shards(mesh):
         return arrays
-    # A process may have replaced a clip that it could not read in time, and another one not.
+    # A process may have replaced a clip that it could not read in time, while others have read it.
     arrays = _make_take_first_copy(mesh)(arrays)
     # On CPU devices, two concurrent computations can deadlock.
     if mesh.devices.flat[0].platform == "cpu":
@@ -221,7 +221,7 @@ def shard_batch(
 
 @functools.cache
 def _make_take_first_copy(mesh: Mesh) -> Callable[[Any], Any]:
-    """Makes a function that gives all devices of a shard the rows of the first of them."""
+    """Makes a function that copies the rows of a shard's first device to its other devices."""
 
     def take_first(x: jax.Array) -> jax.Array:
         is_first = (jax.lax.axis_index("tensor") == 0) & (jax.lax.axis_index("sequence") == 0)

@@ -69,7 +69,7 @@ def pytorch_shape(shape: tuple[int, ...], leaf: LeafSlice) -> tuple[int, ...]:
 
 
 def check_shapes(shapes: Shapes, expected: Shapes, source: str) -> None:
-    """Raises a `UserError` with a table of all differences, if there are any."""
+    """Raises a `UserError` with a table of all differences if there are any."""
     rows = []
     for name in sorted(shapes.keys() | expected.keys()):
         pair = shapes.get(name), expected.get(name)

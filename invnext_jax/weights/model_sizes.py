@@ -1,4 +1,4 @@
-"""Limits for the model sizes that a file declares, checked before a model is built from them."""
+"""Limits for the model sizes in a file, which are checked before a model is built."""
 
 import math
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from typing import Any
 
 from invnext_jax.errors import UserError
 
-# Largest values by field of the config; several times those of the largest published models.
+# Maximum value of each config field: several times those of the largest published models.
 LIMITS = {
     "width": 2**15,
     "mlp_width": 2**18,
@@ -33,13 +33,13 @@ MAX_DEPTH = 16  # of nested sections
 def check_sizes(
     config: Mapping[str, Any], source: str, values: int = MAX_POSITION_VALUES, depth: int = 0
 ) -> None:
-    """Checks all fields of a config, at any depth, that set the size of a model.
+    """Checks all fields of a config, at any depth, that determine the size of a model.
 
     Args:
         config: Config, or a section of it, with the field names of configs/common.py.
-        source: Origin of the config, for the message.
-        values: Largest number of values in a position table. If the file with the weights must
-            contain the table, the number of values in that file.
+        source: Origin of the config, for the error message.
+        values: Maximum number of values in a position table. If the weights file must contain the
+          table, this is the number of values in the file.
         depth: Number of sections that contain `config`.
 
     Raises:

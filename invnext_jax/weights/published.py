@@ -22,7 +22,7 @@ _NAMES = {768: "Base", 1024: "Large", 1408: "1B"}
 def model_config(encoder: Any) -> dict[str, Any]:
     """Converts a run's `config.encoder` to the `model_config` of config.json."""
     ratio = encoder.mlp_width / encoder.width
-    if int(encoder.width * ratio) != encoder.mlp_width:  # the released code truncates, too, too
+    if int(encoder.width * ratio) != encoder.mlp_width:  # the released code truncates, too
         ratio = math.nextafter(ratio, math.inf)
     # The released configs do not contain the number of class tokens, which is 4.
     class_tokens = {} if encoder.class_tokens == 4 else {"cls_token_num": encoder.class_tokens}
