@@ -26,7 +26,7 @@ LIMITS = {
     "chunks": 2**20,
     "noise_draws": 1024,
 }
-MAX_POSITION_VALUES = 2**27  # of a position table: frames * rows * columns * width
+MAX_POSITION_VALUES = 2**28  # of a position table: frames * rows * columns * width
 MAX_DEPTH = 16  # of nested sections
 
 
@@ -52,14 +52,29 @@ def check_sizes(
             check_sizes(value, source, values, depth + 1)
         elif name in LIMITS:
             check_size(value, name, source, LIMITS[name])
+    data, encoder = config.get("data", {}), config.get("encoder", {})
+    if isinstance(data, Mapping) and isinstance(encoder, Mapping) and "patch" in encoder:
+        # The tables of the other modules have the grid of the clips.
+        sections = [section for section in config.values() if isinstance(section, Mapping)]
+        width = max(section.get("width", 1) for section in sections)
+        _check_table({"width": width, "patch": encoder["patch"], **_sizes(data)}, source, values)
     if "width" in config and "patch" in config:
-        side = max(config.get("size", 0), config.get("train_size", 0)) // max(config["patch"], 1)
-        count = math.prod((config.get("frames", 1), side, side, config["width"]))
-        if count > values:
-            raise UserError(
-                f"{source} describes a position table of {count:,} values, but at most "
-                f"{values:,} are possible: use the config of the checkpoint"
-            )
+        _check_table(config, source, values)
+
+
+def _sizes(data: Mapping[str, Any]) -> dict[str, int]:
+    return {name: data[name] for name in ("frames", "size") if name in data}
+
+
+def _check_table(config: Mapping[str, Any], source: str, values: int) -> None:
+    """Raises `UserError` if a position table of these sizes has more than `values` values."""
+    side = max(config.get("size", 0), config.get("train_size", 0)) // max(config["patch"], 1)
+    count = math.prod((config.get("frames", 1), side, side, config["width"]))
+    if count > values:
+        raise UserError(
+            f"{source} describes a position table of {count:,} values, but at most {values:,} are "
+            "possible: use the config of the checkpoint"
+        )
 
 
 def check_size(value: Any, name: str, source: str, limit: int) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from configs import common
+from configs import common, stage1, stage2
 from invnext_jax.errors import UserError
 from invnext_jax.weights import export, files, import_weights, model_sizes
 
@@ -45,6 +45,9 @@ VIDEO = {
     "extra stage": published({"invnext_jax": {"config": {"stage": "\x1b]0;x"}, "parts": ["a"]}}),
     "extra parts": published({"invnext_jax": {"config": {"stage": "stage1"}, "parts": 3}}),
     "extra depth": published({"invnext_jax": {"config": {"encoder": {"depth": 10**9}}}}),
+    "extra clips": published(
+        {"invnext_jax": {"config": {"stage": "stage1", "data": {"frames": 4096, "size": 4096}}}}
+    ),
     "extra type": published({"invnext_jax": {"config": {"encoder": 3}}}),
 }
 OTHERS = {
@@ -78,6 +81,12 @@ def test_hostile_config_is_one_sentence(kind, text, tmp_path):
     assert not (tmp_path / "out.safetensors").exists()
 
 
+@pytest.mark.parametrize("variant", common.VARIANTS)
+@pytest.mark.parametrize("stage", [stage1, stage2])
+def test_configs_of_the_paper_are_allowed(stage, variant):
+    model_sizes.check_sizes(stage.get_config(variant).to_dict(), "config.json")
+
+
 def test_sizes_of_all_variants_are_allowed():
     for encoder in common.ENCODERS.values():
         config = {"encoder": {**encoder, "patch": 14, "size": 448, "frames": 64}}
@@ -101,6 +110,7 @@ def test_tensor_of_another_type_is_named(kind, tmp_path):
         {"config": {"encoder": 3}},
         {"config": {"teacher": {"depth": 10**9}}},
         {"config": {"a": {}}, "source": []},
+        {"config": {"encoder": {"patch": 8}, "data": {"frames": 4096, "size": 4096}}},
     ],
 )
 def test_export_with_a_hostile_description_is_refused(about, tmp_path):
