@@ -12,6 +12,7 @@ from invnext_jax.dataset_prep.picture_hashes import HashCache, Hashes
 from invnext_jax.dataset_prep.probing import VideoProbe
 from invnext_jax.dataset_prep.video_list import ListOptions, VideoEntry
 from invnext_jax.dataset_prep.worker_map import map_in_workers
+from invnext_jax.errors import UserError
 
 Entries = Sequence[tuple[VideoEntry, str]]  # entries and the digests of their files
 Clean = list[tuple[VideoEntry, VideoProbe]]
@@ -42,20 +43,26 @@ def read_excluded(names: Sequence[str]) -> ExcludedVideos:
     """Reads lists of videos to exclude and hashes their files.
 
     Raises:
-        UserError: A list cannot be read.
+        UserError: A list or all of its videos cannot be read.
     """
     by_digest, digests, listed, unreadable = {}, {}, 0, 0
     for name in names:
         options = ListOptions(source="excluded", split="all", classes="alphabetical")
-        for entry in lists.read_list(name, options).entries:
-            listed += 1
+        entries, bad = lists.read_list(name, options).entries, 0
+        for entry in entries:
             try:
                 if entry.path not in digests:
                     digests[entry.path] = digest_file(entry.path)
             except OSError:
-                unreadable += 1
+                bad += 1
                 continue
             by_digest.setdefault(digests[entry.path], []).append(entry)
+        if bad == len(entries):
+            raise UserError(
+                f"none of the {bad} videos of --exclude={name} can be read, for example "
+                f"{entries[0].path}: index the list, and name its manifest"
+            )
+        listed, unreadable = listed + len(entries), unreadable + bad
     return ExcludedVideos(by_digest, listed, unreadable)
 
 

@@ -241,6 +241,9 @@ def test_evaluation_videos_are_excluded_by_content(folder):
     same = f"same content as a video of --exclude: {folder}/1.mp4"
     assert reasons[str(folder / "1.mp4")] == reasons[str(folder / "deep/copy.mp4")] == same
     assert "1 of 3 videos of --exclude cannot be read" in str(summary)
+    (folder / "elsewhere.csv").write_text("path,source\ngone.mp4,k400\n")
+    with pytest.raises(UserError, match="none of the 1 videos of --exclude=.*elsewhere.csv can be"):
+        build(folder, folder / "x.csv", exclude=(str(folder / "elsewhere.csv"),))
     text = "path,source,start,end\n0.mp4,a,0.5,1\n0.mp4,a,0.25,1\n2.mp4,a,,\n"
     (folder / "windows.csv").write_text(text)  # only the second window overlaps with 0 to 0.5
     build(folder / "windows.csv", folder / "out.csv", exclude=exclude)
