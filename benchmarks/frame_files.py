@@ -21,7 +21,7 @@ X264, X265 = "-c:v libx264 -preset fast -bf 3 -g 12", "-c:v libx265 -preset ultr
 CLOSED5 = " -x265-params log-level=none:keyint=12:min-keyint=12:bframes=3:open-gop=0"
 OPEN5 = " -x265-params log-level=none:keyint=12:min-keyint=12:bframes=3"
 VP9 = "-c:v libvpx-vp9 -cpu-used 8 -g 25"
-HIDDEN = " -lag-in-frames 16 -auto-alt-ref 1 -b:v 60k"
+ALT_REF = "-lag-in-frames 16 -auto-alt-ref 1 -b:v 60k -g 50 -cpu-used 2"
 AV1 = "-c:v libsvtav1 -preset 12 -g 12"
 Q = "-q:v 4 -g 12"
 INTERLACED = "-flags +ildct+ilme"
@@ -50,12 +50,8 @@ ENCODED = {
     "hevc_444.mkv": f"{X265}{OPEN5} -pix_fmt yuv444p",
     "hevc_pq.mp4": f"{X265}{OPEN5} -pix_fmt yuv420p10le -color_trc smpte2084",
     "vp8.webm": "-c:v libvpx -cpu-used 5 -g 25",
-    "vp8_hidden.webm": f"-c:v libvpx -cpu-used 5{HIDDEN}",
     **dict.fromkeys(("vp9.webm", "vp9.mp4", "vp9.mkv"), VP9),
-    "vp9_superframes.webm": VP9 + HIDDEN,
-    "vp9_hidden.webm": f"{VP9}{HIDDEN} -bsf:v vp9_superframe_split",
-    "vp9_hidden.mkv": f"{VP9}{HIDDEN} -bsf:v vp9_superframe_split",
-    "vp9_10bit.webm": f"{VP9}{HIDDEN} -pix_fmt yuv420p10le",
+    "vp9_10bit.webm": f"{VP9} -pix_fmt yuv420p10le",
     "vp9_444.webm": f"{VP9} -pix_fmt yuv444p",
     **dict.fromkeys(("av1.mp4", "av1.webm", "av1.mkv"), AV1),
     "av1_10bit.mp4": f"{AV1} -pix_fmt yuv420p10le",
@@ -86,6 +82,12 @@ ENCODED = {
     "svq1.mov": f"-c:v svq1 {Q}",
     "rv20.rm": f"-c:v rv20 {Q}",
 }
+# Only two passes make hidden frames.
+TWO_PASSES = {
+    "vp8_hidden.webm": f"-c:v libvpx {ALT_REF}",
+    "vp9_superframes.webm": f"-c:v libvpx-vp9 {ALT_REF}",
+    "vp9_superframes_10bit.webm": f"-c:v libvpx-vp9 {ALT_REF} -pix_fmt yuv420p10le",
+}
 # Name of the file -> name of a file of `ENCODED`, options of ffmpeg before and after the input.
 COPIED = {
     "edit.mp4": ("h264.mp4", "-ss 0.6", ""),
@@ -101,9 +103,9 @@ CUT = {
     "open_gop_cut.mkv": ("open_gop.mkv", 12),
     "open_gop_cut.ts": ("open_gop.ts", 12),
     "refresh_cut.mkv": ("refresh.mp4", 12),
-    "hevc_cut.mkv": ("hevc_open.mkv", 5),
-    "hevc_open_cut.mkv": ("hevc_open.mkv", 12),
-    "hevc_open_cut.mp4": ("hevc_open.mkv", 12),
+    "hevc_cut.mkv": ("hevc_open.mp4", 5),
+    "hevc_open_cut.mkv": ("hevc_open.mp4", 12),
+    "hevc_open_cut.mp4": ("hevc_open.mp4", 12),
     "mpeg2_cut.mkv": ("mpeg2.mkv", 5),
     "mpeg2_cut.ts": ("mpeg2.ts", 5),
     "mpeg4_cut.mkv": ("mpeg4.mkv", 5),
@@ -117,6 +119,13 @@ def make_files(folder: Path) -> list[str]:
     problems = []
     for name, options in ENCODED.items():
         problems += _run_ffmpeg(SOURCE.format(size="128x96"), options, folder / name)
+    for name, options in TWO_PASSES.items():
+        log = f"-passlogfile {shlex.quote(str(folder / 'log.txt'))}"
+        first = f"{options} -pass 1 {log} -f webm"
+        problems += _run_ffmpeg(SOURCE.format(size="128x96"), first, folder / name)
+        problems += _run_ffmpeg(
+            SOURCE.format(size="128x96"), f"{options} -pass 2 {log}", folder / name
+        )
     problems += _run_ffmpeg(SOURCE.format(size="176x144"), f"-c:v h263 {Q}", folder / "h263.3gp")
     options = "-c:v dnxhd -profile:v dnxhr_lb -pix_fmt yuv422p"
     problems += _run_ffmpeg(SOURCE.format(size="256x128"), options, folder / "dnxhr.mov")
@@ -166,7 +175,7 @@ def _make_flagged(folder: Path) -> None:
     for source, target, keys in (
         ("h264.mkv", "h264_every_key.mkv", every),
         ("h264.mp4", "h264_some_keys.mp4", some),
-        ("hevc.mkv", "hevc_every_key.mkv", every),
+        ("hevc.mp4", "hevc_every_key.mkv", every),
         ("mpeg4.mp4", "mpeg4_every_key.mp4", every),
         ("vp9.mp4", "vp9_every_key.mkv", every),
         ("h263.3gp", "h263_some_keys.3gp", some),
@@ -175,6 +184,7 @@ def _make_flagged(folder: Path) -> None:
         ("mpeg2.mkv", "mpeg2_every_key.mkv", every),
     ):
         odd_videos.copy_packets(folder / source, folder / target, keys=keys)
+    odd_videos.split_superframes(folder / "vp9_superframes.webm", folder / "vp9_hidden.mp4")
     pictures_nhwc = _draw(50)
     pictures_nhwc[25:] = pictures_nhwc[0:25]
     odd_videos.write_referring_past_intra(folder / "past_intra.mkv", pictures_nhwc, 27)

@@ -37,7 +37,7 @@ def set_matrix(data: bytes, matrix: tuple[int, int, int, int]) -> bytes:
 
 
 def copy_packets(
-    source: Path, target: Path, first: int = 0, keys: Sequence[int] | None = None, empty: int = 0
+    source: Path, target: Path, first: int = 0, keys: Sequence[int] | None = None
 ) -> Path:
     """Copies the packets of a video.
 
@@ -46,24 +46,33 @@ def copy_packets(
         target: The copy, in any container.
         first: Number of the first packet to copy.
         keys: Numbers of the packets to mark as key frames. None keeps the marks.
-        empty: Number of packets without data to add after each one, which repeat its frame.
     """
     with av.open(str(source)) as container, av.open(str(target), "w") as output:
         stream = output.add_stream_from_template(container.streams.video[0])
-        packets = [packet for packet in container.demux(video=0) if packet.dts is not None]
+        packets = [packet for packet in container.demux(video=0) if packet.size]
         for number, packet in enumerate(packets):
             if number < first:
                 continue
             if keys is not None:
                 packet.is_keyframe = number in keys
             packet.stream = stream
-            time, time_base = packet.pts, packet.time_base
             output.mux(packet)
-            for repeat in range(1, empty + 1):
-                extra = av.Packet(0)
-                extra.pts = extra.dts = time + repeat
-                extra.time_base, extra.stream = time_base, stream
-                output.mux(extra)
+    return target
+
+
+def split_superframes(source: Path, target: Path) -> Path:
+    """Copies a VP9 video into an MP4 file in which hidden frames have packets of their own."""
+    with av.open(str(source)) as container, av.open(str(target), "w") as output:
+        stream = output.add_stream_from_template(container.streams.video[0])
+        split = av.bitstream.BitStreamFilterContext(
+            "vp9_superframe_split", container.streams.video[0]
+        )
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+        parts = [part for packet in packets for part in split.filter(packet)]
+        for number, part in enumerate(parts):
+            part.pts = part.dts = number
+            part.time_base, part.stream = fractions.Fraction(1, RATE), stream
+            output.mux(part)
     return target
 
 

@@ -193,7 +193,7 @@ def _seek_and_decode(stream, index: PacketIndex, requested: Sequence[int]):
                 break
             except (_SeekError, av.InvalidDataError) as error:
                 place = (type(error), group.position)
-                if place == failure and not isinstance(error, _SeekError):
+                if place == failure and group.is_clean and not isinstance(error, _SeekError):
                     raise  # the damage is here, wherever decoding starts
                 failure, position = place, bisect.bisect_left(key_times, group.key)
                 if not position:
@@ -212,12 +212,13 @@ class _Group:
     Attributes:
         key: Time stamp of the key frame.
         position: Time stamp of the last decoded frame.
+        is_clean: Whether the key frame was decoded and is one.
     """
 
     def __init__(self, stream, key: int, requested_times, can_skip: bool):
         stream.container.seek(key, stream=stream, backward=True)
         self._frames = _decode(stream, requested_times if can_skip else None)
-        self.key, self.position, self._is_clean = key, None, False
+        self.key, self.position, self.is_clean = key, None, False
 
     def decode_until(self, time: int) -> av.VideoFrame:
         """Returns the frame of a time stamp.
@@ -231,12 +232,12 @@ class _Group:
             self.position = frame.pts
             # Frames decoded before the key frame are unreliable, and not requested.
             if frame.pts == self.key:
-                self._is_clean = frame_index.is_intra(frame)
-            if frame.pts >= self.key and (not self._is_clean or frame.is_corrupt):
+                self.is_clean = frame_index.is_intra(frame)
+            if frame.pts >= self.key and (not self.is_clean or frame.is_corrupt):
                 raise _SeekError
             if frame.pts >= time:
                 break
-        if self.position != time or not self._is_clean:
+        if self.position != time or not self.is_clean:
             raise _SeekError
         return frame
 

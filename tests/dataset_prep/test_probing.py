@@ -1,14 +1,18 @@
 """Probes return properties of files; hangs and crashes affect only their own file."""
 
 import errno
+import fractions
 import os
 import struct
 import sys
 import time
 
+import av
+import numpy as np
 import pytest
 from fakes import measure_growth
 
+from benchmarks import odd_videos
 from invnext_jax.data import decode, workers
 from invnext_jax.dataset_prep import probing
 
@@ -52,6 +56,45 @@ def test_rotation_is_returned(tmp_path, videos):
     path.write_bytes(data[:at] + clockwise + data[at + 36 :])
     probe = probing.probe_video(str(path))
     assert (probe.rotation, probe.width, probe.height) == (-90, 80, 48)
+
+
+def test_shape_of_pixels_transfer_and_mirroring_are_returned(tmp_path, videos):
+    path = tmp_path / "a.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx265", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 80, 48, "yuv420p10le"
+        params = "log-level=none:sar=4:transfer=smpte2084"  # the fourth ratio of H.265 is 16:11
+        stream.options = {"preset": "ultrafast", "x265-params": params}
+        stream.codec_context.sample_aspect_ratio = fractions.Fraction(16, 11)
+        for _ in range(3):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 80, 3), 120, np.uint8))
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    probe = probing.probe_video(str(path))
+    assert (probe.sar, probe.transfer, probe.mirrored) == ("16:11", "pq", False)
+    assert (probe.width, probe.height) == (80, 48)
+    plain = videos.write(tmp_path / "b.mp4", options=X264)
+    assert probing.probe_video(str(plain)).sar == "1:1"
+    data = odd_videos.set_matrix(plain.read_bytes(), odd_videos.MATRICES["mirror"])
+    plain.write_bytes(data)
+    assert probing.probe_video(str(plain)).mirrored
+
+
+def test_seeks_are_compared_with_decoding_in_order(tmp_path, videos, monkeypatch):
+    path = videos.write(tmp_path / "a.mp4", options=X264, frames=200)
+    assert probing.probe_video(str(path)).frames == 200
+    trusted = decode._Group.decode_until
+
+    def decode_wrong_group(group, time):
+        frame = trusted(group, time)
+        if group.key > 0:  # as a decoder that lacks something from the start of the file
+            for plane in frame.planes:
+                plane.update(bytes([77]) * plane.buffer_size)
+        return frame
+
+    monkeypatch.setattr(decode._Group, "decode_until", decode_wrong_group)
+    with pytest.raises(decode.BadVideo, match="a seek to frame 60 leads to another picture"):
+        probing.probe_video(str(path))
 
 
 def test_damage_after_the_first_frames_is_detected(tmp_path, videos):
