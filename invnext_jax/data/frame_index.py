@@ -74,7 +74,7 @@ class _PacketScan:
 
     Attributes:
         packets: (time stamp, is a key frame, is discarded by an edit list, number of shown frames).
-        slots: Number of places for packets, of which those of repeated frames are empty.
+        slots: In AVI, the number of packets with the empty ones, which the header counts too.
         is_exact: Whether each packet is known to be one frame, except for hidden frames.
     """
 
@@ -131,19 +131,21 @@ def _scan_packets(stream) -> _PacketScan:
     extradata = extradata or b""
     is_exact = stream.container.format.name in FORMATS and codec in CODECS
     count_frames = packet_headers.frame_counter(codec)
-    packets, slots, first_time = [], 0, None
+    packets, slots, first_time, is_avi = [], 0, None, stream.container.format.name == "avi"
     for packet in demux.demux(stream):
+        time = packet.pts
         if not packets:
             prime_decoder(stream, packet)
-            first_time, data = packet.pts, bytes(packet)
+            first_time, data = time, bytes(packet)
             is_exact &= packet.is_keyframe
             is_exact &= packet_headers.starts_with_intra(codec, extradata, data)
             is_exact &= codec != "h264" or not packet_headers.may_have_fields(extradata, data)
-        shown = count_frames(memoryview(packet))
+        shown = count_frames(memoryview(packet)) if count_frames else 1
         # Frames before the first key frame, and several frames in a packet, have unknown times.
-        is_exact = is_exact and packet.pts is not None and packet.pts >= first_time and shown <= 1
-        packets.append((packet.pts, packet.is_keyframe, packet.is_discard, shown))
-        slots = max(slots, (packet.dts or 0) + 1)
+        is_exact = is_exact and time is not None and time >= first_time and shown <= 1
+        packets.append((time, packet.is_keyframe, packet.is_discard, shown))
+        if is_avi:
+            slots = max(slots, (packet.dts or 0) + 1)
     return _PacketScan(packets, slots, is_exact)
 
 
@@ -154,8 +156,7 @@ def _check_length(source, stream, scan: _PacketScan) -> None:
         BadVideo: The file is truncated.
     """
     format_name = stream.container.format.name
-    # The AVI header also counts empty packets.
-    count = max(len(scan.packets), scan.slots if format_name == "avi" else 0)
+    count = max(len(scan.packets), scan.slots)
     if count >= MIN_SHARE * stream.frames:
         return
     # An edit list may leave out the samples that it does not show.

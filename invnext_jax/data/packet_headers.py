@@ -35,14 +35,9 @@ class _Bits:
         return (1 << zeros) - 1 + self.read(zeros)
 
 
-def frame_counter(codec: str) -> Callable[[memoryview], int]:
-    """Returns a function that counts the shown frames of a packet of this codec."""
-    counters = {"vp8": _count_vp8, "vp9": _count_vp9, "mpeg4": _count_mpeg4}
-    return counters.get(codec, _count_one)
-
-
-def _count_one(data: memoryview) -> int:  # noqa: ARG001
-    return 1
+def frame_counter(codec: str) -> Callable[[memoryview], int] | None:
+    """Returns a function that counts the shown frames of a packet; None if all show one."""
+    return {"vp8": _count_vp8, "vp9": _count_vp9, "mpeg4": _count_mpeg4}.get(codec)
 
 
 def _count_vp8(data: memoryview) -> int:
