@@ -26,7 +26,7 @@ from invnext_jax.training import state as state_lib
 
 
 def open_data(toy_data, seed=0):
-    arguments = {"batch_size": 4, "process_index": 0, "process_count": 1, "bad_videos": None}
+    arguments = {"positions": range(4), "bad_videos": None}
     return iter(toy_data(None, seed=seed, **arguments))
 
 
