@@ -63,7 +63,7 @@ LAYERS = {
         {"storage_retries"},
         {"bad_videos", "worker_pool", "mixture", "batch_buffer"},
         {"clips", "workers"},
-        {"manifest", "worker_main"},
+        {"manifest", "worker_main", "index_cache"},
         {"access_rules"},
         {"video_io"},
         {"decode", "shards"},
@@ -77,7 +77,8 @@ LAYERS = {
         {"probe_cache", "duplicates"},
         {"reencode", "probing", "lists", "picture_hashes"},
         {"published_lists"},
-        {"class_ids", "csv_files", "text_tables", "video_files", "worker_map", "tfds_metadata"},
+        {"class_ids", "csv_files", "text_tables", "video_files", "video_flags", "worker_map"}
+        | {"tfds_metadata"},
         {"video_list", "folder_scan"},
     ],
     "synthetic_world": [

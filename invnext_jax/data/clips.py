@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from invnext_jax import sanitize
-from invnext_jax.data import decode, frame_converter, transforms, video_io
+from invnext_jax.data import decode, frame_converter, index_cache, transforms
+from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data.manifest import VideoRecord
 from invnext_jax.data.transforms import Window
 from invnext_jax.synthetic_world import urls
@@ -192,11 +193,8 @@ def read_clips(record: VideoRecord, sampler: ClipSampler, short_side: int | None
         pairs = zip(index_rt, windows, strict=True)
         return np.stack([transforms.resize(video_thwc[i_t], window, size) for i_t, window in pairs])
     convert, windows = frame_converter.FrameConverter(short_side), None
-    times = {"start": record.start, "end": record.end}
-    with (
-        video_io.open_source(record.path, record.record) as source,
-        decode.open_video(source, **times, name=record.name) as video,
-    ):
+    window = {"start": record.start, "end": record.end}
+    with index_cache.open_video(record.path, record.record, **window, name=record.name) as video:
         index_rt = sampler.sample_frames(len(video))
         clips_rthwc = np.empty((*index_rt.shape, size, size, 3), np.uint8)
         for number, frame in video.frames(index_rt.ravel().tolist()):
@@ -218,6 +216,7 @@ class LoadClip:
         short_side: As in `read_clips`.
         transform: Default sampling and augmentation.
         by_source: Source name -> transform that overrides the default.
+        index_files: Files with stored frame indexes, see `index_cache`.
     """
 
     frames: int
@@ -225,17 +224,20 @@ class LoadClip:
     short_side: int
     transform: ClipTransform
     by_source: Mapping[str, ClipTransform]
+    index_files: tuple[str, ...] = ()
 
     @classmethod
-    def from_config(cls, data_config) -> "LoadClip":
-        """Builds a loader from the fields of the same names in `config.data`."""
+    def from_config(cls, data_config, manifest: manifest_lib.Manifest | None = None) -> "LoadClip":
+        """Builds a loader of `manifest` from the fields of the same names in `config.data`."""
         transform = ClipTransform(**{n: _to_tuple(data_config[n]) for n in BY_SOURCE_FIELDS})
         by_source = {
             source: dataclasses.replace(transform, **{n: _to_tuple(v) for n, v in fields.items()})
             for source, fields in data_config.by_source.items()
         }
         c = data_config
-        return cls(c.frames, c.size, c.short_side, transform, by_source)
+        names = manifest_lib.split_names(manifest.file) if manifest is not None else ()
+        files = tuple(map(index_cache.stored_file, names))
+        return cls(c.frames, c.size, c.short_side, transform, by_source, files)
 
     def __call__(
         self, record: VideoRecord, seeds: Sequence[Seed | None]
@@ -251,6 +253,7 @@ class LoadClip:
             A dict with `video` uint8 [r t h w c], and `index` and the labels int32 [r]; or a
             `BadClip` if the video is bad.
         """
+        index_cache.CACHE.load(self.index_files)
         transform = self.by_source.get(record.source, self.transform)
         rngs = [None if seed is None else make_rng(*seed) for seed in seeds]
         sampler = ClipSampler(transform, self.frames, self.size, rngs)

@@ -10,6 +10,7 @@ Shape key: t frames, h w pixels, c channels.
 
 import bisect
 import contextlib
+import errno
 import io
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,6 +28,9 @@ av.logging.set_level(av.logging.PANIC)  # errors are reported once, as BadVideo
 
 # Codecs in which no frame refers to a frame marked as non-reference. HEVC's higher layers may.
 SKIPPABLE = ("h264", "mpeg4", "mpeg2video", "mpeg1video")
+
+# FFmpeg raises these errors of the operating system for settings that a decoder refuses.
+DECODER_ERRNOS = (errno.EPERM, errno.EINVAL)
 
 
 class _SeekError(Exception):
@@ -101,8 +105,7 @@ def open_video(
     except BadVideo as error:
         raise BadVideo(f"{name}: {error}", error.kind) from error
     except (av.FFmpegError, OSError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise BadVideo(f"{name}: {reason}", error_kind(error)) from error
+        raise BadVideo(f"{name}: {describe_error(error)}", error_kind(error)) from error
 
 
 class VideoReader:
@@ -160,8 +163,19 @@ class VideoReader:
                 yield number - self._first, frame
 
 
+def describe_error(error: Exception) -> str:
+    """Describes an error that a file system or decoder raised, without the numbers of errors."""
+    text, log = getattr(error, "strerror", None) or str(error), getattr(error, "log", None)
+    detail = log[2].strip() if log else ""
+    if error.errno in DECODER_ERRNOS and detail:
+        return detail
+    return f"{text} ({detail})" if detail else text
+
+
 def error_kind(error: Exception) -> str:
     """Returns the `BadVideo.kind` of an error that a file system or decoder raised."""
+    if isinstance(error, av.FFmpegError) and error.errno in DECODER_ERRNOS:
+        return "corrupt"
     if isinstance(error, FileNotFoundError):
         return "missing"
     if isinstance(error, PermissionError):

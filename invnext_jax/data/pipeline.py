@@ -135,7 +135,7 @@ def make_train_dataset(
     manifest = manifest_lib.read_manifest(data_config.manifest, rules)
     return TrainDataset(
         Mixture(manifest, data_config.weights, seed),
-        load or LoadClip.from_config(data_config),
+        load or LoadClip.from_config(data_config, manifest),
         workers=count_workers(data_config.workers),
         prefetch=data_config.prefetch,
         clip_seconds=data_config.clip_seconds,
@@ -243,9 +243,10 @@ def make_eval_dataset(
         UserError: The manifest is missing, empty or invalid. During iteration: no video can be
             read.
     """
+    rows = manifest_lib.read_manifest(manifest, AccessRules.from_config(data_config))
     return EvalDataset(
-        manifest_lib.read_manifest(manifest, AccessRules.from_config(data_config)),
-        load or LoadClip.from_config(data_config),
+        rows,
+        load or LoadClip.from_config(data_config, rows),
         batch_size=batch_size,
         workers=count_workers(data_config.workers),
         prefetch=data_config.prefetch,

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,3 +35,10 @@ def check_overwrite(manifest: Path, text: str, overwrite: bool) -> None:
             f"{manifest} exists and has other content: give --overwrite to replace it, or another "
             "--out"
         )
+
+
+def relative_path(path: str, folder: str | os.PathLike) -> str:
+    """Makes paths inside `folder` relative, so that manifest and videos can be moved together."""
+    path, folder = os.path.normpath(path), os.path.abspath(folder)
+    inside = os.path.commonpath((path, folder)) == folder
+    return os.path.relpath(path, folder) if inside else path

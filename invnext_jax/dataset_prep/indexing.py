@@ -4,6 +4,7 @@
     <out>.quarantine.csv       path, reason: videos that are not in the manifest
     <out>.duplicates.csv       path, same_as: files with the same content as an earlier one
     <out>.similar.csv          path, similar_to, bits: with `perceptual`, files that look alike
+    <out>.frames.jsonl         frame indexes of files that are slow to scan, see `index_cache`
     <out>.classes.json         class ids by name, if the list has class names
     <out>.probes.jsonl         probe results per file, for resuming a run
 
@@ -19,9 +20,21 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from invnext_jax.data import labels, manifest
-from invnext_jax.dataset_prep import class_ids, duplicates, lists, probe_cache, probing
-from invnext_jax.dataset_prep.csv_files import check_overwrite, format_csv, write_csv
+from invnext_jax.data import index_cache, labels, manifest
+from invnext_jax.dataset_prep import (
+    class_ids,
+    duplicates,
+    lists,
+    probe_cache,
+    probing,
+    video_flags,
+)
+from invnext_jax.dataset_prep.csv_files import (
+    check_overwrite,
+    format_csv,
+    relative_path,
+    write_csv,
+)
 from invnext_jax.dataset_prep.lists import VideoEntry
 from invnext_jax.dataset_prep.probing import ProbeFailure, VideoProbe
 from invnext_jax.errors import UserError
@@ -31,7 +44,7 @@ from invnext_jax.monitoring.progress_meter import ProgressMeter
 TRIM_TOLERANCE_SECONDS = 1.0
 PROBE_COLUMNS = (
     *("duration", "frames", "width", "height", "fps", "codec"),
-    *("rotation", "mirrored", "sar", "transfer"),
+    *("rotation", "mirrored", "sar", "transfer", "flags"),
 )
 
 
@@ -151,6 +164,7 @@ def build_manifest(
     )
     quarantine += copies.removed
     _write_outputs(videos, copies, quarantine, out, options.overwrite)
+    flags = {entry.path: probe.flags for entry, probe in copies.clean}
     return IndexSummary(
         manifest=out,
         listed=len(videos.entries),
@@ -158,7 +172,7 @@ def build_manifest(
         quarantined=len(quarantine),
         duplicates=len(copies.duplicates),
         reused=reused,
-        notes=(*videos.notes, *copies.notes),
+        notes=(*videos.notes, *copies.notes, *video_flags.describe_flags(flags)),
         removed=len(copies.removed),
         similar=len(copies.similar or ()),
     )
@@ -218,6 +232,9 @@ def _write_outputs(
     if copies.similar is not None:
         rows = [("path", "similar_to", "bits"), *copies.similar]
         texts[sidecar_path(out, "similar")] = format_csv(rows)
+    indexes = {entry.path: probe.index for entry, probe in copies.clean if probe.index}
+    pairs = ((relative_path(path, out.parent), index) for path, index in indexes.items())
+    texts[sidecar_path(out, "frames", "jsonl")] = index_cache.format_lines(pairs)
     if videos.classes is not None:
         text = json.dumps(videos.classes, indent=0, ensure_ascii=False) + "\n"
         texts[labels.path_of(out)] = text
@@ -271,15 +288,8 @@ def _format_manifest(clean: Sequence[tuple[VideoEntry, VideoProbe]], out: Path) 
     folder = os.path.abspath(out.parent)
     rows: list[Sequence[Any]] = [("path", "source", "start", "end", *tasks, *PROBE_COLUMNS)]
     for entry, probe in clean:
-        path = _relative_path(entry.path, folder)
+        path = relative_path(entry.path, folder)
         values_of_tasks = (entry.labels.get(task, lists.NO_LABEL) for task in tasks)
         values = (getattr(probe, name) for name in PROBE_COLUMNS)
         rows.append((path, entry.source, entry.start, entry.end, *values_of_tasks, *values))
     return format_csv(rows)
-
-
-def _relative_path(path: str, folder: str) -> str:
-    """Makes paths inside `folder` relative, so that manifest and videos can be moved together."""
-    path = os.path.normpath(path)
-    inside = os.path.commonpath((path, folder)) == folder
-    return os.path.relpath(path, folder) if inside else path

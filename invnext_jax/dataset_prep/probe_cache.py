@@ -9,11 +9,14 @@ from invnext_jax import file_lock
 from invnext_jax.dataset_prep.probing import ProbeFailure, VideoProbe
 from invnext_jax.errors import UserError
 
+VERSION = 2  # increase it when the same file gives another result
+
 
 class ProbeCache:
     """Cache of probe results, keyed by path, size and modification time.
 
-    Each result is one JSON line, which is flushed immediately.
+    Each result is one JSON line, which is flushed immediately. Results of other versions of the
+    probe are ignored.
 
     Raises:
         UserError: The cache file cannot be written, is locked by another run, or is damaged.
@@ -51,7 +54,8 @@ class ProbeCache:
         for line in self._file:
             try:
                 row = json.loads(line)
-                self._results[tuple(row["key"])] = _from_json(row["found"])
+                if row.get("version") == VERSION:
+                    self._results[tuple(row["key"])] = _from_json(row["found"])
             except (ValueError, KeyError, TypeError) as error:
                 if not line.endswith(b"\n"):  # truncated last line of an interrupted run
                     break
@@ -90,7 +94,7 @@ class ProbeCache:
         """Stores a result, except transient failures."""
         if isinstance(result, ProbeFailure) and result.transient:
             return
-        row = {"key": _key(path), "found": _to_json(result)}
+        row = {"key": _key(path), "version": VERSION, "found": _to_json(result)}
         self._file.write(json.dumps(row).encode() + b"\n")
         self._file.flush()
 

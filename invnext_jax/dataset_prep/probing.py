@@ -9,15 +9,17 @@ import operator
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 import av
 import numpy as np
 from av.video.reformatter import ColorTrc
 
-from invnext_jax.data import decode, demux
+from invnext_jax.data import decode, demux, index_cache, video_io
 from invnext_jax.data.content_digest import digest_file
 from invnext_jax.data.frame_converter import FrameConverter, Orientation
+from invnext_jax.data.read_clock import reading
+from invnext_jax.dataset_prep import video_flags
 from invnext_jax.dataset_prep.worker_map import WorkerFailure, map_in_workers
 
 MAX_TAIL = 1000  # maximum number of frames decoded after the last key frame
@@ -31,6 +33,8 @@ TRANSFERS = {
     **dict.fromkeys((ColorTrc.BT709, ColorTrc.SMPTE170M, ColorTrc.IEC61966_2_1), "sdr"),
     **dict.fromkeys((ColorTrc.BT2020_10, ColorTrc.BT2020_12), "sdr"),
 }
+MAX_RATE_ERROR = 0.02  # largest relative difference of the header's rate to that of the time stamps
+MAX_RATE = 480.0  # frames per second; above it, a rate without time stamps is that of a clock
 MIN_ZEROS = 16  # bytes; for repeated frames, some encoders write packets of fewer zeros
 TRANSIENT_ERRNOS = (
     *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EACCES, errno.ENOMEM, errno.EMFILE),
@@ -53,6 +57,9 @@ class VideoProbe:
         mirrored: Whether players also mirror the picture.
         sar: Ratio of width to height of a pixel, "1:1" if the pixels are square or it is unknown.
         transfer: Transfer function: "sdr", "pq", "hlg", "linear", or "" if the file has none.
+        flags: Words separated by spaces: "one_frame"; "tiny", smaller than the patch grid;
+            "expensive", a clip takes more than about one second to decode.
+        index: Frames of the file, see `index_cache.encode_index`; "" if they are fast to find.
     """
 
     duration: float
@@ -66,6 +73,8 @@ class VideoProbe:
     mirrored: bool = False
     sar: str = "1:1"
     transfer: str = ""
+    flags: str = ""
+    index: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,32 +98,57 @@ def probe_video(path: str) -> VideoProbe:
     """Finds the frames, then decodes the first and the last key frame as in training.
 
     Raises:
-        BadVideo: The file is missing, empty, damaged, truncated, or has no video, or seeking in it
-            leads to other pictures than decoding from the start.
+        BadVideo: The file is missing, empty, damaged, truncated, encrypted, or has no video, or
+            seeking in it leads to other pictures than decoding from the start.
     """
-    try:
-        status = os.stat(path)
+    with video_io.open_source(path) as source:
+        status = os.fstat(source.fileno())
         if stat.S_ISREG(status.st_mode) and not status.st_size:
             raise decode.BadVideo(f"{path}: empty file")
-        fields = _read_header(path)
+        try:
+            return _probe(path, source, index_cache.file_version(status))
+        except decode.BadVideo as error:
+            if size := _tiny_size(source):
+                raise decode.BadVideo(f"{path}: picture of {size} is too small") from error
+            raise
+
+
+def _probe(path: str, source: BinaryIO, version: index_cache.Version) -> VideoProbe:
+    try:
+        fields = _read_header(path, source)
     except (av.FFmpegError, OSError) as error:
-        raise decode.BadVideo(f"{path}: {type(error).__name__}: {error}") from error
-    with decode.open_video(path) as video:
+        raise decode.BadVideo(f"{path}: {decode.describe_error(error)}") from error
+    with decode.open_video(source, name=path) as video:
         fields |= _read_timing(video, fields["fps"])
         keys = [bisect.bisect_left(video.index.times, key) for key in video.index.key_times] or [0]
         pictures = _decode_ends(video, keys, fields)
         index = video.index
-    _check_seeks(path, index, keys, pictures)
-    return VideoProbe(digest=digest_file(path), **fields)
+    _check_seeks(path, source, index, keys, pictures)
+    flags = video_flags.find_flags(index, fields["width"], fields["height"])
+    stored = index_cache.encode_index(index, version) if index_cache.is_slow(index) else ""
+    with reading():
+        digest = digest_file(path)
+    return VideoProbe(digest=digest, flags=flags, index=stored, **fields)
 
 
-def _read_header(path: str) -> dict[str, Any]:
+def _tiny_size(source: BinaryIO) -> str:
+    """Returns the size of pictures that some decoders refuse, or "" if they are larger."""
+    with contextlib.suppress(decode.BadVideo, av.FFmpegError), demux.open_stream(source) as stream:
+        if 0 < min(stream.width, stream.height) < video_flags.MIN_SIDE:
+            return f"{stream.width} x {stream.height}"
+    return ""
+
+
+def _read_header(path: str, source: BinaryIO) -> dict[str, Any]:
     """Returns the fields that the header contains, and checks that all packets have data."""
-    with demux.open_stream(path) as stream:
+    with demux.open_stream(source) as stream:
         context = stream.codec_context
-        # The file of an interrupted download may have its full length but end in zeros.
-        if context.name != "rawvideo" and not all(map(_has_data, demux.demux(stream))):
-            raise decode.BadVideo(f"{path}: zeros in place of frames")
+        for packet in demux.demux(stream):
+            if packet.has_sidedata("encryption_info"):
+                raise decode.BadVideo(f"{path}: encrypted")
+            # The file of an interrupted download may have its full length but end in zeros.
+            if context.name != "rawvideo" and not _has_data(packet):
+                raise decode.BadVideo(f"{path}: zeros in place of frames")
         ratio, transfer = stream.sample_aspect_ratio or 1, context.color_trc
         return {
             "fps": float(stream.average_rate or 0),
@@ -125,12 +159,20 @@ def _read_header(path: str) -> dict[str, Any]:
 
 
 def _read_timing(video: decode.VideoReader, rate: float) -> dict[str, Any]:
-    """Returns frames, duration and fps; `rate` is that of the header, or 0."""
+    """Returns frames, duration and fps; `rate` is that of the header, or 0.
+
+    The rate of the header is used only if it fits the time stamps of the frames.
+    """
     count, span = len(video), video.times[len(video) - 1]
     duration = count / (rate or 25.0)
     if video.index.times[0] is not None and span > 0:
-        rate = rate or (count - 1) / span
+        measured = (count - 1) / span
+        if not rate or abs(rate - measured) > MAX_RATE_ERROR * measured:
+            rate = measured
         duration = span + 1 / rate
+    elif rate > MAX_RATE:
+        rate = 0.0
+        duration = count / 25.0
     return {"frames": count, "duration": round(duration, 3), "fps": round(rate or 25.0, 3)}
 
 
@@ -154,7 +196,11 @@ def _decode_ends(
 
 
 def _check_seeks(
-    path: str, index: decode.PacketIndex, keys: Sequence[int], pictures: dict[int, np.ndarray]
+    path: str,
+    source: BinaryIO,
+    index: decode.PacketIndex,
+    keys: Sequence[int],
+    pictures: dict[int, np.ndarray],
 ) -> None:
     """Seeks in freshly opened files, to the last key frame and to an early one.
 
@@ -168,15 +214,18 @@ def _check_seeks(
     expected = {keys[-1]: pictures[keys[-1]]}
     if early:
         sequential = dataclasses.replace(index, key_times=())
-        expected[early] = _read_picture(path, early, sequential)
+        expected[early] = _read_picture(path, source, early, sequential)
     for number, picture_hwc in expected.items():
-        if number and not np.array_equal(_read_picture(path, number, index), picture_hwc):
+        if number and not np.array_equal(_read_picture(path, source, number, index), picture_hwc):
             reason = f"a seek to frame {number} leads to another picture than decoding in order"
             raise decode.BadVideo(f"{path}: {reason}")
 
 
-def _read_picture(path: str, number: int, index: decode.PacketIndex) -> np.ndarray:
-    return decode.read_frames(path, lambda _: [number], short_side=CHECK_SIDE, index=index)[0]
+def _read_picture(
+    path: str, source: BinaryIO, number: int, index: decode.PacketIndex
+) -> np.ndarray:
+    options = {"short_side": CHECK_SIDE, "index": index, "name": path}
+    return decode.read_frames(source, lambda _: [number], **options)[0]
 
 
 def _has_data(packet: av.Packet) -> bool:

@@ -64,3 +64,10 @@ def test_format_on_disk_does_not_change(tmp_path, video):
     row = json.loads(line)
     assert row["key"] == [video, 1, os.stat(video).st_mtime_ns]
     assert row["found"] == {"reason": "hung", "seconds": 5.0, "passing": False}
+
+
+def test_results_of_an_earlier_version_are_ignored(tmp_path, video):
+    put(tmp_path, video, ProbeFailure("bad"))
+    text = (tmp_path / "probes.jsonl").read_text()
+    (tmp_path / "probes.jsonl").write_text(text.replace('"version": 2, ', ""))
+    assert get(tmp_path, video) is None

@@ -14,7 +14,8 @@ from fakes import measure_growth
 
 from benchmarks import odd_videos
 from invnext_jax.data import decode, workers
-from invnext_jax.dataset_prep import probing
+from invnext_jax.data.frame_index import PacketIndex
+from invnext_jax.dataset_prep import probing, video_flags
 
 X264 = {"preset": "ultrafast", "g": "12"}
 
@@ -132,16 +133,28 @@ def test_copies_have_the_same_digest(tmp_path, videos):
     assert digests[0] == digests[1] != digests[2]
 
 
-def test_file_that_hangs_exceeds_the_timeout(tmp_path, videos):
+def test_file_that_cannot_be_read_is_told_from_others(tmp_path, videos):
     good = [videos.write(tmp_path / f"{i}.mp4", options=X264) for i in range(4)]
     os.mkfifo(tmp_path / "hang.mp4")  # opening it blocks until there is a writer
     started = time.monotonic()
     results = probe_all([good[0], tmp_path / "hang.mp4", *good[1:]], timeout=2.0)
     assert time.monotonic() - started < 30
     assert results.pop(str(tmp_path / "hang.mp4")) == probing.ProbeFailure(
-        "no result within 2 seconds", 2.0
+        "a read does not return within 2 seconds", transient=True
     )
     assert len(results) == 4 and {probe.frames for probe in results.values()} == {60}
+
+
+def hang_on_b(path):
+    if path == "b":
+        time.sleep(30)
+    return probing.VideoProbe(1.0, 1, 1, 1, 1.0, "none", 0, path)
+
+
+def test_decoder_that_hangs_exceeds_the_timeout():
+    results = probe_all("abc", probe=hang_on_b, timeout=0.5)
+    assert results["b"] == probing.ProbeFailure("no result within 0.5 seconds", 0.5)
+    assert results["a"].digest == "a" and results["c"].digest == "c"
 
 
 def crash_on_b(path):
@@ -186,3 +199,67 @@ def test_probing_does_not_leak_memory(tmp_path, videos):
     grown = worker.call((probe_again, [str(path)], 300), 60)
     worker.close()
     assert grown < 50, f"{grown:.0f} bytes a file"  # PyAV's generators leak 200 if left open
+
+
+@pytest.mark.parametrize("name", ["a.mkv", "a.flv"])
+@pytest.mark.parametrize("frames", [2, 30])
+def test_fps_follows_from_the_time_stamps(name, frames, tmp_path):
+    """Files whose header has no rate, or that of a clock, as those of 30 frames per second."""
+    path = tmp_path / name
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4" if name == "a.mkv" else "flv1", rate=1000)
+        stream.width, stream.height, stream.pix_fmt = 80, 48, "yuv420p"
+        for number in range(frames):
+            frame = av.VideoFrame(80, 48, "yuv420p")
+            frame.pts, frame.time_base = round(number * 1000 / 30), fractions.Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    probe = probing.probe_video(str(path))
+    assert probe.frames == frames
+    assert probe.fps == pytest.approx(30, rel=0.02)
+    assert probe.duration == pytest.approx(frames / 30, abs=0.002)
+
+
+def test_an_encrypted_file_is_called_so(tmp_path, videos):
+    key = "00112233445566778899aabbccddeeff"
+    container = {"encryption_scheme": "cenc-aes-ctr", "encryption_key": key, "encryption_kid": key}
+    path = videos.write(tmp_path / "a.mp4", options=X264, container=container)
+    ((_, failure),) = probe_all([path]).items()
+    assert failure == probing.ProbeFailure("encrypted")
+
+
+def write_pictures(path, codec, height, width, frames):
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for _ in range(frames):
+            container.mux(stream.encode(av.VideoFrame(width, height, "yuv420p")))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("size", "frames", "flags"),
+    [((48, 80), 5, ""), ((48, 80), 1, "one_frame"), ((8, 80), 3, "tiny"), ((2, 2), 2, "tiny")],
+)
+def test_unusual_files_are_flagged(size, frames, flags, tmp_path):
+    path = write_pictures(tmp_path / "a.mkv", "ffv1", *size, frames)
+    probe = probing.probe_video(str(path))
+    assert (probe.flags, probe.frames, probe.height, probe.width) == (flags, frames, *size)
+
+
+def test_a_picture_that_a_decoder_refuses_is_called_too_small(tmp_path):
+    path = write_pictures(tmp_path / "a.mkv", "ffv1", 2, 2, 1)
+    data = path.read_bytes().replace(b"V_FFV1", b"V_VP9\0")
+    path.write_bytes(data)
+    ((_, failure),) = probe_all([path]).items()
+    assert failure.reason == "picture of 2 x 2 is too small"
+
+
+def test_expensive_files_are_those_that_decode_many_pixels_for_a_clip():
+    index = PacketIndex(tuple(range(21_766)), tuple(range(0, 21_766, 128)), 0, is_decoded=False)
+    assert video_flags.find_flags(index, 3840, 2160) == "expensive"
+    assert video_flags.find_flags(index, 340, 256) == ""
+    short = PacketIndex(tuple(range(300)), (0,), 0, is_decoded=False)
+    assert video_flags.find_flags(short, 1280, 720) == ""
+    assert video_flags.decoded_pixels(short, 1280, 720) == 300 * 1280 * 720
