@@ -54,8 +54,9 @@ class ProbeCache:
         for line in self._file:
             try:
                 row = json.loads(line)
+                key, found = tuple(row["key"]), row["found"]
                 if row.get("version") == VERSION:
-                    self._results[tuple(row["key"])] = _from_json(row["found"])
+                    self._results[key] = _from_json(found)
             except (ValueError, KeyError, TypeError) as error:
                 if not line.endswith(b"\n"):  # truncated last line of an interrupted run
                     break
