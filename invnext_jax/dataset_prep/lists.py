@@ -35,7 +35,10 @@ SOURCE_COLUMNS = ("source", "dataset")
 START_COLUMNS = ("start", "time_start", "start_time", "start_sec")
 END_COLUMNS = ("end", "time_end", "end_time", "end_sec")
 # Columns of manifests that `index` computes again.
-PROBED_COLUMNS = {"duration", "frames", "width", "height", "fps", "codec", "rotation", "record"}
+PROBED_COLUMNS = {
+    *("duration", "frames", "width", "height", "fps", "codec", "record"),
+    *("rotation", "mirrored", "sar", "transfer"),
+}
 
 
 def read_lists(names: str | os.PathLike, options: ListOptions) -> VideoList:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import struct
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from video_files import draw_number
 
 from benchmarks import odd_videos
-from invnext_jax.data import decode, frame_index
+from invnext_jax.data import decode, demux, frame_index
 
 FRAMES = 40
 X264 = {"preset": "ultrafast", "bf": "0", "g": "12"}
@@ -54,6 +55,43 @@ def test_hidden_frames_have_no_number(tmp_path, videos):
             new.is_keyframe, new.stream = packet.is_keyframe, stream
             output.mux(new)
     check_numbers(lie, videos, [number for number in range(FRAMES) if number not in hidden])
+
+
+def test_a_packet_of_a_gif_without_a_picture_has_no_number(tmp_path, videos):
+    path = videos.write(tmp_path / "a.gif", codec="gif", pix_fmt="rgb8", frames=FRAMES)
+    control = b"\x21\xf9\x04\x00\x04\x00\x00\x00"  # GIF89a, section 23, without a picture
+    data = path.read_bytes()
+    assert data[-1:] == b"\x3b"
+    path.write_bytes(data[:-1] + control + data[-1:])
+    with av.open(str(path)) as container:
+        assert sum(packet.size > 0 for packet in container.demux(video=0)) == FRAMES + 1
+    check_numbers(path, videos, list(range(FRAMES)))
+
+
+class RepeatingContainer:
+    """A container in which two packets without data follow each packet, as in Theora streams."""
+
+    def __init__(self, container):
+        self._container = container
+
+    def demux(self, stream):
+        del stream
+        for packet in self._container.demux(video=0):
+            if packet.size:
+                yield packet
+                yield from (av.Packet(0), av.Packet(0))
+
+
+@pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
+def test_packets_without_data_do_not_end_decoding(codec, tmp_path, videos):
+    path = videos.write(tmp_path / "a.mp4", codec=codec, frames=FRAMES)
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        repeating = SimpleNamespace(
+            container=RepeatingContainer(container), codec_context=stream.codec_context
+        )
+        frames = [frame.to_ndarray(format="rgb24") for _, frame in demux.decode_all(repeating)]
+    assert videos.numbers(np.stack(frames)) == list(range(FRAMES))
 
 
 @pytest.mark.parametrize(("first", "count"), [(0, 16), (5, 35), (14, 12), (30, 10)])
