@@ -124,10 +124,24 @@ def demux(stream) -> Iterator[av.Packet]:
 
 
 def decode_all(stream) -> Iterator[tuple[int, av.VideoFrame]]:
-    """Yields (number of decoded packets, frame) to the end, in the order of the decoder."""
-    context, count = stream.codec_context, 0
+    """Yields (number of decoded packets, frame) to the end, in the order of the decoder.
+
+    Packets before the first frame that cannot be decoded are left out, as ffmpeg does: the file may
+    begin before a key frame.
+
+    Raises:
+        av.FFmpegError: A later packet cannot be decoded.
+    """
+    context, count, is_started = stream.codec_context, 0, False
     for count, packet in enumerate(demux(stream), start=1):
-        yield from ((count, frame) for frame in packet.decode())
+        try:
+            frames = packet.decode()
+        except av.InvalidDataError:
+            if is_started:
+                raise
+            continue
+        is_started = is_started or bool(frames)
+        yield from ((count, frame) for frame in frames)
     yield from ((count, frame) for frame in context.decode(None))
 
 

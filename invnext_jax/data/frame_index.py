@@ -20,7 +20,10 @@ from invnext_jax.data.demux import MIN_SHARE, BadVideo
 # Formats that time and mark each packet, and codecs in which one packet is one frame, except for
 # what `packet_headers` detects.
 FORMATS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "flv", "avi")
-CODECS = ("h264", "hevc", "av1", "vp8", "vp9", "mpeg4", "mjpeg", "png", "prores", "dnxhd", "ffv1")
+CODECS = (
+    *("h264", "hevc", "av1", "vp8", "vp9", "mpeg4"),
+    *("mjpeg", "png", "prores", "dnxhd", "dvvideo", "ffv1", "huffyuv", "utvideo", "rawvideo"),
+)
 # Formats whose seeks are inexact or whose time stamps are guessed.
 NO_SEEK = ("mpeg", "mpegts", "ogg")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from invnext_jax.data import decode
+from invnext_jax.data import decode, demux
 from invnext_jax.errors import UserError
 from invnext_jax.synthetic_world import files, render
 from invnext_jax.synthetic_world import scene as scene_lib
@@ -77,8 +77,7 @@ def test_files_hold_clips_and_ground_truth(world_folder):
 
 
 def test_videos_are_h264_at_eight_frames_per_second(world_folder):
-    with decode._open_container(world_folder / "train" / "000000.mp4") as container:
-        stream = container.streams.video[0]
+    with demux.open_stream(world_folder / "train" / "000000.mp4") as stream:
         assert stream.codec_context.name == "h264"
         assert stream.average_rate == 8 and stream.frames == 8
 
