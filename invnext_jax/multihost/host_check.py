@@ -119,7 +119,7 @@ class _HostCheck:
 
     def __init__(self, server: socket.socket, processes: int, secret: bytes):
         self._server, self._processes, self._secret = server, processes, secret
-        self._hosts, self._error = {0: host_messages.host_name()}, ""
+        self._hosts, self._error, self._strangers = {0: host_messages.host_name()}, "", 0
         self._selector = selectors.DefaultSelector()
         # Connections without a report (oldest first), and those with one and its random number.
         self._pending: dict[socket.socket, tuple[str, bytearray]] = {}
@@ -179,7 +179,9 @@ class _HostCheck:
             return
         report = host_messages.parse_report(bytes(data), nonce, self._secret)
         if report is None:
-            logging.warning("closed a connection that is not one of the processes of this run")
+            if not self._strangers:  # only once, so that strangers cannot fill the log
+                logging.warning("closed a connection that is not one of the processes of this run")
+            self._strangers += 1
             self._close(connection)
             return
         number, host, answer_nonce = report
@@ -225,8 +227,10 @@ def _create_server(address: str, secret: bytes) -> socket.socket:
             "" if secret else " without a secret",
             BIND_VARIABLE,
         )
-    elif ":" in host:
-        options["family"] = socket.AF_INET6
+    else:
+        logging.info("process 0 listens on %s", bind)
+        if ":" in host:
+            options["family"] = socket.AF_INET6
     try:
         return socket.create_server((host.strip("[]"), int(port)), **options)
     except (OSError, OverflowError) as error:
