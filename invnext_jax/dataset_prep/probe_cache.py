@@ -76,7 +76,8 @@ class ProbeCache:
         for line in path.read_bytes().splitlines():
             try:
                 row = json.loads(line)
-                self._results.setdefault(tuple(row["key"]), _from_json(row["found"]))
+                if row["version"] == VERSION:
+                    self._results.setdefault(tuple(row["key"]), _from_json(row["found"]))
             except (ValueError, KeyError, TypeError):
                 continue
 
