@@ -69,7 +69,7 @@ def test_manifest_has_labels_of_every_good_record(dataset, tmp_path, videos):
         frames = decode.read_frames(shards.read_video(row.path, row.record), range)
         assert videos.numbers(frames) == [*range(count)]
     quarantine = (tmp_path / "tfds_videos.quarantine.csv").read_text()
-    assert quarantine.count("\n") == 2 and "#" in quarantine and "InvalidData" in quarantine
+    assert quarantine.count("\n") == 2 and "#" in quarantine and "Invalid data" in quarantine
 
 
 @pytest.mark.parametrize(
