@@ -81,7 +81,7 @@ def compare_splits(config: Any, tasks: Sequence[str]) -> SplitReport:
             more = ", ..." if len(found["classes"]) > EXAMPLES else ""
             notes.append(
                 f"{task}: {found['videos']} of {found['of']} held-out videos have one of "
-                f"{len(found['classes'])} classes without training videos "
+                f"{len(found['classes'])} classes that are missing in the training videos "
                 f"({', '.join(map(str, classes))}{more}). They count as wrong."
             )
     return SplitReport({"held_out": len(val), "copies": len(copies), "unseen": unseen}, notes)
