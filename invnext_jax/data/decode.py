@@ -28,9 +28,9 @@ av.logging.set_level(av.logging.PANIC)  # errors are reported once, as BadVideo
 
 # Codecs in which no frame refers to a frame marked as non-reference. HEVC's higher layers may.
 SKIPPABLE = ("h264", "mpeg4", "mpeg2video", "mpeg1video")
-
 # FFmpeg raises these errors of the operating system for settings that a decoder refuses.
 DECODER_ERRNOS = (errno.EPERM, errno.EINVAL)
+MAX_REPEATS = 2  # times that decoding from further back may fail at the same frame
 
 
 class _SeekError(Exception):
@@ -118,14 +118,7 @@ class VideoReader:
         times: Time of each frame in seconds.
     """
 
-    def __init__(
-        self,
-        source,
-        stream,
-        start: float | None,
-        end: float | None,
-        index: PacketIndex | None = None,
-    ):
+    def __init__(self, source, stream, start, end, index: PacketIndex | None = None):
         if "matroska" in stream.container.format.name:
             demux.check_matroska_length(demux.read_head(source), stream.container.size)
         self._source, self._stream = source, stream
@@ -197,25 +190,29 @@ def _seek_and_decode(stream, index: PacketIndex, requested: Sequence[int]):
     for number in requested:
         time = times[number]
         key = key_times[max(0, bisect.bisect_right(key_times, time) - 1)]
+        if time < key and can_skip:  # an edit list hides the first key frame
+            key = times[0]
         # Frames already in the decoder's reorder buffer are cheaper to decode than to seek past.
         if group is None or bisect.bisect_left(times, key) - last - 1 > index.reorder_delay:
-            group = _Group(stream, key, requested_times, can_skip)
-        step, failure = 1, None
+            group = _Group(stream, key, requested_times, can_skip, key not in key_times)
+        step, failure, repeats = 1, None, 0
         while True:
             try:
                 frame = group.decode_until(time)
                 break
-            except (_SeekError, av.InvalidDataError) as error:
+            except (_SeekError, BadVideo, av.InvalidDataError) as error:
                 place = (type(error), group.position)
-                if place == failure and group.is_clean and not isinstance(error, _SeekError):
+                repeats = repeats + 1 if place == failure and group.is_clean else 0
+                if repeats == MAX_REPEATS and not isinstance(error, _SeekError):
                     raise  # the damage is here, wherever decoding starts
                 failure, position = place, bisect.bisect_left(key_times, group.key)
                 if not position:
                     raise _SeekError from error
                 # The key frame is none, or later frames refer to frames before it.
-                key = key_times[max(0, position - step)]
-                del key_times[max(0, position - step) + 1 : position + 1]
-                group, step = _Group(stream, key, requested_times, can_skip), 2 * step
+                earlier = max(0, position - step)
+                del key_times[earlier + 1 : position + 1]
+                group = _Group(stream, key_times[earlier], requested_times, can_skip)
+                step *= 2
         yield number, frame
         last = number
 
@@ -224,31 +221,35 @@ class _Group:
     """Frames from a key frame on, which `decode_until` checks.
 
     Attributes:
-        key: Time stamp of the key frame.
+        key: Time stamp of the key frame; that of the first frame if an edit list hides the key
+            frame (`is_start`).
         position: Time stamp of the last decoded frame.
         is_clean: Whether the key frame was decoded and is one.
     """
 
-    def __init__(self, stream, key: int, requested_times, can_skip: bool):
+    def __init__(self, stream, key: int, requested_times, can_skip: bool, is_start: bool = False):
         stream.container.seek(key, stream=stream, backward=True)
-        self._frames = _decode(stream, requested_times if can_skip else None)
-        self.key, self.position, self.is_clean = key, None, False
+        self._frames = _decode(stream, requested_times if can_skip else None, is_start)
+        self.key, self.position, self.is_clean, self._is_start = key, None, is_start, is_start
 
     def decode_until(self, time: int) -> av.VideoFrame:
         """Returns the frame of a time stamp.
 
         Raises:
-            _SeekError: It does not follow, or frames from the key frame to it may be wrong.
+            _SeekError: It does not follow, or the key frame is none.
+            BadVideo: A frame from the key frame to it is corrupt.
         """
         for frame in self._frames:
             if frame.pts is None or (self.position is not None and frame.pts <= self.position):
                 raise _SeekError
             self.position = frame.pts
             # Frames decoded before the key frame are unreliable, and not requested.
-            if frame.pts == self.key:
+            if frame.pts == self.key and not self._is_start:
                 self.is_clean = frame_index.is_intra(frame)
-            if frame.pts >= self.key and (not self.is_clean or frame.is_corrupt):
+            if frame.pts >= self.key and not self.is_clean:
                 raise _SeekError
+            if frame.pts >= self.key and frame.is_corrupt:
+                raise BadVideo("a frame is corrupt")
             if frame.pts >= time:
                 break
         if self.position != time or not self.is_clean:
@@ -256,10 +257,10 @@ class _Group:
         return frame
 
 
-def _decode(stream, requested_times):
-    """Yields frames from the current position; may skip frames that are not requested.
+def _decode(stream, requested_times, is_start: bool = False):
+    """Yields frames from the current position; may skip those outside `requested_times` (not None).
 
-    `requested_times` is None if no frame may be skipped.
+    With `is_start`, the first packet must be intra.
     """
     context = stream.codec_context
     # In AVI, a packet may contain the frame that belongs to the next packet's time stamp.
@@ -267,6 +268,9 @@ def _decode(stream, requested_times):
     can_skip = can_skip and requested_times is not None
     mode = "DEFAULT"
     for packet in demux.demux(stream):
+        if is_start and not frame_index.is_intra_packet(stream, packet):
+            raise _SeekError
+        is_start = False
         skip = can_skip and packet.pts is not None and packet.pts not in requested_times
         if mode != (mode := "NONREF" if skip else "DEFAULT"):
             context.skip_frame = mode
@@ -281,9 +285,7 @@ def _decode_from_start(stream, index: PacketIndex, requested: Sequence[int]):
     for position, (_, frame) in enumerate(demux.decode_all(stream)):
         # A corrupt frame damages those that refer to it.
         is_damaged = frame.is_corrupt or (is_damaged and not frame_index.is_intra(frame))
-        time = index.times[target]
-        is_target = position == target if index.is_decoded else frame.pts == time
-        if is_target:
+        if position == target if index.is_decoded else frame.pts == index.times[target]:
             if is_damaged:
                 raise BadVideo(f"frame {target} is corrupt")
             yield target, frame

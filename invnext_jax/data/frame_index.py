@@ -139,10 +139,10 @@ def _scan_packets(stream) -> _PacketScan:
         time = packet.pts
         if not packets:
             prime_decoder(stream, packet)
-            first_time, data = time, bytes(packet)
-            is_exact &= packet.is_keyframe
-            is_exact &= packet_headers.starts_with_intra(codec, extradata, data)
-            is_exact &= codec != "h264" or not packet_headers.may_have_fields(extradata, data)
+            first_time = time
+            is_exact = is_exact and is_intra_packet(stream, packet)
+            if codec == "h264":
+                is_exact &= not packet_headers.may_have_fields(extradata, bytes(packet))
         shown = count_frames(memoryview(packet)) if count_frames else 1
         # Frames before the first key frame, and several frames in a packet, have unknown times.
         is_exact = is_exact and time is not None and time >= first_time and shown <= 1
@@ -205,6 +205,14 @@ def _decode_index(source, scan: _PacketScan) -> PacketIndex:
 def is_intra(frame: av.VideoFrame) -> bool:
     """Returns whether a decoded frame is a key frame without references to other frames."""
     return frame.key_frame and frame.pict_type in (PictureType.I, PictureType.NONE)
+
+
+def is_intra_packet(stream, packet) -> bool:
+    """Returns whether a packet is marked as a key frame, and is one as far as its header says."""
+    context = stream.codec_context
+    codec, extradata = context.codec.canonical_name, context.extradata or b""
+    is_intra = packet_headers.starts_with_intra(codec, extradata, bytes(packet))
+    return packet.is_keyframe and is_intra
 
 
 def _guess_times(scan: _PacketScan, count: int) -> tuple[int | None, ...]:
