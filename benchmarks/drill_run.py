@@ -18,6 +18,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 TOTAL_STEPS = 120
 SAVE_STEPS = 5
 TIMINGS = {"clips_per_second", "data_wait", "tflops_per_device", "mfu", "ceiling_share"}
+TIMINGS |= {"step_seconds", "decode_rate"}
 WAIT_SECONDS = 600  # maximum time to wait for an event in a run
 TINY = {
     "total_steps": TOTAL_STEPS,
@@ -182,6 +183,10 @@ class DrillRun:
     def records(self) -> list[dict]:
         """Reads the records of metrics.jsonl without the timings."""
         return [
-            {name: value for name, value in record.items() if name not in TIMINGS}
+            {
+                name: value
+                for name, value in record.items()
+                if name not in TIMINGS and not name.startswith("hosts/")
+            }
             for record in metrics_file.read_metrics(self.workdir)
         ]

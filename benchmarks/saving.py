@@ -10,7 +10,6 @@ cores.
 
 import contextlib
 import json
-import os
 import pathlib
 import resource
 import statistics
@@ -28,6 +27,7 @@ from absl import app, flags, logging
 
 from configs import stage1
 from invnext_jax import train
+from invnext_jax.data.workers import count_cores
 from invnext_jax.training import compilation
 from invnext_jax.training import mesh as mesh_lib
 
@@ -129,7 +129,7 @@ def main(argv: Sequence[str]) -> None:
             manager.wait_until_finished,
             first=1,
         )
-    cores = len(os.sched_getaffinity(0))
+    cores = count_cores()
     interval = _INTERVAL.value * step_s
     result = {"state_bytes": size, "step_s": step_s, "interval_steps": _INTERVAL.value}
     for name, row in (("invnext_jax", package), ("orbax", orbax)):

@@ -249,7 +249,7 @@ def defaults() -> ml_collections.ConfigDict:
         {
             "every_steps": 1000,  # Steps between checkpoints.
             # A checkpoint is also saved this many minutes after the previous one. 0: never.
-            "every_minutes": 0.0,
+            "every_minutes": 15.0,
             "keep_last": 2,  # Number of the newest checkpoints to keep.
             "keep_every_steps": 0,  # Keep checkpoints at multiples of this step. 0: none.
             "keep_best": 0,  # Number of checkpoints with the best scores to keep in addition.

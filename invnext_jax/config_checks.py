@@ -5,7 +5,7 @@ Each group of options is checked by the module that uses it. Each stage checks i
 
 import ml_collections
 
-from invnext_jax.checkpointing import manager
+from invnext_jax.checkpointing import retention
 from invnext_jax.data import pipeline
 from invnext_jax.models import attention, dot_general, encoder, scan
 from invnext_jax.monitoring import profiling, reporter
@@ -19,7 +19,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
         UserError: an option has an invalid value.
     """
     encoder.check_config(config)
-    manager.check_config(config.checkpoint)
+    retention.check_config(config.checkpoint)
     step_lib.check_config(config)
     reporter.check_config(config)
     profiling.check_config(config)

@@ -15,6 +15,7 @@ from typing import Any, TextIO
 from absl import app, flags, logging
 
 from invnext_jax import sanitize
+from invnext_jax.command_output import make_output_resilient
 
 
 class UserError(ValueError):
@@ -41,6 +42,23 @@ def check_minimums(config: Any, minimums: Mapping[str, float]) -> None:
             raise UserError(f"config.{name}={value} must be at least {minimum}")
 
 
+def check_local_path(name: str, path: str | os.PathLike) -> None:
+    """Checks that a path is not a URL, which `pathlib` would turn into a local folder.
+
+    Args:
+        name: the name of the option, for the message.
+        path: the path that the user gave.
+
+    Raises:
+        UserError: the path is a URL.
+    """
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", str(path)):
+        raise UserError(
+            f"{name}={path} must be a local path: URLs are not supported here; choose a local or "
+            "mounted folder, and copy the files afterwards"
+        )
+
+
 def summarize_error(error: BaseException) -> str:
     """Returns the type of an error and the start of its first line."""
     return f"{type(error).__name__}: {str(error)[:160]}".partition("\n")[0]
@@ -62,12 +80,19 @@ def exit_on_user_error() -> Iterator[None]:
         sys.exit(3)
 
 
-def run_command(main: Callable[[Sequence[str]], None], arguments: int | None = 0) -> None:
+def run_command(
+    main: Callable[[Sequence[str]], None],
+    arguments: int | None = 0,
+    local_paths: Sequence[str] = (),
+) -> None:
     """Runs a launch script: parses the flags, calls `main` and reports user errors in one line.
+
+    A closed standard output, as after `| head`, does not end the script.
 
     Args:
         main: function called with the script's name, followed by the arguments that are not flags.
         arguments: maximum number of arguments that are not flags; None for no limit.
+        local_paths: names of flags whose value must be a local path.
     """
 
     def guarded(argv: Sequence[str]) -> None:
@@ -75,6 +100,7 @@ def run_command(main: Callable[[Sequence[str]], None], arguments: int | None = 0
             main(argv)
 
     def parse(argv: Sequence[str]) -> list[str]:
+        make_output_resilient()  # absl has replaced the handler of standard error by now
         with exit_on_user_error():
             rest = parse_flags(argv)
             _sanitize_output()
@@ -82,6 +108,8 @@ def run_command(main: Callable[[Sequence[str]], None], arguments: int | None = 0
                 logging.set_verbosity(logging.WARNING)
             if arguments is not None and len(rest) - 1 > arguments:
                 raise UserError(f"unexpected argument {rest[arguments + 1]!r}: flags start with --")
+            for name in local_paths:
+                check_local_path(f"--{name}", flags.FLAGS[name].value)
             return rest
 
     app.run(guarded, flags_parser=parse)

@@ -6,7 +6,6 @@ world's teacher and for the supervised baseline.
 
 import contextlib
 import dataclasses
-import json
 import pathlib
 import time
 from collections.abc import Callable, Iterator
@@ -15,12 +14,10 @@ from typing import Any
 import jax
 import ml_collections
 import numpy as np
-from absl import logging
 from jax.sharding import Mesh
 
-from invnext_jax import atomic_file
 from invnext_jax.checkpointing import manager as manager_lib
-from invnext_jax.checkpointing import run_metadata
+from invnext_jax.checkpointing.records import Records
 from invnext_jax.errors import NonFiniteError
 from invnext_jax.monitoring import profiling
 from invnext_jax.monitoring import reporter as reporter_lib
@@ -99,6 +96,7 @@ class Run:
     """A pretraining run.
 
     Attributes:
+        records: the run's records, such as its metrics.
         step: number of steps done so far. It is updated together with `state` and `position`.
         root_key: the key from which the key of each step is derived.
         data_iter: iterator over host batches.
@@ -106,7 +104,7 @@ class Run:
     """
 
     training: registry.TrainingSetup
-    workdir: pathlib.Path
+    records: Records
     mesh: Mesh
     frozen: Any
     state: state_lib.TrainState
@@ -121,14 +119,14 @@ class Run:
         """The run's config."""
         return self.training.config
 
+    @property
+    def workdir(self) -> pathlib.Path:
+        """The local folder of the run's records."""
+        return self.records.folder
+
     def write_config(self) -> None:
         """Writes config.json into the workdir."""
-        if jax.process_index() == 0:
-            path, tree = self.workdir / "config.json", run_metadata.config_to_json(self.config)
-            try:
-                atomic_file.write_text(path, json.dumps(tree, indent=2) + "\n")
-            except OSError as error:  # not fatal: each checkpoint holds the config
-                logging.warning("%s cannot be written: %s", path, error.strerror)
+        self.records.write_config(self.config)
 
 
 def run_loop(
@@ -169,6 +167,7 @@ def run_loop(
         if not run.checkpointer.abort_reason:
             run.checkpointer.save(run.step, run.state, run.position, abort_reason=str(error))
         raise
+    run.records.copy()
     if run.step:
         run.checkpointer.finish(run.step, run.state, run.position, reporter.pop_score())
     if summary := run.data_iter.summary():
@@ -251,7 +250,7 @@ class _RunCallbacks(Callbacks):
             self.reporter.log(f"trace of steps up to {number}: tensorboard --logdir={folder}")
         counts = run.data_iter.counts()
         counts["dropped_videos"] *= mesh_lib.loads_first_copy(run.mesh)
-        self.reporter.add_step(number, metrics, diagnostics, counts)
+        self.reporter.add_step(number, metrics, diagnostics, counts, run.data_iter.decoded)
         self.watchdog.heartbeat(number, "a save")
         if number % run.config.checkpoint.every_steps == 0:
             self._save()
@@ -259,6 +258,7 @@ class _RunCallbacks(Callbacks):
     def _save(self) -> None:
         run = self.run
         self.reporter.flush()  # a resumed run must find all logged steps
+        run.records.copy()
         run.checkpointer.save(run.step, run.state, run.position, score=self.reporter.pop_score())
         if not (run.workdir / "config.json").exists():
             run.write_config()

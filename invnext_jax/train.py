@@ -15,8 +15,9 @@ import numpy as np
 
 from invnext_jax import config_checks, loop
 from invnext_jax.checkpointing import manager as manager_lib
-from invnext_jax.checkpointing import reader, run_metadata
-from invnext_jax.checkpointing.workdir_lock import Workdir
+from invnext_jax.checkpointing import reader, run_metadata, storage
+from invnext_jax.checkpointing.records import Records
+from invnext_jax.checkpointing.workdir_lock import open_workdir
 from invnext_jax.data import manifest, pipeline
 from invnext_jax.data.bad_videos import BadVideoTracker
 from invnext_jax.errors import UserError
@@ -40,7 +41,8 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> dic
 
     Args:
         config: the run's config; `configs/common.py` documents its fields.
-        workdir: the run's folder, for checkpoints, metrics, config.json and TensorBoard events.
+        workdir: the run's folder, for checkpoints, metrics, config.json and TensorBoard events. A
+            local path, or `gs://BUCKET/FOLDER`.
 
     Returns:
         The last logged record of metrics.jsonl.
@@ -49,11 +51,11 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> dic
         UserError: the config, a file in the config, or the workdir is invalid for this run.
         NonFiniteError: more than `config.log.max_nonfinite_steps` steps in a row were skipped.
     """
+    workdir = storage.open_path("--workdir", workdir)
     config = ml_collections.ConfigDict(config)
     with consensus.all_hosts_agree("the manifests"):
         config.data.manifest = manifest.find_manifests(config.data.manifest)
     config = ml_collections.FrozenConfigDict(config)
-    workdir = pathlib.Path(workdir)
     with contextlib.ExitStack() as stack:
         preemption = stack.enter_context(Preemption())
         watchdog = Watchdog(config.log.watchdog_minutes).start()
@@ -63,12 +65,12 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> dic
             log_on_process_0(f"{workdir} is finished: {run.step} steps are done")
         else:
             loop.run_loop(run, preemption, watchdog, stack)
-    records = metrics_file.read_metrics(workdir)
+    records = metrics_file.read_metrics(run.records.folder)
     return records[-1] if records else {}
 
 
 def prepare(
-    config: ml_collections.FrozenConfigDict, workdir: pathlib.Path, stack: contextlib.ExitStack
+    config: ml_collections.FrozenConfigDict, workdir: storage.Path, stack: contextlib.ExitStack
 ) -> loop.Run:
     """Checks the config and builds the run with an initial or a restored state.
 
@@ -91,9 +93,11 @@ def prepare(
     bad_videos = BadVideoTracker.from_config(config.data)
     with consensus.all_hosts_agree("opening the data and --workdir"):
         data_iter = _open_data(config, mesh, bad_videos, stack)
-        locked_workdir = Workdir(workdir)
+        locked_workdir = open_workdir(workdir)
         stack.callback(locked_workdir.close)
-        bad_videos.write_quarantine(workdir)
+        records = Records(workdir)
+        stack.callback(records.copy)
+        bad_videos.write_quarantine(records.folder)
     digest = _compare_hosts(config)
     checkpointer = manager_lib.Checkpointer(locked_workdir, config, digest, restored_step)
     stack.callback(checkpointer.close)
@@ -104,7 +108,7 @@ def prepare(
     state = checkpointer.restore(abstract, data_iter)
     if state is None:
         with consensus.all_hosts_agree("the start of a new run"):
-            _keep_old_records(workdir, checkpointer)
+            _keep_old_records(records.folder, checkpointer)
             start = stage.warm_start(config, restored)
         init_key = jax.random.fold_in(root_key, _INIT_STREAM)
         state = state_lib.init_state(training.init_fn, training.tx, abstract, init_key)
@@ -116,7 +120,7 @@ def prepare(
         _check_fit(config, frozen, abstract_frozen)
     run = loop.Run(
         training=training,
-        workdir=workdir,
+        records=records,
         mesh=mesh,
         frozen=mesh_lib.shard_tree(frozen, abstract_frozen),
         state=state,
@@ -127,7 +131,7 @@ def prepare(
         position=data_iter.get_state(),
     )
     run.write_config()
-    parameter_table.report_parameters(workdir, run.state.params, run.frozen)
+    parameter_table.report_parameters(records.folder, run.state.params, run.frozen)
     _log_start(run)
     return run
 
@@ -180,7 +184,7 @@ def _read_source(config: ml_collections.FrozenConfigDict) -> tuple[Any, int | No
     """Returns the parameters and step of `config.init_from`, or (None, None) if it is not set."""
     if not config.init_from:
         return None, None
-    if pathlib.Path(config.init_from).suffix != ".safetensors":
+    if not config.init_from.endswith(".safetensors"):
         params, source, step = reader.restore_run(config.init_from)
         run_metadata.check_source(config, source, step)
         return params, step

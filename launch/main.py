@@ -18,7 +18,9 @@ from invnext_jax.training import compilation
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file and variant, such as configs/stage1.py:tiny."
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of the run, local or gs://BUCKET/FOLDER.", required=True
+)
 _ADDRESS = flags.DEFINE_string("coordinator_address", None, "Address of process 0, host:port.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes of the run.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Index of this process, from 0.")

@@ -34,4 +34,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    errors.run_command(main)
+    errors.run_command(main, local_paths=["out"])

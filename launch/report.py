@@ -23,4 +23,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    errors.run_command(main, arguments=None)
+    errors.run_command(main, arguments=None, local_paths=["out"])

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -139,3 +140,33 @@ def test_no_escape_or_secret_reaches_the_screen(kind):
         assert "error: bad \\x1b[2J https://h/a?token=REDACTED\n" in ended.stderr
     else:
         assert "Traceback" in ended.stderr and "https://REDACTED@host" in ended.stderr
+
+
+@pytest.mark.parametrize("path", ["gs://bucket/run", "s3://bucket/run", "file:///tmp/run"])
+def test_url_in_place_of_a_local_path_is_one_sentence(path):
+    with pytest.raises(UserError, match=f"^--workdir={path} must be a local path"):
+        errors.check_local_path("--workdir", path)
+
+
+@pytest.mark.parametrize("path", ["gs/bucket", "/a:b//c", "runs://x"[4:], Path("a/b")])
+def test_local_path_is_accepted(path):
+    errors.check_local_path("--workdir", path)
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments"),
+    [
+        ("report.py", ["run", "--out=gs://bucket/page.html"]),
+        ("make_world.py", ["--out=s3://bucket/world", "--videos=1"]),
+    ],
+)
+def test_scripts_refuse_urls_and_create_no_folder(tmp_path, script, arguments):
+    ended = subprocess.run(
+        [sys.executable, str(ROOT / "launch" / script), *arguments],
+        **{"cwd": tmp_path, "capture_output": True, "text": True, "timeout": 120},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("error: --out=")
+    assert "://bucket/" in ended.stderr and "must be a local path" in ended.stderr
+    assert not list(tmp_path.iterdir())

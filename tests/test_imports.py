@@ -10,7 +10,7 @@ PACKAGE = "invnext_jax"
 
 # Folders and top-level files: a -> what a may import. Each may import itself and `FOR_ALL`. A file
 # that has an entry ("folder.file") follows this entry instead of the entry of its folder.
-FOR_ALL = {"errors", "atomic_file", "file_lock", "json_file", "sanitize"}
+FOR_ALL = {"errors", "atomic_file", "file_lock", "json_file", "sanitize", "command_output"}
 ARROWS = {
     "train": {"loop", "config_checks", "stages", "training", "checkpointing", "multihost"}
     | {"monitoring", "data", "weights"},
@@ -39,6 +39,7 @@ ARROWS = {
     "weights": set(),
     "weights.import_weights": {"stages", "models"},
     "errors": set(),
+    "command_output": set(),
     "atomic_file": set(),
     "file_lock": set(),
     "json_file": set(),
@@ -63,7 +64,7 @@ LAYERS = {
         {"storage_retries"},
         {"bad_videos", "worker_pool", "mixture", "batch_buffer"},
         {"clips", "workers"},
-        {"manifest", "worker_main", "index_cache"},
+        {"manifest", "worker_main", "cpu_quota", "index_cache"},
         {"access_rules"},
         {"video_io"},
         {"decode", "shards"},
@@ -100,9 +101,10 @@ LAYERS = {
     "training": [{"compilation"}, {"step"}, {"state"}, {"mesh", "optimizer"}],
     "checkpointing": [
         {"manager"},
-        {"restore", "save_barrier"},
+        {"restore", "save_barrier", "records"},
         {"reader"},
-        {"run_metadata", "checksums", "retention", "workdir_lock"},
+        {"run_metadata", "checksums", "retention", "workdir_lock", "save_errors"},
+        {"git_hash", "storage"},
     ],
     "multihost": [
         {"stop_and_save", "consensus"},
@@ -114,7 +116,7 @@ LAYERS = {
         {"reporter", "watchdog"},
         {"progress"},
         {"metrics_file", "profiling", "throughput", "progress_meter"}
-        | {"host_counts", "parameter_table"},
+        | {"host_counts", "host_times", "parameter_table"},
     ],
 }
 

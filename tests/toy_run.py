@@ -18,7 +18,8 @@ from invnext_jax.stages import registry
 from invnext_jax.training import mesh as mesh_lib
 from invnext_jax.training.step import NO_EMA_TARGETS
 
-TIMED = {"clips_per_second", "data_wait"}  # metrics that differ between equal runs
+# Metrics that differ between equal runs.
+TIMED = {"clips_per_second", "data_wait", "step_seconds"}
 FEATURES = 12  # of the flattened toy video
 MANIFEST = "path,source\na.mp4,toy\n"
 
@@ -131,6 +132,8 @@ class _Hooked(grain.IterDataset):
 
 
 class _HookedIterator(grain.DatasetIterator):
+    decoded = (0, 0.0)
+
     def __init__(self, parent, data):
         super().__init__(parent)
         self._data, self._number = data, 0

@@ -12,13 +12,13 @@ import hashlib
 import json
 import os
 import pathlib
-import shutil
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 from absl import logging
 
+from invnext_jax.checkpointing import storage
 from invnext_jax.errors import UserError, summarize_error
 from invnext_jax.multihost import consensus
 
@@ -46,7 +46,7 @@ READ_ERRORS = (
 
 
 @contextlib.contextmanager
-def translate_read_errors(folder: pathlib.Path, checksums_match: bool) -> Iterator[None]:
+def translate_read_errors(folder: storage.Path, checksums_match: bool) -> Iterator[None]:
     """Turns the errors that Orbax raises for corrupt files into `CorruptCheckpointError`.
 
     Args:
@@ -60,23 +60,22 @@ def translate_read_errors(folder: pathlib.Path, checksums_match: bool) -> Iterat
         raise
     except Exception as error:
         # Orbax raises a plain Exception if one of its own checksums does not match.
-        if not isinstance(error, (LookupError, TypeError, ValueError, OSError)) and (
-            type(error) is not Exception
-        ):
+        known = (LookupError, TypeError, ValueError, OSError, *storage.CLIENT_ERRORS)
+        if not isinstance(error, known) and type(error) is not Exception:
             raise
         if checksums_match:
             raise UserError(_unreadable(folder, summarize_error(error))) from error
         raise CorruptCheckpointError(summarize_error(error)) from error
 
 
-def _unreadable(folder: pathlib.Path, reason: str) -> str:
+def _unreadable(folder: storage.Path, reason: str) -> str:
     return (
         f"the checkpoint {folder} cannot be read: {reason}. It is not marked as damaged and was "
         "not moved. Fix the cause and run the command again."
     )
 
 
-def write_checksums(folder: pathlib.Path) -> int:
+def write_checksums(folder: storage.Path) -> int:
     """Writes `sums.json` into the folder of a complete checkpoint, and syncs the folder to disk.
 
     Returns:
@@ -90,22 +89,23 @@ def write_checksums(folder: pathlib.Path) -> int:
         measured = pool.map(lambda name: _size_and_digest(folder / name), names)
         checksums = dict(zip(names, measured, strict=True))
         (folder / CHECKSUMS_FILE).write_text(json.dumps(checksums, indent=0))
-        list(pool.map(_sync_to_disk, [folder, *folder.rglob("*")]))
+        if not storage.is_bucket(folder):
+            list(pool.map(_sync_to_disk, [folder, *folder.rglob("*")]))
     return sum(size for size, _ in checksums.values())
 
 
-def _item_files(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+def _item_files(folder: storage.Path) -> Iterator[storage.Path]:
     """Yields the files of the items. Orbax may still change files outside the items' folders."""
     return (
         path
         for item in folder.iterdir()
         if item.is_dir()
-        for path in item.rglob("*")
-        if path.is_file() and path.name != "commit_success.txt"
+        for path in storage.list_files(item)
+        if path.name != storage.COMMIT_FILE
     )
 
 
-def _sync_to_disk(path: pathlib.Path) -> None:
+def _sync_to_disk(path: storage.Path) -> None:
     """Calls fsync on a file, or on a folder to sync the names of its files."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
@@ -118,13 +118,13 @@ def _sync_to_disk(path: pathlib.Path) -> None:
             raise
 
 
-def _size_and_digest(path: pathlib.Path) -> tuple[int, str]:
-    with open(path, "rb") as file:
+def _size_and_digest(path: storage.Path) -> tuple[int, str]:
+    with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return file.tell(), digest
+        return file.seek(0, os.SEEK_END), digest
 
 
-def verify_checksums(folder: pathlib.Path) -> bool:
+def verify_checksums(folder: storage.Path) -> bool:
     """Checks a checkpoint against its checksums. Each process reads a share of the files.
 
     Returns:
@@ -141,9 +141,11 @@ def verify_checksums(folder: pathlib.Path) -> bool:
                 "all hosts"
             )
         try:
-            return _verify_share(folder)
+            with storage.translate_errors():
+                return _verify_share(folder)
         except OSError as error:
-            raise UserError(_unreadable(folder, f"{error.filename}: {error.strerror}")) from error
+            reason = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+            raise UserError(_unreadable(folder, reason)) from error
 
 
 def check_checksums_exist(record: Mapping[str, Any], has_checksums: bool) -> None:
@@ -162,7 +164,7 @@ def check_checksums_exist(record: Mapping[str, Any], has_checksums: bool) -> Non
         raise CorruptCheckpointError(f"{CHECKSUMS_FILE} is missing")
 
 
-def _verify_share(folder: pathlib.Path) -> bool:
+def _verify_share(folder: storage.Path) -> bool:
     try:
         checksums = json.loads((folder / CHECKSUMS_FILE).read_text())
         rows = sorted((name, size, digest) for name, (size, digest) in checksums.items())
@@ -180,13 +182,13 @@ def _verify_share(folder: pathlib.Path) -> bool:
     def find_problem(row: tuple[str, int, str]) -> str:
         name, size, digest = row
         try:
-            if (folder / name).stat().st_size != size:
-                return f"{name} has {(folder / name).stat().st_size} bytes, not {size}"
+            if (found := storage.file_size(folder / name)) != size:
+                return f"{name} has {found} bytes, not {size}"
             return "" if _size_and_digest(folder / name)[1] == digest else f"{name} has changed"
         except OSError as error:
             if error.errno in _NOT_CORRUPTION:
                 raise
-            return f"{name}: {error.strerror}"
+            return f"{name}: {error.strerror or summarize_error(error)}"
 
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
         share = rows[jax.process_index() :: jax.process_count()]
@@ -196,22 +198,26 @@ def _verify_share(folder: pathlib.Path) -> bool:
     return True
 
 
-def remove_incomplete(folder: pathlib.Path) -> list[pathlib.Path]:
+def remove_incomplete(folder: storage.Path) -> list[storage.Path]:
     """Removes the folders of unfinished saves (process 0 only), and returns their paths."""
     if jax.process_index() != 0 or not folder.is_dir():
         return []
-    incomplete = sorted(path for path in folder.iterdir() if INCOMPLETE in path.name)
+    incomplete = sorted(
+        path
+        for path in folder.iterdir()
+        if INCOMPLETE in path.name or (path.name.isdigit() and not storage.is_finished(path))
+    )
     for path in incomplete:
-        shutil.rmtree(path, ignore_errors=True)
+        storage.remove_folder(path)
     return incomplete
 
 
-def rename_corrupt(folder: pathlib.Path, steps: list[int]) -> None:
+def rename_corrupt(folder: storage.Path, steps: list[int]) -> None:
     """Renames corrupt checkpoints (process 0 only), so that their steps can be saved again."""
     for step in steps if jax.process_index() == 0 else ():
         target, number = folder / f"damaged-{step}", 1
         while target.exists():
             number += 1
             target = folder / f"damaged-{step}-{number}"
-        (folder / str(step)).rename(target)
+        storage.move_folder(folder / str(step), target)
         logging.warning("%s is kept as %s", folder / str(step), target.name)

@@ -5,8 +5,6 @@ A checkpoint is the folder `<workdir>/checkpoints/<step>`. It has three items: `
 `run_metadata.describe_run`). It also has checksums (see `checksums`).
 """
 
-import pathlib
-import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,30 +13,21 @@ import ml_collections
 import orbax.checkpoint as ocp
 from absl import logging
 
-from invnext_jax.checkpointing import checksums, reader, restore, retention, run_metadata
+from invnext_jax.checkpointing import (
+    checksums,
+    reader,
+    restore,
+    retention,
+    run_metadata,
+    storage,
+)
 from invnext_jax.checkpointing.checksums import CorruptCheckpointError
 from invnext_jax.checkpointing.save_barrier import SAVE_ERRORS, SaveBarrier, defer_failures
-from invnext_jax.checkpointing.workdir_lock import Workdir
+from invnext_jax.checkpointing.save_errors import describe_cause, suppress_tracebacks
+from invnext_jax.checkpointing.workdir_lock import BucketWorkdir, Workdir, check_rename
 from invnext_jax.errors import UserError
 from invnext_jax.multihost import consensus
 from invnext_jax.training.state import TrainState
-
-
-def check_config(config: ml_collections.ConfigDict) -> None:
-    """Checks `config.checkpoint`.
-
-    Raises:
-        UserError: a value is out of range or unknown.
-    """
-    least = {"every_steps": 1, "keep_last": 1}
-    least |= {"every_minutes": 0, "keep_every_steps": 0, "keep_best": 0}
-    for name, bound in least.items():
-        if config[name] < bound:
-            raise UserError(f"config.checkpoint.{name}={config[name]} must be at least {bound}")
-    if (mode := config.best_mode) not in ("min", "max"):
-        raise UserError(f"config.checkpoint.best_mode={mode!r} must be 'min' or 'max'")
-    if config.keep_best and not config.best_metric:
-        raise UserError("config.checkpoint.keep_best needs config.checkpoint.best_metric: set it")
 
 
 class Checkpointer:
@@ -60,7 +49,7 @@ class Checkpointer:
 
     def __init__(
         self,
-        workdir: Workdir,
+        workdir: Workdir | BucketWorkdir,
         config: ml_collections.ConfigDict,
         manifest_sha256: str,
         init_from_step: int | None = None,
@@ -71,9 +60,13 @@ class Checkpointer:
         self._scores = retention.BestScores(
             config.checkpoint, self._folder, reader.finished_steps(self._folder)
         )
+        self._undeletable = retention.Undeletable(self._folder)
         with consensus.all_hosts_agree(f"the folder {self._folder}"):
             self._create_folder()
+            if jax.process_index() == 0 and not storage.is_bucket(self._folder):
+                check_rename(self._folder)
         self._barrier = SaveBarrier(0)
+        suppress_tracebacks()
         self._manager = ocp.CheckpointManager(
             self._folder,
             item_handlers={
@@ -83,7 +76,9 @@ class Checkpointer:
             },
             options=ocp.CheckpointManagerOptions(
                 create=False,
-                preservation_policy=retention.make_policy(config.checkpoint, self._scores),
+                preservation_policy=retention.make_policy(
+                    config.checkpoint, self._scores, self._undeletable
+                ),
                 # With `active_processes`, the remaining barriers use the key-value store with a
                 # timeout instead of the devices.
                 multiprocessing_options=ocp.options.MultiprocessingOptions(
@@ -101,12 +96,13 @@ class Checkpointer:
         )
         self._pending_step = None  # step of the checkpoint that is being written
         self._pending_abort_reason = ""
+        self._last_problem = ""  # why the last failed save failed
         self._checkpoint_bytes = 0  # size of the last checkpoint
         self.saved_step: int | None = None
         self.abort_reason = ""
 
     @property
-    def folder(self) -> pathlib.Path:
+    def folder(self) -> storage.Path:
         """The checkpoint folder."""
         return self._folder
 
@@ -183,7 +179,7 @@ class Checkpointer:
         """Creates a missing folder (process 0 only), and returns whether it did."""
         is_new = jax.process_index() == 0 and not self._folder.is_dir()
         if is_new:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            storage.make_folder(self._folder)
         return is_new
 
     def _write_checksums(self) -> None:
@@ -204,11 +200,16 @@ class Checkpointer:
 
     def _finish_save(self, error: Exception | None) -> None:
         step, self._pending_step = self._pending_step, None
-        problem = self._barrier.result(error)
+        # The checksums are written before the checkpoint is finished.
+        path = self._folder / str(step)
+        is_finished = (path / checksums.CHECKSUMS_FILE).exists() and storage.is_finished(path)
+        problem = self._barrier.result(error, is_finished)
         if not problem:
             self.saved_step, self.abort_reason = step, self._pending_abort_reason
             if error is not None:
-                logging.warning("old checkpoints in %s are not removed: %s", self._folder, error)
+                cause = describe_cause(error)
+                self._undeletable.add(error)
+                logging.warning("old checkpoints in %s are not removed: %s", self._folder, cause)
                 self._manager.reload()
             return
         self._log_failure(step, problem)
@@ -218,14 +219,12 @@ class Checkpointer:
         self._manager.reload()
 
     def _log_failure(self, step: int, problem: str) -> None:
+        self._last_problem = problem
         if jax.process_index() != 0:
             return
-        try:
-            free = f"{shutil.disk_usage(self._workdir.path).free:,} bytes free"
-        except OSError as error:
-            free = str(error.strerror)
+        free = self._workdir.describe_space()
         logging.warning(
-            "step %d could not be saved in %s (%s; %s); the newest checkpoint is %s; "
+            "step %d could not be saved in %s (%s%s); the newest checkpoint is %s; "
             "training continues and the next save tries again",
             step,
             self._folder,
@@ -249,8 +248,8 @@ class Checkpointer:
         if self.saved_step is not None:
             resume = f"The same command continues from step {self.saved_step}."
         raise UserError(
-            f"step {step} could not be saved in {self._folder}: free disk space, or make the "
-            f"folder writable. {resume}"
+            f"step {step} could not be saved in {self._folder} ({self._last_problem}): free disk "
+            f"space, or make the folder writable. {resume}"
         )
 
     def restore(self, abstract: TrainState, data_iter: Iterator[Any]) -> TrainState | None:
@@ -270,7 +269,8 @@ class Checkpointer:
             for path in checksums.remove_incomplete(self._folder):
                 logging.warning("%s is incomplete because its run was killed: it is removed", path)
             steps = reader.finished_steps(self._folder)[::-1]
-            broadcast.value = steps, any(self._folder.glob("damaged-*"))
+            names = [path.name for path in self._folder.iterdir()]
+            broadcast.value = steps, any(name.startswith("damaged-") for name in names)
         (steps, was_damaged), damaged = broadcast.value, []
         for step in steps:
             try:

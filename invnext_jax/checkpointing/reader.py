@@ -16,7 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
-from invnext_jax.checkpointing import checksums, run_metadata
+from invnext_jax.checkpointing import checksums, run_metadata, storage
 from invnext_jax.checkpointing.checksums import (
     READ_ERRORS,
     CorruptCheckpointError,
@@ -36,12 +36,12 @@ class RunParameters(NamedTuple):
     step: int
 
 
-def restore_params(path: str | pathlib.Path) -> tuple[Any, ml_collections.FrozenConfigDict]:
+def restore_params(path: str | pathlib.PurePath) -> tuple[Any, ml_collections.FrozenConfigDict]:
     """Reads the parameters and config of a run, see `restore_run`."""
     return restore_run(path)[:2]
 
 
-def restore_run(path: str | pathlib.Path, *, ema: bool = False) -> RunParameters:
+def restore_run(path: str | pathlib.PurePath, *, ema: bool = False) -> RunParameters:
     """Reads the parameters of a run's newest intact checkpoint. Warns if the run is not finished.
 
     Args:
@@ -51,7 +51,7 @@ def restore_run(path: str | pathlib.Path, *, ema: bool = False) -> RunParameters
     Raises:
         UserError: the run has no intact checkpoint, or the checkpoint has no moving average.
     """
-    folder = pathlib.Path(path).absolute() / CHECKPOINTS_FOLDER
+    folder = storage.open_path("the run", path) / CHECKPOINTS_FOLDER
     with consensus.all_hosts_agree(f"the checkpoints in {folder}") as broadcast:
         if not folder.is_dir():
             raise UserError(f"{path} has no checkpoint: use the --workdir of a run that saved one")
@@ -69,17 +69,19 @@ def restore_run(path: str | pathlib.Path, *, ema: bool = False) -> RunParameters
     raise UserError(f"{path} has no intact checkpoint: use the --workdir of a run that saved one")
 
 
-def finished_steps(folder: pathlib.Path) -> list[int]:
+def finished_steps(folder: storage.Path) -> list[int]:
     """Lists the steps of the finished checkpoints in a folder, oldest first.
 
     Returns [] if the folder does not exist. The names of unfinished and damaged checkpoints are not
     numbers, so these are not listed.
     """
     paths = folder.iterdir() if folder.is_dir() else ()
-    return sorted(int(path.name) for path in paths if path.name.isdigit())
+    return sorted(
+        int(path.name) for path in paths if path.name.isdigit() and storage.is_finished(path)
+    )
 
 
-def _read_params(checkpoint: pathlib.Path, field: str, has_checksums: bool) -> RunParameters:
+def _read_params(checkpoint: storage.Path, field: str, has_checksums: bool) -> RunParameters:
     workdir, step = checkpoint.parent.parent, int(checkpoint.name)
     if not read_shapes(checkpoint).get(field):
         raise UserError(
@@ -94,7 +96,7 @@ def _read_params(checkpoint: pathlib.Path, field: str, has_checksums: bool) -> R
     return RunParameters(read_arrays(checkpoint, [field])[field], config, step)
 
 
-def check_step(checkpoint: pathlib.Path) -> None:
+def check_step(checkpoint: storage.Path) -> None:
     """Checks the step number in a checkpoint's state, without reading the other arrays.
 
     Call this first: if many arrays are corrupt, Orbax reports each of them separately.
@@ -107,17 +109,17 @@ def check_step(checkpoint: pathlib.Path) -> None:
         raise ValueError(f"it holds the state of step {int(state['step'])}")
 
 
-def read_json(checkpoint: pathlib.Path, item: str) -> Any:
+def read_json(checkpoint: storage.Path, item: str) -> Any:
     """Reads the item `data` or `meta` of a checkpoint."""
     return json.loads((checkpoint / item / "metadata").read_text())
 
 
-def read_shapes(checkpoint: pathlib.Path) -> Mapping[str, Any]:
+def read_shapes(checkpoint: storage.Path) -> Mapping[str, Any]:
     """Reads the shapes and dtypes of a checkpoint's state."""
     return ocp.StandardCheckpointHandler().metadata(checkpoint / "state")
 
 
-def read_arrays(checkpoint: pathlib.Path, fields: Sequence[str] | None = None) -> dict[str, Any]:
+def read_arrays(checkpoint: storage.Path, fields: Sequence[str] | None = None) -> dict[str, Any]:
     """Reads the given fields (default: all) of a checkpoint's state as numpy arrays."""
     shapes = dict(read_shapes(checkpoint))
     selected = {name: shapes[name] for name in fields or shapes}
@@ -125,7 +127,7 @@ def read_arrays(checkpoint: pathlib.Path, fields: Sequence[str] | None = None) -
     return read_state(checkpoint, _as_numpy(item))
 
 
-def read_state(checkpoint: pathlib.Path, args: ocp.args.CheckpointArgs) -> Any:
+def read_state(checkpoint: storage.Path, args: ocp.args.CheckpointArgs) -> Any:
     """Reads the part of a checkpoint's state that `args` select, in this process only."""
     process = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(

@@ -1,13 +1,12 @@
 """Restores state and data position from a run's own checkpoint, if it matches the run."""
 
 import dataclasses
-import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import orbax.checkpoint as ocp
 
-from invnext_jax.checkpointing import checksums, run_metadata
+from invnext_jax.checkpointing import checksums, run_metadata, storage
 from invnext_jax.checkpointing.reader import check_step, read_json, read_shapes, read_state
 from invnext_jax.errors import UserError
 from invnext_jax.multihost import consensus
@@ -29,7 +28,7 @@ class RestoredCheckpoint(NamedTuple):
 
 
 def restore_step(
-    folder: pathlib.Path, record: Mapping[str, Any], abstract: TrainState
+    folder: storage.Path, record: Mapping[str, Any], abstract: TrainState
 ) -> RestoredCheckpoint:
     """Reads a checkpoint. All processes must call this; they get the same result or error.
 
@@ -55,7 +54,7 @@ def restore_step(
 
 
 def _check_record(
-    folder: pathlib.Path, saved: Mapping[str, Any], record: Mapping[str, Any], has_checksums: bool
+    folder: storage.Path, saved: Mapping[str, Any], record: Mapping[str, Any], has_checksums: bool
 ) -> None:
     if saved.get("format_version") != run_metadata.FORMAT_VERSION:
         raise UserError(
@@ -71,7 +70,7 @@ def _check_record(
         )
 
 
-def _select_fields(folder: pathlib.Path, abstract: TrainState) -> dict[str, Any]:
+def _select_fields(folder: storage.Path, abstract: TrainState) -> dict[str, Any]:
     """Returns the fields of `abstract` to read. Empty fields that the checkpoint lacks are skipped.
 
     Raises:

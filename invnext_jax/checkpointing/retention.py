@@ -2,24 +2,44 @@
 
 import json
 import math
-import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import ml_collections
 from orbax.checkpoint import checkpoint_managers
 
+from invnext_jax.checkpointing import storage
+from invnext_jax.errors import UserError
+
+
+def check_config(config: ml_collections.ConfigDict) -> None:
+    """Checks `config.checkpoint`.
+
+    Raises:
+        UserError: a value is out of range or unknown.
+    """
+    least = {"every_steps": 1, "keep_last": 1}
+    least |= {"every_minutes": 0, "keep_every_steps": 0, "keep_best": 0}
+    for name, bound in least.items():
+        if config[name] < bound:
+            raise UserError(f"config.checkpoint.{name}={config[name]} must be at least {bound}")
+    if (mode := config.best_mode) not in ("min", "max"):
+        raise UserError(f"config.checkpoint.best_mode={mode!r} must be 'min' or 'max'")
+    if config.keep_best and not config.best_metric:
+        raise UserError("config.checkpoint.keep_best needs config.checkpoint.best_metric: set it")
+
 
 def make_policy(
-    config: ml_collections.ConfigDict, best: "BestScores"
+    config: ml_collections.ConfigDict, best: "BestScores", undeletable: "Undeletable"
 ) -> checkpoint_managers.PreservationPolicy:
     """Returns the policy that keeps a checkpoint if any of the three rules keeps it.
 
     Args:
         config: `config.checkpoint`.
         best: the rule that keeps the checkpoints with the best scores.
+        undeletable: the rule that keeps the checkpoints that cannot be removed.
     """
-    policies = [checkpoint_managers.LatestN(config.keep_last), best]
+    policies = [checkpoint_managers.LatestN(config.keep_last), best, undeletable]
     if config.keep_every_steps:
         policies.append(checkpoint_managers.EveryNSteps(config.keep_every_steps))
     return checkpoint_managers.AnyPreservationPolicy(policies)
@@ -40,7 +60,7 @@ class BestScores(checkpoint_managers.PreservationPolicy):
     """
 
     def __init__(
-        self, config: ml_collections.ConfigDict, folder: pathlib.Path, steps: Iterable[int]
+        self, config: ml_collections.ConfigDict, folder: storage.Path, steps: Iterable[int]
     ):
         self._metric, self._sign = config.best_metric, -1 if config.best_mode == "min" else 1
         self._scores = {step: _read_score(folder / str(step), config.best_metric) for step in steps}
@@ -70,6 +90,28 @@ class BestScores(checkpoint_managers.PreservationPolicy):
         return [step in best for step in steps]
 
 
+class Undeletable(checkpoint_managers.PreservationPolicy):
+    """Keeps the checkpoints that could not be removed, so that Orbax removes the others.
+
+    Orbax ends a removal at the first error.
+    """
+
+    def __init__(self, folder: storage.Path):
+        self._folder, self._steps = str(folder), set()
+
+    def add(self, error: Exception) -> None:
+        """Adds the checkpoint that an error of a removal names, if it names one."""
+        path = getattr(error, "filename", None)
+        name = str(path or "").removeprefix(self._folder).lstrip("/").partition("/")[0]
+        if name.isdigit():
+            self._steps.add(int(name))
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """Returns a list that says for each checkpoint whether it could not be removed."""
+        del context
+        return [info.step in self._steps for info in checkpoints]
+
+
 class _ScoredCheckpoint(NamedTuple):
     """The fields of a checkpoint that `BestN` reads."""
 
@@ -77,7 +119,7 @@ class _ScoredCheckpoint(NamedTuple):
     metrics: dict[str, Any]
 
 
-def _read_score(path: pathlib.Path, metric: str) -> float | None:
+def _read_score(path: storage.Path, metric: str) -> float | None:
     """Returns the score of a finished checkpoint, or None if it has no score of this metric."""
     try:
         saved = json.loads((path / "meta" / "metadata").read_text())["score"]

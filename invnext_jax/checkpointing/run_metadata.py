@@ -7,9 +7,7 @@ another run (`config.init_from`) must match the metadata of that run.
 import copy
 import importlib.metadata
 import json
-import pathlib
 import platform
-import subprocess
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +15,7 @@ import jax
 import ml_collections
 
 from invnext_jax import sanitize
+from invnext_jax.checkpointing.git_hash import read_git_hash
 from invnext_jax.errors import UserError
 
 FORMAT_VERSION = 2  # version of the checkpoints; version 1 held the state of a grain iterator
@@ -144,30 +143,8 @@ def describe_run(
             "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in _PACKAGES},
         },
-        "git": git_hash(),
+        "git": read_git_hash(),
     }
-
-
-def git_hash() -> str:
-    """Returns the commit hash of this package's git checkout, or "" outside a checkout.
-
-    A "+" is appended if tracked files are modified.
-    """
-    root = pathlib.Path(__file__).parents[2]
-    if not (root / ".git").exists():
-        return ""
-    try:
-        head, changes = (
-            subprocess.run(
-                ["git", "-C", str(root), *command], capture_output=True, text=True, timeout=10
-            )
-            for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "-uno"])
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    if head.returncode:
-        return ""
-    return head.stdout.strip() + ("+" if changes.stdout.strip() else "")
 
 
 def config_differences(

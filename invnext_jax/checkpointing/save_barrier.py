@@ -14,11 +14,12 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from invnext_jax.errors import summarize_error
+from invnext_jax.checkpointing import storage
+from invnext_jax.checkpointing.save_errors import describe_cause
 from invnext_jax.multihost import consensus, distributed
 
 # Orbax raises these if the disk is full, a folder is missing or a process does not arrive in time.
-SAVE_ERRORS = (OSError, ValueError, RuntimeError)
+SAVE_ERRORS = (OSError, ValueError, RuntimeError, *storage.CLIENT_ERRORS)
 
 
 class SaveBarrier:
@@ -65,15 +66,17 @@ class SaveBarrier:
         """Reports that this process's write failed, unless it has reported already."""
         if self._single:
             return
-        self._exchange.report(summarize_error(error))
+        self._exchange.report(describe_cause(error))
         if jax.process_index() == 0:
-            self._exchange.publish(f"{distributed.describe_process(0)}: {summarize_error(error)}")
+            self._exchange.publish(f"{distributed.describe_process(0)}: {describe_cause(error)}")
 
-    def result(self, error: Exception | None) -> str:
+    def result(self, error: Exception | None, is_finished: bool) -> str:
         """Returns why the save failed, or "" if it succeeded. All processes get the same result.
 
         Args:
             error: the error of this process's write, or None if it succeeded.
+            is_finished: whether the checkpoint is finished all the same. The error of a single
+                process then belongs to the removal of old checkpoints.
 
         Raises:
             UserError: process 0 does not publish a result in time.
@@ -81,7 +84,7 @@ class SaveBarrier:
         if error is not None:
             self.report_failure(error)
         if self._single:
-            return "" if error is None else summarize_error(error)
+            return "" if error is None or is_finished else describe_cause(error)
         return self._exchange.result(2 * consensus.WAIT_SECONDS)
 
 

@@ -1,15 +1,18 @@
 """The run's folder: locks it against a second run, and checks its free space before each save."""
 
+import contextlib
 import json
 import os
 import pathlib
 import shutil
 import socket
+import uuid
 
 import jax
 from absl import logging
 
 from invnext_jax import file_lock
+from invnext_jax.checkpointing import storage
 from invnext_jax.errors import UserError
 
 LOCK = "run.lock"
@@ -91,8 +94,112 @@ class Workdir:
             return f"{free:,} bytes free, about {needed:,} needed"
         return ""
 
+    def describe_space(self) -> str:
+        """Returns the free space of the folder, for a message: "; 12,345 bytes free"."""
+        try:
+            return f"; {shutil.disk_usage(self.path).free:,} bytes free"
+        except OSError as error:
+            return f"; {error.strerror}"
+
     def close(self) -> None:
         """Releases the lock."""
         if self._file is not None:
             file_lock.release(self._file)
             self._file = None
+
+
+class BucketWorkdir:
+    """The folder of a run in a bucket, with the methods of `Workdir`.
+
+    A bucket has no locks that end with their process. Instead, the last run that was started owns
+    the folder: it writes its name to `run.lock`, and an earlier run that still trains stops before
+    its next save. A run that was killed can therefore be started again at once, on any host.
+
+    Args:
+        path: the run's folder.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+
+    def __init__(self, path: storage.Path):
+        self.path, self._lock = path, path / LOCK
+        self._owner = {"pid": os.getpid(), "host": socket.gethostname(), "id": uuid.uuid4().hex}
+        if jax.process_index() != 0:
+            return
+        try:
+            with storage.translate_errors():
+                earlier = self._lock.read_text().strip() if self._lock.exists() else ""
+                self._lock.write_text(json.dumps(self._owner) + "\n")
+        except OSError as error:
+            raise UserError(
+                f"cannot write in --workdir={path}: {error.strerror}; choose another folder, or "
+                "change its permissions"
+            ) from error
+        if earlier:
+            logging.warning(
+                "%s was not released by its last run (%s): if that run still trains, it stops at "
+                "its next save",
+                path,
+                earlier,
+            )
+
+    def write_error(self, needed: int) -> str:
+        """Returns why nothing can be written, or "" if it can (process 0 only).
+
+        Raises:
+            UserError: another run was started in the folder.
+        """
+        del needed
+        try:
+            with storage.translate_errors():
+                holder = self._lock.read_text().strip() if self._lock.exists() else ""
+                if holder and json.loads(holder).get("id") != self._owner["id"]:
+                    raise UserError(
+                        f"another run was started in {self.path} ({holder}): this run stops; "
+                        "choose another --workdir for one of them"
+                    )
+                self._lock.write_text(json.dumps(self._owner) + "\n")
+        except OSError as error:
+            return f"{error.strerror}: {self._lock}"
+        return ""
+
+    def describe_space(self) -> str:
+        """Returns "": a bucket is never full."""
+        return ""
+
+    def close(self) -> None:
+        """Removes the lock if it is that of this run."""
+        if jax.process_index() != 0:
+            return
+        with contextlib.suppress(OSError, ValueError), storage.translate_errors():
+            if json.loads(self._lock.read_text()).get("id") == self._owner["id"]:
+                self._lock.unlink()
+
+
+def open_workdir(path: storage.Path) -> Workdir | BucketWorkdir:
+    """Creates and locks the folder of a run, see `Workdir` and `BucketWorkdir`."""
+    return BucketWorkdir(path) if storage.is_bucket(path) else Workdir(path)
+
+
+def check_rename(folder: pathlib.Path) -> None:
+    """Checks that folders can be renamed in `folder`, because this is how a checkpoint is finished.
+
+    Raises:
+        UserError: they cannot.
+    """
+    probe = folder / f".probe-{os.getpid()}"
+    renamed = probe.with_name(probe.name + "-renamed")
+    try:
+        probe.mkdir()
+        try:
+            probe.rename(renamed)
+        finally:
+            for path in (probe, renamed):
+                with contextlib.suppress(FileNotFoundError):
+                    path.rmdir()
+    except OSError as error:
+        raise UserError(
+            f"folders in {folder} cannot be renamed ({error.strerror}), so no checkpoint could be "
+            "finished; choose a --workdir on another file system"
+        ) from error

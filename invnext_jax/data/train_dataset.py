@@ -178,6 +178,17 @@ class TrainIterator:
         """Returns the counts of this process for the log."""
         return {"dropped_videos": self.dropped, "failed_reads": self.failed_reads}
 
+    @property
+    def decoded(self) -> tuple[int, float]:
+        """Number of clips decoded so far on this process, and the seconds of busy workers.
+
+        See `OrderedPool.work_done`.
+        """
+        if self._pool is None:
+            return 0, 0.0
+        groups, seconds = self._pool.work_done
+        return groups * self._dataset.repeats, seconds
+
     def get_state(self) -> dict[str, int]:
         """Returns the position: the number of clips delivered to all processes in total."""
         return {"clips": self._batches_done * self._dataset.global_batch}

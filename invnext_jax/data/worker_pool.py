@@ -156,6 +156,7 @@ class OrderedPool:
         self._room, self._ready = threading.Condition(self._lock), threading.Condition(self._lock)
         self._next_task, self._next_result = 0, 0
         self._results: dict[int, Any] = {}
+        self._done, self._busy_seconds = 0, 0.0
         self._workers = [SupervisedWorker(make_worker, timeout) for _ in range(workers)]
         self._threads = [
             threading.Thread(target=self._run_tasks, args=(worker,), daemon=True)
@@ -174,6 +175,7 @@ class OrderedPool:
                 if self._closed:
                     return
                 number, self._next_task = self._next_task, self._next_task + 1
+            start = time.perf_counter()
             try:
                 result = self._run_task(number, worker)
             except WorkerClosedError:
@@ -181,6 +183,10 @@ class OrderedPool:
             except Exception as error:  # re-raised in `next_result`
                 result = error
             with self._lock:
+                self._done, self._busy_seconds = (
+                    self._done + 1,
+                    self._busy_seconds + time.perf_counter() - start,
+                )
                 self._results[number] = result
                 if number == self._next_result:
                     self._ready.notify()
@@ -206,6 +212,15 @@ class OrderedPool:
         if isinstance(result, Exception):
             raise result
         return result
+
+    @property
+    def work_done(self) -> tuple[int, float]:
+        """Number of tasks done, and the seconds that they took, divided by the number of workers.
+
+        The quotient is the rate of a pool whose workers never wait.
+        """
+        with self._lock:
+            return self._done, self._busy_seconds / len(self._workers)
 
     @property
     def restarts(self) -> int:

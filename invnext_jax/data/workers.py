@@ -4,6 +4,7 @@ A worker process is a new Python process that shares neither modules nor memory 
 """
 
 import contextlib
+import math
 import mmap
 import os
 import queue
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from invnext_jax.data import worker_main
+from invnext_jax.data.cpu_quota import read_cpu_quota
 from invnext_jax.data.read_clock import CLOCK_BYTES, ReadClock, use_clock, wait_for_result
 
 RETURN_SECONDS = 5  # maximum time until a pending call notices that its process has exited
@@ -36,10 +38,11 @@ ALLOCATION = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": st
 
 
 def count_cores() -> int:
-    """Returns the number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Returns the number of cores that this process may use: its affinity and its CPU quota."""
+    has_affinity = hasattr(os, "sched_getaffinity")
+    allowed = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    quota = read_cpu_quota()
+    return allowed if quota >= allowed else max(1, math.ceil(quota))
 
 
 class WorkerDiedError(Exception):

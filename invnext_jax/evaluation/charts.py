@@ -95,7 +95,10 @@ CHARTS = (
         "Speed", r"clips_per_second", "Clips per second. The first value includes compilation."
     ),
     ChartSpec(
-        "Waiting for data", r"data_wait", "Fraction of the time that the loop waited for batches."
+        "Waiting for data",
+        r"data_wait|hosts/data_wait/max",
+        "Fraction of the time that the loop waited for batches. With several hosts, also that of "
+        "the host that waited longest.",
     ),
 )
 

@@ -107,7 +107,7 @@ def format_step(record: Mapping[str, Any], total_steps: int, batch_size: int) ->
         f"lr {record['learning_rate']:.1e}",
         f"{record['clips_per_second']:.3g} clips/s",
         *_format_utilization(record),
-        f"data {100 * record['data_wait']:.0f} %",
+        f"data {_format_data_wait(record)}",
         f"{format_duration(seconds_left)} left",
     ]
     if record["skipped"]:
@@ -117,6 +117,16 @@ def format_step(record: Mapping[str, Any], total_steps: int, batch_size: int) ->
     if record.get("failed_reads"):
         parts.append(f"{record['failed_reads']} failed reads")
     return "  ".join(parts)
+
+
+def _format_data_wait(record: Mapping[str, Any]) -> str:
+    """Formats the share of time spent waiting for data: the mean and the range of all hosts."""
+    mean, least, most, host = (
+        record.get(f"hosts/data_wait/{name}") for name in ("mean", "min", "max", "worst_host")
+    )
+    if mean is None:
+        return f"{100 * record['data_wait']:.0f} %"
+    return f"{100 * mean:.0f} % ({100 * least:.0f} to {100 * most:.0f} %, most on process {host})"
 
 
 def _format_utilization(record: Mapping[str, Any]) -> list[str]:

@@ -10,7 +10,7 @@ import ml_collections
 from jax.sharding import Mesh
 
 from invnext_jax.errors import NonFiniteError, UserError, check_minimums
-from invnext_jax.monitoring import host_counts, metrics_file, progress
+from invnext_jax.monitoring import host_counts, host_times, metrics_file, progress
 from invnext_jax.monitoring import throughput as throughput_lib
 
 
@@ -79,6 +79,7 @@ class Reporter:
         self._timer = progress.StepTimer(config.batch_size)
         self._throughput = throughput
         self._host_counts = host_counts.HostCounts(mesh)
+        self._host_times = host_times.HostTimes(mesh)
         # CPU devices of one process share few threads, and the collectives of two concurrent
         # steps can deadlock on them.
         self._steps_ahead = 0 if mesh.devices.flat[0].platform == "cpu" and mesh.size > 1 else 1
@@ -90,10 +91,12 @@ class Reporter:
     def start(self) -> None:
         """Starts the timer."""
         self._timer.restart(self._first_step)
+        self._host_times.restart(self._first_step)
 
     def add_data_wait(self, seconds: float) -> None:
         """Adds the time that the loop waited for a batch."""
         self._timer.add_data_wait(seconds)
+        self._host_times.add_data_wait(seconds)
 
     def wait_if_serial(self, arrays: Any) -> None:
         """Waits for `arrays` on devices that must not run two computations at the same time."""
@@ -106,6 +109,7 @@ class Reporter:
         metrics: Mapping[str, Any],
         diagnostics: Mapping[str, Any],
         counts: Mapping[str, int],
+        decoded: tuple[int, float] = (0, 0.0),
     ) -> None:
         """Adds a step that was just dispatched, and reports the steps before it.
 
@@ -114,18 +118,21 @@ class Reporter:
             metrics: metrics of the step, on the device.
             diagnostics: diagnostics of the step, on the device. A step with diagnostics is logged.
             counts: counts of this host so far. Their sums over all hosts are logged.
+            decoded: clips that this host decoded so far, and the seconds of busy workers.
 
         Raises:
             NonFiniteError: too many steps in a row were skipped.
         """
-        sums = counts if jax.process_count() == 1 else {}
-        if jax.process_count() > 1 and (diagnostics or self._is_scheduled(step)):
-            self.wait_if_serial(metrics)
-            sums = self._host_counts.sum(
-                counts
-            )  # a collective: all hosts must call it at the same steps
-            self.wait_if_serial(sums)
-        self._pending.append((step, metrics, diagnostics, sums))
+        sums, times = counts if jax.process_count() == 1 else {}, None
+        if diagnostics or self._is_scheduled(step):
+            times = self._host_times.measure(step, counts, decoded)
+            if jax.process_count() > 1:  # collectives: all hosts must call them at the same steps
+                self.wait_if_serial(metrics)
+                sums = self._host_counts.sum(counts)
+                self.wait_if_serial(sums)
+                times = self._host_times.gather(times)
+                self.wait_if_serial(times)
+        self._pending.append((step, metrics, diagnostics, sums, times))
         self._progress.advance()
         self.flush(self._steps_ahead)
 
@@ -145,28 +152,33 @@ class Reporter:
         metrics: Mapping[str, Any],
         diagnostics: Mapping[str, Any],
         sums: Mapping[str, Any],
+        times: Any,
     ) -> None:
         in_row = int(jax.device_get(metrics["skipped_in_row"]))
         failed = in_row > self._config.log.max_nonfinite_steps
         if diagnostics or failed or self._is_scheduled(step):
             self._counts |= {name: int(count) for name, count in jax.device_get(sums).items()}
-            self._log_step(step, jax.device_get({**metrics, **diagnostics}))
+            self._log_step(step, jax.device_get({**metrics, **diagnostics}), times)
         if failed:
             raise NonFiniteError(
                 f"loss or gradient was not finite in {in_row} consecutive steps, up to step "
                 f"{step}; lower config.optimizer.learning_rate, or check the videos"
             )
 
-    def _log_step(self, step: int, values: Mapping[str, Any]) -> None:
+    def _log_step(self, step: int, values: Mapping[str, Any], times: Any) -> None:
         record = {name: metrics_file.as_json_number(value) for name, value in values.items()}
         rates = self._timer.measure(step)
         if self._throughput is not None:
             steps_per_second = rates["clips_per_second"] / self._config.batch_size
             rates |= self._throughput.compute_rates(steps_per_second)
         record = {"step": step, **record, **rates, **self._counts}
+        record |= self._describe_hosts(times)
         self._writer.write(record)
         self._progress.show(record)
         self._explain_wait(record["data_wait"])
+        if jax.process_index() == 0 and jax.process_count() > 1 and times is not None:
+            if line := self._host_times.describe_slow_host(record):
+                self._progress.log(line)
         self._add_score(record)
 
     def _explain_wait(self, data_wait: float) -> None:
@@ -178,6 +190,13 @@ class Reporter:
                     f"data {100 * data_wait:.0f} %: for this share of the time, the devices had no "
                     f"batch to work on; {reason}"
                 )
+
+    def _describe_hosts(self, times: Any) -> dict[str, float]:
+        if times is None:
+            return {}
+        if jax.process_count() == 1:
+            return host_times.own_record(times)
+        return self._host_times.summarize(jax.device_get(times))
 
     def _add_score(self, record: Mapping[str, Any]) -> None:
         name = self._best_metric

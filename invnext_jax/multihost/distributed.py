@@ -32,6 +32,9 @@ from invnext_jax.multihost import host_check
 TIMEOUT_SECONDS = 300.0
 _SHUTDOWN_SECONDS = 60  # a process that exits waits this long for the others
 _HOST_PREFIX = "invnext_jax/host/"
+# Variables of a task of srun. JAX reads these too.
+_SLURM_NUMBERS = ("SLURM_JOB_ID", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
+_SLURM_VARIABLES = ("SLURM_STEP_NODELIST", *_SLURM_NUMBERS)
 
 
 class DistributedConfig(NamedTuple):
@@ -106,18 +109,15 @@ def find_distributed_config(
     devices = None
     # SLURM_PROCID is also set in the script of a batch job. Only a step of srun has a node list,
     # which JAX requires too.
-    if SlurmCluster.is_env_present():
-        if None in (address, count, number) and count != 1:
+    is_complete = None not in (address, count, number) or count == 1
+    if _in_slurm_step(warn=not is_complete):
+        if not is_complete:
             address = address or SlurmCluster.get_coordinator_address(
                 None, os.environ.get("JAX_COORDINATOR_PORT")
             )
             count = count or SlurmCluster.get_process_count()
             number = SlurmCluster.get_process_id() if number is None else number
         devices = _slurm_device_ids()
-    elif "SLURM_STEP_NODELIST" in os.environ:
-        logging.warning(
-            "SLURM_STEP_NODELIST is set, but not all variables of a SLURM step: the step is ignored"
-        )
     if number is None and address:
         number = _read_number(None, "JOB_COMPLETION_INDEX")
     if count == 1 or address is count is number is None:
@@ -145,6 +145,32 @@ def _read_number(flag: int | None, variable: str) -> int | None:
         return int(os.environ[variable])
     except ValueError as error:
         raise UserError(f"{variable}={os.environ[variable]!r} must be a number") from error
+
+
+def _in_slurm_step(*, warn: bool) -> bool:
+    """Returns whether the environment has all variables of a SLURM step.
+
+    A shell may have inherited some of them.
+
+    Args:
+        warn: whether to log a warning if a job of several tasks or a part of a step is ignored.
+    """
+    given = {name: os.environ[name] for name in _SLURM_VARIABLES if os.environ.get(name)}
+    missing = [name for name in _SLURM_VARIABLES if name not in given]
+    invalid = [name for name in _SLURM_NUMBERS if not given.get(name, "0").isdigit()]
+    if not missing and not invalid:
+        return True
+    wants_several = given.get("SLURM_NTASKS", "1") != "1"
+    in_job = "SLURM_STEP_NODELIST" in given or ("SLURM_JOB_ID" in given and wants_several)
+    if warn and (invalid or in_job):
+        reasons = [f"{name} is not set" for name in missing]
+        reasons += [f"{name}={given[name]!r} is not a number" for name in invalid]
+        logging.warning(
+            "the variables of SLURM are ignored, because this is not a task of srun (%s): without "
+            "other settings, the run has one process",
+            ", ".join(reasons),
+        )
+    return False
 
 
 def _slurm_device_ids() -> Sequence[int] | None:

@@ -7,10 +7,11 @@ preemption with SIGTERM. The end of an ssh session sends SIGHUP.
 import contextlib
 import os
 import signal
-import stat
 import threading
 import types
 from collections.abc import Iterator
+
+from invnext_jax.command_output import redirect_output_to_devnull
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -67,7 +68,7 @@ class Preemption:
     def _handle(self, number: int, frame: types.FrameType | None) -> None:
         del frame
         if number == signal.SIGHUP:
-            _redirect_output_to_devnull()
+            redirect_output_to_devnull()
             if self.requested:  # the kernel and the shell may both send SIGHUP for one hangup
                 return
         if self.requested:
@@ -76,16 +77,3 @@ class Preemption:
         self.signal_name = signal.Signals(number).name
         if self._raises:
             raise StopRequestedError
-
-
-def _redirect_output_to_devnull() -> None:
-    """Redirects stdout and stderr to /dev/null, unless they are files.
-
-    After a hangup, writing to the closed terminal or pipe may fail.
-    """
-    for output in (1, 2):
-        with contextlib.suppress(OSError):  # it is closed already
-            if not stat.S_ISREG(os.fstat(output).st_mode):
-                devnull = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(devnull, output)
-                os.close(devnull)

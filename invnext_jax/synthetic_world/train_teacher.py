@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from invnext_jax import loop
-from invnext_jax.checkpointing import run_metadata
+from invnext_jax.checkpointing import git_hash
 from invnext_jax.errors import UserError
 from invnext_jax.models import teachers
 from invnext_jax.models.dot_general import check_dtype
@@ -183,7 +183,7 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
     about = {
         "command": f"python launch/train_teacher.py --config=configs/teacher.py:{config.variant}",
         "config": config.to_dict(),
-        "git": run_metadata.git_hash(),
+        "git": git_hash.read_git_hash(),
         "measured": measured,
     }
     parts = {"teacher": params["vision"], "prompts": prompts}

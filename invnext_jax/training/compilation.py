@@ -6,10 +6,12 @@ import os
 import pathlib
 import platform
 import stat
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
 import jax
+from absl import logging
 
 from invnext_jax.training.state import TrainState
 from invnext_jax.training.step import DiagnosticsFn, Metrics, StepFn, select_microbatch
@@ -23,13 +25,40 @@ def enable_cache() -> None:
     CPU programs are compiled for the instruction set of the machine, so each type of processor has
     a separate folder. If the user sets JAX_COMPILATION_CACHE_DIR, the size of the cache is not
     limited.
+    If the folder cannot be written, the cache is disabled with a warning.
     """
-    if jax.config.jax_compilation_cache_dir:
+    folder = jax.config.jax_compilation_cache_dir
+    if folder and "://" in folder:
         return
-    caches = pathlib.Path.home() / ".cache" / "invnext_jax"
-    prune_cache(caches, _CACHE_BYTES)
-    folder = caches / f"jax-{jax.__version__}-{_cpu_fingerprint()}"
-    jax.config.update("jax_compilation_cache_dir", str(folder))
+    try:
+        if not folder:
+            caches = pathlib.Path.home() / ".cache" / "invnext_jax"
+            prune_cache(caches, _CACHE_BYTES)
+            folder = str(caches / f"jax-{jax.__version__}-{_cpu_fingerprint()}")
+        _check_writable(pathlib.Path(folder))
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home folder
+        reason = error.strerror if isinstance(error, OSError) else str(error).rstrip(".")
+        where = f" in {folder}" if folder else ""
+        logging.warning(
+            "compiled programs are not cached%s: %s; to cache them, set JAX_COMPILATION_CACHE_DIR "
+            "to a folder that can be written",
+            where,
+            reason,
+        )
+        folder = None
+    jax.config.update("jax_compilation_cache_dir", folder)
+
+
+def _check_writable(folder: pathlib.Path) -> None:
+    """Creates the folder and a file in it.
+
+    Raises:
+        OSError: one of them cannot be created.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(b"0")
+        file.flush()
 
 
 def prune_cache(folder: pathlib.Path, limit: int) -> None:

@@ -8,12 +8,14 @@ import pathlib
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 
 import jax
 import numpy as np
 import pytest
+from etils.epath import backend as epath_backend
 from toy_run import assert_equal_runs, untimed
 
 from invnext_jax import train
@@ -109,10 +111,92 @@ def test_workdir_removed_during_the_run_is_created_again(
     assert untimed(tmp_path / "run")[-1] == untimed(whole_run)[-1]
 
 
+def test_workdir_that_is_another_url_is_refused(toy_config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="--workdir=s3://bucket/run must be a local path or gs://"):
+        train.train(toy_config, "s3://bucket/run")
+    with pytest.raises(UserError, match="s3://bucket/run must be a local path or gs://"):
+        reader.restore_run("s3://bucket/run")
+    assert not (tmp_path / "s3:").exists()
+
+
 def test_unwritable_workdir_is_refused(toy_config, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write in --workdir=.*: Not a directory"):
         train.train(toy_config, tmp_path / "file/run")
+
+
+def test_folders_that_cannot_be_renamed_are_refused_before_the_first_step(
+    toy_config, toy_data, tmp_path, monkeypatch
+):
+    rename = os.rename
+
+    def refuse_folders(source, target, **options):
+        if os.path.isdir(source):
+            raise OSError(errno.ENOSYS, "Function not implemented", source)
+        rename(source, target, **options)
+
+    monkeypatch.setattr(os, "rename", refuse_folders)
+    toy_data.before_batch[1] = lambda: pytest.fail("a batch was read")
+    with pytest.raises(UserError, match="cannot be renamed .Function not implemented.* another f"):
+        train.train(toy_config, tmp_path / "run")
+    assert os.listdir(tmp_path / "run/checkpoints") == []
+
+
+def test_old_checkpoint_that_cannot_be_removed_does_not_fail_a_save(
+    whole_run, toy_config, tmp_path, monkeypatch, caplog
+):
+    toy_config.checkpoint.update(every_steps=1, keep_last=1)
+    rmtree = epath_backend.os_backend.rmtree
+
+    def refuse_step_2(path, *arguments, **options):
+        if pathlib.Path(path).name == "2":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        rmtree(path, *arguments, **options)
+
+    monkeypatch.setattr(epath_backend.os_backend, "rmtree", refuse_step_2)
+    train.train(toy_config, tmp_path / "run")
+    assert not [text for text in caplog.messages if "could not be saved" in text]
+    folder = tmp_path / "run/checkpoints"
+    assert f"old checkpoints in {folder} are not removed: Permission denied: {folder}/2" in (
+        caplog.messages
+    )
+    assert sorted(os.listdir(folder)) == ["2", "6"]
+    assert_equal_runs(whole_run, tmp_path / "run")
+
+
+LIMITED = """
+import resource, sys, types
+sys.path[:0] = sys.argv[2:]
+import toy_run
+from absl import flags
+flags.FLAGS.mark_as_parsed()
+from invnext_jax import errors, train
+from invnext_jax.stages import registry
+registry.STAGES["toy"] = toy_run.make_toy_stage()
+train.pipeline.make_train_dataset = toy_run.ToyData()
+config = toy_run.make_toy_config(sys.argv[1] + "/manifest.csv")
+resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500))
+with errors.exit_on_user_error():
+    train.train(config, sys.argv[1] + "/run")
+"""
+
+
+def test_quota_is_one_sentence_with_its_cause_and_no_traceback(tmp_path):
+    (tmp_path / "manifest.csv").write_text("path,source\na.mp4,toy\n")
+    root = pathlib.Path(__file__).parents[2]
+    ended = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(tmp_path), str(root), str(root / "tests")],
+        env={**os.environ, "XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert ended.returncode == 2, ended.stderr
+    lines = ended.stderr.splitlines()
+    failed = [line for line in lines if "could not be saved" in line]
+    assert len(failed) >= 3 and all("(File too large" in line for line in failed), ended.stderr
+    assert "Traceback" not in ended.stderr and len(lines) < 20, ended.stderr
 
 
 def test_second_run_in_a_workdir_is_refused_and_names_the_first(toy_config, tmp_path):

@@ -19,7 +19,7 @@ def kept_steps(config, scores):
     best = retention.BestScores(config, folder=None, steps=())
     for step, score in scores.items():
         best.add(step, score)
-    policy = retention.make_policy(config, best)
+    policy = retention.make_policy(config, best, retention.Undeletable("/run"))
     checkpoints = [SimpleNamespace(step=step, metrics=None) for step in scores]
     answers = policy.should_preserve(checkpoints, context=None)
     return [step for step, keep in zip(scores, answers, strict=True) if keep]
@@ -82,3 +82,11 @@ def test_scores_of_earlier_starts_count_if_they_are_of_the_same_metric(tmp_path)
     checkpoints = [SimpleNamespace(step=step) for step in (1, 2, 3, 4, 5, 6)]
     assert best.should_preserve(checkpoints, context=None) == [True, *[False] * 4, True]
     assert best.to_json(6) == {"metric": "loss", "value": 0.2}
+
+
+def test_checkpoint_that_cannot_be_removed_is_kept():
+    undeletable = retention.Undeletable("/run")
+    undeletable.add(PermissionError(13, "Permission denied", "/run/2/state/d"))
+    undeletable.add(ValueError("without a file"))
+    checkpoints = [SimpleNamespace(step=step) for step in (1, 2, 3)]
+    assert undeletable.should_preserve(checkpoints, context=None) == [False, True, False]

@@ -1,3 +1,4 @@
+import math
 import mmap
 import os
 import subprocess
@@ -162,3 +163,10 @@ def test_count_cores_respects_the_affinity():
         assert workers.count_cores() == 1
     finally:
         os.sched_setaffinity(0, allowed)
+
+
+def test_count_cores_respects_the_cpu_quota(monkeypatch):
+    cores = len(os.sched_getaffinity(0))
+    for quota, expected in ((math.inf, cores), (0.5, 1), (0.001, 1), (cores - 0.5, cores)):
+        monkeypatch.setattr(workers, "read_cpu_quota", lambda quota=quota: quota)
+        assert workers.count_cores() == expected

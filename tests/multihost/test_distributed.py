@@ -91,11 +91,31 @@ def test_slurm_tasks_on_one_node_use_one_gpu_each(find):
     assert find(single).local_device_ids is None
 
 
-def test_an_incomplete_slurm_step_is_ignored_with_a_warning(find, caplog):
-    partial = {name: value for name, value in SLURM.items() if name != "SLURM_NTASKS"}
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"SLURM_NTASKS": None}, "SLURM_NTASKS is not set"),
+        ({"SLURM_PROCID": None, "SLURM_LOCALID": ""}, "SLURM_PROCID is not set, SLURM_LOCALID is"),
+        ({"SLURM_STEP_NODELIST": None}, "SLURM_STEP_NODELIST is not set"),
+        ({"SLURM_NTASKS": "two"}, "SLURM_NTASKS='two' is not a number"),
+    ],
+)
+def test_an_incomplete_slurm_step_is_one_process_and_a_warning(find, caplog, change, reason):
+    environ = {name: value for name, value in {**SLURM, **change}.items() if value is not None}
     with caplog.at_level("WARNING"):
-        assert find(partial) is None
-    assert "not all variables of a SLURM step" in caplog.text
+        assert find(environ) is None
+    assert len(caplog.records) == 1
+    assert f"because this is not a task of srun ({reason}" in caplog.text
+    assert "the run has one process" in caplog.text
+    assert find({**environ, **EXPLICIT}) == DistributedConfig("node1:1234", 4, 2)
+    assert find(environ, num_processes=1) is None
+    assert len(caplog.records) == 1
+
+
+def test_a_shell_of_a_slurm_job_with_one_task_is_no_warning(find, caplog):
+    with caplog.at_level("WARNING"):
+        assert find({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "1", "SLURM_PROCID": "0"}) is None
+    assert not caplog.records
 
 
 @pytest.mark.parametrize(

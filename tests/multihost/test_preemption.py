@@ -24,7 +24,7 @@ def default_hangup_handler():
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_first_signal_requests_a_stop(number, monkeypatch):
-    monkeypatch.setattr(preemption_lib, "_redirect_output_to_devnull", lambda: None)
+    monkeypatch.setattr(preemption_lib, "redirect_output_to_devnull", lambda: None)
     before = signal.getsignal(number)
     with Preemption() as preemption:
         assert not preemption.requested

@@ -73,3 +73,42 @@ def test_prune_cache_deletes_the_least_recently_used_programs(tmp_path):
     compilation.prune_cache(tmp_path, 250)
     assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["middle", "new"]
     compilation.prune_cache(tmp_path / "missing", 0)
+
+
+@pytest.fixture
+def cache_folder():
+    """Unsets JAX's cache folder during a test."""
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", None)
+    yield
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_without_a_home_folder_there_is_one_warning_and_no_cache(cache_folder, monkeypatch, caplog):
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(compilation.pathlib.Path, "home", no_home)
+    with caplog.at_level("WARNING"):
+        compilation.enable_cache()
+    assert jax.config.jax_compilation_cache_dir is None
+    assert [record.getMessage() for record in caplog.records] == [
+        "compiled programs are not cached: Could not determine home directory; to cache them, set "
+        "JAX_COMPILATION_CACHE_DIR to a folder that can be written"
+    ]
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_a_cache_that_cannot_be_written_is_one_warning_and_no_cache(
+    given, cache_folder, monkeypatch, caplog, tmp_path
+):
+    file = tmp_path / "file"  # a folder cannot be created below a file, whoever asks
+    file.touch()
+    if given:
+        jax.config.update("jax_compilation_cache_dir", str(file / "cache"))
+    monkeypatch.setattr(compilation.pathlib.Path, "home", lambda: file)
+    with caplog.at_level("WARNING"):
+        compilation.enable_cache()
+    assert jax.config.jax_compilation_cache_dir is None
+    assert len(caplog.records) == 1
+    assert f"not cached in {file}" in caplog.text and "Not a directory" in caplog.text

@@ -1,0 +1,71 @@
+"""Errors of a save: their cause in one sentence, without the tracebacks of the libraries.
+
+Orbax logs the traceback of every thread and every array that could not be written, and TensorStore
+prints one for each write that ends after Orbax has given up. They hide the cause, which
+`describe_cause` finds.
+"""
+
+import functools
+import logging as standard_logging
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import orbax.checkpoint as ocp
+from absl import logging
+
+from invnext_jax.errors import summarize_error
+
+_ORBAX_FOLDER = os.path.dirname(ocp.__file__) + os.sep
+_OS_ERROR = re.compile(r"os_error_code='(\d+)'")  # in messages of TensorStore
+_TENSORSTORE_FILE = re.compile(r'.*"([^"]+)": ')  # the last quoted name before the reason
+
+
+def describe_cause(error: BaseException) -> str:
+    """Returns why a save failed: the system's message and the file, if the error names them."""
+    codes = _OS_ERROR.findall(str(error))
+    if codes:
+        reason = os.strerror(int(codes[-1]))
+        file = _TENSORSTORE_FILE.match(str(error).replace("\n", " "))
+        return f"{reason}: {file[1]}" if file else reason
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    return summarize_error(error)
+
+
+@functools.cache
+def suppress_tracebacks() -> None:
+    """Suppresses the tracebacks of failed saves until the process ends.
+
+    The caller must report the errors. TensorStore prints some of them long after the save, so the
+    suppression does not end. With `--verbosity=0` (INFO) and above, nothing is suppressed.
+    """
+    sys.unraisablehook = _without_closed_loops(sys.unraisablehook)
+    logging.get_absl_logger().addFilter(_keep_record)
+    standard_logging.getLogger("asyncio").addFilter(_keep_record)
+
+
+def _keep_record(record: standard_logging.LogRecord) -> bool:
+    """Returns False for an error with a traceback that Orbax logs or that passed through Orbax."""
+    if not record.exc_info or logging.get_verbosity() >= logging.INFO:
+        return True
+    files = [frame.filename for frame in traceback.extract_tb(record.exc_info[2])]
+    return not any(file.startswith(_ORBAX_FOLDER) for file in [record.pathname, *files])
+
+
+def _without_closed_loops(hook: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Wraps `sys.unraisablehook` so that it ignores calls into a closed event loop.
+
+    TensorStore calls into the loop of a save that has failed, and the hook gets the error.
+    """
+
+    def call(unraisable: Any) -> None:
+        error = unraisable.exc_value
+        is_closed_loop = isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
+        if not is_closed_loop or logging.get_verbosity() >= logging.INFO:
+            hook(unraisable)
+
+    return call

@@ -1,0 +1,127 @@
+"""Folders of runs on a local file system or in a bucket of Google Cloud Storage (`gs://`).
+
+A bucket has no folders, only objects whose names contain slashes. Nothing can be renamed, so Orbax
+marks a finished checkpoint by the object `commit_success.txt`, which it writes last. Locally,
+Orbax gives the folder its final name at the end.
+"""
+
+import contextlib
+import errno
+import pathlib
+import shutil
+from collections.abc import Iterator
+from typing import TypeAlias
+
+from etils import epath
+
+from invnext_jax.errors import UserError, summarize_error
+
+Path: TypeAlias = pathlib.Path | epath.Path
+COMMIT_FILE = "commit_success.txt"
+_BUCKETS = "gs://"
+try:  # they have no base class in common with OSError
+    from gcsfs.retry import HttpError
+    from google.api_core.exceptions import GoogleAPIError
+    from google.auth.exceptions import GoogleAuthError
+
+    CLIENT_ERRORS = (HttpError, GoogleAPIError, GoogleAuthError)
+except ImportError:  # gcsfs is an optional package
+    CLIENT_ERRORS = ()
+_MARKER = ".folder"  # an object that makes an empty folder of a bucket exist
+
+
+def open_path(name: str, path: str | pathlib.PurePath) -> Path:
+    """Returns an absolute local path, or the path of a folder in a bucket.
+
+    Args:
+        name: the name of the option, for messages.
+        path: a local path or a `gs://` URL.
+
+    Raises:
+        UserError: the path is another URL, or the package `gcsfs` is missing.
+    """
+    text = str(path)
+    if not is_url(text):
+        return pathlib.Path(path).absolute()
+    if not text.startswith(_BUCKETS) or not text.removeprefix(_BUCKETS).strip("/"):
+        raise UserError(f"{name}={path} must be a local path or gs://BUCKET/FOLDER")
+    bucket = epath.Path(text)
+    try:
+        with translate_errors():
+            bucket.exists()
+    except ImportError as error:
+        raise UserError(f"{name}={path} needs the package gcsfs: pip install gcsfs") from error
+    except OSError as error:
+        raise UserError(f"{name}={path} cannot be read: {error.strerror}") from error
+    return bucket
+
+
+def is_url(path: str) -> bool:
+    """Returns whether a path starts with a scheme, as in `gs://`."""
+    scheme, separator, _ = path.partition("://")
+    return bool(separator) and scheme.isalnum()
+
+
+def is_bucket(path: Path) -> bool:
+    """Returns whether a path lies in a bucket."""
+    return str(path).startswith(_BUCKETS)
+
+
+@contextlib.contextmanager
+def translate_errors() -> Iterator[None]:
+    """Turns the errors of a bucket's client into `OSError`s with a message."""
+    try:
+        yield
+    except (OSError, *CLIENT_ERRORS) as error:
+        if isinstance(error, OSError) and error.strerror:
+            raise
+        number = errno.ENOENT if isinstance(error, FileNotFoundError) else errno.EIO
+        raise OSError(number, summarize_error(error)) from error
+
+
+def make_folder(folder: Path) -> None:
+    """Creates a folder and its parents. In a bucket, a marker object makes it exist."""
+    if is_bucket(folder):
+        (folder / _MARKER).write_text("")
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+def is_finished(checkpoint: Path) -> bool:
+    """Returns whether Orbax has finished a checkpoint whose folder has its final name."""
+    return not is_bucket(checkpoint) or (checkpoint / COMMIT_FILE).exists()
+
+
+def list_files(folder: Path) -> Iterator[Path]:
+    """Yields the files of a folder and its subfolders."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            yield from list_files(path)
+        else:
+            yield path
+
+
+def file_size(path: Path) -> int:
+    """Returns the size of a file in bytes."""
+    status = path.stat()
+    return status.length if is_bucket(path) else status.st_size
+
+
+def remove_folder(folder: Path) -> None:
+    """Removes a folder. Errors are ignored: the caller tries again at the next start."""
+    if not is_bucket(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    with contextlib.suppress(OSError), translate_errors():
+        folder.rmtree()
+
+
+def move_folder(source: Path, target: Path) -> None:
+    """Renames a folder. In a bucket, its files are copied, the one that finishes it is not."""
+    if not is_bucket(source):
+        source.rename(target)
+        return
+    (source / COMMIT_FILE).unlink(missing_ok=True)  # an interrupted copy is then not restored
+    for path in list(list_files(source)):
+        path.copy(target / path.relative_to(source))
+    source.rmtree()

@@ -1,0 +1,79 @@
+"""Standard output and error of the commands: a reader that goes away does not end a run."""
+
+import contextlib
+import errno
+import os
+import stat
+import sys
+from typing import Any, TextIO
+
+# The pipe or the terminal has closed. Nothing will ever be read from it.
+_CLOSED = (errno.EPIPE, errno.EIO, errno.ENXIO, errno.EBADF)
+
+
+class ResilientStream:
+    """A text stream whose writes never raise an `OSError`.
+
+    After its pipe (`| head`) or terminal has closed, the text is discarded. Text that cannot be
+    written for another reason, such as a full disk, is lost; later text is written again.
+
+    Args:
+        stream: the stream to write to.
+    """
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Writes text, if that is possible."""
+        with self._discard_errors():
+            self._stream.write(text)
+        return len(text)
+
+    def writelines(self, lines: list[str]) -> None:
+        """Writes a list of lines, if that is possible."""
+        self.write("".join(lines))
+
+    def flush(self) -> None:
+        """Flushes the buffer, if that is possible."""
+        with self._discard_errors():
+            self._stream.flush()
+
+    @contextlib.contextmanager
+    def _discard_errors(self) -> Any:
+        try:
+            yield
+        except OSError as error:
+            if error.errno in _CLOSED:
+                with contextlib.suppress(OSError):
+                    _redirect_to_devnull(self._stream.fileno())
+
+
+def make_output_resilient() -> None:
+    """Replaces `sys.stdout` and `sys.stderr` by resilient streams."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed when the command started, as by `>&-`
+            stream = open(os.devnull, "w")  # noqa: SIM115, used until the process ends
+        if not isinstance(stream, ResilientStream):
+            setattr(sys, name, ResilientStream(stream))
+
+
+def redirect_output_to_devnull() -> None:
+    """Redirects stdout and stderr to /dev/null, unless they are files.
+
+    After a hangup, writing to the closed terminal or pipe may fail.
+    """
+    for output in (1, 2):
+        with contextlib.suppress(OSError):  # it is closed already
+            if not stat.S_ISREG(os.fstat(output).st_mode):
+                _redirect_to_devnull(output)
+
+
+def _redirect_to_devnull(descriptor: int) -> None:
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, descriptor)
+    os.close(devnull)

@@ -1,0 +1,157 @@
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from invnext_jax.monitoring import host_times, metrics_file, progress
+from invnext_jax.monitoring.host_times import HostTimes
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(host_times.time, "perf_counter", lambda: clock[0])
+    return clock
+
+
+def test_measurement_starts_again_at_each_logged_step(toy_mesh, clock):
+    times = HostTimes(toy_mesh)
+    times.restart(10)
+    times.add_data_wait(3.0)
+    times.add_data_wait(1.0)
+    clock[0] += 8.0
+    counts = {"dropped_videos": 7, "failed_reads": 2}
+    expected = [2.0, 0.5, 5.0, 7, 2]  # seconds a step, share of waiting, clips/s, counts
+    np.testing.assert_array_equal(times.measure(14, counts, (20, 4.0)), np.float32(expected))
+    clock[0] += 1.0
+    expected = [1.0, 0.0, 6.0, 0, 0]
+    np.testing.assert_array_equal(times.measure(15, {}, (23, 4.5)), np.float32(expected))
+    clock[0] += 1.0
+    assert np.isnan(times.measure(16, {}, (23, 4.5))[2])  # nothing was decoded
+    assert np.isnan(times.measure(17, {}, (0, 0.0))[2])  # a new pool
+
+
+def test_single_process_logs_its_own_numbers():
+    values = np.float32([0.5, 0.1, np.nan, 3, 0])
+    assert host_times.own_record(values) == {"step_seconds": 0.5}
+    values[2] = 12.0
+    assert host_times.own_record(values) == {"step_seconds": 0.5, "decode_rate": 12.0}
+
+
+def test_gathered_rows_are_those_of_this_host(toy_mesh):
+    times = HostTimes(toy_mesh)
+    gathered = times.gather(np.float32([1.0, 0.25, 8.0, 2.0, 0.0]))
+    assert gathered.shape == (toy_mesh.size, 5) and gathered.sharding.is_fully_replicated
+    record = times.summarize(jax.device_get(gathered))
+    assert record["hosts/data_wait/mean"] == 0.25 and record["hosts/decode_rate/min"] == 8.0
+    assert record["hosts/dropped_videos/worst_host"] == 0
+
+
+@pytest.fixture
+def three_hosts(toy_mesh):
+    """The mesh of three hosts with one device each."""
+    times = HostTimes(toy_mesh)
+    times._row_of = {0: 0, 1: 1, 2: 2}
+    return times
+
+
+def test_worst_host_has_the_longest_wait_or_the_lowest_rate(three_hosts):
+    rows = np.float32([[2.0, 0.1, 9.0, 0, 0], [2.0, 0.7, 3.0, 0, 1], [2.5, 0.1, np.nan, 6, 0]])
+    record = three_hosts.summarize(rows)
+    wanted = {
+        "step_seconds": (2.0, 6.5 / 3, 2.5, 2),
+        "data_wait": (0.1, 0.3, 0.7, 1),
+        "decode_rate": (3.0, 6.0, 9.0, 1),
+        "dropped_videos": (0.0, 2.0, 6.0, 2),
+        "failed_reads": (0.0, 1 / 3, 1.0, 1),
+    }
+    for name, numbers in wanted.items():
+        found = [record[f"hosts/{name}/{key}"] for key in ("min", "mean", "max", "worst_host")]
+        np.testing.assert_allclose(found, numbers, rtol=1e-6)
+    text = progress._format_data_wait({"data_wait": 0.1, **record})
+    assert text == "30 % (10 to 70 %, most on process 1)"
+
+
+def test_slow_host_is_logged_once_and_again_when_it_recovers(three_hosts):
+    def describe(*shares):
+        rows = np.float32([[1.0, share, 10 * (1 - share), 0, 0] for share in shares])
+        return three_hosts.describe_slow_host(three_hosts.summarize(rows), "process {}".format)
+
+    assert describe(0.0, 0.05, 0.0) == ""
+    assert describe(0.1, 0.1, 0.7) == (
+        "slow host: process 2 waits for data 70 % of the time, the mean of all hosts is 30 %: all "
+        "hosts wait for it; it decodes 3 clips/s, the mean is 7"
+    )
+    assert describe(0.0, 0.0, 0.8) == ""
+    assert "slow host: process 0 waits" in describe(0.9, 0.0, 0.0)
+    assert "no host waits longer" in describe(0.9, 0.9, 0.9)
+    assert describe(0.9, 0.9, 0.9) == ""
+
+
+TRAINING = """
+import importlib.util, json, os, pathlib, sys, time
+from absl import flags
+flags.FLAGS.mark_as_parsed()
+from invnext_jax import train
+from invnext_jax.multihost import distributed
+from invnext_jax.stages import registry
+spec = importlib.util.spec_from_file_location("toy", sys.argv[2])
+toy = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(toy)
+registry.STAGES["toy"] = toy.make_toy_stage()
+data = train.pipeline.make_train_dataset = toy.ToyData()
+process = int(os.environ["JAX_PROCESS_ID"])
+if process == 1:
+    data.before_batch = {number: lambda: time.sleep(0.3) for number in range(2, 9)}
+config = toy.make_toy_config(sys.argv[1] + "/manifest.csv")
+config.mesh.update(data=1, fsdp=2)
+config.total_steps = 8
+config.log.update(every_steps=4, diagnostics_every_steps=0)
+distributed.initialize(timeout_seconds=60)
+train.train(config, sys.argv[1] + "/run")
+"""
+
+
+def test_two_processes_name_the_one_with_slow_data(tmp_path):
+    (tmp_path / "manifest.csv").write_text("path,source\na.mp4,toy\n")
+    with socket.create_server(("localhost", 0)) as server:
+        port = server.getsockname()[1]
+    environ = {
+        **os.environ,
+        **{"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
+        **{"PYTHONPATH": str(ROOT), "JAX_NUM_PROCESSES": "2"},
+        "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+    }
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", TRAINING, str(tmp_path), str(ROOT / "tests/toy_run.py")],
+            env={**environ, "JAX_PROCESS_ID": str(process)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for process in range(2)
+    ]
+    try:
+        outputs = [process.communicate(timeout=200) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert [process.returncode for process in started] == [0, 0], outputs
+    record = {
+        name.removeprefix("hosts/"): value
+        for name, value in metrics_file.read_metrics(tmp_path / "run")[-1].items()
+    }
+    assert record["data_wait/worst_host"] == 1 and record["data_wait/max"] > 0.5
+    assert record["data_wait/min"] < 0.2
+    assert record["step_seconds/min"] > 0.2  # the other host waits for the slow one
+    out = outputs[0][0]
+    assert out.count("slow host: process 1 (host") == 1 and "most on process 1)" in out
+    assert "slow host" not in outputs[1][0]
