@@ -351,7 +351,7 @@ def test_metrics_of_another_config_without_a_checkpoint_are_unchanged(whole_run,
     shutil.rmtree(whole_run / "checkpoints")
     before = (whole_run / "metrics.jsonl").read_text()
     toy_config.seed = 7
-    with pytest.raises(UserError, match="and no checkpoint; .*\n  config.seed: 0 -> 7"):
+    with pytest.raises(UserError, match=r"and no checkpoint\. .*\n  config.seed: 0 -> 7"):
         train.train(toy_config, whole_run)
     assert (whole_run / "metrics.jsonl").read_text() == before
 
