@@ -30,6 +30,11 @@ class FakeLoad:
     stalls: tuple[int, ...] = ()
     gate: str = ""  # reads do not return while this file exists
     slow_reads: tuple[float, ...] = ()  # duration of each read in seconds
+    prefetch_log: str = ""  # file to which the prefetched videos are appended
+
+    def prefetch(self, record):
+        with open(self.prefetch_log, "a") as file:
+            file.write(f"{record.name}\n")
 
     def __call__(self, record, seeds):
         for seconds in self.slow_reads:

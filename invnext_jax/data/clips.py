@@ -5,6 +5,7 @@ Worker processes import this module, so it must not import jax, grain or ml_coll
 Shape key: r clips of one video, t frames, h w pixels, c channels.
 """
 
+import contextlib
 import dataclasses
 import traceback
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from invnext_jax import sanitize
-from invnext_jax.data import decode, frame_converter, index_cache, transforms
+from invnext_jax.data import decode, frame_converter, index_cache, shards, transforms
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data.manifest import VideoRecord
 from invnext_jax.data.transforms import Window
@@ -238,6 +239,11 @@ class LoadClip:
         names = manifest_lib.split_names(manifest.file) if manifest is not None else ()
         files = tuple(map(index_cache.stored_file, names))
         return cls(c.frames, c.size, c.short_side, transform, by_source, files)
+
+    def prefetch(self, record: VideoRecord) -> None:
+        """Reads a video of a shard into the page cache of the system."""
+        with contextlib.suppress(decode.BadVideo):  # reported when the video is loaded
+            shards.read_example(record.path, record.record)
 
     def __call__(
         self, record: VideoRecord, seeds: Sequence[Seed | None]

@@ -111,12 +111,25 @@ class TrainDataset:
             timeout=self._timeout,
         )
 
+    def _first_clip_of(self, number: int) -> int:
+        """Returns the global number of the first clip of group `number` of this process."""
+        batch, position = divmod(number, self.groups)
+        return batch * self.global_batch + self._group_starts[position]
+
+    def _read_ahead(self, number: int, worker: SupervisedWorker) -> None:
+        """Lets a worker read a later video of a shard while it decodes, into the page cache."""
+        record = self.mixture.get_video(self._first_clip_of(number) // self.repeats)
+        if record.record is not None:
+            worker.prefetch(record)
+
     def _load_group(
         self, number: int, worker: SupervisedWorker, buffer: BatchBuffer
     ) -> GroupResult:
         """Loads group `number` of this process; tries substitutes if a video is bad."""
         batch, position = divmod(number, self.groups)
-        first = batch * self.global_batch + self._group_starts[position]
+        first = self._first_clip_of(number)
+        if self.workers:
+            self._read_ahead(number + self.workers, worker)
         bad_clips, worker_failures = [], 0
         for attempt in range(MAX_TRIES):
             row = self.mixture.get_video(first // self.repeats, attempt).index

@@ -43,8 +43,12 @@ def main(socket: str, shared: str) -> None:
             connection.send(traceback.format_exc())
             return
         connection.send(None)
+        prefetch_thread = None
         while True:
             task, timeout = connection.recv()
+            if timeout is None:
+                prefetch_thread = _prefetch(function, task, prefetch_thread)
+                continue
             clock.set_alarm(timeout + ORPHAN_SECONDS)
             with use_clock(clock):
                 result = _run_task(function, task, memory)
@@ -52,6 +56,16 @@ def main(socket: str, shared: str) -> None:
             connection.send(result)
     except (EOFError, OSError):
         return
+
+
+def _prefetch(function, task: tuple, last: threading.Thread | None) -> threading.Thread | None:
+    """Reads the file of a later task into the page cache, unless another read is under way."""
+    prefetch = getattr(function, "prefetch", None)
+    if prefetch is None or (last is not None and last.is_alive()):
+        return last
+    thread = threading.Thread(target=prefetch, args=task, daemon=True)
+    thread.start()
+    return thread
 
 
 class _AlarmClock(ReadClock):

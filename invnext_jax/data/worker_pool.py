@@ -88,6 +88,10 @@ class SupervisedWorker:
             self.busy_seconds += time.monotonic() - start
             self.read_seconds += clock.total() - read_before
 
+    def prefetch(self, *task: Any) -> None:
+        """Lets the worker read the file of a later task while it runs the next one."""
+        self._worker.prefetch(task)
+
     @property
     def is_reading(self) -> bool:
         """Whether the worker waits for storage now."""

@@ -100,6 +100,9 @@ class ThreadWorker:
             raise error
         return result
 
+    def prefetch(self, task: tuple) -> None:
+        """Does nothing: the other threads of the pool read ahead."""
+
     def close(self) -> None:
         """Stops the thread after its current task; a pending call raises `WorkerClosedError`."""
         self._tasks.put(None)
@@ -169,6 +172,12 @@ class ProcessWorker:
         """
         with self._call_lock:
             return self._call(task, timeout)
+
+    def prefetch(self, task: tuple) -> None:
+        """Starts `function.prefetch(*task)` in a thread of the process, without a result."""
+        with self._call_lock, contextlib.suppress(OSError):
+            if self._ready:
+                self._connection.send((task, None))
 
     def _call(self, task: tuple, timeout: float) -> Any:
         try:

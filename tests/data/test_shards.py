@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from array_record.python import array_record_module
 from batches import assert_equal, next_batches
+from fakes import FakeLoad
 from tensorflow_datasets.proto import tf_example_pb2
 
 from configs import common
@@ -51,6 +52,25 @@ def config():
     config = common.data()
     config.update(frames=4, size=32, short_side=32, workers=0, prefetch=4)
     return config
+
+
+def test_workers_read_ahead_in_shards(config, packed, world_folder, tmp_path):
+    log = tmp_path / "log"
+    log.touch()
+    config.update(manifest=str(packed), workers=1)
+    load = FakeLoad(prefetch_log=str(log))
+    batches, _ = next_batches(config, 3, seed=3, load=load)
+    rows = manifest.read_manifest(packed)
+    loaded = [rows[row].name for batch in batches for row in batch["index"]]
+    read = log.read_text().splitlines()
+    assert len(read) >= len(loaded) // 2
+    # Each video is read while the one before it is loaded; the first read precedes the start.
+    order = iter(loaded)
+    assert all(name in order for name in read[: len(loaded) // 2])
+    config.manifest = str(world_folder / "train.csv")
+    log.write_text("")
+    next_batches(config, 2, seed=3, load=load)
+    assert log.read_text() == ""
 
 
 @pytest.mark.parametrize("workers", [0, 1])
