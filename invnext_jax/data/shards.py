@@ -3,6 +3,7 @@
 A record is a `tf.train.Example`, as written by TFDS. Its longest bytes value is the video.
 """
 
+import errno
 import functools
 import os
 import threading
@@ -12,6 +13,8 @@ from invnext_jax import sanitize
 from invnext_jax.data.demux import BadVideo
 from invnext_jax.data.read_clock import reading
 
+# Errors of the storage, which the reader's messages contain as text.
+STORAGE_ERRNOS = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN)
 MAX_OPEN = 64  # maximum number of shards that a process keeps open
 _OPEN_LOCK = threading.Lock()
 
@@ -58,6 +61,8 @@ def read_example(path: str, record: int) -> dict[str, bytes | list]:
             (data,) = reader.read([record])
         return _parse(data)
     except (RuntimeError, ValueError, IndexError) as error:
+        if any(os.strerror(number) in str(error) for number in STORAGE_ERRNOS):
+            raise BadVideo(f"{name}: {error}", "unreadable") from error
         raise BadVideo(f"{name}: damaged record: {error}", "corrupt") from error
 
 

@@ -54,6 +54,23 @@ def config():
     return config
 
 
+@pytest.mark.parametrize(
+    ("text", "kind"), [("Input/output error", "unreadable"), ("Invalid chunk header", "corrupt")]
+)
+def test_errors_of_the_storage_are_told_from_damage(text, kind, packed, monkeypatch):
+    class Reader:
+        def num_records(self):
+            return 9
+
+        def read(self, records):
+            raise RuntimeError(f"Unable to read record {records}: {text} at position 8")
+
+    monkeypatch.setattr(shards, "_cached_reader", lambda *_: Reader())
+    with pytest.raises(decode.BadVideo, match=text) as caught:
+        shards.read_video(str(packed.with_name("s-0")), 3)
+    assert caught.value.kind == kind
+
+
 def test_workers_read_ahead_in_shards(config, packed, world_folder, tmp_path):
     log = tmp_path / "log"
     log.touch()
