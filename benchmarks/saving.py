@@ -109,12 +109,12 @@ def main(argv: Sequence[str]) -> None:
         subprocess.run([*world, "--split=train", "--videos=8"], check=True, capture_output=True)
         run = train.prepare(mid_size_config(str(base / "world/train.csv")), base / "run", stack)
         batch = mesh_lib.shard_batch(next(run.data_iter), run.mesh)
-        arguments = run.state, run.frozen, batch, run.root_key
-        train_step = run.training.compile_step(run.mesh, *arguments)
+        arguments = run.frozen, batch, run.root_key, run.schedule
+        train_step = run.training.compile_step(run.mesh, run.state, *arguments)
         seconds, state = [], run.state
         for _ in range(_STEPS.value + 1):
             start = time.perf_counter()
-            state, _ = jax.block_until_ready(train_step(state, run.frozen, batch, run.root_key))
+            state, _ = jax.block_until_ready(train_step(state, *arguments))
             seconds.append(time.perf_counter() - start)
         step_s = statistics.median(seconds[1:])
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))

@@ -15,6 +15,7 @@ from configs import stage1 as stage1_config
 from configs import stage2 as stage2_config
 from invnext_jax.stages import registry
 from invnext_jax.training import mesh as mesh_lib
+from invnext_jax.training import recipe
 from invnext_jax.training import state as state_lib
 
 CONFIGS = {"stage1": stage1_config, "stage2": stage2_config}
@@ -55,7 +56,7 @@ class Step:
         compile_seconds: time to trace and compile.
         flops: model FLOPs of a step.
         state: the training state.
-        arguments: the remaining arguments of the step: frozen parameters, batch and key.
+        arguments: the remaining arguments of the step: frozen parameters, batch, key and schedule.
     """
 
     compiled: Any
@@ -72,13 +73,15 @@ class Step:
 
 def make_step(config: ml_collections.ConfigDict) -> Step:
     """Compiles the step of a config with random student, teacher and target parameters."""
-    training = registry.make_setup(ml_collections.FrozenConfigDict(config))
+    config = recipe.resolve_config(config, recipe.PAPER_VIDEOS)[0]
+    training = registry.make_setup(config)
     mesh = mesh_lib.make_mesh(config.mesh)
     key = jax.device_put(jax.random.key(0), mesh_lib.replicated(mesh))
     abstract = training.abstract_state(mesh)
     state = state_lib.init_state(training.init_fn, training.tx, abstract, key)
     frozen = _random_like(training.abstract_frozen(mesh), key)
     arguments = (frozen, mesh_lib.shard_batch(make_batch(config), mesh), key)
+    arguments += (training.make_schedule(mesh),)
     start = time.perf_counter()
     compiled = training.compile_step(mesh, state, *arguments)
     return Step(

@@ -1,13 +1,13 @@
 """All options of a pretraining run with their defaults, and the sizes of the variants.
 
-This file is longer than 300 lines because it contains all defaults. The comment above a field is
-its documentation, which `docs/generate_options.py` copies to docs/options.md. Durations are in
-steps. Learning rates are not scaled with the batch size (the paper gives 1e-3 per batch of 256).
+This file is longer than 300 lines because it contains all defaults. The comment at a field is its
+documentation: `docs/generate_options.py` copies it to docs/options.md. Durations are in steps,
+unless their names say otherwise. Do not compute one field from another here: config files run
+before the overrides of the command line. `invnext_jax/training/recipe.py` computes steps and rates.
 """
 
 import ml_collections
 
-VIDEOS = 1_100_000  # K-Mash, the paper's unlabeled training set
 VARIANTS = ("tiny", "base", "large", "1b")
 
 # Encoder sizes, from section 4 of the paper and the released model definitions.
@@ -89,8 +89,10 @@ def defaults() -> ml_collections.ConfigDict:
     config.variant = "base"
     # Random seed for initial values, data order, augmentation, masks and noise.
     config.seed = 0
-    # Length of the run in steps. A resumed run continues to this step.
-    config.total_steps = 0
+    # Length of the run: number of clips divided by the number of videos in the manifests.
+    config.epochs = 0.0
+    # Length of the run in steps. A resumed run continues to this step. -1: from `epochs`.
+    config.total_steps = -1
     # Clips per step, summed over all devices and hosts.
     config.batch_size = 2048
     # Workdir of a run, or an exported .safetensors file, whose parameters initialize this run.
@@ -221,9 +223,19 @@ def defaults() -> ml_collections.ConfigDict:
     # AdamW with linear warm-up and cosine decay.
     config.optimizer = ml_collections.ConfigDict(
         {
-            "learning_rate": 0.0,  # Peak learning rate.
-            "min_learning_rate": 0.0,  # Learning rate at the last step.
-            "warmup_steps": 0,  # Steps of linear warm-up from 0.
+            # Peak learning rate for a batch of 256 clips. Other batches scale it linearly.
+            "base_learning_rate": 0.0,
+            # Learning rate at the last step for a batch of 256 clips. Other batches scale it
+            # linearly.
+            "base_min_learning_rate": 0.0,
+            # Linear warm-up from 0, as a part of `epochs`.
+            "warmup_epochs": 0.0,
+            # Peak learning rate. -1: from `optimizer.base_learning_rate`.
+            "learning_rate": -1.0,
+            # Learning rate at the last step. -1: from `optimizer.base_min_learning_rate`.
+            "min_learning_rate": -1.0,
+            # Steps of linear warm-up from 0. -1: from `optimizer.warmup_epochs`.
+            "warmup_steps": -1,
             "betas": (0.9, 0.98),  # Decay rates of the two moments.
             "eps": 1e-6,  # Added to the root of the second moment.
             # Weight decay of all parameters except biases, norm scales, class tokens and the

@@ -23,11 +23,8 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
         }
     )
     # 62 epochs, of which 7 are warm-up, as in the released scripts. The paper's text says 50 + 5.
-    steps_per_epoch = common.VIDEOS // config.batch_size
-    config.total_steps = 62 * steps_per_epoch
-    config.optimizer.update(
-        learning_rate=8e-3, min_learning_rate=8e-5, warmup_steps=7 * steps_per_epoch
-    )
+    config.epochs = 62.0
+    config.optimizer.update(base_learning_rate=1e-3, base_min_learning_rate=1e-5, warmup_epochs=7.0)
     common.apply_variant(config, variant)
     if variant == "large":
         config.teacher.tap_interval = 1.67

@@ -38,12 +38,8 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
     config.data.frames = 32
     config.optimizer.frozen = ("pool",)  # trained in Stage 1; no loss of Stage 2 depends on it
     config.batch_size = 1024 if variant in ("large", "1b") else 2048
-    steps_per_epoch = common.VIDEOS // config.batch_size
-    config.total_steps = 101 * steps_per_epoch
-    scale = config.batch_size / 256
-    config.optimizer.update(
-        learning_rate=1e-4 * scale, min_learning_rate=1e-5 * scale, warmup_steps=0
-    )
+    config.epochs = 101.0  # as in the released scripts; the paper's text says 100
+    config.optimizer.update(base_learning_rate=1e-4, base_min_learning_rate=1e-5, warmup_epochs=0.0)
     common.apply_variant(config, variant)
     # According to launch/plan.py, at least 32 clips per GPU then fit in the memory of an H200.
     config.remat = {"tiny": "none", "large": "full", "1b": "full"}.get(variant, "dots")

@@ -19,7 +19,12 @@ PACKAGE = ROOT / "invnext_jax"
 DRAWING = ROOT / "docs/imports.svg"
 
 # Files with their own box: the only ones of their folder that import from layers above it.
-SEPARATE = ("planning.plan", "synthetic_world.train_teacher", "weights.import_weights")
+SEPARATE = (
+    "planning.plan",
+    "planning.shapes",
+    "synthetic_world.train_teacher",
+    "weights.import_weights",
+)
 # Imported almost everywhere, so that their arrows would hide the others.
 EVERYWHERE = ("errors", "atomic_file", "file_lock", "json_file", "sanitize")
 

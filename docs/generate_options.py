@@ -15,6 +15,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from configs import stage1, stage2
+from invnext_jax.checkpointing import run_metadata
+from invnext_jax.training import recipe
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGE = ROOT / "docs/options.md"
@@ -33,7 +35,16 @@ A field that does not exist is an error. `base` and `tiny` are variants of the m
 the config file (`configs/stage1.py:tiny`); the last table lists what `large` and `1b` change. Where
 the stages differ, a cell has both values. Defaults are in [common.py](../configs/common.py);
 [stage1.py](../configs/stage1.py) and [stage2.py](../configs/stage2.py) set what differs by stage.
+The last column says whether a run may resume with another value
+([checkpoints.md](checkpoints.md)).
 This page is generated from the comments in these files: `python docs/generate_options.py`.
+"""
+RECIPE = f"""\
+## Steps and learning rates
+
+If `total_steps`, `optimizer.warmup_steps`, `optimizer.learning_rate` or
+`optimizer.min_learning_rate` is -1, it follows from epochs and base rates
+([recipe.md](recipe.md)). With {recipe.PAPER_VIDEOS:,} videos, as in the paper:
 """
 EVALUATION = (
     "The section `data` is the one above; 0 in `data.size`, `data.frames` and `data.short_side` "
@@ -144,6 +155,7 @@ def make_page() -> str:
     parts = [INTRO]
     for name, section in sections.items():
         parts.append(_format_section(f"## {name or 'Top level'}", name, section, configs))
+    parts.append(_format_recipes(configs))
     parts.append(_format_large(sections, configs))
     for path in sorted((ROOT / "configs/eval").glob("[a-z]*.py")):
         parts += _format_evaluation(path)
@@ -153,12 +165,29 @@ def make_page() -> str:
 def _format_section(title: str, name: str, section: Section, configs: Configs) -> str:
     """A title, the text about the section, and a table with a row for each field."""
     lines = [title, "", *([section.about, ""] if section.about else [])]
-    lines += ["| option | base | tiny | meaning |", "|---|---|---|---|"]
+    resumable = not title.startswith("## Evaluation")
+    columns = ["option", "base", "tiny", "meaning", *(["on resume"] if resumable else [])]
+    lines += [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for field, meaning in section.fields.items():
         option = f"{name}.{field}" if name else field
         base, tiny = (_cell(configs[variant], option) for variant in ("base", "tiny"))
-        lines.append(f"| `{option}` | {base} | {tiny} | {_escape(meaning)} |")
+        row = f"| `{option}` | {base} | {tiny} | {_escape(meaning)} |"
+        lines.append(row + (f" {run_metadata.resume_rule(option)} |" if resumable else ""))
     return "\n".join(lines)
+
+
+def _format_recipes(configs: Configs) -> str:
+    """A table of the steps and rates of all variants with the paper's number of videos."""
+    lines = ["| run | batch | steps | warm-up steps | peak rate | final rate |"]
+    lines.append("|---" * 6 + "|")
+    for variant, stages in configs.items():
+        for stage, config in stages.items():
+            found = recipe.resolve(config, recipe.PAPER_VIDEOS)
+            rates = map(_format, (found.learning_rate, found.min_learning_rate))
+            counts = (found.batch_size, found.total_steps, found.warmup_steps)
+            cells = [f"{stage} {variant}", *(f"{count:,}" for count in counts), *rates]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([RECIPE, *lines])
 
 
 def _format_large(sections: Mapping[str, Section], configs: Configs) -> str:

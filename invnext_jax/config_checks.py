@@ -9,6 +9,7 @@ from invnext_jax.checkpointing import retention
 from invnext_jax.data import pipeline
 from invnext_jax.models import attention, dot_general, encoder, scan
 from invnext_jax.monitoring import profiling, reporter
+from invnext_jax.training import recipe
 from invnext_jax.training import step as step_lib
 
 
@@ -21,6 +22,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     encoder.check_config(config)
     retention.check_config(config.checkpoint)
     step_lib.check_config(config)
+    recipe.check_config(config)
     reporter.check_config(config)
     profiling.check_config(config)
     pipeline.check_config(config.data)

@@ -29,6 +29,8 @@ from invnext_jax.multihost.preemption import Preemption, StopRequestedError
 from invnext_jax.multihost.stop_and_save import StopAndSave
 from invnext_jax.stages import registry
 from invnext_jax.training import mesh as mesh_lib
+from invnext_jax.training import optimizer
+from invnext_jax.training import recipe as recipe_lib
 from invnext_jax.training import state as state_lib
 from invnext_jax.training import step as step_lib
 
@@ -99,17 +101,20 @@ class Run:
         records: the run's records, such as its metrics.
         step: number of steps done so far. It is updated together with `state` and `position`.
         root_key: the key from which the key of each step is derived.
+        schedule: the learning-rate schedule, on the devices.
         data_iter: iterator over host batches.
         position: state of `data_iter` after the batches of the first `step` steps.
     """
 
     training: registry.TrainingSetup
+    recipe: recipe_lib.Recipe
     records: Records
     mesh: Mesh
     frozen: Any
     state: state_lib.TrainState
     step: int
     root_key: jax.Array
+    schedule: optimizer.Schedule
     data_iter: Iterator[dict[str, np.ndarray]]
     checkpointer: manager_lib.Checkpointer
     position: Any
@@ -125,8 +130,8 @@ class Run:
         return self.records.folder
 
     def write_config(self) -> None:
-        """Writes config.json into the workdir."""
-        self.records.write_config(self.config)
+        """Writes config.json and recipe.json into the workdir."""
+        self.records.write_config(self.config, self.recipe)
 
 
 def run_loop(
@@ -197,7 +202,7 @@ def _train(
         return pending.pop() if pending else _next_batch(run, reporter, preemption)
 
     run_steps(
-        lambda state, batch: train_step(state, run.frozen, batch, run.root_key),
+        lambda state, batch: train_step(state, run.frozen, batch, run.root_key, run.schedule),
         run.state,
         iter(next_batch, None),
         total_steps=run.config.total_steps,
@@ -291,7 +296,7 @@ def _compile(
     """Compiles the step and the diagnostics. Calls with other shapes raise an error."""
     start, diagnose = time.perf_counter(), None
     arguments = run.mesh, run.state, run.frozen, batch, run.root_key
-    train_step = run.training.compile_step(*arguments)
+    train_step = run.training.compile_step(*arguments, run.schedule)
     if run.config.log.diagnostics_every_steps:
         diagnose = run.training.compile_diagnostics(*arguments)
     cache = jax.config.jax_compilation_cache_dir

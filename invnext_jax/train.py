@@ -6,16 +6,15 @@ The same call resumes a run that was killed. The results are bitwise identical.
 import contextlib
 import json
 import pathlib
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 import ml_collections
-import numpy as np
+from absl import logging
 
 from invnext_jax import config_checks, loop
+from invnext_jax.checkpointing import frozen_hashes, reader, run_metadata, storage
 from invnext_jax.checkpointing import manager as manager_lib
-from invnext_jax.checkpointing import reader, run_metadata, storage
 from invnext_jax.checkpointing.records import Records
 from invnext_jax.checkpointing.workdir_lock import open_workdir
 from invnext_jax.data import manifest, pipeline
@@ -28,6 +27,7 @@ from invnext_jax.multihost.distributed import log_on_process_0
 from invnext_jax.multihost.preemption import Preemption
 from invnext_jax.stages import initialization, registry
 from invnext_jax.training import mesh as mesh_lib
+from invnext_jax.training import recipe as recipe_lib
 from invnext_jax.training import state as state_lib
 from invnext_jax.weights import export
 
@@ -61,7 +61,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> dic
         watchdog = Watchdog(config.log.watchdog_minutes).start()
         stack.callback(watchdog.close)
         run = prepare(config, workdir, stack)
-        if run.step >= config.total_steps:
+        if run.step >= run.config.total_steps:
             log_on_process_0(f"{workdir} is finished: {run.step} steps are done")
         else:
             loop.run_loop(run, preemption, watchdog, stack)
@@ -92,14 +92,21 @@ def prepare(
 
     bad_videos = BadVideoTracker.from_config(config.data)
     with consensus.all_hosts_agree("opening the data and --workdir"):
-        data_iter = _open_data(config, mesh, bad_videos, stack)
+        dataset = _make_dataset(config, mesh, bad_videos)
+        config, recipe = _resolve_recipe(config, workdir, dataset.videos)
+        log_on_process_0(dataset.describe(config.total_steps))
+        data_iter = iter(dataset)
+        stack.callback(data_iter.close)
         locked_workdir = open_workdir(workdir)
         stack.callback(locked_workdir.close)
         records = Records(workdir)
         stack.callback(records.copy)
         bad_videos.write_quarantine(records.folder)
-    digest = _compare_hosts(config)
-    checkpointer = manager_lib.Checkpointer(locked_workdir, config, digest, restored_step)
+    with consensus.all_hosts_agree("the frozen parameters"):
+        frozen = stage.init_frozen(config, restored)
+        hashes = frozen_hashes.hash_groups(frozen)
+    digest = _compare_hosts(config, hashes)
+    checkpointer = manager_lib.Checkpointer(locked_workdir, config, digest, restored_step, hashes)
     stack.callback(checkpointer.close)
 
     training = registry.make_setup(config)
@@ -114,18 +121,19 @@ def prepare(
         state = state_lib.init_state(training.init_fn, training.tx, abstract, init_key)
         state = state.replace(params=_start_from(config, start, state.params, abstract.params))
         state = state_lib.init_ema(state, training.ema_targets, config.ema.decay > 0)
-    with consensus.all_hosts_agree("the frozen parameters"):
-        frozen = stage.init_frozen(config, restored)
+    with consensus.all_hosts_agree("the shapes of the frozen parameters"):
         abstract_frozen = training.abstract_frozen(mesh)
         _check_fit(config, frozen, abstract_frozen)
     run = loop.Run(
         training=training,
+        recipe=recipe,
         records=records,
         mesh=mesh,
         frozen=mesh_lib.shard_tree(frozen, abstract_frozen),
         state=state,
         step=int(state.step),
         root_key=root_key,
+        schedule=training.make_schedule(mesh),
         data_iter=data_iter,
         checkpointer=checkpointer,
         position=data_iter.get_state(),
@@ -136,8 +144,8 @@ def prepare(
     return run
 
 
-def _compare_hosts(config: ml_collections.FrozenConfigDict) -> str:
-    """Checks that all processes have the config and manifest of process 0.
+def _compare_hosts(config: ml_collections.FrozenConfigDict, hashes: dict[str, str]) -> str:
+    """Checks that all processes have the config, manifest and frozen parameters of process 0.
 
     Returns:
         The SHA-256 of the manifest.
@@ -147,6 +155,7 @@ def _compare_hosts(config: ml_collections.FrozenConfigDict) -> str:
         own = {
             "config": run_metadata.config_to_json(config),
             "manifest_sha256": digest,
+            "frozen_sha256": hashes,
             "init_from_step": None,
         }
         broadcast.value = own
@@ -161,23 +170,27 @@ def _compare_hosts(config: ml_collections.FrozenConfigDict) -> str:
     return digest
 
 
-def _open_data(
-    config: ml_collections.FrozenConfigDict,
-    mesh: jax.sharding.Mesh,
-    bad_videos: BadVideoTracker,
-    stack: contextlib.ExitStack,
-) -> Iterator[dict[str, np.ndarray]]:
-    dataset = pipeline.make_train_dataset(
+def _resolve_recipe(
+    config: ml_collections.FrozenConfigDict, workdir: storage.Path, videos: int
+) -> tuple[ml_collections.FrozenConfigDict, recipe_lib.Recipe]:
+    """Returns the config with steps and rates as numbers, and the recipe."""
+    if saved := reader.read_config(workdir):
+        config, kept = recipe_lib.keep_saved(config, saved)
+        if kept:
+            log_on_process_0(f"an older version started {workdir}; its numbers are kept: {kept}")
+    return recipe_lib.resolve_config(config, videos)
+
+
+def _make_dataset(
+    config: ml_collections.FrozenConfigDict, mesh: jax.sharding.Mesh, bad_videos: BadVideoTracker
+) -> Any:
+    return pipeline.make_train_dataset(
         config.data,
         seed=config.seed,
         batch_size=config.batch_size,
         positions=mesh_lib.batch_positions(mesh, config.batch_size),
         bad_videos=bad_videos,
     )
-    log_on_process_0(dataset.describe(config.total_steps))
-    data_iter = iter(dataset)
-    stack.callback(data_iter.close)
-    return data_iter
 
 
 def _read_source(config: ml_collections.FrozenConfigDict) -> tuple[Any, int | None]:
@@ -268,11 +281,24 @@ def _log_start(run: loop.Run) -> None:
             "the mesh axes tensor and sequence extend over several processes, which therefore load "
             "the same clips"
         )
+    log_on_process_0(run.recipe.describe())
+    if (warning := run.recipe.warning()) and jax.process_index() == 0:
+        logging.warning("%s", warning)
     if run.step:
         log_on_process_0(
             f"resumes after step {run.step}, from {run.checkpointer.folder / str(run.step)}"
         )
+        _warn_of_changed_schedule(run)
     if run.checkpointer.abort_reason:
         log_on_process_0(
             f"this checkpoint was saved when the run was aborted: {run.checkpointer.abort_reason}"
         )
+
+
+def _warn_of_changed_schedule(run: loop.Run) -> None:
+    if jax.process_index() == 0:
+        record = reader.read_json(run.checkpointer.folder / str(run.step), "meta")
+        saved = run_metadata.config_from_json(record["config"])
+        updates = run.step - int(run.state.skipped)
+        if change := recipe_lib.describe_change(saved, run.config, updates):
+            logging.warning("%s", change)

@@ -8,6 +8,7 @@ docs/scaling.md explains the output.
 
 import json
 import math
+import os
 from collections.abc import Sequence
 
 import jax
@@ -15,7 +16,9 @@ from absl import flags
 from ml_collections import config_flags
 
 from invnext_jax import errors
+from invnext_jax.data import manifest
 from invnext_jax.planning import plan, plan_table
+from invnext_jax.training import recipe
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file and variant, such as configs/stage2.py:base."
@@ -41,12 +44,23 @@ def main(argv: Sequence[str]) -> None:
     jax.config.update("jax_num_cpu_devices", math.prod(sizes.values()))
     config.mesh.update(sizes)
 
-    result = plan.make_plan(config, _DEVICE.value)
+    result = plan.make_plan(config, _DEVICE.value, _count_videos(config.data.manifest))
     if _COMPILE.value:
         result |= plan.compile_step(config)
     print(plan_table.format_plan(result))
     if _JSON.value:
         print(json.dumps(result))
+
+
+def _count_videos(manifests: str) -> int:
+    """Returns the number of rows of the manifests, or that of the paper if none is named."""
+    if manifests and all(map(os.path.exists, manifest.list_manifests(manifests))):
+        return len(manifest.read_manifest(manifests))
+    missing = (
+        f"{manifests} does not exist here" if manifests else "no config.data.manifest is named"
+    )
+    print(f"{missing}: planned for {recipe.PAPER_VIDEOS:,} videos, as in the paper")
+    return recipe.PAPER_VIDEOS
 
 
 def _mesh_sizes(axis_sizes: Sequence[str]) -> dict[str, int]:

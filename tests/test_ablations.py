@@ -108,15 +108,15 @@ def test_row_builds_and_steps(row, files):
     stage.check_config(config)
     schedule = optimizer.make_schedule(config.optimizer, config.total_steps)
     untrained = stage.frozen_groups(config)
-    tx = optimizer.make_optimizer(config.optimizer, schedule, untrained)
+    tx = optimizer.make_optimizer(config.optimizer, untrained)
     state, frozen = make_state(config, tx)
     loss_fn = functools.partial(stage.loss_fn, config, stage.make_model(config))
-    step = step_lib.make_train_step(loss_fn, tx, schedule, stage.ema_targets(config))
+    step = step_lib.make_train_step(loss_fn, tx, stage.ema_targets(config))
     side, frames = config.data.size, config.data.frames
     shape = (2, frames, side, side, 3)
     video = np.random.default_rng(2).integers(0, 256, shape, dtype=np.uint8)
     step = jax.jit(step, compiler_options=FAST_TO_COMPILE)
-    next_state, metrics = step(state, frozen, {"video": video}, jax.random.key(0))
+    next_state, metrics = step(state, frozen, {"video": video}, jax.random.key(0), schedule)
 
     assert np.isfinite(metrics["loss"]) and metrics["nonfinite"] == 0
     active = {name for name, weight in config.loss.items() if weight}

@@ -385,12 +385,12 @@ def check_updates(case, config):
     names = ["bias" if len(shape) == 1 else "kernel" for shape in shapes]
     params = {f"p{i}": {name: case[f"in.p{i}"]} for i, name in enumerate(names)}
     rates = jnp.asarray(case["in.lrs"])
-    tx = make_optimizer(config, lambda step: rates[step])
+    tx = make_optimizer(config)
     state = tx.init(params)
     for step in range(len(rates)):
         grads = {f"p{i}": {name: case[f"in.grad{i}.step{step}"]} for i, name in enumerate(names)}
         assert_near(losses.tree_norm(grads), case["out.grad_norms"][step])
-        updates, state = tx.update(grads, state, params)
+        updates, state = tx.update(grads, state, params, learning_rate=rates[step])
         params = optax.apply_updates(params, updates)
         for i, name in enumerate(names):
             if f"out.p{i}.after{step + 1}" in case.tensors:

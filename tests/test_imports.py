@@ -19,6 +19,7 @@ ARROWS = {
     "stages": {"models", "objectives", "weights", "training", "planning.flops"},
     "planning": set(),
     "planning.flops": {"objectives", "models"},
+    "planning.shapes": {"stages", "training"},
     "planning.plan": {"stages", "training", "config_checks"},
     "synthetic_world": {"monitoring"},
     "synthetic_world.teacher_evaluation": {"models"},
@@ -98,13 +99,13 @@ LAYERS = {
         {"export", "match", "published", "reference", "image_models", "text_models"},
         {"files", "layout", "model_sizes"},
     ],
-    "training": [{"compilation"}, {"step"}, {"state"}, {"mesh", "optimizer"}],
+    "training": [{"compilation"}, {"step", "recipe"}, {"state"}, {"mesh", "optimizer"}],
     "checkpointing": [
         {"manager"},
         {"restore", "save_barrier", "records"},
         {"reader"},
         {"run_metadata", "checksums", "retention", "workdir_lock", "save_errors"},
-        {"git_hash", "storage"},
+        {"git_hash", "storage", "frozen_hashes"},
     ],
     "multihost": [
         {"stop_and_save", "consensus"},

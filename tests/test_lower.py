@@ -11,7 +11,7 @@ from configs import stage1 as stage1_config
 from configs import stage2 as stage2_config
 from invnext_jax.stages.registry import STAGES
 from invnext_jax.training import mesh as mesh_lib
-from invnext_jax.training import optimizer
+from invnext_jax.training import optimizer, recipe
 from invnext_jax.training import state as state_lib
 from invnext_jax.training import step as step_lib
 
@@ -25,8 +25,9 @@ MESH = ml_collections.ConfigDict({"data": 2, "fsdp": 2, "tensor": 2, "sequence":
 def abstract_arguments(config, stage, mesh):
     """Model, optimiser, and the arguments of the training step as shapes with shardings."""
     model = stage.make_model(config)
+    config, _ = recipe.resolve_config(config, recipe.PAPER_VIDEOS)
     schedule = optimizer.make_schedule(config.optimizer, config.total_steps)
-    tx = optimizer.make_optimizer(config.optimizer, schedule)
+    tx = optimizer.make_optimizer(config.optimizer)
     init_fn = functools.partial(stage.init_params, config, model)
     state = state_lib.abstract_state(init_fn, tx, mesh)
     frozen = mesh_lib.abstract_arrays(stage.abstract_frozen(config), mesh)
@@ -39,8 +40,8 @@ def abstract_arguments(config, stage, mesh):
     key = jax.eval_shape(lambda: jax.random.key(0))
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=mesh_lib.replicated(mesh))
     loss_fn = functools.partial(stage.loss_fn, config, model)
-    step = step_lib.make_train_step(loss_fn, tx, schedule)
-    return step, (state, frozen, {"video": video}, key)
+    step = step_lib.make_train_step(loss_fn, tx)
+    return step, (state, frozen, {"video": video}, key, schedule)
 
 
 @pytest.mark.parametrize("variant", ["base", "large", "1b"])
@@ -65,7 +66,7 @@ def test_large_parameters_and_moments_are_split_over_the_mesh(stage_name):
     config = ml_collections.FrozenConfigDict(configs.get_config("1b"))
     mesh = mesh_lib.make_mesh(MESH)
     with mesh_lib.mesh_rules(mesh):
-        _, (state, frozen, _, _) = abstract_arguments(config, stage, mesh)
+        _, (state, frozen, *_) = abstract_arguments(config, stage, mesh)
     for leaf in jax.tree.leaves((state.params, state.opt_state, frozen)):
         if leaf.size > 5e6:
             part = leaf.sharding.shard_shape(leaf.shape)

@@ -9,6 +9,7 @@ import pytest
 
 from configs import stage1, stage2
 from configs.eval import linear_probe
+from invnext_jax.checkpointing import run_metadata
 
 ROOT = Path(__file__).parents[1]
 
@@ -91,3 +92,31 @@ def test_plain_numbers_of_the_table_are_the_defaults(variant, column):
             checked += 1
             assert value(config, row[0]) == pytest.approx(float(row[column])), row[0]
     assert checked > 10
+
+
+def other(option):
+    """Another value of the same type."""
+    if isinstance(option, bool):
+        return not option
+    if isinstance(option, int | float):
+        return option + 1
+    return (*option, "other") if isinstance(option, tuple) else f"{option}other"
+
+
+@pytest.mark.parametrize("stage", [stage1, stage2])
+def test_resume_column_is_what_a_resumed_run_compares(stage):
+    rules = {row[0]: row[4].rstrip(" |") for row in option_rows()}
+    saved = run_metadata.describe_run(stage.get_config("tiny"), "hash", 1)
+    names = [name for name in field_names(stage.get_config("tiny").to_dict())]
+    for name in names:
+        config = stage.get_config("tiny")
+        if name == "data.by_source":
+            config.data.by_source.ssv2.flip = True
+        else:
+            config.update_from_flattened_dict({name: other(value(config, name))})
+        current = run_metadata.describe_run(config, "hash", 1)
+        changed = run_metadata.config_differences(saved, current)
+        assert rules[name].startswith(("yes", "if ")) == (not changed), (name, changed)
+    free = {name for name in names if rules[name].startswith("yes")}
+    assert {"accumulate", "remat", "scan_unroll", "attention", "mesh.fsdp", "total_steps"} <= free
+    assert not free & {"seed", "batch_size", "dtype", "optimizer.learning_rate", "mask.kind"}

@@ -26,8 +26,7 @@ def open_data(config):
 def abstract_on(config, *sizes):
     config.mesh.update(dict(zip(mesh_lib.AXES, sizes, strict=True)))
     mesh = mesh_lib.make_mesh(config.mesh, jax.devices()[: np.prod(sizes)])
-    schedule = optimizer.make_schedule(config.optimizer, config.total_steps)
-    tx = optimizer.make_optimizer(config.optimizer, schedule)
+    tx = optimizer.make_optimizer(config.optimizer)
     init_fn = functools.partial(stage1.init_params, config, stage1.make_model(config))
     return state_lib.abstract_state(init_fn, tx, mesh)
 

@@ -1,5 +1,6 @@
 """How a run starts: resumed, on other devices, or from the parameters of another run."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -8,11 +9,12 @@ import signal
 import jax
 import numpy as np
 import pytest
-from toy_run import KilledError, assert_equal_runs, final_params, kill
+from toy_run import FEATURES, KilledError, assert_equal_runs, final_params, kill, untimed
 
 from invnext_jax import train
 from invnext_jax.errors import UserError
 from invnext_jax.monitoring import metrics_file
+from invnext_jax.training import compilation
 from invnext_jax.weights import export
 
 pytestmark = pytest.mark.usefixtures("first_device_only")
@@ -80,6 +82,75 @@ def test_a_longer_run_and_another_log_are_allowed(whole_run, toy_config):
     toy_config.total_steps = 8
     toy_config.log.every_steps = 2
     assert train.train(toy_config, whole_run)["step"] == 8
+
+
+def test_a_longer_run_states_the_jump_of_the_learning_rate(whole_run, toy_config, caplog):
+    toy_config.total_steps = 12
+    train.train(toy_config, whole_run)
+    rates = {r["step"]: r["learning_rate"] for r in metrics_file.read_metrics(whole_run)}
+    (warning,) = [text for text in caplog.messages if "learning rate" in text]
+    assert "config.total_steps changes from 6 to 12" in warning
+    assert f"to {rates[7]:.2e}; the last step had {rates[6]:.2e}" in warning
+    caplog.clear()
+    train.train(toy_config, whole_run)
+    assert not any("learning rate" in text for text in caplog.messages)
+
+
+def test_a_longer_run_does_not_compile_again(whole_run, toy_config, tmp_path, monkeypatch):
+    texts = []
+    compile_step = compilation.compile_step
+
+    def record(step, *arguments):
+        texts.append(jax.jit(step).lower(*arguments).as_text())
+        return compile_step(step, *arguments)
+
+    monkeypatch.setattr(compilation, "compile_step", record)
+    train.train(toy_config, tmp_path / "new")
+    toy_config.total_steps = 8
+    train.train(toy_config, whole_run)
+    toy_config.optimizer.update(learning_rate=0.2, warmup_steps=3)
+    train.train(toy_config, tmp_path / "other")
+    assert texts[0] == texts[1] == texts[2]
+
+
+def test_a_run_resumes_on_half_the_devices_with_twice_the_microbatches(
+    whole_run, toy_config, toy_data, first_device_only, tmp_path, monkeypatch
+):
+    toy_config.mesh.data = -1
+    for devices, accumulate, bad_batch in ((4, 1, 4), (2, 2, None)):
+        monkeypatch.setattr(train.mesh_lib.jax, "devices", lambda n=devices: first_device_only[:n])
+        toy_config.accumulate = accumulate
+        toy_data.before_batch = {bad_batch: kill} if bad_batch else {}
+        with pytest.raises(KilledError) if bad_batch else contextlib.nullcontext():
+            train.train(toy_config, tmp_path / "moved")
+    whole, moved = (untimed(folder) for folder in (whole_run, tmp_path / "moved"))
+    np.testing.assert_allclose(moved[2]["loss"], whole[2]["loss"], rtol=1e-5)
+    # The noise of the inputs (0.1) is drawn by other keys.
+    np.testing.assert_allclose(moved[5]["loss"], whole[5]["loss"], rtol=0.5)
+    assert [record["step"] for record in moved] == [1, 2, 3, 4, 5, 6]
+
+
+def test_other_frozen_parameters_are_refused(whole_run, toy_config, toy_stage):
+    toy_config.total_steps = 8
+    toy_stage.init_frozen = lambda *_: {"map": np.zeros((FEATURES, 3), np.float32)}
+    with pytest.raises(UserError, match="SHA-256 of the frozen map: '"):
+        train.train(toy_config, whole_run)
+
+
+def test_recipe_is_resolved_printed_and_saved(toy_config, tmp_path, capsys):
+    toy_config.epochs = 2.0  # of 20 videos, in steps of 8 clips
+    toy_config.optimizer.update(base_learning_rate=3.2, warmup_epochs=0.8)
+    toy_config.optimizer.update(learning_rate=-1.0, warmup_steps=-1)
+    toy_config.total_steps = -1
+    assert train.train(toy_config, tmp_path / "run")["step"] == 5
+    saved = json.loads((tmp_path / "run/recipe.json").read_text())
+    assert (saved["videos"], saved["total_steps"], saved["warmup_steps"]) == (20, 5, 2)
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    assert config["total_steps"] == 5
+    assert config["optimizer"]["learning_rate"] == saved["learning_rate"] == 0.1
+    assert "recipe: 5 steps of 8 clips, 2 epochs of 20 videos" in capsys.readouterr().out
+    train.train(toy_config, tmp_path / "run")  # the same command finds the run finished
+    assert toy_config.total_steps == -1
 
 
 def test_warm_start_takes_whole_groups(whole_run, toy_config, tmp_path, capsys):

@@ -120,6 +120,8 @@ class ToyData:
 
 
 class _Hooked(grain.IterDataset):
+    videos = 20
+
     def __init__(self, parent, data):
         super().__init__(parent)
         self._data = data

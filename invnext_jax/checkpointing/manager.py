@@ -5,7 +5,7 @@ A checkpoint is the folder `<workdir>/checkpoints/<step>`. It has three items: `
 `run_metadata.describe_run`). It also has checksums (see `checksums`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -42,6 +42,7 @@ class Checkpointer:
         config: the run's config. `config.checkpoint` selects the checkpoints to keep.
         manifest_sha256: SHA-256 of the run's manifests.
         init_from_step: step of the checkpoint in `config.init_from`, or None.
+        hashes: SHA-256 of each group of frozen parameters, see `frozen_hashes.hash_groups`.
 
     Raises:
         UserError: the checkpoint folder cannot be created.
@@ -53,10 +54,11 @@ class Checkpointer:
         config: ml_collections.ConfigDict,
         manifest_sha256: str,
         init_from_step: int | None = None,
+        hashes: Mapping[str, str] | None = None,
     ):
         self._workdir = workdir
         self._folder = workdir.path / reader.CHECKPOINTS_FOLDER
-        self._record = run_metadata.describe_run(config, manifest_sha256, init_from_step)
+        self._record = run_metadata.describe_run(config, manifest_sha256, init_from_step, hashes)
         self._scores = retention.BestScores(
             config.checkpoint, self._folder, reader.finished_steps(self._folder)
         )
@@ -177,8 +179,7 @@ class Checkpointer:
 
     def _create_folder(self) -> bool:
         """Creates a missing folder (process 0 only), and returns whether it did."""
-        is_new = jax.process_index() == 0 and not self._folder.is_dir()
-        if is_new:
+        if is_new := jax.process_index() == 0 and not self._folder.is_dir():
             storage.make_folder(self._folder)
         return is_new
 
@@ -244,9 +245,9 @@ class Checkpointer:
             self.wait()
             if self.saved_step == step:
                 return
-        resume = "No checkpoint exists; the run starts from step 0."
-        if self.saved_step is not None:
-            resume = f"The same command continues from step {self.saved_step}."
+        saved = self.saved_step
+        start = "No checkpoint exists; the run starts from step 0."
+        resume = start if saved is None else f"The same command continues from step {saved}."
         raise UserError(
             f"step {step} could not be saved in {self._folder} ({self._last_problem}): free disk "
             f"space, or make the folder writable. {resume}"

@@ -5,6 +5,7 @@ Each process reads independently, so that no process waits for one that cannot r
 processes agree on the result.
 """
 
+import contextlib
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -112,6 +113,15 @@ def check_step(checkpoint: storage.Path) -> None:
 def read_json(checkpoint: storage.Path, item: str) -> Any:
     """Reads the item `data` or `meta` of a checkpoint."""
     return json.loads((checkpoint / item / "metadata").read_text())
+
+
+def read_config(workdir: storage.Path) -> dict[str, Any]:
+    """Reads the config in a run's newest readable checkpoint; {} if there is none."""
+    folder = workdir / CHECKPOINTS_FOLDER
+    for step in reversed(finished_steps(folder)):
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            return read_json(folder / str(step), "meta")["config"]
+    return {}
 
 
 def read_shapes(checkpoint: storage.Path) -> Mapping[str, Any]:

@@ -16,9 +16,10 @@ from absl import logging
 
 from invnext_jax import atomic_file
 from invnext_jax.checkpointing import run_metadata, storage
+from invnext_jax.training.recipe import Recipe
 
 # Prefixes of the records that a resumed run continues.
-_EARLIER = ("metrics.jsonl", "config.json", "quarantine")
+_EARLIER = ("metrics.jsonl", "config.json", "recipe.json", "quarantine")
 
 
 class Records:
@@ -48,15 +49,17 @@ class Records:
                     (self.folder / own).write_bytes(path.read_bytes())
                     self._copied[own] = self._version(self.folder / own)
 
-    def write_config(self, config: ml_collections.FrozenConfigDict) -> None:
-        """Writes config.json (process 0 only)."""
+    def write_config(self, config: ml_collections.FrozenConfigDict, recipe: Recipe) -> None:
+        """Writes config.json and recipe.json (process 0 only)."""
         if jax.process_index() != 0:
             return
-        path, tree = self.folder / "config.json", run_metadata.config_to_json(config)
-        try:
-            atomic_file.write_text(path, json.dumps(tree, indent=2) + "\n")
-        except OSError as error:  # not fatal: each checkpoint holds the config
-            logging.warning("%s cannot be written: %s", path, error.strerror)
+        trees = {"config.json": run_metadata.config_to_json(config)}
+        trees["recipe.json"] = recipe.to_json()
+        for name, tree in trees.items():
+            try:
+                atomic_file.write_text(self.folder / name, json.dumps(tree, indent=2) + "\n")
+            except OSError as error:  # not fatal: each checkpoint holds the config
+                logging.warning("%s cannot be written: %s", self.folder / name, error.strerror)
 
     def copy(self) -> None:
         """Copies new and changed records of this process to the bucket. Warns if this fails."""

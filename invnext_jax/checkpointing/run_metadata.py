@@ -8,7 +8,7 @@ import copy
 import importlib.metadata
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -21,32 +21,47 @@ from invnext_jax.errors import UserError
 FORMAT_VERSION = 2  # version of the checkpoints; version 1 held the state of a grain iterator
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
-# Fields, or groups of fields, that a resumed run may change. They do not change what a step
-# computes, except `total_steps`, which stretches the schedule. Fields that only initialize a run
-# have no effect after its start. The manifest may move, because its content is compared.
-CHANGEABLE_FIELDS = (
-    "total_steps",
-    "init_from",
-    "init_from_unfinished",
-    "init_parts",
-    "predictor.weights",
-    "log",
-    "profile_steps",
-    "checkpoint",
-    "mesh",
-    "attention",  # results are equal up to rounding, as with `mesh`
-    "remat",
-    "scan_unroll",
-    "decoder.chunks",
-    "data.manifest",
-    "data.protocols",
-    "data.other_hosts",
-    "data.prefetch",
-    "data.workers",
-    "data.clip_seconds",
-    "data.on_bad",
-    "data.max_bad_share",
-)
+# Fields, or groups of fields, that a resumed run may change, and under which condition. All others
+# change what a step computes. docs/generate_options.py copies the conditions.
+_ROUNDING = "yes; results are equal up to rounding"
+_CONTENT = "yes, if the content is the same"
+_START = "yes; read at the start of a new run only"
+CHANGEABLE_FIELDS: dict[str, str] = {
+    "epochs": "yes, as `total_steps`",
+    "total_steps": "yes; a warning states how far the learning rate jumps",
+    "optimizer.base_learning_rate": "if `optimizer.learning_rate` is set by hand",
+    "optimizer.base_min_learning_rate": "if `optimizer.min_learning_rate` is set by hand",
+    "optimizer.warmup_epochs": "if `optimizer.warmup_steps` is set by hand",
+    "accumulate": "yes; masks and noise are drawn from the same distributions by other keys",
+    "init_from": "yes, if its step and the frozen parameters are the same",
+    "init_from_unfinished": "yes",
+    "init_parts": _START,
+    "predictor.weights": _START,
+    "teacher.weights": _CONTENT,
+    "mesh": _ROUNDING,
+    "attention": _ROUNDING,
+    "remat": _ROUNDING,
+    "scan_unroll": _ROUNDING,
+    "decoder.chunks": _ROUNDING,
+    "log": "yes",
+    "profile_steps": "yes",
+    "checkpoint": "yes",
+    "data.manifest": _CONTENT,
+    "data.protocols": "yes",
+    "data.other_hosts": "yes",
+    "data.prefetch": "yes",
+    "data.workers": "yes",
+    "data.clip_seconds": "yes",
+    "data.on_bad": "yes",
+    "data.max_bad_share": "yes",
+}
+
+
+def resume_rule(name: str) -> str:
+    """Returns whether a resumed run may change an option, in words: "no" or "yes", or when."""
+    matches = (rule for field, rule in CHANGEABLE_FIELDS.items() if _is_part(name, field))
+    return next(matches, "no")
+
 
 # Fields that may differ between the hosts of a run: paths, and how the data is read.
 PER_HOST_FIELDS = (
@@ -60,6 +75,7 @@ _ADDED_FIELDS: dict[str, Any] = {
     "accumulate": 1,
     "attention": "auto",
     "ema.decay": 0.0,
+    "epochs": 0.0,  # steps and rates were set as numbers
     "profile_steps": [],
     "quantize_frozen": "",
     "scan_unroll": 1,
@@ -75,6 +91,9 @@ _ADDED_FIELDS: dict[str, Any] = {
     "log.measure_ceiling": True,
     "log.watchdog_minutes": 15.0,
     "mask.predicted": 1.0,
+    "optimizer.base_learning_rate": 0.0,
+    "optimizer.base_min_learning_rate": 0.0,
+    "optimizer.warmup_epochs": 0.0,
     "teacher.resample": False,
 }
 
@@ -123,7 +142,10 @@ def config_from_json(tree: dict[str, Any]) -> ml_collections.FrozenConfigDict:
 
 
 def describe_run(
-    config: ml_collections.ConfigDict, manifest_sha256: str, init_from_step: int | None = None
+    config: ml_collections.ConfigDict,
+    manifest_sha256: str,
+    init_from_step: int | None = None,
+    frozen_sha256: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Returns the JSON-compatible metadata that is saved in each checkpoint of a run.
 
@@ -131,12 +153,14 @@ def describe_run(
         config: the run's config.
         manifest_sha256: SHA-256 of the run's manifests, see `manifest.hash_manifests`.
         init_from_step: step of the checkpoint in `config.init_from`, or None.
+        frozen_sha256: hash of each group of frozen parameters, see `frozen_hashes.hash_groups`.
     """
     return {
         "format_version": FORMAT_VERSION,
         "config": config_to_json(config),
         "init_from_step": init_from_step,
         "manifest_sha256": manifest_sha256,
+        "frozen_sha256": dict(frozen_sha256 or {}),
         "process_count": jax.process_count(),
         "device_count": jax.device_count(),
         "versions": {
@@ -150,7 +174,7 @@ def describe_run(
 def config_differences(
     saved: Mapping[str, Any],
     current: Mapping[str, Any],
-    changeable: Sequence[str] = CHANGEABLE_FIELDS,
+    changeable: Collection[str] = CHANGEABLE_FIELDS.keys(),
 ) -> list[str]:
     """Lists forbidden changes of fields as `field: saved value -> current value`.
 
@@ -163,14 +187,28 @@ def config_differences(
     rows = [
         (f"config.{name}", before.get(name, "absent"), now.get(name, "absent"))
         for name in sorted(before.keys() | now.keys())
-        if not any(name == field or name.startswith(field + ".") for field in changeable)
+        if not any(_is_part(name, field) for field in changeable)
     ]
     hashes = saved.get("manifest_sha256", "absent"), current["manifest_sha256"]
     rows.append(("SHA-256 of the manifest", *hashes))
     steps = saved.get("init_from_step"), current["init_from_step"]
-    if None not in steps:  # the frozen parameters are read from that checkpoint at each start
+    if None not in steps:
         rows.append(("step of config.init_from", *steps))
+    old, new = saved.get("frozen_sha256"), current.get("frozen_sha256", {})
+    if old is None:  # an older version made the checkpoint
+        path = "teacher.weights"
+        rows.append((f"config.{path}", before.get(path, "absent"), now.get(path, "absent")))
+    else:
+        rows += [
+            (f"SHA-256 of the frozen {name}", old.get(name, "absent"), new.get(name, "absent"))
+            for name in sorted(old.keys() | new.keys())
+        ]
     return [f"{name}: {old!r} -> {new!r}" for name, old, new in rows if old != new]
+
+
+def _is_part(name: str, field: str) -> bool:
+    """Returns whether an option is a field, or belongs to a group of fields."""
+    return name == field or name.startswith(field + ".")
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

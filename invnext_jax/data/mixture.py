@@ -93,12 +93,12 @@ class Mixture:
         rows = self._rows[source]
         return self.manifest[int(rows[int(rng.integers(len(rows)))])]
 
-    def table(self, videos: int) -> str:
-        """Formats rows, share and epochs of each source in a run of `videos` videos."""
+    def table(self, clips: int) -> str:
+        """Formats rows, share and epochs (clips / rows) of each source in a run of `clips`."""
         width = max(len("source"), *(len(name) for name in self.shares))
         lines = [f"{'source':{width}} {'rows':>11} {'share':>8} {'epochs':>8}"]
         for name, share in list(self.shares.items())[:MAX_TABLE_ROWS]:
-            epochs = share * videos / self._counts[name]
+            epochs = share * clips / self._counts[name]
             lines.append(f"{name:{width}} {self._counts[name]:11,} {share:8.2%} {epochs:8.2f}")
         if len(self.shares) > MAX_TABLE_ROWS:
             lines.append(f"and {len(self.shares) - MAX_TABLE_ROWS} more")

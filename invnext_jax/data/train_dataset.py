@@ -93,13 +93,18 @@ class TrainDataset:
         return TrainIterator(self)
 
     @property
+    def videos(self) -> int:
+        """Number of rows of all manifests."""
+        return len(self.mixture.manifest)
+
+    @property
     def groups(self) -> int:
         """Number of groups of clips in a batch of this process."""
         return self.batch_size // self.repeats
 
     def describe(self, steps: int) -> str:
         """Formats a table of the sources with their number of epochs in a run of `steps` steps."""
-        return self.mixture.table(steps * self.global_batch // self.repeats)
+        return self.mixture.table(steps * self.global_batch)
 
     def open_pool(self, first_batch: int, buffer: BatchBuffer) -> OrderedPool:
         """Starts workers that write the clips of this process to `buffer`, from `first_batch`."""

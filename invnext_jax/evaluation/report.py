@@ -98,6 +98,10 @@ def describe_run(run: ReportedRun, number: int) -> dict[str, Any]:
     facts = {
         "variant": config.variant,
         "steps": f"{run.record['step']:,} of {config.total_steps:,}",
+        "epochs": _read_epochs(run.folder),
+        "learning rate": f"{config.optimizer.learning_rate:.3g}, at the end "
+        f"{config.optimizer.min_learning_rate:.3g}; {config.optimizer.warmup_steps:,} steps of "
+        "warm-up",
         "batch": f"{config.batch_size} clips",
         "clips": f"{data.frames} frames of {data.size} px, {side} x {side} patches of {e.patch} px",
         "encoder": f"{e.depth} blocks of width {e.width}, {e.heads} heads",
@@ -117,6 +121,15 @@ def describe_run(run: ReportedRun, number: int) -> dict[str, Any]:
         "charts": charts.make_charts(run.records, salt=f"{run.folder}-{number}"),
         "config": json.dumps(run.record["config"], indent=1),
     }
+
+
+def _read_epochs(workdir: Path) -> str:
+    """Returns the epochs in a run's recipe.json; "" for runs of versions that did not write it."""
+    try:
+        recipe = json.loads((workdir / "recipe.json").read_text())
+        return f"{recipe['epochs']:.4g} of {recipe['videos']:,} videos"
+    except (OSError, ValueError, KeyError):
+        return ""
 
 
 def show_clips(runs: Sequence[ReportedRun], results: Sequence[dict], count: int) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 Shape key: b clips.
 """
 
-import dataclasses
 import math
 from typing import Any
 
@@ -11,41 +10,29 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-from jax.sharding import Mesh
 
 from invnext_jax import config_checks
 from invnext_jax.errors import UserError
 from invnext_jax.planning import collectives
 from invnext_jax.planning import flops as flops_lib
 from invnext_jax.planning.devices import DEVICES, Device
+from invnext_jax.planning.shapes import Shapes, make_shapes
 from invnext_jax.stages import registry
 from invnext_jax.training import mesh as mesh_lib
-from invnext_jax.training import state as state_lib
+from invnext_jax.training import recipe as recipe_lib
 
 _USABLE = 0.92  # usable fraction of the memory; the rest is for the runtime and fragmentation
 
 
-@dataclasses.dataclass(frozen=True)
-class Shapes:
-    """The abstract arguments of the step with shardings, the mesh, and the training setup."""
-
-    training: registry.TrainingSetup
-    mesh: Mesh
-    state: state_lib.TrainState
-    frozen: Any
-
-    @property
-    def config(self) -> Any:
-        """The run's config."""
-        return self.training.config
-
-
-def make_plan(config: ml_collections.ConfigDict, device_name: str) -> dict[str, Any]:
+def make_plan(
+    config: ml_collections.ConfigDict, device_name: str, videos: int = recipe_lib.PAPER_VIDEOS
+) -> dict[str, Any]:
     """Plans a run on all JAX devices, which may be fake CPU devices.
 
     Args:
         config: the run's config; `config.mesh` sets the device layout.
         device_name: a name in `devices.DEVICES`.
+        videos: number of videos of the run's manifests.
 
     Returns:
         A JSON-compatible dict with bytes per device, FLOPs of a step on all devices, and seconds.
@@ -55,7 +42,8 @@ def make_plan(config: ml_collections.ConfigDict, device_name: str) -> dict[str, 
     """
     if device_name not in DEVICES:
         raise UserError(f"--device={device_name} must be one of {', '.join(DEVICES)}")
-    config, device = check_config(config), DEVICES[device_name]
+    config, recipe = check_config(config, videos)
+    device = DEVICES[device_name]
     shapes = make_shapes(config)
     mesh = shapes.mesh
     held = held_bytes(shapes)
@@ -76,6 +64,7 @@ def make_plan(config: ml_collections.ConfigDict, device_name: str) -> dict[str, 
         "device": device_name,
         "devices": mesh.size,
         "mesh": dict(mesh.shape),
+        "recipe": recipe.to_json(),
         "batch": config.batch_size,
         "accumulate": config.accumulate,
         "clips_of_a_device": part,
@@ -98,13 +87,19 @@ def make_plan(config: ml_collections.ConfigDict, device_name: str) -> dict[str, 
         "sent_bytes": sent_bytes(shapes),
         "seconds": times,
         "step_seconds": max(times.values()),
+        "run_seconds": config.total_steps * max(times.values()),
         "clips_per_second": config.batch_size / max(times.values()),
         "mfu": device.product_seconds(flops) / (mesh.size * max(times.values())),
     }
 
 
-def check_config(config: ml_collections.ConfigDict) -> ml_collections.FrozenConfigDict:
+def check_config(
+    config: ml_collections.ConfigDict, videos: int = recipe_lib.PAPER_VIDEOS
+) -> tuple[ml_collections.FrozenConfigDict, recipe_lib.Recipe]:
     """Runs the checks of a training run, except for input files and the attention kernel.
+
+    Returns:
+        The config with its recipe as numbers, and the recipe.
 
     Raises:
         UserError: an option has an invalid value.
@@ -119,15 +114,7 @@ def check_config(config: ml_collections.ConfigDict) -> ml_collections.FrozenConf
         group[name] = group[name] or "not read"
     config_checks.check_config(config)
     registry.find_stage(config).check_config(config)
-    return ml_collections.FrozenConfigDict(config)
-
-
-def make_shapes(config: Any) -> Shapes:
-    """Returns the arguments of a step as abstract arrays on the available devices."""
-    mesh = mesh_lib.make_mesh(config.mesh)
-    mesh_lib.check_batch(config, mesh)
-    training = registry.make_setup(config)
-    return Shapes(training, mesh, training.abstract_state(mesh), training.abstract_frozen(mesh))
+    return recipe_lib.resolve_config(config, videos)
 
 
 def held_bytes(shapes: Shapes) -> dict[str, float]:
@@ -260,7 +247,7 @@ def compile_step(config: ml_collections.ConfigDict) -> dict[str, Any]:
     therefore only useful to check plans of small models. The collectives are those that the
     partitioner chose.
     """
-    config = check_config(config)
+    config, _ = check_config(config)
     shapes = make_shapes(config)
     side, mesh = config.data.size, shapes.mesh
     video = jax.ShapeDtypeStruct(
@@ -270,8 +257,9 @@ def compile_step(config: ml_collections.ConfigDict) -> dict[str, Any]:
     )
     key = jax.eval_shape(lambda: jax.random.key(0))
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=mesh_lib.replicated(mesh))
+    schedule = shapes.training.make_schedule(mesh)
     compiled = shapes.training.compile_step(
-        mesh, shapes.state, shapes.frozen, {"video": video}, key
+        mesh, shapes.state, shapes.frozen, {"video": video}, key, schedule
     )
     memory = compiled.memory_analysis()
     used = collectives.read_collectives(compiled.as_text(), mesh.size)

@@ -15,12 +15,19 @@ def format_plan(plan: dict[str, Any]) -> str:
 
     trained, frozen = (sum(plan[name].values()) for name in ("parameters", "frozen_parameters"))
     axes = ", ".join(f"{axis} {size}" for axis, size in plan["mesh"].items() if size > 1)
+    recipe = plan["recipe"]
     rows = [
         (
             "run",
             f"{plan['stage']} {plan['variant']}, {plan['frames']} frames, remat {plan['remat']}",
         ),
         ("devices", f"{plan['devices']} x {plan['device']}" + (f" ({axes})" if axes else "")),
+        (
+            "recipe",
+            f"{recipe['total_steps']:,} steps, {recipe['epochs']:.4g} epochs of "
+            f"{recipe['videos']:,} videos, warm-up of {recipe['warmup_steps']:,} steps, learning "
+            f"rate {recipe['learning_rate']:.3g} to {recipe['min_learning_rate']:.3g}",
+        ),
         ("batch", f"{plan['batch']} clips, {plan['clips_of_a_device']:g} per device at a time"),
         ("parameters", f"{trained / 1e6:.1f} M trained, {frozen / 1e6:.1f} M frozen"),
         *((f"  {name}", f"{size / 1e6:.1f} M") for name, size in plan["parameters"].items()),
@@ -43,6 +50,7 @@ def format_plan(plan: dict[str, Any]) -> str:
             "roofline of the step",
             f"{plan['step_seconds']:.3f} s, {plan['clips_per_second']:.4g} clips/s",
         ),
+        ("roofline of the run", f"{plan['run_seconds'] / 3600:.4g} hours"),
         ("MFU at the roofline", f"{100 * plan['mfu']:.0f} %"),
     ]
     for name, value in plan.items():

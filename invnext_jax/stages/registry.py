@@ -37,7 +37,8 @@ class TrainingSetup:
         init_fn: key -> parameters.
         tx: the optimizer; it does not update the groups that `Stage.frozen_groups` returns.
         ema_targets: maps the name of each EMA target to the parameter group that it averages.
-        step: (state, frozen, batch, root_key) -> (state, metrics); see `step.make_train_step`.
+        step: (state, frozen, batch, root_key, schedule) -> (state, metrics), see
+            `step.make_train_step`.
     """
 
     config: Any
@@ -56,6 +57,11 @@ class TrainingSetup:
     def abstract_frozen(self, mesh: Mesh) -> Any:
         """Returns shapes, dtypes and shardings of the frozen parameters on a mesh."""
         return mesh_lib.abstract_arrays(self.stage.abstract_frozen(self.config), mesh)
+
+    def make_schedule(self, mesh: Mesh) -> optimizer.Schedule:
+        """Returns the learning-rate schedule, replicated on a mesh. The config must be resolved."""
+        schedule = optimizer.make_schedule(self.config.optimizer, self.config.total_steps)
+        return mesh_lib.replicate(schedule, mesh)
 
     def compile_step(self, mesh: Mesh, *arguments: Any) -> step_lib.StepFn:
         """Compiles the step. The arguments may be abstract; see `compilation.compile_step`."""
@@ -103,13 +109,11 @@ def make_setup(config: Any) -> TrainingSetup:
     """
     stage = find_stage(config)
     model = stage.make_model(config)
-    schedule = optimizer.make_schedule(config.optimizer, config.total_steps)
-    tx = optimizer.make_optimizer(config.optimizer, schedule, stage.frozen_groups(config))
+    tx = optimizer.make_optimizer(config.optimizer, stage.frozen_groups(config))
     ema_targets = stage.ema_targets(config)
     step = step_lib.make_train_step(
         functools.partial(stage.loss_fn, config, model),
         tx,
-        schedule,
         ema_targets,
         accumulate=config.accumulate,
         ema_decay=config.ema.decay,

@@ -217,7 +217,8 @@ def _optimize(
 ) -> Any:
     """Trains both towers and returns their parameters."""
     schedule = optimizer.make_schedule(config.optimizer, config.total_steps)
-    tx = optimizer.make_optimizer(config.optimizer, schedule)
+    schedule = mesh_lib.replicate(schedule, mesh)
+    tx = optimizer.make_optimizer(config.optimizer)
     init_fn = functools.partial(init_params, model, config.text.length)
     root_key = jax.device_put(jax.random.key(config.seed), mesh_lib.replicated(mesh))
     abstract = state_lib.abstract_state(init_fn, tx, mesh)
@@ -233,13 +234,13 @@ def _optimize(
         batch = sample_batch(rng, frames, config.data.level, config.batch_size, text)
         return mesh_lib.shard_batch(batch, mesh)
 
-    step_fn = step_lib.make_train_step(loss_fn, tx, schedule)
-    train_step = compilation.compile_step(step_fn, state, {}, make_batch(1), root_key)
+    step_fn = step_lib.make_train_step(loss_fn, tx)
+    train_step = compilation.compile_step(step_fn, state, {}, make_batch(1), root_key, schedule)
     reporter = reporter_lib.Reporter(config, workdir, 0, mesh)
     with contextlib.closing(reporter):
         reporter.start()
         state = loop.run_steps(
-            lambda state, batch: train_step(state, {}, batch, root_key),
+            lambda state, batch: train_step(state, {}, batch, root_key, schedule),
             state,
             map(make_batch, itertools.count(1)),
             total_steps=config.total_steps,

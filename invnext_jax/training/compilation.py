@@ -13,6 +13,7 @@ from typing import Any
 import jax
 from absl import logging
 
+from invnext_jax.training.optimizer import Schedule
 from invnext_jax.training.state import TrainState
 from invnext_jax.training.step import DiagnosticsFn, Metrics, StepFn, select_microbatch
 
@@ -88,7 +89,12 @@ def _cpu_fingerprint() -> str:
 
 
 def compile_step(
-    step: StepFn, state: TrainState, frozen: Any, batch: Any, root_key: jax.Array
+    step: StepFn,
+    state: TrainState,
+    frozen: Any,
+    batch: Any,
+    root_key: jax.Array,
+    schedule: Schedule,
 ) -> StepFn:
     """Compiles the step before its first call. The state is donated and keeps its shardings.
 
@@ -100,6 +106,7 @@ def compile_step(
         frozen: parameters that are never trained.
         batch: dict of global arrays [b ...].
         root_key: the run's PRNG key, replicated.
+        schedule: the learning-rate schedule, replicated.
 
     Returns:
         The compiled step. Arguments with different shapes raise an error instead of recompiling it.
@@ -107,7 +114,7 @@ def compile_step(
     state_shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     metrics_sharding = root_key.sharding
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(state_shardings, metrics_sharding))
-    return jitted.lower(state, frozen, batch, root_key).compile()
+    return jitted.lower(state, frozen, batch, root_key, schedule).compile()
 
 
 def compile_diagnostics(
@@ -118,7 +125,7 @@ def compile_diagnostics(
     root_key: jax.Array,
     microbatches: int = 1,
 ) -> DiagnosticsFn:
-    """Compiles `diagnostics(params, frozen, batch, key)` into a function with the step's arguments.
+    """Compiles `diagnostics(params, frozen, batch, key)` as `f(state, frozen, batch, root_key)`.
 
     The arguments are those of `compile_step`. The diagnostics get the key of the step, so they use
     the same masks and noise. EMA targets are passed in `frozen`. If the batch is split into

@@ -238,6 +238,17 @@ def _make_take_first_copy(mesh: Mesh) -> Callable[[Any], Any]:
     return jax.jit(mapped, donate_argnums=0)
 
 
+def replicate(host: Any, mesh: Mesh) -> Any:
+    """Makes replicated global arrays from a host tree that is the same on every process."""
+    sharding = replicated(mesh)
+
+    def put(leaf: Any) -> jax.Array:
+        array = np.asarray(leaf)
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+    return jax.tree.map(put, host)
+
+
 def make_root_key(seed: int, mesh: Mesh) -> jax.Array:
     """Returns the PRNG key of a run, replicated over all devices of all processes."""
     return jax.jit(lambda: jax.random.key(seed), out_shardings=replicated(mesh))()

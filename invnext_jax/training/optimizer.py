@@ -5,6 +5,7 @@ from typing import Any
 
 import flax
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -12,23 +13,61 @@ import optax
 NO_DECAY = (("encoder", "position"), ("encoder", "class_token"), ("align", "position"))
 
 
-def make_schedule(config: Any, total_steps: int) -> optax.Schedule:
-    """Makes a schedule with linear warm-up from 0 and cosine decay to `min_learning_rate`.
+class Schedule(flax.struct.PyTreeNode):
+    """A learning rate as a function of the number of updates: linear warm-up, cosine decay.
+
+    The numbers are leaves of the tree. The step gets the schedule as an argument, so that a program
+    compiled for one schedule also runs any other.
+
+    Attributes:
+        slope: float32, increase of the rate for each step of the warm-up, which starts from 0.
+        warmup_steps: int32, number of steps of the warm-up.
+        decay_steps: int32, number of steps of the decay.
+        frequency: float32, pi / decay_steps.
+        span: float32, peak minus final rate.
+        floor: float32, final rate.
+    """
+
+    slope: Any
+    warmup_steps: Any
+    decay_steps: Any
+    frequency: Any
+    span: Any
+    floor: Any
+
+    def __call__(self, updates: jax.Array | int) -> jax.Array:
+        """Returns the float32 rate after a number of updates."""
+        decayed = jnp.minimum(updates - self.warmup_steps, self.decay_steps)
+        cosine = 0.5 * (1 + jnp.cos(decayed.astype(jnp.float32) * self.frequency))
+        ramp = self.slope * jnp.asarray(updates, jnp.float32)
+        return jnp.where(updates < self.warmup_steps, ramp, self.floor + self.span * cosine)
+
+
+def make_schedule(config: Any, total_steps: int) -> Schedule:
+    """Makes a schedule: linear warm-up from 0, then cosine decay to `min_learning_rate`.
 
     Args:
-      config: has the fields learning_rate, min_learning_rate and warmup_steps.
+      config: has the fields learning_rate, min_learning_rate and warmup_steps. They must be
+        resolved, see `recipe.resolve`.
       total_steps: number of steps of the run.
+
+    Returns:
+      The schedule, with NumPy scalars.
     """
     peak, floor, warmup = config.learning_rate, config.min_learning_rate, config.warmup_steps
-    decay = optax.schedules.cosine_decay_schedule(
-        peak - floor, max(total_steps - warmup, 1), alpha=0.0
+    if min(peak, floor, warmup, total_steps) < 0:
+        raise ValueError("the config has no steps or rates yet: resolve its recipe first")
+    one, decay = np.float32(1), max(total_steps - warmup, 1)
+    # XLA computes these products in float32 if the numbers are constants of the program. Runs of
+    # versions in which they were constants have the same rates, bit for bit.
+    return Schedule(
+        slope=np.float32(peak) * (one / np.float32(max(warmup - 1, 1))),
+        warmup_steps=np.int32(warmup),
+        decay_steps=np.int32(decay),
+        frequency=np.float32(np.pi) * (one / np.float32(decay)),
+        span=np.float32(peak - floor),
+        floor=np.float32(floor),
     )
-
-    def schedule(step):
-        ramp = peak * step / max(warmup - 1, 1)
-        return jax.numpy.where(step < warmup, ramp, floor + decay(step - warmup))
-
-    return schedule
 
 
 def decay_mask(params: Any) -> Any:
@@ -50,24 +89,44 @@ def decay_mask(params: Any) -> Any:
 
 
 def make_optimizer(
-    config: Any, schedule: optax.Schedule, frozen_groups: Sequence[str] = ()
+    config: Any, frozen_groups: Sequence[str] = ()
 ) -> optax.GradientTransformationExtraArgs:
     """Makes AdamW with global-norm clipping and masked weight decay. Frozen groups are not updated.
 
-    `update(..., finite=False)` returns the state unchanged, even if the gradients are not finite.
+    `update(..., learning_rate=rate)` applies the given rate. `update(..., finite=False)` returns
+    the state unchanged, even if the gradients are not finite.
 
     Args:
       config: `config.optimizer` of the run.
-      schedule: function that maps the number of updates to the learning rate.
       frozen_groups: parameter groups that are not updated, in addition to `config.frozen`.
     """
     adamw = optax.chain(
         _adam(*config.betas, config.eps),
         optax.add_decayed_weights(config.weight_decay, decay_mask),
-        update_if_finite(optax.scale_by_learning_rate(schedule)),
+        _scale_by_given_rate(),
     )
     transforms = [optax.clip_by_global_norm(config.clip_norm), adamw]
     return optax.chain(*transforms, _freeze((*config.frozen, *frozen_groups)))
+
+
+def _scale_by_given_rate() -> optax.GradientTransformationExtraArgs:
+    """Multiplies the updates by minus the rate that `update` gets.
+
+    The state counts the updates, as that of `optax.scale_by_schedule`. The count is not used, but
+    it is part of the checkpoint format.
+    """
+
+    def init(params):
+        del params
+        return optax.ScaleByScheduleState(count=jnp.zeros((), jnp.int32))
+
+    def update(updates, state, params=None, *, learning_rate, finite=True, **rest):
+        del params, rest
+        count = state.count + jnp.asarray(finite, jnp.int32)
+        scaled = jax.tree.map(lambda u: jnp.asarray(-learning_rate, u.dtype) * u, updates)
+        return scaled, optax.ScaleByScheduleState(count=count)
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def update_if_finite(
@@ -78,7 +137,7 @@ def update_if_finite(
     def update(updates, state, params=None, *, finite=True, **rest):
         del rest
         updates, new = tx.update(updates, state, params)
-        return updates, jax.tree.map(lambda n, old: jax.numpy.where(finite, n, old), new, state)
+        return updates, jax.tree.map(lambda n, old: jnp.where(finite, n, old), new, state)
 
     return optax.GradientTransformationExtraArgs(tx.init, update)
 
@@ -97,7 +156,7 @@ def _adam(b1: float, b2: float, eps: float) -> optax.GradientTransformationExtra
         _, state = moments.update(updates, state, params, finite=finite)
         mu = optax.tree.bias_correction(state.mu, b1, state.count)
         nu = optax.tree.bias_correction(state.nu, b2, state.count)
-        return jax.tree.map(lambda m, v: m / (jax.numpy.sqrt(v) + eps), mu, nu), state
+        return jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), mu, nu), state
 
     return optax.GradientTransformationExtraArgs(moments.init, update)
 

@@ -10,11 +10,14 @@ import ml_collections
 import optax
 
 from invnext_jax.errors import UserError, check_minimums
+from invnext_jax.training.optimizer import Schedule
 from invnext_jax.training.state import EmaTargets, TrainState
 
 Metrics = dict[str, jax.Array]
 LossFn = Callable[[Any, Any, dict[str, jax.Array], jax.Array], tuple[jax.Array, Metrics]]
-StepFn = Callable[[TrainState, Any, dict[str, jax.Array], jax.Array], tuple[TrainState, Metrics]]
+StepFn = Callable[
+    [TrainState, Any, dict[str, jax.Array], jax.Array, Schedule], tuple[TrainState, Metrics]
+]
 DiagnosticsFn = Callable[[TrainState, Any, dict[str, jax.Array], jax.Array], Metrics]
 
 NO_EMA_TARGETS: tuple[EmaTargets, float] = ({}, 1.0)
@@ -26,7 +29,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     Raises:
         UserError: a value is out of range.
     """
-    check_minimums(config, {"total_steps": 1, "batch_size": 1, "accumulate": 1, "seed": 0})
+    check_minimums(config, {"batch_size": 1, "accumulate": 1, "seed": 0})
     if not 0 <= config.ema.decay < 1:
         raise UserError(f"config.ema.decay={config.ema.decay} must be at least 0 and below 1")
 
@@ -34,13 +37,15 @@ def check_config(config: ml_collections.ConfigDict) -> None:
 def make_train_step(
     loss_fn: LossFn,
     tx: optax.GradientTransformationExtraArgs,
-    schedule: optax.Schedule,
     ema_targets: tuple[EmaTargets, float] = NO_EMA_TARGETS,
     *,
     accumulate: int = 1,
     ema_decay: float = 0.0,
 ) -> StepFn:
-    """Makes the function `step(state, frozen, batch, root_key) -> (state, metrics)`, not jitted.
+    """Makes `step(state, frozen, batch, root_key, schedule) -> (state, metrics)`, not jitted.
+
+    The schedule maps the number of updates to the learning rate. It is an argument, so that other
+    rates or another number of steps do not change the compiled program.
 
     The step's key is `fold_in(root_key, state.step)`, so that a resumed run draws the same random
     numbers. If the loss or the gradient norm is not finite, the whole update is skipped. The
@@ -51,8 +56,7 @@ def make_train_step(
         loss_fn: function (params, frozen, batch, key) -> (float32 scalar, dict of float32 scalars).
             Its `frozen` contains the frozen parameters and the EMA targets.
         tx: the optimiser. Its `update(..., finite=False)` must return the state unchanged, as for
-          `make_optimizer` and `optimizer.update_if_finite`.
-        schedule: function that maps the number of updates to the learning rate; used for logging.
+          `make_optimizer` and `optimizer.update_if_finite`. It also gets `learning_rate`.
         ema_targets: a dict that maps the name of each EMA target to its parameter group, and the
           momentum m. After each update, target = m * target + (1 - m) * group.
         accumulate: number of microbatches, processed sequentially; see
@@ -66,7 +70,11 @@ def make_train_step(
     """
 
     def train_step(
-        state: TrainState, frozen: Any, batch: dict[str, jax.Array], root_key: jax.Array
+        state: TrainState,
+        frozen: Any,
+        batch: dict[str, jax.Array],
+        root_key: jax.Array,
+        schedule: Schedule,
     ) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(root_key, state.step)
         constants = {**frozen, **state.follow}
@@ -79,7 +87,10 @@ def make_train_step(
         def select(new: jax.Array, old: jax.Array) -> jax.Array:
             return jnp.where(finite, new, old)
 
-        updates, opt_state = tx.update(grads, state.opt_state, state.params, finite=finite)
+        rate = jnp.asarray(schedule(state.step - state.skipped), jnp.float32)
+        updates, opt_state = tx.update(
+            grads, state.opt_state, state.params, finite=finite, learning_rate=rate
+        )
         params = jax.tree.map(select, optax.apply_updates(state.params, updates), state.params)
         follow = _update_ema_targets(state.follow, params, *ema_targets)
         ema = (
@@ -102,7 +113,7 @@ def make_train_step(
             **terms,
             "loss": loss,
             "grad_norm": grad_norm,
-            "learning_rate": jnp.asarray(schedule(state.step - state.skipped), jnp.float32),
+            "learning_rate": rate,
             "nonfinite": nonfinite,
             "skipped": next_state.skipped,
             "skipped_in_row": next_state.skipped_in_row,

@@ -83,6 +83,27 @@ def test_every_manifest_is_compared(record, toy_config, tmp_path):
     assert len(differences(record, toy_config)) == 1
 
 
+def test_frozen_parameters_are_compared_by_content(toy_config):
+    def describe(teacher, path):
+        toy_config.teacher.weights = path
+        return run_metadata.describe_run(toy_config, "m", frozen_sha256={"teacher": teacher})
+
+    saved = describe("a", "old/place.safetensors")
+    moved = describe("a", "new/place.safetensors")
+    assert run_metadata.config_differences(saved, moved) == []
+    (change,) = run_metadata.config_differences(saved, describe("b", "new/place.safetensors"))
+    assert change == "SHA-256 of the frozen teacher: 'a' -> 'b'"
+
+
+def test_without_a_hash_the_path_of_the_teacher_is_compared(toy_config):
+    saved = run_metadata.describe_run(toy_config, "m")
+    del saved["frozen_sha256"]  # as in a checkpoint of an older version
+    toy_config.teacher.weights = "new/place.safetensors"
+    current = run_metadata.describe_run(toy_config, "m", frozen_sha256={"teacher": "a"})
+    (change,) = run_metadata.config_differences(saved, current)
+    assert change == "config.teacher.weights: 'assets' -> 'new/place.safetensors'"
+
+
 def test_number_of_processes_is_no_difference(record, toy_config):
     assert differences(record, toy_config, process_count=2) == []
 

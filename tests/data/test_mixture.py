@@ -96,12 +96,12 @@ def test_errors_of_weights_are_one_sentence(weights, text, manifest):
 
 def test_table_contains_rows_shares_and_epochs(manifest):
     mix = mixture.Mixture(manifest, (("a", 1), ("b", 3), ("c", 1)), seed=0)
-    head, *lines = mix.table(videos=30_000).splitlines()
+    head, *lines = mix.table(clips=30_000).splitlines()
     assert head.split() == ["source", "rows", "share", "epochs"]
     assert [line.split() for line in lines] == [
         ["a", "600", "20.00%", "10.00"],
         ["b", "1,000", "60.00%", "18.00"],
         ["c", "300", "20.00%", "20.00"],
     ]
-    plain = mixture.Mixture(manifest, (), seed=0).table(videos=3800).splitlines()
+    plain = mixture.Mixture(manifest, (), seed=0).table(clips=3800).splitlines()
     assert [line.split()[-1] for line in plain[1:]] == ["2.00"] * 3

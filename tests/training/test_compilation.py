@@ -10,6 +10,8 @@ from invnext_jax.training import compilation, optimizer
 from invnext_jax.training.state import TrainState
 from invnext_jax.training.step import make_train_step
 
+CONSTANT = jax.tree_util.Partial(lambda _: 0.1)
+
 
 @pytest.fixture
 def arguments():
@@ -24,20 +26,20 @@ def loss_fn(params, frozen, batch, key):
 
 
 def test_compiled_step_donates_its_state(arguments):
-    train_step = make_train_step(loss_fn, optimizer.update_if_finite(optax.sgd(0.1)), lambda _: 0.1)
-    compiled = compilation.compile_step(train_step, *arguments)
-    state, measured = compiled(*arguments)
+    train_step = make_train_step(loss_fn, optimizer.update_if_finite(optax.sgd(0.1)))
+    compiled = compilation.compile_step(train_step, *arguments, CONSTANT)
+    state, measured = compiled(*arguments, CONSTANT)
     assert float(measured["loss"]) == 3.0
     assert arguments[0].params["w"].is_deleted()
     assert not state.params["w"].is_deleted()
 
 
 def test_compiled_step_raises_on_another_batch_size(arguments):
-    train_step = make_train_step(loss_fn, optimizer.update_if_finite(optax.sgd(0.1)), lambda _: 0.1)
-    compiled = compilation.compile_step(train_step, *arguments)
+    train_step = make_train_step(loss_fn, optimizer.update_if_finite(optax.sgd(0.1)))
+    compiled = compilation.compile_step(train_step, *arguments, CONSTANT)
     state, frozen, _, key = arguments
     with pytest.raises(TypeError):
-        compiled(state, frozen, {"x": jnp.ones((4, 3))}, key)
+        compiled(state, frozen, {"x": jnp.ones((4, 3))}, key, CONSTANT)
 
 
 def test_diagnostics_use_the_key_of_the_step(arguments):

@@ -74,8 +74,7 @@ def test_ema_target_has_the_sharding_of_its_group(
     monkeypatch.setattr(train.mesh_lib.jax, "devices", lambda: first_device_only)
     ema_config.mesh.update(data=2, fsdp=2, tensor=2, sequence=1)
     mesh = mesh_lib.make_mesh(ema_config.mesh)
-    schedule = optimizer.make_schedule(ema_config.optimizer, 6)
-    tx = optimizer.make_optimizer(ema_config.optimizer, schedule)
+    tx = optimizer.make_optimizer(ema_config.optimizer)
 
     def init_fn(key):
         return toy_stage.init_params(None, toy_stage.make_model(None), key)

@@ -34,12 +34,13 @@ def reference():
 
 
 def test_update_equals_optax():
-    tx, optax_tx = optimizer.make_optimizer(CONFIG, schedule), reference()
+    tx, optax_tx = optimizer.make_optimizer(CONFIG), reference()
     params = expected = draw(0)
     state, optax_state = tx.init(params), optax_tx.init(params)
     for number in range(5):
         grads = draw(1 + number)
-        updates, state = tx.update(grads, state, params, finite=jnp.bool_(True))
+        rate = jnp.float32(schedule(number))
+        updates, state = tx.update(grads, state, params, finite=jnp.bool_(True), learning_rate=rate)
         params = optax.apply_updates(params, updates)
         updates, optax_state = optax_tx.update(grads, optax_state, expected)
         expected = optax.apply_updates(expected, updates)
@@ -49,11 +50,48 @@ def test_update_equals_optax():
 
 @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
 def test_nonfinite_gradients_leave_the_state_unchanged(bad):
-    tx, params = optimizer.make_optimizer(CONFIG, schedule), draw(0)
-    _, before = tx.update(draw(1), tx.init(params), params)
+    tx, params = optimizer.make_optimizer(CONFIG), draw(0)
+    _, before = tx.update(draw(1), tx.init(params), params, learning_rate=0.1)
     grads = jax.tree.map(lambda x: x.at[0].set(bad), draw(2))
-    _, after = tx.update(grads, before, params, finite=jnp.bool_(False))
+    _, after = tx.update(grads, before, params, finite=jnp.bool_(False), learning_rate=0.1)
     jax.tree.map(np.testing.assert_array_equal, after, before)
+
+
+@pytest.mark.parametrize(("warmup", "total"), [(0, 50), (1, 50), (20, 50), (60, 50)])
+def test_schedule_is_linear_then_cosine(warmup, total):
+    config = ConfigDict({"learning_rate": 2e-3, "min_learning_rate": 3e-5, "warmup_steps": warmup})
+    rates = jax.vmap(optimizer.make_schedule(config, total))(jnp.arange(total))
+    for step, found in enumerate(rates):
+        if step < warmup:
+            expected = 2e-3 * step / max(warmup - 1, 1)
+        else:
+            share = (step - warmup) / (total - warmup)
+            expected = 3e-5 + (2e-3 - 3e-5) * 0.5 * (1 + np.cos(np.pi * share))
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-10)
+
+
+def test_another_schedule_does_not_compile_again():
+    def loss_fn(params, frozen, batch, key):
+        return jnp.sum((params["encoder"]["layer"]["kernel"] - 1) ** 2), {}
+
+    config = ConfigDict({"learning_rate": 0.1, "min_learning_rate": 0.0, "warmup_steps": 0})
+    tx, params = optimizer.make_optimizer(CONFIG), draw(0)
+    state = TrainState(jnp.int32(0), params, tx.init(params), jnp.int32(0), jnp.int32(0))
+    step, rates = jax.jit(make_train_step(loss_fn, tx)), []
+    for rate, warmup, total in ((0.1, 0, 10), (0.2, 0, 500), (0.3, 7, 9)):
+        config.update(learning_rate=rate, warmup_steps=warmup)
+        schedule = optimizer.make_schedule(config, total)
+        after, measured = step(state, {}, {}, jax.random.key(0), schedule)
+        rates.append(float(measured["learning_rate"]))
+    np.testing.assert_allclose(rates, [0.1, 0.2, 0.0])
+    assert step._cache_size() == 1
+    jax.tree.map(np.testing.assert_array_equal, after.params, params)  # the rate is 0
+
+
+def test_schedule_of_an_unresolved_config_is_refused():
+    config = ConfigDict({"learning_rate": -1.0, "min_learning_rate": 0.0, "warmup_steps": 0})
+    with pytest.raises(ValueError, match="resolve its recipe first"):
+        optimizer.make_schedule(config, 10)
 
 
 def test_update_copies_no_arrays():
@@ -63,11 +101,13 @@ def test_update_copies_no_arrays():
     def loss_fn(params, frozen, batch, key):
         return sum(jnp.sum(jnp.sin(x) * batch["x"]) for x in jax.tree.leaves(params)), {}
 
-    tx = optimizer.make_optimizer(CONFIG, schedule)
+    tx = optimizer.make_optimizer(CONFIG)
     zero = jnp.int32(0)
     state = TrainState(zero, params, tx.init(params), zero, zero)
-    step = jax.jit(make_train_step(loss_fn, tx, schedule), donate_argnums=0)
-    lowered = step.lower(state, {}, {"x": jnp.ones(())}, jax.random.key(0))
+    step = jax.jit(make_train_step(loss_fn, tx), donate_argnums=0)
+    lowered = step.lower(
+        state, {}, {"x": jnp.ones(())}, jax.random.key(0), jax.tree_util.Partial(schedule)
+    )
     jax.config.update("jax_disable_most_optimizations", False)  # set for all tests in conftest
     try:
         compiled = lowered.compile()

@@ -11,6 +11,7 @@ from invnext_jax.training.state import TrainState, init_ema
 from invnext_jax.training.step import check_config, make_train_step
 
 RATE = 0.5
+CONSTANT = jax.tree_util.Partial(lambda _: RATE)
 
 
 def loss_fn(params, frozen, batch, key):
@@ -27,9 +28,10 @@ def make_state(w=1.0):
 
 
 def make_step(tx):
-    step = jax.jit(make_train_step(loss_fn, tx, lambda updates: RATE * updates))
+    step = jax.jit(make_train_step(loss_fn, tx))
+    schedule = jax.tree_util.Partial(lambda updates: RATE * updates)
     frozen, key = {"scale": jnp.float32(1.0)}, jax.random.key(0)
-    return lambda state, x: step(state, frozen, {"x": jnp.float32(x)}, key)
+    return lambda state, x: step(state, frozen, {"x": jnp.float32(x)}, key, schedule)
 
 
 def test_step_is_gradient_descent():
@@ -70,7 +72,7 @@ def test_finite_loss_with_nonfinite_gradient_is_skipped():
     def root(params, frozen, batch, key):
         return jnp.sqrt(params["w"]), {}
 
-    state, measured = make_train_step(root, tx, lambda _: RATE)(state, {}, {}, jax.random.key(0))
+    state, measured = make_train_step(root, tx)(state, {}, {}, jax.random.key(0), CONSTANT)
     assert int(measured["nonfinite"]) == 1
     assert float(state.params["w"]) == 0.0
 
@@ -104,10 +106,10 @@ def test_ema_target_matches_the_closed_form():
         return 0.5 * (params["w"] - batch["x"]) ** 2, {"target": frozen["target"]}
 
     ema_targets = ({"target": "w"}, momentum)
-    step = jax.jit(make_train_step(distance, tx, lambda _: RATE, ema_targets))
+    step = jax.jit(make_train_step(distance, tx, ema_targets))
     starts, weights = [1.0], []
     for x in (3.0, -2.0, np.nan, 5.0):
-        state, measured = step(state, {}, {"x": jnp.float32(x)}, key)
+        state, measured = step(state, {}, {"x": jnp.float32(x)}, key, CONSTANT)
         weights.append(float(state.params["w"]))
         np.testing.assert_allclose(measured["target"], starts[-1], rtol=1e-6)
         moved = momentum * starts[-1] + (1 - momentum) * weights[-1]
@@ -137,8 +139,8 @@ def test_accumulated_gradients_are_the_mean_over_microbatches_with_separate_keys
     tx, state = make_state(w=1.0)
     batch = {"x": jnp.arange(12.0)}
     root_key = jax.random.key(7)
-    step = jax.jit(make_train_step(noisy_loss, tx, lambda _: RATE, accumulate=3))
-    after, measured = step(state, {}, batch, root_key)
+    step = jax.jit(make_train_step(noisy_loss, tx, accumulate=3))
+    after, measured = step(state, {}, batch, root_key, CONSTANT)
     losses, grads = [], []
     for i in range(3):
         key = jax.random.fold_in(jax.random.fold_in(root_key, 0), i)
@@ -159,8 +161,8 @@ def test_accumulation_without_randomness_equals_the_full_batch():
     results = []
     for parts in (1, 2, 6):
         tx, state = make_state(w=1.0)
-        step = jax.jit(make_train_step(distance, tx, lambda _: RATE, accumulate=parts))
-        state, measured = step(state, {}, batch, key)
+        step = jax.jit(make_train_step(distance, tx, accumulate=parts))
+        state, measured = step(state, {}, batch, key, CONSTANT)
         results.append([float(state.params["w"]), float(measured["loss"])])
     np.testing.assert_allclose(results, [results[0]] * 3, rtol=1e-6)
 
@@ -168,10 +170,10 @@ def test_accumulation_without_randomness_equals_the_full_batch():
 def test_parameter_ema_matches_the_closed_form_and_ignores_skipped_steps():
     tx, state = make_state(w=1.0)
     state = init_ema(state, {}, ema=True)
-    step = jax.jit(make_train_step(loss_fn, tx, lambda _: RATE, ema_decay=0.9))
+    step = jax.jit(make_train_step(loss_fn, tx, ema_decay=0.9))
     averages, frozen, key = [1.0], {"scale": jnp.float32(1.0)}, jax.random.key(0)
     for x in (3.0, np.nan, 5.0):
-        state, _ = step(state, frozen, {"x": jnp.float32(x)}, key)
+        state, _ = step(state, frozen, {"x": jnp.float32(x)}, key, CONSTANT)
         moved = 0.9 * averages[-1] + 0.1 * float(state.params["w"])
         averages.append(averages[-1] if np.isnan(x) else moved)
         np.testing.assert_allclose(state.ema["w"], averages[-1], rtol=1e-6)
@@ -180,7 +182,6 @@ def test_parameter_ema_matches_the_closed_form_and_ignores_skipped_steps():
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("total_steps", 0, "config.total_steps=0 must be at least 1"),
         ("batch_size", 0, "config.batch_size=0 must be at least 1"),
         ("accumulate", 0, "config.accumulate=0 must be at least 1"),
         ("seed", -1, "config.seed=-1 must be at least 0"),
