@@ -185,10 +185,11 @@ def test_four_processes_resume_the_checkpoint_of_two(hosts_config, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("sizes", [(2, 2, 1, 1), (1, 1, 1, 4)])
 @pytest.mark.parametrize("stage", ["stage1", "stage2"])
-def test_two_processes_train_a_stage_like_one(stage, tiny_config, stage1_run, tmp_path):
+def test_two_processes_train_a_stage_like_one(stage, sizes, tiny_config, stage1_run, tmp_path):
     config = tiny_config(stage)
-    config.mesh.update(data=2, fsdp=2)
+    config.mesh.update(dict(zip(mesh_lib.AXES, sizes, strict=True)))
     if stage == "stage2":
         config.init_from = str(stage1_run)
     run_processes(1, config, tmp_path / "one")
