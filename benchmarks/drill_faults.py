@@ -186,7 +186,7 @@ def data_workers(parent: int) -> list[int]:
     children = pathlib.Path(f"/proc/{parent}/task").glob("*/children")
     pids = [int(pid) for file in children for pid in file.read_text().split()]
     lines = {pid: pathlib.Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids}
-    return [pid for pid, line in lines.items() if b"data.worker_main" in line]
+    return [pid for pid, line in lines.items() if b"workers.worker_main" in line]
 
 
 CLOCK = """

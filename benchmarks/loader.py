@@ -33,7 +33,7 @@ from step import divide
 
 from invnext_jax.data import decode, transforms
 from invnext_jax.data import manifest as manifest_lib
-from invnext_jax.data.workers import count_cores
+from invnext_jax.workers.process_worker import count_cores
 
 _SECONDS = flags.DEFINE_float(
     "seconds", 3.0, "Approximate seconds per measurement.", lower_bound=0.1

@@ -14,7 +14,7 @@ from configs import common
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data import pipeline
 from invnext_jax.data.clips import LoadClip
-from invnext_jax.data.workers import ProcessWorker
+from invnext_jax.workers.process_worker import ProcessWorker
 
 EPOCHS = 10_000  # effectively infinite
 REST = 0.15  # a process and its children are idle if they use fewer cores than this

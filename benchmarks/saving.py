@@ -27,9 +27,9 @@ from absl import app, flags, logging
 
 from configs import stage1
 from invnext_jax import train
-from invnext_jax.data.workers import count_cores
 from invnext_jax.training import compilation
 from invnext_jax.training import mesh as mesh_lib
+from invnext_jax.workers.process_worker import count_cores
 
 _STEPS = flags.DEFINE_integer("steps", 3, "Number of steps to time.")
 _SAVES = flags.DEFINE_integer("saves", 3, "Number of saves to time.")

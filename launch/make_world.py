@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from absl import flags
 
 from invnext_jax import errors
-from invnext_jax.data import workers
 from invnext_jax.synthetic_world.files import write_world
 from invnext_jax.synthetic_world.scene import WorldSpec
+from invnext_jax.workers import process_worker as workers
 
 _OUT = flags.DEFINE_string("out", None, "Output folder.", required=True)
 _SPLIT = flags.DEFINE_string("split", "train", "train, val or test.")

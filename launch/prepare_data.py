@@ -20,9 +20,10 @@ from collections.abc import Sequence
 from absl import flags
 
 from invnext_jax import errors
-from invnext_jax.data import workers
 from invnext_jax.data.access_rules import AccessRules
-from invnext_jax.dataset_prep import indexing, lists, reencode, shard_metadata, sharding, tfds_index
+from invnext_jax.dataset_prep import indexing, reencode, shard_metadata, sharding, tfds_index
+from invnext_jax.video_lists import lists
+from invnext_jax.workers import process_worker as workers
 
 _OUT = flags.DEFINE_string(
     "out", None, "index: the .csv manifest to write; shards: the output folder.", required=True

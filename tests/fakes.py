@@ -13,7 +13,7 @@ import time
 import numpy as np
 
 from invnext_jax.data.clips import BadClip
-from invnext_jax.data.read_clock import reading
+from invnext_jax.workers.read_clock import reading
 
 ROWS = 20  # of the manifest in the fixture `list_config`
 
@@ -113,7 +113,7 @@ def worker_pids():
     """Returns the IDs of this process's data workers (Linux)."""
     files = pathlib.Path("/proc/self/task").glob("*/children")
     pids = [int(pid) for file in files for pid in file.read_text().split()]
-    return [pid for pid in pids if b"data.worker_main" in _command(pid)]
+    return [pid for pid in pids if b"workers.worker_main" in _command(pid)]
 
 
 def _command(pid):

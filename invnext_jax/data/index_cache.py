@@ -21,7 +21,7 @@ from absl import logging
 
 from invnext_jax.data import decode, video_io
 from invnext_jax.data.frame_index import PacketIndex
-from invnext_jax.data.read_clock import reading
+from invnext_jax.workers.read_clock import reading
 
 MAX_FRAMES = 500_000  # frames of all indexes in memory; about 20 MiB
 MIN_STORED_FRAMES = 2000  # indexes of files with fewer frames are stored only if decoding made them

@@ -22,9 +22,9 @@ from invnext_jax.data.clips import BY_SOURCE_FIELDS, BadClip, LoadClip
 from invnext_jax.data.mixture import Mixture
 from invnext_jax.data.storage_retries import StorageMonitor, load_in_worker
 from invnext_jax.data.train_dataset import TrainDataset
-from invnext_jax.data.worker_pool import SupervisedWorker, open_pool
-from invnext_jax.data.workers import count_cores
 from invnext_jax.errors import UserError
+from invnext_jax.workers.process_worker import count_cores
+from invnext_jax.workers.worker_pool import SupervisedWorker, open_pool
 
 MAX_DEFAULT_WORKERS = 16  # if config.data.workers is -1
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from invnext_jax import sanitize
 from invnext_jax.data.demux import BadVideo
-from invnext_jax.data.read_clock import reading
+from invnext_jax.workers.read_clock import reading
 
 # Errors of the storage, which the reader's messages contain as text.
 STORAGE_ERRNOS = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN)

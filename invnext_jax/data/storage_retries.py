@@ -16,9 +16,9 @@ from absl import logging
 from invnext_jax.data.bad_videos import STALLED
 from invnext_jax.data.clips import BadClip, Seed
 from invnext_jax.data.manifest import Manifest
-from invnext_jax.data.read_clock import ReadStalledError, TimeLimitError
-from invnext_jax.data.worker_pool import SupervisedWorker
-from invnext_jax.data.workers import WorkerDiedError
+from invnext_jax.workers.process_worker import WorkerDiedError
+from invnext_jax.workers.read_clock import ReadStalledError, TimeLimitError
+from invnext_jax.workers.worker_pool import SupervisedWorker
 
 MIN_PAUSE, MAX_PAUSE = 1.0, 60.0  # seconds; each pause is twice as long as the one before
 LOG_SECONDS = 30.0  # shortest time between two log lines

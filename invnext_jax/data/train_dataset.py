@@ -17,14 +17,14 @@ from invnext_jax.data.batch_buffer import BatchBuffer
 from invnext_jax.data.clips import BadClip
 from invnext_jax.data.mixture import Mixture
 from invnext_jax.data.storage_retries import StorageMonitor, load_in_worker
-from invnext_jax.data.worker_pool import (
+from invnext_jax.errors import UserError
+from invnext_jax.workers.process_worker import count_cores
+from invnext_jax.workers.worker_pool import (
     IN_PROCESS_THREADS,
     OrderedPool,
     SupervisedWorker,
     open_pool,
 )
-from invnext_jax.data.workers import count_cores
-from invnext_jax.errors import UserError
 
 MAX_TRIES = 100  # maximum number of videos tried for one position in a batch
 WORKER_FAILURES = ("time limit", "worker died")  # reasons that may take the full timeout

@@ -16,12 +16,13 @@ from typing import Any, BinaryIO, TextIO
 import fsspec
 
 from invnext_jax.data import decode, shards
-from invnext_jax.data.read_clock import reading
 from invnext_jax.errors import UserError
 from invnext_jax.synthetic_world import urls
+from invnext_jax.workers.read_clock import reading
 
 BLOCK_BYTES = 2**22  # block size of remote files; about a video of a few seconds
 CACHED_BLOCKS = 16  # 64 MiB per worker
+DIGEST_BYTES = 2**16  # number of bytes at each end of a file that its digest covers
 _RAW_READ = io.FileIO.read
 _PROTOCOL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
@@ -252,3 +253,18 @@ def _open_blocks(name: str) -> BinaryIO:
             return io.BytesIO(file.read())
     file.seek(0)
     return file
+
+
+def digest_file(path: str | os.PathLike) -> str:
+    """Returns a hash of the size, the beginning and the end of a local file.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        digest = hashlib.blake2b(str(size).encode(), digest_size=16)
+        digest.update(file.read(DIGEST_BYTES))
+        file.seek(max(0, size - DIGEST_BYTES))
+        digest.update(file.read(DIGEST_BYTES))
+    return digest.hexdigest()

@@ -1,1 +1,1 @@
-"""Writing data sets: reading lists, probing, indexing, re-encoding and sharding videos."""
+"""Writing data sets: indexing, probing, re-encoding and sharding videos."""

@@ -6,13 +6,14 @@ import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from invnext_jax.data.content_digest import digest_file
-from invnext_jax.dataset_prep import lists, picture_hashes
+from invnext_jax.data.video_io import digest_file
+from invnext_jax.dataset_prep import picture_hashes
 from invnext_jax.dataset_prep.picture_hashes import HashCache, Hashes
 from invnext_jax.dataset_prep.probing import VideoProbe
-from invnext_jax.dataset_prep.video_list import ListOptions, VideoEntry
 from invnext_jax.dataset_prep.worker_map import map_in_workers
 from invnext_jax.errors import UserError
+from invnext_jax.video_lists import lists
+from invnext_jax.video_lists.video_list import ListOptions, VideoEntry
 
 Entries = Sequence[tuple[VideoEntry, str]]  # entries and the digests of their files
 Clean = list[tuple[VideoEntry, VideoProbe]]

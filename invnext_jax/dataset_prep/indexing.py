@@ -21,24 +21,18 @@ from pathlib import Path
 from typing import Any
 
 from invnext_jax.data import index_cache, labels, manifest
-from invnext_jax.dataset_prep import (
-    class_ids,
-    duplicates,
-    lists,
-    probe_cache,
-    probing,
-    video_flags,
-)
+from invnext_jax.dataset_prep import duplicates, probe_cache, probing, video_flags
 from invnext_jax.dataset_prep.csv_files import (
     check_overwrite,
     format_csv,
     relative_path,
     write_csv,
 )
-from invnext_jax.dataset_prep.lists import VideoEntry
 from invnext_jax.dataset_prep.probing import ProbeFailure, VideoProbe
 from invnext_jax.errors import UserError
 from invnext_jax.monitoring.progress_meter import ProgressMeter
+from invnext_jax.video_lists import class_ids, lists
+from invnext_jax.video_lists.lists import VideoEntry
 
 # A file is considered trimmed if it is at most this much longer than its window.
 TRIM_TOLERANCE_SECONDS = 1.0

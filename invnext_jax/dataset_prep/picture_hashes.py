@@ -18,7 +18,7 @@ import numpy as np
 from scipy import fft
 
 from invnext_jax.data import decode
-from invnext_jax.dataset_prep.video_list import VideoEntry
+from invnext_jax.video_lists.video_list import VideoEntry
 
 FRAMES = 5
 BITS = 64

@@ -5,10 +5,10 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from invnext_jax.data.read_clock import ReadStalledError, TimeLimitError
 from invnext_jax.data.storage_retries import StorageMonitor, call_with_retries, other_rows
-from invnext_jax.data.worker_pool import OrderedPool, SupervisedWorker
-from invnext_jax.data.workers import ProcessWorker, WorkerDiedError
+from invnext_jax.workers.process_worker import ProcessWorker, WorkerDiedError
+from invnext_jax.workers.read_clock import ReadStalledError, TimeLimitError
+from invnext_jax.workers.worker_pool import OrderedPool, SupervisedWorker
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,9 +12,9 @@ import numpy as np
 from invnext_jax.data import labels as labels_lib
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data import shards, video_io
-from invnext_jax.data.content_digest import digest_file
 from invnext_jax.data.demux import BadVideo
 from invnext_jax.data.manifest import Manifest
+from invnext_jax.data.video_io import digest_file
 from invnext_jax.errors import UserError
 from invnext_jax.synthetic_world import urls
 

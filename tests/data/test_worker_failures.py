@@ -21,8 +21,8 @@ from invnext_jax.data import bad_videos as bad_videos_lib
 from invnext_jax.data import clips as clips_lib
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data import pipeline, storage_retries, train_dataset
-from invnext_jax.data import workers as workers_lib
 from invnext_jax.errors import UserError
+from invnext_jax.workers import process_worker as workers_lib
 
 read_batches = functools.partial(next_batches, batch_size=6, load=FakeLoad())
 

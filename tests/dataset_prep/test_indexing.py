@@ -14,8 +14,9 @@ import pytest
 
 from configs import common
 from invnext_jax.data import manifest, pipeline
-from invnext_jax.dataset_prep import indexing, lists
+from invnext_jax.dataset_prep import indexing
 from invnext_jax.errors import UserError
+from invnext_jax.video_lists import lists
 
 ROOT = Path(__file__).parents[2]
 

@@ -7,7 +7,7 @@ from PIL import Image
 
 from invnext_jax.dataset_prep import picture_hashes
 from invnext_jax.dataset_prep.picture_hashes import HashCache
-from invnext_jax.dataset_prep.video_list import VideoEntry
+from invnext_jax.video_lists.video_list import VideoEntry
 
 
 def draw_scene(seed, frame, height, width):

@@ -13,9 +13,10 @@ import pytest
 from fakes import measure_growth
 
 from benchmarks import odd_videos
-from invnext_jax.data import decode, workers
+from invnext_jax.data import decode
 from invnext_jax.data.frame_index import PacketIndex
 from invnext_jax.dataset_prep import probing, video_flags
+from invnext_jax.workers import process_worker as workers
 
 X264 = {"preset": "ultrafast", "g": "12"}
 

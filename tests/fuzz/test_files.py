@@ -13,9 +13,10 @@ from safetensors.numpy import save
 from invnext_jax import json_file, sanitize
 from invnext_jax.data import access_rules, video_io
 from invnext_jax.data import manifest as manifest_lib
-from invnext_jax.dataset_prep import lists, tfds_metadata
+from invnext_jax.dataset_prep import tfds_metadata
 from invnext_jax.errors import UserError
 from invnext_jax.multihost import host_messages
+from invnext_jax.video_lists import lists
 from invnext_jax.weights import export, files, import_weights
 
 SECONDS = 20  # longest time for one file, on a busy machine

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from invnext_jax.dataset_prep.folder_scan import scan_folder
+from invnext_jax.video_lists.folder_scan import scan_folder
 
 
 def touch(folder, *names):

@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from invnext_jax.data import worker_main
-from invnext_jax.data.cpu_quota import read_cpu_quota
-from invnext_jax.data.read_clock import CLOCK_BYTES, ReadClock, use_clock, wait_for_result
+from invnext_jax.workers import worker_main
+from invnext_jax.workers.cpu_quota import read_cpu_quota
+from invnext_jax.workers.read_clock import CLOCK_BYTES, ReadClock, use_clock, wait_for_result
 
 RETURN_SECONDS = 5  # maximum time until a pending call notices that its process has exited
 START_SECONDS = 300  # allows for imports on a busy machine with a slow disk

@@ -5,8 +5,8 @@ import os
 
 import pytest
 
-from invnext_jax.dataset_prep import lists
 from invnext_jax.errors import UserError
+from invnext_jax.video_lists import lists
 
 KINETICS = """label,youtube_id,time_start,time_end,split,is_cc
 playing guitar,---0dWlqevI,19,29,train,0

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from fakes import FakeLoad, Unloadable, describe_process, sleep_and_report, worker_pids
 
-from invnext_jax.data import worker_main, workers
-from invnext_jax.data import worker_pool as worker_pool_lib
 from invnext_jax.data.manifest import VideoRecord
+from invnext_jax.workers import process_worker as workers
+from invnext_jax.workers import worker_main
+from invnext_jax.workers import worker_pool as worker_pool_lib
 
 
 @pytest.mark.parametrize("kind", [workers.ThreadWorker, workers.ProcessWorker])
@@ -121,7 +122,7 @@ def test_a_function_of_the_main_script_is_refused(tmp_path):
     script.write_text(
         textwrap.dedent(
             """
-            from invnext_jax.data import workers
+            from invnext_jax.workers import process_worker as workers
             def work(): pass
             workers.ProcessWorker(work)
             """

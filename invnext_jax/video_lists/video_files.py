@@ -5,7 +5,7 @@ import os
 import unicodedata
 from collections.abc import Iterable, Sequence
 
-from invnext_jax.dataset_prep.folder_scan import scan_folder
+from invnext_jax.video_lists.folder_scan import scan_folder
 
 
 def locate(folder: str, name: str) -> str:

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from invnext_jax.data import labels as labels_lib
-from invnext_jax.dataset_prep.video_list import NO_LABEL, ListOptions, VideoList
 from invnext_jax.errors import UserError
+from invnext_jax.video_lists.video_list import NO_LABEL, ListOptions, VideoList
 
 ALPHABETICAL = "alphabetical"  # value of --classes
 

@@ -5,11 +5,11 @@ import os
 import re
 from pathlib import Path
 
-from invnext_jax.dataset_prep import class_ids, text_tables
-from invnext_jax.dataset_prep.text_tables import Table, parse_seconds
-from invnext_jax.dataset_prep.video_files import FileFinder, describe_missing, locate
-from invnext_jax.dataset_prep.video_list import ListOptions, VideoEntry, VideoList
 from invnext_jax.errors import UserError
+from invnext_jax.video_lists import class_ids, text_tables
+from invnext_jax.video_lists.text_tables import Table, parse_seconds
+from invnext_jax.video_lists.video_files import FileFinder, describe_missing, locate
+from invnext_jax.video_lists.video_list import ListOptions, VideoEntry, VideoList
 
 HMDB51_FILE = re.compile(r"(?P<name>.+)_test_split(?P<fold>\d)\.txt")
 _HMDB51_LINE = re.compile(r"(?P<name>\S.*?)\s+(?P<split>[012])")

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from invnext_jax.data.cpu_quota import read_cpu_quota
+from invnext_jax.workers.cpu_quota import read_cpu_quota
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
-from invnext_jax.data.read_clock import CLOCK_BYTES, ReadClock, use_clock
+from invnext_jax.workers.read_clock import CLOCK_BYTES, ReadClock, use_clock
 
 SIGTERM_GRACE_SECONDS = 60
 ORPHAN_SECONDS = 5  # an orphaned process exits this long after its task's timeout

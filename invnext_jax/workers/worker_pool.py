@@ -13,14 +13,14 @@ from typing import Any
 
 from absl import logging
 
-from invnext_jax.data.read_clock import ReadStalledError, TimeLimitError
-from invnext_jax.data.workers import (
+from invnext_jax.workers.process_worker import (
     ProcessWorker,
     ThreadWorker,
     WorkerClosedError,
     WorkerDiedError,
     WorkerStartError,
 )
+from invnext_jax.workers.read_clock import ReadStalledError, TimeLimitError
 
 IN_PROCESS_THREADS = 4
 MAX_FAILED_STARTS = 3  # consecutive failures after which the run ends

@@ -14,12 +14,12 @@ from pathlib import Path
 
 from invnext_jax.data import labels as labels_lib
 from invnext_jax.data import manifest
-from invnext_jax.dataset_prep import class_ids, published_lists, text_tables
-from invnext_jax.dataset_prep.folder_scan import VIDEO_EXTENSIONS, scan_folder
-from invnext_jax.dataset_prep.text_tables import Table
-from invnext_jax.dataset_prep.video_files import FileFinder, describe_missing, locate
-from invnext_jax.dataset_prep.video_list import NO_LABEL, ListOptions, VideoEntry, VideoList
 from invnext_jax.errors import UserError
+from invnext_jax.video_lists import class_ids, published_lists, text_tables
+from invnext_jax.video_lists.folder_scan import VIDEO_EXTENSIONS, scan_folder
+from invnext_jax.video_lists.text_tables import Table
+from invnext_jax.video_lists.video_files import FileFinder, describe_missing, locate
+from invnext_jax.video_lists.video_list import NO_LABEL, ListOptions, VideoEntry, VideoList
 
 # Names of columns, in any case; the first one that a list has is used.
 PATH_COLUMNS = (

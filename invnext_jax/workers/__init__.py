@@ -1,0 +1,1 @@
+"""Supervised worker processes: time limits, restarts, and results in order."""
