@@ -129,10 +129,6 @@ class Run:
         """The local folder of the run's records."""
         return self.records.folder
 
-    def write_config(self) -> None:
-        """Writes config.json and recipe.json into the workdir."""
-        self.records.write_config(self.config, self.recipe)
-
 
 def run_loop(
     run: Run, preemption: Preemption, watchdog: Watchdog, stack: contextlib.ExitStack
@@ -167,8 +163,7 @@ def run_loop(
     except NonFiniteError as error:
         with contextlib.suppress(NonFiniteError):  # raised for the step that was already dispatched
             reporter.flush()
-        # Do not save again after a second abort: it would replace a checkpoint from before the
-        # first.
+        # A save after a second abort would replace the checkpoint from before the first.
         if not run.checkpointer.abort_reason:
             run.checkpointer.save(run.step, run.state, run.position, abort_reason=str(error))
         raise
@@ -266,7 +261,7 @@ class _RunCallbacks(Callbacks):
         run.records.copy()
         run.checkpointer.save(run.step, run.state, run.position, score=self.reporter.pop_score())
         if not (run.workdir / "config.json").exists():
-            run.write_config()
+            run.records.write_config(run.config, run.recipe)
         self.stop_and_save.reset_timer(run.step)
 
 

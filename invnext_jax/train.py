@@ -31,9 +31,7 @@ from invnext_jax.training import recipe as recipe_lib
 from invnext_jax.training import state as state_lib
 from invnext_jax.weights import export
 
-_INIT_STREAM = (
-    2**32 - 1
-)  # folded into the root key for the initial values; not used as a step number
+_INIT_STREAM = 2**32 - 1  # folded into the key of the initial values; larger than any step number
 
 
 def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
@@ -138,7 +136,7 @@ def prepare(
         checkpointer=checkpointer,
         position=data_iter.get_state(),
     )
-    run.write_config()
+    run.records.write_config(run.config, run.recipe)
     parameter_table.report_parameters(records.folder, run.state.params, run.frozen)
     _log_start(run)
     return run
@@ -203,9 +201,8 @@ def _read_source(config: ml_collections.FrozenConfigDict) -> tuple[Any, int | No
         return params, step
     with consensus.all_hosts_agree(f"the export {config.init_from}"):
         params, about = export.read_export(config.init_from)
-        run_metadata.check_source(
-            config, run_metadata.config_from_json(about.get("config", {})), None
-        )
+        source = run_metadata.config_from_json(about.get("config", {}))
+        run_metadata.check_source(config, source, None)
     return params, about.get("source", {}).get("step")
 
 
@@ -289,10 +286,8 @@ def _log_start(run: loop.Run) -> None:
             f"resumes after step {run.step}, from {run.checkpointer.folder / str(run.step)}"
         )
         _warn_of_changed_schedule(run)
-    if run.checkpointer.abort_reason:
-        log_on_process_0(
-            f"this checkpoint was saved when the run was aborted: {run.checkpointer.abort_reason}"
-        )
+    if reason := run.checkpointer.abort_reason:
+        log_on_process_0(f"this checkpoint was saved when the run was aborted: {reason}")
 
 
 def _warn_of_changed_schedule(run: loop.Run) -> None:
