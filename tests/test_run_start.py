@@ -198,7 +198,7 @@ def test_frozen_parameters_of_another_step_are_refused(whole_run, toy_config, tm
     toy_config.init_from = str(whole_run)
     train.train(toy_config, tmp_path / "next")
     shutil.rmtree(whole_run / "checkpoints/6")
-    with pytest.raises(UserError, match="has done 3 of 6 steps"):
+    with pytest.raises(UserError, match="has completed 3 of 6 steps"):
         train.train(toy_config, tmp_path / "next")
     toy_config.init_from_unfinished = True
     with pytest.raises(UserError, match="step of config.init_from: 6 -> 3"):

@@ -24,15 +24,15 @@ from invnext_jax.multihost import consensus
 
 CHECKSUMS_FILE = "sums.json"
 INCOMPLETE = ".orbax-checkpoint-tmp"  # part of the name of a folder that Orbax has not finished
-# Errors that say nothing about the data: too many open files, no permission, no memory, a server
-# that does not respond.
+# Errors that do not mean that the data is corrupt: too many open files, no permission, no memory,
+# or a server that does not respond.
 _NOT_CORRUPTION = (
     *(errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM),
     *(errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT),
 )
 # The file system cannot sync folders, or Orbax has removed the file.
 _CANNOT_SYNC = (errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOENT)
-_THREADS = 4  # threads run in parallel: hashing releases the GIL
+_THREADS = 4  # hashing releases the GIL, so the threads run in parallel
 
 
 class CorruptCheckpointError(Exception):
@@ -42,7 +42,7 @@ class CorruptCheckpointError(Exception):
 READ_ERRORS = (
     UserError,
     CorruptCheckpointError,
-)  # raised when reading a checkpoint; the most severe first
+)  # errors of reading a checkpoint, the most severe first
 
 
 @contextlib.contextmanager
@@ -95,7 +95,7 @@ def write_checksums(folder: storage.Path) -> int:
 
 
 def _item_files(folder: storage.Path) -> Iterator[storage.Path]:
-    """Yields the files of the items. Orbax may still change files outside the items' folders."""
+    """Yields the files of the items. Orbax may still change files outside these folders."""
     return (
         path
         for item in folder.iterdir()
@@ -106,7 +106,7 @@ def _item_files(folder: storage.Path) -> Iterator[storage.Path]:
 
 
 def _sync_to_disk(path: storage.Path) -> None:
-    """Calls fsync on a file, or on a folder to sync the names of its files."""
+    """Calls fsync on a file, or on a folder, which syncs the names of the files in it."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -149,7 +149,7 @@ def verify_checksums(folder: storage.Path) -> bool:
 
 
 def check_checksums_exist(record: Mapping[str, Any], has_checksums: bool) -> None:
-    """Checks that a checkpoint that was saved with checksums still has them.
+    """Checks that a checkpoint still has its checksums if it was saved with them.
 
     Checkpoints of older versions of the package have no checksums and pass.
 
@@ -177,13 +177,13 @@ def _verify_share(folder: storage.Path) -> bool:
             f"{CHECKSUMS_FILE} cannot be read: {summarize_error(error)}"
         ) from error
     if any(os.path.isabs(name) or ".." in pathlib.PurePath(name).parts for name, _, _ in rows):
-        raise CorruptCheckpointError(f"{CHECKSUMS_FILE} names files outside the checkpoint")
+        raise CorruptCheckpointError(f"{CHECKSUMS_FILE} lists files outside the checkpoint")
 
     def find_problem(row: tuple[str, int, str]) -> str:
         name, size, digest = row
         try:
             if (found := storage.file_size(folder / name)) != size:
-                return f"{name} has {found} bytes, not {size}"
+                return f"{name} has {found} bytes instead of {size}"
             return "" if _size_and_digest(folder / name)[1] == digest else f"{name} has changed"
         except OSError as error:
             if error.errno in _NOT_CORRUPTION:
@@ -199,7 +199,7 @@ def _verify_share(folder: storage.Path) -> bool:
 
 
 def remove_incomplete(folder: storage.Path) -> list[storage.Path]:
-    """Removes the folders of unfinished saves (process 0 only), and returns their paths."""
+    """Removes the folders of unfinished saves (process 0 only) and returns their paths."""
     if jax.process_index() != 0 or not folder.is_dir():
         return []
     incomplete = sorted(

@@ -1,7 +1,7 @@
 """Hashes of frozen parameters, which are read from files at each start of a run.
 
-Checkpoints hold the hashes instead of the parameters. The files may be moved or exported again
-between two starts, but their content must not change.
+Checkpoints contain the hashes instead of the parameters. The files may be moved or exported again
+between two starts, but the parameters must not change.
 """
 
 import concurrent.futures
@@ -17,8 +17,8 @@ def hash_groups(frozen: Mapping[str, Any]) -> dict[str, str]:
     """Returns the SHA-256 of each group of frozen parameters.
 
     Args:
-        frozen: by name of the group, a tree of host arrays. Names, shapes, dtypes and values of
-            its arrays are hashed.
+        frozen: a dict from the name of each group to its tree of host arrays. The names, shapes,
+            dtypes and values of the arrays are hashed.
     """
     with concurrent.futures.ThreadPoolExecutor() as pool:  # hashlib releases the GIL
         return {name: _hash_tree(tree, pool) for name, tree in frozen.items()}

@@ -1,4 +1,4 @@
-"""The commit of this package's git checkout, for the metadata of a run."""
+"""Reads the commit of this package's git checkout, for the metadata of a run."""
 
 import functools
 import pathlib
@@ -7,9 +7,9 @@ import subprocess
 from absl import logging
 
 _ROOT = pathlib.Path(__file__).parents[2]
-_UNKNOWN = "?"  # appended if it is not known whether tracked files are modified
-# A checkout of another user (a container, a shared folder) is read too. Its hooks are not run, and
-# nothing is written to it.
+_UNKNOWN = "?"  # appended if it is unknown whether tracked files are modified
+# The checkout may belong to a different user, for example in a container or a shared folder. It is
+# read without running its hooks or writing to it.
 _OPTIONS = ("--no-optional-locks", "-c", "safe.directory=*", "-c", "core.fsmonitor=false")
 
 
@@ -17,11 +17,11 @@ _OPTIONS = ("--no-optional-locks", "-c", "safe.directory=*", "-c", "core.fsmonit
 def read_git_hash(root: pathlib.Path = _ROOT) -> str:
     """Returns the commit hash of a checkout, or "" outside a checkout.
 
-    A "+" is appended if tracked files are modified, and a "?" if that is not known, because git
-    cannot read the checkout. If there is no hash, a warning says why.
+    A "+" is appended if tracked files are modified, and a "?" if this is unknown because git cannot
+    read the checkout. If the hash cannot be read, a warning states the reason.
 
     Args:
-        root: the folder with `.git`. By default, that of this package.
+        root: the folder that contains `.git`. By default, the one of this package.
     """
     if not (root / ".git").exists():
         return ""

@@ -35,11 +35,12 @@ class Checkpointer:
 
     Attributes:
         saved_step: step of the newest checkpoint known to be on disk, or None.
-        abort_reason: why the run was aborted when it saved that checkpoint. "" if it was not.
+        abort_reason: reason why the run was aborted when it saved that checkpoint. "" if it was not
+            aborted.
 
     Args:
         workdir: the run's folder.
-        config: the run's config. `config.checkpoint` selects the checkpoints to keep.
+        config: the run's config. `config.checkpoint` specifies which checkpoints to keep.
         manifest_sha256: SHA-256 of the run's manifests.
         init_from_step: step of the checkpoint in `config.init_from`, or None.
         hashes: SHA-256 of each group of frozen parameters, see `frozen_hashes.hash_groups`.
@@ -81,15 +82,15 @@ class Checkpointer:
                 preservation_policy=retention.make_policy(
                     config.checkpoint, self._scores, self._undeletable
                 ),
-                # With `active_processes`, the remaining barriers use the key-value store with a
-                # timeout instead of the devices.
+                # With `active_processes`, the remaining barriers use the key-value store, which has
+                # a timeout, instead of the devices.
                 multiprocessing_options=ocp.options.MultiprocessingOptions(
                     active_processes=set(range(jax.process_count())),
                     barrier_sync_key_prefix="invnext_jax",
                 ),
                 async_options=ocp.AsyncOptions(
                     # Orbax measures its timeout with the wall clock, which may jump. A single
-                    # process waits for no other process and needs no timeout.
+                    # process does not wait for other processes, so it needs no timeout.
                     timeout_secs=int(consensus.WAIT_SECONDS) if jax.process_count() > 1 else 10**8,
                     barrier_sync_fn=lambda **arguments: self._barrier.at_barrier(**arguments),
                     post_finalization_callback=self._write_checksums,
@@ -98,7 +99,7 @@ class Checkpointer:
         )
         self._pending_step = None  # step of the checkpoint that is being written
         self._pending_abort_reason = ""
-        self._last_problem = ""  # why the last failed save failed
+        self._last_problem = ""  # reason for the last failed save
         self._checkpoint_bytes = 0  # size of the last checkpoint
         self.saved_step: int | None = None
         self.abort_reason = ""
@@ -121,18 +122,18 @@ class Checkpointer:
         score: float | None = None,
         abort_reason: str = "",
     ) -> None:
-        """Starts to save a checkpoint, unless this step is saved already.
+        """Starts saving a checkpoint, unless this step has already been saved.
 
-        Returns as soon as the arrays are copied off the devices. The caller may then donate the
-        state. If the checkpoint cannot be written, a warning is logged and training continues. The
-        next save tries again.
+        Returns as soon as the arrays have been copied from the devices. The caller may then donate
+        the state. If the checkpoint cannot be written, a warning is logged and training continues.
+        The next save tries again.
 
         Args:
-            step: the number of steps done.
+            step: the number of completed steps.
             state: the state after `step` steps.
-            position: state of the data iterator after the batches of exactly `step` steps.
+            position: state of the data iterator after exactly `step` batches.
             score: value of `config.checkpoint.best_metric`, or None if unknown.
-            abort_reason: why the run is aborted. "" if it is not.
+            abort_reason: reason why the run is aborted. "" if it is not aborted.
         """
         self.wait()
         with consensus.all_hosts_agree(f"the save of step {step}") as broadcast:
@@ -169,8 +170,8 @@ class Checkpointer:
         """Checks that the checkpoint can be written (process 0 only).
 
         Returns:
-            Whether the step is saved already, whether the folder had to be created again, and why
-            the checkpoint cannot be written ("" if it can).
+            Whether the step has already been saved, whether the folder had to be created again, and
+            the reason why the checkpoint cannot be written ("" if it can).
         """
         if step == self._manager.latest_step():
             return True, False, ""
@@ -178,13 +179,13 @@ class Checkpointer:
         return False, not problem and self._create_folder(), problem
 
     def _create_folder(self) -> bool:
-        """Creates a missing folder (process 0 only), and returns whether it did."""
+        """Creates the folder if it is missing (process 0 only). Returns whether it was missing."""
         if is_new := jax.process_index() == 0 and not self._folder.is_dir():
             storage.make_folder(self._folder)
         return is_new
 
     def _write_checksums(self) -> None:
-        """Called by Orbax, in a thread of process 0, before the folder gets its final name."""
+        """Writes the checksums. Called by Orbax in a thread of process 0, before the last rename."""
         step = str(self._pending_step)
         incomplete = list(self._folder.glob(step + checksums.INCOMPLETE + "*"))
         self._checkpoint_bytes = checksums.write_checksums((incomplete or [self._folder / step])[0])
@@ -210,12 +211,12 @@ class Checkpointer:
             if error is not None:
                 cause = describe_cause(error)
                 self._undeletable.add(error)
-                logging.warning("old checkpoints in %s are not removed: %s", self._folder, cause)
+                logging.warning("old checkpoints in %s cannot be removed: %s", self._folder, cause)
                 self._manager.reload()
             return
         self._log_failure(step, problem)
         with consensus.all_hosts_agree(f"the end of the failed save of step {step}"):
-            pass  # after this barrier no process writes
+            pass  # after this barrier, no process is writing
         checksums.remove_incomplete(self._folder)
         self._manager.reload()
 
@@ -235,7 +236,7 @@ class Checkpointer:
         )
 
     def finish(self, step: int, state: TrainState, position: Any, score: float | None) -> None:
-        """Saves the last checkpoint of a run and waits until it is written. Tries twice.
+        """Saves the last checkpoint of a run and waits until it is written. Retries once.
 
         Raises:
             UserError: the checkpoint cannot be saved.
@@ -264,11 +265,11 @@ class Checkpointer:
             The state, or None if the run has no checkpoint.
 
         Raises:
-            UserError: the checkpoint has another config, or no checkpoint is intact.
+            UserError: the checkpoint has a different config, or no checkpoint is intact.
         """
         with consensus.all_hosts_agree(f"the checkpoints in {self._folder}") as broadcast:
             for path in checksums.remove_incomplete(self._folder):
-                logging.warning("%s is incomplete because its run was killed: it is removed", path)
+                logging.warning("%s is incomplete because its run was killed; it was removed", path)
             steps = reader.finished_steps(self._folder)[::-1]
             names = [path.name for path in self._folder.iterdir()]
             broadcast.value = steps, any(name.startswith("damaged-") for name in names)

@@ -1,7 +1,7 @@
-"""Reads parameters (as numpy arrays), config and step from the checkpoint of any run.
+"""Reads the parameters (as numpy arrays), config and step from a checkpoint of any run.
 
 `manager.Checkpointer` restores a run's own checkpoints, with optimizer state and data position.
-Each process reads independently, so that no process waits for one that cannot read. Then all
+The processes read independently, so that none waits for a process that cannot read. Then all
 processes agree on the result.
 """
 
@@ -30,7 +30,7 @@ CHECKPOINTS_FOLDER = "checkpoints"  # relative to the workdir
 
 
 class RunParameters(NamedTuple):
-    """Parameters of a run as numpy arrays, its config, and the step of the checkpoint."""
+    """Parameters of a run as numpy arrays, the run's config, and the step of the checkpoint."""
 
     params: Any
     config: ml_collections.FrozenConfigDict
@@ -38,7 +38,7 @@ class RunParameters(NamedTuple):
 
 
 def restore_params(path: str | pathlib.PurePath) -> tuple[Any, ml_collections.FrozenConfigDict]:
-    """Reads the parameters and config of a run, see `restore_run`."""
+    """Reads the parameters and config of a run; see `restore_run`."""
     return restore_run(path)[:2]
 
 
@@ -100,14 +100,14 @@ def _read_params(checkpoint: storage.Path, field: str, has_checksums: bool) -> R
 def check_step(checkpoint: storage.Path) -> None:
     """Checks the step number in a checkpoint's state, without reading the other arrays.
 
-    Call this first: if many arrays are corrupt, Orbax reports each of them separately.
+    Called first, because Orbax reports each corrupt array separately.
 
     Raises:
-        ValueError: the state belongs to another step.
+        ValueError: the state belongs to a different step.
     """
     state = read_state(checkpoint, _as_numpy({"step": np.empty((), np.int32)}))
     if int(state["step"]) != int(checkpoint.name):
-        raise ValueError(f"it holds the state of step {int(state['step'])}")
+        raise ValueError(f"it contains the state of step {int(state['step'])}")
 
 
 def read_json(checkpoint: storage.Path, item: str) -> Any:
@@ -130,7 +130,7 @@ def read_shapes(checkpoint: storage.Path) -> Mapping[str, Any]:
 
 
 def read_arrays(checkpoint: storage.Path, fields: Sequence[str] | None = None) -> dict[str, Any]:
-    """Reads the given fields (default: all) of a checkpoint's state as numpy arrays."""
+    """Reads fields of a checkpoint's state as numpy arrays; by default, all fields."""
     shapes = dict(read_shapes(checkpoint))
     selected = {name: shapes[name] for name in fields or shapes}
     item = jax.tree.map(lambda leaf: np.empty((), leaf.dtype), selected)
@@ -138,7 +138,7 @@ def read_arrays(checkpoint: storage.Path, fields: Sequence[str] | None = None) -
 
 
 def read_state(checkpoint: storage.Path, args: ocp.args.CheckpointArgs) -> Any:
-    """Reads the part of a checkpoint's state that `args` select, in this process only."""
+    """Reads the part of a checkpoint's state that `args` selects, in this process only."""
     process = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(
         primary_host=process, active_processes={process}, barrier_sync_key_prefix=str(process)

@@ -1,7 +1,8 @@
-"""The records of a run (config, metrics, tables, traces): local files, copied to a bucket.
+"""Local files with the records of a run: config, metrics, tables and traces.
 
-Objects of a bucket cannot be appended to. For a workdir in a bucket, the records are therefore
-written to a temporary local folder and copied when a checkpoint is saved and when the run ends.
+Objects in a bucket cannot be appended to. If the workdir is in a bucket, the records are therefore
+written to a temporary local folder. They are copied to the bucket when a checkpoint is saved and
+when the run ends.
 """
 
 import json
@@ -18,7 +19,7 @@ from invnext_jax import atomic_file
 from invnext_jax.checkpointing import run_metadata, storage
 from invnext_jax.training.recipe import Recipe
 
-# Prefixes of the records that a resumed run continues.
+# Prefixes of the names of records to which a resumed run appends.
 _EARLIER = ("metrics.jsonl", "config.json", "recipe.json", "quarantine")
 
 
@@ -29,7 +30,7 @@ class Records:
         workdir: the run's folder.
 
     Attributes:
-        folder: the local folder in which records are written: the workdir itself if it is local.
+        folder: the local folder in which records are written; the workdir itself if it is local.
 
     Raises:
         OSError: earlier records cannot be read.
@@ -58,11 +59,11 @@ class Records:
         for name, tree in trees.items():
             try:
                 atomic_file.write_text(self.folder / name, json.dumps(tree, indent=2) + "\n")
-            except OSError as error:  # not fatal: each checkpoint holds the config
+            except OSError as error:  # not fatal, because each checkpoint contains the config
                 logging.warning("%s cannot be written: %s", self.folder / name, error.strerror)
 
     def copy(self) -> None:
-        """Copies new and changed records of this process to the bucket. Warns if this fails."""
+        """Copies this process's new and changed records to the bucket. Warns if this fails."""
         if self.folder is self._workdir:
             return
         try:
@@ -74,14 +75,14 @@ class Records:
                         self._copied[name] = version
         except OSError as error:
             logging.warning(
-                "records cannot be copied to %s (%s): they are copied later",
+                "records cannot be copied to %s (%s); they will be copied later",
                 self._workdir,
                 error.strerror,
             )
 
     @staticmethod
     def _suffix() -> str:
-        """Returns what distinguishes the files of this process, such as quarantine.csv."""
+        """Returns the suffix of this process's files, such as quarantine.csv, in the bucket."""
         return f".process-{jax.process_index()}" if jax.process_index() else ""
 
     @staticmethod

@@ -19,7 +19,8 @@ class RestoredCheckpoint(NamedTuple):
     Attributes:
         state: the training state.
         position: the position in the data.
-        abort_reason: why the run was aborted when it saved the checkpoint. "" if it was not.
+        abort_reason: reason why the run was aborted when it saved the checkpoint. "" if it was not
+            aborted.
     """
 
     state: TrainState
@@ -30,7 +31,7 @@ class RestoredCheckpoint(NamedTuple):
 def restore_step(
     folder: storage.Path, record: Mapping[str, Any], abstract: TrainState
 ) -> RestoredCheckpoint:
-    """Reads a checkpoint. All processes must call this; they get the same result or error.
+    """Reads a checkpoint. Must be called by all processes, which get the same result or error.
 
     Args:
         folder: the checkpoint's folder.
@@ -58,23 +59,23 @@ def _check_record(
 ) -> None:
     if saved.get("format_version") != run_metadata.FORMAT_VERSION:
         raise UserError(
-            f"the checkpoint {folder} was made by another version of the package; choose another "
-            "--workdir, and name this run in config.init_from"
+            f"the checkpoint {folder} was made by another version of the package; choose "
+            "another --workdir, and set config.init_from to this run"
         )
     checksums.check_checksums_exist(saved, has_checksums)
     changed = run_metadata.config_differences(saved, record)
     if changed:
         raise UserError(
-            f"the checkpoint {folder} was made with another config; restore these values, or "
+            f"the checkpoint {folder} was made with a different config; restore these values, or "
             "choose another --workdir:\n  " + "\n  ".join(changed)
         )
 
 
 def _select_fields(folder: storage.Path, abstract: TrainState) -> dict[str, Any]:
-    """Returns the fields of `abstract` to read. Empty fields that the checkpoint lacks are skipped.
+    """Returns the fields of `abstract` to read, without empty fields that the checkpoint lacks.
 
     Raises:
-        UserError: the state has other fields or parameters, because another version of the code
+        UserError: the state has different fields or parameters, because another version of the code
             made it.
     """
     on_disk = read_shapes(folder)
@@ -83,8 +84,8 @@ def _select_fields(folder: storage.Path, abstract: TrainState) -> dict[str, Any]
     if fields.keys() != set(on_disk):
         raise UserError(
             f"the state in {folder} has {', '.join(sorted(on_disk))}; this run has "
-            f"{', '.join(sorted(fields))}: choose another --workdir, and name that run in "
-            "config.init_from"
+            f"{', '.join(sorted(fields))}: choose another --workdir, and set config.init_from to "
+            "that run"
         )
     changed = compare_shapes(flat_shapes(on_disk["params"]), flat_shapes(abstract.params))
     if changed:

@@ -1,4 +1,4 @@
-"""Selects the checkpoints to keep: the last ones, every Nth step, and the best by a metric."""
+"""Selects which checkpoints to keep: the latest, those of every Nth step, and the best ones."""
 
 import json
 import math
@@ -32,7 +32,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
 def make_policy(
     config: ml_collections.ConfigDict, best: "BestScores", undeletable: "Undeletable"
 ) -> checkpoint_managers.PreservationPolicy:
-    """Returns the policy that keeps a checkpoint if any of the three rules keeps it.
+    """Returns the policy that keeps a checkpoint if any rule keeps it.
 
     Args:
         config: `config.checkpoint`.
@@ -48,10 +48,10 @@ def make_policy(
 class BestScores(checkpoint_managers.PreservationPolicy):
     """Keeps the checkpoints with the best scores, using Orbax's `BestN`.
 
-    Orbax reads the metrics of earlier checkpoints from its own item. Format 2 stores the score and
-    the name of its metric in the item `meta` instead, so this class reads the scores. `BestN` keeps
-    all checkpoints while there are at most n, even those without a score, so it is passed only
-    checkpoints with a score. Among equal scores, the earliest step is the best.
+    Orbax reads the metrics of earlier checkpoints from a separate item. Checkpoint format 2 stores
+    the score and the name of its metric in the item `meta` instead, so this class reads the scores.
+    `BestN` keeps all checkpoints while there are at most n, even those without a score, so only
+    checkpoints with a score are passed to it. Among equal scores, the earliest step is the best.
 
     Args:
         config: `config.checkpoint`.
@@ -70,15 +70,15 @@ class BestScores(checkpoint_managers.PreservationPolicy):
         )
 
     def add(self, step: int, score: float | None) -> None:
-        """Adds the score (None if there is none) of a checkpoint that is about to be saved."""
+        """Adds the score of a checkpoint that is about to be saved, or None if it has no score."""
         self._scores[step] = score
 
     def to_json(self, step: int) -> dict[str, Any]:
-        """Returns the score in the JSON form that is saved with the checkpoint."""
+        """Returns the JSON-compatible form of the score that is saved with the checkpoint."""
         return {"metric": self._metric, "value": self._scores[step]}
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        """Returns a list that says for each checkpoint whether it is one of the best."""
+        """Returns, for each checkpoint, whether it is one of the best."""
         steps = [info.step for info in checkpoints]
         scored = [
             _ScoredCheckpoint(step, {"step": step, "value": self._scores[step]})
@@ -93,21 +93,21 @@ class BestScores(checkpoint_managers.PreservationPolicy):
 class Undeletable(checkpoint_managers.PreservationPolicy):
     """Keeps the checkpoints that could not be removed, so that Orbax removes the others.
 
-    Orbax ends a removal at the first error.
+    Orbax stops removing checkpoints at the first error.
     """
 
     def __init__(self, folder: storage.Path):
         self._folder, self._steps = str(folder), set()
 
     def add(self, error: Exception) -> None:
-        """Adds the checkpoint that an error of a removal names, if it names one."""
+        """Adds the checkpoint that a removal error refers to, if there is one."""
         path = getattr(error, "filename", None)
         name = str(path or "").removeprefix(self._folder).lstrip("/").partition("/")[0]
         if name.isdigit():
             self._steps.add(int(name))
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        """Returns a list that says for each checkpoint whether it could not be removed."""
+        """Returns, for each checkpoint, whether it could not be removed."""
         del context
         return [info.step in self._steps for info in checkpoints]
 
@@ -120,7 +120,7 @@ class _ScoredCheckpoint(NamedTuple):
 
 
 def _read_score(path: storage.Path, metric: str) -> float | None:
-    """Returns the score of a finished checkpoint, or None if it has no score of this metric."""
+    """Returns the score of a finished checkpoint, or None if it has no score for this metric."""
     try:
         saved = json.loads((path / "meta" / "metadata").read_text())["score"]
         score = float(saved["value"]) if saved["metric"] == metric else math.nan

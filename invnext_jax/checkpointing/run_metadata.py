@@ -1,4 +1,4 @@
-"""Metadata of a run, as saved in its checkpoints, and checks against it.
+"""Metadata of a run that is saved in its checkpoints, and checks against it.
 
 A resumed run must match the metadata of its checkpoint. A run that starts from the parameters of
 another run (`config.init_from`) must match the metadata of that run.
@@ -18,11 +18,13 @@ from invnext_jax import sanitize
 from invnext_jax.checkpointing.git_hash import read_git_hash
 from invnext_jax.errors import UserError
 
-FORMAT_VERSION = 2  # version of the checkpoints; version 1 held the state of a grain iterator
+FORMAT_VERSION = (
+    2  # version of the checkpoint format; version 1 contained the state of a grain iterator
+)
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
-# Fields, or groups of fields, that a resumed run may change, and under which condition. All others
-# change what a step computes. docs/generate_options.py copies the conditions.
+# Fields, or groups of fields, that may be changed when a run is resumed, with the conditions. All
+# other fields change what a step computes. docs/generate_options.py copies the conditions.
 _ROUNDING = "yes; results are equal up to rounding"
 _CONTENT = "yes, if the content is the same"
 _START = "yes; read at the start of a new run only"
@@ -58,12 +60,12 @@ CHANGEABLE_FIELDS: dict[str, str] = {
 
 
 def resume_rule(name: str) -> str:
-    """Returns whether a resumed run may change an option, in words: "no" or "yes", or when."""
+    """Returns whether an option may be changed on resume, as text: "no", "yes" or a condition."""
     matches = (rule for field, rule in CHANGEABLE_FIELDS.items() if _is_part(name, field))
     return next(matches, "no")
 
 
-# Fields that may differ between the hosts of a run: paths, and how the data is read.
+# Fields that may differ between the hosts of a run: paths, and settings for reading the data.
 PER_HOST_FIELDS = (
     *("data.protocols", "data.other_hosts"),
     *("data.manifest", "data.prefetch", "data.workers", "data.clip_seconds"),
@@ -75,7 +77,7 @@ _ADDED_FIELDS: dict[str, Any] = {
     "accumulate": 1,
     "attention": "auto",
     "ema.decay": 0.0,
-    "epochs": 0.0,  # steps and rates were set as numbers
+    "epochs": 0.0,  # steps and rates were given as numbers, not computed from epochs
     "profile_steps": [],
     "quantize_frozen": "",
     "scan_unroll": 1,
@@ -99,10 +101,10 @@ _ADDED_FIELDS: dict[str, Any] = {
 
 
 def upgrade_config(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a saved config with the fields that were added since it was saved.
+    """Adds the fields to a saved config that the package did not have when it was saved.
 
-    Added fields get the value that matches the behavior of the older version. An export
-    contains only part of a config; missing sections are not added to it.
+    Added fields get the value that matches the behavior of the older version. An export contains
+    only part of a config, and missing sections are not added.
 
     Args:
         tree: the config as read from a JSON file; it is not modified.
@@ -126,12 +128,12 @@ def upgrade_config(tree: Mapping[str, Any]) -> dict[str, Any]:
 def config_to_json(
     config: ml_collections.ConfigDict | ml_collections.FrozenConfigDict,
 ) -> dict[str, Any]:
-    """Returns the config as a JSON-compatible dict: tuples become lists, URLs lose secrets."""
+    """Returns the config as a JSON-compatible dict, with lists for tuples and no URL secrets."""
     return sanitize.redact_tree(json.loads(json.dumps(config.to_dict())))
 
 
 def config_from_json(tree: dict[str, Any]) -> ml_collections.FrozenConfigDict:
-    """Inverts `config_to_json`, and upgrades configs of older versions (`upgrade_config`)."""
+    """Inverts `config_to_json`, and upgrades configs of older versions with `upgrade_config`."""
 
     def restore(value: Any) -> Any:
         if isinstance(value, dict):
@@ -176,7 +178,7 @@ def config_differences(
     current: Mapping[str, Any],
     changeable: Collection[str] = CHANGEABLE_FIELDS.keys(),
 ) -> list[str]:
-    """Lists forbidden changes of fields as `field: saved value -> current value`.
+    """Lists the fields that changed but must not, as `field: saved value -> current value`.
 
     Args:
         saved: the metadata of the checkpoint, see `describe_run`.
@@ -195,7 +197,7 @@ def config_differences(
     if None not in steps:
         rows.append(("step of config.init_from", *steps))
     old, new = saved.get("frozen_sha256"), current.get("frozen_sha256", {})
-    if old is None:  # an older version made the checkpoint
+    if old is None:  # the checkpoint was made by an older version
         path = "teacher.weights"
         rows.append((f"config.{path}", before.get(path, "absent"), now.get(path, "absent")))
     else:
@@ -207,7 +209,7 @@ def config_differences(
 
 
 def _is_part(name: str, field: str) -> bool:
-    """Returns whether an option is a field, or belongs to a group of fields."""
+    """Returns whether an option is one of the given fields or belongs to one of their groups."""
     return name == field or name.startswith(field + ".")
 
 
@@ -231,13 +233,14 @@ _SHAPELESS_FIELDS = {
 def check_source(
     config: ml_collections.ConfigDict, source: ml_collections.ConfigDict, step: int | None
 ) -> None:
-    """Checks that parameters from `config.init_from` have the same meaning in this run.
+    """Checks that the parameters from `config.init_from` have the same meaning in this run.
 
     Args:
         config: the config of this run.
-        source: the config of the run or export in `config.init_from`. Fields that it lacks are not
+        source: the config of the run or export in `config.init_from`. Fields missing in it are not
             compared.
-        step: the number of steps done by that run. None for an export, which counts as finished.
+        step: the number of steps that run has completed. None for an export, which counts as
+            finished.
 
     Raises:
         UserError: that run is not finished, or differs in one of `_SHAPELESS_FIELDS`.
@@ -245,8 +248,8 @@ def check_source(
     unfinished = step is not None and step < source.total_steps
     if unfinished and not config.init_from_unfinished:
         raise UserError(
-            f"the run config.init_from={config.init_from} has done {step} of {source.total_steps} "
-            "steps: finish it, or set config.init_from_unfinished"
+            f"the run config.init_from={config.init_from} has completed {step} of "
+            f"{source.total_steps} steps: finish it, or set config.init_from_unfinished"
         )
     changed = [
         f"config.{group}.{name}: {source[group][name]!r} there, {config[group][name]!r} here"
@@ -258,6 +261,6 @@ def check_source(
     ]
     if changed:
         raise UserError(
-            f"the run config.init_from={config.init_from} was made with other values; use its "
+            f"the run config.init_from={config.init_from} was made with different values; use its "
             "values, or leave the part out of config.init_parts:\n  " + "\n  ".join(changed)
         )

@@ -1,7 +1,7 @@
-"""The barrier at the end of a save: all processes report, and all get the same result.
+"""Barrier at the end of a save: all processes report to process 0 and get the same result.
 
-During a save, Orbax makes the processes wait for each other at barriers. A process whose write
-fails never reaches them. `SaveBarrier` replaces these barriers: only process 0 waits, until each
+During a save, Orbax makes the processes wait for each other at barriers, which a process whose
+write fails never reaches. `SaveBarrier` replaces these barriers. Only process 0 waits, until each
 process has reported whether its write succeeded. Process 0 finishes the checkpoint if all writes
 succeeded, and publishes the result.
 """
@@ -18,7 +18,8 @@ from invnext_jax.checkpointing import storage
 from invnext_jax.checkpointing.save_errors import describe_cause
 from invnext_jax.multihost import consensus, distributed
 
-# Orbax raises these if the disk is full, a folder is missing or a process does not arrive in time.
+# Errors that Orbax raises if the disk is full, a folder is missing or a process does not arrive in
+# time.
 SAVE_ERRORS = (OSError, ValueError, RuntimeError, *storage.CLIENT_ERRORS)
 
 
@@ -38,7 +39,7 @@ class SaveBarrier:
 
     def at_barrier(self, *, key: str, timeout_ms: int) -> None:
         """Replaces Orbax's barriers when passed as `AsyncOptions.barrier_sync_fn`."""
-        # In the thread that called save, the write has not begun yet.
+        # Before the write, Orbax uses barriers in the thread that called `save`; these are skipped.
         if self._single or threading.current_thread() is self._caller:
             return
         error = sys.exception()  # set if Orbax calls this in a `finally` block after an error
@@ -63,7 +64,7 @@ class SaveBarrier:
             raise OSError(failures[0])  # so that Orbax does not finish the checkpoint
 
     def report_failure(self, error: BaseException) -> None:
-        """Reports that this process's write failed, unless it has reported already."""
+        """Reports that this process's write failed, unless it has already reported."""
         if self._single:
             return
         self._exchange.report(describe_cause(error))
@@ -71,12 +72,12 @@ class SaveBarrier:
             self._exchange.publish(f"{distributed.describe_process(0)}: {describe_cause(error)}")
 
     def result(self, error: Exception | None, is_finished: bool) -> str:
-        """Returns why the save failed, or "" if it succeeded. All processes get the same result.
+        """Returns the reason why the save failed, or "". All processes get the same result.
 
         Args:
             error: the error of this process's write, or None if it succeeded.
-            is_finished: whether the checkpoint is finished all the same. The error of a single
-                process then belongs to the removal of old checkpoints.
+            is_finished: whether the checkpoint is finished despite an error. In a single-process
+                run, the error then comes from the removal of old checkpoints.
 
         Raises:
             UserError: process 0 does not publish a result in time.

@@ -1,7 +1,7 @@
-"""Errors of a save: their cause in one sentence, without the tracebacks of the libraries.
+"""Describes the cause of a failed save in one sentence, without the libraries' tracebacks.
 
-Orbax logs the traceback of every thread and every array that could not be written, and TensorStore
-prints one for each write that ends after Orbax has given up. They hide the cause, which
+Orbax logs a traceback for each thread and each array that could not be written, and TensorStore
+prints one for each write that ends after Orbax has given up. These obscure the cause, which
 `describe_cause` finds.
 """
 
@@ -25,7 +25,7 @@ _TENSORSTORE_FILE = re.compile(r'.*"([^"]+)": ')  # the last quoted name before 
 
 
 def describe_cause(error: BaseException) -> str:
-    """Returns why a save failed: the system's message and the file, if the error names them."""
+    """Returns the system's message and the file of a failed save, if the error contains them."""
     codes = _OS_ERROR.findall(str(error))
     if codes:
         reason = os.strerror(int(codes[-1]))
@@ -40,8 +40,8 @@ def describe_cause(error: BaseException) -> str:
 def suppress_tracebacks() -> None:
     """Suppresses the tracebacks of failed saves until the process ends.
 
-    The caller must report the errors. TensorStore prints some of them long after the save, so the
-    suppression does not end. With `--verbosity=0` (INFO) and above, nothing is suppressed.
+    The caller must report the errors. The suppression is permanent, because TensorStore prints some
+    tracebacks long after the save. With `--verbosity=0` (INFO) and above, nothing is suppressed.
     """
     sys.unraisablehook = _without_closed_loops(sys.unraisablehook)
     logging.get_absl_logger().addFilter(_keep_record)
@@ -49,7 +49,7 @@ def suppress_tracebacks() -> None:
 
 
 def _keep_record(record: standard_logging.LogRecord) -> bool:
-    """Returns False for an error with a traceback that Orbax logs or that passed through Orbax."""
+    """Returns False for a traceback that Orbax logs or that involves Orbax, otherwise True."""
     if not record.exc_info or logging.get_verbosity() >= logging.INFO:
         return True
     files = [frame.filename for frame in traceback.extract_tb(record.exc_info[2])]
@@ -59,7 +59,7 @@ def _keep_record(record: standard_logging.LogRecord) -> bool:
 def _without_closed_loops(hook: Callable[[Any], None]) -> Callable[[Any], None]:
     """Wraps `sys.unraisablehook` so that it ignores calls into a closed event loop.
 
-    TensorStore calls into the loop of a save that has failed, and the hook gets the error.
+    After a failed save, TensorStore calls into its closed loop, and the hook receives the error.
     """
 
     def call(unraisable: Any) -> None:

@@ -1,8 +1,8 @@
-"""Folders of runs on a local file system or in a bucket of Google Cloud Storage (`gs://`).
+"""Folders of runs on a local file system or in a Google Cloud Storage bucket (`gs://`).
 
-A bucket has no folders, only objects whose names contain slashes. Nothing can be renamed, so Orbax
-marks a finished checkpoint by the object `commit_success.txt`, which it writes last. Locally,
-Orbax gives the folder its final name at the end.
+A bucket has no folders, only objects whose names contain slashes. Objects cannot be renamed, so
+Orbax marks a finished checkpoint with the object `commit_success.txt`, which it writes last. On a
+local file system, Orbax instead renames the folder at the end.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from invnext_jax.errors import UserError, summarize_error
 Path: TypeAlias = pathlib.Path | epath.Path
 COMMIT_FILE = "commit_success.txt"
 _BUCKETS = "gs://"
-try:  # they have no base class in common with OSError
+try:  # these are not subclasses of OSError
     from gcsfs.retry import HttpError
     from google.api_core.exceptions import GoogleAPIError
     from google.auth.exceptions import GoogleAuthError
@@ -27,18 +27,18 @@ try:  # they have no base class in common with OSError
     CLIENT_ERRORS = (HttpError, GoogleAPIError, GoogleAuthError)
 except ImportError:  # gcsfs is an optional package
     CLIENT_ERRORS = ()
-_MARKER = ".folder"  # an object that makes an empty folder of a bucket exist
+_MARKER = ".folder"  # an object that makes an empty folder exist in a bucket
 
 
 def open_path(name: str, path: str | pathlib.PurePath) -> Path:
     """Returns an absolute local path, or the path of a folder in a bucket.
 
     Args:
-        name: the name of the option, for messages.
+        name: the name of the option, for error messages.
         path: a local path or a `gs://` URL.
 
     Raises:
-        UserError: the path is another URL, or the package `gcsfs` is missing.
+        UserError: the path is a URL of another kind, or the package `gcsfs` is missing.
     """
     text = str(path)
     if not is_url(text):
@@ -63,13 +63,13 @@ def is_url(path: str) -> bool:
 
 
 def is_bucket(path: Path) -> bool:
-    """Returns whether a path lies in a bucket."""
+    """Returns whether a path is in a bucket."""
     return str(path).startswith(_BUCKETS)
 
 
 @contextlib.contextmanager
 def translate_errors() -> Iterator[None]:
-    """Turns the errors of a bucket's client into `OSError`s with a message."""
+    """Converts errors of the storage client into `OSError`s with a message."""
     try:
         yield
     except (OSError, *CLIENT_ERRORS) as error:
@@ -88,7 +88,7 @@ def make_folder(folder: Path) -> None:
 
 
 def is_finished(checkpoint: Path) -> bool:
-    """Returns whether Orbax has finished a checkpoint whose folder has its final name."""
+    """Returns whether a checkpoint whose folder has its final name is finished."""
     return not is_bucket(checkpoint) or (checkpoint / COMMIT_FILE).exists()
 
 
@@ -117,11 +117,11 @@ def remove_folder(folder: Path) -> None:
 
 
 def move_folder(source: Path, target: Path) -> None:
-    """Renames a folder. In a bucket, its files are copied, the one that finishes it is not."""
+    """Renames a folder. In a bucket, copies its files except the one that marks it as finished."""
     if not is_bucket(source):
         source.rename(target)
         return
-    (source / COMMIT_FILE).unlink(missing_ok=True)  # an interrupted copy is then not restored
+    (source / COMMIT_FILE).unlink(missing_ok=True)  # so that an interrupted copy is not restored
     for path in list(list_files(source)):
         path.copy(target / path.relative_to(source))
     source.rmtree()

@@ -1,4 +1,4 @@
-"""The run's folder: locks it against a second run, and checks its free space before each save."""
+"""Locks a run's folder against a second run, and checks its free space before each save."""
 
 import contextlib
 import json
@@ -62,7 +62,7 @@ class Workdir:
         self._file = file
 
     def exists(self) -> bool:
-        """Returns whether the locked folder still exists. Meaningful in process 0 only."""
+        """Returns whether the locked folder still exists. Valid in process 0 only."""
         try:
             on_disk = os.stat(self.path / LOCK)
         except OSError:
@@ -71,7 +71,7 @@ class Workdir:
         return (on_disk.st_dev, on_disk.st_ino) == (locked.st_dev, locked.st_ino)
 
     def write_error(self, needed: int) -> str:
-        """Returns why about `needed` bytes cannot be written, or "" if they can (process 0 only).
+        """Returns the reason why about `needed` bytes cannot be written, or "" (process 0 only).
 
         If the folder was removed, it is created and locked again.
 
@@ -81,7 +81,7 @@ class Workdir:
         try:
             # If no file is open, the last attempt to lock the folder failed.
             if self._file is None or not self.exists():
-                logging.warning("%s was removed during the run: it is created again", self.path)
+                logging.warning("%s was removed during the run and is created again", self.path)
                 self.close()
                 self._lock()
             probe = self.path / f".probe-{os.getpid()}"
@@ -95,7 +95,7 @@ class Workdir:
         return ""
 
     def describe_space(self) -> str:
-        """Returns the free space of the folder, for a message: "; 12,345 bytes free"."""
+        """Returns the folder's free space as text, such as "; 12,345 bytes free"."""
         try:
             return f"; {shutil.disk_usage(self.path).free:,} bytes free"
         except OSError as error:
@@ -111,9 +111,9 @@ class Workdir:
 class BucketWorkdir:
     """The folder of a run in a bucket, with the methods of `Workdir`.
 
-    A bucket has no locks that end with their process. Instead, the last run that was started owns
-    the folder: it writes its name to `run.lock`, and an earlier run that still trains stops before
-    its next save. A run that was killed can therefore be started again at once, on any host.
+    A bucket has no locks that end with their process. Instead, the run that was started last owns
+    the folder. It writes its name to `run.lock`, and an earlier run that is still training stops
+    before its next save. A killed run can therefore be restarted immediately, on any host.
 
     Args:
         path: the run's folder.
@@ -138,14 +138,14 @@ class BucketWorkdir:
             ) from error
         if earlier:
             logging.warning(
-                "%s was not released by its last run (%s): if that run still trains, it stops at "
-                "its next save",
+                "%s was not released by its last run (%s); if that run is still training, it "
+                "will stop at its next save",
                 path,
                 earlier,
             )
 
     def write_error(self, needed: int) -> str:
-        """Returns why nothing can be written, or "" if it can (process 0 only).
+        """Returns the reason why nothing can be written, or "" (process 0 only).
 
         Raises:
             UserError: another run was started in the folder.
@@ -169,7 +169,7 @@ class BucketWorkdir:
         return ""
 
     def close(self) -> None:
-        """Removes the lock if it is that of this run."""
+        """Removes the lock if it belongs to this run."""
         if jax.process_index() != 0:
             return
         with contextlib.suppress(OSError, ValueError), storage.translate_errors():
@@ -178,15 +178,15 @@ class BucketWorkdir:
 
 
 def open_workdir(path: storage.Path) -> Workdir | BucketWorkdir:
-    """Creates and locks the folder of a run, see `Workdir` and `BucketWorkdir`."""
+    """Creates and locks the folder of a run; see `Workdir` and `BucketWorkdir`."""
     return BucketWorkdir(path) if storage.is_bucket(path) else Workdir(path)
 
 
 def check_rename(folder: pathlib.Path) -> None:
-    """Checks that folders can be renamed in `folder`, because this is how a checkpoint is finished.
+    """Checks that folders can be renamed in `folder`, which finishing a checkpoint requires.
 
     Raises:
-        UserError: they cannot.
+        UserError: folders cannot be renamed.
     """
     probe = folder / f".probe-{os.getpid()}"
     renamed = probe.with_name(probe.name + "-renamed")

@@ -1,7 +1,7 @@
-"""Rules for the files that the rows of a manifest may name.
+"""Rules for which files a manifest's rows may refer to.
 
-Rows come from lists of other people. Some of fsspec's protocols run code or open other files, and a
-manifest from a server could name files of this machine or addresses inside its network.
+Manifests may come from untrusted sources. Some fsspec protocols run code or open other files, and a
+manifest from a server could refer to files on this machine or to addresses inside its network.
 """
 
 import dataclasses
@@ -16,12 +16,12 @@ PROTOCOLS = ("file", "gs", "gcs", "s3", "https")
 
 @dataclasses.dataclass(frozen=True)
 class AccessRules:
-    """Which files the rows of a manifest may name.
+    """Which files the rows of a manifest may refer to.
 
     Attributes:
         protocols: Allowed protocols in addition to `PROTOCOLS`.
-        other_hosts: Whether a remote manifest may name files of other hosts, buckets or protocols,
-            and files of this machine.
+        other_hosts: Whether a remote manifest may refer to files on other hosts, in other buckets
+            or under other protocols, and to files on this machine.
     """
 
     protocols: Sequence[str] = ()
@@ -29,7 +29,7 @@ class AccessRules:
 
     @classmethod
     def from_config(cls, data_config: Any) -> "AccessRules":
-        """Returns the rules of `config.data`."""
+        """Returns the rules that `config.data` specifies."""
         return cls(tuple(data_config.protocols), data_config.other_hosts)
 
     def check_manifest(self, manifest: str) -> None:
@@ -38,12 +38,12 @@ class AccessRules:
             self._check_protocol(manifest, manifest)
 
     def check_row(self, video: str, manifest: str, line: str) -> None:
-        """Checks the joined path of a row.
+        """Checks the path of a row after it is joined with the manifest's folder.
 
         Args:
             video: Path or address of the video.
             manifest: Path or address of the manifest.
-            line: Name of the manifest and number of the line, for the message.
+            line: Manifest name and line number, for the error message.
 
         Raises:
             UserError: The rules do not allow the video.
@@ -75,7 +75,7 @@ def check_config(data_config: Any) -> None:
     """Checks `config.data.protocols` and `config.data.other_hosts`.
 
     Raises:
-        UserError: A value has another type.
+        UserError: A value has the wrong type.
     """
     names = data_config.protocols
     if isinstance(names, str) or not all(isinstance(n, str) and n.isascii() for n in names):
@@ -87,7 +87,10 @@ def check_config(data_config: Any) -> None:
 
 
 def _origin(name: str) -> str:
-    """Returns protocol and host (or bucket) of an address without user name; "" for a path."""
+    """Returns the protocol and the host or bucket of an address; "" for a path.
+
+    The user name is removed.
+    """
     if not video_io.is_remote(name) or video_io.protocol_of(name) == "file":
         return ""
     protocol, _, rest = name.partition("://")

@@ -12,27 +12,27 @@ from invnext_jax import file_lock
 from invnext_jax.data.clips import BadClip
 from invnext_jax.errors import UserError
 
-MIN_TRIED = 100  # minimum number of clips before the share of bad ones can end a run
+MIN_TRIED = 100  # number of clips before the share of bad clips can end a run
 QUARANTINE = "quarantine.csv"
-STALLED = "stalled read"  # the storage does not deliver the file, which may be good
-# Kinds that depend on the state of the machine: the same video may be good at another time.
+STALLED = "stalled read"  # the storage does not deliver the file; the file itself may be intact
+# Kinds that depend on the state of the machine: a later read of the same video may succeed.
 TRANSIENT_KINDS = (STALLED, "unreadable", "time limit", "worker died")
 
 
 class BadVideoTracker:
     """Counts delivered and dropped clips, logs each bad file once, and limits the dropped share.
 
-    A bad video counts once for each clip that was requested from it.
+    A bad video is counted once per clip requested from it.
 
     Args:
-        on_bad: "drop", or "fail" to raise an error at the first bad video.
+        on_bad: "drop" to replace bad videos, or "fail" to raise an error at the first one.
         max_bad_share: Maximum share of dropped clips.
 
     Attributes:
         delivered: Number of good clips.
         dropped: Number of dropped clips; a video that fails in two epochs counts twice. Clips of
-            stalled reads are included, but they count neither as bad nor as good in the limits.
-        kinds: Number of dropped clips for each class of reasons.
+            stalled reads are included, but the limits ignore them.
+        kinds: Number of dropped clips for each kind of reason.
         reasons: Path of each bad file -> reason.
     """
 
@@ -52,7 +52,7 @@ class BadVideoTracker:
         return cls(on_bad=data_config.on_bad, max_bad_share=data_config.max_bad_share)
 
     def expect_videos(self, count: int) -> None:
-        """Delays the error for a data set without good videos until `count` videos were tried."""
+        """Sets how many videos are tried before a data set counts as having no good video."""
         self._max_bad_at_start = max(MIN_TRIED, count)
 
     def write_quarantine(self, workdir: str | os.PathLike) -> None:
@@ -67,11 +67,11 @@ class BadVideoTracker:
         self.delivered += clips
 
     def count_bad(self, bad_clip: BadClip, clips: int = 1) -> None:
-        """Counts, logs and lists a bad video.
+        """Counts and logs a bad video, and adds it to the list of bad files.
 
         Args:
             bad_clip: The video and the reason.
-            clips: Number of clips that were requested from it.
+            clips: Number of clips that were requested from the video.
 
         Raises:
             UserError: `on_bad` is "fail", or too many videos are bad.
@@ -101,7 +101,7 @@ class BadVideoTracker:
 
     @property
     def transient(self) -> dict[str, int]:
-        """Number of clips dropped for reasons that may not occur at another time, by kind."""
+        """Number of clips dropped for reasons that may be temporary, by kind."""
         return {kind: self.kinds[kind] for kind in TRANSIENT_KINDS if self.kinds[kind]}
 
     def no_good_video_error(self) -> UserError:
@@ -112,20 +112,22 @@ class BadVideoTracker:
         )
 
     def too_many_tries_error(self, tries: int) -> UserError:
-        """Returns the error for a batch position where `tries` consecutive videos were bad."""
+        """Returns the error for `tries` consecutive bad videos at one position of a batch."""
         return UserError(
             f"{tries} videos in a row are bad, after {self.delivered} good clips:\n" + self.table()
         )
 
     def table(self) -> str:
-        """Formats the count of each class of reasons in descending order; "" if there are none."""
+        """Formats the number of clips for each kind of reason, in descending order; "" if none."""
         return "\n".join(f"{count:8d}  {kind}" for kind, count in self.kinds.most_common())
 
 
 class _QuarantineFile:
-    """The list of a run's bad files, to which all its processes append: columns `path`, `reason`.
+    """A run's list of bad files, to which all of its processes append.
 
-    A truncated last line is ignored, and a newline is appended to it.
+    The columns are `path` and `reason`.
+
+    A truncated last line is terminated with a newline and ignored.
     """
 
     def __init__(self, path: str):
@@ -135,7 +137,7 @@ class _QuarantineFile:
                 self._read(file)
 
     def add(self, bad_clip: BadClip) -> None:
-        """Appends a row for a bad file unless the file is listed. Failures are only logged."""
+        """Appends a row for a bad file unless it is already listed. Only logs write errors."""
         if bad_clip.path in self._listed:
             return
         try:
@@ -150,7 +152,7 @@ class _QuarantineFile:
         self._listed.add(bad_clip.path)
 
     def _read(self, file: BinaryIO) -> None:
-        """Adds the paths in the lines that were appended since the last call."""
+        """Adds the paths from lines that were appended since the last call."""
         file.seek(self._read_bytes)
         data = file.read()
         complete = data[: data.rfind(b"\n") + 1]

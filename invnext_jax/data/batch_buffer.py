@@ -1,4 +1,4 @@
-"""A buffer in which several threads assemble batches, without a copy of each batch."""
+"""A buffer in which several threads assemble batches without copying each batch."""
 
 import math
 import threading
@@ -8,7 +8,7 @@ import numpy as np
 
 
 class RecycledMemory:
-    """Allocates arrays in the memory of previous arrays that are no longer referenced.
+    """Allocates arrays, reusing the memory of arrays that are no longer referenced.
 
     The operating system zeroes new memory, which takes longer than copying a clip into it.
     """
@@ -17,24 +17,28 @@ class RecycledMemory:
         self._free: dict[int, list[bytearray]] = {}
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-        """Returns an uninitialized array; its memory is free once it and its views are deleted."""
+        """Returns an uninitialized array.
+
+        Its memory is reused after the array and its views are deleted.
+        """
         size = math.prod(shape) * np.dtype(dtype).itemsize
         free = self._free.setdefault(size, [])
         try:
             block = free.pop()
         except IndexError:
             block = bytearray(size)
-        # If its base were an array, views would refer to the base and not keep this array alive.
+        # If the base were an array, views would refer to the base and would not keep this array
+        # alive.
         array = np.ndarray(shape, dtype, block)
         weakref.finalize(array, free.append, block).atexit = False
         return array
 
 
 class BatchBuffer:
-    """Buffer of pending batches, which several threads fill.
+    """Buffer of incomplete batches, which several threads fill.
 
-    Clips are copied directly from the workers' memory to their position in the batch. Another copy
-    to assemble the batch would take up to a tenth of its decoding time.
+    Clips are copied directly from the workers' memory to their position in the batch. An additional
+    copy to assemble the batch would take up to a tenth of the decoding time.
 
     Args:
         batch_size: Number of clips per batch.
@@ -44,13 +48,14 @@ class BatchBuffer:
         self._batch_size = batch_size
         self._lock, self._memory = threading.Lock(), RecycledMemory()
         self._pending: dict[int, dict[str, np.ndarray]] = {}
-        self._missing: dict[int, int] = {}  # number of missing clips of each pending batch
+        self._missing: dict[int, int] = {}  # number of missing clips in each incomplete batch
 
     def write(self, number: int, start: int, clips: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Copies clips, arrays [r ...], into batch `number`, starting at position `start`.
+        """Copies clips, given as arrays [r ...], into batch `number`, starting at position `start`.
 
         Returns:
-            The batch, which other threads may still write to. The buffer drops complete batches.
+            The batch. Other threads may still be writing to it. The buffer forgets a batch once it
+            is complete.
         """
         with self._lock:
             if number not in self._pending:

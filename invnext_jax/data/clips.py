@@ -24,11 +24,11 @@ Seed = tuple[int, ...]
 
 
 class BadClip(NamedTuple):
-    """A video from which no clip could be made.
+    """Result for a video from which no clip could be read.
 
     Attributes:
         path: Path of the video file, or `file#record`.
-        kind: Class of the reason: as in `decode.BadVideo`, or "time limit" or "worker died".
+        kind: Kind of reason: one of `decode.BadVideo.kind`, "time limit" or "worker died".
         reason: A sentence that contains the path.
     """
 
@@ -38,10 +38,11 @@ class BadClip(NamedTuple):
 
 
 def sample_sparse(frame_count: int, frames: int, rng: np.random.Generator | None) -> np.ndarray:
-    """Samples one frame from each of `frames` equal segments of a video.
+    """Samples one frame from each of `frames` equally long segments of a video.
 
     Args:
-        frame_count: Number of frames in the video. If it is below `frames`, some are repeated.
+        frame_count: Number of frames in the video. If it is less than `frames`, some frames are
+            repeated.
         frames: Number of frames to sample.
         rng: Draws the position in each segment. None selects the centre of the segment.
 
@@ -59,7 +60,7 @@ def sample_dense(
     """Samples frames at a constant stride from a random start.
 
     Args:
-        frame_count: Number of frames in the video. The last frame is repeated past the end.
+        frame_count: Number of frames in the video. Beyond the end, the last frame is repeated.
         frames: Number of frames to sample.
         stride: Minimum and maximum stride in frames. One stride is drawn per clip.
         rng: Draws the stride and the start. None selects the middle of both ranges.
@@ -76,9 +77,9 @@ def sample_dense(
 
 @dataclasses.dataclass(frozen=True)
 class ClipTransform:
-    """Sampling and augmentation of clips. The fields have the same meaning as in `config.data`.
+    """Samples and augments clips. The fields have the same meaning as in `config.data`.
 
-    `rng` is the random number generator of one clip; None selects the centre and no augmentation.
+    `rng` is the random number generator of one clip. None selects the centre without augmentation.
     `config.data.by_source` overrides fields for the videos of a source.
     """
 
@@ -102,7 +103,7 @@ class ClipTransform:
     def sample_window(
         self, height: int, width: int, size: int, rng: np.random.Generator | None
     ) -> Window:
-        """Samples a window of a picture, to be resized to `size` x `size` pixels."""
+        """Samples a window of a picture, which will be resized to `size` x `size` pixels."""
         if rng is None:
             return transforms.center_crop(height, width)
         if self.crop == "random_resized":
@@ -148,13 +149,13 @@ class ClipSampler:
         return np.stack(numbers)
 
     def sample_windows(self, height: int, width: int) -> list[Window]:
-        """Returns the window of each clip in pictures of this size."""
+        """Returns the window of each clip in pictures of the given size."""
         return [self.transform.sample_window(height, width, self.size, r) for r in self.rngs]
 
 
 @dataclasses.dataclass(frozen=True)
 class CenterSampler:
-    """Samples one clip with evenly spaced frames and a centre crop; replaces `ClipSampler`."""
+    """Samples one clip with evenly spaced frames and a centre crop; can replace a `ClipSampler`."""
 
     frames: int
     size: int
@@ -164,19 +165,19 @@ class CenterSampler:
         return sample_sparse(frame_count, self.frames, None)[None]
 
     def sample_windows(self, height: int, width: int) -> list[Window]:
-        """Returns the centre crop of pictures of this size."""
+        """Returns the centre crop of pictures of the given size."""
         return [transforms.center_crop(height, width)]
 
 
 def read_clips(record: VideoRecord, sampler: ClipSampler, short_side: int | None) -> np.ndarray:
-    """Reads clips of one video. The video is opened once and each frame is decoded at most once.
+    """Reads clips from one video, which is opened once; each frame is decoded at most once.
 
     Only the sampled window of a frame is scaled and converted, in one pass.
 
     Args:
-        record: Manifest row that names a local or remote file, a shard or a rendered world.
-        sampler: Samples frames once, then windows once. Windows refer to the upright frames scaled
-            to `short_side`.
+        record: Manifest row of a video in a local or remote file, a shard or a rendered world.
+        sampler: Called once for the frame numbers, then once for the windows. Windows are in pixels
+            of the upright frames after scaling to `short_side`.
         short_side: Target length of the shorter side in pixels. Smaller videos are not enlarged.
             None keeps the size. Rendered worlds ignore it.
 
@@ -216,7 +217,7 @@ class LoadClip:
         size: Height and width of a clip in pixels.
         short_side: As in `read_clips`.
         transform: Default sampling and augmentation.
-        by_source: Source name -> transform that overrides the default.
+        by_source: Maps the name of a source to the transform that replaces the default.
         index_files: Files with stored frame indexes, see `index_cache`.
     """
 
@@ -229,7 +230,7 @@ class LoadClip:
 
     @classmethod
     def from_config(cls, data_config, manifest: manifest_lib.Manifest | None = None) -> "LoadClip":
-        """Builds a loader of `manifest` from the fields of the same names in `config.data`."""
+        """Builds a loader for `manifest` from the fields of `config.data` with the same names."""
         transform = ClipTransform(**{n: _to_tuple(data_config[n]) for n in BY_SOURCE_FIELDS})
         by_source = {
             source: dataclasses.replace(transform, **{n: _to_tuple(v) for n, v in fields.items()})
@@ -241,19 +242,19 @@ class LoadClip:
         return cls(c.frames, c.size, c.short_side, transform, by_source, files)
 
     def prefetch(self, record: VideoRecord) -> None:
-        """Reads a video of a shard into the page cache of the system."""
+        """Reads a video of a shard into the operating system's page cache."""
         with contextlib.suppress(decode.BadVideo):  # reported when the video is loaded
             shards.read_example(record.path, record.record)
 
     def __call__(
         self, record: VideoRecord, seeds: Sequence[Seed | None]
     ) -> dict[str, Any] | BadClip:
-        """Loads clips of one video.
+        """Loads clips from one video.
 
         Args:
             record: Manifest row.
             seeds: One seed per clip, which determines frames, crop, flip and colors. None selects
-                the centre and no augmentation.
+                the centre without augmentation.
 
         Returns:
             A dict with `video` uint8 [r t h w c], and `index` and the labels int32 [r]; or a
@@ -281,7 +282,10 @@ class LoadClip:
 
 
 def _is_from_pyav(error: Exception) -> bool:
-    """Returns whether PyAV raised the error: only its traceback has relative file names."""
+    """Returns whether PyAV raised the error.
+
+    PyAV is compiled, and only its traceback entries have relative file names.
+    """
     steps = traceback.walk_tb(error.__traceback__)
     return any(frame.f_code.co_filename.startswith("av/") for frame, _ in steps)
 

@@ -2,8 +2,8 @@
 
 A frame's number is its position among the frames that ffmpeg shows, in presentation order and
 after edit lists (see `frame_index`). The decoder seeks only where a seek skips a group of pictures.
-A seek is trusted if it leads to an intra frame and no frame since is corrupt. Otherwise decoding
-starts further back.
+A seek is trusted if it leads to an intra frame and no later frame up to the requested one is
+corrupt. Otherwise decoding starts from an earlier key frame.
 
 Shape key: t frames, h w pixels, c channels.
 """
@@ -26,15 +26,15 @@ from invnext_jax.data.frame_index import FrameTimes, PacketIndex
 
 av.logging.set_level(av.logging.PANIC)  # errors are reported once, as BadVideo
 
-# Codecs in which no frame refers to a frame marked as non-reference. HEVC's higher layers may.
+# Codecs in which no frame depends on a non-reference frame. In HEVC, higher layers may do so.
 SKIPPABLE = ("h264", "mpeg4", "mpeg2video", "mpeg1video")
-# FFmpeg raises these errors of the operating system for settings that a decoder refuses.
+# Operating system errors that FFmpeg also raises for settings that a decoder rejects.
 DECODER_ERRNOS = (errno.EPERM, errno.EINVAL)
-MAX_REPEATS = 2  # times that decoding from further back may fail at the same frame
+MAX_REPEATS = 2  # how often decoding may fail again at the same frame
 
 
 class _SeekError(Exception):
-    """Seeking did not lead to the requested frame, or to frames that may be wrong."""
+    """A seek did not reach the requested frame, or the frames after it may be wrong."""
 
 
 def read_frames(
@@ -48,14 +48,15 @@ def read_frames(
 
     Args:
         source: As in `open_video`.
-        pick: Function of the number of frames between `start` and `end`. It returns the numbers of
-            the requested frames, counted from `start`, in any order; repeats are allowed.
+        pick: Function that receives the number of frames between `start` and `end` and returns the
+            numbers of the requested frames. They count from `start`, in any order; repeats are
+            allowed.
         short_side: Target length of the shorter side in pixels. Smaller videos are not enlarged.
             None keeps the size.
         **options: `start`, `end`, `name` and `index`, as in `open_video`.
 
     Returns:
-        uint8 [t h w c], RGB, rotated upright if the file specifies an orientation.
+        uint8 [t h w c], RGB. Frames are upright if the file specifies an orientation.
 
     Raises:
         BadVideo: As in `open_video`.
@@ -157,7 +158,7 @@ class VideoReader:
 
 
 def describe_error(error: Exception) -> str:
-    """Describes an error that a file system or decoder raised, without the numbers of errors."""
+    """Describes an error that a file system or decoder raised, without its error number."""
     text, log = getattr(error, "strerror", None) or str(error), getattr(error, "log", None)
     detail = log[2].strip() if log else ""
     if error.errno in DECODER_ERRNOS and detail:
@@ -166,7 +167,7 @@ def describe_error(error: Exception) -> str:
 
 
 def error_kind(error: Exception) -> str:
-    """Returns the `BadVideo.kind` of an error that a file system or decoder raised."""
+    """Returns the `BadVideo.kind` for an error that a file system or decoder raised."""
     if isinstance(error, av.FFmpegError) and error.errno in DECODER_ERRNOS:
         return "corrupt"
     if isinstance(error, FileNotFoundError):
@@ -179,11 +180,12 @@ def error_kind(error: Exception) -> str:
 
 
 def _seek_and_decode(stream, index: PacketIndex, requested: Sequence[int]):
-    """Yields (number, frame) for sorted numbers; each group of pictures is decoded at most once."""
+    """Yields (number, frame) for sorted numbers. Normally decodes each group of pictures once."""
     times, key_times = index.times, list(index.key_times)
     if not key_times:
         raise _SeekError
-    # The packets of two fields have two times, only one of which is that of the frame.
+    # If a frame is stored as two fields, its two packets have different times, and only one of them
+    # is the time of the frame.
     can_skip = not index.is_decoded
     requested_times = {times[number] for number in requested}
     group, last = None, -1
@@ -204,11 +206,11 @@ def _seek_and_decode(stream, index: PacketIndex, requested: Sequence[int]):
                 place = (type(error), group.position)
                 repeats = repeats + 1 if place == failure and group.is_clean else 0
                 if repeats == MAX_REPEATS and not isinstance(error, _SeekError):
-                    raise  # the damage is here, wherever decoding starts
+                    raise  # the frame is damaged, wherever decoding starts
                 failure, position = place, bisect.bisect_left(key_times, group.key)
                 if not position:
                     raise _SeekError from error
-                # The key frame is none, or later frames refer to frames before it.
+                # It is not a true key frame, or later frames refer to frames before it.
                 earlier = max(0, position - step)
                 del key_times[earlier + 1 : position + 1]
                 group = _Group(stream, key_times[earlier], requested_times, can_skip)
@@ -218,13 +220,13 @@ def _seek_and_decode(stream, index: PacketIndex, requested: Sequence[int]):
 
 
 class _Group:
-    """Frames from a key frame on, which `decode_until` checks.
+    """Decodes frames starting from a key frame; `decode_until` checks them.
 
     Attributes:
-        key: Time stamp of the key frame; that of the first frame if an edit list hides the key
-            frame (`is_start`).
+        key: Time stamp of the key frame, or of the first frame if an edit list hides the key frame
+            (`is_start`).
         position: Time stamp of the last decoded frame.
-        is_clean: Whether the key frame was decoded and is one.
+        is_clean: Whether the key frame was decoded and really is a key frame.
     """
 
     def __init__(self, stream, key: int, requested_times, can_skip: bool, is_start: bool = False):
@@ -233,17 +235,17 @@ class _Group:
         self.key, self.position, self.is_clean, self._is_start = key, None, is_start, is_start
 
     def decode_until(self, time: int) -> av.VideoFrame:
-        """Returns the frame of a time stamp.
+        """Returns the frame with the given time stamp.
 
         Raises:
-            _SeekError: It does not follow, or the key frame is none.
-            BadVideo: A frame from the key frame to it is corrupt.
+            _SeekError: The frame was not found, or the key frame is not really one.
+            BadVideo: A frame between the key frame and the requested frame is corrupt.
         """
         for frame in self._frames:
             if frame.pts is None or (self.position is not None and frame.pts <= self.position):
                 raise _SeekError
             self.position = frame.pts
-            # Frames decoded before the key frame are unreliable, and not requested.
+            # Frames decoded before the key frame are unreliable and were not requested.
             if frame.pts == self.key and not self._is_start:
                 self.is_clean = frame_index.is_intra(frame)
             if frame.pts >= self.key and not self.is_clean:
@@ -258,9 +260,11 @@ class _Group:
 
 
 def _decode(stream, requested_times, is_start: bool = False):
-    """Yields frames from the current position; may skip those outside `requested_times` (not None).
+    """Yields frames from the current position.
 
-    With `is_start`, the first packet must be intra.
+    Frames outside `requested_times` may be skipped, unless it is None.
+
+    If `is_start`, the first packet must be an intra packet.
     """
     context = stream.codec_context
     # In AVI, a packet may contain the frame that belongs to the next packet's time stamp.
@@ -283,7 +287,7 @@ def _decode_from_start(stream, index: PacketIndex, requested: Sequence[int]):
     remaining = iter(requested)
     target, is_damaged = next(remaining), False
     for position, (_, frame) in enumerate(demux.decode_all(stream)):
-        # A corrupt frame damages those that refer to it.
+        # A corrupt frame also damages the frames that refer to it.
         is_damaged = frame.is_corrupt or (is_damaged and not frame_index.is_intra(frame))
         if position == target if index.is_decoded else frame.pts == index.times[target]:
             if is_damaged:

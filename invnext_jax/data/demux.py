@@ -8,12 +8,12 @@ from collections.abc import Iterator
 import av
 from av.stream import Disposition
 
-MAX_PIXELS = 2**26  # limit per frame, twice 8K. A damaged header may claim far more.
-MIN_SHARE = 0.98  # minimum share of the header's frame or byte count; else truncated
+MAX_PIXELS = 2**26  # limit per frame, twice 8K; a damaged header may specify far more
+MIN_SHARE = 0.98  # a file with a smaller share of the header's frames or bytes is truncated
 # Streams of still pictures: cover art and thumbnails.
 STILLS = Disposition.attached_pic | Disposition.timed_thumbnails
-MAX_STREAM_PACKETS = 500  # packets read to find out which of several streams is a still picture
-DEFAULT_BONUS = 5_000_000  # pixels by which ffmpeg prefers a stream that is marked as the default
+MAX_STREAM_PACKETS = 500  # packets read to find out which of several streams are still pictures
+DEFAULT_BONUS = 5_000_000  # bonus in pixels that ffmpeg gives to a stream marked as the default
 SEGMENT = (
     b"\x18\x53\x80\x67"  # ID of the Matroska element that contains everything after the file header
 )
@@ -24,8 +24,8 @@ class BadVideo(Exception):  # noqa: N818, short because it is used everywhere
     """A video cannot be decoded; the message contains its name and the reason.
 
     Attributes:
-        kind: Class of the reason: "missing", "permission", "unreadable", "truncated",
-            "no video stream", "unknown codec", "empty range", "corrupt", "too long" or "too small".
+        kind: Kind of reason: "missing", "permission", "unreadable", "truncated", "no video stream",
+            "unknown codec", "empty range", "corrupt", "too long" or "too small".
     """
 
     def __init__(self, text: str, kind: str = "corrupt"):
@@ -35,14 +35,14 @@ class BadVideo(Exception):  # noqa: N818, short because it is used everywhere
 
 @contextlib.contextmanager
 def open_stream(source, **options) -> Iterator[av.VideoStream]:
-    """Opens the video stream of a file; its attribute `container` is the opened file.
+    """Opens the video stream of a file. The stream's attribute `container` is the opened file.
 
     Args:
         source: Path of the file, or a seekable open file, which is read from its start.
         **options: Options of the demuxer.
 
     Raises:
-        BadVideo: The file has no video stream, or one of an unknown codec.
+        BadVideo: The file has no video stream, or the codec of the stream is unknown.
     """
     with contextlib.ExitStack() as stack:
         container = stack.enter_context(_open(source, options))
@@ -59,10 +59,10 @@ def _open(source, options=None) -> Iterator[av.container.InputContainer]:
     position = source.tell() if is_file else 0
     if is_file:
         source.seek(0)
-    else:  # FFmpeg takes the start of "a:b.mp4" for a protocol
+    else:  # FFmpeg would interpret the "a:" of "a:b.mp4" as a protocol
         source = os.path.abspath(source)
     try:
-        # Metadata in an unknown encoding does not make a video bad.
+        # Metadata with an unknown text encoding must not make a video bad.
         with av.open(source, metadata_errors="ignore", options=options) as container:
             yield container
     finally:
@@ -71,13 +71,14 @@ def _open(source, options=None) -> Iterator[av.container.InputContainer]:
 
 
 def _choose_stream(source, container) -> av.VideoStream:
-    """Chooses the video stream as ffmpeg does: the largest picture, then the first stream.
+    """Chooses the video stream with the largest picture, as ffmpeg does.
 
-    A stream that is marked as the default wins unless another one is much larger. Attached pictures
-    are never chosen. Streams of a single frame are chosen only if there are no others.
+    If several have the same size, the first one is chosen. A stream marked as the default is chosen
+    unless the picture of another one is much larger. Attached pictures are never chosen. Streams of
+    a single frame are chosen only if there are no others.
 
     Raises:
-        BadVideo: There is no such stream, or its codec is unknown.
+        BadVideo: There is no such stream, or none has a known codec.
     """
     streams = [s for s in container.streams.video if not s.disposition & STILLS]
     if not streams:
@@ -93,7 +94,7 @@ def _choose_stream(source, container) -> av.VideoStream:
         is_default = bool(stream.disposition & Disposition.default)
         return stream.width * stream.height + DEFAULT_BONUS * is_default
 
-    return max(streams, key=score)  # the first of equal ones
+    return max(streams, key=score)  # the first one if several tie
 
 
 def _find_moving(source, indices: list[int]) -> set[int]:
@@ -113,9 +114,9 @@ def _find_moving(source, indices: list[int]) -> set[int]:
 def demux(stream) -> Iterator[av.Packet]:
     """Yields the packets of `stream` that have data.
 
-    Packets without data repeat the previous frame, and would flush the decoder. To decode the last
-    frames, flush the decoder with `None` at the end. PyAV's own generators leak memory unless they
-    are exhausted; this one may be abandoned.
+    Packets without data repeat the previous frame and would flush the decoder, so they are skipped.
+    To obtain the last frames, flush the decoder with `None` after the last packet. PyAV's own
+    generators leak memory if they are not exhausted; this one does not.
     """
     with contextlib.closing(stream.container.demux(stream)) as packets:
         for packet in packets:
@@ -124,10 +125,10 @@ def demux(stream) -> Iterator[av.Packet]:
 
 
 def decode_all(stream) -> Iterator[tuple[int, av.VideoFrame]]:
-    """Yields (number of decoded packets, frame) to the end, in the order of the decoder.
+    """Decodes all packets and yields (number of decoded packets, frame), in decoder output order.
 
-    Packets before the first frame that cannot be decoded are left out, as ffmpeg does: the file may
-    begin before a key frame.
+    Like ffmpeg, skips packets that cannot be decoded before the first frame, because the file may
+    not begin at a key frame.
 
     Raises:
         av.FFmpegError: A later packet cannot be decoded.
@@ -146,7 +147,7 @@ def decode_all(stream) -> Iterator[tuple[int, av.VideoFrame]]:
 
 
 def read_head(source) -> bytes:
-    """Reads the first bytes of a file without changing the position of an open file."""
+    """Reads the first bytes of a file. The position of an open file does not change."""
     if not hasattr(source, "read"):
         with open(source, "rb") as file:
             return file.read(HEAD_BYTES)
@@ -158,7 +159,7 @@ def read_head(source) -> bytes:
 
 
 def check_matroska_length(head: bytes, size: int) -> None:
-    """Checks the size of a Matroska file against its header, which has no frame count.
+    """Compares the size of a Matroska file with its header, which contains no frame count.
 
     Args:
         head: First bytes of the file.
@@ -170,9 +171,10 @@ def check_matroska_length(head: bytes, size: int) -> None:
     begin = head.find(SEGMENT) + len(SEGMENT)
     if begin < len(SEGMENT) or not head[begin : begin + 1].strip(b"\0"):
         return
-    # A variable-length integer: one zero bit for each further byte (up to 7), a one bit, the value.
+    # A variable-length integer: a zero bit for each additional byte (up to 7), then a one bit, then
+    # the value.
     width = 9 - head[begin].bit_length()
-    unknown = 2 ** (7 * width) - 1  # all ones: the file was written as a stream
+    unknown = 2 ** (7 * width) - 1  # unknown size: the file was written as a stream
     value = int.from_bytes(head[begin : begin + width], "big") & unknown
     end = begin + width + value
     if value != unknown and size < MIN_SHARE * end:

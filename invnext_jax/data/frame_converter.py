@@ -16,7 +16,7 @@ from invnext_jax.data.transforms import Window
 
 
 class Orientation(NamedTuple):
-    """How a stored picture becomes upright: it is transposed, then flipped.
+    """Transform that makes a stored picture upright: a transposition, then flips.
 
     Attributes:
         transpose: Whether rows and columns are exchanged.
@@ -30,9 +30,9 @@ class Orientation(NamedTuple):
 
     @classmethod
     def of_frame(cls, frame: av.VideoFrame) -> "Orientation":
-        """Reads the display matrix of a frame, as ffmpeg's autorotate does.
+        """Reads the orientation from the display matrix of a frame, as ffmpeg's autorotate does.
 
-        Rotations by other angles than quarter turns are rounded to the nearest quarter turn.
+        Other rotation angles are rounded to the nearest quarter turn.
         """
         data = frame.side_data.get(Type.DISPLAYMATRIX)
         if data is None:
@@ -45,7 +45,7 @@ class Orientation(NamedTuple):
 
     @property
     def is_mirrored(self) -> bool:
-        """Whether the picture is mirrored, so that no rotation makes it upright."""
+        """Whether the picture is mirrored, so that a rotation alone cannot make it upright."""
         return (self.transpose + self.flip_x + self.flip_y) % 2 == 1
 
     def apply(self, image_hwc: np.ndarray) -> np.ndarray:
@@ -55,7 +55,7 @@ class Orientation(NamedTuple):
         return image_hwc[:: -1 if self.flip_y else 1, :: -1 if self.flip_x else 1]
 
     def undo(self, window: Window, height: int, width: int) -> Window:
-        """Returns the window of the stored picture that becomes `window` of the upright one.
+        """Maps a window of the upright picture back to the stored picture.
 
         Args:
             window: Window of the upright picture.
@@ -73,7 +73,7 @@ class Orientation(NamedTuple):
 
 
 class FrameConverter:
-    """Converts decoded frames of one video to RGB arrays with the scale of the first frame.
+    """Converts decoded frames of one video to RGB arrays, scaled by the factor for the first frame.
 
     Args:
         short_side: Target length of the shorter side in pixels. Smaller videos are not enlarged.
@@ -85,7 +85,7 @@ class FrameConverter:
         self._reformatter, self._croppers = VideoReformatter(), {}
 
     def picture_size(self, frame: av.VideoFrame) -> tuple[int, int]:
-        """Returns height and width of the scaled upright picture, to which windows refer."""
+        """Returns the height and width of the scaled upright picture. Windows are in its pixels."""
         if self._size is None:
             short = min(frame.width, frame.height)
             scale = min(1.0, self._short_side / short) if self._short_side else 1.0

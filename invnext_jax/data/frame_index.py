@@ -1,9 +1,8 @@
-"""Finds the frames of a video file: their number, times and key frames.
+"""Finds the frames of a video file: how many there are, their times, and which are key frames.
 
 The frames of a video are those that ffmpeg shows (`-vsync passthrough`), in presentation order and
-after edit lists. In most files each packet is one such frame, and one pass over the packets,
-without decoding, finds their times. Where this does not hold or cannot be known, one decoding pass
-does.
+after edit lists. In most files each packet is one such frame, so one pass over the packets finds
+the times without decoding. For all other files, the frames are found by decoding the file once.
 """
 
 import bisect
@@ -17,8 +16,8 @@ from av.video.frame import PictureType
 from invnext_jax.data import demux, packet_headers
 from invnext_jax.data.demux import MIN_SHARE, BadVideo
 
-# Formats that time and mark each packet, and codecs in which one packet is one frame, except for
-# what `packet_headers` detects.
+# Formats in which each packet has a time stamp and a key frame flag, and codecs in which a packet
+# is one frame, except in the cases that `packet_headers` detects.
 FORMATS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "flv", "avi")
 CODECS = (
     *("h264", "hevc", "av1", "vp8", "vp9", "mpeg4"),
@@ -35,12 +34,13 @@ class PacketIndex:
     All fields are numbers or tuples of numbers, so that an index can be stored as JSON.
 
     Attributes:
-        times: Time stamp of each frame in the time base of the stream, ascending; all None if any
-            of them is missing.
-        key_times: Time stamps of the frames at which decoding can start, ascending; empty if
-            seeking is unreliable.
-        reorder_delay: Maximum number of frames that the decoder buffers to reorder them.
-        is_decoded: Whether decoding found the frames. Their packets may then have other times.
+        times: Time stamp of each frame in the time base of the stream, in ascending order. If any
+            is missing, all are None.
+        key_times: Time stamps of the frames at which decoding can start, in ascending order. Empty
+            if seeking is unreliable.
+        reorder_delay: Maximum number of frames that the decoder buffers to reorder frames.
+        is_decoded: Whether the frames were found by decoding. Their packets may then have different
+            times.
     """
 
     times: tuple[int | None, ...]
@@ -76,9 +76,10 @@ class _PacketScan:
     """Packets with data, in file order.
 
     Attributes:
-        packets: (time stamp, is a key frame, is discarded by an edit list, number of shown frames).
-        slots: In AVI, the number of packets with the empty ones, which the header counts too.
-        is_exact: Whether each packet is known to be one frame, except for hidden frames.
+        packets: For each packet: time stamp, whether it is a key frame, whether an edit list
+            discards it, and the number of frames that are shown.
+        slots: In AVI, the number of packets including empty ones, which the header also counts.
+        is_exact: Whether each packet is known to contain one frame, apart from hidden frames.
     """
 
     packets: list[tuple[int | None, bool, bool, int]]
@@ -90,8 +91,9 @@ def build_index(source, stream) -> PacketIndex:
     """Builds the index of a file.
 
     Args:
-        source: As in `demux.open_stream`; it is opened again if it must be decoded.
-        stream: The stream of the opened file, at its start. The position afterwards is undefined.
+        source: As in `demux.open_stream`. It is opened again if the file must be decoded.
+        stream: The stream of the opened file, positioned at its start. Its position is undefined
+            after the call.
 
     Raises:
         BadVideo: The file is truncated or has no frames.
@@ -120,7 +122,7 @@ def build_index(source, stream) -> PacketIndex:
 
 
 def prime_decoder(stream, packet) -> None:
-    """Passes the first packet to an H.264 decoder that needs it wherever it starts to decode."""
+    """Passes the first packet to an H.264 decoder that needs it even to decode later frames."""
     is_h264 = stream.codec_context.codec.canonical_name == "h264"
     if is_h264 and packet_headers.needs_first_packet(bytes(memoryview(packet)[:4096])):
         try:
@@ -144,7 +146,8 @@ def _scan_packets(stream) -> _PacketScan:
             if codec == "h264":
                 is_exact &= not packet_headers.may_have_fields(extradata, bytes(packet))
         shown = count_frames(memoryview(packet)) if count_frames else 1
-        # Frames before the first key frame, and several frames in a packet, have unknown times.
+        # The times are unknown for frames before the first key frame and for several frames in a
+        # packet.
         is_exact = is_exact and time is not None and time >= first_time and shown <= 1
         packets.append((time, packet.is_keyframe, packet.is_discard, shown))
         if is_avi:
@@ -153,7 +156,7 @@ def _scan_packets(stream) -> _PacketScan:
 
 
 def _check_length(source, stream, scan: _PacketScan) -> None:
-    """Compares the number of packets with the header.
+    """Compares the number of packets with the frame count in the header.
 
     Raises:
         BadVideo: The file is truncated.
@@ -162,7 +165,7 @@ def _check_length(source, stream, scan: _PacketScan) -> None:
     count = max(len(scan.packets), scan.slots)
     if count >= MIN_SHARE * stream.frames:
         return
-    # An edit list may leave out the samples that it does not show.
+    # FFmpeg may omit the samples that an edit list hides.
     if format_name.startswith("mov") and count >= len(stream.index_entries):
         with demux.open_stream(source, ignore_editlist="1") as complete:
             entries = complete.index_entries
@@ -176,13 +179,13 @@ def _decode_index(source, scan: _PacketScan) -> PacketIndex:
     """Finds the frames by decoding the file once."""
     with demux.open_stream(source) as stream:
         has_fixed_times = stream.container.format.name not in NO_SEEK
-        stream.codec_context.options |= {"skip_loop_filter": "all"}  # only times are needed
+        stream.codec_context.options |= {"skip_loop_filter": "all"}  # only the times are needed
         frames = []
         try:
             for count, frame in demux.decode_all(stream):
                 frames.append((count, frame.pts, is_intra(frame)))
         except av.InvalidDataError:
-            # A file that was cut off may end in a part of a packet.
+            # The last packet of a truncated file may be incomplete.
             if not frames or frames[-1][0] + 1 < MIN_SHARE * len(scan.packets):
                 raise
     if not frames:
@@ -208,7 +211,7 @@ def is_intra(frame: av.VideoFrame) -> bool:
 
 
 def is_intra_packet(stream, packet) -> bool:
-    """Returns whether a packet is marked as a key frame, and is one as far as its header says."""
+    """Returns whether a packet is marked as a key frame and its header does not contradict this."""
     context = stream.codec_context
     codec, extradata = context.codec.canonical_name, context.extradata or b""
     is_intra = packet_headers.starts_with_intra(codec, extradata, bytes(packet))
@@ -216,7 +219,7 @@ def is_intra_packet(stream, packet) -> bool:
 
 
 def _guess_times(scan: _PacketScan, count: int) -> tuple[int | None, ...]:
-    """Returns the times of the packets if there are as many as frames, otherwise None."""
+    """Returns the packets' times if there is one for each frame, otherwise None for each frame."""
     times = sorted(p[0] for p in scan.packets if not p[2] and p[0] is not None)
     return tuple(times) if len(times) == count else (None,) * count
 

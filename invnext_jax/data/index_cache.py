@@ -1,8 +1,8 @@
-"""Keeps the frame indexes of video files, so that a file is scanned once and not for every clip.
+"""Caches the frame indexes of video files, so that a file is scanned once instead of for each clip.
 
-Each process keeps the indexes of the files that it read last. Those of files that are slow to scan
-are also stored next to the manifest, in `<manifest>.frames.jsonl`, one JSON line for each file. An
-index is used only for a file of the same size and modification time.
+Each process caches the indexes of the files that it used most recently. The indexes of files that
+are slow to scan are also stored next to the manifest, in `<manifest>.frames.jsonl`, one JSON line
+per file. An index is used only while the file has the same size and modification time.
 """
 
 import base64
@@ -23,8 +23,8 @@ from invnext_jax.data import decode, video_io
 from invnext_jax.data.frame_index import PacketIndex
 from invnext_jax.workers.read_clock import reading
 
-MAX_FRAMES = 500_000  # frames of all indexes in memory; about 20 MiB
-MIN_STORED_FRAMES = 2000  # indexes of files with fewer frames are stored only if decoding made them
+MAX_FRAMES = 500_000  # total number of frames of the cached indexes; about 20 MiB
+MIN_STORED_FRAMES = 2000  # the index of a shorter file is stored only if it was built by decoding
 SUFFIX = ".frames.jsonl"
 Version = tuple[int, int]  # size in bytes and modification time in nanoseconds
 
@@ -33,7 +33,8 @@ class IndexCache:
     """Least recently used cache of the indexes of local files, for the threads of one process.
 
     Args:
-        max_frames: Maximum number of frames of all indexes. The last index is always kept.
+        max_frames: Maximum total number of frames of the cached indexes. The most recent index is
+            always kept.
     """
 
     def __init__(self, max_frames: int = MAX_FRAMES):
@@ -67,7 +68,7 @@ class IndexCache:
         return index
 
     def put(self, path: str, version: Version, index: PacketIndex) -> None:
-        """Adds an index, and removes those that were not used for the longest time."""
+        """Adds an index and removes the least recently used ones."""
         with self._lock:
             if (path, version) in self._indexes:
                 return
@@ -122,7 +123,7 @@ def file_version(status: os.stat_result) -> Version:
 
 
 def is_slow(index: PacketIndex) -> bool:
-    """Returns whether making the index takes long enough to store it."""
+    """Returns whether building the index is slow enough that it should be stored."""
     return index.is_decoded or len(index.times) >= MIN_STORED_FRAMES
 
 
@@ -135,12 +136,12 @@ def encode_index(index: PacketIndex, version: Version) -> str:
 
 
 def _differences(values: Sequence[int]) -> list[int]:
-    """Returns the first value and the differences of the others to the one before."""
+    """Returns the first value, then the difference of each other value to its predecessor."""
     return [b - a for a, b in itertools.pairwise((0, *values))]
 
 
 def decode_index(text: str, version: Version) -> PacketIndex | None:
-    """Reverses `encode_index`; returns None for another version of the file or damaged text."""
+    """Decodes an index of `encode_index`; None if the file has changed or the text is damaged."""
     try:
         data = json.loads(zlib.decompress(base64.b64decode(text, validate=True)))
         size, changed, times, keys, delay, is_decoded = data
@@ -165,12 +166,12 @@ def format_lines(indexes: Iterable[tuple[str, str]]) -> str:
 
 
 def stored_file(manifest: str) -> str:
-    """Returns the name of the file with the stored indexes of a manifest."""
+    """Returns the name of the file that stores the indexes of a manifest."""
     return manifest.removesuffix(".csv") + SUFFIX
 
 
 def _read_lines(file: str) -> dict[str, str]:
-    """Returns the encoded index of each absolute path in a file of stored indexes."""
+    """Returns a dict from absolute path to encoded index, read from a file of stored indexes."""
     folder, found = os.path.dirname(os.path.abspath(file)), {}
     try:
         with reading(), open(file, encoding="utf-8") as lines:

@@ -1,4 +1,4 @@
-"""Labels in manifests, and class names: `<manifest>.classes.json` maps the names to ids."""
+"""Labels in manifests, and class names, which `<manifest>.classes.json` maps to class ids."""
 
 import json
 import os
@@ -13,7 +13,7 @@ _BLANK = ("", "nan", "none", "null", "na", "n/a")  # in lower case, as pandas an
 
 
 def parse_label(text: str | None) -> int:
-    """Parses a class id: an integer, also as "3.0"; -1 if the cell is blank.
+    """Parses a class id: an integer, possibly written as "3.0", or -1 for a blank cell.
 
     Raises:
         ValueError: The cell is missing or not an integer.
@@ -42,7 +42,7 @@ def read_names(path: str | os.PathLike) -> dict[str, int]:
 
     Raises:
         OSError: The file cannot be read.
-        ValueError: The file has another format, or two names have the same id.
+        ValueError: The format of the file is not one of these, or two names have the same id.
     """
     text = Path(path).read_text(encoding="utf-8-sig")
     content = json.loads(text) if os.fspath(path).endswith(".json") else text.split("\n")
@@ -52,7 +52,9 @@ def read_names(path: str | os.PathLike) -> dict[str, int]:
             raise ValueError("two names have the same number")
         return names
     if not isinstance(content, list) or not all(isinstance(name, str) for name in content):
-        raise ValueError("it must hold an object of numbers by name, or a list of names")
+        raise ValueError(
+            "it must contain a JSON object that maps names to numbers, or a list of names"
+        )
     stripped = [name.strip() for name in content]
     return {name: number for number, name in enumerate(filter(None, stripped))}
 
@@ -75,7 +77,7 @@ def read_of_manifest(manifest: str | os.PathLike) -> dict[str, int] | None:
 
 
 def describe_conflict(first: Mapping[str, int], second: Mapping[str, int]) -> str:
-    """Describes a name with two ids, or an id with two names; returns "" if there is none."""
+    """Describes a name that has two ids, or an id that has two names; "" without a conflict."""
     for name, number in second.items():
         if first.get(name, number) != number:
             return f"class {name!r} is {first[name]} in one and {number} in the other"

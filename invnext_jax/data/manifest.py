@@ -1,11 +1,11 @@
 """Reads manifests: CSV files that list videos.
 
 The first line of a manifest is a header. Its columns are `path` (relative to the manifest's folder,
-absolute, or `protocol://...`), `source` (name of the data set) and optionally `start` and `end`
-(seconds), `record` (position of the video in `path`, which is then an ArrayRecord file) and any
-number of integer columns `label_<task>`, where blank and -1 mean no label. Other columns are
-ignored. The manifest itself may be on a remote file system. `world:...` is the manifest of a
-rendered world, see synthetic_world/urls.py.
+absolute, or `protocol://...`), `source` (name of the data set) and, optionally, `start` and `end`
+(seconds), `record` (position of the video in `path`, which is then an ArrayRecord file). There may
+be any number of integer columns `label_<task>`, in which a blank cell or -1 means no label. Other
+columns are ignored. The manifest itself may be on a remote file system. `world:...` is the manifest
+of a rendered world, see synthetic_world/urls.py.
 """
 
 import csv
@@ -26,7 +26,7 @@ from invnext_jax.synthetic_world import files, urls
 LABEL_PREFIX = "label_"
 NO_RECORD = -1
 LABELS = np.iinfo(np.int32)
-csv.field_size_limit(2**31 - 1)  # the default, 131,072 characters, is less than some captions
+csv.field_size_limit(2**31 - 1)  # some captions exceed the default of 131,072 characters
 NOT_MANIFESTS = tuple(f".{name}.csv" for name in ("quarantine", "duplicates", "damaged", "similar"))
 
 
@@ -36,7 +36,7 @@ class VideoRecord:
 
     Attributes:
         index: Row number.
-        path: Absolute path of the video, or its name on a remote file system or in a world.
+        path: Absolute path of the video, or its remote address or name in a rendered world.
         source: Name of the data set.
         start: Start in seconds after the first frame. None is the beginning.
         end: End in seconds after the first frame. None is the end.
@@ -60,7 +60,7 @@ class VideoRecord:
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """The rows of a manifest, stored as columns to keep millions of rows small.
+    """The rows of a manifest, stored as columns so that millions of rows need little memory.
 
     Attributes:
         file: Name of the manifest, or several names separated by commas.
@@ -101,15 +101,17 @@ class Manifest:
 
 
 def split_names(names: str) -> list[str]:
-    """Splits names separated by commas, unless a file with the unsplit name exists."""
+    """Splits a comma-separated list of names, unless a file with the whole name exists."""
     return [names] if os.path.exists(names) else [name.strip() for name in names.split(",")]
 
 
 def list_manifests(names: str | os.PathLike) -> list[str]:
-    """Finds the CSV file of each name: the name itself, `<name>.csv`, or the only one in a folder.
+    """Finds the CSV file of each manifest.
+
+    It is the name itself, `<name>.csv`, or the only manifest in a folder of this name.
 
     Args:
-        names: One or more names, separated by commas. Names of rendered worlds stay unchanged.
+        names: One or more names, separated by commas. Names of rendered worlds do not change.
 
     Raises:
         UserError: A folder contains no manifest or more than one.
@@ -129,7 +131,7 @@ def _find_file(path: str) -> str:
         if len(files) != 1:
             what = f"several: {', '.join(files)}" if files else "none"
             raise UserError(
-                f"folder {path} should contain one manifest, it has {what}: name the file"
+                f"folder {path} should contain one manifest, but it has {what}: specify the file"
             )
         return os.path.join(path, files[0])
     with_ending = f"{path}.csv"
@@ -137,7 +139,7 @@ def _find_file(path: str) -> str:
 
 
 def hash_manifests(names: str) -> str:
-    """Returns the SHA-256 of a manifest's content, or of the joined hashes of several manifests.
+    """Returns the SHA-256 of a manifest's content; for several manifests, of their joined hashes.
 
     A rendered world is hashed by its name. Checkpoints contain the hash, so it must not change.
     """
@@ -157,18 +159,19 @@ def read_manifest(
 
     Args:
         names: A local or remote CSV file, a folder (see `list_manifests`), a rendered world, or
-            several of them, separated by commas or as a sequence. Their rows are concatenated. If
-            a manifest lacks a label column of another one, its rows get the label -1.
+            several of these, separated by commas or as a sequence. The rows of several manifests
+            are concatenated. If a manifest lacks a label column that another one has, its rows get
+            the label -1.
         rules: Rules for the files that the rows may name.
 
     Raises:
-        UserError: A file is missing or empty, has no `path` or `source` column, or has a cell that
-            must be a number but is not; `rules` do not allow a file; or the package of a remote
-            file system is not installed.
+        UserError: A file is missing or empty, has no `path` or `source` column, or has an invalid
+            number in a cell; `rules` do not allow a file; or the package for a remote file system
+            is not installed.
     """
     names = split_names(os.fspath(names)) if isinstance(names, str | os.PathLike) else [*names]
     if not any(names):
-        raise UserError("no manifest named: set config.data.manifest to a CSV file of videos")
+        raise UserError("no manifest given: set config.data.manifest to a CSV file of videos")
     parts = [
         _make_world_rows(name) if urls.is_world(name) else _read_file(_find_file(name), rules)
         for name in names
@@ -192,7 +195,7 @@ def _read_file(path: str, rules: AccessRules) -> Manifest:
             manifest = _read_rows(path, rows, columns, rules)
     except FileNotFoundError as error:
         raise UserError(
-            f"manifest {path} does not exist: name the CSV file that lists the videos, or make "
+            f"manifest {path} does not exist: specify the CSV file that lists the videos, or make "
             "the synthetic world with launch/make_world.py"
         ) from error
     except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -257,7 +260,7 @@ def _read_rows(path: str, rows: csv.DictReader, columns: list[str], rules: Acces
         record = _parse(int, row.get("record") or NO_RECORD, line, "record", "an integer")
         if not NO_RECORD <= record < 2**63:
             raise UserError(f"{line}: record {record} must be at least 0")
-        # Interning keeps one string object per shard, and below one per data set.
+        # Interning keeps one string object per shard and, below, one per data set.
         paths.append(video if record == NO_RECORD else interned.setdefault(video, video))
         if record != NO_RECORD and video_io.is_remote(video):
             raise UserError(

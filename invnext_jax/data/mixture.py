@@ -1,7 +1,7 @@
-"""Infinite order of training videos: every row equally often, or sources in given shares.
+"""Infinite order of training videos: each row equally often, or each source in a given share.
 
-Each source is reshuffled after each pass over it. Any position of the order can be computed without
-the positions before it.
+A source is reshuffled after each pass over it. Any position of the order can be computed without
+computing the earlier positions.
 """
 
 import collections
@@ -15,13 +15,13 @@ from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data.clips import make_rng
 from invnext_jax.errors import UserError
 
-SUBSTITUTE_STREAM = 1  # stream of random numbers; stream 0 samples the clips
+SUBSTITUTE_STREAM = 1  # random stream for this module; stream 0 samples the clips
 MAX_TABLE_ROWS = 20
 WEIGHT_STEPS = 100  # weights are rounded to multiples of the smallest weight / 100
 
 
 class VideoFileSource:
-    """A grain data source over all or some rows of a manifest.
+    """A grain data source of all or selected rows of a manifest.
 
     Args:
         manifest: The manifest.
@@ -47,13 +47,13 @@ class Mixture:
 
     Args:
         manifest: The manifest.
-        weights: A (source, weight) pair for each value of the manifest's `source`. If empty, every
-            row occurs equally often.
+        weights: A (source, weight) pair for each `source` in the manifest. If empty, all rows occur
+            equally often.
         seed: Seed of the order.
 
     Attributes:
         manifest: The manifest.
-        shares: Source name -> share of the videos.
+        shares: Maps the name of each source to its share of the videos.
 
     Raises:
         UserError: A source has no weight, a weight has no source, or a weight is not a positive
@@ -85,7 +85,7 @@ class Mixture:
         self._order = grain.MapDataset.mix(shuffled, weights=parts.tolist())
 
     def get_video(self, position: int, attempt: int = 0) -> manifest_lib.VideoRecord:
-        """Returns the video at a position; `attempt` > 0 selects that position's substitutes."""
+        """Returns the video at a position, or one of its substitutes if `attempt` is positive."""
         if not attempt:
             return self._order[position]
         rng = make_rng(self._seed, position, attempt, SUBSTITUTE_STREAM)
@@ -94,7 +94,10 @@ class Mixture:
         return self.manifest[int(rows[int(rng.integers(len(rows)))])]
 
     def table(self, clips: int) -> str:
-        """Formats rows, share and epochs (clips / rows) of each source in a run of `clips`."""
+        """Formats a table of the sources for a run of `clips` clips.
+
+        Its columns are the rows, the share of the clips, and the epochs (clips / rows).
+        """
         width = max(len("source"), *(len(name) for name in self.shares))
         lines = [f"{'source':{width}} {'rows':>11} {'share':>8} {'epochs':>8}"]
         for name, share in list(self.shares.items())[:MAX_TABLE_ROWS]:
@@ -116,7 +119,7 @@ def _check_weights(weights: Sequence[tuple[str, float]], counts: collections.Cou
     names = [name for name, _ in weights]
     repeated = [name for name, count in collections.Counter(names).items() if count > 1]
     if repeated:
-        raise UserError(f"config.data.weights names the source {repeated[0]!r} twice")
+        raise UserError(f"config.data.weights contains the source {repeated[0]!r} twice")
     unknown = [name for name in names if name not in counts]
     if unknown:
         raise UserError(

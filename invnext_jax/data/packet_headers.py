@@ -1,19 +1,19 @@
-"""Reads headers of packets: whether a packet is one shown frame, and whether decoding can start.
+"""Reads packet headers: how many frames a packet shows, and whether decoding can start there.
 
-A packet contains one frame that is shown, except in streams of fields and of hidden frames. Both
-can be seen in the headers of the bit stream, without decoding.
+A packet contains one frame that is shown, except in streams with separately coded fields or hidden
+frames. The headers of the bit stream reveal these exceptions without decoding.
 """
 
 import re
 from collections.abc import Callable, Iterator
 
-MIN_MPEG4_BYTES = 16  # smaller packets may be placeholders of frames that are not coded
+MIN_MPEG4_BYTES = 16  # smaller packets may be placeholders for frames that are not coded
 H264_SPS, H264_IDR = 7, 5
 HEVC_IRAP = range(16, 24)  # types of NAL units at which decoding can start
-# Profiles of H.264 whose parameter sets describe the format of chroma and scaling lists.
+# H.264 profiles whose parameter sets contain the chroma format and scaling lists.
 H264_CHROMA_PROFILES = (100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135)
 X264_BUILD = re.compile(rb"x264 - core (\d+)")
-X264_EXACT = 151  # older builds deviate from the standard; the decoder must know the build
+X264_EXACT = 151  # older builds deviate from the standard, so the decoder must know the build
 
 
 class _Bits:
@@ -36,7 +36,7 @@ class _Bits:
 
 
 def frame_counter(codec: str) -> Callable[[memoryview], int] | None:
-    """Returns a function that counts the shown frames of a packet; None if all show one."""
+    """Returns a function that counts the frames shown by a packet; None if that is always one."""
     return {"vp8": _count_vp8, "vp9": _count_vp9, "mpeg4": _count_mpeg4}.get(codec)
 
 
@@ -45,13 +45,14 @@ def _count_vp8(data: memoryview) -> int:
 
 
 def _count_mpeg4(data: memoryview) -> int:
-    # Two frames in one packet are followed by a placeholder. Two frames are never trusted.
+    # A packet of two frames is followed by a small placeholder packet. Returning 2 for the
+    # placeholder makes the caller decode the file.
     return 1 if len(data) >= MIN_MPEG4_BYTES else 2
 
 
 def _count_vp9(data: memoryview) -> int:
     marker, frames = data[-1], [data[0]]
-    if marker >> 5 == 0b110:  # a superframe: several frames, and their sizes at the end
+    if marker >> 5 == 0b110:  # a superframe: several frames, followed by their sizes
         count, width = (marker & 7) + 1, (marker >> 3 & 3) + 1
         sizes = data[-1 - count * width : -1]
         if len(data) > 2 + count * width and data[-2 - count * width] == marker:
@@ -63,13 +64,13 @@ def _count_vp9(data: memoryview) -> int:
 
 
 def _is_shown_vp9(byte: int) -> bool:
-    shift = 0 if byte >> 4 & 3 == 3 else 1  # the last profile has one more reserved bit
+    shift = 0 if byte >> 4 & 3 == 3 else 1  # profile 3 has an additional reserved bit
     shows_existing, is_shown = byte >> shift + 2 & 1, byte >> shift & 1
     return bool(shows_existing or is_shown)
 
 
 def starts_with_intra(codec: str, extradata: bytes, packet: bytes) -> bool:
-    """Returns whether decoding can start at a packet; True for codecs that cannot be checked.
+    """Returns whether decoding can start at a packet; True if the codec cannot be checked.
 
     Args:
         codec: FFmpeg's name of the codec.
@@ -86,13 +87,13 @@ def starts_with_intra(codec: str, extradata: bytes, packet: bytes) -> bool:
     if codec == "vp9":
         return not packet[0] >> (1 if packet[0] >> 4 & 3 == 3 else 2) & 1
     if codec == "mpeg4":
-        begin = packet.find(b"\0\0\1\xb6") + 4  # a picture; the two bits of its type come first
+        begin = packet.find(b"\0\0\1\xb6") + 4  # picture header; its first two bits are the type
         return 4 <= begin < len(packet) and not packet[begin] >> 6
     return True
 
 
 def may_have_fields(extradata: bytes, packet: bytes) -> bool:
-    """Returns whether H.264 pictures may be coded as two fields, in two packets.
+    """Returns whether an H.264 stream may code a picture as two fields in two packets.
 
     Args:
         extradata: Header of the stream.
@@ -108,16 +109,16 @@ def may_have_fields(extradata: bytes, packet: bytes) -> bool:
 
 
 def needs_first_packet(packet: bytes) -> bool:
-    """Returns whether an H.264 decoder must see the first packet before it seeks.
+    """Returns whether an H.264 decoder must receive the first packet before any seek.
 
-    Only this packet names the build of x264, and old builds encode some formats differently.
+    Only this packet contains the x264 build number, and old builds encode some formats differently.
     """
     build = X264_BUILD.search(packet)
     return build is not None and int(build[1]) < X264_EXACT
 
 
 def _has_only_frames(unit: bytes) -> bool:
-    """Returns `frame_mbs_only_flag` of an H.264 sequence parameter set."""
+    """Returns the `frame_mbs_only_flag` of an H.264 sequence parameter set."""
     bits = _Bits(unit[1:].replace(b"\0\0\3", b"\0\0"))
     profile, _, _ = bits.read(8), bits.read(16), bits.read_golomb()
     if profile in H264_CHROMA_PROFILES:
@@ -150,7 +151,7 @@ def _skip_scaling_list(bits: _Bits, size: int) -> None:
 
 
 def _nal_units(codec: str, extradata: bytes, data: bytes) -> Iterator[bytes]:
-    """Yields the NAL units of a packet, which start with a length or with a start code."""
+    """Yields the NAL units of a packet. Each is preceded by its length or by a start code."""
     if extradata[:1] != b"\1":
         yield from filter(None, data.split(b"\0\0\1")[1:])
         return

@@ -1,4 +1,4 @@
-"""Builds the datasets: infinite shuffled batches for training, one ordered pass for evaluation.
+"""Builds the training dataset (infinite, shuffled) and the evaluation dataset (one ordered pass).
 
 A batch is a flat dict: `video` uint8 [b t h w c] RGB, `index` int32 [b] (row of the manifest) and
 int32 [b] for each `label_<task>` column.
@@ -47,7 +47,9 @@ def check_config(data_config) -> None:
     if data_config.clip_seconds <= 0:
         raise UserError(f"config.data.clip_seconds={data_config.clip_seconds} must be positive")
     if not data_config.manifest:
-        raise UserError("config.data.manifest is empty: name the CSV file that lists the videos")
+        raise UserError(
+            "config.data.manifest is empty: set it to the CSV file that lists the videos"
+        )
     _check_clip_fields({name: data_config[name] for name in BY_SOURCE_FIELDS}, "")
     _check_by_source(data_config)
     access_rules.check_config(data_config)
@@ -81,8 +83,8 @@ def _check_clip_fields(fields: Mapping[str, Any], prefix: str) -> None:
         value = fields[name]
         if len(value) != 2 or not least <= value[0] <= value[1] <= most:
             raise UserError(
-                f"config.data.{prefix}{name}={value} must be two numbers from {least} to {most}, "
-                "the smaller one first"
+                f"config.data.{prefix}{name}={value} must be two numbers between {least} and "
+                f"{most}, the smaller one first"
             )
     if any(stride != int(stride) for stride in fields["stride"]):
         raise UserError(
@@ -91,14 +93,14 @@ def _check_clip_fields(fields: Mapping[str, Any], prefix: str) -> None:
     scales = fields["crop_scales"]
     if not scales or not all(0 < scale <= 1 for scale in scales):
         raise UserError(
-            f"config.data.{prefix}crop_scales={scales} must be shares of the short side, each "
+            f"config.data.{prefix}crop_scales={scales} must be fractions of the short side, each "
             "above 0 and at most 1"
         )
     jitter = fields["jitter"]
     if len(jitter) != 4 or min(jitter) < 0 or jitter[3] > 0.5:
         raise UserError(
-            f"config.data.{prefix}jitter={jitter} must be four numbers (brightness, contrast, "
-            "saturation, hue), not negative, hue at most 0.5"
+            f"config.data.{prefix}jitter={jitter} must be four non-negative numbers (brightness, "
+            "contrast, saturation, hue), with hue at most 0.5"
         )
 
 
@@ -116,19 +118,19 @@ def make_train_dataset(
     Args:
         data_config: `config.data`.
         seed: Non-negative seed of the order and the augmentation.
-        batch_size: Number of clips per batch, summed over all processes.
-        positions: Positions in each batch of the clips that this process loads, ascending. None for
-            all clips.
+        batch_size: Number of clips per batch, over all processes.
+        positions: Positions within each batch of the clips that this process loads, in ascending
+            order. None selects all clips.
         bad_videos: Tracker of good and bad clips. None creates one from the config.
-        load: Replacement for `LoadClip` in tests; must be defined in an importable module.
+        load: Replaces `LoadClip` in tests. It must be defined in an importable module.
 
     Returns:
         A dataset of batches. Its iterator must be closed after use.
 
     Raises:
         UserError: The manifest is missing, empty or invalid, the weights do not match it, or the
-            clips of this process do not form groups of `repeats`. During iteration: no video can
-            be read, a video is bad and `on_bad` is "fail", or the bad share exceeds
+            clips of this process do not form groups of `repeats`. During iteration: no video can be
+            read, a video is bad and `on_bad` is "fail", or the share of bad clips exceeds
             `max_bad_share`.
     """
     rules = AccessRules.from_config(data_config)
@@ -158,7 +160,7 @@ def count_workers(requested: int) -> int:
 
 
 class EvalDataset:
-    """Evaluation batches in the order of a manifest; each iteration is one pass.
+    """Evaluation batches in the order of a manifest. Each iteration is one pass.
 
     Attributes:
         manifest: The manifest.
@@ -221,20 +223,22 @@ class EvalDataset:
         clip = load_in_worker(worker, self.manifest, row, (None,), self._timeout, self.storage)
         if isinstance(clip, BadClip):
             return clip
-        # The worker's next clip overwrites this one.
+        # The worker overwrites this memory with its next clip.
         return {name: value.copy() for name, value in clip.items()}
 
 
 def make_eval_dataset(
     data_config, *, manifest: str, batch_size: int, load: Callable | None = None
 ) -> EvalDataset:
-    """Makes the evaluation dataset: manifest order, centre frames, centre crop, no augmentation.
+    """Makes the evaluation dataset, in manifest order and without augmentation.
+
+    Clips consist of the frames at the centre of equal segments, cropped at the centre.
 
     Args:
         data_config: `config.data`; its `manifest`, `weights` and `repeats` are not used.
         manifest: Name of the manifest, in the format of `config.data.manifest`.
         batch_size: Number of clips per batch. The last batch is padded with rows of `index` -1.
-        load: Replacement for `LoadClip` in tests; must be defined in an importable module.
+        load: Replaces `LoadClip` in tests. It must be defined in an importable module.
 
     Returns:
         An iterable of batches without bad videos. Each iteration starts its own workers.

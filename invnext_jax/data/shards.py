@@ -1,6 +1,6 @@
-"""Reads videos stored as records of ArrayRecord files, named `path#record`.
+"""Reads videos stored as records of ArrayRecord files. Their names are `path#record`.
 
-A record is a `tf.train.Example`, as written by TFDS. Its longest bytes value is the video.
+A record is a `tf.train.Example`, as written by TFDS. The longest bytes value in it is the video.
 """
 
 import errno
@@ -13,14 +13,14 @@ from invnext_jax import sanitize
 from invnext_jax.data.demux import BadVideo
 from invnext_jax.workers.read_clock import reading
 
-# Errors of the storage, which the reader's messages contain as text.
+# Storage errors, which the reader reports only in the text of its messages.
 STORAGE_ERRNOS = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN)
 MAX_OPEN = 64  # maximum number of shards that a process keeps open
 _OPEN_LOCK = threading.Lock()
 
 
 def name_video(path: str, record: int | None) -> str:
-    """Returns the name of a video in messages and lists, without secrets of its URL."""
+    """Returns the name of a video for messages and lists, without secrets from its URL."""
     return sanitize.redact_urls(path) if record is None else f"{path}#{record}"
 
 
@@ -39,7 +39,7 @@ def read_video(path: str, record: int) -> bytes:
 
 
 def read_example(path: str, record: int) -> dict[str, bytes | list]:
-    """Reads the features of a record by name: bytes for a single bytes value, otherwise a list.
+    """Reads the features of a record as a dict: bytes for a single bytes value, otherwise a list.
 
     Raises:
         BadVideo: The shard or the record is missing or damaged.
@@ -113,9 +113,9 @@ def _parse(data: bytes) -> dict[str, bytes | list]:
 
 @functools.lru_cache(maxsize=MAX_OPEN)
 def _cached_reader(path: str, size: int, changed: int):
-    """Returns the reader of a file with this size and modification time.
+    """Returns a cached reader for a file with the given size and modification time.
 
-    Readers that are evicted from the cache close themselves.
+    A reader is closed after it is evicted from the cache and no longer used.
     """
     del size, changed
     return _new_reader(path)
@@ -130,5 +130,5 @@ def _new_reader(path: str):
         path, options=options, file_reader_buffer_size=32768
     )
     if not reader.ok():
-        reader.read([0])  # raises an error that contains the reason
+        reader.read([0])  # raises an error that states the reason
     return reader

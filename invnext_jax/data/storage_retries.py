@@ -1,8 +1,9 @@
-"""Repeats tasks while the storage does not answer, and tells one file from the whole storage.
+"""Retries reads and distinguishes a failure of one file from a failure of the whole storage.
 
-If a read does not return or fails, another file is read. If that file can be read, the first one is
-tried again at once, and given up if it fails again between two successful reads of other files.
-Otherwise the storage is unavailable: the task is repeated with growing pauses until it answers.
+If a read fails or does not return, another file is read as a test. If that succeeds, the first file
+is tried again at once. It counts as bad if it fails again and the next test succeeds too. If a test
+fails, the storage is unavailable, and the task is repeated with growing pauses until the storage
+responds.
 """
 
 import itertools
@@ -20,13 +21,13 @@ from invnext_jax.workers.process_worker import WorkerDiedError
 from invnext_jax.workers.read_clock import ReadStalledError, TimeLimitError
 from invnext_jax.workers.worker_pool import SupervisedWorker
 
-MIN_PAUSE, MAX_PAUSE = 1.0, 60.0  # seconds; each pause is twice as long as the one before
-LOG_SECONDS = 30.0  # shortest time between two log lines
-OTHER_FILES = 16  # number of files that are tried in turn to see whether the storage answers
+MIN_PAUSE, MAX_PAUSE = 1.0, 60.0  # seconds; each pause is twice as long as the previous one
+LOG_SECONDS = 30.0  # minimum time between two log lines
+OTHER_FILES = 16  # number of files that are read in turn to test the storage
 
 
 class StorageMonitor:
-    """Counts and logs the failed reads of a data set. Its methods can be called by any thread.
+    """Counts and logs the failed reads of a data set. Its methods are thread-safe.
 
     Attributes:
         failed_reads: Number of reads that did not return in time or failed.
@@ -59,9 +60,9 @@ def load_in_worker(
     timeout: float,
     monitor: StorageMonitor,
 ) -> dict[str, Any] | BadClip:
-    """Loads clips in a worker; if the worker hangs or dies, the video counts as bad.
+    """Loads clips in a worker. If the worker hangs or dies, the video counts as bad.
 
-    While the storage does not answer, it waits and tries again.
+    While the storage does not respond, the function waits and tries again.
 
     Args:
         worker: Worker that runs the loading function.
@@ -105,15 +106,15 @@ def call_with_retries(
     is_read_error: Callable[[Any], bool],
     monitor: StorageMonitor,
 ) -> Any:
-    """Runs a task in a worker; repeats it while the storage does not answer.
+    """Runs a task in a worker and repeats it while the storage does not respond.
 
     Args:
         worker: The worker, a `SupervisedWorker`.
         task: Arguments of the worker's function.
-        others: Tasks that read other files of the same storage. If it ends, the storage counts as
-            unavailable until `task` succeeds.
+        others: Iterator of tasks that read other files of the same storage. When it is exhausted,
+            the storage counts as unavailable until `task` succeeds.
         name: Name of the file in messages.
-        is_read_error: Function of a result that returns whether a read failed.
+        is_read_error: Function that returns whether a result is a failed read.
         monitor: Counter of failed reads.
 
     Returns:
@@ -150,7 +151,7 @@ def call_with_retries(
 def _answers(
     worker: Callable[..., Any], task: tuple | None, is_read_error: Callable[[Any], bool]
 ) -> bool:
-    """Returns whether the storage delivers another file, good or bad."""
+    """Returns whether the storage delivers another file, even if its content is bad."""
     if task is None:
         return False
     try:
@@ -162,7 +163,7 @@ def _answers(
 
 
 def other_rows(row: int, sources: list[str], paths: list[str]) -> Iterator[int]:
-    """Yields rows that follow `row`, of the same source and with other files, in turn forever.
+    """Cycles forever through a few rows that follow `row`, of the same source but with other files.
 
     Args:
         row: Number of a row.

@@ -1,10 +1,10 @@
-"""Training batches: an infinite, resumable stream of clips that replaces bad videos by substitutes.
+"""Infinite, resumable stream of training batches, in which substitutes replace bad videos.
 
 Batch n of a run contains the global clips n * B to (n + 1) * B - 1, and each process loads those at
-its own positions. The video of a global clip and its augmentation depend only on the seed and the
-clip's number, not on the number of workers or processes. If a video is bad, a substitute is drawn
-from the same two numbers. Every `repeats` consecutive clips come from one video, which is decoded
-once. They form a group, the unit of work. See docs/data.md.
+its positions. The video of a global clip and its augmentation depend only on the seed and the
+clip's number, not on the number of workers or processes. If a video is bad, the choice of its
+substitute depends on the same two numbers. Each group of `repeats` consecutive clips comes from one
+video, which is decoded once. A group is the unit of work. See docs/data.md.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,9 +27,9 @@ from invnext_jax.workers.worker_pool import (
 )
 
 MAX_TRIES = 100  # maximum number of videos tried for one position in a batch
-WORKER_FAILURES = ("time limit", "worker died")  # reasons that may take the full timeout
+WORKER_FAILURES = ("time limit", "worker died")  # reasons that may have taken the full timeout
 MAX_WORKER_FAILURES = 5  # maximum number of tries in which the worker hangs or dies
-CLIP_STREAM = 0  # stream of random numbers; see also `mixture.SUBSTITUTE_STREAM`
+CLIP_STREAM = 0  # random stream; see also `mixture.SUBSTITUTE_STREAM`
 
 
 class GroupResult(NamedTuple):
@@ -37,7 +37,7 @@ class GroupResult(NamedTuple):
 
     Attributes:
         batch: The batch to which the clips were written, or None if all tried videos are bad.
-        bad_clips: The tried videos that are bad.
+        bad_clips: The bad videos among those tried.
     """
 
     batch: dict[str, np.ndarray] | None
@@ -51,7 +51,7 @@ class TrainDataset:
         batch_size: Number of clips per batch on this process.
         global_batch: Number of clips per batch on all processes.
         mixture: Order of the videos.
-        workers: Number of worker processes; 0: threads of this process.
+        workers: Number of worker processes; 0 means threads of this process.
         storage: Counter of failed reads.
         bad_videos: Tracker of good and bad clips.
         repeats: Number of consecutive clips from one video.
@@ -74,15 +74,16 @@ class TrainDataset:
         self.batch_size, self.global_batch = len(positions), batch_size
         if self.batch_size % repeats:
             raise UserError(
-                f"the {self.batch_size} clips that a process makes of a batch must be divisible by "
-                f"config.data.repeats={repeats}: change either"
+                f"the {self.batch_size} clips of a batch that each process loads must be divisible "
+                f"by config.data.repeats={repeats}: change either number"
             )
         self._group_starts = list(positions[::repeats])
         groups = [start + i for start in self._group_starts for i in range(repeats)]
         if groups != list(positions) or any(start % repeats for start in self._group_starts):
             raise UserError(
-                f"config.data.repeats={repeats} clips of one video would be on several processes: "
-                "set it to a divisor of the clips of a device, or change config.batch_size"
+                f"the config.data.repeats={repeats} clips of one video would be on several "
+                "processes: set it to a divisor of the number of clips per device, or change "
+                "config.batch_size"
             )
         self.mixture, self.bad_videos, self.repeats = mixture, bad_videos, repeats
         self.storage = StorageMonitor()
@@ -107,7 +108,7 @@ class TrainDataset:
         return self.mixture.table(steps * self.global_batch)
 
     def open_pool(self, first_batch: int, buffer: BatchBuffer) -> OrderedPool:
-        """Starts workers that write the clips of this process to `buffer`, from `first_batch`."""
+        """Starts workers that write this process's clips, from `first_batch` on, to `buffer`."""
         return open_pool(
             lambda task, worker: self._load_group(first_batch * self.groups + task, worker, buffer),
             self._load,
@@ -117,12 +118,12 @@ class TrainDataset:
         )
 
     def _first_clip_of(self, number: int) -> int:
-        """Returns the global number of the first clip of group `number` of this process."""
+        """Returns the global number of the first clip in this process's group `number`."""
         batch, position = divmod(number, self.groups)
         return batch * self.global_batch + self._group_starts[position]
 
     def _read_ahead(self, number: int, worker: SupervisedWorker) -> None:
-        """Lets a worker read a later video of a shard while it decodes, into the page cache."""
+        """Lets a worker read a later video of a shard into the page cache while it decodes."""
         record = self.mixture.get_video(self._first_clip_of(number) // self.repeats)
         if record.record is not None:
             worker.prefetch(record)
@@ -130,7 +131,7 @@ class TrainDataset:
     def _load_group(
         self, number: int, worker: SupervisedWorker, buffer: BatchBuffer
     ) -> GroupResult:
-        """Loads group `number` of this process; tries substitutes if a video is bad."""
+        """Loads this process's group `number`; tries substitutes if a video is bad."""
         batch, position = divmod(number, self.groups)
         first = self._first_clip_of(number)
         if self.workers:
@@ -193,12 +194,12 @@ class TrainIterator:
         return self._dataset.storage.failed_reads
 
     def counts(self) -> dict[str, int]:
-        """Returns the counts of this process for the log."""
+        """Returns this process's counts for the log."""
         return {"dropped_videos": self.dropped, "failed_reads": self.failed_reads}
 
     @property
     def decoded(self) -> tuple[int, float]:
-        """Number of clips decoded so far on this process, and the seconds of busy workers.
+        """Number of clips decoded so far on this process, and seconds that its workers were busy.
 
         See `OrderedPool.work_done`.
         """
@@ -208,7 +209,7 @@ class TrainIterator:
         return groups * self._dataset.repeats, seconds
 
     def get_state(self) -> dict[str, int]:
-        """Returns the position: the number of clips delivered to all processes in total."""
+        """Returns the position: the total number of clips delivered to all processes."""
         return {"clips": self._batches_done * self._dataset.global_batch}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
@@ -239,7 +240,7 @@ class TrainIterator:
             return ""
         share, workers, cores = reading / busy, self._dataset.workers, count_cores()
         text = f"the {workers or IN_PROCESS_THREADS} data workers waited for storage {share:.0%} "
-        text += "of their time and decoded in the rest. "
+        text += "of their time and decoded for the rest. "
         if share > 0.5:
             return text + (
                 "Storage is the limit: copy the videos to a local disk, make them smaller with "

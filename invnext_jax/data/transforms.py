@@ -27,15 +27,15 @@ def sample_multi_scale_crop(
 ) -> Window:
     """Samples a window of a picture, to be resized to a square.
 
-    Width and height are each the short side times an element of `scales`; the two elements are
-    equal or adjacent. The window lies at one of 13 positions: the 3 x 3 grid of corners, edge
+    The width and the height are each the short side times an element of `scales`. The two elements
+    are equal or adjacent. The window lies at one of 13 positions: the 3 x 3 grid of corners, edge
     centres and the centre, and the 2 x 2 grid between them.
 
     Args:
         height: Height of the picture in pixels.
         width: Width of the picture in pixels.
         size: Side of the square in pixels.
-        scales: Factors of the short side, in descending order.
+        scales: Factors by which the short side is multiplied, in descending order.
         rng: Draws scales and position.
     """
     short = min(height, width)
@@ -75,7 +75,7 @@ def sample_random_resized_crop(
             left = int(rng.integers(width - crop_w, endpoint=True))
             top = int(rng.integers(height - crop_h, endpoint=True))
             break
-    else:  # very elongated picture: use the largest centred window with an allowed aspect ratio
+    else:  # a very elongated picture: use the largest centred window with an allowed aspect ratio
         ratio = np.clip(width / height, *aspect)
         crop_w, crop_h = min(width, round(height * ratio)), min(height, round(width / ratio))
         left, top = (width - crop_w) // 2, (height - crop_h) // 2
@@ -90,7 +90,7 @@ def center_crop(height: int, width: int) -> Window:
 
 
 def resize(frames: np.ndarray, window: Window, size: int) -> np.ndarray:
-    """Crops uint8 [t h w c] to a window and resizes it bilinearly to [t size size c]."""
+    """Crops a clip, uint8 [t h w c], to a window and resizes it bilinearly to [t size size c]."""
     frames = frames[:, window.top : window.bottom, window.left : window.right]
     if frames.shape[1:3] == (size, size):
         return frames
@@ -102,7 +102,7 @@ def resize(frames: np.ndarray, window: Window, size: int) -> np.ndarray:
 
 
 def flip(frames: np.ndarray) -> np.ndarray:
-    """Flips [t h w c] horizontally."""
+    """Flips a clip [t h w c] horizontally."""
     return frames[:, :, ::-1]
 
 
@@ -113,10 +113,10 @@ def jitter_colors(
 
     Args:
         frames: uint8 [t h w c], RGB.
-        strengths: Strength s of the four changes. Brightness, contrast and saturation each draw a
-            factor from max(0, 1 - s) to 1 + s. It multiplies the values, their difference from the
-            clip's mean gray, and their difference from the pixel's gray, respectively. Hue draws a
-            rotation from -s to s turns.
+        strengths: Strength s of each of the four changes. For brightness, contrast and saturation,
+            a factor between max(0, 1 - s) and 1 + s is drawn. It multiplies the pixel values, their
+            difference from the clip's mean gray, and their difference from the pixel's gray,
+            respectively. For hue, a rotation between -s and s turns is drawn.
         rng: Draws the factors in the order above, then the order of the changes.
 
     Returns:
@@ -152,7 +152,7 @@ def _hue(video_thwc: np.ndarray, turn: np.float32) -> np.ndarray:
     value_thw = video_thwc.max(-1)
     chroma_thw = value_thw - video_thwc.min(-1)
     divisor_thw = np.where(chroma_thw > 0, chroma_thw, 1)
-    # The hue is in sixths of the color circle: red is 0, green 2, blue 4.
+    # The hue is measured in sixths of the color circle: red is 0, green is 2, blue is 4.
     hue_thw = np.where(value_thw == green, 2 + (blue - red) / divisor_thw, 0)
     hue_thw = np.where(value_thw == blue, 4 + (red - green) / divisor_thw, hue_thw)
     hue_thw = np.where(value_thw == red, (green - blue) / divisor_thw, hue_thw)

@@ -1,7 +1,7 @@
 """Opens the videos of a manifest: local files, remote files through fsspec, records of shards.
 
 A name `protocol://...` is a remote file. It is fetched in blocks. Each block is fetched once unless
-the file is larger than the cache. The decoder's pass over the packets reads the complete file.
+the file is larger than the cache. Indexing the packets reads the complete file.
 """
 
 import contextlib
@@ -20,9 +20,9 @@ from invnext_jax.errors import UserError
 from invnext_jax.synthetic_world import urls
 from invnext_jax.workers.read_clock import reading
 
-BLOCK_BYTES = 2**22  # block size of remote files; about a video of a few seconds
+BLOCK_BYTES = 2**22  # block size for remote files; about the size of a video of a few seconds
 CACHED_BLOCKS = 16  # 64 MiB per worker
-DIGEST_BYTES = 2**16  # number of bytes at each end of a file that its digest covers
+DIGEST_BYTES = 2**16  # number of bytes hashed at each end of a file
 _RAW_READ = io.FileIO.read
 _PROTOCOL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
@@ -38,10 +38,10 @@ def protocol_of(name: str) -> str:
 
 
 def refuse_chain(name: str) -> None:
-    """Raises `UserError` for names such as `zip://a::https://b`, one file system inside another."""
+    """Raises `UserError` for chained names such as `zip://a::https://b`."""
     if "::" in name:
         raise UserError(
-            f"{name} chains file systems with '::', which is not supported: name a file"
+            f"{name} chains file systems with '::', which is not supported: specify a plain file"
         )
 
 
@@ -49,8 +49,8 @@ def check_protocol(name: str) -> None:
     """Checks that the package of a remote file system is installed.
 
     Raises:
-        UserError: The package, which the message names, is missing, the protocol is unknown, or
-            the name is a chain of file systems.
+        UserError: The package is not installed, the protocol is unknown, or the name is a chain of
+            file systems.
     """
     refuse_chain(name)
     try:
@@ -62,19 +62,19 @@ def check_protocol(name: str) -> None:
 
 
 def join(folder: str, name: str) -> str:
-    """Joins a local or remote folder and a name, which may be absolute."""
+    """Joins a local or remote folder with a name, which may be absolute."""
     if is_remote(name) or os.path.isabs(name):
         return name
     return f"{folder}/{name}" if is_remote(folder) else os.path.join(folder, name)
 
 
 def absolute(name: str) -> str:
-    """Makes a local path absolute; names of remote files and rendered worlds stay unchanged."""
+    """Makes a local path absolute. Names of remote files and rendered worlds do not change."""
     return name if is_remote(name) or urls.is_world(name) else os.path.abspath(name)
 
 
 def folder_of(name: str) -> str:
-    """Returns the folder of a local or remote file; local folders are made absolute."""
+    """Returns the folder of a local or remote file. Local folders are absolute."""
     if is_remote(name):
         return name.partition("?")[0].rpartition("/")[0]
     return os.path.abspath(os.path.dirname(name))
@@ -83,7 +83,7 @@ def folder_of(name: str) -> str:
 def open_text(name: str) -> TextIO:
     """Opens a local or remote text file for the csv module.
 
-    Bytes that are not UTF-8 are read as surrogate escapes, as in the names of files.
+    Bytes that are not valid UTF-8 become surrogate escapes, as in file names.
 
     Raises:
         OSError: The file cannot be opened.
@@ -133,7 +133,7 @@ def open_source(name: str, record: int | None = None) -> Iterator[bytes | Binary
         The bytes of a record, or an open file.
 
     Raises:
-        BadVideo: The video cannot be opened, or, at the end of the `with` block, a read failed.
+        BadVideo: The video cannot be opened; or, at the end of the `with` block, a read has failed.
     """
     if record is not None:
         yield shards.read_video(name, record)
@@ -161,7 +161,7 @@ def _bad_video(name: str, error: OSError) -> decode.BadVideo:
 
 
 class _LocalFile(io.FileIO):
-    """A local file whose reads are measured.
+    """A local file whose read times are measured.
 
     Attributes:
         read_error: The first error of a read, or None.
@@ -185,7 +185,10 @@ class _LocalFile(io.FileIO):
 
 
 def _seek(seek: Callable[[int, int], int], offset: int, whence: int) -> int:
-    """Seeks; returns a negative error number for positions that damaged files refer to."""
+    """Seeks; returns a negative error number for invalid positions.
+
+    Damaged files may contain such positions.
+    """
     try:
         return seek(offset, whence)
     except (OSError, ValueError):
@@ -210,7 +213,7 @@ class _RemoteFile(io.RawIOBase):
         except OSError as error:
             self.read_error = self.read_error or error
             raise
-        except Exception as error:  # each file system has its own exception types
+        except Exception as error:  # each file system raises different exception types
             self.read_error = self.read_error or OSError(f"{type(error).__name__}: {error}")
             raise self.read_error from error
 

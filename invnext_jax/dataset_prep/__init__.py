@@ -1,1 +1,1 @@
-"""Writing data sets: indexing, probing, re-encoding and sharding videos."""
+"""Prepares data sets: indexes, probes, re-encodes and shards videos."""

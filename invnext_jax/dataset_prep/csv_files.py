@@ -1,4 +1,4 @@
-"""Writes CSV files whose cells may hold any file name."""
+"""Writes CSV files whose cells may contain any file name."""
 
 import csv
 import io
@@ -23,7 +23,7 @@ def format_csv(rows: Iterable[Sequence[Any]]) -> str:
 
 
 def write_csv(path: Path, text: str) -> None:
-    """Writes a text atomically; names of files that are not UTF-8 keep their bytes."""
+    """Writes a text atomically; file names that are not valid UTF-8 keep their bytes."""
     atomic_file.write_bytes(path, text.encode(errors="surrogateescape"))
 
 
@@ -32,13 +32,13 @@ def check_overwrite(manifest: Path, text: str, overwrite: bool) -> None:
     content = text.encode(errors="surrogateescape")
     if not overwrite and manifest.exists() and manifest.read_bytes() != content:
         raise UserError(
-            f"{manifest} exists and has other content: give --overwrite to replace it, or another "
+            f"{manifest} exists with different content: set --overwrite to replace it, or change "
             "--out"
         )
 
 
 def relative_path(path: str, folder: str | os.PathLike) -> str:
-    """Makes paths inside `folder` relative, so that manifest and videos can be moved together."""
+    """Makes a path inside `folder` relative, so that manifest and videos can be moved together."""
     path, folder = os.path.normpath(path), os.path.abspath(folder)
     inside = os.path.commonpath((path, folder)) == folder
     return os.path.relpath(path, folder) if inside else path

@@ -1,4 +1,4 @@
-"""Finds copies of videos: inside a list, and of videos that other lists name."""
+"""Finds duplicate videos, both within a list and between a list and others."""
 
 import contextlib
 import dataclasses
@@ -15,7 +15,7 @@ from invnext_jax.errors import UserError
 from invnext_jax.video_lists import lists
 from invnext_jax.video_lists.video_list import ListOptions, VideoEntry
 
-Entries = Sequence[tuple[VideoEntry, str]]  # entries and the digests of their files
+Entries = Sequence[tuple[VideoEntry, str]]  # each entry with the digest of its file
 Clean = list[tuple[VideoEntry, VideoProbe]]
 Problems = list[tuple[str, str]]  # path and reason
 
@@ -25,7 +25,7 @@ class ExcludedVideos:
     """Videos that must not be in a manifest.
 
     Attributes:
-        by_digest: Entries with each content.
+        by_digest: Entries for each file digest.
         listed: Number of listed videos.
         unreadable: Number of listed videos whose file is missing or cannot be read.
     """
@@ -36,7 +36,7 @@ class ExcludedVideos:
 
     @property
     def entries(self) -> Entries:
-        """The readable entries with the digests of their files."""
+        """The readable entries, each with the digest of its file."""
         return [(entry, digest) for digest, own in self.by_digest.items() for entry in own]
 
 
@@ -44,7 +44,7 @@ def read_excluded(names: Sequence[str]) -> ExcludedVideos:
     """Reads lists of videos to exclude and hashes their files.
 
     Raises:
-        UserError: A list or all of its videos cannot be read.
+        UserError: A list cannot be read, or none of its videos can.
     """
     by_digest, digests, listed, unreadable = {}, {}, 0, 0
     for name in names:
@@ -61,16 +61,16 @@ def read_excluded(names: Sequence[str]) -> ExcludedVideos:
         if bad == len(entries):
             raise UserError(
                 f"none of the {bad} videos of --exclude={name} can be read, for example "
-                f"{entries[0].path}: index the list, and name its manifest"
+                f"{entries[0].path}: index the list and specify its manifest"
             )
         listed, unreadable = listed + len(entries), unreadable + bad
     return ExcludedVideos(by_digest, listed, unreadable)
 
 
 def remove_excluded(clean: Clean, excluded: ExcludedVideos) -> tuple[Clean, Problems]:
-    """Returns the videos that are not copies of excluded ones, and the others with the reason.
+    """Removes copies of excluded videos; returns the kept videos, and the removed with the reason.
 
-    A part of a video is removed only if it overlaps with an excluded part.
+    A segment of a video is removed only if it overlaps with an excluded segment.
     """
     kept, removed = [], []
     for entry, probe in clean:
@@ -84,7 +84,7 @@ def remove_excluded(clean: Clean, excluded: ExcludedVideos) -> tuple[Clean, Prob
 
 
 def overlap(first: VideoEntry, second: VideoEntry) -> bool:
-    """Returns whether the windows of two entries of the same video overlap."""
+    """Returns whether the time ranges of two entries for the same video overlap."""
     windows = [(e.start or 0.0, math.inf if e.end is None else e.end) for e in (first, second)]
     return max(start for start, _ in windows) < min(end for _, end in windows)
 
@@ -100,10 +100,10 @@ def find_duplicates(clean: Iterable[tuple[VideoEntry, VideoProbe]]) -> list[tupl
 
 
 def remove_duplicates(clean: Clean) -> tuple[Clean, Problems]:
-    """Returns the videos that are not copies of earlier ones, and the others with the reason.
+    """Removes copies of earlier videos; returns the kept videos, and the removed with the reason.
 
-    Of a file and its copy, parts that do not overlap are kept. A copy with other labels than the
-    first file is removed too.
+    Segments of a file and its copy are both kept if they do not overlap. A copy is removed even if
+    its labels differ from those of the first file.
     """
     kept, removed, by_digest = [], [], {}
     for entry, probe in clean:
@@ -123,11 +123,11 @@ class Copies:
     """Result of `find_copies`.
 
     Attributes:
-        clean: Videos that are left.
-        removed: Videos that are not, with the reason.
-        duplicates: Path and path of the first file of the same content.
-        similar: Path, path of a similar earlier video, and bits of 64 in which their frames differ;
-            None if pictures were not compared.
+        clean: Videos that are kept.
+        removed: Path of each removed video, with the reason.
+        duplicates: Path of each duplicate file, and path of the first file with the same content.
+        similar: For each video that looks like an earlier one, the two paths and how many of 64
+            bits differ on average. None if pictures were not compared.
         notes: Sentences for the user.
     """
 
@@ -147,13 +147,13 @@ def find_copies(
     workers: int,
     timeout: float,
 ) -> Copies:
-    """Removes copies of excluded videos, and lists or removes copies of other videos.
+    """Removes copies of excluded videos, and lists or removes duplicates among the other videos.
 
     Args:
         clean: Entries and probes of the videos.
         excluded: Videos to exclude.
         remove: Whether to remove copies of earlier videos.
-        hashes: File that caches perceptual hashes; None does not compare pictures.
+        hashes: File that caches perceptual hashes. If None, pictures are not compared.
         workers: Maximum number of processes.
         timeout: Time limit per video in seconds.
     """
@@ -161,8 +161,8 @@ def find_copies(
     notes, similar = [], None
     if excluded.unreadable:
         notes.append(
-            f"{excluded.unreadable} of {excluded.listed} videos of --exclude cannot be read: their "
-            "copies are not removed"
+            f"{excluded.unreadable} of {excluded.listed} videos of --exclude cannot be read, so "
+            "copies of them are not removed"
         )
     if hashes is not None:
         cache = HashCache(hashes)
@@ -182,9 +182,10 @@ class SimilarVideos:
     """Result of `find_similar`.
 
     Attributes:
-        clean: Videos without those that are similar to an excluded video.
-        removed: The others, with the reason.
-        pairs: Path, path of a similar earlier video, and bits of 64 in which their frames differ.
+        clean: Videos that are not similar to an excluded video.
+        removed: Path of each removed video, with the reason.
+        pairs: For each video that looks like an earlier one, the two paths and how many of 64 bits
+            differ on average.
         unhashed: Number of videos that could not be compared.
     """
 
@@ -197,9 +198,9 @@ class SimilarVideos:
 def find_similar(
     clean: Clean, excluded: ExcludedVideos, cache: HashCache, *, workers: int, timeout: float
 ) -> SimilarVideos:
-    """Compares the pictures of all videos, and of the excluded videos, see `picture_hashes`.
+    """Compares the pictures of all videos, including the excluded ones; see `picture_hashes`.
 
-    Copies with the same bytes are not listed again.
+    Files with identical content are not listed as similar.
     """
     others = excluded.entries
     videos = [*others, *((entry, probe.digest) for entry, probe in clean)]

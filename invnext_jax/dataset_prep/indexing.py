@@ -1,12 +1,12 @@
-"""Builds a manifest: probes every listed video, keeps the good ones and quarantines the others.
+"""Builds a manifest: probes all videos of a list, keeps the good ones, quarantines the others.
 
     <out>.csv                  the manifest: path, source, start, end, label_<task>, probed columns
     <out>.quarantine.csv       path, reason: videos that are not in the manifest
-    <out>.duplicates.csv       path, same_as: files with the same content as an earlier one
-    <out>.similar.csv          path, similar_to, bits: with `perceptual`, files that look alike
-    <out>.frames.jsonl         frame indexes of files that are slow to scan, see `index_cache`
-    <out>.classes.json         class ids by name, if the list has class names
-    <out>.probes.jsonl         probe results per file, for resuming a run
+    <out>.duplicates.csv path, same_as: files with the same content as an earlier file
+    <out>.similar.csv path, similar_to, bits: with `perceptual`, files that look alike
+    <out>.frames.jsonl frame indexes of files that are slow to scan, see `index_cache`
+    <out>.classes.json class ids by name, if the list has class names <out>.probes.jsonl probe
+    results per file, for resuming a run
 
 All files except the last are written atomically at the end.
 """
@@ -34,7 +34,7 @@ from invnext_jax.monitoring.progress_meter import ProgressMeter
 from invnext_jax.video_lists import class_ids, lists
 from invnext_jax.video_lists.lists import VideoEntry
 
-# A file is considered trimmed if it is at most this much longer than its window.
+# A file is considered trimmed if it exceeds its time range by at most this much.
 TRIM_TOLERANCE_SECONDS = 1.0
 PROBE_COLUMNS = (
     *("duration", "frames", "width", "height", "fps", "codec"),
@@ -51,9 +51,9 @@ class IndexOptions:
         timeout: Time limit per file in seconds.
         overwrite: Whether a manifest with different content may be replaced.
         progress: Whether to show progress: a bar on a terminal, plain lines otherwise.
-        exclude: Lists whose videos must not be in the manifest, such as those of an evaluation.
+        exclude: Lists of videos that must not be in the manifest, such as evaluation videos.
         remove_duplicates: Whether to leave out copies of earlier videos.
-        perceptual: Whether to compare also the pictures, see `picture_hashes`.
+        perceptual: Whether to also compare pictures; see `picture_hashes`.
     """
 
     workers: int = 1
@@ -67,10 +67,10 @@ class IndexOptions:
 
 @dataclasses.dataclass(frozen=True)
 class IndexSummary:
-    """Numbers of videos in the list; `listed` is the sum of `clean` and `quarantined`.
+    """Counts of the videos in a list; `listed` is the sum of `clean` and `quarantined`.
 
-    `removed` is the number of the quarantined videos that are copies, `similar` that of the clean
-    videos that look like others; `notes` are sentences about the list.
+    `removed` counts the quarantined videos that are copies, and `similar` the clean videos that
+    look like others. `notes` are sentences about the list.
     """
 
     manifest: Path
@@ -84,7 +84,7 @@ class IndexSummary:
     similar: int = 0
 
     def __str__(self) -> str:
-        reused = f" ({self.reused} files known from an earlier run)" if self.reused else ""
+        reused = f" ({self.reused} files probed in an earlier run)" if self.reused else ""
         lines = [
             f"{self.listed} listed = {self.clean} clean + {self.quarantined} quarantined{reused}",
             f"manifest: {self.manifest}",
@@ -110,14 +110,14 @@ def build_manifest(
 ) -> IndexSummary:
     """Probes all videos of a folder or list and writes their manifest.
 
-    An interrupted call resumes when it is repeated.
+    Repeating an interrupted call resumes it.
 
     Args:
-        list_path: Folder or list, or several, separated by commas; see `lists`.
+        list_path: One or more folders or lists, separated by commas; see `lists`.
         out: The CSV file to write.
         list_options: Options for reading the list.
         options: Options for probing the files.
-        probe: Function that probes one file; runs in worker processes.
+        probe: Function that probes one file. It runs in worker processes.
 
     Raises:
         UserError: The list cannot be read, no video is good, another run is writing the same
@@ -128,7 +128,7 @@ def build_manifest(
     check_options(options, out)
     parts = manifest.split_names(os.fspath(list_path))
     if any(out.exists() and os.path.exists(part) and out.samefile(part) for part in parts):
-        raise UserError(f"--out={out} is the list itself: name another file")
+        raise UserError(f"--out={out} is the list itself: set it to a different file")
     videos = lists.read_lists(list_path, list_options)
     excluded = duplicates.read_excluded(options.exclude)
     try:
@@ -179,11 +179,11 @@ def check_options(options: IndexOptions, out: Path) -> None:
             f"--workers={options.workers} and --seconds={options.timeout} must be above 0"
         )
     if out.suffix != ".csv" or out.is_dir():
-        raise UserError(f"--out={out} must name a .csv file")
+        raise UserError(f"--out={out} must be a .csv file")
 
 
 def sidecar_path(manifest: Path, name: str, suffix: str = "csv") -> Path:
-    """Returns the path of another output file of the manifest."""
+    """Returns the path of an output file next to the manifest."""
     return manifest.with_name(f"{manifest.stem}.{name}.{suffix}")
 
 
@@ -233,16 +233,14 @@ def _write_outputs(
         text = json.dumps(videos.classes, indent=0, ensure_ascii=False) + "\n"
         texts[labels.path_of(out)] = text
     check_overwrite(out, texts[out], overwrite)
-    for path, text in reversed(
-        texts.items()
-    ):  # the manifest is written last, because it marks a complete run
+    for path, text in reversed(texts.items()):  # the manifest last; it marks a complete run
         write_csv(path, text)
 
 
 def _split_entries(
     entries: Sequence[VideoEntry], results: dict[str, VideoProbe | ProbeFailure]
 ) -> tuple[list[tuple[VideoEntry, VideoProbe]], list[tuple[str, str]]]:
-    """Returns good entries with their probes, and bad paths with reasons."""
+    """Returns the good entries with their probes, and the paths of bad entries with reasons."""
     clean, quarantine, listed = [], [], {}
     for entry in entries:
         result = results.get(entry.path)

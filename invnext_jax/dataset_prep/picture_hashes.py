@@ -1,11 +1,12 @@
-"""Perceptual hashes of videos, to find copies that were encoded, resized or cut again.
+"""Perceptual hashes of videos, to find copies that were re-encoded, resized or trimmed.
 
-Each of five evenly spaced frames has the hash "pHash": the frame is averaged to 32 x 32 gray
-values, and bit i of 64 says whether coefficient i of the 8 x 8 lowest ones of its discrete cosine
+The hash "pHash" of five evenly spaced frames is computed. Each frame is averaged to 32 x 32 gray
+values. Each of the 64 bits says whether one of the 8 x 8 lowest coefficients of the discrete cosine
 transform is above their median. Frames without contrast have no hash. Two videos are similar if at
-least three frames of both have a hash and these differ in fewer than 8 of 64 bits on average;
-unrelated pictures differ in about 32. Candidates are videos of which a 16-bit word of a hash is
-equal. This is always so below 4 bits, and for 19 of 20 pairs of videos just below 8.
+least three of the five frame positions have a hash in both videos and these hashes differ in fewer
+than 8 of 64 bits on average; unrelated pictures differ in about 32. To avoid comparing all pairs,
+only videos are compared that share a 16-bit word of a hash. This finds all pairs with fewer than 4
+differing bits, and 19 of 20 pairs with slightly fewer than 8.
 """
 
 import collections
@@ -25,7 +26,7 @@ BITS = 64
 MAX_BITS = 8  # similar videos differ in fewer bits per frame
 MIN_FRAMES = 3
 SIDE = 32
-MIN_CONTRAST = 4.0  # standard deviation of the gray values, of 255
+MIN_CONTRAST = 4.0  # standard deviation of the gray values, which are at most 255
 Hashes = tuple[int | None, ...]
 
 
@@ -35,7 +36,7 @@ class SimilarVideo(NamedTuple):
     Attributes:
         video: Number of the video.
         other: Number of the earlier video.
-        bits: Average number of bits, of 64, in which their frames differ.
+        bits: Average number of the 64 bits in which their frames differ.
     """
 
     video: int
@@ -44,7 +45,7 @@ class SimilarVideo(NamedTuple):
 
 
 def hash_video(path: str, start: float | None, end: float | None) -> Hashes | None:
-    """Hashes evenly spaced frames of a video; returns None if it cannot be decoded."""
+    """Hashes evenly spaced frames of a video; returns None if the video cannot be decoded."""
 
     def pick(count: int) -> list[int]:
         return [int((i + 0.5) * count / FRAMES) for i in range(FRAMES)]
@@ -57,7 +58,7 @@ def hash_video(path: str, start: float | None, end: float | None) -> Hashes | No
 
 
 def hash_picture(image_hwc: np.ndarray) -> int | None:
-    """Returns the 64 bits of the hash of an RGB picture, or None if it has no contrast."""
+    """Returns the 64-bit hash of an RGB picture, or None if the picture has no contrast."""
     gray_hw = image_hwc.astype(np.float64) @ (0.299, 0.587, 0.114)  # luma of BT.601
     gray_hw = _average(_average(gray_hw).T).T
     if gray_hw.std() < MIN_CONTRAST:
@@ -67,7 +68,7 @@ def hash_picture(image_hwc: np.ndarray) -> int | None:
 
 
 def _average(image_hw: np.ndarray) -> np.ndarray:
-    """Averages the rows of a picture to 32."""
+    """Reduces the rows of a picture to 32 by averaging."""
     rows = image_hw.shape[0]
     if rows < SIDE:
         return image_hw[np.arange(SIDE) * rows // SIDE]
@@ -79,10 +80,10 @@ def find_similar(hashes: Sequence[Hashes | None]) -> Iterator[SimilarVideo]:
     """Finds the videos that are similar to an earlier one.
 
     Args:
-        hashes: Hashes of the frames of each video; None is not compared.
+        hashes: Hashes of the frames of each video. A video whose hashes are None is not compared.
 
     Yields:
-        Each similar video once, with the first of the earlier videos that it is similar to.
+        Each similar video once, paired with the first earlier video that it is similar to.
     """
     words, bits, has_hash = _arrays(hashes)
     buckets = [collections.defaultdict(list) for _ in range(words.shape[1])]
@@ -105,7 +106,10 @@ def find_similar(hashes: Sequence[Hashes | None]) -> Iterator[SimilarVideo]:
 
 
 def _arrays(hashes: Sequence[Hashes | None]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns 16-bit words [videos, 4 FRAMES], hashes and whether they exist [videos, FRAMES]."""
+    """Returns the 16-bit words of the hashes, the hashes, and whether they exist.
+
+    The shapes are [videos, 4 * FRAMES], [videos, FRAMES] and [videos, FRAMES].
+    """
     bits = np.zeros((len(hashes), FRAMES), np.uint64)
     has_hash = np.zeros((len(hashes), FRAMES), bool)
     for video, values in enumerate(hashes):
@@ -118,9 +122,9 @@ def _arrays(hashes: Sequence[Hashes | None]) -> tuple[np.ndarray, np.ndarray, np
 
 
 class HashCache:
-    """Hashes in a file of JSON lines, so that an interrupted run can be resumed.
+    """Cache of hashes in a file of JSON lines, so that an interrupted run can be resumed.
 
-    The key of a result is the digest of the file, the start and the end.
+    A result's key consists of the file's digest, the start and the end.
     """
 
     def __init__(self, path: Path):
@@ -129,16 +133,18 @@ class HashCache:
             try:
                 *key, values = json.loads(line)
                 self._known[tuple(key)] = tuple(values)
-            except (ValueError, TypeError):  # the last line of a run that was killed
+            except (ValueError, TypeError):  # incomplete last line of a run that was killed
                 continue
 
     def get(self, digest: str, entry: VideoEntry) -> Hashes | None:
-        """Returns the hashes of a part of a file, or None if they are not known."""
+        """Returns the hashes of a segment of a file, or None if they are not cached."""
         return self._known.get((digest, entry.start, entry.end))
 
     def put(self, digest: str, entry: VideoEntry, hashes: Hashes) -> None:
-        """Stores the hashes of a part of a file."""
+        """Stores the hashes of a segment of a file."""
         self._known[digest, entry.start, entry.end] = hashes
         row = [digest, entry.start, entry.end, hashes]
-        with self._path.open("ab") as file:  # starts a line, because the last one may be partial
+        with self._path.open(
+            "ab"
+        ) as file:  # starts a new line, because the last one may be incomplete
             file.write(b"\n" + json.dumps(row).encode() + b"\n")

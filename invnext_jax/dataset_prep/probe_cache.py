@@ -9,14 +9,14 @@ from invnext_jax import file_lock
 from invnext_jax.dataset_prep.probing import ProbeFailure, VideoProbe
 from invnext_jax.errors import UserError
 
-VERSION = 2  # increase it when the same file gives another result
+VERSION = 2  # increase it when the result for the same file changes
 
 
 class ProbeCache:
     """Cache of probe results, keyed by path, size and modification time.
 
-    Each result is one JSON line, which is flushed immediately. Results of other versions of the
-    probe are ignored.
+    Each result is one JSON line, which is flushed immediately. Results of other probe versions are
+    ignored.
 
     Raises:
         UserError: The cache file cannot be written, is locked by another run, or is damaged.
@@ -67,9 +67,9 @@ class ProbeCache:
         self._file.truncate(end)
 
     def add_results_of(self, path: Path) -> None:
-        """Adds the results of another cache for files that this one does not know.
+        """Adds the results of another cache for files that are not in this one.
 
-        Lines that cannot be read, for example of an older version, are skipped.
+        Lines that cannot be read, for example lines of an older version, are skipped.
         """
         if not path.is_file():
             return
@@ -86,7 +86,8 @@ class ProbeCache:
 
         Args:
             path: Path of the video file.
-            timeout: Current time limit in seconds. A cached timeout with a lower limit is a miss.
+            timeout: Current time limit in seconds. A result that timed out with a lower limit is
+                ignored.
         """
         result = self._results.get(_key(path))
         limit = getattr(result, "timeout", None)

@@ -1,4 +1,4 @@
-"""Probes video files in worker processes: properties of good files, and reasons for bad ones."""
+"""Probes video files in worker processes: finds properties of good files and rejects bad ones."""
 
 import bisect
 import contextlib
@@ -25,7 +25,7 @@ from invnext_jax.workers.read_clock import reading
 MAX_TAIL = 1000  # maximum number of frames decoded after the last key frame
 MAX_HEAD = 60  # maximum number of frames decoded to check an early seek
 CHECK_SIDE = 32  # short side in pixels of the pictures that are compared
-# Transfer functions by name. The first two are those of HDR video, PQ and HLG.
+# Names of transfer functions. The first two, PQ and HLG, are used for HDR video.
 TRANSFERS = {
     ColorTrc.SMPTE2084: "pq",
     ColorTrc.ARIB_STD_B67: "hlg",
@@ -33,9 +33,11 @@ TRANSFERS = {
     **dict.fromkeys((ColorTrc.BT709, ColorTrc.SMPTE170M, ColorTrc.IEC61966_2_1), "sdr"),
     **dict.fromkeys((ColorTrc.BT2020_10, ColorTrc.BT2020_12), "sdr"),
 }
-MAX_RATE_ERROR = 0.02  # largest relative difference of the header's rate to that of the time stamps
-MAX_RATE = 480.0  # frames per second; above it, a rate without time stamps is that of a clock
-MIN_ZEROS = 16  # bytes; for repeated frames, some encoders write packets of fewer zeros
+MAX_RATE_ERROR = 0.02  # maximum relative error of the header's frame rate
+MAX_RATE = (
+    480.0  # frames per second; without time stamps, a higher rate is assumed to be a clock rate
+)
+MIN_ZEROS = 16  # bytes; some encoders write shorter packets of zeros for repeated frames
 TRANSIENT_ERRNOS = (
     *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EACCES, errno.ENOMEM, errno.EMFILE),
 )
@@ -47,19 +49,20 @@ class VideoProbe:
 
     Attributes:
         duration: Duration in seconds, including that of the last frame.
-        frames: Number of displayed frames, as ffmpeg counts them, not as the header does.
+        frames: Number of displayed frames as counted by ffmpeg, which may differ from the header.
         width: Width in pixels as stored, before rotation.
         height: Height in pixels as stored, before rotation.
         fps: Average frames per second.
         codec: FFmpeg's name of the decoder.
-        rotation: Degrees by which players rotate the picture, counter-clockwise.
+        rotation: Counter-clockwise rotation in degrees that players apply to the picture.
         digest: Hash of the size, the beginning and the end of the file.
         mirrored: Whether players also mirror the picture.
-        sar: Ratio of width to height of a pixel, "1:1" if the pixels are square or it is unknown.
+        sar: Sample aspect ratio, the width to height of a pixel; "1:1" for square pixels or if
+            unknown.
         transfer: Transfer function: "sdr", "pq", "hlg", "linear", or "" if the file has none.
-        flags: Words separated by spaces: "one_frame"; "tiny", smaller than the patch grid;
-            "expensive", a clip takes more than about one second to decode.
-        index: Frames of the file, see `index_cache.encode_index`; "" if they are fast to find.
+        flags: Words separated by spaces: "one_frame"; "tiny" if the picture is smaller than the
+            patch grid; "expensive" if decoding a clip takes more than about one second.
+        index: Encoded frame index, see `index_cache.encode_index`; "" if it is fast to build.
     """
 
     duration: float
@@ -84,7 +87,7 @@ class ProbeFailure:
     Attributes:
         reason: Description for the quarantine list.
         timeout: Time limit in seconds that was exceeded, or None.
-        transient: Whether a retry may succeed because the machine or network may be the cause.
+        transient: Whether a retry may succeed, because the cause may be the machine or the network.
         read_error: Whether a read of the file failed.
     """
 
@@ -95,11 +98,11 @@ class ProbeFailure:
 
 
 def probe_video(path: str) -> VideoProbe:
-    """Finds the frames, then decodes the first and the last key frame as in training.
+    """Probes a file: finds its frames, then decodes the first and the last key frame.
 
     Raises:
-        BadVideo: The file is missing, empty, damaged, truncated, encrypted, or has no video, or
-            seeking in it leads to other pictures than decoding from the start.
+        BadVideo: The file is missing, empty, damaged, truncated or encrypted, or has no video; or a
+            seek leads to a different picture than decoding from the start.
     """
     with video_io.open_source(path) as source:
         status = os.fstat(source.fileno())
@@ -132,7 +135,7 @@ def _probe(path: str, source: BinaryIO, version: index_cache.Version) -> VideoPr
 
 
 def _tiny_size(source: BinaryIO) -> str:
-    """Returns the size of pictures that some decoders refuse, or "" if they are larger."""
+    """Returns the picture size if it is so small that some decoders reject it, otherwise ""."""
     with contextlib.suppress(decode.BadVideo, av.FFmpegError), demux.open_stream(source) as stream:
         if 0 < min(stream.width, stream.height) < video_flags.MIN_SIDE:
             return f"{stream.width} x {stream.height}"
@@ -140,13 +143,13 @@ def _tiny_size(source: BinaryIO) -> str:
 
 
 def _read_header(path: str, source: BinaryIO) -> dict[str, Any]:
-    """Returns the fields that the header contains, and checks that all packets have data."""
+    """Returns the properties from the header, and checks that no packet is zeros or encrypted."""
     with demux.open_stream(source) as stream:
         context = stream.codec_context
         for packet in demux.demux(stream):
             if packet.has_sidedata("encryption_info"):
                 raise decode.BadVideo(f"{path}: encrypted")
-            # The file of an interrupted download may have its full length but end in zeros.
+            # The file of an interrupted download may have the full length but end in zeros.
             if context.name != "rawvideo" and not _has_data(packet):
                 raise decode.BadVideo(f"{path}: zeros in place of frames")
         ratio, transfer = stream.sample_aspect_ratio or 1, context.color_trc
@@ -159,9 +162,9 @@ def _read_header(path: str, source: BinaryIO) -> dict[str, Any]:
 
 
 def _read_timing(video: decode.VideoReader, rate: float) -> dict[str, Any]:
-    """Returns frames, duration and fps; `rate` is that of the header, or 0.
+    """Returns `frames`, `duration` and `fps`; `rate` is the frame rate in the header, or 0.
 
-    The rate of the header is used only if it fits the time stamps of the frames.
+    The rate in the header is used only if it agrees with the time stamps of the frames.
     """
     count, span = len(video), video.times[len(video) - 1]
     duration = count / (rate or 25.0)
@@ -179,9 +182,12 @@ def _read_timing(video: decode.VideoReader, rate: float) -> dict[str, Any]:
 def _decode_ends(
     video: decode.VideoReader, keys: Sequence[int], fields: dict[str, Any]
 ) -> dict[int, np.ndarray]:
-    """Returns the first picture and that of the last key frame; adds the geometry to `fields`."""
-    # Key frames may be missing in a damaged file. If the group after the last key frame is
-    # longer than all others, its last frame is decoded too.
+    """Returns the pictures of the first frame and of the last key frame, by frame number.
+
+    Adds the geometry to `fields`.
+    """
+    # A damaged file may lack key frames at its end. If the last group of pictures is longer than
+    # all others, its last frame is decoded too.
     tail = len(video) - 1 - keys[-1]
     longest = max(map(operator.sub, keys[1:], keys), default=0)
     requested = [0, keys[-1]] + [len(video) - 1] * (longest < tail <= MAX_TAIL)
@@ -202,13 +208,13 @@ def _check_seeks(
     keys: Sequence[int],
     pictures: dict[int, np.ndarray],
 ) -> None:
-    """Seeks in freshly opened files, to the last key frame and to an early one.
+    """Checks seeks to the last and to an early key frame, each in a newly opened file.
 
-    The last picture must equal that of a file which was decoded before. The early one must equal
-    that of decoding from the start.
+    The picture at the last key frame must equal the one in `pictures`. The early picture must equal
+    the result of decoding from the start.
 
     Raises:
-        BadVideo: A seek leads to another picture.
+        BadVideo: A seek leads to a different picture.
     """
     early = max((key for key in keys if key <= MAX_HEAD), default=0)
     expected = {keys[-1]: pictures[keys[-1]]}
@@ -217,7 +223,7 @@ def _check_seeks(
         expected[early] = _read_picture(path, source, early, sequential)
     for number, picture_hwc in expected.items():
         if number and not np.array_equal(_read_picture(path, source, number, index), picture_hwc):
-            reason = f"a seek to frame {number} leads to another picture than decoding in order"
+            reason = f"a seek to frame {number} leads to a different picture than decoding in order"
             raise decode.BadVideo(f"{path}: {reason}")
 
 
@@ -245,7 +251,7 @@ def probe_all(
         paths: Paths of the video files.
         workers: Maximum number of processes.
         timeout: Time limit per file in seconds.
-        probe: Function of a path; must be defined in an importable module.
+        probe: Function of a path. It must be defined in an importable module.
 
     Yields:
         Each path with its result, in the order of `paths`.
@@ -276,6 +282,6 @@ def _probe_safely(probe: Callable[[str], VideoProbe], path: str) -> VideoProbe |
         reason = str(error).removeprefix(f"{path}: ")
         return ProbeFailure(reason, transient=transient, read_error=read_error)
     except Exception as error:
-        # Damaged headers cause these two exceptions; any other one may be a bug.
+        # Damaged headers cause these two exceptions. Other exceptions may be bugs.
         from_header = isinstance(error, ValueError | ArithmeticError)
         return ProbeFailure(f"{type(error).__name__}: {error}", transient=not from_header)

@@ -1,8 +1,8 @@
 """Re-encodes videos for training: small, upright, and cheap to decode from any frame.
 
-Groups of pictures are short, so every frame is near a key frame. Three out of four frames are not
-referenced by other frames, so the decoder can skip them. `fastdecode` disables arithmetic coding
-and the deblocking filter.
+Groups of pictures are short, so that every frame is close to a key frame. Three out of four frames
+are not referenced by other frames, so the decoder can skip them. `fastdecode` disables arithmetic
+coding and the deblocking filter.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from invnext_jax.data.frame_index import FrameTimes
 from invnext_jax.errors import UserError
 
 TIME_BASE = fractions.Fraction(1, 90_000)  # seconds
-MAX_BYTES = 2**30  # limit per encoded video; a record must stay below 2 GiB
+MAX_BYTES = 2**30  # limit per encoded video; a record must be smaller than 2 GiB
 MIN_KEPT = 0.5  # a video is kept if at least this share of its frames precedes the damage
 PRESETS = tuple("ultrafast superfast veryfast faster fast medium slow slower veryslow".split())
 
@@ -48,14 +48,14 @@ class Encoding:
         if self.short_side < 16 or self.short_side % 2:
             raise UserError(f"--short_side={self.short_side} must be even and at least 16")
         if not 0 <= self.crf <= 51:
-            raise UserError(f"--crf={self.crf} must lie between 0 and 51")
+            raise UserError(f"--crf={self.crf} must be between 0 and 51")
         if self.gop < 1:
             raise UserError(f"--gop={self.gop} must be at least 1")
         if self.preset not in PRESETS:
             raise UserError(f"--preset={self.preset!r} must be one of {', '.join(PRESETS)}")
 
     def x264_options(self) -> dict[str, str]:
-        """Returns the options of x264. It uses one thread, because every worker has one core."""
+        """Returns the options of x264. It uses one thread, because there is one worker per core."""
         return {
             "crf": str(self.crf),
             "preset": self.preset,
@@ -85,9 +85,10 @@ class Reencoder:
             end: End in seconds. None is the end.
 
         Returns:
-            A dict with `video` uint8 [bytes], an MP4 file that starts at time 0, and `frames`,
-            `width`, `height`, `fps` and `duration`, and `damage`, a text, if the frames end at a
-            damaged one; or a dict with `reason` and perhaps `kind` if the video is bad.
+            A dict with `video`, an MP4 file that starts at time 0, as uint8 [bytes]; and `frames`,
+            `width`, `height`, `fps` and `duration`. If the video was cut at a damaged frame,
+            `damage` describes this. If the video is bad, the dict contains `reason` and possibly
+            `kind` instead.
         """
         name = shards.name_video(path, record)
         try:
@@ -103,7 +104,7 @@ class Reencoder:
         times, reformatter, damage = video.times, VideoReformatter(), []
         with contextlib.ExitStack() as stack:
             for number, frame in _frames_before_damage(video, damage):
-                if number == 0:  # also reached if the reader restarts, see `VideoReader.frames`
+                if number == 0:  # the reader may restart at frame 0; see `VideoReader.frames`
                     stack.close()
                     buffer, stream, last = io.BytesIO(), None, -1
                     convert = FrameConverter(self.encoding.short_side)
@@ -143,7 +144,9 @@ class Reencoder:
 def _frames_before_damage(
     video: decode.VideoReader, damage: list[str]
 ) -> Iterator[tuple[int, av.VideoFrame]]:
-    """Yields all (number, frame) before a frame that cannot be decoded, and adds it to `damage`.
+    """Yields (number, frame) up to the first frame that cannot be decoded.
+
+    The reason is appended to `damage`.
 
     Raises:
         BadVideo: Too many frames follow the damage.
@@ -156,7 +159,7 @@ def _frames_before_damage(
     except (decode.BadVideo, av.FFmpegError) as error:
         if number + 1 < max(1, MIN_KEPT * len(video)):
             raise
-        damage.append(f"kept {number + 1} of {len(video)} frames, before the damage: {error}")
+        damage.append(f"kept the {number + 1} of {len(video)} frames before the damage: {error}")
 
 
 def _crop_to_even(image_hwc: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Writes the files next to the shards: TFDS's metadata, the manifest, the quarantine list."""
+"""Writes the files next to the shards: TFDS metadata, the manifest and the quarantine list."""
 
 import collections
 import dataclasses
@@ -29,7 +29,7 @@ VERSION = "1.0.0"
 
 @dataclasses.dataclass(frozen=True)
 class ShardSummary:
-    """Numbers of manifest rows; `listed` is the sum of `written` and `quarantined`."""
+    """Counts of manifest rows; `listed` is the sum of `written` and `quarantined`."""
 
     manifest: str
     listed: int
@@ -43,7 +43,8 @@ class ShardSummary:
         reused = f" ({self.reused} shards existed)" if self.reused else ""
         prefix = self.manifest.removesuffix(".csv")
         damaged = (
-            f"\n{self.damaged} of the written videos end at a damaged frame: {prefix}.damaged.csv"
+            f"\n{self.damaged} of the written videos were cut at a damaged frame: "
+            f"{prefix}.damaged.csv"
         )
         return (
             f"{self.listed} listed = {self.written} written + {self.quarantined} quarantined"
@@ -89,7 +90,7 @@ def write_metadata(
 
 
 def copy_class_names(manifests: Sequence[str], path: epath.Path) -> None:
-    """Writes the class names of the manifests to `path`, if all of them have names that agree."""
+    """Writes the class names to `path` if all manifests have class names that do not conflict."""
     ids: dict[str, int] = {}
     for name in manifests:
         local = not video_io.is_remote(name) and not urls.is_world(name)
@@ -104,7 +105,7 @@ def copy_class_names(manifests: Sequence[str], path: epath.Path) -> None:
 
 
 def mark_incomplete(plan: ShardPlan) -> None:
-    """Removes the files that mark a split as complete; call it before a shard changes."""
+    """Removes the files that mark a split as complete. Call it before a shard is changed."""
     (epath.Path(plan.out) / f"{plan.split}.csv").unlink(missing_ok=True)
     if _lengths_path(plan).exists():
         _lengths_path(plan).unlink()
@@ -112,7 +113,7 @@ def mark_incomplete(plan: ShardPlan) -> None:
 
 
 def _lengths_path(plan: ShardPlan) -> epath.Path:
-    """Returns the file with the shard lengths of a complete split."""
+    """Returns the path of the file with the shard lengths of a complete split."""
     return epath.Path(plan.out) / REPORTS / f"{plan.split}.done.json"
 
 
@@ -122,7 +123,7 @@ def _format_manifest(
     rows = [("path", "record", "source", *plan.labels, *VIDEO_COLUMNS, "codec", "original")]
     for index, report in enumerate(reports):
         shard = plan.shard_path(index).name
-        # A retry appends records to a shard, but the manifest keeps the order of the rows.
+        # A retry appends records to a shard, but the manifest is in the order of the rows.
         for position, (row, *values) in sorted(enumerate(report.written), key=lambda e: e[1][0]):
             record = manifest[row]
             labels = (record.labels.get(name, -1) for name in plan.labels)
@@ -131,7 +132,7 @@ def _format_manifest(
 
 
 def _write_dataset_info(plan: ShardPlan) -> None:
-    """Writes metadata of all complete splits for `tfds.builder_from_directory`."""
+    """Writes the metadata of all complete splits for `tfds.builder_from_directory`."""
     import tensorflow_datasets as tfds
 
     out = epath.Path(plan.out)

@@ -1,7 +1,7 @@
-"""Writes shards in parallel: with threads on this machine, or with Apache Beam on a cluster.
+"""Writes shards in parallel, with threads on this machine or with Apache Beam on a cluster.
 
-Beam is used only with a runner that the user names. Its local runners listen on all network
-interfaces and serve files without authentication, so they are refused.
+Beam is used only with a runner that the user specifies. Its local runners listen on all network
+interfaces and serve files without authentication, so they are rejected.
 """
 
 import functools
@@ -25,7 +25,8 @@ def write_shards(plan: ShardPlan, pending: Sequence[int], workers: int) -> None:
     Args:
         plan: Assignment of rows to shards.
         pending: Indices of the shards.
-        workers: Maximum number of shards at the same time. Each has its own encoder process.
+        workers: Maximum number of shards written at the same time. Each has a separate encoder
+            process.
     """
     stop = threading.Event()
     pool = futures.ThreadPoolExecutor(min(workers, len(pending)))
@@ -35,7 +36,7 @@ def write_shards(plan: ShardPlan, pending: Sequence[int], workers: int) -> None:
             task.result()
     except BaseException as error:
         stop.set()
-        # Ctrl-C does not wait: it may take minutes until the current videos are encoded.
+        # Ctrl-C does not wait, because encoding the current videos may take minutes.
         pool.shutdown(wait=isinstance(error, Exception), cancel_futures=True)
         raise
     pool.shutdown()
@@ -45,18 +46,18 @@ def check_beam(flags: Sequence[str]) -> None:
     """Checks the flags for Beam, and that Beam is installed.
 
     Raises:
-        UserError: No runner is named, the runner is a local one, or Beam is not installed.
+        UserError: No runner is specified, the runner is local, or Beam is not installed.
     """
     match = re.search(r"(?:^|\s)--runner[=\s]+(\S+)", " ".join(flags))
     if match is None:
         raise UserError(
-            f"--beam={' '.join(flags)} names no runner: add --beam=--runner=DataflowRunner or "
-            "another cluster's, or leave out --beam to encode on this machine"
+            f"--beam={' '.join(flags)} has no runner: add --beam=--runner=DataflowRunner or a "
+            "different cluster's runner, or leave out --beam to encode on this machine"
         )
     if match[1].rpartition(".")[2].lower().startswith(_LOCAL_RUNNERS):
         raise UserError(
             f"--beam=--runner={match[1]} runs on this machine and serves its files to the network: "
-            "leave out --beam, then this machine encodes without Beam"
+            "leave out --beam to encode on this machine without Beam"
         )
     logging.disable(logging.WARNING)  # Beam warns that Google packages are missing
     try:
@@ -70,7 +71,7 @@ def check_beam(flags: Sequence[str]) -> None:
 
 
 def write_shards_with_beam(plan: ShardPlan, pending: Sequence[int], flags: Sequence[str]) -> None:
-    """Writes shards with the runner that Beam's flags name."""
+    """Writes shards with the runner that the Beam flags specify."""
     import apache_beam as beam
     from apache_beam.options.pipeline_options import PipelineOptions
 

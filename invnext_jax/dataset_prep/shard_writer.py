@@ -1,8 +1,8 @@
-"""Writes one shard: re-encodes its rows of a manifest into one ArrayRecord file.
+"""Writes one shard: re-encodes its part of a manifest's rows into an ArrayRecord file.
 
 The index of a shard determines its rows. The shard is written atomically, followed by a report on
-its rows. A shard without a report is written again. Readable records of an existing shard keep
-their positions and new records are appended, so that a manifest in use stays valid.
+its rows. A shard without a report is rewritten. Readable records of an existing shard keep their
+positions, and new records are appended, so that a manifest in use remains valid.
 """
 
 import contextlib
@@ -36,11 +36,11 @@ VIDEO_COLUMNS = ("frames", "width", "height", "fps", "duration")  # properties o
 
 @dataclasses.dataclass(frozen=True)
 class ShardPlan:
-    """Assignment of rows to shards. A worker needs only the plan and the index of its shard.
+    """Assignment of rows to shards. To write a shard, a worker needs only the plan and its index.
 
     Attributes:
         manifests: Paths of the CSV files, whose rows are concatenated.
-        sha256: Hash of the concatenated files.
+        sha256: Hash of the manifests, see `manifest.hash_manifests`.
         out: Local or remote (`gs://...`) folder of the data set.
         split: Name of the split.
         rows: Number of rows.
@@ -48,7 +48,7 @@ class ShardPlan:
         labels: Names of the label columns. Rows without a label have the value -1.
         encoding: Options of the encoder.
         timeout: Time limit per video in seconds.
-        access: Rules for the files that the manifests may name.
+        access: Rules for which files the manifests may refer to.
     """
 
     manifests: tuple[str, ...]
@@ -67,7 +67,7 @@ class ShardPlan:
         return range(index * self.rows // self.count, (index + 1) * self.rows // self.count)
 
     def shard_path(self, index: int) -> epath.Path:
-        """Returns the path of a shard, with the file name that TFDS expects."""
+        """Returns the path of a shard. The file name is the one that TFDS expects."""
         name = f"{DATASET}-{self.split}.array_record-{index:05d}-of-{self.count:05d}"
         return epath.Path(self.out) / name
 
@@ -77,20 +77,20 @@ class ShardPlan:
         return epath.Path(self.out) / REPORTS / name
 
     def damaged_path(self, index: int) -> epath.Path:
-        """Returns the path of the list of damaged videos of a shard, which retries keep."""
+        """Returns the path of a shard's list of damaged videos, which retries preserve."""
         path = self.report_path(index)
         return path.with_name(f"{path.name}.damaged")
 
 
 @dataclasses.dataclass(frozen=True)
 class ShardReport:
-    """Outcome of each row of a shard: either written or quarantined.
+    """Outcome of each row of a shard, which is either written or quarantined.
 
     Attributes:
         size: Size of the shard in bytes.
         written: (row, *VIDEO_COLUMNS) of each record, in the order of the records.
         quarantined: (row, name of the video, reason) of each bad video.
-        damaged: (row, name of the video, damage) of each written video that ends at a damaged
+        damaged: (row, name of the video, damage) of each written video that was cut at a damaged
             frame.
     """
 
@@ -121,7 +121,7 @@ def read_report(plan: ShardPlan, index: int) -> ShardReport | None:
 
 
 def make_features(labels: tuple[str, ...]):
-    """Returns the TFDS features of a record. The video is `Text`, TFDS's only type for bytes."""
+    """Returns the TFDS features of a record. The video is `Text`, the only TFDS type for bytes."""
     import tensorflow_datasets as tfds
     from tensorflow_datasets import features
 
@@ -133,12 +133,12 @@ def make_features(labels: tuple[str, ...]):
 
 
 def write_shard(plan: ShardPlan, index: int, stop: threading.Event | None = None) -> None:
-    """Writes a shard and its report unless both exist; quarantines rows that cannot be encoded.
+    """Writes a shard and its report unless both exist. Quarantines rows that cannot be encoded.
 
     Args:
         plan: Assignment of rows to shards.
         index: Number of the shard.
-        stop: If it is set, the shard is abandoned after the current row.
+        stop: Event that abandons the shard after the current row.
 
     Raises:
         InterruptedError: `stop` was set.
@@ -170,7 +170,8 @@ def _write_records(
     features = make_features(plan.labels)
     serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
     quarantined, damaged = [], _read_damaged(plan, index)
-    # One record per group, because training reads in random order. Video is already compressed.
+    # One record per group, because training reads in random order. No compression, because the
+    # video is already compressed.
     writer = array_record_module.ArrayRecordWriter(temporary, "group_size:1,uncompressed")
     with contextlib.closing(writer):
         written = _copy_records(plan, index, os.path.dirname(temporary), writer)
@@ -213,7 +214,7 @@ def _read_damaged(plan: ShardPlan, index: int) -> list[list[Any]]:
 
 
 def _encode_rows(plan: ShardPlan, records: Sequence[manifest_lib.VideoRecord]):
-    """Yields the result of `Reencoder` for each record, or a `reason` after a hang or a crash."""
+    """Yields the result of `Reencoder` for each record; a dict with `reason` after a failure."""
     results = map_in_workers(
         Reencoder(plan.encoding),
         [(record.path, record.record, record.start, record.end) for record in records],
@@ -228,7 +229,7 @@ def _encode_rows(plan: ShardPlan, records: Sequence[manifest_lib.VideoRecord]):
 
 
 def _copy_records(plan: ShardPlan, index: int, folder: str, writer) -> list[list[Any]]:
-    """Copies the records of a valid existing shard; returns (row, *VIDEO_COLUMNS) per record."""
+    """Copies the records of a valid existing shard and returns their (row, *VIDEO_COLUMNS)."""
     shard = plan.shard_path(index)
     if not shard.exists():
         return []
@@ -252,11 +253,11 @@ def _copy_records(plan: ShardPlan, index: int, folder: str, writer) -> list[list
 def _load_manifest(
     manifests: tuple[str, ...], sha256: str, access: AccessRules = DEFAULT_RULES
 ) -> manifest_lib.Manifest:
-    """Reads the manifest of the plan and checks that this machine has the same files."""
+    """Reads the manifests of the plan and checks that they are the same on this machine."""
     if video_io.hash_files(manifests) != sha256:
         raise UserError(
             f"manifest {', '.join(manifests)} has changed since the command started, or differs "
-            "between machines: make it the same everywhere, then repeat the command"
+            "between machines: use the same file everywhere, then repeat the command"
         )
     return manifest_lib.read_manifest(manifests, access)
 

@@ -52,14 +52,15 @@ class ShardingOptions:
     """Options for running the re-encoding.
 
     Attributes:
-        workers: Number of shards written in parallel on this machine, one encoder process each.
+        workers: Number of shards written in parallel on this machine, with one encoder process
+            each.
         timeout: Time limit per video in seconds.
         shards: Number of shards. 0 selects one per 256 rows, but at least 16.
-        retry: Whether shards with quarantined rows are written again.
-        beam: Flags for Beam, with `--runner`, which determines the number of workers. Without
-            flags, the shards are written on this machine without Beam.
+        retry: Whether to rewrite shards with quarantined rows.
+        beam: Flags for Beam, including `--runner`. The runner determines the number of workers. If
+            empty, the shards are written on this machine without Beam.
         progress: Whether to show progress: a bar on a terminal, plain lines otherwise.
-        access: Rules for the files that the manifest may name.
+        access: Rules for which files the manifest may refer to.
     """
 
     workers: int = 1
@@ -80,7 +81,7 @@ def prepare_shards(
 ) -> ShardSummary:
     """Writes the shards of a split, then its metadata.
 
-    An interrupted call resumes when it is repeated.
+    Repeating an interrupted call resumes it.
 
     Args:
         manifest: CSV file of videos, as in `config.data.manifest`.
@@ -140,7 +141,7 @@ def _make_plan(
     out = video_io.absolute(out)
     rows = manifest_lib.read_manifest(files, options.access)
     if os.path.join(out, f"{split}.csv") in files:
-        raise UserError(f"--out={out} is the folder of the manifest: name another folder")
+        raise UserError(f"--out={out} is the folder of the manifest: set it to a different folder")
     plan = ShardPlan(
         manifests=files,
         sha256=video_io.hash_files(files),
@@ -157,10 +158,10 @@ def _make_plan(
 
 
 def _match_existing(plan: ShardPlan) -> ShardPlan:
-    """Returns the plan with the shard count and labels of the existing folder, if there is one.
+    """Returns the plan with the shard count and labels of the folder, if it exists.
 
     Raises:
-        UserError: The folder was written with other settings, or contains other data.
+        UserError: The folder was written with different settings, or contains other data.
     """
     out = epath.Path(plan.out)
     try:
@@ -169,11 +170,11 @@ def _match_existing(plan: ShardPlan) -> ShardPlan:
     except OSError as error:
         raise UserError(f"--out={plan.out} cannot be read: {error}") from error
     if others and not folder:
-        raise UserError(f"--out={out} holds other data ({others[0]}): name a new folder")
+        raise UserError(f"--out={out} contains other data ({others[0]}): specify a new folder")
     if split and split["manifest_sha256"] != plan.sha256:
         raise UserError(
-            f"--split={plan.split} of {out} was made from another manifest, of {split['rows']} "
-            f"rows, not {plan.rows}: give that manifest, or name another folder or split"
+            f"--split={plan.split} of {out} was made from another manifest, with {split['rows']} "
+            f"rows instead of {plan.rows}: use that manifest, or a different folder or split"
         )
     count = plan.count or split.get("shards") or max(-(-plan.rows // ROWS_PER_SHARD), MIN_SHARDS)
     if plan.count > plan.rows:
@@ -182,7 +183,7 @@ def _match_existing(plan: ShardPlan) -> ShardPlan:
     unknown = sorted(set(plan.labels) - set(labels))
     if unknown:
         raise UserError(
-            f"--out={out} has splits without the label column {unknown[0]!r}: name another folder"
+            f"--out={out} has splits without the label column {unknown[0]!r}: use another folder"
         )
     plan = dataclasses.replace(plan, count=min(count, plan.rows), labels=labels)
     for existing, settings in zip((folder, split), _make_settings(plan), strict=True):
@@ -192,7 +193,7 @@ def _match_existing(plan: ShardPlan) -> ShardPlan:
             if settings.get(name) != existing.get(name):
                 raise UserError(
                     f"--out={out} was made with {name}={existing.get(name)}, not "
-                    f"{settings.get(name)}: use the same value, or name another folder"
+                    f"{settings.get(name)}: use the same value, or a different folder"
                 )
     return plan
 
@@ -222,7 +223,7 @@ def _lock_folder(plan: ShardPlan) -> Iterator[None]:
             (out / REPORTS).mkdir(parents=True, exist_ok=True)
             if local:
                 file_lock.acquire(stack.enter_context(open(out / REPORTS / "lock", "w")))
-            _match_existing(plan)  # repeated, because another run may have created the folder
+            _match_existing(plan)  # checked again, because another run may have created the folder
             for path, settings in zip(_settings_paths(plan), _make_settings(plan), strict=True):
                 if not path.exists():
                     write_text(path, json.dumps(settings) + "\n")
@@ -246,7 +247,7 @@ def _write_pending(plan: ShardPlan, pending: Sequence[int], options: ShardingOpt
 
 @contextlib.contextmanager
 def _show_progress(plan: ShardPlan, pending: Sequence[int], progress: bool) -> Iterator[None]:
-    """Shows the number of processed rows, which a thread polls."""
+    """Shows the number of processed rows, polled in a thread."""
     stop = threading.Event()
 
     def poll() -> None:
@@ -266,13 +267,13 @@ def _show_progress(plan: ShardPlan, pending: Sequence[int], progress: bool) -> I
 
 
 def _count_rows(plan: ShardPlan, pending: Sequence[int]) -> int:
-    """Counts the rows of shards with a report and of temporary shards on this machine."""
+    """Counts the rows of shards with a report, and of temporary shards on this machine."""
     names = {path.name for path in (epath.Path(plan.out) / REPORTS).iterdir()}
     done = sum(len(plan.shard_rows(n)) for n in pending if plan.report_path(n).name in names)
     if not video_io.is_remote(plan.out):
         for path in (epath.Path(plan.out) / PARTS).glob(f"*{ROW_COUNT_SUFFIX}"):
             with contextlib.suppress(
                 OSError, ValueError
-            ):  # the file is being written or is already removed
+            ):  # the file is being written or was already removed
                 done += int(path.read_text())
     return done

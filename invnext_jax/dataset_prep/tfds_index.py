@@ -1,4 +1,4 @@
-"""Builds a manifest of an existing TFDS data set of ArrayRecord files; the videos stay in place.
+"""Builds a manifest for an existing TFDS data set in ArrayRecord format, without copying videos.
 
 One feature of the data set must contain encoded videos as bytes. Labels are `ClassLabel` features
 and integer scalars named `label_<task>`.
@@ -28,7 +28,7 @@ from invnext_jax.monitoring.progress_meter import ProgressMeter
 
 @dataclasses.dataclass(frozen=True)
 class TfdsIndexSummary:
-    """Numbers of records; `listed` is the sum of `clean` and `quarantined`."""
+    """Counts of records; `listed` is the sum of `clean` and `quarantined`."""
 
     manifest: Path
     listed: int
@@ -68,8 +68,8 @@ def index_dataset(
         options: Options for probing the records.
 
     Raises:
-        UserError: The metadata is damaged, the data set has another file format, lacks the split
-            or feature, or has no good video; or `out` exists with different content.
+        UserError: The metadata is damaged; the data set has a different file format, lacks the
+            split or feature, or has no good video; or `out` exists with different content.
     """
     options, out = options or indexing.IndexOptions(), Path(out)
     indexing.check_options(options, out)
@@ -87,7 +87,7 @@ def index_dataset(
     write_text(epath.Path(quarantine), csv_files.format_csv([("path", "reason"), *bad]))
     if not good:
         raise UserError(
-            f"none of {len(records)} records holds a good video: see the reasons in {quarantine}"
+            f"none of {len(records)} records contains a good video: see the reasons in {quarantine}"
         )
     header = ("path", "record", "source", *label_columns.values(), *VIDEO_COLUMNS)
     rows = ((*record, source or info.name, *values) for record, values in good)
@@ -101,7 +101,7 @@ def index_dataset(
 
 
 def _label_columns(features: Mapping[str, Feature]) -> dict[str, str]:
-    """Returns a dict from each label feature's name to its column in the manifest."""
+    """Returns a dict from the name of each label feature to its column in the manifest."""
     columns = {}
     for name, feature in features.items():
         if feature.class_label:
@@ -115,7 +115,7 @@ def _label_columns(features: Mapping[str, Feature]) -> dict[str, str]:
 
 
 def _class_ids(folder: str | os.PathLike, features: Mapping[str, Feature]) -> dict[str, int]:
-    """Returns the class ids by name if one feature is a `ClassLabel` with names; otherwise {}."""
+    """Returns a dict from class name to id if exactly one feature has class names, otherwise {}."""
     found = [name for name, feature in features.items() if feature.class_label]
     names = tfds_metadata.read_class_names(folder, found[0]) if len(found) == 1 else []
     has_names = any(name != str(number) for number, name in enumerate(names))
@@ -130,7 +130,7 @@ class RecordProbe:
     labels: tuple[str, ...]
 
     def __call__(self, path: str, record: int) -> dict[str, Any]:
-        """Returns a dict with the `row` of labels and video columns, or the `reason` if bad."""
+        """Returns a dict with `row` (labels and video columns), or with `reason` if it is bad."""
         try:
             data = shards.read_video(path, record)
             example = shards.read_example(path, record)
@@ -147,12 +147,12 @@ class RecordProbe:
             if not isinstance(label, list) or len(label) != 1:
                 return {"reason": f"the record has no label {name!r}"}
             if not LABELS.min <= label[0] <= LABELS.max:
-                return {"reason": f"label {name!r} is {label[0]}, beyond 32 bits"}
+                return {"reason": f"label {name!r} is {label[0]}, which exceeds 32 bits"}
         return {"row": [*(int(label[0]) for label in labels.values()), *values]}
 
 
 def _video_columns(video: decode.VideoReader) -> list[Any]:
-    """Returns the values of `VIDEO_COLUMNS`; decodes the first frame."""
+    """Returns the values of `VIDEO_COLUMNS`. Decodes the first frame."""
     *_, (_, frame) = video.frames([0])
     times = video.times
     span = times[len(times) - 1]
@@ -163,7 +163,7 @@ def _video_columns(video: decode.VideoReader) -> list[Any]:
 def _probe_records(
     records: list[tuple[str, int]], probe: RecordProbe, options: indexing.IndexOptions
 ) -> tuple[list[tuple[tuple[str, int], list[Any]]], list[tuple[str, str]]]:
-    """Returns good records with their rows, and names of bad records with reasons."""
+    """Returns the good records with their rows, and the names of bad records with reasons."""
     good, bad = [], []
     results = map_in_workers(
         probe,

@@ -1,8 +1,8 @@
 """Reads the metadata of a TFDS data set as plain JSON.
 
-TFDS imports the modules that features.json names, and allocates memory for the lengths that
-dataset_info.json declares. Here, feature types are compared with known names, and the lengths with
-the shards. See `tfds.core.DatasetInfo` for the format.
+This is safe for untrusted files. TFDS itself would import the modules listed in features.json, and
+allocate memory for the lengths in dataset_info.json. This module compares the feature types with
+known names, and the lengths with the shards. See `tfds.core.DatasetInfo` for the format.
 """
 
 import os
@@ -16,7 +16,7 @@ from invnext_jax.errors import UserError
 
 INFO, FEATURES = "dataset_info.json", "features.json"
 MAX_SHARDS = 100_000
-MAX_NAME = 255  # characters of a file name
+MAX_NAME = 255  # maximum number of characters of a file name
 _TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 _CORE = "tensorflow_datasets.core.features."
 _CLASS_LABEL = _CORE + "class_label_feature.ClassLabel"
@@ -25,7 +25,7 @@ _INTEGERS = tuple(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 3
 
 
 class Feature(NamedTuple):
-    """What the index needs to know about a feature."""
+    """Properties of a feature that the index needs."""
 
     class_label: bool
     integer: bool  # an integer scalar
@@ -38,7 +38,7 @@ class TfdsMetadata(NamedTuple):
         name: Name of the data set.
         split: Name of the split.
         shards: Path and number of records of each shard.
-        features: Features by name.
+        features: Dict from name to feature.
     """
 
     name: str
@@ -55,8 +55,8 @@ def read_metadata(folder: str | os.PathLike, split: str = "") -> TfdsMetadata:
         split: Name of the split. "" selects the only split.
 
     Raises:
-        UserError: A file is missing or damaged, the data set has another file format or lacks the
-            split, or the shards differ from the metadata.
+        UserError: A file is missing or damaged, the data set has a different file format or lacks
+            the split, or the shards do not match the metadata.
     """
     folder = os.path.abspath(folder)
     info_path = os.path.join(folder, INFO)
@@ -83,7 +83,7 @@ def read_metadata(folder: str | os.PathLike, split: str = "") -> TfdsMetadata:
 
 
 def read_class_names(folder: str | os.PathLike, feature: str) -> list[str]:
-    """Returns the names of the classes of a `ClassLabel`; [] if there is no file with names.
+    """Returns the class names of a `ClassLabel`; [] if there is no file with class names.
 
     Raises:
         UserError: The file cannot be read, or a name occurs twice.
@@ -103,7 +103,7 @@ def read_class_names(folder: str | os.PathLike, feature: str) -> list[str]:
 
 
 def _find_shards(folder: str, name: str, split: Mapping[str, Any]) -> list[tuple[str, int]]:
-    """Returns the path and the number of records of each shard; checks both."""
+    """Returns the path and the number of records of each shard, after checking them."""
     info_path = os.path.join(folder, INFO)
     lengths = [_parse_count(n, info_path) for n in _get(split, "shardLengths", list, info_path)]
     if len(lengths) > MAX_SHARDS:
@@ -117,8 +117,8 @@ def _find_shards(folder: str, name: str, split: Mapping[str, Any]) -> list[tuple
         file = re.sub(r"\{([A-Z_]+)\}", lambda m, v=values: v.get(m[1], m[0]), template)
         if not file or len(file) > MAX_NAME or re.search(r"[/\\\0{}]", file):
             raise UserError(
-                f"{info_path} names the shard {file[:MAX_NAME]!r}, which is not the name of a file "
-                "in its folder: set filepathTemplate to a pattern of TFDS without folders"
+                f"{info_path} lists the shard {file[:MAX_NAME]!r}, which is not the name of a file "
+                "in its folder: set filepathTemplate to a TFDS pattern without folders"
             )
         path = os.path.join(folder, file)
         if not os.path.isfile(path):
@@ -136,7 +136,7 @@ def _find_shards(folder: str, name: str, split: Mapping[str, Any]) -> list[tuple
 
 
 def _read_features(path: str) -> dict[str, Feature]:
-    """Returns the top-level features, whose types are read as words and never imported."""
+    """Returns the top-level features. Their types are compared as text and never imported."""
     root = json_file.read_object(path)
     if "type" in root:  # the format of TFDS before version 4.6
         entries = root.get("content")
@@ -159,15 +159,15 @@ def _describe(entry: Any) -> Feature:
 
 
 def _get(values: Mapping[str, Any], name: str, kind: type, path: str) -> Any:
-    """Returns a field; an absent one is empty, as in protobuf's JSON format."""
+    """Returns a field, or an empty value if it is absent, as in protobuf's JSON format."""
     value = values.get(name, values.get(re.sub("([A-Z])", r"_\1", name).lower(), kind()))
     if not isinstance(value, kind):
-        raise UserError(f"{path} has a field {name} of another type than {kind.__name__}")
+        raise UserError(f"{path} has a field {name} that is not a {kind.__name__}")
     return value
 
 
 def _parse_count(value: Any, path: str) -> int:
-    """Returns a 64-bit integer, which protobuf's JSON format writes as a string."""
+    """Parses a 64-bit integer, which protobuf's JSON format writes as a string."""
     if re.fullmatch("[0-9]{1,18}", str(value)):
         return int(value)
     raise UserError(f"{path} has the shard length {str(value)[:40]!r}: it must be a whole number")

@@ -1,22 +1,22 @@
-"""Marks good videos that are unusual: single frames, tiny pictures, expensive decoding."""
+"""Flags unusual good videos: those with a single frame, tiny pictures or expensive decoding."""
 
 from collections.abc import Mapping
 
 from invnext_jax.data.frame_index import PacketIndex
 
 CLIP_FRAMES = 16  # number of frames of the clip whose cost is estimated
-EXPENSIVE_PIXELS = 1e9  # decoded pixels for a clip; about one second of a core
-MIN_SIDE = 16  # pixels; smaller pictures have less than a pixel for each patch of a 224 px clip
+EXPENSIVE_PIXELS = 1e9  # decoded pixels per clip; takes a core about one second
+MIN_SIDE = 16  # pixels; smaller pictures have less than one pixel per patch of a 224 px clip
 ADVICE = {
     "one_frame": "have a single frame: every clip repeats it",
     "tiny": f"are less than {MIN_SIDE} pixels wide or high: smaller than the patch grid of a model",
-    "expensive": "take more than about one second of a core for each clip: re-encode the videos "
-    "with prepare_data.py shards, or start more data workers",
+    "expensive": "take a core more than about one second per clip: re-encode the videos with "
+    "prepare_data.py shards, or start more data workers",
 }
 
 
 def find_flags(index: PacketIndex, width: int, height: int) -> str:
-    """Returns the flags of a video, see `VideoProbe.flags`."""
+    """Returns the flags of a video; see `VideoProbe.flags`."""
     flags = ["one_frame"] if len(index.times) == 1 else []
     if min(width, height) < MIN_SIDE:
         flags.append("tiny")
@@ -26,9 +26,9 @@ def find_flags(index: PacketIndex, width: int, height: int) -> str:
 
 
 def decoded_pixels(index: PacketIndex, width: int, height: int) -> float:
-    """Estimates the pixels that are decoded for a clip of 16 frames, spread over the video.
+    """Estimates how many pixels are decoded for a clip of 16 frames spread over the video.
 
-    Each frame needs half a group of pictures on average; no frame is decoded twice.
+    On average, half a group of pictures is decoded for each frame; no frame is decoded twice.
     """
     count = len(index.times)
     group = count / max(1, len(index.key_times))
@@ -39,7 +39,7 @@ def describe_flags(flags_by_path: Mapping[str, str]) -> list[str]:
     """Returns a sentence for each flag, with the number of files and an example.
 
     Args:
-        flags_by_path: Path of each file -> its flags.
+        flags_by_path: Dict from the path of each file to its flags.
     """
     paths = {name: [] for name in ADVICE}
     for path, flags in flags_by_path.items():

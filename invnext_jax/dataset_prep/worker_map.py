@@ -17,8 +17,8 @@ class WorkerFailure:
 
     Attributes:
         reason: Description for the quarantine list.
-        timed_out: Whether decoding timed out. False means that it crashed or that a read did not
-            return.
+        timed_out: Whether decoding timed out. False means that the worker crashed or that a read
+            did not return.
     """
 
     reason: str
@@ -36,15 +36,16 @@ def map_in_workers(
 ) -> Iterator[Any]:
     """Calls `function(*task)` for each task in worker processes.
 
-    While the storage does not answer, it waits and tries again.
+    While the storage does not respond, the function waits and tries again.
 
     Args:
-        function: Function to call; must be defined in an importable module.
-        tasks: Arguments of each call. The first one is the path of the file that it reads.
+        function: Function to call. It must be defined in an importable module.
+        tasks: Arguments of each call. The first argument is the path of the file that the call
+            reads.
         workers: Maximum number of processes.
         timeout: Time limit per call in seconds.
         ahead: Maximum number of prefetched results.
-        is_read_error: Function of a result that returns whether a read failed.
+        is_read_error: Function that returns whether a result is a failed read.
 
     Yields:
         The results in the order of the tasks, or a `WorkerFailure` for a call that exceeded the

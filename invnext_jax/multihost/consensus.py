@@ -2,7 +2,7 @@
 
 Each process writes its report to the key-value store of jax.distributed. Process 0 waits for all
 reports and publishes the result in the same store. No devices are used. Every wait has a timeout,
-and the error names missing processes by number and host.
+and its error lists the number and host of each missing process.
 """
 
 import contextlib
@@ -17,12 +17,12 @@ import jax
 from invnext_jax.errors import UserError, summarize_error
 from invnext_jax.multihost import distributed, host_check
 
-WAIT_SECONDS = 1200.0  # a slow disk may need this long
+WAIT_SECONDS = 1200.0  # long enough for a slow disk
 _KEY_PREFIX = "invnext_jax/consensus/"
 _POLL_SECONDS = 0.05  # interval at which process 0 polls for reports
-_GET_SECONDS = 1  # timeout of a get: Python cannot handle signals while one blocks
+_GET_SECONDS = 1  # timeout of a blocking read; Python cannot handle signals during one
 _exchange_ids = itertools.count()  # all processes create the same exchanges in the same order
-_finished: list["HostExchange"] = []  # process 0: exchanges whose keys can be deleted
+_finished: list["HostExchange"] = []  # in process 0, exchanges whose keys can be deleted
 
 
 class HostExchange:
@@ -53,7 +53,7 @@ class HostExchange:
             A dict that maps process numbers to reported values.
 
         Raises:
-            TimeoutError: some processes did not report in time. The message names them.
+            TimeoutError: some processes did not report in time. The message lists them.
         """
         deadline = time.monotonic() + timeout_seconds
         while True:
@@ -153,7 +153,7 @@ def all_hosts_agree(
             errors = [[None, -1, str(error)]]
         errors.sort(key=lambda row: row[1])
         exchange.publish({"value": broadcast.value, "errors": errors})
-        if not errors:  # each process that has reported has read the earlier results
+        if not errors:  # a process reports only after it has read the earlier results
             for earlier in _finished:
                 earlier.cleanup()
             _finished.clear()
@@ -171,7 +171,7 @@ def all_hosts_agree(
 def _describe_error(
     error: Exception | None, error_types: tuple[type[Exception], ...]
 ) -> list | None:
-    """Returns an error's index in `error_types` (-1 if absent) and text, or None for no error."""
+    """Returns [index in `error_types` or -1, text] for an error; None if there is no error."""
     if error is None:
         return None
     for severity, error_type in enumerate(error_types):

@@ -1,14 +1,14 @@
 """Starts `jax.distributed` in a run with one process per host or per accelerator.
 
-The coordinator's address, the number of processes and the process number come from flags, else
-from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, else from SLURM, else from the
-TPU's metadata. In a Kubernetes indexed job, the process number comes from JOB_COMPLETION_INDEX. If
-none of these is set, the run has one process.
+The coordinator's address, the number of processes and the process number are read from the first of
+these sources that is set: flags; JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID;
+SLURM; and the TPU's metadata. In a Kubernetes indexed job, the process number is read from
+JOB_COMPLETION_INDEX. If no source is set, the run has one process.
 
 JAX's cluster detection reads the settings of SLURM and TPUs. `jax.distributed.initialize` alone is
-not enough for three reasons: the host check needs the address first, incomplete settings must give
-an error of one sentence, and under SLURM JAX gives each process one GPU even if the process is the
-only one on its node.
+not sufficient, for three reasons. The host check needs the address first. Incomplete settings must
+cause a one-sentence error. Under SLURM, JAX assigns one GPU to each process even if it is the only
+process on its node.
 """
 
 import glob
@@ -23,16 +23,16 @@ import jax
 from absl import logging
 from jax._src import (
     distributed as jax_distributed,
-)  # its key-value store has no public API; Orbax uses this one too
+)  # the key-value store has no public API; Orbax uses this one too
 from jax._src.clusters import SlurmCluster
 
 from invnext_jax.errors import UserError
 from invnext_jax.multihost import host_check
 
 TIMEOUT_SECONDS = 300.0
-_SHUTDOWN_SECONDS = 60  # a process that exits waits this long for the others
+_SHUTDOWN_SECONDS = 60  # how long an exiting process waits for the others
 _HOST_PREFIX = "invnext_jax/host/"
-# Variables of a task of srun. JAX reads these too.
+# Environment variables of an srun task, which JAX also reads.
 _SLURM_NUMBERS = ("SLURM_JOB_ID", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
 _SLURM_VARIABLES = ("SLURM_STEP_NODELIST", *_SLURM_NUMBERS)
 
@@ -61,7 +61,7 @@ def initialize(
         timeout_seconds: the longest time to wait for the other processes.
 
     Raises:
-        UserError: a setting is missing or contradicts another one, or a process does not arrive in
+        UserError: a setting is missing or contradicts another one, or a process does not connect in
             time.
     """
     found = find_distributed_config(coordinator_address, num_processes, process_id)
@@ -96,7 +96,7 @@ def find_distributed_config(
     """Returns the settings of `jax.distributed` from the arguments, the environment or SLURM.
 
     Returns:
-        The settings, or None if these sources name no other processes.
+        The settings, or None if these sources specify no other processes.
 
     Raises:
         UserError: a setting is missing or invalid.
@@ -107,8 +107,8 @@ def find_distributed_config(
     if count is not None and count < 1:
         raise UserError(f"--num_processes (JAX_NUM_PROCESSES) is {count}, but must be at least 1")
     devices = None
-    # SLURM_PROCID is also set in the script of a batch job. Only a step of srun has a node list,
-    # which JAX requires too.
+    # SLURM_PROCID is also set in batch scripts. Only an srun step has the node list that JAX
+    # requires.
     is_complete = None not in (address, count, number) or count == 1
     if _in_slurm_step(warn=not is_complete):
         if not is_complete:
@@ -129,11 +129,11 @@ def find_distributed_config(
     }
     missing = [name for name, value in settings.items() if value is None]
     if missing:
-        raise UserError(f"a run of several processes also needs {' and '.join(missing)}")
+        raise UserError(f"a run with several processes also needs {' and '.join(missing)}")
     if not re.fullmatch(r".+:\d{1,5}", address):
         raise UserError(f"the coordinator's address {address!r} must be host:port")
     if not 0 <= number < count:
-        raise UserError(f"process_id={number} must lie in 0 to {count - 1}")
+        raise UserError(f"process_id={number} must be between 0 and {count - 1}")
     return DistributedConfig(address, count, number, devices)
 
 
@@ -150,10 +150,11 @@ def _read_number(flag: int | None, variable: str) -> int | None:
 def _in_slurm_step(*, warn: bool) -> bool:
     """Returns whether the environment has all variables of a SLURM step.
 
-    A shell may have inherited some of them.
+    A shell may have inherited only some of them.
 
     Args:
-        warn: whether to log a warning if a job of several tasks or a part of a step is ignored.
+        warn: whether to log a warning if the variables of a job with several tasks, or an
+            incomplete set of variables, are ignored.
     """
     given = {name: os.environ[name] for name in _SLURM_VARIABLES if os.environ.get(name)}
     missing = [name for name in _SLURM_VARIABLES if name not in given]
@@ -166,7 +167,7 @@ def _in_slurm_step(*, warn: bool) -> bool:
         reasons = [f"{name} is not set" for name in missing]
         reasons += [f"{name}={given[name]!r} is not a number" for name in invalid]
         logging.warning(
-            "the variables of SLURM are ignored, because this is not a task of srun (%s): without "
+            "the SLURM variables are ignored, because this is not an srun task (%s); without "
             "other settings, the run has one process",
             ", ".join(reasons),
         )
@@ -174,9 +175,9 @@ def _in_slurm_step(*, warn: bool) -> bool:
 
 
 def _slurm_device_ids() -> Sequence[int] | None:
-    """Returns the GPU of this task if a node has several tasks and SLURM did not assign GPUs.
+    """Returns this task's GPU if the node has several tasks to which SLURM did not assign GPUs.
 
-    Returns None otherwise. JAX's own detection always selects one GPU, so a node with a single task
+    Otherwise returns None. JAX's own detection always selects one GPU, so a single task on a node
     would leave the other GPUs unused.
     """
     tasks = SlurmCluster.get_process_count()

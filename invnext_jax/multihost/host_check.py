@@ -1,12 +1,13 @@
 """Checks that all hosts are present before the first collective.
 
-JAX's own check aborts without naming the missing host. Here, process 0 listens on the coordinator's
-address, and the other processes report their number and host name. When all are present, or after
-the timeout, process 0 sends each of them the result and closes the port, which JAX then uses.
+JAX's own check aborts without reporting which host is missing. Here, process 0 listens on the
+coordinator's address, and the other processes report their number and host name. When all are
+present, or after the timeout, process 0 sends each of them the result and closes the port, which
+JAX then uses.
 
 Any machine that reaches the port can connect. Connections that are silent, slow or send anything
-but a report are closed, and do not delay the others. If `INVNEXT_SECRET` is set, both sides prove
-that they know it: each message is signed together with a random number of its receiver.
+other than a report are closed without delaying others. If `INVNEXT_SECRET` is set, both sides prove
+that they know it by signing each message together with a random number chosen by its receiver.
 """
 
 import contextlib
@@ -27,11 +28,11 @@ from absl import logging
 from invnext_jax.errors import UserError
 from invnext_jax.multihost import host_messages
 
-BIND_VARIABLE = "JAX_COORDINATOR_BIND_ADDRESS"  # JAX's service reads it too
+BIND_VARIABLE = "JAX_COORDINATOR_BIND_ADDRESS"  # also read by JAX's service
 _RETRY_SECONDS = 0.2
 _ANSWER_SECONDS = 10.0  # time for sending the result to all processes
-_MAX_STRANGERS = 64  # connections without a report that are open at the same time
-_MAX_NAMES = 16  # largest number of missing processes that a message names
+_MAX_STRANGERS = 64  # maximum number of open connections without a report
+_MAX_NAMES = 16  # maximum number of missing processes listed in a message
 _BACKLOG = 4096
 
 
@@ -60,7 +61,8 @@ def check_hosts(address: str, processes: int, process_id: int, timeout_seconds: 
             raise UserError(
                 f"process {process_id} (host {host_messages.host_name()}) could not reach process "
                 f"0 at {address} within {timeout_seconds:g} s: check that it is running, that its "
-                f"port is open, and that {host_messages.SECRET_VARIABLE} is the same everywhere"
+                f"port is open, and that {host_messages.SECRET_VARIABLE} has the same value "
+                "everywhere"
             )
     if answer["error"]:
         raise UserError(answer["error"])
@@ -92,7 +94,7 @@ def bind_address(address: str) -> str | None:
 def describe_missing_hosts(
     missing: Collection[int], hosts: Mapping[int, str], timeout_seconds: float, label: str = ""
 ) -> str:
-    """Returns a sentence that names the missing processes.
+    """Returns a sentence that lists the missing processes.
 
     Args:
         missing: the numbers of the missing processes.
@@ -109,7 +111,7 @@ def describe_missing_hosts(
 
 
 class _HostCheck:
-    """The server of process 0: collects one report per process, then sends the result.
+    """The server in process 0, which collects one report per process and then sends the result.
 
     Args:
         server: listening socket.
@@ -121,12 +123,13 @@ class _HostCheck:
         self._server, self._processes, self._secret = server, processes, secret
         self._hosts, self._error, self._strangers = {0: host_messages.host_name()}, "", 0
         self._selector = selectors.DefaultSelector()
-        # Connections without a report (oldest first), and those with one and its random number.
+        # Connections without a report, oldest first; and those with a report, with its random
+        # number.
         self._pending: dict[socket.socket, tuple[str, bytearray]] = {}
         self._reported: list[tuple[socket.socket, str]] = []
 
     def run(self, timeout_seconds: float) -> dict[str, Any]:
-        """Returns the result, which it has sent to all processes that reported."""
+        """Runs the check; returns the result after sending it to all processes that reported."""
         deadline = time.monotonic() + timeout_seconds
         self._server.setblocking(False)
         try:
@@ -150,11 +153,13 @@ class _HostCheck:
 
     def _accept(self) -> None:
         if len(self._pending) >= _MAX_STRANGERS + self._processes:
-            self._close(next(iter(self._pending)))  # a real process connects again
+            self._close(next(iter(self._pending)))  # a process of the run will connect again
         nonce = secrets.token_hex()
         try:
             connection = self._server.accept()[0]
-        except OSError as error:  # the other side has closed it already, or too many are open
+        except (
+            OSError
+        ) as error:  # the other side has already closed it, or too many connections are open
             if error.errno in (errno.EMFILE, errno.ENFILE) and self._pending:
                 self._close(next(iter(self._pending)))
             return
@@ -179,8 +184,8 @@ class _HostCheck:
             return
         report = host_messages.parse_report(bytes(data), nonce, self._secret)
         if report is None:
-            if not self._strangers:  # only once, so that strangers cannot fill the log
-                logging.warning("closed a connection that is not one of the processes of this run")
+            if not self._strangers:  # logged only once, so that other machines cannot fill the log
+                logging.warning("closed a connection that does not come from a process of this run")
             self._strangers += 1
             self._close(connection)
             return
@@ -241,7 +246,7 @@ def _create_server(address: str, secret: bytes) -> socket.socket:
 def _report(
     address: str, processes: int, process_id: int, timeout_seconds: float, secret: bytes
 ) -> dict[str, Any] | None:
-    """Reports to process 0. Returns its answer, or None if process 0 cannot be reached in time."""
+    """Reports to process 0; returns its answer, or None if it cannot be reached in time."""
     host, _, port = address.rpartition(":")
     deadline = time.monotonic() + timeout_seconds
     while (remaining := deadline - time.monotonic()) > 0:
@@ -265,8 +270,8 @@ def _report(
                     connection.sendall(
                         json.dumps({**report, "signature": signature}).encode() + b"\n"
                     )
-                    # If process 0 started later, its timeout ends later. Its answer names the
-                    # missing processes, so wait for it.
+                    # If process 0 started later, its timeout also ends later. Wait for its answer,
+                    # because it lists the missing processes.
                     answer = host_messages.read_line(
                         connection, deadline + timeout_seconds, host_messages.MAX_ANSWER_BYTES
                     )

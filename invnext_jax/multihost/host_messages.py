@@ -1,6 +1,7 @@
-"""Messages of the host check: one line of JSON each, signed if there is a shared secret.
+"""Messages of the host check. Each is a line of JSON, signed if there is a shared secret.
 
-A message is signed together with a random number of its receiver, so it cannot be replayed.
+A message is signed together with a random number chosen by its receiver, so that it cannot be
+replayed.
 """
 
 import hashlib
@@ -18,7 +19,7 @@ MAX_ANSWER_BYTES = 2**22
 
 
 def sign(secret: bytes, *parts: str) -> str:
-    """Returns the HMAC of some texts; "" if there is no secret."""
+    """Returns the HMAC of the given texts, or "" if there is no secret."""
     if not secret:
         return ""
     return hmac.new(secret, json.dumps(parts).encode(), hashlib.sha256).hexdigest()
@@ -32,7 +33,7 @@ def _is_signed(message: Mapping[str, Any], signature: str) -> bool:
 
 
 def host_name() -> str:
-    """Returns the name of this machine, with letters that every host accepts."""
+    """Returns the name of this machine, restricted to characters that all hosts accept."""
     return re.sub(r"[^A-Za-z0-9_.:-]", "_", socket.gethostname())[:255]
 
 
@@ -61,7 +62,7 @@ def _parse_line(data: bytes) -> dict[str, Any] | None:
 
 
 def parse_report(data: bytes, nonce: str, secret: bytes) -> tuple[int, str, str] | None:
-    """Returns number, host name and random number of a report, or None if it is not a report."""
+    """Returns a report's process number, host name and random number; None if it is invalid."""
     report = _parse_line(data)
     if report is None:
         return None
@@ -77,7 +78,7 @@ def parse_report(data: bytes, nonce: str, secret: bytes) -> tuple[int, str, str]
 
 
 def is_answer(answer: dict[str, Any] | None, processes: int, nonce: str, secret: bytes) -> bool:
-    """Returns whether a message is the signed result of process 0."""
+    """Returns whether a message is a result with a valid signature of process 0."""
     if answer is None or not isinstance(answer.get("error"), str):
         return False
     hosts = answer.get("hosts")

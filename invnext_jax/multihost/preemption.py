@@ -1,4 +1,4 @@
-"""Handles the signals that stop a run: after SIGTERM, SIGINT or SIGHUP, it saves and stops.
+"""Handles the signals SIGTERM, SIGINT and SIGHUP, after which a run saves and stops.
 
 A second SIGTERM or SIGINT ends the process immediately. TPUs and batch systems announce a
 preemption with SIGTERM. The end of an ssh session sends SIGHUP.
@@ -62,7 +62,7 @@ class Preemption:
 
     def __exit__(self, *error: object) -> None:
         for number, handler in self._old_handlers.items():
-            # The handler is None if it was not set by Python, like that of jax.distributed.
+            # The handler is None if it was not set by Python, as in the case of jax.distributed.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def _handle(self, number: int, frame: types.FrameType | None) -> None:

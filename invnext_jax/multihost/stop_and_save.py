@@ -1,4 +1,4 @@
-"""Decides after which step all hosts save (by a timer) or stop (after a signal)."""
+"""Decides after which step all hosts save (based on a timer) or stop (after a signal)."""
 
 import time
 from typing import NamedTuple
@@ -30,8 +30,7 @@ class StopAndSave:
 
     Args:
         preemption: the object that receives the signals of this process.
-        every_minutes: minutes between timed saves, by the monotonic clock of process 0. 0 for no
-            timed saves.
+        every_minutes: minutes between timed saves, measured by process 0. 0 disables timed saves.
         mesh: the run's mesh.
     """
 

@@ -1,4 +1,4 @@
-"""Numbers the classes of lists, so that the same class has the same id in all splits."""
+"""Assigns class ids to the class names in lists, so that a class has the same id in all splits."""
 
 import dataclasses
 import os
@@ -14,7 +14,7 @@ ALPHABETICAL = "alphabetical"  # value of --classes
 
 
 def normalize(name: str) -> str:
-    """Strips a class name; a name that is not UTF-8 is decoded as Windows' Western encoding."""
+    """Normalizes a class name. Names that are not valid UTF-8 are read as Windows-1252."""
     if not name.isascii():
         if any("\udc80" <= letter <= "\udcff" for letter in name):
             name = name.encode(errors="surrogateescape").decode("cp1252", errors="replace")
@@ -28,16 +28,17 @@ def assign(
     """Assigns an id to each class name.
 
     Args:
-        names: Class name of each video; "" is a video without a class.
-        options: `classes` is the file that defines the ids.
-        path: The list, for messages.
-        default_file: File that defines the ids if the options name none.
+        names: Class name of each video, or "" for a video without a class.
+        options: Options of the list; `classes` is the file that defines the ids.
+        path: Path of the list, for error messages.
+        default_file: File that defines the ids if the options do not specify one.
 
     Returns:
-        The ids by name, or None if no video has a class; and the file that defines them or "".
+        A dict from name to id, or None if no video has a class; and the file that defines the ids,
+        or "".
 
     Raises:
-        UserError: The file cannot be read, or lacks a name.
+        UserError: The file cannot be read, or a name is missing in it.
     """
     used = sorted(set(names) - {""})
     if not used:
@@ -60,12 +61,12 @@ def _read_file(path: str) -> dict[str, int]:
 
 
 def make_labels(ids: dict[str, int] | None, name: str, task: str) -> dict[str, int]:
-    """Returns the label column of a video with the class `name`; "" is no class."""
+    """Returns the label column of a video whose class is `name`, or "" if it has no class."""
     return {f"label_{task}": ids[name] if name else NO_LABEL} if ids else {}
 
 
 def renumber(videos: VideoList, column: str, ids: dict[str, int], file: str = "") -> VideoList:
-    """Returns the list with the class ids `ids`, which contain all of its class names."""
+    """Returns the list with new class ids. `ids` must contain all class names that are used."""
     new_ids = {number: ids[name] for name, number in videos.classes.items() if name in ids}
     entries = [
         dataclasses.replace(entry, labels={**entry.labels, column: new_ids[entry.labels[column]]})
@@ -79,13 +80,13 @@ def renumber(videos: VideoList, column: str, ids: dict[str, int], file: str = ""
 
 
 def match_neighbors(videos: VideoList, options: ListOptions, out: Path) -> VideoList:
-    """Gives classes the ids that other manifests in the folder of `out` use.
+    """Reuses the class ids of other manifests in the folder of `out`.
 
-    Without this, the splits of a data set would be numbered differently if one of them lacks a
-    class.
+    Otherwise the ids of two splits would differ if a class occurs in only one of them.
 
     Raises:
-        UserError: Another manifest numbers the same classes, but differently or only some of them.
+        UserError: The ids of another manifest contradict those of the list or of a third manifest,
+            or cover only some of the classes.
     """
     if videos.classes is None or options.classes:
         return videos
@@ -107,7 +108,7 @@ def match_neighbors(videos: VideoList, options: ListOptions, out: Path) -> Video
             if conflict := labels_lib.describe_conflict(ids, other_ids):
                 raise UserError(f"{file} and {other} number the classes differently: {cure}")
         note = (
-            f"class ids: those of {file}, which has all classes of this list "
+            f"class ids are those of {file}, which has all classes of this list "
             "(--classes=alphabetical numbers this list by itself)"
         )
         videos = renumber(videos, column, ids, file)
@@ -119,7 +120,7 @@ def match_neighbors(videos: VideoList, options: ListOptions, out: Path) -> Video
 
 
 def join(lists: Sequence[VideoList], names: Sequence[str], options: ListOptions) -> VideoList:
-    """Concatenates lists; lists whose class names were only numbered are numbered together.
+    """Concatenates lists. Lists without a file that defines their ids are numbered together.
 
     Raises:
         UserError: Two lists have class ids from files that contradict each other.

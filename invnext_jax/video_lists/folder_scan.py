@@ -1,4 +1,4 @@
-"""Scans a folder for video files, and counts the files that it leaves out."""
+"""Scans a folder for video files, and counts the files with other extensions."""
 
 import collections
 import dataclasses
@@ -13,11 +13,11 @@ VIDEO_EXTENSIONS = (
 
 @dataclasses.dataclass(frozen=True)
 class FolderScan:
-    """The files below a folder.
+    """The files in a folder and its subfolders.
 
     Attributes:
         videos: Sorted absolute paths of the files with a video extension.
-        left_out: Number of the other files by extension, in lower case with the dot.
+        left_out: Number of other files for each extension, in lower case with the dot.
         unreadable: Folders that cannot be read.
     """
 
@@ -26,14 +26,14 @@ class FolderScan:
     unreadable: list[str]
 
     def describe(self) -> list[str]:
-        """Returns a sentence about the files that are left out, and one about folders."""
+        """Returns sentences about files that are left out and folders that cannot be read."""
         notes = []
         if self.left_out:
             kinds = [f"{count} {end or 'without one'}" for end, count in self.left_out.items()]
             total = sum(self.left_out.values())
             notes.append(
-                f"{total} files left out because of their extension ({', '.join(kinds)}): name "
-                "videos among them in a list of paths, or rename them"
+                f"{total} files left out because of their extension ({', '.join(kinds)}): if some "
+                "are videos, rename them or add them to a list of paths"
             )
         if self.unreadable:
             notes.append(
@@ -44,7 +44,10 @@ class FolderScan:
 
 
 def scan_folder(folder: str | os.PathLike) -> FolderScan:
-    """Finds all video files below a folder; links to folders are followed, each folder once."""
+    """Finds all video files in a folder and its subfolders.
+
+    Links to folders are followed; each folder is scanned once.
+    """
     videos, left_out, unreadable, seen = [], collections.Counter(), [], set()
     folders = collections.deque([os.path.abspath(folder)])
     while folders:
@@ -63,7 +66,7 @@ def scan_folder(folder: str | os.PathLike) -> FolderScan:
         for entry in entries:
             extension = os.path.splitext(entry.name)[1].lower()
             if _is_folder(entry):
-                # Links come last, so that a file has the path without them if there is one.
+                # Links come last, so that a file is found by a path without links if there is one.
                 (folders.append if entry.is_symlink() else inside.append)(entry.path)
             elif extension in VIDEO_EXTENSIONS:
                 videos.append(entry.path)

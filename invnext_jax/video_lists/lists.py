@@ -21,7 +21,7 @@ from invnext_jax.video_lists.text_tables import Table
 from invnext_jax.video_lists.video_files import FileFinder, describe_missing, locate
 from invnext_jax.video_lists.video_list import NO_LABEL, ListOptions, VideoEntry, VideoList
 
-# Names of columns, in any case; the first one that a list has is used.
+# Possible names of columns, in upper or lower case. The first one that a list has is used.
 PATH_COLUMNS = (
     *("path", "video_path", "filepath", "file_path", "file", "filename", "file_name", "video"),
     *("video_name", "video_file", "videos", "clip", "clip_path", "clip_name", "name"),
@@ -34,7 +34,7 @@ LABEL_COLUMNS = (
 SOURCE_COLUMNS = ("source", "dataset")
 START_COLUMNS = ("start", "time_start", "start_time", "start_sec")
 END_COLUMNS = ("end", "time_end", "end_time", "end_sec")
-# Columns of manifests that `index` computes again.
+# Columns of manifests that `index` recomputes.
 PROBED_COLUMNS = {
     *("duration", "frames", "width", "height", "fps", "codec", "record"),
     *("rotation", "mirrored", "sar", "transfer"),
@@ -45,7 +45,7 @@ def read_lists(names: str | os.PathLike, options: ListOptions) -> VideoList:
     """Reads one or more folders or lists, separated by commas; see `read_list`.
 
     Raises:
-        UserError: As in `read_list`, or two lists number classes differently.
+        UserError: As in `read_list`, or two lists use contradictory class ids.
     """
     parts = manifest.split_names(os.fspath(names))
     videos = [read_list(part, options) for part in parts]
@@ -142,12 +142,12 @@ def _read_table(path: Path, table: Table, options: ListOptions) -> VideoList:
 def _add_class_names(
     videos: VideoList, path: Path, label_columns: list[str], options: ListOptions
 ) -> VideoList:
-    """Adds the class names next to a manifest, with the numbers of `--classes` if it is given."""
+    """Adds the class names stored next to a manifest. `--classes` overrides their ids."""
     ids, column = labels_lib.read_of_manifest(path), f"{manifest.LABEL_PREFIX}{options.task}"
     if ids is None:
         return videos
     if label_columns != [column]:
-        note = f"{labels_lib.path_of(path)} is not read: give --task of its label column"
+        note = f"{labels_lib.path_of(path)} is not read: set --task to the task of its label column"
         return dataclasses.replace(videos, notes=(*videos.notes, note))
     ids = {class_ids.normalize(name): number for name, number in ids.items()}
     file = str(labels_lib.path_of(path))
@@ -158,12 +158,12 @@ def _add_class_names(
 
 
 def _find_file(row, column: str, folder: str, files: FileFinder | None, where: str):
-    """Returns the path of a row's video, and the reason if there is none."""
+    """Returns the path of a row's video, and the reason why it is missing, or ""."""
     name = row[column] or ""
     if not name.strip():
         raise UserError(f"{where}: the path is empty")
     if row.get("record"):
-        raise UserError(f"{where} names a record of a shard: train on this manifest directly")
+        raise UserError(f"{where} is a record of a shard: train on this manifest directly")
     if "://" in name:
         raise UserError(f"{where}: {name} is remote: train on this manifest directly")
     if files is None or name.lower().endswith(VIDEO_EXTENSIONS):
@@ -173,7 +173,10 @@ def _find_file(row, column: str, folder: str, files: FileFinder | None, where: s
 
 
 def _read_label_column(path: Path, table: Table, column: str | None, options: ListOptions):
-    """Returns the label of each row (None without the column), the class ids and their file."""
+    """Returns the label of each row, the class ids and the file that defines them.
+
+    Labels are None without a label column.
+    """
     if column is None:
         return [None] * len(table.rows), None, ""
     texts = [(row[column] or "").strip() for _, row in table.rows]
@@ -182,7 +185,10 @@ def _read_label_column(path: Path, table: Table, column: str | None, options: Li
 
 
 def _number_labels(texts: list[str], where: list[str], path: Path, options: ListOptions):
-    """Returns the labels of texts that are all numbers or all names, the ids and their file."""
+    """Returns the labels of texts, the class ids and the file that defines them.
+
+    The texts must be all numbers or all names.
+    """
     is_number = [_is_label(text) for text in texts]
     if all(is_number):
         return [labels_lib.parse_label(text) for text in texts], None, ""
@@ -218,7 +224,7 @@ _NAMED = re.compile(
 def _read_pairs(path: Path, text: str, options: ListOptions) -> VideoList:
     """Reads lines of the form `path label`, `path,label` or `path`.
 
-    The label is a number, of which -1 means no label, or the name of a class.
+    The label is a class name or a number, where -1 means no label.
     """
     folder = os.path.abspath(options.videos or path.parent)
     source = options.source or path.stem
@@ -232,9 +238,9 @@ def _read_pairs(path: Path, text: str, options: ListOptions) -> VideoList:
         if pair is None:
             name = _PAIR.sub(r"\g<path>", line)
             raise UserError(
-                f"list {path}, line {number}: {name!r} has no video "
-                "extension; a line must be a path and a label (folders of frames are not "
-                "supported), or the first line a header with the columns path, source, label"
+                f"list {path}, line {number}: {name!r} has no video extension; a line must be a "
+                "path and a label (folders of frames are not supported), or the first line must "
+                "be a header with the columns path, source, label"
             )
         files.append(locate(folder, pair[0]))
         labels.append(pair[1])
@@ -259,7 +265,7 @@ def _split_pair(line: str) -> tuple[str, str] | None:
     if name.strip('"').lower().endswith(VIDEO_EXTENSIONS):
         return name.strip('"'), label
     named = _NAMED.match(line)
-    # Several numbers after the path are the format of another tool.
+    # A path followed by several numbers is the format of a different tool.
     if named is None or re.fullmatch(r"[-\d.,;\s]+", named["label"]):
         return None
     label, *others = next(csv.reader([named["label"]], delimiter=named["separator"].strip() or ","))

@@ -13,7 +13,7 @@ from invnext_jax.video_lists.video_list import ListOptions, VideoEntry, VideoLis
 
 HMDB51_FILE = re.compile(r"(?P<name>.+)_test_split(?P<fold>\d)\.txt")
 _HMDB51_LINE = re.compile(r"(?P<name>\S.*?)\s+(?P<split>[012])")
-_HMDB51_SPLITS = {"train": ("1",), "test": ("2",), "all": ("1", "2")}  # 0: not used
+_HMDB51_SPLITS = {"train": ("1",), "test": ("2",), "all": ("1", "2")}  # 0 means not used
 _UCF101_LINE = re.compile(
     # The folder HandstandPushups has files named v_HandStandPushups_*.
     r"(?P<file>(?:.*/)?(?P<name>\w+)/v_(?i:(?P=name))_g\d+_c\d+\.avi)(?:\s+(?P<label>\d+))?"
@@ -21,16 +21,16 @@ _UCF101_LINE = re.compile(
 
 
 def refuse_split(path: Path, options: ListOptions) -> None:
-    """Raises a `UserError` if the options name a split of a list that has none."""
+    """Raises a `UserError` if the options specify a split of a list without splits."""
     if options.split not in ("", "all"):
         raise UserError(f"--split={options.split}: {path} has no splits, remove the flag")
 
 
 def select_split(path: Path, table: Table, options: ListOptions) -> Table:
-    """Returns the rows of the split that the options name.
+    """Returns the rows of the split that the options specify.
 
     Raises:
-        UserError: The table has several splits and the options name none, or one that it lacks.
+        UserError: The table has several splits and the options specify none of them.
     """
     column = text_tables.find_column(table.columns, ("split", "subset"))
     if column is None:
@@ -50,10 +50,10 @@ def select_split(path: Path, table: Table, options: ListOptions) -> Table:
 
 
 def read_kinetics(path: Path, table: Table, options: ListOptions) -> VideoList:
-    """Reads a CSV file with the columns youtube_id, label, time_start, time_end, as of Kinetics.
+    """Reads a CSV list of Kinetics, with the columns youtube_id, label, time_start, time_end.
 
-    HACS Clips calls them youtube_id, classname, start, end; its `label` is -1 for clips that do not
-    show the class.
+    In HACS Clips, these are called youtube_id, classname, start and end. Its column `label` is -1
+    for clips that do not show the class.
     """
     rows = select_split(path, table, options).rows
     find = lambda *names: text_tables.find_column(table.columns, names)  # noqa: E731
@@ -74,11 +74,11 @@ def read_kinetics(path: Path, table: Table, options: ListOptions) -> VideoList:
         start = parse_seconds(row.get(start_column), f"{where}, {start_column}")
         end = parse_seconds(row.get(end_column), f"{where}, {end_column}")
         labels = class_ids.make_labels(ids, class_name, options.task)
-        stems = [name, f"v_{name}"]  # the second one as in ActivityNet
+        stems = [name, f"v_{name}"]  # the second one is that of ActivityNet
         if start is not None and end is not None:  # file names used by common download scripts
             times = int(start), int(end)
             trimmed = ["{}_{:06d}_{:06d}".format(name, *times), "{}_{}_{}".format(name, *times)]
-            # Windows of HACS may begin and end between two seconds.
+            # In HACS, windows may begin and end at fractions of a second.
             stems = trimmed * (times == (start, end)) + stems
         if trimmed := files.find(stems[:-2], class_name):
             entries.append(VideoEntry(trimmed, source, labels=labels))
@@ -127,7 +127,7 @@ def _find_entry(files: FileFinder, name: str, class_name: str, source: str, ids,
 
 
 def is_hmdb51(path: Path) -> bool:
-    """Returns whether `path` is a split file of HMDB51, or a folder that holds such files."""
+    """Returns whether `path` is a split file of HMDB51 or a folder of such files."""
     if path.is_dir():
         return any(HMDB51_FILE.fullmatch(name) for name in os.listdir(path))
     return HMDB51_FILE.fullmatch(path.name) is not None and any(
@@ -137,22 +137,26 @@ def is_hmdb51(path: Path) -> bool:
 
 
 def read_hmdb51(path: Path, options: ListOptions) -> VideoList:
-    """Reads the lines `name 1` (training) or `name 2` (test) of <class>_test_split<fold>.txt.
+    """Reads the split files <class>_test_split<fold>.txt of HMDB51.
 
-    All classes of the folder are numbered, even if `path` is the file of one class.
+    A line is `name 1` (training) or `name 2` (test).
+
+    All classes in the folder get an id, even if `path` is the file of one class.
     """
     split = _HMDB51_SPLITS.get(options.split)
     if split is None:
         raise UserError(
-            f"{path} holds training and test videos of HMDB51: give --split=train, --split=test or "
-            "--split=all"
+            f"{path} contains training and test videos of HMDB51: set --split=train, --split=test "
+            "or --split=all"
         )
     match = None if path.is_dir() else HMDB51_FILE.fullmatch(path.name)
     folder, fold = (path.parent, match["fold"]) if match else (path, str(options.fold))
     found = (HMDB51_FILE.fullmatch(name) for name in sorted(os.listdir(folder)))
     lists = {m["name"]: folder / m[0] for m in found if m and m["fold"] == fold}
     if not lists:
-        raise UserError(f"{folder} has no files of split {fold} of HMDB51: give another --fold")
+        raise UserError(
+            f"{folder} has no files for split {fold} of HMDB51: set --fold to another split"
+        )
     ids, ids_file = class_ids.assign(lists, options, path)
     files, entries = FileFinder(options.videos or folder), []
     for name, file in {match["name"]: path}.items() if match else lists.items():
@@ -172,10 +176,11 @@ def read_hmdb51(path: Path, options: ListOptions) -> VideoList:
 
 
 def read_ucf101(path: Path, text: str, options: ListOptions) -> VideoList | None:
-    """Reads trainlist or testlist of UCF101, whose classes are folders; None if it is another list.
+    """Reads a trainlist or testlist of UCF101; returns None if the list has another format.
 
-    The numbers of the training list, which the test list lacks, are checked against the folders.
-    The ids are those of classInd.txt in the same folder minus one, or follow the alphabet.
+    The folder of a video is its class. The training list also contains class numbers, which must be
+    consistent with the folders. The ids are the numbers in classInd.txt minus one if this file is
+    in the same folder; otherwise they are assigned in alphabetical order.
     """
     lines = [line.strip() for line in text_tables.split_lines(text) if line.strip()]
     rows = [_UCF101_LINE.fullmatch(line.replace("\\", "/")) for line in lines]
@@ -186,7 +191,7 @@ def read_ucf101(path: Path, text: str, options: ListOptions) -> VideoList | None
     for row in rows:
         if row["label"] and numbers.setdefault(row["name"], row["label"]) != row["label"]:
             raise UserError(
-                f"list {path} gives the class {row['name']!r} the numbers {numbers[row['name']]} "
+                f"in list {path}, the class {row['name']!r} has the numbers {numbers[row['name']]} "
                 f"and {row['label']}: correct the list"
             )
     index = path.with_name("classInd.txt")
@@ -205,12 +210,12 @@ def read_ucf101(path: Path, text: str, options: ListOptions) -> VideoList | None
         )
         for row in rows
     ]
-    note = "labels: the folder of each video is its class; the numbers count from 0"
+    note = "labels: the folder of each video is its class; class ids start at 0"
     return VideoList(entries, ids, ids_file, (note,))
 
 
 def _read_class_index(path: Path) -> dict[str, int]:
-    """Reads lines of the form `1 ApplyEyeMakeup`; the returned ids count from 0."""
+    """Reads lines of the form `1 ApplyEyeMakeup`. The returned ids start at 0."""
     ids = {}
     for number, line in enumerate(text_tables.split_lines(text_tables.read_text(path)), start=1):
         if line.strip():

@@ -1,6 +1,6 @@
-"""Reads text files and tables: encodings, separators, headers, numbers.
+"""Reads text files and tables with various encodings, separators and headers.
 
-Names of files that are not UTF-8 keep their bytes, as surrogate escapes.
+Bytes of file names that are not valid UTF-8 become surrogate escapes.
 """
 
 import codecs
@@ -23,7 +23,7 @@ class Table(NamedTuple):
 
     Attributes:
         columns: Names of the columns, without surrounding spaces.
-        rows: Line number and cells by column of each row.
+        rows: Line number of each row, and a dict from column to cell.
     """
 
     columns: list[str]
@@ -34,7 +34,7 @@ def read_text(path: Path) -> str:
     """Reads a text file in UTF-8, or in UTF-16 with a byte order mark.
 
     Raises:
-        UserError: The file cannot be read, or is not text.
+        UserError: The file cannot be read, or is not a text file.
     """
     try:
         data = path.read_bytes()
@@ -43,22 +43,23 @@ def read_text(path: Path) -> str:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"list {path} cannot be read: {error}") from error
     if "\0" in text:
-        raise UserError(f"list {path} is not a text file: name a folder of videos or a list")
+        raise UserError(f"list {path} is not a text file: specify a folder of videos or a list")
     return text
 
 
 def split_lines(text: str) -> list[str]:
-    """Splits a text at the line ends of Unix, Windows and old Macs."""
+    """Splits a text at Unix, Windows and classic Mac OS line ends."""
     return re.split(r"\r\n|\n|\r", text)
 
 
 def read_table(path: Path, text: str, known: Sequence[str]) -> Table | None:
-    """Reads a table if the first line is a header; comment lines that start with # may precede it.
+    """Reads a table whose first line is a header. Comment lines starting with # may precede it.
 
     Args:
-        path: The file, for messages.
+        path: Path of the file, for error messages.
         text: Content of the file.
-        known: A line is a header if one of its cells is one of these names, in any case.
+        known: Names of columns. A line is a header if one of its cells is one of them, ignoring
+            case.
 
     Returns:
         The table, or None if the first line is not a header.
@@ -76,7 +77,7 @@ def read_table(path: Path, text: str, known: Sequence[str]) -> Table | None:
                 return Table(names, _read_rows(path, body, names, separator, number + 1))
         is_comment = line.lstrip().startswith("#") or line.startswith(
             "sep="
-        )  # the latter is Excel's
+        )  # Excel writes the latter
         if line.strip() and not is_comment:
             return None
     return None
@@ -102,16 +103,16 @@ def _read_rows(path: Path, body: str, names: list[str], separator: str, skipped:
 
 
 def find_column(columns: Sequence[str], names: Sequence[str]) -> str | None:
-    """Returns the column whose name, in any case, is the first possible one of `names`."""
+    """Returns the column that matches the earliest of `names`, ignoring case."""
     by_name = {column.lower(): column for column in reversed(columns)}
     return next((by_name[name] for name in names if name in by_name), None)
 
 
 def parse_seconds(text: str | None, where: str) -> float | None:
-    """Parses a number of seconds; None if the cell is empty or missing.
+    """Parses a number of seconds; returns None if the cell is empty or missing.
 
     Raises:
-        UserError: The text is not a number; the message starts with `where`.
+        UserError: The text is not a number. The message starts with `where`.
     """
     try:
         return float(text) if text and text.strip() else None
@@ -123,12 +124,12 @@ def parse_label(text: str | None, where: str) -> int:
     """Parses a class id as `labels.parse_label` does.
 
     Raises:
-        UserError: The text is not an integer; the message starts with `where`.
+        UserError: The text is not an integer. The message starts with `where`.
     """
     try:
         return labels_lib.parse_label(text)
     except ValueError as error:
         raise UserError(
-            f"{where}: {text!r} must be an integer, or blank or -1 for no label; class names "
-            "belong in a column called 'label', and are numbered"
+            f"{where}: {text!r} must be an integer, or blank or -1 for no label; put class names "
+            "in a column called 'label', where they are numbered"
         ) from error

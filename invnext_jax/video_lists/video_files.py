@@ -1,4 +1,4 @@
-"""Finds the file that a name in a list means."""
+"""Finds the files that the names in a list refer to."""
 
 import collections
 import os
@@ -11,8 +11,8 @@ from invnext_jax.video_lists.folder_scan import scan_folder
 def locate(folder: str, name: str) -> str:
     """Joins a folder and a name from a list.
 
-    If there is no such file, the name in another Unicode form or encoding, without surrounding
-    spaces, or with slashes in place of backslashes, is used if that file exists.
+    If there is no such file, variants of the name are tried: other Unicode normal forms and
+    encodings, without surrounding spaces, and with slashes instead of backslashes.
     """
     path = os.path.join(folder, name)
     ordinary = name.isascii() and "\\" not in name and name == name.strip()
@@ -37,7 +37,7 @@ class FileFinder:
             self._by_stem[os.path.splitext(os.path.basename(file))[0]].append(file)
 
     def find(self, stems: Sequence[str], class_name: str) -> str | None:
-        """Returns a file with one of the names `stems`, preferably from the class's folder."""
+        """Returns a file whose stem is one of `stems`, preferably from the class's folder."""
         files = [file for stem in stems for file in self._by_stem.get(stem, ())]
         folders = {class_name, class_name.replace(" ", "_")}
         in_class = [f for f in files if os.path.basename(os.path.dirname(f)) in folders]

@@ -1,7 +1,7 @@
 """Reads the CPU quota of this process: the share of the cores that its Linux cgroups allow.
 
-Containers (`docker --cpus`, `limits.cpu` of Kubernetes) are limited by a quota, which the affinity
-does not show.
+Containers (`docker --cpus`, `limits.cpu` in Kubernetes) are limited by a quota that the CPU
+affinity does not show.
 """
 
 import contextlib
@@ -14,13 +14,13 @@ _PROC = pathlib.Path("/proc/self")
 
 
 def read_cpu_quota(proc: pathlib.Path = _PROC) -> float:
-    """Returns the smallest CPU quota of this process's cgroups in cores. Infinity if it has none.
+    """Returns the smallest CPU quota of this process's cgroups in cores; infinity if none.
 
     Args:
-        proc: the process's folder in /proc.
+        proc: The process's folder in /proc.
     """
     quotas = [math.inf]
-    with contextlib.suppress(OSError, ValueError, IndexError):  # no Linux, or no /proc
+    with contextlib.suppress(OSError, ValueError, IndexError):  # not Linux, or /proc is not mounted
         for folder in _cgroup_folders(proc):
             quotas.append(_read_quota(folder))
     return min(quotas)
@@ -31,8 +31,8 @@ class _Mount(NamedTuple):
 
     Attributes:
         version: 1 or 2.
-        root: the cgroup that is mounted.
-        folder: where it is mounted.
+        root: The cgroup that is mounted.
+        folder: The folder where it is mounted.
     """
 
     version: int
@@ -41,11 +41,11 @@ class _Mount(NamedTuple):
 
 
 def _cgroup_folders(proc: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yields the folder of each cgroup of the process that may have a CPU quota, and its parents'.
+    """Yields the folders of the process's cgroups that may have a CPU quota, and of their parents.
 
     A quota of a parent also limits its children.
     """
-    groups = {}  # version -> path of the process's cgroup
+    groups = {}  # cgroup version -> path of the process's cgroup
     for line in (proc / "cgroup").read_text().splitlines():
         hierarchy, controllers, path = line.split(":", 2)
         if hierarchy == "0":
@@ -56,7 +56,7 @@ def _cgroup_folders(proc: pathlib.Path) -> Iterator[pathlib.Path]:
         group = groups.get(mount.version)
         if group is None:
             continue
-        # In a container, the mount may show only the container's cgroup and not its path.
+        # In a container, the mount may contain only the container's cgroup, without the path to it.
         inside = group.relative_to(mount.root) if group.is_relative_to(mount.root) else ""
         folder = mount.folder / inside
         while folder != mount.folder:
@@ -76,7 +76,7 @@ def _mounts(proc: pathlib.Path) -> Iterator[_Mount]:
 
 
 def _read_quota(folder: pathlib.Path) -> float:
-    """Returns the quota in the files of a cgroup in cores. Infinity if it has none."""
+    """Returns the quota that the files of a cgroup specify, in cores; infinity if there is none."""
     with contextlib.suppress(OSError, ValueError):
         if (folder / "cpu.max").exists():
             quota, period = (folder / "cpu.max").read_text().split()

@@ -1,6 +1,6 @@
 """Workers that run one task at a time in a process or a thread, and may hang or die.
 
-A worker process is a new Python process that shares neither modules nor memory with this one.
+A worker process is a new Python interpreter that does not inherit modules or memory from this one.
 """
 
 import contextlib
@@ -25,8 +25,8 @@ from invnext_jax.workers.cpu_quota import read_cpu_quota
 from invnext_jax.workers.read_clock import CLOCK_BYTES, ReadClock, use_clock, wait_for_result
 
 RETURN_SECONDS = 5  # maximum time until a pending call notices that its process has exited
-START_SECONDS = 300  # allows for imports on a busy machine with a slow disk
-# Hides all accelerators from the libraries that the function imports; limits them to one thread.
+START_SECONDS = 300  # long enough for imports on a busy machine with a slow disk
+# Hides accelerators from the libraries that the function imports, and limits them to one thread.
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "CUDA_VISIBLE_DEVICES": "",
@@ -38,7 +38,7 @@ ALLOCATION = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": st
 
 
 def count_cores() -> int:
-    """Returns the number of cores that this process may use: its affinity and its CPU quota."""
+    """Returns the number of cores that this process may use, given its affinity and CPU quota."""
     has_affinity = hasattr(os, "sched_getaffinity")
     allowed = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
     quota = read_cpu_quota()
@@ -161,7 +161,7 @@ class ProcessWorker:
         self._call_lock = threading.Lock()
 
     def call(self, task: tuple, timeout: float) -> Any:
-        """Returns the function's result; the next call overwrites its large arrays.
+        """Returns the function's result. The next call overwrites the large arrays in it.
 
         Raises:
             TimeLimitError: The task takes longer than `timeout` seconds, without its reads.
@@ -174,7 +174,7 @@ class ProcessWorker:
             return self._call(task, timeout)
 
     def prefetch(self, task: tuple) -> None:
-        """Starts `function.prefetch(*task)` in a thread of the process, without a result."""
+        """Starts `function.prefetch(*task)` in a thread of the process. Its result is discarded."""
         with self._call_lock, contextlib.suppress(OSError):
             if self._ready:
                 self._connection.send((task, None))
@@ -193,7 +193,7 @@ class ProcessWorker:
         return _load_result(data, lengths, self._memory)
 
     def _wait_for_start(self) -> None:
-        """Waits until the imports are done, so that the first task's timeout excludes them."""
+        """Waits until the imports are done, to exclude them from the first task's timeout."""
         try:
             self._connection.send(self._function)
             if not self._connection.poll(START_SECONDS):
@@ -201,8 +201,8 @@ class ProcessWorker:
             error = self._connection.recv()
         except (EOFError, OSError) as error:
             raise WorkerStartError(
-                f"a data worker died at its start ({self._exit_status()}): define its function in "
-                "a module that can be imported"
+                f"a data worker died during startup ({self._exit_status()}): define its function "
+                "in a module that can be imported"
             ) from error
         if error is not None:
             raise WorkerStartError(f"a data worker cannot load its function:\n{error}")
@@ -227,7 +227,7 @@ class ProcessWorker:
             self._call_lock.release()
 
     def peak_memory(self) -> int:
-        """Returns the largest resident size in bytes; 0 if the system does not report it."""
+        """Returns the peak resident memory in bytes; 0 if the system does not report it."""
         try:
             with open(f"/proc/{self.pid}/status") as file:
                 lines = [line for line in file if line.startswith("VmHWM:")]
@@ -237,7 +237,7 @@ class ProcessWorker:
 
 
 def _environment() -> dict[str, str]:
-    """Returns the environment variables of this process with accelerators and threads disabled."""
+    """Returns this process's environment variables, changed to disable accelerators and threads."""
     folders = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
     return {**ALLOCATION, **os.environ, **ENVIRONMENT, "PYTHONPATH": folders}
 
@@ -254,7 +254,7 @@ def _open_shared_memory() -> int:
 
 
 def _load_result(data: bytes, lengths: list[int], memory: mmap.mmap) -> Any:
-    """Reverses `worker_main.dump_result`; the arrays are views of `memory`."""
+    """Loads a result of `worker_main.dump_result`. The arrays are views of `memory`."""
     arrays, start = [], 0
     for length in lengths:
         arrays.append(np.frombuffer(memory, np.uint8, length, start))

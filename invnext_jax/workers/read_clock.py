@@ -1,7 +1,7 @@
-"""Measures the time that a worker waits for storage, so that reading can be told from decoding.
+"""Measures the time that a worker waits for storage, separately from the time for decoding.
 
-Every read of a file, also opening it, happens inside `reading()`. The clock of a worker lies in
-memory that its supervisor shares, so it can be read while the worker is blocked in a read.
+Opening and reading files happens inside `reading()`. The clock of a worker is in memory shared with
+its supervisor, which can check it while the worker is blocked in a read.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ _LOCAL = threading.local()
 
 
 class TimeLimitError(Exception):
-    """A task exceeded its timeout, without the time that it waited for storage."""
+    """A task exceeded its timeout, excluding the time that it waited for storage."""
 
 
 class ReadStalledError(Exception):
@@ -29,7 +29,8 @@ class ReadClock:
     """
 
     def __init__(self, memory: memoryview | None = None):
-        # Start of the current read, or 0; total seconds of the reads before it.
+        # Start time of the current read (0 if there is none), and total seconds of the earlier
+        # reads.
         self._fields = memoryview(bytearray(CLOCK_BYTES) if memory is None else memory).cast("d")
 
     def start(self) -> None:
@@ -43,11 +44,11 @@ class ReadClock:
 
     @property
     def read_start(self) -> float:
-        """`time.monotonic` at the start of the current read, or 0."""
+        """Value of `time.monotonic` at the start of the current read, or 0 if there is none."""
         return self._fields[0]
 
     def total(self) -> float:
-        """Returns the seconds of all reads, including the current one."""
+        """Returns the total seconds of all reads, including the current one."""
         start, done = self._fields
         return done + (time.monotonic() - start if start else 0.0)
 
@@ -63,7 +64,7 @@ def use_clock(clock: ReadClock) -> Iterator[None]:
 
 
 class reading:  # noqa: N801, a context manager; a class is faster than a generator
-    """Context of a read. Without a clock, or inside another read, it does nothing."""
+    """Context manager for a read. Does nothing without a clock or inside another read."""
 
     def __enter__(self) -> None:
         clock = getattr(_LOCAL, "clock", None)
@@ -80,9 +81,10 @@ def wait_for_result(wait: Callable[[float], bool], clock: ReadClock, timeout: fl
     """Waits until the result of a worker is ready.
 
     Args:
-        wait: Waits for at most the given seconds and returns whether the result is ready.
+        wait: Function that waits for at most the given seconds and returns whether the result is
+            ready.
         clock: Clock of the worker.
-        timeout: Maximum seconds of a task without its reads, and of each of its reads.
+        timeout: Maximum seconds for a task excluding its reads, and for each of its reads.
 
     Raises:
         TimeLimitError: The task takes longer than `timeout`.

@@ -1,7 +1,7 @@
 """Main loop of a worker process: runs one function on each task; see `workers.ProcessWorker`.
 
-The process is a new interpreter. It imports only the modules that the function needs, and so
-neither JAX nor the main script. Large arrays in a result are passed through shared memory,
+The process is a new interpreter. It imports only the modules that the function needs, which
+excludes JAX and the main script. Large arrays in a result are passed through shared memory;
 everything else is pickled.
 """
 
@@ -23,7 +23,7 @@ SIGTERM_GRACE_SECONDS = 60
 ORPHAN_SECONDS = 5  # an orphaned process exits this long after its task's timeout
 SHARED_BYTES = 2**28  # reserved address space; only written pages use memory
 MIN_SHARED_BYTES = 4096  # arrays below this size are pickled
-MAX_BYTES = 2**32  # memory limit of the worker, which protects the machine from huge clips
+MAX_BYTES = 2**32  # memory limit of the worker; protects the machine from huge clips
 
 
 def main(socket: str, shared: str) -> None:
@@ -59,7 +59,7 @@ def main(socket: str, shared: str) -> None:
 
 
 def _prefetch(function, task: tuple, last: threading.Thread | None) -> threading.Thread | None:
-    """Reads the file of a later task into the page cache, unless another read is under way."""
+    """Reads the file of a later task into the page cache, unless a prefetch is still running."""
     prefetch = getattr(function, "prefetch", None)
     if prefetch is None or (last is not None and last.is_alive()):
         return last
@@ -71,11 +71,11 @@ def _prefetch(function, task: tuple, last: threading.Thread | None) -> threading
 class _AlarmClock(ReadClock):
     """A clock that ends the process if neither reading nor decoding makes progress.
 
-    A decoder may hang while it holds the GIL; then only a signal can end an orphaned process.
+    A decoder may hang while it holds the GIL. Then only a signal can end an orphaned process.
     """
 
     def set_alarm(self, seconds: float) -> None:
-        """Ends the process in `seconds`, counted from the last start or end of a read; 0: never."""
+        """Ends the process `seconds` after the last start or end of a read; 0 cancels the alarm."""
         self._seconds = seconds
         signal.setitimer(signal.ITIMER_REAL, seconds)
 
@@ -128,7 +128,7 @@ class _Pickler(ForkingPickler):
 
 
 def _set_up_process() -> None:
-    """Ignores shutdown signals, exits with the parent, and limits the memory."""
+    """Makes the process ignore shutdown signals, exit with its parent, and limit its memory."""
     # A signal to the process group must not stop the workers before the parent has saved.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)

@@ -23,7 +23,7 @@ from invnext_jax.workers.process_worker import (
 from invnext_jax.workers.read_clock import ReadStalledError, TimeLimitError
 
 IN_PROCESS_THREADS = 4
-MAX_FAILED_STARTS = 3  # consecutive failures after which the run ends
+MAX_FAILED_STARTS = 3  # consecutive failed starts after which the run ends
 LATE_SECONDS = 10  # time after the timeout before a warning is logged
 
 
@@ -37,8 +37,8 @@ class SupervisedWorker:
 
     Attributes:
         restarts: Number of replaced workers.
-        busy_seconds: Time that it ran tasks.
-        read_seconds: Part of this time in which it waited for storage.
+        busy_seconds: Time that the worker spent on tasks.
+        read_seconds: Part of `busy_seconds` that the worker waited for storage.
     """
 
     def __init__(self, make_worker: Callable[[], Any], timeout: float, tries: int = 2):
@@ -52,7 +52,7 @@ class SupervisedWorker:
         """Runs a task, and repeats it if its worker dies.
 
         Raises:
-            TimeLimitError: The task exceeded the timeout, without the time of its reads.
+            TimeLimitError: The task exceeded the timeout, excluding the time of its reads.
             ReadStalledError: A read of the task exceeded the timeout.
             WorkerDiedError: `tries` workers died while running the task.
             WorkerStartError: Workers do not start.
@@ -89,7 +89,7 @@ class SupervisedWorker:
             self.read_seconds += clock.total() - read_before
 
     def prefetch(self, *task: Any) -> None:
-        """Lets the worker read the file of a later task while it runs the next one."""
+        """Lets the worker read the file of a later task while it runs the next task."""
         self._worker.prefetch(task)
 
     @property
@@ -121,7 +121,7 @@ class SupervisedWorker:
             raise WorkerClosedError
 
     def peak_memory(self) -> int:
-        """Returns the largest number of bytes that any of its workers used."""
+        """Returns the peak memory in bytes of any of its workers."""
         self._peak_memory = max(self._peak_memory, self._worker.peak_memory())
         return self._peak_memory
 
@@ -134,15 +134,15 @@ class SupervisedWorker:
 
 
 class OrderedPool:
-    """Returns the results of tasks 0, 1, 2, ... in order and prefetches some of them.
+    """Runs tasks 0, 1, 2, ... in workers, prefetches some, and returns the results in order.
 
     Args:
-        run_task: Function of the task's number and of a `SupervisedWorker`, run in a thread of
-            this process. Calling the worker runs the pool's function and may raise
-            `TimeLimitError`, `ReadStalledError` or `WorkerDiedError`.
+        run_task: Function of the task's number and a `SupervisedWorker`, called in a thread of this
+            process. Calling the worker runs the pool's function and may raise `TimeLimitError`,
+            `ReadStalledError` or `WorkerDiedError`.
         make_worker: Function that returns a new worker.
         workers: Number of workers.
-        ahead: Maximum number of results that are being computed or wait to be read.
+        ahead: Maximum number of results that are being computed or have not been read yet.
         timeout: Time limit per call in seconds.
     """
 
@@ -168,7 +168,7 @@ class OrderedPool:
         ]
         for thread in self._threads:
             thread.start()
-        # Workers ignore the signals that stop this process, so they must be closed at its exit.
+        # Workers ignore the signals that stop this process, so they must be closed when it exits.
         atexit.register(self.close)
 
     def _run_tasks(self, worker: SupervisedWorker) -> None:
@@ -219,9 +219,9 @@ class OrderedPool:
 
     @property
     def work_done(self) -> tuple[int, float]:
-        """Number of tasks done, and the seconds that they took, divided by the number of workers.
+        """Number of completed tasks, and the seconds they took divided by the number of workers.
 
-        The quotient is the rate of a pool whose workers never wait.
+        The ratio of the two is the throughput of a pool whose workers never wait for a task.
         """
         with self._lock:
             return self._done, self._busy_seconds / len(self._workers)
@@ -232,12 +232,12 @@ class OrderedPool:
         return sum(worker.restarts for worker in self._workers)
 
     def busy_seconds(self) -> tuple[float, float]:
-        """Returns the seconds that all workers ran tasks, and that they waited for storage."""
+        """Returns the seconds all workers spent on tasks, and those spent waiting for storage."""
         busy = sum(worker.busy_seconds for worker in self._workers)
         return busy, sum(worker.read_seconds for worker in self._workers)
 
     def peak_memory(self) -> int:
-        """Returns the largest number of bytes that any worker used."""
+        """Returns the peak memory in bytes of any worker."""
         return max(worker.peak_memory() for worker in self._workers)
 
     def close(self) -> None:
@@ -267,9 +267,9 @@ def open_pool(
 
     Args:
         run_task: As in `OrderedPool`.
-        function: Function that the workers run; must be defined in an importable module.
+        function: Function that the workers run. It must be defined in an importable module.
         workers: Number of processes; 0 uses threads of this process instead.
-        prefetch: Number of prefetched results per process, or for all threads in total.
+        prefetch: Number of prefetched results per process; with threads, the total number.
         timeout: As in `OrderedPool`.
     """
     count = workers or IN_PROCESS_THREADS

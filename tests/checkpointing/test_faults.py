@@ -158,7 +158,7 @@ def test_old_checkpoint_that_cannot_be_removed_does_not_fail_a_save(
     train.train(toy_config, tmp_path / "run")
     assert not [text for text in caplog.messages if "could not be saved" in text]
     folder = tmp_path / "run/checkpoints"
-    assert f"old checkpoints in {folder} are not removed: Permission denied: {folder}/2" in (
+    assert f"old checkpoints in {folder} cannot be removed: Permission denied: {folder}/2" in (
         caplog.messages
     )
     assert sorted(os.listdir(folder)) == ["2", "6"]
@@ -330,7 +330,7 @@ def test_incomplete_checkpoint_is_removed_with_a_warning(
     os.rename(whole_run / "checkpoints/6", incomplete)
     train.train(toy_config, whole_run)
     assert (
-        f"{incomplete} is incomplete because its run was killed: it is removed" in caplog.messages
+        f"{incomplete} is incomplete because its run was killed; it was removed" in caplog.messages
     )
     assert sorted(os.listdir(whole_run / "checkpoints")) == ["3", "6"]
 

@@ -147,7 +147,7 @@ def test_source_with_other_heads_is_refused_though_shapes_fit(config):
 def test_unfinished_source_is_refused_unless_allowed(config):
     source = config.copy_and_resolve_references()
     source.total_steps = 10
-    with pytest.raises(UserError, match="has done 9 of 10 steps: finish it"):
+    with pytest.raises(UserError, match="has completed 9 of 10 steps: finish it"):
         run_metadata.check_source(config, source, 9)
     config.init_from_unfinished = True
     run_metadata.check_source(config, source, 9)

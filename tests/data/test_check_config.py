@@ -39,8 +39,11 @@ def test_the_handling_of_bad_videos_is_valid(field, value):
         ({"flip": "no"}, "config.data.by_source.mine.flip='no' must be a bool"),
         ({"crop": "all"}, "config.data.by_source.mine.crop='all' must be one of"),
         ({"stride": (4, 2)}, "config.data.by_source.mine.stride=(4, 2) must be two numbers"),
-        ({"jitter": (1.0,)}, "config.data.by_source.mine.jitter=(1.0,) must be four numbers"),
-        ({"crop_scales": ()}, "config.data.by_source.mine.crop_scales=() must be shares"),
+        (
+            {"jitter": (1.0,)},
+            "config.data.by_source.mine.jitter=(1.0,) must be four non-negative numbers",
+        ),
+        ({"crop_scales": ()}, "config.data.by_source.mine.crop_scales=() must be fractions"),
     ],
 )
 def test_overrides_by_source_are_checked_like_the_fields(overrides, text):

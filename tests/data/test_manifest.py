@@ -68,9 +68,9 @@ def test_errors_of_manifests_name_file_and_line(text, message, tmp_path):
 def test_missing_manifests_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"none\.csv does not exist"):
         manifest_lib.read_manifest(tmp_path / "none.csv")
-    with pytest.raises(UserError, match="no manifest named"):
+    with pytest.raises(UserError, match="no manifest given"):
         manifest_lib.read_manifest("")
-    with pytest.raises(UserError, match="should contain one manifest, it has none"):
+    with pytest.raises(UserError, match="should contain one manifest, but it has none"):
         manifest_lib.read_manifest(tmp_path)
 
 

@@ -139,7 +139,7 @@ def test_repeated_run_probes_only_changed_files(folder):
     content = out.read_text()
     assert build(folder, out).reused == 8 and out.read_text() == content
     shutil.copy(folder / "0.mp4", folder / "empty.mp4")
-    with pytest.raises(UserError, match="has other content: give --overwrite"):
+    with pytest.raises(UserError, match="exists with different content: set --overwrite"):
         build(folder, out)
     assert out.read_text() == content
     assert counts(build(folder, out, overwrite=True)) == (8, 6, 2, 2)
@@ -206,7 +206,7 @@ def test_splits_indexed_apart_have_the_same_class_numbers(folder):
     out, classes = folder / "m", {"abseiling": 0, "archery": 1, "zumba": 2}
     build(folder / "train.csv", out / "train.csv")
     summary = build(folder / "val.csv", out / "val.csv")
-    assert f"class ids: those of {out}/train.classes.json" in str(summary)
+    assert f"class ids are those of {out}/train.classes.json" in str(summary)
     found = manifest.read_manifest(out / "val.csv").labels["label_class"].tolist()
     assert found == [classes["zumba"], classes["archery"]]
     for split in ("train", "val"):
@@ -322,7 +322,7 @@ def test_killed_run_is_resumed(folder):
     done = subprocess.run(
         command(*arguments), env=environment, capture_output=True, text=True, check=True
     )
-    assert "9 listed = 6 clean + 3 quarantined (3 files known" in done.stdout
+    assert "9 listed = 6 clean + 3 quarantined (3 files probed" in done.stdout
     assert "9 of 9 videos, 3 bad" in done.stdout
     names = [Path(json.loads(line)["key"][0]).name for line in notes.read_text().splitlines()]
     assert len(names) == len(set(names)) == 9
@@ -335,7 +335,7 @@ def test_killed_run_is_resumed(folder):
         (["crop", "x", "--out=a.csv"], "usage: index FOLDER_OR_LIST --out=manifest.csv"),
         (["index", "x"], "--out is missing"),
         (["index", "nowhere", "--out=a.csv"], "the folder or list 'nowhere' does not exist"),
-        (["index", ".", "--out=a.txt"], "--out=a.txt must name a .csv file"),
+        (["index", ".", "--out=a.txt"], "--out=a.txt must be a .csv file"),
         (["index", "bad.csv", "--out=bad.csv"], "--out=bad.csv is the list itself"),
         (
             ["index", ".", "--out=a.csv", "--workers=-1"],

@@ -95,7 +95,7 @@ def test_seeks_are_compared_with_decoding_in_order(tmp_path, videos, monkeypatch
         return frame
 
     monkeypatch.setattr(decode._Group, "decode_until", decode_wrong_group)
-    with pytest.raises(decode.BadVideo, match="a seek to frame 60 leads to another picture"):
+    with pytest.raises(decode.BadVideo, match="a seek to frame 60 leads to a different picture"):
         probing.probe_video(str(path))
 
 

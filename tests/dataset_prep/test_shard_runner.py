@@ -152,7 +152,7 @@ def test_beam_writes_the_same_records(tmp_path, videos):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--streaming",), "names no runner"),
+        (("--streaming",), "has no runner"),
         (("--runner=DirectRunner",), "DirectRunner runs on this machine and serves its files"),
         (("--streaming", "--runner", "PrismRunner"), "PrismRunner runs on this machine"),
         (IN_PROCESS, "FnApiRunner runs on this machine"),

@@ -170,7 +170,7 @@ def test_other_settings_are_errors(change, message, folder, prepared):
 
 def test_folder_with_other_data_and_second_run_are_errors(folder, prepared, tmp_path):
     (tmp_path / "mine").touch()
-    with pytest.raises(UserError, match=r"holds other data \(mine\)"):
+    with pytest.raises(UserError, match=r"contains other data \(mine\)"):
         sharding.prepare_shards(str(folder), str(tmp_path))
     (tmp_path / "copy").mkdir()
     (tmp_path / "copy" / "train.csv").write_text((folder / "list.csv").read_text())

@@ -55,7 +55,9 @@ def test_videos_that_end_at_a_damaged_frame_are_listed_also_after_a_retry(
     for retry in (False, True):
         options = sharding.ShardingOptions(shards=1, progress=False, retry=retry)
         summary = sharding.prepare_shards(str(tmp_path), str(out), "train", ENCODING, options)
-        assert summary.damaged == 1 and "1 of the written videos end at a damaged" in str(summary)
+        assert summary.damaged == 1 and "1 of the written videos were cut at a damaged" in str(
+            summary
+        )
         with (out / "train.damaged.csv").open() as file:
             (row,) = csv.DictReader(file)
         assert row["path"] == str(path) and row["damage"].startswith("kept 59 of 60 frames")
@@ -171,7 +173,9 @@ def test_splits_may_lack_labels_and_other_manifests_are_errors(tmp_path, videos,
     assert shards.read_example(test.path, 0)["label_a"] == [-1]
     assert manifest_lib.read_manifest(out / "val")[0].labels == {"label_a": 5, "label_b": 6}
     for shards_given in (0, 2):
-        with pytest.raises(UserError, match="was made from another manifest, of 2 rows, not 1"):
+        with pytest.raises(
+            UserError, match="was made from another manifest, with 2 rows instead of 1"
+        ):
             prepare("train", one, shards=shards_given)
     with pytest.raises(UserError, match="splits without the label column 'label_c'") as caught:
         prepare("more", "path,source,label_c\na.mp4,x,7\n")
@@ -182,7 +186,7 @@ def test_rejected_folder_is_unchanged(tmp_path):
     (tmp_path / "list.csv").write_text("path,source\na.mp4,a\n")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes").touch()
-    for out, message in (("mine", "holds other data"), ("list.csv", "cannot be")):
+    for out, message in (("mine", "contains other data"), ("list.csv", "cannot be")):
         with pytest.raises(UserError, match=message):
             sharding.prepare_shards(str(tmp_path / "list.csv"), str(tmp_path / out))
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes"]

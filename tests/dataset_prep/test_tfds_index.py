@@ -78,7 +78,7 @@ def test_manifest_has_labels_of_every_good_record(dataset, tmp_path, videos):
         ({}, "has the splits train, test: select one"),
         ({"split": "val"}, "select one of them with --split"),
         ({"split": "test", "feature": "sound"}, "has no feature 'sound'"),
-        ({"split": "test", "feature": "caption"}, "none of 2 records holds a good video"),
+        ({"split": "test", "feature": "caption"}, "none of 2 records contains a good video"),
     ],
 )
 def test_missing_names_are_errors(fields, message, dataset, tmp_path):
@@ -88,7 +88,7 @@ def test_missing_names_are_errors(fields, message, dataset, tmp_path):
 
 def test_manifest_with_other_content_is_not_overwritten(dataset, tmp_path):
     (tmp_path / "a.csv").write_text("path,source\n")
-    with pytest.raises(UserError, match="give --overwrite"):
+    with pytest.raises(UserError, match="set --overwrite"):
         tfds_index.index_dataset(dataset, tmp_path / "a.csv", split="test", options=OPTIONS)
 
 
@@ -119,7 +119,7 @@ def test_labels_are_integer_scalars(caplog, tmp_path):
     [
         ({}, "the record has no label 'action'"),
         ({"action": []}, "the record has no label 'action'"),
-        ({"action": [2**31]}, "label 'action' is 2147483648, beyond 32 bits"),
+        ({"action": [2**31]}, "label 'action' is 2147483648, which exceeds 32 bits"),
     ],
 )
 def test_record_without_its_label_is_quarantined(labels, reason, dataset, monkeypatch):

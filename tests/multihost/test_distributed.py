@@ -105,7 +105,7 @@ def test_an_incomplete_slurm_step_is_one_process_and_a_warning(find, caplog, cha
     with caplog.at_level("WARNING"):
         assert find(environ) is None
     assert len(caplog.records) == 1
-    assert f"because this is not a task of srun ({reason}" in caplog.text
+    assert f"because this is not an srun task ({reason}" in caplog.text
     assert "the run has one process" in caplog.text
     assert find({**environ, **EXPLICIT}) == DistributedConfig("node1:1234", 4, 2)
     assert find(environ, num_processes=1) is None
@@ -124,7 +124,7 @@ def test_a_shell_of_a_slurm_job_with_one_task_is_no_warning(find, caplog):
         ({"JAX_PROCESS_ID": None}, r"also needs --process_id \(JAX_PROCESS_ID\)"),
         ({"JAX_COORDINATOR_ADDRESS": None, "JAX_PROCESS_ID": None}, "address .* and --process_id"),
         ({"JAX_COORDINATOR_ADDRESS": "node1"}, "'node1' must be host:port"),
-        ({"JAX_PROCESS_ID": "4"}, "process_id=4 must lie in 0 to 3"),
+        ({"JAX_PROCESS_ID": "4"}, "process_id=4 must be between 0 and 3"),
         ({"JAX_NUM_PROCESSES": "x"}, "JAX_NUM_PROCESSES='x' must be a number"),
         ({"JAX_NUM_PROCESSES": "0"}, "is 0, but must be at least 1"),
     ],

@@ -183,7 +183,7 @@ def test_different_secrets_are_named_in_the_error(port, monkeypatch):
     connect(port).close()
     monkeypatch.delenv(host_messages.SECRET_VARIABLE)
     second = Process(port, 1, 2, 1)
-    assert "INVNEXT_SECRET is the same everywhere" in str(second.outcome())
+    assert "INVNEXT_SECRET has the same value everywhere" in str(second.outcome())
     assert "process 1 did not arrive" in str(first.outcome())
 
 

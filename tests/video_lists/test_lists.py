@@ -214,7 +214,7 @@ def test_missing_folders_and_lists_are_errors(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("path,source,record\na.mp4,a,\ns-0,a,1\n", "line 3 names a record of a shard"),
+        ("path,source,record\na.mp4,a,\ns-0,a,1\n", "line 3 is a record of a shard"),
         ("path,source\ngs://b/1.mp4,a\n", "line 2: gs://b/1.mp4 is remote"),
     ],
 )
@@ -359,9 +359,9 @@ def test_hmdb51_split_files(tmp_path):
     one = read(lists_folder / "run_test_split1.txt", videos=str(root), split="train")
     assert [entry.labels for entry in one.entries] == [{"label_class": 1}]  # as in the folder
     for path in (lists_folder, lists_folder / "run_test_split1.txt"):
-        with pytest.raises(UserError, match="training and test videos of HMDB51: give --split"):
+        with pytest.raises(UserError, match="training and test videos of HMDB51: set --split"):
             read(path, videos=str(root))
-    with pytest.raises(UserError, match="no files of split 3 of HMDB51: give another --fold"):
+    with pytest.raises(UserError, match="no files for split 3 of HMDB51: set --fold to another"):
         read(lists_folder, split="train", fold=3)
 
 
@@ -385,7 +385,7 @@ def test_ucf101_lists_number_the_folders(tmp_path, with_index):
         found = [(e.path.split("/")[-2], e.labels["label_class"]) for e in videos.entries]
         assert found == list(ids.items())[-count:] and videos.classes == ids
     (tmp_path / "trainlist01.txt").write_text(f"{train[0]}\n{train[0][:-1]}7\n")
-    with pytest.raises(UserError, match="gives the class 'ApplyEyeMakeup' the numbers 1 and 7"):
+    with pytest.raises(UserError, match="the class 'ApplyEyeMakeup' has the numbers 1 and 7"):
         read(tmp_path / "trainlist01.txt")
 
 

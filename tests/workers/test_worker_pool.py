@@ -57,7 +57,7 @@ def test_workers_that_do_not_start_end_the_run(capfd):
         ahead=1,
         timeout=60,
     )
-    with pytest.raises(workers.WorkerStartError, match="died at its start .exit code 1"):
+    with pytest.raises(workers.WorkerStartError, match="died during startup .exit code 1"):
         pool.next_result()
     pool.close()
 
