@@ -185,7 +185,7 @@ class Checkpointer:
         return is_new
 
     def _write_checksums(self) -> None:
-        """Writes the checksums. Called by Orbax in a thread of process 0, before the last rename."""
+        """Writes the checksums; called by Orbax in a thread of process 0 before the last rename."""
         step = str(self._pending_step)
         incomplete = list(self._folder.glob(step + checksums.INCOMPLETE + "*"))
         self._checkpoint_bytes = checksums.write_checksums((incomplete or [self._folder / step])[0])
