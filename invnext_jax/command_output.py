@@ -1,4 +1,4 @@
-"""Standard output and error of the commands: a reader that goes away does not end a run."""
+"""Keeps a run alive after the reader of its standard output or standard error has exited."""
 
 import contextlib
 import errno
@@ -7,7 +7,7 @@ import stat
 import sys
 from typing import Any, TextIO
 
-# The pipe or the terminal has closed. Nothing will ever be read from it.
+# Errors that mean that the pipe or the terminal has closed, so that nothing will be read from it.
 _CLOSED = (errno.EPIPE, errno.EIO, errno.ENXIO, errno.EBADF)
 
 
@@ -15,7 +15,7 @@ class ResilientStream:
     """A text stream whose writes never raise an `OSError`.
 
     After its pipe (`| head`) or terminal has closed, the text is discarded. Text that cannot be
-    written for another reason, such as a full disk, is lost; later text is written again.
+    written for another reason, such as a full disk, is lost, but later text is written.
 
     Args:
         stream: the stream to write to.
@@ -28,17 +28,17 @@ class ResilientStream:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """Writes text, if that is possible."""
+        """Writes text if possible."""
         with self._discard_errors():
             self._stream.write(text)
         return len(text)
 
     def writelines(self, lines: list[str]) -> None:
-        """Writes a list of lines, if that is possible."""
+        """Writes a list of lines if possible."""
         self.write("".join(lines))
 
     def flush(self) -> None:
-        """Flushes the buffer, if that is possible."""
+        """Flushes the buffer if possible."""
         with self._discard_errors():
             self._stream.flush()
 
@@ -53,10 +53,10 @@ class ResilientStream:
 
 
 def make_output_resilient() -> None:
-    """Replaces `sys.stdout` and `sys.stderr` by resilient streams."""
+    """Replaces `sys.stdout` and `sys.stderr` with resilient streams."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if stream is None:  # closed when the command started, as by `>&-`
+        if stream is None:  # the stream was closed when the command started, as with `>&-`
             stream = open(os.devnull, "w")  # noqa: SIM115, used until the process ends
         if not isinstance(stream, ResilientStream):
             setattr(sys, name, ResilientStream(stream))
@@ -68,7 +68,7 @@ def redirect_output_to_devnull() -> None:
     After a hangup, writing to the closed terminal or pipe may fail.
     """
     for output in (1, 2):
-        with contextlib.suppress(OSError):  # it is closed already
+        with contextlib.suppress(OSError):  # it is already closed
             if not stat.S_ISREG(os.fstat(output).st_mode):
                 _redirect_to_devnull(output)
 

@@ -1,4 +1,4 @@
-"""Checks of a run's config that are the same for all stages.
+"""Config checks that are the same for all stages.
 
 Each group of options is checked by the module that uses it. Each stage checks its own options.
 """

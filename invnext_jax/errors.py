@@ -19,7 +19,7 @@ from invnext_jax.command_output import make_output_resilient
 
 
 class UserError(ValueError):
-    """An error in the user's input (config, path, checkpoint). Its text says what to change."""
+    """An error in the user's input (config, path, checkpoint). Its message says what to change."""
 
 
 class NonFiniteError(RuntimeError):
@@ -27,11 +27,12 @@ class NonFiniteError(RuntimeError):
 
 
 def check_minimums(config: Any, minimums: Mapping[str, float]) -> None:
-    """Checks that options are not below their minimum values.
+    """Checks that options are not below their minimums.
 
     Args:
         config: the run's config.
-        minimums: maps the dotted name of each option, such as "log.every_steps", to its minimum.
+        minimums: dict from the dotted name of each option, such as "log.every_steps", to its
+            minimum.
 
     Raises:
         UserError: an option is below its minimum.
@@ -87,7 +88,7 @@ def run_command(
 ) -> None:
     """Runs a launch script: parses the flags, calls `main` and reports user errors in one line.
 
-    A closed standard output, as after `| head`, does not end the script.
+    The script continues after its standard output is closed, for example by `| head`.
 
     Args:
         main: function called with the script's name, followed by the arguments that are not flags.
@@ -116,9 +117,10 @@ def run_command(
 
 
 def _sanitize_output() -> None:
-    """Removes terminal escapes and secrets of URLs from the log, tracebacks and standard output.
+    """Removes terminal escapes and URL secrets from the log, tracebacks and standard output.
 
-    Progress bars on standard error are unchanged: they need control characters and show no names.
+    Progress bars on standard error are not changed, because they need control characters and
+    contain no names.
     """
     sys.stdout = _SanitizedStream(sys.stdout)
     logging.get_absl_handler().setFormatter(_SanitizedFormatter())
@@ -126,7 +128,7 @@ def _sanitize_output() -> None:
 
 
 class _SanitizedStream:
-    """A text stream that writes all text with `sanitize.for_display`."""
+    """A text stream that applies `sanitize.for_display` to all text."""
 
     def __init__(self, stream: TextIO):
         self._stream = stream
@@ -181,7 +183,7 @@ def _first_cause(text: str) -> str:
 
 
 def _unknown_field(argv: Sequence[str]) -> str:
-    """Returns an error message for the first flag `--config.a.b` without a config field, or ""."""
+    """Returns an error message for the first flag `--config.a.b` without such a field, or ""."""
     files = [given.partition("=")[2] for given in argv if given.startswith("--config=")]
     try:
         known = list(_fields(_load_config(files[-1]).to_dict())) if files else []

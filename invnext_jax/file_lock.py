@@ -10,11 +10,11 @@ _UNSUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, err
 
 
 class LockHeldError(Exception):
-    """The lock is held by a different open file, usually of another process."""
+    """The lock is held by a different open file, usually in another process."""
 
 
 def acquire(file: IO) -> None:
-    """Locks an open file without waiting. Logs a warning if the file system has no locks.
+    """Locks an open file without waiting. Logs a warning if the file system does not support locks.
 
     Closing the file releases the lock. The kernel closes the file when the process ends.
 
@@ -30,13 +30,17 @@ def acquire(file: IO) -> None:
         if error.errno not in _UNSUPPORTED:
             raise
         logging.warning(
-            "the file system of %s has no locks: make sure that no second run writes there",
+            "the file system of %s does not support locks: make sure that no second run writes "
+            "there",
             file.name,
         )
 
 
 def wait(file: IO) -> None:
-    """Waits until no other process holds the lock and locks the file, if its system has locks."""
+    """Locks an open file after waiting until no other process holds the lock.
+
+    Does nothing if the file system does not support locks.
+    """
     try:
         fcntl.flock(file, fcntl.LOCK_EX)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Reads JSON files of unknown origin. Any problem with a file is a one-sentence `UserError`."""
+"""Reads JSON files from untrusted sources. Any problem raises a one-sentence `UserError`."""
 
 import json
 import os
@@ -7,7 +7,7 @@ from typing import Any
 
 from invnext_jax.errors import UserError
 
-MAX_BYTES = 2**24  # the largest files of published models and data sets are about 2 MiB
+MAX_BYTES = 2**24  # the largest JSON files of published models and data sets are about 2 MiB
 
 
 def read_value(
@@ -21,7 +21,7 @@ def read_value(
         max_bytes: Maximum size of the file. The parsed contents may need ten times as much memory.
 
     Raises:
-        UserError: The file is missing, too large, nested too deeply or not JSON.
+        UserError: The file is missing, too large, nested too deeply or not valid JSON.
     """
     try:
         with open(path, "rb") as file:

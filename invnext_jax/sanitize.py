@@ -1,4 +1,4 @@
-"""Removes terminal escapes and secrets in URLs from text of unknown origin."""
+"""Removes terminal escapes and URL secrets from untrusted text."""
 
 import re
 from typing import Any
@@ -14,15 +14,15 @@ _URL = re.compile(
 _SECRET_NAME = re.compile(
     "sig|token|key|secret|pass|pwd|auth|cred|policy|session|access|code|jwt|hmac|hash", re.I
 )
-_MAX_PLAIN = 15  # longer values in a query may be signatures
+_MAX_PLAIN = 15  # longer query values may be signatures
 _REDACTED = "REDACTED"
 
 
 def redact_urls(text: str) -> str:
-    """Replaces user names, passwords and secrets in the queries of all URLs in a text.
+    """Replaces user names, passwords and query secrets in all URLs in a text.
 
-    A value in a query is considered secret if its name indicates this, as in `?token=...`, or if it
-    is longer than 15 characters. Text without such URLs is unchanged.
+    A query value is considered secret if its name suggests so, as in `?token=...`, or if it is
+    longer than 15 characters. Text without such URLs is unchanged.
     """
     return _URL.sub(_redact_url, text) if "://" in text else text
 
@@ -68,5 +68,5 @@ def escape_controls(text: str) -> str:
 
 
 def for_display(text: str) -> str:
-    """Returns a text without control characters and URL secrets, for screens and logs."""
+    """Returns a text without control characters and URL secrets, for display and logs."""
     return escape_controls(redact_urls(text))

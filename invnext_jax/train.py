@@ -1,4 +1,4 @@
-"""Pretraining: `train(config, workdir)` checks the config, builds or restores a run, and trains it.
+"""Pretraining: `train(config, workdir)` checks the config, creates or restores a run, and trains.
 
 The same call resumes a run that was killed. The results are bitwise identical.
 """

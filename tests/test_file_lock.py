@@ -21,7 +21,7 @@ def test_file_system_without_locks_is_a_warning(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("fcntl.flock", refuse)
     with open(tmp_path / "lock", "w") as file:
         file_lock.acquire(file)
-    assert any("has no locks" in text for text in caplog.messages)
+    assert any("does not support locks" in text for text in caplog.messages)
 
 
 def test_other_errors_are_raised(tmp_path, monkeypatch):

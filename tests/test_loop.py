@@ -219,7 +219,7 @@ def test_a_window_of_steps_is_traced(toy_config, tmp_path, capsys):
 @pytest.mark.parametrize("window", [(4, 2), (3,), (-1, 2)])
 def test_an_invalid_profile_window_is_refused(toy_config, tmp_path, window):
     toy_config.profile_steps = window
-    with pytest.raises(UserError, match="must be two steps"):
+    with pytest.raises(UserError, match="must be two increasing"):
         train.train(toy_config, tmp_path / "run")
 
 

@@ -35,8 +35,7 @@ class Checkpointer:
 
     Attributes:
         saved_step: step of the newest checkpoint known to be on disk, or None.
-        abort_reason: reason why the run was aborted when it saved that checkpoint. "" if it was not
-            aborted.
+        abort_reason: reason why the run was aborted when it saved that checkpoint, or "".
 
     Args:
         workdir: the run's folder.

@@ -106,9 +106,7 @@ def split_names(names: str) -> list[str]:
 
 
 def list_manifests(names: str | os.PathLike) -> list[str]:
-    """Finds the CSV file of each manifest.
-
-    It is the name itself, `<name>.csv`, or the only manifest in a folder of this name.
+    """Finds the CSV file of each name, which is a file, a file without ".csv", or a folder.
 
     Args:
         names: One or more names, separated by commas. Names of rendered worlds do not change.
@@ -159,9 +157,8 @@ def read_manifest(
 
     Args:
         names: A local or remote CSV file, a folder (see `list_manifests`), a rendered world, or
-            several of these, separated by commas or as a sequence. The rows of several manifests
-            are concatenated. If a manifest lacks a label column that another one has, its rows get
-            the label -1.
+            several of these, separated by commas or as a sequence. Their rows are concatenated. If
+            a manifest lacks a label column that another one has, its rows get the label -1.
         rules: Rules for the files that the rows may name.
 
     Raises:

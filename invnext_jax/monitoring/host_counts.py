@@ -1,8 +1,8 @@
-"""Sums counts of each host, such as dropped videos, over all hosts for the log.
+"""Sums per-host counts, such as dropped videos, over all hosts for the log.
 
-The counts are metrics of `clu.metrics`. Their reduction is one small computation on the devices.
-The training loop dispatches it after a step and reads its result together with the metrics of that
-step, so no host waits for another.
+The counts are `clu.metrics` metrics, which are summed in a small computation on the devices. The
+training loop dispatches it after a step and reads the result together with the metrics of that
+step, so that no host waits for another.
 """
 
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ class Count(metrics.Metric):
         return Count(total=self.total + other.total)
 
     def reduce(self) -> "Count":
-        """Sums over the first axis, without the scan of `metrics.Metric.reduce`."""
+        """Sums over the first axis, without the scan that `metrics.Metric.reduce` uses."""
         return Count(total=jnp.sum(self.total, axis=0))
 
     def compute(self) -> jax.Array:
@@ -64,7 +64,7 @@ class HostCounts:
         return self._reduce({name: Count(self._put(number)) for name, number in counts.items()})
 
     def _put(self, number: int) -> jax.Array:
-        """Makes an array with a row per device: `number` in this host's first row, 0 elsewhere."""
+        """Makes an array with a row per device: `number` in the host's first row, 0 elsewhere."""
         rows = np.zeros(self._rows, np.int32)
         rows[0] = number
         return jax.make_array_from_process_local_data(self._sharding, rows)

@@ -1,9 +1,9 @@
-"""Compares the hosts of a run: step time, wait for data, decode rate and dropped videos of each.
+"""Compares the step time, wait for data, decode rate and dropped videos of a run's hosts.
 
-In a logged step, each host contributes one row of numbers. They are gathered by one small
-computation on the devices, whose result is read together with the metrics of that step, so no host
-waits for another. A host whose data is slow holds up all the others, which then wait for it on
-their devices: only its own share of waiting for data shows where the time is lost.
+In a logged step, each host contributes one row of numbers. A small computation on the devices
+gathers the rows. Its result is read together with the metrics of that step, so that no host waits
+for another. A host with slow data delays all others, which wait for it in the collectives of the
+step. Only the data wait of the slow host itself shows the cause.
 """
 
 import time
@@ -18,15 +18,16 @@ from jax.sharding import PartitionSpec as P
 from invnext_jax.multihost import distributed
 
 PREFIX = "hosts/"
-# One number of each host, in this order. The worst host has the highest value, except for the rate.
+# The numbers of a host, in this order. The worst host has the highest value, except for the rate.
 QUANTITIES = ("step_seconds", "data_wait", "decode_rate", "dropped_videos", "failed_reads")
-_SLOW_SHARE = 0.1  # share of waiting for data above the mean of all hosts that is worth a line
+# A host is slow if its data wait exceeds the mean of all hosts by more than this share of the time.
+_SLOW_SHARE = 0.1
 
 
 def own_record(values: np.ndarray) -> dict[str, float]:
-    """Returns the step time and the decode rate of the result of `HostTimes.measure`.
+    """Returns the step time and the decode rate from a result of `HostTimes.measure`.
 
-    The record of a run of one process has the other numbers already.
+    Used in single-process runs, in which the record already contains the other numbers.
     """
     record = {
         name: float(values[QUANTITIES.index(name)]) for name in ("step_seconds", "decode_rate")
@@ -35,7 +36,7 @@ def own_record(values: np.ndarray) -> dict[str, float]:
 
 
 class HostTimes:
-    """Measures this host between logged steps, and gathers the numbers of all hosts.
+    """Measures the times of this host between logged steps, and gathers those of all hosts.
 
     Args:
         mesh: the run's mesh. Each host has devices in it.
@@ -68,12 +69,13 @@ class HostTimes:
         Args:
             step: number of the step that was just dispatched.
             counts: dropped videos and failed reads of this host so far.
-            decoded: clips that this host decoded so far, and the seconds for which all of its
-                workers together were busy with them.
+            decoded: number of clips that this host has decoded so far, and the busy time in seconds
+                (see `OrderedPool.work_done`).
 
         Returns:
-            The numbers of `QUANTITIES`, float32 [5]. The decode rate is the clips per second that
-            the workers would deliver if they never waited; NaN if they decoded none.
+            The numbers listed in `QUANTITIES`, float32 [5]. The decode rate is the number of clips
+            per second that the workers would deliver if they never waited; NaN if no clip was
+            decoded.
         """
         seconds = max(time.perf_counter() - self._start, 1e-9)
         clips, busy = (new - old for new, old in zip(decoded, self._decoded, strict=True))
@@ -86,7 +88,7 @@ class HostTimes:
         return np.array(values, np.float32)
 
     def gather(self, values: np.ndarray) -> jax.Array:
-        """Dispatches the gathering of all hosts' numbers. All hosts must call it together.
+        """Dispatches an all-gather of the hosts' numbers. All hosts must call it together.
 
         Args:
             values: the result of `measure` on this host.
@@ -123,14 +125,14 @@ class HostTimes:
         record: Mapping[str, Any],
         describe: Callable[[int], str] = distributed.describe_process,
     ) -> str:
-        """Returns a line about the host that waits longest for data, or "" if there is none to log.
+        """Returns a message if the slow host changed since the last call, otherwise "".
 
-        A line is returned when another host than before becomes slow, or when no host is slow any
+        The message describes the host that waits longest for data, or says that none is slow any
         more.
 
         Args:
             record: the result of `summarize`.
-            describe: function that returns the number and the host name of a process.
+            describe: function that returns the description of a process, with its host name.
         """
         wait = {key: record[f"{PREFIX}data_wait/{key}"] for key in ("mean", "max", "worst_host")}
         slow = wait["worst_host"] if wait["max"] - wait["mean"] > _SLOW_SHARE else None

@@ -24,13 +24,12 @@ FILE = "metrics.jsonl"
 class MetricWriter:
     """Writes each logged step to `<workdir>/metrics.jsonl` and to TensorBoard, in process 0 only.
 
-    First removes the records after `step`, the step that the run resumes from, because those steps
-    will be repeated. Records that cannot be written (full disk, missing folder) are kept and
-    written later.
+    First removes the records after `step`, from which the run resumes, because later steps will be
+    repeated. Records that cannot be written (full disk, missing folder) are kept and written later.
 
     Args:
         workdir: the run's folder.
-        step: number of steps done so far.
+        step: number of steps completed so far.
 
     Raises:
         UserError: the files cannot be opened.
@@ -63,8 +62,8 @@ class MetricWriter:
         self._file = open(self._workdir / FILE, "a")
         board = self._workdir / "tensorboard"
         board.mkdir(exist_ok=True)
-        # Not SummaryWriter: its thread dies if the disk is full, and the run would hang.
-        # The suffix gives two runs that start in the same second different files.
+        # SummaryWriter is not used, because its thread dies if the disk is full, and the run would
+        # hang. The suffix gives two runs that start in the same second different files.
         self._board = EventsWriter(str(board / "events"), f".from{self._step}.{self._times_opened}")
         self._times_opened += 1
         start = SessionLog(status=SessionLog.START)
@@ -104,7 +103,7 @@ class MetricWriter:
                 self._file.write(json.dumps(record, allow_nan=False) + "\n")
                 self._file.flush()
             except OSError:
-                # Otherwise, the file object would write its buffer a second time.
+                # Otherwise, the file object would write its buffer twice.
                 self._drop_files()
                 os.truncate(self._workdir / FILE, start)  # remove a partial line
                 raise

@@ -38,7 +38,7 @@ def report_parameters(
 
 
 def format_group_sizes(params: Mapping[str, Any], frozen: Mapping[str, Any]) -> list[str]:
-    """Returns one line for the trained and one for the frozen parameters, with group sizes."""
+    """Returns one line with group sizes for the trained and one for the frozen parameters."""
     lines = []
     for kind, tree in (("trained", params), ("frozen", frozen)):
         if tree:

@@ -20,9 +20,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     """
     window = config.profile_steps
     if window and (len(window) != 2 or not 0 <= window[0] < window[1]):
-        raise UserError(
-            f"config.profile_steps={window} must be two steps, the smaller one first, or ()"
-        )
+        raise UserError(f"config.profile_steps={window} must be two increasing step numbers, or ()")
 
 
 class Profiler:

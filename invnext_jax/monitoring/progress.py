@@ -1,4 +1,4 @@
-"""Measures the speed of a training run and shows its progress on the screen."""
+"""Measures the speed of a training run and displays its progress."""
 
 import math
 import time
@@ -44,12 +44,12 @@ class StepTimer:
 
 
 class TrainingProgress:
-    """Shows progress in process 0: as a bar on a terminal, otherwise as one line per logged step.
+    """Shows progress in process 0, as a bar on a terminal or else as one line per logged step.
 
     Args:
         total_steps: number of steps of the whole run.
-        step: number of steps done so far.
-        batch_size: clips per step, to compute the time left.
+        step: number of steps completed so far.
+        batch_size: clips per step, used to compute the time left.
         out: stream to write to. Standard output if None.
     """
 
@@ -65,7 +65,7 @@ class TrainingProgress:
         )
 
     def advance(self) -> None:
-        """Adds one step to the steps done."""
+        """Counts one more completed step."""
         self._step += 1
         self._meter.update(self._step)
 
@@ -87,7 +87,7 @@ class TrainingProgress:
 
 
 def format_step(record: Mapping[str, Any], total_steps: int, batch_size: int) -> str:
-    """Formats a logged step as one line: loss and its terms, learning rate, speed and time left.
+    """Formats a logged step as one line: loss, loss terms, learning rate, speed and time left.
 
     Args:
         record: a record of metrics.jsonl.
@@ -120,7 +120,7 @@ def format_step(record: Mapping[str, Any], total_steps: int, batch_size: int) ->
 
 
 def _format_data_wait(record: Mapping[str, Any]) -> str:
-    """Formats the share of time spent waiting for data: the mean and the range of all hosts."""
+    """Formats the share of time spent waiting for data: the mean and the range over all hosts."""
     mean, least, most, host = (
         record.get(f"hosts/data_wait/{name}") for name in ("mean", "min", "max", "worst_host")
     )
@@ -130,7 +130,7 @@ def _format_data_wait(record: Mapping[str, Any]) -> str:
 
 
 def _format_utilization(record: Mapping[str, Any]) -> list[str]:
-    """Formats FLOP/s and the MFU or, if the peak is unknown, the share of the measured ceiling."""
+    """Formats the FLOP/s and the MFU, or the share of the ceiling if the peak is unknown."""
     if "tflops_per_device" not in record:
         return []
     parts = [f"{record['tflops_per_device']:.3g} TFLOP/s"]
@@ -148,7 +148,7 @@ def _format_loss(value: float | None) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """Formats seconds as h:mm:ss, or as m:ss if below one hour."""
+    """Formats seconds as h:mm:ss, or as m:ss if less than one hour."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -15,7 +15,7 @@ class ProgressMeter:
     Args:
         total: Number of units.
         unit: Name of a unit, in the singular.
-        initial: Number of units done before. They are excluded from the speed.
+        initial: Number of units done earlier, which are excluded from the speed.
         quiet: Whether to suppress all output.
         line_seconds: Minimum seconds between plain lines. If None, only `log` prints lines.
         out: Stream to write to. Standard output if None.
@@ -50,11 +50,11 @@ class ProgressMeter:
 
     @property
     def has_bar(self) -> bool:
-        """Whether a bar is shown, rather than plain lines."""
+        """Whether a bar is shown instead of plain lines."""
         return self._bar is not None
 
     def update(self, done: int, postfix: str | None = None) -> None:
-        """Sets the number of units done and, unless None, the text shown after it."""
+        """Sets the number of units done and, unless it is None, the text shown after the number."""
         if postfix is not None:
             self._postfix = postfix
         added, self._done = max(0, done - self._done), max(done, self._done)

@@ -1,4 +1,4 @@
-"""Writes the metrics of steps to the screen and to files while the next steps run."""
+"""Writes the metrics of each step to the screen and to files while the next step runs."""
 
 import collections
 import pathlib
@@ -43,8 +43,8 @@ def is_due(step: int, every_steps: int) -> bool:
     return every_steps > 0 and (step == 1 or step % every_steps == 0)
 
 
-LONG_WAIT = 0.5  # share of the time; above it, the wait for data is explained
-LONG_WAITS = 3  # number of logged steps in a row with a long wait before it is explained
+LONG_WAIT = 0.5  # a data wait above this share of the time is long
+LONG_WAITS = 3  # consecutive logged steps with a long wait after which its cause is logged
 
 
 class Reporter:
@@ -56,11 +56,11 @@ class Reporter:
     Args:
         config: the run's config.
         workdir: the run's folder.
-        step: number of steps done so far.
+        step: number of steps completed so far.
         mesh: the run's mesh.
         best_metric: name of the logged metric that `pop_score` returns. "" for none.
-        throughput: converts steps per second to FLOP/s and MFU for the log. None for neither.
-        describe_wait: returns why the data is slow, for the log of this process.
+        throughput: converts steps per second to FLOP/s and MFU for the log. None logs neither.
+        describe_wait: function that returns why the data is slow, for the log of this process.
     """
 
     def __init__(
@@ -80,8 +80,8 @@ class Reporter:
         self._throughput = throughput
         self._host_counts = host_counts.HostCounts(mesh)
         self._host_times = host_times.HostTimes(mesh)
-        # CPU devices of one process share few threads, and the collectives of two concurrent
-        # steps can deadlock on them.
+        # The CPU devices of a process share few threads, on which the collectives of two concurrent
+        # steps can deadlock.
         self._steps_ahead = 0 if mesh.devices.flat[0].platform == "cpu" and mesh.size > 1 else 1
         self._pending = collections.deque()
         self._counts: dict[str, int] = {}
@@ -118,7 +118,8 @@ class Reporter:
             metrics: metrics of the step, on the device.
             diagnostics: diagnostics of the step, on the device. A step with diagnostics is logged.
             counts: counts of this host so far. Their sums over all hosts are logged.
-            decoded: clips that this host decoded so far, and the seconds of busy workers.
+            decoded: number of clips that this host has decoded so far, and the busy time in
+                seconds.
 
         Raises:
             NonFiniteError: too many steps in a row were skipped.
@@ -126,7 +127,7 @@ class Reporter:
         sums, times = counts if jax.process_count() == 1 else {}, None
         if diagnostics or self._is_scheduled(step):
             times = self._host_times.measure(step, counts, decoded)
-            if jax.process_count() > 1:  # collectives: all hosts must call them at the same steps
+            if jax.process_count() > 1:  # collectives, which all hosts must call at the same steps
                 self.wait_if_serial(metrics)
                 sums = self._host_counts.sum(counts)
                 self.wait_if_serial(sums)
@@ -182,7 +183,7 @@ class Reporter:
         self._add_score(record)
 
     def _explain_wait(self, data_wait: float) -> None:
-        """Explains the wait for data once, after several long waits in a row."""
+        """Logs the cause of slow data once, after several consecutive long waits."""
         if self._long_waits < LONG_WAITS:
             self._long_waits = self._long_waits + 1 if data_wait > LONG_WAIT else 0
             if self._long_waits == LONG_WAITS and (reason := self._describe_wait()):

@@ -1,4 +1,4 @@
-"""FLOP/s of a run, relative to the device's peak and to a measured matrix product."""
+"""Measures the FLOP/s of a run relative to the device's peak and to a matrix product."""
 
 import functools
 import time
@@ -26,7 +26,7 @@ def measure_matmul_flops(device: jax.Device, dtype: str, size: int | None = None
     """
     size = size or (1024 if device.platform == "cpu" else 8192)
     put = jax.sharding.SingleDeviceSharding(device)
-    # As in the models: `dot_general.select_precision`.
+    # The same precision as in the models, see `dot_general.select_precision`.
     precision = jax.lax.Precision.HIGHEST if dtype == "float32" else None
     x = jax.jit(lambda: jnp.ones((size, size), dtype), out_shardings=put)()
 
@@ -49,14 +49,15 @@ def measure_matmul_flops(device: jax.Device, dtype: str, size: int | None = None
 class Throughput:
     """Converts steps per second to FLOP/s, MFU and the share of the measured ceiling.
 
-    Both shares divide the time that the matrix products would take at the full rate of their dtype
-    by the time of a step, so that float32 products count with the rate of float32.
+    MFU and the share are the time that the matrix products of a step would take at the full rate of
+    their dtype, divided by the time of the step. Products in float32 are thus compared with the
+    float32 rate.
 
     Args:
-        flops: model FLOPs of a step, summed over all devices, by dtype of the products ("float32"
-            and "bfloat16"). All 0 if unknown.
+        flops: dict from the dtype of the products ("float32" and "bfloat16") to the model FLOPs of
+            a step, summed over all devices. All 0 if unknown.
         devices: devices of the mesh.
-        measure: whether to measure the FLOP/s of a large matrix product of each dtype, the ceiling,
+        measure: whether to measure the ceiling, the FLOP/s of a large matrix product of each dtype,
             on GPUs and CPUs.
     """
 

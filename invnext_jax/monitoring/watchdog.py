@@ -1,4 +1,4 @@
-"""Reports stalls: stack traces of all threads, the host, and the last step of each process."""
+"""Reports stalls, with stack traces of all threads, the host, and each process's last step."""
 
 import faulthandler
 import json
@@ -10,18 +10,18 @@ from collections.abc import Mapping
 from typing import NamedTuple, TextIO
 
 import jax
-from jax._src import distributed  # no public API for its key-value store; Orbax uses it too
+from jax._src import distributed  # the key-value store has no public API; Orbax uses it too
 
-COMPILE_FACTOR = 6  # time limit of a compilation, relative to that of a step
+COMPILE_FACTOR = 6  # time limit for a compilation, relative to that of a step
 _KEY_PREFIX = "invnext_jax/heartbeat/"
 
 
 class Heartbeat(NamedTuple):
-    """The last report of a process.
+    """The latest heartbeat that a process has published.
 
     Attributes:
-        step: last step done.
-        activity: name of what the process was doing.
+        step: last completed step.
+        activity: name of the activity that the process was in.
         seconds: duration of that activity so far.
         host: host name.
         received: `time.monotonic` when the report was received.
@@ -37,11 +37,11 @@ class Heartbeat(NamedTuple):
 class Watchdog:
     """A thread that checks the time since the last heartbeat and reports each stall once.
 
-    A heartbeat only sets a few fields, so it is cheap. If C code holds the GIL and this thread
-    cannot run, the thread of `faulthandler` writes the stack traces.
+    A heartbeat is cheap, because it only sets a few fields. If C code holds the GIL so that this
+    thread cannot run, the `faulthandler` thread writes the stack traces.
 
     Args:
-        minutes: longest time without a heartbeat. 0 for no watchdog.
+        minutes: longest time without a heartbeat. 0 disables the watchdog.
         out: stream to write to. Standard error if None. A stream without a file descriptor, such
             as the output of a notebook, is replaced by the standard error of the process.
     """
@@ -63,10 +63,10 @@ class Watchdog:
         return self
 
     def heartbeat(self, step: int, activity: str, factor: float = 1.0) -> None:
-        """Records that the run makes progress.
+        """Records that the run has made progress.
 
         Args:
-            step: last step done.
+            step: last completed step.
             activity: name of the activity that starts now, for the report of a stall.
             factor: time limit of the activity, relative to that of a step.
         """

@@ -1,4 +1,4 @@
-"""Ahead-of-time compilation of step and diagnostics, and the persistent compilation cache."""
+"""Ahead-of-time compilation of the step and diagnostics, and the persistent compilation cache."""
 
 import contextlib
 import hashlib
@@ -37,12 +37,12 @@ def enable_cache() -> None:
             prune_cache(caches, _CACHE_BYTES)
             folder = str(caches / f"jax-{jax.__version__}-{_cpu_fingerprint()}")
         _check_writable(pathlib.Path(folder))
-    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home folder
+    except (OSError, RuntimeError) as error:  # RuntimeError means that there is no home folder
         reason = error.strerror if isinstance(error, OSError) else str(error).rstrip(".")
         where = f" in {folder}" if folder else ""
         logging.warning(
-            "compiled programs are not cached%s: %s; to cache them, set JAX_COMPILATION_CACHE_DIR "
-            "to a folder that can be written",
+            "compiled programs are not cached%s: %s; to cache them, set "
+            "JAX_COMPILATION_CACHE_DIR to a writable folder",
             where,
             reason,
         )
@@ -51,10 +51,10 @@ def enable_cache() -> None:
 
 
 def _check_writable(folder: pathlib.Path) -> None:
-    """Creates the folder and a file in it.
+    """Checks that a folder is writable by creating it and a file in it.
 
     Raises:
-        OSError: one of them cannot be created.
+        OSError: the folder or the file cannot be created.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder) as file:
@@ -66,7 +66,7 @@ def prune_cache(folder: pathlib.Path, limit: int) -> None:
     """Deletes the least recently used programs until the cache has at most `limit` bytes."""
     programs = []
     for path in folder.rglob("*"):
-        with contextlib.suppress(OSError):  # other runs may delete files too
+        with contextlib.suppress(OSError):  # other runs may delete files at the same time
             status = path.stat()
             if stat.S_ISREG(status.st_mode):
                 programs.append((max(status.st_atime, status.st_mtime), status.st_size, path))
@@ -79,7 +79,7 @@ def prune_cache(folder: pathlib.Path, limit: int) -> None:
 
 
 def _cpu_fingerprint() -> str:
-    """Returns a hash of the processor model and its instruction set."""
+    """Returns a hash of the processor's model and instruction set."""
     text = platform.machine() + platform.processor()
     if os.path.exists("/proc/cpuinfo"):
         with open("/proc/cpuinfo") as file:
@@ -109,7 +109,7 @@ def compile_step(
         schedule: the learning-rate schedule, replicated.
 
     Returns:
-        The compiled step. Arguments with different shapes raise an error instead of recompiling it.
+        The compiled step. Calling it with other shapes raises an error instead of recompiling.
     """
     state_shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     metrics_sharding = root_key.sharding

@@ -24,7 +24,7 @@ from invnext_jax.errors import UserError
 
 AXES = ("data", "fsdp", "tensor", "sequence")
 
-# Logical axis -> mesh axes. Logical axes that are not listed are replicated.
+# Maps logical axes to mesh axes. Logical axes that are not listed are replicated.
 RULES = (
     ("batch", ("data", "fsdp")),
     ("embed", "fsdp"),
@@ -39,7 +39,7 @@ RULES = (
 def make_mesh(
     config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
-    """Makes a mesh with the axis sizes of `config.mesh`. Uses all devices by default.
+    """Makes a mesh with the axis sizes in `config.mesh`. Uses all devices by default.
 
     Raises:
         UserError: more than one size is -1, a size is 0 or below -1, or the product of the sizes is
@@ -56,8 +56,8 @@ def make_mesh(
     fixed = math.prod(size for size in sizes.values() if size != -1)
     if len(devices) % fixed or (not free and fixed != len(devices)):
         raise UserError(
-            f"config.mesh ({shown}) does not match the {len(devices)} available devices: "
-            "set one size to -1, or sizes whose product is the number of devices"
+            f"config.mesh ({shown}) does not match the {len(devices)} available devices: set one "
+            "size to -1, or choose sizes whose product is the number of devices"
         )
     if free:
         sizes[free[0]] = len(devices) // fixed
@@ -165,7 +165,7 @@ def batch_positions(mesh: Mesh, batch_size: int) -> list[int]:
 
     A process loads the shards of its devices. `jax.make_mesh` may reorder devices, so the positions
     are not always consecutive. Processes whose devices have the same shard load the same clips.
-    This is the case if the axes tensor and sequence extend over several hosts.
+    This happens if the axes tensor and sequence extend over several hosts.
     """
     index_map = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
     return sorted({row for (part,) in index_map.values() for row in _range(part, batch_size)})
@@ -173,7 +173,7 @@ def batch_positions(mesh: Mesh, batch_size: int) -> list[int]:
 
 @functools.cache
 def shares_shards(mesh: Mesh) -> bool:
-    """Returns whether devices of several processes have the same shard of the batch."""
+    """Returns whether devices of different processes have the same shard of the batch."""
     shards = batch_shards(mesh)
     holders = {}
     for device, (part,) in batch_sharding(mesh).devices_indices_map((shards,)).items():
@@ -211,7 +211,8 @@ def shard_batch(
     }
     if not shares_shards(mesh):
         return arrays
-    # A process may have replaced a clip that it could not read in time, while others have read it.
+    # Copies of a shard may differ, because one process may have replaced a clip that it could not
+    # read in time while others have read it.
     arrays = _make_take_first_copy(mesh)(arrays)
     # On CPU devices, two concurrent computations can deadlock.
     if mesh.devices.flat[0].platform == "cpu":
@@ -221,7 +222,7 @@ def shard_batch(
 
 @functools.cache
 def _make_take_first_copy(mesh: Mesh) -> Callable[[Any], Any]:
-    """Makes a function that copies the rows of a shard's first device to its other devices."""
+    """Makes a function that copies each shard's rows from its first device to its other devices."""
 
     def take_first(x: jax.Array) -> jax.Array:
         is_first = (jax.lax.axis_index("tensor") == 0) & (jax.lax.axis_index("sequence") == 0)

@@ -1,4 +1,4 @@
-"""AdamW with gradient clipping, a warm-up and cosine schedule, and masked weight decay."""
+"""AdamW with gradient clipping, a schedule of warm-up and cosine decay, and masked weight decay."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,15 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-# Learned position tables and tokens without weight decay. Those of the predictor have it.
+# Learned position tables and tokens without weight decay. It does apply to those of the predictor.
 NO_DECAY = (("encoder", "position"), ("encoder", "class_token"), ("align", "position"))
 
 
 class Schedule(flax.struct.PyTreeNode):
-    """A learning rate as a function of the number of updates: linear warm-up, cosine decay.
+    """The learning rate as a function of the number of updates: linear warm-up, then cosine decay.
 
-    The numbers are leaves of the tree. The step gets the schedule as an argument, so that a program
-    compiled for one schedule also runs any other.
+    The fields are leaves of a pytree, which is an argument of the step. A compiled step therefore
+    works with any schedule.
 
     Attributes:
         slope: float32, increase of the rate for each step of the warm-up, which starts from 0.
@@ -36,7 +36,7 @@ class Schedule(flax.struct.PyTreeNode):
     floor: Any
 
     def __call__(self, updates: jax.Array | int) -> jax.Array:
-        """Returns the float32 rate after a number of updates."""
+        """Returns the float32 learning rate after the given number of updates."""
         decayed = jnp.minimum(updates - self.warmup_steps, self.decay_steps)
         cosine = 0.5 * (1 + jnp.cos(decayed.astype(jnp.float32) * self.frequency))
         ramp = self.slope * jnp.asarray(updates, jnp.float32)
@@ -58,8 +58,8 @@ def make_schedule(config: Any, total_steps: int) -> Schedule:
     if min(peak, floor, warmup, total_steps) < 0:
         raise ValueError("the config has no steps or rates yet: resolve its recipe first")
     one, decay = np.float32(1), max(total_steps - warmup, 1)
-    # XLA computes these products in float32 if the numbers are constants of the program. Runs of
-    # versions in which they were constants have the same rates, bit for bit.
+    # These float32 products are the ones that XLA computes if the numbers are constants of the
+    # program. They give the same rates, bit for bit, as earlier versions with constants.
     return Schedule(
         slope=np.float32(peak) * (one / np.float32(max(warmup - 1, 1))),
         warmup_steps=np.int32(warmup),
@@ -110,10 +110,10 @@ def make_optimizer(
 
 
 def _scale_by_given_rate() -> optax.GradientTransformationExtraArgs:
-    """Multiplies the updates by minus the rate that `update` gets.
+    """Multiplies the updates by minus the rate that is passed to `update`.
 
-    The state counts the updates, as that of `optax.scale_by_schedule`. The count is not used, but
-    it is part of the checkpoint format.
+    The state counts the updates, like the state of `optax.scale_by_schedule`. The count is not
+    used, but is part of the checkpoint format.
     """
 
     def init(params):

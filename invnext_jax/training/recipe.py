@@ -1,8 +1,9 @@
-"""The recipe of a run: number of steps and learning rates, from epochs and base rates.
+"""The recipe of a run: number of steps and learning rates, computed from epochs and base rates.
 
-A config gives the recipe in units that depend neither on the batch nor on the data: epochs, and
-learning rates per batch of 256 clips. `resolve` turns them into steps and rates once the overrides
-of the config and the number of videos are known. Numbers set by hand are kept.
+A config specifies the recipe in units that depend neither on the batch size nor on the data:
+epochs, and base learning rates for a batch of 256 clips. `resolve` converts them to steps and rates
+once the config overrides have been applied and the number of videos is known. Steps and rates that
+the config sets by hand are kept.
 """
 
 import dataclasses
@@ -16,10 +17,10 @@ from invnext_jax.errors import UserError, check_minimums
 from invnext_jax.training import optimizer
 
 PAPER_VIDEOS = 1_100_000  # K-Mash, the paper's unlabeled training set
-BASE_BATCH = 256  # number of clips that the base learning rates are for
-UNSET = -1  # value of a resolved field that is not set by hand
+BASE_BATCH = 256  # batch size to which the base learning rates apply
+UNSET = -1  # value of a field that is not set by hand and must be computed
 
-# Resolved fields, and the fields that they are computed from if they are `UNSET`.
+# Fields that `resolve` computes if they are `UNSET`, and the fields that they are computed from.
 SOURCES = {
     "total_steps": "epochs",
     "optimizer.warmup_steps": "optimizer.warmup_epochs",
@@ -27,8 +28,9 @@ SOURCES = {
     "optimizer.min_learning_rate": "optimizer.base_min_learning_rate",
 }
 
-# An epoch has a whole number of steps, as in the released code, which drops the last incomplete
-# batch of each epoch. With fewer steps, this would drop more than 1 % of the videos.
+# If an epoch has at least this many steps, their number is rounded down, as in the released code,
+# which drops the last incomplete batch of each epoch. With fewer steps, this would drop more than
+# one percent of the videos.
 _MIN_WHOLE_STEPS = 100
 
 
@@ -40,12 +42,12 @@ class Recipe:
         videos: number of rows of all manifests.
         batch_size: clips per step, over all devices and microbatches.
         accumulate: number of microbatches that the batch is split into.
-        repeats: clips cut from a video each time it is decoded.
+        repeats: number of clips sampled from a video each time it is decoded.
         total_steps: length of the run in steps.
         warmup_steps: steps of linear warm-up.
         learning_rate: peak learning rate.
         min_learning_rate: learning rate at the last step.
-        set_by_hand: the fields of `SOURCES` that the config sets.
+        set_by_hand: the keys of `SOURCES` that the config sets by hand.
     """
 
     videos: int
@@ -60,7 +62,7 @@ class Recipe:
 
     @property
     def epochs(self) -> float:
-        """Number of clips of the run, divided by the number of videos."""
+        """Number of clips in the run divided by the number of videos."""
         return self.total_steps * self.batch_size / self.videos
 
     def to_json(self) -> dict[str, Any]:
@@ -86,7 +88,7 @@ class Recipe:
         return "\n".join(lines)
 
     def warning(self) -> str:
-        """Returns a warning if the run never reaches its peak learning rate, else ""."""
+        """Returns a warning if the run never reaches its peak learning rate, otherwise ""."""
         if self.warmup_steps < self.total_steps:
             return ""
         return (
@@ -117,18 +119,18 @@ def check_config(config: ml_collections.ConfigDict) -> None:
 
 
 def resolve(config: ml_collections.ConfigDict, videos: int) -> Recipe:
-    """Computes the recipe of a config whose overrides are applied.
+    """Computes the recipe of a config to which all overrides have been applied.
 
-    An epoch has as many clips as all manifests have rows, however `config.data.weights` and
-    `config.data.repeats` sample them. Learning rates follow the linear scaling rule: base rate
-    times batch size / 256.
+    An epoch has as many clips as all manifests have rows in total, regardless of
+    `config.data.weights` and `config.data.repeats`. Learning rates follow the linear scaling rule:
+    the base rate times batch size / 256.
 
     Args:
         config: the run's config.
         videos: number of rows of all manifests of the run.
 
     Raises:
-        UserError: the final learning rate is above the peak, or the epochs are less than a step.
+        UserError: the final learning rate is above the peak, or the run is shorter than one step.
     """
     steps_per_epoch = videos / config.batch_size
     if steps_per_epoch >= _MIN_WHOLE_STEPS:
@@ -143,8 +145,8 @@ def resolve(config: ml_collections.ConfigDict, videos: int) -> Recipe:
     values |= {name: _get(config, name) for name in set_by_hand}
     if values["total_steps"] < 1:
         raise UserError(
-            f"config.epochs={config.epochs} of {videos} videos is less than a step of "
-            f"{config.batch_size} clips: raise it, or set config.total_steps"
+            f"config.epochs={config.epochs} of {videos} videos is less than one step of "
+            f"{config.batch_size} clips: increase it, or set config.total_steps"
         )
     recipe = Recipe(
         videos=videos,
@@ -165,7 +167,7 @@ def resolve(config: ml_collections.ConfigDict, videos: int) -> Recipe:
 def resolve_config(
     config: ml_collections.ConfigDict, videos: int
 ) -> tuple[ml_collections.FrozenConfigDict, Recipe]:
-    """Returns a frozen copy of a config with the numbers of its recipe, and the recipe.
+    """Returns a frozen copy of a config with the steps and rates of its recipe, and the recipe.
 
     Args:
         config: the run's config, which is not modified.
@@ -182,15 +184,16 @@ def resolve_config(
 def keep_saved(
     config: ml_collections.ConfigDict, saved: Mapping[str, Any]
 ) -> tuple[ml_collections.FrozenConfigDict, dict[str, Any]]:
-    """Keeps the steps and rates of a run that was started by a version without epochs.
+    """Keeps the steps and rates of a run that was started with a version without epochs.
 
     Args:
         config: the run's config.
         saved: the config in the run's newest checkpoint.
 
     Returns:
-        The config, in which numbers that are not set by hand are those of the checkpoint, and
-        these numbers by name. {} if the checkpoint's version had epochs.
+        The config, in which numbers that are not set by hand are replaced by those in the
+        checkpoint; and a dict with these numbers by name, which is {} if the checkpoint's version
+        had epochs.
     """
     kept = {}
     if "epochs" not in saved:
@@ -205,8 +208,8 @@ def describe_change(
 
     Args:
         saved: the config of the checkpoint.
-        config: the config of this run, resolved.
-        updates: number of updates in the checkpoint.
+        config: the resolved config of this run.
+        updates: number of updates completed in the checkpoint.
     """
     if all(_get(saved, name) == _get(config, name) for name in SOURCES):
         return ""

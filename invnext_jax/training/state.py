@@ -1,6 +1,6 @@
 """The training state: parameters, optimiser state, moving averages and counters.
 
-First, abstract shapes are computed, then their shardings. One jitted initialisation then creates
+First the abstract shapes are computed, then their shardings. A jitted initialization then creates
 the arrays with these shardings, so that no array is ever created in full on one device.
 """
 
@@ -43,7 +43,7 @@ class TrainState(flax.struct.PyTreeNode):
 
 
 InitFn = Callable[[jax.Array], Any]  # key -> parameters in `nn.LogicallyPartitioned` boxes
-EmaTargets = Mapping[str, str]  # name in `TrainState.follow` -> averaged parameter group
+EmaTargets = Mapping[str, str]  # name in `TrainState.follow` -> parameter group that is averaged
 
 
 def _initial_state(
@@ -78,7 +78,7 @@ def abstract_state(
     Optimiser moments and moving averages have the shardings of their parameters.
 
     Args:
-        init_fn: key -> boxed parameters.
+        init_fn: function of a PRNG key that returns boxed parameters.
         tx: the optimiser.
         mesh: the mesh of the run.
         ema_targets: maps names in `TrainState.follow` to the parameter groups that are averaged.
@@ -94,10 +94,10 @@ def abstract_state(
 def init_state(
     init_fn: InitFn, tx: optax.GradientTransformation, abstract: TrainState, key: jax.Array
 ) -> TrainState:
-    """Computes the initial state without moving averages. Each device computes its own shards.
+    """Computes the initial state without moving averages. Each device computes its shards.
 
     Args:
-        init_fn: key -> boxed parameters.
+        init_fn: function of a PRNG key that returns boxed parameters.
         tx: the optimiser.
         abstract: the output of `abstract_state`.
         key: PRNG key for the initial values.
@@ -114,7 +114,7 @@ def init_state(
 
 def init_ema(state: TrainState, ema_targets: EmaTargets, ema: bool = False) -> TrainState:
     """Returns the state with all moving averages set to the current parameters."""
-    # These must be copies, because the step donates the state and no buffer may be donated twice.
+    # These must be copies, because the step donates the state and a buffer cannot be donated twice.
     follow = {
         name: jax.tree.map(jnp.copy, state.params[group]) for name, group in ema_targets.items()
     }

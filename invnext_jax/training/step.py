@@ -44,8 +44,8 @@ def make_train_step(
 ) -> StepFn:
     """Makes `step(state, frozen, batch, root_key, schedule) -> (state, metrics)`, not jitted.
 
-    The schedule maps the number of updates to the learning rate. It is an argument, so that other
-    rates or another number of steps do not change the compiled program.
+    The schedule maps the number of updates to the learning rate. It is an argument, so that the
+    compiled program does not depend on the rates or the number of steps.
 
     The step's key is `fold_in(root_key, state.step)`, so that a resumed run draws the same random
     numbers. If the loss or the gradient norm is not finite, the whole update is skipped. The
@@ -54,14 +54,14 @@ def make_train_step(
 
     Args:
         loss_fn: function (params, frozen, batch, key) -> (float32 scalar, dict of float32 scalars).
-            Its `frozen` contains the frozen parameters and the EMA targets.
+            Its argument `frozen` contains the frozen parameters and the EMA targets.
         tx: the optimiser. Its `update(..., finite=False)` must return the state unchanged, as for
-          `make_optimizer` and `optimizer.update_if_finite`. It also gets `learning_rate`.
-        ema_targets: a dict that maps the name of each EMA target to its parameter group, and the
-          momentum m. After each update, target = m * target + (1 - m) * group.
-        accumulate: number of microbatches, processed sequentially; see
+          `make_optimizer` and `optimizer.update_if_finite`. It also receives `learning_rate`.
+        ema_targets: a dict that maps the name of each EMA target to its parameter group and the
+            momentum m. After each update, target = m * target + (1 - m) * group.
+        accumulate: number of microbatches, which are processed sequentially; see
             `select_microbatch`.
-        ema_decay: decay of the moving average of all parameters; 0 for no average.
+        ema_decay: decay of the moving average of all parameters; 0 disables it.
 
     Returns:
         The step. Its metrics are float32 and int32 scalars: the terms that `loss_fn` returns, and
@@ -128,8 +128,9 @@ def select_microbatch(
 ) -> tuple[dict[str, jax.Array], jax.Array]:
     """Returns one microbatch of a batch and its random key.
 
-    A microbatch has every `microbatches`-th clip, so that each device reads only its own clips. Its
-    key is `fold_in(key, index)`. With one microbatch, batch and key are returned unchanged.
+    A microbatch consists of every `microbatches`-th clip, so that each device reads only its own
+    clips. Its key is `fold_in(key, index)`. If there is only one microbatch, the batch and the key
+    are returned unchanged.
 
     Args:
         batch: dict of arrays [b ...].

@@ -224,7 +224,7 @@ def test_file_system_without_locks_logs_a_warning(tmp_path, monkeypatch, caplog)
 
     monkeypatch.setattr("fcntl.flock", refuse)
     Workdir(tmp_path / "run").close()
-    assert any("has no locks" in text for text in caplog.messages)
+    assert any("does not support locks" in text for text in caplog.messages)
 
 
 def test_abort_for_nonfinite_losses_saves_first_with_its_reason(

@@ -96,7 +96,7 @@ def test_without_a_home_folder_there_is_one_warning_and_no_cache(cache_folder, m
     assert jax.config.jax_compilation_cache_dir is None
     assert [record.getMessage() for record in caplog.records] == [
         "compiled programs are not cached: Could not determine home directory; to cache them, set "
-        "JAX_COMPILATION_CACHE_DIR to a folder that can be written"
+        "JAX_COMPILATION_CACHE_DIR to a writable folder"
     ]
 
 

@@ -146,7 +146,7 @@ def test_final_rate_above_the_peak_is_an_error():
 
 
 def test_less_than_a_step_is_an_error():
-    with pytest.raises(UserError, match="config.epochs=0.1 of 1000 videos is less than a step"):
+    with pytest.raises(UserError, match="config.epochs=0.1 of 1000 videos is less than one step"):
         recipe.resolve(base(epochs=0.1), 1000)
 
 
