@@ -1,11 +1,12 @@
-"""Compares the frames of the decoder with those of the program ffmpeg.
+"""Compares the frames of this package's decoder with those of the program ffmpeg.
 
     python -m benchmarks.frame_check [FOLDER] [--keep=FOLDER]
 
-Without FOLDER, it makes about 130 small files (`frame_files`). For each file it compares the number
-of frames, every picture, and single frames and clips with frames of a complete read. Files that
-ffmpeg reads with errors are only counted. The last line is a JSON object with the counts; the exit
-code is 1 if a file differs. It needs `ffmpeg` on the PATH.
+Without FOLDER, it makes about 130 small files (see `frame_files`). For each file, it compares the
+number of frames and every picture with ffmpeg, and single frames and clips with the same frames of
+a complete read. Files that ffmpeg reads with errors are only counted. The last line of the output
+is a JSON object with the counts. The exit code is 1 if a file differs. `ffmpeg` must be on the
+PATH.
 
 Shape key: t frames, h w pixels, c channels.
 """
@@ -23,10 +24,11 @@ import numpy as np
 from benchmarks import frame_files
 from invnext_jax.data import decode
 
-SHORT_SIDE = 96  # pixels; the files that are made are not scaled
-LIMIT = 300  # frames of a file that are compared
-BLOCK = 8  # pixels; side of the blocks whose means are compared
-# Mean difference of a frame in levels. Scalers of FFmpeg 5 and 8 place colours half a pixel apart.
+SHORT_SIDE = 96  # pixels; larger than the generated files, so that these are not scaled
+LIMIT = 300  # maximum number of frames per file that are compared
+BLOCK = 8  # side in pixels of the blocks whose means are compared
+# Maximum mean difference of a frame in levels. The scalers of FFmpeg 5 and 8 place chroma half a
+# pixel apart.
 MAX_APART = 3.0
 
 
@@ -58,7 +60,7 @@ def compare(path: Path) -> tuple[str, str]:
 
     Returns:
         The outcome ("equal", "both refuse", "ffmpeg errors", "only ffmpeg reads", "only we read",
-        "number", "picture" or "seek") and a sentence, "" if nothing differs.
+        "number", "picture" or "seek") and a sentence about the difference, "" if there is none.
     """
     total = []
     try:
@@ -86,7 +88,7 @@ def compare(path: Path) -> tuple[str, str]:
 
 
 def _pool(frames_thwc: np.ndarray) -> np.ndarray:
-    """Returns the means of blocks, in which different interpolations of colour are equal."""
+    """Returns the means of blocks, which do not depend on the interpolation of chroma."""
     height, width = (side // BLOCK * BLOCK for side in frames_thwc.shape[1:3])
     blocks = frames_thwc[:, :height, :width].astype(np.float32)
     return blocks.reshape(len(blocks), height // BLOCK, BLOCK, width // BLOCK, BLOCK, 3).mean(
@@ -95,7 +97,7 @@ def _pool(frames_thwc: np.ndarray) -> np.ndarray:
 
 
 def _is_error(messages: str) -> bool:
-    """Returns whether ffmpeg complained about the input, not about times of the raw output."""
+    """Returns whether ffmpeg reported an error of the input, not of the output time stamps."""
     lines = [line for line in messages.splitlines() if "repeated" not in line]
     return any("monotonically" not in line for line in lines)
 
@@ -135,8 +137,13 @@ def check_folder(folder: Path) -> collections.Counter:
 def main() -> int:
     """Runs the command and returns its exit code."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("folder", nargs="?", type=Path, help="videos to compare; none makes some")
-    parser.add_argument("--keep", type=Path, help="folder for the files that are made")
+    parser.add_argument(
+        "folder",
+        nargs="?",
+        type=Path,
+        help="folder of videos to compare; by default, small videos are made",
+    )
+    parser.add_argument("--keep", type=Path, help="folder in which the made videos are kept")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or options.keep or Path(temporary)

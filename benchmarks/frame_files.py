@@ -1,7 +1,7 @@
-"""Makes small videos of many codecs, containers and structures with the program ffmpeg.
+"""Makes small videos with many codecs, containers and structures, using the program ffmpeg.
 
-Each is a moving test picture of 50 frames, unless its recipe drops some. The picture is smooth,
-because versions of the scaler interpolate the colours of edges differently.
+Each shows a moving test picture in 50 frames, unless its options drop some. The picture is smooth,
+because versions of the scaler interpolate colors at edges differently.
 """
 
 import shlex
@@ -26,7 +26,7 @@ AV1 = "-c:v libsvtav1 -preset 12 -g 12"
 Q = "-q:v 4 -g 12"
 INTERLACED = "-flags +ildct+ilme"
 
-# Name of the file -> options of ffmpeg.
+# Maps the name of a file to ffmpeg options.
 ENCODED = {
     **dict.fromkeys(("h264.mp4", "h264.mov", "h264.mkv", "h264.flv", "h264.ts", "h264.mts"), X264),
     **dict.fromkeys(("h264.h264", "h264_b.avi", "h264.3gp"), X264),
@@ -82,13 +82,14 @@ ENCODED = {
     "svq1.mov": f"-c:v svq1 {Q}",
     "rv20.rm": f"-c:v rv20 {Q}",
 }
-# Only two passes make hidden frames.
+# Hidden frames are only made by two-pass encoding.
 TWO_PASSES = {
     "vp8_hidden.webm": f"-c:v libvpx {ALT_REF}",
     "vp9_superframes.webm": f"-c:v libvpx-vp9 {ALT_REF}",
     "vp9_superframes_10bit.webm": f"-c:v libvpx-vp9 {ALT_REF} -pix_fmt yuv420p10le",
 }
-# Name of the file -> name of a file of `ENCODED`, options of ffmpeg before and after the input.
+# Maps the name of a file to the name of a file in `ENCODED` and the ffmpeg options before and after
+# the input.
 COPIED = {
     "edit.mp4": ("h264.mp4", "-ss 0.6", ""),
     "edit_end.mp4": ("h264.mp4", "-ss 0.6", "-t 0.5"),
@@ -97,7 +98,8 @@ COPIED = {
 }
 
 
-# Name of the file -> name of a file of `ENCODED`, number of packets that are left out at the start.
+# Maps the name of a file to the name of a file in `ENCODED` and the number of packets left out at
+# its start.
 CUT = {
     **dict.fromkeys(("cut.mkv", "cut.mp4", "cut.ts"), ("h264.mkv", 5)),
     "open_gop_cut.mkv": ("open_gop.mkv", 12),
@@ -114,7 +116,7 @@ CUT = {
 
 
 def make_files(folder: Path) -> list[str]:
-    """Makes the videos, and returns a sentence for each that this ffmpeg cannot make."""
+    """Makes the videos; returns a sentence for each one that the installed ffmpeg cannot make."""
     folder.mkdir(parents=True, exist_ok=True)
     problems = []
     for name, options in ENCODED.items():
@@ -170,7 +172,7 @@ def _make_oriented(folder: Path) -> None:
 
 
 def _make_flagged(folder: Path) -> None:
-    """Files whose key flags are false."""
+    """Makes files with wrong key frame flags."""
     some, every = range(0, 50, 10), range(50)
     for source, target, keys in (
         ("h264.mkv", "h264_every_key.mkv", every),

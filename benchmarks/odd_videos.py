@@ -1,4 +1,4 @@
-"""Writes videos of unusual structure: fields, false key flags, hidden frames, still pictures.
+"""Writes videos with unusual structures: fields, wrong key frame flags, hidden frames, stills.
 
 Shape key: n frames, h w pixels, c channels.
 """
@@ -12,8 +12,8 @@ import av
 import numpy as np
 
 RATE = 25  # frames per second
-TICKS = 90_000 // RATE  # length of a frame
-MATRICES = {  # a, b, c, d of the display matrix of MP4 files
+TICKS = 90_000 // RATE  # duration of a frame
+MATRICES = {  # elements a, b, c, d of the display matrix in MP4 files
     "none": (1, 0, 0, 1),
     "mirror": (-1, 0, 0, 1),
     "half_turn": (-1, 0, 0, -1),
@@ -26,7 +26,7 @@ MATRICES = {  # a, b, c, d of the display matrix of MP4 files
 
 
 def set_matrix(data: bytes, matrix: tuple[int, int, int, int]) -> bytes:
-    """Returns an MP4 file with another display matrix in the header of its first track."""
+    """Returns an MP4 file with the given display matrix in the header of its first track."""
 
     def pack(a: int, b: int, c: int, d: int) -> bytes:
         one = 0x10000
@@ -45,7 +45,7 @@ def copy_packets(
         source: The video.
         target: The copy, in any container.
         first: Number of the first packet to copy.
-        keys: Numbers of the packets to mark as key frames. None keeps the marks.
+        keys: Numbers of the packets to mark as key frames. None keeps the original flags.
     """
     with av.open(str(source)) as container, av.open(str(target), "w") as output:
         stream = output.add_stream_from_template(container.streams.video[0])
@@ -61,7 +61,7 @@ def copy_packets(
 
 
 def split_superframes(source: Path, target: Path) -> Path:
-    """Copies a VP9 video into an MP4 file in which hidden frames have packets of their own."""
+    """Copies a VP9 video into an MP4 file in which hidden frames have separate packets."""
     with av.open(str(source)) as container, av.open(str(target), "w") as output:
         stream = output.add_stream_from_template(container.streams.video[0])
         split = av.bitstream.BitStreamFilterContext(
@@ -77,9 +77,9 @@ def split_superframes(source: Path, target: Path) -> Path:
 
 
 def write_referring_past_intra(path: Path, pictures_nhwc: np.ndarray, intra: int) -> Path:
-    """Writes H.264 with an intra frame that is marked as a key frame but is none.
+    """Writes H.264 with an intra frame that is wrongly marked as a key frame.
 
-    Later frames refer to frames before it, because their pictures equal those.
+    Later frames refer to frames before it, because their pictures are equal to those.
 
     Args:
         path: The video.
@@ -104,12 +104,12 @@ def write_referring_past_intra(path: Path, pictures_nhwc: np.ndarray, intra: int
 
 
 def write_fields(path: Path, lumas_nhw: np.ndarray, group: int = 12) -> Path:
-    """Writes H.264 whose frames are pairs of fields, in two packets (PAFF).
+    """Writes H.264 in which each frame is a pair of fields in two packets (PAFF).
 
     Args:
         path: The video.
-        lumas_nhw: uint8 brightness from 16 to 235; sides are multiples of 32 pixels.
-        group: Distance of key frames.
+        lumas_nhw: luma as uint8, from 16 to 235. The sides are multiples of 32 pixels.
+        group: Distance between key frames.
     """
     height, width = lumas_nhw.shape[1:]
     stream_bytes = b"".join(field for _, field in _field_units(lumas_nhw, group))
@@ -129,7 +129,7 @@ def write_fields(path: Path, lumas_nhw: np.ndarray, group: int = 12) -> Path:
 
 
 def _field_units(lumas_nhw: np.ndarray, group: int) -> Iterator[tuple[bool, bytes]]:
-    """Yields (is a key frame, NAL units) of each field."""
+    """Yields (whether it is a key frame, NAL units) for each field."""
     height, width = lumas_nhw.shape[1:]
     sizes = _golomb(width // 16 - 1) + _golomb(height // 32 - 1)
     numbers = _golomb(0) + _golomb(0) + _golomb(2) + _golomb(1)  # POC type 2, one reference
@@ -147,7 +147,7 @@ def _field_units(lumas_nhw: np.ndarray, group: int) -> Iterator[tuple[bool, byte
 
 
 def _field(luma_hw: np.ndarray, frame: int, parity: int, idr_id: int, is_idr: bool) -> bytes:
-    """Returns a slice of uncompressed macroblocks without colour."""
+    """Returns a slice of uncompressed gray macroblocks."""
     header = _golomb(0) + _golomb(7) + _golomb(0) + f"{frame % 16:04b}" + "1" + str(parity)
     header += (_golomb(idr_id) + "00" if is_idr else "0") + _golomb(0)
     data, bits = b"", header

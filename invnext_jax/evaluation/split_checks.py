@@ -1,4 +1,4 @@
-"""Compares the training and held-out splits: class ids, unseen classes, copied videos."""
+"""Compares the training and held-out splits: class ids, unseen classes and copied videos."""
 
 import collections
 import hashlib
@@ -18,14 +18,14 @@ from invnext_jax.data.video_io import digest_file
 from invnext_jax.errors import UserError
 from invnext_jax.synthetic_world import urls
 
-EXAMPLES = 3  # number of videos or classes that are listed in a note
+EXAMPLES = 3  # maximum number of videos or classes listed in a note
 
 
 class SplitReport(NamedTuple):
-    """The videos that both splits contain, and the classes that only the held-out split contains.
+    """Videos that are in both splits, and classes that are only in the held-out split.
 
     Attributes:
-      facts: values for results.json: `held_out`, `copies`, and `unseen` by task.
+      facts: values for results.json: `held_out`, `copies`, and `unseen` for each task.
       notes: sentences about copies, unseen classes, and class numbers that cannot be compared.
     """
 
@@ -93,8 +93,8 @@ def check_class_names(
     """Compares the class names of all manifests (see `data.labels`).
 
     Returns:
-      The class ids by name for each task that has class names, and notes about manifests without
-      names.
+      A dict from each task with class names to its class ids by name; and notes about manifests
+      without class names.
 
     Raises:
       UserError: two manifests have different ids for a class, or different classes for an id.
@@ -143,7 +143,7 @@ def _column_of_names(columns: Sequence[str]) -> str:
 
 
 def _find_unseen(train_b: np.ndarray, val_b: np.ndarray) -> dict[str, Any] | None:
-    """Counts the held-out videos of classes without training videos; None if there are none."""
+    """Counts the held-out videos whose classes have no training videos; None if there are none."""
     labeled_b = val_b[val_b >= 0]
     unseen_b = labeled_b[~np.isin(labeled_b, train_b)]
     if not len(unseen_b):
@@ -191,7 +191,7 @@ def _overlap(train: Manifest, train_row: int, val: Manifest, val_row: int) -> bo
 
 
 def _names(part: Manifest) -> Iterator[tuple[Any, int]]:
-    """Yields a key for the name of each row; for a world, without its number of clips."""
+    """Yields a key for the name of each row. In a rendered world, it omits the number of clips."""
     specs = {}
     for path, record in zip(part.paths, part.record.tolist(), strict=True):
         if urls.is_world(path):
@@ -204,7 +204,7 @@ def _names(part: Manifest) -> Iterator[tuple[Any, int]]:
 
 
 def _sizes(part: Manifest, rows: Iterable[int]) -> dict[int, Any]:
-    """Returns the size of each local file by row, or "record" for records of shards."""
+    """Returns a dict from row to the size of the local file, or "record" for records of shards."""
     sizes, known = {}, {}
     for row in rows:
         path = part.paths[row]
@@ -226,7 +226,7 @@ def _size(path: str) -> int | None:
 
 
 def _digests(part: Manifest, rows: Sequence[int]) -> dict[int, str]:
-    """Returns the hash of the contents of each readable video, by row."""
+    """Returns a dict from row to the hash of the video's contents, for readable videos."""
     digests, known = {}, {}
     for row in rows:
         video = part[row]
@@ -238,6 +238,6 @@ def _digests(part: Manifest, rows: Sequence[int]) -> dict[int, str]:
             if video.path not in known:
                 known[video.path] = digest_file(video.path)
             digests[row] = known[video.path]
-        except (OSError, BadVideo):  # counted when the videos are decoded
+        except (OSError, BadVideo):  # unreadable videos are counted when the videos are decoded
             continue
     return digests

@@ -1,4 +1,4 @@
-"""Arguments of a training step as abstract arrays, from a config."""
+"""Computes the arguments of a training step as abstract arrays from a config."""
 
 import dataclasses
 from typing import Any

@@ -1,4 +1,4 @@
-"""Limits for the model sizes in a file, which are checked before a model is built."""
+"""Checks the model sizes that a file specifies against limits, before a model is built."""
 
 import math
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from typing import Any
 
 from invnext_jax.errors import UserError
 
-# Maximum value of each config field: several times those of the largest published models.
+# Maximum value of each config field, several times that of the largest published models.
 LIMITS = {
     "width": 2**15,
     "mlp_width": 2**18,
@@ -54,7 +54,7 @@ def check_sizes(
             check_size(value, name, source, LIMITS[name])
     data, encoder = config.get("data", {}), config.get("encoder", {})
     if isinstance(data, Mapping) and isinstance(encoder, Mapping) and "patch" in encoder:
-        # The tables of the other modules have the grid of the clips.
+        # The position tables of the other modules have the grid of the clips.
         sections = [section for section in config.values() if isinstance(section, Mapping)]
         width = max(section.get("width", 1) for section in sections)
         _check_table({"width": width, "patch": encoder["patch"], **_sizes(data)}, source, values)
@@ -78,9 +78,9 @@ def _check_table(config: Mapping[str, Any], source: str, values: int) -> None:
 
 
 def check_size(value: Any, name: str, source: str, limit: int) -> None:
-    """Raises `UserError` unless `value` is a whole number from 0 to `limit`."""
+    """Raises `UserError` unless `value` is a whole number between 0 and `limit`."""
     if type(value) is not int or not 0 <= value <= limit:  # bool is a subclass of int
         raise UserError(
-            f"{source} has {name}={str(value)[:40]!r}, which is not a whole number from 0 to "
+            f"{source} has {name}={str(value)[:40]!r}, which is not a whole number between 0 and "
             f"{limit}: use the config of the checkpoint"
         )
