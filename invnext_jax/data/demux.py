@@ -9,6 +9,22 @@ import av
 from av.stream import Disposition
 
 MAX_PIXELS = 2**26  # limit per frame, twice 8K; a damaged header may specify far more
+# The demuxers that FFmpeg may use. Each reads one file only. Playlists, session descriptions, image
+# sequences, still pictures, capture devices and formats that open further files are excluded.
+FORMATS = (
+    "3dostr,4xm,apng,argo_brp,asf,asf_o,av1,avi,avs,avs2,avs3,bethsoftvid,bfi,bink,binka,c93,"
+    "cavsvideo,cdxl,cine,dhav,dirac,dnxhd,dsicin,dv,dxa,ea,ea_cdata,evc,film_cpk,filmstrip,flic,flv,"
+    "gdv,gif,gxf,h261,h263,h264,hevc,hnm,idcin,iff,ingenient,ipmovie,ipu,iss,iv8,ivf,jv,kux,lmlm4,"
+    "live_flv,lvf,lxf,m4v,matroska,mcc,mgsts,mjpeg,mjpeg_2000,mm,moflex,mods,mov,mp4,mpeg,mpegts,"
+    "mpegvideo,mtv,mv,mvi,mxf,mxg,nc,nsv,nut,nuv,obu,ogg,paf,pmp,psxstr,pva,r3d,rl2,rm,roq,rpl,sdr2,"
+    "ser,sga,simbiosis_imx,siff,smk,smush,swf,thp,tiertexseq,tmv,ty,txd,v210,v210x,vc1,vc1test,"
+    "vivo,vmd,vvc,wc3movie,webm,wsvqa,wtv,xmv,yop,yuv4mpegpipe"
+)
+_SAFETY = {
+    "format_whitelist": FORMATS,
+    "protocol_whitelist": "file",
+    "max_pixels": str(MAX_PIXELS),  # for the frames that FFmpeg decodes while it opens a file
+}
 MIN_SHARE = 0.98  # a file with a smaller share of the header's frames or bytes is truncated
 # Streams of still pictures: cover art and thumbnails.
 STILLS = Disposition.attached_pic | Disposition.timed_thumbnails
@@ -25,7 +41,7 @@ class BadVideo(Exception):  # noqa: N818, short because it is used everywhere
 
     Attributes:
         kind: Kind of reason: "missing", "permission", "unreadable", "truncated", "no video stream",
-            "unknown codec", "empty range", "corrupt", "too long" or "too small".
+            "unknown codec", "unknown format", "empty range", "corrupt", "too long" or "too small".
     """
 
     def __init__(self, text: str, kind: str = "corrupt"):
@@ -42,7 +58,8 @@ def open_stream(source, **options) -> Iterator[av.VideoStream]:
         **options: Options of the demuxer.
 
     Raises:
-        BadVideo: The file has no video stream, or the codec of the stream is unknown.
+        BadVideo: The file is not a container of `FORMATS`, has no video stream, or the codec of the
+            stream is unknown.
     """
     with contextlib.ExitStack() as stack:
         container = stack.enter_context(_open(source, options))
@@ -62,12 +79,19 @@ def _open(source, options=None) -> Iterator[av.container.InputContainer]:
     else:  # FFmpeg would interpret the "a:" of "a:b.mp4" as a protocol
         source = os.path.abspath(source)
     try:
-        # Metadata with an unknown text encoding must not make a video bad.
-        with av.open(source, metadata_errors="ignore", options=options) as container:
+        with _open_container(source, {**(options or {}), **_SAFETY}) as container:
             yield container
     finally:
         if is_file:  # another container may be reading the same file
             source.seek(position)
+
+
+def _open_container(source, options: dict[str, str]) -> av.container.InputContainer:
+    try:
+        # Metadata with an unknown text encoding must not make a video bad.
+        return av.open(source, metadata_errors="ignore", options=options)
+    except av.ArgumentError as error:  # the format is unknown or not one of `FORMATS`
+        raise BadVideo("not a supported video container", "unknown format") from error
 
 
 def _choose_stream(source, container) -> av.VideoStream:

@@ -1,5 +1,8 @@
 """Which of several streams is the video."""
 
+import io
+import socket
+
 import av
 import numpy as np
 import pytest
@@ -7,7 +10,7 @@ from av.stream import Disposition
 from video_files import draw_number
 
 from benchmarks import odd_videos
-from invnext_jax.data import decode
+from invnext_jax.data import decode, demux
 
 COVER = {"codec": "mjpeg", "pictures": np.full((1, 48, 80, 3), 255, np.uint8)}
 ATTACHED = {**COVER, "disposition": Disposition.attached_pic}
@@ -69,3 +72,76 @@ def test_a_song_with_cover_art_is_not_a_video(tmp_path):
     with pytest.raises(decode.BadVideo, match="no video stream") as caught:
         decode.read_frames(path, range)
     assert caught.value.kind == "no video stream"
+
+
+def free_udp_port():
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def is_udp_port_free(port):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
+
+
+def write_private(folder):
+    path = folder / "private.mp4"
+    odd_videos.write_streams(path, [numbered()])
+    return path
+
+
+def session_description(port):
+    lines = ("v=0", "o=- 0 0 IN IP4 127.0.0.1", "s=x", "c=IN IP4 127.0.0.1", "t=0 0")
+    media = (f"m=video {port} RTP/AVP 96", "a=rtpmap:96 H264/90000")
+    return "".join(f"{line}\r\n" for line in (*lines, *media)).encode()
+
+
+@pytest.mark.parametrize("as_file", [False, True])
+def test_a_session_description_opens_no_socket(as_file, tmp_path):
+    port = free_udp_port()
+    text = session_description(port)
+    source = tmp_path / "a.mp4" if as_file else io.BytesIO(text)
+    if as_file:
+        source.write_bytes(text)
+    with (
+        pytest.raises(demux.BadVideo, match="not a supported video container") as error,
+        demux.open_stream(source),
+    ):
+        assert is_udp_port_free(port)
+    assert error.value.kind == "unknown format"
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.m3u8", "a.ffconcat"])
+@pytest.mark.parametrize("kind", ["concat", "playlist"])
+def test_a_file_that_names_other_files_opens_none(kind, name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    private = write_private(tmp_path)
+    assert decode.read_frames(private, range).shape[0] == 30
+    texts = {
+        "concat": f"ffconcat version 1.0\nfile '{private.name}'\n",
+        "playlist": "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9.0,\n"
+        f"file://{private}\n#EXT-X-ENDLIST\n",
+    }
+    path = tmp_path / name
+    path.write_text(texts[kind])
+    for source in (path, path.read_bytes()):
+        with pytest.raises(demux.BadVideo):
+            decode.read_frames(source, range)
+
+
+@pytest.mark.parametrize("codec", ["png", "mjpeg"])
+def test_a_still_picture_is_refused(codec, tmp_path):
+    path = tmp_path / "a.mp4"
+    with av.open(str(path), "w", format="image2") as container:
+        stream = container.add_stream(codec, rate=1)
+        stream.width, stream.height = 80, 48
+        stream.pix_fmt = "rgb24" if codec == "png" else "yuvj420p"
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(COVER["pictures"][0])))
+        container.mux(stream.encode())
+    with pytest.raises(demux.BadVideo, match="not a supported video container"):
+        decode.read_frames(path, range)
