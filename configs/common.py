@@ -299,11 +299,11 @@ def data() -> ml_collections.ConfigDict:
             # CSV file of videos, a folder that contains one, a generated world such as
             # `world:simple/train?videos=2000`, or several of these, separated by commas.
             "manifest": "",
-            # Protocols of remote files that manifests may name in addition to file, gs, s3 and
+            # Protocols of remote files that manifests may refer to in addition to file, gs, s3 and
             # https, such as ("http",). See [security.md](security.md).
             "protocols": (),
-            # Whether a manifest on a server or bucket may name files elsewhere, also on this
-            # machine.
+            # Whether a manifest on a server or in a bucket may refer to files elsewhere, including
+            # on this machine.
             "other_hosts": False,
             # Sampling weight of each source, ((source, weight), ...). (): all videos have the same
             # weight.

@@ -68,7 +68,7 @@ def _read_head(root: pathlib.Path) -> str:
         commit, _, packed = line.partition(" ")
         if packed == name:
             return _check_hash(commit)
-    raise ValueError(f"no commit of {name}")
+    raise ValueError(f"no commit found for {name}")
 
 
 def _check_hash(text: str) -> str:

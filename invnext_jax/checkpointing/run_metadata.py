@@ -29,12 +29,12 @@ _ROUNDING = "yes; results are equal up to rounding"
 _CONTENT = "yes, if the content is the same"
 _START = "yes; read at the start of a new run only"
 CHANGEABLE_FIELDS: dict[str, str] = {
-    "epochs": "yes, as `total_steps`",
+    "epochs": "yes, with the same warning as `total_steps`",
     "total_steps": "yes; a warning states how far the learning rate jumps",
     "optimizer.base_learning_rate": "if `optimizer.learning_rate` is set by hand",
     "optimizer.base_min_learning_rate": "if `optimizer.min_learning_rate` is set by hand",
     "optimizer.warmup_epochs": "if `optimizer.warmup_steps` is set by hand",
-    "accumulate": "yes; masks and noise are drawn from the same distributions by other keys",
+    "accumulate": "yes; masks and noise are drawn from the same distributions with different keys",
     "init_from": "yes, if its step and the frozen parameters are the same",
     "init_from_unfinished": "yes",
     "init_parts": _START,
@@ -252,7 +252,8 @@ def check_source(
             f"{source.total_steps} steps: finish it, or set config.init_from_unfinished"
         )
     changed = [
-        f"config.{group}.{name}: {source[group][name]!r} there, {config[group][name]!r} here"
+        f"config.{group}.{name}: {source[group][name]!r} in that run, {config[group][name]!r} in "
+        "this run"
         for group, names in _SHAPELESS_FIELDS.items()
         for name in names
         if group in (config.init_parts or _SHAPELESS_FIELDS)

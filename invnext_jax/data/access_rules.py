@@ -53,8 +53,9 @@ class AccessRules:
         origin = _origin(manifest)
         if origin and _origin(video) != origin and not self.other_hosts:
             raise UserError(
-                f"{line}: a manifest on {origin} may not name {video}: set "
-                "config.data.other_hosts=True (prepare_data.py: --other_hosts) if you trust it"
+                f"{line}: a manifest on {origin} may not refer to {video}: set "
+                "config.data.other_hosts=True (prepare_data.py: --other_hosts) if you trust the "
+                "manifest"
             )
 
     def _check_protocol(self, name: str, where: str) -> None:

@@ -80,7 +80,7 @@ def describe_conflict(first: Mapping[str, int], second: Mapping[str, int]) -> st
     """Describes a name that has two ids, or an id that has two names; "" without a conflict."""
     for name, number in second.items():
         if first.get(name, number) != number:
-            return f"class {name!r} is {first[name]} in one and {number} in the other"
+            return f"class {name!r} has the number {first[name]} in one and {number} in the other"
     names = {number: name for name, number in first.items()}
     for name, number in second.items():
         if names.get(number, name) != name:

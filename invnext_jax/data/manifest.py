@@ -159,7 +159,7 @@ def read_manifest(
         names: A local or remote CSV file, a folder (see `list_manifests`), a rendered world, or
             several of these, separated by commas or as a sequence. Their rows are concatenated. If
             a manifest lacks a label column that another one has, its rows get the label -1.
-        rules: Rules for the files that the rows may name.
+        rules: Rules for which files the rows may refer to.
 
     Raises:
         UserError: A file is missing or empty, has no `path` or `source` column, or has an invalid

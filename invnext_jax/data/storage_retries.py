@@ -84,7 +84,9 @@ def load_in_worker(
             monitor=monitor,
         )
     except ReadStalledError:
-        reason = f"{record.name}: a read took longer than {timeout:g} s, unlike in other files"
+        reason = (
+            f"{record.name}: a read took longer than {timeout:g} s, but other files can be read"
+        )
         return BadClip(record.name, STALLED, reason)
     except TimeLimitError:
         reason = f"{record.name}: took longer than {timeout:g} s"
@@ -143,7 +145,7 @@ def call_with_retries(
                 raise error
             return result
         if not answered:
-            monitor.log("the storage of %s does not answer; trying again in %g s", name, pause)
+            monitor.log("the storage of %s does not respond; trying again in %g s", name, pause)
             worker.pause(pause)
             pause = min(2 * pause, MAX_PAUSE)
 

@@ -266,7 +266,7 @@ class TrainIterator:
         if self._pool.restarts:
             text += f", {self._pool.restarts} workers replaced"
         if memory:
-            text += f", at most {memory / 2**20:.0f} MiB a worker"
+            text += f", at most {memory / 2**20:.0f} MiB per worker"
         return text + (f"\n{bad_videos.table()}" if bad_videos.dropped else "")
 
     def close(self) -> None:

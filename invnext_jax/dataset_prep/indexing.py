@@ -2,11 +2,11 @@
 
     <out>.csv                  the manifest: path, source, start, end, label_<task>, probed columns
     <out>.quarantine.csv       path, reason: videos that are not in the manifest
-    <out>.duplicates.csv path, same_as: files with the same content as an earlier file
-    <out>.similar.csv path, similar_to, bits: with `perceptual`, files that look alike
-    <out>.frames.jsonl frame indexes of files that are slow to scan, see `index_cache`
-    <out>.classes.json class ids by name, if the list has class names <out>.probes.jsonl probe
-    results per file, for resuming a run
+    <out>.duplicates.csv       path, same_as: files with the same content as an earlier file
+    <out>.similar.csv          path, similar_to, bits: with `perceptual`, files that look alike
+    <out>.frames.jsonl         frame indexes of files that are slow to scan, see `index_cache`
+    <out>.classes.json         class ids by name, if the list has class names
+    <out>.probes.jsonl         probe results per file, for resuming a run
 
 All files except the last are written atomically at the end.
 """

@@ -211,7 +211,7 @@ def _make_settings(plan: ShardPlan) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _read_json(path: epath.Path) -> dict[str, Any]:
-    return json_file.read_object(path, "name a new folder") if path.exists() else {}
+    return json_file.read_object(path, "specify a new folder") if path.exists() else {}
 
 
 @contextlib.contextmanager

@@ -64,7 +64,7 @@ def read_metadata(folder: str | os.PathLike, split: str = "") -> TfdsMetadata:
     file_format = _get(info, "fileFormat", str, info_path) or "tfrecord"
     if file_format != "array_record":
         raise UserError(
-            f"{folder} holds {file_format} files, which do not support random access: build the "
+            f"{folder} contains {file_format} files, which do not support random access: build the "
             "data set with TFDS's file_format='array_record'"
         )
     splits = {}

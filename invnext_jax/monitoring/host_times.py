@@ -143,9 +143,9 @@ class HostTimes:
             return "no host waits longer for its data than the others any more"
         line = (
             f"slow host: {describe(slow)} waits for data {100 * wait['max']:.0f} % of the time, "
-            f"the mean of all hosts is {100 * wait['mean']:.0f} %: all hosts wait for it"
+            f"compared with a mean of {100 * wait['mean']:.0f} % over all hosts, and delays them"
         )
         if record.get(f"{PREFIX}decode_rate/worst_host") == slow:
             rate, mean = (record[f"{PREFIX}decode_rate/{key}"] for key in ("min", "mean"))
-            line += f"; it decodes {rate:.3g} clips/s, the mean is {mean:.3g}"
+            line += f"; it decodes {rate:.3g} clips/s, compared with a mean of {mean:.3g}"
         return line

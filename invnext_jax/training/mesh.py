@@ -1,7 +1,7 @@
 """The device mesh, the sharding rules for logical axes, and transfers of arrays to devices.
 
-Model code names the logical axis of a dimension ("embed", "heads"). `RULES` is the only place that
-maps logical axes to mesh axes.
+Model code specifies the logical axis of each dimension ("embed", "heads"). `RULES` is the only
+place that maps logical axes to mesh axes.
 
 Shape key: b batch.
 """

@@ -82,7 +82,7 @@ def abstract_state(
         tx: the optimiser.
         mesh: the mesh of the run.
         ema_targets: maps names in `TrainState.follow` to the parameter groups that are averaged.
-        ema: whether the state holds a moving average of all parameters.
+        ema: whether the state contains a moving average of all parameters.
     """
     key = jax.eval_shape(lambda: jax.random.key(0))
     boxed = jax.eval_shape(

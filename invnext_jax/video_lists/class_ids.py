@@ -99,8 +99,8 @@ def match_neighbors(videos: VideoList, options: ListOptions, out: Path) -> Video
     shared = {file: ids for file, ids in found.items() if not videos.classes.keys().isdisjoint(ids)}
     complete = {f: ids for f, ids in shared.items() if videos.classes.keys() <= ids.keys()}
     cure = (
-        "give --classes=FILE with the numbers of all names, or --classes=alphabetical to number "
-        "this list by itself"
+        "set --classes=FILE with the numbers of all names, or --classes=alphabetical to number "
+        "this list independently"
     )
     if complete and not videos.classes_file:
         (file, ids), *others = complete.items()
@@ -109,7 +109,7 @@ def match_neighbors(videos: VideoList, options: ListOptions, out: Path) -> Video
                 raise UserError(f"{file} and {other} number the classes differently: {cure}")
         note = (
             f"class ids are those of {file}, which has all classes of this list "
-            "(--classes=alphabetical numbers this list by itself)"
+            "(--classes=alphabetical numbers this list independently)"
         )
         videos = renumber(videos, column, ids, file)
         return dataclasses.replace(videos, notes=(*videos.notes, note))
@@ -139,7 +139,7 @@ def join(lists: Sequence[VideoList], names: Sequence[str], options: ListOptions)
     new = sorted({name for videos in numbered for name in videos.classes} - ids.keys())
     if ids and new:
         raise UserError(
-            f"class {new[0]!r} is not in {file}: give --classes=FILE with the numbers of all names"
+            f"class {new[0]!r} is not in {file}: set --classes=FILE with the numbers of all names"
         )
     ids |= {name: number for number, name in enumerate(new)}
     joined = [renumber(videos, column, ids) if videos.classes else videos for videos in lists]

@@ -102,7 +102,7 @@ def _read_table(path: Path, table: Table, options: ListOptions) -> VideoList:
     path_column, source_column = find((*PATH_COLUMNS, *ID_COLUMNS)), find(SOURCE_COLUMNS)
     start_column, end_column = find(START_COLUMNS), find(END_COLUMNS)
     if path_column == "path" and source_column is None and not options.source:
-        raise UserError(f"list {path} has no column 'source': add it, or give --source")
+        raise UserError(f"list {path} has no column 'source': add it, or set --source")
     label_columns = [name for name in table.columns if name.startswith(manifest.LABEL_PREFIX)]
     column = f"{manifest.LABEL_PREFIX}{options.task}"
     named = find([name for name in LABEL_COLUMNS if name not in label_columns])

@@ -23,7 +23,7 @@ _UCF101_LINE = re.compile(
 def refuse_split(path: Path, options: ListOptions) -> None:
     """Raises a `UserError` if the options specify a split of a list without splits."""
     if options.split not in ("", "all"):
-        raise UserError(f"--split={options.split}: {path} has no splits, remove the flag")
+        raise UserError(f"--split={options.split}: {path} has no splits; remove the flag")
 
 
 def select_split(path: Path, table: Table, options: ListOptions) -> Table:

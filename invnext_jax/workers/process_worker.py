@@ -212,7 +212,7 @@ class ProcessWorker:
         try:
             return f"exit code {self._process.wait(1)}"
         except subprocess.TimeoutExpired:
-            return "it does not answer"
+            return "it does not respond"
 
     def close(self) -> None:
         """Kills the process; a pending call raises `WorkerDiedError`."""

@@ -60,7 +60,7 @@ def test_local_manifests_may_name_allowed_protocols(name):
 )
 def test_remote_manifests_name_only_files_of_their_host(row, manifest):
     joined = video_io.join(video_io.folder_of(manifest), row)
-    with pytest.raises(UserError, match="line 3: a manifest on .*host may not name"):
+    with pytest.raises(UserError, match="line 3: a manifest on .*host may not refer to"):
         RULES.check_row(joined, manifest, "line 3")
     AccessRules(other_hosts=True).check_row(joined, manifest, "line 3")
     for same in ("b/c.mp4", manifest.replace("list.csv", "c.mp4"), "../c.mp4"):

@@ -125,7 +125,7 @@ def test_a_run_waits_for_storage_that_does_not_answer(
         opener.join()
     assert_equal(batches, expected)
     assert iterator.dropped == 0 and iterator.failed_reads >= 4
-    assert "does not answer; trying again in" in caplog.text
+    assert "does not respond; trying again in" in caplog.text
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -231,7 +231,7 @@ def test_memory_stays_flat(config, world_folder):
     # The first clips fill the heap; then a leak of one array a clip would be 48 MB.
     grown = np.array(held[-1]) - held[20]
     assert (grown < 2**18).all(), f"{grown} bytes in 2,000 clips"
-    assert "MiB a worker" in iterator.summary()
+    assert "MiB per worker" in iterator.summary()
     iterator.close()
 
 

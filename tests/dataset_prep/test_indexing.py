@@ -226,7 +226,9 @@ def test_splits_that_would_be_numbered_differently_are_refused(folder):
     (folder / "new.csv").write_text(f"{KINETICS}abseiling,0,,,\nbowling,1,,,\n")
     (folder / "other.csv").write_text(f"{KINETICS}walk,0,,,\nrun,1,,,\n")
     build(folder / "val.csv", folder / "m" / "val.csv")
-    with pytest.raises(UserError, match=r"'archery' is 0 in one and 1 in .*--classes=alphabetical"):
+    with pytest.raises(
+        UserError, match=r"'archery' has the number 0 in one and 1 in .*--classes=alphabetical"
+    ):
         build(folder / "train.csv", folder / "m" / "train.csv")
     build(folder / "other.csv", folder / "m" / "other.csv")  # another data set
     build(folder / "train.csv", folder / "n" / "train.csv")

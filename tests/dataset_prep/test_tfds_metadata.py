@@ -106,7 +106,7 @@ def test_named_module_is_not_imported(folder, monkeypatch):
         ({"splits": {}}, "field splits that is not a list"),
         ({"splits": [1]}, "a split that is not an object"),
         ({"splits": []}, "has the splits : select one"),
-        ({"fileFormat": "tfrecord"}, "holds tfrecord files"),
+        ({"fileFormat": "tfrecord"}, "contains tfrecord files"),
     ],
 )
 def test_damaged_metadata_is_one_sentence(info, message, folder):

@@ -92,7 +92,7 @@ def test_classes_that_training_lacks_are_counted_and_named(folder):
 @pytest.mark.parametrize(
     ("train_ids", "val_ids", "conflict"),
     [
-        ({"abseiling": 0, "archery": 1}, {"archery": 0}, "'archery' is 1 in one and 0"),
+        ({"abseiling": 0, "archery": 1}, {"archery": 0}, "'archery' has the number 1 in one and 0"),
         ({"abseiling": 0}, {"archery": 0}, "number 0 is 'abseiling' in one and 'archery'"),
         ({"abseiling": 0, "archery": 1}, {"archery": 1}, ""),
         ({"abseiling": 0, "archery": 1}, {"zumba": 2}, ""),

@@ -86,8 +86,8 @@ def test_slow_host_is_logged_once_and_again_when_it_recovers(three_hosts):
 
     assert describe(0.0, 0.05, 0.0) == ""
     assert describe(0.1, 0.1, 0.7) == (
-        "slow host: process 2 waits for data 70 % of the time, the mean of all hosts is 30 %: all "
-        "hosts wait for it; it decodes 3 clips/s, the mean is 7"
+        "slow host: process 2 waits for data 70 % of the time, compared with a mean of 30 % over "
+        "all hosts, and delays them; it decodes 3 clips/s, compared with a mean of 7"
     )
     assert describe(0.0, 0.0, 0.8) == ""
     assert "slow host: process 0 waits" in describe(0.9, 0.0, 0.0)

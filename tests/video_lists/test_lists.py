@@ -176,7 +176,7 @@ def test_something_something(tmp_path):
     ("name", "text", "message"),
     [
         ("a.csv", "", "contains no videos"),
-        ("a.csv", "path,label_x\na.mp4,1\n", "no column 'source': add it, or give --source"),
+        ("a.csv", "path,label_x\na.mp4,1\n", "no column 'source': add it, or set --source"),
         (
             "a.csv",
             "path,source,label_x\na.mp4,s,one\n",
@@ -325,7 +325,7 @@ def test_a_split_of_a_list_without_splits_is_refused(name, text, tmp_path):
     touch(tmp_path, "a.mp4")
     if name:
         (tmp_path / name).write_text(text)
-    with pytest.raises(UserError, match="--split=val: .* has no splits, remove the flag"):
+    with pytest.raises(UserError, match="--split=val: .* has no splits; remove the flag"):
         read(tmp_path / name, split="val")
     assert len(read(tmp_path / name, split="all").entries) == 1
 
