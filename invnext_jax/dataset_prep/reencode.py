@@ -159,7 +159,9 @@ def _frames_before_damage(
     except (decode.BadVideo, av.FFmpegError) as error:
         if number + 1 < max(1, MIN_KEPT * len(video)):
             raise
-        damage.append(f"kept the {number + 1} of {len(video)} frames before the damage: {error}")
+        damage.append(
+            f"kept {number + 1} of {len(video)} frames, which precede the damage: {error}"
+        )
 
 
 def _crop_to_even(image_hwc: np.ndarray) -> np.ndarray:
