@@ -110,7 +110,7 @@ def test_another_predictor_starts_from_random_values_with_the_stage1_encoder(
     config.target.kind = "momentum"
     with (
         contextlib.ExitStack() as stack,
-        pytest.raises(UserError, match="predictor.kind: 'modernbert' in that run, 'vjepa' in this run"),
+        pytest.raises(UserError, match="predictor.kind: 'modernbert' in that run, 'vjepa' in"),
     ):
         train.prepare(ml_collections.FrozenConfigDict(config), tmp_path / "run", stack)
     config.init_parts = ("encoder", "pool")
