@@ -1,4 +1,4 @@
-"""A fake Google Cloud Storage: an HTTP server for TensorStore, an fsspec file system for the rest.
+"""Simulates Google Cloud Storage: an HTTP server for TensorStore, and an fsspec file system.
 
 Both serve the same bucket. As in a real one, there are no folders, only objects whose names contain
 slashes. Nothing can be renamed or appended to.
@@ -22,7 +22,7 @@ REGISTRY = importlib.import_module("fsspec.registry")._registry  # of file syste
 
 
 class ObjectStore:
-    """The objects of one bucket: name -> (content, generation)."""
+    """The objects of one bucket, as a dict from name to (content, generation)."""
 
     def __init__(self):
         self.objects, self.lock, self.count = {}, threading.RLock(), 0
@@ -48,7 +48,7 @@ class ObjectStore:
 
 
 class RemoteStore:
-    """The objects of a bucket that another process serves."""
+    """Client for the objects of a bucket that another process serves."""
 
     def __init__(self, port):
         self._url = f"http://localhost:{port}"
@@ -159,7 +159,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 
 class FakeFileSystem(fsspec.AbstractFileSystem):
-    """What gcsfs is for a real bucket."""
+    """Replaces gcsfs for the simulated bucket."""
 
     protocol = ("gs", "gcs")
     store: ObjectStore
@@ -217,7 +217,7 @@ class FakeFileSystem(fsspec.AbstractFileSystem):
 
 
 def use_store(store, patch):
-    """Makes `gs://` the fake bucket.
+    """Maps `gs://` to the simulated bucket.
 
     Args:
         store: an `ObjectStore` or a `RemoteStore`.
@@ -231,7 +231,7 @@ def use_store(store, patch):
 
 
 class _Upload(io.BytesIO):
-    """A new object, which exists once the file is closed."""
+    """A new object, which is created when the file is closed."""
 
     def __init__(self, store, name):
         super().__init__()
@@ -244,8 +244,9 @@ class _Upload(io.BytesIO):
 
 
 def serve(store):
-    """Starts a server in a thread; returns it."""
-    handler = type("Handler", (_Handler,), {"store": store})  # it has no constructor of its own
+    """Starts a server in a thread and returns it."""
+    # The server creates the handlers, so the store is a class attribute.
+    handler = type("Handler", (_Handler,), {"store": store})
     server = http.server.ThreadingHTTPServer(("localhost", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     return server

@@ -1,4 +1,4 @@
-"""Defects of JSON files are errors of one sentence."""
+"""Defects of JSON files lead to one-sentence errors."""
 
 import pytest
 

@@ -18,7 +18,7 @@ HIGHEST = (jax.lax.Precision.HIGHEST,) * 2
 
 
 def products(jaxpr):
-    """All matrix products in a jaxpr."""
+    """Returns all matrix products in a jaxpr."""
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
             yield equation
@@ -31,7 +31,7 @@ def products(jaxpr):
 
 
 def traced(case, batch, **changes):
-    """Products of loss and gradients, and of the diagnostics, of a stage."""
+    """Returns the matrix products of a stage's loss, gradients and diagnostics."""
     config, model, params, frozen = case
     config = config.copy_and_resolve_references()
     config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
@@ -64,7 +64,8 @@ def test_every_float32_product_has_the_highest_precision(case, dtype, batch, req
 
 
 def evaluate(case, batch, dtype):
-    """Features, loss terms and gradients of a stage in a dtype, with the same masks and teacher.
+    """Returns a stage's features, loss terms and gradients in a dtype, with the same masks and
+    teacher.
 
     Semantic masks follow the teacher's attention, so its rounding would change the masks.
     """

@@ -115,7 +115,7 @@ def _label_columns(features: Mapping[str, Feature]) -> dict[str, str]:
 
 
 def _class_ids(folder: str | os.PathLike, features: Mapping[str, Feature]) -> dict[str, int]:
-    """Returns a dict from class name to id if exactly one feature has class names, otherwise {}."""
+    """Returns the class ids by name if there is only one `ClassLabel` and it has names; else {}."""
     found = [name for name, feature in features.items() if feature.class_label]
     names = tfds_metadata.read_class_names(folder, found[0]) if len(found) == 1 else []
     has_names = any(name != str(number) for number, name in enumerate(names))

@@ -1,4 +1,4 @@
-"""The comparison with ffmpeg finds equal and unequal files."""
+"""`frame_check` recognizes files with equal and with different frames."""
 
 import json
 import shutil

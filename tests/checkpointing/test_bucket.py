@@ -1,4 +1,4 @@
-"""Runs whose workdir is in a bucket: a fake object store without folders, renames and appends."""
+"""Runs with a workdir in a simulated bucket, which has no folders, renames or appends."""
 
 import json
 import os
@@ -27,7 +27,7 @@ RUN = f"gs://{BUCKET}/team/run"
 
 @pytest.fixture(scope="module")
 def server():
-    """The HTTP server of the fake bucket. TensorStore reads its address only once."""
+    """The HTTP server of the simulated bucket. TensorStore reads its address only once."""
     with pytest.MonkeyPatch.context() as patch:
         server = serve(ObjectStore())
         patch.setenv("TENSORSTORE_GCS_HTTP_URL", f"http://localhost:{server.server_port}")

@@ -10,7 +10,7 @@ pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
-    """A checkout with one commit; returns its folder and its hash."""
+    """Makes a checkout with one commit, and returns its folder and the hash."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
     root = tmp_path / "checkout"
@@ -42,7 +42,8 @@ def test_hash_and_modification(checkout):
 def test_checkout_of_another_user(checkout, monkeypatch):
     root, git = checkout
     commit = git("rev-parse", "HEAD")
-    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")  # read by git's check of the owner
+    # Git reads this variable when it checks the owner.
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
     with pytest.raises(subprocess.CalledProcessError):
         git("rev-parse", "HEAD")
     assert git_hash.read_git_hash(root) == commit

@@ -1,4 +1,4 @@
-"""Manifests name only files that their rules allow, and no address runs code."""
+"""Manifests can refer only to files that the rules allow, and no address runs code."""
 
 import json
 
@@ -68,7 +68,7 @@ def test_remote_manifests_name_only_files_of_their_host(row, manifest):
 
 
 def test_chains_of_file_systems_run_no_code(tmp_path):
-    # The case of fsspec before 2026.6, whose ReferenceFileSystem renders templates of the file.
+    # In fsspec before 2026.6, ReferenceFileSystem renders templates in the file.
     mark = tmp_path / "ran"
     code = "{{ cycler.__init__.__globals__.os.popen('touch " + str(mark) + "').read() }}"
     generated = [{"key": "k{{i}}", "url": code, "dimensions": {"i": [0]}}]

@@ -1,4 +1,4 @@
-"""Memory of batches is recycled."""
+"""The memory of batches is reused."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Which of several streams is the video."""
+"""Selection of the video stream among several streams."""
 
 import io
 import socket
@@ -47,7 +47,8 @@ def test_the_largest_picture_is_the_video(ending, large_first, tmp_path, videos)
         defaults = [
             s.height for s in container.streams.video if s.disposition & Disposition.default
         ]
-    # Like ffmpeg, the reader prefers the only stream that is marked as the default: MP4's first.
+    # Like ffmpeg, the reader prefers the stream marked as the default, which is the first one in
+    # MP4.
     height = defaults[0] if len(defaults) == 1 else 96
     assert height == 96 or (ending == "mp4" and not large_first)
     assert decode.read_frames(path, range).shape == (30, height, height * 5 // 3, 3)

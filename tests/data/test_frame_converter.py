@@ -10,7 +10,7 @@ from invnext_jax.data import decode, transforms
 from invnext_jax.data.clips import read_clips
 from invnext_jax.data.manifest import VideoRecord
 
-# Filters that ffmpeg's autorotate inserts (fftools/ffmpeg_filter.c), by the display matrix.
+# Filters that ffmpeg's autorotate inserts for each display matrix (fftools/ffmpeg_filter.c).
 FILTERS = {
     "none": [],
     "mirror": [("hflip", "")],
@@ -48,7 +48,8 @@ def test_every_display_matrix_is_applied_as_by_autorotate(name, tmp_path, videos
     expected = filtered(plain, name)
     frames = decode.read_frames(path, range)
     assert frames.shape == expected.shape
-    assert np.abs(frames.astype(int) - expected).mean() < 3  # interpolation of colour
+    # Chroma is interpolated differently.
+    assert np.abs(frames.astype(int) - expected).mean() < 3
     high, wide = expected.shape[1:3]
     windows = [transforms.Window(2, 4, 34, 36), transforms.Window(wide - 32, high - 32, wide, high)]
     record = VideoRecord(0, str(path), "a", None, None, {})

@@ -1,4 +1,4 @@
-"""Frames are those that a player shows, and seeks that files mislead give no wrong picture."""
+"""Frames are those that a player shows; wrong key frame flags do not lead to wrong pictures."""
 
 import dataclasses
 import json
@@ -19,7 +19,7 @@ PICKS = ([0], [39], [13], [10, 30], [38, 5, 21], list(range(8, 36, 4)))
 
 
 def check_numbers(source, videos, expected):
-    """Checks a complete read, and that numbers mean the same frames in every selection."""
+    """Checks a complete read, and that a number refers to the same frame in every selection."""
     counts = []
     frames = decode.read_frames(source, lambda n: counts.append(n) or range(n))
     assert videos.numbers(frames) == expected and counts == [len(expected)]
@@ -133,14 +133,14 @@ def test_false_key_flags_give_no_wrong_picture(name, distance, tmp_path, videos)
     path = videos.write(tmp_path / name, frames=FRAMES, **FALSE_KEYS[name])
     keys = range(0, FRAMES, distance)
     lie = odd_videos.copy_packets(path, tmp_path / f"lie_{name}", keys=keys)
-    with av.open(str(path)) as container:  # an independent complete read
+    with av.open(str(path)) as container:  # a separate, complete read
         expected = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     assert len(expected) == FRAMES
     for pick in PICKS:
         frames = decode.read_frames(lie, lambda _, p=pick: p)
         for number, image_hwc in zip(pick, frames, strict=True):
             apart = np.abs(image_hwc.astype(int) - expected[number]).mean()
-            assert apart < 3, (pick, number)  # the scalers differ by less
+            assert apart < 3, (pick, number)  # the scalers differ by less than this
 
 
 def test_an_intra_frame_past_which_others_refer_is_not_trusted(tmp_path, videos):
@@ -156,7 +156,7 @@ def test_an_intra_frame_past_which_others_refer_is_not_trusted(tmp_path, videos)
 
 
 def test_the_decoder_knows_the_encoder_of_the_first_packet(tmp_path):
-    """Old builds of x264 deviate from the standard, and only the first packet names the build."""
+    """Old x264 builds deviate from the standard, and only the first packet contains the build."""
     (y, x), rng = np.mgrid[:64, :96], np.random.default_rng(0)
     path = tmp_path / "a.mp4"
     with av.open(str(path), "w") as container:

@@ -1,4 +1,4 @@
-"""Cached frame indexes: equal frames, one scan for each version of a file, bounded memory."""
+"""Cached frame indexes: equal frames, one scan for each file version, bounded memory."""
 
 import json
 import os
@@ -24,7 +24,7 @@ def cache(monkeypatch):
 
 @pytest.fixture
 def scans(monkeypatch):
-    """Names of the files that are scanned."""
+    """Records the names of the files that are scanned."""
     names, build = [], frame_index.build_index
 
     def record(source, stream):

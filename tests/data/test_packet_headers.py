@@ -1,4 +1,4 @@
-"""Headers of packets, written here bit by bit from the specifications of the codecs."""
+"""Packet headers, written bit by bit according to the specifications of the codecs."""
 
 import av
 import pytest
@@ -14,7 +14,7 @@ def vp9_frame(profile=0, existing=False, is_key=False, is_shown=True):
 
 
 def superframe(*frames):
-    """Joins VP9 frames, with their sizes of one byte at the end (Annex B)."""
+    """Joins VP9 frames, followed by their one-byte sizes (Annex B)."""
     marker = bytes([0b11000000 | len(frames) - 1])
     return b"".join(frames) + marker + bytes(map(len, frames)) + marker
 

@@ -1,4 +1,4 @@
-"""Retries while the storage does not answer; one bad file is told from the whole storage."""
+"""Retries while the storage does not respond; a failure of one file is recognized as such."""
 
 import itertools
 
@@ -9,7 +9,7 @@ from invnext_jax.workers.read_clock import ReadStalledError
 
 
 class FakeWorker:
-    """A worker that plays a script: results, or exceptions to raise, of each file in turn."""
+    """A worker with scripted outcomes: for each file, a sequence of results or exceptions."""
 
     def __init__(self, **scripts):
         self.scripts = {name: iter(script) for name, script in scripts.items()}

@@ -11,7 +11,7 @@ from invnext_jax.video_lists.video_list import VideoEntry
 
 
 def draw_scene(seed, frame, height, width):
-    """Returns smooth random colors that move slowly: a picture of eight waves."""
+    """Returns a video of smooth random colors that move slowly, the sum of eight waves."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width] / (height, width)[0]
     image_hwc = np.zeros((height, width, 3))
@@ -57,7 +57,7 @@ def test_reencoded_copies_are_similar_and_other_videos_are_not(tmp_path):
     hashes = [picture_hashes.hash_video(file, None, None) for file in files]
     found = {video: other for video, other, _ in picture_hashes.find_similar(hashes)}
     assert found == {12: 5, 13: 2}
-    # A window of a longer video has the hashes of its frames only.
+    # A segment of a longer video has the hashes of its own frames only.
     long = write(tmp_path / "long.mp4", 7, frames=40)
     assert picture_hashes.hash_video(long, 0.8, None) != hashes[7]
 
@@ -66,7 +66,7 @@ def test_reencoded_copies_are_similar_and_other_videos_are_not(tmp_path):
 def test_pairs_below_4_bits_are_found_and_from_8_bits_on_are_not(flips, similar):
     rng = np.random.default_rng(0)
     first = [int(value) for value in rng.integers(0, 2**63, 5)]
-    for seed in range(20):  # the changed bits are anywhere
+    for seed in range(20):  # the changed bits are at random positions
         second = list(first)
         for place in np.random.default_rng(seed).choice(5 * 64, flips, replace=False).tolist():
             second[place // 64] ^= 1 << place % 64

@@ -1,4 +1,4 @@
-"""Class names next to the manifest of shards."""
+"""Class names stored next to the manifest of shards."""
 
 import json
 

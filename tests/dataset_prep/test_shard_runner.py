@@ -1,4 +1,4 @@
-"""Writing shards in parallel opens no port; errors stop it; Beam gives the same shards."""
+"""Writing shards in parallel opens no port, stops at errors, and equals writing with Beam."""
 
 import contextlib
 import os
@@ -94,7 +94,8 @@ def open_ports(pids):
 def test_no_port_is_opened_on_this_machine(tmp_path, videos):
     import socket
 
-    with socket.create_server(("localhost", 0)) as server:  # the check sees ports
+    # Shows that the check detects open ports.
+    with socket.create_server(("localhost", 0)) as server:
         (entry,) = open_ports({os.getpid()})
         assert int(entry[1].rpartition(":")[2], 16) == server.getsockname()[1]
     manifest = write_manifest(tmp_path, videos)

@@ -1,4 +1,4 @@
-"""The metadata of a TFDS data set runs no code, and its sizes are compared with the shards."""
+"""Reading TFDS metadata runs no code, and its sizes are compared with the shards."""
 
 import json
 import sys
@@ -12,7 +12,7 @@ from invnext_jax.dataset_prep import tfds_metadata
 from invnext_jax.dataset_prep.tfds_metadata import Feature
 from invnext_jax.errors import UserError
 
-# TFDS calls a deprecated function of protobuf.
+# TFDS calls a deprecated protobuf function.
 pytestmark = pytest.mark.filterwarnings(r"ignore:label\(\) is deprecated:DeprecationWarning")
 TEXT = "tensorflow_datasets.core.features.text_feature.Text"
 FEATURES = {"featuresDict": {"features": {"video": {"pythonClassName": TEXT, "text": {}}}}}

@@ -1,4 +1,4 @@
-"""Copies, unseen classes and class numbers of the two splits."""
+"""Comparison of two splits: copies, unseen classes and class numbers."""
 
 import json
 
@@ -13,7 +13,10 @@ from invnext_jax.evaluation import split_checks
 
 @pytest.fixture
 def folder(tmp_path):
-    """Six files; 4 has the content of 1, and 5 its size, beginning and end, but another middle."""
+    """Makes six files.
+
+    File 4 has the content of file 1. File 5 has its size, beginning and end, but a different middle.
+    """
     rng = np.random.default_rng(0)
     contents = [rng.bytes(200_000) for _ in range(4)]
     contents.append(contents[1])

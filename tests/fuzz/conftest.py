@@ -1,4 +1,4 @@
-"""Profiles of hypothesis: few fixed examples by default, many random ones with FUZZ_PROFILE=large.
+"""Hypothesis profiles: few fixed examples by default, many random ones if FUZZ_PROFILE=large.
 
 FUZZ_PROFILE=large python -m pytest tests/fuzz
 """
@@ -7,7 +7,7 @@ import os
 
 try:
     import hypothesis
-except ImportError:  # an environment that is older than the lock
+except ImportError:  # the environment may be older than the lock file
     collect_ignore_glob = ["test_*.py"]
 else:
     HEALTH = [hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.too_slow]

@@ -1,4 +1,4 @@
-"""Any content of a list or a metadata file is read, or is an error of one sentence."""
+"""Lists and metadata files with any content are either read or lead to a one-sentence error."""
 
 import json
 import struct
@@ -19,7 +19,7 @@ from invnext_jax.multihost import host_messages
 from invnext_jax.video_lists import lists
 from invnext_jax.weights import export, files, import_weights
 
-SECONDS = 20  # longest time for one file, on a busy machine
+SECONDS = 20  # maximum time for one file on a busy machine
 NUMBERS = st.integers(-(2**70), 2**70) | st.floats() | st.sampled_from([0, 1, -1, 10**9, 1e308])
 TEXTS = st.text(max_size=20) | st.sampled_from(
     ["", "\x00", "\ud800", "../x", "\x1b[2J", "a/b", "1"]

@@ -28,7 +28,7 @@ def test_measurement_starts_again_at_each_logged_step(toy_mesh, clock):
     times.add_data_wait(1.0)
     clock[0] += 8.0
     counts = {"dropped_videos": 7, "failed_reads": 2}
-    expected = [2.0, 0.5, 5.0, 7, 2]  # seconds a step, share of waiting, clips/s, counts
+    expected = [2.0, 0.5, 5.0, 7, 2]  # seconds per step, data wait, clips/s, counts
     np.testing.assert_array_equal(times.measure(14, counts, (20, 4.0)), np.float32(expected))
     clock[0] += 1.0
     expected = [1.0, 0.0, 6.0, 0, 0]

@@ -1,4 +1,4 @@
-"""What strangers on the network can do to the start of a run."""
+"""Effects of other machines on the network on the start of a run."""
 
 import json
 import socket

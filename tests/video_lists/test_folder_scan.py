@@ -1,4 +1,4 @@
-"""Scans of folders: links, extensions, unreadable folders."""
+"""Scans of folders with links, various extensions and unreadable folders."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Published list formats, read with common layouts of the video files."""
+"""Reads published list formats with common layouts of the video files."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Sizes in files of unknown origin are checked before a model is built."""
+"""Sizes in untrusted files are checked before a model is built."""
 
 import json
 import time

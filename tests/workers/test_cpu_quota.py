@@ -1,4 +1,4 @@
-"""Folders as on Linux: /proc/self/cgroup, /proc/self/mountinfo and the files of cgroups."""
+"""CPU quotas, with simulated /proc/self/cgroup, /proc/self/mountinfo and cgroup files."""
 
 import math
 
@@ -9,7 +9,7 @@ from invnext_jax.workers.cpu_quota import read_cpu_quota
 
 @pytest.fixture
 def read(tmp_path):
-    """Writes the files of a process and its cgroups, and reads the quota."""
+    """Writes the files of a process and its cgroups, and returns the quota read from them."""
 
     def call(cgroup, mounts, files):
         lines = [
