@@ -137,7 +137,7 @@ def main(argv: Sequence[str]) -> None:
         ratio = row["extra_bytes"] / size
         print(
             f"{name:11} blocks {row['blocked_s']:.3f} s, {row['total_s']:.2f} s in total, "
-            f"{row['cpu_s']:.2f} s of processor, {ratio:.2f} x the state's size in extra memory; "
+            f"{row['cpu_s']:.2f} s of CPU time, {ratio:.2f} x the state's size in extra memory; "
             f"{100 * share:.2f} % of {_INTERVAL.value} steps"
         )
         result[name] = {**row, "share": share, "memory_ratio": ratio}

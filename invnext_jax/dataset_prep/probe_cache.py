@@ -94,7 +94,7 @@ class ProbeCache:
         return None if limit is not None and limit < timeout else result
 
     def put(self, path: str, result: VideoProbe | ProbeFailure) -> None:
-        """Stores a result, except transient failures."""
+        """Stores a result unless it is a transient failure."""
         if isinstance(result, ProbeFailure) and result.transient:
             return
         row = {"key": _key(path), "version": VERSION, "found": _to_json(result)}

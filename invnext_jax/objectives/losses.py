@@ -84,7 +84,7 @@ def rank_of_spectrum(spectrum_d: Any) -> Any:
     """Returns the effective rank (1 to d): exp of the entropy of the normalized eigenvalues.
 
     Args:
-      spectrum_d: covariance eigenvalues, a NumPy or JAX array, whose type the result has.
+      spectrum_d: covariance eigenvalues, as a NumPy or JAX array. The result has its type.
     """
     xp = spectrum_d.__array_namespace__()
     spectrum_d = xp.clip(spectrum_d, 0.0, None)
