@@ -18,9 +18,7 @@ from invnext_jax import sanitize
 from invnext_jax.checkpointing.git_hash import read_git_hash
 from invnext_jax.errors import UserError
 
-FORMAT_VERSION = (
-    2  # version of the checkpoint format; version 1 contained the state of a grain iterator
-)
+FORMAT_VERSION = 2  # of the checkpoints; version 1 contained the state of a grain iterator
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 # Fields, or groups of fields, that may be changed when a run is resumed, with the conditions. All
@@ -101,7 +99,7 @@ _ADDED_FIELDS: dict[str, Any] = {
 
 
 def upgrade_config(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Adds the fields to a saved config that the package did not have when it was saved.
+    """Adds to a saved config the fields that were introduced after it was saved.
 
     Added fields get the value that matches the behavior of the older version. An export contains
     only part of a config, and missing sections are not added.

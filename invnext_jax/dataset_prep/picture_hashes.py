@@ -144,7 +144,5 @@ class HashCache:
         """Stores the hashes of a segment of a file."""
         self._known[digest, entry.start, entry.end] = hashes
         row = [digest, entry.start, entry.end, hashes]
-        with self._path.open(
-            "ab"
-        ) as file:  # starts a new line, because the last one may be incomplete
+        with self._path.open("ab") as file:  # starts a line; the last one may be incomplete
             file.write(b"\n" + json.dumps(row).encode() + b"\n")

@@ -1,9 +1,9 @@
 """Starts `jax.distributed` in a run with one process per host or per accelerator.
 
-The coordinator's address, the number of processes and the process number are read from the first of
-these sources that is set: flags; JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID;
-SLURM; and the TPU's metadata. In a Kubernetes indexed job, the process number is read from
-JOB_COMPLETION_INDEX. If no source is set, the run has one process.
+The coordinator's address, the number of processes and the process number are each read from the
+first of these sources that sets them: flags; JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
+JAX_PROCESS_ID; SLURM; and the TPU's metadata. In a Kubernetes indexed job, the process number is
+read from JOB_COMPLETION_INDEX. If no source is set, the run has one process.
 
 JAX's cluster detection reads the settings of SLURM and TPUs. `jax.distributed.initialize` alone is
 not sufficient, for three reasons. The host check needs the address first. Incomplete settings must

@@ -157,9 +157,7 @@ class _HostCheck:
         nonce = secrets.token_hex()
         try:
             connection = self._server.accept()[0]
-        except (
-            OSError
-        ) as error:  # the other side has already closed it, or too many connections are open
+        except OSError as error:  # the other side has closed it, or too many are open
             if error.errno in (errno.EMFILE, errno.ENFILE) and self._pending:
                 self._close(next(iter(self._pending)))
             return
