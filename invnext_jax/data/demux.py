@@ -9,8 +9,9 @@ import av
 from av.stream import Disposition
 
 MAX_PIXELS = 2**26  # limit per frame, twice 8K; a damaged header may specify far more
-# The demuxers that FFmpeg may use. Each reads one file only. Playlists, session descriptions, image
-# sequences, still pictures, capture devices and formats that open further files are excluded.
+# The demuxers that FFmpeg may use. Each of them reads only one file. Playlists, session
+# descriptions, image sequences, still pictures, capture devices and formats that open further files
+# are excluded.
 FORMATS = (
     "3dostr,4xm,apng,argo_brp,asf,asf_o,av1,avi,avs,avs2,avs3,bethsoftvid,bfi,bink,binka,c93,"
     "cavsvideo,cdxl,cine,dhav,dirac,dnxhd,dsicin,dv,dxa,ea,ea_cdata,evc,film_cpk,filmstrip,flic,flv,"
@@ -58,8 +59,8 @@ def open_stream(source, **options) -> Iterator[av.VideoStream]:
         **options: Options of the demuxer.
 
     Raises:
-        BadVideo: The file is not a container of `FORMATS`, has no video stream, or the codec of the
-            stream is unknown.
+        BadVideo: The format of the file is not in `FORMATS`, the file has no video stream, or the
+            codec of the stream is unknown.
     """
     with contextlib.ExitStack() as stack:
         container = stack.enter_context(_open(source, options))
@@ -90,7 +91,7 @@ def _open_container(source, options: dict[str, str]) -> av.container.InputContai
     try:
         # Metadata with an unknown text encoding must not make a video bad.
         return av.open(source, metadata_errors="ignore", options=options)
-    except av.ArgumentError as error:  # the format is unknown or not one of `FORMATS`
+    except av.ArgumentError as error:  # the format is unknown or not in `FORMATS`
         raise BadVideo("not a supported video container", "unknown format") from error
 
 
