@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import os
 from typing import IO
 
 from absl import logging
@@ -11,6 +12,27 @@ _UNSUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, err
 
 class LockHeldError(Exception):
     """The lock is held by a different open file, usually in another process."""
+
+
+def open_file(path: str | os.PathLike, mode: str) -> IO:
+    """Opens a file like `open`, but does not follow a symbolic link.
+
+    A folder from another machine may contain a link with the name of one of the run's files. A
+    write through it would change a file outside the folder.
+
+    Raises:
+        OSError: `path` is a symbolic link, or cannot be opened.
+    """
+
+    def opener(name: str, flags: int) -> int:
+        try:
+            return os.open(name, flags | os.O_NOFOLLOW, 0o666)
+        except OSError as error:
+            if error.errno == errno.ELOOP and os.path.islink(name):
+                raise OSError(errno.ELOOP, "it is a symbolic link", name) from error
+            raise
+
+    return open(path, mode, opener=opener)
 
 
 def acquire(file: IO) -> None:

@@ -3,6 +3,11 @@ import errno
 import pytest
 
 from invnext_jax import file_lock
+from invnext_jax.checkpointing import workdir_lock
+from invnext_jax.data.bad_videos import QUARANTINE, BadVideoTracker
+from invnext_jax.dataset_prep import probe_cache
+from invnext_jax.errors import UserError
+from invnext_jax.monitoring import metrics_file
 
 
 def test_second_open_file_is_refused_until_the_first_is_released(tmp_path):
@@ -31,3 +36,57 @@ def test_other_errors_are_raised(tmp_path, monkeypatch):
     monkeypatch.setattr("fcntl.flock", refuse)
     with open(tmp_path / "lock", "w") as file, pytest.raises(OSError, match="Input/output"):
         file_lock.acquire(file)
+
+
+def test_symbolic_links_are_not_followed(tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("keep\n")
+    (tmp_path / "link").symlink_to(victim)
+    for mode in ("a+", "w", "r+b"):
+        with pytest.raises(OSError, match="symbolic link"):
+            file_lock.open_file(tmp_path / "link", mode)
+    assert victim.read_text() == "keep\n"
+    with file_lock.open_file(tmp_path / "new", "a") as file:
+        file.write("text")
+    assert (tmp_path / "new").read_text() == "text"
+
+
+def open_lock(folder):
+    workdir_lock.Workdir(folder).close()
+
+
+def open_quarantine(folder):
+    BadVideoTracker().write_quarantine(folder)
+
+
+def open_probe_cache(folder):
+    probe_cache.ProbeCache(folder / "probes.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("name", "use"),
+    [
+        (workdir_lock.LOCK, open_lock),
+        (QUARANTINE, open_quarantine),
+        ("probes.jsonl", open_probe_cache),
+    ],
+)
+def test_files_of_a_folder_are_not_written_through_links(name, use, tmp_path):
+    victim, folder = tmp_path / "victim", tmp_path / "run"
+    victim.write_text("keep\n")
+    folder.mkdir()
+    (folder / name).symlink_to(victim)
+    with pytest.raises(UserError, match="symbolic link"):
+        use(folder)
+    assert victim.read_text() == "keep\n"
+
+
+def test_metrics_are_not_written_through_links(tmp_path):
+    victim, folder = tmp_path / "victim", tmp_path / "run"
+    victim.write_text('{"step": 1}\n')
+    folder.mkdir()
+    (folder / metrics_file.FILE).symlink_to(victim)
+    writer = metrics_file.MetricWriter(folder, 1)  # no record has to be removed
+    writer.write({"step": 2, "loss": 1.0})
+    writer.close()
+    assert victim.read_text() == '{"step": 1}\n'

@@ -45,7 +45,7 @@ class Workdir:
 
     def _lock(self) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
-        file = open(self.path / LOCK, "a+")
+        file = file_lock.open_file(self.path / LOCK, "a+")
         try:
             file_lock.acquire(file)
         except file_lock.LockHeldError as error:
@@ -84,8 +84,9 @@ class Workdir:
                 logging.warning("%s was removed during the run and is created again", self.path)
                 self.close()
                 self._lock()
-            probe = self.path / f".probe-{os.getpid()}"
-            probe.write_bytes(b"0")
+            probe = self.path / f".probe-{uuid.uuid4().hex}"
+            with open(probe, "xb") as file:
+                file.write(b"0")
             probe.unlink()
             free = shutil.disk_usage(self.path).free
         except OSError as error:

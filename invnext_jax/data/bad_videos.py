@@ -59,8 +59,15 @@ class BadVideoTracker:
         """Appends each bad file to `<workdir>/quarantine.csv`, unless it is already listed.
 
         Several processes may write to the same file.
+
+        Raises:
+            UserError: The file exists and cannot be opened for writing.
         """
-        self._quarantine = _QuarantineFile(os.path.join(workdir, QUARANTINE))
+        path = os.path.join(workdir, QUARANTINE)
+        try:
+            self._quarantine = _QuarantineFile(path)
+        except OSError as error:
+            raise UserError(f"{path} cannot be written: {error.strerror}; remove it") from error
 
     def count_good(self, clips: int = 1) -> None:
         """Counts the clips of a good video."""
@@ -133,7 +140,7 @@ class _QuarantineFile:
     def __init__(self, path: str):
         self._path, self._listed, self._read_bytes = path, set(), 0
         if os.path.exists(path):
-            with open(path, "r+b") as file:
+            with file_lock.open_file(path, "r+b") as file:
                 self._read(file)
 
     def add(self, bad_clip: BadClip) -> None:
@@ -141,7 +148,7 @@ class _QuarantineFile:
         if bad_clip.path in self._listed:
             return
         try:
-            with open(self._path, "a+b") as file:
+            with file_lock.open_file(self._path, "a+b") as file:
                 file_lock.wait(file)
                 self._read(file)
                 if bad_clip.path not in self._listed:

@@ -25,7 +25,7 @@ class ProbeCache:
     def __init__(self, path: Path):
         self._path = path
         try:
-            self._file = path.open("a+b")
+            self._file = file_lock.open_file(path, "a+b")
         except OSError as error:
             raise UserError(f"{path} cannot be written: {error}") from error
         self._results: dict[tuple, VideoProbe | ProbeFailure] = {}

@@ -222,7 +222,8 @@ def _lock_folder(plan: ShardPlan) -> Iterator[None]:
         try:
             (out / REPORTS).mkdir(parents=True, exist_ok=True)
             if local:
-                file_lock.acquire(stack.enter_context(open(out / REPORTS / "lock", "w")))
+                lock = file_lock.open_file(out / REPORTS / "lock", "w")
+                file_lock.acquire(stack.enter_context(lock))
             _match_existing(plan)  # checked again, because another run may have created the folder
             for path, settings in zip(_settings_paths(plan), _make_settings(plan), strict=True):
                 if not path.exists():

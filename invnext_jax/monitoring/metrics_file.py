@@ -15,7 +15,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
-from invnext_jax import atomic_file
+from invnext_jax import atomic_file, file_lock
 from invnext_jax.errors import UserError
 
 FILE = "metrics.jsonl"
@@ -59,7 +59,7 @@ class MetricWriter:
 
     def _open_files(self) -> None:
         self._workdir.mkdir(parents=True, exist_ok=True)
-        self._file = open(self._workdir / FILE, "a")
+        self._file = file_lock.open_file(self._workdir / FILE, "a")
         board = self._workdir / "tensorboard"
         board.mkdir(exist_ok=True)
         # SummaryWriter is not used, because its thread dies if the disk is full, and the run would
