@@ -121,6 +121,11 @@ class VideoEncoder:
         Raises:
           UserError: see `__call__`.
         """
+        if video_bthwc.dtype != np.uint8 or video_bthwc.ndim != 5:
+            raise UserError(
+                f"the clips are {video_bthwc.dtype} {list(video_bthwc.shape)}, but must be uint8 "
+                "[clips, frames, height, width, 3] with values from 0 to 255"
+            )
         patch, (height, width) = self.encoder.patch, video_bthwc.shape[2:4]
         if height % patch or width % patch:
             raise UserError(

@@ -86,6 +86,9 @@ class MaskedModelingStage:
             names = ", ".join(f"config.loss.{name}" for name in config.loss)
             raise UserError(f"no loss is active: set one of {names} above 0")
         groups = self.param_groups(config)
+        if unknown := sorted(set(config.optimizer.frozen) - set(groups)):
+            names = f"config.optimizer.frozen contains {unknown[0]!r}"
+            raise UserError(f"{names}, which is not a parameter group: use {', '.join(groups)}")
         if "predictor" in groups:
             predictor.check_config(config)
             initialization.check_text(config)

@@ -52,6 +52,15 @@ def test_any_frame_count_and_any_size_that_the_patch_divides(exported, video):
             encoder(video, **wrong)
 
 
+def test_clips_that_are_not_uint8_are_refused(exported):
+    encoder = VideoEncoder(exported)
+    clips = np.zeros((1, 2, 32, 32, 3), np.uint8)
+    assert encoder.encode(clips).shape[0] == 1
+    for wrong, part in ((clips / 255, "float64 "), (clips[0], "uint8 \\[2, 32, 32, 3\\]")):
+        with pytest.raises(UserError, match=f"the clips are {part}.*must be uint8"):
+            encoder.encode(wrong)
+
+
 def test_example_of_the_readme_runs(exported, video, tmp_path, monkeypatch):
     readme = (Path(__file__).parents[2] / "README.md").read_text()
     code = readme.split("```python\n")[1].split("```")[0]

@@ -26,6 +26,10 @@ def test_invalid_stage_configs_are_refused():
         ({"teacher": {"taps": 3}}, "teacher.taps"),
         ({"decoder": {"kind": "gan"}}, "decoder.kind"),
         ({"decoder": {"dtype": "float16"}}, "config.decoder.dtype='float16' must be 'float32' or"),
+        (
+            {"optimizer": {"frozen": ("pool", "encodr")}},
+            "contains 'encodr', .*use encoder, ",
+        ),
     ):
         wrong = config.copy_and_resolve_references()
         wrong.update(change)
