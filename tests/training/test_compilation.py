@@ -104,7 +104,7 @@ def test_without_a_home_folder_there_is_one_warning_and_no_cache(cache_folder, m
 def test_a_cache_that_cannot_be_written_is_one_warning_and_no_cache(
     given, cache_folder, monkeypatch, caplog, tmp_path
 ):
-    file = tmp_path / "file"  # a folder cannot be created below a file, whoever asks
+    file = tmp_path / "file"  # a folder cannot be created below a file, not even by root
     file.touch()
     if given:
         jax.config.update("jax_compilation_cache_dir", str(file / "cache"))
