@@ -106,10 +106,16 @@ def other(option):
 @pytest.mark.parametrize("stage", [stage1, stage2])
 def test_resume_column_is_what_a_resumed_run_compares(stage):
     rules = {row[0]: row[4].rstrip(" |") for row in option_rows()}
-    saved = run_metadata.describe_run(stage.get_config("tiny"), "hash", 1)
-    names = [name for name in field_names(stage.get_config("tiny").to_dict())]
-    for name in names:
+
+    def started_run():
         config = stage.get_config("tiny")
+        config.init_from = "runs/s1"  # may change if it was set; it cannot be added later
+        return config
+
+    saved = run_metadata.describe_run(started_run(), "hash", 1)
+    names = [name for name in field_names(started_run().to_dict())]
+    for name in names:
+        config = started_run()
         if name == "data.by_source":
             config.data.by_source.ssv2.flip = True
         else:

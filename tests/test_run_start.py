@@ -194,6 +194,14 @@ def test_an_unknown_stage_is_refused(toy_config, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_init_from_is_not_added_to_a_run_that_has_started(whole_run, toy_config, tmp_path):
+    toy_config.total_steps = 3
+    train.train(toy_config, tmp_path / "next")
+    toy_config.init_from, toy_config.total_steps = str(whole_run), 6
+    with pytest.raises(UserError, match=f"config.init_from: '' -> '{whole_run}'"):
+        train.train(toy_config, tmp_path / "next")
+
+
 def test_frozen_parameters_of_another_step_are_refused(whole_run, toy_config, tmp_path):
     toy_config.init_from = str(whole_run)
     train.train(toy_config, tmp_path / "next")

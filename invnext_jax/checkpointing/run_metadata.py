@@ -33,7 +33,7 @@ CHANGEABLE_FIELDS: dict[str, str] = {
     "optimizer.base_min_learning_rate": "if `optimizer.min_learning_rate` is set by hand",
     "optimizer.warmup_epochs": "if `optimizer.warmup_steps` is set by hand",
     "accumulate": "yes; masks and noise are drawn from the same distributions with different keys",
-    "init_from": "yes, if its step and the frozen parameters are the same",
+    "init_from": "if it was set at the start, and its step and the frozen parameters are the same",
     "init_from_unfinished": "yes",
     "init_parts": _START,
     "predictor.weights": _START,
@@ -194,6 +194,8 @@ def config_differences(
     steps = saved.get("init_from_step"), current["init_from_step"]
     if None not in steps:
         rows.append(("step of config.init_from", *steps))
+    if now.get("init_from") and not before.get("init_from"):  # it would not be read
+        rows.append(("config.init_from", "", now["init_from"]))
     old, new = saved.get("frozen_sha256"), current.get("frozen_sha256", {})
     if old is None:  # the checkpoint was made by an older version
         path = "teacher.weights"
