@@ -1,0 +1,1 @@
+"""Trained heads on the tokens of a frozen encoder (linen modules), and their losses."""
