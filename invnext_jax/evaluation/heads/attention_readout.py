@@ -1,0 +1,81 @@
+"""Cross-attention readout of Scaling 4D Representations (4DS, arXiv 2412.15212).
+
+The depth and tracking heads of InternVideo-Next are this block (appendix A.3): queries that are
+learned, or made from an input, attend once to the tokens of all frames.
+
+Shape key: b batch, t frames, n tokens of a frame, d width of the tokens, q queries, w width of the
+readout, h heads, e head width, o outputs of a query.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange, repeat
+
+from invnext_jax.models.attention import attend
+from invnext_jax.models.layers import Dtype, Mlp, dense, layer_norm, small_normal
+
+EPS = 1e-6  # of the LayerNorms
+fan_in_normal = nn.initializers.lecun_normal()
+
+
+class AttentionReadout(nn.Module):
+    """Attention of queries to normalized tokens with temporal position embeddings, and an MLP.
+
+    Attributes:
+      outputs: numbers that are returned for each query.
+      width: width of the queries.
+      heads: attention heads.
+      learned_queries: number of learned queries. 0: queries are an input.
+      dtype: dtype of the matrix products, except the last one, which is in float32.
+    """
+
+    outputs: int
+    width: int
+    heads: int
+    learned_queries: int = 0
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_btnd: jax.Array, query_bqd: jax.Array | None = None) -> jax.Array:
+        """Reads [b t n d].
+
+        Args:
+          x_btnd: tokens of a frozen encoder, of the t frames for which the head is built.
+          query_bqd: float32 queries of any width, or None if the queries are learned.
+
+        Returns:
+          float32 [b q o].
+        """
+        x_btnd = layer_norm(EPS, jnp.float32, "norm")(x_btnd)
+        time_td = self.param(
+            "temporal_position", small_normal, (x_btnd.shape[1], x_btnd.shape[-1]), jnp.float32
+        )
+        x_btnd = x_btnd + rearrange(time_td, "t d -> 1 t 1 d")
+        x_bnd = rearrange(x_btnd, "b t n d -> b (t n) d").astype(self.dtype)
+        query_bqw = self._queries(query_bqd, len(x_bnd))
+        k_bnhe = self._split(self._dense(self.width, "k")(x_bnd))
+        v_bnhe = self._split(self._dense(self.width, "v")(x_bnd))
+        y_bqhe = attend(self._split(query_bqw.astype(self.dtype)), k_bnhe, v_bnhe)
+        y_bqw = self._dense(self.width, "out")(rearrange(y_bqhe, "b q h e -> b q (h e)"))
+        z_bqw = query_bqw + y_bqw.astype(jnp.float32)
+        h_bqw = layer_norm(EPS, self.dtype, "norm_mlp")(z_bqw)
+        h_bqw = Mlp(4 * self.width, self.dtype, fan_in_normal, name="mlp")(h_bqw)
+        z_bqw = z_bqw + h_bqw.astype(jnp.float32)
+        return dense(
+            self.outputs, ("embed", None), name="readout", dtype=jnp.float32, init=fan_in_normal
+        )(z_bqw)
+
+    def _queries(self, query_bqd: jax.Array | None, b: int) -> jax.Array:
+        """Returns the float32 queries [b q w]."""
+        if query_bqd is not None:
+            return self._dense(self.width, "q")(query_bqd).astype(jnp.float32)
+        shape = self.learned_queries, self.width
+        query_qw = self.param("query", small_normal, shape, jnp.float32)
+        return repeat(query_qw, "q w -> b q w", b=b)
+
+    def _dense(self, width: int, name: str) -> nn.DenseGeneral:
+        return dense(width, ("embed", "heads"), name=name, dtype=self.dtype, init=fan_in_normal)
+
+    def _split(self, x_bnw: jax.Array) -> jax.Array:
+        return rearrange(x_bnw, "b n (h e) -> b n h e", h=self.heads)

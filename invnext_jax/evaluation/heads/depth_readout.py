@@ -1,0 +1,73 @@
+"""Depth from learned queries: the simple depth head of InternVideo-Next (appendix A.3) and 4DS.
+
+Shape key: b batch, t slots of frames of the encoder, n tokens of a slot, d width of the tokens,
+q queries, p outputs of a query, f frames, h w pixels.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+
+from invnext_jax.evaluation.heads.attention_readout import AttentionReadout
+from invnext_jax.models.layers import Dtype
+
+
+def output_patch(patch: int, frames: int = 1) -> tuple[int, int, int]:
+    """Returns the size of the depth patch that a query predicts.
+
+    Args:
+      patch: patch size p of the encoder, in pixels.
+      frames: frames of an output patch: 1 for (1, p, p), 2 for (2, p/2, p/2) as in 4DS. A patch of
+        two frames gives twice as many queries with half as many outputs.
+
+    Raises:
+      ValueError: another number of frames, or an odd patch size with two frames.
+    """
+    if frames not in (1, 2) or patch % frames:
+        raise ValueError(f"{frames=} must be 1, or 2 with an even patch size, not {patch}")
+    return frames, patch // frames, patch // frames
+
+
+class DepthReadout(nn.Module):
+    """One learned query for each output patch of the clip.
+
+    Attributes:
+      video: frames, height and width of the depth maps.
+      patch: frames, height and width of an output patch; each must divide `video`.
+      width: width of the queries, 1536 in the paper.
+      heads: attention heads.
+      dtype: dtype of the matrix products, except the last one.
+    """
+
+    video: tuple[int, int, int]
+    patch: tuple[int, int, int]
+    width: int = 1536
+    heads: int = 16
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_btnd: jax.Array) -> jax.Array:
+        """Predicts depth without an activation.
+
+        Args:
+          x_btnd: tokens of a frozen encoder, without class tokens.
+
+        Returns:
+          float32 [b f h w], in the unit of the training targets.
+
+        Raises:
+          ValueError: the output patch does not divide the video.
+        """
+        if any(size % part for size, part in zip(self.video, self.patch, strict=True)):
+            raise ValueError(f"patch={self.patch} must divide video={self.video}")
+        f, h, w = (size // part for size, part in zip(self.video, self.patch, strict=True))
+        pf, ph, pw = self.patch
+        readout = AttentionReadout(
+            pf * ph * pw, self.width, self.heads, f * h * w, self.dtype, name="readout"
+        )
+        return rearrange(
+            readout(x_btnd),
+            "b (f h w) (pf ph pw) -> b (f pf) (h ph) (w pw)",
+            **{"f": f, "h": h, "w": w, "pf": pf, "ph": ph, "pw": pw},
+        )
