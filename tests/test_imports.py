@@ -29,6 +29,7 @@ ARROWS = {
         *("models", "objectives", "training", "checkpointing", "multihost", "monitoring", "data"),
         *("synthetic_world", "stages", "weights", "config_checks", "loop"),
     },
+    "evaluation.metrics": set(),
     "models": set(),
     "objectives": set(),
     "data": {"synthetic_world", "workers"},

@@ -12,6 +12,7 @@ import numpy as np
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation.evaluators.evaluator import Row
 from invnext_jax.evaluation.inputs import SPLITS
+from invnext_jax.evaluation.metrics.intervals import binomial_standard_error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,11 +38,6 @@ class ClassifierResult:
     inverse_penalty: float | None
     converged: bool
     seconds: float
-
-
-def binomial_standard_error(share: float, count: int) -> float:
-    """Computes the binomial standard error of a fraction of `count` trials: sqrt(p (1 - p) / n)."""
-    return float(np.sqrt(share * (1.0 - share) / count))
 
 
 def score_predictions(

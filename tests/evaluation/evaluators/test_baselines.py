@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from invnext_jax.evaluation.evaluators import box_baselines, classification, pixel_baselines
+from invnext_jax.evaluation.evaluators import box_baselines, pixel_baselines
+from invnext_jax.evaluation.metrics import intervals
 from invnext_jax.synthetic_world.files import write_world
 from invnext_jax.synthetic_world.render import render_clip
 from invnext_jax.synthetic_world.scene import WorldSpec
@@ -55,7 +56,7 @@ def test_large_frames_are_averaged_over_blocks():
 
 def test_boxes_determine_the_motion_only_in_order(tracks):
     boxes, motion = tracks
-    error = classification.binomial_standard_error(1 / 8, 120)
+    error = intervals.binomial_standard_error(1 / 8, 120)
     assert forest(box_baselines.first_box(boxes), motion) < 1 / 8 + 4 * error
     assert forest(box_baselines.bag_of_boxes(boxes), motion) < 0.6
     assert forest(box_baselines.ordered_boxes(boxes), motion) > 0.9

@@ -6,6 +6,7 @@ from sklearn.linear_model import LogisticRegression
 
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation.evaluators import box_baselines, classification, linear_probe
+from invnext_jax.evaluation.metrics import intervals
 
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)
 
@@ -34,7 +35,7 @@ def test_linearly_separable_label_is_found():
 def test_noise_stays_at_chance():
     x, labels = make_features(0.0, videos=1400)
     result = linear_probe.fit_linear(*split(x, labels, 600), inverse_penalties=PENALTIES)
-    assert abs(result.top1 - 1 / 8) < 4 * classification.binomial_standard_error(1 / 8, 800)
+    assert abs(result.top1 - 1 / 8) < 4 * intervals.binomial_standard_error(1 / 8, 800)
     assert result.train_top1 > result.top1
 
 
@@ -91,19 +92,6 @@ def test_forest_fits_a_nonlinear_relation():
     labels = (x[:, 0] * x[:, 1] > 0).astype(np.int32)
     assert box_baselines.fit_forest(*split(x, labels, 600), trees=50).top1 > 0.95
     assert linear_probe.fit_linear(*split(x, labels, 600), inverse_penalties=(1.0,)).top1 < 0.7
-
-
-@pytest.mark.parametrize(("share", "count", "expected"), [(0.5, 100, 0.05), (0.2, 64, 0.05)])
-def test_standard_error_is_binomial(share, count, expected):
-    assert classification.binomial_standard_error(share, count) == pytest.approx(expected)
-
-
-def test_standard_error_is_zero_at_the_ends():
-    assert (
-        classification.binomial_standard_error(1.0, 50)
-        == classification.binomial_standard_error(0.0, 5)
-        == 0
-    )
 
 
 def test_a_task_of_one_class_is_refused():

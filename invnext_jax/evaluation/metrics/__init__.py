@@ -1,0 +1,1 @@
+"""Metrics: functions of NumPy arrays without state, one file for each family."""

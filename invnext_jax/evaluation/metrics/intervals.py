@@ -1,0 +1,178 @@
+"""Standard errors and confidence intervals over videos.
+
+Videos are the independent units of an evaluation: all frames, objects and captions of a video
+belong to the same draw. All random numbers depend only on `seed`.
+
+Shape key: b videos, r bootstrap replicates.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+REPLICATES = 2000
+LEVEL = 0.95
+CHUNK = 2**24  # number of resampled values that are held in memory at once
+
+
+class Interval(NamedTuple):
+    """A value with its bootstrap standard error and percentile interval.
+
+    Attributes:
+        value: The statistic of all videos.
+        standard_error: Standard deviation of the replicates.
+        low: Lower end of the interval.
+        high: Upper end of the interval.
+        n: Number of videos.
+    """
+
+    value: float
+    standard_error: float
+    low: float
+    high: float
+    n: int
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether zero is outside the interval, for intervals of a difference."""
+        return self.low > 0 or self.high < 0
+
+
+def binomial_standard_error(share: float, count: int) -> float:
+    """Computes the binomial standard error of a fraction of `count` trials: sqrt(p (1 - p) / n)."""
+    return float(np.sqrt(share * (1.0 - share) / count))
+
+
+def mean_standard_error(scores_b: np.ndarray) -> float:
+    """Computes the standard error of the mean of independent scores; NaN for fewer than two."""
+    scores_b = np.asarray(scores_b, np.float64)
+    return float(scores_b.std(ddof=1) / np.sqrt(len(scores_b))) if len(scores_b) > 1 else np.nan
+
+
+def bootstrap_mean(
+    scores_b: np.ndarray,
+    weights_b: np.ndarray | None = None,
+    *,
+    replicates: int = REPLICATES,
+    level: float = LEVEL,
+    seed: int = 0,
+) -> Interval:
+    """Bootstraps a (weighted) mean over videos.
+
+    Args:
+        scores_b: Score of each video.
+        weights_b: Non-negative weight of each video, such as its number of boxes. The statistic is
+            sum(weights * scores) / sum(weights). None gives equal weights.
+        replicates: Number of resamples.
+        level: Coverage of the interval.
+        seed: Seed of the resampling.
+
+    Raises:
+        ValueError: There is no video, or no weight is positive.
+    """
+    weights_b = np.ones(len(scores_b)) if weights_b is None else weights_b
+    if not np.sum(weights_b) > 0:
+        raise ValueError("a mean needs at least one video with a positive weight")
+    statistic = _weighted_mean(scores_b, weights_b)
+    return _bootstrap_rows(statistic, len(scores_b), replicates, level, seed)
+
+
+def bootstrap(
+    statistic: Callable[[np.ndarray], float],
+    n: int,
+    *,
+    replicates: int = REPLICATES,
+    level: float = LEVEL,
+    seed: int = 0,
+) -> Interval:
+    """Bootstraps any statistic over videos.
+
+    Args:
+        statistic: Function from row numbers [b] of the resampled videos to a number.
+        n: Number of videos, at least 1.
+        replicates: Number of resamples.
+        level: Coverage of the interval.
+        seed: Seed of the resampling.
+    """
+
+    def of_rows(rows_rb: np.ndarray) -> np.ndarray:
+        return np.array([statistic(rows_b) for rows_b in rows_rb])
+
+    return _bootstrap_rows(of_rows, n, replicates, level, seed)
+
+
+def paired_difference(
+    scores: tuple[np.ndarray, np.ndarray],
+    rows: tuple[np.ndarray, np.ndarray],
+    weights: tuple[np.ndarray, np.ndarray] | None = None,
+    *,
+    replicates: int = REPLICATES,
+    level: float = LEVEL,
+    seed: int = 0,
+) -> Interval:
+    """Bootstraps the difference of the means of two evaluations of the same videos.
+
+    Both evaluations are resampled with the same videos, so that the difficulty of the videos
+    cancels. Videos that only one evaluation has are ignored.
+
+    Args:
+        scores: Scores [b] of the first and of the second evaluation.
+        rows: Row number in the manifest of each score; unique in each evaluation.
+        weights: Weights [b] of each evaluation, as in `bootstrap_mean`.
+        replicates: Number of resamples.
+        level: Coverage of the interval.
+        seed: Seed of the resampling.
+
+    Returns:
+        Interval of mean(second) - mean(first).
+
+    Raises:
+        ValueError: The evaluations have no video in common.
+    """
+    common, *places = np.intersect1d(*rows, assume_unique=True, return_indices=True)
+    if not len(common):
+        raise ValueError("the two evaluations have no video in common")
+    weights = weights or tuple(np.ones(len(part)) for part in scores)
+    first, second = (
+        _weighted_mean(np.asarray(score_b)[place_b], np.asarray(weight_b)[place_b])
+        for score_b, weight_b, place_b in zip(scores, weights, places, strict=True)
+    )
+
+    def statistic(rows_rb: np.ndarray) -> np.ndarray:
+        return second(rows_rb) - first(rows_rb)
+
+    return _bootstrap_rows(statistic, len(common), replicates, level, seed)
+
+
+def _weighted_mean(scores_b: np.ndarray, weights_b: np.ndarray) -> Callable:
+    """Returns the function from row numbers [r b] to the weighted means [r] of these rows."""
+    weights_b = np.asarray(weights_b, np.float64)
+    sums_b = np.asarray(scores_b, np.float64) * weights_b
+    sums_b = np.where(weights_b > 0, sums_b, 0.0)  # a video without pairs has no score
+
+    def mean(rows_rb: np.ndarray) -> np.ndarray:
+        total_r = weights_b[rows_rb].sum(axis=1)
+        # A resample may contain only videos of weight zero; it has no mean.
+        return sums_b[rows_rb].sum(axis=1) / np.where(total_r > 0, total_r, np.nan)
+
+    return mean
+
+
+def _bootstrap_rows(
+    statistic: Callable[[np.ndarray], np.ndarray], n: int, replicates: int, level: float, seed: int
+) -> Interval:
+    """Bootstraps a statistic of row numbers [r b]; replicates that are NaN are ignored."""
+    rng = np.random.default_rng(seed)
+    value = float(statistic(np.arange(n)[None])[0])
+    step = max(1, CHUNK // n)
+    parts = []
+    for start in range(0, replicates, step):
+        count = min(step, replicates - start)
+        parts.append(statistic(rng.integers(n, size=(count, n))))
+    found_r = np.concatenate(parts)
+    found_r = found_r[~np.isnan(found_r)]
+    if not len(found_r):
+        return Interval(value, np.nan, np.nan, np.nan, n)
+    low, high = np.quantile(found_r, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(value, float(found_r.std()), float(low), float(high), n)

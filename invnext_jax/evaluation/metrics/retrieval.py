@@ -1,0 +1,95 @@
+"""Retrieval metrics: ranks, R@k, median rank and multiple choice.
+
+Equal scores count against the model: a candidate with the score of the true one is ranked before
+it. Embeddings that are equal for all videos therefore find nothing.
+
+Shape key: q queries, c candidates, b videos, j captions.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+CUTOFFS = (1, 5, 10)
+
+
+class RetrievalScores(NamedTuple):
+    """Retrieval metrics of one direction.
+
+    Attributes:
+        recall: Share of the queries whose rank is at most each of `CUTOFFS`, in [0, 1].
+        median_rank: Median rank; 1 is the best.
+        rank_q: Rank of the first true candidate of each query, from 1.
+    """
+
+    recall: dict[int, float]
+    median_rank: float
+    rank_q: np.ndarray
+
+
+def rank_candidates(scores_qc: np.ndarray, is_true_qc: np.ndarray) -> np.ndarray:
+    """Returns the rank of the best true candidate of each query, int64 [q], from 1.
+
+    Other true candidates of the same query do not count as errors. Without a true candidate, or if
+    its score is NaN, the rank is c + 1.
+
+    Args:
+        scores_qc: Similarity of queries and candidates.
+        is_true_qc: Which candidates are correct, bool.
+    """
+    scores_qc = np.where(np.isnan(scores_qc), -np.inf, scores_qc)
+    best_q = np.where(is_true_qc, scores_qc, -np.inf).max(axis=1)
+    ahead_q = ((scores_qc >= best_q[:, None]) & ~is_true_qc).sum(axis=1)
+    return np.where(best_q > -np.inf, ahead_q, scores_qc.shape[1]) + 1
+
+
+def score_ranks(rank_q: np.ndarray) -> RetrievalScores:
+    """Summarizes the ranks of the queries."""
+    recall = {k: float(np.mean(rank_q <= k)) for k in CUTOFFS}
+    return RetrievalScores(recall, float(np.median(rank_q)), rank_q)
+
+
+def score_retrieval(
+    scores_jb: np.ndarray, video_j: np.ndarray, same_j: np.ndarray | None = None
+) -> dict[str, RetrievalScores]:
+    """Computes the metrics of text-to-video and video-to-text retrieval.
+
+    A video may have several captions. Text to video, each caption is a query. Video to text, each
+    video with a caption is a query, and its best caption counts.
+
+    Args:
+        scores_jb: Similarity of captions and videos.
+        video_j: Column of the video that each caption describes.
+        same_j: Group of each caption, int. Captions of a group have the same text and describe all
+            videos of the group. None: all texts differ.
+
+    Returns:
+        A dict with "text_to_video" and "video_to_text".
+    """
+    video_j = np.asarray(video_j)
+    captions, videos = scores_jb.shape
+    is_true_jb = np.zeros((captions, videos), bool)
+    is_true_jb[np.arange(captions), video_j] = True
+    if same_j is not None:
+        _, group_j = np.unique(same_j, return_inverse=True)
+        by_group_gb = np.zeros((group_j.max() + 1, videos), bool)
+        by_group_gb[group_j, video_j] = True
+        is_true_jb = by_group_gb[group_j]
+    described_b = is_true_jb.any(axis=0)
+    return {
+        "text_to_video": score_ranks(rank_candidates(scores_jb, is_true_jb)),
+        "video_to_text": score_ranks(
+            rank_candidates(scores_jb.T[described_b], is_true_jb.T[described_b])
+        ),
+    }
+
+
+def choose(scores_bc: np.ndarray, answer_b: np.ndarray) -> np.ndarray:
+    """Returns whether the true candidate of each video has the highest score, bool [b].
+
+    Args:
+        scores_bc: Similarity of each video and its own candidates; -inf for missing candidates.
+        answer_b: Column of the true candidate.
+    """
+    is_true_bc = np.arange(scores_bc.shape[1])[None] == np.asarray(answer_b)[:, None]
+    return rank_candidates(scores_bc, is_true_bc) == 1
