@@ -25,8 +25,7 @@ from invnext_jax.monitoring import throughput as throughput_lib
 from invnext_jax.monitoring.watchdog import COMPILE_FACTOR, Watchdog
 from invnext_jax.multihost import consensus
 from invnext_jax.multihost.distributed import log_on_process_0
-from invnext_jax.multihost.preemption import Preemption, StopRequestedError
-from invnext_jax.multihost.stop_and_save import StopAndSave
+from invnext_jax.multihost.stop_and_save import Preemption, StopAndSave, StopRequestedError
 from invnext_jax.stages import registry
 from invnext_jax.training import mesh as mesh_lib
 from invnext_jax.training import optimizer

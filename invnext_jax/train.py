@@ -24,7 +24,7 @@ from invnext_jax.monitoring import metrics_file, parameter_table
 from invnext_jax.monitoring.watchdog import Watchdog
 from invnext_jax.multihost import consensus
 from invnext_jax.multihost.distributed import log_on_process_0
-from invnext_jax.multihost.preemption import Preemption
+from invnext_jax.multihost.stop_and_save import Preemption
 from invnext_jax.stages import initialization, registry
 from invnext_jax.training import mesh as mesh_lib
 from invnext_jax.training import recipe as recipe_lib

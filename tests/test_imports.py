@@ -121,7 +121,7 @@ LAYERS = {
     ],
     "multihost": [
         {"stop_and_save", "consensus"},
-        {"preemption", "distributed"},
+        {"distributed"},
         {"host_check"},
         {"host_messages"},
     ],

@@ -1,10 +1,108 @@
+import os
+import pathlib
+import pty
+import signal
+import subprocess
+import sys
+import threading
+
 import jax
 import numpy as np
+import pytest
 from jax.sharding import Mesh
 
 from invnext_jax.multihost import stop_and_save as stop_and_save_lib
-from invnext_jax.multihost.preemption import Preemption
-from invnext_jax.multihost.stop_and_save import HostFlags, StopAndSave
+from invnext_jax.multihost.stop_and_save import HostFlags, Preemption, StopAndSave
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def default_hangup_handler():
+    """Under nohup the tests and their subprocesses would ignore SIGHUP."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_first_signal_requests_a_stop(number, monkeypatch):
+    monkeypatch.setattr(stop_and_save_lib, "redirect_output_to_devnull", lambda: None)
+    before = signal.getsignal(number)
+    with Preemption() as preemption:
+        assert not preemption.requested
+        os.kill(os.getpid(), number)
+        assert preemption.requested
+        assert preemption.signal_name == number.name
+    assert signal.getsignal(number) is before
+
+
+def test_second_signal_ends_the_process_at_once():
+    script = (
+        "import os, signal, sys, time\n"
+        "from invnext_jax.multihost.stop_and_save import Preemption\n"
+        "with Preemption():\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    print('continues', flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    print('never')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGTERM
+    assert done.stdout == "continues\n"
+
+
+HANGUP = """
+import os, signal, time
+from invnext_jax.multihost.stop_and_save import Preemption
+with Preemption() as preemption:
+    print("ready", flush=True)
+    deadline = time.monotonic() + 60
+    while not preemption.requested and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGHUP)  # kernel and shell may both send one
+    print("a line for a closed terminal", flush=True)
+    open("signal", "w").write(preemption.signal_name)
+"""
+
+
+def test_closed_terminal_requests_a_stop_without_an_error(tmp_path):
+    terminal, child = pty.openpty()
+    arguments = {"cwd": tmp_path, "stdin": child, "stdout": child, "stderr": child}
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    run = subprocess.Popen(
+        [sys.executable, "-c", HANGUP], start_new_session=True, env=environ, **arguments
+    )
+    os.close(child)
+    assert os.read(terminal, 100).split() == [b"ready"]
+    os.close(terminal)  # as sshd does
+    run.send_signal(signal.SIGHUP)
+    assert run.wait(60) == 0
+    assert (tmp_path / "signal").read_text() == "SIGHUP"
+
+
+def test_ignored_hangup_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Preemption() as preemption:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not preemption.requested
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_no_handler_is_installed_outside_the_main_thread():
+    requested = []
+
+    def enter():
+        with Preemption() as preemption:
+            requested.append(preemption.requested)
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert requested == [False]
 
 
 def make_stop_and_save(monkeypatch, every_minutes):
