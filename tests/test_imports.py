@@ -66,7 +66,7 @@ LAYERS = {
         {"pipeline"},
         {"train_dataset"},
         {"storage_retries"},
-        {"bad_videos", "mixture", "batch_buffer"},
+        {"bad_videos", "mixture", "batch_buffer", "fingerprints"},
         {"clips"},
         {"manifest", "index_cache"},
         {"access_rules"},

@@ -21,7 +21,7 @@ from invnext_jax.checkpointing import run_metadata
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data.access_rules import AccessRules
 from invnext_jax.errors import UserError
-from invnext_jax.evaluation import pretrained, split_checks
+from invnext_jax.evaluation import pretrained, split_checks, tables
 from invnext_jax.evaluation.evaluators import classification, registry
 from invnext_jax.evaluation.evaluators.evaluator import Evaluator
 from invnext_jax.evaluation.feature_cache import FeatureCache, hash_json
@@ -46,8 +46,8 @@ def evaluate_checkpoint(config: ml_collections.ConfigDict, workdir: str | Path) 
 
     Returns:
       The content of results.json: `rows` (see `Row.to_json`), `tokens` (statistics of the grid
-      tokens), `splits` and `notes` (see `split_checks.SplitReport`), and the settings that are
-      needed to repeat the evaluation.
+      tokens), `clips` (see `clip_settings`), `splits` and `notes` (see
+      `split_checks.SplitReport`), and the settings that are needed to repeat the evaluation.
 
     Raises:
       UserError: the checkpoint, an option, a manifest or a label is invalid.
@@ -59,6 +59,13 @@ def evaluate_checkpoint(config: ml_collections.ConfigDict, workdir: str | Path) 
     for evaluator in evaluators:
         evaluator.check_config(config)
     tasks = choose_tasks(config)
+    clips = clip_settings(config, loaded)
+    e = loaded.config.encoder
+    print(
+        f"{config.checkpoint}: {loaded.config.stage}, {e.depth} blocks of width {e.width}, on "
+        f"{tables.describe_clips(clips)}",
+        flush=True,
+    )
     split_checks.check_different(config)
     dataset = EvaluationData(config, tasks)
     workdir = Path(workdir)
@@ -67,6 +74,7 @@ def evaluate_checkpoint(config: ml_collections.ConfigDict, workdir: str | Path) 
     data_key = [
         _options_of_rows(config),
         *digests,
+        *dataset.video_digests.values(),
         encoder_record,
         loaded.config.get("init_gain", 1.0),
     ]
@@ -78,7 +86,8 @@ def evaluate_checkpoint(config: ml_collections.ConfigDict, workdir: str | Path) 
         return results
 
     splits = split_checks.compare_splits(config, tasks)
-    for note in splits.notes:
+    notes = [*tables.compare_with_encoder(clips), *splits.notes]
+    for note in notes:
         print(f"note: {note}", flush=True)
     measurements = []
     cache = FeatureCache(workdir / "features")
@@ -101,8 +110,9 @@ def evaluate_checkpoint(config: ml_collections.ConfigDict, workdir: str | Path) 
         "rows": [row for measurement in measurements for row in measurement["rows"]],
         "tokens": {name: t for m in measurements for name, t in m["tokens"].items()},
         "encoder": encoder_record,
+        "clips": clips,
         "splits": splits.facts,
-        "notes": splits.notes,
+        "notes": notes,
         "run": run_metadata.describe_run(config, digests[0]),
         "seconds": time.perf_counter() - start,
     }
@@ -136,6 +146,17 @@ def resolve(config: Any, encoder_config: Any) -> ml_collections.FrozenConfigDict
             f"config.data.size={data.size} must be divisible by the patch of {e.patch} pixels"
         )
     return ml_collections.FrozenConfigDict(config)
+
+
+def clip_settings(config: Any, loaded: pretrained.LoadedEncoder) -> dict[str, Any]:
+    """Returns the resolved frames, size and sampling of the clips, and those of the encoder."""
+    data, e = run_metadata.config_to_json(config)["data"], loaded.config.encoder
+    is_dense = data["sampling"] == "dense"
+    return {
+        **{name: data[name] for name in ("frames", "size", "short_side", "sampling")},
+        "stride": sum(data["stride"]) // 2 if is_dense else None,
+        **{"encoder_frames": e.frames, "encoder_size": e.size},
+    }
 
 
 def choose_tasks(config: Any) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 The features of one encoder and one split are stored in one .npz file without pickled objects. The
 file also contains their key, a hash of the encoder's config and parameters, the contents of the
-manifest, and the options for selecting and resizing frames.
+manifest and of its videos, and the options for selecting and resizing frames.
 """
 
 import hashlib
@@ -60,16 +60,19 @@ class FeatureCache:
         return found
 
 
-def feature_key(encoder_key: str, manifest_digest: str, data: dict[str, Any]) -> str:
+def feature_key(
+    encoder_key: str, manifest_digest: str, video_digest: str, data: dict[str, Any]
+) -> str:
     """Returns the key for the features of an encoder on a manifest.
 
     Args:
       encoder_key: hash of the encoder's config and parameters.
       manifest_digest: hash of the manifest's contents.
+      video_digest: hash of the contents of its videos.
       data: `config.data` with resolved sizes, as JSON.
     """
     clips = {name: value for name, value in data.items() if name not in _NOT_IN_KEY}
-    return hash_json([encoder_key, manifest_digest, clips])
+    return hash_json([encoder_key, manifest_digest, video_digest, clips])
 
 
 def hash_json(value: Any) -> str:

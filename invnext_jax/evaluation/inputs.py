@@ -6,6 +6,7 @@ Shape key: b videos, t frames, h w pixels, c channels.
 """
 
 import functools
+import hashlib
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -13,14 +14,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from invnext_jax.checkpointing import run_metadata
+from invnext_jax.data import fingerprints, pipeline
 from invnext_jax.data import manifest as manifest_lib
-from invnext_jax.data import pipeline
+from invnext_jax.data.access_rules import AccessRules
 from invnext_jax.evaluation import features
 from invnext_jax.evaluation.feature_cache import FeatureCache, feature_key, hash_json, hash_tree
 from invnext_jax.evaluation.features import VideoFeatures
 from invnext_jax.evaluation.pretrained import LoadedEncoder
+from invnext_jax.monitoring.progress_meter import ProgressMeter
+from invnext_jax.synthetic_world import urls
 
 SPLITS = {"train": "training", "val": "held-out"}  # the values are used in messages
+_METER_FILES = 10_000  # from this number of files on, the progress of `hash_videos` is shown
 
 
 class LabeledVideos(NamedTuple):
@@ -44,6 +49,7 @@ class EvaluationData:
       tasks: names of the tasks to evaluate; both splits have labels for them.
       manifests: the manifest of each split.
       digests: hash of the contents of each manifest.
+      video_digests: hash of the videos of each manifest, see `hash_videos`.
     """
 
     def __init__(self, config: Any, tasks: tuple[str, ...]):
@@ -52,6 +58,8 @@ class EvaluationData:
         self.tasks = tasks
         self.manifests = {split: config[f"{split}_manifest"] for split in SPLITS}
         self.digests = {s: manifest_lib.hash_manifests(m) for s, m in self.manifests.items()}
+        rules = AccessRules.from_config(config.data)
+        self.video_digests = {s: hash_videos(m, rules) for s, m in self.manifests.items()}
 
     def batches(self, split: str) -> pipeline.EvalDataset:
         """Returns the batches of a split in manifest order. Rows with index -1 are padding."""
@@ -69,7 +77,7 @@ class EvaluationData:
     def feature_key(self, split: str, encoder_key: str) -> str:
         """Returns the key for the features of a split; see `feature_cache.feature_key`."""
         data = run_metadata.config_to_json(self._config.data)
-        return feature_key(encoder_key, self.digests[split], data)
+        return feature_key(encoder_key, self.digests[split], self.video_digests[split], data)
 
 
 class EvalInputs:
@@ -123,6 +131,18 @@ class EvalInputs:
             flush=True,
         )
         return found
+
+
+def hash_videos(names: str, rules: AccessRules) -> str:
+    """Returns a hash of the digests of all local files of manifests (see `data.fingerprints`)."""
+    local = [name for name in manifest_lib.split_names(names) if not urls.is_world(name)]
+    paths = fingerprints.list_files(manifest_lib.read_manifest(local, rules)) if local else []
+    digest = hashlib.sha256()
+    with ProgressMeter(len(paths), "file", quiet=len(paths) < _METER_FILES) as meter:
+        for number, found in enumerate(fingerprints.digest_files(paths), 1):
+            digest.update(f"{found}\n".encode())
+            meter.update(number, "hashed")
+    return digest.hexdigest()
 
 
 def is_complete(batches: pipeline.EvalDataset) -> bool:

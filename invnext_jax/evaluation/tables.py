@@ -72,6 +72,8 @@ def format_table(results: Mapping[str, Any]) -> str:
             cells = (_format_cell(row["cells"].get(task)) for task in table["tasks"])
             label = ", ".join(filter(None, (row["name"], row["input"])))
             lines.append(f"{label:38}" + "".join(cells).rstrip())
+    if "clips" in results:  # absent in files of older versions
+        lines.append(f"Input: {describe_clips(results['clips'])}.")
     for name, t in results["tokens"].items():
         lines.append(
             f"Tokens of {in_words(name)}: position alone explains "
@@ -80,6 +82,29 @@ def format_table(results: Mapping[str, Any]) -> str:
         )
     lines += [f"Note: {note}" for note in results.get("notes", ())]
     return "\n".join(lines)
+
+
+def describe_clips(clips: Mapping[str, Any]) -> str:
+    """Describes the clips of an evaluation in words; see `evaluate.clip_settings`."""
+    stride = f" with stride {clips['stride']}" if clips["sampling"] == "dense" else ""
+    size = f"{clips['size']} x {clips['size']} pixels"
+    return (
+        f"clips of {clips['frames']} frames of {size}, {clips['sampling']} sampling{stride}, "
+        f"short side {clips['short_side']}"
+    )
+
+
+def compare_with_encoder(clips: Mapping[str, Any]) -> list[str]:
+    """Returns a note if the clips have other sizes than those for which the encoder was built."""
+    own = {name: clips[f"encoder_{name}"] for name in ("frames", "size")}
+    changed = [name for name, value in own.items() if clips[name] != value]
+    if not changed:
+        return []
+    options = " and ".join(f"config.data.{name}={clips[name]}" for name in changed)
+    return [
+        f"The encoder was built for clips of {own['frames']} frames of {own['size']} x "
+        f"{own['size']} pixels, but {options}. Other values give other results."
+    ]
 
 
 def _format_cell(cell: Mapping[str, Any] | None) -> str:
@@ -93,12 +118,15 @@ def join_results(results: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
 
     Returns:
       `tables` (see `_make_tables`), with rows in the order of `ORDER`; `tokens`, the statistics of
-      the grid tokens of each encoder; and `notes` about the splits. None if there are no results.
+      the grid tokens of each encoder; `clips`, a description of the clips of each encoder; and
+      `notes`. None if there are no results.
     """
     if not results:
         return None
-    titles, tokens = _make_titles(results), {}
+    titles, tokens, clips = _make_titles(results), {}, {}
     for title, result in zip(titles, results, strict=True):
+        if "clips" in result:  # absent in files of older versions
+            clips[title] = describe_clips(result["clips"])
         for name, statistics in result["tokens"].items():
             label = title if name == "encoder" else in_words(name)
             tokens.setdefault(label, {"name": label, **statistics})
@@ -107,6 +135,7 @@ def join_results(results: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
         table["rows"].sort(key=lambda row: _position(row["kind"]))
     return {
         "tables": tables,
+        "clips": clips,
         "tokens": sorted(tokens.values(), key=lambda t: t["name"] != NAMES["random"]),
         "notes": list(dict.fromkeys(n for result in results for n in result.get("notes", ()))),
     }

@@ -198,7 +198,7 @@ def test_table_has_a_line_for_each_input(results):
         "chance",
         "this encoder, mean",
     ]
-    assert len(lines) == 2 + len({(r["name"], r["input"]) for r in results["rows"]}) + 2
+    assert len(lines) == 2 + len({(r["name"], r["input"]) for r in results["rows"]}) + 3
 
 
 @pytest.mark.parametrize(
@@ -300,3 +300,41 @@ def test_notes_about_the_splits_are_in_the_results_and_the_tables(folder, tmp_pa
         assert "48 of 48 held-out videos are also training" in tables.format_table(found)
     assert "note: 48 of 48 held-out videos are also training" in capsys.readouterr().out
     assert tables.join_results([found, found])["notes"] == found["notes"]
+
+
+def test_replaced_videos_are_evaluated_again(folder, tmp_path, monkeypatch):
+    shutil.copytree(folder / "world", tmp_path / "world")
+    changes = {"evaluators": ("linear_probe",), "tasks": ("shape",), "poolings": ("mean",)}
+    config = get_config(tmp_path, checkpoint=str(folder / "encoder.safetensors"), **changes)
+    config.controls = False
+    first = evaluate.evaluate_checkpoint(config, tmp_path / "p")
+    videos = sorted((tmp_path / "world").rglob("*.mp4"))
+    videos[0].touch()
+    with monkeypatch.context() as patch:
+        patch.setattr(features, "extract", None)
+        assert evaluate.evaluate_checkpoint(config, tmp_path / "p")["key"] == first["key"]
+    train = [path for path in videos if "train" in str(path)]
+    train[0].write_bytes(train[1].read_bytes())
+    keys = [evaluate.evaluate_checkpoint(config, tmp_path / "p")["key"] for _ in range(2)]
+    assert keys[0] == keys[1] != first["key"]
+    with np.load(tmp_path / "p" / "features" / "encoder-train.npz") as stored:
+        np.testing.assert_array_equal(*stored["frames_btd"][:2])  # the new features are stored
+
+
+def test_frames_and_size_are_printed_and_stored(folder, tmp_path, capsys):
+    changes = {"evaluators": ("linear_probe",), "tasks": ("shape",), "poolings": ("mean",)}
+    config = get_config(folder, controls=False, **changes)
+    found = evaluate.evaluate_checkpoint(config, tmp_path / "own")
+    sentence = "clips of 4 frames of 16 x 16 pixels, sparse sampling, short side 16"
+    assert f"stage1, 1 blocks of width 16, on {sentence}\n" in capsys.readouterr().out
+    assert found["notes"] == []
+    config.data.update(frames=2, sampling="dense", stride=(1, 3))
+    found = evaluate.evaluate_checkpoint(config, tmp_path / "other")
+    printed = capsys.readouterr().out
+    sentence = "clips of 2 frames of 16 x 16 pixels, dense sampling with stride 2, short side 16"
+    note = "built for clips of 4 frames of 16 x 16 pixels, but config.data.frames=2."
+    for text in (printed, tables.format_table(found)):
+        assert sentence in text and note in text
+    stored = json.loads((tmp_path / "other" / "results.json").read_text())["clips"]
+    assert (stored["frames"], stored["encoder_frames"], stored["stride"]) == (2, 4, 2)
+    assert tables.join_results([found])["clips"] == {"Stage 1": sentence}

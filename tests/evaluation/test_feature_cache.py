@@ -64,23 +64,26 @@ def test_damaged_files_are_extracted_again(cache, content):
     assert cache.get("encoder-val", "key", lambda: new) is new
 
 
-def test_key_depends_on_encoder_manifest_and_clips_but_not_on_workers():
+def test_key_depends_on_encoder_manifest_videos_and_clips_but_not_on_workers():
     data = {"frames": 8, "size": 32, "sampling": "sparse", "workers": 1, "manifest": "a.csv"}
-    key = feature_cache.feature_key("encoder", "digest", data)
-    assert key == feature_cache.feature_key("encoder", "digest", {**data, "workers": 4})
-    assert key == feature_cache.feature_key("encoder", "digest", {**data, "manifest": "b.csv"})
+    key = feature_cache.feature_key("encoder", "digest", "videos", data)
+    assert key == feature_cache.feature_key("encoder", "digest", "videos", {**data, "workers": 4})
+    assert key == feature_cache.feature_key(
+        "encoder", "digest", "videos", {**data, "manifest": "b.csv"}
+    )
     others = [
-        feature_cache.feature_key("other", "digest", data),
-        feature_cache.feature_key("encoder", "other", data),
+        feature_cache.feature_key("other", "digest", "videos", data),
+        feature_cache.feature_key("encoder", "other", "videos", data),
+        feature_cache.feature_key("encoder", "digest", "other", data),
         *(
-            feature_cache.feature_key("encoder", "digest", {**data, name: value})
+            feature_cache.feature_key("encoder", "digest", "videos", {**data, name: value})
             for name, value in (
                 *(("frames", 4), ("size", 64), ("sampling", "dense")),
                 ("clip_seconds", 1.0),  # decides which videos are dropped
             )
         ),
     ]
-    assert len({key, *others}) == 7
+    assert len({key, *others}) == 8
 
 
 def test_hash_of_a_tree_depends_on_paths_and_values():
