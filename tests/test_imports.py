@@ -127,9 +127,8 @@ LAYERS = {
     ],
     "monitoring": [
         {"reporter", "watchdog"},
-        {"progress"},
-        {"metrics_file", "profiling", "throughput", "progress_meter"}
-        | {"host_counts", "host_times", "parameter_table"},
+        {"host_metrics"},
+        {"metrics_file", "profiling", "progress", "throughput", "parameter_table"},
     ],
 }
 

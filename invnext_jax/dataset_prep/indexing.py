@@ -30,7 +30,7 @@ from invnext_jax.dataset_prep.csv_files import (
 )
 from invnext_jax.dataset_prep.probing import ProbeFailure, VideoProbe
 from invnext_jax.errors import UserError
-from invnext_jax.monitoring.progress_meter import ProgressMeter
+from invnext_jax.monitoring.progress import ProgressMeter
 from invnext_jax.video_lists import class_ids, lists
 from invnext_jax.video_lists.lists import VideoEntry
 

@@ -39,7 +39,7 @@ from invnext_jax.dataset_prep.shard_writer import (
     write_text,
 )
 from invnext_jax.errors import UserError
-from invnext_jax.monitoring.progress_meter import ProgressMeter
+from invnext_jax.monitoring.progress import ProgressMeter
 from invnext_jax.synthetic_world import urls
 
 FORMAT = 1  # increase it when the same settings produce different shards

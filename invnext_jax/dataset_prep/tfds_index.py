@@ -23,7 +23,7 @@ from invnext_jax.dataset_prep.shard_writer import VIDEO_COLUMNS, write_text
 from invnext_jax.dataset_prep.tfds_metadata import Feature
 from invnext_jax.dataset_prep.worker_map import WorkerFailure, map_in_workers
 from invnext_jax.errors import UserError
-from invnext_jax.monitoring.progress_meter import ProgressMeter
+from invnext_jax.monitoring.progress import ProgressMeter
 
 
 @dataclasses.dataclass(frozen=True)

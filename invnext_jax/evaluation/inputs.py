@@ -21,7 +21,7 @@ from invnext_jax.evaluation import features
 from invnext_jax.evaluation.feature_cache import FeatureCache, feature_key, hash_json, hash_tree
 from invnext_jax.evaluation.features import VideoFeatures
 from invnext_jax.evaluation.pretrained import LoadedEncoder
-from invnext_jax.monitoring.progress_meter import ProgressMeter
+from invnext_jax.monitoring.progress import ProgressMeter
 from invnext_jax.synthetic_world import urls
 
 SPLITS = {"train": "training", "val": "held-out"}  # the values are used in messages

@@ -1,67 +1,118 @@
-"""Measures the speed of a training run and displays its progress."""
+"""Progress of long-running work: a tqdm bar on a terminal, plain lines in a log."""
 
 import math
+import sys
 import time
 from collections.abc import Mapping
 from typing import Any, TextIO
 
-import jax
+from tqdm import tqdm
 
-from invnext_jax.monitoring.progress_meter import ProgressMeter
+LINE_SECONDS = 10.0
 
 
-class StepTimer:
-    """Measures clips per second and the share of time spent waiting for data."""
+class ProgressMeter:
+    """Shows the number of units of work done, the speed and the time left.
 
-    def __init__(self, batch_size: int):
-        self._batch_size = batch_size
-        self._start = time.perf_counter()
-        self._data_wait = 0.0
-        self._step = None
+    Args:
+        total: Number of units.
+        unit: Name of a unit, in the singular.
+        initial: Number of units done earlier, which are excluded from the speed.
+        quiet: Whether to suppress all output.
+        line_seconds: Minimum seconds between plain lines. If None, only `log` prints lines.
+        out: Stream to write to. Standard output if None.
+    """
 
-    def add_data_wait(self, seconds: float) -> None:
-        """Adds the time that the loop waited for a batch."""
-        self._data_wait += seconds
+    def __init__(
+        self,
+        total: int,
+        unit: str,
+        *,
+        initial: int = 0,
+        quiet: bool = False,
+        line_seconds: float | None = LINE_SECONDS,
+        out: TextIO | None = None,
+    ):
+        self._total, self._unit, self._initial, self._done = total, unit, initial, initial
+        self._out = sys.stdout if out is None else out
+        self._quiet, self._bar = quiet, None
+        if not quiet and self._out.isatty():
+            self._bar = tqdm(
+                total=total, initial=initial, unit=unit, file=self._out, dynamic_ncols=True
+            )
+        self._line_seconds = line_seconds if self._bar is None else None
+        self._postfix = ""
+        self._start = self._last_line = time.monotonic()
 
-    def restart(self, step: int) -> None:
-        """Starts a new measurement after `step` steps."""
-        self._start, self._data_wait, self._step = time.perf_counter(), 0.0, step
+    def __enter__(self) -> "ProgressMeter":
+        return self
 
-    def measure(self, step: int) -> dict[str, float]:
-        """Ends the measurement after `step` steps and starts the next one.
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
-        Returns:
-            A dict with `clips_per_second` and `data_wait`, the share of time from 0 to 1.
-        """
-        seconds = max(time.perf_counter() - self._start, 1e-9)
-        steps = step - self._step
-        rates = {
-            "clips_per_second": steps * self._batch_size / seconds,
-            "data_wait": min(self._data_wait / seconds, 1.0),
-        }
-        self.restart(step)
-        return rates
+    @property
+    def has_bar(self) -> bool:
+        """Whether a bar is shown instead of plain lines."""
+        return self._bar is not None
+
+    def update(self, done: int, postfix: str | None = None) -> None:
+        """Sets the number of units done and, unless it is None, the text shown after the number."""
+        if postfix is not None:
+            self._postfix = postfix
+        added, self._done = max(0, done - self._done), max(done, self._done)
+        if self._bar is not None:
+            self._bar.set_postfix_str(self._postfix, refresh=False)
+            self._bar.update(added)
+        elif self._line_seconds is not None:
+            if time.monotonic() - self._last_line > self._line_seconds:
+                self._last_line = time.monotonic()
+                self.log(self._format_line())
+
+    def log(self, text: str) -> None:
+        """Prints a line, above the bar if there is one."""
+        if self._bar is not None:
+            self._bar.write(text, file=self._out)
+        elif not self._quiet:
+            print(text, file=self._out, flush=True)
+
+    def close(self) -> None:
+        """Closes the bar, which stays visible, or prints the last plain line."""
+        if self._bar is not None:
+            self._bar.close()
+        elif self._line_seconds is not None:
+            self.log(self._format_line())
+
+    def _format_line(self) -> str:
+        rate = (self._done - self._initial) / max(time.monotonic() - self._start, 1e-9)
+        parts = [f"{self._done} of {self._total} {self._unit}s", self._postfix, f"{rate:.1f}/s"]
+        if rate:
+            parts.append(f"{(self._total - self._done) / rate / 60:.0f} min left")
+        return ", ".join(filter(None, parts))
 
 
 class TrainingProgress:
-    """Shows progress in process 0, as a bar on a terminal or else as one line per logged step.
+    """Shows the progress of a run, as a bar on a terminal or else as one line per logged step.
 
     Args:
         total_steps: number of steps of the whole run.
         step: number of steps completed so far.
         batch_size: clips per step, used to compute the time left.
+        quiet: whether to suppress all output.
         out: stream to write to. Standard output if None.
     """
 
-    def __init__(self, total_steps: int, step: int, batch_size: int, out: TextIO | None = None):
+    def __init__(
+        self,
+        total_steps: int,
+        step: int,
+        batch_size: int,
+        *,
+        quiet: bool = False,
+        out: TextIO | None = None,
+    ):
         self._total_steps, self._step, self._batch_size = total_steps, step, batch_size
         self._meter = ProgressMeter(
-            total_steps,
-            "step",
-            initial=step,
-            quiet=jax.process_index() != 0,
-            line_seconds=None,
-            out=out,
+            total_steps, "step", initial=step, quiet=quiet, line_seconds=None, out=out
         )
 
     def advance(self) -> None:

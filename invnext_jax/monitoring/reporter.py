@@ -10,7 +10,7 @@ import ml_collections
 from jax.sharding import Mesh
 
 from invnext_jax.errors import NonFiniteError, UserError, check_minimums
-from invnext_jax.monitoring import host_counts, host_times, metrics_file, progress
+from invnext_jax.monitoring import host_metrics, metrics_file, progress
 from invnext_jax.monitoring import throughput as throughput_lib
 
 
@@ -75,11 +75,14 @@ class Reporter:
     ):
         self._config, self._first_step, self._best_metric = config, step, best_metric
         self._writer = metrics_file.MetricWriter(workdir, step)
-        self._progress = progress.TrainingProgress(config.total_steps, step, config.batch_size)
-        self._timer = progress.StepTimer(config.batch_size)
+        self._progress = progress.TrainingProgress(
+            config.total_steps, step, config.batch_size, quiet=jax.process_index() != 0
+        )
+        self._timer = throughput_lib.StepTimer(config.batch_size)
+        self._host_timer = throughput_lib.HostTimer()
         self._throughput = throughput
-        self._host_counts = host_counts.HostCounts(mesh)
-        self._host_times = host_times.HostTimes(mesh)
+        self._host_counts = host_metrics.HostCounts(mesh)
+        self._host_times = host_metrics.HostTimes(mesh)
         # The CPU devices of a process share few threads, on which the collectives of two concurrent
         # steps can deadlock.
         self._steps_ahead = 0 if mesh.devices.flat[0].platform == "cpu" and mesh.size > 1 else 1
@@ -91,12 +94,12 @@ class Reporter:
     def start(self) -> None:
         """Starts the timer."""
         self._timer.restart(self._first_step)
-        self._host_times.restart(self._first_step)
+        self._host_timer.restart(self._first_step)
 
     def add_data_wait(self, seconds: float) -> None:
         """Adds the time that the loop waited for a batch."""
         self._timer.add_data_wait(seconds)
-        self._host_times.add_data_wait(seconds)
+        self._host_timer.add_data_wait(seconds)
 
     def wait_if_serial(self, arrays: Any) -> None:
         """Waits for `arrays` on devices that must not run two computations at the same time."""
@@ -126,7 +129,7 @@ class Reporter:
         """
         sums, times = counts if jax.process_count() == 1 else {}, None
         if diagnostics or self._is_scheduled(step):
-            times = self._host_times.measure(step, counts, decoded)
+            times = self._host_timer.measure(step, counts, decoded)
             if jax.process_count() > 1:  # collectives, which all hosts must call at the same steps
                 self.wait_if_serial(metrics)
                 sums = self._host_counts.sum(counts)
@@ -196,7 +199,7 @@ class Reporter:
         if times is None:
             return {}
         if jax.process_count() == 1:
-            return host_times.own_record(times)
+            return throughput_lib.own_record(times)
         return self._host_times.summarize(jax.device_get(times))
 
     def _add_score(self, record: Mapping[str, Any]) -> None:

@@ -1,4 +1,7 @@
-"""Measures the FLOP/s of a run relative to the device's peak and to a matrix product."""
+"""Measures the speed of a run: clips per second, wait for data, and FLOP/s.
+
+FLOP/s are compared with the device's peak and with a matrix product.
+"""
 
 import functools
 import time
@@ -6,11 +9,104 @@ from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from invnext_jax.planning.devices import find_device
 
 _MEASURE_SECONDS = 0.5  # upper bound on the time to measure the ceiling
 _PRODUCTS = 5  # number of products in one program, so that the launch overhead is negligible
+# The numbers of a host, in this order. The worst host has the highest value, except for the rate.
+QUANTITIES = ("step_seconds", "data_wait", "decode_rate", "dropped_videos", "failed_reads")
+
+
+class StepTimer:
+    """Measures clips per second and the share of time spent waiting for data."""
+
+    def __init__(self, batch_size: int):
+        self._batch_size = batch_size
+        self._start = time.perf_counter()
+        self._data_wait = 0.0
+        self._step = None
+
+    def add_data_wait(self, seconds: float) -> None:
+        """Adds the time that the loop waited for a batch."""
+        self._data_wait += seconds
+
+    def restart(self, step: int) -> None:
+        """Starts a new measurement after `step` steps."""
+        self._start, self._data_wait, self._step = time.perf_counter(), 0.0, step
+
+    def measure(self, step: int) -> dict[str, float]:
+        """Ends the measurement after `step` steps and starts the next one.
+
+        Returns:
+            A dict with `clips_per_second` and `data_wait`, the share of time from 0 to 1.
+        """
+        seconds = max(time.perf_counter() - self._start, 1e-9)
+        steps = step - self._step
+        rates = {
+            "clips_per_second": steps * self._batch_size / seconds,
+            "data_wait": min(self._data_wait / seconds, 1.0),
+        }
+        self.restart(step)
+        return rates
+
+
+class HostTimer:
+    """Measures the times of this host between logged steps.
+
+    Its measurements end when a step is dispatched. Those of `StepTimer` end when the metrics of the
+    step are read.
+    """
+
+    def __init__(self):
+        self._decoded = (0, 0.0)
+        self.restart(0)
+
+    def restart(self, step: int) -> None:
+        """Starts a new measurement after `step` steps."""
+        self._start, self._step, self._data_wait = time.perf_counter(), step, 0.0
+
+    def add_data_wait(self, seconds: float) -> None:
+        """Adds the time that the loop waited for a batch."""
+        self._data_wait += seconds
+
+    def measure(
+        self, step: int, counts: Mapping[str, int], decoded: tuple[int, float]
+    ) -> np.ndarray:
+        """Ends the measurement after `step` steps and starts the next one.
+
+        Args:
+            step: number of the step that was just dispatched.
+            counts: dropped videos and failed reads of this host so far.
+            decoded: number of clips that this host has decoded so far, and the busy time in seconds
+                (see `OrderedPool.work_done`).
+
+        Returns:
+            The numbers listed in `QUANTITIES`, float32 [5]. The decode rate is the number of clips
+            per second that the workers would deliver if they never waited; NaN if no clip was
+            decoded.
+        """
+        seconds = max(time.perf_counter() - self._start, 1e-9)
+        clips, busy = (new - old for new, old in zip(decoded, self._decoded, strict=True))
+        rate = clips / busy if clips > 0 and busy > 0 else np.nan
+        share = min(self._data_wait / seconds, 1.0)
+        own = [counts.get(name, 0) for name in QUANTITIES[3:]]
+        values = (seconds / max(step - self._step, 1), share, rate, *own)
+        self._decoded = decoded
+        self.restart(step)
+        return np.array(values, np.float32)
+
+
+def own_record(values: np.ndarray) -> dict[str, float]:
+    """Returns the step time and the decode rate from a result of `HostTimer.measure`.
+
+    Used in single-process runs, in which the record already contains the other numbers.
+    """
+    record = {
+        name: float(values[QUANTITIES.index(name)]) for name in ("step_seconds", "decode_rate")
+    }
+    return {name: value for name, value in record.items() if not np.isnan(value)}
 
 
 def measure_matmul_flops(device: jax.Device, dtype: str, size: int | None = None) -> float:

@@ -27,7 +27,7 @@ from av.video.reformatter import VideoReformatter
 
 from invnext_jax import atomic_file
 from invnext_jax.errors import UserError
-from invnext_jax.monitoring.progress_meter import ProgressMeter
+from invnext_jax.monitoring.progress import ProgressMeter
 from invnext_jax.synthetic_world import captions as captions_lib
 from invnext_jax.synthetic_world import render, scene
 from invnext_jax.synthetic_world.scene import WorldSpec

@@ -1,4 +1,5 @@
 import io
+from types import SimpleNamespace
 
 import pytest
 
@@ -42,9 +43,9 @@ def test_format_duration(seconds, text):
     assert progress.format_duration(seconds) == text
 
 
-def test_plain_lines_without_a_terminal():
+def test_plain_lines_of_a_run_without_a_terminal():
     out = io.StringIO()
-    shown = progress.TrainingProgress(800, 0, 32, out)
+    shown = progress.TrainingProgress(800, 0, 32, out=out)
     shown.advance()
     shown.show(RECORD)
     shown.log("stopped")
@@ -52,9 +53,9 @@ def test_plain_lines_without_a_terminal():
     assert out.getvalue().splitlines() == [progress.format_step(RECORD, 800, 32), "stopped"]
 
 
-def test_bar_on_a_terminal():
+def test_bar_of_a_run_on_a_terminal():
     out = Terminal()
-    shown = progress.TrainingProgress(800, 349, 32, out)
+    shown = progress.TrainingProgress(800, 349, 32, out=out)
     shown.advance()
     shown.show(RECORD)
     shown.log("saved")
@@ -64,11 +65,40 @@ def test_bar_on_a_terminal():
     assert "saved\n" in out.getvalue()
 
 
-def test_rates_cover_the_time_since_the_last_measurement(monkeypatch):
-    clock = iter([0.0, 10.0, 14.0, 24.0])
-    monkeypatch.setattr(progress.time, "perf_counter", lambda: next(clock))
-    timer = progress.StepTimer(batch_size=8)
-    timer.restart(step=5)  # at 10 s
-    timer.add_data_wait(1.0)
-    rates = timer.measure(step=7)  # at 14 s; reads the clock once more for the next measurement
-    assert rates == {"clips_per_second": 2 * 8 / 4.0, "data_wait": 0.25}
+def test_lines_show_count_postfix_speed_and_time_left(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    with progress.ProgressMeter(20, "video", initial=8) as meter:
+        for second in (5.0, 20.0, 25.0):
+            now[0] = second
+            meter.update(8 + int(second / 5), "2 bad")
+    assert capsys.readouterr().out.splitlines() == [
+        "12 of 20 videos, 2 bad, 0.2/s, 1 min left",  # 4 in 20 seconds, 8 are left
+        "13 of 20 videos, 2 bad, 0.2/s, 1 min left",
+    ]
+
+
+def test_quiet_meter_prints_nothing(capsys):
+    with progress.ProgressMeter(2, "video", quiet=True) as meter:
+        meter.update(2)
+        meter.log("text")
+    assert capsys.readouterr() == ("", "")
+
+
+def test_bar_on_a_terminal_keeps_postfix_and_logs_above_itself():
+    out = Terminal()
+    with progress.ProgressMeter(8, "step", initial=3, out=out) as meter:
+        meter.update(4, "loss 1.5")
+        meter.log("saved")
+        meter.update(5)
+    assert meter.has_bar
+    assert "5/8" in out.getvalue() and "loss 1.5" in out.getvalue().splitlines()[-1]
+    assert "saved\n" in out.getvalue()
+
+
+def test_without_an_interval_only_logged_lines_are_printed():
+    out = io.StringIO()
+    with progress.ProgressMeter(8, "step", line_seconds=None, out=out) as meter:
+        meter.update(5)
+        meter.log("step 5")
+    assert out.getvalue() == "step 5\n"

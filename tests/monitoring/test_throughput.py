@@ -1,4 +1,5 @@
 import jax
+import numpy as np
 import pytest
 
 from invnext_jax.monitoring import throughput as throughput_lib
@@ -67,3 +68,44 @@ def test_ceiling_is_divided_by_the_fake_devices(monkeypatch):
 
 def test_zero_flops_give_no_rates():
     assert make(flops=0, measure=True).compute_rates(1.0) == {}
+
+
+def test_rates_cover_the_time_since_the_last_measurement(monkeypatch):
+    clock = iter([0.0, 10.0, 14.0, 24.0])
+    monkeypatch.setattr(throughput_lib.time, "perf_counter", lambda: next(clock))
+    timer = throughput_lib.StepTimer(batch_size=8)
+    timer.restart(step=5)  # at 10 s
+    timer.add_data_wait(1.0)
+    rates = timer.measure(step=7)  # at 14 s; reads the clock once more for the next measurement
+    assert rates == {"clips_per_second": 2 * 8 / 4.0, "data_wait": 0.25}
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(throughput_lib.time, "perf_counter", lambda: clock[0])
+    return clock
+
+
+def test_measurement_starts_again_at_each_logged_step(clock):
+    times = throughput_lib.HostTimer()
+    times.restart(10)
+    times.add_data_wait(3.0)
+    times.add_data_wait(1.0)
+    clock[0] += 8.0
+    counts = {"dropped_videos": 7, "failed_reads": 2}
+    expected = [2.0, 0.5, 5.0, 7, 2]  # seconds per step, data wait, clips/s, counts
+    np.testing.assert_array_equal(times.measure(14, counts, (20, 4.0)), np.float32(expected))
+    clock[0] += 1.0
+    expected = [1.0, 0.0, 6.0, 0, 0]
+    np.testing.assert_array_equal(times.measure(15, {}, (23, 4.5)), np.float32(expected))
+    clock[0] += 1.0
+    assert np.isnan(times.measure(16, {}, (23, 4.5))[2])  # nothing was decoded
+    assert np.isnan(times.measure(17, {}, (0, 0.0))[2])  # a new pool
+
+
+def test_single_process_logs_its_own_numbers():
+    values = np.float32([0.5, 0.1, np.nan, 3, 0])
+    assert throughput_lib.own_record(values) == {"step_seconds": 0.5}
+    values[2] = 12.0
+    assert throughput_lib.own_record(values) == {"step_seconds": 0.5, "decode_rate": 12.0}

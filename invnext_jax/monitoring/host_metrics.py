@@ -1,42 +1,94 @@
-"""Compares the step time, wait for data, decode rate and dropped videos of a run's hosts.
+"""Sums the counts and compares the times of a run's hosts.
 
-In a logged step, each host contributes one row of numbers. A small computation on the devices
-gathers the rows. Its result is read together with the metrics of that step, so that no host waits
-for another. A host with slow data delays all others, which wait for it in the collectives of the
-step. Only the data wait of the slow host itself shows the cause.
+In a logged step, each host contributes its counts, such as dropped videos, and one row of times.
+Small computations on the devices sum the counts and gather the rows. Their results are read
+together with the metrics of that step, so that no host waits for another.
+
+A host with slow data delays all others, which wait for it in the collectives of the step. Only the
+data wait of the slow host itself shows the cause.
 """
 
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import flax.struct
 import jax
+import jax.numpy as jnp
 import numpy as np
+from clu import metrics
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from invnext_jax.monitoring.throughput import QUANTITIES
 from invnext_jax.multihost import distributed
 
 PREFIX = "hosts/"
-# The numbers of a host, in this order. The worst host has the highest value, except for the rate.
-QUANTITIES = ("step_seconds", "data_wait", "decode_rate", "dropped_videos", "failed_reads")
 # A host is slow if its data wait exceeds the mean of all hosts by more than this share of the time.
 _SLOW_SHARE = 0.1
 
 
-def own_record(values: np.ndarray) -> dict[str, float]:
-    """Returns the step time and the decode rate from a result of `HostTimes.measure`.
+@flax.struct.dataclass
+class Count(metrics.Metric):
+    """A number of events, as an int32 array. Merging adds two counts."""
 
-    Used in single-process runs, in which the record already contains the other numbers.
+    total: jax.Array
+
+    @classmethod
+    def empty(cls) -> "Count":
+        """Returns a count of zero."""
+        return cls(total=jnp.zeros((), jnp.int32))
+
+    def merge(self, other: "Count") -> "Count":
+        """Returns the sum of both counts."""
+        return Count(total=self.total + other.total)
+
+    def reduce(self) -> "Count":
+        """Sums over the first axis, without the scan that `metrics.Metric.reduce` uses."""
+        return Count(total=jnp.sum(self.total, axis=0))
+
+    def compute(self) -> jax.Array:
+        """Returns the number."""
+        return self.total
+
+
+class HostCounts:
+    """Sums counts over all hosts.
+
+    Args:
+        mesh: the run's mesh. Each host has devices in it.
     """
-    record = {
-        name: float(values[QUANTITIES.index(name)]) for name in ("step_seconds", "decode_rate")
-    }
-    return {name: value for name, value in record.items() if not np.isnan(value)}
+
+    def __init__(self, mesh: Mesh):
+        self._rows = sum(d.process_index == jax.process_index() for d in mesh.devices.flat)
+        self._sharding = NamedSharding(mesh, P(mesh.axis_names))
+        self._reduce = jax.jit(_reduce, out_shardings=NamedSharding(mesh, P()))
+
+    def sum(self, counts: Mapping[str, int]) -> dict[str, jax.Array]:
+        """Dispatches the sum of each count. All hosts must call this with the same names.
+
+        Args:
+            counts: counts of this host, by name.
+
+        Returns:
+            The sums, as int32 scalars that the devices may still be computing.
+        """
+        return self._reduce({name: Count(self._put(number)) for name, number in counts.items()})
+
+    def _put(self, number: int) -> jax.Array:
+        """Makes an array with a row per device: `number` in the host's first row, 0 elsewhere."""
+        rows = np.zeros(self._rows, np.int32)
+        rows[0] = number
+        return jax.make_array_from_process_local_data(self._sharding, rows)
+
+
+def _reduce(stacked: Mapping[str, Count]) -> dict[str, jax.Array]:
+    """Sums counts that have one row per device."""
+    reduced = {name: count.reduce() for name, count in stacked.items()}
+    return metrics.Collection.create_collection(**reduced).compute()
 
 
 class HostTimes:
-    """Measures the times of this host between logged steps, and gathers those of all hosts.
+    """Gathers and compares the times that each host measures with a `throughput.HostTimer`.
 
     Args:
         mesh: the run's mesh. Each host has devices in it.
@@ -50,48 +102,12 @@ class HostTimes:
         # The identity with a replicated output is an all-gather.
         self._gather = jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, P()))
         self._slow_host: int | None = None
-        self._decoded = (0, 0.0)
-        self.restart(0)
-
-    def restart(self, step: int) -> None:
-        """Starts a new measurement after `step` steps."""
-        self._start, self._step, self._data_wait = time.perf_counter(), step, 0.0
-
-    def add_data_wait(self, seconds: float) -> None:
-        """Adds the time that the loop waited for a batch."""
-        self._data_wait += seconds
-
-    def measure(
-        self, step: int, counts: Mapping[str, int], decoded: tuple[int, float]
-    ) -> np.ndarray:
-        """Ends the measurement after `step` steps and starts the next one.
-
-        Args:
-            step: number of the step that was just dispatched.
-            counts: dropped videos and failed reads of this host so far.
-            decoded: number of clips that this host has decoded so far, and the busy time in seconds
-                (see `OrderedPool.work_done`).
-
-        Returns:
-            The numbers listed in `QUANTITIES`, float32 [5]. The decode rate is the number of clips
-            per second that the workers would deliver if they never waited; NaN if no clip was
-            decoded.
-        """
-        seconds = max(time.perf_counter() - self._start, 1e-9)
-        clips, busy = (new - old for new, old in zip(decoded, self._decoded, strict=True))
-        rate = clips / busy if clips > 0 and busy > 0 else np.nan
-        share = min(self._data_wait / seconds, 1.0)
-        own = [counts.get(name, 0) for name in QUANTITIES[3:]]
-        values = (seconds / max(step - self._step, 1), share, rate, *own)
-        self._decoded = decoded
-        self.restart(step)
-        return np.array(values, np.float32)
 
     def gather(self, values: np.ndarray) -> jax.Array:
         """Dispatches an all-gather of the hosts' numbers. All hosts must call it together.
 
         Args:
-            values: the result of `measure` on this host.
+            values: the result of `HostTimer.measure` on this host.
 
         Returns:
             One row of numbers per device, float32 [devices 5], which may still be computing.

@@ -7,42 +7,12 @@ import sys
 import jax
 import numpy as np
 import pytest
+from clu import metrics
 
-from invnext_jax.monitoring import host_times, metrics_file, progress
-from invnext_jax.monitoring.host_times import HostTimes
+from invnext_jax.monitoring import metrics_file, progress
+from invnext_jax.monitoring.host_metrics import Count, HostCounts, HostTimes
 
 ROOT = pathlib.Path(__file__).parents[2]
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    clock = [100.0]
-    monkeypatch.setattr(host_times.time, "perf_counter", lambda: clock[0])
-    return clock
-
-
-def test_measurement_starts_again_at_each_logged_step(toy_mesh, clock):
-    times = HostTimes(toy_mesh)
-    times.restart(10)
-    times.add_data_wait(3.0)
-    times.add_data_wait(1.0)
-    clock[0] += 8.0
-    counts = {"dropped_videos": 7, "failed_reads": 2}
-    expected = [2.0, 0.5, 5.0, 7, 2]  # seconds per step, data wait, clips/s, counts
-    np.testing.assert_array_equal(times.measure(14, counts, (20, 4.0)), np.float32(expected))
-    clock[0] += 1.0
-    expected = [1.0, 0.0, 6.0, 0, 0]
-    np.testing.assert_array_equal(times.measure(15, {}, (23, 4.5)), np.float32(expected))
-    clock[0] += 1.0
-    assert np.isnan(times.measure(16, {}, (23, 4.5))[2])  # nothing was decoded
-    assert np.isnan(times.measure(17, {}, (0, 0.0))[2])  # a new pool
-
-
-def test_single_process_logs_its_own_numbers():
-    values = np.float32([0.5, 0.1, np.nan, 3, 0])
-    assert host_times.own_record(values) == {"step_seconds": 0.5}
-    values[2] = 12.0
-    assert host_times.own_record(values) == {"step_seconds": 0.5, "decode_rate": 12.0}
 
 
 def test_gathered_rows_are_those_of_this_host(toy_mesh):
@@ -155,3 +125,60 @@ def test_two_processes_name_the_one_with_slow_data(tmp_path):
     out = outputs[0][0]
     assert out.count("slow host: process 1 (host") == 1 and "most on process 1)" in out
     assert "slow host" not in outputs[1][0]
+
+
+SUMMING = """
+import jax
+from invnext_jax.monitoring.host_metrics import HostCounts
+from invnext_jax.multihost import distributed
+from invnext_jax.training import mesh as mesh_lib
+distributed.initialize(timeout_seconds=60)
+mesh = mesh_lib.make_mesh({"data": 2, "fsdp": 2, "tensor": 1, "sequence": 1})
+counts = HostCounts(mesh)
+for dropped in (3, 5):
+    sums = counts.sum({"dropped": dropped + jax.process_index(), "clips": 100})
+    print({name: int(jax.device_get(total)) for name, total in sorted(sums.items())})
+"""
+
+
+def test_sum_on_the_mesh_counts_this_host_once(toy_mesh):
+    counts = HostCounts(toy_mesh)
+    assert int(counts.sum({"dropped": 3})["dropped"]) == 3
+    assert int(counts.sum({"dropped": 4})["dropped"]) == 4
+
+
+def test_count_merges_like_other_clu_metrics():
+    counts = metrics.Collection.create_collection(dropped=Count(jax.numpy.int32(2)))
+    merged = counts.merge(counts).merge(type(counts).empty())
+    assert int(merged.compute()["dropped"]) == 4
+
+
+def test_counts_of_two_processes_are_added():
+    with socket.create_server(("localhost", 0)) as server:
+        port = server.getsockname()[1]
+    environ = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "PYTHONPATH": str(ROOT),
+        "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+        "JAX_NUM_PROCESSES": "2",
+    }
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", SUMMING],
+            env={**environ, "JAX_PROCESS_ID": str(process)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for process in range(2)
+    ]
+    try:
+        outputs = [process.communicate(timeout=200)[0] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    # Gloo prints to standard output too.
+    printed = [[line for line in text.splitlines() if line[0] == "{"] for text in outputs]
+    expected = ["{'clips': 200, 'dropped': 7}", "{'clips': 200, 'dropped': 11}"]
+    assert printed == [expected, expected]
