@@ -19,11 +19,12 @@ TORCH ?= 2.13.0
 
 RUN = $(VENV)/bin/python
 PIP = $(RUN) -m pip --disable-pip-version-check install --quiet
+AUDIT = $(VENV)/bin/uvx pip-audit --strict --progress-spinner=off --disable-pip --require-hashes
 RUNTIME = $(VENV)/.installed-runtime
 PACKAGE = $(VENV)/.installed-package
 TEST = $(VENV)/.installed-test
 
-.PHONY: demo test lint docs lock clean benchmark gpu-check
+.PHONY: demo test lint docs lock audit clean benchmark gpu-check
 .DELETE_ON_ERROR:
 
 # Trains and evaluates both stages on the synthetic world. A killed line resumes when it is repeated.
@@ -64,6 +65,12 @@ lock: $(PACKAGE)
 	$(PIP) uv
 	$(VENV)/bin/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header -q pyproject.toml --extra test --extra prepare -o requirements-test.txt
 	$(VENV)/bin/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header -q pyproject.toml -c requirements-test.txt -o requirements.txt
+
+# Compares both requirement files with the known vulnerabilities that PyPI publishes. pip-audit runs in an environment
+# of its own. With --strict, a package that PyPI does not answer for is an error.
+audit: $(PACKAGE)
+	$(PIP) uv
+	@$(AUDIT) -r requirements.txt -r requirements-test.txt || { echo "error: a package is vulnerable, or PyPI did not answer for it; the lines above name it"; exit 1; }
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache $(OUT)

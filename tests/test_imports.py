@@ -1,6 +1,8 @@
 """The one allowed direction of imports, read from the source with `ast`."""
 
 import ast
+import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -262,6 +264,26 @@ def test_a_wrong_import_is_found(module, source):
 )
 def test_an_allowed_import_passes(module, source):
     assert not complaints(source, module)
+
+
+# Packages whose modules have other names.
+MODULES = {
+    "absl-py": "absl",
+    "orbax-checkpoint": "orbax",
+    "pillow": "PIL",
+    "scikit-learn": "sklearn",
+}
+
+
+def test_each_runtime_dependency_is_imported():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {re.match(r"[\w-]+", text)[0] for text in project["dependencies"]}
+    found = set()
+    for folder in (PACKAGE, "configs", "launch"):
+        for path in sources(folder):
+            names = imported_modules(ast.parse(path.read_text()), module_name(path))
+            found |= {name.split(".")[0] for name in names}
+    assert not {MODULES.get(name, name).replace("-", "_") for name in declared} - found
 
 
 # Calls that run what a file or a user's text says.

@@ -7,7 +7,6 @@ Shape key: r clips of one video, t frames, h w pixels, c channels.
 
 import contextlib
 import dataclasses
-import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -268,26 +267,12 @@ class LoadClip:
             videos = read_clips(record, sampler, self.short_side)
         except decode.BadVideo as error:
             return BadClip(record.name, error.kind, sanitize.redact_error(str(error), record.path))
-        except (ValueError, ArithmeticError) as error:  # PyAV raises them on damaged headers
-            if not _is_from_pyav(error):
-                raise
-            reason = f"{record.name}: {type(error).__name__}: {error}"
-            return BadClip(record.name, "corrupt", sanitize.redact_error(reason, record.path))
         videos = [transform.augment(video, rng) for video, rng in zip(videos, rngs, strict=True)]
         numbers = {"index": record.index, **record.labels}
         columns = {name: np.full(len(rngs), value, np.int32) for name, value in numbers.items()}
         # Avoids a copy in the common case of a single clip.
         video_rthwc = np.stack(videos) if len(videos) > 1 else np.ascontiguousarray(videos[0])[None]
         return {"video": video_rthwc, **columns}
-
-
-def _is_from_pyav(error: Exception) -> bool:
-    """Returns whether PyAV raised the error.
-
-    PyAV is compiled, and only its traceback entries have relative file names.
-    """
-    steps = traceback.walk_tb(error.__traceback__)
-    return any(frame.f_code.co_filename.startswith("av/") for frame, _ in steps)
 
 
 def _to_tuple(value: Any) -> Any:

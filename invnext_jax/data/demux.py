@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import os
+import traceback
 from collections.abc import Iterator
 
 import av
@@ -60,15 +61,38 @@ def open_stream(source, **options) -> Iterator[av.VideoStream]:
 
     Raises:
         BadVideo: The format of the file is not in `FORMATS`, the file has no video stream, or the
-            codec of the stream is unknown.
+            codec of the stream is unknown; or PyAV raised an exception in the `with` block that is
+            neither an FFmpeg error nor a `MemoryError`, because a header has impossible values.
     """
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_convert_errors())
         container = stack.enter_context(_open(source, options))
         stream = _choose_stream(source, container)
         # One thread per video: the workers share the cores, and frame threading slows down seeks.
         stream.codec_context.thread_type, stream.codec_context.thread_count = "SLICE", 1
         stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
         yield stream
+
+
+@contextlib.contextmanager
+def _convert_errors() -> Iterator[None]:
+    try:
+        yield
+    except (BadVideo, av.FFmpegError, MemoryError):
+        raise
+    except Exception as error:  # PyAV raises many types, for example ValueError and OverflowError
+        if not _is_from_pyav(error):
+            raise
+        raise BadVideo(f"{type(error).__name__}: {error}") from error
+
+
+def _is_from_pyav(error: Exception) -> bool:
+    """Returns whether PyAV raised the error.
+
+    PyAV is compiled, and only its traceback entries have relative file names.
+    """
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return frame.f_code.co_filename.startswith("av/")
 
 
 @contextlib.contextmanager
@@ -125,12 +149,10 @@ def _choose_stream(source, container) -> av.VideoStream:
 def _find_moving(source, indices: list[int]) -> set[int]:
     """Returns the indices of the streams that have more than one packet."""
     counts = dict.fromkeys(indices, 0)
-    with (
-        _open(source) as container,
-        contextlib.closing(container.demux([container.streams[i] for i in indices])) as packets,
-    ):
+    with _open(source) as container:
+        packets = _demux(container, [container.streams[i] for i in indices])
         for packet in itertools.islice(packets, MAX_STREAM_PACKETS):
-            counts[packet.stream_index] += packet.size > 0
+            counts[packet.stream_index] += 1
             if min(counts.values()) > 1:
                 break
     return {index for index, count in counts.items() if count > 1}
@@ -143,7 +165,14 @@ def demux(stream) -> Iterator[av.Packet]:
     To obtain the last frames, flush the decoder with `None` after the last packet. PyAV's own
     generators leak memory if they are not exhausted; this one does not.
     """
-    with contextlib.closing(stream.container.demux(stream)) as packets:
+    return _demux(stream.container, [stream])
+
+
+def _demux(container, streams: list[av.VideoStream]) -> Iterator[av.Packet]:
+    # After the last packet, PyAV may raise IndexError if the file has more streams than when it was
+    # opened, because the first packet of a stream is late. Packets without data may have a wrong
+    # stream index.
+    with contextlib.closing(container.demux(streams)) as packets, contextlib.suppress(IndexError):
         for packet in packets:
             if packet.size:
                 yield packet

@@ -281,7 +281,5 @@ def _probe_safely(probe: Callable[[str], VideoProbe], path: str) -> VideoProbe |
         transient = read_error or getattr(error.__cause__, "errno", None) in TRANSIENT_ERRNOS
         reason = str(error).removeprefix(f"{path}: ")
         return ProbeFailure(reason, transient=transient, read_error=read_error)
-    except Exception as error:
-        # Damaged headers cause these two exceptions. Other exceptions may be bugs.
-        from_header = isinstance(error, ValueError | ArithmeticError)
-        return ProbeFailure(f"{type(error).__name__}: {error}", transient=not from_header)
+    except Exception as error:  # a bug must not end the indexing of a data set
+        return ProbeFailure(f"{type(error).__name__}: {error}", transient=True)

@@ -1,7 +1,10 @@
 """Selection of the video stream among several streams."""
 
 import io
+import os
 import socket
+import subprocess
+import sys
 
 import av
 import numpy as np
@@ -36,6 +39,47 @@ def test_a_still_picture_is_not_the_video(name, streams, tmp_path, videos):
     for source in (path, path.read_bytes()):
         assert videos.numbers(decode.read_frames(source, range)) == list(range(30))
         assert videos.numbers(decode.read_frames(source, lambda n: [n - 1])) == [29]
+
+
+@pytest.mark.parametrize("ending", ["mov", "mkv"])
+def test_a_still_picture_after_the_sound_is_not_the_video(ending, tmp_path, videos):
+    path = tmp_path / f"a.{ending}"
+    with av.open(str(path), "w") as container:
+        sound = container.add_stream("aac", rate=8000, layout="mono")
+        still, moving = (
+            container.add_stream("mjpeg", rate=25),
+            container.add_stream("h264", rate=25),
+        )
+        still.pix_fmt, moving.pix_fmt = "yuvj420p", "yuv420p"
+        still.width, still.height, moving.width, moving.height = 80, 48, 80, 48
+        audio = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+        audio.rate = 8000
+        container.mux(sound.encode(audio))
+        pictures = numbered()["pictures"]
+        for stream, count in ((still, 1), (moving, 30)):
+            for number in range(count):
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(pictures[number])))
+        for stream in (sound, still, moving):
+            container.mux(stream.encode())
+    assert videos.numbers(decode.read_frames(path, range)) == list(range(30))
+
+
+def test_sound_that_starts_late_does_not_make_a_video_bad(tmp_path, videos):
+    path = videos.write(tmp_path / "a.flv", codec="flv", frames=200, options={"g": "12"})
+    data, start = path.read_bytes(), 13
+    for _ in range(190):
+        start += int.from_bytes(data[start + 1 : start + 4], "big") + 15
+    sound = b"\x2f" + bytes(100)  # MP3
+    size = len(sound).to_bytes(3, "big")
+    tag = b"\x08" + size + data[start + 4 : start + 8] + bytes(3) + sound
+    path.write_bytes(data[:start] + tag + len(tag).to_bytes(4, "big") + data[start:])
+    # Without this variable, the outcome would depend on earlier contents of the memory.
+    environment = {**os.environ, "MALLOC_PERTURB_": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    code = "import sys; from invnext_jax.data import decode\n"
+    code += "print(len(decode.read_frames(sys.argv[1], range)))"
+    command = [sys.executable, "-c", code, str(path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout == "200\n", done.stderr[-2000:]
 
 
 @pytest.mark.parametrize("ending", ["mp4", "mkv", "ts"])

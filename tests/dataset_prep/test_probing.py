@@ -161,8 +161,6 @@ def test_decoder_that_hangs_exceeds_the_timeout():
 def crash_on_b(path):
     if path == "b":
         os.abort()
-    if path == "c":
-        raise ValueError("odd header")
     if path == "d":
         raise decode.BadVideo("d: network") from OSError(errno.EIO, "gone")
     if path == "f":
@@ -171,9 +169,8 @@ def crash_on_b(path):
 
 
 def test_crash_affects_one_file():
-    results = probe_all("abcdef", probe=crash_on_b)
+    results = probe_all("abdef", probe=crash_on_b)
     assert "crashed (exit code -6)" in results["b"].reason and results["b"].transient
-    assert results["c"] == probing.ProbeFailure("ValueError: odd header")
     assert results["d"] == probing.ProbeFailure("network", transient=True)
     assert results["f"] == probing.ProbeFailure("TypeError: a mistake in the code", transient=True)
     assert results["a"].digest == "a" and results["e"].digest == "e"
