@@ -11,23 +11,37 @@ from absl import flags
 
 from invnext_jax import errors
 from invnext_jax.synthetic_world.files import write_world
-from invnext_jax.synthetic_world.scene import WorldSpec
+from invnext_jax.synthetic_world.spec import WorldSpec
 from invnext_jax.workers import process_worker as workers
 
 _OUT = flags.DEFINE_string("out", None, "Output folder.", required=True)
 _SPLIT = flags.DEFINE_string("split", "train", "train, val or test.")
 _VIDEOS = flags.DEFINE_integer("videos", None, "Number of clips.", required=True)
-_LEVEL = flags.DEFINE_string("level", "simple", "simple or full.")
+_LEVEL = flags.DEFINE_string("level", "simple", "simple, full or anticipation.")
 _SIZE = flags.DEFINE_integer("size", 32, "Side of a frame in pixels.")
 _FRAMES = flags.DEFINE_integer("frames", 8, "Frames per clip.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the world.")
+_OBJECT_SIZE = flags.DEFINE_float("object_size", 1.0, "Factor of the size of the main object.")
+_SPEED = flags.DEFINE_float("speed", 1.0, "Factor of the speed of the main object.")
+_CLUTTER = flags.DEFINE_integer(
+    "clutter", None, "Number of distractors; the default is 0, or 0 to 2 on the full level."
+)
 _WORKERS = flags.DEFINE_integer("workers", 0, "Number of processes; 0: one per CPU core.")
 
 
 def main(argv: Sequence[str]) -> None:
     """Writes the clips and prints the path of the manifest."""
     del argv
-    spec = WorldSpec(_LEVEL.value, _SIZE.value, _FRAMES.value, _SEED.value, _SPLIT.value)
+    spec = WorldSpec(
+        level=_LEVEL.value,
+        size=_SIZE.value,
+        frames=_FRAMES.value,
+        seed=_SEED.value,
+        split=_SPLIT.value,
+        object_size=_OBJECT_SIZE.value,
+        speed=_SPEED.value,
+        clutter=_CLUTTER.value,
+    )
     processes = _WORKERS.value or workers.count_cores()
     manifest = write_world(spec, _OUT.value, _VIDEOS.value, workers=processes)
     print(f"{manifest}: {_VIDEOS.value} clips")

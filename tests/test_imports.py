@@ -100,7 +100,7 @@ LAYERS = {
     "synthetic_world": [
         {"train_teacher"},
         {"teacher_evaluation", "tokenizer"},
-        *({"files", "urls"}, {"render"}, {"captions"}, {"scene"}),
+        *({"files", "urls", "tracks"}, {"render"}, {"captions", "scene"}, {"spec", "digits"}),
     ],
     "stages": [
         {"registry"},

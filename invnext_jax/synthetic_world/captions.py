@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from invnext_jax.synthetic_world import scene
+from invnext_jax.synthetic_world.spec import WorldSpec
 
 # Sentence templates of each level. Names in braces are tasks and are replaced by class names.
 IMAGE_TEMPLATES = {
@@ -31,10 +31,12 @@ IMAGE_TEMPLATES = {
         "a photo of {a_color} digit on {a_background} background",
         "{a_color} {shape} on {a_background} background",
     ),
+    "anticipation": ("{a_noun}", "a photo of {a_noun}", "{a_noun} on a dark background"),
 }
 VIDEO_TEMPLATES = {
     "simple": "{a_color} {shape} {motion}",
     "full": "{a_color} {shape} {motion} on {a_background} background",
+    "anticipation": "{a_noun} that finally {verb}",
 }
 
 
@@ -58,7 +60,7 @@ def video_caption(level: str, labels: Mapping[str, int]) -> Caption:
 
 def all_image_captions(level: str) -> tuple[Caption, ...]:
     """Returns all distinct image-level captions of a level, in a fixed order."""
-    classes = scene.WorldSpec(level=level).classes
+    classes = WorldSpec(level=level).classes
     captions = {}
     for template in IMAGE_TEMPLATES[level]:
         tasks = _tasks(template, classes)
@@ -91,12 +93,12 @@ def _tasks(template: str, classes: Mapping[str, tuple[str, ...]]) -> list[str]:
 
 
 def _fill(template: str, level: str, labels: Mapping[str, int]) -> Caption:
-    classes = scene.WorldSpec(level=level).classes
+    classes = WorldSpec(level=level).classes
     attributes = {task: int(labels[task]) for task in _tasks(template, classes)}
     words = {}
     for task, value in attributes.items():
         name = classes[task][value]
-        words[task] = _verb(name) if task == "motion" else name
+        words[task] = _verb(name) if task in ("motion", "verb") else name
         words[f"a_{task}"] = f"{'an' if name[0] in 'aeio' or name == 'hourglass' else 'a'} {name}"
     return Caption(template.format(**words), attributes)
 

@@ -1,10 +1,10 @@
 """Writes clips of the synthetic world to disk: H.264 files, a manifest and all ground truth.
 
-    <out>/spec.json                     parameters of the world, which must not change
-    <out>/<split>/000000.mp4            the clip, 8 frames per second <out>/gt/<split>/000000.npz
-    depth, boxes, visible and ids; see `render.Clip` <out>/<split>.captions.jsonl        image-level
-    and video-level captions with their attributes <out>/<split>.csv                   the manifest,
-    written last
+    <out>/spec.json                 parameters of the world, which must not change
+    <out>/<split>/000000.mp4        the clip, 8 frames per second
+    <out>/gt/<split>/000000.npz     depth, boxes, visible and ids; see `render.Clip`
+    <out>/<split>.captions.jsonl    image-level and video-level captions with their attributes
+    <out>/<split>.csv               the manifest, written last
 
 Files are written atomically. An interrupted run resumes when it is repeated.
 """
@@ -25,12 +25,12 @@ import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-from invnext_jax import atomic_file
+from invnext_jax import atomic_file, json_file
 from invnext_jax.errors import UserError
 from invnext_jax.monitoring.progress import ProgressMeter
 from invnext_jax.synthetic_world import captions as captions_lib
 from invnext_jax.synthetic_world import render, scene
-from invnext_jax.synthetic_world.scene import WorldSpec
+from invnext_jax.synthetic_world.spec import WorldSpec
 
 FRAMES_PER_SECOND = 8
 FORMAT = 1  # increase this if a code change produces different clips for the same spec
@@ -85,6 +85,7 @@ def write_world(
 def _prepare_folder(spec: WorldSpec, out_dir: Path) -> None:
     expected = {"format": FORMAT, "level": spec.level, "size": spec.size}
     expected |= {"frames": spec.frames, "seed": spec.seed}
+    expected |= {name: value for name, value in _options(spec).items() if value is not None}
     path = out_dir / "spec.json"
     for folder in (out_dir / spec.split, out_dir / "gt" / spec.split):
         folder.mkdir(parents=True, exist_ok=True)
@@ -96,6 +97,29 @@ def _prepare_folder(spec: WorldSpec, out_dir: Path) -> None:
             f"{out_dir} contains the world {existing}, not {expected}: use a different folder or "
             "delete it"
         )
+
+
+def _options(spec: WorldSpec) -> dict[str, float | None]:
+    """Returns the options of the world, None where they have their default values."""
+    defaults = WorldSpec()
+    options = {name: getattr(spec, name) for name in ("object_size", "speed", "clutter")}
+    return {k: None if v == getattr(defaults, k) else v for k, v in options.items()}
+
+
+def read_spec(out_dir: str | os.PathLike, split: str) -> WorldSpec:
+    """Reads the parameters of a written world from its folder.
+
+    Raises:
+        UserError: The folder has no `spec.json`, or the file is damaged or of another format.
+    """
+    path = Path(out_dir) / "spec.json"
+    fields = json_file.read_object(path, "write the world again with launch/make_world.py")
+    if fields.pop("format", None) != FORMAT:
+        raise UserError(f"{path} has another format than {FORMAT}: write the world again")
+    try:
+        return WorldSpec(split=split, **fields)
+    except TypeError as error:
+        raise UserError(f"{path} is damaged ({error}): write the world again") from error
 
 
 def _clip_paths(spec: WorldSpec, out_dir: Path, index: int) -> tuple[Path, Path]:

@@ -11,9 +11,9 @@ import numpy as np
 
 from invnext_jax.synthetic_world import captions
 from invnext_jax.synthetic_world import scene as scene_lib
-from invnext_jax.synthetic_world.scene import Scene, WorldSpec
-
-MAX_OBJECTS = {"simple": 1, "full": 1 + scene_lib.MAX_DISTRACTORS}
+from invnext_jax.synthetic_world.digits import digit_image
+from invnext_jax.synthetic_world.scene import Scene
+from invnext_jax.synthetic_world.spec import BACKGROUNDS, WorldSpec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,11 +73,13 @@ def render_clip(spec: WorldSpec, index: int) -> Clip:
     """
     scene = scene_lib.sample_scene(spec, index)
     rng = scene_lib.clip_rng(spec, index, 1)
-    if spec.level == "simple":
+    if spec.level != "full":
         back_thwc, depth_thw = _plain_background(spec, rng)
     else:
         back_thwc, depth_thw = _textured_background(spec, scene, rng)
     alpha_kthw = [_coverage(spec, scene, k) for k in range(len(scene.kinds))]
+    for k in np.flatnonzero(~scene.shown_tk.all(axis=0)):
+        alpha_kthw[k] = alpha_kthw[k] * scene.shown_tk[:, k, None, None]
     return _compose(spec, scene, alpha_kthw, back_thwc, depth_thw)
 
 
@@ -100,7 +102,7 @@ def _compose(spec: WorldSpec, scene: Scene, alpha_kthw, video_thwc, depth_thw) -
         ids_thw = np.where(inside_thw, (k_t + 1).astype(np.int8)[:, None, None], ids_thw)
         near_t = scene.depth_tk[np.arange(frames), k_t]
         depth_thw = np.where(inside_thw, near_t[:, None, None], depth_thw)
-    slots = MAX_OBJECTS[spec.level]
+    slots = spec.max_objects
     boxes_tk4 = np.zeros((frames, slots, 4), np.float32)
     boxes_tk4[:, :count] = scene.boxes_tk4
     visible = [np.count_nonzero(ids_thw == k + 1, axis=(1, 2)) for k in range(slots)]
@@ -128,7 +130,7 @@ def _coverage(spec: WorldSpec, scene: Scene, k: int) -> np.ndarray:
     half_2t = scene.half_tk2[:, k].T
     u_tw, v_th = delta_2tn / half_2t[..., None]
     if scene.kinds[k] == "digit":
-        image_ij = scene_lib.digit_image(scene.digit)
+        image_ij = digit_image(scene.digit)
         rows_thi = _bilinear_weights(v_th, image_ij.shape[0])
         columns_twj = _bilinear_weights(u_tw, image_ij.shape[1])
         ink_thw = rows_thi @ image_ij @ columns_twj.mT
@@ -220,7 +222,7 @@ def _textured_background(spec: WorldSpec, scene: Scene, rng: np.random.Generator
     shift_th2 = 2 * scene.camera_t2[:, None] / depth_h[None, :, None]
     x_thw = (pixels_n[None, None, :] + shift_th2[:, :, None, 0]) / size
     y_thw = ((pixels_n[None, :] + shift_th2[..., 1]) / size)[..., None]
-    family = scene_lib.BACKGROUNDS[scene.labels["background"]]
+    family = BACKGROUNDS[scene.labels["background"]]
     mix_thw = np.clip(TEXTURES[family](x_thw, y_thw, rng), 0, 1)
     low_c, high_c = rng.uniform(10, 60, 3), rng.uniform(50, 115, 3)
     low_c, high_c = low_c.astype(np.float32), high_c.astype(np.float32)

@@ -8,27 +8,23 @@ Shape key: t frames, k objects, 2 = (x, y), 4 = (x0, y0, x1, y1).
 """
 
 import dataclasses
-import functools
 import math
 
 import numpy as np
 
 from invnext_jax.errors import UserError
-
-LEVELS = ("simple", "full")
-SPLITS = ("train", "val", "test")
-SHAPES = ("disc", "ring", "square", "triangle", "cross", "saltire", "hourglass", "arch")
-COLORS = ("red", "green", "blue", "yellow", "magenta", "cyan")
-MOTIONS = ("right", "down-right", "down", "down-left", "left", "up-left", "up", "up-right")
-DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-BACKGROUNDS = ("striped", "checkered", "cloudy", "dotted")
-# The motions (0, 1), (2, 3), ... are pairs whose unordered frames have the same distribution.
-FULL_MOTIONS = (
-    *("left", "right", "up", "down", "closer", "away"),
-    *("left then right", "right then left", "up then down", "down then up"),
+from invnext_jax.synthetic_world.digits import digit_image, digit_rows
+from invnext_jax.synthetic_world.spec import (
+    COLORS,
+    FULL_MOTIONS,
+    MAX_DISTRACTORS,
+    MOTIONS,
+    SHAPES,
+    SPLITS,
+    WorldSpec,
 )
+
 DISTRACTORS = ("disc", "square", "triangle")
-MAX_DISTRACTORS = 2
 CORNERS = {
     "square": ((-1, -1), (1, -1), (1, 1), (-1, 1)),
     "triangle": ((0, -1), (1, 1), (-1, 1)),
@@ -37,55 +33,10 @@ RGB = np.array(
     [[235, 50, 45], [50, 205, 70], [65, 105, 250], [240, 220, 50], [230, 70, 215], [60, 215, 225]],
     np.float32,
 )
+CUE_RGB = np.concatenate([RGB, np.array([[250, 140, 30], [240, 240, 240]], np.float32)])
 
-# Rows of scikit-learn's digits data set, which is ordered by writer. The splits do not overlap.
-DIGIT_ROWS = {"train": (0, 1300), "val": (1300, 1548), "test": (1548, 1797)}
+CUE_HALF = 2.5 / 32  # half the side of the cue, as a share of the frame
 LOG_SIZE_PERIOD = 1.0  # on the full level, the log-size wraps around like the position
-
-
-@dataclasses.dataclass(frozen=True)
-class WorldSpec:
-    """Parameters of a world. Clip i is a pure function of these fields and i.
-
-    Attributes:
-        level: "simple" (one bright shape on a nearly plain background, 8 directions) or "full"
-            (a digit among distractors over a moving texture, 10 motions).
-        size: Side of a frame in pixels, at least 16.
-        frames: Frames per clip, at least 2. The full level needs an even number; otherwise
-            unordered frames would distinguish "left then right" from "right then left".
-        seed: Non-negative seed of the world.
-        split: "train", "val" or "test". The splits have no clip and no digit image in common.
-
-    Raises:
-        UserError: A field is out of range.
-    """
-
-    level: str = "simple"
-    size: int = 32
-    frames: int = 8
-    seed: int = 0
-    split: str = "train"
-
-    def __post_init__(self):
-        if self.level not in LEVELS:
-            raise UserError(f"unknown world level {self.level!r}: choose one of {LEVELS}")
-        if self.split not in SPLITS:
-            raise UserError(f"unknown world split {self.split!r}: choose one of {SPLITS}")
-        if self.size < 16 or self.frames < 2 or self.seed < 0:
-            raise UserError(
-                f"size={self.size}, frames={self.frames}, seed={self.seed}: "
-                "a world needs size >= 16, frames >= 2 and seed >= 0"
-            )
-        if self.level == "full" and self.frames % 2:
-            raise UserError(f"frames={self.frames}: the full level needs an even number of frames")
-
-    @property
-    def classes(self) -> dict[str, tuple[str, ...]]:
-        """Names of the classes of each task of this level, in the order of the class ids."""
-        if self.level == "simple":
-            return {"shape": SHAPES, "color": COLORS, "motion": MOTIONS}
-        names = {"shape": DIGITS, "color": COLORS, "motion": FULL_MOTIONS}
-        return {**names, "background": BACKGROUNDS}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +56,9 @@ class Scene:
             the frame. The part on the other side is always smaller and has no box. Occlusion does
             not change the box.
         camera_t2: Camera position in pixels at unit depth, float32.
-        digit: Row of the digit image in scikit-learn's data set; -1 on the simple level.
+        shown_tk: Whether the object exists in the frame, bool. The boxes of the other objects are
+            zero.
+        digit: Row of the digit image in scikit-learn's data set; -1 without a digit.
     """
 
     labels: dict[str, int]
@@ -117,6 +70,7 @@ class Scene:
     color_k3: np.ndarray
     boxes_tk4: np.ndarray
     camera_t2: np.ndarray
+    shown_tk: np.ndarray
     digit: int = -1
 
 
@@ -136,8 +90,7 @@ def sample_scene(spec: WorldSpec, index: int) -> Scene:
         raise UserError(f"clip index {index} must not be negative")
     rng = clip_rng(spec, index, 0)
     labels = _draw_labels(spec, rng)
-    sample = _sample_simple_scene if spec.level == "simple" else _sample_full_scene
-    return sample(spec, rng, labels)
+    return SAMPLERS[spec.level](spec, rng, labels)
 
 
 def sample_labels(spec: WorldSpec, index: int) -> dict[str, int]:
@@ -146,30 +99,67 @@ def sample_labels(spec: WorldSpec, index: int) -> dict[str, int]:
 
 
 def _draw_labels(spec: WorldSpec, rng: np.random.Generator) -> dict[str, int]:
-    return {task: int(rng.integers(len(names))) for task, names in spec.classes.items()}
+    drawn = (task for task in spec.classes if task != "action")
+    labels = {task: int(rng.integers(len(spec.classes[task]))) for task in drawn}
+    if "action" in spec.classes:
+        labels["action"] = labels["verb"] * len(SHAPES) + labels["noun"]
+    return labels
 
 
 def _sample_simple_scene(
     spec: WorldSpec, rng: np.random.Generator, labels: dict[str, int]
 ) -> Scene:
-    size, times_t = spec.size, np.arange(spec.frames)
-    half = size * 6 / 32 * rng.uniform(0.9, 1.12)
+    half, speed = _sample_half_and_speed(spec, rng)
+    steps_t2 = np.arange(spec.frames)[:, None] * (speed * _direction(labels["motion"]))[None]
+    center_t2 = rng.uniform(0, spec.size, 2)[None] + steps_t2
+    color_c = RGB[labels["color"]] * rng.uniform(0.85, 1.0)
+    shape = _simple_object(spec, SHAPES[labels["shape"]], center_t2, half, color_c)
+    others = _sample_distractors(spec, rng, spec.clutter or 0, depths=(3.7, 5.5), dim=0.5)
+    return _assemble_scene(spec, [shape, *others], labels)
+
+
+def _sample_anticipation_scene(
+    spec: WorldSpec, rng: np.random.Generator, labels: dict[str, int]
+) -> Scene:
+    """Samples a shape that turns in the last third, and the cue that announces its direction."""
+    frames, size = spec.frames, spec.size
+    half, speed = _sample_half_and_speed(spec, rng)
+    directions = [int(rng.integers(len(MOTIONS))), labels["verb"]]
+    steps_t2 = np.stack([_direction(directions[t >= spec.context_frames]) for t in range(frames)])
+    steps_t2[0] = 0
+    center_t2 = rng.uniform(0, size, 2)[None] + speed * np.cumsum(steps_t2, axis=0)
+    color_c = RGB[rng.integers(len(COLORS))] * rng.uniform(0.85, 1.0)
+    shape = _simple_object(spec, SHAPES[labels["noun"]], center_t2, half, color_c)
+    cue = _Object(
+        kind="square",
+        center_t2=np.broadcast_to(rng.uniform(0, size, 2)[None], (frames, 2)),
+        half_t2=np.full((frames, 2), CUE_HALF * size),
+        depth_t=np.ones(frames),
+        color_c=CUE_RGB[labels["verb"]],
+        shown_t=np.arange(frames) < frames // 3,
+    )
+    others = _sample_distractors(spec, rng, spec.clutter or 0, depths=(3.7, 5.5), dim=0.5)
+    return _assemble_scene(spec, [shape, cue, *others], labels)
+
+
+def _sample_half_and_speed(spec: WorldSpec, rng: np.random.Generator) -> tuple[float, float]:
+    """Samples half the size of a shape in pixels for object size 1, and its pixels per frame."""
+    half = spec.size * 6 / 32 * rng.uniform(0.9, 1.12)
     # Objects move at least half a patch per frame if a patch is a quarter of the frame wide.
-    speed = size * rng.uniform(4.0, 4.8) / 32
-    angle = labels["motion"] * math.pi / 4
-    velocity_2 = speed * np.array([math.cos(angle), math.sin(angle)])
-    center_t2 = rng.uniform(0, size, 2)[None] + times_t[:, None] * velocity_2[None]
-    shape = (spec.frames, 1)
-    return _assemble_scene(
-        spec,
-        labels=labels,
-        kinds=(SHAPES[labels["shape"]],),
-        center_tk2=center_t2[:, None],
-        half_tk2=np.full((*shape, 2), half),
-        angle_tk=np.zeros(shape),
-        depth_tk=np.full(shape, 3.0 * size * 6 / 32 / half),
-        color_k3=RGB[labels["color"]][None] * rng.uniform(0.85, 1.0),
-        camera_t2=np.zeros((spec.frames, 2)),
+    return half, spec.size * rng.uniform(4.0, 4.8) / 32 * spec.speed
+
+
+def _direction(motion: int) -> np.ndarray:
+    return np.array([math.cos(motion * math.pi / 4), math.sin(motion * math.pi / 4)])
+
+
+def _simple_object(spec: WorldSpec, kind: str, center_t2, half: float, color_c) -> "_Object":
+    return _Object(
+        kind=kind,
+        center_t2=center_t2,
+        half_t2=np.full((spec.frames, 2), half * spec.object_size),
+        depth_t=np.full(spec.frames, 3.0 * spec.size * 6 / 32 / half),
+        color_c=color_c,
     )
 
 
@@ -177,60 +167,101 @@ def _sample_full_scene(spec: WorldSpec, rng: np.random.Generator, labels: dict[s
     size, frames = spec.size, spec.frames
     others = int(rng.integers(MAX_DISTRACTORS + 1))
     camera_t2 = np.arange(frames)[:, None] * _sample_in_disc(rng, size / 32)[None]
-    path_t3 = _motion_path(FULL_MOTIONS[labels["motion"]], frames) * rng.uniform(0.10, 0.14)
+    speed = rng.uniform(0.10, 0.14) * spec.speed
+    path_t3 = _motion_path(FULL_MOTIONS[labels["motion"]], frames) * speed
     log_size_t = path_t3[:, 2] + rng.uniform(0, LOG_SIZE_PERIOD)
     log_size_t = log_size_t % LOG_SIZE_PERIOD - LOG_SIZE_PERIOD / 2
-    digit = int(rng.choice(_digit_rows(spec.split, labels["shape"])))
-    rows, columns = digit_image(digit).shape
+    row = int(rng.choice(digit_rows(spec.split, labels["shape"])))
+    rows, columns = digit_image(row).shape
     half_t2 = 0.21 * size * np.exp(log_size_t)[:, None] * np.array([[columns / 8, rows / 8]])
-    center_tk2 = [rng.uniform(0, size, 2)[None] + size * path_t3[:, :2]]
-    depth_tk, half_tk2, angle_tk = [3.0 * np.exp(-log_size_t)], [half_t2], [np.zeros(frames)]
-    color_k3, kinds = [RGB[labels["color"]]], ["digit"]
-    for _ in range(others):
-        depth = rng.uniform(1.6, 5.0)
-        drift_t2 = np.arange(frames)[:, None] * _sample_in_disc(rng, 0.08 * size)[None]
-        center_tk2.append(rng.uniform(0, size, 2)[None] + drift_t2)
-        depth_tk.append(np.full(frames, depth))
-        half_tk2.append(np.full((frames, 2), 0.28 * size / depth * rng.uniform(0.7, 1.2)))
-        angle_tk.append(rng.uniform(0, 2 * math.pi) + np.arange(frames) * rng.uniform(-0.4, 0.4))
-        color_k3.append(RGB[rng.integers(len(COLORS))] * rng.uniform(0.5, 1.0))
-        kinds.append(DISTRACTORS[rng.integers(len(DISTRACTORS))])
-    depth_tk = np.stack(depth_tk, axis=1)
+    digit = _Object(
+        kind="digit",
+        center_t2=rng.uniform(0, size, 2)[None] + size * path_t3[:, :2],
+        half_t2=half_t2 * spec.object_size,
+        depth_t=3.0 * np.exp(-log_size_t),
+        color_c=RGB[labels["color"]],
+    )
+    count = others if spec.clutter is None else spec.clutter
+    distractors = _sample_distractors(spec, rng, count, depths=(1.6, 5.0), dim=1.0)
     # The digit's path is in screen coordinates, independent of the camera. With parallax, unordered
     # frames of a turning path would distinguish "left then right" from "right then left".
-    parallax_tk2 = -2 * camera_t2[:, None] / depth_tk[..., None]
-    parallax_tk2[:, 0] = 0
-    return _assemble_scene(
-        spec,
-        labels=labels,
-        kinds=tuple(kinds),
-        center_tk2=np.stack(center_tk2, axis=1) + parallax_tk2,
-        half_tk2=np.stack(half_tk2, axis=1),
-        angle_tk=np.stack(angle_tk, axis=1),
-        depth_tk=depth_tk,
-        color_k3=np.stack(color_k3),
-        camera_t2=camera_t2,
-        digit=digit,
-    )
+    distractors = [
+        dataclasses.replace(o, center_t2=o.center_t2 + -2 * camera_t2 / o.depth_t[:, None])
+        for o in distractors
+    ]
+    return _assemble_scene(spec, [digit, *distractors], labels, camera_t2=camera_t2, digit=row)
 
 
-def _assemble_scene(spec: WorldSpec, *, center_tk2, half_tk2, angle_tk, kinds, **fields) -> Scene:
-    """Wraps the centres around the torus, adds the boxes and casts the arrays to float32."""
-    center_tk2 = center_tk2 % spec.size
-    half_tk2 = np.broadcast_to(half_tk2, center_tk2.shape)
+def _sample_distractors(
+    spec: WorldSpec,
+    rng: np.random.Generator,
+    count: int,
+    depths: tuple[float, float],
+    dim: float,
+) -> list["_Object"]:
+    """Samples slow, rotating objects at a depth in `depths`; `dim` multiplies their brightness."""
+    size, times_t, found = spec.size, np.arange(spec.frames), []
+    for _ in range(count):
+        depth = rng.uniform(*depths)
+        drift_t2 = times_t[:, None] * _sample_in_disc(rng, 0.08 * size)[None]
+        center_t2 = rng.uniform(0, size, 2)[None] + drift_t2
+        half = 0.28 * size / depth * rng.uniform(0.7, 1.2)
+        angle_t = rng.uniform(0, 2 * math.pi) + times_t * rng.uniform(-0.4, 0.4)
+        color_c = RGB[rng.integers(len(COLORS))] * rng.uniform(0.5, 1.0) * dim
+        found.append(
+            _Object(
+                kind=DISTRACTORS[rng.integers(len(DISTRACTORS))],
+                center_t2=center_t2,
+                half_t2=np.full((spec.frames, 2), half),
+                depth_t=np.full(spec.frames, depth),
+                color_c=color_c,
+                angle_t=angle_t,
+            )
+        )
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class _Object:
+    """An object of a scene; the fields have the meaning of those of `Scene`."""
+
+    kind: str
+    center_t2: np.ndarray
+    half_t2: np.ndarray
+    depth_t: np.ndarray
+    color_c: np.ndarray
+    angle_t: np.ndarray | None = None
+    shown_t: np.ndarray | None = None
+
+
+def _assemble_scene(
+    spec: WorldSpec, objects: list[_Object], labels: dict[str, int], *, camera_t2=None, digit=-1
+) -> Scene:
+    """Wraps the centers around the torus, adds the boxes and casts the arrays to float32."""
+    frames = spec.frames
+    center_tk2 = np.stack([o.center_t2 for o in objects], axis=1) % spec.size
+    half_tk2 = np.stack([o.half_t2 for o in objects], axis=1)
+    angles = [np.zeros(frames) if o.angle_t is None else o.angle_t for o in objects]
+    shown = [np.ones(frames, bool) if o.shown_t is None else o.shown_t for o in objects]
+    shown_tk = np.stack(shown, axis=1)
     extent_tk2 = half_tk2 * np.stack(
-        [_extent(kind, angle_tk[:, k]) for k, kind in enumerate(kinds)], axis=1
+        [_extent(o.kind, angle_t) for o, angle_t in zip(objects, angles, strict=True)], axis=1
     )
     boxes_tk4 = np.concatenate([center_tk2 - extent_tk2, center_tk2 + extent_tk2], axis=-1)
-    arrays = {
-        "center_tk2": center_tk2,
-        "half_tk2": half_tk2,
-        "angle_tk": angle_tk,
-        "boxes_tk4": np.clip(boxes_tk4 / spec.size, 0, 1),
-    }
-    arrays = {name: value.astype(np.float32) for name, value in arrays.items()}
-    fields = {k: np.float32(v) if isinstance(v, np.ndarray) else v for k, v in fields.items()}
-    return Scene(kinds=kinds, **arrays, **fields)
+    boxes_tk4 = np.clip(boxes_tk4 / spec.size, 0, 1) * shown_tk[..., None]
+    return Scene(
+        labels=labels,
+        kinds=tuple(o.kind for o in objects),
+        center_tk2=center_tk2.astype(np.float32),
+        half_tk2=half_tk2.astype(np.float32),
+        angle_tk=np.stack(angles, axis=1).astype(np.float32),
+        depth_tk=np.stack([o.depth_t for o in objects], axis=1).astype(np.float32),
+        color_k3=np.stack([o.color_c for o in objects]).astype(np.float32),
+        boxes_tk4=boxes_tk4.astype(np.float32),
+        camera_t2=np.float32(np.zeros((frames, 2)) if camera_t2 is None else camera_t2),
+        shown_tk=shown_tk,
+        digit=digit,
+    )
 
 
 def _extent(kind: str, angle_t: np.ndarray) -> np.ndarray:
@@ -252,9 +283,7 @@ def _sample_in_disc(rng: np.random.Generator, radius: float) -> np.ndarray:
 def _motion_path(motion: str, frames: int) -> np.ndarray:
     """Returns the path (x, y, log-size) [t 3] of a full-level motion at unit speed."""
     times_t = np.arange(frames)
-    turning_t = np.abs(
-        times_t - (frames - 1) / 2
-    )  # symmetric in time, so that each value occurs twice
+    turning_t = np.abs(times_t - (frames - 1) / 2)  # each value occurs twice
     line_t = turning_t if "then" in motion else times_t
     first = motion.split()[0]
     axis = {"left": 0, "right": 0, "up": 1, "down": 1, "closer": 2, "away": 2}[first]
@@ -264,23 +293,8 @@ def _motion_path(motion: str, frames: int) -> np.ndarray:
     return path_t3
 
 
-@functools.cache
-def _digits() -> tuple[np.ndarray, np.ndarray]:
-    from sklearn import datasets  # slow to import (1 s); only the full level needs it
-
-    digits = datasets.load_digits()
-    return digits.images.astype(np.float32) / 16, digits.target
-
-
-@functools.cache
-def _digit_rows(split: str, digit: int) -> np.ndarray:
-    start, stop = DIGIT_ROWS[split]
-    return start + np.flatnonzero(_digits()[1][start:stop] == digit)
-
-
-@functools.cache
-def digit_image(row: int) -> np.ndarray:
-    """Returns a handwritten digit, cropped to its strokes: float32 in [0, 1], at most 8 x 8."""
-    image_hw = _digits()[0][row]
-    ys, xs = np.nonzero(image_hw > 0.2)
-    return image_hw[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1]
+SAMPLERS = {
+    "simple": _sample_simple_scene,
+    "full": _sample_full_scene,
+    "anticipation": _sample_anticipation_scene,
+}

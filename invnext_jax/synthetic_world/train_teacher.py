@@ -31,7 +31,7 @@ from invnext_jax.synthetic_world.captions import (
     label_matrix,
 )
 from invnext_jax.synthetic_world.render import render_clip
-from invnext_jax.synthetic_world.scene import WorldSpec
+from invnext_jax.synthetic_world.spec import WorldSpec
 from invnext_jax.synthetic_world.teacher_evaluation import (
     Frames,
     class_embeddings,

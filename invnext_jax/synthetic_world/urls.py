@@ -1,7 +1,8 @@
 """`world:` URLs: clips of the synthetic world that are rendered when they are read.
 
 `world:simple/train?videos=2000&size=64` refers to the first 2000 clips of a `WorldSpec`. Omitted
-fields have their default values. The same URL with the suffix `#7` refers to clip 7.
+fields have their default values. The same URL with the suffix `#7` refers to clip 7. The keys are
+those of `KEYS`, for example `world:full/val?videos=500&object_size=0.5&speed=2&clutter=4`.
 """
 
 import dataclasses
@@ -12,10 +13,12 @@ import numpy as np
 
 from invnext_jax.errors import UserError
 from invnext_jax.synthetic_world import render, scene
-from invnext_jax.synthetic_world.scene import WorldSpec
+from invnext_jax.synthetic_world.spec import WorldSpec
 
 SCHEME = "world:"
-KEYS = ("videos", "seed", "size", "frames")
+INTEGERS = ("videos", "seed", "size", "frames", "clutter")
+FACTORS = ("object_size", "speed")
+KEYS = (*INTEGERS, *FACTORS)
 MAX_VIDEOS = 2**31 - 1  # row numbers are int32
 
 
@@ -46,14 +49,15 @@ def parse(name: str) -> World:
         for key, text in pairs:
             if key not in KEYS or key in values:
                 raise ValueError(f"{key!r}")
-            values[key] = int(text)
+            values[key] = int(text) if key in INTEGERS else float(text)
         videos = values.pop("videos", 0)
         if not 1 <= videos <= MAX_VIDEOS:
             raise ValueError(f"videos={videos}")
     except ValueError as error:
         raise UserError(
             f"{name!r} is not a valid world URL ({error}): write {SCHEME}simple/train?videos=2000. "
-            f"The keys {', '.join(KEYS)} have integer values and are separated by &"
+            f"The keys {', '.join(INTEGERS)} have integer values, {' and '.join(FACTORS)} have "
+            "numbers, and all are separated by &"
         ) from error
     return World(WorldSpec(level=level, split=split or "train", **values), videos)
 

@@ -104,11 +104,24 @@ def test_finished_world_is_unchanged_and_a_longer_one_adds_clips(tmp_path, monke
 def test_splits_share_a_folder_and_other_worlds_are_errors(tmp_path):
     write_world(WorldSpec(split="val"), tmp_path, 1, progress=False)
     write_world(WorldSpec(split="test"), tmp_path, 1, progress=False)
-    for other in ({"seed": 1}, {"size": 48}, {"frames": 4}, {"level": "full"}):
+    for other in ({"seed": 1}, {"size": 48}, {"frames": 4}, {"level": "full"}, {"clutter": 0}):
         with pytest.raises(UserError, match="a different folder"):
             write_world(WorldSpec(split="val", **other), tmp_path, 1, progress=False)
     with pytest.raises(UserError, match="videos=0"):
         write_world(WorldSpec(), tmp_path, 0)
+
+
+def test_options_of_a_world_are_read_from_its_folder(tmp_path):
+    specs = WorldSpec("full", 48, 6, 3, "val"), WorldSpec("anticipation", clutter=2, speed=0.5)
+    for number, spec in enumerate(specs):
+        folder = tmp_path / str(number)
+        manifest = write_world(spec, folder, 1, progress=False)
+        assert files.read_spec(folder, spec.split) == spec
+    assert manifest.read_text().splitlines()[0] == "path,source,label_verb,label_noun,label_action"
+    for content, message in (('{"format": 1, "shape": 3}', "damaged"), ("{}", "another format")):
+        (folder / "spec.json").write_text(content)
+        with pytest.raises(UserError, match=message):
+            files.read_spec(folder, "train")
 
 
 def test_full_level_has_a_background_label(tmp_path):

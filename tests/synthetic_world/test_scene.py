@@ -11,20 +11,37 @@ from invnext_jax.errors import UserError
 from invnext_jax.synthetic_world import scene as scene_lib
 from invnext_jax.synthetic_world.scene import WorldSpec, sample_scene
 
-LEVELS = scene_lib.LEVELS
+LEVELS = ("simple", "full")
+# Each option of a world at its ends, besides the two levels without options.
+VARIANTS = {
+    "simple": {},
+    "full": {"level": "full"},
+    "small": {"object_size": 0.4},
+    "large": {"object_size": 1.4},
+    "at low speed": {"speed": 0.25},
+    "at high speed": {"speed": 3.0},
+    "cluttered": {"clutter": 8},
+    "full, small, fast and cluttered": {
+        "level": "full",
+        "object_size": 0.4,
+        "speed": 3.0,
+        "clutter": 8,
+    },
+}
 
 
-def scenes(level, split, count):
-    spec = WorldSpec(level=level, split=split)
+def scenes(level, split, count, **options):
+    spec = WorldSpec(level=level, split=split, **options)
     return [sample_scene(spec, index) for index in range(count)]
 
 
-@pytest.fixture(scope="module", params=LEVELS)
+@pytest.fixture(scope="module", params=VARIANTS)
 def tracks(request):
     """Level, boxes [n t 4] of the main object and motion labels [n]; training and held out."""
-    tracks = [request.param]
+    options = {"level": "simple", **VARIANTS[request.param]}
+    tracks = [options["level"]]
     for split, count in (("train", 2500), ("val", 1000)):
-        split_scenes = scenes(request.param, split, count)
+        split_scenes = scenes(split=split, count=count, **options)
         tracks.append(np.stack([scene.boxes_tk4[:, 0] for scene in split_scenes]))
         tracks.append(np.array([scene.labels["motion"] for scene in split_scenes]))
     return tracks
@@ -133,6 +150,11 @@ def test_splits_share_no_digit_image():
         ({"frames": 1}, "frames=1"),
         ({"seed": -1}, "seed=-1"),
         ({"level": "full", "frames": 7}, "even"),
+        ({"level": "anticipation", "frames": 5}, "at least 6 frames"),
+        ({"object_size": 0.3}, "object_size=0.3"),
+        ({"object_size": math.nan}, "object_size=nan"),
+        ({"speed": 4.0}, "speed=4.0"),
+        ({"clutter": -1}, "clutter=-1"),
     ],
 )
 def test_invalid_specs_are_errors(fields, message):

@@ -43,6 +43,9 @@ def test_frames_equal_those_of_the_clip():
 def test_missing_fields_have_default_values():
     assert urls.parse("world:simple?videos=7") == urls.World(WorldSpec(), 7)
     assert urls.parse(NAME) == urls.World(SPEC, 5)
+    name = "world:anticipation/val?videos=5&object_size=0.5&speed=2&clutter=4"
+    spec = WorldSpec("anticipation", split="val", object_size=0.5, speed=2.0, clutter=4)
+    assert urls.parse(name) == urls.World(spec, 5)
 
 
 @pytest.mark.parametrize(
@@ -55,6 +58,9 @@ def test_missing_fields_have_default_values():
         ("world:simple/train?videos=2&colour=1", "'colour'"),
         ("world:simple/train?videos=2&videos=3", "'videos'"),
         ("world:simple/train?videos=2&size", "size"),
+        ("world:simple/train?videos=2&clutter=1.5", "'1.5'"),
+        ("world:simple/train?videos=2&speed=nan", "speed=nan"),
+        ("world:anticipation/train?videos=2&frames=4", "at least 6 frames"),
         ("world:easy/train?videos=2", "unknown world level 'easy'"),
         ("world:simple/dev?videos=2", "unknown world split 'dev'"),
         ("world:simple/train?videos=2&size=8", "size >= 16"),

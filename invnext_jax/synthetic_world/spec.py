@@ -1,0 +1,102 @@
+"""Parameters and class names of the worlds."""
+
+import dataclasses
+
+from invnext_jax.errors import UserError
+
+LEVELS = ("simple", "full", "anticipation")
+SPLITS = ("train", "val", "test")
+SHAPES = ("disc", "ring", "square", "triangle", "cross", "saltire", "hourglass", "arch")
+COLORS = ("red", "green", "blue", "yellow", "magenta", "cyan")
+MOTIONS = ("right", "down-right", "down", "down-left", "left", "up-left", "up", "up-right")
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+BACKGROUNDS = ("striped", "checkered", "cloudy", "dotted")
+# The motions (0, 1), (2, 3), ... are pairs whose unordered frames have the same distribution.
+FULL_MOTIONS = (
+    *("left", "right", "up", "down", "closer", "away"),
+    *("left then right", "right then left", "up then down", "down then up"),
+)
+MAX_DISTRACTORS = 2  # on the full level without `clutter`
+CUE_COLORS = (*COLORS, "orange", "white")  # color i announces motion i
+OBJECT_SIZES = (0.4, 1.4)  # larger objects would cover their own wrapped part
+SPEEDS = (0.25, 3.0)  # faster objects would move by half a period per frame
+MAX_CLUTTER = 8
+MIN_ANTICIPATION_FRAMES = 6
+
+
+@dataclasses.dataclass(frozen=True)
+class WorldSpec:
+    """Parameters of a world. Clip i is a pure function of these fields and i.
+
+    Attributes:
+        level: "simple" (one bright shape on a nearly plain background, 8 directions), "full" (a
+            digit among distractors over a moving texture, 10 motions) or "anticipation" (like
+            "simple", but a colored square in the first third of the clip announces the direction in
+            the last third; the direction before is independent of it).
+        size: Side of a frame in pixels, at least 16.
+        frames: Frames per clip, at least 2. The full level needs an even number; otherwise
+            unordered frames would distinguish "left then right" from "right then left".
+        seed: Non-negative seed of the world.
+        split: "train", "val" or "test". The splits have no clip and no digit image in common.
+        object_size: Factor of the size of object 0, from 0.4 to 1.4.
+        speed: Factor of the speed of object 0, from 0.25 to 3.
+        clutter: Number of distractors, from 0 to 8. None: none, or 0 to 2 on the full level.
+
+    Raises:
+        UserError: A field is out of range.
+    """
+
+    level: str = "simple"
+    size: int = 32
+    frames: int = 8
+    seed: int = 0
+    split: str = "train"
+    object_size: float = 1.0
+    speed: float = 1.0
+    clutter: int | None = None
+
+    def __post_init__(self):
+        if self.level not in LEVELS:
+            raise UserError(f"unknown world level {self.level!r}: choose one of {LEVELS}")
+        if self.split not in SPLITS:
+            raise UserError(f"unknown world split {self.split!r}: choose one of {SPLITS}")
+        if self.size < 16 or self.frames < 2 or self.seed < 0:
+            raise UserError(
+                f"size={self.size}, frames={self.frames}, seed={self.seed}: "
+                "a world needs size >= 16, frames >= 2 and seed >= 0"
+            )
+        if self.level == "full" and self.frames % 2:
+            raise UserError(f"frames={self.frames}: the full level needs an even number of frames")
+        if self.level == "anticipation" and self.frames < MIN_ANTICIPATION_FRAMES:
+            raise UserError(
+                f"frames={self.frames}: the anticipation level needs at least "
+                f"{MIN_ANTICIPATION_FRAMES} frames"
+            )
+        limits = {"object_size": OBJECT_SIZES, "speed": SPEEDS, "clutter": (0, MAX_CLUTTER)}
+        for name, (low, high) in limits.items():
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:  # also refuses NaN
+                raise UserError(f"{name}={value}: a world needs a value from {low} to {high}")
+
+    @property
+    def classes(self) -> dict[str, tuple[str, ...]]:
+        """Names of the classes of each task of this level, in the order of the class ids."""
+        if self.level == "simple":
+            return {"shape": SHAPES, "color": COLORS, "motion": MOTIONS}
+        if self.level == "anticipation":
+            actions = tuple(f"{shape} moves {motion}" for motion in MOTIONS for shape in SHAPES)
+            return {"verb": MOTIONS, "noun": SHAPES, "action": actions}
+        names = {"shape": DIGITS, "color": COLORS, "motion": FULL_MOTIONS}
+        return {**names, "background": BACKGROUNDS}
+
+    @property
+    def max_objects(self) -> int:
+        """Maximum number of objects of a clip, including the cue and the distractors."""
+        default = MAX_DISTRACTORS if self.level == "full" else 0
+        clutter = default if self.clutter is None else self.clutter
+        return 1 + (self.level == "anticipation") + clutter
+
+    @property
+    def context_frames(self) -> int:
+        """Number of frames before the last third, from which its motion is anticipated."""
+        return self.frames - self.frames // 3
