@@ -1,0 +1,65 @@
+"""Losses of classifiers: cross-entropy with soft targets, and the sigmoid focal loss.
+
+Shape key: b clips, k classes.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def soft_targets(label_b: jax.Array, classes: int, smoothing: float = 0.0) -> jax.Array:
+    """Returns one-hot targets, of which `smoothing` is spread evenly over all classes.
+
+    Args:
+      label_b: int32 labels. A negative label, which means "no label", gives a row of zeros.
+      classes: number of classes k.
+      smoothing: label smoothing, from 0 to 1.
+
+    Returns:
+      float32 [b k].
+    """
+    one_hot_bk = jax.nn.one_hot(label_b, classes, dtype=jnp.float32)
+    target_bk = (1.0 - smoothing) * one_hot_bk + smoothing / classes
+    return jnp.where((label_b >= 0)[:, None], target_bk, 0.0)
+
+
+def soft_cross_entropy(logits_bk: jax.Array, target_bk: jax.Array) -> jax.Array:
+    """Computes the mean cross-entropy of the clips with a label.
+
+    Args:
+      logits_bk: float32.
+      target_bk: float32 class probabilities; a row of zeros has no label.
+
+    Returns:
+      A float32 scalar; 0 if no clip has a label.
+    """
+    loss_b = -jnp.sum(target_bk * jax.nn.log_softmax(logits_bk), axis=-1)
+    return jnp.sum(loss_b) / jnp.maximum(jnp.sum(target_bk), 1e-6)
+
+
+def sigmoid_focal_loss(
+    logits_bk: jax.Array, target_bk: jax.Array, *, alpha: float = 0.25, gamma: float = 2.0
+) -> jax.Array:
+    """Computes the focal loss (arXiv 1708.02002, equation 5) of independent classes, summed.
+
+    V-JEPA 2 trains its action anticipation probe with it.
+
+    Args:
+      logits_bk: float32.
+      target_bk: float32 targets in [0, 1]; a row of zeros is a clip without a class, which counts.
+      alpha: weight of the positive class; the negative class has 1 - alpha. Negative: no weights.
+      gamma: exponent that reduces the loss of classes that are predicted well.
+
+    Returns:
+      A float32 scalar, the sum over clips and classes.
+    """
+    p_bk = jax.nn.sigmoid(logits_bk)
+    entropy_bk = -(
+        target_bk * jax.nn.log_sigmoid(logits_bk)
+        + (1.0 - target_bk) * jax.nn.log_sigmoid(-logits_bk)
+    )
+    wrong_bk = p_bk * (1.0 - target_bk) + (1.0 - p_bk) * target_bk
+    loss_bk = entropy_bk * wrong_bk**gamma
+    if alpha >= 0:
+        loss_bk = loss_bk * (alpha * target_bk + (1.0 - alpha) * (1.0 - target_bk))
+    return jnp.sum(loss_bk)
