@@ -19,9 +19,9 @@ from jax.sharding import Mesh
 from invnext_jax.checkpointing import manager as manager_lib
 from invnext_jax.checkpointing.records import Records
 from invnext_jax.errors import NonFiniteError
-from invnext_jax.monitoring import profiling
 from invnext_jax.monitoring import reporter as reporter_lib
 from invnext_jax.monitoring import throughput as throughput_lib
+from invnext_jax.monitoring.profiling import Profiler
 from invnext_jax.monitoring.watchdog import COMPILE_FACTOR, Watchdog
 from invnext_jax.multihost import consensus
 from invnext_jax.multihost.distributed import log_on_process_0
@@ -151,8 +151,9 @@ def run_loop(
         arguments = run.workdir, run.step, run.mesh, best_metric, throughput
         reporter = reporter_lib.Reporter(config, *arguments, run.data_iter.describe_wait)
     reporter.log(throughput.describe())
-    profiler = profiling.Profiler(config.profile_steps, run.workdir)
-    stack.callback(profiler.close)
+    profiler = Profiler(config.profile_steps, run.workdir) if config.profile_steps else None
+    if profiler:
+        stack.callback(profiler.close)
     stack.callback(reporter.close)
     stop_and_save = StopAndSave(preemption, saving.every_minutes, run.mesh)
     try:
@@ -181,7 +182,7 @@ def _train(
     stop_and_save: StopAndSave,
     preemption: Preemption,
     watchdog: Watchdog,
-    profiler: profiling.Profiler,
+    profiler: Profiler | None,
 ) -> None:
     with consensus.all_hosts_agree("the first batch"):
         pending = [_next_batch(run, reporter, preemption)]
@@ -213,7 +214,7 @@ class _RunCallbacks(Callbacks):
     reporter: reporter_lib.Reporter
     stop_and_save: StopAndSave
     watchdog: Watchdog
-    profiler: profiling.Profiler
+    profiler: Profiler | None
     compute_diagnostics: step_lib.DiagnosticsFn | None
 
     def should_stop(self, step: int) -> bool:
@@ -228,7 +229,8 @@ class _RunCallbacks(Callbacks):
 
     def before_step(self, number: int) -> None:
         self.watchdog.heartbeat(number - 1, "the step")
-        self.profiler.start_if_due(number)
+        if self.profiler:
+            self.profiler.start_if_due(number)
 
     def diagnose(self, number: int, state: Any, batch: Any) -> dict[str, jax.Array]:
         run = self.run
@@ -244,8 +246,7 @@ class _RunCallbacks(Callbacks):
         run = self.run
         # The saved data position must be the one after the batches of all completed steps.
         run.state, run.step, run.position = state, number, run.data_iter.get_state()
-        if self.profiler.stop_if_due(number, metrics):
-            folder = self.profiler.folder
+        if self.profiler and (folder := self.profiler.stop_if_due(number, metrics)):
             self.reporter.log(f"trace of steps up to {number}: tensorboard --logdir={folder}")
         counts = run.data_iter.counts()
         counts["dropped_videos"] *= mesh_lib.loads_first_copy(run.mesh)

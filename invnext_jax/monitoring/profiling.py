@@ -27,7 +27,7 @@ class Profiler:
     """Writes a trace of steps `window[0] + 1` to `window[1]` to `<workdir>/profile`.
 
     Args:
-        window: the two step numbers, or () for no trace.
+        window: the two step numbers.
         workdir: the run's folder.
     """
 
@@ -37,25 +37,20 @@ class Profiler:
 
     def start_if_due(self, step: int) -> None:
         """Starts the trace before the first step of the window."""
-        if self._window and not self._running and self._window[0] < step <= self._window[1]:
+        if not self._running and self._window[0] < step <= self._window[1]:
             jax.profiler.start_trace(str(self._folder))
             self._running = True
 
-    def stop_if_due(self, step: int, arrays: Any) -> bool:
+    def stop_if_due(self, step: int, arrays: Any) -> pathlib.Path | None:
         """Ends the trace after the last step of the window, once `arrays` have been computed.
 
         Returns:
-            Whether a trace was ended.
+            The folder of the trace that was ended, or None.
         """
         if not self._running or step < self._window[1]:
-            return False
+            return None
         jax.block_until_ready(arrays)
         self.close()
-        return True
-
-    @property
-    def folder(self) -> pathlib.Path:
-        """The folder of the trace."""
         return self._folder
 
     def close(self) -> None:
