@@ -83,7 +83,7 @@ def normalize_robustly(x_ihw: jax.Array, mask_ihw: jax.Array) -> jax.Array:
     sorted_im = jnp.sort(jnp.where(mask_im, x_im, jnp.inf), axis=1)
     median_i = jnp.take_along_axis(sorted_im, jnp.maximum(count_i - 1, 0) // 2, axis=1)
     x_im = x_im - jnp.where(count_i > 0, median_i, 0.0)
-    deviation_i = jnp.sum(jnp.abs(x_im) * mask_im, axis=1, keepdims=True)
+    deviation_i = jnp.sum(jnp.where(mask_im, jnp.abs(x_im), 0.0), axis=1, keepdims=True)
     scale_i = jnp.where(count_i > 0, jnp.maximum(deviation_i / jnp.maximum(count_i, 1), SMALL), 1.0)
     return rearrange(x_im / scale_i, "i (h w) -> i h w", w=x_ihw.shape[2])
 
@@ -151,6 +151,7 @@ def align_least_squares(
         rearrange(x, "b t h w -> b (t h w)") for x in (depth_bthw, target_bthw, mask_bthw)
     )
     count_b = jnp.maximum(jnp.sum(mask_bm, axis=1, keepdims=True), 1)
+    y_bm = jnp.where(mask_bm, y_bm, 0.0)  # an invalid target may be NaN
 
     def mean(values_bm):
         return jnp.sum(jnp.where(mask_bm, values_bm, 0.0), axis=1, keepdims=True) / count_b
