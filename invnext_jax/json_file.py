@@ -1,5 +1,6 @@
 """Reads JSON files from untrusted sources. Any problem raises a one-sentence `UserError`."""
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -51,3 +52,8 @@ def read_object(
     if not isinstance(content, dict):
         raise UserError(f"{Path(path)} does not contain a JSON object: {advice}")
     return content
+
+
+def hash_json(value: Any) -> str:
+    """Returns the SHA-256 of a JSON-serializable value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

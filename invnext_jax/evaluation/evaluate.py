@@ -24,14 +24,10 @@ from invnext_jax.errors import UserError
 from invnext_jax.evaluation import pretrained, split_checks, tables
 from invnext_jax.evaluation.evaluators import classification, registry
 from invnext_jax.evaluation.evaluators.evaluator import Evaluator
-from invnext_jax.evaluation.feature_cache import FeatureCache, hash_json
-from invnext_jax.evaluation.inputs import (
-    SPLITS,
-    EvalInputs,
-    EvaluationData,
-    describe_encoder,
-    encoder_key,
-)
+from invnext_jax.evaluation.feature_cache import FeatureCache
+from invnext_jax.evaluation.frozen_encoder import FrozenEncoder
+from invnext_jax.evaluation.inputs import SPLITS, EvalInputs, EvaluationData
+from invnext_jax.json_file import hash_json
 
 FORMAT = 2  # version of results.json; in version 1, rows have no evaluator, metric, value or n
 RESULTS = "results.json"
@@ -53,32 +49,25 @@ def evaluate_checkpoint(config: ml_collections.ConfigDict, workdir: str | Path) 
       UserError: the checkpoint, an option, a manifest or a label is invalid.
     """
     start = time.perf_counter()
-    loaded = pretrained.load_encoder(config.checkpoint, ema=config.ema)
-    config = resolve(config, loaded.config)
+    encoder = pretrained.load_frozen(config.checkpoint, ema=config.ema)
+    config = resolve(config, encoder)
     evaluators = registry.find_evaluators(config.evaluators)
     for evaluator in evaluators:
         evaluator.check_config(config)
     tasks = choose_tasks(config)
-    clips = clip_settings(config, loaded)
-    e = loaded.config.encoder
+    clips = clip_settings(config, encoder)
+    stage = encoder.loaded.config.stage if encoder.loaded else ""
     print(
-        f"{config.checkpoint}: {loaded.config.stage}, {e.depth} blocks of width {e.width}, on "
-        f"{tables.describe_clips(clips)}",
+        f"{config.checkpoint}: {stage or encoder.name}, {encoder.depth} blocks of width "
+        f"{encoder.width}, on {tables.describe_clips(clips)}",
         flush=True,
     )
     split_checks.check_different(config)
     dataset = EvaluationData(config, tasks)
     workdir = Path(workdir)
-    digests = list(dataset.digests.values())
-    encoder_record = describe_encoder(loaded)
-    data_key = [
-        _options_of_rows(config),
-        *digests,
-        *dataset.video_digests.values(),
-        encoder_record,
-        loaded.config.get("init_gain", 1.0),
-    ]
-    checkpoint_key = encoder_key(loaded)
+    digests = [*dataset.digests.values(), *dataset.video_digests.values()]
+    data_key = [_options_of_rows(config), *digests, encoder.record]
+    checkpoint_key = encoder.key
     code = {evaluator.name: _source_of(evaluator) for evaluator in evaluators}
     key = hash_json([data_key, checkpoint_key, code, list(config.evaluators), config.controls])
     if results := _read(workdir / RESULTS, key):
@@ -91,10 +80,11 @@ def evaluate_checkpoint(config: ml_collections.ConfigDict, workdir: str | Path) 
         print(f"note: {note}", flush=True)
     measurements = []
     cache = FeatureCache(workdir / "features")
-    inputs = EvalInputs("encoder", dataset, lambda: loaded, cache)
+    inputs = EvalInputs("encoder", dataset, lambda: encoder, cache)
     # The key of the controls contains neither the path nor the parameters of the checkpoint, so
     # their cached rows stay valid if the checkpoint changes.
-    untrained = EvalInputs("random", dataset, lambda: _with_random_params(loaded, config), cache)
+    random_encoder = functools.partial(encoder.with_random_params, config.seed)
+    untrained = EvalInputs("random", dataset, random_encoder, cache)
     for evaluator, subject, subject_key in _plan(evaluators, inputs, untrained, config.controls):
         source = code[evaluator.name]
         key_parts = [data_key, evaluator.name, source, subject_key or checkpoint_key]
@@ -105,11 +95,12 @@ def evaluate_checkpoint(config: ml_collections.ConfigDict, workdir: str | Path) 
         "format": FORMAT,
         "key": key,
         "checkpoint": str(config.checkpoint),
-        "stage": loaded.config.stage,
+        "stage": stage,
+        "title": encoder.name,
         "tasks": list(dict.fromkeys(row["task"] for m in measurements for row in m["rows"])),
         "rows": [row for measurement in measurements for row in measurement["rows"]],
         "tokens": {name: t for m in measurements for name, t in m["tokens"].items()},
-        "encoder": encoder_record,
+        "encoder": encoder.record,
         "clips": clips,
         "splits": splits.facts,
         "notes": notes,
@@ -128,34 +119,38 @@ def _source_of(evaluator: Evaluator) -> str:
         return ""
 
 
-def resolve(config: Any, encoder_config: Any) -> ml_collections.FrozenConfigDict:
+def resolve(config: Any, encoder: FrozenEncoder) -> ml_collections.FrozenConfigDict:
     """Fills in the encoder's sizes and the paths of the manifests.
 
     Raises:
-      UserError: the patch size of the encoder does not divide the clip size.
+      UserError: the clips cannot be divided into the patches or time slots of the encoder.
     """
     config = ml_collections.ConfigDict(config.to_dict())
-    e, data = encoder_config.encoder, config.data
-    data.frames, data.size = data.frames or e.frames, data.size or e.size
+    data = config.data
+    data.frames, data.size = data.frames or encoder.frames, data.size or encoder.size
     data.short_side = data.short_side or data.size
     for name in ("train_manifest", "val_manifest"):
         config[name] = manifest_lib.find_manifests(config[name])
     data.manifest = config.train_manifest
-    if data.size % e.patch:
-        raise UserError(
-            f"config.data.size={data.size} must be divisible by the patch of {e.patch} pixels"
-        )
+    for name, part, value in (
+        ("size", f"patch of {encoder.patch} pixels", encoder.patch),
+        ("frames", f"time slot of {encoder.tubelet} frames", encoder.tubelet),
+    ):
+        if data[name] % value:
+            raise UserError(
+                f"config.data.{name}={data[name]} must be divisible by the encoder's {part}"
+            )
     return ml_collections.FrozenConfigDict(config)
 
 
-def clip_settings(config: Any, loaded: pretrained.LoadedEncoder) -> dict[str, Any]:
+def clip_settings(config: Any, encoder: FrozenEncoder) -> dict[str, Any]:
     """Returns the resolved frames, size and sampling of the clips, and those of the encoder."""
-    data, e = run_metadata.config_to_json(config)["data"], loaded.config.encoder
+    data = run_metadata.config_to_json(config)["data"]
     is_dense = data["sampling"] == "dense"
     return {
         **{name: data[name] for name in ("frames", "size", "short_side", "sampling")},
         "stride": sum(data["stride"]) // 2 if is_dense else None,
-        **{"encoder_frames": e.frames, "encoder_size": e.size},
+        **{"encoder_frames": encoder.frames, "encoder_size": encoder.size},
     }
 
 
@@ -226,10 +221,6 @@ def _plan(evaluators, inputs, untrained, controls: bool):
     if controls:
         for evaluator in sorted(evaluators, key=lambda evaluator: evaluator.is_baseline):
             yield evaluator, untrained, "random"
-
-
-def _with_random_params(loaded, config) -> pretrained.LoadedEncoder:
-    return loaded._replace(params=pretrained.init_encoder(loaded.config, config.seed), pool=None)
 
 
 def _options_of_rows(config) -> dict[str, Any]:

@@ -5,18 +5,16 @@ file also contains their key, a hash of the encoder's config and parameters, the
 manifest and of its videos, and the options for selecting and resizing frames.
 """
 
-import hashlib
-import json
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from invnext_jax import atomic_file
 from invnext_jax.evaluation.features import VideoFeatures
+from invnext_jax.json_file import hash_json
 
 LABEL = "label_"
 # Options of `config.data` that affect neither the selection of videos nor their pixels. The
@@ -73,20 +71,6 @@ def feature_key(
     """
     clips = {name: value for name, value in data.items() if name not in _NOT_IN_KEY}
     return hash_json([encoder_key, manifest_digest, video_digest, clips])
-
-
-def hash_json(value: Any) -> str:
-    """Returns the SHA-256 of a JSON-serializable value."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def hash_tree(tree: Any) -> str:
-    """Returns the SHA-256 of the paths and bytes of a tree of arrays."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        digest.update(jax.tree_util.keystr(path).encode())
-        digest.update(np.ascontiguousarray(leaf).tobytes())
-    return digest.hexdigest()
 
 
 def _read(path: Path, key: str) -> VideoFeatures | None:

@@ -1,6 +1,7 @@
 """Features of a frozen encoder: pooled tokens of a manifest's videos, and token statistics.
 
-Shape key: b videos, t frames, h w pixels, c channels, s patches of a frame, n grid tokens, d width.
+Shape key: b videos, t time slots, h w pixels, c channels, s patches of a slot, n grid tokens,
+d width.
 """
 
 import dataclasses
@@ -12,8 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
-from invnext_jax.models.encoder import Encoder
-from invnext_jax.models.patches import normalize
+from invnext_jax.evaluation.frozen_encoder import FrozenEncoder
 from invnext_jax.objectives import losses
 
 POOLINGS = ("mean", "frames")
@@ -43,7 +43,7 @@ class VideoFeatures:
     """Features and labels of all readable videos of a manifest, in manifest order.
 
     Attributes:
-      frames_btd: float32 mean of the grid tokens of each frame.
+      frames_btd: float32 mean of the grid tokens of each time slot.
       labels: int32 labels [b] of each task.
       index_b: int32 row numbers in the manifest, without unreadable videos.
       sum_nd: float64 sum over videos of the tokens at each position.
@@ -69,29 +69,26 @@ class VideoFeatures:
         return token_statistics(self.sum_nd, self.second_dd, len(self.index_b))
 
 
-def extract(encoder: Encoder, params: Any, batches: Iterable[Mapping[str, Any]]) -> VideoFeatures:
+def extract(encoder: FrozenEncoder, batches: Iterable[Mapping[str, Any]]) -> VideoFeatures:
     """Runs the frozen encoder on all batches of a manifest.
 
     Args:
-      encoder: encoder module.
-      params: parameters of the encoder.
+      encoder: the encoder.
       batches: batches of the evaluation pipeline, all of the same size so that the encoder is
         compiled once. Rows with index -1 are padding.
     """
 
     @jax.jit
     def run(params, video_bthwc, real_b):
-        tokens_bnd = encoder.apply({"params": params}, normalize(video_bthwc)).tokens_bnd
-        tokens_bnd = tokens_bnd[:, encoder.class_tokens :]
-        frames_btd = jnp.mean(
-            rearrange(tokens_bnd, "b (t s) d -> b t s d", t=video_bthwc.shape[1]), axis=2
-        )
+        tokens_btsd = encoder.apply(params, video_bthwc).tokens_btnd
+        frames_btd = jnp.mean(tokens_btsd, axis=2)
+        tokens_bnd = rearrange(tokens_btsd, "b t s d -> b (t s) d")
         real_tokens = jnp.where(real_b[:, None, None], tokens_bnd, 0.0)
         highest = jax.lax.Precision.HIGHEST
         second_dd = jnp.einsum("bnd,bne->de", real_tokens, real_tokens, precision=highest)
         return frames_btd, jnp.sum(real_tokens, axis=0), second_dd
 
-    params = jax.device_put(params)
+    params = jax.device_put(encoder.params)
     frames, labels, index, moments = [], [], [], None
     for batch in batches:
         real_b = batch["index"] >= 0

@@ -18,9 +18,9 @@ from invnext_jax.data import fingerprints, pipeline
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data.access_rules import AccessRules
 from invnext_jax.evaluation import features
-from invnext_jax.evaluation.feature_cache import FeatureCache, feature_key, hash_json, hash_tree
+from invnext_jax.evaluation.feature_cache import FeatureCache, feature_key
 from invnext_jax.evaluation.features import VideoFeatures
-from invnext_jax.evaluation.pretrained import LoadedEncoder
+from invnext_jax.evaluation.frozen_encoder import FrozenEncoder
 from invnext_jax.monitoring.progress import ProgressMeter
 from invnext_jax.synthetic_world import urls
 
@@ -92,7 +92,7 @@ class EvalInputs:
         self,
         name: str,
         dataset: EvaluationData,
-        load: Callable[[], LoadedEncoder],
+        load: Callable[[], FrozenEncoder],
         cache: FeatureCache,
     ):
         """Creates the inputs. `load` returns the encoder and is called at most once."""
@@ -101,14 +101,14 @@ class EvalInputs:
         self._features: dict[str, VideoFeatures] = {}
 
     @functools.cached_property
-    def encoder(self) -> LoadedEncoder:
-        """The encoder module, its parameters and config, and the pool."""
+    def encoder(self) -> FrozenEncoder:
+        """The frozen encoder with its parameters."""
         return self._load()
 
     def features(self, split: str) -> VideoFeatures:
         """Returns the pooled features of a split, from the cache if possible."""
         if split not in self._features:
-            key = self.dataset.feature_key(split, encoder_key(self.encoder))
+            key = self.dataset.feature_key(split, self.encoder.key)
             name = f"{self.name}-{split}"
             batches = self.dataset.batches(split)
             self._features[split] = self._cache.get(
@@ -123,7 +123,7 @@ class EvalInputs:
 
     def _extract(self, split: str, batches: pipeline.EvalDataset) -> VideoFeatures:
         start = time.perf_counter()
-        found = features.extract(self.encoder.encoder, self.encoder.params, batches)
+        found = features.extract(self.encoder, batches)
         seconds = time.perf_counter() - start
         print(
             f"{self.name}: extracted the features of {len(found.index_b)} {SPLITS[split]} videos "
@@ -156,19 +156,6 @@ def is_complete(batches: pipeline.EvalDataset) -> bool:
             flush=True,
         )
     return not missing
-
-
-def describe_encoder(loaded: LoadedEncoder) -> dict[str, Any]:
-    """Returns the part of the config that builds the encoder, as JSON."""
-    return {
-        "encoder": run_metadata.config_to_json(loaded.config.encoder),
-        "dtype": loaded.config.dtype,
-    }
-
-
-def encoder_key(loaded: LoadedEncoder) -> str:
-    """Returns a hash of the encoder's config and parameters."""
-    return hash_json([describe_encoder(loaded), hash_tree(loaded.params)])
 
 
 def load_videos(batches: Iterable[Mapping[str, Any]]) -> LabeledVideos:

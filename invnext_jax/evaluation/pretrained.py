@@ -1,4 +1,8 @@
-"""Loads pretrained encoders from runs, exports and published folders, or initialises new ones."""
+"""Loads pretrained encoders from runs, exports and published folders, or initialises new ones.
+
+Shape key: b clips, t frames, h w pixels, c channels, n tokens of a frame, d width, k class tokens,
+l layers.
+"""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -7,13 +11,18 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
+from einops import rearrange
 
 from invnext_jax import json_file
 from invnext_jax.checkpointing import reader, run_metadata
 from invnext_jax.errors import UserError
+from invnext_jax.evaluation import frame_encoders
+from invnext_jax.evaluation.frozen_encoder import FrozenEncoder, FrozenOutput, select_states
 from invnext_jax.models import encoder as encoder_model
 from invnext_jax.models.encoder import Encoder
+from invnext_jax.models.heads import AttentionPool
 from invnext_jax.models.layers import scale_kernels
+from invnext_jax.models.patches import normalize
 from invnext_jax.weights import export, import_weights, match, published
 from invnext_jax.weights.files import SINGLE_FILE, open_checkpoint
 
@@ -82,6 +91,78 @@ def load_encoder(path: str | Path, *, ema: bool = False) -> LoadedEncoder:
     params, config = load_params(path, ema=ema)
     encoder = encoder_model.from_config(config)
     return LoadedEncoder(encoder, params["encoder"], config, params.get("pool"))
+
+
+def load_frozen(path: str | Path, *, ema: bool = False) -> FrozenEncoder:
+    """Loads a frozen encoder of any supported kind, which is found from the files.
+
+    Args:
+      path: workdir of a pretraining run; a .safetensors file written by `launch/export.py` or
+        `launch/import_weights.py`; a folder in the published layout; or a folder of a SigLIP2, CLIP
+        or DINOv2 model in the format of transformers.
+      ema: whether to read the moving average of a run's parameters instead of the parameters.
+
+    Raises:
+      UserError: the path is empty, or has no weights or no encoder.
+    """
+    folder_config = Path(path) / published.CONFIG
+    if Path(path).suffix == ".safetensors":
+        params, about = export.read_export(path)
+        if "teacher" in params and "encoder" not in params:
+            return frame_encoders.read_export(params["teacher"], about["config"], path)
+    elif str(path) and folder_config.is_file():
+        model_type = json_file.read_object(folder_config).get("model_type")
+        if model_type in frame_encoders.KIND_OF_MODEL_TYPE:
+            return frame_encoders.read_folder(open_checkpoint(path), path)
+    return freeze(load_encoder(path, ema=ema))
+
+
+def freeze(loaded: LoadedEncoder) -> FrozenEncoder:
+    """Makes a frozen encoder from a loaded checkpoint of this package."""
+    config, encoder = loaded.config, loaded.encoder
+    e = config.encoder
+    pool = AttentionPool(e.get("pool_width"), e.get("pool_heads"), encoder.dtype)
+    skipped = encoder.class_tokens
+
+    def forward(params, video_bthwc, layers):
+        t = video_bthwc.shape[1]
+        # State i + 1 is the output of layer i.
+        module = encoder.clone(taps=tuple(layer + 1 for layer in sorted(set(layers))))
+        out = module.apply({"params": params["encoder"]}, normalize(video_bthwc))
+        layers_lbnd, pooled_bd = select_states(out.taps_lbnd, layers), None
+        if "pool" in params:
+            pooled_bd = pool.apply({"params": params["pool"]}, out.tokens_bnd)
+        return FrozenOutput(
+            tokens_btnd=rearrange(out.tokens_bnd[:, skipped:], "b (t n) d -> b t n d", t=t),
+            class_bkd=out.tokens_bnd[:, :skipped] if skipped else None,
+            layers_lbtnd=rearrange(layers_lbnd[:, :, skipped:], "l b (t n) d -> l b t n d", t=t),
+            pooled_bd=pooled_bd,
+        )
+
+    params = {"encoder": loaded.params}
+    if loaded.pool is not None:
+        params["pool"] = loaded.pool
+    return FrozenEncoder(
+        name="InternVideo-Next",
+        width=encoder.width,
+        patch=encoder.patch,
+        size=encoder.size,
+        frames=encoder.frames,
+        tubelet=1,
+        depth=encoder.depth,
+        class_tokens=skipped > 0,
+        pool_width=e.pool_width if loaded.pool is not None else 0,
+        params=params,
+        record={
+            "kind": "internvideo_next",
+            "encoder": run_metadata.config_to_json(e),
+            "dtype": config.dtype,
+            "init_gain": config.get("init_gain", 1.0),
+        },
+        forward=forward,
+        init_params=lambda seed: {"encoder": init_encoder(config, seed)},
+        loaded=loaded,
+    )
 
 
 def init_encoder(config: Any, seed: int) -> Any:

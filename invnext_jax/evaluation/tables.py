@@ -147,15 +147,15 @@ def in_words(name: str) -> str:
 
 
 def _make_titles(results: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Returns the stage of each evaluated encoder, numbered if several have the same stage."""
-    stages = [result["stage"] for result in results]
-    titles = []
-    for number, stage in enumerate(stages):
-        known = registry.STAGES.get(stage)
-        title = known.title if known else NAMES["encoder"]
-        several = stages.count(stage) > 1
-        titles.append(f"{title} ({stages[: number + 1].count(stage)})" if several else title)
-    return titles
+    """Returns the stage or name of each evaluated encoder, numbered if several have the same."""
+    names = []
+    for result in results:
+        stage = registry.STAGES.get(result["stage"])
+        names.append(stage.title if stage else result.get("title", NAMES["encoder"]))
+    return [
+        f"{name} ({names[: number + 1].count(name)})" if names.count(name) > 1 else name
+        for number, name in enumerate(names)
+    ]
 
 
 def _make_tables(

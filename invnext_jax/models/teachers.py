@@ -63,22 +63,22 @@ def select_tap_layers(depth: int, count: int, interval: float) -> tuple[int, ...
     return tuple(sorted(depth - int(i * interval) - 1 for i in range(count)))
 
 
-def preprocess(video_bthwc: jax.Array, size: int, kind: str) -> jax.Array:
+def preprocess(video_bthwc: jax.Array, size: int | None, kind: str) -> jax.Array:
     """Converts clips that are normalised as for ImageNet to a teacher's input images.
 
     Args:
       video_bthwc: float32 clips.
       size: height and width of the teacher's images; clips with a different size are resized
-        bicubically.
+        bicubically. None for images with the size of the clips.
       kind: kind of teacher, one of `KINDS`; it determines the mean and standard deviation.
 
     Returns:
-      float32 [b*t, size, size, c]; for SigLIP2 the values are from -1 to 1.
+      float32 [b*t, h, w, c]; for SigLIP2 the values are from -1 to 1.
     """
     teacher_mean, teacher_std = (v.reshape(1, 1, 1, 3) for v in _PIXEL_STATS[kind])
     mean, std = (v.reshape(1, 1, 1, 3) for v in (IMAGENET_MEAN, IMAGENET_STD))
     images_bhwc = rearrange(video_bthwc, "b t h w c -> (b t) h w c")
-    if images_bhwc.shape[1:3] != (size, size):
+    if size is not None and images_bhwc.shape[1:3] != (size, size):
         rows, columns = (cubic_resize_matrix(old, size) for old in images_bhwc.shape[1:3])
         images_bhwc = jnp.einsum(
             "Hh,Ww,bhwc->bHWc", rows, columns, images_bhwc, precision=jax.lax.Precision.HIGHEST
@@ -164,6 +164,7 @@ class SigLip2(nn.Module):
         x_bnd = layer_norm(1e-6, self.dtype, "norm")(x_bnd)
         head = AttentionPoolingHead(self.heads, self.mlp_width, self.dtype, name="head")
         pooled_bd, attention_bn = head(x_bnd)
+        _sow_states(self, x_bnd, taps_lbnd, pooled_bd)
         return TeacherOutput(l2_normalize(taps_lbnd), l2_normalize(pooled_bd), attention_bn)
 
 
@@ -222,7 +223,12 @@ class ClassTokenTeacher(nn.Module):
             block, x_bnd, depth=self.depth, taps=taps, leading_axes=IMAGE_AXES
         )
         attention_bn = self._last_attention(taps_lbnd[taps.index(self.depth - 1)])
-        pooled_bd = layer_norm(self.eps, jnp.float32, "norm")(x_bnd[:, 0])
+        norm = layer_norm(self.eps, jnp.float32, "norm")
+        pooled_bd = norm(x_bnd[:, 0])
+        if self.is_mutable_collection("intermediates"):
+            index = np.array([taps.index(tap) for tap in self.taps], np.int32)
+            tokens_bnd = x_bnd if self.kind == "clip" else norm(x_bnd)
+            _sow_states(self, tokens_bnd, taps_lbnd[index], pooled_bd)
         taps_lbnd = taps_lbnd[: len(self.taps), :, 1 + self.registers :]
         return TeacherOutput(l2_normalize(taps_lbnd), l2_normalize(pooled_bd), attention_bn)
 
@@ -261,6 +267,16 @@ class ClassTokenTeacher(nn.Module):
         _, weights_bqn = attention.apply(variables, h_bnd, h_bnd[:, :1], weights=True)
         weights_bn = weights_bqn[:, 0, 1 + self.registers :]
         return weights_bn / jnp.sum(weights_bn, axis=1, keepdims=True)
+
+
+def _sow_states(module, tokens_bnd, taps_lbnd, pooled_bd):
+    """Stores states before they are scaled to unit vectors in the collection "intermediates".
+
+    `tokens` is `last_hidden_state` in transformers, with class and register tokens, and `pooled`
+    is `pooler_output`.
+    """
+    for name, value in (("tokens", tokens_bnd), ("taps", taps_lbnd), ("pooled", pooled_bd)):
+        module.sow("intermediates", name, value)
 
 
 def from_config(config: Any) -> SigLip2 | ClassTokenTeacher:

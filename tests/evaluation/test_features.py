@@ -1,5 +1,7 @@
 """Token statistics in closed form, pooling by hand, and loading."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -96,8 +98,9 @@ def make_batches(videos, batch_size):
 
 def test_extraction_pools_grid_tokens_and_drops_padding(config, params):
     encoder = encoder_model.from_config(config)
-    found = features.extract(encoder, params, make_batches(5, 4))
-    other = features.extract(encoder, params, make_batches(5, 5))
+    frozen = pretrained.freeze(pretrained.LoadedEncoder(encoder, params, config))
+    found = features.extract(frozen, make_batches(5, 4))
+    other = features.extract(frozen, make_batches(5, 5))
     batch = next(make_batches(5, 5))
     tokens = run(encoder, params, normalize(batch["video"]))[:, 4:]
     tokens = tokens.reshape(5, 3, 4, 16)
@@ -112,10 +115,12 @@ def test_extraction_pools_grid_tokens_and_drops_padding(config, params):
     assert found.tokens.position_share == pytest.approx(float(expected), rel=1e-3)
 
 
-def test_extraction_compiles_once(config, params, monkeypatch):
+def test_extraction_compiles_once(config, params):
+    encoder = encoder_model.from_config(config)
+    frozen = pretrained.freeze(pretrained.LoadedEncoder(encoder, params, config))
     traces = []
-    monkeypatch.setattr(features, "normalize", lambda x: traces.append(x) or normalize(x))
-    features.extract(encoder_model.from_config(config), params, make_batches(11, 4))
+    counted = lambda *arguments: traces.append(arguments) or frozen.forward(*arguments)  # noqa: E731
+    features.extract(dataclasses.replace(frozen, forward=counted), make_batches(11, 4))
     assert len(traces) == 1
 
 

@@ -76,7 +76,7 @@ class Evaluator(Protocol):
 
         Args:
           inputs: `inputs.features(split)` returns cached pooled features. `inputs.encoder` is the
-            module with its parameters. `inputs.dataset` has the videos, batches and labels.
+            `FrozenEncoder`. `inputs.dataset` has the videos, batches and labels.
           config: see `check_config`.
 
         Raises:

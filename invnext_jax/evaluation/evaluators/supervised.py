@@ -30,7 +30,11 @@ LOG_EVERY = 10  # steps
 
 
 class SupervisedBaseline:
-    """End-to-end training on all tasks at once. Returns one row per task, or none for 0 steps."""
+    """End-to-end training on all tasks at once, with one row per task.
+
+    There are no rows for 0 steps, and for encoders of other projects, which have no module to
+    train.
+    """
 
     name = "supervised"
     is_baseline = True
@@ -47,10 +51,13 @@ class SupervisedBaseline:
         """Trains and measures. Each row has the training loss over all tasks as `loss_curve`."""
         if not config.supervised.steps:
             return []
+        if inputs.encoder.loaded is None:
+            print(f"supervised: {inputs.encoder.name} cannot be trained, skipped", flush=True)
+            return []
         print(f"supervised: training for {config.supervised.steps} steps", flush=True)
         dataset = inputs.dataset
         results, curve = train_supervised(
-            inputs.encoder.encoder,
+            inputs.encoder.loaded.encoder,
             dataset.videos("train"),
             dataset.videos("val"),
             tasks=dataset.tasks,
