@@ -83,6 +83,8 @@ class ConfigComments:
             if not isinstance(node, ast.Assign) or not isinstance(node.targets[0], ast.Attribute):
                 continue
             target, name = node.targets[0].value, node.targets[0].attr
+            if isinstance(target, ast.Attribute):  # config.data.root = ...
+                target, name = target.value, f"{target.attr}.{name}"
             if not isinstance(target, ast.Name) or target.id != "config":
                 continue
             about = self._comment(node)

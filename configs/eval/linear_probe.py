@@ -1,7 +1,7 @@
 """Linear probes of a frozen encoder, and baselines for comparison.
 
-    python launch/probe.py --config=configs/eval/linear_probe.py:tiny --workdir=runs/probe \
-        --config.checkpoint=runs/stage2
+    python launch/evaluate.py --config=configs/eval/linear_probe.py:tiny --checkpoint=runs/s2 \
+        --workdir=runs/e2
 
 The sizes of the encoder are read from its checkpoint. The variant only sets the options of the
 evaluation. Configs of other evaluations are based on this one and change `evaluators`.
@@ -15,7 +15,8 @@ from configs import common
 def get_config(variant: str = "base") -> ml_collections.ConfigDict:
     """Returns the config of a variant: tiny (the synthetic world, with baselines) or base."""
     config = ml_collections.ConfigDict()
-    # Workdir of a pretraining run, or an exported .safetensors file.
+    # Workdir of a pretraining run, an exported .safetensors file, or a folder in the published
+    # format or in that of transformers. The flag --checkpoint sets it, too.
     config.checkpoint = ""
     # Whether to evaluate a run's moving average instead of its parameters.
     config.ema = False
@@ -61,6 +62,8 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
     config.data = common.data()
     # 0: the size and frame count that the encoder was built for.
     config.data.update(size=0, frames=0, short_side=0)
+    # Folder of the data set. Relative paths of the manifests start there. "": the current folder.
+    config.data.root = ""
     if variant not in ("", *common.VARIANTS):
         raise ValueError(f"unknown variant {variant!r}: choose one of {common.VARIANTS}")
     if variant == "tiny":

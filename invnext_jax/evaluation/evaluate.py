@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import inspect
 import json
+import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -130,7 +131,7 @@ def resolve(config: Any, encoder: FrozenEncoder) -> ml_collections.FrozenConfigD
     data.frames, data.size = data.frames or encoder.frames, data.size or encoder.size
     data.short_side = data.short_side or data.size
     for name in ("train_manifest", "val_manifest"):
-        config[name] = manifest_lib.find_manifests(config[name])
+        config[name] = manifest_lib.find_manifests(_under(data.root, config[name]))
     data.manifest = config.train_manifest
     for name, part, value in (
         ("size", f"patch of {encoder.patch} pixels", encoder.patch),
@@ -141,6 +142,14 @@ def resolve(config: Any, encoder: FrozenEncoder) -> ml_collections.FrozenConfigD
                 f"config.data.{name}={data[name]} must be divisible by the encoder's {part}"
             )
     return ml_collections.FrozenConfigDict(config)
+
+
+def _under(root: str, names: str) -> str:
+    """Prepends the folder `root` to relative paths in a comma-separated list of manifests."""
+    if not root or not names:
+        return names
+    parts = (name.strip() for name in names.split(","))
+    return ",".join(name if "://" in name else os.path.join(root, name) for name in parts)
 
 
 def clip_settings(config: Any, encoder: FrozenEncoder) -> dict[str, Any]:
@@ -194,11 +203,13 @@ def read_results(workdir: str | Path) -> dict[str, Any]:
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}): run launch/probe.py again") from error
+        raise UserError(
+            f"{path} is not valid JSON ({error}): run launch/evaluate.py again"
+        ) from error
     if results.get("format") not in (1, FORMAT):
         raise UserError(
             f"{path} has format {results.get('format')!r}, but this version reads 1 and {FORMAT}: "
-            "run launch/probe.py again"
+            "run launch/evaluate.py again"
         )
     for row in results["rows"] if results["format"] == 1 else ():
         evaluator = _EVALUATORS_OF_FORMAT_1.get(row["input"], "linear_probe")

@@ -19,7 +19,7 @@ from invnext_jax.json_file import hash_json
 LABEL = "label_"
 # Options of `config.data` that affect neither the selection of videos nor their pixels. The
 # manifest is among them because the key contains a hash of its contents instead of its path.
-_NOT_IN_KEY = ("manifest", "workers", "prefetch", "protocols", "other_hosts")
+_NOT_IN_KEY = ("root", "manifest", "workers", "prefetch", "protocols", "other_hosts")
 
 
 class FeatureCache:

@@ -130,6 +130,15 @@ def test_killed_command_continues_without_extracting_again(folder, results, tmp_
     assert again["tokens"] == results["tokens"]
 
 
+def test_relative_manifests_start_at_the_root_of_the_data(folder):
+    encoder = pretrained.load_frozen(folder / "encoder.safetensors")
+    config = get_config(folder, train_manifest="train.csv", val_manifest="/val.csv,world://a")
+    config.data.root = str(folder / "world")
+    found = evaluate.resolve(config, encoder)
+    assert found.train_manifest == str(folder / "world" / "train.csv")
+    assert found.val_manifest == "/val.csv,world://a"
+
+
 def load_example():
     """Runs the example of docs/evaluation.md, which registers an evaluator."""
     page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
