@@ -13,7 +13,7 @@ import ml_collections
 from absl import logging
 
 from invnext_jax import config_checks, loop
-from invnext_jax.checkpointing import frozen_hashes, reader, run_metadata, storage
+from invnext_jax.checkpointing import frozen_hashes, reader, run_metadata, storage, video_digests
 from invnext_jax.checkpointing import manager as manager_lib
 from invnext_jax.checkpointing.records import Records
 from invnext_jax.checkpointing.workdir_lock import open_workdir
@@ -103,8 +103,8 @@ def prepare(
     with consensus.all_hosts_agree("the frozen parameters"):
         frozen = stage.init_frozen(config, restored)
         hashes = frozen_hashes.hash_groups(frozen)
-    digest = _compare_hosts(config, hashes)
-    checkpointer = manager_lib.Checkpointer(locked_workdir, config, digest, restored_step, hashes)
+    record = _describe_run(config, dataset, restored_step, hashes)
+    checkpointer = manager_lib.Checkpointer(locked_workdir, config, record)
     stack.callback(checkpointer.close)
 
     training = registry.make_setup(config)
@@ -142,21 +142,17 @@ def prepare(
     return run
 
 
-def _compare_hosts(config: ml_collections.FrozenConfigDict, hashes: dict[str, str]) -> str:
-    """Checks that all processes have the config, manifest and frozen parameters of process 0.
+def _describe_run(
+    config: ml_collections.FrozenConfigDict, dataset: Any, step: int | None, hashes: dict[str, str]
+) -> dict[str, Any]:
+    """Checks that all processes have the same metadata as process 0, and returns it.
 
-    Returns:
-        The SHA-256 of the manifest.
+    `step` and `hashes` are `init_from_step` and `frozen_sha256` of `run_metadata.describe_run`.
     """
     with consensus.all_hosts_agree("reading the manifests") as broadcast:
         digest = manifest.hash_manifests(config.data.manifest)
-        own = {
-            "config": run_metadata.config_to_json(config),
-            "manifest_sha256": digest,
-            "frozen_sha256": hashes,
-            "init_from_step": None,
-        }
-        broadcast.value = own
+        record = run_metadata.describe_run(config, digest, step, hashes, dataset.sample_digests())
+        broadcast.value = own = {**record, "init_from_step": None}
     with consensus.all_hosts_agree("comparing configs"):
         if changed := run_metadata.config_differences(
             broadcast.value, own, run_metadata.PER_HOST_FIELDS
@@ -165,7 +161,10 @@ def _compare_hosts(config: ml_collections.FrozenConfigDict, hashes: dict[str, st
                 "this process has a different config or manifest than process 0. Use the "
                 "same for all:\n  " + "\n  ".join(changed)
             )
-    return digest
+        video_digests.check_hosts(broadcast.value, own)
+    if warning := video_digests.describe_unreadable(record):
+        log_on_process_0(warning)
+    return record
 
 
 def _resolve_recipe(

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from invnext_jax.checkpointing import manager
+from invnext_jax.checkpointing import manager, run_metadata
 from invnext_jax.checkpointing.workdir_lock import Workdir
 from invnext_jax.data import manifest, pipeline
 from invnext_jax.stages.registry import STAGES
@@ -45,7 +45,8 @@ def numbered(abstract):
 def opened(workdir, config):
     with contextlib.closing(Workdir(workdir)) as held:
         digest = manifest.hash_manifests(config.data.manifest)
-        with contextlib.closing(manager.Checkpointer(held, config, digest)) as saver:
+        record = run_metadata.describe_run(config, digest)
+        with contextlib.closing(manager.Checkpointer(held, config, record)) as saver:
             yield saver
 
 

@@ -40,9 +40,7 @@ class Checkpointer:
     Args:
         workdir: the run's folder.
         config: the run's config. `config.checkpoint` specifies which checkpoints to keep.
-        manifest_sha256: SHA-256 of the run's manifests.
-        init_from_step: step of the checkpoint in `config.init_from`, or None.
-        hashes: SHA-256 of each group of frozen parameters, see `frozen_hashes.hash_groups`.
+        record: the run's metadata, see `run_metadata.describe_run`.
 
     Raises:
         UserError: the checkpoint folder cannot be created.
@@ -52,13 +50,10 @@ class Checkpointer:
         self,
         workdir: Workdir | BucketWorkdir,
         config: ml_collections.ConfigDict,
-        manifest_sha256: str,
-        init_from_step: int | None = None,
-        hashes: Mapping[str, str] | None = None,
+        record: Mapping[str, Any],
     ):
-        self._workdir = workdir
+        self._workdir, self._record = workdir, record
         self._folder = workdir.path / reader.CHECKPOINTS_FOLDER
-        self._record = run_metadata.describe_run(config, manifest_sha256, init_from_step, hashes)
         self._scores = retention.BestScores(
             config.checkpoint, self._folder, reader.finished_steps(self._folder)
         )

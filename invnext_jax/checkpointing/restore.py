@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import orbax.checkpoint as ocp
 
-from invnext_jax.checkpointing import checksums, run_metadata, storage
+from invnext_jax.checkpointing import checksums, run_metadata, storage, video_digests
 from invnext_jax.checkpointing.reader import check_step, read_json, read_shapes, read_state
 from invnext_jax.errors import UserError
 from invnext_jax.multihost import consensus
@@ -69,6 +69,7 @@ def _check_record(
             f"the checkpoint {folder} was made with a different config; restore these values, or "
             "choose another --workdir:\n  " + "\n  ".join(changed)
         )
+    video_digests.check_restored(folder, saved, record)
 
 
 def _select_fields(folder: storage.Path, abstract: TrainState) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import copy
 import importlib.metadata
 import json
 import platform
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -146,6 +146,7 @@ def describe_run(
     manifest_sha256: str,
     init_from_step: int | None = None,
     frozen_sha256: Mapping[str, str] | None = None,
+    video_digests: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """Returns the JSON-compatible metadata that is saved in each checkpoint of a run.
 
@@ -154,12 +155,14 @@ def describe_run(
         manifest_sha256: SHA-256 of the run's manifests, see `manifest.hash_manifests`.
         init_from_step: step of the checkpoint in `config.init_from`, or None.
         frozen_sha256: hash of each group of frozen parameters, see `frozen_hashes.hash_groups`.
+        video_digests: digests of some of the run's videos, see `fingerprints.sample_digests`.
     """
     return {
         "format_version": FORMAT_VERSION,
         "config": config_to_json(config),
         "init_from_step": init_from_step,
         "manifest_sha256": manifest_sha256,
+        "video_digests": list(video_digests),
         "frozen_sha256": dict(frozen_sha256 or {}),
         "process_count": jax.process_count(),
         "device_count": jax.device_count(),

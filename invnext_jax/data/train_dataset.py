@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from invnext_jax.data import fingerprints
 from invnext_jax.data.bad_videos import BadVideoTracker
 from invnext_jax.data.batch_buffer import BatchBuffer
 from invnext_jax.data.clips import BadClip
@@ -106,6 +107,10 @@ class TrainDataset:
     def describe(self, steps: int) -> str:
         """Formats a table of the sources with their number of epochs in a run of `steps` steps."""
         return self.mixture.table(steps * self.global_batch)
+
+    def sample_digests(self) -> list[dict[str, Any]]:
+        """Returns the digests of some of the videos; see `fingerprints.sample_digests`."""
+        return fingerprints.sample_digests(self.mixture.manifest, self._timeout)
 
     def open_pool(self, first_batch: int, buffer: BatchBuffer) -> OrderedPool:
         """Starts workers that write this process's clips, from `first_batch` on, to `buffer`."""

@@ -59,7 +59,10 @@ class EvaluationData:
         self.manifests = {split: config[f"{split}_manifest"] for split in SPLITS}
         self.digests = {s: manifest_lib.hash_manifests(m) for s, m in self.manifests.items()}
         rules = AccessRules.from_config(config.data)
-        self.video_digests = {s: hash_videos(m, rules) for s, m in self.manifests.items()}
+        self.video_digests = {
+            split: hash_videos(names, rules, config.data.clip_seconds)
+            for split, names in self.manifests.items()
+        }
 
     def batches(self, split: str) -> pipeline.EvalDataset:
         """Returns the batches of a split in manifest order. Rows with index -1 are padding."""
@@ -133,13 +136,19 @@ class EvalInputs:
         return found
 
 
-def hash_videos(names: str, rules: AccessRules) -> str:
-    """Returns a hash of the digests of all local files of manifests (see `data.fingerprints`)."""
+def hash_videos(names: str, rules: AccessRules, seconds: float) -> str:
+    """Returns a hash of the digests of all local files of manifests.
+
+    Args:
+      names: names of the manifests, separated by commas.
+      rules: rules for which files the rows may refer to.
+      seconds: time limit, see `fingerprints.digest_files`.
+    """
     local = [name for name in manifest_lib.split_names(names) if not urls.is_world(name)]
     paths = fingerprints.list_files(manifest_lib.read_manifest(local, rules)) if local else []
     digest = hashlib.sha256()
     with ProgressMeter(len(paths), "file", quiet=len(paths) < _METER_FILES) as meter:
-        for number, found in enumerate(fingerprints.digest_files(paths), 1):
+        for number, found in enumerate(fingerprints.digest_files(paths, seconds), 1):
             digest.update(f"{found}\n".encode())
             meter.update(number, "hashed")
     return digest.hexdigest()

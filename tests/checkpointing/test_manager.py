@@ -16,7 +16,7 @@ import optax
 import pytest
 
 from invnext_jax import config_checks
-from invnext_jax.checkpointing import manager, reader
+from invnext_jax.checkpointing import manager, reader, run_metadata
 from invnext_jax.checkpointing import restore as restore_lib
 from invnext_jax.checkpointing.workdir_lock import Workdir
 from invnext_jax.data import manifest
@@ -61,7 +61,8 @@ def run(toy_config, toy_data, abstract, tmp_path):
 def open_checkpointer(workdir, config):
     with contextlib.closing(Workdir(workdir)) as locked:
         digest = manifest.hash_manifests(config.data.manifest)
-        with contextlib.closing(manager.Checkpointer(locked, config, digest)) as checkpointer:
+        record = run_metadata.describe_run(config, digest)
+        with contextlib.closing(manager.Checkpointer(locked, config, record)) as checkpointer:
             yield checkpointer
 
 

@@ -26,7 +26,7 @@ from invnext_jax.stages import registry
 from invnext_jax import train
 from invnext_jax.errors import UserError
 from invnext_jax.checkpointing import reader
-from invnext_jax.checkpointing import manager
+from invnext_jax.checkpointing import manager, run_metadata
 from invnext_jax.multihost import distributed
 from invnext_jax.checkpointing import checksums
 from invnext_jax.checkpointing import restore as restore_lib
@@ -99,13 +99,13 @@ def save(step):
     print("newest:", checkpointer.saved_step, checkpointer._manager.latest_step())
 
 def restore():
-    checkpointer = manager.Checkpointer(locked, config, digest)
+    checkpointer = manager.Checkpointer(locked, config, record)
     with contextlib.closing(checkpointer):
         state = checkpointer.restore(abstract, Position)
         return int(state.step), checkpointer.saved_step
 
-locked, digest = Workdir(workdir), "0" * 64
-checkpointer = manager.Checkpointer(locked, config, digest)
+locked, record = Workdir(workdir), run_metadata.describe_run(config, "0" * 64)
+checkpointer = manager.Checkpointer(locked, config, record)
 arrays = ocp.PyTreeCheckpointHandler
 save(1)
 with replaced(arrays, "async_save", fail_at_once, 1):
