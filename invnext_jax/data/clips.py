@@ -20,7 +20,6 @@ from invnext_jax.data.transforms import Window
 from invnext_jax.synthetic_world import urls
 
 Seed = tuple[int, ...]
-CROPS = {1: (None,), 3: (0.0, None, 1.0)}  # crops of a video in an evaluation: their "seeds"
 
 
 class BadClip(NamedTuple):
@@ -101,16 +100,11 @@ class ClipTransform:
         return sample_sparse(frame_count, frames, rng)
 
     def sample_window(
-        self,
-        height: int,
-        width: int,
-        size: int,
-        rng: np.random.Generator | None,
-        position: float = 0.5,
+        self, height: int, width: int, size: int, rng: np.random.Generator | None
     ) -> Window:
-        """Samples a window, to be resized to `size` pixels; without `rng`, a `square_crop`."""
+        """Samples a window of a picture, which will be resized to `size` x `size` pixels."""
         if rng is None:
-            return transforms.square_crop(height, width, position)
+            return transforms.center_crop(height, width)
         if self.crop == "random_resized":
             return transforms.sample_random_resized_crop(
                 height, width, self.crop_area, self.crop_aspect, rng
@@ -141,15 +135,12 @@ class ClipSampler:
         frames: Number of frames per clip.
         size: Height and width of a clip in pixels.
         rngs: Random number generator of each clip, or None.
-        positions: Position of each crop along the long side of the picture, see
-            `transforms.square_crop`. It is used if the clip has no random number generator.
     """
 
     transform: ClipTransform
     frames: int
     size: int
     rngs: Sequence[np.random.Generator | None]
-    positions: Sequence[float]
 
     def sample_frames(self, frame_count: int) -> np.ndarray:
         """Returns the frame numbers of each clip, int64 [r t]."""
@@ -158,10 +149,7 @@ class ClipSampler:
 
     def sample_windows(self, height: int, width: int) -> list[Window]:
         """Returns the window of each clip in pictures of the given size."""
-        return [
-            self.transform.sample_window(height, width, self.size, rng, position)
-            for rng, position in zip(self.rngs, self.positions, strict=True)
-        ]
+        return [self.transform.sample_window(height, width, self.size, r) for r in self.rngs]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -258,15 +246,14 @@ class LoadClip:
             shards.read_example(record.path, record.record)
 
     def __call__(
-        self, record: VideoRecord, seeds: Sequence[Seed | float | None]
+        self, record: VideoRecord, seeds: Sequence[Seed | None]
     ) -> dict[str, Any] | BadClip:
         """Loads clips from one video.
 
         Args:
             record: Manifest row.
-            seeds: One seed per clip, which determines frames, crop, flip and colors. A number or
-                None selects a clip without augmentation: frames at the centres of the segments, and
-                the square crop at this position along the long side, by default the centre.
+            seeds: One seed per clip, which determines frames, crop, flip and colors. None selects
+                the centre without augmentation.
 
         Returns:
             A dict with `video` uint8 [r t h w c], and `index` and the labels int32 [r]; or a
@@ -274,9 +261,8 @@ class LoadClip:
         """
         index_cache.CACHE.load(self.index_files)
         transform = self.by_source.get(record.source, self.transform)
-        rngs = [make_rng(*seed) if isinstance(seed, tuple) else None for seed in seeds]
-        positions = [seed if isinstance(seed, float) else 0.5 for seed in seeds]
-        sampler = ClipSampler(transform, self.frames, self.size, rngs, positions)
+        rngs = [None if seed is None else make_rng(*seed) for seed in seeds]
+        sampler = ClipSampler(transform, self.frames, self.size, rngs)
         try:
             videos = read_clips(record, sampler, self.short_side)
         except decode.BadVideo as error:

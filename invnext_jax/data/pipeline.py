@@ -18,7 +18,7 @@ from invnext_jax.data import access_rules
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data.access_rules import AccessRules
 from invnext_jax.data.bad_videos import BadVideoTracker
-from invnext_jax.data.clips import BY_SOURCE_FIELDS, CROPS, BadClip, LoadClip
+from invnext_jax.data.clips import BY_SOURCE_FIELDS, BadClip, LoadClip
 from invnext_jax.data.mixture import Mixture
 from invnext_jax.data.storage_retries import StorageMonitor, load_in_worker
 from invnext_jax.data.train_dataset import TrainDataset
@@ -164,7 +164,6 @@ class EvalDataset:
 
     Attributes:
         manifest: The manifest.
-        crops: Number of clips of each video.
         bad_videos: Tracker of good and bad videos in the current pass.
         storage: Counter of failed reads.
     """
@@ -175,13 +174,11 @@ class EvalDataset:
         load: Callable,
         *,
         batch_size: int,
-        crops: int,
         workers: int,
         prefetch: int,
         clip_seconds: float,
     ):
         self.manifest = manifest
-        self.crops, self._seeds = crops, CROPS[crops]
         self.bad_videos, self.storage = BadVideoTracker(), StorageMonitor()
         self._load, self._batch_size = load, batch_size
         self._workers, self._prefetch, self._timeout = workers, prefetch, clip_seconds
@@ -195,7 +192,7 @@ class EvalDataset:
         self.bad_videos.expect_videos(len(self.manifest))
         clips = filter(self._is_good, self._load_all())
         while rows := list(itertools.islice(clips, self._batch_size)):
-            yield _pad(_concatenate(rows), self._batch_size * self.crops)
+            yield _pad(_concatenate(rows), self._batch_size)
         if not self.bad_videos.delivered:
             raise self.bad_videos.no_good_video_error()
 
@@ -223,7 +220,7 @@ class EvalDataset:
     def _load_row(self, row: int, worker: SupervisedWorker) -> dict[str, Any] | BadClip | None:
         if row >= len(self.manifest):  # the pool prefetches past the last row
             return None
-        clip = load_in_worker(worker, self.manifest, row, self._seeds, self._timeout, self.storage)
+        clip = load_in_worker(worker, self.manifest, row, (None,), self._timeout, self.storage)
         if isinstance(clip, BadClip):
             return clip
         # The worker overwrites this memory with its next clip.
@@ -231,24 +228,16 @@ class EvalDataset:
 
 
 def make_eval_dataset(
-    data_config,
-    *,
-    manifest: str,
-    batch_size: int,
-    crops: int = 1,
-    load: Callable | None = None,
+    data_config, *, manifest: str, batch_size: int, load: Callable | None = None
 ) -> EvalDataset:
     """Makes the evaluation dataset, in manifest order and without augmentation.
 
-    Clips consist of the frames at the centre of equal segments, cropped at the centre. With three
-    crops, each video gives three consecutive clips of the same frames: cropped at the left (or top)
-    end of the long side, at the centre, and at the other end.
+    Clips consist of the frames at the centre of equal segments, cropped at the centre.
 
     Args:
         data_config: `config.data`; its `manifest`, `weights` and `repeats` are not used.
         manifest: Name of the manifest, in the format of `config.data.manifest`.
-        batch_size: Number of videos per batch. The last batch is padded with rows of `index` -1.
-        crops: Number of clips of each video, 1 or 3. All of them have the `index` of the video.
+        batch_size: Number of clips per batch. The last batch is padded with rows of `index` -1.
         load: Replaces `LoadClip` in tests. It must be defined in an importable module.
 
     Returns:
@@ -263,7 +252,6 @@ def make_eval_dataset(
         rows,
         load or LoadClip.from_config(data_config, rows),
         batch_size=batch_size,
-        crops=crops,
         workers=count_workers(data_config.workers),
         prefetch=data_config.prefetch,
         clip_seconds=data_config.clip_seconds,

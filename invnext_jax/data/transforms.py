@@ -84,19 +84,8 @@ def sample_random_resized_crop(
 
 def center_crop(height: int, width: int) -> Window:
     """Returns the largest centred square of a picture."""
-    return square_crop(height, width, 0.5)
-
-
-def square_crop(height: int, width: int, position: float) -> Window:
-    """Returns a largest square of a picture.
-
-    Args:
-        height: Height of the picture in pixels.
-        width: Width of the picture in pixels.
-        position: Position along the long side, from 0 (left or top) to 1 (right or bottom).
-    """
     short = min(height, width)
-    left, top = int((width - short) * position), int((height - short) * position)
+    left, top = (width - short) // 2, (height - short) // 2
     return Window(left, top, left + short, top + short)
 
 

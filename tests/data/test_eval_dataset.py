@@ -8,7 +8,6 @@ import time
 
 import numpy as np
 import pytest
-import video_files
 from batches import assert_equal, row_order
 from fakes import FakeLoad, worker_pids
 
@@ -35,25 +34,6 @@ def test_evaluation_keeps_the_order_and_pads_the_last_batch(count, config):
     np.testing.assert_array_equal(
         batches[0]["video"][3], decode.read_frames(path, lambda _: [1, 3, 5, 7])
     )
-
-
-def test_three_crops_are_the_ends_and_the_center_of_the_long_side(config, tmp_path):
-    video_files.write_video(tmp_path / "wide.mp4", frames=8)  # 48 x 80 pixels
-    video_files.write_video(tmp_path / "high.mp4", frames=8, size=(80, 48))
-    (tmp_path / "videos.csv").write_text("path,source,label_a\nwide.mp4,x,3\nhigh.mp4,x,4\n")
-    config.update(size=48, short_side=48)
-    options = {"manifest": str(tmp_path / "videos.csv"), "batch_size": 3, "crops": 3}
-    (batch,) = pipeline.make_eval_dataset(config, **options)
-    assert batch["index"].tolist() == [0, 0, 0, 1, 1, 1, -1, -1, -1]
-    assert batch["label_a"].tolist() == [3, 3, 3, 4, 4, 4, 0, 0, 0]
-    for row, name in enumerate(("wide", "high")):
-        frames = decode.read_frames(tmp_path / f"{name}.mp4", lambda _: [1, 3, 5, 7])
-        if name == "high":
-            frames = frames.swapaxes(1, 2)
-        for crop, left in enumerate((0, 16, 32)):
-            got = batch["video"][3 * row + crop]
-            got = got.swapaxes(1, 2) if name == "high" else got
-            np.testing.assert_array_equal(got, frames[:, :, left : left + 48])
 
 
 def test_evaluation_drops_and_counts_bad_videos(with_bad_videos):
