@@ -12,6 +12,7 @@ H264_SPS, H264_IDR = 7, 5
 HEVC_IRAP = range(16, 24)  # types of NAL units at which decoding can start
 # H.264 profiles whose parameter sets contain the chroma format and scaling lists.
 H264_CHROMA_PROFILES = (100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135)
+MAX_SPS_BYTES = 4096  # a longer parameter set is damaged; reading all its bits would take long
 X264_BUILD = re.compile(rb"x264 - core (\d+)")
 X264_EXACT = 151  # older builds deviate from the standard, so the decoder must know the build
 
@@ -119,7 +120,7 @@ def needs_first_packet(packet: bytes) -> bool:
 
 def _has_only_frames(unit: bytes) -> bool:
     """Returns the `frame_mbs_only_flag` of an H.264 sequence parameter set."""
-    bits = _Bits(unit[1:].replace(b"\0\0\3", b"\0\0"))
+    bits = _Bits(unit[1:MAX_SPS_BYTES].replace(b"\0\0\3", b"\0\0"))
     profile, _, _ = bits.read(8), bits.read(16), bits.read_golomb()
     if profile in H264_CHROMA_PROFILES:
         lists = 12 if (chroma := bits.read_golomb()) == 3 else 8
@@ -155,12 +156,15 @@ def _nal_units(codec: str, extradata: bytes, data: bytes) -> Iterator[bytes]:
     if extradata[:1] != b"\1":
         yield from filter(None, data.split(b"\0\0\1")[1:])
         return
-    width = (extradata[4 if codec == "h264" else 21] & 3) + 1
-    while len(data) > width:
-        end = width + int.from_bytes(data[:width], "big")
-        if end > width:
-            yield data[width:end]
-        data = data[end:]
+    position = 4 if codec == "h264" else 21
+    if len(extradata) <= position:  # a damaged header
+        return
+    begin, width = 0, (extradata[position] & 3) + 1
+    while len(data) > begin + width:
+        end = begin + width + int.from_bytes(data[begin : begin + width], "big")
+        if end > begin + width:
+            yield data[begin + width : end]
+        begin = end
 
 
 def _avcc_parameter_sets(extradata: bytes) -> Iterator[bytes]:

@@ -1,5 +1,7 @@
 """Packet headers, written bit by bit according to the specifications of the codecs."""
 
+import time
+
 import av
 import pytest
 
@@ -91,3 +93,25 @@ def test_only_old_builds_of_x264_need_the_first_packet():
     for build, needed in ((67, True), (148, True), (150, True), (151, False), (164, False)):
         assert packet_headers.needs_first_packet(b"\0x264 - core %d r1" % build) == needed
     assert not packet_headers.needs_first_packet(b"Lavc62")
+
+
+@pytest.mark.parametrize("codec", ["h264", "hevc"])
+def test_a_short_header_of_a_stream_has_no_key_frame(codec):
+    for length in (1, 4):
+        extradata = b"\1".ljust(length, b"\0")
+        assert not packet_headers.starts_with_intra(codec, extradata, bytes(50))
+    assert packet_headers.may_have_fields(b"\1", bytes(50))
+
+
+def test_long_damaged_headers_take_little_time():
+    extradata = b"\1".ljust(30, b"\0")  # lengths of one byte
+    begin = time.process_time()
+    for codec in ("h264", "hevc"):
+        assert not packet_headers.starts_with_intra(codec, extradata, bytes(300_000))
+    # The number of elements of the loop over frame offsets is huge.
+    unit = bytes([7]) + int("01000010" + "0" * 16 + "1" * 2 + "010" + "0" + "11", 2).to_bytes(
+        4, "big"
+    )
+    unit += b"\0\0\2" + b"\xff" * 100_000
+    packet_headers.may_have_fields(b"", b"\0\0\1" + unit)
+    assert time.process_time() - begin < 5

@@ -1,13 +1,12 @@
 """Writing shards in parallel opens no port, stops at errors, and equals writing with Beam."""
 
-import contextlib
 import os
 import subprocess
 import sys
 import threading
-import time
 
 import pytest
+from open_ports import watch_ports
 
 from invnext_jax.data import shards, video_io
 from invnext_jax.dataset_prep import shard_runner, shard_writer
@@ -51,63 +50,13 @@ def make_plan(manifest, out, count=2):
     )
 
 
-def process_tree(root):
-    """Returns the ids of a process and its descendants."""
-    parents = {}
-    for name in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            with open(f"/proc/{name}/stat") as file:
-                parents[int(name)] = int(file.read().rpartition(")")[2].split()[1])
-        except OSError:
-            continue
-    tree, size = {root}, 0
-    while size < len(tree):
-        size = len(tree)
-        tree |= {pid for pid, parent in parents.items() if parent in tree}
-    return tree
-
-
-def open_ports(pids):
-    """Returns the addresses on which the processes listen (TCP) or receive (UDP)."""
-    inodes = set()
-    for pid in pids:
-        try:
-            files = os.listdir(f"/proc/{pid}/fd")
-        except OSError:
-            continue
-        for file in files:
-            with contextlib.suppress(OSError):
-                name = os.readlink(f"/proc/{pid}/fd/{file}")
-                inodes |= {name[8:-1]} if name.startswith("socket:[") else set()
-    found = set()
-    for family, states in (("tcp", {"0A"}), ("tcp6", {"0A"}), ("udp", {"07"}), ("udp6", {"07"})):
-        try:
-            with open(f"/proc/net/{family}") as file:
-                rows = [line.split() for line in file.readlines()[1:]]
-        except OSError:
-            continue
-        found |= {(family, row[1]) for row in rows if row[3] in states and row[9] in inodes}
-    return found
-
-
 @pytest.mark.skipif(not os.path.isdir("/proc/net"), reason="reads /proc")
 def test_no_port_is_opened_on_this_machine(tmp_path, videos):
-    import socket
-
-    # Shows that the check detects open ports.
-    with socket.create_server(("localhost", 0)) as server:
-        (entry,) = open_ports({os.getpid()})
-        assert int(entry[1].rpartition(":")[2], 16) == server.getsockname()[1]
     manifest = write_manifest(tmp_path, videos)
     arguments = [sys.executable, "-c", PREPARE, str(manifest), str(tmp_path / "out")]
-    process, ports, most = subprocess.Popen(arguments), set(), 0
-    while process.poll() is None:
-        tree = process_tree(process.pid)
-        most = max(most, len(tree))
-        ports |= open_ports(tree)
-        time.sleep(0.01)
-    assert process.returncode == 0 and most == 3  # the command and two encoders
-    assert ports == set()
+    with watch_ports() as (ports, pids):
+        assert subprocess.run(arguments, check=False).returncode == 0
+    assert len(pids) >= 4 and not ports  # this process, the command and two encoders
 
 
 def test_first_error_stops_the_other_shards(monkeypatch):

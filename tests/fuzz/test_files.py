@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from invnext_jax import json_file, sanitize
-from invnext_jax.data import access_rules, video_io
+from invnext_jax.data import access_rules, packet_headers, video_io
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.dataset_prep import tfds_metadata
 from invnext_jax.errors import UserError
@@ -259,6 +259,26 @@ def test_report_of_a_process(data, secret):
 def test_answer_of_process_0(answer):
     assert not host_messages.is_answer(answer, 2, "nonce", b"secret")
     host_messages.is_answer(answer, 2, "nonce", b"")
+
+
+HEADER = st.one_of(
+    st.binary(max_size=40),
+    st.binary(max_size=30).map(lambda data: b"\1" + data),
+    st.lists(st.binary(min_size=1, max_size=9)).map(lambda units: b"\0\0\1".join([b"", *units])),
+)
+
+
+@given(
+    HEADER,
+    HEADER.map(lambda data: data or b"e"),
+    st.sampled_from(["h264", "hevc", "vp8", "vp9", "mpeg4", "av1"]),
+)
+def test_headers_of_packets(extradata, packet, codec):
+    assert packet_headers.starts_with_intra(codec, extradata, packet) in (True, False)
+    assert packet_headers.may_have_fields(extradata, packet) in (True, False)
+    assert packet_headers.needs_first_packet(packet) in (True, False)
+    count = packet_headers.frame_counter(codec)
+    assert count is None or 0 <= count(memoryview(packet)) <= 8
 
 
 @given(st.text())
