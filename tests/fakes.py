@@ -11,6 +11,7 @@ import sys
 import time
 
 import numpy as np
+from hostile_workers import Attack
 
 from invnext_jax.data.clips import BadClip
 from invnext_jax.workers.read_clock import reading
@@ -24,6 +25,7 @@ class FakeLoad:
 
     hangs: tuple[int, ...] = ()
     dies: tuple[int, ...] = ()
+    attacks: tuple[int, ...] = ()  # sends bytes that are not an answer
     raises: tuple[int, ...] = ()
     bad: tuple[int, ...] = ()
     dies_once: str = ""  # a file that exists after it happened
@@ -47,6 +49,8 @@ class FakeLoad:
                 time.sleep(0.02)
         if record.index in self.hangs:
             time.sleep(30)
+        if record.index in self.attacks:
+            Attack("random bytes")()
         if record.index in self.dies:
             os._exit(3)
         if record.index in self.raises:

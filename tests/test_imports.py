@@ -80,8 +80,9 @@ LAYERS = {
     "workers": [
         {"worker_pool"},
         {"process_worker"},
-        {"worker_main", "cpu_quota"},
-        {"read_clock"},
+        {"worker_main", "cpu_quota", "worker_environment"},
+        {"messages", "read_clock"},
+        {"results"},
     ],
     "video_lists": [
         {"lists"},

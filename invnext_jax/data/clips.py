@@ -18,10 +18,12 @@ from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data.manifest import VideoRecord
 from invnext_jax.data.transforms import Window
 from invnext_jax.synthetic_world import urls
+from invnext_jax.workers.results import are_arrays, register_result_type
 
 Seed = tuple[int, ...]
 
 
+@register_result_type
 class BadClip(NamedTuple):
     """Result for a video from which no clip could be read.
 
@@ -273,6 +275,15 @@ class LoadClip:
         # Avoids a copy in the common case of a single clip.
         video_rthwc = np.stack(videos) if len(videos) > 1 else np.ascontiguousarray(videos[0])[None]
         return {"video": video_rthwc, **columns}
+
+    def is_valid(self, result: Any, record: VideoRecord, seeds: Sequence[Seed | None]) -> bool:
+        """Returns whether a worker's result has the form of `__call__`'s."""
+        if isinstance(result, BadClip):
+            return result.path == record.name
+        clips, numbers = len(seeds), {"index": record.index, **record.labels}
+        forms = {name: (np.int32, (clips,)) for name in numbers}
+        forms["video"] = (np.uint8, (clips, self.frames, self.size, self.size, 3))
+        return are_arrays(result, forms) and all((result[n] == v).all() for n, v in numbers.items())
 
 
 def _to_tuple(value: Any) -> Any:

@@ -20,7 +20,7 @@ from invnext_jax.data.access_rules import AccessRules
 from invnext_jax.data.bad_videos import BadVideoTracker
 from invnext_jax.data.clips import BY_SOURCE_FIELDS, BadClip, LoadClip
 from invnext_jax.data.mixture import Mixture
-from invnext_jax.data.storage_retries import StorageMonitor, load_in_worker
+from invnext_jax.data.storage_retries import StorageMonitor, load_in_worker, protocols_of
 from invnext_jax.data.train_dataset import TrainDataset
 from invnext_jax.errors import UserError
 from invnext_jax.workers.process_worker import count_cores
@@ -210,6 +210,7 @@ class EvalDataset:
             workers=min(self._workers, len(self.manifest)),
             prefetch=self._prefetch,
             timeout=self._timeout,
+            protocols=protocols_of(self.manifest),
         )
         try:
             for _ in self.manifest.paths:

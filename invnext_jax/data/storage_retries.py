@@ -14,9 +14,10 @@ from typing import Any
 
 from absl import logging
 
+from invnext_jax.data import video_io
 from invnext_jax.data.bad_videos import STALLED
 from invnext_jax.data.clips import BadClip, Seed
-from invnext_jax.data.manifest import Manifest
+from invnext_jax.data.manifest import Manifest, split_names
 from invnext_jax.workers.process_worker import WorkerDiedError
 from invnext_jax.workers.read_clock import ReadStalledError, TimeLimitError
 from invnext_jax.workers.worker_pool import SupervisedWorker
@@ -50,6 +51,11 @@ class StorageMonitor:
                 return
             self._next_log[message] = now + LOG_SECONDS
         logging.warning(message + " (%d failed reads so far)", *arguments, self.failed_reads)
+
+
+def protocols_of(manifest: Manifest) -> list[str]:
+    """Returns the protocols of the remote files among the manifest's files and videos."""
+    return video_io.protocols_of(itertools.chain(split_names(manifest.file), manifest.paths))
 
 
 def load_in_worker(

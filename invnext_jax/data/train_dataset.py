@@ -17,7 +17,7 @@ from invnext_jax.data.bad_videos import BadVideoTracker
 from invnext_jax.data.batch_buffer import BatchBuffer
 from invnext_jax.data.clips import BadClip
 from invnext_jax.data.mixture import Mixture
-from invnext_jax.data.storage_retries import StorageMonitor, load_in_worker
+from invnext_jax.data.storage_retries import StorageMonitor, load_in_worker, protocols_of
 from invnext_jax.errors import UserError
 from invnext_jax.workers.process_worker import count_cores
 from invnext_jax.workers.worker_pool import (
@@ -120,6 +120,7 @@ class TrainDataset:
             workers=self.workers,
             prefetch=-(-self._prefetch // self.repeats),
             timeout=self._timeout,
+            protocols=protocols_of(self.mixture.manifest),
         )
 
     def _first_clip_of(self, number: int) -> int:

@@ -10,7 +10,7 @@ import hashlib
 import io
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, BinaryIO, TextIO
 
 import fsspec
@@ -35,6 +35,12 @@ def is_remote(name: str) -> bool:
 def protocol_of(name: str) -> str:
     """Returns the protocol of a remote file's name, for example "gs" for "gs://..."."""
     return name.partition("://")[0]
+
+
+def protocols_of(names: Iterable[str]) -> list[str]:
+    """Returns the protocols of the remote files among `names`, without duplicates."""
+    remote = (name for name in names if "://" in name and is_remote(name))
+    return sorted({protocol_of(name) for name in remote})
 
 
 def refuse_chain(name: str) -> None:

@@ -230,7 +230,7 @@ def _hash_all(
     }
     tasks = [(entry.path, entry.start, entry.end) for entry in pending.values()]
     results = map_in_workers(
-        picture_hashes.hash_video, tasks, workers=workers, timeout=timeout, ahead=len(tasks)
+        picture_hashes.VideoHasher(), tasks, workers=workers, timeout=timeout, ahead=len(tasks)
     )
     with contextlib.closing(results):
         for ((digest, *_), entry), hashes in zip(pending.items(), results, strict=True):

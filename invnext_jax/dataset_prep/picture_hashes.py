@@ -13,7 +13,7 @@ import collections
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import fft
@@ -55,6 +55,23 @@ def hash_video(path: str, start: float | None, end: float | None) -> Hashes | No
     except decode.BadVideo:
         return None
     return tuple(map(hash_picture, frames_thwc))
+
+
+class VideoHasher:
+    """Calls `hash_video` in worker processes."""
+
+    def __call__(self, path: str, start: float | None, end: float | None) -> Hashes | None:
+        """Returns the hashes of a video."""
+        return hash_video(path, start, end)
+
+    def is_valid(self, result: Any, *task: Any) -> bool:
+        """Returns whether a worker's result has the form of `hash_video`'s."""
+        del task
+        return result is None or (
+            isinstance(result, tuple)
+            and len(result) == FRAMES
+            and all(n is None or (type(n) is int and 0 <= n < 2**BITS) for n in result)
+        )
 
 
 def hash_picture(image_hwc: np.ndarray) -> int | None:

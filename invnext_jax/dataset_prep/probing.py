@@ -4,7 +4,6 @@ import bisect
 import contextlib
 import dataclasses
 import errno
-import functools
 import operator
 import os
 import stat
@@ -21,6 +20,7 @@ from invnext_jax.data.video_io import digest_file
 from invnext_jax.dataset_prep import video_flags
 from invnext_jax.dataset_prep.worker_map import WorkerFailure, map_in_workers
 from invnext_jax.workers.read_clock import reading
+from invnext_jax.workers.results import register_result_type
 
 MAX_TAIL = 1000  # maximum number of frames decoded after the last key frame
 MAX_HEAD = 60  # maximum number of frames decoded to check an early seek
@@ -43,6 +43,7 @@ TRANSIENT_ERRNOS = (
 )
 
 
+@register_result_type
 @dataclasses.dataclass(frozen=True)
 class VideoProbe:
     """Properties of a video that can be decoded.
@@ -80,6 +81,7 @@ class VideoProbe:
     index: str = ""
 
 
+@register_result_type
 @dataclasses.dataclass(frozen=True)
 class ProbeFailure:
     """Reason why a file cannot be used.
@@ -257,7 +259,7 @@ def probe_all(
         Each path with its result, in the order of `paths`.
     """
     results = map_in_workers(
-        functools.partial(_probe_safely, probe),
+        _SafeProbe(probe),
         [(path,) for path in paths],
         workers=workers,
         timeout=timeout,
@@ -272,14 +274,24 @@ def probe_all(
             yield path, result
 
 
-def _probe_safely(probe: Callable[[str], VideoProbe], path: str) -> VideoProbe | ProbeFailure:
+@dataclasses.dataclass(frozen=True)
+class _SafeProbe:
     """Probes a file in a worker process and returns errors as failures."""
-    try:
-        return probe(path)
-    except decode.BadVideo as error:
-        read_error = error.kind == "unreadable"
-        transient = read_error or getattr(error.__cause__, "errno", None) in TRANSIENT_ERRNOS
-        reason = str(error).removeprefix(f"{path}: ")
-        return ProbeFailure(reason, transient=transient, read_error=read_error)
-    except Exception as error:  # a bug must not end the indexing of a data set
-        return ProbeFailure(f"{type(error).__name__}: {error}", transient=True)
+
+    probe: Callable[[str], VideoProbe]
+
+    def __call__(self, path: str) -> VideoProbe | ProbeFailure:
+        try:
+            return self.probe(path)
+        except decode.BadVideo as error:
+            read_error = error.kind == "unreadable"
+            transient = read_error or getattr(error.__cause__, "errno", None) in TRANSIENT_ERRNOS
+            reason = str(error).removeprefix(f"{path}: ")
+            return ProbeFailure(reason, transient=transient, read_error=read_error)
+        except Exception as error:  # a bug must not end the indexing of a data set
+            return ProbeFailure(f"{type(error).__name__}: {error}", transient=True)
+
+    def is_valid(self, result: Any, path: str) -> bool:
+        """Returns whether a worker's result has the type of `__call__`."""
+        del path
+        return isinstance(result, VideoProbe | ProbeFailure)

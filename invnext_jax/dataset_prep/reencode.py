@@ -23,6 +23,7 @@ from invnext_jax.errors import UserError
 
 TIME_BASE = fractions.Fraction(1, 90_000)  # seconds
 MAX_BYTES = 2**30  # limit per encoded video; a record must be smaller than 2 GiB
+VIDEO_COLUMNS = ("frames", "width", "height", "fps", "duration")  # properties of the encoded video
 MIN_KEPT = 0.5  # a video is kept if at least this share of its frames precedes the damage
 PRESETS = tuple("ultrafast superfast veryfast faster fast medium slow slower veryslow".split())
 
@@ -99,6 +100,24 @@ class Reencoder:
             return {"reason": str(error).removeprefix(f"{name}: "), "kind": error.kind}
         except MemoryError:  # caused by damaged headers
             return {"reason": "not enough memory"}
+
+    def is_valid(self, result: Any, *task: Any) -> bool:
+        """Returns whether a worker's result has the form of `__call__`'s."""
+        del task
+        if not isinstance(result, dict):
+            return False
+        if "reason" in result:
+            return all(isinstance(value, str) for value in result.values())
+        numbers = {name: value for name, value in result.items() if name in VIDEO_COLUMNS}
+        video, damage = result.get("video"), result.get("damage", "")
+        return (
+            result.keys() - {"damage"} == {"video", *VIDEO_COLUMNS}
+            and all(type(n) in (int, float) and 0 < n < 2**31 for n in numbers.values())
+            and isinstance(damage, str)
+            and isinstance(video, np.ndarray)
+            and video.dtype == np.uint8
+            and video.ndim == 1
+        )
 
     def _encode(self, video: decode.VideoReader) -> dict[str, Any]:
         times, reformatter, damage = video.times, VideoReformatter(), []

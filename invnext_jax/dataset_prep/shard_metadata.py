@@ -12,10 +12,10 @@ from invnext_jax.data import labels as labels_lib
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data import video_io
 from invnext_jax.dataset_prep import csv_files
+from invnext_jax.dataset_prep.reencode import VIDEO_COLUMNS
 from invnext_jax.dataset_prep.shard_writer import (
     DATASET,
     REPORTS,
-    VIDEO_COLUMNS,
     ShardPlan,
     ShardReport,
     make_features,

@@ -24,14 +24,13 @@ from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data import shards, video_io
 from invnext_jax.data.access_rules import DEFAULT_RULES, AccessRules
 from invnext_jax.data.demux import BadVideo
-from invnext_jax.dataset_prep.reencode import Encoding, Reencoder
+from invnext_jax.dataset_prep.reencode import VIDEO_COLUMNS, Encoding, Reencoder
 from invnext_jax.dataset_prep.worker_map import WorkerFailure, map_in_workers
 from invnext_jax.errors import UserError
 
 DATASET = "videos"  # name of the TFDS data set
 PARTS, REPORTS = "parts", "reports"
 ROW_COUNT_SUFFIX = ".rows"  # suffix of the file with the row count of a temporary shard
-VIDEO_COLUMNS = ("frames", "width", "height", "fps", "duration")  # properties of the encoded video
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,8 @@ from invnext_jax.data import decode, shards
 from invnext_jax.data import labels as labels_lib
 from invnext_jax.data.manifest import LABEL_PREFIX, LABELS
 from invnext_jax.dataset_prep import csv_files, indexing, tfds_metadata
-from invnext_jax.dataset_prep.shard_writer import VIDEO_COLUMNS, write_text
+from invnext_jax.dataset_prep.reencode import VIDEO_COLUMNS
+from invnext_jax.dataset_prep.shard_writer import write_text
 from invnext_jax.dataset_prep.tfds_metadata import Feature
 from invnext_jax.dataset_prep.worker_map import WorkerFailure, map_in_workers
 from invnext_jax.errors import UserError
@@ -149,6 +150,21 @@ class RecordProbe:
             if not LABELS.min <= label[0] <= LABELS.max:
                 return {"reason": f"label {name!r} is {label[0]}, which exceeds 32 bits"}
         return {"row": [*(int(label[0]) for label in labels.values()), *values]}
+
+    def is_valid(self, result: Any, path: str, record: int) -> bool:
+        """Returns whether a worker's result has the form of `__call__`."""
+        del path, record
+        if not isinstance(result, dict) or len(result) != 1:
+            return False
+        if "reason" in result:
+            return isinstance(result["reason"], str)
+        row, count = result.get("row"), len(self.labels)
+        return (
+            isinstance(row, list)
+            and len(row) == count + len(VIDEO_COLUMNS)
+            and all(type(n) is int and LABELS.min <= n <= LABELS.max for n in row[:count])
+            and all(type(n) in (int, float) and 0 < n <= LABELS.max for n in row[count:])
+        )
 
 
 def _video_columns(video: decode.VideoReader) -> list[Any]:

@@ -5,6 +5,7 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from invnext_jax.data import video_io
 from invnext_jax.data.storage_retries import StorageMonitor, call_with_retries, other_rows
 from invnext_jax.workers.process_worker import ProcessWorker, WorkerDiedError
 from invnext_jax.workers.read_clock import ReadStalledError, TimeLimitError
@@ -39,7 +40,7 @@ def map_in_workers(
     While the storage does not respond, the function waits and tries again.
 
     Args:
-        function: Function to call. It must be defined in an importable module.
+        function: Function to call, as in `ProcessWorker`.
         tasks: Arguments of each call. The first argument is the path of the file that the call
             reads.
         workers: Maximum number of processes.
@@ -80,7 +81,7 @@ def map_in_workers(
 
     pool = OrderedPool(
         run_task,
-        functools.partial(ProcessWorker, function),
+        functools.partial(ProcessWorker, function, video_io.protocols_of(paths)),
         workers=min(workers, len(tasks)),
         ahead=ahead,
         timeout=timeout,

@@ -4,6 +4,7 @@ A worker process is a new Python interpreter that does not inherit modules or me
 """
 
 import contextlib
+import fcntl
 import math
 import mmap
 import os
@@ -13,28 +14,18 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
-from multiprocessing.connection import Connection
-from multiprocessing.reduction import ForkingPickler
+from collections.abc import Callable, Collection
 from typing import Any
 
-import numpy as np
-
-from invnext_jax.workers import worker_main
+from invnext_jax.workers import messages, worker_main
 from invnext_jax.workers.cpu_quota import read_cpu_quota
 from invnext_jax.workers.read_clock import CLOCK_BYTES, ReadClock, use_clock, wait_for_result
+from invnext_jax.workers.results import InvalidResultError
+from invnext_jax.workers.worker_environment import make_environment
 
 RETURN_SECONDS = 5  # maximum time until a pending call notices that its process has exited
 START_SECONDS = 300  # long enough for imports on a busy machine with a slow disk
-# Hides accelerators from the libraries that the function imports, and limits them to one thread.
-ENVIRONMENT = {
-    "JAX_PLATFORMS": "cpu",
-    "CUDA_VISIBLE_DEVICES": "",
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-}
-# Prevents glibc from returning the memory of each clip to the system and allocating it again.
-ALLOCATION = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**27)}
+SEND_SECONDS = 60  # maximum time until the process receives a task
 
 
 def count_cores() -> int:
@@ -116,22 +107,29 @@ class ThreadWorker:
 class ProcessWorker:
     """Runs tasks in a process that can be killed at any time.
 
+    The process decodes untrusted videos, so its answers are not trusted: see `workers.messages`. An
+    invalid answer counts as the death of the worker. If the function has a method
+    `is_valid(result, *task)`, a result for which it returns False is invalid.
+
     Args:
         function: Function that is called with the values of a task. It is pickled, so it must be
-            defined in an importable module, not in the main script.
+            defined in an importable module, not in the main script. Its results must be of the
+            types that `workers.results` describes.
+        protocols: Protocols of the remote files that the function reads. The process receives only
+            the credentials of these.
 
     Attributes:
         pid: Process ID.
         clock: Clock of its reads.
     """
 
-    def __init__(self, function: Callable[[Any], Any]):
+    def __init__(self, function: Callable[..., Any], protocols: Collection[str] = ()):
         if getattr(function, "__module__", None) == "__main__":
             raise WorkerStartError(
                 f"{function!r} is defined in the main script, which workers do not import: "
                 "move it into a module"
             )
-        parent_end, worker_end = socket.socketpair()
+        self._connection, worker_end = socket.socketpair()
         file = _open_shared_memory()
         try:
             self._memory = mmap.mmap(file, worker_main.SHARED_BYTES)
@@ -147,7 +145,7 @@ class ProcessWorker:
                     str(worker_end.fileno()),
                     str(file),
                 ],
-                env=_environment(),
+                env=make_environment(protocols),
                 stdin=subprocess.PIPE,  # the process exits when this end is closed
                 pass_fds=(worker_end.fileno(), file),
                 bufsize=0,
@@ -156,8 +154,9 @@ class ProcessWorker:
             worker_end.close()  # otherwise the exit of the process would go unnoticed
             os.close(file)
         self.pid = self._process.pid
-        self._connection = Connection(parent_end.detach())
-        self._function, self._ready = function, False
+        self._reader = messages.AnswerReader(self._connection)
+        self._function, self._is_valid = function, getattr(function, "is_valid", None)
+        self._ready, self._broken = False, False
         self._call_lock = threading.Lock()
 
     def call(self, task: tuple, timeout: float) -> Any:
@@ -166,7 +165,7 @@ class ProcessWorker:
         Raises:
             TimeLimitError: The task takes longer than `timeout` seconds, without its reads.
             ReadStalledError: One of its reads takes longer than `timeout` seconds.
-            WorkerDiedError: The process died.
+            WorkerDiedError: The process died, or its answer is invalid.
             WorkerStartError: The process did not start.
             RuntimeError: The function raised an exception.
         """
@@ -177,29 +176,43 @@ class ProcessWorker:
         """Starts `function.prefetch(*task)` in a thread of the process. Its result is discarded."""
         with self._call_lock, contextlib.suppress(OSError):
             if self._ready:
-                self._connection.send((task, None))
+                self._send((task, None))
 
     def _call(self, task: tuple, timeout: float) -> Any:
         try:
             if not self._ready:
                 self._wait_for_start()
-            self._connection.send((task, timeout))
-            wait_for_result(self._connection.poll, self.clock, timeout)
-            data, lengths, error = self._connection.recv()
+            self._send((task, timeout))
+            wait_for_result(self._reader.wait, self.clock, timeout)
+            result, error = self._reader.decode(self._memory)
+            if error is None and self._is_valid and not self._is_valid(result, *task):
+                raise InvalidResultError("a result that does not match its task")
         except (EOFError, OSError) as error:
             raise WorkerDiedError(self._exit_status()) from error
+        except InvalidResultError as error:
+            raise WorkerDiedError(f"it sent {error}") from error
         if error is not None:
             raise RuntimeError(f"in a data worker:\n{error}")
-        return _load_result(data, lengths, self._memory)
+        return result
+
+    def _send(self, value: Any) -> None:
+        if self._broken:
+            raise EOFError
+        self._connection.settimeout(SEND_SECONDS)
+        try:
+            self._connection.sendall(messages.dump_task(value))
+        except OSError:
+            self._broken = True  # part of the value may have been sent
+            raise
 
     def _wait_for_start(self) -> None:
         """Waits until the imports are done, to exclude them from the first task's timeout."""
         try:
-            self._connection.send(self._function)
-            if not self._connection.poll(START_SECONDS):
+            self._send(self._function)
+            if not self._reader.wait(START_SECONDS):
                 raise WorkerStartError(f"a data worker did not start in {START_SECONDS} s")
-            error = self._connection.recv()
-        except (EOFError, OSError) as error:
+            _, error = self._reader.decode(self._memory)
+        except (EOFError, OSError, InvalidResultError) as error:
             raise WorkerStartError(
                 f"a data worker died during startup ({self._exit_status()}): define its function "
                 "in a module that can be imported"
@@ -219,6 +232,8 @@ class ProcessWorker:
         self._process.kill()
         self._process.stdin.close()
         self._exit_status()
+        with contextlib.suppress(OSError):  # ends a pending call even if a child keeps the socket
+            self._connection.shutdown(socket.SHUT_RDWR)
         # A pending call must return before its files are closed, because descriptors are reused.
         if self._call_lock.acquire(timeout=RETURN_SECONDS):
             self._connection.close()
@@ -236,27 +251,17 @@ class ProcessWorker:
         return int(lines[0].split()[1]) * 1024 if lines else 0
 
 
-def _environment() -> dict[str, str]:
-    """Returns this process's environment variables, changed to disable accelerators and threads."""
-    folders = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
-    return {**ALLOCATION, **os.environ, **ENVIRONMENT, "PYTHONPATH": folders}
-
-
 def _open_shared_memory() -> int:
     """Opens an in-memory file, or a temporary file if the system has no memfd."""
+    size = worker_main.SHARED_BYTES + CLOCK_BYTES
     if hasattr(os, "memfd_create"):
-        file = os.memfd_create("data worker")
-    else:
-        with tempfile.TemporaryFile() as temporary:
-            file = os.dup(temporary.fileno())
-    os.ftruncate(file, worker_main.SHARED_BYTES + CLOCK_BYTES)
+        file = os.memfd_create("data worker", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(file, size)
+        # If the worker made the file shorter, the parent would crash when it reads the memory.
+        seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+        fcntl.fcntl(file, fcntl.F_ADD_SEALS, seals)
+        return file
+    with tempfile.TemporaryFile() as temporary:
+        file = os.dup(temporary.fileno())
+    os.ftruncate(file, size)
     return file
-
-
-def _load_result(data: bytes, lengths: list[int], memory: mmap.mmap) -> Any:
-    """Loads a result of `worker_main.dump_result`. The arrays are views of `memory`."""
-    arrays, start = [], 0
-    for length in lengths:
-        arrays.append(np.frombuffer(memory, np.uint8, length, start))
-        start += length
-    return ForkingPickler.loads(data, buffers=arrays)

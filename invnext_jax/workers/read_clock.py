@@ -1,7 +1,8 @@
 """Measures the time that a worker waits for storage, separately from the time for decoding.
 
 Opening and reading files happens inside `reading()`. The clock of a worker is in memory shared with
-its supervisor, which can check it while the worker is blocked in a read.
+its supervisor, which can check it while the worker is blocked in a read. The supervisor does not
+trust it: impossible times are ignored, and no task can claim to read forever.
 """
 
 import contextlib
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 
 CLOCK_BYTES = 16
+MAX_READ_TIMEOUTS = 100  # maximum time of a task with its reads, in multiples of its timeout
 _LOCAL = threading.local()
 
 
@@ -45,12 +47,17 @@ class ReadClock:
     @property
     def read_start(self) -> float:
         """Value of `time.monotonic` at the start of the current read, or 0 if there is none."""
-        return self._fields[0]
+        return _valid_time(self._fields[0])
 
     def total(self) -> float:
         """Returns the total seconds of all reads, including the current one."""
-        start, done = self._fields
+        start, done = map(_valid_time, self._fields)
         return done + (time.monotonic() - start if start else 0.0)
+
+
+def _valid_time(seconds: float) -> float:
+    """Returns a time of the clock, or 0 if it is in the future or not a number."""
+    return seconds if 0.0 <= seconds <= time.monotonic() else 0.0
 
 
 @contextlib.contextmanager
@@ -87,13 +94,15 @@ def wait_for_result(wait: Callable[[float], bool], clock: ReadClock, timeout: fl
         timeout: Maximum seconds for a task excluding its reads, and for each of its reads.
 
     Raises:
-        TimeLimitError: The task takes longer than `timeout`.
+        TimeLimitError: The task takes longer than `timeout`, or longer than `MAX_READ_TIMEOUTS`
+            times `timeout` including its reads.
         ReadStalledError: A read takes longer than `timeout`.
     """
     start, read_before = time.monotonic(), clock.total()
     while True:
         now, read_start = time.monotonic(), clock.read_start
         end = (read_start or start + clock.total() - read_before) + timeout
+        end = min(end, start + MAX_READ_TIMEOUTS * timeout)
         if wait(max(0.0, end - now)):
             return
         if end <= now:

@@ -1,51 +1,48 @@
 """Main loop of a worker process: runs one function on each task; see `workers.ProcessWorker`.
 
 The process is a new interpreter. It imports only the modules that the function needs, which
-excludes JAX and the main script. Large arrays in a result are passed through shared memory;
-everything else is pickled.
+excludes JAX and the main script. Results are sent as described in `workers.messages`.
 """
 
-import io
 import mmap
 import os
 import resource
 import signal
+import socket
 import sys
 import threading
 import traceback
-from multiprocessing.connection import Connection
-from multiprocessing.reduction import ForkingPickler
-from typing import Any
 
+from invnext_jax.workers import messages
 from invnext_jax.workers.read_clock import CLOCK_BYTES, ReadClock, use_clock
 
 SIGTERM_GRACE_SECONDS = 60
 ORPHAN_SECONDS = 5  # an orphaned process exits this long after its task's timeout
 SHARED_BYTES = 2**28  # reserved address space; only written pages use memory
-MIN_SHARED_BYTES = 4096  # arrays below this size are pickled
 MAX_BYTES = 2**32  # memory limit of the worker; protects the machine from huge clips
 
 
-def main(socket: str, shared: str) -> None:
+def main(connection_file: str, shared: str) -> None:
     """Runs tasks until the other end of the socket is closed.
 
     Args:
-        socket: File descriptor from which tasks are received.
+        connection_file: File descriptor of the socket from which tasks are received.
         shared: File descriptor of the shared memory.
     """
-    connection, memory = Connection(int(socket)), mmap.mmap(int(shared), SHARED_BYTES)
+    connection = socket.socket(fileno=int(connection_file))
+    memory = mmap.mmap(int(shared), SHARED_BYTES)
     clock = _AlarmClock(mmap.mmap(int(shared), CLOCK_BYTES, offset=SHARED_BYTES))
     _set_up_process()
     try:
         try:
-            function = connection.recv()
+            function = messages.receive_task(connection)
         except Exception:  # re-raised by the parent
-            connection.send(traceback.format_exc())
+            messages.encode_error(traceback.format_exc()).send(connection)
             return
-        connection.send(None)
+        messages.encode_result(None, memory).send(connection)
         prefetch_thread = None
         while True:
-            task, timeout = connection.recv()
+            task, timeout = messages.receive_task(connection)
             if timeout is None:
                 prefetch_thread = _prefetch(function, task, prefetch_thread)
                 continue
@@ -53,7 +50,7 @@ def main(socket: str, shared: str) -> None:
             with use_clock(clock):
                 result = _run_task(function, task, memory)
             clock.set_alarm(0)
-            connection.send(result)
+            result.send(connection)
     except (EOFError, OSError):
         return
 
@@ -88,43 +85,13 @@ class _AlarmClock(ReadClock):
         signal.setitimer(signal.ITIMER_REAL, self._seconds)
 
 
-def _run_task(function, task: tuple, memory: mmap.mmap) -> tuple[bytes, list[int], str | None]:
+def _run_task(function, task: tuple, memory: mmap.mmap) -> messages.Answer:
     try:
-        return *dump_result(function(*task), memory), None
+        return messages.encode_result(function(*task), memory)
     except MemoryError:
         os._exit(1)
     except Exception:  # re-raised by the parent
-        return b"", [], traceback.format_exc()
-
-
-def dump_result(value: Any, memory: mmap.mmap) -> tuple[bytes, list[int]]:
-    """Pickles `value`, but copies its large arrays consecutively into `memory`.
-
-    Returns:
-        The pickle, and the length in bytes of each array in `memory`.
-    """
-    lengths = []
-
-    def pickle_in_band(buffer) -> bool:
-        """Returns whether a buffer is pickled with the rest of the value."""
-        data = buffer.raw()
-        start = sum(lengths)
-        if data.nbytes < MIN_SHARED_BYTES or start + data.nbytes > len(memory):
-            return True
-        memory[start : start + data.nbytes] = data
-        lengths.append(data.nbytes)
-        return False
-
-    file = io.BytesIO()
-    _Pickler(file, pickle_in_band).dump(value)
-    return file.getvalue(), lengths
-
-
-class _Pickler(ForkingPickler):
-    """A `ForkingPickler` that also accepts `buffer_callback`."""
-
-    def __init__(self, file, buffer_callback):
-        super(ForkingPickler, self).__init__(file, 5, buffer_callback=buffer_callback)
+        return messages.encode_error(traceback.format_exc())
 
 
 def _set_up_process() -> None:

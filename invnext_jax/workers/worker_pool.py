@@ -8,7 +8,7 @@ import atexit
 import functools
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from absl import logging
@@ -262,6 +262,7 @@ def open_pool(
     workers: int,
     prefetch: int,
     timeout: float,
+    protocols: Collection[str] = (),
 ) -> OrderedPool:
     """Starts a pool whose workers run `function`.
 
@@ -271,11 +272,13 @@ def open_pool(
         workers: Number of processes; 0 uses threads of this process instead.
         prefetch: Number of prefetched results per process; with threads, the total number.
         timeout: As in `OrderedPool`.
+        protocols: As in `ProcessWorker`.
     """
+    start = functools.partial(ProcessWorker, protocols=protocols) if workers else ThreadWorker
     count = workers or IN_PROCESS_THREADS
     return OrderedPool(
         run_task,
-        functools.partial(ProcessWorker if workers else ThreadWorker, function),
+        functools.partial(start, function),
         workers=count,
         ahead=count + prefetch * max(1, workers),
         timeout=timeout,

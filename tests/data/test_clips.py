@@ -192,3 +192,22 @@ def test_bad_clip_has_no_secret_of_its_address():
     assert made.path == record.name == "memory://REDACTED@data/none.mp4?token=REDACTED"
     assert made.path in made.reason
     assert "password" not in made.reason and "abc" not in made.reason
+
+
+def test_results_of_workers_that_no_call_returns_are_not_valid(load):
+    config = common.data()
+    config.update(frames=4, size=24, short_side=40)
+    make = clips.LoadClip.from_config(config)
+    record = manifest.VideoRecord(3, load.path, "a", None, None, {"label_x": 7})
+    task = (record, (None, None))
+    result = make(*task)
+    assert make.is_valid(result, *task)
+    assert make.is_valid(clips.BadClip(load.path, "corrupt", "broken"), *task)
+    for changed in (
+        *(None, {}, [], {**result, "more": result["index"]}, {**result, "label_x": 7}),
+        {**result, "video": result["video"][:1]},
+        {**result, "video": result["video"].astype(np.int32)},
+        {**result, "label_x": result["label_x"] + 1},
+        clips.BadClip("/etc/passwd", "corrupt", "broken"),
+    ):
+        assert not make.is_valid(changed, *task)

@@ -54,6 +54,16 @@ def test_a_video_that_kills_its_worker_is_bad(config):
     assert_equal(batches, read_batches(config, 4, load=FakeLoad(bad=(2,)))[0])
 
 
+def test_a_video_whose_worker_attacks_its_parent_is_bad(config):
+    config.workers = 2
+    bad_videos = bad_videos_lib.BadVideoTracker()
+    load = FakeLoad(attacks=(2,))
+    batches, _ = read_batches(config, 4, load=load, bad_videos=bad_videos)
+    assert bad_videos.kinds == {"worker died": bad_videos.dropped}
+    config.workers = 0
+    assert_equal(batches, read_batches(config, 4, load=FakeLoad(bad=(2,)))[0])
+
+
 def test_a_clip_is_retried_if_its_worker_dies_once(config, tmp_path):
     config.workers = 1
     bad_videos = bad_videos_lib.BadVideoTracker()

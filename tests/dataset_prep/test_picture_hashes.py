@@ -95,3 +95,11 @@ def test_cached_hashes_survive_a_partial_line(tmp_path):
     assert cache.get("digest", entry) == (1, None, 2**64 - 1, 4, 5)
     assert cache.get("later", entry) == (1, 2, 3, 4, 5)
     assert cache.get("digest", VideoEntry("/a.mp4", "s")) is None
+
+
+def test_results_of_workers_that_no_call_returns_are_not_valid():
+    call = picture_hashes.VideoHasher()
+    for result in (None, (1, None, 0, 2**64 - 1, 5)):
+        assert call.is_valid(result, "a.mp4", None, None)
+    for result in ((), (1, 2, 3, 4), (1, 2, 3, 4, 2**64), (1, 2, 3, 4, -1), (1, 2, 3, 4, "5"), {}):
+        assert not call.is_valid(result, "a.mp4", None, None)

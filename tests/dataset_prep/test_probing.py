@@ -1,5 +1,6 @@
 """Probes return properties of files; hangs and crashes affect only their own file."""
 
+import dataclasses
 import errno
 import fractions
 import os
@@ -261,3 +262,19 @@ def test_expensive_files_are_those_that_decode_many_pixels_for_a_clip():
     short = PacketIndex(tuple(range(300)), (0,), 0, is_decoded=False)
     assert video_flags.find_flags(short, 1280, 720) == ""
     assert video_flags.decoded_pixels(short, 1280, 720) == 300 * 1280 * 720
+
+
+def test_an_invalid_answer_of_a_worker_is_a_failure_of_its_video(tmp_path):
+    paths = [str(tmp_path / "a.mp4")]
+    ((_, result),) = probing.probe_all(
+        paths, workers=1, timeout=20.0, probe=FakeProbe("a VideoProbe")
+    )
+    assert "does not match its task" in result.reason and result.transient
+
+
+@dataclasses.dataclass(frozen=True)
+class FakeProbe:
+    result: str
+
+    def __call__(self, path):
+        return self.result

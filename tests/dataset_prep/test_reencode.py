@@ -43,3 +43,16 @@ def test_a_window_before_the_damage_is_complete(path):
     damage(path, -1)
     result = ENCODE(str(path), None, 0.0, 2.0)
     assert result["frames"] == 50 and "damage" not in result
+
+
+def test_results_of_workers_that_no_call_returns_are_not_valid(path):
+    task = (str(path), None, 0.0, 0.2)
+    result = ENCODE(*task)
+    assert ENCODE.is_valid(result, *task) and ENCODE.is_valid({"reason": "broken"}, *task)
+    assert ENCODE.is_valid({**result, "damage": "kept 59 frames"}, *task)
+    for changed in (
+        *(None, {}, {"reason": 1}, {**result, "more": 1}, {**result, "video": b"bytes"}),
+        *({**result, "frames": 2**63}, {**result, "width": "4"}, {**result, "damage": None}),
+        {**result, "video": result["video"][:100].view("uint16")},
+    ):
+        assert not ENCODE.is_valid(changed, *task)

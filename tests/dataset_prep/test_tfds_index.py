@@ -146,3 +146,22 @@ def test_class_names_are_those_of_the_only_class_label(tmp_path):
     assert find(action=label(names=["fall", "rise"]), n=scalar) == {"fall": 0, "rise": 1}
     assert find(action=label(num_classes=2)) == find(n=scalar) == {}
     assert find(a=label(names=["fall"]), b=label(names=["rise"])) == {}
+
+
+def test_results_of_workers_that_no_call_returns_are_not_valid():
+    probe = tfds_index.RecordProbe("", ("action",))
+    row = [7, 60, 64, 48, 25.0, 2.4]
+    for result in ({"row": row}, {"row": [-1, *row[1:]]}, {"reason": "broken"}):
+        assert probe.is_valid(result, "a", 0)
+    for result in (
+        *(
+            None,
+            {},
+            {"reason": 1},
+            {"row": row[:-1]},
+            {"row": tuple(row)},
+            {"row": row, "reason": ""},
+        ),
+        *({"row": [2**31, *row[1:]]}, {"row": [0.5, *row[1:]]}, {"row": [*row[:-1], "2.4"]}),
+    ):
+        assert not probe.is_valid(result, "a", 0)

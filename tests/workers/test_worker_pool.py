@@ -1,5 +1,4 @@
 import math
-import mmap
 import os
 import subprocess
 import sys
@@ -13,7 +12,6 @@ from fakes import FakeLoad, Unloadable, describe_process, sleep_and_report, work
 
 from invnext_jax.data.manifest import VideoRecord
 from invnext_jax.workers import process_worker as workers
-from invnext_jax.workers import worker_main
 from invnext_jax.workers import worker_pool as worker_pool_lib
 
 
@@ -107,16 +105,6 @@ def make_nested(number):
     return ("text", number), [{"a": array} for array in [*arrays, arrays[0][:, ::2]]]
 
 
-def test_arrays_that_exceed_the_shared_memory_are_pickled(monkeypatch):
-    monkeypatch.setattr(worker_main, "SHARED_BYTES", 2**14)
-    memory = mmap.mmap(-1, worker_main.SHARED_BYTES)
-    value = [np.arange(3000, dtype=np.int32), np.arange(4000, dtype=np.int32), np.arange(3)]
-    data, lengths = worker_main.dump_result(value, memory)
-    assert lengths == [12000]
-    for actual, expected in zip(workers._load_result(data, lengths, memory), value, strict=True):
-        np.testing.assert_array_equal(actual, expected)
-
-
 def test_a_function_of_the_main_script_is_refused(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
@@ -150,7 +138,7 @@ def test_a_closed_worker_closes_its_files_and_refuses_calls():
     worker.close()
     inside.join(5)
     assert not inside.is_alive() and len(failed) == 1
-    assert worker._connection.closed and worker._memory.closed
+    assert worker._connection.fileno() == -1 and worker._memory.closed
     worker.close()
     call()
     assert len(failed) == 2
