@@ -17,6 +17,7 @@ from invnext_jax.workers.read_clock import reading
 STORAGE_ERRNOS = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN)
 MAX_OPEN = 64  # maximum number of shards that a process keeps open
 _OPEN_LOCK = threading.Lock()
+_IMPORT_LOCK = threading.Lock()
 
 
 def name_video(path: str, record: int | None) -> str:
@@ -94,9 +95,11 @@ def count_records(path: str | os.PathLike) -> int:
 
 
 def _parse(data: bytes) -> dict[str, bytes | list]:
-    # Imported on first use: most worker processes never read a shard.
-    from google.protobuf.message import DecodeError
-    from tensorflow_datasets.proto import tf_example_pb2
+    # Imported on first use: most worker processes never read a shard. The package replaces Python's
+    # import function during its import, which other threads must not see.
+    with _IMPORT_LOCK:
+        from google.protobuf.message import DecodeError
+        from tensorflow_datasets.proto import tf_example_pb2
 
     try:
         example = tf_example_pb2.Example.FromString(data)

@@ -28,6 +28,10 @@ def write_shards(plan: ShardPlan, pending: Sequence[int], workers: int) -> None:
         workers: Maximum number of shards written at the same time. Each has a separate encoder
             process.
     """
+    # The package replaces Python's import function during its import, so it must not be imported
+    # while other threads import modules.
+    import tensorflow_datasets  # noqa: F401
+
     stop = threading.Event()
     pool = futures.ThreadPoolExecutor(min(workers, len(pending)))
     try:

@@ -1,7 +1,10 @@
 """Videos in shards: the same clips as from files, and damaged records."""
 
+import builtins
 import csv
 import dataclasses
+import time
+from concurrent import futures
 
 import numpy as np
 import pytest
@@ -159,3 +162,21 @@ def test_number_of_open_shards_is_limited(packed, tmp_path, monkeypatch):
 class Reader:
     def num_records(self):
         return 0
+
+
+def test_threads_import_the_format_of_records_one_after_the_other(monkeypatch):
+    active, most, real = [], [], builtins.__import__
+
+    def count_imports(name, *arguments):
+        if name != "tensorflow_datasets.proto":
+            return real(name, *arguments)
+        active.append(name)
+        most.append(len(active))
+        time.sleep(0.05)
+        active.pop()
+        return real(name, *arguments)
+
+    monkeypatch.setattr(builtins, "__import__", count_imports)
+    with futures.ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(shards._parse, [b""] * 3)) == [{}] * 3
+    assert most == [1, 1, 1]

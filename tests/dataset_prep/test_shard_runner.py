@@ -59,6 +59,13 @@ def test_no_port_is_opened_on_this_machine(tmp_path, videos):
     assert len(pids) >= 4 and not ports  # this process, the command and two encoders
 
 
+def test_threads_start_after_the_import_of_tfds():
+    code = "import sys; from invnext_jax.dataset_prep import shard_runner\n"
+    code += "def write(*_): assert hasattr(sys.modules['tensorflow_datasets'], 'features')\n"
+    code += "shard_runner.write_shard = write; shard_runner.write_shards(None, range(2), 2)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_first_error_stops_the_other_shards(monkeypatch):
     started, ended = threading.Barrier(2, timeout=30), []
 
