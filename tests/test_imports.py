@@ -32,6 +32,7 @@ ARROWS = {
         *("synthetic_world", "stages", "weights", "config_checks", "loop"),
     },
     "evaluation.metrics": set(),
+    "evaluation.truth": {"data", "synthetic_world"},
     "models": set(),
     "objectives": set(),
     "data": {"synthetic_world", "workers"},

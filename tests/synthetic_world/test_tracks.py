@@ -54,6 +54,25 @@ def test_points_turn_and_grow_with_their_object():
     assert distance.max() < 1e-3
 
 
+def test_points_may_start_in_a_later_frame():
+    spec = SPECS[1]
+    hidden_at_first = 0
+    for index in range(20):
+        ids_thw = render_clip(spec, index).ids
+        found = tracks.sample_points(spec, index, ids_thw, 8, start=3)
+        assert not found.occluded_nt[:, 3].any()
+        hidden_at_first += found.occluded_nt[:, 0].any()
+    assert hidden_at_first > 0
+    # The same points, followed from the first frame.
+    objects = np.array([0, 1])
+    start = sample_scene(spec, 5).center_tk2[0, :2] + 1.5
+    forward = tracks.follow(sample_scene(spec, 5), 64, objects, start)
+    again = tracks.follow(sample_scene(spec, 5), 64, objects, forward[:, 3], start=3)
+    np.testing.assert_allclose((again - forward + 32) % 64, 32, atol=1e-3)
+    with pytest.raises(ValueError, match="no object is visible in frame 2"):
+        tracks.sample_points(spec, 5, np.zeros_like(ids_thw), 8, start=2)
+
+
 def test_tracks_depend_only_on_spec_and_index():
     spec = SPECS[1]
     clip = render_clip(spec, 5)

@@ -1,0 +1,239 @@
+"""Boxes of tracked objects in a neutral format: one JSON line for each video.
+
+    {"video": "clips/a.mp4", "fps": 10, "width": 1920, "height": 1280,
+     "tracks": {"car 7": {"frames": [0, 1, 2], "boxes": [[x0, y0, x1, y1], ...]}, ...}}
+
+`video` is a video file or a folder of numbered pictures, relative to the file of boxes. `frames`
+counts from 0. Boxes are in pixels of a picture of `width` x `height`.
+
+Shape key: t frames, k objects, 4 = (x0, y0, x1, y1).
+"""
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from invnext_jax.data import clips, transforms
+from invnext_jax.data.demux import BadVideo
+from invnext_jax.data.manifest import VideoRecord
+from invnext_jax.data.transforms import Window
+from invnext_jax.errors import UserError
+from invnext_jax.evaluation.truth import images
+from invnext_jax.evaluation.truth.geometry import ClipGeometry
+from invnext_jax.evaluation.truth.track_windows import WindowRules, select_windows
+from invnext_jax.evaluation.truth.truth import BadTruth
+
+MAX_FRAMES = 10**6  # a damaged number must not allocate memory
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoTracks:
+    """The boxes of a video.
+
+    Attributes:
+        path: Video file or folder of pictures.
+        fps: Frames per second.
+        height: Height of the pictures in pixels.
+        width: Width of the pictures in pixels.
+        names: Name of each object.
+        boxes_tk4: Boxes as shares of the picture, float32; zeros where absent.
+        present_tk: Whether the object has a box, bool.
+    """
+
+    path: Path
+    fps: float
+    height: int
+    width: int
+    names: tuple[str, ...]
+    boxes_tk4: np.ndarray
+    present_tk: np.ndarray
+
+
+def parse_line(line: str, folder: Path) -> VideoTracks:
+    """Parses a line of the file.
+
+    Args:
+        line: The JSON text.
+        folder: Folder of the file.
+
+    Raises:
+        ValueError: The line does not have the format.
+    """
+    fields = json.loads(line)
+    if not isinstance(fields, dict) or not isinstance(fields.get("tracks"), dict):
+        raise ValueError('an object with "video", "fps", "width", "height" and "tracks" is needed')
+    try:
+        fps, height, width = (float(fields[name]) for name in ("fps", "height", "width"))
+        video = str(fields["video"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"a field is missing or not a number: {error}") from error
+    if not (0 < fps < math.inf and 1 <= height < 2**16 and 1 <= width < 2**16 and video):
+        raise ValueError(f"fps={fps}, width={width}, height={height}, video={video!r}")
+    tracks = {str(name): _parse_track(track) for name, track in fields["tracks"].items()}
+    count = max(
+        (int(frame_n.max()) + 1 for frame_n, _ in tracks.values() if len(frame_n)), default=0
+    )
+    boxes_tk4 = np.zeros((count, len(tracks), 4), np.float32)
+    present_tk = np.zeros((count, len(tracks)), bool)
+    for k, (frame_n, box_n4) in enumerate(tracks.values()):
+        boxes_tk4[frame_n, k] = box_n4 / np.array([width, height, width, height])
+        present_tk[frame_n, k] = True
+    return VideoTracks(
+        folder / video, fps, int(height), int(width), tuple(tracks), boxes_tk4, present_tk
+    )
+
+
+def _parse_track(track: Any) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        frame_n = np.asarray(track["frames"], np.float64).reshape(-1)
+        box_n4 = np.asarray(track["boxes"], np.float64).reshape(-1, 4)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"a track has no frames or boxes: {error}") from error
+    if len(frame_n) != len(box_n4) or not np.isfinite(box_n4).all():
+        raise ValueError("the frames and the boxes of a track differ in number, or are not finite")
+    if not ((frame_n >= 0) & (frame_n < MAX_FRAMES) & (frame_n % 1 == 0)).all():
+        raise ValueError("frames must be integers from 0")
+    if (box_n4[:, :2] > box_n4[:, 2:]).any():
+        raise ValueError("the corners of a box are in the wrong order: use x0, y0, x1, y1")
+    return frame_n.astype(np.int64), box_n4
+
+
+def format_line(video: str, fps: float, height: int, width: int, tracks: dict[str, dict]) -> str:
+    """Formats a line of the file; `tracks` maps names to `frames` and `boxes` in pixels."""
+    line = {"video": video, "fps": fps, "width": width, "height": height, "tracks": tracks}
+    return json.dumps(line) + "\n"
+
+
+def read_tracks(path: str | os.PathLike) -> list[VideoTracks]:
+    """Reads all videos of a file. Damaged lines are logged and skipped.
+
+    Raises:
+        UserError: The file cannot be read, or no line has the format.
+    """
+    found, reason = [], "it is empty"
+    for number, line in _lines(path):
+        try:
+            found.append(parse_line(line, Path(path).parent))
+        except (ValueError, RecursionError) as error:
+            reason = f"line {number}: {error}"
+            logging.warning("%s: line %d skipped (%s)", path, number, error)
+    if not found:
+        raise UserError(f"{path} has no tracks ({reason}): write one JSON object for each video")
+    return found
+
+
+def _lines(path: str | os.PathLike) -> Iterator[tuple[int, str]]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield number, line
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise UserError(f"{path} cannot be read: {reason}") from error
+
+
+class BoxTracks:
+    """Windows of videos with boxes; see `truth.Truth`.
+
+    Attributes:
+        name: "boxes".
+        videos: Number of the video of each row.
+    """
+
+    name = "boxes"
+
+    def __init__(
+        self, path: str | os.PathLike, *, size: int = 224, rules: WindowRules | None = None
+    ):
+        """Reads the boxes and selects the windows.
+
+        Args:
+            path: The file.
+            size: Side of the clips in pixels, which show the centered square.
+            rules: Selection of the windows. The default is that of Waymo Open.
+
+        Raises:
+            UserError: The file cannot be read, or no window satisfies the rules.
+        """
+        self._rules, self._size = rules or WindowRules(), size
+        self._tracks = read_tracks(path)
+        self._windows: list[tuple[int, tuple[int, ...]]] = []
+        for number, tracks in enumerate(self._tracks):
+            _, kept_tk = self._crop(tracks, ...)
+            present_tk = tracks.present_tk & kept_tk
+            windows = select_windows(present_tk, self._rules, tracks.fps)
+            self._windows += [(number, window) for window in windows]
+        if not self._windows:
+            raise UserError(
+                f"no window of {path} satisfies the rules {self._rules}: relax them, or check that "
+                "the boxes are in pixels"
+            )
+        self.videos = np.array([number for number, _ in self._windows], np.int32)
+
+    def __len__(self) -> int:
+        """Returns the number of windows."""
+        return len(self._windows)
+
+    def window(self, row: int) -> tuple[Path, tuple[int, ...]]:
+        """Returns the video and the frame numbers of a row."""
+        number, frames = self._windows[row]
+        return self._tracks[number].path, frames
+
+    def load(self, row: int) -> dict[str, np.ndarray]:
+        """Reads `video`, `boxes` and `present` of a window; see `truth.Truth.load`.
+
+        The objects are those of the first frame, padded to `max_objects`.
+        """
+        number, frames = self._windows[row]
+        tracks, count = self._tracks[number], self._rules.max_objects
+        cropped_tk4, kept_tk = self._crop(tracks, list(frames))
+        present_tk = tracks.present_tk[list(frames)] & kept_tk
+        chosen_k = np.flatnonzero(present_tk[0])
+        boxes_tk4 = np.zeros((len(frames), count, 4), np.float32)
+        present = np.zeros((len(frames), count), bool)
+        present[:, : len(chosen_k)] = present_tk[:, chosen_k]
+        boxes_tk4[:, : len(chosen_k)] = cropped_tk4[:, chosen_k] * present_tk[:, chosen_k, None]
+        return {"video": self._read_video(tracks, frames), "boxes": boxes_tk4, "present": present}
+
+    def _crop(self, tracks: VideoTracks, frames) -> tuple[np.ndarray, np.ndarray]:
+        geometry = ClipGeometry.center((tracks.height, tracks.width), self._size)
+        return geometry.crop_boxes(tracks.boxes_tk4[frames], self._rules.min_area)
+
+    def _read_video(self, tracks: VideoTracks, frames: tuple[int, ...]) -> np.ndarray:
+        if tracks.path.is_dir():
+            try:
+                pictures = list(images.list_frames(tracks.path).values())
+            except UserError as error:
+                raise BadTruth(str(error), "missing") from error
+            if frames[-1] >= len(pictures):
+                raise BadTruth(f"{tracks.path}: frame {len(pictures)} is missing", "missing")
+            return images.read_clip([pictures[n] for n in frames], self._size)[0]
+        record = VideoRecord(0, str(tracks.path), "", None, None, {})
+        try:
+            return clips.read_clips(record, _FixedFrames(frames, self._size), None)[0]
+        except BadVideo as error:
+            raise BadTruth(f"{tracks.path}: {error}", error.kind) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class _FixedFrames:
+    """Samples given frames and the centered square; can replace a `ClipSampler`."""
+
+    frames: tuple[int, ...]
+    size: int
+
+    def sample_frames(self, frame_count: int) -> np.ndarray:
+        if self.frames[-1] >= frame_count:
+            raise BadVideo(f"it has {frame_count} frames, not {self.frames[-1] + 1}", "truncated")
+        return np.array(self.frames)[None]
+
+    def sample_windows(self, height: int, width: int) -> list[Window]:
+        return [transforms.center_crop(height, width)]

@@ -1,0 +1,194 @@
+"""Captions of the videos of a manifest, and the candidates of multiple choice.
+
+A file of captions is a JSON list, or one JSON object per line:
+
+    {"video": "clips/a.mp4", "caption": "a dog runs"}                  or a list of captions
+    {"video": "clips/a.mp4", "caption": [...], "answer": 3}            multiple choice
+
+`video` is the path in the manifest relative to its folder, or the name of the file with or without
+its extension.
+
+Shape key: j captions, b videos.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from absl import logging
+
+from invnext_jax import json_file
+from invnext_jax.data.manifest import Manifest
+from invnext_jax.errors import UserError
+from invnext_jax.synthetic_world import captions as world_captions
+from invnext_jax.synthetic_world import scene, urls
+
+MAX_BYTES = 2**30
+ADVICE = 'write a JSON list of objects with "video" and "caption"'
+
+
+class Captions(NamedTuple):
+    """Captions of the videos of a manifest.
+
+    Attributes:
+        texts: The captions.
+        row_j: Row of the video that each caption describes, int64.
+        group_j: Captions with the same text have the same number, int64.
+        skipped: Number of entries that are damaged or whose video is not in the manifest.
+    """
+
+    texts: list[str]
+    row_j: np.ndarray
+    group_j: np.ndarray
+    skipped: int
+
+
+class Choices(NamedTuple):
+    """Candidate captions of videos.
+
+    Attributes:
+        row_b: Row of each video, int64.
+        candidates: Candidates of each video.
+        answer_b: Number of the true candidate, int64.
+        skipped: Number of entries that are damaged or whose video is not in the manifest.
+    """
+
+    row_b: np.ndarray
+    candidates: list[list[str]]
+    answer_b: np.ndarray
+    skipped: int
+
+
+def read_captions(path: str | os.PathLike, manifest: Manifest, *, join: bool = False) -> Captions:
+    """Reads the captions of the videos of a manifest. Damaged entries are logged and skipped.
+
+    Args:
+        path: JSON file, or ".jsonl".
+        manifest: The videos.
+        join: Whether all captions of a video are joined to one text, as in paragraph retrieval on
+            ActivityNet and DiDeMo.
+
+    Raises:
+        UserError: The file cannot be read, or no entry describes a video of the manifest.
+    """
+
+    def parse(entry: dict[str, Any]) -> list[str]:
+        texts = entry["caption"]
+        texts = _check_texts([texts] if isinstance(texts, str) else texts)
+        return [" ".join(texts)] if join else texts
+
+    found, skipped = _read_entries(path, manifest, parse)
+    pairs = [(text, row) for row, texts in found for text in texts]
+    return _make_captions([text for text, _ in pairs], [row for _, row in pairs], skipped)
+
+
+def read_choices(path: str | os.PathLike, manifest: Manifest) -> Choices:
+    """Reads the candidates of multiple choice. Damaged entries are logged and skipped.
+
+    Raises:
+        UserError: The file cannot be read, or no entry describes a video of the manifest.
+    """
+
+    def parse(entry: dict[str, Any]) -> tuple[list[str], int]:
+        texts, answer = _check_texts(entry["caption"]), entry["answer"]
+        if not isinstance(answer, int) or not 0 <= answer < len(texts):
+            raise ValueError(f"the answer {answer!r} is not one of {len(texts)} candidates")
+        return texts, answer
+
+    found, skipped = _read_entries(path, manifest, parse)
+    return Choices(
+        row_b=np.array([row for row, _ in found], np.int64),
+        candidates=[texts for _, (texts, _) in found],
+        answer_b=np.array([answer for _, (_, answer) in found], np.int64),
+        skipped=skipped,
+    )
+
+
+def describe_world(manifest: Manifest) -> Captions:
+    """Returns the video-level caption of each clip of a rendered world.
+
+    Raises:
+        UserError: A row is not a clip of a rendered world.
+    """
+    texts = []
+    for path in manifest.paths:
+        if not urls.is_world(path):
+            raise UserError(
+                f"{path} is not a clip of a rendered world: use the file of captions next to the "
+                "manifest"
+            )
+        name, _, index = path.rpartition("#")
+        spec = urls.parse(name).spec
+        labels = scene.sample_labels(spec, int(index))
+        texts.append(world_captions.video_caption(spec.level, labels).text)
+    return _make_captions(texts, range(len(texts)), 0)
+
+
+def _make_captions(texts: list[str], rows: Iterable[int], skipped: int) -> Captions:
+    _, group_j = np.unique(np.array(texts, dtype=object), return_inverse=True)
+    return Captions(texts, np.array(list(rows), np.int64), group_j.astype(np.int64), skipped)
+
+
+def _check_texts(texts: Any) -> list[str]:
+    if not isinstance(texts, list) or not texts:
+        raise ValueError("the caption is neither text nor a list of texts")
+    if not all(isinstance(text, str) and text.strip() for text in texts):
+        raise ValueError("a caption is empty or not text")
+    return texts
+
+
+def _read_entries(path, manifest: Manifest, parse: Callable) -> tuple[list[tuple[int, Any]], int]:
+    """Returns (row, parsed entry) of each valid entry, in the order of the file."""
+    rows, found, skipped, reason = _index_videos(manifest), [], 0, "it is empty"
+    for number, entry in enumerate(_load(path), start=1):
+        try:
+            if not isinstance(entry, dict):
+                raise ValueError("it is not an object")
+            video = str(entry["video"])
+            row = rows.get(video, rows.get(os.path.basename(video)))
+            if row is None:
+                raise ValueError(f"the video {video!r} is not in the manifest")
+            found.append((row, parse(entry)))
+        except (KeyError, ValueError) as error:
+            skipped += 1
+            what = f"it has no field {error}" if isinstance(error, KeyError) else error
+            reason = f"entry {number}: {what}"
+            logging.warning("%s: entry %d skipped (%s)", path, number, what)
+    if not found:
+        raise UserError(f"{path} has no caption of {manifest.file} ({reason}): {ADVICE}")
+    return found, skipped
+
+
+def _index_videos(manifest: Manifest) -> dict[str, int]:
+    """Returns the row of each path, relative path, file name and stem, unless it is ambiguous."""
+    folder = os.path.dirname(manifest.file)
+    rows: dict[str, int | None] = {}
+    for row, path in enumerate(manifest.paths):
+        relative = os.path.relpath(path, folder or ".") if os.path.isabs(path) else path
+        name = os.path.basename(path)
+        for key in {path, relative, name, Path(name).stem}:
+            rows[key] = row if rows.get(key, row) == row else None
+    return {key: row for key, row in rows.items() if row is not None}
+
+
+def _load(path: str | os.PathLike) -> list[Any]:
+    if not os.fspath(path).endswith(".jsonl"):
+        content = json_file.read_value(path, ADVICE, MAX_BYTES)
+        if not isinstance(content, list):
+            raise UserError(f"{path} does not contain a JSON list: {ADVICE}")
+        return content
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            return [_parse(line) for line in file if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read ({error}): {ADVICE}") from error
+
+
+def _parse(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None  # counted as a damaged entry

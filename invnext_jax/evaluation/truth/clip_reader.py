@@ -1,0 +1,97 @@
+"""Reads the evaluation clip of a manifest row, and reports its frames and its window.
+
+Shape key: t frames, h w pixels, c channels.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+
+from invnext_jax.data import clips, transforms
+from invnext_jax.data.clips import ClipSampler, LoadClip
+from invnext_jax.data.demux import BadVideo
+from invnext_jax.data.manifest import VideoRecord
+from invnext_jax.data.transforms import Window
+from invnext_jax.evaluation.truth.geometry import ClipGeometry
+from invnext_jax.evaluation.truth.truth import BadTruth
+
+
+class EvaluationClip(NamedTuple):
+    """The clip of a row, and the part of the video that it shows.
+
+    Attributes:
+        video_thwc: The frames, uint8.
+        frame_t: Number of each frame in the video, int64.
+        geometry: The window of the frames.
+    """
+
+    video_thwc: np.ndarray
+    frame_t: np.ndarray
+    geometry: ClipGeometry
+
+
+@dataclasses.dataclass
+class RecordingSampler:
+    """Samples as `ClipSampler` does, and keeps the result."""
+
+    sampler: ClipSampler
+    frame_t: np.ndarray | None = None
+    window: Window | None = None
+    picture: tuple[int, int] | None = None
+
+    @property
+    def size(self) -> int:
+        """Height and width of a clip in pixels."""
+        return self.sampler.size
+
+    def sample_frames(self, frame_count: int) -> np.ndarray:
+        """Returns the frame numbers of the clip, int64 [1 t]."""
+        index_rt = self.sampler.sample_frames(frame_count)
+        self.frame_t = index_rt[0]
+        return index_rt
+
+    def sample_windows(self, height: int, width: int) -> list[Window]:
+        """Returns the window of the clip in pictures of the given size."""
+        windows = self.sampler.sample_windows(height, width)
+        self.window, self.picture = windows[0], (height, width)
+        return windows
+
+    @property
+    def geometry(self) -> ClipGeometry:
+        """The window as shares of the picture."""
+        return ClipGeometry.of_window(self.window, self.picture, (self.size, self.size))
+
+
+def make_sampler(load: LoadClip, source: str) -> RecordingSampler:
+    """Makes the sampler of the evaluation clip: the centers of segments, and a centered crop.
+
+    Args:
+        load: The loader of the evaluation's clips, which has the sampling options.
+        source: Data set of the row, whose options `config.data.by_source` may change.
+    """
+    transform = load.by_source.get(source, load.transform)
+    return RecordingSampler(ClipSampler(transform, load.frames, load.size, [None]))
+
+
+def read_evaluation_clip(record: VideoRecord, load: LoadClip) -> EvaluationClip:
+    """Reads the clip that `load(record, [None])` reads.
+
+    Raises:
+        BadTruth: The video cannot be read.
+    """
+    sampler = make_sampler(load, record.source)
+    try:
+        video_thwc = clips.read_clips(record, sampler, load.short_side)[0]
+    except BadVideo as error:
+        raise BadTruth(f"{record.name}: {error}", error.kind) from error
+    return EvaluationClip(video_thwc, sampler.frame_t, sampler.geometry)
+
+
+def crop_rendered(video_thwc: np.ndarray, load: LoadClip, source: str) -> EvaluationClip:
+    """Makes the clip from all frames of a rendered video, as `read_clips` does."""
+    sampler = make_sampler(load, source)
+    frame_t = sampler.sample_frames(len(video_thwc))[0]
+    (window,) = sampler.sample_windows(*video_thwc.shape[1:3])
+    resized_thwc = transforms.resize(video_thwc[frame_t], window, load.size)
+    return EvaluationClip(resized_thwc, frame_t, sampler.geometry)

@@ -1,0 +1,218 @@
+"""Action anticipation on EPIC-KITCHENS-100: clips that end before an action starts.
+
+    <root>/EPIC_100_train.csv, <root>/EPIC_100_validation.csv      the annotations
+    <videos>/<participant>/videos/<video>.MP4                      the videos
+
+The clips become rows of a manifest with `start` and `end`, so that the usual input pipeline reads
+them.
+
+Shape key: b actions.
+"""
+
+import csv
+import io
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from absl import logging
+
+from invnext_jax import atomic_file
+from invnext_jax.errors import UserError
+
+VERBS, NOUNS = 97, 300
+SOURCE = "epic_kitchens"
+COLUMNS = ("video_id", "verb_class", "noun_class")
+TIMES = ("start_timestamp", "stop_timestamp")
+FRAMES = ("start_frame", "stop_frame")
+MIN_SECONDS = 0.05  # clips before the first second of a video consist of its first frames
+
+
+class Annotations(NamedTuple):
+    """The annotated actions of a split.
+
+    Attributes:
+        videos: Name of the video of each action.
+        start_b: Start of the action in seconds, float64.
+        stop_b: End of the action in seconds, float64.
+        verb_b: Class of the verb, int32.
+        noun_b: Class of the noun, int32.
+        skipped: Number of rows that are damaged or have an unknown class.
+    """
+
+    videos: list[str]
+    start_b: np.ndarray
+    stop_b: np.ndarray
+    verb_b: np.ndarray
+    noun_b: np.ndarray
+    skipped: int
+
+
+def read_annotations(path: str | os.PathLike, fps: float | None = None) -> Annotations:
+    """Reads an annotation file. Damaged rows and unknown classes are logged and skipped.
+
+    Args:
+        path: CSV file with `video_id`, `verb_class`, `noun_class`, and times in the columns
+            `start_timestamp` and `stop_timestamp`, or frames in `start_frame` and `stop_frame`.
+        fps: Frames per second, used only if the file has no time stamps.
+
+    Raises:
+        UserError: The file cannot be read, a column is missing, or no row is valid.
+    """
+    rows, skipped, reason = [], 0, "it has no rows"
+    for line, row in _read_rows(path, fps):
+        try:
+            rows.append(_parse_row(row, fps))
+        except (TypeError, ValueError, KeyError) as error:
+            skipped, reason = skipped + 1, f"line {line}: {error}"
+            logging.warning("%s: line %d skipped (%s)", path, line, error)
+    if not rows:
+        raise UserError(f"{path} has no valid action ({reason}): download the annotations again")
+    videos, start, stop, verb, noun = zip(*rows, strict=True)
+    return Annotations(
+        list(videos),
+        np.array(start, np.float64),
+        np.array(stop, np.float64),
+        np.array(verb, np.int32),
+        np.array(noun, np.int32),
+        skipped,
+    )
+
+
+def action_classes(train: Annotations) -> dict[tuple[int, int], int]:
+    """Returns the id of each (verb, noun) pair that occurs in the training split."""
+    pairs = sorted(set(zip(train.verb_b.tolist(), train.noun_b.tolist(), strict=True)))
+    return {pair: number for number, pair in enumerate(pairs)}
+
+
+def action_labels(annotations: Annotations, classes: Mapping[tuple[int, int], int]) -> np.ndarray:
+    """Returns the action class of each row, int32 [b]; -1 for pairs without training videos."""
+    pairs = zip(annotations.verb_b.tolist(), annotations.noun_b.tolist(), strict=True)
+    return np.array([classes.get(pair, -1) for pair in pairs], np.int32)
+
+
+def clip_times(
+    start_b: np.ndarray,
+    stop_b: np.ndarray,
+    *,
+    context: float = 4.0,
+    anticipation: float = 1.0,
+    point: float = 0.0,
+    from_end: bool = False,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Computes when the context of each action starts and ends.
+
+    The context ends `anticipation` seconds before the anticipated moment, which the official
+    protocol places at the start of the action. Training may move it into the action.
+
+    Args:
+        start_b: Start of the actions in seconds.
+        stop_b: End of the actions in seconds.
+        context: Length of the context in seconds.
+        anticipation: Time between the context and the moment in seconds.
+        point: Position of the moment in the action, from 0 (start) to 1 (end).
+        from_end: Counts `point` from the end of the action instead. The released evaluation code of
+            V-JEPA 2 does this, so that its clips with `point` = 0 end near the end of the action.
+
+    Returns:
+        Start and end in seconds, each float64 [b], not before the start of the video.
+    """
+    share = 1 - point if from_end else point
+    moment_b = (1 - share) * start_b + share * stop_b
+    end_b = np.maximum(moment_b - anticipation, MIN_SECONDS)
+    return np.maximum(end_b - context, 0.0), end_b
+
+
+def write_manifests(
+    root: str | os.PathLike,
+    videos: str | os.PathLike,
+    out_dir: str | os.PathLike,
+    *,
+    fps: float | None = None,
+    **times,
+) -> dict[str, Path]:
+    """Writes the manifests `train.csv` and `val.csv` of anticipation clips.
+
+    The columns are those of any manifest, with the labels `label_verb`, `label_noun` and
+    `label_action`. Actions of the validation split without training videos have the label -1.
+
+    Args:
+        root: Folder of the annotations.
+        videos: Folder of the participants.
+        out_dir: Output folder.
+        fps: See `read_annotations`.
+        **times: Options of `clip_times`.
+
+    Returns:
+        The manifest of each split.
+
+    Raises:
+        UserError: The annotations cannot be read, or `videos` does not exist.
+    """
+    root, videos, out_dir = Path(root), Path(videos), Path(out_dir)
+    if not videos.is_dir():
+        raise UserError(f"{videos} does not exist: use the folder with <participant>/videos")
+    names = {"train": "EPIC_100_train.csv", "val": "EPIC_100_validation.csv"}
+    parts = {split: read_annotations(root / name, fps) for split, name in names.items()}
+    classes, found = action_classes(parts["train"]), {}
+    for split, part in parts.items():
+        start_b, end_b = clip_times(part.start_b, part.stop_b, **times)
+        labels = part.verb_b, part.noun_b, action_labels(part, classes)
+        table = io.StringIO()
+        writer = csv.writer(table, lineterminator="\n")
+        tasks = ("verb", "noun", "action")
+        writer.writerow(["path", "source", "start", "end", *(f"label_{task}" for task in tasks)])
+        for row, name in enumerate(part.videos):
+            path = os.path.abspath(videos / name.partition("_")[0] / "videos" / f"{name}.MP4")
+            span = f"{start_b[row]:.3f}", f"{end_b[row]:.3f}"
+            writer.writerow([path, SOURCE, *span, *(int(label_b[row]) for label_b in labels)])
+        found[split] = out_dir / f"{split}.csv"
+        atomic_file.write_text(found[split], table.getvalue())
+    return found
+
+
+def _read_rows(path: str | os.PathLike, fps: float | None) -> list[tuple[int, dict]]:
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            columns = reader.fieldnames or []
+            rows = [(reader.line_num, row) for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path} cannot be read ({reason}): download the annotations") from error
+    needed = [*COLUMNS, *(FRAMES if fps else TIMES)]
+    if set(FRAMES) <= set(columns) and set(TIMES) <= set(columns):
+        needed = COLUMNS
+    if missing := [name for name in needed if name not in columns]:
+        raise UserError(
+            f"{path} has no column {missing[0]!r}: use EPIC_100_*.csv, or set the frames per "
+            "second if the file has frame numbers only"
+        )
+    return rows
+
+
+def _parse_row(row: Mapping[str, str], fps: float | None) -> tuple[str, float, float, int, int]:
+    verb, noun = int(row["verb_class"]), int(row["noun_class"])
+    if not 0 <= verb < VERBS or not 0 <= noun < NOUNS:
+        raise ValueError(f"the class (verb {verb}, noun {noun}) is unknown")
+    if row.get(TIMES[0]):
+        start, stop = (_parse_time(row[name]) for name in TIMES)
+    elif fps:
+        start, stop = (int(row[name]) / fps for name in FRAMES)
+    else:
+        raise ValueError("the row has no time stamps")
+    if not row["video_id"] or not 0 <= start < stop:
+        raise ValueError(f"video {row['video_id']!r} from {start} s to {stop} s")
+    return row["video_id"], start, stop, verb, noun
+
+
+def _parse_time(text: str) -> float:
+    """Converts "hours:minutes:seconds" to seconds."""
+    hours, minutes, seconds = (float(part) for part in text.split(":"))
+    total = 3600 * hours + 60 * minutes + seconds
+    if not math.isfinite(total):
+        raise ValueError(f"the time {text!r} is not finite")
+    return total

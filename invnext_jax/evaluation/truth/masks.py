@@ -1,0 +1,95 @@
+"""Object masks of DAVIS.
+
+    <root>/JPEGImages/480p/<sequence>/<number>.jpg
+    <root>/Annotations/480p/<sequence>/<number>.png      palette picture of object ids
+    <root>/ImageSets/2017/<split>.txt                    one sequence per line
+
+Shape key: t frames, h w pixels.
+"""
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from invnext_jax.errors import UserError
+from invnext_jax.evaluation.truth import images
+from invnext_jax.evaluation.truth.truth import BadTruth
+
+VOID = 255  # pixels without annotation in some data sets of this layout
+
+
+class DavisMasks:
+    """Whole sequences with object ids; see `truth.Truth`.
+
+    Attributes:
+        name: "DAVIS".
+        sequences: Names of the sequences.
+        videos: Number of the sequence of each row, which is the row itself.
+    """
+
+    name = "DAVIS"
+
+    def __init__(
+        self,
+        root: str | os.PathLike,
+        split: str = "val",
+        *,
+        size: int | None = None,
+        year: str = "2017",
+        resolution: str = "480p",
+        max_frames: int | None = None,
+    ):
+        """Lists the frames of all sequences.
+
+        Args:
+            root: Folder with `JPEGImages`, `Annotations` and `ImageSets`.
+            split: Name of the list, without ".txt".
+            size: Side of the clips in pixels, which show the centered square. None keeps the whole
+                pictures.
+            year: Folder of the list.
+            resolution: Folder of the pictures and annotations.
+            max_frames: Maximum number of frames of a sequence; None reads all.
+
+        Raises:
+            UserError: The layout is wrong.
+        """
+        root = Path(root)
+        self.sequences = images.read_list(root / "ImageSets" / year / f"{split}.txt")
+        self._size, self._pictures, self._annotations = size, [], []
+        for name in self.sequences:
+            folder = root / "Annotations" / resolution / name
+            if not folder.is_dir():
+                raise UserError(f"{folder} does not exist: extract the annotations of {split}.txt")
+            pictures = images.list_frames(root / "JPEGImages" / resolution / name)
+            self._pictures.append(dict(list(pictures.items())[:max_frames]))
+            self._annotations.append(folder)
+        self.videos = np.arange(len(self.sequences), dtype=np.int32)
+
+    def __len__(self) -> int:
+        """Returns the number of sequences."""
+        return len(self.sequences)
+
+    def load(self, row: int) -> dict[str, np.ndarray]:
+        """Reads `video` and `ids` of a sequence; see `truth.Truth.load`.
+
+        Sequences differ in their number of frames. Void pixels have the id 0.
+        """
+        pictures, folder = self._pictures[row], self._annotations[row]
+        video_thwc, geometry = images.read_clip(list(pictures.values()), self._size)
+        frames = []
+        for picture in pictures.values():
+            ids_hw = images.read_ids(folder / f"{picture.stem}.png")
+            if frames and ids_hw.shape != frames[0].shape:
+                raise BadTruth(f"{folder / picture.stem}.png has another size", "wrong format")
+            frames.append(ids_hw)
+        ids_thw = geometry.crop_image(np.stack(frames))
+        ids_thw = np.where(ids_thw == VOID, 0, ids_thw)
+        if not ids_thw[0].any():
+            raise BadTruth(f"{folder} has no object in its first frame", "no truth")
+        return {"video": video_thwc, "ids": ids_thw}
+
+
+def list_objects(ids_thw: np.ndarray) -> list[int]:
+    """Returns the ids of the objects that are given in frame 0, in ascending order."""
+    return [int(number) for number in np.unique(ids_thw[0]) if number > 0]

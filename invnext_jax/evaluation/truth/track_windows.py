@@ -1,0 +1,101 @@
+"""Selects windows of tracked boxes by the rules of object tracking on Waymo Open.
+
+Source: InternVideo-Next, appendix A.4, and Scaling 4D Representations.
+
+Shape key: t frames, k objects, 4 = (x0, y0, x1, y1).
+"""
+
+import dataclasses
+
+import numpy as np
+
+from invnext_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class WindowRules:
+    """Which windows of a video are evaluated.
+
+    Attributes:
+        frames: Number of frames of a window.
+        fps: Frame rate of the windows; frames of the video are left out. None keeps all.
+        stride: Minimum distance of the starts of two windows, in frames of the window's rate.
+        min_area: Minimum share of the clip that a box covers; smaller boxes are dropped.
+        max_objects: Maximum number of objects in the first frame, and k of the arrays.
+        min_presence: Minimum share of the frames in which each object of the first frame has a box.
+        min_together: Minimum number of frames in which all objects of the first frame have a box.
+        max_gap: Maximum number of consecutive frames without a box of an object.
+
+    Raises:
+        UserError: A rule cannot be satisfied.
+    """
+
+    frames: int = 16
+    fps: float | None = 5.0
+    stride: int = 3
+    min_area: float = 0.005
+    max_objects: int = 25
+    min_presence: float = 0.7
+    min_together: int = 10
+    max_gap: int = 5
+
+    def __post_init__(self):
+        if self.frames < 2 or self.stride < 1 or self.max_objects < 1:
+            raise UserError(
+                f"frames={self.frames}, stride={self.stride}, max_objects={self.max_objects}: "
+                "windows of boxes need frames >= 2, stride >= 1 and max_objects >= 1"
+            )
+        if self.min_together > self.frames:
+            raise UserError(
+                f"min_together={self.min_together} must not exceed frames={self.frames}"
+            )
+
+    def step(self, video_fps: float) -> int:
+        """Returns the distance of the window's frames in frames of the video, at least 1."""
+        return max(1, round(video_fps / self.fps)) if self.fps else 1
+
+    def keeps(self, present_tk: np.ndarray) -> bool:
+        """Returns whether a window is evaluated.
+
+        Args:
+            present_tk: Whether each object has a box in each frame, bool.
+        """
+        tracked_tk = present_tk[:, present_tk[0]]
+        if not 1 <= tracked_tk.shape[1] <= self.max_objects:
+            return False
+        if (tracked_tk.mean(axis=0) < self.min_presence).any():
+            return False
+        if tracked_tk.all(axis=1).sum() < self.min_together:
+            return False
+        return all(longest_gap(present_t) <= self.max_gap for present_t in tracked_tk.T)
+
+
+def longest_gap(present_t: np.ndarray) -> int:
+    """Returns the largest number of consecutive frames without a box."""
+    edges = np.flatnonzero(np.concatenate([[True], present_t, [True]]))
+    return int(np.diff(edges).max()) - 1
+
+
+def select_windows(
+    present_tk: np.ndarray, rules: WindowRules, video_fps: float
+) -> list[tuple[int, ...]]:
+    """Selects the windows of a video, from its start: the next one that the rules keep.
+
+    Args:
+        present_tk: Whether each object has a box in each frame of the video, bool.
+        rules: The rules.
+        video_fps: Frame rate of the video.
+
+    Returns:
+        The frame numbers of each window.
+    """
+    step, windows, start = rules.step(video_fps), [], 0
+    # Frames are counted at the window's rate, so that windows start at multiples of the step.
+    reduced_tk = present_tk[::step]
+    while start + rules.frames <= len(reduced_tk):
+        if rules.keeps(reduced_tk[start : start + rules.frames]):
+            windows.append(tuple(step * n for n in range(start, start + rules.frames)))
+            start += rules.stride
+        else:
+            start += 1
+    return windows

@@ -1,0 +1,164 @@
+"""The interface of ground-truth readers, and batches of their rows.
+
+Shape key: b rows.
+"""
+
+import concurrent.futures
+import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+from absl import logging
+
+from invnext_jax import sanitize
+from invnext_jax.errors import UserError
+
+EXAMPLES = 3  # number of bad rows that a message names
+
+
+class BadTruth(Exception):  # noqa: N818, like `data.demux.BadVideo`
+    """The clip or the truth of one row cannot be read; the row is skipped.
+
+    Attributes:
+        kind: Kind of reason: "missing", "truncated", "wrong format" or "no truth", or one of
+            `data.demux.BadVideo.kind`.
+    """
+
+    def __init__(self, text: str, kind: str):
+        super().__init__(text)
+        self.kind = kind
+
+
+class Truth(Protocol):
+    """Clips with ground truth.
+
+    Attributes:
+        name: Name of the data set.
+        videos: Number of the video of each row, int. Rows of the same video are not independent.
+    """
+
+    name: str
+    videos: np.ndarray
+
+    def __len__(self) -> int:
+        """Returns the number of rows."""
+        ...
+
+    def load(self, row: int) -> dict[str, np.ndarray]:
+        """Reads a clip and its truth.
+
+        Returns:
+            A dict with `video`, uint8 [t h w c] RGB, and some of: `depth`, float32 [t h w] in
+            meters, 0 where unknown; `boxes`, float32 [t k 4] in [0, 1], and `present`, bool [t k];
+            `ids`, int32 [t h w], 0 for the background; `points`, float32 [n t 2] in [0, 1], and
+            `occluded`, bool [n t]; `joints`, float32 [t j 2] in pixels, and `visible`, bool [t j].
+
+        Raises:
+            BadTruth: A file of this row is missing or damaged.
+        """
+        ...
+
+
+@dataclasses.dataclass
+class SkippedRows:
+    """Rows that were skipped in a pass, with their reasons.
+
+    Attributes:
+        reasons: Reason for each skipped row.
+        kinds: Kind of reason for each skipped row.
+    """
+
+    reasons: dict[int, str] = dataclasses.field(default_factory=dict)
+    kinds: dict[int, str] = dataclasses.field(default_factory=dict)
+
+    def add(self, row: int, error: BadTruth) -> None:
+        """Counts and logs a bad row."""
+        self.reasons[row] = sanitize.for_display(str(error))
+        self.kinds[row] = error.kind
+        logging.warning("row %d skipped (%s): %s", row, error.kind, self.reasons[row])
+
+    def describe(self, rows: int) -> str:
+        """Returns a sentence about the skipped rows out of `rows`; "" if there are none."""
+        if not self.reasons:
+            return ""
+        examples = "; ".join(itertools.islice(self.reasons.values(), EXAMPLES))
+        return f"{len(self.reasons)} of {rows} rows were skipped: {examples}"
+
+
+class TruthBatches:
+    """Batches of rows in order, without bad rows. Each iteration is one pass.
+
+    Attributes:
+        skipped: The rows that the latest pass skipped.
+    """
+
+    def __init__(
+        self,
+        truth: Truth,
+        batch_size: int,
+        *,
+        rows: Sequence[int] | None = None,
+        threads: int = 2,
+    ):
+        """Creates the batches.
+
+        Args:
+            truth: The reader. The arrays of all its rows must have the same shape.
+            batch_size: Number of rows per batch. The last batch is padded by zeros.
+            rows: Rows to read; None reads all.
+            threads: Number of rows that are read at the same time. Decoders of pictures and videos
+                release the interpreter lock.
+        """
+        self._truth, self._batch_size, self._threads = truth, batch_size, max(1, threads)
+        self._rows = range(len(truth)) if rows is None else rows
+        self.skipped = SkippedRows()
+
+    def __len__(self) -> int:
+        """Returns the number of batches if no row is bad."""
+        return -(-len(self._rows) // self._batch_size)
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        """Yields dicts of arrays [b ...]; `index`, int32 [b], is the row, or -1 for padding.
+
+        Raises:
+            UserError: No row can be read.
+        """
+        self.skipped, good = SkippedRows(), 0
+        rows = self._load_all()
+        while part := list(itertools.islice(rows, self._batch_size)):
+            good += len(part)
+            yield _stack(part, self._batch_size)
+        if not good:
+            raise UserError(
+                f"{self._truth.name}: no row can be read. "
+                + (self.skipped.describe(len(self._rows)) or "There are no rows")
+            )
+
+    def _load_all(self) -> Iterator[dict[str, np.ndarray]]:
+        ahead = self._threads + self._batch_size
+        with concurrent.futures.ThreadPoolExecutor(self._threads) as pool:
+            waiting, rows = [], iter(self._rows)
+            while True:
+                for row in itertools.islice(rows, ahead - len(waiting)):
+                    waiting.append((row, pool.submit(self._truth.load, row)))
+                if not waiting:
+                    return
+                row, future = waiting.pop(0)
+                try:
+                    yield {"index": np.int32(row), **future.result()}
+                except BadTruth as error:
+                    self.skipped.add(row, error)
+
+
+def _stack(rows: Sequence[dict[str, np.ndarray]], size: int) -> dict[str, np.ndarray]:
+    batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    missing = size - len(rows)
+    if missing:
+        batch = {
+            name: np.concatenate([a, np.zeros((missing, *a.shape[1:]), a.dtype)])
+            for name, a in batch.items()
+        }
+        batch["index"][-missing:] = -1
+    return batch

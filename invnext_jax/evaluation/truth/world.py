@@ -1,0 +1,135 @@
+"""Truth of the synthetic world, rendered (`world:` URLs) or written by `launch/make_world.py`.
+
+Shape key: t frames, k objects, n points, h w pixels.
+"""
+
+import io
+import zipfile
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from invnext_jax.data import manifest as manifest_lib
+from invnext_jax.data.clips import LoadClip
+from invnext_jax.data.manifest import VideoRecord
+from invnext_jax.errors import UserError
+from invnext_jax.evaluation.truth import clip_reader
+from invnext_jax.evaluation.truth.clip_reader import EvaluationClip
+from invnext_jax.evaluation.truth.truth import BadTruth
+from invnext_jax.synthetic_world import files, render, tracks, urls
+from invnext_jax.synthetic_world.spec import WorldSpec
+
+POINTS = 32
+ARRAYS = ("depth", "boxes", "visible", "ids")
+
+
+class _Place(NamedTuple):
+    """The parameters of the world of a row, the number of the clip, and the file of its truth."""
+
+    spec: WorldSpec
+    index: int
+    file: Path | None
+
+
+class WorldTruth:
+    """Depth, boxes, object ids and point tracks of a world; see `truth.Truth`.
+
+    Attributes:
+        name: "world".
+        videos: Number of the video of each row, which is the row itself.
+    """
+
+    name = "world"
+
+    def __init__(self, manifest: str, load: LoadClip, *, points: int = POINTS):
+        """Reads the manifest.
+
+        Args:
+            manifest: Name of a rendered or written world; several are separated by commas.
+            load: The loader of the evaluation's clips.
+            points: Number of points of each clip.
+
+        Raises:
+            UserError: A row is not a clip of a world, or the worlds differ in their number of
+                objects.
+        """
+        self._manifest = manifest_lib.read_manifest(manifest)
+        self._load, self._points = load, points
+        self._specs: dict[str, WorldSpec] = {}
+        counts = {self._locate(record).spec.max_objects for record in self._manifest}
+        if len(counts) > 1:
+            raise UserError(
+                f"the worlds of {manifest} have {sorted(counts)} objects: use one world"
+            )
+        self.videos = np.arange(len(self._manifest), dtype=np.int32)
+
+    def __len__(self) -> int:
+        """Returns the number of clips."""
+        return len(self._manifest)
+
+    def load(self, row: int) -> dict[str, np.ndarray]:
+        """Reads the clip and all truth of a row; see `truth.Truth.load`.
+
+        Objects are `present` where a part of them is visible. Point tracks start in frame 0.
+        """
+        record = self._manifest[row]
+        place = self._locate(record)
+        if place.file is None:
+            rendered = render.render_clip(place.spec, place.index)
+            clip = clip_reader.crop_rendered(rendered.video, self._load, record.source)
+            truth = {name: getattr(rendered, name) for name in ARRAYS}
+        else:
+            truth = _read_file(place.file)
+            clip = clip_reader.read_evaluation_clip(record, self._load)
+        return self._align(place, clip, truth)
+
+    def _align(self, place: _Place, clip: EvaluationClip, truth: dict) -> dict[str, np.ndarray]:
+        frame_t, geometry = clip.frame_t, clip.geometry
+        try:
+            boxes_tk4, kept_tk = geometry.crop_boxes(truth["boxes"][frame_t])
+            found = tracks.sample_points(
+                place.spec, place.index, truth["ids"], self._points, start=int(frame_t[0])
+            )
+        except (IndexError, ValueError) as error:
+            raise BadTruth(f"clip {place.index}: {error}", "no truth") from error
+        points_nt2 = geometry.crop_points(found.points_nt2[:, frame_t]).astype(np.float32)
+        outside_nt = ((points_nt2 < 0) | (points_nt2 >= 1)).any(axis=-1)
+        return {
+            "video": clip.video_thwc,
+            "depth": geometry.crop_image(truth["depth"][frame_t]).astype(np.float32),
+            "boxes": boxes_tk4,
+            "present": kept_tk & (truth["visible"][frame_t] > 0),
+            "ids": geometry.crop_image(truth["ids"][frame_t]).astype(np.int32),
+            "points": points_nt2,
+            "occluded": found.occluded_nt[:, frame_t] | outside_nt,
+        }
+
+    def _locate(self, record: VideoRecord) -> _Place:
+        if urls.is_world(record.path):
+            name, _, index = record.path.rpartition("#")
+            if name not in self._specs:
+                self._specs[name] = urls.parse(name).spec
+            return _Place(self._specs[name], int(index), None)
+        path = Path(record.path)
+        folder = str(path.parent)
+        if folder not in self._specs:
+            if not (path.parents[1] / "gt" / path.parent.name).is_dir():
+                raise UserError(
+                    f"{path} has no ground truth in {path.parents[1] / 'gt'}: use a world that "
+                    "launch/make_world.py wrote, or a world: URL"
+                )
+            self._specs[folder] = files.read_spec(path.parents[1], path.parent.name)
+        file = path.parents[1] / "gt" / path.parent.name / f"{path.stem}.npz"
+        return _Place(self._specs[folder], int(path.stem), file)
+
+
+def _read_file(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(io.BytesIO(path.read_bytes())) as truth:
+            return {name: truth[name] for name in ARRAYS}
+    except FileNotFoundError as error:
+        raise BadTruth(f"{path} is missing", "missing") from error
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise BadTruth(f"{path} cannot be read ({error})", "truncated") from error

@@ -1,0 +1,111 @@
+import json
+
+import numpy as np
+import pytest
+
+from invnext_jax.data import manifest as manifest_lib
+from invnext_jax.errors import UserError
+from invnext_jax.evaluation.truth import captions
+from invnext_jax.synthetic_world.files import write_world
+from invnext_jax.synthetic_world.render import render_clip
+from invnext_jax.synthetic_world.spec import WorldSpec
+
+
+@pytest.fixture
+def manifest(tmp_path):
+    (tmp_path / "videos.csv").write_text("path,source\nv/a.mp4,x\nv/b.mp4,x\nw/c.webm,x\n")
+    return manifest_lib.read_manifest(str(tmp_path / "videos.csv"))
+
+
+def write(tmp_path, entries):
+    path = tmp_path / "captions.json"
+    path.write_text(json.dumps(entries))
+    return path
+
+
+def test_videos_are_found_by_path_name_or_stem(tmp_path, manifest):
+    entries = [
+        {"video": "w/c.webm", "caption": "a cat"},
+        {"video": "a.mp4", "caption": ["a dog runs", "a cat"]},
+        {"video": "b", "caption": "rain"},
+    ]
+    found = captions.read_captions(write(tmp_path, entries), manifest)
+    assert found.texts == ["a cat", "a dog runs", "a cat", "rain"]
+    np.testing.assert_array_equal(found.row_j, [2, 0, 0, 1])
+    assert found.group_j[0] == found.group_j[2] and len(set(found.group_j)) == 3
+    assert found.skipped == 0
+
+
+def test_captions_of_a_video_can_be_joined(tmp_path, manifest):
+    path = write(tmp_path, [{"video": "a", "caption": ["First this.", "Then that."]}])
+    assert captions.read_captions(path, manifest, join=True).texts == ["First this. Then that."]
+
+
+def test_ambiguous_names_are_not_guessed(tmp_path):
+    (tmp_path / "videos.csv").write_text("path,source\nv/a.mp4,x\nw/a.mp4,x\n")
+    manifest = manifest_lib.read_manifest(str(tmp_path / "videos.csv"))
+    entries = [{"video": "a", "caption": "one"}, {"video": "w/a.mp4", "caption": "two"}]
+    found = captions.read_captions(write(tmp_path, entries), manifest)
+    assert found.texts == ["two"] and found.row_j.tolist() == [1] and found.skipped == 1
+
+
+def test_multiple_choice(tmp_path, manifest):
+    entries = [
+        {"video": "b", "caption": ["x", "y", "z"], "answer": 2},
+        {"video": "a", "caption": ["x", "y"], "answer": 2},
+        {"video": "a", "caption": ["x", "y"], "answer": "x"},
+        {"video": "a", "caption": ["x", "y"], "answer": 0},
+    ]
+    found = captions.read_choices(write(tmp_path, entries), manifest)
+    assert found.row_b.tolist() == [1, 0] and found.answer_b.tolist() == [2, 0]
+    assert found.candidates == [["x", "y", "z"], ["x", "y"]] and found.skipped == 2
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        3,
+        {"video": "a"},
+        {"caption": "a dog"},
+        {"video": "unknown", "caption": "a dog"},
+        {"video": "a", "caption": ""},
+        {"video": "a", "caption": []},
+        {"video": "a", "caption": ["fine", None]},
+        {"video": "a", "caption": 7},
+    ],
+)
+def test_damaged_entries_are_skipped(tmp_path, manifest, entry):
+    good = {"video": "b", "caption": "rain"}
+    found = captions.read_captions(write(tmp_path, [entry, good]), manifest)
+    assert found.texts == ["rain"] and found.skipped == 1
+    with pytest.raises(UserError, match="entry 1") as caught:
+        captions.read_captions(write(tmp_path, [entry]), manifest)
+    assert "\n" not in str(caught.value)
+
+
+def test_files_of_another_format_are_one_sentence(tmp_path, manifest):
+    path = write(tmp_path, {"a": "a dog"})
+    with pytest.raises(UserError, match="JSON list"):
+        captions.read_captions(path, manifest)
+    path.write_text("[")
+    with pytest.raises(UserError, match="damaged"):
+        captions.read_captions(path, manifest)
+    with pytest.raises(UserError, match="it is empty"):
+        captions.read_captions(write(tmp_path, []), manifest)
+    with pytest.raises(UserError, match="cannot be read"):
+        captions.read_captions(tmp_path / "none.jsonl", manifest)
+
+
+def test_captions_of_a_written_world_equal_those_of_the_rendered_one(tmp_path):
+    spec = WorldSpec("anticipation", split="val")
+    written = manifest_lib.read_manifest(write_world(spec, tmp_path, 5, progress=False))
+    rendered = manifest_lib.read_manifest("world:anticipation/val?videos=5")
+    one = captions.read_captions(tmp_path / "val.captions.jsonl", written)
+    other = captions.describe_world(rendered)
+    assert one.texts == other.texts == [render_clip(spec, i).video_caption for i in range(5)]
+    np.testing.assert_array_equal(one.row_j, other.row_j)
+    path = tmp_path / "val.captions.jsonl"
+    path.write_text(path.read_text() + "{\n")
+    assert captions.read_captions(path, written).skipped == 1
+    with pytest.raises(UserError, match="rendered world"):
+        captions.describe_world(written)

@@ -1,0 +1,96 @@
+"""Truth of the world belongs to the frames that the evaluation pipeline reads."""
+
+import numpy as np
+import pytest
+
+from configs import common
+from invnext_jax.data import pipeline
+from invnext_jax.data.clips import LoadClip
+from invnext_jax.errors import UserError
+from invnext_jax.evaluation.truth.truth import BadTruth
+from invnext_jax.evaluation.truth.world import WorldTruth
+from invnext_jax.synthetic_world.files import write_world
+from invnext_jax.synthetic_world.render import render_clip
+from invnext_jax.synthetic_world.spec import WorldSpec
+
+NAME = "world:full/val?videos=4&size=48&frames=8&clutter=2"
+SPEC = WorldSpec("full", size=48, split="val", clutter=2)
+
+
+def data_config(frames=8, size=48):
+    config = common.data()
+    config.update(frames=frames, size=size, short_side=size, workers=0)
+    return config
+
+
+def test_rendered_truth_equals_that_of_the_clip():
+    truth = WorldTruth(NAME, LoadClip.from_config(data_config()), points=6)
+    assert len(truth) == 4 and truth.name == "world"
+    found, clip = truth.load(2), render_clip(SPEC, 2)
+    np.testing.assert_array_equal(found["video"], clip.video)
+    np.testing.assert_array_equal(found["depth"], clip.depth)
+    np.testing.assert_array_equal(found["ids"], clip.ids)
+    np.testing.assert_allclose(found["boxes"], clip.boxes, atol=1e-6)
+    np.testing.assert_array_equal(found["present"], clip.visible > 0)
+    assert found["points"].shape == (6, 8, 2) and not found["occluded"][:, 0].any()
+    assert {name: array.dtype.name for name, array in found.items()} == {
+        "video": "uint8",
+        "depth": "float32",
+        "boxes": "float32",
+        "present": "bool",
+        "ids": "int32",
+        "points": "float32",
+        "occluded": "bool",
+    }
+
+
+def test_frames_are_those_of_the_evaluation_pipeline():
+    config = data_config(frames=3, size=24)
+    (batch,) = pipeline.make_eval_dataset(config, manifest=NAME, batch_size=4)
+    truth = WorldTruth(NAME, LoadClip.from_config(config))
+    frames = [1, 4, 6]  # centers of three segments of eight frames
+    for row in range(4):
+        found, clip = truth.load(row), render_clip(SPEC, row)
+        np.testing.assert_array_equal(found["video"], batch["video"][row])
+        np.testing.assert_array_equal(found["ids"], clip.ids[frames, 1::2, 1::2])
+        np.testing.assert_array_equal(found["depth"], clip.depth[frames, 1::2, 1::2])
+        np.testing.assert_allclose(found["boxes"], clip.boxes[frames], atol=1e-6)
+        assert not found["occluded"][:, 0].any()
+
+
+def test_written_worlds_have_the_same_truth(tmp_path):
+    manifest = write_world(SPEC, tmp_path, 4, progress=False)
+    config = data_config(frames=4, size=24)
+    config.short_side = 24  # frames are scaled before the crop
+    load = LoadClip.from_config(config)
+    written, rendered = WorldTruth(str(manifest), load), WorldTruth(NAME, load)
+    for row in range(4):
+        one, other = written.load(row), rendered.load(row)
+        for name in ("depth", "ids", "boxes", "present", "points", "occluded"):
+            np.testing.assert_array_equal(one[name], other[name])
+        difference = np.abs(one["video"].astype(float) - other["video"])
+        assert difference.mean() < 6  # compressed
+
+
+def test_damaged_files_of_truth_are_bad_rows(tmp_path):
+    manifest = write_world(SPEC, tmp_path, 3, progress=False)
+    truth = WorldTruth(str(manifest), LoadClip.from_config(data_config()))
+    files = [tmp_path / "gt" / "val" / f"{row:06d}.npz" for row in range(3)]
+    files[0].write_bytes(files[0].read_bytes()[:100])
+    files[1].unlink()
+    (tmp_path / "val" / "000002.mp4").write_bytes(b"no video")
+    for row, kind in enumerate(("truncated", "missing", "corrupt")):
+        with pytest.raises(BadTruth) as caught:
+            truth.load(row)
+        assert caught.value.kind == kind or row == 2
+
+
+def test_a_manifest_without_truth_is_refused(tmp_path):
+    manifest = write_world(SPEC, tmp_path, 1, progress=False)
+    (tmp_path / "gt" / "val" / "000000.npz").unlink()
+    (tmp_path / "gt" / "val").rmdir()
+    load = LoadClip.from_config(data_config())
+    with pytest.raises(UserError, match="no ground truth"):
+        WorldTruth(str(manifest), load)
+    with pytest.raises(UserError, match="objects"):
+        WorldTruth(f"{NAME},world:simple/val?videos=2", load)

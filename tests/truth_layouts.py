@@ -1,0 +1,137 @@
+"""Writes truth of the synthetic world in the layouts of published data sets."""
+
+import csv
+import json
+
+import numpy as np
+from PIL import Image
+from scipy import io
+
+from invnext_jax.synthetic_world.files import encode_mp4
+from invnext_jax.synthetic_world.render import render_clip
+from invnext_jax.synthetic_world.spec import WorldSpec
+
+SPEC = WorldSpec("full", size=32, frames=20, split="val", clutter=1)
+
+
+def save(path, array, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path, **options)
+
+
+def widen(array, width):
+    """Repeats the columns of frames [t h w ...], so that pictures are not squares."""
+    return np.repeat(array, width, axis=2)
+
+
+def write_scannet(root, scenes=2, spec=SPEC):
+    """Writes color pictures (PNG, so that they stay exact) and depth in millimeters."""
+    names = [f"scene{number:04d}_00" for number in range(scenes)]
+    for number, name in enumerate(names):
+        clip, folder = render_clip(spec, number), root / "scans" / name
+        millimeters = np.round(clip.depth.astype(float) * 1000).astype(np.uint16)
+        for frame in range(spec.frames):
+            save(folder / "color" / f"{frame}.png", clip.video[frame])
+            save(folder / "depth" / f"{frame}.png", millimeters[frame])
+    (root / "val.txt").write_text("\n".join(names) + "\n")
+    return root
+
+
+def write_kitti(root, drives=1, spec=SPEC, first=5):
+    """Writes pictures that are twice as wide as high, and depth / 256 m of the inner frames."""
+    for number in range(drives):
+        drive = f"2011_09_26_drive_{number:04d}_sync"
+        clip = render_clip(spec, number)
+        video, depth = widen(clip.video, 2), widen(clip.depth.astype(float), 2)
+        depth = np.round(depth * 256).astype(np.uint16)
+        depth[:, ::2] = 0  # every second row is unknown
+        raw = root / drive[:10] / drive / "image_02" / "data"
+        truth = root / "val" / drive / "proj_depth" / "groundtruth" / "image_02"
+        for frame in range(spec.frames):
+            save(raw / f"{frame:010d}.png", video[frame])
+            if first <= frame < spec.frames - 2:
+                save(truth / f"{frame:010d}.png", depth[frame])
+    return root
+
+
+def write_davis(root, sequences=2, spec=SPEC):
+    names = [f"sequence-{number}" for number in range(sequences)]
+    palette = np.random.default_rng(0).integers(0, 256, 768).tolist()
+    for number, name in enumerate(names):
+        clip = render_clip(spec, number)
+        for frame in range(spec.frames):
+            save(root / "JPEGImages" / "480p" / name / f"{frame:05d}.png", clip.video[frame])
+            path = root / "Annotations" / "480p" / name / f"{frame:05d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            image = Image.fromarray(clip.ids[frame].astype(np.uint8))
+            image.putpalette(palette)
+            image.save(path)
+    lists = root / "ImageSets" / "2017"
+    lists.mkdir(parents=True, exist_ok=True)
+    (lists / "val.txt").write_text("\n".join(names))
+    return root
+
+
+def write_jhmdb(root, spec=SPEC, joints=15):
+    """Writes two clips with random joints; returns the joints [2 j t], counted from 1."""
+    rng, found = np.random.default_rng(0), {}
+    for number, member in ((0, 2), (1, 1)):
+        name, clip = f"clip_{number}", render_clip(spec, number)
+        for frame in range(spec.frames):
+            path = root / "Rename_Images" / "wave" / name / f"{frame + 1:05d}.png"
+            save(path, widen(clip.video, 2)[frame])
+        positions = rng.uniform([[[1]], [[1]]], [[[64]], [[32]]], (2, joints, spec.frames))
+        path = root / "joint_positions" / "wave" / name / "joint_positions.mat"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        io.savemat(path, {"pos_img": positions, "scale": 1.0})
+        found[name] = positions
+        (root / "splits").mkdir(exist_ok=True)
+        with (root / "splits" / "wave_test_split1.txt").open("a") as file:
+            file.write(f"{name}.avi {member}\n")
+    return found
+
+
+def write_boxes(root, videos=2, spec=SPEC, fps=10.0, as_folder=False):
+    """Writes mp4 files, or folders of pictures, and the boxes of the visible objects."""
+    root.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for number in range(videos):
+        clip, name = render_clip(spec, number), f"{number:06d}"
+        if as_folder:
+            for frame in range(spec.frames):
+                save(root / name / f"{frame:06d}.png", clip.video[frame])
+        else:
+            name += ".mp4"
+            (root / name).write_bytes(encode_mp4(clip.video))
+        tracks = {}
+        for k in range(spec.max_objects):
+            frames = np.flatnonzero(clip.visible[:, k] > 0).tolist()
+            boxes = (clip.boxes[frames, k] * spec.size).tolist()
+            tracks[f"object {k}"] = {"frames": frames, "boxes": boxes}
+        size = {"width": spec.size, "height": spec.size}
+        lines.append(json.dumps({"video": name, "fps": fps, **size, "tracks": tracks}))
+    (root / "tracks.jsonl").write_text("\n".join(lines) + "\n")
+    return root / "tracks.jsonl"
+
+
+EPIC_ROWS = {
+    "train": [("P01_01", 10.0, 12.0, 0, 5), ("P01_01", 20.0, 21.0, 3, 5), ("P02_03", 0.5, 1, 0, 7)],
+    "validation": [("P01_05", 65.25, 70.0, 3, 5), ("P01_05", 80.0, 81.0, 3, 7)],
+}
+
+
+def write_epic(root, rows=EPIC_ROWS):
+    """Writes annotation files of EPIC-KITCHENS-100 and an empty folder of videos."""
+    (root / "videos").mkdir(parents=True, exist_ok=True)
+    for split, actions in rows.items():
+        with (root / f"EPIC_100_{split}.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(
+                ["narration_id", "video_id", "start_timestamp", "stop_timestamp"]
+                + ["start_frame", "stop_frame", "verb_class", "noun_class"]
+            )
+            for number, (video, start, stop, verb, noun) in enumerate(actions):
+                times = [f"00:{int(t // 60):02d}:{t % 60:05.2f}" for t in (start, stop)]
+                frames = [int(start * 60), int(stop * 60)]
+                writer.writerow([f"{video}_{number}", video, *times, *frames, verb, noun])
+    return root
