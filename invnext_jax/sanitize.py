@@ -6,7 +6,7 @@ from typing import Any
 # Control characters except tab and newline, and characters that change the text direction.
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _URL = re.compile(
-    r"(?P<protocol>[A-Za-z][A-Za-z0-9+.-]*)://"
+    r"(?P<protocol>[A-Za-z][A-Za-z0-9+.-]{0,40})://"  # the limit makes the search linear
     r"(?P<user>[^\s/?#'\"<>]*@)?"
     r"(?P<path>[^\s?'\"<>]*)"
     r"(?P<query>\?(?:(?!,[A-Za-z][A-Za-z0-9+.-]*:)[^\s'\"<>])*)?"

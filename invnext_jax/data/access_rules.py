@@ -46,8 +46,10 @@ class AccessRules:
             line: Manifest name and line number, for the error message.
 
         Raises:
-            UserError: The rules do not allow the video.
+            UserError: The rules do not allow the video, or the path has a NUL character.
         """
+        if "\0" in video:
+            raise UserError(f"{line}: no file can have the path {video!a}: correct it")
         if video_io.is_remote(video):
             self._check_protocol(video, line)
         origin = _origin(manifest)

@@ -25,6 +25,8 @@ from invnext_jax.workers.read_clock import reading
 
 MAX_FRAMES = 500_000  # total number of frames of the cached indexes; about 20 MiB
 MIN_STORED_FRAMES = 2000  # the index of a shorter file is stored only if it was built by decoding
+MAX_JSON_BYTES = 2**26  # decompressed size of a stored index; enough for 10 million frames
+MAX_TICKS = 2**62  # maximum time stamp, and difference of time stamps
 SUFFIX = ".frames.jsonl"
 Version = tuple[int, int]  # size in bytes and modification time in nanoseconds
 
@@ -143,16 +145,22 @@ def _differences(values: Sequence[int]) -> list[int]:
 def decode_index(text: str, version: Version) -> PacketIndex | None:
     """Decodes an index of `encode_index`; None if the file has changed or the text is damaged."""
     try:
-        data = json.loads(zlib.decompress(base64.b64decode(text, validate=True)))
-        size, changed, times, keys, delay, is_decoded = data
-        if (size, changed) != version:
+        decompressor = zlib.decompressobj()
+        data = decompressor.decompress(base64.b64decode(text, validate=True), MAX_JSON_BYTES)
+        if not decompressor.eof:
             return None
-        if times[0] is not None:
-            times = itertools.accumulate(times)
-        return PacketIndex(
-            tuple(times), tuple(itertools.accumulate(keys)), int(delay), bool(is_decoded)
-        )
-    except (binascii.Error, zlib.error, ValueError, TypeError, IndexError):
+        size, changed, times, keys, delay, is_decoded = json.loads(data)
+        if (size, changed) != version or not times:
+            return None
+        has_times = times[0] is not None
+        for number in (*(times if has_times else ()), *keys, delay):
+            if type(number) is not int or abs(number) > MAX_TICKS:
+                return None
+        if not has_times and (any(time is not None for time in times) or keys):
+            return None
+        times = tuple(itertools.accumulate(times)) if has_times else tuple(times)
+        return PacketIndex(times, tuple(itertools.accumulate(keys)), delay, bool(is_decoded))
+    except (binascii.Error, zlib.error, ValueError, TypeError, IndexError, RecursionError):
         return None
 
 
@@ -180,6 +188,6 @@ def _read_lines(file: str) -> dict[str, str]:
                 found[os.path.join(folder, row["path"])] = row["index"]
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         logging.warning("%s is not used, because it cannot be read: %s", file, error)
     return found

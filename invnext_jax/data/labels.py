@@ -45,9 +45,14 @@ def read_names(path: str | os.PathLike) -> dict[str, int]:
         ValueError: The format of the file is not one of these, or two names have the same id.
     """
     text = Path(path).read_text(encoding="utf-8-sig")
-    content = json.loads(text) if os.fspath(path).endswith(".json") else text.split("\n")
+    try:
+        content = json.loads(text) if os.fspath(path).endswith(".json") else text.split("\n")
+        if isinstance(content, dict):
+            content = {str(name): int(number) for name, number in content.items()}
+    except (TypeError, OverflowError, RecursionError) as error:
+        raise ValueError("it must map names to integers") from error
     if isinstance(content, dict):
-        names = {str(name): int(number) for name, number in content.items()}
+        names = content
         if len(set(names.values())) < len(names):
             raise ValueError("two names have the same number")
         return names

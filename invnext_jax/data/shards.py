@@ -52,6 +52,8 @@ def read_example(path: str, record: int) -> dict[str, bytes | list]:
     except OSError as error:
         kind = "missing" if isinstance(error, FileNotFoundError) else "unreadable"
         raise BadVideo(f"{name}: {type(error).__name__}: {error}", kind) from error
+    except ValueError as error:
+        raise BadVideo(f"{name!a}: no file can have this name", "missing") from error
     try:
         with reading():
             with _OPEN_LOCK:

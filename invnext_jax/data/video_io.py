@@ -148,6 +148,10 @@ def open_source(name: str, record: int | None = None) -> Iterator[bytes | Binary
         file = open_remote(name) if is_remote(name) else _LocalFile(name)
     except OSError as error:
         raise _bad_video(name, error) from error
+    except UserError:
+        raise
+    except ValueError as error:
+        raise decode.BadVideo(f"{name!a}: no file can have this name", "missing") from error
     with file:
         try:
             yield file

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import fft
 
+from invnext_jax import file_lock
 from invnext_jax.data import decode
 from invnext_jax.video_lists.video_list import VideoEntry
 
@@ -138,6 +139,12 @@ def _arrays(hashes: Sequence[Hashes | None]) -> tuple[np.ndarray, np.ndarray, np
     return words.reshape(len(hashes), -1), bits, has_hash
 
 
+def _are_hashes(values: list) -> bool:
+    return len(values) == FRAMES and all(
+        value is None or (type(value) is int and 0 <= value < 2**BITS) for value in values
+    )
+
+
 class HashCache:
     """Cache of hashes in a file of JSON lines, so that an interrupted run can be resumed.
 
@@ -149,8 +156,9 @@ class HashCache:
         for line in path.read_bytes().splitlines() if path.is_file() else []:
             try:
                 *key, values = json.loads(line)
-                self._known[tuple(key)] = tuple(values)
-            except (ValueError, TypeError):  # incomplete last line of a run that was killed
+                if _are_hashes(values):
+                    self._known[tuple(key)] = tuple(values)
+            except (ValueError, TypeError, RecursionError):  # the run was killed during a write
                 continue
 
     def get(self, digest: str, entry: VideoEntry) -> Hashes | None:
@@ -161,5 +169,7 @@ class HashCache:
         """Stores the hashes of a segment of a file."""
         self._known[digest, entry.start, entry.end] = hashes
         row = [digest, entry.start, entry.end, hashes]
-        with self._path.open("ab") as file:  # starts a line; the last one may be incomplete
+        with file_lock.open_file(
+            self._path, "ab"
+        ) as file:  # starts a line; the last one may be incomplete
             file.write(b"\n" + json.dumps(row).encode() + b"\n")

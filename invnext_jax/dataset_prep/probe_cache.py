@@ -57,7 +57,7 @@ class ProbeCache:
                 key, found = tuple(row["key"]), row["found"]
                 if row.get("version") == VERSION:
                     self._results[key] = _from_json(found)
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 if not line.endswith(b"\n"):  # truncated last line of an interrupted run
                     break
                 raise UserError(
@@ -78,7 +78,7 @@ class ProbeCache:
                 row = json.loads(line)
                 if row["version"] == VERSION:
                     self._results.setdefault(tuple(row["key"]), _from_json(row["found"]))
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 continue
 
     def get(self, path: str, timeout: float) -> VideoProbe | ProbeFailure | None:
@@ -105,7 +105,7 @@ class ProbeCache:
 def _key(path: str) -> tuple[str, int | None, int | None]:
     try:
         stat = os.stat(path)
-    except OSError:
+    except (OSError, ValueError):  # ValueError: no file can have this name
         return path, None, None
     return path, stat.st_size, stat.st_mtime_ns
 
@@ -117,6 +117,13 @@ def _to_json(result: VideoProbe | ProbeFailure) -> dict:
 
 
 def _from_json(fields: dict) -> VideoProbe | ProbeFailure:
-    if "codec" in fields:
-        return VideoProbe(**fields)
-    return ProbeFailure(fields["reason"], fields["seconds"], fields["passing"])
+    if "codec" not in fields:
+        found = ProbeFailure(fields["reason"], fields["seconds"], fields["passing"])
+        types = (found.reason, str), (found.timeout, int | float | None), (found.transient, bool)
+    else:
+        found = VideoProbe(**fields)
+        types = ((getattr(found, f.name), f.type) for f in dataclasses.fields(VideoProbe))
+    for value, expected in types:
+        if not isinstance(value, int | float if expected is float else expected):
+            raise TypeError(f"{value!r} is not of type {expected}")
+    return found

@@ -100,10 +100,11 @@ def read_ssv2(path: Path, text: str, options: ListOptions) -> VideoList:
         names = [str(row["id"]) for row in rows]
         # The templates have placeholders in brackets; labels.json has no brackets.
         class_names = [re.sub(r"[\[\]]", "", row.get("template") or "") for row in rows]
-    except (json.JSONDecodeError, TypeError, KeyError, AttributeError) as error:
+        "".join((*names, *class_names)).encode()
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(
             f"list {path} does not have the format of Something-Something: it must be a JSON list "
-            "of objects with an id"
+            "of objects with an id, in UTF-8"
         ) from error
     labels_path = path.with_name("labels.json")
     ids, ids_file = class_ids.assign(

@@ -1,7 +1,10 @@
 """Cached frame indexes: equal frames, one scan for each file version, bounded memory."""
 
+import base64
 import json
+import math
 import os
+import zlib
 
 import numpy as np
 import pytest
@@ -87,6 +90,31 @@ def test_stored_indexes_are_equal_and_of_one_version(missing):
     assert index_cache.decode_index(text, (5, 8)) is None
     for damaged in (text[:-8], "", "%", "AAAA"):
         assert index_cache.decode_index(damaged, (5, 7)) is None
+
+
+def test_stored_indexes_with_other_values_are_ignored():
+    def decode(*fields):
+        data = zlib.compress(json.dumps([5, 7, *fields]).encode())
+        return index_cache.decode_index(base64.b64encode(data).decode(), (5, 7))
+
+    assert decode([0, 40], [0], 0, False) == PacketIndex((0, 40), (0,), 0, False)
+    for bad in ([1], "1", 0.5, math.nan, math.inf, None, True, 2**80):
+        assert decode([0, bad], [0], 0, False) is None
+        assert decode([0, 40], [bad], 0, False) is None
+        assert decode([0, 40], [0], bad, False) is None
+    assert decode([None, {}], [], 0, True) is None and decode([], [], 0, True) is None
+    assert decode([None, None], [0], 0, True) is None
+    too_long = json.dumps([5, 7, [0, 40], [0], 0, " " * index_cache.MAX_JSON_BYTES]).encode()
+    text = base64.b64encode(zlib.compress(too_long)).decode()
+    assert index_cache.decode_index(text, (5, 7)) is None
+    assert decode(*[[] for _ in range(3)], 0) is None
+
+
+def test_files_of_stored_indexes_may_have_any_content(tmp_path):
+    path = tmp_path / "m.frames.jsonl"
+    for content in ("[" * 100_000, "5", '{"path": 5, "index": "x"}', "\0", '{"a":' + "1" * 5000):
+        path.write_text(content)
+        index_cache.IndexCache().load([str(path)])
 
 
 def test_an_index_of_an_hour_is_small():

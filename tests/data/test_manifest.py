@@ -43,6 +43,7 @@ def test_byte_order_mark_and_crlf_are_accepted(tmp_path):
         ("path\n1.mp4\n", "no column 'source'"),
         ("path,source\n", "is empty"),
         ("path,source\n,a\n", "line 2: the path is empty"),
+        ("path,source\na\0b,a\n", "line 2: no file can have the path"),
         ("path,source,label_x\n1.mp4,a,2\n2.mp4,a,two\n", "line 3: 'two' in column 'label_x'"),
         ("path,source,label_x\n1.mp4,a\n", "line 2: None in column 'label_x'"),
         (

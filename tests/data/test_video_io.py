@@ -170,6 +170,14 @@ def test_single_files_that_cannot_be_read_are_bad_videos(name, kind, counted):
     assert caught.value.kind == kind
 
 
+@pytest.mark.parametrize("name", ["a\0b.mp4", "\ud800.mp4"])
+def test_names_that_no_file_can_have_are_bad_videos(name):
+    for record in (None, 0):
+        with pytest.raises(decode.BadVideo, match="no file can have this name") as caught:
+            video_io.open_source(name, record).__enter__()
+        assert caught.value.kind == "missing" and str(caught.value).isascii()
+
+
 def test_errors_of_a_file_system_are_bad_videos(counted, videos, tmp_path):
     counted.pipe("/a.mp4", videos.write(tmp_path / "a.mp4").read_bytes())
     CountedSystem.broken = True

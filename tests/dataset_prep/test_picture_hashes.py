@@ -1,5 +1,7 @@
 """Perceptual hashes: re-encoded copies are similar, other videos are not."""
 
+import json
+
 import av
 import numpy as np
 import pytest
@@ -95,6 +97,21 @@ def test_cached_hashes_survive_a_partial_line(tmp_path):
     assert cache.get("digest", entry) == (1, None, 2**64 - 1, 4, 5)
     assert cache.get("later", entry) == (1, 2, 3, 4, 5)
     assert cache.get("digest", VideoEntry("/a.mp4", "s")) is None
+
+
+def test_cached_hashes_with_other_values_are_ignored(tmp_path):
+    path, entry = tmp_path / "m.hashes.jsonl", VideoEntry("/a.mp4", "s")
+    for values in ([1, 2, 3, 4], [1, 2, 3, 4, "5"], [1, 2, 3, 4, -5], [1, 2, 3, 4, 2**64], 5):
+        path.write_text(json.dumps(["digest", None, None, values]) + "\n" + "[" * 100_000 + "\n")
+        assert HashCache(path).get("digest", entry) is None
+
+
+def test_hashes_are_not_written_through_a_link(tmp_path):
+    (tmp_path / "private").write_text("")
+    (tmp_path / "m.hashes.jsonl").symlink_to(tmp_path / "private")
+    with pytest.raises(OSError, match="symbolic link"):
+        HashCache(tmp_path / "m.hashes.jsonl").put("d", VideoEntry("/a.mp4", "s"), (1,) * 5)
+    assert not (tmp_path / "private").read_text()
 
 
 def test_results_of_workers_that_no_call_returns_are_not_valid():

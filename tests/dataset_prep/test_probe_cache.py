@@ -66,6 +66,27 @@ def test_format_on_disk_does_not_change(tmp_path, video):
     assert row["found"] == {"reason": "hung", "seconds": 5.0, "passing": False}
 
 
+@pytest.mark.parametrize("fields", [{"duration": "1"}, {"frames": 1.5}, {"index": 5}, {"codec": 0}])
+def test_results_with_values_of_other_types_are_an_error(fields, tmp_path, video):
+    put(tmp_path, video, GOOD)
+    path = tmp_path / "probes.jsonl"
+    row = json.loads(path.read_text())
+    row["found"] |= fields
+    path.write_text(json.dumps(row) + "\n")
+    with pytest.raises(UserError, match="is damaged"):
+        get(tmp_path, video)
+
+
+def test_deeply_nested_results_are_an_error(tmp_path, video):
+    (tmp_path / "probes.jsonl").write_text("[" * 100_000 + "\n")
+    with pytest.raises(UserError, match="is damaged"):
+        get(tmp_path, video)
+
+
+def test_a_name_that_no_file_can_have_is_a_miss(tmp_path):
+    assert get(tmp_path, "a\0b") is None
+
+
 def test_results_of_an_earlier_version_are_ignored(tmp_path, video):
     put(tmp_path, video, ProbeFailure("bad"))
     text = (tmp_path / "probes.jsonl").read_text()

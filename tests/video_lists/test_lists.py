@@ -5,6 +5,7 @@ import os
 
 import pytest
 
+from invnext_jax.data import labels
 from invnext_jax.errors import UserError
 from invnext_jax.video_lists import lists
 
@@ -170,6 +171,29 @@ def test_something_something(tmp_path):
     assert listing.classes["Spreading something onto something"] == 140
     path.write_text(json.dumps([{"id": "78687"}]))  # the format of test.json
     assert read(path, videos=str(tmp_path / "20bn")).entries[0].labels == {}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000,
+        '[{"id": "\\ud800"}]',
+        '[{"id": "1", "template": "\\ud800"}]',
+        '[{"id": 1' + "0" * 5000,
+    ],
+)
+def test_impossible_values_of_something_something_are_refused(text, tmp_path):
+    (tmp_path / "train.json").write_text(text)
+    with pytest.raises(UserError, match="does not have the format of Something-Something"):
+        read(tmp_path / "train.json")
+
+
+@pytest.mark.parametrize("text", ['{"a": null}', '{"a": Infinity}', '{"a": [1]}', "[" * 100_000])
+def test_impossible_class_ids_are_refused(text, tmp_path):
+    path = tmp_path / "classes.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match="must map names to integers"):
+        labels.read_names(path)
 
 
 @pytest.mark.parametrize(
