@@ -76,7 +76,7 @@ LAYERS = {
         {"video_io"},
         {"decode", "shards"},
         {"frame_converter", "frame_index"},
-        {"transforms", "demux", "packet_headers", "labels"},
+        {"transforms", "demux", "packet_headers", "labels", "columns"},
     ],
     "workers": [
         {"worker_pool"},

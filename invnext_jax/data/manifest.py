@@ -2,10 +2,10 @@
 
 The first line of a manifest is a header. Its columns are `path` (relative to the manifest's folder,
 absolute, or `protocol://...`), `source` (name of the data set) and, optionally, `start` and `end`
-(seconds), `record` (position of the video in `path`, which is then an ArrayRecord file). There may
-be any number of integer columns `label_<task>`, in which a blank cell or -1 means no label. Other
-columns are ignored. The manifest itself may be on a remote file system. `world:...` is the manifest
-of a rendered world, see synthetic_world/urls.py.
+(seconds), `record` (position of the video in `path`, which is then an ArrayRecord file), and
+integer columns `label_<task>`, in which a blank cell or -1 means no label. Other columns are not
+read (see columns.py). The manifest may be on a remote file system. `world:...` is the manifest of a
+rendered world, see synthetic_world/urls.py.
 """
 
 import csv
@@ -20,10 +20,10 @@ import numpy as np
 from invnext_jax.data import labels as labels_lib
 from invnext_jax.data import shards, video_io
 from invnext_jax.data.access_rules import DEFAULT_RULES, AccessRules
+from invnext_jax.data.columns import LABEL_PREFIX, check_columns
 from invnext_jax.errors import UserError
 from invnext_jax.synthetic_world import files, urls
 
-LABEL_PREFIX = "label_"
 NO_RECORD = -1
 LABELS = np.iinfo(np.int32)
 csv.field_size_limit(2**31 - 1)  # some captions exceed the default of 131,072 characters
@@ -162,9 +162,9 @@ def read_manifest(
         rules: Rules for which files the rows may refer to.
 
     Raises:
-        UserError: A file is missing or empty, has no `path` or `source` column, or has an invalid
-            number in a cell; `rules` do not allow a file; or the package for a remote file system
-            is not installed.
+        UserError: A file is missing or empty, has no `path` or `source` column, has a column that
+            `check_columns` refuses, or an invalid number in a cell; `rules` do not allow a file; or
+            the package for a remote file system is not installed.
     """
     names = split_names(os.fspath(names)) if isinstance(names, str | os.PathLike) else [*names]
     if not any(names):
@@ -189,6 +189,7 @@ def _read_file(path: str, rules: AccessRules) -> Manifest:
                     "columns path, source, label_<task> by commas, or convert the list with "
                     "launch/prepare_data.py index"
                 )
+            check_columns(path, columns)
             manifest = _read_rows(path, rows, columns, rules)
     except FileNotFoundError as error:
         raise UserError(

@@ -12,6 +12,7 @@ import os
 import re
 from pathlib import Path
 
+from invnext_jax.data import columns as columns_lib
 from invnext_jax.data import labels as labels_lib
 from invnext_jax.data import manifest
 from invnext_jax.errors import UserError
@@ -35,10 +36,7 @@ SOURCE_COLUMNS = ("source", "dataset")
 START_COLUMNS = ("start", "time_start", "start_time", "start_sec")
 END_COLUMNS = ("end", "time_end", "end_time", "end_sec")
 # Columns of manifests that `index` recomputes.
-PROBED_COLUMNS = {
-    *("duration", "frames", "width", "height", "fps", "codec", "record"),
-    *("rotation", "mirrored", "sar", "transfer"),
-}
+PROBED_COLUMNS = {"record", *columns_lib.INFORMATIVE}
 
 
 def read_lists(names: str | os.PathLike, options: ListOptions) -> VideoList:

@@ -1,0 +1,70 @@
+"""Columns of a manifest that are not read are listed, and likely mistakes are refused."""
+
+import logging
+
+import pytest
+
+from invnext_jax.data import columns, manifest
+from invnext_jax.dataset_prep import indexing, shard_writer
+from invnext_jax.errors import UserError
+
+
+@pytest.fixture
+def warnings(caplog):
+    columns._warn_once.cache_clear()
+    caplog.set_level(logging.WARNING, logger="absl")
+    return caplog
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("start_time", "start"),
+        ("time_start", "start"),
+        ("startTime", "start"),
+        ("start (s)", "start"),
+        (" start", "start"),
+        ("clip_start_sec", "start"),
+        ("begin", "start"),
+        ("start_frame", "start"),
+        ("END", "end"),
+        ("end_time", "end"),
+        ("t-end", "end"),
+        ("Record", "record"),
+        (" label_shape", "label_shape"),
+        ("Label_Shape", "label_shape"),
+        ("label-shape", "label_shape"),
+    ],
+)
+def test_columns_that_would_change_what_is_read_are_refused(name, meant, tmp_path):
+    (tmp_path / "a.csv").write_text(f"path,source,{name}\na.mp4,x,1\n")
+    with pytest.raises(UserError, match=f"a column .*, which is not read: rename it to '{meant}'"):
+        manifest.read_manifest(tmp_path / "a.csv")
+
+
+def test_range_columns_may_stand_next_to_the_ones_that_are_read(tmp_path, warnings):
+    (tmp_path / "a.csv").write_text("path,source,start,start_time,end,frame_end\na,x,1,9,2,8\n")
+    table = manifest.read_manifest(tmp_path / "a.csv")
+    assert (table[0].start, table[0].end) == (1, 2)
+    assert "'start_time' (similar to 'start'), 'frame_end' (similar to 'end')" in warnings.text
+
+
+def test_columns_that_are_not_read_are_listed_once(tmp_path, warnings):
+    header = "path,source,caption,strat,label,original_start,weekend"
+    (tmp_path / "a.csv").write_text(f"{header}\na.mp4,x,c,1,3,0,1\n")
+    for _ in range(2):
+        manifest.read_manifest(tmp_path / "a.csv")
+    (message,) = [record.getMessage() for record in warnings.records]
+    assert message.startswith(f"manifest {tmp_path}/a.csv: columns that are not read: 'caption', ")
+    for part in ("'strat' (similar to 'start')", "'label' (similar to 'label_<task>')"):
+        assert part in message
+    assert message.endswith("'original_start', 'weekend'")
+
+
+def test_columns_of_our_own_manifests_are_known(tmp_path, warnings):
+    own = (
+        *("path", "source", "start", "end", "record", "label_x", *indexing.PROBE_COLUMNS),
+        *(*shard_writer.VIDEO_COLUMNS, "original"),
+    )
+    columns.check_columns("a.csv", list(dict.fromkeys(own)))
+    assert not warnings.records
