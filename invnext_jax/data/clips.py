@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from invnext_jax import sanitize
-from invnext_jax.data import decode, frame_converter, index_cache, shards, transforms
+from invnext_jax.data import decode, frame_converter, index_cache, shards, transforms, video_io
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data.manifest import VideoRecord
 from invnext_jax.data.transforms import Window
@@ -189,7 +189,7 @@ def read_clips(record: VideoRecord, sampler: ClipSampler, short_side: int | None
         BadVideo: The video cannot be opened or decoded.
     """
     size = sampler.size
-    if urls.is_world(record.path):
+    if video_io.is_world(record.path):
         video_thwc = urls.render_frames(record.path)
         index_rt = sampler.sample_frames(len(video_thwc))
         windows = sampler.sample_windows(*video_thwc.shape[1:3])
@@ -197,7 +197,7 @@ def read_clips(record: VideoRecord, sampler: ClipSampler, short_side: int | None
         return np.stack([transforms.resize(video_thwc[i_t], window, size) for i_t, window in pairs])
     convert, windows = frame_converter.FrameConverter(short_side), None
     window = {"start": record.start, "end": record.end}
-    with index_cache.open_video(record.path, record.record, **window, name=record.name) as video:
+    with index_cache.open_video(record.path, record.record, **window) as video:
         index_rt = sampler.sample_frames(len(video))
         clips_rthwc = np.empty((*index_rt.shape, size, size, 3), np.uint8)
         for number, frame in video.frames(index_rt.ravel().tolist()):

@@ -10,7 +10,6 @@ Shape key: t frames, h w pixels, c channels.
 
 import bisect
 import contextlib
-import errno
 import io
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,6 +18,7 @@ from typing import BinaryIO
 import av
 import numpy as np
 
+from invnext_jax import sanitize
 from invnext_jax.data import demux, frame_index
 from invnext_jax.data.demux import BadVideo
 from invnext_jax.data.frame_converter import FrameConverter
@@ -28,8 +28,6 @@ av.logging.set_level(av.logging.PANIC)  # errors are reported once, as BadVideo
 
 # Codecs in which no frame depends on a non-reference frame. In HEVC, higher layers may do so.
 SKIPPABLE = ("h264", "mpeg4", "mpeg2video", "mpeg1video")
-# Operating system errors that FFmpeg also raises for settings that a decoder rejects.
-DECODER_ERRNOS = (errno.EPERM, errno.EINVAL)
 MAX_REPEATS = 2  # how often decoding may fail again at the same frame
 
 
@@ -53,7 +51,7 @@ def read_frames(
             allowed.
         short_side: Target length of the shorter side in pixels. Smaller videos are not enlarged.
             None keeps the size.
-        **options: `start`, `end`, `name` and `index`, as in `open_video`.
+        **options: `start`, `end` and `index`, as in `open_video`.
 
     Returns:
         uint8 [t h w c], RGB. Frames are upright if the file specifies an orientation.
@@ -78,7 +76,6 @@ def open_video(
     *,
     start: float | None = None,
     end: float | None = None,
-    name: str = "",
     index: PacketIndex | None = None,
 ) -> Iterator["VideoReader"]:
     """Opens a video for reading. Decoding errors inside the `with` block are raised as `BadVideo`.
@@ -87,7 +84,6 @@ def open_video(
         source: Path of a video file, its bytes, or a seekable open file.
         start: Start in seconds after the first frame. None is the beginning.
         end: Exclusive end in seconds after the first frame. None is the end.
-        name: Name of the video in error messages. "" derives it from `source`.
         index: Index of the same file from an earlier `VideoReader.index`. None builds it.
 
     Yields:
@@ -96,17 +92,15 @@ def open_video(
     Raises:
         BadVideo: The file is missing, broken, truncated, or has no video or no frame in the range.
     """
-    if isinstance(source, bytes):
-        name, source = name or f"{len(source)} bytes", io.BytesIO(source)
-    else:
-        name = name or (source.name if hasattr(source, "read") else os.fspath(source))
+    file = io.BytesIO(source) if isinstance(source, bytes) else source
     try:
-        with demux.open_stream(source) as stream:
-            yield VideoReader(source, stream, start, end, index)
+        with demux.open_stream(file) as stream:
+            yield VideoReader(file, stream, start, end, index)
     except BadVideo as error:
-        raise BadVideo(f"{name}: {error}", error.kind) from error
+        raise BadVideo(f"{_name_source(source)}: {error}", error.kind) from error
     except (av.FFmpegError, OSError) as error:
-        raise BadVideo(f"{name}: {describe_error(error)}", error_kind(error)) from error
+        reason = f"{_name_source(source)}: {demux.describe_error(error)}"
+        raise BadVideo(reason, demux.error_kind(error)) from error
 
 
 class VideoReader:
@@ -127,7 +121,7 @@ class VideoReader:
             index = frame_index.build_index(source, stream)
         else:
             for packet in demux.demux(stream):
-                frame_index.prime_decoder(stream, packet)
+                demux.prime_decoder(stream, packet)
                 break
         self.index = index
         numbers = frame_index.frames_between(index.times, stream, start, end)
@@ -157,26 +151,11 @@ class VideoReader:
                 yield number - self._first, frame
 
 
-def describe_error(error: Exception) -> str:
-    """Describes an error that a file system or decoder raised, without its error number."""
-    text, log = getattr(error, "strerror", None) or str(error), getattr(error, "log", None)
-    detail = log[2].strip() if log else ""
-    if error.errno in DECODER_ERRNOS and detail:
-        return detail
-    return f"{text} ({detail})" if detail else text
-
-
-def error_kind(error: Exception) -> str:
-    """Returns the `BadVideo.kind` for an error that a file system or decoder raised."""
-    if isinstance(error, av.FFmpegError) and error.errno in DECODER_ERRNOS:
-        return "corrupt"
-    if isinstance(error, FileNotFoundError):
-        return "missing"
-    if isinstance(error, PermissionError):
-        return "permission"
-    if isinstance(error, av.EOFError):
-        return "truncated"
-    return "unreadable" if isinstance(error, OSError) else "corrupt"
+def _name_source(source) -> str:
+    """Returns the name of a source for error messages, without secrets from its URL."""
+    if isinstance(source, bytes):
+        return f"{len(source)} bytes"
+    return sanitize.redact_urls(str(source.name if hasattr(source, "read") else source))
 
 
 def _seek_and_decode(stream, index: PacketIndex, requested: Sequence[int]):

@@ -1,8 +1,10 @@
 """Opens video files and reads the packets of their video stream."""
 
 import contextlib
+import errno
 import itertools
 import os
+import re
 import traceback
 from collections.abc import Iterator
 
@@ -36,6 +38,10 @@ SEGMENT = (
     b"\x18\x53\x80\x67"  # ID of the Matroska element that contains everything after the file header
 )
 HEAD_BYTES = 4096  # bytes read from a file to find that element
+X264_BUILD = re.compile(rb"x264 - core (\d+)")
+X264_EXACT = 151  # older builds deviate from the standard, so the decoder must know the build
+# Operating system errors that FFmpeg also raises for settings that a decoder rejects.
+DECODER_ERRNOS = (errno.EPERM, errno.EINVAL)
 
 
 class BadVideo(Exception):  # noqa: N818, short because it is used everywhere
@@ -49,6 +55,28 @@ class BadVideo(Exception):  # noqa: N818, short because it is used everywhere
     def __init__(self, text: str, kind: str = "corrupt"):
         super().__init__(text)
         self.kind = kind
+
+
+def describe_error(error: Exception) -> str:
+    """Describes an error that a file system or decoder raised, without its error number."""
+    text, log = getattr(error, "strerror", None) or str(error), getattr(error, "log", None)
+    detail = log[2].strip() if log else ""
+    if error.errno in DECODER_ERRNOS and detail:
+        return detail
+    return f"{text} ({detail})" if detail else text
+
+
+def error_kind(error: Exception) -> str:
+    """Returns the `BadVideo.kind` for an error that a file system or decoder raised."""
+    if isinstance(error, av.FFmpegError) and error.errno in DECODER_ERRNOS:
+        return "corrupt"
+    if isinstance(error, FileNotFoundError):
+        return "missing"
+    if isinstance(error, PermissionError):
+        return "permission"
+    if isinstance(error, av.EOFError):
+        return "truncated"
+    return "unreadable" if isinstance(error, OSError) else "corrupt"
 
 
 @contextlib.contextmanager
@@ -176,6 +204,25 @@ def _demux(container, streams: list[av.VideoStream]) -> Iterator[av.Packet]:
         for packet in packets:
             if packet.size:
                 yield packet
+
+
+def prime_decoder(stream, packet) -> None:
+    """Passes the first packet to an H.264 decoder that needs it even to decode later frames."""
+    is_h264 = stream.codec_context.codec.canonical_name == "h264"
+    if is_h264 and needs_first_packet(bytes(memoryview(packet)[:4096])):
+        try:
+            packet.decode()
+        except av.FFmpegError:
+            return  # reported where the packet's frame is requested
+
+
+def needs_first_packet(packet: bytes) -> bool:
+    """Returns whether an H.264 decoder must receive the first packet before any seek.
+
+    Only this packet contains the x264 build number, and old builds encode some formats differently.
+    """
+    build = X264_BUILD.search(packet)
+    return build is not None and int(build[1]) < X264_EXACT
 
 
 def decode_all(stream) -> Iterator[tuple[int, av.VideoFrame]]:

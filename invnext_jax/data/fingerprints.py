@@ -15,7 +15,6 @@ import numpy as np
 
 from invnext_jax.data import video_io
 from invnext_jax.data.manifest import Manifest
-from invnext_jax.synthetic_world import urls
 
 _THREADS = 16  # hides the latency of network file systems
 _GROUP = 16 * _THREADS  # number of files that are read before the next ones are started
@@ -82,7 +81,7 @@ def _spread(row_b: np.ndarray, count: int) -> np.ndarray:
 
 
 def _is_local(path: str) -> bool:
-    return not video_io.is_remote(path) and not urls.is_world(path)
+    return not video_io.is_remote(path) and not video_io.is_world(path)
 
 
 def _digest_group(paths: Sequence[str], seconds: float) -> list[str]:

@@ -121,16 +121,6 @@ def build_index(source, stream) -> PacketIndex:
     return PacketIndex(tuple(ordered), tuple(key_times), delay, is_decoded=False)
 
 
-def prime_decoder(stream, packet) -> None:
-    """Passes the first packet to an H.264 decoder that needs it even to decode later frames."""
-    is_h264 = stream.codec_context.codec.canonical_name == "h264"
-    if is_h264 and packet_headers.needs_first_packet(bytes(memoryview(packet)[:4096])):
-        try:
-            packet.decode()
-        except av.FFmpegError:
-            return  # reported where the packet's frame is requested
-
-
 def _scan_packets(stream) -> _PacketScan:
     codec, extradata = stream.codec_context.codec.canonical_name, stream.codec_context.extradata
     extradata = extradata or b""
@@ -140,7 +130,7 @@ def _scan_packets(stream) -> _PacketScan:
     for packet in demux.demux(stream):
         time = packet.pts
         if not packets:
-            prime_decoder(stream, packet)
+            demux.prime_decoder(stream, packet)
             first_time = time
             is_exact = is_exact and is_intra_packet(stream, packet)
             if codec == "h264":

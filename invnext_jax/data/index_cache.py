@@ -91,7 +91,6 @@ def open_video(
     *,
     start: float | None = None,
     end: float | None = None,
-    name: str = "",
 ) -> Iterator[decode.VideoReader]:
     """Opens a video of a manifest with its cached index; see `decode.open_video`.
 
@@ -100,7 +99,6 @@ def open_video(
         record: Position of the video in the shard; None for a file.
         start: Start in seconds after the first frame. None is the beginning.
         end: Exclusive end in seconds after the first frame. None is the end.
-        name: Name of the video in error messages.
 
     Yields:
         The reader.
@@ -113,7 +111,7 @@ def open_video(
         if isinstance(source, io.FileIO):  # a local file
             version = file_version(os.fstat(source.fileno()))
             index = CACHE.get(path, version)
-        with decode.open_video(source, start=start, end=end, name=name, index=index) as video:
+        with decode.open_video(source, start=start, end=end, index=index) as video:
             if version is not None:
                 CACHE.put(path, version, video.index)
             yield video

@@ -143,7 +143,7 @@ def hash_manifests(names: str) -> str:
     """
     hashes = [
         hashlib.sha256(name.encode()).hexdigest()
-        if urls.is_world(name)
+        if video_io.is_world(name)
         else video_io.hash_files([name])
         for name in split_names(names)
     ]
@@ -170,7 +170,7 @@ def read_manifest(
     if not any(names):
         raise UserError("no manifest given: set config.data.manifest to a CSV file of videos")
     parts = [
-        _make_world_rows(name) if urls.is_world(name) else _read_file(_find_file(name), rules)
+        _make_world_rows(name) if video_io.is_world(name) else _read_file(_find_file(name), rules)
         for name in names
     ]
     return parts[0] if len(parts) == 1 else _concatenate(",".join(names), parts)

@@ -4,7 +4,6 @@ A packet contains one frame that is shown, except in streams with separately cod
 frames. The headers of the bit stream reveal these exceptions without decoding.
 """
 
-import re
 from collections.abc import Callable, Iterator
 
 MIN_MPEG4_BYTES = 16  # smaller packets may be placeholders for frames that are not coded
@@ -13,8 +12,6 @@ HEVC_IRAP = range(16, 24)  # types of NAL units at which decoding can start
 # H.264 profiles whose parameter sets contain the chroma format and scaling lists.
 H264_CHROMA_PROFILES = (100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135)
 MAX_SPS_BYTES = 4096  # a longer parameter set is damaged; reading all its bits would take long
-X264_BUILD = re.compile(rb"x264 - core (\d+)")
-X264_EXACT = 151  # older builds deviate from the standard, so the decoder must know the build
 
 
 class _Bits:
@@ -107,15 +104,6 @@ def may_have_fields(extradata: bytes, packet: bytes) -> bool:
         return not sets or not all(map(_has_only_frames, sets))
     except ValueError:
         return True
-
-
-def needs_first_packet(packet: bytes) -> bool:
-    """Returns whether an H.264 decoder must receive the first packet before any seek.
-
-    Only this packet contains the x264 build number, and old builds encode some formats differently.
-    """
-    build = X264_BUILD.search(packet)
-    return build is not None and int(build[1]) < X264_EXACT
 
 
 def _has_only_frames(unit: bytes) -> bool:

@@ -85,7 +85,7 @@ def load_in_worker(
             worker,
             (record, seeds),
             others,
-            name=record.name,
+            name_file=lambda video, _: video.name,
             is_read_error=_is_read_error,
             monitor=monitor,
         )
@@ -110,7 +110,7 @@ def call_with_retries(
     task: tuple,
     others: Iterator[tuple],
     *,
-    name: str,
+    name_file: Callable[..., str],
     is_read_error: Callable[[Any], bool],
     monitor: StorageMonitor,
 ) -> Any:
@@ -121,7 +121,7 @@ def call_with_retries(
         task: Arguments of the worker's function.
         others: Iterator of tasks that read other files of the same storage. When it is exhausted,
             the storage counts as unavailable until `task` succeeds.
-        name: Name of the file in messages.
+        name_file: Function that returns the name of a task's file, for messages.
         is_read_error: Function that returns whether a result is a failed read.
         monitor: Counter of failed reads.
 
@@ -143,6 +143,7 @@ def call_with_retries(
         except ReadStalledError as stalled:
             error = stalled
         monitor.count()
+        name = name_file(*task)
         problem = "does not return" if error else "failed"
         monitor.log("a read of %s %s; reading another file to test the storage", name, problem)
         answered_before, answered = answered, _answers(worker, next(others, None), is_read_error)

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, TextIO
 
 import fsspec
 
-from invnext_jax.data import decode, shards
+from invnext_jax.data import demux, shards
 from invnext_jax.errors import UserError
 from invnext_jax.synthetic_world import urls
 from invnext_jax.workers.read_clock import reading
@@ -30,6 +30,11 @@ _PROTOCOL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 def is_remote(name: str) -> bool:
     """Returns whether `name` refers to a file on a remote file system."""
     return _PROTOCOL.match(name) is not None
+
+
+def is_world(name: str) -> bool:
+    """Returns whether the name of a manifest or a video is a `world:` URL."""
+    return name.startswith(urls.SCHEME)
 
 
 def protocol_of(name: str) -> str:
@@ -76,7 +81,7 @@ def join(folder: str, name: str) -> str:
 
 def absolute(name: str) -> str:
     """Makes a local path absolute. Names of remote files and rendered worlds do not change."""
-    return name if is_remote(name) or urls.is_world(name) else os.path.abspath(name)
+    return name if is_remote(name) or is_world(name) else os.path.abspath(name)
 
 
 def folder_of(name: str) -> str:
@@ -128,7 +133,7 @@ def open_remote(name: str) -> io.RawIOBase:
 
 
 @contextlib.contextmanager
-def open_source(name: str, record: int | None = None) -> Iterator[bytes | BinaryIO]:
+def open_source(name: str, record: int | None = None) -> Iterator[BinaryIO]:
     """Opens a video of a manifest as a source for `decode.open_video`.
 
     Args:
@@ -136,13 +141,13 @@ def open_source(name: str, record: int | None = None) -> Iterator[bytes | Binary
         record: Position of the video in the shard; None for a file.
 
     Yields:
-        The bytes of a record, or an open file.
+        The open file, or a file in memory with the bytes of the record.
 
     Raises:
         BadVideo: The video cannot be opened; or, at the end of the `with` block, a read has failed.
     """
     if record is not None:
-        yield shards.read_video(name, record)
+        yield _RecordFile(name, record)
         return
     try:
         file = open_remote(name) if is_remote(name) else _LocalFile(name)
@@ -155,7 +160,7 @@ def open_source(name: str, record: int | None = None) -> Iterator[bytes | Binary
     with file:
         try:
             yield file
-        except (decode.BadVideo, ValueError, ArithmeticError):
+        except (demux.BadVideo, ValueError, ArithmeticError):
             _check_reads(name, file)  # demuxers may report a failed read as a truncated file
             raise
         _check_reads(name, file)
@@ -166,8 +171,20 @@ def _check_reads(name: str, file: "_LocalFile | _RemoteFile") -> None:
         raise _bad_video(name, file.read_error) from file.read_error
 
 
-def _bad_video(name: str, error: OSError) -> decode.BadVideo:
-    return decode.BadVideo(f"{name}: {error.strerror or error}", decode.error_kind(error))
+def _bad_video(name: str, error: OSError) -> demux.BadVideo:
+    return demux.BadVideo(f"{name}: {error.strerror or error}", demux.error_kind(error))
+
+
+class _RecordFile(io.BytesIO):
+    """The bytes of a video in a shard.
+
+    Attributes:
+        name: Name of the video in messages.
+    """
+
+    def __init__(self, path: str, record: int):
+        super().__init__(shards.read_video(path, record))
+        self.name = shards.name_video(path, record)
 
 
 class _LocalFile(io.FileIO):

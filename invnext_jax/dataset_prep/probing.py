@@ -122,8 +122,8 @@ def _probe(path: str, source: BinaryIO, version: index_cache.Version) -> VideoPr
     try:
         fields = _read_header(path, source)
     except (av.FFmpegError, OSError) as error:
-        raise decode.BadVideo(f"{path}: {decode.describe_error(error)}") from error
-    with decode.open_video(source, name=path) as video:
+        raise decode.BadVideo(f"{path}: {demux.describe_error(error)}") from error
+    with decode.open_video(source) as video:
         fields |= _read_timing(video, fields["fps"])
         keys = [bisect.bisect_left(video.index.times, key) for key in video.index.key_times] or [0]
         pictures = _decode_ends(video, keys, fields)
@@ -222,18 +222,15 @@ def _check_seeks(
     expected = {keys[-1]: pictures[keys[-1]]}
     if early:
         sequential = dataclasses.replace(index, key_times=())
-        expected[early] = _read_picture(path, source, early, sequential)
+        expected[early] = _read_picture(source, early, sequential)
     for number, picture_hwc in expected.items():
-        if number and not np.array_equal(_read_picture(path, source, number, index), picture_hwc):
+        if number and not np.array_equal(_read_picture(source, number, index), picture_hwc):
             reason = f"a seek to frame {number} leads to a different picture than decoding in order"
             raise decode.BadVideo(f"{path}: {reason}")
 
 
-def _read_picture(
-    path: str, source: BinaryIO, number: int, index: decode.PacketIndex
-) -> np.ndarray:
-    options = {"short_side": CHECK_SIDE, "index": index, "name": path}
-    return decode.read_frames(source, lambda _: [number], **options)[0]
+def _read_picture(source: BinaryIO, number: int, index: decode.PacketIndex) -> np.ndarray:
+    return decode.read_frames(source, lambda _: [number], short_side=CHECK_SIDE, index=index)[0]
 
 
 def _has_data(packet: av.Packet) -> bool:

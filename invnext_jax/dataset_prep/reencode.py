@@ -94,7 +94,7 @@ class Reencoder:
         name = shards.name_video(path, record)
         try:
             window = {"start": start, "end": end}
-            with index_cache.open_video(path, record, **window, name=name) as video:
+            with index_cache.open_video(path, record, **window) as video:
                 return self._encode(video)
         except decode.BadVideo as error:
             return {"reason": str(error).removeprefix(f"{name}: "), "kind": error.kind}

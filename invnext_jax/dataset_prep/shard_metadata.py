@@ -22,7 +22,6 @@ from invnext_jax.dataset_prep.shard_writer import (
     write_text,
 )
 from invnext_jax.errors import UserError
-from invnext_jax.synthetic_world import urls
 
 VERSION = "1.0.0"
 
@@ -93,7 +92,7 @@ def copy_class_names(manifests: Sequence[str], path: epath.Path) -> None:
     """Writes the class names to `path` if all manifests have class names that do not conflict."""
     ids: dict[str, int] = {}
     for name in manifests:
-        local = not video_io.is_remote(name) and not urls.is_world(name)
+        local = not video_io.is_remote(name) and not video_io.is_world(name)
         own = labels_lib.read_of_manifest(name) if local else None
         if own is None:
             return

@@ -40,7 +40,6 @@ from invnext_jax.dataset_prep.shard_writer import (
 )
 from invnext_jax.errors import UserError
 from invnext_jax.monitoring.progress import ProgressMeter
-from invnext_jax.synthetic_world import urls
 
 FORMAT = 1  # increase it when the same settings produce different shards
 ROWS_PER_SHARD, MIN_SHARDS = 256, 16  # defaults
@@ -135,7 +134,7 @@ def _make_plan(
     if not manifest:
         raise UserError("no manifest: set --manifest to a CSV file of videos")
     files = tuple(video_io.absolute(name) for name in manifest_lib.list_manifests(manifest))
-    rendered = [name for name in files if urls.is_world(name)]
+    rendered = [name for name in files if video_io.is_world(name)]
     if rendered:
         raise UserError(f"{rendered[0]} is rendered, so it has no files to encode: remove it")
     out = video_io.absolute(out)

@@ -67,7 +67,7 @@ def map_in_workers(
                 worker,
                 tasks[index],
                 others,
-                name=paths[index],
+                name_file=lambda path, *_: path,
                 is_read_error=is_read_error,
                 monitor=monitor,
             )

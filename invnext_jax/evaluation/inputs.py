@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from invnext_jax.checkpointing import run_metadata
-from invnext_jax.data import fingerprints, pipeline
+from invnext_jax.data import fingerprints, pipeline, video_io
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data.access_rules import AccessRules
 from invnext_jax.evaluation import features
@@ -22,7 +22,6 @@ from invnext_jax.evaluation.feature_cache import FeatureCache, feature_key
 from invnext_jax.evaluation.features import VideoFeatures
 from invnext_jax.evaluation.frozen_encoder import FrozenEncoder
 from invnext_jax.monitoring.progress import ProgressMeter
-from invnext_jax.synthetic_world import urls
 
 SPLITS = {"train": "training", "val": "held-out"}  # the values are used in messages
 _METER_FILES = 10_000  # from this number of files on, the progress of `hash_videos` is shown
@@ -144,7 +143,7 @@ def hash_videos(names: str, rules: AccessRules, seconds: float) -> str:
       rules: rules for which files the rows may refer to.
       seconds: time limit, see `fingerprints.digest_files`.
     """
-    local = [name for name in manifest_lib.split_names(names) if not urls.is_world(name)]
+    local = [name for name in manifest_lib.split_names(names) if not video_io.is_world(name)]
     paths = fingerprints.list_files(manifest_lib.read_manifest(local, rules)) if local else []
     digest = hashlib.sha256()
     with ProgressMeter(len(paths), "file", quiet=len(paths) < _METER_FILES) as meter:

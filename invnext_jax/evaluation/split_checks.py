@@ -103,7 +103,7 @@ def check_class_names(
     nameless = collections.defaultdict(list)
     for name in [*_parts(config.train_manifest), *_parts(config.val_manifest)]:
         columns = _label_columns(name)
-        local = not urls.is_world(name) and not video_io.is_remote(name)
+        local = not video_io.is_world(name) and not video_io.is_remote(name)
         ids = labels_lib.read_of_manifest(name) if local else None
         named = _column_of_names(columns)
         for task in tasks:
@@ -132,7 +132,7 @@ def _parts(names: str) -> list[str]:
 
 
 def _label_columns(name: str) -> list[str]:
-    if urls.is_world(name):  # reading the labels of a large world takes a long time
+    if video_io.is_world(name):  # reading the labels of a large world takes a long time
         return [manifest_lib.LABEL_PREFIX + task for task in urls.parse(name).spec.classes]
     return list(manifest_lib.read_manifest(name).labels)
 
@@ -194,7 +194,7 @@ def _names(part: Manifest) -> Iterator[tuple[Any, int]]:
     """Yields a key for the name of each row. In a rendered world, it omits the number of clips."""
     specs = {}
     for path, record in zip(part.paths, part.record.tolist(), strict=True):
-        if urls.is_world(path):
+        if video_io.is_world(path):
             world, _, clip = path.partition("#")
             if world not in specs:
                 specs[world] = urls.parse(world).spec
@@ -210,7 +210,7 @@ def _sizes(part: Manifest, rows: Iterable[int]) -> dict[int, Any]:
         path = part.paths[row]
         if part.record[row] != manifest_lib.NO_RECORD:
             sizes[row] = "record"
-        elif not video_io.is_remote(path) and not urls.is_world(path):
+        elif not video_io.is_remote(path) and not video_io.is_world(path):
             if path not in known:
                 known[path] = _size(path)
             if known[path] is not None:

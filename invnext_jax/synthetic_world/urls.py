@@ -30,11 +30,6 @@ class World:
     videos: int
 
 
-def is_world(name: str) -> bool:
-    """Returns whether the name of a manifest or a video is a `world:` URL."""
-    return name.startswith(SCHEME)
-
-
 def parse(name: str) -> World:
     """Parses a `world:` URL.
 

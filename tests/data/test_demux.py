@@ -190,3 +190,9 @@ def test_a_still_picture_is_refused(codec, tmp_path):
         container.mux(stream.encode())
     with pytest.raises(demux.BadVideo, match="not a supported video container"):
         decode.read_frames(path, range)
+
+
+def test_only_old_builds_of_x264_need_the_first_packet():
+    for build, needed in ((67, True), (148, True), (150, True), (151, False), (164, False)):
+        assert demux.needs_first_packet(b"\0x264 - core %d r1" % build) == needed
+    assert not demux.needs_first_packet(b"Lavc62")

@@ -89,12 +89,6 @@ def test_fields_are_possible_in_interlaced_h264_only(interlaced, ending, pix_fmt
         assert packet_headers.may_have_fields(extradata, bytes(packet)) == interlaced
 
 
-def test_only_old_builds_of_x264_need_the_first_packet():
-    for build, needed in ((67, True), (148, True), (150, True), (151, False), (164, False)):
-        assert packet_headers.needs_first_packet(b"\0x264 - core %d r1" % build) == needed
-    assert not packet_headers.needs_first_packet(b"Lavc62")
-
-
 @pytest.mark.parametrize("codec", ["h264", "hevc"])
 def test_a_short_header_of_a_stream_has_no_key_frame(codec):
     for length in (1, 4):

@@ -33,7 +33,7 @@ def run(worker, others=("b", "c")):
             worker,
             ("a",),
             itertools.cycle((name,) for name in others),
-            name="a",
+            name_file=lambda name: name,
             is_read_error=lambda result: result == "I/O error",
             monitor=monitor,
         )

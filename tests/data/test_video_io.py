@@ -108,7 +108,7 @@ def test_names_of_videos_are_resolved_against_the_manifest(memory, tmp_path):
 
 def read_frames(name, pick):
     with video_io.open_source(name) as source:
-        return decode.read_frames(source, pick, name=name)
+        return decode.read_frames(source, pick)
 
 
 @pytest.mark.parametrize(
