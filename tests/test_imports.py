@@ -92,7 +92,7 @@ LAYERS = {
         {"video_list", "folder_scan"},
     ],
     "dataset_prep": [
-        {"sharding", "tfds_index"},
+        {"sharding", "tfds_index", "waymo"},
         {"shard_metadata", "shard_runner"},
         {"indexing", "shard_writer"},
         {"probe_cache", "duplicates"},

@@ -105,12 +105,6 @@ def _parse_track(track: Any) -> tuple[np.ndarray, np.ndarray]:
     return frame_n.astype(np.int64), box_n4
 
 
-def format_line(video: str, fps: float, height: int, width: int, tracks: dict[str, dict]) -> str:
-    """Formats a line of the file; `tracks` maps names to `frames` and `boxes` in pixels."""
-    line = {"video": video, "fps": fps, "width": width, "height": height, "tracks": tracks}
-    return json.dumps(line) + "\n"
-
-
 def read_tracks(path: str | os.PathLike) -> list[VideoTracks]:
     """Reads all videos of a file. Damaged lines are logged and skipped.
 

@@ -51,14 +51,11 @@ def test_starts_are_apart(tracks_file):
 
 
 def test_crop_keeps_only_boxes_inside(tmp_path):
-    line = boxes_jsonl.format_line(
-        "folder", 10.0, 100, 200,
-        {
-            "in": {"frames": [0, 1], "boxes": [[50, 0, 150, 100], [60, 10, 80, 30]]},
-            "out": {"frames": [0, 1], "boxes": [[0, 0, 40, 100], [160, 0, 200, 9]]},
-        },
-    )  # fmt: skip
-    (tmp_path / "boxes.jsonl").write_text(line)
+    inside = {"frames": [0, 1], "boxes": [[50, 0, 150, 100], [60, 10, 80, 30]]}
+    outside = {"frames": [0, 1], "boxes": [[0, 0, 40, 100], [160, 0, 200, 9]]}
+    line = {"video": "folder", "fps": 10, "width": 200, "height": 100}
+    line["tracks"] = {"in": inside, "out": outside}
+    (tmp_path / "boxes.jsonl").write_text(json.dumps(line))
     rules = WindowRules(frames=2, fps=None, min_together=1)
     truth = BoxTracks(tmp_path / "boxes.jsonl", rules=rules)
     for number in range(2):
