@@ -1,0 +1,134 @@
+"""Choice of one head of a grid of learning rates and weight decays.
+
+Published probes often report the head that is best on the evaluated videos. This estimate is too
+high, so the head that is best on held-out training videos is reported first, and both are labelled.
+
+Shape key: g heads of the grid, b videos, v views (crops of videos), k classes.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from invnext_jax.evaluation.evaluators.evaluator import Row
+from invnext_jax.evaluation.metrics.classification import is_in_top
+from invnext_jax.evaluation.metrics.intervals import binomial_standard_error
+
+BEST_ON_VAL = "best on val"  # in the column `input` of the rows
+
+
+@dataclasses.dataclass(frozen=True)
+class GridScores:
+    """Class probabilities of all heads of a grid for one split and task.
+
+    Attributes:
+      prob_gbk: float class probabilities, averaged over the views of a video.
+      labels_b: int labels, not negative.
+      index_b: rows of the videos in the manifest.
+    """
+
+    prob_gbk: np.ndarray
+    labels_b: np.ndarray
+    index_b: np.ndarray
+
+    @property
+    def correct_gb(self) -> np.ndarray:
+        """Whether the class with the highest probability is the label."""
+        return np.stack([is_in_top(prob_bk, self.labels_b) for prob_bk in self.prob_gbk])
+
+    @property
+    def top1_g(self) -> np.ndarray:
+        """Accuracy of each head, in [0, 1]."""
+        return self.correct_gb.mean(axis=1)
+
+
+def hold_out_rows(count: int, share: float, seed: int) -> np.ndarray:
+    """Returns which of `count` rows of a manifest are held out from training, bool [count].
+
+    The choice depends on nothing else, so that it is the same if videos cannot be read. At least
+    one row is held out and one is not.
+    """
+    held = np.zeros(count, bool)
+    number = min(max(1, round(share * count)), count - 1)
+    held[np.random.default_rng(seed).permutation(count)[:number]] = True
+    return held
+
+
+def average_views(
+    prob_gvk: np.ndarray, labels_v: np.ndarray, index_v: np.ndarray
+) -> GridScores | None:
+    """Averages the class probabilities of the views of each video.
+
+    Args:
+      prob_gvk: float class probabilities.
+      labels_v: int labels; videos without a label (a negative number) are left out.
+      index_v: rows of the videos in the manifest; negative for padding.
+
+    Returns:
+      The scores in manifest order, or None if no video has a label.
+    """
+    used_v = (labels_v >= 0) & (index_v >= 0)
+    if not used_v.any():
+        return None
+    index_b, first_b, video_v = np.unique(index_v[used_v], return_index=True, return_inverse=True)
+    prob_gvk = np.asarray(prob_gvk, np.float64)[:, used_v]
+    total_gbk = np.zeros((len(prob_gvk), len(index_b), prob_gvk.shape[-1]))
+    np.add.at(total_gbk, (slice(None), video_v), prob_gvk)
+    views_b = np.bincount(video_v)
+    labels_b = labels_v[used_v][first_b]
+    return GridScores(total_gbk / views_b[None, :, None], labels_b, index_b)
+
+
+def make_grid_rows(
+    held_out: GridScores,
+    val: GridScores,
+    grid: Sequence[Mapping[str, float]],
+    *,
+    evaluator: str,
+    name: str,
+    what: str,
+    task: str,
+    **details: Any,
+) -> tuple[list[Row], np.ndarray]:
+    """Makes the rows of a task: the head that is best on held-out training videos, and on val.
+
+    Equal accuracies are resolved in favor of the head that comes first in the grid.
+
+    Args:
+      held_out: scores on held-out training videos.
+      val: scores on the evaluated videos.
+      grid: options of each head, for example {"learning_rate": 1e-3, "weight_decay": 0.01}.
+      evaluator: see `Row`.
+      name: see `Row`.
+      what: input of the first row, see `Row`. The second one is `<what>, best on val`.
+      task: see `Row`.
+      details: further fields of both rows.
+
+    Returns:
+      The two rows, and whether the first head is right for each video of `val`, bool [b].
+    """
+    top1 = {"held_out_top1": held_out.top1_g, "val_top1": val.top1_g}
+    heads = [
+        {**options, **{key: float(value[i]) for key, value in top1.items()}}
+        for i, options in enumerate(grid)
+    ]
+    best = int(np.argmax(held_out.top1_g)), int(np.argmax(val.top1_g))
+    rows = []
+    for number, label in zip(best, (what, f"{what}, {BEST_ON_VAL}"), strict=True):
+        value = float(val.top1_g[number])
+        rows.append(
+            Row(
+                evaluator=evaluator,
+                name=name,
+                input=label,
+                task=task,
+                metric="top1",
+                value=value,
+                standard_error=binomial_standard_error(value, len(val.labels_b)),
+                n=len(val.labels_b),
+                details={**heads[number], "grid": heads, **details},
+            )
+        )
+    return rows, val.correct_gb[best[0]]
