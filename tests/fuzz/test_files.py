@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from invnext_jax import json_file, sanitize
-from invnext_jax.data import access_rules, packet_headers, video_io
+from invnext_jax.data import access_rules, demux, packet_headers, video_io
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.dataset_prep import tfds_metadata
 from invnext_jax.errors import UserError
@@ -276,7 +276,7 @@ HEADER = st.one_of(
 def test_headers_of_packets(extradata, packet, codec):
     assert packet_headers.starts_with_intra(codec, extradata, packet) in (True, False)
     assert packet_headers.may_have_fields(extradata, packet) in (True, False)
-    assert packet_headers.needs_first_packet(packet) in (True, False)
+    assert demux.needs_first_packet(packet) in (True, False)
     count = packet_headers.frame_counter(codec)
     assert count is None or 0 <= count(memoryview(packet)) <= 8
 
