@@ -68,8 +68,8 @@ LAYERS = {
     "data": [
         {"pipeline"},
         {"train_dataset"},
-        {"storage_retries"},
-        {"bad_videos", "mixture", "batch_buffer"},
+        {"storage_retries", "train_iterator"},
+        {"bad_videos"},
         {"clips", "fingerprints"},
         {"manifest", "index_cache"},
         {"access_rules"},

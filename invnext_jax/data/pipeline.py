@@ -19,9 +19,8 @@ from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data.access_rules import AccessRules
 from invnext_jax.data.bad_videos import BadVideoTracker
 from invnext_jax.data.clips import BY_SOURCE_FIELDS, BadClip, LoadClip
-from invnext_jax.data.mixture import Mixture
 from invnext_jax.data.storage_retries import StorageMonitor, load_in_worker, protocols_of
-from invnext_jax.data.train_dataset import TrainDataset
+from invnext_jax.data.train_dataset import Mixture, TrainDataset
 from invnext_jax.errors import UserError
 from invnext_jax.workers.process_worker import count_cores
 from invnext_jax.workers.worker_pool import SupervisedWorker, open_pool

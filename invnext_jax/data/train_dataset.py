@@ -1,4 +1,8 @@
-"""Infinite, resumable stream of training batches, in which substitutes replace bad videos.
+"""The order of the training videos, and the loading of their clips.
+
+The order is infinite. It has each row equally often, or each source in a given share. A source is
+reshuffled after each pass over it. Any position of the order can be computed without computing the
+earlier positions.
 
 Batch n of a run contains the global clips n * B to (n + 1) * B - 1, and each process loads those at
 its positions. The video of a global clip and its augmentation depend only on the seed and the
@@ -7,42 +11,159 @@ substitute depends on the same two numbers. Each group of `repeats` consecutive 
 video, which is decoded once. A group is the unit of work. See docs/data.md.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+import collections
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import grain
 import numpy as np
 
 from invnext_jax.data import fingerprints
+from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data.bad_videos import BadVideoTracker
-from invnext_jax.data.batch_buffer import BatchBuffer
-from invnext_jax.data.clips import BadClip
-from invnext_jax.data.mixture import Mixture
+from invnext_jax.data.clips import BadClip, make_rng
 from invnext_jax.data.storage_retries import StorageMonitor, load_in_worker, protocols_of
+from invnext_jax.data.train_iterator import BatchBuffer, GroupResult, TrainIterator
 from invnext_jax.errors import UserError
-from invnext_jax.workers.process_worker import count_cores
-from invnext_jax.workers.worker_pool import (
-    IN_PROCESS_THREADS,
-    OrderedPool,
-    SupervisedWorker,
-    open_pool,
-)
+from invnext_jax.workers.worker_pool import OrderedPool, SupervisedWorker, open_pool
 
 MAX_TRIES = 100  # maximum number of videos tried for one position in a batch
 WORKER_FAILURES = ("time limit", "worker died")  # reasons that may have taken the full timeout
 MAX_WORKER_FAILURES = 5  # maximum number of tries in which the worker hangs or dies
-CLIP_STREAM = 0  # random stream; see also `mixture.SUBSTITUTE_STREAM`
+CLIP_STREAM, SUBSTITUTE_STREAM = 0, 1  # random streams
+MAX_TABLE_ROWS = 20
+WEIGHT_STEPS = 100  # weights are rounded to multiples of the smallest weight / 100
 
 
-class GroupResult(NamedTuple):
-    """Result of loading a group of clips.
+class VideoFileSource:
+    """A grain data source of all or selected rows of a manifest.
 
-    Attributes:
-        batch: The batch to which the clips were written, or None if all tried videos are bad.
-        bad_clips: The bad videos among those tried.
+    Args:
+        manifest: The manifest.
+        rows: Numbers of the selected rows, in order. None selects all rows.
     """
 
-    batch: dict[str, np.ndarray] | None
-    bad_clips: list[BadClip]
+    def __init__(self, manifest: manifest_lib.Manifest, rows: Sequence[int] | None = None):
+        self.manifest = manifest
+        self._rows = range(len(manifest)) if rows is None else rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> manifest_lib.VideoRecord:
+        return self.manifest[int(self._rows[index])]
+
+    def __repr__(self) -> str:
+        return f"VideoFileSource(rows={len(self)})"
+
+
+class Mixture:
+    """Infinite order of a manifest's rows.
+
+    Args:
+        manifest: The manifest.
+        weights: A (source, weight) pair for each `source` in the manifest. If empty, all rows occur
+            equally often.
+        seed: Seed of the order.
+
+    Attributes:
+        manifest: The manifest.
+        shares: Maps the name of each source to its share of the videos.
+
+    Raises:
+        UserError: A source has no weight, a weight has no source, or a weight is not a positive
+            number.
+    """
+
+    def __init__(
+        self, manifest: manifest_lib.Manifest, weights: Sequence[tuple[str, float]], seed: int
+    ):
+        self.manifest, self._seed = manifest, seed
+        self._counts = collections.Counter(manifest.sources)
+        if not weights:
+            source = grain.MapDataset.source(VideoFileSource(manifest))
+            self._order = source.seed(seed).shuffle().repeat()
+            self._rows, self._probabilities = [range(len(manifest))], np.ones(1)
+            self.shares = {name: n / len(manifest) for name, n in self._counts.items()}
+            return
+        names = _check_weights(weights, self._counts)
+        least = min(weight for _, weight in weights)
+        parts = np.array([round(WEIGHT_STEPS * weight / least) for _, weight in weights], object)
+        self._rows = _rows_by_source(manifest, names)
+        self._probabilities = (parts / parts.sum()).astype(float)
+        self.shares = dict(zip(names, self._probabilities.tolist(), strict=True))
+        shuffled = []
+        for number, rows in enumerate(self._rows):
+            source = grain.MapDataset.source(VideoFileSource(manifest, rows))
+            source_seed = int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
+            shuffled.append(source.seed(source_seed).shuffle().repeat())
+        self._order = grain.MapDataset.mix(shuffled, weights=parts.tolist())
+
+    def get_video(self, position: int, attempt: int = 0) -> manifest_lib.VideoRecord:
+        """Returns the video at a position, or one of its substitutes if `attempt` is positive."""
+        if not attempt:
+            return self._order[position]
+        rng = make_rng(self._seed, position, attempt, SUBSTITUTE_STREAM)
+        source = rng.choice(len(self._rows), p=self._probabilities) if len(self._rows) > 1 else 0
+        rows = self._rows[source]
+        return self.manifest[int(rows[int(rng.integers(len(rows)))])]
+
+    def table(self, clips: int) -> str:
+        """Formats a table of the sources for a run of `clips` clips.
+
+        Its columns are the rows, the share of the clips, and the epochs (clips / rows).
+        """
+        width = max(len("source"), *(len(name) for name in self.shares))
+        lines = [f"{'source':{width}} {'rows':>11} {'share':>8} {'epochs':>8}"]
+        for name, share in list(self.shares.items())[:MAX_TABLE_ROWS]:
+            epochs = share * clips / self._counts[name]
+            lines.append(f"{name:{width}} {self._counts[name]:11,} {share:8.2%} {epochs:8.2f}")
+        if len(self.shares) > MAX_TABLE_ROWS:
+            lines.append(f"and {len(self.shares) - MAX_TABLE_ROWS} more")
+        return "\n".join(lines)
+
+
+def _check_weights(weights: Sequence[tuple[str, float]], counts: collections.Counter) -> list[str]:
+    """Returns the names of the weighted sources."""
+    for pair in weights:
+        if not _is_pair(pair):
+            raise UserError(
+                f"config.data.weights: {pair!r} must be a source and a weight above 0, such as "
+                "('ssv2', 0.5)"
+            )
+    names = [name for name, _ in weights]
+    repeated = [name for name, count in collections.Counter(names).items() if count > 1]
+    if repeated:
+        raise UserError(f"config.data.weights contains the source {repeated[0]!r} twice")
+    unknown = [name for name in names if name not in counts]
+    if unknown:
+        raise UserError(
+            f"config.data.weights: the manifest has no source {unknown[0]!r}, only "
+            f"{', '.join(map(repr, counts))}"
+        )
+    missing = [name for name in counts if name not in names]
+    if missing:
+        raise UserError(
+            f"config.data.weights has no weight for the source {missing[0]!r}: add one, or remove "
+            "its rows from the manifest"
+        )
+    return names
+
+
+def _is_pair(pair: object) -> bool:
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not isinstance(pair[0], str):
+        return False
+    weight = pair[1]
+    number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
+    return number and math.isfinite(weight) and weight > 0
+
+
+def _rows_by_source(manifest: manifest_lib.Manifest, names: Sequence[str]) -> list[np.ndarray]:
+    """Returns the row numbers of each source, in ascending order."""
+    numbers = {name: number for number, name in enumerate(names)}
+    source_of_row = np.fromiter((numbers[name] for name in manifest.sources), np.int32)
+    return [np.flatnonzero(source_of_row == number) for number in range(len(names))]
 
 
 class TrainDataset:
@@ -91,7 +212,7 @@ class TrainDataset:
         self._seed, self._load = seed, load
         self.workers, self._prefetch, self._timeout = workers, prefetch, clip_seconds
 
-    def __iter__(self) -> "TrainIterator":
+    def __iter__(self) -> TrainIterator:
         return TrainIterator(self)
 
     @property
@@ -158,125 +279,3 @@ class TrainDataset:
             if self.bad_videos.fail_on_bad or worker_failures == MAX_WORKER_FAILURES:
                 break
         return GroupResult(None, bad_clips)
-
-
-class TrainIterator:
-    """Iterator over a `TrainDataset`; close it after use."""
-
-    def __init__(self, dataset: TrainDataset):
-        self._dataset, self._batches_done = dataset, 0
-        self._buffer = BatchBuffer(dataset.batch_size)
-        self._pool = None
-
-    def __iter__(self) -> "TrainIterator":
-        return self
-
-    def __next__(self) -> dict[str, np.ndarray]:
-        if self._pool is None:
-            self._pool = self._dataset.open_pool(self._batches_done, self._buffer)
-        for _ in range(self._dataset.groups):
-            batch = self._next_group()
-        self._batches_done += 1
-        return batch
-
-    def _next_group(self) -> dict[str, np.ndarray]:
-        batch, bad_clips = self._pool.next_result()
-        bad_videos, repeats = self._dataset.bad_videos, self._dataset.repeats
-        for bad_clip in bad_clips:
-            bad_videos.count_bad(bad_clip, repeats)
-        if batch is None:
-            raise bad_videos.too_many_tries_error(len(bad_clips))
-        bad_videos.count_good(repeats)
-        return batch
-
-    @property
-    def dropped(self) -> int:
-        """Number of clips dropped so far on this process because their video is bad."""
-        return self._dataset.bad_videos.dropped
-
-    @property
-    def failed_reads(self) -> int:
-        """Number of reads of this process that did not return in time or failed."""
-        return self._dataset.storage.failed_reads
-
-    def counts(self) -> dict[str, int]:
-        """Returns this process's counts for the log."""
-        return {"dropped_videos": self.dropped, "failed_reads": self.failed_reads}
-
-    @property
-    def decoded(self) -> tuple[int, float]:
-        """Number of clips decoded so far on this process, and seconds that its workers were busy.
-
-        See `OrderedPool.work_done`.
-        """
-        if self._pool is None:
-            return 0, 0.0
-        groups, seconds = self._pool.work_done
-        return groups * self._dataset.repeats, seconds
-
-    def get_state(self) -> dict[str, int]:
-        """Returns the position: the total number of clips delivered to all processes."""
-        return {"clips": self._batches_done * self._dataset.global_batch}
-
-    def set_state(self, state: Mapping[str, Any]) -> None:
-        """Restores a position. The number of workers and processes may have changed since.
-
-        Raises:
-            UserError: The state was saved by another version or with another batch size.
-        """
-        clips = state.get("clips") if isinstance(state, Mapping) else None
-        if not isinstance(clips, int):
-            raise UserError(
-                "the position in the data was saved by another version of the input pipeline; "
-                "choose another --workdir, and start from this run with config.init_from"
-            )
-        batches, rest = divmod(clips, self._dataset.global_batch)
-        if rest:
-            raise UserError(
-                f"the position in the data, {clips} clips, is not a multiple of the batch size "
-                f"{self._dataset.global_batch}: continue with the batch size of the checkpoint"
-            )
-        self.close()
-        self._batches_done, self._buffer = batches, BatchBuffer(self._dataset.batch_size)
-
-    def describe_wait(self) -> str:
-        """Returns why the data is slow, and what to change; "" before the first clip."""
-        busy, reading = self._pool.busy_seconds() if self._pool else (0.0, 0.0)
-        if not busy:
-            return ""
-        share, workers, cores = reading / busy, self._dataset.workers, count_cores()
-        text = f"the {workers or IN_PROCESS_THREADS} data workers waited for storage {share:.0%} "
-        text += "of their time and decoded for the rest. "
-        if share > 0.5:
-            return text + (
-                "Storage is the limit: copy the videos to a local disk, make them smaller with "
-                f"prepare_data.py shards, or start more workers (config.data.workers={workers})"
-            )
-        more = f"more workers (config.data.workers={workers}; this machine has {cores} cores)"
-        return text + (
-            "Decoding is the limit: "
-            + (f"start {more}, or " if workers < cores else "use a machine with more cores, or ")
-            + "re-encode the videos with prepare_data.py shards, which decode several times faster"
-        )
-
-    def summary(self) -> str:
-        """Returns a summary of clips and workers for the log; "" before the first batch."""
-        if self._pool is None:
-            return ""
-        bad_videos, memory = self._dataset.bad_videos, self._pool.peak_memory()
-        text = f"data: {bad_videos.delivered} clips, {bad_videos.dropped} dropped"
-        if bad_videos.dropped:
-            text += f" (of {len(bad_videos.reasons)} files)"
-        if self.failed_reads:
-            text += f", {self.failed_reads} failed reads"
-        if self._pool.restarts:
-            text += f", {self._pool.restarts} workers replaced"
-        if memory:
-            text += f", at most {memory / 2**20:.0f} MiB per worker"
-        return text + (f"\n{bad_videos.table()}" if bad_videos.dropped else "")
-
-    def close(self) -> None:
-        """Stops the workers."""
-        if self._pool is not None:
-            self._pool.close()
-            self._pool = None

@@ -22,9 +22,10 @@ import numpy as np
 
 from invnext_jax import atomic_file, config_checks, sanitize
 from invnext_jax.data import manifest as manifest_lib
-from invnext_jax.data import mixture, pipeline
+from invnext_jax.data import pipeline
 from invnext_jax.data.access_rules import AccessRules
 from invnext_jax.data.bad_videos import BadVideoTracker
+from invnext_jax.data.train_dataset import Mixture
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import report, visualization
 from invnext_jax.models.patches import clip_grid
@@ -156,7 +157,7 @@ def _read_quarantines(manifests: str) -> list[tuple[str, int]]:
 
 def _describe(config: ml_collections.ConfigDict, manifest: manifest_lib.Manifest) -> dict[str, str]:
     data, rows = config.data, collections.Counter(manifest.sources)
-    shares = mixture.Mixture(manifest, data.weights, config.seed).shares
+    shares = Mixture(manifest, data.weights, config.seed).shares
     sources = [
         f"{name or 'no name'} {rows[name]:,} ({share:.1%} of the clips)"
         for name, share in sorted(shares.items(), key=lambda pair: -pair[1])

@@ -3,7 +3,7 @@ import pickle  # as grain's workers do with a source
 import pytest
 
 from invnext_jax.data import manifest as manifest_lib
-from invnext_jax.data.mixture import VideoFileSource
+from invnext_jax.data.train_dataset import VideoFileSource
 from invnext_jax.errors import UserError
 
 

@@ -1,5 +1,6 @@
-"""Order of training clips, substitutes for bad ones, and the state of the iterator."""
+"""Shares and order of sources, order of training clips, and substitutes for bad ones."""
 
+import collections
 import csv
 import functools
 
@@ -9,7 +10,8 @@ from batches import assert_equal, next_batches
 from fakes import ROWS, FakeLoad
 
 from invnext_jax.data import bad_videos as bad_videos_lib
-from invnext_jax.data import pipeline
+from invnext_jax.data import manifest as manifest_lib
+from invnext_jax.data import pipeline, train_dataset
 from invnext_jax.errors import UserError
 
 read_batches = functools.partial(next_batches, batch_size=6, load=FakeLoad())
@@ -18,52 +20,6 @@ read_batches = functools.partial(next_batches, batch_size=6, load=FakeLoad())
 @pytest.fixture
 def config(list_config):
     return list_config
-
-
-def join(*parts):
-    """Concatenates the batches of several processes, as the mesh does."""
-    return [
-        {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
-        for batches in zip(*parts, strict=True)
-    ]
-
-
-def test_a_run_resumes_with_other_numbers_of_workers_and_processes(config):
-    load = FakeLoad(bad=(3, 8))
-    full, end = read_batches(config, 8, load=load)
-    first, state = read_batches(config, 2, load=load)  # within the first epoch
-    config.workers = 2
-    second, state = read_batches(config, 2, load=load, state=state)
-    config.workers = 1
-    third, state = read_batches(config, 1, load=load, state=state)
-    config.workers = 0
-    parts = [
-        read_batches(
-            config, 3, load=load, state=state, batch_size=6, positions=range(3 * i, 3 * i + 3)
-        )
-        for i in (0, 1)
-    ]
-    assert_equal(full, first + second + third + join(parts[0][0], parts[1][0]))
-    assert parts[0][1] == parts[1][1] == end == {"clips": 48}
-
-
-def test_the_state_of_two_processes_is_restored_by_three(config):
-    full, _ = read_batches(config, 4)
-    _, state = read_batches(config, 2, batch_size=6, positions=range(3, 6))
-    parts = [
-        read_batches(config, 2, state=state, batch_size=6, positions=(2 * i, 2 * i + 1))[0]
-        for i in range(3)
-    ]
-    assert_equal(full[2:], join(*parts))
-
-
-def test_the_state_of_another_pipeline_is_refused(config):
-    for state, text in (
-        ({"parent": {"next_index": 3}}, "another version"),
-        ({"clips": 7}, "not a multiple of the batch size"),
-    ):
-        with pytest.raises(UserError, match=text):
-            read_batches(config, 1, state=state)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -202,3 +158,101 @@ def test_counts_and_quarantine_of_a_broken_data_set(broken_world, config, tmp_pa
     for i in range(28, 40):
         reason = reasons[f"{tmp_path}/{i}.mp4"]
         assert reason.startswith("missing: No such file" if i < 33 else "corrupt: Invalid")
+
+
+COUNTS = {"a": 600, "b": 1000, "c": 300}  # grain is slow to shuffle fewer
+
+
+@pytest.fixture
+def manifest(tmp_path):
+    path = tmp_path / "list.csv"
+    lines = [f"{name}{i}.mp4,{name}\n" for name, count in COUNTS.items() for i in range(count)]
+    path.write_text("path,source\n" + "".join(lines))
+    return manifest_lib.read_manifest(path)
+
+
+def order(manifest, weights, count, seed=0, start=0):
+    mix = train_dataset.Mixture(manifest, weights, seed)
+    return [mix.get_video(number, 0) for number in range(start, start + count)]
+
+
+@pytest.mark.parametrize("weights", [(0.3, 0.1, 0.6), (2, 3, 5), (1, 1, 1), (7, 11.5, 0.25)])
+def test_shares_of_sources_follow_the_weights(weights, manifest):
+    records = order(manifest, tuple(zip("abc", weights, strict=True)), 4000)
+    counts = collections.Counter(record.source for record in records)
+    for name, weight in zip("abc", weights, strict=True):
+        assert counts[name] / 4000 == pytest.approx(weight / sum(weights), rel=0.005, abs=1 / 4000)
+
+
+def test_each_pass_over_a_source_has_all_its_rows_in_another_order(manifest):
+    records = order(manifest, (("a", 1), ("b", 2), ("c", 3)), 6000)
+    for name, count in COUNTS.items():
+        rows = [record.index for record in records if record.source == name]
+        passes = [tuple(rows[i : i + count]) for i in range(0, len(rows) - count + 1, count)]
+        assert passes and all(len(set(one)) == count for one in passes)
+        assert len(set(passes)) == len(passes)
+        assert passes[0] != tuple(sorted(passes[0]))
+
+
+def test_any_position_is_computed_without_earlier_ones(manifest):
+    weights = (("c", 1.0), ("a", 3.0), ("b", 0.5))
+    full = order(manifest, weights, 300)
+    assert order(manifest, weights, 100, start=200) == full[200:]
+    assert order(manifest, weights, 300, seed=1) != full
+    assert order(manifest, weights, 1, start=10**9)  # far ahead
+
+
+def test_without_weights_every_row_occurs_once_in_an_epoch(manifest):
+    rows = [record.index for record in order(manifest, (), 3800)]
+    assert sorted(rows[:1900]) == sorted(rows[1900:]) == list(range(1900))
+    assert rows[:1900] != rows[1900:]
+
+
+def test_equal_sources_are_not_shuffled_alike(tmp_path):
+    path = tmp_path / "list.csv"
+    path.write_text("path,source\n" + "".join(f"{s}{i},{s}\n" for s in "ab" for i in range(300)))
+    records = order(manifest_lib.read_manifest(path), (("a", 1), ("b", 1)), 600)
+    rows = {s: [r.index for r in records if r.source == s] for s in "ab"}
+    assert [row + 300 for row in rows["a"]] != rows["b"]
+
+
+def test_substitutes_follow_the_shares(manifest):
+    mix = train_dataset.Mixture(manifest, (("a", 1), ("b", 6), ("c", 3)), seed=0)
+    counts = collections.Counter(mix.get_video(n, a).source for n in range(300) for a in (1, 2, 3))
+    deviation = np.sqrt(900 * 0.25)
+    for name, share in (("a", 0.1), ("b", 0.6), ("c", 0.3)):
+        assert abs(counts[name] - 900 * share) < 4 * deviation
+    assert len({mix.get_video(n, 1).index for n in range(300)}) > 200
+
+
+@pytest.mark.parametrize(
+    ("weights", "text"),
+    [
+        ((("a", 1.0), ("b", 1.0)), "no weight for the source 'c'"),
+        ((("a", 1.0), ("b", 1.0), ("c", 1.0), ("d", 1.0)), "no source 'd', only 'a', 'b', 'c'"),
+        ((("a", 1.0), ("a", 1.0), ("b", 1.0), ("c", 1.0)), "the source 'a' twice"),
+        ((("a", 0.0), ("b", 1.0), ("c", 1.0)), r"\('a', 0.0\) must be"),
+        ((("a", -1), ("b", 1.0), ("c", 1.0)), "above 0"),
+        ((("a", float("nan")), ("b", 1.0), ("c", 1.0)), "above 0"),
+        ((("a", "1"), ("b", 1.0), ("c", 1.0)), "above 0"),
+        (("a", "b", "c"), "'a' must be a source and a weight"),
+        ((1.0, 2.0, 3.0), "1.0 must be a source and a weight"),
+    ],
+)
+def test_errors_of_weights_are_one_sentence(weights, text, manifest):
+    with pytest.raises(UserError, match=text) as caught:
+        train_dataset.Mixture(manifest, weights, 0)
+    assert "\n" not in str(caught.value)
+
+
+def test_table_contains_rows_shares_and_epochs(manifest):
+    mix = train_dataset.Mixture(manifest, (("a", 1), ("b", 3), ("c", 1)), seed=0)
+    head, *lines = mix.table(clips=30_000).splitlines()
+    assert head.split() == ["source", "rows", "share", "epochs"]
+    assert [line.split() for line in lines] == [
+        ["a", "600", "20.00%", "10.00"],
+        ["b", "1,000", "60.00%", "18.00"],
+        ["c", "300", "20.00%", "20.00"],
+    ]
+    plain = train_dataset.Mixture(manifest, (), seed=0).table(clips=3800).splitlines()
+    assert [line.split()[-1] for line in plain[1:]] == ["2.00"] * 3
