@@ -334,7 +334,8 @@ def data() -> ml_collections.ConfigDict:
             # Whether half of the clips are mirrored left to right.
             "flip": True,
             # Values of sampling, stride, crop, crop_scales, crop_area, crop_aspect, jitter and flip
-            # that replace the above for the videos of one source.
+            # that replace the above for the videos of one source. "ssv2" applies to all spellings
+            # of Something-Something.
             "by_source": {
                 "ssv2": {"flip": False},  # Its labels depend on left and right.
                 "world": {"flip": False},  # Its labels depend on left and right.

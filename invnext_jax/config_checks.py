@@ -1,12 +1,18 @@
 """Config checks that are the same for all stages.
 
-Each group of options is checked by the module that uses it. Each stage checks its own options.
+Each group of options is checked by the module that uses it. Each stage checks its own options. The
+same modules say which options have no effect. If the command line sets such an option, the run
+ends before its first step.
 """
+
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import ml_collections
 
 from invnext_jax.checkpointing import retention
 from invnext_jax.data import pipeline
+from invnext_jax.errors import UserError
 from invnext_jax.models import attention, dot_general, encoder, scan
 from invnext_jax.monitoring import profiling, reporter
 from invnext_jax.training import recipe
@@ -29,3 +35,39 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     dot_general.check_config(config)
     attention.check_config(config)
     scan.check_config(config)
+
+
+def unused_options(config: ml_collections.ConfigDict, stage: Any) -> dict[str, str]:
+    """Returns the options that have no effect in a run.
+
+    Args:
+        config: a config that has passed the checks and is not resolved by `recipe.resolve_config`.
+        stage: the stage of the run.
+
+    Returns:
+        A dict from the dotted name of an option to a clause with the reason and what to change.
+    """
+    unused = recipe.unused_options(config) | retention.unused_options(config.checkpoint)
+    return unused | stage.unused_options(config)
+
+
+def check_overrides(
+    config: ml_collections.ConfigDict, overrides: Iterable[str], unused: Mapping[str, str]
+) -> None:
+    """Checks that the options that the user has set by hand have an effect.
+
+    Args:
+        config: the run's config.
+        overrides: dotted names of the options that were set on the command line.
+        unused: options without effect and the reasons, such as the output of `unused_options`.
+
+    Raises:
+        UserError: an option in `overrides` has no effect.
+    """
+    for name in overrides:
+        if name in unused:
+            value = config
+            for part in name.split("."):
+                value = value[part]
+            shown = value if isinstance(value, int | float) else repr(value)
+            raise UserError(f"config.{name}={shown} is not used, because {unused[name]}")

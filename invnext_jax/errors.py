@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import functools
+import glob
 import importlib.util
 import operator
 import os
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
 from absl import app, flags, logging
+from ml_collections import config_flags
 
 from invnext_jax import sanitize
 from invnext_jax.command_output import make_output_resilient
@@ -158,19 +160,51 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         The script's name, followed by the arguments that are not flags.
 
     Raises:
-        UserError: a flag or config field is unknown, a value has the wrong type, or the config
-            file does not exist.
+        UserError: a flag or config field is unknown, a value has the wrong type, the config file
+            does not exist, or `config.variant` or `config.stage` is set.
     """
     for given in argv[1:]:
         path = given.removeprefix("--config=").partition(":")[0]
         if given.startswith("--config=") and not os.path.isfile(path):
             raise UserError(f"there is no config file {path!r}: see the folder configs")
     try:
-        return flags.FLAGS(list(argv))
+        rest = flags.FLAGS(list(argv))
     except flags.Error as error:
         raise UserError(_first_cause(str(error))) from error
-    except (AttributeError, KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError, IndexError) as error:
         raise UserError(_unknown_field(argv) or str(error)) from error
+    _check_labels(argv)
+    return rest
+
+
+def list_overrides() -> tuple[str, ...]:
+    """Returns the dotted names of the config fields that the command line sets, without "config".
+
+    The command line must have been parsed.
+    """
+    return tuple(config_flags.get_override_values(flags.FLAGS["config"]))
+
+
+def _check_labels(argv: Sequence[str]) -> None:
+    """Checks that the command line sets no field that only states the choice of the config file.
+
+    Raises:
+        UserError: it sets config.variant or config.stage.
+    """
+    if "config" not in flags.FLAGS or not flags.FLAGS["config"].value:
+        return
+    files = [given.partition("=")[2] for given in argv if given.startswith("--config=")]
+    path, _, variant = (files or ["configs/stage1.py"])[-1].partition(":")
+    config = flags.FLAGS["config"].value
+    for name in {"variant", "stage"}.intersection(list_overrides()):
+        value = config[name]
+        if name == "stage":
+            path = os.path.join(os.path.dirname(path), f"{value}.py")
+        chosen = value if name == "variant" else variant
+        raise UserError(
+            f"config.{name}={value} changes nothing: choose the {name} in the config path: "
+            f"--config={path}" + (f":{chosen}" if chosen else "")
+        )
 
 
 def _first_cause(text: str) -> str:
@@ -192,8 +226,26 @@ def _unknown_field(argv: Sequence[str]) -> str:
     for given in argv[1:]:
         name = re.sub(r"\[[^]]*\]", "", given.partition("=")[0].lstrip("-"))
         if known and name.startswith("config.") and name not in known:
+            if other := _find_in_other_stage(name, files[-1]):
+                return f"--{name} is an option of {other} only: remove it, or choose that file"
+            if source := re.match(r"config\.data\.by_source\.([^.]+)\.\w+$", name):
+                return (
+                    f"config.data.by_source has no source {source[1]!r}: add it to by_source in a "
+                    "copy of the config file, with the spelling of the manifest"
+                )
             nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
             return f"unknown option --{name}: the nearest one is --{nearest[0]}"
+    return ""
+
+
+def _find_in_other_stage(name: str, given: str) -> str:
+    """Returns the config file of another stage that has a field, or ""."""
+    path, colon, variant = given.partition(":")
+    for other in sorted(glob.glob(os.path.join(os.path.dirname(path), "stage*.py"))):
+        if other != path:
+            with contextlib.suppress(ValueError, TypeError):
+                if name in _fields(_load_config(f"{other}{colon}{variant}").to_dict()):
+                    return other
     return ""
 
 

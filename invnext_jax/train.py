@@ -6,13 +6,13 @@ The same call resumes a run that was killed. The results are bitwise identical.
 import contextlib
 import json
 import pathlib
+from collections.abc import Iterable
 from typing import Any
 
 import jax
 import ml_collections
-from absl import logging
 
-from invnext_jax import config_checks, loop
+from invnext_jax import config_checks, loop, start_log
 from invnext_jax.checkpointing import frozen_hashes, reader, run_metadata, storage, video_digests
 from invnext_jax.checkpointing import manager as manager_lib
 from invnext_jax.checkpointing.records import Records
@@ -20,7 +20,7 @@ from invnext_jax.checkpointing.workdir_lock import open_workdir
 from invnext_jax.data import manifest, pipeline
 from invnext_jax.data.bad_videos import BadVideoTracker
 from invnext_jax.errors import UserError
-from invnext_jax.monitoring import metrics_file, parameter_table
+from invnext_jax.monitoring import metrics_file, parameter_table, profiling
 from invnext_jax.monitoring.watchdog import Watchdog
 from invnext_jax.multihost import consensus
 from invnext_jax.multihost.distributed import log_on_process_0
@@ -34,13 +34,17 @@ from invnext_jax.weights import export
 _INIT_STREAM = 2**32 - 1  # folded into the key of the initial values; larger than any step number
 
 
-def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
+def train(
+    config: ml_collections.ConfigDict, workdir: str | pathlib.Path, overrides: Iterable[str] = ()
+) -> dict[str, Any]:
     """Trains to the last step or until a signal arrives, and saves the run.
 
     Args:
         config: the run's config; `configs/common.py` documents its fields.
         workdir: the run's folder, for checkpoints, metrics, config.json and TensorBoard events. A
             local path, or `gs://BUCKET/FOLDER`.
+        overrides: dotted names of the options that the user has set by hand, without "config". The
+            run is refused if one of them has no effect.
 
     Returns:
         The last logged record of metrics.jsonl.
@@ -58,8 +62,13 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> dic
         preemption = stack.enter_context(Preemption())
         watchdog = Watchdog(config.log.watchdog_minutes).start()
         stack.callback(watchdog.close)
-        run = prepare(config, workdir, stack)
-        if run.step >= run.config.total_steps:
+        run = prepare(config, workdir, stack, overrides)
+        if run.step > run.config.total_steps:
+            log_on_process_0(
+                f"{workdir} already has {run.step} steps, and config.total_steps="
+                f"{run.config.total_steps}: there is nothing to do"
+            )
+        elif run.step == run.config.total_steps:
             log_on_process_0(f"{workdir} is finished: {run.step} steps are done")
         else:
             loop.run_loop(run, preemption, watchdog, stack)
@@ -68,7 +77,10 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> dic
 
 
 def prepare(
-    config: ml_collections.FrozenConfigDict, workdir: storage.Path, stack: contextlib.ExitStack
+    config: ml_collections.FrozenConfigDict,
+    workdir: storage.Path,
+    stack: contextlib.ExitStack,
+    overrides: Iterable[str] = (),
 ) -> loop.Run:
     """Checks the config and builds the run with an initial or a restored state.
 
@@ -76,6 +88,7 @@ def prepare(
         config: the run's config.
         workdir: the run's folder, which is created if it does not exist.
         stack: the exit stack on which the data workers and the checkpointer are closed.
+        overrides: see `train`.
 
     Raises:
         UserError: the config, a file or the workdir is invalid, as in `train`.
@@ -84,6 +97,8 @@ def prepare(
         stage = registry.find_stage(config)
         config_checks.check_config(config)
         stage.check_config(config)
+        unused = config_checks.unused_options(config, stage)
+        config_checks.check_overrides(config, overrides, unused)
         mesh = mesh_lib.make_mesh(config.mesh)
         mesh_lib.check_batch(config, mesh)
     restored, restored_step = _read_source(config)
@@ -92,6 +107,8 @@ def prepare(
     with consensus.all_hosts_agree("opening the data and --workdir"):
         dataset = _make_dataset(config, mesh, bad_videos)
         config, recipe = _resolve_recipe(config, workdir, dataset.videos)
+        unused = dataset.unused_options() | profiling.unused_options(config)
+        config_checks.check_overrides(config, overrides, unused)
         log_on_process_0(dataset.describe(config.total_steps))
         data_iter = iter(dataset)
         stack.callback(data_iter.close)
@@ -115,6 +132,8 @@ def prepare(
         with consensus.all_hosts_agree("the start of a new run"):
             _keep_old_records(records.folder, checkpointer)
             start = stage.warm_start(config, restored)
+            unused = initialization.unused_options(config, start)
+            config_checks.check_overrides(config, overrides, unused)
         init_key = jax.random.fold_in(root_key, _INIT_STREAM)
         state = state_lib.init_state(training.init_fn, training.tx, abstract, init_key)
         state = state.replace(params=_start_from(config, start, state.params, abstract.params))
@@ -136,9 +155,12 @@ def prepare(
         checkpointer=checkpointer,
         position=data_iter.get_state(),
     )
-    run.records.write_config(run.config, run.recipe)
-    parameter_table.report_parameters(records.folder, run.state.params, run.frozen)
-    _log_start(run)
+    if run.step < run.config.total_steps:
+        run.records.write_config(run.config, run.recipe)
+        parameter_table.report_parameters(
+            records.folder, run.state.params, run.frozen, training.untrained_groups
+        )
+        start_log.log_start(run)
     return run
 
 
@@ -259,40 +281,3 @@ def _keep_old_records(workdir: pathlib.Path, checkpointer: manager_lib.Checkpoin
     log_on_process_0(
         f"No checkpoint exists; the run starts from step 0. Earlier metrics are kept as {kept}."
     )
-
-
-def _log_start(run: loop.Run) -> None:
-    def size(tree: Any) -> str:
-        return f"{sum(leaf.size for leaf in jax.tree.leaves(tree)) / 1e6:.2f} M"
-
-    axes = ", ".join(f"{axis} {size}" for axis, size in run.mesh.shape.items() if size > 1)
-    devices = f"{run.mesh.size} x {run.mesh.devices.flat[0].device_kind}"
-    log_on_process_0(
-        f"{run.config.stage} {run.config.variant}: {size(run.state.params)} parameters, "
-        f"{size(run.frozen)} frozen; batch {run.config.batch_size} on {devices}"
-        + (f" ({axes})" if axes else "")
-    )
-    if mesh_lib.shares_shards(run.mesh):
-        log_on_process_0(
-            "the mesh axes tensor and sequence extend over several processes, which therefore load "
-            "the same clips"
-        )
-    log_on_process_0(run.recipe.describe())
-    if (warning := run.recipe.warning()) and jax.process_index() == 0:
-        logging.warning("%s", warning)
-    if run.step:
-        log_on_process_0(
-            f"resumes after step {run.step}, from {run.checkpointer.folder / str(run.step)}"
-        )
-        _warn_of_changed_schedule(run)
-    if reason := run.checkpointer.abort_reason:
-        log_on_process_0(f"this checkpoint was saved when the run was aborted: {reason}")
-
-
-def _warn_of_changed_schedule(run: loop.Run) -> None:
-    if jax.process_index() == 0:
-        record = reader.read_json(run.checkpointer.folder / str(run.step), "meta")
-        saved = run_metadata.config_from_json(record["config"])
-        updates = run.step - int(run.state.skipped)
-        if change := recipe_lib.describe_change(saved, run.config, updates):
-            logging.warning("%s", change)

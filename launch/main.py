@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> None:
     del argv
     distributed.initialize(_ADDRESS.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     compilation.enable_cache()
-    train.train(_CONFIG.value, _WORKDIR.value)
+    train.train(_CONFIG.value, _WORKDIR.value, errors.list_overrides())
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from invnext_jax import errors
-from invnext_jax.data import manifest
+from invnext_jax import config_checks, errors
+from invnext_jax.data import manifest, sources
 from invnext_jax.planning import plan, plan_table
 from invnext_jax.training import recipe
 
@@ -44,7 +44,13 @@ def main(argv: Sequence[str]) -> None:
     jax.config.update("jax_num_cpu_devices", math.prod(sizes.values()))
     config.mesh.update(sizes)
 
-    result = plan.make_plan(config, _DEVICE.value, _count_videos(config.data.manifest))
+    overrides, videos = errors.list_overrides(), _read_manifest(config.data.manifest)
+    if videos is not None:
+        sources.check_names(config.data, videos.sources)
+        unused = sources.unused_options(config.data, videos)
+        config_checks.check_overrides(config, overrides, unused)
+    count = recipe.PAPER_VIDEOS if videos is None else len(videos)
+    result = plan.make_plan(config, _DEVICE.value, count, overrides)
     if _COMPILE.value:
         result |= plan.compile_step(config)
     print(plan_table.format_plan(result))
@@ -52,15 +58,15 @@ def main(argv: Sequence[str]) -> None:
         print(json.dumps(result))
 
 
-def _count_videos(manifests: str) -> int:
-    """Returns the number of rows of the manifests, or that of the paper if none is named."""
+def _read_manifest(manifests: str) -> manifest.Manifest | None:
+    """Returns the rows of the manifests, or None if they do not exist here."""
     if manifests and all(map(os.path.exists, manifest.list_manifests(manifests))):
-        return len(manifest.read_manifest(manifests))
+        return manifest.read_manifest(manifests)
     missing = (
         f"{manifests} does not exist here" if manifests else "no config.data.manifest is named"
     )
     print(f"{missing}: planned for {recipe.PAPER_VIDEOS:,} videos, as in the paper")
-    return recipe.PAPER_VIDEOS
+    return None
 
 
 def _mesh_sizes(axis_sizes: Sequence[str]) -> dict[str, int]:

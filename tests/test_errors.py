@@ -98,6 +98,7 @@ def test_other_errors_keep_their_traceback():
     [
         ("--config.optimizer.betaz=1", "error: unknown option --config.optimizer.betaz: "),
         ("--config.data.manifest=nowhere.csv", "error: manifest nowhere.csv does not exist"),
+        ("--config.epochs=50", "error: config.epochs=50.0 is not used, because config.total_steps"),
         ("surplus", "error: unexpected argument 'surplus'"),
     ],
 )
@@ -170,3 +171,31 @@ def test_scripts_refuse_urls_and_create_no_folder(tmp_path, script, arguments):
     assert ended.stderr.startswith("error: --out=")
     assert "://bucket/" in ended.stderr and "must be a local path" in ended.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("argument", "sentence"),
+    [
+        (
+            "--config.variant=base",
+            "choose the variant in the config path: --config=",
+        ),
+        ("--config.stage=stage2", "choose the stage in the config path: --config="),
+        ("--config.target.kind=image", "--config.target.kind is an option of "),
+        ("--config.data.by_source.mine.flip=False", "config.data.by_source has no source 'mine'"),
+        ("--config.mask.blocks[0]=(1,2)", "0 is not a valid index for <class 'tuple'>"),
+    ],
+)
+def test_option_that_changes_nothing_says_where_the_choice_is_made(parse, argument, sentence):
+    with pytest.raises(UserError) as caught:
+        parse(CONFIG, "--workdir=a", argument)
+    text = str(caught.value)
+    assert sentence in text and "\n" not in text
+    ends = {"variant": "configs/stage1.py:base", "stage": "configs/stage2.py:tiny"}
+    ends |= {"target": "configs/stage2.py only: remove it, or choose that file"}
+    assert text.endswith(ends.get(argument.split(".")[1].partition("=")[0], ""))
+
+
+def test_overrides_are_the_fields_of_the_command_line(parse):
+    parse(CONFIG, "--workdir=a", "--config.seed=1", "--config.data.by_source.ssv2.flip=True")
+    assert errors.list_overrides() == ("seed", "data.by_source.ssv2.flip")

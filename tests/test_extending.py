@@ -96,6 +96,9 @@ class ColorStage:
     def check_config(self, config):
         pass
 
+    def unused_options(self, config):
+        return {}
+
     def make_model(self, config):
         return MeanColor()
 
@@ -167,7 +170,7 @@ def test_mask_from_outside_trains_both_stages(
 ):
     with extend(masks.REGISTRY, "first_half"):
 
-        @masks.register_mask("first_half", uses_ratio=False)
+        @masks.register_mask("first_half", options=())
         def first_half(key, batch, grid, settings, attention_bts=None):
             index_n = jnp.arange(grid[0] * grid[1] * grid[2])
             index_bn = jnp.tile(index_n[None], (batch, 1))

@@ -14,9 +14,10 @@ PACKAGE = "invnext_jax"
 # that has an entry ("folder.file") follows this entry instead of the entry of its folder.
 FOR_ALL = {"errors", "atomic_file", "file_lock", "json_file", "sanitize", "command_output"}
 ARROWS = {
-    "train": {"loop", "config_checks", "stages", "training", "checkpointing", "multihost"}
-    | {"monitoring", "data", "weights"},
+    "train": {"loop", "start_log", "config_checks", "stages", "training", "checkpointing"}
+    | {"multihost", "monitoring", "data", "weights"},
     "loop": {"stages", "training", "checkpointing", "multihost", "monitoring"},
+    "start_log": {"loop", "training", "checkpointing", "multihost", "monitoring"},
     "config_checks": {"data", "models", "objectives", "training", "monitoring", "checkpointing"},
     "stages": {"models", "objectives", "weights", "training", "planning.flops"},
     "planning": set(),
@@ -71,6 +72,7 @@ LAYERS = {
         {"storage_retries", "train_iterator"},
         {"bad_videos"},
         {"clips", "fingerprints"},
+        {"sources"},
         {"manifest", "index_cache"},
         {"access_rules"},
         {"video_io"},
@@ -108,7 +110,8 @@ LAYERS = {
         {"registry"},
         {"stage1", "stage2"},
         {"masked_stage"},
-        {"pixel_sampling", "masked_modeling", "image_teacher", "initialization", "stage"},
+        {"pixel_sampling", "masked_modeling", "image_teacher", "initialization", "stage"}
+        | {"unused_options"},
     ],
     "weights": [
         {"import_weights"},

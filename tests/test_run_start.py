@@ -84,6 +84,35 @@ def test_a_longer_run_and_another_log_are_allowed(whole_run, toy_config):
     assert train.train(toy_config, whole_run)["step"] == 8
 
 
+def test_a_run_that_already_has_more_steps_changes_no_file(whole_run, toy_config, capsys, caplog):
+    def contents():
+        return {path: path.read_bytes() for path in whole_run.rglob("*") if path.is_file()}
+
+    before = contents()
+    toy_config.total_steps = 4
+    train.train(toy_config, whole_run)
+    assert contents() == before
+    out = capsys.readouterr().out
+    assert f"{whole_run} already has 6 steps, and config.total_steps=4: there is nothing to" in out
+    assert not any("learning rate" in text for text in (out, *caplog.messages))
+
+
+def test_frozen_groups_are_not_counted_as_trained(toy_config, tmp_path, capsys):
+    toy_config.total_steps = 1
+    toy_config.optimizer.frozen = ("head",)
+    train.train(toy_config, tmp_path / "run")
+    out = capsys.readouterr().out
+    assert "toy tiny: 0.00 M trained parameters, 0.00 M frozen; batch 8 on" in out
+    assert "trained parameters: encoder 0.00 M; 0.00 M in all" in out
+    assert "frozen parameters: head 0.00 M, map 0.00 M; 0.00 M in all" in out
+
+
+def test_option_without_effect_ends_before_the_workdir_is_created(toy_config, tmp_path):
+    with pytest.raises(UserError, match="^config.epochs=62.0 is not used, because config.total_st"):
+        train.train(toy_config, tmp_path / "run", overrides=["seed", "epochs"])
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_longer_run_states_the_jump_of_the_learning_rate(whole_run, toy_config, caplog):
     toy_config.total_steps = 12
     train.train(toy_config, whole_run)

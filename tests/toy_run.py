@@ -61,6 +61,9 @@ class ToyStage:
     def check_config(self, config):
         pass
 
+    def unused_options(self, config):
+        return {}
+
     def make_model(self, config):
         return ToyModel()
 
@@ -131,6 +134,9 @@ class _Hooked(grain.IterDataset):
 
     def sample_digests(self):
         return []
+
+    def unused_options(self):
+        return {}
 
     def __iter__(self):
         return _HookedIterator(iter(self._parent), self._data)

@@ -29,6 +29,14 @@ def check_config(config: ml_collections.ConfigDict) -> None:
         raise UserError("config.checkpoint.keep_best needs config.checkpoint.best_metric: set it")
 
 
+def unused_options(config: ml_collections.ConfigDict) -> dict[str, str]:
+    """Returns the options of `config.checkpoint` that have no effect, with the reason."""
+    if config.keep_best:
+        return {}
+    reason = "config.checkpoint.keep_best is 0: set it to the number of checkpoints to keep"
+    return {"checkpoint.best_metric": reason, "checkpoint.best_mode": reason}
+
+
 def make_policy(
     config: ml_collections.ConfigDict, best: "BestScores", undeletable: "Undeletable"
 ) -> checkpoint_managers.PreservationPolicy:

@@ -15,6 +15,7 @@ import numpy as np
 from invnext_jax import sanitize
 from invnext_jax.data import decode, frame_converter, index_cache, shards, transforms, video_io
 from invnext_jax.data import manifest as manifest_lib
+from invnext_jax.data import sources as sources_lib
 from invnext_jax.data.manifest import VideoRecord
 from invnext_jax.data.transforms import Window
 from invnext_jax.synthetic_world import urls
@@ -235,7 +236,7 @@ class LoadClip:
         transform = ClipTransform(**{n: _to_tuple(data_config[n]) for n in BY_SOURCE_FIELDS})
         by_source = {
             source: dataclasses.replace(transform, **{n: _to_tuple(v) for n, v in fields.items()})
-            for source, fields in data_config.by_source.items()
+            for source, fields in sources_lib.merge_overrides(data_config.by_source).items()
         }
         c = data_config
         names = manifest_lib.split_names(manifest.file) if manifest is not None else ()
@@ -262,7 +263,7 @@ class LoadClip:
             `BadClip` if the video is bad.
         """
         index_cache.CACHE.load(self.index_files)
-        transform = self.by_source.get(record.source, self.transform)
+        transform = sources_lib.find_entry(self.by_source, record.source, self.transform)
         rngs = [None if seed is None else make_rng(*seed) for seed in seeds]
         sampler = ClipSampler(transform, self.frames, self.size, rngs)
         try:

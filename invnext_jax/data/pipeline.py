@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from invnext_jax.data import access_rules
+from invnext_jax.data import access_rules, sources
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data.access_rules import AccessRules
 from invnext_jax.data.bad_videos import BadVideoTracker
@@ -127,13 +127,14 @@ def make_train_dataset(
         A dataset of batches. Its iterator must be closed after use.
 
     Raises:
-        UserError: The manifest is missing, empty or invalid, the weights do not match it, or the
-            clips of this process do not form groups of `repeats`. During iteration: no video can be
-            read, a video is bad and `on_bad` is "fail", or the share of bad clips exceeds
-            `max_bad_share`.
+        UserError: The manifest is missing, empty or invalid, the weights or `by_source` do not
+            match it, or the clips of this process do not form groups of `repeats`. During
+            iteration: no video can be read, a video is bad and `on_bad` is "fail", or the share of
+            bad clips exceeds `max_bad_share`.
     """
     rules = AccessRules.from_config(data_config)
     manifest = manifest_lib.read_manifest(data_config.manifest, rules)
+    sources.check_names(data_config, manifest.sources)
     return TrainDataset(
         Mixture(manifest, data_config.weights, seed),
         load or LoadClip.from_config(data_config, manifest),
@@ -145,6 +146,7 @@ def make_train_dataset(
         repeats=data_config.repeats,
         positions=range(batch_size) if positions is None else positions,
         bad_videos=bad_videos or BadVideoTracker.from_config(data_config),
+        data_config=data_config,
     )
 
 

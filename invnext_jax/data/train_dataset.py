@@ -12,14 +12,15 @@ video, which is decoded once. A group is the unit of work. See docs/data.md.
 """
 
 import collections
+import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import grain
 import numpy as np
 
-from invnext_jax.data import fingerprints
+from invnext_jax.data import fingerprints, sources
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data.bad_videos import BadVideoTracker
 from invnext_jax.data.clips import BadClip, make_rng
@@ -109,16 +110,18 @@ class Mixture:
         rows = self._rows[source]
         return self.manifest[int(rows[int(rng.integers(len(rows)))])]
 
-    def table(self, clips: int) -> str:
+    def table(self, clips: int, describe: Callable[[str], str]) -> str:
         """Formats a table of the sources for a run of `clips` clips.
 
-        Its columns are the rows, the share of the clips, and the epochs (clips / rows).
+        Its columns are the rows, the share of the clips, the epochs (clips / rows), and the
+        options that `describe` returns for a source.
         """
         width = max(len("source"), *(len(name) for name in self.shares))
-        lines = [f"{'source':{width}} {'rows':>11} {'share':>8} {'epochs':>8}"]
+        lines = [f"{'source':{width}} {'rows':>11} {'share':>8} {'epochs':>8}  options"]
         for name, share in list(self.shares.items())[:MAX_TABLE_ROWS]:
             epochs = share * clips / self._counts[name]
-            lines.append(f"{name:{width}} {self._counts[name]:11,} {share:8.2%} {epochs:8.2f}")
+            numbers = f"{self._counts[name]:11,} {share:8.2%} {epochs:8.2f}"
+            lines.append(f"{name:{width}} {numbers}  {describe(name)}")
         if len(self.shares) > MAX_TABLE_ROWS:
             lines.append(f"and {len(self.shares) - MAX_TABLE_ROWS} more")
         return "\n".join(lines)
@@ -192,6 +195,7 @@ class TrainDataset:
         positions: Sequence[int],
         repeats: int,
         bad_videos: BadVideoTracker,
+        data_config: Mapping[str, Any],
     ):
         self.batch_size, self.global_batch = len(positions), batch_size
         if self.batch_size % repeats:
@@ -209,7 +213,7 @@ class TrainDataset:
             )
         self.mixture, self.bad_videos, self.repeats = mixture, bad_videos, repeats
         self.storage = StorageMonitor()
-        self._seed, self._load = seed, load
+        self._seed, self._load, self._config = seed, load, data_config
         self.workers, self._prefetch, self._timeout = workers, prefetch, clip_seconds
 
     def __iter__(self) -> TrainIterator:
@@ -226,8 +230,13 @@ class TrainDataset:
         return self.batch_size // self.repeats
 
     def describe(self, steps: int) -> str:
-        """Formats a table of the sources with their number of epochs in a run of `steps` steps."""
-        return self.mixture.table(steps * self.global_batch)
+        """Formats a table of the sources: their epochs in a run of `steps` steps, their options."""
+        describe = functools.partial(sources.describe_options, self._config)
+        return self.mixture.table(steps * self.global_batch, describe)
+
+    def unused_options(self) -> dict[str, str]:
+        """Returns the options of `config.data` that affect no video, with the reason."""
+        return sources.unused_options(self._config, self.mixture.manifest)
 
     def sample_digests(self) -> list[dict[str, Any]]:
         """Returns the digests of some of the videos; see `fingerprints.sample_digests`."""

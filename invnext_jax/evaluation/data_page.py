@@ -23,6 +23,7 @@ import numpy as np
 from invnext_jax import atomic_file, config_checks, sanitize
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data import pipeline
+from invnext_jax.data import sources as sources_lib
 from invnext_jax.data.access_rules import AccessRules
 from invnext_jax.data.bad_videos import BadVideoTracker
 from invnext_jax.data.train_dataset import Mixture
@@ -164,10 +165,11 @@ def _describe(config: ml_collections.ConfigDict, manifest: manifest_lib.Manifest
     ]
     sources[8:] = [f"{len(rows) - 8} more"] if len(rows) > 8 else []
     scales = ", ".join(f"{scale:g}" for scale in data.crop_scales)
+    entries = sources_lib.merge_overrides(data.by_source)
     overrides = [
-        f"{name}: {', '.join(f'{field} {value}' for field, value in data.by_source[name].items())}"
+        f"{name}: {', '.join(f'{field} {value}' for field, value in fields.items())}"
         for name in shares
-        if name in data.by_source
+        if (fields := sources_lib.find_entry(entries, name, {}))
     ]
     return {
         "run": f"{registry.find_stage(config).title}, {config.variant}",

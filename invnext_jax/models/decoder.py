@@ -163,6 +163,14 @@ def check_config(config: Any) -> None:
         )
 
 
+def unused_options(config: Any) -> dict[str, str]:
+    """Returns the options of `config.decoder` that its kind does not use, with the reason."""
+    kind = config.decoder.kind
+    names = {"linear": ("depth", "width", "noise_draws"), "mlp": ("noise_draws",)}.get(kind, ())
+    reason = f"config.decoder.kind={kind!r} does not read it: set the kind to 'diffusion'"
+    return {f"decoder.{name}": reason for name in names}
+
+
 def from_config(config: Any) -> DiffusionDecoder | PixelHead:
     """Builds the decoder of a run's config."""
     decoder, pixels = config.decoder, 3 * config.encoder.patch**2

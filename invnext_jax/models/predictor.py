@@ -248,6 +248,14 @@ def check_config(config: Any) -> None:
         raise UserError(f"predictor.width={p.width} of kind 'vjepa' must be divisible by 16")
 
 
+def unused_options(config: Any) -> dict[str, str]:
+    """Returns the options of `config.predictor` that its kind does not use, with the reason."""
+    if config.predictor.kind == "modernbert":
+        return {}
+    reason = f"config.predictor.kind={config.predictor.kind!r} does not read it: set the kind to "
+    return {f"predictor.{name}": f"{reason}'modernbert'" for name in ("window", "last_layer")}
+
+
 def from_config(config: Any) -> Predictor | VJepaPredictor:
     """Builds the predictor of a run's config."""
     p, e = config.predictor, config.encoder

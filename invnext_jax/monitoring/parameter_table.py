@@ -1,7 +1,7 @@
 """Tables of a run's parameters, made by `clu.parameter_overview`."""
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -15,7 +15,10 @@ FILE = "parameters.txt"
 
 
 def report_parameters(
-    workdir: str | pathlib.Path, params: Mapping[str, Any], frozen: Mapping[str, Any]
+    workdir: str | pathlib.Path,
+    params: Mapping[str, Any],
+    frozen: Mapping[str, Any],
+    untrained: Collection[str] = (),
 ) -> None:
     """Logs the size of each top-level group and writes all arrays to `<workdir>/parameters.txt`.
 
@@ -23,9 +26,11 @@ def report_parameters(
 
     Args:
         workdir: the run's folder.
-        params: trained parameters, as arrays with shardings.
-        frozen: frozen parameters, as arrays with shardings.
+        params: the parameters of the model, as arrays with shardings.
+        frozen: parameters of frozen networks, as arrays with shardings.
+        untrained: groups of `params` that the optimizer does not update. They count as frozen.
     """
+    params, frozen = split_trained(params, frozen, untrained)
     for line in format_group_sizes(params, frozen):
         log_on_process_0(line)
     if jax.process_index() != 0:
@@ -35,6 +40,20 @@ def report_parameters(
         atomic_file.write_text(path, format_parameter_table(params, frozen))
     except OSError as error:
         logging.warning("%s cannot be written: %s", path, error.strerror)
+
+
+def split_trained(
+    params: Mapping[str, Any], frozen: Mapping[str, Any], untrained: Collection[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Splits the parameters into trained and frozen groups.
+
+    Args:
+        params: the parameters of the model, by group.
+        frozen: parameters of frozen networks, by group.
+        untrained: groups of `params` that the optimizer does not update.
+    """
+    trained = {name: tree for name, tree in params.items() if name not in untrained}
+    return trained, {name: params[name] for name in params if name in untrained} | {**frozen}
 
 
 def format_group_sizes(params: Mapping[str, Any], frozen: Mapping[str, Any]) -> list[str]:

@@ -23,6 +23,18 @@ def check_config(config: ml_collections.ConfigDict) -> None:
         raise UserError(f"config.profile_steps={window} must be two increasing step numbers, or ()")
 
 
+def unused_options(config: ml_collections.ConfigDict) -> dict[str, str]:
+    """Returns "profile_steps" with the reason if the run ends before the trace starts.
+
+    Args:
+        config: a config whose number of steps is resolved.
+    """
+    if not config.profile_steps or config.profile_steps[0] < config.total_steps:
+        return {}
+    reason = f"the run has {config.total_steps} steps: choose steps before the last one"
+    return {"profile_steps": reason}
+
+
 class Profiler:
     """Writes a trace of steps `window[0] + 1` to `window[1]` to `<workdir>/profile`.
 

@@ -26,6 +26,7 @@ Mask = tuple[jax.Array, jax.Array]  # keep_bk, masked_bm
 # (key, batch, grid, settings, attention_bts) -> masks of one training step
 MaskFunction = Callable[[jax.Array, int, Grid, Any, jax.Array | None], list[Mask]]
 FITS = ("scale", "cut")
+_OPTIONS_OF_KINDS = ("ratio", "blocks", "visible", "aspect", "fit")  # not used by all kinds
 
 
 class MaskKind(NamedTuple):
@@ -34,19 +35,19 @@ class MaskKind(NamedTuple):
     Attributes:
       sample: draws the masks of one step.
       needs_attention: whether `sample` needs the image teacher's attention.
-      uses_ratio: whether `settings.ratio` sets the number of masked patches.
+      options: names of the options that `sample` uses, in addition to those of all kinds.
     """
 
     sample: MaskFunction
     needs_attention: bool
-    uses_ratio: bool
+    options: tuple[str, ...]
 
 
 REGISTRY: dict[str, MaskKind] = {}
 
 
 def register_mask(
-    name: str, *, needs_attention: bool = False, uses_ratio: bool = True
+    name: str, *, needs_attention: bool = False, options: tuple[str, ...] = ("ratio",)
 ) -> Callable[[MaskFunction], MaskFunction]:
     """Returns a decorator that adds a mask function to the registry.
 
@@ -54,11 +55,12 @@ def register_mask(
       name: value of `config.mask.kind` that selects the function.
       needs_attention: whether the function needs the image teacher's attention. A run then loads
         the teacher and passes attention_bts, a positive float32 weight for each patch.
-      uses_ratio: whether the function masks the fraction `settings.ratio` of each frame.
+      options: names of the fields of `config.mask` that the function reads. If they include
+        "ratio", it masks the fraction `settings.ratio` of each frame.
     """
 
     def register(sample: MaskFunction) -> MaskFunction:
-        REGISTRY[name] = MaskKind(sample, needs_attention, uses_ratio)
+        REGISTRY[name] = MaskKind(sample, needs_attention, options)
         return sample
 
     return register
@@ -89,9 +91,22 @@ def check_settings(settings: Any, positions: int) -> None:
     for name, value, known in (("kind", settings.kind, REGISTRY), ("fit", settings.fit, FITS)):
         if value not in known:
             raise UserError(f"mask.{name}={value!r} must be one of {', '.join(map(repr, known))}")
-    if REGISTRY[settings.kind].uses_ratio and int(settings.ratio * positions) < 1:
+    if "ratio" in REGISTRY[settings.kind].options and int(settings.ratio * positions) < 1:
         ratio = settings.ratio
         raise UserError(f"mask.ratio={ratio} masks none of the {positions} patches of a frame")
+
+
+def unused_options(settings: Any) -> dict[str, str]:
+    """Returns the options of `config.mask` that the kind of mask does not use, with the reason."""
+    unused = {}
+    for name in _OPTIONS_OF_KINDS:
+        kinds = [repr(kind) for kind, mask in REGISTRY.items() if name in mask.options]
+        if repr(settings.kind) not in kinds:
+            unused[f"mask.{name}"] = (
+                f"config.mask.kind={settings.kind!r} does not read it: set config.mask.kind to "
+                f"{' or '.join(kinds)}"
+            )
+    return unused
 
 
 def sample_masks(
@@ -129,7 +144,7 @@ def semantic_masks(
     return [_keep_largest(jnp.log(attention_bts + 1e-30) + noise_bts, visible)]
 
 
-@register_mask("multi_block", uses_ratio=False)
+@register_mask("multi_block", options=("blocks", "visible", "aspect", "fit"))
 def multi_block_masks(
     key: jax.Array, batch: int, grid: Grid, settings: Any, attention_bts: jax.Array | None = None
 ) -> list[Mask]:

@@ -4,6 +4,7 @@ Shape key: b clips.
 """
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -25,7 +26,10 @@ _USABLE = 0.92  # usable fraction of the memory; the rest is for the runtime and
 
 
 def make_plan(
-    config: ml_collections.ConfigDict, device_name: str, videos: int = recipe_lib.PAPER_VIDEOS
+    config: ml_collections.ConfigDict,
+    device_name: str,
+    videos: int = recipe_lib.PAPER_VIDEOS,
+    overrides: Iterable[str] = (),
 ) -> dict[str, Any]:
     """Plans a run on all JAX devices, which may be fake CPU devices.
 
@@ -33,6 +37,7 @@ def make_plan(
         config: the run's config; `config.mesh` sets the device layout.
         device_name: a name in `devices.DEVICES`.
         videos: number of videos of the run's manifests.
+        overrides: see `train.train`.
 
     Returns:
         A JSON-compatible dict with bytes per device, FLOPs of a step on all devices, and seconds.
@@ -42,7 +47,7 @@ def make_plan(
     """
     if device_name not in DEVICES:
         raise UserError(f"--device={device_name} must be one of {', '.join(DEVICES)}")
-    config, recipe = check_config(config, videos)
+    config, recipe = check_config(config, videos, overrides)
     device = DEVICES[device_name]
     shapes = make_shapes(config)
     mesh = shapes.mesh
@@ -69,6 +74,7 @@ def make_plan(
         "accumulate": config.accumulate,
         "clips_of_a_device": part,
         "parameters": {name: _count(tree) for name, tree in shapes.state.params.items()},
+        "untrained_groups": shapes.training.untrained_groups,
         "frozen_parameters": {name: _count(tree) for name, tree in shapes.frozen.items()},
         "held_bytes": held,
         "activation_bytes_per_clip": per_clip,
@@ -94,7 +100,9 @@ def make_plan(
 
 
 def check_config(
-    config: ml_collections.ConfigDict, videos: int = recipe_lib.PAPER_VIDEOS
+    config: ml_collections.ConfigDict,
+    videos: int = recipe_lib.PAPER_VIDEOS,
+    overrides: Iterable[str] = (),
 ) -> tuple[ml_collections.FrozenConfigDict, recipe_lib.Recipe]:
     """Runs the checks of a training run, except for input files and the attention kernel.
 
@@ -104,7 +112,7 @@ def check_config(
     Raises:
         UserError: an option has an invalid value.
     """
-    config = ml_collections.ConfigDict(config)
+    given, config = config, ml_collections.ConfigDict(config)
     config.attention = "auto"
     for group, name in (
         (config, "init_from"),
@@ -113,7 +121,9 @@ def check_config(
     ):
         group[name] = group[name] or "not read"
     config_checks.check_config(config)
-    registry.find_stage(config).check_config(config)
+    stage = registry.find_stage(config)
+    stage.check_config(config)
+    config_checks.check_overrides(config, overrides, config_checks.unused_options(given, stage))
     return recipe_lib.resolve_config(config, videos)
 
 

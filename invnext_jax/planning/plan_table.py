@@ -13,7 +13,9 @@ def format_plan(plan: dict[str, Any]) -> str:
     def gb(size: float) -> str:
         return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.2f} MB"
 
-    trained, frozen = (sum(plan[name].values()) for name in ("parameters", "frozen_parameters"))
+    untrained, groups = plan["untrained_groups"], plan["parameters"]
+    trained = sum(size for name, size in groups.items() if name not in untrained)
+    frozen = sum(groups.values()) - trained + sum(plan["frozen_parameters"].values())
     axes = ", ".join(f"{axis} {size}" for axis, size in plan["mesh"].items() if size > 1)
     recipe = plan["recipe"]
     rows = [
@@ -30,7 +32,10 @@ def format_plan(plan: dict[str, Any]) -> str:
         ),
         ("batch", f"{plan['batch']} clips, {plan['clips_of_a_device']:g} per device at a time"),
         ("parameters", f"{trained / 1e6:.1f} M trained, {frozen / 1e6:.1f} M frozen"),
-        *((f"  {name}", f"{size / 1e6:.1f} M") for name, size in plan["parameters"].items()),
+        *(
+            (f"  {n} (frozen)" if n in untrained else f"  {n}", f"{size / 1e6:.1f} M")
+            for n, size in groups.items()
+        ),
         *((f"  {n} (frozen)", f"{s / 1e6:.1f} M") for n, s in plan["frozen_parameters"].items()),
         ("memory per device", f"{gb(plan['peak_bytes'])} of {gb(plan['memory_bytes'])}"),
         *((f"  {name}", gb(size)) for name, size in plan["held_bytes"].items() if size),

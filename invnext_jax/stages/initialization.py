@@ -142,6 +142,20 @@ def describe_start(config: Any, start: Mapping[str, Any], groups: Iterable[str])
     return sentences
 
 
+def unused_options(config: Any, start: Iterable[str]) -> dict[str, str]:
+    """Returns the options that the parameters of `config.init_from` replace, with the reason.
+
+    Args:
+        config: the run's config.
+        start: the parameter groups that are taken from `config.init_from`.
+    """
+    if "predictor" not in start:
+        return {}
+    groups = tuple(sorted(name for name in start if "/" not in name and name != "predictor"))
+    reason = f"the predictor of config.init_from={config.init_from} is taken: "
+    return {"predictor.weights": reason + f"add --config.init_parts={groups!r}"}
+
+
 def require_encoder(config: Any, restored: Mapping[str, Any] | None) -> None:
     """Checks that the run `config.init_from` has an encoder.
 

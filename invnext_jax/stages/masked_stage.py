@@ -27,6 +27,8 @@ from invnext_jax.stages.masked_modeling import (
     complete_sample,
     run_features,
 )
+from invnext_jax.stages.unused_options import find_unused
+from invnext_jax.training import optimizer
 from invnext_jax.training.state import EmaTargets
 from invnext_jax.training.step import NO_EMA_TARGETS
 
@@ -39,15 +41,15 @@ class MaskedModelingStage:
 
     Attributes:
       losses: maps names to losses, which are summed in this order.
-      makers: maps the names of the model's optional modules to functions that make them from the
-        config.
-      numbered: whether the names of loss terms end with the number of the mask ("predict_0").
+      makers: maps the names of optional modules to functions that make them from the config.
+      numbered: whether names of loss terms end with the number of the mask ("predict_0").
     """
 
     title = ""
     losses: Mapping[str, Loss] = {}
     makers: Mapping[str, Callable[[Any], nn.Module]] = {}
     numbered = True
+    unused_options = find_unused
 
     def make_model(self, config: Any) -> MaskedModel:
         """See `Stage.make_model`."""
@@ -86,9 +88,7 @@ class MaskedModelingStage:
             names = ", ".join(f"config.loss.{name}" for name in config.loss)
             raise UserError(f"no loss is active: set one of {names} above 0")
         groups = self.param_groups(config)
-        if unknown := sorted(set(config.optimizer.frozen) - set(groups)):
-            names = f"config.optimizer.frozen contains {unknown[0]!r}"
-            raise UserError(f"{names}, which is not a parameter group: use {', '.join(groups)}")
+        optimizer.check_frozen(config.optimizer, groups)
         if "predictor" in groups:
             predictor.check_config(config)
             initialization.check_text(config)

@@ -35,7 +35,7 @@ class TrainingSetup:
         stage: stage of the run.
         model: the stage's model.
         init_fn: key -> parameters.
-        tx: the optimizer; it does not update the groups that `Stage.frozen_groups` returns.
+        tx: the optimizer; it does not update `untrained_groups`.
         ema_targets: maps the name of each EMA target to the parameter group that it averages.
         step: (state, frozen, batch, root_key, schedule) -> (state, metrics), see
             `step.make_train_step`.
@@ -48,6 +48,11 @@ class TrainingSetup:
     tx: optax.GradientTransformation
     ema_targets: state_lib.EmaTargets
     step: step_lib.StepFn
+
+    @property
+    def untrained_groups(self) -> tuple[str, ...]:
+        """The top-level parameter groups that the optimizer does not update."""
+        return (*self.config.optimizer.frozen, *self.stage.frozen_groups(self.config))
 
     def abstract_state(self, mesh: Mesh) -> state_lib.TrainState:
         """Returns shapes, dtypes and shardings of the state on a mesh."""

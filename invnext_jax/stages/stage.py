@@ -56,6 +56,17 @@ class Stage(Protocol):
           UserError: an option has an invalid value.
         """
 
+    def unused_options(self, config: Any) -> dict[str, str]:
+        """Returns the options of this stage that have no effect.
+
+        Args:
+          config: the run's config, which has passed the checks.
+
+        Returns:
+          A dict from the dotted name of an option to the reason, and what to change, as a clause
+          that follows "because".
+        """
+
     def make_model(self, config: Any) -> Any:
         """Makes the model, a linen module with all trained parts."""
 

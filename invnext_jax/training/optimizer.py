@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from invnext_jax.errors import UserError
+
 # Learned position tables and tokens without weight decay. It does apply to those of the predictor.
 NO_DECAY = (("encoder", "position"), ("encoder", "class_token"), ("align", "position"))
 
@@ -86,6 +88,23 @@ def decay_mask(params: Any) -> Any:
         return path[-1] not in vectors and np.ndim(leaf) > 0
 
     return flax.traverse_util.unflatten_dict({p: decays(p, x) for p, x in flat.items()})
+
+
+def check_frozen(config: Any, groups: Sequence[str]) -> None:
+    """Checks that the names in `config.optimizer.frozen` are parameter groups of the run.
+
+    Args:
+      config: `config.optimizer` of the run.
+      groups: the top-level parameter groups of the run.
+
+    Raises:
+      UserError: a name is unknown.
+    """
+    if unknown := sorted(set(config.frozen) - set(groups)):
+        raise UserError(
+            f"config.optimizer.frozen contains {unknown[0]!r}, which is not a parameter group: use "
+            f"{', '.join(groups)}"
+        )
 
 
 def make_optimizer(

@@ -118,6 +118,19 @@ def check_config(config: ml_collections.ConfigDict) -> None:
                 raise UserError(f"config.{field}={_get(config, field)} must be a finite number")
 
 
+def unused_options(config: ml_collections.ConfigDict) -> dict[str, str]:
+    """Returns the epochs and base rates that numbers of the config replace, with the reason.
+
+    Args:
+        config: a config that is not resolved.
+    """
+    return {
+        source: f"config.{name}={_get(config, name)} is set: add --config.{name}={UNSET}"
+        for name, source in SOURCES.items()
+        if _get(config, name) != UNSET
+    }
+
+
 def resolve(config: ml_collections.ConfigDict, videos: int) -> Recipe:
     """Computes the recipe of a config to which all overrides have been applied.
 

@@ -156,6 +156,8 @@ def test_only_some_sources_are_flipped(config, world_folder, tmp_path):
 
     assert mirrored("train.csv") == 0
     assert 0.2 < mirrored("other.csv") < 0.8
+    (folder / "sthv2.csv").write_text(text.replace(",world,", ",Something-Something-V2,"))
+    assert mirrored("sthv2.csv") == 0
 
 
 def test_training_frames_are_redrawn_each_epoch(config, tmp_path):

@@ -245,14 +245,14 @@ def test_errors_of_weights_are_one_sentence(weights, text, manifest):
     assert "\n" not in str(caught.value)
 
 
-def test_table_contains_rows_shares_and_epochs(manifest):
+def test_table_contains_rows_shares_epochs_and_options(manifest):
     mix = train_dataset.Mixture(manifest, (("a", 1), ("b", 3), ("c", 1)), seed=0)
-    head, *lines = mix.table(clips=30_000).splitlines()
-    assert head.split() == ["source", "rows", "share", "epochs"]
+    head, *lines = mix.table(30_000, "<{}>".format).splitlines()
+    assert head.split() == ["source", "rows", "share", "epochs", "options"]
     assert [line.split() for line in lines] == [
-        ["a", "600", "20.00%", "10.00"],
-        ["b", "1,000", "60.00%", "18.00"],
-        ["c", "300", "20.00%", "20.00"],
+        ["a", "600", "20.00%", "10.00", "<a>"],
+        ["b", "1,000", "60.00%", "18.00", "<b>"],
+        ["c", "300", "20.00%", "20.00", "<c>"],
     ]
-    plain = train_dataset.Mixture(manifest, (), seed=0).table(clips=3800).splitlines()
-    assert [line.split()[-1] for line in plain[1:]] == ["2.00"] * 3
+    plain = train_dataset.Mixture(manifest, (), seed=0).table(3800, str).splitlines()
+    assert [line.split()[3] for line in plain[1:]] == ["2.00"] * 3

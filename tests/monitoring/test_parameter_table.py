@@ -24,6 +24,16 @@ def test_log_has_the_size_of_each_group_and_the_total(params):
     assert len(parameter_table.format_group_sizes(params, {})) == 1
 
 
+def test_groups_that_are_not_trained_count_as_frozen(params, tmp_path, capsys):
+    parameter_table.report_parameters(tmp_path, params, {}, untrained=("pool",))
+    assert capsys.readouterr().out.splitlines() == [
+        "trained parameters: encoder 0.01 M; 0.01 M in all",
+        "frozen parameters: pool 0.01 M; 0.01 M in all",
+    ]
+    trained, frozen = (tmp_path / "parameters.txt").read_text().split("Frozen parameters")
+    assert "pool" in frozen and "pool" not in trained
+
+
 def test_file_lists_every_array_with_shape_dtype_and_sharding(params, tmp_path):
     parameter_table.report_parameters(tmp_path, params, {"map": np.zeros((3, 2), np.float32)})
     text = (tmp_path / "parameters.txt").read_text()

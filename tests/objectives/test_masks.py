@@ -169,7 +169,7 @@ def test_invalid_settings_are_refused(field, value, message):
 def test_registered_mask_is_sampled_by_name(monkeypatch):
     monkeypatch.setattr(masks, "REGISTRY", dict(masks.REGISTRY))
 
-    @masks.register_mask("first_frame", needs_attention=True, uses_ratio=False)
+    @masks.register_mask("first_frame", needs_attention=True, options=())
     def first_frame_masks(key, batch, grid, settings, attention_bts):
         del key, settings, attention_bts
         index_1n = jnp.arange(np.prod(grid))[None]

@@ -1,0 +1,182 @@
+"""Options that differ by source: which source has which, under all spellings of its name.
+
+A source is the value of the column `source` of a manifest. `config.data.by_source` replaces options
+for the videos of a source. The clips of Something-Something must not be mirrored, so the default
+config has an entry "ssv2", which applies to all spellings of this name.
+"""
+
+import difflib
+import functools
+import re
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, TypeVar
+
+from absl import logging
+
+from invnext_jax.data.manifest import Manifest
+from invnext_jax.errors import UserError
+from invnext_jax.synthetic_world import urls
+
+T = TypeVar("T")
+Config = Mapping[str, Any]  # `config.data`
+
+# Entries of the default config, which need not be in the manifest.
+DEFAULT_NAMES = ("ssv2", "world")
+# Letters and digits of the known names of Something-Something.
+_SSV2 = {
+    f"{prefix}{name}{version}"
+    for prefix in ("", "20bn")
+    for version in ("", "v1", "v2")
+    for name in ("something", "somethingsomething", "sthsth", "sth", "smthsmth", "ssth", "ss")
+}
+_SSV2 -= {"ss"}  # too short to mean this data set
+_SSV2 |= {"ssv2", "ssv1", "sthv2", "sthv1"}
+
+
+@functools.lru_cache(maxsize=10_000)
+def normalize(source: str) -> str:
+    """Returns "ssv2" for all spellings of Something-Something, and other names unchanged."""
+    return "ssv2" if _letters(source) in _SSV2 else source
+
+
+def find_entry(entries: Mapping[str, T], source: str, default: T) -> T:
+    """Returns the entry of a source: that of its exact name, or of its normalized name."""
+    return entries.get(source) or entries.get(normalize(source), default)
+
+
+def merge_overrides(by_source: Mapping[str, Config]) -> dict[str, dict[str, Any]]:
+    """Merges the entries of `config.data.by_source` whose names mean the same source.
+
+    Returns:
+        A dict with the names in `by_source` and their normalized names. Entries with the exact name
+        have priority.
+    """
+    merged = {}
+    for name, fields in by_source.items():
+        merged.setdefault(normalize(name), {}).update(fields)
+    return merged | {name: merged[normalize(name)] | {**by_source[name]} for name in by_source}
+
+
+def options_of(data_config: Config, source: str) -> dict[str, Any]:
+    """Returns the options in `config.data` that apply to a source."""
+    return {**data_config, **find_entry(merge_overrides(data_config["by_source"]), source, {})}
+
+
+def describe_options(data_config: Config, source: str) -> str:
+    """Returns the sampling, the crop and the flip of a source as a short text."""
+    options = options_of(data_config, source)
+    low, high = options["stride"]
+    stride = f" {low}" if low == high else f" {low}-{high}"
+    sampling = options["sampling"] + (stride if options["sampling"] == "dense" else "")
+    return f"{sampling}, {options['crop']}, {'flip' if options['flip'] else 'no flip'}"
+
+
+def check_names(data_config: Config, sources: Iterable[str]) -> None:
+    """Checks that `config.data.by_source` names sources of the manifest.
+
+    Warns of sources whose names resemble that of an entry, but do not match it.
+
+    Args:
+        data_config: `config.data`.
+        sources: the sources of the manifest.
+
+    Raises:
+        UserError: an entry that is not in the default config matches no source.
+    """
+    sources = dict.fromkeys(sources)
+    by_source = data_config["by_source"]
+    for name in by_source:
+        if name not in DEFAULT_NAMES and not _matches(name, sources):
+            near = difflib.get_close_matches(name, sources, n=1)
+            raise UserError(
+                f"config.data.by_source has options for {name!r}, but the manifest has "
+                f"{_list_names(sources)}: "
+                + (f"the nearest one is {near[0]!r}" if near else "use one of these names")
+            )
+    for source in sources:
+        if near := _find_near_name(source, by_source):
+            logging.warning(
+                "the source %r resembles %r, but config.data.by_source.%s does not apply to its "
+                "videos: rename the source, or add it to config.data.by_source",
+                source,
+                near,
+                near,
+            )
+
+
+def unused_options(data_config: Config, manifest: Manifest) -> dict[str, str]:
+    """Returns the options of `config.data` that affect no video, with the reason.
+
+    Args:
+        data_config: `config.data`.
+        manifest: the manifest of the run.
+    """
+    sources = tuple(dict.fromkeys(manifest.sources))
+    options = {source: options_of(data_config, source) for source in sources}
+    unused = {}
+    if data_config["on_bad"] == "fail":
+        reason = "config.data.on_bad is 'fail': set it to 'drop'"
+        unused["data.max_bad_share"] = reason
+    if all(map(urls.is_world, manifest.paths)):
+        unused["data.short_side"] = "all videos are rendered at their final size: remove the option"
+    replaced = {name for fields in data_config["by_source"].values() for name in fields}
+    for name in replaced:
+        if all(fields[name] != data_config[name] for fields in options.values()):
+            own = ", ".join(f"config.data.by_source.{source}.{name}" for source in sources)
+            unused[f"data.{name}"] = f"all videos have a value of their source: set {own}"
+    unused |= _unread(options.values(), "data")
+    for name, fields in data_config["by_source"].items():
+        prefix, used_by = f"data.by_source.{name}", [s for s in sources if _matches(name, [s])]
+        if not used_by:
+            reason = f"the manifest has {_list_names(sources)}: remove the option"
+            unused |= {f"{prefix}.{field}": reason for field in fields}
+        else:
+            unused |= _unread([options[source] for source in used_by], prefix)
+    return unused
+
+
+# Option -> (option, value) under which it is read.
+_CONDITIONS = {
+    "stride": ("sampling", "dense"),
+    "crop_scales": ("crop", "multi_scale"),
+    "crop_area": ("crop", "random_resized"),
+    "crop_aspect": ("crop", "random_resized"),
+}
+
+
+def _unread(options: Collection[Config], prefix: str) -> dict[str, str]:
+    """Returns the options that no source reads because of another option."""
+    return {
+        f"{prefix}.{name}": f"config.{prefix}.{other} is not {value!r}: set it to {value!r}"
+        for name, (other, value) in _CONDITIONS.items()
+        if all(fields[other] != value for fields in options)
+    }
+
+
+def _matches(entry: str, sources: Iterable[str]) -> bool:
+    return any(entry == source or normalize(entry) == normalize(source) for source in sources)
+
+
+def _find_near_name(source: str, by_source: Mapping[str, Config]) -> str | None:
+    """Returns the entry that a source without an entry of its own resembles."""
+    if not source or _matches(source, by_source):
+        return None
+    letters = _letters(source)
+    spellings = {_letters(name): name for name in by_source}
+    if "ssv2" in by_source:
+        spellings |= dict.fromkeys(_SSV2, "ssv2")
+    for spelling, name in spellings.items():
+        if len(spelling) >= 4 and spelling in letters:
+            return name
+    near = difflib.get_close_matches(letters, spellings, n=1, cutoff=0.8)
+    return spellings[near[0]] if near else None
+
+
+def _letters(source: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", source.lower())
+
+
+def _list_names(sources: Collection[str]) -> str:
+    names = [repr(name) for name in sources]
+    shown = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+    return f"only the source{'s' if len(names) > 1 else ''} {shown}"

@@ -1,0 +1,54 @@
+"""What is logged when a run starts: its size, its recipe, and the checkpoint that it resumes."""
+
+from typing import Any
+
+import jax
+from absl import logging
+
+from invnext_jax import loop
+from invnext_jax.checkpointing import reader, run_metadata
+from invnext_jax.monitoring import parameter_table
+from invnext_jax.multihost.distributed import log_on_process_0
+from invnext_jax.training import mesh as mesh_lib
+from invnext_jax.training import recipe as recipe_lib
+
+
+def log_start(run: loop.Run) -> None:
+    """Logs the size of the model, the devices, the recipe and, if it resumes, the checkpoint."""
+
+    def size(tree: Any) -> str:
+        return f"{sum(leaf.size for leaf in jax.tree.leaves(tree)) / 1e6:.2f} M"
+
+    groups = run.state.params, run.frozen, run.training.untrained_groups
+    trained, frozen = parameter_table.split_trained(*groups)
+    axes = ", ".join(f"{axis} {size}" for axis, size in run.mesh.shape.items() if size > 1)
+    devices = f"{run.mesh.size} x {run.mesh.devices.flat[0].device_kind}"
+    log_on_process_0(
+        f"{run.config.stage} {run.config.variant}: {size(trained)} trained "
+        f"parameters, {size(frozen)} frozen; batch {run.config.batch_size} on {devices}"
+        + (f" ({axes})" if axes else "")
+    )
+    if mesh_lib.shares_shards(run.mesh):
+        log_on_process_0(
+            "the mesh axes tensor and sequence extend over several processes, which therefore load "
+            "the same clips"
+        )
+    log_on_process_0(run.recipe.describe())
+    if (warning := run.recipe.warning()) and jax.process_index() == 0:
+        logging.warning("%s", warning)
+    if run.step:
+        log_on_process_0(
+            f"resumes after step {run.step}, from {run.checkpointer.folder / str(run.step)}"
+        )
+        _warn_of_changed_schedule(run)
+    if reason := run.checkpointer.abort_reason:
+        log_on_process_0(f"this checkpoint was saved when the run was aborted: {reason}")
+
+
+def _warn_of_changed_schedule(run: loop.Run) -> None:
+    if jax.process_index() == 0:
+        record = reader.read_json(run.checkpointer.folder / str(run.step), "meta")
+        saved = run_metadata.config_from_json(record["config"])
+        updates = run.step - int(run.state.skipped)
+        if change := recipe_lib.describe_change(saved, run.config, updates):
+            logging.warning("%s", change)
