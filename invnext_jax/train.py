@@ -6,7 +6,7 @@ The same call resumes a run that was killed. The results are bitwise identical.
 import contextlib
 import json
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -35,7 +35,7 @@ _INIT_STREAM = 2**32 - 1  # folded into the key of the initial values; larger th
 
 
 def train(
-    config: ml_collections.ConfigDict, workdir: str | pathlib.Path, overrides: Iterable[str] = ()
+    config: ml_collections.ConfigDict, workdir: str | pathlib.Path, overrides: Sequence[str] = ()
 ) -> dict[str, Any]:
     """Trains to the last step or until a signal arrives, and saves the run.
 
@@ -80,7 +80,7 @@ def prepare(
     config: ml_collections.FrozenConfigDict,
     workdir: storage.Path,
     stack: contextlib.ExitStack,
-    overrides: Iterable[str] = (),
+    overrides: Sequence[str] = (),
 ) -> loop.Run:
     """Checks the config and builds the run with an initial or a restored state.
 

@@ -4,7 +4,7 @@ Shape key: b clips.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -29,7 +29,7 @@ def make_plan(
     config: ml_collections.ConfigDict,
     device_name: str,
     videos: int = recipe_lib.PAPER_VIDEOS,
-    overrides: Iterable[str] = (),
+    overrides: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Plans a run on all JAX devices, which may be fake CPU devices.
 
@@ -102,7 +102,7 @@ def make_plan(
 def check_config(
     config: ml_collections.ConfigDict,
     videos: int = recipe_lib.PAPER_VIDEOS,
-    overrides: Iterable[str] = (),
+    overrides: Sequence[str] = (),
 ) -> tuple[ml_collections.FrozenConfigDict, recipe_lib.Recipe]:
     """Runs the checks of a training run, except for input files and the attention kernel.
 

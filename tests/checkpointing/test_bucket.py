@@ -1,10 +1,7 @@
 """Runs with a workdir in a simulated bucket, which has no folders, renames or appends."""
 
 import json
-import os
 import pathlib
-import socket
-import subprocess
 import sys
 import time
 
@@ -14,7 +11,8 @@ import pytest
 from etils import epath
 from etils.epath import backend as epath_backend
 from object_store import BUCKET, REGISTRY, FakeFileSystem, ObjectStore, serve, use_store
-from toy_run import KilledError, assert_equal_runs, kill, untimed
+from toy_run import MANIFEST, KilledError, assert_equal_runs, kill, untimed
+from two_processes import run_two_processes
 
 from invnext_jax import train
 from invnext_jax.checkpointing import reader, storage
@@ -157,34 +155,13 @@ with errors.exit_on_user_error():
 
 @pytest.mark.slow
 def test_two_processes_save_and_resume_in_a_bucket(bucket, server, tmp_path):
-    (tmp_path / "manifest.csv").write_text("path,source\na.mp4,toy\n")
-    root = pathlib.Path(__file__).parents[2]
-    environ = {
-        **os.environ,
-        **{"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
-        **{"JAX_NUM_PROCESSES": "2", "STORE_PORT": str(server.server_port)},
-    }
+    (tmp_path / "manifest.csv").write_text(MANIFEST)
+    root, port = pathlib.Path(__file__).parents[2], str(server.server_port)
     for steps in (3, 6):
-        with socket.create_server(("localhost", 0)) as free:
-            environ["JAX_COORDINATOR_ADDRESS"] = f"localhost:{free.getsockname()[1]}"
-        arguments = [root, root / "tests", tmp_path / "manifest.csv", steps]
-        started = [
-            subprocess.Popen(
-                [sys.executable, "-c", TRAINING, *map(str, arguments)],
-                env={**environ, "JAX_PROCESS_ID": str(process)},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            for process in range(2)
-        ]
-        try:
-            outputs = [process.communicate(timeout=200) for process in started]
-        finally:
-            for process in started:
-                process.kill()
-        assert [process.returncode for process in started] == [0, 0], outputs
-    assert "resumes after step 3" in outputs[0][0]
+        arguments = root, root / "tests", tmp_path / "manifest.csv", steps
+        ended = run_two_processes(TRAINING, *arguments, STORE_PORT=port)
+        assert [code for code, _, _ in ended] == [0, 0], ended
+    assert "resumes after step 3" in ended[0][1]
     assert reader.finished_steps(epath.Path(RUN) / "checkpoints") == [3, 6]
     assert reader.restore_run(RUN).step == 6
     logged = bucket.read("team/run/metrics.jsonl").decode().splitlines()

@@ -1,13 +1,11 @@
-import os
 import pathlib
-import socket
-import subprocess
-import sys
 
 import jax
 import numpy as np
 import pytest
 from clu import metrics
+from toy_run import MANIFEST
+from two_processes import run_two_processes
 
 from invnext_jax.monitoring import metrics_file, progress
 from invnext_jax.monitoring.host_metrics import Count, HostCounts, HostTimes
@@ -90,31 +88,9 @@ train.train(config, sys.argv[1] + "/run")
 
 
 def test_two_processes_name_the_one_with_slow_data(tmp_path):
-    (tmp_path / "manifest.csv").write_text("path,source\na.mp4,toy\n")
-    with socket.create_server(("localhost", 0)) as server:
-        port = server.getsockname()[1]
-    environ = {
-        **os.environ,
-        **{"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
-        **{"PYTHONPATH": str(ROOT), "JAX_NUM_PROCESSES": "2"},
-        "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
-    }
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", TRAINING, str(tmp_path), str(ROOT / "tests/toy_run.py")],
-            env={**environ, "JAX_PROCESS_ID": str(process)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for process in range(2)
-    ]
-    try:
-        outputs = [process.communicate(timeout=200) for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    assert [process.returncode for process in started] == [0, 0], outputs
+    (tmp_path / "manifest.csv").write_text(MANIFEST)
+    ended = run_two_processes(TRAINING, tmp_path, ROOT / "tests/toy_run.py")
+    assert [code for code, _, _ in ended] == [0, 0], ended
     record = {
         name.removeprefix("hosts/"): value
         for name, value in metrics_file.read_metrics(tmp_path / "run")[-1].items()
@@ -122,9 +98,9 @@ def test_two_processes_name_the_one_with_slow_data(tmp_path):
     assert record["data_wait/worst_host"] == 1 and record["data_wait/max"] > 0.5
     assert record["data_wait/min"] < 0.2
     assert record["step_seconds/min"] > 0.2  # the other host waits for the slow one
-    out = outputs[0][0]
+    out = ended[0][1]
     assert out.count("slow host: process 1 (host") == 1 and "most on process 1)" in out
-    assert "slow host" not in outputs[1][0]
+    assert "slow host" not in ended[1][1]
 
 
 SUMMING = """
@@ -154,31 +130,9 @@ def test_count_merges_like_other_clu_metrics():
 
 
 def test_counts_of_two_processes_are_added():
-    with socket.create_server(("localhost", 0)) as server:
-        port = server.getsockname()[1]
-    environ = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-        "PYTHONPATH": str(ROOT),
-        "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
-        "JAX_NUM_PROCESSES": "2",
-    }
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", SUMMING],
-            env={**environ, "JAX_PROCESS_ID": str(process)},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for process in range(2)
-    ]
-    try:
-        outputs = [process.communicate(timeout=200)[0] for process in started]
-    finally:
-        for process in started:
-            process.kill()
+    flags = "--xla_force_host_platform_device_count=2"
+    ended = run_two_processes(SUMMING, XLA_FLAGS=flags)
     # Gloo prints to standard output too.
-    printed = [[line for line in text.splitlines() if line[0] == "{"] for text in outputs]
+    printed = [[line for line in text.splitlines() if line[0] == "{"] for _, text, _ in ended]
     expected = ["{'clips': 200, 'dropped': 7}", "{'clips': 200, 'dropped': 11}"]
     assert printed == [expected, expected]

@@ -1,11 +1,11 @@
 """Two processes of one run: what fails in only one of them fails in both, without a deadlock."""
 
 import contextlib
-import os
 import pathlib
 import socket
-import subprocess
-import sys
+
+from toy_run import MANIFEST
+from two_processes import run_two_processes
 
 from invnext_jax.checkpointing.workdir_lock import Workdir
 
@@ -134,35 +134,8 @@ print(attempt(reader.restore_run, workdir if process else workdir / "absent"))
 
 def run_pair(script, folder):
     """Runs a script in two processes; returns exit code, output and errors of each."""
-    (folder / "manifest.csv").write_text("path,source\na.mp4,toy\n")
-    with socket.create_server(("localhost", 0)) as server:
-        port = server.getsockname()[1]
-    environ = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "XLA_FLAGS": "",
-        "PYTHONPATH": str(ROOT),
-        "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
-        "JAX_NUM_PROCESSES": "2",
-    }
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", START + script, str(folder / "run"), str(TOY_RUN)],
-            env={**environ, "JAX_PROCESS_ID": str(process)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for process in range(2)
-    ]
-    try:
-        outputs = [process.communicate(timeout=120) for process in started]
-    finally:
-        for process in started:
-            process.kill()
-            process.wait()
-    return [(process.returncode, *texts) for process, texts in zip(started, outputs, strict=True)]
+    (folder / "manifest.csv").write_text(MANIFEST)
+    return run_two_processes(START + script, folder / "run", TOY_RUN, timeout=120)
 
 
 def test_two_processes_agree_on_what_is_saved_and_restored(tmp_path):
