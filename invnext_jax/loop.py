@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from invnext_jax.checkpointing import manager as manager_lib
-from invnext_jax.checkpointing.records import Records
+from invnext_jax.checkpointing.workdir import Records
 from invnext_jax.errors import NonFiniteError
 from invnext_jax.monitoring import reporter as reporter_lib
 from invnext_jax.monitoring import throughput as throughput_lib

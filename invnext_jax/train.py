@@ -15,8 +15,7 @@ import ml_collections
 from invnext_jax import config_checks, loop, start_log
 from invnext_jax.checkpointing import frozen_hashes, reader, run_metadata, storage, video_digests
 from invnext_jax.checkpointing import manager as manager_lib
-from invnext_jax.checkpointing.records import Records
-from invnext_jax.checkpointing.workdir_lock import open_workdir
+from invnext_jax.checkpointing.workdir import Records, open_workdir
 from invnext_jax.data import manifest, pipeline
 from invnext_jax.data.bad_videos import BadVideoTracker
 from invnext_jax.errors import UserError

@@ -3,7 +3,7 @@ import errno
 import pytest
 
 from invnext_jax import file_lock
-from invnext_jax.checkpointing import workdir_lock
+from invnext_jax.checkpointing import workdir
 from invnext_jax.data.bad_videos import QUARANTINE, BadVideoTracker
 from invnext_jax.dataset_prep import probe_cache
 from invnext_jax.errors import UserError
@@ -52,7 +52,7 @@ def test_symbolic_links_are_not_followed(tmp_path):
 
 
 def open_lock(folder):
-    workdir_lock.Workdir(folder).close()
+    workdir.Workdir(folder).close()
 
 
 def open_quarantine(folder):
@@ -66,7 +66,7 @@ def open_probe_cache(folder):
 @pytest.mark.parametrize(
     ("name", "use"),
     [
-        (workdir_lock.LOCK, open_lock),
+        (workdir.LOCK, open_lock),
         (QUARANTINE, open_quarantine),
         ("probes.jsonl", open_probe_cache),
     ],

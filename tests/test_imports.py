@@ -121,9 +121,9 @@ LAYERS = {
     "training": [{"compilation"}, {"step", "recipe"}, {"state"}, {"mesh", "optimizer"}],
     "checkpointing": [
         {"manager"},
-        {"restore", "save_barrier", "records"},
+        {"restore", "save_barrier", "workdir"},
         {"reader"},
-        {"run_metadata", "checksums", "retention", "workdir_lock", "save_errors", "video_digests"},
+        {"run_metadata", "checksums", "retention", "save_errors", "video_digests"},
         {"git_hash", "storage", "frozen_hashes"},
     ],
     "multihost": [

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from invnext_jax.checkpointing import manager, run_metadata
-from invnext_jax.checkpointing.workdir_lock import Workdir
+from invnext_jax.checkpointing.workdir import Workdir
 from invnext_jax.data import manifest, pipeline
 from invnext_jax.stages.registry import STAGES
 from invnext_jax.training import mesh as mesh_lib

@@ -24,7 +24,7 @@ from invnext_jax.checkpointing import (
 from invnext_jax.checkpointing.checksums import CorruptCheckpointError
 from invnext_jax.checkpointing.save_barrier import SAVE_ERRORS, SaveBarrier, defer_failures
 from invnext_jax.checkpointing.save_errors import describe_cause, suppress_tracebacks
-from invnext_jax.checkpointing.workdir_lock import BucketWorkdir, Workdir, check_rename
+from invnext_jax.checkpointing.workdir import BucketWorkdir, Workdir, check_rename
 from invnext_jax.errors import UserError
 from invnext_jax.multihost import consensus
 from invnext_jax.training.state import TrainState

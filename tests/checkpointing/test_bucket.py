@@ -16,7 +16,7 @@ from two_processes import run_two_processes
 
 from invnext_jax import train
 from invnext_jax.checkpointing import reader, storage
-from invnext_jax.checkpointing.workdir_lock import open_workdir
+from invnext_jax.checkpointing.workdir import open_workdir
 from invnext_jax.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("first_device_only")

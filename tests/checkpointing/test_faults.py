@@ -20,7 +20,7 @@ from toy_run import assert_equal_runs, untimed
 
 from invnext_jax import train
 from invnext_jax.checkpointing import reader
-from invnext_jax.checkpointing.workdir_lock import Workdir
+from invnext_jax.checkpointing.workdir import Workdir
 from invnext_jax.errors import NonFiniteError, UserError
 from invnext_jax.monitoring import metrics_file
 

@@ -18,7 +18,7 @@ import pytest
 from invnext_jax import config_checks
 from invnext_jax.checkpointing import manager, reader, run_metadata
 from invnext_jax.checkpointing import restore as restore_lib
-from invnext_jax.checkpointing.workdir_lock import Workdir
+from invnext_jax.checkpointing.workdir import Workdir
 from invnext_jax.data import manifest
 from invnext_jax.errors import UserError
 from invnext_jax.training import mesh as mesh_lib

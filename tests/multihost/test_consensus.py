@@ -7,7 +7,7 @@ import socket
 from toy_run import MANIFEST
 from two_processes import run_two_processes
 
-from invnext_jax.checkpointing.workdir_lock import Workdir
+from invnext_jax.checkpointing.workdir import Workdir
 
 ROOT = pathlib.Path(__file__).parents[2]
 TOY_RUN = pathlib.Path(__file__).parents[1] / "toy_run.py"
@@ -33,7 +33,7 @@ from invnext_jax.checkpointing import restore as restore_lib
 from invnext_jax.multihost import consensus
 from invnext_jax.training import mesh as mesh_lib
 from invnext_jax.training import state as state_lib
-from invnext_jax.checkpointing.workdir_lock import Workdir
+from invnext_jax.checkpointing.workdir import Workdir
 process, workdir = int(os.environ["JAX_PROCESS_ID"]), pathlib.Path(sys.argv[1])
 spec = importlib.util.spec_from_file_location("toy", sys.argv[2])
 toy = importlib.util.module_from_spec(spec)
