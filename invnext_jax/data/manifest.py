@@ -132,8 +132,7 @@ def _find_file(path: str) -> str:
                 f"folder {path} should contain one manifest, but it has {what}: specify the file"
             )
         return os.path.join(path, files[0])
-    with_ending = f"{path}.csv"
-    return with_ending if not os.path.exists(path) and os.path.isfile(with_ending) else path
+    return f"{path}.csv" if not os.path.exists(path) and os.path.isfile(f"{path}.csv") else path
 
 
 def hash_manifests(names: str) -> str:
