@@ -83,7 +83,7 @@ class Batches:
 
         Args:
             clips: Number of clips to measure.
-            pace: Approximate clips per second, to recognise prefetched batches.
+            pace: Approximate clips per second, to recognize prefetched batches.
         """
         for _ in range(AHEAD):
             start = time.perf_counter()
@@ -114,7 +114,7 @@ def make_dataset(manifest: Path, sampling: str, workers: int, batch: int):
     config.weights = tuple(
         (name, 1.0) for name in set(manifest_lib.read_manifest(manifest).sources)
     )
-    load = readers.CentreClip(LoadClip.from_config(config))
+    load = readers.CenterClip(LoadClip.from_config(config))
     return pipeline.make_train_dataset(config, seed=0, batch_size=batch, load=load)
 
 

@@ -36,13 +36,13 @@ class Row:
 
 
 @dataclasses.dataclass(frozen=True)
-class CentreClip:
+class CenterClip:
     """This package's reader, without random sampling or augmentation."""
 
     load: clips.LoadClip
 
     def __call__(self, record, seeds):
-        """Returns the centre clips of a row."""
+        """Returns the center clips of a row."""
         return self.load(record, (None,) * len(seeds))
 
 
@@ -54,7 +54,7 @@ def _open(path: str):
 
 
 def _finish(frame: av.VideoFrame, reformatter: VideoReformatter) -> np.ndarray:
-    """Scales the short side to 256, crops the centre square and resizes it to 224 x 224."""
+    """Scales the short side to 256, crops the center square and resizes it to 224 x 224."""
     scale = min(1.0, SHORT / min(frame.width, frame.height))
     width, height = round(frame.width * scale), round(frame.height * scale)
     options = {"format": "rgb24", "interpolation": "BILINEAR", "threads": 1}
@@ -147,7 +147,7 @@ def read_peer(peer: str, row: Row):
 
 
 def _read_pyav(row: Row):
-    """Decodes up to the last frame, then resizes and centre-crops as torchvision does."""
+    """Decodes up to the last frame, then resizes and center-crops as torchvision does."""
     import torch
 
     images = {}

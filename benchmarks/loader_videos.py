@@ -13,7 +13,7 @@ from invnext_jax.dataset_prep import shard_writer
 from invnext_jax.dataset_prep.reencode import Encoding
 
 RATE = 30  # frames per second
-PLACES = [  # centres of the zooms in the complex plane
+PLACES = [  # centers of the zooms in the complex plane
     ("-0.743643887037151", "-0.131825904205330"),
     ("-1.25066", "0.02012"),
     ("-0.7453", "0.1127"),

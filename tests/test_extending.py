@@ -80,7 +80,7 @@ def two_steps(config):
 
 
 class MeanColor(nn.Module):
-    """A linear map from the first frame to the mean colour of the clip."""
+    """A linear map from the first frame to the mean color of the clip."""
 
     @nn.compact
     def __call__(self, x_bd):
@@ -91,7 +91,7 @@ class MeanColor(nn.Module):
 class ColorStage:
     """A stage from scratch, with all methods of `stage.Stage`."""
 
-    title = "Colour"
+    title = "Color"
 
     def check_config(self, config):
         pass
@@ -159,9 +159,9 @@ def test_stage_from_outside_trains_and_is_planned_and_shown(
     assert made["parameters"] == {"encoder": 3 * 32**2 * 3 + 3}
     assert made["step_flops"] == step_flops(config)
     page = data_page.write_page(config, tmp_path / "data.html", clips=2)
-    assert "Colour" in page.read_text()
+    assert "Color" in page.read_text()
     record = pretrained.read_run_record(tmp_path / "run")
-    assert report.ReportedRun(tmp_path / "run", record, []).title == "Colour"
+    assert report.ReportedRun(tmp_path / "run", record, []).title == "Color"
 
 
 @pytest.mark.parametrize("stage", ["stage1", "stage2"])

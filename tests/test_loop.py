@@ -167,7 +167,7 @@ def test_a_signal_ends_the_process_with_code_0(whole_run, toy_config, toy_data, 
     assert list((tmp_path / ".cache/invnext_jax").iterdir())
     train.train(toy_config, tmp_path / "stopped")
     assert [record["step"] for record in untimed(tmp_path / "stopped")] == [1, 2, 3, 4, 5, 6]
-    # The other process compiled with other optimisations.
+    # The other process compiled with other optimizations.
     jax.tree.map(
         lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6),
         final_params(whole_run),

@@ -23,7 +23,7 @@ MESH = ml_collections.ConfigDict({"data": 2, "fsdp": 2, "tensor": 2, "sequence":
 
 
 def abstract_arguments(config, stage, mesh):
-    """Model, optimiser, and the arguments of the training step as shapes with shardings."""
+    """Model, optimizer, and the arguments of the training step as shapes with shardings."""
     model = stage.make_model(config)
     config, _ = recipe.resolve_config(config, recipe.PAPER_VIDEOS)
     schedule = optimizer.make_schedule(config.optimizer, config.total_steps)

@@ -33,7 +33,7 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
     config.tasks = ()
     # Features of a clip. "mean": mean of all grid tokens; "frames": mean per frame, concatenated.
     config.poolings = ("mean", "frames")
-    # Seed of the split that selects the penalty, of random initialisation and of random forests.
+    # Seed of the split that selects the penalty, of random initialization and of random forests.
     config.seed = 0
     # Clips per forward pass.
     config.batch_size = 64
@@ -42,7 +42,7 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
     config.inverse_penalties = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
     # Fraction of the training videos that is held out to select the penalty.
     config.held_out = 0.2
-    # Whether to also evaluate the same encoder with random initialisation, and to run the
+    # Whether to also evaluate the same encoder with random initialization, and to run the
     # baselines: first frame, bag of frames, ground-truth boxes and supervised training. They load
     # all videos into memory. If there are several evaluations on the same data, only one needs
     # them.

@@ -46,7 +46,7 @@ def sample_sparse(frame_count: int, frames: int, rng: np.random.Generator | None
         frame_count: Number of frames in the video. If it is less than `frames`, some frames are
             repeated.
         frames: Number of frames to sample.
-        rng: Draws the position in each segment. None selects the centre of the segment.
+        rng: Draws the position in each segment. None selects the center of the segment.
 
     Returns:
         int64 [t], non-decreasing.
@@ -81,7 +81,7 @@ def sample_dense(
 class ClipTransform:
     """Samples and augments clips. The fields have the same meaning as in `config.data`.
 
-    `rng` is the random number generator of one clip. None selects the centre without augmentation.
+    `rng` is the random number generator of one clip. None selects the center without augmentation.
     `config.data.by_source` overrides fields for the videos of a source.
     """
 
@@ -157,7 +157,7 @@ class ClipSampler:
 
 @dataclasses.dataclass(frozen=True)
 class CenterSampler:
-    """Samples one clip with evenly spaced frames and a centre crop; can replace a `ClipSampler`."""
+    """Samples one clip with evenly spaced frames and a center crop; can replace a `ClipSampler`."""
 
     frames: int
     size: int
@@ -167,7 +167,7 @@ class CenterSampler:
         return sample_sparse(frame_count, self.frames, None)[None]
 
     def sample_windows(self, height: int, width: int) -> list[Window]:
-        """Returns the centre crop of pictures of the given size."""
+        """Returns the center crop of pictures of the given size."""
         return [transforms.center_crop(height, width)]
 
 
@@ -256,7 +256,7 @@ class LoadClip:
         Args:
             record: Manifest row.
             seeds: One seed per clip, which determines frames, crop, flip and colors. None selects
-                the centre without augmentation.
+                the center without augmentation.
 
         Returns:
             A dict with `video` uint8 [r t h w c], and `index` and the labels int32 [r]; or a

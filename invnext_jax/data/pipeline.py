@@ -234,7 +234,7 @@ def make_eval_dataset(
 ) -> EvalDataset:
     """Makes the evaluation dataset, in manifest order and without augmentation.
 
-    Clips consist of the frames at the centre of equal segments, cropped at the centre.
+    Clips consist of the frames at the center of equal segments, cropped at the center.
 
     Args:
         data_config: `config.data`; its `manifest`, `weights` and `repeats` are not used.

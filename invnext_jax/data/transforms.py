@@ -29,7 +29,7 @@ def sample_multi_scale_crop(
 
     The width and the height are each the short side times an element of `scales`. The two elements
     are equal or adjacent. The window lies at one of 13 positions: the 3 x 3 grid of corners, edge
-    centres and the centre, and the 2 x 2 grid between them.
+    centers and the center, and the 2 x 2 grid between them.
 
     Args:
         height: Height of the picture in pixels.
@@ -75,7 +75,7 @@ def sample_random_resized_crop(
             left = int(rng.integers(width - crop_w, endpoint=True))
             top = int(rng.integers(height - crop_h, endpoint=True))
             break
-    else:  # a very elongated picture: use the largest centred window with an allowed aspect ratio
+    else:  # a very elongated picture: use the largest centered window with an allowed aspect ratio
         ratio = np.clip(width / height, *aspect)
         crop_w, crop_h = min(width, round(height * ratio)), min(height, round(width / ratio))
         left, top = (width - crop_w) // 2, (height - crop_h) // 2
@@ -83,7 +83,7 @@ def sample_random_resized_crop(
 
 
 def center_crop(height: int, width: int) -> Window:
-    """Returns the largest centred square of a picture."""
+    """Returns the largest centered square of a picture."""
     short = min(height, width)
     left, top = (width - short) // 2, (height - short) // 2
     return Window(left, top, left + short, top + short)

@@ -1,7 +1,7 @@
 """Exact attention in plain XLA, with all logits at once or in blocks of queries.
 
 Heads are moved before tokens, so that matrix products need no transposed copy of their operands.
-The softmax is normalised after the product with the values, because this divides only n x e numbers
+The softmax is normalized after the product with the values, because this divides only n x e numbers
 instead of n x m.
 
 Shape key: b batch, n query tokens, m key tokens, h heads, e head width, g blocks of queries,

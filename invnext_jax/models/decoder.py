@@ -57,7 +57,7 @@ class AdaLayerNormBlock(nn.Module):
 class DiffusionDecoder(nn.Module):
     """Predicts noise and variance of a noised patch, given its latent and the timestep.
 
-    The modulation and output layers are zero-initialised, so the initial prediction is zero.
+    The modulation and output layers are zero-initialized, so the initial prediction is zero.
     """
 
     pixels: int

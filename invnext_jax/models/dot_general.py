@@ -1,6 +1,6 @@
 """Matrix products: their precision, and products for linear layers, which may use 8-bit formats.
 
-8-bit products have no gradient, so they are only for frozen layers. Both operands are quantised
+8-bit products have no gradient, so they are only for frozen layers. Both operands are quantized
 symmetrically at each use. The kernel has one scale per output channel, and the inputs have one
 scale per token. The stored parameters stay float32. Products accumulate in int32 for int8 and in
 float32 for float8.
@@ -22,7 +22,7 @@ QUANTIZED_FORMATS = {
     "int8": (jnp.int8, 127, jnp.int32),
     "float8": (jnp.float8_e4m3fn, 448, jnp.float32),
 }
-# `with quantization("int8"):` during tracing quantises every `layers.dense`; "" disables it.
+# `with quantization("int8"):` during tracing quantizes every `layers.dense`; "" disables it.
 quantization = jax.make_user_context("")
 
 
@@ -101,7 +101,7 @@ def flat_dot_general(
 def quantized_dot_general(
     format_name: str, x: jax.Array, kernel: jax.Array, dimensions: Any, precision: Any = None
 ) -> jax.Array:
-    """Multiplies inputs by a kernel after quantising both to 8 bits.
+    """Multiplies inputs by a kernel after quantizing both to 8 bits.
 
     Args:
       format_name: one of `QUANTIZED_FORMATS`.

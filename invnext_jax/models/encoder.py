@@ -43,7 +43,7 @@ class PatchEmbed(nn.Module):
     def __call__(self, patches_bnp: jax.Array) -> jax.Array:
         """Maps [b n p] to float32 [b n d]."""
 
-        def uniform(key, shape, dtype):  # same initialisation as the convolution of the reference
+        def uniform(key, shape, dtype):  # same initialization as the convolution of the reference
             bound = patches_bnp.shape[-1] ** -0.5
             return jax.random.uniform(key, shape, dtype, -bound, bound)
 
@@ -79,10 +79,10 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, video_bthwc: jax.Array, keep_bk: jax.Array | None = None) -> EncoderOutput:
-        """Encodes the visible patches of normalised clips.
+        """Encodes the visible patches of normalized clips.
 
         Args:
-          video_bthwc: normalised float clips with any number of frames; height and width are
+          video_bthwc: normalized float clips with any number of frames; height and width are
             multiples of `patch`.
           keep_bk: int32 positions of the visible patches, ascending; None for all patches.
 

@@ -71,7 +71,7 @@ def dense(
       axes: logical names of the kernel's axes, first the input axes, then the output axes.
       name: name of the layer in the parameter tree.
       dtype: dtype of the matmul.
-      use_bias: whether a zero-initialised bias is added.
+      use_bias: whether a zero-initialized bias is added.
       init: initializer of the kernel.
       contract: number of trailing input axes that are summed over.
     """
@@ -120,7 +120,7 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Normalises the last axis of [... d]."""
+        """Normalizes the last axis of [... d]."""
         scale_d = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
 
         @recompute
@@ -158,7 +158,7 @@ def l2_normalize(x: jax.Array) -> jax.Array:
 
 
 class ProjectionHead(nn.Module):
-    """Linear layer, exact GELU, linear layer, LayerNorm (eps 1e-5); optionally L2-normalised."""
+    """Linear layer, exact GELU, linear layer, LayerNorm (eps 1e-5); optionally L2-normalized."""
 
     width: int
     normalize: bool
@@ -175,7 +175,7 @@ class ProjectionHead(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Self-attention that normalises q and k over the full width, before splitting the heads."""
+    """Self-attention that normalizes q and k over the full width, before splitting the heads."""
 
     heads: int
     dtype: Dtype

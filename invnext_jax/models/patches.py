@@ -1,4 +1,4 @@
-"""Conversions between pixels and patches: normalisation, and patches with two orders of pixels.
+"""Conversions between pixels and patches: normalization, and patches with two orders of pixels.
 
 Shape key: b batch, t frames, h w pixels, c channels, y x grid rows and columns, n tokens,
 m masked tokens, p pixels of a patch.
@@ -15,7 +15,7 @@ Grid = tuple[int, int, int]  # frames, rows, columns
 
 
 def normalize(video_bthwc: jax.Array) -> jax.Array:
-    """Normalises uint8 clips with ImageNet's mean and standard deviation; returns float32."""
+    """Normalizes uint8 clips with ImageNet's mean and standard deviation; returns float32."""
     mean, std = (v.reshape(1, 1, 1, 1, 3) for v in (IMAGENET_MEAN, IMAGENET_STD))
     return (video_bthwc.astype(jnp.float32) / 255.0 - mean) / std
 

@@ -76,13 +76,13 @@ def resize_table(
 
 
 def linear_resize_matrix(old: int, new: int) -> np.ndarray:
-    """Returns the matrix [new, old] of linear interpolation between pixel centres."""
-    centre = np.maximum((np.arange(new) + 0.5) * old / new - 0.5, 0.0)
-    low = np.minimum(centre.astype(int), old - 1)
+    """Returns the matrix [new, old] of linear interpolation between pixel centers."""
+    center = np.maximum((np.arange(new) + 0.5) * old / new - 0.5, 0.0)
+    low = np.minimum(center.astype(int), old - 1)
     high = np.minimum(low + 1, old - 1)
     weights = np.zeros((new, old))
-    np.add.at(weights, (np.arange(new), low), 1 - (centre - low))
-    np.add.at(weights, (np.arange(new), high), centre - low)
+    np.add.at(weights, (np.arange(new), low), 1 - (center - low))
+    np.add.at(weights, (np.arange(new), high), center - low)
     return weights.astype(np.float32)
 
 
@@ -93,12 +93,12 @@ def cubic_resize_matrix(old: int, new: int) -> np.ndarray:
     """
     if old == new:
         return np.eye(new, dtype=np.float32)
-    centre = (np.arange(new) + 0.5) * old / new - 0.5
-    base = np.floor(centre).astype(int)
+    center = (np.arange(new) + 0.5) * old / new - 0.5
+    base = np.floor(center).astype(int)
     weights = np.zeros((new, old))
     for offset in range(-1, 3):
         source = np.clip(base + offset, 0, old - 1)
-        np.add.at(weights, (np.arange(new), source), _cubic_kernel(np.abs(centre - base - offset)))
+        np.add.at(weights, (np.arange(new), source), _cubic_kernel(np.abs(center - base - offset)))
     return weights.astype(np.float32)
 
 
@@ -108,8 +108,8 @@ def antialiased_cubic_resize_matrix(old: int, new: int) -> np.ndarray:
     The kernel is widened when the size shrinks. The weights of each row are scaled to sum to 1.
     """
     scale = max(old / new, 1.0)
-    centre = (np.arange(new)[:, None] + 0.5) * old / new
-    distance = np.abs(np.arange(old)[None] + 0.5 - centre) / scale
+    center = (np.arange(new)[:, None] + 0.5) * old / new
+    distance = np.abs(np.arange(old)[None] + 0.5 - center) / scale
     weights = np.where(distance < 2, _cubic_kernel(distance, -0.5), 0.0)
     return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
 
@@ -139,7 +139,7 @@ def apply_rotary(x_bnhe: jax.Array, theta: float) -> jax.Array:
 
 
 class PositionTable(nn.Module):
-    """A learned position table, initialised to `sincos_table` and resized to the clip's grid."""
+    """A learned position table, initialized to `sincos_table` and resized to the clip's grid."""
 
     width: int
     grid: Grid  # grid of the parameter

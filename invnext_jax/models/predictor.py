@@ -43,7 +43,7 @@ GLOBAL_THETA, LOCAL_THETA = 160_000.0, 10_000.0
 class ModernBertLayer(nn.Module):
     """Pre-norm ModernBERT layer without biases.
 
-    `window` is the width of the attention window, which is centred on the query; None means global
+    `window` is the width of the attention window, which is centered on the query; None means global
     attention.
     """
 
@@ -192,7 +192,7 @@ class Predictor(nn.Module):
 class VJepaPredictor(nn.Module):
     """V-JEPA's narrow predictor (arXiv 2404.08471) with fixed position embeddings.
 
-    The mask token is initialised to zero. The encoder's class tokens get no position embedding.
+    The mask token is initialized to zero. The encoder's class tokens get no position embedding.
     """
 
     width: int

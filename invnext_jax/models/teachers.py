@@ -64,7 +64,7 @@ def select_tap_layers(depth: int, count: int, interval: float) -> tuple[int, ...
 
 
 def preprocess(video_bthwc: jax.Array, size: int | None, kind: str) -> jax.Array:
-    """Converts clips that are normalised as for ImageNet to a teacher's input images.
+    """Converts clips that are normalized as for ImageNet to a teacher's input images.
 
     Args:
       video_bthwc: float32 clips.

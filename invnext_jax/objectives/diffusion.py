@@ -190,9 +190,9 @@ def _normal_cdf(x):
 
 def _discretized_log_likelihood(x, mean, log_scale):
     """Returns the log probability of a bin of width 2/255 around x; the first and last are open."""
-    centred, inverse = x - mean, jnp.exp(-log_scale)
-    upper = _normal_cdf(inverse * (centred + 1 / 255))
-    lower = _normal_cdf(inverse * (centred - 1 / 255))
+    centered, inverse = x - mean, jnp.exp(-log_scale)
+    upper = _normal_cdf(inverse * (centered + 1 / 255))
+    lower = _normal_cdf(inverse * (centered - 1 / 255))
     inside = jnp.where(x > 0.999, 1 - lower, upper - lower)
     return jnp.log(jnp.clip(jnp.where(x < -0.999, upper, inside), 1e-12))
 

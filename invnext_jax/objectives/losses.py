@@ -15,7 +15,7 @@ def cosine_loss(student: jax.Array, target: jax.Array) -> jax.Array:
 
     Args:
       student: float32 [... d], unit vectors.
-      target: float32 of the same shape. It is not normalised, so its length scales the cosine.
+      target: float32 of the same shape. It is not normalized, so its length scales the cosine.
     """
     return jnp.mean(2.0 - 2.0 * jnp.sum(student * target, axis=-1))
 

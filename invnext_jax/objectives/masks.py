@@ -209,7 +209,7 @@ def multi_block_mask(
     """Masks a union of random blocks that extend over all frames (paper section 3.3).
 
     The union of random blocks has a random size, but the training step needs a fixed number of
-    visible patches. With fit="scale", all blocks of a clip are scaled about their centres until
+    visible patches. With fit="scale", all blocks of a clip are scaled about their centers until
     exactly `visible` positions of each frame are left.
 
     Args:
@@ -237,12 +237,12 @@ def multi_block_mask(
     # The corner is uniform over the integer positions at which the block fits into the frame.
     room_b12 = (frame_2[None] - sides_b2 + 1)[:, None]
     corner_bn2 = jnp.floor(jax.random.uniform(corner_key, (batch, blocks, 2)) * room_b12)
-    centre_bn2 = corner_bn2 + sides_b2[:, None] / 2
+    center_bn2 = corner_bn2 + sides_b2[:, None] / 2
     cells = np.stack(np.meshgrid(np.arange(y) + 0.5, np.arange(x) + 0.5, indexing="ij"), -1)
     cells_s2 = jnp.asarray(rearrange(cells, "y x c -> (y x) c"), jnp.float32)
     # The scale factor at which a block reaches each cell. A block covers the cells with factors
     # below 1.
-    offset_bns2 = jnp.abs(cells_s2[None, None] - centre_bn2[:, :, None])
+    offset_bns2 = jnp.abs(cells_s2[None, None] - center_bn2[:, :, None])
     reach_bns = jnp.max(offset_bns2 / (sides_b2[:, None, None] / 2), axis=-1)
     score_bs = jnp.min(reach_bns, axis=1)
     if fit == "cut":

@@ -135,7 +135,7 @@ def held_bytes(shapes: Shapes) -> dict[str, float]:
     cast = (params + _bytes(shapes.frozen)) * width / 4 if width < 4 else 0.0
     return {
         "parameters": params,
-        "optimiser": _bytes(state.opt_state),
+        "optimizer": _bytes(state.opt_state),
         "gradients": params * (2 if shapes.config.accumulate > 1 else 1),
         "frozen": _bytes(shapes.frozen),
         "copies": _bytes((state.follow, state.ema)),
@@ -239,7 +239,7 @@ def roofline(shapes: Shapes, device: Device, kept: float) -> dict[str, float]:
     clips = config.batch_size / mesh_lib.batch_shards(mesh)
     held = held_bytes(shapes)
     # The update reads parameters, gradients and moments, and writes parameters and moments.
-    moved = 2 * (held["parameters"] + held["optimiser"]) + held["gradients"]
+    moved = 2 * (held["parameters"] + held["optimizer"]) + held["gradients"]
     moved += config.accumulate * 2 * (held["parameters"] + held["frozen"]) + 4 * clips * kept
     local = mesh.size <= device.node
     link = device.link if local else device.network

@@ -83,7 +83,7 @@ def apply_to_frames(config: Any, params: Any, video_bthwc: jax.Array) -> teacher
     Args:
       config: the run's config.
       params: the teacher's parameters.
-      video_bthwc: float32 normalised clips.
+      video_bthwc: float32 normalized clips.
     """
     t = config.teacher
     images = teachers.preprocess(video_bthwc, t.size, t.kind)

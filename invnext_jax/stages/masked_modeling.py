@@ -76,7 +76,7 @@ class LossInputs(NamedTuple):
       params: parameters of the model.
       features: output of the model's `features` under this mask.
       target: output of the stage's `compute_target`.
-      video_bthwc: normalised clips.
+      video_bthwc: normalized clips.
       sample: the mask.
     """
 

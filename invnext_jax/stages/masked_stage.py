@@ -64,7 +64,7 @@ class MaskedModelingStage:
         video_bthwc: jax.Array,
         key: jax.Array | None = None,
     ) -> Any:
-        """Computes the target of the losses from normalised clips.
+        """Computes the target of the losses from normalized clips.
 
         `teacher_output` is None unless the stage needs the teacher. `key` is the random key of the
         step; if it is None, the target is deterministic.
@@ -187,7 +187,7 @@ class MaskedModelingStage:
     def apply_teacher(
         self, config: Any, frozen: Any, video_bthwc: jax.Array, key: jax.Array
     ) -> tuple[teachers.TeacherOutput | None, list[MaskSample]]:
-        """Samples the masks; first runs the image teacher on normalised clips if it is needed."""
+        """Samples the masks; first runs the image teacher on normalized clips if it is needed."""
         output = attention_bts = None
         if self.needs_teacher(config):
             output, attention_bts = image_teacher.apply_to_clips(
@@ -237,7 +237,7 @@ class MaskedModelingStage:
           model: the stage's model.
           params: parameters of the model.
           target: output of `compute_target`.
-          video_bthwc: normalised clips.
+          video_bthwc: normalized clips.
           samples: sampled masks.
           droppath_keys: random drop path key for each mask; None disables drop path.
 

@@ -88,7 +88,7 @@ def visible_grid(keep_bk: np.ndarray, grid: tuple[int, int, int]) -> np.ndarray:
 
 
 def _sample_patches(model, params, latents_nd, patch, key) -> jax.Array:
-    """Samples normalised pixels [n p], without using any statistics of the true patches."""
+    """Samples normalized pixels [n p], without using any statistics of the true patches."""
     shape = (latents_nd.shape[0], 3 * patch**2)
     start_key, noise_key = jax.random.split(jax.random.fold_in(key, 1))
 

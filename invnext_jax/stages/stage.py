@@ -25,7 +25,7 @@ class Picture(NamedTuple):
       caption: explanation of the picture.
       video_bthwc: uint8 clips.
       visible_btyx: bool, the visible patches.
-      hides_masked: whether to show masked patches in grey; otherwise, visible patches are outlined.
+      hides_masked: whether to show masked patches in gray; otherwise, visible patches are outlined.
     """
 
     title: str

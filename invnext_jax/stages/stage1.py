@@ -96,7 +96,7 @@ def align_tokens_loss(inputs: LossInputs) -> jax.Array:
 def align_pooled_loss(inputs: LossInputs) -> jax.Array:
     """Computes the cosine loss between the pooled feature and the teacher's average over frames.
 
-    As in the reference, the average is not normalised to unit length.
+    As in the reference, the average is not normalized to unit length.
     """
     t = inputs.video_bthwc.shape[1]
     pooled_bd = jnp.mean(rearrange(inputs.target.pooled_bd, "(b t) d -> b t d", t=t), axis=1)
@@ -230,7 +230,7 @@ class Stage1(MaskedModelingStage):
         pictures = [
             Picture(
                 "mask",
-                f"Grey patches are masked. The visible patches are sampled {how}.",
+                f"Gray patches are masked. The visible patches are sampled {how}.",
                 video_bthwc,
                 made.visible_btyx,
                 True,

@@ -90,7 +90,7 @@ class Stage2Model(MaskedModel):
         if self.predictor is not None:
             latents_bmd = self.predictor(tokens_bnd, keep_bk, masked_bm, grid, chosen_bm)
         if self.head is not None:
-            # The head's output already has unit length. The reference also normalises it twice.
+            # The head's output already has unit length. The reference also normalizes it twice.
             predicted_bmd = l2_normalize(replicate_tokens(self.head(shard_tokens(latents_bmd))))
         if self.align_visible is not None:
             aligned_bkd = self.align_visible(tokens_bnd[:, self.encoder.class_tokens :])
@@ -293,7 +293,7 @@ class Stage2(MaskedModelingStage):
         for i, keep_bk in enumerate(keeps):
             blocks = config.mask.blocks[i] if config.mask.kind == "multi_block" else None
             how = f"{blocks[0]} blocks of {blocks[1]:.0%}" if blocks else config.mask.kind
-            caption = f"Grey patches are masked ({how}); their latents are predicted."
+            caption = f"Gray patches are masked ({how}); their latents are predicted."
             visible = visible_grid(keep_bk, grid)
             pictures.append(Picture(f"mask {i + 1}", caption, video_bthwc, visible, True))
         return pictures

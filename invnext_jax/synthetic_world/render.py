@@ -46,7 +46,7 @@ class Clip:
 
     @property
     def color(self) -> int:
-        """Class id of the colour."""
+        """Class id of the color."""
         return self.labels["color"]
 
     @property

@@ -46,13 +46,13 @@ class Scene:
     Attributes:
         labels: Class id for each task of `WorldSpec.classes`.
         kinds: Name of each object's outline, or "digit" for the digit.
-        center_tk2: Centre in pixels, in [0, size), float32.
+        center_tk2: Center in pixels, in [0, size), float32.
         half_tk2: Half width and half height in pixels, float32.
         angle_tk: Rotation in radians, float32.
         depth_tk: Distance from the camera, float32. Nearer objects occlude farther ones.
         color_k3: RGB of each object, float32.
         boxes_tk4: (x0, y0, x1, y1) in [0, 1], float32. An object that crosses the border is drawn
-            on both sides. Its box encloses the copy whose centre is in the frame and is clipped to
+            on both sides. Its box encloses the copy whose center is in the frame and is clipped to
             the frame. The part on the other side is always smaller and has no box. Occlusion does
             not change the box.
         camera_t2: Camera position in pixels at unit depth, float32.

@@ -1,4 +1,4 @@
-"""The training state: parameters, optimiser state, moving averages and counters.
+"""The training state: parameters, optimizer state, moving averages and counters.
 
 First the abstract shapes are computed, then their shardings. A jitted initialization then creates
 the arrays with these shardings, so that no array is ever created in full on one device.
@@ -24,7 +24,7 @@ class TrainState(flax.struct.PyTreeNode):
     Attributes:
         step: int32 scalar, number of completed steps, including skipped ones.
         params: tree of float32 arrays.
-        opt_state: the state of the optimiser.
+        opt_state: the state of the optimizer.
         skipped: int32 scalar, number of steps skipped because the loss or gradient was not finite.
         skipped_in_row: int32 scalar, number of consecutive steps skipped most recently; 0 if the
           last step was not skipped.
@@ -75,11 +75,11 @@ def abstract_state(
 ) -> TrainState:
     """Returns the shapes, dtypes and shardings of the state without computing it.
 
-    Optimiser moments and moving averages have the shardings of their parameters.
+    Optimizer moments and moving averages have the shardings of their parameters.
 
     Args:
         init_fn: function of a PRNG key that returns boxed parameters.
-        tx: the optimiser.
+        tx: the optimizer.
         mesh: the mesh of the run.
         ema_targets: maps names in `TrainState.follow` to the parameter groups that are averaged.
         ema: whether the state contains a moving average of all parameters.
@@ -98,7 +98,7 @@ def init_state(
 
     Args:
         init_fn: function of a PRNG key that returns boxed parameters.
-        tx: the optimiser.
+        tx: the optimizer.
         abstract: the output of `abstract_state`.
         key: PRNG key for the initial values.
     """
@@ -107,7 +107,7 @@ def init_state(
         return mesh_lib.unbox(_initial_state(init_fn, tx, {}, False, key))
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract.replace(follow={}, ema={}))
-    # On CPUs, optimising this program would take longer than running it.
+    # On CPUs, optimizing this program would take longer than running it.
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     return jax.jit(init, out_shardings=shardings, compiler_options=options)(key)
 

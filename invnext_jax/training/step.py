@@ -49,13 +49,13 @@ def make_train_step(
 
     The step's key is `fold_in(root_key, state.step)`, so that a resumed run draws the same random
     numbers. If the loss or the gradient norm is not finite, the whole update is skipped. The
-    parameters, moving averages and optimiser state then keep their values, and only `step` and the
+    parameters, moving averages and optimizer state then keep their values, and only `step` and the
     counters of skipped steps change.
 
     Args:
         loss_fn: function (params, frozen, batch, key) -> (float32 scalar, dict of float32 scalars).
             Its argument `frozen` contains the frozen parameters and the EMA targets.
-        tx: the optimiser. Its `update(..., finite=False)` must return the state unchanged, as for
+        tx: the optimizer. Its `update(..., finite=False)` must return the state unchanged, as for
           `make_optimizer` and `optimizer.update_if_finite`. It also receives `learning_rate`.
         ema_targets: a dict that maps the name of each EMA target to its parameter group and the
             momentum m. After each update, target = m * target + (1 - m) * group.

@@ -141,7 +141,7 @@ def read_teacher(kind: str, checkpoint: Checkpoint, source: str | Path) -> Impor
 
 
 def read_text(checkpoint: Checkpoint, source: str | Path, last_layers: int) -> ImportedWeights:
-    """Reads the last layers of ModernBERT, which can initialise a predictor."""
+    """Reads the last layers of ModernBERT, which can initialize a predictor."""
     with config_errors(source):
         sizes = text_models.sizes(_require_config(checkpoint, source))
         check_sizes(sizes, str(source))

@@ -1,4 +1,4 @@
-"""Import of the last layers of the published ModernBERT, which can initialise a predictor."""
+"""Import of the last layers of the published ModernBERT, which can initialize a predictor."""
 
 import re
 from collections.abc import Mapping

@@ -64,7 +64,7 @@ def test_default_visible_shares_are_the_means_of_unscaled_blocks():
 
 
 def test_multi_block_masks_every_position_and_favours_the_centre():
-    # Blocks inside the frame cover its centre most; scaling them preserves that distribution.
+    # Blocks inside the frame cover its center most; scaling them preserves that distribution.
     rng = np.random.default_rng(1)
     for kind, (count, share) in enumerate(SETTINGS.blocks):
         keep_bk = np.asarray(draw(f"block{kind}", batch=2000)[0])
@@ -78,8 +78,8 @@ def test_multi_block_masks_every_position_and_favours_the_centre():
 
 
 def test_multi_block_masks_are_contiguous():
-    # A masked position in a block mostly has masked neighbours, unlike one of a random mask.
-    def neighbours(keep_bk):
+    # A masked position in a block mostly has masked neighbors, unlike one of a random mask.
+    def neighbors(keep_bk):
         masked = np.ones((len(keep_bk), 256), bool)
         positions = np.asarray(keep_bk)[:, : keep_bk.shape[1] // 4]
         np.put_along_axis(masked, positions, False, axis=1)
@@ -87,8 +87,8 @@ def test_multi_block_masks_are_contiguous():
         right = masked[:, :, 1:][masked[:, :, :-1]].mean()
         return (right - masked.mean()) / (1 - masked.mean())
 
-    assert neighbours(draw("block0")[0]) > 0.5
-    assert abs(neighbours(draw("random")[0])) < 0.05
+    assert neighbors(draw("block0")[0]) > 0.5
+    assert abs(neighbors(draw("random")[0])) < 0.05
 
 
 def test_visible_count_follows_the_reference():

@@ -124,7 +124,7 @@ def test_analytic_float32_flops_equal_the_traced_float32_products(stage):
 
 
 def xla_flops(config, monkeypatch):
-    """FLOPs by XLA's cost analysis of the unoptimised step, unrolled: it counts a loop once."""
+    """FLOPs by XLA's cost analysis of the unoptimized step, unrolled: it counts a loop once."""
     scan = layers.nn.scan
     monkeypatch.setattr(layers.nn, "scan", lambda *a, **k: scan(*a, **{**k, "unroll": True}))
     traced, arguments = loss_and_arguments(ml_collections.FrozenConfigDict(config))

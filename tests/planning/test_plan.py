@@ -31,7 +31,7 @@ def test_held_bytes_are_counted_by_hand(one_device):
     params = 4 * sum(result["parameters"].values())
     held = result["held_bytes"]
     assert held["parameters"] == held["gradients"] == params
-    assert held["optimiser"] == pytest.approx(2 * params, rel=1e-3)  # two moments and counters
+    assert held["optimizer"] == pytest.approx(2 * params, rel=1e-3)  # two moments and counters
     assert held["frozen"] == 4 * sum(result["frozen_parameters"].values())
     assert held["cast"] == 0  # float32
     assert result["sent_bytes"] == {"data": 0, "fsdp": 0, "tensor": 0, "sequence": 0}

@@ -27,7 +27,7 @@ def contents(folder):
 
 
 def classify(spec, scene, frame_hwc):
-    """Classifies shape and colour of a frame by the nearest template at the known position."""
+    """Classifies shape and color of a frame by the nearest template at the known position."""
     back_c = np.median(frame_hwc.reshape(-1, 3), axis=0)
     ink_hw = np.abs(frame_hwc.astype(float) - back_c).max(-1)
     scores = []
@@ -51,7 +51,7 @@ def test_compression_keeps_small_shapes_recognisable():
         errors.append(np.abs(decoded.astype(float) - clip.video).mean())
     assert np.mean(right) >= 0.99
     assert np.mean(same) >= 0.99
-    assert np.mean(errors) < 2.0  # grey levels
+    assert np.mean(errors) < 2.0  # gray levels
 
 
 def test_files_hold_clips_and_ground_truth(world_folder):

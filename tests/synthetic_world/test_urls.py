@@ -55,7 +55,7 @@ def test_missing_fields_have_default_values():
         ("world:simple/train?videos=0", "videos=0"),
         ("world:simple/train?videos=3000000000", "videos=3000000000"),
         ("world:simple/train?videos=many", "'many'"),
-        ("world:simple/train?videos=2&colour=1", "'colour'"),
+        ("world:simple/train?videos=2&color=1", "'color'"),
         ("world:simple/train?videos=2&videos=3", "'videos'"),
         ("world:simple/train?videos=2&size", "size"),
         ("world:simple/train?videos=2&clutter=1.5", "'1.5'"),

@@ -58,7 +58,7 @@ def test_indivisible_dimension_is_replicated():
 
 
 def test_unknown_logical_axis_is_replicated():
-    assert mesh_lib.shardings(boxed((8,), ("colour",)), make_mesh(8, 1, 1, 1)).spec == P()
+    assert mesh_lib.shardings(boxed((8,), ("color",)), make_mesh(8, 1, 1, 1)).spec == P()
 
 
 def test_batch_is_sharded_over_data_and_fsdp():
