@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 
 from absl import logging
 
+from invnext_jax.data import video_io
 from invnext_jax.data.manifest import Manifest
 from invnext_jax.errors import UserError
-from invnext_jax.synthetic_world import urls
 
 T = TypeVar("T")
 Config = Mapping[str, Any]  # `config.data`
@@ -117,7 +117,7 @@ def unused_options(data_config: Config, manifest: Manifest) -> dict[str, str]:
     if data_config["on_bad"] == "fail":
         reason = "config.data.on_bad is 'fail': set it to 'drop'"
         unused["data.max_bad_share"] = reason
-    if all(map(urls.is_world, manifest.paths)):
+    if all(map(video_io.is_world, manifest.paths)):
         unused["data.short_side"] = "all videos are rendered at their final size: remove the option"
     replaced = {name for fields in data_config["by_source"].values() for name in fields}
     for name in replaced:

@@ -21,6 +21,7 @@ import numpy as np
 from absl import logging
 
 from invnext_jax import json_file
+from invnext_jax.data import video_io
 from invnext_jax.data.manifest import Manifest
 from invnext_jax.errors import UserError
 from invnext_jax.synthetic_world import captions as world_captions
@@ -115,7 +116,7 @@ def describe_world(manifest: Manifest) -> Captions:
     """
     texts = []
     for path in manifest.paths:
-        if not urls.is_world(path):
+        if not video_io.is_world(path):
             raise UserError(
                 f"{path} is not a clip of a rendered world: use the file of captions next to the "
                 "manifest"

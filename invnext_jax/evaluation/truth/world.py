@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from invnext_jax.data import manifest as manifest_lib
+from invnext_jax.data import video_io
 from invnext_jax.data.clips import LoadClip
 from invnext_jax.data.manifest import VideoRecord
 from invnext_jax.errors import UserError
@@ -107,7 +108,7 @@ class WorldTruth:
         }
 
     def _locate(self, record: VideoRecord) -> _Place:
-        if urls.is_world(record.path):
+        if video_io.is_world(record.path):
             name, _, index = record.path.rpartition("#")
             if name not in self._specs:
                 self._specs[name] = urls.parse(name).spec
