@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from invnext_jax.data import video_io
+from invnext_jax.data import remote_files, video_io
 from invnext_jax.errors import UserError
 
 PROTOCOLS = ("file", "gs", "gcs", "s3", "https")
@@ -61,8 +61,8 @@ class AccessRules:
             )
 
     def _check_protocol(self, name: str, where: str) -> None:
-        video_io.refuse_chain(name)
-        protocol = video_io.protocol_of(name)
+        remote_files.refuse_chain(name)
+        protocol = remote_files.protocol_of(name)
         if protocol not in (*PROTOCOLS, *self.protocols):
             raise UserError(
                 f"{where}: the protocol {protocol}:// is not one of {', '.join(PROTOCOLS)}: add it "
@@ -94,7 +94,7 @@ def _origin(name: str) -> str:
 
     The user name is removed.
     """
-    if not video_io.is_remote(name) or video_io.protocol_of(name) == "file":
+    if not video_io.is_remote(name) or remote_files.protocol_of(name) == "file":
         return ""
     protocol, _, rest = name.partition("://")
     host = rest.partition("/")[0].partition("?")[0].rpartition("@")[2]

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from invnext_jax import sanitize
-from invnext_jax.data import decode, frame_converter, index_cache, shards, transforms, video_io
+from invnext_jax.data import decode, frame_converter, index_files, shards, transforms, video_io
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data import sources as sources_lib
 from invnext_jax.data.manifest import VideoRecord
@@ -198,7 +198,7 @@ def read_clips(record: VideoRecord, sampler: ClipSampler, short_side: int | None
         return np.stack([transforms.resize(video_thwc[i_t], window, size) for i_t, window in pairs])
     convert, windows = frame_converter.FrameConverter(short_side), None
     window = {"start": record.start, "end": record.end}
-    with index_cache.open_video(record.path, record.record, **window) as video:
+    with video_io.open_video(record.path, record.record, **window) as video:
         index_rt = sampler.sample_frames(len(video))
         clips_rthwc = np.empty((*index_rt.shape, size, size, 3), np.uint8)
         for number, frame in video.frames(index_rt.ravel().tolist()):
@@ -220,7 +220,7 @@ class LoadClip:
         short_side: As in `read_clips`.
         transform: Default sampling and augmentation.
         by_source: Maps the name of a source to the transform that replaces the default.
-        index_files: Files with stored frame indexes, see `index_cache`.
+        index_files: Files with stored frame indexes, see `index_files`.
     """
 
     frames: int
@@ -240,7 +240,7 @@ class LoadClip:
         }
         c = data_config
         names = manifest_lib.split_names(manifest.file) if manifest is not None else ()
-        files = tuple(map(index_cache.stored_file, names))
+        files = tuple(map(index_files.stored_file, names))
         return cls(c.frames, c.size, c.short_side, transform, by_source, files)
 
     def prefetch(self, record: VideoRecord) -> None:
@@ -262,7 +262,7 @@ class LoadClip:
             A dict with `video` uint8 [r t h w c], and `index` and the labels int32 [r]; or a
             `BadClip` if the video is bad.
         """
-        index_cache.CACHE.load(self.index_files)
+        video_io.CACHE.load(self.index_files)
         transform = sources_lib.find_entry(self.by_source, record.source, self.transform)
         rngs = [None if seed is None else make_rng(*seed) for seed in seeds]
         sampler = ClipSampler(transform, self.frames, self.size, rngs)

@@ -6,7 +6,7 @@ import itertools
 import os
 import re
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import av
 from av.stream import Disposition
@@ -257,6 +257,17 @@ def read_head(source) -> bytes:
     head = source.read(HEAD_BYTES)
     source.seek(position)
     return head
+
+
+def seek(seek: Callable[[int, int], int], offset: int, whence: int) -> int:
+    """Seeks; returns a negative error number for invalid positions.
+
+    Damaged files may contain such positions.
+    """
+    try:
+        return seek(offset, whence)
+    except (OSError, ValueError):
+        return -errno.EINVAL
 
 
 def check_matroska_length(head: bytes, size: int) -> None:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from invnext_jax.data import labels as labels_lib
-from invnext_jax.data import shards, video_io
+from invnext_jax.data import remote_files, shards, video_io
 from invnext_jax.data.access_rules import DEFAULT_RULES, AccessRules
 from invnext_jax.data.columns import LABEL_PREFIX, check_columns
 from invnext_jax.errors import UserError
@@ -200,8 +200,8 @@ def _read_file(path: str, rules: AccessRules) -> Manifest:
     if not len(manifest):
         raise UserError(f"manifest {path} is empty: add a row for each video")
     remote = filter(video_io.is_remote, manifest.paths)
-    for video in {video_io.protocol_of(path): path for path in remote}.values():
-        video_io.check_protocol(video)
+    for video in {remote_files.protocol_of(path): path for path in remote}.values():
+        remote_files.check_protocol(video)
     return manifest
 
 

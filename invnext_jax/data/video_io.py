@@ -1,27 +1,26 @@
-"""Opens the videos of a manifest: local files, remote files through fsspec, records of shards.
+"""Opens the videos of a manifest: local files, remote files, records of shards.
 
-A name `protocol://...` is a remote file. It is fetched in blocks. Each block is fetched once unless
-the file is larger than the cache. Indexing the packets reads the complete file.
+The frame index of a local file is cached, so that the file is scanned once instead of for each
+clip.
 """
 
+import collections
 import contextlib
-import errno
 import hashlib
 import io
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, BinaryIO, TextIO
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from typing import BinaryIO, TextIO
 
-import fsspec
-
-from invnext_jax.data import demux, shards
+from invnext_jax.data import decode, demux, index_files, remote_files, shards
+from invnext_jax.data.frame_index import PacketIndex
 from invnext_jax.errors import UserError
 from invnext_jax.synthetic_world import urls
 from invnext_jax.workers.read_clock import reading
 
-BLOCK_BYTES = 2**22  # block size for remote files; about the size of a video of a few seconds
-CACHED_BLOCKS = 16  # 64 MiB per worker
+MAX_FRAMES = 500_000  # total number of frames of the cached indexes; about 20 MiB
 DIGEST_BYTES = 2**16  # number of bytes hashed at each end of a file
 _RAW_READ = io.FileIO.read
 _PROTOCOL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
@@ -37,39 +36,10 @@ def is_world(name: str) -> bool:
     return name.startswith(urls.SCHEME)
 
 
-def protocol_of(name: str) -> str:
-    """Returns the protocol of a remote file's name, for example "gs" for "gs://..."."""
-    return name.partition("://")[0]
-
-
 def protocols_of(names: Iterable[str]) -> list[str]:
     """Returns the protocols of the remote files among `names`, without duplicates."""
     remote = (name for name in names if "://" in name and is_remote(name))
-    return sorted({protocol_of(name) for name in remote})
-
-
-def refuse_chain(name: str) -> None:
-    """Raises `UserError` for chained names such as `zip://a::https://b`."""
-    if "::" in name:
-        raise UserError(
-            f"{name} chains file systems with '::', which is not supported: specify a plain file"
-        )
-
-
-def check_protocol(name: str) -> None:
-    """Checks that the package of a remote file system is installed.
-
-    Raises:
-        UserError: The package is not installed, the protocol is unknown, or the name is a chain of
-            file systems.
-    """
-    refuse_chain(name)
-    try:
-        fsspec.get_filesystem_class(protocol_of(name))
-    except (ImportError, ValueError) as error:
-        raise UserError(
-            f"{name} cannot be opened ({error}): install the package for its file system"
-        ) from error
+    return sorted({remote_files.protocol_of(name) for name in remote})
 
 
 def join(folder: str, name: str) -> str:
@@ -98,11 +68,11 @@ def open_text(name: str) -> TextIO:
 
     Raises:
         OSError: The file cannot be opened.
-        UserError: As in `check_protocol`.
+        UserError: As in `remote_files.check_protocol`.
     """
     if not is_remote(name):
         return open(name, newline="", encoding="utf-8-sig", errors="surrogateescape")
-    file = io.BufferedReader(open_remote(name))
+    file = io.BufferedReader(remote_files.open_remote(name))
     return io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
 
 
@@ -111,25 +81,105 @@ def hash_files(names: Sequence[str]) -> str:
 
     Raises:
         OSError: A file cannot be opened.
-        UserError: As in `check_protocol`.
+        UserError: As in `remote_files.check_protocol`.
     """
     digest = hashlib.sha256()
     for name in names:
-        with open_remote(name) if is_remote(name) else open(name, "rb") as file:
-            while data := file.read(BLOCK_BYTES):
+        with remote_files.open_remote(name) if is_remote(name) else open(name, "rb") as file:
+            while data := file.read(remote_files.BLOCK_BYTES):
                 digest.update(data)
     return digest.hexdigest()
 
 
-def open_remote(name: str) -> io.RawIOBase:
-    """Opens a remote file; all its errors are raised as OSError.
+class IndexCache:
+    """Least recently used cache of the indexes of local files, for the threads of one process.
+
+    Args:
+        max_frames: Maximum total number of frames of the cached indexes. The most recent index is
+            always kept.
+    """
+
+    def __init__(self, max_frames: int = MAX_FRAMES):
+        self._max_frames, self._frames = max_frames, 0
+        self._indexes: collections.OrderedDict[tuple[str, index_files.Version], PacketIndex] = (
+            collections.OrderedDict()
+        )
+        self._stored: dict[str, str] = {}
+        self._loaded: set[str] = set()
+        self._lock = threading.RLock()
+
+    def load(self, files: Sequence[str]) -> None:
+        """Reads stored indexes, each file once. Files that cannot be read are ignored."""
+        with self._lock:
+            for file in files:
+                if file not in self._loaded:
+                    self._loaded.add(file)
+                    self._stored |= index_files.read_stored(file)
+
+    def get(self, path: str, version: index_files.Version) -> PacketIndex | None:
+        """Returns the index of this version of a file, or None."""
+        key = path, version
+        with self._lock:
+            if key in self._indexes:
+                self._indexes.move_to_end(key)
+                return self._indexes[key]
+            text = self._stored.get(path)
+        index = index_files.decode_index(text, version) if text else None
+        if index is not None:
+            self.put(path, version, index)
+        return index
+
+    def put(self, path: str, version: index_files.Version, index: PacketIndex) -> None:
+        """Adds an index and removes the least recently used ones."""
+        with self._lock:
+            if (path, version) in self._indexes:
+                return
+            self._indexes[path, version] = index
+            self._frames += len(index.times)
+            while self._frames > self._max_frames and len(self._indexes) > 1:
+                _, removed = self._indexes.popitem(last=False)
+                self._frames -= len(removed.times)
+
+
+CACHE = IndexCache()
+
+
+@contextlib.contextmanager
+def open_video(
+    path: str,
+    record: int | None = None,
+    *,
+    start: float | None = None,
+    end: float | None = None,
+) -> Iterator[decode.VideoReader]:
+    """Opens a video of a manifest with its cached index; see `decode.open_video`.
+
+    Args:
+        path: Local or remote file, or a shard.
+        record: Position of the video in the shard; None for a file.
+        start: Start in seconds after the first frame. None is the beginning.
+        end: Exclusive end in seconds after the first frame. None is the end.
+
+    Yields:
+        The reader.
 
     Raises:
-        OSError: The file cannot be opened.
-        UserError: As in `check_protocol`.
+        BadVideo: The video cannot be opened or decoded.
     """
-    check_protocol(name)
-    return _RemoteFile(name)
+    with open_source(path, record) as source:
+        version = index = None
+        if isinstance(source, io.FileIO):  # a local file
+            version = file_version(os.fstat(source.fileno()))
+            index = CACHE.get(path, version)
+        with decode.open_video(source, start=start, end=end, index=index) as video:
+            if version is not None:
+                CACHE.put(path, version, video.index)
+            yield video
+
+
+def file_version(status: os.stat_result) -> index_files.Version:
+    """Returns the version of a file from its status."""
+    return status.st_size, status.st_mtime_ns
 
 
 @contextlib.contextmanager
@@ -150,7 +200,7 @@ def open_source(name: str, record: int | None = None) -> Iterator[BinaryIO]:
         yield _RecordFile(name, record)
         return
     try:
-        file = open_remote(name) if is_remote(name) else _LocalFile(name)
+        file = remote_files.open_remote(name) if is_remote(name) else _LocalFile(name)
     except OSError as error:
         raise _bad_video(name, error) from error
     except UserError:
@@ -166,7 +216,7 @@ def open_source(name: str, record: int | None = None) -> Iterator[BinaryIO]:
         _check_reads(name, file)
 
 
-def _check_reads(name: str, file: "_LocalFile | _RemoteFile") -> None:
+def _check_reads(name: str, file: io.RawIOBase) -> None:
     if file.read_error is not None:
         raise _bad_video(name, file.read_error) from file.read_error
 
@@ -208,81 +258,7 @@ class _LocalFile(io.FileIO):
             raise
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        return _seek(super().seek, offset, whence)
-
-
-def _seek(seek: Callable[[int, int], int], offset: int, whence: int) -> int:
-    """Seeks; returns a negative error number for invalid positions.
-
-    Damaged files may contain such positions.
-    """
-    try:
-        return seek(offset, whence)
-    except (OSError, ValueError):
-        return -errno.EINVAL
-
-
-class _RemoteFile(io.RawIOBase):
-    """A remote file that fetches only the blocks that are read.
-
-    Attributes:
-        read_error: The first error of a read, or None.
-    """
-
-    def __init__(self, name: str):
-        self.name, self.read_error = name, None
-        self._file = self._call(_open_blocks, name)
-
-    def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        try:
-            with reading():
-                return function(*arguments)
-        except OSError as error:
-            self.read_error = self.read_error or error
-            raise
-        except Exception as error:  # each file system raises different exception types
-            self.read_error = self.read_error or OSError(f"{type(error).__name__}: {error}")
-            raise self.read_error from error
-
-    def readinto(self, buffer) -> int:
-        data = self._call(self._file.read, len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        return _seek(self._file.seek, offset, whence)
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def close(self) -> None:
-        if not self.closed:
-            super().close()
-            self._file.close()
-
-
-def _open_blocks(name: str) -> BinaryIO:
-    system, path = fsspec.core.url_to_fs(name)
-    file = system.open(
-        path,
-        "rb",
-        block_size=BLOCK_BYTES,
-        cache_type="blockcache",
-        cache_options={"maxblocks": CACHED_BLOCKS},
-    )
-    try:
-        file.seek(1)
-    except ValueError:  # the web server does not support range requests
-        with file:
-            return io.BytesIO(file.read())
-    file.seek(0)
-    return file
+        return demux.seek(super().seek, offset, whence)
 
 
 def digest_file(path: str | os.PathLike) -> str:

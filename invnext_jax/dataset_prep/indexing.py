@@ -4,7 +4,7 @@
     <out>.quarantine.csv       path, reason: videos that are not in the manifest
     <out>.duplicates.csv       path, same_as: files with the same content as an earlier file
     <out>.similar.csv          path, similar_to, bits: with `perceptual`, files that look alike
-    <out>.frames.jsonl         frame indexes of files that are slow to scan, see `index_cache`
+    <out>.frames.jsonl         frame indexes of files that are slow to scan, see `index_files`
     <out>.classes.json         class ids by name, if the list has class names
     <out>.probes.jsonl         probe results per file, for resuming a run
 
@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from invnext_jax.data import index_cache, labels, manifest
+from invnext_jax.data import index_files, labels, manifest
 from invnext_jax.dataset_prep import duplicates, probe_cache, probing, video_flags
 from invnext_jax.dataset_prep.csv_files import (
     check_overwrite,
@@ -228,7 +228,7 @@ def _write_outputs(
         texts[sidecar_path(out, "similar")] = format_csv(rows)
     indexes = {entry.path: probe.index for entry, probe in copies.clean if probe.index}
     pairs = ((relative_path(path, out.parent), index) for path, index in indexes.items())
-    texts[sidecar_path(out, "frames", "jsonl")] = index_cache.format_lines(pairs)
+    texts[sidecar_path(out, "frames", "jsonl")] = index_files.format_lines(pairs)
     if videos.classes is not None:
         text = json.dumps(videos.classes, indent=0, ensure_ascii=False) + "\n"
         texts[labels.path_of(out)] = text

@@ -14,7 +14,7 @@ import av
 import numpy as np
 from av.video.reformatter import ColorTrc
 
-from invnext_jax.data import decode, demux, index_cache, video_io
+from invnext_jax.data import decode, demux, index_files, video_io
 from invnext_jax.data.frame_converter import FrameConverter, Orientation
 from invnext_jax.data.video_io import digest_file
 from invnext_jax.dataset_prep import video_flags
@@ -63,7 +63,7 @@ class VideoProbe:
         transfer: Transfer function: "sdr", "pq", "hlg", "linear", or "" if the file has none.
         flags: Words separated by spaces: "one_frame"; "tiny" if the picture is smaller than the
             patch grid; "expensive" if decoding a clip takes more than about one second.
-        index: Encoded frame index, see `index_cache.encode_index`; "" if it is fast to build.
+        index: Encoded frame index, see `index_files.encode_index`; "" if it is fast to build.
     """
 
     duration: float
@@ -111,14 +111,14 @@ def probe_video(path: str) -> VideoProbe:
         if stat.S_ISREG(status.st_mode) and not status.st_size:
             raise decode.BadVideo(f"{path}: empty file")
         try:
-            return _probe(path, source, index_cache.file_version(status))
+            return _probe(path, source, video_io.file_version(status))
         except decode.BadVideo as error:
             if size := _tiny_size(source):
                 raise decode.BadVideo(f"{path}: picture of {size} is too small") from error
             raise
 
 
-def _probe(path: str, source: BinaryIO, version: index_cache.Version) -> VideoProbe:
+def _probe(path: str, source: BinaryIO, version: index_files.Version) -> VideoProbe:
     try:
         fields = _read_header(path, source)
     except (av.FFmpegError, OSError) as error:
@@ -130,7 +130,7 @@ def _probe(path: str, source: BinaryIO, version: index_cache.Version) -> VideoPr
         index = video.index
     _check_seeks(path, source, index, keys, pictures)
     flags = video_flags.find_flags(index, fields["width"], fields["height"])
-    stored = index_cache.encode_index(index, version) if index_cache.is_slow(index) else ""
+    stored = index_files.encode_index(index, version) if index_files.is_slow(index) else ""
     with reading():
         digest = digest_file(path)
     return VideoProbe(digest=digest, flags=flags, index=stored, **fields)

@@ -16,7 +16,7 @@ import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-from invnext_jax.data import decode, index_cache, shards
+from invnext_jax.data import decode, shards, video_io
 from invnext_jax.data.frame_converter import FrameConverter
 from invnext_jax.data.frame_index import FrameTimes
 from invnext_jax.errors import UserError
@@ -94,7 +94,7 @@ class Reencoder:
         name = shards.name_video(path, record)
         try:
             window = {"start": start, "end": end}
-            with index_cache.open_video(path, record, **window) as video:
+            with video_io.open_video(path, record, **window) as video:
                 return self._encode(video)
         except decode.BadVideo as error:
             return {"reason": str(error).removeprefix(f"{name}: "), "kind": error.kind}

@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 
 from configs import common
-from invnext_jax.data import clips, decode, demux, frame_index, index_cache, manifest, pipeline
+from invnext_jax.data import (
+    clips,
+    decode,
+    demux,
+    frame_index,
+    index_files,
+    manifest,
+    pipeline,
+    video_io,
+)
 from invnext_jax.data.frame_index import PacketIndex
 from invnext_jax.dataset_prep import indexing
 
@@ -20,8 +29,8 @@ X264 = {"preset": "ultrafast", "g": "12", "bf": "2"}
 @pytest.fixture
 def cache(monkeypatch):
     """An empty cache for the process."""
-    cache = index_cache.IndexCache()
-    monkeypatch.setattr(index_cache, "CACHE", cache)
+    cache = video_io.IndexCache()
+    monkeypatch.setattr(video_io, "CACHE", cache)
     return cache
 
 
@@ -66,13 +75,13 @@ def test_a_changed_file_is_scanned_again(cache, scans, videos, tmp_path):
     read(path)
     changed = videos.write(tmp_path / "b.mp4", options=X264, frames=50)
     os.replace(changed, path)
-    with index_cache.open_video(str(path)) as video:
+    with video_io.open_video(str(path)) as video:
         assert len(video) == 50
     assert len(scans) == 2
 
 
 def test_memory_is_bounded_and_the_last_used_indexes_are_kept():
-    cache, version = index_cache.IndexCache(max_frames=100), (1, 2)
+    cache, version = video_io.IndexCache(max_frames=100), (1, 2)
     for name in "abc":
         cache.put(name, version, make_index(40))
         assert cache.get("a", version) is not None
@@ -85,17 +94,17 @@ def test_memory_is_bounded_and_the_last_used_indexes_are_kept():
 @pytest.mark.parametrize("missing", [False, True])
 def test_stored_indexes_are_equal_and_of_one_version(missing):
     index = make_index(30, missing=missing)
-    text = index_cache.encode_index(index, (5, 7))
-    assert index_cache.decode_index(text, (5, 7)) == index
-    assert index_cache.decode_index(text, (5, 8)) is None
+    text = index_files.encode_index(index, (5, 7))
+    assert index_files.decode_index(text, (5, 7)) == index
+    assert index_files.decode_index(text, (5, 8)) is None
     for damaged in (text[:-8], "", "%", "AAAA"):
-        assert index_cache.decode_index(damaged, (5, 7)) is None
+        assert index_files.decode_index(damaged, (5, 7)) is None
 
 
 def test_stored_indexes_with_other_values_are_ignored():
     def decode(*fields):
         data = zlib.compress(json.dumps([5, 7, *fields]).encode())
-        return index_cache.decode_index(base64.b64encode(data).decode(), (5, 7))
+        return index_files.decode_index(base64.b64encode(data).decode(), (5, 7))
 
     assert decode([0, 40], [0], 0, False) == PacketIndex((0, 40), (0,), 0, False)
     for bad in ([1], "1", 0.5, math.nan, math.inf, None, True, 2**80):
@@ -104,9 +113,9 @@ def test_stored_indexes_with_other_values_are_ignored():
         assert decode([0, 40], [0], bad, False) is None
     assert decode([None, {}], [], 0, True) is None and decode([], [], 0, True) is None
     assert decode([None, None], [0], 0, True) is None
-    too_long = json.dumps([5, 7, [0, 40], [0], 0, " " * index_cache.MAX_JSON_BYTES]).encode()
+    too_long = json.dumps([5, 7, [0, 40], [0], 0, " " * index_files.MAX_JSON_BYTES]).encode()
     text = base64.b64encode(zlib.compress(too_long)).decode()
-    assert index_cache.decode_index(text, (5, 7)) is None
+    assert index_files.decode_index(text, (5, 7)) is None
     assert decode(*[[] for _ in range(3)], 0) is None
 
 
@@ -114,16 +123,16 @@ def test_files_of_stored_indexes_may_have_any_content(tmp_path):
     path = tmp_path / "m.frames.jsonl"
     for content in ("[" * 100_000, "5", '{"path": 5, "index": "x"}', "\0", '{"a":' + "1" * 5000):
         path.write_text(content)
-        index_cache.IndexCache().load([str(path)])
+        video_io.IndexCache().load([str(path)])
 
 
 def test_an_index_of_an_hour_is_small():
-    text = index_cache.encode_index(make_index(30 * 3600), (5, 7))
+    text = index_files.encode_index(make_index(30 * 3600), (5, 7))
     assert len(text) < 4000
 
 
 def test_training_uses_the_indexes_of_the_manifest(cache, scans, videos, tmp_path, monkeypatch):
-    monkeypatch.setattr(index_cache, "MIN_STORED_FRAMES", 60)
+    monkeypatch.setattr(index_files, "MIN_STORED_FRAMES", 60)
     for name, frames in (("long.mp4", 100), ("short.mp4", 20)):
         videos.write(tmp_path / name, options=X264, frames=frames)
     rows = "".join(f"long.mp4,s,{start},{start + 1}\n" for start in range(3))
@@ -148,7 +157,7 @@ def test_training_uses_the_indexes_of_the_manifest(cache, scans, videos, tmp_pat
     )
     assert videos.numbers(expected) == [28, 34, 40, 46]
     (tmp_path / "out.frames.jsonl").write_text("{\n")
-    monkeypatch.setattr(index_cache, "CACHE", index_cache.IndexCache())
+    monkeypatch.setattr(video_io, "CACHE", video_io.IndexCache())
     (again,) = list(dataset)
     np.testing.assert_array_equal(again["video"], batch["video"])
 
@@ -156,4 +165,4 @@ def test_training_uses_the_indexes_of_the_manifest(cache, scans, videos, tmp_pat
 def test_files_that_must_be_decoded_to_find_their_frames_are_stored(videos, tmp_path):
     path = videos.write(tmp_path / "a.ts", frames=30)
     with decode.open_video(path) as video, demux.open_stream(str(path)):
-        assert index_cache.is_slow(video.index)
+        assert index_files.is_slow(video.index)

@@ -1,0 +1,121 @@
+"""Reads remote files through fsspec.
+
+A name `protocol://...` is a remote file. It is fetched in blocks. Each block is fetched once unless
+the file is larger than the cache. Indexing the packets of a video reads the complete file.
+"""
+
+import io
+from collections.abc import Callable
+from typing import Any, BinaryIO
+
+import fsspec
+
+from invnext_jax.data import demux
+from invnext_jax.errors import UserError
+from invnext_jax.workers.read_clock import reading
+
+BLOCK_BYTES = 2**22  # block size for remote files; about the size of a video of a few seconds
+CACHED_BLOCKS = 16  # 64 MiB per worker
+
+
+def protocol_of(name: str) -> str:
+    """Returns the protocol of a remote file's name, for example "gs" for "gs://..."."""
+    return name.partition("://")[0]
+
+
+def refuse_chain(name: str) -> None:
+    """Raises `UserError` for chained names such as `zip://a::https://b`."""
+    if "::" in name:
+        raise UserError(
+            f"{name} chains file systems with '::', which is not supported: specify a plain file"
+        )
+
+
+def check_protocol(name: str) -> None:
+    """Checks that the package of a remote file system is installed.
+
+    Raises:
+        UserError: The package is not installed, the protocol is unknown, or the name is a chain of
+            file systems.
+    """
+    refuse_chain(name)
+    try:
+        fsspec.get_filesystem_class(protocol_of(name))
+    except (ImportError, ValueError) as error:
+        raise UserError(
+            f"{name} cannot be opened ({error}): install the package for its file system"
+        ) from error
+
+
+def open_remote(name: str) -> io.RawIOBase:
+    """Opens a remote file; all its errors are raised as OSError.
+
+    Raises:
+        OSError: The file cannot be opened.
+        UserError: As in `check_protocol`.
+    """
+    check_protocol(name)
+    return _RemoteFile(name)
+
+
+class _RemoteFile(io.RawIOBase):
+    """A remote file that fetches only the blocks that are read.
+
+    Attributes:
+        read_error: The first error of a read, or None.
+    """
+
+    def __init__(self, name: str):
+        self.name, self.read_error = name, None
+        self._file = self._call(_open_blocks, name)
+
+    def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            with reading():
+                return function(*arguments)
+        except OSError as error:
+            self.read_error = self.read_error or error
+            raise
+        except Exception as error:  # each file system raises different exception types
+            self.read_error = self.read_error or OSError(f"{type(error).__name__}: {error}")
+            raise self.read_error from error
+
+    def readinto(self, buffer) -> int:
+        data = self._call(self._file.read, len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return demux.seek(self._file.seek, offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        if not self.closed:
+            super().close()
+            self._file.close()
+
+
+def _open_blocks(name: str) -> BinaryIO:
+    system, path = fsspec.core.url_to_fs(name)
+    file = system.open(
+        path,
+        "rb",
+        block_size=BLOCK_BYTES,
+        cache_type="blockcache",
+        cache_options={"maxblocks": CACHED_BLOCKS},
+    )
+    try:
+        file.seek(1)
+    except ValueError:  # the web server does not support range requests
+        with file:
+            return io.BytesIO(file.read())
+    file.seek(0)
+    return file
