@@ -40,6 +40,15 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
     # Candidate values of C, the inverse penalty of the logistic regression. The value with the
     # best accuracy on held-out training videos is used.
     config.inverse_penalties = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+    # Nearest neighbors, for the evaluators "knn" and "few_shot".
+    config.knn = ml_collections.ConfigDict(
+        {
+            "neighbors": (10, 20, 100, 200),  # Numbers of neighbors; few_shot uses the smallest.
+            "temperature": 0.07,  # A neighbor votes with exp(cosine similarity / temperature).
+            "shots": (1, 5, 10),  # Few-shot: labelled videos of each class.
+            "draws": 5,  # Few-shot: random draws over which the accuracy is averaged.
+        }
+    )
     # Fraction of the training videos that is held out to select the penalty.
     config.held_out = 0.2
     # Whether to also evaluate the same encoder with random initialization, and to run the

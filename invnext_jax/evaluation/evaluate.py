@@ -22,7 +22,7 @@ from invnext_jax.checkpointing import run_metadata
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data.access_rules import AccessRules
 from invnext_jax.errors import UserError
-from invnext_jax.evaluation import pretrained, split_checks, tables
+from invnext_jax.evaluation import pretrained, split_checks, tables, video_scores
 from invnext_jax.evaluation.evaluators import classification, registry
 from invnext_jax.evaluation.evaluators.evaluator import Evaluator
 from invnext_jax.evaluation.feature_cache import FeatureCache
@@ -90,7 +90,7 @@ def evaluate_checkpoint(config: ml_collections.ConfigDict, workdir: str | Path) 
         source = code[evaluator.name]
         key_parts = [data_key, evaluator.name, source, subject_key or checkpoint_key]
         path = workdir / "rows" / f"{evaluator.name}-{subject.name}.json"
-        measure = functools.partial(_measure, evaluator, subject, config)
+        measure = functools.partial(_measure, evaluator, subject, config, path.with_suffix(".npz"))
         measurements.append(_cached(path, hash_json(key_parts), measure))
     results = {
         "format": FORMAT,
@@ -240,10 +240,19 @@ def _options_of_rows(config) -> dict[str, Any]:
     return {k: v for k, v in run_metadata.config_to_json(config).items() if k not in others}
 
 
-def _measure(evaluator: Evaluator, inputs: EvalInputs, config: Any) -> dict[str, Any]:
-    """Returns the rows and, if the evaluator used features, the held-out tokens' statistics."""
-    rows = [row.to_json() for row in evaluator.evaluate(inputs, config)]
-    tokens = {}
+def _measure(
+    evaluator: Evaluator, inputs: EvalInputs, config: Any, scores_path: Path
+) -> dict[str, Any]:
+    """Returns the rows and, if the evaluator used features, the held-out tokens' statistics.
+
+    The scores of the videos are written to `scores_path`, and "scores" of a row says where.
+    """
+    measured = evaluator.evaluate(inputs, config)
+    video_scores.write(scores_path, [row.scores for row in measured])
+    rows, tokens = [row.to_json() for row in measured], {}
+    for number, row in enumerate(rows):
+        if measured[number].scores is not None:
+            row["scores"] = {"file": f"{scores_path.parent.name}/{scores_path.name}", "row": number}
     if inputs.has_features and not evaluator.is_baseline:
         tokens[inputs.name] = dataclasses.asdict(inputs.features("val").tokens)
     return {"rows": rows, "tokens": tokens}

@@ -15,7 +15,7 @@ from configs import stage1
 from configs.eval import linear_probe as probe_config
 from invnext_jax.checkpointing import run_metadata
 from invnext_jax.errors import UserError
-from invnext_jax.evaluation import evaluate, features, pretrained, tables
+from invnext_jax.evaluation import evaluate, features, pretrained, tables, video_scores
 from invnext_jax.evaluation.evaluators import (
     box_baselines,
     classification,
@@ -218,7 +218,10 @@ def test_table_has_a_line_for_each_input(results):
         ({"tasks": ("size",)}, "no column label_size"),
         ({"poolings": ("max",)}, r"unknown poolings \['max'\]"),
         ({"evaluators": ()}, "config.evaluators is empty"),
-        ({"evaluators": ("knn",)}, "config.evaluators has 'knn', which is not one of linear_probe"),
+        (
+            {"evaluators": ("nearest",)},
+            "config.evaluators has 'nearest', which is not one of linear_probe",
+        ),
         ({"inverse_penalties": ()}, "config.inverse_penalties=.* must be positive"),
         ({"trees": 0}, "config.trees=0 must be at least 1"),
         ({"checkpoint": ""}, "config.checkpoint is empty"),
@@ -228,6 +231,13 @@ def test_table_has_a_line_for_each_input(results):
 def test_invalid_configs_are_one_sentence_errors(folder, changes, match):
     with pytest.raises(UserError, match=match):
         evaluate.evaluate_checkpoint(get_config(folder, **changes), folder / "other")
+
+
+def test_scores_of_the_videos_are_stored_and_add_up_to_the_rows(folder, results):
+    for row in results["rows"]:
+        found = video_scores.read(folder / "p" / row["scores"]["file"], row["scores"]["row"])
+        assert found.score_b.mean() == pytest.approx(row["value"])
+        assert found.index_b.tolist() == list(range(row["n"]))
 
 
 def test_videos_without_a_label_neither_train_nor_count():
@@ -247,6 +257,8 @@ def test_videos_without_a_label_neither_train_nor_count():
             for x, y in ((data, labels), (more, joined))
         )
         assert plain.pop("seconds") and found.pop("seconds")
+        np.testing.assert_array_equal(found.pop("correct_b"), plain.pop("correct_b"))
+        np.testing.assert_array_equal(found.pop("position_b"), plain.pop("position_b"))
         assert found == plain
         assert (found["videos"], found["classes"]) == (30, 3)
 

@@ -64,7 +64,7 @@ class BoxBaselines:
         }.items():
             data = [make_features(box) for box in boxes]
             results = fit_tasks(data, labels, dataset.tasks, fit)
-            rows += make_rows(self.name, name, "boxes", results)
+            rows += make_rows(self.name, name, "boxes", results, parts[1].index_b)
         return rows
 
 

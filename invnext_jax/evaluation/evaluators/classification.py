@@ -13,6 +13,7 @@ from invnext_jax.errors import UserError
 from invnext_jax.evaluation.evaluators.evaluator import Row
 from invnext_jax.evaluation.inputs import SPLITS
 from invnext_jax.evaluation.metrics.intervals import binomial_standard_error
+from invnext_jax.evaluation.video_scores import VideoScores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +29,8 @@ class ClassifierResult:
       inverse_penalty: selected inverse penalty C; None for classifiers without a penalty.
       converged: whether the solver reached its tolerance.
       seconds: total time of all fits.
+      correct_b: whether each held-out video with a label was classified correctly, bool.
+      position_b: positions of these videos in the held-out features.
     """
 
     top1: float
@@ -38,6 +41,8 @@ class ClassifierResult:
     inverse_penalty: float | None
     converged: bool
     seconds: float
+    correct_b: np.ndarray
+    position_b: np.ndarray
 
 
 def score_predictions(
@@ -58,6 +63,7 @@ def score_predictions(
       converged: see `ClassifierResult`.
     """
     train_top1, top1 = (float(np.mean(p == y)) for p, y in zip(predictions, labels, strict=True))
+    correct_b = predictions[1] == labels[1]
     return ClassifierResult(
         top1=top1,
         standard_error=binomial_standard_error(top1, len(labels[1])),
@@ -67,6 +73,8 @@ def score_predictions(
         inverse_penalty=inverse_penalty,
         converged=converged,
         seconds=time.perf_counter() - start,
+        correct_b=correct_b,
+        position_b=np.arange(len(correct_b)),
     )
 
 
@@ -115,25 +123,45 @@ def fit_tasks(
             labeled_b = find_labeled(by_task[task], task, split)
             arguments += [x_bd[labeled_b], by_task[task][labeled_b]]
         check_classes(arguments[1], task)
-        results[task] = fit(*arguments)
+        position_b = np.flatnonzero(labeled_b)  # of the held-out videos, which come last
+        results[task] = dataclasses.replace(fit(*arguments), position_b=position_b)
     return results
 
 
 def make_rows(
-    evaluator: str, name: str, what: str, results: Mapping[str, ClassifierResult], **details
+    evaluator: str,
+    name: str,
+    what: str,
+    results: Mapping[str, ClassifierResult],
+    index_b: np.ndarray,
+    **details,
 ) -> list[Row]:
-    """Converts each task's result to a row. See `Row` for the arguments."""
-    return [
-        Row(
-            evaluator=evaluator,
-            name=name,
-            input=what,
-            task=task,
-            metric="top1",
-            value=result.top1,
-            standard_error=result.standard_error,
-            n=result.videos,
-            details={**dataclasses.asdict(result), **details},
+    """Converts each task's result to a row.
+
+    Args:
+      evaluator: see `Row`.
+      name: see `Row`.
+      what: the input, see `Row`.
+      results: the result of each task.
+      index_b: row numbers in the manifest of all held-out videos.
+      **details: additional details of all rows.
+    """
+    rows = []
+    for task, result in results.items():
+        found = {**vars(result), **details}
+        correct_b, position_b = found.pop("correct_b"), found.pop("position_b")
+        rows.append(
+            Row(
+                evaluator=evaluator,
+                name=name,
+                input=what,
+                task=task,
+                metric="top1",
+                value=result.top1,
+                standard_error=result.standard_error,
+                n=result.videos,
+                details=found,
+                scores=VideoScores(index_b[position_b], correct_b),
+            )
         )
-        for task, result in results.items()
-    ]
+    return rows

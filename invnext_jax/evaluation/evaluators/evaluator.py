@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from invnext_jax.evaluation.inputs import EvalInputs
+from invnext_jax.evaluation.video_scores import VideoScores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Row:
       n: number of videos, or other independent units, from which `value` was measured.
       details: additional JSON-serializable values, such as the selected hyperparameters. If they
         include `classes`, the number of classes, tables show the chance level.
+      scores: the score of each video; None if the value is not a mean over videos.
     """
 
     evaluator: str
@@ -38,10 +40,15 @@ class Row:
     standard_error: float | None
     n: int
     details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    scores: VideoScores | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the row for results.json, a flat dict of the fields and the details."""
-        fields = dataclasses.asdict(self)
+        """Returns the row for results.json, a flat dict of the details and the fields.
+
+        The scores are not part of it, see `video_scores.write`.
+        """
+        fields = dataclasses.asdict(dataclasses.replace(self, scores=None))
+        del fields["scores"]
         return {**fields.pop("details"), **fields}
 
 

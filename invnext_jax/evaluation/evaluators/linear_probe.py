@@ -52,7 +52,7 @@ class LinearProbe:
             # The scaling is computed from all training videos, because it needs no labels.
             data = standardize(*data)
             results = fit_linear_tasks(data, (train.labels, val.labels), inputs, config)
-            rows += make_rows(self.name, inputs.name, pooling, results)
+            rows += make_rows(self.name, inputs.name, pooling, results, val.index_b)
         return rows
 
 

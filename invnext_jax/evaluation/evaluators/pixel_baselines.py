@@ -42,7 +42,7 @@ class PixelBaselines:
             results = linear_probe.fit_linear_tasks(
                 data, (train.labels, val.labels), inputs, config
             )
-            rows += make_rows(self.name, name, "pixels", results)
+            rows += make_rows(self.name, name, "pixels", results, val.index_b)
         return rows
 
 

@@ -7,6 +7,7 @@ from invnext_jax.errors import UserError
 from invnext_jax.evaluation.evaluators import (
     box_baselines,
     linear_probe,
+    nearest_neighbors,
     pixel_baselines,
     supervised,
 )
@@ -44,6 +45,8 @@ def find_evaluators(names: Sequence[str]) -> list[Evaluator]:
 
 
 register(linear_probe.LinearProbe())
+register(nearest_neighbors.NearestNeighbors())
+register(nearest_neighbors.FewShot())
 register(pixel_baselines.PixelBaselines())
 register(box_baselines.BoxBaselines())
 register(supervised.SupervisedBaseline())

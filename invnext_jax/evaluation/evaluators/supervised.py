@@ -3,6 +3,7 @@
 Shape key: b videos, t frames, h w pixels, c channels, n tokens, d width, k classes.
 """
 
+import dataclasses
 import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ from invnext_jax.evaluation.evaluators.classification import (
     score_predictions,
 )
 from invnext_jax.evaluation.evaluators.evaluator import Row
-from invnext_jax.evaluation.inputs import EvalInputs, LabeledVideos
+from invnext_jax.evaluation.inputs import SPLITS, EvalInputs, LabeledVideos
 from invnext_jax.models.encoder import Encoder
 from invnext_jax.models.patches import normalize
 
@@ -56,15 +57,18 @@ class SupervisedBaseline:
             return []
         print(f"supervised: training for {config.supervised.steps} steps", flush=True)
         dataset = inputs.dataset
+        train, val = (dataset.videos(split) for split in SPLITS)
         results, curve = train_supervised(
             inputs.encoder.loaded.encoder,
-            dataset.videos("train"),
-            dataset.videos("val"),
+            train,
+            val,
             tasks=dataset.tasks,
             config=config.supervised,
             seed=config.seed,
         )
-        return make_rows(self.name, "supervised", "end to end", results, loss_curve=curve)
+        return make_rows(
+            self.name, "supervised", "end to end", results, val.index_b, loss_curve=curve
+        )
 
 
 class Classifier(nn.Module):
@@ -146,7 +150,8 @@ def train_supervised(
             tuple(part[has_b] for part, has_b in zip(parts, labeled, strict=True))
             for parts in ((predictions[0][i], predictions[1][i]), labels)
         )
-        results[task] = score_predictions(predicted, expected, start=start)
+        result = score_predictions(predicted, expected, start=start)
+        results[task] = dataclasses.replace(result, position_b=np.flatnonzero(labeled[1]))
     return results, recorder.curve
 
 

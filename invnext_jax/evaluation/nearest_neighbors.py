@@ -1,0 +1,88 @@
+"""Weighted k-nearest-neighbor classification and retrieval with cosine similarity.
+
+The classifier is the one of DINO (arXiv 2104.14294) and its successors: each of the k nearest
+training videos votes for its class with the weight exp(similarity / temperature).
+
+Shape key: b queries, n training videos, d features, k neighbors, c classes, s numbers of neighbors.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+CHUNK = 2**25  # number of similarities that are computed at once
+
+
+def l2_normalize(x_bd: np.ndarray, eps: float = 1e-12) -> np.ndarray:
+    """Divides float features by their length; a vector of zeros stays zero."""
+    x_bd = np.asarray(x_bd, np.float32)
+    return x_bd / np.maximum(np.linalg.norm(x_bd, axis=-1, keepdims=True), eps)
+
+
+def find_neighbors(query_bd: np.ndarray, train_nd: np.ndarray, k: int) -> tuple[np.ndarray, ...]:
+    """Finds the nearest training videos of each query. The result does not depend on `CHUNK`.
+
+    Args:
+      query_bd: features of the queries, of length 1.
+      train_nd: features of the training videos, of length 1.
+      k: number of neighbors, at most n.
+
+    Returns:
+      Cosine similarities float32 [b k] in descending order, and positions int32 [b k] in
+      `train_nd`. Of equally similar videos, the one with the lower position comes first.
+    """
+    train_nd = jax.device_put(np.asarray(train_nd, np.float32))
+    chunk = min(max(1, CHUNK // len(train_nd)), len(query_bd))
+    found = []
+    for start in range(0, len(query_bd), chunk):
+        part_bd = np.zeros((chunk, query_bd.shape[1]), np.float32)
+        real_bd = query_bd[start : start + chunk]
+        part_bd[: len(real_bd)] = real_bd
+        values = jax.device_get(_top_k(part_bd, train_nd, k))
+        found.append([value_bk[: len(real_bd)] for value_bk in values])
+    return tuple(np.concatenate(parts) for parts in zip(*found, strict=True))
+
+
+@functools.partial(jax.jit, static_argnames="k")
+def _top_k(query_bd: jax.Array, train_nd: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    highest = jax.lax.Precision.HIGHEST
+    similarity_bn = jnp.einsum("bd,nd->bn", query_bd, train_nd, precision=highest)
+    return jax.lax.top_k(similarity_bn, k)
+
+
+def vote(
+    similarity_bk: np.ndarray,
+    neighbor_bk: np.ndarray,
+    labels_n: np.ndarray,
+    *,
+    neighbors: Sequence[int],
+    temperature: float,
+    classes: int,
+) -> np.ndarray:
+    """Computes the votes of the nearest neighbors for each class.
+
+    Args:
+      similarity_bk: see `find_neighbors`.
+      neighbor_bk: see `find_neighbors`.
+      labels_n: class of each training video, from 0 to c - 1.
+      neighbors: numbers of neighbors that vote, each at most k.
+      temperature: positive temperature of the weights.
+      classes: number of classes c.
+
+    Returns:
+      float32 [s b c]; the votes of a query add up to 1. Compute the predicted class with
+      `np.argmax`.
+    """
+    label_bk = labels_n[neighbor_bk]
+    votes = []
+    for k in neighbors:
+        logits_bk = np.asarray(similarity_bk[:, :k], np.float64) / temperature
+        weight_bk = np.exp(logits_bk - logits_bk.max(axis=1, keepdims=True))
+        weight_bk /= weight_bk.sum(axis=1, keepdims=True)
+        votes_bc = np.zeros((len(label_bk), classes))
+        np.add.at(votes_bc, (np.arange(len(label_bk))[:, None], label_bk[:, :k]), weight_bk)
+        votes.append(votes_bc.astype(np.float32))
+    return np.stack(votes)

@@ -1,0 +1,55 @@
+"""Files with the score of each held-out video, from which evaluations are compared.
+
+The scores of all rows of one evaluator are stored in one .npz file without pickled objects.
+
+Shape key: b videos.
+"""
+
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from invnext_jax import atomic_file
+
+
+class VideoScores(NamedTuple):
+    """The score of each held-out video; their weighted mean is the value of a row.
+
+    Attributes:
+      index_b: int row numbers in the held-out manifest; unique.
+      score_b: float scores, for example 1 for a correct prediction and 0 for a wrong one.
+      weight_b: float weights, such as the number of boxes; None for equal weights.
+    """
+
+    index_b: np.ndarray
+    score_b: np.ndarray
+    weight_b: np.ndarray | None = None
+
+
+def write(path: str | Path, scores: Sequence[VideoScores | None]) -> None:
+    """Writes the scores of the rows of an evaluator; rows without scores are left out."""
+    arrays = {}
+    for number, row in enumerate(scores):
+        if row is not None:
+            weight_b = np.ones(len(row.index_b)) if row.weight_b is None else row.weight_b
+            arrays[f"index_{number}"] = np.asarray(row.index_b, np.int32)
+            arrays[f"score_{number}"] = np.asarray(row.score_b, np.float32)
+            arrays[f"weight_{number}"] = np.asarray(weight_b, np.float32)
+    with atomic_file.atomic_path(path) as part, part.open("wb") as file:
+        np.savez(file, **arrays)
+
+
+def read(path: str | Path, number: int) -> VideoScores | None:
+    """Reads the scores of row `number`; None if there are none or the file cannot be read."""
+    try:
+        # The file is opened here, because `np.load` does not close damaged archives.
+        with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            return VideoScores(*(archive[f"{part}_{number}"] for part in _PARTS))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+
+
+_PARTS = ("index", "score", "weight")

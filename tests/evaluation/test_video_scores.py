@@ -1,0 +1,25 @@
+"""Scores of videos are read back as they were written, and a missing file is no error."""
+
+import numpy as np
+
+from invnext_jax.evaluation import video_scores
+from invnext_jax.evaluation.video_scores import VideoScores
+
+
+def test_scores_are_read_back(tmp_path):
+    path = tmp_path / "rows" / "knn-encoder.npz"
+    weighted = VideoScores(np.array([4, 2]), np.array([0.5, 1.0]), np.array([2.0, 3.0]))
+    plain = VideoScores(np.array([7, 8, 9]), np.array([True, False, True]))
+    video_scores.write(path, [plain, None, weighted])
+    found = video_scores.read(path, 0)
+    np.testing.assert_array_equal(found.index_b, [7, 8, 9])
+    np.testing.assert_array_equal(found.score_b, [1, 0, 1])
+    np.testing.assert_array_equal(found.weight_b, [1, 1, 1])
+    np.testing.assert_array_equal(video_scores.read(path, 2).weight_b, [2, 3])
+    assert video_scores.read(path, 1) is None
+
+
+def test_missing_and_damaged_files_have_no_scores(tmp_path):
+    assert video_scores.read(tmp_path / "none.npz", 0) is None
+    (tmp_path / "damaged.npz").write_bytes(b"PK\x03\x04 not an archive")
+    assert video_scores.read(tmp_path / "damaged.npz", 0) is None
