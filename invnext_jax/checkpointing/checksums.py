@@ -18,6 +18,7 @@ from typing import Any
 import jax
 from absl import logging
 
+from invnext_jax import atomic_file
 from invnext_jax.checkpointing import storage
 from invnext_jax.errors import UserError, summarize_error
 from invnext_jax.multihost import consensus
@@ -30,8 +31,6 @@ _NOT_CORRUPTION = (
     *(errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM),
     *(errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT),
 )
-# The file system cannot sync folders, or Orbax has removed the file.
-_CANNOT_SYNC = (errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOENT)
 _THREADS = 4  # hashing releases the GIL, so the threads run in parallel
 
 
@@ -90,7 +89,7 @@ def write_checksums(folder: storage.Path) -> int:
         checksums = dict(zip(names, measured, strict=True))
         (folder / CHECKSUMS_FILE).write_text(json.dumps(checksums, indent=0))
         if not storage.is_bucket(folder):
-            list(pool.map(_sync_to_disk, [folder, *folder.rglob("*")]))
+            list(pool.map(_sync, [folder, *folder.rglob("*")]))
     return sum(size for size, _ in checksums.values())
 
 
@@ -105,17 +104,9 @@ def _item_files(folder: storage.Path) -> Iterator[storage.Path]:
     )
 
 
-def _sync_to_disk(path: storage.Path) -> None:
-    """Calls fsync on a file, or on a folder, which syncs the names of the files in it."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        if error.errno not in _CANNOT_SYNC:
-            raise
+def _sync(path: storage.Path) -> None:
+    with contextlib.suppress(FileNotFoundError):  # Orbax may have removed a file
+        atomic_file.sync(path)
 
 
 def _size_and_digest(path: storage.Path) -> tuple[int, str]:

@@ -153,7 +153,7 @@ def write_shard(plan: ShardPlan, index: int, stop: threading.Event | None = None
         if remote:
             epath.Path(temporary).copy(path, overwrite=True)
         else:
-            os.replace(temporary, path)
+            atomic_file.replace(temporary, path)
             epath.Path(temporary + ROW_COUNT_SUFFIX).unlink(missing_ok=True)
     write_text(plan.damaged_path(index), json.dumps(damaged) + "\n")
     write_text(plan.report_path(index), json.dumps(dataclasses.asdict(report)) + "\n")

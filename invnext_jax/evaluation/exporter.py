@@ -5,14 +5,13 @@ more than one copy of the weights.
 """
 
 import contextlib
-import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
+from invnext_jax import atomic_file
 from invnext_jax.checkpointing import run_metadata
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import export_check, pretrained
@@ -99,16 +98,13 @@ def export_run(
 
 @contextlib.contextmanager
 def _draft_folder(out: Path) -> Iterator[Path]:
-    """Creates a temporary folder next to `out`, after removing that of a killed export."""
-    folder = out.parent / f".{out.name}.draft"
+    """Creates a temporary folder next to `out`, after removing those of killed exports."""
+    atomic_file.remove_temporary_files(out)
     try:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        yield folder
+        with atomic_file.temporary_folder(out) as folder:
+            yield folder
     except OSError as error:
         raise UserError(f"--out={out} cannot be written: {error}") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def choose_parts(run: str | Path, params: Mapping[str, Any], parts: Sequence[str]) -> list[str]:
@@ -259,4 +255,4 @@ def _move(sources: Sequence[Path], targets: Sequence[Path]) -> None:
     # Moves the description last. Until it exists, a repeated command writes the export again.
     for source, target in zip(sources, targets, strict=True):
         target.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(source, target)
+        atomic_file.replace(source, target)

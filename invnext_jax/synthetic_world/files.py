@@ -17,7 +17,6 @@ import json
 import multiprocessing
 import os
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,7 +36,6 @@ FORMAT = 1  # increase this if a code change produces different clips for the sa
 SOURCE = "world"
 # No chroma subsampling and little compression, because shapes are only about a dozen pixels wide.
 PIXEL_FORMAT, CRF = "yuv444p", 10
-STALE_SECONDS = 60  # older temporary files are left over from an interrupted run
 CLIPS_PER_TASK = 8  # clips that a worker process writes per task
 
 
@@ -129,8 +127,7 @@ def _clip_paths(spec: WorldSpec, out_dir: Path, index: int) -> tuple[Path, Path]
 
 def _pending_clips(spec: WorldSpec, out_dir: Path, videos: int) -> list[int]:
     for temporary in out_dir.glob(f"**/.*{atomic_file.TEMPORARY_SUFFIX}"):
-        if time.time() - temporary.stat().st_mtime > STALE_SECONDS:
-            temporary.unlink(missing_ok=True)
+        atomic_file.remove_if_abandoned(temporary)
     # A clip's video is written after its ground truth, so checking for the video is enough.
     names = {entry.name for entry in os.scandir(out_dir / spec.split)}
     return [index for index in range(videos) if f"{index:06d}.mp4" not in names]

@@ -74,10 +74,13 @@ def write_export(path: str | Path, params: Mapping[str, Any], about: Mapping[str
     path, json_path = Path(path), description_path(path)
     about = {"format": FORMAT, "parts": sorted(params), **about}
     atomic_file.remove_temporary_files(path)  # these may be large
-    # The .json file is renamed last, because an export without it is not valid.
-    with atomic_file.atomic_path(json_path) as json_part, atomic_file.atomic_path(path) as part:
+    with atomic_file.temporary_folder(path) as folder:
+        part, json_part = folder / path.name, folder / json_path.name
         write_tensors(part, lazy_tensors(params), metadata={"format": "invnext-jax"})
         json_part.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        # The .json file is renamed last, because an export without it is not valid.
+        atomic_file.replace(part, path)
+        atomic_file.replace(json_part, json_path)
 
 
 def read_export(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -83,6 +84,21 @@ def test_run_that_can_never_save_ends_with_an_error(toy_config, small_disk, capl
     with pytest.raises(UserError, match="free disk space.*No checkpoint exists; the run starts"):
         train.train(toy_config, small_disk / "run")
     assert any("step 3 could not be saved" in text for text in caplog.messages)
+
+
+def test_full_disk_reported_by_fsync_is_an_error_of_the_save(
+    toy_config, tmp_path, caplog, monkeypatch
+):
+    def fail(file):
+        del file
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(UserError, match="free disk space.*No checkpoint exists; the run starts"):
+        train.train(toy_config, tmp_path / "run")
+    pattern = re.compile(r"step 3 could not be saved in \S+ \(No space left on device: ")
+    assert any(map(pattern.match, caplog.messages))
+    assert not list((tmp_path / "run").glob(".*.part"))
 
 
 def test_metrics_held_back_by_a_full_disk_are_written_later(small_disk, caplog):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from invnext_jax import train
+from invnext_jax import atomic_file, train
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import exporter, pretrained
 from invnext_jax.weights import export, files, import_weights
@@ -213,9 +213,13 @@ def test_nonfinite_weights_and_unwritable_paths_are_refused(stage1_run, tmp_path
 
 def test_files_of_a_killed_export_are_removed(stage1_run, tmp_path):
     out = tmp_path / "encoder.safetensors"
-    (tmp_path / ".encoder.safetensors.draft").mkdir()
-    (tmp_path / ".encoder.safetensors.draft" / "half").write_bytes(b"x")
-    exporter.export_run(stage1_run, out)
+    killed = tmp_path / ".encoder.safetensors.12ab.part"
+    killed.mkdir()
+    (killed / "lock").touch()
+    (killed / "half").write_bytes(b"x")
+    with atomic_file.temporary_folder(out) as other:  # of an export that is running
+        exporter.export_run(stage1_run, out)
+        assert list(tmp_path.glob(".*")) == [other]
     assert not list(tmp_path.glob(".*"))
 
 
