@@ -167,3 +167,13 @@ class FakeReencoder:
             os._exit(3)
         facts = {"frames": 1, "width": 2, "height": 2, "fps": 1.0, "duration": 1.0}
         return {"video": np.frombuffer(path.encode(), np.uint8), **facts}
+
+
+def probe_or_hang(path):
+    """Fake of `probing.probe_video`: a read of a file with the content "hang" does not return."""
+    from invnext_jax.dataset_prep import probing
+
+    if pathlib.Path(path).read_bytes()[:5] == b"hang":
+        with reading():
+            time.sleep(600)
+    return probing.probe_video(path)

@@ -81,13 +81,14 @@ def stored_file(manifest: str) -> str:
 def read_stored(file: str) -> dict[str, str]:
     """Returns a dict from absolute path to encoded index, read from a file of stored indexes."""
     folder, found = os.path.dirname(os.path.abspath(file)), {}
+    with reading():
+        if not os.path.isfile(file):  # opening a named pipe would block
+            return found
     try:
         with reading(), open(file, encoding="utf-8") as lines:
             for line in lines:
                 row = json.loads(line)
                 found[os.path.join(folder, row["path"])] = row["index"]
-    except FileNotFoundError:
-        return {}
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         logging.warning("%s is not used, because it cannot be read: %s", file, error)
     return found

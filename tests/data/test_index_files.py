@@ -124,6 +124,8 @@ def test_files_of_stored_indexes_may_have_any_content(tmp_path):
     for content in ("[" * 100_000, "5", '{"path": 5, "index": "x"}', "\0", '{"a":' + "1" * 5000):
         path.write_text(content)
         video_io.IndexCache().load([str(path)])
+    os.mkfifo(tmp_path / "pipe")
+    video_io.IndexCache().load([str(tmp_path / "pipe")])
 
 
 def test_an_index_of_an_hour_is_small():

@@ -11,19 +11,20 @@ import time
 from pathlib import Path
 
 import pytest
+from fakes import probe_or_hang
 
 from configs import common
 from invnext_jax.data import manifest, pipeline
-from invnext_jax.dataset_prep import indexing
+from invnext_jax.dataset_prep import indexing, probing
 from invnext_jax.errors import UserError
 from invnext_jax.video_lists import lists
 
 ROOT = Path(__file__).parents[2]
 
 
-def build(path, out, *, list_options=None, **options):
+def build(path, out, *, list_options=None, probe=probing.probe_video, **options):
     options = indexing.IndexOptions(**{"workers": 2, "timeout": 20.0, "progress": False, **options})
-    return indexing.build_manifest(path, out, list_options, options)
+    return indexing.build_manifest(path, out, list_options, options, probe)
 
 
 def rows(path):
@@ -53,8 +54,8 @@ def folder(world_folder, tmp_path):
 
 
 def test_good_files_are_listed_and_bad_ones_quarantined(folder):
-    os.mkfifo(folder / "hang.mp4")
-    summary = build(folder, folder / "train.csv", timeout=3.0)
+    (folder / "hang.mp4").write_bytes(b"hang")
+    summary = build(folder, folder / "train.csv", probe=probe_or_hang, timeout=3.0)
     assert counts(summary) == (9, 5, 4, 1)
     assert [row["path"] for row in rows(folder / "train.csv")] == [
         *("0.mp4", "1.mp4", "2.mp4", "deep/copy.mp4", "renamed, really.avi")
@@ -153,12 +154,22 @@ def test_progress_of_a_repeated_run_counts_known_bad_files(folder, capsys):
 
 
 def test_file_that_could_not_be_read_is_probed_again(folder):
-    os.mkfifo(folder / "hang.mp4")
-    assert build(folder, folder / "train.csv", timeout=1.0).quarantined == 4
+    (folder / "hang.mp4").write_bytes(b"hang")
+    summary = build(folder, folder / "train.csv", probe=probe_or_hang, timeout=1.0)
+    assert summary.quarantined == 4
     (folder / "hang.mp4").unlink()
     shutil.copy(folder / "0.mp4", folder / "hang.mp4")
     summary = build(folder, folder / "train.csv", timeout=1.0, overwrite=True)
     assert (summary.reused, summary.clean, summary.quarantined) == (8, 6, 3)
+
+
+def test_pipes_and_devices_are_not_opened(folder):
+    os.mkfifo(folder / "pipe.mp4")
+    (folder / "device.mp4").symlink_to("/dev/zero")
+    for _ in range(2):  # the results of the first run are reused
+        assert build(folder, folder / "train.csv").quarantined == 5
+    bad = {Path(row["path"]).name: row["reason"] for row in rows(folder / "train.quarantine.csv")}
+    assert bad["pipe.mp4"] == bad["device.mp4"] == "not a regular file"
 
 
 def test_incomplete_last_line_of_the_cache_is_ignored(folder):
@@ -304,12 +315,25 @@ def command(*arguments):
     return [sys.executable, ROOT / "launch" / "prepare_data.py", *map(str, arguments)]
 
 
+CAN_HANG = """
+import functools, runpy, sys
+from fakes import probe_or_hang
+from invnext_jax.dataset_prep import indexing
+indexing.build_manifest = functools.partial(indexing.build_manifest, probe=probe_or_hang)
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 def test_killed_run_is_resumed(folder):
-    os.mkfifo(folder / "3.mp4")  # the fourth file: one process waits here until it is killed
+    # The fourth file: one process waits here until it is killed.
+    (folder / "3.mp4").write_bytes(b"hang")
     out, notes = folder / "train.csv", folder / "train.probes.jsonl"
     arguments = ["index", folder, f"--out={out}", "--workers=1", "--seconds=60"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(command(*arguments), env=environment) as process:
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    _, script, *rest = command(*arguments)
+    hanging = [sys.executable, "-c", CAN_HANG, str(script), *rest]
+    with subprocess.Popen(hanging, env=environment) as process:
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             if notes.exists() and notes.read_bytes().count(b"\n") == 3:

@@ -11,7 +11,7 @@ import time
 import av
 import numpy as np
 import pytest
-from fakes import measure_growth
+from fakes import measure_growth, probe_or_hang
 
 from benchmarks import odd_videos
 from invnext_jax.data import decode
@@ -137,9 +137,10 @@ def test_copies_have_the_same_digest(tmp_path, videos):
 
 def test_file_that_cannot_be_read_is_told_from_others(tmp_path, videos):
     good = [videos.write(tmp_path / f"{i}.mp4", options=X264) for i in range(4)]
-    os.mkfifo(tmp_path / "hang.mp4")  # opening it blocks until there is a writer
+    (tmp_path / "hang.mp4").write_bytes(b"hang")
     started = time.monotonic()
-    results = probe_all([good[0], tmp_path / "hang.mp4", *good[1:]], timeout=2.0)
+    paths = [good[0], tmp_path / "hang.mp4", *good[1:]]
+    results = probe_all(paths, timeout=2.0, probe=probe_or_hang)
     assert time.monotonic() - started < 30
     assert results.pop(str(tmp_path / "hang.mp4")) == probing.ProbeFailure(
         "a read does not return within 2 seconds", transient=True
@@ -179,8 +180,9 @@ def test_crash_affects_one_file():
 
 def test_closing_the_results_ends_the_processes(tmp_path, videos):
     path = videos.write(tmp_path / "a.mp4", options=X264)
-    os.mkfifo(tmp_path / "hang.mp4")
-    results = probing.probe_all([str(path), str(tmp_path / "hang.mp4")], workers=2, timeout=60.0)
+    (tmp_path / "hang.mp4").write_bytes(b"hang")
+    paths = [str(path), str(tmp_path / "hang.mp4")]
+    results = probing.probe_all(paths, workers=2, timeout=60.0, probe=probe_or_hang)
     next(results)
     started = time.monotonic()
     results.close()
