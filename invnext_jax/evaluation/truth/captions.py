@@ -11,6 +11,7 @@ its extension.
 Shape key: j captions, b videos.
 """
 
+import functools
 import json
 import os
 from collections.abc import Callable, Iterable
@@ -22,10 +23,11 @@ from absl import logging
 
 from invnext_jax import json_file
 from invnext_jax.data import video_io
-from invnext_jax.data.manifest import Manifest
+from invnext_jax.data.manifest import LABEL_PREFIX, Manifest
 from invnext_jax.errors import UserError
 from invnext_jax.synthetic_world import captions as world_captions
-from invnext_jax.synthetic_world import scene, urls
+from invnext_jax.synthetic_world import files, urls
+from invnext_jax.synthetic_world.spec import WorldSpec
 
 MAX_BYTES = 2**30
 ADVICE = 'write a JSON list of objects with "video" and "caption"'
@@ -109,23 +111,68 @@ def read_choices(path: str | os.PathLike, manifest: Manifest) -> Choices:
 
 
 def describe_world(manifest: Manifest) -> Captions:
-    """Returns the video-level caption of each clip of a rendered world.
+    """Returns the video-level caption of each clip of a rendered or written world.
 
     Raises:
-        UserError: A row is not a clip of a rendered world.
+        UserError: A row is not a clip of a world.
     """
-    texts = []
-    for path in manifest.paths:
-        if not video_io.is_world(path):
-            raise UserError(
-                f"{path} is not a clip of a rendered world: use the file of captions next to the "
-                "manifest"
-            )
-        name, _, index = path.rpartition("#")
-        spec = urls.parse(name).spec
-        labels = scene.sample_labels(spec, int(index))
-        texts.append(world_captions.video_caption(spec.level, labels).text)
+    texts = [
+        world_captions.video_caption(_find_level(path), _world_labels(manifest, row)).text
+        for row, path in enumerate(manifest.paths)
+    ]
     return _make_captions(texts, range(len(texts)), 0)
+
+
+def make_world_choices(manifest: Manifest, task: str = "motion") -> Choices:
+    """Makes a multiple choice for each clip of a world.
+
+    The candidates are the video-level captions with all classes of a task. They differ only in this
+    attribute, so that only an encoder that represents it finds the true one.
+
+    Args:
+        manifest: The clips.
+        task: "motion", "color" or another attribute of the video-level captions.
+
+    Raises:
+        UserError: A row is not a clip of a world, or its captions do not mention the task.
+    """
+    candidates, answers = [], []
+    for row, path in enumerate(manifest.paths):
+        level, labels = _find_level(path), _world_labels(manifest, row)
+        if task not in world_captions.video_caption(level, labels).attributes:
+            raise UserError(f"the captions of the world level {level!r} do not mention {task!r}")
+        classes = range(len(WorldSpec(level=level).classes[task]))
+        captions = (world_captions.video_caption(level, {**labels, task: c}) for c in classes)
+        candidates.append([caption.text for caption in captions])
+        answers.append(labels[task])
+    rows = np.arange(len(answers), dtype=np.int64)
+    return Choices(rows, candidates, np.array(answers, np.int64), 0)
+
+
+def _world_labels(manifest: Manifest, row: int) -> dict[str, int]:
+    labels = manifest.labels.items()
+    return {name.removeprefix(LABEL_PREFIX): int(values[row]) for name, values in labels}
+
+
+def _find_level(path: str) -> str:
+    """Returns the level of the world of a rendered or written clip."""
+    if video_io.is_world(path):
+        return _level_of_url(path.rpartition("#")[0])
+    return _level_of_folder(Path(path).parents[1])
+
+
+@functools.lru_cache(maxsize=16)
+def _level_of_url(name: str) -> str:
+    return urls.parse(name).spec.level
+
+
+@functools.lru_cache(maxsize=16)
+def _level_of_folder(folder: Path) -> str:
+    if not (folder / "spec.json").is_file():
+        raise UserError(
+            f"{folder} is not a world that launch/make_world.py wrote: it has no spec.json"
+        )
+    return files.read_spec(folder, "train").level
 
 
 def _make_captions(texts: list[str], rows: Iterable[int], skipped: int) -> Captions:

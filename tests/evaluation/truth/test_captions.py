@@ -107,5 +107,27 @@ def test_captions_of_a_written_world_equal_those_of_the_rendered_one(tmp_path):
     path = tmp_path / "val.captions.jsonl"
     path.write_text(path.read_text() + "{\n")
     assert captions.read_captions(path, written).skipped == 1
-    with pytest.raises(UserError, match="rendered world"):
-        captions.describe_world(written)
+    assert captions.describe_world(written).texts == other.texts
+
+
+def test_choices_of_a_world_differ_in_one_attribute():
+    manifest = manifest_lib.read_manifest("world:simple/val?videos=6")
+    spec = WorldSpec(split="val")
+    found = captions.make_world_choices(manifest)
+    for row, (texts, answer) in enumerate(zip(found.candidates, found.answer_b, strict=True)):
+        clip = render_clip(spec, row)
+        assert len(set(texts)) == 8 and texts[answer] == clip.video_caption
+        assert answer == clip.motion
+        start = clip.video_caption.partition("moves")[0]
+        assert all(text.startswith(start) for text in texts)
+    colors = captions.make_world_choices(manifest, "color")
+    assert {len(texts) for texts in colors.candidates} == {6}
+    verbs = manifest_lib.read_manifest("world:anticipation/val?videos=2")
+    assert captions.make_world_choices(verbs, "verb").skipped == 0
+    with pytest.raises(UserError, match="'anticipation' do not mention 'motion'"):
+        captions.make_world_choices(verbs)
+
+
+def test_other_videos_have_no_captions_of_a_world(manifest):
+    with pytest.raises(UserError, match="not a world"):
+        captions.describe_world(manifest)
