@@ -86,6 +86,10 @@ class Checkpointer:
                     # Orbax measures its timeout with the wall clock, which may jump. A single
                     # process does not wait for other processes, so it needs no timeout.
                     timeout_secs=int(consensus.WAIT_SECONDS) if jax.process_count() > 1 else 10**8,
+                    # If a folder cannot be created in the background, threads wait for it for 5
+                    # minutes, and the process cannot exit. With several processes, the others would
+                    # instead wait in the foreground for process 0.
+                    create_directories_asynchronously=jax.process_count() > 1,
                     barrier_sync_fn=lambda **arguments: self._barrier.at_barrier(**arguments),
                     post_finalization_callback=self._write_checksums,
                 ),

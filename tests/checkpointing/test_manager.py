@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import shutil
+import threading
 
 import jax
 import ml_collections
@@ -290,3 +291,31 @@ def test_best_checkpoints_need_a_metric(toy_config):
     toy_config.checkpoint.update(keep_best=1, best_metric="")
     with pytest.raises(UserError, match="keep_best needs config.checkpoint.best_metric"):
         config_checks.check_config(toy_config)
+
+
+@pytest.mark.parametrize("folder", ["4.orbax-checkpoint-tmp", "state.orbax-checkpoint-tmp"])
+def test_threads_of_a_save_end_if_a_folder_cannot_be_created(
+    run, toy_config, abstract, monkeypatch, folder
+):
+    def failing(create):
+        def call(path, *arguments, **options):
+            if folder in os.path.basename(path):
+                raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), os.fspath(path))
+            return create(path, *arguments, **options)
+
+        return call
+
+    before = set(threading.enumerate())
+    with open_checkpointer(run, toy_config) as checkpointer:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "mkdir", failing(os.mkdir))
+            patch.setattr(os, "makedirs", failing(os.makedirs))
+            checkpointer.save(4, make_state(abstract, 4), {"clips": 16})
+            checkpointer.wait()
+        assert checkpointer.saved_step != 4
+        checkpointer.save(4, make_state(abstract, 4), {"clips": 16})
+    assert "4" in steps(run)
+    left = [t for t in threading.enumerate() if t not in before and not t.daemon]
+    for thread in left:
+        threading.Thread.join(thread, 5)  # a thread that is only late
+    assert not [thread for thread in left if thread.is_alive()]
