@@ -234,9 +234,11 @@ class LoadClip:
     def from_config(cls, data_config, manifest: manifest_lib.Manifest | None = None) -> "LoadClip":
         """Builds a loader for `manifest` from the fields of `config.data` with the same names."""
         transform = ClipTransform(**{n: _to_tuple(data_config[n]) for n in BY_SOURCE_FIELDS})
+        entries = sources_lib.merge_overrides(data_config.by_source)
         by_source = {
             source: dataclasses.replace(transform, **{n: _to_tuple(v) for n, v in fields.items()})
-            for source, fields in sources_lib.merge_overrides(data_config.by_source).items()
+            for source in (entries if manifest is None else dict.fromkeys(manifest.sources))
+            if (fields := sources_lib.find_entry(entries, source, {}))
         }
         c = data_config
         names = manifest_lib.split_names(manifest.file) if manifest is not None else ()
@@ -263,7 +265,7 @@ class LoadClip:
             `BadClip` if the video is bad.
         """
         video_io.CACHE.load(self.index_files)
-        transform = sources_lib.find_entry(self.by_source, record.source, self.transform)
+        transform = self.by_source.get(record.source, self.transform)
         rngs = [None if seed is None else make_rng(*seed) for seed in seeds]
         sampler = ClipSampler(transform, self.frames, self.size, rngs)
         try:
