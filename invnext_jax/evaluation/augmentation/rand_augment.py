@@ -6,11 +6,13 @@ transformers (rand-m9-mstd0.5-inc1): a larger magnitude is always a stronger cha
 Shape key: b clips, t frames, h w pixels, c channels.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation.augmentation import image_operations as ops
@@ -102,7 +104,7 @@ def rand_augment(key: jax.Array, video_bthwc: jax.Array, options: RandAugment) -
 
     Args:
       key: random key.
-      video_bthwc: uint8 RGB clips.
+      video_bthwc: uint8 RGB clips. In a mesh, they are split over the axes data and fsdp.
       options: see `RandAugment`.
 
     Returns:
@@ -127,4 +129,10 @@ def rand_augment(key: jax.Array, video_bthwc: jax.Array, options: RandAugment) -
         return jax.lax.fori_loop(0, options.operations, apply, video_thwc)
 
     # A loop, because under `vmap` each clip would compute all operations.
-    return jax.lax.map(augment, (jax.random.split(key, len(video_bthwc)), video_bthwc))
+    run = functools.partial(jax.lax.map, augment)
+    mesh = jax.sharding.get_abstract_mesh()
+    # Each device loops over its own clips.
+    if not mesh.empty and mesh.size > 1 and len(video_bthwc) % mesh.size == 0:
+        spec = P(("data", "fsdp"))
+        run = jax.shard_map(run, in_specs=((spec, spec),), out_specs=spec, check_vma=False)
+    return run((jax.random.split(key, len(video_bthwc)), video_bthwc))

@@ -15,6 +15,7 @@ import numpy as np
 from invnext_jax.evaluation.evaluators.evaluator import Row
 from invnext_jax.evaluation.metrics.classification import is_in_top
 from invnext_jax.evaluation.metrics.intervals import binomial_standard_error
+from invnext_jax.evaluation.video_scores import VideoScores
 
 BEST_ON_VAL = "best on val"  # in the column `input` of the rows
 
@@ -84,22 +85,23 @@ def average_views(
 def make_grid_rows(
     held_out: GridScores,
     val: GridScores,
-    grid: Sequence[Mapping[str, float]],
+    grid: Sequence[Mapping[str, Any]],
     *,
     evaluator: str,
     name: str,
     what: str,
     task: str,
     **details: Any,
-) -> tuple[list[Row], np.ndarray]:
+) -> list[Row]:
     """Makes the rows of a task: the head that is best on held-out training videos, and on val.
 
-    Equal accuracies are resolved in favor of the head that comes first in the grid.
+    Heads that diverged ("diverged" in their options) are not chosen if there is another one. Equal
+    accuracies are resolved in favor of the head that comes first in the grid.
 
     Args:
       held_out: scores on held-out training videos.
       val: scores on the evaluated videos.
-      grid: options of each head, for example {"learning_rate": 1e-3, "weight_decay": 0.01}.
+      grid: options of each head, for example {"learning_rate": 1e-3, "diverged": False}.
       evaluator: see `Row`.
       name: see `Row`.
       what: input of the first row, see `Row`. The second one is `<what>, best on val`.
@@ -107,14 +109,15 @@ def make_grid_rows(
       details: further fields of both rows.
 
     Returns:
-      The two rows, and whether the first head is right for each video of `val`, bool [b].
+      The two rows, with a score of 1 or 0 for each video.
     """
     top1 = {"held_out_top1": held_out.top1_g, "val_top1": val.top1_g}
     heads = [
         {**options, **{key: float(value[i]) for key, value in top1.items()}}
         for i, options in enumerate(grid)
     ]
-    best = int(np.argmax(held_out.top1_g)), int(np.argmax(val.top1_g))
+    penalty_g = np.array([2.0 * options.get("diverged", False) for options in grid])
+    best = [int(np.argmax(scores.top1_g - penalty_g)) for scores in (held_out, val)]
     rows = []
     for number, label in zip(best, (what, f"{what}, {BEST_ON_VAL}"), strict=True):
         value = float(val.top1_g[number])
@@ -129,6 +132,7 @@ def make_grid_rows(
                 standard_error=binomial_standard_error(value, len(val.labels_b)),
                 n=len(val.labels_b),
                 details={**heads[number], "grid": heads, **details},
+                scores=VideoScores(val.index_b, val.correct_gb[number].astype(np.float32)),
             )
         )
-    return rows, val.correct_gb[best[0]]
+    return rows

@@ -156,3 +156,17 @@ class AttentiveClassifier(nn.Module):
             )
             for i, k in enumerate(self.classes)
         ]
+
+
+class SeparateHeads(nn.Module):
+    """One `AttentiveClassifier` of its own for each task.
+
+    Attributes:
+      heads: classifiers of one task each.
+    """
+
+    heads: Sequence[AttentiveClassifier]
+
+    def __call__(self, x_bnd: jax.Array) -> list[jax.Array]:
+        """Returns float32 logits [b k] of each task."""
+        return [logits for head in self.heads for logits in head(x_bnd)]

@@ -1,10 +1,12 @@
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import pytest
 
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation.augmentation import rand_augment as ra
+from invnext_jax.training import mesh as mesh_lib
 
 CLIPS = np.random.default_rng(0).integers(0, 256, (64, 1, 8, 8, 3), np.uint8)
 augment = jax.jit(ra.rand_augment, static_argnums=2)
@@ -55,3 +57,14 @@ def test_no_operations_is_the_identity():
 def test_a_magnitude_above_10_is_refused():
     with pytest.raises(UserError, match=r"config\.x\.magnitude=11 must be between 0 and 10"):
         ra.check_options(ra.RandAugment(magnitude=11), "config.x")
+
+
+def test_number_of_devices_does_not_matter():
+    sizes = {axis: 1 for axis in mesh_lib.AXES} | {"data": 8}
+    mesh = mesh_lib.make_mesh(ml_collections.ConfigDict(sizes))
+    one = augment(jax.random.key(3), CLIPS[:16], ra.RandAugment())
+    with mesh_lib.mesh_rules(mesh):
+        video = mesh_lib.shard_batch({"video": CLIPS[:16]}, mesh)["video"]
+        many = jax.jit(lambda x: ra.rand_augment(jax.random.key(3), x, ra.RandAugment()))(video)
+    assert len(many.sharding.device_set) == 8
+    np.testing.assert_array_equal(many, one)

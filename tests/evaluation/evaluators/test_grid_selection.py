@@ -17,20 +17,29 @@ def test_both_choices_are_reported_and_labelled():
     held_out = scores([[1, 1, 0, 1], [1, 0, 0, 1]])
     val = scores([[1, 0, 0, 0, 1], [1, 1, 1, 0, 1]])
     options = {"evaluator": "probe", "name": "encoder", "what": "attentive", "task": "a"}
-    rows, correct = gs.make_grid_rows(held_out, val, GRID, **options, classes=2)
+    rows = gs.make_grid_rows(held_out, val, GRID, **options, classes=2)
     assert [row.input for row in rows] == ["attentive", "attentive, best on val"]
     assert [row.value for row in rows] == [0.4, 0.8]
     assert [row.details["learning_rate"] for row in rows] == [1e-3, 1e-4]
     np.testing.assert_allclose(rows[0].standard_error, np.sqrt(0.4 * 0.6 / 5))
     assert rows[0].n == 5 and rows[0].details["classes"] == 2
     assert [head["held_out_top1"] for head in rows[0].details["grid"]] == [0.75, 0.5]
-    np.testing.assert_array_equal(correct, [1, 0, 0, 0, 1])
+    np.testing.assert_array_equal(rows[0].scores.score_b, [1, 0, 0, 0, 1])
+    np.testing.assert_array_equal(rows[0].scores.index_b, range(5))
 
 
 def test_the_first_of_equal_heads_is_chosen():
     equal = scores([[1, 0], [1, 0]])
     options = {"evaluator": "probe", "name": "encoder", "what": "attentive", "task": "a"}
-    rows, _ = gs.make_grid_rows(equal, equal, GRID, **options)
+    rows = gs.make_grid_rows(equal, equal, GRID, **options)
+    assert [row.details["learning_rate"] for row in rows] == [1e-3, 1e-3]
+
+
+def test_a_head_that_diverged_is_not_chosen():
+    found = scores([[1, 1], [1, 0]])
+    options = {"evaluator": "probe", "name": "encoder", "what": "attentive", "task": "a"}
+    grid = [{"learning_rate": 9.0, "diverged": True}, {"learning_rate": 1e-3, "diverged": False}]
+    rows = gs.make_grid_rows(found, found, grid, **options)
     assert [row.details["learning_rate"] for row in rows] == [1e-3, 1e-3]
 
 
