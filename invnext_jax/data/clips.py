@@ -232,7 +232,7 @@ class LoadClip:
 
     @classmethod
     def from_config(cls, data_config, manifest: manifest_lib.Manifest | None = None) -> "LoadClip":
-        """Builds a loader for `manifest` from the fields of `config.data` with the same names."""
+        """Builds a loader from `config.data`. Without a manifest, names of sources are exact."""
         transform = ClipTransform(**{n: _to_tuple(data_config[n]) for n in BY_SOURCE_FIELDS})
         entries = sources_lib.merge_overrides(data_config.by_source)
         by_source = {

@@ -1,6 +1,7 @@
 import pytest
 
 from configs import common
+from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data import sources
 from invnext_jax.data.clips import LoadClip
 from invnext_jax.errors import UserError
@@ -24,10 +25,12 @@ def make_config(**by_source):
 
 
 @pytest.mark.parametrize("source", SPELLINGS)
-def test_no_spelling_of_something_something_is_mirrored(source):
-    load = LoadClip.from_config(make_config())
-    transform = sources.find_entry(load.by_source, source, load.transform)
-    assert not transform.flip
+def test_no_spelling_of_something_something_is_mirrored(source, tmp_path):
+    path = tmp_path / "list.csv"
+    path.write_text(f"path,source\na.mp4,other\nb.mp4,{source}\n")
+    load = LoadClip.from_config(make_config(), manifest_lib.read_manifest(path))
+    assert not load.by_source.get(source, load.transform).flip
+    assert load.by_source.get("other", load.transform).flip
     assert sources.describe_options(make_config(), source) == "sparse, multi_scale, no flip"
 
 
