@@ -40,6 +40,8 @@ SEGMENT = (
 HEAD_BYTES = 4096  # bytes read from a file to find that element
 X264_BUILD = re.compile(rb"x264 - core (\d+)")
 X264_EXACT = 151  # older builds deviate from the standard, so the decoder must know the build
+# Errors of paths that name no file. Reading it again does not help.
+NO_FILE_ERRNOS = (errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
 # Operating system errors that FFmpeg also raises for settings that a decoder rejects.
 DECODER_ERRNOS = (errno.EPERM, errno.EINVAL)
 
@@ -70,7 +72,7 @@ def error_kind(error: Exception) -> str:
     """Returns the `BadVideo.kind` for an error that a file system or decoder raised."""
     if isinstance(error, av.FFmpegError) and error.errno in DECODER_ERRNOS:
         return "corrupt"
-    if isinstance(error, FileNotFoundError):
+    if isinstance(error, FileNotFoundError) or error.errno in NO_FILE_ERRNOS:
         return "missing"
     if isinstance(error, PermissionError):
         return "permission"

@@ -196,10 +196,10 @@ def test_bad_files_are_named_with_a_reason(tmp_path, videos):
         with pytest.raises(decode.BadVideo, match=name.replace(".", r"\.")) as caught:
             decode.read_frames(tmp_path / name, lambda n: range(n))
         assert caught.value.kind == kind, name
-    for missing, kind in ((tmp_path / "missing.mp4", "missing"), (tmp_path, "unreadable")):
+    for missing in (tmp_path / "missing.mp4", tmp_path):
         with pytest.raises(decode.BadVideo) as caught:
             decode.read_frames(missing, pick(0))
-        assert caught.value.kind == kind
+        assert caught.value.kind == "missing"
     with pytest.raises(decode.BadVideo) as caught:
         decode.read_frames(tmp_path / "b.mp4", pick(0), start=99.0)
     assert caught.value.kind == "empty range"

@@ -178,6 +178,15 @@ def test_names_that_no_file_can_have_are_bad_videos(name):
         assert caught.value.kind == "missing" and str(caught.value).isascii()
 
 
+def test_paths_without_a_file_are_missing_and_are_not_read_again(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    for name in (".", "file/a.mp4", "loop", "a" * 5000, "none"):
+        with pytest.raises(decode.BadVideo) as caught:
+            video_io.open_source(str(tmp_path / name)).__enter__()
+        assert caught.value.kind == "missing"
+
+
 def test_errors_of_a_file_system_are_bad_videos(counted, videos, tmp_path):
     counted.pipe("/a.mp4", videos.write(tmp_path / "a.mp4").read_bytes())
     CountedSystem.broken = True
