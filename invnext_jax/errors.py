@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
 from absl import app, flags, logging
-from ml_collections import config_flags
 
 from invnext_jax import sanitize
 from invnext_jax.command_output import make_output_resilient
@@ -182,6 +181,8 @@ def list_overrides() -> tuple[str, ...]:
 
     The command line must have been parsed.
     """
+    from ml_collections import config_flags  # data workers import this module without it
+
     return tuple(config_flags.get_override_values(flags.FLAGS["config"]))
 
 
