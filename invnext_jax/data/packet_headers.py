@@ -162,6 +162,6 @@ def _avcc_parameter_sets(extradata: bytes) -> Iterator[bytes]:
     begin = 6
     for _ in range(extradata[5] & 31):
         end = begin + 2 + int.from_bytes(extradata[begin : begin + 2], "big")
-        if end > begin + 2 <= len(extradata):
-            yield extradata[begin + 2 : end]
+        if unit := extradata[begin + 2 : end]:
+            yield unit
         begin = end

@@ -94,7 +94,8 @@ def test_a_short_header_of_a_stream_has_no_key_frame(codec):
     for length in (1, 4):
         extradata = b"\1".ljust(length, b"\0")
         assert not packet_headers.starts_with_intra(codec, extradata, bytes(50))
-    assert packet_headers.may_have_fields(b"\1", bytes(50))
+    for extradata in (b"\1", bytes([1, 0, 0, 0, 0, 1, 0, 1])):  # ends after the length of a unit
+        assert packet_headers.may_have_fields(extradata, bytes(50))
 
 
 def test_long_damaged_headers_take_little_time():
