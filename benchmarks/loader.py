@@ -109,7 +109,7 @@ def check_same(case: Case) -> dict[str, float]:
     differences = dict.fromkeys(("ours", *present_peers()), 0.0)
     for i, row in enumerate(case.rows[:2]):
         frames = decode.read_frames(row.path, row.choose, short_side=readers.SHORT)
-        window = transforms.center_crop(*frames.shape[1:3])
+        window = transforms.square_crop(*frames.shape[1:3])
         expected = transforms.resize(frames, window, readers.SIZE).astype(int)
         for name, read in BARE.items():
             if not np.array_equal(expected, readers.read_bare(read, row)):

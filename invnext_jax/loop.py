@@ -1,7 +1,7 @@
 """The training loop, and pretraining with checkpoints, logs and stop signals.
 
 `run_steps` is the only training loop in the package. It is used for pretraining, for the synthetic
-world's teacher and for the supervised baseline.
+world's teacher, for the supervised baseline and for heads on frozen features.
 """
 
 import contextlib

@@ -31,12 +31,21 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
     config.same_manifest = False
     # Label columns to use, without "label_". (): all columns that both manifests have.
     config.tasks = ()
-    # Features of a clip. "mean": mean of all grid tokens; "frames": mean per frame, concatenated.
+    # Features of a clip. "mean": mean of all grid tokens; "frames": mean per frame, concatenated;
+    # "pool": output of the encoder's own pooling; "class": class tokens, concatenated. Those that
+    # an encoder does not have are left out.
     config.poolings = ("mean", "frames")
     # Seed of the split that selects the penalty, of random initialization and of random forests.
     config.seed = 0
     # Clips per forward pass.
     config.batch_size = 64
+    # Features that are stored in the workdir.
+    config.features = ml_collections.ConfigDict(
+        {
+            "max_gb": 100.0,  # Largest size of the features of one encoder and split, in gigabytes.
+            "dtype": "float32",  # Type of the stored numbers: float32 or float16.
+        }
+    )
     # Candidate values of C, the inverse penalty of the logistic regression. The value with the
     # best accuracy on held-out training videos is used.
     config.inverse_penalties = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -51,6 +60,18 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
     )
     # Fraction of the training videos that is held out to select the penalty.
     config.held_out = 0.2
+    # Linear probes of large features are trained in batches, with all combinations of learning
+    # rates and weight decays at once. The best on held-out training videos is trained again on all.
+    config.streaming = ml_collections.ConfigDict(
+        {
+            "above_gb": 0.25,  # Size of the training features from which on this solver is used.
+            "epochs": 20,  # Passes over the training videos.
+            "warmup_epochs": 2,  # Epochs of linear warm-up, followed by a cosine decay to 0.
+            "batch_size": 1024,  # Videos per step.
+            "learning_rates": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2),  # Candidate peak rates of AdamW.
+            "weight_decays": (0.0, 1e-2, 1e-1, 1.0),  # Candidate decoupled weight decays.
+        }
+    )
     # Whether to also evaluate the same encoder with random initialization, and to run the
     # baselines: first frame, bag of frames, ground-truth boxes and supervised training. They load
     # all videos into memory. If there are several evaluations on the same data, only one needs

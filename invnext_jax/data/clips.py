@@ -22,6 +22,7 @@ from invnext_jax.synthetic_world import urls
 from invnext_jax.workers.results import are_arrays, register_result_type
 
 Seed = tuple[int, ...]
+Choice = np.random.Generator | float | None  # see `ClipTransform`
 
 
 @register_result_type
@@ -81,7 +82,8 @@ def sample_dense(
 class ClipTransform:
     """Samples and augments clips. The fields have the same meaning as in `config.data`.
 
-    `rng` is the random number generator of one clip. None selects the center without augmentation.
+    `rng` is the random number generator of one clip. A number instead is the position of the crop
+    without augmentation, see `transforms.square_crop`; None is the center.
     `config.data.by_source` overrides fields for the videos of a source.
     """
 
@@ -94,29 +96,26 @@ class ClipTransform:
     jitter: tuple[float, ...]
     flip: bool
 
-    def sample_frames(
-        self, frame_count: int, frames: int, rng: np.random.Generator | None
-    ) -> np.ndarray:
+    def sample_frames(self, frame_count: int, frames: int, rng: Choice) -> np.ndarray:
         """Samples `frames` of the `frame_count` frames of a video."""
+        rng = rng if isinstance(rng, np.random.Generator) else None
         if self.sampling == "dense":
             return sample_dense(frame_count, frames, self.stride, rng)
         return sample_sparse(frame_count, frames, rng)
 
-    def sample_window(
-        self, height: int, width: int, size: int, rng: np.random.Generator | None
-    ) -> Window:
+    def sample_window(self, height: int, width: int, size: int, rng: Choice) -> Window:
         """Samples a window of a picture, which will be resized to `size` x `size` pixels."""
-        if rng is None:
-            return transforms.center_crop(height, width)
+        if not isinstance(rng, np.random.Generator):
+            return transforms.square_crop(height, width, 0.5 if rng is None else rng)
         if self.crop == "random_resized":
             return transforms.sample_random_resized_crop(
                 height, width, self.crop_area, self.crop_aspect, rng
             )
         return transforms.sample_multi_scale_crop(height, width, size, self.crop_scales, rng)
 
-    def augment(self, video_thwc: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
+    def augment(self, video_thwc: np.ndarray, rng: Choice) -> np.ndarray:
         """Flips a clip and jitters its colors."""
-        if rng is None:
+        if not isinstance(rng, np.random.Generator):
             return video_thwc
         if self.flip and rng.random() < 0.5:
             video_thwc = transforms.flip(video_thwc)
@@ -137,13 +136,13 @@ class ClipSampler:
         transform: Transform that draws frames and windows.
         frames: Number of frames per clip.
         size: Height and width of a clip in pixels.
-        rngs: Random number generator of each clip, or None.
+        rngs: `rng` of each clip, see `ClipTransform`.
     """
 
     transform: ClipTransform
     frames: int
     size: int
-    rngs: Sequence[np.random.Generator | None]
+    rngs: Sequence[Choice]
 
     def sample_frames(self, frame_count: int) -> np.ndarray:
         """Returns the frame numbers of each clip, int64 [r t]."""
@@ -168,7 +167,7 @@ class CenterSampler:
 
     def sample_windows(self, height: int, width: int) -> list[Window]:
         """Returns the center crop of pictures of the given size."""
-        return [transforms.center_crop(height, width)]
+        return [transforms.square_crop(height, width)]
 
 
 def read_clips(record: VideoRecord, sampler: ClipSampler, short_side: int | None) -> np.ndarray:
@@ -251,14 +250,14 @@ class LoadClip:
             shards.read_example(record.path, record.record)
 
     def __call__(
-        self, record: VideoRecord, seeds: Sequence[Seed | None]
+        self, record: VideoRecord, seeds: Sequence[Seed | float | None]
     ) -> dict[str, Any] | BadClip:
         """Loads clips from one video.
 
         Args:
             record: Manifest row.
-            seeds: One seed per clip, which determines frames, crop, flip and colors. None selects
-                the center without augmentation.
+            seeds: One seed per clip, which determines frames, crop, flip and colors. A number or
+                None instead is used without augmentation, see `ClipTransform`.
 
         Returns:
             A dict with `video` uint8 [r t h w c], and `index` and the labels int32 [r]; or a
@@ -266,7 +265,7 @@ class LoadClip:
         """
         video_io.CACHE.load(self.index_files)
         transform = self.by_source.get(record.source, self.transform)
-        rngs = [None if seed is None else make_rng(*seed) for seed in seeds]
+        rngs = [make_rng(*seed) if isinstance(seed, tuple) else seed for seed in seeds]
         sampler = ClipSampler(transform, self.frames, self.size, rngs)
         try:
             videos = read_clips(record, sampler, self.short_side)

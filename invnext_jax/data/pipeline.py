@@ -160,6 +160,9 @@ def count_workers(requested: int) -> int:
     return requested
 
 
+CROP_POSITIONS = {1: (None,), 3: (0.0, 0.5, 1.0)}  # by number of views; see `LoadClip`
+
+
 class EvalDataset:
     """Evaluation batches in the order of a manifest. Each iteration is one pass.
 
@@ -178,23 +181,29 @@ class EvalDataset:
         workers: int,
         prefetch: int,
         clip_seconds: float,
+        views: int = 1,
+        rows: Sequence[int] | None = None,
+        block: int | None = None,
     ):
         self.manifest = manifest
         self.bad_videos, self.storage = BadVideoTracker(), StorageMonitor()
+        self._rows = range(len(manifest)) if rows is None else rows
+        self._positions, self._block = CROP_POSITIONS[views], block or max(1, len(manifest))
         self._load, self._batch_size = load, batch_size
         self._workers, self._prefetch, self._timeout = workers, prefetch, clip_seconds
 
     def __len__(self) -> int:
         """Returns the number of batches if no video is bad."""
-        return -(-len(self.manifest) // self._batch_size)
+        return -(-len(self._rows) // self._batch_size)
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         self.bad_videos = BadVideoTracker()
         self.bad_videos.expect_videos(len(self.manifest))
         clips = filter(self._is_good, self._load_all())
-        while rows := list(itertools.islice(clips, self._batch_size)):
-            yield _pad(_concatenate(rows), self._batch_size)
-        if not self.bad_videos.delivered:
+        for _, block in itertools.groupby(clips, lambda clip: clip["index"][0] // self._block):
+            while rows := list(itertools.islice(block, self._batch_size)):
+                yield _pad(_concatenate(rows), self._batch_size * len(self._positions))
+        if not self.bad_videos.delivered and len(self._rows) == len(self.manifest):
             raise self.bad_videos.no_good_video_error()
 
     def _is_good(self, clip: dict[str, Any] | BadClip) -> bool:
@@ -208,21 +217,23 @@ class EvalDataset:
         pool = open_pool(
             self._load_row,
             self._load,
-            workers=min(self._workers, len(self.manifest)),
+            workers=min(self._workers, len(self._rows)),
             prefetch=self._prefetch,
             timeout=self._timeout,
             protocols=protocols_of(self.manifest),
         )
         try:
-            for _ in self.manifest.paths:
+            for _ in self._rows:
                 yield pool.next_result()
         finally:
             pool.close()
 
-    def _load_row(self, row: int, worker: SupervisedWorker) -> dict[str, Any] | BadClip | None:
-        if row >= len(self.manifest):  # the pool prefetches past the last row
+    def _load_row(self, number: int, worker: SupervisedWorker) -> dict[str, Any] | BadClip | None:
+        if number >= len(self._rows):  # the pool prefetches past the last row
             return None
-        clip = load_in_worker(worker, self.manifest, row, (None,), self._timeout, self.storage)
+        row = int(self._rows[number])
+        arguments = self._positions, self._timeout, self.storage
+        clip = load_in_worker(worker, self.manifest, row, *arguments)
         if isinstance(clip, BadClip):
             return clip
         # The worker overwrites this memory with its next clip.
@@ -230,16 +241,26 @@ class EvalDataset:
 
 
 def make_eval_dataset(
-    data_config, *, manifest: str, batch_size: int, load: Callable | None = None
+    data_config,
+    *,
+    manifest: str,
+    batch_size: int,
+    views: int = 1,
+    rows: Sequence[int] | None = None,
+    block: int | None = None,
+    load: Callable | None = None,
 ) -> EvalDataset:
     """Makes the evaluation dataset, in manifest order and without augmentation.
 
-    Clips consist of the frames at the center of equal segments, cropped at the center.
+    Clips consist of the frames at the center of equal segments.
 
     Args:
         data_config: `config.data`; its `manifest`, `weights` and `repeats` are not used.
         manifest: Name of the manifest, in the format of `config.data.manifest`.
-        batch_size: Number of clips per batch. The last batch is padded with rows of `index` -1.
+        batch_size: Number of videos per batch. The last batch is padded with rows of `index` -1.
+        views: Consecutive clips per video: 1 for the center crop, 3 also for both ends.
+        rows: Rows of the manifest to read, ascending. None for all.
+        block: Number of rows of the manifest after which a batch ends; None for all.
         load: Replaces `LoadClip` in tests. It must be defined in an importable module.
 
     Returns:
@@ -247,16 +268,19 @@ def make_eval_dataset(
 
     Raises:
         UserError: The manifest is missing, empty or invalid. During iteration: no video can be
-            read.
+            read, although all rows were requested.
     """
-    rows = manifest_lib.read_manifest(manifest, AccessRules.from_config(data_config))
+    found = manifest_lib.read_manifest(manifest, AccessRules.from_config(data_config))
     return EvalDataset(
-        rows,
-        load or LoadClip.from_config(data_config, rows),
+        found,
+        load or LoadClip.from_config(data_config, found),
         batch_size=batch_size,
         workers=count_workers(data_config.workers),
         prefetch=data_config.prefetch,
         clip_seconds=data_config.clip_seconds,
+        views=views,
+        rows=rows,
+        block=block,
     )
 
 

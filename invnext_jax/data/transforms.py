@@ -82,10 +82,16 @@ def sample_random_resized_crop(
     return Window(left, top, left + crop_w, top + crop_h)
 
 
-def center_crop(height: int, width: int) -> Window:
-    """Returns the largest centered square of a picture."""
+def square_crop(height: int, width: int, position: float = 0.5) -> Window:
+    """Returns the largest square of a picture at a position along the longer side.
+
+    Args:
+        height: Height of the picture in pixels.
+        width: Width of the picture in pixels.
+        position: 0 for the left or top end, 0.5 for the center, 1 for the right or bottom end.
+    """
     short = min(height, width)
-    left, top = (width - short) // 2, (height - short) // 2
+    left, top = (int((side - short) * position) for side in (width, height))
     return Window(left, top, left + short, top + short)
 
 

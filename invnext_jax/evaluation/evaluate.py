@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import ml_collections
 
 from invnext_jax import atomic_file
@@ -22,13 +23,15 @@ from invnext_jax.checkpointing import run_metadata
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data.access_rules import AccessRules
 from invnext_jax.errors import UserError
-from invnext_jax.evaluation import pretrained, split_checks, tables, video_scores
+from invnext_jax.evaluation import features, pretrained, split_checks, tables, video_scores
 from invnext_jax.evaluation.evaluators import classification, registry
 from invnext_jax.evaluation.evaluators.evaluator import Evaluator
 from invnext_jax.evaluation.feature_cache import FeatureCache
 from invnext_jax.evaluation.frozen_encoder import FrozenEncoder
 from invnext_jax.evaluation.inputs import SPLITS, EvalInputs, EvaluationData
 from invnext_jax.json_file import hash_json
+from invnext_jax.multihost import consensus
+from invnext_jax.multihost.distributed import log_on_process_0
 
 FORMAT = 2  # version of results.json; in version 1, rows have no evaluator, metric, value or n
 RESULTS = "results.json"
@@ -52,16 +55,16 @@ def evaluate_checkpoint(config: ml_collections.ConfigDict, workdir: str | Path) 
     start = time.perf_counter()
     encoder = pretrained.load_frozen(config.checkpoint, ema=config.ema)
     config = resolve(config, encoder)
+    features.check_config(config)
     evaluators = registry.find_evaluators(config.evaluators)
     for evaluator in evaluators:
         evaluator.check_config(config)
     tasks = choose_tasks(config)
     clips = clip_settings(config, encoder)
     stage = encoder.loaded.config.stage if encoder.loaded else ""
-    print(
+    log_on_process_0(
         f"{config.checkpoint}: {stage or encoder.name}, {encoder.depth} blocks of width "
-        f"{encoder.width}, on {tables.describe_clips(clips)}",
-        flush=True,
+        f"{encoder.width}, on {tables.describe_clips(clips)}"
     )
     split_checks.check_different(config)
     dataset = EvaluationData(config, tasks)
@@ -71,16 +74,16 @@ def evaluate_checkpoint(config: ml_collections.ConfigDict, workdir: str | Path) 
     checkpoint_key = encoder.key
     code = {evaluator.name: _source_of(evaluator) for evaluator in evaluators}
     key = hash_json([data_key, checkpoint_key, code, list(config.evaluators), config.controls])
-    if results := _read(workdir / RESULTS, key):
-        print(f"{workdir / RESULTS} is up to date.", flush=True)
+    if results := _read_shared(workdir / RESULTS, key):
+        log_on_process_0(f"{workdir / RESULTS} is up to date.")
         return results
 
     splits = split_checks.compare_splits(config, tasks)
     notes = [*tables.compare_with_encoder(clips), *splits.notes]
     for note in notes:
-        print(f"note: {note}", flush=True)
+        log_on_process_0(f"note: {note}")
     measurements = []
-    cache = FeatureCache(workdir / "features")
+    cache = FeatureCache(workdir / "features", config.features.max_gb)
     inputs = EvalInputs("encoder", dataset, lambda: encoder, cache)
     # The key of the controls contains neither the path nor the parameters of the checkpoint, so
     # their cached rows stay valid if the checkpoint changes.
@@ -253,14 +256,15 @@ def _measure(
     for number, row in enumerate(rows):
         if measured[number].scores is not None:
             row["scores"] = {"file": f"{scores_path.parent.name}/{scores_path.name}", "row": number}
-    if inputs.has_features and not evaluator.is_baseline:
-        tokens[inputs.name] = dataclasses.asdict(inputs.features("val").tokens)
+    statistics = None if evaluator.is_baseline else inputs.token_statistics
+    if statistics is not None:
+        tokens[inputs.name] = dataclasses.asdict(statistics)
     return {"rows": rows, "tokens": tokens}
 
 
 def _cached(path: Path, key: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Returns the contents of a cache file with this key; otherwise measures and writes them."""
-    found = _read(path, key)
+    found = _read_shared(path, key)
     if found is None:
         found = {"key": key, **measure()}
         _write(path, found)
@@ -277,5 +281,14 @@ def _read(path: Path, key: str) -> dict[str, Any] | None:
     return found if found.get("key") == key else None
 
 
+def _read_shared(path: Path, key: str) -> dict[str, Any] | None:
+    """Returns what process 0 finds, so that all processes do the same work."""
+    with consensus.all_hosts_agree(f"reading {path.name}") as shared:
+        if jax.process_index() == 0:
+            shared.value = _read(path, key)
+    return shared.value
+
+
 def _write(path: Path, content: Mapping[str, Any]) -> None:
-    atomic_file.write_text(path, json.dumps(content, indent=1) + "\n")
+    if jax.process_index() == 0:
+        atomic_file.write_text(path, json.dumps(content, indent=1) + "\n")

@@ -1,61 +1,133 @@
 """A disk cache of extracted features, so that each encoder runs only once on each manifest.
 
-The features of one encoder and one split are stored in one .npz file without pickled objects. The
-file also contains their key, a hash of the encoder's config and parameters, the contents of the
-manifest and of its videos, and the options for selecting and resizing frames.
+The features of one encoder and one split are stored in chunks (see `feature_store`): a killed
+command continues with the next chunk, and several processes extract different chunks at the same
+time. Their key is a hash of the encoder's config and parameters, the contents of the manifest and
+of its videos, the options for selecting and resizing frames, and what is extracted.
+
+Shape key: b videos or clips, v views of a video, t frames, h w pixels, c channels.
 """
 
-import zipfile
-from collections.abc import Callable
+import dataclasses
+import math
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
+from einops import rearrange
 
-from invnext_jax import atomic_file
-from invnext_jax.evaluation.features import VideoFeatures
+from invnext_jax.data.pipeline import EvalDataset
+from invnext_jax.errors import UserError
+from invnext_jax.evaluation.feature_store import extraction
+from invnext_jax.evaluation.feature_store.feature_folder import LABEL, FeatureFolder, open_folder
+from invnext_jax.evaluation.features import FeatureOptions, VideoFeatures
+from invnext_jax.evaluation.frozen_encoder import FrozenEncoder
 from invnext_jax.json_file import hash_json
+from invnext_jax.monitoring.progress import ProgressMeter
+from invnext_jax.multihost import consensus
 
-LABEL = "label_"
+CHUNK_ROWS, CHUNK_BYTES = 512, 2**28  # largest chunk; a killed process loses at most one
+_WAIT_SECONDS = 24 * 3600.0  # how long a process waits for the chunks of the others
 # Options of `config.data` that affect neither the selection of videos nor their pixels. The
 # manifest is among them because the key contains a hash of its contents instead of its path.
 _NOT_IN_KEY = ("root", "manifest", "workers", "prefetch", "protocols", "other_hosts")
 
 
-class FeatureCache:
-    """A folder with cached features.
+class FeatureSource(NamedTuple):
+    """The videos whose features are extracted.
 
     Attributes:
-      folder: path of the folder, which has one file for each encoder name and split.
+      rows: number of rows of the manifest.
+      clip_shape: shape of a clip, [t h w c].
+      batch_size: number of videos of a batch.
+      make_batches: function (rows of the manifest, rows of a block) -> batches; see
+        `pipeline.make_eval_dataset`.
     """
 
-    def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
+    rows: int
+    clip_shape: tuple[int, ...]
+    batch_size: int
+    make_batches: Callable[[Sequence[int], int], EvalDataset]
+
+
+class FeatureCache:
+    """A folder with cached features. It must be visible to all processes.
+
+    Attributes:
+      folder: path of the folder, which has a folder for each encoder name and split.
+      max_gb: maximum size in gigabytes of the features of one encoder and split.
+    """
+
+    def __init__(self, folder: str | Path, max_gb: float = math.inf):
+        self.folder, self.max_gb = Path(folder), max_gb
 
     def get(
         self,
         name: str,
         key: str,
-        compute: Callable[[], VideoFeatures],
-        is_complete: Callable[[], bool] = lambda: True,
+        encoder: FrozenEncoder,
+        source: FeatureSource,
+        options: FeatureOptions,
     ) -> VideoFeatures:
-        """Returns the stored features if their key matches; otherwise computes and stores them.
+        """Returns the features of all readable videos; extracts those that are not stored.
 
         Args:
-          name: name of the file, for example "encoder-train". Features with a different key are
-            replaced.
+          name: name of the folder, for example "encoder-train". Features with a different key are
+            deleted.
           key: see `feature_key`.
-          compute: function that extracts the features.
-          is_complete: function that returns whether to store the computed features. It returns
-            False if missing videos may become readable later.
+          encoder: the encoder.
+          source: the videos.
+          options: what is extracted.
+
+        Raises:
+          UserError: the features are larger than `max_gb` or than the free space, or are not
+            finite; or no video can be read.
         """
-        path = self.folder / f"{name}.npz"
-        found = _read(path, key)
-        if found is None:
-            found = compute()
-            if is_complete():
-                _write(path, key, found)
-        return found
+        key = hash_json([key, dataclasses.asdict(options)])
+        with consensus.all_hosts_agree("the stored features") as shared:
+            if jax.process_index() == 0:
+                row_bytes = self._row_bytes(encoder, source, options)
+                largest = min(CHUNK_ROWS, CHUNK_BYTES // row_bytes)
+                # A chunk of whole batches avoids padding, because batches end with the chunk.
+                chunk_rows = max(1, largest // source.batch_size) * source.batch_size
+                store = open_folder(self.folder / name, key, source.rows, chunk_rows)
+                missing = store.missing_chunks()
+                if missing:
+                    self._check_size(name, source.rows, source.rows * row_bytes / 1e9)
+                shared.value = [store.chunk_rows, missing]
+        chunk_rows, missing = shared.value
+        store = FeatureFolder(self.folder / name, chunk_rows, source.rows)
+        with consensus.all_hosts_agree("the features", timeout_seconds=_WAIT_SECONDS):
+            mine = missing[jax.process_index() :: jax.process_count()]
+            if mine:
+                _extract(store, name, mine, encoder, source, options)
+        with consensus.all_hosts_agree("reading the features"):
+            return store.read()
+
+    def fits(self, encoder: FrozenEncoder, source: FeatureSource, options: FeatureOptions) -> bool:
+        """Returns whether the features are not larger than `max_gb`."""
+        return source.rows * self._row_bytes(encoder, source, options) / 1e9 <= self.max_gb
+
+    def _row_bytes(self, encoder, source, options) -> int:
+        shapes = extraction.shapes_of_clip(encoder, source.clip_shape, options).values()
+        return options.views * sum(math.prod(x.shape) * x.dtype.itemsize for x in shapes)
+
+    def _check_size(self, name: str, rows: int, size: float) -> None:
+        """Prints the size in gigabytes, and raises `UserError` if it is too large."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(self.folder).free / 1e9
+        what = f"the features of {rows} videos need {size:.3g} GB"
+        if size > self.max_gb:
+            raise UserError(
+                f"{what}, more than config.features.max_gb={self.max_gb:g}: raise it, or set "
+                "config.features.dtype='float16'"
+            )
+        if size > free:
+            raise UserError(f"{what}, but {self.folder} has {free:.3g} GB left: use another disk")
+        print(f"{name}: {what} in {self.folder}", flush=True)
 
 
 def feature_key(
@@ -73,29 +145,73 @@ def feature_key(
     return hash_json([encoder_key, manifest_digest, video_digest, clips])
 
 
-def _read(path: Path, key: str) -> VideoFeatures | None:
-    if not path.is_file():
-        return None
-    try:
-        # The file is opened here, because `np.load` does not close damaged archives.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            if str(archive["key"]) != key:
-                return None
-            arrays = {name: archive[name] for name in archive.files if name != "key"}
-        labels = {
-            name.removeprefix(LABEL): arrays.pop(name)
-            for name in list(arrays)
-            if name.startswith(LABEL)
-        }
-        return VideoFeatures(labels=labels, **arrays)
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        print(f"{path} is damaged ({error}). Its features are extracted again.", flush=True)
-        return None
+def _extract(
+    store: FeatureFolder,
+    name: str,
+    chunks: Sequence[int],
+    encoder: FrozenEncoder,
+    source: FeatureSource,
+    options: FeatureOptions,
+) -> None:
+    """Extracts and writes some chunks, in ascending order."""
+    rows = [row for chunk in chunks for row in store.rows_of(chunk)]
+    batches = source.make_batches(rows, store.chunk_rows)
+    shapes = extraction.shapes_of_clip(encoder, source.clip_shape, options)
+    empty = {k: np.zeros((0, options.views, *x.shape), x.dtype) for k, x in shapes.items()}
+    columns = {k: np.zeros(0, np.int32) for k in ("index", *batches.manifest.labels)}
+    pending, parts, done = list(chunks), [(empty, columns)], 0
+
+    def write_before(chunk: float) -> None:
+        """Writes the chunk of the collected parts, and then chunks without readable videos."""
+        while pending and pending[0] < chunk:
+            arrays, columns = (_concatenate(trees) for trees in zip(*parts, strict=True))
+            missing = len(store.rows_of(pending[0])) - len(columns["index"])
+            # All failures of the chunk are counted by now, perhaps with those of other chunks.
+            complete = not missing or not batches.bad_videos.transient
+            store.write(pending.pop(0), arrays, columns, complete=complete)
+            del parts[1:]
+
+    with ProgressMeter(len(rows), "video", quiet=jax.process_index() > 0) as meter:
+        meter.update(0, f"features of {name}")
+        for found, batch in extraction.run_extractor(encoder, batches, options):
+            write_before(int(batch["index"][0]) // store.chunk_rows)
+            parts.append(_make_part(found, batch, options.views))
+            done += len(parts[-1][1]["index"])
+            meter.update(done)
+        write_before(math.inf)
+    if missing := batches.bad_videos.transient:
+        kinds = ", ".join(f"{count} x {kind}" for kind, count in missing.items())
+        print(
+            f"{sum(missing.values())} videos could not be read now ({kinds}). The features are "
+            "used but not cached. Repeat the command to read the videos again",
+            flush=True,
+        )
 
 
-def _write(path: Path, key: str, features: VideoFeatures) -> None:
-    arrays = {name: value for name, value in vars(features).items() if name != "labels"}
-    arrays |= {LABEL + task: label_b for task, label_b in features.labels.items()}
-    atomic_file.remove_temporary_files(path)  # these may be large
-    with atomic_file.atomic_path(path) as part, part.open("wb") as file:
-        np.savez(file, key=np.array(key), **arrays)
+def _make_part(found: Mapping[str, np.ndarray], batch: Mapping[str, np.ndarray], views: int):
+    """Returns the features [b v ...] and the columns of a batch, without padding."""
+    real = np.asarray(batch["index"]) >= 0
+    names = [name for name in batch if name == "index" or name.startswith(LABEL)]
+    columns = {name: np.asarray(batch[name])[real][::views] for name in names}
+    arrays = {}
+    for kind, value in found.items():
+        if kind in extraction.MOMENTS:
+            columns[kind] = value.astype(np.float64)
+            continue
+        arrays[kind] = rearrange(value[real], "(b v) ... -> b v ...", v=views)
+        if not np.isfinite(arrays[kind]).all():
+            raise UserError(
+                f"the features of row {columns['index'][0]} or the next ones are not finite: "
+                "check the checkpoint, or set config.features.dtype='float32'"
+            )
+    return arrays, columns
+
+
+def _concatenate(trees: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Concatenates the arrays of the same name, and adds moments."""
+    names = {name: None for tree in trees for name in tree}
+    parts = {name: [tree[name] for tree in trees if name in tree] for name in names}
+    return {
+        name: np.sum(arrays, axis=0) if name in extraction.MOMENTS else np.concatenate(arrays)
+        for name, arrays in parts.items()
+    }

@@ -1,22 +1,22 @@
 """Features of a frozen encoder: pooled tokens of a manifest's videos, and token statistics.
 
-Shape key: b videos, t time slots, h w pixels, c channels, s patches of a slot, n grid tokens,
-d width.
+Shape key: b videos or clips, v views of a video, t time slots, h w pixels, c channels, s patches of
+a slot, n grid tokens, k class tokens, d width.
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from einops import rearrange
 
-from invnext_jax.evaluation.frozen_encoder import FrozenEncoder
+from invnext_jax.errors import UserError
+from invnext_jax.evaluation.feature_store.chunked_array import ChunkedArray
 from invnext_jax.objectives import losses
 
-POOLINGS = ("mean", "frames")
+_KINDS = {"mean": "frames", "frames": "frames", "pool": "pool", "class": "class"}
+DTYPES = ("float32", "float16")
+POOLINGS = tuple(_KINDS)  # see `VideoFeatures.arrays`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,73 +39,97 @@ class TokenStatistics:
 
 
 @dataclasses.dataclass(frozen=True)
+class FeatureOptions:
+    """What is extracted of each clip.
+
+    Attributes:
+      layer: layer whose tokens are used, from 0; None for the final tokens.
+      views: number of crops of each video, 1 or 3; see `pipeline.make_eval_dataset`.
+      dense: whether to store all tokens instead of pooled features.
+      moments: whether to sum the moments of the tokens for `TokenStatistics`.
+      dtype: dtype of the stored features, "float32" or "float16".
+    """
+
+    layer: int | None = None
+    views: int = 1
+    dense: bool = False
+    moments: bool = False
+    dtype: str = "float32"
+
+
+@dataclasses.dataclass(frozen=True)
 class VideoFeatures:
     """Features and labels of all readable videos of a manifest, in manifest order.
 
     Attributes:
-      frames_btd: float32 mean of the grid tokens of each time slot.
+      arrays: features by kind, each with the axes [b v ...] for videos and views:
+        "frames" [b v t d], the mean of the tokens of each time slot; "pool" [b v d], the pooled
+        output of the encoder, if it has one; "class" [b v k d], its class tokens, if it has some;
+        or, if the options say `dense`, only "tokens" [b v t s d].
       labels: int32 labels [b] of each task.
       index_b: int32 row numbers in the manifest, without unreadable videos.
-      sum_nd: float64 sum over videos of the tokens at each position.
-      second_dd: float64 sum over videos and positions of the outer product of each token with
-        itself.
+      sum_nd: float64 sum over clips of the tokens at each position; None without moments.
+      second_dd: float64 sum over clips and positions of the outer product of each token with
+        itself; None without moments.
     """
 
-    frames_btd: np.ndarray
+    arrays: Mapping[str, ChunkedArray]
     labels: dict[str, np.ndarray]
     index_b: np.ndarray
-    sum_nd: np.ndarray
-    second_dd: np.ndarray
+    sum_nd: np.ndarray | None
+    second_dd: np.ndarray | None
 
-    def pooled(self, pooling: str) -> np.ndarray:
-        """Returns float32 features: [b d] for pooling "mean", [b, t*d] for "frames"."""
+    def __len__(self) -> int:
+        return len(self.index_b)
+
+    @property
+    def views(self) -> int:
+        """Number of views of each video."""
+        return next(iter(self.arrays.values())).shape[1]
+
+    def has_pooling(self, pooling: str) -> bool:
+        """Whether the encoder has the output that a pooling of `POOLINGS` needs."""
+        return _KINDS[pooling] in self.arrays
+
+    def width(self, pooling: str) -> int:
+        """Number of features of a pooling."""
+        shape = self.arrays[_KINDS[pooling]].shape
+        return shape[-1] if pooling == "mean" else int(np.prod(shape[2:]))
+
+    def pooled_views(self, pooling: str, rows_b: np.ndarray | None = None) -> np.ndarray:
+        """Reads pooled features of every view, float32 [b v d].
+
+        Args:
+          pooling: one of `POOLINGS`.
+          rows_b: rows of the features to read, from 0; None for all.
+        """
+        array = self.arrays[_KINDS[pooling]]
+        x = array.read() if rows_b is None else array.take(rows_b)
         if pooling == "mean":
-            return self.frames_btd.mean(axis=1)
-        return rearrange(self.frames_btd, "b t d -> b (t d)")
+            return np.mean(x, axis=2, dtype=np.float32)
+        return x.reshape(*x.shape[:2], -1).astype(np.float32, copy=False)
+
+    def pooled(self, pooling: str, rows_b: np.ndarray | None = None) -> np.ndarray:
+        """Reads pooled features of the view in the middle, float32 [b d]. See `pooled_views`."""
+        return self.pooled_views(pooling, rows_b)[:, self.views // 2]
 
     @property
     def tokens(self) -> TokenStatistics:
         """The statistics of the grid tokens."""
-        return token_statistics(self.sum_nd, self.second_dd, len(self.index_b))
+        return token_statistics(self.sum_nd, self.second_dd, self.views * len(self))
 
 
-def extract(encoder: FrozenEncoder, batches: Iterable[Mapping[str, Any]]) -> VideoFeatures:
-    """Runs the frozen encoder on all batches of a manifest.
+def check_config(config: Any) -> None:
+    """Checks `config.features`.
 
-    Args:
-      encoder: the encoder.
-      batches: batches of the evaluation pipeline, all of the same size so that the encoder is
-        compiled once. Rows with index -1 are padding.
+    Raises:
+      UserError: the size is not positive, or the dtype is unknown.
     """
-
-    @jax.jit
-    def run(params, video_bthwc, real_b):
-        tokens_btsd = encoder.apply(params, video_bthwc).tokens_btnd
-        frames_btd = jnp.mean(tokens_btsd, axis=2)
-        tokens_bnd = rearrange(tokens_btsd, "b t s d -> b (t s) d")
-        real_tokens = jnp.where(real_b[:, None, None], tokens_bnd, 0.0)
-        highest = jax.lax.Precision.HIGHEST
-        second_dd = jnp.einsum("bnd,bne->de", real_tokens, real_tokens, precision=highest)
-        return frames_btd, jnp.sum(real_tokens, axis=0), second_dd
-
-    params = jax.device_put(encoder.params)
-    frames, labels, index, moments = [], [], [], None
-    for batch in batches:
-        real_b = batch["index"] >= 0
-        frames_btd, *sums = jax.device_get(run(params, batch["video"], real_b))
-        sums = [np.asarray(part, np.float64) for part in sums]
-        moments = sums if moments is None else [a + b for a, b in zip(moments, sums, strict=True)]
-        frames.append(frames_btd[real_b])
-        index.append(np.asarray(batch["index"])[real_b])
-        labels.append({k: np.asarray(v)[real_b] for k, v in task_labels(batch).items()})
-    sum_nd, second_dd = moments
-    return VideoFeatures(
-        frames_btd=np.concatenate(frames),
-        labels={task: np.concatenate([part[task] for part in labels]) for task in labels[0]},
-        index_b=np.concatenate(index),
-        sum_nd=sum_nd,
-        second_dd=second_dd,
-    )
+    settings = config.features
+    if settings.max_gb <= 0:
+        raise UserError(f"config.features.max_gb={settings.max_gb} must be positive")
+    if settings.dtype not in DTYPES:
+        raise UserError(f"config.features.dtype={settings.dtype!r} must be one of {DTYPES}")
 
 
 def task_labels(batch: Mapping[str, Any]) -> dict[str, Any]:

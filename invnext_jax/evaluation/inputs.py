@@ -7,8 +7,7 @@ Shape key: b videos, t frames, h w pixels, c channels.
 
 import functools
 import hashlib
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,9 +17,11 @@ from invnext_jax.data import fingerprints, pipeline, video_io
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data.access_rules import AccessRules
 from invnext_jax.evaluation import features
-from invnext_jax.evaluation.feature_cache import FeatureCache, feature_key
-from invnext_jax.evaluation.features import VideoFeatures
+from invnext_jax.evaluation.feature_cache import FeatureCache, FeatureSource, feature_key
+from invnext_jax.evaluation.feature_store.state_file import StateFile
+from invnext_jax.evaluation.features import FeatureOptions, TokenStatistics, VideoFeatures
 from invnext_jax.evaluation.frozen_encoder import FrozenEncoder
+from invnext_jax.json_file import hash_json
 from invnext_jax.monitoring.progress import ProgressMeter
 
 SPLITS = {"train": "training", "val": "held-out"}  # the values are used in messages
@@ -45,6 +46,7 @@ class EvaluationData:
     """The training videos and the held-out videos of an evaluation.
 
     Attributes:
+      config: the config of the evaluation.
       tasks: names of the tasks to evaluate; both splits have labels for them.
       manifests: the manifest of each split.
       digests: hash of the contents of each manifest.
@@ -52,7 +54,7 @@ class EvaluationData:
     """
 
     def __init__(self, config: Any, tasks: tuple[str, ...]):
-        self._config = config
+        self.config = config
         self._videos: dict[str, LabeledVideos] = {}
         self.tasks = tasks
         self.manifests = {split: config[f"{split}_manifest"] for split in SPLITS}
@@ -63,11 +65,43 @@ class EvaluationData:
             for split, names in self.manifests.items()
         }
 
-    def batches(self, split: str) -> pipeline.EvalDataset:
-        """Returns the batches of a split in manifest order. Rows with index -1 are padding."""
-        config = self._config
+    def batches(
+        self,
+        split: str,
+        *,
+        views: int = 1,
+        rows: Sequence[int] | None = None,
+        block: int | None = None,
+    ) -> pipeline.EvalDataset:
+        """Returns the batches of a split in manifest order. Rows with index -1 are padding.
+
+        See `pipeline.make_eval_dataset` for the arguments. A batch has about `config.batch_size`
+        clips for any number of views.
+        """
         return pipeline.make_eval_dataset(
-            config.data, manifest=self.manifests[split], batch_size=config.batch_size
+            self.config.data,
+            manifest=self.manifests[split],
+            batch_size=self.videos_of_batch(views),
+            views=views,
+            rows=rows,
+            block=block,
+        )
+
+    def videos_of_batch(self, views: int) -> int:
+        """Returns the number of videos of a batch."""
+        return max(1, self.config.batch_size // views)
+
+    def feature_source(self, split: str, views: int) -> FeatureSource:
+        """Returns what `FeatureCache.get` needs to read the videos of a split."""
+        data = self.config.data
+        rules = AccessRules.from_config(data)
+        return FeatureSource(
+            rows=len(manifest_lib.read_manifest(self.manifests[split], rules)),
+            clip_shape=(data.frames, data.size, data.size, 3),
+            batch_size=self.videos_of_batch(views),
+            make_batches=lambda rows, block: self.batches(
+                split, views=views, rows=rows, block=block
+            ),
         )
 
     def videos(self, split: str) -> LabeledVideos:
@@ -78,7 +112,7 @@ class EvaluationData:
 
     def feature_key(self, split: str, encoder_key: str) -> str:
         """Returns the key for the features of a split; see `feature_cache.feature_key`."""
-        data = run_metadata.config_to_json(self._config.data)
+        data = run_metadata.config_to_json(self.config.data)
         return feature_key(encoder_key, self.digests[split], self.video_digests[split], data)
 
 
@@ -100,39 +134,69 @@ class EvalInputs:
         """Creates the inputs. `load` returns the encoder and is called at most once."""
         self.name, self.dataset = name, dataset
         self._load, self._cache = load, cache
-        self._features: dict[str, VideoFeatures] = {}
+        self._features: dict[tuple[str, FeatureOptions], VideoFeatures] = {}
 
     @functools.cached_property
     def encoder(self) -> FrozenEncoder:
         """The frozen encoder with its parameters."""
         return self._load()
 
-    def features(self, split: str) -> VideoFeatures:
-        """Returns the pooled features of a split, from the cache if possible."""
-        if split not in self._features:
+    def features(
+        self, split: str, *, layer: int | None = None, views: int = 1, dense: bool = False
+    ) -> VideoFeatures:
+        """Returns the features of a split, from the cache if possible.
+
+        Args:
+          split: "train" or "val".
+          layer: see `FeatureOptions`.
+          views: see `FeatureOptions`.
+          dense: whether to return all tokens instead of pooled features. They may be larger than
+            `config.features.max_gb`, which is an error: `fits_dense` says so beforehand.
+        """
+        dtype, is_default = self.dataset.config.features.dtype, not dense and layer is None
+        moments = is_default and split == "val"
+        options = FeatureOptions(layer, views, dense, moments, dtype)
+        if (split, options) not in self._features:
             key = self.dataset.feature_key(split, self.encoder.key)
-            name = f"{self.name}-{split}"
-            batches = self.dataset.batches(split)
-            self._features[split] = self._cache.get(
-                name, key, lambda: self._extract(split, batches), lambda: is_complete(batches)
+            source = self.dataset.feature_source(split, views)
+            name = _folder_name(f"{self.name}-{split}", options)
+            self._features[split, options] = self._cache.get(
+                name, key, self.encoder, source, options
             )
-        return self._features[split]
+        return self._features[split, options]
+
+    def fits_dense(self, *, layer: int | None = None, views: int = 1) -> bool:
+        """Returns whether the tokens of both splits fit into `config.features.max_gb`."""
+        options = FeatureOptions(layer, views, True, False, self.dataset.config.features.dtype)
+        sources = (self.dataset.feature_source(split, views) for split in SPLITS)
+        return all(self._cache.fits(self.encoder, source, options) for source in sources)
+
+    def state_file(self, name: str, *parts: Any) -> StateFile:
+        """Returns the file for the state of a training on the features of this encoder.
+
+        Args:
+          name: short name of the training; each training needs its own.
+          *parts: JSON-serializable values that the result depends on, besides the encoder, the
+            videos and the seed.
+        """
+        keys = [self.dataset.feature_key(split, self.encoder.key) for split in SPLITS]
+        key = hash_json([keys, self.dataset.config.seed, *parts])
+        return StateFile(self._cache.folder.parent / "heads" / f"{self.name}-{name}.npz", key)
 
     @property
-    def has_features(self) -> bool:
-        """Whether any evaluator has used the features."""
-        return bool(self._features)
+    def token_statistics(self) -> TokenStatistics | None:
+        """Statistics of the final tokens of the held-out videos; None if no evaluator used them."""
+        for found in self._features.values():
+            if found.second_dd is not None:
+                return found.tokens
+        return None
 
-    def _extract(self, split: str, batches: pipeline.EvalDataset) -> VideoFeatures:
-        start = time.perf_counter()
-        found = features.extract(self.encoder, batches)
-        seconds = time.perf_counter() - start
-        print(
-            f"{self.name}: extracted the features of {len(found.index_b)} {SPLITS[split]} videos "
-            f"in {seconds:.0f} s",
-            flush=True,
-        )
-        return found
+
+def _folder_name(name: str, options: FeatureOptions) -> str:
+    """Returns a folder name for each kind of options."""
+    layer = "" if options.layer is None else f"-layer{options.layer}"
+    views = "" if options.views == 1 else f"-{options.views}views"
+    return f"{name}{layer}{views}{'-tokens' if options.dense else ''}"
 
 
 def hash_videos(names: str, rules: AccessRules, seconds: float) -> str:
@@ -151,19 +215,6 @@ def hash_videos(names: str, rules: AccessRules, seconds: float) -> str:
             digest.update(f"{found}\n".encode())
             meter.update(number, "hashed")
     return digest.hexdigest()
-
-
-def is_complete(batches: pipeline.EvalDataset) -> bool:
-    """Returns whether all videos were read, except those that will never be readable."""
-    missing = batches.bad_videos.transient
-    if missing:
-        kinds = ", ".join(f"{count} x {kind}" for kind, count in missing.items())
-        print(
-            f"{sum(missing.values())} videos could not be read now ({kinds}). The features are "
-            "used but not cached. Repeat the command to read the videos again",
-            flush=True,
-        )
-    return not missing
 
 
 def load_videos(batches: Iterable[Mapping[str, Any]]) -> LabeledVideos:

@@ -28,7 +28,7 @@ def random_resized_crop(video, size, area, aspect, rng):
 
 
 def resize_center(video, size):
-    return transforms.resize(video, transforms.center_crop(*video.shape[1:3]), size)
+    return transforms.resize(video, transforms.square_crop(*video.shape[1:3]), size)
 
 
 def test_multi_scale_crop_is_the_same_for_all_frames(monkeypatch):

@@ -10,12 +10,13 @@ import jax
 import numpy as np
 import pytest
 from scipy import special
+from two_processes import run_two_processes
 
 from configs import stage1
 from configs.eval import linear_probe as probe_config
 from invnext_jax.checkpointing import run_metadata
 from invnext_jax.errors import UserError
-from invnext_jax.evaluation import evaluate, features, pretrained, tables, video_scores
+from invnext_jax.evaluation import evaluate, pretrained, tables, video_scores
 from invnext_jax.evaluation.evaluators import (
     box_baselines,
     classification,
@@ -23,6 +24,7 @@ from invnext_jax.evaluation.evaluators import (
     registry,
     supervised,
 )
+from invnext_jax.evaluation.feature_store import extraction
 from invnext_jax.evaluation.inputs import LabeledVideos
 from invnext_jax.models import encoder as encoder_model
 from invnext_jax.synthetic_world.files import write_world
@@ -96,7 +98,7 @@ def test_results_file_holds_rows_versions_and_config(folder, results):
 
 
 def test_repeated_command_measures_nothing(folder, results, monkeypatch):
-    monkeypatch.setattr(features, "extract", None)
+    monkeypatch.setattr(extraction, "run_extractor", None)
     assert evaluate.evaluate_checkpoint(get_config(folder), folder / "p")["key"] == results["key"]
 
 
@@ -123,7 +125,7 @@ def test_killed_command_continues_without_extracting_again(folder, results, tmp_
     shutil.copytree(folder / "p", tmp_path / "p")
     (tmp_path / "p" / "results.json").unlink()
     (tmp_path / "p" / "rows" / "linear_probe-encoder.json").unlink()
-    monkeypatch.setattr(features, "extract", None)
+    monkeypatch.setattr(extraction, "run_extractor", None)
     again = evaluate.evaluate_checkpoint(get_config(folder), tmp_path / "p")
     shares = [[row["top1"] for row in found["rows"]] for found in (again, results)]
     assert shares[0] == shares[1]
@@ -332,14 +334,14 @@ def test_replaced_videos_are_evaluated_again(folder, tmp_path, monkeypatch):
     videos = sorted((tmp_path / "world").rglob("*.mp4"))
     videos[0].touch()
     with monkeypatch.context() as patch:
-        patch.setattr(features, "extract", None)
+        patch.setattr(extraction, "run_extractor", None)
         assert evaluate.evaluate_checkpoint(config, tmp_path / "p")["key"] == first["key"]
     train = [path for path in videos if "train" in str(path)]
     train[0].write_bytes(train[1].read_bytes())
     keys = [evaluate.evaluate_checkpoint(config, tmp_path / "p")["key"] for _ in range(2)]
     assert keys[0] == keys[1] != first["key"]
-    with np.load(tmp_path / "p" / "features" / "encoder-train.npz") as stored:
-        np.testing.assert_array_equal(*stored["frames_btd"][:2])  # the new features are stored
+    stored = np.load(tmp_path / "p" / "features" / "encoder-train" / "000000-frames.npy")
+    np.testing.assert_allclose(*stored[:2], atol=1e-5)  # the new features are stored
 
 
 def test_frames_and_size_are_printed_and_stored(folder, tmp_path, capsys):
@@ -359,3 +361,43 @@ def test_frames_and_size_are_printed_and_stored(folder, tmp_path, capsys):
     stored = json.loads((tmp_path / "other" / "results.json").read_text())["clips"]
     assert (stored["frames"], stored["encoder_frames"], stored["stride"]) == (2, 4, 2)
     assert tables.join_results([found])["clips"] == {"Stage 1": sentence}
+
+
+TWO_PROCESSES = """
+import sys
+from configs.eval import linear_probe as probe_config
+from invnext_jax.evaluation import evaluate, feature_cache
+from invnext_jax.multihost import distributed
+
+distributed.initialize()
+feature_cache.CHUNK_ROWS = 8
+config = probe_config.get_config("tiny")
+world = sys.argv[2]
+config.update(checkpoint=sys.argv[1], train_manifest=f"{world}/train.csv", controls=False)
+config.update(val_manifest=f"{world}/val.csv", batch_size=4, evaluators=("linear_probe",))
+config.update(poolings=("mean",), tasks=("shape",))
+config.streaming.update(above_gb=0.0, epochs=3, batch_size=8)
+config.data.workers = 0
+evaluate.evaluate_checkpoint(config, sys.argv[3])
+"""
+
+
+def test_two_processes_give_the_results_of_one(folder, tmp_path):
+    arguments = folder / "encoder.safetensors", folder / "world", tmp_path / "two"
+    for code, _, errors in run_two_processes(TWO_PROCESSES, *arguments):
+        assert code == 0, errors
+    changes = {"evaluators": ("linear_probe",), "poolings": ("mean",), "tasks": ("shape",)}
+    config = get_config(folder, controls=False, **changes)
+    config.streaming.update(above_gb=0.0, epochs=3, batch_size=8)
+    one = evaluate.evaluate_checkpoint(config, tmp_path / "one")
+    two = evaluate.read_results(tmp_path / "two")
+    (row,), (other,) = one["rows"], two["rows"]
+    assert row["solver"] == "streaming"
+    assert (row["value"], row["train_top1"]) == (other["value"], other["train_top1"])
+    for name, value in one["tokens"]["encoder"].items():
+        assert value == pytest.approx(two["tokens"]["encoder"][name], rel=1e-5)
+    stored = [
+        sorted((tmp_path / name / "features/encoder-train").iterdir()) for name in ("one", "two")
+    ]
+    chunks = [np.concatenate([np.load(p) for p in part if "frames" in p.name]) for part in stored]
+    np.testing.assert_allclose(*chunks, rtol=1e-5, atol=1e-5)

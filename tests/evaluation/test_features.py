@@ -1,13 +1,12 @@
 """Token statistics in closed form, pooling by hand, and loading."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
 
+from configs.eval import linear_probe as probe_config
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import features, pretrained
 from invnext_jax.models import encoder as encoder_model
@@ -82,53 +81,16 @@ def run(encoder, params, video):
     return np.asarray(apply(params, video))
 
 
-def make_batches(videos, batch_size):
-    rng = np.random.default_rng(0)
-    clips = rng.integers(0, 256, size=(videos, 3, 16, 16, 3), dtype=np.uint8)
-    rows = np.arange(videos, dtype=np.int32)
-    for first in range(0, videos, batch_size):
-        pad = max(0, first + batch_size - videos)
-        real = rows[first : first + batch_size]
-        yield {
-            "video": np.concatenate([clips[real], np.zeros((pad, *clips.shape[1:]), np.uint8)]),
-            "index": np.concatenate([real, np.full(pad, -1, np.int32)]),
-            "label_shape": np.concatenate([real % 3, np.full(pad, -1, np.int32)]),
-        }
+@pytest.fixture(scope="module")
+def clips():
+    return np.random.default_rng(0).integers(0, 256, size=(5, 3, 16, 16, 3), dtype=np.uint8)
 
 
-def test_extraction_pools_grid_tokens_and_drops_padding(config, params):
-    encoder = encoder_model.from_config(config)
-    frozen = pretrained.freeze(pretrained.LoadedEncoder(encoder, params, config))
-    found = features.extract(frozen, make_batches(5, 4))
-    other = features.extract(frozen, make_batches(5, 5))
-    batch = next(make_batches(5, 5))
-    tokens = run(encoder, params, normalize(batch["video"]))[:, 4:]
-    tokens = tokens.reshape(5, 3, 4, 16)
-    np.testing.assert_allclose(found.pooled("mean"), tokens.mean(axis=(1, 2)), atol=1e-5)
-    np.testing.assert_allclose(
-        found.pooled("frames"), tokens.mean(axis=2).reshape(5, -1), atol=1e-5
-    )
-    np.testing.assert_array_equal(found.labels["shape"], [0, 1, 2, 0, 1])
-    np.testing.assert_array_equal(found.index_b, np.arange(5))
-    assert found.tokens.position_share == pytest.approx(other.tokens.position_share, rel=1e-4)
-    expected = losses.position_share(jnp.asarray(tokens.reshape(5, 12, 16)))
-    assert found.tokens.position_share == pytest.approx(float(expected), rel=1e-3)
-
-
-def test_extraction_compiles_once(config, params):
-    encoder = encoder_model.from_config(config)
-    frozen = pretrained.freeze(pretrained.LoadedEncoder(encoder, params, config))
-    traces = []
-    counted = lambda *arguments: traces.append(arguments) or frozen.forward(*arguments)  # noqa: E731
-    features.extract(dataclasses.replace(frozen, forward=counted), make_batches(11, 4))
-    assert len(traces) == 1
-
-
-def test_export_loads_without_the_run(tmp_path, config, params):
+def test_export_loads_without_the_run(tmp_path, config, params, clips):
     path = tmp_path / "encoder.safetensors"
     export.write_export(path, {"encoder": params}, {"config": config.to_dict()})
     encoder, loaded, found, _ = pretrained.load_encoder(path)
-    clip = normalize(next(make_batches(2, 2))["video"])
+    clip = normalize(clips[:2])
     expected = run(encoder_model.from_config(config), params, clip)
     np.testing.assert_array_equal(run(encoder, loaded, clip), expected)
     assert found.encoder.width == 16
@@ -142,3 +104,14 @@ def test_paths_without_an_encoder_are_refused(tmp_path, config, params):
     export.write_export(tmp_path / "a.safetensors", {"pool": params}, {"config": config.to_dict()})
     with pytest.raises(UserError, match="has no encoder"):
         pretrained.load_params(tmp_path / "a.safetensors")
+
+
+def test_unknown_options_of_features_are_refused():
+    config = probe_config.get_config("tiny")
+    features.check_config(config)
+    config.features.dtype = "bfloat16"
+    with pytest.raises(UserError, match="config.features.dtype='bfloat16' must be one of"):
+        features.check_config(config)
+    config.features.update(dtype="float16", max_gb=0.0)
+    with pytest.raises(UserError, match=r"config.features.max_gb=0.0 must be positive"):
+        features.check_config(config)

@@ -31,7 +31,7 @@ def test_frames_equal_those_of_the_clip():
     clip = render_clip(SPEC, 4).video
     side = clip.shape[1]
     frames_rt = np.array([[3, 3, 15, 0], [1, 2, 3, 4]])
-    whole, part = transforms.center_crop(side, side), Window(2, 1, 12, 17)
+    whole, part = transforms.square_crop(side, side), Window(2, 1, 12, 17)
     sampler = FixedSampler(frames_rt, [whole, part], side)
     record = manifest.VideoRecord(4, urls.clip_name(NAME, 4), "world", None, None, {})
     read = clips.read_clips(record, sampler, None)

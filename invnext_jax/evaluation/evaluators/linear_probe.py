@@ -1,6 +1,7 @@
 """Linear probe: multinomial logistic regression on frozen features, solved to convergence.
 
-Because the fit converges, the result has no optimiser noise. The penalty is selected on a held-out
+Because the fit converges, the result has no optimiser noise. Features that are too large for this
+solver are left to `streaming_probe`. The penalty is selected on a held-out
 part of the training videos, never on the videos whose accuracy is reported.
 
 Shape key: b videos, d features, k classes.
@@ -17,6 +18,7 @@ from scipy import optimize, special
 from threadpoolctl import threadpool_limits
 
 from invnext_jax.errors import UserError
+from invnext_jax.evaluation.evaluators import streaming_probe
 from invnext_jax.evaluation.evaluators.classification import (
     ClassifierResult,
     fit_tasks,
@@ -42,17 +44,25 @@ class LinearProbe:
         if unknown:
             raise UserError(f"unknown poolings {sorted(unknown)}: choose from {POOLINGS}")
         check_fit_config(config)
+        streaming_probe.check_config(config)
 
     def evaluate(self, inputs: EvalInputs, config: Any) -> list[Row]:
-        """Fits the probes on normalised features."""
+        """Fits the probes on normalized features."""
         train, val = inputs.features("train"), inputs.features("val")
         rows = []
-        for pooling in config.poolings:
-            data = (normalize_rows(part.pooled(pooling)) for part in (train, val))
-            # The scaling is computed from all training videos, because it needs no labels.
-            data = standardize(*data)
-            results = fit_linear_tasks(data, (train.labels, val.labels), inputs, config)
-            rows += make_rows(self.name, inputs.name, pooling, results, val.index_b)
+        for pooling in filter(train.has_pooling, config.poolings):
+            if streaming_probe.is_needed(train, pooling, config):
+                results = streaming_probe.fit_streaming_tasks(
+                    train, val, pooling, inputs.dataset.tasks, config, inputs.state_file
+                )
+                details = {"solver": "streaming"}
+            else:
+                data = (normalize_rows(part.pooled(pooling)) for part in (train, val))
+                # The scaling is computed from all training videos, because it needs no labels.
+                data = standardize(*data)
+                results = fit_linear_tasks(data, (train.labels, val.labels), inputs, config)
+                details = {}
+            rows += make_rows(self.name, inputs.name, pooling, results, val.index_b, **details)
         return rows
 
 

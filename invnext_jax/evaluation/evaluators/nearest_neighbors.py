@@ -103,7 +103,7 @@ def check_config(config: Any) -> None:
 def _features_by_pooling(inputs: EvalInputs, config: Any):
     """Yields (pooling, features of both splits with length 1, labels of both splits)."""
     parts = inputs.features("train"), inputs.features("val")
-    for pooling in config.poolings:
+    for pooling in filter(parts[0].has_pooling, config.poolings):
         data = [nearest_neighbors.l2_normalize(part.pooled(pooling)) for part in parts]
         yield pooling, data, [part.labels for part in parts]
 

@@ -5,6 +5,7 @@ Shape key: b videos, t frames, h w pixels, c channels, n tokens, d width, k clas
 
 import dataclasses
 import functools
+import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -23,9 +24,11 @@ from invnext_jax.evaluation.evaluators.classification import (
     score_predictions,
 )
 from invnext_jax.evaluation.evaluators.evaluator import Row
+from invnext_jax.evaluation.feature_store.state_file import SaveTimer, StateFile
 from invnext_jax.evaluation.inputs import SPLITS, EvalInputs, LabeledVideos
 from invnext_jax.models.encoder import Encoder
 from invnext_jax.models.patches import normalize
+from invnext_jax.monitoring.progress import ProgressMeter
 
 LOG_EVERY = 10  # steps
 
@@ -55,7 +58,6 @@ class SupervisedBaseline:
         if inputs.encoder.loaded is None:
             print(f"supervised: {inputs.encoder.name} cannot be trained, skipped", flush=True)
             return []
-        print(f"supervised: training for {config.supervised.steps} steps", flush=True)
         dataset = inputs.dataset
         train, val = (dataset.videos(split) for split in SPLITS)
         results, curve = train_supervised(
@@ -65,6 +67,7 @@ class SupervisedBaseline:
             tasks=dataset.tasks,
             config=config.supervised,
             seed=config.seed,
+            saved=inputs.state_file("supervised", dict(config.supervised), dataset.tasks),
         )
         return make_rows(
             self.name, "supervised", "end to end", results, val.index_b, loss_curve=curve
@@ -93,17 +96,42 @@ class ClassifierState(NamedTuple):
     opt_state: Any
 
 
-class LossRecorder(loop.Callbacks):
-    """Records the training loss in `curve`, every `LOG_EVERY` steps and at the last step."""
+class Recorder(loop.Callbacks):
+    """Shows the progress, saves the state, and records the loss every `LOG_EVERY` steps.
 
-    def __init__(self, steps: int):
-        self._steps, self.curve = steps, []
+    Attributes:
+      loss_s: float32 recorded losses; NaN for later steps.
+      meter: the progress, to be closed after the training.
+    """
+
+    def __init__(self, steps: int, first_step: int, loss_s: np.ndarray, saved: StateFile | None):
+        self._steps, self.loss_s, self._timer = steps, loss_s, SaveTimer(saved)
+        quiet = jax.process_index() > 0 or first_step == steps
+        self.meter = ProgressMeter(steps, "step", initial=first_step, quiet=quiet)
+
+    @property
+    def curve(self) -> list[dict[str, float]]:
+        """The recorded losses, where steps are numbered from 0."""
+        steps = recorded_steps(self._steps)
+        return [{"step": s, "loss": float(x)} for s, x in zip(steps, self.loss_s, strict=True)]
 
     def after_step(self, number, state, metrics, diagnostics):
-        """Records the loss of one training step in `curve`, where steps are numbered from 0."""
-        del state, diagnostics
-        if (number - 1) % LOG_EVERY == 0 or number == self._steps:
-            self.curve.append({"step": number - 1, "loss": float(metrics)})
+        """Records the loss of one training step."""
+        del diagnostics
+        steps = recorded_steps(self._steps)
+        if number - 1 in steps:
+            self.loss_s[steps.index(number - 1)] = metrics
+            self.meter.update(number, f"supervised, loss {float(metrics):.3g}")
+            self._timer.save_if_due(number, (state, self.loss_s))
+
+    def save(self, state: ClassifierState) -> None:
+        """Saves the final state."""
+        self._timer.save(self._steps, (state, self.loss_s))
+
+
+def recorded_steps(steps: int) -> list[int]:
+    """Returns the steps, from 0, whose loss is recorded: every `LOG_EVERY` steps and the last."""
+    return sorted({*range(0, steps, LOG_EVERY), steps - 1})
 
 
 def train_supervised(
@@ -114,16 +142,18 @@ def train_supervised(
     tasks: Sequence[str],
     config: Any,
     seed: int,
+    saved: StateFile | None = None,
 ) -> tuple[dict[str, ClassifierResult], list[dict[str, float]]]:
     """Trains on all tasks at once and measures the accuracy of each task.
 
     Args:
-      encoder: encoder module, which is initialised randomly and trained without drop path.
+      encoder: encoder module, which is initialized randomly and trained without drop path.
       train: training videos. Videos without a label for a task are excluded from its loss.
       val: held-out videos.
       tasks: names of the tasks.
       config: has the fields steps, batch_size, learning_rate, warmup_steps and weight_decay.
-      seed: seed for the initialisation and the order of videos.
+      seed: seed for the initialization and the order of videos.
+      saved: file from which a killed training continues; None to save nothing.
 
     Returns:
       The result of each task, and the training loss every `LOG_EVERY` steps.
@@ -131,14 +161,21 @@ def train_supervised(
     start = time.perf_counter()
     model = Classifier(encoder, count_classes(train.labels, val.labels, tasks))
     tx = make_optimizer(config)
-    recorder = LossRecorder(config.steps)
-    state = loop.run_steps(
-        make_step(model, tx),
-        init_state(model, tx, train.video_bthwc.shape[1:], seed),
-        map(jax.device_put, make_batches(train, tasks, config.batch_size, seed)),
-        total_steps=config.steps,
-        callbacks=recorder,
-    )
+    state = init_state(model, tx, train.video_bthwc.shape[1:], seed)
+    restored = state, np.full(len(recorded_steps(config.steps)), np.nan, np.float32)
+    (state, loss_s), first_step = saved.restore(restored) if saved else (restored, 0)
+    recorder = Recorder(config.steps, first_step, loss_s, saved)
+    batches = make_batches(train, tasks, config.batch_size, seed)
+    with recorder.meter:
+        state = loop.run_steps(
+            make_step(model, tx),
+            jax.device_put(state),
+            map(jax.device_put, itertools.islice(batches, first_step, None)),
+            total_steps=config.steps,
+            first_step=first_step,
+            callbacks=recorder,
+        )
+    recorder.save(state)
     predictions = [
         predict(model, state.params, part.video_bthwc, config.batch_size) for part in (train, val)
     ]

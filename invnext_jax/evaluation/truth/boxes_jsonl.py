@@ -230,4 +230,4 @@ class _FixedFrames:
         return np.array(self.frames)[None]
 
     def sample_windows(self, height: int, width: int) -> list[Window]:
-        return [transforms.center_crop(height, width)]
+        return [transforms.square_crop(height, width)]

@@ -58,7 +58,7 @@ class ClipGeometry:
         """
         if size is None:
             return cls(0.0, 0.0, 1.0, 1.0, *picture)
-        return cls.of_window(transforms.center_crop(*picture), picture, (size, size))
+        return cls.of_window(transforms.square_crop(*picture), picture, (size, size))
 
     def crop_points(self, points: np.ndarray) -> np.ndarray:
         """Converts points [... 2] in shares of the picture to shares of the clip."""

@@ -127,7 +127,7 @@ def read_clip(paths: Sequence[Path], size: int | None) -> tuple[np.ndarray, Clip
                 f"{path} has another size than the first frame of its clip", "wrong format"
             )
         if size is not None:
-            window = transforms.center_crop(*picture)
+            window = transforms.square_crop(*picture)
             image_hwc = transforms.resize(image_hwc[None], window, size)[0]
         frames.append(image_hwc)
     return np.stack(frames), ClipGeometry.center(picture, size)

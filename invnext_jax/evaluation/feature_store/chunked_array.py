@@ -1,0 +1,94 @@
+"""Arrays in chunks of rows on disk, which are memory-mapped while they are read.
+
+Shape key: b rows.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from invnext_jax import atomic_file
+from invnext_jax.errors import UserError
+
+
+class ChunkedArray:
+    """The rows of several .npy files as one array, which is read row by row.
+
+    A file is mapped only during a read. Therefore neither the number of open files nor the resident
+    memory grows with the number of chunks.
+
+    Attributes:
+      shape: shape of the whole array, [b ...].
+      dtype: dtype of the elements.
+    """
+
+    def __init__(self, paths: Sequence[Path]):
+        """Reads the headers.
+
+        Args:
+          paths: files whose arrays have the same dtype and differ only in the number of rows.
+
+        Raises:
+          UserError: a file is missing, damaged or different from the first one.
+        """
+        self._files = [(path, *_read_header(path)) for path in paths]
+        counts = [shape[0] for _, shape, _, _ in self._files]
+        self._starts = np.cumsum([0, *counts])
+        _, shape, self.dtype, _ = self._files[0]
+        self.shape = (int(self._starts[-1]), *shape[1:])
+        for path, other, dtype, _ in self._files:
+            if other[1:] != shape[1:] or dtype != self.dtype:
+                raise UserError(f"{path} has rows {other[1:]} of {dtype}, unlike {paths[0]}")
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the whole array in bytes."""
+        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+    def take(self, rows_b: np.ndarray) -> np.ndarray:
+        """Reads rows, in any order: [len(rows_b) ...]. Neighboring rows are read fastest."""
+        rows_b = np.asarray(rows_b, np.int64)
+        out = np.empty((len(rows_b), *self.shape[1:]), self.dtype)
+        chunks_b = np.searchsorted(self._starts, rows_b, side="right") - 1
+        order_b = np.argsort(chunks_b, kind="stable")
+        bounds = np.flatnonzero(np.diff(chunks_b[order_b])) + 1
+        for places in np.split(order_b, bounds):
+            if len(places):
+                chunk = chunks_b[places[0]]
+                out[places] = self._map(chunk)[rows_b[places] - self._starts[chunk]]
+        return out
+
+    def read(self) -> np.ndarray:
+        """Reads the whole array into memory."""
+        return self.take(np.arange(len(self)))
+
+    def _map(self, chunk: int) -> np.ndarray:
+        path, shape, dtype, offset = self._files[chunk]
+        return np.memmap(path, dtype, mode="r", offset=offset, shape=shape)
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Writes a .npy file atomically."""
+    with atomic_file.atomic_path(path) as part, part.open("wb") as file:
+        np.save(file, array, allow_pickle=False)
+
+
+def _read_header(path: Path):
+    """Returns the shape and dtype of a .npy file, and the position of its data."""
+    try:
+        with path.open("rb") as file:
+            version = np.lib.format.read_magic(file)
+            if version != (1, 0):
+                raise ValueError(f"version {version}")
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+            offset = file.tell()
+        expected = offset + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        if fortran or dtype.hasobject or path.stat().st_size != expected:
+            raise ValueError("unexpected size or type")
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path} is damaged ({error}): delete its folder") from error
+    return shape, dtype, offset

@@ -1,0 +1,145 @@
+"""The files of the features of one encoder and split: chunks of manifest rows.
+
+A chunk consists of one .npy file for each kind of features, and an .npz file with row numbers,
+labels and moments, which is written last and thereby marks the chunk as finished.
+
+Shape key: b videos, v views.
+"""
+
+import contextlib
+import json
+import shutil
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from invnext_jax import atomic_file
+from invnext_jax.errors import UserError
+from invnext_jax.evaluation.feature_store.chunked_array import ChunkedArray, write_array
+from invnext_jax.evaluation.feature_store.extraction import MOMENTS
+from invnext_jax.evaluation.features import VideoFeatures
+
+LABEL = "label_"
+_META = "meta.json"
+
+
+class FeatureFolder:
+    """A folder with the chunks of one encoder and split.
+
+    Attributes:
+      folder: path of the folder.
+      chunk_rows: number of manifest rows of a chunk.
+      chunks: numbers of all chunks.
+    """
+
+    def __init__(self, folder: Path, chunk_rows: int, rows: int):
+        """Refers to a folder. `rows` is the number of rows of the manifest."""
+        self.folder, self.chunk_rows, self._rows = folder, chunk_rows, rows
+        self.chunks = range(-(-rows // chunk_rows))
+
+    def rows_of(self, chunk: int) -> range:
+        """Returns the manifest rows of a chunk."""
+        first = chunk * self.chunk_rows
+        return range(first, min(first + self.chunk_rows, self._rows))
+
+    def missing_chunks(self) -> list[int]:
+        """Returns the chunks that are not finished or are damaged.
+
+        Chunks in which a video could not be read, but may be readable now, are among them.
+        """
+        return [chunk for chunk in self.chunks if not self._is_finished(chunk)]
+
+    def write(
+        self,
+        chunk: int,
+        arrays: Mapping[str, np.ndarray],
+        columns: Mapping[str, np.ndarray],
+        *,
+        complete: bool,
+    ) -> None:
+        """Writes a chunk.
+
+        Args:
+          chunk: number of the chunk.
+          arrays: features [b v ...] by kind.
+          columns: "index" [b], labels [b] with the prefix `LABEL`, and moments.
+          complete: whether the next command may use the chunk, too.
+        """
+        for kind, array in arrays.items():
+            write_array(self._array(chunk, kind), array)
+        with atomic_file.atomic_path(self._marker(chunk)) as part, part.open("wb") as file:
+            np.savez(file, kinds=np.array(list(arrays)), complete=np.array(complete), **columns)
+
+    def read(self) -> VideoFeatures:
+        """Opens all chunks, which must be finished.
+
+        Raises:
+          UserError: a chunk is damaged, or no video could be read.
+        """
+        parts = [self._read_marker(chunk) for chunk in self.chunks]
+        index_b = np.concatenate([part["index"] for part in parts])
+        if not len(index_b):
+            raise UserError(f"no video of {self.folder.name} could be read: check the manifest")
+        kinds = [str(kind) for kind in parts[0]["kinds"]]
+        labels = [name for name in parts[0] if name.startswith(LABEL)]
+        # A chunk without readable videos has no moments.
+        moments = [[part[name] for part in parts if name in part] for name in MOMENTS]
+        return VideoFeatures(
+            {kind: ChunkedArray([self._array(c, kind) for c in self.chunks]) for kind in kinds},
+            {n.removeprefix(LABEL): np.concatenate([p[n] for p in parts]) for n in labels},
+            index_b,
+            *(np.sum(values, axis=0) if values else None for values in moments),
+        )
+
+    def _marker(self, chunk: int) -> Path:
+        return self.folder / f"{chunk:06d}.npz"
+
+    def _array(self, chunk: int, kind: str) -> Path:
+        return self.folder / f"{chunk:06d}-{kind}.npy"
+
+    def _is_finished(self, chunk: int) -> bool:
+        if not self._marker(chunk).is_file():
+            return False
+        try:
+            found = self._read_marker(chunk)
+            for kind in found["kinds"]:
+                ChunkedArray([self._array(chunk, str(kind))])
+        except UserError as error:
+            print(f"{error}. Its features are extracted again.", flush=True)
+            return False
+        return bool(found["complete"])
+
+    def _read_marker(self, chunk: int) -> dict[str, np.ndarray]:
+        path = self._marker(chunk)
+        try:
+            # The file is opened here, because `np.load` does not close damaged archives.
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+                return {name: archive[name] for name in archive.files}
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise UserError(
+                f"{path} cannot be read ({error}): all processes need the same --workdir on a "
+                "shared disk"
+            ) from error
+
+
+def open_folder(folder: Path, key: str, rows: int, chunk_rows: int) -> FeatureFolder:
+    """Opens a folder with this key; if it has another key, deletes its files first.
+
+    Args:
+      folder: path of the folder.
+      key: key of the features.
+      rows: number of rows of the manifest.
+      chunk_rows: number of rows of a chunk in a new folder.
+    """
+    meta = {}
+    with contextlib.suppress(OSError, ValueError):
+        meta = json.loads((folder / _META).read_text(encoding="utf-8"))
+    if not isinstance(meta, dict) or meta.get("key") != key:
+        shutil.rmtree(folder, ignore_errors=True)
+        meta = {"key": key, "chunk_rows": chunk_rows}
+        atomic_file.write_text(folder / _META, json.dumps(meta) + "\n")
+    for part in folder.glob(f".*{atomic_file.TEMPORARY_SUFFIX}"):  # of killed processes
+        part.unlink(missing_ok=True)
+    return FeatureFolder(folder, meta["chunk_rows"], rows)

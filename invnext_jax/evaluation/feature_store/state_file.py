@@ -1,0 +1,80 @@
+"""The state of a training in one file, from which a killed evaluation continues."""
+
+import time
+import zipfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from invnext_jax import atomic_file
+from invnext_jax.multihost import consensus
+
+SAVE_SECONDS = 120.0  # time between two saves
+
+
+class StateFile(NamedTuple):
+    """A .npz file with the leaves of a tree.
+
+    Attributes:
+      path: the file.
+      key: hash of everything that the state depends on. A file with another key is replaced.
+    """
+
+    path: Path
+    key: str
+
+    def save(self, step: int, state: Any) -> None:
+        """Writes the state after `step` steps, in process 0."""
+        if jax.process_index() > 0:
+            return
+        leaves = jax.device_get(jax.tree.leaves(state))
+        named = {f"leaf{i}": leaf for i, leaf in enumerate(leaves)}
+        atomic_file.remove_temporary_files(self.path)
+        with atomic_file.atomic_path(self.path) as part, part.open("wb") as file:
+            np.savez(file, key=np.array(self.key), step=np.array(step), **named)
+
+    def restore(self, state: Any) -> tuple[Any, int]:
+        """Returns the saved state and its step; if there is none, `state` and 0.
+
+        Args:
+          state: tree of arrays with the shapes of the saved state.
+        """
+        # No process may replace the file before all have read it.
+        with consensus.all_hosts_agree(f"reading {self.path.name}"):
+            if not self.path.is_file():
+                return state, 0
+            try:
+                return self._read(state)
+            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+                print(f"{self.path} is damaged ({error}). Training starts again.", flush=True)
+                return state, 0
+
+    def _read(self, state: Any) -> tuple[Any, int]:
+        with self.path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            if str(archive["key"]) != self.key:
+                return state, 0
+            like, tree = jax.tree.flatten(state)
+            leaves = [archive[f"leaf{i}"] for i in range(len(like))]
+            if [x.shape for x in leaves] != [np.shape(x) for x in like]:
+                return state, 0
+            return jax.tree.unflatten(tree, leaves), int(archive["step"])
+
+
+class SaveTimer:
+    """Tells when to save: every `seconds`, or never without a file."""
+
+    def __init__(self, saved: StateFile | None, seconds: float = SAVE_SECONDS):
+        self._saved, self._seconds, self._last = saved, seconds, time.monotonic()
+
+    def save_if_due(self, step: int, state: Any) -> None:
+        """Saves the state if the last save was long ago."""
+        if time.monotonic() - self._last > self._seconds:
+            self.save(step, state)
+
+    def save(self, step: int, state: Any) -> None:
+        """Saves the state."""
+        if self._saved is not None:
+            self._saved.save(step, state)
+        self._last = time.monotonic()
