@@ -3,7 +3,7 @@
 Videos are the independent units of an evaluation: all frames, objects and captions of a video
 belong to the same draw. All random numbers depend only on `seed`.
 
-Shape key: b videos, r bootstrap replicates.
+Shape key: b videos, n windows, r bootstrap replicates.
 """
 
 from collections.abc import Callable
@@ -48,6 +48,29 @@ def mean_standard_error(scores_b: np.ndarray) -> float:
     """Computes the standard error of the mean of independent scores; NaN for fewer than two."""
     scores_b = np.asarray(scores_b, np.float64)
     return float(scores_b.std(ddof=1) / np.sqrt(len(scores_b))) if len(scores_b) > 1 else np.nan
+
+
+def average_by_video(
+    scores_n: np.ndarray, videos_n: np.ndarray, weights_n: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Averages the scores of the windows of each video, which are not independent.
+
+    Args:
+        scores_n: Score of each window; NaN for windows without a score.
+        videos_n: Number of the video of each window, int.
+        weights_n: Non-negative weight of each window; None gives equal weights.
+
+    Returns:
+        The videos in ascending order, and the score and the total weight of each, each [b]. With
+        these weights, the mean over videos is the mean over windows. Videos without a score are left
+        out.
+    """
+    weights_n = np.ones(len(scores_n)) if weights_n is None else np.asarray(weights_n, np.float64)
+    used_n = ~np.isnan(scores_n) & (weights_n > 0)
+    videos_b, row_n = np.unique(np.asarray(videos_n)[used_n], return_inverse=True)
+    total_b = np.bincount(row_n, weights_n[used_n], minlength=len(videos_b))
+    sums_b = np.bincount(row_n, (scores_n * weights_n)[used_n], minlength=len(videos_b))
+    return videos_b, sums_b / total_b, total_b
 
 
 def bootstrap_mean(

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from invnext_jax.data import clips, transforms
+from invnext_jax.data import clips, sources, transforms
 from invnext_jax.data.clips import ClipSampler, LoadClip
 from invnext_jax.data.demux import BadVideo
 from invnext_jax.data.manifest import VideoRecord
@@ -70,7 +70,7 @@ def make_sampler(load: LoadClip, source: str) -> RecordingSampler:
         load: The loader of the evaluation's clips, which has the sampling options.
         source: Data set of the row, whose options `config.data.by_source` may change.
     """
-    transform = load.by_source.get(source, load.transform)
+    transform = sources.find_entry(load.by_source, source, load.transform)
     return RecordingSampler(ClipSampler(transform, load.frames, load.size, [None]))
 
 

@@ -59,6 +59,23 @@ def test_weights_give_a_ratio_of_sums():
         intervals.bootstrap_mean(scores, np.zeros(3))
 
 
+def test_windows_of_a_video_are_one_unit():
+    scores = np.array([1.0, 0.0, 0.5, np.nan, np.nan, 0.25])
+    videos, weights = np.array([7, 2, 7, 2, 4, 7]), np.array([1, 2, 1, 5, 1, 0])
+    found, means, totals = intervals.average_by_video(scores, videos, weights)
+    np.testing.assert_array_equal(found, [2, 7])
+    np.testing.assert_allclose(means, [0.0, 0.75])
+    np.testing.assert_allclose(totals, [2, 2])
+    # Copies of the windows of a video do not make its mean more certain.
+    rng = np.random.default_rng(9)
+    base = rng.normal(size=30)
+    copies, owners = np.repeat(base, 10), np.repeat(np.arange(30), 10)
+    _, means, totals = intervals.average_by_video(copies, owners)
+    error = intervals.bootstrap_mean(means, totals).standard_error
+    assert error == pytest.approx(stats.sem(base), rel=0.1)
+    assert intervals.bootstrap_mean(copies).standard_error < 0.5 * error
+
+
 def test_results_depend_only_on_the_seed():
     scores = np.random.default_rng(6).normal(size=40)
     assert intervals.bootstrap_mean(scores, seed=1) == intervals.bootstrap_mean(scores, seed=1)

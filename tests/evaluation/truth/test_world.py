@@ -58,6 +58,17 @@ def test_frames_are_those_of_the_evaluation_pipeline():
         assert not found["occluded"][:, 0].any()
 
 
+def test_options_of_the_source_apply_to_the_truth():
+    config = data_config(frames=3)
+    config.by_source = {"world": {"sampling": "dense", "stride": (2, 2)}}
+    (batch,) = pipeline.make_eval_dataset(config, manifest=NAME, batch_size=4)
+    found = WorldTruth(NAME, LoadClip.from_config(config)).load(1)
+    clip = render_clip(SPEC, 1)
+    np.testing.assert_array_equal(found["video"], batch["video"][1])
+    np.testing.assert_array_equal(found["video"], clip.video[[1, 3, 5]])
+    np.testing.assert_array_equal(found["ids"], clip.ids[[1, 3, 5]])
+
+
 def test_written_worlds_have_the_same_truth(tmp_path):
     manifest = write_world(SPEC, tmp_path, 4, progress=False)
     config = data_config(frames=4, size=24)
