@@ -62,8 +62,8 @@ def average_by_video(
 
     Returns:
         The videos in ascending order, and the score and the total weight of each, each [b]. With
-        these weights, the mean over videos is the mean over windows. Videos without a score are left
-        out.
+        these weights, the mean over videos is the mean over windows. Videos without a score are
+        omitted.
     """
     weights_n = np.ones(len(scores_n)) if weights_n is None else np.asarray(weights_n, np.float64)
     used_n = ~np.isnan(scores_n) & (weights_n > 0)
