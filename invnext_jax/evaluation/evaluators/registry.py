@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation.evaluators import (
+    attentive_probe,
     box_baselines,
     linear_probe,
     nearest_neighbors,
@@ -47,6 +48,7 @@ def find_evaluators(names: Sequence[str]) -> list[Evaluator]:
 register(linear_probe.LinearProbe())
 register(nearest_neighbors.NearestNeighbors())
 register(nearest_neighbors.FewShot())
+register(attentive_probe.AttentiveProbe())
 register(pixel_baselines.PixelBaselines())
 register(box_baselines.BoxBaselines())
 register(supervised.SupervisedBaseline())
