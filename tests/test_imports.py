@@ -58,7 +58,7 @@ ARROWS = {
 LAYERS = {
     "models": [
         {"siglip"},
-        {"encoder", "predictor", "decoder", "heads", "teachers"},
+        {"encoder", "predictor", "decoder", "heads", "teachers", "text_tower"},
         {"vit"},
         {"layers", "scan"},
         {"attention"},
@@ -115,6 +115,7 @@ LAYERS = {
     ],
     "weights": [
         {"import_weights"},
+        {"text_towers"},
         {"export", "match", "published", "reference", "image_models", "text_models"},
         {"files", "layout", "model_sizes"},
     ],

@@ -30,7 +30,12 @@ _BATCH_AXES, _HEAD_AXES, _TOKEN_AXES = (
 
 
 def attend(
-    q_bnhe: jax.Array, k_bmhe: jax.Array, v_bmhe: jax.Array, window: int | None = None
+    q_bnhe: jax.Array,
+    k_bmhe: jax.Array,
+    v_bmhe: jax.Array,
+    window: int | None = None,
+    *,
+    causal: bool = False,
 ) -> jax.Array:
     """Computes softmax(q k^T / sqrt(e)) v with the softmax in float32.
 
@@ -46,10 +51,14 @@ def attend(
       k_bmhe: keys.
       v_bmhe: values.
       window: largest distance between a query and the keys it attends to; None for all keys.
+      causal: whether a query attends only to keys at its own and earlier positions. This is
+        computed with all logits at once, which suits the short sequences of text models.
 
     Returns:
       [b n h e] in the dtype of the queries.
     """
+    if causal:
+        return blockwise_attention.full_attention(q_bnhe, k_bmhe, v_bmhe, window, causal=True)
     chosen = kernel.value or "auto"
     if chosen not in KERNELS:
         raise ValueError(f"attention kernel {chosen!r} must be one of {KERNELS}")

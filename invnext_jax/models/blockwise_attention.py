@@ -21,14 +21,22 @@ MASKED_LOGIT = -1e30  # logit of a masked key; its exp is 0
 
 
 def full_attention(
-    q_bnhe: jax.Array, k_bmhe: jax.Array, v_bmhe: jax.Array, window: int | None = None
+    q_bnhe: jax.Array,
+    k_bmhe: jax.Array,
+    v_bmhe: jax.Array,
+    window: int | None = None,
+    *,
+    causal: bool = False,
 ) -> jax.Array:
     """Computes attention with all n x m logits at once; see `attention.attend`."""
     q, k, v = _scale_queries(q_bnhe), k_bmhe, v_bmhe
     mask_nm = None
-    if window is not None:
+    if window is not None or causal:
         distance = np.arange(q.shape[1])[:, None] - np.arange(k.shape[1])[None]
-        mask_nm = (np.abs(distance) <= window)[None, None]
+        seen_nm = distance >= 0 if causal else np.ones_like(distance, bool)
+        if window is not None:
+            seen_nm &= np.abs(distance) <= window
+        mask_nm = seen_nm[None, None]
     q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
     return _softmax_matmul(q, k, v, mask_nm).transpose(0, 2, 1, 3)
 

@@ -1,4 +1,4 @@
-"""Plain vision transformer blocks of the image teachers and of V-JEPA's predictor.
+"""Plain transformer blocks of the image teachers, the text towers and V-JEPA's predictor.
 
 Shape key: b batch, n tokens, d width, f MLP width, h heads, e head width.
 """
@@ -20,6 +20,7 @@ class VisionAttention(nn.Module):
     heads: int
     dtype: Dtype
     leading_axes: LeadingAxes = TOKEN_AXES
+    causal: bool = False
 
     @nn.compact
     def __call__(
@@ -43,7 +44,8 @@ class VisionAttention(nn.Module):
 
         parts = project("q", query_bnd), project("k", x_bnd), project("v", x_bnd)
         q_bnhe, k_bnhe, v_bnhe = shard_attention_inputs(*parts, self.leading_axes)
-        y_bnd = rearrange(attend(q_bnhe, k_bnhe, v_bnhe), "b n h e -> b n (h e)")
+        y_bnhe = attend(q_bnhe, k_bnhe, v_bnhe, causal=self.causal)
+        y_bnd = rearrange(y_bnhe, "b n h e -> b n (h e)")
         y_bnd = dense(d, ("heads", "embed"), name="proj", dtype=self.dtype)(y_bnd)
         if not weights:
             return y_bnd, None
@@ -68,15 +70,17 @@ class VisionBlock(nn.Module):
     layer_scale: bool = False
     gated: bool = False
     leading_axes: LeadingAxes = TOKEN_AXES
+    causal: bool = False
 
     @nn.compact
     def __call__(self, x_bnd: jax.Array, index: jax.Array, drop_rate: jax.Array) -> jax.Array:
         """Adds attention and MLP to the float32 residual stream; ignores the other arguments."""
         del index, drop_rate
         h_bnd = layer_norm(self.eps, self.dtype, "norm1")(x_bnd)
-        h_bnd, _ = VisionAttention(self.heads, self.dtype, self.leading_axes, name="attn")(
-            h_bnd, h_bnd
+        attention = VisionAttention(
+            self.heads, self.dtype, self.leading_axes, self.causal, name="attn"
         )
+        h_bnd, _ = attention(h_bnd, h_bnd)
         x_bnd = x_bnd + self._apply_layer_scale(h_bnd, "scale1")
         h_bnd = layer_norm(self.eps, self.dtype, "norm2")(x_bnd)
         if self.gated:

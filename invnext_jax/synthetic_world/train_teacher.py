@@ -22,8 +22,10 @@ from invnext_jax.checkpointing import git_hash
 from invnext_jax.errors import UserError
 from invnext_jax.models import teachers
 from invnext_jax.models.dot_general import check_dtype
-from invnext_jax.models.siglip import SigLip, TextTower
+from invnext_jax.models.siglip import SigLip
+from invnext_jax.models.text_tower import TextTower
 from invnext_jax.monitoring import reporter as reporter_lib
+from invnext_jax.objectives.contrastive import sigmoid_loss
 from invnext_jax.synthetic_world import tokenizer
 from invnext_jax.synthetic_world.captions import (
     all_image_captions,
@@ -45,17 +47,6 @@ from invnext_jax.training import step as step_lib
 from invnext_jax.weights import export
 
 WEIGHTS_FILE = "siglip2.safetensors"
-
-
-def sigmoid_loss(logits_bj: jax.Array, labels_bj: jax.Array) -> jax.Array:
-    """Computes the negative log likelihood of all pairs: sum over captions, mean over images.
-
-    Args:
-      logits_bj: logit of each (image, caption) pair, float32.
-      labels_bj: bool, whether the caption matches the image. A row may have several matches.
-    """
-    signed_bj = jnp.where(labels_bj, logits_bj, -logits_bj)
-    return -jnp.mean(jnp.sum(jax.nn.log_sigmoid(signed_bj), axis=1))
 
 
 def make_frames(spec: WorldSpec, clips: int) -> Frames:

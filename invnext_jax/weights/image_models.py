@@ -43,7 +43,7 @@ def _linears(layer: str, path: str, parts: Mapping[str, str]) -> list[Rule]:
 
 
 _LAYER = "encoder.layers.{i}"
-_BLOCKS = [  # SigLIP and CLIP
+CLIP_BLOCKS = [  # SigLIP and CLIP, image and text towers
     *_linears(
         f"{_LAYER}.self_attn",
         "blocks/attn",
@@ -56,7 +56,7 @@ _BLOCKS = [  # SigLIP and CLIP
 SIGLIP2 = [
     *linear("embeddings.patch_embedding", "patch_embed", CONV2D),
     Rule("embeddings.position_embedding.weight", "position"),
-    *_BLOCKS,
+    *CLIP_BLOCKS,
     *norm("post_layernorm", "norm"),
     Rule("head.probe", "head/probe", SQUEEZE),
     *_linears("head.attention", "head/attn", {"q": "q", "k": "k", "v": "v", "out_proj": "proj"}),
@@ -68,7 +68,7 @@ CLIP = [
     Rule("embeddings.patch_embedding.weight", "patch_embed/kernel", CONV2D),
     Rule("embeddings.position_embedding.weight", "position"),
     *norm("pre_layrnorm", "pre_norm"),  # this is the spelling in transformers
-    *_BLOCKS,
+    *CLIP_BLOCKS,
     *norm("post_layernorm", "norm"),
 ]
 _LAYER = "encoder.layer.{i}"
@@ -108,7 +108,7 @@ _DINOV2_NAMES = {  # names of transformers 5 and of gated MLPs -> names of the t
 }
 
 
-def _select_tower(tensors: Mapping[str, LazyTensor], anchor: str) -> dict[str, LazyTensor]:
+def select_tower(tensors: Mapping[str, LazyTensor], anchor: str) -> dict[str, LazyTensor]:
     """Returns all tensors that have the same prefix as the tensor `anchor`, without the prefix."""
     anchors = [name for name in tensors if name == anchor or name.endswith(f".{anchor}")]
     if len(anchors) != 1:
@@ -155,17 +155,17 @@ def _split_part(tensor: LazyTensor, i: int, count: int) -> LazyTensor:
 def _adapt_siglip2(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
     fused = r"(?P<path>head\.attention\.)in_proj_(?P<leaf>weight|bias)"
     return _split_fused(
-        _select_tower(tensors, "embeddings.patch_embedding.weight"), fused, ("q", "k", "v")
+        select_tower(tensors, "embeddings.patch_embedding.weight"), fused, ("q", "k", "v")
     )
 
 
 def _adapt_clip(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
-    return _select_tower(tensors, "embeddings.patch_embedding.weight")
+    return select_tower(tensors, "embeddings.patch_embedding.weight")
 
 
 def _adapt_dinov2(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
     renamed = {}
-    for name, tensor in _select_tower(
+    for name, tensor in select_tower(
         tensors, "embeddings.patch_embeddings.projection.weight"
     ).items():
         for old, new in _DINOV2_NAMES.items():
@@ -175,7 +175,7 @@ def _adapt_dinov2(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
     return _split_fused(renamed, fused, ("gate", "fc1"))
 
 
-_ACTIVATIONS = {"gelu": "gelu", "quick_gelu": "quick_gelu", "gelu_pytorch_tanh": "gelu_tanh"}
+ACTIVATIONS = {"gelu": "gelu", "quick_gelu": "quick_gelu", "gelu_pytorch_tanh": "gelu_tanh"}
 # Defaults in transformers for fields that are not in config.json.
 _DEFAULTS = {
     "hidden_size": 768,
@@ -238,13 +238,13 @@ def _sizes_clip(config: Mapping[str, Any]) -> dict[str, Any]:
     tower = _tower_config(config, "clip", ("clip_vision_model", "clip"))
     require_values(tower, {"layer_norm_eps": 1e-5})
     activation = tower.get("hidden_act", "quick_gelu")
-    if activation not in _ACTIVATIONS:
+    if activation not in ACTIVATIONS:
         raise UserError(
             f"config.json has hidden_act={activation!r}, which is not one of "
-            f"{', '.join(_ACTIVATIONS)}"
+            f"{', '.join(ACTIVATIONS)}"
         )
     tower = {**_DEFAULTS, "patch_size": 32, **tower}
-    return _fields("clip", tower, activation=_ACTIVATIONS[activation])
+    return _fields("clip", tower, activation=ACTIVATIONS[activation])
 
 
 def _sizes_dinov2(config: Mapping[str, Any]) -> dict[str, Any]:

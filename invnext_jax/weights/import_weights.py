@@ -1,4 +1,4 @@
-"""Import of weights: image teachers, ModernBERT layers and published video encoders.
+"""Import of weights: image teachers, text towers, ModernBERT layers, published video encoders.
 
 All names and shapes are compared with those of the model before any tensor is read. The error
 message lists all mismatches.
@@ -21,8 +21,9 @@ from invnext_jax.errors import UserError
 from invnext_jax.models import encoder, teachers
 from invnext_jax.models.heads import AttentionPool
 from invnext_jax.models.predictor import ModernBertLayer
+from invnext_jax.models.text_tower import TextTower
 from invnext_jax.stages import registry
-from invnext_jax.weights import image_models, match, published, reference, text_models
+from invnext_jax.weights import image_models, match, published, reference, text_models, text_towers
 from invnext_jax.weights.export import description_path, find_nonfinite, write_export
 from invnext_jax.weights.files import Checkpoint, open_checkpoint
 from invnext_jax.weights.model_sizes import check_sizes
@@ -153,6 +154,18 @@ def read_text(checkpoint: Checkpoint, source: str | Path, last_layers: int) -> I
     expected = {f"text/layer{n}/{path}": shape for n in numbers for path, shape in shapes.items()}
     tree = match.read_tree(tensors, expected, text_models.RULES, str(source))
     return ImportedWeights(tree, {"text": sizes})
+
+
+def read_text_tower(checkpoint: Checkpoint, source: str | Path) -> ImportedWeights:
+    """Reads the text tower of a SigLIP, SigLIP 2 or CLIP folder."""
+    content = _require_config(checkpoint, source)
+    with config_errors(source):
+        sizes = text_towers.sizes(content, str(source))
+        words_jn = jax.ShapeDtypeStruct((1, sizes["length"]), jnp.int32)
+        expected = _shapes(TextTower(**sizes), words_jn)
+    rules = text_towers.rules(content, str(source))
+    tree = match.read_tree(text_towers.adapt(checkpoint.tensors), expected, rules, str(source))
+    return ImportedWeights({"text": tree}, {"text": sizes})
 
 
 def read_video(checkpoint: Checkpoint, source: str | Path) -> ImportedWeights:

@@ -12,7 +12,7 @@ from configs import teacher as teacher_config
 from invnext_jax.data import decode
 from invnext_jax.errors import UserError
 from invnext_jax.models import patches, teachers
-from invnext_jax.models.siglip import TextTower
+from invnext_jax.models.text_tower import TextTower
 from invnext_jax.monitoring import metrics_file
 from invnext_jax.stages.registry import STAGES
 from invnext_jax.synthetic_world import teacher_evaluation, tokenizer, train_teacher
@@ -24,29 +24,6 @@ from invnext_jax.weights import export
 stage1 = STAGES["stage1"]
 
 HELD_OUT_CLIPS = 32  # of 8 frames each
-
-
-def test_sigmoid_loss_equals_the_naive_sum():
-    rng = np.random.default_rng(0)
-    logits_bj = 5 * rng.standard_normal((3, 4))
-    labels_bj = rng.random((3, 4)) < 0.5
-    total = 0.0
-    for b in range(3):
-        for j in range(4):
-            probability = 1 / (1 + math.exp(-logits_bj[b, j]))
-            total -= math.log(probability if labels_bj[b, j] else 1 - probability)
-    loss = train_teacher.sigmoid_loss(jnp.asarray(logits_bj, jnp.float32), labels_bj)
-    np.testing.assert_allclose(loss, total / 3, rtol=1e-5)
-
-
-def test_sigmoid_loss_of_zero_logits_is_log_two_a_pair():
-    loss = train_teacher.sigmoid_loss(jnp.zeros((2, 5)), jnp.ones((2, 5), bool))
-    np.testing.assert_allclose(loss, 5 * math.log(2), rtol=1e-6)
-
-
-def test_sigmoid_loss_is_finite_for_wrong_and_certain_logits():
-    loss = train_teacher.sigmoid_loss(jnp.full((1, 1), -200.0), jnp.ones((1, 1), bool))
-    np.testing.assert_allclose(loss, 200.0, rtol=1e-6)
 
 
 def test_every_image_matches_its_own_caption_and_all_that_are_true_of_it():
