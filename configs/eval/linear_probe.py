@@ -44,6 +44,9 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
         {
             "max_gb": 100.0,  # Largest size of the features of one encoder and split, in gigabytes.
             "dtype": "float32",  # Type of the stored numbers: float32 or float16.
+            # Crops of each held-out video whose probabilities a linear probe averages: 1 (center)
+            # or 3 (center and both ends of the longer side).
+            "views": 1,
         }
     )
     # Candidate values of C, the inverse penalty of the logistic regression. The value with the

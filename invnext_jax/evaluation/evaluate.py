@@ -251,7 +251,8 @@ def _measure(
     The scores of the videos are written to `scores_path`, and "scores" of a row says where.
     """
     measured = evaluator.evaluate(inputs, config)
-    video_scores.write(scores_path, [row.scores for row in measured])
+    if jax.process_index() == 0:
+        video_scores.write(scores_path, [row.scores for row in measured])
     rows, tokens = [row.to_json() for row in measured], {}
     for number, row in enumerate(rows):
         if measured[number].scores is not None:

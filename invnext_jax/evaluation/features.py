@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from invnext_jax.data.pipeline import CROP_POSITIONS
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation.feature_store.chunked_array import ChunkedArray
 from invnext_jax.objectives import losses
@@ -123,13 +124,15 @@ def check_config(config: Any) -> None:
     """Checks `config.features`.
 
     Raises:
-      UserError: the size is not positive, or the dtype is unknown.
+      UserError: the size is not positive, or the dtype or the number of views is unknown.
     """
     settings = config.features
     if settings.max_gb <= 0:
         raise UserError(f"config.features.max_gb={settings.max_gb} must be positive")
     if settings.dtype not in DTYPES:
         raise UserError(f"config.features.dtype={settings.dtype!r} must be one of {DTYPES}")
+    if settings.views not in CROP_POSITIONS:
+        raise UserError(f"config.features.views={settings.views} must be 1 or 3")
 
 
 def task_labels(batch: Mapping[str, Any]) -> dict[str, Any]:

@@ -115,3 +115,6 @@ def test_unknown_options_of_features_are_refused():
     config.features.update(dtype="float16", max_gb=0.0)
     with pytest.raises(UserError, match=r"config.features.max_gb=0.0 must be positive"):
         features.check_config(config)
+    config.features.update(max_gb=1.0, views=2)
+    with pytest.raises(UserError, match=r"config.features.views=2 must be 1 or 3"):
+        features.check_config(config)

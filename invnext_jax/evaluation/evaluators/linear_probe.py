@@ -4,7 +4,7 @@ Because the fit converges, the result has no optimiser noise. Features that are 
 solver are left to `streaming_probe`. The penalty is selected on a held-out
 part of the training videos, never on the videos whose accuracy is reported.
 
-Shape key: b videos, d features, k classes.
+Shape key: b videos, v views of a video, d features, k classes.
 """
 
 import dataclasses
@@ -48,7 +48,8 @@ class LinearProbe:
 
     def evaluate(self, inputs: EvalInputs, config: Any) -> list[Row]:
         """Fits the probes on normalized features."""
-        train, val = inputs.features("train"), inputs.features("val")
+        train = inputs.features("train")
+        val = inputs.features("val", views=config.features.views)
         rows = []
         for pooling in filter(train.has_pooling, config.poolings):
             if streaming_probe.is_needed(train, pooling, config):
@@ -57,9 +58,9 @@ class LinearProbe:
                 )
                 details = {"solver": "streaming"}
             else:
-                data = (normalize_rows(part.pooled(pooling)) for part in (train, val))
+                data = train.pooled(pooling), val.pooled_views(pooling)
                 # The scaling is computed from all training videos, because it needs no labels.
-                data = standardize(*data)
+                data = standardize(*map(normalize_rows, data))
                 results = fit_linear_tasks(data, (train.labels, val.labels), inputs, config)
                 details = {}
             rows += make_rows(self.name, inputs.name, pooling, results, val.index_b, **details)
@@ -94,35 +95,39 @@ def fit_linear_tasks(
     return fit_tasks(data, labels, inputs.dataset.tasks, fit)
 
 
-def normalize_rows(x_bd: np.ndarray, eps: float = 1e-6) -> np.ndarray:
-    """Applies LayerNorm without scale and bias, which the probe already has, to each video."""
-    x_bd = np.asarray(x_bd, dtype=np.float64)
-    x_bd = x_bd - x_bd.mean(axis=1, keepdims=True)
-    return x_bd / np.sqrt(np.square(x_bd).mean(axis=1, keepdims=True) + eps)
+def normalize_rows(x: np.ndarray, eps: float = 1e-6) -> np.ndarray:
+    """Applies LayerNorm without scale and bias, which the probe already has, to rows [... d]."""
+    x = np.asarray(x, dtype=np.float64)
+    x = x - x.mean(axis=-1, keepdims=True)
+    return x / np.sqrt(np.square(x).mean(axis=-1, keepdims=True) + eps)
 
 
-def standardize(train_bd: np.ndarray, val_bd: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def standardize(train_bd: np.ndarray, val_bvd: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Standardises features with the training videos' statistics and rotates to principal axes.
 
     The rotation makes the problem well conditioned. It does not change the solution, because the
     penalty is isotropic. If there are more features than videos, directions in which the training
     videos do not vary are dropped.
 
+    Args:
+      train_bd: features of the training videos.
+      val_bvd: features of the held-out videos, of one view [b d] or of several [b v d].
+
     Returns:
-      float64 [b, axes] for the training videos and for the held-out videos.
+      float64 [b, axes] for the training videos, and [b, axes] or [b, v, axes] for the others.
     """
-    train_bd, val_bd = (np.asarray(x, np.float64) for x in (train_bd, val_bd))
+    train_bd, val_bvd = (np.asarray(x, np.float64) for x in (train_bd, val_bvd))
     mean_d, std_d = train_bd.mean(axis=0), train_bd.std(axis=0)
     std_d = np.where(std_d > 1e-12 * np.abs(mean_d) + 1e-30, std_d, 1.0)
-    train_bd, val_bd = ((x - mean_d[None]) / std_d[None] for x in (train_bd, val_bd))
+    train_bd, val_bvd = ((x - mean_d) / std_d for x in (train_bd, val_bvd))
     if train_bd.shape[0] >= train_bd.shape[1]:
         _, axes_dk = np.linalg.eigh(train_bd.T @ train_bd)
-        return train_bd @ axes_dk, val_bd @ axes_dk
+        return train_bd @ axes_dk, val_bvd @ axes_dk
     squares_k, left_bk = np.linalg.eigh(train_bd @ train_bd.T)
     kept = squares_k > 1e-10 * squares_k[-1]
     lengths_k = np.sqrt(squares_k[kept])
     axes_dk = train_bd.T @ (left_bk[:, kept] / lengths_k[None])
-    return left_bk[:, kept] * lengths_k[None], val_bd @ axes_dk
+    return left_bk[:, kept] * lengths_k[None], val_bvd @ axes_dk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,9 +139,16 @@ class Logistic:
     offset_k: np.ndarray
     converged: bool
 
-    def predict(self, x_bd: np.ndarray) -> np.ndarray:
-        """Returns the most likely class of each video, [b]."""
-        return self.classes_k[np.argmax(x_bd @ self.weights_dk + self.offset_k[None], axis=1)]
+    def predict(self, x: np.ndarray) -> np.ndarray:
+        """Returns the most likely class of each video, [b].
+
+        Args:
+          x: features of one view [b d], or of several [b v d] whose probabilities are averaged.
+        """
+        logits = x @ self.weights_dk + self.offset_k
+        if x.ndim == 3:
+            logits = special.softmax(logits, axis=-1).mean(axis=1)
+        return self.classes_k[np.argmax(logits, axis=-1)]
 
 
 def fit_logistic(
@@ -193,7 +205,7 @@ def fit_linear(
     Args:
       train_bd: features of the training videos, from `standardize`.
       train_labels_b: int labels of the training videos.
-      val_bd: features of the held-out videos, from `standardize`.
+      val_bd: features of the held-out videos, from `standardize`: [b d] or [b v d].
       val_labels_b: int labels. Videos of a class without training videos count as wrong.
       inverse_penalties: candidate values of C. Ties are resolved in favour of the smaller value.
       held_out: fraction of the training videos that is used to select C. The final fit uses all
