@@ -127,7 +127,8 @@ class FeatureCache:
             )
         if size > free:
             raise UserError(f"{what}, but {self.folder} has {free:.3g} GB left: use another disk")
-        print(f"{name}: {what} in {self.folder}", flush=True)
+        shown = f"{size:.3g} GB" if size >= 1 else f"{1e3 * size:.3g} MB"
+        print(f"{name}: the features of {rows} videos need {shown} in {self.folder}", flush=True)
 
 
 def feature_key(

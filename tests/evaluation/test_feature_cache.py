@@ -242,8 +242,8 @@ def test_size_is_printed_before_the_extraction(folder, encoder, tmp_path, capsys
     with contextlib.suppress(KeyboardInterrupt):
         interrupt_after(0, monkeypatch)
         get(folder, tmp_path, encoder)
-    size = ROWS * 4 * (4 * 16 + 6 + 2 * 16) / 1e9
-    assert f"features of 11 videos need {size:.3g} GB" in capsys.readouterr().out
+    size = ROWS * 4 * (4 * 16 + 6 + 2 * 16) / 1e6
+    assert f"features of 11 videos need {size:.3g} MB" in capsys.readouterr().out
 
 
 def test_oracle_features_are_the_truth(folder, tmp_path):

@@ -53,22 +53,22 @@ def run_extractor(
       options: what is extracted.
     """
     mesh = local_mesh()
-    with mesh_lib.mesh_rules(mesh):
-        run = jax.jit(make_extractor(encoder, options))
-        params = mesh_lib.replicate(encoder.params, mesh)
-        sharding = mesh_lib.batch_sharding(mesh)
-        started = None
-        for batch in batches:
-            spare = -len(batch["index"]) % mesh.size
-            real_b = np.pad(np.asarray(batch["index"]) >= 0, (0, spare))
-            pad = ((0, spare), *((0, 0),) * 4)
-            video_bthwc = np.pad(batch["video"], pad) if spare else batch["video"]
+    run = jax.jit(make_extractor(encoder, options))
+    params = mesh_lib.replicate(encoder.params, mesh)
+    sharding = mesh_lib.batch_sharding(mesh)
+    started = None
+    for batch in batches:
+        spare = -len(batch["index"]) % mesh.size
+        real_b = np.pad(np.asarray(batch["index"]) >= 0, (0, spare))
+        pad = ((0, spare), *((0, 0),) * 4)
+        video_bthwc = np.pad(batch["video"], pad) if spare else batch["video"]
+        with mesh_lib.mesh_rules(mesh):
             outputs = run(params, *jax.device_put((video_bthwc, real_b), sharding))
-            if started is not None:
-                yield _fetch(*started)
-            started = outputs, batch
         if started is not None:
             yield _fetch(*started)
+        started = outputs, batch
+    if started is not None:
+        yield _fetch(*started)
 
 
 def _fetch(outputs, batch):
