@@ -271,6 +271,20 @@ def defaults() -> ml_collections.ConfigDict:
             "best_mode": "min",  # Whether a low ("min") or a high ("max") score is better.
         }
     )
+    # Evaluation of the encoder during the run, by nearest neighbors. The metrics "eval/knn_<task>"
+    # are logged, and can be `checkpoint.best_metric`. See [evaluation.md](evaluation.md).
+    config.eval = ml_collections.ConfigDict(
+        {
+            "every_steps": 0,  # Steps between evaluations. 0: none.
+            # CSV file of videos, preferably with label_<task> columns. Without labels, the two
+            # halves of each video must find each other: "eval/retrieval".
+            "manifest": "",
+            # Largest number of videos; of more, a random part is used. The clips stay in the
+            # memory of each host: 2.4 MB for 16 frames of 224 x 224 pixels.
+            "videos": 512,
+            "neighbors": 10,  # Number of nearest neighbors that vote.
+        }
+    )
     config.log = ml_collections.ConfigDict(
         {
             "every_steps": 50,  # Steps between two records of metrics.

@@ -10,6 +10,7 @@ from typing import Any
 
 import ml_collections
 
+from invnext_jax import online_evaluation
 from invnext_jax.checkpointing import retention
 from invnext_jax.data import pipeline
 from invnext_jax.errors import UserError
@@ -35,6 +36,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     dot_general.check_config(config)
     attention.check_config(config)
     scan.check_config(config)
+    online_evaluation.check_config(config)
 
 
 def unused_options(config: ml_collections.ConfigDict, stage: Any) -> dict[str, str]:
@@ -48,7 +50,7 @@ def unused_options(config: ml_collections.ConfigDict, stage: Any) -> dict[str, s
         A dict from the dotted name of an option to a clause with the reason and what to change.
     """
     unused = recipe.unused_options(config) | retention.unused_options(config.checkpoint)
-    return unused | stage.unused_options(config)
+    return unused | online_evaluation.unused_options(config) | stage.unused_options(config)
 
 
 def check_overrides(

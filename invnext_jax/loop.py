@@ -103,6 +103,7 @@ class Run:
         schedule: the learning-rate schedule, on the devices.
         data_iter: iterator over host batches.
         position: state of `data_iter` after the batches of the first `step` steps.
+        online_evaluation: evaluates the encoder during the run; None for no evaluation.
     """
 
     training: registry.TrainingSetup
@@ -117,6 +118,7 @@ class Run:
     data_iter: Iterator[dict[str, np.ndarray]]
     checkpointer: manager_lib.Checkpointer
     position: Any
+    online_evaluation: Any = None
 
     @property
     def config(self) -> ml_collections.FrozenConfigDict:
@@ -149,7 +151,8 @@ def run_loop(
     best_metric = saving.best_metric if saving.keep_best else ""
     with consensus.all_hosts_agree("the records"):
         arguments = run.workdir, run.step, run.mesh, best_metric, throughput
-        reporter = reporter_lib.Reporter(config, *arguments, run.data_iter.describe_wait)
+        rare = run.online_evaluation.metrics if run.online_evaluation else ()
+        reporter = reporter_lib.Reporter(config, *arguments, run.data_iter.describe_wait, rare)
     reporter.log(throughput.describe())
     profiler = Profiler(config.profile_steps, run.workdir) if config.profile_steps else None
     if profiler:
@@ -173,7 +176,8 @@ def run_loop(
     if summary := run.data_iter.summary():
         reporter.log(summary)
     if run.step < run.config.total_steps:
-        reporter.log(_describe_stop(run, preemption))
+        place = run.checkpointer.folder
+        reporter.log(preemption.describe_stop(run.step, run.config.total_steps, place))
 
 
 def _train(
@@ -248,6 +252,9 @@ class _RunCallbacks(Callbacks):
         run.state, run.step, run.position = state, number, run.data_iter.get_state()
         if self.profiler and (folder := self.profiler.stop_if_due(number, metrics)):
             self.reporter.log(f"trace of steps up to {number}: tensorboard --logdir={folder}")
+        if run.online_evaluation:
+            found = run.online_evaluation.after_step(number, state.params["encoder"])
+            diagnostics = {**diagnostics, **found}
         counts = run.data_iter.counts()
         counts["dropped_videos"] *= mesh_lib.loads_first_copy(run.mesh)
         self.reporter.add_step(number, metrics, diagnostics, counts, run.data_iter.decoded)
@@ -263,15 +270,6 @@ class _RunCallbacks(Callbacks):
         if not (run.workdir / "config.json").exists():
             run.records.write_config(run.config, run.recipe)
         self.stop_and_save.reset_timer(run.step)
-
-
-def _describe_stop(run: Run, preemption: Preemption) -> str:
-    if not run.step:
-        return f"{preemption.signal_name}: stopped before the first step"
-    return (
-        f"{preemption.signal_name}: stopped after step {run.step} of {run.config.total_steps}, "
-        f"saved in {run.checkpointer.folder}; the same command resumes the run"
-    )
 
 
 def _next_batch(

@@ -24,6 +24,7 @@ from invnext_jax.monitoring.watchdog import Watchdog
 from invnext_jax.multihost import consensus
 from invnext_jax.multihost.distributed import log_on_process_0
 from invnext_jax.multihost.stop_and_save import Preemption
+from invnext_jax.online_evaluation import OnlineEvaluation
 from invnext_jax.stages import initialization, registry
 from invnext_jax.training import mesh as mesh_lib
 from invnext_jax.training import recipe as recipe_lib
@@ -140,6 +141,9 @@ def prepare(
     with consensus.all_hosts_agree("the shapes of the frozen parameters"):
         abstract_frozen = training.abstract_frozen(mesh)
         _check_fit(config, frozen, abstract_frozen)
+    online_evaluation = None
+    if config.eval.every_steps and int(state.step) < config.total_steps:
+        online_evaluation = OnlineEvaluation(config, mesh, state.params["encoder"])
     run = loop.Run(
         training=training,
         recipe=recipe,
@@ -153,6 +157,7 @@ def prepare(
         data_iter=data_iter,
         checkpointer=checkpointer,
         position=data_iter.get_state(),
+        online_evaluation=online_evaluation,
     )
     if run.step < run.config.total_steps:
         run.records.write_config(run.config, run.recipe)

@@ -14,11 +14,21 @@ PACKAGE = "invnext_jax"
 # that has an entry ("folder.file") follows this entry instead of the entry of its folder.
 FOR_ALL = {"errors", "atomic_file", "file_lock", "json_file", "sanitize", "command_output"}
 ARROWS = {
-    "train": {"loop", "start_log", "config_checks", "stages", "training", "checkpointing"}
+    "train": {
+        "loop",
+        "start_log",
+        "config_checks",
+        "online_evaluation",
+        "stages",
+        "training",
+        "checkpointing",
+    }
     | {"multihost", "monitoring", "data", "weights"},
     "loop": {"stages", "training", "checkpointing", "multihost", "monitoring"},
     "start_log": {"loop", "training", "checkpointing", "multihost", "monitoring"},
-    "config_checks": {"data", "models", "objectives", "training", "monitoring", "checkpointing"},
+    "config_checks": {"data", "models", "objectives", "training", "monitoring", "checkpointing"}
+    | {"online_evaluation"},
+    "online_evaluation": {"data", "models", "training", "monitoring", "multihost"},
     "stages": {"models", "objectives", "weights", "training", "planning.flops"},
     "planning": set(),
     "planning.flops": {"objectives", "models"},

@@ -75,6 +75,10 @@ UNUSED = {
     "optimizer.base_learning_rate": ("stage1", {}, "add --config.optimizer.learning_rate=-1"),
     "optimizer.base_min_learning_rate": ("stage2", {}, "--config.optimizer.min_learning_rate=-1"),
     "optimizer.warmup_epochs": ("stage1", {}, "add --config.optimizer.warmup_steps=-1"),
+    **{
+        f"eval.{name}": ("stage1", {}, "config.eval.every_steps is 0")
+        for name in ("manifest", "videos", "neighbors")
+    },
     "checkpoint.best_metric": ("stage1", {}, "config.checkpoint.keep_best is 0"),
     "checkpoint.best_mode": ("stage1", {}, "config.checkpoint.keep_best is 0"),
     "target.momentum": ("stage2", {}, "config.target.kind is 'frozen': set it to 'momentum'"),
@@ -85,7 +89,7 @@ ALWAYS_USED = {
     *("seed", "total_steps", "batch_size", "init_from", "accumulate", "dtype", "attention"),
     *("init_gain", "remat", "scan_unroll", "ema.decay", "data.manifest", "data.weights"),
     *("data.repeats", "data.frames", "data.size", "data.workers", "data.prefetch", "data.on_bad"),
-    *("data.clip_seconds",),
+    *("data.clip_seconds", "eval.every_steps"),
     *(f"encoder.{n}" for n in ("width", "depth", "heads", "mlp_width", "drop_path", "patch")),
     *(f"encoder.{n}" for n in ("size", "frames", "class_tokens", "layer_scale")),
     *("encoder.pool_heads", "encoder.pool_width"),  # the pool is a part of each model

@@ -43,6 +43,7 @@ CHANGEABLE_FIELDS: dict[str, str] = {
     "remat": _ROUNDING,
     "scan_unroll": _ROUNDING,
     "decoder.chunks": _ROUNDING,
+    "eval": "yes",
     "log": "yes",
     "profile_steps": "yes",
     "checkpoint": "yes",
@@ -67,7 +68,7 @@ def resume_rule(name: str) -> str:
 PER_HOST_FIELDS = (
     *("data.protocols", "data.other_hosts"),
     *("data.manifest", "data.prefetch", "data.workers", "data.clip_seconds"),
-    *("init_from", "predictor.weights", "teacher.weights"),
+    *("init_from", "predictor.weights", "teacher.weights", "eval.manifest"),
 )
 
 # Fields added since format 2, with the values that match the behavior before they were added.
@@ -88,6 +89,10 @@ _ADDED_FIELDS: dict[str, Any] = {
     "data.other_hosts": False,
     "data.weights": [],
     "decoder.chunks": 1,
+    "eval.every_steps": 0,
+    "eval.manifest": "",
+    "eval.neighbors": 10,
+    "eval.videos": 512,
     "log.measure_ceiling": True,
     "log.watchdog_minutes": 15.0,
     "mask.predicted": 1.0,

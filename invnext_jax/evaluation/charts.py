@@ -40,6 +40,12 @@ CHARTS = (
         "Loss", r"loss", "The weighted sum of all loss terms. The optimiser minimises this sum."
     ),
     ChartSpec(
+        "Nearest neighbors during training",
+        r"eval/\w+",
+        "Accuracy on the videos of config.eval, leave-one-out: each clip is classified by its "
+        "nearest neighbors, or, without labels, must find the other half of its video.",
+    ),
+    ChartSpec(
         "Alignment",
         r"loss/align_\w+",
         "Cosine loss (2 - 2 cos) between the visible tokens or the pooled feature and the image "

@@ -2,7 +2,7 @@
 
 import collections
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -61,6 +61,7 @@ class Reporter:
         best_metric: name of the logged metric that `pop_score` returns. "" for none.
         throughput: converts steps per second to FLOP/s and MFU for the log. None logs neither.
         describe_wait: function that returns why the data is slow, for the log of this process.
+        rare_metrics: names of metrics that are logged only at some steps.
     """
 
     def __init__(
@@ -72,8 +73,10 @@ class Reporter:
         best_metric: str = "",
         throughput: throughput_lib.Throughput | None = None,
         describe_wait: Callable[[], str] = lambda: "",
+        rare_metrics: Sequence[str] = (),
     ):
         self._config, self._first_step, self._best_metric = config, step, best_metric
+        self._rare_metrics = tuple(rare_metrics)
         self._writer = metrics_file.MetricWriter(workdir, step)
         self._progress = progress.TrainingProgress(
             config.total_steps, step, config.batch_size, quiet=jax.process_index() != 0
@@ -207,9 +210,11 @@ class Reporter:
         if not name:
             return
         if name not in record:
+            if name in self._rare_metrics:
+                return
             raise UserError(
                 f"config.checkpoint.best_metric={name!r} is not a logged metric; choose one of "
-                + ", ".join(record)
+                + ", ".join(dict.fromkeys([*record, *self._rare_metrics]))
             )
         if record[name] is not None:
             self._scores.append(float(record[name]))

@@ -12,7 +12,7 @@ import threading
 import time
 import types
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +47,15 @@ class Preemption:
     def requested(self) -> bool:
         """Whether the run should save and stop."""
         return bool(self.signal_name)
+
+    def describe_stop(self, step: int, total_steps: int, folder: Any) -> str:
+        """Returns a sentence about a run that was stopped after `step` steps, saved in `folder`."""
+        if not step:
+            return f"{self.signal_name}: stopped before the first step"
+        return (
+            f"{self.signal_name}: stopped after step {step} of {total_steps}, "
+            f"saved in {folder}; the same command resumes the run"
+        )
 
     @contextlib.contextmanager
     def raise_on_signal(self) -> Iterator[None]:

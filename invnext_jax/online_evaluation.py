@@ -1,0 +1,238 @@
+"""Evaluation by nearest neighbors during pretraining, on a small set of videos.
+
+The clips are read once, before the first step, and stay in host memory. The features are the mean
+tokens of the encoder that is being trained. Each clip is classified by its nearest neighbors among
+the other clips (leave-one-out). Without labels, each video is divided into two halves, and each
+half has to find the other one.
+
+Shape key: b clips of a batch, n clips, t frames, h w pixels, c classes or channels, d width,
+k neighbors.
+"""
+
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from einops import rearrange
+from jax.sharding import Mesh
+
+from invnext_jax.data import manifest as manifest_lib
+from invnext_jax.data import pipeline
+from invnext_jax.data.access_rules import AccessRules
+from invnext_jax.errors import UserError, check_minimums
+from invnext_jax.models import attention
+from invnext_jax.models import encoder as encoder_model
+from invnext_jax.models.patches import normalize
+from invnext_jax.monitoring.progress import ProgressMeter
+from invnext_jax.monitoring.reporter import is_due
+from invnext_jax.multihost import consensus
+from invnext_jax.training import mesh as mesh_lib
+
+CLIPS_PER_SHARD = 8  # clips of a forward pass for each shard of the batch
+TEMPERATURE = 0.07  # as the default of `config.knn`
+RETRIEVAL = "retrieval"  # name of the task if there are no labels
+
+
+def check_config(config: Any) -> None:
+    """Checks `config.eval`.
+
+    Raises:
+      UserError: an option is out of range, or has no effect.
+    """
+    check_minimums(config, {"eval.every_steps": 0, "eval.videos": 2, "eval.neighbors": 1})
+    if config.eval.every_steps and not config.eval.manifest:
+        raise UserError(
+            f"config.eval.every_steps={config.eval.every_steps} needs videos: set "
+            "config.eval.manifest to a CSV file, preferably with label_<task> columns"
+        )
+
+
+def unused_options(config: Any) -> dict[str, str]:
+    """Returns the options without effect; see `config_checks.unused_options`."""
+    if config.eval.every_steps:
+        return {}
+    reason = "config.eval.every_steps is 0: set it to a number of steps"
+    return {f"eval.{name}": reason for name in ("manifest", "videos", "neighbors")}
+
+
+class OnlineEvaluation:
+    """Evaluates the encoder of a run at regular steps.
+
+    The metrics are fractions in [0, 1]: "eval/knn_<task>" for each label column, or
+    "eval/retrieval" if the manifest has none. All processes read all videos, and each process
+    encodes the clips of its devices.
+
+    Attributes:
+      metrics: names of the metrics.
+    """
+
+    def __init__(self, config: Any, mesh: Mesh, params: Any):
+        """Reads the clips and compiles the forward pass.
+
+        Args:
+          config: the run's config, with `config.eval.every_steps` above 0.
+          mesh: the run's mesh.
+          params: parameters of the encoder on the devices, or their shapes and shardings.
+
+        Raises:
+          UserError: the manifest is invalid, or no video can be read.
+        """
+        self._config, self._mesh = config, mesh
+        with consensus.all_hosts_agree("reading the videos of config.eval"):
+            self._rows, labels = _read_labels(config)
+            self._clips = len(next(iter(labels.values())))
+            self._chunk = CLIPS_PER_SHARD * mesh_lib.batch_shards(mesh)
+            self._batches = list(self._read_batches())
+        self.metrics = tuple(f"eval/{_metric(task)}" for task in labels)
+        self._labels = mesh_lib.replicate(labels, mesh)
+        encode = functools.partial(_encode, encoder_model.from_config(config))
+        replicated = mesh_lib.replicated(mesh)
+        with mesh_lib.mesh_rules(mesh), attention.kernel(config.attention):
+            encode = jax.jit(encode, out_shardings=replicated)
+            self._encode = encode.lower(params, self._put(self._batches[0])).compile()
+        score = functools.partial(
+            score_tasks,
+            classes={task: int(label_n.max()) + 1 for task, label_n in labels.items()},
+            neighbors=1 if RETRIEVAL in labels else config.eval.neighbors,
+        )
+        self._score = jax.jit(score, out_shardings=replicated)
+
+    def after_step(self, step: int, params: Any) -> dict[str, jax.Array]:
+        """Evaluates the parameters after step `step`, from 1, or returns {} if it is not due.
+
+        Args:
+          step: number of steps done.
+          params: parameters of the encoder, on the devices.
+
+        Returns:
+          A dict from the name of each metric to a float32 scalar on the devices.
+        """
+        last = step == self._config.total_steps
+        if not last and not is_due(step, self._config.eval.every_steps):
+            return {}
+        jax.block_until_ready(params)  # CPU devices must not run two computations at the same time
+        parts = []
+        for batch in self._batches:
+            parts.append(self._encode(params, self._put(batch)))
+            jax.block_until_ready(parts[-1])  # bounds the clips that wait on the devices
+        scores = jax.block_until_ready(self._score(parts, self._labels))
+        return {f"eval/{_metric(task)}": score for task, score in scores.items()}
+
+    def _put(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+        return mesh_lib.shard_batch(batch, self._mesh, self._chunk)
+
+    def _read_batches(self) -> Iterator[dict[str, np.ndarray]]:
+        """Yields the clips at this process's positions; clip i of the manifest is at place i.
+
+        The places of videos that cannot be read have `valid` False.
+        """
+        config, total = self._config.data, -(-self._clips // self._chunk) * self._chunk
+        own_b = mesh_lib.batch_positions(self._mesh, self._chunk)
+        places = np.concatenate([np.array(own_b) + s for s in range(0, total, self._chunk)])
+        shape = (len(places), config.frames, config.size, config.size, 3)
+        video_bthwc, valid_b = np.zeros(shape, np.uint8), np.zeros(len(places), bool)
+        slot = {int(place): number for number, place in enumerate(places)}
+        halves = self._clips // len(self._rows)
+        number = {int(row): number for number, row in enumerate(self._rows)}
+        for row, video_thwc in _read_videos(self._config, self._rows, halves):
+            clips_rthwc = rearrange(video_thwc, "(r t) h w c -> r t h w c", r=halves)
+            for place, part_thwc in enumerate(clips_rthwc, halves * number[row]):
+                if place in slot:
+                    video_bthwc[slot[place]], valid_b[slot[place]] = part_thwc, True
+        for s in range(0, len(places), len(own_b)):
+            part = slice(s, s + len(own_b))
+            yield {"video": video_bthwc[part], "valid": valid_b[part]}
+
+
+def _metric(task: str) -> str:
+    return task if task == RETRIEVAL else f"knn_{task}"
+
+
+def _read_labels(config: Any) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Returns the evaluated rows of the manifest, ascending, and the labels of the clips by task.
+
+    If the manifest has more than `config.eval.videos` rows, a random part is selected that does not
+    depend on the seed of the run. Without labels, each row has two clips with a label of their own.
+    """
+    rules = AccessRules.from_config(config.data)
+    manifest = manifest_lib.read_manifest(_manifest(config), rules)
+    rows = np.arange(len(manifest))
+    if len(rows) > config.eval.videos:
+        chosen = np.random.default_rng(0).choice(len(rows), config.eval.videos, replace=False)
+        rows = np.sort(chosen)
+    labels = {
+        name.removeprefix(manifest_lib.LABEL_PREFIX): label_n[rows]
+        for name, label_n in manifest.labels.items()
+    }
+    labels = {t: label_n for t, label_n in labels.items() if len(set(label_n[label_n >= 0])) > 1}
+    return rows, labels or {RETRIEVAL: np.repeat(np.arange(len(rows), dtype=np.int32), 2)}
+
+
+def _manifest(config: Any) -> str:
+    return manifest_lib.find_manifests(config.eval.manifest)
+
+
+def _read_videos(config: Any, rows: np.ndarray, clips: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields the row and the frames of each readable video: uint8 [clips * t, h, w, 3]."""
+    data = ml_collections.ConfigDict(config.data.to_dict())
+    data.frames *= clips
+    if clips > 1:
+        data.update(sampling="sparse", by_source={})
+    dataset = pipeline.make_eval_dataset(data, manifest=_manifest(config), rows=rows, batch_size=1)
+    quiet = jax.process_index() != 0
+    with ProgressMeter(len(rows), "video", quiet=quiet) as meter:
+        for done, batch in enumerate(dataset, 1):
+            yield int(batch["index"][0]), batch["video"][0]
+            meter.update(done, "read for config.eval")
+    if not dataset.bad_videos.delivered:
+        raise dataset.bad_videos.no_good_video_error()
+
+
+def _encode(encoder: Any, params: Any, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, ...]:
+    """Returns features of length 1, float32 [b d], and whether they are of a readable video [b]."""
+    tokens_bnd = encoder.apply({"params": params}, normalize(batch["video"])).tokens_bnd
+    x_bd = jnp.mean(tokens_bnd[:, encoder.class_tokens :], axis=1)
+    length_b1 = jnp.linalg.norm(x_bd, axis=1, keepdims=True)
+    return x_bd / jnp.maximum(length_b1, 1e-12), batch["valid"]
+
+
+def score_tasks(
+    parts: Sequence[tuple[jax.Array, jax.Array]],
+    labels: Mapping[str, jax.Array],
+    *,
+    classes: Mapping[str, int],
+    neighbors: int,
+) -> dict[str, jax.Array]:
+    """Computes the leave-one-out accuracy of weighted nearest neighbors for each task.
+
+    Args:
+      parts: batches of clips: features of length 1, float32 [b d], and whether they are valid, bool
+        [b]. Other clips are neither classified nor used as neighbors. The last ones are padding.
+      labels: int32 [n] by task; a negative number means no label.
+      classes: number of classes of each task.
+      neighbors: number of neighbors k that vote; fewer if there are fewer other clips.
+
+    Returns:
+      float32 accuracy of each task; NaN if there is no clip to classify.
+    """
+    n = len(next(iter(labels.values())))
+    x_nd, valid_n = (jnp.concatenate(part)[:n] for part in zip(*parts, strict=True))
+    similarity_nn = jnp.einsum("nd,md->nm", x_nd, x_nd, precision=jax.lax.Precision.HIGHEST)
+    self_nn = jnp.eye(n, dtype=bool)
+    accuracies = {}
+    for task, label_n in labels.items():
+        known_n = valid_n & (label_n >= 0)
+        allowed_nn = known_n[None] & ~self_nn
+        masked_nn = jnp.where(allowed_nn, similarity_nn, -jnp.inf)
+        top_nk, index_nk = jax.lax.top_k(masked_nn, min(neighbors, n - 1))
+        weight_nk = jnp.exp((top_nk - top_nk[:, :1]) / TEMPERATURE)
+        weight_nk = jnp.where(jnp.isfinite(top_nk), weight_nk, 0.0)
+        votes_nkc = jax.nn.one_hot(label_n[index_nk], classes[task]) * weight_nk[..., None]
+        correct_n = jnp.argmax(jnp.sum(votes_nkc, axis=1), axis=1) == label_n
+        correct_n &= jnp.isfinite(top_nk[:, 0])
+        accuracies[task] = jnp.sum(correct_n & known_n) / jnp.sum(known_n)
+    return accuracies

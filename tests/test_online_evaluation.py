@@ -1,0 +1,126 @@
+"""Evaluation during pretraining: equals scikit-learn, on one or eight devices, and is logged."""
+
+import csv
+
+import jax
+import numpy as np
+import pytest
+from sklearn.model_selection import LeaveOneOut, cross_val_predict
+from sklearn.neighbors import KNeighborsClassifier
+
+from configs import stage1
+from invnext_jax import online_evaluation, train
+from invnext_jax.checkpointing import reader
+from invnext_jax.errors import UserError
+from invnext_jax.evaluation import nearest_neighbors, pretrained
+from invnext_jax.monitoring import metrics_file
+from invnext_jax.synthetic_world.files import write_world
+from invnext_jax.synthetic_world.spec import WorldSpec
+from invnext_jax.training import mesh as mesh_lib
+
+WORLD = "world:simple/val?videos=20&size=16&frames=4"
+
+
+@pytest.fixture(scope="module")
+def config():
+    config = stage1.get_config("tiny")
+    config.encoder.update(width=16, depth=1, heads=2, mlp_width=32, size=16, frames=4)
+    config.data.update(frames=4, size=16, short_side=16, workers=0)
+    config.eval.update(every_steps=2, manifest=WORLD, neighbors=3)
+    return config
+
+
+def test_accuracy_equals_scikit_learn():
+    rng = np.random.default_rng(0)
+    label_n = rng.integers(4, size=60).astype(np.int32)
+    x_nd = rng.normal(size=(60, 8)) + 1.5 * np.eye(4, 8)[label_n]
+    x_nd = nearest_neighbors.l2_normalize(x_nd)
+    model = KNeighborsClassifier(
+        5, metric="cosine", algorithm="brute", weights=lambda d: np.exp((1 - d) / 0.07)
+    )
+    predicted_n = cross_val_predict(model, x_nd, label_n, cv=LeaveOneOut())
+    # Padding, clips that could not be read and clips without a label do not count.
+    x, labels = np.concatenate([x_nd, x_nd[:10]]), np.concatenate([label_n, label_n[:10]])
+    labels[65:] = -1
+    valid = np.arange(70) < 60
+    valid[65:] = True
+    parts = [(x[:40], valid[:40]), (np.pad(x[40:], ((0, 10), (0, 0))), np.pad(valid[40:], (0, 10)))]
+    parts = [tuple(map(jax.numpy.asarray, part)) for part in parts]
+    found = online_evaluation.score_tasks(parts, {"a": labels}, classes={"a": 4}, neighbors=5)
+    assert float(found["a"]) == pytest.approx(np.mean(predicted_n == label_n))
+
+
+def evaluate(config, mesh, step=2):
+    host = pretrained.init_encoder(config, seed=0)
+    params = mesh_lib.replicate(host, mesh)
+    found = online_evaluation.OnlineEvaluation(config, mesh, params).after_step(step, params)
+    return {name: float(value) for name, value in found.items()}
+
+
+def test_result_does_not_depend_on_the_number_of_devices(config):
+    found = evaluate(config, mesh_lib.make_mesh(config.mesh))
+    assert found.keys() == {"eval/knn_shape", "eval/knn_color", "eval/knn_motion"}
+    one = mesh_lib.make_mesh(config.mesh, jax.devices()[:1])
+    assert found == evaluate(config, one)
+    assert evaluate(config, one, step=3) == {}
+
+
+def test_random_part_of_a_large_manifest_is_used(config):
+    rows, labels = online_evaluation._read_labels(config)
+    assert rows.tolist() == list(range(20))
+    config = config.copy_and_resolve_references()
+    config.eval.videos = 8
+    part, part_labels = online_evaluation._read_labels(config)
+    assert len(part) == 8 == len(set(part.tolist()))
+    np.testing.assert_array_equal(part_labels["shape"], labels["shape"][part])
+
+
+def test_halves_of_unlabelled_videos_find_each_other(config, tmp_path):
+    """The color of a clip does not change, so that even random weights find the other half."""
+    write_world(WorldSpec(size=16, frames=8, split="val"), tmp_path, 20, progress=False)
+    with (tmp_path / "val.csv").open() as file:
+        paths = [row["path"] for row in csv.DictReader(file)]
+    path = tmp_path / "videos.csv"
+    path.write_text("path,source\n" + "".join(f"{name},world\n" for name in paths))
+    config = config.copy_and_resolve_references()
+    config.eval.manifest = str(path)
+    found = evaluate(config, mesh_lib.make_mesh(config.mesh))
+    assert found.keys() == {"eval/retrieval"}
+    assert found["eval/retrieval"] > 10 / 39
+
+
+def test_run_logs_the_metrics_and_keeps_the_best_checkpoint(tiny_config, one_device, tmp_path):
+    config = tiny_config("stage1")
+    size, frames = config.data.size, config.data.frames
+    config.eval.update(
+        every_steps=3, manifest=f"world:simple/val?videos=12&size={size}&frames={frames}"
+    )
+    config.checkpoint.update(every_steps=3, keep_best=1, best_metric="eval/knn_color")
+    config.checkpoint.best_mode = "max"
+    train.train(config, tmp_path / "run")
+    records = metrics_file.read_metrics(tmp_path / "run")
+    logged = {r["step"]: r["eval/knn_color"] for r in records if "eval/knn_color" in r}
+    assert list(logged) == [1, 3, 6]
+    assert all(0 <= value <= 1 for value in logged.values())
+    folder = tmp_path / "run" / "checkpoints"
+    steps = reader.finished_steps(folder)
+    scores = {step: reader.read_json(folder / str(step), "meta")["score"] for step in steps}
+    assert scores == {
+        step: {"metric": "eval/knn_color", "value": pytest.approx(logged[step])} for step in (3, 6)
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"manifest": ""}, "config.eval.every_steps=2 needs videos"),
+        ({"every_steps": -1}, "config.eval.every_steps=-1"),
+        ({"neighbors": 0}, "config.eval.neighbors=0"),
+        ({"videos": 1}, "config.eval.videos=1"),
+    ],
+)
+def test_invalid_options_are_refused(config, changes, match):
+    config = config.copy_and_resolve_references()
+    config.eval.update(changes)
+    with pytest.raises(UserError, match=match):
+        online_evaluation.check_config(config)
