@@ -68,7 +68,7 @@ ARROWS = {
 LAYERS = {
     "models": [
         {"siglip"},
-        {"encoder", "predictor", "decoder", "heads", "teachers", "text_tower"},
+        {"encoder", "predictor", "decoder", "heads", "teachers", "text_tower", "tubelet_encoder"},
         {"vit"},
         {"layers", "scan"},
         {"attention"},
@@ -126,7 +126,9 @@ LAYERS = {
     "weights": [
         {"import_weights"},
         {"text_towers"},
-        {"export", "match", "published", "reference", "image_models", "text_models"},
+        {"export", "match", "published", "reference"}
+        | {"image_models", "video_models", "text_models"},
+        {"model_family"},
         {"files", "layout", "model_sizes"},
     ],
     "training": [{"compilation"}, {"step", "recipe"}, {"state"}, {"mesh", "optimizer"}],

@@ -16,7 +16,7 @@ from einops import rearrange
 from invnext_jax import json_file
 from invnext_jax.checkpointing import reader, run_metadata
 from invnext_jax.errors import UserError
-from invnext_jax.evaluation import frame_encoders
+from invnext_jax.evaluation import imported_encoders
 from invnext_jax.evaluation.frozen_encoder import FrozenEncoder, FrozenOutput, select_states
 from invnext_jax.models import encoder as encoder_model
 from invnext_jax.models.encoder import Encoder
@@ -98,8 +98,8 @@ def load_frozen(path: str | Path, *, ema: bool = False) -> FrozenEncoder:
 
     Args:
       path: workdir of a pretraining run; a .safetensors file written by `launch/export.py` or
-        `launch/import_weights.py`; a folder in the published layout; or a folder of a SigLIP2, CLIP
-        or DINOv2 model in the format of transformers.
+        `launch/import_weights.py`; a folder in the published layout; or a folder of a SigLIP2,
+        CLIP, DINOv2, V-JEPA 2 or VideoMAE model in the format of transformers.
       ema: whether to read the moving average of a run's parameters instead of the parameters.
 
     Raises:
@@ -109,11 +109,18 @@ def load_frozen(path: str | Path, *, ema: bool = False) -> FrozenEncoder:
     if Path(path).suffix == ".safetensors":
         params, about = export.read_export(path)
         if "teacher" in params and "encoder" not in params:
-            return frame_encoders.read_export(params["teacher"], about["config"], path)
+            return imported_encoders.read_export(params["teacher"], about["config"], path)
     elif str(path) and folder_config.is_file():
-        model_type = json_file.read_object(folder_config).get("model_type")
-        if model_type in frame_encoders.KIND_OF_MODEL_TYPE:
-            return frame_encoders.read_folder(open_checkpoint(path), path)
+        content = json_file.read_object(folder_config)
+        model_type = str(content.get("model_type"))[:60]
+        if model_type in imported_encoders.KIND_OF_MODEL_TYPE:
+            return imported_encoders.read_folder(open_checkpoint(path), path)
+        if content.keys().isdisjoint(("model_config", "embed_dim")):  # not the published layout
+            known = ", ".join(imported_encoders.KIND_OF_MODEL_TYPE)
+            raise UserError(
+                f"{folder_config} has model_type={model_type!r}, but an encoder must be a "
+                f"published InternVideo-Next or one of {known}: use a different checkpoint"
+            )
     return freeze(load_encoder(path, ema=ema))
 
 

@@ -14,9 +14,14 @@ IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
 Grid = tuple[int, int, int]  # frames, rows, columns
 
 
-def normalize(video_bthwc: jax.Array) -> jax.Array:
-    """Normalizes uint8 clips with ImageNet's mean and standard deviation; returns float32."""
-    mean, std = (v.reshape(1, 1, 1, 1, 3) for v in (IMAGENET_MEAN, IMAGENET_STD))
+def normalize(
+    video_bthwc: jax.Array, mean: np.ndarray = IMAGENET_MEAN, std: np.ndarray = IMAGENET_STD
+) -> jax.Array:
+    """Normalizes uint8 clips with a mean and standard deviation per channel; returns float32.
+
+    The statistics are those of values in [0, 1], by default ImageNet's.
+    """
+    mean, std = (np.asarray(v, np.float32).reshape(1, 1, 1, 1, 3) for v in (mean, std))
     return (video_bthwc.astype(jnp.float32) / 255.0 - mean) / std
 
 

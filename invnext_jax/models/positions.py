@@ -1,4 +1,4 @@
-"""Position embeddings: 3-D sin-cos tables, resizing of tables, and rotary embeddings.
+"""Position embeddings: sin-cos tables, resizing of tables, and rotary embeddings.
 
 Shape key: b batch, n tokens, h heads, e head width, d width, t frames, y x grid rows and columns.
 """
@@ -43,6 +43,17 @@ def _sincos_encoding(width: int, positions_n: np.ndarray) -> np.ndarray:
     frequencies = 10000.0 ** (-np.arange(width // 2) / (width / 2))
     angles = positions_n[:, None] * frequencies[None]
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+
+
+def interleaved_sincos_table(width: int, count: int) -> np.ndarray:
+    """Returns VideoMAE's sin-cos embeddings of the raster index, float32 [count, width].
+
+    Even channels 2i are the sine and odd channels 2i + 1 the cosine of index * 10000^(-2i/width).
+    """
+    exponents = np.arange(width) // 2 * 2 / width
+    angles_nd = np.arange(count)[:, None] * 10000.0 ** -exponents[None]
+    is_even = np.arange(width)[None] % 2 == 0
+    return np.where(is_even, np.sin(angles_nd), np.cos(angles_nd)).astype(np.float32)
 
 
 def resize_table(
@@ -136,6 +147,31 @@ def apply_rotary(x_bnhe: jax.Array, theta: float) -> jax.Array:
     low, high = jnp.split(x_bnhe.astype(jnp.float32), 2, axis=-1)
     rotated = jnp.concatenate([low * cos - high * sin, high * cos + low * sin], axis=-1)
     return rotated.astype(x_bnhe.dtype)
+
+
+def apply_axial_rotary(x_bnhe: jax.Array, grid: Grid) -> jax.Array:
+    """Rotates queries or keys by their position in a clip, as V-JEPA 2 does.
+
+    The channels are three groups of equal, even width for time, row and column; up to five
+    channels at the end are not rotated. Channels 2i and 2i + 1 form a pair. As in the released
+    model, channel j of a group of width g turns by position * 10000^(-2 (j mod g/2) / g), so that
+    the channels of a pair have different frequencies.
+
+    Args:
+      x_bnhe: queries or keys of all tokens in raster order; the rotation is computed in float32.
+      grid: time slots, rows and columns.
+    """
+    group = x_bnhe.shape[3] // 3 // 2 * 2
+    exponents = np.tile(np.arange(group // 2), 2) / (group / 2) if group else np.zeros(0)
+    angles_ne = np.concatenate(
+        [axis.reshape(-1, 1) * 10000.0 ** -exponents[None] for axis in np.indices(grid)], axis=1
+    )
+    cos = jnp.asarray(np.cos(angles_ne), jnp.float32)[None, :, None, :]
+    sin = jnp.asarray(np.sin(angles_ne), jnp.float32)[None, :, None, :]
+    rotated, rest = x_bnhe[..., : 3 * group].astype(jnp.float32), x_bnhe[..., 3 * group :]
+    even, odd = rotated[..., 0::2], rotated[..., 1::2]
+    turned = rearrange(jnp.stack([-odd, even], axis=-1), "b n h p two -> b n h (p two)")
+    return jnp.concatenate([(rotated * cos + turned * sin).astype(x_bnhe.dtype), rest], axis=-1)
 
 
 class PositionTable(nn.Module):

@@ -1,4 +1,4 @@
-"""Plain transformer blocks of the image teachers, the text towers and V-JEPA's predictor.
+"""Plain transformer blocks of image teachers, text towers, video encoders and V-JEPA's predictor.
 
 Shape key: b batch, n tokens, d width, f MLP width, h heads, e head width.
 """
@@ -11,16 +11,22 @@ from einops import rearrange
 from invnext_jax.models.attention import attend
 from invnext_jax.models.dot_general import select_precision
 from invnext_jax.models.layers import Dtype, Mlp, dense, layer_norm
+from invnext_jax.models.patches import Grid
+from invnext_jax.models.positions import apply_axial_rotary
 from invnext_jax.models.sharding import TOKEN_AXES, LeadingAxes, shard_attention_inputs
 
 
 class VisionAttention(nn.Module):
-    """Multi-head attention with biases, and with a separate input for the queries."""
+    """Multi-head attention with biases, and with a separate input for the queries.
+
+    If `rotary_grid` is the clip's grid, `positions.apply_axial_rotary` rotates queries and keys.
+    """
 
     heads: int
     dtype: Dtype
     leading_axes: LeadingAxes = TOKEN_AXES
     causal: bool = False
+    rotary_grid: Grid | None = None
 
     @nn.compact
     def __call__(
@@ -44,6 +50,8 @@ class VisionAttention(nn.Module):
 
         parts = project("q", query_bnd), project("k", x_bnd), project("v", x_bnd)
         q_bnhe, k_bnhe, v_bnhe = shard_attention_inputs(*parts, self.leading_axes)
+        if self.rotary_grid is not None:
+            q_bnhe, k_bnhe = (apply_axial_rotary(x, self.rotary_grid) for x in (q_bnhe, k_bnhe))
         y_bnhe = attend(q_bnhe, k_bnhe, v_bnhe, causal=self.causal)
         y_bnd = rearrange(y_bnhe, "b n h e -> b n (h e)")
         y_bnd = dense(d, ("heads", "embed"), name="proj", dtype=self.dtype)(y_bnd)
@@ -60,7 +68,11 @@ class VisionAttention(nn.Module):
 
 
 class VisionBlock(nn.Module):
-    """Pre-norm block with biases, and optionally with layer scale and a gated MLP as in DINOv2."""
+    """Pre-norm block with biases.
+
+    Options are layer scale and a gated MLP, as in DINOv2; causal attention, as in the text tower of
+    CLIP; and rotary positions, as in V-JEPA 2.
+    """
 
     heads: int
     mlp_width: int
@@ -71,6 +83,7 @@ class VisionBlock(nn.Module):
     gated: bool = False
     leading_axes: LeadingAxes = TOKEN_AXES
     causal: bool = False
+    rotary_grid: Grid | None = None
 
     @nn.compact
     def __call__(self, x_bnd: jax.Array, index: jax.Array, drop_rate: jax.Array) -> jax.Array:
@@ -78,7 +91,12 @@ class VisionBlock(nn.Module):
         del index, drop_rate
         h_bnd = layer_norm(self.eps, self.dtype, "norm1")(x_bnd)
         attention = VisionAttention(
-            self.heads, self.dtype, self.leading_axes, self.causal, name="attn"
+            self.heads,
+            self.dtype,
+            self.leading_axes,
+            self.causal,
+            self.rotary_grid,
+            name="attn",
         )
         h_bnd, _ = attention(h_bnd, h_bnd)
         x_bnd = x_bnd + self._apply_layer_scale(h_bnd, "scale1")

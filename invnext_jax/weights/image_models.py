@@ -6,52 +6,26 @@ names in the table.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import Any
 
 from invnext_jax.errors import UserError
 from invnext_jax.weights.files import Checkpoint, LazyTensor, require_model_type, require_values
-from invnext_jax.weights.layout import CONV2D, SQUEEZE, VECTOR, Rule, linear, norm
+from invnext_jax.weights.layout import CONV2D, SQUEEZE, VECTOR, Rule, linear, linears, norm
+from invnext_jax.weights.model_family import ModelFamily, select_tower, split_fused, square_side
 from invnext_jax.weights.model_sizes import LIMITS, check_size
-
-
-class ImageModelFamily(NamedTuple):
-    """How to import one kind of image model.
-
-    Attributes:
-      rules: map the names that `adapt` returns to paths in the parameter tree.
-      sizes: function that reads the fields of `config.teacher` from the contents of config.json. It
-        raises a UserError if the file describes a different model.
-      adapt: function that returns only the tensors of the image tower, with the names in `rules`,
-        without reading their data.
-    """
-
-    rules: list[Rule]
-    sizes: Callable[[Mapping[str, Any]], dict[str, Any]]
-    adapt: Callable[[Mapping[str, LazyTensor]], dict[str, LazyTensor]]
-
-
-def _linears(layer: str, path: str, parts: Mapping[str, str]) -> list[Rule]:
-    return [
-        rule
-        for name, module in parts.items()
-        for rule in linear(f"{layer}.{name}", f"{path}/{module}")
-    ]
-
 
 _LAYER = "encoder.layers.{i}"
 CLIP_BLOCKS = [  # SigLIP and CLIP, image and text towers
-    *_linears(
+    *linears(
         f"{_LAYER}.self_attn",
         "blocks/attn",
         {"q_proj": "q", "k_proj": "k", "v_proj": "v", "out_proj": "proj"},
     ),
     *norm(f"{_LAYER}.layer_norm1", "blocks/norm1"),
     *norm(f"{_LAYER}.layer_norm2", "blocks/norm2"),
-    *_linears(f"{_LAYER}.mlp", "blocks/mlp", {"fc1": "fc1", "fc2": "fc2"}),
+    *linears(f"{_LAYER}.mlp", "blocks/mlp", {"fc1": "fc1", "fc2": "fc2"}),
 ]
 SIGLIP2 = [
     *linear("embeddings.patch_embedding", "patch_embed", CONV2D),
@@ -59,9 +33,9 @@ SIGLIP2 = [
     *CLIP_BLOCKS,
     *norm("post_layernorm", "norm"),
     Rule("head.probe", "head/probe", SQUEEZE),
-    *_linears("head.attention", "head/attn", {"q": "q", "k": "k", "v": "v", "out_proj": "proj"}),
+    *linears("head.attention", "head/attn", {"q": "q", "k": "k", "v": "v", "out_proj": "proj"}),
     *norm("head.layernorm", "head/norm"),
-    *_linears("head.mlp", "head/mlp", {"fc1": "fc1", "fc2": "fc2"}),
+    *linears("head.mlp", "head/mlp", {"fc1": "fc1", "fc2": "fc2"}),
 ]
 CLIP = [
     Rule("embeddings.class_embedding", "class_token"),
@@ -77,7 +51,7 @@ DINOV2 = [
     Rule("embeddings.register_tokens", "registers", SQUEEZE),
     Rule("embeddings.position_embeddings", "position", SQUEEZE),
     *linear("embeddings.patch_embeddings.projection", "patch_embed", CONV2D),
-    *_linears(
+    *linears(
         f"{_LAYER}.attention",
         "blocks/attn",
         {
@@ -92,10 +66,9 @@ DINOV2 = [
     Rule(f"{_LAYER}.layer_scale1.lambda1", "blocks/scale1"),
     Rule(f"{_LAYER}.layer_scale2.lambda1", "blocks/scale2"),
     # `_adapt_dinov2` renames the projections of a gated MLP to these names.
-    *_linears(f"{_LAYER}.mlp", "blocks/mlp", {"fc1": "fc1", "fc2": "fc2", "gate": "gate"}),
+    *linears(f"{_LAYER}.mlp", "blocks/mlp", {"fc1": "fc1", "fc2": "fc2", "gate": "gate"}),
     *norm("layernorm", "norm"),
 ]
-_IGNORED = re.compile(r"embeddings\.(position_ids|mask_token)")
 _DINOV2_NAMES = {  # names of transformers 5 and of gated MLPs -> names of the table
     "attention.q_proj": "attention.attention.query",
     "attention.k_proj": "attention.attention.key",
@@ -108,53 +81,9 @@ _DINOV2_NAMES = {  # names of transformers 5 and of gated MLPs -> names of the t
 }
 
 
-def select_tower(tensors: Mapping[str, LazyTensor], anchor: str) -> dict[str, LazyTensor]:
-    """Returns all tensors that have the same prefix as the tensor `anchor`, without the prefix."""
-    anchors = [name for name in tensors if name == anchor or name.endswith(f".{anchor}")]
-    if len(anchors) != 1:
-        raise UserError(
-            f"the file has {len(anchors)} tensors {anchor}, but a model of this kind has one: "
-            "use the file that belongs to config.json"
-        )
-    prefix = anchors[0].removesuffix(anchor)
-    tower = {
-        name.removeprefix(prefix): tensor
-        for name, tensor in tensors.items()
-        if name.startswith(prefix)
-    }
-    return {name: tensor for name, tensor in tower.items() if not _IGNORED.fullmatch(name)}
-
-
-def _split_fused(
-    tensors: Mapping[str, LazyTensor], fused: str, parts: tuple[str, ...]
-) -> dict[str, LazyTensor]:
-    """Splits fused tensors into equal parts along the first axis; other tensors are unchanged.
-
-    Args:
-      tensors: tensors by name.
-      fused: regular expression that matches the names of fused tensors; has the groups `path` and
-        `leaf`.
-      parts: names of the parts.
-    """
-    split = {}
-    for name, tensor in tensors.items():
-        match = re.fullmatch(fused, name)
-        if match and tensor.shape and tensor.shape[0] % len(parts) == 0:
-            for i, part in enumerate(parts):
-                split[f"{match['path']}{part}.{match['leaf']}"] = _split_part(tensor, i, len(parts))
-        else:
-            split[name] = tensor
-    return split
-
-
-def _split_part(tensor: LazyTensor, i: int, count: int) -> LazyTensor:
-    size = tensor.shape[0] // count
-    return LazyTensor((size, *tensor.shape[1:]), lambda: np.split(tensor.read(), count)[i])
-
-
 def _adapt_siglip2(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
     fused = r"(?P<path>head\.attention\.)in_proj_(?P<leaf>weight|bias)"
-    return _split_fused(
+    return split_fused(
         select_tower(tensors, "embeddings.patch_embedding.weight"), fused, ("q", "k", "v")
     )
 
@@ -172,7 +101,7 @@ def _adapt_dinov2(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
             name = name.replace(f".{old}.", f".{new}.")
         renamed[name] = tensor
     fused = r"(?P<path>.*\.mlp\.)weights_in\.(?P<leaf>weight|bias)"
-    return _split_fused(renamed, fused, ("gate", "fc1"))
+    return split_fused(renamed, fused, ("gate", "fc1"))
 
 
 ACTIVATIONS = {"gelu": "gelu", "quick_gelu": "quick_gelu", "gelu_pytorch_tanh": "gelu_tanh"}
@@ -203,13 +132,6 @@ def _tower_config(config: Mapping[str, Any], kind: str, types: tuple[str, str]) 
     return dict(config)
 
 
-def _side(config: Mapping[str, Any], name: str) -> int:
-    sides = config[name] if isinstance(config[name], list) else [config[name]]
-    if len(set(sides)) != 1 or not isinstance(sides[0], int):
-        raise UserError(f"config.json has {name}={config[name]!r}, but only squares are supported")
-    return sides[0]
-
-
 def _fields(kind: str, config: Mapping[str, Any], **others: Any) -> dict[str, Any]:
     require_values(config, {"num_channels": 3})
     return {
@@ -218,8 +140,8 @@ def _fields(kind: str, config: Mapping[str, Any], **others: Any) -> dict[str, An
         "depth": config["num_hidden_layers"],
         "heads": config["num_attention_heads"],
         "mlp_width": config["intermediate_size"],
-        "patch": _side(config, "patch_size"),
-        "train_size": _side(config, "image_size"),
+        "patch": square_side(config, "patch_size"),
+        "train_size": square_side(config, "image_size"),
         "activation": "gelu",
         "registers": 0,
         "gated": False,
@@ -266,9 +188,9 @@ def _sizes_dinov2(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 FAMILIES = {
-    "siglip2": ImageModelFamily(SIGLIP2, _sizes_siglip2, _adapt_siglip2),
-    "clip": ImageModelFamily(CLIP, _sizes_clip, _adapt_clip),
-    "dinov2": ImageModelFamily(DINOV2, _sizes_dinov2, _adapt_dinov2),
+    "siglip2": ModelFamily(SIGLIP2, _sizes_siglip2, _adapt_siglip2),
+    "clip": ModelFamily(CLIP, _sizes_clip, _adapt_clip),
+    "dinov2": ModelFamily(DINOV2, _sizes_dinov2, _adapt_dinov2),
 }
 
 # Names of the patch embedding in timm and DINOv2's release, and in OpenAI's CLIP and OpenCLIP.

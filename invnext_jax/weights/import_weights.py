@@ -18,12 +18,20 @@ import jax.numpy as jnp
 import ml_collections
 
 from invnext_jax.errors import UserError
-from invnext_jax.models import encoder, teachers
+from invnext_jax.models import encoder, teachers, tubelet_encoder
 from invnext_jax.models.heads import AttentionPool
 from invnext_jax.models.predictor import ModernBertLayer
 from invnext_jax.models.text_tower import TextTower
 from invnext_jax.stages import registry
-from invnext_jax.weights import image_models, match, published, reference, text_models, text_towers
+from invnext_jax.weights import (
+    image_models,
+    match,
+    published,
+    reference,
+    text_models,
+    text_towers,
+    video_models,
+)
 from invnext_jax.weights.export import description_path, find_nonfinite, write_export
 from invnext_jax.weights.files import Checkpoint, open_checkpoint
 from invnext_jax.weights.model_sizes import check_sizes
@@ -139,6 +147,29 @@ def read_teacher(kind: str, checkpoint: Checkpoint, source: str | Path) -> Impor
         expected = _shapes(teachers.from_config(config), image)
     tree = match.read_tree(family.adapt(checkpoint.tensors), expected, family.rules, str(source))
     return ImportedWeights({"teacher": tree}, {"teacher": sizes})
+
+
+def read_tubelet_encoder(
+    kind: str, checkpoint: Checkpoint, source: str | Path
+) -> tuple[Any, dict[str, Any]]:
+    """Reads a video encoder of another project from one of `video_models.FAMILIES`.
+
+    Returns:
+      The parameters of `models.tubelet_encoder.TubeletEncoder`, and its sizes for `from_sizes`.
+
+    Raises:
+      UserError: the source is not a valid model of this kind.
+    """
+    family = video_models.FAMILIES[kind]
+    with config_errors(source):
+        sizes = family.sizes(_require_config(checkpoint, source))
+        tensors = family.adapt(checkpoint.tensors)
+        sizes["pool_norm"] = "fc_norm.weight" in tensors
+        clip_bthwc = jax.ShapeDtypeStruct(
+            (1, sizes["tubelet"], sizes["patch"], sizes["patch"], 3), jnp.float32
+        )
+        expected = _shapes(tubelet_encoder.from_sizes(sizes), clip_bthwc)
+    return match.read_tree(tensors, expected, family.rules, str(source)), sizes
 
 
 def read_text(checkpoint: Checkpoint, source: str | Path, last_layers: int) -> ImportedWeights:

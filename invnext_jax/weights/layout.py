@@ -72,6 +72,21 @@ def linear(name: str, path: str, layout: Layout = LINEAR) -> list[Rule]:
     return [Rule(f"{name}.weight", f"{path}/kernel", layout), Rule(f"{name}.bias", f"{path}/bias")]
 
 
+def linears(name: str, path: str, parts: Mapping[str, str]) -> list[Rule]:
+    """Returns the rules of several linear layers.
+
+    Args:
+      name: common start of the PyTorch names.
+      path: common start of the paths.
+      parts: end of the path of each layer, by the end of its PyTorch name.
+    """
+    return [
+        rule
+        for part, module in parts.items()
+        for rule in linear(f"{name}.{part}", f"{path}/{module}")
+    ]
+
+
 def norm(name: str, path: str) -> list[Rule]:
     """Returns the rules of a norm's weight and bias."""
     return [Rule(f"{name}.weight", f"{path}/scale"), Rule(f"{name}.bias", f"{path}/bias")]

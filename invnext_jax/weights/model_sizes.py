@@ -22,6 +22,7 @@ LIMITS = {
     "size": 4096,
     "train_size": 4096,
     "frames": 4096,
+    "tubelet": 256,
     "class_tokens": 1024,
     "registers": 1024,
     "window": 2**20,

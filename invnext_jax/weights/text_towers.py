@@ -5,8 +5,9 @@ from typing import Any, NamedTuple
 
 from invnext_jax.errors import UserError
 from invnext_jax.weights.files import LazyTensor, require_values
-from invnext_jax.weights.image_models import ACTIVATIONS, CLIP_BLOCKS, select_tower
+from invnext_jax.weights.image_models import ACTIVATIONS, CLIP_BLOCKS
 from invnext_jax.weights.layout import LINEAR, Rule, linear, norm
+from invnext_jax.weights.model_family import select_tower
 from invnext_jax.weights.model_sizes import LIMITS, check_size
 
 _EMBEDDINGS = [

@@ -1,8 +1,7 @@
-"""Frozen encoders give the outputs of their modules and of transformers, and are deterministic."""
+"""Frozen encoders give the outputs of their modules and are deterministic."""
 
 import dataclasses
 import json
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -11,28 +10,18 @@ import numpy as np
 import pytest
 from golden_cases import assert_near
 from oracle_encoder import make_blind, make_oracle
-from parity import import_transformers, numpy_of, randomise, save
 
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import pretrained
 from invnext_jax.models import encoder as encoder_model
 from invnext_jax.models.heads import AttentionPool
 from invnext_jax.models.patches import normalize
-from invnext_jax.weights import export, import_weights
 
 SIZES = {
     **{"width": 16, "depth": 3, "heads": 2, "mlp_width": 32, "patch": 8, "size": 16},
     **{"frames": 3, "class_tokens": 4, "layer_scale": 1.0, "drop_path": 0.0},
     **{"pool_width": 12, "pool_heads": 2},
 }
-TINY = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
-IMAGE = {**TINY, "image_size": 32, "patch_size": 8}
-
-
-@pytest.fixture(scope="module")
-def hf():
-    torch, transformers = import_transformers()
-    return SimpleNamespace(torch=torch, models=transformers)
 
 
 @pytest.fixture(scope="module")
@@ -107,64 +96,6 @@ def test_random_initialization_depends_on_the_seed_and_has_no_pool(loaded):
     keys = [encoder.with_random_params(seed).key for seed in (0, 0, 1)]
     assert keys[0] == keys[1] != keys[2]
     assert apply(encoder.with_random_params(0), make_clips(16)).pooled_bd is None
-
-
-def make_model(hf, kind):
-    models = hf.models
-    if kind == "siglip2":
-        config = models.SiglipVisionConfig(**IMAGE, intermediate_size=48)
-        return randomise(hf.torch, models.SiglipVisionModel(config))
-    if kind == "clip":
-        config = models.CLIPVisionConfig(**IMAGE, intermediate_size=48)
-        return randomise(hf.torch, models.CLIPVisionModel(config))
-    config = models.Dinov2WithRegistersConfig(**IMAGE, num_register_tokens=2)
-    return randomise(hf.torch, models.Dinov2WithRegistersModel(config))
-
-
-@pytest.mark.parametrize("kind", ["siglip2", "clip", "dinov2"])
-def test_image_encoders_equal_transformers_on_every_frame(hf, kind, tmp_path):
-    model = make_model(hf, kind)
-    encoder = pretrained.load_frozen(save(model, tmp_path))
-    clips = make_clips(32)
-    found = apply(encoder, clips, (2, 0))
-    means = hf.models.image_utils
-    name = {"siglip2": "IMAGENET_STANDARD", "clip": "OPENAI_CLIP", "dinov2": "IMAGENET_DEFAULT"}
-    mean, std = (np.array(getattr(means, f"{name[kind]}_{x}")) for x in ("MEAN", "STD"))
-    pixels = ((clips / 255 - mean) / std).astype(np.float32).reshape(6, 32, 32, 3)
-    with hf.torch.no_grad():
-        pixels = hf.torch.from_numpy(np.moveaxis(pixels, -1, 1).copy())
-        expected = model(pixels, output_hidden_states=True)
-    skip = {"siglip2": 0, "clip": 1, "dinov2": 3}[kind]
-    last = numpy_of(expected.last_hidden_state).reshape(2, 3, -1, 32)
-    assert_near(found.tokens_btnd, last[:, :, skip:], 1e-4)
-    pooled = numpy_of(expected.pooler_output).reshape(2, 3, 32).mean(axis=1)
-    assert_near(found.pooled_bd, pooled, 1e-4)
-    if kind == "siglip2":
-        assert found.class_bkd is None
-    else:
-        assert_near(found.class_bkd, last[:, :, 0], 1e-4)
-    for place, layer in enumerate((2, 0)):
-        state = numpy_of(expected.hidden_states[layer + 1]).reshape(2, 3, -1, 32)
-        assert_near(found.layers_lbtnd[place], state[:, :, skip:], 1e-4)
-
-
-def test_image_encoders_are_read_from_exports_and_other_sizes_are_resized(hf, tmp_path):
-    folder = save(make_model(hf, "dinov2"), tmp_path / "hf")
-    import_weights.import_weights("dinov2", folder, tmp_path / "a.safetensors")
-    encoder = pretrained.load_frozen(tmp_path / "a.safetensors")
-    other = pretrained.load_frozen(folder)
-    assert encoder.key == other.key and encoder.name == "DINOv2"
-    assert apply(encoder, make_clips(48)).tokens_btnd.shape == (2, 3, 36, 32)
-
-
-def test_damaged_exports_of_image_encoders_are_one_sentence_errors(hf, tmp_path):
-    folder = save(make_model(hf, "clip"), tmp_path / "hf")
-    import_weights.import_weights("clip", folder, tmp_path / "a.safetensors")
-    params, about = export.read_export(tmp_path / "a.safetensors")
-    about["config"]["teacher"]["width"] = 64
-    export.write_export(tmp_path / "b.safetensors", params, {"config": about["config"]})
-    with pytest.raises(UserError, match="b.safetensors"):
-        pretrained.load_frozen(tmp_path / "b.safetensors")
 
 
 def test_empty_path_is_refused():

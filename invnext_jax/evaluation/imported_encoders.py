@@ -1,6 +1,9 @@
-"""Image encoders as frozen video encoders: SigLIP2, CLIP and DINOv2 are applied to each frame.
+"""Encoders of other projects as frozen encoders.
 
-Shape key: b clips, t frames, h w pixels, c channels, n tokens of a frame, d width, l layers.
+The image encoders SigLIP2, CLIP and DINOv2 are applied to each frame. The video encoders are
+V-JEPA 2 and VideoMAE.
+
+Shape key: b clips, t frames, h w pixels, c channels, n tokens of a time slot, d width, l layers.
 """
 
 import dataclasses
@@ -12,16 +15,17 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 from einops import rearrange, reduce
 
 from invnext_jax.evaluation.frozen_encoder import FrozenEncoder, FrozenOutput, select_states
-from invnext_jax.models import teachers
+from invnext_jax.models import teachers, tubelet_encoder
 from invnext_jax.models.patches import normalize
-from invnext_jax.weights import import_weights, match
+from invnext_jax.weights import import_weights, match, video_models
 from invnext_jax.weights.files import Checkpoint
 
 DEFAULT_FRAMES = 16  # frames of a clip in the paper's evaluations (Table 15)
-KIND_OF_MODEL_TYPE = {  # `model_type` in config.json -> kind in `teachers.KINDS`
+KIND_OF_MODEL_TYPE = {  # `model_type` in config.json -> kind of importer
     "siglip": "siglip2",
     "siglip_vision_model": "siglip2",
     "siglip2": "siglip2",
@@ -30,21 +34,32 @@ KIND_OF_MODEL_TYPE = {  # `model_type` in config.json -> kind in `teachers.KINDS
     "clip_vision_model": "clip",
     "dinov2": "dinov2",
     "dinov2_with_registers": "dinov2",
+    "vjepa2": "vjepa2",
+    "videomae": "videomae",
 }
-_TITLES = {"siglip2": "SigLIP2", "clip": "CLIP", "dinov2": "DINOv2"}
+_TITLES = {
+    "siglip2": "SigLIP2",
+    "clip": "CLIP",
+    "dinov2": "DINOv2",
+    "vjepa2": "V-JEPA 2",
+    "videomae": "VideoMAE",
+}
 
 
 def read_folder(checkpoint: Checkpoint, source: str | Path) -> FrozenEncoder:
-    """Reads an image encoder from a folder in the format of transformers.
+    """Reads an encoder from a folder in the format of transformers.
 
     Args:
       checkpoint: the opened folder. `model_type` of its config is in `KIND_OF_MODEL_TYPE`.
-      source: path of the folder, for error messages.
+      source: path of the folder.
 
     Raises:
       UserError: the folder does not contain a valid model of this type.
     """
     kind = KIND_OF_MODEL_TYPE[checkpoint.config["model_type"]]
+    if kind in video_models.FAMILIES:
+        params, sizes = import_weights.read_tubelet_encoder(kind, checkpoint, source)
+        return from_tubelet_encoder(params, sizes, video_models.read_pixel_stats(source))
     imported = import_weights.read_teacher(kind, checkpoint, source)
     return from_teacher(imported.params["teacher"], imported.config["teacher"])
 
@@ -120,6 +135,59 @@ def from_teacher(params: Any, sizes: Mapping[str, Any]) -> FrozenEncoder:
         pool_width=sizes["width"],
         params=params,
         record={"kind": kind, **sizes},
+        forward=forward,
+        init_params=init_params,
+    )
+
+
+def from_tubelet_encoder(
+    params: Any, sizes: Mapping[str, Any], pixel_stats: Mapping[str, Any]
+) -> FrozenEncoder:
+    """Makes a frozen encoder from a V-JEPA 2 or VideoMAE encoder.
+
+    The tokens are `last_hidden_state` in transformers, which is not normalized in a VideoMAE with
+    `use_mean_pooling`. The pooled output is the input of the classifier of a fine-tuned VideoMAE;
+    other checkpoints have none. Clips of other sizes than those of the training are possible:
+    V-JEPA 2's rotary positions are computed for the grid of the clip, and VideoMAE's table is
+    resized.
+
+    Args:
+      params: parameters of the encoder.
+      sizes: see `tubelet_encoder.from_sizes`.
+      pixel_stats: "mean" and "std" of the pixels; see `video_models.read_pixel_stats`.
+    """
+    module, tubelet = tubelet_encoder.from_sizes(sizes), sizes["tubelet"]
+    mean, std = (np.array(pixel_stats[name], np.float32) for name in ("mean", "std"))
+
+    def forward(params, video_bthwc, layers):
+        t = video_bthwc.shape[1] // tubelet
+        # State i + 1 is the output of layer i.
+        encoder = module.clone(taps=tuple(layer + 1 for layer in sorted(set(layers))))
+        out = encoder.apply({"params": params}, normalize(video_bthwc, mean, std))
+        layers_lbnd = select_states(out.taps_lbnd, layers)
+        return FrozenOutput(
+            tokens_btnd=rearrange(out.tokens_bnd, "b (t n) d -> b t n d", t=t),
+            class_bkd=None,
+            layers_lbtnd=rearrange(layers_lbnd, "l b (t n) d -> l b t n d", t=t),
+            pooled_bd=out.pooled_bd,
+        )
+
+    def init_params(seed):
+        clip_bthwc = jnp.zeros((1, tubelet, module.patch, module.patch, 3))
+        return nn.unbox(jax.jit(module.init)(jax.random.key(seed), clip_bthwc)["params"])
+
+    return FrozenEncoder(
+        name=_TITLES[module.kind],
+        width=module.width,
+        patch=module.patch,
+        size=module.size,
+        frames=module.frames,
+        tubelet=tubelet,
+        depth=module.depth,
+        class_tokens=False,
+        pool_width=module.width if module.pool_norm else 0,
+        params=params,
+        record={**sizes, "pixels": dict(pixel_stats)},
         forward=forward,
         init_params=init_params,
     )
