@@ -28,7 +28,7 @@ from benchmarks.container_mutations import mutate
 from benchmarks.fuzz_readers import READERS, CheckFile, name_file
 from invnext_jax.monitoring.progress import ProgressMeter
 from invnext_jax.workers.process_worker import ProcessWorker, WorkerDiedError, count_cores
-from invnext_jax.workers.read_clock import ReadStalledError, TimeLimitError
+from invnext_jax.workers.time_limits import ReadStalledError, TimeLimitError
 from invnext_jax.workers.worker_pool import OrderedPool, SupervisedWorker
 
 FRAMES, HEIGHT, WIDTH = 20, 48, 64

@@ -177,7 +177,8 @@ def _describe_run(
     """
     with consensus.all_hosts_agree("reading the manifests") as broadcast:
         digest = manifest.hash_manifests(config.data.manifest)
-        record = run_metadata.describe_run(config, digest, step, hashes, dataset.sample_digests())
+        videos = video_digests.sample_digests(dataset.manifest, config.data.clip_seconds)
+        record = run_metadata.describe_run(config, digest, step, hashes, videos)
         broadcast.value = own = {**record, "init_from_step": None}
     with consensus.all_hosts_agree("comparing configs"):
         if changed := run_metadata.config_differences(

@@ -14,7 +14,7 @@ import numpy as np
 from hostile_workers import Attack
 
 from invnext_jax.data.clips import BadClip
-from invnext_jax.workers.read_clock import reading
+from invnext_jax.workers.time_limits import reading
 
 ROWS = 20  # of the manifest in the fixture `list_config`
 

@@ -11,7 +11,7 @@ import time
 from multiprocessing.reduction import ForkingPickler
 
 from invnext_jax.workers import worker_main
-from invnext_jax.workers.read_clock import CLOCK_BYTES
+from invnext_jax.workers.time_limits import CLOCK_BYTES
 
 
 class Touch:

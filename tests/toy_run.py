@@ -12,6 +12,7 @@ import pytest
 from configs import stage1
 from invnext_jax import train
 from invnext_jax.checkpointing import reader
+from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.models.sharding import with_logical_axes
 from invnext_jax.monitoring import metrics_file
 from invnext_jax.stages import registry
@@ -127,13 +128,11 @@ class _Hooked(grain.IterDataset):
 
     def __init__(self, parent, data):
         super().__init__(parent)
+        self.manifest = manifest_lib.read_manifest("world:simple/train?videos=20&size=16")
         self._data = data
 
     def describe(self, steps):
         return f"toy data for {steps} steps"
-
-    def sample_digests(self):
-        return []
 
     def unused_options(self):
         return {}

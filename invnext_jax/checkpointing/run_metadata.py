@@ -160,7 +160,7 @@ def describe_run(
         manifest_sha256: SHA-256 of the run's manifests, see `manifest.hash_manifests`.
         init_from_step: step of the checkpoint in `config.init_from`, or None.
         frozen_sha256: hash of each group of frozen parameters, see `frozen_hashes.hash_groups`.
-        video_digests: digests of some of the run's videos, see `fingerprints.sample_digests`.
+        video_digests: digests of some of the run's videos, see `video_digests.sample_digests`.
     """
     return {
         "format_version": FORMAT_VERSION,

@@ -17,10 +17,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from invnext_jax.data import labels as labels_lib
 from invnext_jax.data import remote_files, shards, video_io
 from invnext_jax.data.access_rules import DEFAULT_RULES, AccessRules
-from invnext_jax.data.columns import LABEL_PREFIX, check_columns
+from invnext_jax.data.columns import LABEL_PREFIX, check_columns, parse_label
 from invnext_jax.errors import UserError
 from invnext_jax.synthetic_world import files, urls
 
@@ -272,7 +271,7 @@ def _read_rows(path: str, rows: csv.DictReader, columns: list[str], rules: Acces
         for name, values in times.items():
             values.append(_parse(float, row.get(name) or "nan", line, name, "a number"))
         for name, values in labels.items():
-            label = _parse(labels_lib.parse_label, row[name], line, name, "an integer")
+            label = _parse(parse_label, row[name], line, name, "an integer")
             if not LABELS.min <= label <= LABELS.max:
                 raise UserError(
                     f"{line}: {label} in column {name!r} exceeds 32 bits: number the classes from 0"

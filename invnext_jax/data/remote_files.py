@@ -12,7 +12,7 @@ import fsspec
 
 from invnext_jax.data import demux
 from invnext_jax.errors import UserError
-from invnext_jax.workers.read_clock import reading
+from invnext_jax.workers.time_limits import reading
 
 BLOCK_BYTES = 2**22  # block size for remote files; about the size of a video of a few seconds
 CACHED_BLOCKS = 16  # 64 MiB per worker

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from invnext_jax import sanitize
 from invnext_jax.data.demux import BadVideo
-from invnext_jax.workers.read_clock import reading
+from invnext_jax.workers.time_limits import reading
 
 # Storage errors, which the reader reports only in the text of its messages.
 STORAGE_ERRNOS = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN)

@@ -20,8 +20,8 @@ from typing import Any
 import grain
 import numpy as np
 
-from invnext_jax.data import fingerprints, sources
 from invnext_jax.data import manifest as manifest_lib
+from invnext_jax.data import sources
 from invnext_jax.data.bad_videos import BadVideoTracker
 from invnext_jax.data.clips import BadClip, make_rng
 from invnext_jax.data.storage_retries import StorageMonitor, load_in_worker, protocols_of
@@ -220,9 +220,14 @@ class TrainDataset:
         return TrainIterator(self)
 
     @property
+    def manifest(self) -> manifest_lib.Manifest:
+        """The rows of all manifests."""
+        return self.mixture.manifest
+
+    @property
     def videos(self) -> int:
         """Number of rows of all manifests."""
-        return len(self.mixture.manifest)
+        return len(self.manifest)
 
     @property
     def groups(self) -> int:
@@ -237,10 +242,6 @@ class TrainDataset:
     def unused_options(self) -> dict[str, str]:
         """Returns the options of `config.data` that affect no video, with the reason."""
         return sources.unused_options(self._config, self.mixture.manifest)
-
-    def sample_digests(self) -> list[dict[str, Any]]:
-        """Returns the digests of some of the videos; see `fingerprints.sample_digests`."""
-        return fingerprints.sample_digests(self.mixture.manifest, self._timeout)
 
     def open_pool(self, first_batch: int, buffer: BatchBuffer) -> OrderedPool:
         """Starts workers that write this process's clips, from `first_batch` on, to `buffer`."""

@@ -18,7 +18,7 @@ from invnext_jax.data import decode, demux, index_files, remote_files, shards
 from invnext_jax.data.frame_index import PacketIndex
 from invnext_jax.errors import UserError
 from invnext_jax.synthetic_world import urls
-from invnext_jax.workers.read_clock import reading
+from invnext_jax.workers.time_limits import reading
 
 MAX_FRAMES = 500_000  # total number of frames of the cached indexes; about 20 MiB
 DIGEST_BYTES = 2**16  # number of bytes hashed at each end of a file

@@ -20,7 +20,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from invnext_jax.data import index_files, labels, manifest
+from invnext_jax.data import columns as columns_lib
+from invnext_jax.data import index_files, manifest
 from invnext_jax.dataset_prep import duplicates, probe_cache, probing, video_flags
 from invnext_jax.dataset_prep.csv_files import (
     check_overwrite,
@@ -231,7 +232,7 @@ def _write_outputs(
     texts[sidecar_path(out, "frames", "jsonl")] = index_files.format_lines(pairs)
     if videos.classes is not None:
         text = json.dumps(videos.classes, indent=0, ensure_ascii=False) + "\n"
-        texts[labels.path_of(out)] = text
+        texts[columns_lib.class_names_path(out)] = text
     check_overwrite(out, texts[out], overwrite)
     for path, text in reversed(texts.items()):  # the manifest last; it marks a complete run
         write_csv(path, text)

@@ -19,8 +19,8 @@ from invnext_jax.data.frame_converter import FrameConverter, Orientation
 from invnext_jax.data.video_io import digest_file
 from invnext_jax.dataset_prep import video_flags
 from invnext_jax.dataset_prep.worker_map import WorkerFailure, map_in_workers
-from invnext_jax.workers.read_clock import reading
 from invnext_jax.workers.results import register_result_type
+from invnext_jax.workers.time_limits import reading
 
 MAX_TAIL = 1000  # maximum number of frames decoded after the last key frame
 MAX_HEAD = 60  # maximum number of frames decoded to check an early seek

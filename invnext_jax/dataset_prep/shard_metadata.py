@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from absl import logging
 from etils import epath
 
-from invnext_jax.data import labels as labels_lib
+from invnext_jax.data import columns as columns_lib
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data import video_io
 from invnext_jax.dataset_prep import csv_files
@@ -82,7 +82,7 @@ def write_metadata(
     lengths = {"lengths": [len(report.written) for report in reports], "size": size}
     write_text(_lengths_path(plan), json.dumps(lengths) + "\n")
     _write_dataset_info(plan)
-    copy_class_names(plan.manifests, out / f"{plan.split}{labels_lib.SUFFIX}")
+    copy_class_names(plan.manifests, out / f"{plan.split}{columns_lib.CLASS_NAMES_SUFFIX}")
     path = out / f"{plan.split}.csv"
     write_text(path, _format_manifest(plan, manifest, reports))
     return ShardSummary(str(path), plan.rows, written, quarantined, size, reused, len(damaged))
@@ -93,10 +93,10 @@ def copy_class_names(manifests: Sequence[str], path: epath.Path) -> None:
     ids: dict[str, int] = {}
     for name in manifests:
         local = not video_io.is_remote(name) and not video_io.is_world(name)
-        own = labels_lib.read_of_manifest(name) if local else None
+        own = columns_lib.read_manifest_classes(name) if local else None
         if own is None:
             return
-        if conflict := labels_lib.describe_conflict(ids, own):
+        if conflict := columns_lib.describe_class_conflict(ids, own):
             logging.warning("%s number classes differently: %s", ", ".join(manifests), conflict)
             return
         ids |= own

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from invnext_jax.checkpointing import run_metadata
-from invnext_jax.data import fingerprints, pipeline, video_io
+from invnext_jax.checkpointing import run_metadata, video_digests
 from invnext_jax.data import manifest as manifest_lib
+from invnext_jax.data import pipeline, video_io
 from invnext_jax.data.access_rules import AccessRules
 from invnext_jax.evaluation import features
 from invnext_jax.evaluation.feature_cache import FeatureCache, FeatureSource, feature_key
@@ -205,13 +205,13 @@ def hash_videos(names: str, rules: AccessRules, seconds: float) -> str:
     Args:
       names: names of the manifests, separated by commas.
       rules: rules for which files the rows may refer to.
-      seconds: time limit, see `fingerprints.digest_files`.
+      seconds: time limit, see `video_digests.digest_files`.
     """
     local = [name for name in manifest_lib.split_names(names) if not video_io.is_world(name)]
-    paths = fingerprints.list_files(manifest_lib.read_manifest(local, rules)) if local else []
+    paths = video_digests.list_files(manifest_lib.read_manifest(local, rules)) if local else []
     digest = hashlib.sha256()
     with ProgressMeter(len(paths), "file", quiet=len(paths) < _METER_FILES) as meter:
-        for number, found in enumerate(fingerprints.digest_files(paths, seconds), 1):
+        for number, found in enumerate(video_digests.digest_files(paths, seconds), 1):
             digest.update(f"{found}\n".encode())
             meter.update(number, "hashed")
     return digest.hexdigest()

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from invnext_jax.data import labels as labels_lib
+from invnext_jax.data import columns as columns_lib
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data import shards, video_io
 from invnext_jax.data.demux import BadVideo
@@ -90,7 +90,7 @@ def compare_splits(config: Any, tasks: Sequence[str]) -> SplitReport:
 def check_class_names(
     config: Any, tasks: Sequence[str]
 ) -> tuple[dict[str, dict[str, int]], list[str]]:
-    """Compares the class names of all manifests (see `data.labels`).
+    """Compares the class names of all manifests (see `data.columns`).
 
     Returns:
       A dict from each task with class names to its class ids by name; and notes about manifests
@@ -104,7 +104,7 @@ def check_class_names(
     for name in [*_parts(config.train_manifest), *_parts(config.val_manifest)]:
         columns = _label_columns(name)
         local = not video_io.is_world(name) and not video_io.is_remote(name)
-        ids = labels_lib.read_of_manifest(name) if local else None
+        ids = columns_lib.read_manifest_classes(name) if local else None
         named = _column_of_names(columns)
         for task in tasks:
             column = manifest_lib.LABEL_PREFIX + task
@@ -112,10 +112,11 @@ def check_class_names(
                 nameless[task] += [name] if column in columns else []
                 continue
             first, first_ids = known.setdefault(task, (name, ids))
-            if conflict := labels_lib.describe_conflict(first_ids, ids):
+            if conflict := columns_lib.describe_class_conflict(first_ids, ids):
                 raise UserError(
                     f"{first} and {name} number the classes of {task} differently ({conflict}): "
-                    f"index the second manifest again with --classes={labels_lib.path_of(first)}"
+                    "index the second manifest again with "
+                    f"--classes={columns_lib.class_names_path(first)}"
                 )
             known[task] = first, {**first_ids, **ids}
     notes = [

@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from invnext_jax.data import labels as labels_lib
+from invnext_jax.data import columns as columns_lib
 from invnext_jax.errors import UserError
 from invnext_jax.video_lists.video_list import NO_LABEL, ListOptions, VideoList
 
@@ -55,7 +55,7 @@ def assign(
 
 def _read_file(path: str) -> dict[str, int]:
     try:
-        return {normalize(name): n for name, n in labels_lib.read_names(path).items()}
+        return {normalize(name): n for name, n in columns_lib.read_class_names(path).items()}
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"--classes={path} cannot be read: {error}") from error
 
@@ -90,10 +90,12 @@ def match_neighbors(videos: VideoList, options: ListOptions, out: Path) -> Video
     """
     if videos.classes is None or options.classes:
         return videos
-    own, column = labels_lib.path_of(out), f"label_{options.task}"
+    own, column = columns_lib.class_names_path(out), f"label_{options.task}"
     found = {
-        os.fspath(file): labels_lib.read_of_manifest(os.fspath(file)[: -len(labels_lib.SUFFIX)])
-        for file in sorted(out.parent.glob(f"*{labels_lib.SUFFIX}"))
+        os.fspath(file): columns_lib.read_manifest_classes(
+            os.fspath(file)[: -len(columns_lib.CLASS_NAMES_SUFFIX)]
+        )
+        for file in sorted(out.parent.glob(f"*{columns_lib.CLASS_NAMES_SUFFIX}"))
         if file.name != own.name
     }
     shared = {file: ids for file, ids in found.items() if not videos.classes.keys().isdisjoint(ids)}
@@ -105,7 +107,7 @@ def match_neighbors(videos: VideoList, options: ListOptions, out: Path) -> Video
     if complete and not videos.classes_file:
         (file, ids), *others = complete.items()
         for other, other_ids in others:
-            if conflict := labels_lib.describe_conflict(ids, other_ids):
+            if conflict := columns_lib.describe_class_conflict(ids, other_ids):
                 raise UserError(f"{file} and {other} number the classes differently: {cure}")
         note = (
             f"class ids are those of {file}, which has all classes of this list "
@@ -114,7 +116,7 @@ def match_neighbors(videos: VideoList, options: ListOptions, out: Path) -> Video
         videos = renumber(videos, column, ids, file)
         return dataclasses.replace(videos, notes=(*videos.notes, note))
     for file, ids in shared.items():
-        if conflict := labels_lib.describe_conflict(ids, videos.classes):
+        if conflict := columns_lib.describe_class_conflict(ids, videos.classes):
             raise UserError(f"{file} and this list number classes differently ({conflict}): {cure}")
     return videos
 
@@ -129,7 +131,7 @@ def join(lists: Sequence[VideoList], names: Sequence[str], options: ListOptions)
     ids, file, file_name = {}, "", ""
     for videos, name in zip(lists, names, strict=True):
         if videos.classes and videos.classes_file:
-            if conflict := labels_lib.describe_conflict(ids, videos.classes):
+            if conflict := columns_lib.describe_class_conflict(ids, videos.classes):
                 raise UserError(
                     f"{file_name} and {name} number classes differently ({conflict}): index one of "
                     "them again with another --task or with --classes"

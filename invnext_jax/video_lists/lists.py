@@ -13,7 +13,6 @@ import re
 from pathlib import Path
 
 from invnext_jax.data import columns as columns_lib
-from invnext_jax.data import labels as labels_lib
 from invnext_jax.data import manifest
 from invnext_jax.errors import UserError
 from invnext_jax.video_lists import class_ids, published_lists, text_tables
@@ -141,14 +140,15 @@ def _add_class_names(
     videos: VideoList, path: Path, label_columns: list[str], options: ListOptions
 ) -> VideoList:
     """Adds the class names stored next to a manifest. `--classes` overrides their ids."""
-    ids, column = labels_lib.read_of_manifest(path), f"{manifest.LABEL_PREFIX}{options.task}"
+    ids, column = columns_lib.read_manifest_classes(path), f"{manifest.LABEL_PREFIX}{options.task}"
     if ids is None:
         return videos
     if label_columns != [column]:
-        note = f"{labels_lib.path_of(path)} is not read: set --task to the task of its label column"
+        names = columns_lib.class_names_path(path)
+        note = f"{names} is not read: set --task to the task of its label column"
         return dataclasses.replace(videos, notes=(*videos.notes, note))
     ids = {class_ids.normalize(name): number for name, number in ids.items()}
-    file = str(labels_lib.path_of(path))
+    file = str(columns_lib.class_names_path(path))
     videos = dataclasses.replace(videos, classes=ids, classes_file=file)
     if not options.classes:
         return videos
@@ -189,9 +189,9 @@ def _number_labels(texts: list[str], where: list[str], path: Path, options: List
     """
     is_number = [_is_label(text) for text in texts]
     if all(is_number):
-        return [labels_lib.parse_label(text) for text in texts], None, ""
+        return [columns_lib.parse_label(text) for text in texts], None, ""
     numbers = [
-        i for i, text in enumerate(texts) if is_number[i] and labels_lib.parse_label(text) >= 0
+        i for i, text in enumerate(texts) if is_number[i] and columns_lib.parse_label(text) >= 0
     ]
     if numbers:
         name = texts[is_number.index(False)]
@@ -206,7 +206,7 @@ def _number_labels(texts: list[str], where: list[str], path: Path, options: List
 
 def _is_label(text: str) -> bool:
     try:
-        labels_lib.parse_label(text)
+        columns_lib.parse_label(text)
     except ValueError:
         return False
     return True

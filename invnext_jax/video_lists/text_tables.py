@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from invnext_jax.data import labels as labels_lib
+from invnext_jax.data import columns as columns_lib
 from invnext_jax.errors import UserError
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
@@ -121,13 +121,13 @@ def parse_seconds(text: str | None, where: str) -> float | None:
 
 
 def parse_label(text: str | None, where: str) -> int:
-    """Parses a class id as `labels.parse_label` does.
+    """Parses a class id as `columns_lib.parse_label` does.
 
     Raises:
         UserError: The text is not an integer. The message starts with `where`.
     """
     try:
-        return labels_lib.parse_label(text)
+        return columns_lib.parse_label(text)
     except ValueError as error:
         raise UserError(
             f"{where}: {text!r} must be an integer, or blank or -1 for no label; put class names "

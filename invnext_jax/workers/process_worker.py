@@ -1,4 +1,4 @@
-"""Workers that run one task at a time in a process or a thread, and may hang or die.
+"""Worker processes that run one task at a time, and may hang or die.
 
 A worker process is a new Python interpreter that does not inherit modules or memory from this one.
 """
@@ -8,7 +8,6 @@ import fcntl
 import math
 import mmap
 import os
-import queue
 import socket
 import subprocess
 import sys
@@ -19,8 +18,8 @@ from typing import Any
 
 from invnext_jax.workers import messages, worker_main
 from invnext_jax.workers.cpu_quota import read_cpu_quota
-from invnext_jax.workers.read_clock import CLOCK_BYTES, ReadClock, use_clock, wait_for_result
 from invnext_jax.workers.results import InvalidResultError
+from invnext_jax.workers.time_limits import CLOCK_BYTES, ReadClock, wait_for_result
 from invnext_jax.workers.worker_environment import make_environment
 
 RETURN_SECONDS = 5  # maximum time until a pending call notices that its process has exited
@@ -42,66 +41,6 @@ class WorkerDiedError(Exception):
 
 class WorkerStartError(RuntimeError):
     """A worker cannot be started."""
-
-
-class WorkerClosedError(Exception):
-    """The worker was closed while a call was pending."""
-
-
-class ThreadWorker:
-    """Runs tasks in a thread. A thread that hangs is abandoned, because it cannot be killed.
-
-    Attributes:
-        clock: Clock of its reads.
-    """
-
-    def __init__(self, function: Callable[[Any], Any]):
-        self._function = function
-        self._tasks, self._results = queue.SimpleQueue(), queue.SimpleQueue()
-        self.clock = ReadClock()
-        threading.Thread(target=self._run, daemon=True).start()
-
-    def _run(self) -> None:
-        with use_clock(self.clock):
-            while (task := self._tasks.get()) is not None:
-                try:
-                    result = self._function(*task), None
-                except Exception as error:  # re-raised in `call`
-                    result = None, error
-                self._results.put(result)
-
-    def call(self, task: tuple, timeout: float) -> Any:
-        """Returns the function's result, or raises its exception.
-
-        Raises:
-            TimeLimitError: The task takes longer than `timeout` seconds, without its reads.
-            ReadStalledError: One of its reads takes longer than `timeout` seconds.
-        """
-        self._tasks.put(task)
-        ready = []
-
-        def wait(seconds: float) -> bool:
-            with contextlib.suppress(queue.Empty):
-                ready.append(self._results.get(timeout=seconds))
-            return bool(ready)
-
-        wait_for_result(wait, self.clock, timeout)
-        ((result, error),) = ready
-        if error is not None:
-            raise error
-        return result
-
-    def prefetch(self, task: tuple) -> None:
-        """Does nothing: the other threads of the pool read ahead."""
-
-    def close(self) -> None:
-        """Stops the thread after its current task; a pending call raises `WorkerClosedError`."""
-        self._tasks.put(None)
-        self._results.put((None, WorkerClosedError()))
-
-    def peak_memory(self) -> int:
-        """Returns 0: the memory of a thread cannot be separated from that of its process."""
-        return 0
 
 
 class ProcessWorker:

@@ -14,7 +14,7 @@ import threading
 import traceback
 
 from invnext_jax.workers import messages
-from invnext_jax.workers.read_clock import CLOCK_BYTES, ReadClock, use_clock
+from invnext_jax.workers.time_limits import CLOCK_BYTES, ReadClock, use_clock
 
 SIGTERM_GRACE_SECONDS = 60
 ORPHAN_SECONDS = 5  # an orphaned process exits this long after its task's timeout

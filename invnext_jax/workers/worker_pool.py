@@ -13,14 +13,13 @@ from typing import Any
 
 from absl import logging
 
-from invnext_jax.workers.process_worker import (
-    ProcessWorker,
+from invnext_jax.workers.process_worker import ProcessWorker, WorkerDiedError, WorkerStartError
+from invnext_jax.workers.time_limits import (
+    ReadStalledError,
     ThreadWorker,
+    TimeLimitError,
     WorkerClosedError,
-    WorkerDiedError,
-    WorkerStartError,
 )
-from invnext_jax.workers.read_clock import ReadStalledError, TimeLimitError
 
 IN_PROCESS_THREADS = 4
 MAX_FAILED_STARTS = 3  # consecutive failed starts after which the run ends

@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from invnext_jax.data import storage_retries
-from invnext_jax.workers.read_clock import ReadStalledError
+from invnext_jax.workers.time_limits import ReadStalledError
 
 
 class FakeWorker:

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from invnext_jax.data import labels
+from invnext_jax.data import columns as columns_lib
 from invnext_jax.errors import UserError
 from invnext_jax.video_lists import lists
 
@@ -193,7 +193,7 @@ def test_impossible_class_ids_are_refused(text, tmp_path):
     path = tmp_path / "classes.json"
     path.write_text(text)
     with pytest.raises(ValueError, match="must map names to integers"):
-        labels.read_names(path)
+        columns_lib.read_class_names(path)
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,9 @@
 import pytest
 from hostile_workers import INVALID, Attack, read_forever, send_part, shrink_memory
 
-from invnext_jax.workers import read_clock
+from invnext_jax.workers import time_limits
 from invnext_jax.workers.process_worker import ProcessWorker, WorkerDiedError
-from invnext_jax.workers.read_clock import ReadStalledError, TimeLimitError
+from invnext_jax.workers.time_limits import ReadStalledError, TimeLimitError
 from invnext_jax.workers.worker_pool import SupervisedWorker
 
 
@@ -45,7 +45,7 @@ def test_a_part_of_an_answer_is_awaited_until_the_time_limit(start):
 
 @pytest.mark.parametrize("clock", ["inf", "nan", "-1e300", "1e300", "now"])
 def test_a_forged_clock_does_not_extend_the_time_limit(clock, start, monkeypatch):
-    monkeypatch.setattr(read_clock, "MAX_READ_TIMEOUTS", 3)
+    monkeypatch.setattr(time_limits, "MAX_READ_TIMEOUTS", 3)
     worker = start(read_forever)
     with pytest.raises((TimeLimitError, ReadStalledError)):
         worker.call((clock,), 0.4)

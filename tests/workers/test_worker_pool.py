@@ -12,10 +12,11 @@ from fakes import FakeLoad, Unloadable, describe_process, sleep_and_report, work
 
 from invnext_jax.data.manifest import VideoRecord
 from invnext_jax.workers import process_worker as workers
+from invnext_jax.workers import time_limits
 from invnext_jax.workers import worker_pool as worker_pool_lib
 
 
-@pytest.mark.parametrize("kind", [workers.ThreadWorker, workers.ProcessWorker])
+@pytest.mark.parametrize("kind", [time_limits.ThreadWorker, workers.ProcessWorker])
 def test_results_are_in_order_and_not_too_far_ahead(kind):
     begun = []
 
@@ -30,7 +31,7 @@ def test_results_are_in_order_and_not_too_far_ahead(kind):
     pool.close()
     assert [result["number"] for result in results] == list(range(10))
     assert max(begun) <= 12
-    inside = kind is workers.ThreadWorker
+    inside = kind is time_limits.ThreadWorker
     assert ({result["process"] for result in results} == {os.getpid()}) == inside
 
 

@@ -1,4 +1,4 @@
-"""Measures the time that a worker waits for storage, separately from the time for decoding.
+"""Time limits of tasks that read files: of the task without its reads, and of each read.
 
 Opening and reading files happens inside `reading()`. The clock of a worker is in memory shared with
 its supervisor, which can check it while the worker is blocked in a read. The supervisor does not
@@ -6,9 +6,11 @@ trust it: impossible times are ignored, and no task can claim to read forever.
 """
 
 import contextlib
+import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 CLOCK_BYTES = 16
 MAX_READ_TIMEOUTS = 100  # maximum time of a task with its reads, in multiples of its timeout
@@ -21,6 +23,10 @@ class TimeLimitError(Exception):
 
 class ReadStalledError(Exception):
     """A single read of a task did not return within the timeout."""
+
+
+class WorkerClosedError(Exception):
+    """The worker was closed while a call was pending."""
 
 
 class ReadClock:
@@ -107,3 +113,59 @@ def wait_for_result(wait: Callable[[float], bool], clock: ReadClock, timeout: fl
             return
         if end <= now:
             raise ReadStalledError if read_start else TimeLimitError
+
+
+class ThreadWorker:
+    """Runs tasks in a thread. A thread that hangs is abandoned, because it cannot be killed.
+
+    Attributes:
+        clock: Clock of its reads.
+    """
+
+    def __init__(self, function: Callable[[Any], Any]):
+        self._function = function
+        self._tasks, self._results = queue.SimpleQueue(), queue.SimpleQueue()
+        self.clock = ReadClock()
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self) -> None:
+        with use_clock(self.clock):
+            while (task := self._tasks.get()) is not None:
+                try:
+                    result = self._function(*task), None
+                except Exception as error:  # re-raised in `call`
+                    result = None, error
+                self._results.put(result)
+
+    def call(self, task: tuple, timeout: float) -> Any:
+        """Returns the function's result, or raises its exception.
+
+        Raises:
+            TimeLimitError: The task takes longer than `timeout` seconds, without its reads.
+            ReadStalledError: One of its reads takes longer than `timeout` seconds.
+        """
+        self._tasks.put(task)
+        ready = []
+
+        def wait(seconds: float) -> bool:
+            with contextlib.suppress(queue.Empty):
+                ready.append(self._results.get(timeout=seconds))
+            return bool(ready)
+
+        wait_for_result(wait, self.clock, timeout)
+        ((result, error),) = ready
+        if error is not None:
+            raise error
+        return result
+
+    def prefetch(self, task: tuple) -> None:
+        """Does nothing: the other threads of the pool read ahead."""
+
+    def close(self) -> None:
+        """Stops the thread after its current task; a pending call raises `WorkerClosedError`."""
+        self._tasks.put(None)
+        self._results.put((None, WorkerClosedError()))
+
+    def peak_memory(self) -> int:
+        """Returns 0: the memory of a thread cannot be separated from that of its process."""
+        return 0
