@@ -1,4 +1,4 @@
-"""Writes docs/imports.svg, a drawing of the imports between the folders of the package.
+"""Writes docs/images/imports.svg, a drawing of the imports between the folders of the package.
 
     python docs/draw_imports.py
 
@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "invnext_jax"
-DRAWING = ROOT / "docs/imports.svg"
+DRAWING = ROOT / "docs/images/imports.svg"
 
 # Files with their own box: the only ones of their folder that import from layers above it.
 SEPARATE = (
@@ -154,7 +154,7 @@ def read_sentence(box: str) -> str:
 
 
 def make_drawing() -> str:
-    """Returns the text of docs/imports.svg."""
+    """Returns the text of docs/images/imports.svg."""
     graph = reduce_edges(read_imports())
     rows, edges = order_layers(graph, assign_layers(graph))
     positions = place_names(rows)

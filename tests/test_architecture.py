@@ -48,7 +48,7 @@ def has_field(config, name):
 
 def test_drawing_agrees_with_the_imports():
     """If this fails, run `python docs/draw_imports.py`."""
-    drawing = (ROOT / "docs/imports.svg").read_text()
+    drawing = (ROOT / "docs/images/imports.svg").read_text()
     assert drawing == load_script("draw_imports").make_drawing()
 
 

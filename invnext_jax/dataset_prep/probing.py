@@ -34,9 +34,7 @@ TRANSFERS = {
     **dict.fromkeys((ColorTrc.BT2020_10, ColorTrc.BT2020_12), "sdr"),
 }
 MAX_RATE_ERROR = 0.02  # maximum relative error of the header's frame rate
-MAX_RATE = (
-    480.0  # frames per second; without time stamps, a higher rate is assumed to be a clock rate
-)
+MAX_RATE = 480.0  # frames per second; without time stamps, a higher rate is that of a clock
 MIN_ZEROS = 16  # bytes; some encoders write shorter packets of zeros for repeated frames
 TRANSIENT_ERRNOS = (
     *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EACCES, errno.ENOMEM, errno.EMFILE),

@@ -256,8 +256,7 @@ class ClassTokenTeacher(nn.Module):
 
     def _last_attention(self, x_bnd):
         """Returns the attention from the class token to the patches in the last layer, [b n]."""
-        # The scan returns only the outputs of layers, so the attention of the last layer is
-        # recomputed.
+        # The scan returns only the outputs of layers, so this attention is recomputed.
         blocks = nn.unbox(self.variables["params"]["blocks"])
         norm, attn = (jax.tree.map(lambda x: x[-1], blocks[name]) for name in ("norm1", "attn"))
         layer = nn.LayerNorm(self.eps, self.dtype, use_fast_variance=False, parent=None)
