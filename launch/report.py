@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from invnext_jax import errors
-from invnext_jax.evaluation import report
+from invnext_jax.evaluation.pages import report
 from invnext_jax.training import compilation
 
 _OUT = flags.DEFINE_string("out", "report.html", "The HTML file to write.")

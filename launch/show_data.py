@@ -11,7 +11,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from invnext_jax import errors
-from invnext_jax.evaluation import data_page
+from invnext_jax.evaluation.pages import data_page
 from invnext_jax.training import compilation
 
 _CONFIG = config_flags.DEFINE_config_file(

@@ -16,9 +16,10 @@ import pytest
 
 from configs.eval import linear_probe as probe_config
 from invnext_jax import train
-from invnext_jax.evaluation import data_page, evaluate, pretrained, report, tables
+from invnext_jax.evaluation import evaluate, pretrained, tables
 from invnext_jax.evaluation.evaluators import registry as evaluators
 from invnext_jax.evaluation.evaluators.evaluator import Row
+from invnext_jax.evaluation.pages import data_page, report
 from invnext_jax.models.sharding import with_logical_axes
 from invnext_jax.monitoring import metrics_file
 from invnext_jax.objectives import masks

@@ -99,6 +99,8 @@ def evaluate_checkpoint(config: ml_collections.ConfigDict, workdir: str | Path) 
         "format": FORMAT,
         "key": key,
         "checkpoint": str(config.checkpoint),
+        "step": pretrained.read_step(config.checkpoint),
+        "manifests": dict(dataset.digests),
         "stage": stage,
         "title": encoder.name,
         "tasks": list(dict.fromkeys(row["task"] for m in measurements for row in m["rows"])),

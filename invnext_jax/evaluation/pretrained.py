@@ -14,7 +14,7 @@ import ml_collections
 from einops import rearrange
 
 from invnext_jax import json_file
-from invnext_jax.checkpointing import reader, run_metadata
+from invnext_jax.checkpointing import reader, run_metadata, storage
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import imported_encoders
 from invnext_jax.evaluation.frozen_encoder import FrozenEncoder, FrozenOutput, select_states
@@ -192,6 +192,13 @@ def read_export_config(path: str | Path) -> dict[str, Any]:
     about = about.get(published.EXTRA_SECTION, {}) if path.is_dir() else about
     config = about.get("config", {}) if isinstance(about, dict) else {}
     return config if isinstance(config, dict) else {}
+
+
+def read_step(checkpoint: str | Path) -> int | None:
+    """Returns the step of the newest checkpoint of a run; None for other encoders."""
+    folder = storage.open_path("the checkpoint", checkpoint) / reader.CHECKPOINTS_FOLDER
+    steps = reader.finished_steps(folder) if folder.is_dir() else []
+    return steps[-1] if steps else None
 
 
 def read_run_record(workdir: str | Path) -> dict[str, Any]:

@@ -19,12 +19,14 @@ class MetricFormat(NamedTuple):
       scale: factor that converts values to that unit.
       digits: number of digits after the decimal point; None for three significant digits.
       is_share: whether values are fractions in [0, 1], which are also shown as bars.
+      higher_is_better: False for errors.
     """
 
     title: str
     scale: float = 1.0
     digits: int | None = None
     is_share: bool = False
+    higher_is_better: bool = True
 
     def write(self, value: float) -> str:
         """Returns the value as text."""
@@ -141,6 +143,11 @@ def join_results(results: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     }
 
 
+def find_format(metric: str) -> MetricFormat:
+    """Returns the format of a metric; unknown metrics are not scaled."""
+    return METRICS.get(metric, MetricFormat(metric.replace("_", " ")))
+
+
 def in_words(name: str) -> str:
     """Returns the name of a row in words: "bag_of_frames" becomes "bag of frames"."""
     return NAMES.get(name, name.replace("_", " "))
@@ -174,7 +181,7 @@ def _make_tables(
     """
     tables = []
     for metric in dict.fromkeys(row["metric"] for result in results for row in result["rows"]):
-        form = METRICS.get(metric, MetricFormat(metric.replace("_", " ")))
+        form = find_format(metric)
         groups = _group_rows(results, titles, metric)
         _add_gains(groups, form)
         cells = [cell for group in groups.values() for cell in group.values()]
@@ -197,7 +204,7 @@ def _make_tables(
 
 def _group_rows(results, titles, metric: str) -> dict[tuple[str, ...], dict[str, dict[str, Any]]]:
     """Returns a metric's cells by (name, title of the encoder, evaluator, input) and by task."""
-    form = METRICS.get(metric, MetricFormat(metric))
+    form = find_format(metric)
     groups: dict[tuple[str, ...], dict[str, dict[str, Any]]] = {}
     for title, result in zip(titles, results, strict=True):
         for row in result["rows"]:

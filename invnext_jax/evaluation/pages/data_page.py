@@ -28,7 +28,8 @@ from invnext_jax.data.access_rules import AccessRules
 from invnext_jax.data.bad_videos import BadVideoTracker
 from invnext_jax.data.train_dataset import Mixture
 from invnext_jax.errors import UserError
-from invnext_jax.evaluation import report, visualization
+from invnext_jax.evaluation import visualization
+from invnext_jax.evaluation.pages import report
 from invnext_jax.models.patches import clip_grid
 from invnext_jax.objectives import masks
 from invnext_jax.stages import image_teacher, registry

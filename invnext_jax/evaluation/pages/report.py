@@ -16,7 +16,8 @@ from invnext_jax import atomic_file
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data import pipeline
 from invnext_jax.errors import UserError
-from invnext_jax.evaluation import charts, evaluate, pretrained, tables, visualization
+from invnext_jax.evaluation import evaluate, pretrained, tables, visualization
+from invnext_jax.evaluation.pages import charts
 from invnext_jax.monitoring import metrics_file
 from invnext_jax.stages import registry
 
@@ -82,7 +83,7 @@ def write_report(folders: Sequence[str | Path], out: str | Path, clips: int = 3)
 
 def render(template: str, **content: Any) -> str:
     """Renders a template of this package."""
-    loader = jinja2.PackageLoader("invnext_jax.evaluation", "templates")
+    loader = jinja2.PackageLoader("invnext_jax.evaluation.pages", "templates")
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )

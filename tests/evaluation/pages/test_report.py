@@ -11,7 +11,8 @@ import pytest
 from configs import stage1 as stage1_config
 from invnext_jax.checkpointing import run_metadata
 from invnext_jax.errors import UserError
-from invnext_jax.evaluation import evaluate, pretrained, report, tables
+from invnext_jax.evaluation import evaluate, pretrained, tables
+from invnext_jax.evaluation.pages import report
 from invnext_jax.stages.registry import STAGES
 from invnext_jax.synthetic_world.files import write_world
 from invnext_jax.synthetic_world.scene import WorldSpec

@@ -133,14 +133,21 @@ def make_charts(records: Sequence[Mapping[str, Any]], salt: str) -> list[dict[st
                 (name.partition("/")[2] or name, color, format_value(points[-1][1]))
                 for (name, points), color in zip(series.items(), COLORS * 2, strict=False)
             ]
-            svg = _draw(list(series.values()), spec.log, f"{salt} {spec.title}")
+            svg = draw_lines(list(series.values()), spec.log, f"{salt} {spec.title}")
             charts.append(
                 {"title": spec.title, "caption": spec.caption, "svg": svg, "legend": legend}
             )
     return charts
 
 
-def _draw(series: Sequence[Sequence[tuple[int, float]]], log: bool, salt: str) -> str:
+def draw_lines(series: Sequence[Sequence[tuple[int, float]]], log: bool, salt: str) -> str:
+    """Draws lines in the order of `COLORS` and returns an <svg> element.
+
+    Args:
+      series: points (step, value) of each line.
+      log: whether the vertical axis is logarithmic.
+      salt: text that makes SVG identifiers unique on a page.
+    """
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": salt}):
         figure = Figure(figsize=(4.2, 2.1), layout="constrained")
         axes = figure.add_subplot()

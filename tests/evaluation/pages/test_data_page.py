@@ -15,7 +15,7 @@ from configs import stage1 as stage1_config
 from configs import stage2 as stage2_config
 from invnext_jax.data import pipeline
 from invnext_jax.errors import UserError
-from invnext_jax.evaluation import data_page
+from invnext_jax.evaluation.pages import data_page
 from invnext_jax.models.patches import clip_grid, normalize
 from invnext_jax.stages.pixel_sampling import visible_grid
 from invnext_jax.stages.registry import STAGES

@@ -2,7 +2,7 @@
 
 import re
 
-from invnext_jax.evaluation import charts
+from invnext_jax.evaluation.pages import charts
 
 
 def test_each_spec_with_values_has_a_chart():

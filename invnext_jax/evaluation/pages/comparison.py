@@ -1,0 +1,239 @@
+"""Writes a web page that compares evaluations: tables, differences, classes, learning curves."""
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from invnext_jax import atomic_file
+from invnext_jax.errors import UserError
+from invnext_jax.evaluation import evaluate, tables
+from invnext_jax.evaluation.pages import charts, paired_differences
+from invnext_jax.evaluation.pages.paired_differences import Evaluation, Protocol
+from invnext_jax.evaluation.pages.report import render
+from invnext_jax.stages import registry
+
+
+def write_comparison(folders: Sequence[str | Path], out: str | Path) -> Path:
+    """Writes a web page that compares evaluations with the first of them.
+
+    Args:
+      folders: workdirs of evaluations.
+      out: HTML file to write.
+
+    Raises:
+      UserError: fewer than two folders are given, or one of them has no results.
+    """
+    evaluations = read_evaluations(folders)
+    notes = [note for other in evaluations[1:] for note in _data_notes(evaluations[0], other)]
+    protocols = dict.fromkeys(
+        Protocol(row["metric"], row["evaluator"], row["input"])
+        for evaluation in evaluations
+        for row in evaluation.results["rows"]
+    )
+    page = render(
+        "comparison.html",
+        evaluations=[_describe(evaluation) for evaluation in evaluations],
+        tables=[make_table(evaluations, protocol) for protocol in protocols],
+        curves=make_curves(evaluations, list(protocols)),
+        notes=notes,
+        max_classes=paired_differences.MAX_CLASSES,
+    )
+    atomic_file.write_text(out, page)
+    return Path(out)
+
+
+def read_evaluations(folders: Sequence[str | Path]) -> list[Evaluation]:
+    """Reads the results of evaluations.
+
+    Raises:
+      UserError: see `write_comparison`.
+    """
+    paths = [Path(folder) for folder in folders]
+    if len(paths) < 2:
+        raise UserError(f"specify the workdirs of at least two evaluations, not {len(paths)}")
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise UserError("each evaluation must be listed only once: remove the repeated workdir")
+    for path in paths:
+        if not (path / evaluate.RESULTS).is_file():
+            raise UserError(
+                f"{path} has no {evaluate.RESULTS}: specify the --workdir of launch/evaluate.py"
+            )
+    names = [path.resolve().name for path in paths]
+    titles = [
+        name if names.count(name) == 1 else str(path)
+        for name, path in zip(names, paths, strict=True)
+    ]
+    return [
+        Evaluation(title, path, evaluate.read_results(path))
+        for title, path in zip(titles, paths, strict=True)
+    ]
+
+
+def _describe(evaluation: Evaluation) -> dict[str, Any]:
+    results = evaluation.results
+    stage = registry.STAGES.get(results["stage"])
+    step = results.get("step")
+    return {
+        "title": evaluation.title,
+        "encoder": stage.title if stage else results.get("title", "encoder"),
+        "checkpoint": results.get("checkpoint", ""),
+        "step": "" if step is None else f"{step:,}",
+        "clips": tables.describe_clips(results["clips"]) if "clips" in results else "",
+    }
+
+
+def _data_notes(first: Evaluation, other: Evaluation) -> list[str]:
+    """Returns sentences about differences in the data or the clips of two evaluations."""
+    notes = []
+    if not paired_differences.same_videos(first, other):
+        notes.append(
+            f"{other.title} has other held-out videos than {first.title}; no differences are shown."
+        )
+    clips = [e.results.get("clips", {}) for e in (first, other)]
+    changed = [name for name in clips[0] if clips[0][name] != clips[1].get(name)]
+    if changed := [name for name in changed if not name.startswith("encoder_")]:
+        values = ", ".join(f"{name} {clips[0][name]} and {clips[1].get(name)}" for name in changed)
+        notes.append(f"The clips of {first.title} and {other.title} differ: {values}.")
+    return notes
+
+
+def make_table(evaluations: Sequence[Evaluation], protocol: Protocol) -> dict[str, Any]:
+    """Makes the table of a protocol: encoders and baselines by task, and their differences.
+
+    Returns:
+      `title`, `metric`, `tasks`, `rows` (each with `title`, `is_encoder` and `cells` by task),
+      `differences` from the first evaluation, and `classes` (see `compare_classes`).
+    """
+    form = tables.find_format(protocol.metric)
+    found = [(evaluation, evaluation.find_rows(protocol)) for evaluation in evaluations]
+    found = [(evaluation, rows) for evaluation, rows in found if rows]
+    baselines = _find_baselines(evaluations, protocol)
+    every = [rows for _, rows in found] + list(baselines.values())
+    tasks = list(dict.fromkeys(task for rows in every for task in rows))
+    lines = [
+        {"title": title, "is_encoder": False, "cells": _make_cells(rows, form)}
+        for title, rows in baselines.items()
+    ]
+    encoder_lines = [
+        {"title": evaluation.title, "is_encoder": True, "cells": _make_cells(rows, form)}
+        for evaluation, rows in found
+    ]
+    for task in tasks:
+        _mark_best(found, encoder_lines, task, form)
+    pairs = []
+    if found and found[0][0] is evaluations[0]:
+        pairs = [
+            (found[0], other)
+            for other in found[1:]
+            if paired_differences.same_videos(evaluations[0], other[0])
+        ]
+    return {
+        "title": _title(protocol),
+        "metric": form.title,
+        "tasks": tasks,
+        "rows": lines + encoder_lines,
+        "differences": paired_differences.make_differences(pairs, tasks, form),
+        "classes": [
+            table
+            for task in tasks
+            if (table := paired_differences.compare_classes(pairs, task, form)) is not None
+        ],
+    }
+
+
+def _find_baselines(evaluations, protocol: Protocol) -> dict[str, dict[str, dict[str, Any]]]:
+    """Returns the rows of baselines by title and task; the first measurement of each is used.
+
+    The encoders of evaluations with random initialization may differ. Each of them has its own row,
+    except for equal rows.
+    """
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for number, evaluation in enumerate(evaluations):
+        for name in dict.fromkeys(row["name"] for row in evaluation.results["rows"]):
+            rows = evaluation.find_rows(protocol, name)
+            title = tables.in_words(name)
+            if name == "random":
+                title = f"{title} ({evaluation.title})"
+            is_repeated = name == "random" and rows in (
+                other.find_rows(protocol, name) for other in evaluations[:number]
+            )
+            if name != "encoder" and rows and not is_repeated:
+                found[title] = {**rows, **found.get(title, {})}
+    return found
+
+
+def _make_cells(rows: Mapping[str, Mapping[str, Any]], form: tables.MetricFormat) -> dict[str, Any]:
+    return {
+        task: {
+            "text": form.write(row["value"]),
+            "error": "" if row["standard_error"] is None else form.write(row["standard_error"]),
+            "n": row["n"],
+            "mark": "",
+        }
+        for task, row in rows.items()
+    }
+
+
+def _mark_best(found, lines, task: str, form: tables.MetricFormat) -> None:
+    """Marks the best encoder of a task, and those that cannot be distinguished from it."""
+    entries = [
+        (evaluation, rows[task], line["cells"][task])
+        for (evaluation, rows), line in zip(found, lines, strict=True)
+        if task in rows
+        and not math.isnan(rows[task]["value"])
+        and paired_differences.same_videos(found[0][0], evaluation)
+    ]
+    if len(entries) < 2:
+        return
+    sign = 1 if form.higher_is_better else -1
+    best = max(entries, key=lambda entry: sign * entry[1]["value"])
+    for entry in entries:
+        if entry[1]["value"] == best[1]["value"]:
+            entry[2]["mark"] = "best"
+            continue
+        pair = paired_differences.read_pair(best[:2], entry[:2])
+        if interval := paired_differences.find_interval(pair):
+            entry[2]["mark"] = "" if interval.excludes_zero else "tied"
+
+
+def make_curves(
+    evaluations: Sequence[Evaluation], protocols: Sequence[Protocol]
+) -> list[dict[str, Any]]:
+    """Draws the values over training steps, if several checkpoints of a run were evaluated.
+
+    Returns:
+      A list of dicts with `title`, `svg` and `legend`, which lists (name, color, last
+      value).
+    """
+    runs: dict[str, list[Evaluation]] = {}
+    for evaluation in evaluations:
+        if evaluation.results.get("step") is not None:
+            runs.setdefault(evaluation.results["checkpoint"], []).append(evaluation)
+    curves = []
+    for protocol in protocols:
+        form = tables.find_format(protocol.metric)
+        series: dict[str, list[tuple[int, float]]] = {}
+        for checkpoint, parts in runs.items():
+            prefix = f"{Path(checkpoint).name}, " if len(runs) > 1 else ""
+            for part in sorted(parts, key=lambda part: part.results["step"]):
+                for task, row in part.find_rows(protocol).items():
+                    point = part.results["step"], form.scale * row["value"]
+                    series.setdefault(prefix + task, []).append(point)
+        series = {name: points for name, points in series.items() if len(points) > 1}
+        if series:
+            title = f"{_title(protocol)}: {form.title}"
+            svg = charts.draw_lines(list(series.values()), False, title)
+            colors = zip(series.items(), itertools.cycle(charts.COLORS), strict=False)
+            legend = [
+                (name, color, charts.format_value(points[-1][1]))
+                for (name, points), color in colors
+            ]
+            curves.append({"title": title, "svg": svg, "legend": legend})
+    return curves
+
+
+def _title(protocol: Protocol) -> str:
+    parts = tables.in_words(protocol.evaluator), tables.INPUTS.get(protocol.input, protocol.input)
+    return ", ".join(filter(None, parts))

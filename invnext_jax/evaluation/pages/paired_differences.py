@@ -1,0 +1,196 @@
+"""Paired differences of evaluations, of all held-out videos and class by class.
+
+All encoders of a comparison are measured on the same held-out videos. Intervals are bootstrapped
+over videos, with the same videos for both encoders.
+
+Shape key: b videos.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from invnext_jax.data import labels as labels_lib
+from invnext_jax.data import manifest as manifest_lib
+from invnext_jax.errors import UserError
+from invnext_jax.evaluation import tables, video_scores
+from invnext_jax.evaluation.metrics.intervals import Interval, paired_difference
+
+MAX_CLASSES = 20  # rows of a table of classes
+
+
+class Protocol(NamedTuple):
+    """How values were measured; each protocol has its own table."""
+
+    metric: str
+    evaluator: str
+    input: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """One of the compared evaluations.
+
+    Attributes:
+      title: name in the tables, unique.
+      folder: workdir of the evaluation.
+      results: content of its results.json.
+    """
+
+    title: str
+    folder: Path
+    results: Mapping[str, Any]
+
+    def find_rows(self, protocol: Protocol, name: str = "encoder") -> dict[str, dict[str, Any]]:
+        """Returns the rows of an encoder or baseline by task."""
+        return {
+            row["task"]: row
+            for row in self.results["rows"]
+            if Protocol(row["metric"], row["evaluator"], row["input"]) == protocol
+            and row["name"] == name
+        }
+
+    def read_scores(self, row: Mapping[str, Any]) -> video_scores.VideoScores | None:
+        """Returns the score of each video of a row; None if they were not stored."""
+        place = row.get("scores")
+        return video_scores.read(self.folder / place["file"], place["row"]) if place else None
+
+
+MeasuredRow = tuple[Evaluation, Mapping[str, Any]]  # an evaluation and one of its rows
+ScorePair = tuple[video_scores.VideoScores, video_scores.VideoScores]
+
+
+def same_videos(first: Evaluation, second: Evaluation) -> bool:
+    """Whether two evaluations have the same held-out manifest, as far as is known."""
+    digests = [e.results.get("manifests", {}).get("val") for e in (first, second)]
+    return None in digests or digests[0] == digests[1]
+
+
+def read_pair(first: MeasuredRow, second: MeasuredRow) -> ScorePair | None:
+    """Returns the scores of the videos of two rows; None if they cannot be paired."""
+    if not same_videos(first[0], second[0]):
+        return None
+    scores = tuple(evaluation.read_scores(row) for evaluation, row in (first, second))
+    return None if None in scores else scores
+
+
+def find_interval(pair: ScorePair | None, index_b: np.ndarray | None = None) -> Interval | None:
+    """Returns the interval of second - first; None if no video has both scores.
+
+    Args:
+      pair: scores of the first and the second encoder.
+      index_b: rows of the manifest to which the comparison is restricted; None for all.
+    """
+    if pair is None:
+        return None
+    if index_b is not None:
+        pair = tuple(_select(scores, index_b) for scores in pair)
+    rows, values, weights = zip(*pair, strict=True)
+    try:
+        interval = paired_difference(values, rows, weights)
+    except ValueError:  # no video in common
+        return None
+    return None if math.isnan(interval.low) else interval
+
+
+def _select(scores: video_scores.VideoScores, index_b: np.ndarray) -> video_scores.VideoScores:
+    chosen_b = np.isin(scores.index_b, index_b)
+    return video_scores.VideoScores(*(part[chosen_b] for part in scores))
+
+
+def make_differences(pairs, tasks: Sequence[str], form: tables.MetricFormat) -> list[dict]:
+    """Compares evaluations with the first one.
+
+    Args:
+      pairs: the first evaluation and another one, each with its rows by task.
+      tasks: tasks to compare.
+      form: format of the metric.
+
+    Returns:
+      One dict for each other evaluation and task with paired scores: `title`, `task`, texts of the
+      difference and of the ends of its 95 % interval, `verdict`, `n`, and the positions of the
+      interval in a bar, in percent of its width.
+    """
+    found = []
+    for (first, first_rows), (other, other_rows) in pairs:
+        for task in (task for task in tasks if task in first_rows and task in other_rows):
+            pair = read_pair((first, first_rows[task]), (other, other_rows[task]))
+            interval = find_interval(pair)
+            if interval:
+                found.append((other.title, task, interval))
+    limit = max((max(abs(i.low), abs(i.high), abs(i.value)) for *_, i in found), default=0) or 1
+    return [
+        {
+            "title": title,
+            "task": task,
+            **_write_interval(interval, form),
+            "places": [
+                50 + 50 * value / limit for value in (interval.low, interval.value, interval.high)
+            ],
+        }
+        for title, task, interval in found
+    ]
+
+
+def _write_interval(interval: Interval, form: tables.MetricFormat) -> dict[str, Any]:
+    """Returns the difference, the interval and the verdict as text."""
+    is_better = (interval.value > 0) == form.higher_is_better
+    verdict = ("better" if is_better else "worse") if interval.excludes_zero else "no difference"
+    numbers = {"value": interval.value, "low": interval.low, "high": interval.high}
+    texts = {name: "+" * (value > 0) + form.write(value) for name, value in numbers.items()}
+    return {**texts, "verdict": verdict, "n": interval.n}
+
+
+def compare_classes(pairs, task: str, form: tables.MetricFormat) -> dict[str, Any] | None:
+    """Compares evaluations class by class, for the classes with the largest differences.
+
+    Args:
+      pairs: see `make_differences`.
+      task: a task with a label column in the held-out manifest.
+      form: format of the metric.
+
+    Returns:
+      `task` and `rows`, at most `MAX_CLASSES`; None if the manifest cannot be read, or has no
+      labels for the task.
+    """
+    pairs = [
+        ((first, a[task]), (other, b[task]))
+        for (first, a), (other, b) in pairs
+        if task in a and task in b
+    ]
+    labels_b, names = read_labels(pairs[0][0][0], task) if pairs else (None, {})
+    if labels_b is None:
+        return None
+    rows = []
+    for first, other in pairs:
+        scores = read_pair(first, other)
+        for label in np.unique(labels_b[labels_b >= 0]).tolist():
+            interval = find_interval(scores, np.flatnonzero(labels_b == label))
+            if interval and interval.value:
+                name = names.get(label, str(label))
+                written = {"title": other[0].title, "name": name, **_write_interval(interval, form)}
+                rows.append((abs(interval.value), written))
+    rows.sort(key=lambda row: -row[0])
+    return {"task": task, "rows": [row for _, row in rows[:MAX_CLASSES]]} if rows else None
+
+
+def read_labels(evaluation: Evaluation, task: str) -> tuple[np.ndarray | None, dict[int, str]]:
+    """Returns the labels of the held-out videos in the order of the manifest, and class names.
+
+    The labels are None if the manifest has changed, cannot be read, or has no such labels.
+    """
+    config = evaluation.results["run"]["config"]
+    manifest, column = config.get("val_manifest", ""), manifest_lib.LABEL_PREFIX + task
+    try:
+        digest = evaluation.results.get("manifests", {}).get("val")
+        if not digest or manifest_lib.hash_manifests(manifest) != digest:
+            return None, {}
+        labels = manifest_lib.read_manifest(manifest).labels
+        ids = labels_lib.read_of_manifest(manifest) or {}
+    except (UserError, OSError, ValueError):
+        return None, {}
+    return labels.get(column), {number: name for name, number in ids.items()}

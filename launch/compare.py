@@ -1,0 +1,25 @@
+"""Writes a self-contained web page that compares evaluations.
+
+    python launch/compare.py runs/e1 runs/e2 runs/random --out=comparison.html
+
+The folders are the --workdir of launch/evaluate.py. The others are compared with the first one.
+"""
+
+from collections.abc import Sequence
+
+from absl import flags
+
+from invnext_jax import errors
+from invnext_jax.evaluation.pages import comparison
+
+_OUT = flags.DEFINE_string("out", "comparison.html", "The HTML file to write.")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Writes the page and prints its path."""
+    out = comparison.write_comparison(argv[1:], _OUT.value)
+    print(f"Wrote {out} ({out.stat().st_size / 1e6:.1f} MB); open it in any browser.")
+
+
+if __name__ == "__main__":
+    errors.run_command(main, arguments=None, local_paths=["out"])

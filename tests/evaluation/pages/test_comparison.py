@@ -1,0 +1,190 @@
+"""The comparison page: best encoders, paired differences, classes, curves, and refused folders."""
+
+import json
+
+import numpy as np
+import pytest
+
+from invnext_jax.data import manifest as manifest_lib
+from invnext_jax.errors import UserError
+from invnext_jax.evaluation import evaluate, tables, video_scores
+from invnext_jax.evaluation.metrics.intervals import paired_difference
+from invnext_jax.evaluation.pages import comparison, paired_differences
+from invnext_jax.evaluation.pages.paired_differences import Protocol
+
+VIDEOS = 60
+PROTOCOL = Protocol("top1", "linear_probe", "mean")
+
+
+@pytest.fixture
+def manifest(tmp_path):
+    """A manifest whose first half has class 0, called cats; the rest has class 1."""
+    labels = [
+        "path,source,label_shape",
+        *(f"{i}.mp4,x,{int(i >= VIDEOS // 2)}" for i in range(VIDEOS)),
+    ]
+    (tmp_path / "val.csv").write_text("\n".join(labels) + "\n")
+    (tmp_path / "val.classes.json").write_text(json.dumps({"cats": 0, "dogs": 1}))
+    return str(tmp_path / "val.csv")
+
+
+def write_evaluation(folder, manifest, scores, metric="top1", **changes):
+    """Writes the results of an encoder with these scores of the videos for the task shape."""
+    folder.mkdir(parents=True)
+    row = {
+        **{"evaluator": "linear_probe", "name": "encoder", "input": "mean", "task": "shape"},
+        **{"metric": metric, "value": float(np.mean(scores)), "standard_error": 0.01, "n": VIDEOS},
+        "scores": {"file": "rows/x.npz", "row": 0},
+    }
+    random = {**row, "name": "random", "value": 0.125}
+    del random["scores"]
+    (folder / "rows").mkdir()
+    stored = video_scores.VideoScores(np.arange(len(scores)), np.asarray(scores, float))
+    video_scores.write(folder / "rows" / "x.npz", [stored])
+    results = {
+        **{"format": evaluate.FORMAT, "stage": "", "title": "V-JEPA 2", "rows": [row, random]},
+        **{"checkpoint": "runs/a", "step": None, "tokens": {}, "notes": []},
+        "manifests": {"val": manifest_lib.hash_manifests(manifest)},
+        "run": {"config": {"val_manifest": manifest}},
+        **changes,
+    }
+    (folder / evaluate.RESULTS).write_text(json.dumps(results))
+    return folder
+
+
+def make_scores(right, seed=0):
+    """Returns scores of 0 and 1 with `right` correct videos at random places."""
+    return np.random.default_rng(seed).permutation(np.arange(VIDEOS) < right).astype(float)
+
+
+def compare(*folders, protocol=PROTOCOL):
+    return comparison.make_table(comparison.read_evaluations(folders), protocol)
+
+
+def marks(table):
+    return [row["cells"]["shape"]["mark"] for row in table["rows"] if row["is_encoder"]]
+
+
+def test_best_encoder_and_those_like_it_are_marked(tmp_path, manifest):
+    folders = [
+        write_evaluation(tmp_path / name, manifest, make_scores(right))
+        for name, right in (("a", 20), ("b", 57), ("c", 58))
+    ]
+    table = compare(*folders)
+    assert marks(table) == ["", "tied", "best"]
+    verdicts = [difference["verdict"] for difference in table["differences"]]
+    assert verdicts == ["better", "better"]
+    titles = [row["title"] for row in table["rows"]]
+    # The three random encoders have the same value.
+    assert titles == ["random initialisation (a)", "a", "b", "c"]
+
+
+def test_intervals_are_those_of_the_stored_scores(tmp_path, manifest):
+    scores = make_scores(30), make_scores(44, seed=1)
+    folders = [write_evaluation(tmp_path / str(i), manifest, part) for i, part in enumerate(scores)]
+    (difference,) = compare(*folders)["differences"]
+    expected = paired_difference(scores, (np.arange(VIDEOS),) * 2)
+    assert difference["value"] == f"+{100 * 14 / VIDEOS:.1f}"
+    assert difference["low"] == f"+{100 * expected.low:.1f}"
+    assert difference["n"] == VIDEOS
+    low, middle, high = difference["places"]
+    assert 50 < low < middle < high == 100
+
+
+def test_lower_errors_are_better(tmp_path, manifest, monkeypatch):
+    error = tables.MetricFormat("error", higher_is_better=False)
+    monkeypatch.setitem(tables.METRICS, "error", error)
+    folders = [
+        write_evaluation(tmp_path / str(i), manifest, make_scores(right), metric="error")
+        for i, right in enumerate((50, 10))
+    ]
+    table = compare(*folders, protocol=PROTOCOL._replace(metric="error"))
+    assert marks(table) == ["", "best"]
+    assert table["differences"][0]["verdict"] == "better"
+
+
+def test_classes_are_compared_with_their_names(tmp_path, manifest):
+    first = np.ones(VIDEOS)
+    second = first.copy()
+    second[: VIDEOS // 2 - 3] = 0  # the second encoder knows few cats, and all dogs
+    folders = [
+        write_evaluation(tmp_path / str(i), manifest, scores)
+        for i, scores in enumerate((first, second))
+    ]
+    (part,) = compare(*folders)["classes"]
+    (row,) = part["rows"]
+    assert (row["name"], row["title"], row["value"], row["verdict"], row["n"]) == (
+        *("cats", "1", "-90.0", "worse"),
+        VIDEOS // 2,
+    )
+
+
+def test_changed_manifest_gives_no_classes(tmp_path, manifest):
+    folders = [
+        write_evaluation(tmp_path / str(i), manifest, make_scores(right))
+        for i, right in enumerate((50, 10))
+    ]
+    with open(manifest, "a") as file:
+        file.write("new.mp4,x,0\n")
+    table = compare(*folders)
+    assert table["classes"] == [] and len(table["differences"]) == 1
+
+
+def test_other_videos_are_not_paired(tmp_path, manifest):
+    first = write_evaluation(tmp_path / "a", manifest, make_scores(20))
+    other = write_evaluation(tmp_path / "b", manifest, make_scores(60), manifests={"val": "x"})
+    table = compare(first, other)
+    assert table["differences"] == [] and marks(table) == ["", ""]
+    page = comparison.write_comparison([first, other], tmp_path / "page.html").read_text()
+    assert "b has other held-out videos than a; no differences are shown." in page
+
+
+def test_missing_scores_are_no_error(tmp_path, manifest):
+    folders = [write_evaluation(tmp_path / n, manifest, make_scores(20)) for n in ("a", "b")]
+    (folders[1] / "rows" / "x.npz").write_bytes(b"damaged")
+    table = compare(*folders)
+    assert table["differences"] == table["classes"] == []
+
+
+def test_page_has_tables_and_learning_curves(tmp_path, manifest):
+    folders = [
+        write_evaluation(tmp_path / f"step{step}", manifest, make_scores(right), step=step)
+        for step, right in ((1000, 20), (2000, 50))
+    ]
+    page = comparison.write_comparison(folders, tmp_path / "page.html").read_text()
+    assert "Learning curves" in page and page.count("<svg") == 1
+    for text in ("Linear probe, mean", "83.3", "+50.0", "cats", "1,000", "V-JEPA 2"):
+        assert text in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+
+
+def test_curves_need_several_checkpoints_of_one_run(tmp_path, manifest):
+    folders = [
+        write_evaluation(tmp_path / name, manifest, make_scores(20), checkpoint=name, step=10)
+        for name in ("a", "b")
+    ]
+    assert comparison.make_curves(comparison.read_evaluations(folders), [PROTOCOL]) == []
+
+
+def test_names_of_folders_are_unique_titles(tmp_path, manifest):
+    folders = [
+        write_evaluation(tmp_path / part / "e", manifest, make_scores(20)) for part in ("a", "b")
+    ]
+    titles = [evaluation.title for evaluation in comparison.read_evaluations(folders)]
+    assert titles == [str(folder) for folder in folders]
+
+
+def test_wrong_folders_are_one_sentence_errors(tmp_path, manifest):
+    folder = write_evaluation(tmp_path / "a", manifest, make_scores(20))
+    with pytest.raises(UserError, match="at least two evaluations, not 1"):
+        comparison.write_comparison([folder], tmp_path / "page.html")
+    with pytest.raises(UserError, match="listed only once"):
+        comparison.write_comparison([folder, folder], tmp_path / "page.html")
+    with pytest.raises(UserError, match=r"nothing has no results.json: specify"):
+        comparison.write_comparison([folder, tmp_path / "nothing"], tmp_path / "page.html")
+
+
+def test_labels_of_a_task_without_labels_are_none(tmp_path, manifest):
+    folders = [write_evaluation(tmp_path / n, manifest, make_scores(20)) for n in ("a", "b")]
+    evaluation = comparison.read_evaluations(folders)[0]
+    assert paired_differences.read_labels(evaluation, "motion") == (None, {0: "cats", 1: "dogs"})
