@@ -59,14 +59,16 @@ def evaluate_checkpoint(config: ml_collections.ConfigDict, workdir: str | Path) 
     evaluators = registry.find_evaluators(config.evaluators)
     for evaluator in evaluators:
         evaluator.check_config(config)
-    tasks = choose_tasks(config)
+    has_manifests = any(registry.needs_manifests(evaluator, config) for evaluator in evaluators)
+    tasks = choose_tasks(config) if has_manifests else ()
     clips = clip_settings(config, encoder)
     stage = encoder.loaded.config.stage if encoder.loaded else ""
     log_on_process_0(
         f"{config.checkpoint}: {stage or encoder.name}, {encoder.depth} blocks of width "
         f"{encoder.width}, on {tables.describe_clips(clips)}"
     )
-    split_checks.check_different(config)
+    if has_manifests:
+        split_checks.check_different(config)
     dataset = EvaluationData(config, tasks)
     workdir = Path(workdir)
     digests = [*dataset.digests.values(), *dataset.video_digests.values()]
@@ -78,7 +80,9 @@ def evaluate_checkpoint(config: ml_collections.ConfigDict, workdir: str | Path) 
         log_on_process_0(f"{workdir / RESULTS} is up to date.")
         return results
 
-    splits = split_checks.compare_splits(config, tasks)
+    splits = split_checks.SplitReport({}, [])
+    if has_manifests:
+        splits = split_checks.compare_splits(config, tasks)
     notes = [*tables.compare_with_encoder(clips), *splits.notes]
     for note in notes:
         log_on_process_0(f"note: {note}")

@@ -48,7 +48,7 @@ class EvaluationData:
     Attributes:
       config: the config of the evaluation.
       tasks: names of the tasks to evaluate; both splits have labels for them.
-      manifests: the manifest of each split.
+      manifests: the manifest of each split; "" for data sets without manifests.
       digests: hash of the contents of each manifest.
       video_digests: hash of the videos of each manifest, see `hash_videos`.
     """
@@ -58,10 +58,13 @@ class EvaluationData:
         self._videos: dict[str, LabeledVideos] = {}
         self.tasks = tasks
         self.manifests = {split: config[f"{split}_manifest"] for split in SPLITS}
-        self.digests = {s: manifest_lib.hash_manifests(m) for s, m in self.manifests.items()}
+        self.digests = {
+            split: manifest_lib.hash_manifests(names) if names else ""
+            for split, names in self.manifests.items()
+        }
         rules = AccessRules.from_config(config.data)
         self.video_digests = {
-            split: hash_videos(names, rules, config.data.clip_seconds)
+            split: hash_videos(names, rules, config.data.clip_seconds) if names else ""
             for split, names in self.manifests.items()
         }
 

@@ -34,7 +34,16 @@ class MetricFormat(NamedTuple):
         return f"{value:.3g}" if self.digits is None else f"{value:.{self.digits}f}"
 
 
-METRICS = {"top1": MetricFormat("top-1, %", 100.0, 1, True)}
+_PERCENT = {
+    "top1": "top-1",
+    "j_and_f": "J&F",
+    "region_j": "J (region)",
+    "boundary_f": "F (boundary)",
+    "pck_0.1": "PCK@0.1",
+    "pck_0.2": "PCK@0.2",
+    "position_accuracy": "position accuracy",
+}
+METRICS = {name: MetricFormat(f"{title}, %", 100.0, 1, True) for name, title in _PERCENT.items()}
 NAMES = {
     "random": "random initialisation",
     "encoder": "this encoder",
@@ -47,10 +56,12 @@ NOTES = {
     "chance": "1 / number of classes",
     "first_frame": "a single frame: no motion",
     "bag_of_frames": "all frames, without their order",
+    "static": "the first frame, without motion",
     "random": "the same encoder before training; {evaluator}",
     "encoder": "frozen encoder; {evaluator}",
     "supervised": "the same encoder trained with labels for {steps} steps; not an upper bound",
     "ordered_track": "the output of a perfect tracker",
+    "token_truth": "the truth at the resolution of the tokens",
 }
 # Order of rows from top to bottom: inputs with little information, encoders, inputs with more
 # information. Rows with other names are placed next to the encoders.
@@ -58,10 +69,12 @@ ORDER = (
     "chance",
     "first_frame",
     "bag_of_frames",
+    "static",
     "random",
     "encoder",
     "supervised",
     "ordered_track",
+    "token_truth",
 )
 
 

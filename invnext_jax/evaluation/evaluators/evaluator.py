@@ -2,7 +2,8 @@
 
 To add an evaluator, write a class with the members of `Evaluator`, pass an instance to
 `registry.register`, and add its name to `config.evaluators`. Caching, tables and the report need no
-changes.
+changes. An evaluator of a data set without manifests also has a method `needs_manifests`, see
+`registry.needs_manifests`.
 """
 
 import dataclasses

@@ -2,11 +2,13 @@
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation.evaluators import (
     attentive_probe,
     box_baselines,
+    label_propagation,
     linear_probe,
     nearest_neighbors,
     pixel_baselines,
@@ -45,10 +47,20 @@ def find_evaluators(names: Sequence[str]) -> list[Evaluator]:
     return [EVALUATORS[name] for name in dict.fromkeys(names)]
 
 
+def needs_manifests(evaluator: Evaluator, config: Any) -> bool:
+    """Returns whether an evaluator reads the videos of `train_manifest` and `val_manifest`.
+
+    It does, unless it has a method of this name that returns False for the config.
+    """
+    method = getattr(evaluator, "needs_manifests", None)
+    return True if method is None else method(config)
+
+
 register(linear_probe.LinearProbe())
 register(nearest_neighbors.NearestNeighbors())
 register(nearest_neighbors.FewShot())
 register(attentive_probe.AttentiveProbe())
+register(label_propagation.LabelPropagation())
 register(pixel_baselines.PixelBaselines())
 register(box_baselines.BoxBaselines())
 register(supervised.SupervisedBaseline())

@@ -1,0 +1,37 @@
+"""Training-free propagation of the masks and points of the first frame of each video.
+
+python launch/evaluate.py --config=configs/eval/label_propagation.py:tiny --checkpoint=runs/s2 \
+        --workdir=runs/e2
+
+python launch/evaluate.py --config=configs/eval/label_propagation.py --checkpoint=folder \
+        --config.label_propagation.data=davis --config.label_propagation.root=/data/DAVIS \
+        --workdir=runs/davis
+"""
+
+import ml_collections
+
+from configs.eval import linear_probe
+
+
+def get_config(variant: str = "base") -> ml_collections.ConfigDict:
+    """Returns the config of a variant: tiny (the synthetic world) or base."""
+    config = linear_probe.get_config(variant)
+    config.evaluators = ("label_propagation",)
+    config.label_propagation = ml_collections.ConfigDict(
+        {
+            # "world": masks and points of the synthetic world in `val_manifest`; "davis": masks;
+            # "jhmdb": joints. Only the world needs manifests.
+            "data": "world",
+            "root": "",  # Folder of DAVIS or JHMDB.
+            "context": 20,  # Previous frames in the context, besides the first frame.
+            "temperature": 0.7,  # A token votes with exp(cosine similarity / temperature).
+            "neighbors": 7,  # Tokens of the context whose labels are averaged.
+            "radius": 20.0,  # Maximum distance of tokens in previous frames, in tokens.
+            "layer": -1,  # Layer whose tokens are used, from 0. -1: the final tokens.
+            # Size in pixels to which whole frames are resized, rounded down to whole patches.
+            # Usual: 480 x 880 for DAVIS, 320 x 320 for JHMDB. Clips of the world keep `data.size`.
+            "height": 480,
+            "width": 880,
+        }
+    )
+    return config
