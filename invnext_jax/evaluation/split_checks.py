@@ -105,7 +105,7 @@ def check_class_names(
         columns = _label_columns(name)
         local = not video_io.is_world(name) and not video_io.is_remote(name)
         ids = columns_lib.read_manifest_classes(name) if local else None
-        named = _column_of_names(columns)
+        named = column_of_names(columns)
         for task in tasks:
             column = manifest_lib.LABEL_PREFIX + task
             if ids is None or column != named:
@@ -138,7 +138,7 @@ def _label_columns(name: str) -> list[str]:
     return list(manifest_lib.read_manifest(name).labels)
 
 
-def _column_of_names(columns: Sequence[str]) -> str:
+def column_of_names(columns: Sequence[str]) -> str:
     """Returns the label column to which the class names of a manifest belong."""
     return columns[0] if len(columns) == 1 else f"{manifest_lib.LABEL_PREFIX}class"
 

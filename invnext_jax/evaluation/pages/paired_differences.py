@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from invnext_jax.data import labels as labels_lib
+from invnext_jax.data import columns
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.errors import UserError
-from invnext_jax.evaluation import tables, video_scores
+from invnext_jax.evaluation import split_checks, tables, video_scores
 from invnext_jax.evaluation.metrics.intervals import Interval, paired_difference
 
 MAX_CLASSES = 20  # rows of a table of classes
@@ -190,7 +190,8 @@ def read_labels(evaluation: Evaluation, task: str) -> tuple[np.ndarray | None, d
         if not digest or manifest_lib.hash_manifests(manifest) != digest:
             return None, {}
         labels = manifest_lib.read_manifest(manifest).labels
-        ids = labels_lib.read_of_manifest(manifest) or {}
+        has_names = column == split_checks.column_of_names(list(labels))
+        ids = (columns.read_manifest_classes(manifest) or {}) if has_names else {}
     except (UserError, OSError, ValueError):
         return None, {}
     return labels.get(column), {number: name for name, number in ids.items()}

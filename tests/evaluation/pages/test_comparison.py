@@ -187,4 +187,15 @@ def test_wrong_folders_are_one_sentence_errors(tmp_path, manifest):
 def test_labels_of_a_task_without_labels_are_none(tmp_path, manifest):
     folders = [write_evaluation(tmp_path / n, manifest, make_scores(20)) for n in ("a", "b")]
     evaluation = comparison.read_evaluations(folders)[0]
-    assert paired_differences.read_labels(evaluation, "motion") == (None, {0: "cats", 1: "dogs"})
+    assert paired_differences.read_labels(evaluation, "motion") == (None, {})
+
+
+def test_class_names_belong_to_one_column(tmp_path, manifest):
+    text = "path,source,label_shape,label_color\n0.mp4,x,1,0\n"
+    with open(manifest, "w") as file:
+        file.write(text)
+    folders = [write_evaluation(tmp_path / n, manifest, make_scores(20)) for n in ("a", "b")]
+    labels_b, names = paired_differences.read_labels(
+        comparison.read_evaluations(folders)[0], "shape"
+    )
+    assert (labels_b.tolist(), names) == ([1], {})
