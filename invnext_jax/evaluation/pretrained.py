@@ -115,7 +115,8 @@ def load_frozen(path: str | Path, *, ema: bool = False) -> FrozenEncoder:
         model_type = str(content.get("model_type"))[:60]
         if model_type in imported_encoders.KIND_OF_MODEL_TYPE:
             return imported_encoders.read_folder(open_checkpoint(path), path)
-        if content.keys().isdisjoint(("model_config", "embed_dim")):  # not the published layout
+        # The config.json of a run has no `model_type`, and that of a published folder has sizes.
+        if "model_type" in content and content.keys().isdisjoint(("model_config", "embed_dim")):
             known = ", ".join(imported_encoders.KIND_OF_MODEL_TYPE)
             raise UserError(
                 f"{folder_config} has model_type={model_type!r}, but an encoder must be a "

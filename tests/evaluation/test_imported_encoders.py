@@ -193,3 +193,8 @@ def test_all_families_are_evaluated_on_the_same_videos_in_one_table(hf, tmp_path
     assert sorted(names) == sorted(
         f"{title}, {evaluator}" for title in titles for evaluator in ("linear probe", "knn")
     )
+
+
+def test_workdir_of_a_run_is_not_a_folder_of_transformers(stage1_run):
+    assert (stage1_run / "config.json").is_file()
+    assert pretrained.load_frozen(stage1_run).name == "InternVideo-Next"

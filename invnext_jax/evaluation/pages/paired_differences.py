@@ -112,8 +112,9 @@ def make_differences(pairs, tasks: Sequence[str], form: tables.MetricFormat) -> 
 
     Returns:
       One dict for each other evaluation and task with paired scores: `title`, `task`, texts of the
-      difference and of the ends of its 95 % interval, `verdict`, `n`, and the positions of the
-      interval in a bar, in percent of its width.
+      difference and of the ends of its 95 % interval, `verdict` ("better", "worse" or "unclear", if
+      the interval contains 0), `n`, and the positions of the interval in a bar, in percent of its
+      width.
     """
     found = []
     for (first, first_rows), (other, other_rows) in pairs:
@@ -139,7 +140,7 @@ def make_differences(pairs, tasks: Sequence[str], form: tables.MetricFormat) -> 
 def _write_interval(interval: Interval, form: tables.MetricFormat) -> dict[str, Any]:
     """Returns the difference, the interval and the verdict as text."""
     is_better = (interval.value > 0) == form.higher_is_better
-    verdict = ("better" if is_better else "worse") if interval.excludes_zero else "no difference"
+    verdict = ("better" if is_better else "worse") if interval.excludes_zero else "unclear"
     numbers = {"value": interval.value, "low": interval.low, "high": interval.high}
     texts = {name: "+" * (value > 0) + form.write(value) for name, value in numbers.items()}
     return {**texts, "verdict": verdict, "n": interval.n}
