@@ -8,9 +8,11 @@ come from the configs themselves. A test compares the committed page with the ou
 
 import ast
 import importlib
+import inspect
 import io
 import pathlib
 import tokenize
+import types
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -160,7 +162,10 @@ def make_page() -> str:
     parts.append(_format_recipes(configs))
     parts.append(_format_large(sections, configs))
     for path in sorted((ROOT / "configs/eval").glob("[a-z]*.py")):
-        parts += _format_evaluation(path)
+        module = importlib.import_module(f"configs.eval.{path.stem}")
+        # The other configs only set options of these.
+        if inspect.signature(module.get_config).parameters:
+            parts += _format_evaluation(path, module)
     return "\n".join(f"{part.rstrip()}\n" for part in parts)
 
 
@@ -204,9 +209,8 @@ def _format_large(sections: Mapping[str, Section], configs: Configs) -> str:
     return "\n".join(lines)
 
 
-def _format_evaluation(path: pathlib.Path) -> Iterator[str]:
+def _format_evaluation(path: pathlib.Path, module: types.ModuleType) -> Iterator[str]:
     """The sections of a config in configs/eval/."""
-    module = importlib.import_module(f"configs.eval.{path.stem}")
     configs = {variant: {"": module.get_config(variant)} for variant in ("base", "tiny")}
     for name, section in ConfigComments(path).sections().items():
         title = f"## Evaluation: {path.stem}{f', {name}' if name else ''}"

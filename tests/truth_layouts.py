@@ -135,3 +135,48 @@ def write_epic(root, rows=EPIC_ROWS):
                 frames = [int(start * 60), int(stop * 60)]
                 writer.writerow([f"{video}_{number}", video, *times, *frames, verb, noun])
     return root
+
+
+def write_videos(root, names, spec=SPEC):
+    """Writes a clip of the world to each of these files, such as `videos/a.webm`."""
+    for number, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(encode_mp4(render_clip(spec, number).video))
+
+
+def write_kinetics(root, train=8, val=4):
+    """Writes trimmed videos and the lists of Kinetics, with two classes."""
+    (root / "annotations").mkdir(parents=True)
+    names = ("abseiling", "playing guitar")
+    rows = [(names[i % 2], f"id-{i:08d}", i, i + 10) for i in range(train + val)]
+    write_videos(root / "videos", [f"{c}/{v}_{s:06d}_{e:06d}.mp4" for c, v, s, e in rows])
+    for split, part in (("train", rows[:train]), ("val", rows[train:])):
+        with (root / "annotations" / f"{split}.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["label", "youtube_id", "time_start", "time_end", "split"])
+            writer.writerows([*row, split] for row in part)
+
+
+def write_ssv2(root, train=8, val=4):
+    """Writes videos and the lists of Something-Something v2, with two templates."""
+    (root / "labels").mkdir(parents=True)
+    templates = ["Putting [something] on a surface", "Opening [something]"]
+    ids = {name.replace("[", "").replace("]", ""): str(i) for i, name in enumerate(templates)}
+    (root / "labels" / "labels.json").write_text(json.dumps(ids))
+    rows = [
+        {"id": str(1000 + i), "label": "...", "template": templates[i % 2], "placeholders": []}
+        for i in range(train + val)
+    ]
+    write_videos(root / "videos", [f"{row['id']}.webm" for row in rows])
+    for split, part in (("train", rows[:train]), ("validation", rows[train:])):
+        (root / "labels" / f"{split}.json").write_text(json.dumps(part))
+
+
+def write_coin(root, train=8, val=4):
+    """Writes videos and lists of lines "path class", with two classes."""
+    (root / "annotations").mkdir(parents=True)
+    names = [f"videos/{('ArcWeld', 'MakeTea')[i % 2]}/id-{i:08d}.mp4" for i in range(train + val)]
+    write_videos(root, names)
+    lines = [f"{name} {i % 2}\n" for i, name in enumerate(names)]
+    for split, part in (("train", lines[:train]), ("test", lines[train:])):
+        (root / "annotations" / f"{split}.txt").write_text("".join(part))
