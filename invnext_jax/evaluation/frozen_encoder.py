@@ -100,8 +100,10 @@ class FrozenEncoder:
         return json_file.hash_json([self.record, digest])
 
     def with_random_params(self, seed: int) -> "FrozenEncoder":
-        """Returns the same encoder with random initialization and without a pooled output."""
-        return dataclasses.replace(self, name="random", params=self.init_params(seed), pool_width=0)
+        """Returns the same encoder with random initialization, without a pool and a predictor."""
+        loaded = self.loaded and self.loaded._replace(pool=None, predictor=None)
+        params = self.init_params(seed)
+        return dataclasses.replace(self, name="random", params=params, pool_width=0, loaded=loaded)
 
 
 def select_states(states_kbnd: jax.Array, layers: Sequence[int]) -> jax.Array:

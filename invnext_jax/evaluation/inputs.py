@@ -144,6 +144,15 @@ class EvalInputs:
         """The frozen encoder with its parameters."""
         return self._load()
 
+    def with_encoder(self, suffix: str, encoder: FrozenEncoder) -> "EvalInputs":
+        """Returns inputs for an encoder that is derived from this one.
+
+        Args:
+          suffix: short name of the derivation, for the names of its files.
+          encoder: the derived encoder.
+        """
+        return EvalInputs(f"{self.name}-{suffix}", self.dataset, lambda: encoder, self._cache)
+
     def features(
         self, split: str, *, layer: int | None = None, views: int = 1, dense: bool = False
     ) -> VideoFeatures:

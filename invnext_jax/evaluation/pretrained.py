@@ -23,20 +23,39 @@ from invnext_jax.models.encoder import Encoder
 from invnext_jax.models.heads import AttentionPool
 from invnext_jax.models.layers import scale_kernels
 from invnext_jax.models.patches import normalize
+from invnext_jax.stages import registry
 from invnext_jax.weights import export, import_weights, match, published
 from invnext_jax.weights.files import SINGLE_FILE, open_checkpoint
+
+
+class LoadedPredictor(NamedTuple):
+    """The predictor of a checkpoint, see `models.predictor`.
+
+    Attributes:
+      predictor: module that predicts latents.
+      head: module that maps latents to the space of Stage 2's target; None if there is none.
+      params: parameters "predictor" and, if there is a head, "head"; float32 NumPy arrays.
+      frames: number of frames of the clips that it was trained on.
+    """
+
+    predictor: nn.Module
+    head: nn.Module | None
+    params: Any
+    frames: int
 
 
 class LoadedEncoder(NamedTuple):
     """An encoder module, its parameters (float32 NumPy arrays), and their config.
 
-    `pool` has the parameters of the attention pool; None if the checkpoint has no pool.
+    `pool` has the parameters of the attention pool; None if the checkpoint has no pool. `predictor`
+    is None if the checkpoint has no predictor.
     """
 
     encoder: Encoder
     params: Any
     config: ml_collections.ConfigDict
     pool: Any = None
+    predictor: LoadedPredictor | None = None
 
 
 def load_params(
@@ -90,7 +109,23 @@ def load_encoder(path: str | Path, *, ema: bool = False) -> LoadedEncoder:
     """
     params, config = load_params(path, ema=ema)
     encoder = encoder_model.from_config(config)
-    return LoadedEncoder(encoder, params["encoder"], config, params.get("pool"))
+    with import_weights.config_errors(path):
+        predictor = _find_predictor(params, config)
+    return LoadedEncoder(encoder, params["encoder"], config, params.get("pool"), predictor)
+
+
+def _find_predictor(params: dict[str, Any], config: Any) -> LoadedPredictor | None:
+    """Returns the predictor among the parts of a checkpoint."""
+    # Exports of older versions do not have the size of the training clips.
+    if "predictor" not in params or "data" not in config or config.stage not in registry.STAGES:
+        return None
+    makers = getattr(registry.find_stage(config), "makers", {})
+    names = [name for name in ("predictor", "head") if name in params and name in makers]
+    if "predictor" not in names:
+        return None
+    modules = {name: makers[name](config) for name in names}
+    found = {name: params[name] for name in names}
+    return LoadedPredictor(modules["predictor"], modules.get("head"), found, config.data.frames)
 
 
 def load_frozen(path: str | Path, *, ema: bool = False) -> FrozenEncoder:

@@ -42,6 +42,7 @@ _PERCENT = {
     "pck_0.1": "PCK@0.1",
     "pck_0.2": "PCK@0.2",
     "position_accuracy": "position accuracy",
+    **{f"class_mean_recall@{k}": f"class-mean recall@{k}" for k in (1, 5, 10)},
 }
 METRICS = {name: MetricFormat(f"{title}, %", 100.0, 1, True) for name, title in _PERCENT.items()}
 NAMES = {
@@ -54,6 +55,7 @@ INPUTS = {
 }
 NOTES = {
     "chance": "1 / number of classes",
+    "random_scores": "random scores",
     "first_frame": "a single frame: no motion",
     "bag_of_frames": "all frames, without their order",
     "static": "the first frame, without motion",
@@ -208,7 +210,7 @@ def _make_tables(
                 "is_share": form.is_share,
                 "tasks": list(dict.fromkeys(cell["task"] for cell in cells)),
                 "n": " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1]))),
-                "rows": (_chance_rows(cells, form) if metric == "top1" else [])
+                "rows": _chance_rows(metric, cells, form)
                 + [_make_row(key, group, steps, ambiguous) for key, group in groups.items()],
             }
         )
@@ -238,11 +240,17 @@ def _make_cell(value: float, standard_error: float | None, form: MetricFormat) -
     }
 
 
-def _chance_rows(cells: Sequence[Mapping[str, Any]], form: MetricFormat) -> list[dict[str, Any]]:
-    """Returns a row with the chance level if the rows have a number of classes."""
-    classes = {cell["task"]: cell["classes"] for cell in cells if cell.get("classes")}
-    chance = {task: _make_cell(1 / count, None, form) for task, count in classes.items()}
-    row = {"kind": "chance", "name": "chance", "input": "", "note": NOTES["chance"]}
+def _chance_rows(
+    metric: str, cells: Sequence[Mapping[str, Any]], form: MetricFormat
+) -> list[dict[str, Any]]:
+    """Returns a row with the chance level, if the rows state it or, for top-1, have classes."""
+    levels = {cell["task"]: cell["chance"] for cell in cells if cell.get("chance")}
+    note = NOTES["random_scores"]
+    if metric == "top1":
+        levels = {cell["task"]: 1 / cell["classes"] for cell in cells if cell.get("classes")}
+        note = NOTES["chance"]
+    chance = {task: _make_cell(level, None, form) for task, level in levels.items()}
+    row = {"kind": "chance", "name": "chance", "input": "", "note": note}
     return [{**row, "cells": chance}] if chance else []
 
 

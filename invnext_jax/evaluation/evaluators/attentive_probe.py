@@ -39,7 +39,7 @@ class AttentiveProbe:
     def check_config(self, config: Any) -> None:
         """Checks `config.attentive_probe`."""
         settings, name = config.attentive_probe, "config.attentive_probe"
-        _check_training(settings, name)
+        check_training(settings, name)
         if settings.head not in HEADS:
             raise UserError(f"{name}.head={settings.head!r} must be one of {HEADS}")
         if settings.crops not in (1, 3):
@@ -89,7 +89,7 @@ class AttentiveProbe:
                 grid_selection.average_views(probs[number], labels_v[task], index_v)
                 for probs, labels_v, index_v in scores.values()
             ]
-            _check_scores(parts, task)
+            check_scores(parts, task)
             rows += grid_selection.make_grid_rows(
                 *parts,
                 grid,
@@ -183,7 +183,7 @@ def _train(inputs, config, module, classes, held_out) -> head_training.TrainedHe
         )
 
 
-def _check_training(settings: Any, name: str) -> None:
+def check_training(settings: Any, name: str) -> None:
     """Checks the options of the training."""
     try:
         head_training.make_grid(settings.learning_rates, settings.weight_decays)
@@ -211,7 +211,7 @@ def _prediction_batches(inputs, settings, split, rows) -> Iterator[training.Batc
         yield training.read_tokens(features, used[first : first + CHUNK])
 
 
-def _check_scores(parts: list, task: str) -> None:
+def check_scores(parts: list, task: str) -> None:
     """Raises `UserError` if a split has no readable video with a label."""
     for part, split in zip(parts, SPLITS.values(), strict=True):
         if part is None:

@@ -53,6 +53,9 @@ def make_functions(
     classes: Mapping[str, int],
     settings: Any,
     token_shape: tuple[int, int],
+    loss: Callable[[Any, Any], jax.Array] = lambda logits, targets: sum(
+        map(class_losses.soft_cross_entropy, logits, targets)
+    ),
 ) -> HeadFunctions:
     """Returns the functions that train a head on all tasks.
 
@@ -62,6 +65,8 @@ def make_functions(
       classes: number of classes of each task.
       settings: `config.attentive_probe`.
       token_shape: number and width of the tokens of a clip.
+      loss: function (logits, targets) -> loss, of the outputs of `module` and the float32 targets
+        [b k] of each task; rows of zeros have no label. By default, cross-entropy.
     """
 
     def prepare(frozen, batch, key):
@@ -81,7 +86,7 @@ def make_functions(
         del key
         tokens_bnd, targets = inputs
         logits = module.apply({"params": params}, tokens_bnd.astype(jnp.float32))
-        return sum(map(class_losses.soft_cross_entropy, logits, targets))
+        return loss(logits, targets)
 
     def init_params(key):
         params = mesh_lib.unbox(module.init(key, jnp.zeros((1, *token_shape)))["params"])

@@ -82,6 +82,16 @@ def average_views(
     return GridScores(total_gbk / views_b[None, :, None], labels_b, index_b)
 
 
+def choose_head(score_g: np.ndarray, grid: Sequence[Mapping[str, Any]]) -> int:
+    """Returns the head with the highest score in [0, 1].
+
+    Heads that diverged ("diverged" in their options) are not chosen if there is another one. Of
+    equal heads, the first one is chosen.
+    """
+    penalty_g = np.array([2.0 * options.get("diverged", False) for options in grid])
+    return int(np.argmax(np.nan_to_num(score_g) - penalty_g))
+
+
 def make_grid_rows(
     held_out: GridScores,
     val: GridScores,
@@ -95,8 +105,7 @@ def make_grid_rows(
 ) -> list[Row]:
     """Makes the rows of a task: the head that is best on held-out training videos, and on val.
 
-    Heads that diverged ("diverged" in their options) are not chosen if there is another one. Equal
-    accuracies are resolved in favor of the head that comes first in the grid.
+    See `choose_head`.
 
     Args:
       held_out: scores on held-out training videos.
@@ -116,8 +125,7 @@ def make_grid_rows(
         {**options, **{key: float(value[i]) for key, value in top1.items()}}
         for i, options in enumerate(grid)
     ]
-    penalty_g = np.array([2.0 * options.get("diverged", False) for options in grid])
-    best = [int(np.argmax(scores.top1_g - penalty_g)) for scores in (held_out, val)]
+    best = [choose_head(scores.top1_g, grid) for scores in (held_out, val)]
     rows = []
     for number, label in zip(best, (what, f"{what}, {BEST_ON_VAL}"), strict=True):
         value = float(val.top1_g[number])

@@ -6,6 +6,7 @@ from typing import Any
 
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation.evaluators import (
+    anticipation,
     attentive_probe,
     box_baselines,
     label_propagation,
@@ -61,6 +62,7 @@ register(nearest_neighbors.NearestNeighbors())
 register(nearest_neighbors.FewShot())
 register(attentive_probe.AttentiveProbe())
 register(label_propagation.LabelPropagation())
+register(anticipation.Anticipation())
 register(pixel_baselines.PixelBaselines())
 register(box_baselines.BoxBaselines())
 register(supervised.SupervisedBaseline())

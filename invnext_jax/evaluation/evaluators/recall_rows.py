@@ -1,0 +1,126 @@
+"""Rows of class-mean recall for a grid of heads.
+
+Shape key: b videos, g heads of the grid, c classes.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from invnext_jax.errors import UserError
+from invnext_jax.evaluation.evaluators.evaluator import Row
+from invnext_jax.evaluation.evaluators.grid_selection import BEST_ON_VAL, GridScores, choose_head
+from invnext_jax.evaluation.metrics import intervals
+from invnext_jax.evaluation.metrics.classification import (
+    ClassMeanRecall,
+    class_mean_recall,
+    class_recalls,
+)
+from invnext_jax.evaluation.video_scores import VideoScores
+
+
+class Measured(NamedTuple):
+    """What the heads of a grid were trained on, and their scores.
+
+    Attributes:
+      held_out: scores on held-out training videos.
+      val: scores on the evaluated videos.
+      trained_b: int labels of the videos that the heads were trained on; negative for none.
+      train_b: int labels of all training videos. Evaluated videos of other classes are dropped.
+    """
+
+    held_out: GridScores
+    val: GridScores
+    trained_b: np.ndarray
+    train_b: np.ndarray
+
+
+def make_recall_rows(
+    measured: Measured, grid: Sequence[Mapping[str, Any]], k: int, *, task: str, what: str, **fields
+) -> list[Row]:
+    """Makes the rows of a task: the head that is best on held-out training videos, and on val.
+
+    Args:
+      measured: see `Measured`.
+      grid: options of each head, for example {"learning_rate": 1e-3, "diverged": False}.
+      k: number of classes that count as predicted.
+      task: see `Row`.
+      what: input of the first row, see `Row`. The second one is `<what>, best on val`.
+      fields: `evaluator` and `name`, see `Row`, and further details of both rows.
+
+    Returns:
+      The two rows. The scores of the videos are weighted so that each class has the same weight.
+
+    Raises:
+      UserError: no evaluated video has a class with training videos.
+    """
+    held_out = _recalls(measured.held_out, measured.trained_b, k)
+    val = _recalls(measured.val, measured.train_b, k)
+    if not val[0].kept_b.any():
+        raise UserError(
+            f"no held-out video has a class of {task} that occurs among the training videos: check "
+            "that both manifests use the same class numbers"
+        )
+    value_g = {name: np.array([x.value for x in found]) for name, found in _named(held_out, val)}
+    heads = [
+        {**options, **{f"{name}_recall": float(x_g[i]) for name, x_g in value_g.items()}}
+        for i, options in enumerate(grid)
+    ]
+    best = [choose_head(x_g, grid) for x_g in value_g.values()]
+    evaluator, name = fields.pop("evaluator"), fields.pop("name")
+    rows = []
+    for number, label in zip(best, (what, f"{what}, {BEST_ON_VAL}"), strict=True):
+        found = val[number]
+        kept_b = found.kept_b
+        labels_b, correct_b = measured.val.labels_b[kept_b], found.correct_b[kept_b]
+        weight_b, error = _weights_and_error(labels_b, correct_b)
+        rows.append(
+            Row(
+                evaluator=evaluator,
+                name=name,
+                input=label,
+                task=task,
+                metric=f"class_mean_recall@{k}",
+                value=found.value,
+                standard_error=error,
+                n=int(kept_b.sum()),
+                details={
+                    **heads[number],
+                    "grid": heads,
+                    "classes": len(found.classes_c),
+                    "chance": min(1.0, k / len(found.classes_c)),
+                    "dropped": int((~kept_b).sum()),
+                    **fields,
+                },
+                scores=VideoScores(measured.val.index_b[kept_b], correct_b, weight_b),
+            )
+        )
+    return rows
+
+
+def _named(held_out, val):
+    return ("held_out", held_out), ("val", val)
+
+
+def _recalls(scores: GridScores, train_b: np.ndarray, k: int) -> list[ClassMeanRecall]:
+    """Returns the recall of each head."""
+    seen_c = np.unique(train_b[train_b >= 0])
+    return [
+        class_mean_recall(prob_bc, scores.labels_b, k=k, train_classes=seen_c)
+        for prob_bc in scores.prob_gbk
+    ]
+
+
+def _weights_and_error(labels_b: np.ndarray, correct_b: np.ndarray) -> tuple[np.ndarray, float]:
+    """Returns weights [b], whose weighted mean is the class-mean recall, and the standard error.
+
+    The error is that of the bootstrap over videos, in which each replicate has its own classes.
+    """
+    classes_c, class_b, count_c = np.unique(labels_b, return_inverse=True, return_counts=True)
+    weight_b = len(labels_b) / (len(classes_c) * count_c[class_b])
+
+    def recall(rows_b: np.ndarray) -> float:
+        return float(class_recalls(correct_b[rows_b], class_b[rows_b])[1].mean())
+
+    return weight_b, intervals.bootstrap(recall, len(labels_b)).standard_error
