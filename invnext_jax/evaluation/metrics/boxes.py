@@ -15,8 +15,8 @@ class TrackScores(NamedTuple):
     """Mean IoU of the boxes of a video.
 
     Attributes:
-        mean_iou: Mean over all (object, frame) pairs; NaN without pairs.
-        pairs: Number of pairs.
+        mean_iou: Mean over all evaluated (object, frame) pairs, in [0, 1]; NaN without pairs.
+        pairs: Number of evaluated pairs.
     """
 
     mean_iou: float
@@ -24,24 +24,36 @@ class TrackScores(NamedTuple):
 
 
 def area(boxes: np.ndarray) -> np.ndarray:
-    """Computes the areas [...] of boxes [... 4]."""
+    """Computes the areas [...] of boxes [... 4], in the dtype of the boxes."""
     sides = np.maximum(boxes[..., 2:] - boxes[..., :2], 0)
     return sides[..., 0] * sides[..., 1]
 
 
 def iou(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Computes the intersection over union [...] of boxes [... 4], with broadcasting.
+    """Computes the intersection over union (IoU) of boxes, with broadcasting.
 
-    It is 0 for two boxes of area 0.
+    Args:
+        one: Boxes [... 4].
+        other: Boxes [... 4].
+
+    Returns:
+        float64 [...], in [0, 1]; 0 for two boxes of area 0.
     """
     inner, union = _inner_and_union(one, other)
     return np.divide(inner, union, out=np.zeros_like(union), where=union > 0)
 
 
 def generalized_iou(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Computes the generalized IoU [...], in [-1, 1]: IoU - |hull without union| / |hull|.
+    """Computes the generalized IoU of boxes: IoU - (area of hull - area of union) / area of hull.
 
     Source: Rezatofighi et al., "Generalized Intersection over Union" (CVPR 2019).
+
+    Args:
+        one: Boxes [... 4].
+        other: Boxes [... 4].
+
+    Returns:
+        float64 [...], in [-1, 1].
     """
     inner, union = _inner_and_union(one, other)
     ratio = np.divide(inner, union, out=np.zeros_like(union), where=union > 0)
@@ -54,14 +66,14 @@ def generalized_iou(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 def score_tracks(
     predicted_tk4: np.ndarray, boxes_tk4: np.ndarray, present_tk: np.ndarray
 ) -> TrackScores:
-    """Computes the mean IoU over all objects and frames with a true box, without frame 0.
+    """Computes the mean IoU over all objects and frames with a true box, except frame 0.
 
-    The box of frame 0 is given to the tracker. Objects that are absent in frame 0 have no query and
-    are ignored.
+    The boxes of frame 0 are given to the tracker. Objects that are absent in frame 0 have no query
+    and are ignored.
 
     Args:
-        predicted_tk4: Predicted boxes.
-        boxes_tk4: True boxes.
+        predicted_tk4: Predicted boxes, float. NaN is replaced by 0.
+        boxes_tk4: True boxes, float.
         present_tk: Whether the object has a true box, bool.
     """
     counted_tk = present_tk & present_tk[:1]

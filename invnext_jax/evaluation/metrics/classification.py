@@ -9,14 +9,14 @@ import numpy as np
 
 
 class ClassMeanRecall(NamedTuple):
-    """Class-mean recall and the values of which it consists.
+    """Class-mean recall and the values from which it is computed.
 
     Attributes:
         value: Mean of the recalls of the classes, in [0, 1]; NaN if no video was kept.
         correct_b: Whether each video counts as correct, bool; False for dropped videos.
-        kept_b: Which videos were evaluated, bool.
-        classes_c: Evaluated classes in ascending order.
-        recall_c: Recall of each evaluated class.
+        kept_b: Whether each video was evaluated, bool.
+        classes_c: Ids of the evaluated classes in ascending order, int.
+        recall_c: Recall of each evaluated class, float64 in [0, 1].
     """
 
     value: float
@@ -29,12 +29,12 @@ class ClassMeanRecall(NamedTuple):
 def is_in_top(scores_bc: np.ndarray, labels_b: np.ndarray, k: int = 1) -> np.ndarray:
     """Returns whether the label is among the `k` classes with the highest scores, bool [b].
 
-    Of equal scores, the lower class id comes first, as with `np.argmax`. A label that is not a
-    column of the scores is never among them, and neither is a score that is NaN.
+    Ties are resolved in favor of the lower class id, as with `np.argmax`. Labels that are not
+    columns of the scores, and labels whose score is NaN, are never among the top classes.
 
     Args:
         scores_bc: Score of each class, float.
-        labels_b: Class ids.
+        labels_b: Class ids, int.
         k: Number of classes that count as predicted.
     """
     scores_bc = np.where(np.isnan(scores_bc), -np.inf, scores_bc)
@@ -50,7 +50,11 @@ def is_in_top(scores_bc: np.ndarray, labels_b: np.ndarray, k: int = 1) -> np.nda
 def class_recalls(
     correct_b: np.ndarray, labels_b: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Computes the share of correct videos of each class that occurs in `labels_b`.
+    """Computes the recall of each class that occurs in `labels_b`.
+
+    Args:
+        correct_b: Whether each video was classified correctly, bool.
+        labels_b: Class ids, int.
 
     Returns:
         The classes in ascending order, their recalls in [0, 1], and their numbers of videos, each
@@ -69,16 +73,16 @@ def class_mean_recall(
     k: int = 5,
     train_classes: np.ndarray | None = None,
 ) -> ClassMeanRecall:
-    """Computes the class-mean top-k recall by the rules of EPIC-KITCHENS-100 anticipation.
+    """Computes the class-mean top-k recall as defined by EPIC-KITCHENS-100 anticipation.
 
-    The classes are those that occur in `labels_b`; the scores of other classes are ignored. Videos
-    of a class without training videos are dropped.
+    Only the classes that occur in `labels_b` are scored. Videos of classes without training videos
+    are dropped.
 
     Args:
         scores_bc: Score of each class, float.
-        labels_b: Class ids of the held-out videos. Videos with a negative number are dropped.
+        labels_b: Class ids of the held-out videos, int. Videos with a negative id are dropped.
         k: Number of classes that count as predicted.
-        train_classes: Classes of the training videos; None keeps all classes.
+        train_classes: Class ids of the training videos; None keeps all classes.
     """
     labels_b = np.asarray(labels_b)
     kept_b = (labels_b >= 0) & (labels_b < scores_bc.shape[1])

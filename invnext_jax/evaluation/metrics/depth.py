@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 MIN_DISPARITY = 1e-3  # aligned disparities are clamped to this value, 1 / 1000 m
-RATIO = 1.25
+RATIO = 1.25  # threshold of delta1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,12 +27,12 @@ class DepthRange:
     includes_low: bool = True
 
     def valid(self, depth: np.ndarray) -> np.ndarray:
-        """Returns which depths are finite and within the range, bool."""
+        """Returns whether each depth is finite and within the range, bool [...]."""
         above = depth >= self.low if self.includes_low else depth > self.low
         return above & (depth <= self.high) & np.isfinite(depth)
 
     def clamp(self, depth: np.ndarray) -> np.ndarray:
-        """Clamps predictions to the range, float64; NaN becomes `low`."""
+        """Clamps predictions [...] to the range, float64; NaN becomes `low`."""
         depth = np.nan_to_num(
             np.asarray(depth, np.float64), nan=self.low, posinf=self.high, neginf=self.low
         )
@@ -49,8 +49,8 @@ class DepthScores(NamedTuple):
 
     Attributes:
         abs_rel: Mean of |prediction - truth| / truth; NaN without valid pixels.
-        delta1: Share of pixels with max(prediction / truth, truth / prediction) < 1.25; NaN without
-            valid pixels.
+        delta1: Fraction of valid pixels with max(prediction / truth, truth / prediction) < 1.25;
+            NaN without valid pixels.
         pixels: Number of valid pixels.
     """
 
@@ -123,7 +123,14 @@ def score_aligned_depth(
 def fit_scale_and_shift(source_p: np.ndarray, target_p: np.ndarray) -> tuple[float, float]:
     """Fits target = scale * source + shift by least squares.
 
-    A constant source has scale 0, and the shift is the mean of the target.
+    If the source is constant, the scale is 0 and the shift is the mean of the target.
+
+    Args:
+        source_p: Values to align, float64.
+        target_p: Target values, float64.
+
+    Returns:
+        The scale and the shift.
     """
     mean, spread_p = source_p.mean(), source_p - source_p.mean()
     power = float(spread_p @ spread_p)

@@ -1,7 +1,7 @@
 """Standard errors and confidence intervals over videos.
 
-Videos are the independent units of an evaluation: all frames, objects and captions of a video
-belong to the same draw. All random numbers depend only on `seed`.
+Videos are the independent units of an evaluation: all frames, objects and captions of a video are
+resampled together. All random numbers depend only on `seed`.
 
 Shape key: b videos, n windows, r bootstrap replicates.
 """
@@ -57,12 +57,12 @@ def average_by_video(
 
     Args:
         scores_n: Score of each window; NaN for windows without a score.
-        videos_n: Number of the video of each window, int.
+        videos_n: Index of the video of each window, int.
         weights_n: Non-negative weight of each window; None gives equal weights.
 
     Returns:
-        The videos in ascending order, and the score and the total weight of each, each [b]. With
-        these weights, the mean over videos is the mean over windows. Videos without a score are
+        The video indices in ascending order, their scores and their total weights, each [b]. With
+        these weights, the mean over videos equals the mean over windows. Videos without a score are
         omitted.
     """
     weights_n = np.ones(len(scores_n)) if weights_n is None else np.asarray(weights_n, np.float64)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-THRESHOLDS = (1, 2, 4, 8, 16)  # pixels of frames of 256 x 256 pixels
+THRESHOLDS = (1, 2, 4, 8, 16)  # in pixels of 256 x 256 frames
 RASTER = 256
 
 
@@ -18,9 +18,9 @@ class PointScores(NamedTuple):
     """TAP-Vid metrics of a video, in [0, 1]. They are NaN if no point is visible after its query.
 
     Attributes:
-        position_accuracy: Share of visible points that are predicted within a threshold, averaged
-            over `THRESHOLDS`; occlusion predictions are ignored.
-        occlusion_accuracy: Share of points and frames with a correct occlusion prediction.
+        position_accuracy: Fraction of visible points whose predicted position is within a
+            threshold, averaged over `THRESHOLDS`; occlusion predictions are ignored.
+        occlusion_accuracy: Fraction of (point, frame) pairs with a correct occlusion prediction.
         average_jaccard: Jaccard index of visible points within a threshold, averaged over
             `THRESHOLDS`.
         within: Position accuracy at each threshold.
@@ -37,7 +37,7 @@ class PointScores(NamedTuple):
 
 
 def to_raster(points: np.ndarray) -> np.ndarray:
-    """Converts points [... 2] in [0, 1] to pixels of frames of 256 x 256 pixels."""
+    """Converts points [... 2] in [0, 1] to pixels of 256 x 256 frames, float64."""
     return np.asarray(points, np.float64) * RASTER
 
 
@@ -53,13 +53,13 @@ def score_points(
     """Computes the metrics of one video.
 
     Args:
-        predicted_nt2: Predicted positions in pixels of 256 x 256 frames.
+        predicted_nt2: Predicted positions in pixels of 256 x 256 frames, float.
         hidden_nt: Whether each point is predicted to be occluded, bool.
-        points_nt2: True positions in the same unit.
+        points_nt2: True positions in the same unit, float.
         occluded_nt: Whether each point is occluded, bool.
-        query_frame_n: Frame in which each point is given, int.
-        mode: "first" evaluates the frames after the query; "strided" evaluates all frames except
-            that of the query.
+        query_frame_n: Index of the frame in which each point is given, int.
+        mode: "first" evaluates the frames after the query frame; "strided" evaluates all frames
+            except the query frame.
 
     Raises:
         ValueError: `mode` is unknown.

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
-TOLERANCE = 0.008  # of the frame's diagonal
-BODY_SCALE = 0.6  # of the diagonal of the joints' bounding box
+TOLERANCE = 0.008  # tolerance of F, as a fraction of the frame's diagonal
+BODY_SCALE = 0.6  # body size, as a fraction of the diagonal of the joints' bounding box
 
 
 class MaskScores(NamedTuple):
@@ -38,7 +38,15 @@ class MaskScores(NamedTuple):
 
 
 def region_similarity(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Computes J, the intersection over union of masks [... h w]; 1 if both are empty."""
+    """Computes J, the intersection over union of masks.
+
+    Args:
+        predicted: Masks [... h w], bool.
+        truth: Masks [... h w], bool.
+
+    Returns:
+        float64 [...], in [0, 1]; 1 if both masks are empty.
+    """
     predicted, truth = np.asarray(predicted, bool), np.asarray(truth, bool)
     union = (predicted | truth).sum(axis=(-2, -1))
     inner = (predicted & truth).sum(axis=(-2, -1))
@@ -49,7 +57,15 @@ def boundary_accuracy(predicted_hw: np.ndarray, truth_hw: np.ndarray) -> float:
     """Computes F, the F-measure of the boundary pixels of two masks.
 
     A boundary pixel is correct if the other mask has a boundary pixel within `TOLERANCE` times the
-    diagonal of the frame, rounded up to whole pixels.
+    diagonal of the frame, rounded up to whole pixels. If a mask has no boundary pixels, F is 1 if
+    the other one has none either, and 0 otherwise.
+
+    Args:
+        predicted_hw: Predicted mask, bool.
+        truth_hw: True mask, bool.
+
+    Returns:
+        The F-measure, in [0, 1].
     """
     one_hw, other_hw = (find_boundary(mask) for mask in (predicted_hw, truth_hw))
     counts = int(one_hw.sum()), int(other_hw.sum())
@@ -65,7 +81,7 @@ def boundary_accuracy(predicted_hw: np.ndarray, truth_hw: np.ndarray) -> float:
 def find_boundary(mask_hw: np.ndarray) -> np.ndarray:
     """Returns the pixels that differ from their right, lower or lower right neighbor, bool [h w].
 
-    Pixels beyond the border equal those at the border.
+    The mask is padded by repeating its last row and its last column.
     """
     mask_hw = np.asarray(mask_hw, bool)
     padded = np.pad(mask_hw, ((0, 1), (0, 1)), mode="edge")
@@ -80,15 +96,15 @@ def score_masks(
     *,
     skip_last: bool = True,
 ) -> MaskScores:
-    """Computes J and F of the objects of a video by the rules of DAVIS 2017.
+    """Computes J and F of the objects of a video as defined by DAVIS 2017.
 
-    Frame 0 is given and not evaluated.
+    The masks of frame 0 are given to the method, so frame 0 is not evaluated.
 
     Args:
         predicted_thw: Predicted object id of each pixel, int.
         ids_thw: True object id of each pixel, int.
         objects: Ids of the objects to evaluate.
-        skip_last: Whether the last frame is not evaluated either, as in DAVIS.
+        skip_last: Whether to also skip the last frame, as DAVIS does.
     """
     frames = range(1, len(ids_thw) - (1 if skip_last else 0))
     if not len(frames) or not len(objects):
@@ -104,16 +120,18 @@ def score_masks(
 def joint_errors(
     predicted_tj2: np.ndarray, joints_tj2: np.ndarray, visible_tj: np.ndarray
 ) -> np.ndarray:
-    """Computes the distances of joints in units of the body size, [t j].
+    """Computes the distances of predicted joints from the true ones in units of the body size.
 
     The body size is `BODY_SCALE` times the diagonal of the box around the visible joints of the
-    frame, as in the evaluations of label propagation on JHMDB. Invisible joints and frame 0, which
-    is given, are NaN.
+    frame, as in the evaluations of label propagation on JHMDB.
 
     Args:
-        predicted_tj2: Predicted joints in pixels.
-        joints_tj2: True joints in pixels.
-        visible_tj: Which joints count, bool.
+        predicted_tj2: Predicted joints in pixels, float.
+        joints_tj2: True joints in pixels, float.
+        visible_tj: Whether each joint is visible, bool.
+
+    Returns:
+        float64 [t j]; NaN for invisible joints, and in frame 0, whose joints are given.
     """
     joints_tj2 = np.asarray(joints_tj2, np.float64)
     counted_tj1 = visible_tj[..., None]
@@ -129,10 +147,10 @@ def joint_errors(
 
 
 def pck(errors: Sequence[np.ndarray], threshold: float) -> float:
-    """Computes the percentage of correct keypoints as a fraction in [0, 1].
+    """Computes the fraction of correct keypoints (PCK), in [0, 1]; NaN without visible joints.
 
-    The share of correct joints is computed for each joint over all frames of all videos, and then
-    averaged over the joints.
+    The fraction is computed for each joint over all frames of all videos, and then averaged over
+    the joints.
 
     Args:
         errors: Result of `joint_errors` for each video; all have the same joints.

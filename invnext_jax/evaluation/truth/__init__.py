@@ -3,15 +3,15 @@
 All readers implement `truth.Truth`: `load(row)` returns the clip and its truth as arrays. The
 frames, the crop and the size of the truth are those of the clip.
 
-    truth           the interface; batches of rows, without bad ones
+    truth           the interface of the readers, and batches of valid rows
     geometry        crops of boxes, points and label images
-    images          pictures, depth, windows of frames
+    images          folders of images, depth images, windows of frames
     clip_reader     the evaluation clip of a manifest row
     world           rendered and written synthetic worlds
     scannet, kitti  depth
     masks, joints   masks of DAVIS, joints of JHMDB
     boxes_jsonl     boxes of tracked objects in a neutral format; track_windows selects windows
     epic_kitchens   clips before an action
-    captions        sentences about videos
-    brackets        scores without an encoder: chance and constant predictions
+    captions        captions of videos
+    brackets        reference values without an encoder: chance levels and constant predictions
 """

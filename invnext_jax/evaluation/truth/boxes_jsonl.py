@@ -3,8 +3,8 @@
     {"video": "clips/a.mp4", "fps": 10, "width": 1920, "height": 1280,
      "tracks": {"car 7": {"frames": [0, 1, 2], "boxes": [[x0, y0, x1, y1], ...]}, ...}}
 
-`video` is a video file or a folder of numbered pictures, relative to the file of boxes. `frames`
-counts from 0. Boxes are in pixels of a picture of `width` x `height`.
+`video` is a video file or a folder of numbered images, relative to the file of boxes. `frames`
+counts from 0. Boxes are in pixels of an image of `width` x `height`.
 
 Shape key: t frames, k objects, 4 = (x0, y0, x1, y1).
 """
@@ -30,7 +30,7 @@ from invnext_jax.evaluation.truth.geometry import ClipGeometry
 from invnext_jax.evaluation.truth.track_windows import WindowRules, select_windows
 from invnext_jax.evaluation.truth.truth import BadTruth
 
-MAX_FRAMES = 10**6  # a damaged number must not allocate memory
+MAX_FRAMES = 10**6  # limits the memory that a damaged frame number can allocate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,12 +38,12 @@ class VideoTracks:
     """The boxes of a video.
 
     Attributes:
-        path: Video file or folder of pictures.
+        path: Video file or folder of images.
         fps: Frames per second.
-        height: Height of the pictures in pixels.
-        width: Width of the pictures in pixels.
+        height: Height of the images in pixels.
+        width: Width of the images in pixels.
         names: Name of each object.
-        boxes_tk4: Boxes as shares of the picture, float32; zeros where absent.
+        boxes_tk4: Boxes as fractions of the image's width and height, float32; zeros where absent.
         present_tk: Whether the object has a box, bool.
     """
 
@@ -68,14 +68,19 @@ def parse_line(line: str, folder: Path) -> VideoTracks:
     """
     fields = json.loads(line)
     if not isinstance(fields, dict) or not isinstance(fields.get("tracks"), dict):
-        raise ValueError('an object with "video", "fps", "width", "height" and "tracks" is needed')
+        raise ValueError(
+            'the line must be an object with "video", "fps", "width", "height" and "tracks"'
+        )
     try:
         fps, height, width = (float(fields[name]) for name in ("fps", "height", "width"))
         video = str(fields["video"])
     except (KeyError, TypeError) as error:
         raise ValueError(f"a field is missing or not a number: {error}") from error
     if not (0 < fps < math.inf and 1 <= height < 2**16 and 1 <= width < 2**16 and video):
-        raise ValueError(f"fps={fps}, width={width}, height={height}, video={video!r}")
+        raise ValueError(
+            f"fps={fps}, width={width}, height={height}, video={video!r}: a value is empty or "
+            "out of range"
+        )
     tracks = {str(name): _parse_track(track) for name, track in fields["tracks"].items()}
     count = max(
         (int(frame_n.max()) + 1 for frame_n, _ in tracks.values() if len(frame_n)), default=0
@@ -97,7 +102,7 @@ def _parse_track(track: Any) -> tuple[np.ndarray, np.ndarray]:
     except (KeyError, TypeError) as error:
         raise ValueError(f"a track has no frames or boxes: {error}") from error
     if len(frame_n) != len(box_n4) or not np.isfinite(box_n4).all():
-        raise ValueError("the frames and the boxes of a track differ in number, or are not finite")
+        raise ValueError("frames and boxes of a track differ in number, or are not finite")
     if not ((frame_n >= 0) & (frame_n < MAX_FRAMES) & (frame_n % 1 == 0)).all():
         raise ValueError("frames must be integers from 0")
     if (box_n4[:, :2] > box_n4[:, 2:]).any():
@@ -139,7 +144,7 @@ class BoxTracks:
 
     Attributes:
         name: "boxes".
-        videos: Number of the video of each row.
+        videos: Index of the video of each row, int32.
     """
 
     name = "boxes"
@@ -150,9 +155,9 @@ class BoxTracks:
         """Reads the boxes and selects the windows.
 
         Args:
-            path: The file.
+            path: File of boxes.
             size: Side of the clips in pixels, which show the centered square.
-            rules: Selection of the windows. The default is that of Waymo Open.
+            rules: Rules that select the windows; by default, those of Waymo Open.
 
         Raises:
             UserError: The file cannot be read, or no window satisfies the rules.
@@ -177,14 +182,14 @@ class BoxTracks:
         return len(self._windows)
 
     def window(self, row: int) -> tuple[Path, tuple[int, ...]]:
-        """Returns the video and the frame numbers of a row."""
+        """Returns the path of the video and the frame indices of a row."""
         number, frames = self._windows[row]
         return self._tracks[number].path, frames
 
     def load(self, row: int) -> dict[str, np.ndarray]:
         """Reads `video`, `boxes` and `present` of a window; see `truth.Truth.load`.
 
-        The objects are those of the first frame, padded to `max_objects`.
+        The objects are those of the first frame, padded with zeros to `max_objects`.
         """
         number, frames = self._windows[row]
         tracks, count = self._tracks[number], self._rules.max_objects
@@ -219,14 +224,16 @@ class BoxTracks:
 
 @dataclasses.dataclass(frozen=True)
 class _FixedFrames:
-    """Samples given frames and the centered square; can replace a `ClipSampler`."""
+    """Samples the given frames and the centered square; can replace a `ClipSampler`."""
 
     frames: tuple[int, ...]
     size: int
 
     def sample_frames(self, frame_count: int) -> np.ndarray:
         if self.frames[-1] >= frame_count:
-            raise BadVideo(f"it has {frame_count} frames, not {self.frames[-1] + 1}", "truncated")
+            raise BadVideo(
+                f"it has {frame_count} frames, but frame {self.frames[-1]} has boxes", "truncated"
+            )
         return np.array(self.frames)[None]
 
     def sample_windows(self, height: int, width: int) -> list[Window]:

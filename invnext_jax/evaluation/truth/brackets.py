@@ -1,6 +1,6 @@
-"""Scores that need no encoder: what chance and constant predictions reach on the truth.
+"""Reference values that need no encoder: chance levels and constant predictions.
 
-They are the lower ends of the scale on which an encoder is read. The upper end is the truth itself.
+The result of an encoder is compared with these lower bounds.
 
 Shape key: b videos, t frames, k objects, c classes, h w pixels, n points.
 """
@@ -14,20 +14,33 @@ from invnext_jax.evaluation.metrics.retrieval import CUTOFFS
 
 
 def majority_accuracy(train_labels_b: np.ndarray, labels_b: np.ndarray) -> float:
-    """Computes the accuracy of always predicting the most frequent training class."""
+    """Computes the accuracy of always predicting the most frequent training class.
+
+    Args:
+        train_labels_b: Class ids of the training videos, int.
+        labels_b: Class ids of the held-out videos, int.
+    """
     classes_c, count_c = np.unique(train_labels_b, return_counts=True)
     return float(np.mean(labels_b == classes_c[count_c.argmax()]))
 
 
 def chance_recall(labels_b: np.ndarray, k: int = 5) -> float:
-    """Computes the expected class-mean top-k recall of random scores: k of the present classes."""
+    """Computes the expected class-mean top-k recall of random scores: k / number of classes."""
     return min(1.0, k / len(np.unique(labels_b)))
 
 
 def prior_scores(train_labels_b: np.ndarray, classes: int, videos: int) -> np.ndarray:
-    """Returns the class frequencies of the training videos as scores, float64 [b c].
+    """Returns the class frequencies of the training videos as scores of each held-out video.
 
-    They are the best predictions that do not look at the video.
+    They are the best predictions that do not depend on the video.
+
+    Args:
+        train_labels_b: Class ids of the training videos, int. Ids that are not classes are ignored.
+        classes: Number of classes c.
+        videos: Number of held-out videos b.
+
+    Returns:
+        float64 [b c].
     """
     known_b = train_labels_b[(train_labels_b >= 0) & (train_labels_b < classes)]
     share_c = np.bincount(known_b, minlength=classes) / max(1, len(known_b))
@@ -35,10 +48,10 @@ def prior_scores(train_labels_b: np.ndarray, classes: int, videos: int) -> np.nd
 
 
 class MeanDepth:
-    """Running mean of the true depth, for constant predictions.
+    """Running mean of the true depth in meters, for constant predictions.
 
     Args:
-        limits: Depths that count.
+        limits: Range of valid depths.
     """
 
     def __init__(self, limits: DepthRange):
@@ -46,7 +59,7 @@ class MeanDepth:
         self._sum_hw, self._count_hw = None, None
 
     def add(self, depth_thw: np.ndarray) -> None:
-        """Adds the depth of a training clip; all clips have the same height and width."""
+        """Adds the depth of a training clip in meters; all clips have the same height and width."""
         valid_thw = self._limits.valid(depth_thw)
         sums = np.where(valid_thw, depth_thw, 0).sum(axis=0, dtype=np.float64)
         counts = valid_thw.sum(axis=0)
@@ -57,7 +70,7 @@ class MeanDepth:
 
     @classmethod
     def of_clips(cls, clips: Iterable[np.ndarray], limits: DepthRange) -> "MeanDepth":
-        """Returns the mean of clips [t h w]."""
+        """Computes the mean of clips [t h w] in meters."""
         mean = cls(limits)
         for depth_thw in clips:
             mean.add(depth_thw)
@@ -65,17 +78,17 @@ class MeanDepth:
 
     @property
     def constant(self) -> float:
-        """The mean of all valid pixels in meters."""
+        """Mean of all valid pixels in meters."""
         return float(self._sum_hw.sum() / max(1, self._count_hw.sum()))
 
     def predict_constant(self, shape_thw: tuple[int, int, int]) -> np.ndarray:
-        """Predicts the mean of all pixels everywhere, [t h w]."""
+        """Predicts the mean of all valid pixels for each pixel, float64 [t h w]."""
         return np.full(shape_thw, self.constant)
 
     def predict_mean_image(self, frames: int) -> np.ndarray:
-        """Predicts the mean of each pixel in all frames, [t h w].
+        """Predicts the temporal mean of each pixel for all frames, float64 [t h w].
 
-        Pixels that were never valid have the mean of all pixels.
+        Pixels that were never valid get the mean of all valid pixels.
         """
         mean_hw = self._sum_hw / np.maximum(self._count_hw, 1)
         mean_hw = np.where(self._count_hw > 0, mean_hw, self.constant)
@@ -104,5 +117,5 @@ def chance_retrieval(candidates: int) -> dict[int, float]:
 
 
 def chance_choice(count_b: np.ndarray) -> float:
-    """Computes the expected accuracy of random answers; `count_b` is the number of candidates."""
+    """Computes the expected accuracy of random answers to questions with `count_b` candidates."""
     return float(np.mean(1 / np.asarray(count_b)))

@@ -1,4 +1,4 @@
-"""Reads the evaluation clip of a manifest row, and reports its frames and its window.
+"""Reads the evaluation clip of a manifest row, with its frame indices and its crop window.
 
 Shape key: t frames, h w pixels, c channels.
 """
@@ -21,9 +21,9 @@ class EvaluationClip(NamedTuple):
     """The clip of a row, and the part of the video that it shows.
 
     Attributes:
-        video_thwc: The frames, uint8.
-        frame_t: Number of each frame in the video, int64.
-        geometry: The window of the frames.
+        video_thwc: The frames, uint8 RGB.
+        frame_t: Index of each frame in the video, int64.
+        geometry: The window of the frames that the clip shows.
     """
 
     video_thwc: np.ndarray
@@ -33,12 +33,19 @@ class EvaluationClip(NamedTuple):
 
 @dataclasses.dataclass
 class RecordingSampler:
-    """Samples as `ClipSampler` does, and keeps the result."""
+    """A `ClipSampler` that records what it sampled.
+
+    Attributes:
+        sampler: The sampler.
+        frame_t: Indices of the frames that were sampled last, int64.
+        window: The window that was sampled last.
+        frame_size: Height and width in pixels of the frames from which it was sampled.
+    """
 
     sampler: ClipSampler
     frame_t: np.ndarray | None = None
     window: Window | None = None
-    picture: tuple[int, int] | None = None
+    frame_size: tuple[int, int] | None = None
 
     @property
     def size(self) -> int:
@@ -46,25 +53,25 @@ class RecordingSampler:
         return self.sampler.size
 
     def sample_frames(self, frame_count: int) -> np.ndarray:
-        """Returns the frame numbers of the clip, int64 [1 t]."""
+        """Returns the frame indices of the clip, int64 [1 t]."""
         index_rt = self.sampler.sample_frames(frame_count)
         self.frame_t = index_rt[0]
         return index_rt
 
     def sample_windows(self, height: int, width: int) -> list[Window]:
-        """Returns the window of the clip in pictures of the given size."""
+        """Returns the window of the clip in frames of the given size in pixels."""
         windows = self.sampler.sample_windows(height, width)
-        self.window, self.picture = windows[0], (height, width)
+        self.window, self.frame_size = windows[0], (height, width)
         return windows
 
     @property
     def geometry(self) -> ClipGeometry:
-        """The window as shares of the picture."""
-        return ClipGeometry.of_window(self.window, self.picture, (self.size, self.size))
+        """The window that was sampled last."""
+        return ClipGeometry.of_window(self.window, self.frame_size, (self.size, self.size))
 
 
 def make_sampler(load: LoadClip, source: str) -> RecordingSampler:
-    """Makes the sampler of the evaluation clip: the centers of segments, and a centered crop.
+    """Makes the sampler of the evaluation clip: centers of equal segments and a centered crop.
 
     Args:
         load: The loader of the evaluation's clips, which has the sampling options.
@@ -89,7 +96,13 @@ def read_evaluation_clip(record: VideoRecord, load: LoadClip) -> EvaluationClip:
 
 
 def crop_rendered(video_thwc: np.ndarray, load: LoadClip, source: str) -> EvaluationClip:
-    """Makes the clip from all frames of a rendered video, as `read_clips` does."""
+    """Samples and crops the evaluation clip of a rendered video, as `clips.read_clips` does.
+
+    Args:
+        video_thwc: All frames of the video, uint8.
+        load: See `make_sampler`.
+        source: See `make_sampler`.
+    """
     sampler = make_sampler(load, source)
     frame_t = sampler.sample_frames(len(video_thwc))[0]
     (window,) = sampler.sample_windows(*video_thwc.shape[1:3])

@@ -28,7 +28,7 @@ SOURCE = "epic_kitchens"
 COLUMNS = ("video_id", "verb_class", "noun_class")
 TIMES = ("start_timestamp", "stop_timestamp")
 FRAMES = ("start_frame", "stop_frame")
-MIN_SECONDS = 0.05  # clips before the first second of a video consist of its first frames
+MIN_SECONDS = 0.05  # minimum end of a context; an earlier one consists of the first frames
 
 
 class Annotations(NamedTuple):
@@ -40,7 +40,7 @@ class Annotations(NamedTuple):
         stop_b: End of the action in seconds, float64.
         verb_b: Class of the verb, int32.
         noun_b: Class of the noun, int32.
-        skipped: Number of rows that are damaged or have an unknown class.
+        skipped: Number of skipped rows, which are damaged or have an unknown class.
     """
 
     videos: list[str]
@@ -83,13 +83,13 @@ def read_annotations(path: str | os.PathLike, fps: float | None = None) -> Annot
 
 
 def action_classes(train: Annotations) -> dict[tuple[int, int], int]:
-    """Returns the id of each (verb, noun) pair that occurs in the training split."""
+    """Returns the action class, from 0, of each (verb, noun) pair in the training split."""
     pairs = sorted(set(zip(train.verb_b.tolist(), train.noun_b.tolist(), strict=True)))
     return {pair: number for number, pair in enumerate(pairs)}
 
 
 def action_labels(annotations: Annotations, classes: Mapping[tuple[int, int], int]) -> np.ndarray:
-    """Returns the action class of each row, int32 [b]; -1 for pairs without training videos."""
+    """Returns the action class of each action, int32 [b]; -1 for pairs not in `classes`."""
     pairs = zip(annotations.verb_b.tolist(), annotations.noun_b.tolist(), strict=True)
     return np.array([classes.get(pair, -1) for pair in pairs], np.int32)
 
@@ -112,10 +112,11 @@ def clip_times(
         start_b: Start of the actions in seconds.
         stop_b: End of the actions in seconds.
         context: Length of the context in seconds.
-        anticipation: Time between the context and the moment in seconds.
+        anticipation: Time between the end of the context and the moment in seconds.
         point: Position of the moment in the action, from 0 (start) to 1 (end).
-        from_end: Counts `point` from the end of the action instead. The released evaluation code of
-            V-JEPA 2 does this, so that its clips with `point` = 0 end near the end of the action.
+        from_end: Whether `point` is measured from the end of the action instead. The released
+            evaluation code of V-JEPA 2 does this, so that its clips with `point` = 0 end near the
+            end of the action.
 
     Returns:
         Start and end in seconds, each float64 [b], not before the start of the video.
@@ -205,7 +206,7 @@ def _parse_row(row: Mapping[str, str], fps: float | None) -> tuple[str, float, f
     else:
         raise ValueError("the row has no time stamps")
     if not row["video_id"] or not 0 <= start < stop:
-        raise ValueError(f"video {row['video_id']!r} from {start} s to {stop} s")
+        raise ValueError(f"video {row['video_id']!r} has no action from {start} s to {stop} s")
     return row["video_id"], start, stop, verb, noun
 
 

@@ -13,13 +13,13 @@ from invnext_jax.data.transforms import Window
 
 @dataclasses.dataclass(frozen=True)
 class ClipGeometry:
-    """The window of a picture that a clip shows, as shares of the width and the height.
+    """The window of an image that a clip shows, as fractions of the image's width and height.
 
     Attributes:
         left: Left edge of the window.
-        top: Upper edge.
+        top: Top edge.
         right: Right edge.
-        bottom: Lower edge.
+        bottom: Bottom edge.
         height: Height of the clip in pixels.
         width: Width of the clip in pixels.
     """
@@ -33,48 +33,48 @@ class ClipGeometry:
 
     @classmethod
     def of_window(
-        cls, window: Window, picture: tuple[int, int], clip: tuple[int, int]
+        cls, window: Window, image_size: tuple[int, int], clip_size: tuple[int, int]
     ) -> "ClipGeometry":
         """Builds the geometry of a window in pixels.
 
         Args:
-            window: Window of the picture.
-            picture: Height and width of the picture in pixels.
-            clip: Height and width of the clip in pixels.
+            window: Window in the image, in pixels.
+            image_size: Height and width of the image in pixels.
+            clip_size: Height and width of the clip in pixels.
         """
-        height, width = picture
+        height, width = image_size
         return cls(
             window.left / width, window.top / height, window.right / width, window.bottom / height,
-            *clip,
+            *clip_size,
         )  # fmt: skip
 
     @classmethod
-    def center(cls, picture: tuple[int, int], size: int | None) -> "ClipGeometry":
-        """Builds the geometry of the centered square, or of the whole picture if `size` is None.
+    def center(cls, image_size: tuple[int, int], size: int | None) -> "ClipGeometry":
+        """Builds the geometry of the centered square, or of the whole image if `size` is None.
 
         Args:
-            picture: Height and width of the picture in pixels.
+            image_size: Height and width of the image in pixels.
             size: Side of the clip in pixels.
         """
         if size is None:
-            return cls(0.0, 0.0, 1.0, 1.0, *picture)
-        return cls.of_window(transforms.square_crop(*picture), picture, (size, size))
+            return cls(0.0, 0.0, 1.0, 1.0, *image_size)
+        return cls.of_window(transforms.square_crop(*image_size), image_size, (size, size))
 
     def crop_points(self, points: np.ndarray) -> np.ndarray:
-        """Converts points [... 2] in shares of the picture to shares of the clip."""
+        """Converts points [... 2] from fractions of the image to fractions of the clip, float64."""
         low = np.array([self.left, self.top])
         return (np.asarray(points, np.float64) - low) / self._sides
 
     def crop_boxes(self, boxes: np.ndarray, min_area: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
-        """Converts boxes in shares of the picture to shares of the clip, and clips them to it.
+        """Converts boxes from fractions of the image to fractions of the clip, and clips them.
 
         Args:
-            boxes: Boxes [... 4] in [0, 1] of the picture.
-            min_area: Minimum share of the clip that a box covers after clipping.
+            boxes: Boxes [... 4] as fractions of the image.
+            min_area: Minimum fraction of the clip that a box covers after clipping.
 
         Returns:
             float32 boxes [... 4] in [0, 1], zeros for boxes that are outside or too small; and
-            which boxes remain, bool [...].
+            whether each box remains, bool [...].
         """
         low = np.array([self.left, self.top, self.left, self.top])
         scaled = (np.asarray(boxes, np.float64) - low) / np.tile(self._sides, 2)
@@ -86,10 +86,13 @@ class ClipGeometry:
         return np.where(kept[..., None], clipped, 0).astype(np.float32), kept
 
     def crop_image(self, image_thw: np.ndarray) -> np.ndarray:
-        """Samples a label or depth image at the centers of the clip's pixels, nearest neighbor.
+        """Samples label or depth images at the centers of the clip's pixels (nearest neighbor).
 
         Args:
-            image_thw: Images of the whole picture, at any resolution.
+            image_thw: Label or depth images of the complete frames, at any resolution.
+
+        Returns:
+            [t height width], in the dtype of `image_thw`.
         """
         height, width = image_thw.shape[1:3]
         rows_h = _nearest(self.top, self.bottom, self.height, height)
@@ -103,5 +106,5 @@ class ClipGeometry:
 
 def _nearest(low: float, high: float, count: int, source: int) -> np.ndarray:
     position_n = (low + (np.arange(count) + 0.5) / count * (high - low)) * source
-    # Rounding may put the center of a pixel just below its own cell.
+    # Because of rounding errors, the center of a pixel may be just below its own cell.
     return np.clip(np.floor(position_n + 1e-9), 0, source - 1).astype(np.int64)

@@ -1,4 +1,4 @@
-"""Reads folders of numbered pictures, 16-bit depth pictures, and sliding windows of frames.
+"""Reads folders of numbered images, 16-bit depth images, and sliding windows of frames.
 
 Shape key: t frames, h w pixels, c channels.
 """
@@ -26,7 +26,7 @@ class FrameWindow(NamedTuple):
     """Consecutive frames of a sequence.
 
     Attributes:
-        sequence: Number of the sequence.
+        sequence: Index of the sequence.
         frames: Numbers of the frames, as in the names of the files.
     """
 
@@ -35,12 +35,12 @@ class FrameWindow(NamedTuple):
 
 
 def list_frames(folder: str | os.PathLike) -> dict[int, Path]:
-    """Returns the pictures of a folder by the number in their name, in ascending order.
+    """Returns the images of a folder by the last number in their name, in ascending order.
 
-    Pictures without a number in their name are ignored.
+    Images without a number in their name are ignored.
 
     Raises:
-        UserError: The folder does not exist or has no numbered pictures.
+        UserError: The folder does not exist or has no numbered images.
     """
     found = {}
     try:
@@ -55,7 +55,7 @@ def list_frames(folder: str | os.PathLike) -> dict[int, Path]:
         if extension.lower() in EXTENSIONS and numbers and not name.startswith("."):
             found[int(numbers[-1])] = Path(folder) / name
     if not found:
-        raise UserError(f"{folder} has no numbered pictures: check the layout of the data set")
+        raise UserError(f"{folder} has no numbered images: check the layout of the data set")
     return dict(sorted(found.items()))
 
 
@@ -82,23 +82,23 @@ def make_windows(
     """Makes windows of `frames` frames whose starts are `stride` frames apart.
 
     Args:
-        sequence: Number of the sequence.
+        sequence: Index of the sequence.
         numbers: Numbers of all its frames in ascending order.
         frames: Number of frames of a window. Shorter sequences have no window.
-        stride: Distance of the starts in frames.
+        stride: Distance between the starts of consecutive windows in frames.
     """
     starts = range(0, len(numbers) - frames + 1, stride)
     return [FrameWindow(sequence, tuple(numbers[s : s + frames])) for s in starts]
 
 
 def check_windows(windows: Sequence[FrameWindow], what: str, frames: int) -> None:
-    """Raises `UserError` if there are no windows."""
+    """Raises `UserError` if there are no windows; `what` names the data in the message."""
     if not windows:
         raise UserError(f"{what} has no sequence of at least {frames} frames: use fewer frames")
 
 
 def check_spacing(window: FrameWindow, name: str) -> None:
-    """Raises `BadTruth` if frames are missing within a window, so that it has a jump."""
+    """Raises `BadTruth` if the frames of a window are not evenly spaced."""
     steps = np.diff(window.frames)
     if len(steps) and steps.max() != steps.min():
         missing = window.frames[int(steps.argmax())] + int(steps.min())
@@ -106,17 +106,17 @@ def check_spacing(window: FrameWindow, name: str) -> None:
 
 
 def read_clip(paths: Sequence[Path], size: int | None) -> tuple[np.ndarray, ClipGeometry]:
-    """Reads pictures and resizes their centered squares bilinearly.
+    """Reads images and resizes their centered squares bilinearly.
 
     Args:
-        paths: Pictures of equal size.
-        size: Side of the clip in pixels. None keeps the whole pictures.
+        paths: Image files of equal size.
+        size: Side of the clip in pixels. None keeps the whole images.
 
     Returns:
         uint8 [t h w c], RGB, and the geometry of the clip.
 
     Raises:
-        BadTruth: A picture is missing or damaged, or the sizes differ.
+        BadTruth: An image is missing or damaged, or the sizes differ.
     """
     frames, picture = [], None
     for path in paths:
@@ -134,10 +134,17 @@ def read_clip(paths: Sequence[Path], size: int | None) -> tuple[np.ndarray, Clip
 
 
 def read_depth(path: str | os.PathLike, units_per_meter: float) -> np.ndarray:
-    """Reads a 16-bit depth picture: float32 [h w] in meters, 0 where unknown.
+    """Reads a 16-bit depth image.
+
+    Args:
+        path: Path of the image.
+        units_per_meter: Value of the image for a depth of 1 m.
+
+    Returns:
+        float32 [h w] in meters, 0 where unknown.
 
     Raises:
-        BadTruth: The picture is missing, damaged or not a 16-bit gray picture.
+        BadTruth: The image is missing, damaged or not a 16-bit gray image.
     """
 
     def convert(image: Image.Image) -> np.ndarray:
@@ -154,7 +161,7 @@ def read_depth(path: str | os.PathLike, units_per_meter: float) -> np.ndarray:
 def read_depth_clip(
     paths: Sequence[Path], units_per_meter: float, geometry: ClipGeometry
 ) -> np.ndarray:
-    """Reads depth pictures and crops them like the clip: float32 [t h w] in meters.
+    """Reads depth images and crops them like the clip: float32 [t h w] in meters.
 
     Raises:
         BadTruth: As in `read_depth`; or no pixel of the clip has a known depth.
@@ -167,10 +174,10 @@ def read_depth_clip(
 
 
 def read_ids(path: str | os.PathLike) -> np.ndarray:
-    """Reads an annotation picture with a palette, or a gray one: int32 ids [h w].
+    """Reads the object ids of an indexed-color or gray annotation image, int32 [h w].
 
     Raises:
-        BadTruth: The picture is missing, damaged or has colors instead of ids.
+        BadTruth: The image is missing, damaged or has colors instead of ids.
     """
 
     def convert(image: Image.Image) -> np.ndarray:
@@ -184,14 +191,14 @@ def read_ids(path: str | os.PathLike) -> np.ndarray:
 
 
 def read_image(path: str | os.PathLike, convert: Callable) -> np.ndarray:
-    """Opens a picture and converts it.
+    """Opens an image and converts it.
 
     Args:
-        path: The picture.
+        path: Path of the image.
         convert: Function from a PIL image to an array.
 
     Raises:
-        BadTruth: The picture is missing or damaged.
+        BadTruth: The image is missing or damaged.
     """
     with open_image(path) as image:
         return convert(image)
@@ -199,10 +206,10 @@ def read_image(path: str | os.PathLike, convert: Callable) -> np.ndarray:
 
 @contextlib.contextmanager
 def open_image(path: str | os.PathLike) -> Iterator[Image.Image]:
-    """Opens a picture. Errors in the `with` block count as damage of the picture.
+    """Opens an image. Decoding errors in the `with` block are also raised as `BadTruth`.
 
     Raises:
-        BadTruth: The picture is missing or damaged.
+        BadTruth: The image is missing or damaged.
     """
     try:
         with Image.open(path) as image:

@@ -27,7 +27,7 @@ class JhmdbJoints:
     Attributes:
         name: "JHMDB".
         clips: Class and name of each clip.
-        videos: Number of the clip of each row, which is the row itself.
+        videos: Index of the clip of each row, int32, which is the row itself.
     """
 
     name = "JHMDB"
@@ -46,7 +46,7 @@ class JhmdbJoints:
             root: Folder with `Rename_Images`, `joint_positions` and `splits`.
             split: "train" or "val", which is the test part of the split.
             size: Side of the clips in pixels, which show the centered square. None keeps the whole
-                pictures.
+                images.
             number: Number of the split, 1 to 3.
 
         Raises:
@@ -93,7 +93,7 @@ class JhmdbJoints:
         video_thwc, geometry = images.read_clip(list(pictures.values())[:frames], self._size)
         with images.open_image(next(iter(pictures.values()))) as image:
             width, height = image.size
-        # The center of the first pixel is at 1 in the file and at half a pixel in shares.
+        # The center of the first pixel is 1 in the file and 0.5 pixels in the clip's fractions.
         shares_tj2 = geometry.crop_points((joints_tj2[:frames] - 0.5) / (width, height))
         inside_tj = ((shares_tj2 >= 0) & (shares_tj2 < 1)).all(axis=-1)
         pixels_tj2 = shares_tj2 * (geometry.width, geometry.height) - 0.5

@@ -1,4 +1,4 @@
-"""Depth of KITTI: pictures of the raw data and annotated depth.
+"""Depth of KITTI: images of the raw data and annotated depth.
 
     <root>/<date>/<drive>/image_02/data/<number>.png
     <root>/<split>/<drive>/proj_depth/groundtruth/image_02/<number>.png     depth
@@ -6,8 +6,8 @@
 
 Depth is uint16 in units of 1/256 m; 0 is unknown.
 
-The depth folders may also be in <root>/<date>/<drive>. The annotated depth of a drive lacks its
-first and last frames, which are not used.
+The depth folders may also be in <root>/<date>/<drive>. The first and last frames of a drive have no
+annotated depth and are not used.
 
 Shape key: t frames, h w pixels.
 """
@@ -31,7 +31,7 @@ class Kitti:
     Attributes:
         name: "KITTI".
         drives: Names of the drives.
-        videos: Number of the drive of each row.
+        videos: Index of the drive of each row, int32.
     """
 
     name = "KITTI"
@@ -53,7 +53,7 @@ class Kitti:
             split: Folder of the annotated depth, and name of the optional list of drives.
             size: Side of the clips in pixels.
             frames: Number of frames of a window.
-            stride: Distance of the starts of windows in frames.
+            stride: Distance between the starts of consecutive windows in frames.
             camera: Folder of the camera; `image_02` is the left color camera.
 
         Raises:
@@ -78,7 +78,7 @@ class Kitti:
         return len(self._windows)
 
     def window(self, row: int) -> FrameWindow:
-        """Returns the drive and the frames of a row."""
+        """Returns the index of the drive and the frames of a row."""
         return self._windows[row]
 
     def load(self, row: int) -> dict[str, np.ndarray]:

@@ -1,7 +1,7 @@
 """Object masks of DAVIS.
 
     <root>/JPEGImages/480p/<sequence>/<number>.jpg
-    <root>/Annotations/480p/<sequence>/<number>.png      palette picture of object ids
+    <root>/Annotations/480p/<sequence>/<number>.png      indexed colors are object ids
     <root>/ImageSets/2017/<split>.txt                    one sequence per line
 
 Shape key: t frames, h w pixels.
@@ -25,7 +25,7 @@ class DavisMasks:
     Attributes:
         name: "DAVIS".
         sequences: Names of the sequences.
-        videos: Number of the sequence of each row, which is the row itself.
+        videos: Index of the sequence of each row, int32, which is the row itself.
     """
 
     name = "DAVIS"
@@ -46,9 +46,9 @@ class DavisMasks:
             root: Folder with `JPEGImages`, `Annotations` and `ImageSets`.
             split: Name of the list, without ".txt".
             size: Side of the clips in pixels, which show the centered square. None keeps the whole
-                pictures.
+                images.
             year: Folder of the list.
-            resolution: Folder of the pictures and annotations.
+            resolution: Folder of the images and annotations.
             max_frames: Maximum number of frames of a sequence; None reads all.
 
         Raises:

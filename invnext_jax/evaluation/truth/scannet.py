@@ -27,7 +27,7 @@ class ScanNet:
     Attributes:
         name: "ScanNet".
         scenes: Names of the scenes.
-        videos: Number of the scene of each row.
+        videos: Index of the scene of each row, int32.
     """
 
     name = "ScanNet"
@@ -48,7 +48,7 @@ class ScanNet:
             split: Name of the list, without ".txt".
             size: Side of the clips in pixels.
             frames: Number of frames of a window.
-            stride: Distance of the starts of windows in frames.
+            stride: Distance between the starts of consecutive windows in frames.
 
         Raises:
             UserError: The layout is wrong, or no scene has enough frames.
@@ -75,7 +75,7 @@ class ScanNet:
         return len(self._windows)
 
     def window(self, row: int) -> FrameWindow:
-        """Returns the scene and the frames of a row."""
+        """Returns the index of the scene and the frames of a row."""
         return self._windows[row]
 
     def load(self, row: int) -> dict[str, np.ndarray]:

@@ -14,15 +14,16 @@ from invnext_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class WindowRules:
-    """Which windows of a video are evaluated.
+    """Rules that select the windows of a video for the evaluation.
 
     Attributes:
         frames: Number of frames of a window.
-        fps: Frame rate of the windows; frames of the video are left out. None keeps all.
-        stride: Minimum distance of the starts of two windows, in frames of the window's rate.
-        min_area: Minimum share of the clip that a box covers; smaller boxes are dropped.
-        max_objects: Maximum number of objects in the first frame, and k of the arrays.
-        min_presence: Minimum share of the frames in which each object of the first frame has a box.
+        fps: Frame rate of the windows, to which the video is subsampled. None keeps all frames.
+        stride: Minimum distance between the starts of two windows, in subsampled frames.
+        min_area: Minimum fraction of the clip that a box covers; smaller boxes are dropped.
+        max_objects: Maximum number of objects in the first frame, and the size k of the arrays.
+        min_presence: Minimum fraction of the frames in which each object of the first frame has a
+            box.
         min_together: Minimum number of frames in which all objects of the first frame have a box.
         max_gap: Maximum number of consecutive frames without a box of an object.
 
@@ -51,11 +52,11 @@ class WindowRules:
             )
 
     def step(self, video_fps: float) -> int:
-        """Returns the distance of the window's frames in frames of the video, at least 1."""
+        """Returns the step between frames of a window in frames of the video, at least 1."""
         return max(1, round(video_fps / self.fps)) if self.fps else 1
 
     def keeps(self, present_tk: np.ndarray) -> bool:
-        """Returns whether a window is evaluated.
+        """Returns whether a window satisfies the rules.
 
         Args:
             present_tk: Whether each object has a box in each frame, bool.
@@ -79,7 +80,10 @@ def longest_gap(present_t: np.ndarray) -> int:
 def select_windows(
     present_tk: np.ndarray, rules: WindowRules, video_fps: float
 ) -> list[tuple[int, ...]]:
-    """Selects the windows of a video, from its start: the next one that the rules keep.
+    """Selects the windows of a video that satisfy the rules, in temporal order.
+
+    The start moves by one subsampled frame after a window that is not selected, and by
+    `rules.stride` after one that is.
 
     Args:
         present_tk: Whether each object has a box in each frame of the video, bool.
@@ -87,10 +91,10 @@ def select_windows(
         video_fps: Frame rate of the video.
 
     Returns:
-        The frame numbers of each window.
+        The indices of the video's frames in each window.
     """
     step, windows, start = rules.step(video_fps), [], 0
-    # Frames are counted at the window's rate, so that windows start at multiples of the step.
+    # The video is subsampled first, so that windows start at multiples of the step.
     reduced_tk = present_tk[::step]
     while start + rules.frames <= len(reduced_tk):
         if rules.keeps(reduced_tk[start : start + rules.frames]):

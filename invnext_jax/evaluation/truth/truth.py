@@ -22,7 +22,7 @@ class BadTruth(Exception):  # noqa: N818, like `data.demux.BadVideo`
     """The clip or the truth of one row cannot be read; the row is skipped.
 
     Attributes:
-        kind: Kind of reason: "missing", "truncated", "wrong format" or "no truth", or one of
+        kind: Kind of error: "missing", "truncated", "wrong format", "no truth", or one of
             `data.demux.BadVideo.kind`.
     """
 
@@ -32,11 +32,11 @@ class BadTruth(Exception):  # noqa: N818, like `data.demux.BadVideo`
 
 
 class Truth(Protocol):
-    """Clips with ground truth.
+    """The interface of ground-truth readers. A row is a clip with its truth.
 
     Attributes:
         name: Name of the data set.
-        videos: Number of the video of each row, int. Rows of the same video are not independent.
+        videos: Index of the video of each row, int. Rows of the same video are not independent.
     """
 
     name: str
@@ -63,18 +63,18 @@ class Truth(Protocol):
 
 @dataclasses.dataclass
 class SkippedRows:
-    """Rows that were skipped in a pass, with their reasons.
+    """Rows that were skipped in one pass over the data.
 
     Attributes:
         reasons: Reason for each skipped row.
-        kinds: Kind of reason for each skipped row.
+        kinds: `BadTruth.kind` of each skipped row.
     """
 
     reasons: dict[int, str] = dataclasses.field(default_factory=dict)
     kinds: dict[int, str] = dataclasses.field(default_factory=dict)
 
     def add(self, row: int, error: BadTruth) -> None:
-        """Counts and logs a bad row."""
+        """Records and logs a skipped row."""
         self.reasons[row] = sanitize.for_display(str(error))
         self.kinds[row] = error.kind
         logging.warning("row %d skipped (%s): %s", row, error.kind, self.reasons[row])
@@ -88,10 +88,10 @@ class SkippedRows:
 
 
 class TruthBatches:
-    """Batches of rows in order, without bad rows. Each iteration is one pass.
+    """Batches of the readable rows, in order. Each iteration is one pass.
 
     Attributes:
-        skipped: The rows that the latest pass skipped.
+        skipped: The rows that were skipped in the latest pass.
     """
 
     def __init__(
@@ -106,21 +106,23 @@ class TruthBatches:
 
         Args:
             truth: The reader. The arrays of all its rows must have the same shape.
-            batch_size: Number of rows per batch. The last batch is padded by zeros.
-            rows: Rows to read; None reads all.
-            threads: Number of rows that are read at the same time. Decoders of pictures and videos
-                release the interpreter lock.
+            batch_size: Number of rows per batch. The last batch is padded with zeros.
+            rows: Rows to read, in this order; None reads all rows.
+            threads: Number of rows that are read at the same time. Threads suffice because image
+                and video decoders release the global interpreter lock.
         """
         self._truth, self._batch_size, self._threads = truth, batch_size, max(1, threads)
         self._rows = range(len(truth)) if rows is None else rows
         self.skipped = SkippedRows()
 
     def __len__(self) -> int:
-        """Returns the number of batches if no row is bad."""
+        """Returns the number of batches if all rows can be read."""
         return -(-len(self._rows) // self._batch_size)
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
-        """Yields dicts of arrays [b ...]; `index`, int32 [b], is the row, or -1 for padding.
+        """Yields dicts of the arrays of `Truth.load`, stacked to [b ...].
+
+        The additional array `index`, int32 [b], contains the row, or -1 for padding.
 
         Raises:
             UserError: No row can be read.

@@ -24,8 +24,14 @@ POINTS = 32
 ARRAYS = ("depth", "boxes", "visible", "ids")
 
 
-class _Place(NamedTuple):
-    """The parameters of the world of a row, the number of the clip, and the file of its truth."""
+class _Location(NamedTuple):
+    """Where the clip of a row comes from.
+
+    Attributes:
+        spec: Parameters of the world.
+        index: Index of the clip in the world.
+        file: File with the truth; None if the clip is rendered.
+    """
 
     spec: WorldSpec
     index: int
@@ -37,7 +43,7 @@ class WorldTruth:
 
     Attributes:
         name: "world".
-        videos: Number of the video of each row, which is the row itself.
+        videos: Index of the video of each row, int32, which is the row itself.
     """
 
     name = "world"
@@ -46,8 +52,8 @@ class WorldTruth:
         """Reads the manifest.
 
         Args:
-            manifest: Name of a rendered or written world; several are separated by commas.
-            load: The loader of the evaluation's clips.
+            manifest: Manifests of rendered or written worlds, separated by commas.
+            load: The loader of the evaluation's clips, which has the sampling options.
             points: Number of points of each clip.
 
         Raises:
@@ -84,7 +90,7 @@ class WorldTruth:
             clip = clip_reader.read_evaluation_clip(record, self._load)
         return self._align(place, clip, truth)
 
-    def _align(self, place: _Place, clip: EvaluationClip, truth: dict) -> dict[str, np.ndarray]:
+    def _align(self, place: _Location, clip: EvaluationClip, truth: dict) -> dict[str, np.ndarray]:
         frame_t, geometry = clip.frame_t, clip.geometry
         try:
             boxes_tk4, kept_tk = geometry.crop_boxes(truth["boxes"][frame_t])
@@ -105,12 +111,12 @@ class WorldTruth:
             "occluded": found.occluded_nt[:, frame_t] | outside_nt,
         }
 
-    def _locate(self, record: VideoRecord) -> _Place:
+    def _locate(self, record: VideoRecord) -> _Location:
         if video_io.is_world(record.path):
             name, _, index = record.path.rpartition("#")
             if name not in self._specs:
                 self._specs[name] = urls.parse(name).spec
-            return _Place(self._specs[name], int(index), None)
+            return _Location(self._specs[name], int(index), None)
         path = Path(record.path)
         folder = str(path.parent)
         if folder not in self._specs:
@@ -121,7 +127,7 @@ class WorldTruth:
                 )
             self._specs[folder] = files.read_spec(path.parents[1], path.parent.name)
         file = path.parents[1] / "gt" / path.parent.name / f"{path.stem}.npz"
-        return _Place(self._specs[folder], int(path.stem), file)
+        return _Location(self._specs[folder], int(path.stem), file)
 
 
 def _read_file(path: Path) -> dict[str, np.ndarray]:

@@ -76,8 +76,8 @@ TRACK = {"frames": [0], "boxes": [[0, 0, 1, 1]]}
     ("line", "reason"),
     [
         ("{", "Expecting"),
-        ("[1]", "is needed"),
-        (json.dumps({**GOOD, "tracks": []}), "is needed"),
+        ("[1]", "must be an object with"),
+        (json.dumps({**GOOD, "tracks": []}), "must be an object with"),
         (json.dumps({**GOOD, "fps": None}), "missing or not a number"),
         (json.dumps({**GOOD, "fps": 0}), "fps=0"),
         (json.dumps({**GOOD, "width": 1e9}), "width=1000000000"),
