@@ -276,11 +276,11 @@ def defaults() -> ml_collections.ConfigDict:
     config.eval = ml_collections.ConfigDict(
         {
             "every_steps": 0,  # Steps between evaluations. 0: none.
-            # CSV file of videos, preferably with label_<task> columns. Without labels, the two
-            # halves of each video must find each other: "eval/retrieval".
+            # CSV file of videos, preferably with label_<task> columns. Without labels, each half of
+            # a video is used to retrieve the other half: "eval/retrieval".
             "manifest": "",
-            # Largest number of videos; of more, a random part is used. The clips stay in the
-            # memory of each host: 2.4 MB for 16 frames of 224 x 224 pixels.
+            # Maximum number of videos. If the manifest has more, a random subset is used. The clips
+            # stay in the memory of each host: 2.4 MB for 16 frames of 224 x 224 pixels.
             "videos": 512,
             "neighbors": 10,  # Number of nearest neighbors that vote.
         }

@@ -4,9 +4,9 @@
         --workdir=runs/e2
 
 The checkpoint is the workdir of a run, an exported .safetensors file, or a folder of an encoder in
-the published format or in that of transformers. The options are listed in docs/options.md. If the
-command is killed, the same command continues. On several hosts, start the same command on each of
-them (docs/scaling.md).
+the published format or in that of transformers. The options are listed in docs/options.md. To
+resume an interrupted evaluation, repeat the command. On several hosts, start the same command on
+each of them (docs/scaling.md).
 """
 
 from collections.abc import Sequence

@@ -32,10 +32,10 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
             "batch_size": 1024,  # Videos per step.
             "epochs": 20.0,  # Passes over the training videos.
             "warmup_epochs": 5.0,  # Epochs of linear warm-up. A cosine to 0 follows.
-            "label_smoothing": 0.1,  # Part of the target that is spread over all classes.
-            # Whether clips are sampled and augmented in each epoch, as the options below and in
-            # `data` say. The encoder then runs in each step. False: it runs once for each video,
-            # and its tokens are stored (see `features.max_gb`).
+            "label_smoothing": 0.1,  # Fraction of the target that is spread over all classes.
+            # Whether clips are sampled and augmented in each epoch, with the options below and in
+            # `data`. The encoder then runs in each step. False: it runs once for each video, and
+            # its tokens are stored (see `features.max_gb`).
             "augment": True,
             "repeats": 2,  # Clips of each video in a batch.
             "cutmix": 1.0,  # Parameter of the beta distribution of CutMix. 0: none.

@@ -16,7 +16,7 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
     """Returns the config of a variant: tiny (the synthetic world, with baselines) or base."""
     config = ml_collections.ConfigDict()
     # Workdir of a pretraining run, an exported .safetensors file, or a folder in the published
-    # format or in that of transformers. The flag --checkpoint sets it, too.
+    # format or in that of transformers. The flag --checkpoint also sets it.
     config.checkpoint = ""
     # Whether to evaluate a run's moving average instead of its parameters.
     config.ema = False
@@ -42,7 +42,7 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
     # Features that are stored in the workdir.
     config.features = ml_collections.ConfigDict(
         {
-            "max_gb": 100.0,  # Largest size of the features of one encoder and split, in gigabytes.
+            "max_gb": 100.0,  # Maximum size of the features of one encoder and split, in GB.
             "dtype": "float32",  # Type of the stored numbers: float32 or float16.
             # Crops of each held-out video whose probabilities a linear probe averages: 1 (center)
             # or 3 (center and both ends of the longer side).
@@ -57,7 +57,7 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
         {
             "neighbors": (10, 20, 100, 200),  # Numbers of neighbors; few_shot uses the smallest.
             "temperature": 0.07,  # A neighbor votes with exp(cosine similarity / temperature).
-            "shots": (1, 5, 10),  # Few-shot: labelled videos of each class.
+            "shots": (1, 5, 10),  # Few-shot: labeled videos of each class.
             "draws": 5,  # Few-shot: random draws over which the accuracy is averaged.
         }
     )
@@ -67,7 +67,7 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
     # rates and weight decays at once. The best on held-out training videos is trained again on all.
     config.streaming = ml_collections.ConfigDict(
         {
-            "above_gb": 0.25,  # Size of the training features from which on this solver is used.
+            "above_gb": 0.25,  # Size of the training features above which this solver is used.
             "epochs": 20,  # Passes over the training videos.
             "warmup_epochs": 2,  # Epochs of linear warm-up, followed by a cosine decay to 0.
             "batch_size": 1024,  # Videos per step.

@@ -1,9 +1,10 @@
 """A disk cache of extracted features, so that each encoder runs only once on each manifest.
 
-The features of one encoder and one split are stored in chunks (see `feature_store`): a killed
-command continues with the next chunk, and several processes extract different chunks at the same
-time. Their key is a hash of the encoder's config and parameters, the contents of the manifest and
-of its videos, the options for selecting and resizing frames, and what is extracted.
+The features of one encoder and one split are stored in chunks (see `feature_store`). A command that
+is repeated after an interruption extracts only the missing chunks, and several processes extract
+different chunks at the same time. The key of the features is a hash of the encoder's config and
+parameters, the contents of the manifest and of its videos, the options for selecting and resizing
+frames, and the `FeatureOptions`.
 
 Shape key: b videos or clips, v views of a video, t frames, h w pixels, c channels.
 """
@@ -29,8 +30,8 @@ from invnext_jax.json_file import hash_json
 from invnext_jax.monitoring.progress import ProgressMeter
 from invnext_jax.multihost import consensus
 
-CHUNK_ROWS, CHUNK_BYTES = 512, 2**28  # largest chunk; a killed process loses at most one
-_WAIT_SECONDS = 24 * 3600.0  # how long a process waits for the chunks of the others
+CHUNK_ROWS, CHUNK_BYTES = 512, 2**28  # maximum size of a chunk; killing a process loses at most one
+_WAIT_SECONDS = 24 * 3600.0  # how long a process waits for the chunks of other processes
 # Options of `config.data` that affect neither the selection of videos nor their pixels. The
 # manifest is among them because the key contains a hash of its contents instead of its path.
 _NOT_IN_KEY = ("root", "manifest", "workers", "prefetch", "protocols", "other_hosts")
@@ -134,7 +135,7 @@ class FeatureCache:
 def feature_key(
     encoder_key: str, manifest_digest: str, video_digest: str, data: dict[str, Any]
 ) -> str:
-    """Returns the key for the features of an encoder on a manifest.
+    """Returns the key of the features of an encoder on a manifest.
 
     Args:
       encoder_key: hash of the encoder's config and parameters.
@@ -167,7 +168,7 @@ def _extract(
         while pending and pending[0] < chunk:
             arrays, columns = (_concatenate(trees) for trees in zip(*parts, strict=True))
             missing = len(store.rows_of(pending[0])) - len(columns["index"])
-            # All failures of the chunk are counted by now, perhaps with those of other chunks.
+            # The counter contains all failures of this chunk, and possibly those of later chunks.
             complete = not missing or not batches.bad_videos.transient
             store.write(pending.pop(0), arrays, columns, complete=complete)
             del parts[1:]
@@ -184,7 +185,7 @@ def _extract(
         kinds = ", ".join(f"{count} x {kind}" for kind, count in missing.items())
         print(
             f"{sum(missing.values())} videos could not be read now ({kinds}). The features are "
-            "used but not cached. Repeat the command to read the videos again",
+            "used but not cached. Repeat the command to read the videos again.",
             flush=True,
         )
 

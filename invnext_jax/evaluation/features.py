@@ -41,7 +41,7 @@ class TokenStatistics:
 
 @dataclasses.dataclass(frozen=True)
 class FeatureOptions:
-    """What is extracted of each clip.
+    """Which features are extracted from each clip.
 
     Attributes:
       layer: layer whose tokens are used, from 0; None for the final tokens.
@@ -65,8 +65,8 @@ class VideoFeatures:
     Attributes:
       arrays: features by kind, each with the axes [b v ...] for videos and views:
         "frames" [b v t d], the mean of the tokens of each time slot; "pool" [b v d], the pooled
-        output of the encoder, if it has one; "class" [b v k d], its class tokens, if it has some;
-        or, if the options say `dense`, only "tokens" [b v t s d].
+        output of the encoder, if it has one; "class" [b v k d], its class tokens, if it has any;
+        or, with `FeatureOptions.dense`, only "tokens" [b v t s d].
       labels: int32 labels [b] of each task.
       index_b: int32 row numbers in the manifest, without unreadable videos.
       sum_nd: float64 sum over clips of the tokens at each position; None without moments.
@@ -89,11 +89,11 @@ class VideoFeatures:
         return next(iter(self.arrays.values())).shape[1]
 
     def has_pooling(self, pooling: str) -> bool:
-        """Whether the encoder has the output that a pooling of `POOLINGS` needs."""
+        """Returns whether the encoder has the output that a pooling of `POOLINGS` needs."""
         return _KINDS[pooling] in self.arrays
 
     def width(self, pooling: str) -> int:
-        """Number of features of a pooling."""
+        """Returns the number of features of a pooling."""
         shape = self.arrays[_KINDS[pooling]].shape
         return shape[-1] if pooling == "mean" else int(np.prod(shape[2:]))
 
@@ -111,7 +111,7 @@ class VideoFeatures:
         return x.reshape(*x.shape[:2], -1).astype(np.float32, copy=False)
 
     def pooled(self, pooling: str, rows_b: np.ndarray | None = None) -> np.ndarray:
-        """Reads pooled features of the view in the middle, float32 [b d]. See `pooled_views`."""
+        """Reads pooled features of the middle view, float32 [b d]. See `pooled_views`."""
         return self.pooled_views(pooling, rows_b)[:, self.views // 2]
 
     @property

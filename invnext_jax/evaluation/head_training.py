@@ -1,9 +1,10 @@
-"""Trains a grid of heads at once on frozen features.
+"""Trains a grid of heads on frozen features in one run.
 
-All heads of a grid of learning rates and weight decays see the same batches and have the same
-initial parameters. They are trained together, with a `vmap` over the grid, so that the features of
-a batch are read or computed only once. A killed training continues from the state that is saved
-regularly. Processes train the same heads on their own devices, which needs no communication.
+All heads of a grid of learning rates and weight decays are trained on the same batches, from the
+same initial parameters. They are trained together, with a `vmap` over the grid, so that the
+features of a batch are read or computed only once. The state is saved at regular intervals, and
+interrupted training resumes from it. In a multi-process run, each process trains all heads on its
+own devices, without communication.
 
 Shape key: g heads of the grid.
 """
@@ -46,7 +47,7 @@ class HeadTraining:
       steps: number of steps.
       warmup_steps: steps of linear warm-up, followed by a cosine decay to 0.
       seed: seed of the initial parameters and of the keys of all steps.
-      clip_norm: largest norm of the gradient of a head; 0 for no limit.
+      clip_norm: maximum norm of the gradient of a head; 0 for no limit.
       b2: decay of the second moment in AdamW.
       save_seconds: time between two saves of the state.
     """
@@ -121,13 +122,12 @@ def train_heads(
       loss_fn: function (parameters of a head, inputs, key) -> float32 loss. The key depends only on
         the seed and the step.
       batches: function step -> host arrays [b ...], where steps are numbered from 0. It must be
-        deterministic. b need not be a multiple of the number of devices, but must be constant.
+        deterministic, with constant b, which need not be a multiple of the number of devices.
       grid: hyperparameters of the heads.
       training: shared options.
-      name: what is trained, for the progress.
+      name: name of the training, shown with the progress.
       saved: file in which the state is saved; None to save nothing.
-      prepare: function (frozen, batch, key) -> inputs, which is computed once for all heads, for
-        example a frozen encoder; by default the inputs are the batch.
+      prepare: function (frozen, batch, key) -> inputs of all heads; by default, they are the batch.
       frozen: first argument of `prepare`, for example the parameters of the encoder.
 
     Raises:
@@ -222,7 +222,7 @@ def _make_step(loss_fn, prepare, training: HeadTraining):
 
 
 def _put(batch: Batch, mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
-    """Splits a batch over the devices if their number divides it, or else copies it to all."""
+    """Splits a batch over the devices; replicates it if their number does not divide its size."""
     rows = {len(value) for value in batch.values()}
     is_split = len(rows) == 1 and rows.pop() % mesh.size == 0
     sharding = mesh_lib.batch_sharding(mesh) if is_split else mesh_lib.replicated(mesh)
@@ -230,7 +230,7 @@ def _put(batch: Batch, mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
 
 
 class _Callbacks(loop.Callbacks):
-    """Progress, saves, and the check that some head is still finite."""
+    """Shows the progress, saves the state, and checks that at least one head has a finite loss."""
 
     def __init__(self, name: str, saved, training: HeadTraining, first_step: int):
         self._name = name
@@ -241,7 +241,7 @@ class _Callbacks(loop.Callbacks):
         self.meter = ProgressMeter(training.steps, "step", initial=first_step, quiet=quiet)
 
     def after_step(self, number, state, metrics, diagnostics):
-        """Waits for an earlier step, shows its loss, and saves the state if it is time."""
+        """Waits for an earlier step, shows its loss, and saves the state if it is due."""
         del diagnostics
         self._pending.append(metrics)
         if len(self._pending) <= MAX_PENDING:

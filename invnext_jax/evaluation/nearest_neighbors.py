@@ -1,7 +1,7 @@
 """Weighted k-nearest-neighbor classification and retrieval with cosine similarity.
 
-The classifier is the one of DINO (arXiv 2104.14294) and its successors: each of the k nearest
-training videos votes for its class with the weight exp(similarity / temperature).
+The classifier is that of DINO (arXiv 2104.14294): each of the k nearest training videos votes for
+its class with the weight exp(similarity / temperature).
 
 Shape key: b queries, n training videos, d features, k neighbors, c classes, s numbers of neighbors.
 """
@@ -17,7 +17,7 @@ CHUNK = 2**25  # number of similarities that are computed at once
 
 
 def l2_normalize(x_bd: np.ndarray, eps: float = 1e-12) -> np.ndarray:
-    """Divides float features by their length; a vector of zeros stays zero."""
+    """Scales feature vectors [b d] to unit L2 norm, float32; zero vectors stay zero."""
     x_bd = np.asarray(x_bd, np.float32)
     return x_bd / np.maximum(np.linalg.norm(x_bd, axis=-1, keepdims=True), eps)
 
@@ -26,8 +26,8 @@ def find_neighbors(query_bd: np.ndarray, train_nd: np.ndarray, k: int) -> tuple[
     """Finds the nearest training videos of each query. The result does not depend on `CHUNK`.
 
     Args:
-      query_bd: features of the queries, of length 1.
-      train_nd: features of the training videos, of length 1.
+      query_bd: L2-normalized features of the queries, float.
+      train_nd: L2-normalized features of the training videos, float.
       k: number of neighbors, at most n.
 
     Returns:
@@ -67,14 +67,14 @@ def vote(
     Args:
       similarity_bk: see `find_neighbors`.
       neighbor_bk: see `find_neighbors`.
-      labels_n: class of each training video, from 0 to c - 1.
-      neighbors: numbers of neighbors that vote, each at most k.
+      labels_n: int class of each training video, from 0 to c - 1.
+      neighbors: the s numbers of neighbors that vote, each at most k.
       temperature: positive temperature of the weights.
       classes: number of classes c.
 
     Returns:
-      float32 [s b c]; the votes of a query add up to 1. Compute the predicted class with
-      `np.argmax`.
+      float32 [s b c]; the votes of a query add up to 1. The predicted class is that with the most
+      votes.
     """
     label_bk = labels_n[neighbor_bk]
     votes = []

@@ -64,7 +64,7 @@ class VideoEncoder:
         start: float | None = None,
         end: float | None = None,
     ) -> np.ndarray:
-        """Computes the features of one video, from the centre crop of evenly spaced frames.
+        """Computes the features of one video, from the center crop of evenly spaced frames.
 
         Args:
           path: a video file, local or `protocol://...`.

@@ -1,4 +1,4 @@
-"""Files with the score of each held-out video, from which evaluations are compared.
+"""Files with the score of each held-out video, from which two evaluations can be compared.
 
 The scores of all rows of one evaluator are stored in one .npz file without pickled objects.
 
@@ -13,6 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from invnext_jax import atomic_file
+
+_PARTS = ("index", "score", "weight")
 
 
 class VideoScores(NamedTuple):
@@ -30,7 +32,7 @@ class VideoScores(NamedTuple):
 
 
 def write(path: str | Path, scores: Sequence[VideoScores | None]) -> None:
-    """Writes the scores of the rows of an evaluator; rows without scores are left out."""
+    """Writes the scores of the rows of an evaluator atomically; rows without scores are omitted."""
     arrays = {}
     for number, row in enumerate(scores):
         if row is not None:
@@ -50,6 +52,3 @@ def read(path: str | Path, number: int) -> VideoScores | None:
             return VideoScores(*(archive[f"{part}_{number}"] for part in _PARTS))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
-
-
-_PARTS = ("index", "score", "weight")

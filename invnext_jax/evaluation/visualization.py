@@ -1,4 +1,4 @@
-"""Images of clips: masks, sampled reconstructions, and features as colours.
+"""Images of clips: masks, sampled reconstructions, and features as colors.
 
 A strip shows the frames of one clip side by side.
 
@@ -21,7 +21,7 @@ from invnext_jax.models.patches import (
     normalize,
 )
 
-HIDDEN = np.array([226, 230, 235], np.uint8)  # colour of a masked patch
+HIDDEN = np.array([226, 230, 235], np.uint8)  # color of a masked patch
 OUTLINE = np.array([255, 255, 255], np.uint8)
 MAX_FRAMES, FRAME_SIDE, GAP = 8, 96, 3
 
@@ -40,7 +40,7 @@ def color_features(tokens_tyxd: np.ndarray, size: int) -> np.ndarray:
 
     Args:
       tokens_tyxd: tokens of a clip.
-      size: height and width of the returned frames, to which the colours are interpolated.
+      size: height and width of the returned frames, to which the colors are interpolated.
 
     Returns:
       Frames, uint8 [t size size 3].
@@ -61,7 +61,7 @@ def color_features(tokens_tyxd: np.ndarray, size: int) -> np.ndarray:
 
 
 def hide_patches(video_thwc: np.ndarray, visible_tyx: np.ndarray) -> np.ndarray:
-    """Returns the clip with masked patches in grey."""
+    """Returns the clip with masked patches in gray."""
     visible_thw = _enlarge(visible_tyx, video_thwc.shape[1] // visible_tyx.shape[1])
     return np.where(visible_thw[..., None], video_thwc, HIDDEN)
 

@@ -331,7 +331,7 @@ def test_a_joined_manifest_may_lack_labels_but_not_all(folder, tmp_path):
     config = get_config(folder, train_manifest=joined, val_manifest=joined)
     assert "shape" in evaluate.choose_tasks(config)
     config.update(val_manifest=f"{tmp_path}/none.csv", train_manifest=f"{tmp_path}/none.csv")
-    with pytest.raises(UserError, match="label_size has no labelled video in the training"):
+    with pytest.raises(UserError, match="label_size has no labeled video in the training"):
         evaluate.choose_tasks(config)
 
 

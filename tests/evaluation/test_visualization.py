@@ -1,4 +1,4 @@
-"""Images of clips: masks, no leak of hidden pixels, colours of features."""
+"""Images of clips: masks, no leak of hidden pixels, colors of features."""
 
 import base64
 import io
@@ -35,7 +35,7 @@ def test_only_visible_patches_are_outlined(clips):
     np.testing.assert_array_equal(shown[1], np.repeat(np.repeat(clips[0, 1], 3, 0), 3, 1))
 
 
-def test_equal_features_have_equal_colours():
+def test_equal_features_have_equal_colors():
     kinds = np.random.default_rng(0).normal(size=(3, 8))
     which = np.random.default_rng(1).integers(3, size=(2, 4, 4))
     colors = visualization.color_features(kinds[which], 4)  # size of the grid: no interpolation
@@ -44,7 +44,7 @@ def test_equal_features_have_equal_colours():
     assert len(np.unique(colors.reshape(-1, 3), axis=0)) == 3
 
 
-def test_constant_features_have_colours():
+def test_constant_features_have_colors():
     assert visualization.color_features(np.ones((2, 4, 4, 8)), 32).shape == (2, 32, 32, 3)
 
 

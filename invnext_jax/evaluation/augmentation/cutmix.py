@@ -1,4 +1,4 @@
-"""CutMix (arXiv 1905.04899): a rectangle of a clip is replaced by that of another clip.
+"""CutMix (arXiv 1905.04899): replaces a rectangle of each clip with that of another clip.
 
 Shape key: b clips, t frames, h w pixels, c channels, k classes.
 """
@@ -12,8 +12,8 @@ def sample_boxes(
 ) -> tuple[jax.Array, jax.Array]:
     """Samples the rectangles that are replaced.
 
-    The share that remains has the distribution Beta(alpha, alpha). The center is uniform, and a
-    rectangle that leaves the frame is cut.
+    The fraction of the frame that is kept has the distribution Beta(alpha, alpha). The center is
+    uniform, and the parts of a rectangle that are outside the frame are cut off.
 
     Args:
       key: random key.
@@ -23,8 +23,8 @@ def sample_boxes(
       alpha: parameter of the distribution, positive.
 
     Returns:
-      bool masks [b h w], True inside the rectangle, and float32 [b], the share of the frame that is
-      outside.
+      bool masks [b h w], True inside the rectangle, and float32 [b], the fraction of the frame that
+      is outside it.
     """
     share_key, y_key, x_key = jax.random.split(key, 3)
     share_b = jax.random.beta(share_key, alpha, alpha, (count,))
@@ -49,10 +49,10 @@ def cutmix(
       key: random key.
       video_bthwc: uint8 clips.
       targets: float32 class probabilities [b k] of each task.
-      alpha: parameter of the beta distribution. 0: nothing is mixed.
+      alpha: parameter of the beta distribution; 0 returns the inputs.
 
     Returns:
-      The mixed clips, and targets that are mixed in proportion to the area.
+      The mixed clips, and the targets, mixed in proportion to the areas.
     """
     if not alpha:
         return video_bthwc, targets

@@ -1,6 +1,7 @@
-"""Image operations on all frames of a uint8 clip. Results are those of Pillow.
+"""Image operations on uint8 clips, with the same results as Pillow.
 
-Statistics, such as histograms, are those of each frame.
+All functions take and return uint8 [t h w c] unless they say otherwise. Statistics such as
+histograms are computed for each frame.
 
 Shape key: t frames, h w pixels, c channels (RGB), v the 256 values of a channel.
 """
@@ -13,12 +14,12 @@ FILL = (124, 116, 104)
 
 
 def invert(video_thwc: jax.Array) -> jax.Array:
-    """Returns 255 minus the value."""
+    """Inverts the values v to 255 - v."""
     return 255 - video_thwc
 
 
 def auto_contrast(video_thwc: jax.Array) -> jax.Array:
-    """Stretches each channel of a frame to the range 0 to 255."""
+    """Stretches the values of each channel of a frame to the range 0 to 255."""
     low, high = (f(video_thwc, axis=(1, 2), keepdims=True) for f in (jnp.min, jnp.max))
     low, high = low.astype(jnp.int32), high.astype(jnp.int32)
     stretched = (video_thwc.astype(jnp.int32) - low) * 255 // jnp.maximum(high - low, 1)
@@ -40,7 +41,7 @@ def equalize(video_thwc: jax.Array) -> jax.Array:
 
 
 def posterize(video_thwc: jax.Array, bits: jax.Array) -> jax.Array:
-    """Keeps the highest `bits` (0 to 8) of each value."""
+    """Keeps the `bits` most significant bits of each value, an int from 0 to 8."""
     dropped = 8 - bits.astype(jnp.int32)
     return ((video_thwc.astype(jnp.int32) >> dropped) << dropped).astype(jnp.uint8)
 
@@ -57,12 +58,12 @@ def solarize_add(video_thwc: jax.Array, amount: jax.Array) -> jax.Array:
 
 
 def adjust_color(video_thwc: jax.Array, factor: jax.Array) -> jax.Array:
-    """Changes the saturation: 0 gives gray, 1 the frame, and more a stronger color."""
+    """Changes the saturation: 0 returns gray, 1 the input, larger factors stronger colors."""
     return _blend(jnp.broadcast_to(_gray(video_thwc), video_thwc.shape), video_thwc, factor)
 
 
 def adjust_contrast(video_thwc: jax.Array, factor: jax.Array) -> jax.Array:
-    """Changes the contrast: 0 gives the mean gray of the frame, 1 the frame."""
+    """Changes the contrast: 0 returns the mean gray value of each frame, 1 the input."""
     mean = jnp.mean(_gray(video_thwc).astype(jnp.float32), axis=(1, 2), keepdims=True)
     return _blend(jnp.broadcast_to(jnp.floor(mean + 0.5), video_thwc.shape), video_thwc, factor)
 
@@ -73,7 +74,7 @@ def adjust_brightness(video_thwc: jax.Array, factor: jax.Array) -> jax.Array:
 
 
 def adjust_sharpness(video_thwc: jax.Array, factor: jax.Array) -> jax.Array:
-    """Changes the sharpness: 0 gives a smoothed frame, 1 the frame. Border pixels do not change."""
+    """Changes the sharpness: 0 smooths, 1 returns the input. Border pixels do not change."""
     x, h, w = video_thwc.astype(jnp.float32), video_thwc.shape[1], video_thwc.shape[2]
     total = sum(x[:, i : h - 2 + i, j : w - 2 + j] for i in range(3) for j in range(3))
     smooth = jnp.floor((total + 4 * x[:, 1:-1, 1:-1]) / 13 + 0.5)
@@ -109,13 +110,13 @@ def transform(video_thwc: jax.Array, matrix: jax.Array, fill: tuple[int, ...] = 
     )
     value = (1 - bottom_share) * top + bottom_share * bottom
     color = jnp.asarray(fill, jnp.float32)[None, None, None]
-    # The small number is for values that are whole but for rounding; Pillow computes in float64.
+    # 1e-3 compensates for rounding errors below integers; Pillow computes in float64.
     value = jnp.where(inside_hw[None, ..., None], value + 1e-3, color)
     return jnp.clip(value, 0, 255).astype(jnp.uint8)
 
 
 def rotation(degrees: jax.Array, height: int, width: int) -> jax.Array:
-    """Returns the matrix [2, 3] of a counterclockwise rotation around the center."""
+    """Returns the matrix, float32 [2, 3], of a counterclockwise rotation around the center."""
     cos, sin = jnp.cos(jnp.deg2rad(degrees)), jnp.sin(jnp.deg2rad(degrees))
     x, y = width / 2, height / 2
     rows = [[cos, -sin, x - cos * x + sin * y], [sin, cos, y - sin * x - cos * y]]

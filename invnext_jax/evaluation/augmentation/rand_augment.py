@@ -1,7 +1,7 @@
 """RandAugment (arXiv 1909.13719): random image operations, the same for all frames of a clip.
 
-Operations and strengths are those of timm's "increasing" variant, which is common for video
-transformers (rand-m9-mstd0.5-inc1): a larger magnitude is always a stronger change.
+Operations and strengths are those of timm's "increasing" variant, in which a larger magnitude is
+always a stronger change. It is commonly used for video transformers (rand-m9-mstd0.5-inc1).
 
 Shape key: b clips, t frames, h w pixels, c channels.
 """
@@ -26,8 +26,8 @@ class RandAugment(NamedTuple):
     Attributes:
       magnitude: mean strength, from 0 to 10.
       deviation: standard deviation of the strength.
-      operations: number of operations of a clip; 0 for none.
-      probability: probability that one of them is applied.
+      operations: number of operations per clip; 0 for none.
+      probability: probability with which each operation is applied.
     """
 
     magnitude: float = 9.0
@@ -128,7 +128,7 @@ def rand_augment(key: jax.Array, video_bthwc: jax.Array, options: RandAugment) -
 
         return jax.lax.fori_loop(0, options.operations, apply, video_thwc)
 
-    # A loop, because under `vmap` each clip would compute all operations.
+    # A loop, because `vmap` would compute all operations for each clip.
     run = functools.partial(jax.lax.map, augment)
     mesh = jax.sharding.get_abstract_mesh()
     # Each device loops over its own clips.

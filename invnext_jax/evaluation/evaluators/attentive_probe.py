@@ -1,4 +1,4 @@
-"""Attentive probe: cross-attention heads on all tokens, trained with a grid of options.
+"""Attentive probe: cross-attention heads on all tokens, trained with a grid of hyperparameters.
 
 Paper: section 4.1, appendix A.2 and Table 15. The head, the optimization and the augmentation are
 options of `config.attentive_probe`; see configs/eval/attentive_probe.py.
@@ -105,8 +105,8 @@ class AttentiveProbe:
 def build_module(settings: Any, classes: list[int]) -> nn.Module:
     """Returns the module of all tasks: tokens [b n d] -> list of logits [b k].
 
-    With mean queries, each task has a pooler of its own. With learned queries, tasks share the
-    blocks and each has a query of its own, as in V-JEPA 2.
+    With mean queries, each task has a separate pooler. With learned queries, the tasks share the
+    blocks, and each task has a separate query, as in V-JEPA 2.
     """
     if settings.head == "learned_query":
         pooler = attentive_pooler.LearnedQueryPooler(len(classes), settings.blocks, settings.heads)

@@ -1,7 +1,7 @@
 """Data, loss and predictions of the attentive probe.
 
-Without augmentation, the heads read the tokens of a cache. With it, clips are sampled and augmented
-anew, and the encoder runs in the training step.
+Without augmentation, the heads are trained on cached tokens. With augmentation, clips are sampled
+and augmented in each epoch, and the encoder runs in the training step.
 
 Shape key: b clips, t frames or time slots, s patches of a slot, n tokens, d width, h w pixels,
 c channels, k classes, g heads of a grid, v views.
@@ -29,7 +29,7 @@ from invnext_jax.models.layers import scale_kernels
 from invnext_jax.training import mesh as mesh_lib
 
 LABEL = "label_"
-WIDTH_OF_INIT = 768  # the width for which the initial standard deviation of 0.02 is suitable
+WIDTH_OF_INIT = 768  # token width for which an initial standard deviation of 0.02 is suitable
 Batch = Mapping[str, np.ndarray]
 
 
@@ -127,7 +127,16 @@ def make_token_batches(
 def read_tokens(
     features: VideoFeatures, rows_b: np.ndarray, view: int | None = None
 ) -> dict[str, np.ndarray]:
-    """Reads a batch of cached tokens: of one view, or of all views, one after the other."""
+    """Reads a batch of cached tokens.
+
+    Args:
+      features: dense features.
+      rows_b: rows of the features.
+      view: index of the view to read; None reads all views, and those of a video are consecutive.
+
+    Returns:
+      A dict with "tokens" [(b v) n d], "index" [(b v)] and labels.
+    """
     tokens = features.arrays["tokens"].take(rows_b)
     views = 1 if view is not None else tokens.shape[1]
     tokens = tokens[:, view : view + 1] if view is not None else tokens
@@ -140,9 +149,9 @@ def read_tokens(
 
 
 class ClipBatches:
-    """Batches of augmented clips, read in the order of the steps. Close it after use.
+    """Batches of randomly sampled clips, as a function of the step. Close it after use.
 
-    Videos that are held out lose their labels, so that they have no influence.
+    The labels of held-out videos are removed, so that these videos do not contribute to the loss.
 
     Args:
       data: `config.data`, whose manifest is that of the training videos.
@@ -160,7 +169,7 @@ class ClipBatches:
         self._next_step = 0
 
     def __call__(self, step: int) -> Batch:
-        """Returns the batch of a step. Steps are read fastest one after the other."""
+        """Returns the batch of a step. Consecutive steps are read fastest."""
         if step != self._next_step:
             self._batches.set_state({"clips": step * self._clips})
         self._next_step = step + 1
@@ -172,7 +181,7 @@ class ClipBatches:
         }
 
     def close(self) -> None:
-        """Ends the workers."""
+        """Stops the workers."""
         self._batches.close()
 
 
@@ -188,7 +197,7 @@ def predict(
     Args:
       module: see `make_functions`.
       encoder: applied to batches that have clips instead of tokens.
-      params_g: parameters of all heads, with a first axis g.
+      params_g: parameters of all heads, with a leading axis g.
       batches: batches with "tokens" or "video", "index" and labels.
       tasks: names of the tasks.
 

@@ -140,7 +140,7 @@ def bag_of_boxes(box_btkd: np.ndarray) -> np.ndarray:
 
 
 def ordered_boxes(box_btkd: np.ndarray) -> np.ndarray:
-    """Returns boxes in temporal order and the displacements of their centres modulo 1: [b d]."""
+    """Returns boxes in temporal order and the displacements of their centers modulo 1: [b d]."""
     center_btk2 = (box_btkd[..., 0:2] + box_btkd[..., 2:4]) / 2
     step_btk2 = (np.diff(center_btk2, axis=1) + 0.5) % 1.0 - 0.5
     return np.concatenate(

@@ -1,4 +1,4 @@
-"""Functions for classification evaluators: selection of labelled videos, scores and rows.
+"""Functions for classification evaluators: selection of labeled videos, scores and rows.
 
 Shape key: b videos, d features.
 """
@@ -79,7 +79,7 @@ def score_predictions(
 
 
 def find_labeled(labels_b: np.ndarray, task: str, split: str) -> np.ndarray:
-    """Returns which videos have a label, bool [b]. Negative numbers mean no label.
+    """Returns whether each video has a label, bool [b]. A negative number means no label.
 
     Raises:
       UserError: no video has a label. `task` and `split` are used in the message.
@@ -87,7 +87,7 @@ def find_labeled(labels_b: np.ndarray, task: str, split: str) -> np.ndarray:
     labeled_b = labels_b >= 0
     if not labeled_b.any():
         raise UserError(
-            f"label_{task} has no labelled video in the {split} manifest: "
+            f"label_{task} has no labeled video in the {split} manifest: "
             "remove the task from config.tasks or add videos with this label"
         )
     return labeled_b

@@ -62,7 +62,7 @@ class Evaluator(Protocol):
       is_baseline: True if the rows do not depend on the parameters of the checkpoint. Baselines run
         only if `config.controls` is set, and their cached rows stay valid when the checkpoint
         changes. Other evaluators run on the checkpoint and, if `config.controls` is set, also on
-        the same encoder with random initialisation.
+        the same encoder with random initialization.
     """
 
     name: str

@@ -1,7 +1,8 @@
-"""Choice of one head of a grid of learning rates and weight decays.
+"""Selects one head of a grid of learning rates and weight decays.
 
-Published probes often report the head that is best on the evaluated videos. This estimate is too
-high, so the head that is best on held-out training videos is reported first, and both are labelled.
+Published results are often those of the head that is best on the evaluated videos. This estimate is
+biased upward. Therefore the head that is best on held-out training videos is reported first, and
+both rows are labeled.
 
 Shape key: g heads of the grid, b videos, v views (crops of videos), k classes.
 """
@@ -48,8 +49,8 @@ class GridScores:
 def hold_out_rows(count: int, share: float, seed: int) -> np.ndarray:
     """Returns which of `count` rows of a manifest are held out from training, bool [count].
 
-    The choice depends on nothing else, so that it is the same if videos cannot be read. At least
-    one row is held out and one is not.
+    The result depends only on the arguments, not on which videos can be read. At least one row is
+    held out, and at least one is not.
     """
     held = np.zeros(count, bool)
     number = min(max(1, round(share * count)), count - 1)

@@ -1,8 +1,8 @@
 """Linear probe: multinomial logistic regression on frozen features, solved to convergence.
 
-Because the fit converges, the result has no optimiser noise. Features that are too large for this
-solver are left to `streaming_probe`. The penalty is selected on a held-out
-part of the training videos, never on the videos whose accuracy is reported.
+Because the fit converges, the result has no optimizer noise. Probes of features that are too large
+for this solver are trained by `streaming_probe`. The penalty is selected on a held-out part of the
+training videos, never on the videos whose accuracy is reported.
 
 Shape key: b videos, v views of a video, d features, k classes.
 """
@@ -103,7 +103,7 @@ def normalize_rows(x: np.ndarray, eps: float = 1e-6) -> np.ndarray:
 
 
 def standardize(train_bd: np.ndarray, val_bvd: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Standardises features with the training videos' statistics and rotates to principal axes.
+    """Standardizes features with the training videos' statistics and rotates to principal axes.
 
     The rotation makes the problem well conditioned. It does not change the solution, because the
     penalty is isotropic. If there are more features than videos, directions in which the training
@@ -132,7 +132,14 @@ def standardize(train_bd: np.ndarray, val_bvd: np.ndarray) -> tuple[np.ndarray, 
 
 @dataclasses.dataclass(frozen=True)
 class Logistic:
-    """A fitted logistic regression: classes [k], weights [d k], offsets [k]."""
+    """A fitted logistic regression.
+
+    Attributes:
+      classes_k: ids of the classes, int.
+      weights_dk: float64 weights.
+      offset_k: float64 biases.
+      converged: whether the solver reached its tolerance.
+    """
 
     classes_k: np.ndarray
     weights_dk: np.ndarray
@@ -154,7 +161,7 @@ class Logistic:
 def fit_logistic(
     x_bd: np.ndarray, labels_b: np.ndarray, inverse_penalty: float, max_iterations: int = 500
 ) -> Logistic:
-    """Minimises C * sum(cross-entropy) + |weights|^2 / 2 by L-BFGS; offsets have no penalty.
+    """Minimizes C * sum(cross-entropy) + |weights|^2 / 2 by L-BFGS; offsets have no penalty.
 
     Args:
       x_bd: float64 features, preferably from `standardize`; the solver scales each axis separately.
@@ -207,7 +214,7 @@ def fit_linear(
       train_labels_b: int labels of the training videos.
       val_bd: features of the held-out videos, from `standardize`: [b d] or [b v d].
       val_labels_b: int labels. Videos of a class without training videos count as wrong.
-      inverse_penalties: candidate values of C. Ties are resolved in favour of the smaller value.
+      inverse_penalties: candidate values of C. Ties are resolved in favor of the smaller value.
       held_out: fraction of the training videos that is used to select C. The final fit uses all
         training videos.
       seed: seed for splitting the training videos.

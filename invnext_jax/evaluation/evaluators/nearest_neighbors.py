@@ -50,9 +50,9 @@ class NearestNeighbors:
 
 
 class FewShot:
-    """Nearest neighbors among a few labelled videos of each class, averaged over random draws.
+    """Nearest neighbors among a few labeled videos of each class, averaged over random draws.
 
-    The standard error includes the draws and the held-out videos.
+    The standard error includes the variance over the draws and over the held-out videos.
     """
 
     name = "few_shot"
@@ -101,7 +101,7 @@ def check_config(config: Any) -> None:
 
 
 def _features_by_pooling(inputs: EvalInputs, config: Any):
-    """Yields (pooling, features of both splits with length 1, labels of both splits)."""
+    """Yields (pooling, L2-normalized features of both splits, labels of both splits)."""
     parts = inputs.features("train"), inputs.features("val")
     for pooling in filter(parts[0].has_pooling, config.poolings):
         data = [nearest_neighbors.l2_normalize(part.pooled(pooling)) for part in parts]
@@ -120,15 +120,15 @@ def classify(
     """Classifies the held-out videos by their nearest training videos.
 
     Args:
-      train_bd: features of the training videos, of length 1.
+      train_bd: L2-normalized features of the training videos, float32.
       train_labels_b: int labels of the training videos.
-      val_bd: features of the held-out videos, of length 1.
+      val_bd: L2-normalized features of the held-out videos, float32.
       val_labels_b: int labels. Videos of a class without training videos count as wrong.
       k: number of neighbors; all training videos if there are fewer.
       temperature: see `nearest_neighbors.vote`.
 
     Returns:
-      The result. The accuracy on training videos is measured without the video itself.
+      The result. The accuracy on the training videos is a leave-one-out accuracy.
     """
     start = time.perf_counter()
     predict = functools.partial(_predict, train_bd, train_labels_b, k=k, temperature=temperature)
@@ -194,7 +194,7 @@ def draw_shots(labels_b: np.ndarray, shots: int, rng: np.random.Generator) -> np
 
 
 def _predict(train_bd, train_labels_b, query_bd, *, k, temperature, own=False) -> np.ndarray:
-    """Returns the predicted label of each query; with `own`, without the query itself."""
+    """Returns the predicted label of each query; `own` excludes the query from its neighbors."""
     classes, target_b = np.unique(train_labels_b, return_inverse=True)
     k = min(k, len(train_bd) - own)
     similarity_bk, neighbor_bk = nearest_neighbors.find_neighbors(query_bd, train_bd, k + own)

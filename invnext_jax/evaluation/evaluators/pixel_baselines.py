@@ -30,7 +30,7 @@ class PixelBaselines:
         linear_probe.check_fit_config(config)
 
     def evaluate(self, inputs: EvalInputs, config: Any) -> list[Row]:
-        """Fits the probes on standardised pixels."""
+        """Fits the probes on standardized pixels."""
         train, val = inputs.dataset.videos("train"), inputs.dataset.videos("val")
         rows = []
         for name, make_features in {

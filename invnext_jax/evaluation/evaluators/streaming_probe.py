@@ -1,8 +1,8 @@
 """Linear probes of features that are too large for the exact solver.
 
-The features are read from disk in batches, and all learning rates and weight decays of a grid are
-trained at once on the devices. The hyperparameters are selected on a held-out part of the training
-videos; then the selected probes are trained again on all of them.
+The features are read from disk in batches, and the probes for all learning rates and weight decays
+of a grid are trained together on the devices. The hyperparameters are selected on a held-out part
+of the training videos; then the selected probes are trained again on all training videos.
 
 Shape key: b videos, v views of a video, d features, k classes, g heads of the grid.
 """
@@ -31,8 +31,8 @@ from invnext_jax.evaluation.feature_store.state_file import StateFile
 from invnext_jax.evaluation.features import VideoFeatures
 from invnext_jax.evaluation.inputs import SPLITS
 
-EPS = 1e-6
-_INPUTS = "x"
+EPS = 1e-6  # of the LayerNorm
+_INPUTS = "x"  # key of the features in a batch
 
 
 class Statistics(NamedTuple):
@@ -59,7 +59,7 @@ def check_config(config: Any) -> None:
 
 
 def is_needed(train: VideoFeatures, pooling: str, config: Any) -> bool:
-    """Returns whether the features are larger than `config.streaming.above_gb`, in float32."""
+    """Returns whether the features in float32 exceed `config.streaming.above_gb`."""
     return 4 * len(train) * train.width(pooling) / 1e9 > config.streaming.above_gb
 
 
@@ -80,6 +80,9 @@ def fit_streaming_tasks(
       tasks: names of the tasks. Videos without a label for a task are ignored in this task.
       config: config of the evaluation, with the section `streaming`.
       state_file: see `EvalInputs.state_file`; by default, no state is saved.
+
+    Raises:
+      UserError: a task has fewer than two classes or no labeled video, or a probe diverged.
     """
     start = time.perf_counter()
     targets, classes = _make_targets(train, val, tasks)
@@ -119,7 +122,13 @@ def fit_streaming_tasks(
 
 
 def measure(features: VideoFeatures, pooling: str, batch_size: int) -> Statistics:
-    """Computes the statistics of normalized rows in one pass, in float64."""
+    """Computes the statistics of the normalized rows of all videos in one pass, in float64.
+
+    Args:
+      features: features of the training videos.
+      pooling: one of `features.POOLINGS`.
+      batch_size: number of videos that are read at once.
+    """
     count, sum_d, square_d = 0, 0.0, 0.0
     for rows_b in _blocks(np.arange(len(features)), batch_size):
         x_bd = _normalize(np.float64(features.pooled(pooling, rows_b)))
@@ -142,7 +151,7 @@ class _Trainer:
         self._apply = jax.jit(self._probabilities)
 
     def train(self, name: str, rows_b: np.ndarray, grid) -> head_training.TrainedHeads:
-        """Trains one head per entry of the grid on some rows of the training videos."""
+        """Trains one head for each entry of the grid on the training videos in `rows_b`."""
         settings = self._config.streaming
         batch_size = min(settings.batch_size, len(rows_b))
         steps_of_epoch = math.ceil(len(rows_b) / batch_size)
@@ -167,7 +176,7 @@ class _Trainer:
         )
 
     def predict(self, params: Any, features: VideoFeatures, rows_b: np.ndarray) -> dict[str, Any]:
-        """Returns the most likely class [g b] of each task, as numbers of `_make_targets`."""
+        """Returns the most likely class of each task, int [g b], numbered as in `_make_targets`."""
         parts, size = [], self._config.streaming.batch_size
         for block_b in _blocks(rows_b, size):
             x_bvd = features.pooled_views(self._pooling, block_b)
@@ -186,7 +195,10 @@ class _Trainer:
         }
 
     def _batch(self, rows_b, batch_size, steps_of_epoch, step) -> Mapping[str, np.ndarray]:
-        """Returns the batch of a step. Each epoch has its own order, completed from its start."""
+        """Returns the batch of a step.
+
+        Each epoch has its own order. Its last batch is filled up with the first rows of this order.
+        """
         epoch, place = divmod(step, steps_of_epoch)
         if place == 0 or self._epoch != epoch:
             rng = np.random.default_rng((self._config.seed, epoch))

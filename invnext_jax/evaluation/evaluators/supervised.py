@@ -36,7 +36,7 @@ LOG_EVERY = 10  # steps
 class SupervisedBaseline:
     """End-to-end training on all tasks at once, with one row per task.
 
-    There are no rows for 0 steps, and for encoders of other projects, which have no module to
+    There are no rows for 0 steps and for encoders of other projects, which this package cannot
     train.
     """
 
@@ -90,7 +90,7 @@ class Classifier(nn.Module):
 
 
 class ClassifierState(NamedTuple):
-    """Parameters of the classifier and state of the optimiser."""
+    """Parameters of the classifier and state of the optimizer."""
 
     params: Any
     opt_state: Any
@@ -101,7 +101,7 @@ class Recorder(loop.Callbacks):
 
     Attributes:
       loss_s: float32 recorded losses; NaN for later steps.
-      meter: the progress, to be closed after the training.
+      meter: the progress meter, which the caller closes.
     """
 
     def __init__(self, steps: int, first_step: int, loss_s: np.ndarray, saved: StateFile | None):
@@ -153,7 +153,7 @@ def train_supervised(
       tasks: names of the tasks.
       config: has the fields steps, batch_size, learning_rate, warmup_steps and weight_decay.
       seed: seed for the initialization and the order of videos.
-      saved: file from which a killed training continues; None to save nothing.
+      saved: file in which the state is saved and from which training resumes; None to save nothing.
 
     Returns:
       The result of each task, and the training loss every `LOG_EVERY` steps.
@@ -217,7 +217,7 @@ def make_optimizer(config: Any) -> optax.GradientTransformation:
 def init_state(
     model: Classifier, tx: optax.GradientTransformation, clip_shape: Sequence[int], seed: int
 ) -> ClassifierState:
-    """Initialises the parameters and the optimiser state for clips of shape [t h w c]."""
+    """Initializes the parameters and the optimizer state for clips of shape [t h w c]."""
     params = jax.jit(model.init)(jax.random.key(seed), jnp.zeros((1, *clip_shape)))
     params = nn.meta.unbox(params["params"])
     return ClassifierState(params, tx.init(params))

@@ -1,1 +1,1 @@
-"""Files of an evaluation: extracted features in chunks, and the states of trainings."""
+"""Files of an evaluation: extracted features in chunks, and the state of interrupted training."""

@@ -1,4 +1,4 @@
-"""Arrays in chunks of rows on disk, which are memory-mapped while they are read.
+"""Arrays that are stored in chunks of rows on disk and memory-mapped while they are read.
 
 Shape key: b rows.
 """
@@ -13,7 +13,7 @@ from invnext_jax.errors import UserError
 
 
 class ChunkedArray:
-    """The rows of several .npy files as one array, which is read row by row.
+    """Read access to the concatenated rows of several .npy files.
 
     A file is mapped only during a read. Therefore neither the number of open files nor the resident
     memory grows with the number of chunks.
@@ -39,7 +39,9 @@ class ChunkedArray:
         self.shape = (int(self._starts[-1]), *shape[1:])
         for path, other, dtype, _ in self._files:
             if other[1:] != shape[1:] or dtype != self.dtype:
-                raise UserError(f"{path} has rows {other[1:]} of {dtype}, unlike {paths[0]}")
+                raise UserError(
+                    f"{path} has rows {other[1:]} of {dtype}, unlike {paths[0]}: delete its folder"
+                )
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -50,7 +52,14 @@ class ChunkedArray:
         return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
 
     def take(self, rows_b: np.ndarray) -> np.ndarray:
-        """Reads rows, in any order: [len(rows_b) ...]. Neighboring rows are read fastest."""
+        """Reads rows into memory; rows of the same chunk are read together.
+
+        Args:
+          rows_b: int row numbers, in any order.
+
+        Returns:
+          The rows in the given order, [b ...].
+        """
         rows_b = np.asarray(rows_b, np.int64)
         out = np.empty((len(rows_b), *self.shape[1:]), self.dtype)
         chunks_b = np.searchsorted(self._starts, rows_b, side="right") - 1
@@ -78,7 +87,7 @@ def write_array(path: Path, array: np.ndarray) -> None:
 
 
 def _read_header(path: Path):
-    """Returns the shape and dtype of a .npy file, and the position of its data."""
+    """Returns the shape and the dtype of a .npy file, and the offset of its data in bytes."""
     try:
         with path.open("rb") as file:
             version = np.lib.format.read_magic(file)

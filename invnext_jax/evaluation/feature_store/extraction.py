@@ -48,7 +48,7 @@ def run_extractor(
     While a batch is computed, the next one is read.
 
     Args:
-      encoder: the encoder. It is compiled once, because all batches have the same size.
+      encoder: the encoder. All batches have the same size, so it is compiled once.
       batches: batches of the evaluation pipeline. Rows with index -1 are padding.
       options: what is extracted.
     """
@@ -81,11 +81,11 @@ def _fetch(outputs, batch):
 def make_extractor(
     encoder: FrozenEncoder, options: FeatureOptions
 ) -> Callable[[Any, jax.Array, jax.Array], dict[str, jax.Array]]:
-    """Returns a function (params, uint8 clips [b t h w c], real_b) -> features of the clips.
+    """Returns a function (params, uint8 clips [b t h w c], bool real_b) -> features of the clips.
 
-    The result has the kinds of `VideoFeatures.arrays`, [b ...] without the axis of views, and with
-    `options.moments` the float32 sums "sum_nd" and "second_dd" over the clips for which bool
-    `real_b` is True.
+    Its result is a dict with the kinds of `VideoFeatures.arrays` as keys and arrays [b ...] without
+    the axis of views. If `options.moments` is set, it also contains the float32 sums "sum_nd" and
+    "second_dd" over the clips for which `real_b` is True.
     """
     layers = () if options.layer is None else (options.layer,)
 

@@ -1,4 +1,4 @@
-"""The files of the features of one encoder and split: chunks of manifest rows.
+"""Stores the features of one encoder and split in chunks of manifest rows.
 
 A chunk consists of one .npy file for each kind of features, and an .npz file with row numbers,
 labels and moments, which is written last and thereby marks the chunk as finished.
@@ -30,12 +30,18 @@ class FeatureFolder:
 
     Attributes:
       folder: path of the folder.
-      chunk_rows: number of manifest rows of a chunk.
-      chunks: numbers of all chunks.
+      chunk_rows: number of manifest rows per chunk.
+      chunks: indices of all chunks.
     """
 
     def __init__(self, folder: Path, chunk_rows: int, rows: int):
-        """Refers to a folder. `rows` is the number of rows of the manifest."""
+        """Creates the object; reads and writes no files.
+
+        Args:
+          folder: path of the folder.
+          chunk_rows: number of manifest rows per chunk.
+          rows: number of rows of the manifest.
+        """
         self.folder, self.chunk_rows, self._rows = folder, chunk_rows, rows
         self.chunks = range(-(-rows // chunk_rows))
 
@@ -45,9 +51,10 @@ class FeatureFolder:
         return range(first, min(first + self.chunk_rows, self._rows))
 
     def missing_chunks(self) -> list[int]:
-        """Returns the chunks that are not finished or are damaged.
+        """Returns the indices of the chunks that must be extracted.
 
-        Chunks in which a video could not be read, but may be readable now, are among them.
+        These are unfinished chunks, damaged chunks, and chunks with videos that could not be read
+        but may be readable now.
         """
         return [chunk for chunk in self.chunks if not self._is_finished(chunk)]
 
@@ -62,10 +69,11 @@ class FeatureFolder:
         """Writes a chunk.
 
         Args:
-          chunk: number of the chunk.
+          chunk: index of the chunk.
           arrays: features [b v ...] by kind.
           columns: "index" [b], labels [b] with the prefix `LABEL`, and moments.
-          complete: whether the next command may use the chunk, too.
+          complete: whether later commands may use the chunk. False if a video could not be read but
+            may be readable later.
         """
         for kind, array in arrays.items():
             write_array(self._array(chunk, kind), array)
@@ -129,7 +137,7 @@ def open_folder(folder: Path, key: str, rows: int, chunk_rows: int) -> FeatureFo
 
     Args:
       folder: path of the folder.
-      key: key of the features.
+      key: hash of everything that the features depend on.
       rows: number of rows of the manifest.
       chunk_rows: number of rows of a chunk in a new folder.
     """
@@ -140,6 +148,6 @@ def open_folder(folder: Path, key: str, rows: int, chunk_rows: int) -> FeatureFo
         shutil.rmtree(folder, ignore_errors=True)
         meta = {"key": key, "chunk_rows": chunk_rows}
         atomic_file.write_text(folder / _META, json.dumps(meta) + "\n")
-    for part in folder.glob(f".*{atomic_file.TEMPORARY_SUFFIX}"):  # of killed processes
+    for part in folder.glob(f".*{atomic_file.TEMPORARY_SUFFIX}"):  # left by killed processes
         part.unlink(missing_ok=True)
     return FeatureFolder(folder, meta["chunk_rows"], rows)

@@ -1,4 +1,4 @@
-"""The state of a training in one file, from which a killed evaluation continues."""
+"""Saves the training state of an evaluation in one file, from which a repeated command resumes."""
 
 import time
 import zipfile
@@ -15,18 +15,19 @@ SAVE_SECONDS = 120.0  # time between two saves
 
 
 class StateFile(NamedTuple):
-    """A .npz file with the leaves of a tree.
+    """A .npz file with the leaves of a tree of arrays.
 
     Attributes:
-      path: the file.
-      key: hash of everything that the state depends on. A file with another key is replaced.
+      path: path of the file.
+      key: hash of everything that the state depends on. The state in a file with another key is
+        not used.
     """
 
     path: Path
     key: str
 
     def save(self, step: int, state: Any) -> None:
-        """Writes the state after `step` steps, in process 0."""
+        """Writes the state after `step` steps. Only process 0 writes the file."""
         if jax.process_index() > 0:
             return
         leaves = jax.device_get(jax.tree.leaves(state))
@@ -41,7 +42,7 @@ class StateFile(NamedTuple):
         Args:
           state: tree of arrays with the shapes of the saved state.
         """
-        # No process may replace the file before all have read it.
+        # No process may replace the file before all processes have read it.
         with consensus.all_hosts_agree(f"reading {self.path.name}"):
             if not self.path.is_file():
                 return state, 0
@@ -63,18 +64,23 @@ class StateFile(NamedTuple):
 
 
 class SaveTimer:
-    """Tells when to save: every `seconds`, or never without a file."""
+    """Saves a state at regular intervals.
+
+    Args:
+      saved: the file; None to save nothing.
+      seconds: minimum time between two saves.
+    """
 
     def __init__(self, saved: StateFile | None, seconds: float = SAVE_SECONDS):
         self._saved, self._seconds, self._last = saved, seconds, time.monotonic()
 
     def save_if_due(self, step: int, state: Any) -> None:
-        """Saves the state if the last save was long ago."""
+        """Saves the state if the last save was more than `seconds` ago."""
         if time.monotonic() - self._last > self._seconds:
             self.save(step, state)
 
     def save(self, step: int, state: Any) -> None:
-        """Saves the state."""
+        """Saves the state after `step` steps, and restarts the timer."""
         if self._saved is not None:
             self._saved.save(step, state)
         self._last = time.monotonic()

@@ -1,7 +1,8 @@
 """Cross-attention readout of Scaling 4D Representations (4DS, arXiv 2412.15212).
 
-The depth and tracking heads of InternVideo-Next are this block (appendix A.3): queries that are
-learned, or made from an input, attend once to the tokens of all frames.
+The depth and tracking heads of InternVideo-Next consist of this block (appendix A.3): one
+cross-attention layer from queries, which are learned or computed from an input, to the tokens of
+all frames.
 
 Shape key: b batch, t frames, n tokens of a frame, d width of the tokens, q queries, w width of the
 readout, h heads, e head width, o outputs of a query.
@@ -20,13 +21,13 @@ fan_in_normal = nn.initializers.lecun_normal()
 
 
 class AttentionReadout(nn.Module):
-    """Attention of queries to normalized tokens with temporal position embeddings, and an MLP.
+    """Cross-attention to normalized tokens with temporal position embeddings, and an MLP.
 
     Attributes:
-      outputs: numbers that are returned for each query.
-      width: width of the queries.
-      heads: attention heads.
-      learned_queries: number of learned queries. 0: queries are an input.
+      outputs: number of outputs o of each query.
+      width: width w of the queries.
+      heads: number of attention heads.
+      learned_queries: number of learned queries. If 0, the queries are an input.
       dtype: dtype of the matrix products, except the last one, which is in float32.
     """
 
@@ -38,10 +39,11 @@ class AttentionReadout(nn.Module):
 
     @nn.compact
     def __call__(self, x_btnd: jax.Array, query_bqd: jax.Array | None = None) -> jax.Array:
-        """Reads [b t n d].
+        """Computes the outputs of all queries.
 
         Args:
-          x_btnd: tokens of a frozen encoder, of the t frames for which the head is built.
+          x_btnd: float tokens of a frozen encoder. The number of frames t is that of the
+            initialization.
           query_bqd: float32 queries of any width, or None if the queries are learned.
 
         Returns:

@@ -27,7 +27,8 @@ class MeanQueryPooler(nn.Module):
     Attributes:
       width: width of the output.
       heads: attention heads.
-      mlp: whether to add z + MLP(z) after the attention, as in InternVideo2's variant of the head.
+      mlp: whether an MLP with a residual connection follows the attention, as in InternVideo2's
+        variant of the head.
       dtype: dtype of the matrix products.
     """
 
@@ -38,7 +39,7 @@ class MeanQueryPooler(nn.Module):
 
     @nn.compact
     def __call__(self, x_bnd: jax.Array) -> jax.Array:
-        """Pools [b n d] to float32 [b 1 width]."""
+        """Pools tokens [b n d] to float32 [b 1 width]."""
         z_bd = AttentionPool(self.width, self.heads, self.dtype, name="attention")(x_bnd)
         if self.mlp:
             branch = Mlp(4 * self.width, self.dtype, activation="gelu", name="mlp")
@@ -66,7 +67,7 @@ class LearnedQueryPooler(nn.Module):
 
     @nn.compact
     def __call__(self, x_bnd: jax.Array) -> jax.Array:
-        """Pools [b n d] to float32 [b q d]."""
+        """Pools tokens [b n d] to float32 [b q d]."""
         b, _, d = x_bnd.shape
         x_bnd = x_bnd.astype(jnp.float32)
         for i in range(self.blocks):
@@ -82,7 +83,8 @@ class PoolerBlock(nn.Module):
 
     Attributes:
       heads: attention heads.
-      number: position in the pooler, from 1. Output layers start at 0.02 / sqrt(number).
+      number: position in the pooler, from 1. The kernels of output layers are initialized with the
+        standard deviation 0.02 / sqrt(number).
       dtype: dtype of the matrix products.
     """
 
@@ -95,11 +97,11 @@ class PoolerBlock(nn.Module):
         """Adds attention and an MLP to a residual stream.
 
         Args:
-          x_bnd: float32 tokens, which are normalized to give keys and values.
+          x_bnd: float32 tokens. Keys and values are computed from the normalized tokens.
           query_bqd: float32 queries, which are not normalized; None for self-attention.
 
         Returns:
-          The residual stream: the tokens, or the queries if they are given.
+          The residual stream of the tokens [b n d], or of the queries [b q d] if they are given.
         """
         d = x_bnd.shape[-1]
         out_init = nn.initializers.normal(0.02 * self.number**-0.5)
@@ -142,7 +144,7 @@ class AttentiveClassifier(nn.Module):
         """Returns float32 logits [b k] of each task.
 
         Raises:
-          ValueError: the pooler has several queries, but not one for each task.
+          ValueError: the pooler has several queries, and their number is not that of the tasks.
         """
         z_bqd = self.pooler(x_bnd)
         if z_bqd.shape[1] not in (1, len(self.classes)):
@@ -159,10 +161,10 @@ class AttentiveClassifier(nn.Module):
 
 
 class SeparateHeads(nn.Module):
-    """One `AttentiveClassifier` of its own for each task.
+    """A separate `AttentiveClassifier` for each task.
 
     Attributes:
-      heads: classifiers of one task each.
+      heads: the classifiers, each with one task.
     """
 
     heads: Sequence[AttentiveClassifier]

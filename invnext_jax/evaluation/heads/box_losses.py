@@ -1,9 +1,9 @@
 """Losses of the tracking heads: smooth L1 and generalized IoU.
 
-Boxes are corners x0 y0 x1 y1, usually in [0, 1]. The paper states no loss; 4DS (arXiv 2412.15212)
-uses an L1 loss for boxes, and this sum is common in detection.
+Boxes are (x0, y0, x1, y1), usually in [0, 1]. The paper does not state its loss. 4DS (arXiv
+2412.15212) uses an L1 loss for boxes; the sum of both losses is common in object detection.
 
-Shape key: any leading axes, 4 corners.
+Shape key: any leading axes, 4 = (x0, y0, x1, y1).
 """
 
 import jax
@@ -29,8 +29,8 @@ def smooth_l1(predicted: jax.Array, target: jax.Array, beta: float = 0.1) -> jax
 def generalized_iou(a: jax.Array, b: jax.Array) -> jax.Array:
     """Returns the generalized IoU of boxes (arXiv 1902.09630), from -1 to 1.
 
-    A predicted box may have corners in the wrong order; its width or height then counts as 0. Two
-    boxes of area 0 have no IoU; the result has no NaN, neither has its gradient.
+    If the corners of a predicted box are in the wrong order, its width or height counts as 0. For
+    two boxes of area 0, the result and its gradient are finite.
 
     Args:
       a: float32 [... 4].

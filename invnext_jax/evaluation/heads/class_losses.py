@@ -8,12 +8,12 @@ import jax.numpy as jnp
 
 
 def soft_targets(label_b: jax.Array, classes: int, smoothing: float = 0.0) -> jax.Array:
-    """Returns one-hot targets, of which `smoothing` is spread evenly over all classes.
+    """Returns one-hot targets with label smoothing.
 
     Args:
-      label_b: int32 labels. A negative label, which means "no label", gives a row of zeros.
+      label_b: int32 labels. A negative label means "no label" and results in a row of zeros.
       classes: number of classes k.
-      smoothing: label smoothing, from 0 to 1.
+      smoothing: fraction of each target that is spread evenly over all classes, from 0 to 1.
 
     Returns:
       float32 [b k].
@@ -27,8 +27,8 @@ def soft_cross_entropy(logits_bk: jax.Array, target_bk: jax.Array) -> jax.Array:
     """Computes the mean cross-entropy of the clips with a label.
 
     Args:
-      logits_bk: float32.
-      target_bk: float32 class probabilities; a row of zeros has no label.
+      logits_bk: float32 logits.
+      target_bk: float32 class probabilities; a row of zeros is a clip without a label.
 
     Returns:
       A float32 scalar; 0 if no clip has a label.
@@ -40,15 +40,17 @@ def soft_cross_entropy(logits_bk: jax.Array, target_bk: jax.Array) -> jax.Array:
 def sigmoid_focal_loss(
     logits_bk: jax.Array, target_bk: jax.Array, *, alpha: float = 0.25, gamma: float = 2.0
 ) -> jax.Array:
-    """Computes the focal loss (arXiv 1708.02002, equation 5) of independent classes, summed.
+    """Computes the summed sigmoid focal loss of independent classes (arXiv 1708.02002, equation 5).
 
-    V-JEPA 2 trains its action anticipation probe with it.
+    V-JEPA 2 trains its action anticipation probe with this loss.
 
     Args:
-      logits_bk: float32.
-      target_bk: float32 targets in [0, 1]; a row of zeros is a clip without a class, which counts.
-      alpha: weight of the positive class; the negative class has 1 - alpha. Negative: no weights.
-      gamma: exponent that reduces the loss of classes that are predicted well.
+      logits_bk: float32 logits.
+      target_bk: float32 targets in [0, 1]. A row of zeros is a clip without any of the classes; it
+        contributes to the loss.
+      alpha: weight of positive targets; negative targets have the weight 1 - alpha. If `alpha` is
+        negative, all weights are 1.
+      gamma: focusing exponent, which reduces the loss of classes that are predicted well.
 
     Returns:
       A float32 scalar, the sum over clips and classes.

@@ -1,8 +1,8 @@
 """Losses of the depth heads, with a mask of valid pixels.
 
 The paper does not state its loss. `l2_loss` on depth in meters is the default of this package.
-`video_depth_loss` is that of Video-Depth-Anything (arXiv 2501.12375, section 3.2): a spatial loss
-that ignores scale and shift, and a loss on changes over time.
+`video_depth_loss` is the loss of Video-Depth-Anything (arXiv 2501.12375, section 3.2): a spatial
+loss that is invariant to scale and shift, and a loss on changes over time.
 
 Shape key: b clips, t frames, h w pixels, i images, m pixels of a clip.
 """
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-SMALL = 1e-6
+SMALL = 1e-6  # lower bound of scales by which is divided
 
 
 def l2_loss(depth: jax.Array, target: jax.Array, mask: jax.Array) -> jax.Array:
@@ -49,7 +49,9 @@ def silog_loss(
 def gradient_loss(
     depth_ihw: jax.Array, target_ihw: jax.Array, mask_ihw: jax.Array, *, scales: int = 4
 ) -> jax.Array:
-    """Compares differences of neighboring pixels at several scales (arXiv 1907.01341, equation 11).
+    """Computes the multi-scale gradient matching loss (arXiv 1907.01341, equation 11).
+
+    It compares the differences of neighboring pixels.
 
     Args:
       depth_ihw: float32 predictions.
@@ -75,8 +77,12 @@ def normalize_robustly(x_ihw: jax.Array, mask_ihw: jax.Array) -> jax.Array:
     """Subtracts the median of the valid pixels and divides by their mean absolute deviation.
 
     The median of an even number of pixels is the lower one. The released code of
-    Video-Depth-Anything sets invalid pixels to 0 before it takes the median; here they do not
-    count. An image without valid pixels is returned unchanged.
+    Video-Depth-Anything sets invalid pixels to 0 before it computes the median; here they are
+    excluded. An image without valid pixels is returned unchanged.
+
+    Args:
+      x_ihw: float32 images.
+      mask_ihw: bool, True for valid pixels.
     """
     x_im, mask_im = (rearrange(x, "i h w -> i (h w)") for x in (x_ihw, mask_ihw))
     count_i = jnp.sum(mask_im, axis=1, keepdims=True)
@@ -118,7 +124,7 @@ def temporal_gradient_loss(
     trim: float = 0.0,
     largest_change: float = 0.05,
 ) -> jax.Array:
-    """Compares the changes of depth between consecutive frames.
+    """Computes the mean absolute error of the changes of depth between consecutive frames.
 
     Args:
       depth_bthw: float32 predictions, in the scale of the targets.
@@ -126,7 +132,7 @@ def temporal_gradient_loss(
       mask_bthw: bool, True where the target is valid.
       trim: see `trimmed_l1`.
       largest_change: pixels are used if their target changes by less than this fraction of the
-        depth range of the second frame. Others have probably changed their object.
+        depth range of the second frame. Pixels that change more probably show another object.
 
     Returns:
       A float32 scalar.
@@ -145,7 +151,12 @@ def align_least_squares(
 ) -> jax.Array:
     """Returns a * depth + b, with the a and b of each clip that minimize the squared error.
 
-    If all valid pixels of a clip have the same depth, it is returned unchanged.
+    If all valid pixels of a clip have the same predicted depth, the clip is returned unchanged.
+
+    Args:
+      depth_bthw: float32 predictions.
+      target_bthw: float32 targets.
+      mask_bthw: bool, True where the target is valid.
     """
     x_bm, y_bm, mask_bm = (
         rearrange(x, "b t h w -> b (t h w)") for x in (depth_bthw, target_bthw, mask_bthw)
@@ -175,7 +186,7 @@ def video_depth_loss(
     temporal_weight: float = 10.0,
     trim: float = 0.0,
 ) -> jax.Array:
-    """Computes the loss of Video-Depth-Anything. It ignores the scale and shift of predictions.
+    """Computes the loss of Video-Depth-Anything, which is invariant to scale and shift.
 
     Args:
       depth_bthw: float32 predictions.

@@ -1,6 +1,6 @@
-"""Depth from learned queries: the simple depth head of InternVideo-Next (appendix A.3) and 4DS.
+"""Depth head with learned queries, as in InternVideo-Next (appendix A.3) and 4DS.
 
-Shape key: b batch, t slots of frames of the encoder, n tokens of a slot, d width of the tokens,
+Shape key: b batch, t time slots of the encoder, n tokens of a time slot, d width of the tokens,
 q queries, p outputs of a query, f frames, h w pixels.
 """
 
@@ -30,11 +30,11 @@ def output_patch(patch: int, frames: int = 1) -> tuple[int, int, int]:
 
 
 class DepthReadout(nn.Module):
-    """One learned query for each output patch of the clip.
+    """Predicts depth maps with one learned query for each output patch.
 
     Attributes:
       video: frames, height and width of the depth maps.
-      patch: frames, height and width of an output patch; each must divide `video`.
+      patch: frames, height and width of an output patch; each must divide that of `video`.
       width: width of the queries, 1536 in the paper.
       heads: attention heads.
       dtype: dtype of the matrix products, except the last one.
@@ -48,10 +48,10 @@ class DepthReadout(nn.Module):
 
     @nn.compact
     def __call__(self, x_btnd: jax.Array) -> jax.Array:
-        """Predicts depth without an activation.
+        """Predicts depth; no activation function is applied to the output.
 
         Args:
-          x_btnd: tokens of a frozen encoder, without class tokens.
+          x_btnd: float tokens of a frozen encoder, without class tokens.
 
         Returns:
           float32 [b f h w], in the unit of the training targets.

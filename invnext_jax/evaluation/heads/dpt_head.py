@@ -1,8 +1,8 @@
 """Depth head of Video-Depth-Anything: a dense prediction transformer (DPT) with temporal modules.
 
 Sources: DPT (arXiv 2103.13413), Video-Depth-Anything (arXiv 2501.12375, section 3.1). Four layers
-of a frozen encoder become feature maps at strides of 1/4, 1/2, 1 and 2 patches, which are fused
-from coarse to fine. Without temporal modules, the head is DPT on each frame.
+of a frozen encoder are converted to feature maps at strides of 1/4, 1/2, 1 and 2 patches, which
+are fused from coarse to fine. Without temporal modules, the head is DPT applied to each frame.
 
 Shape key: l layers, b batch, t frames, n tokens of a frame, d width, h w map, c channels, i images
 (batch and frames).
@@ -20,7 +20,7 @@ from invnext_jax.evaluation.heads.temporal_module import TemporalModule
 from invnext_jax.models.dot_general import select_precision
 from invnext_jax.models.layers import Dtype
 
-STRIDES = (0.25, 0.5, 1, 2)  # of the four feature maps, in patches
+STRIDES = (0.25, 0.5, 1, 2)  # strides of the four feature maps in patches
 
 
 def tapped_layers(depth: int) -> tuple[int, ...]:
@@ -51,7 +51,7 @@ def resize_corners(x_ihwc: jax.Array, size: tuple[int, int]) -> jax.Array:
     """
     scales, shifts = [], []
     for old, new in zip(x_ihwc.shape[1:3], size, strict=True):
-        # A pixel i of the output is at i (old - 1) / (new - 1) of the input.
+        # Pixel i of the output is at the position i * (old - 1) / (new - 1) of the input.
         scale = (new - 1) / (old - 1) if min(old, new) > 1 else float(new)
         scales.append(scale)
         shifts.append(0.5 - 0.5 * scale if min(old, new) > 1 else 0.0)
@@ -75,7 +75,7 @@ def _conv(channels: int, kernel: int, name: str, dtype: Dtype, **options: Any) -
 
 
 class Reassemble(nn.Module):
-    """Projects tokens to a feature map and resizes it by a learned convolution.
+    """Projects tokens to a feature map and resizes it with a learned convolution.
 
     Attributes:
       channels: channels of the map.
@@ -171,10 +171,11 @@ class DptHead(nn.Module):
         """Predicts depth.
 
         Args:
-          layers_lbtnd: tokens [b t n d] of four layers, from the input side, without class tokens.
+          layers_lbtnd: float tokens [b t n d] of four layers, the earliest layer first, without
+            class tokens.
 
         Returns:
-          float32 [b t h w], not negative, at the resolution of the frames.
+          Non-negative float32 [b t h w], at the resolution of the frames.
 
         Raises:
           ValueError: the number of layers is not four.
@@ -194,7 +195,8 @@ class DptHead(nn.Module):
         x = _conv(self.width // 2, 3, "conv1", self.dtype)(x)
         x = resize_corners(x, (self.patch * self.grid[0], self.patch * self.grid[1]))
         x = nn.relu(_conv(32, 3, "conv2", jnp.float32)(x))
-        # With a bias of 0, the last ReLU may start at 0 everywhere and would then have no gradient.
+        # With a bias of 0, the initial output of the last ReLU could be 0 everywhere, without any
+        # gradient.
         x = nn.relu(_conv(1, 1, "depth", jnp.float32, bias_init=nn.initializers.ones)(x))
         return rearrange(x, "(b t) h w 1 -> b t h w", t=t)
 
@@ -212,7 +214,7 @@ class DptHead(nn.Module):
         return maps
 
     def _over_time(self, x_ihwc: jax.Array, frames: int, name: str) -> jax.Array:
-        """Applies a temporal module to a float32 map, if the head has them."""
+        """Applies a temporal module to a map [i h w c], if the head has them; returns float32."""
         x_ihwc = x_ihwc.astype(jnp.float32)
         if not self.temporal:
             return x_ihwc

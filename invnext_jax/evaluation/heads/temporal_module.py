@@ -19,7 +19,7 @@ fan_in_normal = nn.initializers.lecun_normal()
 
 
 def time_embedding(frames: int, width: int) -> np.ndarray:
-    """Returns sine-cosine embeddings [t c] of frame numbers; sines have the even channels."""
+    """Returns sin-cos embeddings of frame indices, float32 [t c]; even channels are sines."""
     frequency = 10000.0 ** (-np.arange(0, width, 2) / width)
     angle = np.arange(frames)[:, None] * frequency[None]
     table = rearrange(np.stack([np.sin(angle), np.cos(angle)]), "k t c -> t (c k)")
@@ -69,7 +69,12 @@ class TemporalModule(nn.Module):
 
 
 class TemporalAttention(nn.Module):
-    """Self-attention without biases, except in the output layer."""
+    """Self-attention without biases, except in the output layer.
+
+    Attributes:
+      heads: attention heads.
+      dtype: dtype of the matrix products.
+    """
 
     heads: int
     dtype: Dtype

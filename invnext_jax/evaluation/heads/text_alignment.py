@@ -1,7 +1,7 @@
-"""Alignment of a frozen video encoder with texts: projector, LayerNorm, linear layer, temperature.
+"""Contrastive alignment of a frozen video encoder with a text tower: module, temperature and loss.
 
 This is the vision side of locked-image tuning (LiT, arXiv 2111.07991), as in the small CLIP models
-of InternVideo2: the pool and the alignment layers are trained, the encoder is not.
+of InternVideo2: only the attention pool and the projection are trained.
 
 Shape key: b videos, n tokens, d width.
 """
@@ -45,14 +45,19 @@ class TextAlignment(nn.Module):
         if self.pool_width:
             x = AttentionPool(self.pool_width, self.pool_heads, self.dtype, name="pool")(x)
         x_bd = layer_norm(1e-5, jnp.float32, "norm")(x)
-        # The usual deviation of 0.02 is too small for narrow features.
+        # The usual standard deviation of 0.02 is too small for narrow features.
         init = nn.initializers.normal(x_bd.shape[-1] ** -0.5)
         project = dense(self.width, ("embed", None), name="proj", dtype=self.dtype, init=init)
         return l2_normalize(project(x_bd))
 
 
 def init_scale(loss: str, temperature: float) -> dict[str, np.ndarray]:
-    """Returns the learned parameters of the logits: the temperature and, for "sigmoid", a bias."""
+    """Returns the initial scale parameters of the logits, float32 scalars.
+
+    Args:
+      loss: one of `LOSSES`. "sigmoid" also has a bias.
+      temperature: initial temperature, positive.
+    """
     params = {"log_temperature": np.float32(np.log(temperature))}
     if loss == "sigmoid":
         params["bias"] = np.float32(_SIGMOID_BIAS)
@@ -62,7 +67,8 @@ def init_scale(loss: str, temperature: float) -> dict[str, np.ndarray]:
 def inverse_temperature(params: Any) -> jax.Array:
     """Returns 1 / temperature, at most 1 / `MIN_TEMPERATURE`.
 
-    The gradient passes through the limit, so that the temperature can rise again.
+    The limit does not stop the gradient (straight-through), so that the temperature can increase
+    again.
     """
     log_t = params["log_temperature"]
     limited = jnp.maximum(log_t, np.log(MIN_TEMPERATURE).astype(np.float32))
@@ -80,8 +86,8 @@ def alignment_loss(
 
     Args:
       params: see `init_scale`.
-      video_bd: unit vectors of the videos.
-      text_bd: unit vectors of the captions.
+      video_bd: unit vectors of the videos, float32.
+      text_bd: unit vectors of the captions, float32.
       video_id_b: see `contrastive.info_nce`.
       text_id_b: see `contrastive.info_nce`.
     """

@@ -1,9 +1,10 @@
-"""Tracking heads: a query for each box or point, and its coordinates in the other frames.
+"""Tracking heads: predict the coordinates of queried boxes or points in all frames.
 
 InternVideo-Next tracks boxes as 4DS does (paper appendix A.4, arXiv 2412.15212): the coordinates of
-an object in the first frame become a query token, which attends once to the tokens of all frames.
+an object in the first frame are embedded as a query token, and one cross-attention layer reads the
+tokens of all frames.
 
-Shape key: b batch, t slots of frames of the encoder, n tokens of a slot, d width of the tokens,
+Shape key: b batch, t time slots of the encoder, n tokens of a time slot, d width of the tokens,
 k queries, c coordinates of a query, g octaves, r tokens of a query, f frames, o outputs of a frame.
 """
 
@@ -18,7 +19,7 @@ from einops import rearrange, repeat
 from invnext_jax.evaluation.heads.attention_readout import AttentionReadout, fan_in_normal
 from invnext_jax.models.layers import ACTIVATIONS, Dtype, dense, small_normal
 
-OCTAVES = 16
+OCTAVES = 16  # frequencies of the Fourier features
 
 
 def fourier_features(query_bkc: jax.Array, octaves: int = OCTAVES) -> jax.Array:
@@ -65,9 +66,9 @@ def pad_queries(queries: Sequence[np.ndarray], count: int) -> tuple[np.ndarray, 
 class TrackingReadout(nn.Module):
     """Fourier features of the queries, an MLP, and the attention readout.
 
-    Boxes have c=4 coordinates (x0 y0 x1 y1) in [0, 1], and o=4 outputs in each of the T-1 frames
-    after the first. Points have c=3 (time, x, y) and o=2 (x, y) in all T frames. Visibility is
-    one more output, a logit.
+    For boxes, c = 4 coordinates (x0, y0, x1, y1) in [0, 1] and o = 4 outputs in each frame after
+    the first. For points, c = 3 coordinates (time, x, y) and o = 2 outputs (x, y) in all frames. To
+    predict visibility, add one output, which is a logit.
 
     Attributes:
       frames: frames f for which coordinates are predicted.
@@ -89,14 +90,14 @@ class TrackingReadout(nn.Module):
 
     @nn.compact
     def __call__(self, x_btnd: jax.Array, query_bkc: jax.Array) -> jax.Array:
-        """Tracks the queries. They do not depend on each other, so padding does no harm.
+        """Tracks the queries. Each result depends only on its own query, so queries can be padded.
 
         Args:
-          x_btnd: tokens of a frozen encoder, without class tokens.
+          x_btnd: float tokens of a frozen encoder, without class tokens.
           query_bkc: float32 coordinates of the queries.
 
         Returns:
-          float32 [b f k o], without an activation.
+          float32 [b f k o]; no activation function is applied.
 
         Raises:
           ValueError: the tokens of a query do not divide the frames.
@@ -124,6 +125,6 @@ class TrackingReadout(nn.Module):
         )
 
     def _dense(self, name: str) -> nn.DenseGeneral:
-        # In float32: bfloat16 would merge neighboring coordinates.
+        # float32, because neighboring coordinates would be equal in bfloat16.
         axes = ("embed", "mlp")
         return dense(self.query_width, axes, name=name, dtype=jnp.float32, init=fan_in_normal)

@@ -13,7 +13,7 @@ def scores(correct_gb):
     return gs.GridScores(np.eye(2)[predicted] * 0.8 + 0.1, labels, np.arange(len(labels)))
 
 
-def test_both_choices_are_reported_and_labelled():
+def test_both_choices_are_reported_and_labeled():
     held_out = scores([[1, 1, 0, 1], [1, 0, 0, 1]])
     val = scores([[1, 0, 0, 0, 1], [1, 1, 1, 0, 1]])
     options = {"evaluator": "probe", "name": "encoder", "what": "attentive", "task": "a"}

@@ -104,5 +104,5 @@ def test_a_split_without_a_label_is_refused():
     np.testing.assert_array_equal(
         classification.find_labeled(labels, "shape", "training"), [False, True, False, True]
     )
-    with pytest.raises(UserError, match="label_shape has no labelled video in the held-out"):
+    with pytest.raises(UserError, match="label_shape has no labeled video in the held-out"):
         classification.find_labeled(labels[::2], "shape", "held-out")
