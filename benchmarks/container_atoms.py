@@ -1,7 +1,7 @@
 """Finds the atoms of video containers: boxes, elements, chunks, pages, packets and blocks.
 
-An atom is a range of bytes with a header, and usually a field that states its size. Broken files
-yield the atoms before the damage.
+An atom is a range of bytes with a header, which usually contains the size of the atom. In a damaged
+file, the atoms before the damage are found.
 """
 
 import dataclasses
@@ -144,11 +144,13 @@ def _flv_tags(data) -> Iterator[Atom]:
 
 def _ts_packets(data) -> Iterator[Atom]:
     for start in range(0, len(data), TS_BYTES):
-        yield Atom(start, start + 4, start + TS_BYTES, start + 4, 1)  # length of the adaptation
+        yield Atom(
+            start, start + 4, start + TS_BYTES, start + 4, 1
+        )  # length of the adaptation field
 
 
 def _start_codes(data) -> Iterator[Atom]:
-    """Yields the parts between MPEG start codes; most of those of program streams have a size."""
+    """Yields the ranges between MPEG start codes. In program streams, most of them have a size."""
     start = data.find(b"\0\0\1")
     while start >= 0:
         end = data.find(b"\0\0\1", start + 3)

@@ -1,6 +1,6 @@
-"""Damages video files: flips bits, cuts, and swaps, repeats, removes and resizes their atoms.
+"""Damages video files: flips bits, cuts files, and swaps, repeats, removes and resizes atoms.
 
-A mutation depends only on the files and on its number.
+A mutation is a function of the files and of its number.
 """
 
 import dataclasses
@@ -12,8 +12,8 @@ from benchmarks.container_atoms import Atom, find_atoms
 
 SEED = 7
 MAX_CHANGES = 3
-HEADER_BYTES = 64  # fields of an atom that are likely to be a number
-# The most significant bytes first; a field is cut to its length.
+HEADER_BYTES = 64  # the first bytes of an atom, which are likely to contain numbers
+# Values for numeric fields. Shorter fields get the most significant bytes.
 EXTREMES = (0, 1, 2**64 - 1, 2**63 - 1, 2**63, 0x7FFFFFFF << 32, 0x80000000 << 32, 0xFFFF << 48)
 OGG_POLYNOMIAL = 0x04C11DB7
 
@@ -22,7 +22,7 @@ def mutate(files: Sequence[bytes], number: int) -> bytes:
     """Returns the damaged file with the given number.
 
     Args:
-        files: Undamaged files. The mutation with number n changes file n modulo their number.
+        files: Undamaged files. Mutation n changes file n modulo the number of files.
         number: Number of the mutation.
     """
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((SEED, number))))
@@ -32,7 +32,7 @@ def mutate(files: Sequence[bytes], number: int) -> bytes:
         data = change(_File(data, _find_atoms(data), _pick(files, rng)), rng)
         if not data:
             return data
-    # Players ignore pages with a wrong checksum, which would hide all other damage.
+    # Demuxers ignore pages with a wrong checksum, so most files get correct checksums.
     return write_ogg_checksums(data) if rng.random() < 0.8 else data
 
 

@@ -1,13 +1,14 @@
-"""Damages small videos and checks that each reader ends with a clip or with a reason in words.
+"""Damages small videos and checks that each reader returns a clip or a readable error.
 
     python -m benchmarks.fuzz_containers [--files=20000] [--first=0] [--workers=2] [--keep=FOLDER]
 
-The files are numbered; number n is the same on each machine with the same version of PyAV.
-Supervised worker processes make them and read them as `prepare_data.py index`, training and
-`VideoEncoder` do. The last line of the output is a JSON object with the counts. The exit code is 1
-if a reader raises another exception, takes too long, opens another file or a socket, or leaves one
-open. Crashes of the decoder end a worker, as in training; they are counted. `--keep` writes the
-files of failures and crashes to a folder; with `--files=1 --first=N`, also file N. Linux only.
+The files are numbered, and file n is the same on all machines with the same version of PyAV.
+Supervised worker processes write the files and read them as `prepare_data.py index`, training,
+`prepare_data.py shards` and `VideoEncoder` do. The last line of the output is a JSON object with
+counts. The exit code is 1 if a reader raises another exception, takes too long, opens another file
+or a socket, or leaves one open. Crashes of the decoder end a worker, as in training, and are
+counted. `--keep` writes the files of failures and crashes to a folder. With `--files=1 --first=N`,
+it always writes file N. Linux only.
 
 Shape key: n frames, h w pixels, c channels.
 """

@@ -68,7 +68,7 @@ def _load(path: str) -> None:
     _check_clips(loaded["video"], CLIPS)
 
 
-def _read_centre(path: str) -> None:
+def _read_center(path: str) -> None:
     """Reads the clip whose features `VideoEncoder` computes."""
     sampler = clips.CenterSampler(FRAMES, SIZE)
     try:
@@ -87,7 +87,7 @@ def _reencode(path: str) -> None:
         raise AssertionError(f"an empty video: {result}")
 
 
-READERS = {"probe": _probe, "training": _load, "features": _read_centre, "shards": _reencode}
+READERS = {"probe": _probe, "training": _load, "features": _read_center, "shards": _reencode}
 
 
 def _record(path: str) -> VideoRecord:
@@ -138,7 +138,7 @@ class CheckFile:
     """Makes a damaged file and reads it with all readers. It is called in worker processes.
 
     Attributes:
-        bases: Undamaged files, whose numbers are their positions.
+        bases: Paths of the undamaged files.
         folder: Folder for the damaged file.
     """
 
@@ -179,7 +179,7 @@ def name_file(bases: tuple[str, ...], number: int) -> str:
 
 
 def check(read: Callable[[str], None], path: str) -> tuple[str, float]:
-    """Runs a reader and returns its outcome, see `CheckFile`, and the seconds of CPU time."""
+    """Runs a reader and returns its outcome (see `CheckFile`) and its CPU time in seconds."""
     before, start = _open_files(), time.process_time()
     outcome = "clip"
     with WATCH.watch(path) as accesses:

@@ -1,7 +1,7 @@
 """Config checks that are the same for all stages.
 
 Each group of options is checked by the module that uses it. Each stage checks its own options. The
-same modules say which options have no effect. If the command line sets such an option, the run
+same modules list the options that have no effect. If the command line sets such an option, the run
 ends before its first step.
 """
 
@@ -56,7 +56,7 @@ def unused_options(config: ml_collections.ConfigDict, stage: Any) -> dict[str, s
 def check_overrides(
     config: ml_collections.ConfigDict, overrides: Iterable[str], unused: Mapping[str, str]
 ) -> None:
-    """Checks that the options that the user has set by hand have an effect.
+    """Checks that the options that were set on the command line have an effect.
 
     Args:
         config: the run's config.

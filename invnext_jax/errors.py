@@ -187,10 +187,10 @@ def list_overrides() -> tuple[str, ...]:
 
 
 def _check_labels(argv: Sequence[str]) -> None:
-    """Checks that the command line sets no field that only states the choice of the config file.
+    """Checks that the command line does not set fields that only record the chosen config file.
 
     Raises:
-        UserError: it sets config.variant or config.stage.
+        UserError: the command line sets config.variant or config.stage.
     """
     if "config" not in flags.FLAGS or not flags.FLAGS["config"].value:
         return
@@ -203,7 +203,7 @@ def _check_labels(argv: Sequence[str]) -> None:
             path = os.path.join(os.path.dirname(path), f"{value}.py")
         chosen = value if name == "variant" else variant
         raise UserError(
-            f"config.{name}={value} changes nothing: choose the {name} in the config path: "
+            f"config.{name}={value} has no effect: choose the {name} in the config path, "
             f"--config={path}" + (f":{chosen}" if chosen else "")
         )
 

@@ -2,8 +2,8 @@
 
 The clips are read once, before the first step, and stay in host memory. The features are the mean
 tokens of the encoder that is being trained. Each clip is classified by its nearest neighbors among
-the other clips (leave-one-out). Without labels, each video is divided into two halves, and each
-half has to find the other one.
+the other clips (leave-one-out). Without labels, each video is divided into two halves, and the task
+is to retrieve the other half of the same video.
 
 Shape key: b clips of a batch, n clips, t frames, h w pixels, c classes or channels, d width,
 k neighbors.
@@ -32,8 +32,8 @@ from invnext_jax.monitoring.reporter import is_due
 from invnext_jax.multihost import consensus
 from invnext_jax.training import mesh as mesh_lib
 
-CLIPS_PER_SHARD = 8  # clips of a forward pass for each shard of the batch
-TEMPERATURE = 0.07  # as the default of `config.knn`
+CLIPS_PER_SHARD = 8  # clips per shard of the batch in a forward pass
+TEMPERATURE = 0.07  # equal to the default of `config.knn`
 RETRIEVAL = "retrieval"  # name of the task if there are no labels
 
 
@@ -102,10 +102,10 @@ class OnlineEvaluation:
         self._score = jax.jit(score, out_shardings=replicated)
 
     def after_step(self, step: int, params: Any) -> dict[str, jax.Array]:
-        """Evaluates the parameters after step `step`, from 1, or returns {} if it is not due.
+        """Evaluates the parameters after step `step`, or returns {} if no evaluation is due.
 
         Args:
-          step: number of steps done.
+          step: number of completed steps, from 1.
           params: parameters of the encoder, on the devices.
 
         Returns:
@@ -118,7 +118,7 @@ class OnlineEvaluation:
         parts = []
         for batch in self._batches:
             parts.append(self._encode(params, self._put(batch)))
-            jax.block_until_ready(parts[-1])  # bounds the clips that wait on the devices
+            jax.block_until_ready(parts[-1])  # limits the number of clips in device memory
         scores = jax.block_until_ready(self._score(parts, self._labels))
         return {f"eval/{_metric(task)}": score for task, score in scores.items()}
 
@@ -126,9 +126,9 @@ class OnlineEvaluation:
         return mesh_lib.shard_batch(batch, self._mesh, self._chunk)
 
     def _read_batches(self) -> Iterator[dict[str, np.ndarray]]:
-        """Yields the clips at this process's positions; clip i of the manifest is at place i.
+        """Yields the clips at this process's positions; clip i of the evaluation has position i.
 
-        The places of videos that cannot be read have `valid` False.
+        `valid` is False at the positions of videos that cannot be read.
         """
         config, total = self._config.data, -(-self._clips // self._chunk) * self._chunk
         own_b = mesh_lib.batch_positions(self._mesh, self._chunk)
@@ -155,8 +155,9 @@ def _metric(task: str) -> str:
 def _read_labels(config: Any) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Returns the evaluated rows of the manifest, ascending, and the labels of the clips by task.
 
-    If the manifest has more than `config.eval.videos` rows, a random part is selected that does not
-    depend on the seed of the run. Without labels, each row has two clips with a label of their own.
+    If the manifest has more than `config.eval.videos` rows, a random subset is selected, which does
+    not depend on the seed of the run. Without labels, each row has two clips, and their label is
+    the index of the row.
     """
     rules = AccessRules.from_config(config.data)
     manifest = manifest_lib.read_manifest(_manifest(config), rules)
@@ -193,7 +194,7 @@ def _read_videos(config: Any, rows: np.ndarray, clips: int) -> Iterator[tuple[in
 
 
 def _encode(encoder: Any, params: Any, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, ...]:
-    """Returns features of length 1, float32 [b d], and whether they are of a readable video [b]."""
+    """Returns L2-normalized features, float32 [b d], and whether their videos were read [b]."""
     tokens_bnd = encoder.apply({"params": params}, normalize(batch["video"])).tokens_bnd
     x_bd = jnp.mean(tokens_bnd[:, encoder.class_tokens :], axis=1)
     length_b1 = jnp.linalg.norm(x_bd, axis=1, keepdims=True)
@@ -210,8 +211,9 @@ def score_tasks(
     """Computes the leave-one-out accuracy of weighted nearest neighbors for each task.
 
     Args:
-      parts: batches of clips: features of length 1, float32 [b d], and whether they are valid, bool
-        [b]. Other clips are neither classified nor used as neighbors. The last ones are padding.
+      parts: batches of clips: L2-normalized features, float32 [b d], and whether they are valid,
+        bool [b]. Invalid clips are neither classified nor used as neighbors. Clips after the first
+        n are padding.
       labels: int32 [n] by task; a negative number means no label.
       classes: number of classes of each task.
       neighbors: number of neighbors k that vote; fewer if there are fewer other clips.

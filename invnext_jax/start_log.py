@@ -1,4 +1,4 @@
-"""What is logged when a run starts: its size, its recipe, and the checkpoint that it resumes."""
+"""Logs the model size, the devices, the recipe and the restored checkpoint when a run starts."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from invnext_jax.training import recipe as recipe_lib
 
 
 def log_start(run: loop.Run) -> None:
-    """Logs the size of the model, the devices, the recipe and, if it resumes, the checkpoint."""
+    """Logs the size of the model, the devices, the recipe and the restored checkpoint, if any."""
 
     def size(tree: Any) -> str:
         return f"{sum(leaf.size for leaf in jax.tree.leaves(tree)) / 1e6:.2f} M"

@@ -43,8 +43,8 @@ def train(
         config: the run's config; `configs/common.py` documents its fields.
         workdir: the run's folder, for checkpoints, metrics, config.json and TensorBoard events. A
             local path, or `gs://BUCKET/FOLDER`.
-        overrides: dotted names of the options that the user has set by hand, without "config". The
-            run is refused if one of them has no effect.
+        overrides: dotted names of the options that were set on the command line, without "config".
+            It is an error if one of them has no effect.
 
     Returns:
         The last logged record of metrics.jsonl.

@@ -1,4 +1,4 @@
-"""Converts the front camera of Waymo Open (version 2) to pictures and boxes for the evaluation.
+"""Converts the front camera of Waymo Open (version 2) to images and boxes for the evaluation.
 
     python launch/convert_waymo.py --folder=waymo/validation --out=data/waymo/val
 
@@ -17,7 +17,7 @@ _FOLDER = flags.DEFINE_string(
 )
 _OUT = flags.DEFINE_string("out", None, "Output folder.", required=True)
 _SHORT_SIDE = flags.DEFINE_integer(
-    "short_side", 448, "Shorter side of the pictures in pixels; 0 copies the original files."
+    "short_side", 448, "Shorter side of the images in pixels; 0 copies the original files."
 )
 
 

@@ -21,8 +21,8 @@ _LEVEL = flags.DEFINE_string("level", "simple", "simple, full or anticipation.")
 _SIZE = flags.DEFINE_integer("size", 32, "Side of a frame in pixels.")
 _FRAMES = flags.DEFINE_integer("frames", 8, "Frames per clip.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the world.")
-_OBJECT_SIZE = flags.DEFINE_float("object_size", 1.0, "Factor of the size of the main object.")
-_SPEED = flags.DEFINE_float("speed", 1.0, "Factor of the speed of the main object.")
+_OBJECT_SIZE = flags.DEFINE_float("object_size", 1.0, "Factor of the main object's size.")
+_SPEED = flags.DEFINE_float("speed", 1.0, "Factor of the main object's speed.")
 _CLUTTER = flags.DEFINE_integer(
     "clutter", None, "Number of distractors; the default is 0, or 0 to 2 on the full level."
 )

@@ -178,9 +178,9 @@ def test_scripts_refuse_urls_and_create_no_folder(tmp_path, script, arguments):
     [
         (
             "--config.variant=base",
-            "choose the variant in the config path: --config=",
+            "choose the variant in the config path, --config=",
         ),
-        ("--config.stage=stage2", "choose the stage in the config path: --config="),
+        ("--config.stage=stage2", "choose the stage in the config path, --config="),
         ("--config.target.kind=image", "--config.target.kind is an option of "),
         ("--config.data.by_source.mine.flip=False", "config.data.by_source has no source 'mine'"),
         ("--config.mask.blocks[0]=(1,2)", "0 is not a valid index for <class 'tuple'>"),

@@ -75,7 +75,7 @@ def test_random_part_of_a_large_manifest_is_used(config):
     np.testing.assert_array_equal(part_labels["shape"], labels["shape"][part])
 
 
-def test_halves_of_unlabelled_videos_find_each_other(config, tmp_path):
+def test_half_of_an_unlabeled_video_retrieves_the_other_half(config, tmp_path):
     """The color of a clip does not change, so that even random weights find the other half."""
     write_world(WorldSpec(size=16, frames=8, split="val"), tmp_path, 20, progress=False)
     with (tmp_path / "val.csv").open() as file:

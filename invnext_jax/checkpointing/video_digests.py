@@ -1,4 +1,4 @@
-"""Digests of the files behind a manifest, which show that videos were replaced in place.
+"""Digests of the video files of a manifest, to detect videos that were replaced in place.
 
 A digest covers the size, the beginning and the end of a file (`video_io.digest_file`). The end of a
 shard contains the positions of its records. Remote files and rendered worlds have no digests.
@@ -22,7 +22,7 @@ from invnext_jax.errors import UserError
 
 _FIELD = "video_digests"
 _THREADS = 16  # hides the latency of network file systems
-_GROUP = 16 * _THREADS  # number of files that are read before the next ones are started
+_GROUP = 16 * _THREADS  # number of files with a common time limit
 _SOURCE_ROWS = 16  # number of sampled rows of each source
 _MAX_ROWS = 512  # maximum number of sampled rows
 
@@ -45,9 +45,9 @@ def digest_files(paths: Sequence[str], seconds: float) -> Iterator[str]:
 
 
 def sample_digests(manifest: Manifest, seconds: float) -> list[dict[str, Any]]:
-    """Returns the digests of local files that are spread over each source of a manifest.
+    """Returns the digests of a sample of the local files of a manifest, evenly spaced per source.
 
-    The choice depends only on the number of rows of each source and their order.
+    The sample depends only on the order of the sources in the manifest.
 
     Args:
         manifest: The manifest.
@@ -68,7 +68,7 @@ def sample_digests(manifest: Manifest, seconds: float) -> list[dict[str, Any]]:
 
 
 def _sample_rows(sources: Sequence[str]) -> list[int]:
-    """Returns rows at equal distances in each source, among them its first and last row."""
+    """Returns evenly spaced rows of each source, which include its first and last row."""
     numbers: dict[str, int] = {}
     source_b = np.fromiter((numbers.setdefault(s, len(numbers)) for s in sources), np.int64)
     order_b = np.argsort(source_b, kind="stable")
@@ -151,7 +151,7 @@ def check_hosts(first: Mapping[str, Any], record: Mapping[str, Any]) -> None:
 
 
 def find_replaced(saved: Mapping[str, Any], record: Mapping[str, Any]) -> list[str]:
-    """Returns the paths of the videos or shards whose contents differ, quoted for messages."""
+    """Returns the quoted paths of the videos or shards whose digests differ."""
     digests = {entry["row"]: entry["digest"] for entry in saved.get(_FIELD, ())}
     return [
         ascii(entry["path"])

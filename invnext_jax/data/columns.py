@@ -1,7 +1,7 @@
-"""Columns of manifests: their names, labels, and class names (`<manifest>.classes.json`).
+"""Columns of manifests: checks of their names, labels, and class names.
 
-Only `start`, `end`, `record`, `path`, `source` and `label_<task>` are read. `INFORMATIVE` columns
-are written by launch/prepare_data.py for the user.
+Only `path`, `source`, `start`, `end`, `record` and `label_<task>` are read. launch/prepare_data.py
+writes the `INFORMATIVE` columns for the user. Class names are in `<manifest>.classes.json`.
 """
 
 import difflib
@@ -91,7 +91,8 @@ def _describe(name: str) -> str:
 
 @functools.cache
 def _warn_once(sentence: str) -> None:
-    logging.warning("%s", sentence)  # manifests are read several times
+    # Once, because manifests are read several times.
+    logging.warning("%s", sentence)
 
 
 def parse_label(text: str | None) -> int:

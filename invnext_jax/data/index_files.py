@@ -1,7 +1,7 @@
-"""Files of frame indexes, so that files that are slow to scan are not scanned by each process.
+"""Stored frame indexes, so that videos that are slow to scan are not scanned by each process.
 
-They are next to the manifest, in `<manifest>.frames.jsonl`, one JSON line per file. An index is
-used only while the file has the same size and modification time.
+They are stored next to the manifest in `<manifest>.frames.jsonl`, with one JSON line per video. An
+index is used only if the size and the modification time of the video have not changed.
 """
 
 import base64

@@ -11,7 +11,7 @@ H264_SPS, H264_IDR = 7, 5
 HEVC_IRAP = range(16, 24)  # types of NAL units at which decoding can start
 # H.264 profiles whose parameter sets contain the chroma format and scaling lists.
 H264_CHROMA_PROFILES = (100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135)
-MAX_SPS_BYTES = 4096  # a longer parameter set is damaged; reading all its bits would take long
+MAX_SPS_BYTES = 4096  # longer parameter sets are damaged and would be slow to parse
 
 
 class _Bits:

@@ -1,7 +1,7 @@
 """Reads remote files through fsspec.
 
-A name `protocol://...` is a remote file. It is fetched in blocks. Each block is fetched once unless
-the file is larger than the cache. Indexing the packets of a video reads the complete file.
+A name `protocol://...` denotes a remote file. It is fetched in blocks. Each block is fetched once
+unless the file is larger than the cache. Indexing the packets of a video reads the complete file.
 """
 
 import io

@@ -1,8 +1,8 @@
-"""Options that differ by source: which source has which, under all spellings of its name.
+"""Per-source options of `config.data.by_source`, and checks of the names of sources.
 
 A source is the value of the column `source` of a manifest. `config.data.by_source` replaces options
 for the videos of a source. The clips of Something-Something must not be mirrored, so the default
-config has an entry "ssv2", which applies to all spellings of this name.
+config has an entry "ssv2", which applies to all known spellings of this name.
 """
 
 import difflib
@@ -22,7 +22,7 @@ Config = Mapping[str, Any]  # `config.data`
 
 # Entries of the default config, which need not be in the manifest.
 DEFAULT_NAMES = ("ssv2", "world")
-# Letters and digits of the known names of Something-Something.
+# Known names of Something-Something, reduced to lower-case letters and digits.
 _SSV2 = {
     f"{prefix}{name}{version}"
     for prefix in ("", "20bn")
@@ -35,21 +35,21 @@ _SSV2 |= {"ssv2", "ssv1", "sthv2", "sthv1"}
 
 @functools.lru_cache(maxsize=10_000)
 def normalize(source: str) -> str:
-    """Returns "ssv2" for all spellings of Something-Something, and other names unchanged."""
+    """Returns "ssv2" for known spellings of Something-Something, and other names unchanged."""
     return "ssv2" if _letters(source) in _SSV2 else source
 
 
 def find_entry(entries: Mapping[str, T], source: str, default: T) -> T:
-    """Returns the entry of a source: that of its exact name, or of its normalized name."""
+    """Returns the entry with the exact name of a source, or else with its normalized name."""
     return entries.get(source) or entries.get(normalize(source), default)
 
 
 def merge_overrides(by_source: Mapping[str, Config]) -> dict[str, dict[str, Any]]:
-    """Merges the entries of `config.data.by_source` whose names mean the same source.
+    """Merges the entries of `config.data.by_source` whose names denote the same source.
 
     Returns:
-        A dict with the names in `by_source` and their normalized names. Entries with the exact name
-        have priority.
+        A dict from the names in `by_source` and their normalized names to options. The options of
+        the exact name override those of other spellings.
     """
     merged = {}
     for name, fields in by_source.items():
@@ -63,7 +63,7 @@ def options_of(data_config: Config, source: str) -> dict[str, Any]:
 
 
 def describe_options(data_config: Config, source: str) -> str:
-    """Returns the sampling, the crop and the flip of a source as a short text."""
+    """Describes sampling, crop and flip of a source, such as "dense 4, multi_scale, flip"."""
     options = options_of(data_config, source)
     low, high = options["stride"]
     stride = f" {low}" if low == high else f" {low}-{high}"
@@ -123,7 +123,7 @@ def unused_options(data_config: Config, manifest: Manifest) -> dict[str, str]:
     for name in replaced:
         if all(fields[name] != data_config[name] for fields in options.values()):
             own = ", ".join(f"config.data.by_source.{source}.{name}" for source in sources)
-            unused[f"data.{name}"] = f"all videos have a value of their source: set {own}"
+            unused[f"data.{name}"] = f"config.data.by_source replaces it for all videos: set {own}"
     unused |= _unread(options.values(), "data")
     for name, fields in data_config["by_source"].items():
         prefix, used_by = f"data.by_source.{name}", [s for s in sources if _matches(name, [s])]
@@ -135,7 +135,7 @@ def unused_options(data_config: Config, manifest: Manifest) -> dict[str, str]:
     return unused
 
 
-# Option -> (option, value) under which it is read.
+# Each option is read only if another option has a value: name -> (other name, value).
 _CONDITIONS = {
     "stride": ("sampling", "dense"),
     "crop_scales": ("crop", "multi_scale"),

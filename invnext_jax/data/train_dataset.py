@@ -1,8 +1,8 @@
 """The order of the training videos, and the loading of their clips.
 
-The order is infinite. It has each row equally often, or each source in a given share. A source is
-reshuffled after each pass over it. Any position of the order can be computed without computing the
-earlier positions.
+The order is infinite. Either all rows occur equally often, or each source makes up a given fraction
+of the order. A source is reshuffled after each pass over it. Any position of the order can be
+computed without computing the earlier positions.
 
 Batch n of a run contains the global clips n * B to (n + 1) * B - 1, and each process loads those at
 its positions. The video of a global clip and its augmentation depend only on the seed and the
@@ -70,7 +70,7 @@ class Mixture:
 
     Attributes:
         manifest: The manifest.
-        shares: Maps the name of each source to its share of the videos.
+        shares: Maps the name of each source to its fraction of the order.
 
     Raises:
         UserError: A source has no weight, a weight has no source, or a weight is not a positive
@@ -102,7 +102,7 @@ class Mixture:
         self._order = grain.MapDataset.mix(shuffled, weights=parts.tolist())
 
     def get_video(self, position: int, attempt: int = 0) -> manifest_lib.VideoRecord:
-        """Returns the video at a position, or one of its substitutes if `attempt` is positive."""
+        """Returns the video at a position, or its substitute number `attempt` if it is positive."""
         if not attempt:
             return self._order[position]
         rng = make_rng(self._seed, position, attempt, SUBSTITUTE_STREAM)
@@ -235,7 +235,7 @@ class TrainDataset:
         return self.batch_size // self.repeats
 
     def describe(self, steps: int) -> str:
-        """Formats a table of the sources: their epochs in a run of `steps` steps, their options."""
+        """Formats a table of the sources: epochs in a run of `steps` steps, and options."""
         describe = functools.partial(sources.describe_options, self._config)
         return self.mixture.table(steps * self.global_batch, describe)
 

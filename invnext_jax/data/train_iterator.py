@@ -173,7 +173,7 @@ class TrainIterator:
         self._batches_done, self._buffer = batches, BatchBuffer(self._dataset.batch_size)
 
     def describe_wait(self) -> str:
-        """Returns why the data is slow, and what to change; "" before the first clip."""
+        """Describes what limits the speed and what to change; "" before the first clip."""
         busy, reading = self._pool.busy_seconds() if self._pool else (0.0, 0.0)
         if not busy:
             return ""

@@ -1,4 +1,4 @@
-"""Opens the videos of a manifest: local files, remote files, records of shards.
+"""Opens the videos of a manifest: local files, remote files and records of shards.
 
 The frame index of a local file is cached, so that the file is scanned once instead of for each
 clip.
@@ -178,7 +178,7 @@ def open_video(
 
 
 def file_version(status: os.stat_result) -> index_files.Version:
-    """Returns the version of a file from its status."""
+    """Returns the size and the modification time from the status of a file."""
     return status.st_size, status.st_mtime_ns
 
 

@@ -68,11 +68,7 @@ class VideoHasher:
     def is_valid(self, result: Any, *task: Any) -> bool:
         """Returns whether a worker's result has the form of `hash_video`'s."""
         del task
-        return result is None or (
-            isinstance(result, tuple)
-            and len(result) == FRAMES
-            and all(n is None or (type(n) is int and 0 <= n < 2**BITS) for n in result)
-        )
+        return result is None or (isinstance(result, tuple) and _are_hashes(result))
 
 
 def hash_picture(image_hwc: np.ndarray) -> int | None:
@@ -139,7 +135,7 @@ def _arrays(hashes: Sequence[Hashes | None]) -> tuple[np.ndarray, np.ndarray, np
     return words.reshape(len(hashes), -1), bits, has_hash
 
 
-def _are_hashes(values: list) -> bool:
+def _are_hashes(values: Sequence) -> bool:
     return len(values) == FRAMES and all(
         value is None or (type(value) is int and 0 <= value < 2**BITS) for value in values
     )
@@ -169,7 +165,6 @@ class HashCache:
         """Stores the hashes of a segment of a file."""
         self._known[digest, entry.start, entry.end] = hashes
         row = [digest, entry.start, entry.end, hashes]
-        with file_lock.open_file(
-            self._path, "ab"
-        ) as file:  # starts a line; the last one may be incomplete
+        # Starts with a line break, because the last line may be incomplete.
+        with file_lock.open_file(self._path, "ab") as file:
             file.write(b"\n" + json.dumps(row).encode() + b"\n")

@@ -1,8 +1,8 @@
-"""Converts the front camera of Waymo Open (version 2, Parquet) to pictures and a file of boxes.
+"""Converts the front camera of Waymo Open (version 2, Parquet) to images and a file of boxes.
 
     <in>/camera_image/<segment>.parquet     <in>/camera_box/<segment>.parquet
-    <out>/<segment>/000000.jpg              the pictures in temporal order
-    <out>/<segment>.json                    the boxes of a segment, written after its pictures
+    <out>/<segment>/000000.jpg              the images in temporal order
+    <out>/<segment>.json                    the boxes of a segment, written after its images
     <out>/tracks.jsonl                      the boxes of all segments, written last
 
 To resume an interrupted conversion, repeat it.
@@ -30,7 +30,7 @@ PICTURE = "[CameraImageComponent].image"
 BOX = tuple(
     f"[CameraBoxComponent].box.{name}" for name in ("center.x", "center.y", "size.x", "size.y")
 )
-ROWS = 32  # rows of a Parquet file in memory; a picture has about 0.3 MB
+ROWS = 32  # rows of a Parquet file in memory; an image has about 0.3 MB
 QUALITY = 95
 
 
@@ -38,8 +38,8 @@ class WaymoSummary(NamedTuple):
     """Result of a conversion.
 
     Attributes:
-        tracks: The file of boxes.
-        segments: Number of segments in it.
+        tracks: Path of the file of boxes.
+        segments: Number of segments in the file.
         skipped: Reason for each segment that cannot be read.
     """
 
@@ -60,12 +60,12 @@ def convert(
     short_side: int = 448,
     progress: bool = True,
 ) -> WaymoSummary:
-    """Converts all segments of a split. Segments that are damaged are skipped and listed.
+    """Converts all segments of a split. Damaged segments are skipped and listed.
 
     Args:
         in_dir: Folder of a split, with `camera_image` and `camera_box`.
         out_dir: Output folder.
-        short_side: Shorter side of the pictures in pixels; 0 copies the original files.
+        short_side: Shorter side of the images in pixels; 0 copies the original files.
         progress: Whether to show progress.
 
     Raises:
@@ -77,7 +77,7 @@ def convert(
     paths = sorted((in_dir / "camera_box").glob("*.parquet"))
     if not paths or not (in_dir / "camera_image").is_dir():
         raise UserError(
-            f"{in_dir} must contain camera_box/<segment>.parquet and the same in camera_image: "
+            f"{in_dir} must contain the folders camera_box and camera_image with Parquet files: "
             "download these two components of Waymo Open Perception version 2"
         )
     lines, skipped = [], {}
@@ -100,12 +100,14 @@ def convert(
 
 
 def _convert_segment(in_dir: Path, out_dir: Path, segment: str, short_side: int) -> dict[str, Any]:
-    """Writes the pictures of a segment and returns its boxes as a line of the file of boxes."""
+    """Writes the images of a segment and returns its boxes as a line of the file of boxes."""
     if not re.fullmatch(r"[\w.-]+", segment):
-        raise ValueError(f"the name {segment!r} has letters that a folder should not have")
+        raise ValueError(
+            f"the name {segment!r} has characters that are not allowed in a folder name"
+        )
     times, sizes = [], set()
     images = in_dir / "camera_image" / f"{segment}.parquet"
-    # Two passes, so that pictures are numbered in temporal order with few of them in memory.
+    # Two passes, so that images are numbered in temporal order with few of them in memory.
     order = {time: n for n, time in enumerate(sorted(row[TIME] for row in _front(images, [TIME])))}
     for row in _front(images, [TIME, PICTURE]):
         data, size = _shrink(row[PICTURE], short_side)
@@ -113,7 +115,7 @@ def _convert_segment(in_dir: Path, out_dir: Path, segment: str, short_side: int)
         times.append(row[TIME])
         atomic_file.write_bytes(out_dir / segment / f"{order[row[TIME]]:06d}.jpg", data)
     if len(order) < 2 or len(order) != len(times) or len(sizes) != 1:
-        raise ValueError(f"{len(times)} pictures of the front camera with sizes {sorted(sizes)}")
+        raise ValueError(f"{len(times)} images of the front camera with sizes {sorted(sizes)}")
     seconds = float(np.median(np.diff(sorted(times)))) / 1e6
     tracks: dict[str, dict[str, list]] = {}
     for row in _front(in_dir / "camera_box" / f"{segment}.parquet", [TIME, OBJECT, *BOX]):
@@ -137,7 +139,7 @@ def _front(path: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
 
 
 def _shrink(data: bytes, short_side: int) -> tuple[bytes, tuple[int, int]]:
-    """Returns a JPEG picture of the given short side, and the height and width of the original."""
+    """Returns a JPEG image of the given short side, and the height and width of the original."""
     with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
         width, height = image.size
         scale = short_side / min(width, height)

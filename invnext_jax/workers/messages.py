@@ -1,9 +1,9 @@
 """Messages between a process and its workers.
 
 The answer of a worker is a header with two lengths, a JSON text, and the bytes of the arrays that
-are not in shared memory. The parent trusts no byte of it: any violation of this format raises
-`InvalidResultError`. In the other direction, functions and tasks are pickled, because workers trust
-their parent.
+are not in shared memory. The parent does not trust the answer: any violation of this format raises
+`InvalidResultError`. In the other direction, functions and tasks are pickled, because a worker
+trusts its parent.
 """
 
 import json
@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 from invnext_jax.workers.results import InvalidResultError, ResultEncoder, decode_result
 
-MAX_TEXT_BYTES = 2**25  # limit of the JSON text
-MAX_DATA_BYTES = 2**31  # limit of the arrays that are not in shared memory
+MAX_TEXT_BYTES = 2**25  # maximum size of the JSON text
+MAX_DATA_BYTES = 2**31  # maximum total size of the arrays that are not in shared memory
 _HEADER = struct.Struct("!IQ")  # lengths of the text and of the data in bytes
 _TASK_HEADER = struct.Struct("!Q")  # length of the pickle in bytes
 _CHUNK_BYTES = 2**16
@@ -27,7 +27,7 @@ class Answer(NamedTuple):
     """The answer of a worker to a task.
 
     Attributes:
-        text: JSON.
+        text: JSON text.
         data: Bytes of the arrays that are not in shared memory.
     """
 
@@ -71,8 +71,12 @@ class AnswerReader:
     def wait(self, seconds: float) -> bool:
         """Waits until a complete answer has arrived, and returns whether it has.
 
+        Args:
+            seconds: Maximum time to wait.
+
         Raises:
-            InvalidResultError: The lengths in the header exceed the limits, or are exceeded.
+            InvalidResultError: The lengths in the header exceed the limits, or the answer is longer
+                than they say.
             EOFError: The worker closed the connection.
             OSError: The connection failed.
         """
@@ -132,13 +136,13 @@ class AnswerReader:
 
 
 def dump_task(value: Any) -> bytes:
-    """Pickles a function or a task for a worker, with its length."""
+    """Pickles a function or a task for a worker, with a header that contains its length."""
     content = ForkingPickler.dumps(value)
     return _TASK_HEADER.pack(len(content)) + bytes(content)
 
 
 def receive_task(connection: socket.socket) -> Any:
-    """Receives a function or a task from the parent, in the worker.
+    """Receives a function or a task from the parent. Called in the worker.
 
     Raises:
         EOFError: The parent closed the connection.

@@ -1,4 +1,4 @@
-"""Worker processes that run one task at a time, and may hang or die.
+"""Worker processes that run one task at a time and can be killed if they hang.
 
 A worker process is a new Python interpreter that does not inherit modules or memory from this one.
 """
@@ -46,8 +46,8 @@ class WorkerStartError(RuntimeError):
 class ProcessWorker:
     """Runs tasks in a process that can be killed at any time.
 
-    The process decodes untrusted videos, so its answers are not trusted: see `workers.messages`. An
-    invalid answer counts as the death of the worker. If the function has a method
+    The process decodes untrusted videos, so its answers are not trusted (see `workers.messages`).
+    An invalid answer is handled as if the process had died. If the function has a method
     `is_valid(result, *task)`, a result for which it returns False is invalid.
 
     Args:
@@ -55,7 +55,7 @@ class ProcessWorker:
             defined in an importable module, not in the main script. Its results must be of the
             types that `workers.results` describes.
         protocols: Protocols of the remote files that the function reads. The process receives only
-            the credentials of these.
+            the credentials for these protocols.
 
     Attributes:
         pid: Process ID.
@@ -196,7 +196,8 @@ def _open_shared_memory() -> int:
     if hasattr(os, "memfd_create"):
         file = os.memfd_create("data worker", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(file, size)
-        # If the worker made the file shorter, the parent would crash when it reads the memory.
+        # Seals prevent the worker from shrinking the file, which would crash the parent when it
+        # reads the memory.
         seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
         fcntl.fcntl(file, fcntl.F_ADD_SEALS, seals)
         return file

@@ -1,8 +1,8 @@
 """Results of workers as JSON and arrays, which the parent decodes without unpickling.
 
-A worker decodes untrusted videos, so its parent trusts nothing that it sends. Results consist of
+A worker decodes untrusted videos, so its parent does not trust what it sends. Results consist of
 None, numbers, strings, NumPy arrays, instances of registered types, and lists, tuples and dicts of
-these. In JSON, each of the last five is an object with one entry, its kind and its content.
+these. In JSON, each of the last five is an object with one entry: {kind: content}.
 """
 
 import math
@@ -24,8 +24,9 @@ DTYPES = {
     )
 }
 MAX_DIMENSIONS = 8
-MAX_INTEGER = 2**64  # limit of the absolute value
+MAX_INTEGER = 2**64  # maximum absolute value of an integer
 _REGISTERED: dict[str, "_ResultType"] = {}
+# Exceptions that the decoding of invalid data can raise.
 _REJECTED = (
     *(AttributeError, LookupError, TypeError, ValueError),
     *(ArithmeticError, RecursionError),
@@ -33,7 +34,10 @@ _REJECTED = (
 
 
 class InvalidResultError(Exception):
-    """A worker sent bytes that are not a result, or a result that its function cannot return."""
+    """A worker sent bytes that are not a result, or a result that its function cannot return.
+
+    The message is a noun phrase that completes the sentence "it sent ...".
+    """
 
 
 class _ResultType(NamedTuple):
@@ -49,7 +53,7 @@ class _ResultType(NamedTuple):
 
 
 def register_result_type(cls: type) -> type:
-    """Lets workers return instances of a `NamedTuple` or dataclass.
+    """Registers a `NamedTuple` or dataclass as a type of results. Used as a decorator.
 
     The annotation of each field must be str, int, float, bool, None, or a union of these.
     """
@@ -136,8 +140,8 @@ def decode_result(tree: Any, rows: Any, data: memoryview, memory: mmap.mmap) -> 
 
     Args:
         tree: Result of `encode`.
-        rows: Attribute `arrays`.
-        data: The concatenated bytes of the attribute `data`.
+        rows: The attribute `arrays` of the encoder.
+        data: The concatenated bytes of the attribute `data` of the encoder.
         memory: Shared memory. The worker can change its content at any time.
 
     Raises:
@@ -146,7 +150,8 @@ def decode_result(tree: Any, rows: Any, data: memoryview, memory: mmap.mmap) -> 
     try:
         return _decode(tree, list(_decode_arrays(rows, data, memory)))
     except _REJECTED as error:
-        raise InvalidResultError(f"{type(error).__name__}: {error}"[:200]) from error
+        reason = f"{type(error).__name__}: {error}"[:200]
+        raise InvalidResultError(f"an invalid result ({reason})") from error
 
 
 def _decode_arrays(rows: Any, data: memoryview, memory: mmap.mmap) -> Iterator[np.ndarray]:
@@ -154,18 +159,18 @@ def _decode_arrays(rows: Any, data: memoryview, memory: mmap.mmap) -> Iterator[n
     for name, shape, offset in rows:
         dtype = DTYPES[name]
         if len(shape) > MAX_DIMENSIONS or any(type(n) is not int or n < 0 for n in shape):
-            raise ValueError("the shape of an array")
+            raise ValueError("the shape of an array is invalid")
         count = math.prod(shape)
         start, buffer = (position, data) if offset is None else (offset, memory)
         if type(start) is not int or not 0 <= start <= len(buffer) - count * dtype.itemsize:
-            raise ValueError("the place of an array")
+            raise ValueError("an array exceeds its buffer")
         if offset is None:
             position += count * dtype.itemsize
         # `frombuffer` rejects empty arrays.
         array = np.frombuffer(buffer, dtype, count, start) if count else np.empty(0, dtype)
         yield array.reshape(shape)
     if position != len(data):
-        raise ValueError("the number of bytes")
+        raise ValueError("the arrays do not have the size of the data")
 
 
 def _decode(node: Any, arrays: list[np.ndarray]) -> Any:
@@ -178,7 +183,7 @@ def _decode(node: Any, arrays: list[np.ndarray]) -> Any:
         items = [_decode(item, arrays) for item in content]
         return tuple(items) if kind == "tuple" else items
     if not isinstance(content, dict):
-        raise ValueError(f"the content of {kind[:40]!r}")
+        raise ValueError(f"the content of {kind[:40]!r} is invalid")
     entries = {key: _decode(item, arrays) for key, item in content.items()}
     if kind == "dict":
         return entries
@@ -186,18 +191,18 @@ def _decode(node: Any, arrays: list[np.ndarray]) -> Any:
     if entries.keys() != hints.keys() or not all(
         _has_type(entries[field], hint) for field, hint in hints.items()
     ):
-        raise ValueError(f"the fields of {kind}")
+        raise ValueError(f"the fields of {kind} are invalid")
     return cls(**entries)
 
 
 def _decode_scalar(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError("a number that is not finite")
+        raise ValueError("a number is not finite")
     if isinstance(value, int) and abs(value) > MAX_INTEGER:
-        raise ValueError("an integer of more than 64 bits")
+        raise ValueError("an integer has more than 64 bits")
     if value is None or isinstance(value, (int, float, str)):
         return value
-    raise ValueError("a list without a kind")
+    raise ValueError("a list has no kind")
 
 
 def _has_type(value: Any, hint: tuple[type, ...]) -> bool:

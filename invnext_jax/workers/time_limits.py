@@ -1,8 +1,8 @@
-"""Time limits of tasks that read files: of the task without its reads, and of each read.
+"""Time limits for tasks that read files: for the task without its reads, and for each read.
 
-Opening and reading files happens inside `reading()`. The clock of a worker is in memory shared with
-its supervisor, which can check it while the worker is blocked in a read. The supervisor does not
-trust it: impossible times are ignored, and no task can claim to read forever.
+Files are opened and read inside `reading()`. The clock of a worker is in memory shared with its
+supervisor, which can check it while the worker is blocked in a read. The supervisor does not trust
+the clock: impossible times are ignored, and the total time of a task is limited, too.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 CLOCK_BYTES = 16
-MAX_READ_TIMEOUTS = 100  # maximum time of a task with its reads, in multiples of its timeout
+MAX_READ_TIMEOUTS = 100  # maximum time of a task including its reads, in multiples of its timeout
 _LOCAL = threading.local()
 
 
@@ -37,8 +37,7 @@ class ReadClock:
     """
 
     def __init__(self, memory: memoryview | None = None):
-        # Start time of the current read (0 if there is none), and total seconds of the earlier
-        # reads.
+        # Start time of the current read (0 if there is none), and total seconds of earlier reads.
         self._fields = memoryview(bytearray(CLOCK_BYTES) if memory is None else memory).cast("d")
 
     def start(self) -> None:

@@ -1,4 +1,4 @@
-"""Environment variables of worker processes: an allowlist, which contains no secrets.
+"""Environment variables of worker processes, selected by an allowlist that contains no secrets.
 
 Workers decode untrusted videos. Credentials are passed only for the protocols of the videos that
 the workers read.
@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Collection, Mapping
 
-EXTRA_VARIABLE = "INVNEXT_WORKER_VARIABLES"  # names of further variables, separated by commas
+EXTRA_VARIABLE = "INVNEXT_WORKER_VARIABLES"  # names of additional variables, separated by commas
 _NAMES = {
     *("PATH", "HOME", "USER", "LOGNAME", "LANG", "LANGUAGE", "TZ", "TMPDIR", "TEMP", "TMP"),
     *("GLIBC_TUNABLES", "DYLD_LIBRARY_PATH", "DYLD_FALLBACK_LIBRARY_PATH"),
@@ -23,7 +23,7 @@ _REMOTE_NAMES = {
 _GOOGLE = ("GOOGLE_", "GCE_", "GCSFS_", "FSSPEC_GCS", "CLOUDSDK_", "STORAGE_EMULATOR_HOST")
 _AMAZON = ("AWS_", "BOTO_", "FSSPEC_S3")
 _PREFIXES_OF_PROTOCOL = {"gs": _GOOGLE, "gcs": _GOOGLE, "s3": _AMAZON, "s3a": _AMAZON}
-# Hides accelerators from the libraries that the function imports, and limits them to one thread.
+# Hides accelerators from the libraries that a worker imports, and limits them to one thread.
 _FIXED = {
     "JAX_PLATFORMS": "cpu",
     "CUDA_VISIBLE_DEVICES": "",

@@ -63,7 +63,7 @@ def test_default_visible_shares_are_the_means_of_unscaled_blocks():
         np.testing.assert_allclose(np.mean(shares), visible, atol=0.02)
 
 
-def test_multi_block_masks_every_position_and_favours_the_centre():
+def test_multi_block_masks_every_position_and_favors_the_center():
     # Blocks inside the frame cover its center most; scaling them preserves that distribution.
     rng = np.random.default_rng(1)
     for kind, (count, share) in enumerate(SETTINGS.blocks):
