@@ -51,8 +51,8 @@ def attend(
       k_bmhe: keys.
       v_bmhe: values.
       window: largest distance between a query and the keys it attends to; None for all keys.
-      causal: whether a query attends only to keys at its own and earlier positions. This is
-        computed with all logits at once, which suits the short sequences of text models.
+      causal: whether a query attends only to keys at its own and earlier positions. All logits are
+        then computed at once, which is suitable for the short sequences of text models.
 
     Returns:
       [b n h e] in the dtype of the queries.

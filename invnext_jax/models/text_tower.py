@@ -15,10 +15,10 @@ HIGHEST_ID = -1  # value of `TextTower.end_token`
 
 
 class TextTower(nn.Module):
-    """Text transformer with learned positions; the feature of a caption is that of one token.
+    """Text transformer with learned position embeddings, pooled to the output of one token.
 
-    The default values are those of SigLIP, which has no causal mask and reads the last token, even
-    if it is padding. CLIP has a causal mask and reads the end token.
+    The default values are those of SigLIP, which has no causal mask and uses the last token, even
+    if it is padding. CLIP has a causal mask and uses the end token.
 
     Attributes:
       words: size of the vocabulary.
@@ -32,8 +32,8 @@ class TextTower(nn.Module):
       eps: epsilon of all LayerNorms.
       activation: one of `layers.ACTIVATIONS`.
       causal: whether a token attends only to itself and earlier tokens.
-      end_token: id of the end token, whose first occurrence is read. `HIGHEST_ID`: the first token
-        with the highest id of the caption, as in CLIP's release. None: the last token is read.
+      end_token: id of the end token, whose first occurrence is used. `HIGHEST_ID`: the first token
+        with the highest id of the caption, as in CLIP's release. None: the last token is used.
       out_bias: whether the last linear layer has a bias.
     """
 
@@ -79,7 +79,7 @@ class TextTower(nn.Module):
         return l2_normalize(project(x_jd))
 
     def _find_end(self, words_jn: jax.Array) -> jax.Array:
-        """Returns the position of the token that is read, int32 [j]."""
+        """Returns the position of the token whose output is used, int32 [j]."""
         if self.end_token is None:
             return jnp.full(words_jn.shape[0], words_jn.shape[1] - 1)
         is_id = self.end_token != HIGHEST_ID

@@ -1,7 +1,7 @@
 """The video encoders V-JEPA 2 (arXiv 2506.09985) and VideoMAE (arXiv 2203.12602).
 
 Both are plain vision transformers on tubelets, which are patches of several frames. They differ in
-their positions: V-JEPA 2 rotates queries and keys, VideoMAE adds a fixed sin-cos table.
+their position embeddings: V-JEPA 2 has rotary embeddings, and VideoMAE adds a fixed sin-cos table.
 
 Shape key: b batch, t frames, h w pixels, c channels, s frames of a tubelet, r q rows and columns of
 a patch, n tubelets, d width, l taps.
@@ -26,7 +26,7 @@ class TubeletOutput(NamedTuple):
     """Output of the encoder, float32.
 
     Attributes:
-      tokens_bnd: tokens in raster order (time slot, row, column).
+      tokens_bnd: tokens of the tubelets, in raster order (time slot, row, column).
       taps_lbnd: the same tokens after each tapped layer.
       pooled_bd: the normalized mean token; None without `pool_norm`.
     """
@@ -40,7 +40,11 @@ class TubeletEncoder(nn.Module):
     """Vision transformer on the tubelets of a clip, without class tokens.
 
     Attributes:
-      kind: "vjepa2" has rotary positions; "videomae" has a sin-cos table.
+      kind: "vjepa2" has rotary position embeddings; "videomae" has a sin-cos table.
+      width: width of the tokens.
+      depth: number of blocks.
+      heads: attention heads.
+      mlp_width: hidden width of the MLPs.
       patch: height and width of a patch in pixels.
       tubelet: number of frames of a tubelet.
       size: height and width in pixels of the frames that the encoder was trained with.
@@ -50,7 +54,8 @@ class TubeletEncoder(nn.Module):
       final_norm: whether the tokens are normalized at the end.
       pool_norm: whether to also return the mean token after a LayerNorm, which is the input of the
         classifier of a fine-tuned VideoMAE.
-      taps: states to return, ascending; state i is the stream after i layers.
+      taps: states to return, ascending; state i is the residual stream after i blocks.
+      dtype: dtype of the matrix products.
     """
 
     kind: str
@@ -116,7 +121,7 @@ class TubeletEncoder(nn.Module):
 
 
 def from_sizes(sizes: Mapping[str, Any], taps: Sequence[int] = ()) -> TubeletEncoder:
-    """Builds the encoder of the sizes that `weights.import_weights.read_tubelet_encoder` returns.
+    """Builds the encoder from the sizes that `weights.import_weights.read_tubelet_encoder` returns.
 
     Args:
       sizes: the fields of `TubeletEncoder`, with `train_size` for `size`.

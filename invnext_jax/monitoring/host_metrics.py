@@ -1,4 +1,4 @@
-"""Sums the counts and compares the times of a run's hosts.
+"""Sums the counts of all hosts of a run, and compares their times.
 
 In a logged step, each host contributes its counts, such as dropped videos, and one row of times.
 Small computations on the devices sum the counts and gather the rows. Their results are read

@@ -15,7 +15,7 @@ from invnext_jax.planning.devices import find_device
 
 _MEASURE_SECONDS = 0.5  # upper bound on the time to measure the ceiling
 _PRODUCTS = 5  # number of products in one program, so that the launch overhead is negligible
-# The numbers of a host, in this order. The worst host has the highest value, except for the rate.
+# Measurements of a host, in this order. Except for the decode rate, a higher value is worse.
 QUANTITIES = ("step_seconds", "data_wait", "decode_rate", "dropped_videos", "failed_reads")
 
 
@@ -83,9 +83,9 @@ class HostTimer:
                 (see `OrderedPool.work_done`).
 
         Returns:
-            The numbers listed in `QUANTITIES`, float32 [5]. The decode rate is the number of clips
-            per second that the workers would deliver if they never waited; NaN if no clip was
-            decoded.
+            The measurements listed in `QUANTITIES`, float32 [5]. `data_wait` is a fraction of the
+            time. The decode rate is the number of clips per second that the workers would deliver
+            if they never waited; NaN if no clip was decoded.
         """
         seconds = max(time.perf_counter() - self._start, 1e-9)
         clips, busy = (new - old for new, old in zip(decoded, self._decoded, strict=True))

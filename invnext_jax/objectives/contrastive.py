@@ -17,20 +17,20 @@ def info_nce(
     video_id_b: jax.Array,
     text_id_b: jax.Array,
 ) -> jax.Array:
-    """Computes the symmetric InfoNCE loss with soft targets for pairs that are equal.
+    """Computes the symmetric InfoNCE loss with soft targets for repeated videos and texts.
 
     If a video or a text occurs in several pairs of the batch, the target of a row is spread evenly
-    over all of these pairs. Otherwise equal captions would be each other's negatives.
+    over all of these pairs. Otherwise, equal captions would be negatives of each other.
 
     Args:
       video_bd: unit vectors of the videos, float32.
       text_bd: unit vectors of the captions, float32; caption i describes video i.
-      scale: inverse temperature.
+      scale: inverse temperature, a float32 scalar.
       video_id_b: int, equal for equal videos.
       text_id_b: int, equal for equal texts.
 
     Returns:
-      The mean cross-entropy of both directions.
+      The mean cross-entropy of both directions, a float32 scalar.
     """
     logits_bb = scale * jnp.matmul(video_bd, text_bd.T, precision=jax.lax.Precision.HIGHEST)
     same_bb = match_pairs(video_id_b, text_id_b).astype(jnp.float32)
@@ -48,12 +48,20 @@ def sigmoid_loss(logits_bj: jax.Array, labels_bj: jax.Array) -> jax.Array:
     Args:
       logits_bj: logit of each (image, caption) pair, float32.
       labels_bj: bool, whether the caption matches the image. A row may have several matches.
+
+    Returns:
+      A float32 scalar.
     """
     signed_bj = jnp.where(labels_bj, logits_bj, -logits_bj)
     return -jnp.mean(jnp.sum(jax.nn.log_sigmoid(signed_bj), axis=1))
 
 
 def match_pairs(video_id_b: jax.Array, text_id_b: jax.Array) -> jax.Array:
-    """Returns which pairs have the same video or the same text, bool [b b]."""
+    """Returns whether pairs i and j have the same video or the same text, bool [b b].
+
+    Args:
+      video_id_b: int, equal for equal videos.
+      text_id_b: int, equal for equal texts.
+    """
     same_video_bb = video_id_b[:, None] == video_id_b[None]
     return same_video_bb | (text_id_b[:, None] == text_id_b[None])

@@ -147,12 +147,12 @@ def unused_options(config: Any, start: Iterable[str]) -> dict[str, str]:
 
     Args:
         config: the run's config.
-        start: the parameter groups that are taken from `config.init_from`.
+        start: names of the parameter groups that are read from `config.init_from`.
     """
     if "predictor" not in start:
         return {}
     groups = tuple(sorted(name for name in start if "/" not in name and name != "predictor"))
-    reason = f"the predictor of config.init_from={config.init_from} is taken: "
+    reason = f"the predictor is read from config.init_from={config.init_from}: "
     return {"predictor.weights": reason + f"add --config.init_parts={groups!r}"}
 
 

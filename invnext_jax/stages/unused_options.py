@@ -1,4 +1,4 @@
-"""Options of the masked modeling stages that have no effect under the other options."""
+"""Finds options of the masked modeling stages that have no effect because of other options."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from invnext_jax.models import decoder, predictor
 from invnext_jax.objectives import masks
 
-# Losses that compare features with the teacher's output, but not with its tapped layers.
+# Losses that need the teacher's output, but not its tapped layers.
 _WITHOUT_TAPS = {"align_pooled"}
 
 

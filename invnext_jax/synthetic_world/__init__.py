@@ -7,7 +7,7 @@ clips to disk as H.264 files with a manifest. The clips of a manifest named `wor
 The level "simple" (one bright shape on a nearly plain background, 8 directions) is for demos and
 tests. The level "full" has digits, textures, parallax, distractors, occlusion and 10 motions. In
 both levels, the motion can only be inferred from the order of the frames, not from a single frame.
-The level "anticipation" has a cue in the first third that announces the motion of the last third.
+The level "anticipation" has a cue in the first third that indicates the motion in the last third.
 
     spec        parameters and class names     digits      handwritten digits
     scene       labels and trajectories        captions    sentences about a clip

@@ -98,7 +98,7 @@ def _prepare_folder(spec: WorldSpec, out_dir: Path) -> None:
 
 
 def _options(spec: WorldSpec) -> dict[str, float | None]:
-    """Returns the options of the world, None where they have their default values."""
+    """Returns the options of the world; None for options with their default values."""
     defaults = WorldSpec()
     options = {name: getattr(spec, name) for name in ("object_size", "speed", "clutter")}
     return {k: None if v == getattr(defaults, k) else v for k, v in options.items()}

@@ -35,7 +35,7 @@ RGB = np.array(
 )
 CUE_RGB = np.concatenate([RGB, np.array([[250, 140, 30], [240, 240, 240]], np.float32)])
 
-CUE_HALF = 2.5 / 32  # half the side of the cue, as a share of the frame
+CUE_HALF = 2.5 / 32  # half the side of the cue, as a fraction of the frame's side
 LOG_SIZE_PERIOD = 1.0  # on the full level, the log-size wraps around like the position
 
 
@@ -121,7 +121,7 @@ def _sample_simple_scene(
 def _sample_anticipation_scene(
     spec: WorldSpec, rng: np.random.Generator, labels: dict[str, int]
 ) -> Scene:
-    """Samples a shape that turns in the last third, and the cue that announces its direction."""
+    """Samples a shape that turns in the last third, and the cue that indicates its direction."""
     frames, size = spec.frames, spec.size
     half, speed = _sample_half_and_speed(spec, rng)
     directions = [int(rng.integers(len(MOTIONS))), labels["verb"]]
@@ -223,7 +223,7 @@ def _sample_distractors(
 
 @dataclasses.dataclass(frozen=True)
 class _Object:
-    """An object of a scene; the fields have the meaning of those of `Scene`."""
+    """An object of a scene; see `Scene` for the fields."""
 
     kind: str
     center_t2: np.ndarray

@@ -17,7 +17,7 @@ FULL_MOTIONS = (
     *("left then right", "right then left", "up then down", "down then up"),
 )
 MAX_DISTRACTORS = 2  # on the full level without `clutter`
-CUE_COLORS = (*COLORS, "orange", "white")  # color i announces motion i
+CUE_COLORS = (*COLORS, "orange", "white")  # color i indicates motion i
 OBJECT_SIZES = (0.4, 1.4)  # larger objects would cover their own wrapped part
 SPEEDS = (0.25, 3.0)  # faster objects would move by half a period per frame
 MAX_CLUTTER = 8
@@ -31,16 +31,17 @@ class WorldSpec:
     Attributes:
         level: "simple" (one bright shape on a nearly plain background, 8 directions), "full" (a
             digit among distractors over a moving texture, 10 motions) or "anticipation" (like
-            "simple", but a colored square in the first third of the clip announces the direction in
-            the last third; the direction before is independent of it).
+            "simple", but a colored square in the first third of the clip indicates the direction in
+            the last third; the direction before that is independent of it).
         size: Side of a frame in pixels, at least 16.
         frames: Frames per clip, at least 2. The full level needs an even number; otherwise
             unordered frames would distinguish "left then right" from "right then left".
         seed: Non-negative seed of the world.
         split: "train", "val" or "test". The splits have no clip and no digit image in common.
-        object_size: Factor of the size of object 0, from 0.4 to 1.4.
-        speed: Factor of the speed of object 0, from 0.25 to 3.
-        clutter: Number of distractors, from 0 to 8. None: none, or 0 to 2 on the full level.
+        object_size: Factor by which the size of object 0 is multiplied, from 0.4 to 1.4.
+        speed: Factor by which the speed of object 0 is multiplied, from 0.25 to 3.
+        clutter: Number of distractors, from 0 to 8. None selects 0, or a random number from 0 to 2
+            on the full level.
 
     Raises:
         UserError: A field is out of range.
@@ -98,5 +99,5 @@ class WorldSpec:
 
     @property
     def context_frames(self) -> int:
-        """Number of frames before the last third, from which its motion is anticipated."""
+        """Number of frames before the last third, from which the last motion is anticipated."""
         return self.frames - self.frames // 3

@@ -15,9 +15,10 @@ class PointTracks(NamedTuple):
     """Tracks of points that are visible in the start frame.
 
     Attributes:
-        points_nt2: Positions in [0, 1), float32. A point that leaves the frame enters it on the
-            other side, like its object.
-        occluded_nt: Whether another object hides the point, or its object does not exist, bool.
+        points_nt2: Positions as fractions of the frame, float32 in [0, 1). A point that leaves the
+            frame enters it again on the opposite side, like its object.
+        occluded_nt: Whether the point is hidden by another object or its object does not exist in
+            the frame, bool.
     """
 
     points_nt2: np.ndarray
@@ -31,7 +32,7 @@ def sample_points(
 
     Args:
         spec: Parameters of the world.
-        index: Number of the clip.
+        index: Index of the clip.
         ids_thw: Object ids of the clip, see `render.Clip`.
         count: Number of points. Points may coincide if few pixels show an object.
         start: Frame in which all points are visible.
@@ -62,9 +63,9 @@ def follow(
     Args:
         scene: The scene.
         size: Side of a frame in pixels.
-        object_n: Object of each point.
-        start_n2: Position in the frame `start` in pixels.
-        start: Number of a frame.
+        object_n: Index of the object of each point, int.
+        start_n2: Position of each point in the frame `start` in pixels.
+        start: Index of the start frame.
 
     Returns:
         Positions in pixels, float64 [n t 2], in [0, size).

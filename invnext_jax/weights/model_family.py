@@ -1,4 +1,4 @@
-"""What the importers of image and video models in the format of transformers share."""
+"""Functions shared by the importers of image, video and text models in transformers' format."""
 
 import re
 from collections.abc import Callable, Mapping

@@ -15,15 +15,15 @@ _EMBEDDINGS = [
     Rule("embeddings.position_embedding.weight", "position"),
 ]
 _PROJECTION = "text_projection.weight"
-_OLD_CLIP_END = 2  # CLIP's config.json had this wrong id; its end token has the highest id
+_OLD_CLIP_END = 2  # wrong id in old config.json files of CLIP, whose end token has the highest id
 
 
 class _Family(NamedTuple):
-    """How the towers of SigLIP and of CLIP are described in config.json.
+    """The tensor names and config.json fields of the text towers of a family.
 
     Attributes:
       rules: map tensor names to paths in the parameter tree.
-      types: values of `model_type`: of the tower alone, and of models with both towers.
+      types: values of `model_type` of the text tower alone, and of models with both towers.
       required: values of fields that the module assumes.
       defaults: values of fields that are not in config.json, as in transformers.
     """
@@ -109,6 +109,7 @@ def sizes(config: Mapping[str, Any], source: str) -> dict[str, Any]:
     end_token = None
     if is_clip:
         end_token = tower["eos_token_id"]
+        # -1 is `models.text_tower.HIGHEST_ID`.
         end_token = -1 if end_token == _OLD_CLIP_END else end_token
         check_size(max(end_token, 0), "eos_token_id", source, LIMITS["words"])
     return {
@@ -122,7 +123,11 @@ def sizes(config: Mapping[str, Any], source: str) -> dict[str, Any]:
 
 
 def rules(config: Mapping[str, Any], source: str) -> list[Rule]:
-    """Returns the table of tensor names; see `sizes`."""
+    """Returns the rules that map tensor names to parameter paths.
+
+    Raises:
+      UserError: the model has no text tower of these kinds.
+    """
     return _find_family(config, source).rules
 
 

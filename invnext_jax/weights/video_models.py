@@ -67,7 +67,7 @@ def _adapt_videomae(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
     for name, tensor in select_tower(
         tensors, "embeddings.patch_embeddings.projection.weight"
     ).items():
-        # transformers writes these names; the modules of version 5 have the others.
+        # Files contain these names; the modules of transformers 5 have the new ones.
         name = name.replace(".q_bias", ".query.bias").replace(".v_bias", ".value.bias")
         adapted[name] = tensor
         if name.endswith(".attention.key.weight"):  # keys have no bias
@@ -131,7 +131,7 @@ def _sizes_videomae(config: Mapping[str, Any]) -> dict[str, Any]:
 def _fields(
     kind: str, config: Mapping[str, Any], size: str, frames: str, *, final_norm: bool
 ) -> dict[str, Any]:
-    """Returns the fields of `models.tubelet_encoder.TubeletEncoder`, with other names for sizes.
+    """Returns the sizes for `models.tubelet_encoder.from_sizes`, without `pool_norm`.
 
     Args:
       kind: the kind of encoder.
@@ -178,8 +178,8 @@ FAMILIES = {
 def read_pixel_stats(folder: str | Path) -> dict[str, list[float]]:
     """Returns the mean and standard deviation of pixels in [0, 1] that a folder's encoder expects.
 
-    They are those of ImageNet, with which both encoders were trained, unless the folder has a
-    preprocessor's file with other values.
+    They are ImageNet's statistics, with which both encoders were trained, unless a preprocessor
+    config in the folder has other values.
 
     Raises:
       UserError: the file has invalid values.
