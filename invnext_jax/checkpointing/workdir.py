@@ -59,7 +59,7 @@ class Workdir:
             holder = file.read().strip() or "unknown"
             file.close()
             raise UserError(
-                f"another process trains in {self.path} ({holder}): wait for it or end it, or "
+                f"another process uses {self.path} ({holder}): wait for it or end it, or "
                 "choose another --workdir"
             ) from error
         file.truncate(0)

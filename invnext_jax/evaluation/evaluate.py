@@ -5,9 +5,9 @@ includes everything that they depend on. If the command is killed and run again,
 if it is repeated, nothing is recomputed.
 """
 
+import contextlib
 import dataclasses
 import functools
-import inspect
 import json
 import os
 import time
@@ -20,6 +20,7 @@ import ml_collections
 
 from invnext_jax import atomic_file
 from invnext_jax.checkpointing import run_metadata
+from invnext_jax.checkpointing.workdir import Workdir
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data.access_rules import AccessRules
 from invnext_jax.errors import UserError
@@ -50,8 +51,17 @@ def evaluate_checkpoint(config: ml_collections.ConfigDict, workdir: str | Path) 
       `split_checks.SplitReport`), and the settings that are needed to repeat the evaluation.
 
     Raises:
-      UserError: the checkpoint, an option, a manifest or a label is invalid.
+      UserError: the checkpoint, an option, a manifest or a label is invalid, or `workdir` cannot
+        be written or is in use.
     """
+    with contextlib.ExitStack() as stack:
+        with consensus.all_hosts_agree("opening the workdir"):
+            stack.enter_context(contextlib.closing(Workdir(workdir)))
+        return _evaluate(config, Path(workdir))
+
+
+def _evaluate(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
+    """Evaluates a checkpoint; see `evaluate_checkpoint`."""
     start = time.perf_counter()
     encoder = pretrained.load_frozen(config.checkpoint, ema=config.ema)
     config = resolve(config, encoder)
@@ -70,11 +80,10 @@ def evaluate_checkpoint(config: ml_collections.ConfigDict, workdir: str | Path) 
     if has_manifests:
         split_checks.check_different(config)
     dataset = EvaluationData(config, tasks)
-    workdir = Path(workdir)
     digests = [*dataset.digests.values(), *dataset.video_digests.values()]
     data_key = [_options_of_rows(config), *digests, encoder.record]
     checkpoint_key = encoder.key
-    code = {evaluator.name: _source_of(evaluator) for evaluator in evaluators}
+    code = {evaluator.name: registry.source_of(evaluator) for evaluator in evaluators}
     key = hash_json([data_key, checkpoint_key, code, list(config.evaluators), config.controls])
     if results := _read_shared(workdir / RESULTS, key):
         log_on_process_0(f"{workdir / RESULTS} is up to date.")
@@ -119,14 +128,6 @@ def evaluate_checkpoint(config: ml_collections.ConfigDict, workdir: str | Path) 
     }
     _write(workdir / RESULTS, results)
     return results
-
-
-def _source_of(evaluator: Evaluator) -> str:
-    """Returns an evaluator's source code, which is part of the cache key."""
-    try:
-        return inspect.getsource(type(evaluator))
-    except (OSError, TypeError):  # the class is defined in an interactive session
-        return ""
 
 
 def resolve(config: Any, encoder: FrozenEncoder) -> ml_collections.FrozenConfigDict:

@@ -217,7 +217,7 @@ def test_quota_is_one_sentence_with_its_cause_and_no_traceback(tmp_path):
 
 def test_second_run_in_a_workdir_is_refused_and_names_the_first(toy_config, tmp_path):
     with contextlib.closing(Workdir(tmp_path / "run")):
-        with pytest.raises(UserError, match=rf'another process trains in .*"pid": {os.getpid()}'):
+        with pytest.raises(UserError, match=rf'another process uses .*"pid": {os.getpid()}'):
             train.train(toy_config, tmp_path / "run")
     train.train(toy_config, tmp_path / "run")
 
@@ -230,7 +230,7 @@ def test_workdir_that_could_not_be_created_again_is_locked_once_it_exists(tmp_pa
         os.remove(tmp_path / "up")
         os.makedirs(tmp_path / "up/run")
         assert locked.write_error(1) == ""
-        with pytest.raises(UserError, match="another process trains in"):
+        with pytest.raises(UserError, match="another process uses"):
             Workdir(tmp_path / "up/run")
 
 

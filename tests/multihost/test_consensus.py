@@ -215,6 +215,6 @@ def test_if_one_process_raises_all_raise_and_exit_with_code_2(tmp_path):
         "  config.total_steps: 100 -> 101",
     ]
     assert one[5] == f"error: {differs}"
-    locked = f"another process trains in {tmp_path / 'run'}"
+    locked = f"another process uses {tmp_path / 'run'}"
     assert ended[0][2].splitlines()[-1].startswith(f"error: {locked}")
     assert ended[1][2].splitlines()[-1].startswith(f"error: process 0 (host {HOST}): {locked}")

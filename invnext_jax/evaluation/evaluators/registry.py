@@ -1,5 +1,6 @@
 """Registry of evaluators by name. Code outside this package can also call `register`."""
 
+import inspect
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -55,6 +56,14 @@ def needs_manifests(evaluator: Evaluator, config: Any) -> bool:
     """
     method = getattr(evaluator, "needs_manifests", None)
     return True if method is None else method(config)
+
+
+def source_of(evaluator: Evaluator) -> str:
+    """Returns the source code of an evaluator's class, which is part of the key of its rows."""
+    try:
+        return inspect.getsource(type(evaluator))
+    except (OSError, TypeError):  # the class is defined in an interactive session
+        return ""
 
 
 register(linear_probe.LinearProbe())
