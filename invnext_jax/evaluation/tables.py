@@ -43,8 +43,14 @@ _PERCENT = {
     "pck_0.2": "PCK@0.2",
     "position_accuracy": "position accuracy",
     **{f"class_mean_recall@{k}": f"class-mean recall@{k}" for k in (1, 5, 10)},
+    "delta1": "depth delta1",
+    "aligned_delta1": "depth delta1, aligned",
 }
-METRICS = {name: MetricFormat(f"{title}, %", 100.0, 1, True) for name, title in _PERCENT.items()}
+_ERRORS = {"abs_rel": "depth AbsRel", "aligned_abs_rel": "depth AbsRel, aligned"}
+METRICS = {
+    **{name: MetricFormat(f"{title}, %", 100.0, 1, True) for name, title in _PERCENT.items()},
+    **{name: MetricFormat(title, 1.0, 3, False, False) for name, title in _ERRORS.items()},
+}
 NAMES = {
     "random": "random initialisation",
     "encoder": "this encoder",
@@ -59,6 +65,8 @@ NOTES = {
     "first_frame": "a single frame: no motion",
     "bag_of_frames": "all frames, without their order",
     "static": "the first frame, without motion",
+    "constant": "the mean depth of the training clips everywhere",
+    "pixel_mean": "the mean depth of each pixel",
     "random": "the same encoder before training; {evaluator}",
     "encoder": "frozen encoder; {evaluator}",
     "supervised": "the same encoder trained with labels for {steps} steps; not an upper bound",
@@ -72,6 +80,8 @@ ORDER = (
     "first_frame",
     "bag_of_frames",
     "static",
+    "constant",
+    "pixel_mean",
     "random",
     "encoder",
     "supervised",

@@ -10,6 +10,7 @@ from invnext_jax.evaluation.evaluators import (
     anticipation,
     attentive_probe,
     box_baselines,
+    depth,
     label_propagation,
     linear_probe,
     nearest_neighbors,
@@ -70,6 +71,7 @@ register(linear_probe.LinearProbe())
 register(nearest_neighbors.NearestNeighbors())
 register(nearest_neighbors.FewShot())
 register(attentive_probe.AttentiveProbe())
+register(depth.Depth())
 register(label_propagation.LabelPropagation())
 register(anticipation.Anticipation())
 register(pixel_baselines.PixelBaselines())

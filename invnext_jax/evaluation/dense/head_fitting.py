@@ -1,0 +1,188 @@
+"""Trains heads on the tokens of a frozen encoder, which runs in each step, and applies them.
+
+Shape key: b clips, t time slots, n tokens of a slot, d width, l layers, g heads of the grid.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from invnext_jax.errors import UserError
+from invnext_jax.evaluation import head_training
+from invnext_jax.evaluation.dense.truth_clips import TruthClips
+from invnext_jax.evaluation.feature_store.extraction import local_mesh
+from invnext_jax.evaluation.feature_store.state_file import StateFile
+from invnext_jax.evaluation.frozen_encoder import FrozenEncoder
+from invnext_jax.evaluation.head_training import HeadTraining, TrainedHeads
+from invnext_jax.training import mesh as mesh_lib
+
+Batch = Mapping[str, np.ndarray]
+
+
+def check_settings(settings: Any, name: str) -> None:
+    """Checks the options of the training in a section of the config.
+
+    Raises:
+      UserError: an option has an invalid value.
+    """
+    try:
+        head_training.make_grid(settings.learning_rates, settings.weight_decays)
+    except UserError as error:
+        raise UserError(f"{name}.{error}") from error
+    for field in ("batch_size", "epochs", "width", "heads", "stride"):
+        if settings[field] <= 0:
+            raise UserError(f"{name}.{field}={settings[field]} must be positive")
+    if not 0 <= settings.warmup_epochs < settings.epochs:
+        warmup = f"{name}.warmup_epochs={settings.warmup_epochs}"
+        raise UserError(f"{warmup} must be at least 0 and less than epochs={settings.epochs}")
+    if settings.width % settings.heads:
+        raise UserError(f"{name}.width={settings.width} must be divisible by {settings.heads=}")
+    if is_grid(settings) and not 0 < settings.held_out < 1:
+        raise UserError(f"{name}.held_out={settings.held_out} must be between 0 and 1")
+    if settings.memory_gb < 0:
+        raise UserError(f"{name}.memory_gb={settings.memory_gb} must not be negative")
+
+
+def is_grid(settings: Any) -> bool:
+    """Returns whether several heads are trained, of which the best is selected."""
+    return len(settings.learning_rates) * len(settings.weight_decays) > 1
+
+
+class HeadFitting:
+    """A head on the final tokens or on several layers of a frozen encoder.
+
+    Args:
+      encoder: the encoder.
+      layers: layers that the head reads; () for the final tokens.
+      init_params: function (key, tokens of one clip) -> parameters of the head. The tokens are
+        [b t n d], or a sequence of them for `layers`.
+      predict: function (parameters, tokens, arrays of the batch) -> predictions [b ...].
+    """
+
+    def __init__(
+        self,
+        encoder: FrozenEncoder,
+        layers: Sequence[int],
+        init_params: Callable[[jax.Array, Any], Any],
+        predict: Callable[[Any, Any, Any], Any],
+    ):
+        self._encoder, self._layers = encoder, tuple(layers)
+        self._init_params, self._predict = init_params, predict
+
+    def train(
+        self,
+        clips: TruthClips,
+        loss_fn: Callable[[Any, Any], jax.Array],
+        settings: Any,
+        *,
+        seed: int,
+        name: str,
+        saved: StateFile | None,
+    ) -> TrainedHeads:
+        """Trains all heads of the grid of a section of the config.
+
+        Args:
+          clips: training clips with truth.
+          loss_fn: function (predictions, arrays of the batch) -> float32 loss.
+          settings: the section, see `check_settings`.
+          seed: seed of the initial parameters and of the order of the clips.
+          name: what is trained, for the progress.
+          saved: see `head_training.train_heads`.
+        """
+        batch_size = min(settings.batch_size, len(clips.rows))
+        steps_per_epoch = len(clips.rows) / batch_size
+        options = HeadTraining(
+            steps=max(1, round(settings.epochs * steps_per_epoch)),
+            warmup_steps=round(settings.warmup_epochs * steps_per_epoch),
+            seed=seed,
+        )
+        first = {k: v[:1] for k, v in clips.batch(0, batch_size, seed).items()}
+        shapes = jax.eval_shape(self._encode, self._encoder.params, first["video"])
+
+        def init_params(key):
+            zeros = jax.tree.map(lambda x: jax.numpy.zeros(x.shape, x.dtype), shapes)
+            return self._init_params(key, zeros)
+
+        def loss(params, inputs, key):
+            del key
+            return loss_fn(self._predict(params, inputs["tokens"], inputs), inputs)
+
+        def prepare(frozen, batch, key):
+            del key
+            return {**batch, "tokens": self._encode(frozen, batch["video"])}
+
+        return head_training.train_heads(
+            init_params,
+            loss,
+            lambda step: clips.batch(step, batch_size, seed),
+            head_training.make_grid(settings.learning_rates, settings.weight_decays),
+            options,
+            name=name,
+            saved=saved,
+            prepare=prepare,
+            frozen=self._encoder.params,
+        )
+
+    def predict(
+        self, params: Any, batches: Iterable[Batch], names: Sequence[str]
+    ) -> Iterator[tuple[np.ndarray, Batch]]:
+        """Yields predictions [g b ...] of all heads together with each batch, without padding.
+
+        Args:
+          params: parameters of the heads, with a leading axis g.
+          batches: batches of `TruthBatches`.
+          names: names of the arrays that the head reads, besides "video".
+        """
+        mesh = local_mesh()
+        with mesh_lib.mesh_rules(mesh):
+            frozen = mesh_lib.replicate(self._encoder.params, mesh)
+            params = mesh_lib.replicate(params, mesh)
+            sharding = mesh_lib.batch_sharding(mesh)
+
+            @jax.jit
+            def run(frozen, params, arrays):
+                tokens = self._encode(frozen, arrays["video"])
+                heads = jax.vmap(self._predict, in_axes=(0, None, None))
+                return heads(params, tokens, arrays)
+
+            for batch in batches:
+                spare = -len(batch["index"]) % mesh.size
+                arrays = {
+                    name: np.pad(batch[name], [(0, spare), *[(0, 0)] * (batch[name].ndim - 1)])
+                    for name in ("video", *names)
+                }
+                found = run(frozen, params, jax.device_put(arrays, sharding))
+                real = int((batch["index"] >= 0).sum())  # padding is at the end
+                predictions = jax.tree.map(lambda x, real=real: np.asarray(x)[:, :real], found)
+                yield predictions, {name: array[:real] for name, array in batch.items()}
+
+    def _encode(self, frozen: Any, video_bthwc: jax.Array) -> Any:
+        """Returns the tokens [b t n d], or a list of those of the layers."""
+        out = self._encoder.apply(frozen, video_bthwc, self._layers)
+        return list(out.layers_lbtnd) if self._layers else out.tokens_btnd
+
+
+def choose_heads(
+    settings: Any, trained: TrainedHeads, held_out_g: np.ndarray | None, val_g: np.ndarray
+) -> dict[str, int]:
+    """Selects the heads that are reported, by their errors (lower is better).
+
+    Args:
+      settings: the section of the config.
+      trained: the heads; those that diverged are not selected.
+      held_out_g: error on held-out training videos; None for a single head.
+      val_g: error on the evaluated videos.
+
+    Returns:
+      The number of the head for each suffix of the input of a row: "", and for a grid also
+      ", best on val".
+    """
+
+    def best(error_g):
+        return int(np.argmin(np.where(trained.diverged_g, np.inf, np.nan_to_num(error_g, nan=1e9))))
+
+    if not is_grid(settings):
+        return {"": 0}
+    return {"": best(held_out_g), ", best on val": best(val_g)}
