@@ -177,7 +177,7 @@ def choose_tasks(config: Any) -> tuple[str, ...]:
     """Returns the tasks of the config, or by default all tasks with labels in both manifests.
 
     Raises:
-      UserError: a manifest is missing, has no label column, or has no labelled video.
+      UserError: a manifest is missing, has no label column, or has no labeled video.
     """
     common, columns, manifests = [], [], (config.train_manifest, config.val_manifest)
     if not all(manifests):

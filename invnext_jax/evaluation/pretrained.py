@@ -1,4 +1,4 @@
-"""Loads pretrained encoders from runs, exports and published folders, or initialises new ones.
+"""Loads pretrained encoders from runs, exports and published folders, or initializes new ones.
 
 Shape key: b clips, t frames, h w pixels, c channels, n tokens of a frame, d width, k class tokens,
 l layers.
@@ -209,7 +209,7 @@ def freeze(loaded: LoadedEncoder) -> FrozenEncoder:
 
 
 def init_encoder(config: Any, seed: int) -> Any:
-    """Returns randomly initialised parameters of the encoder of `config`."""
+    """Returns randomly initialized parameters of the encoder of `config`."""
     e = config.encoder
     clip_bthwc = jnp.zeros((1, e.frames, e.size, e.size, 3))
     init = jax.jit(encoder_model.from_config(config).init)

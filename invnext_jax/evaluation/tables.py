@@ -52,7 +52,7 @@ METRICS = {
     **{name: MetricFormat(title, 1.0, 3, False, False) for name, title in _ERRORS.items()},
 }
 NAMES = {
-    "random": "random initialisation",
+    "random": "random initialization",
     "encoder": "this encoder",
 }
 INPUTS = {
@@ -279,7 +279,7 @@ def _position(kind: str) -> int:
 
 
 def _add_gains(groups: Mapping[tuple[str, ...], dict[str, dict]], form: MetricFormat) -> None:
-    """Adds the difference from random initialisation to each cell of an encoder.
+    """Adds the difference from random initialization to each cell of an encoder.
 
     `gain` is the difference in the unit of the table and in standard errors. The standard error
     assumes that the two values are independent.

@@ -1,8 +1,8 @@
 """Encodes the first frames of a clip and predicts the latents of later time slots.
 
 The encoder sees the first slots of a time grid, and the checkpoint's predictor predicts the latents
-of later slots of the same grid, as it did for masked patches during training. Neither of them gets
-pixels of later frames.
+of later slots of the same grid, as for masked patches during training. Pixels of later frames are
+used by neither of them.
 
 Shape key: b clips, t time slots, h w pixels, c channels, n patches of a slot, d width, k visible
 tokens, m masked tokens.
@@ -34,7 +34,7 @@ class TimeGrid(NamedTuple):
     Attributes:
       context: number of frames that the encoder sees.
       slots: number of frames of the grid, of which the first ones are the context.
-      predicted: numbers of the predicted frames; empty without a predictor.
+      predicted: indices of the predicted frames; empty without a predictor.
     """
 
     context: int
@@ -82,7 +82,7 @@ def make_future_encoder(
 ) -> FrozenEncoder:
     """Makes an encoder whose tokens are those of the context, then the predicted ones.
 
-    Its input are clips with at least `grid.context` frames; later frames are ignored.
+    Its inputs are clips with at least `grid.context` frames; later frames are ignored.
 
     Args:
       encoder: an encoder. With a predictor, its output has `len(grid.predicted)` more time slots.
@@ -91,7 +91,7 @@ def make_future_encoder(
         which Stage 2 compares predictions with tokens of the target.
 
     Raises:
-      UserError: the parameters of the predictor do not have the shapes that its config says.
+      UserError: the shapes of the predictor's parameters do not match its config.
     """
     loaded = encoder.loaded
     predicts = len(grid.predicted) > 0
@@ -142,7 +142,7 @@ def encode_and_predict(
 
     Args:
       loaded: modules of the encoder and of the predictor.
-      params: their parameters: "encoder", and to predict also "predictor" and perhaps "head".
+      params: their parameters: "encoder" and, for predictions, "predictor" and optionally "head".
       video_bthwc: normalized float clips that consist of the context.
       grid: see `make_grid`.
 

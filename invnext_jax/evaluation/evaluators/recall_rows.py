@@ -1,4 +1,4 @@
-"""Rows of class-mean recall for a grid of heads.
+"""Makes the rows of class-mean recall for a grid of heads.
 
 Shape key: b videos, g heads of the grid, c classes.
 """
@@ -21,7 +21,7 @@ from invnext_jax.evaluation.video_scores import VideoScores
 
 
 class Measured(NamedTuple):
-    """What the heads of a grid were trained on, and their scores.
+    """Labels and scores from which the rows of a task are computed.
 
     Attributes:
       held_out: scores on held-out training videos.
@@ -113,9 +113,10 @@ def _recalls(scores: GridScores, train_b: np.ndarray, k: int) -> list[ClassMeanR
 
 
 def _weights_and_error(labels_b: np.ndarray, correct_b: np.ndarray) -> tuple[np.ndarray, float]:
-    """Returns weights [b], whose weighted mean is the class-mean recall, and the standard error.
+    """Returns weights [b] and the standard error of the class-mean recall.
 
-    The error is that of the bootstrap over videos, in which each replicate has its own classes.
+    The mean of `correct_b` with these weights is the class-mean recall. The error is bootstrapped
+    over videos; the recall of a replicate is averaged over the classes that occur in it.
     """
     classes_c, class_b, count_c = np.unique(labels_b, return_inverse=True, return_counts=True)
     weight_b = len(labels_b) / (len(classes_c) * count_c[class_b])

@@ -11,7 +11,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-# These colours can be distinguished by colour-blind readers.
+# These colors can be distinguished by color-blind readers.
 COLORS = ("#1f5f99", "#c8502d", "#3c8f5a", "#8a5fb0", "#b58900", "#5b6770")
 INK, FAINT = "#3b4450", "#dfe3e8"
 NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
@@ -37,7 +37,7 @@ class ChartSpec:
 
 CHARTS = (
     ChartSpec(
-        "Loss", r"loss", "The weighted sum of all loss terms. The optimiser minimises this sum."
+        "Loss", r"loss", "The weighted sum of all loss terms. The optimizer minimizes this sum."
     ),
     ChartSpec(
         "Nearest neighbors during training",
@@ -117,7 +117,7 @@ def make_charts(records: Sequence[Mapping[str, Any]], salt: str) -> list[dict[st
       salt: text that makes SVG identifiers unique among the runs of a page.
 
     Returns:
-      A list of dicts with `title`, `caption`, `svg` and `legend`, which lists (name, colour, last
+      A list of dicts with `title`, `caption`, `svg` and `legend`, which lists (name, color, last
       value).
     """
     names = sorted({name for record in records for name in record} - {"step"})

@@ -1,4 +1,4 @@
-"""Writes a web page that compares evaluations: tables, differences, classes, learning curves."""
+"""Writes a web page that compares evaluations: tables, differences, classes and learning curves."""
 
 import itertools
 import math
@@ -146,8 +146,8 @@ def make_table(evaluations: Sequence[Evaluation], protocol: Protocol) -> dict[st
 def _find_baselines(evaluations, protocol: Protocol) -> dict[str, dict[str, dict[str, Any]]]:
     """Returns the rows of baselines by title and task; the first measurement of each is used.
 
-    The encoders of evaluations with random initialization may differ. Each of them has its own row,
-    except for equal rows.
+    Encoders with random initialization differ between evaluations. Each of them has a separate row,
+    unless its values are equal to those of an earlier one.
     """
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for number, evaluation in enumerate(evaluations):
@@ -201,7 +201,7 @@ def _mark_best(found, lines, task: str, form: tables.MetricFormat) -> None:
 def make_curves(
     evaluations: Sequence[Evaluation], protocols: Sequence[Protocol]
 ) -> list[dict[str, Any]]:
-    """Draws the values over training steps, if several checkpoints of a run were evaluated.
+    """Plots the values over the training steps of runs of which several checkpoints were evaluated.
 
     Returns:
       A list of dicts with `title`, `svg` and `legend`, which lists (name, color, last

@@ -1,4 +1,4 @@
-"""Paired differences of evaluations, of all held-out videos and class by class.
+"""Paired differences of evaluations, over all held-out videos and for each class.
 
 All encoders of a comparison are measured on the same held-out videos. Intervals are bootstrapped
 over videos, with the same videos for both encoders.
@@ -24,7 +24,13 @@ MAX_CLASSES = 20  # rows of a table of classes
 
 
 class Protocol(NamedTuple):
-    """How values were measured; each protocol has its own table."""
+    """How values were measured. A page has one table for each protocol.
+
+    Attributes:
+      metric: see `Row`.
+      evaluator: see `Row`.
+      input: see `Row`.
+    """
 
     metric: str
     evaluator: str
@@ -36,7 +42,7 @@ class Evaluation:
     """One of the compared evaluations.
 
     Attributes:
-      title: name in the tables, unique.
+      title: unique name in the tables.
       folder: workdir of the evaluation.
       results: content of its results.json.
     """
@@ -65,7 +71,7 @@ ScorePair = tuple[video_scores.VideoScores, video_scores.VideoScores]
 
 
 def same_videos(first: Evaluation, second: Evaluation) -> bool:
-    """Whether two evaluations have the same held-out manifest, as far as is known."""
+    """Returns whether two evaluations have the same held-out manifest; True if it is unknown."""
     digests = [e.results.get("manifests", {}).get("val") for e in (first, second)]
     return None in digests or digests[0] == digests[1]
 
@@ -83,7 +89,7 @@ def find_interval(pair: ScorePair | None, index_b: np.ndarray | None = None) -> 
 
     Args:
       pair: scores of the first and the second encoder.
-      index_b: rows of the manifest to which the comparison is restricted; None for all.
+      index_b: int rows of the manifest to which the comparison is restricted; None for all.
     """
     if pair is None:
         return None
@@ -147,7 +153,7 @@ def _write_interval(interval: Interval, form: tables.MetricFormat) -> dict[str, 
 
 
 def compare_classes(pairs, task: str, form: tables.MetricFormat) -> dict[str, Any] | None:
-    """Compares evaluations class by class, for the classes with the largest differences.
+    """Compares evaluations for each class, and returns the classes with the largest differences.
 
     Args:
       pairs: see `make_differences`.

@@ -151,7 +151,7 @@ def show_clips(runs: Sequence[ReportedRun], results: Sequence[dict], count: int)
     add("Input", "The frames that the encoder receives.", video_bthwc)
     notes, first = [], runs[0]
     untrained = pretrained.init_encoder(first.config, seed=first.config.seed)
-    maps = [("random initialisation", first.config, untrained, video_bthwc)]
+    maps = [("random initialization", first.config, untrained, video_bthwc)]
     for run in runs:
         params, config = pretrained.load_params(run.folder)
         clips = _read_clips(config, manifest, count)[0]
@@ -177,7 +177,7 @@ def show_clips(runs: Sequence[ReportedRun], results: Sequence[dict], count: int)
 
 FEATURES_CAPTION = (
     "The first three principal components of this clip's tokens as red, green and blue. Similar "
-    "colours within a row mean similar features; colours of different rows are not comparable."
+    "colors within a row mean similar features; colors of different rows are not comparable."
 )
 
 

@@ -76,7 +76,7 @@ def test_best_encoder_and_those_like_it_are_marked(tmp_path, manifest):
     assert verdicts == ["better", "better"]
     titles = [row["title"] for row in table["rows"]]
     # The three random encoders have the same value.
-    assert titles == ["random initialisation (a)", "a", "b", "c"]
+    assert titles == ["random initialization (a)", "a", "b", "c"]
 
 
 def test_intervals_are_those_of_the_stored_scores(tmp_path, manifest):

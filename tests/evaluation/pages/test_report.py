@@ -91,7 +91,7 @@ def test_page_is_self_contained(folder):
     assert not re.search(r"<script|<link|@import|url\(\s*['\"]?http", page)
     assert page.count('class="clip"') == 2
     titles = ("Input", "mask", "reconstruction", "another clip&#39;s latents", "Features, Stage 1")
-    for text in (*titles, "Random initialisation", "90.0", "a" * 10, "Loss"):
+    for text in (*titles, "Random initialization", "90.0", "a" * 10, "Loss"):
         assert text in page, text
     captions = (folder / "world" / "val.captions.jsonl").read_text().splitlines()
     assert json.loads(captions[1])["caption"] in page
@@ -110,7 +110,7 @@ def test_results_join_into_one_table_in_the_order_of_information():
     (table,) = tables.join_results(probes)["tables"]
     names = [row["name"] for row in table["rows"]]
     assert names == [
-        *("chance", "first frame", "random initialisation", "Stage 1", "Stage 2", "supervised")
+        *("chance", "first frame", "random initialization", "Stage 1", "Stage 2", "supervised")
     ]
     gain = table["rows"][3]["cells"]["shape"]["gain"]
     assert gain["points"] == pytest.approx(65)
