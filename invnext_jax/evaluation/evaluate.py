@@ -70,7 +70,8 @@ def _evaluate(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any
     for evaluator in evaluators:
         evaluator.check_config(config)
     has_manifests = any(registry.needs_manifests(evaluator, config) for evaluator in evaluators)
-    tasks = choose_tasks(config) if has_manifests else ()
+    needs_labels = any(map(registry.needs_labels, evaluators))
+    tasks = choose_tasks(config, needs_labels) if has_manifests else ()
     clips = clip_settings(config, encoder)
     stage = encoder.loaded.config.stage if encoder.loaded else ""
     log_on_process_0(
@@ -83,7 +84,7 @@ def _evaluate(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any
     digests = [*dataset.digests.values(), *dataset.video_digests.values()]
     data_key = [_options_of_rows(config), *digests, encoder.record]
     checkpoint_key = encoder.key
-    code = {evaluator.name: registry.source_of(evaluator) for evaluator in evaluators}
+    code = {evaluator.name: registry.describe_source(evaluator, config) for evaluator in evaluators}
     key = hash_json([data_key, checkpoint_key, code, list(config.evaluators), config.controls])
     if results := _read_shared(workdir / RESULTS, key):
         log_on_process_0(f"{workdir / RESULTS} is up to date.")
@@ -173,8 +174,10 @@ def clip_settings(config: Any, encoder: FrozenEncoder) -> dict[str, Any]:
     }
 
 
-def choose_tasks(config: Any) -> tuple[str, ...]:
+def choose_tasks(config: Any, needs_labels: bool = True) -> tuple[str, ...]:
     """Returns the tasks of the config, or by default all tasks with labels in both manifests.
+
+    If no evaluator needs labels for training, only the held-out manifest must have them.
 
     Raises:
       UserError: a manifest is missing, has no label column, or has no labeled video.
@@ -187,11 +190,13 @@ def choose_tasks(config: Any) -> tuple[str, ...]:
         columns.append(manifest_lib.read_manifest(manifest, rules).labels)
         found = [name.removeprefix(manifest_lib.LABEL_PREFIX) for name in columns[-1]]
         missing = set(config.tasks) - set(found)
-        if missing:
+        if missing and (needs_labels or manifest == manifests[1]):
             raise UserError(f"{manifest} has no column label_{sorted(missing)[0]}: add it")
         common.append(found)
     shared = tuple(task for task in common[0] if task in common[1])
-    if not shared:
+    if not needs_labels:
+        shared, columns[0] = tuple(common[1]), columns[1]
+    elif not shared:
         raise UserError(
             f"{' and '.join(manifests)} have no label_<task> column in common: add one; "
             "launch/prepare_data.py index makes it from a column 'label'"

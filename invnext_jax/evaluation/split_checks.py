@@ -74,6 +74,8 @@ def compare_splits(config: Any, tasks: Sequence[str]) -> SplitReport:
     unseen = {}
     for task in tasks:
         column = manifest_lib.LABEL_PREFIX + task
+        if column not in train.labels:  # an evaluation that trains without labels
+            continue
         if found := _find_unseen(train.labels[column], val.labels[column]):
             unseen[task] = found
             names = {number: name for name, number in class_names.get(task, {}).items()}

@@ -43,6 +43,7 @@ _PERCENT = {
     "pck_0.2": "PCK@0.2",
     "position_accuracy": "position accuracy",
     **{f"class_mean_recall@{k}": f"class-mean recall@{k}" for k in (1, 5, 10)},
+    **{f"recall_at_{k}": f"R@{k}" for k in (1, 5, 10)},
     "delta1": "depth delta1",
     "aligned_delta1": "depth delta1, aligned",
 }
@@ -51,6 +52,7 @@ METRICS = {
     **{name: MetricFormat(f"{title}, %", 100.0, 1, True) for name, title in _PERCENT.items()},
     **{name: MetricFormat(title, 1.0, 3, False, False) for name, title in _ERRORS.items()},
 }
+METRICS["median_rank"] = MetricFormat("median rank", 1.0, 1, False, False)
 NAMES = {
     "random": "random initialization",
     "encoder": "this encoder",

@@ -60,9 +60,18 @@ def video_caption(level: str, labels: Mapping[str, int]) -> Caption:
 
 def all_image_captions(level: str) -> tuple[Caption, ...]:
     """Returns all distinct image-level captions of a level, in a fixed order."""
+    return _all_captions(level, IMAGE_TEMPLATES[level])
+
+
+def all_video_captions(level: str) -> tuple[Caption, ...]:
+    """Returns all distinct video-level captions of a level, in a fixed order."""
+    return _all_captions(level, (VIDEO_TEMPLATES[level],))
+
+
+def _all_captions(level: str, templates: Sequence[str]) -> tuple[Caption, ...]:
     classes = WorldSpec(level=level).classes
     captions = {}
-    for template in IMAGE_TEMPLATES[level]:
+    for template in templates:
         tasks = _tasks(template, classes)
         for values in itertools.product(*(range(len(classes[task])) for task in tasks)):
             caption = _fill(template, level, dict(zip(tasks, values, strict=True)))

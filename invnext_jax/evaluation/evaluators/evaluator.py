@@ -63,6 +63,8 @@ class Evaluator(Protocol):
         only if `config.controls` is set, and their cached rows stay valid when the checkpoint
         changes. Other evaluators run on the checkpoint and, if `config.controls` is set, also on
         the same encoder with random initialization.
+
+    Members that `registry` describes are optional: `needs_manifests`, `needs_labels`, `hash_files`.
     """
 
     name: str

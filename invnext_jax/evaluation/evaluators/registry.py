@@ -1,5 +1,6 @@
 """Registry of evaluators by name. Code outside this package can also call `register`."""
 
+import contextlib
 import inspect
 import re
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from invnext_jax.evaluation.evaluators import (
     nearest_neighbors,
     pixel_baselines,
     supervised,
+    text_alignment,
 )
 from invnext_jax.evaluation.evaluators.evaluator import Evaluator
 
@@ -59,12 +61,25 @@ def needs_manifests(evaluator: Evaluator, config: Any) -> bool:
     return True if method is None else method(config)
 
 
-def source_of(evaluator: Evaluator) -> str:
-    """Returns the source code of an evaluator's class, which is part of the key of its rows."""
-    try:
-        return inspect.getsource(type(evaluator))
-    except (OSError, TypeError):  # the class is defined in an interactive session
-        return ""
+def needs_labels(evaluator: Evaluator) -> bool:
+    """Returns whether an evaluator needs labels in both manifests.
+
+    It does, unless it has an attribute of this name that is False.
+    """
+    return getattr(evaluator, "needs_labels", True)
+
+
+def describe_source(evaluator: Evaluator, config: Any) -> str:
+    """Returns an evaluator's source code, which is part of the cache key.
+
+    If the evaluator has a method `hash_files`, its result for the config is added. It describes
+    files, other than the videos and their manifests, that the rows depend on.
+    """
+    method = getattr(evaluator, "hash_files", None)
+    digest = "" if method is None else method(config)
+    with contextlib.suppress(OSError, TypeError):  # if defined in an interactive session
+        return inspect.getsource(type(evaluator)) + digest
+    return digest
 
 
 register(linear_probe.LinearProbe())
@@ -74,6 +89,7 @@ register(attentive_probe.AttentiveProbe())
 register(depth.Depth())
 register(label_propagation.LabelPropagation())
 register(anticipation.Anticipation())
+register(text_alignment.TextAlignment())
 register(pixel_baselines.PixelBaselines())
 register(box_baselines.BoxBaselines())
 register(supervised.SupervisedBaseline())

@@ -66,15 +66,7 @@ def score_retrieval(
     Returns:
         A dict with "text_to_video" and "video_to_text".
     """
-    video_j = np.asarray(video_j)
-    captions, videos = scores_jb.shape
-    is_true_jb = np.zeros((captions, videos), bool)
-    is_true_jb[np.arange(captions), video_j] = True
-    if same_j is not None:
-        _, group_j = np.unique(same_j, return_inverse=True)
-        by_group_gb = np.zeros((group_j.max() + 1, videos), bool)
-        by_group_gb[group_j, video_j] = True
-        is_true_jb = by_group_gb[group_j]
+    is_true_jb = true_pairs(scores_jb.shape[1], video_j, same_j)
     described_b = is_true_jb.any(axis=0)
     return {
         "text_to_video": score_ranks(rank_candidates(scores_jb, is_true_jb)),
@@ -82,6 +74,31 @@ def score_retrieval(
             rank_candidates(scores_jb.T[described_b], is_true_jb.T[described_b])
         ),
     }
+
+
+def true_pairs(videos: int, video_j: np.ndarray, same_j: np.ndarray | None = None) -> np.ndarray:
+    """Returns which captions describe which of `videos` videos, bool [j b].
+
+    See `score_retrieval` for the other arguments.
+    """
+    same_j = np.arange(len(video_j)) if same_j is None else same_j
+    _, group_j = np.unique(same_j, return_inverse=True)
+    by_group_gb = np.zeros((group_j.max() + 1, videos), bool)
+    by_group_gb[group_j, np.asarray(video_j)] = True
+    return by_group_gb[group_j]
+
+
+def chance_of_recall(is_true_qc: np.ndarray, k: int) -> float:
+    """Computes the expected R@k of a random order of the candidates, averaged over queries.
+
+    A query with m true candidates of n fails if the first k candidates of the random order are all
+    wrong, which has the probability C(n - m, k) / C(n, k).
+    """
+    n = is_true_qc.shape[1]
+    wrong_q = n - is_true_qc.sum(axis=1)
+    steps = np.arange(min(k, n))
+    fails_q = np.prod(np.clip(wrong_q[:, None] - steps, 0, None) / (n - steps)[None], axis=1)
+    return float(np.mean(1 - fails_q))
 
 
 def choose(scores_bc: np.ndarray, answer_b: np.ndarray) -> np.ndarray:

@@ -117,7 +117,7 @@ def describe_world(manifest: Manifest) -> Captions:
         UserError: A row is not a clip of a world.
     """
     texts = [
-        world_captions.video_caption(_find_level(path), _world_labels(manifest, row)).text
+        world_captions.video_caption(find_level(path), _world_labels(manifest, row)).text
         for row, path in enumerate(manifest.paths)
     ]
     return _make_captions(texts, range(len(texts)), 0)
@@ -138,7 +138,7 @@ def make_world_choices(manifest: Manifest, task: str = "motion") -> Choices:
     """
     candidates, answers = [], []
     for row, path in enumerate(manifest.paths):
-        level, labels = _find_level(path), _world_labels(manifest, row)
+        level, labels = find_level(path), _world_labels(manifest, row)
         if task not in world_captions.video_caption(level, labels).attributes:
             raise UserError(f"the captions of the world level {level!r} do not mention {task!r}")
         classes = range(len(WorldSpec(level=level).classes[task]))
@@ -154,8 +154,18 @@ def _world_labels(manifest: Manifest, row: int) -> dict[str, int]:
     return {name.removeprefix(LABEL_PREFIX): int(values[row]) for name, values in labels}
 
 
-def _find_level(path: str) -> str:
-    """Returns the level of the world of a rendered or written clip."""
+def is_world_clip(path: str) -> bool:
+    """Whether a video is a clip of a rendered world, or of one that launch/make_world.py wrote."""
+    folders = Path(path).parents
+    return video_io.is_world(path) or (len(folders) > 1 and (folders[1] / "spec.json").is_file())
+
+
+def find_level(path: str) -> str:
+    """Returns the level of the world of a rendered or written clip.
+
+    Raises:
+        UserError: The video is not a clip of a world.
+    """
     if video_io.is_world(path):
         return _level_of_url(path.rpartition("#")[0])
     return _level_of_folder(Path(path).parents[1])

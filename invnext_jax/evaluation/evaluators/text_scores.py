@@ -1,0 +1,183 @@
+"""Rows of zero-shot classification, retrieval and multiple choice, from embeddings.
+
+Shape key: b videos, j captions, k classes, c candidates, q queries, d width.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from invnext_jax.errors import UserError
+from invnext_jax.evaluation.evaluators.classification import find_labeled
+from invnext_jax.evaluation.evaluators.evaluator import Row
+from invnext_jax.evaluation.inputs import SPLITS
+from invnext_jax.evaluation.metrics import intervals, retrieval
+from invnext_jax.evaluation.nearest_neighbors import l2_normalize
+from invnext_jax.evaluation.truth.captions import Captions, Choices
+from invnext_jax.evaluation.video_scores import VideoScores
+
+Embed = Callable[[Sequence[str]], np.ndarray]  # texts -> unit vectors [j d]
+
+
+def classify(
+    video_bd: np.ndarray,
+    index_b: np.ndarray,
+    labels_b: np.ndarray,
+    embed: Embed,
+    prompts: Sequence[Sequence[str]],
+    task: str,
+    make_row: Callable[..., Row],
+) -> Row:
+    """Classifies videos by the nearest class, whose vector is the mean of those of its prompts.
+
+    Args:
+      video_bd: unit vectors of the videos.
+      index_b: rows of the videos in the manifest.
+      labels_b: class ids, negative for none.
+      embed: function texts -> unit vectors.
+      prompts: prompts of each class.
+      task: name of the task.
+      make_row: function of the other fields of the row.
+    """
+    flat = [prompt for group in prompts for prompt in group]
+    bounds = np.cumsum([len(group) for group in prompts])[:-1]
+    class_kd = l2_normalize(np.stack([part.mean(axis=0) for part in np.split(embed(flat), bounds)]))
+    labeled_b = find_labeled(labels_b, task, SPLITS["val"])
+    correct_b = np.argmax(video_bd @ class_kd.T, axis=1)[labeled_b] == labels_b[labeled_b]
+    return _share_row(
+        correct_b, index_b[labeled_b], make_row, task=task, metric="top1", classes=len(prompts)
+    )
+
+
+def retrieve(
+    video_bd: np.ndarray,
+    index_b: np.ndarray,
+    embed: Embed,
+    captions: Captions,
+    make_row: Callable[..., Row],
+) -> list[Row]:
+    """Retrieves videos by captions and captions by videos.
+
+    Only videos with captions are candidates. The standard errors are over videos, because the
+    captions of a video belong together.
+
+    Args:
+      video_bd: see `classify`.
+      index_b: see `classify`.
+      embed: see `classify`.
+      captions: the captions.
+      make_row: see `classify`.
+    """
+    used_j = np.flatnonzero(np.isin(captions.row_j, index_b))
+    if not len(used_j):
+        raise UserError("no readable held-out video has a caption: check the captions")
+    rows_j, group_j = captions.row_j[used_j], captions.group_j[used_j]
+    described_b = np.isin(index_b, rows_j)
+    video_bd, index_b = video_bd[described_b], index_b[described_b]
+    order_b = np.argsort(index_b)
+    video_j = order_b[np.searchsorted(index_b[order_b], rows_j)]
+    scores_jb = embed([captions.texts[j] for j in used_j]) @ video_bd.T
+    found = retrieval.score_retrieval(scores_jb, video_j, group_j)
+    is_true_jb = retrieval.true_pairs(len(index_b), video_j, group_j)
+    rows = []
+    for task, video_q, true_qc in (
+        ("text_to_video", video_j, is_true_jb),
+        ("video_to_text", np.arange(len(index_b)), is_true_jb.T),
+    ):
+        for k in retrieval.CUTOFFS:
+            scores = _per_video(found[task].rank_q <= k, video_q, index_b)
+            interval = intervals.bootstrap_mean(scores.score_b, scores.weight_b)
+            row = make_row(
+                task=task.replace("_", " "),
+                metric=f"recall_at_{k}",
+                value=found[task].recall[k],
+                standard_error=interval.standard_error,
+                n=len(index_b),
+                scores=scores,
+            )
+            rows.append(_add_details(row, chance=retrieval.chance_of_recall(true_qc, k)))
+        rows.append(
+            make_row(
+                task=task.replace("_", " "),
+                metric="median_rank",
+                value=found[task].median_rank,
+                standard_error=_median_error(found[task].rank_q, video_q, len(index_b)),
+                n=len(index_b),
+            )
+        )
+    return rows
+
+
+def choose(
+    video_bd: np.ndarray,
+    index_b: np.ndarray,
+    embed: Embed,
+    choices: Choices,
+    name: str,
+    make_row: Callable[..., Row],
+) -> Row:
+    """Measures how often the true caption has the highest score among the candidates of a video.
+
+    Args:
+      video_bd: see `classify`.
+      index_b: see `classify`.
+      embed: see `classify`.
+      choices: candidates of each video.
+      name: what the candidates differ in.
+      make_row: see `classify`.
+    """
+    place = {int(row): i for i, row in enumerate(index_b)}
+    used = [i for i, row in enumerate(choices.row_b) if int(row) in place]
+    if not used:
+        raise UserError("no readable held-out video has multiple choices: check the file of them")
+    texts = sorted({text for i in used for text in choices.candidates[i]})
+    number = {text: i for i, text in enumerate(texts)}
+    text_jd = embed(texts)
+    counts = [len(choices.candidates[i]) for i in used]
+    scores_bc = np.full((len(used), max(counts)), -np.inf)
+    for b, i in enumerate(used):
+        numbers = [number[text] for text in choices.candidates[i]]
+        scores_bc[b, : counts[b]] = text_jd[numbers] @ video_bd[place[int(choices.row_b[i])]]
+    correct_b = retrieval.choose(scores_bc, choices.answer_b[used])
+    task = name if name == "choices" else f"{name} choices"
+    chance = float(np.mean(1 / np.array(counts)))
+    row = _share_row(
+        correct_b, choices.row_b[used], make_row, task=task, metric="top1", classes=max(counts)
+    )
+    return _add_details(row, chance=chance)
+
+
+def _share_row(correct_b, index_b, make_row, *, classes: int, **fields) -> Row:
+    """Returns the row of a share of correct videos."""
+    share = float(np.mean(correct_b))
+    row = make_row(
+        value=share,
+        standard_error=intervals.binomial_standard_error(share, len(correct_b)),
+        n=len(correct_b),
+        scores=VideoScores(index_b, correct_b),
+        **fields,
+    )
+    return _add_details(row, classes=classes)
+
+
+def _add_details(row: Row, **details) -> Row:
+    fields = {**vars(row), "details": {**row.details, **details}}
+    return Row(**fields)
+
+
+def _per_video(found_q: np.ndarray, video_q: np.ndarray, index_b: np.ndarray) -> VideoScores:
+    """Averages the queries of each video; the weights are their numbers."""
+    weight_b = np.bincount(video_q, minlength=len(index_b))
+    score_b = np.bincount(video_q, weights=found_q, minlength=len(index_b)) / weight_b
+    return VideoScores(index_b, score_b, weight_b)
+
+
+def _median_error(rank_q: np.ndarray, video_q: np.ndarray, videos: int) -> float:
+    """Returns the bootstrap standard error of the median rank over videos."""
+    order_q = np.argsort(video_q, kind="stable")
+    queries = np.split(order_q, np.searchsorted(video_q[order_q], np.arange(1, videos)))
+
+    def median(rows_b):
+        return float(np.median(rank_q[np.concatenate([queries[i] for i in rows_b])]))
+
+    return intervals.bootstrap(median, videos, replicates=200).standard_error

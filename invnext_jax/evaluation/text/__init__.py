@@ -1,0 +1,1 @@
+"""Texts of the evaluation: tokenizers, text towers, captions, class names and prompts."""

@@ -1,0 +1,188 @@
+"""Captions, prompts and multiple choices of an evaluation, from files or from a world.
+
+Shape key: j captions, b videos.
+"""
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from invnext_jax.data import fingerprints
+from invnext_jax.data import manifest as manifest_lib
+from invnext_jax.data.access_rules import AccessRules
+from invnext_jax.data.manifest import Manifest
+from invnext_jax.errors import UserError
+from invnext_jax.evaluation import split_checks
+from invnext_jax.evaluation.truth import captions as captions_lib
+from invnext_jax.evaluation.truth.captions import Captions, Choices
+from invnext_jax.synthetic_world import captions as world_captions
+
+SUFFIX = ".captions.jsonl"  # of the file next to a manifest, as launch/make_world.py writes it
+
+
+class EvaluationTexts(NamedTuple):
+    """All texts of an evaluation.
+
+    Attributes:
+      train: captions of the training videos.
+      val: captions of the held-out videos; None for no retrieval.
+      prompts: prompts of each class, by task; the class ids are the positions.
+      choices: multiple choices of held-out videos, by name.
+      vocabulary: texts with all words of the captions.
+    """
+
+    train: Captions
+    val: Captions | None
+    prompts: dict[str, list[list[str]]]
+    choices: dict[str, Choices]
+    vocabulary: list[str]
+
+
+def read_texts(config: Any, tasks: Sequence[str]) -> EvaluationTexts:
+    """Reads the captions of both splits, the class names and the multiple choices.
+
+    Raises:
+      UserError: a file is missing or damaged, a class has no name, or there is nothing to measure.
+    """
+    rules, settings = AccessRules.from_config(config.data), config.text
+    manifests = [
+        manifest_lib.read_manifest(config[f"{split}_manifest"], rules) for split in ("train", "val")
+    ]
+    paths = {name: find_file(config, name) for name in ("train_captions", "val_captions")}
+    train, val = (
+        _find_captions(manifest, path, settings.join)
+        for manifest, path in zip(manifests, paths.values(), strict=True)
+    )
+    if train is None:
+        raise UserError(
+            f"{config.train_manifest} has no captions: set config.text.train_captions to a JSON "
+            f"file of them, or name it like the manifest, with {SUFFIX}"
+        )
+    level = _find_level(manifests[1])
+    choices = {}
+    if level:
+        prompts, vocabulary = _world_prompts(level, tasks), _world_texts(level)
+        choices = {
+            task: captions_lib.make_world_choices(manifests[1], task)
+            for task in ("motion",)
+            if task in prompts
+        }
+    else:
+        prompts, vocabulary = _name_prompts(config, tasks, manifests[1]), train.texts
+    if settings.choices:
+        path = find_file(config, "choices")
+        choices["choices"] = captions_lib.read_choices(path, manifests[1])
+    if not prompts and val is None and not choices:
+        raise UserError(
+            f"{config.val_manifest} has neither captions nor class names nor choices, so nothing "
+            "can be measured: set config.text.val_captions, or write class names (*.classes.json)"
+        )
+    return EvaluationTexts(train, val, prompts, choices, vocabulary)
+
+
+def find_file(config: Any, name: str) -> str:
+    """Returns the path of an option of `config.text`; "" if it is empty."""
+    path, root = config.text[name], config.data.root
+    return os.path.join(root, path) if path and root else path
+
+
+def hash_files(config: Any) -> str:
+    """Returns a hash of the files of captions and choices, and of those of the text tower.
+
+    Of a file of the text tower, the size and the first and last 64 KiB are hashed.
+    """
+    digest = hashlib.sha256()
+    folder = Path(config.text.encoder)
+    if config.text.encoder and folder.is_dir():
+        for path in sorted(filter(Path.is_file, folder.iterdir())):
+            digest.update(f"{path.name} {fingerprints.digest_file(str(path))}\n".encode())
+    named = [find_file(config, name) for name in ("train_captions", "val_captions", "choices")]
+    beside = [_file_beside(config[f"{split}_manifest"]) for split in ("train", "val")]
+    for path in map(Path, filter(None, named + beside)):
+        if path.is_file():
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _file_beside(manifest: str) -> str:
+    """Returns the path of the captions that belong to a manifest."""
+    return manifest.removesuffix(".csv") + SUFFIX
+
+
+def _find_captions(manifest: Manifest, path: str, join: bool) -> Captions | None:
+    beside = _file_beside(manifest.file)
+    if path or os.path.isfile(beside):
+        found = captions_lib.read_captions(path or beside, manifest, join=join)
+    elif captions_lib.is_world_clip(manifest.paths[0]):
+        found = captions_lib.describe_world(manifest)
+    else:
+        return None
+    if missing := len(manifest.paths) - len(np.unique(found.row_j)):
+        print(
+            f"note: {missing} of {len(manifest.paths)} videos of {manifest.file} have no caption "
+            "and are left out of training and retrieval",
+            flush=True,
+        )
+    return found
+
+
+def _find_level(manifest: Manifest) -> str:
+    """Returns the level of the world; "" if the videos are no clips of a world."""
+    path = manifest.paths[0]
+    return captions_lib.find_level(path) if captions_lib.is_world_clip(path) else ""
+
+
+def _world_texts(level: str) -> list[str]:
+    return [caption.text for caption in world_captions.all_video_captions(level)]
+
+
+def _world_prompts(level: str, tasks: Sequence[str]) -> dict[str, list[list[str]]]:
+    """Returns, for each class of an attribute, all captions that mention it."""
+    prompts: dict[str, dict[int, list[str]]] = {}
+    for caption in world_captions.all_video_captions(level):
+        for task, number in caption.attributes.items():
+            if task in tasks:
+                prompts.setdefault(task, {}).setdefault(number, []).append(caption.text)
+    return {task: [found[i] for i in range(len(found))] for task, found in prompts.items()}
+
+
+def _name_prompts(
+    config: Any, tasks: Sequence[str], manifest: Manifest
+) -> dict[str, list[list[str]]]:
+    """Fills the class names of each task that has some into the templates."""
+    named, _ = split_checks.check_class_names(config, tasks)
+    return {
+        task: fill_templates(
+            names, config.text.templates, manifest.labels[manifest_lib.LABEL_PREFIX + task], task
+        )
+        for task, names in named.items()
+    }
+
+
+def fill_templates(
+    names: Mapping[str, int], templates: Sequence[str], labels_b: np.ndarray, task: str
+) -> list[list[str]]:
+    """Returns the prompts of each class.
+
+    Args:
+      names: class ids by name.
+      templates: sentences with "{}" in the place of the name.
+      labels_b: labels of the held-out videos, negative for none.
+      task: name of the task, for error messages.
+
+    Raises:
+      UserError: a class from 0 to the largest id or label has no name.
+    """
+    by_id = {number: name for name, number in names.items()}
+    classes = 1 + max([*by_id, *labels_b.tolist()])
+    if missing := [number for number in range(classes) if number not in by_id]:
+        raise UserError(
+            f"class {missing[0]} of label_{task} has no name: add it to the class names "
+            "(*.classes.json) of the manifest"
+        )
+    return [[template.format(by_id[i]) for template in templates] for i in range(classes)]

@@ -1,0 +1,171 @@
+"""Text alignment: oracle and blind encoders, files of captions, devices, resuming, bad inputs."""
+
+import dataclasses
+import json
+
+import jax
+import ml_collections
+import numpy as np
+import oracle_encoder
+import pytest
+
+from configs.eval import zero_shot as zero_shot_config
+from invnext_jax.errors import UserError
+from invnext_jax.evaluation import inputs
+from invnext_jax.evaluation.evaluators.text_alignment import TextAlignment
+from invnext_jax.evaluation.feature_cache import FeatureCache
+
+TRAIN, VAL = "world:simple/train?videos=320", "world:simple/val?videos=80"
+TASKS = ("shape", "color", "motion")
+
+
+@pytest.fixture(autouse=True)
+def set_devices(monkeypatch):
+    """Uses one device, which is faster; the function sets another number."""
+    devices = jax.local_devices()
+
+    def set_count(count):
+        monkeypatch.setattr(jax, "local_devices", lambda: devices[:count])
+
+    set_count(1)
+    return set_count
+
+
+@pytest.fixture
+def config():
+    config = zero_shot_config.get_config("tiny")
+    config.update(train_manifest=TRAIN, val_manifest=VAL, tasks=TASKS)
+    config.data.update(manifest=TRAIN, frames=8, size=32, short_side=32, workers=0)
+    config.text.update(batch_size=64, epochs=40.0, pooling="mean", learning_rate=1e-2)
+    return config
+
+
+def make_inputs(config, encoder, folder):
+    config = ml_collections.FrozenConfigDict(config)
+    dataset = inputs.EvaluationData(config, config.tasks)
+    return inputs.EvalInputs("encoder", dataset, lambda: encoder, FeatureCache(folder / "features"))
+
+
+def evaluate(config, encoder, folder):
+    TextAlignment().check_config(config)
+    rows = TextAlignment().evaluate(make_inputs(config, encoder, folder), config)
+    return {(row.task, row.metric): row for row in rows}
+
+
+@pytest.fixture(scope="module")
+def oracle():
+    """Its tokens are the one-hot labels of the clip and a little noise."""
+    config = zero_shot_config.get_config("tiny")
+    config.update(train_manifest=TRAIN, val_manifest=VAL)
+    config.data.update(manifest=TRAIN, frames=8, size=32, short_side=32, workers=0)
+    dataset = inputs.EvaluationData(ml_collections.FrozenConfigDict(config), TASKS)
+    parts = [dataset.videos(split) for split in inputs.SPLITS]
+    video = np.concatenate([part.video_bthwc for part in parts])
+    labels = [np.concatenate([part.labels[task] for part in parts]) for task in TASKS]
+    truth = np.concatenate([np.eye(8)[y] for y in labels], axis=1)
+    truth = np.repeat(truth[:, None], 8, axis=1)
+    truth += np.random.default_rng(0).normal(0, 0.05, truth.shape)
+    return oracle_encoder.make_oracle(video, truth)
+
+
+def test_oracle_reaches_the_best_scores(config, oracle, tmp_path):
+    rows = evaluate(config, oracle, tmp_path)
+    for task in (*TASKS, "motion choices"):
+        row = rows[task, "top1"]
+        assert row.value >= 0.95 and row.n == 80, row
+        assert row.details["classes"] == {"color": 6}.get(task, 8)
+    for way in ("text to video", "video to text"):
+        assert rows[way, "recall_at_1"].value >= 0.95
+        assert rows[way, "recall_at_1"].value <= rows[way, "recall_at_5"].value
+        assert rows[way, "median_rank"].value == 1
+        scores = rows[way, "recall_at_1"].scores
+        mean = np.average(scores.score_b, weights=scores.weight_b)
+        np.testing.assert_allclose(mean, rows[way, "recall_at_1"].value)
+
+
+def test_blind_encoder_scores_chance(config, tmp_path):
+    config.text.epochs = 4.0
+    rows = evaluate(config, oracle_encoder.make_blind(width=24), tmp_path)
+    for task in (*TASKS, "motion choices"):
+        chance = 1 / rows[task, "top1"].details["classes"]
+        assert rows[task, "top1"].value < chance + 4 * np.sqrt(chance / 80)
+    # All videos have the same score, and ties count against the model.
+    assert rows["text to video", "recall_at_10"].value == 0
+    assert rows["text to video", "recall_at_1"].details["chance"] < 0.03
+    chance = rows["video to text", "recall_at_10"].details["chance"]
+    assert rows["video to text", "recall_at_10"].value < chance + 4 * np.sqrt(chance / 80)
+
+
+@pytest.mark.parametrize("changes", [{"augment": True}, {}, {"loss": "sigmoid"}])
+def test_other_ways_of_training_find_the_motion(changes, config, oracle, tmp_path):
+    pool = {"pooling": "attention", "pool_width": 24, "pool_heads": 2}
+    config.text.update(epochs=25.0, **changes, **(pool if changes.get("loss") is None else {}))
+    config.data.update(crop="multi_scale", crop_scales=(1.0,))  # the oracle knows whole clips
+    rows = evaluate(config, oracle, tmp_path)
+    assert min(rows[task, "top1"].value for task in TASKS) >= 0.9
+    assert rows["motion choices", "top1"].value >= 0.9
+
+
+def test_rows_do_not_depend_on_the_devices_and_a_second_run_reads_its_state(
+    config, oracle, tmp_path, set_devices
+):
+    config.text.epochs = 3.0
+    set_devices(8)
+    many = evaluate(config, oracle, tmp_path / "a")
+    again = evaluate(config, oracle, tmp_path / "a")
+    set_devices(1)
+    one = evaluate(config, oracle, tmp_path / "b")
+    for key, row in many.items():
+        assert row.to_json() == again[key].to_json()
+        assert row.value == one[key].value
+        losses = [other.details["train_loss"] for other in (row, one[key])]
+        np.testing.assert_allclose(*losses, rtol=1e-4)
+    changed = evaluate(config, dataclasses.replace(oracle, record={"kind": "other"}), tmp_path)
+    assert changed.keys() == many.keys()
+
+
+def test_pooling_that_the_encoder_lacks_is_skipped(config, oracle, tmp_path, capsys):
+    config.text.pooling = "pool"
+    assert evaluate(config, oracle, tmp_path) == {}
+    assert "config.text.pooling='pool'" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pooling": "max"}, "config.text.pooling='max' must be one of"),
+        ({"loss": "triplet"}, "config.text.loss='triplet' must be one of"),
+        ({"temperature": 0.0}, "config.text.temperature=0.0 must be positive"),
+        ({"warmup_epochs": 90.0}, "config.text.warmup_epochs=90.0 must be"),
+        ({"weight_decay": -1.0}, "config.text.weight_decay=-1.0 must not be negative"),
+        ({"train_text": False}, "config.text.encoder is empty"),
+        ({"templates": ("a photo",)}, "config.text.templates has 'a photo'"),
+        ({"templates": ("{} {name}",)}, "config.text.templates has"),
+        ({"templates": ()}, "config.text.templates is empty"),
+    ],
+)
+def test_invalid_options_are_refused(changes, message, config):
+    config.text.update(changes)
+    with pytest.raises(UserError, match=message):
+        TextAlignment().check_config(config)
+
+
+def test_nothing_to_measure_and_missing_captions_are_refused(config, oracle, tmp_path, world):
+    clips = tmp_path / "videos" / "clips"
+    clips.mkdir(parents=True)
+    paths = [clips / f"{i}.mp4" for i in range(2)]
+    for path in paths:
+        path.write_bytes((world.parent / "train" / f"00000{path.name}").read_bytes())
+    plain = tmp_path / "videos" / "plain.csv"
+    plain.write_text("path,source\n" + "".join(f"clips/{path.name},x\n" for path in paths))
+    config.update(train_manifest=str(plain), val_manifest=str(plain), tasks=())
+    with pytest.raises(UserError, match="has no captions: set config.text.train_captions"):
+        evaluate(config, oracle, tmp_path)
+    config.text.train_captions = str(tmp_path / "missing.json")
+    with pytest.raises(UserError, match="missing.json cannot be read"):
+        evaluate(config, oracle, tmp_path)
+    captions = tmp_path / "captions.json"
+    captions.write_text(json.dumps([{"video": paths[0].name, "caption": "a disc"}]))
+    config.text.train_captions = str(captions)
+    with pytest.raises(UserError, match="neither captions nor class names nor choices"):
+        evaluate(config, oracle, tmp_path)

@@ -1,0 +1,85 @@
+"""Captions, prompts and choices of an evaluation."""
+
+import json
+
+import numpy as np
+import pytest
+
+from configs.eval import zero_shot
+from invnext_jax.errors import UserError
+from invnext_jax.evaluation.text import caption_data
+
+
+@pytest.fixture
+def config(tmp_path):
+    """Two manifests of files that need not exist, with class names and captions."""
+    config = zero_shot.get_config("tiny")
+    config.data.root = str(tmp_path)
+    for split in ("train", "val"):
+        lines = [f"{split}{i}.mp4,x,{i % 2}\n" for i in range(3)]
+        (tmp_path / f"{split}.csv").write_text("path,source,label_class\n" + "".join(lines))
+        (tmp_path / f"{split}.classes.json").write_text('{"run": 0, "jump": 1}')
+        config[f"{split}_manifest"] = str(tmp_path / f"{split}.csv")
+    write(tmp_path / "train.captions.jsonl", [("train0", "a dog runs"), ("train1", "a cat jumps")])
+    config.text.templates = ("{}", "a video of {}.")
+    return config
+
+
+def write(path, pairs, **fields):
+    lines = [json.dumps({"video": name, "caption": text, **fields}) for name, text in pairs]
+    path.write_text("\n".join(lines))
+
+
+def test_files_next_to_the_manifests_are_read(config, capsys):
+    texts = caption_data.read_texts(config, ("class",))
+    assert texts.train.texts == texts.vocabulary == ["a dog runs", "a cat jumps"]
+    assert texts.val is None and texts.choices == {}
+    assert texts.prompts == {"class": [["run", "a video of run."], ["jump", "a video of jump."]]}
+    assert "1 of 3 videos" in capsys.readouterr().out
+
+
+def test_files_of_the_options_are_below_the_root(config, tmp_path):
+    write(tmp_path / "other.jsonl", [("val2", ["a dog", "a pet"])])
+    write(tmp_path / "mc.jsonl", [("val0", ["a dog", "a cat"])], answer=1)
+    config.text.update(val_captions="other.jsonl", choices="mc.jsonl")
+    texts = caption_data.read_texts(config, ("class",))
+    assert texts.val.texts == ["a dog", "a pet"] and texts.val.row_j.tolist() == [2, 2]
+    assert texts.choices["choices"].answer_b.tolist() == [1]
+    config.text.join = True
+    assert caption_data.read_texts(config, ("class",)).val.texts == ["a dog a pet"]
+
+
+def test_hash_depends_on_the_contents_of_all_files(config, tmp_path):
+    first = caption_data.hash_files(config)
+    write(tmp_path / "val.captions.jsonl", [("val0", "a dog")])
+    second = caption_data.hash_files(config)
+    write(tmp_path / "val.captions.jsonl", [("val0", "a cat")])
+    assert len({first, second, caption_data.hash_files(config)}) == 3
+
+
+def test_class_without_a_name_is_refused(config, tmp_path):
+    (tmp_path / "val.csv").write_text("path,source,label_class\nval0.mp4,x,4\n")
+    with pytest.raises(UserError, match="class 2 of label_class has no name"):
+        caption_data.read_texts(config, ("class",))
+
+
+def test_captions_of_other_videos_are_refused(config, tmp_path):
+    write(tmp_path / "train.captions.jsonl", [("elsewhere", "a dog runs")])
+    with pytest.raises(UserError, match="'elsewhere' is not in the manifest"):
+        caption_data.read_texts(config, ("class",))
+
+
+@pytest.mark.parametrize("level", ["simple", "full", "anticipation"])
+def test_prompts_of_a_world_mention_their_class_and_no_other(level, config):
+    world = f"world:{level}/val?videos=4"
+    config.data.root = ""
+    config.update(train_manifest=world, val_manifest=world)
+    texts = caption_data.read_texts(config, ("shape", "motion", "noun", "verb"))
+    expected = {"anticipation": {"noun", "verb"}}.get(level, {"shape", "motion"})
+    assert texts.prompts.keys() == expected
+    assert texts.choices.keys() == expected & {"motion"}
+    for groups in texts.prompts.values():
+        flat = [text for group in groups for text in group]
+        assert len(set(flat)) == len(flat) == len(texts.vocabulary)
+    assert set(texts.val.texts) <= set(texts.vocabulary)
+    assert np.unique([len(group) for group in texts.prompts[min(expected)]]).size == 1

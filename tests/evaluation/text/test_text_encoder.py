@@ -1,0 +1,69 @@
+"""Text encoders: a folder with its tokenizer equals transformers, from the text to the feature."""
+
+import numpy as np
+import pytest
+from parity import import_transformers, numpy_of, randomise
+
+from invnext_jax.errors import UserError
+from invnext_jax.evaluation.text import text_encoder
+
+TEXTS = ["low", "lower low", "low lower low lower low lower low lower"]
+SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+
+
+def write_clip(folder, words=16):
+    torch, models = import_transformers()
+    pieces = ["l", "o", "w", "e", "r", "lo", "w</w>", "r</w>", "low</w>", "er</w>"]
+    pieces += ["<|startoftext|>", "<|endoftext|>"]
+    vocab = {piece: number for number, piece in enumerate(pieces)}
+    merges = [("l", "o"), ("lo", "w</w>"), ("e", "r</w>")]
+    tokenizer = models.CLIPTokenizer(vocab=vocab, merges=merges)
+    tokenizer.save_pretrained(folder)
+    config = models.CLIPTextConfig(
+        **SIZES,
+        vocab_size=words,
+        num_attention_heads=4,
+        max_position_embeddings=8,
+        eos_token_id=11,
+        projection_dim=20,
+    )
+    model = randomise(torch, models.CLIPTextModelWithProjection(config))
+    model.save_pretrained(folder)
+    return torch, model, tokenizer
+
+
+def test_features_of_texts_equal_those_of_transformers(tmp_path, capsys):
+    torch, model, tokenizer = write_clip(tmp_path)
+    encoder = text_encoder.load_text_encoder(tmp_path)
+    actual_jd = encoder.encode(encoder.params, encoder.tokenize(TEXTS))
+    options = {"padding": "max_length", "max_length": 8, "truncation": True}
+    with torch.no_grad():
+        expected = model(**tokenizer(TEXTS, return_tensors="pt", **options)).text_embeds
+    expected_jd = numpy_of(expected)
+    expected_jd = expected_jd / np.linalg.norm(expected_jd, axis=-1, keepdims=True)
+    np.testing.assert_allclose(actual_jd, expected_jd, atol=1e-4)
+    assert "1 of 3 captions have more than 8 tokens" in capsys.readouterr().out
+
+
+def test_features_do_not_depend_on_the_batch(tmp_path, monkeypatch):
+    write_clip(tmp_path)
+    encoder = text_encoder.load_text_encoder(tmp_path)
+    words_jn = encoder.tokenize(TEXTS[:2] * 3)
+    expected_jd = encoder.encode(encoder.params, words_jn)
+    monkeypatch.setattr(text_encoder, "BATCH", 4)
+    np.testing.assert_allclose(encoder.encode(encoder.params, words_jn), expected_jd, atol=1e-6)
+
+
+def test_tokenizer_of_another_model_is_refused(tmp_path):
+    write_clip(tmp_path, words=11)
+    with pytest.raises(UserError, match="has 12 tokens, but the model has 11"):
+        text_encoder.load_text_encoder(tmp_path)
+
+
+def test_small_encoder_tells_texts_apart():
+    texts = ["a red disc moves up", "a red disc moves down", "a blue disc moves up"]
+    encoder = text_encoder.make_text_encoder(texts, seed=0)
+    text_jd = encoder.encode(encoder.params, encoder.tokenize(texts))
+    similarity_jj = text_jd @ text_jd.T
+    np.testing.assert_allclose(np.diag(similarity_jj), 1, rtol=1e-5)
+    assert similarity_jj[~np.eye(3, dtype=bool)].max() < 0.99

@@ -1,0 +1,106 @@
+"""Tokenizers equal those of transformers, and damaged files are refused."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from parity import import_transformers
+
+from invnext_jax.errors import UserError
+from invnext_jax.evaluation.text.tokenizers import FileTokenizer, WordTokenizer
+
+TEXTS = ["Lower  LOW lo", "a new lower row", "low", "low lower low lower low lower", "!?"]
+MERGES = [("l", "o"), ("lo", "w</w>"), ("e", "r</w>")]
+
+
+@pytest.fixture(scope="module")
+def models():
+    return import_transformers()[1]
+
+
+@pytest.fixture
+def clip_folder(models, tmp_path):
+    letters = list("lowerstidna!?")
+    pieces = [*letters, *(f"{x}</w>" for x in letters), "lo", "low</w>", "er</w>"]
+    special = ["<unk>", "<|startoftext|>", "<|endoftext|>"]
+    vocab = {piece: number for number, piece in enumerate([*pieces, *special])}
+    tokenizer = models.CLIPTokenizer(vocab=vocab, merges=MERGES, unk_token="<unk>")
+    tokenizer.save_pretrained(tmp_path)
+    return tmp_path
+
+
+def siglip2_tokenizer(models):
+    pieces = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *"lowerstidna▁", "lo", "low", "▁low"]
+    vocab = {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
+    merges = [("l", "o"), ("lo", "w"), ("▁", "low")]
+    return models.Siglip2Tokenizer(vocab=vocab, merges=merges)
+
+
+def test_clip_tokens_equal_those_of_transformers(models, clip_folder):
+    expected = models.AutoTokenizer.from_pretrained(clip_folder)(
+        TEXTS, padding="max_length", max_length=8, truncation=True
+    )["input_ids"]
+    words_jn, cut = FileTokenizer(clip_folder, 8, lower=False).tokenize(TEXTS)
+    assert words_jn.dtype == np.int32
+    np.testing.assert_array_equal(words_jn, expected)
+    whole = models.AutoTokenizer.from_pretrained(clip_folder)(TEXTS)["input_ids"]
+    assert cut == sum(len(row) > 8 for row in whole) > 0
+
+
+def test_siglip2_tokens_equal_those_of_transformers(models, tmp_path):
+    tokenizer = siglip2_tokenizer(models)
+    tokenizer.save_pretrained(tmp_path)
+    options = {"padding": "max_length", "padding_side": "right", "max_length": 9}
+    expected = tokenizer(TEXTS[:3], truncation=True, **options)["input_ids"]
+    words_jn, _ = FileTokenizer(tmp_path, 9, lower=True).tokenize(TEXTS[:3])
+    np.testing.assert_array_equal(words_jn, expected)
+    assert words_jn[2, -1] == 0  # <pad>
+
+
+def test_end_token_of_the_settings_is_added_and_kept_when_a_caption_is_cut(models, tmp_path):
+    siglip2_tokenizer(models).save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps(settings | {"add_eos_token": True}))
+    words_jn, cut = FileTokenizer(tmp_path, 4, lower=True).tokenize(["low", "low low low low"])
+    assert (words_jn[0] == 1).argmax() == 1 and words_jn[1, -1] == 1  # <eos>
+    assert cut == 1
+
+
+def test_capitals_do_not_matter(clip_folder):
+    tokenizer = FileTokenizer(clip_folder, 8, lower=True)
+    np.testing.assert_array_equal(*(tokenizer.tokenize([text])[0] for text in ("LOW", "low")))
+
+
+def test_words_are_numbered_and_unknown_ones_share_a_number():
+    tokenizer = WordTokenizer(["A red disc,", "a blue disc moves up"], 4)
+    assert tokenizer.words == 2 + 6
+    words_jn, cut = tokenizer.tokenize(["a red disc", "a Red ring", "a red disc moves up"])
+    np.testing.assert_array_equal(words_jn[0, :3], words_jn[2, :3])
+    assert words_jn[0, 3] == 0 and words_jn[1, 2] == 1 and cut == 1
+
+
+def test_missing_or_damaged_files_are_refused(clip_folder, monkeypatch):
+    path, settings = clip_folder / "tokenizer.json", clip_folder / "tokenizer_config.json"
+    text, good = path.read_text(), settings.read_text()
+    settings.write_text("{}")
+    with pytest.raises(UserError, match="pad_token=None, which is not a token"):
+        FileTokenizer(clip_folder, 8, lower=False)
+    settings.write_text(good)
+    for damaged, message in (
+        ("[1]", "does not contain a JSON object"),
+        (text[:100], "is damaged"),
+        ('{"model": 3}', "is not a tokenizer"),
+    ):
+        path.write_text(damaged)
+        with pytest.raises(UserError, match=message):
+            FileTokenizer(clip_folder, 8, lower=False)
+    path.write_text(text)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "tokenizers", None)
+        with pytest.raises(UserError, match=r"pip install 'invnext-jax\[text\]'"):
+            FileTokenizer(clip_folder, 8, lower=False)
+    path.unlink()
+    with pytest.raises(UserError, match=r"has no tokenizer\.json"):
+        FileTokenizer(clip_folder, 8, lower=False)
