@@ -310,6 +310,19 @@ def test_a_joined_manifest_may_lack_labels_but_not_all(folder, tmp_path):
         evaluate.choose_tasks(config)
 
 
+def test_evaluators_without_labels_need_none_in_the_training_manifest(folder, tmp_path):
+    lines = (folder / "world" / "train.csv").read_text().splitlines()
+    rows = ["path,source", *(f"{line.split(',')[0]},world" for line in lines[1:])]
+    (tmp_path / "plain.csv").write_text("\n".join(rows) + "\n")
+    plain, labeled = f"{tmp_path}/plain.csv", f"{folder}/world/val.csv"
+    config = get_config(folder, train_manifest=plain, val_manifest=labeled)
+    with pytest.raises(UserError, match="have no label_<task> column in common"):
+        evaluate.choose_tasks(config)
+    assert "motion" in evaluate.choose_tasks(config, needs_labels=False)
+    config.val_manifest = plain
+    assert evaluate.choose_tasks(config, needs_labels=False) == ()
+
+
 def test_notes_about_the_splits_are_in_the_results_and_the_tables(folder, tmp_path, capsys):
     world = str(folder / "world" / "train.csv")
     changes = {"evaluators": ("linear_probe",), "controls": False, "tasks": ("shape",)}

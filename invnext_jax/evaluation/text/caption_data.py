@@ -98,8 +98,9 @@ def hash_files(config: Any) -> str:
     digest = hashlib.sha256()
     folder = Path(config.text.encoder)
     if config.text.encoder and folder.is_dir():
-        for path in sorted(filter(Path.is_file, folder.iterdir())):
-            digest.update(f"{path.name} {fingerprints.digest_file(str(path))}\n".encode())
+        paths = sorted(map(str, filter(Path.is_file, folder.iterdir())))
+        for found in fingerprints.digest_files(paths, config.data.clip_seconds):
+            digest.update(f"{found}\n".encode())
     named = [find_file(config, name) for name in ("train_captions", "val_captions", "choices")]
     beside = [_file_beside(config[f"{split}_manifest"]) for split in ("train", "val")]
     for path in map(Path, filter(None, named + beside)):

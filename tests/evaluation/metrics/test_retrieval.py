@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from scipy import stats
 from sklearn import metrics as reference
 
 from invnext_jax.evaluation.metrics import retrieval
@@ -54,3 +55,20 @@ def test_equal_scores_and_missing_scores_find_nothing():
 def test_multiple_choice():
     scores = np.array([[0.3, 0.2, -np.inf], [0.3, 0.2, 0.1], [0.2, 0.2, 0.1]])
     np.testing.assert_array_equal(retrieval.choose(scores, np.array([0, 1, 0])), [1, 0, 0])
+
+
+@pytest.mark.parametrize("k", [1, 5, 10, 40])
+def test_chance_of_recall_is_hypergeometric(k):
+    rng = np.random.default_rng(0)
+    is_true_qc = rng.random((6, 30)) < 0.1
+    true_q = is_true_qc.sum(axis=1)
+    fails_q = stats.hypergeom.pmf(0, 30, true_q, min(k, 30))
+    np.testing.assert_allclose(retrieval.chance_of_recall(is_true_qc, k), np.mean(1 - fails_q))
+
+
+def test_chance_of_recall_is_that_of_random_scores():
+    rng = np.random.default_rng(1)
+    is_true_qc = np.eye(20, dtype=bool)
+    ranks = [retrieval.rank_candidates(rng.random((20, 20)), is_true_qc) for _ in range(500)]
+    share = np.mean(np.concatenate(ranks) <= 5)
+    assert abs(share - retrieval.chance_of_recall(is_true_qc, 5)) < 0.02
