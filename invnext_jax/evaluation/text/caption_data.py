@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from invnext_jax.data import fingerprints
+from invnext_jax.checkpointing import video_digests
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data.access_rules import AccessRules
 from invnext_jax.data.manifest import Manifest
@@ -99,7 +99,7 @@ def hash_files(config: Any) -> str:
     folder = Path(config.text.encoder)
     if config.text.encoder and folder.is_dir():
         paths = sorted(map(str, filter(Path.is_file, folder.iterdir())))
-        for found in fingerprints.digest_files(paths, config.data.clip_seconds):
+        for found in video_digests.digest_files(paths, config.data.clip_seconds):
             digest.update(f"{found}\n".encode())
     named = [find_file(config, name) for name in ("train_captions", "val_captions", "choices")]
     beside = [_file_beside(config[f"{split}_manifest"]) for split in ("train", "val")]
