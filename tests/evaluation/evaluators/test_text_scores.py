@@ -80,6 +80,6 @@ def test_without_readable_videos_an_error_says_so():
     choices = Choices(np.array([2]), [["x", "y"]], np.array([0]), 0)
     with pytest.raises(UserError, match="no readable held-out video has multiple choices"):
         text_scores.choose(VIDEO_BD, INDEX_B, embed, choices, "choices", make_row)
-    with pytest.raises(UserError, match="label_shape has no labelled video"):
+    with pytest.raises(UserError, match="label_shape has no labeled video"):
         labels_b = np.full(3, -1)
         text_scores.classify(VIDEO_BD, INDEX_B, labels_b, embed, [["x"], ["y"]], "shape", make_row)
