@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
+from invnext_jax.errors import UserError
 from invnext_jax.models.layers import (
     Dtype,
     Mlp,
@@ -59,8 +60,20 @@ class TeacherOutput(NamedTuple):
 
 
 def select_tap_layers(depth: int, count: int, interval: float) -> tuple[int, ...]:
-    """Returns the sorted layers whose inputs are tapped: depth - int(i * interval) - 1."""
-    return tuple(sorted(depth - int(i * interval) - 1 for i in range(count)))
+    """Returns the sorted layers whose inputs are tapped: depth - int(i * interval) - 1.
+
+    Raises:
+      UserError: a layer would be tapped twice or does not exist.
+    """
+    taps = tuple(sorted(depth - int(i * interval) - 1 for i in range(count)))
+    if count > depth:
+        raise UserError(f"teacher.taps={count} must not exceed teacher.depth={depth}")
+    if count > 1 and (interval < 1 or min(taps) < 0):
+        raise UserError(
+            f"teacher.tap_interval={interval} does not select {count} different layers of {depth}: "
+            f"set it to at least 1 and less than {depth / (count - 1):.3g}, or reduce teacher.taps"
+        )
+    return taps
 
 
 def preprocess(video_bthwc: jax.Array, size: int | None, kind: str) -> jax.Array:

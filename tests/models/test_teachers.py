@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from configs import stage1 as stage1_config
+from invnext_jax.errors import UserError
 from invnext_jax.models import teachers
 from invnext_jax.models.positions import antialiased_cubic_resize_matrix, cubic_resize_matrix
 
@@ -24,6 +25,16 @@ def config_of(kind, taps=2, dtype="float32"):
     sizes = {"width": 32, "depth": 3, "heads": 4, "mlp_width": 48, "patch": 4, "train_size": 16}
     t = SimpleNamespace(kind=kind, taps=taps, tap_interval=1.0, **sizes, **KINDS[kind])
     return SimpleNamespace(teacher=t, dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    ("depth", "count", "interval"), [(4, 2, 0.3), (4, 2, 4.0), (4, 5, 1.0), (4, 2, -1.0)]
+)
+def test_tap_layers_that_repeat_or_do_not_exist_are_refused(depth, count, interval):
+    with pytest.raises(UserError, match=r"teacher\.tap"):
+        teachers.select_tap_layers(depth, count, interval)
+    assert teachers.select_tap_layers(40, 6, 3.33) == (23, 26, 30, 33, 36, 39)
+    assert teachers.select_tap_layers(4, 1, 9.0) == (3,)
 
 
 @pytest.fixture(params=KINDS)
