@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> None:
     config = _CONFIG.value
     if _CHECKPOINT.value is not None:
         config.checkpoint = _CHECKPOINT.value
-    results = evaluate.evaluate_checkpoint(config, _WORKDIR.value)
+    results = evaluate.evaluate_checkpoint(config, _WORKDIR.value, errors.list_overrides())
     print(tables.format_table(results))
 
 

@@ -11,7 +11,7 @@ import functools
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data.access_rules import AccessRules
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import features, pretrained, split_checks, tables, video_scores
-from invnext_jax.evaluation.evaluators import classification, registry
+from invnext_jax.evaluation.evaluators import classification, registry, unused_options
 from invnext_jax.evaluation.evaluators.evaluator import Evaluator
 from invnext_jax.evaluation.feature_cache import FeatureCache
 from invnext_jax.evaluation.frozen_encoder import FrozenEncoder
@@ -38,12 +38,15 @@ FORMAT = 2  # version of results.json; in version 1, rows have no evaluator, met
 RESULTS = "results.json"
 
 
-def evaluate_checkpoint(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, Any]:
+def evaluate_checkpoint(
+    config: ml_collections.ConfigDict, workdir: str | Path, overrides: Iterable[str] = ()
+) -> dict[str, Any]:
     """Evaluates `config.checkpoint` and writes `workdir/results.json`.
 
     Args:
       config: see configs/eval/linear_probe.py.
       workdir: output folder; created if needed.
+      overrides: dotted names of the options that were set on the command line.
 
     Returns:
       The content of results.json: `rows` (see `Row.to_json`), `tokens` (statistics of the grid
@@ -51,24 +54,25 @@ def evaluate_checkpoint(config: ml_collections.ConfigDict, workdir: str | Path) 
       `split_checks.SplitReport`), and the settings that are needed to repeat the evaluation.
 
     Raises:
-      UserError: the checkpoint, an option, a manifest or a label is invalid, or `workdir` cannot
-        be written or is in use.
+      UserError: the checkpoint, an option, a manifest or a label is invalid, an option in
+        `overrides` has no effect, or `workdir` cannot be written or is in use.
     """
     with contextlib.ExitStack() as stack:
         with consensus.all_hosts_agree("opening the workdir"):
             stack.enter_context(contextlib.closing(Workdir(workdir)))
-        return _evaluate(config, Path(workdir))
+        return _evaluate(config, Path(workdir), overrides)
 
 
-def _evaluate(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
+def _evaluate(config: Any, workdir: Path, overrides: Iterable[str]) -> dict[str, Any]:
     """Evaluates a checkpoint; see `evaluate_checkpoint`."""
     start = time.perf_counter()
     encoder = pretrained.load_frozen(config.checkpoint, ema=config.ema)
-    config = resolve(config, encoder)
+    given, config = config, resolve(config, encoder)
     features.check_config(config)
     evaluators = registry.find_evaluators(config.evaluators)
     for evaluator in evaluators:
         evaluator.check_config(config)
+    unused_options.check_overrides(given, config, overrides, evaluators)
     has_manifests = any(registry.needs_manifests(evaluator, config) for evaluator in evaluators)
     needs_labels = any(map(registry.needs_labels, evaluators))
     tasks = choose_tasks(config, needs_labels) if has_manifests else ()

@@ -44,6 +44,7 @@ class Anticipation:
 
     name = "anticipation"
     is_baseline = False
+    options = ("anticipation",)
 
     def check_config(self, config: Any) -> None:
         """Checks `config.anticipation`."""

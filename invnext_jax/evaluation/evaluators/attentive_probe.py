@@ -35,6 +35,7 @@ class AttentiveProbe:
 
     name = "attentive_probe"
     is_baseline = False
+    options = ("attentive_probe",)
 
     def check_config(self, config: Any) -> None:
         """Checks `config.attentive_probe`."""

@@ -33,6 +33,7 @@ class BoxBaselines:
 
     name = "box_baselines"
     is_baseline = True
+    options = ("trees",)
 
     def check_config(self, config: Any) -> None:
         """Checks the number of trees."""

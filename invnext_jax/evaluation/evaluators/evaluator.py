@@ -3,7 +3,8 @@
 To add an evaluator, write a class with the members of `Evaluator`, pass an instance to
 `registry.register`, and add its name to `config.evaluators`. Caching, tables and the report need no
 changes. An evaluator of a data set without manifests also has a method `needs_manifests`, see
-`registry.needs_manifests`.
+`registry.needs_manifests`. An evaluator may also have an attribute `options`, see
+`unused_options.find_unused`.
 """
 
 import dataclasses

@@ -37,6 +37,7 @@ class LinearProbe:
 
     name = "linear_probe"
     is_baseline = False
+    options = ("poolings", "features.views", "inverse_penalties", "held_out", "streaming")
 
     def check_config(self, config: Any) -> None:
         """Checks the poolings and the options of the fit."""

@@ -31,6 +31,7 @@ class NearestNeighbors:
 
     name = "knn"
     is_baseline = False
+    options = ("poolings", "knn.neighbors", "knn.temperature")
 
     def check_config(self, config: Any) -> None:
         """Checks `config.knn` and the poolings."""
@@ -57,6 +58,7 @@ class FewShot:
 
     name = "few_shot"
     is_baseline = False
+    options = ("poolings", "knn")
 
     def check_config(self, config: Any) -> None:
         """Checks `config.knn` and the poolings."""

@@ -24,6 +24,7 @@ class PixelBaselines:
 
     name = "pixel_baselines"
     is_baseline = True
+    options = ("inverse_penalties", "held_out")
 
     def check_config(self, config: Any) -> None:
         """Checks the options of the fit."""

@@ -42,6 +42,7 @@ class SupervisedBaseline:
 
     name = "supervised"
     is_baseline = True
+    options = ("supervised",)
 
     def check_config(self, config: Any) -> None:
         """Checks the number of steps and the batch size."""

@@ -1,0 +1,62 @@
+"""Options of an evaluation without effect are refused if the command line sets them."""
+
+import ml_collections
+import pytest
+
+from configs.eval import attentive_probe, linear_probe, world
+from invnext_jax.errors import UserError
+from invnext_jax.evaluation.evaluators import registry, unused_options
+
+
+def check(config, *overrides):
+    config = ml_collections.ConfigDict(config)
+    config.update(
+        train_manifest="world:simple/train?videos=2", val_manifest="world:simple/val?videos=2"
+    )
+    evaluators = registry.find_evaluators(config.evaluators)
+    resolved = ml_collections.FrozenConfigDict(config)
+    unused_options.check_overrides(config, resolved, overrides, evaluators)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("data.flip", "not augmented"),
+        ("data.crop", "not augmented"),
+        ("data.weights", "not augmented or drawn"),
+        ("data.by_source.ssv2.flip", "not augmented"),
+        ("data.repeats", "its own number of clips"),
+        ("data.manifest", "config.val_manifest"),
+        ("data.stride", "'dense'"),
+        ("knn.temperature", "'knn' or 'few_shot'"),
+        ("trees", "config.controls"),
+        ("supervised.steps", "config.controls"),
+    ],
+)
+def test_option_that_the_probe_does_not_read_is_refused(name, reason):
+    with pytest.raises(UserError, match=rf"config\.{name}=.* is not used, because .*{reason}"):
+        check(linear_probe.get_config(), name)
+
+
+def test_options_that_are_read_are_accepted():
+    names = ("data.sampling", "data.frames", "data.workers", "data.root", "poolings", "seed")
+    check(linear_probe.get_config(), *names, "inverse_penalties", "streaming.epochs", "tasks")
+    config = attentive_probe.get_config()
+    check(config, "data.crop", "data.jitter", "attentive_probe.cutmix")
+    found = unused_options.find_unused(config, registry.find_evaluators(config.evaluators))
+    assert not {"data.flip", "data.weights", "data.by_source.ssv2.flip"} & set(found)
+    check(world.get_config(), "knn.shots", "label_propagation.context", "attentive_probe.epochs")
+    config = linear_probe.get_config("tiny")
+    check(config, "trees", "supervised.steps", "supervised.batch_size")
+
+
+def test_reasons_depend_on_the_options_of_the_evaluators():
+    config = attentive_probe.get_config()
+    config.attentive_probe.augment = False
+    with pytest.raises(UserError, match=r"set config\.attentive_probe\.augment=True"):
+        check(config, "data.flip")
+    config = linear_probe.get_config()
+    config.controls = True
+    with pytest.raises(UserError, match=r"config\.supervised\.steps is 0"):
+        check(config, "supervised.learning_rate")
+    check(config, "supervised.steps")
