@@ -210,9 +210,17 @@ def test_training_step_does_not_depend_on_unused_options(name, one_device):
 
 def test_text_model_is_unused_if_init_from_has_a_predictor():
     config = make_config("stage2", {})
-    (reason,) = initialization.unused_options(config, {"encoder": 0, "predictor": 0}).values()
-    assert reason.endswith("add --config.init_parts=('encoder',)")
-    assert not initialization.unused_options(config, {"encoder": 0, "predictor/layer0": 0})
+    unused = initialization.unused_options(config, {"encoder": 0, "predictor": 0})
+    assert unused["predictor.weights"].endswith("add --config.init_parts=('encoder',)")
+    unused = initialization.unused_options(config, {"encoder": 0, "predictor/layer0": 0})
+    assert "predictor.weights" not in unused
+
+
+def test_initial_values_are_unused_if_init_from_has_the_encoder():
+    config = make_config("stage2", {})
+    unused = initialization.unused_options(config, {"encoder": 0})
+    assert "the encoder is read from config.init_from" in unused["encoder.layer_scale"]
+    assert not initialization.unused_options(config, {"predictor/layer0": 0})
 
 
 def test_plan_refuses_with_the_same_sentence():

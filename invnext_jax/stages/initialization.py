@@ -149,11 +149,14 @@ def unused_options(config: Any, start: Iterable[str]) -> dict[str, str]:
         config: the run's config.
         start: names of the parameter groups that are read from `config.init_from`.
     """
-    if "predictor" not in start:
-        return {}
-    groups = tuple(sorted(name for name in start if "/" not in name and name != "predictor"))
-    reason = f"the predictor is read from config.init_from={config.init_from}: "
-    return {"predictor.weights": reason + f"add --config.init_parts={groups!r}"}
+    unused, source = {}, f"is read from config.init_from={config.init_from}"
+    if "encoder" in start:
+        unused["encoder.layer_scale"] = f"the encoder {source}: remove the option"
+    if "predictor" in start:
+        groups = tuple(sorted(name for name in start if "/" not in name and name != "predictor"))
+        change = f"add --config.init_parts={groups!r}"
+        unused["predictor.weights"] = f"the predictor {source}: {change}"
+    return unused
 
 
 def require_encoder(config: Any, restored: Mapping[str, Any] | None) -> None:

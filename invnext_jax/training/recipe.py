@@ -217,7 +217,7 @@ def keep_saved(
 def describe_change(
     saved: ml_collections.ConfigDict, config: ml_collections.ConfigDict, updates: int
 ) -> str:
-    """Describes how the learning rate of a resumed run changes; "" if the schedule is the same.
+    """Describes how the learning rate of a resumed run changes; "" if it does not change.
 
     Args:
         saved: the config of the checkpoint.
@@ -228,10 +228,13 @@ def describe_change(
         return ""
     old, new = (optimizer.make_schedule(c.optimizer, c.total_steps) for c in (saved, config))
     before = f"; the last step had {old(updates - 1):.2e}" if updates else ""
+    rates = [f"{schedule(updates):.2e}" for schedule in (old, new)]
+    if rates[0] == rates[1]:  # for example during the warm-up
+        return ""
     return (
         f"config.total_steps changes from {saved.total_steps:,} to {config.total_steps:,}, and the "
-        f"schedule with it: the learning rate of the next step jumps from {old(updates):.2e} to "
-        f"{new(updates):.2e}{before}"
+        f"schedule with it: the learning rate of the next step jumps from {rates[0]} to "
+        f"{rates[1]}{before}"
     )
 
 

@@ -170,6 +170,7 @@ def test_change_of_the_schedule_has_the_rates_of_the_cosine():
     saved = ml_collections.ConfigDict(SAVED)
     config = ml_collections.ConfigDict({**SAVED, "total_steps": 66_588})
     assert recipe.describe_change(saved, saved, 33_294) == ""
+    assert recipe.describe_change(saved, config, 3_000) == ""  # during the warm-up
 
     def rate(updates, total):
         share = (updates - 3759) / (total - 3759)
