@@ -82,6 +82,15 @@ class Manifest:
     def __len__(self) -> int:
         return len(self.paths)
 
+    def count_repeats(self) -> int:
+        """Returns how many rows have the path, record, start and end of an earlier row."""
+        keys_4n = np.zeros((4, len(self)), np.int64)
+        keys_4n[0] = np.fromiter(map(hash, self.paths), np.int64, len(self))
+        for row, column in enumerate((self.start, self.end, self.record), 1):
+            keys_4n[row] = column.view(np.int64)  # all NaNs have the same bits
+        keys_4n = keys_4n[:, np.lexsort(keys_4n)]
+        return int((keys_4n[:, 1:] == keys_4n[:, :-1]).all(axis=0).sum())
+
     def __getitem__(self, index: int) -> VideoRecord:
         if not 0 <= index < len(self.paths):
             raise IndexError(f"row {index} of {len(self.paths)}")
@@ -160,16 +169,24 @@ def read_manifest(
         rules: Rules for which files the rows may refer to.
 
     Raises:
-        UserError: A file is missing or empty, has no `path` or `source` column, has a column that
-            `check_columns` refuses, or an invalid number in a cell; `rules` do not allow a file; or
-            the package for a remote file system is not installed.
+        UserError: A file is given twice, is missing or empty, has no `path` or `source` column, has
+            a column that `check_columns` refuses, or an invalid number in a cell; `rules` do not
+            allow a file; or the package for a remote file system is not installed.
     """
     names = split_names(os.fspath(names)) if isinstance(names, str | os.PathLike) else [*names]
     if not any(names):
         raise UserError("no manifest given: set config.data.manifest to a CSV file of videos")
+    files = [name if video_io.is_world(name) else _find_file(name) for name in names]
+    same = [os.path.realpath(file) if os.path.exists(file) else file for file in files]
+    for number, file in enumerate(files):
+        if same[number] in same[:number]:
+            raise UserError(
+                f"manifest {file} is given twice: remove one of them; to draw a source more often, "
+                "set config.data.weights"
+            )
     parts = [
-        _make_world_rows(name) if video_io.is_world(name) else _read_file(_find_file(name), rules)
-        for name in names
+        _make_world_rows(file) if video_io.is_world(file) else _read_file(file, rules)
+        for file in files
     ]
     return parts[0] if len(parts) == 1 else _concatenate(",".join(names), parts)
 

@@ -235,9 +235,18 @@ class TrainDataset:
         return self.batch_size // self.repeats
 
     def describe(self, steps: int) -> str:
-        """Formats a table of the sources: epochs in a run of `steps` steps, and options."""
+        """Formats a table of the sources: epochs in a run of `steps` steps, and options.
+
+        A line follows if rows of the manifest are repeated.
+        """
         describe = functools.partial(sources.describe_options, self._config)
-        return self.mixture.table(steps * self.global_batch, describe)
+        table = self.mixture.table(steps * self.global_batch, describe)
+        if repeats := self.mixture.manifest.count_repeats():
+            table += (
+                f"\nwarning: {repeats:,} rows of the manifest repeat an earlier row (same path, "
+            )
+            table += "record, start and end): they count as more videos in the epochs"
+        return table
 
     def unused_options(self) -> dict[str, str]:
         """Returns the options of `config.data` that affect no video, with the reason."""
