@@ -13,6 +13,7 @@ PACKAGE = "invnext_jax"
 # Folders and top-level files: a -> what a may import. Each may import itself and `FOR_ALL`. A file
 # that has an entry ("folder.file") follows this entry instead of the entry of its folder.
 FOR_ALL = {"errors", "atomic_file", "file_lock", "json_file", "sanitize", "command_output"}
+FOR_ALL |= {"regular_file"}
 ARROWS = {
     "train": {
         "loop",
@@ -62,6 +63,7 @@ ARROWS = {
     "atomic_file": set(),
     "file_lock": set(),
     "json_file": set(),
+    "regular_file": set(),
     "sanitize": set(),
 }
 

@@ -13,13 +13,19 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from invnext_jax import regular_file
 from invnext_jax.data import transforms
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation.truth.geometry import ClipGeometry
 from invnext_jax.evaluation.truth.truth import BadTruth
 
 EXTENSIONS = (".jpg", ".jpeg", ".png")
+FORMATS = ("PNG", "JPEG")  # the decoders of other formats start programs or are rarely tested
 DEPTH_MODES = ("I", "I;16", "I;16B", "I;16L")
+MAX_PIXELS = 2**26
+MAX_BYTES = 2**28  # of an image
+MAX_LIST_BYTES = 2**24
+MAX_NAME = 255  # file systems do not have longer names
 
 
 class FrameWindow(NamedTuple):
@@ -45,9 +51,10 @@ def list_frames(folder: str | os.PathLike) -> dict[int, Path]:
     found = {}
     try:
         names = os.listdir(folder)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
+        reason = getattr(error, "strerror", None) or error
         raise UserError(
-            f"{folder} cannot be listed ({error.strerror}): check the layout of the data set"
+            f"{folder} cannot be listed ({reason}): check the layout of the data set"
         ) from error
     for name in names:
         stem, extension = os.path.splitext(name)
@@ -63,17 +70,40 @@ def read_list(path: str | os.PathLike) -> list[str]:
     """Reads a split list: the first word of each line that is not empty.
 
     Raises:
-        UserError: The file is missing, empty or not text.
+        UserError: The file is missing, empty or not text, or a line does not name a folder.
+    """
+    names = [line.split()[0] for line in read_lines(path) if line.strip()]
+    if not names:
+        raise UserError(f"the list {path} is empty: write one name on each line")
+    for name in names:
+        if not is_folder_name(name):
+            raise UserError(
+                f"the list {path} has the line {name[:MAX_NAME]!r}: write the name of a folder of "
+                "the data set on each line"
+            )
+    return names
+
+
+def read_lines(path: str | os.PathLike) -> list[str]:
+    """Returns the lines of a text file.
+
+    Raises:
+        UserError: The file is missing, too large or not text.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+        text = regular_file.read_bytes(path, MAX_LIST_BYTES).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not text"
         raise UserError(f"the list {path} cannot be read: {reason}") from error
-    names = [line.split()[0] for line in lines if line.strip()]
-    if not names:
-        raise UserError(f"the list {path} is empty: write one name on each line")
-    return names
+    return text.splitlines()
+
+
+def is_folder_name(name: str) -> bool:
+    """Returns whether a name is a relative path of printable characters without ".."."""
+    path = Path(name)
+    if path.is_absolute() or not path.parts or ".." in path.parts or not name.isprintable():
+        return False
+    return all(len(os.fsencode(part)) <= MAX_NAME for part in path.parts)
 
 
 def make_windows(
@@ -206,15 +236,23 @@ def read_image(path: str | os.PathLike, convert: Callable) -> np.ndarray:
 
 @contextlib.contextmanager
 def open_image(path: str | os.PathLike) -> Iterator[Image.Image]:
-    """Opens an image. Decoding errors in the `with` block are also raised as `BadTruth`.
+    """Opens a PNG or JPEG image. Errors in the `with` block are also raised as `BadTruth`.
 
     Raises:
-        BadTruth: The image is missing or damaged.
+        BadTruth: The image is missing, damaged, too large or has another format.
     """
     try:
-        with Image.open(path) as image:
-            yield image
+        with regular_file.open_binary(path, MAX_BYTES) as file:
+            with Image.open(file, formats=FORMATS) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise BadTruth(
+                        f"{path} has {image.width} x {image.height} pixels, more than {MAX_PIXELS}",
+                        "wrong format",
+                    )
+                yield image
+    except BadTruth:
+        raise
     except FileNotFoundError as error:
         raise BadTruth(f"{path} is missing", "missing") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # Pillow's decoders raise errors of many types on damaged files
         raise BadTruth(f"{path} cannot be decoded ({error})", "truncated") from error

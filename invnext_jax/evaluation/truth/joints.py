@@ -7,18 +7,25 @@
 Shape key: t frames, j joints, 2 = (x, y).
 """
 
+import io
 import os
+import zlib
 from pathlib import Path
 
 import numpy as np
-from scipy import io
+import scipy.io
 
+from invnext_jax import regular_file
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation.truth import images
 from invnext_jax.evaluation.truth.truth import BadTruth
 
 MEMBERS = {"train": "1", "val": "2"}
 ENDING = "_test_split"
+# Limits of a file of joints, which has about 10 kB.
+MAX_BYTES = 2**24
+MAX_DECOMPRESSED = 2**26
+HEADER, TAG, COMPRESSED = 128, 8, 15  # of MATLAB 5 files: bytes, bytes, and the type of an element
 
 
 class JhmdbJoints:
@@ -58,9 +65,11 @@ class JhmdbJoints:
         self.clips: list[tuple[str, str]] = []
         for path in sorted((root / "splits").glob(f"*{ENDING}{number}.txt")):
             action = path.stem.rpartition(ENDING)[0]
-            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            for line in images.read_lines(path):
                 name, _, member = line.strip().partition(" ")
                 if member.strip() == MEMBERS[split]:
+                    if not images.is_folder_name(name):
+                        raise UserError(f"{path} has the clip {name[:80]!r}: it is not a file name")
                     self.clips.append((action, Path(name).stem))
         if not self.clips:
             raise UserError(
@@ -90,6 +99,8 @@ class JhmdbJoints:
         path = self._root / "joint_positions" / action / name / "joint_positions.mat"
         joints_tj2 = _read_joints(path)
         frames = min(len(pictures), len(joints_tj2))
+        if not frames:
+            raise BadTruth(f"{path}: pos_img has no frames", "no truth")
         video_thwc, geometry = images.read_clip(list(pictures.values())[:frames], self._size)
         with images.open_image(next(iter(pictures.values()))) as image:
             width, height = image.size
@@ -107,8 +118,12 @@ class JhmdbJoints:
 def _read_joints(path: Path) -> np.ndarray:
     """Returns the array `pos_img` of a file as float64 [t j 2]."""
     try:
-        with open(path, "rb") as file:
-            content = io.loadmat(file, variable_names=["pos_img"])
+        data = regular_file.read_bytes(path, MAX_BYTES)
+        _check_decompressed_size(data)
+        kinds = {name: kind for name, _, kind in scipy.io.whosmat(io.BytesIO(data))}
+        if kinds.get("pos_img") not in ("double", "single"):
+            raise ValueError("it has no array pos_img of numbers")
+        content = scipy.io.loadmat(io.BytesIO(data), variable_names=["pos_img"])
         positions_2jt = np.asarray(content["pos_img"], np.float64)
     except FileNotFoundError as error:
         raise BadTruth(f"{path} is missing", "missing") from error
@@ -117,3 +132,25 @@ def _read_joints(path: Path) -> np.ndarray:
     if positions_2jt.ndim != 3 or len(positions_2jt) != 2:
         raise BadTruth(f"{path}: pos_img has the shape {positions_2jt.shape}", "wrong format")
     return np.transpose(positions_2jt, (2, 1, 0))
+
+
+def _check_decompressed_size(data: bytes) -> None:
+    """Raises `ValueError` if the compressed elements of a MATLAB 5 file are too large."""
+    order = "little" if data[HEADER - 2 : HEADER] == b"IM" else "big"
+    start, total = HEADER, 0
+    while start + TAG <= len(data):
+        kind, size = (int.from_bytes(data[start + n : start + n + 4], order) for n in (0, 4))
+        if kind == COMPRESSED:
+            total += _decompressed_size(data[start + TAG : start + TAG + size])
+        if total > MAX_DECOMPRESSED:
+            raise ValueError(f"it has more than {MAX_DECOMPRESSED} bytes when decompressed")
+        start += TAG + size
+
+
+def _decompressed_size(data: bytes) -> int:
+    """Returns the size of zlib data, or a number above `MAX_DECOMPRESSED`."""
+    stream, total = zlib.decompressobj(), 0
+    while total <= MAX_DECOMPRESSED and data and not stream.eof:
+        total += len(stream.decompress(data, 2**20))
+        data = stream.unconsumed_tail
+    return total

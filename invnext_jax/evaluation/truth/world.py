@@ -4,11 +4,13 @@ Shape key: t frames, k objects, n points, h w pixels.
 """
 
 import io
+import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from invnext_jax import regular_file
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data import video_io
 from invnext_jax.data.clips import LoadClip
@@ -22,6 +24,7 @@ from invnext_jax.synthetic_world.spec import WorldSpec
 
 POINTS = 32
 ARRAYS = ("depth", "boxes", "visible", "ids")
+MAX_BYTES = 2**30  # of a file with truth, before and after decompression
 
 
 class _Location(NamedTuple):
@@ -132,7 +135,11 @@ class WorldTruth:
 
 def _read_file(path: Path) -> dict[str, np.ndarray]:
     try:
-        with np.load(io.BytesIO(path.read_bytes())) as truth:
+        data = io.BytesIO(regular_file.read_bytes(path, MAX_BYTES))
+        with zipfile.ZipFile(data) as archive:
+            if sum(member.file_size for member in archive.infolist()) > MAX_BYTES:
+                raise ValueError(f"it has more than {MAX_BYTES} bytes when decompressed")
+        with np.load(data) as truth:
             return {name: truth[name] for name in ARRAYS}
     except FileNotFoundError as error:
         raise BadTruth(f"{path} is missing", "missing") from error

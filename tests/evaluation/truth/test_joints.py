@@ -1,3 +1,6 @@
+import struct
+import zlib
+
 import numpy as np
 import pytest
 import truth_layouts
@@ -62,6 +65,34 @@ def test_damaged_matrices_are_bad_rows(tmp_path, positions, content, kind):
     with pytest.raises(BadTruth) as caught:
         JhmdbJoints(tmp_path).load(0)
     assert caught.value.kind == kind
+
+
+def test_matrices_without_frames_or_numbers_are_bad_rows(tmp_path, positions):
+    for array in (np.ones((2, 15, 0)), np.array([[["x"]]], dtype=object)):
+        io.savemat(matrix(tmp_path), {"pos_img": array})
+        with pytest.raises(BadTruth):
+            JhmdbJoints(tmp_path).load(0)
+
+
+def test_matrices_that_are_large_when_decompressed_are_bad_rows(tmp_path, positions):
+    data = zlib.compress(bytes(2**26 + 1))
+    header = b"MATLAB 5.0 MAT-file".ljust(124) + struct.pack("<H", 0x0100) + b"IM"
+    matrix(tmp_path).write_bytes(header + struct.pack("<II", 15, len(data)) + data)
+    with pytest.raises(BadTruth, match="when decompressed"):
+        JhmdbJoints(tmp_path).load(0)
+
+
+def test_lists_that_cannot_be_read_are_one_sentence(tmp_path, positions):
+    path = tmp_path / "splits" / "wave_test_split1.txt"
+    for name in ("a\0b.avi", "../x.avi", "x" * 5000 + ".avi"):
+        path.write_text(f"{name} 2\n")
+        with pytest.raises(UserError, match="is not a file name") as caught:
+            JhmdbJoints(tmp_path)
+        assert len(str(caught.value)) < 500
+    path.write_text("clip_0.avi 2\n")
+    (tmp_path / "splits" / "zz_test_split1.txt").mkdir()
+    with pytest.raises(UserError, match="cannot be read: Not a regular file"):
+        JhmdbJoints(tmp_path)
 
 
 def test_a_wrong_layout_is_one_sentence(tmp_path):

@@ -1,5 +1,7 @@
 """Truth of the world belongs to the frames that the evaluation pipeline reads."""
 
+import zipfile
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,7 @@ from configs import common
 from invnext_jax.data import pipeline
 from invnext_jax.data.clips import LoadClip
 from invnext_jax.errors import UserError
+from invnext_jax.evaluation.truth import world
 from invnext_jax.evaluation.truth.truth import BadTruth
 from invnext_jax.evaluation.truth.world import WorldTruth
 from invnext_jax.synthetic_world.files import write_world
@@ -94,6 +97,19 @@ def test_damaged_files_of_truth_are_bad_rows(tmp_path):
         with pytest.raises(BadTruth) as caught:
             truth.load(row)
         assert caught.value.kind == kind or row == 2
+
+
+def test_truth_that_is_large_when_decompressed_is_a_bad_row(tmp_path, monkeypatch):
+    manifest = write_world(SPEC, tmp_path, 1, progress=False)
+    path = tmp_path / "gt" / "val" / "000000.npz"
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("more.npy", bytes(2**22))
+    assert path.stat().st_size < 2**20
+    truth = WorldTruth(str(manifest), LoadClip.from_config(data_config()))
+    truth.load(0)
+    monkeypatch.setattr(world, "MAX_BYTES", 2**22)
+    with pytest.raises(BadTruth, match="when decompressed"):
+        truth.load(0)
 
 
 def test_a_manifest_without_truth_is_refused(tmp_path):

@@ -1,0 +1,51 @@
+"""Opens files from untrusted folders: only regular files of limited size.
+
+A named pipe or a device in a data set would otherwise block a run, or fill its memory.
+"""
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from typing import BinaryIO
+
+_OPEN = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC  # a pipe without a writer opens at once
+
+
+@contextlib.contextmanager
+def open_binary(path: str | os.PathLike, max_bytes: int) -> Iterator[BinaryIO]:
+    """Opens a regular file for reading.
+
+    Args:
+        path: The file.
+        max_bytes: Maximum size of the file.
+
+    Raises:
+        OSError: The file cannot be opened, is not a regular file or is too large, or its name is
+            not valid.
+    """
+    try:
+        number = os.open(path, _OPEN)
+    except ValueError as error:  # a NUL character, or one that the file system cannot encode
+        raise OSError(errno.EINVAL, "Invalid file name") from error
+    try:
+        status = os.fstat(number)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "Not a regular file", os.fspath(path))
+        if status.st_size > max_bytes:
+            raise OSError(errno.EFBIG, f"Larger than {max_bytes} bytes", os.fspath(path))
+        with open(number, "rb", closefd=False) as file:
+            yield file
+    finally:
+        os.close(number)
+
+
+def read_bytes(path: str | os.PathLike, max_bytes: int) -> bytes:
+    """Returns the content of a regular file.
+
+    Raises:
+        OSError: As in `open_binary`, or the file cannot be read.
+    """
+    with open_binary(path, max_bytes) as file:
+        return file.read(max_bytes)

@@ -1,0 +1,30 @@
+import os
+
+import pytest
+
+from invnext_jax import regular_file
+
+
+def test_content_of_a_regular_file(tmp_path):
+    (tmp_path / "file").write_bytes(b"12345")
+    assert regular_file.read_bytes(tmp_path / "file", 5) == b"12345"
+    os.symlink(tmp_path / "file", tmp_path / "link")
+    assert regular_file.read_bytes(tmp_path / "link", 5) == b"12345"
+
+
+def test_what_is_not_a_small_regular_file_is_an_error(tmp_path):
+    (tmp_path / "file").write_bytes(b"12345")
+    os.mkfifo(tmp_path / "pipe")
+    for name, message in [
+        ("file", "Larger than 4 bytes"),
+        ("pipe", "Not a regular file"),
+        (".", "Not a regular file"),
+        ("none", "No such file"),
+        ("a\0b", "Invalid file name"),
+        ("\ud800", "Invalid file name"),
+        ("a" * 5000, "File name too long"),
+    ]:
+        with pytest.raises(OSError, match=message):
+            regular_file.read_bytes(tmp_path / name, 4)
+    with pytest.raises(OSError, match="Not a regular file"):
+        regular_file.read_bytes("/dev/zero", 4)
