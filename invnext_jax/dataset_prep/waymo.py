@@ -20,8 +20,8 @@ import numpy as np
 from absl import logging
 from PIL import Image
 
-from invnext_jax import atomic_file
-from invnext_jax.errors import UserError
+from invnext_jax import atomic_file, regular_file
+from invnext_jax.errors import UserError, summarize_error
 from invnext_jax.monitoring.progress import ProgressMeter
 
 FRONT = 1
@@ -32,6 +32,11 @@ BOX = tuple(
 )
 ROWS = 32  # rows of a Parquet file in memory; an image has about 0.3 MB
 QUALITY = 95
+MAX_BYTES = 2**36  # of a Parquet file; those of Waymo Open have less than 1 GB
+MAX_PIXELS = 2**26  # of an image; those of Waymo Open have 1920 x 1280
+MAX_LINE_BYTES = 2**26
+# Names of output folders, which differ from those of output files.
+SEGMENT = re.compile(r"(?!.*\.jsonl?$)[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 
 
 class WaymoSummary(NamedTuple):
@@ -83,28 +88,44 @@ def convert(
     lines, skipped = [], {}
     with ProgressMeter(len(paths), "segment", quiet=not progress) as meter:
         for done, path in enumerate(paths, start=1):
-            finished = out_dir / f"{path.stem}.json"
+            name = path.stem if path.stem.isprintable() else ascii(path.stem)
             try:
-                if not finished.is_file():
-                    line = _convert_segment(in_dir, out_dir, path.stem, short_side)
-                    atomic_file.write_text(finished, json.dumps(line) + "\n")
-                lines.append(finished.read_text())
-            except (OSError, ValueError, KeyError, SyntaxError) as error:
-                skipped[path.stem] = f"{type(error).__name__}: {error}".partition("\n")[0]
-                logging.warning("segment %s skipped (%s)", path.stem, skipped[path.stem])
-            meter.update(done, path.stem)
+                lines.append(_convert_segment(in_dir, out_dir, path.stem, short_side))
+            except Exception as error:  # PyArrow and Pillow raise errors of many types
+                skipped[name] = summarize_error(error)
+                logging.warning("segment %s skipped (%s)", name, skipped[name])
+            meter.update(done, name)
     if not lines:
         raise UserError(f"no segment of {in_dir} can be read, e.g. {next(iter(skipped.values()))}")
     atomic_file.write_text(out_dir / "tracks.jsonl", "".join(lines))
     return WaymoSummary(out_dir / "tracks.jsonl", len(lines), skipped)
 
 
-def _convert_segment(in_dir: Path, out_dir: Path, segment: str, short_side: int) -> dict[str, Any]:
-    """Writes the images of a segment and returns its boxes as a line of the file of boxes."""
-    if not re.fullmatch(r"[\w.-]+", segment):
-        raise ValueError(
-            f"the name {segment!r} has characters that are not allowed in a folder name"
-        )
+def _convert_segment(in_dir: Path, out_dir: Path, segment: str, short_side: int) -> str:
+    """Converts a segment, unless it was, and returns its line of the file of boxes."""
+    if not SEGMENT.fullmatch(segment):
+        raise ValueError(f"the name {segment!r} is not allowed for an output folder")
+    if (out_dir / segment).is_symlink():
+        raise ValueError(f"its folder is a symbolic link: remove {out_dir / segment}")
+    finished = out_dir / f"{segment}.json"
+    if line := _read_line(finished):
+        return line
+    line = json.dumps(_write_segment(in_dir, out_dir, segment, short_side)) + "\n"
+    atomic_file.write_text(finished, line)
+    return line
+
+
+def _read_line(path: Path) -> str:
+    """Returns the boxes of a segment that was converted earlier; "" if they are not valid."""
+    try:
+        line = regular_file.read_bytes(path, MAX_LINE_BYTES).decode()
+        return line if isinstance(json.loads(line), dict) and line.count("\n") == 1 else ""
+    except (OSError, ValueError, RecursionError):
+        return ""
+
+
+def _write_segment(in_dir: Path, out_dir: Path, segment: str, short_side: int) -> dict[str, Any]:
+    """Writes the images of a segment and returns its boxes."""
     times, sizes = [], set()
     images = in_dir / "camera_image" / f"{segment}.parquet"
     # Two passes, so that images are numbered in temporal order with few of them in memory.
@@ -121,6 +142,8 @@ def _convert_segment(in_dir: Path, out_dir: Path, segment: str, short_side: int)
     for row in _front(in_dir / "camera_box" / f"{segment}.parquet", [TIME, OBJECT, *BOX]):
         if row[TIME] in order:
             x, y, width, height = (float(row[name]) for name in BOX)
+            if not np.isfinite((x, y, width, height)).all():
+                raise ValueError("a box is not finite")
             track = tracks.setdefault(str(row[OBJECT]), {"frames": [], "boxes": []})
             track["frames"].append(order[row[TIME]])
             corners = x - width / 2, y - height / 2, x + width / 2, y + height / 2
@@ -133,7 +156,7 @@ def _front(path: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
     """Yields the rows of the front camera."""
     from pyarrow import parquet  # slow to import
 
-    with parquet.ParquetFile(path) as file:
+    with regular_file.open_binary(path, MAX_BYTES) as source, parquet.ParquetFile(source) as file:
         for batch in file.iter_batches(ROWS, columns=[CAMERA, *columns]):
             yield from (row for row in batch.to_pylist() if row[CAMERA] == FRONT)
 
@@ -142,6 +165,8 @@ def _shrink(data: bytes, short_side: int) -> tuple[bytes, tuple[int, int]]:
     """Returns a JPEG image of the given short side, and the height and width of the original."""
     with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
         width, height = image.size
+        if width * height > MAX_PIXELS:
+            raise ValueError(f"an image has {width} x {height} pixels, more than {MAX_PIXELS}")
         scale = short_side / min(width, height)
         if not 0 < scale < 1:
             return data, (height, width)

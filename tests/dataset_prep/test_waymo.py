@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import struct
 
 import numpy as np
 import pyarrow as pa
@@ -99,6 +101,92 @@ def test_damaged_segments_are_skipped_and_a_repeat_converts_only_what_is_missing
     assert (tmp_path / "out" / "segment_a.json").stat().st_mtime_ns == before
     lines = (tmp_path / "out" / "tracks.jsonl").read_text().splitlines()
     assert [json.loads(line)["video"] for line in lines] == list(NAMES)
+
+
+def write_tables(folder, name="seg", *, pictures=None, times=(0, 100_000), box=5.0):
+    """Writes a segment of two images and one box."""
+    picture = jpeg(np.zeros((48, 64, 3), np.uint8))
+    images = {
+        waymo.CAMERA: [1, 1],
+        waymo.TIME: list(times),
+        waymo.PICTURE: pictures or [picture] * 2,
+    }
+    boxes = {waymo.CAMERA: [1], waymo.TIME: list(times)[:1], waymo.OBJECT: ["o"]}
+    boxes |= {column: pa.array([box]) for column in waymo.BOX}
+    for part, table in (("camera_image", images), ("camera_box", boxes)):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+        parquet.write_table(pa.table(table), folder / part / f"{name}.parquet")
+
+
+@pytest.mark.parametrize(
+    "name", ["..", ".", ".x", "\x1b]0;x", "a\nb", "é", "tracks.jsonl", "a.json"]
+)
+def test_names_of_segments_are_names_of_new_folders(tmp_path, name):
+    write_tables(tmp_path / "in", "good")
+    write_tables(tmp_path / "in", name)
+    found = waymo.convert(tmp_path / "in", tmp_path / "o" / "out", progress=False)
+    assert found.segments == 1 and len(found.skipped) == 1 and str(found).count("\n") == 1
+    assert "\x1b" not in str(found)
+    assert os.listdir(tmp_path / "o") == ["out"]
+    assert sorted(os.listdir(tmp_path / "o" / "out")) == ["good", "good.json", "tracks.jsonl"]
+
+
+def bomb(side):
+    """A JPEG image whose header has a large size."""
+    data = bytearray(jpeg(np.zeros((8, 8, 3), np.uint8)))
+    place = data.index(b"\xff\xc0") + 5
+    data[place : place + 4] = struct.pack(">HH", side, side)
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"box": None},
+        {"box": "x"},
+        {"box": [1.0]},
+        {"box": float("inf")},
+        {"pictures": [1, 2]},
+        {"pictures": ["a", "b"]},
+        {"pictures": [bomb(65000)] * 2},
+        {"pictures": [bomb(9000)] * 2},
+        {"times": (None, 5)},
+        {"times": (3, 3)},
+        {"times": (0.0, 1e-320)},
+        {"times": ("a", "b")},
+        {"times": (float("nan"), 1.0)},
+    ],
+)
+def test_segments_with_damaged_values_are_skipped(tmp_path, fields):
+    write_tables(tmp_path / "in", **fields)
+    with pytest.raises(UserError, match="no segment of .* can be read") as caught:
+        waymo.convert(tmp_path / "in", tmp_path / "out", short_side=0, progress=False)
+    assert "\n" not in str(caught.value)
+
+
+def test_named_pipes_and_links_are_skipped(tmp_path):
+    for name in ("a", "b", "c"):
+        write_tables(tmp_path / "in", name)
+    (tmp_path / "in" / "camera_box" / "a.parquet").unlink()
+    os.mkfifo(tmp_path / "in" / "camera_box" / "a.parquet")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out").mkdir()
+    os.symlink(tmp_path / "elsewhere", tmp_path / "out" / "b")
+    found = waymo.convert(tmp_path / "in", tmp_path / "out", progress=False)
+    assert "Not a regular file" in found.skipped["a"] and "symbolic link" in found.skipped["b"]
+    assert found.segments == 1 and not os.listdir(tmp_path / "elsewhere")
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"junk\n", b"[1]\n", b"[" * 10**5, None])
+def test_damaged_results_of_a_segment_are_written_again(tmp_path, content):
+    write_tables(tmp_path / "in")
+    (tmp_path / "out").mkdir()
+    if content is None:
+        os.mkfifo(tmp_path / "out" / "seg.json")
+    else:
+        (tmp_path / "out" / "seg.json").write_bytes(content)
+    found = waymo.convert(tmp_path / "in", tmp_path / "out", progress=False)
+    assert json.loads(found.tracks.read_text())["video"] == "seg"
 
 
 def test_a_wrong_layout_is_one_sentence(segments, tmp_path):
