@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from absl import logging
 
-from invnext_jax import atomic_file
+from invnext_jax import atomic_file, regular_file
 from invnext_jax.errors import UserError
 
 VERBS, NOUNS = 97, 300
@@ -28,6 +28,8 @@ SOURCE = "epic_kitchens"
 COLUMNS = ("video_id", "verb_class", "noun_class")
 TIMES = ("start_timestamp", "stop_timestamp")
 FRAMES = ("start_frame", "stop_frame")
+MAX_BYTES = 2**28  # of an annotation file; the official ones have 14 MB
+MAX_NAME = 200  # characters of a video's name, which becomes a file name
 MIN_SECONDS = 0.05  # minimum end of a context; an earlier one consists of the first frames
 
 
@@ -66,7 +68,7 @@ def read_annotations(path: str | os.PathLike, fps: float | None = None) -> Annot
     for line, row in _read_rows(path, fps):
         try:
             rows.append(_parse_row(row, fps))
-        except (TypeError, ValueError, KeyError) as error:
+        except (TypeError, ValueError, KeyError, OverflowError) as error:
             skipped, reason = skipped + 1, f"line {line}: {error}"
             logging.warning("%s: line %d skipped (%s)", path, line, error)
     if not rows:
@@ -163,7 +165,9 @@ def write_manifests(
         start_b, end_b = clip_times(part.start_b, part.stop_b, **times)
         labels = part.verb_b, part.noun_b, action_labels(part, classes)
         table = io.StringIO()
-        writer = csv.writer(table, lineterminator="\n")
+        # The csv module does not quote a lone carriage return, which may be in the folder's name.
+        quoting = csv.QUOTE_ALL if "\r" in os.path.abspath(videos) else csv.QUOTE_MINIMAL
+        writer = csv.writer(table, lineterminator="\n", quoting=quoting)
         tasks = ("verb", "noun", "action")
         writer.writerow(["path", "source", "start", "end", *(f"label_{task}" for task in tasks)])
         for row, name in enumerate(part.videos):
@@ -177,7 +181,10 @@ def write_manifests(
 
 def _read_rows(path: str | os.PathLike, fps: float | None) -> list[tuple[int, dict]]:
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
+        with (
+            regular_file.open_binary(path, MAX_BYTES) as source,
+            io.TextIOWrapper(source, encoding="utf-8-sig", newline="") as file,
+        ):
             reader = csv.DictReader(file)
             columns = reader.fieldnames or []
             rows = [(reader.line_num, row) for row in reader]
@@ -205,9 +212,12 @@ def _parse_row(row: Mapping[str, str], fps: float | None) -> tuple[str, float, f
         start, stop = (int(row[name]) / fps for name in FRAMES)
     else:
         raise ValueError("the row has no time stamps")
-    if not row["video_id"] or not 0 <= start < stop:
-        raise ValueError(f"video {row['video_id']!r} has no action from {start} s to {stop} s")
-    return row["video_id"], start, stop, verb, noun
+    video = row["video_id"]
+    if not video or len(video) > MAX_NAME or "/" in video or not video.isprintable():
+        raise ValueError(f"{video[:MAX_NAME]!r} is not the name of a video")
+    if not 0 <= start < stop:
+        raise ValueError(f"video {video!r} has no action from {start} s to {stop} s")
+    return video, start, stop, verb, noun
 
 
 def _parse_time(text: str) -> float:

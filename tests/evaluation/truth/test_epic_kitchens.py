@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 import truth_layouts
@@ -97,6 +99,36 @@ def test_damaged_rows_and_unknown_classes_are_skipped(epic, row):
     with pytest.raises(UserError, match="no valid action .*line 2") as caught:
         epic_kitchens.read_annotations(path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("video", ["P01_01\rx", "P01_01\x1b[31m", "../../x", "a" * 300, "\0"])
+def test_rows_with_names_that_no_video_has_are_skipped(epic, video):
+    path = epic / "EPIC_100_train.csv"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines, f'x,"{video}",00:00:01.0,00:00:02.0,60,120,1,5']) + "\n")
+    assert epic_kitchens.read_annotations(path).skipped == 1
+
+
+def test_frame_numbers_of_400_digits_are_skipped(epic):
+    path = epic / "EPIC_100_train.csv"
+    path.write_text(
+        "video_id,start_frame,stop_frame,verb_class,noun_class\n"
+        f"P01_01,100,200,1,2\nP01_01,1,{10**400},1,2\n"
+    )
+    assert epic_kitchens.read_annotations(path, fps=60.0).skipped == 1
+
+
+def test_folders_may_have_a_carriage_return_in_their_name(epic, tmp_path):
+    videos = tmp_path / "a\rb"
+    videos.mkdir()
+    found = epic_kitchens.write_manifests(epic, videos, tmp_path / "out")
+    assert all("a\rb" in path for path in manifest_lib.read_manifest(str(found["train"])).paths)
+
+
+def test_annotations_in_a_named_pipe_are_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe.csv")
+    with pytest.raises(UserError, match="cannot be read .Not a regular file"):
+        epic_kitchens.read_annotations(tmp_path / "pipe.csv")
 
 
 def test_a_wrong_layout_is_one_sentence(epic, tmp_path):
