@@ -128,8 +128,8 @@ def test_boxes(folder, lines):
     path = folder / "tracks.jsonl"
     path.write_text("\n".join(json.dumps(line) for line in lines))
     for tracks in read_or_refuse(boxes_jsonl.read_tracks, path) or []:
-        assert np.isfinite(tracks.boxes_tk4).all()
-        assert tracks.boxes_tk4.shape[:2] == tracks.present_tk.shape
+        assert np.isfinite(tracks.box_n4).all()
+        assert len(tracks.box_n4) == len(tracks.frame_n) == len(tracks.object_n)
 
 
 ENTRY = st.fixed_dictionaries(

@@ -6,20 +6,21 @@
 `video` is a video file or a folder of numbered images, relative to the file of boxes. `frames`
 counts from 0. Boxes are in pixels of an image of `width` x `height`.
 
-Shape key: t frames, k objects, 4 = (x0, y0, x1, y1).
+Shape key: n boxes, t frames, k objects, 4 = (x0, y0, x1, y1).
 """
 
 import dataclasses
+import itertools
 import json
-import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from absl import logging
 
+from invnext_jax import regular_file
 from invnext_jax.data import clips, transforms
 from invnext_jax.data.demux import BadVideo
 from invnext_jax.data.manifest import VideoRecord
@@ -30,12 +31,20 @@ from invnext_jax.evaluation.truth.geometry import ClipGeometry
 from invnext_jax.evaluation.truth.track_windows import WindowRules, select_windows
 from invnext_jax.evaluation.truth.truth import BadTruth
 
-MAX_FRAMES = 10**6  # limits the memory that a damaged frame number can allocate
+# Limits of damaged files and numbers.
+MAX_FRAMES = 10**6
+MAX_TRACKS = 2**16
+MAX_RANGE = 2**16  # of the frame rate, the height and the width
+BOX_RANGE = 1e9  # pixels
+MAX_LINE_BYTES = 2**26
+MAX_BYTES = 2**32
+MAX_VIDEO_BYTES = 2**40
+MAX_PATH, MAX_NAME = 4096, 255  # file systems do not have longer paths and names
 
 
 @dataclasses.dataclass(frozen=True)
 class VideoTracks:
-    """The boxes of a video.
+    """The boxes of a video, in ascending order of their frames.
 
     Attributes:
         path: Video file or folder of images.
@@ -43,8 +52,9 @@ class VideoTracks:
         height: Height of the images in pixels.
         width: Width of the images in pixels.
         names: Name of each object.
-        boxes_tk4: Boxes as fractions of the image's width and height, float32; zeros where absent.
-        present_tk: Whether the object has a box, bool.
+        frame_n: Frame of each box, int64.
+        object_n: Index of the object of each box, int64.
+        box_n4: Boxes as fractions of the image's width and height, float32.
     """
 
     path: Path
@@ -52,8 +62,29 @@ class VideoTracks:
     height: int
     width: int
     names: tuple[str, ...]
-    boxes_tk4: np.ndarray
-    present_tk: np.ndarray
+    frame_n: np.ndarray
+    object_n: np.ndarray
+    box_n4: np.ndarray
+
+    @property
+    def frame_count(self) -> int:
+        """Number of frames up to the last one with a box."""
+        return int(self.frame_n[-1]) + 1 if len(self.frame_n) else 0
+
+    def of_frames(self, frames: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the boxes of some frames.
+
+        Returns:
+            The boxes, float32 [t k 4], zeros where absent; and whether each object has a box, bool
+            [t k].
+        """
+        boxes_tk4 = np.zeros((len(frames), len(self.names), 4), np.float32)
+        present_tk = np.zeros((len(frames), len(self.names)), bool)
+        for t, frame in enumerate(frames):
+            rows = slice(*np.searchsorted(self.frame_n, [frame, frame + 1]))
+            boxes_tk4[t, self.object_n[rows]] = self.box_n4[rows]
+            present_tk[t, self.object_n[rows]] = True
+        return boxes_tk4, present_tk
 
 
 def parse_line(line: str, folder: Path) -> VideoTracks:
@@ -73,33 +104,40 @@ def parse_line(line: str, folder: Path) -> VideoTracks:
         )
     try:
         fps, height, width = (float(fields[name]) for name in ("fps", "height", "width"))
-        video = str(fields["video"])
-    except (KeyError, TypeError) as error:
+        video = fields["video"]
+    except (KeyError, TypeError, OverflowError) as error:
         raise ValueError(f"a field is missing or not a number: {error}") from error
-    if not (0 < fps < math.inf and 1 <= height < 2**16 and 1 <= width < 2**16 and video):
-        raise ValueError(
-            f"fps={fps}, width={width}, height={height}, video={video!r}: a value is empty or "
-            "out of range"
-        )
+    if not (0 < fps < MAX_RANGE and 1 <= height < MAX_RANGE and 1 <= width < MAX_RANGE):
+        raise ValueError(f"fps={fps}, width={width}, height={height}: a value is out of range")
+    _check_video(video)
+    if len(fields["tracks"]) > MAX_TRACKS:
+        raise ValueError(f"{len(fields['tracks'])} tracks are more than {MAX_TRACKS}")
     tracks = {str(name): _parse_track(track) for name, track in fields["tracks"].items()}
-    count = max(
-        (int(frame_n.max()) + 1 for frame_n, _ in tracks.values() if len(frame_n)), default=0
-    )
-    boxes_tk4 = np.zeros((count, len(tracks), 4), np.float32)
-    present_tk = np.zeros((count, len(tracks)), bool)
-    for k, (frame_n, box_n4) in enumerate(tracks.values()):
-        boxes_tk4[frame_n, k] = box_n4 / np.array([width, height, width, height])
-        present_tk[frame_n, k] = True
+    frame_n = np.concatenate([np.zeros(0, np.int64), *(frames for frames, _ in tracks.values())])
+    box_n4 = np.concatenate([np.zeros((0, 4)), *(boxes for _, boxes in tracks.values())])
+    object_n = np.repeat(np.arange(len(tracks)), [len(frames) for frames, _ in tracks.values()])
+    order_n = np.argsort(frame_n, kind="stable")
+    box_n4 = (box_n4[order_n] / (width, height, width, height)).astype(np.float32)
     return VideoTracks(
-        folder / video, fps, int(height), int(width), tuple(tracks), boxes_tk4, present_tk
+        *(folder / video, fps, int(height), int(width), tuple(tracks)),
+        *(frame_n[order_n], object_n[order_n], box_n4),
     )
+
+
+def _check_video(video: Any) -> None:
+    """Raises `ValueError` if a value is not the path of a file."""
+    if not isinstance(video, str) or not video or "\0" in video:
+        raise ValueError(f"video={str(video)[:80]!r} is not a path")
+    parts = os.fsencode(video).split(b"/")
+    if len(video) > MAX_PATH or max(map(len, parts)) > MAX_NAME:
+        raise ValueError(f"the path of the video is too long: {video[:80]!r}")
 
 
 def _parse_track(track: Any) -> tuple[np.ndarray, np.ndarray]:
     try:
         frame_n = np.asarray(track["frames"], np.float64).reshape(-1)
         box_n4 = np.asarray(track["boxes"], np.float64).reshape(-1, 4)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, OverflowError) as error:
         raise ValueError(f"a track has no frames or boxes: {error}") from error
     if len(frame_n) != len(box_n4) or not np.isfinite(box_n4).all():
         raise ValueError("frames and boxes of a track differ in number, or are not finite")
@@ -107,6 +145,8 @@ def _parse_track(track: Any) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError("frames must be integers from 0")
     if (box_n4[:, :2] > box_n4[:, 2:]).any():
         raise ValueError("the corners of a box are in the wrong order: use x0, y0, x1, y1")
+    if (np.abs(box_n4) > BOX_RANGE).any():
+        raise ValueError(f"a box is outside of the range of {BOX_RANGE} pixels")
     return frame_n.astype(np.int64), box_n4
 
 
@@ -119,7 +159,8 @@ def read_tracks(path: str | os.PathLike) -> list[VideoTracks]:
     found, reason = [], "it is empty"
     for number, line in _lines(path):
         try:
-            found.append(parse_line(line, Path(path).parent))
+            # With a relative folder, a name could have the form of a world: URL.
+            found.append(parse_line(line, Path(path).absolute().parent))
         except (ValueError, RecursionError) as error:
             reason = f"line {number}: {error}"
             logging.warning("%s: line %d skipped (%s)", path, number, error)
@@ -130,10 +171,18 @@ def read_tracks(path: str | os.PathLike) -> list[VideoTracks]:
 
 def _lines(path: str | os.PathLike) -> Iterator[tuple[int, str]]:
     try:
-        with open(path, encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
+        with regular_file.open_binary(path, MAX_BYTES) as file:
+            for number in itertools.count(1):
+                line = file.readline(MAX_LINE_BYTES + 1)
+                if len(line) > MAX_LINE_BYTES:
+                    raise UserError(
+                        f"line {number} of {path} has more than {MAX_LINE_BYTES} bytes: use fewer "
+                        "boxes for each video"
+                    )
+                if not line:
+                    return
                 if line.strip():
-                    yield number, line
+                    yield number, line.decode()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise UserError(f"{path} cannot be read: {reason}") from error
@@ -166,9 +215,11 @@ class BoxTracks:
         self._tracks = read_tracks(path)
         self._windows: list[tuple[int, tuple[int, ...]]] = []
         for number, tracks in enumerate(self._tracks):
-            _, kept_tk = self._crop(tracks, ...)
-            present_tk = tracks.present_tk & kept_tk
-            windows = select_windows(present_tk, self._rules, tracks.fps)
+            _, kept_n = self._crop(tracks, tracks.box_n4)
+            windows = select_windows(
+                *(tracks.frame_n[kept_n], tracks.object_n[kept_n], tracks.frame_count),
+                *(self._rules, tracks.fps),
+            )
             self._windows += [(number, window) for window in windows]
         if not self._windows:
             raise UserError(
@@ -193,8 +244,9 @@ class BoxTracks:
         """
         number, frames = self._windows[row]
         tracks, count = self._tracks[number], self._rules.max_objects
-        cropped_tk4, kept_tk = self._crop(tracks, list(frames))
-        present_tk = tracks.present_tk[list(frames)] & kept_tk
+        original_tk4, present_tk = tracks.of_frames(frames)
+        cropped_tk4, kept_tk = self._crop(tracks, original_tk4)
+        present_tk &= kept_tk
         chosen_k = np.flatnonzero(present_tk[0])
         boxes_tk4 = np.zeros((len(frames), count, 4), np.float32)
         present = np.zeros((len(frames), count), bool)
@@ -202,12 +254,12 @@ class BoxTracks:
         boxes_tk4[:, : len(chosen_k)] = cropped_tk4[:, chosen_k] * present_tk[:, chosen_k, None]
         return {"video": self._read_video(tracks, frames), "boxes": boxes_tk4, "present": present}
 
-    def _crop(self, tracks: VideoTracks, frames) -> tuple[np.ndarray, np.ndarray]:
+    def _crop(self, tracks: VideoTracks, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         geometry = ClipGeometry.center((tracks.height, tracks.width), self._size)
-        return geometry.crop_boxes(tracks.boxes_tk4[frames], self._rules.min_area)
+        return geometry.crop_boxes(boxes, self._rules.min_area)
 
     def _read_video(self, tracks: VideoTracks, frames: tuple[int, ...]) -> np.ndarray:
-        if tracks.path.is_dir():
+        if os.path.isdir(tracks.path):
             try:
                 pictures = list(images.list_frames(tracks.path).values())
             except UserError as error:
@@ -215,6 +267,11 @@ class BoxTracks:
             if frames[-1] >= len(pictures):
                 raise BadTruth(f"{tracks.path}: frame {len(pictures)} is missing", "missing")
             return images.read_clip([pictures[n] for n in frames], self._size)[0]
+        try:
+            with regular_file.open_binary(tracks.path, MAX_VIDEO_BYTES):
+                pass
+        except OSError as error:
+            raise BadTruth(f"{tracks.path}: {error.strerror}", "missing") from error
         record = VideoRecord(0, str(tracks.path), "", None, None, {})
         try:
             return clips.read_clips(record, _FixedFrames(frames, self._size), None)[0]

@@ -2,7 +2,7 @@
 
 Source: InternVideo-Next, appendix A.4, and Scaling 4D Representations.
 
-Shape key: t frames, k objects, 4 = (x0, y0, x1, y1).
+Shape key: n boxes, t frames, k objects, 4 = (x0, y0, x1, y1).
 """
 
 import dataclasses
@@ -78,7 +78,11 @@ def longest_gap(present_t: np.ndarray) -> int:
 
 
 def select_windows(
-    present_tk: np.ndarray, rules: WindowRules, video_fps: float
+    frame_n: np.ndarray,
+    object_n: np.ndarray,
+    frame_count: int,
+    rules: WindowRules,
+    video_fps: float,
 ) -> list[tuple[int, ...]]:
     """Selects the windows of a video that satisfy the rules, in temporal order.
 
@@ -86,20 +90,29 @@ def select_windows(
     `rules.stride` after one that is.
 
     Args:
-        present_tk: Whether each object has a box in each frame of the video, bool.
+        frame_n: Frame of each box of the video in ascending order, int.
+        object_n: Object of each box, int.
+        frame_count: Number of frames of the video.
         rules: The rules.
         video_fps: Frame rate of the video.
 
     Returns:
         The indices of the video's frames in each window.
     """
-    step, windows, start = rules.step(video_fps), [], 0
+    step, windows, next_start = min(rules.step(video_fps), max(1, frame_count)), [], 0
     # The video is subsampled first, so that windows start at multiples of the step.
-    reduced_tk = present_tk[::step]
-    while start + rules.frames <= len(reduced_tk):
-        if rules.keeps(reduced_tk[start : start + rules.frames]):
+    sampled_n = frame_n % step == 0
+    frame_n, object_n = frame_n[sampled_n] // step, object_n[sampled_n]
+    last_start = -(-frame_count // step) - rules.frames
+    # Only windows whose first frame has a box can satisfy the rules.
+    for start in np.unique(frame_n).tolist():
+        if not next_start <= start <= last_start:
+            continue
+        rows = slice(*np.searchsorted(frame_n, [start, start + rules.frames]))
+        objects_k, index_n = np.unique(object_n[rows], return_inverse=True)
+        present_tk = np.zeros((rules.frames, len(objects_k)), bool)
+        present_tk[frame_n[rows] - start, index_n] = True
+        if rules.keeps(present_tk):
             windows.append(tuple(step * n for n in range(start, start + rules.frames)))
-            start += rules.stride
-        else:
-            start += 1
+            next_start = start + rules.stride
     return windows

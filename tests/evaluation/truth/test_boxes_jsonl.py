@@ -1,4 +1,6 @@
 import json
+import os
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -98,6 +100,76 @@ def test_damaged_lines_are_skipped(tmp_path, tracks_file, line, reason):
     assert "\n" not in str(caught.value)
     path.write_text(line + "\n" + tracks_file.read_text())
     assert len(boxes_jsonl.read_tracks(path)) == 2
+
+
+def test_huge_numbers_and_names_are_damaged_lines(tmp_path, tracks_file, monkeypatch):
+    monkeypatch.setattr(boxes_jsonl, "MAX_TRACKS", 3)
+    path, huge = tmp_path / "tracks.jsonl", 10**400
+    for line, reason in [
+        ({**GOOD, "fps": huge}, "not a number"),
+        ({**GOOD, "tracks": {"a": {**TRACK, "frames": [huge]}}}, "no frames or boxes"),
+        ({**GOOD, "tracks": {"a": {**TRACK, "boxes": [[huge, 0, 1, 1]]}}}, "no frames or boxes"),
+        ({**GOOD, "tracks": {"a": {**TRACK, "boxes": [[0, 0, 1, 1e300]]}}}, "outside of the range"),
+        ({**GOOD, "video": "a" * 5000}, "too long"),
+        ({**GOOD, "video": "a/" * 5000}, "too long"),
+        ({**GOOD, "video": "a\0"}, "not a path"),
+        ({**GOOD, "video": "\ud800"}, "surrogates"),
+        ({**GOOD, "video": ["a"]}, "not a path"),
+        ({**GOOD, "tracks": dict.fromkeys("abcd", TRACK)}, "more than 3"),
+    ]:
+        path.write_text(json.dumps(line) + "\n")
+        with pytest.raises(UserError, match=f"line 1: .*{reason}"):
+            boxes_jsonl.read_tracks(path)
+    path.write_text('{"fps": ' + "9" * 5000 + "}\n" + tracks_file.read_text())
+    assert len(boxes_jsonl.read_tracks(path)) == 2
+
+
+def test_memory_is_that_of_the_boxes(tmp_path):
+    track = {"frames": [999_999], "boxes": [[0, 0, 50, 30]]}
+    line = {**GOOD, "tracks": {str(number): track for number in range(30)}}
+    (tmp_path / "boxes.jsonl").write_text(json.dumps(line))
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError, match="no window"):
+            BoxTracks(tmp_path / "boxes.jsonl")
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def write_video(folder, video):
+    track = {"frames": list(range(16)), "boxes": [[0, 0, 64, 32]] * 16}
+    line = {**GOOD, "video": video, "tracks": {"a": track}}
+    (folder / "boxes.jsonl").write_text(json.dumps(line))
+
+
+@pytest.mark.parametrize(
+    "video",
+    [
+        "world:simple/train?videos=9#zz",
+        "world:simple/train?videos=9&size=100000#1",
+        "world:simple/train?videos=9&frames=16#1",
+        "a/" * 1900 + "a",
+        "pipe",
+        "/dev/zero",
+    ],
+)
+def test_videos_that_are_not_files_are_bad_rows(tmp_path, monkeypatch, video):
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe")
+    write_video(tmp_path, video)
+    with pytest.raises(BadTruth):
+        BoxTracks("boxes.jsonl", rules=WindowRules(fps=None)).load(0)
+
+
+def test_files_that_are_not_regular_or_too_large_are_one_sentence(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="cannot be read: Not a regular file"):
+        BoxTracks(tmp_path / "pipe")
+    write_video(tmp_path, "a")
+    monkeypatch.setattr(boxes_jsonl, "MAX_LINE_BYTES", 100)
+    with pytest.raises(UserError, match="line 1 of .* has more than 100 bytes"):
+        BoxTracks(tmp_path / "boxes.jsonl")
 
 
 def test_missing_and_short_videos_are_bad_rows(tmp_path):

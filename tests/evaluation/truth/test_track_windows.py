@@ -48,16 +48,35 @@ def test_longest_gap(text, gap):
     assert longest_gap(np.array([letter == "1" for letter in text])) == gap
 
 
+def select(present_tk, rules, video_fps):
+    frame_n, object_n = np.nonzero(present_tk)
+    return select_windows(frame_n, object_n, len(present_tk), rules, video_fps)
+
+
 def test_starts_are_three_frames_apart_at_the_lower_rate():
-    windows = select_windows(present(frames=60), WindowRules(), video_fps=10.0)
+    windows = select(present(frames=60), WindowRules(), video_fps=10.0)
     assert [window[0] for window in windows] == [0, 6, 12, 18, 24]  # 30 frames, windows of 16
     assert all(np.diff(window).tolist() == [2] * 15 for window in windows)
 
 
 def test_search_continues_after_a_window_that_is_refused():
     present_tk = present((0, slice(0, 16)), (1, slice(0, 1)), frames=24)
-    starts = [window[0] for window in select_windows(present_tk, RULES, 10.0)]
+    starts = [window[0] for window in select(present_tk, RULES, 10.0)]
     assert starts == [1, 4, 7]
+
+
+@pytest.mark.parametrize("fps", [1.0, 5.0, 12.0, 1e300])
+def test_windows_are_those_of_a_search_over_all_frames(fps):
+    present_tk = np.random.default_rng(0).random((200, 3)) < 0.8
+    present_tk[60:110], present_tk[190:] = False, False
+    rules = WindowRules(frames=8, stride=3, min_together=3)
+    step, start, expected = rules.step(fps), 0, []
+    while step < 200 and start + 8 <= len(present_tk[::step]):
+        kept = rules.keeps(present_tk[::step][start : start + 8])
+        expected += [step * start] if kept else []
+        start += 3 if kept else 1
+    assert [window[0] for window in select(present_tk, rules, fps)] == expected
+    assert expected or fps > 5
 
 
 @pytest.mark.parametrize(
