@@ -5,6 +5,7 @@ manifest from a server could refer to files on this machine or to addresses insi
 """
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,12 @@ from invnext_jax.data import remote_files, video_io
 from invnext_jax.errors import UserError
 
 PROTOCOLS = ("file", "gs", "gcs", "s3", "https")
+_WEB_PROTOCOLS = ("http", "https")
+# The user, the host and the port of a web address; RFC 3986, section 3.2, with a name or a number.
+_AUTHORITY = re.compile(
+    r"(?:[\w.~!$&'()*+,=:%-]*@)?(?P<host>(?:[\w.-]+|\[[0-9a-f:.]+\])(?::[0-9]+)?)(?=[/?]|$)",
+    re.ASCII | re.IGNORECASE,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,14 +53,15 @@ class AccessRules:
             line: Manifest name and line number, for the error message.
 
         Raises:
-            UserError: The rules do not allow the video, or the path has a NUL character.
+            UserError: The rules do not allow the video, the path has a NUL character, or the host
+                of an address of a remote manifest is not valid.
         """
         if "\0" in video:
             raise UserError(f"{line}: no file can have the path {video!a}: correct it")
         if video_io.is_remote(video):
             self._check_protocol(video, line)
-        origin = _origin(manifest)
-        if origin and _origin(video) != origin and not self.other_hosts:
+        origin = _origin(manifest, line)
+        if origin and _origin(video, line) != origin and not self.other_hosts:
             raise UserError(
                 f"{line}: a manifest on {origin} may not refer to {video}: set "
                 "config.data.other_hosts=True (prepare_data.py: --other_hosts) if you trust the "
@@ -89,13 +97,24 @@ def check_config(data_config: Any) -> None:
         raise UserError(f"config.data.other_hosts={data_config.other_hosts!r} must be a boolean")
 
 
-def _origin(name: str) -> str:
+def _origin(name: str, where: str) -> str:
     """Returns the protocol and the host or bucket of an address; "" for a path.
 
-    The user name is removed.
+    The user name in a web address is removed.
+
+    Raises:
+        UserError: It is unclear to which host a web address refers.
     """
     if not video_io.is_remote(name) or remote_files.protocol_of(name) == "file":
         return ""
     protocol, _, rest = name.partition("://")
-    host = rest.partition("/")[0].partition("?")[0].rpartition("@")[2]
-    return f"{protocol}://{host.lower()}"
+    if protocol not in _WEB_PROTOCOLS:
+        return f"{protocol}://{rest.partition('/')[0]}"
+    # Clients disagree about where the host ends in addresses such as https://a#@b/ or https://a\@b/.
+    authority = _AUTHORITY.match(rest)
+    if authority is None:
+        raise UserError(
+            f"{where}: the host of the address {name} is not valid: write it as "
+            f"{protocol}://host/path"
+        )
+    return f"{protocol}://{authority['host'].lower()}"

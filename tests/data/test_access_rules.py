@@ -1,6 +1,7 @@
 """Manifests can refer only to files that the rules allow, and no address runs code."""
 
 import json
+import urllib.parse
 
 import pytest
 
@@ -65,6 +66,36 @@ def test_remote_manifests_name_only_files_of_their_host(row, manifest):
     AccessRules(other_hosts=True).check_row(joined, manifest, "line 3")
     for same in ("b/c.mp4", manifest.replace("list.csv", "c.mp4"), "../c.mp4"):
         RULES.check_row(video_io.join(video_io.folder_of(manifest), same), manifest, "line 3")
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "evil.com#@good.com",
+        "evil.com\\@good.com",
+        "evil.com;@good.com",
+        "evil.com\n@good.com",
+        "evil.com[@good.com",
+        "good.com@evil.com@good.com",
+        "good.com#",
+        "",
+    ],
+)
+def test_addresses_with_an_unclear_host_are_refused(host):
+    with pytest.raises(UserError, match=r"(?s)line 2: the host of the address .* is not valid"):
+        RULES.check_row(f"https://{host}/x.mp4", "https://good.com/list.csv", "line 2")
+
+
+@pytest.mark.parametrize("name", ["https://me:p%40w@good.com/x.mp4", "https://GOOD.com/a#@b/x.mp4"])
+def test_the_host_is_that_of_the_client(name):
+    assert urllib.parse.urlsplit(name).hostname == "good.com"
+    RULES.check_row(name, "https://good.com/list.csv", "line 2")
+
+
+def test_a_bucket_is_the_part_before_the_first_slash():
+    for row in ("s3://evil#@good/x.mp4", "s3://evil@good/x.mp4", "s3://evil?@good/x.mp4"):
+        with pytest.raises(UserError, match="may not refer to"):
+            RULES.check_row(row, "s3://good/list.csv", "line 2")
 
 
 def test_chains_of_file_systems_run_no_code(tmp_path):
