@@ -90,7 +90,7 @@ LAYERS = {
         {"access_rules"},
         {"video_io"},
         {"decode", "shards", "index_files", "remote_files"},
-        {"frame_converter", "frame_index"},
+        {"frame_converter", "frame_index", "local_files"},
         {"transforms", "demux", "packet_headers", "columns"},
     ],
     "workers": [

@@ -41,7 +41,7 @@ HEAD_BYTES = 4096  # bytes read from a file to find that element
 X264_BUILD = re.compile(rb"x264 - core (\d+)")
 X264_EXACT = 151  # older builds deviate from the standard, so the decoder needs the build number
 # Errors for paths that do not name a file. Retrying does not help.
-NO_FILE_ERRNOS = (errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
+NO_FILE_ERRNOS = (errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO)
 # Operating system errors that FFmpeg also raises for settings that a decoder rejects.
 DECODER_ERRNOS = (errno.EPERM, errno.EINVAL)
 

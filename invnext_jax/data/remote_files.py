@@ -5,12 +5,14 @@ unless the file is larger than the cache. Indexing the packets of a video reads 
 """
 
 import io
+import os
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
-from invnext_jax.data import demux
+from invnext_jax.data import demux, local_files
 from invnext_jax.errors import UserError
 from invnext_jax.workers.time_limits import reading
 
@@ -105,6 +107,8 @@ class _RemoteFile(io.RawIOBase):
 
 def _open_blocks(name: str) -> BinaryIO:
     system, path = fsspec.core.url_to_fs(name)
+    if isinstance(system, LocalFileSystem):
+        local_files.check_status(os.stat(path), path)
     file = system.open(
         path,
         "rb",

@@ -10,7 +10,8 @@ import threading
 from collections.abc import Iterator
 
 from invnext_jax import sanitize
-from invnext_jax.data.demux import BadVideo
+from invnext_jax.data import local_files
+from invnext_jax.data.demux import BadVideo, error_kind
 from invnext_jax.workers.time_limits import reading
 
 # Storage errors, which the reader reports only in the text of its messages.
@@ -49,8 +50,9 @@ def read_example(path: str, record: int) -> dict[str, bytes | list]:
     try:
         with reading():
             status = os.stat(path)
+        local_files.check_kind(status, path)
     except OSError as error:
-        kind = "missing" if isinstance(error, FileNotFoundError) else "unreadable"
+        kind = error_kind(error)
         raise BadVideo(f"{name}: {type(error).__name__}: {error}", kind) from error
     except ValueError as error:
         raise BadVideo(f"{name!a}: no file can have this name", "missing") from error
@@ -64,7 +66,8 @@ def read_example(path: str, record: int) -> dict[str, bytes | list]:
             (data,) = reader.read([record])
         return _parse(data)
     except (RuntimeError, ValueError, IndexError) as error:
-        if any(os.strerror(number) in str(error) for number in STORAGE_ERRNOS):
+        # A file in /proc has the size 0; its I/O errors are not those of the storage.
+        if status.st_size and any(os.strerror(number) in str(error) for number in STORAGE_ERRNOS):
             raise BadVideo(f"{name}: {error}", "unreadable") from error
         raise BadVideo(f"{name}: damaged record: {error}", "corrupt") from error
 

@@ -172,13 +172,29 @@ def _answers(
 
 
 def other_rows(row: int, sources: list[str], paths: list[str]) -> Iterator[int]:
-    """Cycles forever through a few rows that follow `row`, of the same source but with other files.
+    """Cycles forever through a few rows with other files, which follow `row`.
+
+    Most of them are of the same source, which is usually on one storage. The last ones are of other
+    sources, so that the files of one bad source cannot make it look as if the storage failed.
 
     Args:
         row: Number of a row.
         sources: Source of each row.
         paths: File of each row.
+
+    Yields:
+        `OTHER_FILES` rows of the same source, with repetitions if it has fewer; then a row of each
+        of as many other sources, twice, because a bad file is given up after two such tests. If
+        the source has no other file, `row` is the row of the same source.
     """
-    following = itertools.chain(range(row + 1, len(paths)), range(row))
-    rows = (r for r in following if sources[r] == sources[row] and paths[r] != paths[row])
-    return itertools.cycle(itertools.islice(rows, OTHER_FILES))
+    following = [*range(row + 1, len(paths)), *range(row)]
+    same = (r for r in following if sources[r] == sources[row] and paths[r] != paths[row])
+    first_of_source = {}
+    for other in following:
+        if sources[other] != sources[row] and paths[other] != paths[row]:
+            first_of_source.setdefault(sources[other], other)
+            if len(first_of_source) == OTHER_FILES:
+                break
+    others = [other for other in first_of_source.values() for _ in range(2)]
+    same = list(itertools.islice(same, OTHER_FILES)) or [row] * bool(others)
+    yield from itertools.cycle([*itertools.islice(itertools.cycle(same), OTHER_FILES), *others])

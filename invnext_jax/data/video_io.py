@@ -6,23 +6,23 @@ clip.
 
 import collections
 import contextlib
+import errno
 import hashlib
 import io
 import os
 import re
+import stat
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from typing import BinaryIO, TextIO
 
-from invnext_jax.data import decode, demux, index_files, remote_files, shards
+from invnext_jax.data import decode, demux, index_files, local_files, remote_files, shards
 from invnext_jax.data.frame_index import PacketIndex
 from invnext_jax.errors import UserError
 from invnext_jax.synthetic_world import urls
-from invnext_jax.workers.time_limits import reading
 
 MAX_FRAMES = 500_000  # total number of frames of the cached indexes; about 20 MiB
 DIGEST_BYTES = 2**16  # number of bytes hashed at each end of a file
-_RAW_READ = io.FileIO.read
 _PROTOCOL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
@@ -200,7 +200,7 @@ def open_source(name: str, record: int | None = None) -> Iterator[BinaryIO]:
         yield _RecordFile(name, record)
         return
     try:
-        file = remote_files.open_remote(name) if is_remote(name) else _LocalFile(name)
+        file = remote_files.open_remote(name) if is_remote(name) else local_files.LocalFile(name)
     except OSError as error:
         raise _bad_video(name, error) from error
     except UserError:
@@ -237,36 +237,14 @@ class _RecordFile(io.BytesIO):
         self.name = shards.name_video(path, record)
 
 
-class _LocalFile(io.FileIO):
-    """A local file whose read times are measured.
-
-    Attributes:
-        read_error: The first error of a read, or None.
-    """
-
-    def __init__(self, name: str):
-        self.read_error: OSError | None = None
-        with reading():
-            super().__init__(name)
-
-    def read(self, size: int = -1) -> bytes:
-        try:
-            with reading():
-                return _RAW_READ(self, size)
-        except OSError as error:
-            self.read_error = self.read_error or error
-            raise
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        return demux.seek(super().seek, offset, whence)
-
-
 def digest_file(path: str | os.PathLike) -> str:
     """Returns a hash of the size, the beginning and the end of a local file.
 
     Raises:
-        OSError: The file cannot be read.
+        OSError: The file cannot be read, or is not a regular file.
     """
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(errno.ENXIO, "not a regular file", os.fspath(path))
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         digest = hashlib.blake2b(str(size).encode(), digest_size=16)

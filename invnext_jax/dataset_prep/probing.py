@@ -6,7 +6,6 @@ import dataclasses
 import errno
 import operator
 import os
-import stat
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, BinaryIO
 
@@ -104,25 +103,14 @@ def probe_video(path: str) -> VideoProbe:
         BadVideo: The file is missing, empty, damaged, truncated or encrypted, or has no video; or a
             seek leads to a different picture than decoding from the start.
     """
-    _check_kind(path)
     with video_io.open_source(path) as source:
         status = os.fstat(source.fileno())
-        if not status.st_size:
-            raise decode.BadVideo(f"{path}: empty file")
         try:
             return _probe(path, source, video_io.file_version(status))
         except decode.BadVideo as error:
             if size := _tiny_size(source):
                 raise decode.BadVideo(f"{path}: picture of {size} is too small") from error
             raise
-
-
-def _check_kind(path: str) -> None:
-    """Raises `BadVideo` for named pipes, sockets and devices. Opening one may block forever."""
-    with reading(), contextlib.suppress(OSError, ValueError):  # reported when it is opened
-        mode = os.stat(path).st_mode
-        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-            raise decode.BadVideo(f"{path}: not a regular file")
 
 
 def _probe(path: str, source: BinaryIO, version: index_files.Version) -> VideoProbe:

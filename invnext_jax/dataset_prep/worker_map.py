@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -56,7 +57,7 @@ def map_in_workers(
         return
 
     paths, monitor = [path for path, *_ in tasks], StorageMonitor()
-    sources = [""] * len(tasks)
+    sources = [os.path.dirname(path) for path in paths]
 
     def run_task(index: int, worker: SupervisedWorker) -> Any:
         if index >= len(tasks):  # the pool prefetches beyond the last task

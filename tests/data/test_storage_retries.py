@@ -77,8 +77,21 @@ def test_the_only_file_of_a_data_set_is_retried_until_it_can_be_read():
     assert len(worker.pauses) == 4
 
 
-def test_other_rows_have_the_same_source_and_another_file():
+def test_other_rows_have_the_same_source_and_another_file_before_other_sources():
     paths, sources = list("aabcdb"), list("xxxyxx")
-    rows = storage_retries.other_rows(1, sources, paths)
-    assert list(itertools.islice(rows, 5)) == [2, 4, 5, 2, 4]
-    assert list(storage_retries.other_rows(3, sources, paths)) == []
+    rows = list(itertools.islice(storage_retries.other_rows(1, sources, paths), 20))
+    assert rows[:5] == [2, 4, 5, 2, 4] and rows[15:] == [2, 3, 3, 2, 4]
+    assert set(rows[:16]) == {2, 4, 5}
+    rows = list(itertools.islice(storage_retries.other_rows(3, sources, paths), 18))
+    assert rows == [3] * 16 + [4, 4]
+    assert list(storage_retries.other_rows(0, ["x"] * 2, ["a"] * 2)) == []
+
+
+def test_a_source_of_files_that_cannot_be_read_does_not_look_like_a_failed_storage():
+    names = ["a", *(f"bad{number}" for number in range(20)), "good"]
+    sources = ["bad"] * 21 + ["good"]
+    scripts = {name: itertools.repeat("I/O error") for name in names[:-1]}
+    worker = FakeWorker(**scripts, good=itertools.repeat("good"))
+    others = (names[row] for row in storage_retries.other_rows(0, sources, names))
+    assert run(worker, others)[1] == "I/O error"
+    assert len(worker.pauses) == storage_retries.OTHER_FILES

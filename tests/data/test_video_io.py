@@ -14,7 +14,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.spec import AbstractBufferedFile
 
 from configs import common
-from invnext_jax.data import decode, remote_files, video_io
+from invnext_jax.data import decode, local_files, remote_files, video_io
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data.access_rules import AccessRules
 from invnext_jax.errors import UserError
@@ -205,7 +205,7 @@ def test_a_read_that_fails_is_not_a_truncated_file(name, codec, videos, tmp_path
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return read(file, min(size, limit - file.tell()))
 
-    monkeypatch.setattr(video_io, "_RAW_READ", failing_read)
+    monkeypatch.setattr(local_files, "_RAW_READ", failing_read)
     with pytest.raises(decode.BadVideo, match=f"{name}: Input/output error") as caught:
         read_frames(str(path), lambda _: [0, 1])
     assert caught.value.kind == "unreadable"

@@ -1,0 +1,38 @@
+"""Only regular files with content are opened as videos."""
+
+import os
+
+import pytest
+
+from invnext_jax.data import shards, video_io
+from invnext_jax.data.demux import BadVideo
+
+
+def make(kind, folder):
+    path = folder / "clip.mp4"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "empty":
+        path.touch()
+    else:
+        path.symlink_to(kind)
+    return str(path)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "empty", "/dev/zero", "/proc/self/mem"])
+@pytest.mark.parametrize("prefix", ["", "file://"])
+def test_pipes_devices_and_empty_files_are_missing_videos(kind, prefix, tmp_path):
+    path = make(kind, tmp_path)
+    reason = "empty file" if kind in ("empty", "/proc/self/mem") else "not a regular file"
+    with pytest.raises(BadVideo, match=reason) as caught, video_io.open_source(prefix + path):
+        pass
+    assert caught.value.kind == "missing"  # which is no failure of the storage
+
+
+@pytest.mark.parametrize("kind", ["pipe", "/dev/zero"])
+def test_shards_and_digests_are_read_from_regular_files(kind, tmp_path):
+    path = make(kind, tmp_path)
+    with pytest.raises(BadVideo, match="not a regular file"):
+        shards.read_video(path, 0)
+    with pytest.raises(OSError, match="not a regular file"):
+        video_io.digest_file(path)
