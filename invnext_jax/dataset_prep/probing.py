@@ -35,9 +35,8 @@ TRANSFERS = {
 MAX_RATE_ERROR = 0.02  # maximum relative error of the header's frame rate
 MAX_RATE = 480.0  # frames per second; without time stamps, a higher rate is that of a clock
 MIN_ZEROS = 16  # bytes; some encoders write shorter packets of zeros for repeated frames
-TRANSIENT_ERRNOS = (
-    *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EACCES, errno.ENOMEM, errno.EMFILE),
-)
+TRANSIENT_ERRNOS = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EACCES, errno.ENOMEM}
+TRANSIENT_ERRNOS |= {errno.EMFILE}
 
 
 @register_result_type

@@ -16,12 +16,11 @@ import numpy as np
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data.access_rules import AccessRules
 from invnext_jax.errors import UserError
-from invnext_jax.evaluation.evaluators import text_scores, text_training
 from invnext_jax.evaluation.evaluators.evaluator import Row
 from invnext_jax.evaluation.features import POOLINGS
 from invnext_jax.evaluation.heads import text_alignment
 from invnext_jax.evaluation.inputs import EvalInputs
-from invnext_jax.evaluation.text import caption_data
+from invnext_jax.evaluation.text import alignment_training, caption_data, scores
 from invnext_jax.evaluation.text.text_encoder import (
     TextEncoder,
     load_text_encoder,
@@ -63,8 +62,8 @@ class TextAlignment:
             text = make_text_encoder(texts.vocabulary, config.seed)
         rules = AccessRules.from_config(config.data)
         manifest = manifest_lib.read_manifest(config.train_manifest, rules)
-        model = text_training.train(inputs, config, texts.train, text, len(manifest.paths))
-        video_bd, index_b = text_training.embed_videos(inputs, config, model)
+        model = alignment_training.train(inputs, config, texts.train, text, len(manifest.paths))
+        video_bd, index_b = alignment_training.embed_videos(inputs, config, model)
         embed = functools.partial(_embed_texts, text, model.params.get("text", text.params))
         temperature = 1 / float(text_alignment.inverse_temperature(model.params["logits"]))
         details = {"train_loss": model.loss, "temperature": temperature}
@@ -76,12 +75,12 @@ class TextAlignment:
         for task, prompts in texts.prompts.items():
             labels_b = manifest.labels[manifest_lib.LABEL_PREFIX + task][index_b]
             rows.append(
-                text_scores.classify(video_bd, index_b, labels_b, embed, prompts, task, make_row)
+                scores.classify(video_bd, index_b, labels_b, embed, prompts, task, make_row)
             )
         if texts.val is not None:
-            rows += text_scores.retrieve(video_bd, index_b, embed, texts.val, make_row)
+            rows += scores.retrieve(video_bd, index_b, embed, texts.val, make_row)
         for name, choices in texts.choices.items():
-            rows.append(text_scores.choose(video_bd, index_b, embed, choices, name, make_row))
+            rows.append(scores.choose(video_bd, index_b, embed, choices, name, make_row))
         return rows
 
 
@@ -92,7 +91,7 @@ def check_config(config: Any) -> None:
       UserError: an option has an invalid value.
     """
     settings = config.text
-    poolings = (*POOLINGS, text_training.ATTENTION)
+    poolings = (*POOLINGS, alignment_training.ATTENTION)
     for name, known in (("pooling", poolings), ("loss", text_alignment.LOSSES)):
         if settings[name] not in known:
             raise UserError(f"config.text.{name}={settings[name]!r} must be one of {known}")

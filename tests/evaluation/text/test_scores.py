@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from invnext_jax.errors import UserError
-from invnext_jax.evaluation.evaluators import text_scores
 from invnext_jax.evaluation.evaluators.evaluator import Row
+from invnext_jax.evaluation.text import scores
 from invnext_jax.evaluation.truth.captions import Captions, Choices
 
 make_row = functools.partial(Row, evaluator="e", name="n", input="i", details={"temperature": 1.0})
@@ -30,7 +30,7 @@ def make_captions(pairs):
 def test_class_vectors_are_means_of_their_prompts():
     prompts = [["x", "xy"], ["y"], ["z"]]
     labels_b = np.array([0, -1, 1])
-    row = text_scores.classify(VIDEO_BD, INDEX_B, labels_b, embed, prompts, "shape", make_row)
+    row = scores.classify(VIDEO_BD, INDEX_B, labels_b, embed, prompts, "shape", make_row)
     assert (row.task, row.metric, row.n, row.value) == ("shape", "top1", 2, 0.5)
     assert row.details == {"temperature": 1.0, "classes": 3}
     assert row.scores.index_b.tolist() == [4, 7] and row.scores.score_b.tolist() == [1, 0]
@@ -40,7 +40,7 @@ def test_class_vectors_are_means_of_their_prompts():
 def test_retrieval_with_several_captions_of_a_video():
     # Video 4 (x) has a good and a bad caption, video 1 (y) a wrong one, video 7 none.
     captions = make_captions([("x", 4), ("yx", 4), ("x", 2), ("xy", 1)])
-    rows = text_scores.retrieve(VIDEO_BD, INDEX_B, embed, captions, make_row)
+    rows = scores.retrieve(VIDEO_BD, INDEX_B, embed, captions, make_row)
     found = {(row.task, row.metric): row for row in rows}
     row = found["text to video", "recall_at_1"]
     # Caption x finds video 4; yx finds video 1, which is wrong, and so does xy video 4.
@@ -58,28 +58,28 @@ def test_retrieval_with_several_captions_of_a_video():
 
 def test_equal_captions_of_two_videos_count_as_true_for_both():
     captions = make_captions([("x", 4), ("x", 1), ("z", 7)])
-    rows = text_scores.retrieve(VIDEO_BD, INDEX_B, embed, captions, make_row)
+    rows = scores.retrieve(VIDEO_BD, INDEX_B, embed, captions, make_row)
     assert rows[0].metric == "recall_at_1" and rows[0].value == 1
 
 
 def test_multiple_choice_with_different_numbers_of_candidates():
     candidates = [["x", "y"], ["z", "x", "xy"], ["x", "z"]]
     choices = Choices(np.array([4, 1, 2]), candidates, np.array([0, 2, 0]), 0)
-    row = text_scores.choose(VIDEO_BD, INDEX_B, embed, choices, "motion", make_row)
+    row = scores.choose(VIDEO_BD, INDEX_B, embed, choices, "motion", make_row)
     assert (row.task, row.value, row.n) == ("motion choices", 1.0, 2)
     np.testing.assert_allclose(row.details["chance"], (1 / 2 + 1 / 3) / 2)
     # A tie counts against the model.
     choices = choices._replace(answer_b=np.array([0, 1, 0]))
-    assert text_scores.choose(VIDEO_BD, INDEX_B, embed, choices, "choices", make_row).value == 0.5
+    assert scores.choose(VIDEO_BD, INDEX_B, embed, choices, "choices", make_row).value == 0.5
 
 
 def test_without_readable_videos_an_error_says_so():
     captions = make_captions([("x", 2)])
     with pytest.raises(UserError, match="no readable held-out video has a caption"):
-        text_scores.retrieve(VIDEO_BD, INDEX_B, embed, captions, make_row)
+        scores.retrieve(VIDEO_BD, INDEX_B, embed, captions, make_row)
     choices = Choices(np.array([2]), [["x", "y"]], np.array([0]), 0)
     with pytest.raises(UserError, match="no readable held-out video has multiple choices"):
-        text_scores.choose(VIDEO_BD, INDEX_B, embed, choices, "choices", make_row)
+        scores.choose(VIDEO_BD, INDEX_B, embed, choices, "choices", make_row)
     with pytest.raises(UserError, match="label_shape has no labeled video"):
         labels_b = np.full(3, -1)
-        text_scores.classify(VIDEO_BD, INDEX_B, labels_b, embed, [["x"], ["y"]], "shape", make_row)
+        scores.classify(VIDEO_BD, INDEX_B, labels_b, embed, [["x"], ["y"]], "shape", make_row)
