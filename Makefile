@@ -7,11 +7,11 @@ OUT ?= runs/demo
 SEED ?= 0
 DEMO_VIDEOS ?= 2000
 DEMO_VAL_VIDEOS ?= 500
-DEMO_STEPS1 ?= 800
-DEMO_STEPS2 ?= 500
+DEMO_STEPS1 ?= 500
+DEMO_STEPS2 ?= 300
 DEMO_FLAGS1 ?=
 DEMO_FLAGS2 ?=
-DEMO_PROBE_FLAGS ?=
+DEMO_EVAL_FLAGS ?=
 PYTEST_FLAGS ?= -n auto
 BENCHMARK_FLAGS ?=
 GPU_FLAGS ?=
@@ -33,10 +33,10 @@ demo: $(PACKAGE)
 	$(RUN) launch/make_world.py --out=$(OUT)/world --split=val --videos=$(DEMO_VAL_VIDEOS) --seed=$(SEED)
 	$(RUN) launch/main.py --config=configs/stage1.py:tiny --workdir=$(OUT)/s1 --config.seed=$(SEED) --config.data.manifest=$(OUT)/world/train.csv --config.total_steps=$(DEMO_STEPS1) $(DEMO_FLAGS1)
 	$(RUN) launch/main.py --config=configs/stage2.py:tiny --workdir=$(OUT)/s2 --config.seed=$(SEED) --config.data.manifest=$(OUT)/world/train.csv --config.total_steps=$(DEMO_STEPS2) --config.init_from=$(OUT)/s1 $(DEMO_FLAGS2)
-	$(RUN) launch/evaluate.py --config=configs/eval/linear_probe.py:tiny --checkpoint=$(OUT)/s1 --workdir=$(OUT)/p1 --config.train_manifest=$(OUT)/world/train.csv --config.val_manifest=$(OUT)/world/val.csv --config.controls=False $(DEMO_PROBE_FLAGS)
-	$(RUN) launch/evaluate.py --config=configs/eval/linear_probe.py:tiny --checkpoint=$(OUT)/s2 --workdir=$(OUT)/p2 --config.train_manifest=$(OUT)/world/train.csv --config.val_manifest=$(OUT)/world/val.csv $(DEMO_PROBE_FLAGS)
 	$(RUN) launch/export.py --checkpoint=$(OUT)/s2 --out=$(OUT)/encoder.safetensors --overwrite
-	$(RUN) launch/report.py $(OUT)/s1 $(OUT)/s2 $(OUT)/p1 $(OUT)/p2 --out=$(OUT)/report.html
+	$(RUN) launch/evaluate.py --config=configs/eval/world.py --checkpoint=$(OUT)/s1 --workdir=$(OUT)/e1 --config.data.root=$(OUT)/world --config.controls=False $(DEMO_EVAL_FLAGS)
+	$(RUN) launch/evaluate.py --config=configs/eval/world.py --checkpoint=$(OUT)/s2 --workdir=$(OUT)/e2 --config.data.root=$(OUT)/world $(DEMO_EVAL_FLAGS)
+	$(RUN) launch/report.py $(OUT)/s1 $(OUT)/s2 $(OUT)/e1 $(OUT)/e2 --out=$(OUT)/report.html
 
 test: $(TEST)
 	$(RUN) -m pytest $(PYTEST_FLAGS)

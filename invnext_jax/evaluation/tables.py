@@ -94,13 +94,7 @@ ORDER = (
 
 def format_table(results: Mapping[str, Any]) -> str:
     """Formats results as plain text: values with standard errors, in one column per task."""
-    lines = []
-    for table in _make_tables([results], [NAMES["encoder"]]):
-        lines.append(f"{table['title']:38}" + "".join(f"{task:>16}" for task in table["tasks"]))
-        for row in table["rows"]:
-            cells = (_format_cell(row["cells"].get(task)) for task in table["tasks"])
-            label = ", ".join(filter(None, (row["name"], row["input"])))
-            lines.append(f"{label:38}" + "".join(cells).rstrip())
+    lines = _format_lines(_make_tables([results], [NAMES["encoder"]]))
     if "clips" in results:  # absent in files of older versions
         lines.append(f"Input: {describe_clips(results['clips'])}.")
     for name, t in results["tokens"].items():
@@ -111,6 +105,25 @@ def format_table(results: Mapping[str, Any]) -> str:
         )
     lines += [f"Note: {note}" for note in results.get("notes", ())]
     return "\n".join(lines)
+
+
+def format_joined(results: Sequence[Mapping[str, Any]]) -> str:
+    """Formats the tables of several evaluations as plain text; see `join_results`."""
+    joined = join_results(results)
+    return "\n".join(_format_lines(joined["tables"])) if joined else ""
+
+
+def _format_lines(tables: Sequence[Mapping[str, Any]]) -> list[str]:
+    lines = []
+    for table in tables:
+        rows = [(", ".join(filter(None, (r["name"], r["input"]))), r) for r in table["rows"]]
+        width = max(38, *(len(label) + 1 for label, _ in rows))
+        heads = "".join(f"{task:>16}" for task in table["tasks"])
+        lines.append(f"{table['title']:{width}}{heads}")
+        for label, row in rows:
+            cells = "".join(_format_cell(row["cells"].get(task)) for task in table["tasks"])
+            lines.append(f"{label:{width}}{cells}".rstrip())
+    return lines
 
 
 def describe_clips(clips: Mapping[str, Any]) -> str:

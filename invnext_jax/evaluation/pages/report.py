@@ -59,17 +59,17 @@ def write_report(folders: Sequence[str | Path], out: str | Path, clips: int = 3)
       UserError: a folder is neither a run nor an evaluation.
     """
     if not folders:
-        raise UserError("specify the workdirs of the runs and probes to report on")
-    runs, results = [], []
+        raise UserError("specify the workdirs of the runs and evaluations to report on")
+    runs, results = [], read_evaluations(folders)
     for folder in map(Path, folders):
         if (folder / evaluate.RESULTS).is_file():
-            results.append(evaluate.read_results(folder))
-        elif (folder / "checkpoints").is_dir():
+            continue
+        if (folder / "checkpoints").is_dir():
             record = pretrained.read_run_record(folder)
             runs.append(ReportedRun(folder, record, metrics_file.read_metrics(folder)))
         else:
             raise UserError(
-                f"{folder} is neither a run nor a probe: it has no checkpoint or results"
+                f"{folder} is neither a run nor an evaluation: it has no checkpoint or results"
             )
     page = render(
         "report.html",
@@ -79,6 +79,12 @@ def write_report(folders: Sequence[str | Path], out: str | Path, clips: int = 3)
     )
     atomic_file.write_text(out, page)
     return Path(out)
+
+
+def read_evaluations(folders: Sequence[str | Path]) -> list[dict[str, Any]]:
+    """Returns the results of those folders that are workdirs of evaluations."""
+    paths = map(Path, folders)
+    return [evaluate.read_results(p) for p in paths if (p / evaluate.RESULTS).is_file()]
 
 
 def render(template: str, **content: Any) -> str:

@@ -117,6 +117,9 @@ def test_results_join_into_one_table_in_the_order_of_information():
     assert gain["errors"] == pytest.approx(0.65 / (0.03 * 2**0.5))
     assert "150 steps" in table["rows"][-1]["note"]
     assert table["rows"][0]["cells"]["shape"]["value"] == 1 / 8
+    heading, *lines = tables.format_joined(probes).splitlines()
+    assert heading.split() == ["top-1,", "%", "shape"]
+    assert [line.split("  ")[0].split(",")[0] for line in lines] == names
 
 
 def test_two_probes_of_one_stage_are_numbered():
@@ -128,7 +131,7 @@ def test_two_probes_of_one_stage_are_numbered():
 def test_other_folders_are_refused(tmp_path):
     with pytest.raises(UserError, match="specify the workdirs"):
         report.write_report([], tmp_path / "report.html")
-    with pytest.raises(UserError, match="is neither a run nor a probe"):
+    with pytest.raises(UserError, match="is neither a run nor an evaluation"):
         report.write_report([tmp_path], tmp_path / "report.html")
 
 
