@@ -21,6 +21,7 @@ CLASS_NAMES_SUFFIX = ".classes.json"
 NO_LABEL = -1
 _BLANK = ("", "nan", "none", "null", "na", "n/a")  # in lower case, as pandas and others write them
 LABEL_PREFIX = "label_"
+MAX_COLUMNS = 1000
 READ = ("path", "source", "start", "end", "record")
 INFORMATIVE = (
     *("duration", "frames", "width", "height", "fps", "codec", "rotation", "mirrored", "sar"),
@@ -37,13 +38,23 @@ _UNIT_WORDS = {
 }
 
 
+def check_count(name: str, columns: Sequence[str]) -> None:
+    """Raises `UserError` if a table with this name has more than `MAX_COLUMNS` columns."""
+    if len(columns) > MAX_COLUMNS:
+        raise UserError(
+            f"{name} has {len(columns):,} columns, more than {MAX_COLUMNS:,}: remove those that "
+            "are not read"
+        )
+
+
 def check_columns(manifest: str, columns: Sequence[str]) -> None:
     """Checks the header of a manifest, and logs the columns that are not read.
 
     Raises:
-        UserError: A column seems to contain labels, records, or the start or end of clips, but has
-            another name than the one that is read.
+        UserError: There are more than `MAX_COLUMNS` columns; or a column seems to contain labels,
+            records, or the start or end of clips, but has another name than the one that is read.
     """
+    check_count(f"manifest {manifest}", columns)
     others = [name for name in columns if name and not _is_known(name)]
     for name in others:
         meant = _find_meant(name)
@@ -132,8 +143,11 @@ def read_class_names(path: str | os.PathLike) -> dict[str, int]:
         content = json.loads(text) if os.fspath(path).endswith(".json") else text.split("\n")
         if isinstance(content, dict):
             content = {str(name): int(number) for name, number in content.items()}
+        "".join(content).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("a name contains a surrogate, which is not a character") from error
     except (TypeError, OverflowError, RecursionError) as error:
-        raise ValueError("it must map names to integers") from error
+        raise ValueError("it must map names to integers, or list names") from error
     if isinstance(content, dict):
         names = content
         if len(set(names.values())) < len(names):

@@ -12,7 +12,6 @@ from invnext_jax.video_lists.video_files import FileFinder, describe_missing, lo
 from invnext_jax.video_lists.video_list import ListOptions, VideoEntry, VideoList
 
 HMDB51_FILE = re.compile(r"(?P<name>.+)_test_split(?P<fold>\d)\.txt")
-_HMDB51_LINE = re.compile(r"(?P<name>\S.*?)\s+(?P<split>[012])")
 _HMDB51_SPLITS = {"train": ("1",), "test": ("2",), "all": ("1", "2")}  # 0 means not used
 _UCF101_LINE = re.compile(
     # The folder HandstandPushups has files named v_HandStandPushups_*.
@@ -132,9 +131,14 @@ def is_hmdb51(path: Path) -> bool:
     if path.is_dir():
         return any(HMDB51_FILE.fullmatch(name) for name in os.listdir(path))
     return HMDB51_FILE.fullmatch(path.name) is not None and any(
-        _HMDB51_LINE.fullmatch(line.strip())
-        for line in text_tables.split_lines(text_tables.read_text(path))
+        _split_hmdb51(line) for line in text_tables.split_lines(text_tables.read_text(path))
     )
+
+
+def _split_hmdb51(line: str) -> tuple[str, str] | None:
+    """Returns the name and the digit of a line, or None if it has another format."""
+    name, *split = line.strip().rsplit(maxsplit=1)[:2] or [""]
+    return (name, split[0]) if split and split[0] in ("0", "1", "2") else None
 
 
 def read_hmdb51(path: Path, options: ListOptions) -> VideoList:
@@ -164,13 +168,13 @@ def read_hmdb51(path: Path, options: ListOptions) -> VideoList:
         for number, line in enumerate(text_tables.split_lines(text_tables.read_text(file)), 1):
             if not line.strip():
                 continue
-            row = _HMDB51_LINE.fullmatch(line.strip())
-            if not row:
+            row = _split_hmdb51(line)
+            if row is None:
                 raise UserError(
                     f"list {file}, line {number}: {line!r} must be a name and 0, 1 or 2"
                 )
-            if row["split"] in split:
-                stem = os.path.splitext(row["name"])[0]
+            if row[1] in split:
+                stem = os.path.splitext(row[0])[0]
                 source = options.source or "hmdb51"
                 entries.append(_find_entry(files, stem, name, source, ids, options.task))
     return VideoList(entries, ids, ids_file)
@@ -220,7 +224,7 @@ def _read_class_index(path: Path) -> dict[str, int]:
     ids = {}
     for number, line in enumerate(text_tables.split_lines(text_tables.read_text(path)), start=1):
         if line.strip():
-            match = re.fullmatch(r"(\d+)\s+(\w+)", line.strip())
+            match = re.fullmatch(r"(\d{1,9})\s+(\w+)", line.strip())
             if not match:
                 raise UserError(f"{path}, line {number}: {line!r} must be a number and a class")
             ids[match[2]] = int(match[1]) - 1

@@ -4,8 +4,10 @@ Bytes of file names that are not valid UTF-8 become surrogate escapes.
 """
 
 import codecs
+import collections
 import csv
 import io
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +17,7 @@ from invnext_jax.data import columns as columns_lib
 from invnext_jax.errors import UserError
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
+MAX_BYTES = 2**32  # maximum size of a list
 Row = Mapping[str, str | None]
 
 
@@ -37,7 +40,7 @@ def read_text(path: Path) -> str:
         UserError: The file cannot be read, or is not a text file.
     """
     try:
-        data = path.read_bytes()
+        data = _read_bytes(path)
         is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         text = data.decode("utf-16") if is_utf16 else data.decode("utf-8-sig", "surrogateescape")
     except (OSError, UnicodeDecodeError) as error:
@@ -45,6 +48,14 @@ def read_text(path: Path) -> str:
     if "\0" in text:
         raise UserError(f"list {path} is not a text file: specify a folder of videos or a list")
     return text
+
+
+def _read_bytes(path: Path) -> bytes:
+    if not path.is_file():  # opening a named pipe may block forever
+        raise OSError("it is not a regular file")
+    if path.stat().st_size > MAX_BYTES:
+        raise OSError(f"it has more than {MAX_BYTES:,} bytes")
+    return path.read_bytes()
 
 
 def split_lines(text: str) -> list[str]:
@@ -65,7 +76,7 @@ def read_table(path: Path, text: str, known: Sequence[str]) -> Table | None:
         The table, or None if the first line is not a header.
 
     Raises:
-        UserError: A row has more cells than the header.
+        UserError: A row has more cells than the header, which may have `columns.MAX_COLUMNS`.
     """
     lines = text.splitlines(keepends=True)
     for number, line in enumerate(lines):
@@ -84,7 +95,8 @@ def read_table(path: Path, text: str, known: Sequence[str]) -> Table | None:
 
 
 def _read_rows(path: Path, body: str, names: list[str], separator: str, skipped: int):
-    repeated = [name for name in names if name and names.count(name) > 1]
+    columns_lib.check_count(f"list {path}", names)
+    repeated = [n for n, count in collections.Counter(names).items() if n and count > 1]
     if repeated:
         raise UserError(f"list {path} has the column {repeated[0]!r} twice: rename one")
     reader, rows = csv.reader(io.StringIO(body, newline=""), delimiter=separator), []
@@ -109,13 +121,16 @@ def find_column(columns: Sequence[str], names: Sequence[str]) -> str | None:
 
 
 def parse_seconds(text: str | None, where: str) -> float | None:
-    """Parses a number of seconds; returns None if the cell is empty or missing.
+    """Parses a number of seconds; returns None if the cell is empty, missing or "nan".
 
     Raises:
-        UserError: The text is not a number. The message starts with `where`.
+        UserError: The text is not a finite number. The message starts with `where`.
     """
     try:
-        return float(text) if text and text.strip() else None
+        seconds = float(text) if text and text.strip() else math.nan
+        if math.isinf(seconds):
+            raise ValueError("it is infinite")
+        return None if math.isnan(seconds) else seconds
     except ValueError as error:
         raise UserError(f"{where}: {text!r} must be a number of seconds") from error
 

@@ -68,3 +68,8 @@ def test_columns_of_our_own_manifests_are_known(tmp_path, warnings):
     )
     columns.check_columns("a.csv", list(dict.fromkeys(own)))
     assert not warnings.records
+
+
+def test_manifests_with_too_many_columns_are_refused():
+    with pytest.raises(UserError, match="manifest m has 1,001 columns, more than 1,000"):
+        columns.check_columns("m", ["path"] * 1001)

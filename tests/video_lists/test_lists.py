@@ -443,3 +443,65 @@ def test_lists_are_joined_with_common_class_numbers(tmp_path):
     options = lists.ListOptions(classes=f"{tmp_path}/x.classes.json")
     joined = lists.read_lists(f"{tmp_path}/x.csv,{tmp_path}/y.csv", options)
     assert [e.labels["label_class"] for e in joined.entries] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("l.txt", "a" + " " * 300_000 + "b\n", "has no video extension"),
+        ("l.txt", "a 1" + " 1" * 300_000 + "b\n", "has no video extension"),
+        ("x_test_split1.txt", "q 1\na" + " " * 300_000 + "b\n", "must be a name and 0, 1 or 2"),
+        ("l.csv", "path," + ",".join(f"c{n}" for n in range(200_000)) + "\na.mp4\n", "columns"),
+    ],
+)
+def test_long_lines_are_read_in_linear_time(name, text, message, tmp_path):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=message):
+        read(tmp_path / name, split="train" if "split" in name else "", source="s")
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("a.mp4 , 3", ("a.mp4", "3")),
+        ("a 1 b.mp4  -1", ("a 1 b.mp4", "-1")),
+        ("a.mp4;2.00", ("a.mp4", "2.00")),
+        ("a.mp4,,1", ("a.mp4,", "1")),
+        ("a1", None),
+        ("a --1", None),
+        ("1", None),
+    ],
+)
+def test_the_number_at_the_end_of_a_line_is_split_off(line, expected):
+    assert lists._split_number(line) == expected
+
+
+@pytest.mark.parametrize("end", ["inf", "1e999", "-inf"])
+def test_infinite_times_of_kinetics_are_refused(end, tmp_path):
+    (tmp_path / "l.csv").write_text(f"label,youtube_id,time_start,time_end\na,x,1,{end}\n")
+    with pytest.raises(UserError, match="line 2, time_end: .* must be a number of seconds"):
+        read(tmp_path / "l.csv")
+    (tmp_path / "l.csv").write_text("label,youtube_id,time_start,time_end\na,x,1,nan\n")
+    assert read(tmp_path / "l.csv").entries[0].end is None
+
+
+def test_long_numbers_of_ucf101_classes_are_refused(tmp_path):
+    (tmp_path / "trainlist01.txt").write_text("YoYo/v_YoYo_g01_c01.avi 1\n")
+    (tmp_path / "classInd.txt").write_text("9" * 5000 + " YoYo\n")
+    with pytest.raises(UserError, match=r"classInd\.txt, line 1: .* must be a number and a class"):
+        read(tmp_path / "trainlist01.txt")
+
+
+def test_class_names_must_be_characters(tmp_path):
+    (tmp_path / "l.txt").write_text("a.mp4 zumba\n")
+    (tmp_path / "classes.json").write_text('{"\\ud800": 0, "zumba": 1}')
+    with pytest.raises(UserError, match="cannot be read: a name contains a surrogate"):
+        read(tmp_path / "l.txt", classes=str(tmp_path / "classes.json"))
+
+
+@pytest.mark.parametrize("kind", ["pipe", "/dev/zero"])
+def test_only_regular_files_are_read_as_lists(kind, tmp_path):
+    path = tmp_path / "x_test_split1.txt"
+    os.mkfifo(path) if kind == "pipe" else path.symlink_to(kind)
+    with pytest.raises(UserError, match="cannot be read: it is not a regular file"):
+        read(tmp_path, split="train")
