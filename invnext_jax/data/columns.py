@@ -9,7 +9,7 @@ import functools
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from absl import logging
@@ -29,9 +29,10 @@ INFORMATIVE = (
 )
 # A column that limits the part of a video consists of one of these words and of `_UNIT_WORDS`.
 _RANGE_WORDS = {
-    "start": {"start", "starts", "begin", "begins", "beginning", "onset"},
-    "end": {"end", "ends", "stop", "stops", "finish"},
+    "start": {"start", "starts", "begin", "begins", "beginning", "onset", "from"},
+    "end": {"end", "ends", "stop", "stops", "finish", "to"},
 }
+_NUMBERED = {"t0": "start", "t1": "end"}
 _UNIT_WORDS = {
     *("t", "time", "times", "timestamp", "s", "sec", "secs", "second", "seconds", "ms", "msec"),
     *("frame", "frames", "clip", "segment", "video", "trim", "idx", "index"),
@@ -63,17 +64,33 @@ def check_columns(manifest: str, columns: Sequence[str]) -> None:
                 f"manifest {manifest} has a column {name!r}, which is not read: rename it to "
                 f"{meant!r}, or to {'other_' + meant!r} to ignore it"
             )
-        if meant and meant not in columns:
-            raise UserError(
-                f"manifest {manifest} has a column {name!r}, which is not read: rename it to "
-                f"{meant!r} and give it in seconds if clips should be cut from this part of each "
-                f"file, or rename it to {'original_' + meant!r} to use whole files"
-            )
+    refuse_ranges(f"manifest {manifest}", others, columns)
     if others:
         _warn_once(
             f"manifest {sanitize.redact_urls(manifest)}: columns that are not read: "
             f"{', '.join(map(_describe, others))}"
         )
+
+
+def refuse_ranges(where: str, columns: Iterable[str], read: Collection[str]) -> None:
+    """Checks that the start and the end of clips are not in columns that are not read.
+
+    Args:
+        where: The file, for the message, such as "manifest a.csv".
+        columns: The columns that are not read.
+        read: The columns that are read; "start" and "end" if they are.
+
+    Raises:
+        UserError: A column seems to contain the start or end of clips, and none is read.
+    """
+    for name in columns:
+        meant = _find_meant(name)
+        if meant in _RANGE_WORDS and meant not in read:
+            raise UserError(
+                f"{where} has a column {name!r}, which is not read: rename it to "
+                f"{meant!r} and give it in seconds if clips should be cut from this part of each "
+                f"file, or rename it to {'original_' + meant!r} to use whole files"
+            )
 
 
 def _is_known(name: str) -> bool:
@@ -86,6 +103,8 @@ def _find_meant(name: str) -> str:
     plain = re.sub(r"[\s-]+", "_", name.strip().lower())
     if plain == "record" or (plain.startswith(LABEL_PREFIX) and plain != LABEL_PREFIX):
         return plain
+    if plain in _NUMBERED:
+        return _NUMBERED[plain]
     for meant, range_words in _RANGE_WORDS.items():
         if range_words & set(words) and set(words) <= range_words | _UNIT_WORDS:
             return meant

@@ -98,6 +98,10 @@ def _read_table(path: Path, table: Table, options: ListOptions) -> VideoList:
     find = lambda names: text_tables.find_column(table.columns, names)  # noqa: E731
     path_column, source_column = find((*PATH_COLUMNS, *ID_COLUMNS)), find(SOURCE_COLUMNS)
     start_column, end_column = find(START_COLUMNS), find(END_COLUMNS)
+    duration = find(("duration",)) if start_column and not end_column else None
+    ranges = {"start": start_column, "end": end_column or duration}
+    read = [name for name, column in ranges.items() if column]
+    columns_lib.refuse_ranges(f"list {path}", table.columns, read)
     if path_column == "path" and source_column is None and not options.source:
         raise UserError(f"list {path} has no column 'source': add it, or set --source")
     label_columns = [name for name in table.columns if name.startswith(manifest.LABEL_PREFIX)]
@@ -115,6 +119,9 @@ def _read_table(path: Path, table: Table, options: ListOptions) -> VideoList:
         file, problem = _find_file(row, path_column, folder, files, where)
         start = text_tables.parse_seconds(row.get(start_column), f"{where}, {start_column}")
         end = text_tables.parse_seconds(row.get(end_column), f"{where}, {end_column}")
+        if duration:
+            seconds = text_tables.parse_seconds(row.get(duration), f"{where}, {duration}")
+            end = None if seconds is None else (start or 0.0) + seconds
         own = {n: text_tables.parse_label(row[n], f"{where}, {n}") for n in label_columns}
         source = (row.get(source_column) or "").strip() if source_column else path.stem
         own |= {} if label is None else {column: label}
@@ -130,6 +137,8 @@ def _read_table(path: Path, table: Table, options: ListOptions) -> VideoList:
         *label_columns,
     }
     notes = [f"labels: the column {named!r} is read as {column}"] if named else []
+    if duration:
+        notes.append(f"clips end at {start_column!r} + {duration!r}, in seconds")
     if ignored := [c for c in table.columns if c and c not in used | PROBED_COLUMNS]:
         notes.append(f"columns that are not read: {', '.join(ignored)}")
     videos = VideoList(entries, ids, ids_file, tuple(notes))

@@ -5,6 +5,7 @@ import os
 import re
 from pathlib import Path
 
+from invnext_jax.data.columns import refuse_ranges
 from invnext_jax.errors import UserError
 from invnext_jax.video_lists import class_ids, text_tables
 from invnext_jax.video_lists.text_tables import Table, parse_seconds
@@ -58,6 +59,9 @@ def read_kinetics(path: Path, table: Table, options: ListOptions) -> VideoList:
     find = lambda *names: text_tables.find_column(table.columns, names)  # noqa: E731
     label_column, start_column = find("classname", "label"), find("time_start", "start")
     end_column = find("time_end", "end")
+    ranges = {"start": start_column, "end": end_column}
+    read = [name for name, column in ranges.items() if column]
+    refuse_ranges(f"list {path}", table.columns, read)
     is_hacs = label_column is not None and label_column.lower() == "classname"
     negative = ("-1",) if is_hacs else ()
     names = [

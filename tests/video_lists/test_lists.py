@@ -326,6 +326,26 @@ def test_ambiguous_lists_name_line_column_and_cure(text, message, tmp_path):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "names", ["begin,finish", "t0,t1", "start_frame,end_frame", "from,to", "start,t1", "onset,end"]
+)
+@pytest.mark.parametrize("path", ["path", "youtube_id"])
+def test_ranges_with_names_that_are_not_read_are_refused(names, path, tmp_path):
+    (tmp_path / "a.csv").write_text(f"{path},label,{names}\na.mp4,c,2,5\n")
+    with pytest.raises(UserError, match="which is not read: rename it to '(start|end)' and give"):
+        read(tmp_path / "a.csv", source="s")
+
+
+def test_a_duration_next_to_a_start_gives_the_end(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("path,source,start,duration\na.mp4,s,2,5\nb.mp4,s,,3\nc.mp4,s,1,\n")
+    found = read(path)
+    assert [(e.start, e.end) for e in found.entries] == [(2, 7), (None, 3), (1, None)]
+    assert "clips end at 'start' + 'duration', in seconds" in found.notes
+    path.write_text("path,source,start,end,duration\na.mp4,s,2,4,60\n")
+    assert [(e.start, e.end) for e in read(path).entries] == [(2, 4)]
+
+
 def test_split_column_selects_rows(tmp_path):
     (tmp_path / "l.csv").write_text("path,source,split\na.mp4,s,train\nb.mp4,s,val\n")
     names = lambda split: [e.path[-5:] for e in read(tmp_path / "l.csv", split=split).entries]  # noqa: E731
