@@ -34,7 +34,7 @@ from invnext_jax.models.sharding import IMAGE_AXES, with_logical_axes
 from invnext_jax.models.vit import VisionAttention, VisionBlock
 
 KINDS = ("siglip2", "clip", "dinov2")
-_PIXEL_STATS = {  # mean and standard deviation that each kind was trained with
+PIXEL_STATS = {  # mean and standard deviation that each kind was trained with
     "siglip2": np.full((2, 3), 0.5, np.float32),
     "clip": np.array(
         [(0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)], np.float32
@@ -88,7 +88,7 @@ def preprocess(video_bthwc: jax.Array, size: int | None, kind: str) -> jax.Array
     Returns:
       float32 [b*t, h, w, c]; for SigLIP2 the values are from -1 to 1.
     """
-    teacher_mean, teacher_std = (v.reshape(1, 1, 1, 3) for v in _PIXEL_STATS[kind])
+    teacher_mean, teacher_std = (v.reshape(1, 1, 1, 3) for v in PIXEL_STATS[kind])
     mean, std = (v.reshape(1, 1, 1, 3) for v in (IMAGENET_MEAN, IMAGENET_STD))
     images_bhwc = rearrange(video_bthwc, "b t h w c -> (b t) h w c")
     if size is not None and images_bhwc.shape[1:3] != (size, size):

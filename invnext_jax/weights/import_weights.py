@@ -16,7 +16,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 
+from invnext_jax import json_file
 from invnext_jax.errors import UserError
 from invnext_jax.models import encoder, teachers, tubelet_encoder
 from invnext_jax.models.heads import AttentionPool
@@ -40,6 +42,7 @@ _BUILD_ERRORS = (
     *(TypeError, ValueError, LookupError, AttributeError, ArithmeticError, AssertionError),
     *(RuntimeError, flax.errors.FlaxError),
 )
+_TAPS, _DEFAULT_DEPTH = 6, 40  # `teacher.taps` and `teacher.depth` of the default config
 KINDS = (*image_models.FAMILIES, "modernbert", "internvideo_next")
 
 
@@ -129,6 +132,11 @@ def _usage(kind: str, out: Path, imported: ImportedWeights) -> str:
     if kind == "modernbert":
         fields.pop("kind")
         fields.pop("depth", None)
+    elif fields["depth"] != _DEFAULT_DEPTH:
+        # The taps cover the same fraction of the depth as in the default config.
+        count = min(_TAPS, fields["depth"])
+        interval = round(3.33 * fields["depth"] / _DEFAULT_DEPTH, 2)
+        fields |= {"taps": count, "tap_interval": max(1.0, interval)}
     sizes = " ".join(f"--config.{group}.{name}={value}" for name, value in fields.items())
     return f"To use it: --config.{group}.weights={out} {sizes}"
 
@@ -137,6 +145,7 @@ def read_teacher(kind: str, checkpoint: Checkpoint, source: str | Path) -> Impor
     """Reads a frozen image teacher from one of `image_models.FAMILIES`."""
     family = image_models.FAMILIES[kind]
     image_models.refuse_other_libraries(kind, checkpoint, source)
+    _check_pixel_stats(kind, Path(source))
     with config_errors(source):
         sizes = family.sizes(_require_config(checkpoint, source))
         check_sizes(sizes, str(source), _count_values(checkpoint))
@@ -147,6 +156,29 @@ def read_teacher(kind: str, checkpoint: Checkpoint, source: str | Path) -> Impor
         expected = _shapes(teachers.from_config(config), image)
     tree = match.read_tree(family.adapt(checkpoint.tensors), expected, family.rules, str(source))
     return ImportedWeights({"teacher": tree}, {"teacher": sizes})
+
+
+def _check_pixel_stats(kind: str, source: Path) -> None:
+    """Checks that a preprocessor config next to the weights has the kind's mean and deviation.
+
+    Raises:
+      UserError: the file is invalid or has other values.
+    """
+    folder = source if source.is_dir() else source.parent
+    path = folder / published.PREPROCESSOR
+    found = json_file.read_object(path) if path.is_file() else {}
+    for name, expected in zip(("image_mean", "image_std"), teachers.PIXEL_STATS[kind], strict=True):
+        values = found.get(name, expected.tolist())
+        try:
+            is_same = np.allclose(np.asarray(values, np.float64), expected, atol=1e-3)
+        except (TypeError, ValueError):
+            is_same = False
+        if not is_same:
+            raise UserError(
+                f"{path} has {name}={str(values)[:80]}, but images for a {kind} teacher are "
+                f"normalized with {[round(float(x), 4) for x in expected]}: use a checkpoint that "
+                "was trained with these values"
+            )
 
 
 def read_tubelet_encoder(

@@ -145,11 +145,38 @@ def test_printed_flags_configure_the_imported_teacher(kind, folders, tmp_path):
     params = image_teacher.read_teacher(config)
     video = np.random.default_rng(0).standard_normal((1, 2, 32, 32, 3)).astype("f4")
     seen = image_teacher.apply_to_frames(ml_collections.FrozenConfigDict(config), params, video)
-    assert seen.taps_lbnd.shape == (2, 2, 16, 32)
+    assert seen.taps_lbnd.shape == (3, 2, 16, 32)
     np.testing.assert_allclose(seen.attention_bn.sum(axis=1), 1.0, rtol=1e-5)
     config.teacher.heads = 2
     with pytest.raises(UserError, match=r"config.teacher.heads=2 must be 4"):
         image_teacher.read_teacher(config)
+
+
+@pytest.mark.parametrize(
+    ("depth", "flags"),
+    [
+        (24, "--config.teacher.taps=6 --config.teacher.tap_interval=2.0"),
+        (40, "depth=40"),
+        (5, "1.0"),
+    ],
+)
+def test_printed_taps_cover_the_same_fraction_of_any_depth(depth, flags):
+    weights = import_weights.ImportedWeights({}, {"teacher": {"depth": depth}})
+    assert import_weights._usage("clip", Path("a"), weights).endswith(flags)
+
+
+@pytest.mark.parametrize(
+    ("kind", "mean"),
+    [("clip", [0.5, 0.5, 0.5]), ("siglip2", [0.485, 0.456, 0.406]), ("dinov2", "x")],
+)
+def test_teachers_with_other_pixel_statistics_are_refused(kind, mean, tmp_path):
+    path = tmp_path / "preprocessor_config.json"
+    path.write_text(json.dumps({"image_mean": mean}))
+    with pytest.raises(UserError, match=r"has image_mean=.* but images for a .* are normalized"):
+        import_weights._check_pixel_stats(kind, tmp_path)
+    clip = {"image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.269, 0.261, 0.276]}
+    path.write_text(json.dumps(clip))
+    import_weights._check_pixel_stats("clip", tmp_path / "model.safetensors")
 
 
 def test_imported_text_model_initialises_the_predictor(folders, tmp_path):
