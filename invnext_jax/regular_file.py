@@ -1,15 +1,27 @@
-"""Opens files from untrusted folders: only regular files of limited size.
+"""Opens files from untrusted folders: only regular files of limited size; errors of damaged files.
 
 A named pipe or a device in a data set would otherwise block a run, or fill its memory.
 """
 
 import contextlib
 import errno
+import lzma
 import os
 import stat
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Iterator
 from typing import BinaryIO
 
+# What NumPy and the modules json and zipfile raise for damaged files. RuntimeError includes
+# RecursionError, and NotImplementedError for unknown compressions; NumPy's parser of headers raises
+# TypeError, SyntaxError and TokenError.
+DAMAGE = (
+    *(OSError, EOFError, ValueError, LookupError, TypeError, ArithmeticError, RuntimeError),
+    *(MemoryError, SyntaxError, tokenize.TokenError),
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError),
+)
 _OPEN = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC  # a pipe without a writer opens at once
 
 

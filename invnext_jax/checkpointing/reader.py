@@ -78,7 +78,9 @@ def finished_steps(folder: storage.Path) -> list[int]:
     """
     paths = folder.iterdir() if folder.is_dir() else ()
     return sorted(
-        int(path.name) for path in paths if path.name.isdigit() and storage.is_finished(path)
+        int(path.name)
+        for path in paths
+        if path.name.isascii() and path.name.isdigit() and storage.is_finished(path)
     )
 
 

@@ -30,12 +30,13 @@ from invnext_jax.evaluation.evaluators.evaluator import Evaluator
 from invnext_jax.evaluation.feature_cache import FeatureCache
 from invnext_jax.evaluation.frozen_encoder import FrozenEncoder
 from invnext_jax.evaluation.inputs import SPLITS, EvalInputs, EvaluationData
-from invnext_jax.json_file import hash_json
+from invnext_jax.json_file import hash_json, read_object
 from invnext_jax.multihost import consensus
 from invnext_jax.multihost.distributed import log_on_process_0
 
 FORMAT = 2  # version of results.json; in version 1, rows have no evaluator, metric, value or n
 RESULTS = "results.json"
+MAX_BYTES = 2**28  # of results and rows
 
 
 def evaluate_checkpoint(
@@ -219,23 +220,28 @@ def read_results(workdir: str | Path) -> dict[str, Any]:
       UserError: the file is not JSON, or its format is unknown.
     """
     path = Path(workdir) / RESULTS
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(
-            f"{path} is not valid JSON ({error}): run launch/evaluate.py again"
-        ) from error
+    results = read_object(path, "run launch/evaluate.py again", MAX_BYTES)
     if results.get("format") not in (1, FORMAT):
         raise UserError(
             f"{path} has format {results.get('format')!r}, but this version reads 1 and {FORMAT}: "
             "run launch/evaluate.py again"
         )
-    for row in results["rows"] if results["format"] == 1 else ():
+    rows = results.get("rows")
+    needed = _FIELDS_OF_ROWS[results["format"] == 1]
+    if not isinstance(rows, list) or not all(
+        isinstance(r, dict) and needed <= set(r) for r in rows
+    ):
+        raise UserError(f"{path} has damaged rows: run launch/evaluate.py again")
+    for row in rows if results["format"] == 1 else ():
         evaluator = _EVALUATORS_OF_FORMAT_1.get(row["input"], "linear_probe")
         row |= {"evaluator": evaluator, "metric": "top1", "value": row["top1"], "n": row["videos"]}
     return results
 
 
+_FIELDS_OF_ROWS = {
+    False: {"input", "evaluator", "metric", "value", "n"},
+    True: {"input", "top1", "videos"},
+}
 _EVALUATORS_OF_FORMAT_1 = {
     "pixels": "pixel_baselines",
     "boxes": "box_baselines",
@@ -292,8 +298,8 @@ def _read(path: Path, key: str) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+        found = read_object(path, max_bytes=MAX_BYTES)
+    except UserError:
         return None
     return found if found.get("key") == key else None
 

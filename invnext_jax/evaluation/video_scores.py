@@ -5,15 +5,15 @@ The scores of all rows of one evaluator are stored in one .npz file without pick
 Shape key: b videos.
 """
 
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from invnext_jax import atomic_file
+from invnext_jax import atomic_file, regular_file
 
+MAX_BYTES = 2**32
 _PARTS = ("index", "score", "weight")
 
 
@@ -48,7 +48,10 @@ def read(path: str | Path, number: int) -> VideoScores | None:
     """Reads the scores of row `number`; None if there are none or the file cannot be read."""
     try:
         # The file is opened here, because `np.load` does not close damaged archives.
-        with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as archive:
+        with (
+            regular_file.open_binary(path, MAX_BYTES) as file,
+            np.load(file, allow_pickle=False) as archive,
+        ):
             return VideoScores(*(archive[f"{part}_{number}"] for part in _PARTS))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except regular_file.DAMAGE:
         return None

@@ -177,8 +177,8 @@ def read_metrics(workdir: str | pathlib.Path) -> list[dict[str, Any]]:
                 break
             try:
                 records.append(json.loads(line))
-                records[-1]["step"]
-            except (ValueError, TypeError, LookupError) as error:
+                records[-1]["step"] + 0  # a TypeError if it is not a number
+            except (ValueError, TypeError, LookupError, RecursionError) as error:
                 raise UserError(
                     f"line {number} of {path} is not a record ({line[:40]!r}): remove that line, "
                     "or move the file away"

@@ -195,7 +195,12 @@ def test_results_of_format_1_are_read_and_others_are_refused(tmp_path):
     ]
     for text, sentence in (
         ('{"format": 3}', "has format 3, but this version reads 1 and 2"),
-        ("{", "JSON"),
+        ("{", "is damaged"),
+        ("[]", "JSON object"),
+        ("[" * 10**5, "nested too deeply"),
+        ('{"format": 2}', "has damaged rows"),
+        ('{"format": 2, "rows": "x"}', "has damaged rows"),
+        ('{"format": 1, "rows": [{}]}', "has damaged rows"),
     ):
         (tmp_path / "results.json").write_text(text)
         with pytest.raises(UserError, match=sentence):

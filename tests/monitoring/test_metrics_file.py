@@ -42,7 +42,7 @@ def test_incomplete_last_line_is_ignored(tmp_path):
     assert metrics_file.read_metrics(tmp_path) == [{"step": 1}]
 
 
-@pytest.mark.parametrize("line", ["\0\0\0", "garbage", "7", "{}"])
+@pytest.mark.parametrize("line", ["\0\0\0", "garbage", "7", "{}", '{"step": "a"}', "[" * 9999])
 def test_invalid_line_is_a_user_error(line, tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n' + line + '\n{"step": 3}\n')
     with pytest.raises(UserError, match="line 2 of .*metrics.jsonl is not a record"):

@@ -3,12 +3,13 @@
 Shape key: b rows.
 """
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from invnext_jax import atomic_file
+from invnext_jax import atomic_file, regular_file
 from invnext_jax.errors import UserError
 
 
@@ -89,15 +90,17 @@ def write_array(path: Path, array: np.ndarray) -> None:
 def _read_header(path: Path):
     """Returns the shape and the dtype of a .npy file, and the offset of its data in bytes."""
     try:
-        with path.open("rb") as file:
+        with regular_file.open_binary(path, sys.maxsize) as file:
             version = np.lib.format.read_magic(file)
             if version != (1, 0):
                 raise ValueError(f"version {version}")
             shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
             offset = file.tell()
+        if not shape or min(shape) < 0:
+            raise ValueError(f"shape {shape}")
         expected = offset + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
         if fortran or dtype.hasobject or path.stat().st_size != expected:
             raise ValueError("unexpected size or type")
-    except (OSError, ValueError, EOFError) as error:
+    except regular_file.DAMAGE as error:
         raise UserError(f"{path} is damaged ({error}): delete its folder") from error
     return shape, dtype, offset

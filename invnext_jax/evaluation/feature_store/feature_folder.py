@@ -9,20 +9,20 @@ Shape key: b videos, v views.
 import contextlib
 import json
 import shutil
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from invnext_jax import atomic_file
+from invnext_jax import atomic_file, regular_file
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation.feature_store.chunked_array import ChunkedArray, write_array
 from invnext_jax.evaluation.feature_store.extraction import MOMENTS
 from invnext_jax.evaluation.features import VideoFeatures
 
 LABEL = "label_"
-_META = "meta.json"
+_META, _MAX_META_BYTES = "meta.json", 2**20
 
 
 class FeatureFolder:
@@ -113,7 +113,9 @@ class FeatureFolder:
         try:
             found = self._read_marker(chunk)
             for kind in found["kinds"]:
-                ChunkedArray([self._array(chunk, str(kind))])
+                array = ChunkedArray([self._array(chunk, str(kind))])
+                if len(array) != len(found["index"]):
+                    raise UserError(f"{self._array(chunk, str(kind))} has {len(array)} rows")
         except UserError as error:
             print(f"{error}. Its features are extracted again.", flush=True)
             return False
@@ -124,12 +126,25 @@ class FeatureFolder:
         try:
             # The file is opened here, because `np.load` does not close damaged archives.
             with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-                return {name: archive[name] for name in archive.files}
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+                found = {name: archive[name] for name in archive.files}
+            _check_marker(found)
+            return found
+        except regular_file.DAMAGE as error:
             raise UserError(
                 f"{path} cannot be read ({error}): all processes need the same --workdir on a "
                 "shared disk"
             ) from error
+
+
+def _check_marker(found: Mapping[str, np.ndarray]) -> None:
+    """Raises `ValueError` if the arrays of a marker have unexpected types or shapes."""
+    kinds, index_b = found["kinds"], found["index"]
+    if kinds.ndim != 1 or (kinds.size and kinds.dtype.kind != "U"):
+        raise ValueError("its kinds are not names")
+    if any(Path(str(kind)).name != kind for kind in kinds):  # they become names of files
+        raise ValueError("a kind is not a name")
+    if index_b.ndim != 1 or index_b.dtype.kind not in "iu" or found["complete"].shape:
+        raise ValueError("its columns have other shapes")
 
 
 def open_folder(folder: Path, key: str, rows: int, chunk_rows: int) -> FeatureFolder:
@@ -142,12 +157,20 @@ def open_folder(folder: Path, key: str, rows: int, chunk_rows: int) -> FeatureFo
       chunk_rows: number of rows of a chunk in a new folder.
     """
     meta = {}
-    with contextlib.suppress(OSError, ValueError):
-        meta = json.loads((folder / _META).read_text(encoding="utf-8"))
-    if not isinstance(meta, dict) or meta.get("key") != key:
+    with contextlib.suppress(*regular_file.DAMAGE):
+        meta = json.loads(regular_file.read_bytes(folder / _META, _MAX_META_BYTES))
+    if (
+        not isinstance(meta, dict)
+        or meta.get("key") != key
+        or not _is_count(meta.get("chunk_rows"))
+    ):
         shutil.rmtree(folder, ignore_errors=True)
         meta = {"key": key, "chunk_rows": chunk_rows}
         atomic_file.write_text(folder / _META, json.dumps(meta) + "\n")
     for part in folder.glob(f".*{atomic_file.TEMPORARY_SUFFIX}"):  # left by killed processes
         part.unlink(missing_ok=True)
     return FeatureFolder(folder, meta["chunk_rows"], rows)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value > 0

@@ -1,14 +1,13 @@
 """Saves the training state of an evaluation in one file, from which a repeated command resumes."""
 
 import time
-import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from invnext_jax import atomic_file
+from invnext_jax import atomic_file, regular_file
 from invnext_jax.multihost import consensus
 
 SAVE_SECONDS = 120.0  # time between two saves
@@ -48,7 +47,7 @@ class StateFile(NamedTuple):
                 return state, 0
             try:
                 return self._read(state)
-            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            except regular_file.DAMAGE as error:
                 print(f"{self.path} is damaged ({error}). Training starts again.", flush=True)
                 return state, 0
 
@@ -60,6 +59,8 @@ class StateFile(NamedTuple):
             leaves = [archive[f"leaf{i}"] for i in range(len(like))]
             if [x.shape for x in leaves] != [np.shape(x) for x in like]:
                 return state, 0
+            if any(x.dtype.kind in "SUMmO" for x in leaves):
+                raise ValueError("a leaf has no numbers")
             return jax.tree.unflatten(tree, leaves), int(archive["step"])
 
 

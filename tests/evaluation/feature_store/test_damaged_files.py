@@ -1,0 +1,139 @@
+"""Files that an earlier command left are damaged: they are written again, or ignored."""
+
+import io
+import json
+import struct
+import zipfile
+
+import numpy as np
+import pytest
+
+from invnext_jax.evaluation import video_scores
+from invnext_jax.evaluation.feature_store.feature_folder import open_folder
+from invnext_jax.evaluation.feature_store.state_file import StateFile
+
+META = {"key": "k", "chunk_rows": 2}
+MARKER = {"kinds": np.array(["tokens"]), "complete": np.array(True), "index": np.arange(2)}
+
+
+def npz(**arrays):
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def npy(header, data=b""):
+    header = header.encode() + b"\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + data
+
+
+def floats(shape, data=b""):
+    return npy(f"{{'descr':'<f4','fortran_order':False,'shape':{shape}}}", data)
+
+
+def archive(data=b"x", *, encrypted=False, method=None):
+    """An archive with a damaged member of each name that is read."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
+        for name in ("kinds.npy", "key.npy", "index_0.npy"):
+            file.writestr(name, data)
+    content = bytearray(buffer.getvalue())
+    for start, flag, kind in ((b"PK\1\2", 8, 10), (b"PK\3\4", 6, 8)):
+        place = content.find(start)
+        while place >= 0:
+            content[place + flag] |= encrypted
+            if method:
+                content[place + kind : place + kind + 2] = struct.pack("<H", method)
+            place = content.find(start, place + 1)
+    return bytes(content)
+
+
+ARCHIVES = [
+    archive(encrypted=True),
+    archive(method=99),
+    archive(method=14),
+    archive(method=12),
+    archive(method=8),
+    archive(npy("(" * 9000)),
+    archive(npy("-" * 9000 + "1")),
+    archive(npy("{'descr':'<f4'")),
+    b"text",
+]
+
+
+def missing_chunks(folder, meta=None, marker=None, array=None):
+    folder.mkdir(exist_ok=True)
+    content = json.dumps(META).encode() if meta is None else meta
+    (folder / "meta.json").write_bytes(content)
+    (folder / "000000.npz").write_bytes(npz(**MARKER) if marker is None else marker)
+    array = floats((2, 3), bytes(24)) if array is None else array
+    (folder / "000000-tokens.npy").write_bytes(array)
+    return open_folder(folder, "k", 2, 2).missing_chunks()
+
+
+@pytest.mark.parametrize(
+    "meta",
+    [b"[" * 10**5, b"\xff", b"[]", b'{"key":"k"}']
+    + [json.dumps({**META, "chunk_rows": rows}).encode() for rows in (0, -1, "2", True, [2])],
+)
+def test_features_are_extracted_again_if_their_description_is_damaged(tmp_path, meta):
+    assert missing_chunks(tmp_path / "good") == []
+    assert missing_chunks(tmp_path / "bad", meta=meta) == [0]
+
+
+@pytest.mark.parametrize(
+    "marker",
+    [
+        *ARCHIVES,
+        npz(a=1),
+        npz(**{**MARKER, "kinds": np.array(5)}),
+        npz(**{**MARKER, "kinds": np.array(["/../../../../etc/passwd"])}),
+        npz(**{**MARKER, "complete": np.array([True, False])}),
+        npz(**{**MARKER, "index": np.array(1)}),
+        npz(**{**MARKER, "index": np.arange(3)}),
+    ],
+    ids=range(len(ARCHIVES) + 6),
+)
+def test_features_are_extracted_again_if_the_marker_is_damaged(tmp_path, marker):
+    assert missing_chunks(tmp_path / "bad", marker=marker) == [0]
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        floats((-2, -3), bytes(24)),
+        floats((), bytes(4)),
+        floats("('a',)"),
+        floats(f"({10**400},)"),
+        npy("(" * 9000),
+        npy("-" * 9000 + "1"),
+        npy("\0"),
+        npy("{'descr':'<f4'"),
+        npy("{'descr':'|O','fortran_order':False,'shape':(2,)}"),
+        npy("{'descr':[('a','<f4'),('b',[('c','O')])],'fortran_order':False,'shape':(2,)}"),
+    ],
+    ids=range(10),
+)
+def test_features_are_extracted_again_if_an_array_is_damaged(tmp_path, array):
+    assert missing_chunks(tmp_path / "bad", array=array) == [0]
+
+
+STATES = [
+    *ARCHIVES,
+    npz(key=np.array("k"), step=np.array("x"), leaf0=np.zeros(2)),
+    npz(key=np.array("k"), step=np.arange(3), leaf0=np.zeros(2)),
+    npz(key=np.array("k"), step=np.array(1), leaf0=np.array(["a", "b"])),
+]
+
+
+@pytest.mark.parametrize("content", STATES, ids=range(len(STATES)))
+def test_training_starts_again_if_the_state_is_damaged(tmp_path, content):
+    (tmp_path / "state.npz").write_bytes(content)
+    state = [np.ones(2, np.float32)]
+    assert StateFile(tmp_path / "state.npz", "k").restore(state) == (state, 0)
+
+
+@pytest.mark.parametrize("content", ARCHIVES, ids=range(len(ARCHIVES)))
+def test_damaged_scores_are_missing(tmp_path, content):
+    (tmp_path / "scores.npz").write_bytes(content)
+    assert video_scores.read(tmp_path / "scores.npz", 0) is None
