@@ -214,7 +214,25 @@ def _first_cause(text: str) -> str:
     if missing:
         return f"{missing[1]} is missing"
     causes = re.findall(r"^\s*\w+(?:Error|Exception): (.+)$", text, re.MULTILINE)
-    return causes[-1] if causes else text.partition("\n")[0]
+    cause = causes[-1] if causes else text.partition("\n")[0]
+    flag = re.match(r"flag (--[\w.\[\]]+=.*?): ", cause)
+    for sign, expected in _TYPES.items() if flag else ():
+        if sign in cause[flag.end() :]:
+            return f"{flag[1]} is invalid: set it to {expected}"
+    unknown = re.fullmatch(r"(Unknown command line flag '(.*)'\. Did you mean: )(.*) \?", cause)
+    if unknown:
+        likeness = lambda name: difflib.SequenceMatcher(None, unknown[2], name).ratio()  # noqa: E731
+        names = sorted(unknown[3].split(", "), key=likeness, reverse=True)
+        return f"{unknown[1]}{', '.join(names)}?"
+    return cause
+
+
+# Parts of the messages of absl for a value of the wrong type, and the type.
+_TYPES = {
+    "Non-boolean argument": "True or False",
+    "invalid literal for int()": "an integer",
+    "could not convert string to float": "a number",
+}
 
 
 def _unknown_field(argv: Sequence[str]) -> str:

@@ -61,7 +61,19 @@ def test_sources_are_set_from_the_command_line(parse):
         ),
         (
             [CONFIG, "--workdir=a", "--config.encoder.width=wide"],
-            "flag --config.encoder.width=wide: invalid literal for int() with base 10: 'wide'",
+            "--config.encoder.width=wide is invalid: set it to an integer",
+        ),
+        (
+            [CONFIG, "--workdir=a", "--config.batch_size=8.5"],
+            "--config.batch_size=8.5 is invalid: set it to an integer",
+        ),
+        (
+            [CONFIG, "--workdir=a", "--config.data.flip=yes"],
+            "--config.data.flip=yes is invalid: set it to True or False",
+        ),
+        (
+            [CONFIG, "--workdir=a", "--config.init_gain=big"],
+            "--config.init_gain=big is invalid: set it to a number",
         ),
         (
             [CONFIG.replace("tiny", "huge"), "--workdir=a"],
@@ -70,7 +82,7 @@ def test_sources_are_set_from_the_command_line(parse):
         (["--config=nowhere.py", "--workdir=a"], "there is no config file 'nowhere.py'"),
         ([CONFIG], "--workdir is missing"),
         (["--workdir=a"], "--config is missing"),
-        ([CONFIG, "--wrokdir=a"], "Unknown command line flag 'wrokdir'. Did you mean: workdir ?"),
+        ([CONFIG, "--wrokdir=a"], "Unknown command line flag 'wrokdir'. Did you mean: workdir?"),
     ],
 )
 def test_command_line_errors_are_one_sentence(parse, arguments, sentence):
@@ -78,6 +90,11 @@ def test_command_line_errors_are_one_sentence(parse, arguments, sentence):
         parse(*arguments)
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_the_most_similar_flag_is_suggested_first():
+    text = "Unknown command line flag 'sorce'. Did you mean: perceptual, source, workers ?"
+    assert errors._first_cause(text).endswith("Did you mean: source, workers, perceptual?")
 
 
 @pytest.mark.parametrize(("error", "code"), [(UserError, 2), (NonFiniteError, 3)])

@@ -89,7 +89,7 @@ def _read_params(checkpoint: storage.Path, field: str, has_checksums: bool) -> R
     if not read_shapes(checkpoint).get(field):
         raise UserError(
             f"the run {workdir} keeps no moving average of its parameters: train with "
-            "config.ema.decay above 0, or remove --ema"
+            "config.ema.decay above 0, or remove --ema (of launch/export.py) or --config.ema"
         )
     record = read_json(checkpoint, "meta")
     checksums.check_checksums_exist(record, has_checksums)
