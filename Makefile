@@ -12,6 +12,7 @@ DEMO_STEPS2 ?= 300
 DEMO_FLAGS1 ?=
 DEMO_FLAGS2 ?=
 DEMO_EVAL_FLAGS ?=
+DEMO_BASELINE_FLAGS ?=
 PYTEST_FLAGS ?= -n auto
 BENCHMARK_FLAGS ?=
 GPU_FLAGS ?=
@@ -35,7 +36,7 @@ demo: $(PACKAGE)
 	$(RUN) launch/main.py --config=configs/stage2.py:tiny --workdir=$(OUT)/s2 --config.seed=$(SEED) --config.data.manifest=$(OUT)/world/train.csv --config.total_steps=$(DEMO_STEPS2) --config.init_from=$(OUT)/s1 $(DEMO_FLAGS2)
 	$(RUN) launch/export.py --checkpoint=$(OUT)/s2 --out=$(OUT)/encoder.safetensors --overwrite
 	$(RUN) launch/evaluate.py --config=configs/eval/world.py --checkpoint=$(OUT)/s1 --workdir=$(OUT)/e1 --config.data.root=$(OUT)/world --config.controls=False $(DEMO_EVAL_FLAGS)
-	$(RUN) launch/evaluate.py --config=configs/eval/world.py --checkpoint=$(OUT)/s2 --workdir=$(OUT)/e2 --config.data.root=$(OUT)/world $(DEMO_EVAL_FLAGS)
+	$(RUN) launch/evaluate.py --config=configs/eval/world.py --checkpoint=$(OUT)/s2 --workdir=$(OUT)/e2 --config.data.root=$(OUT)/world $(DEMO_EVAL_FLAGS) $(DEMO_BASELINE_FLAGS)
 	$(RUN) launch/report.py $(OUT)/s1 $(OUT)/s2 $(OUT)/e1 $(OUT)/e2 --out=$(OUT)/report.html
 
 test: $(TEST)
