@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ def read_value(
         UserError: The file is missing, too large, nested too deeply or not valid JSON.
     """
     try:
+        if stat.S_ISFIFO(os.stat(path).st_mode):  # opening it may block forever
+            raise OSError("it is a named pipe")
         with open(path, "rb") as file:
             data = file.read(max_bytes + 1)
         if len(data) > max_bytes:

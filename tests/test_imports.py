@@ -91,7 +91,7 @@ LAYERS = {
         {"video_io"},
         {"decode", "shards", "index_files", "remote_files"},
         {"frame_converter", "frame_index", "local_files"},
-        {"transforms", "demux", "packet_headers", "columns"},
+        {"transforms", "demux", "packet_headers", "columns", "csv_text"},
     ],
     "workers": [
         {"worker_pool"},

@@ -1,5 +1,7 @@
 """Defects of JSON files lead to one-sentence errors."""
 
+import os
+
 import pytest
 
 from invnext_jax import json_file
@@ -28,3 +30,12 @@ def test_defects_are_one_sentence(data, message, tmp_path):
 def test_missing_file_is_one_sentence(tmp_path):
     with pytest.raises(UserError, match="cannot be read"):
         json_file.read_object(tmp_path / "a.json")
+
+
+def test_pipes_and_devices_are_one_sentence(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zeros").symlink_to("/dev/zero")
+    with pytest.raises(UserError, match="it is a named pipe"):
+        json_file.read_object(tmp_path / "pipe")
+    with pytest.raises(UserError, match="is larger than 999 bytes"):
+        json_file.read_object(tmp_path / "zeros", max_bytes=999)

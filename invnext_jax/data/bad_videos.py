@@ -1,14 +1,13 @@
 """Counts the good and bad videos of a run, and lists the bad files."""
 
 import collections
-import csv
-import io
 import os
 from typing import BinaryIO
 
 from absl import logging
 
 from invnext_jax import file_lock
+from invnext_jax.data import csv_text
 from invnext_jax.data.clips import BadClip
 from invnext_jax.errors import UserError
 
@@ -134,7 +133,7 @@ class _QuarantineFile:
 
     The columns are `path` and `reason`.
 
-    A truncated last line is terminated with a newline and ignored.
+    A truncated last line is terminated with a newline and ignored. Damaged rows are skipped.
     """
 
     def __init__(self, path: str):
@@ -167,14 +166,12 @@ class _QuarantineFile:
             file.seek(0, os.SEEK_END)
             file.write(b"\n")
         text = complete.decode("utf-8", "surrogateescape")
-        self._listed |= {row[0] for row in csv.reader(io.StringIO(text)) if row}
+        self._listed.update(csv_text.read_first_cells(text))
         self._read_bytes = file.seek(0, os.SEEK_END)
 
     def _append(self, file: BinaryIO, row: list[str]) -> None:
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerows([row] if self._read_bytes else [["path", "reason"], row])
+        text = csv_text.format_csv([row] if self._read_bytes else [["path", "reason"], row])
         # A single write avoids a partial row.
-        file.write(text.getvalue().encode("utf-8", "surrogateescape"))
+        file.write(text.encode("utf-8", "surrogateescape"))
         file.flush()
         self._read_bytes = file.tell()

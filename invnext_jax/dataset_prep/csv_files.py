@@ -1,25 +1,10 @@
-"""Writes CSV files whose cells may contain any file name."""
+"""Writes CSV files, whose text `data.csv_text.format_csv` makes."""
 
-import csv
-import io
 import os
-from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from invnext_jax import atomic_file
 from invnext_jax.errors import UserError
-
-
-def format_csv(rows: Iterable[Sequence[Any]]) -> str:
-    """Formats rows as the text of a CSV file."""
-    text = io.StringIO()
-    plain = csv.writer(text, lineterminator="\n")
-    quoted = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
-    for row in rows:  # the csv module does not quote a lone carriage return
-        has_return = any(isinstance(cell, str) and "\r" in cell for cell in row)
-        (quoted if has_return else plain).writerow(row)
-    return text.getvalue()
 
 
 def write_csv(path: Path, text: str) -> None:

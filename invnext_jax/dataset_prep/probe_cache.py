@@ -8,6 +8,7 @@ from pathlib import Path
 from invnext_jax import file_lock
 from invnext_jax.dataset_prep.probing import ProbeFailure, VideoProbe
 from invnext_jax.errors import UserError
+from invnext_jax.workers.results import check_text
 
 VERSION = 2  # increase it when the result for the same file changes
 
@@ -126,4 +127,6 @@ def _from_json(fields: dict) -> VideoProbe | ProbeFailure:
     for value, expected in types:
         if not isinstance(value, int | float if expected is float else expected):
             raise TypeError(f"{value!r} is not of type {expected}")
+        if isinstance(value, str):
+            check_text(value)
     return found

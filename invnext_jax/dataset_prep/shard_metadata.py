@@ -9,9 +9,8 @@ from absl import logging
 from etils import epath
 
 from invnext_jax.data import columns as columns_lib
+from invnext_jax.data import csv_text, video_io
 from invnext_jax.data import manifest as manifest_lib
-from invnext_jax.data import video_io
-from invnext_jax.dataset_prep import csv_files
 from invnext_jax.dataset_prep.reencode import VIDEO_COLUMNS
 from invnext_jax.dataset_prep.shard_writer import (
     DATASET,
@@ -68,9 +67,9 @@ def write_metadata(
     out = epath.Path(plan.out)
     rows = [(name, reason) for report in reports for _, name, reason in report.quarantined]
     path = out / f"{plan.split}.quarantine.csv"
-    write_text(path, csv_files.format_csv([("path", "reason"), *rows]))
+    write_text(path, csv_text.format_csv([("path", "reason"), *rows]))
     damaged = [(name, text) for report in reports for _, name, text in report.damaged]
-    text = csv_files.format_csv([("path", "damage"), *damaged])
+    text = csv_text.format_csv([("path", "damage"), *damaged])
     write_text(out / f"{plan.split}.damaged.csv", text)
     if not written:
         reason, count = collections.Counter(reason for _, reason in rows).most_common(1)[0]
@@ -127,7 +126,7 @@ def _format_manifest(
             record = manifest[row]
             labels = (record.labels.get(name, -1) for name in plan.labels)
             rows.append((shard, position, record.source, *labels, *values, "h264", record.name))
-    return csv_files.format_csv(rows)
+    return csv_text.format_csv(rows)
 
 
 def _write_dataset_info(plan: ShardPlan) -> None:

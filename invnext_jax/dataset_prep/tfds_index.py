@@ -16,7 +16,7 @@ from absl import logging
 from etils import epath
 
 from invnext_jax.data import columns as columns_lib
-from invnext_jax.data import decode, shards
+from invnext_jax.data import csv_text, decode, shards
 from invnext_jax.data.manifest import LABEL_PREFIX, LABELS
 from invnext_jax.dataset_prep import csv_files, indexing, tfds_metadata
 from invnext_jax.dataset_prep.reencode import VIDEO_COLUMNS
@@ -85,14 +85,14 @@ def index_dataset(
     good, bad = _probe_records(records, RecordProbe(feature, tuple(label_columns)), options)
     quarantine = indexing.sidecar_path(out, "quarantine")
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_text(epath.Path(quarantine), csv_files.format_csv([("path", "reason"), *bad]))
+    write_text(epath.Path(quarantine), csv_text.format_csv([("path", "reason"), *bad]))
     if not good:
         raise UserError(
             f"none of {len(records)} records contains a good video: see the reasons in {quarantine}"
         )
     header = ("path", "record", "source", *label_columns.values(), *VIDEO_COLUMNS)
     rows = ((*record, source or info.name, *values) for record, values in good)
-    text = csv_files.format_csv([header, *rows])
+    text = csv_text.format_csv([header, *rows])
     csv_files.check_overwrite(out, text, options.overwrite)
     if len(label_columns) == 1 and (names := _class_ids(folder, info.features)):
         content = json.dumps(names, indent=0, ensure_ascii=False) + "\n"

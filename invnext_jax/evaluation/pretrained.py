@@ -144,7 +144,9 @@ def load_frozen(path: str | Path, *, ema: bool = False) -> FrozenEncoder:
     if Path(path).suffix == ".safetensors":
         params, about = export.read_export(path)
         if "teacher" in params and "encoder" not in params:
-            return imported_encoders.read_export(params["teacher"], about["config"], path)
+            with import_weights.config_errors(path):
+                sizes = about["config"]
+            return imported_encoders.read_export(params["teacher"], sizes, path)
     elif str(path) and folder_config.is_file():
         content = json_file.read_object(folder_config)
         model_type = str(content.get("model_type"))[:60]

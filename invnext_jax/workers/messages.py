@@ -128,7 +128,7 @@ class AnswerReader:
         if not isinstance(content, dict):
             raise InvalidResultError("an answer that is not an object")
         if isinstance(error := content.get("error"), str):
-            return None, error
+            return None, error.encode(errors="backslashreplace").decode()
         if content.keys() != {"value", "arrays"}:
             raise InvalidResultError("an answer without a result")
         data = memoryview(received)[start:]

@@ -186,6 +186,8 @@ def _decode(node: Any, arrays: list[np.ndarray]) -> Any:
         raise ValueError(f"the content of {kind[:40]!r} is invalid")
     entries = {key: _decode(item, arrays) for key, item in content.items()}
     if kind == "dict":
+        for key in entries:
+            check_text(key)
         return entries
     cls, hints = _REGISTERED[kind]
     if entries.keys() != hints.keys() or not all(
@@ -200,9 +202,20 @@ def _decode_scalar(value: Any) -> Any:
         raise ValueError("a number is not finite")
     if isinstance(value, int) and abs(value) > MAX_INTEGER:
         raise ValueError("an integer has more than 64 bits")
+    if isinstance(value, str):
+        check_text(value)
     if value is None or isinstance(value, (int, float, str)):
         return value
     raise ValueError("a list has no kind")
+
+
+def check_text(text: str) -> None:
+    """Raises `ValueError` if a text cannot be written to a file, because it has a lone surrogate.
+
+    Surrogates that stand for the bytes of a file name are allowed.
+    """
+    if not text.isascii():
+        text.encode("utf-8", "surrogateescape")
 
 
 def _has_type(value: Any, hint: tuple[type, ...]) -> bool:

@@ -1,3 +1,5 @@
+import csv
+
 import pytest
 
 from invnext_jax.data.bad_videos import STALLED, BadVideoTracker
@@ -61,3 +63,22 @@ def test_stalled_reads_are_counted_but_neither_listed_nor_bad(tmp_path):
     assert not (tmp_path / "quarantine.csv").exists()
     with pytest.raises(UserError, match="stalled read"):
         BadVideoTracker(on_bad="fail").count_bad(bad("a.mp4", STALLED))
+
+
+def test_names_and_reasons_with_carriage_returns_are_quoted(tmp_path):
+    for _ in range(2):
+        bad_videos = BadVideoTracker()
+        bad_videos.write_quarantine(tmp_path)
+        bad_videos.count_bad(BadClip("a\rb.mp4", "missing", "a\rb.mp4: no\rfile"))
+    with (tmp_path / "quarantine.csv").open(newline="") as file:
+        assert list(csv.reader(file)) == [["path", "reason"], ["a\rb.mp4", "missing: no\rfile"]]
+
+
+@pytest.mark.parametrize("rows", [b"a\rb,c\n", b'"a,c\n', b"a\0b,c\n", b"\xff\xfe\n", b"\r\r\n"])
+def test_a_damaged_list_of_bad_files_is_continued(rows, tmp_path):
+    (tmp_path / "quarantine.csv").write_bytes(b"path,reason\n" + rows)
+    bad_videos = BadVideoTracker()
+    bad_videos.write_quarantine(tmp_path)
+    bad_videos.count_bad(bad("d.mp4"))
+    text = (tmp_path / "quarantine.csv").read_text(errors="replace")
+    assert text.endswith("d.mp4,missing: the reason\n")

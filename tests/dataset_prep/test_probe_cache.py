@@ -92,3 +92,9 @@ def test_results_of_an_earlier_version_are_ignored(tmp_path, video):
     text = (tmp_path / "probes.jsonl").read_text()
     (tmp_path / "probes.jsonl").write_text(text.replace('"version": 2, ', ""))
     assert get(tmp_path, video) is None
+
+
+def test_cached_reasons_that_no_file_can_contain_are_refused(tmp_path, video):
+    put(tmp_path, video, ProbeFailure("a\ud800"))
+    with pytest.raises(UserError, match="is damaged: delete it to probe all files again"):
+        get(tmp_path, video)

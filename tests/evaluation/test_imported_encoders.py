@@ -157,6 +157,9 @@ def test_damaged_exports_of_image_encoders_are_one_sentence_errors(hf, tmp_path)
     export.write_export(tmp_path / "b.safetensors", params, {"config": about["config"]})
     with pytest.raises(UserError, match="b.safetensors"):
         pretrained.load_frozen(tmp_path / "b.safetensors")
+    export.write_export(tmp_path / "c.safetensors", params, {})
+    with pytest.raises(UserError, match="c.safetensors does not describe a valid model"):
+        pretrained.load_frozen(tmp_path / "c.safetensors")
 
 
 @pytest.mark.parametrize("model_type", ["vivit", ["vjepa2"], None])

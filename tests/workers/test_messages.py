@@ -178,3 +178,20 @@ def test_are_arrays_compares_names_dtypes_and_shapes():
         {"a": np.zeros((2, 3), np.uint8), "b": 1},
     ):
         assert not results.are_arrays(value, forms)
+
+
+@pytest.mark.parametrize(
+    "value", ["\ud800", {"a\ud800": 1}, BadClip("a", "corrupt", "\ud800"), ProbeFailure("\udfff")]
+)
+def test_texts_that_no_file_can_contain_are_refused(value, memory, pair):
+    answer = messages.encode_result(value, memory)
+    pair[1].sendall(bytes(struct.pack("!IQ", len(answer.text), 0)) + answer.text)
+    reader = messages.AnswerReader(pair[0])
+    assert reader.wait(10)
+    with pytest.raises(InvalidResultError, match="surrogates not allowed"):
+        reader.decode(memory)
+    name = BadClip("\udcff.mp4", "corrupt", "a name that is not UTF-8")
+    messages.encode_result(name, memory).send(pair[1])
+    assert reader.wait(10) and reader.decode(memory) == (name, None)
+    messages.encode_error("\ud800").send(pair[1])
+    assert reader.wait(10) and reader.decode(memory) == (None, "\\ud800")

@@ -8,12 +8,14 @@ Shape key: b videos, t frames, k objects, d features (of a box: corners x0 y0 x1
 """
 
 import functools
+import io
 import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from absl import logging
 from einops import rearrange
 from sklearn.ensemble import RandomForestClassifier
 
@@ -95,7 +97,7 @@ def load_boxes(manifest: str | Path, rows: Iterable[int]) -> np.ndarray | None:
 
     Returns:
       Box corners in [0, 1] and the object's visibility, float32 [b t k 5]; None if there is no
-      ground truth.
+      ground truth, or a file is damaged.
     """
     manifest = Path(manifest)
     folder = manifest.parent / "gt" / manifest.stem
@@ -103,11 +105,15 @@ def load_boxes(manifest: str | Path, rows: Iterable[int]) -> np.ndarray | None:
     if not all(path.is_file() for path in paths):
         return None
     tracks = []
-    for path in paths:
-        with np.load(path) as truth:
-            visible_tk1 = truth["visible"].astype(np.float32)[..., None]
-            tracks.append(np.concatenate([truth["boxes"], visible_tk1], axis=-1))
-    return np.stack(tracks).astype(np.float32)
+    try:
+        for path in paths:
+            with np.load(io.BytesIO(path.read_bytes())) as truth:
+                visible_tk1 = truth["visible"].astype(np.float32)[..., None]
+                tracks.append(np.concatenate([truth["boxes"], visible_tk1], axis=-1))
+        return np.stack(tracks).astype(np.float32)
+    except Exception as error:  # NumPy's and zipfile's parsers raise errors of many types
+        logging.warning("the boxes in %s are damaged and skipped, see %s: %r", folder, path, error)
+        return None
 
 
 def first_box(box_btkd: np.ndarray) -> np.ndarray:

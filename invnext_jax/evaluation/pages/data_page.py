@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import ml_collections
 import numpy as np
+from absl import logging
 
 from invnext_jax import atomic_file, config_checks, sanitize
 from invnext_jax.data import manifest as manifest_lib
@@ -152,8 +153,12 @@ def _read_quarantines(manifests: str) -> list[tuple[str, int]]:
     for name in manifest_lib.split_names(manifest_lib.find_manifests(manifests)):
         path = Path(name).with_suffix(".quarantine.csv")
         if path.is_file():
-            with path.open(newline="", encoding="utf-8", errors="backslashreplace") as file:
-                reasons |= {row["path"]: row["reason"] for row in csv.DictReader(file)}
+            try:
+                with path.open(newline="", encoding="utf-8", errors="backslashreplace") as file:
+                    rows = csv.DictReader(file)
+                    reasons |= {row["path"]: row["reason"] or "" for row in rows}
+            except (OSError, KeyError, csv.Error) as error:
+                logging.warning("%s is damaged and skipped: %r", path, error)
     return count_reasons(reasons)
 
 

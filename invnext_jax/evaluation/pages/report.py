@@ -212,5 +212,9 @@ def _name_clips(manifest: str, index_b: np.ndarray) -> list[str] | None:
     path = path.with_name(f"{path.stem}.captions.jsonl")
     if not path.is_file():
         return None
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return [f"Clip {i}: {json.loads(lines[i])['caption']}" for i in index_b]
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        return [f"Clip {i}: {json.loads(lines[i])['caption']}" for i in index_b]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        logging.warning("%s is damaged and skipped: %r", path, error)
+        return None

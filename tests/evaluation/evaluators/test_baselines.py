@@ -68,3 +68,6 @@ def test_boxes_are_read_by_row_number(tmp_path):
     found = box_baselines.load_boxes(manifest, [2, 0])
     np.testing.assert_allclose(found[0, ..., :4], render_clip(spec, 2).boxes, atol=1e-3)
     assert box_baselines.load_boxes(tmp_path / "elsewhere.csv", [0]) is None
+    for damage in (b"", b"PK\3\4", b"\x93NUMPY"):
+        (tmp_path / "gt/val/000001.npz").write_bytes(damage)
+        assert box_baselines.load_boxes(manifest, [0, 1]) is None

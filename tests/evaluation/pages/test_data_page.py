@@ -200,3 +200,11 @@ def test_quarantine_lists_of_all_folders_are_read(tmp_path):
         quarantine.write_text(f"path,reason\n/{name}.mp4,empty file\n")
     found = data_page._read_quarantines(f"{tmp_path}/one,{tmp_path}/two")
     assert found == [("empty file", 2)]
+
+
+@pytest.mark.parametrize("damaged", ['path\n"', "name\na.mp4\n", "path,reason\na.mp4\n"])
+def test_damaged_quarantine_lists_are_skipped(damaged, tmp_path):
+    (tmp_path / "one.csv").write_text("path,source\na.mp4,s\n")
+    (tmp_path / "one.quarantine.csv").write_text(damaged)
+    found = data_page._read_quarantines(f"{tmp_path}/one.csv")
+    assert sum(count for _, count in found) <= 1

@@ -6,6 +6,7 @@ import re
 import flax.linen as nn
 import jax
 import ml_collections
+import numpy as np
 import pytest
 
 from configs import stage1 as stage1_config
@@ -144,3 +145,10 @@ def test_joined_manifests_are_listed_and_missing_captions_noted(folder):
     found = report.show_clips(found_runs, [probe], 2)  # as many as above
     assert found["manifest"] == "val.csv, val.csv"
     assert any(note.startswith("No captions") for note in found["notes"])
+
+
+@pytest.mark.parametrize("text", ["", "[1]\n", "{\n", '{"a": 1}\n'])
+def test_damaged_captions_are_skipped(text, tmp_path, caplog):
+    (tmp_path / "val.captions.jsonl").write_text(text)
+    assert report._name_clips(f"{tmp_path}/val.csv", np.array([0])) is None
+    assert "val.captions.jsonl is damaged and skipped" in caplog.text
