@@ -42,6 +42,7 @@ class Depth:
 
     name = "depth"
     is_baseline = False
+    options = ("depth",)
 
     def needs_manifests(self, config: Any) -> bool:
         """Whether the evaluator reads the manifests; see `registry.needs_manifests`."""

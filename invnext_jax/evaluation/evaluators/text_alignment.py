@@ -35,6 +35,7 @@ class TextAlignment:
 
     name = NAME
     is_baseline = False
+    options = ("text",)
     needs_labels = False
 
     def check_config(self, config: Any) -> None:

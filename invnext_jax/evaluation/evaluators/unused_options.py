@@ -31,7 +31,8 @@ def check_overrides(
     """
     overrides = tuple(overrides)
     config_checks.check_overrides(config, overrides, find_unused(resolved, evaluators))
-    if any(name.startswith("data.") for name in overrides):
+    has_manifests = any(registry.needs_manifests(evaluator, resolved) for evaluator in evaluators)
+    if has_manifests and any(name.startswith("data.") for name in overrides):
         config_checks.check_overrides(config, overrides, _find_unused_by_sources(resolved))
 
 
@@ -75,7 +76,8 @@ def _find_unused_data(
         "data.repeats": "each evaluator has its own number of clips: set "
         "config.attentive_probe.repeats for the attentive probe",
     }
-    switches = [e.name for e in running if "augment" in config.get(e.name, {})]
+    sections = [name for e in running for name in getattr(e, "options", (e.name,))]
+    switches = [name for name in sections if _has_augment(config.get(name))]
     if any(config[name].augment for name in switches):
         return unused
     change = f"set config.{switches[0]}.augment=True" if switches else "remove the option"
@@ -96,6 +98,10 @@ def _find_unused_by_sources(config: Any) -> dict[str, str]:
     ]
     shared = set.intersection(*map(set, found)) if found else ()
     return {name: found[0][name] for name in shared}
+
+
+def _has_augment(section: Any) -> bool:
+    return hasattr(section, "to_dict") and "augment" in section
 
 
 def _reads(evaluator: Evaluator, name: str) -> bool:

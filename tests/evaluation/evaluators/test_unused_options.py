@@ -3,7 +3,7 @@
 import ml_collections
 import pytest
 
-from configs.eval import attentive_probe, linear_probe, world
+from configs.eval import attentive_probe, label_propagation, linear_probe, world
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation.evaluators import registry, unused_options
 
@@ -60,3 +60,21 @@ def test_reasons_depend_on_the_options_of_the_evaluators():
     with pytest.raises(UserError, match=r"config\.supervised\.steps is 0"):
         check(config, "supervised.learning_rate")
     check(config, "supervised.steps")
+
+
+def test_manifests_that_no_evaluator_needs_are_not_read():
+    config = label_propagation.get_config("tiny")
+    config.label_propagation.data = "davis"
+    config.update(train_manifest="absent.csv", val_manifest="absent.csv")
+    evaluators = registry.find_evaluators(config.evaluators)
+    unused_options.check_overrides(config, config, ["data.frames"], evaluators)
+
+
+@pytest.mark.parametrize("section", ["attentive_probe", "anticipation", "text"])
+def test_options_of_augmentation_are_read_by_every_section_that_augments(section):
+    evaluators = [e for e in registry.EVALUATORS.values() if section in e.options]
+    config = linear_probe.get_config()
+    config[section] = ml_collections.ConfigDict({"augment": False})
+    assert "data.flip" in unused_options.find_unused(config, evaluators)
+    config[section].augment = True
+    assert "data.flip" not in unused_options.find_unused(config, evaluators)
