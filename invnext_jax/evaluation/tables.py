@@ -44,6 +44,9 @@ _PERCENT = {
     "position_accuracy": "position accuracy",
     **{f"class_mean_recall@{k}": f"class-mean recall@{k}" for k in (1, 5, 10)},
     **{f"recall_at_{k}": f"R@{k}" for k in (1, 5, 10)},
+    "mean_iou": "mean IoU",
+    "average_jaccard": "average Jaccard",
+    "occlusion_accuracy": "occlusion accuracy",
     "delta1": "depth delta1",
     "aligned_delta1": "depth delta1, aligned",
 }

@@ -18,6 +18,7 @@ from invnext_jax.evaluation.evaluators import (
     pixel_baselines,
     supervised,
     text_alignment,
+    tracking,
 )
 from invnext_jax.evaluation.evaluators.evaluator import Evaluator
 
@@ -90,6 +91,7 @@ register(depth.Depth())
 register(label_propagation.LabelPropagation())
 register(anticipation.Anticipation())
 register(text_alignment.TextAlignment())
+register(tracking.Tracking())
 register(pixel_baselines.PixelBaselines())
 register(box_baselines.BoxBaselines())
 register(supervised.SupervisedBaseline())
