@@ -41,6 +41,7 @@ HEAD_BYTES = 4096  # bytes read from a file to find that element
 X264_BUILD = re.compile(rb"x264 - core (\d+)")
 X264_EXACT = 151  # older builds deviate from the standard, so the decoder needs the build number
 # Errors for paths that do not name a file. Retrying does not help.
+EMPTY_ERRNO = errno.ENODATA  # of an empty file
 NO_FILE_ERRNOS = (errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO)
 # Operating system errors that FFmpeg also raises for settings that a decoder rejects.
 DECODER_ERRNOS = (errno.EPERM, errno.EINVAL)
@@ -71,6 +72,8 @@ def describe_error(error: Exception) -> str:
 def error_kind(error: Exception) -> str:
     """Returns the `BadVideo.kind` for an error that a file system or decoder raised."""
     if isinstance(error, av.FFmpegError) and error.errno in DECODER_ERRNOS:
+        return "corrupt"
+    if error.errno == EMPTY_ERRNO:
         return "corrupt"
     if isinstance(error, FileNotFoundError) or error.errno in NO_FILE_ERRNOS:
         return "missing"

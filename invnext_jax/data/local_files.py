@@ -30,11 +30,12 @@ def check_status(status: os.stat_result, name: str | os.PathLike) -> None:
     0.
 
     Raises:
-        OSError: As in `check_kind`, or the file is empty, which is of the same kind.
+        OSError: As in `check_kind`, or the file is empty. `demux.error_kind` returns "corrupt" for
+            an empty file.
     """
     check_kind(status, name)
     if not status.st_size:
-        raise OSError(errno.ENXIO, "empty file", os.fspath(name))
+        raise OSError(demux.EMPTY_ERRNO, "empty file", os.fspath(name))
 
 
 class LocalFile(io.FileIO):

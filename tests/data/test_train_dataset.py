@@ -157,7 +157,9 @@ def test_counts_and_quarantine_of_a_broken_data_set(broken_world, config, tmp_pa
     assert sorted(reasons) == [f"{tmp_path}/{i}.mp4" for i in range(28, 40)]
     for i in range(28, 40):
         reason = reasons[f"{tmp_path}/{i}.mp4"]
-        assert reason.startswith("missing: No such file" if i < 33 else "corrupt: Invalid")
+        expected = "missing: No such file" if i < 33 else "corrupt: "
+        expected += "" if i < 33 else "empty file" if i < 37 else "Invalid"
+        assert reason.startswith(expected)
 
 
 COUNTS = {"a": 600, "b": 1000, "c": 300}  # grain is slow to shuffle fewer

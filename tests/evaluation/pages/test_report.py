@@ -140,10 +140,12 @@ def test_joined_manifests_are_listed_and_missing_captions_noted(folder):
     manifest = folder / "world" / "val.csv"
     results = folder / "p1" / "results.json"
     probe = json.loads(results.read_text())
-    probe["run"]["config"]["val_manifest"] = f"{manifest},{manifest}"
+    copy = manifest.with_name("copy.csv")
+    copy.write_bytes(manifest.read_bytes())
+    probe["run"]["config"]["val_manifest"] = f"{manifest},{copy}"
     found_runs = [report.ReportedRun(folder / "s1", pretrained.read_run_record(folder / "s1"), [])]
     found = report.show_clips(found_runs, [probe], 2)  # as many as above
-    assert found["manifest"] == "val.csv, val.csv"
+    assert found["manifest"] == "val.csv, copy.csv"
     assert any(note.startswith("No captions") for note in found["notes"])
 
 
