@@ -31,7 +31,7 @@ from absl import app, flags
 from loader_measures import Speed
 from step import divide
 
-from invnext_jax.data import decode, transforms
+from invnext_jax.data import decode, frame_converter
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.workers.process_worker import count_cores
 
@@ -109,8 +109,8 @@ def check_same(case: Case) -> dict[str, float]:
     differences = dict.fromkeys(("ours", *present_peers()), 0.0)
     for i, row in enumerate(case.rows[:2]):
         frames = decode.read_frames(row.path, row.choose, short_side=readers.SHORT)
-        window = transforms.square_crop(*frames.shape[1:3])
-        expected = transforms.resize(frames, window, readers.SIZE).astype(int)
+        window = frame_converter.square_crop(*frames.shape[1:3])
+        expected = frame_converter.resize(frames, window, readers.SIZE).astype(int)
         for name, read in BARE.items():
             if not np.array_equal(expected, readers.read_bare(read, row)):
                 raise RuntimeError(f"{case.name}: {name} returns different pixels")

@@ -1,9 +1,9 @@
 """All options of a pretraining run with their defaults, and the sizes of the variants.
 
-This file is longer than 300 lines because it contains all defaults. The comment at a field is its
-documentation: `docs/generate_options.py` copies it to docs/options.md. Durations are in steps,
+This file is longer than 300 lines because it contains all defaults. The comment next to a field is
+its documentation: `docs/generate_options.py` copies it to docs/options.md. Durations are in steps,
 unless their names say otherwise. Do not compute one field from another here: config files run
-before the overrides of the command line. `invnext_jax/training/recipe.py` computes steps and rates.
+before command-line overrides are applied. `training/recipe.py` computes steps and rates.
 """
 
 import ml_collections

@@ -105,7 +105,7 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 
 
 def replace(source: str | os.PathLike, target: str | os.PathLike) -> None:
-    """Renames a file so that it has its content and its new name after a power loss.
+    """Renames a file and syncs it to disk, so that the rename survives a power loss.
 
     Raises:
         OSError: The file cannot be synced or renamed.

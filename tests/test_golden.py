@@ -16,7 +16,7 @@ import optax
 from einops import rearrange
 from golden_cases import DEFAULT, assert_near, mask_indices, read_cases
 
-from invnext_jax.models import decoder, encoder, predictor, teachers
+from invnext_jax.models import decoder, encoder, predictor, scan, teachers
 from invnext_jax.models.heads import AttentionPool
 from invnext_jax.models.layers import ProjectionHead
 from invnext_jax.models.patches import clip_grid
@@ -222,7 +222,7 @@ def test_siglip(case):
     family = FAMILIES["siglip2"]
     tensors = {k: LazyTensor(v.shape, lambda v=v: v) for k, v in case.under("param.").items()}
     params = to_tree(LazyArrays(family.adapt(tensors)), family.rules)
-    taps = teachers.select_tap_layers(c["layers"], c["K"], c["interval"])
+    taps = scan.select_tap_layers(c["layers"], c["K"], c["interval"])
     assert taps == tuple(sorted(c["return_index"]))
     model = teachers.SigLip2(
         width=c["hidden"],

@@ -13,7 +13,7 @@ PACKAGE = "invnext_jax"
 # Folders and top-level files: a -> what a may import. Each may import itself and `FOR_ALL`. A file
 # that has an entry ("folder.file") follows this entry instead of the entry of its folder.
 FOR_ALL = {"errors", "atomic_file", "file_lock", "json_file", "sanitize", "command_output"}
-FOR_ALL |= {"regular_file"}
+FOR_ALL |= {"regular_file", "csv_text"}
 ARROWS = {
     "train": {
         "loop",
@@ -64,6 +64,7 @@ ARROWS = {
     "file_lock": set(),
     "json_file": set(),
     "regular_file": set(),
+    "csv_text": set(),
     "sanitize": set(),
 }
 
@@ -89,9 +90,9 @@ LAYERS = {
         {"manifest"},
         {"access_rules"},
         {"video_io"},
-        {"decode", "shards", "index_files", "remote_files"},
-        {"frame_converter", "frame_index", "local_files"},
-        {"transforms", "demux", "packet_headers", "columns", "csv_text"},
+        {"decode", "shards", "index_files"},
+        {"frame_converter", "frame_index", "files"},
+        {"transforms", "demux", "packet_headers", "columns"},
     ],
     "workers": [
         {"worker_pool"},

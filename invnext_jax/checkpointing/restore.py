@@ -84,9 +84,9 @@ def _select_fields(folder: storage.Path, abstract: TrainState) -> dict[str, Any]
     fields = {name: tree for name, tree in fields.items() if name in on_disk or tree != {}}
     if fields.keys() != set(on_disk):
         raise UserError(
-            f"the state in {folder} has {', '.join(sorted(on_disk))}; this run has "
-            f"{', '.join(sorted(fields))}: choose another --workdir, and set config.init_from to "
-            "that run"
+            f"the checkpoint in {folder} has the fields {', '.join(sorted(on_disk))}, but this run "
+            f"needs {', '.join(sorted(fields))}: choose another --workdir, and set "
+            "config.init_from to the old run"
         )
     changed = compare_shapes(flat_shapes(on_disk["params"]), flat_shapes(abstract.params))
     if changed:

@@ -115,7 +115,8 @@ def upgrade_config(tree: Mapping[str, Any]) -> dict[str, Any]:
     tree = copy.deepcopy(dict(tree))
     is_complete = "total_steps" in tree  # False for the partial config of an export
     if is_complete:
-        tree.setdefault("ema", {})
+        for section in ("ema", "eval"):
+            tree.setdefault(section, {})
     for name, value in _ADDED_FIELDS.items():
         section, _, field = name.rpartition(".")
         parent = tree.get(section) if section else tree if is_complete else None

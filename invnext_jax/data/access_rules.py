@@ -9,7 +9,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from invnext_jax.data import remote_files, video_io
+from invnext_jax.data import files as files_lib
+from invnext_jax.data import video_io
 from invnext_jax.errors import UserError
 
 PROTOCOLS = ("file", "gs", "gcs", "s3", "https")
@@ -69,8 +70,8 @@ class AccessRules:
             )
 
     def _check_protocol(self, name: str, where: str) -> None:
-        remote_files.refuse_chain(name)
-        protocol = remote_files.protocol_of(name)
+        files_lib.refuse_chain(name)
+        protocol = files_lib.protocol_of(name)
         if protocol not in (*PROTOCOLS, *self.protocols):
             raise UserError(
                 f"{where}: the protocol {protocol}:// is not one of {', '.join(PROTOCOLS)}: add it "
@@ -105,7 +106,7 @@ def _origin(name: str, where: str) -> str:
     Raises:
         UserError: It is unclear to which host a web address refers.
     """
-    if not video_io.is_remote(name) or remote_files.protocol_of(name) == "file":
+    if not video_io.is_remote(name) or files_lib.protocol_of(name) == "file":
         return ""
     protocol, _, rest = name.partition("://")
     if protocol not in _WEB_PROTOCOLS:

@@ -6,8 +6,7 @@ from typing import BinaryIO
 
 from absl import logging
 
-from invnext_jax import file_lock
-from invnext_jax.data import csv_text
+from invnext_jax import csv_text, file_lock
 from invnext_jax.data.clips import BadClip
 from invnext_jax.errors import UserError
 

@@ -16,8 +16,8 @@ from invnext_jax import sanitize
 from invnext_jax.data import decode, frame_converter, index_files, shards, transforms, video_io
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data import sources as sources_lib
+from invnext_jax.data.frame_converter import Window
 from invnext_jax.data.manifest import VideoRecord
-from invnext_jax.data.transforms import Window
 from invnext_jax.synthetic_world import urls
 from invnext_jax.workers.results import are_arrays, register_result_type
 
@@ -83,7 +83,7 @@ class ClipTransform:
     """Samples and augments clips. The fields have the same meaning as in `config.data`.
 
     `rng` is the random number generator of one clip. A number instead is the position of the crop
-    without augmentation, see `transforms.square_crop`; None is the center.
+    without augmentation, see `frame_converter.square_crop`; None is the center.
     `config.data.by_source` overrides fields for the videos of a source.
     """
 
@@ -106,12 +106,12 @@ class ClipTransform:
     def sample_window(self, height: int, width: int, size: int, rng: Choice) -> Window:
         """Samples a window of a picture, which will be resized to `size` x `size` pixels."""
         if not isinstance(rng, np.random.Generator):
-            return transforms.square_crop(height, width, 0.5 if rng is None else rng)
+            return frame_converter.square_crop(height, width, 0.5 if rng is None else rng)
         if self.crop == "random_resized":
-            return transforms.sample_random_resized_crop(
+            return frame_converter.sample_random_resized_crop(
                 height, width, self.crop_area, self.crop_aspect, rng
             )
-        return transforms.sample_multi_scale_crop(height, width, size, self.crop_scales, rng)
+        return frame_converter.sample_multi_scale_crop(height, width, size, self.crop_scales, rng)
 
     def augment(self, video_thwc: np.ndarray, rng: Choice) -> np.ndarray:
         """Flips a clip and jitters its colors."""
@@ -167,7 +167,7 @@ class CenterSampler:
 
     def sample_windows(self, height: int, width: int) -> list[Window]:
         """Returns the center crop of pictures of the given size."""
-        return [transforms.square_crop(height, width)]
+        return [frame_converter.square_crop(height, width)]
 
 
 def read_clips(record: VideoRecord, sampler: ClipSampler, short_side: int | None) -> np.ndarray:
@@ -194,7 +194,9 @@ def read_clips(record: VideoRecord, sampler: ClipSampler, short_side: int | None
         index_rt = sampler.sample_frames(len(video_thwc))
         windows = sampler.sample_windows(*video_thwc.shape[1:3])
         pairs = zip(index_rt, windows, strict=True)
-        return np.stack([transforms.resize(video_thwc[i_t], window, size) for i_t, window in pairs])
+        return np.stack(
+            [frame_converter.resize(video_thwc[i_t], window, size) for i_t, window in pairs]
+        )
     convert, windows = frame_converter.FrameConverter(short_side), None
     window = {"start": record.start, "end": record.end}
     with video_io.open_video(record.path, record.record, **window) as video:
@@ -279,7 +281,7 @@ class LoadClip:
         return {"video": video_rthwc, **columns}
 
     def is_valid(self, result: Any, record: VideoRecord, seeds: Sequence[Seed | None]) -> bool:
-        """Returns whether a worker's result has the form of `__call__`'s."""
+        """Returns whether a worker's result has the structure that `__call__` returns."""
         if isinstance(result, BadClip):
             return result.path == record.name
         clips, numbers = len(seeds), {"index": record.index, **record.labels}

@@ -9,8 +9,9 @@ import functools
 import json
 import os
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import logging
 
@@ -73,7 +74,7 @@ def check_columns(manifest: str, columns: Sequence[str]) -> None:
 
 
 def refuse_ranges(where: str, columns: Iterable[str], read: Collection[str]) -> None:
-    """Checks that the start and the end of clips are not in columns that are not read.
+    """Raises an error if an unread column seems to contain the start or end of clips.
 
     Args:
         where: The file, for the message, such as "manifest a.csv".
@@ -143,6 +144,27 @@ def parse_label(text: str | None) -> int:
         if not number.is_integer():
             raise
         return int(number)
+
+
+def parse_cell(
+    parse: Callable[[str | None], Any], text: str | None, line: str, column: str, what: str
+) -> Any:
+    """Parses a cell of a manifest with `parse`.
+
+    Args:
+        parse: Function that parses the text.
+        text: Text of the cell; None if it is missing.
+        line: Place of the row, for the message.
+        column: Name of the column.
+        what: What the cell must be, for example "an integer".
+
+    Raises:
+        UserError: The text cannot be parsed.
+    """
+    try:
+        return parse(text)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{line}: {text!r} in column {column!r} is not {what}") from error
 
 
 def class_names_path(manifest: str | os.PathLike) -> Path:

@@ -13,13 +13,14 @@ import dataclasses
 import hashlib
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from invnext_jax.data import remote_files, shards, video_io
+from invnext_jax.data import files as files_lib
+from invnext_jax.data import shards, video_io
 from invnext_jax.data.access_rules import DEFAULT_RULES, AccessRules
-from invnext_jax.data.columns import LABEL_PREFIX, check_columns, parse_label
+from invnext_jax.data.columns import LABEL_PREFIX, check_columns, parse_cell, parse_label
 from invnext_jax.errors import UserError
 from invnext_jax.synthetic_world import files, urls
 
@@ -82,24 +83,17 @@ class Manifest:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def count_repeats(self) -> int:
-        """Returns how many rows have the path, record, start and end of an earlier row."""
-        keys_4n = np.zeros((4, len(self)), np.int64)
-        keys_4n[0] = np.fromiter(map(hash, self.paths), np.int64, len(self))
-        for row, column in enumerate((self.start, self.end, self.record), 1):
-            keys_4n[row] = column.view(np.int64)  # all NaNs have the same bits
-        keys_4n = keys_4n[:, np.lexsort(keys_4n)]
-        return int((keys_4n[:, 1:] == keys_4n[:, :-1]).all(axis=0).sum())
-
     def __getitem__(self, index: int) -> VideoRecord:
         if not 0 <= index < len(self.paths):
-            raise IndexError(f"row {index} of {len(self.paths)}")
+            raise IndexError(f"row {index} is not one of {len(self.paths)} rows")
+        times = float(self.start[index]), float(self.end[index])
+        start, end = (None if math.isnan(time) else time for time in times)
         return VideoRecord(
             index=int(index),
             path=self.paths[index],
             source=self.sources[index],
-            start=_optional(self.start[index]),
-            end=_optional(self.end[index]),
+            start=start,
+            end=end,
             labels={name: int(values[index]) for name, values in self.labels.items()},
             record=None if self.record[index] == NO_RECORD else int(self.record[index]),
         )
@@ -215,9 +209,9 @@ def _read_file(path: str, rules: AccessRules) -> Manifest:
         raise UserError(f"manifest {path} cannot be read: {error}") from error
     if not len(manifest):
         raise UserError(f"manifest {path} is empty: add a row for each video")
-    remote = filter(video_io.is_remote, manifest.paths)
-    for video in {remote_files.protocol_of(path): path for path in remote}.values():
-        remote_files.check_protocol(video)
+    remote = {files_lib.protocol_of(p): p for p in filter(video_io.is_remote, manifest.paths)}
+    for video in remote.values():
+        files_lib.check_protocol(video)
     return manifest
 
 
@@ -270,7 +264,7 @@ def _read_rows(path: str, rows: csv.DictReader, columns: list[str], rules: Acces
             )
         video = video_io.join(folder, row["path"])
         rules.check_row(video, path, line)
-        record = _parse(int, row.get("record") or NO_RECORD, line, "record", "an integer")
+        record = parse_cell(int, row.get("record") or NO_RECORD, line, "record", "an integer")
         if not NO_RECORD <= record < 2**63:
             raise UserError(f"{line}: record {record} must be at least 0")
         # Interning keeps one string object per shard and, below, one per data set.
@@ -286,9 +280,9 @@ def _read_rows(path: str, rows: csv.DictReader, columns: list[str], rules: Acces
             raise UserError(f"{line}: the source {source!a} is not UTF-8: save the file as UTF-8")
         sources.append(interned.setdefault(source, source))
         for name, values in times.items():
-            values.append(_parse(float, row.get(name) or "nan", line, name, "a number"))
+            values.append(parse_cell(float, row.get(name) or "nan", line, name, "a number"))
         for name, values in labels.items():
-            label = _parse(parse_label, row[name], line, name, "an integer")
+            label = parse_cell(parse_label, row[name], line, name, "an integer")
             if not LABELS.min <= label <= LABELS.max:
                 raise UserError(
                     f"{line}: {label} in column {name!r} exceeds 32 bits: number the classes from 0"
@@ -303,14 +297,3 @@ def _read_rows(path: str, rows: csv.DictReader, columns: list[str], rules: Acces
         labels={name: np.array(values, np.int32) for name, values in labels.items()},
         record=np.array(records, np.int64),
     )
-
-
-def _parse(parse: Callable, text: str | None, line: str, column: str, what: str):
-    try:
-        return parse(text)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{line}: {text!r} in column {column!r} is not {what}") from error
-
-
-def _optional(value: float) -> float | None:
-    return None if math.isnan(value) else float(value)

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 
 from invnext_jax import sanitize
-from invnext_jax.data import local_files
+from invnext_jax.data import files as files_lib
 from invnext_jax.data.demux import BadVideo, error_kind
 from invnext_jax.workers.time_limits import reading
 
@@ -50,7 +50,7 @@ def read_example(path: str, record: int) -> dict[str, bytes | list]:
     try:
         with reading():
             status = os.stat(path)
-        local_files.check_kind(status, path)
+        files_lib.check_kind(status, path)
     except OSError as error:
         kind = error_kind(error)
         raise BadVideo(f"{name}: {type(error).__name__}: {error}", kind) from error

@@ -11,6 +11,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, TypeVar
 
+import numpy as np
 from absl import logging
 
 from invnext_jax.data import video_io
@@ -180,3 +181,16 @@ def _list_names(sources: Collection[str]) -> str:
     names = [repr(name) for name in sources]
     shown = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
     return f"only the source{'s' if len(names) > 1 else ''} {shown}"
+
+
+def count_repeats(rows: Manifest) -> int:
+    """Returns how many rows have the path, record, start and end of an earlier row.
+
+    Shape key: 4 = (hash of the path, start, end, record), n rows.
+    """
+    keys_4n = np.zeros((4, len(rows)), np.int64)
+    keys_4n[0] = np.fromiter(map(hash, rows.paths), np.int64, len(rows))
+    for row, column in enumerate((rows.start, rows.end, rows.record), 1):
+        keys_4n[row] = column.view(np.int64)  # all NaNs have the same bits
+    keys_4n = keys_4n[:, np.lexsort(keys_4n)]
+    return int((keys_4n[:, 1:] == keys_4n[:, :-1]).all(axis=0).sum())

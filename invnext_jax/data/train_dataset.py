@@ -241,7 +241,7 @@ class TrainDataset:
         """
         describe = functools.partial(sources.describe_options, self._config)
         table = self.mixture.table(steps * self.global_batch, describe)
-        if repeats := self.mixture.manifest.count_repeats():
+        if repeats := sources.count_repeats(self.manifest):
             table += (
                 f"\nwarning: {repeats:,} rows of the manifest repeat an earlier row (same path, "
             )

@@ -16,7 +16,8 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from typing import BinaryIO, TextIO
 
-from invnext_jax.data import decode, demux, index_files, local_files, remote_files, shards
+from invnext_jax.data import decode, demux, index_files, shards
+from invnext_jax.data import files as files_lib
 from invnext_jax.data.frame_index import PacketIndex
 from invnext_jax.errors import UserError
 from invnext_jax.synthetic_world import urls
@@ -39,7 +40,7 @@ def is_world(name: str) -> bool:
 def protocols_of(names: Iterable[str]) -> list[str]:
     """Returns the protocols of the remote files among `names`, without duplicates."""
     remote = (name for name in names if "://" in name and is_remote(name))
-    return sorted({remote_files.protocol_of(name) for name in remote})
+    return sorted({files_lib.protocol_of(name) for name in remote})
 
 
 def join(folder: str, name: str) -> str:
@@ -68,11 +69,11 @@ def open_text(name: str) -> TextIO:
 
     Raises:
         OSError: The file cannot be opened.
-        UserError: As in `remote_files.check_protocol`.
+        UserError: As in `files_lib.check_protocol`.
     """
     if not is_remote(name):
         return open(name, newline="", encoding="utf-8-sig", errors="surrogateescape")
-    file = io.BufferedReader(remote_files.open_remote(name))
+    file = io.BufferedReader(files_lib.open_remote(name))
     return io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
 
 
@@ -81,12 +82,12 @@ def hash_files(names: Sequence[str]) -> str:
 
     Raises:
         OSError: A file cannot be opened.
-        UserError: As in `remote_files.check_protocol`.
+        UserError: As in `files_lib.check_protocol`.
     """
     digest = hashlib.sha256()
     for name in names:
-        with remote_files.open_remote(name) if is_remote(name) else open(name, "rb") as file:
-            while data := file.read(remote_files.BLOCK_BYTES):
+        with files_lib.open_remote(name) if is_remote(name) else open(name, "rb") as file:
+            while data := file.read(files_lib.BLOCK_BYTES):
                 digest.update(data)
     return digest.hexdigest()
 
@@ -200,7 +201,7 @@ def open_source(name: str, record: int | None = None) -> Iterator[BinaryIO]:
         yield _RecordFile(name, record)
         return
     try:
-        file = remote_files.open_remote(name) if is_remote(name) else local_files.LocalFile(name)
+        file = files_lib.open_remote(name) if is_remote(name) else files_lib.LocalFile(name)
     except OSError as error:
         raise _bad_video(name, error) from error
     except UserError:

@@ -20,9 +20,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from invnext_jax.csv_text import format_csv
 from invnext_jax.data import columns as columns_lib
 from invnext_jax.data import index_files, manifest
-from invnext_jax.data.csv_text import format_csv
 from invnext_jax.dataset_prep import duplicates, probe_cache, probing, video_flags
 from invnext_jax.dataset_prep.csv_files import (
     check_overwrite,

@@ -66,7 +66,7 @@ class VideoHasher:
         return hash_video(path, start, end)
 
     def is_valid(self, result: Any, *task: Any) -> bool:
-        """Returns whether a worker's result has the form of `hash_video`'s."""
+        """Returns whether a worker's result has the structure that `hash_video` returns."""
         del task
         return result is None or (isinstance(result, tuple) and _are_hashes(result))
 

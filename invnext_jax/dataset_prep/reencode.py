@@ -102,7 +102,7 @@ class Reencoder:
             return {"reason": "not enough memory"}
 
     def is_valid(self, result: Any, *task: Any) -> bool:
-        """Returns whether a worker's result has the form of `__call__`'s."""
+        """Returns whether a worker's result has the structure that `__call__` returns."""
         del task
         if not isinstance(result, dict):
             return False

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from absl import logging
 from etils import epath
 
+from invnext_jax import csv_text
 from invnext_jax.data import columns as columns_lib
-from invnext_jax.data import csv_text, video_io
 from invnext_jax.data import manifest as manifest_lib
+from invnext_jax.data import video_io
 from invnext_jax.dataset_prep.reencode import VIDEO_COLUMNS
 from invnext_jax.dataset_prep.shard_writer import (
     DATASET,

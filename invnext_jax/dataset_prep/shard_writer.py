@@ -137,7 +137,7 @@ def write_shard(plan: ShardPlan, index: int, stop: threading.Event | None = None
     Args:
         plan: Assignment of rows to shards.
         index: Number of the shard.
-        stop: Event that abandons the shard after the current row.
+        stop: If it is set, writing stops after the current row.
 
     Raises:
         InterruptedError: `stop` was set.
@@ -183,7 +183,7 @@ def _write_records(
                 zip(pending, encoded, strict=True), start=len(written) + 1
             ):
                 if stop is not None and stop.is_set():
-                    raise InterruptedError(f"shard {index} was abandoned")
+                    raise InterruptedError(f"writing of shard {index} was cancelled")
                 record = manifest[row]
                 if "reason" in video:
                     reason = sanitize.redact_error(video["reason"], record.path)

@@ -15,8 +15,9 @@ from typing import Any
 from absl import logging
 from etils import epath
 
+from invnext_jax import csv_text
 from invnext_jax.data import columns as columns_lib
-from invnext_jax.data import csv_text, decode, shards
+from invnext_jax.data import decode, shards
 from invnext_jax.data.manifest import LABEL_PREFIX, LABELS
 from invnext_jax.dataset_prep import csv_files, indexing, tfds_metadata
 from invnext_jax.dataset_prep.reencode import VIDEO_COLUMNS
@@ -152,7 +153,7 @@ class RecordProbe:
         return {"row": [*(int(label[0]) for label in labels.values()), *values]}
 
     def is_valid(self, result: Any, path: str, record: int) -> bool:
-        """Returns whether a worker's result has the form of `__call__`."""
+        """Returns whether a worker's result has the structure that `__call__` returns."""
         del path, record
         if not isinstance(result, dict) or len(result) != 1:
             return False

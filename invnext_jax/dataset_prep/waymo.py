@@ -102,7 +102,7 @@ def convert(
 
 
 def _convert_segment(in_dir: Path, out_dir: Path, segment: str, short_side: int) -> str:
-    """Converts a segment, unless it was, and returns its line of the file of boxes."""
+    """Converts a segment if it has not been converted yet. Returns its line in the box file."""
     if not SEGMENT.fullmatch(segment):
         raise ValueError(f"the name {segment!r} is not allowed for an output folder")
     if (out_dir / segment).is_symlink():

@@ -22,14 +22,19 @@ from invnext_jax import atomic_file
 from invnext_jax.checkpointing import run_metadata
 from invnext_jax.checkpointing.workdir import Workdir
 from invnext_jax.data import manifest as manifest_lib
-from invnext_jax.data.access_rules import AccessRules
 from invnext_jax.errors import UserError
-from invnext_jax.evaluation import features, pretrained, split_checks, tables, video_scores
-from invnext_jax.evaluation.evaluators import classification, registry, unused_options
+from invnext_jax.evaluation import (
+    clip_settings,
+    features,
+    pretrained,
+    split_checks,
+    video_scores,
+)
+from invnext_jax.evaluation.evaluators import registry, unused_options
 from invnext_jax.evaluation.evaluators.evaluator import Evaluator
 from invnext_jax.evaluation.feature_cache import FeatureCache
 from invnext_jax.evaluation.frozen_encoder import FrozenEncoder
-from invnext_jax.evaluation.inputs import SPLITS, EvalInputs, EvaluationData
+from invnext_jax.evaluation.inputs import EvalInputs, EvaluationData
 from invnext_jax.json_file import hash_json, read_object
 from invnext_jax.multihost import consensus
 from invnext_jax.multihost.distributed import log_on_process_0
@@ -51,7 +56,7 @@ def evaluate_checkpoint(
 
     Returns:
       The content of results.json: `rows` (see `Row.to_json`), `tokens` (statistics of the grid
-      tokens), `clips` (see `clip_settings`), `splits` and `notes` (see
+      tokens), `clips` (see `clip_settings.read_settings`), `splits` and `notes` (see
       `split_checks.SplitReport`), and the settings that are needed to repeat the evaluation.
 
     Raises:
@@ -76,12 +81,12 @@ def _evaluate(config: Any, workdir: Path, overrides: Iterable[str]) -> dict[str,
     unused_options.check_overrides(given, config, overrides, evaluators)
     has_manifests = any(registry.needs_manifests(evaluator, config) for evaluator in evaluators)
     needs_labels = any(map(registry.needs_labels, evaluators))
-    tasks = choose_tasks(config, needs_labels) if has_manifests else ()
-    clips = clip_settings(config, encoder)
+    tasks = split_checks.choose_tasks(config, needs_labels) if has_manifests else ()
+    clips = clip_settings.read_settings(config, encoder)
     stage = encoder.loaded.config.stage if encoder.loaded else ""
     log_on_process_0(
         f"{config.checkpoint}: {stage or encoder.name}, {encoder.depth} blocks of width "
-        f"{encoder.width}, on {tables.describe_clips(clips)}"
+        f"{encoder.width}, on {clip_settings.describe_clips(clips)}"
     )
     if has_manifests:
         split_checks.check_different(config)
@@ -98,7 +103,7 @@ def _evaluate(config: Any, workdir: Path, overrides: Iterable[str]) -> dict[str,
     splits = split_checks.SplitReport({}, [])
     if has_manifests:
         splits = split_checks.compare_splits(config, tasks)
-    notes = [*tables.compare_with_encoder(clips), *splits.notes]
+    notes = [*clip_settings.compare_with_encoder(clips), *splits.notes]
     for note in notes:
         log_on_process_0(f"note: {note}")
     measurements = []
@@ -166,51 +171,6 @@ def _under(root: str, names: str) -> str:
         return names
     parts = (name.strip() for name in names.split(","))
     return ",".join(name if "://" in name else os.path.join(root, name) for name in parts)
-
-
-def clip_settings(config: Any, encoder: FrozenEncoder) -> dict[str, Any]:
-    """Returns the resolved frames, size and sampling of the clips, and those of the encoder."""
-    data = run_metadata.config_to_json(config)["data"]
-    is_dense = data["sampling"] == "dense"
-    return {
-        **{name: data[name] for name in ("frames", "size", "short_side", "sampling")},
-        "stride": sum(data["stride"]) // 2 if is_dense else None,
-        **{"encoder_frames": encoder.frames, "encoder_size": encoder.size},
-    }
-
-
-def choose_tasks(config: Any, needs_labels: bool = True) -> tuple[str, ...]:
-    """Returns the tasks of the config, or by default all tasks with labels in both manifests.
-
-    If no evaluator needs labels for training, only the held-out manifest must have them.
-
-    Raises:
-      UserError: a manifest is missing, has no label column, or has no labeled video.
-    """
-    common, columns, manifests = [], [], (config.train_manifest, config.val_manifest)
-    if not all(manifests):
-        raise UserError("set config.train_manifest and config.val_manifest to CSV files of videos")
-    rules = AccessRules.from_config(config.data)
-    for manifest in manifests:
-        columns.append(manifest_lib.read_manifest(manifest, rules).labels)
-        found = [name.removeprefix(manifest_lib.LABEL_PREFIX) for name in columns[-1]]
-        missing = set(config.tasks) - set(found)
-        if missing and (needs_labels or manifest == manifests[1]):
-            raise UserError(f"{manifest} has no column label_{sorted(missing)[0]}: add it")
-        common.append(found)
-    shared = tuple(task for task in common[0] if task in common[1])
-    if not needs_labels:
-        shared, columns[0] = tuple(common[1]), columns[1]
-    elif not shared:
-        raise UserError(
-            f"{' and '.join(manifests)} have no label_<task> column in common: add one; "
-            "launch/prepare_data.py index makes it from a column 'label'"
-        )
-    tasks = tuple(config.tasks) or shared
-    for split, labels in zip(SPLITS.values(), columns, strict=True):
-        for task in tasks:
-            classification.find_labeled(labels[manifest_lib.LABEL_PREFIX + task], task, split)
-    return tasks
 
 
 def read_results(workdir: str | Path) -> dict[str, Any]:

@@ -256,7 +256,7 @@ class _Callbacks(loop.Callbacks):
 
 
 def _use_batch(frozen, batch, key):
-    """The default of `prepare`."""
+    """Returns the batch unchanged; the default for `prepare`."""
     del frozen, key
     return batch
 

@@ -12,10 +12,13 @@ import numpy as np
 from invnext_jax.data import columns as columns_lib
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data import shards, video_io
+from invnext_jax.data.access_rules import AccessRules
 from invnext_jax.data.demux import BadVideo
 from invnext_jax.data.manifest import Manifest
 from invnext_jax.data.video_io import digest_file
 from invnext_jax.errors import UserError
+from invnext_jax.evaluation.evaluators.classification import find_labeled
+from invnext_jax.evaluation.inputs import SPLITS
 from invnext_jax.synthetic_world import urls
 
 EXAMPLES = 3  # maximum number of videos or classes listed in a note
@@ -49,6 +52,40 @@ def check_different(config: Any) -> None:
                 f"config.val_manifest={name} is also in config.train_manifest: use a manifest of "
                 "held-out videos, or set config.same_manifest=True to evaluate on training videos"
             )
+
+
+def choose_tasks(config: Any, needs_labels: bool = True) -> tuple[str, ...]:
+    """Returns the tasks of the config, or by default all tasks with labels in both manifests.
+
+    If no evaluator needs labels for training, only the held-out manifest must have them.
+
+    Raises:
+      UserError: a manifest is missing, has no label column, or has no labeled video.
+    """
+    common, columns, manifests = [], [], (config.train_manifest, config.val_manifest)
+    if not all(manifests):
+        raise UserError("set config.train_manifest and config.val_manifest to CSV files of videos")
+    rules = AccessRules.from_config(config.data)
+    for manifest in manifests:
+        columns.append(manifest_lib.read_manifest(manifest, rules).labels)
+        found = [name.removeprefix(manifest_lib.LABEL_PREFIX) for name in columns[-1]]
+        missing = set(config.tasks) - set(found)
+        if missing and (needs_labels or manifest == manifests[1]):
+            raise UserError(f"{manifest} has no column label_{sorted(missing)[0]}: add it")
+        common.append(found)
+    shared = tuple(task for task in common[0] if task in common[1])
+    if not needs_labels:
+        shared, columns[0] = tuple(common[1]), columns[1]
+    elif not shared:
+        raise UserError(
+            f"{' and '.join(manifests)} have no label_<task> column in common: add one; "
+            "launch/prepare_data.py index makes it from a column 'label'"
+        )
+    tasks = tuple(config.tasks) or shared
+    for split, labels in zip(SPLITS.values(), columns, strict=True):
+        for task in tasks:
+            find_labeled(labels[manifest_lib.LABEL_PREFIX + task], task, split)
+    return tasks
 
 
 def compare_splits(config: Any, tasks: Sequence[str]) -> SplitReport:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from invnext_jax.evaluation import clip_settings
 from invnext_jax.stages import registry
 
 
@@ -78,8 +79,8 @@ NOTES = {
     "ordered_track": "the output of a perfect tracker",
     "token_truth": "the truth at the resolution of the tokens",
 }
-# Order of rows from top to bottom: inputs with little information, encoders, inputs with more
-# information. Rows with other names are placed next to the encoders.
+# Order of rows from top to bottom: lower baselines, encoders, upper baselines. Rows with other names
+# are placed next to the encoders.
 ORDER = (
     "chance",
     "first_frame",
@@ -99,7 +100,7 @@ def format_table(results: Mapping[str, Any]) -> str:
     """Formats results as plain text: values with standard errors, in one column per task."""
     lines = _format_lines(_make_tables([results], [NAMES["encoder"]]))
     if "clips" in results:  # absent in files of older versions
-        lines.append(f"Input: {describe_clips(results['clips'])}.")
+        lines.append(f"Input: {clip_settings.describe_clips(results['clips'])}.")
     for name, t in results["tokens"].items():
         lines.append(
             f"Tokens of {in_words(name)}: position alone explains "
@@ -129,29 +130,6 @@ def _format_lines(tables: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def describe_clips(clips: Mapping[str, Any]) -> str:
-    """Describes the clips of an evaluation in words; see `evaluate.clip_settings`."""
-    stride = f" with stride {clips['stride']}" if clips["sampling"] == "dense" else ""
-    size = f"{clips['size']} x {clips['size']} pixels"
-    return (
-        f"clips of {clips['frames']} frames of {size}, {clips['sampling']} sampling{stride}, "
-        f"short side {clips['short_side']}"
-    )
-
-
-def compare_with_encoder(clips: Mapping[str, Any]) -> list[str]:
-    """Returns a note if the clips have other sizes than those for which the encoder was built."""
-    own = {name: clips[f"encoder_{name}"] for name in ("frames", "size")}
-    changed = [name for name, value in own.items() if clips[name] != value]
-    if not changed:
-        return []
-    options = " and ".join(f"config.data.{name}={clips[name]}" for name in changed)
-    return [
-        f"The encoder was built for clips of {own['frames']} frames of {own['size']} x "
-        f"{own['size']} pixels, but {options}. Other values give other results."
-    ]
-
-
 def _format_cell(cell: Mapping[str, Any] | None) -> str:
     if cell is None:
         return " " * 16
@@ -171,7 +149,7 @@ def join_results(results: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     titles, tokens, clips = _make_titles(results), {}, {}
     for title, result in zip(titles, results, strict=True):
         if "clips" in result:  # absent in files of older versions
-            clips[title] = describe_clips(result["clips"])
+            clips[title] = clip_settings.describe_clips(result["clips"])
         for name, statistics in result["tokens"].items():
             label = title if name == "encoder" else in_words(name)
             tokens.setdefault(label, {"name": label, **statistics})

@@ -87,3 +87,20 @@ def scan_blocks(
     layers = (jnp.arange(depth), rates, jnp.asarray(slots[1:]))
     (x_bnd, taps_kbnd), _ = scan(block, (x_bnd, taps_kbnd), layers)
     return replicate_tokens(x_bnd), replicate_tokens(taps_kbnd[: len(taps)])
+
+
+def select_tap_layers(depth: int, count: int, interval: float) -> tuple[int, ...]:
+    """Returns the sorted layers whose inputs are tapped: depth - int(i * interval) - 1.
+
+    Raises:
+      UserError: a layer would be tapped twice or does not exist.
+    """
+    taps = tuple(sorted(depth - int(i * interval) - 1 for i in range(count)))
+    if count > depth:
+        raise UserError(f"teacher.taps={count} must not exceed teacher.depth={depth}")
+    if count > 1 and (interval < 1 or min(taps) < 0):
+        raise UserError(
+            f"teacher.tap_interval={interval} does not select {count} different layers of {depth}: "
+            f"set it to at least 1 and less than {depth / (count - 1):.3g}, or reduce teacher.taps"
+        )
+    return taps

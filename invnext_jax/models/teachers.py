@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
-from invnext_jax.errors import UserError
 from invnext_jax.models.layers import (
     Dtype,
     Mlp,
@@ -29,7 +28,7 @@ from invnext_jax.models.patches import (
     patchify,
 )
 from invnext_jax.models.positions import cubic_resize_matrix, linear_resize_matrix, resize_table
-from invnext_jax.models.scan import scan_blocks
+from invnext_jax.models.scan import scan_blocks, select_tap_layers
 from invnext_jax.models.sharding import IMAGE_AXES, with_logical_axes
 from invnext_jax.models.vit import VisionAttention, VisionBlock
 
@@ -57,23 +56,6 @@ class TeacherOutput(NamedTuple):
     taps_lbnd: jax.Array
     pooled_bd: jax.Array
     attention_bn: jax.Array
-
-
-def select_tap_layers(depth: int, count: int, interval: float) -> tuple[int, ...]:
-    """Returns the sorted layers whose inputs are tapped: depth - int(i * interval) - 1.
-
-    Raises:
-      UserError: a layer would be tapped twice or does not exist.
-    """
-    taps = tuple(sorted(depth - int(i * interval) - 1 for i in range(count)))
-    if count > depth:
-        raise UserError(f"teacher.taps={count} must not exceed teacher.depth={depth}")
-    if count > 1 and (interval < 1 or min(taps) < 0):
-        raise UserError(
-            f"teacher.tap_interval={interval} does not select {count} different layers of {depth}: "
-            f"set it to at least 1 and less than {depth / (count - 1):.3g}, or reduce teacher.taps"
-        )
-    return taps
 
 
 def preprocess(video_bthwc: jax.Array, size: int | None, kind: str) -> jax.Array:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from invnext_jax.errors import UserError
-from invnext_jax.models import teachers
+from invnext_jax.models import scan, teachers
 from invnext_jax.models.dot_general import quantization
 from invnext_jax.weights.export import config_mismatches, read_export, require_part, resolve_path
 from invnext_jax.weights.match import match_tree
@@ -49,7 +49,7 @@ def check_teacher(config: Any) -> None:
         )
     if t.taps < 1:
         raise UserError(f"teacher.taps={t.taps} must be at least 1")
-    teachers.select_tap_layers(t.depth, t.taps, t.tap_interval)
+    scan.select_tap_layers(t.depth, t.taps, t.tap_interval)
 
 
 def abstract_teacher(config: Any) -> Any:

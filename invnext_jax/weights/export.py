@@ -112,7 +112,7 @@ def read_export(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     check_sizes(config, str(json_path))
     flat = dict(LazyArrays(open_checkpoint(path).tensors))
     for name in flat:
-        # If one name is the start of another, the same node would be an array and a dict.
+        # If one path is a prefix of another, the same node would be an array and a dict.
         parents = itertools.accumulate(name.split("/")[:-1], "{}/{}".format)
         if name.count("/") > MAX_NESTING or any(parent in flat for parent in parents):
             raise UserError(

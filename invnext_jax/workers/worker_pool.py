@@ -97,7 +97,7 @@ class SupervisedWorker:
         return bool(self._worker.clock.read_start)
 
     def pause(self, seconds: float) -> None:
-        """Waits.
+        """Sleeps for `seconds`, or until `close` is called.
 
         Raises:
             WorkerClosedError: `close` was called.

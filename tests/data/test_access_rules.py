@@ -6,7 +6,8 @@ import urllib.parse
 import pytest
 
 from configs import common
-from invnext_jax.data import access_rules, remote_files, video_io
+from invnext_jax.data import access_rules, video_io
+from invnext_jax.data import files as files_lib
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data.access_rules import AccessRules
 from invnext_jax.data.demux import BadVideo
@@ -36,7 +37,7 @@ def read_rows(rows, folder, rules=RULES):
 def test_other_protocols_are_refused(row, tmp_path):
     with pytest.raises(UserError, match=r"list\.csv, line 2: the protocol .* is not one of file"):
         read_rows([row], tmp_path)
-    protocol = remote_files.protocol_of(row)
+    protocol = files_lib.protocol_of(row)
     allowed = AccessRules(protocols=(protocol,))
     allowed.check_row(row, "list.csv", "line 2")
 

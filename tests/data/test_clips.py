@@ -34,7 +34,7 @@ def read_clip(path, numbers, window):
 def test_default_is_multi_scale_crop_of_sparse_frames(load):
     rng = clips.make_rng(3)
     numbers = clips.sample_sparse(60, 4, rng)
-    window = transforms.sample_multi_scale_crop(48, 80, 48, (1.0, 0.75), rng)
+    window = frame_converter.sample_multi_scale_crop(48, 80, 48, (1.0, 0.75), rng)
     expected = read_clip(load.path, numbers, window)
     np.testing.assert_array_equal(load(3, crop_scales=(1.0, 0.75)), expected)
 
@@ -43,9 +43,9 @@ def test_default_is_multi_scale_crop_of_sparse_frames(load):
 def test_dense_sampling_reads_frames_at_a_stride(load, seed):
     rng = None if seed is None else clips.make_rng(seed)
     numbers = clips.sample_dense(60, 4, (2, 9), rng)
-    window = transforms.square_crop(48, 80)
+    window = frame_converter.square_crop(48, 80)
     if rng is not None:
-        window = transforms.sample_multi_scale_crop(48, 80, 48, (1.0,), rng)
+        window = frame_converter.sample_multi_scale_crop(48, 80, 48, (1.0,), rng)
     got = load(seed, sampling="dense", stride=(2, 9))
     np.testing.assert_array_equal(got, read_clip(load.path, numbers, window))
 
@@ -54,7 +54,7 @@ def test_random_resized_crop_and_jitter_depend_on_the_seed_of_the_clip(load):
     fields = {"crop": "random_resized", "crop_area": (0.5, 0.9), "jitter": (0.4, 0.4, 0.4, 0.1)}
     rng = clips.make_rng(4)
     numbers = clips.sample_sparse(60, 4, rng)
-    window = transforms.sample_random_resized_crop(48, 80, (0.5, 0.9), (0.75, 4 / 3), rng)
+    window = frame_converter.sample_random_resized_crop(48, 80, (0.5, 0.9), (0.75, 4 / 3), rng)
     expected = read_clip(load.path, numbers, window)
     expected = transforms.jitter_colors(expected, (0.4, 0.4, 0.4, 0.1), rng)
     np.testing.assert_array_equal(load(4, **fields), expected)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from fakes import FixedSampler
 
-from invnext_jax.data import decode, transforms
+from invnext_jax.data import decode, frame_converter
 from invnext_jax.data.clips import read_clips
 from invnext_jax.data.manifest import VideoRecord
 
@@ -146,16 +146,16 @@ def test_a_window_equals_the_crop_of_the_full_picture(height, width, pix_fmt, tu
     full = decode.read_frames(path, pick(1), short_side=256)
     high, wide = full.shape[1:3]
     windows = [
-        transforms.Window(0, 0, wide, high),
-        transforms.Window(31, 17, 199, 241),
-        transforms.Window(wide - 150, high - 201, wide, high),
+        frame_converter.Window(0, 0, wide, high),
+        frame_converter.Window(31, 17, 199, 241),
+        frame_converter.Window(wide - 150, high - 201, wide, high),
     ]
     sampler = FixedSampler(np.ones((3, 2), int), windows, 112)
     clips = read_clips(row_of(path), sampler, 256)
     assert sampler.picture_sizes == [(high, wide)] and clips.shape == (3, 2, 112, 112, 3)
     np.testing.assert_array_equal(clips[:, 0], clips[:, 1])
     for clip, window in zip(clips[:, 0], windows, strict=True):
-        expected = transforms.resize(full, window, 112)[0].astype(int)
+        expected = frame_converter.resize(full, window, 112)[0].astype(int)
         apart = np.abs(clip - expected)
         assert apart.mean() < 3 and apart.max() < 20
         assert np.abs((clip - expected).mean((0, 1))).max() < 3
@@ -165,14 +165,14 @@ def test_a_window_that_is_not_resized_keeps_the_pixels(tmp_path, videos):
     """Also at an odd position: the window starts one pixel earlier and has the same size."""
     path = videos.write(tmp_path / "a.mp4")
     full = decode.read_frames(path, pick(3, 8))
-    for window in (transforms.Window(20, 4, 52, 36), transforms.Window(21, 5, 53, 37)):
+    for window in (frame_converter.Window(20, 4, 52, 36), frame_converter.Window(21, 5, 53, 37)):
         (clip,) = read_clips(row_of(path), FixedSampler([[3, 8]], [window], 32), None)
         np.testing.assert_array_equal(clip, full[:, 4:36, 20:52])
 
 
 def test_windows_of_tiny_pictures(tmp_path, videos):
     path = videos.write(tmp_path / "a.mp4", size=(16, 16), frames=2)
-    for window in (transforms.Window(0, 0, 16, 16), transforms.Window(15, 3, 16, 4)):
+    for window in (frame_converter.Window(0, 0, 16, 16), frame_converter.Window(15, 3, 16, 4)):
         clip = read_clips(row_of(path), FixedSampler([[1]], [window], 8), None)
         assert clip.shape == (1, 1, 8, 8, 3)
 

@@ -6,7 +6,7 @@ import pytest
 from fakes import FixedSampler
 
 from benchmarks import odd_videos
-from invnext_jax.data import decode, transforms
+from invnext_jax.data import decode, frame_converter
 from invnext_jax.data.clips import read_clips
 from invnext_jax.data.manifest import VideoRecord
 
@@ -51,8 +51,11 @@ def test_every_display_matrix_is_applied_as_by_autorotate(name, tmp_path, videos
     # Chroma is interpolated differently.
     assert np.abs(frames.astype(int) - expected).mean() < 3
     high, wide = expected.shape[1:3]
-    windows = [transforms.Window(2, 4, 34, 36), transforms.Window(wide - 32, high - 32, wide, high)]
+    windows = [
+        frame_converter.Window(2, 4, 34, 36),
+        frame_converter.Window(wide - 32, high - 32, wide, high),
+    ]
     record = VideoRecord(0, str(path), "a", None, None, {})
     clips = read_clips(record, FixedSampler([[3], [3]], windows, 32), None)
     for clip, window in zip(clips, windows, strict=True):
-        np.testing.assert_array_equal(clip, transforms.resize(frames[3:4], window, 32))
+        np.testing.assert_array_equal(clip, frame_converter.resize(frames[3:4], window, 32))

@@ -3,6 +3,7 @@ import pickle  # as grain's workers do with a source
 import pytest
 
 from invnext_jax.data import manifest as manifest_lib
+from invnext_jax.data import sources
 from invnext_jax.data.train_dataset import VideoFileSource
 from invnext_jax.errors import UserError
 
@@ -103,11 +104,11 @@ def test_record_is_a_position_in_a_shard(tmp_path):
 def test_a_file_that_is_given_twice_is_refused_and_repeated_rows_are_counted(tmp_path):
     header = "path,source,start,end,record\n"
     path = write(tmp_path, header + "a,x,,,\na,x,,,\na,x,1,,\nb,x,,,0\nb,x,,,1\nb,y,,,1\na,x,,,\n")
-    assert manifest_lib.read_manifest(path).count_repeats() == 3
+    assert sources.count_repeats(manifest_lib.read_manifest(path)) == 3
     for names in (f"{path},{path}", f"{path},{str(path).removesuffix('.csv')}"):
         with pytest.raises(UserError, match="is given twice: remove one"):
             manifest_lib.read_manifest(names)
-    assert manifest_lib.read_manifest("world:simple/train?videos=9").count_repeats() == 0
+    assert sources.count_repeats(manifest_lib.read_manifest("world:simple/train?videos=9")) == 0
 
 
 def test_source_has_random_access_and_can_be_pickled(tmp_path):

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
-from invnext_jax.data import transforms
-from invnext_jax.data.transforms import Window
+from invnext_jax.data import frame_converter, transforms
+from invnext_jax.data.frame_converter import Window
 
 
 def ramp(height, width, frames=2):
@@ -18,28 +18,28 @@ def ramp(height, width, frames=2):
 
 
 def multi_scale_crop(video, size, scales, rng):
-    window = transforms.sample_multi_scale_crop(*video.shape[1:3], size, scales, rng)
-    return transforms.resize(video, window, size)
+    window = frame_converter.sample_multi_scale_crop(*video.shape[1:3], size, scales, rng)
+    return frame_converter.resize(video, window, size)
 
 
 def random_resized_crop(video, size, area, aspect, rng):
-    window = transforms.sample_random_resized_crop(*video.shape[1:3], area, aspect, rng)
-    return transforms.resize(video, window, size)
+    window = frame_converter.sample_random_resized_crop(*video.shape[1:3], area, aspect, rng)
+    return frame_converter.resize(video, window, size)
 
 
 def resize_center(video, size):
-    return transforms.resize(video, transforms.square_crop(*video.shape[1:3]), size)
+    return frame_converter.resize(video, frame_converter.square_crop(*video.shape[1:3]), size)
 
 
 def test_multi_scale_crop_is_the_same_for_all_frames(monkeypatch):
     rng, video = np.random.default_rng(0), ramp(100, 160)
-    windows, resize = set(), transforms.resize
+    windows, resize = set(), frame_converter.resize
 
     def spy(frames, box, size):
         windows.add(box)
         return resize(frames, box, size)
 
-    monkeypatch.setattr(transforms, "resize", spy)
+    monkeypatch.setattr(frame_converter, "resize", spy)
     for _ in range(600):
         got = multi_scale_crop(video, 32, (1.0, 0.875, 0.75, 0.66), rng)
         assert got.shape == (2, 32, 32, 3) and got.dtype == np.uint8
@@ -93,8 +93,10 @@ def test_flip_mirrors_left_and_right():
 
 def test_random_resized_crop_keeps_area_aspect_and_position_in_range(monkeypatch):
     rng, video = np.random.default_rng(0), ramp(90, 160)
-    boxes, resize = [], transforms.resize
-    monkeypatch.setattr(transforms, "resize", lambda v, b, s: boxes.append(b) or resize(v, b, s))
+    boxes, resize = [], frame_converter.resize
+    monkeypatch.setattr(
+        frame_converter, "resize", lambda v, b, s: boxes.append(b) or resize(v, b, s)
+    )
     for _ in range(500):
         got = random_resized_crop(video, 16, (0.1, 0.5), (0.5, 2.0), rng)
         assert got.shape == (2, 16, 16, 3) and got.dtype == np.uint8
@@ -115,7 +117,7 @@ def test_random_resized_crop_keeps_area_aspect_and_position_in_range(monkeypatch
 def test_random_resized_crop_of_an_elongated_picture_is_centred(shape, box):
     video, rng = ramp(*shape), np.random.default_rng(0)
     got = random_resized_crop(video, 16, (1.0, 1.0), (0.5, 2.0), rng)
-    np.testing.assert_array_equal(got, transforms.resize(video, Window(*box), 16))
+    np.testing.assert_array_equal(got, frame_converter.resize(video, Window(*box), 16))
 
 
 def test_random_resized_crop_of_everything_is_a_resize():

@@ -14,7 +14,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.spec import AbstractBufferedFile
 
 from configs import common
-from invnext_jax.data import decode, local_files, remote_files, video_io
+from invnext_jax.data import decode, video_io
+from invnext_jax.data import files as files_lib
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data.access_rules import AccessRules
 from invnext_jax.errors import UserError
@@ -121,7 +122,7 @@ def test_bytes_are_fetched_in_blocks_each_once(
     path = videos.write(tmp_path / f"a.{ending}", codec=codec, frames=120, options=options)
     size = path.stat().st_size
     counted.pipe(f"/a.{ending}", path.read_bytes())
-    monkeypatch.setattr(remote_files, "BLOCK_BYTES", size // 8)
+    monkeypatch.setattr(files_lib, "BLOCK_BYTES", size // 8)
     for requested in ([0, 60, 119], [119, 0]):
         CountedSystem.fetched = []
         frames = read_frames(f"counted://a.{ending}", lambda _, w=requested: w)
@@ -133,8 +134,8 @@ def test_bytes_are_fetched_in_blocks_each_once(
 
 def test_only_the_requested_part_of_a_long_file_is_fetched(counted, monkeypatch):
     counted.pipe("/long.bin", bytes(range(256)) * 4096)
-    monkeypatch.setattr(remote_files, "BLOCK_BYTES", 4096)
-    with remote_files.open_remote("counted://long.bin") as file:
+    monkeypatch.setattr(files_lib, "BLOCK_BYTES", 4096)
+    with files_lib.open_remote("counted://long.bin") as file:
         file.seek(900_000)
         assert file.read(3) == bytes((900_000 + i) % 256 for i in range(3))
         assert file.seek(0, 2) == 2**20 and file.seek(-1, 2) == 2**20 - 1
@@ -205,7 +206,7 @@ def test_a_read_that_fails_is_not_a_truncated_file(name, codec, videos, tmp_path
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return read(file, min(size, limit - file.tell()))
 
-    monkeypatch.setattr(local_files, "_RAW_READ", failing_read)
+    monkeypatch.setattr(files_lib, "_RAW_READ", failing_read)
     with pytest.raises(decode.BadVideo, match=f"{name}: Input/output error") as caught:
         read_frames(str(path), lambda _: [0, 1])
     assert caught.value.kind == "unreadable"
@@ -216,7 +217,7 @@ def test_a_missing_package_is_named_before_the_first_step(tmp_path, monkeypatch)
         raise ImportError("Please install gcsfs to access Google Storage")
 
     (tmp_path / "list.csv").write_text("path,source\ngs://bucket/1.mp4,x\n")
-    monkeypatch.setattr(remote_files.fsspec, "get_filesystem_class", missing)
+    monkeypatch.setattr(files_lib.fsspec, "get_filesystem_class", missing)
     for names in ("gs://bucket/list.csv", str(tmp_path / "list.csv")):
         with pytest.raises(UserError, match="gs://bucket/.* install gcsfs") as caught:
             manifest_lib.read_manifest(names)

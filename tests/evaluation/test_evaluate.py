@@ -16,7 +16,7 @@ from configs import stage1
 from configs.eval import linear_probe as probe_config
 from invnext_jax.checkpointing import run_metadata
 from invnext_jax.errors import UserError
-from invnext_jax.evaluation import evaluate, pretrained, tables, video_scores
+from invnext_jax.evaluation import evaluate, pretrained, split_checks, tables, video_scores
 from invnext_jax.evaluation.evaluators import (
     box_baselines,
     classification,
@@ -309,10 +309,10 @@ def test_a_joined_manifest_may_lack_labels_but_not_all(folder, tmp_path):
         (tmp_path / f"{name}.csv").write_text("\n".join(rows) + "\n")
     joined = f"{folder}/world/train.csv,{tmp_path}/plain.csv"
     config = get_config(folder, train_manifest=joined, val_manifest=joined)
-    assert "shape" in evaluate.choose_tasks(config)
+    assert "shape" in split_checks.choose_tasks(config)
     config.update(val_manifest=f"{tmp_path}/none.csv", train_manifest=f"{tmp_path}/none.csv")
     with pytest.raises(UserError, match="label_size has no labeled video in the training"):
-        evaluate.choose_tasks(config)
+        split_checks.choose_tasks(config)
 
 
 def test_evaluators_without_labels_need_none_in_the_training_manifest(folder, tmp_path):
@@ -322,10 +322,10 @@ def test_evaluators_without_labels_need_none_in_the_training_manifest(folder, tm
     plain, labeled = f"{tmp_path}/plain.csv", f"{folder}/world/val.csv"
     config = get_config(folder, train_manifest=plain, val_manifest=labeled)
     with pytest.raises(UserError, match="have no label_<task> column in common"):
-        evaluate.choose_tasks(config)
-    assert "motion" in evaluate.choose_tasks(config, needs_labels=False)
+        split_checks.choose_tasks(config)
+    assert "motion" in split_checks.choose_tasks(config, needs_labels=False)
     config.val_manifest = plain
-    assert evaluate.choose_tasks(config, needs_labels=False) == ()
+    assert split_checks.choose_tasks(config, needs_labels=False) == ()
 
 
 def test_notes_about_the_splits_are_in_the_results_and_the_tables(folder, tmp_path, capsys):

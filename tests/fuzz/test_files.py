@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from invnext_jax import json_file, sanitize
-from invnext_jax.data import access_rules, demux, packet_headers, remote_files, video_io
+from invnext_jax.data import access_rules, demux, packet_headers, video_io
+from invnext_jax.data import files as files_lib
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.dataset_prep import tfds_metadata
 from invnext_jax.errors import UserError
@@ -85,7 +86,7 @@ def test_manifest(folder, header, rows):
     found = read_or_refuse(manifest_lib.read_manifest, path)
     for row in found or ():
         if video_io.is_remote(row.path):
-            assert remote_files.protocol_of(row.path) in access_rules.PROTOCOLS
+            assert files_lib.protocol_of(row.path) in access_rules.PROTOCOLS
             assert "::" not in row.path
         assert all(type(label) is int for label in row.labels.values())
 

@@ -11,7 +11,7 @@ import pytest
 
 from configs import stage1 as stage1_config
 from invnext_jax.errors import UserError
-from invnext_jax.models import teachers
+from invnext_jax.models import scan, teachers
 from invnext_jax.models.positions import antialiased_cubic_resize_matrix, cubic_resize_matrix
 
 KINDS = {
@@ -32,9 +32,9 @@ def config_of(kind, taps=2, dtype="float32"):
 )
 def test_tap_layers_that_repeat_or_do_not_exist_are_refused(depth, count, interval):
     with pytest.raises(UserError, match=r"teacher\.tap"):
-        teachers.select_tap_layers(depth, count, interval)
-    assert teachers.select_tap_layers(40, 6, 3.33) == (23, 26, 30, 33, 36, 39)
-    assert teachers.select_tap_layers(4, 1, 9.0) == (3,)
+        scan.select_tap_layers(depth, count, interval)
+    assert scan.select_tap_layers(40, 6, 3.33) == (23, 26, 30, 33, 36, 39)
+    assert scan.select_tap_layers(4, 1, 9.0) == (3,)
 
 
 @pytest.fixture(params=KINDS)

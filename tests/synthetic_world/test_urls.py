@@ -5,8 +5,8 @@ import pytest
 from fakes import FixedSampler
 
 from configs import common
-from invnext_jax.data import clips, manifest, pipeline, transforms
-from invnext_jax.data.transforms import Window
+from invnext_jax.data import clips, frame_converter, manifest, pipeline
+from invnext_jax.data.frame_converter import Window
 from invnext_jax.errors import UserError
 from invnext_jax.synthetic_world import urls
 from invnext_jax.synthetic_world.files import write_world
@@ -31,13 +31,13 @@ def test_frames_equal_those_of_the_clip():
     clip = render_clip(SPEC, 4).video
     side = clip.shape[1]
     frames_rt = np.array([[3, 3, 15, 0], [1, 2, 3, 4]])
-    whole, part = transforms.square_crop(side, side), Window(2, 1, 12, 17)
+    whole, part = frame_converter.square_crop(side, side), Window(2, 1, 12, 17)
     sampler = FixedSampler(frames_rt, [whole, part], side)
     record = manifest.VideoRecord(4, urls.clip_name(NAME, 4), "world", None, None, {})
     read = clips.read_clips(record, sampler, None)
     assert sampler.frame_counts == [16] and sampler.picture_sizes == [(side, side)]
     np.testing.assert_array_equal(read[0], clip[frames_rt[0]])
-    np.testing.assert_array_equal(read[1], transforms.resize(clip[frames_rt[1]], part, side))
+    np.testing.assert_array_equal(read[1], frame_converter.resize(clip[frames_rt[1]], part, side))
 
 
 def test_missing_fields_have_default_values():

@@ -1,7 +1,7 @@
 """Retrieval metrics: ranks, R@k, median rank and multiple choice.
 
-Equal scores count against the model: a candidate with the score of the true one is ranked before
-it. Embeddings that are equal for all videos therefore find nothing.
+Ties are resolved against the model: a candidate with the score of the true one is ranked before
+it. Constant embeddings therefore get the worst ranks.
 
 Shape key: q queries, c candidates, b videos, j captions.
 """

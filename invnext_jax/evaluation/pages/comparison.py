@@ -8,7 +8,7 @@ from typing import Any
 
 from invnext_jax import atomic_file
 from invnext_jax.errors import UserError
-from invnext_jax.evaluation import evaluate, tables
+from invnext_jax.evaluation import clip_settings, evaluate, tables
 from invnext_jax.evaluation.pages import charts, paired_differences
 from invnext_jax.evaluation.pages.paired_differences import Evaluation, Protocol
 from invnext_jax.evaluation.pages.report import render
@@ -80,7 +80,7 @@ def _describe(evaluation: Evaluation) -> dict[str, Any]:
         "encoder": stage.title if stage else results.get("title", "encoder"),
         "checkpoint": results.get("checkpoint", ""),
         "step": "" if step is None else f"{step:,}",
-        "clips": tables.describe_clips(results["clips"]) if "clips" in results else "",
+        "clips": clip_settings.describe_clips(results["clips"]) if "clips" in results else "",
     }
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from invnext_jax import json_file
 from invnext_jax.errors import UserError
 
-MAX_BYTES = 2**27  # SigLIP 2's tokenizer.json has 34 MB
+MAX_BYTES = 2**27  # SigLIP 2's tokenizer.json is 34 MB
 FILE, SETTINGS, SPECIAL = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
 ADVICE = "download the tokenizer of the model again"
 _WORD = re.compile(r"\w+")

@@ -21,17 +21,17 @@ import numpy as np
 from absl import logging
 
 from invnext_jax import regular_file
-from invnext_jax.data import clips, transforms
+from invnext_jax.data import clips, frame_converter
 from invnext_jax.data.demux import BadVideo
+from invnext_jax.data.frame_converter import Window
 from invnext_jax.data.manifest import VideoRecord
-from invnext_jax.data.transforms import Window
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation.truth import images
 from invnext_jax.evaluation.truth.geometry import ClipGeometry
 from invnext_jax.evaluation.truth.track_windows import WindowRules, select_windows
 from invnext_jax.evaluation.truth.truth import BadTruth
 
-# Limits of damaged files and numbers.
+# Upper bounds that a valid file never reaches. Larger values count as damage.
 MAX_FRAMES = 10**6
 MAX_TRACKS = 2**16
 MAX_RANGE = 2**16  # of the frame rate, the height and the width
@@ -88,11 +88,11 @@ class VideoTracks:
 
 
 def parse_line(line: str, folder: Path) -> VideoTracks:
-    """Parses a line of the file.
+    """Parses one line of a box file.
 
     Args:
         line: The JSON text.
-        folder: Folder of the file.
+        folder: Folder that contains the file.
 
     Raises:
         ValueError: The line does not have the format.
@@ -294,4 +294,4 @@ class _FixedFrames:
         return np.array(self.frames)[None]
 
     def sample_windows(self, height: int, width: int) -> list[Window]:
-        return [transforms.square_crop(height, width)]
+        return [frame_converter.square_crop(height, width)]

@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from invnext_jax.data import clips, sources, transforms
+from invnext_jax.data import clips, frame_converter, sources
 from invnext_jax.data.clips import ClipSampler, LoadClip
 from invnext_jax.data.demux import BadVideo
+from invnext_jax.data.frame_converter import Window
 from invnext_jax.data.manifest import VideoRecord
-from invnext_jax.data.transforms import Window
 from invnext_jax.evaluation.truth.geometry import ClipGeometry
 from invnext_jax.evaluation.truth.truth import BadTruth
 
@@ -106,5 +106,5 @@ def crop_rendered(video_thwc: np.ndarray, load: LoadClip, source: str) -> Evalua
     sampler = make_sampler(load, source)
     frame_t = sampler.sample_frames(len(video_thwc))[0]
     (window,) = sampler.sample_windows(*video_thwc.shape[1:3])
-    resized_thwc = transforms.resize(video_thwc[frame_t], window, load.size)
+    resized_thwc = frame_converter.resize(video_thwc[frame_t], window, load.size)
     return EvaluationClip(resized_thwc, frame_t, sampler.geometry)

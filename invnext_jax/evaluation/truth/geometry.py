@@ -7,8 +7,8 @@ import dataclasses
 
 import numpy as np
 
-from invnext_jax.data import transforms
-from invnext_jax.data.transforms import Window
+from invnext_jax.data import frame_converter
+from invnext_jax.data.frame_converter import Window
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,7 @@ class ClipGeometry:
         """
         if size is None:
             return cls(0.0, 0.0, 1.0, 1.0, *image_size)
-        return cls.of_window(transforms.square_crop(*image_size), image_size, (size, size))
+        return cls.of_window(frame_converter.square_crop(*image_size), image_size, (size, size))
 
     def crop_points(self, points: np.ndarray) -> np.ndarray:
         """Converts points [... 2] from fractions of the image to fractions of the clip, float64."""

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from invnext_jax import regular_file
-from invnext_jax.data import transforms
+from invnext_jax.data import frame_converter
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation.truth.geometry import ClipGeometry
 from invnext_jax.evaluation.truth.truth import BadTruth
@@ -157,8 +157,8 @@ def read_clip(paths: Sequence[Path], size: int | None) -> tuple[np.ndarray, Clip
                 f"{path} has another size than the first frame of its clip", "wrong format"
             )
         if size is not None:
-            window = transforms.square_crop(*picture)
-            image_hwc = transforms.resize(image_hwc[None], window, size)[0]
+            window = frame_converter.square_crop(*picture)
+            image_hwc = frame_converter.resize(image_hwc[None], window, size)[0]
         frames.append(image_hwc)
     return np.stack(frames), ClipGeometry.center(picture, size)
 

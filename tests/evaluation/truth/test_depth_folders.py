@@ -7,7 +7,7 @@ import pytest
 import truth_layouts
 from PIL import Image
 
-from invnext_jax.data import transforms
+from invnext_jax.data import frame_converter
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation.truth.kitti import Kitti
 from invnext_jax.evaluation.truth.scannet import ScanNet
@@ -71,8 +71,8 @@ def test_windows_of_kitti_are_within_the_annotated_frames(kitti):
     assert starts == [5, 7, 9]  # frames 5 to 17 have depth
     found, clip = truth.load(1), render_clip(truth_layouts.SPEC, 0)
     wide = truth_layouts.widen(clip.video, 2)[7:15]
-    window = transforms.square_crop(32, 64)
-    np.testing.assert_array_equal(found["video"], transforms.resize(wide, window, 32))
+    window = frame_converter.square_crop(32, 64)
+    np.testing.assert_array_equal(found["video"], frame_converter.resize(wide, window, 32))
     expected = truth_layouts.widen(clip.depth, 2)[7:15, :, 16:48].astype(float)
     expected[:, ::2] = 0
     np.testing.assert_allclose(found["depth"], expected, atol=2e-3)

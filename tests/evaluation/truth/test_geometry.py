@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from invnext_jax.data import transforms
-from invnext_jax.data.transforms import Window
+from invnext_jax.data import frame_converter
+from invnext_jax.data.frame_converter import Window
 from invnext_jax.evaluation.truth.geometry import ClipGeometry
 
 
@@ -20,7 +20,7 @@ def test_whole_square_keeps_everything():
 def test_label_images_are_resized_as_by_pillow(shape, size):
     rng = np.random.default_rng(1)
     image = rng.integers(0, 256, (1, *shape), np.uint8)
-    window = transforms.square_crop(*shape)
+    window = frame_converter.square_crop(*shape)
     expected = Image.fromarray(image[0]).resize((size, size), Image.Resampling.NEAREST, box=window)
     got = ClipGeometry.center(shape, size).crop_image(image)[0]
     np.testing.assert_array_equal(got, np.asarray(expected))
