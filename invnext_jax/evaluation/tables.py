@@ -79,8 +79,8 @@ NOTES = {
     "ordered_track": "the output of a perfect tracker",
     "token_truth": "the truth at the resolution of the tokens",
 }
-# Order of rows from top to bottom: lower baselines, encoders, upper baselines. Rows with other names
-# are placed next to the encoders.
+# Order of rows from top to bottom: lower baselines, encoders, upper baselines. Rows with other
+# names are placed next to the encoders.
 ORDER = (
     "chance",
     "first_frame",

@@ -183,7 +183,7 @@ class PositionTable(nn.Module):
 
     @nn.compact
     def __call__(self, grid: Grid) -> jax.Array:
-        """Returns the embeddings of a clip with patch grid `grid`, float32 [class_tokens + n, d]."""
+        """Returns the embeddings of a clip with patch grid `grid`: float32 [class + n, d]."""
         table = sincos_table(self.width, self.grid, self.class_tokens)
         table_nd = self.param(
             "table", with_logical_axes(lambda _: jnp.asarray(table), (None, "embed"))

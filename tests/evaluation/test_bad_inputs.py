@@ -66,7 +66,7 @@ BAD_FILES = {
     ),
     "videos without labels": (
         functools.partial(edit_labels, split="train", label=""),
-        "label_shape has no labelled video in the training manifest",
+        "label_shape has no labeled video in the training manifest",
     ),
     "one class": (
         functools.partial(edit_labels, split="train", label="3"),
