@@ -89,7 +89,7 @@ def clips():
 def test_export_loads_without_the_run(tmp_path, config, params, clips):
     path = tmp_path / "encoder.safetensors"
     export.write_export(path, {"encoder": params}, {"config": config.to_dict()})
-    encoder, loaded, found, _ = pretrained.load_encoder(path)
+    encoder, loaded, found, *_ = pretrained.load_encoder(path)
     clip = normalize(clips[:2])
     expected = run(encoder_model.from_config(config), params, clip)
     np.testing.assert_array_equal(run(encoder, loaded, clip), expected)
