@@ -28,9 +28,10 @@ from invnext_jax.evaluation import (
     features,
     pretrained,
     split_checks,
+    unused_options,
     video_scores,
 )
-from invnext_jax.evaluation.evaluators import registry, unused_options
+from invnext_jax.evaluation.evaluators import registry
 from invnext_jax.evaluation.evaluators.evaluator import Evaluator
 from invnext_jax.evaluation.feature_cache import FeatureCache
 from invnext_jax.evaluation.frozen_encoder import FrozenEncoder

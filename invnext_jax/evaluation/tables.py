@@ -209,7 +209,8 @@ def _make_tables(
         counts = sorted({cell["n"] for cell in cells})
         # If several evaluators have the same metric, the row must show the evaluator.
         ambiguous = len({key[2] for key in groups if key[0] == "encoder"}) > 1
-        steps = max(r["run"]["config"].get("supervised", {}).get("steps", 0) for r in results)
+        trained = [r for r in results if any(x["name"] == "supervised" for x in r["rows"])]
+        steps = max((r["run"]["config"]["supervised"]["steps"] for r in trained), default=0)
         tables.append(
             {
                 "title": form.title,

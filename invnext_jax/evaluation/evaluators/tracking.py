@@ -45,6 +45,7 @@ class Tracking:
 
     name = "tracking"
     is_baseline = False
+    options = ("tracking",)
 
     def needs_manifests(self, config: Any) -> bool:
         """Whether the evaluator reads the manifests; see `registry.needs_manifests`."""

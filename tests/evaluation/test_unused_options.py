@@ -5,7 +5,8 @@ import pytest
 
 from configs.eval import attentive_probe, label_propagation, linear_probe, world
 from invnext_jax.errors import UserError
-from invnext_jax.evaluation.evaluators import registry, unused_options
+from invnext_jax.evaluation import unused_options
+from invnext_jax.evaluation.evaluators import registry
 
 
 def check(config, *overrides):
