@@ -7,10 +7,9 @@ from invnext_jax.data.access_rules import AccessRules
 from invnext_jax.data.clips import LoadClip
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation.truth.boxes_jsonl import BoxTracks
+from invnext_jax.evaluation.truth.depth_folders import Kitti, ScanNet
 from invnext_jax.evaluation.truth.joints import JhmdbJoints
-from invnext_jax.evaluation.truth.kitti import Kitti
 from invnext_jax.evaluation.truth.masks import DavisMasks
-from invnext_jax.evaluation.truth.scannet import ScanNet
 from invnext_jax.evaluation.truth.track_windows import WindowRules
 from invnext_jax.evaluation.truth.truth import Truth
 from invnext_jax.evaluation.truth.world import WorldTruth

@@ -8,7 +8,7 @@ frames, the crop and the size of the truth are those of the clip.
     images          folders of images, depth images, windows of frames
     clip_reader     the evaluation clip of a manifest row
     world           rendered and written synthetic worlds
-    scannet, kitti  depth
+    depth_folders   depth of ScanNet and KITTI
     masks, joints   masks of DAVIS, joints of JHMDB
     boxes_jsonl     boxes of tracked objects in a neutral format; track_windows selects windows
     epic_kitchens   clips before an action

@@ -9,8 +9,7 @@ from PIL import Image
 
 from invnext_jax.data import frame_converter
 from invnext_jax.errors import UserError
-from invnext_jax.evaluation.truth.kitti import Kitti
-from invnext_jax.evaluation.truth.scannet import ScanNet
+from invnext_jax.evaluation.truth.depth_folders import Kitti, ScanNet
 from invnext_jax.evaluation.truth.truth import BadTruth
 from invnext_jax.synthetic_world.render import render_clip
 
