@@ -26,7 +26,7 @@ from invnext_jax.evaluation.heads.depth_readout import DepthReadout, output_patc
 from invnext_jax.evaluation.inputs import EvalInputs
 from invnext_jax.evaluation.metrics import depth as metrics
 from invnext_jax.evaluation.metrics.depth import DepthRange
-from invnext_jax.evaluation.truth.brackets import MeanDepth
+from invnext_jax.evaluation.truth.baselines import MeanDepth
 from invnext_jax.evaluation.truth.truth import Truth, TruthBatches
 from invnext_jax.monitoring.progress import ProgressMeter
 

@@ -24,7 +24,7 @@ from invnext_jax.evaluation.feature_store.state_file import SaveTimer, StateFile
 from invnext_jax.evaluation.inputs import EvalInputs
 from invnext_jax.evaluation.metrics import points as point_metrics
 from invnext_jax.evaluation.metrics import segmentation
-from invnext_jax.evaluation.truth import brackets
+from invnext_jax.evaluation.truth import baselines
 from invnext_jax.evaluation.truth.masks import list_objects
 from invnext_jax.evaluation.truth.truth import Truth, TruthBatches
 from invnext_jax.evaluation.truth.world import POINTS
@@ -208,7 +208,7 @@ def _score_video(propagation: VideoPropagation, truth: Scores, skip_last: bool) 
             [first_frame.label_masks(x, objects, grid, propagation.patch) for x in truth["ids"]]
         )
         exact_thw = _read_ids(propagation, exact_tnk, truth["ids"], objects)
-        parts = predicted_thw, brackets.static_masks(truth["ids"]), exact_thw
+        parts = predicted_thw, baselines.static_masks(truth["ids"]), exact_thw
         scores |= _score_masks(parts, truth["ids"], objects, skip_last)
     if points_tj2 is not None:
         scores |= _score_points(found_tnk[..., masks:], points_tj2, truth, grid, size)

@@ -27,7 +27,7 @@ from invnext_jax.evaluation.heads.tracking_readout import TrackingReadout
 from invnext_jax.evaluation.inputs import EvalInputs
 from invnext_jax.evaluation.metrics import boxes as box_metrics
 from invnext_jax.evaluation.metrics import points as point_metrics
-from invnext_jax.evaluation.truth import brackets
+from invnext_jax.evaluation.truth import baselines
 from invnext_jax.evaluation.truth.truth import Truth, TruthBatches
 from invnext_jax.monitoring.progress import ProgressMeter
 
@@ -198,7 +198,7 @@ def score_boxes(predicted_tk4: np.ndarray | None, arrays: Batch) -> tuple[list[f
       The mean IoU, and the number of (object, frame) pairs.
     """
     boxes_tk4 = arrays["boxes"]
-    static_tk4 = brackets.static_boxes(boxes_tk4)
+    static_tk4 = baselines.static_boxes(boxes_tk4)
     if predicted_tk4 is not None:
         static_tk4 = np.concatenate([boxes_tk4[:1], predicted_tk4])
     found = box_metrics.score_tracks(static_tk4, boxes_tk4, arrays["present"])
@@ -217,7 +217,7 @@ def score_points(predicted_kt3: np.ndarray | None, arrays: Batch) -> tuple[list[
       The values of `METRICS`, and the weight 1, or 0 for a clip without visible points.
     """
     points_kt2, query_k = arrays["points"], np.zeros(len(arrays["points"]), int)
-    position_kt2 = brackets.static_points(points_kt2, query_k)
+    position_kt2 = baselines.static_points(points_kt2, query_k)
     hidden_kt = np.zeros(points_kt2.shape[:2], bool)
     if predicted_kt3 is not None:
         position_kt2, hidden_kt = predicted_kt3[..., :2], predicted_kt3[..., 2] > 0

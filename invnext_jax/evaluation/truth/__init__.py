@@ -13,5 +13,5 @@ frames, the crop and the size of the truth are those of the clip.
     boxes_jsonl     boxes of tracked objects in a neutral format; track_windows selects windows
     epic_kitchens   clips before an action
     captions        captions of videos
-    brackets        reference values without an encoder: chance levels and constant predictions
+    baselines       reference values without an encoder: chance levels and constant predictions
 """
