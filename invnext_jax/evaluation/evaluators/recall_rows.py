@@ -17,6 +17,7 @@ from invnext_jax.evaluation.metrics.classification import (
     class_mean_recall,
     class_recalls,
 )
+from invnext_jax.evaluation.truth import baselines
 from invnext_jax.evaluation.video_scores import VideoScores
 
 
@@ -89,7 +90,7 @@ def make_recall_rows(
                     **heads[number],
                     "grid": heads,
                     "classes": len(found.classes_c),
-                    "chance": min(1.0, k / len(found.classes_c)),
+                    "chance": baselines.chance_recall(found.classes_c, k),
                     "dropped": int((~kept_b).sum()),
                     **fields,
                 },

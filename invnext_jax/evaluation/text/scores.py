@@ -13,6 +13,7 @@ from invnext_jax.evaluation.evaluators.evaluator import Row
 from invnext_jax.evaluation.inputs import SPLITS
 from invnext_jax.evaluation.metrics import intervals, retrieval
 from invnext_jax.evaluation.nearest_neighbors import l2_normalize
+from invnext_jax.evaluation.truth import baselines
 from invnext_jax.evaluation.truth.captions import Captions, Choices
 from invnext_jax.evaluation.video_scores import VideoScores
 
@@ -140,11 +141,10 @@ def choose(
         scores_bc[b, : counts[b]] = text_jd[numbers] @ video_bd[place[int(choices.row_b[i])]]
     correct_b = retrieval.choose(scores_bc, choices.answer_b[used])
     task = name if name == "choices" else f"{name} choices"
-    chance = float(np.mean(1 / np.array(counts)))
     row = _share_row(
         correct_b, choices.row_b[used], make_row, task=task, metric="top1", classes=max(counts)
     )
-    return _add_details(row, chance=chance)
+    return _add_details(row, chance=baselines.chance_choice(counts))
 
 
 def _share_row(correct_b, index_b, make_row, *, classes: int, **fields) -> Row:

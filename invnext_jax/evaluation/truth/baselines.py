@@ -5,12 +5,11 @@ The result of an encoder is compared with these lower bounds.
 Shape key: b videos, t frames, k objects, c classes, h w pixels, n points.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from invnext_jax.evaluation.metrics.depth import DepthRange
-from invnext_jax.evaluation.metrics.retrieval import CUTOFFS
 
 
 def majority_accuracy(train_labels_b: np.ndarray, labels_b: np.ndarray) -> float:
@@ -111,11 +110,6 @@ def static_masks(ids_thw: np.ndarray) -> np.ndarray:
     return np.broadcast_to(ids_thw[:1], ids_thw.shape)
 
 
-def chance_retrieval(candidates: int) -> dict[int, float]:
-    """Computes the expected R@k of random ranks: k / candidates for each of `CUTOFFS`."""
-    return {k: min(1.0, k / candidates) for k in CUTOFFS}
-
-
-def chance_choice(count_b: np.ndarray) -> float:
+def chance_choice(count_b: Sequence[int]) -> float:
     """Computes the expected accuracy of random answers to questions with `count_b` candidates."""
     return float(np.mean(1 / np.asarray(count_b)))
