@@ -46,7 +46,7 @@ def _sincos_encoding(width: int, positions_n: np.ndarray) -> np.ndarray:
 
 
 def interleaved_sincos_table(width: int, count: int) -> np.ndarray:
-    """Returns VideoMAE's sin-cos embeddings of token indices, float32 [count, width].
+    """Returns sin-cos embeddings of indices, float32 [count, width], as in VideoMAE.
 
     Even channels 2i are the sine and odd channels 2i + 1 the cosine of index * 10000^(-2i/width).
     """

@@ -9,21 +9,12 @@ Shape key: b batch, t frames, h w map, c channels, s sequences (batch and positi
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from einops import rearrange
 
+from invnext_jax.evaluation.heads.attention_readout import fan_in_normal
 from invnext_jax.models.attention import attend
 from invnext_jax.models.layers import ACTIVATIONS, Dtype, dense, layer_norm
-
-fan_in_normal = nn.initializers.lecun_normal()
-
-
-def time_embedding(frames: int, width: int) -> np.ndarray:
-    """Returns sin-cos embeddings of frame indices, float32 [t c]; even channels are sines."""
-    frequency = 10000.0 ** (-np.arange(0, width, 2) / width)
-    angle = np.arange(frames)[:, None] * frequency[None]
-    table = rearrange(np.stack([np.sin(angle), np.cos(angle)]), "k t c -> t (c k)")
-    return table.astype(np.float32)
+from invnext_jax.models.positions import interleaved_sincos_table
 
 
 class TemporalModule(nn.Module):
@@ -51,7 +42,7 @@ class TemporalModule(nn.Module):
         y_stc = self._dense(c, "proj_in")(y_stc).astype(jnp.float32)
         for i in range(2):
             norm_stc = layer_norm(1e-5, jnp.float32, f"attention_norm{i}")(y_stc)
-            norm_stc = norm_stc + time_embedding(t, c)[None]
+            norm_stc = norm_stc + interleaved_sincos_table(c, t)[None]
             attention = TemporalAttention(self.heads, self.dtype, name=f"attention{i}")
             y_stc = y_stc + attention(norm_stc).astype(jnp.float32)
         h_stc = layer_norm(1e-5, self.dtype, "mlp_norm")(y_stc)

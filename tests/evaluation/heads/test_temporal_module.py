@@ -2,7 +2,8 @@ import jax
 import numpy as np
 from head_formulas import attention, gelu, layer_norm, linear, random_params
 
-from invnext_jax.evaluation.heads.temporal_module import TemporalModule, time_embedding
+from invnext_jax.evaluation.heads.temporal_module import TemporalModule
+from invnext_jax.models.positions import interleaved_sincos_table
 
 HEADS, GROUPS, SHAPE = 2, 4, (2, 3, 2, 4, 8)  # b t h w c
 
@@ -49,6 +50,6 @@ def test_untrained_module_returns_its_input():
 
 
 def test_time_embedding_has_no_largest_length():
-    table = time_embedding(100, 8)
-    np.testing.assert_array_equal(table[:32], time_embedding(32, 8))
+    table = interleaved_sincos_table(8, 100)
+    np.testing.assert_array_equal(table[:32], interleaved_sincos_table(8, 32))
     assert len(np.unique(table, axis=0)) == 100
