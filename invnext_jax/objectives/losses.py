@@ -1,4 +1,4 @@
-"""Cosine loss, gradient norms, and diagnostics of features.
+"""Cosine loss, masked means, gradient norms, and diagnostics of features.
 
 Shape key: b clips, n positions, d width; other axes are free.
 """
@@ -18,6 +18,19 @@ def cosine_loss(student: jax.Array, target: jax.Array) -> jax.Array:
       target: float32 of the same shape. It is not normalized, so its length scales the cosine.
     """
     return jnp.mean(2.0 - 2.0 * jnp.sum(student * target, axis=-1))
+
+
+def masked_mean(values: jax.Array, mask: jax.Array, axis: int | None = None) -> jax.Array:
+    """Computes the mean of the values in a mask, or 0 if the mask is empty.
+
+    Args:
+      values: float32. Values outside the mask may be NaN.
+      mask: bool of the same shape.
+      axis: axis that is averaged and keeps the size 1. None averages all values to a scalar.
+    """
+    keepdims = axis is not None
+    total = jnp.sum(jnp.where(mask, values, 0.0), axis=axis, keepdims=keepdims)
+    return total / jnp.maximum(jnp.sum(mask, axis=axis, keepdims=keepdims), 1)
 
 
 def tree_norm(tree: Any) -> jax.Array:

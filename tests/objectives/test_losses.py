@@ -45,3 +45,14 @@ def test_gradient_norms_of_each_term():
     )
     np.testing.assert_allclose(norms["square"], 5.0)
     np.testing.assert_allclose(norms["product"], np.hypot(2.0, 3.0), rtol=1e-6)
+
+
+def test_masked_mean_equals_numpy_and_is_zero_without_values():
+    rng = np.random.default_rng(0)
+    values, mask = rng.normal(size=(4, 6)).astype(np.float32), rng.random((4, 6)) < 0.5
+    mask[1] = False
+    values[~mask] = np.nan
+    expected = np.ma.masked_array(values, ~mask)
+    np.testing.assert_allclose(losses.masked_mean(values, mask), expected.mean(), rtol=1e-6)
+    rows = losses.masked_mean(values, mask, axis=1)
+    np.testing.assert_allclose(rows, expected.mean(axis=1, keepdims=True).filled(0), rtol=1e-6)

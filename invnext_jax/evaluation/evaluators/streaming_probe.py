@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import head_training
@@ -29,6 +28,7 @@ from invnext_jax.evaluation.evaluators.classification import (
 )
 from invnext_jax.evaluation.feature_store.state_file import StateFile
 from invnext_jax.evaluation.features import VideoFeatures
+from invnext_jax.evaluation.heads import class_losses
 from invnext_jax.evaluation.inputs import SPLITS
 
 EPS = 1e-6  # of the LayerNorm
@@ -212,16 +212,10 @@ class _Trainer:
 
     def _loss(self, params, inputs, key):
         del key
-        total = 0.0
-        for task in self._targets:
-            labels_b = inputs[task]
-            has_b = labels_b >= 0
-            entropy_b = optax.softmax_cross_entropy_with_integer_labels(
-                _linear(params[task], inputs[_INPUTS]), jnp.where(has_b, labels_b, 0)
-            )
-            count = jnp.maximum(jnp.sum(has_b), 1)
-            total += jnp.sum(jnp.where(has_b, entropy_b, 0.0)) / count
-        return total
+        return sum(
+            class_losses.cross_entropy(_linear(params[task], inputs[_INPUTS]), inputs[task])
+            for task in self._targets
+        )
 
     def _probabilities(self, params, statistics, x_bvd):
         x_bvd = _standardize(statistics, {_INPUTS: x_bvd}, None)[_INPUTS]

@@ -25,6 +25,7 @@ from invnext_jax.evaluation.evaluators.classification import (
 )
 from invnext_jax.evaluation.evaluators.evaluator import Row
 from invnext_jax.evaluation.feature_store.state_file import SaveTimer, StateFile
+from invnext_jax.evaluation.heads import class_losses
 from invnext_jax.evaluation.inputs import SPLITS, EvalInputs, LabeledVideos
 from invnext_jax.models.encoder import Encoder
 from invnext_jax.models.patches import normalize
@@ -231,7 +232,7 @@ def make_step(
 
     def loss_fn(params, video_bthwc, labels):
         logits = model.apply({"params": params}, normalize(video_bthwc))
-        return sum(map(_mean_cross_entropy, logits, labels))
+        return sum(map(class_losses.cross_entropy, logits, labels))
 
     @jax.jit
     def step(state, batch):
@@ -269,12 +270,3 @@ def predict(model: Classifier, params: Any, video_bthwc: np.ndarray, batch_size:
         logits = jax.device_get(apply(params, padded))
         predictions.append([np.argmax(x_bk[: len(real)], axis=-1) for x_bk in logits])
     return [np.concatenate(parts) for parts in zip(*predictions, strict=True)]
-
-
-def _mean_cross_entropy(logits_bk, labels_b):
-    """Returns the mean cross-entropy over the videos with a label, or 0 if there are none."""
-    has_b = labels_b >= 0
-    entropy_b = optax.softmax_cross_entropy_with_integer_labels(
-        logits_bk, jnp.where(has_b, labels_b, 0)
-    )
-    return jnp.sum(jnp.where(has_b, entropy_b, 0.0)) / jnp.maximum(jnp.sum(has_b), 1)

@@ -30,6 +30,7 @@ from invnext_jax.evaluation.metrics import points as point_metrics
 from invnext_jax.evaluation.truth import baselines
 from invnext_jax.evaluation.truth.truth import Truth, TruthBatches
 from invnext_jax.monitoring.progress import ProgressMeter
+from invnext_jax.objectives.losses import masked_mean
 
 SOURCES = (WORLD, "boxes")
 TARGETS = {"boxes": ("boxes", "present"), "points": ("points", "occluded")}
@@ -139,11 +140,10 @@ def point_loss(predicted_bkt3: jax.Array, arrays: Batch) -> jax.Array:
     """Computes the smooth L1 loss of visible points plus the cross-entropy of the occlusion."""
     visible_bkt = ~arrays["occluded"]
     error_bkt = jnp.mean(box_losses.smooth_l1(predicted_bkt3[..., :2], arrays["points"]), axis=-1)
-    count = jnp.maximum(jnp.sum(visible_bkt), 1)
     entropy = optax.sigmoid_binary_cross_entropy(
         predicted_bkt3[..., 2], arrays["occluded"].astype(jnp.float32)
     )
-    return jnp.sum(jnp.where(visible_bkt, error_bkt, 0.0)) / count + 0.1 * jnp.mean(entropy)
+    return masked_mean(error_bkt, visible_bkt) + 0.1 * jnp.mean(entropy)
 
 
 LOSSES: dict[str, Callable[[Any, Batch], jax.Array]] = {"boxes": box_loss, "points": point_loss}

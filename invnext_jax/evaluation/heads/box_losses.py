@@ -9,6 +9,8 @@ Shape key: any leading axes, 4 = (x0, y0, x1, y1).
 import jax
 import jax.numpy as jnp
 
+from invnext_jax.objectives.losses import masked_mean
+
 
 def smooth_l1(predicted: jax.Array, target: jax.Array, beta: float = 0.1) -> jax.Array:
     """Returns 0.5 d^2 / beta where d = |predicted - target| is below `beta`, else d - 0.5 beta.
@@ -72,7 +74,7 @@ def box_loss(
     """
     l1 = jnp.mean(smooth_l1(predicted, target, beta), axis=-1)
     loss = l1_weight * l1 + giou_weight * (1.0 - generalized_iou(predicted, target))
-    return jnp.sum(jnp.where(mask, loss, 0.0)) / jnp.maximum(jnp.sum(mask), 1)
+    return masked_mean(loss, mask)
 
 
 def _area(low: jax.Array, high: jax.Array) -> jax.Array:

@@ -1,10 +1,13 @@
-"""Losses of classifiers: cross-entropy with soft targets, and the sigmoid focal loss.
+"""Losses of classifiers: cross-entropy with labels or soft targets, and the sigmoid focal loss.
 
 Shape key: b clips, k classes.
 """
 
 import jax
 import jax.numpy as jnp
+import optax
+
+from invnext_jax.objectives.losses import masked_mean
 
 
 def soft_targets(label_b: jax.Array, classes: int, smoothing: float = 0.0) -> jax.Array:
@@ -21,6 +24,23 @@ def soft_targets(label_b: jax.Array, classes: int, smoothing: float = 0.0) -> ja
     one_hot_bk = jax.nn.one_hot(label_b, classes, dtype=jnp.float32)
     target_bk = (1.0 - smoothing) * one_hot_bk + smoothing / classes
     return jnp.where((label_b >= 0)[:, None], target_bk, 0.0)
+
+
+def cross_entropy(logits_bk: jax.Array, label_b: jax.Array) -> jax.Array:
+    """Computes the mean cross-entropy of the clips with a label.
+
+    Args:
+      logits_bk: float32 logits.
+      label_b: int32 labels. A negative label means "no label".
+
+    Returns:
+      A float32 scalar; 0 if no clip has a label.
+    """
+    has_b = label_b >= 0
+    entropy_b = optax.softmax_cross_entropy_with_integer_labels(
+        logits_bk, jnp.where(has_b, label_b, 0)
+    )
+    return masked_mean(entropy_b, has_b)
 
 
 def soft_cross_entropy(logits_bk: jax.Array, target_bk: jax.Array) -> jax.Array:

@@ -7,9 +7,13 @@ loss that is invariant to scale and shift, and a loss on changes over time.
 Shape key: b clips, t frames, h w pixels, i images, m pixels of a clip.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from einops import rearrange
+
+from invnext_jax.objectives.losses import masked_mean
 
 SMALL = 1e-6  # lower bound of scales by which is divided
 
@@ -25,7 +29,7 @@ def l2_loss(depth: jax.Array, target: jax.Array, mask: jax.Array) -> jax.Array:
     Returns:
       A float32 scalar; 0 if no pixel is valid. This holds for all losses of this module.
     """
-    return _mean(jnp.square(depth - jnp.where(mask, target, 0.0)), mask)
+    return masked_mean(jnp.square(depth - jnp.where(mask, target, 0.0)), mask)
 
 
 def silog_loss(
@@ -43,7 +47,8 @@ def silog_loss(
       mean(d^2) - variance_focus * mean(d)^2, where d is the difference of the logarithms.
     """
     difference = jnp.log(jnp.maximum(depth, 1e-3)) - jnp.log(jnp.where(mask, target, 1.0))
-    return _mean(jnp.square(difference), mask) - variance_focus * _mean(difference, mask) ** 2
+    mean = masked_mean(difference, mask)
+    return masked_mean(jnp.square(difference), mask) - variance_focus * mean**2
 
 
 def gradient_loss(
@@ -89,8 +94,8 @@ def normalize_robustly(x_ihw: jax.Array, mask_ihw: jax.Array) -> jax.Array:
     sorted_im = jnp.sort(jnp.where(mask_im, x_im, jnp.inf), axis=1)
     median_i = jnp.take_along_axis(sorted_im, jnp.maximum(count_i - 1, 0) // 2, axis=1)
     x_im = x_im - jnp.where(count_i > 0, median_i, 0.0)
-    deviation_i = jnp.sum(jnp.where(mask_im, jnp.abs(x_im), 0.0), axis=1, keepdims=True)
-    scale_i = jnp.where(count_i > 0, jnp.maximum(deviation_i / jnp.maximum(count_i, 1), SMALL), 1.0)
+    deviation_i = masked_mean(jnp.abs(x_im), mask_im, axis=1)
+    scale_i = jnp.where(count_i > 0, jnp.maximum(deviation_i, SMALL), 1.0)
     return rearrange(x_im / scale_i, "i (h w) -> i h w", w=x_ihw.shape[2])
 
 
@@ -161,12 +166,8 @@ def align_least_squares(
     x_bm, y_bm, mask_bm = (
         rearrange(x, "b t h w -> b (t h w)") for x in (depth_bthw, target_bthw, mask_bthw)
     )
-    count_b = jnp.maximum(jnp.sum(mask_bm, axis=1, keepdims=True), 1)
     y_bm = jnp.where(mask_bm, y_bm, 0.0)  # an invalid target may be NaN
-
-    def mean(values_bm):
-        return jnp.sum(jnp.where(mask_bm, values_bm, 0.0), axis=1, keepdims=True) / count_b
-
+    mean = functools.partial(masked_mean, mask=mask_bm, axis=1)
     mean_x, mean_y = mean(x_bm), mean(y_bm)
     variance = mean(jnp.square(x_bm - mean_x))
     varies = variance > SMALL * jnp.square(mean_x)
@@ -211,8 +212,3 @@ def video_depth_loss(
 
 
 LOSSES = {"l2": l2_loss, "silog": silog_loss, "video": video_depth_loss}
-
-
-def _mean(values: jax.Array, mask: jax.Array) -> jax.Array:
-    """Returns the mean of the values in a mask; the others may be NaN."""
-    return jnp.sum(jnp.where(mask, values, 0.0)) / jnp.maximum(jnp.sum(mask), 1)

@@ -19,6 +19,16 @@ def test_cross_entropy_equals_torch(smoothing):
     np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 
+def test_cross_entropy_with_labels_equals_torch():
+    torch, _ = parity.import_transformers()
+    labels = np.concatenate([LABELS[:4], [-1, -1]])
+    expected = torch.nn.functional.cross_entropy(
+        torch.from_numpy(LOGITS), torch.from_numpy(labels).long(), ignore_index=-1
+    )
+    np.testing.assert_allclose(cl.cross_entropy(LOGITS, labels), expected, rtol=1e-5)
+    assert cl.cross_entropy(LOGITS, np.full(6, -1)) == 0
+
+
 def test_clips_without_label_do_not_count():
     labels = np.concatenate([LABELS[:4], [-1, -1]])
     got = cl.soft_cross_entropy(LOGITS, cl.soft_targets(labels, 5, 0.1))
