@@ -6,10 +6,8 @@ import json
 import shutil
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
-from scipy import special
 from two_processes import run_two_processes
 
 from configs import stage1
@@ -268,17 +266,6 @@ def test_videos_without_a_label_neither_train_nor_count():
         np.testing.assert_array_equal(found.pop("position_b"), plain.pop("position_b"))
         assert found == plain
         assert (found["videos"], found["classes"]) == (30, 3)
-
-
-def test_supervised_loss_ignores_videos_without_a_label():
-    logits = np.random.default_rng(1).normal(size=(6, 4)).astype(np.float32)
-    labels = np.array([-1, 3, 0, -1, 2, -1])
-    some = labels >= 0
-    expected = -special.log_softmax(logits, axis=1)[some, labels[some]].mean()
-    loss, grad = jax.value_and_grad(supervised._mean_cross_entropy)(logits, labels)
-    np.testing.assert_allclose(loss, expected, rtol=1e-6)
-    assert not grad[~some].any() and np.abs(grad[some]).min() > 0
-    assert supervised._mean_cross_entropy(logits, np.full(6, -1)) == 0
 
 
 def test_supervised_training_counts_videos_with_a_label(folder):

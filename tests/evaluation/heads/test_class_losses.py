@@ -25,7 +25,9 @@ def test_cross_entropy_with_labels_equals_torch():
     expected = torch.nn.functional.cross_entropy(
         torch.from_numpy(LOGITS), torch.from_numpy(labels).long(), ignore_index=-1
     )
-    np.testing.assert_allclose(cl.cross_entropy(LOGITS, labels), expected, rtol=1e-5)
+    loss, grad = jax.value_and_grad(cl.cross_entropy)(LOGITS, labels)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    assert not grad[4:].any() and np.abs(grad[:4]).min() > 0
     assert cl.cross_entropy(LOGITS, np.full(6, -1)) == 0
 
 
