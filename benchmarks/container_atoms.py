@@ -25,14 +25,14 @@ class Atom:
     """A range of bytes of a file.
 
     Attributes:
-        start: Position of the header.
-        body: Position of the first byte after the header.
-        end: Exclusive end.
-        size_at: Position of the size field.
-        size_bytes: Length of the size field; 0 if there is none.
-        order: Byte order of the size field: "big", "little" or "vint" (Matroska's variable-length
-            integers).
-        parents: The atoms that contain this one, from the outermost.
+      start: Position of the header.
+      body: Position of the first byte after the header.
+      end: Exclusive end.
+      size_at: Position of the size field.
+      size_bytes: Length of the size field; 0 if there is none.
+      order: Byte order of the size field: "big", "little" or "vint" (Matroska's variable-length
+          integers).
+      parents: The atoms that contain this one, from the outermost.
     """
 
     start: int

@@ -22,8 +22,8 @@ def mutate(files: Sequence[bytes], number: int) -> bytes:
     """Returns the damaged file with the given number.
 
     Args:
-        files: Undamaged files. Mutation n changes file n modulo the number of files.
-        number: Number of the mutation.
+      files: Undamaged files. Mutation n changes file n modulo the number of files.
+      number: Number of the mutation.
     """
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((SEED, number))))
     data = files[number % len(files)]

@@ -20,11 +20,11 @@ class FaultResult:
     """The outcome of one fault.
 
     Attributes:
-        outcome: description of what happened, for the table.
-        passed: whether the outcome is the expected one.
-        run: a completed run, which is compared with the uninterrupted one.
-        lost_steps: number of steps in finished checkpoints that the next start did not find.
-        skipped: whether the fault could not be injected.
+      outcome: description of what happened, for the table.
+      passed: whether the outcome is the expected one.
+      run: a completed run, which is compared with the uninterrupted one.
+      lost_steps: number of steps in finished checkpoints that the next start did not find.
+      skipped: whether the fault could not be injected.
     """
 
     outcome: str
@@ -46,7 +46,7 @@ def small_disk(folder: pathlib.Path, options: str = "") -> Iterator[None]:
     """Mounts an in-memory file system at `folder`.
 
     Raises:
-        NeedsRootError: the file system cannot be mounted. The folder has been created.
+      NeedsRootError: the file system cannot be mounted. The folder has been created.
     """
     folder.mkdir(parents=True)
     command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}{options}", "none", str(folder)]

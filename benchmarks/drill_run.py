@@ -40,14 +40,14 @@ class DrillRun:
     """A run that is started several times: its workdir and its training processes.
 
     Attributes:
-        logs: the output of process 0, one string per finished start.
-        was_removed: whether the workdir was removed during the run.
+      logs: the output of process 0, one string per finished start.
+      was_removed: whether the workdir was removed during the run.
 
     Args:
-        workdir: the run's folder.
-        base: the folder of the drill, with the synthetic world, compiled programs and logs.
-        processes: the number of processes per start.
-        options: config fields that override `TINY`.
+      workdir: the run's folder.
+      base: the folder of the drill, with the synthetic world, compiled programs and logs.
+      processes: the number of processes per start.
+      options: config fields that override `TINY`.
     """
 
     def __init__(self, workdir: pathlib.Path, base: pathlib.Path, processes: int = 1, **options):
@@ -63,7 +63,7 @@ class DrillRun:
         """Starts the training command in each process.
 
         Args:
-            environ: additional environment variables; FIRST is prepended to PYTHONPATH.
+          environ: additional environment variables; FIRST is prepended to PYTHONPATH.
         """
         self._starts += 1
         self._log = self.base / f"{self.workdir.name}.{self._starts}.log"

@@ -36,7 +36,7 @@ def kill_once(run: DrillRun, rng: random.Random) -> tuple[str, int]:
     """Starts the run and kills it at a random time.
 
     Returns:
-        A description of the time of the kill, and the step of the newest finished checkpoint.
+      A description of the time of the kill, and the step of the newest finished checkpoint.
     """
     before = run.finished_saves()
     run.start()
@@ -64,7 +64,7 @@ def drill_kills(
     A new run starts when the previous one has ended or has been killed ten times.
 
     Returns:
-        The rows of the table and the counts for the JSON object.
+      The rows of the table and the counts for the JSON object.
     """
     rng = random.Random(_SEED.value)
     rows, equal, lost, number = [], 0, 0, 0

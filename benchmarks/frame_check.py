@@ -38,13 +38,13 @@ def read_with_ffmpeg(
     """Decodes a file with ffmpeg.
 
     Args:
-        path: The file.
-        height: Height of the scaled frames in pixels.
-        width: Width of the scaled frames in pixels.
-        limit: Maximum number of frames.
+      path: The file.
+      height: Height of the scaled frames in pixels.
+      width: Width of the scaled frames in pixels.
+      limit: Maximum number of frames.
 
     Returns:
-        uint8 [t h w c], and the messages of ffmpeg.
+      uint8 [t h w c], and the messages of ffmpeg.
     """
     command = ["ffmpeg", "-nostdin", "-v", "error", "-i", str(path), "-an"]
     command += ["-vsync", "passthrough", "-frames:v", str(limit), "-threads", "1"]
@@ -59,8 +59,8 @@ def compare(path: Path) -> tuple[str, str]:
     """Compares one file.
 
     Returns:
-        The outcome ("equal", "both refuse", "ffmpeg errors", "only ffmpeg reads", "only we read",
-        "number", "picture" or "seek") and a sentence about the difference, "" if there is none.
+      The outcome ("equal", "both refuse", "ffmpeg errors", "only ffmpeg reads", "only we read",
+      "number", "picture" or "seek") and a sentence about the difference, "" if there is none.
     """
     total = []
     try:

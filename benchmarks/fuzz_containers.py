@@ -104,12 +104,12 @@ class Summary:
     """Counts of outcomes.
 
     Attributes:
-        outcomes: Number of files for each reader and outcome.
-        failures: Number of the file -> description, for the outcomes that must not occur.
-        crashes: Number of the file -> exit code of its worker.
-        restarts: Number of replaced workers.
-        slowest: CPU seconds of the slowest reader.
-        peak_bytes: Peak resident memory of a worker.
+      outcomes: Number of files for each reader and outcome.
+      failures: Number of the file -> description, for the outcomes that must not occur.
+      crashes: Number of the file -> exit code of its worker.
+      restarts: Number of replaced workers.
+      slowest: CPU seconds of the slowest reader.
+      peak_bytes: Peak resident memory of a worker.
     """
 
     outcomes: dict[str, collections.Counter]
@@ -156,11 +156,11 @@ def check_files(
     """Makes and reads damaged files in worker processes.
 
     Args:
-        bases: Paths of the undamaged files.
-        folder: Folder for temporary files.
-        numbers: Numbers of the damaged files.
-        workers: Number of processes.
-        quiet: Whether to suppress the progress.
+      bases: Paths of the undamaged files.
+      folder: Folder for temporary files.
+      numbers: Numbers of the damaged files.
+      workers: Number of processes.
+      quiet: Whether to suppress the progress.
     """
     summary = Summary({name: collections.Counter() for name in READERS})
 

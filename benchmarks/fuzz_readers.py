@@ -138,8 +138,8 @@ class CheckFile:
     """Makes a damaged file and reads it with all readers. It is called in worker processes.
 
     Attributes:
-        bases: Paths of the undamaged files.
-        folder: Folder for the damaged file.
+      bases: Paths of the undamaged files.
+      folder: Folder for the damaged file.
     """
 
     bases: tuple[str, ...]
@@ -152,8 +152,8 @@ class CheckFile:
         """Checks one file.
 
         Returns:
-            A dict with the outcome of each reader ("clip", "refused", or a description of a
-            failure), `seconds` of CPU time of the slowest reader, and `peak_bytes`.
+          A dict with the outcome of each reader ("clip", "refused", or a description of a
+          failure), `seconds` of CPU time of the slowest reader, and `peak_bytes`.
         """
         self._prepare()
         path = os.path.join(self.folder, name_file(self.bases, number))

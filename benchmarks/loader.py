@@ -98,11 +98,11 @@ def check_same(case: Case) -> dict[str, float]:
     libraries use their own methods.
 
     Returns:
-        The mean difference in pixel levels for our pipeline and for each other library.
+      The mean difference in pixel levels for our pipeline and for each other library.
 
     Raises:
-        RuntimeError: A PyAV loop returns different pixels, or our pipeline or another library
-            returns different frames.
+      RuntimeError: A PyAV loop returns different pixels, or our pipeline or another library
+          returns different frames.
     """
     load = measures.make_dataset(case.manifest, case.sampling, 1, 1)._load
     manifest = manifest_lib.read_manifest(case.manifest)
@@ -140,7 +140,7 @@ def open_readers(
     """Opens the readers; `stack` closes them.
 
     Returns:
-        A function for each reader that measures its speed for about `--seconds`.
+      A function for each reader that measures its speed for about `--seconds`.
     """
     rows, batch = case.rows, len(case.rows)
     bare_rate = max(measures.measure_bare(name, rows).clips for name in BARE.values())
@@ -211,7 +211,7 @@ def summarize(found: dict[str, dict[str, list[Speed]]], workers: int) -> dict:
     """Computes the ratios in each round.
 
     Returns:
-        The median, minimum and maximum of each ratio over the rounds, and its worst case.
+      The median, minimum and maximum of each ratio over the rounds, and its worst case.
     """
 
     def clips(case: str, name: str) -> list[float]:

@@ -26,8 +26,8 @@ class Speed(NamedTuple):
     """Result of one measurement.
 
     Attributes:
-        clips: Clips per second.
-        cpu: CPU seconds per clip, summed over all processes.
+      clips: Clips per second.
+      cpu: CPU seconds per clip, summed over all processes.
     """
 
     clips: float
@@ -67,9 +67,9 @@ class Batches:
     """A reader that prefetches a limited number of batches in its own processes.
 
     Args:
-        iterator: Iterator over the batches.
-        batch: Clips per batch.
-        close: Function that stops the processes.
+      iterator: Iterator over the batches.
+      batch: Clips per batch.
+      close: Function that stops the processes.
     """
 
     def __init__(self, iterator: Iterator, batch: int, close: Callable[[], None]):
@@ -82,8 +82,8 @@ class Batches:
         """Measures the speed after all prefetched batches have been read.
 
         Args:
-            clips: Number of clips to measure.
-            pace: Approximate clips per second, to recognize prefetched batches.
+          clips: Number of clips to measure.
+          pace: Approximate clips per second, to recognize prefetched batches.
         """
         for _ in range(AHEAD):
             start = time.perf_counter()

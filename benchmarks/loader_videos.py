@@ -26,9 +26,9 @@ class Kind:
     """A kind of file.
 
     Attributes:
-        name: Name in the tables.
-        size: Width and height in pixels.
-        bits: Bit rate in bits per second.
+      name: Name in the tables.
+      size: Width and height in pixels.
+      bits: Bit rate in bits per second.
     """
 
     name: str
@@ -61,7 +61,7 @@ def prepare(paths: list[Path], folder: Path) -> tuple[Path, list[Path]]:
     """Re-encodes videos for training, as `launch/prepare_data.py shards` does.
 
     Returns:
-        The path of the shard, and the paths of files with the contents of the records.
+      The path of the shard, and the paths of files with the contents of the records.
     """
     whole = folder / "whole.csv"
     _write_csv(whole, ["path", "source"], [[path, "bench"] for path in paths])
@@ -90,14 +90,14 @@ def write_manifest(
     is its own source, so that with equal weights every clip occurs once per batch.
 
     Args:
-        path: The manifest.
-        videos: Paths of the files, used in turn.
-        rows: Number of clips.
-        frames: Number of frames per file.
-        shard: Path of a shard with the same videos, which replaces them in the manifest.
+      path: The manifest.
+      videos: Paths of the files, used in turn.
+      rows: Number of clips.
+      frames: Number of frames per file.
+      shard: Path of a shard with the same videos, which replaces them in the manifest.
 
     Returns:
-        The first frame of each clip.
+      The first frame of each clip.
     """
     spread = np.random.default_rng(0).permutation(rows) / rows
     starts = (spread * max(1, frames - 61)).astype(int).tolist()

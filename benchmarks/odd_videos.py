@@ -42,10 +42,10 @@ def copy_packets(
     """Copies the packets of a video.
 
     Args:
-        source: The video.
-        target: The copy, in any container.
-        first: Number of the first packet to copy.
-        keys: Numbers of the packets to mark as key frames. None keeps the original flags.
+      source: The video.
+      target: The copy, in any container.
+      first: Number of the first packet to copy.
+      keys: Numbers of the packets to mark as key frames. None keeps the original flags.
     """
     with av.open(str(source)) as container, av.open(str(target), "w") as output:
         stream = output.add_stream_from_template(container.streams.video[0])
@@ -82,9 +82,9 @@ def write_referring_past_intra(path: Path, pictures_nhwc: np.ndarray, intra: int
     Later frames refer to frames before it, because their pictures are equal to those.
 
     Args:
-        path: The video.
-        pictures_nhwc: The pictures.
-        intra: Number of the intra frame.
+      path: The video.
+      pictures_nhwc: The pictures.
+      intra: Number of the intra frame.
     """
     with av.open(str(path), "w") as output:
         stream = output.add_stream("libx264", rate=RATE)
@@ -107,9 +107,9 @@ def write_fields(path: Path, lumas_nhw: np.ndarray, group: int = 12) -> Path:
     """Writes H.264 in which each frame is a pair of fields in two packets (PAFF).
 
     Args:
-        path: The video.
-        lumas_nhw: luma as uint8, from 16 to 235. The sides are multiples of 32 pixels.
-        group: Distance between key frames.
+      path: The video.
+      lumas_nhw: luma as uint8, from 16 to 235. The sides are multiples of 32 pixels.
+      group: Distance between key frames.
     """
     height, width = lumas_nhw.shape[1:]
     stream_bytes = b"".join(field for _, field in _field_units(lumas_nhw, group))
@@ -185,9 +185,9 @@ def write_streams(path: Path, streams: Sequence[dict]) -> Path:
     """Writes several video streams into one file.
 
     Args:
-        path: The video.
-        streams: For each stream a dict with `pictures` uint8 [n h w c], `codec`, and optionally
-            `disposition` and `options`.
+      path: The video.
+      streams: For each stream a dict with `pictures` uint8 [n h w c], `codec`, and optionally
+          `disposition` and `options`.
     """
     with av.open(str(path), "w") as output:
         opened = []

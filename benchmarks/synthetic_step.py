@@ -52,11 +52,11 @@ class Step:
     """A compiled step with its state. Each call trains one step on the same batch.
 
     Attributes:
-        compiled: the executable.
-        compile_seconds: time to trace and compile.
-        flops: model FLOPs of a step.
-        state: the training state.
-        arguments: the remaining arguments of the step: frozen parameters, batch, key and schedule.
+      compiled: the executable.
+      compile_seconds: time to trace and compile.
+      flops: model FLOPs of a step.
+      state: the training state.
+      arguments: the remaining arguments of the step: frozen parameters, batch, key and schedule.
     """
 
     compiled: Any

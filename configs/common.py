@@ -374,7 +374,7 @@ def apply_variant(config: ml_collections.ConfigDict, variant: str) -> None:
     """Sets the sizes of `variant` in place. The tiny variant fits the synthetic world.
 
     Raises:
-        ValueError: `variant` is not one of `VARIANTS`.
+      ValueError: `variant` is not one of `VARIANTS`.
     """
     variant = variant or "base"
     if variant not in VARIANTS:

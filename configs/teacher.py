@@ -14,11 +14,11 @@ def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
     """Returns the config of a variant.
 
     Args:
-        variant: "tiny" (level "simple"; the package includes its image tower) or "full" (level
-            "full", for a GPU).
+      variant: "tiny" (level "simple"; the package includes its image tower) or "full" (level
+          "full", for a GPU).
 
     Raises:
-        ValueError: `variant` is not one of `VARIANTS`.
+      ValueError: `variant` is not one of `VARIANTS`.
     """
     variant = variant or "tiny"
     if variant not in VARIANTS:

@@ -34,7 +34,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     If an exception is raised, `path` is unchanged. The folder is created if it does not exist.
 
     Raises:
-        OSError: The file cannot be created, synced or renamed.
+      OSError: The file cannot be created, synced or renamed.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,7 +52,7 @@ def temporary_folder(path: str | os.PathLike) -> Iterator[Path]:
     """Yields a temporary folder next to `path`, and removes it on exit.
 
     Raises:
-        OSError: The folder cannot be created.
+      OSError: The folder cannot be created.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,7 +68,7 @@ def _create(path: Path, *, is_folder: bool) -> tuple[Path, int]:
     """Creates a temporary file or folder and locks it.
 
     Returns:
-        Its path, and the file descriptor that holds the lock.
+      Its path, and the file descriptor that holds the lock.
     """
     while True:
         part = path.with_name(f".{path.name}.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}")
@@ -108,7 +108,7 @@ def replace(source: str | os.PathLike, target: str | os.PathLike) -> None:
     """Renames a file and syncs it to disk, so that the rename survives a power loss.
 
     Raises:
-        OSError: The file cannot be synced or renamed.
+      OSError: The file cannot be synced or renamed.
     """
     sync(source)
     os.replace(source, target)
@@ -121,7 +121,7 @@ def sync(path: str | os.PathLike) -> None:
     A file system that cannot sync folders is accepted.
 
     Raises:
-        OSError: The content cannot be written, for example because the disk is full.
+      OSError: The content cannot be written, for example because the disk is full.
     """
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

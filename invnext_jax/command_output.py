@@ -18,7 +18,7 @@ class ResilientStream:
     written for another reason, such as a full disk, is lost, but later text is written.
 
     Args:
-        stream: the stream to write to.
+      stream: the stream to write to.
     """
 
     def __init__(self, stream: TextIO):

@@ -24,7 +24,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     """Checks the options that all stages share.
 
     Raises:
-        UserError: an option has an invalid value.
+      UserError: an option has an invalid value.
     """
     encoder.check_config(config)
     retention.check_config(config.checkpoint)
@@ -43,11 +43,11 @@ def unused_options(config: ml_collections.ConfigDict, stage: Any) -> dict[str, s
     """Returns the options that have no effect in a run.
 
     Args:
-        config: a config that has passed the checks and is not resolved by `recipe.resolve_config`.
-        stage: the stage of the run.
+      config: a config that has passed the checks and is not resolved by `recipe.resolve_config`.
+      stage: the stage of the run.
 
     Returns:
-        A dict from the dotted name of an option to a clause with the reason and what to change.
+      A dict from the dotted name of an option to a clause with the reason and what to change.
     """
     unused = recipe.unused_options(config) | retention.unused_options(config.checkpoint)
     return unused | online_evaluation.unused_options(config) | stage.unused_options(config)
@@ -59,12 +59,12 @@ def check_overrides(
     """Checks that the options that were set on the command line have an effect.
 
     Args:
-        config: the run's config.
-        overrides: dotted names of the options that were set on the command line.
-        unused: options without effect and the reasons, such as the output of `unused_options`.
+      config: the run's config.
+      overrides: dotted names of the options that were set on the command line.
+      unused: options without effect and the reasons, such as the output of `unused_options`.
 
     Raises:
-        UserError: an option in `overrides` has no effect.
+      UserError: an option in `overrides` has no effect.
     """
     for name in overrides:
         if name in unused:

@@ -31,12 +31,12 @@ def check_minimums(config: Any, minimums: Mapping[str, float]) -> None:
     """Checks that options are not below their minimums.
 
     Args:
-        config: the run's config.
-        minimums: dict from the dotted name of each option, such as "log.every_steps", to its
-            minimum.
+      config: the run's config.
+      minimums: dict from the dotted name of each option, such as "log.every_steps", to its
+          minimum.
 
     Raises:
-        UserError: an option is below its minimum.
+      UserError: an option is below its minimum.
     """
     for name, minimum in minimums.items():
         value = functools.reduce(operator.getitem, name.split("."), config)
@@ -48,11 +48,11 @@ def check_local_path(name: str, path: str | os.PathLike) -> None:
     """Checks that a path is not a URL, which `pathlib` would turn into a local folder.
 
     Args:
-        name: the name of the option, for the message.
-        path: the path that the user gave.
+      name: the name of the option, for the message.
+      path: the path that the user gave.
 
     Raises:
-        UserError: the path is a URL.
+      UserError: the path is a URL.
     """
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", str(path)):
         raise UserError(
@@ -92,9 +92,9 @@ def run_command(
     The script continues after its standard output is closed, for example by `| head`.
 
     Args:
-        main: function called with the script's name, followed by the arguments that are not flags.
-        arguments: maximum number of arguments that are not flags; None for no limit.
-        local_paths: names of flags whose value must be a local path.
+      main: function called with the script's name, followed by the arguments that are not flags.
+      arguments: maximum number of arguments that are not flags; None for no limit.
+      local_paths: names of flags whose value must be a local path.
     """
 
     def guarded(argv: Sequence[str]) -> None:
@@ -156,11 +156,11 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     """Parses the command line into absl's flags.
 
     Returns:
-        The script's name, followed by the arguments that are not flags.
+      The script's name, followed by the arguments that are not flags.
 
     Raises:
-        UserError: a flag or config field is unknown, a value has the wrong type, the config file
-            does not exist, or `config.variant` or `config.stage` is set.
+      UserError: a flag or config field is unknown, a value has the wrong type, the config file
+          does not exist, or `config.variant` or `config.stage` is set.
     """
     for given in argv[1:]:
         path = given.removeprefix("--config=").partition(":")[0]
@@ -190,7 +190,7 @@ def _check_labels(argv: Sequence[str]) -> None:
     """Checks that the command line does not set fields that only record the chosen config file.
 
     Raises:
-        UserError: the command line sets config.variant or config.stage.
+      UserError: the command line sets config.variant or config.stage.
     """
     if "config" not in flags.FLAGS or not flags.FLAGS["config"].value:
         return

@@ -21,7 +21,7 @@ def open_file(path: str | os.PathLike, mode: str) -> IO:
     write through it would change a file outside the folder.
 
     Raises:
-        OSError: `path` is a symbolic link, or cannot be opened.
+      OSError: `path` is a symbolic link, or cannot be opened.
     """
 
     def opener(name: str, flags: int) -> int:
@@ -41,8 +41,8 @@ def acquire(file: IO) -> None:
     Closing the file releases the lock. The kernel closes the file when the process ends.
 
     Raises:
-        LockHeldError: a different open file holds the lock.
-        OSError: locking fails for a different reason.
+      LockHeldError: a different open file holds the lock.
+      OSError: locking fails for a different reason.
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

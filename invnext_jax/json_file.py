@@ -18,12 +18,12 @@ def read_value(
     """Returns the contents of a JSON file.
 
     Args:
-        path: The file.
-        advice: What the user should do if the file is damaged.
-        max_bytes: Maximum size of the file. The parsed contents may need ten times as much memory.
+      path: The file.
+      advice: What the user should do if the file is damaged.
+      max_bytes: Maximum size of the file. The parsed contents may need ten times as much memory.
 
     Raises:
-        UserError: The file is missing, too large, nested too deeply or not valid JSON.
+      UserError: The file is missing, too large, nested too deeply or not valid JSON.
     """
     try:
         if stat.S_ISFIFO(os.stat(path).st_mode):  # opening it may block forever
@@ -49,7 +49,7 @@ def read_object(
     """Returns the contents of a JSON file that contains an object; see `read_value`.
 
     Raises:
-        UserError: As in `read_value`, or the file does not contain an object.
+      UserError: As in `read_value`, or the file does not contain an object.
     """
     content = read_value(path, advice, max_bytes)
     if not isinstance(content, dict):

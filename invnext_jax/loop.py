@@ -68,15 +68,15 @@ def run_steps(
     """Trains to the last step, or until `callbacks.should_stop` returns True.
 
     Args:
-        train_step: function (state, batch) -> (state, metrics). It may donate the state.
-        state: the state after `first_step` steps.
-        batches: the batches of the next steps, as arrays on the devices.
-        total_steps: number of the last step.
-        first_step: number of steps done so far.
-        callbacks: hooks called around each step.
+      train_step: function (state, batch) -> (state, metrics). It may donate the state.
+      state: the state after `first_step` steps.
+      batches: the batches of the next steps, as arrays on the devices.
+      total_steps: number of the last step.
+      first_step: number of steps done so far.
+      callbacks: hooks called around each step.
 
     Returns:
-        The final state.
+      The final state.
     """
     step = first_step
     while step < total_steps and not callbacks.should_stop(step):
@@ -97,13 +97,13 @@ class Run:
     """A pretraining run.
 
     Attributes:
-        records: the run's records, such as its metrics.
-        step: number of steps done so far. It is updated together with `state` and `position`.
-        root_key: the key from which the key of each step is derived.
-        schedule: the learning-rate schedule, on the devices.
-        data_iter: iterator over host batches.
-        position: state of `data_iter` after the batches of the first `step` steps.
-        online_evaluation: evaluates the encoder during the run; None for no evaluation.
+      records: the run's records, such as its metrics.
+      step: number of steps done so far. It is updated together with `state` and `position`.
+      root_key: the key from which the key of each step is derived.
+      schedule: the learning-rate schedule, on the devices.
+      data_iter: iterator over host batches.
+      position: state of `data_iter` after the batches of the first `step` steps.
+      online_evaluation: evaluates the encoder during the run; None for no evaluation.
     """
 
     training: registry.TrainingSetup
@@ -137,10 +137,10 @@ def run_loop(
     """Trains a run to its last step or until a signal arrives, and saves a checkpoint.
 
     Args:
-        run: the output of `train.prepare`. Its state is donated.
-        preemption: the object that receives the signals.
-        watchdog: the watchdog, which receives a heartbeat before each phase of a step.
-        stack: the exit stack on which the reporter and the profiler are closed.
+      run: the output of `train.prepare`. Its state is donated.
+      preemption: the object that receives the signals.
+      watchdog: the watchdog, which receives a heartbeat before each phase of a step.
+      stack: the exit stack on which the reporter and the profiler are closed.
     """
     config, saving = run.config, run.config.checkpoint
     throughput = throughput_lib.Throughput(

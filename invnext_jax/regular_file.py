@@ -30,12 +30,12 @@ def open_binary(path: str | os.PathLike, max_bytes: int) -> Iterator[BinaryIO]:
     """Opens a regular file for reading.
 
     Args:
-        path: The file.
-        max_bytes: Maximum size of the file.
+      path: The file.
+      max_bytes: Maximum size of the file.
 
     Raises:
-        OSError: The file cannot be opened, is not a regular file or is too large, or its name is
-            not valid.
+      OSError: The file cannot be opened, is not a regular file or is too large, or its name is
+          not valid.
     """
     try:
         number = os.open(path, _OPEN)
@@ -57,7 +57,7 @@ def read_bytes(path: str | os.PathLike, max_bytes: int) -> bytes:
     """Returns the content of a regular file.
 
     Raises:
-        OSError: As in `open_binary`, or the file cannot be read.
+      OSError: As in `open_binary`, or the file cannot be read.
     """
     with open_binary(path, max_bytes) as file:
         return file.read(max_bytes)

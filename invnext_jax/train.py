@@ -40,18 +40,18 @@ def train(
     """Trains to the last step or until a signal arrives, and saves the run.
 
     Args:
-        config: the run's config; `configs/common.py` documents its fields.
-        workdir: the run's folder, for checkpoints, metrics, config.json and TensorBoard events. A
-            local path, or `gs://BUCKET/FOLDER`.
-        overrides: dotted names of the options that were set on the command line, without "config".
-            It is an error if one of them has no effect.
+      config: the run's config; `configs/common.py` documents its fields.
+      workdir: the run's folder, for checkpoints, metrics, config.json and TensorBoard events. A
+          local path, or `gs://BUCKET/FOLDER`.
+      overrides: dotted names of the options that were set on the command line, without "config".
+          It is an error if one of them has no effect.
 
     Returns:
-        The last logged record of metrics.jsonl.
+      The last logged record of metrics.jsonl.
 
     Raises:
-        UserError: the config, a file in the config, or the workdir is invalid for this run.
-        NonFiniteError: more than `config.log.max_nonfinite_steps` steps in a row were skipped.
+      UserError: the config, a file in the config, or the workdir is invalid for this run.
+      NonFiniteError: more than `config.log.max_nonfinite_steps` steps in a row were skipped.
     """
     workdir = storage.open_path("--workdir", workdir)
     config = ml_collections.ConfigDict(config)
@@ -85,13 +85,13 @@ def prepare(
     """Checks the config and builds the run with an initial or a restored state.
 
     Args:
-        config: the run's config.
-        workdir: the run's folder, which is created if it does not exist.
-        stack: the exit stack on which the data workers and the checkpointer are closed.
-        overrides: see `train`.
+      config: the run's config.
+      workdir: the run's folder, which is created if it does not exist.
+      stack: the exit stack on which the data workers and the checkpointer are closed.
+      overrides: see `train`.
 
     Raises:
-        UserError: the config, a file or the workdir is invalid, as in `train`.
+      UserError: the config, a file or the workdir is invalid, as in `train`.
     """
     with consensus.all_hosts_agree("the config checks"):
         stage = registry.find_stage(config)
@@ -265,7 +265,7 @@ def _keep_old_records(workdir: pathlib.Path, checkpointer: manager_lib.Checkpoin
     """Renames the metrics of an earlier run in the workdir if it has no checkpoint.
 
     Raises:
-        UserError: the earlier run had a different config.
+      UserError: the earlier run had a different config.
     """
     path = workdir / metrics_file.FILE
     if jax.process_index() != 0 or not path.exists() or not path.stat().st_size:

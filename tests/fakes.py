@@ -71,8 +71,8 @@ class FixedSampler:
     """Samples the frames and windows that it was made with, as `clips.ClipSampler`.
 
     Attributes:
-        frame_counts: Numbers of frames that it was called with.
-        picture_sizes: Heights and widths that it was called with.
+      frame_counts: Numbers of frames that it was called with.
+      picture_sizes: Heights and widths that it was called with.
     """
 
     index_rt: np.ndarray

@@ -220,8 +220,8 @@ def use_store(store, patch):
     """Maps `gs://` to the simulated bucket.
 
     Args:
-        store: an `ObjectStore` or a `RemoteStore`.
-        patch: pytest's `MonkeyPatch`.
+      store: an `ObjectStore` or a `RemoteStore`.
+      patch: pytest's `MonkeyPatch`.
     """
     patch.setattr(FakeFileSystem, "store", store, raising=False)
     for name in FakeFileSystem.protocol:

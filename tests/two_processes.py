@@ -11,13 +11,13 @@ def run_two_processes(script, *arguments, timeout=200, **variables):
     """Runs a script in two processes of a distributed run.
 
     Args:
-        script: Python source, which starts `jax.distributed` with `distributed.initialize`.
-        *arguments: its arguments.
-        timeout: time limit in seconds.
-        **variables: environment variables.
+      script: Python source, which starts `jax.distributed` with `distributed.initialize`.
+      *arguments: its arguments.
+      timeout: time limit in seconds.
+      **variables: environment variables.
 
     Returns:
-        Exit code, standard output and standard error of each process.
+      Exit code, standard output and standard error of each process.
     """
     with socket.create_server(("localhost", 0)) as server:
         address = f"localhost:{server.getsockname()[1]}"

@@ -49,9 +49,9 @@ def translate_read_errors(folder: storage.Path, checksums_match: bool) -> Iterat
     """Turns the errors that Orbax raises for corrupt files into `CorruptCheckpointError`.
 
     Args:
-        folder: the checkpoint's folder.
-        checksums_match: whether the files match their checksums. If they do, the files are not
-            corrupt, and the error becomes a `UserError`.
+      folder: the checkpoint's folder.
+      checksums_match: whether the files match their checksums. If they do, the files are not
+          corrupt, and the error becomes a `UserError`.
     """
     try:
         yield
@@ -78,10 +78,10 @@ def write_checksums(folder: storage.Path) -> int:
     """Writes `sums.json` into the folder of a complete checkpoint, and syncs the folder to disk.
 
     Returns:
-        The total size of the checkpoint's files in bytes.
+      The total size of the checkpoint's files in bytes.
 
     Raises:
-        OSError: a file cannot be read or written.
+      OSError: a file cannot be read or written.
     """
     names = sorted(str(path.relative_to(folder)) for path in _item_files(folder))
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
@@ -119,11 +119,11 @@ def verify_checksums(folder: storage.Path) -> bool:
     """Checks a checkpoint against its checksums. Each process reads a share of the files.
 
     Returns:
-        Whether the checkpoint has checksums.
+      Whether the checkpoint has checksums.
 
     Raises:
-        CorruptCheckpointError: one of the processes found that a file is missing or has changed.
-        UserError: a file cannot be opened, for a reason unrelated to its content.
+      CorruptCheckpointError: one of the processes found that a file is missing or has changed.
+      UserError: a file cannot be opened, for a reason unrelated to its content.
     """
     with consensus.all_hosts_agree(f"the checksums of {folder}", READ_ERRORS):
         if not folder.is_dir():
@@ -145,11 +145,11 @@ def check_checksums_exist(record: Mapping[str, Any], has_checksums: bool) -> Non
     Checkpoints of older versions of the package have no checksums and pass.
 
     Args:
-        record: the checkpoint's item `meta`.
-        has_checksums: the result of `verify_checksums`.
+      record: the checkpoint's item `meta`.
+      has_checksums: the result of `verify_checksums`.
 
     Raises:
-        CorruptCheckpointError: the checkpoint was saved with checksums and has none.
+      CorruptCheckpointError: the checkpoint was saved with checksums and has none.
     """
     if record.get("sums") and not has_checksums:
         raise CorruptCheckpointError(f"{CHECKSUMS_FILE} is missing")

@@ -17,8 +17,8 @@ def hash_groups(frozen: Mapping[str, Any]) -> dict[str, str]:
     """Returns the SHA-256 of each group of frozen parameters.
 
     Args:
-        frozen: a dict from the name of each group to its tree of host arrays. The names, shapes,
-            dtypes and values of the arrays are hashed.
+      frozen: a dict from the name of each group to its tree of host arrays. The names, shapes,
+          dtypes and values of the arrays are hashed.
     """
     with concurrent.futures.ThreadPoolExecutor() as pool:  # hashlib releases the GIL
         return {name: _hash_tree(tree, pool) for name, tree in frozen.items()}

@@ -21,7 +21,7 @@ def read_git_hash(root: pathlib.Path = _ROOT) -> str:
     read the checkout. If the hash cannot be read, a warning states the reason.
 
     Args:
-        root: the folder that contains `.git`. By default, the one of this package.
+      root: the folder that contains `.git`. By default, the one of this package.
     """
     if not (root / ".git").exists():
         return ""

@@ -34,16 +34,16 @@ class Checkpointer:
     """Saves and restores one run.
 
     Attributes:
-        saved_step: step of the newest checkpoint known to be on disk, or None.
-        abort_reason: reason why the run was aborted when it saved that checkpoint, or "".
+      saved_step: step of the newest checkpoint known to be on disk, or None.
+      abort_reason: reason why the run was aborted when it saved that checkpoint, or "".
 
     Args:
-        workdir: the run's folder.
-        config: the run's config. `config.checkpoint` specifies which checkpoints to keep.
-        record: the run's metadata, see `run_metadata.describe_run`.
+      workdir: the run's folder.
+      config: the run's config. `config.checkpoint` specifies which checkpoints to keep.
+      record: the run's metadata, see `run_metadata.describe_run`.
 
     Raises:
-        UserError: the checkpoint folder cannot be created.
+      UserError: the checkpoint folder cannot be created.
     """
 
     def __init__(
@@ -127,11 +127,11 @@ class Checkpointer:
         The next save tries again.
 
         Args:
-            step: the number of completed steps.
-            state: the state after `step` steps.
-            position: state of the data iterator after exactly `step` batches.
-            score: value of `config.checkpoint.best_metric`, or None if unknown.
-            abort_reason: reason why the run is aborted. "" if it is not aborted.
+          step: the number of completed steps.
+          state: the state after `step` steps.
+          position: state of the data iterator after exactly `step` batches.
+          score: value of `config.checkpoint.best_metric`, or None if unknown.
+          abort_reason: reason why the run is aborted. "" if it is not aborted.
         """
         self.wait()
         with consensus.all_hosts_agree(f"the save of step {step}") as broadcast:
@@ -168,8 +168,8 @@ class Checkpointer:
         """Checks that the checkpoint can be written (process 0 only).
 
         Returns:
-            Whether the step has already been saved, whether the folder had to be created again, and
-            the reason why the checkpoint cannot be written ("" if it can).
+          Whether the step has already been saved, whether the folder had to be created again, and
+          the reason why the checkpoint cannot be written ("" if it can).
         """
         if step == self._manager.latest_step():
             return True, False, ""
@@ -237,7 +237,7 @@ class Checkpointer:
         """Saves the last checkpoint of a run and waits until it is written. Retries once.
 
         Raises:
-            UserError: the checkpoint cannot be saved.
+          UserError: the checkpoint cannot be saved.
         """
         for _ in range(2):
             self.save(step, state, position, score=score)
@@ -256,14 +256,14 @@ class Checkpointer:
         """Restores the newest intact checkpoint. Logs a warning for each damaged one.
 
         Args:
-            abstract: shapes, dtypes and shardings of the state, on any mesh.
-            data_iter: the run's data iterator. It is moved to the checkpoint's data position.
+          abstract: shapes, dtypes and shardings of the state, on any mesh.
+          data_iter: the run's data iterator. It is moved to the checkpoint's data position.
 
         Returns:
-            The state, or None if the run has no checkpoint.
+          The state, or None if the run has no checkpoint.
 
         Raises:
-            UserError: the checkpoint has a different config, or no checkpoint is intact.
+          UserError: the checkpoint has a different config, or no checkpoint is intact.
         """
         with consensus.all_hosts_agree(f"the checkpoints in {self._folder}") as broadcast:
             for path in checksums.remove_incomplete(self._folder):

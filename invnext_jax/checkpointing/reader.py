@@ -46,11 +46,11 @@ def restore_run(path: str | pathlib.PurePath, *, ema: bool = False) -> RunParame
     """Reads the parameters of a run's newest intact checkpoint. Warns if the run is not finished.
 
     Args:
-        path: the run's workdir.
-        ema: whether to read the moving average of the parameters instead.
+      path: the run's workdir.
+      ema: whether to read the moving average of the parameters instead.
 
     Raises:
-        UserError: the run has no intact checkpoint, or the checkpoint has no moving average.
+      UserError: the run has no intact checkpoint, or the checkpoint has no moving average.
     """
     folder = storage.open_path("the run", path) / CHECKPOINTS_FOLDER
     with consensus.all_hosts_agree(f"the checkpoints in {folder}") as broadcast:
@@ -105,7 +105,7 @@ def check_step(checkpoint: storage.Path) -> None:
     Called first, because Orbax reports each corrupt array separately.
 
     Raises:
-        ValueError: the state belongs to a different step.
+      ValueError: the state belongs to a different step.
     """
     state = read_state(checkpoint, _as_numpy({"step": np.empty((), np.int32)}))
     if int(state["step"]) != int(checkpoint.name):

@@ -17,10 +17,10 @@ class RestoredCheckpoint(NamedTuple):
     """The content of a checkpoint.
 
     Attributes:
-        state: the training state.
-        position: the position in the data.
-        abort_reason: reason why the run was aborted when it saved the checkpoint. "" if it was not
-            aborted.
+      state: the training state.
+      position: the position in the data.
+      abort_reason: reason why the run was aborted when it saved the checkpoint. "" if it was not
+          aborted.
     """
 
     state: TrainState
@@ -34,13 +34,13 @@ def restore_step(
     """Reads a checkpoint. Must be called by all processes, which get the same result or error.
 
     Args:
-        folder: the checkpoint's folder.
-        record: the metadata of this run, see `run_metadata.describe_run`.
-        abstract: shapes, dtypes and shardings of the state, on any mesh.
+      folder: the checkpoint's folder.
+      record: the metadata of this run, see `run_metadata.describe_run`.
+      abstract: shapes, dtypes and shardings of the state, on any mesh.
 
     Raises:
-        CorruptCheckpointError: a process found that the checkpoint is damaged.
-        UserError: the checkpoint cannot be read for another reason, or does not match this run.
+      CorruptCheckpointError: a process found that the checkpoint is damaged.
+      UserError: the checkpoint cannot be read for another reason, or does not match this run.
     """
     has_checksums = checksums.verify_checksums(folder)
     with consensus.all_hosts_agree(f"the end of reading {folder}", checksums.READ_ERRORS):
@@ -76,8 +76,8 @@ def _select_fields(folder: storage.Path, abstract: TrainState) -> dict[str, Any]
     """Returns the fields of `abstract` to read, without empty fields that the checkpoint lacks.
 
     Raises:
-        UserError: the state has different fields or parameters, because another version of the code
-            made it.
+      UserError: the state has different fields or parameters, because another version of the code
+          made it.
     """
     on_disk = read_shapes(folder)
     fields = {field.name: getattr(abstract, field.name) for field in dataclasses.fields(abstract)}

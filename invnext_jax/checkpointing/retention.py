@@ -16,7 +16,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     """Checks `config.checkpoint`.
 
     Raises:
-        UserError: a value is out of range or unknown.
+      UserError: a value is out of range or unknown.
     """
     least = {"every_steps": 1, "keep_last": 1}
     least |= {"every_minutes": 0, "keep_every_steps": 0, "keep_best": 0}
@@ -43,9 +43,9 @@ def make_policy(
     """Returns the policy that keeps a checkpoint if any rule keeps it.
 
     Args:
-        config: `config.checkpoint`.
-        best: the rule that keeps the checkpoints with the best scores.
-        undeletable: the rule that keeps the checkpoints that cannot be removed.
+      config: `config.checkpoint`.
+      best: the rule that keeps the checkpoints with the best scores.
+      undeletable: the rule that keeps the checkpoints that cannot be removed.
     """
     policies = [checkpoint_managers.LatestN(config.keep_last), best, undeletable]
     if config.keep_every_steps:
@@ -62,9 +62,9 @@ class BestScores(checkpoint_managers.PreservationPolicy):
     checkpoints with a score are passed to it. Among equal scores, the earliest step is the best.
 
     Args:
-        config: `config.checkpoint`.
-        folder: the checkpoint folder.
-        steps: steps of the finished checkpoints in the folder, from earlier starts of the run.
+      config: `config.checkpoint`.
+      folder: the checkpoint folder.
+      steps: steps of the finished checkpoints in the folder, from earlier starts of the run.
     """
 
     def __init__(

@@ -110,7 +110,7 @@ def upgrade_config(tree: Mapping[str, Any]) -> dict[str, Any]:
     only part of a config, and missing sections are not added.
 
     Args:
-        tree: the config as read from a JSON file; it is not modified.
+      tree: the config as read from a JSON file; it is not modified.
     """
     tree = copy.deepcopy(dict(tree))
     is_complete = "total_steps" in tree  # False for the partial config of an export
@@ -157,11 +157,11 @@ def describe_run(
     """Returns the JSON-compatible metadata that is saved in each checkpoint of a run.
 
     Args:
-        config: the run's config.
-        manifest_sha256: SHA-256 of the run's manifests, see `manifest.hash_manifests`.
-        init_from_step: step of the checkpoint in `config.init_from`, or None.
-        frozen_sha256: hash of each group of frozen parameters, see `frozen_hashes.hash_groups`.
-        video_digests: digests of some of the run's videos, see `video_digests.sample_digests`.
+      config: the run's config.
+      manifest_sha256: SHA-256 of the run's manifests, see `manifest.hash_manifests`.
+      init_from_step: step of the checkpoint in `config.init_from`, or None.
+      frozen_sha256: hash of each group of frozen parameters, see `frozen_hashes.hash_groups`.
+      video_digests: digests of some of the run's videos, see `video_digests.sample_digests`.
     """
     return {
         "format_version": FORMAT_VERSION,
@@ -188,9 +188,9 @@ def config_differences(
     """Lists the fields that changed but must not, as `field: saved value -> current value`.
 
     Args:
-        saved: the metadata of the checkpoint, see `describe_run`.
-        current: the metadata of this run.
-        changeable: fields, or groups of fields, that are not compared.
+      saved: the metadata of the checkpoint, see `describe_run`.
+      current: the metadata of this run.
+      changeable: fields, or groups of fields, that are not compared.
     """
     before, now = _flatten(upgrade_config(saved["config"])), _flatten(current["config"])
     rows = [
@@ -245,14 +245,14 @@ def check_source(
     """Checks that the parameters from `config.init_from` have the same meaning in this run.
 
     Args:
-        config: the config of this run.
-        source: the config of the run or export in `config.init_from`. Fields missing in it are not
-            compared.
-        step: the number of steps that run has completed. None for an export, which counts as
-            finished.
+      config: the config of this run.
+      source: the config of the run or export in `config.init_from`. Fields missing in it are not
+          compared.
+      step: the number of steps that run has completed. None for an export, which counts as
+          finished.
 
     Raises:
-        UserError: that run is not finished, or differs in one of `_SHAPELESS_FIELDS`.
+      UserError: that run is not finished, or differs in one of `_SHAPELESS_FIELDS`.
     """
     unfinished = step is not None and step < source.total_steps
     if unfinished and not config.init_from_unfinished:

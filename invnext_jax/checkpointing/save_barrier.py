@@ -27,7 +27,7 @@ class SaveBarrier:
     """The barrier of one save. Every process creates it when the save begins.
 
     Args:
-        step: the step of the checkpoint.
+      step: the step of the checkpoint.
     """
 
     def __init__(self, step: int):
@@ -75,12 +75,12 @@ class SaveBarrier:
         """Returns the reason why the save failed, or "". All processes get the same result.
 
         Args:
-            error: the error of this process's write, or None if it succeeded.
-            is_finished: whether the checkpoint is finished despite an error. In a single-process
-                run, the error then comes from the removal of old checkpoints.
+          error: the error of this process's write, or None if it succeeded.
+          is_finished: whether the checkpoint is finished despite an error. In a single-process
+              run, the error then comes from the removal of old checkpoints.
 
         Raises:
-            UserError: process 0 does not publish a result in time.
+          UserError: process 0 does not publish a result in time.
         """
         if error is not None:
             self.report_failure(error)

@@ -34,11 +34,11 @@ def open_path(name: str, path: str | pathlib.PurePath) -> Path:
     """Returns an absolute local path, or the path of a folder in a bucket.
 
     Args:
-        name: the name of the option, for error messages.
-        path: a local path or a `gs://` URL.
+      name: the name of the option, for error messages.
+      path: a local path or a `gs://` URL.
 
     Raises:
-        UserError: the path is a URL of another kind, or the package `gcsfs` is missing.
+      UserError: the path is a URL of another kind, or the package `gcsfs` is missing.
     """
     text = str(path)
     if not is_url(text):

@@ -36,9 +36,9 @@ def digest_files(paths: Sequence[str], seconds: float) -> Iterator[str]:
     """Yields the digest of each local file; "" if it cannot be read.
 
     Args:
-        paths: The files.
-        seconds: Time limit for a group of files. Files of the group that have not been read by then
-            count as unreadable, so that storage that hangs does not block the caller.
+      paths: The files.
+      seconds: Time limit for a group of files. Files of the group that have not been read by then
+          count as unreadable, so that storage that hangs does not block the caller.
     """
     for start in range(0, len(paths), _GROUP):
         yield from _digest_group(paths[start : start + _GROUP], seconds)
@@ -50,11 +50,11 @@ def sample_digests(manifest: Manifest, seconds: float) -> list[dict[str, Any]]:
     The sample depends only on the order of the sources in the manifest.
 
     Args:
-        manifest: The manifest.
-        seconds: Time limit, see `digest_files`.
+      manifest: The manifest.
+      seconds: Time limit, see `digest_files`.
 
     Returns:
-        A dict with `row`, `path` and `digest` for each file, as in `digest_files`.
+      A dict with `row`, `path` and `digest` for each file, as in `digest_files`.
     """
     rows: dict[str, int] = {}
     for row in _sample_rows(manifest.sources):
@@ -121,12 +121,12 @@ def check_restored(folder: Any, saved: Mapping[str, Any], record: Mapping[str, A
     """Checks that a run reads the same videos as when it saved a checkpoint.
 
     Args:
-        folder: the checkpoint's folder, for the message.
-        saved: the metadata of the checkpoint, see `run_metadata.describe_run`.
-        record: the metadata of this run, with the same manifests.
+      folder: the checkpoint's folder, for the message.
+      saved: the metadata of the checkpoint, see `run_metadata.describe_run`.
+      record: the metadata of this run, with the same manifests.
 
     Raises:
-        UserError: a video differs.
+      UserError: a video differs.
     """
     if replaced := find_replaced(saved, record):
         others = f" and {len(replaced) - 1} more" if len(replaced) > 1 else ""
@@ -141,7 +141,7 @@ def check_hosts(first: Mapping[str, Any], record: Mapping[str, Any]) -> None:
     """Checks that a process has the same videos as process 0, whose metadata is `first`.
 
     Raises:
-        UserError: a video differs.
+      UserError: a video differs.
     """
     if replaced := find_replaced(first, record):
         raise UserError(

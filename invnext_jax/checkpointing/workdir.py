@@ -30,10 +30,10 @@ class Workdir:
     The kernel releases the lock when the process ends.
 
     Args:
-        path: the run's folder.
+      path: the run's folder.
 
     Raises:
-        UserError: the folder cannot be written, or another process has locked it.
+      UserError: the folder cannot be written, or another process has locked it.
     """
 
     def __init__(self, path: str | pathlib.Path):
@@ -82,7 +82,7 @@ class Workdir:
         If the folder was removed, it is created and locked again.
 
         Raises:
-            UserError: the folder was removed, and another run has locked the new one.
+          UserError: the folder was removed, and another run has locked the new one.
         """
         try:
             # If no file is open, the last attempt to lock the folder failed.
@@ -123,10 +123,10 @@ class BucketWorkdir:
     before its next save. A killed run can therefore be restarted immediately, on any host.
 
     Args:
-        path: the run's folder.
+      path: the run's folder.
 
     Raises:
-        UserError: the folder cannot be written.
+      UserError: the folder cannot be written.
     """
 
     def __init__(self, path: storage.Path):
@@ -155,7 +155,7 @@ class BucketWorkdir:
         """Returns the reason why nothing can be written, or "" (process 0 only).
 
         Raises:
-            UserError: another run was started in the folder.
+          UserError: another run was started in the folder.
         """
         del needed
         try:
@@ -193,7 +193,7 @@ def check_rename(folder: pathlib.Path) -> None:
     """Checks that folders can be renamed in `folder`, which finishing a checkpoint requires.
 
     Raises:
-        UserError: folders cannot be renamed.
+      UserError: folders cannot be renamed.
     """
     probe = folder / f".probe-{os.getpid()}"
     renamed = probe.with_name(probe.name + "-renamed")
@@ -220,13 +220,13 @@ class Records:
     is saved and when the run ends.
 
     Args:
-        workdir: the run's folder.
+      workdir: the run's folder.
 
     Attributes:
-        folder: the local folder in which records are written; the workdir itself if it is local.
+      folder: the local folder in which records are written; the workdir itself if it is local.
 
     Raises:
-        OSError: earlier records cannot be read.
+      OSError: earlier records cannot be read.
     """
 
     def __init__(self, workdir: storage.Path):

@@ -27,9 +27,9 @@ class AccessRules:
     """Which files the rows of a manifest may refer to.
 
     Attributes:
-        protocols: Allowed protocols in addition to `PROTOCOLS`.
-        other_hosts: Whether a remote manifest may refer to files on other hosts, in other buckets
-            or under other protocols, and to files on this machine.
+      protocols: Allowed protocols in addition to `PROTOCOLS`.
+      other_hosts: Whether a remote manifest may refer to files on other hosts, in other buckets
+          or under other protocols, and to files on this machine.
     """
 
     protocols: Sequence[str] = ()
@@ -49,13 +49,13 @@ class AccessRules:
         """Checks the path of a row after it is joined with the manifest's folder.
 
         Args:
-            video: Path or address of the video.
-            manifest: Path or address of the manifest.
-            line: Manifest name and line number, for the error message.
+          video: Path or address of the video.
+          manifest: Path or address of the manifest.
+          line: Manifest name and line number, for the error message.
 
         Raises:
-            UserError: The rules do not allow the video, the path has a NUL character, or the host
-                of an address of a remote manifest is not valid.
+          UserError: The rules do not allow the video, the path has a NUL character, or the host
+              of an address of a remote manifest is not valid.
         """
         if "\0" in video:
             raise UserError(f"{line}: no file can have the path {video!a}: correct it")
@@ -87,7 +87,7 @@ def check_config(data_config: Any) -> None:
     """Checks `config.data.protocols` and `config.data.other_hosts`.
 
     Raises:
-        UserError: A value has the wrong type.
+      UserError: A value has the wrong type.
     """
     names = data_config.protocols
     if isinstance(names, str) or not all(isinstance(n, str) and n.isascii() for n in names):
@@ -104,7 +104,7 @@ def _origin(name: str, where: str) -> str:
     The user name in a web address is removed.
 
     Raises:
-        UserError: It is unclear to which host a web address refers.
+      UserError: It is unclear to which host a web address refers.
     """
     if not video_io.is_remote(name) or files_lib.protocol_of(name) == "file":
         return ""

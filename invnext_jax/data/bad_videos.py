@@ -23,15 +23,15 @@ class BadVideoTracker:
     A bad video is counted once per clip requested from it.
 
     Args:
-        on_bad: "drop" to replace bad videos, or "fail" to raise an error at the first one.
-        max_bad_share: Maximum share of dropped clips.
+      on_bad: "drop" to replace bad videos, or "fail" to raise an error at the first one.
+      max_bad_share: Maximum share of dropped clips.
 
     Attributes:
-        delivered: Number of good clips.
-        dropped: Number of dropped clips; a video that fails in two epochs counts twice. Clips of
-            stalled reads are included, but the limits ignore them.
-        kinds: Number of dropped clips for each kind of reason.
-        reasons: Path of each bad file -> reason.
+      delivered: Number of good clips.
+      dropped: Number of dropped clips; a video that fails in two epochs counts twice. Clips of
+          stalled reads are included, but the limits ignore them.
+      kinds: Number of dropped clips for each kind of reason.
+      reasons: Path of each bad file -> reason.
     """
 
     def __init__(self, *, on_bad: str = "drop", max_bad_share: float = 1.0):
@@ -59,7 +59,7 @@ class BadVideoTracker:
         Several processes may write to the same file.
 
         Raises:
-            UserError: The file exists and cannot be opened for writing.
+          UserError: The file exists and cannot be opened for writing.
         """
         path = os.path.join(workdir, QUARANTINE)
         try:
@@ -75,11 +75,11 @@ class BadVideoTracker:
         """Counts and logs a bad video, and adds it to the list of bad files.
 
         Args:
-            bad_clip: The video and the reason.
-            clips: Number of clips that were requested from the video.
+          bad_clip: The video and the reason.
+          clips: Number of clips that were requested from the video.
 
         Raises:
-            UserError: `on_bad` is "fail", or too many videos are bad.
+          UserError: `on_bad` is "fail", or too many videos are bad.
         """
         self.dropped += clips
         self.kinds[bad_clip.kind] += clips

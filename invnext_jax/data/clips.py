@@ -30,9 +30,9 @@ class BadClip(NamedTuple):
     """Result for a video from which no clip could be read.
 
     Attributes:
-        path: Path of the video file, or `file#record`.
-        kind: Kind of reason: one of `decode.BadVideo.kind`, "time limit" or "worker died".
-        reason: A sentence that contains the path.
+      path: Path of the video file, or `file#record`.
+      kind: Kind of reason: one of `decode.BadVideo.kind`, "time limit" or "worker died".
+      reason: A sentence that contains the path.
     """
 
     path: str
@@ -44,13 +44,13 @@ def sample_sparse(frame_count: int, frames: int, rng: np.random.Generator | None
     """Samples one frame from each of `frames` equally long segments of a video.
 
     Args:
-        frame_count: Number of frames in the video. If it is less than `frames`, some frames are
-            repeated.
-        frames: Number of frames to sample.
-        rng: Draws the position in each segment. None selects the center of the segment.
+      frame_count: Number of frames in the video. If it is less than `frames`, some frames are
+          repeated.
+      frames: Number of frames to sample.
+      rng: Draws the position in each segment. None selects the center of the segment.
 
     Returns:
-        int64 [t], non-decreasing.
+      int64 [t], non-decreasing.
     """
     position_t = np.full(frames, 0.5) if rng is None else rng.random(frames)
     index_t = ((np.arange(frames) + position_t) * frame_count / frames).astype(np.int64)
@@ -63,13 +63,13 @@ def sample_dense(
     """Samples frames at a constant stride from a random start.
 
     Args:
-        frame_count: Number of frames in the video. Beyond the end, the last frame is repeated.
-        frames: Number of frames to sample.
-        stride: Minimum and maximum stride in frames. One stride is drawn per clip.
-        rng: Draws the stride and the start. None selects the middle of both ranges.
+      frame_count: Number of frames in the video. Beyond the end, the last frame is repeated.
+      frames: Number of frames to sample.
+      stride: Minimum and maximum stride in frames. One stride is drawn per clip.
+      rng: Draws the stride and the start. None selects the middle of both ranges.
 
     Returns:
-        int64 [t], non-decreasing.
+      int64 [t], non-decreasing.
     """
     low, high = stride
     step = (low + high) // 2 if rng is None else rng.integers(low, high, endpoint=True)
@@ -133,10 +133,10 @@ class ClipSampler:
     """Samples frames and windows of the clips that `read_clips` reads from one video.
 
     Attributes:
-        transform: Transform that draws frames and windows.
-        frames: Number of frames per clip.
-        size: Height and width of a clip in pixels.
-        rngs: `rng` of each clip, see `ClipTransform`.
+      transform: Transform that draws frames and windows.
+      frames: Number of frames per clip.
+      size: Height and width of a clip in pixels.
+      rngs: `rng` of each clip, see `ClipTransform`.
     """
 
     transform: ClipTransform
@@ -176,17 +176,17 @@ def read_clips(record: VideoRecord, sampler: ClipSampler, short_side: int | None
     Only the sampled window of a frame is scaled and converted, in one pass.
 
     Args:
-        record: Manifest row of a video in a local or remote file, a shard or a rendered world.
-        sampler: Called once for the frame numbers, then once for the windows. Windows are in pixels
-            of the upright frames after scaling to `short_side`.
-        short_side: Target length of the shorter side in pixels. Smaller videos are not enlarged.
-            None keeps the size. Rendered worlds ignore it.
+      record: Manifest row of a video in a local or remote file, a shard or a rendered world.
+      sampler: Called once for the frame numbers, then once for the windows. Windows are in pixels
+          of the upright frames after scaling to `short_side`.
+      short_side: Target length of the shorter side in pixels. Smaller videos are not enlarged.
+          None keeps the size. Rendered worlds ignore it.
 
     Returns:
-        uint8 [r t h w c], RGB, frames of `sampler.size` x `sampler.size` pixels.
+      uint8 [r t h w c], RGB, frames of `sampler.size` x `sampler.size` pixels.
 
     Raises:
-        BadVideo: The video cannot be opened or decoded.
+      BadVideo: The video cannot be opened or decoded.
     """
     size = sampler.size
     if video_io.is_world(record.path):
@@ -216,12 +216,12 @@ class LoadClip:
     """Loads the clips of a manifest row. It is called in worker processes.
 
     Attributes:
-        frames: Number of frames per clip.
-        size: Height and width of a clip in pixels.
-        short_side: As in `read_clips`.
-        transform: Default sampling and augmentation.
-        by_source: Maps the name of a source to the transform that replaces the default.
-        index_files: Files with stored frame indexes, see `index_files`.
+      frames: Number of frames per clip.
+      size: Height and width of a clip in pixels.
+      short_side: As in `read_clips`.
+      transform: Default sampling and augmentation.
+      by_source: Maps the name of a source to the transform that replaces the default.
+      index_files: Files with stored frame indexes, see `index_files`.
     """
 
     frames: int
@@ -257,13 +257,13 @@ class LoadClip:
         """Loads clips from one video.
 
         Args:
-            record: Manifest row.
-            seeds: One seed per clip, which determines frames, crop, flip and colors. A number or
-                None instead is used without augmentation, see `ClipTransform`.
+          record: Manifest row.
+          seeds: One seed per clip, which determines frames, crop, flip and colors. A number or
+              None instead is used without augmentation, see `ClipTransform`.
 
         Returns:
-            A dict with `video` uint8 [r t h w c], and `index` and the labels int32 [r]; or a
-            `BadClip` if the video is bad.
+          A dict with `video` uint8 [r t h w c], and `index` and the labels int32 [r]; or a
+          `BadClip` if the video is bad.
         """
         video_io.CACHE.load(self.index_files)
         transform = self.by_source.get(record.source, self.transform)

@@ -53,8 +53,8 @@ def check_columns(manifest: str, columns: Sequence[str]) -> None:
     """Checks the header of a manifest, and logs the columns that are not read.
 
     Raises:
-        UserError: There are more than `MAX_COLUMNS` columns; or a column seems to contain labels,
-            records, or the start or end of clips, but has another name than the one that is read.
+      UserError: There are more than `MAX_COLUMNS` columns; or a column seems to contain labels,
+          records, or the start or end of clips, but has another name than the one that is read.
     """
     check_count(f"manifest {manifest}", columns)
     others = [name for name in columns if name and not _is_known(name)]
@@ -77,12 +77,12 @@ def refuse_ranges(where: str, columns: Iterable[str], read: Collection[str]) -> 
     """Raises an error if an unread column seems to contain the start or end of clips.
 
     Args:
-        where: The file, for the message, such as "manifest a.csv".
-        columns: The columns that are not read.
-        read: The columns that are read; "start" and "end" if they are.
+      where: The file, for the message, such as "manifest a.csv".
+      columns: The columns that are not read.
+      read: The columns that are read; "start" and "end" if they are.
 
     Raises:
-        UserError: A column seems to contain the start or end of clips, and none is read.
+      UserError: A column seems to contain the start or end of clips, and none is read.
     """
     for name in columns:
         meant = _find_meant(name)
@@ -130,7 +130,7 @@ def parse_label(text: str | None) -> int:
     """Parses a class id: an integer, possibly written as "3.0", or -1 for a blank cell.
 
     Raises:
-        ValueError: The cell is missing or not an integer.
+      ValueError: The cell is missing or not an integer.
     """
     if text is None:
         raise ValueError("the cell is missing")
@@ -152,14 +152,14 @@ def parse_cell(
     """Parses a cell of a manifest with `parse`.
 
     Args:
-        parse: Function that parses the text.
-        text: Text of the cell; None if it is missing.
-        line: Place of the row, for the message.
-        column: Name of the column.
-        what: What the cell must be, for example "an integer".
+      parse: Function that parses the text.
+      text: Text of the cell; None if it is missing.
+      line: Place of the row, for the message.
+      column: Name of the column.
+      what: What the cell must be, for example "an integer".
 
     Raises:
-        UserError: The text cannot be parsed.
+      UserError: The text cannot be parsed.
     """
     try:
         return parse(text)
@@ -176,8 +176,8 @@ def read_class_names(path: str | os.PathLike) -> dict[str, int]:
     """Reads class names: a JSON object of ids by name, a JSON list, or one name per line.
 
     Raises:
-        OSError: The file cannot be read.
-        ValueError: The format of the file is not one of these, or two names have the same id.
+      OSError: The file cannot be read.
+      ValueError: The format of the file is not one of these, or two names have the same id.
     """
     text = Path(path).read_text(encoding="utf-8-sig")
     try:
@@ -206,7 +206,7 @@ def read_manifest_classes(manifest: str | os.PathLike) -> dict[str, int] | None:
     """Returns the class ids by name that belong to a local manifest, or None if there are none.
 
     Raises:
-        UserError: The file of class names is damaged.
+      UserError: The file of class names is damaged.
     """
     path = class_names_path(manifest)
     if not path.is_file():

@@ -45,19 +45,19 @@ def read_frames(
     """Decodes the frames that `pick` chooses.
 
     Args:
-        source: As in `open_video`.
-        pick: Function that receives the number of frames between `start` and `end` and returns the
-            numbers of the requested frames. They count from `start`, in any order; repeats are
-            allowed.
-        short_side: Target length of the shorter side in pixels. Smaller videos are not enlarged.
-            None keeps the size.
-        **options: `start`, `end` and `index`, as in `open_video`.
+      source: As in `open_video`.
+      pick: Function that receives the number of frames between `start` and `end` and returns the
+          numbers of the requested frames. They count from `start`, in any order; repeats are
+          allowed.
+      short_side: Target length of the shorter side in pixels. Smaller videos are not enlarged.
+          None keeps the size.
+      **options: `start`, `end` and `index`, as in `open_video`.
 
     Returns:
-        uint8 [t h w c], RGB. Frames are upright if the file specifies an orientation.
+      uint8 [t h w c], RGB. Frames are upright if the file specifies an orientation.
 
     Raises:
-        BadVideo: As in `open_video`.
+      BadVideo: As in `open_video`.
     """
     convert, frames_thwc = FrameConverter(short_side), None
     with open_video(source, **options) as video:
@@ -81,16 +81,16 @@ def open_video(
     """Opens a video for reading. Decoding errors inside the `with` block are raised as `BadVideo`.
 
     Args:
-        source: Path of a video file, its bytes, or a seekable open file.
-        start: Start in seconds after the first frame. None is the beginning.
-        end: Exclusive end in seconds after the first frame. None is the end.
-        index: Index of the same file from an earlier `VideoReader.index`. None builds it.
+      source: Path of a video file, its bytes, or a seekable open file.
+      start: Start in seconds after the first frame. None is the beginning.
+      end: Exclusive end in seconds after the first frame. None is the end.
+      index: Index of the same file from an earlier `VideoReader.index`. None builds it.
 
     Yields:
-        The reader.
+      The reader.
 
     Raises:
-        BadVideo: The file is missing, broken, truncated, or has no video or no frame in the range.
+      BadVideo: The file is missing, broken, truncated, or has no video or no frame in the range.
     """
     file = io.BytesIO(source) if isinstance(source, bytes) else source
     try:
@@ -109,8 +109,8 @@ class VideoReader:
     Its length is the number of frames between `start` and `end`. Frame numbers count from `start`.
 
     Attributes:
-        index: Index of the complete file.
-        times: Time of each frame in seconds.
+      index: Index of the complete file.
+      times: Time of each frame in seconds.
     """
 
     def __init__(self, source, stream, start, end, index: PacketIndex | None = None):
@@ -134,11 +134,11 @@ class VideoReader:
         """Decodes each requested frame once.
 
         Args:
-            numbers: Requested frame numbers in any order; repeats are allowed.
+          numbers: Requested frame numbers in any order; repeats are allowed.
 
         Yields:
-            (number, frame) in ascending order. If the times of the index turn out to be wrong, the
-            sequence restarts from the first number, and the frames of the restart are correct.
+          (number, frame) in ascending order. If the times of the index turn out to be wrong, the
+          sequence restarts from the first number, and the frames of the restart are correct.
         """
         requested = [self._first + number for number in sorted(set(numbers))]
         with contextlib.suppress(_SeekError):
@@ -202,10 +202,10 @@ class _Group:
     """Decodes frames starting from a key frame; `decode_until` checks them.
 
     Attributes:
-        key: Time stamp of the key frame, or of the first frame if an edit list hides the key frame
-            (`is_start`).
-        position: Time stamp of the last decoded frame.
-        is_clean: Whether the key frame was decoded and really is a key frame.
+      key: Time stamp of the key frame, or of the first frame if an edit list hides the key frame
+          (`is_start`).
+      position: Time stamp of the last decoded frame.
+      is_clean: Whether the key frame was decoded and really is a key frame.
     """
 
     def __init__(self, stream, key: int, requested_times, can_skip: bool, is_start: bool = False):
@@ -217,8 +217,8 @@ class _Group:
         """Returns the frame with the given time stamp.
 
         Raises:
-            _SeekError: The frame was not found, or the key frame is not really one.
-            BadVideo: A frame between the key frame and the requested frame is corrupt.
+          _SeekError: The frame was not found, or the key frame is not really one.
+          BadVideo: A frame between the key frame and the requested frame is corrupt.
         """
         for frame in self._frames:
             if frame.pts is None or (self.position is not None and frame.pts <= self.position):

@@ -51,8 +51,8 @@ class BadVideo(Exception):  # noqa: N818, short because it is used everywhere
     """A video cannot be decoded; the message contains its name and the reason.
 
     Attributes:
-        kind: Kind of reason: "missing", "permission", "unreadable", "truncated", "no video stream",
-            "unknown codec", "unknown format", "empty range", "corrupt", "too long" or "too small".
+      kind: Kind of reason: "missing", "permission", "unreadable", "truncated", "no video stream",
+          "unknown codec", "unknown format", "empty range", "corrupt", "too long" or "too small".
     """
 
     def __init__(self, text: str, kind: str = "corrupt"):
@@ -89,13 +89,13 @@ def open_stream(source, **options) -> Iterator[av.VideoStream]:
     """Opens the video stream of a file. The stream's attribute `container` is the opened file.
 
     Args:
-        source: Path of the file, or a seekable open file, which is read from its start.
-        **options: Options of the demuxer.
+      source: Path of the file, or a seekable open file, which is read from its start.
+      **options: Options of the demuxer.
 
     Raises:
-        BadVideo: The format of the file is not in `FORMATS`, the file has no video stream, or the
-            codec of the stream is unknown; or PyAV raised an exception in the `with` block that is
-            neither an FFmpeg error nor a `MemoryError`, because a header has impossible values.
+      BadVideo: The format of the file is not in `FORMATS`, the file has no video stream, or the
+          codec of the stream is unknown; or PyAV raised an exception in the `with` block that is
+          neither an FFmpeg error nor a `MemoryError`, because a header has impossible values.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(_convert_errors())
@@ -160,7 +160,7 @@ def _choose_stream(source, container) -> av.VideoStream:
     a single frame are chosen only if there are no others.
 
     Raises:
-        BadVideo: There is no such stream, or none has a known codec.
+      BadVideo: There is no such stream, or none has a known codec.
     """
     streams = [s for s in container.streams.video if not s.disposition & STILLS]
     if not streams:
@@ -237,7 +237,7 @@ def decode_all(stream) -> Iterator[tuple[int, av.VideoFrame]]:
     not begin at a key frame.
 
     Raises:
-        av.FFmpegError: A later packet cannot be decoded.
+      av.FFmpegError: A later packet cannot be decoded.
     """
     context, count, is_started = stream.codec_context, 0, False
     for count, packet in enumerate(demux(stream), start=1):
@@ -279,11 +279,11 @@ def check_matroska_length(head: bytes, size: int) -> None:
     """Compares the size of a Matroska file with its header, which contains no frame count.
 
     Args:
-        head: First bytes of the file.
-        size: Size of the file in bytes.
+      head: First bytes of the file.
+      size: Size of the file in bytes.
 
     Raises:
-        BadVideo: The file is truncated.
+      BadVideo: The file is truncated.
     """
     begin = head.find(SEGMENT) + len(SEGMENT)
     if begin < len(SEGMENT) or not head[begin : begin + 1].strip(b"\0"):

@@ -31,7 +31,7 @@ def check_kind(status: os.stat_result, name: str | os.PathLike) -> None:
     Opening a named pipe may block forever, and so may reading a device.
 
     Raises:
-        OSError: It is another kind of file. `demux.error_kind` returns "missing" for it.
+      OSError: It is another kind of file. `demux.error_kind` returns "missing" for it.
     """
     if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
         raise OSError(errno.ENXIO, "not a regular file", os.fspath(name))
@@ -44,8 +44,8 @@ def check_status(status: os.stat_result, name: str | os.PathLike) -> None:
     0.
 
     Raises:
-        OSError: As in `check_kind`, or the file is empty. `demux.error_kind` returns "corrupt" for
-            an empty file.
+      OSError: As in `check_kind`, or the file is empty. `demux.error_kind` returns "corrupt" for
+          an empty file.
     """
     check_kind(status, name)
     if not status.st_size:
@@ -56,13 +56,13 @@ class LocalFile(io.FileIO):
     """A local file whose read times are measured.
 
     Args:
-        name: Path of the file.
+      name: Path of the file.
 
     Attributes:
-        read_error: The first error of a read, or None.
+      read_error: The first error of a read, or None.
 
     Raises:
-        OSError: The file cannot be opened, or as in `check_status`.
+      OSError: The file cannot be opened, or as in `check_status`.
     """
 
     def __init__(self, name: str):
@@ -102,8 +102,8 @@ def check_protocol(name: str) -> None:
     """Checks that the package of a remote file system is installed.
 
     Raises:
-        UserError: The package is not installed, the protocol is unknown, or the name is a chain of
-            file systems.
+      UserError: The package is not installed, the protocol is unknown, or the name is a chain of
+          file systems.
     """
     refuse_chain(name)
     try:
@@ -118,8 +118,8 @@ def open_remote(name: str) -> io.RawIOBase:
     """Opens a remote file; all its errors are raised as OSError.
 
     Raises:
-        OSError: The file cannot be opened.
-        UserError: As in `check_protocol`.
+      OSError: The file cannot be opened.
+      UserError: As in `check_protocol`.
     """
     check_protocol(name)
     return _RemoteFile(name)
@@ -129,7 +129,7 @@ class _RemoteFile(io.RawIOBase):
     """A remote file that fetches only the blocks that are read.
 
     Attributes:
-        read_error: The first error of a read, or None.
+      read_error: The first error of a read, or None.
     """
 
     def __init__(self, name: str):

@@ -37,11 +37,11 @@ def sample_multi_scale_crop(
     centers and the center, and the 2 x 2 grid between them.
 
     Args:
-        height: Height of the picture in pixels.
-        width: Width of the picture in pixels.
-        size: Side of the square in pixels.
-        scales: Factors by which the short side is multiplied, in descending order.
-        rng: Draws scales and position.
+      height: Height of the picture in pixels.
+      width: Width of the picture in pixels.
+      size: Side of the square in pixels.
+      scales: Factors by which the short side is multiplied, in descending order.
+      rng: Draws scales and position.
     """
     short = min(height, width)
     # A side within 3 pixels of `size` becomes `size`, which avoids resampling.
@@ -66,11 +66,11 @@ def sample_random_resized_crop(
     """Samples a window of random area and aspect ratio, to be resized to a square.
 
     Args:
-        height: Height of the picture in pixels.
-        width: Width of the picture in pixels.
-        area: Minimum and maximum share of the picture's area.
-        aspect: Minimum and maximum ratio of width to height; the ratio is drawn log-uniformly.
-        rng: Draws area, aspect ratio and position.
+      height: Height of the picture in pixels.
+      width: Width of the picture in pixels.
+      area: Minimum and maximum share of the picture's area.
+      aspect: Minimum and maximum ratio of width to height; the ratio is drawn log-uniformly.
+      rng: Draws area, aspect ratio and position.
     """
     for _ in range(CROP_TRIES):
         pixels = height * width * rng.uniform(*area)
@@ -91,9 +91,9 @@ def square_crop(height: int, width: int, position: float = 0.5) -> Window:
     """Returns the largest square of a picture at a position along the longer side.
 
     Args:
-        height: Height of the picture in pixels.
-        width: Width of the picture in pixels.
-        position: 0 for the left or top end, 0.5 for the center, 1 for the right or bottom end.
+      height: Height of the picture in pixels.
+      width: Width of the picture in pixels.
+      position: 0 for the left or top end, 0.5 for the center, 1 for the right or bottom end.
     """
     short = min(height, width)
     left, top = (int((side - short) * position) for side in (width, height))
@@ -116,9 +116,9 @@ class Orientation(NamedTuple):
     """Transform that makes a stored picture upright: a transposition, then flips.
 
     Attributes:
-        transpose: Whether rows and columns are exchanged.
-        flip_x: Whether the picture is then flipped left to right.
-        flip_y: Whether the picture is then flipped top to bottom.
+      transpose: Whether rows and columns are exchanged.
+      flip_x: Whether the picture is then flipped left to right.
+      flip_y: Whether the picture is then flipped top to bottom.
     """
 
     transpose: bool = False
@@ -155,9 +155,9 @@ class Orientation(NamedTuple):
         """Maps a window of the upright picture back to the stored picture.
 
         Args:
-            window: Window of the upright picture.
-            height: Height of the upright picture in pixels.
-            width: Width of the upright picture in pixels.
+          window: Window of the upright picture.
+          height: Height of the upright picture in pixels.
+          width: Width of the upright picture in pixels.
         """
         left, top, right, bottom = window
         if self.flip_x:
@@ -173,8 +173,8 @@ class FrameConverter:
     """Converts decoded frames of one video to RGB arrays, scaled by the factor for the first frame.
 
     Args:
-        short_side: Target length of the shorter side in pixels. Smaller videos are not enlarged.
-            None keeps the size.
+      short_side: Target length of the shorter side in pixels. Smaller videos are not enlarged.
+          None keeps the size.
     """
 
     def __init__(self, short_side: int | None):
@@ -197,18 +197,18 @@ class FrameConverter:
         """Scales and converts a frame in one pass, and makes it upright.
 
         Args:
-            number: Frame number, for error messages.
-            frame: Decoded frame.
-            window: Window to convert, in pixels of the scaled upright picture. None converts the
-                complete picture. The start is rounded down to an even pixel of the stored frame,
-                because chroma is stored for pairs of pixels.
-            size: Output height and width of the window in pixels.
+          number: Frame number, for error messages.
+          frame: Decoded frame.
+          window: Window to convert, in pixels of the scaled upright picture. None converts the
+              complete picture. The start is rounded down to an even pixel of the stored frame,
+              because chroma is stored for pairs of pixels.
+          size: Output height and width of the window in pixels.
 
         Returns:
-            uint8 [h w c].
+          uint8 [h w c].
 
         Raises:
-            BadVideo: The decoder marked the frame as corrupt.
+          BadVideo: The decoder marked the frame as corrupt.
         """
         if frame.is_corrupt:
             raise BadVideo(f"frame {number} is corrupt")

@@ -34,13 +34,13 @@ class PacketIndex:
     All fields are numbers or tuples of numbers, so that an index can be stored as JSON.
 
     Attributes:
-        times: Time stamp of each frame in the time base of the stream, in ascending order. If any
-            is missing, all are None.
-        key_times: Time stamps of the frames at which decoding can start, in ascending order. Empty
-            if seeking is unreliable.
-        reorder_delay: Maximum number of frames that the decoder buffers to reorder frames.
-        is_decoded: Whether the frames were found by decoding. Their packets may then have different
-            times.
+      times: Time stamp of each frame in the time base of the stream, in ascending order. If any
+          is missing, all are None.
+      key_times: Time stamps of the frames at which decoding can start, in ascending order. Empty
+          if seeking is unreliable.
+      reorder_delay: Maximum number of frames that the decoder buffers to reorder frames.
+      is_decoded: Whether the frames were found by decoding. Their packets may then have different
+          times.
     """
 
     times: tuple[int | None, ...]
@@ -53,7 +53,7 @@ class FrameTimes(Sequence):
     """Presentation times of the frames from `start` to `end`, in seconds after the first of them.
 
     Attributes:
-        fps: Average frames per second from the header; 25 if the header has none.
+      fps: Average frames per second from the header; 25 if the header has none.
     """
 
     def __init__(self, times: Sequence[int | None], numbers: Sequence[int], stream):
@@ -76,10 +76,10 @@ class _PacketScan:
     """Packets with data, in file order.
 
     Attributes:
-        packets: For each packet: time stamp, whether it is a key frame, whether an edit list
-            discards it, and the number of frames that are shown.
-        slots: In AVI, the number of packets including empty ones, which the header also counts.
-        is_exact: Whether each packet is known to contain one frame, apart from hidden frames.
+      packets: For each packet: time stamp, whether it is a key frame, whether an edit list
+          discards it, and the number of frames that are shown.
+      slots: In AVI, the number of packets including empty ones, which the header also counts.
+      is_exact: Whether each packet is known to contain one frame, apart from hidden frames.
     """
 
     packets: list[tuple[int | None, bool, bool, int]]
@@ -91,13 +91,13 @@ def build_index(source, stream) -> PacketIndex:
     """Builds the index of a file.
 
     Args:
-        source: As in `demux.open_stream`. It is opened again if the file must be decoded.
-        stream: The stream of the opened file, positioned at its start. Its position is undefined
-            after the call.
+      source: As in `demux.open_stream`. It is opened again if the file must be decoded.
+      stream: The stream of the opened file, positioned at its start. Its position is undefined
+          after the call.
 
     Raises:
-        BadVideo: The file is truncated or has no frames.
-        av.FFmpegError: The file cannot be decoded.
+      BadVideo: The file is truncated or has no frames.
+      av.FFmpegError: The file cannot be decoded.
     """
     scan = _scan_packets(stream)
     _check_length(source, stream, scan)
@@ -149,7 +149,7 @@ def _check_length(source, stream, scan: _PacketScan) -> None:
     """Compares the number of packets with the frame count in the header.
 
     Raises:
-        BadVideo: The file is truncated.
+      BadVideo: The file is truncated.
     """
     format_name = stream.container.format.name
     count = max(len(scan.packets), scan.slots)
@@ -220,7 +220,7 @@ def frames_between(
     """Returns the numbers of the frames shown from `start` to `end` (exclusive), in seconds.
 
     Raises:
-        BadVideo: No frame is in this range.
+      BadVideo: No frame is in this range.
     """
     numbers = range(len(times))
     if start is None and end is None:

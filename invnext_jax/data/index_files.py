@@ -68,7 +68,7 @@ def format_lines(indexes: Iterable[tuple[str, str]]) -> str:
     """Formats (path, encoded index) pairs as the text of a file of stored indexes.
 
     Args:
-        indexes: Paths, absolute or relative to the folder of the file, and encoded indexes.
+      indexes: Paths, absolute or relative to the folder of the file, and encoded indexes.
     """
     return "".join(json.dumps({"path": path, "index": text}) + "\n" for path, text in indexes)
 

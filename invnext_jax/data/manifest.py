@@ -35,13 +35,13 @@ class VideoRecord:
     """A row of a manifest.
 
     Attributes:
-        index: Row number.
-        path: Absolute path of the video, or its remote address or name in a rendered world.
-        source: Name of the data set.
-        start: Start in seconds after the first frame. None is the beginning.
-        end: End in seconds after the first frame. None is the end.
-        labels: Class id of each `label_<task>` column.
-        record: Position in the shard at `path`, or None if `path` is a video file.
+      index: Row number.
+      path: Absolute path of the video, or its remote address or name in a rendered world.
+      source: Name of the data set.
+      start: Start in seconds after the first frame. None is the beginning.
+      end: End in seconds after the first frame. None is the end.
+      labels: Class id of each `label_<task>` column.
+      record: Position in the shard at `path`, or None if `path` is a video file.
     """
 
     index: int
@@ -63,13 +63,13 @@ class Manifest:
     """The rows of a manifest, stored as columns so that millions of rows need little memory.
 
     Attributes:
-        file: Name of the manifest, or several names separated by commas.
-        paths: `VideoRecord.path` of each row.
-        sources: Name of the data set of each row.
-        start: Start in seconds, float64 [rows]; NaN is the beginning.
-        end: End in seconds, float64 [rows]; NaN is the end.
-        labels: Class ids, int32 [rows] for each `label_<task>` column.
-        record: Position of each video in its shard, int64 [rows]; -1 if the path is a video file.
+      file: Name of the manifest, or several names separated by commas.
+      paths: `VideoRecord.path` of each row.
+      sources: Name of the data set of each row.
+      start: Start in seconds, float64 [rows]; NaN is the beginning.
+      end: End in seconds, float64 [rows]; NaN is the end.
+      labels: Class ids, int32 [rows] for each `label_<task>` column.
+      record: Position of each video in its shard, int64 [rows]; -1 if the path is a video file.
     """
 
     file: str
@@ -111,10 +111,10 @@ def list_manifests(names: str | os.PathLike) -> list[str]:
     """Finds the CSV file of each name, which is a file, a file without ".csv", or a folder.
 
     Args:
-        names: One or more names, separated by commas. Names of rendered worlds do not change.
+      names: One or more names, separated by commas. Names of rendered worlds do not change.
 
     Raises:
-        UserError: A folder contains no manifest or more than one.
+      UserError: A folder contains no manifest or more than one.
     """
     return [_find_file(name) for name in split_names(os.fspath(names))]
 
@@ -157,15 +157,15 @@ def read_manifest(
     """Reads one or more manifests without opening the videos.
 
     Args:
-        names: A local or remote CSV file, a folder (see `list_manifests`), a rendered world, or
-            several of these, separated by commas or as a sequence. Their rows are concatenated. If
-            a manifest lacks a label column that another one has, its rows get the label -1.
-        rules: Rules for which files the rows may refer to.
+      names: A local or remote CSV file, a folder (see `list_manifests`), a rendered world, or
+          several of these, separated by commas or as a sequence. Their rows are concatenated. If
+          a manifest lacks a label column that another one has, its rows get the label -1.
+      rules: Rules for which files the rows may refer to.
 
     Raises:
-        UserError: A file is given twice, is missing or empty, has no `path` or `source` column, has
-            a column that `check_columns` refuses, or an invalid number in a cell; `rules` do not
-            allow a file; or the package for a remote file system is not installed.
+      UserError: A file is given twice, is missing or empty, has no `path` or `source` column, has
+          a column that `check_columns` refuses, or an invalid number in a cell; `rules` do not
+          allow a file; or the package for a remote file system is not installed.
     """
     names = split_names(os.fspath(names)) if isinstance(names, str | os.PathLike) else [*names]
     if not any(names):

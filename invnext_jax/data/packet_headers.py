@@ -71,9 +71,9 @@ def starts_with_intra(codec: str, extradata: bytes, packet: bytes) -> bool:
     """Returns whether decoding can start at a packet; True if the codec cannot be checked.
 
     Args:
-        codec: FFmpeg's name of the codec.
-        extradata: Header of the stream.
-        packet: The packet.
+      codec: FFmpeg's name of the codec.
+      extradata: Header of the stream.
+      packet: The packet.
     """
     if codec == "h264":
         return any(unit[0] & 31 == H264_IDR for unit in _nal_units(codec, extradata, packet))
@@ -94,8 +94,8 @@ def may_have_fields(extradata: bytes, packet: bytes) -> bool:
     """Returns whether an H.264 stream may code a picture as two fields in two packets.
 
     Args:
-        extradata: Header of the stream.
-        packet: First packet of the stream.
+      extradata: Header of the stream.
+      packet: First packet of the stream.
     """
     sets = [unit for unit in _avcc_parameter_sets(extradata) if unit[0] & 31 == H264_SPS]
     for data in (packet,) if sets else (extradata, packet):

@@ -32,7 +32,7 @@ def check_config(data_config) -> None:
     """Checks the options of `config.data` that do not depend on the content of the manifest.
 
     Raises:
-        UserError: An option has an invalid value.
+      UserError: An option has an invalid value.
     """
     least = {"frames": 1, "workers": -1, "prefetch": 1, "repeats": 1}
     for name, bound in least.items():
@@ -115,22 +115,22 @@ def make_train_dataset(
     """Makes the training dataset: infinite shuffled batches with a resumable iterator.
 
     Args:
-        data_config: `config.data`.
-        seed: Non-negative seed of the order and the augmentation.
-        batch_size: Number of clips per batch, over all processes.
-        positions: Positions within each batch of the clips that this process loads, in ascending
-            order. None selects all clips.
-        bad_videos: Tracker of good and bad clips. None creates one from the config.
-        load: Replaces `LoadClip` in tests. It must be defined in an importable module.
+      data_config: `config.data`.
+      seed: Non-negative seed of the order and the augmentation.
+      batch_size: Number of clips per batch, over all processes.
+      positions: Positions within each batch of the clips that this process loads, in ascending
+          order. None selects all clips.
+      bad_videos: Tracker of good and bad clips. None creates one from the config.
+      load: Replaces `LoadClip` in tests. It must be defined in an importable module.
 
     Returns:
-        A dataset of batches. Its iterator must be closed after use.
+      A dataset of batches. Its iterator must be closed after use.
 
     Raises:
-        UserError: The manifest is missing, empty or invalid, the weights or `by_source` do not
-            match it, or the clips of this process do not form groups of `repeats`. During
-            iteration: no video can be read, a video is bad and `on_bad` is "fail", or the share of
-            bad clips exceeds `max_bad_share`.
+      UserError: The manifest is missing, empty or invalid, the weights or `by_source` do not
+          match it, or the clips of this process do not form groups of `repeats`. During
+          iteration: no video can be read, a video is bad and `on_bad` is "fail", or the share of
+          bad clips exceeds `max_bad_share`.
     """
     rules = AccessRules.from_config(data_config)
     manifest = manifest_lib.read_manifest(data_config.manifest, rules)
@@ -167,9 +167,9 @@ class EvalDataset:
     """Evaluation batches in the order of a manifest. Each iteration is one pass.
 
     Attributes:
-        manifest: The manifest.
-        bad_videos: Tracker of good and bad videos in the current pass.
-        storage: Counter of failed reads.
+      manifest: The manifest.
+      bad_videos: Tracker of good and bad videos in the current pass.
+      storage: Counter of failed reads.
     """
 
     def __init__(  # noqa: PLR0913, one caller, by name
@@ -255,20 +255,20 @@ def make_eval_dataset(
     Clips consist of the frames at the center of equal segments.
 
     Args:
-        data_config: `config.data`; its `manifest`, `weights` and `repeats` are not used.
-        manifest: Name of the manifest, in the format of `config.data.manifest`.
-        batch_size: Number of videos per batch. The last batch is padded with rows of `index` -1.
-        views: Consecutive clips per video: 1 for the center crop, 3 also for both ends.
-        rows: Rows of the manifest to read, ascending. None for all.
-        block: Number of rows of the manifest after which a batch ends; None for all.
-        load: Replaces `LoadClip` in tests. It must be defined in an importable module.
+      data_config: `config.data`; its `manifest`, `weights` and `repeats` are not used.
+      manifest: Name of the manifest, in the format of `config.data.manifest`.
+      batch_size: Number of videos per batch. The last batch is padded with rows of `index` -1.
+      views: Consecutive clips per video: 1 for the center crop, 3 also for both ends.
+      rows: Rows of the manifest to read, ascending. None for all.
+      block: Number of rows of the manifest after which a batch ends; None for all.
+      load: Replaces `LoadClip` in tests. It must be defined in an importable module.
 
     Returns:
-        An iterable of batches without bad videos. Each iteration starts its own workers.
+      An iterable of batches without bad videos. Each iteration starts its own workers.
 
     Raises:
-        UserError: The manifest is missing, empty or invalid. During iteration: no video can be
-            read, although all rows were requested.
+      UserError: The manifest is missing, empty or invalid. During iteration: no video can be
+          read, although all rows were requested.
     """
     found = manifest_lib.read_manifest(manifest, AccessRules.from_config(data_config))
     return EvalDataset(

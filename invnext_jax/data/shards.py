@@ -30,7 +30,7 @@ def read_video(path: str, record: int) -> bytes:
     """Reads the bytes of a video from a shard.
 
     Raises:
-        BadVideo: The shard or the record is missing or damaged.
+      BadVideo: The shard or the record is missing or damaged.
     """
     features = read_example(path, record)
     video = max((v for v in features.values() if isinstance(v, bytes)), key=len, default=b"")
@@ -44,7 +44,7 @@ def read_example(path: str, record: int) -> dict[str, bytes | list]:
     """Reads the features of a record as a dict: bytes for a single bytes value, otherwise a list.
 
     Raises:
-        BadVideo: The shard or the record is missing or damaged.
+      BadVideo: The shard or the record is missing or damaged.
     """
     name = name_video(path, record)
     try:
@@ -76,7 +76,7 @@ def iterate_records(path: str | os.PathLike) -> Iterator[tuple[dict[str, bytes |
     """Yields the features, as in `read_example`, and the bytes of each record in order.
 
     Raises:
-        BadVideo: The shard is damaged.
+      BadVideo: The shard is damaged.
     """
     try:
         reader = _new_reader(os.fspath(path))
@@ -91,7 +91,7 @@ def count_records(path: str | os.PathLike) -> int:
     """Returns the number of records of a shard.
 
     Raises:
-        ValueError: The file is not an ArrayRecord file, or is damaged.
+      ValueError: The file is not an ArrayRecord file, or is damaged.
     """
     try:
         return _new_reader(os.fspath(path)).num_records()

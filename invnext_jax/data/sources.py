@@ -49,8 +49,8 @@ def merge_overrides(by_source: Mapping[str, Config]) -> dict[str, dict[str, Any]
     """Merges the entries of `config.data.by_source` whose names denote the same source.
 
     Returns:
-        A dict from the names in `by_source` and their normalized names to options. The options of
-        the exact name override those of other spellings.
+      A dict from the names in `by_source` and their normalized names to options. The options of
+      the exact name override those of other spellings.
     """
     merged = {}
     for name, fields in by_source.items():
@@ -78,11 +78,11 @@ def check_names(data_config: Config, sources: Iterable[str]) -> None:
     Warns of sources whose names resemble that of an entry, but do not match it.
 
     Args:
-        data_config: `config.data`.
-        sources: the sources of the manifest.
+      data_config: `config.data`.
+      sources: the sources of the manifest.
 
     Raises:
-        UserError: an entry that is not in the default config matches no source.
+      UserError: an entry that is not in the default config matches no source.
     """
     sources = dict.fromkeys(sources)
     by_source = data_config["by_source"]
@@ -109,8 +109,8 @@ def unused_options(data_config: Config, manifest: Manifest) -> dict[str, str]:
     """Returns the options of `config.data` that affect no video, with the reason.
 
     Args:
-        data_config: `config.data`.
-        manifest: the manifest of the run.
+      data_config: `config.data`.
+      manifest: the manifest of the run.
     """
     sources = tuple(dict.fromkeys(manifest.sources))
     options = {source: options_of(data_config, source) for source in sources}

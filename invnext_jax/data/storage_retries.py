@@ -31,7 +31,7 @@ class StorageMonitor:
     """Counts and logs the failed reads of a data set. Its methods are thread-safe.
 
     Attributes:
-        failed_reads: Number of reads that did not return in time or failed.
+      failed_reads: Number of reads that did not return in time or failed.
     """
 
     def __init__(self):
@@ -71,12 +71,12 @@ def load_in_worker(
     While the storage does not respond, the function waits and tries again.
 
     Args:
-        worker: Worker that runs the loading function.
-        manifest: The manifest.
-        row: Number of the row to load.
-        seeds: As in `LoadClip`.
-        timeout: Time limit in seconds, for the error message.
-        monitor: Counter of failed reads.
+      worker: Worker that runs the loading function.
+      manifest: The manifest.
+      row: Number of the row to load.
+      seeds: As in `LoadClip`.
+      timeout: Time limit in seconds, for the error message.
+      monitor: Counter of failed reads.
     """
     record = manifest[row]
     others = ((manifest[r], seeds) for r in other_rows(row, manifest.sources, manifest.paths))
@@ -117,21 +117,21 @@ def call_with_retries(
     """Runs a task in a worker and repeats it while the storage does not respond.
 
     Args:
-        worker: The worker, a `SupervisedWorker`.
-        task: Arguments of the worker's function.
-        others: Iterator of tasks that read other files of the same storage. When it is exhausted,
-            the storage counts as unavailable until `task` succeeds.
-        name_file: Function that returns the name of a task's file, for messages.
-        is_read_error: Function that returns whether a result is a failed read.
-        monitor: Counter of failed reads.
+      worker: The worker, a `SupervisedWorker`.
+      task: Arguments of the worker's function.
+      others: Iterator of tasks that read other files of the same storage. When it is exhausted,
+          the storage counts as unavailable until `task` succeeds.
+      name_file: Function that returns the name of a task's file, for messages.
+      is_read_error: Function that returns whether a result is a failed read.
+      monitor: Counter of failed reads.
 
     Returns:
-        The result. It is a read error only if other files can be read.
+      The result. It is a read error only if other files can be read.
 
     Raises:
-        ReadStalledError: The reads of this file do not return, but those of other files do.
-        TimeLimitError: As raised by the worker.
-        WorkerDiedError: As raised by the worker.
+      ReadStalledError: The reads of this file do not return, but those of other files do.
+      TimeLimitError: As raised by the worker.
+      WorkerDiedError: As raised by the worker.
     """
     pause, answered = MIN_PAUSE, False
     while True:
@@ -178,14 +178,14 @@ def other_rows(row: int, sources: list[str], paths: list[str]) -> Iterator[int]:
     sources, so that the files of one bad source cannot make it look as if the storage failed.
 
     Args:
-        row: Number of a row.
-        sources: Source of each row.
-        paths: File of each row.
+      row: Number of a row.
+      sources: Source of each row.
+      paths: File of each row.
 
     Yields:
-        `OTHER_FILES` rows of the same source, with repetitions if it has fewer; then a row of each
-        of as many other sources, twice, because a bad file is given up after two such tests. If
-        the source has no other file, `row` is the row of the same source.
+      `OTHER_FILES` rows of the same source, with repetitions if it has fewer; then a row of each
+      of as many other sources, twice, because a bad file is given up after two such tests. If
+      the source has no other file, `row` is the row of the same source.
     """
     following = [*range(row + 1, len(paths)), *range(row)]
     same = (r for r in following if sources[r] == sources[row] and paths[r] != paths[row])

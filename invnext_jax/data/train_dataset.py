@@ -41,8 +41,8 @@ class VideoFileSource:
     """A grain data source of all or selected rows of a manifest.
 
     Args:
-        manifest: The manifest.
-        rows: Numbers of the selected rows, in order. None selects all rows.
+      manifest: The manifest.
+      rows: Numbers of the selected rows, in order. None selects all rows.
     """
 
     def __init__(self, manifest: manifest_lib.Manifest, rows: Sequence[int] | None = None):
@@ -63,18 +63,18 @@ class Mixture:
     """Infinite order of a manifest's rows.
 
     Args:
-        manifest: The manifest.
-        weights: A (source, weight) pair for each `source` in the manifest. If empty, all rows occur
-            equally often.
-        seed: Seed of the order.
+      manifest: The manifest.
+      weights: A (source, weight) pair for each `source` in the manifest. If empty, all rows occur
+          equally often.
+      seed: Seed of the order.
 
     Attributes:
-        manifest: The manifest.
-        shares: Maps the name of each source to its fraction of the order.
+      manifest: The manifest.
+      shares: Maps the name of each source to its fraction of the order.
 
     Raises:
-        UserError: A source has no weight, a weight has no source, or a weight is not a positive
-            number.
+      UserError: A source has no weight, a weight has no source, or a weight is not a positive
+          number.
     """
 
     def __init__(
@@ -173,13 +173,13 @@ class TrainDataset:
     """Infinite shuffled batches; see `pipeline.make_train_dataset`.
 
     Attributes:
-        batch_size: Number of clips per batch on this process.
-        global_batch: Number of clips per batch on all processes.
-        mixture: Order of the videos.
-        workers: Number of worker processes; 0 means threads of this process.
-        storage: Counter of failed reads.
-        bad_videos: Tracker of good and bad clips.
-        repeats: Number of consecutive clips from one video.
+      batch_size: Number of clips per batch on this process.
+      global_batch: Number of clips per batch on all processes.
+      mixture: Order of the videos.
+      workers: Number of worker processes; 0 means threads of this process.
+      storage: Counter of failed reads.
+      bad_videos: Tracker of good and bad clips.
+      repeats: Number of consecutive clips from one video.
     """
 
     def __init__(  # noqa: PLR0913, one caller, all by name

@@ -48,7 +48,7 @@ class BatchBuffer:
     copy to assemble the batch would take up to a tenth of the decoding time.
 
     Args:
-        batch_size: Number of clips per batch.
+      batch_size: Number of clips per batch.
     """
 
     def __init__(self, batch_size: int):
@@ -61,8 +61,8 @@ class BatchBuffer:
         """Copies clips, given as arrays [r ...], into batch `number`, starting at position `start`.
 
         Returns:
-            The batch. Other threads may still be writing to it. The buffer forgets a batch once it
-            is complete.
+          The batch. Other threads may still be writing to it. The buffer forgets a batch once it
+          is complete.
         """
         with self._lock:
             if number not in self._pending:
@@ -85,8 +85,8 @@ class GroupResult(NamedTuple):
     """Result of loading a group of clips.
 
     Attributes:
-        batch: The batch to which the clips were written, or None if all tried videos are bad.
-        bad_clips: The bad videos among those tried.
+      batch: The batch to which the clips were written, or None if all tried videos are bad.
+      bad_clips: The bad videos among those tried.
     """
 
     batch: dict[str, np.ndarray] | None
@@ -155,7 +155,7 @@ class TrainIterator:
         """Restores a position. The number of workers and processes may have changed since.
 
         Raises:
-            UserError: The state was saved by another version or with another batch size.
+          UserError: The state was saved by another version or with another batch size.
         """
         clips = state.get("clips") if isinstance(state, Mapping) else None
         if not isinstance(clips, int):

@@ -21,15 +21,15 @@ def jitter_colors(
     """Jitters brightness, contrast, saturation and hue in random order, equally for all frames.
 
     Args:
-        frames: uint8 [t h w c], RGB.
-        strengths: Strength s of each of the four changes. For brightness, contrast and saturation,
-            a factor between max(0, 1 - s) and 1 + s is drawn. It multiplies the pixel values, their
-            difference from the clip's mean gray, and their difference from the pixel's gray,
-            respectively. For hue, a rotation between -s and s turns is drawn.
-        rng: Draws the factors in the order above, then the order of the changes.
+      frames: uint8 [t h w c], RGB.
+      strengths: Strength s of each of the four changes. For brightness, contrast and saturation,
+          a factor between max(0, 1 - s) and 1 + s is drawn. It multiplies the pixel values, their
+          difference from the clip's mean gray, and their difference from the pixel's gray,
+          respectively. For hue, a rotation between -s and s turns is drawn.
+      rng: Draws the factors in the order above, then the order of the changes.
 
     Returns:
-        uint8 [t h w c].
+      uint8 [t h w c].
     """
     factors = [rng.uniform(max(0.0, 1 - s), 1 + s) for s in strengths[:3]]
     amounts = [*factors, rng.uniform(-strengths[3], strengths[3])]

@@ -68,8 +68,8 @@ def open_text(name: str) -> TextIO:
     Bytes that are not valid UTF-8 become surrogate escapes, as in file names.
 
     Raises:
-        OSError: The file cannot be opened.
-        UserError: As in `files_lib.check_protocol`.
+      OSError: The file cannot be opened.
+      UserError: As in `files_lib.check_protocol`.
     """
     if not is_remote(name):
         return open(name, newline="", encoding="utf-8-sig", errors="surrogateescape")
@@ -81,8 +81,8 @@ def hash_files(names: Sequence[str]) -> str:
     """Returns the SHA-256 of the concatenated bytes of local or remote files.
 
     Raises:
-        OSError: A file cannot be opened.
-        UserError: As in `files_lib.check_protocol`.
+      OSError: A file cannot be opened.
+      UserError: As in `files_lib.check_protocol`.
     """
     digest = hashlib.sha256()
     for name in names:
@@ -96,8 +96,8 @@ class IndexCache:
     """Least recently used cache of the indexes of local files, for the threads of one process.
 
     Args:
-        max_frames: Maximum total number of frames of the cached indexes. The most recent index is
-            always kept.
+      max_frames: Maximum total number of frames of the cached indexes. The most recent index is
+          always kept.
     """
 
     def __init__(self, max_frames: int = MAX_FRAMES):
@@ -156,16 +156,16 @@ def open_video(
     """Opens a video of a manifest with its cached index; see `decode.open_video`.
 
     Args:
-        path: Local or remote file, or a shard.
-        record: Position of the video in the shard; None for a file.
-        start: Start in seconds after the first frame. None is the beginning.
-        end: Exclusive end in seconds after the first frame. None is the end.
+      path: Local or remote file, or a shard.
+      record: Position of the video in the shard; None for a file.
+      start: Start in seconds after the first frame. None is the beginning.
+      end: Exclusive end in seconds after the first frame. None is the end.
 
     Yields:
-        The reader.
+      The reader.
 
     Raises:
-        BadVideo: The video cannot be opened or decoded.
+      BadVideo: The video cannot be opened or decoded.
     """
     with open_source(path, record) as source:
         version = index = None
@@ -188,14 +188,14 @@ def open_source(name: str, record: int | None = None) -> Iterator[BinaryIO]:
     """Opens a video of a manifest as a source for `decode.open_video`.
 
     Args:
-        name: Local or remote file, or a shard.
-        record: Position of the video in the shard; None for a file.
+      name: Local or remote file, or a shard.
+      record: Position of the video in the shard; None for a file.
 
     Yields:
-        The open file, or a file in memory with the bytes of the record.
+      The open file, or a file in memory with the bytes of the record.
 
     Raises:
-        BadVideo: The video cannot be opened; or, at the end of the `with` block, a read has failed.
+      BadVideo: The video cannot be opened; or, at the end of the `with` block, a read has failed.
     """
     if record is not None:
         yield _RecordFile(name, record)
@@ -230,7 +230,7 @@ class _RecordFile(io.BytesIO):
     """The bytes of a video in a shard.
 
     Attributes:
-        name: Name of the video in messages.
+      name: Name of the video in messages.
     """
 
     def __init__(self, path: str, record: int):
@@ -242,7 +242,7 @@ def digest_file(path: str | os.PathLike) -> str:
     """Returns a hash of the size, the beginning and the end of a local file.
 
     Raises:
-        OSError: The file cannot be read, or is not a regular file.
+      OSError: The file cannot be read, or is not a regular file.
     """
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise OSError(errno.ENXIO, "not a regular file", os.fspath(path))

@@ -25,9 +25,9 @@ class ExcludedVideos:
     """Videos that must not be in a manifest.
 
     Attributes:
-        by_digest: Entries for each file digest.
-        listed: Number of listed videos.
-        unreadable: Number of listed videos whose file is missing or cannot be read.
+      by_digest: Entries for each file digest.
+      listed: Number of listed videos.
+      unreadable: Number of listed videos whose file is missing or cannot be read.
     """
 
     by_digest: dict[str, list[VideoEntry]]
@@ -44,7 +44,7 @@ def read_excluded(names: Sequence[str]) -> ExcludedVideos:
     """Reads lists of videos to exclude and hashes their files.
 
     Raises:
-        UserError: A list cannot be read, or none of its videos can.
+      UserError: A list cannot be read, or none of its videos can.
     """
     by_digest, digests, listed, unreadable = {}, {}, 0, 0
     for name in names:
@@ -123,12 +123,12 @@ class Copies:
     """Result of `find_copies`.
 
     Attributes:
-        clean: Videos that are kept.
-        removed: Path of each removed video, with the reason.
-        duplicates: Path of each duplicate file, and path of the first file with the same content.
-        similar: For each video that looks like an earlier one, the two paths and how many of 64
-            bits differ on average. None if pictures were not compared.
-        notes: Sentences for the user.
+      clean: Videos that are kept.
+      removed: Path of each removed video, with the reason.
+      duplicates: Path of each duplicate file, and path of the first file with the same content.
+      similar: For each video that looks like an earlier one, the two paths and how many of 64
+          bits differ on average. None if pictures were not compared.
+      notes: Sentences for the user.
     """
 
     clean: Clean
@@ -150,12 +150,12 @@ def find_copies(
     """Removes copies of excluded videos, and lists or removes duplicates among the other videos.
 
     Args:
-        clean: Entries and probes of the videos.
-        excluded: Videos to exclude.
-        remove: Whether to remove copies of earlier videos.
-        hashes: File that caches perceptual hashes. If None, pictures are not compared.
-        workers: Maximum number of processes.
-        timeout: Time limit per video in seconds.
+      clean: Entries and probes of the videos.
+      excluded: Videos to exclude.
+      remove: Whether to remove copies of earlier videos.
+      hashes: File that caches perceptual hashes. If None, pictures are not compared.
+      workers: Maximum number of processes.
+      timeout: Time limit per video in seconds.
     """
     clean, removed = remove_excluded(clean, excluded)
     notes, similar = [], None
@@ -182,11 +182,11 @@ class SimilarVideos:
     """Result of `find_similar`.
 
     Attributes:
-        clean: Videos that are not similar to an excluded video.
-        removed: Path of each removed video, with the reason.
-        pairs: For each video that looks like an earlier one, the two paths and how many of 64 bits
-            differ on average.
-        unhashed: Number of videos that could not be compared.
+      clean: Videos that are not similar to an excluded video.
+      removed: Path of each removed video, with the reason.
+      pairs: For each video that looks like an earlier one, the two paths and how many of 64 bits
+          differ on average.
+      unhashed: Number of videos that could not be compared.
     """
 
     clean: Clean

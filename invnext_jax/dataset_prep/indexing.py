@@ -48,13 +48,13 @@ class IndexOptions:
     """Options for probing files.
 
     Attributes:
-        workers: Number of processes.
-        timeout: Time limit per file in seconds.
-        overwrite: Whether a manifest with different content may be replaced.
-        progress: Whether to show progress: a bar on a terminal, plain lines otherwise.
-        exclude: Lists of videos that must not be in the manifest, such as evaluation videos.
-        remove_duplicates: Whether to leave out copies of earlier videos.
-        perceptual: Whether to also compare pictures; see `picture_hashes`.
+      workers: Number of processes.
+      timeout: Time limit per file in seconds.
+      overwrite: Whether a manifest with different content may be replaced.
+      progress: Whether to show progress: a bar on a terminal, plain lines otherwise.
+      exclude: Lists of videos that must not be in the manifest, such as evaluation videos.
+      remove_duplicates: Whether to leave out copies of earlier videos.
+      perceptual: Whether to also compare pictures; see `picture_hashes`.
     """
 
     workers: int = 1
@@ -114,15 +114,15 @@ def build_manifest(
     Repeating an interrupted call resumes it.
 
     Args:
-        list_path: One or more folders or lists, separated by commas; see `lists`.
-        out: The CSV file to write.
-        list_options: Options for reading the list.
-        options: Options for probing the files.
-        probe: Function that probes one file. It runs in worker processes.
+      list_path: One or more folders or lists, separated by commas; see `lists`.
+      out: The CSV file to write.
+      list_options: Options for reading the list.
+      options: Options for probing the files.
+      probe: Function that probes one file. It runs in worker processes.
 
     Raises:
-        UserError: The list cannot be read, no video is good, another run is writing the same
-            manifest, or a manifest with different content exists.
+      UserError: The list cannot be read, no video is good, another run is writing the same
+          manifest, or a manifest with different content exists.
     """
     list_options, options = list_options or lists.ListOptions(), options or IndexOptions()
     out = Path(out)

@@ -35,9 +35,9 @@ class SimilarVideo(NamedTuple):
     """A video that is similar to an earlier one.
 
     Attributes:
-        video: Number of the video.
-        other: Number of the earlier video.
-        bits: Average number of the 64 bits in which their frames differ.
+      video: Number of the video.
+      other: Number of the earlier video.
+      bits: Average number of the 64 bits in which their frames differ.
     """
 
     video: int
@@ -94,10 +94,10 @@ def find_similar(hashes: Sequence[Hashes | None]) -> Iterator[SimilarVideo]:
     """Finds the videos that are similar to an earlier one.
 
     Args:
-        hashes: Hashes of the frames of each video. A video whose hashes are None is not compared.
+      hashes: Hashes of the frames of each video. A video whose hashes are None is not compared.
 
     Yields:
-        Each similar video once, paired with the first earlier video that it is similar to.
+      Each similar video once, paired with the first earlier video that it is similar to.
     """
     words, bits, has_hash = _arrays(hashes)
     buckets = [collections.defaultdict(list) for _ in range(words.shape[1])]

@@ -20,7 +20,7 @@ class ProbeCache:
     ignored.
 
     Raises:
-        UserError: The cache file cannot be written, is locked by another run, or is damaged.
+      UserError: The cache file cannot be written, is locked by another run, or is damaged.
     """
 
     def __init__(self, path: Path):
@@ -86,9 +86,9 @@ class ProbeCache:
         """Returns the cached result, or None if there is none for the current version of the file.
 
         Args:
-            path: Path of the video file.
-            timeout: Current time limit in seconds. A result that timed out with a lower limit is
-                ignored.
+          path: Path of the video file.
+          timeout: Current time limit in seconds. A result that timed out with a lower limit is
+              ignored.
         """
         result = self._results.get(_key(path))
         limit = getattr(result, "timeout", None)

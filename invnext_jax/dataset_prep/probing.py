@@ -45,21 +45,21 @@ class VideoProbe:
     """Properties of a video that can be decoded.
 
     Attributes:
-        duration: Duration in seconds, including that of the last frame.
-        frames: Number of displayed frames as counted by ffmpeg, which may differ from the header.
-        width: Width in pixels as stored, before rotation.
-        height: Height in pixels as stored, before rotation.
-        fps: Average frames per second.
-        codec: FFmpeg's name of the decoder.
-        rotation: Counter-clockwise rotation in degrees that players apply to the picture.
-        digest: Hash of the size, the beginning and the end of the file.
-        mirrored: Whether players also mirror the picture.
-        sar: Sample aspect ratio, the width to height of a pixel; "1:1" for square pixels or if
-            unknown.
-        transfer: Transfer function: "sdr", "pq", "hlg", "linear", or "" if the file has none.
-        flags: Words separated by spaces: "one_frame"; "tiny" if the picture is smaller than the
-            patch grid; "expensive" if decoding a clip takes more than about one second.
-        index: Encoded frame index, see `index_files.encode_index`; "" if it is fast to build.
+      duration: Duration in seconds, including that of the last frame.
+      frames: Number of displayed frames as counted by ffmpeg, which may differ from the header.
+      width: Width in pixels as stored, before rotation.
+      height: Height in pixels as stored, before rotation.
+      fps: Average frames per second.
+      codec: FFmpeg's name of the decoder.
+      rotation: Counter-clockwise rotation in degrees that players apply to the picture.
+      digest: Hash of the size, the beginning and the end of the file.
+      mirrored: Whether players also mirror the picture.
+      sar: Sample aspect ratio, the width to height of a pixel; "1:1" for square pixels or if
+          unknown.
+      transfer: Transfer function: "sdr", "pq", "hlg", "linear", or "" if the file has none.
+      flags: Words separated by spaces: "one_frame"; "tiny" if the picture is smaller than the
+          patch grid; "expensive" if decoding a clip takes more than about one second.
+      index: Encoded frame index, see `index_files.encode_index`; "" if it is fast to build.
     """
 
     duration: float
@@ -83,10 +83,10 @@ class ProbeFailure:
     """Reason why a file cannot be used.
 
     Attributes:
-        reason: Description for the quarantine list.
-        timeout: Time limit in seconds that was exceeded, or None.
-        transient: Whether a retry may succeed, because the cause may be the machine or the network.
-        read_error: Whether a read of the file failed.
+      reason: Description for the quarantine list.
+      timeout: Time limit in seconds that was exceeded, or None.
+      transient: Whether a retry may succeed, because the cause may be the machine or the network.
+      read_error: Whether a read of the file failed.
     """
 
     reason: str
@@ -99,8 +99,8 @@ def probe_video(path: str) -> VideoProbe:
     """Probes a file: finds its frames, then decodes the first and the last key frame.
 
     Raises:
-        BadVideo: The file is missing, empty, damaged, truncated or encrypted, or has no video; or a
-            seek leads to a different picture than decoding from the start.
+      BadVideo: The file is missing, empty, damaged, truncated or encrypted, or has no video; or a
+          seek leads to a different picture than decoding from the start.
     """
     with video_io.open_source(path) as source:
         status = os.fstat(source.fileno())
@@ -210,7 +210,7 @@ def _check_seeks(
     the result of decoding from the start.
 
     Raises:
-        BadVideo: A seek leads to a different picture.
+      BadVideo: A seek leads to a different picture.
     """
     early = max((key for key in keys if key <= MAX_HEAD), default=0)
     expected = {keys[-1]: pictures[keys[-1]]}
@@ -241,13 +241,13 @@ def probe_all(
     """Probes files in worker processes; a hang or a crash affects only the current file.
 
     Args:
-        paths: Paths of the video files.
-        workers: Maximum number of processes.
-        timeout: Time limit per file in seconds.
-        probe: Function of a path. It must be defined in an importable module.
+      paths: Paths of the video files.
+      workers: Maximum number of processes.
+      timeout: Time limit per file in seconds.
+      probe: Function of a path. It must be defined in an importable module.
 
     Yields:
-        Each path with its result, in the order of `paths`.
+      Each path with its result, in the order of `paths`.
     """
     results = map_in_workers(
         _SafeProbe(probe),

@@ -33,10 +33,10 @@ class Encoding:
     """Options of the encoder.
 
     Attributes:
-        short_side: Target length of the shorter side in pixels. Smaller videos are not enlarged.
-        crf: Constant rate factor of x264. Lower values give better quality and larger files.
-        gop: Maximum key frame interval in frames.
-        preset: Preset of x264. Slower presets give smaller files.
+      short_side: Target length of the shorter side in pixels. Smaller videos are not enlarged.
+      crf: Constant rate factor of x264. Lower values give better quality and larger files.
+      gop: Maximum key frame interval in frames.
+      preset: Preset of x264. Slower presets give smaller files.
     """
 
     short_side: int = 256
@@ -80,16 +80,16 @@ class Reencoder:
         """Decodes all frames from `start` to `end` and encodes them.
 
         Args:
-            path: Path of a local or remote video file or of a shard.
-            record: Position in the shard, or None for a video file.
-            start: Start in seconds. None is the beginning.
-            end: End in seconds. None is the end.
+          path: Path of a local or remote video file or of a shard.
+          record: Position in the shard, or None for a video file.
+          start: Start in seconds. None is the beginning.
+          end: End in seconds. None is the end.
 
         Returns:
-            A dict with `video`, an MP4 file that starts at time 0, as uint8 [bytes]; and `frames`,
-            `width`, `height`, `fps` and `duration`. If the video was cut at a damaged frame,
-            `damage` describes this. If the video is bad, the dict contains `reason` and possibly
-            `kind` instead.
+          A dict with `video`, an MP4 file that starts at time 0, as uint8 [bytes]; and `frames`,
+          `width`, `height`, `fps` and `duration`. If the video was cut at a damaged frame,
+          `damage` describes this. If the video is bad, the dict contains `reason` and possibly
+          `kind` instead.
         """
         name = shards.name_video(path, record)
         try:
@@ -168,8 +168,8 @@ def _frames_before_damage(
     The reason is appended to `damage`.
 
     Raises:
-        BadVideo: Too many frames follow the damage.
-        av.FFmpegError: As for `BadVideo`.
+      BadVideo: Too many frames follow the damage.
+      av.FFmpegError: As for `BadVideo`.
     """
     number = -1
     try:

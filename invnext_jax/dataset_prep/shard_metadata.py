@@ -58,8 +58,8 @@ def write_metadata(
     """Checks that no row is missing, then writes all files next to the shards of a split.
 
     Raises:
-        UserError: No video could be encoded.
-        RuntimeError: The counts do not add up.
+      UserError: No video could be encoded.
+      RuntimeError: The counts do not add up.
     """
     written = sum(len(report.written) for report in reports)
     quarantined = sum(len(report.quarantined) for report in reports)

@@ -23,10 +23,10 @@ def write_shards(plan: ShardPlan, pending: Sequence[int], workers: int) -> None:
     The first error stops the other shards after their current video.
 
     Args:
-        plan: Assignment of rows to shards.
-        pending: Indices of the shards.
-        workers: Maximum number of shards written at the same time. Each has a separate encoder
-            process.
+      plan: Assignment of rows to shards.
+      pending: Indices of the shards.
+      workers: Maximum number of shards written at the same time. Each has a separate encoder
+          process.
     """
     # The package replaces Python's import function during its import, so it must not be imported
     # while other threads import modules.
@@ -50,7 +50,7 @@ def check_beam(flags: Sequence[str]) -> None:
     """Checks the flags for Beam, and that Beam is installed.
 
     Raises:
-        UserError: No runner is specified, the runner is local, or Beam is not installed.
+      UserError: No runner is specified, the runner is local, or Beam is not installed.
     """
     match = re.search(r"(?:^|\s)--runner[=\s]+(\S+)", " ".join(flags))
     if match is None:

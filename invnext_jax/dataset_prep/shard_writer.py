@@ -38,16 +38,16 @@ class ShardPlan:
     """Assignment of rows to shards. To write a shard, a worker needs only the plan and its index.
 
     Attributes:
-        manifests: Paths of the CSV files, whose rows are concatenated.
-        sha256: Hash of the manifests, see `manifest.hash_manifests`.
-        out: Local or remote (`gs://...`) folder of the data set.
-        split: Name of the split.
-        rows: Number of rows.
-        count: Number of shards.
-        labels: Names of the label columns. Rows without a label have the value -1.
-        encoding: Options of the encoder.
-        timeout: Time limit per video in seconds.
-        access: Rules for which files the manifests may refer to.
+      manifests: Paths of the CSV files, whose rows are concatenated.
+      sha256: Hash of the manifests, see `manifest.hash_manifests`.
+      out: Local or remote (`gs://...`) folder of the data set.
+      split: Name of the split.
+      rows: Number of rows.
+      count: Number of shards.
+      labels: Names of the label columns. Rows without a label have the value -1.
+      encoding: Options of the encoder.
+      timeout: Time limit per video in seconds.
+      access: Rules for which files the manifests may refer to.
     """
 
     manifests: tuple[str, ...]
@@ -86,11 +86,11 @@ class ShardReport:
     """Outcome of each row of a shard, which is either written or quarantined.
 
     Attributes:
-        size: Size of the shard in bytes.
-        written: (row, *VIDEO_COLUMNS) of each record, in the order of the records.
-        quarantined: (row, name of the video, reason) of each bad video.
-        damaged: (row, name of the video, damage) of each written video that was cut at a damaged
-            frame.
+      size: Size of the shard in bytes.
+      written: (row, *VIDEO_COLUMNS) of each record, in the order of the records.
+      quarantined: (row, name of the video, reason) of each bad video.
+      damaged: (row, name of the video, damage) of each written video that was cut at a damaged
+          frame.
     """
 
     size: int
@@ -135,12 +135,12 @@ def write_shard(plan: ShardPlan, index: int, stop: threading.Event | None = None
     """Writes a shard and its report unless both exist. Quarantines rows that cannot be encoded.
 
     Args:
-        plan: Assignment of rows to shards.
-        index: Number of the shard.
-        stop: If it is set, writing stops after the current row.
+      plan: Assignment of rows to shards.
+      index: Number of the shard.
+      stop: If it is set, writing stops after the current row.
 
     Raises:
-        InterruptedError: `stop` was set.
+      InterruptedError: `stop` was set.
     """
     if read_report(plan, index) is not None:
         return

@@ -51,15 +51,15 @@ class ShardingOptions:
     """Options for running the re-encoding.
 
     Attributes:
-        workers: Number of shards written in parallel on this machine, with one encoder process
-            each.
-        timeout: Time limit per video in seconds.
-        shards: Number of shards. 0 selects one per 256 rows, but at least 16.
-        retry: Whether to rewrite shards with quarantined rows.
-        beam: Flags for Beam, including `--runner`. The runner determines the number of workers. If
-            empty, the shards are written on this machine without Beam.
-        progress: Whether to show progress: a bar on a terminal, plain lines otherwise.
-        access: Rules for which files the manifest may refer to.
+      workers: Number of shards written in parallel on this machine, with one encoder process
+          each.
+      timeout: Time limit per video in seconds.
+      shards: Number of shards. 0 selects one per 256 rows, but at least 16.
+      retry: Whether to rewrite shards with quarantined rows.
+      beam: Flags for Beam, including `--runner`. The runner determines the number of workers. If
+          empty, the shards are written on this machine without Beam.
+      progress: Whether to show progress: a bar on a terminal, plain lines otherwise.
+      access: Rules for which files the manifest may refer to.
     """
 
     workers: int = 1
@@ -83,15 +83,15 @@ def prepare_shards(
     Repeating an interrupted call resumes it.
 
     Args:
-        manifest: CSV file of videos, as in `config.data.manifest`.
-        out: Folder of the data set, shared by its splits.
-        split: Name of the split.
-        encoding: Options of the encoder.
-        options: Options for running the re-encoding.
+      manifest: CSV file of videos, as in `config.data.manifest`.
+      out: Folder of the data set, shared by its splits.
+      split: Name of the split.
+      encoding: Options of the encoder.
+      options: Options for running the re-encoding.
 
     Raises:
-        UserError: The manifest cannot be read, `out` contains other data, another run is writing
-            to it, no video can be encoded, or Beam is requested but not installed.
+      UserError: The manifest cannot be read, `out` contains other data, another run is writing
+          to it, no video can be encoded, or Beam is requested but not installed.
     """
     encoding, options = encoding or Encoding(), options or ShardingOptions()
     _check_options(encoding, options, split)
@@ -160,7 +160,7 @@ def _match_existing(plan: ShardPlan) -> ShardPlan:
     """Returns the plan with the shard count and labels of the folder, if it exists.
 
     Raises:
-        UserError: The folder was written with different settings, or contains other data.
+      UserError: The folder was written with different settings, or contains other data.
     """
     out = epath.Path(plan.out)
     try:

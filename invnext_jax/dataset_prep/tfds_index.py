@@ -62,16 +62,16 @@ def index_dataset(
     """Opens the video of every record once and writes the manifest of the good ones.
 
     Args:
-        folder: Folder of the data set, with dataset_info.json.
-        out: The CSV file to write.
-        split: Name of the split. "" selects the only split.
-        feature: Name of the video feature. "" selects the longest bytes value of each record.
-        source: Name of the data set in the manifest. "" selects its TFDS name.
-        options: Options for probing the records.
+      folder: Folder of the data set, with dataset_info.json.
+      out: The CSV file to write.
+      split: Name of the split. "" selects the only split.
+      feature: Name of the video feature. "" selects the longest bytes value of each record.
+      source: Name of the data set in the manifest. "" selects its TFDS name.
+      options: Options for probing the records.
 
     Raises:
-        UserError: The metadata is damaged; the data set has a different file format, lacks the
-            split or feature, or has no good video; or `out` exists with different content.
+      UserError: The metadata is damaged; the data set has a different file format, lacks the
+          split or feature, or has no good video; or `out` exists with different content.
     """
     options, out = options or indexing.IndexOptions(), Path(out)
     indexing.check_options(options, out)

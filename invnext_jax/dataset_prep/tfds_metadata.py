@@ -35,10 +35,10 @@ class TfdsMetadata(NamedTuple):
     """Metadata of one split.
 
     Attributes:
-        name: Name of the data set.
-        split: Name of the split.
-        shards: Path and number of records of each shard.
-        features: Dict from name to feature.
+      name: Name of the data set.
+      split: Name of the split.
+      shards: Path and number of records of each shard.
+      features: Dict from name to feature.
     """
 
     name: str
@@ -51,12 +51,12 @@ def read_metadata(folder: str | os.PathLike, split: str = "") -> TfdsMetadata:
     """Reads dataset_info.json and features.json, and counts the records of the shards.
 
     Args:
-        folder: Folder of the data set.
-        split: Name of the split. "" selects the only split.
+      folder: Folder of the data set.
+      split: Name of the split. "" selects the only split.
 
     Raises:
-        UserError: A file is missing or damaged, the data set has a different file format or lacks
-            the split, or the shards do not match the metadata.
+      UserError: A file is missing or damaged, the data set has a different file format or lacks
+          the split, or the shards do not match the metadata.
     """
     folder = os.path.abspath(folder)
     info_path = os.path.join(folder, INFO)
@@ -86,7 +86,7 @@ def read_class_names(folder: str | os.PathLike, feature: str) -> list[str]:
     """Returns the class names of a `ClassLabel`; [] if there is no file with class names.
 
     Raises:
-        UserError: The file cannot be read, or a name occurs twice.
+      UserError: The file cannot be read, or a name occurs twice.
     """
     path = os.path.join(folder, f"{feature}.labels.txt")
     if os.path.basename(feature) != feature or not os.path.isfile(path):

@@ -39,7 +39,7 @@ def describe_flags(flags_by_path: Mapping[str, str]) -> list[str]:
     """Returns a sentence for each flag, with the number of files and an example.
 
     Args:
-        flags_by_path: Dict from the path of each file to its flags.
+      flags_by_path: Dict from the path of each file to its flags.
     """
     paths = {name: [] for name in ADVICE}
     for path, flags in flags_by_path.items():

@@ -43,9 +43,9 @@ class WaymoSummary(NamedTuple):
     """Result of a conversion.
 
     Attributes:
-        tracks: Path of the file of boxes.
-        segments: Number of segments in the file.
-        skipped: Reason for each segment that cannot be read.
+      tracks: Path of the file of boxes.
+      segments: Number of segments in the file.
+      skipped: Reason for each segment that cannot be read.
     """
 
     tracks: Path
@@ -68,13 +68,13 @@ def convert(
     """Converts all segments of a split. Damaged segments are skipped and listed.
 
     Args:
-        in_dir: Folder of a split, with `camera_image` and `camera_box`.
-        out_dir: Output folder.
-        short_side: Shorter side of the images in pixels; 0 copies the original files.
-        progress: Whether to show progress.
+      in_dir: Folder of a split, with `camera_image` and `camera_box`.
+      out_dir: Output folder.
+      short_side: Shorter side of the images in pixels; 0 copies the original files.
+      progress: Whether to show progress.
 
     Raises:
-        UserError: The layout is wrong, or no segment can be read.
+      UserError: The layout is wrong, or no segment can be read.
     """
     in_dir, out_dir = Path(in_dir), Path(out_dir)
     if short_side < 0:

@@ -18,9 +18,9 @@ class WorkerFailure:
     """Result of a call that hung or crashed.
 
     Attributes:
-        reason: Description for the quarantine list.
-        timed_out: Whether decoding timed out. False means that the worker crashed or that a read
-            did not return.
+      reason: Description for the quarantine list.
+      timed_out: Whether decoding timed out. False means that the worker crashed or that a read
+          did not return.
     """
 
     reason: str
@@ -41,17 +41,17 @@ def map_in_workers(
     While the storage does not respond, the function waits and tries again.
 
     Args:
-        function: Function to call, as in `ProcessWorker`.
-        tasks: Arguments of each call. The first argument is the path of the file that the call
-            reads.
-        workers: Maximum number of processes.
-        timeout: Time limit per call in seconds.
-        ahead: Maximum number of prefetched results.
-        is_read_error: Function that returns whether a result is a failed read.
+      function: Function to call, as in `ProcessWorker`.
+      tasks: Arguments of each call. The first argument is the path of the file that the call
+          reads.
+      workers: Maximum number of processes.
+      timeout: Time limit per call in seconds.
+      ahead: Maximum number of prefetched results.
+      is_read_error: Function that returns whether a result is a failed read.
 
     Yields:
-        The results in the order of the tasks, or a `WorkerFailure` for a call that exceeded the
-        timeout or whose worker died twice.
+      The results in the order of the tasks, or a `WorkerFailure` for a call that exceeded the
+      timeout or whose worker died twice.
     """
     if not tasks:
         return

@@ -55,7 +55,7 @@ class HostCounts:
     """Sums counts over all hosts.
 
     Args:
-        mesh: the run's mesh. Each host has devices in it.
+      mesh: the run's mesh. Each host has devices in it.
     """
 
     def __init__(self, mesh: Mesh):
@@ -67,10 +67,10 @@ class HostCounts:
         """Dispatches the sum of each count. All hosts must call this with the same names.
 
         Args:
-            counts: counts of this host, by name.
+          counts: counts of this host, by name.
 
         Returns:
-            The sums, as int32 scalars that the devices may still be computing.
+          The sums, as int32 scalars that the devices may still be computing.
         """
         return self._reduce({name: Count(self._put(number)) for name, number in counts.items()})
 
@@ -91,7 +91,7 @@ class HostTimes:
     """Gathers and compares the times that each host measures with a `throughput.HostTimer`.
 
     Args:
-        mesh: the run's mesh. Each host has devices in it.
+      mesh: the run's mesh. Each host has devices in it.
     """
 
     def __init__(self, mesh: Mesh):
@@ -107,10 +107,10 @@ class HostTimes:
         """Dispatches an all-gather of the hosts' numbers. All hosts must call it together.
 
         Args:
-            values: the result of `HostTimer.measure` on this host.
+          values: the result of `HostTimer.measure` on this host.
 
         Returns:
-            One row of numbers per device, float32 [devices 5], which may still be computing.
+          One row of numbers per device, float32 [devices 5], which may still be computing.
         """
         local = np.tile(values, (self._rows, 1))
         return self._gather(jax.make_array_from_process_local_data(self._sharding, local))
@@ -119,7 +119,7 @@ class HostTimes:
         """Returns the minimum, mean and maximum of each quantity, and the number of the worst host.
 
         Args:
-            gathered: the result of `gather`, read from the devices.
+          gathered: the result of `gather`, read from the devices.
         """
         processes = list(self._row_of)
         rows = np.asarray(gathered)[list(self._row_of.values())]
@@ -147,8 +147,8 @@ class HostTimes:
         more.
 
         Args:
-            record: the result of `summarize`.
-            describe: function that returns the description of a process, with its host name.
+          record: the result of `summarize`.
+          describe: function that returns the description of a process, with its host name.
         """
         wait = {key: record[f"{PREFIX}data_wait/{key}"] for key in ("mean", "max", "worst_host")}
         slow = wait["worst_host"] if wait["max"] - wait["mean"] > _SLOW_SHARE else None

@@ -28,11 +28,11 @@ class MetricWriter:
     repeated. Records that cannot be written (full disk, missing folder) are kept and written later.
 
     Args:
-        workdir: the run's folder.
-        step: number of steps completed so far.
+      workdir: the run's folder.
+      step: number of steps completed so far.
 
     Raises:
-        UserError: the files cannot be opened.
+      UserError: the files cannot be opened.
     """
 
     def __init__(self, workdir: str | pathlib.Path, step: int):
@@ -165,7 +165,7 @@ def read_metrics(workdir: str | pathlib.Path) -> list[dict[str, Any]]:
     """Reads metrics.jsonl, oldest record first. An incomplete last line is ignored.
 
     Raises:
-        UserError: a complete line is not a record.
+      UserError: a complete line is not a record.
     """
     path = pathlib.Path(workdir) / FILE
     if not path.exists():

@@ -25,10 +25,10 @@ def report_parameters(
     Only process 0 logs and writes. If the file cannot be written, a warning is logged.
 
     Args:
-        workdir: the run's folder.
-        params: the parameters of the model, as arrays with shardings.
-        frozen: parameters of frozen networks, as arrays with shardings.
-        untrained: groups of `params` that the optimizer does not update. They count as frozen.
+      workdir: the run's folder.
+      params: the parameters of the model, as arrays with shardings.
+      frozen: parameters of frozen networks, as arrays with shardings.
+      untrained: groups of `params` that the optimizer does not update. They count as frozen.
     """
     params, frozen = split_trained(params, frozen, untrained)
     for line in format_group_sizes(params, frozen):
@@ -48,9 +48,9 @@ def split_trained(
     """Splits the parameters into trained and frozen groups.
 
     Args:
-        params: the parameters of the model, by group.
-        frozen: parameters of frozen networks, by group.
-        untrained: groups of `params` that the optimizer does not update.
+      params: the parameters of the model, by group.
+      frozen: parameters of frozen networks, by group.
+      untrained: groups of `params` that the optimizer does not update.
     """
     trained = {name: tree for name, tree in params.items() if name not in untrained}
     return trained, {name: params[name] for name in params if name in untrained} | {**frozen}

@@ -16,7 +16,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     """Checks `config.profile_steps`.
 
     Raises:
-        UserError: `config.profile_steps` is neither () nor two increasing step numbers.
+      UserError: `config.profile_steps` is neither () nor two increasing step numbers.
     """
     window = config.profile_steps
     if window and (len(window) != 2 or not 0 <= window[0] < window[1]):
@@ -27,7 +27,7 @@ def unused_options(config: ml_collections.ConfigDict) -> dict[str, str]:
     """Returns "profile_steps" with the reason if the run ends before the trace starts.
 
     Args:
-        config: a config whose number of steps is resolved.
+      config: a config whose number of steps is resolved.
     """
     if not config.profile_steps or config.profile_steps[0] < config.total_steps:
         return {}
@@ -39,8 +39,8 @@ class Profiler:
     """Writes a trace of steps `window[0] + 1` to `window[1]` to `<workdir>/profile`.
 
     Args:
-        window: the two step numbers.
-        workdir: the run's folder.
+      window: the two step numbers.
+      workdir: the run's folder.
     """
 
     def __init__(self, window: Sequence[int], workdir: str | pathlib.Path):
@@ -57,7 +57,7 @@ class Profiler:
         """Ends the trace after the last step of the window, once `arrays` have been computed.
 
         Returns:
-            The folder of the trace that was ended, or None.
+          The folder of the trace that was ended, or None.
         """
         if not self._running or step < self._window[1]:
             return None

@@ -15,12 +15,12 @@ class ProgressMeter:
     """Shows the number of units of work done, the speed and the time left.
 
     Args:
-        total: Number of units.
-        unit: Name of a unit, in the singular.
-        initial: Number of units done earlier, which are excluded from the speed.
-        quiet: Whether to suppress all output.
-        line_seconds: Minimum seconds between plain lines. If None, only `log` prints lines.
-        out: Stream to write to. Standard output if None.
+      total: Number of units.
+      unit: Name of a unit, in the singular.
+      initial: Number of units done earlier, which are excluded from the speed.
+      quiet: Whether to suppress all output.
+      line_seconds: Minimum seconds between plain lines. If None, only `log` prints lines.
+      out: Stream to write to. Standard output if None.
     """
 
     def __init__(
@@ -94,11 +94,11 @@ class TrainingProgress:
     """Shows the progress of a run, as a bar on a terminal or else as one line per logged step.
 
     Args:
-        total_steps: number of steps of the whole run.
-        step: number of steps completed so far.
-        batch_size: clips per step, used to compute the time left.
-        quiet: whether to suppress all output.
-        out: stream to write to. Standard output if None.
+      total_steps: number of steps of the whole run.
+      step: number of steps completed so far.
+      batch_size: clips per step, used to compute the time left.
+      quiet: whether to suppress all output.
+      out: stream to write to. Standard output if None.
     """
 
     def __init__(
@@ -141,9 +141,9 @@ def format_step(record: Mapping[str, Any], total_steps: int, batch_size: int) ->
     """Formats a logged step as one line: loss, loss terms, learning rate, speed and time left.
 
     Args:
-        record: a record of metrics.jsonl.
-        total_steps: number of steps of the whole run.
-        batch_size: clips per step.
+      record: a record of metrics.jsonl.
+      total_steps: number of steps of the whole run.
+      batch_size: clips per step.
     """
     step = record["step"]
     terms = " ".join(

@@ -18,7 +18,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     """Checks the options of `config.log`.
 
     Raises:
-        UserError: a value is out of range.
+      UserError: a value is out of range.
     """
     check_minimums(
         config,
@@ -37,8 +37,8 @@ def is_due(step: int, every_steps: int) -> bool:
     Returns False if `every_steps` is 0.
 
     Args:
-        step: number of the step, from 1.
-        every_steps: interval in steps.
+      step: number of the step, from 1.
+      every_steps: interval in steps.
     """
     return every_steps > 0 and (step == 1 or step % every_steps == 0)
 
@@ -54,14 +54,14 @@ class Reporter:
     work. Reading them is the only point at which the training loop waits for the device.
 
     Args:
-        config: the run's config.
-        workdir: the run's folder.
-        step: number of steps completed so far.
-        mesh: the run's mesh.
-        best_metric: name of the logged metric that `pop_score` returns. "" for none.
-        throughput: converts steps per second to FLOP/s and MFU for the log. None logs neither.
-        describe_wait: function that returns why the data is slow, for the log of this process.
-        rare_metrics: names of metrics that are logged only at some steps.
+      config: the run's config.
+      workdir: the run's folder.
+      step: number of steps completed so far.
+      mesh: the run's mesh.
+      best_metric: name of the logged metric that `pop_score` returns. "" for none.
+      throughput: converts steps per second to FLOP/s and MFU for the log. None logs neither.
+      describe_wait: function that returns why the data is slow, for the log of this process.
+      rare_metrics: names of metrics that are logged only at some steps.
     """
 
     def __init__(
@@ -120,15 +120,15 @@ class Reporter:
         """Adds a step that was just dispatched, and reports the steps before it.
 
         Args:
-            step: number of the step, from 1.
-            metrics: metrics of the step, on the device.
-            diagnostics: diagnostics of the step, on the device. A step with diagnostics is logged.
-            counts: counts of this host so far. Their sums over all hosts are logged.
-            decoded: number of clips that this host has decoded so far, and the busy time in
-                seconds.
+          step: number of the step, from 1.
+          metrics: metrics of the step, on the device.
+          diagnostics: diagnostics of the step, on the device. A step with diagnostics is logged.
+          counts: counts of this host so far. Their sums over all hosts are logged.
+          decoded: number of clips that this host has decoded so far, and the busy time in
+              seconds.
 
         Raises:
-            NonFiniteError: too many steps in a row were skipped.
+          NonFiniteError: too many steps in a row were skipped.
         """
         sums, times = counts if jax.process_count() == 1 else {}, None
         if diagnostics or self._is_scheduled(step):

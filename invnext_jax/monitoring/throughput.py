@@ -40,7 +40,7 @@ class StepTimer:
         """Ends the measurement after `step` steps and starts the next one.
 
         Returns:
-            A dict with `clips_per_second` and `data_wait`, the share of time from 0 to 1.
+          A dict with `clips_per_second` and `data_wait`, the share of time from 0 to 1.
         """
         seconds = max(time.perf_counter() - self._start, 1e-9)
         steps = step - self._step
@@ -77,15 +77,15 @@ class HostTimer:
         """Ends the measurement after `step` steps and starts the next one.
 
         Args:
-            step: number of the step that was just dispatched.
-            counts: dropped videos and failed reads of this host so far.
-            decoded: number of clips that this host has decoded so far, and the busy time in seconds
-                (see `OrderedPool.work_done`).
+          step: number of the step that was just dispatched.
+          counts: dropped videos and failed reads of this host so far.
+          decoded: number of clips that this host has decoded so far, and the busy time in seconds
+              (see `OrderedPool.work_done`).
 
         Returns:
-            The measurements listed in `QUANTITIES`, float32 [5]. `data_wait` is a fraction of the
-            time. The decode rate is the number of clips per second that the workers would deliver
-            if they never waited; NaN if no clip was decoded.
+          The measurements listed in `QUANTITIES`, float32 [5]. `data_wait` is a fraction of the
+          time. The decode rate is the number of clips per second that the workers would deliver
+          if they never waited; NaN if no clip was decoded.
         """
         seconds = max(time.perf_counter() - self._start, 1e-9)
         clips, busy = (new - old for new, old in zip(decoded, self._decoded, strict=True))
@@ -113,12 +113,12 @@ def measure_matmul_flops(device: jax.Device, dtype: str, size: int | None = None
     """Measures the FLOP/s of a large matrix product on one device, in less than a second.
 
     Args:
-        device: the device to measure.
-        dtype: dtype of the matrices.
-        size: number of rows and columns. If None, 1024 on a CPU and 8192 on other devices.
+      device: the device to measure.
+      dtype: dtype of the matrices.
+      size: number of rows and columns. If None, 1024 on a CPU and 8192 on other devices.
 
     Returns:
-        The highest FLOP/s of up to ten measurements.
+      The highest FLOP/s of up to ten measurements.
     """
     size = size or (1024 if device.platform == "cpu" else 8192)
     put = jax.sharding.SingleDeviceSharding(device)
@@ -150,11 +150,11 @@ class Throughput:
     float32 rate.
 
     Args:
-        flops: dict from the dtype of the products ("float32" and "bfloat16") to the model FLOPs of
-            a step, summed over all devices. All 0 if unknown.
-        devices: devices of the mesh.
-        measure: whether to measure the ceiling, the FLOP/s of a large matrix product of each dtype,
-            on GPUs and CPUs.
+      flops: dict from the dtype of the products ("float32" and "bfloat16") to the model FLOPs of
+          a step, summed over all devices. All 0 if unknown.
+      devices: devices of the mesh.
+      measure: whether to measure the ceiling, the FLOP/s of a large matrix product of each dtype,
+          on GPUs and CPUs.
     """
 
     def __init__(self, flops: Mapping[str, float], devices: Sequence[jax.Device], *, measure: bool):

@@ -20,11 +20,11 @@ class Heartbeat(NamedTuple):
     """The latest heartbeat that a process has published.
 
     Attributes:
-        step: last completed step.
-        activity: name of the activity that the process was in.
-        seconds: duration of that activity so far.
-        host: host name.
-        received: `time.monotonic` when the report was received.
+      step: last completed step.
+      activity: name of the activity that the process was in.
+      seconds: duration of that activity so far.
+      host: host name.
+      received: `time.monotonic` when the report was received.
     """
 
     step: int
@@ -41,9 +41,9 @@ class Watchdog:
     thread cannot run, the `faulthandler` thread writes the stack traces.
 
     Args:
-        minutes: longest time without a heartbeat. 0 disables the watchdog.
-        out: stream to write to. Standard error if None. A stream without a file descriptor, such
-            as the output of a notebook, is replaced by the standard error of the process.
+      minutes: longest time without a heartbeat. 0 disables the watchdog.
+      out: stream to write to. Standard error if None. A stream without a file descriptor, such
+          as the output of a notebook, is replaced by the standard error of the process.
     """
 
     def __init__(self, minutes: float, out: TextIO | None = None):
@@ -66,9 +66,9 @@ class Watchdog:
         """Records that the run has made progress.
 
         Args:
-            step: last completed step.
-            activity: name of the activity that starts now, for the report of a stall.
-            factor: time limit of the activity, relative to that of a step.
+          step: last completed step.
+          activity: name of the activity that starts now, for the report of a stall.
+          factor: time limit of the activity, relative to that of a step.
         """
         self._step, self._activity, self._factor = step, activity, factor
         self._since, self._reported = time.monotonic(), False
@@ -124,8 +124,8 @@ def list_stragglers(heartbeats: Mapping[int, Heartbeat], now: float) -> list[str
     """Returns one line per process, sorted by step, then by the start of the activity.
 
     Args:
-        heartbeats: last heartbeat of each process.
-        now: the current `time.monotonic`.
+      heartbeats: last heartbeat of each process.
+      now: the current `time.monotonic`.
     """
 
     def order(item: tuple[int, Heartbeat]) -> tuple[int, float]:

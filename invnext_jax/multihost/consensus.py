@@ -31,7 +31,7 @@ class HostExchange:
     Exchanges are numbered, so all processes must create the same exchanges in the same order.
 
     Args:
-        label: the name of the synchronization point, for error messages.
+      label: the name of the synchronization point, for error messages.
     """
 
     def __init__(self, label: str):
@@ -50,10 +50,10 @@ class HostExchange:
         """Waits for the reports of all processes (process 0 only).
 
         Returns:
-            A dict that maps process numbers to reported values.
+          A dict that maps process numbers to reported values.
 
         Raises:
-            TimeoutError: some processes did not report in time. The message lists them.
+          TimeoutError: some processes did not report in time. The message lists them.
         """
         deadline = time.monotonic() + timeout_seconds
         while True:
@@ -76,7 +76,7 @@ class HostExchange:
         """Waits until process 0 publishes the result, and returns it.
 
         Raises:
-            UserError: process 0 published nothing within the timeout.
+          UserError: process 0 published nothing within the timeout.
         """
         deadline = time.monotonic() + timeout_seconds
         while self._result is None:
@@ -124,16 +124,16 @@ def all_hosts_agree(
     The block itself must not wait for other processes.
 
     Args:
-        label: the name of the synchronization point, for error messages.
-        error_types: error types that all processes raise unchanged, the most severe first. Any
-            other error becomes a `UserError` and counts as the most severe.
-        timeout_seconds: the longest time to wait.
+      label: the name of the synchronization point, for error messages.
+      error_types: error types that all processes raise unchanged, the most severe first. Any
+          other error becomes a `UserError` and counts as the most severe.
+      timeout_seconds: the longest time to wait.
 
     Yields:
-        A `Broadcast` whose value process 0 may set.
+      A `Broadcast` whose value process 0 may set.
 
     Raises:
-        UserError: a process raised an error, or did not arrive in time.
+      UserError: a process raised an error, or did not arrive in time.
     """
     broadcast, own_error = Broadcast(), None
     if jax.process_count() == 1:

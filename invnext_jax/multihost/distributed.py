@@ -55,14 +55,14 @@ def initialize(
     """Connects to the other processes, if any. Call it before any JAX computation.
 
     Args:
-        coordinator_address: host and port of process 0. Read from the environment if None.
-        num_processes: the number of processes. Read from the environment if None.
-        process_id: the number of this process, from 0. Read from the environment if None.
-        timeout_seconds: the longest time to wait for the other processes.
+      coordinator_address: host and port of process 0. Read from the environment if None.
+      num_processes: the number of processes. Read from the environment if None.
+      process_id: the number of this process, from 0. Read from the environment if None.
+      timeout_seconds: the longest time to wait for the other processes.
 
     Raises:
-        UserError: a setting is missing or contradicts another one, or a process does not connect in
-            time.
+      UserError: a setting is missing or contradicts another one, or a process does not connect in
+          time.
     """
     found = find_distributed_config(coordinator_address, num_processes, process_id)
     if found is not None:
@@ -96,10 +96,10 @@ def find_distributed_config(
     """Returns the settings of `jax.distributed` from the arguments, the environment or SLURM.
 
     Returns:
-        The settings, or None if these sources specify no other processes.
+      The settings, or None if these sources specify no other processes.
 
     Raises:
-        UserError: a setting is missing or invalid.
+      UserError: a setting is missing or invalid.
     """
     address = coordinator_address or os.environ.get("JAX_COORDINATOR_ADDRESS")
     count = _read_number(num_processes, "JAX_NUM_PROCESSES")
@@ -153,8 +153,8 @@ def _in_slurm_step(*, warn: bool) -> bool:
     A shell may have inherited only some of them.
 
     Args:
-        warn: whether to log a warning if the variables of a job with several tasks, or an
-            incomplete set of variables, are ignored.
+      warn: whether to log a warning if the variables of a job with several tasks, or an
+          incomplete set of variables, are ignored.
     """
     given = {name: os.environ[name] for name in _SLURM_VARIABLES if os.environ.get(name)}
     missing = [name for name in _SLURM_VARIABLES if name not in given]

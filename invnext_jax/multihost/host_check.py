@@ -40,16 +40,16 @@ def check_hosts(address: str, processes: int, process_id: int, timeout_seconds: 
     """Waits until all processes have reported to process 0.
 
     Args:
-        address: host and port of process 0.
-        processes: the number of processes.
-        process_id: the number of this process.
-        timeout_seconds: the longest time to wait.
+      address: host and port of process 0.
+      processes: the number of processes.
+      process_id: the number of this process.
+      timeout_seconds: the longest time to wait.
 
     Returns:
-        The host names of the processes, in order.
+      The host names of the processes, in order.
 
     Raises:
-        UserError: a process does not report in time, or two processes have the same number.
+      UserError: a process does not report in time, or two processes have the same number.
     """
     secret = os.environ.get(host_messages.SECRET_VARIABLE, "").encode()
     if process_id == 0:
@@ -76,7 +76,7 @@ def bind_address(address: str) -> str | None:
     loopback interface, the coordinator's address.
 
     Raises:
-        UserError: the variable is not an address.
+      UserError: the variable is not an address.
     """
     chosen = os.environ.get(BIND_VARIABLE)
     if chosen:
@@ -97,10 +97,10 @@ def describe_missing_hosts(
     """Returns a sentence that lists the missing processes.
 
     Args:
-        missing: the numbers of the missing processes.
-        hosts: the known host names, by process number.
-        timeout_seconds: how long the other processes waited.
-        label: the name of the synchronization point. "" if it has none.
+      missing: the numbers of the missing processes.
+      hosts: the known host names, by process number.
+      timeout_seconds: how long the other processes waited.
+      label: the name of the synchronization point. "" if it has none.
     """
     names = [f"{i} (host {hosts[i]})" if i in hosts else str(i) for i in sorted(missing)]
     rest = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
@@ -114,9 +114,9 @@ class _HostCheck:
     """The server in process 0, which collects one report per process and then sends the result.
 
     Args:
-        server: listening socket.
-        processes: the number of processes.
-        secret: shared secret; empty if there is none.
+      server: listening socket.
+      processes: the number of processes.
+      secret: shared secret; empty if there is none.
     """
 
     def __init__(self, server: socket.socket, processes: int, secret: bytes):

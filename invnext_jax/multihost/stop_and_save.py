@@ -62,7 +62,7 @@ class Preemption:
         """Context manager in which a signal interrupts the current operation with an exception.
 
         Raises:
-            StopRequestedError: the first signal arrives in the block or has arrived before it.
+          StopRequestedError: the first signal arrives in the block or has arrived before it.
         """
         self._raises = True
         try:
@@ -113,9 +113,9 @@ class StopAndSave:
     ready, so that no process waits. A single process uses its flags directly.
 
     Args:
-        preemption: the object that receives the signals of this process.
-        every_minutes: minutes between timed saves, measured by process 0. 0 disables timed saves.
-        mesh: the run's mesh.
+      preemption: the object that receives the signals of this process.
+      every_minutes: minutes between timed saves, measured by process 0. 0 disables timed saves.
+      mesh: the run's mesh.
     """
 
     def __init__(self, preemption: Preemption, every_minutes: float, mesh: Mesh):

@@ -32,11 +32,11 @@ class Collective(NamedTuple):
     """One collective operation of a program.
 
     Attributes:
-        kind: one of `KINDS`.
-        shapes: (type, dimensions) of each output array on one device.
-        times: number of executions in one run of the program, including loop iterations.
-        devices: number of devices in one group.
-        source: name of the operation in the model; "" if the compiler did not record it.
+      kind: one of `KINDS`.
+      shapes: (type, dimensions) of each output array on one device.
+      times: number of executions in one run of the program, including loop iterations.
+      devices: number of devices in one group.
+      source: name of the operation in the model; "" if the compiler did not record it.
     """
 
     kind: str
@@ -68,8 +68,8 @@ def read_collectives(program: str, devices: int) -> list[Collective]:
     """Returns the collectives of a compiled program.
 
     Args:
-        program: text of the program, from `compiled.as_text()`.
-        devices: number of devices; the group size of collectives without replica groups.
+      program: text of the program, from `compiled.as_text()`.
+      devices: number of devices; the group size of collectives without replica groups.
     """
     computations, entry = _split(program)
     times = dict.fromkeys(computations, 0)

@@ -8,14 +8,14 @@ class Device(NamedTuple):
     """Data-sheet values of one accelerator.
 
     Attributes:
-        peak: peak bfloat16 throughput without sparsity, in FLOP/s.
-        float32_peak: peak throughput of float32 products with the highest precision, in FLOP/s.
-          GPUs compute them without tensor cores, and TPUs in six bfloat16 passes.
-        memory: size of the device memory in bytes.
-        bandwidth: bandwidth of the device memory, in bytes/s.
-        link: bandwidth of one device within its node or slice, in bytes/s per direction.
-        node: number of devices in a node or slice.
-        network: bandwidth from one device to other nodes, in bytes/s per direction.
+      peak: peak bfloat16 throughput without sparsity, in FLOP/s.
+      float32_peak: peak throughput of float32 products with the highest precision, in FLOP/s.
+        GPUs compute them without tensor cores, and TPUs in six bfloat16 passes.
+      memory: size of the device memory in bytes.
+      bandwidth: bandwidth of the device memory, in bytes/s.
+      link: bandwidth of one device within its node or slice, in bytes/s per direction.
+      node: number of devices in a node or slice.
+      network: bandwidth from one device to other nodes, in bytes/s per direction.
     """
 
     peak: float
@@ -30,7 +30,7 @@ class Device(NamedTuple):
         """Returns the minimum time of matrix products on this device, in seconds.
 
         Args:
-            flops: number of FLOPs by dtype of the products, "float32" or "bfloat16".
+          flops: number of FLOPs by dtype of the products, "float32" or "bfloat16".
         """
         return flops["bfloat16"] / self.peak + flops["float32"] / self.float32_peak
 

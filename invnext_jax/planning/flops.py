@@ -25,13 +25,13 @@ class FlopCount:
     """FLOPs of one component for one clip. The `add_*` methods add layers to the count.
 
     Attributes:
-        dtype: dtype of the matrix products, "float32" or "bfloat16".
-        trained: whether gradients flow through the component.
-        forward: FLOPs of the forward pass.
-        backward: FLOPs of the backward pass.
-        layers: FLOPs of `forward` that are in transformer layers, which `remat="full"` recomputes.
-        attention: FLOPs of `forward` that compute attention scores and weighted sums.
-        float32: FLOPs of `forward` and `backward` that are in float32 products.
+      dtype: dtype of the matrix products, "float32" or "bfloat16".
+      trained: whether gradients flow through the component.
+      forward: FLOPs of the forward pass.
+      backward: FLOPs of the backward pass.
+      layers: FLOPs of `forward` that are in transformer layers, which `remat="full"` recomputes.
+      attention: FLOPs of `forward` that compute attention scores and weighted sums.
+      float32: FLOPs of `forward` and `backward` that are in float32 products.
     """
 
     dtype: str = "bfloat16"
@@ -63,13 +63,13 @@ class FlopCount:
         """Adds transformer layers.
 
         Args:
-            n: number of tokens. Each one is used as query, key and value.
-            pairs: number of query-key pairs of one layer.
-            width: width of the tokens.
-            mlp: sum of the widths of the MLP's linear layers.
-            depth: number of layers.
-            outputs: number of tokens that pass through the output projection and the MLP; n if
-              None.
+          n: number of tokens. Each one is used as query, key and value.
+          pairs: number of query-key pairs of one layer.
+          width: width of the tokens.
+          mlp: sum of the widths of the MLP's linear layers.
+          depth: number of layers.
+          outputs: number of tokens that pass through the output projection and the MLP; n if
+            None.
         """
         outputs = n if outputs is None else outputs
         for _ in range(depth):
@@ -100,10 +100,10 @@ class TokenLengths:
     """Token counts of one clip.
 
     Attributes:
-        patches: number of all patches.
-        visible: number of visible patches, for each mask.
-        predicted: number of predicted patches, for each mask.
-        class_tokens: number of class tokens of the encoder.
+      patches: number of all patches.
+      visible: number of visible patches, for each mask.
+      predicted: number of predicted patches, for each mask.
+      class_tokens: number of class tokens of the encoder.
     """
 
     patches: int
@@ -116,8 +116,8 @@ def token_lengths(config: Any, most_masks: int | None = None) -> TokenLengths:
     """Returns the token counts of a clip, from the shapes of the masks.
 
     Args:
-        config: the run's config.
-        most_masks: maximum number of masks that the stage uses; None for all masks.
+      config: the run's config.
+      most_masks: maximum number of masks that the stage uses; None for all masks.
     """
     frames, side = config.data.frames, config.data.size // config.encoder.patch
     attention_bts = jax.ShapeDtypeStruct((1, frames, side * side), jnp.float32)
@@ -178,10 +178,10 @@ def count_predictor(config: Any, tokens: TokenLengths, *, dense_windows: bool = 
     """Counts the predictor.
 
     Args:
-        config: the run's config.
-        tokens: token counts of a clip.
-        dense_windows: whether to count all query-key pairs of local attention, which an unfused
-          kernel computes, instead of only the pairs within the window.
+      config: the run's config.
+      tokens: token counts of a clip.
+      dense_windows: whether to count all query-key pairs of local attention, which an unfused
+        kernel computes, instead of only the pairs within the window.
     """
     count, p = FlopCount(config.dtype), config.predictor
     n = tokens.patches + tokens.class_tokens
@@ -242,9 +242,9 @@ def sum_recomputed_flops(counts: Mapping[str, FlopCount], batch_size: int, remat
     """Returns the FLOPs that rematerialisation adds to the model FLOPs of one step.
 
     Args:
-        counts: FLOPs of each component.
-        batch_size: number of clips in the whole batch.
-        remat: value of `config.remat`.
+      counts: FLOPs of each component.
+      batch_size: number of clips in the whole batch.
+      remat: value of `config.remat`.
     """
     trained = [count for count in counts.values() if count.trained]
     recomputed = {

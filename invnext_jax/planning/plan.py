@@ -34,16 +34,16 @@ def make_plan(
     """Plans a run on all JAX devices, which may be fake CPU devices.
 
     Args:
-        config: the run's config; `config.mesh` sets the device layout.
-        device_name: a name in `devices.DEVICES`.
-        videos: number of videos of the run's manifests.
-        overrides: see `train.train`.
+      config: the run's config; `config.mesh` sets the device layout.
+      device_name: a name in `devices.DEVICES`.
+      videos: number of videos of the run's manifests.
+      overrides: see `train.train`.
 
     Returns:
-        A JSON-compatible dict with bytes per device, FLOPs of a step on all devices, and seconds.
+      A JSON-compatible dict with bytes per device, FLOPs of a step on all devices, and seconds.
 
     Raises:
-        UserError: the device is unknown, or the mesh or another option is invalid.
+      UserError: the device is unknown, or the mesh or another option is invalid.
     """
     if device_name not in DEVICES:
         raise UserError(f"--device={device_name} must be one of {', '.join(DEVICES)}")
@@ -107,10 +107,10 @@ def check_config(
     """Runs the checks of a training run, except for input files and the attention kernel.
 
     Returns:
-        The config with its recipe as numbers, and the recipe.
+      The config with its recipe as numbers, and the recipe.
 
     Raises:
-        UserError: an option has an invalid value.
+      UserError: an option has an invalid value.
     """
     given, config = config, ml_collections.ConfigDict(config)
     config.attention = "auto"
@@ -152,7 +152,7 @@ def activation_bytes(shapes: Shapes) -> tuple[float, float]:
     forward and backward pass.
 
     Returns:
-        The bytes of saved arrays and working set together, and the bytes of the saved arrays alone.
+      The bytes of saved arrays and working set together, and the bytes of the saved arrays alone.
     """
     one, two = (_saved_arrays(shapes, clips) for clips in (1, 2))
     tokens = flops_lib.token_lengths(shapes.config)

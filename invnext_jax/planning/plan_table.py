@@ -7,7 +7,7 @@ def format_plan(plan: dict[str, Any]) -> str:
     """Formats a plan as a table for the terminal.
 
     Args:
-        plan: output of `plan.make_plan`, optionally merged with the output of `plan.compile_step`.
+      plan: output of `plan.make_plan`, optionally merged with the output of `plan.compile_step`.
     """
 
     def gb(size: float) -> str:

@@ -146,8 +146,8 @@ def unused_options(config: Any, start: Iterable[str]) -> dict[str, str]:
     """Returns the options that the parameters of `config.init_from` replace, with the reason.
 
     Args:
-        config: the run's config.
-        start: names of the parameter groups that are read from `config.init_from`.
+      config: the run's config.
+      start: names of the parameter groups that are read from `config.init_from`.
     """
     unused, source = {}, f"is read from config.init_from={config.init_from}"
     if "encoder" in start:

@@ -31,14 +31,14 @@ class TrainingSetup:
     """The parts of a run that are determined by its config.
 
     Attributes:
-        config: the run's config, frozen.
-        stage: stage of the run.
-        model: the stage's model.
-        init_fn: key -> parameters.
-        tx: the optimizer; it does not update `untrained_groups`.
-        ema_targets: maps the name of each EMA target to the parameter group that it averages.
-        step: (state, frozen, batch, root_key, schedule) -> (state, metrics), see
-            `step.make_train_step`.
+      config: the run's config, frozen.
+      stage: stage of the run.
+      model: the stage's model.
+      init_fn: key -> parameters.
+      tx: the optimizer; it does not update `untrained_groups`.
+      ema_targets: maps the name of each EMA target to the parameter group that it averages.
+      step: (state, frozen, batch, root_key, schedule) -> (state, metrics), see
+          `step.make_train_step`.
     """
 
     config: Any
@@ -86,7 +86,7 @@ def find_stage(config: Any) -> Stage:
     """Returns the stage of a config.
 
     Raises:
-        UserError: there is no stage with this name.
+      UserError: there is no stage with this name.
     """
     if config.stage not in STAGES:
         raise UserError(f"config.stage={config.stage!r} must be one of {', '.join(STAGES)}")
@@ -107,10 +107,10 @@ def make_setup(config: Any) -> TrainingSetup:
     """Makes the setup of a run from a checked config, without creating arrays.
 
     Args:
-        config: a run's config, frozen.
+      config: a run's config, frozen.
 
     Raises:
-        UserError: the stage is unknown.
+      UserError: the stage is unknown.
     """
     stage = find_stage(config)
     model = stage.make_model(config)

@@ -14,8 +14,8 @@ def find_unused(stage: Any, config: Any) -> dict[str, str]:
     """Returns the options without effect, with the reasons; see `Stage.unused_options`.
 
     Args:
-        stage: a `MaskedModelingStage`.
-        config: the run's config, which has passed the checks.
+      stage: a `MaskedModelingStage`.
+      config: the run's config, which has passed the checks.
     """
     unused = masks.unused_options(config.mask) | _unused_sources(config)
     groups = stage.param_groups(config)

@@ -83,11 +83,11 @@ def label_matrix(labels: Mapping[str, np.ndarray], captions: Sequence[Caption]) 
     """Returns which captions match which clips.
 
     Args:
-        labels: Class ids [b] for each task that a caption mentions.
-        captions: The captions to match.
+      labels: Class ids [b] for each task that a caption mentions.
+      captions: The captions to match.
 
     Returns:
-        bool [b j], true where clip b has every attribute that caption j mentions.
+      bool [b j], true where clip b has every attribute that caption j mentions.
     """
     batch = len(next(iter(labels.values())))
     matches_bj = np.ones((batch, len(captions)), bool)

@@ -50,18 +50,18 @@ def write_world(
     """Writes clips 0 to `videos` - 1 of `spec`. Existing clips are skipped.
 
     Args:
-        spec: Parameters of the world. All splits of a world use the same folder.
-        out_dir: Output folder, created if missing.
-        videos: Number of clips.
-        workers: Number of processes. 1 writes in the current process.
-        progress: Whether to show progress: a bar on a terminal, plain lines otherwise.
+      spec: Parameters of the world. All splits of a world use the same folder.
+      out_dir: Output folder, created if missing.
+      videos: Number of clips.
+      workers: Number of processes. 1 writes in the current process.
+      progress: Whether to show progress: a bar on a terminal, plain lines otherwise.
 
     Returns:
-        Path of the manifest.
+      Path of the manifest.
 
     Raises:
-        UserError: `videos` is not positive, or `out_dir` contains a different world.
-        RuntimeError: A worker process died.
+      UserError: `videos` is not positive, or `out_dir` contains a different world.
+      RuntimeError: A worker process died.
     """
     if videos < 1:
         raise UserError(f"videos={videos} must be at least 1")
@@ -108,7 +108,7 @@ def read_spec(out_dir: str | os.PathLike, split: str) -> WorldSpec:
     """Reads the parameters of a written world from its folder.
 
     Raises:
-        UserError: The folder has no `spec.json`, or the file is damaged or of another format.
+      UserError: The folder has no `spec.json`, or the file is damaged or of another format.
     """
     path = Path(out_dir) / "spec.json"
     fields = json_file.read_object(path, "write the world again with launch/make_world.py")

@@ -21,14 +21,14 @@ class Clip:
     """A clip and its ground truth. Labels and captions describe object 0.
 
     Attributes:
-        video: uint8 [t h w c], RGB.
-        depth: float16 [t h w], distance from the camera.
-        boxes: float32 [t k 4], (x0, y0, x1, y1) in [0, 1]; zeros for absent objects. See
-            `scene.Scene` for the box of an object that crosses the border.
-        visible: int32 [t k], number of visible pixels of the object, on both sides of the border.
-        ids: int8 [t h w], 0 for background, k + 1 where object k is visible.
-        labels: Class id for each task of the level.
-        level: Level of the world.
+      video: uint8 [t h w c], RGB.
+      depth: float16 [t h w], distance from the camera.
+      boxes: float32 [t k 4], (x0, y0, x1, y1) in [0, 1]; zeros for absent objects. See
+          `scene.Scene` for the box of an object that crosses the border.
+      visible: int32 [t k], number of visible pixels of the object, on both sides of the border.
+      ids: int8 [t h w], 0 for background, k + 1 where object k is visible.
+      labels: Class id for each task of the level.
+      level: Level of the world.
     """
 
     video: np.ndarray
@@ -69,7 +69,7 @@ def render_clip(spec: WorldSpec, index: int) -> Clip:
     """Renders clip `index`. This is a pure function of its arguments.
 
     Raises:
-        UserError: `index` is negative.
+      UserError: `index` is negative.
     """
     scene = scene_lib.sample_scene(spec, index)
     rng = scene_lib.clip_rng(spec, index, 1)

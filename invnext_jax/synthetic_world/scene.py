@@ -44,21 +44,21 @@ class Scene:
     """Content of a clip before rendering. The labels describe object 0.
 
     Attributes:
-        labels: Class id for each task of `WorldSpec.classes`.
-        kinds: Name of each object's outline, or "digit" for the digit.
-        center_tk2: Center in pixels, in [0, size), float32.
-        half_tk2: Half width and half height in pixels, float32.
-        angle_tk: Rotation in radians, float32.
-        depth_tk: Distance from the camera, float32. Nearer objects occlude farther ones.
-        color_k3: RGB of each object, float32.
-        boxes_tk4: (x0, y0, x1, y1) in [0, 1], float32. An object that crosses the border is drawn
-            on both sides. Its box encloses the copy whose center is in the frame and is clipped to
-            the frame. The part on the other side is always smaller and has no box. Occlusion does
-            not change the box.
-        camera_t2: Camera position in pixels at unit depth, float32.
-        shown_tk: Whether the object exists in the frame, bool. The boxes of the other objects are
-            zero.
-        digit: Row of the digit image in scikit-learn's data set; -1 without a digit.
+      labels: Class id for each task of `WorldSpec.classes`.
+      kinds: Name of each object's outline, or "digit" for the digit.
+      center_tk2: Center in pixels, in [0, size), float32.
+      half_tk2: Half width and half height in pixels, float32.
+      angle_tk: Rotation in radians, float32.
+      depth_tk: Distance from the camera, float32. Nearer objects occlude farther ones.
+      color_k3: RGB of each object, float32.
+      boxes_tk4: (x0, y0, x1, y1) in [0, 1], float32. An object that crosses the border is drawn
+          on both sides. Its box encloses the copy whose center is in the frame and is clipped to
+          the frame. The part on the other side is always smaller and has no box. Occlusion does
+          not change the box.
+      camera_t2: Camera position in pixels at unit depth, float32.
+      shown_tk: Whether the object exists in the frame, bool. The boxes of the other objects are
+          zero.
+      digit: Row of the digit image in scikit-learn's data set; -1 without a digit.
     """
 
     labels: dict[str, int]
@@ -84,7 +84,7 @@ def sample_scene(spec: WorldSpec, index: int) -> Scene:
     """Samples the labels and trajectories of clip `index`, in about 0.1 ms.
 
     Raises:
-        UserError: `index` is negative.
+      UserError: `index` is negative.
     """
     if index < 0:
         raise UserError(f"clip index {index} must not be negative")

@@ -29,22 +29,22 @@ class WorldSpec:
     """Parameters of a world. Clip i is a pure function of these fields and i.
 
     Attributes:
-        level: "simple" (one bright shape on a nearly plain background, 8 directions), "full" (a
-            digit among distractors over a moving texture, 10 motions) or "anticipation" (like
-            "simple", but a colored square in the first third of the clip indicates the direction in
-            the last third; the direction before that is independent of it).
-        size: Side of a frame in pixels, at least 16.
-        frames: Frames per clip, at least 2. The full level needs an even number; otherwise
-            unordered frames would distinguish "left then right" from "right then left".
-        seed: Non-negative seed of the world.
-        split: "train", "val" or "test". The splits have no clip and no digit image in common.
-        object_size: Factor by which the size of object 0 is multiplied, from 0.4 to 1.4.
-        speed: Factor by which the speed of object 0 is multiplied, from 0.25 to 3.
-        clutter: Number of distractors, from 0 to 8. None selects 0, or a random number from 0 to 2
-            on the full level.
+      level: "simple" (one bright shape on a nearly plain background, 8 directions), "full" (a
+          digit among distractors over a moving texture, 10 motions) or "anticipation" (like
+          "simple", but a colored square in the first third of the clip indicates the direction in
+          the last third; the direction before that is independent of it).
+      size: Side of a frame in pixels, at least 16.
+      frames: Frames per clip, at least 2. The full level needs an even number; otherwise
+          unordered frames would distinguish "left then right" from "right then left".
+      seed: Non-negative seed of the world.
+      split: "train", "val" or "test". The splits have no clip and no digit image in common.
+      object_size: Factor by which the size of object 0 is multiplied, from 0.4 to 1.4.
+      speed: Factor by which the speed of object 0 is multiplied, from 0.25 to 3.
+      clutter: Number of distractors, from 0 to 8. None selects 0, or a random number from 0 to 2
+          on the full level.
 
     Raises:
-        UserError: A field is out of range.
+      UserError: A field is out of range.
     """
 
     level: str = "simple"

@@ -22,7 +22,7 @@ def tokenize(captions: Sequence[Caption], vocabulary: Mapping[str, int], length:
     """Returns the token ids of captions, int32 [j n] with n = `length`, padded at the end.
 
     Raises:
-        ValueError: A caption has more than `length` words.
+      ValueError: A caption has more than `length` words.
     """
     tokens_jn = np.zeros((len(captions), length), np.int32)
     for row, caption in enumerate(captions):

@@ -15,10 +15,10 @@ class PointTracks(NamedTuple):
     """Tracks of points that are visible in the start frame.
 
     Attributes:
-        points_nt2: Positions as fractions of the frame, float32 in [0, 1). A point that leaves the
-            frame enters it again on the opposite side, like its object.
-        occluded_nt: Whether the point is hidden by another object or its object does not exist in
-            the frame, bool.
+      points_nt2: Positions as fractions of the frame, float32 in [0, 1). A point that leaves the
+          frame enters it again on the opposite side, like its object.
+      occluded_nt: Whether the point is hidden by another object or its object does not exist in
+          the frame, bool.
     """
 
     points_nt2: np.ndarray
@@ -31,14 +31,14 @@ def sample_points(
     """Samples points on the objects that are visible in the frame `start`, and follows them.
 
     Args:
-        spec: Parameters of the world.
-        index: Index of the clip.
-        ids_thw: Object ids of the clip, see `render.Clip`.
-        count: Number of points. Points may coincide if few pixels show an object.
-        start: Frame in which all points are visible.
+      spec: Parameters of the world.
+      index: Index of the clip.
+      ids_thw: Object ids of the clip, see `render.Clip`.
+      count: Number of points. Points may coincide if few pixels show an object.
+      start: Frame in which all points are visible.
 
     Raises:
-        ValueError: No object is visible in the frame `start`.
+      ValueError: No object is visible in the frame `start`.
     """
     scene, rng = sample_scene(spec, index), clip_rng(spec, index, 2)
     rows, columns = np.nonzero(ids_thw[start])
@@ -61,14 +61,14 @@ def follow(
     """Moves points with their objects.
 
     Args:
-        scene: The scene.
-        size: Side of a frame in pixels.
-        object_n: Index of the object of each point, int.
-        start_n2: Position of each point in the frame `start` in pixels.
-        start: Index of the start frame.
+      scene: The scene.
+      size: Side of a frame in pixels.
+      object_n: Index of the object of each point, int.
+      start_n2: Position of each point in the frame `start` in pixels.
+      start: Index of the start frame.
 
     Returns:
-        Positions in pixels, float64 [n t 2], in [0, size).
+      Positions in pixels, float64 [n t 2], in [0, size).
     """
     center_nt2 = scene.center_tk2[:, object_n].swapaxes(0, 1).astype(np.float64)
     half_nt2 = scene.half_tk2[:, object_n].swapaxes(0, 1).astype(np.float64)

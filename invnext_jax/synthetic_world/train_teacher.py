@@ -137,15 +137,15 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
     minutes and writes no checkpoints, so an interrupted run starts from the beginning.
 
     Args:
-        config: config of the run; see `configs/teacher.py`.
-        workdir: folder for the weights and the metrics.
+      config: config of the run; see `configs/teacher.py`.
+      workdir: folder for the weights and the metrics.
 
     Returns:
-        The output of `evaluate` on the clips of the split "val".
+      The output of `evaluate` on the clips of the split "val".
 
     Raises:
-        UserError: an option of the config has an invalid value.
-        NonFiniteError: too many consecutive steps had a non-finite loss or gradient.
+      UserError: an option of the config has an invalid value.
+      NonFiniteError: too many consecutive steps had a non-finite loss or gradient.
     """
     if config.total_steps < 1:
         raise UserError(f"config.total_steps={config.total_steps} must be at least 1")

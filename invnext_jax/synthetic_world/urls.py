@@ -34,7 +34,7 @@ def parse(name: str) -> World:
     """Parses a `world:` URL.
 
     Raises:
-        UserError: The URL is malformed, or a field is out of range.
+      UserError: The URL is malformed, or a field is out of range.
     """
     parts = urllib.parse.urlsplit(name)
     level, _, split = parts.path.partition("/")

@@ -54,7 +54,7 @@ def _check_writable(folder: pathlib.Path) -> None:
     """Checks that a folder is writable by creating it and a file in it.
 
     Raises:
-        OSError: the folder or the file cannot be created.
+      OSError: the folder or the file cannot be created.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder) as file:
@@ -101,15 +101,15 @@ def compile_step(
     The state, the frozen parameters and the batch may be abstract arrays with shardings.
 
     Args:
-        step: the output of `make_train_step`.
-        state: the training state.
-        frozen: parameters that are never trained.
-        batch: dict of global arrays [b ...].
-        root_key: the run's PRNG key, replicated.
-        schedule: the learning-rate schedule, replicated.
+      step: the output of `make_train_step`.
+      state: the training state.
+      frozen: parameters that are never trained.
+      batch: dict of global arrays [b ...].
+      root_key: the run's PRNG key, replicated.
+      schedule: the learning-rate schedule, replicated.
 
     Returns:
-        The compiled step. Calling it with other shapes raises an error instead of recompiling.
+      The compiled step. Calling it with other shapes raises an error instead of recompiling.
     """
     state_shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     metrics_sharding = root_key.sharding

@@ -42,8 +42,8 @@ def make_mesh(
     """Makes a mesh with the axis sizes in `config.mesh`. Uses all devices by default.
 
     Raises:
-        UserError: more than one size is -1, a size is 0 or below -1, or the product of the sizes is
-          not the number of devices.
+      UserError: more than one size is -1, a size is 0 or below -1, or the product of the sizes is
+        not the number of devices.
     """
     devices = jax.devices() if devices is None else list(devices)
     sizes = {axis: int(config[axis]) for axis in AXES}
@@ -75,8 +75,8 @@ def check_batch(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
     """Checks that the batch can be split over the mesh.
 
     Raises:
-        UserError: the batch size is not divisible by the number of shards times
-            `config.accumulate`.
+      UserError: the batch size is not divisible by the number of shards times
+          `config.accumulate`.
     """
     size, shards = config.batch_size, batch_shards(mesh)
     if size % shards:
@@ -95,13 +95,13 @@ def shardings(abstract: Any, mesh: Mesh) -> Any:
     """Returns the shardings of a tree of abstract arrays.
 
     Args:
-        abstract: tree of `jax.ShapeDtypeStruct`. Leaves in `nn.LogicallyPartitioned` boxes have
-            logical axes; the others are replicated.
-        mesh: the output of `make_mesh`.
+      abstract: tree of `jax.ShapeDtypeStruct`. Leaves in `nn.LogicallyPartitioned` boxes have
+          logical axes; the others are replicated.
+      mesh: the output of `make_mesh`.
 
     Returns:
-        A tree of `NamedSharding` without boxes. A dimension that is not divisible by
-        the size of its mesh axes is replicated.
+      A tree of `NamedSharding` without boxes. A dimension that is not divisible by
+      the size of its mesh axes is replicated.
     """
     specs = nn.logical_to_mesh(nn.get_partition_spec(abstract), RULES)
 
@@ -198,9 +198,9 @@ def shard_batch(
     """Makes global arrays [b ...] from the clips that the processes have loaded.
 
     Args:
-        batch: arrays whose rows are the clips at `batch_positions`.
-        mesh: the run's mesh.
-        batch_size: number of clips in the whole batch, b. None if every process has all of them.
+      batch: arrays whose rows are the clips at `batch_positions`.
+      mesh: the run's mesh.
+      batch_size: number of clips in the whole batch, b. None if every process has all of them.
     """
     sharding = batch_sharding(mesh)
     arrays = {
@@ -259,15 +259,15 @@ def shard_tree(host: Any, abstract: Any) -> Any:
     """Makes global arrays from a tree of host arrays that is the same on all processes.
 
     Args:
-        host: tree of numpy or jax arrays.
-        abstract: tree of `jax.ShapeDtypeStruct` with shardings; has the structure and shapes of
-          `host`.
+      host: tree of numpy or jax arrays.
+      abstract: tree of `jax.ShapeDtypeStruct` with shardings; has the structure and shapes of
+        `host`.
 
     Returns:
-        The tree of global arrays with the dtypes of `abstract`.
+      The tree of global arrays with the dtypes of `abstract`.
 
     Raises:
-        ValueError: the structures or shapes differ.
+      ValueError: the structures or shapes differ.
     """
 
     def put(leaf: Any, target: jax.ShapeDtypeStruct) -> jax.Array:

@@ -22,12 +22,12 @@ class Schedule(flax.struct.PyTreeNode):
     works with any schedule.
 
     Attributes:
-        slope: float32, increase of the rate for each step of the warm-up, which starts from 0.
-        warmup_steps: int32, number of steps of the warm-up.
-        decay_steps: int32, number of steps of the decay.
-        frequency: float32, pi / decay_steps.
-        span: float32, peak minus final rate.
-        floor: float32, final rate.
+      slope: float32, increase of the rate for each step of the warm-up, which starts from 0.
+      warmup_steps: int32, number of steps of the warm-up.
+      decay_steps: int32, number of steps of the decay.
+      frequency: float32, pi / decay_steps.
+      span: float32, peak minus final rate.
+      floor: float32, final rate.
     """
 
     slope: Any

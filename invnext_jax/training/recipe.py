@@ -39,15 +39,15 @@ class Recipe:
     """Steps and learning rates of a run.
 
     Attributes:
-        videos: number of rows of all manifests.
-        batch_size: clips per step, over all devices and microbatches.
-        accumulate: number of microbatches that the batch is split into.
-        repeats: number of clips sampled from a video each time it is decoded.
-        total_steps: length of the run in steps.
-        warmup_steps: steps of linear warm-up.
-        learning_rate: peak learning rate.
-        min_learning_rate: learning rate at the last step.
-        set_by_hand: the keys of `SOURCES` that the config sets by hand.
+      videos: number of rows of all manifests.
+      batch_size: clips per step, over all devices and microbatches.
+      accumulate: number of microbatches that the batch is split into.
+      repeats: number of clips sampled from a video each time it is decoded.
+      total_steps: length of the run in steps.
+      warmup_steps: steps of linear warm-up.
+      learning_rate: peak learning rate.
+      min_learning_rate: learning rate at the last step.
+      set_by_hand: the keys of `SOURCES` that the config sets by hand.
     """
 
     videos: int
@@ -101,7 +101,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     """Checks the options of the recipe.
 
     Raises:
-        UserError: a value is out of range.
+      UserError: a value is out of range.
     """
     minimums = {"total_steps": 1, "optimizer.warmup_steps": 0}
     minimums |= {"optimizer.learning_rate": 0.0, "optimizer.min_learning_rate": 0.0}
@@ -122,7 +122,7 @@ def unused_options(config: ml_collections.ConfigDict) -> dict[str, str]:
     """Returns the epochs and base rates that numbers of the config replace, with the reason.
 
     Args:
-        config: a config that is not resolved.
+      config: a config that is not resolved.
     """
     return {
         source: f"config.{name}={_get(config, name)} is set: add --config.{name}={UNSET}"
@@ -139,11 +139,11 @@ def resolve(config: ml_collections.ConfigDict, videos: int) -> Recipe:
     the base rate times batch size / 256.
 
     Args:
-        config: the run's config.
-        videos: number of rows of all manifests of the run.
+      config: the run's config.
+      videos: number of rows of all manifests of the run.
 
     Raises:
-        UserError: the final learning rate is above the peak, or the run is shorter than one step.
+      UserError: the final learning rate is above the peak, or the run is shorter than one step.
     """
     steps_per_epoch = videos / config.batch_size
     if steps_per_epoch >= _MIN_WHOLE_STEPS:
@@ -183,11 +183,11 @@ def resolve_config(
     """Returns a frozen copy of a config with the steps and rates of its recipe, and the recipe.
 
     Args:
-        config: the run's config, which is not modified.
-        videos: see `resolve`.
+      config: the run's config, which is not modified.
+      videos: see `resolve`.
 
     Raises:
-        UserError: see `resolve`.
+      UserError: see `resolve`.
     """
     recipe = resolve(config, videos)
     resolved = {name: getattr(recipe, name.rpartition(".")[2]) for name in SOURCES}
@@ -200,13 +200,13 @@ def keep_saved(
     """Keeps the steps and rates of a run that was started with a version without epochs.
 
     Args:
-        config: the run's config.
-        saved: the config in the run's newest checkpoint.
+      config: the run's config.
+      saved: the config in the run's newest checkpoint.
 
     Returns:
-        The config, in which numbers that are not set by hand are replaced by those in the
-        checkpoint; and a dict with these numbers by name, which is {} if the checkpoint's version
-        had epochs.
+      The config, in which numbers that are not set by hand are replaced by those in the
+      checkpoint; and a dict with these numbers by name, which is {} if the checkpoint's version
+      had epochs.
     """
     kept = {}
     if "epochs" not in saved:
@@ -220,9 +220,9 @@ def describe_change(
     """Describes how the learning rate of a resumed run changes; "" if it does not change.
 
     Args:
-        saved: the config of the checkpoint.
-        config: the resolved config of this run.
-        updates: number of updates completed in the checkpoint.
+      saved: the config of the checkpoint.
+      config: the resolved config of this run.
+      updates: number of updates completed in the checkpoint.
     """
     if all(_get(saved, name) == _get(config, name) for name in SOURCES):
         return ""

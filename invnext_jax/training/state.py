@@ -22,15 +22,15 @@ class TrainState(flax.struct.PyTreeNode):
     """The state of a run after `step` steps.
 
     Attributes:
-        step: int32 scalar, number of completed steps, including skipped ones.
-        params: tree of float32 arrays.
-        opt_state: the state of the optimizer.
-        skipped: int32 scalar, number of steps skipped because the loss or gradient was not finite.
-        skipped_in_row: int32 scalar, number of consecutive steps skipped most recently; 0 if the
-          last step was not skipped.
-        follow: EMA targets, by name: moving averages of parameter groups that the loss uses. {} if
-          there are none.
-        ema: moving average of all parameters, with the structure of `params`; {} if there is none.
+      step: int32 scalar, number of completed steps, including skipped ones.
+      params: tree of float32 arrays.
+      opt_state: the state of the optimizer.
+      skipped: int32 scalar, number of steps skipped because the loss or gradient was not finite.
+      skipped_in_row: int32 scalar, number of consecutive steps skipped most recently; 0 if the
+        last step was not skipped.
+      follow: EMA targets, by name: moving averages of parameter groups that the loss uses. {} if
+        there are none.
+      ema: moving average of all parameters, with the structure of `params`; {} if there is none.
     """
 
     step: jax.Array
@@ -78,11 +78,11 @@ def abstract_state(
     Optimizer moments and moving averages have the shardings of their parameters.
 
     Args:
-        init_fn: function of a PRNG key that returns boxed parameters.
-        tx: the optimizer.
-        mesh: the mesh of the run.
-        ema_targets: maps names in `TrainState.follow` to the parameter groups that are averaged.
-        ema: whether the state contains a moving average of all parameters.
+      init_fn: function of a PRNG key that returns boxed parameters.
+      tx: the optimizer.
+      mesh: the mesh of the run.
+      ema_targets: maps names in `TrainState.follow` to the parameter groups that are averaged.
+      ema: whether the state contains a moving average of all parameters.
     """
     key = jax.eval_shape(lambda: jax.random.key(0))
     boxed = jax.eval_shape(
@@ -97,10 +97,10 @@ def init_state(
     """Computes the initial state without moving averages. Each device computes its shards.
 
     Args:
-        init_fn: function of a PRNG key that returns boxed parameters.
-        tx: the optimizer.
-        abstract: the output of `abstract_state`.
-        key: PRNG key for the initial values.
+      init_fn: function of a PRNG key that returns boxed parameters.
+      tx: the optimizer.
+      abstract: the output of `abstract_state`.
+      key: PRNG key for the initial values.
     """
 
     def init(key: jax.Array) -> TrainState:

@@ -27,7 +27,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     """Checks the options of the training step.
 
     Raises:
-        UserError: a value is out of range.
+      UserError: a value is out of range.
     """
     check_minimums(config, {"batch_size": 1, "accumulate": 1, "seed": 0})
     if not 0 <= config.ema.decay < 1:
@@ -53,20 +53,20 @@ def make_train_step(
     counters of skipped steps change.
 
     Args:
-        loss_fn: function (params, frozen, batch, key) -> (float32 scalar, dict of float32 scalars).
-            Its argument `frozen` contains the frozen parameters and the EMA targets.
-        tx: the optimizer. Its `update(..., finite=False)` must return the state unchanged, as for
-          `make_optimizer` and `optimizer.update_if_finite`. It also receives `learning_rate`.
-        ema_targets: a dict that maps the name of each EMA target to its parameter group and the
-            momentum m. After each update, target = m * target + (1 - m) * group.
-        accumulate: number of microbatches, which are processed sequentially; see
-            `select_microbatch`.
-        ema_decay: decay of the moving average of all parameters; 0 disables it.
+      loss_fn: function (params, frozen, batch, key) -> (float32 scalar, dict of float32 scalars).
+          Its argument `frozen` contains the frozen parameters and the EMA targets.
+      tx: the optimizer. Its `update(..., finite=False)` must return the state unchanged, as for
+        `make_optimizer` and `optimizer.update_if_finite`. It also receives `learning_rate`.
+      ema_targets: a dict that maps the name of each EMA target to its parameter group and the
+          momentum m. After each update, target = m * target + (1 - m) * group.
+      accumulate: number of microbatches, which are processed sequentially; see
+          `select_microbatch`.
+      ema_decay: decay of the moving average of all parameters; 0 disables it.
 
     Returns:
-        The step. Its metrics are float32 and int32 scalars: the terms that `loss_fn` returns, and
-        "loss", "grad_norm" (before clipping), "learning_rate", "nonfinite" (1 if this step was
-        skipped), "skipped" and "skipped_in_row".
+      The step. Its metrics are float32 and int32 scalars: the terms that `loss_fn` returns, and
+      "loss", "grad_norm" (before clipping), "learning_rate", "nonfinite" (1 if this step was
+      skipped), "skipped" and "skipped_in_row".
     """
 
     def train_step(
@@ -133,10 +133,10 @@ def select_microbatch(
     are returned unchanged.
 
     Args:
-        batch: dict of arrays [b ...].
-        key: the step's key.
-        index: index of the microbatch, from 0.
-        microbatches: number of microbatches, a divisor of b.
+      batch: dict of arrays [b ...].
+      key: the step's key.
+      index: index of the microbatch, from 0.
+      microbatches: number of microbatches, a divisor of b.
     """
     if microbatches == 1:
         return batch, key

@@ -28,17 +28,17 @@ def assign(
     """Assigns an id to each class name.
 
     Args:
-        names: Class name of each video, or "" for a video without a class.
-        options: Options of the list; `classes` is the file that defines the ids.
-        path: Path of the list, for error messages.
-        default_file: File that defines the ids if the options do not specify one.
+      names: Class name of each video, or "" for a video without a class.
+      options: Options of the list; `classes` is the file that defines the ids.
+      path: Path of the list, for error messages.
+      default_file: File that defines the ids if the options do not specify one.
 
     Returns:
-        A dict from name to id, or None if no video has a class; and the file that defines the ids,
-        or "".
+      A dict from name to id, or None if no video has a class; and the file that defines the ids,
+      or "".
 
     Raises:
-        UserError: The file cannot be read, or a name is missing in it.
+      UserError: The file cannot be read, or a name is missing in it.
     """
     used = sorted(set(names) - {""})
     if not used:
@@ -85,8 +85,8 @@ def match_neighbors(videos: VideoList, options: ListOptions, out: Path) -> Video
     Otherwise the ids of two splits would differ if a class occurs in only one of them.
 
     Raises:
-        UserError: The ids of another manifest contradict those of the list or of a third manifest,
-            or cover only some of the classes.
+      UserError: The ids of another manifest contradict those of the list or of a third manifest,
+          or cover only some of the classes.
     """
     if videos.classes is None or options.classes:
         return videos
@@ -125,7 +125,7 @@ def join(lists: Sequence[VideoList], names: Sequence[str], options: ListOptions)
     """Concatenates lists. Lists without a file that defines their ids are numbered together.
 
     Raises:
-        UserError: Two lists have class ids from files that contradict each other.
+      UserError: Two lists have class ids from files that contradict each other.
     """
     column = f"label_{options.task}"
     ids, file, file_name = {}, "", ""

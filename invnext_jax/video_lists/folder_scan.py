@@ -16,9 +16,9 @@ class FolderScan:
     """The files in a folder and its subfolders.
 
     Attributes:
-        videos: Sorted absolute paths of the files with a video extension.
-        left_out: Number of other files for each extension, in lower case with the dot.
-        unreadable: Folders that cannot be read.
+      videos: Sorted absolute paths of the files with a video extension.
+      left_out: Number of other files for each extension, in lower case with the dot.
+      unreadable: Folders that cannot be read.
     """
 
     videos: list[str]

@@ -42,7 +42,7 @@ def read_lists(names: str | os.PathLike, options: ListOptions) -> VideoList:
     """Reads one or more folders or lists, separated by commas; see `read_list`.
 
     Raises:
-        UserError: As in `read_list`, or two lists use contradictory class ids.
+      UserError: As in `read_list`, or two lists use contradictory class ids.
     """
     parts = manifest.split_names(os.fspath(names))
     videos = [read_list(part, options) for part in parts]
@@ -53,7 +53,7 @@ def read_list(list_path: str | os.PathLike, options: ListOptions) -> VideoList:
     """Reads a folder or a list. The format is determined by the file name and the first line.
 
     Raises:
-        UserError: The file is missing, empty or invalid, or its format is unknown.
+      UserError: The file is missing, empty or invalid, or its format is unknown.
     """
     path = Path(list_path)
     if options.videos and not Path(options.videos).is_dir():

@@ -30,7 +30,7 @@ def select_split(path: Path, table: Table, options: ListOptions) -> Table:
     """Returns the rows of the split that the options specify.
 
     Raises:
-        UserError: The table has several splits and the options specify none of them.
+      UserError: The table has several splits and the options specify none of them.
     """
     column = text_tables.find_column(table.columns, ("split", "subset"))
     if column is None:

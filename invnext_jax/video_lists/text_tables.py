@@ -25,8 +25,8 @@ class Table(NamedTuple):
     """A table with a header.
 
     Attributes:
-        columns: Names of the columns, without surrounding spaces.
-        rows: Line number of each row, and a dict from column to cell.
+      columns: Names of the columns, without surrounding spaces.
+      rows: Line number of each row, and a dict from column to cell.
     """
 
     columns: list[str]
@@ -37,7 +37,7 @@ def read_text(path: Path) -> str:
     """Reads a text file in UTF-8, or in UTF-16 with a byte order mark.
 
     Raises:
-        UserError: The file cannot be read, or is not a text file.
+      UserError: The file cannot be read, or is not a text file.
     """
     try:
         data = _read_bytes(path)
@@ -67,16 +67,16 @@ def read_table(path: Path, text: str, known: Sequence[str]) -> Table | None:
     """Reads a table whose first line is a header. Comment lines starting with # may precede it.
 
     Args:
-        path: Path of the file, for error messages.
-        text: Content of the file.
-        known: Names of columns. A line is a header if one of its cells is one of them, ignoring
-            case.
+      path: Path of the file, for error messages.
+      text: Content of the file.
+      known: Names of columns. A line is a header if one of its cells is one of them, ignoring
+          case.
 
     Returns:
-        The table, or None if the first line is not a header.
+      The table, or None if the first line is not a header.
 
     Raises:
-        UserError: A row has more cells than the header, which may have `columns.MAX_COLUMNS`.
+      UserError: A row has more cells than the header, which may have `columns.MAX_COLUMNS`.
     """
     lines = text.splitlines(keepends=True)
     for number, line in enumerate(lines):
@@ -124,7 +124,7 @@ def parse_seconds(text: str | None, where: str) -> float | None:
     """Parses a number of seconds; returns None if the cell is empty, missing or "nan".
 
     Raises:
-        UserError: The text is not a finite number. The message starts with `where`.
+      UserError: The text is not a finite number. The message starts with `where`.
     """
     try:
         seconds = float(text) if text and text.strip() else math.nan
@@ -139,7 +139,7 @@ def parse_label(text: str | None, where: str) -> int:
     """Parses a class id as `columns_lib.parse_label` does.
 
     Raises:
-        UserError: The text is not an integer. The message starts with `where`.
+      UserError: The text is not an integer. The message starts with `where`.
     """
     try:
         return columns_lib.parse_label(text)

@@ -40,14 +40,14 @@ def check_sizes(
     """Checks all fields of a config, at any depth, that determine the size of a model.
 
     Args:
-        config: Config, or a section of it, with the field names of configs/common.py.
-        source: Origin of the config, for the error message.
-        values: Maximum number of values in a position table. If the weights file must contain the
-          table, this is the number of values in the file.
-        depth: Number of sections that contain `config`.
+      config: Config, or a section of it, with the field names of configs/common.py.
+      source: Origin of the config, for the error message.
+      values: Maximum number of values in a position table. If the weights file must contain the
+        table, this is the number of values in the file.
+      depth: Number of sections that contain `config`.
 
     Raises:
-        UserError: A size is not a whole number, or exceeds its limit.
+      UserError: A size is not a whole number, or exceeds its limit.
     """
     if depth > MAX_DEPTH:
         raise UserError(f"{source} has a config with more than {MAX_DEPTH} nested sections")

@@ -17,7 +17,7 @@ def read_cpu_quota(proc: pathlib.Path = _PROC) -> float:
     """Returns the smallest CPU quota of this process's cgroups in cores; infinity if none.
 
     Args:
-        proc: The process's folder in /proc.
+      proc: The process's folder in /proc.
     """
     quotas = [math.inf]
     with contextlib.suppress(OSError, ValueError, IndexError):  # not Linux, or /proc is not mounted
@@ -30,9 +30,9 @@ class _Mount(NamedTuple):
     """A mounted cgroup hierarchy with a CPU controller.
 
     Attributes:
-        version: 1 or 2.
-        root: The cgroup that is mounted.
-        folder: The folder where it is mounted.
+      version: 1 or 2.
+      root: The cgroup that is mounted.
+      folder: The folder where it is mounted.
     """
 
     version: int

@@ -27,8 +27,8 @@ class Answer(NamedTuple):
     """The answer of a worker to a task.
 
     Attributes:
-        text: JSON text.
-        data: Bytes of the arrays that are not in shared memory.
+      text: JSON text.
+      data: Bytes of the arrays that are not in shared memory.
     """
 
     text: bytes
@@ -51,7 +51,7 @@ def encode_result(value: Any, memory: mmap.mmap) -> Answer:
     """Encodes a result of the types in `workers.results`.
 
     Raises:
-        TypeError: The result contains an object of another type.
+      TypeError: The result contains an object of another type.
     """
     encoder = ResultEncoder(memory)
     content = {"value": encoder.encode(value), "arrays": encoder.arrays}
@@ -62,7 +62,7 @@ class AnswerReader:
     """Receives the answers of a worker.
 
     Args:
-        connection: Socket. Its timeout is changed.
+      connection: Socket. Its timeout is changed.
     """
 
     def __init__(self, connection: socket.socket):
@@ -72,13 +72,13 @@ class AnswerReader:
         """Waits until a complete answer has arrived, and returns whether it has.
 
         Args:
-            seconds: Maximum time to wait.
+          seconds: Maximum time to wait.
 
         Raises:
-            InvalidResultError: The lengths in the header exceed the limits, or the answer is longer
-                than they say.
-            EOFError: The worker closed the connection.
-            OSError: The connection failed.
+          InvalidResultError: The lengths in the header exceed the limits, or the answer is longer
+              than they say.
+          EOFError: The worker closed the connection.
+          OSError: The connection failed.
         """
         end = time.monotonic() + seconds
         while self._missing_bytes():
@@ -111,13 +111,13 @@ class AnswerReader:
         """Decodes the received answer.
 
         Args:
-            memory: Memory shared with the worker. The arrays in it are not copied.
+          memory: Memory shared with the worker. The arrays in it are not copied.
 
         Returns:
-            The result and None, or None and the traceback of an exception.
+          The result and None, or None and the traceback of an exception.
 
         Raises:
-            InvalidResultError: The answer is invalid.
+          InvalidResultError: The answer is invalid.
         """
         received, self._received = self._received, bytearray()
         start = _HEADER.size + _HEADER.unpack_from(received)[0]
@@ -145,7 +145,7 @@ def receive_task(connection: socket.socket) -> Any:
     """Receives a function or a task from the parent. Called in the worker.
 
     Raises:
-        EOFError: The parent closed the connection.
+      EOFError: The parent closed the connection.
     """
     (length,) = _TASK_HEADER.unpack(_receive_exactly(connection, _TASK_HEADER.size))
     return ForkingPickler.loads(_receive_exactly(connection, length))

@@ -51,15 +51,15 @@ class ProcessWorker:
     `is_valid(result, *task)`, a result for which it returns False is invalid.
 
     Args:
-        function: Function that is called with the values of a task. It is pickled, so it must be
-            defined in an importable module, not in the main script. Its results must be of the
-            types that `workers.results` describes.
-        protocols: Protocols of the remote files that the function reads. The process receives only
-            the credentials for these protocols.
+      function: Function that is called with the values of a task. It is pickled, so it must be
+          defined in an importable module, not in the main script. Its results must be of the
+          types that `workers.results` describes.
+      protocols: Protocols of the remote files that the function reads. The process receives only
+          the credentials for these protocols.
 
     Attributes:
-        pid: Process ID.
-        clock: Clock of its reads.
+      pid: Process ID.
+      clock: Clock of its reads.
     """
 
     def __init__(self, function: Callable[..., Any], protocols: Collection[str] = ()):
@@ -102,11 +102,11 @@ class ProcessWorker:
         """Returns the function's result. The next call overwrites the large arrays in it.
 
         Raises:
-            TimeLimitError: The task takes longer than `timeout` seconds, without its reads.
-            ReadStalledError: One of its reads takes longer than `timeout` seconds.
-            WorkerDiedError: The process died, or its answer is invalid.
-            WorkerStartError: The process did not start.
-            RuntimeError: The function raised an exception.
+          TimeLimitError: The task takes longer than `timeout` seconds, without its reads.
+          ReadStalledError: One of its reads takes longer than `timeout` seconds.
+          WorkerDiedError: The process died, or its answer is invalid.
+          WorkerStartError: The process did not start.
+          RuntimeError: The function raised an exception.
         """
         with self._call_lock:
             return self._call(task, timeout)

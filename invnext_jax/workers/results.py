@@ -44,8 +44,8 @@ class _ResultType(NamedTuple):
     """A registered type.
 
     Attributes:
-        cls: The type.
-        hints: Allowed types of each field.
+      cls: The type.
+      hints: Allowed types of each field.
     """
 
     cls: type
@@ -83,11 +83,11 @@ class ResultEncoder:
     """Encodes one result, and copies its large arrays into shared memory.
 
     Args:
-        memory: Shared memory.
+      memory: Shared memory.
 
     Attributes:
-        arrays: (dtype, shape, offset in `memory` or None) of each array.
-        data: Bytes of the arrays that are not in `memory`, because they are small or do not fit.
+      arrays: (dtype, shape, offset in `memory` or None) of each array.
+      data: Bytes of the arrays that are not in `memory`, because they are small or do not fit.
     """
 
     def __init__(self, memory: mmap.mmap):
@@ -99,7 +99,7 @@ class ResultEncoder:
         """Returns a JSON tree that `decode_result` decodes.
 
         Raises:
-            TypeError: The value contains an object of another type.
+          TypeError: The value contains an object of another type.
         """
         if value is None or isinstance(value, (bool, int, float, str)):
             return value
@@ -139,13 +139,13 @@ def decode_result(tree: Any, rows: Any, data: memoryview, memory: mmap.mmap) -> 
     """Decodes a result of `ResultEncoder`. Arrays are views of `data` and `memory`.
 
     Args:
-        tree: Result of `encode`.
-        rows: The attribute `arrays` of the encoder.
-        data: The concatenated bytes of the attribute `data` of the encoder.
-        memory: Shared memory. The worker can change its content at any time.
+      tree: Result of `encode`.
+      rows: The attribute `arrays` of the encoder.
+      data: The concatenated bytes of the attribute `data` of the encoder.
+      memory: Shared memory. The worker can change its content at any time.
 
     Raises:
-        InvalidResultError: An argument does not come from a `ResultEncoder`.
+      InvalidResultError: An argument does not come from a `ResultEncoder`.
     """
     try:
         return _decode(tree, list(_decode_arrays(rows, data, memory)))

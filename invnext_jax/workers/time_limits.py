@@ -33,7 +33,7 @@ class ReadClock:
     """Time that a worker waits for storage.
 
     Args:
-        memory: Buffer of `CLOCK_BYTES` bytes that holds the clock. None allocates one.
+      memory: Buffer of `CLOCK_BYTES` bytes that holds the clock. None allocates one.
     """
 
     def __init__(self, memory: memoryview | None = None):
@@ -93,15 +93,15 @@ def wait_for_result(wait: Callable[[float], bool], clock: ReadClock, timeout: fl
     """Waits until the result of a worker is ready.
 
     Args:
-        wait: Function that waits for at most the given seconds and returns whether the result is
-            ready.
-        clock: Clock of the worker.
-        timeout: Maximum seconds for a task excluding its reads, and for each of its reads.
+      wait: Function that waits for at most the given seconds and returns whether the result is
+          ready.
+      clock: Clock of the worker.
+      timeout: Maximum seconds for a task excluding its reads, and for each of its reads.
 
     Raises:
-        TimeLimitError: The task takes longer than `timeout`, or longer than `MAX_READ_TIMEOUTS`
-            times `timeout` including its reads.
-        ReadStalledError: A read takes longer than `timeout`.
+      TimeLimitError: The task takes longer than `timeout`, or longer than `MAX_READ_TIMEOUTS`
+          times `timeout` including its reads.
+      ReadStalledError: A read takes longer than `timeout`.
     """
     start, read_before = time.monotonic(), clock.total()
     while True:
@@ -118,7 +118,7 @@ class ThreadWorker:
     """Runs tasks in a thread. A thread that hangs is abandoned, because it cannot be killed.
 
     Attributes:
-        clock: Clock of its reads.
+      clock: Clock of its reads.
     """
 
     def __init__(self, function: Callable[[Any], Any]):
@@ -140,8 +140,8 @@ class ThreadWorker:
         """Returns the function's result, or raises its exception.
 
         Raises:
-            TimeLimitError: The task takes longer than `timeout` seconds, without its reads.
-            ReadStalledError: One of its reads takes longer than `timeout` seconds.
+          TimeLimitError: The task takes longer than `timeout` seconds, without its reads.
+          ReadStalledError: One of its reads takes longer than `timeout` seconds.
         """
         self._tasks.put(task)
         ready = []

@@ -40,8 +40,8 @@ def make_environment(
     """Returns the environment variables of a worker process.
 
     Args:
-        protocols: Protocols of the remote files that the worker reads, for example "s3".
-        environment: Variables of this process.
+      protocols: Protocols of the remote files that the worker reads, for example "s3".
+      environment: Variables of this process.
     """
     names = {*_NAMES, *environment.get(EXTRA_VARIABLE, "").split(",")}
     prefixes = _PREFIXES

@@ -26,8 +26,8 @@ def main(connection_file: str, shared: str) -> None:
     """Runs tasks until the other end of the socket is closed.
 
     Args:
-        connection_file: File descriptor of the socket from which tasks are received.
-        shared: File descriptor of the shared memory.
+      connection_file: File descriptor of the socket from which tasks are received.
+      shared: File descriptor of the shared memory.
     """
     connection = socket.socket(fileno=int(connection_file))
     memory = mmap.mmap(int(shared), SHARED_BYTES)

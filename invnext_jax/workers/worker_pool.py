@@ -30,14 +30,14 @@ class SupervisedWorker:
     """A worker that is replaced when it hangs, dies or does not start.
 
     Args:
-        make_worker: Function that returns a new worker.
-        timeout: Time limit per call in seconds.
-        tries: Number of workers that may die while running the same task.
+      make_worker: Function that returns a new worker.
+      timeout: Time limit per call in seconds.
+      tries: Number of workers that may die while running the same task.
 
     Attributes:
-        restarts: Number of replaced workers.
-        busy_seconds: Time that the worker spent on tasks.
-        read_seconds: Part of `busy_seconds` that the worker waited for storage.
+      restarts: Number of replaced workers.
+      busy_seconds: Time that the worker spent on tasks.
+      read_seconds: Part of `busy_seconds` that the worker waited for storage.
     """
 
     def __init__(self, make_worker: Callable[[], Any], timeout: float, tries: int = 2):
@@ -51,11 +51,11 @@ class SupervisedWorker:
         """Runs a task, and repeats it if its worker dies.
 
         Raises:
-            TimeLimitError: The task exceeded the timeout, excluding the time of its reads.
-            ReadStalledError: A read of the task exceeded the timeout.
-            WorkerDiedError: `tries` workers died while running the task.
-            WorkerStartError: Workers do not start.
-            WorkerClosedError: `close` was called.
+          TimeLimitError: The task exceeded the timeout, excluding the time of its reads.
+          ReadStalledError: A read of the task exceeded the timeout.
+          WorkerDiedError: `tries` workers died while running the task.
+          WorkerStartError: Workers do not start.
+          WorkerClosedError: `close` was called.
         """
         deaths = 0
         while True:
@@ -100,7 +100,7 @@ class SupervisedWorker:
         """Sleeps for `seconds`, or until `close` is called.
 
         Raises:
-            WorkerClosedError: `close` was called.
+          WorkerClosedError: `close` was called.
         """
         if self._closed.wait(seconds):
             raise WorkerClosedError
@@ -136,13 +136,13 @@ class OrderedPool:
     """Runs tasks 0, 1, 2, ... in workers, prefetches some, and returns the results in order.
 
     Args:
-        run_task: Function of the task's number and a `SupervisedWorker`, called in a thread of this
-            process. Calling the worker runs the pool's function and may raise `TimeLimitError`,
-            `ReadStalledError` or `WorkerDiedError`.
-        make_worker: Function that returns a new worker.
-        workers: Number of workers.
-        ahead: Maximum number of results that are being computed or have not been read yet.
-        timeout: Time limit per call in seconds.
+      run_task: Function of the task's number and a `SupervisedWorker`, called in a thread of this
+          process. Calling the worker runs the pool's function and may raise `TimeLimitError`,
+          `ReadStalledError` or `WorkerDiedError`.
+      make_worker: Function that returns a new worker.
+      workers: Number of workers.
+      ahead: Maximum number of results that are being computed or have not been read yet.
+      timeout: Time limit per call in seconds.
     """
 
     def __init__(
@@ -266,12 +266,12 @@ def open_pool(
     """Starts a pool whose workers run `function`.
 
     Args:
-        run_task: As in `OrderedPool`.
-        function: Function that the workers run. It must be defined in an importable module.
-        workers: Number of processes; 0 uses threads of this process instead.
-        prefetch: Number of prefetched results per process; with threads, the total number.
-        timeout: As in `OrderedPool`.
-        protocols: As in `ProcessWorker`.
+      run_task: As in `OrderedPool`.
+      function: Function that the workers run. It must be defined in an importable module.
+      workers: Number of processes; 0 uses threads of this process instead.
+      prefetch: Number of prefetched results per process; with threads, the total number.
+      timeout: As in `OrderedPool`.
+      protocols: As in `ProcessWorker`.
     """
     start = functools.partial(ProcessWorker, protocols=protocols) if workers else ThreadWorker
     count = workers or IN_PROCESS_THREADS

@@ -15,8 +15,8 @@ class TrackScores(NamedTuple):
     """Mean IoU of the boxes of a video.
 
     Attributes:
-        mean_iou: Mean over all evaluated (object, frame) pairs, in [0, 1]; NaN without pairs.
-        pairs: Number of evaluated pairs.
+      mean_iou: Mean over all evaluated (object, frame) pairs, in [0, 1]; NaN without pairs.
+      pairs: Number of evaluated pairs.
     """
 
     mean_iou: float
@@ -33,11 +33,11 @@ def iou(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """Computes the intersection over union (IoU) of boxes, with broadcasting.
 
     Args:
-        one: Boxes [... 4].
-        other: Boxes [... 4].
+      one: Boxes [... 4].
+      other: Boxes [... 4].
 
     Returns:
-        float64 [...], in [0, 1]; 0 for two boxes of area 0.
+      float64 [...], in [0, 1]; 0 for two boxes of area 0.
     """
     inner, union = _inner_and_union(one, other)
     return np.divide(inner, union, out=np.zeros_like(union), where=union > 0)
@@ -49,11 +49,11 @@ def generalized_iou(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     Source: Rezatofighi et al., "Generalized Intersection over Union" (CVPR 2019).
 
     Args:
-        one: Boxes [... 4].
-        other: Boxes [... 4].
+      one: Boxes [... 4].
+      other: Boxes [... 4].
 
     Returns:
-        float64 [...], in [-1, 1].
+      float64 [...], in [-1, 1].
     """
     inner, union = _inner_and_union(one, other)
     ratio = np.divide(inner, union, out=np.zeros_like(union), where=union > 0)
@@ -72,9 +72,9 @@ def score_tracks(
     and are ignored.
 
     Args:
-        predicted_tk4: Predicted boxes, float. NaN is replaced by 0.
-        boxes_tk4: True boxes, float.
-        present_tk: Whether the object has a true box, bool.
+      predicted_tk4: Predicted boxes, float. NaN is replaced by 0.
+      boxes_tk4: True boxes, float.
+      present_tk: Whether the object has a true box, bool.
     """
     counted_tk = present_tk & present_tk[:1]
     counted_tk[0] = False

@@ -12,11 +12,11 @@ class ClassMeanRecall(NamedTuple):
     """Class-mean recall and the values from which it is computed.
 
     Attributes:
-        value: Mean of the recalls of the classes, in [0, 1]; NaN if no video was kept.
-        correct_b: Whether each video counts as correct, bool; False for dropped videos.
-        kept_b: Whether each video was evaluated, bool.
-        classes_c: Ids of the evaluated classes in ascending order, int.
-        recall_c: Recall of each evaluated class, float64 in [0, 1].
+      value: Mean of the recalls of the classes, in [0, 1]; NaN if no video was kept.
+      correct_b: Whether each video counts as correct, bool; False for dropped videos.
+      kept_b: Whether each video was evaluated, bool.
+      classes_c: Ids of the evaluated classes in ascending order, int.
+      recall_c: Recall of each evaluated class, float64 in [0, 1].
     """
 
     value: float
@@ -33,9 +33,9 @@ def is_in_top(scores_bc: np.ndarray, labels_b: np.ndarray, k: int = 1) -> np.nda
     columns of the scores, and labels whose score is NaN, are never among the top classes.
 
     Args:
-        scores_bc: Score of each class, float.
-        labels_b: Class ids, int.
-        k: Number of classes that count as predicted.
+      scores_bc: Score of each class, float.
+      labels_b: Class ids, int.
+      k: Number of classes that count as predicted.
     """
     scores_bc = np.where(np.isnan(scores_bc), -np.inf, scores_bc)
     labels_b = np.asarray(labels_b)
@@ -53,12 +53,12 @@ def class_recalls(
     """Computes the recall of each class that occurs in `labels_b`.
 
     Args:
-        correct_b: Whether each video was classified correctly, bool.
-        labels_b: Class ids, int.
+      correct_b: Whether each video was classified correctly, bool.
+      labels_b: Class ids, int.
 
     Returns:
-        The classes in ascending order, their recalls in [0, 1], and their numbers of videos, each
-        [c].
+      The classes in ascending order, their recalls in [0, 1], and their numbers of videos, each
+      [c].
     """
     classes_c, class_b = np.unique(labels_b, return_inverse=True)
     count_c = np.bincount(class_b, minlength=len(classes_c))
@@ -79,10 +79,10 @@ def class_mean_recall(
     are dropped.
 
     Args:
-        scores_bc: Score of each class, float.
-        labels_b: Class ids of the held-out videos, int. Videos with a negative id are dropped.
-        k: Number of classes that count as predicted.
-        train_classes: Class ids of the training videos; None keeps all classes.
+      scores_bc: Score of each class, float.
+      labels_b: Class ids of the held-out videos, int. Videos with a negative id are dropped.
+      k: Number of classes that count as predicted.
+      train_classes: Class ids of the training videos; None keeps all classes.
     """
     labels_b = np.asarray(labels_b)
     kept_b = (labels_b >= 0) & (labels_b < scores_bc.shape[1])

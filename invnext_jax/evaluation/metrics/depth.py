@@ -17,9 +17,9 @@ class DepthRange:
     """Depths in meters that count as valid.
 
     Attributes:
-        low: Minimum depth, positive.
-        high: Maximum depth, inclusive.
-        includes_low: Whether `low` itself is valid.
+      low: Minimum depth, positive.
+      high: Maximum depth, inclusive.
+      includes_low: Whether `low` itself is valid.
     """
 
     low: float
@@ -48,10 +48,10 @@ class DepthScores(NamedTuple):
     """Depth metrics of a clip.
 
     Attributes:
-        abs_rel: Mean of |prediction - truth| / truth; NaN without valid pixels.
-        delta1: Fraction of valid pixels with max(prediction / truth, truth / prediction) < 1.25;
-            NaN without valid pixels.
-        pixels: Number of valid pixels.
+      abs_rel: Mean of |prediction - truth| / truth; NaN without valid pixels.
+      delta1: Fraction of valid pixels with max(prediction / truth, truth / prediction) < 1.25;
+          NaN without valid pixels.
+      pixels: Number of valid pixels.
     """
 
     abs_rel: float
@@ -65,9 +65,9 @@ def score_depth(
     """Computes the metrics over all valid pixels of a clip, in metric scale.
 
     Args:
-        predicted_thw: Predicted depth in meters; it is clamped to `limits`.
-        depth_thw: True depth in meters. Pixels outside `limits` are ignored.
-        limits: Valid range.
+      predicted_thw: Predicted depth in meters; it is clamped to `limits`.
+      depth_thw: True depth in meters. Pixels outside `limits` are ignored.
+      limits: Valid range.
     """
     valid_thw = limits.valid(depth_thw)
     pixels = int(valid_thw.sum())
@@ -93,10 +93,10 @@ def score_aligned_depth(
     then over the frames that have valid pixels.
 
     Args:
-        predicted_thw: Predicted depth in any unit, or disparity.
-        depth_thw: True depth in meters. Pixels outside `limits` are ignored.
-        limits: Valid range.
-        is_disparity: Whether the predictions are disparities.
+      predicted_thw: Predicted depth in any unit, or disparity.
+      depth_thw: True depth in meters. Pixels outside `limits` are ignored.
+      limits: Valid range.
+      is_disparity: Whether the predictions are disparities.
     """
     valid_thw = limits.valid(depth_thw)
     pixels = int(valid_thw.sum())
@@ -126,11 +126,11 @@ def fit_scale_and_shift(source_p: np.ndarray, target_p: np.ndarray) -> tuple[flo
     If the source is constant, the scale is 0 and the shift is the mean of the target.
 
     Args:
-        source_p: Values to align, float64.
-        target_p: Target values, float64.
+      source_p: Values to align, float64.
+      target_p: Target values, float64.
 
     Returns:
-        The scale and the shift.
+      The scale and the shift.
     """
     mean, spread_p = source_p.mean(), source_p - source_p.mean()
     power = float(spread_p @ spread_p)

@@ -20,11 +20,11 @@ class Interval(NamedTuple):
     """A value with its bootstrap standard error and percentile interval.
 
     Attributes:
-        value: The statistic of all videos.
-        standard_error: Standard deviation of the replicates.
-        low: Lower end of the interval.
-        high: Upper end of the interval.
-        n: Number of videos.
+      value: The statistic of all videos.
+      standard_error: Standard deviation of the replicates.
+      low: Lower end of the interval.
+      high: Upper end of the interval.
+      n: Number of videos.
     """
 
     value: float
@@ -56,14 +56,14 @@ def average_by_video(
     """Averages the scores of the windows of each video, which are not independent.
 
     Args:
-        scores_n: Score of each window; NaN for windows without a score.
-        videos_n: Index of the video of each window, int.
-        weights_n: Non-negative weight of each window; None gives equal weights.
+      scores_n: Score of each window; NaN for windows without a score.
+      videos_n: Index of the video of each window, int.
+      weights_n: Non-negative weight of each window; None gives equal weights.
 
     Returns:
-        The video indices in ascending order, their scores and their total weights, each [b]. With
-        these weights, the mean over videos equals the mean over windows. Videos without a score are
-        omitted.
+      The video indices in ascending order, their scores and their total weights, each [b]. With
+      these weights, the mean over videos equals the mean over windows. Videos without a score are
+      omitted.
     """
     weights_n = np.ones(len(scores_n)) if weights_n is None else np.asarray(weights_n, np.float64)
     used_n = ~np.isnan(scores_n) & (weights_n > 0)
@@ -84,15 +84,15 @@ def bootstrap_mean(
     """Bootstraps a (weighted) mean over videos.
 
     Args:
-        scores_b: Score of each video.
-        weights_b: Non-negative weight of each video, such as its number of boxes. The statistic is
-            sum(weights * scores) / sum(weights). None gives equal weights.
-        replicates: Number of resamples.
-        level: Coverage of the interval.
-        seed: Seed of the resampling.
+      scores_b: Score of each video.
+      weights_b: Non-negative weight of each video, such as its number of boxes. The statistic is
+          sum(weights * scores) / sum(weights). None gives equal weights.
+      replicates: Number of resamples.
+      level: Coverage of the interval.
+      seed: Seed of the resampling.
 
     Raises:
-        ValueError: There is no video, or no weight is positive.
+      ValueError: There is no video, or no weight is positive.
     """
     weights_b = np.ones(len(scores_b)) if weights_b is None else weights_b
     if not np.sum(weights_b) > 0:
@@ -112,11 +112,11 @@ def bootstrap(
     """Bootstraps any statistic over videos.
 
     Args:
-        statistic: Function from row numbers [b] of the resampled videos to a number.
-        n: Number of videos, at least 1.
-        replicates: Number of resamples.
-        level: Coverage of the interval.
-        seed: Seed of the resampling.
+      statistic: Function from row numbers [b] of the resampled videos to a number.
+      n: Number of videos, at least 1.
+      replicates: Number of resamples.
+      level: Coverage of the interval.
+      seed: Seed of the resampling.
     """
 
     def of_rows(rows_rb: np.ndarray) -> np.ndarray:
@@ -140,18 +140,18 @@ def paired_difference(
     cancels. Videos that only one evaluation has are ignored.
 
     Args:
-        scores: Scores [b] of the first and of the second evaluation.
-        rows: Row number in the manifest of each score; unique in each evaluation.
-        weights: Weights [b] of each evaluation, as in `bootstrap_mean`.
-        replicates: Number of resamples.
-        level: Coverage of the interval.
-        seed: Seed of the resampling.
+      scores: Scores [b] of the first and of the second evaluation.
+      rows: Row number in the manifest of each score; unique in each evaluation.
+      weights: Weights [b] of each evaluation, as in `bootstrap_mean`.
+      replicates: Number of resamples.
+      level: Coverage of the interval.
+      seed: Seed of the resampling.
 
     Returns:
-        Interval of mean(second) - mean(first).
+      Interval of mean(second) - mean(first).
 
     Raises:
-        ValueError: The evaluations have no video in common.
+      ValueError: The evaluations have no video in common.
     """
     common, *places = np.intersect1d(*rows, assume_unique=True, return_indices=True)
     if not len(common):

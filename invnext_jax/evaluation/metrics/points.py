@@ -18,14 +18,14 @@ class PointScores(NamedTuple):
     """TAP-Vid metrics of a video, in [0, 1]. They are NaN if no point is visible after its query.
 
     Attributes:
-        position_accuracy: Fraction of visible points whose predicted position is within a
-            threshold, averaged over `THRESHOLDS`; occlusion predictions are ignored.
-        occlusion_accuracy: Fraction of (point, frame) pairs with a correct occlusion prediction.
-        average_jaccard: Jaccard index of visible points within a threshold, averaged over
-            `THRESHOLDS`.
-        within: Position accuracy at each threshold.
-        jaccard: Jaccard index at each threshold.
-        pairs: Number of evaluated (point, frame) pairs.
+      position_accuracy: Fraction of visible points whose predicted position is within a
+          threshold, averaged over `THRESHOLDS`; occlusion predictions are ignored.
+      occlusion_accuracy: Fraction of (point, frame) pairs with a correct occlusion prediction.
+      average_jaccard: Jaccard index of visible points within a threshold, averaged over
+          `THRESHOLDS`.
+      within: Position accuracy at each threshold.
+      jaccard: Jaccard index at each threshold.
+      pairs: Number of evaluated (point, frame) pairs.
     """
 
     position_accuracy: float
@@ -53,16 +53,16 @@ def score_points(
     """Computes the metrics of one video.
 
     Args:
-        predicted_nt2: Predicted positions in pixels of 256 x 256 frames, float.
-        hidden_nt: Whether each point is predicted to be occluded, bool.
-        points_nt2: True positions in the same unit, float.
-        occluded_nt: Whether each point is occluded, bool.
-        query_frame_n: Index of the frame in which each point is given, int.
-        mode: "first" evaluates the frames after the query frame; "strided" evaluates all frames
-            except the query frame.
+      predicted_nt2: Predicted positions in pixels of 256 x 256 frames, float.
+      hidden_nt: Whether each point is predicted to be occluded, bool.
+      points_nt2: True positions in the same unit, float.
+      occluded_nt: Whether each point is occluded, bool.
+      query_frame_n: Index of the frame in which each point is given, int.
+      mode: "first" evaluates the frames after the query frame; "strided" evaluates all frames
+          except the query frame.
 
     Raises:
-        ValueError: `mode` is unknown.
+      ValueError: `mode` is unknown.
     """
     if mode not in ("first", "strided"):
         raise ValueError(f'mode {mode!r} must be "first" or "strided"')

@@ -17,9 +17,9 @@ class RetrievalScores(NamedTuple):
     """Retrieval metrics of one direction.
 
     Attributes:
-        recall: Share of the queries whose rank is at most each of `CUTOFFS`, in [0, 1].
-        median_rank: Median rank; 1 is the best.
-        rank_q: Rank of the first true candidate of each query, from 1.
+      recall: Share of the queries whose rank is at most each of `CUTOFFS`, in [0, 1].
+      median_rank: Median rank; 1 is the best.
+      rank_q: Rank of the first true candidate of each query, from 1.
     """
 
     recall: dict[int, float]
@@ -34,8 +34,8 @@ def rank_candidates(scores_qc: np.ndarray, is_true_qc: np.ndarray) -> np.ndarray
     its score is NaN, the rank is c + 1.
 
     Args:
-        scores_qc: Similarity of queries and candidates.
-        is_true_qc: Which candidates are correct, bool.
+      scores_qc: Similarity of queries and candidates.
+      is_true_qc: Which candidates are correct, bool.
     """
     scores_qc = np.where(np.isnan(scores_qc), -np.inf, scores_qc)
     best_q = np.where(is_true_qc, scores_qc, -np.inf).max(axis=1)
@@ -58,13 +58,13 @@ def score_retrieval(
     video with a caption is a query, and its best caption counts.
 
     Args:
-        scores_jb: Similarity of captions and videos.
-        video_j: Column of the video that each caption describes.
-        same_j: Group of each caption, int. Captions of a group have the same text and describe all
-            videos of the group. None: all texts differ.
+      scores_jb: Similarity of captions and videos.
+      video_j: Column of the video that each caption describes.
+      same_j: Group of each caption, int. Captions of a group have the same text and describe all
+          videos of the group. None: all texts differ.
 
     Returns:
-        A dict with "text_to_video" and "video_to_text".
+      A dict with "text_to_video" and "video_to_text".
     """
     is_true_jb = true_pairs(scores_jb.shape[1], video_j, same_j)
     described_b = is_true_jb.any(axis=0)
@@ -105,8 +105,8 @@ def choose(scores_bc: np.ndarray, answer_b: np.ndarray) -> np.ndarray:
     """Returns whether the true candidate of each video has the highest score, bool [b].
 
     Args:
-        scores_bc: Similarity of each video and its own candidates; -inf for missing candidates.
-        answer_b: Column of the true candidate.
+      scores_bc: Similarity of each video and its own candidates; -inf for missing candidates.
+      answer_b: Column of the true candidate.
     """
     is_true_bc = np.arange(scores_bc.shape[1])[None] == np.asarray(answer_b)[:, None]
     return rank_candidates(scores_bc, is_true_bc) == 1

@@ -22,9 +22,9 @@ class MaskScores(NamedTuple):
     """J and F of a video, averaged over frames and then over objects; NaN without objects.
 
     Attributes:
-        region: Mean of J, in [0, 1].
-        boundary: Mean of F, in [0, 1].
-        objects: Number of objects.
+      region: Mean of J, in [0, 1].
+      boundary: Mean of F, in [0, 1].
+      objects: Number of objects.
     """
 
     region: float
@@ -41,11 +41,11 @@ def region_similarity(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Computes J, the intersection over union of masks.
 
     Args:
-        predicted: Masks [... h w], bool.
-        truth: Masks [... h w], bool.
+      predicted: Masks [... h w], bool.
+      truth: Masks [... h w], bool.
 
     Returns:
-        float64 [...], in [0, 1]; 1 if both masks are empty.
+      float64 [...], in [0, 1]; 1 if both masks are empty.
     """
     predicted, truth = np.asarray(predicted, bool), np.asarray(truth, bool)
     union = (predicted | truth).sum(axis=(-2, -1))
@@ -61,11 +61,11 @@ def boundary_accuracy(predicted_hw: np.ndarray, truth_hw: np.ndarray) -> float:
     the other one has none either, and 0 otherwise.
 
     Args:
-        predicted_hw: Predicted mask, bool.
-        truth_hw: True mask, bool.
+      predicted_hw: Predicted mask, bool.
+      truth_hw: True mask, bool.
 
     Returns:
-        The F-measure, in [0, 1].
+      The F-measure, in [0, 1].
     """
     one_hw, other_hw = (find_boundary(mask) for mask in (predicted_hw, truth_hw))
     counts = int(one_hw.sum()), int(other_hw.sum())
@@ -101,10 +101,10 @@ def score_masks(
     The masks of frame 0 are given to the method, so frame 0 is not evaluated.
 
     Args:
-        predicted_thw: Predicted object id of each pixel, int.
-        ids_thw: True object id of each pixel, int.
-        objects: Ids of the objects to evaluate.
-        skip_last: Whether to also skip the last frame, as DAVIS does.
+      predicted_thw: Predicted object id of each pixel, int.
+      ids_thw: True object id of each pixel, int.
+      objects: Ids of the objects to evaluate.
+      skip_last: Whether to also skip the last frame, as DAVIS does.
     """
     frames = range(1, len(ids_thw) - (1 if skip_last else 0))
     if not len(frames) or not len(objects):
@@ -126,12 +126,12 @@ def joint_errors(
     frame, as in the evaluations of label propagation on JHMDB.
 
     Args:
-        predicted_tj2: Predicted joints in pixels, float.
-        joints_tj2: True joints in pixels, float.
-        visible_tj: Whether each joint is visible, bool.
+      predicted_tj2: Predicted joints in pixels, float.
+      joints_tj2: True joints in pixels, float.
+      visible_tj: Whether each joint is visible, bool.
 
     Returns:
-        float64 [t j]; NaN for invisible joints, and in frame 0, whose joints are given.
+      float64 [t j]; NaN for invisible joints, and in frame 0, whose joints are given.
     """
     joints_tj2 = np.asarray(joints_tj2, np.float64)
     counted_tj1 = visible_tj[..., None]
@@ -153,8 +153,8 @@ def pck(errors: Sequence[np.ndarray], threshold: float) -> float:
     the joints.
 
     Args:
-        errors: Result of `joint_errors` for each video; all have the same joints.
-        threshold: Maximum distance in units of the body size, such as 0.1 or 0.2.
+      errors: Result of `joint_errors` for each video; all have the same joints.
+      threshold: Maximum distance in units of the body size, such as 0.1 or 0.2.
     """
     errors_tj = np.concatenate(errors)
     counted_tj = ~np.isnan(errors_tj)

@@ -16,8 +16,8 @@ def majority_accuracy(train_labels_b: np.ndarray, labels_b: np.ndarray) -> float
     """Computes the accuracy of always predicting the most frequent training class.
 
     Args:
-        train_labels_b: Class ids of the training videos, int.
-        labels_b: Class ids of the held-out videos, int.
+      train_labels_b: Class ids of the training videos, int.
+      labels_b: Class ids of the held-out videos, int.
     """
     classes_c, count_c = np.unique(train_labels_b, return_counts=True)
     return float(np.mean(labels_b == classes_c[count_c.argmax()]))
@@ -34,12 +34,12 @@ def prior_scores(train_labels_b: np.ndarray, classes: int, videos: int) -> np.nd
     They are the best predictions that do not depend on the video.
 
     Args:
-        train_labels_b: Class ids of the training videos, int. Ids that are not classes are ignored.
-        classes: Number of classes c.
-        videos: Number of held-out videos b.
+      train_labels_b: Class ids of the training videos, int. Ids that are not classes are ignored.
+      classes: Number of classes c.
+      videos: Number of held-out videos b.
 
     Returns:
-        float64 [b c].
+      float64 [b c].
     """
     known_b = train_labels_b[(train_labels_b >= 0) & (train_labels_b < classes)]
     share_c = np.bincount(known_b, minlength=classes) / max(1, len(known_b))
@@ -50,7 +50,7 @@ class MeanDepth:
     """Running mean of the true depth in meters, for constant predictions.
 
     Args:
-        limits: Range of valid depths.
+      limits: Range of valid depths.
     """
 
     def __init__(self, limits: DepthRange):

@@ -47,14 +47,14 @@ class VideoTracks:
     """The boxes of a video, in ascending order of their frames.
 
     Attributes:
-        path: Video file or folder of images.
-        fps: Frames per second.
-        height: Height of the images in pixels.
-        width: Width of the images in pixels.
-        names: Name of each object.
-        frame_n: Frame of each box, int64.
-        object_n: Index of the object of each box, int64.
-        box_n4: Boxes as fractions of the image's width and height, float32.
+      path: Video file or folder of images.
+      fps: Frames per second.
+      height: Height of the images in pixels.
+      width: Width of the images in pixels.
+      names: Name of each object.
+      frame_n: Frame of each box, int64.
+      object_n: Index of the object of each box, int64.
+      box_n4: Boxes as fractions of the image's width and height, float32.
     """
 
     path: Path
@@ -75,8 +75,8 @@ class VideoTracks:
         """Returns the boxes of some frames.
 
         Returns:
-            The boxes, float32 [t k 4], zeros where absent; and whether each object has a box, bool
-            [t k].
+          The boxes, float32 [t k 4], zeros where absent; and whether each object has a box, bool
+          [t k].
         """
         boxes_tk4 = np.zeros((len(frames), len(self.names), 4), np.float32)
         present_tk = np.zeros((len(frames), len(self.names)), bool)
@@ -91,11 +91,11 @@ def parse_line(line: str, folder: Path) -> VideoTracks:
     """Parses one line of a box file.
 
     Args:
-        line: The JSON text.
-        folder: Folder that contains the file.
+      line: The JSON text.
+      folder: Folder that contains the file.
 
     Raises:
-        ValueError: The line does not have the format.
+      ValueError: The line does not have the format.
     """
     fields = json.loads(line)
     if not isinstance(fields, dict) or not isinstance(fields.get("tracks"), dict):
@@ -154,7 +154,7 @@ def read_tracks(path: str | os.PathLike) -> list[VideoTracks]:
     """Reads all videos of a file. Damaged lines are logged and skipped.
 
     Raises:
-        UserError: The file cannot be read, or no line has the format.
+      UserError: The file cannot be read, or no line has the format.
     """
     found, reason = [], "it is empty"
     for number, line in _lines(path):
@@ -192,8 +192,8 @@ class BoxTracks:
     """Windows of videos with boxes; see `truth.Truth`.
 
     Attributes:
-        name: "boxes".
-        videos: Index of the video of each row, int32.
+      name: "boxes".
+      videos: Index of the video of each row, int32.
     """
 
     name = "boxes"
@@ -204,12 +204,12 @@ class BoxTracks:
         """Reads the boxes and selects the windows.
 
         Args:
-            path: File of boxes.
-            size: Side of the clips in pixels, which show the centered square.
-            rules: Rules that select the windows; by default, those of Waymo Open.
+          path: File of boxes.
+          size: Side of the clips in pixels, which show the centered square.
+          rules: Rules that select the windows; by default, those of Waymo Open.
 
         Raises:
-            UserError: The file cannot be read, or no window satisfies the rules.
+          UserError: The file cannot be read, or no window satisfies the rules.
         """
         self._rules, self._size = rules or WindowRules(), size
         self._tracks = read_tracks(path)

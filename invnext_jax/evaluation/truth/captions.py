@@ -37,10 +37,10 @@ class Captions(NamedTuple):
     """Captions of the videos of a manifest.
 
     Attributes:
-        texts: The captions.
-        row_j: Row of the video that each caption describes, int64.
-        group_j: Captions with the same text have the same number, int64.
-        skipped: Number of entries that are damaged or whose video is not in the manifest.
+      texts: The captions.
+      row_j: Row of the video that each caption describes, int64.
+      group_j: Captions with the same text have the same number, int64.
+      skipped: Number of entries that are damaged or whose video is not in the manifest.
     """
 
     texts: list[str]
@@ -53,10 +53,10 @@ class Choices(NamedTuple):
     """Candidate captions of videos.
 
     Attributes:
-        row_b: Row of each video, int64.
-        candidates: Candidates of each video.
-        answer_b: Number of the true candidate, int64.
-        skipped: Number of entries that are damaged or whose video is not in the manifest.
+      row_b: Row of each video, int64.
+      candidates: Candidates of each video.
+      answer_b: Number of the true candidate, int64.
+      skipped: Number of entries that are damaged or whose video is not in the manifest.
     """
 
     row_b: np.ndarray
@@ -69,13 +69,13 @@ def read_captions(path: str | os.PathLike, manifest: Manifest, *, join: bool = F
     """Reads the captions of the videos of a manifest. Damaged entries are logged and skipped.
 
     Args:
-        path: JSON file, or ".jsonl".
-        manifest: The videos.
-        join: Whether all captions of a video are joined to one text, as in paragraph retrieval on
-            ActivityNet and DiDeMo.
+      path: JSON file, or ".jsonl".
+      manifest: The videos.
+      join: Whether all captions of a video are joined to one text, as in paragraph retrieval on
+          ActivityNet and DiDeMo.
 
     Raises:
-        UserError: The file cannot be read, or no entry describes a video of the manifest.
+      UserError: The file cannot be read, or no entry describes a video of the manifest.
     """
 
     def parse(entry: dict[str, Any]) -> list[str]:
@@ -92,7 +92,7 @@ def read_choices(path: str | os.PathLike, manifest: Manifest) -> Choices:
     """Reads the candidates of multiple choice. Damaged entries are logged and skipped.
 
     Raises:
-        UserError: The file cannot be read, or no entry describes a video of the manifest.
+      UserError: The file cannot be read, or no entry describes a video of the manifest.
     """
 
     def parse(entry: dict[str, Any]) -> tuple[list[str], int]:
@@ -114,7 +114,7 @@ def describe_world(manifest: Manifest) -> Captions:
     """Returns the video-level caption of each clip of a rendered or written world.
 
     Raises:
-        UserError: A row is not a clip of a world.
+      UserError: A row is not a clip of a world.
     """
     texts = [
         world_captions.video_caption(find_level(path), _world_labels(manifest, row)).text
@@ -130,11 +130,11 @@ def make_world_choices(manifest: Manifest, task: str = "motion") -> Choices:
     attribute, so that only an encoder that represents it finds the true one.
 
     Args:
-        manifest: The clips.
-        task: "motion", "color" or another attribute of the video-level captions.
+      manifest: The clips.
+      task: "motion", "color" or another attribute of the video-level captions.
 
     Raises:
-        UserError: A row is not a clip of a world, or its captions do not mention the task.
+      UserError: A row is not a clip of a world, or its captions do not mention the task.
     """
     candidates, answers = [], []
     for row, path in enumerate(manifest.paths):
@@ -164,7 +164,7 @@ def find_level(path: str) -> str:
     """Returns the level of the world of a rendered or written clip.
 
     Raises:
-        UserError: The video is not a clip of a world.
+      UserError: The video is not a clip of a world.
     """
     if video_io.is_world(path):
         return _level_of_url(path.rpartition("#")[0])

@@ -21,9 +21,9 @@ class EvaluationClip(NamedTuple):
     """The clip of a row, and the part of the video that it shows.
 
     Attributes:
-        video_thwc: The frames, uint8 RGB.
-        frame_t: Index of each frame in the video, int64.
-        geometry: The window of the frames that the clip shows.
+      video_thwc: The frames, uint8 RGB.
+      frame_t: Index of each frame in the video, int64.
+      geometry: The window of the frames that the clip shows.
     """
 
     video_thwc: np.ndarray
@@ -36,10 +36,10 @@ class RecordingSampler:
     """A `ClipSampler` that records what it sampled.
 
     Attributes:
-        sampler: The sampler.
-        frame_t: Indices of the frames that were sampled last, int64.
-        window: The window that was sampled last.
-        frame_size: Height and width in pixels of the frames from which it was sampled.
+      sampler: The sampler.
+      frame_t: Indices of the frames that were sampled last, int64.
+      window: The window that was sampled last.
+      frame_size: Height and width in pixels of the frames from which it was sampled.
     """
 
     sampler: ClipSampler
@@ -74,8 +74,8 @@ def make_sampler(load: LoadClip, source: str) -> RecordingSampler:
     """Makes the sampler of the evaluation clip: centers of equal segments and a centered crop.
 
     Args:
-        load: The loader of the evaluation's clips, which has the sampling options.
-        source: Data set of the row, whose options `config.data.by_source` may change.
+      load: The loader of the evaluation's clips, which has the sampling options.
+      source: Data set of the row, whose options `config.data.by_source` may change.
     """
     transform = sources.find_entry(load.by_source, source, load.transform)
     return RecordingSampler(ClipSampler(transform, load.frames, load.size, [None]))
@@ -85,7 +85,7 @@ def read_evaluation_clip(record: VideoRecord, load: LoadClip) -> EvaluationClip:
     """Reads the clip that `load(record, [None])` reads.
 
     Raises:
-        BadTruth: The video cannot be read.
+      BadTruth: The video cannot be read.
     """
     sampler = make_sampler(load, record.source)
     try:
@@ -99,9 +99,9 @@ def crop_rendered(video_thwc: np.ndarray, load: LoadClip, source: str) -> Evalua
     """Samples and crops the evaluation clip of a rendered video, as `clips.read_clips` does.
 
     Args:
-        video_thwc: All frames of the video, uint8.
-        load: See `make_sampler`.
-        source: See `make_sampler`.
+      video_thwc: All frames of the video, uint8.
+      load: See `make_sampler`.
+      source: See `make_sampler`.
     """
     sampler = make_sampler(load, source)
     frame_t = sampler.sample_frames(len(video_thwc))[0]

@@ -38,9 +38,9 @@ class _FrameFiles(NamedTuple):
     """The files of a scene or drive.
 
     Attributes:
-        name: Name for messages.
-        pictures: Images by their number, in ascending order.
-        depths: Depth images by their number; not empty.
+      name: Name for messages.
+      pictures: Images by their number, in ascending order.
+      depths: Depth images by their number; not empty.
     """
 
     name: str
@@ -52,8 +52,8 @@ class DepthFolders:
     """Windows of consecutive frames with depth; see `truth.Truth`.
 
     Attributes:
-        name: Name of the data set.
-        videos: Index of the scene or drive of each row, int32.
+      name: Name of the data set.
+      videos: Index of the scene or drive of each row, int32.
     """
 
     name: str
@@ -66,14 +66,14 @@ class DepthFolders:
         """Makes the windows.
 
         Args:
-            files: The files of each scene or drive.
-            what: Name of the data for messages.
-            size: Side of the clips in pixels.
-            frames: Number of frames of a window.
-            stride: Distance between the starts of consecutive windows in frames.
+          files: The files of each scene or drive.
+          what: Name of the data for messages.
+          size: Side of the clips in pixels.
+          frames: Number of frames of a window.
+          stride: Distance between the starts of consecutive windows in frames.
 
         Raises:
-            UserError: No scene or drive has enough frames.
+          UserError: No scene or drive has enough frames.
         """
         self._files, self._size = files, size
         self._windows = [
@@ -123,14 +123,14 @@ class ScanNet(DepthFolders):
         """Lists the frames of all scenes.
 
         Args:
-            root: Folder with `scans` and the split lists.
-            split: Name of the list, without ".txt".
-            size: See `DepthFolders`.
-            frames: See `DepthFolders`.
-            stride: See `DepthFolders`.
+          root: Folder with `scans` and the split lists.
+          split: Name of the list, without ".txt".
+          size: See `DepthFolders`.
+          frames: See `DepthFolders`.
+          stride: See `DepthFolders`.
 
         Raises:
-            UserError: The layout is wrong, or no scene has enough frames.
+          UserError: The layout is wrong, or no scene has enough frames.
         """
         files = []
         for scene in images.read_list(Path(root) / f"{split}.txt"):
@@ -166,15 +166,15 @@ class Kitti(DepthFolders):
         """Lists the frames of all drives.
 
         Args:
-            root: Folder with the raw data and the depth.
-            split: Folder of the annotated depth, and name of the optional list of drives.
-            size: See `DepthFolders`.
-            frames: See `DepthFolders`.
-            stride: See `DepthFolders`.
-            camera: Folder of the camera; `image_02` is the left color camera.
+          root: Folder with the raw data and the depth.
+          split: Folder of the annotated depth, and name of the optional list of drives.
+          size: See `DepthFolders`.
+          frames: See `DepthFolders`.
+          stride: See `DepthFolders`.
+          camera: Folder of the camera; `image_02` is the left color camera.
 
         Raises:
-            UserError: The layout is wrong, or no drive has enough frames.
+          UserError: The layout is wrong, or no drive has enough frames.
         """
         root, files = Path(root), []
         for drive in _list_drives(root, split):

@@ -37,12 +37,12 @@ class Annotations(NamedTuple):
     """The annotated actions of a split.
 
     Attributes:
-        videos: Name of the video of each action.
-        start_b: Start of the action in seconds, float64.
-        stop_b: End of the action in seconds, float64.
-        verb_b: Class of the verb, int32.
-        noun_b: Class of the noun, int32.
-        skipped: Number of skipped rows, which are damaged or have an unknown class.
+      videos: Name of the video of each action.
+      start_b: Start of the action in seconds, float64.
+      stop_b: End of the action in seconds, float64.
+      verb_b: Class of the verb, int32.
+      noun_b: Class of the noun, int32.
+      skipped: Number of skipped rows, which are damaged or have an unknown class.
     """
 
     videos: list[str]
@@ -57,12 +57,12 @@ def read_annotations(path: str | os.PathLike, fps: float | None = None) -> Annot
     """Reads an annotation file. Damaged rows and unknown classes are logged and skipped.
 
     Args:
-        path: CSV file with `video_id`, `verb_class`, `noun_class`, and times in the columns
-            `start_timestamp` and `stop_timestamp`, or frames in `start_frame` and `stop_frame`.
-        fps: Frames per second, used only if the file has no time stamps.
+      path: CSV file with `video_id`, `verb_class`, `noun_class`, and times in the columns
+          `start_timestamp` and `stop_timestamp`, or frames in `start_frame` and `stop_frame`.
+      fps: Frames per second, used only if the file has no time stamps.
 
     Raises:
-        UserError: The file cannot be read, a column is missing, or no row is valid.
+      UserError: The file cannot be read, a column is missing, or no row is valid.
     """
     rows, skipped, reason = [], 0, "it has no rows"
     for line, row in _read_rows(path, fps):
@@ -111,17 +111,17 @@ def clip_times(
     protocol places at the start of the action. Training may move it into the action.
 
     Args:
-        start_b: Start of the actions in seconds.
-        stop_b: End of the actions in seconds.
-        context: Length of the context in seconds.
-        anticipation: Time between the end of the context and the moment in seconds.
-        point: Position of the moment in the action, from 0 (start) to 1 (end).
-        from_end: Whether `point` is measured from the end of the action instead. The released
-            evaluation code of V-JEPA 2 does this, so that its clips with `point` = 0 end near the
-            end of the action.
+      start_b: Start of the actions in seconds.
+      stop_b: End of the actions in seconds.
+      context: Length of the context in seconds.
+      anticipation: Time between the end of the context and the moment in seconds.
+      point: Position of the moment in the action, from 0 (start) to 1 (end).
+      from_end: Whether `point` is measured from the end of the action instead. The released
+          evaluation code of V-JEPA 2 does this, so that its clips with `point` = 0 end near the
+          end of the action.
 
     Returns:
-        Start and end in seconds, each float64 [b], not before the start of the video.
+      Start and end in seconds, each float64 [b], not before the start of the video.
     """
     share = 1 - point if from_end else point
     moment_b = (1 - share) * start_b + share * stop_b
@@ -143,17 +143,17 @@ def write_manifests(
     `label_action`. Actions of the validation split without training videos have the label -1.
 
     Args:
-        root: Folder of the annotations.
-        videos: Folder of the participants.
-        out_dir: Output folder.
-        fps: See `read_annotations`.
-        **times: Options of `clip_times`.
+      root: Folder of the annotations.
+      videos: Folder of the participants.
+      out_dir: Output folder.
+      fps: See `read_annotations`.
+      **times: Options of `clip_times`.
 
     Returns:
-        The manifest of each split.
+      The manifest of each split.
 
     Raises:
-        UserError: The annotations cannot be read, or `videos` does not exist.
+      UserError: The annotations cannot be read, or `videos` does not exist.
     """
     root, videos, out_dir = Path(root), Path(videos), Path(out_dir)
     if not videos.is_dir():

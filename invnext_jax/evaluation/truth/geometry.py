@@ -16,12 +16,12 @@ class ClipGeometry:
     """The window of an image that a clip shows, as fractions of the image's width and height.
 
     Attributes:
-        left: Left edge of the window.
-        top: Top edge.
-        right: Right edge.
-        bottom: Bottom edge.
-        height: Height of the clip in pixels.
-        width: Width of the clip in pixels.
+      left: Left edge of the window.
+      top: Top edge.
+      right: Right edge.
+      bottom: Bottom edge.
+      height: Height of the clip in pixels.
+      width: Width of the clip in pixels.
     """
 
     left: float
@@ -38,9 +38,9 @@ class ClipGeometry:
         """Builds the geometry of a window in pixels.
 
         Args:
-            window: Window in the image, in pixels.
-            image_size: Height and width of the image in pixels.
-            clip_size: Height and width of the clip in pixels.
+          window: Window in the image, in pixels.
+          image_size: Height and width of the image in pixels.
+          clip_size: Height and width of the clip in pixels.
         """
         height, width = image_size
         return cls(
@@ -53,8 +53,8 @@ class ClipGeometry:
         """Builds the geometry of the centered square, or of the whole image if `size` is None.
 
         Args:
-            image_size: Height and width of the image in pixels.
-            size: Side of the clip in pixels.
+          image_size: Height and width of the image in pixels.
+          size: Side of the clip in pixels.
         """
         if size is None:
             return cls(0.0, 0.0, 1.0, 1.0, *image_size)
@@ -69,12 +69,12 @@ class ClipGeometry:
         """Converts boxes from fractions of the image to fractions of the clip, and clips them.
 
         Args:
-            boxes: Boxes [... 4] as fractions of the image.
-            min_area: Minimum fraction of the clip that a box covers after clipping.
+          boxes: Boxes [... 4] as fractions of the image.
+          min_area: Minimum fraction of the clip that a box covers after clipping.
 
         Returns:
-            float32 boxes [... 4] in [0, 1], zeros for boxes that are outside or too small; and
-            whether each box remains, bool [...].
+          float32 boxes [... 4] in [0, 1], zeros for boxes that are outside or too small; and
+          whether each box remains, bool [...].
         """
         low = np.array([self.left, self.top, self.left, self.top])
         scaled = (np.asarray(boxes, np.float64) - low) / np.tile(self._sides, 2)
@@ -89,10 +89,10 @@ class ClipGeometry:
         """Samples label or depth images at the centers of the clip's pixels (nearest neighbor).
 
         Args:
-            image_thw: Label or depth images of the complete frames, at any resolution.
+          image_thw: Label or depth images of the complete frames, at any resolution.
 
         Returns:
-            [t height width], in the dtype of `image_thw`.
+          [t height width], in the dtype of `image_thw`.
         """
         height, width = image_thw.shape[1:3]
         rows_h = _nearest(self.top, self.bottom, self.height, height)

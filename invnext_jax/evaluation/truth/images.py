@@ -32,8 +32,8 @@ class FrameWindow(NamedTuple):
     """Consecutive frames of a sequence.
 
     Attributes:
-        sequence: Index of the sequence.
-        frames: Numbers of the frames, as in the names of the files.
+      sequence: Index of the sequence.
+      frames: Numbers of the frames, as in the names of the files.
     """
 
     sequence: int
@@ -46,7 +46,7 @@ def list_frames(folder: str | os.PathLike) -> dict[int, Path]:
     Images without a number in their name are ignored.
 
     Raises:
-        UserError: The folder does not exist or has no numbered images.
+      UserError: The folder does not exist or has no numbered images.
     """
     found = {}
     try:
@@ -70,7 +70,7 @@ def read_list(path: str | os.PathLike) -> list[str]:
     """Reads a split list: the first word of each line that is not empty.
 
     Raises:
-        UserError: The file is missing, empty or not text, or a line does not name a folder.
+      UserError: The file is missing, empty or not text, or a line does not name a folder.
     """
     names = [line.split()[0] for line in read_lines(path) if line.strip()]
     if not names:
@@ -88,7 +88,7 @@ def read_lines(path: str | os.PathLike) -> list[str]:
     """Returns the lines of a text file.
 
     Raises:
-        UserError: The file is missing, too large or not text.
+      UserError: The file is missing, too large or not text.
     """
     try:
         text = regular_file.read_bytes(path, MAX_LIST_BYTES).decode("utf-8-sig")
@@ -112,10 +112,10 @@ def make_windows(
     """Makes windows of `frames` frames whose starts are `stride` frames apart.
 
     Args:
-        sequence: Index of the sequence.
-        numbers: Numbers of all its frames in ascending order.
-        frames: Number of frames of a window. Shorter sequences have no window.
-        stride: Distance between the starts of consecutive windows in frames.
+      sequence: Index of the sequence.
+      numbers: Numbers of all its frames in ascending order.
+      frames: Number of frames of a window. Shorter sequences have no window.
+      stride: Distance between the starts of consecutive windows in frames.
     """
     starts = range(0, len(numbers) - frames + 1, stride)
     return [FrameWindow(sequence, tuple(numbers[s : s + frames])) for s in starts]
@@ -139,14 +139,14 @@ def read_clip(paths: Sequence[Path], size: int | None) -> tuple[np.ndarray, Clip
     """Reads images and resizes their centered squares bilinearly.
 
     Args:
-        paths: Image files of equal size.
-        size: Side of the clip in pixels. None keeps the whole images.
+      paths: Image files of equal size.
+      size: Side of the clip in pixels. None keeps the whole images.
 
     Returns:
-        uint8 [t h w c], RGB, and the geometry of the clip.
+      uint8 [t h w c], RGB, and the geometry of the clip.
 
     Raises:
-        BadTruth: An image is missing or damaged, or the sizes differ.
+      BadTruth: An image is missing or damaged, or the sizes differ.
     """
     frames, picture = [], None
     for path in paths:
@@ -167,14 +167,14 @@ def read_depth(path: str | os.PathLike, units_per_meter: float) -> np.ndarray:
     """Reads a 16-bit depth image.
 
     Args:
-        path: Path of the image.
-        units_per_meter: Value of the image for a depth of 1 m.
+      path: Path of the image.
+      units_per_meter: Value of the image for a depth of 1 m.
 
     Returns:
-        float32 [h w] in meters, 0 where unknown.
+      float32 [h w] in meters, 0 where unknown.
 
     Raises:
-        BadTruth: The image is missing, damaged or not a 16-bit gray image.
+      BadTruth: The image is missing, damaged or not a 16-bit gray image.
     """
 
     def convert(image: Image.Image) -> np.ndarray:
@@ -194,7 +194,7 @@ def read_depth_clip(
     """Reads depth images and crops them like the clip: float32 [t h w] in meters.
 
     Raises:
-        BadTruth: As in `read_depth`; or no pixel of the clip has a known depth.
+      BadTruth: As in `read_depth`; or no pixel of the clip has a known depth.
     """
     frames = [geometry.crop_image(read_depth(path, units_per_meter)[None])[0] for path in paths]
     depth_thw = np.stack(frames)
@@ -207,7 +207,7 @@ def read_ids(path: str | os.PathLike) -> np.ndarray:
     """Reads the object ids of an indexed-color or gray annotation image, int32 [h w].
 
     Raises:
-        BadTruth: The image is missing, damaged or has colors instead of ids.
+      BadTruth: The image is missing, damaged or has colors instead of ids.
     """
 
     def convert(image: Image.Image) -> np.ndarray:
@@ -224,11 +224,11 @@ def read_image(path: str | os.PathLike, convert: Callable) -> np.ndarray:
     """Opens an image and converts it.
 
     Args:
-        path: Path of the image.
-        convert: Function from a PIL image to an array.
+      path: Path of the image.
+      convert: Function from a PIL image to an array.
 
     Raises:
-        BadTruth: The image is missing or damaged.
+      BadTruth: The image is missing or damaged.
     """
     with open_image(path) as image:
         return convert(image)
@@ -239,7 +239,7 @@ def open_image(path: str | os.PathLike) -> Iterator[Image.Image]:
     """Opens a PNG or JPEG image. Errors in the `with` block are also raised as `BadTruth`.
 
     Raises:
-        BadTruth: The image is missing, damaged, too large or has another format.
+      BadTruth: The image is missing, damaged, too large or has another format.
     """
     try:
         with regular_file.open_binary(path, MAX_BYTES) as file:

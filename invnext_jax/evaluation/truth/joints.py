@@ -32,9 +32,9 @@ class JhmdbJoints:
     """Whole clips with joints; see `truth.Truth`.
 
     Attributes:
-        name: "JHMDB".
-        clips: Class and name of each clip.
-        videos: Index of the clip of each row, int32, which is the row itself.
+      name: "JHMDB".
+      clips: Class and name of each clip.
+      videos: Index of the clip of each row, int32, which is the row itself.
     """
 
     name = "JHMDB"
@@ -50,14 +50,14 @@ class JhmdbJoints:
         """Reads the lists of a split.
 
         Args:
-            root: Folder with `Rename_Images`, `joint_positions` and `splits`.
-            split: "train" or "val", which is the test part of the split.
-            size: Side of the clips in pixels, which show the centered square. None keeps the whole
-                images.
-            number: Number of the split, 1 to 3.
+          root: Folder with `Rename_Images`, `joint_positions` and `splits`.
+          split: "train" or "val", which is the test part of the split.
+          size: Side of the clips in pixels, which show the centered square. None keeps the whole
+              images.
+          number: Number of the split, 1 to 3.
 
         Raises:
-            UserError: `split` is unknown, or the layout is wrong.
+          UserError: `split` is unknown, or the layout is wrong.
         """
         if split not in MEMBERS:
             raise UserError(f"split={split!r} must be one of {tuple(MEMBERS)}")

@@ -23,9 +23,9 @@ class DavisMasks:
     """Whole sequences with object ids; see `truth.Truth`.
 
     Attributes:
-        name: "DAVIS".
-        sequences: Names of the sequences.
-        videos: Index of the sequence of each row, int32, which is the row itself.
+      name: "DAVIS".
+      sequences: Names of the sequences.
+      videos: Index of the sequence of each row, int32, which is the row itself.
     """
 
     name = "DAVIS"
@@ -43,16 +43,16 @@ class DavisMasks:
         """Lists the frames of all sequences.
 
         Args:
-            root: Folder with `JPEGImages`, `Annotations` and `ImageSets`.
-            split: Name of the list, without ".txt".
-            size: Side of the clips in pixels, which show the centered square. None keeps the whole
-                images.
-            year: Folder of the list.
-            resolution: Folder of the images and annotations.
-            max_frames: Maximum number of frames of a sequence; None reads all.
+          root: Folder with `JPEGImages`, `Annotations` and `ImageSets`.
+          split: Name of the list, without ".txt".
+          size: Side of the clips in pixels, which show the centered square. None keeps the whole
+              images.
+          year: Folder of the list.
+          resolution: Folder of the images and annotations.
+          max_frames: Maximum number of frames of a sequence; None reads all.
 
         Raises:
-            UserError: The layout is wrong.
+          UserError: The layout is wrong.
         """
         root = Path(root)
         self.sequences = images.read_list(root / "ImageSets" / year / f"{split}.txt")

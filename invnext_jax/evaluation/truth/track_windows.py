@@ -17,18 +17,18 @@ class WindowRules:
     """Rules that select the windows of a video for the evaluation.
 
     Attributes:
-        frames: Number of frames of a window.
-        fps: Frame rate of the windows, to which the video is subsampled. None keeps all frames.
-        stride: Minimum distance between the starts of two windows, in subsampled frames.
-        min_area: Minimum fraction of the clip that a box covers; smaller boxes are dropped.
-        max_objects: Maximum number of objects in the first frame, and the size k of the arrays.
-        min_presence: Minimum fraction of the frames in which each object of the first frame has a
-            box.
-        min_together: Minimum number of frames in which all objects of the first frame have a box.
-        max_gap: Maximum number of consecutive frames without a box of an object.
+      frames: Number of frames of a window.
+      fps: Frame rate of the windows, to which the video is subsampled. None keeps all frames.
+      stride: Minimum distance between the starts of two windows, in subsampled frames.
+      min_area: Minimum fraction of the clip that a box covers; smaller boxes are dropped.
+      max_objects: Maximum number of objects in the first frame, and the size k of the arrays.
+      min_presence: Minimum fraction of the frames in which each object of the first frame has a
+          box.
+      min_together: Minimum number of frames in which all objects of the first frame have a box.
+      max_gap: Maximum number of consecutive frames without a box of an object.
 
     Raises:
-        UserError: A rule cannot be satisfied.
+      UserError: A rule cannot be satisfied.
     """
 
     frames: int = 16
@@ -59,7 +59,7 @@ class WindowRules:
         """Returns whether a window satisfies the rules.
 
         Args:
-            present_tk: Whether each object has a box in each frame, bool.
+          present_tk: Whether each object has a box in each frame, bool.
         """
         tracked_tk = present_tk[:, present_tk[0]]
         if not 1 <= tracked_tk.shape[1] <= self.max_objects:
@@ -90,14 +90,14 @@ def select_windows(
     `rules.stride` after one that is.
 
     Args:
-        frame_n: Frame of each box of the video in ascending order, int.
-        object_n: Object of each box, int.
-        frame_count: Number of frames of the video.
-        rules: The rules.
-        video_fps: Frame rate of the video.
+      frame_n: Frame of each box of the video in ascending order, int.
+      object_n: Object of each box, int.
+      frame_count: Number of frames of the video.
+      rules: The rules.
+      video_fps: Frame rate of the video.
 
     Returns:
-        The indices of the video's frames in each window.
+      The indices of the video's frames in each window.
     """
     step, windows, next_start = min(rules.step(video_fps), max(1, frame_count)), [], 0
     # The video is subsampled first, so that windows start at multiples of the step.

@@ -22,8 +22,8 @@ class BadTruth(Exception):  # noqa: N818, like `data.demux.BadVideo`
     """The clip or the truth of one row cannot be read; the row is skipped.
 
     Attributes:
-        kind: Kind of error: "missing", "truncated", "wrong format", "no truth", or one of
-            `data.demux.BadVideo.kind`.
+      kind: Kind of error: "missing", "truncated", "wrong format", "no truth", or one of
+          `data.demux.BadVideo.kind`.
     """
 
     def __init__(self, text: str, kind: str):
@@ -35,8 +35,8 @@ class Truth(Protocol):
     """The interface of ground-truth readers. A row is a clip with its truth.
 
     Attributes:
-        name: Name of the data set.
-        videos: Index of the video of each row, int. Rows of the same video are not independent.
+      name: Name of the data set.
+      videos: Index of the video of each row, int. Rows of the same video are not independent.
     """
 
     name: str
@@ -50,13 +50,13 @@ class Truth(Protocol):
         """Reads a clip and its truth.
 
         Returns:
-            A dict with `video`, uint8 [t h w c] RGB, and some of: `depth`, float32 [t h w] in
-            meters, 0 where unknown; `boxes`, float32 [t k 4] in [0, 1], and `present`, bool [t k];
-            `ids`, int32 [t h w], 0 for the background; `points`, float32 [n t 2] in [0, 1], and
-            `occluded`, bool [n t]; `joints`, float32 [t j 2] in pixels, and `visible`, bool [t j].
+          A dict with `video`, uint8 [t h w c] RGB, and some of: `depth`, float32 [t h w] in
+          meters, 0 where unknown; `boxes`, float32 [t k 4] in [0, 1], and `present`, bool [t k];
+          `ids`, int32 [t h w], 0 for the background; `points`, float32 [n t 2] in [0, 1], and
+          `occluded`, bool [n t]; `joints`, float32 [t j 2] in pixels, and `visible`, bool [t j].
 
         Raises:
-            BadTruth: A file of this row is missing or damaged.
+          BadTruth: A file of this row is missing or damaged.
         """
         ...
 
@@ -66,8 +66,8 @@ class SkippedRows:
     """Rows that were skipped in one pass over the data.
 
     Attributes:
-        reasons: Reason for each skipped row.
-        kinds: `BadTruth.kind` of each skipped row.
+      reasons: Reason for each skipped row.
+      kinds: `BadTruth.kind` of each skipped row.
     """
 
     reasons: dict[int, str] = dataclasses.field(default_factory=dict)
@@ -91,7 +91,7 @@ class TruthBatches:
     """Batches of the readable rows, in order. Each iteration is one pass.
 
     Attributes:
-        skipped: The rows that were skipped in the latest pass.
+      skipped: The rows that were skipped in the latest pass.
     """
 
     def __init__(
@@ -105,11 +105,11 @@ class TruthBatches:
         """Creates the batches.
 
         Args:
-            truth: The reader. The arrays of all its rows must have the same shape.
-            batch_size: Number of rows per batch. The last batch is padded with zeros.
-            rows: Rows to read, in this order; None reads all rows.
-            threads: Number of rows that are read at the same time. Threads suffice because image
-                and video decoders release the global interpreter lock.
+          truth: The reader. The arrays of all its rows must have the same shape.
+          batch_size: Number of rows per batch. The last batch is padded with zeros.
+          rows: Rows to read, in this order; None reads all rows.
+          threads: Number of rows that are read at the same time. Threads suffice because image
+              and video decoders release the global interpreter lock.
         """
         self._truth, self._batch_size, self._threads = truth, batch_size, max(1, threads)
         self._rows = range(len(truth)) if rows is None else rows
@@ -125,7 +125,7 @@ class TruthBatches:
         The additional array `index`, int32 [b], contains the row, or -1 for padding.
 
         Raises:
-            UserError: No row can be read.
+          UserError: No row can be read.
         """
         self.skipped, good = SkippedRows(), 0
         rows = self._load_all()

@@ -31,9 +31,9 @@ class _Location(NamedTuple):
     """Where the clip of a row comes from.
 
     Attributes:
-        spec: Parameters of the world.
-        index: Index of the clip in the world.
-        file: File with the truth; None if the clip is rendered.
+      spec: Parameters of the world.
+      index: Index of the clip in the world.
+      file: File with the truth; None if the clip is rendered.
     """
 
     spec: WorldSpec
@@ -45,8 +45,8 @@ class WorldTruth:
     """Depth, boxes, object ids and point tracks of a world; see `truth.Truth`.
 
     Attributes:
-        name: "world".
-        videos: Index of the video of each row, int32, which is the row itself.
+      name: "world".
+      videos: Index of the video of each row, int32, which is the row itself.
     """
 
     name = "world"
@@ -55,13 +55,13 @@ class WorldTruth:
         """Reads the manifest.
 
         Args:
-            manifest: Manifests of rendered or written worlds, separated by commas.
-            load: The loader of the evaluation's clips, which has the sampling options.
-            points: Number of points of each clip.
+          manifest: Manifests of rendered or written worlds, separated by commas.
+          load: The loader of the evaluation's clips, which has the sampling options.
+          points: Number of points of each clip.
 
         Raises:
-            UserError: A row is not a clip of a world, or the worlds differ in their number of
-                objects.
+          UserError: A row is not a clip of a world, or the worlds differ in their number of
+              objects.
         """
         self._manifest = manifest_lib.read_manifest(manifest)
         self._load, self._points = load, points
