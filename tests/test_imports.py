@@ -45,6 +45,8 @@ ARROWS = {
     },
     "evaluation.metrics": set(),
     "evaluation.truth": {"data", "synthetic_world"},
+    "sweeps": {"evaluation", "planning", "stages", "training", "checkpointing", "data", "weights"}
+    | {"config_checks", "monitoring"},
     "models": set(),
     "objectives": set(),
     "data": {"synthetic_world", "workers"},

@@ -1,0 +1,1 @@
+"""Runs many trainings and evaluations, compares their results and estimates their cost."""
