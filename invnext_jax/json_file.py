@@ -3,10 +3,10 @@
 import hashlib
 import json
 import os
-import stat
 from pathlib import Path
 from typing import Any
 
+from invnext_jax import regular_file
 from invnext_jax.errors import UserError
 
 MAX_BYTES = 2**24  # the largest JSON files of published models and data sets are about 2 MiB
@@ -23,23 +23,18 @@ def read_value(
       max_bytes: Maximum size of the file. The parsed contents may need ten times as much memory.
 
     Raises:
-      UserError: The file is missing, too large, nested too deeply or not valid JSON.
+      UserError: The file is missing, not a regular file, too large, nested too deeply or not valid
+          JSON.
     """
     try:
-        if stat.S_ISFIFO(os.stat(path).st_mode):  # opening it may block forever
-            raise OSError("it is a named pipe")
-        with open(path, "rb") as file:
-            data = file.read(max_bytes + 1)
-        if len(data) > max_bytes:
-            raise UserError(f"{path} is larger than {max_bytes} bytes: {advice}")
-        return json.loads(data.decode("utf-8-sig"))
+        return json.loads(regular_file.read_bytes(path, max_bytes).decode("utf-8-sig"))
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error}): {advice}") from error
+        raise UserError(f"{path} cannot be read ({error.strerror or error}): {advice}") from error
     except RecursionError as error:
         raise UserError(f"{path} is nested too deeply: {advice}") from error
+    except MemoryError as error:
+        raise UserError(f"{path} needs too much memory: {advice}") from error
     except ValueError as error:
-        if isinstance(error, UserError):
-            raise
         raise UserError(f"{path} is damaged ({error}): {advice}") from error
 
 

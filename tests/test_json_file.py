@@ -16,7 +16,7 @@ from invnext_jax.errors import UserError
         (b'{"a": ' + b"9" * 5000 + b"}", "is damaged"),
         (b'{"a": "\xff"}', "is damaged"),
         (b"[]", "does not contain a JSON object"),
-        (b" " * 1000, "is larger than 999 bytes"),
+        (b" " * 1000, "Larger than 999 bytes"),
     ],
 )
 def test_defects_are_one_sentence(data, message, tmp_path):
@@ -35,7 +35,6 @@ def test_missing_file_is_one_sentence(tmp_path):
 def test_pipes_and_devices_are_one_sentence(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "zeros").symlink_to("/dev/zero")
-    with pytest.raises(UserError, match="it is a named pipe"):
-        json_file.read_object(tmp_path / "pipe")
-    with pytest.raises(UserError, match="is larger than 999 bytes"):
-        json_file.read_object(tmp_path / "zeros", max_bytes=999)
+    for name in ("pipe", "zeros"):
+        with pytest.raises(UserError, match=r"cannot be read \(Not a regular file\)"):
+            json_file.read_object(tmp_path / name)

@@ -9,6 +9,7 @@ Shape key: b videos, v views.
 import contextlib
 import json
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -125,7 +126,10 @@ class FeatureFolder:
         path = self._marker(chunk)
         try:
             # The file is opened here, because `np.load` does not close damaged archives.
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            with (
+                regular_file.open_binary(path, sys.maxsize) as file,
+                np.load(file, allow_pickle=False) as archive,
+            ):
                 found = {name: archive[name] for name in archive.files}
             _check_marker(found)
             return found
@@ -168,7 +172,7 @@ def open_folder(folder: Path, key: str, rows: int, chunk_rows: int) -> FeatureFo
         meta = {"key": key, "chunk_rows": chunk_rows}
         atomic_file.write_text(folder / _META, json.dumps(meta) + "\n")
     for part in folder.glob(f".*{atomic_file.TEMPORARY_SUFFIX}"):  # left by killed processes
-        part.unlink(missing_ok=True)
+        atomic_file.remove_if_abandoned(part)
     return FeatureFolder(folder, meta["chunk_rows"], rows)
 
 

@@ -1,5 +1,6 @@
 """Saves the training state of an evaluation in one file, from which a repeated command resumes."""
 
+import sys
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,7 +53,10 @@ class StateFile(NamedTuple):
                 return state, 0
 
     def _read(self, state: Any) -> tuple[Any, int]:
-        with self.path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+        with (
+            regular_file.open_binary(self.path, sys.maxsize) as file,
+            np.load(file, allow_pickle=False) as archive,
+        ):
             if str(archive["key"]) != self.key:
                 return state, 0
             like, tree = jax.tree.flatten(state)

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from absl import logging
 
 from invnext_jax import regular_file
 from invnext_jax.data import clips, frame_converter
@@ -29,7 +28,7 @@ from invnext_jax.errors import UserError
 from invnext_jax.evaluation.truth import images
 from invnext_jax.evaluation.truth.geometry import ClipGeometry
 from invnext_jax.evaluation.truth.track_windows import WindowRules, select_windows
-from invnext_jax.evaluation.truth.truth import BadTruth
+from invnext_jax.evaluation.truth.truth import BadTruth, SkippedEntries
 
 # Upper bounds that a valid file never reaches. Larger values count as damage.
 MAX_FRAMES = 10**6
@@ -156,16 +155,17 @@ def read_tracks(path: str | os.PathLike) -> list[VideoTracks]:
     Raises:
       UserError: The file cannot be read, or no line has the format.
     """
-    found, reason = [], "it is empty"
+    found, skipped = [], SkippedEntries(path)
     for number, line in _lines(path):
         try:
             # With a relative folder, a name could have the form of a world: URL.
             found.append(parse_line(line, Path(path).absolute().parent))
         except (ValueError, RecursionError) as error:
-            reason = f"line {number}: {error}"
-            logging.warning("%s: line %d skipped (%s)", path, number, error)
+            skipped.add(f"line {number}", error)
     if not found:
-        raise UserError(f"{path} has no tracks ({reason}): write one JSON object for each video")
+        raise UserError(
+            f"{path} has no tracks ({skipped.reason}): write one JSON object for each video"
+        )
     return found
 
 

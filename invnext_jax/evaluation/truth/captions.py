@@ -14,22 +14,26 @@ Shape key: j captions, b videos.
 import functools
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from absl import logging
 
-from invnext_jax import json_file
+from invnext_jax import json_file, regular_file
 from invnext_jax.data import video_io
 from invnext_jax.data.manifest import LABEL_PREFIX, Manifest
 from invnext_jax.errors import UserError
+from invnext_jax.evaluation.truth.truth import SkippedEntries
 from invnext_jax.synthetic_world import captions as world_captions
 from invnext_jax.synthetic_world import files, urls
 from invnext_jax.synthetic_world.spec import WorldSpec
 
-MAX_BYTES = 2**30
+MAX_BYTES = 2**32
+MAX_JSON_BYTES = (
+    2**28
+)  # of a JSON list, which is parsed at once and needs several times more memory
+MAX_LINE_BYTES = 2**22
 ADVICE = 'write a JSON list of objects with "video" and "caption"'
 
 
@@ -200,7 +204,7 @@ def _check_texts(texts: Any) -> list[str]:
 
 def _read_entries(path, manifest: Manifest, parse: Callable) -> tuple[list[tuple[int, Any]], int]:
     """Returns (row, parsed entry) of each valid entry, in the order of the file."""
-    rows, found, skipped, reason = _index_videos(manifest), [], 0, "it is empty"
+    rows, found, skipped = _index_videos(manifest), [], SkippedEntries(path)
     for number, entry in enumerate(_load(path), start=1):
         try:
             if not isinstance(entry, dict):
@@ -210,14 +214,13 @@ def _read_entries(path, manifest: Manifest, parse: Callable) -> tuple[list[tuple
             if row is None:
                 raise ValueError(f"the video {video!r} is not in the manifest")
             found.append((row, parse(entry)))
-        except (KeyError, ValueError) as error:
-            skipped += 1
-            what = f"it has no field {error}" if isinstance(error, KeyError) else error
-            reason = f"entry {number}: {what}"
-            logging.warning("%s: entry %d skipped (%s)", path, number, what)
+        except KeyError as error:
+            skipped.add(f"entry {number}", f"it has no field {error}")
+        except ValueError as error:
+            skipped.add(f"entry {number}", error)
     if not found:
-        raise UserError(f"{path} has no caption of {manifest.file} ({reason}): {ADVICE}")
-    return found, skipped
+        raise UserError(f"{path} has no caption of {manifest.file} ({skipped.reason}): {ADVICE}")
+    return found, skipped.count
 
 
 def _index_videos(manifest: Manifest) -> dict[str, int]:
@@ -232,21 +235,25 @@ def _index_videos(manifest: Manifest) -> dict[str, int]:
     return {key: row for key, row in rows.items() if row is not None}
 
 
-def _load(path: str | os.PathLike) -> list[Any]:
+def _load(path: str | os.PathLike) -> Iterator[Any]:
     if not os.fspath(path).endswith(".jsonl"):
-        content = json_file.read_value(path, ADVICE, MAX_BYTES)
+        content = json_file.read_value(path, ADVICE, MAX_JSON_BYTES)
         if not isinstance(content, list):
             raise UserError(f"{path} does not contain a JSON list: {ADVICE}")
-        return content
+        yield from content
+        return
     try:
-        with open(path, encoding="utf-8-sig") as file:
-            return [_parse(line) for line in file if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read ({error}): {ADVICE}") from error
+        with regular_file.open_binary(path, MAX_BYTES) as file:
+            while line := file.readline(MAX_LINE_BYTES):
+                if line.strip():
+                    yield _parse(line)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror or error}): {ADVICE}") from error
 
 
-def _parse(line: str) -> Any:
+def _parse(line: bytes) -> Any:
+    """Returns the value of a line; None, which counts as a damaged entry, if it is not JSON."""
     try:
-        return json.loads(line)
+        return json.loads(line.decode("utf-8-sig"))
     except (ValueError, RecursionError):
-        return None  # counted as a damaged entry
+        return None

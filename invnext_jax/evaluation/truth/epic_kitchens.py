@@ -13,15 +13,16 @@ import csv
 import io
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from absl import logging
 
 from invnext_jax import atomic_file, regular_file
+from invnext_jax.data import columns
 from invnext_jax.errors import UserError
+from invnext_jax.evaluation.truth.truth import SkippedEntries
 
 VERBS, NOUNS = 97, 300
 SOURCE = "epic_kitchens"
@@ -64,15 +65,16 @@ def read_annotations(path: str | os.PathLike, fps: float | None = None) -> Annot
     Raises:
       UserError: The file cannot be read, a column is missing, or no row is valid.
     """
-    rows, skipped, reason = [], 0, "it has no rows"
+    rows, skipped = [], SkippedEntries(path)
     for line, row in _read_rows(path, fps):
         try:
             rows.append(_parse_row(row, fps))
         except (TypeError, ValueError, KeyError, OverflowError) as error:
-            skipped, reason = skipped + 1, f"line {line}: {error}"
-            logging.warning("%s: line %d skipped (%s)", path, line, error)
+            skipped.add(f"line {line}", error)
     if not rows:
-        raise UserError(f"{path} has no valid action ({reason}): download the annotations again")
+        raise UserError(
+            f"{path} has no valid action ({skipped.reason}): download the annotations again"
+        )
     videos, start, stop, verb, noun = zip(*rows, strict=True)
     return Annotations(
         list(videos),
@@ -80,7 +82,7 @@ def read_annotations(path: str | os.PathLike, fps: float | None = None) -> Annot
         np.array(stop, np.float64),
         np.array(verb, np.int32),
         np.array(noun, np.int32),
-        skipped,
+        skipped.count,
     )
 
 
@@ -179,27 +181,32 @@ def write_manifests(
     return found
 
 
-def _read_rows(path: str | os.PathLike, fps: float | None) -> list[tuple[int, dict]]:
+def _read_rows(path: str | os.PathLike, fps: float | None) -> Iterator[tuple[int, dict]]:
+    """Yields the line number and the cells of each row."""
     try:
         with (
             regular_file.open_binary(path, MAX_BYTES) as source,
             io.TextIOWrapper(source, encoding="utf-8-sig", newline="") as file,
         ):
             reader = csv.DictReader(file)
-            columns = reader.fieldnames or []
-            rows = [(reader.line_num, row) for row in reader]
+            _check_columns(path, reader.fieldnames or [], fps)
+            for row in reader:
+                yield reader.line_num, row
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{path} cannot be read ({reason}): download the annotations") from error
+
+
+def _check_columns(path: str | os.PathLike, names: Sequence[str], fps: float | None) -> None:
+    columns.check_count(os.fspath(path), names)
     needed = [*COLUMNS, *(FRAMES if fps else TIMES)]
-    if set(FRAMES) <= set(columns) and set(TIMES) <= set(columns):
+    if set(FRAMES) <= set(names) and set(TIMES) <= set(names):
         needed = COLUMNS
-    if missing := [name for name in needed if name not in columns]:
+    if missing := [name for name in needed if name not in names]:
         raise UserError(
             f"{path} has no column {missing[0]!r}: use EPIC_100_*.csv, or set the frames per "
             "second if the file has frame numbers only"
         )
-    return rows
 
 
 def _parse_row(row: Mapping[str, str], fps: float | None) -> tuple[str, float, float, int, int]:

@@ -6,6 +6,7 @@ Shape key: b rows.
 import concurrent.futures
 import dataclasses
 import itertools
+import os
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
@@ -16,6 +17,8 @@ from invnext_jax import sanitize
 from invnext_jax.errors import UserError
 
 EXAMPLES = 3  # number of bad rows that a message names
+MAX_LOGGED = 20  # number of damaged entries of a file that are logged
+MAX_REASON = 200  # characters of a reason
 
 
 class BadTruth(Exception):  # noqa: N818, like `data.demux.BadVideo`
@@ -85,6 +88,32 @@ class SkippedRows:
             return ""
         examples = "; ".join(itertools.islice(self.reasons.values(), EXAMPLES))
         return f"{len(self.reasons)} of {rows} rows were skipped: {examples}"
+
+
+class SkippedEntries:
+    """Counts the damaged entries of a file, and logs the first `MAX_LOGGED` of them.
+
+    Attributes:
+      count: Number of damaged entries.
+      reason: Place and reason of the last one; "it is empty" if there is none.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self._path, self.count, self.reason = path, 0, "it is empty"
+
+    def add(self, place: str, reason: object) -> None:
+        """Counts an entry.
+
+        Args:
+          place: Place in the file, such as "line 3".
+          reason: What is wrong.
+        """
+        self.count += 1
+        self.reason = f"{place}: {str(reason)[:MAX_REASON]}"
+        if self.count <= MAX_LOGGED:
+            logging.warning("%s: skipped %s", self._path, self.reason)
+        if self.count == MAX_LOGGED:
+            logging.warning("%s: further damaged entries are counted only", self._path)
 
 
 class TruthBatches:

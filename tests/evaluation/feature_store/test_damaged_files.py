@@ -8,6 +8,7 @@ import zipfile
 import numpy as np
 import pytest
 
+from invnext_jax import atomic_file
 from invnext_jax.evaluation import video_scores
 from invnext_jax.evaluation.feature_store.feature_folder import open_folder
 from invnext_jax.evaluation.feature_store.state_file import StateFile
@@ -116,6 +117,17 @@ def test_features_are_extracted_again_if_the_marker_is_damaged(tmp_path, marker)
 )
 def test_features_are_extracted_again_if_an_array_is_damaged(tmp_path, array):
     assert missing_chunks(tmp_path / "bad", array=array) == [0]
+
+
+def test_drafts_are_removed_only_if_their_writer_has_ended(tmp_path):
+    open_folder(tmp_path, "k", 2, 2)
+    (tmp_path / ".000001.npz.12.part").touch()
+    with atomic_file.atomic_path(tmp_path / "000000.npz") as part:
+        part.write_bytes(b"half")
+        open_folder(tmp_path, "k", 2, 2)
+        assert part.read_bytes() == b"half"
+        assert not (tmp_path / ".000001.npz.12.part").exists()
+    assert (tmp_path / "000000.npz").read_bytes() == b"half"
 
 
 STATES = [

@@ -1,4 +1,5 @@
 import json
+import os
 
 import numpy as np
 import pytest
@@ -94,6 +95,21 @@ def test_files_of_another_format_are_one_sentence(tmp_path, manifest):
         captions.read_captions(write(tmp_path, []), manifest)
     with pytest.raises(UserError, match="cannot be read"):
         captions.read_captions(tmp_path / "none.jsonl", manifest)
+
+
+def test_lines_of_captions_are_read_from_regular_files_and_are_short(
+    tmp_path, manifest, monkeypatch
+):
+    path = tmp_path / "captions.jsonl"
+    os.mkfifo(path)
+    with pytest.raises(UserError, match=r"cannot be read \(Not a regular file\)"):
+        captions.read_captions(path, manifest)
+    path.unlink()
+    monkeypatch.setattr(captions, "MAX_LINE_BYTES", 50)
+    long = json.dumps({"video": "a", "caption": "x" * 40})
+    path.write_bytes(long.encode() + b'\n\xff\n{"video": "b", "caption": "rain"}')
+    found = captions.read_captions(path, manifest)
+    assert found.texts == ["rain"] and found.skipped == 3  # two parts of the long line, and \xff
 
 
 def test_captions_of_a_written_world_equal_those_of_the_rendered_one(tmp_path):

@@ -139,3 +139,11 @@ def test_a_wrong_layout_is_one_sentence(epic, tmp_path):
     (tmp_path / "empty.csv").write_text("")
     with pytest.raises(UserError, match="no column 'video_id'"):
         epic_kitchens.read_annotations(tmp_path / "empty.csv")
+
+
+def test_tables_with_too_many_columns_are_refused(tmp_path):
+    # Each row would become a dict with one item for each column.
+    names = ",".join(["video_id", *(f"c{number}" for number in range(1000))])
+    (tmp_path / "a.csv").write_text(names + "\nx" * 10)
+    with pytest.raises(UserError, match="1,001 columns, more than 1,000"):
+        epic_kitchens.read_annotations(tmp_path / "a.csv")

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from invnext_jax.errors import UserError
-from invnext_jax.evaluation.truth.truth import BadTruth, TruthBatches
+from invnext_jax.evaluation.truth.truth import MAX_LOGGED, BadTruth, SkippedEntries, TruthBatches
 
 
 class Numbers:
@@ -59,3 +59,14 @@ def test_other_errors_end_the_pass():
 
     with pytest.raises(ZeroDivisionError):
         list(TruthBatches(Broken(3), 2))
+
+
+def test_only_the_first_damaged_entries_of_a_file_are_logged(caplog):
+    skipped = SkippedEntries("a.jsonl")
+    assert skipped.reason == "it is empty"
+    for number in range(1, 1001):
+        skipped.add(f"line {number}", "x" * 10_000)
+    assert skipped.count == 1000 and skipped.reason.startswith("line 1000: xx")
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == MAX_LOGGED + 1 and max(map(len, messages)) < 300
+    assert messages[-1] == "a.jsonl: further damaged entries are counted only"
