@@ -151,7 +151,7 @@ def main(argv: Sequence[str]) -> None:
         outcomes[name] = "skipped" if result.skipped else "passed" if passed else "FAILED"
         rows.append([name, result.outcome, str(result.lost_steps), same])
         print(f"{name}: {outcomes[name]}: {result.outcome}", flush=True)
-    print_table([["fault", "what happened", "lost steps", "equal"], *rows])
+    print_table([["fault", "outcome", "lost steps", "equal"], *rows])
     if not _OUT.value:
         shutil.rmtree(base, ignore_errors=True)
     print(json.dumps({"kills": _KILLS.value, **counts, "faults": outcomes}))

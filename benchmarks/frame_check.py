@@ -3,10 +3,9 @@
     python -m benchmarks.frame_check [FOLDER] [--keep=FOLDER]
 
 Without FOLDER, it makes about 130 small files (see `frame_files`). For each file, it compares the
-number of frames and every picture with ffmpeg, and single frames and clips with the same frames of
-a complete read. Files that ffmpeg reads with errors are only counted. The last line of the output
-is a JSON object with the counts. The exit code is 1 if a file differs. `ffmpeg` must be on the
-PATH.
+number of frames and every frame with ffmpeg, and single frames and clips with the same frames of a
+complete read. Files that ffmpeg reads with errors are only counted. The last line of the output is
+a JSON object with the counts. The exit code is 1 if a file differs. `ffmpeg` must be on the PATH.
 
 Shape key: t frames, h w pixels, c channels.
 """

@@ -1,6 +1,6 @@
 """Makes small videos with many codecs, containers and structures, using the program ffmpeg.
 
-Each shows a moving test picture in 50 frames, unless its options drop some. The picture is smooth,
+Each shows a moving test image in 50 frames, unless its options drop some. The image is smooth,
 because versions of the scaler interpolate colors at edges differently.
 """
 
@@ -82,7 +82,7 @@ ENCODED = {
     "svq1.mov": f"-c:v svq1 {Q}",
     "rv20.rm": f"-c:v rv20 {Q}",
 }
-# Hidden frames are only made by two-pass encoding.
+# The encoders write hidden frames only in two-pass mode.
 TWO_PASSES = {
     "vp8_hidden.webm": f"-c:v libvpx {ALT_REF}",
     "vp9_superframes.webm": f"-c:v libvpx-vp9 {ALT_REF}",
@@ -211,7 +211,7 @@ def _make_streams(folder: Path) -> None:
 
 
 def _draw(count: int) -> np.ndarray:
-    """Returns gray pictures uint8 [n 96 128 3] of moving stripes."""
+    """Returns gray frames of moving stripes, uint8 [n 96 128 3]."""
     y, x = np.mgrid[:96, :128]
     values_nhw = np.stack([128 + 90 * np.sin((x + 3 * i) / 9 + y / (20 + i)) for i in range(count)])
     return np.repeat(values_nhw[..., None].astype(np.uint8), 3, -1)

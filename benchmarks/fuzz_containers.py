@@ -93,7 +93,7 @@ def _write(path: Path, codec: str, options, container_options, pictures_nhwc) ->
 
 
 def _draw() -> np.ndarray:
-    """Returns gray pictures uint8 [n h w c] of moving stripes."""
+    """Returns gray frames of moving stripes, uint8 [n h w c]."""
     y, x = np.mgrid[:HEIGHT, :WIDTH]
     values_nhw = [128 + 90 * np.sin((x + 3 * i) / 9 + y / (20 + i)) for i in range(FRAMES)]
     return np.repeat(np.stack(values_nhw)[..., None].astype(np.uint8), 3, -1)

@@ -56,7 +56,7 @@ def main(arguments=None):
     on_gpu = jax.default_backend() == "gpu"
     wrong += [f"kernel {row['shape']} is off by {row['error']}" for row in kernels if row["wrong"]]
     if on_gpu:
-        wrong += [f"no cuDNN for {row['shape']}" for row in kernels if not row["cudnn"]]
+        wrong += [f"cuDNN is not used for {row['shape']}" for row in kernels if not row["cudnn"]]
     ceiling = throughput.measure_matmul_flops(jax.devices()[0], "bfloat16", flags.side) / 1e12
     log(f"matrix product: {ceiling:.1f} TFLOP/s")
     rows = []

@@ -40,7 +40,7 @@ KINDS = (
     Kind("raw_256", (340, 256), 900_000),
     Kind("raw_720", (1280, 720), 5_000_000),
 )
-COPIES = 4096  # rows per clip
+COPIES = 4096  # rows of the manifest per clip
 GOP = 250  # maximum key frame interval in frames; x264's default
 
 

@@ -1,4 +1,4 @@
-"""Writes videos with unusual structures: fields, wrong key frame flags, hidden frames, stills.
+"""Writes unusual videos: with fields, wrong key frame flags, hidden frames or still images.
 
 Shape key: n frames, h w pixels, c channels.
 """
@@ -79,11 +79,11 @@ def split_superframes(source: Path, target: Path) -> Path:
 def write_referring_past_intra(path: Path, pictures_nhwc: np.ndarray, intra: int) -> Path:
     """Writes H.264 with an intra frame that is wrongly marked as a key frame.
 
-    Later frames refer to frames before it, because their pictures are equal to those.
+    Later frames refer to frames before it, because they have the same pixels as those.
 
     Args:
       path: The video.
-      pictures_nhwc: The pictures.
+      pictures_nhwc: The frames, uint8 RGB.
       intra: Number of the intra frame.
     """
     with av.open(str(path), "w") as output:

@@ -34,12 +34,12 @@ def parse(arguments):
     parser.add_argument(
         "--compile_twin", action="store_true", help="use torch.compile for the PyTorch step"
     )
-    parser.add_argument("--no_twin", action="store_true", help="no PyTorch step")
+    parser.add_argument("--no_twin", action="store_true", help="skip the PyTorch step")
     parser.add_argument(
         "--grow", action="store_true", help="measure cost by frames, batch size and depth"
     )
     parser.add_argument(
-        "--only_compile", action="store_true", help="only fill the compilation cache"
+        "--only_compile", action="store_true", help="compile the steps into the cache and exit"
     )
     return parser.parse_args(arguments)
 

@@ -91,7 +91,7 @@ def defaults() -> ml_collections.ConfigDict:
     config.seed = 0
     # Length of the run: number of clips divided by the number of videos in the manifests.
     config.epochs = 0.0
-    # Length of the run in steps. A resumed run continues to this step. -1: from `epochs`.
+    # Length of the run in steps. A resumed run continues to this step. -1: computed from `epochs`.
     config.total_steps = -1
     # Clips per step, summed over all devices and hosts.
     config.batch_size = 2048
@@ -189,7 +189,7 @@ def defaults() -> ml_collections.ConfigDict:
             # the teacher of the synthetic world.
             "weights": "",
             "taps": 6,  # Number of intermediate features that the student aligns with.
-            # Whether `teacher.size` may give a patch grid other than the encoder's. The teacher's
+            # Whether the patch grids of teacher and encoder may differ in size. The teacher's
             # features and attention are then interpolated. Smaller images cost less.
             "resample": False,
             **TEACHERS["siglip2_giant"],
@@ -230,11 +230,11 @@ def defaults() -> ml_collections.ConfigDict:
             "base_min_learning_rate": 0.0,
             # Linear warm-up from 0, as a part of `epochs`.
             "warmup_epochs": 0.0,
-            # Peak learning rate. -1: from `optimizer.base_learning_rate`.
+            # Peak learning rate. -1: computed from `optimizer.base_learning_rate`.
             "learning_rate": -1.0,
-            # Learning rate at the last step. -1: from `optimizer.base_min_learning_rate`.
+            # Learning rate at the last step. -1: computed from `optimizer.base_min_learning_rate`.
             "min_learning_rate": -1.0,
-            # Steps of linear warm-up from 0. -1: from `optimizer.warmup_epochs`.
+            # Steps of linear warm-up from 0. -1: computed from `optimizer.warmup_epochs`.
             "warmup_steps": -1,
             "betas": (0.9, 0.98),  # Decay rates of the two moments.
             "eps": 1e-6,  # Added to the root of the second moment.

@@ -18,7 +18,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "invnext_jax"
 DRAWING = ROOT / "docs/images/imports.svg"
 
-# Files with their own box: the only ones of their folder that import from layers above it.
+# Files with a separate box, because they import from layers above the one of their folder.
 SEPARATE = (
     "planning.plan",
     "planning.shapes",
@@ -58,7 +58,7 @@ def _imported(tree: ast.Module) -> Iterator[str]:
 
 
 def _box_of(module: str) -> str:
-    """The box of a dotted name below the package: a separate file, a folder or a top-level file."""
+    """Returns the box of a dotted name in the package: a separate file, a folder or a file."""
     separate = (name for name in SEPARATE if f"{module}.".startswith(f"{name}."))
     return next(separate, module.partition(".")[0])
 

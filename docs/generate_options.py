@@ -2,7 +2,7 @@
 
     python docs/generate_options.py
 
-The meaning of a field is the comment directly above it, or behind it on the same line. The values
+The meaning of a field is the comment directly above it or after it on the same line. The values
 come from the configs themselves. A test compares the committed page with the output of `make_page`.
 """
 
@@ -103,7 +103,7 @@ class ConfigComments:
         return found
 
     def _function(self, name: str) -> Section:
-        """The section that a function of the file returns; its docstring describes it."""
+        """Reads the section that a function of the file returns and describes in its docstring."""
         functions = (n for n in self._tree.body if isinstance(n, ast.FunctionDef))
         function = next(node for node in functions if node.name == name)
         dicts = (node for node in ast.walk(function) if isinstance(node, ast.Dict))
@@ -126,7 +126,7 @@ class ConfigComments:
         raise ValueError(f"the config file has no table {table!r}")
 
     def _comment(self, node: ast.AST) -> str:
-        """The comment lines directly above a node, and the comment behind its first line."""
+        """Returns the comment lines directly above a node and the comment after its first line."""
         parts, line = [], node.lineno - 1
         while line in self._comments and self._lines[line - 1].lstrip().startswith("#"):
             parts.insert(0, self._comments[line])
@@ -170,7 +170,7 @@ def make_page() -> str:
 
 
 def _format_section(title: str, name: str, section: Section, configs: Configs) -> str:
-    """A title, the text about the section, and a table with a row for each field."""
+    """Formats a title, the text about the section, and a table with a row for each field."""
     lines = [title, "", *([section.about, ""] if section.about else [])]
     resumable = not title.startswith("## Evaluation")
     columns = ["option", "base", "tiny", "meaning", *(["on resume"] if resumable else [])]
@@ -184,7 +184,7 @@ def _format_section(title: str, name: str, section: Section, configs: Configs) -
 
 
 def _format_recipes(configs: Configs) -> str:
-    """A table of the steps and rates of all variants with the paper's number of videos."""
+    """Formats a table of the steps and rates of all variants for the paper's number of videos."""
     lines = ["| run | batch | steps | warm-up steps | peak rate | final rate |"]
     lines.append("|---" * 6 + "|")
     for variant, stages in configs.items():
@@ -198,7 +198,7 @@ def _format_recipes(configs: Configs) -> str:
 
 
 def _format_large(sections: Mapping[str, Section], configs: Configs) -> str:
-    """A table of the options that the large variants change."""
+    """Formats a table of the options that the large variants change."""
     lines = ["## Large and 1B", "", "| option | base | large | 1b |", "|---|---|---|---|"]
     for name, section in sections.items():
         for field in section.fields:
@@ -210,7 +210,7 @@ def _format_large(sections: Mapping[str, Section], configs: Configs) -> str:
 
 
 def _format_evaluation(path: pathlib.Path, module: types.ModuleType) -> Iterator[str]:
-    """The sections of a config in configs/eval/."""
+    """Formats the sections of a config in configs/eval/."""
     configs = {variant: {"": module.get_config(variant)} for variant in ("base", "tiny")}
     for name, section in ConfigComments(path).sections().items():
         title = f"## Evaluation: {path.stem}{f', {name}' if name else ''}"
@@ -219,7 +219,7 @@ def _format_evaluation(path: pathlib.Path, module: types.ModuleType) -> Iterator
 
 
 def _cell(configs: Mapping[str, Any], name: str) -> str:
-    """The default of a field; both values where the stages differ."""
+    """Formats the default of a field, with both values if the stages differ."""
     texts = {}
     for stage, config in configs.items():
         value: Any = config

@@ -1,8 +1,8 @@
 """Atomic, durable writes: write a temporary file in the same folder, sync it, then rename it.
 
 The writer of a temporary file or folder holds a lock on it, which the kernel releases when the
-writer ends. Only those of killed writers are therefore removed by others. On file systems without
-locks, they are not removed.
+writer ends. Other processes therefore remove only the temporary files of killed writers. On file
+systems without locks, no temporary files are removed.
 """
 
 import contextlib
@@ -76,7 +76,7 @@ def _create(path: Path, *, is_folder: bool) -> tuple[Path, int]:
             part.mkdir()
         locked = part / _LOCK if is_folder else part
         file = os.open(locked, _CREATE, 0o666)
-        # Another process may have found it before it was locked, and then removes it.
+        # Another process may find the file before it is locked, and then removes it.
         if _lock(file) is not False and locked.exists():
             return part, file
         os.close(file)
@@ -118,7 +118,7 @@ def replace(source: str | os.PathLike, target: str | os.PathLike) -> None:
 def sync(path: str | os.PathLike) -> None:
     """Calls fsync on a file, or on a folder, which syncs the names of the files in it.
 
-    A file system that cannot sync folders is accepted.
+    Does nothing for a folder on a file system that cannot sync folders.
 
     Raises:
       OSError: The content cannot be written, for example because the disk is full.

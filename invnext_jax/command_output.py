@@ -7,7 +7,7 @@ import stat
 import sys
 from typing import Any, TextIO
 
-# Errors that mean that the pipe or the terminal has closed, so that nothing will be read from it.
+# Errors of writes to a pipe or terminal that has been closed and will not be read any more.
 _CLOSED = (errno.EPIPE, errno.EIO, errno.ENXIO, errno.EBADF)
 
 
@@ -68,7 +68,7 @@ def redirect_output_to_devnull() -> None:
     After a hangup, writing to the closed terminal or pipe may fail.
     """
     for output in (1, 2):
-        with contextlib.suppress(OSError):  # it is already closed
+        with contextlib.suppress(OSError):  # the stream is already closed
             if not stat.S_ISREG(os.fstat(output).st_mode):
                 _redirect_to_devnull(output)
 

@@ -1,4 +1,4 @@
-"""Text of CSV files whose cells may contain any file name."""
+"""Formats and parses the text of CSV files whose cells may contain any file name."""
 
 import csv
 import io

@@ -166,7 +166,7 @@ def run_loop(
     except NonFiniteError as error:
         with contextlib.suppress(NonFiniteError):  # raised for the step that was already dispatched
             reporter.flush()
-        # A save after a second abort would replace the checkpoint from before the first.
+        # A save after a second abort would replace the checkpoint of the first abort.
         if not run.checkpointer.abort_reason:
             run.checkpointer.save(run.step, run.state, run.position, abort_reason=str(error))
         raise

@@ -1,4 +1,4 @@
-"""Opens files from untrusted folders: only regular files of limited size; errors of damaged files.
+"""Opens files from untrusted folders. Only regular files of limited size are accepted.
 
 A named pipe or a device in a data set would otherwise block a run, or fill its memory.
 """
@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterator
 from typing import BinaryIO
 
-# What NumPy and the modules json and zipfile raise for damaged files. RuntimeError includes
+# Errors that NumPy and the modules json and zipfile raise for damaged files. RuntimeError includes
 # RecursionError, and NotImplementedError for unknown compressions; NumPy's parser of headers raises
 # TypeError, SyntaxError and TokenError.
 DAMAGE = (
@@ -22,7 +22,7 @@ DAMAGE = (
     *(MemoryError, SyntaxError, tokenize.TokenError),
     *(zipfile.BadZipFile, zlib.error, lzma.LZMAError),
 )
-_OPEN = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC  # a pipe without a writer opens at once
+_OPEN = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC  # opening a pipe does not block
 
 
 @contextlib.contextmanager

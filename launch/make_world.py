@@ -15,14 +15,14 @@ from invnext_jax.synthetic_world.spec import WorldSpec
 from invnext_jax.workers import process_worker as workers
 
 _OUT = flags.DEFINE_string("out", None, "Output folder.", required=True)
-_SPLIT = flags.DEFINE_string("split", "train", "train, val or test.")
+_SPLIT = flags.DEFINE_string("split", "train", "Split: train, val or test.")
 _VIDEOS = flags.DEFINE_integer("videos", None, "Number of clips.", required=True)
-_LEVEL = flags.DEFINE_string("level", "simple", "simple, full or anticipation.")
+_LEVEL = flags.DEFINE_string("level", "simple", "Level of the world: simple, full or anticipation.")
 _SIZE = flags.DEFINE_integer("size", 32, "Side of a frame in pixels.")
 _FRAMES = flags.DEFINE_integer("frames", 8, "Frames per clip.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the world.")
-_OBJECT_SIZE = flags.DEFINE_float("object_size", 1.0, "Factor of the main object's size.")
-_SPEED = flags.DEFINE_float("speed", 1.0, "Factor of the main object's speed.")
+_OBJECT_SIZE = flags.DEFINE_float("object_size", 1.0, "Factor on the size of the main object.")
+_SPEED = flags.DEFINE_float("speed", 1.0, "Factor on the speed of the main object.")
 _CLUTTER = flags.DEFINE_integer(
     "clutter", None, "Number of distractors; the default is 0, or 0 to 2 on the full level."
 )

@@ -62,9 +62,7 @@ def _read_manifest(manifests: str) -> manifest.Manifest | None:
     """Returns the rows of the manifests, or None if they do not exist here."""
     if manifests and all(map(os.path.exists, manifest.list_manifests(manifests))):
         return manifest.read_manifest(manifests)
-    missing = (
-        f"{manifests} does not exist here" if manifests else "no config.data.manifest is named"
-    )
+    missing = f"{manifests} does not exist here" if manifests else "config.data.manifest is empty"
     print(f"{missing}: planned for {recipe.PAPER_VIDEOS:,} videos, as in the paper")
     return None
 

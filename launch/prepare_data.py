@@ -34,7 +34,9 @@ _VIDEOS = flags.DEFINE_string(
 _SOURCE = flags.DEFINE_string(
     "source", "", "Name of the data set; default: derived from the list (see docs/preparing.md)."
 )
-_TASK = flags.DEFINE_string("task", "class", "The label of a published list becomes label_<task>.")
+_TASK = flags.DEFINE_string(
+    "task", "class", "Task of the labels of a published list; their column is label_<task>."
+)
 _CLASSES = flags.DEFINE_string(
     "classes",
     "",

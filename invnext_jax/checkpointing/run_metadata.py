@@ -203,7 +203,7 @@ def config_differences(
     steps = saved.get("init_from_step"), current["init_from_step"]
     if None not in steps:
         rows.append(("step of config.init_from", *steps))
-    if now.get("init_from") and not before.get("init_from"):  # it would not be read
+    if now.get("init_from") and not before.get("init_from"):  # it would have no effect
         rows.append(("config.init_from", "", now["init_from"]))
     old, new = saved.get("frozen_sha256"), current.get("frozen_sha256", {})
     if old is None:  # the checkpoint was made by an older version

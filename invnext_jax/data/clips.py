@@ -1,4 +1,4 @@
-"""Loads clips of a manifest row: decodes the video once, then crops, flips and recolors each clip.
+"""Loads the clips of a manifest row: decodes the video once, then augments each clip.
 
 Worker processes import this module, so it must not import jax, grain or ml_collections.
 
@@ -82,9 +82,9 @@ def sample_dense(
 class ClipTransform:
     """Samples and augments clips. The fields have the same meaning as in `config.data`.
 
-    `rng` is the random number generator of one clip. A number instead is the position of the crop
-    without augmentation, see `frame_converter.square_crop`; None is the center.
-    `config.data.by_source` overrides fields for the videos of a source.
+    `rng` is the random number generator of one clip. If it is a number, the clip is not augmented,
+    and the number is the position of the crop (see `frame_converter.square_crop`). None is the
+    center. `config.data.by_source` overrides fields for the videos of a source.
     """
 
     sampling: str
@@ -104,7 +104,7 @@ class ClipTransform:
         return sample_sparse(frame_count, frames, rng)
 
     def sample_window(self, height: int, width: int, size: int, rng: Choice) -> Window:
-        """Samples a window of a picture, which will be resized to `size` x `size` pixels."""
+        """Samples a window of a frame, which will be resized to `size` x `size` pixels."""
         if not isinstance(rng, np.random.Generator):
             return frame_converter.square_crop(height, width, 0.5 if rng is None else rng)
         if self.crop == "random_resized":
@@ -150,7 +150,7 @@ class ClipSampler:
         return np.stack(numbers)
 
     def sample_windows(self, height: int, width: int) -> list[Window]:
-        """Returns the window of each clip in pictures of the given size."""
+        """Returns the window of each clip in frames of the given size."""
         return [self.transform.sample_window(height, width, self.size, r) for r in self.rngs]
 
 
@@ -166,7 +166,7 @@ class CenterSampler:
         return sample_sparse(frame_count, self.frames, None)[None]
 
     def sample_windows(self, height: int, width: int) -> list[Window]:
-        """Returns the center crop of pictures of the given size."""
+        """Returns the center crop of frames of the given size."""
         return [frame_converter.square_crop(height, width)]
 
 
@@ -258,8 +258,8 @@ class LoadClip:
 
         Args:
           record: Manifest row.
-          seeds: One seed per clip, which determines frames, crop, flip and colors. A number or
-              None instead is used without augmentation, see `ClipTransform`.
+          seeds: One seed per clip, which determines frames, crop, flip and colors. A number or None
+              disables augmentation, see `ClipTransform`.
 
         Returns:
           A dict with `video` uint8 [r t h w c], and `index` and the labels int32 [r]; or a

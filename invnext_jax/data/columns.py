@@ -28,7 +28,8 @@ INFORMATIVE = (
     *("duration", "frames", "width", "height", "fps", "codec", "rotation", "mirrored", "sar"),
     *("transfer", "flags", "original"),
 )
-# A column that limits the part of a video consists of one of these words and of `_UNIT_WORDS`.
+# Words in the names of columns that seem to contain the start or end of clips, besides
+# `_UNIT_WORDS`.
 _RANGE_WORDS = {
     "start": {"start", "starts", "begin", "begins", "beginning", "onset", "from"},
     "end": {"end", "ends", "stop", "stops", "finish", "to"},
@@ -99,7 +100,7 @@ def _is_known(name: str) -> bool:
 
 
 def _find_meant(name: str) -> str:
-    """Returns the name of the column that is read and has the meaning of `name`, or ""."""
+    """Returns the name by which the column `name` would be read, or "" if no name fits."""
     words = re.findall(r"[a-z]+", re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower())
     plain = re.sub(r"[\s-]+", "_", name.strip().lower())
     if plain == "record" or (plain.startswith(LABEL_PREFIX) and plain != LABEL_PREFIX):
@@ -122,7 +123,7 @@ def _describe(name: str) -> str:
 
 @functools.cache
 def _warn_once(sentence: str) -> None:
-    # Once, because manifests are read several times.
+    # Cached, because manifests are read several times.
     logging.warning("%s", sentence)
 
 
@@ -156,7 +157,7 @@ def parse_cell(
       text: Text of the cell; None if it is missing.
       line: Place of the row, for the message.
       column: Name of the column.
-      what: What the cell must be, for example "an integer".
+      what: Description of a valid cell, for example "an integer".
 
     Raises:
       UserError: The text cannot be parsed.

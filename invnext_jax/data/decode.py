@@ -1,8 +1,8 @@
 """Decodes frames of video files with PyAV; frame numbers are exact.
 
 A frame's number is its position among the frames that ffmpeg shows, in presentation order and
-after edit lists (see `frame_index`). The decoder seeks only where a seek skips a group of pictures.
-A seek is trusted if it leads to an intra frame and no later frame up to the requested one is
+after edit lists (see `frame_index`). The decoder seeks only if this skips a group of pictures
+(GOP). A seek is trusted if it leads to an intra frame and no later frame up to the requested one is
 corrupt. Otherwise decoding starts from an earlier key frame.
 
 Shape key: t frames, h w pixels, c channels.
@@ -28,7 +28,7 @@ av.logging.set_level(av.logging.PANIC)  # errors are reported once, as BadVideo
 
 # Codecs in which no frame depends on a non-reference frame. In HEVC, higher layers may do so.
 SKIPPABLE = ("h264", "mpeg4", "mpeg2video", "mpeg1video")
-MAX_REPEATS = 2  # how often decoding may fail again at the same frame
+MAX_REPEATS = 2  # maximum number of further failures at the same frame
 
 
 class _SeekError(Exception):
@@ -185,7 +185,7 @@ def _seek_and_decode(stream, index: PacketIndex, requested: Sequence[int]):
                 place = (type(error), group.position)
                 repeats = repeats + 1 if place == failure and group.is_clean else 0
                 if repeats == MAX_REPEATS and not isinstance(error, _SeekError):
-                    raise  # the frame is damaged, wherever decoding starts
+                    raise  # the frame itself is damaged
                 failure, position = place, bisect.bisect_left(key_times, group.key)
                 if not position:
                     raise _SeekError from error

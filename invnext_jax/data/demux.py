@@ -13,7 +13,7 @@ from av.stream import Disposition
 
 MAX_PIXELS = 2**26  # limit per frame, twice 8K; a damaged header may specify far more
 # The demuxers that FFmpeg may use. Each of them reads only one file. Playlists, session
-# descriptions, image sequences, still pictures, capture devices and formats that open further files
+# descriptions, image sequences, still images, capture devices and formats that open further files
 # are excluded.
 FORMATS = (
     "3dostr,4xm,apng,argo_brp,asf,asf_o,av1,avi,avs,avs2,avs3,bethsoftvid,bfi,bink,binka,c93,"
@@ -29,10 +29,10 @@ _SAFETY = {
     "protocol_whitelist": "file",
     "max_pixels": str(MAX_PIXELS),  # for the frames that FFmpeg decodes while it opens a file
 }
-MIN_SHARE = 0.98  # a file with a smaller share of the header's frames or bytes is truncated
-# Streams of still pictures: cover art and thumbnails.
+MIN_SHARE = 0.98  # a file with a smaller share of the frames or bytes in its header is truncated
+# Streams of still images: cover art and thumbnails.
 STILLS = Disposition.attached_pic | Disposition.timed_thumbnails
-MAX_STREAM_PACKETS = 500  # packets read to find out which of several streams are still pictures
+MAX_STREAM_PACKETS = 500  # packets read to find out which of several streams are still images
 DEFAULT_BONUS = 5_000_000  # bonus in pixels that ffmpeg gives to a stream marked as the default
 SEGMENT = (
     b"\x18\x53\x80\x67"  # ID of the Matroska element that contains everything after the file header
@@ -41,7 +41,7 @@ HEAD_BYTES = 4096  # bytes read from a file to find that element
 X264_BUILD = re.compile(rb"x264 - core (\d+)")
 X264_EXACT = 151  # older builds deviate from the standard, so the decoder needs the build number
 # Errors for paths that do not name a file. Retrying does not help.
-EMPTY_ERRNO = errno.ENODATA  # of an empty file
+EMPTY_ERRNO = errno.ENODATA  # error number for an empty file
 NO_FILE_ERRNOS = (errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO)
 # Operating system errors that FFmpeg also raises for settings that a decoder rejects.
 DECODER_ERRNOS = (errno.EPERM, errno.EINVAL)
@@ -153,10 +153,10 @@ def _open_container(source, options: dict[str, str]) -> av.container.InputContai
 
 
 def _choose_stream(source, container) -> av.VideoStream:
-    """Chooses the video stream with the largest picture, as ffmpeg does.
+    """Chooses the video stream with the largest frames, as ffmpeg does.
 
     If several have the same size, the first one is chosen. A stream marked as the default is chosen
-    unless the picture of another one is much larger. Attached pictures are never chosen. Streams of
+    unless the frames of another one are much larger. Attached images are never chosen. Streams of
     a single frame are chosen only if there are no others.
 
     Raises:

@@ -1,9 +1,8 @@
 """Opens local and remote files for reading.
 
-Of local files, named pipes, devices and files without content are refused. A name `protocol://...`
-denotes a remote file, which is read through fsspec. It is fetched in blocks. Each block is fetched
-once unless the file is larger than the cache. Indexing the packets of a video reads the complete
-file.
+Local files must be regular and not empty: named pipes and devices are rejected. A name
+`protocol://...` denotes a remote file, which fsspec fetches in blocks. Each block is fetched once
+unless the file is larger than the cache. Indexing the packets of a video reads the complete file.
 """
 
 import errno
@@ -26,9 +25,9 @@ _RAW_READ = io.FileIO.read
 
 
 def check_kind(status: os.stat_result, name: str | os.PathLike) -> None:
-    """Checks that a status is that of a regular file, or of a folder, which cannot be opened.
+    """Checks from its status that a file is a regular file or a folder.
 
-    Opening a named pipe may block forever, and so may reading a device.
+    Opening a named pipe or reading a device may block forever. Opening a folder raises an error.
 
     Raises:
       OSError: It is another kind of file. `demux.error_kind` returns "missing" for it.
@@ -38,10 +37,10 @@ def check_kind(status: os.stat_result, name: str | os.PathLike) -> None:
 
 
 def check_status(status: os.stat_result, name: str | os.PathLike) -> None:
-    """Checks a status as `check_kind` does, and that the file is not empty.
+    """Checks from its status that a file is a regular file or a folder, and is not empty.
 
-    The files in /proc, some of which return I/O errors like those of a broken disk, have the size
-    0.
+    Files in /proc have the size 0. Reading some of them raises the same I/O errors as a broken
+    disk.
 
     Raises:
       OSError: As in `check_kind`, or the file is empty. `demux.error_kind` returns "corrupt" for

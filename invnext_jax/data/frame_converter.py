@@ -1,4 +1,4 @@
-"""Selects windows of frames, and converts decoded frames to upright RGB pictures.
+"""Selects windows of frames, and converts decoded frames to upright RGB images.
 
 Shape key: t frames, h w pixels, c channels.
 """
@@ -19,7 +19,7 @@ CROP_TRIES = 10
 
 
 class Window(NamedTuple):
-    """A rectangle of a picture, in pixels; `right` and `bottom` are exclusive."""
+    """A rectangle of an image, in pixels; `right` and `bottom` are exclusive."""
 
     left: int
     top: int
@@ -30,15 +30,15 @@ class Window(NamedTuple):
 def sample_multi_scale_crop(
     height: int, width: int, size: int, scales: Sequence[float], rng: np.random.Generator
 ) -> Window:
-    """Samples a window of a picture, to be resized to a square.
+    """Samples a window of an image, to be resized to a square.
 
     The width and the height are each the short side times an element of `scales`. The two elements
     are equal or adjacent. The window lies at one of 13 positions: the 3 x 3 grid of corners, edge
     centers and the center, and the 2 x 2 grid between them.
 
     Args:
-      height: Height of the picture in pixels.
-      width: Width of the picture in pixels.
+      height: Height of the image in pixels.
+      width: Width of the image in pixels.
       size: Side of the square in pixels.
       scales: Factors by which the short side is multiplied, in descending order.
       rng: Draws scales and position.
@@ -66,9 +66,9 @@ def sample_random_resized_crop(
     """Samples a window of random area and aspect ratio, to be resized to a square.
 
     Args:
-      height: Height of the picture in pixels.
-      width: Width of the picture in pixels.
-      area: Minimum and maximum share of the picture's area.
+      height: Height of the image in pixels.
+      width: Width of the image in pixels.
+      area: Minimum and maximum share of the image's area.
       aspect: Minimum and maximum ratio of width to height; the ratio is drawn log-uniformly.
       rng: Draws area, aspect ratio and position.
     """
@@ -80,7 +80,7 @@ def sample_random_resized_crop(
             left = int(rng.integers(width - crop_w, endpoint=True))
             top = int(rng.integers(height - crop_h, endpoint=True))
             break
-    else:  # a very elongated picture: use the largest centered window with an allowed aspect ratio
+    else:  # a very elongated image: use the largest centered window with an allowed aspect ratio
         ratio = np.clip(width / height, *aspect)
         crop_w, crop_h = min(width, round(height * ratio)), min(height, round(width / ratio))
         left, top = (width - crop_w) // 2, (height - crop_h) // 2
@@ -88,11 +88,11 @@ def sample_random_resized_crop(
 
 
 def square_crop(height: int, width: int, position: float = 0.5) -> Window:
-    """Returns the largest square of a picture at a position along the longer side.
+    """Returns the largest square of an image at a position along the longer side.
 
     Args:
-      height: Height of the picture in pixels.
-      width: Width of the picture in pixels.
+      height: Height of the image in pixels.
+      width: Width of the image in pixels.
       position: 0 for the left or top end, 0.5 for the center, 1 for the right or bottom end.
     """
     short = min(height, width)
@@ -113,12 +113,12 @@ def resize(frames: np.ndarray, window: Window, size: int) -> np.ndarray:
 
 
 class Orientation(NamedTuple):
-    """Transform that makes a stored picture upright: a transposition, then flips.
+    """Transform that makes a stored image upright: a transposition, then flips.
 
     Attributes:
       transpose: Whether rows and columns are exchanged.
-      flip_x: Whether the picture is then flipped left to right.
-      flip_y: Whether the picture is then flipped top to bottom.
+      flip_x: Whether the image is then flipped left to right.
+      flip_y: Whether the image is then flipped top to bottom.
     """
 
     transpose: bool = False
@@ -142,22 +142,22 @@ class Orientation(NamedTuple):
 
     @property
     def is_mirrored(self) -> bool:
-        """Whether the picture is mirrored, so that a rotation alone cannot make it upright."""
+        """Whether the image is mirrored, so that a rotation alone cannot make it upright."""
         return (self.transpose + self.flip_x + self.flip_y) % 2 == 1
 
     def apply(self, image_hwc: np.ndarray) -> np.ndarray:
-        """Returns a view of the upright picture."""
+        """Returns a view of the upright image."""
         if self.transpose:
             image_hwc = image_hwc.swapaxes(0, 1)
         return image_hwc[:: -1 if self.flip_y else 1, :: -1 if self.flip_x else 1]
 
     def undo(self, window: Window, height: int, width: int) -> Window:
-        """Maps a window of the upright picture back to the stored picture.
+        """Maps a window of the upright image back to the stored image.
 
         Args:
-          window: Window of the upright picture.
-          height: Height of the upright picture in pixels.
-          width: Width of the upright picture in pixels.
+          window: Window of the upright image.
+          height: Height of the upright image in pixels.
+          width: Width of the upright image in pixels.
         """
         left, top, right, bottom = window
         if self.flip_x:
@@ -182,7 +182,7 @@ class FrameConverter:
         self._reformatter, self._croppers = VideoReformatter(), {}
 
     def picture_size(self, frame: av.VideoFrame) -> tuple[int, int]:
-        """Returns the height and width of the scaled upright picture. Windows are in its pixels."""
+        """Returns the height and width of the scaled upright image. Windows are in its pixels."""
         if self._size is None:
             short = min(frame.width, frame.height)
             scale = min(1.0, self._short_side / short) if self._short_side else 1.0
@@ -199,8 +199,8 @@ class FrameConverter:
         Args:
           number: Frame number, for error messages.
           frame: Decoded frame.
-          window: Window to convert, in pixels of the scaled upright picture. None converts the
-              complete picture. The start is rounded down to an even pixel of the stored frame,
+          window: Window to convert, in pixels of the scaled upright image. None converts the
+              complete image. The start is rounded down to an even pixel of the stored frame,
               because chroma is stored for pairs of pixels.
           size: Output height and width of the window in pixels.
 

@@ -73,7 +73,7 @@ class FrameTimes(Sequence):
 
 @dataclasses.dataclass(frozen=True)
 class _PacketScan:
-    """Packets with data, in file order.
+    """The packets of a file that contain data, in file order.
 
     Attributes:
       packets: For each packet: time stamp, whether it is a key frame, whether an edit list

@@ -91,7 +91,7 @@ def starts_with_intra(codec: str, extradata: bytes, packet: bytes) -> bool:
 
 
 def may_have_fields(extradata: bytes, packet: bytes) -> bool:
-    """Returns whether an H.264 stream may code a picture as two fields in two packets.
+    """Returns whether an H.264 stream may code a frame as two fields in two packets.
 
     Args:
       extradata: Header of the stream.

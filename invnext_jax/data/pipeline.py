@@ -172,7 +172,7 @@ class EvalDataset:
       storage: Counter of failed reads.
     """
 
-    def __init__(  # noqa: PLR0913, one caller, by name
+    def __init__(  # noqa: PLR0913, one caller, which passes keywords
         self,
         manifest: manifest_lib.Manifest,
         load: Callable,

@@ -159,7 +159,7 @@ def _matches(entry: str, sources: Iterable[str]) -> bool:
 
 
 def _find_near_name(source: str, by_source: Mapping[str, Config]) -> str | None:
-    """Returns the entry that a source without an entry of its own resembles."""
+    """Returns the entry whose name is similar to that of a source without an entry, or None."""
     if not source or _matches(source, by_source):
         return None
     letters = _letters(source)

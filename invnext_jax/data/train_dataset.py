@@ -30,7 +30,7 @@ from invnext_jax.errors import UserError
 from invnext_jax.workers.worker_pool import OrderedPool, SupervisedWorker, open_pool
 
 MAX_TRIES = 100  # maximum number of videos tried for one position in a batch
-WORKER_FAILURES = ("time limit", "worker died")  # reasons that may have taken the full timeout
+WORKER_FAILURES = ("time limit", "worker died")  # failures that may have taken the full timeout
 MAX_WORKER_FAILURES = 5  # maximum number of tries in which the worker hangs or dies
 CLIP_STREAM, SUBSTITUTE_STREAM = 0, 1  # random streams
 MAX_TABLE_ROWS = 20
@@ -182,7 +182,7 @@ class TrainDataset:
       repeats: Number of consecutive clips from one video.
     """
 
-    def __init__(  # noqa: PLR0913, one caller, all by name
+    def __init__(  # noqa: PLR0913, one caller, which passes keywords
         self,
         mixture: Mixture,
         load: Callable,
@@ -245,7 +245,7 @@ class TrainDataset:
             table += (
                 f"\nwarning: {repeats:,} rows of the manifest repeat an earlier row (same path, "
             )
-            table += "record, start and end): they count as more videos in the epochs"
+            table += "record, start and end) and count as separate videos in the epochs"
         return table
 
     def unused_options(self) -> dict[str, str]:

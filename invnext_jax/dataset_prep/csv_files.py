@@ -1,4 +1,4 @@
-"""Writes CSV files, whose text `data.csv_text.format_csv` makes."""
+"""Writes CSV files that `csv_text.format_csv` has formatted."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Finds duplicate videos, both within a list and between a list and others."""
+"""Finds duplicate videos within a list, and copies of the videos in other lists."""
 
 import contextlib
 import dataclasses
@@ -68,7 +68,7 @@ def read_excluded(names: Sequence[str]) -> ExcludedVideos:
 
 
 def remove_excluded(clean: Clean, excluded: ExcludedVideos) -> tuple[Clean, Problems]:
-    """Removes copies of excluded videos; returns the kept videos, and the removed with the reason.
+    """Removes copies of excluded videos. Returns the kept videos, and a reason for each other.
 
     A segment of a video is removed only if it overlaps with an excluded segment.
     """
@@ -100,7 +100,7 @@ def find_duplicates(clean: Iterable[tuple[VideoEntry, VideoProbe]]) -> list[tupl
 
 
 def remove_duplicates(clean: Clean) -> tuple[Clean, Problems]:
-    """Removes copies of earlier videos; returns the kept videos, and the removed with the reason.
+    """Removes copies of earlier videos. Returns the kept videos, and a reason for each other.
 
     Segments of a file and its copy are both kept if they do not overlap. A copy is removed even if
     its labels differ from those of the first file.
@@ -127,7 +127,7 @@ class Copies:
       removed: Path of each removed video, with the reason.
       duplicates: Path of each duplicate file, and path of the first file with the same content.
       similar: For each video that looks like an earlier one, the two paths and how many of 64
-          bits differ on average. None if pictures were not compared.
+          bits differ on average. None if frames were not compared.
       notes: Sentences for the user.
     """
 
@@ -153,7 +153,7 @@ def find_copies(
       clean: Entries and probes of the videos.
       excluded: Videos to exclude.
       remove: Whether to remove copies of earlier videos.
-      hashes: File that caches perceptual hashes. If None, pictures are not compared.
+      hashes: File that caches perceptual hashes. If None, frames are not compared.
       workers: Maximum number of processes.
       timeout: Time limit per video in seconds.
     """
@@ -169,7 +169,7 @@ def find_copies(
         found = find_similar(clean, excluded, cache, workers=workers, timeout=timeout)
         clean, similar, removed = found.clean, found.pairs, removed + found.removed
         if found.unhashed:
-            notes.append(f"{found.unhashed} videos could not be compared by their pictures")
+            notes.append(f"{found.unhashed} videos could not be compared by their frames")
     copies = find_duplicates(clean)
     if remove:
         clean, removed_copies = remove_duplicates(clean)
@@ -198,7 +198,7 @@ class SimilarVideos:
 def find_similar(
     clean: Clean, excluded: ExcludedVideos, cache: HashCache, *, workers: int, timeout: float
 ) -> SimilarVideos:
-    """Compares the pictures of all videos, including the excluded ones; see `picture_hashes`.
+    """Compares the frames of all videos, including the excluded ones; see `picture_hashes`.
 
     Files with identical content are not listed as similar.
     """

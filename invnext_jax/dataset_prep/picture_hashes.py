@@ -1,11 +1,11 @@
 """Perceptual hashes of videos, to find copies that were re-encoded, resized or trimmed.
 
 The hash "pHash" of five evenly spaced frames is computed. Each frame is averaged to 32 x 32 gray
-values. Each of the 64 bits says whether one of the 8 x 8 lowest coefficients of the discrete cosine
+values. Each of the 64 bits is set if one of the 8 x 8 lowest coefficients of the discrete cosine
 transform is above their median. Frames without contrast have no hash. Two videos are similar if at
 least three of the five frame positions have a hash in both videos and these hashes differ in fewer
-than 8 of 64 bits on average; unrelated pictures differ in about 32. To avoid comparing all pairs,
-only videos are compared that share a 16-bit word of a hash. This finds all pairs with fewer than 4
+than 8 of 64 bits on average; unrelated frames differ in about 32. To avoid comparing all pairs,
+only videos that share a 16-bit word of a hash are compared. This finds all pairs with fewer than 4
 differing bits, and 19 of 20 pairs with slightly fewer than 8.
 """
 
@@ -72,7 +72,7 @@ class VideoHasher:
 
 
 def hash_picture(image_hwc: np.ndarray) -> int | None:
-    """Returns the 64-bit hash of an RGB picture, or None if the picture has no contrast."""
+    """Returns the 64-bit hash of an RGB image, or None if the image has no contrast."""
     gray_hw = image_hwc.astype(np.float64) @ (0.299, 0.587, 0.114)  # luma of BT.601
     gray_hw = _average(_average(gray_hw).T).T
     if gray_hw.std() < MIN_CONTRAST:
@@ -82,7 +82,7 @@ def hash_picture(image_hwc: np.ndarray) -> int | None:
 
 
 def _average(image_hw: np.ndarray) -> np.ndarray:
-    """Reduces the rows of a picture to 32 by averaging."""
+    """Reduces the rows of an image to 32 by averaging."""
     rows = image_hw.shape[0]
     if rows < SIDE:
         return image_hw[np.arange(SIDE) * rows // SIDE]

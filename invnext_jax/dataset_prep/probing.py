@@ -23,7 +23,7 @@ from invnext_jax.workers.time_limits import reading
 
 MAX_TAIL = 1000  # maximum number of frames decoded after the last key frame
 MAX_HEAD = 60  # maximum number of frames decoded to check an early seek
-CHECK_SIDE = 32  # short side in pixels of the pictures that are compared
+CHECK_SIDE = 32  # short side in pixels of the frames that are compared
 # Names of transfer functions. The first two, PQ and HLG, are used for HDR video.
 TRANSFERS = {
     ColorTrc.SMPTE2084: "pq",
@@ -33,7 +33,7 @@ TRANSFERS = {
     **dict.fromkeys((ColorTrc.BT2020_10, ColorTrc.BT2020_12), "sdr"),
 }
 MAX_RATE_ERROR = 0.02  # maximum relative error of the header's frame rate
-MAX_RATE = 480.0  # frames per second; without time stamps, a higher rate is that of a clock
+MAX_RATE = 480.0  # frames per second; without time stamps, a higher rate is not used
 MIN_ZEROS = 16  # bytes; some encoders write shorter packets of zeros for repeated frames
 TRANSIENT_ERRNOS = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EACCES, errno.ENOMEM}
 TRANSIENT_ERRNOS |= {errno.EMFILE}
@@ -51,13 +51,13 @@ class VideoProbe:
       height: Height in pixels as stored, before rotation.
       fps: Average frames per second.
       codec: FFmpeg's name of the decoder.
-      rotation: Counter-clockwise rotation in degrees that players apply to the picture.
+      rotation: Counter-clockwise rotation in degrees that players apply to the frames.
       digest: Hash of the size, the beginning and the end of the file.
-      mirrored: Whether players also mirror the picture.
+      mirrored: Whether players also mirror the frames.
       sar: Sample aspect ratio, the width to height of a pixel; "1:1" for square pixels or if
           unknown.
       transfer: Transfer function: "sdr", "pq", "hlg", "linear", or "" if the file has none.
-      flags: Words separated by spaces: "one_frame"; "tiny" if the picture is smaller than the
+      flags: Words separated by spaces: "one_frame"; "tiny" if the frames are smaller than the
           patch grid; "expensive" if decoding a clip takes more than about one second.
       index: Encoded frame index, see `index_files.encode_index`; "" if it is fast to build.
     """
@@ -100,7 +100,7 @@ def probe_video(path: str) -> VideoProbe:
 
     Raises:
       BadVideo: The file is missing, empty, damaged, truncated or encrypted, or has no video; or a
-          seek leads to a different picture than decoding from the start.
+          seek leads to a different frame than decoding from the start.
     """
     with video_io.open_source(path) as source:
         status = os.fstat(source.fileno())
@@ -108,7 +108,7 @@ def probe_video(path: str) -> VideoProbe:
             return _probe(path, source, video_io.file_version(status))
         except decode.BadVideo as error:
             if size := _tiny_size(source):
-                raise decode.BadVideo(f"{path}: picture of {size} is too small") from error
+                raise decode.BadVideo(f"{path}: frames of {size} are too small") from error
             raise
 
 
@@ -131,7 +131,7 @@ def _probe(path: str, source: BinaryIO, version: index_files.Version) -> VideoPr
 
 
 def _tiny_size(source: BinaryIO) -> str:
-    """Returns the picture size if it is so small that some decoders reject it, otherwise ""."""
+    """Returns the frame size if it is so small that some decoders reject it, otherwise ""."""
     with contextlib.suppress(decode.BadVideo, av.FFmpegError), demux.open_stream(source) as stream:
         if 0 < min(stream.width, stream.height) < video_flags.MIN_SIDE:
             return f"{stream.width} x {stream.height}"
@@ -178,7 +178,7 @@ def _read_timing(video: decode.VideoReader, rate: float) -> dict[str, Any]:
 def _decode_ends(
     video: decode.VideoReader, keys: Sequence[int], fields: dict[str, Any]
 ) -> dict[int, np.ndarray]:
-    """Returns the pictures of the first frame and of the last key frame, by frame number.
+    """Returns the pixels of the first frame and of the last key frame, by frame number.
 
     Adds the geometry to `fields`.
     """
@@ -206,11 +206,11 @@ def _check_seeks(
 ) -> None:
     """Checks seeks to the last and to an early key frame, each in a newly opened file.
 
-    The picture at the last key frame must equal the one in `pictures`. The early picture must equal
-    the result of decoding from the start.
+    The last key frame must equal the one in `pictures`. The early key frame must equal the result
+    of decoding from the start.
 
     Raises:
-      BadVideo: A seek leads to a different picture.
+      BadVideo: A seek leads to a different frame.
     """
     early = max((key for key in keys if key <= MAX_HEAD), default=0)
     expected = {keys[-1]: pictures[keys[-1]]}
@@ -219,7 +219,7 @@ def _check_seeks(
         expected[early] = _read_picture(source, early, sequential)
     for number, picture_hwc in expected.items():
         if number and not np.array_equal(_read_picture(source, number, index), picture_hwc):
-            reason = f"a seek to frame {number} leads to a different picture than decoding in order"
+            reason = f"a seek to frame {number} leads to a different frame than decoding in order"
             raise decode.BadVideo(f"{path}: {reason}")
 
 

@@ -1,12 +1,12 @@
-"""Flags unusual good videos: those with a single frame, tiny pictures or expensive decoding."""
+"""Flags unusual good videos: those with a single frame, tiny frames or expensive decoding."""
 
 from collections.abc import Mapping
 
 from invnext_jax.data.frame_index import PacketIndex
 
 CLIP_FRAMES = 16  # number of frames of the clip whose cost is estimated
-EXPENSIVE_PIXELS = 1e9  # decoded pixels per clip; takes a core about one second
-MIN_SIDE = 16  # pixels; smaller pictures have less than one pixel per patch of a 224 px clip
+EXPENSIVE_PIXELS = 1e9  # decoded pixels per clip, which one core decodes in about a second
+MIN_SIDE = 16  # pixels; smaller frames have less than one pixel per patch of a 224 px clip
 ADVICE = {
     "one_frame": "have a single frame: every clip repeats it",
     "tiny": f"are less than {MIN_SIDE} pixels wide or high: smaller than the patch grid of a model",

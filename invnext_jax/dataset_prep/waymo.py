@@ -32,10 +32,10 @@ BOX = tuple(
 )
 ROWS = 32  # rows of a Parquet file in memory; an image has about 0.3 MB
 QUALITY = 95
-MAX_BYTES = 2**36  # of a Parquet file; those of Waymo Open have less than 1 GB
-MAX_PIXELS = 2**26  # of an image; those of Waymo Open have 1920 x 1280
+MAX_BYTES = 2**36  # limit per Parquet file; those of Waymo Open have less than 1 GB
+MAX_PIXELS = 2**26  # limit per image; those of Waymo Open have 1920 x 1280
 MAX_LINE_BYTES = 2**26
-# Names of output folders, which differ from those of output files.
+# Allowed names of output folders. Names of output files are excluded.
 SEGMENT = re.compile(r"(?!.*\.jsonl?$)[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 
 

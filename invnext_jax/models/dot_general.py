@@ -1,4 +1,4 @@
-"""Matrix products: their precision, and products for linear layers, which may use 8-bit formats.
+"""Matrix products of linear layers, optionally in 8 bits, and the precision of all products.
 
 8-bit products have no gradient, so they are only for frozen layers. Both operands are quantized
 symmetrically at each use. The kernel has one scale per output channel, and the inputs have one

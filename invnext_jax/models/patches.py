@@ -1,4 +1,4 @@
-"""Conversions between pixels and patches: normalization, and patches with two orders of pixels.
+"""Normalizes clips and converts them to and from patches, with two orders of the pixels.
 
 Shape key: b batch, t frames, h w pixels, c channels, y x grid rows and columns, n tokens,
 m masked tokens, p pixels of a patch.
@@ -19,7 +19,7 @@ def normalize(
 ) -> jax.Array:
     """Normalizes uint8 clips with a mean and standard deviation per channel; returns float32.
 
-    The statistics are those of values in [0, 1], by default ImageNet's.
+    The statistics are for values in [0, 1]. The defaults are those of ImageNet.
     """
     mean, std = (np.asarray(v, np.float32).reshape(1, 1, 1, 1, 3) for v in (mean, std))
     return (video_bthwc.astype(jnp.float32) / 255.0 - mean) / std

@@ -264,7 +264,7 @@ class ClassTokenTeacher(nn.Module):
 
 
 def _sow_states(module, tokens_bnd, taps_lbnd, pooled_bd):
-    """Stores states before they are scaled to unit vectors in the collection "intermediates".
+    """Stores states in the collection "intermediates", before they are scaled to unit vectors.
 
     `tokens` is `last_hidden_state` in transformers, with class and register tokens, and `pooled`
     is `pooler_output`.

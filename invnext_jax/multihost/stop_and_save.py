@@ -1,8 +1,8 @@
 """Decides after which step a run saves (based on a timer) or stops (after a signal).
 
 SIGTERM, SIGINT or SIGHUP makes a run save and stop. A second SIGTERM or SIGINT ends the process
-immediately. TPUs and batch systems announce a preemption with SIGTERM. The end of an ssh session
-sends SIGHUP. All hosts save or stop after the same step.
+immediately. TPUs and batch systems send SIGTERM before they preempt a run. The end of an ssh
+session sends SIGHUP. All hosts save or stop after the same step.
 """
 
 import contextlib

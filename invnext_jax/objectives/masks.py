@@ -26,7 +26,7 @@ Mask = tuple[jax.Array, jax.Array]  # keep_bk, masked_bm
 # (key, batch, grid, settings, attention_bts) -> masks of one training step
 MaskFunction = Callable[[jax.Array, int, Grid, Any, jax.Array | None], list[Mask]]
 FITS = ("scale", "cut")
-_OPTIONS_OF_KINDS = ("ratio", "blocks", "visible", "aspect", "fit")  # not used by all kinds
+_OPTIONS_OF_KINDS = ("ratio", "blocks", "visible", "aspect", "fit")  # used by some kinds only
 
 
 class MaskKind(NamedTuple):

@@ -239,7 +239,7 @@ def split_flops(counts: Mapping[str, FlopCount], batch_size: int) -> dict[str, f
 
 
 def sum_recomputed_flops(counts: Mapping[str, FlopCount], batch_size: int, remat: str) -> float:
-    """Returns the FLOPs that rematerialisation adds to the model FLOPs of one step.
+    """Returns the FLOPs that rematerialization adds to the model FLOPs of one step.
 
     Args:
       counts: FLOPs of each component.

@@ -18,11 +18,11 @@ from invnext_jax.training.state import EmaTargets
 
 
 class Picture(NamedTuple):
-    """Pictures of one kind for a few clips, shown in reports.
+    """Images of one kind for a few clips, shown in reports.
 
     Attributes:
       title: short title.
-      caption: explanation of the picture.
+      caption: explanation of the images.
       video_bthwc: uint8 clips.
       visible_btyx: bool, the visible patches.
       hides_masked: whether to show masked patches in gray; otherwise, visible patches are outlined.
@@ -150,7 +150,7 @@ class Stage(Protocol):
     def picture_clips(
         self, config: Any, params: Any, video_bthwc: np.ndarray, seed: int = 0
     ) -> list[Picture]:
-        """Makes the pictures of this stage for reports.
+        """Makes the images that reports show for this stage.
 
         Args:
           config: the run's config.

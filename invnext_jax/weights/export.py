@@ -21,8 +21,8 @@ from invnext_jax.weights.files import LazyArrays, LazyTensor, open_checkpoint, w
 from invnext_jax.weights.model_sizes import check_sizes
 
 FORMAT = 1
-SECTIONS = ("encoder", "predictor", "teacher", "text", "data")  # of a config
-MAX_NESTING = 32  # of the parameter tree
+SECTIONS = ("encoder", "predictor", "teacher", "text", "data")  # sections of a config
+MAX_NESTING = 32  # maximum depth of a parameter tree
 ASSETS = Path(__file__).parent.parent / "assets"
 
 

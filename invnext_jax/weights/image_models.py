@@ -117,7 +117,10 @@ _DEFAULTS = {
 
 
 def _tower_config(config: Mapping[str, Any], kind: str, types: tuple[str, str]) -> dict[str, Any]:
-    """Returns the image tower's config from that of a tower (types[0]) or full model (types[1])."""
+    """Returns the config of the image tower, given that of a tower or of a full model.
+
+    The values of `model_type` are `types[0]` for a tower and `types[1]` for a full model.
+    """
     if config.get("model_type") == types[1]:
         nested = config.get("vision_config_dict")  # overrides vision_config in transformers
         nested = config.get("vision_config") or {} if nested is None else nested

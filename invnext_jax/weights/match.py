@@ -12,7 +12,7 @@ from invnext_jax.weights.files import LazyArrays, LazyTensor
 from invnext_jax.weights.layout import LeafSlice, Rule, pytorch_names, to_tree
 
 Shapes = dict[str, tuple[int, ...]]
-_MAX_ROWS = 10_000  # of a table of mismatches; more than any supported model has tensors
+_MAX_ROWS = 10_000  # limit per table of mismatches; no supported model has more tensors
 
 
 def leaf_shapes(tree: Mapping[str, Any]) -> Shapes:

@@ -30,8 +30,8 @@ LIMITS = {
     "chunks": 2**20,
     "noise_draws": 1024,
 }
-MAX_POSITION_VALUES = 2**28  # of a position table: frames * rows * columns * width
-MAX_DEPTH = 16  # of nested sections
+MAX_POSITION_VALUES = 2**28  # limit per position table: frames * rows * columns * width
+MAX_DEPTH = 16  # maximum number of nested sections
 
 
 def check_sizes(

@@ -121,7 +121,7 @@ def write_configs(
 
 
 def to_pretraining_names(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
-    """Renames published tensors as in the pretraining code; keeps names that are already so.
+    """Gives published tensors their names in the pretraining code; keeps names that already match.
 
     Raises:
       UserError: a tensor exists under both names.

@@ -155,7 +155,7 @@ def _find_family(config: Mapping[str, Any], source: str) -> _Family:
 
 
 def _tower_config(config: Mapping[str, Any], family: _Family) -> dict[str, Any]:
-    """Returns the config of the text tower, from that of the tower or of both towers."""
+    """Returns the config of the text tower, which may be a section of a config for both towers."""
     if config["model_type"] in family.types[0]:
         return dict(config)
     nested = config.get("text_config_dict")  # overrides text_config in transformers

@@ -1,7 +1,8 @@
 """Video encoders in the Hugging Face format: V-JEPA 2 and VideoMAE.
 
-Only the encoder is read: not V-JEPA 2's predictor and attentive pooler, not VideoMAE's decoder, and
-no classifiers. The norm before the classifier of a fine-tuned VideoMAE belongs to the encoder.
+Only the encoder is read. The predictor and attentive pooler of V-JEPA 2, the decoder of VideoMAE,
+and classifiers are ignored. The norm before the classifier of a fine-tuned VideoMAE belongs to the
+encoder.
 """
 
 import re

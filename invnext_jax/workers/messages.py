@@ -76,7 +76,7 @@ class AnswerReader:
 
         Raises:
           InvalidResultError: The lengths in the header exceed the limits, or the answer is longer
-              than they say.
+              than these lengths.
           EOFError: The worker closed the connection.
           OSError: The connection failed.
         """

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 MIN_SHARED_BYTES = 4096  # smaller arrays are not passed through shared memory
-ALIGNMENT = 64  # of the arrays in shared memory, in bytes
+ALIGNMENT = 64  # alignment of the arrays in shared memory, in bytes
 DTYPES = {
     name: np.dtype(name)
     for name in (
@@ -212,7 +212,7 @@ def _decode_scalar(value: Any) -> Any:
 def check_text(text: str) -> None:
     """Raises `ValueError` if a text cannot be written to a file, because it has a lone surrogate.
 
-    Surrogates that stand for the bytes of a file name are allowed.
+    Surrogates that represent the bytes of a file name are allowed.
     """
     if not text.isascii():
         text.encode("utf-8", "surrogateescape")

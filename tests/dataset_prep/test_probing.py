@@ -96,7 +96,7 @@ def test_seeks_are_compared_with_decoding_in_order(tmp_path, videos, monkeypatch
         return frame
 
     monkeypatch.setattr(decode._Group, "decode_until", decode_wrong_group)
-    with pytest.raises(decode.BadVideo, match="a seek to frame 60 leads to a different picture"):
+    with pytest.raises(decode.BadVideo, match="a seek to frame 60 leads to a different frame"):
         probing.probe_video(str(path))
 
 
@@ -254,7 +254,7 @@ def test_a_picture_that_a_decoder_refuses_is_called_too_small(tmp_path):
     data = path.read_bytes().replace(b"V_FFV1", b"V_VP9\0")
     path.write_bytes(data)
     ((_, failure),) = probe_all([path]).items()
-    assert failure.reason == "picture of 2 x 2 is too small"
+    assert failure.reason == "frames of 2 x 2 are too small"
 
 
 def test_expensive_files_are_those_that_decode_many_pixels_for_a_clip():
