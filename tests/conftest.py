@@ -1,4 +1,4 @@
-"""Eight fake CPU devices, strict ranks, parsed flags (grain's workers need them), `--slow`."""
+"""Shared fixtures, eight simulated CPU devices, strict rank promotion, and the option `--slow`."""
 
 import contextlib
 import os
@@ -58,12 +58,12 @@ def world(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny_config(world):
-    """Makes the real config of a stage in its tiny variant, shrunk: six steps on one device."""
+    """Returns a function that makes the tiny config of a stage for six steps on one device."""
 
     def make(stage):
         config = {"stage1": stage1, "stage2": stage2}[stage].get_config("tiny")
         config.total_steps = 6
-        config.init_from_unfinished = True  # a checkpoint of step 0 stands for Stage 1
+        config.init_from_unfinished = True  # Stage 2 starts from step 0 of Stage 1
         config.batch_size = 8
         config.mesh.data = 1
         config.data.update(manifest=str(world), frames=2, workers=0)
@@ -81,7 +81,7 @@ def tiny_config(world):
 
 @pytest.fixture
 def one_device(monkeypatch):
-    """Hides all devices but the first from the mesh."""
+    """Restricts meshes to the first device."""
     hide_devices(monkeypatch)
 
 

@@ -1,4 +1,4 @@
-"""Inputs of evaluators of dense predictions on small worlds, and encoders that know the truth."""
+"""Inputs for the tests of dense evaluators, and encoders that return functions of the labels."""
 
 import numpy as np
 from oracle_encoder import make_oracle
@@ -10,7 +10,7 @@ from invnext_jax.evaluation.inputs import EvalInputs, EvaluationData
 
 
 def resolve(config, encoder, world="", **changes):
-    """Resolves a config for an encoder; `world` are the options of the world's URL."""
+    """Resolves a config for an encoder. `world` has the level and the options of a world URL."""
     if world:
         level, _, options = world.partition("?")
         config.train_manifest = f"world:{level}/train?{options}"
@@ -29,7 +29,7 @@ def make_inputs(config, encoder, folder, name="encoder"):
 
 
 def read_truth(settings, config, splits=("train", "val")):
-    """Reads the truth of all rows of the splits, arrays [m ...] by name."""
+    """Reads the ground truth of all rows of the splits: arrays [m ...] by name."""
     rows = []
     for split in splits:
         truth = truth_source.open_truth(settings, split, config)
@@ -38,7 +38,7 @@ def read_truth(settings, config, splits=("train", "val")):
 
 
 def make_truth_oracle(settings, config, make_tokens, patch, splits=("train", "val")):
-    """Makes an encoder whose tokens are computed from the truth.
+    """Makes an encoder whose tokens are computed from the ground truth.
 
     Args:
       settings: the section of the evaluator.

@@ -16,12 +16,12 @@ from hostile_workers import Attack
 from invnext_jax.data.clips import BadClip
 from invnext_jax.workers.time_limits import reading
 
-ROWS = 20  # of the manifest in the fixture `list_config`
+ROWS = 20  # number of rows of the manifest in the fixture `list_config`
 
 
 @dataclasses.dataclass(frozen=True)
 class FakeLoad:
-    """Fake of `LoadClip`: returns the row and the seeds; misbehaves for some rows."""
+    """Fake of `LoadClip`: returns the row and the seeds, or fails in a given way for some rows."""
 
     hangs: tuple[int, ...] = ()
     dies: tuple[int, ...] = ()
@@ -68,7 +68,7 @@ class FakeLoad:
 
 @dataclasses.dataclass
 class FixedSampler:
-    """Samples the frames and windows that it was made with, as `clips.ClipSampler`.
+    """Replaces `clips.ClipSampler` and returns fixed frame numbers and windows.
 
     Attributes:
       frame_counts: Numbers of frames that it was called with.
@@ -91,7 +91,7 @@ class FixedSampler:
 
 
 class Unloadable:
-    """Cannot be unpickled in a worker."""
+    """An object that cannot be unpickled in a worker."""
 
     def __reduce__(self):
         return os._exit, (1,)

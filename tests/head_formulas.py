@@ -7,7 +7,7 @@ from scipy.special import erf
 
 
 def random_params(module, *inputs, seed=0):
-    """Parameters of a module in which also biases, scales and queries are random."""
+    """Returns random parameters of a module, including biases, scales and queries."""
     shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)
     rng = np.random.default_rng(seed)
 
@@ -35,7 +35,7 @@ def softmax(x):
 
 
 def attention(q, k, v, heads):
-    """Multi-head attention of [b q d] to [b n d]."""
+    """Computes multi-head attention from queries [b q d] to keys [b n d]."""
     q, k, v = (x.reshape(*x.shape[:2], heads, -1) for x in (q, k, v))
     logits = np.einsum("bqhe,bnhe->bhqn", q, k) / np.sqrt(q.shape[-1])
     return np.einsum("bhqn,bnhe->bqhe", softmax(logits), v).reshape(*q.shape[:2], -1)

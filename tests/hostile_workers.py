@@ -79,7 +79,7 @@ def send_part(file):
 
 
 def read_forever(clock):
-    """Writes a time to the shared clock again and again, as if it waited for storage."""
+    """Writes times to the shared clock forever, as if it waited for storage."""
     memory = mmap.mmap(int(sys.argv[2]), CLOCK_BYTES, offset=worker_main.SHARED_BYTES)
     fields = memoryview(memory).cast("d")
     while True:

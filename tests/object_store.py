@@ -18,7 +18,7 @@ import fsspec
 from orbax.checkpoint._src.path import gcs_utils
 
 BUCKET = "bucket"
-REGISTRY = importlib.import_module("fsspec.registry")._registry  # of file systems by protocol
+REGISTRY = importlib.import_module("fsspec.registry")._registry  # maps protocols to file systems
 
 
 class ObjectStore:

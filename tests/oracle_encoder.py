@@ -1,8 +1,8 @@
 """Frozen encoders with known features, for tests of evaluators.
 
-The oracle returns the truth about each frame as tokens: an evaluation that works reaches nearly
-perfect scores. The blind encoder returns the same tokens for all clips: an evaluation that is sound
-gives the score of chance.
+The tokens of the oracle are the ground truth of each frame, so a correct evaluation reaches nearly
+perfect scores. The blind encoder returns the same tokens for all clips, so a correct evaluation
+reaches the chance level.
 
 Shape key: b clips, t frames, h w pixels, c channels, n patches of a frame, d truth values,
 m known clips, l layers.
@@ -14,18 +14,18 @@ import numpy as np
 
 from invnext_jax.evaluation.frozen_encoder import FrozenEncoder, FrozenOutput
 
-_CODES = 4  # independent hash codes of a clip
+_CODES = 4  # number of independent hash codes of a clip
 
 
 def make_oracle(
     video_mthwc: np.ndarray, truth_mtnd: np.ndarray, *, patch: int = 8
 ) -> FrozenEncoder:
-    """Makes an encoder that looks up the truth of each clip by a hash of its pixels.
+    """Makes an encoder that looks up the ground truth of each clip by a hash of its pixels.
 
     Args:
       video_mthwc: uint8 clips that the evaluation will use. Clips may occur more than once.
-      truth_mtnd: truth of each clip, which becomes its tokens: [m t d] for values of a frame, or
-        [m t n d] for values of each patch.
+      truth_mtnd: ground truth of each clip, which becomes its tokens: [m t d] for values of a
+        frame, or [m t n d] for values of each patch.
       patch: patch size.
 
     Returns:

@@ -21,7 +21,7 @@ def import_transformers():
 
 
 def randomise(torch, model, seed=0):
-    """Sets all parameters, norms and biases too, to random values, so that a missing one shows."""
+    """Sets all parameters, including norms and biases, to random values to detect a missing one."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -34,11 +34,11 @@ def small(module):
 
 
 def prepared(stage, config):
-    """The model and random parameters."""
+    """Returns the model of a stage and random parameters."""
     model = stage.make_model(config)
     init = functools.partial(stage.init_params, config, model)
     params = nn.unbox(jax.jit(init)(jax.random.key(0)))
-    # Nothing may stand at zero, where gradients vanish by construction.
+    # Gradients would vanish if parameters that are initialized to zero kept this value.
     keys = jax.random.split(jax.random.key(1), len(jax.tree.leaves(params)))
     leaves = [
         x + 0.05 * jax.random.normal(k, x.shape)
@@ -49,7 +49,7 @@ def prepared(stage, config):
 
 @pytest.fixture(scope="session")
 def batch():
-    """Three clips of 4 frames."""
+    """A batch of three clips of 4 frames."""
     rng = np.random.default_rng(0)
     return {"video": rng.integers(0, 256, (3, 4, 32, 32, 3), dtype=np.uint8)}
 
@@ -66,7 +66,10 @@ def first():
 
 @pytest.fixture(scope="session")
 def second(first):
-    """The same of Stage 2, whose target is the encoder of `first`."""
+    """Config, model, parameters and frozen parameters of Stage 2.
+
+    The target is the encoder of `first`.
+    """
     config = small(config2)
     model, params = prepared(stage2, config)
     return config, model, params, {"target": first[2]["encoder"]}

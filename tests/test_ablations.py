@@ -59,7 +59,7 @@ def files(tmp_path_factory):
 
 
 def tiny(row):
-    """The tiny variant of a row, made smaller, because most of the time is compilation."""
+    """Returns the tiny variant of a row, made smaller to reduce the compile time."""
     config = ablations.get_config(f"{row},tiny")
     config.encoder.update(depth=2, width=32, heads=2, mlp_width=32, pool_width=32)
     config.predictor.update(width=32, mlp_width=32)
@@ -76,7 +76,7 @@ def stage1_params():
 
 
 def make_state(config, tx):
-    """The initial state: random values, replaced where the row starts from other parameters."""
+    """Makes the initial state: random values, and the parameters from which the row starts."""
     stage, abstract = STAGES[config.stage], abstract_params(config)
     params = random_like(abstract, 1)
     restored = stage1_params() if config.stage == "stage2" else None

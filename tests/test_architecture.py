@@ -1,4 +1,4 @@
-"""docs/architecture.md names code that exists, and its drawing shows the imports as they are."""
+"""Checks that docs/architecture.md refers to existing code and that its drawing is current."""
 
 import importlib
 import importlib.util

@@ -103,7 +103,7 @@ def test_a_file_removed_before_it_is_locked_is_created_again(tmp_path, monkeypat
 
     def lose_first(file):
         tries.append(file)
-        if len(tries) == 1:  # as `remove_if_abandoned` in another process
+        if len(tries) == 1:  # simulates `remove_if_abandoned` in another process
             os.unlink(os.readlink(f"/proc/self/fd/{file}"))
         return lock(file)
 

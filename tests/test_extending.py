@@ -33,7 +33,8 @@ PACKAGE = "invnext_jax"
 
 
 def snapshot():
-    """All attributes of the package's modules and classes, by name; of dicts also the keys."""
+    """Returns all attributes of the package's modules and classes by name, and the keys of
+    dicts."""
     found = {}
     modules = {n: m for n, m in sys.modules.items() if n.split(".")[0] == PACKAGE}
     for name, module in modules.items():
@@ -51,7 +52,7 @@ def keys_of(value):
 
 @contextlib.contextmanager
 def extend(registry, name):
-    """Checks that the body adds `name` to `registry` and changes nothing else; undoes it after."""
+    """Checks that the block only adds `name` to `registry`, and removes the entry afterwards."""
     before = snapshot()
     yield
     after = snapshot()
@@ -65,7 +66,7 @@ def extend(registry, name):
 
 @pytest.fixture
 def restored():
-    """Removes from the registries what a test adds."""
+    """Removes the entries that a test adds to the registries."""
     registries = STAGES, masks.REGISTRY, STAGES["stage1"].losses, evaluators.EVALUATORS
     copies = [dict(registry) for registry in registries]
     yield
@@ -90,7 +91,7 @@ class MeanColor(nn.Module):
 
 
 class ColorStage:
-    """A stage from scratch, with all methods of `stage.Stage`."""
+    """A stage without a base class, with all methods of `stage.Stage`."""
 
     title = "Color"
 

@@ -1,4 +1,4 @@
-"""Every golden case of a folder: our arithmetic equals that of the reference implementation.
+"""Golden cases: results equal those of the reference implementation.
 
 Another folder of cases is checked by `pytest tests/test_golden.py --golden-dir=DIR`.
 
@@ -33,7 +33,7 @@ from invnext_jax.weights.reference import PRETRAINING
 
 stage1, stage2 = STAGES["stage1"], STAGES["stage2"]
 
-# What a case must hold, beyond its kind, for a test to read it.
+# A test reads only cases of its kind that have this tensor.
 NEEDS = {"test_diffusion_sampling": "in.loop.z", "test_masking": "in.attn", "test_optim": "out.lr"}
 
 
@@ -72,7 +72,7 @@ def assert_gradients(grads, case, relative=1e-3):
     assert_near(losses.tree_norm(grads), expected.pop("global_norm"), relative)
     assert expected
     for name, gradient in expected.items():
-        name = f"diffloss.{name}" if name.startswith("net.") else name  # a decoder alone
+        name = f"diffloss.{name}" if name.startswith("net.") else name  # a separate decoder
         assert_near(sources[name].to_pytorch(flat[sources[name].path]), gradient, relative)
 
 
@@ -145,7 +145,7 @@ def test_predictor(case):
     assert_near(seen["sequence"][0], case["out.sequence"])
     assert_near(seen["projected"][0], case["out.to_bert_proj"])
     first = config.predictor.last_layer - config.predictor.depth + 1
-    for i in range(config.predictor.depth - 1):  # the last one gives the masked places alone
+    for i in range(config.predictor.depth - 1):  # the last layer returns only masked tokens
         assert_near(seen[f"after{i}"][0], case[f"out.layer{first + i}"])
     final_bnd = case[f"out.layer{config.predictor.last_layer}"][:, config.encoder.class_tokens :]
     assert_near(latents_bmd, np.take_along_axis(final_bnd, masked_bm[:, :, None], axis=1))
@@ -246,7 +246,7 @@ def test_siglip(case):
 
 def test_stage1(case):
     config, params = case.config_of_run(), params_of(case)
-    ratios, config.loss = config.loss, dict.fromkeys(config.loss, 1.0)  # terms of weight 0 too
+    ratios, config.loss = config.loss, dict.fromkeys(config.loss, 1.0)  # all terms
     model = stage1.make_model(config)
     final = ProjectionHead(case.config["model"]["clip_teacher_final_dim"], True, jnp.float32)
     model = model.clone(align_pooled=final)
@@ -306,7 +306,7 @@ def test_stage2(case):
     params, frozen = params_of(case), {"target": params_of(case, "teacher.")["encoder"]}
     model = stage2.make_model(config)
     shapes = jax.eval_shape(lambda key: stage2.init_params(config, model, key), jax.random.key(0))
-    shapes.pop("pool")  # no loss reaches it, and the cases do not have it
+    shapes.pop("pool")  # no loss depends on it, and the cases lack it
     params = match_tree(params, nn.unbox(shapes), case.name)
     drawn = [MaskSample(*mask_indices(case[f"in.mask_v{i}"])) for i in (1, 2)]
 
@@ -355,7 +355,7 @@ def test_masking(case):
     assert (places_bn == jnp.arange(attention_bs.size)[None]).all()
     counts = np.bincount(np.asarray(keep_bk).ravel(), minlength=attention_bs.size) / draws
     expected = case["out.inclusion_frequency"]
-    # Both sides are binomial: five standard errors of the difference.
+    # Both frequencies are binomial. The tolerance is five standard errors of their difference.
     error = 5 * np.sqrt(2 * expected * (1 - expected) / draws) + 1e-4
     assert (np.abs(counts.reshape(expected.shape) - expected) < error).all()
 
@@ -379,9 +379,9 @@ def test_optim(case):
 
 
 def check_updates(case, config):
-    # The toy's learning rates are its own; clipping and AdamW are ours.
+    # The case has its own learning rates. Clipping and AdamW are those of this package.
     shapes = case.config["toy_shapes"]
-    # One-dimensional tensors are not decayed: they get the name of a bias.
+    # One-dimensional tensors have no weight decay, so they are named like a bias.
     names = ["bias" if len(shape) == 1 else "kernel" for shape in shapes]
     params = {f"p{i}": {name: case[f"in.p{i}"]} for i, name in enumerate(names)}
     rates = jnp.asarray(case["in.lrs"])

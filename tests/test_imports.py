@@ -1,4 +1,4 @@
-"""The one allowed direction of imports, read from the source with `ast`."""
+"""Checks the direction of imports between folders and files, read from the source with `ast`."""
 
 import ast
 import re
@@ -10,8 +10,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = "invnext_jax"
 
-# Folders and top-level files: a -> what a may import. Each may import itself and `FOR_ALL`. A file
-# that has an entry ("folder.file") follows this entry instead of the entry of its folder.
+# Maps each folder and top-level file to what it may import, in addition to itself and `FOR_ALL`. If
+# a file has an entry ("folder.file"), this entry replaces the one of its folder.
 FOR_ALL = {"errors", "atomic_file", "file_lock", "json_file", "sanitize", "command_output"}
 FOR_ALL |= {"regular_file", "csv_text"}
 ARROWS = {
@@ -70,7 +70,7 @@ ARROWS = {
     "sanitize": set(),
 }
 
-# Inside a folder: layers from the top down. A file may import files of lower layers only.
+# Layers of the files in a folder, from top to bottom. A file may import only from lower layers.
 LAYERS = {
     "models": [
         {"siglip"},
@@ -158,7 +158,7 @@ LAYERS = {
     ],
 }
 
-# Packages from outside that a room must do without; None: everywhere.
+# External packages that a folder must not import. None: any folder.
 BANNED = {
     None: {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "torch", "tensorflow"},
     "objectives": {"flax", "ml_collections"},
@@ -174,7 +174,7 @@ def sources(folder):
 
 
 def imported_modules(tree, module):
-    """Dotted names that `module` imports, at any depth; relative ones made absolute."""
+    """Returns the absolute dotted names of all imports in the tree of `module`, at any depth."""
     names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -187,7 +187,7 @@ def imported_modules(tree, module):
 
 
 def own_imports(names):
-    """The (room, file) pairs of this package among `names`; file is "" for a whole room."""
+    """Returns the (folder, file) pairs of this package in `names`; file is "" for a folder."""
     pairs = set()
     for name in names:
         parts = name.split(".")
@@ -201,7 +201,7 @@ def layer_of(room, file):
 
 
 def complaints(source, module):
-    """Returns a sentence for each forbidden import in `source`, the text of the dotted `module`."""
+    """Returns a sentence for each forbidden import in `source`, the source code of `module`."""
     names = imported_modules(ast.parse(source), module)
     parts = module.split(".")
     outside = {name.split(".")[0] for name in names}
@@ -213,7 +213,7 @@ def complaints(source, module):
         return found
     room, file = parts[1], parts[2] if len(parts) > 2 else ""
     if room not in ARROWS:
-        return [*found, f"{module}: no arrow is written for {room!r}"]
+        return [*found, f"{module}: ARROWS has no entry for {room!r}"]
     allowed = ARROWS.get(f"{room}.{file}", ARROWS[room]) | FOR_ALL | {room}
     banned = BANNED.get(f"{room}.{file}", BANNED.get(room, set()))
     if "configs" in outside:
@@ -290,7 +290,7 @@ def test_an_allowed_import_passes(module, source):
     assert not complaints(source, module)
 
 
-# Packages whose modules have other names.
+# Maps distributions to the names of their modules, if these differ.
 MODULES = {
     "absl-py": "absl",
     "orbax-checkpoint": "orbax",
@@ -310,7 +310,7 @@ def test_each_runtime_dependency_is_imported():
     assert not {MODULES.get(name, name).replace("-", "_") for name in declared} - found
 
 
-# Calls that run what a file or a user's text says.
+# Functions that execute the content of a file or a string.
 UNSAFE = {"eval", "exec", "compile", "system", "popen", "Unpickler", "unsafe_load", "full_load"}
 UNSAFE_ARGUMENTS = {"allow_pickle", "shell"}
 

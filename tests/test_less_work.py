@@ -58,7 +58,7 @@ def test_stage2_compares_only_the_chosen_positions(second, batch):
     np.testing.assert_allclose([metrics[f"loss/predict_{i}"] for i in (0, 1)], terms, rtol=1e-5)
     np.testing.assert_allclose(loss, sum(terms), rtol=1e-5)
     whole = loss_of(stage2, second, batch)[0]
-    assert loss != whole and abs(loss - whole) < 0.3 * whole  # an estimate of the same mean
+    assert loss != whole and abs(loss - whole) < 0.3 * whole  # both estimate the same mean
 
 
 def test_stage1_decodes_only_the_chosen_positions(first, batch):

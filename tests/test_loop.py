@@ -21,7 +21,7 @@ from invnext_jax.monitoring import metrics_file, reporter
 
 TOY_RUN = pathlib.Path(__file__).with_name("toy_run.py")
 pytestmark = pytest.mark.usefixtures("first_device_only")
-MAKE_DATASET = pipeline.make_train_dataset  # before a fixture puts the toy's in its place
+MAKE_DATASET = pipeline.make_train_dataset  # saved before a fixture replaces it
 
 
 def test_every_step_is_logged_with_losses_rates_and_diagnostics(whole_run):
@@ -42,7 +42,7 @@ def test_a_killed_run_resumes_bitwise(whole_run, toy_config, toy_data, tmp_path)
     toy_data.before_batch[6] = kill
     with pytest.raises(KilledError):
         train.train(toy_config, tmp_path / "killed")
-    assert len(untimed(tmp_path / "killed")) >= 4  # beyond the checkpoint of step 3
+    assert len(untimed(tmp_path / "killed")) >= 4  # later than the checkpoint of step 3
     toy_data.before_batch.clear()
     train.train(toy_config, tmp_path / "killed")
     assert_equal_runs(whole_run, tmp_path / "killed")
@@ -54,7 +54,7 @@ def test_a_signal_saves_and_the_run_resumes(
 ):
     toy_data.before_batch[5] = lambda: os.kill(os.getpid(), number)
     train.train(toy_config, tmp_path / "stopped")
-    assert (tmp_path / "stopped/checkpoints/4").is_dir()  # no wait for batch 5
+    assert (tmp_path / "stopped/checkpoints/4").is_dir()  # the run did not wait for batch 5
     said = capsys.readouterr().out
     assert f"{number.name}: stopped after step 4 of 6" in said
     assert "the same command resumes the run" in said
@@ -111,7 +111,7 @@ def test_too_many_nonfinite_steps_in_a_row_end_the_run(toy_config, toy_data, tmp
     toy_config.log.every_steps = 100
     with pytest.raises(NonFiniteError, match="in 3 consecutive steps, up to step 4"):
         train.train(toy_config, tmp_path / "run")
-    # The abort is seen when step 5 is under way, which is saved and logged with the rest.
+    # The abort is detected while step 5 is running, so step 5 is also saved and logged.
     last = metrics_file.read_metrics(tmp_path / "run")[-1]
     assert (last["step"], last["loss"], last["skipped_in_row"]) == (5, None, 4)
 
@@ -255,7 +255,7 @@ def test_parts_that_do_not_divide_the_batch_are_refused(toy_config, tmp_path):
 
 
 def test_a_step_is_read_only_after_the_next_is_dispatched(toy_config, tmp_path, monkeypatch):
-    toy_config.checkpoint.every_steps = 100  # saving drains
+    toy_config.checkpoint.every_steps = 100  # a save reads all pending steps
     order, push, report = [], reporter.Reporter.add_step, reporter.Reporter._report
 
     def note_push(self, step, *rest):

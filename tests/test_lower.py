@@ -1,4 +1,4 @@
-"""The large variants lower from shapes alone: no array is made, nothing is compiled."""
+"""Lowers the large variants from abstract shapes, without creating arrays or compiling."""
 
 import functools
 
@@ -23,7 +23,7 @@ MESH = ml_collections.ConfigDict({"data": 2, "fsdp": 2, "tensor": 2, "sequence":
 
 
 def abstract_arguments(config, stage, mesh):
-    """Model, optimizer, and the arguments of the training step as shapes with shardings."""
+    """Returns the model, the optimizer, and abstract arguments of the step with shardings."""
     model = stage.make_model(config)
     config, _ = recipe.resolve_config(config, recipe.PAPER_VIDEOS)
     schedule = optimizer.make_schedule(config.optimizer, config.total_steps)
@@ -70,4 +70,4 @@ def test_large_parameters_and_moments_are_split_over_the_mesh(stage_name):
     for leaf in jax.tree.leaves((state.params, state.opt_state, frozen)):
         if leaf.size > 5e6:
             part = leaf.sharding.shard_shape(leaf.shape)
-            assert part != leaf.shape, f"{leaf.shape} is whole on every device"
+            assert part != leaf.shape, f"{leaf.shape} is replicated"

@@ -26,7 +26,7 @@ generate_options = load_generator()
 
 
 def option_rows():
-    """The rows of the page: name, base, tiny, meaning."""
+    """Yields the rows of the table of options: name, base, tiny, meaning, and resume rule."""
     for line in (ROOT / "docs/options.md").read_text().split("## Large")[0].splitlines():
         if line.startswith("| `"):
             name, *cells = (cell.strip() for cell in line.strip("|").split(" | "))
@@ -88,14 +88,14 @@ def test_every_field_of_an_evaluation_has_a_row_and_a_meaning():
 def test_plain_numbers_of_the_table_are_the_defaults(variant, column):
     config, checked = stage1.get_config(variant), 0
     for row in option_rows():
-        if re.fullmatch(r"[\d.e-]+", row[column]):  # else words, or one value per stage
+        if re.fullmatch(r"[\d.e-]+", row[column]):  # not text, and the same in both stages
             checked += 1
             assert value(config, row[0]) == pytest.approx(float(row[column])), row[0]
     assert checked > 10
 
 
 def other(option):
-    """Another value of the same type."""
+    """Returns a different value of the same type."""
     if isinstance(option, bool):
         return not option
     if isinstance(option, int | float):

@@ -51,7 +51,7 @@ def random_like(abstract, seed):
 
 @functools.cache
 def evaluate(stage_name, sizes):
-    """Loss and gradients on the host, and the program's collectives, on a mesh of these sizes."""
+    """Returns the loss and gradients of a stage on a mesh, and the collectives of its program."""
     stage, config = STAGES[stage_name][0], small_config(stage_name)
     config.mesh.update(dict(zip(mesh_lib.AXES, sizes, strict=True)))
     mesh = mesh_lib.make_mesh(config.mesh, jax.devices()[: np.prod(sizes)])
@@ -95,7 +95,7 @@ def test_loss_and_gradients_on_eight_devices_are_those_on_one(stage_name, sizes)
 
 
 def parameter_shapes(stage_name, sizes):
-    """Shapes of whole parameters and of their parts, without the axis of layers, in any order."""
+    """Returns the sorted shapes of parameters and their shards, without the layer axis."""
     _, grads, _ = evaluate(stage_name, (1, 1, 1, 1))
     parts = {1, *sizes, sizes[1] * sizes[2]}
     shapes = set()
@@ -118,7 +118,7 @@ def of_parameters(found, shapes):
 
 
 def sent(stage_name, sizes):
-    """The collectives of a mesh: those of parameters, and all others."""
+    """Returns the collectives that move parameters or gradients on a mesh, and all others."""
     _, _, found = evaluate(stage_name, sizes)
     shapes = parameter_shapes(stage_name, sizes)
     return [c for c in found if of_parameters(c, shapes)], [
@@ -140,7 +140,7 @@ def test_data_parallel_devices_send_nothing_but_gradients(stage_name):
     gradients, others = sent(stage_name, (8, 1, 1, 1))
     assert not others
     assert {c.kind for c in gradients} == {"all-reduce"}
-    # What both masks of Stage 2 use has two gradients.
+    # Parameters that Stage 2 uses for both masks have two gradients.
     most = size_of(grads) * (2 if stage_name == "stage2" else 1)
     unused = size_of(grads["pool"]) if stage_name == "stage2" else 0
     assert 0.99 * (size_of(grads) - unused) <= total_bytes(gradients) <= most + 256
@@ -152,9 +152,9 @@ def test_fsdp_gathers_parameters_and_no_activations(stage_name):
     _, grads, _ = evaluate(stage_name, (1, 1, 1, 1))
     parameters, others = sent(stage_name, (2, 4, 1, 1))
     assert {c.kind for c in parameters} <= {"all-gather", "all-reduce", "reduce-scatter"}
-    # The head of the pooled feature is larger than its one token a clip, so that is sent instead.
+    # The pooled head is larger than its input, one token per clip, so the input is sent instead.
     assert all(c.kind == "all-reduce" and "align_pooled" in c.source for c in others), others
-    # Forward and backward gather once each, for every mask; what is frozen is gathered once.
+    # The forward and the backward pass gather once per mask. Frozen parameters are gathered once.
     passes = 4 if stage_name == "stage2" else 2
     frozen = size_of(
         mesh_lib.unbox(STAGES[stage_name][0].abstract_frozen(small_config(stage_name)))
@@ -186,8 +186,8 @@ def test_sequence_parallel_layers_gather_only_keys_and_values():
     assert sum(c.times for c in in_layers) == 2 * layers * len(encoded)
     keys_and_values = 2 * layers * 4 * b * sum(encoded) * d // tensor
     assert total_bytes(in_layers) == keys_and_values
-    # A stream is gathered where it ends and where its gradient does, and once for joining tokens;
-    # of the last layer's queries and stream the masked ones are taken.
+    # A stream is gathered at its end, at the end of its gradient, and once to join tokens. The
+    # masked tokens of the last layer's queries and stream are gathered, too.
     streams = 4 * b * d * sum(encoded + predicted + headed)
     rest = [c for c in gathered if c not in in_layers]
     assert total_bytes(rest) <= 3 * streams + 2 * 4 * b * d * sum(predicted)

@@ -43,7 +43,7 @@ def test_every_command_names_a_script_and_a_config_that_exist():
 
 def test_every_option_exists():
     configs = [stage1.get_config("tiny"), stage2.get_config("tiny")]
-    names = set(re.findall(r"--config\.([\w.]+)=", README)) - {"checkpoint"}  # of the probe
+    names = set(re.findall(r"--config\.([\w.]+)=", README)) - {"checkpoint"}  # of the probe config
     assert len(names) >= 5
     for name in names:
         group, _, field = name.rpartition(".")

@@ -32,7 +32,7 @@ def abstract_on(config, *sizes):
 
 
 def numbered(abstract):
-    """A state in which every value is its own number, at step 1."""
+    """Returns a state in which all values of an array differ: 1, 2, 3, ..., at step 1."""
 
     def fill(leaf):
         values = np.arange(np.prod(leaf.shape), dtype=leaf.dtype).reshape(leaf.shape)

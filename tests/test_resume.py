@@ -1,4 +1,4 @@
-"""Six steps equal three, a kill, and three more: bit by bit, state and position in the data."""
+"""A run that is killed after three steps and resumed equals an uninterrupted one bit for bit."""
 
 import jax
 import numpy as np

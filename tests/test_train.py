@@ -28,7 +28,7 @@ LOGGED = {
 
 @pytest.fixture
 def compile_counts(monkeypatch):
-    """Numbers of programs compiled up to each step and, last, in total."""
+    """The number of programs compiled up to each step, followed by the total."""
     compiled, counts = [], []
 
     def listen(event, *_, **__):

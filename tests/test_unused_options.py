@@ -105,7 +105,7 @@ ALWAYS_USED = {
 }
 # Permissions, which affect only what they permit, and a measurement that TPUs do not need.
 PERMISSIONS = {"data.protocols", "data.other_hosts", "log.measure_ceiling"}
-# They name the choice of the config file, so `errors.parse_flags` refuses them.
+# They record which config file was chosen, so `errors.parse_flags` rejects them.
 LABELS = {"stage", "variant"}
 
 
@@ -165,7 +165,7 @@ def test_epochs_and_base_rates_are_used_without_numbers():
 
 
 def other(option):
-    """Another value of the same type."""
+    """Returns a different value of the same type."""
     if isinstance(option, bool):
         return not option
     if isinstance(option, int | float):

@@ -1,4 +1,4 @@
-"""A toy stage, a toy data set and a config for them: the loop without the models."""
+"""A toy stage, data set and config, for tests of the training loop without the models."""
 
 import shutil
 
@@ -21,12 +21,12 @@ from invnext_jax.training.step import NO_EMA_TARGETS
 
 # Metrics that differ between equal runs.
 TIMED = {"clips_per_second", "data_wait", "step_seconds"}
-FEATURES = 12  # of the flattened toy video
+FEATURES = 12  # number of values of a toy video
 MANIFEST = "path,source\na.mp4,toy\n"
 
 
 class ToyModel(nn.Module):
-    """Two layers, the second of which is not divisible by any mesh axis."""
+    """Two linear layers. The output width of the second is not divisible by any mesh axis."""
 
     @nn.compact
     def __call__(self, x_bd):
@@ -39,7 +39,7 @@ class ToyModel(nn.Module):
 
 
 def toy_loss(config, model, params, frozen, batch, key):
-    """Squared distance from a frozen linear map, with noise and an overflow for index -1."""
+    """Returns the squared distance from a linear map of noisy inputs; infinite for index -1."""
     x_bd = batch["video"].reshape(batch["video"].shape[0], -1).astype(jnp.float32) / 255
     x_bd = x_bd + 0.1 * jax.random.normal(key, x_bd.shape)
     error_b = jnp.mean((model.apply({"params": params}, x_bd) - x_bd @ frozen["map"]) ** 2, axis=1)
@@ -53,7 +53,7 @@ def toy_diagnostics(config, model, params, frozen, batch, key):
 
 
 class ToyStage:
-    """A stage outside the package: all of `stage.Stage` for a linear map."""
+    """Implements `stage.Stage` for a small network that learns a linear map."""
 
     title = "Toy"
     loss_fn = staticmethod(toy_loss)
@@ -194,7 +194,7 @@ def whole_run(whole_run_files, tmp_path):
 
 @pytest.fixture
 def toy_stage(monkeypatch):
-    """The stage "toy" of `train`; its functions may be replaced."""
+    """The registered stage "toy", whose methods a test may replace."""
     stage = make_toy_stage()
     monkeypatch.setitem(registry.STAGES, "toy", stage)
     return stage
@@ -210,7 +210,8 @@ def toy_data(monkeypatch):
 
 @pytest.fixture
 def toy_config(toy_stage, toy_data, tmp_path):
-    """Six steps on one device, a checkpoint every three, each step logged."""
+    """Config of six steps on one device, with a checkpoint every three steps and all steps
+    logged."""
     manifest = tmp_path / "manifest.csv"
     manifest.write_text(MANIFEST)
     return make_toy_config(str(manifest))

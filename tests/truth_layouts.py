@@ -1,4 +1,4 @@
-"""Writes truth of the synthetic world in the layouts of published data sets."""
+"""Writes ground truth of the synthetic world in the layouts of published data sets."""
 
 import csv
 import json
@@ -20,12 +20,12 @@ def save(path, array, **options):
 
 
 def widen(array, width):
-    """Repeats the columns of frames [t h w ...], so that pictures are not squares."""
+    """Repeats the columns of frames [t h w ...], so that images are not square."""
     return np.repeat(array, width, axis=2)
 
 
 def write_scannet(root, scenes=2, spec=SPEC):
-    """Writes color pictures (PNG, so that they stay exact) and depth in millimeters."""
+    """Writes color images (as lossless PNG) and depth in millimeters."""
     names = [f"scene{number:04d}_00" for number in range(scenes)]
     for number, name in enumerate(names):
         clip, folder = render_clip(spec, number), root / "scans" / name
@@ -38,7 +38,7 @@ def write_scannet(root, scenes=2, spec=SPEC):
 
 
 def write_kitti(root, drives=1, spec=SPEC, first=5):
-    """Writes pictures that are twice as wide as high, and depth / 256 m of the inner frames."""
+    """Writes images that are twice as wide as high, and depth / 256 m of the inner frames."""
     for number in range(drives):
         drive = f"2011_09_26_drive_{number:04d}_sync"
         clip = render_clip(spec, number)
@@ -92,7 +92,7 @@ def write_jhmdb(root, spec=SPEC, joints=15):
 
 
 def write_boxes(root, videos=2, spec=SPEC, fps=10.0, as_folder=False):
-    """Writes mp4 files, or folders of pictures, and the boxes of the visible objects."""
+    """Writes mp4 files, or folders of images, and the boxes of the visible objects."""
     root.mkdir(parents=True, exist_ok=True)
     lines = []
     for number in range(videos):

@@ -12,7 +12,7 @@ def run_two_processes(script, *arguments, timeout=200, **variables):
 
     Args:
       script: Python source, which starts `jax.distributed` with `distributed.initialize`.
-      *arguments: its arguments.
+      *arguments: arguments of the script.
       timeout: time limit in seconds.
       **variables: environment variables.
 

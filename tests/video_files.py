@@ -37,7 +37,7 @@ def read_numbers(frames_thwc):
 
 
 def write_video(path, *, codec="libx264", frames=60, pix_fmt="yuv420p", options=None, **extra):
-    """Encodes `frames` numbered pictures; `extra` may set size, times (in 1/25 s) and container."""
+    """Encodes `frames` numbered images; `extra` may set size, times (in 1/25 s) and container."""
     height, width = extra.get("size", (48, 80))
     times = extra.get("times")
     with av.open(str(path), "w", options=extra.get("container", {})) as container:

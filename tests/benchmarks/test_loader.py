@@ -42,8 +42,8 @@ def test_a_delay_among_prefetched_batches_does_not_start_the_measurement(monkeyp
     clock = [0.0]
 
     def give():
-        # Two to start with, four made ahead, one of them late; then two come together, as from
-        # two processes, every four seconds.
+        # Two batches at the start, and four prefetched ones, one of which is late. Then two batches
+        # arrive together every four seconds, as from two processes.
         for seconds in [9.0, 9.0, 0.001, 0.3, 0.001, 0.001, *[4.0, 0.001] * 9]:
             clock[0] += seconds
             yield

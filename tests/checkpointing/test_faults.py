@@ -376,7 +376,7 @@ FIXTURE = pathlib.Path(__file__).parents[1] / "fixtures/checkpoint_v2"
 
 
 def test_run_of_format_2_continues(toy_config, tmp_path):
-    """Made by the first code that had this version, with jax 0.10.2 and orbax 0.12.8."""
+    """The fixture is from the first version with format 2, with jax 0.10.2 and orbax 0.12.8."""
     import safetensors.numpy
 
     workdir = tmp_path / "old"

@@ -15,7 +15,7 @@ def make_config(**fields):
 
 
 def kept_steps(config, scores):
-    """Steps that the policy keeps of checkpoints with these scores."""
+    """Returns the steps that the policy keeps, given the score of each checkpoint."""
     best = retention.BestScores(config, folder=None, steps=())
     for step, score in scores.items():
         best.add(step, score)
@@ -35,7 +35,7 @@ SCORES = {1: 0.3, 2: 0.1, 3: None, 4: 0.2, 5: 0.1, 6: 0.9, 7: 0.5}
         ({"keep_last": 3}, [5, 6, 7]),
         ({"keep_last": 99}, [1, 2, 3, 4, 5, 6, 7]),
         ({"keep_every_steps": 3}, [3, 6, 7]),
-        ({"keep_best": 1}, [2, 7]),  # of equal scores the earlier step
+        ({"keep_best": 1}, [2, 7]),  # the earlier step of two equal scores
         ({"keep_best": 3}, [2, 4, 5, 7]),
         ({"keep_best": 2, "best_mode": "max"}, [6, 7]),
         ({"keep_best": 9}, [1, 2, 4, 5, 6, 7]),  # one without a score is not one of the best

@@ -35,7 +35,7 @@ def write(videos, path, codec, **extra):
 
 
 def reason(source, **fields):
-    """Returns why `source` is refused, which must take only seconds."""
+    """Returns the error for `source`, which must be raised within seconds."""
     begin = time.monotonic()
     with pytest.raises(decode.BadVideo) as caught:
         decode.read_frames(source, range, **fields)
@@ -129,7 +129,7 @@ def test_a_tiny_picture_decodes(codec, tmp_path, videos):
     path = write(videos, tmp_path / "a.mp4", codec, size=(16, 16), frames=9)
     frames = decode.read_frames(path, range, short_side=256)
     assert frames.shape == (9, 16, 16, 3)
-    bit = [image_hwc.mean() > 127 for image_hwc in frames]  # the picture is one block
+    bit = [image_hwc.mean() > 127 for image_hwc in frames]  # the frame is one block
     assert bit == [bool(number & 1) for number in range(9)]
 
 
@@ -155,7 +155,7 @@ def test_8k_decodes_in_bounded_memory_and_more_is_refused(tmp_path, monkeypatch)
     """
     code = [sys.executable, "-c", textwrap.dedent(code)]
     megabytes = int(subprocess.run(code, check=True, capture_output=True, text=True).stdout)
-    assert megabytes < 400  # a frame takes 50, the decoder holds a few
+    assert megabytes < 400  # a frame takes 50 MB, and the decoder holds a few
     monkeypatch.setattr(demux, "MAX_PIXELS", 2**24)
     assert "max pixel count" in reason(path, short_side=256)
 

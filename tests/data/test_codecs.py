@@ -9,7 +9,7 @@ from invnext_jax.data import decode
 FRAMES = 60
 X264 = {"preset": "ultrafast", "bf": "3", "g": "12", "b-pyramid": "normal"}
 X265 = {"preset": "ultrafast"}
-SVT = {"codec": "libsvtav1", "size": (64, 80)}  # it refuses smaller pictures
+SVT = {"codec": "libsvtav1", "size": (64, 80)}  # it rejects smaller frames
 VP9 = {"codec": "libvpx-vp9", "options": {"g": "12", "cpu-used": "8"}}
 MPEG4 = {"codec": "mpeg4", "options": {"g": "12", "bf": "2"}}
 UNEVEN = np.cumsum([1 + 4 * (i % 7 == 0) for i in range(FRAMES)]).tolist()
@@ -76,7 +76,7 @@ SEEKABLE = {
     "ffv1.mkv": {"codec": "ffv1"},
     "gif.gif": {"codec": "gif", "pix_fmt": "rgb8"},
 }
-# Decoded from the start: no index, no time stamps, or time stamps that are guessed.
+# Files that are decoded from the start: without an index or time stamps, or with guessed ones.
 FROM_START = {
     "h264.ts": {"options": X264},
     "h264.h264": {"options": X264},
@@ -172,7 +172,7 @@ def test_a_long_group_is_decoded_once_and_no_further_than_needed(
     path = videos.write(tmp_path / "a.mp4", options=options, frames=120)
     requested = [*range(7, 100, 15)]
     assert videos.numbers(decode.read_frames(path, lambda _: requested)) == requested
-    if b_frames:  # three of four are non-reference frames, few of which are requested
+    if b_frames:  # three of four frames are non-reference frames and can be skipped
         assert len(decoded) < requested[-1] / 2
     else:
         assert len(decoded) == requested[-1] + 1

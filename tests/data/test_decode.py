@@ -139,7 +139,8 @@ def write_smooth(path, height, width, pix_fmt):
     ],
 )
 def test_a_window_equals_the_crop_of_the_full_picture(height, width, pix_fmt, turns, tmp_path):
-    """Up to two or three levels of the scaler; a shifted window would differ by more."""
+    """The scaler causes differences of two or three levels. A shifted window would differ by
+    more."""
     path = write_smooth(tmp_path / "a.mp4", height, width, pix_fmt)
     if turns:
         path.write_bytes(turn(path.read_bytes(), MATRICES[turns]))
@@ -162,7 +163,7 @@ def test_a_window_equals_the_crop_of_the_full_picture(height, width, pix_fmt, tu
 
 
 def test_a_window_that_is_not_resized_keeps_the_pixels(tmp_path, videos):
-    """Also at an odd position: the window starts one pixel earlier and has the same size."""
+    """At an odd position, the window starts one pixel earlier and has the same size."""
     path = videos.write(tmp_path / "a.mp4")
     full = decode.read_frames(path, pick(3, 8))
     for window in (frame_converter.Window(20, 4, 52, 36), frame_converter.Window(21, 5, 53, 37)):

@@ -1,4 +1,4 @@
-"""Orientation of pictures, compared with FFmpeg's own filters."""
+"""Orientation of frames, compared with the filters of FFmpeg."""
 
 import av
 import numpy as np

@@ -1,4 +1,4 @@
-"""Frames are those that a player shows; wrong key frame flags do not lead to wrong pictures."""
+"""Frames are those that a player shows; wrong key frame flags do not lead to wrong pixels."""
 
 import dataclasses
 import json
@@ -59,7 +59,7 @@ def test_hidden_frames_have_no_number(tmp_path, videos):
 
 def test_a_packet_of_a_gif_without_a_picture_has_no_number(tmp_path, videos):
     path = videos.write(tmp_path / "a.gif", codec="gif", pix_fmt="rgb8", frames=FRAMES)
-    control = b"\x21\xf9\x04\x00\x04\x00\x00\x00"  # GIF89a, section 23, without a picture
+    control = b"\x21\xf9\x04\x00\x04\x00\x00\x00"  # GIF89a, section 23, without an image
     data = path.read_bytes()
     assert data[-1:] == b"\x3b"
     path.write_bytes(data[:-1] + control + data[-1:])
@@ -96,7 +96,7 @@ def test_packets_without_data_do_not_end_decoding(codec, tmp_path, videos):
 
 @pytest.mark.parametrize(("first", "count"), [(0, 16), (5, 35), (14, 12), (30, 10)])
 def test_an_edit_list_shows_a_part(first, count, tmp_path, videos, monkeypatch):
-    monkeypatch.setattr(decode, "_decode_from_start", None)  # seeks lead to all frames
+    monkeypatch.setattr(decode, "_decode_from_start", None)  # all frames can be reached by seeking
     path = videos.write(tmp_path / "a.mp4", options=X264, frames=FRAMES)
     data = bytearray(path.read_bytes())
     with av.open(str(path)) as container:

@@ -1,4 +1,4 @@
-"""Batches of 0, 2 and 1 workers and of two real processes equal those of one run."""
+"""Batches do not depend on the number of workers and processes."""
 
 import json
 import os

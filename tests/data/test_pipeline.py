@@ -172,7 +172,7 @@ def test_several_manifests_are_read_as_one(config, world_folder, tmp_path):
     other = tmp_path / "other, with a comma.csv"
     path = world_folder / "train" / "000001.mp4"
     other.write_text(f"path,source,label_class,label_shape\n{path},mine,5,2\n")
-    assert len(manifest_lib.read_manifest(other)) == 1  # a name that exists is one name
+    assert len(manifest_lib.read_manifest(other)) == 1  # the name of an existing file is not split
     other = other.rename(tmp_path / "other.csv")
     config.manifest = f"{world_folder}/train.csv, {other}, world:simple/val?videos=2"
     manifest = manifest_lib.read_manifest(config.manifest)

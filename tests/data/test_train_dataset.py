@@ -28,7 +28,7 @@ def test_repeats_are_clips_of_one_video_with_different_seeds(workers, config):
     batches, state = read_batches(config, 10, seed=4)
     rows = np.concatenate([batch["index"] for batch in batches])
     assert (rows.reshape(-1, 3) == rows[::3, None]).all()
-    assert sorted(rows[::3]) == list(range(ROWS))  # an epoch is three times the rows
+    assert sorted(rows[::3]) == list(range(ROWS))  # with 3 repeats, 60 clips are an epoch
     seeds = np.concatenate([batch["seed"] for batch in batches])
     np.testing.assert_array_equal(seeds, [(4, clip, 0, 0) for clip in range(60)])
     assert state == {"clips": 60}
@@ -47,7 +47,7 @@ def test_a_bad_video_counts_for_all_its_clips(config):
     config.repeats = 3
     full, _ = read_batches(config, 10)
     with_bad_videos, _ = read_batches(config, 10, load=FakeLoad(bad=(4, 9)), bad_videos=bad_videos)
-    tries = sum(batch["seed"][::3, 2].sum() for batch in with_bad_videos)  # bad videos
+    tries = sum(batch["seed"][::3, 2].sum() for batch in with_bad_videos)  # number of bad videos
     assert tries >= 2 and bad_videos.kinds == {"corrupt": bad_videos.dropped}
     assert (
         bad_videos.dropped == 3 * tries
@@ -162,7 +162,7 @@ def test_counts_and_quarantine_of_a_broken_data_set(broken_world, config, tmp_pa
         assert reason.startswith(expected)
 
 
-COUNTS = {"a": 600, "b": 1000, "c": 300}  # grain is slow to shuffle fewer
+COUNTS = {"a": 600, "b": 1000, "c": 300}  # grain shuffles fewer rows slowly
 
 
 @pytest.fixture

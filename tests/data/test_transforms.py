@@ -9,7 +9,7 @@ from invnext_jax.data.frame_converter import Window
 
 
 def ramp(height, width, frames=2):
-    """Red is the column, green the row, blue the frame."""
+    """Returns a clip whose red is the column, green the row and blue the frame number."""
     video = np.zeros((frames, height, width, 3), np.uint8)
     video[..., 0] = np.arange(width)
     video[..., 1] = np.arange(height)[:, None]
@@ -46,7 +46,7 @@ def test_multi_scale_crop_is_the_same_for_all_frames(monkeypatch):
         np.testing.assert_array_equal(got[0, ..., :2], got[1, ..., :2])
     assert all(0 <= x0 < x1 <= 160 and 0 <= y0 < y1 <= 100 for x0, y0, x1, y1 in windows)
     sizes = {(x1 - x0, y1 - y0) for x0, y0, x1, y1 in windows}
-    sides = (100, 88, 75, 66)  # at most one scale apart
+    sides = (100, 88, 75, 66)  # the two sides differ by at most one scale
     assert sizes == {
         (w, h) for i, w in enumerate(sides) for j, h in enumerate(sides) if abs(i - j) < 2
     }
@@ -128,7 +128,7 @@ def test_random_resized_crop_of_everything_is_a_resize():
 
 
 def colors(count=4000):
-    """One frame with random colors, grays and the corners of the color cube."""
+    """Returns a frame with random colors, grays and the corners of the color cube."""
     pixels = np.random.default_rng(0).integers(0, 256, (count, 3))
     pixels[:256] = np.arange(256)[:, None]
     pixels[256:264] = [[r, g, b] for r in (0, 255) for g in (0, 255) for b in (0, 255)]

@@ -58,7 +58,7 @@ class CountedSystem(MemoryFileSystem):
 
 @pytest.fixture
 def counted():
-    """The file system "counted", empty."""
+    """An empty file system with the protocol "counted"."""
     fsspec.register_implementation("counted", CountedSystem, clobber=True)
     CountedSystem.fetched, CountedSystem.broken = [], False
     CountedSystem.whole_files, CountedSystem.store = False, {}

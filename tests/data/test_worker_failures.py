@@ -231,7 +231,7 @@ def test_memory_stays_flat(config, world_folder):
     for _ in range(220):
         next(iterator)
         held.append([bytes_held(process) for process in (*worker_pids(), os.getpid())])
-    # The first clips fill the heap; then a leak of one array a clip would be 48 MB.
+    # The first clips fill the heap. After that, a leak of one array per clip would be 48 MB.
     grown = np.array(held[-1]) - held[20]
     assert (grown < 2**18).all(), f"{grown} bytes in 2,000 clips"
     assert "MiB per worker" in iterator.summary()
@@ -241,7 +241,7 @@ def test_memory_stays_flat(config, world_folder):
 @pytest.mark.skipif(sys.platform != "linux", reason="asks glibc")
 def test_loading_clips_does_not_leak_memory(world_folder):
     config = common.data()
-    config.update(frames=4, size=32, short_side=32)  # of 8, so that decoding ends early
+    config.update(frames=4, size=32, short_side=32)  # 4 of 8 frames, so that decoding ends early
     rows = list(manifest_lib.read_manifest(world_folder / "train.csv"))
     worker = workers_lib.ProcessWorker(measure_growth)
     grown = worker.call((clips_lib.LoadClip.from_config(config), rows, 300), 60)

@@ -90,7 +90,7 @@ def test_seeks_are_compared_with_decoding_in_order(tmp_path, videos, monkeypatch
 
     def decode_wrong_group(group, time):
         frame = trusted(group, time)
-        if group.key > 0:  # as a decoder that lacks something from the start of the file
+        if group.key > 0:  # simulates a decoder that needs the start of the file
             for plane in frame.planes:
                 plane.update(bytes([77]) * plane.buffer_size)
         return frame
@@ -199,13 +199,13 @@ def test_probing_does_not_leak_memory(tmp_path, videos):
     worker = workers.ProcessWorker(measure_growth)
     grown = worker.call((probe_again, [str(path)], 300), 60)
     worker.close()
-    assert grown < 50, f"{grown:.0f} bytes a file"  # PyAV's generators leak 200 if left open
+    assert grown < 50, f"{grown:.0f} bytes a file"  # an unclosed generator of PyAV leaks 200
 
 
 @pytest.mark.parametrize("name", ["a.mkv", "a.flv"])
 @pytest.mark.parametrize("frames", [2, 30])
 def test_fps_follows_from_the_time_stamps(name, frames, tmp_path):
-    """Files whose header has no rate, or that of a clock, as those of 30 frames per second."""
+    """The headers of the files have no frame rate, or the rate of a clock."""
     path = tmp_path / name
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4" if name == "a.mkv" else "flv1", rate=1000)

@@ -107,7 +107,7 @@ def test_frames_and_times_equal_those_of_the_original(folder, prepared, videos):
         expected = expected[:, :height, :width]
         error = np.abs(decoded.astype(int) - expected)
         assert error.mean() < 3, raw.path
-        assert abs(decoded.mean() - expected.mean()) < 2.5, raw.path  # a wrong range or matrix is 5
+        assert abs(decoded.mean() - expected.mean()) < 2.5, raw.path  # 5 for a wrong matrix
         if "turned" not in raw.path:
             assert videos.numbers(decoded) == videos.numbers(expected), raw.path
         np.testing.assert_allclose(times(data), times(raw.path, **window), atol=2e-5)

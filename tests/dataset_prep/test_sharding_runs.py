@@ -1,4 +1,4 @@
-"""Resumed, retried and rejected runs of the shard preparation; writes its shards in sequence."""
+"""Resumed, retried and rejected runs that re-encode videos into shards."""
 
 import csv
 import hashlib
@@ -19,7 +19,7 @@ ENCODING = Encoding(short_side=48)
 
 
 def write_in_process(plan, todo, options):
-    """Replaces the threads and the Beam pipeline."""
+    """Writes shards in sequence; replaces the threads and the Beam pipeline."""
     for number in todo:
         shard_writer.write_shard(plan, number)
 

@@ -17,7 +17,7 @@ OPTIONS = indexing.IndexOptions(workers=1, progress=False)
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory, videos):
-    """Two splits of five and two records, one of them not a video; TFDS writes the metadata."""
+    """A data set written by TFDS, with two splits of five and two records. One is not a video."""
     folder = tmp_path_factory.mktemp("tfds_videos")
     files = [videos.write(folder / f"{n}.mp4", frames=n) for n in (9, 20)]
     features = tfds.features.FeaturesDict(

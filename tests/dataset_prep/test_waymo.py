@@ -1,4 +1,4 @@
-"""Segments in Waymo's columns become pictures and boxes that the evaluation reads."""
+"""Segments in the columns of Waymo are converted to images and boxes for the evaluation."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""Damaged files of ground truth are bad rows or one-sentence errors, and never other errors."""
+"""Damaged files of ground truth lead to bad rows or one-sentence errors, never to other errors."""
 
 import csv
 import io

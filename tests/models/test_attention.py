@@ -27,7 +27,7 @@ def draw(n, heads=2, width=8, batch=2, seed=0):
 
 
 def reference(q, k, v, out, window):
-    """Attention in float64, and the gradients of its product with `out`."""
+    """Computes attention in float64, and the gradients of its product with `out`."""
     q, k, v, out = (x.astype(np.float64).transpose(0, 2, 1, 3) for x in (q, k, v, out))
     scale = q.shape[-1] ** -0.5
     logits = scale * q @ k.swapaxes(2, 3)

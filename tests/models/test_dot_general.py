@@ -28,7 +28,7 @@ def run(format_name, x_bnd, params, dtype="float32"):
 
 
 def in_numpy(x_bnd, params):
-    """Integers in int64, scales in float64."""
+    """Computes the 8-bit product in NumPy, with integers in int64 and scales in float64."""
     kernel = params["kernel"].astype(np.float64)
     x_scale = np.abs(x_bnd.astype(np.float64)).max(axis=-1, keepdims=True) / 127
     kernel_scale = np.abs(kernel).max(axis=0) / 127

@@ -105,7 +105,7 @@ def counted(variant):
 
 
 def closed_form(d, depth, f):
-    """Counts from the formulas of the reference: width, layers, MLP width."""
+    """Computes parameter counts from width, number of layers and MLP width, as in the reference."""
 
     def head(x, out):  # two linear layers and a norm
         return x * x + x + x * out + out + 2 * out

@@ -52,7 +52,7 @@ def test_float32_products_count_with_the_rates_of_float32(monkeypatch):
     monkeypatch.setattr(throughput_lib, "measure_matmul_flops", lambda _, dtype: rates[dtype])
     throughput = make(flops=989e12, float32=67e12, measure=True, count=1)
     found = throughput.compute_rates(0.25)
-    assert found["mfu"] == pytest.approx(0.5)  # each of both takes a second at its peak
+    assert found["mfu"] == pytest.approx(0.5)  # each dtype takes one second
     assert found["ceiling_share"] == pytest.approx(0.25 * (989 / 8 + 67 / 2))
     assert found["tflops_per_device"] == pytest.approx(0.25 * (989 + 67))
     text = throughput.describe()

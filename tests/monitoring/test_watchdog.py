@@ -45,7 +45,7 @@ def test_stall_is_reported_while_the_interpreter_lock_is_held():
         "from invnext_jax.monitoring.watchdog import Watchdog\n"
         "Watchdog(0.2 / 60).start().heartbeat(1, 'the step')\n"
         "time.sleep(0.3)\n"
-        "sys.setswitchinterval(1000)\n"  # as C code that holds the interpreter lock
+        "sys.setswitchinterval(1000)\n"  # simulates C code that holds the GIL
         "start = time.monotonic()\n"
         "while time.monotonic() - start < 2: pass\n"
     )

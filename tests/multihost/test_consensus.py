@@ -1,4 +1,4 @@
-"""Two processes of one run: what fails in only one of them fails in both, without a deadlock."""
+"""If only one of two processes fails, both raise the error, without a deadlock."""
 
 import contextlib
 import pathlib
@@ -193,7 +193,7 @@ with errors.exit_on_user_error():
 
 
 def test_if_one_process_raises_all_raise_and_exit_with_code_2(tmp_path):
-    with contextlib.closing(Workdir(tmp_path / "run")):  # by another run
+    with contextlib.closing(Workdir(tmp_path / "run")):  # another run
         ended = run_pair(ERRORS, tmp_path)
     assert [code for code, _, _ in ended] == [2, 2], ended
     zero, one = (

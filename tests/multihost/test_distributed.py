@@ -65,7 +65,7 @@ def test_indexed_kubernetes_job_sets_the_process_number(find):
     environ = {**EXPLICIT, "JOB_COMPLETION_INDEX": "3"}
     del environ["JAX_PROCESS_ID"]
     assert find(environ) == DistributedConfig("node1:1234", 4, 3)
-    assert find({"JOB_COMPLETION_INDEX": "3"}) is None  # a sweep of single runs
+    assert find({"JOB_COMPLETION_INDEX": "3"}) is None  # a sweep of single-process runs
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 @pytest.fixture(autouse=True)
 def default_hangup_handler():
-    """Under nohup the tests and their subprocesses would ignore SIGHUP."""
+    """Sets the default handler of SIGHUP, because processes started by nohup ignore SIGHUP."""
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     signal.signal(signal.SIGHUP, before)
@@ -106,7 +106,7 @@ def test_no_handler_is_installed_outside_the_main_thread():
 
 
 def make_stop_and_save(monkeypatch, every_minutes):
-    """`StopAndSave` of one process, and the time of its clock in seconds."""
+    """Returns a single-process `StopAndSave`, and a list with the time of its clock in seconds."""
     clock = [0.0]
     monkeypatch.setattr(stop_and_save_lib.time, "monotonic", lambda: clock[0])
     mesh = Mesh(np.array(jax.devices()[:1]), ("data",))
@@ -129,7 +129,7 @@ def test_saves_once_the_interval_has_passed(monkeypatch):
 
 def test_never_saves_the_step_that_was_saved_or_restored(monkeypatch):
     stop_and_save, clock = make_stop_and_save(monkeypatch, every_minutes=1)
-    for step in (0, 7):  # a new run's start, and a restored or just saved one
+    for step in (0, 7):  # the start of a run, and a saved or restored step
         stop_and_save.reset_timer(step)
         clock[0] += 1e6
         assert not stop_and_save.poll(step).save

@@ -55,7 +55,7 @@ def plain_attention(monkeypatch):
 
 
 def product_flops(jaxpr, times=1, dtypes=(jnp.float32, jnp.bfloat16)):
-    """FLOPs of matrix products of operands of these dtypes, with the iterations of scans."""
+    """Returns the FLOPs of matrix products with operands of these dtypes, including loops."""
     total = 0.0
     for equation in jaxpr.eqns:
         operands = {operand.aval.dtype for operand in equation.invars}
@@ -100,7 +100,7 @@ def test_analytic_flops_equal_the_traced_products(stage, changes):
     config.update_from_flattened_dict(changes)
     traced, arguments = loss_and_arguments(ml_collections.FrozenConfigDict(config))
     traced_flops = product_flops(jax.make_jaxpr(traced)(*arguments).jaxpr) / BATCH
-    # Resizing a position table, and its gradient, are not counted as products of the model.
+    # The products that resize a position table, and their gradients, are not counted.
     assert traced_flops == pytest.approx(analytic(config), rel=0.01)
 
 
@@ -116,7 +116,7 @@ def test_analytic_float32_flops_equal_the_traced_float32_products(stage):
     traced, arguments = loss_and_arguments(ml_collections.FrozenConfigDict(config))
     jaxpr = jax.make_jaxpr(traced)(*arguments).jaxpr
     traced_flops = product_flops(jaxpr, dtypes=(jnp.float32,))
-    # Position tables and sums over the clips are products too, but not of the model.
+    # The products that resize position tables and sum over clips are not counted.
     assert traced_flops == pytest.approx(flops.split_flops(counts, BATCH)["float32"], rel=0.01)
     config.decoder.dtype = "bfloat16"
     counts = STAGES[stage].count_flops(ml_collections.FrozenConfigDict(config))
@@ -124,7 +124,7 @@ def test_analytic_float32_flops_equal_the_traced_float32_products(stage):
 
 
 def xla_flops(config, monkeypatch):
-    """FLOPs by XLA's cost analysis of the unoptimized step, unrolled: it counts a loop once."""
+    """Returns XLA's FLOPs of the unoptimized step, unrolled because XLA counts a loop only once."""
     scan = layers.nn.scan
     monkeypatch.setattr(layers.nn, "scan", lambda *a, **k: scan(*a, **{**k, "unroll": True}))
     traced, arguments = loss_and_arguments(ml_collections.FrozenConfigDict(config))
@@ -170,7 +170,7 @@ def test_recomputed_flops_depend_on_the_remat_policy():
     full = recomputed_flops(config)
     config.remat = "dots"
     assert 0 < recomputed_flops(config) < full
-    # The target is frozen; patch embeddings, projections and heads are not rematerialised.
+    # The target is frozen; patch embeddings, projections and heads are not rematerialized.
     counts = STAGES[config.stage].count_flops(config)
     most = config.batch_size * (counts["encoder"].forward + counts["predictor"].forward)
     assert full < most

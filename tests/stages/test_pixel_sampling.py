@@ -1,4 +1,4 @@
-"""Pictures that stages make of clips: the masks, and no leak of masked pixels."""
+"""Images that stages make of clips: the masks, and no leak of masked pixels."""
 
 import flax.linen as nn
 import jax
@@ -25,7 +25,7 @@ def get_config(**mask):
 
 @pytest.fixture(scope="module")
 def trained():
-    """Parameters whose decoder is not the zero map that it starts as, and the teacher's."""
+    """Parameters of the model, with a decoder that is not zero, and of the teacher."""
     config = get_config()
     model = stage1.make_model(config)
     params = jax.jit(lambda key: stage1.init_params(config, model, key))(jax.random.key(0))
@@ -47,7 +47,7 @@ def split_pixels(seen_btyx):
 
 
 def test_visible_patches_are_copied_and_hidden_ones_do_not_leak(trained, clips):
-    config = get_config(kind="random")  # this mask does not look at the clip
+    config = get_config(kind="random")  # this mask does not depend on the clip
     made = pixel_sampling.reconstruct(stage1, config, *trained, clips)
     seen = split_pixels(made.visible_btyx)
     assert made.visible_btyx.sum() == 2 * 2 * 4

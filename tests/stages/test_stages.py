@@ -73,7 +73,7 @@ def test_diagnostics_of_stage1(first, batch):
     )
     assert {f"encoder_grad/{name}" for name in stage1.losses} <= found.keys()
     assert found["conditioning_gap"] != 0 and all(np.isfinite(v) for v in found.values())
-    # A decoder that is deaf to its latents has no gap.
+    # A decoder that ignores its latents has no gap.
     deaf = jax.tree.map(lambda x: x, params)
     deaf["decoder"]["latent"] = jax.tree.map(jnp.zeros_like, params["decoder"]["latent"])
     found = jax.jit(functools.partial(stage1.diagnostics, config, model))(

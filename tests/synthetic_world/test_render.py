@@ -67,7 +67,7 @@ def test_boxes_hold_exactly_the_visible_pixels(level):
                 continue
             ys, xs = np.nonzero(clip.ids[t] == 1)
             pixels_4 = np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1])
-            # Tips below half a pixel are invisible; ink fades over half a cell of 8.
+            # Tips of less than half a pixel are invisible, and digits fade over half a cell of 8.
             slack = 2.0 if level == "simple" else 1 + (box_4[3] - box_4[1]) * 64 / 10
             assert np.abs(pixels_4 - 64 * box_4).max() <= slack
             checked += 1

@@ -12,7 +12,7 @@ from invnext_jax.synthetic_world import scene as scene_lib
 from invnext_jax.synthetic_world.scene import WorldSpec, sample_scene
 
 LEVELS = ("simple", "full")
-# Each option of a world at its ends, besides the two levels without options.
+# The two levels with default options, and the extreme values of each option.
 VARIANTS = {
     "simple": {},
     "full": {"level": "full"},
@@ -37,7 +37,7 @@ def scenes(level, split, count, **options):
 
 @pytest.fixture(scope="module", params=VARIANTS)
 def tracks(request):
-    """Level, boxes [n t 4] of the main object and motion labels [n]; training and held out."""
+    """Level, then boxes [n t 4] of the main object and motion labels [n] of both splits."""
     options = {"level": "simple", **VARIANTS[request.param]}
     tracks = [options["level"]]
     for split, count in (("train", 2500), ("val", 1000)):

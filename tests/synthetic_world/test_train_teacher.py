@@ -23,7 +23,7 @@ from invnext_jax.weights import export
 
 stage1 = STAGES["stage1"]
 
-HELD_OUT_CLIPS = 32  # of 8 frames each
+HELD_OUT_CLIPS = 32  # clips of 8 frames
 
 
 def test_every_image_matches_its_own_caption_and_all_that_are_true_of_it():
@@ -33,7 +33,7 @@ def test_every_image_matches_its_own_caption_and_all_that_are_true_of_it():
     text = {caption.text: row for caption, row in zip(captions, tokens_jn, strict=True)}
     batch = train_teacher.sample_batch(np.random.default_rng(0), frames, "simple", 64, text)
     assert batch["labels"].diagonal().all()
-    assert batch["labels"].sum() > 64  # others are true as well
+    assert batch["labels"].sum() > 64  # captions of other images match, too
     by_tokens = {row.tobytes(): caption for caption, row in zip(captions, tokens_jn, strict=True)}
     drawn = [by_tokens[row.tobytes()] for row in batch["words"]]
     clip_of = {image.tobytes(): b for b, clip in enumerate(frames.video_bthwc) for image in clip}
@@ -50,7 +50,7 @@ def test_text_tower_depends_on_every_word():
     params = tower.init(jax.random.key(0), words_jn)
     text_jd = tower.apply(params, words_jn)
     np.testing.assert_allclose(jnp.linalg.norm(text_jd, axis=1), 1, rtol=1e-5)
-    # By far more than rounding: at this start all captions still look alike.
+    # Initial features of all captions are similar, but the differences exceed rounding errors.
     assert jnp.abs(text_jd[0] - text_jd[1]).max() > 1e-4
     assert jnp.abs(text_jd[0] - text_jd[2]).max() > 1e-5
 
@@ -114,7 +114,7 @@ def test_a_batch_that_does_not_divide_is_refused(tmp_path):
 
 @pytest.fixture(scope="module")
 def shipped():
-    """The tower and its parameters as Stage 1 loads them, the prompts, and what is claimed."""
+    """The tower, its parameters, the prompts and the documented scores, as Stage 1 loads them."""
     config = ml_collections.FrozenConfigDict(stage1_config.get_config("tiny"))
     parts, about = export.read_export(export.resolve_path("assets"))
     frozen = stage1.init_frozen(config, None)
@@ -136,7 +136,8 @@ def test_shipped_teacher_reaches_its_zero_shot_accuracies(shipped, compressed):
     found = teacher_evaluation.evaluate(vision, params, held_out(compressed=compressed), prompts)
     for task in ("shape", "color"):
         claimed = claims[f"zero_shot/{task}"]
-        # Frames of one clip are alike, so the clips are counted, and one of them may be unlucky.
+        # The frames of a clip are similar, so the sample size is the number of clips. One clip may
+        # be an outlier.
         error = 100 * math.sqrt(claimed / 100 * (1 - claimed / 100) / HELD_OUT_CLIPS)
         assert abs(found[f"zero_shot/{task}"] - claimed) <= 3 * error + 1
 

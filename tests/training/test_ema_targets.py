@@ -65,7 +65,7 @@ def test_resumed_run_with_ema_target_is_bitwise_identical(
     for name in ("loss", "gap"):
         assert logged(tmp_path / "killed", name) == logged(tmp_path / "uninterrupted", name)
     gaps = logged(tmp_path / "uninterrupted", "gap")
-    assert gaps[0] == 0 < gaps[-1]  # the target starts as the encoder and lags behind it
+    assert gaps[0] == 0 < gaps[-1]  # the target is initialized to the encoder and then lags
 
 
 def test_ema_target_has_the_sharding_of_its_group(

@@ -28,7 +28,7 @@ def draw(seed, rows=8):
 
 
 def reference():
-    """The same optimizer, built from optax alone."""
+    """Returns the same optimizer, built from optax only."""
     adamw = optax.adamw(schedule, 0.9, 0.95, eps=1e-6, weight_decay=0.1, mask=optimizer.decay_mask)
     return optax.chain(optax.clip_by_global_norm(1.0), adamw)
 

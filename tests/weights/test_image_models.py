@@ -1,4 +1,4 @@
-"""Image models: all naming schemes of their files, sizes in config.json, and what is refused."""
+"""Image models: naming schemes of their files, sizes in config.json, and errors."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Video encoders: what is read of a file, sizes in config.json, pixel statistics, and refusals."""
+"""Video encoders: tensors that are read, sizes in config.json, pixel statistics, and errors."""
 
 import json
 
@@ -35,7 +35,7 @@ def unreadable(names):
 def test_other_parts_of_a_model_are_dropped(kind, prefix, others):
     names = [f"{prefix}{name}" for name in (PATCHES[kind], "encoder.surprise")]
     found = FAMILIES[kind].adapt(unreadable([*names, *others]))
-    assert set(found) == {PATCHES[kind], "encoder.surprise"}  # surprises are for the strict check
+    assert set(found) == {PATCHES[kind], "encoder.surprise"}  # the strict check will report it
 
 
 def test_keys_of_videomae_get_zeros_as_bias():

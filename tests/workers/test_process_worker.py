@@ -1,4 +1,4 @@
-"""Parents of workers that decode a hostile video: an attack counts as the death of the worker."""
+"""If a worker attacks its parent, the parent handles this as the death of the worker."""
 
 import pytest
 from hostile_workers import INVALID, Attack, read_forever, send_part, shrink_memory
