@@ -35,10 +35,15 @@ _RANGE_WORDS = {
     "end": {"end", "ends", "stop", "stops", "finish", "to"},
 }
 _NUMBERED = {"t0": "start", "t1": "end"}
+# Columns of these words and of units may contain both limits in one cell, such as "12.5-20".
+_BOTH_WORDS = {
+    *("segment", "segments", "interval", "intervals", "range", "ranges", "timestamps"),
+}
 _UNIT_WORDS = {
     *("t", "time", "times", "timestamp", "s", "sec", "secs", "second", "seconds", "ms", "msec"),
     *("frame", "frames", "clip", "segment", "video", "trim", "idx", "index"),
 }
+_NUMBER_WORDS = {"idx", "index"}  # a segment with a number may be a whole file
 
 
 def check_count(name: str, columns: Sequence[str]) -> None:
@@ -87,6 +92,12 @@ def refuse_ranges(where: str, columns: Iterable[str], read: Collection[str]) -> 
     """
     for name in columns:
         meant = _find_meant(name)
+        if _is_whole_range(name) and not {"start", "end"} <= set(read):
+            raise UserError(
+                f"{where} has a column {name!r}, which is not read: replace it by the columns "
+                "'start' and 'end' in seconds if clips should be cut from this part of each file, "
+                f"or rename it to {'original_' + name!r} to use whole files"
+            )
         if meant in _RANGE_WORDS and meant not in read:
             raise UserError(
                 f"{where} has a column {name!r}, which is not read: rename it to "
@@ -101,16 +112,27 @@ def _is_known(name: str) -> bool:
 
 def _find_meant(name: str) -> str:
     """Returns the name by which the column `name` would be read, or "" if no name fits."""
-    words = re.findall(r"[a-z]+", re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower())
+    words = _words(name)
     plain = re.sub(r"[\s-]+", "_", name.strip().lower())
     if plain == "record" or (plain.startswith(LABEL_PREFIX) and plain != LABEL_PREFIX):
         return plain
     if plain in _NUMBERED:
         return _NUMBERED[plain]
     for meant, range_words in _RANGE_WORDS.items():
-        if range_words & set(words) and set(words) <= range_words | _UNIT_WORDS:
+        if range_words & words and words <= range_words | _UNIT_WORDS:
             return meant
     return ""
+
+
+def _is_whole_range(name: str) -> bool:
+    """Returns whether a column seems to contain both the start and the end of clips."""
+    words = _words(name)
+    return bool(words & _BOTH_WORDS) and words <= (_BOTH_WORDS | _UNIT_WORDS) - _NUMBER_WORDS
+
+
+def _words(name: str) -> set[str]:
+    """Returns the words of a name in lower case, such as {"start", "time"} for "startTime"."""
+    return set(re.findall(r"[a-z]+", re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()))
 
 
 def _describe(name: str) -> str:

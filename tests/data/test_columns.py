@@ -1,6 +1,7 @@
 """Columns of a manifest that are not read are listed, and likely mistakes are refused."""
 
 import logging
+import re
 
 import pytest
 
@@ -44,6 +45,21 @@ def test_columns_that_would_change_what_is_read_are_refused(name, meant, tmp_pat
     (tmp_path / "a.csv").write_text(f"path,source,{name}\na.mp4,x,1\n")
     with pytest.raises(UserError, match=f"a column .*, which is not read: rename it to '{meant}'"):
         manifest.read_manifest(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize("name", ["segment", "Segments (s)", "timeRange", "interval", "timestamps"])
+def test_columns_with_both_limits_are_refused(name, tmp_path):
+    (tmp_path / "a.csv").write_text(f"path,source,{name}\na.mp4,x,1-2\n")
+    cure = rf"replace it by the columns 'start' and 'end' in seconds .*'original_{re.escape(name)}'"
+    with pytest.raises(UserError, match=cure):
+        manifest.read_manifest(tmp_path / "a.csv")
+
+
+def test_numbers_of_segments_and_segments_with_limits_are_only_listed(tmp_path, warnings):
+    columns.check_columns("a.csv", ["path", "source", "segment_index", "original_segment"])
+    columns.check_columns("b.csv", ["path", "source", "start", "end", "segment"])
+    assert "'segment_index', 'original_segment'" in warnings.text
+    assert "b.csv: columns that are not read: 'segment'" in warnings.text
 
 
 def test_range_columns_may_stand_next_to_the_ones_that_are_read(tmp_path, warnings):
