@@ -256,7 +256,8 @@ class _RunCallbacks(Callbacks):
             found = run.online_evaluation.after_step(number, state.params["encoder"])
             diagnostics = {**diagnostics, **found}
         counts = run.data_iter.counts()
-        counts["dropped_videos"] *= mesh_lib.loads_first_copy(run.mesh)
+        for name in ("dropped_videos", "short_clips"):
+            counts[name] *= mesh_lib.loads_first_copy(run.mesh)
         self.reporter.add_step(number, metrics, diagnostics, counts, run.data_iter.decoded)
         self.watchdog.heartbeat(number, "a save")
         if number % run.config.checkpoint.every_steps == 0:

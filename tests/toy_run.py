@@ -163,7 +163,7 @@ class _HookedIterator(grain.DatasetIterator):
         return ""
 
     def counts(self):
-        return {"dropped_videos": 0, "failed_reads": 0}
+        return {"dropped_videos": 0, "short_clips": 0, "failed_reads": 0}
 
     def get_state(self):
         return {"parent": self._parent.get_state(), "number": self._number}

@@ -1,4 +1,4 @@
-"""Counts the good and bad videos of a run, and lists the bad files."""
+"""Counts the good, short and bad videos of a run, and lists the bad files."""
 
 import collections
 import os
@@ -28,6 +28,7 @@ class BadVideoTracker:
 
     Attributes:
       delivered: Number of good clips.
+      short: Number of good clips of videos that are shorter than a clip can be.
       dropped: Number of dropped clips; a video that fails in two epochs counts twice. Clips of
           stalled reads are included, but the limits ignore them.
       kinds: Number of dropped clips for each kind of reason.
@@ -36,6 +37,7 @@ class BadVideoTracker:
 
     def __init__(self, *, on_bad: str = "drop", max_bad_share: float = 1.0):
         self.delivered = 0
+        self.short = 0
         self.dropped = 0
         self.kinds: collections.Counter[str] = collections.Counter()
         self.reasons: dict[str, str] = {}
@@ -70,6 +72,17 @@ class BadVideoTracker:
     def count_good(self, clips: int = 1) -> None:
         """Counts the clips of a good video."""
         self.delivered += clips
+
+    def count_short(self, name: str, missing: int, clips: int = 1) -> None:
+        """Counts good clips of a video that lacks `missing` frames. Logs the first such video."""
+        if not self.short:
+            logging.warning(
+                "%s has %d frames fewer than a clip can span, so that clips repeat frames; there "
+                "may be more such videos, which are counted and not logged",
+                name,
+                missing,
+            )
+        self.short += clips
 
     def count_bad(self, bad_clip: BadClip, clips: int = 1) -> None:
         """Counts and logs a bad video, and adds it to the list of bad files.

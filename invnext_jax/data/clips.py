@@ -23,6 +23,7 @@ from invnext_jax.workers.results import are_arrays, register_result_type
 
 Seed = tuple[int, ...]
 Choice = np.random.Generator | float | None  # see `ClipTransform`
+MISSING_FRAMES = "missing_frames"  # column of `LoadClip` that is not part of a batch
 
 
 @register_result_type
@@ -38,44 +39,6 @@ class BadClip(NamedTuple):
     path: str
     kind: str
     reason: str
-
-
-def sample_sparse(frame_count: int, frames: int, rng: np.random.Generator | None) -> np.ndarray:
-    """Samples one frame from each of `frames` equally long segments of a video.
-
-    Args:
-      frame_count: Number of frames in the video. If it is less than `frames`, some frames are
-          repeated.
-      frames: Number of frames to sample.
-      rng: Draws the position in each segment. None selects the center of the segment.
-
-    Returns:
-      int64 [t], non-decreasing.
-    """
-    position_t = np.full(frames, 0.5) if rng is None else rng.random(frames)
-    index_t = ((np.arange(frames) + position_t) * frame_count / frames).astype(np.int64)
-    return np.minimum(index_t, frame_count - 1)
-
-
-def sample_dense(
-    frame_count: int, frames: int, stride: tuple[int, int], rng: np.random.Generator | None
-) -> np.ndarray:
-    """Samples frames at a constant stride from a random start.
-
-    Args:
-      frame_count: Number of frames in the video. Beyond the end, the last frame is repeated.
-      frames: Number of frames to sample.
-      stride: Minimum and maximum stride in frames. One stride is drawn per clip.
-      rng: Draws the stride and the start. None selects the middle of both ranges.
-
-    Returns:
-      int64 [t], non-decreasing.
-    """
-    low, high = stride
-    step = (low + high) // 2 if rng is None else rng.integers(low, high, endpoint=True)
-    room = max(0, frame_count - 1 - (frames - 1) * step)
-    start = room // 2 if rng is None else rng.integers(room, endpoint=True)
-    return np.minimum(start + step * np.arange(frames), frame_count - 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,8 +63,12 @@ class ClipTransform:
         """Samples `frames` of the `frame_count` frames of a video."""
         rng = rng if isinstance(rng, np.random.Generator) else None
         if self.sampling == "dense":
-            return sample_dense(frame_count, frames, self.stride, rng)
-        return sample_sparse(frame_count, frames, rng)
+            return transforms.sample_dense(frame_count, frames, self.stride, rng)
+        return transforms.sample_sparse(frame_count, frames, rng)
+
+    def count_span(self, frames: int) -> int:
+        """Returns how many frames a video needs so that every clip of `frames` frames fits."""
+        return frames if self.sampling == "sparse" else (frames - 1) * self.stride[1] + 1
 
     def sample_window(self, height: int, width: int, size: int, rng: Choice) -> Window:
         """Samples a window of a frame, which will be resized to `size` x `size` pixels."""
@@ -128,7 +95,7 @@ class ClipTransform:
 BY_SOURCE_FIELDS = tuple(field.name for field in dataclasses.fields(ClipTransform))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class ClipSampler:
     """Samples frames and windows of the clips that `read_clips` reads from one video.
 
@@ -137,15 +104,18 @@ class ClipSampler:
       frames: Number of frames per clip.
       size: Height and width of a clip in pixels.
       rngs: `rng` of each clip, see `ClipTransform`.
+      frame_count: Number of frames of the video; set by `sample_frames`.
     """
 
     transform: ClipTransform
     frames: int
     size: int
     rngs: Sequence[Choice]
+    frame_count: int = 0
 
     def sample_frames(self, frame_count: int) -> np.ndarray:
         """Returns the frame numbers of each clip, int64 [r t]."""
+        self.frame_count = frame_count
         numbers = [self.transform.sample_frames(frame_count, self.frames, r) for r in self.rngs]
         return np.stack(numbers)
 
@@ -163,7 +133,7 @@ class CenterSampler:
 
     def sample_frames(self, frame_count: int) -> np.ndarray:
         """Returns the frame numbers of the clip, int64 [1 t]."""
-        return sample_sparse(frame_count, self.frames, None)[None]
+        return transforms.sample_sparse(frame_count, self.frames, None)[None]
 
     def sample_windows(self, height: int, width: int) -> list[Window]:
         """Returns the center crop of frames of the given size."""
@@ -262,8 +232,9 @@ class LoadClip:
               disables augmentation, see `ClipTransform`.
 
         Returns:
-          A dict with `video` uint8 [r t h w c], and `index` and the labels int32 [r]; or a
-          `BadClip` if the video is bad.
+          A dict with `video` uint8 [r t h w c], and `index`, the labels and `MISSING_FRAMES` int32
+          [r]; or a `BadClip` if the video is bad. `MISSING_FRAMES` is how many frames the video
+          lacks for every clip to fit, see `ClipTransform.count_span`.
         """
         video_io.CACHE.load(self.index_files)
         transform = self.by_source.get(record.source, self.transform)
@@ -274,7 +245,8 @@ class LoadClip:
         except decode.BadVideo as error:
             return BadClip(record.name, error.kind, sanitize.redact_error(str(error), record.path))
         videos = [transform.augment(video, rng) for video, rng in zip(videos, rngs, strict=True)]
-        numbers = {"index": record.index, **record.labels}
+        missing = max(0, transform.count_span(self.frames) - sampler.frame_count)
+        numbers = {"index": record.index, **record.labels, MISSING_FRAMES: missing}
         columns = {name: np.full(len(rngs), value, np.int32) for name, value in numbers.items()}
         # Avoids a copy in the common case of a single clip.
         video_rthwc = np.stack(videos) if len(videos) > 1 else np.ascontiguousarray(videos[0])[None]
@@ -286,6 +258,7 @@ class LoadClip:
             return result.path == record.name
         clips, numbers = len(seeds), {"index": record.index, **record.labels}
         forms = {name: (np.int32, (clips,)) for name in numbers}
+        forms[MISSING_FRAMES] = (np.int32, (clips,))
         forms["video"] = (np.uint8, (clips, self.frames, self.size, self.size, 3))
         return are_arrays(result, forms) and all((result[n] == v).all() for n, v in numbers.items())
 

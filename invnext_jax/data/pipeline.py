@@ -18,7 +18,7 @@ from invnext_jax.data import access_rules, sources
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data.access_rules import AccessRules
 from invnext_jax.data.bad_videos import BadVideoTracker
-from invnext_jax.data.clips import BY_SOURCE_FIELDS, BadClip, LoadClip
+from invnext_jax.data.clips import BY_SOURCE_FIELDS, MISSING_FRAMES, BadClip, LoadClip
 from invnext_jax.data.storage_retries import StorageMonitor, load_in_worker, protocols_of
 from invnext_jax.data.train_dataset import Mixture, TrainDataset
 from invnext_jax.errors import UserError
@@ -199,18 +199,22 @@ class EvalDataset:
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         self.bad_videos = BadVideoTracker()
         self.bad_videos.expect_videos(len(self.manifest))
-        clips = filter(self._is_good, self._load_all())
+        clips = filter(self._count, self._load_all())
         for _, block in itertools.groupby(clips, lambda clip: clip["index"][0] // self._block):
             while rows := list(itertools.islice(block, self._batch_size)):
-                yield _pad(_concatenate(rows), self._batch_size * len(self._positions))
+                batch = {name: np.concatenate([clip[name] for clip in rows]) for name in rows[0]}
+                yield _pad(batch, self._batch_size * len(self._positions))
         if not self.bad_videos.delivered and len(self._rows) == len(self.manifest):
             raise self.bad_videos.no_good_video_error()
 
-    def _is_good(self, clip: dict[str, Any] | BadClip) -> bool:
+    def _count(self, clip: dict[str, Any] | BadClip) -> bool:
+        """Counts a clip and returns whether it is good."""
         if isinstance(clip, BadClip):
             self.bad_videos.count_bad(clip)
             return False
         self.bad_videos.count_good()
+        if missing := int(clip.pop(MISSING_FRAMES, [0])[0]):
+            self.bad_videos.count_short(self.manifest[int(clip["index"][0])].name, missing)
         return True
 
     def _load_all(self) -> Iterator[dict[str, Any] | BadClip]:
@@ -282,10 +286,6 @@ def make_eval_dataset(
         rows=rows,
         block=block,
     )
-
-
-def _concatenate(clips: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    return {name: np.concatenate([clip[name] for clip in clips]) for name in clips[0]}
 
 
 def _pad(batch: dict[str, np.ndarray], batch_size: int) -> dict[str, np.ndarray]:

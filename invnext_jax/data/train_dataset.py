@@ -23,7 +23,7 @@ import numpy as np
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data import sources
 from invnext_jax.data.bad_videos import BadVideoTracker
-from invnext_jax.data.clips import BadClip, make_rng
+from invnext_jax.data.clips import MISSING_FRAMES, BadClip, make_rng
 from invnext_jax.data.storage_retries import StorageMonitor, load_in_worker, protocols_of
 from invnext_jax.data.train_iterator import BatchBuffer, GroupResult, TrainIterator
 from invnext_jax.errors import UserError
@@ -244,8 +244,8 @@ class TrainDataset:
         if repeats := sources.count_repeats(self.manifest):
             table += (
                 f"\nwarning: {repeats:,} rows of the manifest repeat an earlier row (same path, "
+                "record, start and end) and count as separate videos in the epochs"
             )
-            table += "record, start and end) and count as separate videos in the epochs"
         return table
 
     def unused_options(self) -> dict[str, str]:
@@ -285,14 +285,14 @@ class TrainDataset:
         bad_clips, worker_failures = [], 0
         for attempt in range(MAX_TRIES):
             row = self.mixture.get_video(first // self.repeats, attempt).index
-            numbers = range(first, first + self.repeats)
-            seeds = tuple((self._seed, clip, attempt, CLIP_STREAM) for clip in numbers)
+            seeds = [(self._seed, first + i, attempt, CLIP_STREAM) for i in range(self.repeats)]
             clips = load_in_worker(
                 worker, self.mixture.manifest, row, seeds, self._timeout, self.storage
             )
             if not isinstance(clips, BadClip):
+                missing = int(clips.pop(MISSING_FRAMES, [0])[0])
                 written = buffer.write(batch, position * self.repeats, clips)
-                return GroupResult(written, bad_clips)
+                return GroupResult(written, bad_clips, row, missing)
             bad_clips.append(clips)
             worker_failures += clips.kind in WORKER_FAILURES
             if self.bad_videos.fail_on_bad or worker_failures == MAX_WORKER_FAILURES:

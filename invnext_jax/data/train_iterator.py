@@ -87,10 +87,14 @@ class GroupResult(NamedTuple):
     Attributes:
       batch: The batch to which the clips were written, or None if all tried videos are bad.
       bad_clips: The bad videos among those tried.
+      row: Row of the video in the manifest.
+      missing_frames: How many frames the video lacks, see `LoadClip`.
     """
 
     batch: dict[str, np.ndarray] | None
     bad_clips: list[BadClip]
+    row: int = 0
+    missing_frames: int = 0
 
 
 class TrainIterator:
@@ -113,13 +117,15 @@ class TrainIterator:
         return batch
 
     def _next_group(self) -> dict[str, np.ndarray]:
-        batch, bad_clips = self._pool.next_result()
+        batch, bad_clips, row, missing = self._pool.next_result()
         bad_videos, repeats = self._dataset.bad_videos, self._dataset.repeats
         for bad_clip in bad_clips:
             bad_videos.count_bad(bad_clip, repeats)
         if batch is None:
             raise bad_videos.too_many_tries_error(len(bad_clips))
         bad_videos.count_good(repeats)
+        if missing:
+            bad_videos.count_short(self._dataset.manifest[row].name, missing, repeats)
         return batch
 
     @property
@@ -134,7 +140,11 @@ class TrainIterator:
 
     def counts(self) -> dict[str, int]:
         """Returns this process's counts for the log."""
-        return {"dropped_videos": self.dropped, "failed_reads": self.failed_reads}
+        return {
+            "dropped_videos": self.dropped,
+            "short_clips": self._dataset.bad_videos.short,
+            "failed_reads": self.failed_reads,
+        }
 
     @property
     def decoded(self) -> tuple[int, float]:
@@ -200,6 +210,8 @@ class TrainIterator:
         text = f"data: {bad_videos.delivered} clips, {bad_videos.dropped} dropped"
         if bad_videos.dropped:
             text += f" (of {len(bad_videos.reasons)} files)"
+        if bad_videos.short:
+            text += f", {bad_videos.short} of videos with fewer frames than a clip can span"
         if self.failed_reads:
             text += f", {self.failed_reads} failed reads"
         if self._pool.restarts:

@@ -1,10 +1,11 @@
-"""Flags unusual good videos: those with a single frame, tiny frames or expensive decoding."""
+"""Describes unusual good videos: short videos, tiny frames and expensive decoding."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from invnext_jax.data.frame_index import PacketIndex
 
-CLIP_FRAMES = 16  # number of frames of the clip whose cost is estimated
+CLIP_FRAMES = 16  # frames of a clip, whose cost and length are estimated; as config.data.frames
+CLIP_STRIDE = 4  # frames between those of a densely sampled clip; as config.data.stride
 EXPENSIVE_PIXELS = 1e9  # decoded pixels per clip, which one core decodes in about a second
 MIN_SIDE = 16  # pixels; smaller frames have less than one pixel per patch of a 224 px clip
 ADVICE = {
@@ -50,3 +51,27 @@ def describe_flags(flags_by_path: Mapping[str, str]) -> list[str]:
         for name, found in paths.items()
         if found
     ]
+
+
+def describe_short(frames: Sequence[tuple[str, int]]) -> list[str]:
+    """Returns sentences about videos that are shorter than a clip of the default length.
+
+    Args:
+      frames: The path of each video and the number of frames in its time range.
+    """
+    span = (CLIP_FRAMES - 1) * CLIP_STRIDE + 1
+    effects = {
+        CLIP_FRAMES: f"clips of {CLIP_FRAMES} frames (config.data.frames) repeat frames",
+        span: f"densely sampled clips (config.data.sampling='dense') of {CLIP_FRAMES} frames with "
+        f"a stride of {CLIP_STRIDE} repeat the last frame",
+    }
+    sentences = []
+    for length, effect in effects.items():
+        short = [(count, path) for path, count in frames if count < length]
+        if short:
+            count, path = min(short)
+            sentences.append(
+                f"{len(short)} of {len(frames)} videos have fewer than {length} frames, so that "
+                f"{effect}; the shortest is {path} with {count}"
+            )
+    return sentences

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -76,6 +77,22 @@ def renumber(videos: VideoList, column: str, ids: dict[str, int], file: str = ""
     ]
     return dataclasses.replace(
         videos, entries=entries, classes=ids, classes_file=file or videos.classes_file
+    )
+
+
+def describe_similar_names(names: Iterable[str]) -> tuple[str, ...]:
+    """Returns a warning if names of different classes are equal up to case and word separators."""
+    spellings: dict[str, list[str]] = {}
+    for name in names:
+        key = re.sub(r"[\s_-]+", "", unicodedata.normalize("NFKC", name).casefold())
+        spellings.setdefault(key, []).append(name)
+    similar = [group for group in spellings.values() if len(group) > 1]
+    if not similar:
+        return ()
+    others = f", and {len(similar) - 1} more such groups" if len(similar) > 1 else ""
+    return (
+        f"warning: the class names {' and '.join(map(repr, similar[0]))} are different classes"
+        f"{others}: if they mean the same class, use one spelling",
     )
 
 

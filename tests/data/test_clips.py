@@ -33,7 +33,7 @@ def read_clip(path, numbers, window):
 
 def test_default_is_multi_scale_crop_of_sparse_frames(load):
     rng = clips.make_rng(3)
-    numbers = clips.sample_sparse(60, 4, rng)
+    numbers = transforms.sample_sparse(60, 4, rng)
     window = frame_converter.sample_multi_scale_crop(48, 80, 48, (1.0, 0.75), rng)
     expected = read_clip(load.path, numbers, window)
     np.testing.assert_array_equal(load(3, crop_scales=(1.0, 0.75)), expected)
@@ -42,7 +42,7 @@ def test_default_is_multi_scale_crop_of_sparse_frames(load):
 @pytest.mark.parametrize("seed", [None, 0, 5])
 def test_dense_sampling_reads_frames_at_a_stride(load, seed):
     rng = None if seed is None else clips.make_rng(seed)
-    numbers = clips.sample_dense(60, 4, (2, 9), rng)
+    numbers = transforms.sample_dense(60, 4, (2, 9), rng)
     window = frame_converter.square_crop(48, 80)
     if rng is not None:
         window = frame_converter.sample_multi_scale_crop(48, 80, 48, (1.0,), rng)
@@ -53,7 +53,7 @@ def test_dense_sampling_reads_frames_at_a_stride(load, seed):
 def test_random_resized_crop_and_jitter_depend_on_the_seed_of_the_clip(load):
     fields = {"crop": "random_resized", "crop_area": (0.5, 0.9), "jitter": (0.4, 0.4, 0.4, 0.1)}
     rng = clips.make_rng(4)
-    numbers = clips.sample_sparse(60, 4, rng)
+    numbers = transforms.sample_sparse(60, 4, rng)
     window = frame_converter.sample_random_resized_crop(48, 80, (0.5, 0.9), (0.75, 4 / 3), rng)
     expected = read_clip(load.path, numbers, window)
     expected = transforms.jitter_colors(expected, (0.4, 0.4, 0.4, 0.1), rng)
@@ -127,62 +127,6 @@ def test_errors_of_pyav_are_bad_videos_and_bugs_are_raised(load, monkeypatch):
         clips.LoadClip.from_config(config)(record, (None,))
 
 
-def test_sparse_sampling_takes_the_centre_of_each_segment():
-    assert clips.sample_sparse(80, 8, None).tolist() == [5, 15, 25, 35, 45, 55, 65, 75]
-    assert clips.sample_sparse(8, 8, None).tolist() == list(range(8))
-
-
-def test_random_sparse_sampling_covers_each_segment():
-    rng = np.random.default_rng(0)
-    draws = np.stack([clips.sample_sparse(40, 4, rng) for _ in range(500)])
-    assert (draws // 10 == np.arange(4)).all()
-    assert all(len(np.unique(column)) == 10 for column in draws.T)
-    assert clips.sample_sparse(8, 8, rng).tolist() == list(range(8))
-
-
-@pytest.mark.parametrize("count", [1, 3, 7])
-def test_short_videos_repeat_frames_in_order(count):
-    for rng in (None, np.random.default_rng(1)):
-        index = clips.sample_sparse(count, 8, rng)
-        assert (np.diff(index) >= 0).all() and set(index) <= set(range(count))
-        if rng is None:
-            assert set(index) == set(range(count))
-    # Each frame of a video of half the length is sampled twice.
-    assert clips.sample_sparse(4, 8, np.random.default_rng(2)).tolist() == [
-        0,
-        0,
-        1,
-        1,
-        2,
-        2,
-        3,
-        3,
-    ]
-
-
-def test_dense_sampling_keeps_its_stride_and_takes_the_middle():
-    assert clips.sample_dense(100, 4, (5, 5), None).tolist() == [42, 47, 52, 57]
-    assert clips.sample_dense(16, 4, (5, 5), None).tolist() == [0, 5, 10, 15]
-    assert clips.sample_dense(100, 3, (2, 6), None).tolist() == [45, 49, 53]
-
-
-def test_dense_sampling_repeats_the_last_frame_past_the_end():
-    for rng in (None, np.random.default_rng(0)):
-        assert clips.sample_dense(8, 6, (3, 3), rng).tolist() == [0, 3, 6, 7, 7, 7]
-        assert clips.sample_dense(1, 4, (4, 4), rng).tolist() == [0, 0, 0, 0]
-
-
-def test_random_dense_sampling_draws_every_stride_and_start():
-    rng = np.random.default_rng(0)
-    draws = np.stack([clips.sample_dense(40, 4, (2, 4), rng) for _ in range(1000)])
-    strides = np.diff(draws)
-    assert (strides == strides[:, :1]).all() and draws.min() == 0 and draws.max() == 39
-    for stride in (2, 3, 4):
-        assert set(draws[strides[:, 0] == stride, 0]) == set(range(40 - 3 * stride))
-    again = np.random.default_rng(0)
-    np.testing.assert_array_equal(clips.sample_dense(40, 4, (2, 4), again), draws[0])
-
-
 def test_bad_clip_has_no_secret_of_its_address():
     path = "memory://me:password@data/none.mp4?token=abc"
     record = manifest.VideoRecord(0, path, "a", None, None, {})
@@ -211,3 +155,21 @@ def test_results_of_workers_that_no_call_returns_are_not_valid(load):
         clips.BadClip("/etc/passwd", "corrupt", "broken"),
     ):
         assert not make.is_valid(changed, *task)
+
+
+@pytest.mark.parametrize(
+    ("fields", "missing"),
+    [
+        ({"sampling": "dense", "stride": (19, 19)}, 0),  # spans 58 frames
+        ({"sampling": "dense", "stride": (2, 20)}, 1),  # up to 61 frames
+        ({"frames": 60}, 0),
+        ({"frames": 72}, 12),
+    ],
+)
+def test_frames_that_a_video_lacks_are_reported(load, fields, missing):
+    config = common.data()
+    config.update(frames=4, size=24, short_side=40)
+    config.update(**fields)
+    record = manifest.VideoRecord(0, load.path, "a", None, None, {})
+    result = clips.LoadClip.from_config(config)(record, (None, None))
+    assert result[clips.MISSING_FRAMES].tolist() == [missing] * 2  # the video has 60 frames

@@ -96,6 +96,15 @@ def test_passes_leave_no_open_files(config):
         gc.enable()
 
 
+def test_videos_shorter_than_a_clip_are_counted(config, caplog):
+    config.update(sampling="dense", stride=(4, 4))
+    dataset = pipeline.make_eval_dataset(config, manifest=config.manifest, batch_size=5, views=3)
+    batches = list(dataset)
+    assert all("missing_frames" not in batch for batch in batches)
+    assert dataset.bad_videos.short == dataset.bad_videos.delivered == len(dataset.manifest)
+    assert caplog.text.count("has 5 frames fewer than a clip can span") == 1
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_three_views_are_the_ends_and_the_middle_of_the_longer_side(workers, config, tmp_path):
     path = write_video(

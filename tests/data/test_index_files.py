@@ -18,6 +18,7 @@ from invnext_jax.data import (
     index_files,
     manifest,
     pipeline,
+    transforms,
     video_io,
 )
 from invnext_jax.data.frame_index import PacketIndex
@@ -63,7 +64,7 @@ def test_a_file_is_scanned_once_for_many_clips(cache, scans, videos, tmp_path):
     windows = [{}, {"start": 1.0, "end": 2.0}, {"start": 0.5}, {"end": 0.2}]
     for window in windows:
         expected = decode.read_frames(
-            path, lambda n: clips.sample_sparse(n, 4, None), short_side=48, **window
+            path, lambda n: transforms.sample_sparse(n, 4, None), short_side=48, **window
         )
         found = read(path, **window)
         assert videos.numbers(found[0]) == videos.numbers(expected[:, :, 16:64])
@@ -155,7 +156,7 @@ def test_training_uses_the_indexes_of_the_manifest(cache, scans, videos, tmp_pat
     (batch,) = list(dataset)
     assert scans == [str(tmp_path / "short.mp4")]
     expected = decode.read_frames(
-        tmp_path / "long.mp4", lambda n: clips.sample_sparse(n, 4, None), start=1.0, end=2.0
+        tmp_path / "long.mp4", lambda n: transforms.sample_sparse(n, 4, None), start=1.0, end=2.0
     )
     assert videos.numbers(expected) == [28, 34, 40, 46]
     (tmp_path / "out.frames.jsonl").write_text("{\n")

@@ -136,6 +136,21 @@ def test_no_readable_video_is_a_user_error(count, config, tmp_path):
         list(pipeline.make_eval_dataset(config, manifest=str(path), batch_size=2))
 
 
+@pytest.mark.parametrize(("stride", "short"), [(2, 0), (4, 12)])  # the videos have 8 frames
+def test_clips_longer_than_their_video_are_counted_and_logged_once(config, caplog, stride, short):
+    config.update(sampling="dense", stride=(stride, stride), repeats=2)
+    iterator = iter(pipeline.make_train_dataset(config, seed=0, batch_size=6))
+    for _ in range(2):
+        assert "missing_frames" not in next(iterator)
+    counts, summary = iterator.counts(), iterator.summary()
+    iterator.close()
+    assert counts == {"dropped_videos": 0, "short_clips": short, "failed_reads": 0}
+    assert (f"{short} of videos with fewer frames than a clip" in summary) == bool(short)
+    found = [r.getMessage() for r in caplog.records if "fewer than a clip can span" in r.message]
+    assert len(found) == bool(short)
+    assert all(".mp4 has 5 frames fewer" in message for message in found)
+
+
 def test_only_some_sources_are_flipped(config, world_folder, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(world_folder, folder)

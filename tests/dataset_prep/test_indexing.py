@@ -15,7 +15,7 @@ from fakes import probe_or_hang
 
 from configs import common
 from invnext_jax.data import manifest, pipeline
-from invnext_jax.dataset_prep import indexing, probing
+from invnext_jax.dataset_prep import indexing, probing, video_flags
 from invnext_jax.errors import UserError
 from invnext_jax.video_lists import lists
 
@@ -144,6 +144,37 @@ def test_repeated_run_probes_only_changed_files(folder):
         build(folder, out)
     assert out.read_text() == content
     assert counts(build(folder, out, overwrite=True)) == (8, 6, 2, 2)
+
+
+def test_videos_shorter_than_a_clip_are_counted(folder, videos):
+    assert video_flags.CLIP_FRAMES == common.data().frames
+    assert video_flags.CLIP_STRIDE == common.data().stride[1]
+    for number, frames in enumerate((61, 60)):
+        videos.write(folder / f"{number}.mp4", frames=frames, options={"preset": "ultrafast"})
+    text = "0.mp4,a,0,1\n0.mp4,a,1,\n0.mp4,a,,\n1.mp4,a,,\n2.mp4,a,,\n"  # 25, 36, 61, 60, 8 frames
+    (folder / "list.csv").write_text(f"path,source,start,end\n{text}")
+    summary = build(folder / "list.csv", folder / "m.csv")
+    dense = [note for note in summary.notes if "dense" in note]
+    assert [note.partition(" frames")[0] for note in dense] == ["4 of 5 videos have fewer than 61"]
+    (sparse,) = (note for note in summary.notes if "fewer than 16 frames" in note)
+    assert sparse.startswith("1 of 5 videos") and sparse.endswith("2.mp4 with 8")
+
+
+def test_classes_with_similar_names_are_named(folder):
+    names = ["Run", "run", "jump high", "jump_high", "walk"]
+    videos = ["0", "1", "2", "deep/copy", "0"]
+    rows = (f"{video}.mp4,a,{name}\n" for video, name in zip(videos, names, strict=True))
+    (folder / "list.csv").write_text("path,source,label\n" + "".join(rows))
+    summary = build(folder / "list.csv", folder / "m.csv")
+    (note,) = (note for note in summary.notes if "class names" in note)
+    assert note.startswith("warning: the class names 'Run' and 'run' are different classes, and 1 ")
+    (folder / "list.csv").write_text("path,source,label\n0.mp4,a,run\n1.mp4,a,runs\n")
+    summary = build(
+        folder / "list.csv",
+        folder / "n.csv",
+        list_options=lists.ListOptions(classes="alphabetical"),
+    )
+    assert not any("class names" in note for note in summary.notes)
 
 
 def test_progress_of_a_repeated_run_counts_known_bad_files(folder, capsys):
