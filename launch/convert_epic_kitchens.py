@@ -3,7 +3,7 @@
     python launch/convert_epic_kitchens.py --annotations=epic/annotations --videos=epic/videos \
         --out=data/ek100
 
-docs/evaluation.md has the layout of the files. Evaluate with configs/eval/anticipation.py.
+docs/datasets.md describes the layout of the files. Evaluate with configs/eval/anticipation.py.
 """
 
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ _ANTICIPATION = flags.DEFINE_float(
 _FROM_END = flags.DEFINE_bool(
     "from_end",
     False,
-    "Count from the end of the action, as the released code of V-JEPA 2 does.",
+    "Measure this time from the end of the action, as the released code of V-JEPA 2 does.",
 )
 _FPS = flags.DEFINE_float(
     "fps", None, "Frames per second of annotations without time stamps.", lower_bound=1.0

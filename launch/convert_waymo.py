@@ -2,7 +2,7 @@
 
     python launch/convert_waymo.py --folder=waymo/validation --out=data/waymo/val
 
-To resume an interrupted conversion, repeat it.
+To resume an interrupted conversion, repeat the command.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Action anticipation: a probe on a context and on latents that the predictor predicts.
+"""Action anticipation: a probe on the tokens of a context and on predicted latents of later frames.
 
     python launch/evaluate.py --config=configs/eval/anticipation.py:tiny --checkpoint=runs/s2 \
         --workdir=runs/e2
@@ -21,9 +21,9 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
             # Frames of a clip that the encoder sees; later ones are ignored. 0: all frames, for
             # clips that end before the action.
             "context_frames": 0,
-            # Frames of the time grid whose first ones are the context and in which the predictor
-            # predicts later ones. Other numbers than in the training resize the position tables.
-            # The paper leaves it open. 0: frames of the clips that the checkpoint was trained on.
+            # Frames of the time grid. The first ones are the context, and the predictor predicts
+            # later ones. If this differs from the training clips, the position tables are resized.
+            # The paper does not state it. 0: number of frames of the training clips.
             "grid_frames": 0,
             # Frames of the grid between the context and the first predicted one: 1 second at 6
             # frames per second.
@@ -40,8 +40,8 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
             "batch_size": 128,  # Videos per step.
             "epochs": 20.0,  # Passes over the training videos.
             "warmup_epochs": 0.0,  # Epochs of linear warm-up. A cosine to 0 follows.
-            # Whether clips are sampled and augmented in each epoch, as the options below and in
-            # `data` say. Encoder and predictor then run in each step. False: they run once for each
+            # Whether clips are sampled and augmented in each epoch, with the options below and in
+            # `data`. Encoder and predictor then run in each step. False: they run once for each
             # video, and the tokens are stored (see `features.max_gb`).
             "augment": True,
             # Strength (0 to 10) and its standard deviation, number of operations for each clip (0:

@@ -1,4 +1,4 @@
-"""Depth from the tokens of a frozen encoder, by a trained head.
+"""Depth estimation with a trained head on the tokens of a frozen encoder.
 
     python launch/evaluate.py --config=configs/eval/depth.py:tiny --checkpoint=runs/s2 \
         --workdir=runs/e2
@@ -24,7 +24,7 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
             # "world": the synthetic world of the two manifests; "scannet" or "kitti": folders.
             "data": "world",
             "root": "",  # Folder of ScanNet or KITTI.
-            "stride": 5,  # Distance of the starts of windows in frames, for ScanNet and KITTI.
+            "stride": 5,  # Frames between the starts of two windows, for ScanNet and KITTI.
             # "attention": the readout of 4DS, as in the paper; "dpt": Video-Depth-Anything.
             "head": "attention",
             # "l2" and "silog": depth in meters. "video": the loss of Video-Depth-Anything on

@@ -3,9 +3,9 @@
     python launch/evaluate.py --config=configs/eval/k400_linear.py --checkpoint=FOLDER \
         --config.data.root=/data/k400 --workdir=runs/k400_linear
 
-The paper names no hyperparameters. Epochs, decay and the middle rate are those of
-InternVideo2, whose probe uses the output of the pool and RandAugment; here, clips are not
-augmented.
+The paper does not state the hyperparameters. The epochs, the weight decay and the middle learning
+rate are those of InternVideo2, whose probe uses the output of the pool and RandAugment; here, clips
+are not augmented.
 docs/datasets.md describes the folder and has the results of the paper.
 """
 

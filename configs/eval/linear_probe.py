@@ -32,8 +32,8 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
     # Label columns to use, without "label_". (): all columns that both manifests have.
     config.tasks = ()
     # Features of a clip. "mean": mean of all grid tokens; "frames": mean per frame, concatenated;
-    # "pool": output of the encoder's own pooling; "class": class tokens, concatenated. Those that
-    # an encoder does not have are left out.
+    # "pool": pooled output of the encoder; "class": class tokens, concatenated. Features that an
+    # encoder does not have are left out.
     config.poolings = ("mean", "frames")
     # Seed of the split that selects the penalty, of random initialization and of random forests.
     config.seed = 0
@@ -64,7 +64,8 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
     # Fraction of the training videos that is held out to select the penalty.
     config.held_out = 0.2
     # Linear probes of large features are trained in batches, with all combinations of learning
-    # rates and weight decays at once. The best on held-out training videos is trained again on all.
+    # rates and weight decays at once. The combination that is best on held-out training videos is
+    # then trained again on all training videos.
     config.streaming = ml_collections.ConfigDict(
         {
             "above_gb": 0.25,  # Size of the training features above which this solver is used.
@@ -95,7 +96,7 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
     config.data = common.data()
     # 0: the size and frame count that the encoder was built for.
     config.data.update(size=0, frames=0, short_side=0)
-    # Folder of the data set. Relative paths of the manifests start there. "": the current folder.
+    # Folder of the data set, to which the paths of manifests are relative. "": the current folder.
     config.data.root = ""
     if variant not in ("", *common.VARIANTS):
         raise ValueError(f"unknown variant {variant!r}: choose one of {common.VARIANTS}")

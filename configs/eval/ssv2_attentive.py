@@ -16,6 +16,6 @@ def get_config() -> ml_collections.ConfigDict:
     config = attentive_probe.get_config("base")
     config.update(train_manifest="train.csv", val_manifest="val.csv", tasks=("class",))
     config.attentive_probe.update(learning_rates=(1e-3,), weight_decays=(0.0,), epochs=30.0)
-    # Its labels depend on left and right.
+    # Clips are not flipped, because some labels distinguish left from right.
     config.data.update(frames=16, size=224, short_side=224, flip=False)
     return config

@@ -3,8 +3,9 @@
     python launch/evaluate.py --config=configs/eval/ssv2_linear.py --checkpoint=FOLDER \
         --config.data.root=/data/ssv2 --workdir=runs/ssv2_linear
 
-The paper names no hyperparameters. Epochs, decay and the middle rate are those of
-InternVideo2, whose probe keeps the order of the frames; here, clips are not augmented.
+The paper does not state the hyperparameters. The epochs, the weight decay and the middle learning
+rate are those of InternVideo2, whose probe keeps the order of the frames; here, clips are not
+augmented.
 docs/datasets.md describes the folder and has the results of the paper.
 """
 

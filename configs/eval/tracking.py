@@ -1,4 +1,4 @@
-"""Tracking of boxes and points by a head on frozen tokens, from the first frame.
+"""Tracking of the boxes and points of the first frame, by a head on frozen tokens.
 
 python launch/evaluate.py --config=configs/eval/tracking.py:tiny --checkpoint=runs/s2 \
         --workdir=runs/e2
@@ -23,13 +23,13 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
             "data": "world",
             "root": "",  # Folder of the boxes.
             "targets": ("boxes",),  # "boxes" and, only for the world, "points".
-            "stride": 3,  # Minimum distance of the starts of windows in frames, for boxes.
+            "stride": 3,  # Minimum frames between the starts of two windows, for boxes.
             "fps": 5.0,  # Frames per second of windows of boxes; 0 keeps all frames.
             "width": 1024,  # Width of the attention readout.
             "heads": 4,  # Attention heads.
             "query_width": 512,  # Width of the MLP on the Fourier features of a box or point.
             # Learning rates and weight decays of the grid. All pairs are trained in one run. The
-            # paper states none; 4DS has a rate of 3e-4.
+            # paper states none; 4DS uses a learning rate of 3e-4.
             "learning_rates": (3e-4,),
             "weight_decays": (1e-4,),
             "batch_size": 64,  # Clips per step.

@@ -1,10 +1,11 @@
-"""All evaluations of the synthetic world, with reference points for each.
+"""All evaluations of the synthetic world, each with its baselines.
 
     python launch/evaluate.py --config=configs/eval/world.py --checkpoint=runs/s2 --workdir=runs/e2
 
-The encoder and the same encoder with random initialization are evaluated in the same way. The first
-frame, the frames without their order, true boxes and supervised training show what is possible with
-less or with other information. With a small encoder, this takes a few minutes on two CPU cores.
+The encoder and the same encoder with random initialization are evaluated in the same way. The other
+baselines use less or different information: the first frame, the frames without their order,
+ground-truth boxes, and labels for supervised training. With a small encoder, this takes a few
+minutes on two CPU cores.
 """
 
 import ml_collections

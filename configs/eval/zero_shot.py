@@ -22,17 +22,17 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
             # tokenizer.json. "": a small text tower with random parameters for the words of the
             # captions, which needs train_text.
             "encoder": "",
-            # Whether the text tower is trained, too. The video encoder is always frozen.
+            # Whether the text tower is also trained. The video encoder is always frozen.
             "train_text": False,
-            # Files of captions of both splits, see docs/ground_truth.md; below `data.root`. "": the
-            # file <manifest>.captions.jsonl next to the manifest. Rendered worlds need no file.
+            # Files of captions of both splits (docs/ground_truth.md), relative to `data.root`. "":
+            # the file <manifest>.captions.jsonl next to the manifest. Rendered worlds need no file.
             "train_captions": "",
             "val_captions": "",
-            # Whether all captions of a video are joined to one text (ActivityNet, DiDeMo).
+            # Whether all captions of a video are joined into one text (ActivityNet, DiDeMo).
             "join": False,
             # File with candidate captions of each held-out video (SSv2-MC). "": none.
             "choices": "",
-            # Prompts of a class; {} is its name. The vector of a class is the mean of its prompts.
+            # Prompts of a class; {} is the name. The vector of a class is the mean of its prompts.
             # The classes of the synthetic world have their own prompts.
             "templates": ("{}", "a video of {}.", "a person is {}.", "a video of a person {}."),
             # Input of the projector. "attention": an attention pool on all tokens, which is trained
@@ -41,8 +41,8 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
             "pooling": "attention",
             "pool_width": 768,  # Width of the pool if the checkpoint has none.
             "pool_heads": 16,  # Attention heads of this pool; must divide the encoder's width.
-            # Whether clips are sampled anew in each epoch, as `data` says; the encoder then runs in
-            # each step. False: its output is computed once and stored (see `features.max_gb`).
+            # Whether new clips are sampled in each epoch with the options in `data`; the encoder
+            # then runs in each step. False: its output is stored (see `features.max_gb`).
             "augment": True,
             "loss": "info_nce",  # "info_nce" (as in CLIP) or "sigmoid" (as in SigLIP).
             # Initial temperature of the logits. It is learned and never less than 0.01.

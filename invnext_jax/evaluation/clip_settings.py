@@ -1,4 +1,4 @@
-"""The clips on which an encoder is evaluated: their size and sampling, as JSON and in words."""
+"""Describes the clips of an evaluation: number of frames, size and sampling, as JSON or text."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +8,7 @@ from invnext_jax.evaluation.frozen_encoder import FrozenEncoder
 
 
 def read_settings(config: Any, encoder: FrozenEncoder) -> dict[str, Any]:
-    """Returns the resolved frames, size and sampling of the clips, and those of the encoder."""
+    """Returns the frames, size and sampling of the clips, and the clip size of the encoder."""
     data = run_metadata.config_to_json(config)["data"]
     is_dense = data["sampling"] == "dense"
     return {
@@ -19,7 +19,7 @@ def read_settings(config: Any, encoder: FrozenEncoder) -> dict[str, Any]:
 
 
 def describe_clips(clips: Mapping[str, Any]) -> str:
-    """Describes the clips of an evaluation in words; see `read_settings`."""
+    """Formats the settings that `read_settings` returns as text."""
     stride = f" with stride {clips['stride']}" if clips["sampling"] == "dense" else ""
     size = f"{clips['size']} x {clips['size']} pixels"
     return (
@@ -29,7 +29,7 @@ def describe_clips(clips: Mapping[str, Any]) -> str:
 
 
 def compare_with_encoder(clips: Mapping[str, Any]) -> list[str]:
-    """Returns a note if the clips have other sizes than those for which the encoder was built."""
+    """Returns a list with a note if the clips differ from those the encoder was built for."""
     own = {name: clips[f"encoder_{name}"] for name in ("frames", "size")}
     changed = [name for name, value in own.items() if clips[name] != value]
     if not changed:
@@ -37,5 +37,5 @@ def compare_with_encoder(clips: Mapping[str, Any]) -> list[str]:
     options = " and ".join(f"config.data.{name}={clips[name]}" for name in changed)
     return [
         f"The encoder was built for clips of {own['frames']} frames of {own['size']} x "
-        f"{own['size']} pixels, but {options}. Other values give other results."
+        f"{own['size']} pixels, but {options}. The results depend on these options."
     ]

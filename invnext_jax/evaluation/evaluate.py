@@ -1,8 +1,8 @@
 """Evaluates one checkpoint: runs the evaluators of a config and writes results.json.
 
 The extracted features and the rows of each evaluator are cached in the workdir. The cache key
-includes everything that they depend on. If the command is killed and run again, it continues, and
-if it is repeated, nothing is recomputed.
+includes everything that they depend on. A command that was killed resumes when it is run again.
+Repeating a finished command recomputes nothing.
 """
 
 import contextlib
@@ -42,7 +42,7 @@ from invnext_jax.multihost.distributed import log_on_process_0
 
 FORMAT = 2  # version of results.json; in version 1, rows have no evaluator, metric, value or n
 RESULTS = "results.json"
-MAX_BYTES = 2**28  # of results and rows
+MAX_BYTES = 2**28  # maximum size of a file of results or rows
 
 
 def evaluate_checkpoint(
@@ -229,9 +229,10 @@ def _options_of_rows(config) -> dict[str, Any]:
 def _measure(
     evaluator: Evaluator, inputs: EvalInputs, config: Any, scores_path: Path
 ) -> dict[str, Any]:
-    """Returns the rows and, if the evaluator used features, the held-out tokens' statistics.
+    """Runs an evaluator and returns its rows and the token statistics of the held-out videos.
 
-    The scores of the videos are written to `scores_path`, and "scores" of a row says where.
+    The statistics are missing if the evaluator did not use features. The scores of the videos are
+    written to `scores_path`. The field "scores" of a row contains the file and the row number.
     """
     measured = evaluator.evaluate(inputs, config)
     if jax.process_index() == 0:
@@ -247,7 +248,7 @@ def _measure(
 
 
 def _cached(path: Path, key: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Returns the contents of a cache file with this key; otherwise measures and writes them."""
+    """Returns the contents of a cache file; calls `measure` if the file has a different key."""
     found = _read_shared(path, key)
     if found is None:
         found = {"key": key, **measure()}
@@ -266,7 +267,7 @@ def _read(path: Path, key: str) -> dict[str, Any] | None:
 
 
 def _read_shared(path: Path, key: str) -> dict[str, Any] | None:
-    """Returns what process 0 finds, so that all processes do the same work."""
+    """Reads a cache file on process 0 and broadcasts it, so that all processes do the same work."""
     with consensus.all_hosts_agree(f"reading {path.name}") as shared:
         if jax.process_index() == 0:
             shared.value = _read(path, key)

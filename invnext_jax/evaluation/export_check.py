@@ -43,7 +43,7 @@ def check_export(
         return "all tensors are equal" if dtype == "float32" else "there is no encoder to compare"
     encoder = params["encoder"]
     params.clear()
-    tensors.clear()  # these have references to the arrays
+    tensors.clear()  # `tensors` has references to the arrays
     before = clip_features(config, encoder)
     change = check_same_features(before, path, TOLERANCE[dtype])
     if change:
@@ -71,7 +71,7 @@ def _to_device(tree: dict[str, Any]) -> dict[str, Any]:
         leaf = tree.pop(name)
         if isinstance(leaf, dict):
             moved[name] = _to_device(leaf)
-        else:  # an alias would keep the NumPy array in memory, to be copied later
+        else:  # with an alias, the NumPy array would stay in memory and could be copied later
             moved[name] = jax.device_put(leaf, may_alias=False).block_until_ready()
     return moved
 

@@ -1,7 +1,7 @@
 """Exports the weights of a run, and checks that the export computes the same features.
 
-Tensors are converted, written, read back and compared one at a time, so that memory contains little
-more than one copy of the weights.
+Tensors are converted, written, read back and compared one at a time, so that the peak memory is
+little more than one copy of the weights.
 """
 
 import contextlib
@@ -252,7 +252,7 @@ def _is_up_to_date(out: Path, about: Any, tensors: Mapping[str, files.LazyTensor
 
 
 def _move(sources: Sequence[Path], targets: Sequence[Path]) -> None:
-    # Moves the description last. Until it exists, a repeated command writes the export again.
+    # The description is moved last: until it exists, a repeated command writes the export again.
     for source, target in zip(sources, targets, strict=True):
         target.parent.mkdir(parents=True, exist_ok=True)
         atomic_file.replace(source, target)

@@ -92,7 +92,8 @@ class FeatureCache:
             if jax.process_index() == 0:
                 row_bytes = self._row_bytes(encoder, source, options)
                 largest = min(CHUNK_ROWS, CHUNK_BYTES // row_bytes)
-                # A chunk of whole batches avoids padding, because batches end with the chunk.
+                # No batch contains videos of two chunks. If chunks consist of complete batches,
+                # batches need no padding.
                 chunk_rows = max(1, largest // source.batch_size) * source.batch_size
                 store = open_folder(self.folder / name, key, source.rows, chunk_rows)
                 missing = store.missing_chunks()
@@ -164,7 +165,10 @@ def _extract(
     pending, parts, done = list(chunks), [(empty, columns)], 0
 
     def write_before(chunk: float) -> None:
-        """Writes the chunk of the collected parts, and then chunks without readable videos."""
+        """Writes all pending chunks before `chunk`.
+
+        The collected parts belong to the first one. The others have no readable videos.
+        """
         while pending and pending[0] < chunk:
             arrays, columns = (_concatenate(trees) for trees in zip(*parts, strict=True))
             missing = len(store.rows_of(pending[0])) - len(columns["index"])
@@ -184,8 +188,8 @@ def _extract(
     if missing := batches.bad_videos.transient:
         kinds = ", ".join(f"{count} x {kind}" for kind, count in missing.items())
         print(
-            f"{sum(missing.values())} videos could not be read now ({kinds}). The features are "
-            "used but not cached. Repeat the command to read the videos again.",
+            f"{sum(missing.values())} videos could not be read ({kinds}), but may be readable "
+            "later. The features are used but not cached. Repeat the command to try again.",
             flush=True,
         )
 
@@ -203,14 +207,14 @@ def _make_part(found: Mapping[str, np.ndarray], batch: Mapping[str, np.ndarray],
         arrays[kind] = rearrange(value[real], "(b v) ... -> b v ...", v=views)
         if not np.isfinite(arrays[kind]).all():
             raise UserError(
-                f"the features of row {columns['index'][0]} or the next ones are not finite: "
+                f"the features of row {columns['index'][0]} or the next rows are not finite: "
                 "check the checkpoint, or set config.features.dtype='float32'"
             )
     return arrays, columns
 
 
 def _concatenate(trees: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Concatenates the arrays of the same name, and adds moments."""
+    """Concatenates the arrays with the same name, and sums the moments."""
     names = {name: None for tree in trees for name in tree}
     parts = {name: [tree[name] for tree in trees if name in tree] for name in names}
     return {

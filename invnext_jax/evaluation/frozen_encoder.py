@@ -26,7 +26,7 @@ class FrozenOutput(NamedTuple):
       tokens_btnd: final tokens of the patches, in raster order (time slot, row, column).
       class_bkd: class tokens; None if the encoder has none. An image encoder has one per frame.
       layers_lbtnd: outputs of the requested layers, with the same tokens as `tokens_btnd`.
-      pooled_bd: output of the checkpoint's own pooling; None if it has none. For an image encoder,
+      pooled_bd: pooled output; None if the checkpoint has no pooling layer. For an image encoder,
         the mean over frames.
     """
 
@@ -100,7 +100,7 @@ class FrozenEncoder:
         return json_file.hash_json([self.record, digest])
 
     def with_random_params(self, seed: int) -> "FrozenEncoder":
-        """Returns the same encoder with random initialization, without a pool and a predictor."""
+        """Returns the same encoder with random initialization, without its pool and predictor."""
         loaded = self.loaded and self.loaded._replace(pool=None, predictor=None)
         params = self.init_params(seed)
         return dataclasses.replace(self, name="random", params=params, pool_width=0, loaded=loaded)

@@ -26,8 +26,8 @@ from invnext_jax.evaluation.feature_store.state_file import SAVE_SECONDS, SaveTi
 from invnext_jax.monitoring.progress import ProgressMeter
 from invnext_jax.training import mesh as mesh_lib
 
-MAX_PENDING = 2  # steps that may be computing while the host reads the next batch
-_STALLED = 20  # consecutive steps in which no head was updated, after which the training stops
+MAX_PENDING = 2  # maximum number of unfinished steps while the host reads the next batch
+_STALLED = 20  # training stops after this number of consecutive steps without an updated head
 _DIVERGED = 0.1  # a head that skipped this fraction of its steps has diverged
 Batch = Mapping[str, np.ndarray]
 
@@ -222,7 +222,7 @@ def _make_step(loss_fn, prepare, training: HeadTraining):
 
 
 def _put(batch: Batch, mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
-    """Splits a batch over the devices; replicates it if their number does not divide its size."""
+    """Shards a batch over the devices, or replicates it if its size is not divisible by them."""
     rows = {len(value) for value in batch.values()}
     is_split = len(rows) == 1 and rows.pop() % mesh.size == 0
     sharding = mesh_lib.batch_sharding(mesh) if is_split else mesh_lib.replicated(mesh)

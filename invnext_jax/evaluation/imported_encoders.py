@@ -1,7 +1,7 @@
-"""Encoders of other projects as frozen encoders.
+"""Makes frozen encoders from checkpoints of other projects.
 
-The image encoders SigLIP2, CLIP and DINOv2 are applied to each frame. The video encoders are
-V-JEPA 2 and VideoMAE.
+Image encoders (SigLIP2, CLIP and DINOv2) are applied to each frame. The supported video encoders
+are V-JEPA 2 and VideoMAE.
 
 Shape key: b clips, t frames, h w pixels, c channels, n tokens of a time slot, d width, l layers.
 """
@@ -147,9 +147,9 @@ def from_tubelet_encoder(
 
     The tokens are `last_hidden_state` in transformers, which is not normalized in a VideoMAE with
     `use_mean_pooling`. The pooled output is the input of the classifier of a fine-tuned VideoMAE;
-    other checkpoints have none. Clips of other sizes than those of the training are possible:
-    V-JEPA 2's rotary positions are computed for the grid of the clip, and VideoMAE's table is
-    resized.
+    other checkpoints have none. Clips may differ in size from the training clips: the rotary
+    positions of V-JEPA 2 are computed for the grid of the clip, and the position table of VideoMAE
+    is resized.
 
     Args:
       params: parameters of the encoder.

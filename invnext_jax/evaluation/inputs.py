@@ -25,7 +25,7 @@ from invnext_jax.json_file import hash_json
 from invnext_jax.monitoring.progress import ProgressMeter
 
 SPLITS = {"train": "training", "val": "held-out"}  # the values are used in messages
-_METER_FILES = 10_000  # from this number of files on, the progress of `hash_videos` is shown
+_METER_FILES = 10_000  # minimum number of files for which `hash_videos` shows its progress
 
 
 class LabeledVideos(NamedTuple):
@@ -148,7 +148,7 @@ class EvalInputs:
         """Returns inputs for an encoder that is derived from this one.
 
         Args:
-          suffix: short name of the derivation, for the names of its files.
+          suffix: short name of the derived encoder, used in file names.
           encoder: the derived encoder.
         """
         return EvalInputs(f"{self.name}-{suffix}", self.dataset, lambda: encoder, self._cache)
@@ -162,8 +162,8 @@ class EvalInputs:
           split: "train" or "val".
           layer: see `FeatureOptions`.
           views: see `FeatureOptions`.
-          dense: whether to return all tokens instead of pooled features. They may be larger than
-            `config.features.max_gb`, which is an error: `fits_dense` says so beforehand.
+          dense: whether to return all tokens instead of pooled features. Tokens larger than
+            `config.features.max_gb` are an error; call `fits_dense` to check their size first.
         """
         dtype, is_default = self.dataset.config.features.dtype, not dense and layer is None
         moments = is_default and split == "val"
@@ -184,12 +184,12 @@ class EvalInputs:
         return all(self._cache.fits(self.encoder, source, options) for source in sources)
 
     def state_file(self, name: str, *parts: Any) -> StateFile:
-        """Returns the file for the state of a training on the features of this encoder.
+        """Returns the file that stores the state of a head during training on this encoder.
 
         Args:
-          name: short name of the training; each training needs its own.
-          *parts: JSON-serializable values that the result depends on, besides the encoder, the
-            videos and the seed.
+          name: short name of the training, unique for each head.
+          *parts: JSON-serializable values that the result depends on, in addition to the encoder,
+            the videos and the seed.
         """
         keys = [self.dataset.feature_key(split, self.encoder.key) for split in SPLITS]
         key = hash_json([keys, self.dataset.config.seed, *parts])
@@ -205,18 +205,18 @@ class EvalInputs:
 
 
 def _folder_name(name: str, options: FeatureOptions) -> str:
-    """Returns a folder name for each kind of options."""
+    """Returns the name of the cache folder of features with these options."""
     layer = "" if options.layer is None else f"-layer{options.layer}"
     views = "" if options.views == 1 else f"-{options.views}views"
     return f"{name}{layer}{views}{'-tokens' if options.dense else ''}"
 
 
 def hash_videos(names: str, rules: AccessRules, seconds: float) -> str:
-    """Returns a hash of the digests of all local files of manifests.
+    """Returns a hash of the contents of all local files that manifests refer to.
 
     Args:
       names: names of the manifests, separated by commas.
-      rules: rules for which files the rows may refer to.
+      rules: which files the rows may refer to.
       seconds: time limit, see `video_digests.digest_files`.
     """
     local = [name for name in manifest_lib.split_names(names) if not video_io.is_world(name)]

@@ -115,7 +115,7 @@ def load_encoder(path: str | Path, *, ema: bool = False) -> LoadedEncoder:
 
 
 def _find_predictor(params: dict[str, Any], config: Any) -> LoadedPredictor | None:
-    """Returns the predictor among the parts of a checkpoint."""
+    """Builds the predictor of a checkpoint; returns None if there is none."""
     # Exports of older versions do not have the size of the training clips.
     if "predictor" not in params or "data" not in config or config.stage not in registry.STAGES:
         return None
@@ -129,7 +129,7 @@ def _find_predictor(params: dict[str, Any], config: Any) -> LoadedPredictor | No
 
 
 def load_frozen(path: str | Path, *, ema: bool = False) -> FrozenEncoder:
-    """Loads a frozen encoder of any supported kind, which is found from the files.
+    """Loads a frozen encoder of any supported kind. The kind is detected from the files.
 
     Args:
       path: workdir of a pretraining run; a .safetensors file written by `launch/export.py` or
@@ -152,7 +152,8 @@ def load_frozen(path: str | Path, *, ema: bool = False) -> FrozenEncoder:
         model_type = str(content.get("model_type"))[:60]
         if model_type in imported_encoders.KIND_OF_MODEL_TYPE:
             return imported_encoders.read_folder(open_checkpoint(path), path)
-        # The config.json of a run has no `model_type`, and that of a published folder has sizes.
+        # The config.json of a run has no `model_type`. That of a published InternVideo-Next has
+        # one of the two other fields.
         if "model_type" in content and content.keys().isdisjoint(("model_config", "embed_dim")):
             known = ", ".join(imported_encoders.KIND_OF_MODEL_TYPE)
             raise UserError(

@@ -68,16 +68,16 @@ INPUTS = {
 NOTES = {
     "chance": "1 / number of classes",
     "random_scores": "random scores",
-    "first_frame": "a single frame: no motion",
+    "first_frame": "a single frame, without motion",
     "bag_of_frames": "all frames, without their order",
     "static": "the first frame, without motion",
-    "constant": "the mean depth of the training clips everywhere",
+    "constant": "the mean depth of the training clips, for all pixels",
     "pixel_mean": "the mean depth of each pixel",
     "random": "the same encoder before training; {evaluator}",
     "encoder": "frozen encoder; {evaluator}",
     "supervised": "the same encoder trained with labels for {steps} steps; not an upper bound",
     "ordered_track": "the output of a perfect tracker",
-    "token_truth": "the truth at the resolution of the tokens",
+    "token_truth": "the ground truth at the resolution of the tokens",
 }
 # Order of rows from top to bottom: lower baselines, encoders, upper baselines. Rows with other
 # names are placed next to the encoders.
@@ -170,7 +170,7 @@ def find_format(metric: str) -> MetricFormat:
 
 
 def in_words(name: str) -> str:
-    """Returns the name of a row in words: "bag_of_frames" becomes "bag of frames"."""
+    """Replaces underscores with spaces: "bag_of_frames" becomes "bag of frames"."""
     return NAMES.get(name, name.replace("_", " "))
 
 
@@ -250,7 +250,11 @@ def _make_cell(value: float, standard_error: float | None, form: MetricFormat) -
 def _chance_rows(
     metric: str, cells: Sequence[Mapping[str, Any]], form: MetricFormat
 ) -> list[dict[str, Any]]:
-    """Returns a row with the chance level, if the rows state it or, for top-1, have classes."""
+    """Returns a row with the chance level of each task; no row if it is unknown for all tasks.
+
+    For top-1, it is computed from the number of classes; for other metrics, it is a field of the
+    cells.
+    """
     levels = {cell["task"]: cell["chance"] for cell in cells if cell.get("chance")}
     note = NOTES["random_scores"]
     if metric == "top1":

@@ -1,4 +1,4 @@
-"""Options of an evaluation that have no effect. If the command line sets one, the command ends."""
+"""Finds options without effect in an evaluation. Setting one on the command line is an error."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from invnext_jax.data.access_rules import AccessRules
 from invnext_jax.evaluation.evaluators import registry
 from invnext_jax.evaluation.evaluators.evaluator import Evaluator
 
-# Options of `config.data` that only the batches of a training with augmentation read.
+# Options of `config.data` that are used only for training with augmentation.
 _AUGMENTATION = {"crop", "crop_scales", "crop_area", "crop_aspect", "jitter", "flip"}
 _TRAINING = _AUGMENTATION | {"weights", "on_bad", "max_bad_share"}
 
@@ -37,7 +37,7 @@ def check_overrides(
 
 
 def find_unused(config: Any, evaluators: Sequence[Evaluator]) -> dict[str, str]:
-    """Returns the options without effect and the reasons, as `config_checks.unused_options` does.
+    """Returns a dict from each option without effect to the reason.
 
     An evaluator lists the options that only it and similar evaluators read in its attribute
     `options`: dotted names of options or of sections. Without the attribute, it may read the
@@ -84,7 +84,9 @@ def _find_unused_data(
     for name in names:
         parts = name.split(".")
         if parts[0] == "data" and (parts[1] in _TRAINING or parts[-1] in _AUGMENTATION):
-            unused[name] = f"the clips of this evaluation are not augmented or drawn: {change}"
+            unused[name] = (
+                f"the clips of this evaluation are neither augmented nor sampled randomly: {change}"
+            )
     return unused
 
 

@@ -1,4 +1,4 @@
-"""Bad input ends an evaluation with one sentence that says what to change."""
+"""Invalid inputs raise an error with one sentence that explains what to change."""
 
 import dataclasses
 import functools

@@ -50,7 +50,7 @@ def one_device(monkeypatch):
 
 
 def read_commands(title):
-    """Returns the names of scripts and their arguments of a section, and the folder they name."""
+    """Returns the scripts of a section with their arguments, and the folder of the data set."""
     section = PAGE.split(f"\n## {title}\n")[1].split("\n## ")[0]
     commands = re.findall(r"^python launch/(\w+)\.py (.*)$", section, re.MULTILINE)
     (folder,) = set(re.findall(r"/data/\w+", section))

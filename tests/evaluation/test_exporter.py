@@ -1,4 +1,4 @@
-"""Exports of real runs: equal bit for bit in both layouts, checked, and never destructive."""
+"""Exports of real runs are equal bit for bit in both layouts, checked, and never destructive."""
 
 import contextlib
 import json
@@ -90,7 +90,7 @@ def test_published_files_have_the_released_names_shapes_and_config(stage1_run, t
         assert file.metadata() == {"format": "pt"}
         assert file.get_tensor("model.blocks.1.ls2.lr_scale").dtype == np.float16
         assert file.get_slice("model.patch_embed.proj.weight").get_shape() == [64, 3, 1, 8, 8]
-    # Without our section, as in the released encoders.
+    # Released encoders do not have the section of this package.
     del config["invnext_jax"]
     (folder / "config.json").write_text(json.dumps(config))
     loaded = pretrained.load_encoder(folder)
@@ -217,7 +217,7 @@ def test_files_of_a_killed_export_are_removed(stage1_run, tmp_path):
     killed.mkdir()
     (killed / "lock").touch()
     (killed / "half").write_bytes(b"x")
-    with atomic_file.temporary_folder(out) as other:  # of an export that is running
+    with atomic_file.temporary_folder(out) as other:  # folder of a running export
         exporter.export_run(stage1_run, out)
         assert list(tmp_path.glob(".*")) == [other]
     assert not list(tmp_path.glob(".*"))

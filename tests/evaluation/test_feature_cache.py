@@ -221,8 +221,8 @@ def test_videos_that_cannot_be_read_now_are_read_by_the_next_command(
     found = get(folder, tmp_path, encoder)
     np.testing.assert_array_equal(found.index_b, [0, 1, 2, 3, 4, 6, 7, 8, 9, 10])
     assert found.pooled("mean").shape == (10, 16)
-    assert "1 videos could not be read now (1 x time limit)" in capsys.readouterr().out
-    lose("damaged", (0, 1, 2, 3))  # stored before, so it is not read again
+    assert "1 videos could not be read (1 x time limit)" in capsys.readouterr().out
+    lose("damaged", (0, 1, 2, 3))  # these were stored before, so they are not read again
     np.testing.assert_array_equal(get(folder, tmp_path, encoder).index_b, np.arange(ROWS))
     permanent = get(folder, tmp_path / "other", encoder)
     np.testing.assert_array_equal(permanent.index_b, np.arange(4, ROWS))
@@ -234,7 +234,7 @@ def test_features_above_the_limit_or_not_finite_are_one_sentence_errors(folder, 
     with pytest.raises(UserError, match=r"of 11 videos need .* GB, more than .*max_gb=1e-09"):
         get(folder, tmp_path, encoder, max_gb=1e-9)
     params = jax.tree.map(lambda x: np.full_like(x, np.nan), encoder.params)
-    with pytest.raises(UserError, match="the features of row 0 or the next ones are not finite"):
+    with pytest.raises(UserError, match="the features of row 0 or the next rows are not finite"):
         get(folder, tmp_path, dataclasses.replace(encoder, params=params))
 
 

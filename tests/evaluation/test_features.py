@@ -1,4 +1,4 @@
-"""Token statistics in closed form, pooling by hand, and loading."""
+"""Token statistics equal closed forms, pooling equals NumPy means, and encoders are loaded."""
 
 import jax
 import jax.numpy as jnp

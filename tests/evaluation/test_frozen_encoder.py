@@ -1,4 +1,4 @@
-"""Frozen encoders give the outputs of their modules and are deterministic."""
+"""Frozen encoders return the outputs of their modules and are deterministic."""
 
 import dataclasses
 import json

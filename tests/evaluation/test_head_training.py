@@ -1,4 +1,7 @@
-"""Heads of a grid train as if alone, on any number of devices, and continue when killed."""
+"""Heads of a grid do not affect each other, and interrupted training resumes.
+
+The results do not depend on the number of devices.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +46,7 @@ def train(grid=GRID, training=TRAINING, **options):
 
 
 def train_alone(rate, decay):
-    """The same training of one head with optax."""
+    """Trains one head in the same way, directly with optax."""
     schedule = optax.warmup_cosine_decay_schedule(0.0, rate, 3, 12)
     tx = optax.chain(
         optax.clip_by_global_norm(1.0),

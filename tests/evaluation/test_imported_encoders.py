@@ -1,4 +1,4 @@
-"""Encoders of other projects give the outputs of transformers, and are evaluated in one table."""
+"""Encoders of other projects return the outputs of transformers, and share one result table."""
 
 import json
 from types import SimpleNamespace
@@ -65,7 +65,7 @@ def make_model(hf, kind):
 
 
 def make_pixels(hf, clips, kind):
-    """Returns the clips as torch pixels, [b t c h w], normalized as for the kind."""
+    """Returns the clips as torch pixels [b t c h w], normalized for this kind of encoder."""
     known = hf.models.image_utils
     mean, std = (np.array(getattr(known, f"{STATISTICS[kind]}_{x}")) for x in ("MEAN", "STD"))
     pixels = np.moveaxis((clips / 255 - mean) / std, -1, 2).astype(np.float32)

@@ -36,7 +36,7 @@ def test_rendered_worlds_add_nothing(manifest):
     assert hash_videos(joined, DEFAULT_RULES, 60.0) == hash_videos(
         str(manifest), DEFAULT_RULES, 60.0
     )
-    world = "world:simple/train?videos=1000000000"  # its rows are not made
+    world = "world:simple/train?videos=1000000000"  # the rows are not generated
     assert hash_videos(world, DEFAULT_RULES, 60.0) != hash_videos(
         str(manifest), DEFAULT_RULES, 60.0
     )

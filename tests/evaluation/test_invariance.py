@@ -1,4 +1,4 @@
-"""Results depend neither on the batch size, workers and devices, nor on being killed."""
+"""Results do not depend on the batch size, the workers, the devices or interruptions."""
 
 import contextlib
 import itertools
@@ -43,7 +43,7 @@ def expected(folder):
 
 
 def measure(config, workdir):
-    """Returns all numbers and texts of an evaluation except durations, by their position."""
+    """Returns all numbers and strings of an evaluation except durations, by their path."""
     results = evaluate.evaluate_checkpoint(config, workdir)
     return dict(flatten({name: results[name] for name in ("rows", "tokens", "splits", "notes")}))
 
@@ -93,7 +93,7 @@ def test_results_do_not_depend_on_the_devices(folder, expected, tmp_path, monkey
 def test_evaluation_that_is_killed_repeatedly_has_the_same_results(
     folder, expected, tmp_path, monkeypatch
 ):
-    """Each attempt is killed when it has written five files and is about to rename another."""
+    """Each attempt is killed after it has written five files, before it renames the next one."""
     monkeypatch.setattr(
         head_training.SaveTimer, "save_if_due", lambda timer, *args: timer.save(*args)
     )

@@ -15,7 +15,7 @@ from invnext_jax.evaluation import split_checks
 def folder(tmp_path):
     """Makes six files.
 
-    File 4 has the content of file 1. File 5 has its size, beginning and end, but not its middle.
+    File 4 has the same content as file 1. File 5 differs from it only in the middle.
     """
     rng = np.random.default_rng(0)
     contents = [rng.bytes(200_000) for _ in range(4)]

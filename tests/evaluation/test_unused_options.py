@@ -22,10 +22,10 @@ def check(config, *overrides):
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("data.flip", "not augmented"),
-        ("data.crop", "not augmented"),
-        ("data.weights", "not augmented or drawn"),
-        ("data.by_source.ssv2.flip", "not augmented"),
+        ("data.flip", "neither augmented"),
+        ("data.crop", "neither augmented"),
+        ("data.weights", "neither augmented nor sampled"),
+        ("data.by_source.ssv2.flip", "neither augmented"),
         ("data.repeats", "its own number of clips"),
         ("data.manifest", "config.val_manifest"),
         ("data.stride", "'dense'"),

@@ -1,4 +1,4 @@
-"""`VideoEncoder` gives the features of the module, for any frame count and size."""
+"""`VideoEncoder` returns the features of the module, for any number and size of frames."""
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Scores of videos are read back as they were written, and a missing file is no error."""
+"""Scores of videos are read back as they were written, and a missing file is not an error."""
 
 import numpy as np
 

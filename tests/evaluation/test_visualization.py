@@ -1,4 +1,4 @@
-"""Images of clips: masks, no leak of hidden pixels, colors of features."""
+"""Images of clips show the masks, no hidden pixels, and the colors of features."""
 
 import base64
 import io

@@ -1,1 +1,1 @@
-"""Augmentation of uint8 clips on the devices, for probes that are trained with it."""
+"""Augmentation of uint8 clips on the devices, used to train probes."""

@@ -1,6 +1,6 @@
 """Image operations on uint8 clips, with the same results as Pillow.
 
-All functions take and return uint8 [t h w c] unless they say otherwise. Statistics such as
+All functions take and return uint8 [t h w c] unless stated otherwise. Statistics such as
 histograms are computed for each frame.
 
 Shape key: t frames, h w pixels, c channels (RGB), v the 256 values of a channel.
@@ -88,7 +88,7 @@ def transform(video_thwc: jax.Array, matrix: jax.Array, fill: tuple[int, ...] = 
       video_thwc: uint8 clip.
       matrix: float32 [2, 3]. It maps (x, y, 1) of the output to x, y of the input, in pixels from
         the top left corner; the center of the first pixel is at 0.5.
-      fill: color where the input has no pixel.
+      fill: color of output pixels that lie outside the input.
     """
     h, w = video_thwc.shape[1:3]
     x_hw, y_hw = jnp.meshgrid(jnp.arange(w) + 0.5, jnp.arange(h) + 0.5)

@@ -1,7 +1,7 @@
 """RandAugment (arXiv 1909.13719): random image operations, the same for all frames of a clip.
 
-Operations and strengths are those of timm's "increasing" variant, in which a larger magnitude is
-always a stronger change. It is commonly used for video transformers (rand-m9-mstd0.5-inc1).
+Operations and strengths are those of timm's "increasing" variant, in which a larger magnitude
+always means a stronger change. It is commonly used for video transformers (rand-m9-mstd0.5-inc1).
 
 Shape key: b clips, t frames, h w pixels, c channels.
 """
@@ -62,7 +62,7 @@ def _enhancing(adjust: Callable[[jax.Array, jax.Array], jax.Array]) -> Operation
 
 
 def _geometric(make_matrix: Callable[..., jax.Array]) -> Operation:
-    """Returns the operation of an affine matrix, a function of (level, height, width)."""
+    """Makes an operation from a function (level, height, width) -> affine matrix."""
 
     def apply(video_thwc, level, sign):
         return ops.transform(video_thwc, make_matrix(level * sign, *video_thwc.shape[1:3]))
@@ -128,7 +128,7 @@ def rand_augment(key: jax.Array, video_bthwc: jax.Array, options: RandAugment) -
 
         return jax.lax.fori_loop(0, options.operations, apply, video_thwc)
 
-    # A loop, because `vmap` would compute all operations for each clip.
+    # This is a loop, because `vmap` would compute all operations for each clip.
     run = functools.partial(jax.lax.map, augment)
     mesh = jax.sharding.get_abstract_mesh()
     # Each device loops over its own clips.

@@ -2,7 +2,9 @@
 
 truth_source       opens the ground truth of a data set by name
 propagation        propagates the labels of the first frame by the similarity of tokens
-first_frame        labels of the first frame on the grid of tokens, and predictions in pixels
+first_frame        converts labels of the first frame to the token grid, and predictions to pixels
 video_propagation  encodes a video and propagates its labels
-weighted_rows      rows of the results with standard errors over videos
+truth_clips        training clips with ground truth
+head_fitting       trains and applies heads on the tokens of a frozen encoder
+weighted_rows      makes result rows with standard errors over videos
 """

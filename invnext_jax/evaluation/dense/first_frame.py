@@ -1,6 +1,7 @@
-"""Labels of the first frame on the grid of tokens, and predicted labels in pixels.
+"""Converts labels of the first frame to the token grid, and predicted labels to pixels.
 
-Positions are shares of the frame in [0, 1]; the center of the first pixel of 32 is at 1 / 64.
+Positions are fractions of the frame in [0, 1]. In a frame that is 32 pixels wide, the center of the
+first pixel is at 1 / 64.
 
 Shape key: t frames, h w pixels, n tokens, k labels or objects, j points, s tokens, 2 = (x, y).
 """
@@ -12,19 +13,19 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange, reduce
 
-SIGMA = 0.5  # of the Gaussian around a point, in tokens
+SIGMA = 0.5  # standard deviation of the Gaussian around a point, in tokens
 CUT = 3 * SIGMA
-PEAKS = 5  # tokens whose mean is the position of a point
+PEAKS = 5  # number of tokens whose weighted mean is the position of a point
 
 
 def label_masks(
     ids_hw: np.ndarray, objects: Sequence[int], grid: tuple[int, int], patch: int
 ) -> np.ndarray:
-    """Computes the share of each token that the background and each object cover.
+    """Computes the fraction of each token that the background and each object cover.
 
     Args:
-      ids_hw: object ids of a frame of any size; it is resized to the size of the patches, nearest
-        neighbor.
+      ids_hw: object ids of a frame of any size. The frame is resized to the size of the token grid
+        in pixels, with nearest-neighbor interpolation.
       objects: ids of the objects. All other ids are background.
       grid: rows and columns of the tokens.
       patch: height and width of a patch in pixels.
@@ -45,7 +46,7 @@ def label_masks(
 
 
 def label_points(points_j2: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """Computes a Gaussian around each point, float32 [n j]."""
+    """Returns a Gaussian on the token grid around each point, float32 [n j]."""
     rows, columns = grid
     center_n2 = np.stack(np.meshgrid(np.arange(columns), np.arange(rows)), axis=-1) + 0.5
     center_n2 = rearrange(center_n2, "a b c -> (a b) c")
@@ -78,7 +79,7 @@ def read_points(labels_tnj: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
 
 
 def read_masks(labels_tnk: jax.Array, grid: tuple[int, int], size: tuple[int, int]) -> jax.Array:
-    """Resizes labels bilinearly and selects the largest one of each pixel. It can be traced.
+    """Resizes labels bilinearly and selects the largest one for each pixel. Can be traced.
 
     Args:
       labels_tnk: propagated labels of `label_masks`.

@@ -1,4 +1,4 @@
-"""Trains heads on the tokens of a frozen encoder, which runs in each step, and applies them.
+"""Trains and applies heads on the tokens of a frozen encoder, which runs in each step.
 
 Shape key: b clips, t time slots, n tokens of a slot, d width, l layers, g heads of the grid.
 """
@@ -22,7 +22,7 @@ Batch = Mapping[str, np.ndarray]
 
 
 def check_settings(settings: Any, name: str) -> None:
-    """Checks the options of the training in a section of the config.
+    """Checks the training options in a section of the config.
 
     Raises:
       UserError: an option has an invalid value.
@@ -38,7 +38,9 @@ def check_settings(settings: Any, name: str) -> None:
         warmup = f"{name}.warmup_epochs={settings.warmup_epochs}"
         raise UserError(f"{warmup} must be at least 0 and less than epochs={settings.epochs}")
     if settings.width % settings.heads:
-        raise UserError(f"{name}.width={settings.width} must be divisible by {settings.heads=}")
+        raise UserError(
+            f"{name}.width={settings.width} must be divisible by heads={settings.heads}"
+        )
     if is_grid(settings) and not 0 < settings.held_out < 1:
         raise UserError(f"{name}.held_out={settings.held_out} must be between 0 and 1")
     if settings.memory_gb < 0:
@@ -84,11 +86,11 @@ class HeadFitting:
         """Trains all heads of the grid of a section of the config.
 
         Args:
-          clips: training clips with truth.
+          clips: training clips with ground truth.
           loss_fn: function (predictions, arrays of the batch) -> float32 loss.
           settings: the section, see `check_settings`.
           seed: seed of the initial parameters and of the order of the clips.
-          name: what is trained, for the progress.
+          name: name of the training, shown with the progress.
           saved: see `head_training.train_heads`.
         """
         batch_size = min(settings.batch_size, len(clips.rows))
@@ -159,7 +161,7 @@ class HeadFitting:
                 yield predictions, {name: array[:real] for name, array in batch.items()}
 
     def _encode(self, frozen: Any, video_bthwc: jax.Array) -> Any:
-        """Returns the tokens [b t n d], or a list of those of the layers."""
+        """Returns the final tokens [b t n d], or a list with the tokens of each layer."""
         out = self._encoder.apply(frozen, video_bthwc, self._layers)
         return list(out.layers_lbtnd) if self._layers else out.tokens_btnd
 
@@ -167,7 +169,7 @@ class HeadFitting:
 def choose_heads(
     settings: Any, trained: TrainedHeads, held_out_g: np.ndarray | None, val_g: np.ndarray
 ) -> dict[str, int]:
-    """Selects the heads that are reported, by their errors (lower is better).
+    """Selects the heads with the lowest errors, whose results are reported.
 
     Args:
       settings: the section of the config.
@@ -176,8 +178,8 @@ def choose_heads(
       val_g: error on the evaluated videos.
 
     Returns:
-      The number of the head for each suffix of the input of a row: "", and for a grid also
-      ", best on val".
+      A dict from the suffix of a row's input to the index of the head. The suffixes are "" and, for
+      a grid, also ", best on val".
     """
 
     def best(error_g):

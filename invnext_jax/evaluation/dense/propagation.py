@@ -47,7 +47,8 @@ def propagate_labels(
 
     Args:
       tokens_tnd: float tokens of all frames, in raster order.
-      labels_nk: float32 labels of the tokens of frame 0; any numbers, such as shares of masks.
+      labels_nk: float32 labels of the tokens of frame 0; any numbers, for example the fraction of a
+        token that a mask covers.
       grid: rows and columns of the tokens.
       options: see `PropagationOptions`.
 
@@ -114,6 +115,6 @@ def _average_neighbors(tokens_nd, keys_cnd, values_cnk, near_nn, options) -> jax
 
 
 def _count_chunks(tokens: int, context: int) -> int:
-    """Returns into how many equal parts the tokens are divided to save memory."""
+    """Returns the number of equal chunks into which the tokens are divided to save memory."""
     needed = tokens * tokens * context / MAX_AFFINITIES
     return next(q for q in range(1, tokens + 1) if tokens % q == 0 and (q >= needed or q == tokens))

@@ -1,4 +1,4 @@
-"""Clips with ground truth for training: in memory if they fit, or else read for each step.
+"""Training clips with ground truth, kept in memory if they fit and otherwise read in each step.
 
 Shape key: b clips of a batch, n clips.
 """
@@ -14,15 +14,15 @@ from invnext_jax.evaluation.truth.truth import BadTruth, SkippedRows, Truth, Tru
 from invnext_jax.monitoring.progress import ProgressMeter
 
 THREADS = 4
-_TRIES = 16  # rows that are tried in place of a bad one
+_TRIES = 16  # maximum number of rows to try before giving up
 Batch = dict[str, np.ndarray]
 
 
 class TruthClips:
-    """Batches of random rows of a truth; each epoch has its own order.
+    """Batches of random clips with ground truth; each epoch has a different order.
 
     Attributes:
-      rows: rows that are used, int [n]; bad ones are left out if the clips are in memory.
+      rows: rows that are used, int [n]. If the clips are in memory, unreadable rows are removed.
       skipped: the rows that could not be read.
     """
 
@@ -30,16 +30,16 @@ class TruthClips:
         """Reads the clips if they fit into memory.
 
         Args:
-          truth: the reader.
+          truth: reader of the clips and their ground truth.
           rows: rows to use.
           names: names of the arrays to keep.
-          memory_gb: largest size in gigabytes of clips in memory.
+          memory_gb: maximum size in gigabytes of clips in memory.
 
         Raises:
           UserError: there are no rows, or none of them can be read.
         """
         if not len(rows):
-            raise UserError(f"{truth.name}: there are no training clips")
+            raise UserError(f"{truth.name} has no training clips: add training data")
         self.rows, self._truth, self._names = np.asarray(rows), truth, tuple(names)
         self.skipped, self._memory = SkippedRows(), None
         self._pool = concurrent.futures.ThreadPoolExecutor(THREADS)
@@ -64,7 +64,7 @@ class TruthClips:
         self._pool.shutdown(cancel_futures=True)
 
     def _places(self, step: int, batch_size: int, seed: int) -> np.ndarray:
-        """Returns positions in `rows`; an epoch is completed from its start."""
+        """Returns positions in `rows`. The last batch of an epoch is filled up from its start."""
         steps_of_epoch = -(-len(self.rows) // batch_size)
         epoch, part = divmod(step, steps_of_epoch)
         order_n = np.random.default_rng((seed, epoch)).permutation(len(self.rows))
@@ -88,14 +88,14 @@ class TruthClips:
         self._memory = arrays
 
     def _load(self, row: int) -> Mapping[str, np.ndarray]:
-        """Reads a row, or the next one that can be read."""
+        """Reads a row, or if it cannot be read, the next readable row."""
         for other in range(int(row), int(row) + _TRIES):
             try:
                 return self._truth.load(other % len(self._truth))
             except BadTruth as error:
                 self.skipped.add(other % len(self._truth), error)
         raise UserError(
-            f"{self._truth.name}: {_TRIES} clips in a row cannot be read. "
+            f"{self._truth.name}: {_TRIES} consecutive clips cannot be read. "
             + self.skipped.describe(len(self.rows))
         )
 
@@ -111,9 +111,9 @@ def hold_out_videos(videos_n: np.ndarray, share: float, seed: int) -> tuple[np.n
     """Divides the rows so that all windows of a video are on the same side.
 
     Args:
-      videos_n: number of the video of each row.
+      videos_n: index of the video of each row.
       share: fraction of the videos that is held out; 0 for none.
-      seed: seed of the choice.
+      seed: seed of the random selection.
 
     Returns:
       The rows for training and the rows that are held out.
@@ -125,7 +125,10 @@ def hold_out_videos(videos_n: np.ndarray, share: float, seed: int) -> tuple[np.n
         return np.arange(len(videos_n)), np.arange(0)
     unique_b = np.random.default_rng(seed).permutation(np.unique(videos_n))
     if len(unique_b) < 2:
-        raise UserError("one training video cannot be divided: set held_out=0 and a single rate")
+        raise UserError(
+            "there is only one training video, so none can be held out to select a head: add "
+            "training videos, or set a single learning rate and weight decay"
+        )
     count = min(max(1, round(share * len(unique_b))), len(unique_b) - 1)
     held_n = np.isin(videos_n, unique_b[:count])
     return np.flatnonzero(~held_n), np.flatnonzero(held_n)

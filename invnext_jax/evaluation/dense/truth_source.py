@@ -14,7 +14,7 @@ from invnext_jax.evaluation.truth.track_windows import WindowRules
 from invnext_jax.evaluation.truth.truth import Truth
 from invnext_jax.evaluation.truth.world import WorldTruth
 
-WORLD = "world"  # truth of the two manifests; all other data sets are in `root`
+WORLD = "world"  # ground truth of the two manifests; other data sets are in the folder `root`
 
 
 def check_source(settings: Any, name: str, choices: tuple[str, ...]) -> None:
@@ -22,7 +22,7 @@ def check_source(settings: Any, name: str, choices: tuple[str, ...]) -> None:
 
     Args:
       settings: the section.
-      name: name of the section, for messages.
+      name: name of the section, for error messages.
       choices: allowed values of `data`.
 
     Raises:
@@ -31,11 +31,11 @@ def check_source(settings: Any, name: str, choices: tuple[str, ...]) -> None:
     if settings.data not in choices:
         raise UserError(f"{name}.data={settings.data!r} must be one of {choices}")
     if settings.data != WORLD and not settings.root:
-        raise UserError(f"set {name}.root to the folder of {settings.data}")
+        raise UserError(f"{name}.root is empty: set it to the folder of {settings.data}")
 
 
 def open_truth(settings: Any, split: str, config: Any) -> Truth:
-    """Opens the truth of a split.
+    """Opens the ground truth of a split.
 
     Args:
       settings: the section of the evaluator, with `data` and `root`, and `stride` for windows of
@@ -45,7 +45,7 @@ def open_truth(settings: Any, split: str, config: Any) -> Truth:
         number of frames of clips.
 
     Raises:
-      UserError: see the readers.
+      UserError: the ground truth cannot be read.
     """
     data, root = config.data, settings.root
     if settings.data == WORLD:

@@ -16,15 +16,15 @@ from invnext_jax.evaluation.dense import first_frame
 from invnext_jax.evaluation.dense.propagation import PropagationOptions, propagate_labels
 from invnext_jax.evaluation.frozen_encoder import FrozenEncoder
 
-LABELS = 4  # the number of labels is padded to a multiple, so that fewer programs are compiled
+LABELS = 4  # the number of labels is padded to a multiple of this to compile fewer programs
 
 
 class VideoPropagation:
     """Propagates labels with the tokens of a frozen encoder.
 
     A video is encoded in windows of consecutive frames. Each frame is repeated to fill a time slot
-    of the encoder, so that every frame has tokens of its own. As only one video is computed at a
-    time, results depend neither on a batch size nor on the number of devices.
+    of the encoder, so that every frame has its own tokens. Videos are encoded one at a time, so the
+    results do not depend on a batch size or the number of devices.
     """
 
     def __init__(
@@ -81,9 +81,9 @@ class VideoPropagation:
         return np.asarray(found_tnk)[:frames, :, :labels]
 
     def read_masks(self, labels_tnk: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        """Returns `first_frame.read_masks` for videos of the given height and width."""
+        """Converts labels to masks of the given height and width; see `first_frame.read_masks`."""
         frames, _, labels = labels_tnk.shape
-        # Labels of padding are never the largest.
+        # The added labels are 0, so they are never selected.
         pad = ((0, -frames % self._window), (0, 0), (0, -labels % LABELS))
         found_thw = self._masks(np.pad(labels_tnk, pad), grid=self.grid(size), size=tuple(size))
         return np.asarray(found_thw)[:frames]

@@ -1,6 +1,6 @@
-"""Rows whose value is a weighted mean over videos, with bootstrap standard errors.
+"""Makes result rows with a weighted mean over videos and its bootstrap standard error.
 
-Shape key: n rows of the truth (clips or windows), b videos.
+Shape key: n rows of the ground truth (clips or windows), b videos.
 """
 
 import math
@@ -26,12 +26,12 @@ def make_row(
     metric: str,
     **details: Any,
 ) -> Row:
-    """Makes a row of the mean over videos.
+    """Makes a result row with the weighted mean over videos.
 
     Args:
-      score_n: score of each row of the truth; NaN for rows without one.
+      score_n: score of each row of the ground truth; NaN for rows without one.
       weight_n: weight of each row; None for equal weights.
-      videos_n: number of the video of each row.
+      videos_n: index of the video of each row.
       evaluator: see `Row`.
       name: see `Row`.
       what: the input, see `Row`.
@@ -44,7 +44,9 @@ def make_row(
     """
     index_b, score_b, weight_b = average_by_video(score_n, videos_n, weight_n)
     if not len(index_b):
-        raise UserError(f"{task}: no video has truth for {metric}: check the layout of the data")
+        raise UserError(
+            f"{task}: no video has ground truth for {metric}: check the layout of the data"
+        )
     interval = bootstrap_mean(score_b, weight_b)
     has_error = len(index_b) > 1 and math.isfinite(interval.standard_error)
     return Row(

@@ -32,7 +32,7 @@ from invnext_jax.evaluation.heads import attentive_pooler, class_losses
 from invnext_jax.evaluation.inputs import EvalInputs
 from invnext_jax.monitoring.progress import ProgressMeter
 
-CONTEXT, FUTURE = "encoder", "encoder and predictor"  # in the column `input` of the rows
+CONTEXT, FUTURE = "encoder", "encoder and predictor"  # values of `Row.input`
 _UNLABELED = -1e4  # a logit whose sigmoid is 0: the clip has no loss and no gradient
 
 
@@ -122,14 +122,15 @@ class TokenProbes(nn.Module):
 
     Attributes:
       probes: one probe for each part.
-      shapes: number and width of the tokens of each part, which are the first ones.
+      shapes: number n and width d of the tokens of each part. Each part consists of the first n
+        tokens and their first d channels.
     """
 
     probes: Sequence[attentive_pooler.AttentiveClassifier]
     shapes: Sequence[tuple[int, int]]
 
     def __call__(self, x_bnd: jax.Array) -> list[jax.Array]:
-        """Returns float32 logits [b k] of all tasks of the first part, then of the next one."""
+        """Returns float32 logits [b k] of all tasks, for one part after the other."""
         pairs = zip(self.probes, self.shapes, strict=True)
         return [y_bk for head, (n, d) in pairs for y_bk in head(x_bnd[:, :n, :d])]
 
@@ -156,7 +157,7 @@ def build_module(
 
 
 def focal_loss(logits: Sequence[jax.Array], targets: Sequence[jax.Array]) -> jax.Array:
-    """Computes the sigmoid focal loss, summed over classes and tasks, of the mean clip.
+    """Computes the sigmoid focal loss, summed over classes and tasks and averaged over clips.
 
     Args:
       logits: float32 [b k] of all tasks, for one or more probes.
@@ -177,7 +178,7 @@ def _token_shapes(
     grid: future_latents.TimeGrid,
     config: Any,
 ) -> dict[str, tuple[int, int]]:
-    """Returns number and width of the tokens of each kind."""
+    """Returns the number and width of the tokens of each kind."""
     patches = (config.data.size // encoder.patch) ** 2
     count = grid.context // encoder.tubelet * patches
     shapes = {CONTEXT: (count, encoder.width)}
@@ -230,7 +231,7 @@ def _train(subject, config, module, classes, held_out, shapes) -> head_training.
 
 
 def _prediction_batches(subject, settings, split, rows) -> Iterator[training.Batch]:
-    """Yields batches of rows of a manifest, None for all, of stored tokens or of clips."""
+    """Yields batches of stored tokens or of clips for some rows of a manifest (None: all rows)."""
     if settings.augment:
         batches = subject.dataset.batches(split, rows=rows)
         with ProgressMeter(len(batches), "step", quiet=jax.process_index() > 0) as meter:

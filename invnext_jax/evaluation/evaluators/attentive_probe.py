@@ -199,7 +199,7 @@ def check_training(settings: Any, name: str) -> None:
 
 
 def _prediction_batches(inputs, settings, split, rows) -> Iterator[training.Batch]:
-    """Yields batches of rows of a manifest, None for all, from the cache or from the videos."""
+    """Yields batches of stored tokens or of clips for some rows of a manifest (None: all rows)."""
     views = settings.crops
     if settings.augment:
         yield from inputs.dataset.batches(split, views=views, rows=rows)
@@ -217,6 +217,7 @@ def check_scores(parts: list, task: str) -> None:
     for part, split in zip(parts, SPLITS.values(), strict=True):
         if part is None:
             raise UserError(
-                f"no readable video of the {split} manifest that is used to select or to measure "
-                f"the probe has a label_{task}: add videos, or remove the task from config.tasks"
+                f"the probe cannot be selected or measured, because no such video of the {split} "
+                f"manifest is readable and has a label_{task}: add videos, or remove the task from "
+                "config.tasks"
             )

@@ -103,7 +103,7 @@ def encode(encoder: FrozenEncoder, params: Any, video_bthwc: jax.Array) -> jax.A
 def make_token_batches(
     features: VideoFeatures, rows_b: np.ndarray, batch_size: int, seed: int
 ) -> Callable[[int], Batch]:
-    """Returns a function of the step -> batch of cached tokens. Each epoch has another order.
+    """Returns a function step -> batch of cached tokens. Each epoch has a different order.
 
     Args:
       features: dense features of the training videos.
@@ -169,7 +169,7 @@ class ClipBatches:
         self._next_step = 0
 
     def __call__(self, step: int) -> Batch:
-        """Returns the batch of a step. Consecutive steps are read fastest."""
+        """Returns the batch of a step. Reading is fastest for consecutive steps."""
         if step != self._next_step:
             self._batches.set_state({"clips": step * self._clips})
         self._next_step = step + 1

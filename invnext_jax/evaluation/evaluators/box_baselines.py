@@ -31,7 +31,7 @@ from invnext_jax.evaluation.inputs import SPLITS, EvalInputs
 
 
 class BoxBaselines:
-    """Random forests on ground-truth boxes. Data without ground truth gets no rows."""
+    """Random forests on ground-truth boxes; no rows if the data has no ground truth."""
 
     name = "box_baselines"
     is_baseline = True

@@ -123,7 +123,7 @@ def fit_tasks(
             labeled_b = find_labeled(by_task[task], task, split)
             arguments += [x_bd[labeled_b], by_task[task][labeled_b]]
         check_classes(arguments[1], task)
-        position_b = np.flatnonzero(labeled_b)  # of the held-out videos, which come last
+        position_b = np.flatnonzero(labeled_b)  # positions of the held-out videos, which come last
         results[task] = dataclasses.replace(fit(*arguments), position_b=position_b)
     return results
 

@@ -1,7 +1,7 @@
-"""Depth from the tokens of a frozen encoder, by trained heads (paper: Tables 2, 4 and 6, A.3).
+"""Depth estimation with trained heads on a frozen encoder (paper: Tables 2, 4 and 6, A.3).
 
-Two constant predictions show the lower end of the scale: the mean depth of all training pixels, and
-the mean of each pixel.
+Two constant predictions are lower baselines: the mean depth of all training pixels, and the mean
+depth of each pixel.
 
 Shape key: b clips, n clips of a split, t frames, h w pixels, l layers, n tokens, d width, g heads
 of the grid, z metrics.
@@ -112,7 +112,7 @@ def make_fitting(encoder: Any, config: Any, mean_depth: float) -> HeadFitting:
     Args:
       encoder: the frozen encoder.
       config: the config of the evaluation.
-      mean_depth: mean depth of the training clips in meters, around which the heads start.
+      mean_depth: mean depth of the training clips in meters; initial predictions are close to it.
 
     Raises:
       UserError: the encoder has too few layers for the DPT head, or an odd patch size with two
@@ -224,7 +224,7 @@ def _mean_error(scores_gnz: np.ndarray, settings: Any) -> np.ndarray:
 
 
 def _make_rows(val, chosen, trained, truth: Truth, name: str, settings: Any) -> list[Row]:
-    """Makes the rows; those of constant predictions only for the evaluated encoder."""
+    """Makes the result rows; rows of constant predictions only for the evaluated encoder."""
     parts = []
     for suffix, head in chosen.items():
         details = {

@@ -47,7 +47,7 @@ class Row:
     def to_json(self) -> dict[str, Any]:
         """Returns the row for results.json, a flat dict of the details and the fields.
 
-        The scores are not part of it, see `video_scores.write`.
+        It does not contain the scores of the videos; see `video_scores.write`.
         """
         fields = dataclasses.asdict(dataclasses.replace(self, scores=None))
         del fields["scores"]
@@ -65,7 +65,7 @@ class Evaluator(Protocol):
         changes. Other evaluators run on the checkpoint and, if `config.controls` is set, also on
         the same encoder with random initialization.
 
-    Members that `registry` describes are optional: `needs_manifests`, `needs_labels`, `hash_files`.
+    The members `needs_manifests`, `needs_labels` and `hash_files` are optional; see `registry`.
     """
 
     name: str

@@ -1,8 +1,8 @@
 """Encodes the first frames of a clip and predicts the latents of later time slots.
 
 The encoder sees the first slots of a time grid, and the checkpoint's predictor predicts the latents
-of later slots of the same grid, as for masked patches during training. Pixels of later frames are
-used by neither of them.
+of later slots of the same grid, as for masked patches during training. Neither of them uses pixels
+of later frames.
 
 Shape key: b clips, t time slots, h w pixels, c channels, n patches of a slot, d width, k visible
 tokens, m masked tokens.
@@ -48,7 +48,7 @@ def make_grid(settings: Any, encoder: FrozenEncoder, frames: int) -> TimeGrid:
     Args:
       settings: `config.anticipation`.
       encoder: the encoder.
-      frames: number of frames of a clip, which is used for 0 in `settings.context_frames`.
+      frames: number of frames of a clip; all are the context if `settings.context_frames` is 0.
 
     Raises:
       UserError: the context cannot be divided into time slots, or the grid has no slot that can be
@@ -80,15 +80,16 @@ def make_grid(settings: Any, encoder: FrozenEncoder, frames: int) -> TimeGrid:
 def make_future_encoder(
     encoder: FrozenEncoder, grid: TimeGrid, *, unit_tokens: bool = True
 ) -> FrozenEncoder:
-    """Makes an encoder whose tokens are those of the context, then the predicted ones.
+    """Makes an encoder that returns the tokens of the context and then the predicted tokens.
 
-    Its inputs are clips with at least `grid.context` frames; later frames are ignored.
+    Its inputs are clips with at least `grid.context` frames; later frames are ignored. If the
+    encoder has a predictor, the output contains `len(grid.predicted)` additional time slots.
 
     Args:
-      encoder: an encoder. With a predictor, its output has `len(grid.predicted)` more time slots.
+      encoder: encoder of the context.
       grid: see `make_grid`.
-      unit_tokens: whether all tokens are scaled to the norm sqrt(width), which is the space in
-        which Stage 2 compares predictions with tokens of the target.
+      unit_tokens: whether all tokens are scaled to the norm sqrt(width). The loss of Stage 2
+        compares predictions and targets at this scale.
 
     Raises:
       UserError: the shapes of the predictor's parameters do not match its config.
@@ -138,7 +139,7 @@ def encode_and_predict(
     """Encodes a context and predicts the slots `grid.predicted`.
 
     The predictor receives mask tokens for all slots after the context, as in training, where
-    visible and masked patches fill the grid. Only those of `grid.predicted` are returned.
+    visible and masked patches fill the grid. Only predictions of `grid.predicted` are returned.
 
     Args:
       loaded: modules of the encoder and of the predictor.

@@ -18,7 +18,7 @@ from invnext_jax.evaluation.metrics.classification import is_in_top
 from invnext_jax.evaluation.metrics.intervals import binomial_standard_error
 from invnext_jax.evaluation.video_scores import VideoScores
 
-BEST_ON_VAL = "best on val"  # in the column `input` of the rows
+BEST_ON_VAL = "best on val"  # suffix of `Row.input`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,9 +104,9 @@ def make_grid_rows(
     task: str,
     **details: Any,
 ) -> list[Row]:
-    """Makes the rows of a task: the head that is best on held-out training videos, and on val.
+    """Makes two rows for a task: for the head that is best on held-out training videos, and on val.
 
-    See `choose_head`.
+    The heads are selected by `choose_head`.
 
     Args:
       held_out: scores on held-out training videos.

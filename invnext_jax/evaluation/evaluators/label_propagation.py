@@ -1,8 +1,8 @@
-"""Training-free label propagation: follows masks (J and F) and points (PCK) of the first frame.
+"""Training-free label propagation of masks (J and F) and points (PCK).
 
 The labels of the first frame are propagated to all others by the similarity of tokens, without any
-trained head. Two rows show the scale: labels that do not move, and the truth at the resolution of
-the tokens, which is what perfect tokens reach.
+trained head. Two reference rows are a lower and an upper baseline: labels that do not move, and the
+ground truth at the resolution of the tokens.
 
 Shape key: i videos of the data set, y methods (see `METHODS`), z metrics, t frames, h w pixels,
 n tokens, k labels, j points, 2 = (x, y).
@@ -32,7 +32,7 @@ from invnext_jax.monitoring.progress import ProgressMeter
 
 SOURCES = (WORLD, "davis", "jhmdb")
 METHODS = ("encoder", "static", "token_truth")
-THRESHOLDS = (0.1, 0.2)  # of PCK
+THRESHOLDS = (0.1, 0.2)  # thresholds of PCK
 POINT_COUNT = {WORLD: POINTS, "davis": 0, "jhmdb": 15}
 Scores = dict[str, np.ndarray]
 
@@ -102,7 +102,8 @@ def score_videos(
       propagation: the encoder and the options.
       truth: the videos, with "ids", "points" or "joints".
       points: number of points of a video.
-      saved: file from which a killed command continues; None to save nothing.
+      saved: file with the scores so far, from which a repeated command resumes; None to save
+        nothing.
       skip_last: see `segmentation.score_masks`.
 
     Returns:
@@ -137,7 +138,7 @@ def score_videos(
 
 
 def make_rows(scores: Scores, truth: Truth, name: str) -> list[Row]:
-    """Makes the rows; those of the reference methods only for the evaluated encoder."""
+    """Makes the result rows; rows of the reference methods only for the evaluated encoder."""
     rows = []
     count_ij = scores["count"]
     for number, method in enumerate(METHODS if name == "encoder" else METHODS[:1]):
@@ -175,7 +176,7 @@ def make_rows(scores: Scores, truth: Truth, name: str) -> list[Row]:
 def average_points(right_ij: np.ndarray, count_ij: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Computes scores and weights [i] of videos whose weighted mean is PCK, see `segmentation.pck`.
 
-    PCK is the mean over points of a share of all frames of all videos.
+    PCK is computed for each point over the frames of all videos, and then averaged over points.
 
     Args:
       right_ij: number of frames in which each point is correct.
@@ -232,14 +233,14 @@ def _score_masks(predictions, ids_thw, objects, skip_last) -> Scores:
 
 
 def _point_shares(truth: Scores, size: tuple[int, int]) -> np.ndarray | None:
-    """Returns the true points [t j 2] as shares of the frame."""
+    """Returns the ground-truth points [t j 2] as fractions of the frame; None if there are none."""
     if "joints" in truth:
         return (np.float64(truth["joints"]) + 0.5) / size[::-1]
     return truth["points"].swapaxes(0, 1) if "points" in truth else None
 
 
 def _score_points(labels_tnj, points_tj2, truth: Scores, grid, size) -> Scores:
-    """Returns the numbers of correct points of all methods."""
+    """Returns the number of correct points of each method."""
     visible_tj = truth["visible"] if "joints" in truth else ~truth["occluded"].T
     exact_tnj = np.stack([first_frame.label_points(points_j2, grid) for points_j2 in points_tj2])
     shares = [

@@ -40,7 +40,7 @@ class Measured(NamedTuple):
 def make_recall_rows(
     measured: Measured, grid: Sequence[Mapping[str, Any]], k: int, *, task: str, what: str, **fields
 ) -> list[Row]:
-    """Makes the rows of a task: the head that is best on held-out training videos, and on val.
+    """Makes two rows for a task: for the head that is best on held-out training videos, and on val.
 
     Args:
       measured: see `Measured`.

@@ -56,7 +56,8 @@ def find_evaluators(names: Sequence[str]) -> list[Evaluator]:
 def needs_manifests(evaluator: Evaluator, config: Any) -> bool:
     """Returns whether an evaluator reads the videos of `train_manifest` and `val_manifest`.
 
-    It does, unless it has a method of this name that returns False for the config.
+    The default is True. An evaluator can define a method `needs_manifests(config)` that returns
+    False.
     """
     method = getattr(evaluator, "needs_manifests", None)
     return True if method is None else method(config)
@@ -65,7 +66,7 @@ def needs_manifests(evaluator: Evaluator, config: Any) -> bool:
 def needs_labels(evaluator: Evaluator) -> bool:
     """Returns whether an evaluator needs labels in both manifests.
 
-    It does, unless it has an attribute of this name that is False.
+    The default is True. An evaluator can set an attribute `needs_labels` to False.
     """
     return getattr(evaluator, "needs_labels", True)
 
@@ -78,7 +79,7 @@ def describe_source(evaluator: Evaluator, config: Any) -> str:
     """
     method = getattr(evaluator, "hash_files", None)
     digest = "" if method is None else method(config)
-    with contextlib.suppress(OSError, TypeError):  # if defined in an interactive session
+    with contextlib.suppress(OSError, TypeError):  # classes of interactive sessions have no source
         return inspect.getsource(type(evaluator)) + digest
     return digest
 

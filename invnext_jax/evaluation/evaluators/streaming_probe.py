@@ -197,7 +197,7 @@ class _Trainer:
     def _batch(self, rows_b, batch_size, steps_of_epoch, step) -> Mapping[str, np.ndarray]:
         """Returns the batch of a step.
 
-        Each epoch has its own order. Its last batch is filled up with the first rows of this order.
+        Each epoch has a different order. Its last batch is filled up with its first rows.
         """
         epoch, place = divmod(step, steps_of_epoch)
         if place == 0 or self._epoch != epoch:
@@ -205,7 +205,7 @@ class _Trainer:
             self._epoch, self._order_b = epoch, rng.permutation(rows_b)
         places_b = place * batch_size + np.arange(batch_size)
         chosen_b = np.take(self._order_b, places_b, mode="wrap")
-        # Ascending rows are read fastest.
+        # Reading is fastest if the rows are in ascending order.
         chosen_b = np.sort(chosen_b)
         batch = {task: target_b[chosen_b] for task, target_b in self._targets.items()}
         return {_INPUTS: self._train.pooled(self._pooling, chosen_b), **batch}
@@ -248,7 +248,7 @@ def _normalize(x):
 
 
 def _make_targets(train, val, tasks) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Returns int32 numbers [b] of the training classes (-1: no label), and the classes [k]."""
+    """Returns int32 indices [b] into the training classes (-1: no label), and the classes [k]."""
     targets, classes = {}, {}
     for task in tasks:
         labels_b = train.labels[task]

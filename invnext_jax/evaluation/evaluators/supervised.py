@@ -54,7 +54,7 @@ class SupervisedBaseline:
             raise UserError(f"config.supervised.batch_size={settings.batch_size} must be positive")
 
     def evaluate(self, inputs: EvalInputs, config: Any) -> list[Row]:
-        """Trains and measures. Each row has the training loss over all tasks as `loss_curve`."""
+        """Trains and evaluates. `loss_curve` of each row is the training loss over all tasks."""
         if not config.supervised.steps:
             return []
         if inputs.encoder.loaded is None:

@@ -31,7 +31,7 @@ NAME = "text_alignment"
 
 
 class TextAlignment:
-    """One row for each task and metric of zero-shot classification, retrieval and choice."""
+    """Zero-shot classification, retrieval and multiple choice; one row for each task and metric."""
 
     name = NAME
     is_baseline = False
@@ -47,7 +47,7 @@ class TextAlignment:
         return caption_data.hash_files(config)
 
     def evaluate(self, inputs: EvalInputs, config: Any) -> list[Row]:
-        """Trains the alignment and measures on the held-out videos."""
+        """Trains the alignment and evaluates it on the held-out videos."""
         settings, encoder = config.text, inputs.encoder
         if _lacks_output(encoder, settings.pooling):
             print(
@@ -123,15 +123,15 @@ def _check_texts(settings: Any) -> None:
     for template in settings.templates:
         if template.replace("{}", "", 1).count("{") or template.count("{}") != 1:
             raise UserError(
-                f"config.text.templates has {template!r}: write {{}} once, in the place of the "
-                "class name"
+                f"config.text.templates has {template!r}, which must contain {{}} exactly once: "
+                "write {} where the class name is inserted"
             )
     if not settings.templates:
         raise UserError("config.text.templates is empty: add at least '{}'")
 
 
 def _embed_texts(text: TextEncoder, params: Any, texts: Sequence[str]) -> np.ndarray:
-    """Encodes texts; equal texts only once."""
+    """Encodes texts. Repeated texts are encoded only once."""
     distinct = sorted(set(texts))
     number = {value: i for i, value in enumerate(distinct)}
     text_jd = text.encode(params, text.tokenize(distinct))

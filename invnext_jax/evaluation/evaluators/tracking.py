@@ -1,7 +1,7 @@
 """Tracking of boxes and points by a head on frozen tokens (paper: Table 7, A.4).
 
 The box or the point of the first frame is given, and the head predicts it in the other frames.
-Boxes and points that do not move show the lower end of the scale.
+Boxes and points that do not move are the lower baseline.
 
 Shape key: b clips, n clips of a split, t frames, k objects or points, z metrics, 2 = (x, y).
 """
@@ -42,7 +42,7 @@ Batch = dict[str, Any]
 
 
 class Tracking:
-    """Heads that track boxes and, on the world, points."""
+    """Heads that track boxes and, in the synthetic world, points."""
 
     name = "tracking"
     is_baseline = False
@@ -58,9 +58,14 @@ class Tracking:
         truth_source.check_source(settings, name, SOURCES)
         head_fitting.check_settings(settings, name)
         if not settings.targets or set(settings.targets) - set(TARGETS):
-            raise UserError(f"{name}.targets={settings.targets} must be from {tuple(TARGETS)}")
+            raise UserError(
+                f"{name}.targets={settings.targets} must have one or more of {tuple(TARGETS)}"
+            )
         if settings.data != WORLD and "points" in settings.targets:
-            raise UserError(f"{name}.targets: only the world has points, remove them")
+            raise UserError(
+                f"{name}.targets has 'points', but only the synthetic world has ground truth for "
+                "points: remove it"
+            )
         if settings.fps < 0:
             raise UserError(f"{name}.fps={settings.fps} must not be negative")
 
@@ -131,7 +136,7 @@ def make_fitting(encoder: Any, config: Any, target: str) -> HeadFitting:
 
 
 def box_loss(predicted_btk4: jax.Array, arrays: Batch) -> jax.Array:
-    """Computes `box_losses.box_loss` of the objects of the first frame, in the other frames."""
+    """Computes the loss of the boxes in all later frames, for the objects of the first frame."""
     present_btk = arrays["present"][:, 1:] & arrays["present"][:, :1]
     return box_losses.box_loss(predicted_btk4, arrays["boxes"][:, 1:], present_btk)
 
@@ -239,7 +244,7 @@ def _mean_score(scores: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def _make_rows(val, chosen, trained, target: str, task: str, name: str) -> list[Row]:
-    """Makes the rows; those of static predictions only for the evaluated encoder."""
+    """Makes the result rows; rows of static predictions only for the evaluated encoder."""
     parts = []
     for suffix, head in chosen.items():
         details = {

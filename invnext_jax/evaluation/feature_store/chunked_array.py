@@ -41,7 +41,8 @@ class ChunkedArray:
         for path, other, dtype, _ in self._files:
             if other[1:] != shape[1:] or dtype != self.dtype:
                 raise UserError(
-                    f"{path} has rows {other[1:]} of {dtype}, unlike {paths[0]}: delete its folder"
+                    f"{path} has rows of shape {other[1:]} and dtype {dtype}, unlike {paths[0]}: "
+                    "delete its folder"
                 )
 
     def __len__(self) -> int:

@@ -144,15 +144,15 @@ def _check_marker(found: Mapping[str, np.ndarray]) -> None:
     """Raises `ValueError` if the arrays of a marker have unexpected types or shapes."""
     kinds, index_b = found["kinds"], found["index"]
     if kinds.ndim != 1 or (kinds.size and kinds.dtype.kind != "U"):
-        raise ValueError("its kinds are not names")
-    if any(Path(str(kind)).name != kind for kind in kinds):  # they become names of files
-        raise ValueError("a kind is not a name")
+        raise ValueError("the kinds of features are not names")
+    if any(Path(str(kind)).name != kind for kind in kinds):  # these become names of files
+        raise ValueError("a kind of features is not a valid file name")
     if index_b.ndim != 1 or index_b.dtype.kind not in "iu" or found["complete"].shape:
-        raise ValueError("its columns have other shapes")
+        raise ValueError("a column has an unexpected shape")
 
 
 def open_folder(folder: Path, key: str, rows: int, chunk_rows: int) -> FeatureFolder:
-    """Opens a folder with this key; if it has another key, deletes its files first.
+    """Opens a folder of features. If its key differs from `key`, its files are deleted first.
 
     Args:
       folder: path of the folder.

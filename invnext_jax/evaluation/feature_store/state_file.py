@@ -49,7 +49,7 @@ class StateFile(NamedTuple):
             try:
                 return self._read(state)
             except regular_file.DAMAGE as error:
-                print(f"{self.path} is damaged ({error}). Training starts again.", flush=True)
+                print(f"{self.path} is damaged ({error}). Training restarts.", flush=True)
                 return state, 0
 
     def _read(self, state: Any) -> tuple[Any, int]:
@@ -64,7 +64,7 @@ class StateFile(NamedTuple):
             if [x.shape for x in leaves] != [np.shape(x) for x in like]:
                 return state, 0
             if any(x.dtype.kind in "SUMmO" for x in leaves):
-                raise ValueError("a leaf has no numbers")
+                raise ValueError("an array is not numeric")
             return jax.tree.unflatten(tree, leaves), int(archive["step"])
 
 

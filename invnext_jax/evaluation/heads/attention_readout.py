@@ -16,7 +16,7 @@ from einops import rearrange, repeat
 from invnext_jax.models.attention import attend
 from invnext_jax.models.layers import Dtype, Mlp, dense, layer_norm, small_normal
 
-EPS = 1e-6  # of the LayerNorms
+EPS = 1e-6  # epsilon of the LayerNorms
 fan_in_normal = nn.initializers.lecun_normal()
 
 
@@ -42,7 +42,7 @@ class AttentionReadout(nn.Module):
         """Computes the outputs of all queries.
 
         Args:
-          x_btnd: float tokens of a frozen encoder. The number of frames t is that of the
+          x_btnd: float tokens of a frozen encoder. The number of frames t must be the same as at
             initialization.
           query_bqd: float32 queries of any width, or None if the queries are learned.
 

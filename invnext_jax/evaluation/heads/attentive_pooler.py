@@ -18,7 +18,7 @@ from invnext_jax.models.attention import attend
 from invnext_jax.models.heads import AttentionPool
 from invnext_jax.models.layers import Dtype, Mlp, dense, layer_norm, small_normal
 
-VJEPA2_EPS = 1e-6  # of all LayerNorms
+VJEPA2_EPS = 1e-6  # epsilon of all LayerNorms
 
 
 class MeanQueryPooler(nn.Module):
@@ -144,11 +144,14 @@ class AttentiveClassifier(nn.Module):
         """Returns float32 logits [b k] of each task.
 
         Raises:
-          ValueError: the pooler has several queries, and their number is not that of the tasks.
+          ValueError: the number of queries is neither 1 nor the number of tasks.
         """
         z_bqd = self.pooler(x_bnd)
         if z_bqd.shape[1] not in (1, len(self.classes)):
-            raise ValueError(f"{z_bqd.shape[1]} queries must be 1 or {len(self.classes)} (tasks)")
+            raise ValueError(
+                f"the pooler has {z_bqd.shape[1]} queries, but must have 1 or "
+                f"{len(self.classes)}, the number of tasks"
+            )
         if self.norm:
             z_bqd = layer_norm(1e-5, jnp.float32, "norm")(z_bqd)
         shared = z_bqd.shape[1] == 1

@@ -63,7 +63,7 @@ def box_loss(
 
     Args:
       predicted: float32 [... 4].
-      target: float32 [... 4]; boxes outside the mask may be anything finite.
+      target: float32 [... 4]; boxes outside the mask may have any finite values.
       mask: bool [...], True where a box is visible.
       l1_weight: weight of the smooth L1 loss, which is the mean over the four corners.
       giou_weight: weight of the GIoU loss.

@@ -15,7 +15,7 @@ from einops import rearrange
 
 from invnext_jax.objectives.losses import masked_mean
 
-SMALL = 1e-6  # lower bound of scales by which is divided
+SMALL = 1e-6  # lower bound of denominators
 
 
 def l2_loss(depth: jax.Array, target: jax.Array, mask: jax.Array) -> jax.Array:

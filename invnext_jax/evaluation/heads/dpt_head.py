@@ -40,7 +40,7 @@ def tapped_layers(depth: int) -> tuple[int, ...]:
 
 
 def resize_corners(x_ihwc: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """Resizes images bilinearly; the centers of the corner pixels stay at the corners.
+    """Resizes images bilinearly with aligned corners (`align_corners` in PyTorch).
 
     Args:
       x_ihwc: float images.
@@ -69,7 +69,7 @@ def resize_corners(x_ihwc: jax.Array, size: tuple[int, int]) -> jax.Array:
 
 
 def _conv(channels: int, kernel: int, name: str, dtype: Dtype, **options: Any) -> nn.Conv:
-    """Returns a convolution that keeps the size of the map (divided by the stride)."""
+    """Returns a padded convolution: the output size is the input size, divided by the stride."""
     options = {"precision": select_precision(dtype), "padding": kernel // 2, **options}
     return nn.Conv(channels, (kernel, kernel), dtype=dtype, name=name, **options)
 
@@ -181,7 +181,7 @@ class DptHead(nn.Module):
           ValueError: the number of layers is not four.
         """
         if len(layers_lbtnd) != len(STRIDES):
-            raise ValueError(f"{len(layers_lbtnd)} layers were given; the head reads four")
+            raise ValueError(f"the head needs {len(STRIDES)} layers, not {len(layers_lbtnd)}")
         t = layers_lbtnd[0].shape[1]
         maps = self._feature_maps(layers_lbtnd)
         sizes = [x.shape[1:3] for x in maps]
@@ -195,8 +195,8 @@ class DptHead(nn.Module):
         x = _conv(self.width // 2, 3, "conv1", self.dtype)(x)
         x = resize_corners(x, (self.patch * self.grid[0], self.patch * self.grid[1]))
         x = nn.relu(_conv(32, 3, "conv2", jnp.float32)(x))
-        # With a bias of 0, the initial output of the last ReLU could be 0 everywhere, without any
-        # gradient.
+        # With a bias of 0, the initial output of the last ReLU could be 0 everywhere, and so could
+        # the gradient.
         x = nn.relu(_conv(1, 1, "depth", jnp.float32, bias_init=nn.initializers.ones)(x))
         return rearrange(x, "(b t) h w 1 -> b t h w", t=t)
 

@@ -37,7 +37,7 @@ class TemporalModule(nn.Module):
         norm = nn.GroupNorm(
             self.groups, epsilon=1e-6, dtype=jnp.float32, use_fast_variance=False, name="norm"
         )
-        y = norm(rearrange(x_bthwc, "b t h w c -> (b t) h w c"))  # statistics of each frame
+        y = norm(rearrange(x_bthwc, "b t h w c -> (b t) h w c"))  # statistics per frame
         y_stc = rearrange(y, "(b t) h w c -> (b h w) t c", t=t).astype(self.dtype)
         y_stc = self._dense(c, "proj_in")(y_stc).astype(jnp.float32)
         for i in range(2):

@@ -19,7 +19,7 @@ from invnext_jax.objectives import contrastive
 
 LOSSES = ("info_nce", "sigmoid")
 MIN_TEMPERATURE = 0.01
-# Initial logit of all pairs of the sigmoid loss, which makes most of them negative (SigLIP).
+# Initial bias of the logits in the sigmoid loss, as in SigLIP: most pairs are negative.
 _SIGMOID_BIAS = -10.0
 
 

@@ -66,15 +66,15 @@ def generalized_iou(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 def score_tracks(
     predicted_tk4: np.ndarray, boxes_tk4: np.ndarray, present_tk: np.ndarray
 ) -> TrackScores:
-    """Computes the mean IoU over all objects and frames with a true box, except frame 0.
+    """Computes the mean IoU over all ground-truth boxes, except those of frame 0.
 
     The boxes of frame 0 are given to the tracker. Objects that are absent in frame 0 have no query
     and are ignored.
 
     Args:
       predicted_tk4: Predicted boxes, float. NaN is replaced by 0.
-      boxes_tk4: True boxes, float.
-      present_tk: Whether the object has a true box, bool.
+      boxes_tk4: Ground-truth boxes, float.
+      present_tk: Whether the object has a ground-truth box, bool.
     """
     counted_tk = present_tk & present_tk[:1]
     counted_tk[0] = False

@@ -8,13 +8,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-MIN_DISPARITY = 1e-3  # aligned disparities are clamped to this value, 1 / 1000 m
+MIN_DISPARITY = 1e-3  # minimum of aligned disparities, in 1 / m
 RATIO = 1.25  # threshold of delta1
 
 
 @dataclasses.dataclass(frozen=True)
 class DepthRange:
-    """Depths in meters that count as valid.
+    """Range of valid depths in meters.
 
     Attributes:
       low: Minimum depth, positive.
@@ -48,8 +48,8 @@ class DepthScores(NamedTuple):
     """Depth metrics of a clip.
 
     Attributes:
-      abs_rel: Mean of |prediction - truth| / truth; NaN without valid pixels.
-      delta1: Fraction of valid pixels with max(prediction / truth, truth / prediction) < 1.25;
+      abs_rel: Mean of |prediction - target| / target; NaN without valid pixels.
+      delta1: Fraction of valid pixels with max(prediction / target, target / prediction) < 1.25;
           NaN without valid pixels.
       pixels: Number of valid pixels.
     """
@@ -62,11 +62,11 @@ class DepthScores(NamedTuple):
 def score_depth(
     predicted_thw: np.ndarray, depth_thw: np.ndarray, limits: DepthRange
 ) -> DepthScores:
-    """Computes the metrics over all valid pixels of a clip, in metric scale.
+    """Computes the metrics over all valid pixels of a clip, without alignment.
 
     Args:
       predicted_thw: Predicted depth in meters; it is clamped to `limits`.
-      depth_thw: True depth in meters. Pixels outside `limits` are ignored.
+      depth_thw: Ground-truth depth in meters. Pixels outside `limits` are ignored.
       limits: Valid range.
     """
     valid_thw = limits.valid(depth_thw)
@@ -88,13 +88,13 @@ def score_aligned_depth(
 ) -> DepthScores:
     """Computes the metrics after alignment of scale and shift, as Video Depth Anything does.
 
-    One scale and one shift for the whole sequence align the predicted disparity (1 / depth) with
-    the true one by least squares. The metrics are averaged over the valid pixels of each frame and
-    then over the frames that have valid pixels.
+    The predicted disparity (1 / depth) is aligned with the ground truth by least squares, with one
+    scale and one shift for the whole clip. The metrics are averaged over the valid pixels of each
+    frame and then over the frames that have valid pixels.
 
     Args:
       predicted_thw: Predicted depth in any unit, or disparity.
-      depth_thw: True depth in meters. Pixels outside `limits` are ignored.
+      depth_thw: Ground-truth depth in meters. Pixels outside `limits` are ignored.
       limits: Valid range.
       is_disparity: Whether the predictions are disparities.
     """

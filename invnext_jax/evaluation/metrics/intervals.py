@@ -172,11 +172,11 @@ def _weighted_mean(scores_b: np.ndarray, weights_b: np.ndarray) -> Callable:
     """Returns the function from row numbers [r b] to the weighted means [r] of these rows."""
     weights_b = np.asarray(weights_b, np.float64)
     sums_b = np.asarray(scores_b, np.float64) * weights_b
-    sums_b = np.where(weights_b > 0, sums_b, 0.0)  # a video without pairs has no score
+    sums_b = np.where(weights_b > 0, sums_b, 0.0)  # scores of weight 0 may be NaN
 
     def mean(rows_rb: np.ndarray) -> np.ndarray:
         total_r = weights_b[rows_rb].sum(axis=1)
-        # A resample may contain only videos of weight zero; it has no mean.
+        # If a resample contains only videos of weight 0, its mean is NaN.
         return sums_b[rows_rb].sum(axis=1) / np.where(total_r > 0, total_r, np.nan)
 
     return mean

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-THRESHOLDS = (1, 2, 4, 8, 16)  # in pixels of 256 x 256 frames
+THRESHOLDS = (1, 2, 4, 8, 16)  # maximum distances, in pixels of 256 x 256 frames
 RASTER = 256
 
 
@@ -55,7 +55,7 @@ def score_points(
     Args:
       predicted_nt2: Predicted positions in pixels of 256 x 256 frames, float.
       hidden_nt: Whether each point is predicted to be occluded, bool.
-      points_nt2: True positions in the same unit, float.
+      points_nt2: Ground-truth positions in the same unit, float.
       occluded_nt: Whether each point is occluded, bool.
       query_frame_n: Index of the frame in which each point is given, int.
       mode: "first" evaluates the frames after the query frame; "strided" evaluates all frames

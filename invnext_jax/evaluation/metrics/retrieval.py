@@ -1,7 +1,7 @@
 """Retrieval metrics: ranks, R@k, median rank and multiple choice.
 
-Ties are resolved against the model: a candidate with the score of the true one is ranked before
-it. Constant embeddings therefore get the worst ranks.
+Ties are resolved against the model: a wrong candidate is ranked before a correct one with the same
+score. Constant embeddings therefore get the worst ranks.
 
 Shape key: q queries, c candidates, b videos, j captions.
 """
@@ -17,9 +17,9 @@ class RetrievalScores(NamedTuple):
     """Retrieval metrics of one direction.
 
     Attributes:
-      recall: Share of the queries whose rank is at most each of `CUTOFFS`, in [0, 1].
+      recall: For each k in `CUTOFFS`, the fraction of queries whose rank is at most k, in [0, 1].
       median_rank: Median rank; 1 is the best.
-      rank_q: Rank of the first true candidate of each query, from 1.
+      rank_q: Rank of the first correct candidate of each query, from 1.
     """
 
     recall: dict[int, float]
@@ -28,10 +28,10 @@ class RetrievalScores(NamedTuple):
 
 
 def rank_candidates(scores_qc: np.ndarray, is_true_qc: np.ndarray) -> np.ndarray:
-    """Returns the rank of the best true candidate of each query, int64 [q], from 1.
+    """Returns the rank of the best correct candidate of each query, int64 [q], from 1.
 
-    Other true candidates of the same query do not count as errors. Without a true candidate, or if
-    its score is NaN, the rank is c + 1.
+    Other correct candidates of the same query do not count as errors. Without a correct candidate,
+    or if its score is NaN, the rank is c + 1.
 
     Args:
       scores_qc: Similarity of queries and candidates.
@@ -54,8 +54,8 @@ def score_retrieval(
 ) -> dict[str, RetrievalScores]:
     """Computes the metrics of text-to-video and video-to-text retrieval.
 
-    A video may have several captions. Text to video, each caption is a query. Video to text, each
-    video with a caption is a query, and its best caption counts.
+    A video may have several captions. For text to video, each caption is a query. For video to
+    text, each video with a caption is a query, and the rank is that of its best caption.
 
     Args:
       scores_jb: Similarity of captions and videos.
@@ -77,7 +77,7 @@ def score_retrieval(
 
 
 def true_pairs(videos: int, video_j: np.ndarray, same_j: np.ndarray | None = None) -> np.ndarray:
-    """Returns which captions describe which of `videos` videos, bool [j b].
+    """Returns whether each caption describes each of `videos` videos, bool [j b].
 
     See `score_retrieval` for the other arguments.
     """
@@ -91,8 +91,8 @@ def true_pairs(videos: int, video_j: np.ndarray, same_j: np.ndarray | None = Non
 def chance_of_recall(is_true_qc: np.ndarray, k: int) -> float:
     """Computes the expected R@k of a random order of the candidates, averaged over queries.
 
-    A query with m true candidates of n fails if the first k candidates of the random order are all
-    wrong, which has the probability C(n - m, k) / C(n, k).
+    A query with m correct candidates out of n fails if the first k candidates are all wrong. This
+    has the probability C(n - m, k) / C(n, k).
     """
     n = is_true_qc.shape[1]
     wrong_q = n - is_true_qc.sum(axis=1)
@@ -102,11 +102,11 @@ def chance_of_recall(is_true_qc: np.ndarray, k: int) -> float:
 
 
 def choose(scores_bc: np.ndarray, answer_b: np.ndarray) -> np.ndarray:
-    """Returns whether the true candidate of each video has the highest score, bool [b].
+    """Returns whether the correct candidate of each video has the highest score, bool [b].
 
     Args:
       scores_bc: Similarity of each video and its own candidates; -inf for missing candidates.
-      answer_b: Column of the true candidate.
+      answer_b: Column of the correct candidate.
     """
     is_true_bc = np.arange(scores_bc.shape[1])[None] == np.asarray(answer_b)[:, None]
     return rank_candidates(scores_bc, is_true_bc) == 1

@@ -41,8 +41,8 @@ def region_similarity(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Computes J, the intersection over union of masks.
 
     Args:
-      predicted: Masks [... h w], bool.
-      truth: Masks [... h w], bool.
+      predicted: Predicted masks [... h w], bool.
+      truth: Ground-truth masks [... h w], bool.
 
     Returns:
       float64 [...], in [0, 1]; 1 if both masks are empty.
@@ -62,7 +62,7 @@ def boundary_accuracy(predicted_hw: np.ndarray, truth_hw: np.ndarray) -> float:
 
     Args:
       predicted_hw: Predicted mask, bool.
-      truth_hw: True mask, bool.
+      truth_hw: Ground-truth mask, bool.
 
     Returns:
       The F-measure, in [0, 1].
@@ -102,7 +102,7 @@ def score_masks(
 
     Args:
       predicted_thw: Predicted object id of each pixel, int.
-      ids_thw: True object id of each pixel, int.
+      ids_thw: Ground-truth object id of each pixel, int.
       objects: Ids of the objects to evaluate.
       skip_last: Whether to also skip the last frame, as DAVIS does.
     """
@@ -120,14 +120,14 @@ def score_masks(
 def joint_errors(
     predicted_tj2: np.ndarray, joints_tj2: np.ndarray, visible_tj: np.ndarray
 ) -> np.ndarray:
-    """Computes the distances of predicted joints from the true ones in units of the body size.
+    """Computes the distances of predicted joints from the ground truth, in units of the body size.
 
     The body size is `BODY_SCALE` times the diagonal of the box around the visible joints of the
     frame, as in the evaluations of label propagation on JHMDB.
 
     Args:
       predicted_tj2: Predicted joints in pixels, float.
-      joints_tj2: True joints in pixels, float.
+      joints_tj2: Ground-truth joints in pixels, float.
       visible_tj: Whether each joint is visible, bool.
 
     Returns:

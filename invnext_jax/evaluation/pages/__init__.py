@@ -1,1 +1,1 @@
-"""Web pages: the report of runs, the pictures of a data set, and comparisons of evaluations."""
+"""Web pages: reports of runs, example clips of a data set, and comparisons of evaluations."""

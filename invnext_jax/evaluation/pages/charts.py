@@ -43,7 +43,7 @@ CHARTS = (
         "Nearest neighbors during training",
         r"eval/\w+",
         "Accuracy on the videos of config.eval, leave-one-out: each clip is classified by its "
-        "nearest neighbors, or, without labels, must find the other half of its video.",
+        "nearest neighbors, or, without labels, retrieves the other half of its video.",
     ),
     ChartSpec(
         "Alignment",
@@ -103,8 +103,8 @@ CHARTS = (
     ChartSpec(
         "Waiting for data",
         r"data_wait|hosts/data_wait/max",
-        "Fraction of the time that the loop waited for batches. With several hosts, also that of "
-        "the host that waited longest.",
+        "Fraction of the time that the loop waited for batches. With several hosts, a second line "
+        "shows the host that waited longest.",
     ),
 )
 

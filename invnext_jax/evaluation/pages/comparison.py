@@ -89,7 +89,8 @@ def _data_notes(first: Evaluation, other: Evaluation) -> list[str]:
     notes = []
     if not paired_differences.same_videos(first, other):
         notes.append(
-            f"{other.title} has other held-out videos than {first.title}; no differences are shown."
+            f"{other.title} and {first.title} have different held-out videos, so no differences "
+            "are shown."
         )
     clips = [e.results.get("clips", {}) for e in (first, other)]
     changed = [name for name in clips[0] if clips[0][name] != clips[1].get(name)]
@@ -201,7 +202,7 @@ def _mark_best(found, lines, task: str, form: tables.MetricFormat) -> None:
 def make_curves(
     evaluations: Sequence[Evaluation], protocols: Sequence[Protocol]
 ) -> list[dict[str, Any]]:
-    """Plots the values over the training steps of runs of which several checkpoints were evaluated.
+    """Plots values against training steps, for runs with several evaluated checkpoints.
 
     Returns:
       A list of dicts with `title`, `svg` and `legend`, which lists (name, color, last

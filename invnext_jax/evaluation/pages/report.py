@@ -140,7 +140,7 @@ def _read_epochs(workdir: Path) -> str:
 
 
 def show_clips(runs: Sequence[ReportedRun], results: Sequence[dict], count: int) -> dict[str, Any]:
-    """Returns strips of pictures for the first clips of the held-out manifest.
+    """Returns image strips of the first clips of the held-out manifest.
 
     Without an evaluation, the clips are from the training manifest of the first run.
     """
@@ -188,7 +188,7 @@ FEATURES_CAPTION = (
 
 
 def _stage_strips(config: Any, params: Any, video_bthwc: np.ndarray):
-    """Yields (title, caption, videos) for each picture of a stage; see `Stage.picture_clips`."""
+    """Yields (title, caption, videos) for each strip of a stage; see `Stage.picture_clips`."""
     stage = registry.find_stage(config)
     for picture in stage.picture_clips(config, params, video_bthwc):
         draw = visualization.hide_patches if picture.hides_masked else visualization.outline_patches

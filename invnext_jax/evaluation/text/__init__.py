@@ -1,1 +1,1 @@
-"""Texts of the evaluation: tokenizers, text towers, captions, class names and prompts."""
+"""Text in evaluations: tokenizers, text towers, captions, class names and prompts."""

@@ -1,8 +1,8 @@
-"""Training of the text alignment, and the embeddings of videos and texts that it gives.
+"""Trains the text alignment and embeds videos with it.
 
-Without augmentation, the features of the videos are read from a cache. With it, clips are sampled
-anew and the encoder runs in the training step. The features of the captions are computed once,
-unless the text tower is trained, too.
+Without augmentation, the features of the videos are read from a cache. With augmentation, new clips
+are sampled in each epoch, and the encoder runs in the training step. The features of the captions
+are computed once, unless the text tower is also trained.
 
 Shape key: b videos or pairs, j captions, n tokens, d width.
 """
@@ -30,7 +30,7 @@ from invnext_jax.evaluation.truth.captions import Captions
 from invnext_jax.json_file import hash_json
 from invnext_jax.training import mesh as mesh_lib
 
-ATTENTION = "attention"  # the trained pooling; the others are `features.POOLINGS`
+ATTENTION = "attention"  # the pooling that is trained; for the others, see `features.POOLINGS`
 CHUNK = 64  # videos whose cached features are read at once
 Batch = dict[str, np.ndarray]
 
@@ -51,7 +51,7 @@ class AlignedModel(NamedTuple):
 
 
 class _Pairs(NamedTuple):
-    """Captions by video: those of row i of the manifest are order[start[i] : start[i + 1]]."""
+    """Caption indices by video: those of manifest row i are order_j[start[i] : start[i + 1]]."""
 
     order_j: np.ndarray
     start: np.ndarray
@@ -59,11 +59,11 @@ class _Pairs(NamedTuple):
     def choose(self, rows_b: np.ndarray, seed: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
         """Chooses a random caption of each video.
 
-        A video without captions is replaced by the first one that has some. The loss does not
-        count equal videos as negatives of each other.
+        A video without captions is replaced by the first video of the batch that has some. The loss
+        does not count equal videos as negatives of each other.
 
         Returns:
-          Positions in `rows_b` of the videos, and numbers of the captions, int [b] each.
+          Positions of the videos in `rows_b`, and indices of the captions, int [b] each.
 
         Raises:
           UserError: no video has a caption.
@@ -89,7 +89,7 @@ def group_pairs(captions: Captions, rows: int) -> _Pairs:
 def train(
     inputs: EvalInputs, config: Any, captions: Captions, text: TextEncoder, rows: int
 ) -> AlignedModel:
-    """Trains the projector, the alignment layer and, if asked for, the text tower.
+    """Trains the projector, the alignment layer and, with `config.text.train_text`, the text tower.
 
     Args:
       inputs: the frozen encoder and its features.
@@ -121,7 +121,9 @@ def train(
             features = inputs.features("train", dense=settings.pooling == ATTENTION)
             used_b = np.flatnonzero(has_caption[features.index_b])
             if not len(used_b):
-                raise UserError("no readable training video has a caption: check the captions")
+                raise UserError(
+                    "no readable training video has a caption: check config.text.train_captions"
+                )
             videos, read = len(used_b), _feature_batches(features, used_b, settings, seed)
 
         def batches(step: int) -> Batch:
@@ -256,7 +258,7 @@ def _held_out_batches(inputs: EvalInputs, settings: Any, in_step: bool) -> Itera
 
 
 def _feature_batches(features, used_b, settings, seed) -> Callable[[int], Batch]:
-    """Returns a function of the step -> cached features. Each epoch has another order."""
+    """Returns a function step -> batch of cached features. Each epoch has a different order."""
     size = settings.batch_size
 
     @functools.lru_cache(maxsize=2)
@@ -281,7 +283,7 @@ def _read_features(features, rows_b: np.ndarray, pooling: str) -> np.ndarray:
 
 
 def _encode_once(saved, text: TextEncoder, words_jn: np.ndarray) -> np.ndarray:
-    """Returns the features of captions, from a file if they are stored."""
+    """Returns the features of captions. They are read from a file if they are stored."""
     empty_jd = np.zeros((len(words_jn), text.tower.out_width), np.float32)
     text_jd, done = saved.restore(empty_jd)
     if not done:

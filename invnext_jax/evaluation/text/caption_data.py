@@ -21,7 +21,7 @@ from invnext_jax.evaluation.truth import captions as captions_lib
 from invnext_jax.evaluation.truth.captions import Captions, Choices
 from invnext_jax.synthetic_world import captions as world_captions
 
-SUFFIX = ".captions.jsonl"  # of the file next to a manifest, as launch/make_world.py writes it
+SUFFIX = ".captions.jsonl"  # suffix of the file next to a manifest; see launch/make_world.py
 
 
 class EvaluationTexts(NamedTuple):
@@ -29,7 +29,7 @@ class EvaluationTexts(NamedTuple):
 
     Attributes:
       train: captions of the training videos.
-      val: captions of the held-out videos; None for no retrieval.
+      val: captions of the held-out videos; None without retrieval.
       prompts: prompts of each class, by task; the class ids are the positions.
       choices: multiple choices of held-out videos, by name.
       vocabulary: texts with all words of the captions.
@@ -85,15 +85,15 @@ def read_texts(config: Any, tasks: Sequence[str]) -> EvaluationTexts:
 
 
 def find_file(config: Any, name: str) -> str:
-    """Returns the path of an option of `config.text`; "" if it is empty."""
+    """Returns the path that an option of `config.text` specifies; "" if the option is empty."""
     path, root = config.text[name], config.data.root
     return os.path.join(root, path) if path and root else path
 
 
 def hash_files(config: Any) -> str:
-    """Returns a hash of the files of captions and choices, and of those of the text tower.
+    """Returns a hash of the files of captions, of choices and of the text tower.
 
-    Of a file of the text tower, the size and the first and last 64 KiB are hashed.
+    For files of the text tower, the size and the first and last 64 KiB are hashed.
     """
     digest = hashlib.sha256()
     folder = Path(config.text.encoder)
@@ -133,7 +133,7 @@ def _find_captions(manifest: Manifest, path: str, join: bool) -> Captions | None
 
 
 def _find_level(manifest: Manifest) -> str:
-    """Returns the level of the world; "" if the videos are no clips of a world."""
+    """Returns the level of the synthetic world; "" if the videos are not from a world."""
     path = manifest.paths[0]
     return captions_lib.find_level(path) if captions_lib.is_world_clip(path) else ""
 
@@ -155,7 +155,7 @@ def _world_prompts(level: str, tasks: Sequence[str]) -> dict[str, list[list[str]
 def _name_prompts(
     config: Any, tasks: Sequence[str], manifest: Manifest
 ) -> dict[str, list[list[str]]]:
-    """Fills the class names of each task that has some into the templates."""
+    """Makes prompts from class names and templates, for each task with class names."""
     named, _ = split_checks.check_class_names(config, tasks)
     return {
         task: fill_templates(
@@ -172,7 +172,7 @@ def fill_templates(
 
     Args:
       names: class ids by name.
-      templates: sentences with "{}" in the place of the name.
+      templates: sentences in which "{}" is replaced by the name.
       labels_b: labels of the held-out videos, negative for none.
       task: name of the task, for error messages.
 

@@ -29,7 +29,7 @@ def classify(
     task: str,
     make_row: Callable[..., Row],
 ) -> Row:
-    """Classifies videos by the nearest class, whose vector is the mean of those of its prompts.
+    """Classifies videos by the nearest class. The vector of a class is the mean over its prompts.
 
     Args:
       video_bd: unit vectors of the videos.
@@ -38,7 +38,7 @@ def classify(
       embed: function texts -> unit vectors.
       prompts: prompts of each class.
       task: name of the task.
-      make_row: function of the other fields of the row.
+      make_row: function that makes a `Row` from its remaining fields.
     """
     flat = [prompt for group in prompts for prompt in group]
     bounds = np.cumsum([len(group) for group in prompts])[:-1]
@@ -59,8 +59,8 @@ def retrieve(
 ) -> list[Row]:
     """Retrieves videos by captions and captions by videos.
 
-    Only videos with captions are candidates. The standard errors are over videos, because the
-    captions of a video belong together.
+    Only videos with captions are candidates. The standard errors are over videos, because captions
+    of the same video are not independent.
 
     Args:
       video_bd: see `classify`.
@@ -71,7 +71,7 @@ def retrieve(
     """
     used_j = np.flatnonzero(np.isin(captions.row_j, index_b))
     if not len(used_j):
-        raise UserError("no readable held-out video has a caption: check the captions")
+        raise UserError("no readable held-out video has a caption: check config.text.val_captions")
     rows_j, group_j = captions.row_j[used_j], captions.group_j[used_j]
     described_b = np.isin(index_b, rows_j)
     video_bd, index_b = video_bd[described_b], index_b[described_b]
@@ -124,13 +124,15 @@ def choose(
       index_b: see `classify`.
       embed: see `classify`.
       choices: candidates of each video.
-      name: what the candidates differ in.
+      name: name of the property in which the candidates differ.
       make_row: see `classify`.
     """
     place = {int(row): i for i, row in enumerate(index_b)}
     used = [i for i, row in enumerate(choices.row_b) if int(row) in place]
     if not used:
-        raise UserError("no readable held-out video has multiple choices: check the file of them")
+        raise UserError(
+            "no readable held-out video has multiple choices: check config.text.choices"
+        )
     texts = sorted({text for i in used for text in choices.candidates[i]})
     number = {text: i for i, text in enumerate(texts)}
     text_jd = embed(texts)
@@ -148,7 +150,7 @@ def choose(
 
 
 def _share_row(correct_b, index_b, make_row, *, classes: int, **fields) -> Row:
-    """Returns the row of a share of correct videos."""
+    """Returns a row whose value is the fraction of correct videos."""
     share = float(np.mean(correct_b))
     row = make_row(
         value=share,
@@ -166,7 +168,7 @@ def _add_details(row: Row, **details) -> Row:
 
 
 def _per_video(found_q: np.ndarray, video_q: np.ndarray, index_b: np.ndarray) -> VideoScores:
-    """Averages the queries of each video; the weights are their numbers."""
+    """Averages the scores of the queries of each video. The weights are the numbers of queries."""
     weight_b = np.bincount(video_q, minlength=len(index_b))
     score_b = np.bincount(video_q, weights=found_q, minlength=len(index_b)) / weight_b
     return VideoScores(index_b, score_b, weight_b)

@@ -26,11 +26,11 @@ from invnext_jax.training import mesh as mesh_lib
 from invnext_jax.weights import import_weights
 from invnext_jax.weights.files import open_checkpoint
 
-BATCH = 256  # captions that are encoded at once
-# The small tower for texts without a published one, such as the captions of the synthetic world.
+BATCH = 256  # number of captions that are encoded at once
+# Sizes of the text tower that is used without a published one, for example on the synthetic world.
 SMALL = {"width": 64, "depth": 2, "heads": 4, "mlp_width": 128, "out_width": 64}
-MAX_WORDS = 64  # of a caption
-_DEVIATION = 0.02  # of the initial parameters, which is too small for a narrow tower
+MAX_WORDS = 64  # maximum number of words of a caption
+_DEVIATION = 0.02  # standard deviation of the initial parameters; too small for a narrow tower
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -101,13 +101,13 @@ def load_text_encoder(folder: str | Path) -> TextEncoder:
 
 
 def make_text_encoder(texts: Sequence[str], seed: int) -> TextEncoder:
-    """Makes a small text encoder with random parameters for the words of some texts."""
+    """Makes a small text encoder with random parameters, whose vocabulary is that of `texts`."""
     longest = max(len(split_words(text)) for text in texts)
     tokenizer = WordTokenizer(texts, min(max(1, longest), MAX_WORDS))
     tower = TextTower(words=tokenizer.words, length=tokenizer.length, **SMALL)
     inputs_jn = jnp.zeros((1, tokenizer.length), jnp.int32)
     params = mesh_lib.unbox(jax.jit(tower.init)(jax.random.key(seed), inputs_jn)["params"])
-    # Layers then keep the scale of their inputs, and words and positions have length 1.
+    # With this gain, layers keep the scale of their inputs, and embeddings have length 1.
     gain = 1 / (_DEVIATION * tower.width**0.5)
     params = scale_kernels(params, gain, without=())
     params["embed"]["embedding"] *= gain

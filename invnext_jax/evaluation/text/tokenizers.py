@@ -1,4 +1,4 @@
-"""Tokenizers: that of a published text tower, read from its folder, or one of words.
+"""Tokenizers: the published tokenizer of a text tower, or a tokenizer of words.
 
 Shape key: j captions, n tokens.
 """
@@ -36,7 +36,7 @@ class Tokenizer(Protocol):
 
 
 class WordTokenizer:
-    """Tokens are words in lower case. 0 is padding and 1 is every word not in the vocabulary.
+    """Tokenizer of lower-case words. Token 0 is padding, and 1 is any word not in the vocabulary.
 
     Args:
       texts: texts whose words are the vocabulary.
@@ -141,7 +141,7 @@ def _find_token(tokenizer: Any, settings: dict[str, Any], name: str, folder: Pat
 
 
 def _add_end_token(tokenizer: Any, settings: dict[str, Any], folder: Path) -> None:
-    """Adds the end token if the settings ask for it and tokenizer.json does not."""
+    """Adds the end token if the settings require it and tokenizer.json does not add it."""
     if not settings.get("add_eos_token"):
         return
     number = _find_token(tokenizer, settings, "eos_token", folder)

@@ -1,7 +1,7 @@
 """Ground truth of videos, aligned with the frames of the evaluation clip.
 
-All readers implement `truth.Truth`: `load(row)` returns the clip and its truth as arrays. The
-frames, the crop and the size of the truth are those of the clip.
+All readers implement `truth.Truth`: `load(row)` returns the clip and its ground truth as arrays,
+with the same frames, crop and size.
 
     truth           the interface of the readers, and batches of valid rows
     geometry        crops of boxes, points and label images
@@ -10,7 +10,7 @@ frames, the crop and the size of the truth are those of the clip.
     world           rendered and written synthetic worlds
     depth_folders   depth of ScanNet and KITTI
     masks, joints   masks of DAVIS, joints of JHMDB
-    boxes_jsonl     boxes of tracked objects in a neutral format; track_windows selects windows
+    boxes_jsonl     boxes of tracked objects in JSON lines; track_windows selects windows
     epic_kitchens   clips before an action
     captions        captions of videos
     baselines       reference values without an encoder: chance levels and constant predictions

@@ -47,7 +47,7 @@ def prior_scores(train_labels_b: np.ndarray, classes: int, videos: int) -> np.nd
 
 
 class MeanDepth:
-    """Running mean of the true depth in meters, for constant predictions.
+    """Running mean of the ground-truth depth in meters, for constant predictions.
 
     Args:
       limits: Range of valid depths.

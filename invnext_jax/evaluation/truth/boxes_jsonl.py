@@ -1,4 +1,4 @@
-"""Boxes of tracked objects in a neutral format: one JSON line for each video.
+"""Reads boxes of tracked objects from a JSON lines file, with one line for each video.
 
     {"video": "clips/a.mp4", "fps": 10, "width": 1920, "height": 1280,
      "tracks": {"car 7": {"frames": [0, 1, 2], "boxes": [[x0, y0, x1, y1], ...]}, ...}}
@@ -30,11 +30,11 @@ from invnext_jax.evaluation.truth.geometry import ClipGeometry
 from invnext_jax.evaluation.truth.track_windows import WindowRules, select_windows
 from invnext_jax.evaluation.truth.truth import BadTruth, SkippedEntries
 
-# Upper bounds that a valid file never reaches. Larger values count as damage.
+# Upper bounds that valid files never reach. A line with larger values is skipped as damaged.
 MAX_FRAMES = 10**6
 MAX_TRACKS = 2**16
-MAX_RANGE = 2**16  # of the frame rate, the height and the width
-BOX_RANGE = 1e9  # pixels
+MAX_RANGE = 2**16  # maximum frame rate, height and width
+BOX_RANGE = 1e9  # maximum absolute value of a coordinate in pixels
 MAX_LINE_BYTES = 2**26
 MAX_BYTES = 2**32
 MAX_VIDEO_BYTES = 2**40
@@ -71,7 +71,7 @@ class VideoTracks:
         return int(self.frame_n[-1]) + 1 if len(self.frame_n) else 0
 
     def of_frames(self, frames: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the boxes of some frames.
+        """Returns the boxes in the given frames.
 
         Returns:
           The boxes, float32 [t k 4], zeros where absent; and whether each object has a box, bool
@@ -145,7 +145,7 @@ def _parse_track(track: Any) -> tuple[np.ndarray, np.ndarray]:
     if (box_n4[:, :2] > box_n4[:, 2:]).any():
         raise ValueError("the corners of a box are in the wrong order: use x0, y0, x1, y1")
     if (np.abs(box_n4) > BOX_RANGE).any():
-        raise ValueError(f"a box is outside of the range of {BOX_RANGE} pixels")
+        raise ValueError(f"a coordinate of a box exceeds {BOX_RANGE} pixels")
     return frame_n.astype(np.int64), box_n4
 
 

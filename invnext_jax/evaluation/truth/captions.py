@@ -59,7 +59,7 @@ class Choices(NamedTuple):
     Attributes:
       row_b: Row of each video, int64.
       candidates: Candidates of each video.
-      answer_b: Number of the true candidate, int64.
+      answer_b: Index of the correct candidate, int64.
       skipped: Number of entries that are damaged or whose video is not in the manifest.
     """
 
@@ -75,7 +75,7 @@ def read_captions(path: str | os.PathLike, manifest: Manifest, *, join: bool = F
     Args:
       path: JSON file, or ".jsonl".
       manifest: The videos.
-      join: Whether all captions of a video are joined to one text, as in paragraph retrieval on
+      join: Whether all captions of a video are joined into one text, as in paragraph retrieval on
           ActivityNet and DiDeMo.
 
     Raises:
@@ -131,7 +131,7 @@ def make_world_choices(manifest: Manifest, task: str = "motion") -> Choices:
     """Makes a multiple choice for each clip of a world.
 
     The candidates are the video-level captions with all classes of a task. They differ only in this
-    attribute, so that only an encoder that represents it finds the true one.
+    attribute, so the correct one can only be found by an encoder that represents the attribute.
 
     Args:
       manifest: The clips.

@@ -33,7 +33,7 @@ class EvaluationClip(NamedTuple):
 
 @dataclasses.dataclass
 class RecordingSampler:
-    """A `ClipSampler` that records what it sampled.
+    """A `ClipSampler` that stores the frame indices and the window that it sampled last.
 
     Attributes:
       sampler: The sampler.
@@ -75,14 +75,14 @@ def make_sampler(load: LoadClip, source: str) -> RecordingSampler:
 
     Args:
       load: The loader of the evaluation's clips, which has the sampling options.
-      source: Data set of the row, whose options `config.data.by_source` may change.
+      source: Name of the row's data set, for the options in `config.data.by_source`.
     """
     transform = sources.find_entry(load.by_source, source, load.transform)
     return RecordingSampler(ClipSampler(transform, load.frames, load.size, [None]))
 
 
 def read_evaluation_clip(record: VideoRecord, load: LoadClip) -> EvaluationClip:
-    """Reads the clip that `load(record, [None])` reads.
+    """Reads the same clip as `load(record, [None])`, with its frame indices and window.
 
     Raises:
       BadTruth: The video cannot be read.

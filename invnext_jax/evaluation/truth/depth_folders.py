@@ -1,4 +1,4 @@
-"""Depth of ScanNet and KITTI: folders of images and of uint16 depth images, which are 0 if unknown.
+"""Reads depth of ScanNet and KITTI from folders of images and uint16 depth images (0 if unknown).
 
 ScanNet, with depth in millimeters:
 
@@ -38,7 +38,7 @@ class _FrameFiles(NamedTuple):
     """The files of a scene or drive.
 
     Attributes:
-      name: Name for messages.
+      name: Name that is used in messages.
       pictures: Images by their number, in ascending order.
       depths: Depth images by their number; not empty.
     """

@@ -29,9 +29,9 @@ SOURCE = "epic_kitchens"
 COLUMNS = ("video_id", "verb_class", "noun_class")
 TIMES = ("start_timestamp", "stop_timestamp")
 FRAMES = ("start_frame", "stop_frame")
-MAX_BYTES = 2**28  # of an annotation file; the official ones have 14 MB
+MAX_BYTES = 2**28  # maximum size of an annotation file; the official ones have 14 MB
 MAX_NAME = 200  # characters of a video's name, which becomes a file name
-MIN_SECONDS = 0.05  # minimum end of a context; an earlier one consists of the first frames
+MIN_SECONDS = 0.05  # minimum end time of a context, so that it contains the first frames
 
 
 class Annotations(NamedTuple):
@@ -107,7 +107,7 @@ def clip_times(
     point: float = 0.0,
     from_end: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Computes when the context of each action starts and ends.
+    """Computes the start and end times of the context of each action.
 
     The context ends `anticipation` seconds before the anticipated moment, which the official
     protocol places at the start of the action. Training may move it into the action.

@@ -106,5 +106,5 @@ class ClipGeometry:
 
 def _nearest(low: float, high: float, count: int, source: int) -> np.ndarray:
     position_n = (low + (np.arange(count) + 0.5) / count * (high - low)) * source
-    # Because of rounding errors, the center of a pixel may be just below its own cell.
+    # Because of rounding errors, the center of a pixel may be slightly below its cell.
     return np.clip(np.floor(position_n + 1e-9), 0, source - 1).astype(np.int64)

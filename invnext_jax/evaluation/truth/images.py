@@ -23,7 +23,7 @@ EXTENSIONS = (".jpg", ".jpeg", ".png")
 FORMATS = ("PNG", "JPEG")  # the decoders of other formats start programs or are rarely tested
 DEPTH_MODES = ("I", "I;16", "I;16B", "I;16L")
 MAX_PIXELS = 2**26
-MAX_BYTES = 2**28  # of an image
+MAX_BYTES = 2**28  # maximum size of an image file
 MAX_LIST_BYTES = 2**24
 MAX_NAME = 255  # file systems do not have longer names
 
@@ -154,7 +154,7 @@ def read_clip(paths: Sequence[Path], size: int | None) -> tuple[np.ndarray, Clip
         picture = picture or image_hwc.shape[:2]
         if image_hwc.shape[:2] != picture:
             raise BadTruth(
-                f"{path} has another size than the first frame of its clip", "wrong format"
+                f"{path} differs in size from the first frame of its clip", "wrong format"
             )
         if size is not None:
             window = frame_converter.square_crop(*picture)

@@ -22,10 +22,11 @@ from invnext_jax.evaluation.truth.truth import BadTruth
 
 MEMBERS = {"train": "1", "val": "2"}
 ENDING = "_test_split"
-# Limits of a file of joints, which has about 10 kB.
+# Maximum sizes of a file of joints. A typical file has about 10 kB.
 MAX_BYTES = 2**24
 MAX_DECOMPRESSED = 2**26
-HEADER, TAG, COMPRESSED = 128, 8, 15  # of MATLAB 5 files: bytes, bytes, and the type of an element
+# Format of MATLAB 5 files: bytes of the header, bytes of a tag, and type of compressed elements.
+HEADER, TAG, COMPRESSED = 128, 8, 15
 
 
 class JhmdbJoints:
@@ -69,7 +70,10 @@ class JhmdbJoints:
                 name, _, member = line.strip().partition(" ")
                 if member.strip() == MEMBERS[split]:
                     if not images.is_folder_name(name):
-                        raise UserError(f"{path} has the clip {name[:80]!r}: it is not a file name")
+                        raise UserError(
+                            f"{path} has the clip {name[:80]!r}, which is not a file name: correct "
+                            "the list"
+                        )
                     self.clips.append((action, Path(name).stem))
         if not self.clips:
             raise UserError(

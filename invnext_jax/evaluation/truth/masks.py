@@ -16,7 +16,7 @@ from invnext_jax.errors import UserError
 from invnext_jax.evaluation.truth import images
 from invnext_jax.evaluation.truth.truth import BadTruth
 
-VOID = 255  # pixels without annotation in some data sets of this layout
+VOID = 255  # id of pixels without annotation in some data sets with this layout
 
 
 class DavisMasks:
@@ -81,7 +81,10 @@ class DavisMasks:
         for picture in pictures.values():
             ids_hw = images.read_ids(folder / f"{picture.stem}.png")
             if frames and ids_hw.shape != frames[0].shape:
-                raise BadTruth(f"{folder / picture.stem}.png has another size", "wrong format")
+                raise BadTruth(
+                    f"{folder / picture.stem}.png differs in size from the first annotation",
+                    "wrong format",
+                )
             frames.append(ids_hw)
         ids_thw = geometry.crop_image(np.stack(frames))
         ids_thw = np.where(ids_thw == VOID, 0, ids_thw)

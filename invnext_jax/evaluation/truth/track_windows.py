@@ -1,4 +1,4 @@
-"""Selects windows of tracked boxes by the rules of object tracking on Waymo Open.
+"""Selects windows of tracked boxes by the rules for object tracking on Waymo Open.
 
 Source: InternVideo-Next, appendix A.4, and Scaling 4D Representations.
 

@@ -16,13 +16,13 @@ from absl import logging
 from invnext_jax import sanitize
 from invnext_jax.errors import UserError
 
-EXAMPLES = 3  # number of bad rows that a message names
-MAX_LOGGED = 20  # number of damaged entries of a file that are logged
-MAX_REASON = 200  # characters of a reason
+EXAMPLES = 3  # maximum number of skipped rows that are listed in a message
+MAX_LOGGED = 20  # maximum number of damaged entries of a file that are logged
+MAX_REASON = 200  # maximum number of characters of a reason
 
 
 class BadTruth(Exception):  # noqa: N818, like `data.demux.BadVideo`
-    """The clip or the truth of one row cannot be read; the row is skipped.
+    """Raised if the clip or the ground truth of a row cannot be read. The row is skipped.
 
     Attributes:
       kind: Kind of error: "missing", "truncated", "wrong format", "no truth", or one of
@@ -35,7 +35,7 @@ class BadTruth(Exception):  # noqa: N818, like `data.demux.BadVideo`
 
 
 class Truth(Protocol):
-    """The interface of ground-truth readers. A row is a clip with its truth.
+    """The interface of ground-truth readers. A row is a clip with its ground truth.
 
     Attributes:
       name: Name of the data set.
@@ -50,7 +50,7 @@ class Truth(Protocol):
         ...
 
     def load(self, row: int) -> dict[str, np.ndarray]:
-        """Reads a clip and its truth.
+        """Reads a clip and its ground truth.
 
         Returns:
           A dict with `video`, uint8 [t h w c] RGB, and some of: `depth`, float32 [t h w] in

@@ -1,4 +1,6 @@
-"""Truth of the synthetic world, rendered (`world:` URLs) or written by `launch/make_world.py`.
+"""Ground truth of synthetic worlds: rendered (`world:` URLs) or read from files.
+
+The files are written by `launch/make_world.py`.
 
 Shape key: t frames, k objects, n points, h w pixels.
 """
@@ -24,16 +26,16 @@ from invnext_jax.synthetic_world.spec import WorldSpec
 
 POINTS = 32
 ARRAYS = ("depth", "boxes", "visible", "ids")
-MAX_BYTES = 2**30  # of a file with truth, before and after decompression
+MAX_BYTES = 2**30  # maximum size of a ground-truth file, before and after decompression
 
 
 class _Location(NamedTuple):
-    """Where the clip of a row comes from.
+    """Source of the clip of a row.
 
     Attributes:
       spec: Parameters of the world.
       index: Index of the clip in the world.
-      file: File with the truth; None if the clip is rendered.
+      file: File with the ground truth; None if the clip is rendered.
     """
 
     spec: WorldSpec
@@ -69,7 +71,8 @@ class WorldTruth:
         counts = {self._locate(record).spec.max_objects for record in self._manifest}
         if len(counts) > 1:
             raise UserError(
-                f"the worlds of {manifest} have {sorted(counts)} objects: use one world"
+                f"the worlds of {manifest} differ in their number of objects, {sorted(counts)}: "
+                "use clips of one world"
             )
         self.videos = np.arange(len(self._manifest), dtype=np.int32)
 
@@ -78,7 +81,7 @@ class WorldTruth:
         return len(self._manifest)
 
     def load(self, row: int) -> dict[str, np.ndarray]:
-        """Reads the clip and all truth of a row; see `truth.Truth.load`.
+        """Reads the clip and the ground truth of a row; see `truth.Truth.load`.
 
         Objects are `present` where a part of them is visible. Point tracks start in frame 0.
         """

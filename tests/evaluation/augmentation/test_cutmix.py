@@ -21,13 +21,13 @@ def test_targets_are_the_shares_of_the_pixels():
 
 
 def test_boxes_are_rectangles_with_the_expected_area():
-    """Without the cut at the border, the mean share would be 0.5; the cut leaves more."""
+    """The mean kept fraction is above 0.5, because boxes are cut off at the border."""
     masks, share = sample_boxes(jax.random.key(1), 2000, 24, 32, 1.0)
     masks = np.asarray(masks)
     rows, columns = masks.any(2), masks.any(1)
     np.testing.assert_array_equal(masks, rows[:, :, None] & columns[:, None])
     np.testing.assert_allclose(share, 1 - masks.mean((1, 2)), atol=1e-6)
-    # A side of length s of 1 covers (s - s^2 / 4) on average; the mean over s^2 uniform, squared.
+    # A side of relative length s covers s - s^2 / 4 on average, and s^2 is uniform.
     side = np.sqrt(np.random.default_rng(0).uniform(size=200_000))
     expected = 1 - np.mean((side - side**2 / 4) ** 2)
     assert abs(np.mean(share) - expected) < 0.03

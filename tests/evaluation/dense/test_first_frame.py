@@ -1,4 +1,4 @@
-"""Labels on the grid of tokens and their positions in pixels are those of the truth."""
+"""Labels on the token grid, and masks and points read from them, match the ground truth."""
 
 import numpy as np
 from scipy import ndimage

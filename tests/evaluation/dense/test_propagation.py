@@ -1,4 +1,4 @@
-"""Propagated labels equal an independent NumPy implementation, and follow perfect tokens."""
+"""Propagated labels equal those of a NumPy implementation, and are exact for perfect tokens."""
 
 import jax
 import numpy as np
@@ -17,7 +17,7 @@ def propagate(tokens_tnd, labels_nk, grid=GRID, **options):
 
 
 def propagate_slowly(tokens_tnd, labels_nk, grid, context, temperature, neighbors, radius):
-    """Loops over frames and tokens, in float64."""
+    """Propagates labels with loops over frames and tokens, in float64."""
     tokens_tnd = np.float64(tokens_tnd)
     tokens_tnd = tokens_tnd / np.linalg.norm(tokens_tnd, axis=-1, keepdims=True)
     place = [divmod(n, grid[1]) for n in range(grid[0] * grid[1])]

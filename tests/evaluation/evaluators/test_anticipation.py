@@ -1,4 +1,4 @@
-"""Anticipation: an oracle reaches the best recall, a blind encoder chance, on any batch size."""
+"""Anticipation: an oracle has perfect recall, and an encoder with constant tokens chance."""
 
 import jax
 import jax.numpy as jnp
@@ -60,7 +60,7 @@ def evaluate(config, encoder, folder):
 
 @pytest.fixture(scope="module")
 def oracle():
-    """Its tokens are the one-hot labels of the future action; it knows only the context."""
+    """Returns an encoder whose tokens are the labels of the action after the context (one-hot)."""
     config = anticipation_config.get_config("tiny")
     config.update(train_manifest=TRAIN, val_manifest=VAL, batch_size=16)
     config.data.update(manifest=TRAIN, frames=6, size=16, short_side=16, workers=0)
@@ -124,7 +124,7 @@ def test_both_kinds_of_tokens_have_rows_that_do_not_depend_on_the_batches(
     ]
     predicted = {row.input.split(",")[0]: row.details["predicted_frames"] for row in rows}
     assert predicted == {CONTEXT: 0, FUTURE: 2}
-    config.batch_size = 7  # of the extraction
+    config.batch_size = 7  # batch size of the extraction
     other = evaluate(config, stage2_encoder, tmp_path / "b")
     assert [row.value for row in other] == [row.value for row in rows]
     np.testing.assert_allclose(losses(other), losses(rows), rtol=1e-5)
@@ -138,7 +138,7 @@ def test_encoder_in_the_step_reaches_the_scores_of_stored_tokens(config, oracle,
 
 
 def test_epic_kitchens_with_the_base_config(tmp_path):
-    """Clips of videos in the layout of EPIC-KITCHENS-100, augmented, in the step."""
+    """Trains on videos in the layout of EPIC-KITCHENS-100, with augmentation."""
     train = [("P01_01", 1.5, 2.0, verb, noun) for verb in (0, 3) for noun in (5, 7)] * 3
     val = [("P01_01", 1.7, 2.0, 0, 5), ("P01_01", 1.8, 2.2, 3, 7), ("P01_01", 1.8, 2.2, 3, 9)]
     truth_layouts.write_epic(tmp_path, {"train": train, "validation": val})

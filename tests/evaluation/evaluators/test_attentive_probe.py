@@ -15,7 +15,7 @@ TRAIN, VAL = "world:simple/train?videos=160", "world:simple/val?videos=40"
 
 @pytest.fixture(autouse=True)
 def set_devices(monkeypatch):
-    """Uses one device, which is faster; the function sets another number."""
+    """Uses one device, which is faster. Returns a function that sets another number."""
     devices = jax.local_devices()
 
     def set_count(count):
@@ -51,7 +51,7 @@ def make_inputs(config, encoder, folder):
 
 @pytest.fixture(scope="module")
 def oracle():
-    """Its tokens are the one-hot labels of the clip, the same for all patches, and noise."""
+    """Returns an encoder whose tokens are the one-hot labels of the clip plus noise."""
     config = probe_config.get_config("tiny")
     config.update(train_manifest=TRAIN, val_manifest=VAL)
     config.data.update(manifest=TRAIN, frames=8, size=32, short_side=32, workers=0)
@@ -88,7 +88,7 @@ def test_blind_encoder_scores_chance(config, tmp_path):
 
 
 def test_encoder_in_the_step_gives_the_scores_of_cached_tokens(config, oracle, tmp_path):
-    """Without a change of the clips, only the order of the videos differs."""
+    """The clips are not augmented, so only the order of the videos differs."""
     config.attentive_probe.update(augment=True, repeats=2, batch_size=8)
     subject = make_inputs(config, oracle, tmp_path)
     rows = AttentiveProbe().evaluate(subject, config)

@@ -1,4 +1,4 @@
-"""Baselines depend on the frames and the order that their names state, and on nothing else."""
+"""Baselines depend only on the frames and the temporal order that they may use."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Depth heads on the world and on the layouts of ScanNet and KITTI."""
+"""Depth heads on the synthetic world and on folders in the layouts of ScanNet and KITTI."""
 
 import dataclasses
 import functools
@@ -39,7 +39,7 @@ def evaluate(encoder, folder, config, name="encoder"):
 
 
 def code_depth(truth):
-    """Tokens that hold the depth of their pixels and their position."""
+    """Makes tokens that contain the depth of their pixels and their position."""
     pattern = "m t (a p) (b q) -> m t (a b) (p q)"
     depth_mtnd = rearrange(truth["depth"], pattern, p=PATCH, q=PATCH)
     place_nn = np.eye(depth_mtnd.shape[2])
@@ -78,7 +78,7 @@ def test_a_blind_encoder_learns_the_mean_of_each_pixel(blind, tmp_path):
 def test_scores_depend_neither_on_the_batch_size_nor_on_devices(oracle, tmp_path, monkeypatch):
     settings = {"epochs": 2.0}
     expected = evaluate(oracle, tmp_path, get_config(oracle, settings))
-    # The heads are trained; a second training would fail.
+    # The heads were saved by the first call. Training them again would fail.
     monkeypatch.setattr(TruthClips, "batch", functools.partialmethod(refuse_later_steps))
     monkeypatch.setattr(extraction.jax, "local_devices", lambda: jax.devices()[:1])
     found = evaluate(oracle, tmp_path, get_config(oracle, settings, batch_size=7))
@@ -87,7 +87,7 @@ def test_scores_depend_neither_on_the_batch_size_nor_on_devices(oracle, tmp_path
 
 
 def refuse_later_steps(clips, step, batch_size, seed):
-    """Allows the batch that gives the shapes of the head."""
+    """Returns the batch of step 0, which is used to initialize the head; fails for later steps."""
     assert step == 0
     return {name: array[:batch_size] for name, array in clips._memory.items()}
 
@@ -140,7 +140,7 @@ def test_folders_of_real_data_sets_are_evaluated(tmp_path, data, write):
     ("changes", "text"),
     [
         ({"data": "nyu"}, "data='nyu' must be one of"),
-        ({"data": "kitti"}, "set config.depth.root to the folder of kitti"),
+        ({"data": "kitti"}, "config.depth.root is empty"),
         ({"head": "linear"}, "head='linear' must be one of"),
         ({"loss": "l1"}, "loss='l1' must be one of"),
         ({"learning_rates": (-1.0,)}, r"config.depth.learning_rates=\(-1.0,\) must be positive"),

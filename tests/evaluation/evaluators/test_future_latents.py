@@ -23,7 +23,7 @@ from invnext_jax.training import mesh as mesh_lib
 from invnext_jax.weights import export
 
 GRID = future_latents.TimeGrid(context=3, slots=6, predicted=range(4, 6))
-PATCHES = 4  # of a frame
+PATCHES = 4  # patches of a frame
 
 
 def small_config(stage="stage2"):
@@ -67,7 +67,7 @@ def apply(encoder, video):
 
 
 def test_predictions_are_those_of_the_stage_under_the_same_mask(encoder, checkpoint):
-    """Independent of this module: the forward pass of Stage 2 with a mask of the later slots."""
+    """Compares with the forward pass of Stage 2, in which the later slots are masked."""
     config = small_config()
     params, _ = export.read_export(checkpoint)
     model = registry.find_stage(config).make_model(config)

@@ -6,7 +6,7 @@ GRID = [{"learning_rate": 1e-3, "weight_decay": 0.0}, {"learning_rate": 1e-4, "w
 
 
 def scores(correct_gb):
-    """Two classes; a head is right where `correct_gb` is 1."""
+    """Makes scores for two classes. A prediction is correct where `correct_gb` is 1."""
     labels = np.arange(len(correct_gb[0])) % 2
     right = np.asarray(correct_gb, bool)
     predicted = np.where(right, labels, 1 - labels)

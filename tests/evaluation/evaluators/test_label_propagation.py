@@ -1,4 +1,4 @@
-"""Label propagation on the world and on the layouts of DAVIS and JHMDB."""
+"""Label propagation on the synthetic world and on folders in the layouts of DAVIS and JHMDB."""
 
 import dataclasses
 import functools
@@ -46,12 +46,12 @@ def blind():
 
 
 def code_masks(truth):
-    """Tokens that are equal if they belong to the same object."""
+    """Makes tokens that are equal if they belong to the same object."""
     return np.eye(3)[truth["ids"]].reshape(-1, FRAMES, SIZE**2, 3)
 
 
 def code_points(truth):
-    """Tokens that are similar if they are near the same points."""
+    """Makes tokens that are similar if they are near the same points."""
     points_mtn2 = truth["points"].swapaxes(1, 2)
     return np.array([[first_frame.label_points(x, GRID) for x in clip] for clip in points_mtn2])
 
@@ -212,7 +212,7 @@ def test_data_sets_without_manifests_are_evaluated_by_the_command(tmp_path, monk
     ("changes", "text"),
     [
         ({"data": "coco"}, "data='coco' must be one of"),
-        ({"data": "davis"}, "set config.label_propagation.root to the folder of davis"),
+        ({"data": "davis"}, "config.label_propagation.root is empty"),
         ({"neighbors": 0}, "neighbors=0 must be at least 1"),
         ({"temperature": float("nan")}, "temperature=nan must be positive"),
     ],

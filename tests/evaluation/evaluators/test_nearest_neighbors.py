@@ -26,7 +26,7 @@ def test_accuracy_equals_scikit_learn():
     ).fit(train_x, train_y)
     assert result.top1 == model.score(val_x, val_y)
     np.testing.assert_array_equal(result.correct_b, model.predict(val_x) == val_y)
-    # Without given queries, scikit-learn excludes the video itself from its neighbors.
+    # If no queries are given, scikit-learn excludes each video from its own neighbors.
     distance_bk, neighbor_bk = model.kneighbors()
     votes_bkc = np.exp((1 - distance_bk) / 0.07)[..., None] * np.eye(4)[train_y[neighbor_bk]]
     assert result.train_top1 == np.mean(votes_bkc.sum(axis=1).argmax(axis=1) == train_y)

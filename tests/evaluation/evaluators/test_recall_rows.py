@@ -14,7 +14,7 @@ NAMES = {"evaluator": "anticipation", "name": "encoder", "task": "verb", "what":
 
 
 def scores(predicted_gb, labels, classes=4):
-    """Each head gives probability 0.7 to its prediction and 0.1 to the other classes."""
+    """Makes scores with probability 0.7 for the predicted class and 0.1 for the other classes."""
     prob_gbk = 0.1 + 0.6 * np.eye(classes)[np.asarray(predicted_gb)]
     return GridScores(prob_gbk, np.asarray(labels), np.arange(10, 10 + len(labels)))
 
@@ -63,7 +63,7 @@ def test_more_classes_count_for_a_higher_k(measured):
 
 
 def test_standard_error_is_that_of_independent_classes():
-    """Two classes of 200 videos with recalls of 0.5 and 0.9: known variance of the mean."""
+    """For two classes with 200 videos and recalls of 0.5 and 0.9, the standard error is known."""
     labels = np.repeat([0, 1], 200)
     predicted = labels.copy()
     predicted[:100], predicted[200:220] = 1, 0

@@ -16,7 +16,7 @@ TRAIN, VAL, T, D, K = 500, 400, 2, 12, 5
 
 
 def make_features(folder, rng, videos, centers_kd, views=1):
-    """Features of classes that overlap, in two chunks; every tenth video has no label."""
+    """Makes features of overlapping classes in two chunks; every tenth video has no label."""
     label_b = rng.integers(K, size=videos).astype(np.int32)
     x_bvtd = 3 + rng.normal(size=(videos, views, T, D)) + 0.9 * centers_kd[label_b][:, None, None]
     x_bvtd = x_bvtd * np.geomspace(1, 30, D)  # badly scaled on purpose

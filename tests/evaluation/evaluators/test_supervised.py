@@ -1,4 +1,4 @@
-"""The supervised baseline continues when killed, and shows its progress."""
+"""The supervised baseline resumes after it was killed, and shows its progress."""
 
 import itertools
 

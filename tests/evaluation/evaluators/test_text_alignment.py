@@ -20,7 +20,7 @@ TASKS = ("shape", "color", "motion")
 
 @pytest.fixture(autouse=True)
 def set_devices(monkeypatch):
-    """Uses one device, which is faster; the function sets another number."""
+    """Uses one device, which is faster. Returns a function that sets another number."""
     devices = jax.local_devices()
 
     def set_count(count):
@@ -53,7 +53,7 @@ def evaluate(config, encoder, folder):
 
 @pytest.fixture(scope="module")
 def oracle():
-    """Its tokens are the one-hot labels of the clip and a little noise."""
+    """Returns an encoder whose tokens are the one-hot labels of the clip plus noise."""
     config = zero_shot_config.get_config("tiny")
     config.update(train_manifest=TRAIN, val_manifest=VAL)
     config.data.update(manifest=TRAIN, frames=8, size=32, short_side=32, workers=0)

@@ -1,4 +1,4 @@
-"""Tracking heads on the world and on boxes in the neutral format."""
+"""Tracking heads on the synthetic world and on boxes from a JSON lines file."""
 
 import dataclasses
 
@@ -37,13 +37,13 @@ def evaluate(encoder, folder, config, name="encoder"):
 
 
 def code_boxes(truth):
-    """Tokens that hold the boxes of the object in all frames, relative to the first one."""
+    """Makes tokens that contain the boxes of the object in all frames, relative to the first."""
     boxes_mt4 = truth["boxes"][:, :, 0] - truth["boxes"][:, :1, 0]
     return _repeat(boxes_mt4.reshape(len(boxes_mt4), -1))
 
 
 def _repeat(code_md):
-    """Makes equal tokens. Constants keep LayerNorm from changing the scale of the code."""
+    """Repeats a code for each frame. The constants prevent LayerNorm from changing its scale."""
     constant_m2 = np.tile([2.0, -2.0], (len(code_md), 1))
     return np.repeat(np.concatenate([code_md, constant_m2], axis=1)[:, None], FRAMES, axis=1)
 
@@ -84,7 +84,7 @@ def test_scores_depend_neither_on_the_batch_size_nor_on_devices(blind, tmp_path,
     settings = {"epochs": 2.0, "targets": ("boxes", "points")}
     expected = evaluate(blind, tmp_path, get_config(blind, settings))
     assert {"mean_iou", "average_jaccard", "occlusion_accuracy"} <= {x for _, x in expected}
-    # The saved heads are used: a training would need more batches.
+    # The saved heads are used: training would need more batches.
     monkeypatch.setattr(extraction.jax, "local_devices", lambda: jax.devices()[:1])
     found = evaluate(blind, tmp_path, get_config(blind, settings, batch_size=7))
     for key, row in expected.items():
@@ -119,9 +119,9 @@ def test_boxes_in_the_neutral_format_are_evaluated(tmp_path):
     ("changes", "text"),
     [
         ({"data": "waymo"}, "data='waymo' must be one of"),
-        ({"data": "boxes"}, "set config.tracking.root to the folder of boxes"),
-        ({"targets": ()}, "targets=.* must be from"),
-        ({"data": "boxes", "root": "a"}, "only the world has points"),
+        ({"data": "boxes"}, "config.tracking.root is empty"),
+        ({"targets": ()}, "targets=.* must have one or more"),
+        ({"data": "boxes", "root": "a"}, "only the synthetic world has"),
         ({"fps": -1.0}, "fps=-1.0 must not be negative"),
         ({"batch_size": 0}, "batch_size=0 must be positive"),
     ],

@@ -1,4 +1,4 @@
-"""Rows of chunked arrays are those of the concatenated array, and damaged files are refused."""
+"""Rows of chunked arrays equal those of the concatenated array, and damaged files are refused."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def test_rows_are_those_of_the_concatenated_array(parts, rows):
 def test_damaged_and_different_files_are_refused(parts, tmp_path):
     paths, _ = parts
     write_array(tmp_path / "other.npy", np.zeros((2, 2, 4), np.float32))
-    with pytest.raises(UserError, match=r"other.npy has rows \(2, 4\)"):
+    with pytest.raises(UserError, match=r"other.npy has rows of shape \(2, 4\)"):
         ChunkedArray([*paths, tmp_path / "other.npy"])
     paths[0].write_bytes(paths[0].read_bytes()[:-1])
     with pytest.raises(UserError, match="0.npy is damaged"):

@@ -1,4 +1,4 @@
-"""Files that an earlier command left are damaged: they are written again, or ignored."""
+"""Damaged files of an earlier command are written again or ignored."""
 
 import io
 import json
@@ -33,7 +33,7 @@ def floats(shape, data=b""):
 
 
 def archive(data=b"x", *, encrypted=False, method=None):
-    """An archive with a damaged member of each name that is read."""
+    """Makes an .npz archive in which all members that are read are damaged."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as file:
         for name in ("kinds.npy", "key.npy", "index_0.npy"):

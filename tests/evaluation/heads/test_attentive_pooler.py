@@ -14,7 +14,7 @@ def tokens(b=2, n=12, d=32):
 
 
 def mean_query_pool(x, p, heads):
-    """The formula of appendix A.2, in float64."""
+    """Computes the formula of appendix A.2 in float64."""
     query = x.astype(np.float64).mean(1, keepdims=True)
     q, k, v = (
         linear(layer_norm(y, p[f"norm_{name}"], 1e-5), p[name])
@@ -133,5 +133,5 @@ def test_classifiers_read_their_own_query():
 
 def test_number_of_queries_must_fit_the_tasks():
     module = ap.AttentiveClassifier(ap.LearnedQueryPooler(2, 0, 4), (5, 7, 2))
-    with pytest.raises(ValueError, match="2 queries must be 1 or 3"):
+    with pytest.raises(ValueError, match="the pooler has 2 queries, but must have 1 or 3"):
         module.init(jax.random.key(0), tokens())

@@ -31,7 +31,7 @@ def test_silog_ignores_the_scale():
 
 
 def gradient_loss(depth, target, mask, scales):
-    """The formula with loops over pixels."""
+    """Computes the loss with loops over pixels."""
     total = 0.0
     for step in 2 ** np.arange(scales):
         error = (depth - target)[:, ::step, ::step].astype(np.float64)

@@ -10,7 +10,7 @@ CHANNELS, WIDTH, TOKENS = (8, 12, 16, 16), 16, 24
 
 
 def conv_params(conv, *, flip=False):
-    """A torch convolution in flax's layout: height, width, input, output."""
+    """Converts a torch convolution to the layout of Flax: height, width, input, output."""
     kernel = parity.numpy_of(conv.weight)
     if flip:  # transposed: the input comes first, and flax flips the kernel
         kernel = kernel.transpose(2, 3, 0, 1)[::-1, ::-1]
@@ -64,7 +64,7 @@ def layers(grid, b=1, t=2):
 
 
 def torch_depth(torch, model, x, grid, patch):
-    """Depth by transformers' modules; the size of the last resizing is that of the frames."""
+    """Computes depth with the modules of transformers, resized to the size of the frames."""
     head = model["head"].head
     with torch.no_grad():
         states = [torch.from_numpy(y.reshape(-1, *y.shape[2:])) for y in x]
@@ -145,7 +145,7 @@ def test_tapped_layers_of_base_and_large():
 
 
 def test_wrong_number_of_layers_is_refused():
-    with pytest.raises(ValueError, match="3 layers were given; the head reads four"):
+    with pytest.raises(ValueError, match="the head needs 4 layers, not 3"):
         dpt_head.DptHead((2, 2)).init(jax.random.key(0), layers((2, 2))[:3])
 
 

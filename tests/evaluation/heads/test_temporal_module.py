@@ -9,7 +9,7 @@ HEADS, GROUPS, SHAPE = 2, 4, (2, 3, 2, 4, 8)  # b t h w c
 
 
 def temporal_module(x, p):
-    """The module in float64, without batching over positions."""
+    """Computes the module in float64, one position at a time."""
     b, t, h, w, c = x.shape
     groups = x.astype(np.float64).reshape(b, t, h * w, GROUPS, c // GROUPS)
     mean = groups.mean((2, 4), keepdims=True)

@@ -41,7 +41,7 @@ def test_recalls_of_classes_equal_scikit_learn():
 
 
 def recall_by_loops(scores, labels, k, train_classes):
-    """The rules of EPIC-KITCHENS-100, one video at a time."""
+    """Applies the rules of EPIC-KITCHENS-100 to one video at a time."""
     kept = [i for i, label in enumerate(labels) if label in train_classes]
     present = sorted({int(labels[i]) for i in kept})
     recalls = []

@@ -5,7 +5,7 @@ from invnext_jax.evaluation.metrics import points
 
 
 def score_by_loops(predicted, hidden, truth, occluded, query, mode):
-    """The definitions of TAP-Vid, one point and frame at a time."""
+    """Applies the definitions of TAP-Vid to one point and frame at a time."""
     pairs = [
         (n, t)
         for n in range(truth.shape[0])

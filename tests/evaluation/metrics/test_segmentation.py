@@ -20,7 +20,7 @@ def test_region_similarity_equals_the_jaccard_index_of_scikit_learn():
 
 
 def boundary(mask):
-    """Boundary pixels by explicit comparisons with neighbors inside the frame."""
+    """Finds boundary pixels by comparisons with the neighbors inside the frame."""
     height, width = mask.shape
     found = np.zeros_like(mask)
     for y in range(height):
@@ -32,7 +32,7 @@ def boundary(mask):
 
 
 def f_by_dilation(predicted, truth):
-    """The F-measure with dilated boundaries, as in the development kit of DAVIS."""
+    """Computes the F-measure with dilated boundaries, as in the development kit of DAVIS."""
     radius = int(np.ceil(0.008 * np.linalg.norm(truth.shape)))
     y, x = np.mgrid[-radius : radius + 1, -radius : radius + 1]
     disk = y**2 + x**2 <= radius**2

@@ -29,7 +29,7 @@ def manifest(tmp_path):
 
 
 def write_evaluation(folder, manifest, scores, metric="top1", **changes):
-    """Writes the results of an encoder with these scores of the videos for the task shape."""
+    """Writes the results of an encoder with the given scores of the videos for the task "shape"."""
     folder.mkdir(parents=True)
     row = {
         **{"evaluator": "linear_probe", "name": "encoder", "input": "mean", "task": "shape"},
@@ -53,7 +53,7 @@ def write_evaluation(folder, manifest, scores, metric="top1", **changes):
 
 
 def make_scores(right, seed=0):
-    """Returns scores of 0 and 1 with `right` correct videos at random places."""
+    """Returns scores of 0 and 1, with `right` correct videos at random positions."""
     return np.random.default_rng(seed).permutation(np.arange(VIDEOS) < right).astype(float)
 
 
@@ -106,7 +106,7 @@ def test_lower_errors_are_better(tmp_path, manifest, monkeypatch):
 def test_classes_are_compared_with_their_names(tmp_path, manifest):
     first = np.ones(VIDEOS)
     second = first.copy()
-    second[: VIDEOS // 2 - 3] = 0  # the second encoder knows few cats, and all dogs
+    second[: VIDEOS // 2 - 3] = 0  # it is wrong on most cats, and correct on all dogs
     folders = [
         write_evaluation(tmp_path / str(i), manifest, scores)
         for i, scores in enumerate((first, second))
@@ -136,7 +136,7 @@ def test_other_videos_are_not_paired(tmp_path, manifest):
     table = compare(first, other)
     assert table["differences"] == [] and marks(table) == ["", ""]
     page = comparison.write_comparison([first, other], tmp_path / "page.html").read_text()
-    assert "b has other held-out videos than a; no differences are shown." in page
+    assert "b and a have different held-out videos, so no differences are shown." in page
 
 
 def test_missing_scores_are_no_error(tmp_path, manifest):

@@ -43,7 +43,7 @@ def get_config(stage, folder, **mask):
 
 
 def run_batches(config, count):
-    """The first batches of the training loop."""
+    """Returns the first batches of the training loop."""
     iterator = iter(
         pipeline.make_train_dataset(config.data, seed=config.seed, batch_size=config.batch_size)
     )
@@ -54,7 +54,7 @@ def run_batches(config, count):
 
 
 def step_masks(config, frozen, batch, step):
-    """The masks of a training step for a complete batch: [b t y x] each."""
+    """Returns the masks of a training step for a complete batch, [b t y x] each."""
     key = jax.random.fold_in(jax.random.key(config.seed), step)
     stage = {"stage1": stage1, "stage2": stage2}[config.stage]
 

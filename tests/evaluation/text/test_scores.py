@@ -1,4 +1,4 @@
-"""Rows from embeddings: values by hand, several captions of a video, missing videos."""
+"""Rows from embeddings: hand-computed values, several captions of a video, missing videos."""
 
 import functools
 
@@ -43,14 +43,14 @@ def test_retrieval_with_several_captions_of_a_video():
     rows = scores.retrieve(VIDEO_BD, INDEX_B, embed, captions, make_row)
     found = {(row.task, row.metric): row for row in rows}
     row = found["text to video", "recall_at_1"]
-    # Caption x finds video 4; yx finds video 1, which is wrong, and so does xy video 4.
+    # Caption x retrieves video 4, which is correct. Captions yx and xy retrieve the wrong video.
     np.testing.assert_allclose(row.value, 1 / 3)
     assert row.n == 2 and row.scores.index_b.tolist() == [4, 1]
     assert row.scores.score_b.tolist() == [0.5, 0.0] and row.scores.weight_b.tolist() == [2, 1]
     assert found["text to video", "recall_at_5"].value == 1
     assert found["text to video", "median_rank"].value == 2
     row = found["video to text", "recall_at_1"]
-    # Video 4 finds x. Video 1 prefers yx (0.8) to its own caption (0.6).
+    # Video 4 retrieves x. Video 1 retrieves yx (0.8) instead of its own caption (0.6).
     assert row.value == 0.5 and row.scores.score_b.tolist() == [1, 0]
     np.testing.assert_allclose(row.details["chance"], (2 / 3 + 1 / 3) / 2)
     np.testing.assert_allclose(found["text to video", "recall_at_1"].details["chance"], 1 / 2)

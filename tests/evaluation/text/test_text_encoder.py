@@ -1,4 +1,4 @@
-"""Text encoders: a folder with its tokenizer equals transformers, from the text to the feature."""
+"""A text encoder that is loaded from a folder returns the features of transformers."""
 
 import numpy as np
 import pytest

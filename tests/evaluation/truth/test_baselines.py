@@ -1,4 +1,4 @@
-"""Baselines have the values that their names state, and hold on the truth of the world."""
+"""Baselines have the expected values, also on the ground truth of the synthetic world."""
 
 import math
 
@@ -55,7 +55,7 @@ def test_mean_depth_equals_the_dummy_regressor(clips):
     image = mean.predict_mean_image(8)
     stacked = np.ma.masked_equal(np.concatenate(truth), 0).mean(axis=0)
     np.testing.assert_allclose(image[0], stacked.filled(), rtol=1e-9)
-    # The mean image is the better baseline, and neither is as good as the truth.
+    # The mean image is the better baseline, and the ground truth is better than both.
     scores = [
         np.mean([depth_metrics.score_depth(p, depth, limits).abs_rel for depth in truth])
         for p in (mean.predict_constant(truth[0].shape), image)

@@ -1,4 +1,4 @@
-"""Depth of ScanNet and KITTI, on the world's depth in their layouts."""
+"""Readers of ScanNet and KITTI, tested with depth of the synthetic world in their layouts."""
 
 import shutil
 

@@ -8,7 +8,7 @@ RULES = WindowRules(fps=None)
 
 
 def present(*absent, objects=2, frames=16):
-    """All objects in all frames, except the (object, frames) pairs."""
+    """Returns presence [t k] that is True except for the given (object, frames) pairs."""
     found = np.ones((frames, objects), bool)
     for k, missing in absent:
         found[missing, k] = False

@@ -35,7 +35,7 @@ def test_bad_rows_are_skipped_and_counted(threads):
     assert rows_of(batches) == [0, 1, 3, 4, 6, 7, -1, -1]
     assert batches.skipped.kinds == {2: "truncated", 5: "truncated"}
     assert "2 of 8 rows were skipped: row 2 is torn" in batches.skipped.describe(8)
-    assert rows_of(batches) == [0, 1, 3, 4, 6, 7, -1, -1]  # a second pass counts anew
+    assert rows_of(batches) == [0, 1, 3, 4, 6, 7, -1, -1]  # each pass counts separately
     assert len(batches.skipped.reasons) == 2
 
 

@@ -1,4 +1,4 @@
-"""Truth of the world belongs to the frames that the evaluation pipeline reads."""
+"""Ground truth of the synthetic world matches the frames that the evaluation pipeline reads."""
 
 import zipfile
 
