@@ -30,9 +30,8 @@ from invnext_jax.synthetic_world import files, urls
 from invnext_jax.synthetic_world.spec import WorldSpec
 
 MAX_BYTES = 2**32
-MAX_JSON_BYTES = (
-    2**28
-)  # of a JSON list, which is parsed at once and needs several times more memory
+# Maximum size of a JSON list. It is parsed as a whole, which needs several times more memory.
+MAX_JSON_BYTES = 2**28
 MAX_LINE_BYTES = 2**22
 ADVICE = 'write a JSON list of objects with "video" and "caption"'
 
@@ -252,7 +251,7 @@ def _load(path: str | os.PathLike) -> Iterator[Any]:
 
 
 def _parse(line: bytes) -> Any:
-    """Returns the value of a line; None, which counts as a damaged entry, if it is not JSON."""
+    """Returns the value of a line, or None (a damaged entry) if the line is not JSON."""
     try:
         return json.loads(line.decode("utf-8-sig"))
     except (ValueError, RecursionError):

@@ -95,7 +95,7 @@ class SkippedEntries:
 
     Attributes:
       count: Number of damaged entries.
-      reason: Place and reason of the last one; "it is empty" if there is none.
+      reason: Place and reason of the last damaged entry; "it is empty" if there is none.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -106,14 +106,14 @@ class SkippedEntries:
 
         Args:
           place: Place in the file, such as "line 3".
-          reason: What is wrong.
+          reason: Why the entry is invalid.
         """
         self.count += 1
         self.reason = f"{place}: {str(reason)[:MAX_REASON]}"
         if self.count <= MAX_LOGGED:
             logging.warning("%s: skipped %s", self._path, self.reason)
         if self.count == MAX_LOGGED:
-            logging.warning("%s: further damaged entries are counted only", self._path)
+            logging.warning("%s: further damaged entries are counted but not logged", self._path)
 
 
 class TruthBatches:

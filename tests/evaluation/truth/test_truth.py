@@ -69,4 +69,4 @@ def test_only_the_first_damaged_entries_of_a_file_are_logged(caplog):
     assert skipped.count == 1000 and skipped.reason.startswith("line 1000: xx")
     messages = [record.getMessage() for record in caplog.records]
     assert len(messages) == MAX_LOGGED + 1 and max(map(len, messages)) < 300
-    assert messages[-1] == "a.jsonl: further damaged entries are counted only"
+    assert messages[-1] == "a.jsonl: further damaged entries are counted but not logged"
