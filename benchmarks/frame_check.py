@@ -59,7 +59,7 @@ def compare(path: Path) -> tuple[str, str]:
 
     Returns:
       The outcome ("equal", "both refuse", "ffmpeg errors", "only ffmpeg reads", "only we read",
-      "number", "picture" or "seek") and a sentence about the difference, "" if there is none.
+      "number", "pixels" or "seek") and a sentence about the difference, "" if there is none.
     """
     total = []
     try:
@@ -82,7 +82,7 @@ def compare(path: Path) -> tuple[str, str]:
         outcome, sentence = "number", f"{total[0]} frames, ffmpeg shows {len(theirs)}"
     elif apart_t.max() > MAX_APART:
         sentence = f"frame {apart_t.argmax()} differs by {apart_t.max():.1f} levels"
-        outcome = "picture"
+        outcome = "pixels"
     return ("ffmpeg errors" if _is_error(messages) else outcome), sentence
 
 
@@ -151,7 +151,7 @@ def main() -> int:
                 print(problem)
         outcomes = check_folder(folder)
     print(json.dumps({"files": outcomes.total(), **outcomes}))
-    bad = ("only ffmpeg reads", "number", "picture", "seek")
+    bad = ("only ffmpeg reads", "number", "pixels", "seek")
     return int(any(outcomes[name] for name in bad))
 
 

@@ -191,7 +191,7 @@ def main() -> int:
     """Runs the command and returns its exit code."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--files", type=int, default=20_000, help="number of damaged files")
-    parser.add_argument("--first", type=int, default=0, help="number of the first one")
+    parser.add_argument("--first", type=int, default=0, help="number of the first file")
     parser.add_argument("--workers", type=int, default=count_cores(), help="number of processes")
     parser.add_argument("--keep", type=Path, help="folder for the files of failures and crashes")
     options = parser.parse_args()

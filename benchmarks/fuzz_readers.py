@@ -25,7 +25,7 @@ from invnext_jax.data.manifest import VideoRecord
 from invnext_jax.dataset_prep import probing, reencode
 
 FRAMES, SIZE, CLIPS = 4, 32, 2  # frames per clip, side in pixels, clips per video
-MAX_CPU_SECONDS = 10.0  # for one file and one reader
+MAX_CPU_SECONDS = 10.0  # limit for one file and one reader
 LOAD = clips.LoadClip(
     frames=FRAMES,
     size=SIZE,

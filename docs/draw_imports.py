@@ -58,7 +58,7 @@ def _imported(tree: ast.Module) -> Iterator[str]:
 
 
 def _box_of(module: str) -> str:
-    """Returns the box of a dotted name in the package: a separate file, a folder or a file."""
+    """Returns the name of the box that contains a module; `module` is relative to the package."""
     separate = (name for name in SEPARATE if f"{module}.".startswith(f"{name}."))
     return next(separate, module.partition(".")[0])
 

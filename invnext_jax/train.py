@@ -273,7 +273,7 @@ def _keep_old_records(workdir: pathlib.Path, checkpointer: manager_lib.Checkpoin
     try:
         changed = checkpointer.changed_fields(json.loads((workdir / "config.json").read_text()))
     except (OSError, ValueError, TypeError, AttributeError):
-        changed = []  # nothing to compare with
+        changed = []  # there is no config to compare
     if changed:
         raise UserError(
             f"{workdir} has metrics of a run with a different config and no checkpoint. Use "

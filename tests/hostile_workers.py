@@ -89,7 +89,7 @@ def read_forever(clock):
 
 
 def shrink_memory():
-    """Tries to make the shared memory shorter; the parent would crash when it reads the rest."""
+    """Tries to shrink the shared memory, so that the parent would crash when it reads the rest."""
     try:
         os.ftruncate(int(sys.argv[2]), 0)
     except PermissionError:

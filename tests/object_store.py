@@ -227,7 +227,7 @@ def use_store(store, patch):
     for name in FakeFileSystem.protocol:
         patch.setitem(REGISTRY, name, FakeFileSystem)
     about = types.SimpleNamespace(hierarchical_namespace_enabled=False)
-    patch.setattr(gcs_utils, "get_bucket", lambda _: about)  # of google-cloud-storage
+    patch.setattr(gcs_utils, "get_bucket", lambda _: about)  # a function of google-cloud-storage
 
 
 class _Upload(io.BytesIO):

@@ -1,4 +1,4 @@
-"""docs/deviations.md and the comments in the code name the same places."""
+"""Checks that docs/deviations.md and the comments in the code list the same deviations."""
 
 import re
 from pathlib import Path

@@ -33,8 +33,7 @@ PACKAGE = "invnext_jax"
 
 
 def snapshot():
-    """Returns all attributes of the package's modules and classes by name, and the keys of
-    dicts."""
+    """Returns the attributes of all modules and classes of the package, and the keys of dicts."""
     found = {}
     modules = {n: m for n, m in sys.modules.items() if n.split(".")[0] == PACKAGE}
     for name, module in modules.items():

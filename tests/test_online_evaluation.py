@@ -1,4 +1,4 @@
-"""Evaluation during pretraining: equals scikit-learn, on one or eight devices, and is logged."""
+"""Evaluation during pretraining equals scikit-learn on one and eight devices, and is logged."""
 
 import csv
 

@@ -1,4 +1,5 @@
-"""Commands of one process open no port. For `shards`, see dataset_prep/test_shard_runner.py."""
+"""Commands without several hosts open no port. For `shards`, see
+dataset_prep/test_shard_runner.py."""
 
 import os
 import socket

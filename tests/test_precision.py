@@ -64,10 +64,10 @@ def test_every_float32_product_has_the_highest_precision(case, dtype, batch, req
 
 
 def evaluate(case, batch, dtype):
-    """Returns a stage's features, loss terms and gradients in a dtype, with the same masks and
-    teacher.
+    """Returns features, loss terms and gradients of a stage in a dtype.
 
-    Semantic masks follow the teacher's attention, so its rounding would change the masks.
+    The teacher and the masks do not depend on the dtype, because rounding of the attention would
+    change semantic masks.
     """
     config, _, params, frozen = case
     stage, video_bthwc = STAGES[config.stage], normalize(batch["video"])

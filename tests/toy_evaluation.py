@@ -31,7 +31,7 @@ def write_data(folder, train, val):
 
 
 def shrink(config, checkpoint, root):
-    """Sets the paths of a config for the world, and makes heads small and trainings short."""
+    """Sets the manifests of a config, and reduces the sizes of heads and the number of steps."""
     config.update(
         controls=False,
         checkpoint=str(checkpoint),
@@ -47,6 +47,6 @@ def shrink(config, checkpoint, root):
 
 
 def use_devices(monkeypatch, count):
-    """Lets evaluations use this number of devices; programs for one compile faster."""
+    """Restricts evaluations to a number of devices, because programs for one compile faster."""
     devices = jax.devices()[:count]
     monkeypatch.setattr(jax, "local_devices", lambda: devices)

@@ -128,7 +128,7 @@ def verify_checksums(folder: storage.Path) -> bool:
     with consensus.all_hosts_agree(f"the checksums of {folder}", READ_ERRORS):
         if not folder.is_dir():
             raise UserError(
-                f"this process does not see the checkpoint {folder}: mount the same file system on "
+                f"this process cannot find the checkpoint {folder}: mount the same file system on "
                 "all hosts"
             )
         try:

@@ -18,7 +18,7 @@ from invnext_jax import sanitize
 from invnext_jax.checkpointing.git_hash import read_git_hash
 from invnext_jax.errors import UserError
 
-FORMAT_VERSION = 2  # of the checkpoints; version 1 contained the state of a grain iterator
+FORMAT_VERSION = 2  # version of checkpoints; version 1 had the state of a grain iterator
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 # Fields, or groups of fields, that may be changed when a run is resumed, with the conditions. All

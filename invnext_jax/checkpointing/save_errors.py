@@ -20,7 +20,7 @@ from absl import logging
 from invnext_jax.errors import summarize_error
 
 _ORBAX_FOLDER = os.path.dirname(ocp.__file__) + os.sep
-_OS_ERROR = re.compile(r"os_error_code='(\d+)'")  # in messages of TensorStore
+_OS_ERROR = re.compile(r"os_error_code='(\d+)'")  # part of messages of TensorStore
 _TENSORSTORE_FILE = re.compile(r'.*"([^"]+)": ')  # the last quoted name before the reason
 
 

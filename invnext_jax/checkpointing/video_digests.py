@@ -28,7 +28,7 @@ _MAX_ROWS = 512  # maximum number of sampled rows
 
 
 def list_files(manifest: Manifest) -> list[str]:
-    """Returns the local videos and shards of a manifest in the order of its rows, each once."""
+    """Returns the local videos and shards of a manifest in row order, without duplicates."""
     return [path for path in dict.fromkeys(manifest.paths) if _is_local(path)]
 
 

@@ -28,8 +28,7 @@ INFORMATIVE = (
     *("duration", "frames", "width", "height", "fps", "codec", "rotation", "mirrored", "sar"),
     *("transfer", "flags", "original"),
 )
-# Words in the names of columns that seem to contain the start or end of clips, besides
-# `_UNIT_WORDS`.
+# Words in the names of columns that seem to contain the start or end of clips.
 _RANGE_WORDS = {
     "start": {"start", "starts", "begin", "begins", "beginning", "onset", "from"},
     "end": {"end", "ends", "stop", "stops", "finish", "to"},

@@ -25,7 +25,7 @@ from invnext_jax.errors import UserError
 from invnext_jax.workers.process_worker import count_cores
 from invnext_jax.workers.worker_pool import SupervisedWorker, open_pool
 
-MAX_DEFAULT_WORKERS = 16  # if config.data.workers is -1
+MAX_DEFAULT_WORKERS = 16  # maximum number of workers if config.data.workers is -1
 
 
 def check_config(data_config) -> None:
@@ -160,7 +160,7 @@ def count_workers(requested: int) -> int:
     return requested
 
 
-CROP_POSITIONS = {1: (None,), 3: (0.0, 0.5, 1.0)}  # by number of views; see `LoadClip`
+CROP_POSITIONS = {1: (None,), 3: (0.0, 0.5, 1.0)}  # number of views -> positions of their crops
 
 
 class EvalDataset:

@@ -101,7 +101,7 @@ def count_records(path: str | os.PathLike) -> int:
 
 def _parse(data: bytes) -> dict[str, bytes | list]:
     # Imported on first use: most worker processes never read a shard. The package replaces Python's
-    # import function during its import, which other threads must not see.
+    # import function during its import, so other threads must not import modules at the same time.
     with _IMPORT_LOCK:
         from google.protobuf.message import DecodeError
         from tensorflow_datasets.proto import tf_example_pb2

@@ -30,7 +30,7 @@ _SSV2 = {
     for version in ("", "v1", "v2")
     for name in ("something", "somethingsomething", "sthsth", "sth", "smthsmth", "ssth", "ss")
 }
-_SSV2 -= {"ss"}  # too short to mean this data set
+_SSV2 -= {"ss"}  # too short to identify this data set
 _SSV2 |= {"ssv2", "ssv1", "sthv2", "sthv1"}
 
 

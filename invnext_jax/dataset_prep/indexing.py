@@ -3,7 +3,7 @@
     <out>.csv                  the manifest: path, source, start, end, label_<task>, probed columns
     <out>.quarantine.csv       path, reason: videos that are not in the manifest
     <out>.duplicates.csv       path, same_as: files with the same content as an earlier file
-    <out>.similar.csv          path, similar_to, bits: with `perceptual`, files that look alike
+    <out>.similar.csv          path, similar_to, bits: with `perceptual`, similar videos
     <out>.frames.jsonl         frame indexes of files that are slow to scan, see `index_files`
     <out>.classes.json         class ids by name, if the list has class names
     <out>.probes.jsonl         probe results per file, for resuming a run
@@ -240,7 +240,7 @@ def _write_outputs(
         text = json.dumps(videos.classes, indent=0, ensure_ascii=False) + "\n"
         texts[columns_lib.class_names_path(out)] = text
     check_overwrite(out, texts[out], overwrite)
-    for path, text in reversed(texts.items()):  # the manifest last; it marks a complete run
+    for path, text in reversed(texts.items()):  # the manifest marks a complete run
         write_csv(path, text)
 
 

@@ -129,7 +129,7 @@ def _find_shards(folder: str, name: str, split: Mapping[str, Any]) -> list[tuple
             raise UserError(f"{path} is damaged ({error}): download it again") from error
         if count != length or count > os.path.getsize(path):
             raise UserError(
-                f"{path} has {count} records, but {INFO} says {length}: download the data set again"
+                f"{path} has {count} records, but {INFO} lists {length}: download it again"
             )
         found.append((path, count))
     return found

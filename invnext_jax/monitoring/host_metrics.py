@@ -143,7 +143,7 @@ class HostTimes:
     ) -> str:
         """Returns a message if the slow host changed since the last call, otherwise "".
 
-        The message describes the host that waits longest for data, or says that none is slow any
+        The message describes the host that waits longest for data, or states that none is slow any
         more.
 
         Args:

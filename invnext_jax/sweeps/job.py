@@ -60,9 +60,9 @@ class Job:
 
 
 class Phase(enum.Enum):
-    """What a system knows about a submitted job.
+    """State of a submitted job, as reported by a system.
 
-    `ENDED` also includes jobs that the system does not know, such as jobs from before a restart of
+    `ENDED` also includes jobs that are unknown to the system, such as jobs from before a restart of
     the machine. Whether an ended job is finished is read from its workdir.
     """
 
@@ -99,9 +99,9 @@ class Executor(Protocol):
 
     The runner of a sweep submits a job when its dependencies are finished and `has_room` returns
     True, and polls it until it has ended. Handles are saved, and a restarted sweep polls the jobs
-    that were submitted before it was killed. The handle is None if it was killed before it saved
-    the handle. The executor must then find the job by its name, so that no job runs twice at the
-    same time.
+    that were submitted before it was killed. The handle is None if the sweep was killed before it
+    saved the handle. The executor must then find the job by its name, so that no job runs twice at
+    the same time.
     """
 
     def has_room(self, job: Job) -> bool:
@@ -111,7 +111,7 @@ class Executor(Protocol):
         """Starts or queues a job, and returns its handle.
 
         Raises:
-          UserError: the system refuses the job, or the job can never fit.
+          UserError: the system rejects the job, or the job can never fit.
         """
 
     def poll(self, job: Job, handle: Handle | None) -> Poll:

@@ -76,7 +76,7 @@ class WorldSpec:
         limits = {"object_size": OBJECT_SIZES, "speed": SPEEDS, "clutter": (0, MAX_CLUTTER)}
         for name, (low, high) in limits.items():
             value = getattr(self, name)
-            if value is not None and not low <= value <= high:  # also refuses NaN
+            if value is not None and not low <= value <= high:  # NaN is rejected, too
                 raise UserError(f"{name}={value}: a world needs a value from {low} to {high}")
 
     @property

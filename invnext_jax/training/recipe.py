@@ -119,7 +119,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
 
 
 def unused_options(config: ml_collections.ConfigDict) -> dict[str, str]:
-    """Returns the epochs and base rates that numbers of the config replace, with the reason.
+    """Returns the epochs and base rates that have no effect because numbers are set, with reasons.
 
     Args:
       config: a config that is not resolved.

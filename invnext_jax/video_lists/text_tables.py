@@ -136,7 +136,7 @@ def parse_seconds(text: str | None, where: str) -> float | None:
 
 
 def parse_label(text: str | None, where: str) -> int:
-    """Parses a class id as `columns_lib.parse_label` does.
+    """Parses a class id, like `columns_lib.parse_label`.
 
     Raises:
       UserError: The text is not an integer. The message starts with `where`.

@@ -239,7 +239,7 @@ def _reader(path: Path, name: str) -> Callable[[], np.ndarray]:
                 if code not in _READABLE_CODES:
                     raise UserError(
                         f"{path}: the tensor {name} has the type {code}, but weights must be one "
-                        f"of {', '.join(_READABLE_CODES)}: take a checkpoint that is not quantized"
+                        f"of {', '.join(_READABLE_CODES)}: use a checkpoint that is not quantized"
                     )
                 return np.asarray(file.get_tensor(name), dtype=np.float32)
         except (SafetensorError, OSError) as error:

@@ -78,7 +78,7 @@ def _split_part(tensor: LazyTensor, i: int, count: int) -> LazyTensor:
 
 
 def square_side(config: Mapping[str, Any], name: str) -> int:
-    """Returns a side length that config.json gives as a number or as a list of equal numbers.
+    """Returns a side length, which config.json has as a number or as a list of equal numbers.
 
     Raises:
       UserError: the sides differ or are not whole numbers.

@@ -121,7 +121,7 @@ def write_configs(
 
 
 def to_pretraining_names(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
-    """Gives published tensors their names in the pretraining code; keeps names that already match.
+    """Renames published tensors to the names of the pretraining code; names of that code are kept.
 
     Raises:
       UserError: a tensor exists under both names.

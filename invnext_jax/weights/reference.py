@@ -91,7 +91,7 @@ HEADS = [
     *_head("selfdist_decoder", "head"),
 ]
 _ALL = [*ENCODER, *POOL, *PREDICTOR, *_decoder("diffloss.net"), *HEADS]
-PRETRAINING = [*_ALL, *_decoder("net")]  # and the names of a decoder that is stored separately
+PRETRAINING = [*_ALL, *_decoder("net")]  # including the names of a separately stored decoder
 PUBLISHED = [
     rule._replace(name="model." + rule.name.replace(".gamma", ".lr_scale")) for rule in _ALL
 ]

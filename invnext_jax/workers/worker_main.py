@@ -1,4 +1,4 @@
-"""Main loop of a worker process: runs one function on each task; see `workers.ProcessWorker`.
+"""Main loop of a worker process: runs one function on each task; see `process_worker`.
 
 The process is a new interpreter. It imports only the modules that the function needs, which
 excludes JAX and the main script. Results are sent as described in `workers.messages`.

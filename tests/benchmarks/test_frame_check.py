@@ -26,7 +26,7 @@ def test_equal_and_unequal_files_are_counted(tmp_path, videos, monkeypatch, caps
     assert run(monkeypatch, capsys, tmp_path) == (0, {"files": 3, "equal": 2, "both refuse": 1})
     read = frame_check._read
     monkeypatch.setattr(frame_check, "_read", lambda *a: np.flip(read(*a), 1))
-    assert run(monkeypatch, capsys, tmp_path) == (1, {"files": 3, "picture": 2, "both refuse": 1})
+    assert run(monkeypatch, capsys, tmp_path) == (1, {"files": 3, "pixels": 2, "both refuse": 1})
     monkeypatch.setattr(frame_check, "_read", read)
     theirs = frame_check.read_with_ffmpeg
     monkeypatch.setattr(frame_check, "read_with_ffmpeg", lambda *a: (theirs(*a)[0][1:], ""))

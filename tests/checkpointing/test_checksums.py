@@ -70,7 +70,7 @@ def test_missing_or_truncated_file_is_detected(step):
 
 
 def test_checkpoint_invisible_to_this_process_is_not_reported_as_corrupt(tmp_path):
-    with pytest.raises(UserError, match="this process does not see the checkpoint .*/6: mount"):
+    with pytest.raises(UserError, match="this process cannot find the checkpoint .*/6: mount"):
         checksums.verify_checksums(tmp_path / "6")
 
 

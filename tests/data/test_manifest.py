@@ -1,4 +1,4 @@
-import pickle  # as grain's workers do with a source
+import pickle  # grain pickles sources
 
 import pytest
 

@@ -113,7 +113,7 @@ def test_bad_videos_are_dropped_counted_and_logged_once(with_bad_videos, caplog)
     bad_videos = BadVideoTracker()
     batches, _ = next_batches(
         with_bad_videos, 12, batch_size=4, bad_videos=bad_videos
-    )  # four epochs
+    )  # batches of four epochs
     got = row_order(batches)
     assert set(got) == set(range(12)) - {2, 7}
     assert bad_videos.delivered == 48 and bad_videos.dropped >= 8

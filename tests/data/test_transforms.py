@@ -144,7 +144,7 @@ def test_brightness_contrast_and_saturation_equal_pillow(change, enhance, factor
     video = colors()
     expected = getattr(ImageEnhance, enhance)(Image.fromarray(video[0])).enhance(factor)
     actual = getattr(transforms, change)(video.astype(np.float32), np.float32(factor))
-    # Pillow rounds its gray and truncates fractions.
+    # Pillow rounds gray values and truncates the results.
     np.testing.assert_allclose(np.clip(actual[0], 0, 255), np.asarray(expected), atol=1.8)
 
 

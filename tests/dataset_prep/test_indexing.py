@@ -258,7 +258,7 @@ def test_splits_indexed_apart_have_the_same_class_numbers(folder):
     build(folder / "val.csv", out / "own.csv", list_options=own)
     assert manifest.read_manifest(out / "own.csv").labels["label_class"].tolist() == [1, 0]
     again = lists.ListOptions(classes=str(out / "train.classes.json"))
-    build(out / "own.csv", out / "again.csv", list_options=again)  # corrects the numbers
+    build(out / "own.csv", out / "again.csv", list_options=again)  # with the other numbers
     assert manifest.read_manifest(out / "again.csv").labels["label_class"].tolist() == found
 
 

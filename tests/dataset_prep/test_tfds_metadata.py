@@ -90,7 +90,7 @@ def test_named_module_is_not_imported(folder, monkeypatch):
 @pytest.mark.parametrize(
     ("info", "message"),
     [
-        (change_split(shardLengths=["300000000"]), "has 2 records, but .* says 300000000"),
+        (change_split(shardLengths=["300000000"]), "has 2 records, but .* lists 300000000"),
         (change_split(shardLengths=["-2"]), "shard length '-2'"),
         (change_split(shardLengths=["9" * 5000]), "shard length '9999"),
         (change_split(shardLengths=[True]), "shard length 'True'"),

@@ -16,7 +16,7 @@ def setting():
     x_bnd[0, 1] *= 100  # each token has its own scale
     x_bnd[1, 2] = 0
     kernel = rng.standard_normal((64, 3, 32)).astype(np.float32)
-    kernel[:, 0, 4] *= 1e-3  # and so does each channel
+    kernel[:, 0, 4] *= 1e-3  # each channel has its own scale
     kernel[:, 2, 5] = 0
     return x_bnd, {"kernel": kernel, "bias": rng.standard_normal((3, 32)).astype(np.float32)}
 

@@ -1,4 +1,4 @@
-"""Invariances of encoder and predictor; the golden cases test their numbers."""
+"""Invariances of encoder and predictor; the golden cases test their values."""
 
 import flax.linen as nn
 import jax

@@ -114,7 +114,7 @@ def test_antialiased_resize_keeps_constants_and_averages_when_shrinking(old, new
 
 def test_resampling_interpolates_between_patch_centres():
     rng = np.random.default_rng(0)
-    x = rng.uniform(1, 2, 4)  # by column; rows are equal
+    x = rng.uniform(1, 2, 4)  # one value per column
     taps_lbnd = np.stack([np.ones(16), np.tile(x, 4)], axis=-1)[None, None].astype(np.float32)
     attention_bn = np.tile(x, 4)[None].astype(np.float32)
     features = teachers.TeacherOutput(taps_lbnd, np.ones((1, 2), np.float32), attention_bn)

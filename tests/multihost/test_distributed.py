@@ -1,4 +1,4 @@
-"""Joining processes and waiting for them; test_train_multihost.py trains with several."""
+"""Starts the processes of a run without training; test_train_multihost.py trains."""
 
 import os
 import pathlib

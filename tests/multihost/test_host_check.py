@@ -1,4 +1,4 @@
-"""Effects of other machines on the network on the start of a run."""
+"""Starts runs while other machines on the network connect to the port of process 0."""
 
 import json
 import socket

@@ -148,7 +148,7 @@ def test_two_processes_train_like_one_and_one_resumes_their_checkpoint(hosts_con
 
 
 def rows_of_batches(workdir):
-    """The manifest rows of each batch in order; all devices of a shard must have the same ones."""
+    """Returns the manifest rows of each batch; checks that the devices of a shard have the same."""
     batches = {}
     for path in sorted(workdir.glob("rows*.json")):
         for number, shards in enumerate(json.loads(path.read_text())):

@@ -1,4 +1,4 @@
-"""Contrastive losses: values against plain sums and PyTorch, and independence of the devices."""
+"""Contrastive losses: values compared with sums and PyTorch, on one and several devices."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Diffusion: closed forms, and where the gradient of the bound goes."""
+"""Diffusion compared with closed forms, and the gradient of the variational bound."""
 
 import jax
 import jax.numpy as jnp

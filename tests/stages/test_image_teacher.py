@@ -1,4 +1,4 @@
-"""The image teacher's file, the text model's layers, and what a run starts from."""
+"""Files of the image teacher and of the text model, and initial parameters of a run."""
 
 import flax.linen as nn
 import jax

@@ -1,4 +1,4 @@
-"""Options of the stages: what they build, need and refuse."""
+"""Options of the stages: modules that are built, required values, and errors."""
 
 import functools
 import re
@@ -114,7 +114,7 @@ def test_stage2_without_a_predicting_loss_has_no_predictor():
 def test_the_image_teacher_is_read_only_where_it_is_needed():
     config = small(config1)
     config.loss.update(align_tokens=0.0, align_pooled=0.0)
-    assert stage1.needs_teacher(config)  # its attention draws the mask
+    assert stage1.needs_teacher(config)  # the mask depends on its attention
     config.mask.kind = "tube"
     config.teacher.weights = ""
     stage1.check_config(config)

@@ -26,7 +26,7 @@ def test_links_to_folders_are_followed_once(tmp_path):
     assert found.videos == [
         str(tmp_path / name) for name in ("a/1.mp4", "b/deep/2.mp4", "outside/3.mp4")
     ]
-    assert found.left_out == {"": 1}  # "itself"
+    assert found.left_out == {"": 1}  # the link "itself"
 
 
 def test_files_that_are_left_out_are_counted_by_extension(tmp_path):

@@ -401,7 +401,7 @@ def test_hmdb51_split_files(tmp_path):
         ("train", 2): second,
     }
     one = read(lists_folder / "run_test_split1.txt", videos=str(root), split="train")
-    assert [entry.labels for entry in one.entries] == [{"label_class": 1}]  # as in the folder
+    assert [entry.labels for entry in one.entries] == [{"label_class": 1}]  # the id of the folder
     for path in (lists_folder, lists_folder / "run_test_split1.txt"):
         with pytest.raises(UserError, match="training and test videos of HMDB51: set --split"):
             read(path, videos=str(root))
@@ -415,7 +415,7 @@ def test_ucf101_lists_number_the_folders(tmp_path, with_index):
     train = [f"{c}/v_{c}_g08_c01.avi {n}" for n, c in enumerate(names, start=1)]
     test = [f"{c}/v_{c}_g01_c02.avi" for c in (names if not with_index else names[1:])]
     train, test = (
-        [line.replace("v_Handstand", "v_HandStand") for line in lines]  # as in the data set
+        [line.replace("v_Handstand", "v_HandStand") for line in lines]  # as in the file names
         for lines in (train, test)
     )
     (tmp_path / "trainlist01.txt").write_text("\r\n".join(train) + "\r\n")

@@ -1,4 +1,4 @@
-"""Image teachers equal the models of transformers, read from their files."""
+"""Image teachers that are read from files of transformers equal the original models."""
 
 from types import SimpleNamespace
 

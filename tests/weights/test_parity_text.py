@@ -1,4 +1,4 @@
-"""The predictor's ModernBERT layers equal those of transformers, read from its files."""
+"""ModernBERT layers that are read from files of transformers equal the original layers."""
 
 import json
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""Text towers equal those of transformers, read from its files."""
+"""Text towers that are read from files of transformers equal the original models."""
 
 from types import SimpleNamespace
 

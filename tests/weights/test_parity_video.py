@@ -1,4 +1,4 @@
-"""V-JEPA 2 and VideoMAE equal the models of transformers, read from their files."""
+"""V-JEPA 2 and VideoMAE that are read from files of transformers equal the original models."""
 
 import json
 from types import SimpleNamespace
