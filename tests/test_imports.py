@@ -46,7 +46,9 @@ ARROWS = {
     "evaluation.metrics": set(),
     "evaluation.truth": {"data", "synthetic_world"},
     "sweeps": {"evaluation", "planning", "stages", "training", "checkpointing", "data", "weights"}
-    | {"config_checks", "monitoring"},
+    | {"config_checks", "monitoring", "workers.cpu_quota"},
+    "sweeps.arms": set(),
+    "sweeps.job": set(),
     "models": set(),
     "objectives": set(),
     "data": {"synthetic_world", "workers"},

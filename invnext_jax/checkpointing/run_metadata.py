@@ -26,6 +26,7 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "num
 _ROUNDING = "yes; results are equal up to rounding"
 _CONTENT = "yes, if the content is the same"
 _START = "yes; read at the start of a new run only"
+_NEUTRAL = ("yes", _ROUNDING)  # rules of options that do not change the result
 CHANGEABLE_FIELDS: dict[str, str] = {
     "epochs": "yes, with the same warning as `total_steps`",
     "total_steps": "yes; a warning states how far the learning rate jumps",
@@ -62,6 +63,26 @@ def resume_rule(name: str) -> str:
     """Returns whether an option may be changed on resume, as text: "no", "yes" or a condition."""
     matches = (rule for field, rule in CHANGEABLE_FIELDS.items() if _is_part(name, field))
     return next(matches, "no")
+
+
+def result_fields(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the options that decide the result of a run, by dotted name.
+
+    Options that only change how the result is computed, up to rounding, are left out, as are those
+    that have the value of versions in which they did not exist. Paths of input files are not left
+    out.
+
+    Args:
+      tree: a config as read from a JSON file, or the output of `config_to_json`.
+    """
+    neutral = [field for field, rule in CHANGEABLE_FIELDS.items() if rule in _NEUTRAL]
+    fields = _flatten(upgrade_config(tree))
+    return {
+        name: value
+        for name, value in fields.items()
+        if not any(_is_part(name, field) for field in neutral)
+        and (name not in _ADDED_FIELDS or _ADDED_FIELDS[name] != value)
+    }
 
 
 # Fields that may differ between the hosts of a run: paths, and settings for reading the data.

@@ -1,0 +1,187 @@
+"""Expands the arms of a sweep to jobs. Equal steps of different arms become one job."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from invnext_jax.errors import UserError
+from invnext_jax.sweeps import identity
+from invnext_jax.sweeps.arms import Arm, Column
+from invnext_jax.sweeps.job import Job, Resources
+from invnext_jax.sweeps.step_config import Kind, Setting, StepConfig, load_step
+from invnext_jax.sweeps.sweep_file import Sweep
+from invnext_jax.training import recipe as recipe_lib
+
+HASH_DIGITS = 12  # of the names of jobs; a collision of 1000 jobs has a probability of 2e-9
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannedJob:
+    """A job of a sweep.
+
+    Attributes:
+      job: the command and its folders.
+      kind: whether it is a training or an evaluation.
+      total_steps: number of steps of a training; 0 for an evaluation.
+    """
+
+    job: Job
+    kind: Kind
+    total_steps: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannedArm:
+    """An arm, see `arms.Arm`, and the names of its jobs by step."""
+
+    name: str
+    group: str
+    seed: int | None
+    is_baseline: bool
+    reference: Mapping[str, float]
+    jobs: Mapping[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class ExpandedSweep:
+    """The jobs of a sweep, in an order in which dependencies come first, and its table.
+
+    Attributes:
+      source: the sweep file and the sweep.
+      arms: the rows of the table.
+      columns: the columns of the table by title; {} for all values.
+      jobs: the jobs by name.
+    """
+
+    source: str
+    arms: tuple[PlannedArm, ...]
+    columns: Mapping[str, Column]
+    jobs: Mapping[str, PlannedJob]
+
+    def users(self, name: str) -> list[PlannedArm]:
+        """Returns the arms that use a job."""
+        return [arm for arm in self.arms if name in arm.jobs.values()]
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns a JSON-compatible dict."""
+        return {
+            "source": self.source,
+            "arms": [dataclasses.asdict(arm) for arm in self.arms],
+            "columns": {title: dataclasses.asdict(c) for title, c in self.columns.items()},
+            "jobs": [_job_to_json(planned) for planned in self.jobs.values()],
+        }
+
+    @classmethod
+    def from_json(cls, tree: Mapping[str, Any]) -> "ExpandedSweep":
+        """Inverts `to_json`."""
+        jobs = [_job_from_json(entry) for entry in tree["jobs"]]
+        return cls(
+            source=tree["source"],
+            arms=tuple(PlannedArm(**arm) for arm in tree["arms"]),
+            columns={title: Column(**column) for title, column in tree["columns"].items()},
+            jobs={planned.job.name: planned for planned in jobs},
+        )
+
+
+def _job_to_json(planned: PlannedJob) -> dict[str, Any]:
+    job = dataclasses.asdict(planned.job)
+    job |= {name: str(job[name]) for name in ("folder", "workdir", "log")}
+    return {"kind": planned.kind.value, "total_steps": planned.total_steps, **job}
+
+
+def _job_from_json(entry: Mapping[str, Any]) -> PlannedJob:
+    fields = dict(entry)
+    kind, total_steps = Kind(fields.pop("kind")), fields.pop("total_steps")
+    fields |= {name: Path(fields[name]) for name in ("folder", "workdir", "log")}
+    fields |= {name: tuple(fields[name]) for name in ("command", "dependencies")}
+    fields["resources"] = Resources(**fields["resources"])
+    return PlannedJob(Job(**fields), kind, total_steps)
+
+
+def expand(
+    sweep: Sweep, folder: Path, settings: Sequence[Setting] = ()
+) -> tuple[ExpandedSweep, dict[str, StepConfig]]:
+    """Expands the arms of a sweep to jobs.
+
+    Args:
+      sweep: the sweep.
+      folder: absolute path of the folder of the sweep.
+      settings: options of the command line.
+
+    Returns:
+      The expanded sweep, and the config of each job by name.
+
+    Raises:
+      UserError: an option is invalid or has no effect, or an evaluation has no encoder.
+    """
+    jobs: dict[str, PlannedJob] = {}
+    configs: dict[str, StepConfig] = {}
+    arms = []
+    for arm in sweep.arms:
+        used = _expand_arm(arm, folder, settings, jobs, configs)
+        arms.append(
+            PlannedArm(arm.name, arm.group, arm.seed, arm.is_baseline, dict(arm.reference), used)
+        )
+    _check_settings(settings, configs)
+    steps = {step for arm in arms for step in arm.jobs}
+    columns = {title: c for title, c in sweep.columns.items() if c.step in steps}
+    return ExpandedSweep(sweep.source, tuple(arms), columns, jobs), configs
+
+
+def _expand_arm(
+    arm: Arm,
+    folder: Path,
+    settings: Sequence[Setting],
+    jobs: dict[str, PlannedJob],
+    configs: dict[str, StepConfig],
+) -> dict[str, str]:
+    """Adds the jobs of an arm that do not exist yet, and returns the names of its jobs by step."""
+    used: dict[str, str] = {}
+    source = ""  # name of the last training
+    for step in arm.steps:
+        config = load_step(step, arm.seed, settings)
+        start = "" if config.own_source else source
+        if config.kind is Kind.EVALUATE and not (start or config.own_source):
+            raise UserError(
+                f"the evaluation {step.name!r} of the arm {arm.name!r} follows no training: set "
+                f"its option 'checkpoint', or add a training before it"
+            )
+        name = f"{config.label}-{identity.hash_step(config, start)[:HASH_DIGITS]}"
+        if name not in jobs:
+            jobs[name] = _make_job(name, config, folder, start)
+            configs[name] = config
+        used[step.name] = name
+        if config.kind is Kind.TRAIN:
+            source = name
+    return used
+
+
+def _make_job(name: str, config: StepConfig, folder: Path, source: str) -> PlannedJob:
+    workdir = folder / "runs" / name
+    start = workdir.with_name(source) if source else None
+    config.check(str(start or config.own_source))
+    job = Job(
+        name=name,
+        command=config.command(workdir, start),
+        folder=Path.cwd(),
+        workdir=workdir,
+        log=folder / "logs" / f"{name}.log",
+        dependencies=(source,) if source else (),
+    )
+    total_steps = 0
+    if config.kind is Kind.TRAIN:
+        videos = (*config.count_videos(), recipe_lib.PAPER_VIDEOS)[0]
+        total_steps = recipe_lib.resolve(config.config, videos).total_steps
+    return PlannedJob(job, config.kind, total_steps)
+
+
+def _check_settings(settings: Sequence[Setting], configs: Mapping[str, StepConfig]) -> None:
+    for setting in settings:
+        used = [c for c in configs.values() if setting.scope in (c.kind.value, c.step.name)]
+        if not any(setting.option in config.overrides for config in used):
+            what = "steps" if used else "step or kind of steps of that name"
+            raise UserError(
+                f"--set={setting.scope}.{setting.option}={setting.text} has no effect: the sweep "
+                f"has no {what} that it applies to"
+            )

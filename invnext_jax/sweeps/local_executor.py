@@ -1,0 +1,222 @@
+"""Runs jobs as processes of this machine, as many at once as its cores, GPUs and memory allow.
+
+A job holds a lock on a file next to its log, which the kernel releases when the process ends. The
+lock has the cores and GPUs of the job. If the command of the sweep is killed, its jobs continue;
+the next command finds them by their locks and waits for them.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import shlex
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from invnext_jax import file_lock
+from invnext_jax.errors import UserError
+from invnext_jax.sweeps.job import Handle, Job, Phase, Poll
+from invnext_jax.sweeps.machine import Machine
+
+LOCK_VARIABLE = "INVNEXT_SWEEP_LOCK"  # set in the environment of all processes of a job
+
+
+@dataclasses.dataclass(frozen=True)
+class Slot:
+    """The part of the machine that a job occupies.
+
+    Attributes:
+      cores: numbers of its CPU cores.
+      gpus: names of its GPUs.
+      memory: bytes of host memory.
+    """
+
+    cores: tuple[int, ...] = ()
+    gpus: tuple[str, ...] = ()
+    memory: float = 0.0
+
+
+class LocalExecutor:
+    """An `Executor` that starts each job as a subprocess.
+
+    Args:
+      machine: the resources that all jobs share.
+      max_jobs: maximum number of jobs at a time; 0 for no limit.
+    """
+
+    def __init__(self, machine: Machine, max_jobs: int = 0):
+        self._machine, self._max_jobs = machine, max_jobs
+        self._children: dict[str, subprocess.Popen] = {}
+        self._slots: dict[str, Slot] = {}
+
+    def has_room(self, job: Job) -> bool:
+        """Returns whether enough cores, GPUs and memory are free for the job.
+
+        An idle machine always has room: `submit` refuses a job that is too large for it.
+        """
+        if not self._slots:
+            return True
+        if self._max_jobs and len(self._slots) >= self._max_jobs:
+            return False
+        return self._find_slot(job) is not None
+
+    def submit(self, job: Job) -> Handle:
+        """Starts the job.
+
+        Raises:
+          UserError: the machine has not enough GPUs or cores.
+        """
+        self._check_size(job)
+        slot = self._find_slot(job) or self._whole_machine(job)
+        job.log.parent.mkdir(parents=True, exist_ok=True)
+        with file_lock.open_file(_lock_path(job), "a+") as lock, open(job.log, "ab") as log:
+            try:
+                file_lock.acquire(lock)
+            except file_lock.LockHeldError:
+                return self._read_lock(job)  # an earlier process of the job; `poll` waits for it
+            lock.truncate(0)
+            lock.write(json.dumps(dataclasses.asdict(slot)) + "\n")
+            lock.flush()
+            log.write(f"$ {shlex.join(job.command)}\n".encode())
+            log.flush()
+            with _affinity(slot.cores):
+                self._children[job.name] = subprocess.Popen(
+                    job.command,
+                    cwd=job.folder,
+                    env=self._environment(job, slot),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,  # Ctrl-C in the terminal must not reach it
+                    pass_fds=(lock.fileno(),),  # it keeps the lock until it ends
+                )
+        self._slots[job.name] = slot
+        return dataclasses.asdict(slot)
+
+    def poll(self, job: Job, handle: Handle | None) -> Poll:
+        """Returns whether the job's process, or one that an earlier command started, is alive."""
+        del handle  # the lock has the same content
+        if job.name in self._children:
+            code = self._children[job.name].poll()
+            if code is None:
+                return Poll(Phase.RUNNING)
+            del self._children[job.name]
+            self._slots.pop(job.name, None)
+            return Poll(Phase.ENDED, code)
+        if _is_locked(job):
+            self._slots[job.name] = Slot(**self._read_lock(job))
+            return Poll(Phase.RUNNING)
+        self._slots.pop(job.name, None)
+        return Poll(Phase.ENDED)
+
+    def cancel(self, job: Job, handle: Handle | None, *, force: bool = False) -> None:
+        """Sends SIGTERM to the job's main process, or SIGKILL to all of its processes."""
+        del handle
+        child = self._children.get(job.name)
+        leaders = [child.pid] if child else list(_find_leaders(_lock_path(job)))
+        for pid in leaders:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL) if force else os.kill(pid, signal.SIGTERM)
+
+    def _environment(self, job: Job, slot: Slot) -> dict[str, str]:
+        environment = {**os.environ, **job.environment, LOCK_VARIABLE: str(_lock_path(job))}
+        environment["PYTHONUNBUFFERED"] = "1"  # `--status` shows the last lines of the log
+        if slot.gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(slot.gpus)
+        else:
+            environment["JAX_PLATFORMS"] = "cpu"
+        return environment
+
+    def _find_slot(self, job: Job) -> Slot | None:
+        """Returns free cores and GPUs for a job; None if there are not enough."""
+        needed, used = job.resources, list(self._slots.values())
+        taken = {core for slot in used for core in slot.cores}
+        taken |= {gpu for slot in used for gpu in slot.gpus}
+        cores = [core for core in self._machine.cores if core not in taken]
+        gpus = [gpu for gpu in self._machine.gpus if gpu not in taken]
+        memory = self._machine.memory - sum(slot.memory for slot in used)
+        count = max(1, needed.cores)
+        if len(cores) < count or len(gpus) < needed.devices or memory < needed.memory:
+            return None
+        return Slot(tuple(cores[:count]), tuple(gpus[: needed.devices]), needed.memory)
+
+    def _whole_machine(self, job: Job) -> Slot:
+        """Returns the slot of a job that may need more memory than is available."""
+        cores, gpus = self._machine.cores, self._machine.gpus
+        return Slot(cores[: max(1, job.resources.cores)], gpus[: job.resources.devices])
+
+    def _check_size(self, job: Job) -> None:
+        """Checks that the job fits an idle machine.
+
+        Raises:
+          UserError: it does not.
+        """
+        needed, machine = job.resources, self._machine
+        for what, wanted, available in (
+            ("GPUs", needed.devices, len(machine.gpus)),
+            ("cores", needed.cores, len(machine.cores)),
+        ):
+            if wanted > available:
+                raise UserError(
+                    f"the job {job.name} needs {wanted} {what}, and this machine has "
+                    f"{available}: change --devices_per_job or --cores_per_job, or choose "
+                    "another --executor"
+                )
+
+    def _read_lock(self, job: Job) -> dict[str, Any]:
+        """Returns the slot of a running job of an earlier command, as a dict."""
+        try:
+            fields = json.loads(_lock_path(job).read_text())
+            return {
+                "cores": tuple(fields["cores"]),
+                "gpus": tuple(fields["gpus"]),
+                "memory": fields["memory"],
+            }
+        except (OSError, ValueError, KeyError, TypeError):  # it was killed while it was written
+            return dataclasses.asdict(Slot())
+
+
+def _lock_path(job: Job) -> Path:
+    return job.log.with_suffix(".lock")
+
+
+def _is_locked(job: Job) -> bool:
+    try:
+        with file_lock.open_file(_lock_path(job), "r") as file:
+            file_lock.acquire(file)
+    except FileNotFoundError:
+        return False
+    except file_lock.LockHeldError:
+        return True
+    return False
+
+
+@contextlib.contextmanager
+def _affinity(cores: tuple[int, ...]) -> Iterator[None]:
+    """Restricts this thread, and processes that are started in the context, to some cores."""
+    if not cores or not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    with contextlib.suppress(OSError):  # the cores are no longer available
+        os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def _find_leaders(lock: Path) -> Iterator[int]:
+    """Yields the main processes of a job that an earlier command started, by their environment."""
+    marker = f"{LOCK_VARIABLE}={lock}".encode()
+    for folder in Path("/proc").glob("[0-9]*"):
+        pid = int(folder.name)
+        try:
+            variables = (folder / "environ").read_bytes().split(b"\0")
+            if marker in variables and os.getsid(pid) == pid:
+                yield pid
+        except OSError:  # it has ended, or it belongs to another user
+            continue

@@ -1,0 +1,84 @@
+"""The cores, accelerators and memory of this machine, without starting JAX on them."""
+
+import dataclasses
+import math
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from invnext_jax.planning import devices
+from invnext_jax.workers import cpu_quota
+
+_SHARE = 0.9  # usable fraction of the available memory
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """What the jobs of a machine share.
+
+    Attributes:
+      cores: numbers of the CPU cores.
+      gpus: names of the GPUs, as in CUDA_VISIBLE_DEVICES.
+      device: kind of the GPUs, a name in `devices.DEVICES`; "" if it is unknown.
+      memory: bytes of memory that jobs can use.
+    """
+
+    cores: tuple[int, ...]
+    gpus: tuple[str, ...] = ()
+    device: str = ""
+    memory: float = math.inf
+
+
+def read_machine(environment: Mapping[str, str] = os.environ, root: Path = Path("/")) -> Machine:
+    """Reads the resources of this machine that this process may use.
+
+    Args:
+      environment: the environment variables. CUDA_VISIBLE_DEVICES and JAX_PLATFORMS=cpu are read.
+      root: the root of the file system.
+    """
+    gpus = _read_gpus(environment, root)
+    return Machine(_read_cores(), gpus, _read_device(root) if gpus else "", _read_memory(root))
+
+
+def _read_cores() -> tuple[int, ...]:
+    if hasattr(os, "sched_getaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+    else:
+        cores = list(range(os.cpu_count() or 1))
+    quota = cpu_quota.read_cpu_quota()
+    return tuple(cores[: max(1, int(min(quota, len(cores))))])
+
+
+def _read_gpus(environment: Mapping[str, str], root: Path) -> tuple[str, ...]:
+    if environment.get("JAX_PLATFORMS", "").strip() == "cpu":
+        return ()
+    if (visible := environment.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return tuple(name.strip() for name in visible.split(",") if name.strip() not in ("", "-1"))
+    names = [path.name for path in (root / "dev").glob("nvidia*")]
+    numbers = sorted(int(n[6:]) for n in names if re.fullmatch(r"nvidia\d+", n))
+    return tuple(str(position) for position, _ in enumerate(numbers))
+
+
+def _read_device(root: Path) -> str:
+    """Returns the kind of the NVIDIA GPUs; "" if it is unknown."""
+    for path in sorted((root / "proc/driver/nvidia/gpus").glob("*/information")):
+        model = re.search(r"^Model:\s*(.+)$", path.read_text(), re.MULTILINE)
+        found = devices.find_device(model[1]) if model else None
+        return next((name for name, d in devices.DEVICES.items() if d is found), "")
+    return ""
+
+
+def _read_memory(root: Path) -> float:
+    """Returns the usable bytes: the available memory, or the limit of the container if smaller."""
+    limits = []
+    try:
+        text = (root / "proc/meminfo").read_text()
+        limits += [1024.0 * int(n) for n in re.findall(r"^MemAvailable:\s*(\d+) kB$", text, re.M)]
+    except OSError:
+        pass
+    try:
+        limits.append(float((root / "sys/fs/cgroup/memory.max").read_text()))
+    except (OSError, ValueError):  # ValueError: "max", which means no limit
+        pass
+    return _SHARE * min(limits, default=math.inf)

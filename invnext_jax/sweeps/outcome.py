@@ -1,0 +1,66 @@
+"""Reads from the workdir of a job whether it is finished and whether its numbers are finite."""
+
+import json
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+from invnext_jax.checkpointing import reader
+from invnext_jax.errors import UserError
+from invnext_jax.evaluation import evaluate
+from invnext_jax.monitoring import metrics_file
+from invnext_jax.sweeps.expansion import PlannedJob
+from invnext_jax.sweeps.step_config import Kind
+
+NON_FINITE = "non-finite"  # the reason of a failure
+_TAIL_BYTES = 2**16
+
+
+class Outcome(NamedTuple):
+    """Whether a job is finished, and the reason why its result cannot be used ("" if it can)."""
+
+    finished: bool
+    reason: str = ""
+
+
+def read_outcome(planned: PlannedJob) -> Outcome:
+    """Reads the outcome of a job that is not running."""
+    workdir = planned.job.workdir
+    if planned.kind is Kind.EVALUATE:
+        return _read_evaluation(workdir)
+    steps = reader.finished_steps(workdir / reader.CHECKPOINTS_FOLDER)
+    if not steps or steps[-1] < planned.total_steps:
+        return Outcome(False)
+    last = read_last_record(workdir)
+    return Outcome(True, NON_FINITE if "loss" in last and last["loss"] is None else "")
+
+
+def _read_evaluation(workdir: Path) -> Outcome:
+    if not (workdir / evaluate.RESULTS).is_file():
+        return Outcome(False)
+    try:
+        rows = evaluate.read_results(workdir)["rows"]
+    except UserError:
+        return Outcome(False)
+    values = [row["value"] for row in rows if row["name"] == "encoder"]
+    finite = all(value is not None and math.isfinite(value) for value in values)
+    return Outcome(True, "" if finite else NON_FINITE)
+
+
+def read_last_record(workdir: Path) -> dict[str, float | None]:
+    """Returns the last complete record of a run's metrics.jsonl; {} if there is none."""
+    try:
+        with open(workdir / metrics_file.FILE, "rb") as file:
+            file.seek(0, 2)
+            file.seek(max(0, file.tell() - _TAIL_BYTES))
+            lines = file.read().split(b"\n")
+    except OSError:
+        return {}
+    for line in reversed(lines):
+        try:
+            record = json.loads(line)
+        except ValueError:  # an incomplete line
+            continue
+        if isinstance(record, dict):
+            return record
+    return {}

@@ -1,0 +1,72 @@
+"""Formats the states of the jobs of a sweep as text for the terminal."""
+
+from collections.abc import Mapping
+
+from invnext_jax.sweeps import outcome
+from invnext_jax.sweeps.expansion import ExpandedSweep, PlannedJob
+from invnext_jax.sweeps.job import Job
+from invnext_jax.sweeps.step_config import Kind
+from invnext_jax.sweeps.sweep_folder import JobState, Status, SweepFolder
+
+LOG_LINES = 5
+_LOG_BYTES = 2**14
+
+
+def format_status(folder: SweepFolder, sweep: ExpandedSweep) -> str:
+    """Returns a line for each job, and the last lines of the logs of failed jobs."""
+    states = {name: folder.read_state(name) for name in sweep.jobs}
+    width = max(map(len, sweep.jobs))
+    lines = []
+    for name, planned in sweep.jobs.items():
+        state = states[name]
+        arms = dict.fromkeys(arm.name for arm in sweep.users(name))
+        text = describe_state(planned, sweep.jobs, states)
+        lines.append(f"{name:{width}}  {text:30}  {'; '.join(arms)}")
+        if state.status is Status.FAILED or state.failures:
+            lines += [f"    {line}" for line in read_log_tail(planned.job)]
+    counts = {status: 0 for status in Status}
+    for state in states.values():
+        counts[state.status] += 1
+    total = ", ".join(f"{count} {status.value}" for status, count in counts.items() if count)
+    command = "runs" if folder.is_locked() else "does not run"
+    return "\n".join([*lines, f"{len(states)} jobs: {total}. The sweep command {command}."])
+
+
+def describe_state(
+    planned: PlannedJob, jobs: Mapping[str, PlannedJob], states: Mapping[str, JobState]
+) -> str:
+    """Returns the status of a job with its progress or the reason of its failure."""
+    state = states[planned.job.name]
+    if state.status is Status.FAILED:
+        return f"failed: {state.reason}"
+    if state.status is Status.WAITING and is_blocked(planned, jobs, states):
+        return "blocked by a failed job"
+    text = state.status.value
+    if state.failures:
+        text += f", attempt {state.failures + 1} after {state.reason}"
+    if state.status in (Status.RUNNING, Status.STOPPED) and planned.kind is Kind.TRAIN:
+        step = outcome.read_last_record(planned.job.workdir).get("step", 0)
+        text += f", step {step:,} of {planned.total_steps:,}"
+    return text
+
+
+def is_blocked(
+    planned: PlannedJob, jobs: Mapping[str, PlannedJob], states: Mapping[str, JobState]
+) -> bool:
+    """Returns whether a job that the job depends on, directly or not, has failed."""
+    return any(
+        states[name].status is Status.FAILED or is_blocked(jobs[name], jobs, states)
+        for name in planned.job.dependencies
+    )
+
+
+def read_log_tail(job: Job, lines: int = LOG_LINES) -> list[str]:
+    """Returns the last lines of a job's log; [] if there is no log."""
+    try:
+        with open(job.log, "rb") as file:
+            file.seek(0, 2)
+            file.seek(max(0, file.tell() - _LOG_BYTES))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return []
+    return [line for line in text.replace("\r", "\n").splitlines() if line.strip()][-lines:]

@@ -1,0 +1,250 @@
+"""Loads the config of a step of a chain, applies overrides and makes the command line."""
+
+import ast
+import dataclasses
+import enum
+import functools
+import importlib.util
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+from invnext_jax import config_checks
+from invnext_jax.data import manifest as manifest_lib
+from invnext_jax.data import video_io
+from invnext_jax.errors import UserError
+from invnext_jax.evaluation import unused_options
+from invnext_jax.evaluation.evaluators import registry as evaluator_registry
+from invnext_jax.planning import plan
+from invnext_jax.stages import registry
+from invnext_jax.sweeps.arms import Step
+from invnext_jax.training import recipe as recipe_lib
+
+
+class Kind(enum.Enum):
+    """The script of a step. The value is the scope of settings for all steps of this kind."""
+
+    TRAIN = "train"
+    EVALUATE = "eval"
+
+
+_SCRIPTS = {Kind.TRAIN: "launch/main.py", Kind.EVALUATE: "launch/evaluate.py"}
+# The option with the run or encoder that a step starts from, and the flag that sets it.
+SOURCE_OPTIONS = {Kind.TRAIN: "init_from", Kind.EVALUATE: "checkpoint"}
+_SOURCE_FLAGS = {Kind.TRAIN: "--config.init_from", Kind.EVALUATE: "--checkpoint"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """An option that the command line of a sweep sets in several steps.
+
+    Attributes:
+      scope: "train" for all trainings, "eval" for all evaluations, or the name of a step.
+      option: dotted name of the option.
+      text: the value as text.
+    """
+
+    scope: str
+    option: str
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class StepConfig:
+    """The config of a step.
+
+    Attributes:
+      step: the step.
+      kind: its script.
+      config: the config with all overrides. The run or encoder that the step starts from is not
+        set, unless it is an override.
+      overrides: the options that the command sets.
+    """
+
+    step: Step
+    kind: Kind
+    config: ml_collections.ConfigDict
+    overrides: Mapping[str, Any]
+
+    @property
+    def label(self) -> str:
+        """The stage of a training, or "eval"."""
+        return self.config.stage if self.kind is Kind.TRAIN else "eval"
+
+    @property
+    def own_source(self) -> str:
+        """The run or encoder that the config itself names; "" if it names none."""
+        return self.config[SOURCE_OPTIONS[self.kind]]
+
+    def manifests(self) -> dict[str, str]:
+        """Returns the manifests that the step reads, by option."""
+        if self.kind is Kind.TRAIN:
+            return {"data.manifest": self.config.data.manifest}
+        root, names = self.config.data.root, ("train_manifest", "val_manifest")
+        return {
+            name: ",".join(
+                video_io.join(root, part) if root and not video_io.is_world(part) else part
+                for part in manifest_lib.split_names(self.config[name])
+            )
+            for name in names
+            if self.config[name]
+        }
+
+    def count_videos(self) -> tuple[int, ...]:
+        """Returns the number of videos of each manifest, or the numbers that the step expects."""
+        names = list(self.manifests().values())
+        if names and all(map(manifests_exist, names)):
+            return tuple(map(_count_rows, names))
+        return self.step.videos
+
+    def command(self, workdir: Path, source: Path | None) -> tuple[str, ...]:
+        """Returns the command of the step.
+
+        Args:
+          workdir: folder in which the command writes its outputs.
+          source: workdir of the run that the step starts from; None for none.
+        """
+        flags = [f"--config={self.step.config}", f"--workdir={workdir}"]
+        if source is not None:
+            flags.append(f"{_SOURCE_FLAGS[self.kind]}={source}")
+        flags += [f"--config.{name}={_write(value)}" for name, value in self.overrides.items()]
+        return (sys.executable, _SCRIPTS[self.kind], *flags)
+
+    def check(self, source: str) -> None:
+        """Runs the checks of the step's script that do not read the source.
+
+        Args:
+          source: path of the run or encoder that the step starts from; "" for none.
+
+        Raises:
+          UserError: an option is invalid or has no effect.
+        """
+        config = ml_collections.ConfigDict(self.config)
+        config[SOURCE_OPTIONS[self.kind]] = source
+        if self.kind is Kind.TRAIN:
+            videos = (*self.count_videos(), recipe_lib.PAPER_VIDEOS)[0]
+            plan.check_config(config, videos, tuple(self.overrides))
+            return
+        evaluators = evaluator_registry.find_evaluators(config.evaluators)
+        unused = unused_options.find_unused(config, evaluators)
+        config_checks.check_overrides(config, self.overrides, unused)
+
+
+def manifests_exist(names: str) -> bool:
+    """Returns whether local manifests exist; True for remote ones and rendered worlds."""
+    return all(
+        video_io.is_world(name) or video_io.is_remote(name) or os.path.exists(name)
+        for name in manifest_lib.list_manifests(names)
+    )
+
+
+@functools.cache
+def _count_rows(names: str) -> int:
+    return len(manifest_lib.read_manifest(names))
+
+
+def load_step(step: Step, seed: int | None, settings: Sequence[Setting] = ()) -> StepConfig:
+    """Loads the config of a step and applies its overrides.
+
+    Settings for all steps of a kind are ignored by steps in which the option does not exist or has
+    no effect.
+
+    Args:
+      step: the step.
+      seed: value of `config.seed`; None keeps the value of the config file.
+      settings: options of the command line.
+
+    Raises:
+      UserError: the config file or an option does not exist, or a value has the wrong type.
+    """
+    config = _load_config(step.config)
+    kind = Kind.EVALUATE if "evaluators" in config else Kind.TRAIN
+    overrides = dict(step.overrides) | ({} if seed is None else {"seed": seed})
+    _update(config, step, overrides)
+    for setting in settings:
+        if setting.scope not in (kind.value, step.name):
+            continue
+        if setting.scope == kind.value and not _has_effect(config, kind, setting.option):
+            continue
+        value = _parse(setting, _get(config, step, setting.option))
+        overrides[setting.option] = value
+        _update(config, step, {setting.option: value})
+    return StepConfig(step, kind, config, overrides)
+
+
+@functools.cache
+def _read_config(source: str) -> ml_collections.FrozenConfigDict:
+    path, colon, variant = source.partition(":")
+    if not Path(path).is_file():
+        raise UserError(f"there is no config file {path!r}, which a sweep uses: see configs")
+    spec = importlib.util.spec_from_file_location(f"_config_{Path(path).stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    try:
+        return ml_collections.FrozenConfigDict(module.get_config(*[variant] if colon else []))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{source}: {error}") from error
+
+
+def _load_config(source: str) -> ml_collections.ConfigDict:
+    return ml_collections.ConfigDict(_read_config(source).as_configdict())
+
+
+def _get(config: Any, step: Step, name: str) -> Any:
+    for part in name.split("."):
+        if not isinstance(config, ml_collections.ConfigDict) or part not in config:
+            raise UserError(
+                f"the step {step.name!r} of a sweep sets {name!r}, which is not an option of "
+                f"{step.config}: see docs/options.md"
+            )
+        config = config[part]
+    return config
+
+
+def _update(config: ml_collections.ConfigDict, step: Step, overrides: Mapping[str, Any]) -> None:
+    for name, value in overrides.items():
+        if isinstance(_get(config, step, name), ml_collections.ConfigDict):
+            raise UserError(
+                f"the step {step.name!r} of a sweep sets the section {name!r}: set an option of it"
+            )
+        try:
+            config.update_from_flattened_dict({name: value})
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"the step {step.name!r} of a sweep sets {name}={value!r}, which has the wrong "
+                f"type ({error}): see docs/options.md"
+            ) from error
+
+
+def _has_effect(config: ml_collections.ConfigDict, kind: Kind, option: str) -> bool:
+    fields = config.to_dict()
+    for part in option.split("."):
+        if not isinstance(fields, Mapping) or part not in fields:
+            return False
+        fields = fields[part]
+    if kind is Kind.EVALUATE:
+        evaluators = evaluator_registry.find_evaluators(config.evaluators)
+        return option not in unused_options.find_unused(config, evaluators)
+    return option not in config_checks.unused_options(config, registry.find_stage(config))
+
+
+def _parse(setting: Setting, default: Any) -> Any:
+    """Converts the text of a setting to the type of the option's default."""
+    if isinstance(default, str):
+        return setting.text
+    try:
+        value = ast.literal_eval(setting.text)
+    except (ValueError, SyntaxError) as error:
+        raise UserError(
+            f"--set={setting.scope}.{setting.option}={setting.text} is not a value of type "
+            f"{type(default).__name__}"
+        ) from error
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _write(value: Any) -> str:
+    return repr(tuple(value)) if isinstance(value, list | tuple) else str(value)

@@ -1,0 +1,93 @@
+"""Loads sweep files: Python files with functions that yield the arms of a sweep."""
+
+import dataclasses
+import importlib.util
+import inspect
+import types
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from invnext_jax.errors import UserError
+from invnext_jax.sweeps.arms import Arm, Column, make_arm, with_seeds
+
+PREFIX = "sweep"
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """The arms of a sweep and the columns of its table.
+
+    Attributes:
+      source: the file and the sweep, such as "configs/sweeps/paper.py:table1a".
+      arms: the arms, one for each seed.
+      columns: columns by title; {} for all values of the evaluations.
+    """
+
+    source: str
+    arms: tuple[Arm, ...]
+    columns: Mapping[str, Column]
+
+
+def load_sweep(source: str, seeds: Sequence[int] = ()) -> Sweep:
+    """Calls a function of a sweep file and returns its arms.
+
+    Args:
+      source: "<file>", whose function `sweep` is called, or "<file>:<name>,<argument>,...", which
+        calls `sweep_<name>` with the arguments as strings.
+      seeds: seeds for which the arms without a seed are repeated; () keeps the seeds of the
+        configs.
+
+    Raises:
+      UserError: the file or the function does not exist, or two arms have the same name and seed.
+    """
+    path, _, rest = source.partition(":")
+    if not Path(path).is_file():
+        raise UserError(f"there is no sweep file {path!r}: see the folder configs/sweeps")
+    module = _import_file(path)
+    name, *arguments = rest.split(",")
+    function = _find_function(module, path, name)
+    try:
+        inspect.signature(function).bind(*arguments)
+    except TypeError as error:
+        raise UserError(
+            f"{source} has arguments that {function.__name__} does not accept ({error}): see {path}"
+        ) from error
+    steps = getattr(module, "CHAIN", ())
+    arms = [a if isinstance(a, Arm) else make_arm(steps, a) for a in function(*arguments)]
+    arms = with_seeds(arms, seeds) if seeds else arms
+    _check_arms(source, arms)
+    return Sweep(source, tuple(arms), dict(getattr(module, "COLUMNS", {})))
+
+
+def _import_file(path: str) -> types.ModuleType:
+    spec = importlib.util.spec_from_file_location(f"_sweep_{Path(path).stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _find_function(module: types.ModuleType, path: str, name: str) -> types.FunctionType:
+    functions = {
+        key.removeprefix(PREFIX).removeprefix("_"): value
+        for key, value in vars(module).items()
+        if (key == PREFIX or key.startswith(f"{PREFIX}_")) and callable(value)
+    }
+    if name in functions:
+        return functions[name]
+    names = ", ".join(f"{path}:{key}" if key else path for key in functions) or "none"
+    raise UserError(f"there is no sweep {name!r} in {path}: choose one of these: {names}")
+
+
+def _check_arms(source: str, arms: Sequence[Arm]) -> None:
+    if not arms:
+        raise UserError(f"{source} has no arms: its function must yield at least one")
+    keys = [(arm.group, arm.name, arm.seed) for arm in arms]
+    for arm, key in zip(arms, keys, strict=True):
+        if keys.count(key) > 1:
+            seed = "" if arm.seed is None else f" with seed {arm.seed}"
+            raise UserError(f"{source} has two arms named {arm.name!r}{seed}: rename one of them")
+        if not arm.steps:
+            raise UserError(f"the arm {arm.name!r} of {source} has no steps: define CHAIN")
+        names = [step.name for step in arm.steps]
+        if len(set(names)) < len(names):
+            raise UserError(f"the arm {arm.name!r} of {source} has two steps of the same name")

@@ -1,0 +1,178 @@
+"""The folder of a sweep: its lock, its description and the states of its jobs.
+
+All files are JSON, and they are replaced atomically, so that a reader never sees a part of one:
+
+    sweep.json           the arms, the jobs and their commands
+    sweep.lock           locked by the running command
+    stop.request         exists while `--cancel` asks the running command to stop
+    states/<job>.json    the state of a job
+    logs/<job>.log       the output of a job
+    logs/<job>.lock      locked by a job that runs on this machine
+    runs/<job>/          the workdir of a job
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import enum
+import json
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from invnext_jax import atomic_file, file_lock, json_file
+from invnext_jax.errors import UserError
+from invnext_jax.sweeps.expansion import ExpandedSweep
+from invnext_jax.sweeps.job import Handle
+
+_ADVICE = "repeat the command that started the sweep, with --config"
+
+
+class Status(enum.Enum):
+    """The status of a job."""
+
+    WAITING = "waiting"
+    QUEUED = "queued"
+    RUNNING = "running"
+    STOPPED = "stopped"  # interrupted; the command of the sweep continues it
+    FINISHED = "finished"
+    FAILED = "failed"
+
+
+@dataclasses.dataclass(frozen=True)
+class JobState:
+    """The state of a job.
+
+    Attributes:
+      status: see `Status`.
+      failures: number of failed attempts since the last `--retry_failed`.
+      reason: the reason of the last failure.
+      handle: see `job.Executor`.
+      started: time at which the last attempt was submitted, in ISO 8601.
+      ended: time at which the last attempt ended.
+    """
+
+    status: Status = Status.WAITING
+    failures: int = 0
+    reason: str = ""
+    handle: Handle | None = None
+    started: str = ""
+    ended: str = ""
+
+    @property
+    def is_active(self) -> bool:
+        """Whether the job was submitted and has not ended."""
+        return self.status in (Status.QUEUED, Status.RUNNING)
+
+
+def now() -> str:
+    """Returns the local time in ISO 8601, with the offset from UTC."""
+    return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+
+
+class SweepFolder:
+    """The folder of a sweep.
+
+    Args:
+      path: the folder, which is created by `write_sweep`.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path).absolute()
+        self._sweep, self._stop = self.path / "sweep.json", self.path / "stop.request"
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Holds the lock of the sweep.
+
+        Raises:
+          UserError: another command runs in the folder, or it cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = file_lock.open_file(self.path / "sweep.lock", "a+")
+        except OSError as error:
+            raise UserError(
+                f"cannot write in --workdir={self.path}: {error.strerror}; choose another folder, "
+                "or change its permissions"
+            ) from error
+        with file:
+            try:
+                file_lock.acquire(file)
+            except file_lock.LockHeldError as error:
+                file.seek(0)
+                holder = file.read().strip() or "unknown"
+                raise UserError(
+                    f"another sweep command runs in {self.path} ({holder}): wait for it, stop it "
+                    "with --cancel, or choose another --workdir"
+                ) from error
+            file.truncate(0)
+            file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}) + "\n")
+            file.flush()
+            yield
+
+    def is_locked(self) -> bool:
+        """Returns whether a sweep command runs in the folder."""
+        try:
+            with file_lock.open_file(self.path / "sweep.lock", "r") as file:
+                file_lock.acquire(file)
+        except FileNotFoundError:
+            return False
+        except file_lock.LockHeldError:
+            return True
+        return False
+
+    def exists(self) -> bool:
+        """Returns whether the folder has a sweep."""
+        return self._sweep.is_file()
+
+    def write_sweep(self, sweep: ExpandedSweep) -> None:
+        """Writes the description of the sweep."""
+        atomic_file.write_text(self._sweep, json.dumps(sweep.to_json(), indent=1) + "\n")
+
+    def read_sweep(self) -> ExpandedSweep:
+        """Reads the description of the sweep.
+
+        Raises:
+          UserError: the folder has no sweep, or its description is damaged.
+        """
+        if not self.exists():
+            raise UserError(f"{self.path} has no sweep: start one with --config")
+        tree = json_file.read_object(self._sweep, _ADVICE)
+        try:
+            return ExpandedSweep.from_json(tree)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{self._sweep} is damaged ({error!r}): {_ADVICE}") from error
+
+    def _state_path(self, name: str) -> Path:
+        return self.path / "states" / f"{name}.json"
+
+    def read_state(self, name: str) -> JobState:
+        """Reads the state of a job. A damaged file counts as a job that has not started."""
+        path = self._state_path(name)
+        if not path.is_file():
+            return JobState()
+        try:
+            tree = json_file.read_object(path)
+            return JobState(**{**tree, "status": Status(tree["status"])})
+        except (UserError, KeyError, TypeError, ValueError):
+            return JobState()
+
+    def write_state(self, name: str, state: JobState) -> None:
+        """Writes the state of a job."""
+        tree: dict[str, Any] = dataclasses.asdict(state) | {"status": state.status.value}
+        atomic_file.write_text(self._state_path(name), json.dumps(tree, indent=1) + "\n")
+
+    def request_stop(self) -> None:
+        """Asks the command that runs in the folder to stop."""
+        atomic_file.write_text(self._stop, "")
+
+    def stop_requested(self) -> bool:
+        """Returns whether the command that runs in the folder should stop."""
+        return self._stop.exists()
+
+    def clear_stop_request(self) -> None:
+        """Removes the request to stop."""
+        self._stop.unlink(missing_ok=True)
