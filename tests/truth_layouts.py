@@ -1,12 +1,16 @@
 """Writes ground truth of the synthetic world in the layouts of published data sets."""
 
 import csv
+import io
 import json
 
 import numpy as np
+import pyarrow as pa
 from PIL import Image
-from scipy import io
+from pyarrow import parquet
+from scipy import io as scipy_io
 
+from invnext_jax.dataset_prep import waymo
 from invnext_jax.synthetic_world.files import encode_mp4
 from invnext_jax.synthetic_world.render import render_clip
 from invnext_jax.synthetic_world.spec import WorldSpec
@@ -37,16 +41,23 @@ def write_scannet(root, scenes=2, spec=SPEC):
     return root
 
 
-def write_kitti(root, drives=1, spec=SPEC, first=5):
+def write_scannet_splits(root, scenes=2, spec=SPEC):
+    """Writes the lists and the scenes of both splits."""
+    names = list((write_scannet(root, 2 * scenes, spec) / "val.txt").read_text().split())
+    for split, part in (("train", names[:scenes]), ("val", names[scenes:])):
+        (root / f"{split}.txt").write_text("\n".join(part) + "\n")
+
+
+def write_kitti(root, drives=1, spec=SPEC, first=5, split="val", start=0):
     """Writes images that are twice as wide as high, and depth / 256 m of the inner frames."""
-    for number in range(drives):
+    for number in range(start, start + drives):
         drive = f"2011_09_26_drive_{number:04d}_sync"
         clip = render_clip(spec, number)
         video, depth = widen(clip.video, 2), widen(clip.depth.astype(float), 2)
         depth = np.round(depth * 256).astype(np.uint16)
         depth[:, ::2] = 0  # every second row is unknown
         raw = root / drive[:10] / drive / "image_02" / "data"
-        truth = root / "val" / drive / "proj_depth" / "groundtruth" / "image_02"
+        truth = root / split / drive / "proj_depth" / "groundtruth" / "image_02"
         for frame in range(spec.frames):
             save(raw / f"{frame:010d}.png", video[frame])
             if first <= frame < spec.frames - 2:
@@ -83,7 +94,7 @@ def write_jhmdb(root, spec=SPEC, joints=15):
         positions = rng.uniform([[[1]], [[1]]], [[[64]], [[32]]], (2, joints, spec.frames))
         path = root / "joint_positions" / "wave" / name / "joint_positions.mat"
         path.parent.mkdir(parents=True, exist_ok=True)
-        io.savemat(path, {"pos_img": positions, "scale": 1.0})
+        scipy_io.savemat(path, {"pos_img": positions, "scale": 1.0})
         found[name] = positions
         (root / "splits").mkdir(exist_ok=True)
         with (root / "splits" / "wave_test_split1.txt").open("a") as file:
@@ -112,6 +123,46 @@ def write_boxes(root, videos=2, spec=SPEC, fps=10.0, as_folder=False):
         lines.append(json.dumps({"video": name, "fps": fps, **size, "tracks": tracks}))
     (root / "tracks.jsonl").write_text("\n".join(lines) + "\n")
     return root / "tracks.jsonl"
+
+
+def jpeg(image_hwc):
+    buffer = io.BytesIO()
+    Image.fromarray(image_hwc).save(buffer, "JPEG", quality=95)
+    return buffer.getvalue()
+
+
+def write_waymo_segment(folder, name, clip):
+    """Writes a clip in the columns of Waymo, with frames out of order and a second camera."""
+    for part in ("camera_image", "camera_box"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    frames, size = clip.video.shape[:2]
+    order = np.random.default_rng(0).permutation(frames).tolist()
+    rows = [(t, camera) for t in order for camera in (1, 2)]
+    images = {
+        waymo.CAMERA: [camera for _, camera in rows],
+        waymo.TIME: [10**15 + 100_000 * t for t, _ in rows],
+        waymo.PICTURE: [jpeg(clip.video[t] if camera == 1 else 0 * clip.video[t])
+                        for t, camera in rows],
+    }  # fmt: skip
+    parquet.write_table(pa.table(images), folder / "camera_image" / f"{name}.parquet")
+    rows = [(t, k) for t, k in np.argwhere(clip.visible > 0).tolist()]
+    corners = np.array([clip.boxes[t, k] * size for t, k in rows], float)
+    center, extent = (corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]
+    boxes = {
+        waymo.CAMERA: [1] * len(rows),
+        waymo.TIME: [10**15 + 100_000 * t for t, _ in rows],
+        waymo.OBJECT: [f"object {k}" for _, k in rows],
+        **{name: column for name, column in zip(waymo.BOX, [*center.T, *extent.T], strict=True)},
+    }
+    parquet.write_table(pa.table(boxes), folder / "camera_box" / f"{name}.parquet")
+
+
+def write_waymo(root, segments=2, spec=SPEC):
+    """Writes Parquet files of both splits."""
+    for split, first in (("training", 0), ("validation", segments)):
+        for number in range(first, first + segments):
+            clip = render_clip(spec, number)
+            write_waymo_segment(root / split, f"segment-{number}_with_camera_labels", clip)
 
 
 EPIC_ROWS = {
@@ -180,3 +231,25 @@ def write_coin(root, train=8, val=4):
     lines = [f"{name} {i % 2}\n" for i, name in enumerate(names)]
     for split, part in (("train", lines[:train]), ("test", lines[train:])):
         (root / "annotations" / f"{split}.txt").write_text("".join(part))
+
+
+def write_captioned(root, split, videos, first=0, spec=SPEC):
+    """Writes videos and their captions, of which the first video has two."""
+    clips = [render_clip(spec, number) for number in range(first, first + videos)]
+    names = [f"part/video{number:04d}.mp4" for number in range(first, first + videos)]
+    for name, clip in zip(names, clips, strict=True):
+        (root / "videos" / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / "videos" / name).write_bytes(encode_mp4(clip.video))
+    texts = [clip.video_caption for clip in clips]
+    rows = [{"video": v, "caption": text} for v, text in zip(names, texts, strict=True)]
+    rows.append({"video": names[0], "caption": f"a clip of {texts[0]}"})
+    (root / "annotations").mkdir(parents=True, exist_ok=True)
+    (root / "annotations" / f"{split}.json").write_text(json.dumps(rows))
+
+
+def write_choices(root, videos):
+    """Writes three candidates for each of these videos, as SSv2-MC has them."""
+    texts = ["opening something", "closing something", "holding something"]
+    rows = [{"video": video, "caption": texts, "answer": n % 3} for n, video in enumerate(videos)]
+    (root / "annotations").mkdir(parents=True, exist_ok=True)
+    (root / "annotations" / "mc.json").write_text(json.dumps(rows))

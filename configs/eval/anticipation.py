@@ -3,7 +3,7 @@
     python launch/evaluate.py --config=configs/eval/anticipation.py:tiny --checkpoint=runs/s2 \
         --workdir=runs/e2
 
-The base variant is for EPIC-KITCHENS-100: `launch/convert_epic_kitchens.py` writes its manifests.
+The base variant is for EPIC-KITCHENS-100; ek100_anticipation.py is based on it.
 """
 
 import ml_collections

@@ -3,11 +3,7 @@
     python launch/evaluate.py --config=configs/eval/depth.py:tiny --checkpoint=runs/s2 \
         --workdir=runs/e2
 
-    python launch/evaluate.py --config=configs/eval/depth.py --checkpoint=folder \
-        --config.depth.data=scannet --config.depth.root=/data/scannet --workdir=runs/scannet
-
-The base variant has the values of the paper for ScanNet. For KITTI, use `data.frames=32`,
-`depth.stride=10` and `depth.batch_size=128`.
+scannet_depth.py and kitti_depth.py are based on the base variant and have the values of the paper.
 """
 
 import ml_collections

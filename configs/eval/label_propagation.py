@@ -1,11 +1,9 @@
 """Training-free propagation of the masks and points of the first frame of each video.
 
-python launch/evaluate.py --config=configs/eval/label_propagation.py:tiny --checkpoint=runs/s2 \
+    python launch/evaluate.py --config=configs/eval/label_propagation.py:tiny --checkpoint=runs/s2 \
         --workdir=runs/e2
 
-python launch/evaluate.py --config=configs/eval/label_propagation.py --checkpoint=folder \
-        --config.label_propagation.data=davis --config.label_propagation.root=/data/DAVIS \
-        --workdir=runs/davis
+davis_propagation.py and jhmdb_propagation.py are based on the base variant.
 """
 
 import ml_collections

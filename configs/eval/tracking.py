@@ -1,10 +1,9 @@
 """Tracking of the boxes and points of the first frame, by a head on frozen tokens.
 
-python launch/evaluate.py --config=configs/eval/tracking.py:tiny --checkpoint=runs/s2 \
+    python launch/evaluate.py --config=configs/eval/tracking.py:tiny --checkpoint=runs/s2 \
         --workdir=runs/e2
 
-python launch/evaluate.py --config=configs/eval/tracking.py --checkpoint=folder \
-        --config.tracking.data=boxes --config.tracking.root=data/waymo --workdir=runs/waymo
+waymo_tracking.py is based on the base variant.
 """
 
 import ml_collections

@@ -2,8 +2,8 @@
 
 Formats: a folder; this package's manifests and tables with similar headers; Kinetics' CSV (label,
 youtube_id, time_start, time_end, split); lines of `path label` or `path,label`, as in VideoMAE and
-MMAction; the JSON lists of Something-Something v2 with labels.json in the same folder; and the
-lists of HACS, Moments in Time, HMDB51 and UCF101.
+MMAction; the JSON lists of Something-Something v2 with labels.json in the same folder; JSON lists
+of captions; and the lists of HACS, Moments in Time, HMDB51 and UCF101.
 """
 
 import csv
@@ -72,8 +72,9 @@ def read_list(list_path: str | os.PathLike, options: ListOptions) -> VideoList:
 
 
 def _read_text(path: Path, text: str, options: ListOptions) -> VideoList:
-    if path.suffix == ".json":
-        return published_lists.read_ssv2(path, text, options)
+    if path.suffix in (".json", ".jsonl"):
+        captioned = published_lists.read_captioned(path, text, options)
+        return captioned or published_lists.read_ssv2(path, text, options)
     if table := text_tables.read_table(path, text, (*PATH_COLUMNS, *ID_COLUMNS)):
         if "youtube_id" in table.columns:
             return published_lists.read_kinetics(path, table, options)

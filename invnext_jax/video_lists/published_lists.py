@@ -1,13 +1,16 @@
-"""Reads the lists of Kinetics, Something-Something v2, HMDB51 and UCF101."""
+"""Reads the lists of Kinetics, Something-Something v2, HMDB51, UCF101, and of captions."""
 
+import functools
 import json
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 from invnext_jax.data.columns import refuse_ranges
 from invnext_jax.errors import UserError
 from invnext_jax.video_lists import class_ids, text_tables
+from invnext_jax.video_lists.folder_scan import VIDEO_EXTENSIONS
 from invnext_jax.video_lists.text_tables import Table, parse_seconds
 from invnext_jax.video_lists.video_files import FileFinder, describe_missing, locate
 from invnext_jax.video_lists.video_list import ListOptions, VideoEntry, VideoList
@@ -128,6 +131,45 @@ def _find_entry(files: FileFinder, name: str, class_name: str, source: str, ids,
         return VideoEntry(file, source, labels=labels)
     missing, problem = os.path.join(files.folder, name), describe_missing([name])
     return VideoEntry(missing, source, labels=labels, problem=problem)
+
+
+def read_captioned(path: Path, text: str, options: ListOptions) -> VideoList | None:
+    """Reads a JSON list of objects with `video` and `caption`, or one object per line (.jsonl).
+
+    Captions are not part of a manifest: evaluations read them from the same file. A video with
+    several captions is listed once. Returns None if the objects have no `video`.
+    """
+    try:
+        lines = filter(str.strip, text_tables.split_lines(text))
+        rows = list(map(json.loads, lines)) if path.suffix == ".jsonl" else json.loads(text)
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            return None
+    except (ValueError, RecursionError):
+        return None
+    if not rows or "video" not in rows[0]:
+        return None
+    refuse_split(path, options)
+    names = [row.get("video") for row in rows]
+    if bad := [n for n, name in enumerate(names, 1) if not _is_file_name(name)]:
+        raise UserError(f'list {path}, entry {bad[0]}: "video" must be the name of a file')
+    folder, source = os.path.abspath(options.videos or path.parent), options.source or path.stem
+    finder = functools.cache(lambda: FileFinder(folder))  # only if a name has no extension
+    entries = [
+        VideoEntry(locate(folder, name), source)
+        if name.lower().endswith(VIDEO_EXTENSIONS)
+        else _find_entry(finder(), name, "", source, None, options.task)
+        for name in dict.fromkeys(names)
+    ]
+    repeated = len(names) - len(entries)
+    notes = (f"{repeated} further captions of the same videos",) if repeated else ()
+    return VideoList(entries, notes=notes)
+
+
+def _is_file_name(name: Any) -> bool:
+    try:
+        return isinstance(name, str) and name.strip() != "" and b"\0" not in name.encode()
+    except UnicodeEncodeError:
+        return False
 
 
 def is_hmdb51(path: Path) -> bool:

@@ -1,6 +1,5 @@
 """Segments in the columns of Waymo are converted to images and boxes for the evaluation."""
 
-import io
 import json
 import os
 import struct
@@ -8,8 +7,9 @@ import struct
 import numpy as np
 import pyarrow as pa
 import pytest
-from PIL import Image
+import truth_layouts
 from pyarrow import parquet
+from truth_layouts import jpeg
 
 from invnext_jax.dataset_prep import waymo
 from invnext_jax.errors import UserError
@@ -22,41 +22,10 @@ SPEC = WorldSpec("full", size=64, frames=20, clutter=2)
 NAMES = ("segment_a", "segment_b")
 
 
-def jpeg(image_hwc):
-    buffer = io.BytesIO()
-    Image.fromarray(image_hwc).save(buffer, "JPEG", quality=95)
-    return buffer.getvalue()
-
-
-def write_segment(folder, name, clip):
-    """Writes a clip in the columns of Waymo, with frames out of order and a second camera."""
-    for part in ("camera_image", "camera_box"):
-        (folder / part).mkdir(parents=True, exist_ok=True)
-    order = np.random.default_rng(0).permutation(SPEC.frames).tolist()
-    rows = [(t, camera) for t in order for camera in (1, 2)]
-    images = {
-        waymo.CAMERA: [camera for _, camera in rows],
-        waymo.TIME: [10**15 + 100_000 * t for t, _ in rows],
-        waymo.PICTURE: [jpeg(clip.video[t] if camera == 1 else 0 * clip.video[t])
-                        for t, camera in rows],
-    }  # fmt: skip
-    parquet.write_table(pa.table(images), folder / "camera_image" / f"{name}.parquet")
-    rows = [(t, k) for t, k in np.argwhere(clip.visible > 0).tolist()]
-    corners = np.array([clip.boxes[t, k] * SPEC.size for t, k in rows], float)
-    center, size = (corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]
-    boxes = {
-        waymo.CAMERA: [1] * len(rows),
-        waymo.TIME: [10**15 + 100_000 * t for t, _ in rows],
-        waymo.OBJECT: [f"object {k}" for _, k in rows],
-        **{name: column for name, column in zip(waymo.BOX, [*center.T, *size.T], strict=True)},
-    }
-    parquet.write_table(pa.table(boxes), folder / "camera_box" / f"{name}.parquet")
-
-
 @pytest.fixture
 def segments(tmp_path):
     for number, name in enumerate(NAMES):
-        write_segment(tmp_path / "in", name, render_clip(SPEC, number))
+        truth_layouts.write_waymo_segment(tmp_path / "in", name, render_clip(SPEC, number))
     return tmp_path / "in"
 
 

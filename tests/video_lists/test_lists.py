@@ -173,6 +173,38 @@ def test_something_something(tmp_path):
     assert read(path, videos=str(tmp_path / "20bn")).entries[0].labels == {}
 
 
+CAPTIONS = [
+    {"video": "a/1.mp4", "caption": "a dog runs"},
+    {"video": "2", "caption": ["a cat", "a cat sits"]},
+    {"video": "a/1.mp4", "caption": "an animal runs"},
+    {"video": "3", "caption": "nothing"},
+]
+
+
+@pytest.mark.parametrize("name", ["test.json", "test.jsonl"])
+def test_list_of_captions_has_each_video_once(name, tmp_path):
+    lines = map(json.dumps, CAPTIONS)
+    path = tmp_path / name
+    path.write_text(json.dumps(CAPTIONS) if name == "test.json" else "\n".join(lines) + "\n")
+    touch(tmp_path / "videos" / "a", "1.mp4")
+    touch(tmp_path / "videos" / "b", "2.webm")
+    listing = read(path, videos=str(tmp_path / "videos"))
+    assert listing.entries[:2] == [
+        lists.VideoEntry(str(tmp_path / "videos" / file), "test")
+        for file in ("a/1.mp4", "b/2.webm")
+    ]
+    assert [entry.problem for entry in listing.entries] == ["", "", "no video file is named 3"]
+    assert listing.notes == ("1 further captions of the same videos",)
+
+
+@pytest.mark.parametrize("video", ["3", '""', '"a\\u0000.mp4"', '"\\ud800.mp4"', "null"])
+def test_entry_of_captions_without_a_file_name_is_refused(video, tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text(f'[{{"video": "b.mp4"}}, {{"video": {video}}}]')
+    with pytest.raises(UserError, match='entry 2: "video" must be the name of a file'):
+        read(path)
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -5,8 +5,8 @@ A file of captions is a JSON list, or one JSON object per line:
     {"video": "clips/a.mp4", "caption": "a dog runs"}                  or a list of captions
     {"video": "clips/a.mp4", "caption": [...], "answer": 3}            multiple choice
 
-`video` is the path in the manifest relative to its folder, or the name of the file with or without
-its extension.
+`video` is the path in the manifest relative to its folder, the end of this path, or the name of the
+file without its extension.
 
 Shape key: j captions, b videos.
 """
@@ -223,13 +223,14 @@ def _read_entries(path, manifest: Manifest, parse: Callable) -> tuple[list[tuple
 
 
 def _index_videos(manifest: Manifest) -> dict[str, int]:
-    """Returns the row of each path, relative path, file name and stem, unless it is ambiguous."""
+    """Returns the row of each path, of its ends, and of its stem, unless they are ambiguous."""
     folder = os.path.dirname(manifest.file)
     rows: dict[str, int | None] = {}
     for row, path in enumerate(manifest.paths):
         relative = os.path.relpath(path, folder or ".") if os.path.isabs(path) else path
-        name = os.path.basename(path)
-        for key in {path, relative, name, Path(name).stem}:
+        parts = relative.split("/")
+        ends = ("/".join(parts[n:]) for n in range(len(parts)))
+        for key in {path, *ends, Path(parts[-1]).stem}:
             rows[key] = row if rows.get(key, row) == row else None
     return {key: row for key, row in rows.items() if row is not None}
 

@@ -43,11 +43,13 @@ def test_captions_of_a_video_can_be_joined(tmp_path, manifest):
 
 
 def test_ambiguous_names_are_not_guessed(tmp_path):
-    (tmp_path / "videos.csv").write_text("path,source\nv/a.mp4,x\nw/a.mp4,x\n")
+    (tmp_path / "videos.csv").write_text("path,source\nx/v/a.mp4,x\nx/w/a.mp4,x\n")
     manifest = manifest_lib.read_manifest(str(tmp_path / "videos.csv"))
-    entries = [{"video": "a", "caption": "one"}, {"video": "w/a.mp4", "caption": "two"}]
+    videos = ("a", "a.mp4", "x/v/a.mp4", "w/a.mp4")
+    entries = [{"video": video, "caption": video} for video in videos]
     found = captions.read_captions(write(tmp_path, entries), manifest)
-    assert found.texts == ["two"] and found.row_j.tolist() == [1] and found.skipped == 1
+    assert found.texts == ["x/v/a.mp4", "w/a.mp4"]
+    assert found.row_j.tolist() == [0, 1] and found.skipped == 2
 
 
 def test_multiple_choice(tmp_path, manifest):
