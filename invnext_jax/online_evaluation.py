@@ -126,7 +126,7 @@ class OnlineEvaluation:
         return mesh_lib.shard_batch(batch, self._mesh, self._chunk)
 
     def _read_batches(self) -> Iterator[dict[str, np.ndarray]]:
-        """Yields the clips at this process's positions; clip i of the evaluation has position i.
+        """Yields batches of the clips that this process encodes; clip i has position i.
 
         `valid` is False at the positions of videos that cannot be read.
         """

@@ -38,7 +38,7 @@ def encode_index(index: PacketIndex, version: Version) -> str:
 
 
 def _differences(values: Sequence[int]) -> list[int]:
-    """Returns the first value, then the difference of each other value to its predecessor."""
+    """Returns the first value, followed by the difference of each value from its predecessor."""
     return [b - a for a, b in itertools.pairwise((0, *values))]
 
 

@@ -172,7 +172,7 @@ def _answers(
 
 
 def other_rows(row: int, sources: list[str], paths: list[str]) -> Iterator[int]:
-    """Cycles forever through a few rows with other files, which follow `row`.
+    """Cycles forever through rows with other files, which are read to test the storage of `row`.
 
     Most of them are of the same source, which is usually on one storage. The last ones are of other
     sources, so that the files of one bad source cannot make it look as if the storage failed.

@@ -102,7 +102,7 @@ class Mixture:
         self._order = grain.MapDataset.mix(shuffled, weights=parts.tolist())
 
     def get_video(self, position: int, attempt: int = 0) -> manifest_lib.VideoRecord:
-        """Returns the video at a position, or its substitute number `attempt` if it is positive."""
+        """Returns the video at a position of the order, or a substitute if `attempt` is above 0."""
         if not attempt:
             return self._order[position]
         rng = make_rng(self._seed, position, attempt, SUBSTITUTE_STREAM)

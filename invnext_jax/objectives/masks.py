@@ -93,7 +93,9 @@ def check_settings(settings: Any, positions: int) -> None:
             raise UserError(f"mask.{name}={value!r} must be one of {', '.join(map(repr, known))}")
     if "ratio" in REGISTRY[settings.kind].options and int(settings.ratio * positions) < 1:
         ratio = settings.ratio
-        raise UserError(f"mask.ratio={ratio} masks none of the {positions} patches of a frame")
+        raise UserError(
+            f"mask.ratio={ratio} masks none of the {positions} patches of a frame: increase it"
+        )
 
 
 def unused_options(settings: Any) -> dict[str, str]:

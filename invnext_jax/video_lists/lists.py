@@ -59,7 +59,9 @@ def read_list(list_path: str | os.PathLike, options: ListOptions) -> VideoList:
     if options.videos and not Path(options.videos).is_dir():
         raise UserError(f"the folder {options.videos!r} of videos does not exist: set --videos")
     if not path.exists():
-        raise UserError(f"the folder or list {os.fspath(list_path)!r} does not exist")
+        raise UserError(
+            f"the folder or list {os.fspath(list_path)!r} does not exist: correct the path"
+        )
     if published_lists.is_hmdb51(path):
         videos = published_lists.read_hmdb51(path, options)
     elif path.is_dir():

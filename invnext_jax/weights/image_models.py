@@ -166,7 +166,7 @@ def _sizes_clip(config: Mapping[str, Any]) -> dict[str, Any]:
     if activation not in ACTIVATIONS:
         raise UserError(
             f"config.json has hidden_act={activation!r}, which is not one of "
-            f"{', '.join(ACTIVATIONS)}"
+            f"{', '.join(ACTIVATIONS)}: use a different checkpoint"
         )
     tower = {**_DEFAULTS, "patch_size": 32, **tower}
     return _fields("clip", tower, activation=ACTIVATIONS[activation])
@@ -179,7 +179,10 @@ def _sizes_dinov2(config: Mapping[str, Any]) -> dict[str, Any]:
     config = {**_DEFAULTS, "patch_size": 16 if has_registers else 14, **config}
     registers = config.get("num_register_tokens", 4) if has_registers else 0
     if has_registers and not registers:
-        raise UserError("config.json has num_register_tokens=0, but it must be at least 1")
+        raise UserError(
+            "config.json has num_register_tokens=0, but it must be at least 1: use the config.json "
+            "of the checkpoint"
+        )
     check_size(config["hidden_size"], "hidden_size", "config.json", LIMITS["width"])
     mlp_width, gated = int(config["hidden_size"] * config.get("mlp_ratio", 4)), False
     if config.get("use_swiglu_ffn", False):

@@ -85,5 +85,8 @@ def square_side(config: Mapping[str, Any], name: str) -> int:
     """
     sides = config[name] if isinstance(config[name], list) else [config[name]]
     if len(set(sides)) != 1 or not isinstance(sides[0], int):
-        raise UserError(f"config.json has {name}={config[name]!r}, but only squares are supported")
+        raise UserError(
+            f"config.json has {name}={config[name]!r}, but only squares are supported: "
+            "use a different checkpoint"
+        )
     return sides[0]

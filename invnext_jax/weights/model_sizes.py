@@ -50,7 +50,10 @@ def check_sizes(
       UserError: A size is not a whole number, or exceeds its limit.
     """
     if depth > MAX_DEPTH:
-        raise UserError(f"{source} has a config with more than {MAX_DEPTH} nested sections")
+        raise UserError(
+            f"{source} has a config with more than {MAX_DEPTH} nested sections: use the "
+            "config of the checkpoint"
+        )
     for name, value in config.items():
         if isinstance(value, Mapping):
             check_sizes(value, source, values, depth + 1)

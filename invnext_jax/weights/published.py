@@ -53,7 +53,10 @@ def encoder_config(config: Mapping[str, Any], source: str) -> dict[str, Any]:
     """
     sizes = config.get("model_config", config)
     if not isinstance(sizes, Mapping):
-        raise UserError(f"the config.json of {source} has a model_config that is not a JSON object")
+        raise UserError(
+            f"the config.json of {source} has a model_config that is not a JSON object: "
+            "download it again"
+        )
     needed = ("embed_dim", "depth", "num_heads", "patch_size", "img_size", "num_frames")
     missing = [name for name in needed if name not in sizes]
     if missing:
@@ -63,11 +66,15 @@ def encoder_config(config: Mapping[str, Any], source: str) -> dict[str, Any]:
         )
     if sizes.get("tubelet_size", 1) != 1:
         raise UserError(
-            f"{source} has tubelet_size={sizes['tubelet_size']}, but only 1 is supported"
+            f"{source} has tubelet_size={sizes['tubelet_size']}, but only 1 is "
+            "supported: use a different checkpoint"
         )
     ratio = sizes.get("mlp_ratio", 4)
     if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 < ratio <= 64:
-        raise UserError(f"{source} has mlp_ratio={str(ratio)[:40]}, which is not between 0 and 64")
+        raise UserError(
+            f"{source} has mlp_ratio={str(ratio)[:40]}, which is not between 0 and 64: use a "
+            "different checkpoint"
+        )
     check_size(sizes["embed_dim"], "embed_dim", source, LIMITS["width"])
     return {
         "width": sizes["embed_dim"],
@@ -128,5 +135,7 @@ def to_pretraining_names(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTen
     """
     renamed = {name: name.removeprefix("model.").replace(".lr_scale", ".gamma") for name in tensors}
     if len(set(renamed.values())) < len(renamed):
-        raise UserError("the file has some tensors twice, with and without the prefix 'model.'")
+        raise UserError(
+            "the file has some tensors twice, with and without the prefix 'model.': save them once"
+        )
     return {renamed[name]: tensor for name, tensor in tensors.items()}

@@ -56,7 +56,8 @@ def sizes(config: Mapping[str, Any]) -> dict[str, Any]:
     types = [LOCAL if i % 3 else GLOBAL for i in range(depth)]
     if (config.get("layer_types") or types) != types:
         raise UserError(
-            "layer_types in config.json must repeat one full_attention and two sliding_attention"
+            "layer_types in config.json must repeat one full_attention and two "
+            "sliding_attention: use a different checkpoint"
         )
     rope = config.get("rope_parameters") or {}
     for kind, theta in ((GLOBAL, 160_000), (LOCAL, 10_000)):

@@ -91,7 +91,7 @@ def sizes(config: Mapping[str, Any], source: str) -> dict[str, Any]:
     if tower["hidden_act"] not in ACTIVATIONS:
         raise UserError(
             f"config.json of {source} has hidden_act={tower['hidden_act']!r}, which is not one of "
-            f"{', '.join(ACTIVATIONS)}"
+            f"{', '.join(ACTIVATIONS)}: use a different checkpoint"
         )
     found = {
         "words": tower["vocab_size"],

@@ -146,7 +146,10 @@ def _fields(
     """
     eps = config["layer_norm_eps"]
     if not isinstance(eps, float) or not 0 < eps < 1:
-        raise UserError(f"config.json has layer_norm_eps={eps!r}, which is not between 0 and 1")
+        raise UserError(
+            f"config.json has layer_norm_eps={eps!r}, which is not between 0 and 1: use "
+            "the config.json of the checkpoint"
+        )
     fields = {
         "kind": kind,
         "width": config["hidden_size"],
