@@ -2,7 +2,7 @@
 
     python launch/compare.py runs/e1 runs/e2 runs/random --out=comparison.html
 
-The folders are workdirs of launch/evaluate.py. All others are compared with the first one.
+The arguments are workdirs of launch/evaluate.py. All other evaluations are compared with the first.
 """
 
 from collections.abc import Sequence

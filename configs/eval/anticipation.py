@@ -39,7 +39,7 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
             "weight_decays": (1e-4, 1e-3, 1e-2, 1e-1),
             "batch_size": 128,  # Videos per step.
             "epochs": 20.0,  # Passes over the training videos.
-            "warmup_epochs": 0.0,  # Epochs of linear warm-up. A cosine to 0 follows.
+            "warmup_epochs": 0.0,  # Epochs of linear warm-up, followed by a cosine decay to 0.
             # Whether clips are sampled and augmented in each epoch, with the options below and in
             # `data`. Encoder and predictor then run in each step. False: they run once for each
             # video, and the tokens are stored (see `features.max_gb`).

@@ -31,7 +31,7 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
             "weight_decays": (0.0, 0.01),
             "batch_size": 1024,  # Videos per step.
             "epochs": 20.0,  # Passes over the training videos.
-            "warmup_epochs": 5.0,  # Epochs of linear warm-up. A cosine to 0 follows.
+            "warmup_epochs": 5.0,  # Epochs of linear warm-up, followed by a cosine decay to 0.
             "label_smoothing": 0.1,  # Fraction of the target that is spread over all classes.
             # Whether clips are sampled and augmented in each epoch, with the options below and in
             # `data`. The encoder then runs in each step. False: it runs once for each video, and

@@ -33,7 +33,7 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
             "weight_decays": (1e-4,),
             "batch_size": 64,  # Clips per step.
             "epochs": 30.0,  # Passes over the training clips.
-            "warmup_epochs": 1.0,  # Epochs of linear warm-up. A cosine to 0 follows.
+            "warmup_epochs": 1.0,  # Epochs of linear warm-up, followed by a cosine decay to 0.
             # Fraction of the training videos on which a head of a grid is selected.
             "held_out": 0.1,
             "memory_gb": 8.0,  # Training clips up to this size are kept in memory.

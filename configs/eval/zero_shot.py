@@ -52,7 +52,7 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
             "weight_decay": 0.2,
             "batch_size": 2048,  # Pairs of videos and captions per step.
             "epochs": 5.0,  # Passes over the training videos.
-            "warmup_epochs": 0.6,  # Epochs of linear warm-up. A cosine to 0 follows.
+            "warmup_epochs": 0.6,  # Epochs of linear warm-up, followed by a cosine decay to 0.
         }
     )
     config.data.frames = 8

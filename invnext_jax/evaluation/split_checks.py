@@ -111,7 +111,7 @@ def compare_splits(config: Any, tasks: Sequence[str]) -> SplitReport:
     unseen = {}
     for task in tasks:
         column = manifest_lib.LABEL_PREFIX + task
-        if column not in train.labels:  # an evaluation that trains without labels
+        if column not in train.labels:  # the evaluation does not train with labels
             continue
         if found := _find_unseen(train.labels[column], val.labels[column]):
             unseen[task] = found
@@ -119,8 +119,8 @@ def compare_splits(config: Any, tasks: Sequence[str]) -> SplitReport:
             classes = [names.get(number, number) for number in found["classes"][:EXAMPLES]]
             more = ", ..." if len(found["classes"]) > EXAMPLES else ""
             notes.append(
-                f"{task}: {found['videos']} of {found['of']} held-out videos have one of "
-                f"{len(found['classes'])} classes that are missing in the training videos "
+                f"{task}: {found['videos']} of {found['of']} held-out videos belong to "
+                f"{len(found['classes'])} classes without training videos "
                 f"({', '.join(map(str, classes))}{more}). They count as wrong."
             )
     return SplitReport({"held_out": len(val), "copies": len(copies), "unseen": unseen}, notes)
@@ -231,7 +231,7 @@ def _overlap(train: Manifest, train_row: int, val: Manifest, val_row: int) -> bo
 
 
 def _names(part: Manifest) -> Iterator[tuple[Any, int]]:
-    """Yields a key for the name of each row. In a rendered world, it omits the number of clips."""
+    """Yields the name of each row, as a key. For `world:` URLs, it omits the number of clips."""
     specs = {}
     for path, record in zip(part.paths, part.record.tolist(), strict=True):
         if video_io.is_world(path):

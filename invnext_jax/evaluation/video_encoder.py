@@ -96,7 +96,7 @@ class VideoEncoder:
         start: float | None = None,
         end: float | None = None,
     ) -> np.ndarray:
-        """Reads the clip that `__call__` encodes, uint8 [t h w c]. The arguments are the same."""
+        """Reads the clip that `__call__` encodes with the same arguments, uint8 [t h w c]."""
         frames = self.encoder.frames if frames is None else frames
         size = self.encoder.size if size is None else size
         if frames < 1 or size < 1:

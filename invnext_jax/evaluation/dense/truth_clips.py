@@ -108,7 +108,7 @@ def read_sample(truth: Truth, rows: Sequence[int], count: int) -> Iterator[Mappi
 
 
 def hold_out_videos(videos_n: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Divides the rows so that all windows of a video are on the same side.
+    """Splits the rows by video, so that all windows of a video are in the same part.
 
     Args:
       videos_n: index of the video of each row.

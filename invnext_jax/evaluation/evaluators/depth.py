@@ -107,7 +107,7 @@ class Depth:
 
 
 def make_fitting(encoder: Any, config: Any, mean_depth: float) -> HeadFitting:
-    """Makes the head of a config.
+    """Makes the head that a config describes.
 
     Args:
       encoder: the frozen encoder.
@@ -158,7 +158,7 @@ def make_fitting(encoder: Any, config: Any, mean_depth: float) -> HeadFitting:
 
 
 def make_loss(name: str, limits: DepthRange) -> Callable[[Any, Any], jax.Array]:
-    """Returns the loss (predictions, arrays) of a name in `depth_losses.LOSSES`."""
+    """Returns a function (predictions, arrays) -> loss. `name` is one of `depth_losses.LOSSES`."""
 
     def loss(predicted_bthw, arrays):
         depth_bthw = arrays["depth"]

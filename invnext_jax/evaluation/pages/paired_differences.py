@@ -20,7 +20,7 @@ from invnext_jax.errors import UserError
 from invnext_jax.evaluation import split_checks, tables, video_scores
 from invnext_jax.evaluation.metrics.intervals import Interval, paired_difference
 
-MAX_CLASSES = 20  # rows of a table of classes
+MAX_CLASSES = 20  # maximum number of rows of a table of classes
 
 
 class Protocol(NamedTuple):

@@ -38,8 +38,8 @@ class TextEncoder:
     """A text tower with its tokenizer.
 
     Attributes:
-      name: short name, for messages.
-      tower: the module.
+      name: short name for messages.
+      tower: module of the text tower.
       params: parameters, float32 NumPy arrays.
       tokenizer: its tokenizer.
     """
@@ -90,7 +90,7 @@ def load_text_encoder(folder: str | Path) -> TextEncoder:
     """
     imported = import_weights.read_text_tower(open_checkpoint(folder), folder)
     tower = TextTower(**imported.config["text"])
-    lower = not tower.causal  # CLIP's tokenizer.json does this itself
+    lower = not tower.causal  # the tokenizer.json of CLIP converts to lower case
     tokenizer = FileTokenizer(folder, tower.length, lower=lower)
     if tokenizer.words > tower.words:
         raise UserError(

@@ -158,7 +158,7 @@ def read_tracks(path: str | os.PathLike) -> list[VideoTracks]:
     found, skipped = [], SkippedEntries(path)
     for number, line in _lines(path):
         try:
-            # With a relative folder, a name could have the form of a world: URL.
+            # The folder is absolute, because a relative path could be taken for a `world:` URL.
             found.append(parse_line(line, Path(path).absolute().parent))
         except (ValueError, RecursionError) as error:
             skipped.add(f"line {number}", error)

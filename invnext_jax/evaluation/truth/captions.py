@@ -158,7 +158,7 @@ def _world_labels(manifest: Manifest, row: int) -> dict[str, int]:
 
 
 def is_world_clip(path: str) -> bool:
-    """Whether a video is a clip of a rendered world, or of one that launch/make_world.py wrote."""
+    """Returns whether a video is a clip of a synthetic world, rendered or read from a file."""
     folders = Path(path).parents
     return video_io.is_world(path) or (len(folders) > 1 and (folders[1] / "spec.json").is_file())
 

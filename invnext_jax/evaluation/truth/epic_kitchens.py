@@ -110,7 +110,7 @@ def clip_times(
     """Computes the start and end times of the context of each action.
 
     The context ends `anticipation` seconds before the anticipated moment, which the official
-    protocol places at the start of the action. Training may move it into the action.
+    protocol places at the start of the action. For training, it may also be inside the action.
 
     Args:
       start_b: Start of the actions in seconds.

@@ -152,7 +152,7 @@ def _check_decompressed_size(data: bytes) -> None:
 
 
 def _decompressed_size(data: bytes) -> int:
-    """Returns the size of zlib data, or a number above `MAX_DECOMPRESSED`."""
+    """Returns the decompressed size of zlib data, but stops above `MAX_DECOMPRESSED`."""
     stream, total = zlib.decompressobj(), 0
     while total <= MAX_DECOMPRESSED and data and not stream.eof:
         total += len(stream.decompress(data, 2**20))

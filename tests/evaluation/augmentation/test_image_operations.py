@@ -45,7 +45,7 @@ def test_operation_equals_pillow(video, name):
     got = jax.jit(operation)(video, *map(jnp.asarray, arguments))
     assert got.dtype == np.uint8
     difference = np.asarray(got, int) - with_pillow(video, pillow)
-    # Auto contrast: Pillow's float64 may be just below a whole number.
+    # Auto contrast: the float64 values of Pillow may be just below an integer.
     assert np.abs(difference).max() <= (name == "auto_contrast")
     assert np.mean(difference != 0) < 0.05
 

@@ -52,7 +52,7 @@ def make_probe(stage, top1, *, controls):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """The files of a Stage 1 run and of its evaluation; parameters are made when loaded."""
+    """Writes the files of a Stage 1 run and its evaluation; parameters are generated on loading."""
     spec = WorldSpec(size=32, frames=2, split="val")
     manifest = write_world(spec, tmp_path / "world", 2, progress=False)
     config = stage1_config.get_config("tiny")
