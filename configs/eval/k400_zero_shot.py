@@ -2,12 +2,12 @@
 
     python launch/evaluate.py --config=configs/eval/k400_zero_shot.py --checkpoint=FOLDER \
         --config.data.root=/data/k400 --config.train_manifest=/data/pairs/train.csv \
-        --config.text.train_captions=/data/pairs/train.json \
+        --config.text.train_captions=/data/pairs/annotations/train.json \
         --config.text.encoder=weights/siglip2-base-patch16-224 --workdir=runs/k400_zero_shot
 
-The text is aligned with the frozen encoder on pairs of videos and captions. The classes of
-val.classes.json are then found by their names. docs/datasets.md describes the folders and has the
-result of the paper.
+The text is aligned with the frozen encoder on pairs of videos and captions. The classes in
+val.classes.json are then recognized by their names. docs/datasets.md describes the folders and has
+the result of the paper.
 """
 
 import ml_collections

@@ -1,4 +1,4 @@
-"""Depth on KITTI by the attention readout (Table 6 of the paper).
+"""Depth estimation on KITTI with the attention readout (Table 6 of the paper).
 
     python launch/evaluate.py --config=configs/eval/kitti_depth.py --checkpoint=FOLDER \
         --config.depth.root=/data/kitti --workdir=runs/kitti

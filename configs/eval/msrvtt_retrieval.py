@@ -2,7 +2,7 @@
 
     python launch/evaluate.py --config=configs/eval/msrvtt_retrieval.py --checkpoint=FOLDER \
         --config.data.root=/data/msrvtt --config.train_manifest=/data/pairs/train.csv \
-        --config.text.train_captions=/data/pairs/train.json \
+        --config.text.train_captions=/data/pairs/annotations/train.json \
         --config.text.encoder=weights/siglip2-base-patch16-224 --workdir=runs/msrvtt
 
 The text is aligned with the frozen encoder on pairs of videos and captions. The captions of

@@ -1,11 +1,11 @@
-"""Depth on ScanNet by the attention readout (Table 6 of the paper; delta1 also in Tables 2 and 4).
+"""Depth estimation on ScanNet with the attention readout (Table 6 of the paper).
 
     python launch/evaluate.py --config=configs/eval/scannet_depth.py --checkpoint=FOLDER \
         --config.depth.root=/data/scannet --workdir=runs/scannet
 
 The folder contains scans/<scene>/color/<n>.jpg, scans/<scene>/depth/<n>.png, train.txt and val.txt.
-docs/datasets.md describes it and has the results of the paper. The paper states neither the loss
-nor the optimizer.
+docs/datasets.md describes it and has the results of the paper (delta1 is also in Tables 2 and 4).
+The paper states neither the loss nor the optimizer.
 """
 
 import ml_collections

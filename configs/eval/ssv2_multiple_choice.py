@@ -2,12 +2,12 @@
 
     python launch/evaluate.py --config=configs/eval/ssv2_multiple_choice.py --checkpoint=FOLDER \
         --config.data.root=/data/ssv2 --config.train_manifest=/data/pairs/train.csv \
-        --config.text.train_captions=/data/pairs/train.json \
+        --config.text.train_captions=/data/pairs/annotations/train.json \
         --config.text.encoder=weights/siglip2-base-patch16-224 --workdir=runs/ssv2_choice
 
-The text is aligned with the frozen encoder on pairs of videos and captions. annotations/mc.json
-then has the candidates of each video. docs/datasets.md describes the folders and has the result of
-the paper.
+The text is aligned with the frozen encoder on pairs of videos and captions. The candidates of each
+video are in annotations/mc.json. docs/datasets.md describes the folders and has the result of the
+paper.
 """
 
 import ml_collections
