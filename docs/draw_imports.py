@@ -20,6 +20,8 @@ DRAWING = ROOT / "docs/images/imports.svg"
 
 # Files with a separate box, because they import from layers above the one of their folder.
 SEPARATE = (
+    "planning.fitting",
+    "planning.memory",
     "planning.plan",
     "planning.shapes",
     "synthetic_world.train_teacher",

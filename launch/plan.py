@@ -3,13 +3,15 @@
     python launch/plan.py --config=configs/stage2.py:base --device=h200
     python launch/plan.py --config=configs/stage2.py:1b --device=v5p --mesh=fsdp=16
 
-docs/scaling.md explains the output.
+If the run does not fit, the last line is the command of a run that does. docs/scaling.md explains
+the output.
 """
 
 import json
 import math
 import os
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 
 import jax
 from absl import flags
@@ -17,7 +19,7 @@ from ml_collections import config_flags
 
 from invnext_jax import config_checks, errors
 from invnext_jax.data import manifest, sources
-from invnext_jax.planning import plan, plan_table
+from invnext_jax.planning import fitting, plan, plan_table
 from invnext_jax.training import recipe
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -27,11 +29,12 @@ _DEVICE = flags.DEFINE_string(
     "device", None, "One of h200, h100, a100, b200, l40s, v4, v5e, v5p, v6e."
 )
 _MESH = flags.DEFINE_list(
-    "mesh", [], "Sizes of the mesh axes, such as data=2,fsdp=8. Others are 1."
+    "mesh", [], "Sizes of the mesh axes, such as data=2,fsdp=8. Others are 1. Default: config.mesh."
 )
 _COMPILE = flags.DEFINE_bool(
     "compile", False, "Also compile the step for the same number of simulated CPU devices."
 )
+_MAX_DEVICES = 256  # if nothing fits on the given devices, up to this number is tried
 _JSON = flags.DEFINE_bool("json", False, "Print the result as JSON in the last line.")
 flags.mark_flags_as_required(["config", "device"])
 
@@ -39,10 +42,13 @@ flags.mark_flags_as_required(["config", "device"])
 def main(argv: Sequence[str]) -> None:
     """Makes the plan and prints it."""
     del argv
-    config, sizes = _CONFIG.value, _mesh_sizes(_MESH.value)
+    config = _CONFIG.value
+    given_mesh = config.mesh.to_dict()
+    if _MESH.value:
+        config.mesh.update(_mesh_sizes(_MESH.value))
+    devices = math.prod(max(size, 1) for size in config.mesh.values())
     jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_num_cpu_devices", math.prod(sizes.values()))
-    config.mesh.update(sizes)
+    jax.config.update("jax_num_cpu_devices", devices if _COMPILE.value else 1)
 
     overrides, videos = errors.list_overrides(), _read_manifest(config.data.manifest)
     if videos is not None:
@@ -50,12 +56,31 @@ def main(argv: Sequence[str]) -> None:
         unused = sources.unused_options(config.data, videos)
         config_checks.check_overrides(config, overrides, unused)
     count = recipe.PAPER_VIDEOS if videos is None else len(videos)
-    result = plan.make_plan(config, _DEVICE.value, count, overrides)
+    result = plan.make_plan(config, _DEVICE.value, count, overrides, devices)
     if _COMPILE.value:
         result |= plan.compile_step(config)
     print(plan_table.format_plan(result))
+    if not result["fits"]:
+        fit = fitting.find_fit(config, _DEVICE.value, devices, count, _MAX_DEVICES)
+        result["fitting_command"] = _training_command(given_mesh, fit) if fit else ""
+        print(plan_table.format_fit(result, fit and fit.plan, _MAX_DEVICES))
     if _JSON.value:
         print(json.dumps(result))
+
+
+def _training_command(given_mesh: Mapping[str, int], fit: fitting.Fit) -> str:
+    """Returns the command of the run that was planned, with the options that fit."""
+    options = dict(config_flags.get_override_values(flags.FLAGS["config"]))
+    options |= {name: value for name, value in fit.options.items() if not name.startswith("mesh.")}
+    options |= {
+        f"mesh.{axis}": size
+        for axis, size in fit.plan["mesh"].items()
+        if given_mesh[axis] not in (size, -1)
+    }
+    arguments = [f"--config={config_flags.get_config_filename(flags.FLAGS['config'])}"]
+    arguments += [f"--config.{name}={value}" for name, value in options.items()]
+    arguments.append(f"--workdir=runs/{fit.plan['stage']}")
+    return shlex.join(["python", "launch/main.py", *arguments])
 
 
 def _read_manifest(manifests: str) -> manifest.Manifest | None:

@@ -35,6 +35,7 @@ ARROWS = {
     "planning.flops": {"objectives", "models"},
     "planning.shapes": {"stages", "training"},
     "planning.plan": {"stages", "training", "config_checks"},
+    "planning.fitting": {"training"},
     "synthetic_world": {"monitoring"},
     "synthetic_world.teacher_evaluation": {"models"},
     "synthetic_world.train_teacher": {"loop", "models", "objectives", "training", "monitoring"}

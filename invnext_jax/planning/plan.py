@@ -3,7 +3,6 @@
 Shape key: b clips.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ import numpy as np
 
 from invnext_jax import config_checks
 from invnext_jax.errors import UserError
-from invnext_jax.planning import collectives
+from invnext_jax.planning import collectives, memory
 from invnext_jax.planning import flops as flops_lib
 from invnext_jax.planning.devices import DEVICES, Device
 from invnext_jax.planning.shapes import Shapes, make_shapes
@@ -22,25 +21,25 @@ from invnext_jax.stages import registry
 from invnext_jax.training import mesh as mesh_lib
 from invnext_jax.training import recipe as recipe_lib
 
-_USABLE = 0.92  # usable fraction of the memory; the rest is for the runtime and fragmentation
-
 
 def make_plan(
     config: ml_collections.ConfigDict,
     device_name: str,
     videos: int = recipe_lib.PAPER_VIDEOS,
     overrides: Sequence[str] = (),
+    devices: int | None = None,
 ) -> dict[str, Any]:
-    """Plans a run on all JAX devices, which may be fake CPU devices.
+    """Plans a run.
 
     Args:
       config: the run's config; `config.mesh` sets the device layout.
       device_name: a name in `devices.DEVICES`.
       videos: number of videos of the run's manifests.
       overrides: see `train.train`.
+      devices: number of devices; None for that of the available JAX devices.
 
     Returns:
-      A JSON-compatible dict with bytes per device, FLOPs of a step on all devices, and seconds.
+      See `describe_plan`.
 
     Raises:
       UserError: the device is unknown, or the mesh or another option is invalid.
@@ -48,16 +47,33 @@ def make_plan(
     if device_name not in DEVICES:
         raise UserError(f"--device={device_name} must be one of {', '.join(DEVICES)}")
     config, recipe = check_config(config, videos, overrides)
-    device = DEVICES[device_name]
-    shapes = make_shapes(config)
-    mesh = shapes.mesh
-    held = held_bytes(shapes)
-    per_clip, kept = activation_bytes(shapes)
-    token_shards = mesh.shape["tensor"] * mesh.shape["sequence"]
-    per_clip, kept = per_clip / token_shards, kept / token_shards
+    shapes = make_shapes(config, devices)
+    return describe_plan(shapes, device_name, recipe, memory.activation_bytes(shapes))
+
+
+def describe_plan(
+    shapes: Shapes,
+    device_name: str,
+    recipe: recipe_lib.Recipe,
+    activations: memory.ActivationBytes,
+) -> dict[str, Any]:
+    """Describes the memory and the time of a run.
+
+    Args:
+      shapes: the arguments of the step.
+      device_name: a name in `devices.DEVICES`.
+      recipe: the recipe of the run.
+      activations: the output of `memory.activation_bytes`.
+
+    Returns:
+      A JSON-compatible dict with bytes per device, FLOPs of a step on all devices, and seconds.
+    """
+    config, mesh, device = shapes.config, shapes.mesh, DEVICES[device_name]
+    held = memory.held_bytes(shapes)
+    per_clip, kept = activations.on_mesh(mesh)
     shards = mesh_lib.batch_shards(mesh)
     part = config.batch_size / shards / config.accumulate
-    fits = max(int((_USABLE * device.memory - sum(held.values())) // per_clip), 0)
+    fits = memory.clips_that_fit(device, held, per_clip)
     times = roofline(shapes, device, kept)
     counts = shapes.training.stage.count_flops(config)
     flops = flops_lib.split_flops(counts, config.batch_size)
@@ -127,74 +143,6 @@ def check_config(
     return recipe_lib.resolve_config(config, videos)
 
 
-def held_bytes(shapes: Shapes) -> dict[str, float]:
-    """Returns the bytes per device that do not depend on the batch size, by purpose."""
-    state, width = shapes.state, jnp.dtype(shapes.config.dtype).itemsize
-    params = _bytes(state.params)
-    # The stacked weights are cast to the compute dtype before the loop over layers.
-    cast = (params + _bytes(shapes.frozen)) * width / 4 if width < 4 else 0.0
-    return {
-        "parameters": params,
-        "optimizer": _bytes(state.opt_state),
-        "gradients": params * (2 if shapes.config.accumulate > 1 else 1),
-        "frozen": _bytes(shapes.frozen),
-        "copies": _bytes((state.follow, state.ema)),
-        "cast": cast,
-    }
-
-
-def activation_bytes(shapes: Shapes) -> tuple[float, float]:
-    """Returns the bytes of activations per clip, without sequence or tensor parallelism.
-
-    The saved arrays are those that `jax.vjp` of the loss stores, so they depend on the `remat`
-    policy. Attention weights (tokens by tokens) are not counted, because fused kernels do not store
-    them. The working set is the temporary arrays of one layer on the longest sequence, in the
-    forward and backward pass.
-
-    Returns:
-      The bytes of saved arrays and working set together, and the bytes of the saved arrays alone.
-    """
-    one, two = (_saved_arrays(shapes, clips) for clips in (1, 2))
-    tokens = flops_lib.token_lengths(shapes.config)
-    n, kept = tokens.patches + tokens.class_tokens, 0.0
-    for small, large in zip(one, two, strict=True):
-        pairs = [axis for axis in large.shape[-2:] if axis > 4 * n**0.5]
-        if len(large.shape) >= 4 and len(pairs) == 2 and large.shape[-1] == large.shape[-2]:
-            continue
-        kept += (large.size - small.size) * large.dtype.itemsize
-    return kept + _working_bytes(shapes.config, n), kept
-
-
-def _saved_arrays(shapes: Shapes, clips: int) -> list[jax.ShapeDtypeStruct]:
-    """Returns the arrays that the forward pass saves for the backward pass."""
-    config, data, training = shapes.config, shapes.config.data, shapes.training
-
-    def backward_pass(params: Any, frozen: Any, batch: Any, key: jax.Array) -> Any:
-        def loss(params: Any) -> jax.Array:
-            return training.stage.loss_fn(config, training.model, params, frozen, batch, key)[0]
-
-        return jax.vjp(loss, params)[1]
-
-    video = jax.ShapeDtypeStruct((clips, data.frames, data.size, data.size, 3), np.uint8)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    unsharded = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
-        (shapes.state.params, {**shapes.frozen, **shapes.state.follow}),
-    )
-    return jax.tree.leaves(jax.eval_shape(backward_pass, *unsharded, {"video": video}, key))
-
-
-def _working_bytes(config: Any, n: int) -> float:
-    """Returns the bytes for one clip of a layer's temporary arrays and of the input pixels."""
-    width = jnp.dtype(config.dtype).itemsize
-    streams = [(n, config.predictor), (n, config.encoder)]
-    layer = max(
-        k * (8 * 4 + 10 * width) * s.width + k * 4 * width * s.mlp_width for k, s in streams
-    )
-    pixels = 3 * config.data.frames * config.data.size**2
-    return layer + pixels * (1 + 2 * 4)
-
-
 def sent_bytes(shapes: Shapes) -> dict[str, float]:
     """Returns the bytes that one device sends over each mesh axis per step, for ring algorithms."""
     config, mesh = shapes.config, shapes.mesh
@@ -204,8 +152,7 @@ def sent_bytes(shapes: Shapes) -> dict[str, float]:
     masks = len(tokens.visible)  # the parameters are used once for each mask
     params, frozen = (4.0 * _count(tree) / tensor for tree in (shapes.state.params, shapes.frozen))
     ring = {
-        name: (size - 1) / size
-        for name, size in zip(mesh_lib.AXES, mesh.devices.shape, strict=True)
+        name: (size - 1) / size for name, size in zip(mesh_lib.AXES, mesh.axis_sizes, strict=True)
     }
     gathered = config.accumulate * (2 * masks * params + frozen) * width / 4
     sent = {
@@ -237,7 +184,7 @@ def roofline(shapes: Shapes, device: Device, kept: float) -> dict[str, float]:
     flops = flops_lib.split_flops(counts, config.batch_size)
     flops[config.dtype] += flops_lib.sum_recomputed_flops(counts, config.batch_size, config.remat)
     clips = config.batch_size / mesh_lib.batch_shards(mesh)
-    held = held_bytes(shapes)
+    held = memory.held_bytes(shapes)
     # The update reads parameters, gradients and moments, and writes parameters and moments.
     moved = 2 * (held["parameters"] + held["optimizer"]) + held["gradients"]
     moved += config.accumulate * 2 * (held["parameters"] + held["frozen"]) + 4 * clips * kept
@@ -271,11 +218,11 @@ def compile_step(config: ml_collections.ConfigDict) -> dict[str, Any]:
     compiled = shapes.training.compile_step(
         mesh, shapes.state, shapes.frozen, {"video": video}, key, schedule
     )
-    memory = compiled.memory_analysis()
+    analysis = compiled.memory_analysis()
     used = collectives.read_collectives(compiled.as_text(), mesh.size)
     return {
-        "xla_argument_bytes": memory.argument_size_in_bytes,
-        "xla_temporary_bytes": memory.temp_size_in_bytes,
+        "xla_argument_bytes": analysis.argument_size_in_bytes,
+        "xla_temporary_bytes": analysis.temp_size_in_bytes,
         "xla_collectives": {
             kind: {
                 "times": sum(c.times for c in used if c.kind == kind),
@@ -288,13 +235,3 @@ def compile_step(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 def _count(tree: Any) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
-
-
-def _bytes(tree: Any) -> float:
-    """Returns the bytes of a tree of arrays on one device."""
-    return float(
-        sum(
-            math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-            for leaf in jax.tree.leaves(tree)
-        )
-    )

@@ -1,5 +1,6 @@
 """Formats a plan as text for `launch/plan.py`."""
 
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -64,3 +65,30 @@ def format_plan(plan: dict[str, Any]) -> str:
     for kind, total in plan.get("xla_collectives", {}).items():
         rows.append((f"xla {kind}", f"{total['times']} times, {gb(total['sent_bytes'])} sent"))
     return "\n".join(f"{name:<26}{value}" for name, value in rows)
+
+
+def format_fit(plan: Mapping[str, Any], found: Mapping[str, Any] | None, max_devices: int) -> str:
+    """Formats the result of the search for options with which a run fits.
+
+    Args:
+      plan: the plan of the run that does not fit, with its "fitting_command".
+      found: the plan that `fitting.find_fit` found, or None.
+      max_devices: largest number of devices in the search.
+    """
+    asked = f"{plan['devices']} x {plan['device']}"
+    if found is None:
+        return (
+            f"\nThis run does not fit on {asked}, nor on up to {max_devices} devices, with any "
+            "accumulation, rematerialization and mesh. Use devices with more memory, a smaller "
+            "model, or fewer or smaller frames."
+        )
+    place = f"{found['devices']} x {found['device']}"
+    lead = f"This run does not fit on {asked} as it is configured, but with these options:"
+    if found["devices"] != plan["devices"]:
+        lead = f"This run does not fit on {asked}, but on {place} with these options:"
+    peak, size = (found[name] / 1e9 for name in ("peak_bytes", "memory_bytes"))
+    return (
+        f"\n{lead} {found['clips_of_a_device']:g} clips per device at a time, {peak:.1f} of "
+        f"{size:.0f} GB, step of {found['step_seconds']:.3g} s at the roofline:\n"
+        f"{plan['fitting_command']}"
+    )

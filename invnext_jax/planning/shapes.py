@@ -1,9 +1,11 @@
 """Computes the arguments of a training step as abstract arrays from a config."""
 
 import dataclasses
+import functools
 from typing import Any
 
-from jax.sharding import Mesh
+import ml_collections
+from jax.sharding import AbstractMesh, Mesh
 
 from invnext_jax.stages import registry
 from invnext_jax.training import mesh as mesh_lib
@@ -12,22 +14,58 @@ from invnext_jax.training import state as state_lib
 
 @dataclasses.dataclass(frozen=True)
 class Shapes:
-    """The step's arguments as abstract arrays with shardings, the mesh and the training setup."""
+    """The arguments of a step as abstract arrays.
+
+    Attributes:
+      training: the setup of the run.
+      mesh: the mesh; an abstract one for devices that are not available.
+      boxed: the state and the frozen parameters, in boxes with logical axes.
+    """
 
     training: registry.TrainingSetup
-    mesh: Mesh
-    state: state_lib.TrainState
-    frozen: Any
+    mesh: Mesh | AbstractMesh
+    boxed: tuple[state_lib.TrainState, Any]
 
     @property
     def config(self) -> Any:
         """The run's config."""
         return self.training.config
 
+    @functools.cached_property
+    def state(self) -> state_lib.TrainState:
+        """The training state, with shardings."""
+        return mesh_lib.abstract_arrays(self.boxed[0], self.mesh)
 
-def make_shapes(config: Any) -> Shapes:
-    """Returns the arguments of a step as abstract arrays on the available devices."""
-    mesh = mesh_lib.make_mesh(config.mesh)
+    @functools.cached_property
+    def frozen(self) -> Any:
+        """The frozen parameters, with shardings."""
+        return mesh_lib.abstract_arrays(self.boxed[1], self.mesh)
+
+    def replace(self, options: dict[str, Any], devices: int) -> "Shapes":
+        """Returns the arguments for other values of options that do not change the model.
+
+        Args:
+          options: values of `accumulate`, `remat` and the axes of `mesh`, by dotted name.
+          devices: number of devices.
+        """
+        config = ml_collections.ConfigDict(self.config).copy_and_resolve_references()
+        config.update_from_flattened_dict(options)
+        mesh = mesh_lib.make_abstract_mesh(config.mesh, devices)
+        training = registry.make_setup(ml_collections.FrozenConfigDict(config))
+        return Shapes(training, mesh, self.boxed)
+
+
+def make_shapes(config: Any, devices: int | None = None) -> Shapes:
+    """Returns the arguments of a step as abstract arrays.
+
+    Args:
+      config: the run's config, frozen.
+      devices: number of devices, which need not be available; None for the available devices.
+    """
+    if devices is None:
+        mesh = mesh_lib.make_mesh(config.mesh)
+    else:
+        mesh = mesh_lib.make_abstract_mesh(config.mesh, devices)
     mesh_lib.check_batch(config, mesh)
     training = registry.make_setup(config)
-    return Shapes(training, mesh, training.abstract_state(mesh), training.abstract_frozen(mesh))
+    return Shapes(training, mesh, (training.boxed_state(), training.stage.abstract_frozen(config)))

@@ -54,10 +54,14 @@ class TrainingSetup:
         """The top-level parameter groups that the optimizer does not update."""
         return (*self.config.optimizer.frozen, *self.stage.frozen_groups(self.config))
 
+    def boxed_state(self) -> state_lib.TrainState:
+        """Returns shapes, dtypes and logical axes of the state."""
+        has_ema = self.config.ema.decay > 0
+        return state_lib.boxed_state(self.init_fn, self.tx, self.ema_targets, has_ema)
+
     def abstract_state(self, mesh: Mesh) -> state_lib.TrainState:
         """Returns shapes, dtypes and shardings of the state on a mesh."""
-        has_ema = self.config.ema.decay > 0
-        return state_lib.abstract_state(self.init_fn, self.tx, mesh, self.ema_targets, has_ema)
+        return mesh_lib.abstract_arrays(self.boxed_state(), mesh)
 
     def abstract_frozen(self, mesh: Mesh) -> Any:
         """Returns shapes, dtypes and shardings of the frozen parameters on a mesh."""

@@ -17,12 +17,13 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from invnext_jax.errors import UserError
 
 AXES = ("data", "fsdp", "tensor", "sequence")
+_AXIS_TYPES = (AxisType.Auto,) * len(AXES)
 
 # Maps logical axes to mesh axes. Logical axes that are not listed are replicated.
 RULES = (
@@ -46,6 +47,22 @@ def make_mesh(
         not the number of devices.
     """
     devices = jax.devices() if devices is None else list(devices)
+    return jax.make_mesh(
+        _mesh_sizes(config, len(devices)), AXES, axis_types=_AXIS_TYPES, devices=devices
+    )
+
+
+def make_abstract_mesh(config: ml_collections.ConfigDict, devices: int) -> AbstractMesh:
+    """Makes a mesh of any number of devices, which can be used for shapes only.
+
+    Raises:
+      UserError: as in `make_mesh`.
+    """
+    return AbstractMesh(_mesh_sizes(config, devices), AXES, axis_types=_AXIS_TYPES)
+
+
+def _mesh_sizes(config: ml_collections.ConfigDict, devices: int) -> tuple[int, ...]:
+    """Returns the sizes of `AXES` for a number of devices."""
     sizes = {axis: int(config[axis]) for axis in AXES}
     shown = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
     if any(size < 1 and size != -1 for size in sizes.values()):
@@ -54,24 +71,22 @@ def make_mesh(
     if len(free) > 1:
         raise UserError(f"config.mesh ({shown}): only one size may be -1")
     fixed = math.prod(size for size in sizes.values() if size != -1)
-    if len(devices) % fixed or (not free and fixed != len(devices)):
+    if devices % fixed or (not free and fixed != devices):
         raise UserError(
-            f"config.mesh ({shown}) does not match the {len(devices)} available devices: set one "
+            f"config.mesh ({shown}) does not match the {devices} available devices: set one "
             "size to -1, or choose sizes whose product is the number of devices"
         )
     if free:
-        sizes[free[0]] = len(devices) // fixed
-    return jax.make_mesh(
-        tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices
-    )
+        sizes[free[0]] = devices // fixed
+    return tuple(sizes.values())
 
 
-def batch_shards(mesh: Mesh) -> int:
+def batch_shards(mesh: Mesh | AbstractMesh) -> int:
     """Returns the number of shards that the batch is split into."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def check_batch(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
+def check_batch(config: ml_collections.ConfigDict, mesh: Mesh | AbstractMesh) -> None:
     """Checks that the batch can be split over the mesh.
 
     Raises:
@@ -91,7 +106,7 @@ def check_batch(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
         )
 
 
-def shardings(abstract: Any, mesh: Mesh) -> Any:
+def shardings(abstract: Any, mesh: Mesh | AbstractMesh) -> Any:
     """Returns the shardings of a tree of abstract arrays.
 
     Args:
@@ -133,7 +148,7 @@ def mesh_rules(mesh: Mesh) -> Iterator[None]:
         yield
 
 
-def _axis_size(names: str | tuple[str, ...] | None, mesh: Mesh) -> int:
+def _axis_size(names: str | tuple[str, ...] | None, mesh: Mesh | AbstractMesh) -> int:
     """Returns the number of shards along the named mesh axes."""
     if names is None:
         return 1
@@ -141,7 +156,7 @@ def _axis_size(names: str | tuple[str, ...] | None, mesh: Mesh) -> int:
     return math.prod(mesh.shape[name] for name in names)
 
 
-def abstract_arrays(abstract: Any, mesh: Mesh) -> Any:
+def abstract_arrays(abstract: Any, mesh: Mesh | AbstractMesh) -> Any:
     """Returns the unboxed tree with leaves of type `jax.ShapeDtypeStruct` that have shardings."""
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),

@@ -66,6 +66,26 @@ def _initial_state(
     )
 
 
+def boxed_state(
+    init_fn: InitFn,
+    tx: optax.GradientTransformation,
+    ema_targets: EmaTargets | None = None,
+    ema: bool = False,
+) -> TrainState:
+    """Returns the shapes, dtypes and logical axes of the state without computing it.
+
+    Optimizer moments and moving averages have the logical axes of their parameters.
+
+    Args:
+      init_fn: function of a PRNG key that returns boxed parameters.
+      tx: the optimizer.
+      ema_targets: maps names in `TrainState.follow` to the parameter groups that are averaged.
+      ema: whether the state contains a moving average of all parameters.
+    """
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return jax.eval_shape(lambda key: _initial_state(init_fn, tx, ema_targets or {}, ema, key), key)
+
+
 def abstract_state(
     init_fn: InitFn,
     tx: optax.GradientTransformation,
@@ -73,22 +93,8 @@ def abstract_state(
     ema_targets: EmaTargets | None = None,
     ema: bool = False,
 ) -> TrainState:
-    """Returns the shapes, dtypes and shardings of the state without computing it.
-
-    Optimizer moments and moving averages have the shardings of their parameters.
-
-    Args:
-      init_fn: function of a PRNG key that returns boxed parameters.
-      tx: the optimizer.
-      mesh: the mesh of the run.
-      ema_targets: maps names in `TrainState.follow` to the parameter groups that are averaged.
-      ema: whether the state contains a moving average of all parameters.
-    """
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    boxed = jax.eval_shape(
-        lambda key: _initial_state(init_fn, tx, ema_targets or {}, ema, key), key
-    )
-    return mesh_lib.abstract_arrays(boxed, mesh)
+    """Returns the shapes, dtypes and shardings on a mesh of the state; see `boxed_state`."""
+    return mesh_lib.abstract_arrays(boxed_state(init_fn, tx, ema_targets, ema), mesh)
 
 
 def init_state(

@@ -7,6 +7,7 @@ import sys
 import jax
 import ml_collections
 import pytest
+from plan_cases import small
 
 from configs import stage1 as stage1_config
 from configs import stage2 as stage2_config
@@ -15,15 +16,6 @@ from invnext_jax.planning import plan, plan_table
 from invnext_jax.planning.devices import DEVICES
 
 ROOT = pathlib.Path(__file__).parents[2]
-
-
-def small(remat="none", **mesh):
-    config = stage2_config.get_config("tiny")
-    config.data.frames = config.encoder.frames = 2
-    config.encoder.depth = 2
-    config.update(batch_size=8, remat=remat)
-    config.mesh.update({"data": 1, "fsdp": 1, "tensor": 1, "sequence": 1, **mesh})
-    return config
 
 
 def test_held_bytes_are_counted_by_hand(one_device):

@@ -1,0 +1,122 @@
+"""Memory of a training step on one device, computed from shapes.
+
+Shape key: b clips.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AbstractMesh, Mesh
+
+from invnext_jax.planning import flops as flops_lib
+from invnext_jax.planning.devices import Device
+from invnext_jax.planning.shapes import Shapes
+
+_USABLE = 0.92  # usable fraction of the memory; the rest is for the runtime and fragmentation
+
+
+class ActivationBytes(NamedTuple):
+    """Bytes of activations per clip.
+
+    Attributes:
+      total: saved arrays and working set together.
+      kept: the saved arrays alone.
+    """
+
+    total: float
+    kept: float
+
+    def on_mesh(self, mesh: Mesh | AbstractMesh) -> "ActivationBytes":
+        """Returns the bytes on each device of a mesh, whose token axes split a clip."""
+        shards = mesh.shape["tensor"] * mesh.shape["sequence"]
+        return ActivationBytes(self.total / shards, self.kept / shards)
+
+
+def clips_that_fit(device: Device, held: Mapping[str, float], per_clip: float) -> int:
+    """Returns the number of clips whose activations fit in the memory of a device.
+
+    Args:
+      device: the device.
+      held: the output of `held_bytes`.
+      per_clip: bytes of activations per clip on one device.
+    """
+    return max(int((_USABLE * device.memory - sum(held.values())) // per_clip), 0)
+
+
+def held_bytes(shapes: Shapes) -> dict[str, float]:
+    """Returns the bytes per device that do not depend on the batch size, by purpose."""
+    state, width = shapes.state, jnp.dtype(shapes.config.dtype).itemsize
+    params = _bytes(state.params)
+    # The stacked weights are cast to the compute dtype before the loop over layers.
+    cast = (params + _bytes(shapes.frozen)) * width / 4 if width < 4 else 0.0
+    return {
+        "parameters": params,
+        "optimizer": _bytes(state.opt_state),
+        "gradients": params * (2 if shapes.config.accumulate > 1 else 1),
+        "frozen": _bytes(shapes.frozen),
+        "copies": _bytes((state.follow, state.ema)),
+        "cast": cast,
+    }
+
+
+def activation_bytes(shapes: Shapes) -> ActivationBytes:
+    """Returns the bytes of activations per clip, without sequence or tensor parallelism.
+
+    The saved arrays are those that `jax.vjp` of the loss stores, so they depend on the `remat`
+    policy. Attention weights (tokens by tokens) are not counted, because fused kernels do not store
+    them. The working set is the temporary arrays of one layer on the longest sequence, in the
+    forward and backward pass.
+    """
+    one, two = (_saved_arrays(shapes, clips) for clips in (1, 2))
+    tokens = flops_lib.token_lengths(shapes.config)
+    n, kept = tokens.patches + tokens.class_tokens, 0.0
+    for small, large in zip(one, two, strict=True):
+        pairs = [axis for axis in large.shape[-2:] if axis > 4 * n**0.5]
+        if len(large.shape) >= 4 and len(pairs) == 2 and large.shape[-1] == large.shape[-2]:
+            continue
+        kept += (large.size - small.size) * large.dtype.itemsize
+    return ActivationBytes(kept + _working_bytes(shapes.config, n), kept)
+
+
+def _saved_arrays(shapes: Shapes, clips: int) -> list[jax.ShapeDtypeStruct]:
+    """Returns the arrays that the forward pass saves for the backward pass."""
+    config, data, training = shapes.config, shapes.config.data, shapes.training
+
+    def backward_pass(params: Any, frozen: Any, batch: Any, key: jax.Array) -> Any:
+        def loss(params: Any) -> jax.Array:
+            return training.stage.loss_fn(config, training.model, params, frozen, batch, key)[0]
+
+        return jax.vjp(loss, params)[1]
+
+    video = jax.ShapeDtypeStruct((clips, data.frames, data.size, data.size, 3), np.uint8)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    unsharded = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
+        (shapes.state.params, {**shapes.frozen, **shapes.state.follow}),
+    )
+    return jax.tree.leaves(jax.eval_shape(backward_pass, *unsharded, {"video": video}, key))
+
+
+def _working_bytes(config: Any, n: int) -> float:
+    """Returns the bytes for one clip of a layer's temporary arrays and of the input pixels."""
+    width = jnp.dtype(config.dtype).itemsize
+    streams = [(n, config.predictor), (n, config.encoder)]
+    layer = max(
+        k * (8 * 4 + 10 * width) * s.width + k * 4 * width * s.mlp_width for k, s in streams
+    )
+    pixels = 3 * config.data.frames * config.data.size**2
+    return layer + pixels * (1 + 2 * 4)
+
+
+def _bytes(tree: Any) -> float:
+    """Returns the bytes of a tree of arrays on one device."""
+    return float(
+        sum(
+            math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+            for leaf in jax.tree.leaves(tree)
+        )
+    )
