@@ -28,6 +28,7 @@ class FakeLoad:
     attacks: tuple[int, ...] = ()  # sends bytes that are not an answer
     raises: tuple[int, ...] = ()
     bad: tuple[int, ...] = ()
+    errors: tuple[int, ...] = ()  # reads fail with an error of the file system
     dies_once: str = ""  # a file that exists after it happened
     stalls: tuple[int, ...] = ()
     gate: str = ""  # reads do not return while this file exists
@@ -55,8 +56,9 @@ class FakeLoad:
             os._exit(3)
         if record.index in self.raises:
             raise KeyError("a mistake in the code")
-        if record.index in self.bad:
-            return BadClip(record.path, "corrupt", f"{record.path}: broken")
+        if record.index in (*self.bad, *self.errors):
+            kind = "corrupt" if record.index in self.bad else "unreadable"
+            return BadClip(record.path, kind, f"{record.path}: broken")
         if self.dies_once and not pathlib.Path(self.dies_once).exists():
             pathlib.Path(self.dies_once).touch()
             os._exit(3)

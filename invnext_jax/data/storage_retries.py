@@ -4,6 +4,10 @@ If a read fails or does not return, another file is read as a test. If that succ
 is tried again at once. It counts as bad if it fails again and the next test succeeds too. If a test
 fails, the storage is unavailable, and the task is repeated with growing pauses until the storage
 responds.
+
+Reads that do not return are repeated without a limit. Errors of local files are repeated
+`MAX_ERRORS` times: a damaged disk does not recover. The same limit applies to remote storage from
+which nothing has been read yet, because its address or the credentials may be wrong.
 """
 
 import itertools
@@ -23,7 +27,8 @@ from invnext_jax.workers.time_limits import ReadStalledError, TimeLimitError
 from invnext_jax.workers.worker_pool import SupervisedWorker
 
 MIN_PAUSE, MAX_PAUSE = 1.0, 60.0  # seconds; each pause is twice as long as the previous one
-LOG_SECONDS = 30.0  # minimum time between two log lines
+LOG_SECONDS = 30.0  # minimum time between two equal log lines
+MAX_ERRORS = 15  # tries of a file whose reads fail; takes about 9 minutes with the pauses
 OTHER_FILES = 16  # number of files that are read in turn to test the storage
 
 
@@ -32,10 +37,15 @@ class StorageMonitor:
 
     Attributes:
       failed_reads: Number of reads that did not return in time or failed.
+      readable: Sources of which a file has been read.
+      given_up: Sources whose latest file was given up after `MAX_ERRORS` errors. Further errors
+          are not retried until a file can be read.
     """
 
     def __init__(self):
         self.failed_reads = 0
+        self.readable: set[str] = set()
+        self.given_up: set[str] = set()
         self._lock, self._next_log = threading.Lock(), {}
 
     def count(self) -> None:
@@ -43,13 +53,29 @@ class StorageMonitor:
         with self._lock:
             self.failed_reads += 1
 
-    def log(self, message: str, *arguments: Any) -> None:
-        """Logs a warning unless the same message was logged less than `LOG_SECONDS` before."""
+    def record_success(self, source: str) -> None:
+        """Records that a file of a source was read."""
+        if source in self.given_up or source not in self.readable:
+            with self._lock:
+                self.readable.add(source)
+                self.given_up.discard(source)
+
+    def give_up(self, source: str) -> None:
+        """Records that a file of a source was given up after `MAX_ERRORS` errors."""
+        with self._lock:
+            self.given_up.add(source)
+
+    def log(self, message: str, *arguments: Any, key: Any = None) -> None:
+        """Logs a warning.
+
+        It is omitted if a warning with the same message and key was logged less than `LOG_SECONDS`
+        before.
+        """
         with self._lock:
             now = time.monotonic()
-            if now < self._next_log.get(message, 0.0):
+            if now < self._next_log.get((message, key), 0.0):
                 return
-            self._next_log[message] = now + LOG_SECONDS
+            self._next_log[message, key] = now + LOG_SECONDS
         logging.warning(message + " (%d failed reads so far)", *arguments, self.failed_reads)
 
 
@@ -86,8 +112,9 @@ def load_in_worker(
             (record, seeds),
             others,
             name_file=lambda video, _: video.name,
-            is_read_error=_is_read_error,
+            find_error=_find_error,
             monitor=monitor,
+            source=record.source,
         )
     except ReadStalledError:
         reason = (
@@ -101,8 +128,9 @@ def load_in_worker(
         return BadClip(record.name, "worker died", f"{record.name}: its worker died twice")
 
 
-def _is_read_error(clips: dict[str, Any] | BadClip) -> bool:
-    return isinstance(clips, BadClip) and clips.kind == "unreadable"
+def _find_error(clips: dict[str, Any] | BadClip) -> str:
+    is_error = isinstance(clips, BadClip) and clips.kind == "unreadable"
+    return clips.reason if is_error else ""
 
 
 def call_with_retries(
@@ -111,8 +139,9 @@ def call_with_retries(
     others: Iterator[tuple],
     *,
     name_file: Callable[..., str],
-    is_read_error: Callable[[Any], bool],
+    find_error: Callable[[Any], str],
     monitor: StorageMonitor,
+    source: str = "",
 ) -> Any:
     """Runs a task in a worker and repeats it while the storage does not respond.
 
@@ -122,49 +151,66 @@ def call_with_retries(
       others: Iterator of tasks that read other files of the same storage. When it is exhausted,
           the storage counts as unavailable until `task` succeeds.
       name_file: Function that returns the name of a task's file, for messages.
-      is_read_error: Function that returns whether a result is a failed read.
+      find_error: Function that returns the reason if a result is a failed read, and "" otherwise.
       monitor: Counter of failed reads.
+      source: Source of the task's file.
 
     Returns:
-      The result. It is a read error only if other files can be read.
+      The result. It is a read error only if other files can be read, or after `MAX_ERRORS` tries.
 
     Raises:
       ReadStalledError: The reads of this file do not return, but those of other files do.
       TimeLimitError: As raised by the worker.
       WorkerDiedError: As raised by the worker.
     """
-    pause, answered = MIN_PAUSE, False
+    pause, answered, errors, start = MIN_PAUSE, False, 0, time.monotonic()
+    name = name_file(*task)
     while True:
-        result, error = None, None
+        result, stalled, reason = None, None, "the read does not return"
         try:
             result = worker(*task)
-            if not is_read_error(result):
+            reason = find_error(result).removeprefix(f"{name}: ")
+            if not reason:
+                monitor.record_success(source)
                 return result
-        except ReadStalledError as stalled:
-            error = stalled
+        except ReadStalledError as error:
+            stalled = error
         monitor.count()
-        name = name_file(*task)
-        problem = "does not return" if error else "failed"
-        monitor.log("a read of %s %s; reading another file to test the storage", name, problem)
-        answered_before, answered = answered, _answers(worker, next(others, None), is_read_error)
+        errors += stalled is None
+        if stalled is None and _is_lost(errors, name, source, monitor):
+            monitor.give_up(source)
+            return result
+        monitor.log("a read of %s failed (%s); reading another file as a test", name, reason)
+        answered_before, answered = answered, _answers(worker, next(others, None), find_error)
         if answered_before and answered:
-            if error is not None:
-                raise error
+            if stalled is not None:
+                raise stalled
             return result
         if not answered:
-            monitor.log("the storage of %s does not respond; trying again in %g s", name, pause)
+            monitor.log(
+                "the storage of %s has not responded for %.0f s (%s); trying again in %g s",
+                *(name, time.monotonic() - start, reason, pause),
+                key=pause,
+            )
             worker.pause(pause)
             pause = min(2 * pause, MAX_PAUSE)
 
 
+def _is_lost(errors: int, name: str, source: str, monitor: StorageMonitor) -> bool:
+    """Returns whether a file whose reads have failed `errors` times is given up."""
+    if video_io.is_remote(name) and source in monitor.readable:
+        return False
+    return errors >= MAX_ERRORS or source in monitor.given_up
+
+
 def _answers(
-    worker: Callable[..., Any], task: tuple | None, is_read_error: Callable[[Any], bool]
+    worker: Callable[..., Any], task: tuple | None, find_error: Callable[[Any], str]
 ) -> bool:
     """Returns whether the storage delivers another file, even if its content is bad."""
     if task is None:
         return False
     try:
-        return not is_read_error(worker(*task))
+        return not find_error(worker(*task))
     except ReadStalledError:
         return False
     except (TimeLimitError, WorkerDiedError):  # caused by decoding

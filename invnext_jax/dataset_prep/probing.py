@@ -255,7 +255,7 @@ def probe_all(
         workers=workers,
         timeout=timeout,
         ahead=len(paths),  # results are small, and a slow file must not delay the others
-        is_read_error=lambda result: isinstance(result, ProbeFailure) and result.read_error,
+        find_error=_find_error,
     )
     with contextlib.closing(results):
         for path, result in zip(paths, results, strict=True):
@@ -263,6 +263,10 @@ def probe_all(
                 limit = timeout if result.timed_out else None
                 result = ProbeFailure(result.reason, limit, transient=not result.timed_out)
             yield path, result
+
+
+def _find_error(result: VideoProbe | ProbeFailure) -> str:
+    return result.reason if isinstance(result, ProbeFailure) and result.read_error else ""
 
 
 @dataclasses.dataclass(frozen=True)

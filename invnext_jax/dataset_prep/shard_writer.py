@@ -220,7 +220,7 @@ def _encode_rows(plan: ShardPlan, records: Sequence[manifest_lib.VideoRecord]):
         workers=1,
         timeout=plan.timeout,
         ahead=2,
-        is_read_error=lambda result: result.get("kind") == "unreadable",
+        find_error=lambda result: result["reason"] if result.get("kind") == "unreadable" else "",
     )
     with contextlib.closing(results):
         for result in results:

@@ -34,7 +34,7 @@ def map_in_workers(
     workers: int,
     timeout: float,
     ahead: int,
-    is_read_error: Callable[[Any], bool] = lambda result: False,  # noqa: ARG005
+    find_error: Callable[[Any], str] = lambda result: "",  # noqa: ARG005
 ) -> Iterator[Any]:
     """Calls `function(*task)` for each task in worker processes.
 
@@ -47,7 +47,7 @@ def map_in_workers(
       workers: Maximum number of processes.
       timeout: Time limit per call in seconds.
       ahead: Maximum number of prefetched results.
-      is_read_error: Function that returns whether a result is a failed read.
+      find_error: Function that returns the reason if a result is a failed read, and "" otherwise.
 
     Yields:
       The results in the order of the tasks, or a `WorkerFailure` for a call that exceeded the
@@ -69,8 +69,9 @@ def map_in_workers(
                 tasks[index],
                 others,
                 name_file=lambda path, *_: path,
-                is_read_error=is_read_error,
+                find_error=find_error,
                 monitor=monitor,
+                source=sources[index],
             )
         except ReadStalledError:
             reason = f"a read does not return within {timeout:g} seconds"

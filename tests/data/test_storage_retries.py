@@ -26,16 +26,17 @@ class FakeWorker:
         self.pauses.append(seconds)
 
 
-def run(worker, others=("b", "c")):
-    monitor = storage_retries.StorageMonitor()
+def run(worker, others=("b", "c"), name="a", monitor=None):
+    monitor = monitor or storage_retries.StorageMonitor()
     try:
         return monitor, storage_retries.call_with_retries(
             worker,
-            ("a",),
+            (name,),
             itertools.cycle((name,) for name in others),
             name_file=lambda name: name,
-            is_read_error=lambda result: result == "I/O error",
+            find_error=lambda result: "broken disk" if result == "I/O error" else "",
             monitor=monitor,
+            source="x",
         )
     except ReadStalledError as error:
         return monitor, error
@@ -77,6 +78,42 @@ def test_the_only_file_of_a_data_set_is_retried_until_it_can_be_read():
     assert len(worker.pauses) == 4
 
 
+def test_a_local_file_whose_reads_fail_is_given_up_after_15_tries():
+    worker = FakeWorker(a=["I/O error"] * 16 + ["good", "I/O error"], b=["I/O error"] * 99)
+    monitor, result = run(worker, others="b")
+    assert result == "I/O error" and worker.calls.count("a") == 15
+    assert sum(worker.pauses) == 1 + 2 + 4 + 8 + 16 + 32 + 8 * 60
+    # Until a file can be read again, further errors are returned at once.
+    assert run(worker, others="b", monitor=monitor)[1] == "I/O error"
+    assert worker.calls.count("a") == 16 and len(worker.pauses) == 14
+    assert run(worker, others="b", monitor=monitor)[1] == "good"
+    worker.scripts["b"] = iter(["good"] * 2)
+    worker.scripts["a"] = iter(["I/O error", "good"])
+    assert run(worker, others="b", monitor=monitor)[1] == "good"
+
+
+def test_remote_files_are_given_up_only_if_none_has_been_read():
+    name = "gs://bucket/a"
+    worker = FakeWorker(**{name: ["good"] + ["I/O error"] * 20 + ["good"]})
+    monitor, _ = run(worker, others=(), name=name)
+    assert run(worker, others=(), name=name, monitor=monitor)[1] == "good"
+    assert len(worker.pauses) == 20
+    worker = FakeWorker(**{name: ["I/O error"] * 20})
+    assert run(worker, others=(), name=name)[1] == "I/O error"
+    assert len(worker.pauses) == 14
+
+
+def test_each_length_of_a_pause_is_logged_with_the_reason(caplog):
+    worker = FakeWorker(a=[STALLED, STALLED, "I/O error", STALLED, "good"])
+    run(worker, others=())
+    text = "WARNING the storage of a has not responded for 0 s (%s); trying again in %g s (%d"
+    found = [f"{r.levelname} {r.getMessage()}" for r in caplog.records if "storage" in r.msg]
+    reasons = ["the read does not return"] * 2 + ["broken disk", "the read does not return"]
+    for number, reason in enumerate(reasons):
+        assert found[number].startswith(text % (reason, 2**number, number + 1))
+    assert len(found) == 4
+
+
 def test_other_rows_have_the_same_source_and_another_file_before_other_sources():
     paths, sources = list("aabcdb"), list("xxxyxx")
     rows = list(itertools.islice(storage_retries.other_rows(1, sources, paths), 20))
@@ -90,8 +127,8 @@ def test_other_rows_have_the_same_source_and_another_file_before_other_sources()
 def test_a_source_of_files_that_cannot_be_read_does_not_look_like_a_failed_storage():
     names = ["a", *(f"bad{number}" for number in range(20)), "good"]
     sources = ["bad"] * 21 + ["good"]
-    scripts = {name: itertools.repeat("I/O error") for name in names[:-1]}
+    scripts = {name: itertools.repeat(STALLED) for name in names[:-1]}
     worker = FakeWorker(**scripts, good=itertools.repeat("good"))
     others = (names[row] for row in storage_retries.other_rows(0, sources, names))
-    assert run(worker, others)[1] == "I/O error"
+    assert run(worker, others)[1] is STALLED
     assert len(worker.pauses) == storage_retries.OTHER_FILES

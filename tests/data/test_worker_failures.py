@@ -128,7 +128,19 @@ def test_a_run_waits_for_storage_that_does_not_answer(
         opener.join()
     assert_equal(batches, expected)
     assert iterator.dropped == 0 and iterator.failed_reads >= 4
-    assert "does not respond; trying again in" in caplog.text
+    assert "(the read does not return); trying again in 0.05 s" in caplog.text
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_ends_if_the_reads_of_all_files_fail(workers, config, monkeypatch, caplog):
+    monkeypatch.setattr(storage_retries, "MIN_PAUSE", 0.005)
+    monkeypatch.setattr(storage_retries, "MAX_PAUSE", 0.02)
+    config.workers = workers
+    load = FakeLoad(errors=tuple(range(ROWS)))
+    with pytest.raises(UserError, match="no readable video among the first 100 clips") as caught:
+        read_batches(config, 1, load=load)
+    assert str(caught.value).endswith("mp4: broken\n     100  unreadable")
+    assert "(broken); trying again in 0.02 s" in caplog.text
 
 
 @pytest.mark.parametrize("workers", [0, 1])
