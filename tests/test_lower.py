@@ -70,4 +70,4 @@ def test_large_parameters_and_moments_are_split_over_the_mesh(stage_name):
     for leaf in jax.tree.leaves((state.params, state.opt_state, frozen)):
         if leaf.size > 5e6:
             part = leaf.sharding.shard_shape(leaf.shape)
-            assert part != leaf.shape, f"{leaf.shape} is replicated"
+            assert part != leaf.shape, f"{leaf.shape} is not sharded"

@@ -1,5 +1,4 @@
-"""Commands without several hosts open no port. For `shards`, see
-dataset_prep/test_shard_runner.py."""
+"""Single-host commands open no port. For `shards`, see dataset_prep/test_shard_runner.py."""
 
 import os
 import socket

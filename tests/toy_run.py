@@ -210,8 +210,7 @@ def toy_data(monkeypatch):
 
 @pytest.fixture
 def toy_config(toy_stage, toy_data, tmp_path):
-    """Config of six steps on one device, with a checkpoint every three steps and all steps
-    logged."""
+    """Config of six steps on one device, with a checkpoint every three steps and logs of all."""
     manifest = tmp_path / "manifest.csv"
     manifest.write_text(MANIFEST)
     return make_toy_config(str(manifest))

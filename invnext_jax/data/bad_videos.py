@@ -28,7 +28,7 @@ class BadVideoTracker:
 
     Attributes:
       delivered: Number of good clips.
-      short: Number of good clips of videos that are shorter than a clip can be.
+      short: Number of good clips of videos with fewer frames than a clip can span.
       dropped: Number of dropped clips; a video that fails in two epochs counts twice. Clips of
           stalled reads are included, but the limits ignore them.
       kinds: Number of dropped clips for each kind of reason.
@@ -77,8 +77,8 @@ class BadVideoTracker:
         """Counts good clips of a video that lacks `missing` frames. Logs the first such video."""
         if not self.short:
             logging.warning(
-                "%s has %d frames fewer than a clip can span, so that clips repeat frames; there "
-                "may be more such videos, which are counted and not logged",
+                "%s has %d frames fewer than a clip can span, so its clips repeat frames; other "
+                "videos with too few frames are counted but not logged",
                 name,
                 missing,
             )

@@ -73,7 +73,7 @@ class Column:
     """Selects the values of a table's column. Empty fields select any value.
 
     Attributes:
-      step: name of the step. For a training, the metric is one of its metrics.jsonl; the last
+      step: name of the step. For a training, the metric is one in its metrics.jsonl, and the last
         logged value is used.
       metric: see `evaluation.evaluators.evaluator.Row`.
       task: see `Row`.

@@ -13,7 +13,7 @@ from invnext_jax.sweeps.step_config import Kind, Setting, StepConfig, load_step
 from invnext_jax.sweeps.sweep_file import Sweep
 from invnext_jax.training import recipe as recipe_lib
 
-HASH_DIGITS = 12  # of the names of jobs; a collision of 1000 jobs has a probability of 2e-9
+HASH_DIGITS = 12  # in the names of jobs; 1000 jobs collide with a probability of 2e-9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,7 @@ class PlannedArm:
 
 @dataclasses.dataclass(frozen=True)
 class ExpandedSweep:
-    """The jobs of a sweep, in an order in which dependencies come first, and its table.
+    """The jobs of a sweep, sorted so that dependencies come first, and its table.
 
     Attributes:
       source: the sweep file and the sweep.

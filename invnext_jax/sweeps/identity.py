@@ -109,7 +109,7 @@ def _version(path: Path) -> tuple[int, int]:
 
 @functools.cache
 def _hash_file(path: Path, size: int, modified: int) -> str:
-    """Returns the SHA-256 of a file. The other arguments are the version that is cached."""
+    """Returns the SHA-256 of a file. The other arguments are part of the cache key."""
     del size, modified
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,8 +1,8 @@
-"""Runs jobs as processes of this machine, as many at once as its cores, GPUs and memory allow.
+"""Runs jobs as processes of this machine, in parallel if cores, GPUs and memory suffice.
 
 A job holds a lock on a file next to its log, which the kernel releases when the process ends. The
-lock has the cores and GPUs of the job. If the command of the sweep is killed, its jobs continue;
-the next command finds them by their locks and waits for them.
+locked file contains the cores and GPUs of the job. If the command of the sweep is killed, its jobs
+continue; the next command finds them by their locks and waits for them.
 """
 
 import contextlib
@@ -55,7 +55,7 @@ class LocalExecutor:
     def has_room(self, job: Job) -> bool:
         """Returns whether enough cores, GPUs and memory are free for the job.
 
-        An idle machine always has room: `submit` refuses a job that is too large for it.
+        An idle machine always has room: `submit` rejects a job that is too large for it.
         """
         if not self._slots:
             return True
@@ -152,7 +152,7 @@ class LocalExecutor:
         """Checks that the job fits an idle machine.
 
         Raises:
-          UserError: it does not.
+          UserError: the job needs more than the machine has.
         """
         needed, machine = job.resources, self._machine
         for what, wanted, available in (

@@ -15,7 +15,7 @@ _SHARE = 0.9  # usable fraction of the available memory
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """What the jobs of a machine share.
+    """Resources that the jobs of a machine share.
 
     Attributes:
       cores: numbers of the CPU cores.

@@ -77,7 +77,7 @@ class StepConfig:
 
     @property
     def own_source(self) -> str:
-        """The run or encoder that the config itself names; "" if it names none."""
+        """The run or encoder that the config specifies; "" if it specifies none."""
         return self.config[SOURCE_OPTIONS[self.kind]]
 
     def manifests(self) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """The folder of a sweep: its lock, its description and the states of its jobs.
 
-All files are JSON, and they are replaced atomically, so that a reader never sees a part of one:
+All files are JSON, and they are replaced atomically, so that a reader never finds an incomplete
+file:
 
     sweep.json           the arms, the jobs and their commands
     sweep.lock           locked by the running command
@@ -85,7 +86,7 @@ class SweepFolder:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Holds the lock of the sweep.
+        """Context manager that holds the lock of the sweep.
 
         Raises:
           UserError: another command runs in the folder, or it cannot be written.

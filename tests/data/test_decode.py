@@ -139,8 +139,7 @@ def write_smooth(path, height, width, pix_fmt):
     ],
 )
 def test_a_window_equals_the_crop_of_the_full_picture(height, width, pix_fmt, turns, tmp_path):
-    """The scaler causes differences of two or three levels. A shifted window would differ by
-    more."""
+    """The tolerance is two or three levels of the scaler. A shifted window would exceed it."""
     path = write_smooth(tmp_path / "a.mp4", height, width, pix_fmt)
     if turns:
         path.write_bytes(turn(path.read_bytes(), MATRICES[turns]))

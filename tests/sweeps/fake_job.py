@@ -4,9 +4,9 @@
     python fake_job.py eval --workdir=W --checkpoint=W0
 
 It counts to N with a state file, as a resumable run does, and writes the files that a sweep reads.
-Each start, end and step is logged in `<workdir>/../../history.jsonl`, from which a test sees what
-ran twice. The file `<workdir>.fail` lets it fail once. FAKE_FAIL and FAKE_NAN name jobs that fail,
-or whose result is not finite.
+Each start, end and step is logged in `<workdir>/../../history.jsonl`, so that a test can find steps
+that ran twice. The file `<workdir>.fail` lets it fail once. FAKE_FAIL and FAKE_NAN name jobs that
+fail, or whose result is not finite.
 """
 
 import json

@@ -200,7 +200,7 @@ def is_alive(pid):
 
 
 def assert_no_overlap(folder):
-    """Two processes of a job never ran at the same time: their events are not interleaved."""
+    """Checks that processes of a job never ran at the same time: their events do not interleave."""
     by_job = {}
     for entry in read_history(folder):
         by_job.setdefault(entry["job"], []).append(entry["pid"])
