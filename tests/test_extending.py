@@ -204,7 +204,7 @@ def test_loss_from_outside_is_weighted_and_shown(restored, tiny_config, one_devi
 
 
 class FeatureNorm:
-    """Mean norm of the held-out features: an evaluation without a head."""
+    """An evaluation without a head: the mean norm of the held-out features."""
 
     name = "feature_norm"
     is_baseline = False

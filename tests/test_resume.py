@@ -46,7 +46,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
         patch.setattr(reporter.Reporter, "add_step", push_until_killed)
         train.train(config, tmp_path / "killed")
     assert reader.restore_run(tmp_path / "killed").step == 3
-    config.data.workers = 1 - workers  # changes nothing
+    config.data.workers = 1 - workers  # has no effect on the results
     train.train(config, tmp_path / "killed")
 
     folders = [tmp_path / name / "checkpoints/6" for name in ("whole", "killed")]

@@ -1,4 +1,4 @@
-"""Both stages run from the real configs in their tiny variant, shrunk, on real video files."""
+"""Both stages train with the tiny configs, which are reduced further, on video files."""
 
 import contextlib
 import json

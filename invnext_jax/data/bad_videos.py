@@ -155,7 +155,7 @@ class _QuarantineFile:
                 self._read(file)
 
     def add(self, bad_clip: BadClip) -> None:
-        """Appends a row for a bad file unless it is already listed. Only logs write errors."""
+        """Appends a row for a bad file unless it is already listed; logs write errors."""
         if bad_clip.path in self._listed:
             return
         try:

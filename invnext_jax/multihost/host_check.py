@@ -123,7 +123,7 @@ class _HostCheck:
         self._server, self._processes, self._secret = server, processes, secret
         self._hosts, self._error, self._strangers = {0: host_messages.host_name()}, "", 0
         self._selector = selectors.DefaultSelector()
-        # Connections without a report, oldest first; and those with a report, with its random
+        # Connections without a report, oldest first, then connections with a report and its random
         # number.
         self._pending: dict[socket.socket, tuple[str, bytearray]] = {}
         self._reported: list[tuple[socket.socket, str]] = []

@@ -189,7 +189,7 @@ def _normal_cdf(x):
 
 
 def _discretized_log_likelihood(x, mean, log_scale):
-    """Returns the log probability of a bin of width 2/255 around x; the first and last are open."""
+    """Returns the log probability of the bin of width 2/255 around x; outer bins are unbounded."""
     centered, inverse = x - mean, jnp.exp(-log_scale)
     upper = _normal_cdf(inverse * (centered + 1 / 255))
     lower = _normal_cdf(inverse * (centered - 1 / 255))

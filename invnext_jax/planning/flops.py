@@ -134,7 +134,7 @@ def token_lengths(config: Any, most_masks: int | None = None) -> TokenLengths:
 
 
 def count_teacher(config: Any) -> FlopCount:
-    """Counts the frozen image teacher, which encodes every frame of the clip."""
+    """Counts the FLOPs of the frozen image teacher, which encodes every frame of the clip."""
     t, frames = config.teacher, config.data.frames
     count = FlopCount(dtype="float32", trained=False)
     if config.data.size != t.size:  # bicubic resizing of the rows, then of the columns
@@ -160,7 +160,7 @@ def count_teacher(config: Any) -> FlopCount:
 
 
 def count_encoder(config: Any, tokens: TokenLengths, *, trained: bool = True) -> FlopCount:
-    """Counts the student encoder, which runs on the visible tokens of each mask."""
+    """Counts the FLOPs of the student encoder, which runs on the visible tokens of each mask."""
     count, e = FlopCount(config.dtype, trained), config.encoder
     for k in tokens.visible:
         count.add_dense(k, 3 * e.patch**2, e.width)
@@ -169,13 +169,16 @@ def count_encoder(config: Any, tokens: TokenLengths, *, trained: bool = True) ->
 
 
 def count_target_encoder(config: Any, tokens: TokenLengths) -> FlopCount:
-    """Counts an encoder that has the student's sizes and runs on all patches without gradients."""
+    """Counts the FLOPs of a target encoder, which runs on all patches without gradients.
+
+    The encoder has the sizes of the student.
+    """
     unmasked = dataclasses.replace(tokens, visible=(tokens.patches,))
     return count_encoder(config, unmasked, trained=False)
 
 
 def count_predictor(config: Any, tokens: TokenLengths, *, dense_windows: bool = False) -> FlopCount:
-    """Counts the predictor.
+    """Counts the FLOPs of the predictor.
 
     Args:
       config: the run's config.
@@ -207,7 +210,7 @@ def count_predictor(config: Any, tokens: TokenLengths, *, dense_windows: bool = 
 
 
 def count_decoder(config: Any, tokens: TokenLengths) -> FlopCount:
-    """Counts the pixel decoder, which decodes every predicted patch."""
+    """Counts the FLOPs of the pixel decoder, which decodes every predicted patch."""
     d, pixels = config.decoder, 3 * config.encoder.patch**2
     count, width = FlopCount(d.dtype), d.width
     for predicted in tokens.predicted:

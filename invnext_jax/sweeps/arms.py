@@ -89,7 +89,7 @@ class Column:
 
 
 def chain(**steps: str | Step) -> Chain:
-    """Returns a chain from the config or the step of each name.
+    """Makes a chain of steps from a config or a step for each name.
 
     For example, `chain(stage1="configs/stage1.py:tiny", probe="configs/eval/linear_probe.py:tiny")`
     trains and then evaluates.
@@ -118,7 +118,7 @@ def product(*lists: Iterable[Overrides]) -> list[dict[str, Any]]:
 
 
 def make_arm(steps: Chain, overrides: Overrides, **fields: Any) -> Arm:
-    """Returns the arm of a chain with overrides.
+    """Makes an arm from a chain and overrides.
 
     Args:
       steps: the chain.

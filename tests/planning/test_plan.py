@@ -39,7 +39,7 @@ def test_eight_devices_hold_an_eighth_each_and_send_parameters():
     )
     # Arrays with an indivisible dimension are replicated.
     assert params / 8 <= result["held_bytes"]["parameters"] <= 1.1 * params / 8
-    # Two masks: parameters gathered forward and backward for each, one reduction for each.
+    # For each of two masks, parameters are gathered twice and their gradients are reduced once.
     assert result["sent_bytes"]["fsdp"] == pytest.approx(7 / 8 * (6 * params + frozen))
     assert result["sent_bytes"]["data"] == 0
 
