@@ -19,7 +19,7 @@ from invnext_jax.planning.shapes import Shapes, make_shapes
 from invnext_jax.training import mesh as mesh_lib
 from invnext_jax.training import recipe as recipe_lib
 
-REMATS = ("none", "dots", "full")  # values of `config.remat`, from the fastest to the smallest
+REMATS = ("none", "dots", "full")  # values of `config.remat`, from most to least memory
 _MAX_SEQUENCE = 8  # largest size of the mesh axis "sequence" in the search
 
 
@@ -42,11 +42,11 @@ def find_fit(
     videos: int = recipe_lib.PAPER_VIDEOS,
     max_devices: int | None = None,
 ) -> Fit | None:
-    """Finds the options with the shortest step, by the planner, with which a run fits.
+    """Finds the options with which a run fits and has the shortest estimated step.
 
-    Among equally fast options, those are returned that change the fewest options of the config, and
-    then those with the least work besides the limit of the step. Clips are split over devices only
-    if nothing else fits.
+    If several are equally fast, the ones that change the fewest options of the config are returned,
+    and among those the ones with the smallest sum of compute, memory and communication times. Clips
+    are split over devices only if nothing else fits.
 
     Args:
       config: a config that passes `plan.make_plan`.
