@@ -23,7 +23,6 @@ from invnext_jax.errors import UserError
 _FIELD = "video_digests"
 _THREADS = 16  # hides the latency of network file systems
 _GROUP = 16 * _THREADS  # number of files with a common time limit
-_SOURCE_ROWS = 16  # number of sampled rows of each source
 _MAX_ROWS = 512  # maximum number of sampled rows
 
 
@@ -45,9 +44,10 @@ def digest_files(paths: Sequence[str], seconds: float) -> Iterator[str]:
 
 
 def sample_digests(manifest: Manifest, seconds: float) -> list[dict[str, Any]]:
-    """Returns the digests of a sample of the local files of a manifest, evenly spaced per source.
+    """Returns the digests of the local files of a manifest, or of a sample if there are many.
 
-    The sample depends only on the order of the sources in the manifest.
+    Sampled rows are evenly spaced in each source. The sample depends only on the order of the
+    sources in the manifest.
 
     Args:
       manifest: The manifest.
@@ -68,11 +68,16 @@ def sample_digests(manifest: Manifest, seconds: float) -> list[dict[str, Any]]:
 
 
 def _sample_rows(sources: Sequence[str]) -> list[int]:
-    """Returns evenly spaced rows of each source, which include its first and last row."""
+    """Returns all rows if they are few; otherwise evenly spaced rows of each source.
+
+    The sampled rows of a source include its first and last row.
+    """
     numbers: dict[str, int] = {}
     source_b = np.fromiter((numbers.setdefault(s, len(numbers)) for s in sources), np.int64)
     order_b = np.argsort(source_b, kind="stable")
-    count = max(1, min(_SOURCE_ROWS, _MAX_ROWS // len(numbers)))
+    if len(sources) <= _MAX_ROWS:
+        return list(range(len(sources)))
+    count = max(1, _MAX_ROWS // len(numbers))
     sampled = [_spread(part, count) for part in _split_runs(order_b, source_b[order_b])]
     return [int(row) for row in _spread(np.concatenate(sampled), _MAX_ROWS)]
 

@@ -64,7 +64,8 @@ def test_resumed_run_refuses_replaced_videos(
         return capsys.readouterr().out
 
     assert "cannot be read" not in resume()  # the files were moved
-    first, second = sorted((tmp_path / "world").rglob("*.mp4"))[:2]
+    table = manifest.read_manifest(config.data.manifest)
+    first, second = (pathlib.Path(table.paths[row]) for row in (5, 6))
     content = first.read_bytes()
     first.unlink()
     assert "1 of the 16 videos that identify the data cannot be read" in resume()
@@ -128,13 +129,19 @@ def test_sample_has_rows_of_each_source_with_the_first_and_the_last(tmp_path):
         (tmp_path / f"{n}.mp4").write_bytes(bytes(n))
     found = video_digests.sample_digests(table, 60.0)
     sampled = {entry["row"] for entry in found}
-    assert len(found) == 16 + 4
+    assert len(found) == 256 + 4
     assert sampled >= {7, 507, 1007, 1507, 0, 1999}
     large = sorted(sampled - {7, 507, 1007, 1507})
-    assert max(b - a for a, b in zip(large, large[1:], strict=False)) < 150  # 2000 / 15, rounded
+    assert max(b - a for a, b in zip(large, large[1:], strict=False)) < 10  # 2000 / 255, rounded up
     assert found == video_digests.sample_digests(table, 60.0)
     assert all(entry["path"] == table.paths[entry["row"]] for entry in found)
     assert all(entry["digest"] for entry in found)
+
+
+def test_all_files_of_a_small_manifest_are_compared(tmp_path):
+    table = read(tmp_path / "a.csv", *(f"{n}.mp4,a," for n in range(512)))
+    found = video_digests.sample_digests(table, 60.0)
+    assert [entry["row"] for entry in found] == list(range(512))
 
 
 @pytest.mark.parametrize(("sources", "count"), [(100, 500), (3000, 512)])
