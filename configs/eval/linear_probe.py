@@ -20,6 +20,9 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
     config.checkpoint = ""
     # Whether to evaluate a run's moving average instead of its parameters.
     config.ema = False
+    # Checkpoints of a run to evaluate: "": the newest one; "all": all that are kept; or the numbers
+    # of steps, separated by commas. launch/compare.py draws learning curves of them.
+    config.steps = ""
     # Names from invnext_jax/evaluation/evaluators/registry.py, in the order in which they run. All
     # but the first are baselines, which run only with `controls`.
     config.evaluators = ("linear_probe", "pixel_baselines", "box_baselines", "supervised")

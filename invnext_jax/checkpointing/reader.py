@@ -42,23 +42,29 @@ def restore_params(path: str | pathlib.PurePath) -> tuple[Any, ml_collections.Fr
     return restore_run(path)[:2]
 
 
-def restore_run(path: str | pathlib.PurePath, *, ema: bool = False) -> RunParameters:
+def restore_run(
+    path: str | pathlib.PurePath, *, ema: bool = False, step: int | None = None
+) -> RunParameters:
     """Reads the parameters of a run's newest intact checkpoint. Warns if the run is not finished.
 
     Args:
       path: the run's workdir.
       ema: whether to read the moving average of the parameters instead.
+      step: step of the checkpoint to read instead of the newest intact one.
 
     Raises:
-      UserError: the run has no intact checkpoint, or the checkpoint has no moving average.
+      UserError: the run has no intact checkpoint, or not the one of `step`, or the checkpoint has
+        no moving average.
     """
     folder = storage.open_path("the run", path) / CHECKPOINTS_FOLDER
     with consensus.all_hosts_agree(f"the checkpoints in {folder}") as broadcast:
         if not folder.is_dir():
             raise UserError(f"{path} has no checkpoint: use the --workdir of a run that saved one")
-        broadcast.value = finished_steps(folder)
-    for step in reversed(broadcast.value):
-        checkpoint = folder / str(step)
+        broadcast.value = finished_steps(folder) if step is None else [step]
+        if step is not None and step not in (steps := finished_steps(folder)):
+            raise UserError(f"{path} has no checkpoint of step {step}: choose one of {steps}")
+    for number in reversed(broadcast.value):
+        checkpoint = folder / str(number)
         try:
             has_checksums = checksums.verify_checksums(checkpoint)
             with consensus.all_hosts_agree(f"the end of reading {checkpoint}", READ_ERRORS):
@@ -67,6 +73,8 @@ def restore_run(path: str | pathlib.PurePath, *, ema: bool = False) -> RunParame
                     return _read_params(checkpoint, "ema" if ema else "params", has_checksums)
         except CorruptCheckpointError as error:
             logging.warning("checkpoint %s is damaged: %s", checkpoint, error)
+    if step is not None:
+        raise UserError(f"{folder / str(step)} is damaged: choose the checkpoint of another step")
     raise UserError(f"{path} has no intact checkpoint: use the --workdir of a run that saved one")
 
 

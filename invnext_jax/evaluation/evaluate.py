@@ -1,4 +1,4 @@
-"""Evaluates one checkpoint: runs the evaluators of a config and writes results.json.
+"""Evaluates checkpoints: runs the evaluators of a config and writes results.json.
 
 The extracted features and the rows of each evaluator are cached in the workdir. The cache key
 includes everything that they depend on. A command that was killed resumes when it is run again.
@@ -8,17 +8,15 @@ Repeating a finished command recomputes nothing.
 import contextlib
 import dataclasses
 import functools
-import json
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import jax
 import ml_collections
 
-from invnext_jax import atomic_file
 from invnext_jax.checkpointing import run_metadata
 from invnext_jax.checkpointing.workdir import Workdir
 from invnext_jax.data import manifest as manifest_lib
@@ -27,6 +25,7 @@ from invnext_jax.evaluation import (
     clip_settings,
     features,
     pretrained,
+    results_file,
     split_checks,
     unused_options,
     video_scores,
@@ -36,19 +35,18 @@ from invnext_jax.evaluation.evaluators.evaluator import Evaluator
 from invnext_jax.evaluation.feature_cache import FeatureCache
 from invnext_jax.evaluation.frozen_encoder import FrozenEncoder
 from invnext_jax.evaluation.inputs import EvalInputs, EvaluationData
-from invnext_jax.json_file import hash_json, read_object
+from invnext_jax.evaluation.results_file import RESULTS
+from invnext_jax.json_file import hash_json
 from invnext_jax.multihost import consensus
 from invnext_jax.multihost.distributed import log_on_process_0
 
-FORMAT = 2  # version of results.json; in version 1, rows have no evaluator, metric, value or n
-RESULTS = "results.json"
-MAX_BYTES = 2**28  # maximum size of a file of results or rows
+ALL_STEPS = "all"
 
 
 def evaluate_checkpoint(
     config: ml_collections.ConfigDict, workdir: str | Path, overrides: Iterable[str] = ()
 ) -> dict[str, Any]:
-    """Evaluates `config.checkpoint` and writes `workdir/results.json`.
+    """Evaluates `config.checkpoint`, or those of `config.steps`, and writes `workdir/results.json`.
 
     Args:
       config: see configs/eval/linear_probe.py.
@@ -58,22 +56,71 @@ def evaluate_checkpoint(
     Returns:
       The content of results.json: `rows` (see `Row.to_json`), `tokens` (statistics of the grid
       tokens), `clips` (see `clip_settings.read_settings`), `splits` and `notes` (see
-      `split_checks.SplitReport`), and the settings that are needed to repeat the evaluation.
+      `split_checks.SplitReport`), and the settings that are needed to repeat the evaluation. With
+      `config.steps`, they are those of the last step, and `steps` lists all of them; see
+      `results_file`.
 
     Raises:
       UserError: the checkpoint, an option, a manifest or a label is invalid, an option in
         `overrides` has no effect, or `workdir` cannot be written or is in use.
     """
+    workdir = Path(workdir)
     with contextlib.ExitStack() as stack:
         with consensus.all_hosts_agree("opening the workdir"):
             stack.enter_context(contextlib.closing(Workdir(workdir)))
-        return _evaluate(config, Path(workdir), overrides)
+        open_data = functools.cache(EvaluationData)  # the videos are hashed once for all steps
+        if not config.steps:
+            return _evaluate(config, workdir, overrides, open_data)
+        steps = find_steps(config)
+        for number, step in enumerate(steps, 1):
+            log_on_process_0(f"checkpoint {number} of {len(steps)}: step {step}")
+            results = _evaluate(config, workdir, overrides, open_data, step)
+        folder = results_file.step_folder(workdir, step)
+        results = {**results_file.move_files(results, folder, workdir), "steps": steps}
+        results_file.write(workdir / RESULTS, results)
+        return results
 
 
-def _evaluate(config: Any, workdir: Path, overrides: Iterable[str]) -> dict[str, Any]:
-    """Evaluates a checkpoint; see `evaluate_checkpoint`."""
+def find_steps(config: Any) -> list[int]:
+    """Returns the steps of `config.steps` in ascending order.
+
+    Raises:
+      UserError: the checkpoint is not a run, or a step is not that of a checkpoint.
+    """
+    with consensus.all_hosts_agree("listing the checkpoints") as shared:
+        shared.value = pretrained.list_steps(config.checkpoint)
+    if not shared.value:
+        raise UserError(
+            f"config.steps={config.steps!r} needs the workdir of a run with checkpoints, but "
+            f"{config.checkpoint} has none: remove the option"
+        )
+    if config.steps == ALL_STEPS:
+        return shared.value
+    names = dict.fromkeys(part.strip() for part in config.steps.split(","))
+    found = {str(step): step for step in shared.value}
+    if unknown := names.keys() - found.keys():
+        raise UserError(
+            f"config.steps={config.steps!r}: {config.checkpoint} has no checkpoint "
+            f"{min(unknown)!r}; use {ALL_STEPS!r}, or numbers from {', '.join(found)}"
+        )
+    return sorted(found[name] for name in names)
+
+
+def _evaluate(
+    config: Any,
+    workdir: Path,
+    overrides: Iterable[str],
+    open_data: Callable[..., EvaluationData],
+    step: int | None = None,
+) -> dict[str, Any]:
+    """Evaluates a checkpoint, by default the newest one of a run; see `evaluate_checkpoint`.
+
+    The results of a `step` are written to a subfolder. The features of a step replace those of the
+    step before, so that they need space only once.
+    """
     start = time.perf_counter()
-    encoder = pretrained.load_frozen(config.checkpoint, ema=config.ema)
+    folder = workdir if step is None else results_file.step_folder(workdir, step)
+    encoder = pretrained.load_frozen(config.checkpoint, ema=config.ema, step=step)
     given, config = config, resolve(config, encoder)
     features.check_config(config)
     evaluators = registry.find_evaluators(config.evaluators)
@@ -91,14 +138,14 @@ def _evaluate(config: Any, workdir: Path, overrides: Iterable[str]) -> dict[str,
     )
     if has_manifests:
         split_checks.check_different(config)
-    dataset = EvaluationData(config, tasks)
+    dataset = open_data(config, tasks)
     digests = [*dataset.digests.values(), *dataset.video_digests.values()]
     data_key = [_options_of_rows(config), *digests, encoder.record]
     checkpoint_key = encoder.key
     code = {evaluator.name: registry.describe_source(evaluator, config) for evaluator in evaluators}
     key = hash_json([data_key, checkpoint_key, code, list(config.evaluators), config.controls])
-    if results := _read_shared(workdir / RESULTS, key):
-        log_on_process_0(f"{workdir / RESULTS} is up to date.")
+    if results := results_file.read_cache(folder / RESULTS, key):
+        log_on_process_0(f"{folder / RESULTS} is up to date.")
         return results
 
     splits = split_checks.SplitReport({}, [])
@@ -117,14 +164,17 @@ def _evaluate(config: Any, workdir: Path, overrides: Iterable[str]) -> dict[str,
     for evaluator, subject, subject_key in _plan(evaluators, inputs, untrained, config.controls):
         source = code[evaluator.name]
         key_parts = [data_key, evaluator.name, source, subject_key or checkpoint_key]
-        path = workdir / "rows" / f"{evaluator.name}-{subject.name}.json"
+        # Rows that do not depend on the parameters of the checkpoint are shared by all steps.
+        rows_folder = (workdir if subject_key else folder) / "rows"
+        path = rows_folder / f"{evaluator.name}-{subject.name}.json"
         measure = functools.partial(_measure, evaluator, subject, config, path.with_suffix(".npz"))
-        measurements.append(_cached(path, hash_json(key_parts), measure))
+        found = _cached(path, hash_json(key_parts), measure)
+        measurements.append(results_file.move_files(found, rows_folder.parent, folder))
     results = {
-        "format": FORMAT,
+        "format": results_file.FORMAT,
         "key": key,
         "checkpoint": str(config.checkpoint),
-        "step": pretrained.read_step(config.checkpoint),
+        "step": _newest_step(config.checkpoint) if step is None else step,
         "manifests": dict(dataset.digests),
         "stage": stage,
         "title": encoder.name,
@@ -138,8 +188,12 @@ def _evaluate(config: Any, workdir: Path, overrides: Iterable[str]) -> dict[str,
         "run": run_metadata.describe_run(config, digests[0]),
         "seconds": time.perf_counter() - start,
     }
-    _write(workdir / RESULTS, results)
+    results_file.write(folder / RESULTS, results)
     return results
+
+
+def _newest_step(checkpoint: str) -> int | None:
+    return max(pretrained.list_steps(checkpoint), default=None)
 
 
 def resolve(config: Any, encoder: FrozenEncoder) -> ml_collections.FrozenConfigDict:
@@ -174,42 +228,6 @@ def _under(root: str, names: str) -> str:
     return ",".join(name if "://" in name else os.path.join(root, name) for name in parts)
 
 
-def read_results(workdir: str | Path) -> dict[str, Any]:
-    """Reads the results.json of an evaluation, and converts results of format 1 to format 2.
-
-    Raises:
-      UserError: the file is not JSON, or its format is unknown.
-    """
-    path = Path(workdir) / RESULTS
-    results = read_object(path, "run launch/evaluate.py again", MAX_BYTES)
-    if results.get("format") not in (1, FORMAT):
-        raise UserError(
-            f"{path} has format {results.get('format')!r}, but this version reads 1 and {FORMAT}: "
-            "run launch/evaluate.py again"
-        )
-    rows = results.get("rows")
-    needed = _FIELDS_OF_ROWS[results["format"] == 1]
-    if not isinstance(rows, list) or not all(
-        isinstance(r, dict) and needed <= set(r) for r in rows
-    ):
-        raise UserError(f"{path} has damaged rows: run launch/evaluate.py again")
-    for row in rows if results["format"] == 1 else ():
-        evaluator = _EVALUATORS_OF_FORMAT_1.get(row["input"], "linear_probe")
-        row |= {"evaluator": evaluator, "metric": "top1", "value": row["top1"], "n": row["videos"]}
-    return results
-
-
-_FIELDS_OF_ROWS = {
-    False: {"input", "evaluator", "metric", "value", "n"},
-    True: {"input", "top1", "videos"},
-}
-_EVALUATORS_OF_FORMAT_1 = {
-    "pixels": "pixel_baselines",
-    "boxes": "box_baselines",
-    "end to end": "supervised",
-}
-
-
 def _plan(evaluators, inputs, untrained, controls: bool):
     """Yields tuples (evaluator, inputs, key of the inputs). The key is None for the checkpoint."""
     for evaluator in evaluators:
@@ -222,7 +240,7 @@ def _plan(evaluators, inputs, untrained, controls: bool):
 
 def _options_of_rows(config) -> dict[str, Any]:
     """Returns the options that may affect the rows of an evaluator."""
-    others = ("checkpoint", "ema", "evaluators", "controls")
+    others = ("checkpoint", "ema", "steps", "evaluators", "controls")
     return {k: v for k, v in run_metadata.config_to_json(config).items() if k not in others}
 
 
@@ -249,31 +267,8 @@ def _measure(
 
 def _cached(path: Path, key: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Returns the contents of a cache file; calls `measure` if the file has a different key."""
-    found = _read_shared(path, key)
+    found = results_file.read_cache(path, key)
     if found is None:
         found = {"key": key, **measure()}
-        _write(path, found)
+        results_file.write(path, found)
     return found
-
-
-def _read(path: Path, key: str) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    try:
-        found = read_object(path, max_bytes=MAX_BYTES)
-    except UserError:
-        return None
-    return found if found.get("key") == key else None
-
-
-def _read_shared(path: Path, key: str) -> dict[str, Any] | None:
-    """Reads a cache file on process 0 and broadcasts it, so that all processes do the same work."""
-    with consensus.all_hosts_agree(f"reading {path.name}") as shared:
-        if jax.process_index() == 0:
-            shared.value = _read(path, key)
-    return shared.value
-
-
-def _write(path: Path, content: Mapping[str, Any]) -> None:
-    if jax.process_index() == 0:
-        atomic_file.write_text(path, json.dumps(content, indent=1) + "\n")

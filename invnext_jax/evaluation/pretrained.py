@@ -59,7 +59,7 @@ class LoadedEncoder(NamedTuple):
 
 
 def load_params(
-    path: str | Path, *, ema: bool = False
+    path: str | Path, *, ema: bool = False, step: int | None = None
 ) -> tuple[dict[str, Any], ml_collections.ConfigDict]:
     """Reads trained parameters from a run, an export or a published folder.
 
@@ -67,6 +67,7 @@ def load_params(
       path: workdir of a pretraining run, a .safetensors file written by `launch/export.py` or
         `launch/import_weights.py`, or a folder in the published layout.
       ema: whether to read the moving average of a run's parameters instead of the parameters.
+      step: step of a run's checkpoint; None for the newest one.
 
     Returns:
       The parameter trees by part ("encoder", ...), and the config that describes them.
@@ -90,24 +91,25 @@ def load_params(
         imported = import_weights.read_video(open_checkpoint(path), path)
         params, config = imported.params, ml_collections.ConfigDict(imported.config)
     else:
-        params, config, _ = reader.restore_run(path, ema=ema)
+        params, config, _ = reader.restore_run(path, ema=ema, step=step)
         config = ml_collections.ConfigDict(config)
     if "encoder" not in params:
         raise UserError(f"{path} has no encoder, only {sorted(params)}: use a different checkpoint")
     return params, config
 
 
-def load_encoder(path: str | Path, *, ema: bool = False) -> LoadedEncoder:
+def load_encoder(path: str | Path, *, ema: bool = False, step: int | None = None) -> LoadedEncoder:
     """Builds the encoder of a checkpoint. To run it: `encoder.apply({"params": params}, video)`.
 
     Args:
       path: see `load_params`.
       ema: see `load_params`.
+      step: see `load_params`.
 
     Raises:
       UserError: see `load_params`.
     """
-    params, config = load_params(path, ema=ema)
+    params, config = load_params(path, ema=ema, step=step)
     encoder = encoder_model.from_config(config)
     with import_weights.config_errors(path):
         predictor = _find_predictor(params, config)
@@ -128,7 +130,7 @@ def _find_predictor(params: dict[str, Any], config: Any) -> LoadedPredictor | No
     return LoadedPredictor(modules["predictor"], modules.get("head"), found, config.data.frames)
 
 
-def load_frozen(path: str | Path, *, ema: bool = False) -> FrozenEncoder:
+def load_frozen(path: str | Path, *, ema: bool = False, step: int | None = None) -> FrozenEncoder:
     """Loads a frozen encoder of any supported kind. The kind is detected from the files.
 
     Args:
@@ -136,6 +138,7 @@ def load_frozen(path: str | Path, *, ema: bool = False) -> FrozenEncoder:
         `launch/import_weights.py`; a folder in the published layout; or a folder of a SigLIP2,
         CLIP, DINOv2, V-JEPA 2 or VideoMAE model in the format of transformers.
       ema: whether to read the moving average of a run's parameters instead of the parameters.
+      step: step of a run's checkpoint; None for the newest one.
 
     Raises:
       UserError: the path is empty, or has no weights or no encoder.
@@ -160,7 +163,7 @@ def load_frozen(path: str | Path, *, ema: bool = False) -> FrozenEncoder:
                 f"{folder_config} has model_type={model_type!r}, but an encoder must be a "
                 f"published InternVideo-Next or one of {known}: use a different checkpoint"
             )
-    return freeze(load_encoder(path, ema=ema))
+    return freeze(load_encoder(path, ema=ema, step=step))
 
 
 def freeze(loaded: LoadedEncoder) -> FrozenEncoder:
@@ -233,11 +236,10 @@ def read_export_config(path: str | Path) -> dict[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
-def read_step(checkpoint: str | Path) -> int | None:
-    """Returns the step of the newest checkpoint of a run; None for other encoders."""
+def list_steps(checkpoint: str | Path) -> list[int]:
+    """Returns the steps of the checkpoints of a run, oldest first; [] for other encoders."""
     folder = storage.open_path("the checkpoint", checkpoint) / reader.CHECKPOINTS_FOLDER
-    steps = reader.finished_steps(folder) if folder.is_dir() else []
-    return steps[-1] if steps else None
+    return reader.finished_steps(folder) if folder.is_dir() else []
 
 
 def read_run_record(workdir: str | Path) -> dict[str, Any]:

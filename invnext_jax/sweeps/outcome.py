@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from invnext_jax.checkpointing import reader
 from invnext_jax.errors import UserError
-from invnext_jax.evaluation import evaluate
+from invnext_jax.evaluation import results_file
 from invnext_jax.monitoring import metrics_file
 from invnext_jax.sweeps.expansion import PlannedJob
 from invnext_jax.sweeps.step_config import Kind
@@ -36,10 +36,10 @@ def read_outcome(planned: PlannedJob) -> Outcome:
 
 
 def _read_evaluation(workdir: Path) -> Outcome:
-    if not (workdir / evaluate.RESULTS).is_file():
+    if not (workdir / results_file.RESULTS).is_file():
         return Outcome(False)
     try:
-        rows = evaluate.read_results(workdir)["rows"]
+        rows = results_file.read_results(workdir)["rows"]
     except UserError:
         return Outcome(False)
     values = [row["value"] for row in rows if row["name"] == "encoder"]

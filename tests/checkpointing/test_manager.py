@@ -223,6 +223,17 @@ def test_parameters_and_config_are_read_without_the_model(run, toy_config):
     assert restored.step == 3
 
 
+def test_parameters_of_a_step(run):
+    restored = reader.restore_run(run, step=2)
+    assert restored.step == 2
+    np.testing.assert_array_equal(restored.params["head"]["bias"], np.full(3, 2.0))
+    with pytest.raises(UserError, match=r"has no checkpoint of step 1: choose one of \[2, 3\]"):
+        reader.restore_run(run, step=1)
+    DAMAGE["half the arrays"](run / "checkpoints/2")
+    with pytest.raises(UserError, match="checkpoints/2 is damaged: choose"):
+        reader.restore_run(run, step=2)
+
+
 @pytest.mark.parametrize("kind", ["half the arrays", "no checksums", "another kind of score"])
 def test_parameters_of_a_damaged_checkpoint_are_skipped(kind, run):
     DAMAGE[kind](run / "checkpoints/3")

@@ -14,7 +14,14 @@ from configs import stage1
 from configs.eval import linear_probe as probe_config
 from invnext_jax.checkpointing import run_metadata
 from invnext_jax.errors import UserError
-from invnext_jax.evaluation import evaluate, pretrained, split_checks, tables, video_scores
+from invnext_jax.evaluation import (
+    evaluate,
+    pretrained,
+    results_file,
+    split_checks,
+    tables,
+    video_scores,
+)
 from invnext_jax.evaluation.evaluators import (
     box_baselines,
     classification,
@@ -130,6 +137,72 @@ def test_killed_command_continues_without_extracting_again(folder, results, tmp_
     assert again["tokens"] == results["tokens"]
 
 
+@pytest.fixture
+def fake_run(folder, monkeypatch):
+    """A run with checkpoints of three steps. Returns the steps that were loaded."""
+    loaded, load = [], pretrained.load_frozen
+
+    def load_step(path, *, ema=False, step=None):
+        loaded.append(step)
+        return load(folder / "encoder.safetensors").with_random_params(step)
+
+    monkeypatch.setattr(pretrained, "load_frozen", load_step)
+    monkeypatch.setattr(pretrained, "list_steps", lambda _: [2, 4, 10])
+    return loaded
+
+
+def test_checkpoints_of_several_steps_have_separate_results(folder, tmp_path, fake_run):
+    changes = {"evaluators": ("linear_probe", "box_baselines"), "steps": "all"}
+    config = get_config(folder, tasks=("shape",), poolings=("mean",), **changes)
+    results = evaluate.evaluate_checkpoint(config, tmp_path)
+    assert fake_run == results["steps"] == [2, 4, 10]
+    parts = [results_file.read_results(tmp_path / "steps" / str(step)) for step in fake_run]
+    assert [part["step"] for part in parts] == fake_run
+    places = [tmp_path, *(results_file.step_folder(tmp_path, step) for step in fake_run)]
+    for found, place in zip([results, *parts], places, strict=True):
+        for row in found["rows"]:
+            scores = video_scores.read(place / row["scores"]["file"], row["scores"]["row"])
+            np.testing.assert_allclose(scores.score_b.mean(), row["value"])
+    assert parts[2]["key"] == results["key"] != parts[0]["key"]
+    # Baselines and random initialization are measured once.
+    assert {path.name for path in (tmp_path / "rows").glob("*.json")} == {
+        *("linear_probe-random.json", "box_baselines-random.json")
+    }
+    alone = get_config(folder, tasks=("shape",), poolings=("mean",), **{**changes, "steps": "4"})
+    again = evaluate.evaluate_checkpoint(alone, tmp_path / "alone")
+    assert again["rows"][0]["value"] == parts[1]["rows"][0]["value"]
+    assert again["tokens"]["encoder"] == parts[1]["tokens"]["encoder"]
+
+
+def test_interrupted_evaluation_of_steps_continues(folder, tmp_path, fake_run, monkeypatch):
+    changes = {"evaluators": ("linear_probe",), "controls": False, "tasks": ("shape",)}
+    config = get_config(folder, poolings=("mean",), steps="2,4", **changes)
+    evaluate.evaluate_checkpoint(config, tmp_path)
+    config.steps = "all"
+    extracted, run = [], extraction.run_extractor
+
+    def count(*arguments, **options):
+        extracted.append(arguments)
+        return run(*arguments, **options)
+
+    monkeypatch.setattr(extraction, "run_extractor", count)
+    assert evaluate.evaluate_checkpoint(config, tmp_path)["step"] == 10
+    assert len(extracted) == 2  # both splits, only for the last step
+
+
+def test_steps_without_a_checkpoint_are_refused(folder, tmp_path, fake_run, monkeypatch):
+    config = get_config(folder, steps="2,3")
+    with pytest.raises(UserError, match="no checkpoint '3'; use 'all', or numbers from 2, 4, 10"):
+        evaluate.evaluate_checkpoint(config, tmp_path)
+    config.steps = "first"
+    with pytest.raises(UserError, match="no checkpoint 'first'"):
+        evaluate.evaluate_checkpoint(config, tmp_path)
+    monkeypatch.setattr(pretrained, "list_steps", lambda _: [])
+    with pytest.raises(UserError, match="steps='first' needs the workdir of a run"):
+        evaluate.evaluate_checkpoint(config, tmp_path)
+    assert fake_run == []
+
+
 def test_relative_manifests_start_at_the_root_of_the_data(folder):
     encoder = pretrained.load_frozen(folder / "encoder.safetensors")
     config = get_config(folder, train_manifest="train.csv", val_manifest="/val.csv,world://a")
@@ -156,7 +229,7 @@ def test_registered_evaluator_has_rows_and_a_table(folder, results, tmp_path, mo
     again = evaluate.evaluate_checkpoint(config, tmp_path / "p")
     rows = [row for row in again["rows"] if row["evaluator"] == "feature_norm"]
     assert [row["name"] for row in rows] == ["encoder", "random"]
-    joined = tables.join_results([evaluate.read_results(tmp_path / "p")])
+    joined = tables.join_results([results_file.read_results(tmp_path / "p")])
     assert [table["title"] for table in joined["tables"]] == ["top-1, %", "norm"]
     table = joined["tables"][1]
     assert table["tasks"] == ["all videos"] and table["n"] == "24"
@@ -178,31 +251,6 @@ def test_two_evaluators_of_one_name_are_refused(monkeypatch):
     evaluator.name = "../x"
     with pytest.raises(ValueError, match="must be an identifier"):
         registry.register(evaluator)
-
-
-def test_results_of_format_1_are_read_and_others_are_refused(tmp_path):
-    rows = [
-        {"name": "encoder", "input": "mean", "task": "shape", "top1": 0.5, "videos": 8},
-        {"name": "first_frame", "input": "boxes", "task": "shape", "top1": 0.25, "videos": 8},
-    ]
-    (tmp_path / "results.json").write_text(json.dumps({"format": 1, "rows": rows}))
-    found = evaluate.read_results(tmp_path)["rows"]
-    assert [(row["evaluator"], row["metric"], row["value"], row["n"]) for row in found] == [
-        ("linear_probe", "top1", 0.5, 8),
-        ("box_baselines", "top1", 0.25, 8),
-    ]
-    for text, sentence in (
-        ('{"format": 3}', "has format 3, but this version reads 1 and 2"),
-        ("{", "is damaged"),
-        ("[]", "JSON object"),
-        ("[" * 10**5, "nested too deeply"),
-        ('{"format": 2}', "has damaged rows"),
-        ('{"format": 2, "rows": "x"}', "has damaged rows"),
-        ('{"format": 1, "rows": [{}]}', "has damaged rows"),
-    ):
-        (tmp_path / "results.json").write_text(text)
-        with pytest.raises(UserError, match=sentence):
-            evaluate.read_results(tmp_path)
 
 
 def test_table_has_a_line_for_each_input(results):
@@ -395,7 +443,7 @@ def test_two_processes_give_the_results_of_one(folder, tmp_path):
     config = get_config(folder, controls=False, **changes)
     config.streaming.update(above_gb=0.0, epochs=3, batch_size=8)
     one = evaluate.evaluate_checkpoint(config, tmp_path / "one")
-    two = evaluate.read_results(tmp_path / "two")
+    two = results_file.read_results(tmp_path / "two")
     (row,), (other,) = one["rows"], two["rows"]
     assert row["solver"] == "streaming"
     assert (row["value"], row["train_top1"]) == (other["value"], other["train_top1"])

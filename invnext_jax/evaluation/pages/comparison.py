@@ -8,7 +8,7 @@ from typing import Any
 
 from invnext_jax import atomic_file
 from invnext_jax.errors import UserError
-from invnext_jax.evaluation import clip_settings, evaluate, tables
+from invnext_jax.evaluation import clip_settings, results_file, tables
 from invnext_jax.evaluation.pages import charts, paired_differences
 from invnext_jax.evaluation.pages.paired_differences import Evaluation, Protocol
 from invnext_jax.evaluation.pages.report import render
@@ -56,9 +56,9 @@ def read_evaluations(folders: Sequence[str | Path]) -> list[Evaluation]:
     if len({path.resolve() for path in paths}) < len(paths):
         raise UserError("each evaluation must be listed only once: remove the repeated workdir")
     for path in paths:
-        if not (path / evaluate.RESULTS).is_file():
+        if not (path / results_file.RESULTS).is_file():
             raise UserError(
-                f"{path} has no {evaluate.RESULTS}: specify the --workdir of launch/evaluate.py"
+                f"{path} has no {results_file.RESULTS}: specify the --workdir of launch/evaluate.py"
             )
     names = [path.resolve().name for path in paths]
     titles = [
@@ -66,7 +66,7 @@ def read_evaluations(folders: Sequence[str | Path]) -> list[Evaluation]:
         for name, path in zip(names, paths, strict=True)
     ]
     return [
-        Evaluation(title, path, evaluate.read_results(path))
+        Evaluation(title, path, results_file.read_results(path))
         for title, path in zip(titles, paths, strict=True)
     ]
 

@@ -16,7 +16,7 @@ from invnext_jax import atomic_file
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data import pipeline
 from invnext_jax.errors import UserError
-from invnext_jax.evaluation import evaluate, pretrained, tables, visualization
+from invnext_jax.evaluation import pretrained, results_file, tables, visualization
 from invnext_jax.evaluation.pages import charts
 from invnext_jax.monitoring import metrics_file
 from invnext_jax.stages import registry
@@ -62,7 +62,7 @@ def write_report(folders: Sequence[str | Path], out: str | Path, clips: int = 3)
         raise UserError("specify the workdirs of the runs and evaluations to report on")
     runs, results = [], read_evaluations(folders)
     for folder in map(Path, folders):
-        if (folder / evaluate.RESULTS).is_file():
+        if (folder / results_file.RESULTS).is_file():
             continue
         if (folder / "checkpoints").is_dir():
             record = pretrained.read_run_record(folder)
@@ -84,7 +84,7 @@ def write_report(folders: Sequence[str | Path], out: str | Path, clips: int = 3)
 def read_evaluations(folders: Sequence[str | Path]) -> list[dict[str, Any]]:
     """Returns the results of those folders that are workdirs of evaluations."""
     paths = map(Path, folders)
-    return [evaluate.read_results(p) for p in paths if (p / evaluate.RESULTS).is_file()]
+    return [results_file.read_results(p) for p in paths if (p / results_file.RESULTS).is_file()]
 
 
 def render(template: str, **content: Any) -> str:

@@ -7,7 +7,7 @@ import pytest
 
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.errors import UserError
-from invnext_jax.evaluation import evaluate, tables, video_scores
+from invnext_jax.evaluation import results_file, tables, video_scores
 from invnext_jax.evaluation.metrics.intervals import paired_difference
 from invnext_jax.evaluation.pages import comparison, paired_differences
 from invnext_jax.evaluation.pages.paired_differences import Protocol
@@ -42,13 +42,13 @@ def write_evaluation(folder, manifest, scores, metric="top1", **changes):
     stored = video_scores.VideoScores(np.arange(len(scores)), np.asarray(scores, float))
     video_scores.write(folder / "rows" / "x.npz", [stored])
     results = {
-        **{"format": evaluate.FORMAT, "stage": "", "title": "V-JEPA 2", "rows": [row, random]},
+        **{"format": results_file.FORMAT, "stage": "", "title": "V-JEPA 2", "rows": [row, random]},
         **{"checkpoint": "runs/a", "step": None, "tokens": {}, "notes": []},
         "manifests": {"val": manifest_lib.hash_manifests(manifest)},
         "run": {"config": {"val_manifest": manifest}},
         **changes,
     }
-    (folder / evaluate.RESULTS).write_text(json.dumps(results))
+    (folder / results_file.RESULTS).write_text(json.dumps(results))
     return folder
 
 

@@ -12,7 +12,7 @@ import pytest
 from configs import stage1 as stage1_config
 from invnext_jax.checkpointing import run_metadata
 from invnext_jax.errors import UserError
-from invnext_jax.evaluation import evaluate, pretrained, tables
+from invnext_jax.evaluation import pretrained, results_file, tables
 from invnext_jax.evaluation.pages import report
 from invnext_jax.stages.registry import STAGES
 from invnext_jax.synthetic_world.files import write_world
@@ -41,7 +41,7 @@ def make_probe(stage, top1, *, controls):
     }
     config = {"supervised": {"steps": 150 * controls}, "val_manifest": "val.csv"}
     return {
-        "format": evaluate.FORMAT,
+        "format": results_file.FORMAT,
         "stage": stage,
         "tasks": ["shape"],
         "rows": rows,

@@ -1,0 +1,104 @@
+"""Reads and writes results.json of evaluations, of one checkpoint or of several of a run.
+
+An evaluation of several checkpoints has one folder for each of them:
+
+    <workdir>/steps/<step>/results.json
+    <workdir>/results.json                   the results of the last step, and the list of steps
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from invnext_jax import atomic_file
+from invnext_jax.errors import UserError
+from invnext_jax.json_file import read_object
+from invnext_jax.multihost import consensus
+
+FORMAT = 2  # version of results.json; in version 1, rows have no evaluator, metric, value or n
+RESULTS = "results.json"
+MAX_BYTES = 2**28  # maximum size of a file of results or rows
+_ADVICE = "run launch/evaluate.py again"
+
+
+def step_folder(workdir: str | Path, step: int) -> Path:
+    """Returns the folder of the results of one of several checkpoints."""
+    return Path(workdir) / "steps" / str(step)
+
+
+def read_results(workdir: str | Path) -> dict[str, Any]:
+    """Reads the results.json of an evaluation, and converts results of format 1 to format 2.
+
+    Raises:
+      UserError: the file is not JSON, or its format is unknown.
+    """
+    path = Path(workdir) / RESULTS
+    results = read_object(path, _ADVICE, MAX_BYTES)
+    if results.get("format") not in (1, FORMAT):
+        raise UserError(
+            f"{path} has format {results.get('format')!r}, but this version reads 1 and {FORMAT}: "
+            f"{_ADVICE}"
+        )
+    rows = results.get("rows")
+    needed = _FIELDS_OF_ROWS[results["format"] == 1]
+    if not isinstance(rows, list) or not all(
+        isinstance(r, dict) and needed <= set(r) for r in rows
+    ):
+        raise UserError(f"{path} has damaged rows: {_ADVICE}")
+    for row in rows if results["format"] == 1 else ():
+        evaluator = _EVALUATORS_OF_FORMAT_1.get(row["input"], "linear_probe")
+        row |= {"evaluator": evaluator, "metric": "top1", "value": row["top1"], "n": row["videos"]}
+    return results
+
+
+_FIELDS_OF_ROWS = {
+    False: {"input", "evaluator", "metric", "value", "n"},
+    True: {"input", "top1", "videos"},
+}
+_EVALUATORS_OF_FORMAT_1 = {
+    "pixels": "pixel_baselines",
+    "boxes": "box_baselines",
+    "end to end": "supervised",
+}
+
+
+def move_files(results: Mapping[str, Any], start: Path, to: Path) -> dict[str, Any]:
+    """Returns results whose paths are relative to the folder `to` instead of `start`."""
+    rows = []
+    for row in results["rows"]:
+        if place := row.get("scores"):
+            file = os.path.relpath(start / place["file"], to)
+            row = {**row, "scores": {**place, "file": file}}
+        rows.append(row)
+    return {**results, "rows": rows}
+
+
+def read_cache(path: Path, key: str) -> dict[str, Any] | None:
+    """Reads a cache file on process 0 and broadcasts it, so that all processes do the same work.
+
+    Returns None if the file is missing or damaged, or has a different key.
+    """
+    with consensus.all_hosts_agree(f"reading {path.name}") as shared:
+        if jax.process_index() == 0:
+            shared.value = _read(path, key)
+    return shared.value
+
+
+def _read(path: Path, key: str) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        found = read_object(path, max_bytes=MAX_BYTES)
+    except UserError:
+        return None
+    return found if found.get("key") == key else None
+
+
+def write(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes a JSON file on process 0."""
+    if jax.process_index() == 0:
+        atomic_file.write_text(path, json.dumps(content, indent=1) + "\n")
