@@ -192,11 +192,11 @@ def _check_labels(argv: Sequence[str]) -> None:
     Raises:
       UserError: the command line sets config.variant or config.stage.
     """
-    if "config" not in flags.FLAGS or not flags.FLAGS["config"].value:
+    config = flags.FLAGS["config"].value if "config" in flags.FLAGS else None
+    if not config or isinstance(config, str):  # launch/sweep.py has the name of a sweep file
         return
     files = [given.partition("=")[2] for given in argv if given.startswith("--config=")]
     path, _, variant = (files or ["configs/stage1.py"])[-1].partition(":")
-    config = flags.FLAGS["config"].value
     for name in {"variant", "stage"}.intersection(list_overrides()):
         value = config[name]
         if name == "stage":

@@ -16,6 +16,9 @@ from invnext_jax.planning import flops as flops_lib
 from invnext_jax.planning.devices import Device
 from invnext_jax.planning.shapes import Shapes
 
+# Clips of the traced step: a prime number that divides no other size, so that arrays with a batch
+# axis are those whose size it divides.
+_CLIPS = 1009
 _USABLE = 0.92  # usable fraction of the memory; the rest is for the runtime and fragmentation
 
 
@@ -71,14 +74,15 @@ def activation_bytes(shapes: Shapes) -> ActivationBytes:
     them. The working set is the temporary arrays of one layer on the longest sequence, in the
     forward and backward pass.
     """
-    one, two = (_saved_arrays(shapes, clips) for clips in (1, 2))
     tokens = flops_lib.token_lengths(shapes.config)
     n, kept = tokens.patches + tokens.class_tokens, 0.0
-    for small, large in zip(one, two, strict=True):
-        pairs = [axis for axis in large.shape[-2:] if axis > 4 * n**0.5]
-        if len(large.shape) >= 4 and len(pairs) == 2 and large.shape[-1] == large.shape[-2]:
+    for leaf in _saved_arrays(shapes, _CLIPS):
+        if leaf.size % _CLIPS:  # it has no batch axis
             continue
-        kept += (large.size - small.size) * large.dtype.itemsize
+        pairs = [axis for axis in leaf.shape[-2:] if axis > 4 * n**0.5]
+        if len(leaf.shape) >= 4 and len(pairs) == 2 and leaf.shape[-1] == leaf.shape[-2]:
+            continue
+        kept += leaf.size / _CLIPS * leaf.dtype.itemsize
     return ActivationBytes(kept + _working_bytes(shapes.config, n), kept)
 
 

@@ -101,15 +101,19 @@ class Runner:
                 if poll.phase is Phase.ENDED:
                     self._end_job(planned, dataclasses.replace(poll, stopped=True))
 
-    def restore_states(self) -> None:
-        """Compares the states with the outputs and with the jobs that are still running."""
+    def restore_states(self, *, only_active: bool = False) -> None:
+        """Compares the states with the outputs and with the jobs that are still running.
+
+        Args:
+          only_active: whether to skip jobs that were not running.
+        """
         for name, planned in reversed(self._sweep.jobs.items()):  # dependents come first
             state = self._states[name]
             if state.is_active:
                 poll = self._executor.poll(planned.job, state.handle)
                 if poll.phase is Phase.ENDED:
                     self._end_job(planned, dataclasses.replace(poll, stopped=True))
-            elif state.status is not Status.FAILED:
+            elif state.status is not Status.FAILED and not only_active:
                 # The outputs decide, because they may have been copied or removed.
                 result = outcome_lib.read_outcome(planned)
                 if result.finished and state.status is not Status.FINISHED:

@@ -32,8 +32,8 @@ def load_sweep(source: str, seeds: Sequence[int] = ()) -> Sweep:
     """Calls a function of a sweep file and returns its arms.
 
     Args:
-      source: "<file>", whose function `sweep` is called, or "<file>:<name>,<argument>,...", which
-        calls `sweep_<name>` with the arguments as strings.
+      source: "<file>" or "<file>:<argument>,...", whose function `sweep` is called, or
+        "<file>:<name>,<argument>,...", which calls `sweep_<name>`. Arguments are strings.
       seeds: seeds for which the arms without a seed are repeated; () keeps the seeds of the
         configs.
 
@@ -44,8 +44,7 @@ def load_sweep(source: str, seeds: Sequence[int] = ()) -> Sweep:
     if not Path(path).is_file():
         raise UserError(f"there is no sweep file {path!r}: see the folder configs/sweeps")
     module = _import_file(path)
-    name, *arguments = rest.split(",")
-    function = _find_function(module, path, name)
+    function, arguments = _find_function(module, path, rest.split(",") if rest else [])
     try:
         inspect.signature(function).bind(*arguments)
     except TypeError as error:
@@ -53,7 +52,10 @@ def load_sweep(source: str, seeds: Sequence[int] = ()) -> Sweep:
             f"{source} has arguments that {function.__name__} does not accept ({error}): see {path}"
         ) from error
     steps = getattr(module, "CHAIN", ())
-    arms = [a if isinstance(a, Arm) else make_arm(steps, a) for a in function(*arguments)]
+    try:
+        arms = [a if isinstance(a, Arm) else make_arm(steps, a) for a in function(*arguments)]
+    except ValueError as error:  # an unknown variant
+        raise UserError(f"{source}: {error}") from error
     arms = with_seeds(arms, seeds) if seeds else arms
     _check_arms(source, arms)
     return Sweep(source, tuple(arms), dict(getattr(module, "COLUMNS", {})))
@@ -66,16 +68,23 @@ def _import_file(path: str) -> types.ModuleType:
     return module
 
 
-def _find_function(module: types.ModuleType, path: str, name: str) -> types.FunctionType:
+def _find_function(
+    module: types.ModuleType, path: str, words: Sequence[str]
+) -> tuple[types.FunctionType, Sequence[str]]:
+    """Returns the function of a sweep file that the words after the colon select, and the rest."""
     functions = {
         key.removeprefix(PREFIX).removeprefix("_"): value
         for key, value in vars(module).items()
         if (key == PREFIX or key.startswith(f"{PREFIX}_")) and callable(value)
     }
-    if name in functions:
-        return functions[name]
-    names = ", ".join(f"{path}:{key}" if key else path for key in functions) or "none"
-    raise UserError(f"there is no sweep {name!r} in {path}: choose one of these: {names}")
+    if words and words[0] in functions:
+        return functions[words[0]], words[1:]
+    if "" in functions:
+        return functions[""], words
+    names = ", ".join(f"{path}:{key}" for key in functions) or "none"
+    raise UserError(
+        f"there is no sweep {','.join(words)!r} in {path}: choose one of these: {names}"
+    )
 
 
 def _check_arms(source: str, arms: Sequence[Arm]) -> None:

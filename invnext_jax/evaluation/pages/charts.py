@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 # These colors can be distinguished by color-blind readers.
 COLORS = ("#1f5f99", "#c8502d", "#3c8f5a", "#8a5fb0", "#b58900", "#5b6770")
+DASHES = ("solid", "dashed", "dotted", "dashdot")  # of the first lines, of the next ones, ...
 INK, FAINT = "#3b4450", "#dfe3e8"
 NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 STYLE = {
@@ -141,7 +142,7 @@ def make_charts(records: Sequence[Mapping[str, Any]], salt: str) -> list[dict[st
 
 
 def draw_lines(series: Sequence[Sequence[tuple[int, float]]], log: bool, salt: str) -> str:
-    """Draws lines in the order of `COLORS` and returns an <svg> element.
+    """Draws lines in the styles of `line_style` and returns an <svg> element.
 
     Args:
       series: points (step, value) of each line.
@@ -151,12 +152,13 @@ def draw_lines(series: Sequence[Sequence[tuple[int, float]]], log: bool, salt: s
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": salt}):
         figure = Figure(figsize=(4.2, 2.1), layout="constrained")
         axes = figure.add_subplot()
-        for points, color in zip(series, COLORS * 2, strict=False):
+        for number, points in enumerate(series):
+            color, dash = line_style(number)
             steps, values = zip(*points, strict=True)
             marker = "o" if len(points) < 12 else None
             values = [value if value > 0 or not log else math.nan for value in values]
             style = {"linewidth": 1.6, "marker": marker, "markersize": 3, "clip_on": False}
-            axes.plot(steps, values, color=color, **style)
+            axes.plot(steps, values, color=color, linestyle=dash, **style)
         if log and any(value > 0 for points in series for _, value in points):
             axes.set_yscale("log")
         else:
@@ -174,6 +176,12 @@ def draw_lines(series: Sequence[Sequence[tuple[int, float]]], log: bool, salt: s
         out = io.StringIO()
         figure.savefig(out, format="svg", transparent=True, metadata=NO_METADATA)
     return _responsive(out.getvalue())
+
+
+def line_style(number: int) -> tuple[str, str]:
+    """Returns the color and the dash style of a line by its position in the chart."""
+    rounds, position = divmod(number, len(COLORS))
+    return COLORS[position], DASHES[rounds % len(DASHES)]
 
 
 def _responsive(svg: str) -> str:

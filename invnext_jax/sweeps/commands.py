@@ -1,0 +1,196 @@
+"""The commands of `launch/sweep.py`: run, show, cancel and report a sweep."""
+
+import dataclasses
+import signal
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from invnext_jax.errors import UserError
+from invnext_jax.sweeps import identity, status_table
+from invnext_jax.sweeps.expansion import ExpandedSweep, expand
+from invnext_jax.sweeps.job import Executor, Resources
+from invnext_jax.sweeps.local_executor import LocalExecutor
+from invnext_jax.sweeps.machine import read_machine
+from invnext_jax.sweeps.runner import Runner, RunOptions, retry_failed
+from invnext_jax.sweeps.step_config import Setting, StepConfig
+from invnext_jax.sweeps.sweep_file import load_sweep
+from invnext_jax.sweeps.sweep_folder import JobState, Status, SweepFolder
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """A sweep, as the command line describes it.
+
+    Attributes:
+      source: see `sweep_file.load_sweep`.
+      seeds: see `sweep_file.load_sweep`.
+      settings: options that are set in several steps, as "<scope>.<option>=<value>".
+      devices_per_job: accelerators of each job; -1 for all of this machine's, shared by the jobs.
+      cores_per_job: CPU cores of each job; 0 for the default.
+    """
+
+    source: str
+    seeds: Sequence[int] = ()
+    settings: Sequence[str] = ()
+    devices_per_job: int = 0
+    cores_per_job: int = 0
+
+
+def parse_settings(texts: Sequence[str]) -> list[Setting]:
+    """Parses texts such as "train.data.manifest=/data/kmash.csv".
+
+    Raises:
+      UserError: a text has another form.
+    """
+    settings = []
+    for text in texts:
+        name, equals, value = text.partition("=")
+        scope, _, option = name.partition(".")
+        if not equals or not option:
+            raise UserError(
+                f"--set={text} must have the form <step>.<option>=<value>, where <step> is train, "
+                "eval or the name of a step"
+            )
+        settings.append(Setting(scope, option, value))
+    return settings
+
+
+def expand_request(request: Request, folder: Path) -> tuple[ExpandedSweep, dict[str, StepConfig]]:
+    """Loads a sweep and expands it to jobs; see `expansion.expand`."""
+    sweep = load_sweep(request.source, request.seeds)
+    return expand(sweep, folder.absolute(), parse_settings(request.settings))
+
+
+def check_files(configs: dict[str, StepConfig]) -> None:
+    """Checks that the input files of all jobs exist.
+
+    Raises:
+      UserError: some do not exist.
+    """
+    missing = dict.fromkeys(
+        path for config in configs.values() for path in identity.missing_files(config)
+    )
+    if missing:
+        raise UserError(
+            f"{len(missing)} input file(s) of the sweep do not exist: {', '.join(missing)}; create "
+            "them, or set other paths, as in --set=train.data.manifest=FILE"
+        )
+
+
+class StopSignals:
+    """Context manager in which the first signal sets `requested`, and the second one is fatal."""
+
+    def __init__(self):
+        self.requested, self._old = False, {}
+
+    def __enter__(self) -> "StopSignals":
+        for number in _SIGNALS:
+            self._old[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._restore()
+
+    def _handle(self, *_: object) -> None:
+        self.requested = True
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+
+def run_sweep(
+    folder: SweepFolder,
+    request: Request | None,
+    make_executor: Callable[[], Executor],
+    options: RunOptions,
+    retry: bool = False,
+) -> bool:
+    """Runs a sweep, or continues it, and prints a line for each change.
+
+    Args:
+      folder: the folder of the sweep.
+      request: the sweep; None continues the one in the folder.
+      make_executor: function that returns the system that runs the jobs.
+      options: options of the runner.
+      retry: whether failed jobs start again.
+
+    Returns:
+      Whether all jobs are finished.
+
+    Raises:
+      UserError: the sweep is invalid, or another command runs in the folder.
+    """
+    with StopSignals() as signals, folder.lock():
+        folder.clear_stop_request()
+        if request is None:
+            sweep = folder.read_sweep()
+        else:
+            sweep, configs = expand_request(request, folder.path)
+            check_files(configs)
+            sweep = _add_resources(sweep, request)
+            folder.write_sweep(sweep)
+        if retry:
+            retry_failed(folder, sweep)
+        print(f"{len(sweep.arms)} arms, {len(sweep.jobs)} different jobs in {folder.path}")
+        runner = Runner(folder, sweep, make_executor(), options, lambda: signals.requested)
+        states = runner.run()
+    print(_describe_end(states))
+    return all(state.status is Status.FINISHED for state in states.values())
+
+
+def _add_resources(sweep: ExpandedSweep, request: Request) -> ExpandedSweep:
+    machine = read_machine()
+    devices = request.devices_per_job or min(1, len(machine.gpus))
+    cores = request.cores_per_job
+    if not cores:
+        share = devices / len(machine.gpus) if machine.gpus and devices else 0
+        cores = max(1, int(share * len(machine.cores)))
+    resources = Resources(devices=devices, device=machine.device, cores=cores)
+    jobs = {
+        name: dataclasses.replace(p, job=dataclasses.replace(p.job, resources=resources))
+        for name, p in sweep.jobs.items()
+    }
+    return dataclasses.replace(sweep, jobs=jobs)
+
+
+def _describe_end(states: dict[str, JobState]) -> str:
+    counts = [(status, [s.status for s in states.values()].count(status)) for status in Status]
+    text = ", ".join(f"{count} {status.value}" for status, count in counts if count)
+    failed = any(state.status is Status.FAILED for state in states.values())
+    advice = "; --status shows the reasons, --retry_failed starts them again" if failed else ""
+    return f"jobs: {text}{advice}"
+
+
+def make_local_executor(max_jobs: int = 0) -> Executor:
+    """Returns the executor for this machine."""
+    return LocalExecutor(read_machine(), max_jobs)
+
+
+def show_status(folder: SweepFolder) -> str:
+    """Returns the states of all jobs as text."""
+    return status_table.format_status(folder, folder.read_sweep())
+
+
+def cancel(folder: SweepFolder, make_executor: Callable[[], Executor]) -> str:
+    """Stops all jobs of a sweep, and the command that runs it. The jobs save first.
+
+    Returns:
+      A sentence for the user.
+    """
+    sweep = folder.read_sweep()
+    if folder.is_locked():
+        folder.request_stop()
+        while folder.is_locked():
+            time.sleep(0.2)
+    else:  # jobs may still run if the command was killed
+        with folder.lock():
+            runner = Runner(folder, sweep, make_executor(), RunOptions())
+            runner.restore_states(only_active=True)
+            runner.stop()
+    states = {name: folder.read_state(name) for name in sweep.jobs}
+    return _describe_end(states) + "; the same command as before continues the sweep"

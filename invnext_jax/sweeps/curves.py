@@ -1,0 +1,98 @@
+"""Learning curves of a sweep: each metric of each training, with a line for each arm."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from invnext_jax.evaluation.pages import charts
+from invnext_jax.monitoring import metrics_file
+from invnext_jax.sweeps.expansion import ExpandedSweep, PlannedArm
+from invnext_jax.sweeps.step_config import Kind
+
+_SKIPPED = ("Speed", "Waiting for data", "Learning rate")  # titles of charts of a single run
+_SHOWN_NAMES = 3
+
+Points = list[tuple[int, float]]
+Records = list[dict[str, Any]]
+
+
+def make_curves(sweep: ExpandedSweep, group: str) -> list[dict[str, Any]]:
+    """Draws the metrics of the trainings of a group of arms.
+
+    The line of an arm is the mean over its seeds, at the steps that all of them have logged. Arms
+    that share their runs share a line.
+
+    Returns:
+      A list of dicts with `title`, `caption`, `svg` and `legend`, which lists (name, color, dash
+      style, last value).
+    """
+    arms = [arm for arm in sweep.arms if arm.group == group]
+    found = []
+    for step in dict.fromkeys(step for arm in arms for step in arm.jobs):
+        lines = _find_lines(sweep, arms, step)
+        for spec in charts.CHARTS:
+            if spec.title not in _SKIPPED:
+                found += _draw_metrics(step, spec, lines, f"{group} {step}")
+    return found
+
+
+def _find_lines(
+    sweep: ExpandedSweep, arms: Sequence[PlannedArm], step: str
+) -> dict[str, list[Records]]:
+    """Returns the records of each seed of each line, by the names of the arms of the line."""
+    jobs: dict[str, dict[str, None]] = {}
+    for arm in arms:
+        name = arm.jobs.get(step, "")
+        if name and sweep.jobs[name].kind is Kind.TRAIN:
+            jobs.setdefault(arm.name, {})[name] = None
+    names: dict[tuple[str, ...], list[str]] = {}
+    for arm, used in jobs.items():
+        names.setdefault(tuple(used), []).append(arm)
+    return {
+        _join(shared): [metrics_file.read_metrics(sweep.jobs[name].job.workdir) for name in used]
+        for used, shared in names.items()
+    }
+
+
+def _join(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:_SHOWN_NAMES])
+    rest = len(names) - _SHOWN_NAMES
+    return f"{shown} and {rest} more" if rest > 0 else shown
+
+
+def _draw_metrics(
+    step: str, spec: charts.ChartSpec, lines: Mapping[str, list[Records]], salt: str
+) -> list[dict[str, Any]]:
+    records = [record for seeds in lines.values() for seed in seeds for record in seed]
+    names = sorted({n for record in records for n in record if re.fullmatch(spec.pattern, n)})
+    found = []
+    for name in names:
+        series = {arm: _average([_points(seed, name) for seed in s]) for arm, s in lines.items()}
+        series = {arm: points for arm, points in series.items() if points}
+        if not series:
+            continue
+        legend = [
+            (arm, *charts.line_style(number), charts.format_value(points[-1][1]))
+            for number, (arm, points) in enumerate(series.items())
+        ]
+        title = spec.title if len(names) == 1 else f"{spec.title}: {name.rpartition('/')[2]}"
+        svg = charts.draw_lines(list(series.values()), spec.log, f"{salt} {name}")
+        found.append(
+            {"title": f"{step}, {title}", "caption": spec.caption, "svg": svg, "legend": legend}
+        )
+    return found
+
+
+def _points(records: Records, name: str) -> dict[int, float]:
+    return {r["step"]: r[name] for r in records if r.get(name) is not None}
+
+
+def _average(seeds: Sequence[Mapping[int, float]]) -> Points:
+    """Returns the mean over the seeds at the steps that all of them have logged."""
+    started = [points for points in seeds if points]
+    if not started:
+        return []
+    steps = sorted(set.intersection(*(set(points) for points in started)))
+    return [(step, float(np.mean([points[step] for points in started]))) for step in steps]

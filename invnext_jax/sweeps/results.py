@@ -1,0 +1,146 @@
+"""Collects the values of the arms of a sweep: one value for each arm, column and seed."""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from invnext_jax.errors import UserError
+from invnext_jax.evaluation import evaluate, tables
+from invnext_jax.evaluation.pages.paired_differences import Evaluation
+from invnext_jax.sweeps import outcome, status_table
+from invnext_jax.sweeps.arms import Column
+from invnext_jax.sweeps.expansion import ExpandedSweep, PlannedArm, PlannedJob
+from invnext_jax.sweeps.step_config import Kind
+from invnext_jax.sweeps.sweep_folder import JobState, Status, SweepFolder
+
+
+@dataclasses.dataclass(frozen=True)
+class Value:
+    """The value of an arm and a column for one seed.
+
+    Attributes:
+      value: the value in the unit of the results, such as a fraction; None if there is none.
+      missing: why there is no value: the state of the job, or "missing"; "" if there is a value.
+      row: row of results.json, and the evaluation; None for a metric of a training.
+    """
+
+    value: float | None = None
+    missing: str = ""
+    row: tuple[Evaluation, Mapping[str, Any]] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """The values of a sweep.
+
+    Attributes:
+      sweep: the arms and jobs.
+      columns: columns of the table by title.
+      formats: how to write the values of each column.
+      values: values by group and name of the arm, title of the column, and seed.
+    """
+
+    sweep: ExpandedSweep
+    columns: Mapping[str, Column]
+    formats: Mapping[str, tables.MetricFormat]
+    values: Mapping[tuple[str, str, str], Mapping[int | None, Value]]
+
+
+def collect_results(folder: SweepFolder, sweep: ExpandedSweep) -> Results:
+    """Reads the values of all arms.
+
+    Raises:
+      UserError: a column selects several rows of an evaluation.
+    """
+    states = {name: folder.read_state(name) for name in sweep.jobs}
+    rows = {name: _read_rows(planned, states[name]) for name, planned in sweep.jobs.items()}
+    columns = dict(sweep.columns) or _find_columns(sweep, rows)
+    values: dict[tuple[str, str, str], dict[int | None, Value]] = {}
+    metrics: dict[str, str] = {}
+    for arm in sweep.arms:
+        for title, column in columns.items():
+            if column.step not in arm.jobs:
+                continue
+            name = arm.jobs[column.step]
+            value = _select(title, column, sweep.jobs[name], rows[name])
+            if value is None:
+                text = status_table.describe_state(sweep.jobs[name], sweep.jobs, states)
+                finished = states[name].status is Status.FINISHED
+                value = Value(missing="missing" if finished else text)
+            elif value.row is not None:
+                metrics[title] = value.row[1]["metric"]
+            values.setdefault((arm.group, arm.name, title), {})[arm.seed] = value
+    formats = {t: tables.find_format(metrics.get(t, c.metric)) for t, c in columns.items()}
+    return Results(sweep, columns, formats, values)
+
+
+Rows = Evaluation | Mapping[str, float | None] | None
+
+
+def _read_rows(planned: PlannedJob, state: JobState) -> Rows:
+    """Returns an evaluation, or the last record of a training; None if it is not finished."""
+    if state.status is not Status.FINISHED:
+        return None
+    if planned.kind is Kind.TRAIN:
+        return outcome.read_last_record(planned.job.workdir)
+    try:
+        results = evaluate.read_results(planned.job.workdir)
+    except UserError:  # it was removed or damaged after the job
+        return None
+    return Evaluation(planned.job.name, planned.job.workdir, results)
+
+
+def _select(title: str, column: Column, planned: PlannedJob, rows: Rows) -> Value | None:
+    """Returns the value that a column selects; None if there is none."""
+    if rows is None:
+        return None
+    if planned.kind is Kind.TRAIN:
+        value = rows.get(column.metric)
+        return None if value is None else Value(value)
+    found = [row for row in rows.results["rows"] if _matches(row, column)]
+    if len(found) > 1:
+        names = "; ".join(_describe_row(row) for row in found)
+        raise UserError(
+            f"the column {title!r} of the sweep selects {len(found)} rows ({names}): set its "
+            "metric, task, evaluator and input"
+        )
+    if not found or not math.isfinite(found[0]["value"]):
+        return None
+    return Value(found[0]["value"], row=(rows, found[0]))
+
+
+def _matches(row: Mapping[str, Any], column: Column) -> bool:
+    fields = ("metric", "task", "evaluator", "input")
+    wanted = {field: getattr(column, field) for field in fields}
+    return row["name"] == "encoder" and all(
+        value in ("", row[field]) for field, value in wanted.items()
+    )
+
+
+def _describe_row(row: Mapping[str, Any]) -> str:
+    metric = tables.find_format(row["metric"]).title
+    return ", ".join(filter(None, (row["evaluator"], row["input"], row["task"], metric)))
+
+
+def _find_columns(sweep: ExpandedSweep, rows: Mapping[str, Rows]) -> dict[str, Column]:
+    """Returns a column for each value of the evaluations, or for the losses if there are none."""
+    columns: dict[str, Column] = {}
+    steps = {(step, name) for arm in sweep.arms for step, name in arm.jobs.items()}
+    for step, name in sorted(steps):
+        evaluation = rows[name]
+        if isinstance(evaluation, Evaluation):
+            for row in filter(_is_encoder, evaluation.results["rows"]):
+                fields = {f: row[f] for f in ("metric", "task", "evaluator", "input")}
+                columns[f"{step}: {_describe_row(row)}"] = Column(step, **fields)
+    if columns or any(p.kind is Kind.EVALUATE for p in sweep.jobs.values()):
+        return columns
+    return {f"{step}: loss": Column(step, "loss") for step in _steps(sweep.arms)}
+
+
+def _is_encoder(row: Mapping[str, Any]) -> bool:
+    return row["name"] == "encoder"
+
+
+def _steps(arms: Iterable[PlannedArm]) -> list[str]:
+    return list(dict.fromkeys(step for arm in arms for step in arm.jobs))

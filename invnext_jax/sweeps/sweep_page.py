@@ -1,0 +1,150 @@
+"""Writes the tables of a sweep as a web page, Markdown or CSV."""
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from invnext_jax import atomic_file
+from invnext_jax.errors import UserError
+from invnext_jax.evaluation.pages.report import render
+from invnext_jax.evaluation.tables import MetricFormat
+from invnext_jax.sweeps import curves, status_table, table_text
+from invnext_jax.sweeps.comparison import Cell, SweepTable, make_tables
+from invnext_jax.sweeps.expansion import ExpandedSweep
+from invnext_jax.sweeps.results import Results, collect_results
+from invnext_jax.sweeps.sweep_folder import Status, SweepFolder
+
+
+def write_tables(folder: SweepFolder, out: str | Path, baseline: str = "") -> str:
+    """Writes the tables of a sweep, and returns them as Markdown.
+
+    Args:
+      folder: the folder of the sweep.
+      out: the file to write; ".html", ".md" or ".csv" selects the format.
+      baseline: see `comparison.make_tables`.
+
+    Raises:
+      UserError: the folder has no sweep, or the name of the file has another ending.
+    """
+    writers: dict[str, Callable[..., str]] = {
+        ".html": lambda: _make_page(folder, results, tables),
+        ".md": lambda: table_text.write_markdown(tables, results.formats),
+        ".csv": lambda: table_text.write_csv(tables, results.formats),
+    }
+    suffix = Path(out).suffix
+    if suffix not in writers:
+        raise UserError(f"--report={out} must end in one of {', '.join(writers)}")
+    results = collect_results(folder, folder.read_sweep())
+    tables = make_tables(results, baseline)
+    atomic_file.write_text(out, writers[suffix]())
+    return table_text.write_markdown(tables, results.formats)
+
+
+def _make_page(folder: SweepFolder, results: Results, tables: Sequence[SweepTable]) -> str:
+    sweep = results.sweep
+    return render(
+        "sweep.html",
+        title=folder.path.name,
+        source=sweep.source,
+        counts=_count_jobs(folder, sweep),
+        tables=[_describe_table(sweep, table, results) for table in tables],
+        failed=_list_failures(folder, sweep),
+    )
+
+
+def _count_jobs(folder: SweepFolder, sweep: ExpandedSweep) -> str:
+    statuses = [folder.read_state(name).status for name in sweep.jobs]
+    counts = [(status.value, statuses.count(status)) for status in Status]
+    return ", ".join(f"{count} {name}" for name, count in counts if count)
+
+
+def _list_failures(folder: SweepFolder, sweep: ExpandedSweep) -> list[dict[str, Any]]:
+    states = {name: folder.read_state(name) for name in sweep.jobs}
+    return [
+        {
+            "name": name,
+            "arms": ", ".join(dict.fromkeys(arm.name for arm in sweep.users(name))),
+            "reason": states[name].reason,
+            "log": "\n".join(status_table.read_log_tail(planned.job)),
+        }
+        for name, planned in sweep.jobs.items()
+        if states[name].status is Status.FAILED
+    ]
+
+
+def _describe_table(sweep: ExpandedSweep, table: SweepTable, results: Results) -> dict[str, Any]:
+    columns = []
+    for title in table.columns:
+        form = results.formats[title]
+        unit = "" if form.title == title else form.title
+        cells = [row.cells.get(title) for row in table.rows]
+        columns.append(
+            {
+                "title": title,
+                "unit": unit,
+                "published": any(cell is not None and cell.reference is not None for cell in cells),
+            }
+        )
+    base = [row.name for row in table.rows if row.is_baseline]
+    return {
+        "title": table.title,
+        "columns": columns,
+        "baseline": base[0] if base else "",
+        "rows": [
+            {
+                "name": row.name,
+                "is_baseline": row.is_baseline,
+                "cells": [
+                    _describe_cell(row.cells.get(title), results.formats[title])
+                    for title in table.columns
+                ],
+            }
+            for row in table.rows
+        ],
+        "differences": _describe_differences(table, results),
+        "curves": curves.make_curves(sweep, table.title),
+    }
+
+
+def _describe_cell(cell: Cell | None, form: MetricFormat) -> dict[str, str]:
+    if cell is None:
+        return {"text": "", "error": "", "n": "", "missing": "", "published": ""}
+    has_error = cell.n and not math.isnan(cell.standard_error)
+    return {
+        "text": form.write(cell.mean) if cell.n else "",
+        "error": form.write(cell.standard_error) if has_error else "",
+        "n": str(cell.n) if cell.n and cell.expected > 1 else "",
+        "missing": "; ".join(cell.missing),
+        "published": table_text.describe_reference(cell, form),
+    }
+
+
+def _describe_differences(table: SweepTable, results: Results) -> list[dict[str, Any]]:
+    """Returns the differences from the baseline, with the places of the interval in a bar."""
+    found = []
+    for title in table.columns:
+        form = results.formats[title]
+        cells = [(row.name, row.cells.get(title)) for row in table.rows]
+        pairs = [(name, cell.difference) for name, cell in cells if cell and cell.difference]
+        ends = [
+            abs(end) for _, d in pairs for end in (d.value, d.low, d.high) if not math.isnan(end)
+        ]
+        limit = max(ends, default=0.0) or 1.0
+        for name, d in pairs:
+            places, verdict = None, ""
+            if not math.isnan(d.low):
+                places = [50 + 50 * value / limit for value in (d.low, d.value, d.high)]
+                is_better = (d.value > 0) == form.higher_is_better
+                verdict = "better" if is_better else "worse"
+                verdict = "unclear" if d.low <= 0 <= d.high else verdict
+            found.append(
+                {
+                    "name": name,
+                    "column": title,
+                    "text": table_text.describe_difference(d, form),
+                    "places": places,
+                    "verdict": verdict,
+                }
+            )
+    return found
