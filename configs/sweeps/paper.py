@@ -17,7 +17,6 @@ predictor of the other rows starts from random values.
 The paper does not state the number of frames of the probes in Table 4. Here, it is that of the row.
 """
 
-import dataclasses
 from collections.abc import Iterator
 
 from configs import ablations
@@ -172,7 +171,4 @@ def _evaluations(table: str, row: str, is_tiny: bool) -> tuple[Step, ...]:
     probes = (evaluations.K400, evaluations.SSV2)
     probes += (evaluations.SCANNET,) if table in _SCANNET else ()
     frames = ablations.ROWS.get(row, ("", {}))[1].get("data.frames", 8)
-    return tuple(
-        dataclasses.replace(probe, overrides={**probe.overrides, "data.frames": frames})
-        for probe in probes
-    )
+    return tuple(probe.with_overrides({"data.frames": frames}) for probe in probes)
