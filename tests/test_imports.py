@@ -117,7 +117,7 @@ LAYERS = {
         {"shard_metadata", "shard_runner"},
         {"indexing", "shard_writer"},
         {"probe_cache", "duplicates"},
-        {"reencode", "probing", "picture_hashes"},
+        {"reencode", "probing", "frame_hashes"},
         {"csv_files", "video_flags", "worker_map", "tfds_metadata"},
     ],
     "synthetic_world": [

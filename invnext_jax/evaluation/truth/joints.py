@@ -97,16 +97,16 @@ class JhmdbJoints:
         """
         action, name = self.clips[row]
         try:
-            pictures = images.list_frames(self._root / "Rename_Images" / action / name)
+            image_paths = images.list_frames(self._root / "Rename_Images" / action / name)
         except UserError as error:
             raise BadTruth(str(error), "missing") from error
         path = self._root / "joint_positions" / action / name / "joint_positions.mat"
         joints_tj2 = _read_joints(path)
-        frames = min(len(pictures), len(joints_tj2))
+        frames = min(len(image_paths), len(joints_tj2))
         if not frames:
             raise BadTruth(f"{path}: pos_img has no frames", "no truth")
-        video_thwc, geometry = images.read_clip(list(pictures.values())[:frames], self._size)
-        with images.open_image(next(iter(pictures.values()))) as image:
+        video_thwc, geometry = images.read_clip(list(image_paths.values())[:frames], self._size)
+        with images.open_image(next(iter(image_paths.values()))) as image:
             width, height = image.size
         # The center of the first pixel is 1 in the file and 0.5 pixels in the clip's fractions.
         shares_tj2 = geometry.crop_points((joints_tj2[:frames] - 0.5) / (width, height))
