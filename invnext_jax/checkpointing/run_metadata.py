@@ -220,7 +220,7 @@ def config_differences(
         if not any(_is_part(name, field) for field in changeable)
     ]
     hashes = saved.get("manifest_sha256", "absent"), current["manifest_sha256"]
-    rows.append(("SHA-256 of the manifest", *hashes))
+    rows.append(("content of the manifest (SHA-256)", *hashes))
     steps = saved.get("init_from_step"), current["init_from_step"]
     if None not in steps:
         rows.append(("step of config.init_from", *steps))

@@ -66,7 +66,7 @@ def test_manifest_may_move_but_not_change(record, toy_config, tmp_path):
     assert differences(record, toy_config) == []
     (tmp_path / "moved.csv").write_text(text + "b.mp4,toy\n")
     (change,) = differences(record, toy_config)
-    assert change.startswith("SHA-256 of the manifest: ")
+    assert change.startswith("content of the manifest (SHA-256): ")
 
 
 def test_every_manifest_is_compared(record, toy_config, tmp_path):
