@@ -42,7 +42,7 @@ ARROWS = {
     | {"checkpointing", "weights"},
     "evaluation": {
         *("models", "objectives", "training", "checkpointing", "multihost", "monitoring", "data"),
-        *("synthetic_world", "stages", "weights", "config_checks", "loop"),
+        *("synthetic_world", "stages", "weights", "config_checks", "loop", "workers"),
     },
     "evaluation.metrics": set(),
     "evaluation.truth": {"data", "synthetic_world"},
