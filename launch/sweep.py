@@ -17,7 +17,8 @@ import jax
 from absl import flags
 
 from invnext_jax import errors
-from invnext_jax.sweeps import commands, sweep_page
+from invnext_jax.sweeps import commands
+from invnext_jax.sweeps.report import sweep_page
 from invnext_jax.sweeps.runner import RunOptions
 from invnext_jax.sweeps.sweep_folder import SweepFolder
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from invnext_jax.errors import UserError
 from invnext_jax.sweeps import cost, identity, status_table
+from invnext_jax.sweeps.executors.local_executor import LocalExecutor
+from invnext_jax.sweeps.executors.machine import read_machine
 from invnext_jax.sweeps.expansion import ExpandedSweep, expand
 from invnext_jax.sweeps.job import Executor, Resources
-from invnext_jax.sweeps.local_executor import LocalExecutor
-from invnext_jax.sweeps.machine import read_machine
 from invnext_jax.sweeps.runner import Runner, RunOptions, retry_failed
 from invnext_jax.sweeps.step_config import Setting, StepConfig
 from invnext_jax.sweeps.sweep_file import load_sweep
