@@ -98,6 +98,9 @@ def defaults() -> ml_collections.ConfigDict:
     # Workdir of a run, or an exported .safetensors file, whose parameters initialize this run.
     # Stage 2 requires a Stage 1 run. "": start from random values.
     config.init_from = ""
+    # Whether the sizes of the models and of the clips are those of `init_from`. Sizes that the
+    # command line sets are kept.
+    config.init_sizes = False
     # Parts of the model to read from `init_from`, such as ("encoder", "pool"). (): all parts that
     # this stage also has.
     config.init_parts = ()
@@ -294,6 +297,10 @@ def defaults() -> ml_collections.ConfigDict:
             # Largest number of consecutive steps with a non-finite loss or gradient. These steps
             # are skipped; one more aborts the run.
             "max_nonfinite_steps": 20,
+            # The log warns of collapse if the spread or the effective rank of features (metrics
+            # whose names end in `_std` or `_rank`) falls below this fraction of its largest value
+            # so far. 0: never.
+            "collapse_ratio": 0.1,
             # Minutes without a step after which the stack traces of all threads are logged. The
             # limit for the first step, which includes compilation, is 6 times as long. 0: never.
             "watchdog_minutes": 15.0,
@@ -319,6 +326,9 @@ def data() -> ml_collections.ConfigDict:
             # Whether a manifest on a server or in a bucket may refer to files elsewhere, including
             # on this machine.
             "other_hosts": False,
+            # Number of videos that are not trained on. They are drawn at random from the manifests.
+            # If `eval.manifest` is empty, `eval` evaluates on them.
+            "held_out": 0,
             # Sampling weight of each source, ((source, weight), ...). (): all videos have the same
             # weight.
             "weights": (),

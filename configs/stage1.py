@@ -5,11 +5,17 @@ python launch/main.py --config=configs/stage1.py:base --workdir=runs/stage1
 
 import ml_collections
 
-from configs import common
+from configs import common, machines
 
 
-def get_config(variant: str = "base") -> ml_collections.ConfigDict:
-    """Returns the config of a variant: tiny (the synthetic world), base, large or 1b."""
+def get_config(argument: str = "base") -> ml_collections.ConfigDict:
+    """Returns the config of a variant.
+
+    Args:
+      argument: "<variant>" or "<variant>,<machine>". The variants are tiny (the synthetic world),
+        base, large and 1b; the machines are listed in machines.py.
+    """
+    variant, _, machine = argument.partition(",")
     config = common.defaults()
     config.stage = "stage1"
     # Weights of the losses. A loss with weight 0 is not computed, and its modules are not built.
@@ -33,4 +39,5 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
     if variant == "tiny":
         config.total_steps = 800
         config.optimizer.update(learning_rate=2e-3, min_learning_rate=2e-5, warmup_steps=40)
+    machines.apply_machine(config, machine)
     return config

@@ -6,11 +6,17 @@ python launch/main.py --config=configs/stage2.py:base --workdir=runs/stage2 \
 
 import ml_collections
 
-from configs import common
+from configs import common, machines
 
 
-def get_config(variant: str = "base") -> ml_collections.ConfigDict:
-    """Returns the config of a variant: tiny (the synthetic world), base, large or 1b."""
+def get_config(argument: str = "base") -> ml_collections.ConfigDict:
+    """Returns the config of a variant.
+
+    Args:
+      argument: "<variant>" or "<variant>,<machine>". The variants are tiny (the synthetic world),
+        base, large and 1b; the machines are listed in machines.py.
+    """
+    variant, _, machine = argument.partition(",")
     config = common.defaults()
     config.stage = "stage2"
     # The target network. It encodes the whole clip, and the student predicts its tokens.
@@ -46,4 +52,5 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
     if variant == "tiny":
         config.total_steps = 500
         config.optimizer.update(learning_rate=1e-3, min_learning_rate=1e-5, warmup_steps=20)
+    machines.apply_machine(config, machine)
     return config

@@ -3,7 +3,8 @@
 The clips are read once, before the first step, and stay in host memory. The features are the mean
 tokens of the encoder that is being trained. Each clip is classified by its nearest neighbors among
 the other clips (leave-one-out). Without labels, each video is divided into two halves, and the task
-is to retrieve the other half of the same video.
+is to retrieve the other half of the same video. The effective rank of the features shows whether
+they collapse.
 
 Shape key: b clips of a batch, n clips, t frames, h w pixels, c classes or channels, d width,
 k neighbors.
@@ -23,18 +24,20 @@ from jax.sharding import Mesh
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data import pipeline
 from invnext_jax.data.access_rules import AccessRules
+from invnext_jax.data.held_out import held_out_rows
 from invnext_jax.errors import UserError, check_minimums
 from invnext_jax.models import attention
 from invnext_jax.models import encoder as encoder_model
 from invnext_jax.models.patches import normalize
 from invnext_jax.monitoring.progress import ProgressMeter
-from invnext_jax.monitoring.reporter import is_due
 from invnext_jax.multihost import consensus
+from invnext_jax.objectives.losses import rank_of_spectrum
 from invnext_jax.training import mesh as mesh_lib
 
 CLIPS_PER_SHARD = 8  # clips per shard of the batch in a forward pass
 TEMPERATURE = 0.07  # equal to the default of `config.knn`
 RETRIEVAL = "retrieval"  # name of the task if there are no labels
+RANK = "feature_rank"
 
 
 def check_config(config: Any) -> None:
@@ -44,10 +47,11 @@ def check_config(config: Any) -> None:
       UserError: an option is out of range, or has no effect.
     """
     check_minimums(config, {"eval.every_steps": 0, "eval.videos": 2, "eval.neighbors": 1})
-    if config.eval.every_steps and not config.eval.manifest:
+    if config.eval.every_steps and not config.eval.manifest and not config.data.held_out:
         raise UserError(
             f"config.eval.every_steps={config.eval.every_steps} needs videos: set "
-            "config.eval.manifest to a CSV file, preferably with label_<task> columns"
+            "config.eval.manifest to a CSV file, preferably with label_<task> columns, or "
+            "config.data.held_out to a number of videos that are not trained on"
         )
 
 
@@ -60,11 +64,11 @@ def unused_options(config: Any) -> dict[str, str]:
 
 
 class OnlineEvaluation:
-    """Evaluates the encoder of a run at regular steps.
+    """Evaluates the encoder of a run before the first step, at regular steps and after the last.
 
-    The metrics are fractions in [0, 1]: "eval/knn_<task>" for each label column, or
-    "eval/retrieval" if the manifest has none. All processes read all videos, and each process
-    encodes the clips of its devices.
+    The accuracies are fractions in [0, 1]: "eval/knn_<task>" for each label column, or
+    "eval/retrieval" if the manifest has none. "eval/feature_rank" is the effective rank of the
+    features. All processes read all videos, and each process encodes the clips of its devices.
 
     Attributes:
       metrics: names of the metrics.
@@ -87,7 +91,8 @@ class OnlineEvaluation:
             self._clips = len(next(iter(labels.values())))
             self._chunk = CLIPS_PER_SHARD * mesh_lib.batch_shards(mesh)
             self._batches = list(self._read_batches())
-        self.metrics = tuple(f"eval/{_metric(task)}" for task in labels)
+        self.metrics = (*(f"eval/{_metric(task)}" for task in labels), f"eval/{RANK}")
+        self._initial: dict[str, jax.Array] = {}
         self._labels = mesh_lib.replicate(labels, mesh)
         encode = functools.partial(_encode, encoder_model.from_config(config))
         replicated = mesh_lib.replicated(mesh)
@@ -101,19 +106,33 @@ class OnlineEvaluation:
         )
         self._score = jax.jit(score, out_shardings=replicated)
 
+    def before_step(self, step: int, params: Any) -> None:
+        """Evaluates the parameters before step 1. Their metrics are those of step 1.
+
+        Args:
+          step: number of the next step, from 1.
+          params: parameters of the encoder, on the devices.
+        """
+        if step == 1:
+            self._initial = self.evaluate(params)
+
     def after_step(self, step: int, params: Any) -> dict[str, jax.Array]:
-        """Evaluates the parameters after step `step`, or returns {} if no evaluation is due.
+        """Returns the metrics of step `step`, or {} if no evaluation is due.
 
         Args:
           step: number of completed steps, from 1.
           params: parameters of the encoder, on the devices.
-
-        Returns:
-          A dict from the name of each metric to a float32 scalar on the devices.
         """
-        last = step == self._config.total_steps
-        if not last and not is_due(step, self._config.eval.every_steps):
-            return {}
+        if step == self._config.total_steps or step % self._config.eval.every_steps == 0:
+            return self.evaluate(params)
+        return self._initial if step == 1 else {}
+
+    def evaluate(self, params: Any) -> dict[str, jax.Array]:
+        """Returns a dict from the name of each metric to a float32 scalar on the devices.
+
+        Args:
+          params: parameters of the encoder, on the devices.
+        """
         jax.block_until_ready(params)  # CPU devices must not run two computations at the same time
         parts = []
         for batch in self._batches:
@@ -149,22 +168,46 @@ class OnlineEvaluation:
 
 
 def _metric(task: str) -> str:
-    return task if task == RETRIEVAL else f"knn_{task}"
+    return task if task in (RETRIEVAL, RANK) else f"knn_{task}"
+
+
+def describe_change(records: Sequence[Mapping[str, Any]]) -> str:
+    """Describes how the metrics of a run changed from its first to its last evaluation.
+
+    Args:
+      records: the records of metrics.jsonl, oldest first.
+
+    Returns:
+      A line for each metric; "" if there are no two evaluations.
+    """
+    lines = []
+    names = {name for record in records for name in record if name.startswith("eval/")}
+    for name in sorted(names, key=lambda name: (name.endswith(RANK), name)):
+        found = [record for record in records if record.get(name) is not None]
+        if len(found) > 1:
+            first, last = found[0], found[-1]
+            start = "before step 1" if first["step"] == 1 else f"after step {first['step']}"
+            lines.append(
+                f"{name}: {first[name]:.4g} {start}, {last[name]:.4g} after step {last['step']}"
+            )
+    return "\n".join(lines)
 
 
 def _read_labels(config: Any) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Returns the evaluated rows of the manifest, ascending, and the labels of the clips by task.
 
-    If the manifest has more than `config.eval.videos` rows, a random subset is selected, which does
-    not depend on the seed of the run. Without labels, each row has two clips, and their label is
-    the index of the row.
+    If there are more than `config.eval.videos` rows, a random subset is selected, which does not
+    depend on the seed of the run. Without labels, each row has two clips, and their label is the
+    index of the row.
     """
     rules = AccessRules.from_config(config.data)
     manifest = manifest_lib.read_manifest(_manifest(config), rules)
     rows = np.arange(len(manifest))
+    if not config.eval.manifest:
+        rows = held_out_rows(manifest, config.data.held_out)
     if len(rows) > config.eval.videos:
         chosen = np.random.default_rng(0).choice(len(rows), config.eval.videos, replace=False)
-        rows = np.sort(chosen)
+        rows = rows[np.sort(chosen)]
     labels = {
         name.removeprefix(manifest_lib.LABEL_PREFIX): label_n[rows]
         for name, label_n in manifest.labels.items()
@@ -174,7 +217,7 @@ def _read_labels(config: Any) -> tuple[np.ndarray, dict[str, np.ndarray]]:
 
 
 def _manifest(config: Any) -> str:
-    return manifest_lib.find_manifests(config.eval.manifest)
+    return manifest_lib.find_manifests(config.eval.manifest or config.data.manifest)
 
 
 def _read_videos(config: Any, rows: np.ndarray, clips: int) -> Iterator[tuple[int, np.ndarray]]:
@@ -219,7 +262,8 @@ def score_tasks(
       neighbors: number of neighbors k that vote; fewer if there are fewer other clips.
 
     Returns:
-      float32 accuracy of each task; NaN if there is no clip to classify.
+      float32 accuracy of each task, NaN if there is no clip to classify, and `RANK`, the effective
+      rank of the features of the valid clips.
     """
     n = len(next(iter(labels.values())))
     x_nd, valid_n = (jnp.concatenate(part)[:n] for part in zip(*parts, strict=True))
@@ -237,4 +281,14 @@ def score_tasks(
         correct_n = jnp.argmax(jnp.sum(votes_nkc, axis=1), axis=1) == label_n
         correct_n &= jnp.isfinite(top_nk[:, 0])
         accuracies[task] = jnp.sum(correct_n & known_n) / jnp.sum(known_n)
-    return accuracies
+    return accuracies | {RANK: _rank(x_nd, valid_n)}
+
+
+def _rank(x_nd: jax.Array, valid_n: jax.Array) -> jax.Array:
+    """Returns the effective rank of the valid features."""
+    valid_n1 = valid_n[:, None].astype(x_nd.dtype)
+    mean_1d = jnp.sum(x_nd * valid_n1, axis=0, keepdims=True) / jnp.sum(valid_n1)
+    x_nd = (x_nd - mean_1d) * valid_n1
+    # Its non-zero eigenvalues are those of the covariance matrix, up to a factor.
+    gram_nn = jnp.einsum("nd,md->nm", x_nd, x_nd, precision=jax.lax.Precision.HIGHEST)
+    return rank_of_spectrum(jnp.linalg.eigvalsh(gram_nn))

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import ml_collections
 
-from invnext_jax import config_checks, loop, start_log
+from invnext_jax import config_checks, init_source, loop, start_log
 from invnext_jax.checkpointing import frozen_hashes, reader, run_metadata, storage, video_digests
 from invnext_jax.checkpointing import manager as manager_lib
 from invnext_jax.checkpointing.workdir import Records, open_workdir
@@ -24,12 +24,11 @@ from invnext_jax.monitoring.watchdog import Watchdog
 from invnext_jax.multihost import consensus
 from invnext_jax.multihost.distributed import log_on_process_0
 from invnext_jax.multihost.stop_and_save import Preemption
-from invnext_jax.online_evaluation import OnlineEvaluation
+from invnext_jax.online_evaluation import OnlineEvaluation, describe_change
 from invnext_jax.stages import initialization, registry
 from invnext_jax.training import mesh as mesh_lib
 from invnext_jax.training import recipe as recipe_lib
 from invnext_jax.training import state as state_lib
-from invnext_jax.weights import export
 
 _INIT_STREAM = 2**32 - 1  # folded into the key of the initial values; larger than any step number
 
@@ -54,8 +53,8 @@ def train(
       NonFiniteError: more than `config.log.max_nonfinite_steps` steps in a row were skipped.
     """
     workdir = storage.open_path("--workdir", workdir)
-    config = ml_collections.ConfigDict(config)
-    with consensus.all_hosts_agree("the manifests"):
+    with consensus.all_hosts_agree("the manifests and the sizes of config.init_from"):
+        config = init_source.copy_sizes(config, overrides)
         config.data.manifest = manifest.find_manifests(config.data.manifest)
     config = ml_collections.FrozenConfigDict(config)
     with contextlib.ExitStack() as stack:
@@ -73,6 +72,8 @@ def train(
         else:
             loop.run_loop(run, preemption, watchdog, stack)
     records = metrics_file.read_metrics(run.records.folder)
+    if run.step >= run.config.total_steps and (change := describe_change(records)):
+        log_on_process_0(change)
     return records[-1] if records else {}
 
 
@@ -101,7 +102,7 @@ def prepare(
         config_checks.check_overrides(config, overrides, unused)
         mesh = mesh_lib.make_mesh(config.mesh)
         mesh_lib.check_batch(config, mesh)
-    restored, restored_step = _read_source(config)
+    restored, restored_step = init_source.read_source(config)
 
     bad_videos = BadVideoTracker.from_config(config.data)
     with consensus.all_hosts_agree("opening the data and --workdir"):
@@ -189,9 +190,8 @@ def _describe_run(
                 "same for all:\n  " + "\n  ".join(changed)
             )
         video_digests.check_hosts(broadcast.value, own)
-    for describe in (video_digests.describe_unreadable, video_digests.describe_copies):
-        if warning := describe(record):
-            log_on_process_0(warning)
+    if warning := video_digests.describe_unreadable(record):
+        log_on_process_0(warning)
     return record
 
 
@@ -216,21 +216,6 @@ def _make_dataset(
         positions=mesh_lib.batch_positions(mesh, config.batch_size),
         bad_videos=bad_videos,
     )
-
-
-def _read_source(config: ml_collections.FrozenConfigDict) -> tuple[Any, int | None]:
-    """Returns the parameters and step of `config.init_from`, or (None, None) if it is not set."""
-    if not config.init_from:
-        return None, None
-    if not config.init_from.endswith(".safetensors"):
-        params, source, step = reader.restore_run(config.init_from)
-        run_metadata.check_source(config, source, step)
-        return params, step
-    with consensus.all_hosts_agree(f"the export {config.init_from}"):
-        params, about = export.read_export(config.init_from)
-        source = run_metadata.config_from_json(about.get("config", {}))
-        run_metadata.check_source(config, source, None)
-    return params, about.get("source", {}).get("step")
 
 
 def _start_from(

@@ -17,8 +17,8 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from invnext_jax import config_checks, errors
-from invnext_jax.data import manifest, sources
+from invnext_jax import config_checks, errors, init_source
+from invnext_jax.data import held_out, manifest, sources
 from invnext_jax.planning import fitting, plan, plan_table
 from invnext_jax.training import recipe
 
@@ -42,7 +42,8 @@ flags.mark_flags_as_required(["config", "device"])
 def main(argv: Sequence[str]) -> None:
     """Makes the plan and prints it."""
     del argv
-    config = _CONFIG.value
+    overrides = errors.list_overrides()
+    config = init_source.copy_sizes(_CONFIG.value, overrides)
     given_mesh = config.mesh.to_dict()
     if _MESH.value:
         config.mesh.update(_mesh_sizes(_MESH.value))
@@ -50,12 +51,15 @@ def main(argv: Sequence[str]) -> None:
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", devices if _COMPILE.value else 1)
 
-    overrides, videos = errors.list_overrides(), _read_manifest(config.data.manifest)
+    videos = _read_manifest(config.data.manifest)
     if videos is not None:
         sources.check_names(config.data, videos.sources)
         unused = sources.unused_options(config.data, videos)
         config_checks.check_overrides(config, overrides, unused)
-    count = recipe.PAPER_VIDEOS if videos is None else len(videos)
+    count = recipe.PAPER_VIDEOS
+    if videos is not None:
+        rows = held_out.training_rows(videos, config.data.held_out)
+        count = len(videos if rows is None else rows)
     result = plan.make_plan(config, _DEVICE.value, count, overrides, devices)
     if _COMPILE.value:
         result |= plan.compile_step(config)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import config_flags
 
-from invnext_jax import errors
+from invnext_jax import errors, init_source
 from invnext_jax.evaluation.pages import data_page
 from invnext_jax.training import compilation
 
@@ -26,7 +26,8 @@ def main(argv: Sequence[str]) -> None:
     """Writes the page and prints its path."""
     del argv
     compilation.enable_cache()
-    out = data_page.write_page(_CONFIG.value, _OUT.value, _CLIPS.value)
+    config = init_source.copy_sizes(_CONFIG.value, errors.list_overrides())
+    out = data_page.write_page(config, _OUT.value, _CLIPS.value)
     print(f"Wrote {out} ({out.stat().st_size / 1e6:.1f} MB); open it in any browser.")
 
 

@@ -19,17 +19,21 @@ ARROWS = {
         "loop",
         "start_log",
         "config_checks",
+        "init_source",
         "online_evaluation",
         "stages",
         "training",
         "checkpointing",
     }
     | {"multihost", "monitoring", "data", "weights"},
+    "init_source": {"checkpointing", "multihost", "weights"},
     "loop": {"stages", "training", "checkpointing", "multihost", "monitoring"},
     "start_log": {"loop", "training", "checkpointing", "multihost", "monitoring"},
     "config_checks": {"data", "models", "objectives", "training", "monitoring", "checkpointing"}
     | {"online_evaluation"},
-    "online_evaluation": {"data", "models", "training", "monitoring", "multihost"},
+    "online_evaluation": {
+        *("data", "models", "objectives", "training", "monitoring", "multihost"),
+    },
     "stages": {"models", "objectives", "weights", "training", "planning.flops"},
     "planning": set(),
     "planning.flops": {"objectives", "models"},
@@ -42,7 +46,7 @@ ARROWS = {
     | {"checkpointing", "weights"},
     "evaluation": {
         *("models", "objectives", "training", "checkpointing", "multihost", "monitoring", "data"),
-        *("synthetic_world", "stages", "weights", "config_checks", "loop", "workers"),
+        *("synthetic_world", "stages", "weights", "config_checks", "loop"),
     },
     "evaluation.metrics": set(),
     "evaluation.truth": {"data", "synthetic_world"},
@@ -91,7 +95,7 @@ LAYERS = {
         {"storage_retries", "train_iterator"},
         {"bad_videos"},
         {"clips"},
-        {"sources"},
+        {"sources", "held_out"},
         {"manifest"},
         {"access_rules"},
         {"video_io"},
@@ -117,7 +121,7 @@ LAYERS = {
         {"shard_metadata", "shard_runner"},
         {"indexing", "shard_writer"},
         {"probe_cache", "duplicates"},
-        {"reencode", "probing", "frame_hashes"},
+        {"reencode", "probing", "picture_hashes"},
         {"csv_files", "video_flags", "worker_map", "tfds_metadata"},
     ],
     "synthetic_world": [
@@ -157,7 +161,7 @@ LAYERS = {
     "monitoring": [
         {"reporter", "watchdog"},
         {"host_metrics"},
-        {"metrics_file", "profiling", "progress", "throughput", "parameter_table"},
+        {"metrics_file", "profiling", "progress", "throughput", "parameter_table", "collapse"},
     ],
 }
 

@@ -48,6 +48,11 @@ def test_accuracy_equals_scikit_learn():
     parts = [tuple(map(jax.numpy.asarray, part)) for part in parts]
     found = online_evaluation.score_tasks(parts, {"a": labels}, classes={"a": 4}, neighbors=5)
     assert float(found["a"]) == pytest.approx(np.mean(predicted_n == label_n))
+    x_nd = x[valid]
+    spectrum_d = np.linalg.svd(x_nd - x_nd.mean(axis=0), compute_uv=False) ** 2
+    share_d = spectrum_d / spectrum_d.sum()
+    rank = np.exp(-np.sum(share_d * np.log(share_d)))
+    assert float(found["feature_rank"]) == pytest.approx(rank, rel=1e-4)
 
 
 def evaluate(config, mesh, step=2):
@@ -59,9 +64,10 @@ def evaluate(config, mesh, step=2):
 
 def test_result_does_not_depend_on_the_number_of_devices(config):
     found = evaluate(config, mesh_lib.make_mesh(config.mesh))
-    assert found.keys() == {"eval/knn_shape", "eval/knn_color", "eval/knn_motion"}
+    names = {"eval/knn_shape", "eval/knn_color", "eval/knn_motion", "eval/feature_rank"}
+    assert found.keys() == names
     one = mesh_lib.make_mesh(config.mesh, jax.devices()[:1])
-    assert found == evaluate(config, one)
+    assert evaluate(config, one) == {name: pytest.approx(found[name], rel=1e-4) for name in found}
     assert evaluate(config, one, step=3) == {}
 
 
@@ -85,7 +91,7 @@ def test_half_of_an_unlabeled_video_retrieves_the_other_half(config, tmp_path):
     config = config.copy_and_resolve_references()
     config.eval.manifest = str(path)
     found = evaluate(config, mesh_lib.make_mesh(config.mesh))
-    assert found.keys() == {"eval/retrieval"}
+    assert found.keys() == {"eval/retrieval", "eval/feature_rank"}
     assert found["eval/retrieval"] > 10 / 39
 
 
@@ -113,7 +119,7 @@ def test_run_logs_the_metrics_and_keeps_the_best_checkpoint(tiny_config, one_dev
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"manifest": ""}, "config.eval.every_steps=2 needs videos"),
+        ({"manifest": ""}, "config.eval.every_steps=2 needs videos.* or config.data.held_out to"),
         ({"every_steps": -1}, "config.eval.every_steps=-1"),
         ({"neighbors": 0}, "config.eval.neighbors=0"),
         ({"videos": 1}, "config.eval.videos=1"),

@@ -89,7 +89,7 @@ ALWAYS_USED = {
     *("seed", "total_steps", "batch_size", "init_from", "accumulate", "dtype", "attention"),
     *("init_gain", "remat", "scan_unroll", "ema.decay", "data.manifest", "data.weights"),
     *("data.repeats", "data.frames", "data.size", "data.workers", "data.prefetch", "data.on_bad"),
-    *("data.clip_seconds", "eval.every_steps"),
+    *("data.clip_seconds", "data.held_out", "eval.every_steps", "init_sizes"),
     *(f"encoder.{n}" for n in ("width", "depth", "heads", "mlp_width", "drop_path", "patch")),
     *(f"encoder.{n}" for n in ("size", "frames", "class_tokens", "layer_scale")),
     *("encoder.pool_heads", "encoder.pool_width"),  # the pool is a part of each model
@@ -100,7 +100,7 @@ ALWAYS_USED = {
     *(f"checkpoint.{n}" for n in ("every_steps", "every_minutes", "keep_last")),
     *("checkpoint.keep_every_steps", "checkpoint.keep_best"),
     *(f"log.{n}" for n in ("every_steps", "diagnostics_every_steps", "max_nonfinite_steps")),
-    *("log.watchdog_minutes",),
+    *("log.watchdog_minutes", "log.collapse_ratio"),
     *(f"loss.{n}" for n in ("align_tokens", "align_pooled", "pixels", "predict", "align_visible")),
 }
 # Permissions, which affect only what they permit, and a measurement that TPUs do not need.

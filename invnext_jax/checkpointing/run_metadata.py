@@ -36,6 +36,7 @@ CHANGEABLE_FIELDS: dict[str, str] = {
     "accumulate": "yes; masks and noise are drawn from the same distributions with different keys",
     "init_from": "if it was set at the start, and its step and the frozen parameters are the same",
     "init_from_unfinished": "yes",
+    "init_sizes": "yes, if the sizes are the same",
     "init_parts": _START,
     "predictor.weights": _START,
     "teacher.weights": _CONTENT,
@@ -76,7 +77,7 @@ def result_fields(tree: Mapping[str, Any]) -> dict[str, Any]:
       tree: a config as read from a JSON file, or the output of `config_to_json`.
     """
     neutral = [field for field, rule in CHANGEABLE_FIELDS.items() if rule in _NEUTRAL]
-    fields = flatten(upgrade_config(tree))
+    fields = _flatten(upgrade_config(tree))
     return {
         name: value
         for name, value in fields.items()
@@ -97,6 +98,7 @@ _ADDED_FIELDS: dict[str, Any] = {
     "accumulate": 1,
     "attention": "auto",
     "ema.decay": 0.0,
+    "init_sizes": False,
     "epochs": 0.0,  # steps and rates were given as numbers, not computed from epochs
     "profile_steps": [],
     "quantize_frozen": "",
@@ -105,6 +107,7 @@ _ADDED_FIELDS: dict[str, Any] = {
     "checkpoint.keep_best": 0,
     "checkpoint.best_metric": "loss",
     "checkpoint.best_mode": "min",
+    "data.held_out": 0,
     "data.repeats": 1,
     "data.protocols": [],
     "data.other_hosts": False,
@@ -114,6 +117,7 @@ _ADDED_FIELDS: dict[str, Any] = {
     "eval.manifest": "",
     "eval.neighbors": 10,
     "eval.videos": 512,
+    "log.collapse_ratio": 0.0,
     "log.measure_ceiling": True,
     "log.watchdog_minutes": 15.0,
     "mask.predicted": 1.0,
@@ -213,14 +217,14 @@ def config_differences(
       current: the metadata of this run.
       changeable: fields, or groups of fields, that are not compared.
     """
-    before, now = flatten(upgrade_config(saved["config"])), flatten(current["config"])
+    before, now = _flatten(upgrade_config(saved["config"])), _flatten(current["config"])
     rows = [
         (f"config.{name}", before.get(name, "absent"), now.get(name, "absent"))
         for name in sorted(before.keys() | now.keys())
         if not any(_is_part(name, field) for field in changeable)
     ]
     hashes = saved.get("manifest_sha256", "absent"), current["manifest_sha256"]
-    rows.append(("content of the manifest (SHA-256)", *hashes))
+    rows.append(("SHA-256 of the manifest", *hashes))
     steps = saved.get("init_from_step"), current["init_from_step"]
     if None not in steps:
         rows.append(("step of config.init_from", *steps))
@@ -243,12 +247,11 @@ def _is_part(name: str, field: str) -> bool:
     return name == field or name.startswith(field + ".")
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns the leaves of nested dicts by dotted name."""
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat = {}
     for name, value in tree.items():
         if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{prefix}{name}."))
+            flat.update(_flatten(value, f"{prefix}{name}."))
         else:
             flat[prefix + name] = value
     return flat

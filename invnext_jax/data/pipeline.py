@@ -19,6 +19,7 @@ from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data.access_rules import AccessRules
 from invnext_jax.data.bad_videos import BadVideoTracker
 from invnext_jax.data.clips import BY_SOURCE_FIELDS, MISSING_FRAMES, BadClip, LoadClip
+from invnext_jax.data.held_out import training_rows
 from invnext_jax.data.storage_retries import StorageMonitor, load_in_worker, protocols_of
 from invnext_jax.data.train_dataset import Mixture, TrainDataset
 from invnext_jax.errors import UserError
@@ -34,7 +35,7 @@ def check_config(data_config) -> None:
     Raises:
       UserError: An option has an invalid value.
     """
-    least = {"frames": 1, "workers": -1, "prefetch": 1, "repeats": 1}
+    least = {"frames": 1, "workers": -1, "prefetch": 1, "repeats": 1, "held_out": 0}
     for name, bound in least.items():
         if data_config[name] < bound:
             raise UserError(f"config.data.{name}={data_config[name]} must be at least {bound}")
@@ -127,8 +128,8 @@ def make_train_dataset(
       A dataset of batches. Its iterator must be closed after use.
 
     Raises:
-      UserError: The manifest is missing, empty or invalid, the weights or `by_source` do not
-          match it, or the clips of this process do not form groups of `repeats`. During
+      UserError: The manifest is missing, empty or invalid, the weights, `by_source` or `held_out`
+          do not match it, or the clips of this process do not form groups of `repeats`. During
           iteration: no video can be read, a video is bad and `on_bad` is "fail", or the share of
           bad clips exceeds `max_bad_share`.
     """
@@ -136,7 +137,7 @@ def make_train_dataset(
     manifest = manifest_lib.read_manifest(data_config.manifest, rules)
     sources.check_names(data_config, manifest.sources)
     return TrainDataset(
-        Mixture(manifest, data_config.weights, seed),
+        Mixture(manifest, data_config.weights, seed, training_rows(manifest, data_config.held_out)),
         load or LoadClip.from_config(data_config, manifest),
         workers=count_workers(data_config.workers),
         prefetch=data_config.prefetch,

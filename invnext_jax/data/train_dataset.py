@@ -67,9 +67,11 @@ class Mixture:
       weights: A (source, weight) pair for each `source` in the manifest. If empty, all rows occur
           equally often.
       seed: Seed of the order.
+      rows: Numbers of the rows that occur, in ascending order. None selects all rows.
 
     Attributes:
       manifest: The manifest.
+      videos: Number of rows that occur.
       shares: Maps the name of each source to its fraction of the order.
 
     Raises:
@@ -78,20 +80,26 @@ class Mixture:
     """
 
     def __init__(
-        self, manifest: manifest_lib.Manifest, weights: Sequence[tuple[str, float]], seed: int
+        self,
+        manifest: manifest_lib.Manifest,
+        weights: Sequence[tuple[str, float]],
+        seed: int,
+        rows: Sequence[int] | None = None,
     ):
         self.manifest, self._seed = manifest, seed
-        self._counts = collections.Counter(manifest.sources)
+        rows = range(len(manifest)) if rows is None else rows
+        self.videos = len(rows)
+        self._counts = collections.Counter(manifest.sources[row] for row in rows)
         if not weights:
-            source = grain.MapDataset.source(VideoFileSource(manifest))
+            source = grain.MapDataset.source(VideoFileSource(manifest, rows))
             self._order = source.seed(seed).shuffle().repeat()
-            self._rows, self._probabilities = [range(len(manifest))], np.ones(1)
-            self.shares = {name: n / len(manifest) for name, n in self._counts.items()}
+            self._rows, self._probabilities = [rows], np.ones(1)
+            self.shares = {name: n / self.videos for name, n in self._counts.items()}
             return
         names = _check_weights(weights, self._counts)
         least = min(weight for _, weight in weights)
         parts = np.array([round(WEIGHT_STEPS * weight / least) for _, weight in weights], object)
-        self._rows = _rows_by_source(manifest, names)
+        self._rows = _rows_by_source(manifest, names, rows)
         self._probabilities = (parts / parts.sum()).astype(float)
         self.shares = dict(zip(names, self._probabilities.tolist(), strict=True))
         shuffled = []
@@ -162,11 +170,14 @@ def _is_pair(pair: object) -> bool:
     return number and math.isfinite(weight) and weight > 0
 
 
-def _rows_by_source(manifest: manifest_lib.Manifest, names: Sequence[str]) -> list[np.ndarray]:
-    """Returns the row numbers of each source, in ascending order."""
+def _rows_by_source(
+    manifest: manifest_lib.Manifest, names: Sequence[str], rows: Sequence[int]
+) -> list[np.ndarray]:
+    """Returns those of the given rows that each source has, in ascending order."""
     numbers = {name: number for number, name in enumerate(names)}
-    source_of_row = np.fromiter((numbers[name] for name in manifest.sources), np.int32)
-    return [np.flatnonzero(source_of_row == number) for number in range(len(names))]
+    source_of_row = np.fromiter((numbers[manifest.sources[row]] for row in rows), np.int32)
+    rows = np.asarray(rows)
+    return [rows[source_of_row == number] for number in range(len(names))]
 
 
 class TrainDataset:
@@ -226,8 +237,8 @@ class TrainDataset:
 
     @property
     def videos(self) -> int:
-        """Number of rows of all manifests."""
-        return len(self.manifest)
+        """Number of rows of all manifests that are trained on."""
+        return self.mixture.videos
 
     @property
     def groups(self) -> int:

@@ -34,7 +34,7 @@ CHUNK_ROWS, CHUNK_BYTES = 512, 2**28  # maximum size of a chunk; killing a proce
 _WAIT_SECONDS = 24 * 3600.0  # how long a process waits for the chunks of other processes
 # Options of `config.data` that affect neither the selection of videos nor their pixels. The
 # manifest is among them because the key contains a hash of its contents instead of its path.
-_NOT_IN_KEY = ("root", "manifest", "workers", "prefetch", "protocols", "other_hosts")
+_NOT_IN_KEY = ("root", "manifest", "held_out", "workers", "prefetch", "protocols", "other_hosts")
 
 
 class FeatureSource(NamedTuple):
@@ -185,12 +185,6 @@ def _extract(
             done += len(parts[-1][1]["index"])
             meter.update(done)
         write_before(math.inf)
-    if short := batches.bad_videos.short:
-        print(
-            f"{short} of {done} videos have fewer frames than a clip can span, so that their clips "
-            "repeat frames",
-            flush=True,
-        )
     if missing := batches.bad_videos.transient:
         kinds = ", ".join(f"{count} x {kind}" for kind, count in missing.items())
         print(

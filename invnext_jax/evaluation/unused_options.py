@@ -12,7 +12,7 @@ from invnext_jax.evaluation.evaluators.evaluator import Evaluator
 
 # Options of `config.data` that are used only for training with augmentation.
 _AUGMENTATION = {"crop", "crop_scales", "crop_area", "crop_aspect", "jitter", "flip"}
-_TRAINING = _AUGMENTATION | {"weights", "on_bad", "max_bad_share"}
+_TRAINING = _AUGMENTATION | {"weights", "held_out", "on_bad", "max_bad_share"}
 
 
 def check_overrides(

@@ -10,7 +10,7 @@ import ml_collections
 from jax.sharding import Mesh
 
 from invnext_jax.errors import NonFiniteError, UserError, check_minimums
-from invnext_jax.monitoring import host_metrics, metrics_file, progress
+from invnext_jax.monitoring import collapse, host_metrics, metrics_file, progress
 from invnext_jax.monitoring import throughput as throughput_lib
 
 
@@ -26,6 +26,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
             "log.every_steps": 1,
             "log.diagnostics_every_steps": 0,
             "log.max_nonfinite_steps": 0,
+            "log.collapse_ratio": 0,
             "log.watchdog_minutes": 0,
         },
     )
@@ -78,6 +79,8 @@ class Reporter:
         self._config, self._first_step, self._best_metric = config, step, best_metric
         self._rare_metrics = tuple(rare_metrics)
         self._writer = metrics_file.MetricWriter(workdir, step)
+        records = metrics_file.read_metrics(workdir) if step else ()
+        self._collapse = collapse.CollapseAlarm(config.log.collapse_ratio, records)
         self._progress = progress.TrainingProgress(
             config.total_steps, step, config.batch_size, quiet=jax.process_index() != 0
         )
@@ -183,6 +186,8 @@ class Reporter:
         self._writer.write(record)
         self._progress.show(record)
         self._explain_wait(record["data_wait"])
+        if warning := self._collapse.check(record):
+            self.log(warning)
         if jax.process_index() == 0 and jax.process_count() > 1 and times is not None:
             if line := self._host_times.describe_slow_host(record):
                 self._progress.log(line)

@@ -42,10 +42,10 @@ class Shapes:
         return mesh_lib.abstract_arrays(self.boxed[1], self.mesh)
 
     def replace(self, options: dict[str, Any], devices: int) -> "Shapes":
-        """Returns the arguments for other values of options that do not change the model.
+        """Returns the arguments for other values of options that change no shape.
 
         Args:
-          options: values of `accumulate`, `remat` and the axes of `mesh`, by dotted name.
+          options: values by dotted name, such as those of `accumulate` and `mesh.fsdp`.
           devices: number of devices.
         """
         config = ml_collections.ConfigDict(self.config).copy_and_resolve_references()

@@ -1,0 +1,49 @@
+"""The videos of a manifest that are held out from training, to evaluate on them."""
+
+import numpy as np
+
+from invnext_jax.data.manifest import Manifest
+from invnext_jax.errors import UserError
+
+
+def held_out_rows(manifest: Manifest, count: int) -> np.ndarray:
+    """Returns the rows that are held out, in ascending order.
+
+    Whole files are drawn at random until there are at least `count` rows, so that no file has
+    segments on both sides. The draw does not depend on the seed of the run.
+
+    Args:
+      manifest: the manifest.
+      count: `config.data.held_out`, at least 1.
+
+    Raises:
+      UserError: more than half of the rows would be held out.
+    """
+    videos = list(zip(manifest.paths, manifest.record.tolist(), strict=True))
+    numbers = {video: number for number, video in enumerate(dict.fromkeys(videos))}
+    video_n = np.fromiter((numbers[video] for video in videos), np.int64, len(videos))
+    order_v = np.random.default_rng(0).permutation(len(numbers))
+    rows_v = np.bincount(video_n, minlength=len(numbers))[order_v]
+    drawn = np.searchsorted(np.cumsum(rows_v), count) + 1
+    rows = np.flatnonzero(np.isin(video_n, order_v[:drawn]))
+    if 2 * len(rows) > len(manifest):
+        raise UserError(
+            f"config.data.held_out={count} would hold out {len(rows)} of {len(manifest)} videos, "
+            "but at most half are allowed: lower it"
+        )
+    return rows
+
+
+def training_rows(manifest: Manifest, count: int) -> np.ndarray | None:
+    """Returns the other rows, in ascending order; None for all rows if `count` is 0.
+
+    Args:
+      manifest: the manifest.
+      count: see `held_out_rows`.
+
+    Raises:
+      UserError: see `held_out_rows`.
+    """
+    if not count:
+        return None
+    return np.setdiff1d(np.arange(len(manifest)), held_out_rows(manifest, count))

@@ -1,0 +1,118 @@
+"""The source of a run's initial parameters, `config.init_from`: a run, an export or a folder.
+
+A folder is one in the published format.
+"""
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_collections
+
+from invnext_jax import json_file
+from invnext_jax.checkpointing import reader, run_metadata, storage
+from invnext_jax.errors import UserError
+from invnext_jax.multihost import consensus
+from invnext_jax.weights import export, import_weights, published
+from invnext_jax.weights.files import SINGLE_FILE, open_checkpoint
+
+# Options that `copy_sizes` copies. The data options are copied only from runs and exports.
+_SECTIONS = ("encoder", "predictor", "decoder", "teacher")
+_FIELDS = ("variant", "dtype", "init_gain")
+_CLIP_FIELDS = ("frames", "size", "short_side", "crop_scales")
+_NOT_COPIED = ("predictor.weights", "decoder.chunks", "decoder.noise_draws", "teacher.weights")
+
+
+class Source(NamedTuple):
+    """Initial parameters of a run.
+
+    Attributes:
+      params: parameter trees by part, as numpy arrays; None if `config.init_from` is not set.
+      step: step of the checkpoint of a run; None if it is unknown.
+    """
+
+    params: Any = None
+    step: int | None = None
+
+
+def read_source(config: ml_collections.FrozenConfigDict) -> Source:
+    """Reads the parameters in `config.init_from` and checks that they suit the run.
+
+    Raises:
+      UserError: the path has no parameters, or they have a different meaning in this run.
+    """
+    path = config.init_from
+    if not path:
+        return Source()
+    if not path.endswith(".safetensors") and not _is_published(path):
+        params, found, step = reader.restore_run(path)
+        run_metadata.check_source(config, found, step)
+        return Source(params, step)
+    with consensus.all_hosts_agree(f"the weights {path}"):
+        if _is_published(path):
+            imported = import_weights.read_video(open_checkpoint(path), path)
+            params, found, step = imported.params, imported.config, None
+        else:
+            params, about = export.read_export(path)
+            found, step = about.get("config", {}), about.get("source", {}).get("step")
+        run_metadata.check_source(config, run_metadata.config_from_json(found), None)
+    return Source(params, step)
+
+
+def copy_sizes(
+    config: ml_collections.ConfigDict, overrides: Collection[str]
+) -> ml_collections.ConfigDict:
+    """Returns a config in which sizes of models and clips are those of `config.init_from`.
+
+    Does nothing unless `config.init_sizes` is True.
+
+    Args:
+      config: the run's config, which is not modified.
+      overrides: dotted names of the options that were set on the command line, which are kept.
+
+    Raises:
+      UserError: `config.init_from` is not set, or has no readable config.
+    """
+    config = ml_collections.ConfigDict(config).copy_and_resolve_references()
+    if not config.init_sizes:
+        return config
+    if not config.init_from:
+        raise UserError(
+            "config.init_from is not set, but config.init_sizes needs the sizes of a model: set "
+            "it to a run, an export, or a folder of a published encoder"
+        )
+    found = _read_config(config.init_from)
+    copied = {name: found[name] for name in _FIELDS if name in found}
+    for section, names in {**dict.fromkeys(_SECTIONS), "data": _CLIP_FIELDS}.items():
+        fields = found.get(section, {})
+        copied |= {f"{section}.{n}": fields[n] for n in names or fields if n in fields}
+    for name, value in copied.items():
+        section, _, field = name.rpartition(".")
+        target = config[section] if section else config
+        if field in target and name not in (*overrides, *_NOT_COPIED):
+            target[field] = value
+    return config
+
+
+def _is_published(path: str) -> bool:
+    return (Path(path) / SINGLE_FILE).is_file()
+
+
+def _read_config(path: str) -> Mapping[str, Any]:
+    """Returns the part of the config that the source contains."""
+    if path.endswith(".safetensors"):
+        about = json_file.read_object(export.description_path(path))
+        return run_metadata.config_from_json(about.get("config", {})).to_dict()
+    if _is_published(path):
+        content = json_file.read_object(Path(path) / published.CONFIG)
+        with import_weights.config_errors(path):
+            if published.EXTRA_SECTION in content:  # written by this package
+                config = content[published.EXTRA_SECTION]["config"]
+                return run_metadata.config_from_json(config).to_dict()
+            encoder = published.encoder_config(content, path)
+        del encoder["drop_path"], encoder["layer_scale"]  # not in the file
+        return {"encoder": encoder}
+    found = reader.read_config(storage.open_path("config.init_from", path))
+    if not found:
+        raise UserError(f"config.init_from={path} has no checkpoint: use the --workdir of a run")
+    return run_metadata.config_from_json(found).to_dict()

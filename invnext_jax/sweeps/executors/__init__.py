@@ -1,1 +1,0 @@
-"""Systems that run the jobs of a sweep."""
