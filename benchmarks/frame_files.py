@@ -187,9 +187,9 @@ def _make_flagged(folder: Path) -> None:
     ):
         odd_videos.copy_packets(folder / source, folder / target, keys=keys)
     odd_videos.split_superframes(folder / "vp9_superframes.webm", folder / "vp9_hidden.mp4")
-    pictures_nhwc = _draw(50)
-    pictures_nhwc[25:] = pictures_nhwc[0:25]
-    odd_videos.write_referring_past_intra(folder / "past_intra.mkv", pictures_nhwc, 27)
+    frames_nhwc = _draw(50)
+    frames_nhwc[25:] = frames_nhwc[0:25]
+    odd_videos.write_referring_past_intra(folder / "past_intra.mkv", frames_nhwc, 27)
 
 
 def _make_fields(folder: Path) -> None:
@@ -199,9 +199,9 @@ def _make_fields(folder: Path) -> None:
 
 
 def _make_streams(folder: Path) -> None:
-    large = {"codec": "libx264", "pictures": _draw(50), "options": {"g": "12"}}
-    small = {**large, "pictures": _draw(50)[:, ::2, ::2]}
-    cover = {"codec": "mjpeg", "pictures": 255 - _draw(1)}
+    large = {"codec": "libx264", "frames": _draw(50), "options": {"g": "12"}}
+    small = {**large, "frames": _draw(50)[:, ::2, ::2]}
+    cover = {"codec": "mjpeg", "frames": 255 - _draw(1)}
     attached = {**cover, "disposition": Disposition.attached_pic}
     odd_videos.write_streams(folder / "small_first.mp4", [small, large])
     odd_videos.write_streams(folder / "small_first.mkv", [small, large])

@@ -61,13 +61,13 @@ PIXEL_FORMATS = {"gif": "rgb8", "mjpeg": "yuvj420p"}
 def write_bases(folder: Path) -> tuple[str, ...]:
     """Writes the undamaged videos and returns their paths; omits those without an encoder."""
     folder.mkdir(parents=True, exist_ok=True)
-    pictures_nhwc = _draw()
+    frames_nhwc = _draw()
     paths = []
     for name, (codecs, options, container) in BASES.items():
         codec = next(filter(_can_encode, codecs.split(",")), None)
         if codec is not None:
             container = {"fflags": "+bitexact", **container}
-            _write(folder / name, codec, options, container, pictures_nhwc)
+            _write(folder / name, codec, options, container, frames_nhwc)
             paths.append(str(folder / name))
     return tuple(paths)
 
@@ -80,15 +80,15 @@ def _can_encode(codec: str) -> bool:
     return True
 
 
-def _write(path: Path, codec: str, options, container_options, pictures_nhwc) -> None:
+def _write(path: Path, codec: str, options, container_options, frames_nhwc) -> None:
     with av.open(str(path), "w", options=container_options) as container:
         stream = container.add_stream(codec, rate=25)
-        stream.height, stream.width = pictures_nhwc.shape[1:3]
+        stream.height, stream.width = frames_nhwc.shape[1:3]
         stream.pix_fmt = PIXEL_FORMATS.get(codec, "yuv420p")
         stream.options = options
         stream.codec_context.flags |= av.codec.context.Flags.bitexact
-        for picture_hwc in pictures_nhwc:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture_hwc, format="rgb24")))
+        for frame_hwc in frames_nhwc:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame_hwc, format="rgb24")))
         container.mux(stream.encode())
 
 

@@ -52,8 +52,8 @@ def make_raw(folder: Path, kind: Kind, files: int, frames: int) -> list[Path]:
             continue
         print(f"making {path}", flush=True)
         options = {"preset": "veryfast", "g": str(GOP)}
-        pictures = _zoom(kind.size, *PLACES[number % len(PLACES)], frames)
-        _encode(path, pictures, kind.size, options, kind.bits)
+        images = _zoom(kind.size, *PLACES[number % len(PLACES)], frames)
+        _encode(path, images, kind.size, options, kind.bits)
     return paths
 
 
@@ -128,16 +128,16 @@ def _zoom(size: tuple[int, int], x: str, y: str, frames: int):
         yield sink.pull()
 
 
-def _encode(path: Path, pictures, size, options: dict[str, str], bits: int) -> None:
+def _encode(path: Path, images, size, options: dict[str, str], bits: int) -> None:
     part = path.with_suffix(".part.mp4")
     with av.open(str(part), "w") as container:
         stream = container.add_stream("libx264", rate=RATE)
         stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
         stream.options = options
         stream.bit_rate = bits
-        for number, picture in enumerate(pictures):
-            picture = picture.reformat(*size, format="yuv420p")
-            picture.pts, picture.time_base = number, fractions.Fraction(1, RATE)
-            container.mux(stream.encode(picture))
+        for number, image in enumerate(images):
+            image = image.reformat(*size, format="yuv420p")
+            image.pts, image.time_base = number, fractions.Fraction(1, RATE)
+            container.mux(stream.encode(image))
         container.mux(stream.encode())
     part.rename(path)

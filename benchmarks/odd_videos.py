@@ -76,24 +76,24 @@ def split_superframes(source: Path, target: Path) -> Path:
     return target
 
 
-def write_referring_past_intra(path: Path, pictures_nhwc: np.ndarray, intra: int) -> Path:
+def write_referring_past_intra(path: Path, frames_nhwc: np.ndarray, intra: int) -> Path:
     """Writes H.264 with an intra frame that is wrongly marked as a key frame.
 
     Later frames refer to frames before it, because they have the same pixels as those.
 
     Args:
       path: The video.
-      pictures_nhwc: The frames, uint8 RGB.
+      frames_nhwc: The frames, uint8 RGB.
       intra: Number of the intra frame.
     """
     with av.open(str(path), "w") as output:
         stream = output.add_stream("libx264", rate=RATE)
-        stream.height, stream.width = pictures_nhwc.shape[1:3]
+        stream.height, stream.width = frames_nhwc.shape[1:3]
         stream.pix_fmt = "yuv420p"
         params = "keyint=250:min-keyint=250:scenecut=0:ref=4:bframes=0"
         stream.options = {"preset": "medium", "x264-params": params}
-        for number, picture_hwc in enumerate(pictures_nhwc):
-            frame = av.VideoFrame.from_ndarray(picture_hwc)
+        for number, frame_hwc in enumerate(frames_nhwc):
+            frame = av.VideoFrame.from_ndarray(frame_hwc)
             if number == intra:
                 frame.pict_type = av.video.frame.PictureType.I
             for packet in stream.encode(frame):
@@ -186,22 +186,22 @@ def write_streams(path: Path, streams: Sequence[dict]) -> Path:
 
     Args:
       path: The video.
-      streams: For each stream a dict with `pictures` uint8 [n h w c], `codec`, and optionally
+      streams: For each stream a dict with `frames` uint8 [n h w c], `codec`, and optionally
           `disposition` and `options`.
     """
     with av.open(str(path), "w") as output:
         opened = []
         for fields in streams:
             stream = output.add_stream(fields["codec"], rate=RATE)
-            stream.height, stream.width = fields["pictures"].shape[1:3]
+            stream.height, stream.width = fields["frames"].shape[1:3]
             stream.pix_fmt = "yuvj420p" if fields["codec"] == "mjpeg" else "yuv420p"
             stream.options = fields.get("options", {})
             if "disposition" in fields:
                 stream.disposition = fields["disposition"]
-            opened.append((stream, fields["pictures"]))
-        for stream, pictures_nhwc in opened:
-            for number, picture_hwc in enumerate(pictures_nhwc):
-                frame = av.VideoFrame.from_ndarray(picture_hwc)
+            opened.append((stream, fields["frames"]))
+        for stream, frames_nhwc in opened:
+            for number, frame_hwc in enumerate(frames_nhwc):
+                frame = av.VideoFrame.from_ndarray(frame_hwc)
                 frame.pts = number
                 output.mux(stream.encode(frame))
             output.mux(stream.encode())

@@ -190,8 +190,9 @@ def _describe_run(
                 "same for all:\n  " + "\n  ".join(changed)
             )
         video_digests.check_hosts(broadcast.value, own)
-    if warning := video_digests.describe_unreadable(record):
-        log_on_process_0(warning)
+    for describe in (video_digests.describe_unreadable, video_digests.describe_copies):
+        if warning := describe(record):
+            log_on_process_0(warning)
     return record
 
 

@@ -2,6 +2,7 @@
 
     python launch/sweep.py --config=configs/sweeps/paper.py:table1a --workdir=sweeps/t1a
     python launch/sweep.py --config=configs/sweeps/lr.py:tiny --workdir=sweeps/lr --seeds=0,1,2
+    python launch/sweep.py --config=configs/sweeps/paper.py:all --workdir=sweeps/paper --dry_run
     python launch/sweep.py --workdir=sweeps/lr --status
     python launch/sweep.py --workdir=sweeps/lr --report=table.html
 
@@ -16,7 +17,8 @@ import jax
 from absl import flags
 
 from invnext_jax import errors
-from invnext_jax.sweeps import commands, sweep_page
+from invnext_jax.sweeps import commands
+from invnext_jax.sweeps.report import sweep_page
 from invnext_jax.sweeps.runner import RunOptions
 from invnext_jax.sweeps.sweep_folder import SweepFolder
 
@@ -41,6 +43,12 @@ _CORES = flags.DEFINE_integer(
     "cores_per_job", 0, "CPU cores of each job. 0: one, or the share of its GPUs."
 )
 _RETRIES = flags.DEFINE_integer("retries", 1, "Times that a failed job is started again.")
+_DRY_RUN = flags.DEFINE_bool(
+    "dry_run", False, "Print the jobs and their predicted cost on --device, and exit."
+)
+_DEVICE = flags.DEFINE_string(
+    "device", "h100", "For --dry_run: h200, h100, a100, b200, l40s, v4, v5e, v5p or v6e."
+)
 _STATUS = flags.DEFINE_bool("status", False, "Print the states of the jobs, and exit.")
 _REPORT = flags.DEFINE_string(
     "report", None, "Write the table to this file (.html, .md or .csv), print it, and exit."
@@ -61,6 +69,8 @@ def main(argv: Sequence[str]) -> None:
         print(commands.show_status(folder))
     elif _REPORT.value:
         print(sweep_page.write_tables(folder, _REPORT.value, _BASELINE.value))
+    elif _DRY_RUN.value:
+        print(commands.predict(folder.path, _read_request(required=True), _DEVICE.value))
     elif _CANCEL.value:
         print(commands.cancel(folder, _make_executor))
     else:
@@ -69,8 +79,10 @@ def main(argv: Sequence[str]) -> None:
             sys.exit(1)
 
 
-def _read_request() -> commands.Request | None:
+def _read_request(*, required: bool = False) -> commands.Request | None:
     if _CONFIG.value is None:
+        if required:
+            raise errors.UserError("--config is missing: set it to a sweep file")
         return None
     if not all(seed.isdigit() for seed in _SEEDS.value):
         raise errors.UserError(f"--seeds={','.join(_SEEDS.value)} must be numbers, such as 0,1,2")

@@ -74,21 +74,21 @@ class FixedSampler:
 
     Attributes:
       frame_counts: Numbers of frames that it was called with.
-      picture_sizes: Heights and widths that it was called with.
+      frame_sizes: Heights and widths that it was called with.
     """
 
     index_rt: np.ndarray
     windows: list
     size: int
     frame_counts: list[int] = dataclasses.field(default_factory=list)
-    picture_sizes: list[tuple[int, int]] = dataclasses.field(default_factory=list)
+    frame_sizes: list[tuple[int, int]] = dataclasses.field(default_factory=list)
 
     def sample_frames(self, frame_count):
         self.frame_counts.append(frame_count)
         return np.asarray(self.index_rt)
 
     def sample_windows(self, height, width):
-        self.picture_sizes.append((height, width))
+        self.frame_sizes.append((height, width))
         return self.windows
 
 

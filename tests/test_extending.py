@@ -142,7 +142,7 @@ class ColorStage:
         positions = video_bthwc.shape[1] * (config.data.size // config.encoder.patch) ** 2
         return [jnp.tile(jnp.arange(positions)[None], (len(video_bthwc), 1))]
 
-    def picture_clips(self, config, params, video_bthwc, seed=0):
+    def visualize(self, config, params, video_bthwc, seed=0):
         return []
 
 

@@ -46,7 +46,7 @@ ARROWS = {
     | {"checkpointing", "weights"},
     "evaluation": {
         *("models", "objectives", "training", "checkpointing", "multihost", "monitoring", "data"),
-        *("synthetic_world", "stages", "weights", "config_checks", "loop"),
+        *("synthetic_world", "stages", "weights", "config_checks", "loop", "workers"),
     },
     "evaluation.metrics": set(),
     "evaluation.truth": {"data", "synthetic_world"},
@@ -121,7 +121,7 @@ LAYERS = {
         {"shard_metadata", "shard_runner"},
         {"indexing", "shard_writer"},
         {"probe_cache", "duplicates"},
-        {"reencode", "probing", "picture_hashes"},
+        {"reencode", "probing", "frame_hashes"},
         {"csv_files", "video_flags", "worker_map", "tfds_metadata"},
     ],
     "synthetic_world": [

@@ -96,7 +96,7 @@ class ToyStage:
     def sample_visible(self, config, frozen, video_bthwc, key):
         return []
 
-    def picture_clips(self, config, params, video_bthwc, seed=0):
+    def visualize(self, config, params, video_bthwc, seed=0):
         return []
 
 

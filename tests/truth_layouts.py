@@ -141,7 +141,7 @@ def write_waymo_segment(folder, name, clip):
     images = {
         waymo.CAMERA: [camera for _, camera in rows],
         waymo.TIME: [10**15 + 100_000 * t for t, _ in rows],
-        waymo.PICTURE: [jpeg(clip.video[t] if camera == 1 else 0 * clip.video[t])
+        waymo.IMAGE: [jpeg(clip.video[t] if camera == 1 else 0 * clip.video[t])
                         for t, camera in rows],
     }  # fmt: skip
     parquet.write_table(pa.table(images), folder / "camera_image" / f"{name}.parquet")

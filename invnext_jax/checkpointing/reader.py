@@ -104,6 +104,13 @@ def _read_params(checkpoint: storage.Path, field: str, has_checksums: bool) -> R
     config = run_metadata.config_from_json(record["config"])
     if step < config.total_steps:
         logging.warning("%s is not finished: step %d of %d", workdir, step, config.total_steps)
+    if field == "params" and config.ema.decay:
+        logging.warning(
+            "the parameters of %s are used, and not their moving average: launch/evaluate.py "
+            "evaluates the average with --config.ema, and launch/export.py exports it with --ema, "
+            "also for config.init_from",
+            workdir,
+        )
     return RunParameters(read_arrays(checkpoint, [field])[field], config, step)
 
 

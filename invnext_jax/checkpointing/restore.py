@@ -66,8 +66,9 @@ def _check_record(
     changed = run_metadata.config_differences(saved, record)
     if changed:
         raise UserError(
-            f"the checkpoint {folder} was made with a different config; restore these values, or "
-            "choose another --workdir:\n  " + "\n  ".join(changed)
+            f"the checkpoint {folder} was made with other options or data; restore these values, "
+            "or choose another --workdir and set config.init_from to this run:\n  "
+            + "\n  ".join(changed)
         )
     video_digests.check_restored(folder, saved, record)
 

@@ -77,7 +77,7 @@ def result_fields(tree: Mapping[str, Any]) -> dict[str, Any]:
       tree: a config as read from a JSON file, or the output of `config_to_json`.
     """
     neutral = [field for field, rule in CHANGEABLE_FIELDS.items() if rule in _NEUTRAL]
-    fields = _flatten(upgrade_config(tree))
+    fields = flatten(upgrade_config(tree))
     return {
         name: value
         for name, value in fields.items()
@@ -217,14 +217,14 @@ def config_differences(
       current: the metadata of this run.
       changeable: fields, or groups of fields, that are not compared.
     """
-    before, now = _flatten(upgrade_config(saved["config"])), _flatten(current["config"])
+    before, now = flatten(upgrade_config(saved["config"])), flatten(current["config"])
     rows = [
         (f"config.{name}", before.get(name, "absent"), now.get(name, "absent"))
         for name in sorted(before.keys() | now.keys())
         if not any(_is_part(name, field) for field in changeable)
     ]
     hashes = saved.get("manifest_sha256", "absent"), current["manifest_sha256"]
-    rows.append(("SHA-256 of the manifest", *hashes))
+    rows.append(("content of the manifest (SHA-256)", *hashes))
     steps = saved.get("init_from_step"), current["init_from_step"]
     if None not in steps:
         rows.append(("step of config.init_from", *steps))
@@ -247,11 +247,12 @@ def _is_part(name: str, field: str) -> bool:
     return name == field or name.startswith(field + ".")
 
 
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns the leaves of nested dicts by dotted name."""
     flat = {}
     for name, value in tree.items():
         if isinstance(value, Mapping):
-            flat.update(_flatten(value, f"{prefix}{name}."))
+            flat.update(flatten(value, f"{prefix}{name}."))
         else:
             flat[prefix + name] = value
     return flat

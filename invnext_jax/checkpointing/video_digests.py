@@ -174,3 +174,21 @@ def describe_unreadable(record: Mapping[str, Any]) -> str:
         f"{len(unreadable)} of the {len(record[_FIELD])} videos that identify the data cannot be "
         f"read, such as {unreadable[0]}. Resumed runs do not compare them"
     )
+
+
+def describe_copies(record: Mapping[str, Any]) -> str:
+    """Returns a sentence about files with the same content as others; "" if there are none."""
+    first: dict[str, str] = {}
+    copies = [
+        (entry["path"], original)
+        for entry in record[_FIELD]
+        if entry["digest"]
+        and (original := first.setdefault(entry["digest"], entry["path"])) != entry["path"]
+    ]
+    if not copies:
+        return ""
+    return (
+        f"warning: {len(copies)} of the {len(record[_FIELD])} videos that identify the data have "
+        f"the same content as another one, such as {' and '.join(map(ascii, copies[0]))}. "
+        "prepare_data.py index --remove_duplicates leaves out copies"
+    )

@@ -174,7 +174,7 @@ def read_clips(record: VideoRecord, sampler: ClipSampler, short_side: int | None
         clips_rthwc = np.empty((*index_rt.shape, size, size, 3), np.uint8)
         for number, frame in video.frames(index_rt.ravel().tolist()):
             if windows is None:
-                windows = sampler.sample_windows(*convert.picture_size(frame))
+                windows = sampler.sample_windows(*convert.frame_size(frame))
             for clip, window in enumerate(windows):
                 if (selected_t := index_rt[clip] == number).any():
                     clips_rthwc[clip, selected_t] = convert(number, frame, window, size)

@@ -73,7 +73,7 @@ def error_kind(error: Exception) -> str:
     """Returns the `BadVideo.kind` for an error that a file system or decoder raised."""
     if isinstance(error, av.FFmpegError) and error.errno in DECODER_ERRNOS:
         return "corrupt"
-    if error.errno == EMPTY_ERRNO:
+    if error.errno in (EMPTY_ERRNO, errno.EFBIG):
         return "corrupt"
     if isinstance(error, FileNotFoundError) or error.errno in NO_FILE_ERRNOS:
         return "missing"

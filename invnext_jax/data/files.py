@@ -21,6 +21,8 @@ from invnext_jax.workers.time_limits import reading
 
 BLOCK_BYTES = 2**22  # block size for remote files; about the size of a video of a few seconds
 CACHED_BLOCKS = 16  # 64 MiB per worker
+# Maximum size of a local file. /proc/kcore, a regular file, has the size of the address space.
+MAX_FILE_BYTES = 2**40
 _RAW_READ = io.FileIO.read
 
 
@@ -43,12 +45,14 @@ def check_status(status: os.stat_result, name: str | os.PathLike) -> None:
     disk.
 
     Raises:
-      OSError: As in `check_kind`, or the file is empty. `demux.error_kind` returns "corrupt" for
-          an empty file.
+      OSError: As in `check_kind`, or the file is empty or has more than `MAX_FILE_BYTES` bytes.
+          `demux.error_kind` returns "corrupt" for such files.
     """
     check_kind(status, name)
     if not status.st_size:
         raise OSError(demux.EMPTY_ERRNO, "empty file", os.fspath(name))
+    if status.st_size > MAX_FILE_BYTES:
+        raise OSError(errno.EFBIG, f"larger than {MAX_FILE_BYTES} bytes", os.fspath(name))
 
 
 class LocalFile(io.FileIO):

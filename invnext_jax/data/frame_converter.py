@@ -181,7 +181,7 @@ class FrameConverter:
         self._short_side, self._size, self._orientation = short_side, None, Orientation()
         self._reformatter, self._croppers = VideoReformatter(), {}
 
-    def picture_size(self, frame: av.VideoFrame) -> tuple[int, int]:
+    def frame_size(self, frame: av.VideoFrame) -> tuple[int, int]:
         """Returns the height and width of the scaled upright image. Windows are in its pixels."""
         if self._size is None:
             short = min(frame.width, frame.height)
@@ -212,7 +212,7 @@ class FrameConverter:
         """
         if frame.is_corrupt:
             raise BadVideo(f"frame {number} is corrupt")
-        self.picture_size(frame)
+        self.frame_size(frame)
         width, height = self._size
         if window is not None:
             frame, width, height = self._crop(frame, window), size, size
@@ -229,7 +229,7 @@ class FrameConverter:
     def _crop(self, frame: av.VideoFrame, window: Window) -> av.VideoFrame:
         """Crops a frame without copying its pixels."""
         width, height = self._size
-        left, top, right, bottom = self._orientation.undo(window, *self.picture_size(frame))
+        left, top, right, bottom = self._orientation.undo(window, *self.frame_size(frame))
         x, y = frame.width / width, frame.height / height
         crop_w, crop_h = max(1, round((right - left) * x)), max(1, round((bottom - top) * y))
         left, top = int(left * x) // 2 * 2, int(top * y) // 2 * 2

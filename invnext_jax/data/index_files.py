@@ -14,10 +14,13 @@ from collections.abc import Iterable, Sequence
 
 from absl import logging
 
+from invnext_jax import regular_file
 from invnext_jax.data.frame_index import PacketIndex
 from invnext_jax.workers.time_limits import reading
 
 MIN_STORED_FRAMES = 2000  # the index of a shorter file is stored only if it was built by decoding
+MAX_BYTES = 2**32  # of a file of stored indexes
+MAX_LINE_BYTES = 2**26
 MAX_JSON_BYTES = 2**26  # decompressed size of a stored index; enough for 10 million frames
 MAX_TICKS = 2**62  # maximum time stamp, and difference of time stamps
 SUFFIX = ".frames.jsonl"
@@ -81,14 +84,13 @@ def stored_file(manifest: str) -> str:
 def read_stored(file: str) -> dict[str, str]:
     """Returns a dict from absolute path to encoded index, read from a file of stored indexes."""
     folder, found = os.path.dirname(os.path.abspath(file)), {}
-    with reading():
-        if not os.path.isfile(file):  # opening a named pipe would block
-            return found
     try:
-        with reading(), open(file, encoding="utf-8") as lines:
-            for line in lines:
+        with reading(), regular_file.open_binary(file, MAX_BYTES) as lines:
+            while line := lines.readline(MAX_LINE_BYTES):
                 row = json.loads(line)
                 found[os.path.join(folder, row["path"])] = row["index"]
+    except FileNotFoundError:
+        return found
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         logging.warning("%s is not used, because it cannot be read: %s", file, error)
     return found

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from invnext_jax.data.video_io import digest_file
-from invnext_jax.dataset_prep import picture_hashes
-from invnext_jax.dataset_prep.picture_hashes import HashCache, Hashes
+from invnext_jax.dataset_prep import frame_hashes
+from invnext_jax.dataset_prep.frame_hashes import HashCache, Hashes
 from invnext_jax.dataset_prep.probing import VideoProbe
 from invnext_jax.dataset_prep.worker_map import map_in_workers
 from invnext_jax.errors import UserError
@@ -198,7 +198,7 @@ class SimilarVideos:
 def find_similar(
     clean: Clean, excluded: ExcludedVideos, cache: HashCache, *, workers: int, timeout: float
 ) -> SimilarVideos:
-    """Compares the frames of all videos, including the excluded ones; see `picture_hashes`.
+    """Compares the frames of all videos, including the excluded ones; see `frame_hashes`.
 
     Files with identical content are not listed as similar.
     """
@@ -206,7 +206,7 @@ def find_similar(
     videos = [*others, *((entry, probe.digest) for entry, probe in clean)]
     hashes = _hash_all(videos, cache, workers=workers, timeout=timeout)
     removed, pairs, gone = [], [], set()
-    for video, other, bits in picture_hashes.find_similar(hashes):
+    for video, other, bits in frame_hashes.find_similar(hashes):
         (entry, digest), (original, other_digest) = videos[video], videos[other]
         if video < len(others):
             continue
@@ -230,7 +230,7 @@ def _hash_all(
     }
     tasks = [(entry.path, entry.start, entry.end) for entry in pending.values()]
     results = map_in_workers(
-        picture_hashes.VideoHasher(), tasks, workers=workers, timeout=timeout, ahead=len(tasks)
+        frame_hashes.VideoHasher(), tasks, workers=workers, timeout=timeout, ahead=len(tasks)
     )
     with contextlib.closing(results):
         for ((digest, *_), entry), hashes in zip(pending.items(), results, strict=True):

@@ -54,7 +54,7 @@ class IndexOptions:
       progress: Whether to show progress: a bar on a terminal, plain lines otherwise.
       exclude: Lists of videos that must not be in the manifest, such as evaluation videos.
       remove_duplicates: Whether to leave out copies of earlier videos.
-      perceptual: Whether to also compare frames; see `picture_hashes`.
+      perceptual: Whether to also compare frames; see `frame_hashes`.
     """
 
     workers: int = 1

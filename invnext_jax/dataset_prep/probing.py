@@ -120,9 +120,9 @@ def _probe(path: str, source: BinaryIO, version: index_files.Version) -> VideoPr
     with decode.open_video(source) as video:
         fields |= _read_timing(video, fields["fps"])
         keys = [bisect.bisect_left(video.index.times, key) for key in video.index.key_times] or [0]
-        pictures = _decode_ends(video, keys, fields)
+        frames_hwc = _decode_ends(video, keys, fields)
         index = video.index
-    _check_seeks(path, source, index, keys, pictures)
+    _check_seeks(path, source, index, keys, frames_hwc)
     flags = video_flags.find_flags(index, fields["width"], fields["height"])
     stored = index_files.encode_index(index, version) if index_files.is_slow(index) else ""
     with reading():
@@ -187,14 +187,14 @@ def _decode_ends(
     tail = len(video) - 1 - keys[-1]
     longest = max(map(operator.sub, keys[1:], keys), default=0)
     requested = [0, keys[-1]] + [len(video) - 1] * (longest < tail <= MAX_TAIL)
-    convert, pictures = FrameConverter(CHECK_SIDE), {}
+    convert, frames_hwc = FrameConverter(CHECK_SIDE), {}
     for number, frame in video.frames(requested):
-        pictures[number] = convert(number, frame)
+        frames_hwc[number] = convert(number, frame)
         if number == 0:
             orientation = Orientation.of_frame(frame)
             fields |= {"width": frame.width, "height": frame.height, "rotation": frame.rotation}
             fields["mirrored"] = orientation.is_mirrored
-    return pictures
+    return frames_hwc
 
 
 def _check_seeks(
@@ -202,28 +202,28 @@ def _check_seeks(
     source: BinaryIO,
     index: decode.PacketIndex,
     keys: Sequence[int],
-    pictures: dict[int, np.ndarray],
+    frames_hwc: dict[int, np.ndarray],
 ) -> None:
     """Checks seeks to the last and to an early key frame, each in a newly opened file.
 
-    The last key frame must equal the one in `pictures`. The early key frame must equal the result
+    The last key frame must equal the one in `frames_hwc`. The early key frame must equal the result
     of decoding from the start.
 
     Raises:
       BadVideo: A seek leads to a different frame.
     """
     early = max((key for key in keys if key <= MAX_HEAD), default=0)
-    expected = {keys[-1]: pictures[keys[-1]]}
+    expected = {keys[-1]: frames_hwc[keys[-1]]}
     if early:
         sequential = dataclasses.replace(index, key_times=())
-        expected[early] = _read_picture(source, early, sequential)
-    for number, picture_hwc in expected.items():
-        if number and not np.array_equal(_read_picture(source, number, index), picture_hwc):
+        expected[early] = _read_frame(source, early, sequential)
+    for number, frame_hwc in expected.items():
+        if number and not np.array_equal(_read_frame(source, number, index), frame_hwc):
             reason = f"a seek to frame {number} leads to a different frame than decoding in order"
             raise decode.BadVideo(f"{path}: {reason}")
 
 
-def _read_picture(source: BinaryIO, number: int, index: decode.PacketIndex) -> np.ndarray:
+def _read_frame(source: BinaryIO, number: int, index: decode.PacketIndex) -> np.ndarray:
     return decode.read_frames(source, lambda _: [number], short_side=CHECK_SIDE, index=index)[0]
 
 

@@ -26,7 +26,7 @@ from invnext_jax.monitoring.progress import ProgressMeter
 
 FRONT = 1
 CAMERA, TIME, OBJECT = "key.camera_name", "key.frame_timestamp_micros", "key.camera_object_id"
-PICTURE = "[CameraImageComponent].image"
+IMAGE = "[CameraImageComponent].image"
 BOX = tuple(
     f"[CameraBoxComponent].box.{name}" for name in ("center.x", "center.y", "size.x", "size.y")
 )
@@ -130,8 +130,8 @@ def _write_segment(in_dir: Path, out_dir: Path, segment: str, short_side: int) -
     images = in_dir / "camera_image" / f"{segment}.parquet"
     # Two passes, so that images are numbered in temporal order with few of them in memory.
     order = {time: n for n, time in enumerate(sorted(row[TIME] for row in _front(images, [TIME])))}
-    for row in _front(images, [TIME, PICTURE]):
-        data, size = _shrink(row[PICTURE], short_side)
+    for row in _front(images, [TIME, IMAGE]):
+        data, size = _shrink(row[IMAGE], short_side)
         sizes.add(size)
         times.append(row[TIME])
         atomic_file.write_bytes(out_dir / segment / f"{order[row[TIME]]:06d}.jpg", data)

@@ -185,6 +185,12 @@ def _extract(
             done += len(parts[-1][1]["index"])
             meter.update(done)
         write_before(math.inf)
+    if short := batches.bad_videos.short:
+        print(
+            f"{short} of {done} videos have fewer frames than a clip can span, so that their clips "
+            "repeat frames",
+            flush=True,
+        )
     if missing := batches.bad_videos.transient:
         kinds = ", ".join(f"{count} x {kind}" for kind, count in missing.items())
         print(

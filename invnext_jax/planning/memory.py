@@ -83,7 +83,7 @@ def activation_bytes(shapes: Shapes) -> ActivationBytes:
         if len(leaf.shape) >= 4 and len(pairs) == 2 and leaf.shape[-1] == leaf.shape[-2]:
             continue
         kept += leaf.size / _CLIPS * leaf.dtype.itemsize
-    return ActivationBytes(kept + _working_bytes(shapes.config, n), kept)
+    return ActivationBytes(kept + working_bytes(shapes.config, n), kept)
 
 
 def _saved_arrays(shapes: Shapes, clips: int) -> list[jax.ShapeDtypeStruct]:
@@ -105,7 +105,7 @@ def _saved_arrays(shapes: Shapes, clips: int) -> list[jax.ShapeDtypeStruct]:
     return jax.tree.leaves(jax.eval_shape(backward_pass, *unsharded, {"video": video}, key))
 
 
-def _working_bytes(config: Any, n: int) -> float:
+def working_bytes(config: Any, n: int) -> float:
     """Returns the bytes for one clip of a layer's temporary arrays and of the input pixels."""
     width = jnp.dtype(config.dtype).itemsize
     streams = [(n, config.predictor), (n, config.encoder)]

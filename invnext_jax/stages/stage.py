@@ -17,7 +17,7 @@ from invnext_jax.planning.flops import FlopCount
 from invnext_jax.training.state import EmaTargets
 
 
-class Picture(NamedTuple):
+class Visualization(NamedTuple):
     """Images of one kind for a few clips, shown in reports.
 
     Attributes:
@@ -147,9 +147,9 @@ class Stage(Protocol):
           Positions of the visible patches, int32 [b k], for each mask.
         """
 
-    def picture_clips(
+    def visualize(
         self, config: Any, params: Any, video_bthwc: np.ndarray, seed: int = 0
-    ) -> list[Picture]:
+    ) -> list[Visualization]:
         """Makes the images that reports show for this stage.
 
         Args:

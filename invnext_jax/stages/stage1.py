@@ -37,7 +37,7 @@ from invnext_jax.stages.masked_modeling import (
     run_features,
 )
 from invnext_jax.stages.masked_stage import MaskedModelingStage
-from invnext_jax.stages.stage import Picture
+from invnext_jax.stages.stage import Visualization
 
 
 class Stage1Features(NamedTuple):
@@ -219,16 +219,16 @@ class Stage1(MaskedModelingStage):
             heads.add_projection_head(1, e.pool_width, config.teacher.width)
         return counts
 
-    def picture_clips(
+    def visualize(
         self, config: Any, params: Any, video_bthwc: np.ndarray, seed: int = 0
-    ) -> list[Picture]:
-        """See `Stage.picture_clips`; shows the mask and patches sampled by the pixel decoder."""
+    ) -> list[Visualization]:
+        """See `Stage.visualize`; shows the mask and patches sampled by the pixel decoder."""
         frozen = self.init_frozen(config, None)
         made = pixel_sampling.reconstruct(self, config, params, frozen, video_bthwc, seed)
         by_attention = masks.needs_attention(config.mask)
         how = "in proportion to the image teacher's attention" if by_attention else config.mask.kind
-        pictures = [
-            Picture(
+        strips = [
+            Visualization(
                 "mask",
                 f"Gray patches are masked. The visible patches are sampled {how}.",
                 video_bthwc,
@@ -237,8 +237,8 @@ class Stage1(MaskedModelingStage):
             )
         ]
         if made.own_bthwc is not None:
-            pictures += [
-                Picture(
+            strips += [
+                Visualization(
                     "reconstruction",
                     "Masked patches sampled from noise by the pixel decoder, each independently; "
                     "patches outlined in white were visible and are copied. No pixel of a masked "
@@ -247,7 +247,7 @@ class Stage1(MaskedModelingStage):
                     made.visible_btyx,
                     False,
                 ),
-                Picture(
+                Visualization(
                     "with another clip's latents",
                     "The same noise decoded from the next clip's latents. If this looks like the "
                     "row above, the decoder ignores its latents.",
@@ -256,7 +256,7 @@ class Stage1(MaskedModelingStage):
                     False,
                 ),
             ]
-        return pictures
+        return strips
 
 
 def _make_align_heads(config: Any) -> AlignHeads:

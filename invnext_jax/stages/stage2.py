@@ -41,7 +41,7 @@ from invnext_jax.stages.masked_modeling import (
 )
 from invnext_jax.stages.masked_stage import MaskedModelingStage
 from invnext_jax.stages.pixel_sampling import visible_grid
-from invnext_jax.stages.stage import Picture
+from invnext_jax.stages.stage import Visualization
 from invnext_jax.training.state import EmaTargets
 from invnext_jax.training.step import NO_EMA_TARGETS
 
@@ -279,21 +279,21 @@ class Stage2(MaskedModelingStage):
                 heads.add_projection_head(visible, e.width, _target_width(config))
         return counts
 
-    def picture_clips(
+    def visualize(
         self, config: Any, params: Any, video_bthwc: np.ndarray, seed: int = 0
-    ) -> list[Picture]:
-        """See `Stage.picture_clips`; shows the masks."""
+    ) -> list[Visualization]:
+        """See `Stage.visualize`; shows the masks."""
         del params
         frozen = {}
         if masks.needs_attention(config.mask):
             frozen["teacher"] = image_teacher.read_teacher(config)
         keeps = self.sample_visible(config, frozen, video_bthwc, jax.random.key(seed))
         grid = clip_grid(video_bthwc, config.encoder.patch)
-        pictures = []
+        strips = []
         for i, keep_bk in enumerate(keeps):
             blocks = config.mask.blocks[i] if config.mask.kind == "multi_block" else None
             how = f"{blocks[0]} blocks of {blocks[1]:.0%}" if blocks else config.mask.kind
             caption = f"Gray patches are masked ({how}); their latents are predicted."
             visible = visible_grid(keep_bk, grid)
-            pictures.append(Picture(f"mask {i + 1}", caption, video_bthwc, visible, True))
-        return pictures
+            strips.append(Visualization(f"mask {i + 1}", caption, video_bthwc, visible, True))
+        return strips

@@ -3,20 +3,21 @@
 import dataclasses
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from invnext_jax.errors import UserError
-from invnext_jax.sweeps import identity, status_table
+from invnext_jax.sweeps import cost, identity, status_table
+from invnext_jax.sweeps.executors.local_executor import LocalExecutor
+from invnext_jax.sweeps.executors.machine import read_machine
 from invnext_jax.sweeps.expansion import ExpandedSweep, expand
 from invnext_jax.sweeps.job import Executor, Resources
-from invnext_jax.sweeps.local_executor import LocalExecutor
-from invnext_jax.sweeps.machine import read_machine
 from invnext_jax.sweeps.runner import Runner, RunOptions, retry_failed
 from invnext_jax.sweeps.step_config import Setting, StepConfig
 from invnext_jax.sweeps.sweep_file import load_sweep
 from invnext_jax.sweeps.sweep_folder import JobState, Status, SweepFolder
 
+_PROCESS_BYTES = 1.5e9  # memory of a job's processes without the arrays of its step
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -28,7 +29,7 @@ class Request:
       source: see `sweep_file.load_sweep`.
       seeds: see `sweep_file.load_sweep`.
       settings: options that are set in several steps, as "<scope>.<option>=<value>".
-      devices_per_job: accelerators of each job; -1 for all of this machine's, shared by the jobs.
+      devices_per_job: accelerators of each job; 0 for one, if there are any.
       cores_per_job: CPU cores of each job; 0 for the default.
     """
 
@@ -64,20 +65,10 @@ def expand_request(request: Request, folder: Path) -> tuple[ExpandedSweep, dict[
     return expand(sweep, folder.absolute(), parse_settings(request.settings))
 
 
-def check_files(configs: dict[str, StepConfig]) -> None:
-    """Checks that the input files of all jobs exist.
-
-    Raises:
-      UserError: some do not exist.
-    """
-    missing = dict.fromkeys(
-        path for config in configs.values() for path in identity.missing_files(config)
-    )
-    if missing:
-        raise UserError(
-            f"{len(missing)} input file(s) of the sweep do not exist: {', '.join(missing)}; create "
-            "them, or set other paths, as in --set=train.data.manifest=FILE"
-        )
+def find_missing_files(configs: Mapping[str, StepConfig]) -> list[str]:
+    """Returns the input files of all jobs that do not exist on this machine."""
+    files = (path for config in configs.values() for path in identity.missing_files(config))
+    return list(dict.fromkeys(files))
 
 
 class StopSignals:
@@ -131,8 +122,13 @@ def run_sweep(
             sweep = folder.read_sweep()
         else:
             sweep, configs = expand_request(request, folder.path)
-            check_files(configs)
-            sweep = _add_resources(sweep, request)
+            if missing := find_missing_files(configs):
+                raise UserError(
+                    f"{len(missing)} input file(s) of the sweep do not exist: "
+                    f"{', '.join(missing)}; create them, or set other paths, as in "
+                    "--set=train.data.manifest=FILE"
+                )
+            sweep = _add_resources(sweep, configs, request, folder.path)
             folder.write_sweep(sweep)
         if retry:
             retry_failed(folder, sweep)
@@ -143,19 +139,64 @@ def run_sweep(
     return all(state.status is Status.FINISHED for state in states.values())
 
 
-def _add_resources(sweep: ExpandedSweep, request: Request) -> ExpandedSweep:
+def _add_resources(
+    sweep: ExpandedSweep, configs: Mapping[str, StepConfig], request: Request, folder: Path
+) -> ExpandedSweep:
+    """Adds the resources of the jobs on this machine.
+
+    Raises:
+      UserError: a job does not fit in the memory of the GPUs.
+    """
     machine = read_machine()
     devices = request.devices_per_job or min(1, len(machine.gpus))
     cores = request.cores_per_job
     if not cores:
-        share = devices / len(machine.gpus) if machine.gpus and devices else 0
+        share = devices / len(machine.gpus) if machine.gpus else 0
         cores = max(1, int(share * len(machine.cores)))
-    resources = Resources(devices=devices, device=machine.device, cores=cores)
-    jobs = {
-        name: dataclasses.replace(p, job=dataclasses.replace(p.job, resources=resources))
-        for name, p in sweep.jobs.items()
-    }
+    # Without GPUs, the device is only a name: the memory does not depend on it.
+    costs = cost.predict_costs(sweep, configs, machine.device or "h200", devices or 1, folder)
+    if machine.device:
+        cost.check_fit(configs, costs, machine.device)
+    jobs = {}
+    for name, planned in sweep.jobs.items():
+        resources = Resources(
+            devices=devices,
+            device=machine.device,
+            cores=cores,
+            memory=_PROCESS_BYTES + (0 if devices else costs[name].peak_bytes),
+            hours=costs[name].hours if machine.device else 0.0,
+        )
+        job = dataclasses.replace(planned.job, resources=resources)
+        jobs[name] = dataclasses.replace(planned, job=job)
     return dataclasses.replace(sweep, jobs=jobs)
+
+
+def predict(folder: Path, request: Request, device: str) -> str:
+    """Predicts the cost of a sweep without running it, and writes nothing.
+
+    Args:
+      folder: the folder of the sweep, which need not exist.
+      request: the sweep.
+      device: a name in `planning.devices.DEVICES`.
+
+    Returns:
+      A table for the terminal.
+
+    Raises:
+      UserError: a job does not fit in the memory of its devices. The table is printed before.
+    """
+    sweep, configs = expand_request(request, folder)
+    costs = cost.predict_costs(sweep, configs, device, request.devices_per_job or 1)
+    table = cost.describe_costs(sweep, configs, costs)
+    missing = find_missing_files(configs)
+    if missing:
+        table += f"\nnot found here: {', '.join(missing)}"
+    try:
+        cost.check_fit(configs, costs, device)
+    except UserError:
+        print(table)
+        raise
+    return table
 
 
 def _describe_end(states: dict[str, JobState]) -> str:

@@ -66,7 +66,7 @@ def test_manifest_may_move_but_not_change(record, toy_config, tmp_path):
     assert differences(record, toy_config) == []
     (tmp_path / "moved.csv").write_text(text + "b.mp4,toy\n")
     (change,) = differences(record, toy_config)
-    assert change.startswith("SHA-256 of the manifest: ")
+    assert change.startswith("content of the manifest (SHA-256): ")
 
 
 def test_every_manifest_is_compared(record, toy_config, tmp_path):
@@ -118,7 +118,7 @@ def test_upgraded_config_of_format_2_has_all_current_fields():
     saved = json.loads((fixture / "meta/metadata").read_text())["config"]
     config = run_metadata.config_from_json(saved)
     current = stage1.get_config("tiny").to_dict()
-    assert run_metadata._flatten(config.to_dict()).keys() == run_metadata._flatten(current).keys()
+    assert run_metadata.flatten(config.to_dict()).keys() == run_metadata.flatten(current).keys()
     assert config.accumulate == 1 and config.ema.decay == 0 and config.data.repeats == 1
     assert config.data.by_source.to_dict() == {"ssv2": {"flip": False}, "world": {"flip": False}}
     assert "no_flip_sources" in saved["data"]  # the argument is not modified

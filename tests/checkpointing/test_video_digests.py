@@ -50,6 +50,13 @@ def test_unreadable_videos_are_mentioned():
     assert sentence.startswith("2 of the 3 videos") and "'/v/1.mp4'" in sentence
 
 
+def test_copies_are_mentioned():
+    assert video_digests.describe_copies(make_record("a", "b", "", "")) == ""
+    sentence = video_digests.describe_copies(make_record("a", "b", "", "a", "a", ""))
+    assert sentence.startswith("warning: 2 of the 6 videos")
+    assert "'/v/3.mp4' and '/v/0.mp4'" in sentence
+
+
 def test_resumed_run_refuses_replaced_videos(
     tiny_config, world, stage1_run, one_device, tmp_path, capsys
 ):

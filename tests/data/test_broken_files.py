@@ -125,7 +125,7 @@ def test_one_frame_is_repeated(codec, tmp_path, videos):
 
 
 @pytest.mark.parametrize("codec", ["h264", "hevc", "vp9", "mpeg4"])
-def test_a_tiny_picture_decodes(codec, tmp_path, videos):
+def test_a_tiny_frame_decodes(codec, tmp_path, videos):
     path = write(videos, tmp_path / "a.mp4", codec, size=(16, 16), frames=9)
     frames = decode.read_frames(path, range, short_side=256)
     assert frames.shape == (9, 16, 16, 3)

@@ -50,7 +50,7 @@ def test_overrides_by_source_are_checked_like_the_fields(overrides, text):
     assert text in error_of(by_source={"mine": overrides})
 
 
-def test_crops_are_not_larger_than_the_picture():
+def test_crops_are_not_larger_than_the_frame():
     assert "config.data.crop_scales=(1.5,)" in error_of(crop_scales=(1.5,))
 
 

@@ -138,7 +138,7 @@ def write_smooth(path, height, width, pix_fmt):
         (340, 256, "yuvj420p"),
     ],
 )
-def test_a_window_equals_the_crop_of_the_full_picture(height, width, pix_fmt, turns, tmp_path):
+def test_a_window_equals_the_crop_of_the_full_frame(height, width, pix_fmt, turns, tmp_path):
     """The tolerance is two or three levels of the scaler. A shifted window would exceed it."""
     path = write_smooth(tmp_path / "a.mp4", height, width, pix_fmt)
     if turns:
@@ -152,7 +152,7 @@ def test_a_window_equals_the_crop_of_the_full_picture(height, width, pix_fmt, tu
     ]
     sampler = FixedSampler(np.ones((3, 2), int), windows, 112)
     clips = read_clips(row_of(path), sampler, 256)
-    assert sampler.picture_sizes == [(high, wide)] and clips.shape == (3, 2, 112, 112, 3)
+    assert sampler.frame_sizes == [(high, wide)] and clips.shape == (3, 2, 112, 112, 3)
     np.testing.assert_array_equal(clips[:, 0], clips[:, 1])
     for clip, window in zip(clips[:, 0], windows, strict=True):
         expected = frame_converter.resize(full, window, 112)[0].astype(int)
@@ -170,7 +170,7 @@ def test_a_window_that_is_not_resized_keeps_the_pixels(tmp_path, videos):
         np.testing.assert_array_equal(clip, full[:, 4:36, 20:52])
 
 
-def test_windows_of_tiny_pictures(tmp_path, videos):
+def test_windows_of_tiny_frames(tmp_path, videos):
     path = videos.write(tmp_path / "a.mp4", size=(16, 16), frames=2)
     for window in (frame_converter.Window(0, 0, 16, 16), frame_converter.Window(15, 3, 16, 4)):
         clip = read_clips(row_of(path), FixedSampler([[1]], [window], 8), None)

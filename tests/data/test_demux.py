@@ -15,13 +15,13 @@ from video_files import draw_number
 from benchmarks import odd_videos
 from invnext_jax.data import decode, demux
 
-COVER = {"codec": "mjpeg", "pictures": np.full((1, 48, 80, 3), 255, np.uint8)}
+COVER = {"codec": "mjpeg", "frames": np.full((1, 48, 80, 3), 255, np.uint8)}
 ATTACHED = {**COVER, "disposition": Disposition.attached_pic}
 
 
 def numbered(height=48, width=80, **fields):
-    pictures = np.stack([draw_number(n, height, width) for n in range(30)])
-    return {"codec": "libx264", "pictures": pictures, "options": {"preset": "ultrafast"}, **fields}
+    frames = np.stack([draw_number(n, height, width) for n in range(30)])
+    return {"codec": "libx264", "frames": frames, "options": {"preset": "ultrafast"}, **fields}
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def numbered(height=48, width=80, **fields):
         ("cover_last.mp4", [numbered(), ATTACHED]),
     ],
 )
-def test_a_still_picture_is_not_the_video(name, streams, tmp_path, videos):
+def test_a_still_image_is_not_the_video(name, streams, tmp_path, videos):
     path = odd_videos.write_streams(tmp_path / name, streams)
     for source in (path, path.read_bytes()):
         assert videos.numbers(decode.read_frames(source, range)) == list(range(30))
@@ -42,7 +42,7 @@ def test_a_still_picture_is_not_the_video(name, streams, tmp_path, videos):
 
 
 @pytest.mark.parametrize("ending", ["mov", "mkv"])
-def test_a_still_picture_after_the_sound_is_not_the_video(ending, tmp_path, videos):
+def test_a_still_image_after_the_sound_is_not_the_video(ending, tmp_path, videos):
     path = tmp_path / f"a.{ending}"
     with av.open(str(path), "w") as container:
         sound = container.add_stream("aac", rate=8000, layout="mono")
@@ -55,10 +55,10 @@ def test_a_still_picture_after_the_sound_is_not_the_video(ending, tmp_path, vide
         audio = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
         audio.rate = 8000
         container.mux(sound.encode(audio))
-        pictures = numbered()["pictures"]
+        frames = numbered()["frames"]
         for stream, count in ((still, 1), (moving, 30)):
             for number in range(count):
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(pictures[number])))
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(frames[number])))
         for stream in (sound, still, moving):
             container.mux(stream.encode())
     assert videos.numbers(decode.read_frames(path, range)) == list(range(30))
@@ -84,7 +84,7 @@ def test_sound_that_starts_late_does_not_make_a_video_bad(tmp_path, videos):
 
 @pytest.mark.parametrize("ending", ["mp4", "mkv", "ts"])
 @pytest.mark.parametrize("large_first", [False, True])
-def test_the_largest_picture_is_the_video(ending, large_first, tmp_path, videos):
+def test_the_largest_frame_is_the_video(ending, large_first, tmp_path, videos):
     streams = [numbered(96, 160), numbered(48, 80)]
     path = odd_videos.write_streams(tmp_path / f"a.{ending}", streams[:: 1 if large_first else -1])
     with av.open(str(path)) as container:
@@ -105,7 +105,7 @@ def test_a_song_with_cover_art_is_not_a_video(tmp_path):
         cover = container.add_stream("mjpeg", rate=1)
         cover.width, cover.height, cover.pix_fmt = 80, 48, "yuvj420p"
         cover.disposition = Disposition.attached_pic
-        frame = av.VideoFrame.from_ndarray(COVER["pictures"][0])
+        frame = av.VideoFrame.from_ndarray(COVER["frames"][0])
         frame.pts = 0
         container.mux(cover.encode(frame))
         container.mux(cover.encode())
@@ -180,13 +180,13 @@ def test_a_file_that_names_other_files_opens_none(kind, name, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("codec", ["png", "mjpeg"])
-def test_a_still_picture_is_refused(codec, tmp_path):
+def test_a_still_image_is_refused(codec, tmp_path):
     path = tmp_path / "a.mp4"
     with av.open(str(path), "w", format="image2") as container:
         stream = container.add_stream(codec, rate=1)
         stream.width, stream.height = 80, 48
         stream.pix_fmt = "rgb24" if codec == "png" else "yuvj420p"
-        container.mux(stream.encode(av.VideoFrame.from_ndarray(COVER["pictures"][0])))
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(COVER["frames"][0])))
         container.mux(stream.encode())
     with pytest.raises(demux.BadVideo, match="not a supported video container"):
         decode.read_frames(path, range)

@@ -12,8 +12,9 @@ def make(kind, folder):
     path = folder / "clip.mp4"
     if kind == "pipe":
         os.mkfifo(path)
-    elif kind == "empty":
+    elif kind in ("empty", "huge"):
         path.touch()
+        os.truncate(path, 2**41 if kind == "huge" else 0)
     else:
         path.symlink_to(kind)
     return str(path)
@@ -28,6 +29,17 @@ def test_pipes_devices_and_empty_files_are_bad_videos(kind, prefix, tmp_path):
         pass
     # Neither kind is a failure of the storage.
     assert caught.value.kind == ("corrupt" if reason == "empty file" else "missing")
+
+
+@pytest.mark.parametrize("prefix", ["", "file://"])
+def test_files_with_the_size_of_the_memory_are_bad_videos(prefix, tmp_path):
+    path = make("huge", tmp_path)  # as /proc/kcore
+    with (
+        pytest.raises(BadVideo, match="larger than") as caught,
+        video_io.open_source(prefix + path),
+    ):
+        pass
+    assert caught.value.kind == "corrupt"
 
 
 @pytest.mark.parametrize("kind", ["pipe", "/dev/zero"])

@@ -57,7 +57,7 @@ def test_hidden_frames_have_no_number(tmp_path, videos):
     check_numbers(lie, videos, [number for number in range(FRAMES) if number not in hidden])
 
 
-def test_a_packet_of_a_gif_without_a_picture_has_no_number(tmp_path, videos):
+def test_a_packet_of_a_gif_without_a_frame_has_no_number(tmp_path, videos):
     path = videos.write(tmp_path / "a.gif", codec="gif", pix_fmt="rgb8", frames=FRAMES)
     control = b"\x21\xf9\x04\x00\x04\x00\x00\x00"  # GIF89a, section 23, without an image
     data = path.read_bytes()
@@ -129,7 +129,7 @@ FALSE_KEYS = {
 
 @pytest.mark.parametrize("distance", [1, 10])
 @pytest.mark.parametrize("name", FALSE_KEYS)
-def test_false_key_flags_give_no_wrong_picture(name, distance, tmp_path, videos):
+def test_false_key_flags_give_no_wrong_frame(name, distance, tmp_path, videos):
     path = videos.write(tmp_path / name, frames=FRAMES, **FALSE_KEYS[name])
     keys = range(0, FRAMES, distance)
     lie = odd_videos.copy_packets(path, tmp_path / f"lie_{name}", keys=keys)
@@ -145,10 +145,10 @@ def test_false_key_flags_give_no_wrong_picture(name, distance, tmp_path, videos)
 
 def test_an_intra_frame_past_which_others_refer_is_not_trusted(tmp_path, videos):
     rng = np.random.default_rng(0)
-    pictures = np.stack([draw_number(n, 48, 80) for n in range(FRAMES)])
-    pictures[:, 32:] = rng.integers(0, 256, (FRAMES, 16, 80, 3))
-    pictures[21] = pictures[19]  # refers to frame 19, before the intra frame
-    path = odd_videos.write_referring_past_intra(tmp_path / "a.mkv", pictures, intra=20)
+    frames = np.stack([draw_number(n, 48, 80) for n in range(FRAMES)])
+    frames[:, 32:] = rng.integers(0, 256, (FRAMES, 16, 80, 3))
+    frames[21] = frames[19]  # refers to frame 19, before the intra frame
+    path = odd_videos.write_referring_past_intra(tmp_path / "a.mkv", frames, intra=20)
     complete = decode.read_frames(path, range)
     for number in (20, 21, 22, 39):
         alone = decode.read_frames(path, lambda _, n=number: [n])

@@ -114,7 +114,7 @@ def test_random_resized_crop_keeps_area_aspect_and_position_in_range(monkeypatch
 @pytest.mark.parametrize(
     ("shape", "box"), [((40, 200), (60, 0, 140, 40)), ((200, 40), (0, 60, 40, 140))]
 )
-def test_random_resized_crop_of_an_elongated_picture_is_centred(shape, box):
+def test_random_resized_crop_of_an_elongated_frame_is_centred(shape, box):
     video, rng = ramp(*shape), np.random.default_rng(0)
     got = random_resized_crop(video, 16, (1.0, 1.0), (0.5, 2.0), rng)
     np.testing.assert_array_equal(got, frame_converter.resize(video, Window(*box), 16))

@@ -314,7 +314,7 @@ def test_duplicates_over_several_manifests_are_listed_and_removed(folder, tmp_pa
     assert [row["source"] for row in rows(tmp_path / "one.csv")] == ["k400", "k400", "k700"]
 
 
-def test_reencoded_copies_are_excluded_and_listed_by_their_pictures(folder, videos):
+def test_reencoded_copies_are_excluded_and_listed_by_their_frames(folder, videos):
     for name, crf in (("numbers.mp4", 18), ("again.mp4", 26)):
         options = {"preset": "ultrafast", "crf": str(crf)}
         videos.write(folder / name, frames=50, size=(96, 160), options=options)

@@ -229,7 +229,7 @@ def test_an_encrypted_file_is_called_so(tmp_path, videos):
     assert failure == probing.ProbeFailure("encrypted")
 
 
-def write_pictures(path, codec, height, width, frames):
+def write_frames(path, codec, height, width, frames):
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=25)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
@@ -244,13 +244,13 @@ def write_pictures(path, codec, height, width, frames):
     [((48, 80), 5, ""), ((48, 80), 1, "one_frame"), ((8, 80), 3, "tiny"), ((2, 2), 2, "tiny")],
 )
 def test_unusual_files_are_flagged(size, frames, flags, tmp_path):
-    path = write_pictures(tmp_path / "a.mkv", "ffv1", *size, frames)
+    path = write_frames(tmp_path / "a.mkv", "ffv1", *size, frames)
     probe = probing.probe_video(str(path))
     assert (probe.flags, probe.frames, probe.height, probe.width) == (flags, frames, *size)
 
 
-def test_a_picture_that_a_decoder_refuses_is_called_too_small(tmp_path):
-    path = write_pictures(tmp_path / "a.mkv", "ffv1", 2, 2, 1)
+def test_a_frame_that_a_decoder_refuses_is_called_too_small(tmp_path):
+    path = write_frames(tmp_path / "a.mkv", "ffv1", 2, 2, 1)
     data = path.read_bytes().replace(b"V_FFV1", b"V_VP9\0")
     path.write_bytes(data)
     ((_, failure),) = probe_all([path]).items()

@@ -47,7 +47,7 @@ def test_windows_of_the_converted_segments_have_the_boxes_of_the_world(segments,
     np.testing.assert_array_equal(row["present"][:, : len(chosen)], present)
 
 
-def test_original_pictures_are_copied(segments, tmp_path):
+def test_original_frames_are_copied(segments, tmp_path):
     waymo.convert(segments, tmp_path / "out", short_side=0, progress=False)
     data = (tmp_path / "out" / "segment_b" / "000007.jpg").read_bytes()
     assert data == jpeg(render_clip(SPEC, 1).video[7])
@@ -72,13 +72,13 @@ def test_damaged_segments_are_skipped_and_a_repeat_converts_only_what_is_missing
     assert [json.loads(line)["video"] for line in lines] == list(NAMES)
 
 
-def write_tables(folder, name="seg", *, pictures=None, times=(0, 100_000), box=5.0):
+def write_tables(folder, name="seg", *, images=None, times=(0, 100_000), box=5.0):
     """Writes a segment of two images and one box."""
-    picture = jpeg(np.zeros((48, 64, 3), np.uint8))
+    image = jpeg(np.zeros((48, 64, 3), np.uint8))
     images = {
         waymo.CAMERA: [1, 1],
         waymo.TIME: list(times),
-        waymo.PICTURE: pictures or [picture] * 2,
+        waymo.IMAGE: images or [image] * 2,
     }
     boxes = {waymo.CAMERA: [1], waymo.TIME: list(times)[:1], waymo.OBJECT: ["o"]}
     boxes |= {column: pa.array([box]) for column in waymo.BOX}
@@ -115,10 +115,10 @@ def bomb(side):
         {"box": "x"},
         {"box": [1.0]},
         {"box": float("inf")},
-        {"pictures": [1, 2]},
-        {"pictures": ["a", "b"]},
-        {"pictures": [bomb(65000)] * 2},
-        {"pictures": [bomb(9000)] * 2},
+        {"images": [1, 2]},
+        {"images": ["a", "b"]},
+        {"images": [bomb(65000)] * 2},
+        {"images": [bomb(9000)] * 2},
         {"times": (None, 5)},
         {"times": (3, 3)},
         {"times": (0.0, 1e-320)},

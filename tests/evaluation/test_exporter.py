@@ -176,7 +176,7 @@ def test_modules_that_the_released_code_lacks_are_refused(stage1_run, tmp_path):
 
 
 def test_the_moving_average_is_exported_and_probed_in_place_of_the_parameters(
-    tiny_config, one_device, tmp_path
+    tiny_config, one_device, tmp_path, caplog
 ):
     config = tiny_config("stage1")
     config.ema.decay = 0.9
@@ -192,7 +192,9 @@ def test_the_moving_average_is_exported_and_probed_in_place_of_the_parameters(
     expected = jax.tree.map(lambda x: 2 * x, params["encoder"])
     assert_equal_trees(written["encoder"], expected)
     assert_equal_trees(pretrained.load_encoder(tmp_path / "run", ema=True).params, expected)
+    assert "moving average" not in caplog.text
     assert_equal_trees(pretrained.load_encoder(tmp_path / "run").params, params["encoder"])
+    assert f"{tmp_path / 'run'} are used, and not their moving average" in caplog.text
 
 
 def test_nonfinite_weights_and_unwritable_paths_are_refused(stage1_run, tmp_path):

@@ -34,9 +34,9 @@ def folder(tmp_path_factory):
     return folder
 
 
-def make_source(folder, batch_size=4, options=FeatureOptions(), load=None):  # noqa: B008
+def make_source(folder, batch_size=4, options=FeatureOptions(), load=None, **data):  # noqa: B008
     config = common.data()
-    config.update(frames=4, size=16, short_side=16, workers=0, prefetch=2)
+    config.update(frames=4, size=16, short_side=16, workers=0, prefetch=2, **data)
     arguments = {"manifest": str(folder / "val.csv"), "batch_size": batch_size, "load": load}
 
     def make_batches(rows, block):
@@ -228,6 +228,13 @@ def test_videos_that_cannot_be_read_now_are_read_by_the_next_command(
     np.testing.assert_array_equal(permanent.index_b, np.arange(4, ROWS))
     lose("", ())
     np.testing.assert_array_equal(get(folder, tmp_path / "other", encoder).index_b[:1], [4])
+
+
+def test_videos_shorter_than_a_clip_are_counted(folder, encoder, tmp_path, capsys):
+    get(folder, tmp_path / "sparse", encoder)
+    assert "fewer frames" not in capsys.readouterr().out
+    get(folder, tmp_path / "dense", encoder, sampling="dense", stride=(2, 2))  # spans 7 frames
+    assert "11 of 11 videos have fewer frames than a clip can span" in capsys.readouterr().out
 
 
 def test_features_above_the_limit_or_not_finite_are_one_sentence_errors(folder, encoder, tmp_path):

@@ -67,9 +67,9 @@ def test_sample_depends_on_the_latents(trained, clips):
 
 def test_stage2_masks_are_tubes_of_both_kinds():
     config = stage2_config.get_config("tiny")
-    found = stage2.picture_clips(config, None, np.zeros((3, 8, 32, 32, 3), np.uint8))
+    found = stage2.visualize(config, None, np.zeros((3, 8, 32, 32, 3), np.uint8))
     assert len(found) == 2
-    for seen in (picture.visible_btyx for picture in found):
+    for seen in (strip.visible_btyx for strip in found):
         np.testing.assert_array_equal(seen, np.repeat(seen[:, :1], 8, axis=1))
         assert 0 < seen[0, 0].sum() < 16
 
@@ -78,8 +78,8 @@ def test_a_semantic_mask_of_stage2_is_the_image_teachers(trained, clips, monkeyp
     config = stage2_config.get_config("tiny")
     config.mask.kind = "semantic"
     monkeypatch.setattr(image_teacher, "read_teacher", lambda _: trained[1]["teacher"])
-    (picture,) = stage2.picture_clips(config, None, clips)
-    seen = picture.visible_btyx
+    (strip,) = stage2.visualize(config, None, clips)
+    seen = strip.visible_btyx
     assert (seen.sum(axis=(2, 3)) == 4).all()
     assert (seen[:, 0] != seen[:, 1]).any()
 

@@ -9,8 +9,8 @@ import os
 import sys
 import traceback
 
-from invnext_jax.sweeps.local_executor import LocalExecutor
-from invnext_jax.sweeps.machine import Machine
+from invnext_jax.sweeps.executors.local_executor import LocalExecutor
+from invnext_jax.sweeps.executors.machine import Machine
 from invnext_jax.sweeps.runner import Runner, RunOptions
 from invnext_jax.sweeps.sweep_folder import SweepFolder
 

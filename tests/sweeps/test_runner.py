@@ -15,10 +15,10 @@ import pytest
 
 from invnext_jax.sweeps import runner as runner_lib
 from invnext_jax.sweeps import status_table
+from invnext_jax.sweeps.executors.local_executor import LocalExecutor
+from invnext_jax.sweeps.executors.machine import Machine
 from invnext_jax.sweeps.expansion import ExpandedSweep, PlannedArm, PlannedJob
 from invnext_jax.sweeps.job import Job, Resources
-from invnext_jax.sweeps.local_executor import LocalExecutor
-from invnext_jax.sweeps.machine import Machine
 from invnext_jax.sweeps.runner import Runner, RunOptions
 from invnext_jax.sweeps.step_config import Kind
 from invnext_jax.sweeps.sweep_folder import JobState, Status, SweepFolder

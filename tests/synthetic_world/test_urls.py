@@ -35,7 +35,7 @@ def test_frames_equal_those_of_the_clip():
     sampler = FixedSampler(frames_rt, [whole, part], side)
     record = manifest.VideoRecord(4, urls.clip_name(NAME, 4), "world", None, None, {})
     read = clips.read_clips(record, sampler, None)
-    assert sampler.frame_counts == [16] and sampler.picture_sizes == [(side, side)]
+    assert sampler.frame_counts == [16] and sampler.frame_sizes == [(side, side)]
     np.testing.assert_array_equal(read[0], clip[frames_rt[0]])
     np.testing.assert_array_equal(read[1], frame_converter.resize(clip[frames_rt[1]], part, side))
 

@@ -208,13 +208,13 @@ def _describe_clip(
     to_uri = functools.partial(
         visualization.to_data_uri, lossless=clip.video_thwc.shape[1] <= LOSSLESS_SIDE
     )
-    pictures = [{"title": "Frames", "caption": "", "uri": to_uri(clip.video_thwc)}]
+    strips = [{"title": "Frames", "caption": "", "uri": to_uri(clip.video_thwc)}]
     for number, visible_tyx in enumerate(clip.visible):
         title = f"Mask {number + 1}" if len(clip.visible) > 1 else "Mask"
         uri = to_uri(visualization.hide_patches(clip.video_thwc, visible_tyx))
         caption = _name_mask(config.mask, number)
-        pictures.append({"title": title, "caption": caption, "uri": uri})
+        strips.append({"title": title, "caption": caption, "uri": uri})
     facts = {"source": record.source or "no name", "step": clip.step + 1, "row": clip.row}
     if record.start is not None or record.end is not None:
         facts["seconds"] = f"{record.start or 0:g} to {'end' if record.end is None else record.end}"
-    return {"path": record.name, "facts": facts | record.labels, "strips": pictures}
+    return {"path": record.name, "facts": facts | record.labels, "strips": strips}

@@ -188,12 +188,12 @@ FEATURES_CAPTION = (
 
 
 def _stage_strips(config: Any, params: Any, video_bthwc: np.ndarray):
-    """Yields (title, caption, videos) for each strip of a stage; see `Stage.picture_clips`."""
+    """Yields (title, caption, videos) for each strip of a stage; see `Stage.visualize`."""
     stage = registry.find_stage(config)
-    for picture in stage.picture_clips(config, params, video_bthwc):
-        draw = visualization.hide_patches if picture.hides_masked else visualization.outline_patches
-        videos = list(map(draw, picture.video_bthwc, picture.visible_btyx))
-        yield f"{stage.title}: {picture.title}", picture.caption, videos
+    for strip in stage.visualize(config, params, video_bthwc):
+        draw = visualization.hide_patches if strip.hides_masked else visualization.outline_patches
+        videos = list(map(draw, strip.video_bthwc, strip.visible_btyx))
+        yield f"{stage.title}: {strip.title}", strip.caption, videos
 
 
 def _read_clips(config: Any, manifest: str, count: int) -> tuple[np.ndarray, np.ndarray]:

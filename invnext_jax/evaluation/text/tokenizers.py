@@ -1,9 +1,17 @@
 """Tokenizers: the published tokenizer of a text tower, or a tokenizer of words.
 
+The published tokenizer runs in a worker process, because its file may contain regular expressions
+and replacements that take endless time or memory, and the package `tokenizers` crashes on some
+damaged files.
+
 Shape key: j captions, n tokens.
 """
 
+import dataclasses
+import functools
+import importlib.util
 import re
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,10 +20,15 @@ import numpy as np
 
 from invnext_jax import json_file
 from invnext_jax.errors import UserError
+from invnext_jax.workers.process_worker import ProcessWorker, WorkerDiedError
+from invnext_jax.workers.results import are_arrays
+from invnext_jax.workers.time_limits import TimeLimitError
 
 MAX_BYTES = 2**27  # SigLIP 2's tokenizer.json is 34 MB
 FILE, SETTINGS, SPECIAL = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
 ADVICE = "download the tokenizer of the model again"
+TEXTS_PER_CALL = 4096
+SECONDS = 300.0  # time limit for these texts, and for reading the files before the first ones
 _WORD = re.compile(r"\w+")
 
 
@@ -81,37 +94,107 @@ class FileTokenizer:
     """
 
     def __init__(self, folder: str | Path, length: int, *, lower: bool):
-        self._lower, self.length = lower, length
-        self._tokenizer = _read_file(Path(folder))
-        settings = _read_settings(Path(folder))
-        _add_end_token(self._tokenizer, settings, Path(folder))
-        self._tokenizer.no_padding()
-        self._tokenizer.enable_truncation(length)
-        self._pad = _find_token(self._tokenizer, settings, "pad_token", Path(folder))
-        self.words = self._tokenizer.get_vocab_size()
+        self._lower, self.length, self._path = lower, length, Path(folder) / FILE
+        _check_file(self._path)
+        self._worker = ProcessWorker(_Encode(str(folder), length))
+        weakref.finalize(self, self._worker.close)
+        self.words = self._call([])["words"]
 
     def tokenize(self, texts: Sequence[str]) -> tuple[np.ndarray, int]:
-        """See `Tokenizer`."""
+        """See `Tokenizer`.
+
+        Raises:
+          UserError: the tokenizer cannot encode the texts.
+        """
         texts = [text.lower() for text in texts] if self._lower else list(texts)
-        found = self._tokenizer.encode_batch(texts)
-        cut = sum(bool(encoding.overflowing) for encoding in found)
-        return pad_rows([encoding.ids for encoding in found], self.length, self._pad), cut
+        words_jn, cut = np.zeros((len(texts), self.length), np.int32), 0
+        for first in range(0, len(texts), TEXTS_PER_CALL):
+            part = slice(first, first + TEXTS_PER_CALL)
+            found = self._call(texts[part])
+            words_jn[part], cut = found["words_jn"], cut + int(found["cut_j"].sum())
+        return words_jn, cut
+
+    def _call(self, texts: list[str]) -> dict[str, Any]:
+        try:
+            found = self._worker.call((texts,), SECONDS)
+        except TimeLimitError as error:
+            raise UserError(
+                f"{self._path} needs more than {SECONDS:g} s for {len(texts)} captions: {ADVICE}"
+            ) from error
+        except WorkerDiedError as error:
+            raise UserError(f"the tokenizer {self._path} crashed ({error}): {ADVICE}") from error
+        except RuntimeError as error:  # the last line of a traceback is the reason
+            reason = str(error).strip().rpartition("\n")[2][:200]
+            raise UserError(f"{self._path} cannot be used ({reason}): {ADVICE}") from error
+        if isinstance(found, str):
+            raise UserError(found)
+        return found
 
 
-def _read_file(folder: Path) -> Any:
-    path = folder / FILE
+def _check_file(path: Path) -> None:
     if not path.is_file():
         raise UserError(
-            f"{folder} has no {FILE}: download it, or write it with transformers: "
+            f"{path.parent} has no {FILE}: download it, or write it with transformers: "
             "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
         )
-    json_file.read_object(path, ADVICE, MAX_BYTES)
-    try:
-        import tokenizers
-    except ImportError as error:
+    if importlib.util.find_spec("tokenizers") is None:
         raise UserError(
             f"reading {path} needs the package tokenizers: pip install 'invnext-jax[text]'"
-        ) from error
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Encode:
+    """Encodes texts in a worker process.
+
+    Attributes:
+      folder: folder with the tokenizer.
+      length: number of tokens of a text.
+    """
+
+    folder: str
+    length: int
+
+    def __call__(self, texts: list[str]) -> dict[str, Any] | str:
+        """Returns ids, int32 [j n], and whether each text was cut; or the reason of an error."""
+        try:
+            tokenizer, pad, words = _load(Path(self.folder), self.length)
+        except UserError as error:
+            return str(error)
+        found = tokenizer.encode_batch(texts)
+        rows = [encoding.ids for encoding in found]
+        if (largest := max(map(max, filter(None, rows)), default=0)) >= words:
+            return f"{Path(self.folder) / FILE} adds the unknown token {largest}: {ADVICE}"
+        cut_j = np.array([bool(encoding.overflowing) for encoding in found], bool)
+        return {"words_jn": pad_rows(rows, self.length, pad), "cut_j": cut_j, "words": words}
+
+    def is_valid(self, result: Any, texts: list[str]) -> bool:
+        """Returns whether a result of the worker has the structure that `__call__` returns."""
+        if isinstance(result, str):
+            return True
+        if not isinstance(result, dict) or type(words := result.get("words")) is not int:
+            return False
+        arrays = {name: value for name, value in result.items() if name != "words"}
+        forms = {"words_jn": (np.int32, (len(texts), self.length)), "cut_j": (bool, (len(texts),))}
+        ids_jn = result.get("words_jn")
+        return are_arrays(arrays, forms) and bool(((ids_jn >= 0) & (ids_jn < words)).all())
+
+
+@functools.lru_cache(maxsize=1)
+def _load(folder: Path, length: int) -> tuple[Any, int, int]:
+    """Returns a tokenizer that cuts texts, the id of its padding, and 1 + the largest id."""
+    tokenizer, settings = _read_file(folder / FILE), _read_settings(folder)
+    _add_end_token(tokenizer, settings, folder)
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(length)
+    words = 1 + max(tokenizer.get_vocab().values(), default=0)
+    return tokenizer, _find_token(tokenizer, settings, "pad_token", folder), words
+
+
+def _read_file(path: Path) -> Any:
+    import tokenizers
+
+    json_file.read_object(path, ADVICE, MAX_BYTES)
     try:
         return tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the package raises no narrower class
@@ -135,7 +218,8 @@ def _find_token(tokenizer: Any, settings: dict[str, Any], name: str, folder: Pat
     number = tokenizer.token_to_id(text) if isinstance(text, str) else None
     if number is None:
         raise UserError(
-            f"{folder} has {name}={text!r}, which is not a token of {FILE}: add it to {SETTINGS}"
+            f"{folder} has {name}={ascii(text)[:80]}, which is not a token of {FILE}: add it to "
+            f"{SETTINGS}"
         )
     return number
 

@@ -261,12 +261,12 @@ class BoxTracks:
     def _read_video(self, tracks: VideoTracks, frames: tuple[int, ...]) -> np.ndarray:
         if os.path.isdir(tracks.path):
             try:
-                pictures = list(images.list_frames(tracks.path).values())
+                image_paths = list(images.list_frames(tracks.path).values())
             except UserError as error:
                 raise BadTruth(str(error), "missing") from error
-            if frames[-1] >= len(pictures):
-                raise BadTruth(f"{tracks.path}: frame {len(pictures)} is missing", "missing")
-            return images.read_clip([pictures[n] for n in frames], self._size)[0]
+            if frames[-1] >= len(image_paths):
+                raise BadTruth(f"{tracks.path}: frame {len(image_paths)} is missing", "missing")
+            return images.read_clip([image_paths[n] for n in frames], self._size)[0]
         try:
             with regular_file.open_binary(tracks.path, MAX_VIDEO_BYTES):
                 pass

@@ -39,12 +39,12 @@ class _FrameFiles(NamedTuple):
 
     Attributes:
       name: Name that is used in messages.
-      pictures: Images by their number, in ascending order.
+      image_paths: Paths of the images by their frame number, in ascending order.
       depths: Depth images by their number; not empty.
     """
 
     name: str
-    pictures: dict[int, Path]
+    image_paths: dict[int, Path]
     depths: dict[int, Path]
 
 
@@ -79,7 +79,7 @@ class DepthFolders:
         self._windows = [
             window
             for sequence, part in enumerate(files)
-            for window in images.make_windows(sequence, list(part.pictures), frames, stride)
+            for window in images.make_windows(sequence, list(part.image_paths), frames, stride)
         ]
         images.check_windows(self._windows, what, frames)
         self.videos = np.array([window.sequence for window in self._windows], np.int32)
@@ -95,9 +95,9 @@ class DepthFolders:
     def load(self, row: int) -> dict[str, np.ndarray]:
         """Reads `video` and `depth` of a window; see `truth.Truth.load`."""
         window = self._windows[row]
-        name, pictures, depths = self._files[window.sequence]
+        name, image_paths, depths = self._files[window.sequence]
         images.check_spacing(window, name)
-        video_thwc, geometry = images.read_clip([pictures[n] for n in window.frames], self._size)
+        video_thwc, geometry = images.read_clip([image_paths[n] for n in window.frames], self._size)
         folder = next(iter(depths.values())).parent
         paths = [depths.get(n, folder / self._depth_name.format(n)) for n in window.frames]
         depth_thw = images.read_depth_clip(paths, self._units_per_meter, geometry)
@@ -140,9 +140,9 @@ class ScanNet(DepthFolders):
                     f"{folder / 'depth'} does not exist: extract the scene {folder.name} of "
                     f"{split}.txt to scans/{folder.name}/color and depth"
                 )
-            pictures = images.list_frames(folder / "color")
+            image_paths = images.list_frames(folder / "color")
             depths = images.list_frames(folder / "depth")
-            files.append(_FrameFiles(str(folder / "color"), pictures, depths))
+            files.append(_FrameFiles(str(folder / "color"), image_paths, depths))
         super().__init__(files, f"{split}.txt", size=size, frames=frames, stride=stride)
 
 
@@ -182,10 +182,10 @@ class Kitti(DepthFolders):
             annotated = root / split / drive / DEPTH
             annotated = annotated if annotated.is_dir() else raw / DEPTH
             depths = images.list_frames(annotated / camera)
-            pictures = images.list_frames(raw / camera / "data")
+            image_paths = images.list_frames(raw / camera / "data")
             first, last = min(depths), max(depths)
-            pictures = {n: path for n, path in pictures.items() if first <= n <= last}
-            files.append(_FrameFiles(drive, pictures, depths))
+            image_paths = {n: path for n, path in image_paths.items() if first <= n <= last}
+            files.append(_FrameFiles(drive, image_paths, depths))
         what = f"the split {split} of {root}"
         super().__init__(files, what, size=size, frames=frames, stride=stride)
 

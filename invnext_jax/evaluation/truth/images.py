@@ -148,19 +148,19 @@ def read_clip(paths: Sequence[Path], size: int | None) -> tuple[np.ndarray, Clip
     Raises:
       BadTruth: An image is missing or damaged, or the sizes differ.
     """
-    frames, picture = [], None
+    frames, shape = [], None
     for path in paths:
         image_hwc = read_image(path, lambda image: np.asarray(image.convert("RGB")))
-        picture = picture or image_hwc.shape[:2]
-        if image_hwc.shape[:2] != picture:
+        shape = shape or image_hwc.shape[:2]
+        if image_hwc.shape[:2] != shape:
             raise BadTruth(
                 f"{path} differs in size from the first frame of its clip", "wrong format"
             )
         if size is not None:
-            window = frame_converter.square_crop(*picture)
+            window = frame_converter.square_crop(*shape)
             image_hwc = frame_converter.resize(image_hwc[None], window, size)[0]
         frames.append(image_hwc)
-    return np.stack(frames), ClipGeometry.center(picture, size)
+    return np.stack(frames), ClipGeometry.center(shape, size)
 
 
 def read_depth(path: str | os.PathLike, units_per_meter: float) -> np.ndarray:

@@ -7,17 +7,14 @@
 Shape key: t frames, j joints, 2 = (x, y).
 """
 
-import io
 import os
-import zlib
 from pathlib import Path
 
 import numpy as np
-import scipy.io
 
 from invnext_jax import regular_file
 from invnext_jax.errors import UserError
-from invnext_jax.evaluation.truth import images
+from invnext_jax.evaluation.truth import images, matlab_file
 from invnext_jax.evaluation.truth.truth import BadTruth
 
 MEMBERS = {"train": "1", "val": "2"}
@@ -97,16 +94,16 @@ class JhmdbJoints:
         """
         action, name = self.clips[row]
         try:
-            pictures = images.list_frames(self._root / "Rename_Images" / action / name)
+            image_paths = images.list_frames(self._root / "Rename_Images" / action / name)
         except UserError as error:
             raise BadTruth(str(error), "missing") from error
         path = self._root / "joint_positions" / action / name / "joint_positions.mat"
         joints_tj2 = _read_joints(path)
-        frames = min(len(pictures), len(joints_tj2))
+        frames = min(len(image_paths), len(joints_tj2))
         if not frames:
             raise BadTruth(f"{path}: pos_img has no frames", "no truth")
-        video_thwc, geometry = images.read_clip(list(pictures.values())[:frames], self._size)
-        with images.open_image(next(iter(pictures.values()))) as image:
+        video_thwc, geometry = images.read_clip(list(image_paths.values())[:frames], self._size)
+        with images.open_image(next(iter(image_paths.values()))) as image:
             width, height = image.size
         # The center of the first pixel is 1 in the file and 0.5 pixels in the clip's fractions.
         shares_tj2 = geometry.crop_points((joints_tj2[:frames] - 0.5) / (width, height))
@@ -123,38 +120,11 @@ def _read_joints(path: Path) -> np.ndarray:
     """Returns the array `pos_img` of a file as float64 [t j 2]."""
     try:
         data = regular_file.read_bytes(path, MAX_BYTES)
-        _check_decompressed_size(data)
-        kinds = {name: kind for name, _, kind in scipy.io.whosmat(io.BytesIO(data))}
-        if kinds.get("pos_img") not in ("double", "single"):
-            raise ValueError("it has no array pos_img of numbers")
-        content = scipy.io.loadmat(io.BytesIO(data), variable_names=["pos_img"])
-        positions_2jt = np.asarray(content["pos_img"], np.float64)
+        positions_2jt = matlab_file.read_array(data, "pos_img").astype(np.float64)
     except FileNotFoundError as error:
         raise BadTruth(f"{path} is missing", "missing") from error
-    except Exception as error:  # SciPy's parser raises errors of many types on damaged files
+    except (OSError, ValueError) as error:
         raise BadTruth(f"{path} cannot be read ({error})", "truncated") from error
     if positions_2jt.ndim != 3 or len(positions_2jt) != 2:
         raise BadTruth(f"{path}: pos_img has the shape {positions_2jt.shape}", "wrong format")
     return np.transpose(positions_2jt, (2, 1, 0))
-
-
-def _check_decompressed_size(data: bytes) -> None:
-    """Raises `ValueError` if the compressed elements of a MATLAB 5 file are too large."""
-    order = "little" if data[HEADER - 2 : HEADER] == b"IM" else "big"
-    start, total = HEADER, 0
-    while start + TAG <= len(data):
-        kind, size = (int.from_bytes(data[start + n : start + n + 4], order) for n in (0, 4))
-        if kind == COMPRESSED:
-            total += _decompressed_size(data[start + TAG : start + TAG + size])
-        if total > MAX_DECOMPRESSED:
-            raise ValueError(f"it has more than {MAX_DECOMPRESSED} bytes when decompressed")
-        start += TAG + size
-
-
-def _decompressed_size(data: bytes) -> int:
-    """Returns the decompressed size of zlib data, but stops above `MAX_DECOMPRESSED`."""
-    stream, total = zlib.decompressobj(), 0
-    while total <= MAX_DECOMPRESSED and data and not stream.eof:
-        total += len(stream.decompress(data, 2**20))
-        data = stream.unconsumed_tail
-    return total

@@ -56,13 +56,13 @@ class DavisMasks:
         """
         root = Path(root)
         self.sequences = images.read_list(root / "ImageSets" / year / f"{split}.txt")
-        self._size, self._pictures, self._annotations = size, [], []
+        self._size, self._image_paths, self._annotations = size, [], []
         for name in self.sequences:
             folder = root / "Annotations" / resolution / name
             if not folder.is_dir():
                 raise UserError(f"{folder} does not exist: extract the annotations of {split}.txt")
-            pictures = images.list_frames(root / "JPEGImages" / resolution / name)
-            self._pictures.append(dict(list(pictures.items())[:max_frames]))
+            image_paths = images.list_frames(root / "JPEGImages" / resolution / name)
+            self._image_paths.append(dict(list(image_paths.items())[:max_frames]))
             self._annotations.append(folder)
         self.videos = np.arange(len(self.sequences), dtype=np.int32)
 
@@ -75,14 +75,14 @@ class DavisMasks:
 
         Sequences differ in their number of frames. Void pixels have the id 0.
         """
-        pictures, folder = self._pictures[row], self._annotations[row]
-        video_thwc, geometry = images.read_clip(list(pictures.values()), self._size)
+        image_paths, folder = self._image_paths[row], self._annotations[row]
+        video_thwc, geometry = images.read_clip(list(image_paths.values()), self._size)
         frames = []
-        for picture in pictures.values():
-            ids_hw = images.read_ids(folder / f"{picture.stem}.png")
+        for path in image_paths.values():
+            ids_hw = images.read_ids(folder / f"{path.stem}.png")
             if frames and ids_hw.shape != frames[0].shape:
                 raise BadTruth(
-                    f"{folder / picture.stem}.png differs in size from the first annotation",
+                    f"{folder / path.stem}.png differs in size from the first annotation",
                     "wrong format",
                 )
             frames.append(ids_hw)

@@ -98,7 +98,7 @@ def test_page_is_self_contained(folder):
     assert json.loads(captions[1])["caption"] in page
 
 
-def test_a_run_without_evaluation_has_a_page_without_pictures(folder):
+def test_a_run_without_evaluation_has_a_page_without_frames(folder):
     out = report.write_report([folder / "s1"], folder / "report.html", clips=0)
     assert "Example clips" not in out.read_text()
 

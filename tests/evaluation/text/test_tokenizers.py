@@ -8,6 +8,7 @@ import pytest
 from parity import import_transformers
 
 from invnext_jax.errors import UserError
+from invnext_jax.evaluation.text import tokenizers
 from invnext_jax.evaluation.text.tokenizers import FileTokenizer, WordTokenizer
 
 TEXTS = ["Lower  LOW lo", "a new lower row", "low", "low lower low lower low lower", "!?"]
@@ -104,3 +105,76 @@ def test_missing_or_damaged_files_are_refused(clip_folder, monkeypatch):
     path.unlink()
     with pytest.raises(UserError, match=r"has no tokenizer\.json"):
         FileTokenizer(clip_folder, 8, lower=False)
+
+
+PAD = {"id": 0, "content": "<pad>", "special": True, "normalized": False}
+PAD |= {"single_word": False, "lstrip": False, "rstrip": False}
+WORDS = {"type": "WordLevel", "vocab": {"<pad>": 0, "a": 1, "dog": 2}, "unk_token": "a"}
+ZZ = {"SpecialToken": {"id": "zz", "type_id": 0}}
+
+
+def write_tokenizer(folder, settings=None, **fields):
+    content = {"version": "1.0", "added_tokens": [PAD], "model": WORDS} | fields
+    content |= {"pre_tokenizer": fields.get("pre_tokenizer", {"type": "Whitespace"})}
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    settings = {"pad_token": "<pad>"} | (settings or {})
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+def template(ids):
+    special = {"zz": {"id": "zz", "ids": ids, "tokens": ["zz"] * len(ids)}} if ids else {}
+    return {"type": "TemplateProcessing", "single": [ZZ], "pair": [], "special_tokens": special}
+
+
+# In the process that calls it, the package raises exceptions that are not of the type Exception.
+CRASHES = {
+    "regular expression": {
+        "pre_tokenizer": {
+            **{"type": "Split", "pattern": {"Regex": "(a+)+$"}},
+            **{"behavior": "Isolated", "invert": False},
+        }
+    },
+    "characters": {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "BAAAAP////8="}},
+    "template": {"post_processor": template([])},
+}
+
+
+@pytest.mark.parametrize("kind", CRASHES)
+def test_a_crash_of_the_tokenizer_is_one_sentence(kind, tmp_path):
+    write_tokenizer(tmp_path, **CRASHES[kind])
+    with pytest.raises(UserError, match=r"tokenizer\.json (crashed|cannot be used) \("):
+        FileTokenizer(tmp_path, 4, lower=True).tokenize(["a" * 40 + "b"])
+
+
+def test_texts_without_a_token_and_ids_outside_of_the_vocabulary_are_refused(tmp_path):
+    write_tokenizer(tmp_path, model={**WORDS, "unk_token": "missing"})
+    with pytest.raises(UserError, match=r"Missing \[UNK\] token"):
+        FileTokenizer(tmp_path, 4, lower=True).tokenize(["a cat"])
+    write_tokenizer(tmp_path, post_processor=template([500]))
+    with pytest.raises(UserError, match="adds the unknown token 500"):
+        FileTokenizer(tmp_path, 4, lower=True).tokenize(["a"])
+    write_tokenizer(tmp_path, settings={"add_eos_token": True, "eos_token": "dog"})
+    assert FileTokenizer(tmp_path, 4, lower=True).tokenize(["a"])[0].tolist() == [[1, 2, 0, 0]]
+
+
+def test_the_size_of_the_vocabulary_is_that_of_the_largest_id(tmp_path):
+    write_tokenizer(tmp_path, model={**WORDS, "vocab": {"<pad>": 0, "a": 1, "dog": 500}})
+    tokenizer = FileTokenizer(tmp_path, 4, lower=True)
+    assert tokenizer.words == 501
+    assert tokenizer.tokenize(["A dog"])[0].tolist() == [[1, 500, 0, 0]]
+
+
+def test_texts_that_grow_without_a_limit_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(tokenizers, "SECONDS", 2.0)
+    replace = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 10}
+    write_tokenizer(tmp_path, normalizer={"type": "Sequence", "normalizers": [replace] * 9})
+    tokenizer = FileTokenizer(tmp_path, 4, lower=True)
+    with pytest.raises(UserError, match="needs more than 2 s for 1 captions|crashed"):
+        tokenizer.tokenize(["a"])
+
+
+def test_texts_are_encoded_in_parts(tmp_path, monkeypatch):
+    monkeypatch.setattr(tokenizers, "TEXTS_PER_CALL", 2)
+    write_tokenizer(tmp_path)
+    words_jn, cut = FileTokenizer(tmp_path, 2, lower=True).tokenize(["a", "dog", "a dog a"])
+    assert words_jn.tolist() == [[1, 0], [2, 0], [1, 2]] and cut == 1

@@ -52,7 +52,7 @@ def test_depth_of_scannet_is_in_meters_and_belongs_to_the_frames(scannet):
     assert found["depth"].dtype == np.float32
 
 
-def test_scannet_pictures_may_be_larger_than_depth(scannet):
+def test_scannet_frames_may_be_larger_than_depth(scannet):
     for path in (scannet / "scans").glob("*/color/*.png"):
         with Image.open(path) as image:
             large = image.resize((64, 64), Image.Resampling.NEAREST)
@@ -77,7 +77,7 @@ def test_windows_of_kitti_are_within_the_annotated_frames(kitti):
     np.testing.assert_allclose(found["depth"], expected, atol=2e-3)
 
 
-def test_kitti_depth_may_be_next_to_the_pictures_with_a_list_of_drives(kitti):
+def test_kitti_depth_may_be_next_to_the_frames_with_a_list_of_drives(kitti):
     (drive,) = (kitti / "val").iterdir()
     shutil.move(drive / "proj_depth", kitti / drive.name[:10] / drive.name / "proj_depth")
     with pytest.raises(UserError, match="list of drives"):
@@ -124,7 +124,7 @@ def test_a_damaged_file_costs_only_its_windows(scannet, what, folder, kind):
         assert "\n" not in str(caught.value)
 
 
-def test_a_missing_picture_leaves_a_gap(scannet):
+def test_a_missing_frame_leaves_a_gap(scannet):
     (scannet / "scans" / "scene0000_00" / "color" / "9.png").unlink()
     with pytest.raises(BadTruth, match="frame 9 is missing"):
         ScanNet(scannet, size=32, frames=8, stride=5).load(1)

@@ -26,7 +26,7 @@ def test_label_images_are_resized_as_by_pillow(shape, size):
     np.testing.assert_array_equal(got, np.asarray(expected))
 
 
-def test_boxes_of_a_wide_picture_by_hand():
+def test_boxes_of_a_wide_frame_by_hand():
     geometry = ClipGeometry.center((100, 200), 50)  # columns 50 to 150
     boxes = np.array(
         [
@@ -47,12 +47,12 @@ def test_boxes_that_are_not_numbers_are_absent():
     assert not kept.any() and not found.any()
 
 
-def test_points_move_with_the_picture():
-    window, picture = Window(20, 10, 60, 50), (80, 100)
-    geometry = ClipGeometry.of_window(window, picture, (20, 20))
-    image = np.zeros((1, *picture), int)
+def test_points_move_with_the_frame():
+    window, shape = Window(20, 10, 60, 50), (80, 100)
+    geometry = ClipGeometry.of_window(window, shape, (20, 20))
+    image = np.zeros((1, *shape), int)
     image[0, 30, 40] = 1
     point = geometry.crop_points(np.array([40.5 / 100, 30.5 / 80]))
     np.testing.assert_allclose(point, [20.5 / 40, 20.5 / 40])
-    full = ClipGeometry.of_window(window, picture, (40, 40))
+    full = ClipGeometry.of_window(window, shape, (40, 40))
     np.testing.assert_array_equal(np.argwhere(full.crop_image(image)[0]), [[20, 20]])

@@ -23,7 +23,7 @@ def read(path):
     return images.read_image(path, lambda image: np.asarray(image.convert("RGB")))
 
 
-def test_pictures_in_postscript_start_no_program(tmp_path, monkeypatch):
+def test_images_in_postscript_start_no_program(tmp_path, monkeypatch):
     program = tmp_path / "gs"
     program.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
     program.chmod(0o755)
@@ -45,7 +45,7 @@ def test_only_png_and_jpeg_are_decoded(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["PNG", "JPEG"])
-def test_damaged_pictures_are_bad_rows(tmp_path, name):
+def test_damaged_images_are_bad_rows(tmp_path, name):
     buffer, rng = io.BytesIO(), np.random.default_rng(0)
     Image.fromarray(rng.integers(256, size=(32, 32, 3)).astype(np.uint8)).save(buffer, name)
     for _ in range(100):
@@ -70,7 +70,7 @@ def chunk(name, data):
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
 
-def test_pictures_with_too_many_pixels_are_not_decoded(tmp_path):
+def test_frames_with_too_many_pixels_are_not_decoded(tmp_path):
     header = struct.pack(">IIBBBBB", 8193, 8192, 8, 2, 0, 0, 0)
     data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
     (tmp_path / "1.png").write_bytes(data)

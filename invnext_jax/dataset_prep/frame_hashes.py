@@ -55,7 +55,7 @@ def hash_video(path: str, start: float | None, end: float | None) -> Hashes | No
         frames_thwc = decode.read_frames(path, pick, short_side=2 * SIDE, start=start, end=end)
     except decode.BadVideo:
         return None
-    return tuple(map(hash_picture, frames_thwc))
+    return tuple(map(hash_frame, frames_thwc))
 
 
 class VideoHasher:
@@ -71,7 +71,7 @@ class VideoHasher:
         return result is None or (isinstance(result, tuple) and _are_hashes(result))
 
 
-def hash_picture(image_hwc: np.ndarray) -> int | None:
+def hash_frame(image_hwc: np.ndarray) -> int | None:
     """Returns the 64-bit hash of an RGB image, or None if the image has no contrast."""
     gray_hw = image_hwc.astype(np.float64) @ (0.299, 0.587, 0.114)  # luma of BT.601
     gray_hw = _average(_average(gray_hw).T).T

@@ -11,7 +11,7 @@ from invnext_jax.errors import UserError
 from invnext_jax.evaluation.metrics.intervals import LEVEL, mean_standard_error
 from invnext_jax.evaluation.pages import paired_differences
 from invnext_jax.sweeps.expansion import PlannedArm
-from invnext_jax.sweeps.results import Results, Value
+from invnext_jax.sweeps.report.results import Results, Value
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from invnext_jax.dataset_prep import picture_hashes
-from invnext_jax.dataset_prep.picture_hashes import HashCache
+from invnext_jax.dataset_prep import frame_hashes
+from invnext_jax.dataset_prep.frame_hashes import HashCache
 from invnext_jax.video_lists.video_list import VideoEntry
 
 
@@ -31,9 +31,9 @@ def write(path, seed, *, codec="libx264", size=(96, 128), crf=20, frames=40, rat
         stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
         stream.options = {"crf": str(crf), "preset": "ultrafast"} if codec == "libx264" else {}
         for number in range(frames):
-            picture = Image.fromarray(draw_scene(seed, number * 40 / frames, 96, 128))
-            picture = np.asarray(picture.resize(size[::-1], Image.Resampling.BICUBIC))
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture)))
+            image = Image.fromarray(draw_scene(seed, number * 40 / frames, 96, 128))
+            image = np.asarray(image.resize(size[::-1], Image.Resampling.BICUBIC))
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image)))
         container.mux(stream.encode())
     return str(path)
 
@@ -46,8 +46,8 @@ def test_hash_is_that_of_a_written_out_cosine_transform():
     basis = np.cos(np.pi * k * (2 * n + 1) / 64)
     low = (basis @ small @ basis.T).ravel()
     expected = "".join(str(int(value > np.median(low))) for value in low)
-    assert f"{picture_hashes.hash_picture(image_hwc):064b}" == expected
-    assert picture_hashes.hash_picture(np.full((64, 64, 3), 90, np.uint8)) is None
+    assert f"{frame_hashes.hash_frame(image_hwc):064b}" == expected
+    assert frame_hashes.hash_frame(np.full((64, 64, 3), 90, np.uint8)) is None
 
 
 def test_reencoded_copies_are_similar_and_other_videos_are_not(tmp_path):
@@ -56,12 +56,12 @@ def test_reencoded_copies_are_similar_and_other_videos_are_not(tmp_path):
         write(tmp_path / "smaller.mp4", 5, size=(48, 64), crf=35),
         write(tmp_path / "larger.mkv", 2, size=(192, 256), codec="mpeg4", frames=48, rate=30),
     ]
-    hashes = [picture_hashes.hash_video(file, None, None) for file in files]
-    found = {video: other for video, other, _ in picture_hashes.find_similar(hashes)}
+    hashes = [frame_hashes.hash_video(file, None, None) for file in files]
+    found = {video: other for video, other, _ in frame_hashes.find_similar(hashes)}
     assert found == {12: 5, 13: 2}
     # A segment of a longer video has the hashes of its own frames only.
     long = write(tmp_path / "long.mp4", 7, frames=40)
-    assert picture_hashes.hash_video(long, 0.8, None) != hashes[7]
+    assert frame_hashes.hash_video(long, 0.8, None) != hashes[7]
 
 
 @pytest.mark.parametrize(("flips", "similar"), [(19, True), (40, False)])
@@ -72,7 +72,7 @@ def test_pairs_below_4_bits_are_found_and_from_8_bits_on_are_not(flips, similar)
         second = list(first)
         for place in np.random.default_rng(seed).choice(5 * 64, flips, replace=False).tolist():
             second[place // 64] ^= 1 << place % 64
-        found = list(picture_hashes.find_similar([tuple(first), None, tuple(second)]))
+        found = list(frame_hashes.find_similar([tuple(first), None, tuple(second)]))
         assert found == ([(2, 0, flips / 5)] if similar else [])
 
 
@@ -84,7 +84,7 @@ def test_frames_without_contrast_are_not_compared():
         (a, b, c, d, e),
         (a, None, None, d, b),
     ]
-    assert [pair[:2] for pair in picture_hashes.find_similar(hashes)] == [(2, 0)]
+    assert [pair[:2] for pair in frame_hashes.find_similar(hashes)] == [(2, 0)]
 
 
 def test_cached_hashes_survive_a_partial_line(tmp_path):
@@ -115,7 +115,7 @@ def test_hashes_are_not_written_through_a_link(tmp_path):
 
 
 def test_results_of_workers_that_no_call_returns_are_not_valid():
-    call = picture_hashes.VideoHasher()
+    call = frame_hashes.VideoHasher()
     for result in (None, (1, None, 0, 2**64 - 1, 5)):
         assert call.is_valid(result, "a.mp4", None, None)
     for result in ((), (1, 2, 3, 4), (1, 2, 3, 4, 2**64), (1, 2, 3, 4, -1), (1, 2, 3, 4, "5"), {}):

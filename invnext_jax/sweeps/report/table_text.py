@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from invnext_jax.evaluation.tables import MetricFormat
-from invnext_jax.sweeps.comparison import Cell, Difference, SweepTable
+from invnext_jax.sweeps.report.comparison import Cell, Difference, SweepTable
 
 Formats = Mapping[str, MetricFormat]
 CSV_COLUMNS = (

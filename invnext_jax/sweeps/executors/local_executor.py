@@ -18,8 +18,8 @@ from typing import Any
 
 from invnext_jax import file_lock
 from invnext_jax.errors import UserError
+from invnext_jax.sweeps.executors.machine import Machine
 from invnext_jax.sweeps.job import Handle, Job, Phase, Poll
-from invnext_jax.sweeps.machine import Machine
 
 LOCK_VARIABLE = "INVNEXT_SWEEP_LOCK"  # set in the environment of all processes of a job
 

@@ -9,10 +9,11 @@ from invnext_jax import atomic_file
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation.pages.report import render
 from invnext_jax.evaluation.tables import MetricFormat
-from invnext_jax.sweeps import curves, status_table, table_text
-from invnext_jax.sweeps.comparison import Cell, SweepTable, make_tables
+from invnext_jax.sweeps import status_table
 from invnext_jax.sweeps.expansion import ExpandedSweep
-from invnext_jax.sweeps.results import Results, collect_results
+from invnext_jax.sweeps.report import curves, table_text
+from invnext_jax.sweeps.report.comparison import Cell, SweepTable, make_tables
+from invnext_jax.sweeps.report.results import Results, collect_results
 from invnext_jax.sweeps.sweep_folder import Status, SweepFolder
 
 

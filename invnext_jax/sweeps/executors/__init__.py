@@ -1,0 +1,1 @@
+"""Systems that run the jobs of a sweep."""

@@ -1,0 +1,1 @@
+"""The tables of a sweep: values over seeds, differences from a baseline, learning curves."""
