@@ -128,10 +128,14 @@ def _find_file(path: str) -> str:
     if os.path.isdir(path):
         names = sorted(os.listdir(path))
         files = [n for n in names if n.endswith(".csv") and not n.endswith(NOT_MANIFESTS)]
-        if len(files) != 1:
-            what = f"several: {', '.join(files)}" if files else "none"
+        if not files:
             raise UserError(
-                f"folder {path} should contain one manifest, but it has {what}: specify the file"
+                f"folder {path} contains no manifest: list its videos in one with "
+                f"launch/prepare_data.py index {path} --out=mine.csv"
+            )
+        if len(files) > 1:
+            raise UserError(
+                f"folder {path} contains several manifests: {', '.join(files)}; specify the file"
             )
         return os.path.join(path, files[0])
     return f"{path}.csv" if not os.path.exists(path) and os.path.isfile(f"{path}.csv") else path
