@@ -3,8 +3,8 @@
     python launch/main.py --config=configs/adapt.py --config.init_from=encoder.safetensors \
         --config.data.manifest=data/mine.csv --workdir=runs/adapted
 
-According to launch/plan.py, Stage 2 of Base and Large fits on a GPU with 24 GB of memory. Stage 2 of
-1B, and Stage 1 of Base with the giant teacher, fit on one with 48 GB.
+According to launch/plan.py, Stage 2 of Base and Large fits on a GPU with 24 GB of memory. Stage 2
+of 1B, and Stage 1 of Base with the giant teacher, fit on one with 48 GB.
 """
 
 import ml_collections
