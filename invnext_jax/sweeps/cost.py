@@ -168,7 +168,7 @@ def predict_evaluation(
     limits = DEVICES[device]
     if source is None:
         return Cost(0.0, 0.0, limits.memory, 0.0, devices, True)
-    run = ml_collections.ConfigDict(source.config)
+    run = source.config.copy_and_resolve_references()
     frames, size = config.config.data.frames, config.config.data.size
     run.data.update(frames=frames or run.encoder.frames, size=size or run.encoder.size)
     tokens = flops_lib.token_lengths(run)
@@ -212,13 +212,27 @@ def _count_parameters(config: ml_collections.ConfigDict) -> int:
     return e.depth * _count_layer_parameters(e.width, e.mlp_width) + 3 * e.patch**2 * e.width
 
 
-def find_options(config: StepConfig, device: str, devices: int) -> str:
-    """Returns settings of the sweep with which a training fits, as text for the user."""
-    videos = (*config.count_videos(), recipe_lib.PAPER_VIDEOS)[0]
-    fit = fitting.find_fit(config.config, device, devices, videos)
-    if fit is None:
-        return "nothing fits on so few devices: increase --devices_per_job"
-    return " ".join(f"--set={config.step.name}.{n}={v}" for n, v in fit.options.items())
+def find_options(configs: Mapping[str, StepConfig], costs: Mapping[str, Cost], device: str) -> str:
+    """Returns settings with which the jobs that do not fit do fit, as flags of launch/sweep.py.
+
+    For the trainings of each step, the settings are those of the job that needs most memory.
+    """
+    largest: dict[str, str] = {}
+    for name in sorted(costs, key=lambda name: costs[name].peak_bytes):
+        if not costs[name].fits:
+            largest[configs[name].step.name] = name
+    flags = []
+    for step, name in largest.items():
+        config, devices = configs[name], costs[name].devices
+        if config.kind is Kind.EVALUATE:
+            flags.append(f"--set={step}.batch_size=1")
+            continue
+        videos = (*config.count_videos(), recipe_lib.PAPER_VIDEOS)[0]
+        fit = fitting.find_fit(config.config, device, devices, videos)
+        if fit is None:
+            return f"more than {devices} devices: increase --devices_per_job"
+        flags += [f"--set={step}.{option}={value}" for option, value in fit.options.items()]
+    return " ".join(flags)
 
 
 def describe_costs(
@@ -257,18 +271,14 @@ def check_fit(configs: Mapping[str, StepConfig], costs: Mapping[str, Cost], devi
     """Checks that all jobs fit in the memory of their devices.
 
     Raises:
-      UserError: some do not. The message has settings with which the first of them fits.
+      UserError: some do not. The message has settings with which they fit.
     """
     large = [name for name, cost in costs.items() if not cost.fits]
     if not large:
         return
-    first = large[0]
-    if configs[first].kind is Kind.TRAIN:
-        advice = find_options(configs[first], device, costs[first].devices)
-    else:
-        advice = f"--set={configs[first].step.name}.batch_size=1"
+    devices = costs[large[0]].devices
+    shown = ", ".join(large[:3]) + (", ..." if len(large) > 3 else "")
     raise UserError(
-        f"{len(large)} of {len(costs)} jobs do not fit in the memory of {costs[first].devices} x "
-        f"{device} ({', '.join(large[:3])}{', ...' if len(large) > 3 else ''}); {first} fits with "
-        f"{advice}"
+        f"{len(large)} of {len(costs)} jobs do not fit in the memory of {devices} x {device} "
+        f"({shown}); they fit with {find_options(configs, costs, device)}"
     )

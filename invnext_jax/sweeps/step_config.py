@@ -123,7 +123,7 @@ class StepConfig:
         Raises:
           UserError: an option is invalid or has no effect.
         """
-        config = ml_collections.ConfigDict(self.config)
+        config = self.config.copy_and_resolve_references()
         config[SOURCE_OPTIONS[self.kind]] = source
         if self.kind is Kind.TRAIN:
             videos = (*self.count_videos(), recipe_lib.PAPER_VIDEOS)[0]
@@ -177,7 +177,7 @@ def load_step(step: Step, seed: int | None, settings: Sequence[Setting] = ()) ->
 
 
 @functools.cache
-def _read_config(source: str) -> ml_collections.FrozenConfigDict:
+def _read_config(source: str) -> ml_collections.ConfigDict:
     path, colon, variant = source.partition(":")
     if not Path(path).is_file():
         raise UserError(f"there is no config file {path!r}, which a sweep uses: see configs")
@@ -185,13 +185,13 @@ def _read_config(source: str) -> ml_collections.FrozenConfigDict:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     try:
-        return ml_collections.FrozenConfigDict(module.get_config(*[variant] if colon else []))
+        return module.get_config(*[variant] if colon else [])
     except (ValueError, TypeError) as error:
         raise UserError(f"{source}: {error}") from error
 
 
 def _load_config(source: str) -> ml_collections.ConfigDict:
-    return ml_collections.ConfigDict(_read_config(source).as_configdict())
+    return _read_config(source).copy_and_resolve_references()
 
 
 def _get(config: Any, step: Step, name: str) -> Any:

@@ -1,0 +1,81 @@
+"""Sweep files are found, called with their arguments, and checked."""
+
+import pytest
+
+from invnext_jax.errors import UserError
+from invnext_jax.sweeps.sweep_file import load_sweep
+
+FILE = """
+from invnext_jax.sweeps.arms import Arm, Column, Step, chain, grid
+
+CHAIN = chain(stage1="configs/stage1.py:tiny")
+COLUMNS = {"loss": Column("stage1", "loss")}
+
+def sweep(size="small"):
+    yield {"stage1.batch_size": {"small": 16, "big": 64}[size]}
+
+def sweep_grid(*values):
+    yield from grid({"stage1.mask.ratio": [float(v) for v in values] or [0.5], "seed": (0, 1)})
+
+def sweep_twice():
+    yield {"name": "a"}
+    yield {"name": "a"}
+
+def sweep_nothing():
+    return ()
+
+def sweep_no_steps():
+    yield Arm("a", ())
+
+def sweep_refuses():
+    raise ValueError("choose better")
+    yield
+"""
+
+
+@pytest.fixture
+def path(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(FILE)
+    return str(file)
+
+
+def test_the_function_sweep_is_the_default(path):
+    sweep = load_sweep(path)
+    assert [arm.name for arm in sweep.arms] == ["batch_size=16"]
+    assert list(sweep.columns) == ["loss"]
+    assert load_sweep(f"{path}:big").arms[0].name == "batch_size=64"
+
+
+def test_a_named_sweep_gets_arguments(path):
+    arms = load_sweep(f"{path}:grid,0.1,0.2").arms
+    assert [(arm.name, arm.seed) for arm in arms] == [
+        *(("ratio=0.1", 0), ("ratio=0.1", 1), ("ratio=0.2", 0), ("ratio=0.2", 1))
+    ]
+
+
+def test_seeds_of_the_command_line_repeat_arms(path):
+    assert [arm.seed for arm in load_sweep(path, (3, 4)).arms] == [3, 4]
+    assert [arm.seed for arm in load_sweep(f"{path}:grid", (3, 4)).arms] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("twice", "two arms named 'a': rename one"),
+        ("nothing", "has no arms"),
+        ("no_steps", "has no steps: define CHAIN"),
+        ("refuses", "choose better"),
+        ("big,bigger", "arguments that sweep does not accept"),
+    ],
+)
+def test_invalid_sweeps_are_user_errors(path, name, sentence):
+    with pytest.raises(UserError, match=sentence):
+        load_sweep(f"{path}:{name}")
+
+
+def test_unknown_files_and_sweeps_are_user_errors(tmp_path):
+    with pytest.raises(UserError, match="there is no sweep file"):
+        load_sweep(str(tmp_path / "missing.py"))
+    with pytest.raises(UserError, match=r"choose one of these: .*paper.py:table1a"):
+        load_sweep("configs/sweeps/paper.py:table9")
