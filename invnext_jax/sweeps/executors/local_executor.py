@@ -70,7 +70,7 @@ class LocalExecutor:
           UserError: the machine has not enough GPUs or cores.
         """
         self._check_size(job)
-        slot = self._find_slot(job) or self._whole_machine(job)
+        slot = self._find_slot(job) or self._idle_slot(job)
         job.log.parent.mkdir(parents=True, exist_ok=True)
         with file_lock.open_file(_lock_path(job), "a+") as lock, open(job.log, "ab") as log:
             try:
@@ -143,10 +143,11 @@ class LocalExecutor:
             return None
         return Slot(tuple(cores[:count]), tuple(gpus[: needed.devices]), needed.memory)
 
-    def _whole_machine(self, job: Job) -> Slot:
+    def _idle_slot(self, job: Job) -> Slot:
         """Returns the slot of a job that may need more memory than is available."""
         cores, gpus = self._machine.cores, self._machine.gpus
-        return Slot(cores[: max(1, job.resources.cores)], gpus[: job.resources.devices])
+        count = max(1, job.resources.cores)
+        return Slot(cores[:count], gpus[: job.resources.devices], self._machine.memory)
 
     def _check_size(self, job: Job) -> None:
         """Checks that the job fits an idle machine.

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from invnext_jax.errors import UserError
-from invnext_jax.evaluation import evaluate, tables
+from invnext_jax.evaluation import results_file, tables
 from invnext_jax.evaluation.pages.paired_differences import Evaluation
 from invnext_jax.sweeps import outcome, status_table
 from invnext_jax.sweeps.arms import Column
@@ -85,7 +85,7 @@ def _read_rows(planned: PlannedJob, state: JobState) -> Rows:
     if planned.kind is Kind.TRAIN:
         return outcome.read_last_record(planned.job.workdir)
     try:
-        results = evaluate.read_results(planned.job.workdir)
+        results = results_file.read_results(planned.job.workdir)
     except UserError:  # it was removed or damaged after the job
         return None
     return Evaluation(planned.job.name, planned.job.workdir, results)

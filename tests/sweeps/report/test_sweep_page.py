@@ -1,0 +1,95 @@
+"""The table of a sweep shows values, and the states of jobs that have none."""
+
+import csv
+import dataclasses
+import json
+
+import pytest
+from fake_sweeps import make_sweep, run
+
+from invnext_jax.errors import UserError
+from invnext_jax.sweeps.arms import Column
+from invnext_jax.sweeps.report.results import collect_results
+from invnext_jax.sweeps.report.sweep_page import write_tables
+from invnext_jax.sweeps.sweep_folder import JobState, Status, SweepFolder
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a finished sweep of two arms and two seeds."""
+    folder = tmp_path_factory.mktemp("sweep")
+    run(folder, make_sweep(folder))
+    return SweepFolder(folder)
+
+
+@pytest.fixture
+def restore_states(finished):
+    """Restores the states of the jobs after a test."""
+    sweep = finished.read_sweep()
+    states = {name: finished.read_state(name) for name in sweep.jobs}
+    yield
+    for name, state in states.items():
+        finished.write_state(name, state)
+
+
+def test_values_are_those_of_the_evaluations(finished, tmp_path):
+    write_tables(finished, tmp_path / "table.csv")
+    rows = list(csv.DictReader((tmp_path / "table.csv").read_text().splitlines()))
+    # The fake accuracy is 1 / (1 + loss), with the sum of the losses of both stages.
+    losses = {"a": (0.1, 1.1), "b": (1.1, 2.1)}
+    assert [row["arm"] for row in rows] == ["a", "b"]
+    for row in rows:
+        expected = [
+            f"{seed}:{100 / (1 + loss):.10g}" for seed, loss in enumerate(losses[row["arm"]])
+        ]
+        assert row["values"] == " ".join(expected)
+    assert rows[1]["pairs"] == "2" and rows[1]["pairs_of"] == "seeds"
+
+
+def test_page_has_the_table_and_the_curves(finished, tmp_path):
+    text = write_tables(finished, tmp_path / "table.html")
+    page = (tmp_path / "table.html").read_text()
+    assert "probe: linear_probe, mean, shape, top-1, %" in page and "s1, Loss" in page
+    assert "Differences from a" in page and page.count("<svg") >= 2
+    assert "| a (baseline) |" in text
+    assert "http" not in page.replace("http://www.w3.org", "")
+
+
+def test_cells_without_a_value_show_the_state(finished, tmp_path, restore_states):
+    finished.write_state("eval-a0", JobState(Status.RUNNING))
+    finished.write_state("s2-b0", JobState(Status.FAILED, reason="non-finite"))
+    finished.write_state("eval-b0", JobState())
+    (finished.path / "logs/s2-b0.log").write_text("<the last line>\n")
+    text = write_tables(finished, tmp_path / "table.html")
+    page = (tmp_path / "table.html").read_text()
+    assert "(n 1) [running]" in text and "(n 1) [blocked by a failed job]" in text
+    assert "Failed jobs" in page and "&lt;the last line&gt;" in page
+
+
+def with_columns(folder, **columns):
+    return dataclasses.replace(folder.read_sweep(), columns=columns)
+
+
+def test_a_training_can_be_a_column(finished):
+    values = collect_results(finished, with_columns(finished, loss=Column("s2", "loss"))).values
+    assert values["", "b", "loss"][1].value == pytest.approx(2.1)
+
+
+def test_a_column_that_is_not_unique_is_a_user_error(finished):
+    path = finished.path / "runs/eval-a0/results.json"
+    before = path.read_text()
+    results = json.loads(before)
+    results["rows"].append({**results["rows"][0], "evaluator": "knn"})
+    path.write_text(json.dumps(results))
+    try:
+        with pytest.raises(UserError, match="the column 'x' of the sweep selects 2 rows"):
+            collect_results(finished, with_columns(finished, x=Column("probe")))
+        column = Column("probe", evaluator="knn")
+        assert collect_results(finished, with_columns(finished, x=column)).values
+    finally:
+        path.write_text(before)
+
+
+def test_unknown_formats_are_user_errors(finished):
+    with pytest.raises(UserError, match="--report=table.pdf must end in one of .html, .md, .csv"):
+        write_tables(finished, "table.pdf")

@@ -1,0 +1,65 @@
+"""Tables of a sweep as Markdown and CSV."""
+
+import csv
+import io
+import math
+
+from invnext_jax.evaluation.tables import find_format
+from invnext_jax.sweeps.report.comparison import ArmRow, Cell, Difference, SweepTable
+from invnext_jax.sweeps.report.table_text import write_csv, write_markdown
+
+FORMATS = {"K400": find_format("top1"), "loss": find_format("loss")}
+TABLE = SweepTable(
+    "Table 1",
+    ("K400", "loss"),
+    (
+        ArmRow(
+            "both",
+            True,
+            {
+                "K400": Cell({0: 0.75, 1: 0.76}, (), 2, 0.755, 0.005, 75.8),
+                "loss": Cell({0: 1.25}, ("running, step 3 of 8",), 2, 1.25, math.nan),
+            },
+        ),
+        ArmRow(
+            "a|b",
+            False,
+            {
+                "K400": Cell(
+                    {0: 0.74, 1: 0.75},
+                    (),
+                    2,
+                    0.745,
+                    0.005,
+                    69.8,
+                    Difference(-0.01, -0.02, 0.0, 2, "seeds"),
+                ),
+                "loss": Cell({}, ("failed: non-finite",), 2, math.nan, math.nan),
+            },
+        ),
+    ),
+)
+
+
+def test_markdown_shows_values_states_and_differences():
+    text = write_markdown([TABLE], FORMATS)
+    lines = [line.strip("|").split(" | ") for line in text.splitlines()[2:]]
+    rows = [[cell.strip() for cell in line] for line in lines]
+    assert text.startswith("## Table 1\n\n")
+    assert rows[0] == ["arm", "K400, top-1, %", "published", "difference", "loss"]
+    running = "1.25 (n 1) [running, step 3 of 8]"
+    assert rows[2] == ["both (baseline)", "75.5 ± 0.5 (n 2)", "75.8", "", running]
+    assert rows[3][0] == "a\\|b"
+    assert rows[3][3:] == ["-1.0 [-2.0, +0.0] (2 seeds)", "failed: non-finite"]
+
+
+def test_csv_has_all_numbers():
+    rows = list(csv.DictReader(io.StringIO(write_csv([TABLE], FORMATS))))
+    assert [(row["arm"], row["column"]) for row in rows] == [
+        *(("both", "K400"), ("both", "loss"), ("a|b", "K400"), ("a|b", "loss"))
+    ]
+    assert rows[0]["mean"] == "75.5" and rows[0]["values"] == "0:75 1:76"
+    assert (
+        rows[2]["difference"] == "-1" and rows[2]["low"] == "-2" and rows[2]["published"] == "69.8"
+    )
+    assert rows[3]["mean"] == "" and rows[3]["missing"] == "failed: non-finite"
