@@ -118,6 +118,7 @@ def describe_run(run: ReportedRun, number: int) -> dict[str, Any]:
         "speed": f"{np.median(speeds):.0f} clips/s" if speeds else "",
         "skipped steps": last.get("skipped", ""),
         "dropped clips": last.get("dropped_videos", ""),
+        "clips of short videos": last.get("short_clips", ""),
         "code": (run.record["git"][:10] + "+" * run.record["git"].endswith("+")) or "no git",
         "versions": ", ".join(f"{k} {v}" for k, v in run.record["versions"].items()),
     }
