@@ -42,7 +42,7 @@ CHARTS = (
     ),
     ChartSpec(
         "Nearest neighbors during training",
-        r"eval/\w+",
+        r"eval/(knn_\w+|retrieval)",
         "Accuracy on the videos of config.eval, leave-one-out: each clip is classified by its "
         "nearest neighbors, or, without labels, retrieves the other half of its video.",
     ),
@@ -80,7 +80,7 @@ CHARTS = (
     ),
     ChartSpec(
         "Effective rank",
-        r"(\w+_)?rank",
+        r"(eval/)?(\w+_)?rank",
         "The number of directions that the features use: exponential of the entropy of the "
         "covariance spectrum. A value of 1 means collapse.",
     ),

@@ -37,3 +37,13 @@ def test_chart_without_positive_values_on_a_log_scale_is_drawn():
 
 def test_values_keep_three_digits():
     assert [charts.format_value(x) for x in (0.0, 1.23456, 4.2e-5)] == ["0", "1.23", "4.2e-05"]
+
+
+def test_accuracies_and_the_rank_of_an_evaluation_have_different_charts():
+    records = [{"step": n, "eval/knn_shape": 0.5, "eval/feature_rank": 9.0} for n in (1, 2)]
+    found = charts.make_charts(records, "a")
+    legends = {chart["title"]: [name for name, *_ in chart["legend"]] for chart in found}
+    assert legends == {
+        "Nearest neighbors during training": ["knn_shape"],
+        "Effective rank": ["feature_rank"],
+    }
