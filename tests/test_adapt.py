@@ -81,6 +81,7 @@ def test_sizes_are_those_of_the_source(layout, stage1_run, videos, tmp_path):
         assert copied.predictor == config.predictor and copied.data.size == 224
     else:
         assert copied.predictor.width == 64 and copied.variant == "tiny"
+        assert copied.teacher.width == 96 and copied.teacher.weights == ""  # for Stage 1
         assert copied.dtype == "float32" and copied.data.size == 32
     params, _ = init_source.read_source(copied)
     assert params["encoder"]["position"]["table"].shape == (4 + 2 * 16, 64)
