@@ -1,15 +1,20 @@
 """Writes a self-contained web page about runs and their evaluations, and prints the tables.
 
-python launch/report.py runs/s1 runs/s2 runs/e1 runs/e2 --out=report.html
+    python launch/report.py runs/s1 runs/s2 runs/e1 runs/e2 --out=report.html
+
+A folder may also be that of a sweep. Its tables become a page next to the report, which links it.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from absl import flags
 
 from invnext_jax import errors
 from invnext_jax.evaluation import tables
 from invnext_jax.evaluation.pages import report
+from invnext_jax.sweeps.report import sweep_page
+from invnext_jax.sweeps.sweep_folder import SweepFolder
 from invnext_jax.training import compilation
 
 _OUT = flags.DEFINE_string("out", "report.html", "The HTML file to write.")
@@ -19,8 +24,15 @@ _CLIPS = flags.DEFINE_integer("clips", 3, "Number of clips to show. 0: none.")
 def main(argv: Sequence[str]) -> None:
     """Writes the page and prints its tables and path."""
     compilation.enable_cache()
-    out = report.write_report(argv[1:], _OUT.value, _CLIPS.value)
-    if results := report.read_evaluations(argv[1:]):
+    sweeps = [folder for folder in map(SweepFolder, argv[1:]) if folder.exists()]
+    folders = [name for name in argv[1:] if not SweepFolder(name).exists()]
+    links = {}
+    for number, sweep in enumerate(sweeps, 1):
+        page = Path(_OUT.value).with_suffix(f".sweep{number}.html")
+        print(sweep_page.write_tables(sweep, page))
+        links[sweep.path.name] = page.name
+    out = report.write_report(folders, _OUT.value, _CLIPS.value, links)
+    if results := report.read_evaluations(folders):
         print(tables.format_joined(results))
     print(f"Wrote {out} ({out.stat().st_size / 1e6:.1f} MB); open it in any browser.")
 

@@ -141,19 +141,26 @@ def make_charts(records: Sequence[Mapping[str, Any]], salt: str) -> list[dict[st
     return charts
 
 
-def draw_lines(series: Sequence[Sequence[tuple[int, float]]], log: bool, salt: str) -> str:
+def draw_lines(
+    series: Sequence[Sequence[tuple[int, float]]],
+    log: bool,
+    salt: str,
+    positions: Sequence[int] | None = None,
+) -> str:
     """Draws lines in the styles of `line_style` and returns an <svg> element.
 
     Args:
       series: points (step, value) of each line.
       log: whether the vertical axis is logarithmic.
       salt: text that makes SVG identifiers unique on a page.
+      positions: positions of the lines in the sequence of styles; None for the order of the lines.
     """
+    positions = range(len(series)) if positions is None else positions
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": salt}):
         figure = Figure(figsize=(4.2, 2.1), layout="constrained")
         axes = figure.add_subplot()
-        for number, points in enumerate(series):
-            color, dash = line_style(number)
+        for position, points in zip(positions, series, strict=True):
+            color, dash = line_style(position)
             steps, values = zip(*points, strict=True)
             marker = "o" if len(points) < 12 else None
             values = [value if value > 0 or not log else math.nan for value in values]
@@ -178,10 +185,10 @@ def draw_lines(series: Sequence[Sequence[tuple[int, float]]], log: bool, salt: s
     return _responsive(out.getvalue())
 
 
-def line_style(number: int) -> tuple[str, str]:
-    """Returns the color and the dash style of a line by its position in the chart."""
-    rounds, position = divmod(number, len(COLORS))
-    return COLORS[position], DASHES[rounds % len(DASHES)]
+def line_style(position: int) -> tuple[str, str]:
+    """Returns the color and the dash style at a position in the sequence of styles."""
+    rounds, number = divmod(position, len(COLORS))
+    return COLORS[number], DASHES[rounds % len(DASHES)]
 
 
 def _responsive(svg: str) -> str:

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,18 +47,24 @@ class ReportedRun:
         return registry.STAGES[self.record["config"]["stage"]].title
 
 
-def write_report(folders: Sequence[str | Path], out: str | Path, clips: int = 3) -> Path:
+def write_report(
+    folders: Sequence[str | Path],
+    out: str | Path,
+    clips: int = 3,
+    links: Mapping[str, str] | None = None,
+) -> Path:
     """Writes a web page about runs and evaluations.
 
     Args:
       folders: workdirs of pretraining runs and of evaluations, in any order.
       out: HTML file to write.
       clips: number of example clips, taken from the start of the manifest.
+      links: names and relative addresses of other pages.
 
     Raises:
       UserError: a folder is neither a run nor an evaluation.
     """
-    if not folders:
+    if not folders and not links:
         raise UserError("specify the workdirs of the runs and evaluations to report on")
     runs, results = [], read_evaluations(folders)
     for folder in map(Path, folders):
@@ -76,6 +82,7 @@ def write_report(folders: Sequence[str | Path], out: str | Path, clips: int = 3)
         runs=[describe_run(run, i) for i, run in enumerate(runs)],
         results=tables.join_results(results),
         clips=show_clips(runs, results, clips) if runs and clips else None,
+        links=links or {},
     )
     atomic_file.write_text(out, page)
     return Path(out)

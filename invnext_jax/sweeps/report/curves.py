@@ -69,16 +69,20 @@ def _draw_metrics(
     names = sorted({n for record in records for n in record if re.fullmatch(spec.pattern, n)})
     found = []
     for name in names:
-        series = {arm: _average([_points(seed, name) for seed in s]) for arm, s in lines.items()}
-        series = {arm: points for arm, points in series.items() if points}
+        series = {  # an arm has the same style in all charts of a step
+            (position, arm): points
+            for position, (arm, seeds) in enumerate(lines.items())
+            if (points := _average([_points(seed, name) for seed in seeds]))
+        }
         if not series:
             continue
         legend = [
-            (arm, *charts.line_style(number), charts.format_value(points[-1][1]))
-            for number, (arm, points) in enumerate(series.items())
+            (arm, *charts.line_style(position), charts.format_value(points[-1][1]))
+            for (position, arm), points in series.items()
         ]
+        positions = [position for position, _ in series]
         title = spec.title if len(names) == 1 else f"{spec.title}: {name.rpartition('/')[2]}"
-        svg = charts.draw_lines(list(series.values()), spec.log, f"{salt} {name}")
+        svg = charts.draw_lines(list(series.values()), spec.log, f"{salt} {name}", positions)
         found.append(
             {"title": f"{step}, {title}", "caption": spec.caption, "svg": svg, "legend": legend}
         )
