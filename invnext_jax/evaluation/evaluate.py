@@ -24,6 +24,7 @@ from invnext_jax.errors import UserError
 from invnext_jax.evaluation import (
     clip_settings,
     features,
+    nearest_neighbors,
     pretrained,
     results_file,
     split_checks,
@@ -41,6 +42,7 @@ from invnext_jax.multihost import consensus
 from invnext_jax.multihost.distributed import log_on_process_0
 
 ALL_STEPS = "all"
+NEIGHBORS = "neighbors-encoder.npz"  # next to the rows
 
 
 def evaluate_checkpoint(
@@ -181,6 +183,7 @@ def _evaluate(
         "tasks": list(dict.fromkeys(row["task"] for m in measurements for row in m["rows"])),
         "rows": [row for measurement in measurements for row in measurement["rows"]],
         "tokens": {name: t for m in measurements for name, t in m["tokens"].items()},
+        "neighbors": next((m["neighbors"] for m in measurements if m.get("neighbors")), ""),
         "encoder": encoder.record,
         "clips": clips,
         "splits": splits.facts,
@@ -250,7 +253,8 @@ def _measure(
     """Runs an evaluator and returns its rows and the token statistics of the held-out videos.
 
     The statistics are missing if the evaluator did not use features. The scores of the videos are
-    written to `scores_path`. The field "scores" of a row contains the file and the row number.
+    written to `scores_path`. The field "scores" of a row contains the file and the row number, and
+    "neighbors" the file of the nearest training videos, if pooled features were used.
     """
     measured = evaluator.evaluate(inputs, config)
     if jax.process_index() == 0:
@@ -259,10 +263,16 @@ def _measure(
     for number, row in enumerate(rows):
         if measured[number].scores is not None:
             row["scores"] = {"file": f"{scores_path.parent.name}/{scores_path.name}", "row": number}
-    statistics = None if evaluator.is_baseline else inputs.token_statistics
-    if statistics is not None:
+    if evaluator.is_baseline:
+        return {"rows": rows, "tokens": {}}
+    if (statistics := inputs.token_statistics) is not None:
         tokens[inputs.name] = dataclasses.asdict(statistics)
-    return {"rows": rows, "tokens": tokens}
+    measurement = {"rows": rows, "tokens": tokens}
+    if inputs.name == "encoder" and (nearest := inputs.find_nearest_videos()) is not None:
+        if jax.process_index() == 0:
+            nearest_neighbors.write_nearest_videos(scores_path.with_name(NEIGHBORS), nearest)
+        measurement["neighbors"] = f"{scores_path.parent.name}/{NEIGHBORS}"
+    return measurement
 
 
 def _cached(path: Path, key: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -16,11 +16,12 @@ from invnext_jax.checkpointing import run_metadata, video_digests
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data import pipeline, video_io
 from invnext_jax.data.access_rules import AccessRules
-from invnext_jax.evaluation import features
+from invnext_jax.evaluation import features, nearest_neighbors
 from invnext_jax.evaluation.feature_cache import FeatureCache, FeatureSource, feature_key
 from invnext_jax.evaluation.feature_store.state_file import StateFile
 from invnext_jax.evaluation.features import FeatureOptions, TokenStatistics, VideoFeatures
 from invnext_jax.evaluation.frozen_encoder import FrozenEncoder
+from invnext_jax.evaluation.nearest_neighbors import NearestVideos
 from invnext_jax.json_file import hash_json
 from invnext_jax.monitoring.progress import ProgressMeter
 
@@ -138,6 +139,7 @@ class EvalInputs:
         self.name, self.dataset = name, dataset
         self._load, self._cache = load, cache
         self._features: dict[tuple[str, FeatureOptions], VideoFeatures] = {}
+        self._nearest: NearestVideos | None = None
 
     @functools.cached_property
     def encoder(self) -> FrozenEncoder:
@@ -194,6 +196,19 @@ class EvalInputs:
         keys = [self.dataset.feature_key(split, self.encoder.key) for split in SPLITS]
         key = hash_json([keys, self.dataset.config.seed, *parts])
         return StateFile(self._cache.folder.parent / "heads" / f"{self.name}-{name}.npz", key)
+
+    def find_nearest_videos(self) -> NearestVideos | None:
+        """Finds the nearest training videos by the mean token; None if no features are pooled."""
+        pooled = {
+            split: part
+            for (split, options), part in self._features.items()
+            if not options.dense and options.layer is None
+        }
+        if set(pooled) != set(SPLITS):
+            return None
+        if self._nearest is None:
+            self._nearest = nearest_neighbors.find_nearest_videos(pooled["train"], pooled["val"])
+        return self._nearest
 
     @property
     def token_statistics(self) -> TokenStatistics | None:

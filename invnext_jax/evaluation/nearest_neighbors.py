@@ -8,12 +8,34 @@ Shape key: b queries, n training videos, d features, k neighbors, c classes, s n
 
 import functools
 from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from invnext_jax import atomic_file, regular_file
+from invnext_jax.evaluation.features import VideoFeatures
+
 CHUNK = 2**25  # number of similarities that are computed at once
+MAX_QUERIES, NEIGHBORS = 256, 5  # of a file of neighbors, which a comparison of encoders shows
+MAX_BYTES = 2**24
+BLOCK = 4096  # videos whose features are read at once
+
+
+class NearestVideos(NamedTuple):
+    """The nearest training videos of some held-out videos.
+
+    Attributes:
+      index_b: int rows of the held-out videos in their manifest.
+      neighbor_bk: int rows of the training videos in their manifest, nearest first.
+      similarity_bk: float cosine similarities.
+    """
+
+    index_b: np.ndarray
+    neighbor_bk: np.ndarray
+    similarity_bk: np.ndarray
 
 
 def l2_normalize(x_bd: np.ndarray, eps: float = 1e-12) -> np.ndarray:
@@ -86,3 +108,39 @@ def vote(
         np.add.at(votes_bc, (np.arange(len(label_bk))[:, None], label_bk[:, :k]), weight_bk)
         votes.append(votes_bc.astype(np.float32))
     return np.stack(votes)
+
+
+def find_nearest_videos(train: VideoFeatures, val: VideoFeatures) -> NearestVideos:
+    """Finds the nearest training videos of at most `MAX_QUERIES` evenly spaced held-out videos.
+
+    Videos are compared by their mean token.
+
+    Args:
+      train: pooled features of the training videos.
+      val: pooled features of the held-out videos.
+    """
+    blocks = np.array_split(np.arange(len(train)), -(-len(train) // BLOCK))
+    train_nd = np.concatenate([l2_normalize(train.pooled("mean", rows_b)) for rows_b in blocks])
+    count = min(MAX_QUERIES, len(val))
+    chosen_b = np.linspace(0, len(val) - 1, count).round().astype(int)
+    query_bd = l2_normalize(val.pooled("mean", chosen_b))
+    found = find_neighbors(query_bd, train_nd, min(NEIGHBORS, len(train)))
+    return NearestVideos(val.index_b[chosen_b], train.index_b[found[1]], found[0])
+
+
+def write_nearest_videos(path: str | Path, found: NearestVideos) -> None:
+    """Writes a file of neighbors atomically."""
+    with atomic_file.atomic_path(path) as part, part.open("wb") as file:
+        np.savez(file, **found._asdict())
+
+
+def read_nearest_videos(path: str | Path) -> NearestVideos | None:
+    """Reads a file of neighbors; None if it is missing or damaged."""
+    try:
+        with (
+            regular_file.open_binary(path, MAX_BYTES) as file,
+            np.load(file, allow_pickle=False) as archive,
+        ):
+            return NearestVideos(*(archive[name] for name in NearestVideos._fields))
+    except regular_file.DAMAGE:
+        return None

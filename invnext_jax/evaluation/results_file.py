@@ -74,7 +74,9 @@ def move_files(results: Mapping[str, Any], start: Path, to: Path) -> dict[str, A
             file = os.path.relpath(start / place["file"], to)
             row = {**row, "scores": {**place, "file": file}}
         rows.append(row)
-    return {**results, "rows": rows}
+    neighbors = results.get("neighbors")
+    moved = {"neighbors": os.path.relpath(start / neighbors, to)} if neighbors else {}
+    return {**results, "rows": rows, **moved}
 
 
 def read_cache(path: Path, key: str) -> dict[str, Any] | None:

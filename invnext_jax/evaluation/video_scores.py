@@ -24,11 +24,13 @@ class VideoScores(NamedTuple):
       index_b: int row numbers in the held-out manifest; unique.
       score_b: float scores, for example 1 for a correct prediction and 0 for a wrong one.
       weight_b: float weights, such as the number of boxes; None for equal weights.
+      predicted_b: int class that was predicted for each video; None if there are no classes.
     """
 
     index_b: np.ndarray
     score_b: np.ndarray
     weight_b: np.ndarray | None = None
+    predicted_b: np.ndarray | None = None
 
 
 def write(path: str | Path, scores: Sequence[VideoScores | None]) -> None:
@@ -40,6 +42,8 @@ def write(path: str | Path, scores: Sequence[VideoScores | None]) -> None:
             arrays[f"index_{number}"] = np.asarray(row.index_b, np.int32)
             arrays[f"score_{number}"] = np.asarray(row.score_b, np.float32)
             arrays[f"weight_{number}"] = np.asarray(weight_b, np.float32)
+            if row.predicted_b is not None:
+                arrays[f"predicted_{number}"] = np.asarray(row.predicted_b, np.int32)
     with atomic_file.atomic_path(path) as part, part.open("wb") as file:
         np.savez(file, **arrays)
 
@@ -52,6 +56,9 @@ def read(path: str | Path, number: int) -> VideoScores | None:
             regular_file.open_binary(path, MAX_BYTES) as file,
             np.load(file, allow_pickle=False) as archive,
         ):
-            return VideoScores(*(archive[f"{part}_{number}"] for part in _PARTS))
+            scores = VideoScores(*(archive[f"{part}_{number}"] for part in _PARTS))
+            if (predicted := f"predicted_{number}") in archive:
+                scores = scores._replace(predicted_b=archive[predicted])
+            return scores
     except regular_file.DAMAGE:
         return None

@@ -66,3 +66,36 @@ def test_normalized_features_have_length_one(scale):
     x_bd[2] = 0
     length_b = np.linalg.norm(nearest_neighbors.l2_normalize(x_bd), axis=1)
     np.testing.assert_allclose(length_b, [1, 1, 0, 1, 1], atol=1e-6)
+
+
+class FakeFeatures:
+    """Pooled features of videos whose manifest has every second row."""
+
+    def __init__(self, x_bd):
+        self._x_bd, self.index_b = x_bd, 2 * np.arange(len(x_bd))
+
+    def __len__(self):
+        return len(self._x_bd)
+
+    def pooled(self, pooling, rows_b):
+        assert pooling == "mean"
+        return self._x_bd[rows_b]
+
+
+def test_nearest_videos_are_stored_by_their_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr(nearest_neighbors, "BLOCK", 7)
+    monkeypatch.setattr(nearest_neighbors, "MAX_QUERIES", 10)
+    train_nd, _, query_bd, _ = make_data()
+    found = nearest_neighbors.find_nearest_videos(FakeFeatures(train_nd), FakeFeatures(query_bd))
+    assert found.index_b[[0, -1]].tolist() == [0, 2 * (len(query_bd) - 1)]
+    assert len(found.index_b) == 10
+    similarity_bn = query_bd[found.index_b // 2] @ train_nd.T
+    expected_bk = np.argsort(-similarity_bn, axis=1)[:, : nearest_neighbors.NEIGHBORS]
+    np.testing.assert_array_equal(found.neighbor_bk, 2 * expected_bk)
+    path = tmp_path / "rows" / "neighbors.npz"
+    nearest_neighbors.write_nearest_videos(path, found)
+    for part, stored in zip(found, nearest_neighbors.read_nearest_videos(path), strict=True):
+        np.testing.assert_array_equal(part, stored)
+    path.write_bytes(path.read_bytes()[:100])
+    assert nearest_neighbors.read_nearest_videos(path) is None
+    assert nearest_neighbors.read_nearest_videos(tmp_path / "none.npz") is None

@@ -9,12 +9,16 @@ from invnext_jax.evaluation.video_scores import VideoScores
 def test_scores_are_read_back(tmp_path):
     path = tmp_path / "rows" / "knn-encoder.npz"
     weighted = VideoScores(np.array([4, 2]), np.array([0.5, 1.0]), np.array([2.0, 3.0]))
-    plain = VideoScores(np.array([7, 8, 9]), np.array([True, False, True]))
+    plain = VideoScores(
+        np.array([7, 8, 9]), np.array([True, False, True]), predicted_b=np.array([4, 0, 2])
+    )
     video_scores.write(path, [plain, None, weighted])
     found = video_scores.read(path, 0)
     np.testing.assert_array_equal(found.index_b, [7, 8, 9])
     np.testing.assert_array_equal(found.score_b, [1, 0, 1])
     np.testing.assert_array_equal(found.weight_b, [1, 1, 1])
+    np.testing.assert_array_equal(found.predicted_b, [4, 0, 2])
+    assert video_scores.read(path, 2).predicted_b is None
     np.testing.assert_array_equal(video_scores.read(path, 2).weight_b, [2, 3])
     assert video_scores.read(path, 1) is None
 

@@ -30,6 +30,7 @@ class ClassifierResult:
       converged: whether the solver reached its tolerance.
       seconds: total time of all fits.
       correct_b: whether each held-out video with a label was classified correctly, bool.
+      predicted_b: predicted class of these videos; None if they were classified several times.
       position_b: positions of these videos in the held-out features.
     """
 
@@ -42,6 +43,7 @@ class ClassifierResult:
     converged: bool
     seconds: float
     correct_b: np.ndarray
+    predicted_b: np.ndarray | None
     position_b: np.ndarray
 
 
@@ -74,6 +76,7 @@ def score_predictions(
         converged=converged,
         seconds=time.perf_counter() - start,
         correct_b=correct_b,
+        predicted_b=predictions[1],
         position_b=np.arange(len(correct_b)),
     )
 
@@ -149,7 +152,10 @@ def make_rows(
     rows = []
     for task, result in results.items():
         found = {**vars(result), **details}
-        correct_b, position_b = found.pop("correct_b"), found.pop("position_b")
+        position_b = found.pop("position_b")
+        scores = VideoScores(
+            index_b[position_b], found.pop("correct_b"), predicted_b=found.pop("predicted_b")
+        )
         rows.append(
             Row(
                 evaluator=evaluator,
@@ -161,7 +167,7 @@ def make_rows(
                 standard_error=result.standard_error,
                 n=result.videos,
                 details=found,
-                scores=VideoScores(index_b[position_b], correct_b),
+                scores=scores,
             )
         )
     return rows

@@ -141,7 +141,11 @@ def make_grid_rows(
                 standard_error=binomial_standard_error(value, len(val.labels_b)),
                 n=len(val.labels_b),
                 details={**heads[number], "grid": heads, **details},
-                scores=VideoScores(val.index_b, val.correct_gb[number].astype(np.float32)),
+                scores=VideoScores(
+                    val.index_b,
+                    val.correct_gb[number].astype(np.float32),
+                    predicted_b=np.argmax(val.prob_gbk[number], axis=1),
+                ),
             )
         )
     return rows

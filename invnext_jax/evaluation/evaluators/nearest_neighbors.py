@@ -185,6 +185,7 @@ def classify_few_shot(
         standard_error=float(np.linalg.norm(errors)),
         train_top1=float(np.mean([result.train_top1 for result in results])),
         correct_b=correct_b,
+        predicted_b=None,
     )
 
 

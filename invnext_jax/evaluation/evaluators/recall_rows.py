@@ -76,6 +76,7 @@ def make_recall_rows(
         kept_b = found.kept_b
         labels_b, correct_b = measured.val.labels_b[kept_b], found.correct_b[kept_b]
         weight_b, error = _weights_and_error(labels_b, correct_b)
+        predicted_b = np.argmax(measured.val.prob_gbk[number][kept_b], axis=1)
         rows.append(
             Row(
                 evaluator=evaluator,
@@ -94,7 +95,7 @@ def make_recall_rows(
                     "dropped": int((~kept_b).sum()),
                     **fields,
                 },
-                scores=VideoScores(measured.val.index_b[kept_b], correct_b, weight_b),
+                scores=VideoScores(measured.val.index_b[kept_b], correct_b, weight_b, predicted_b),
             )
         )
     return rows

@@ -1,6 +1,6 @@
-"""Writes a web page that compares evaluations: tables, differences, classes and learning curves."""
+"""Writes a web page that compares evaluations: tables, differences, learning curves and videos."""
 
-import itertools
+import collections
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +9,13 @@ from typing import Any
 from invnext_jax import atomic_file
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import clip_settings, results_file, tables
-from invnext_jax.evaluation.pages import charts, paired_differences
+from invnext_jax.evaluation.evaluators.grid_selection import BEST_ON_VAL
+from invnext_jax.evaluation.pages import (
+    examples,
+    learning_curves,
+    neighbor_examples,
+    paired_differences,
+)
 from invnext_jax.evaluation.pages.paired_differences import Evaluation, Protocol
 from invnext_jax.evaluation.pages.report import render
 from invnext_jax.stages import registry
@@ -23,7 +29,7 @@ def write_comparison(folders: Sequence[str | Path], out: str | Path) -> Path:
       out: HTML file to write.
 
     Raises:
-      UserError: fewer than two folders are given, or one of them has no results.
+      UserError: a folder has no results, or there is only one, which has no steps.
     """
     evaluations = read_evaluations(folders)
     notes = [note for other in evaluations[1:] for note in _data_notes(evaluations[0], other)]
@@ -32,11 +38,18 @@ def write_comparison(folders: Sequence[str | Path], out: str | Path) -> Path:
         for evaluation in evaluations
         for row in evaluation.results["rows"]
     )
+    runs = learning_curves.find_runs(evaluations)
+    found = [
+        {**make_table(evaluations, protocol), "curves": learning_curves.make_curves(runs, protocol)}
+        for protocol in protocols
+    ]
     page = render(
         "comparison.html",
         evaluations=[_describe(evaluation) for evaluation in evaluations],
-        tables=[make_table(evaluations, protocol) for protocol in protocols],
-        curves=make_curves(evaluations, list(protocols)),
+        summary=summarize(found),
+        tables=found,
+        examples=examples.make_examples(evaluations),
+        neighbors=neighbor_examples.make_neighbors(evaluations),
         notes=notes,
         max_classes=paired_differences.MAX_CLASSES,
     )
@@ -51,8 +64,8 @@ def read_evaluations(folders: Sequence[str | Path]) -> list[Evaluation]:
       UserError: see `write_comparison`.
     """
     paths = [Path(folder) for folder in folders]
-    if len(paths) < 2:
-        raise UserError(f"specify the workdirs of at least two evaluations, not {len(paths)}")
+    if not paths:
+        raise UserError("specify the workdirs of at least two evaluations")
     if len({path.resolve() for path in paths}) < len(paths):
         raise UserError("each evaluation must be listed only once: remove the repeated workdir")
     for path in paths:
@@ -65,9 +78,38 @@ def read_evaluations(folders: Sequence[str | Path]) -> list[Evaluation]:
         name if names.count(name) == 1 else str(path)
         for name, path in zip(names, paths, strict=True)
     ]
-    return [
+    found = [
         Evaluation(title, path, results_file.read_results(path))
         for title, path in zip(titles, paths, strict=True)
+    ]
+    if len(found) == 1 and len(found[0].results.get("steps", ())) < 2:
+        raise UserError(
+            f"{paths[0]} is the only evaluation and has one checkpoint: specify another workdir, "
+            "or evaluate several checkpoints with --config.steps=all"
+        )
+    return found
+
+
+def summarize(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Counts in how many comparisons each evaluation is better or worse than the first one.
+
+    Args:
+      found: see `make_table`.
+
+    Returns:
+      One dict for each other evaluation with differences: `title`, and the numbers of comparisons
+      with each verdict: `better`, `worse` and `unclear`. Heads that were selected on the held-out
+      videos do not count.
+    """
+    verdicts: dict[str, collections.Counter] = {}
+    for table in found:
+        if not table["title"].endswith(BEST_ON_VAL):
+            for difference in table["differences"]:
+                counter = verdicts.setdefault(difference["title"], collections.Counter())
+                counter[difference["verdict"]] += 1
+    return [
+        {"title": title, **{name: counter[name] for name in ("better", "worse", "unclear")}}
+        for title, counter in verdicts.items()
     ]
 
 
@@ -123,15 +165,9 @@ def make_table(evaluations: Sequence[Evaluation], protocol: Protocol) -> dict[st
     ]
     for task in tasks:
         _mark_best(found, encoder_lines, task, form)
-    pairs = []
-    if found and found[0][0] is evaluations[0]:
-        pairs = [
-            (found[0], other)
-            for other in found[1:]
-            if paired_differences.same_videos(evaluations[0], other[0])
-        ]
+    pairs = paired_differences.find_pairs(evaluations, protocol)
     return {
-        "title": _title(protocol),
+        "title": examples.describe_protocol(protocol),
         "metric": form.title,
         "tasks": tasks,
         "rows": lines + encoder_lines,
@@ -197,44 +233,3 @@ def _mark_best(found, lines, task: str, form: tables.MetricFormat) -> None:
         pair = paired_differences.read_pair(best[:2], entry[:2])
         if interval := paired_differences.find_interval(pair):
             entry[2]["mark"] = "" if interval.excludes_zero else "tied"
-
-
-def make_curves(
-    evaluations: Sequence[Evaluation], protocols: Sequence[Protocol]
-) -> list[dict[str, Any]]:
-    """Plots values against training steps, for runs with several evaluated checkpoints.
-
-    Returns:
-      A list of dicts with `title`, `svg` and `legend`, which lists (name, color, last
-      value).
-    """
-    runs: dict[str, list[Evaluation]] = {}
-    for evaluation in evaluations:
-        if evaluation.results.get("step") is not None:
-            runs.setdefault(evaluation.results["checkpoint"], []).append(evaluation)
-    curves = []
-    for protocol in protocols:
-        form = tables.find_format(protocol.metric)
-        series: dict[str, list[tuple[int, float]]] = {}
-        for checkpoint, parts in runs.items():
-            prefix = f"{Path(checkpoint).name}, " if len(runs) > 1 else ""
-            for part in sorted(parts, key=lambda part: part.results["step"]):
-                for task, row in part.find_rows(protocol).items():
-                    point = part.results["step"], form.scale * row["value"]
-                    series.setdefault(prefix + task, []).append(point)
-        series = {name: points for name, points in series.items() if len(points) > 1}
-        if series:
-            title = f"{_title(protocol)}: {form.title}"
-            svg = charts.draw_lines(list(series.values()), False, title)
-            colors = zip(series.items(), itertools.cycle(charts.COLORS), strict=False)
-            legend = [
-                (name, color, charts.format_value(points[-1][1]))
-                for (name, points), color in colors
-            ]
-            curves.append({"title": title, "svg": svg, "legend": legend})
-    return curves
-
-
-def _title(protocol: Protocol) -> str:
-    parts = tables.in_words(protocol.evaluator), tables.INPUTS.get(protocol.input, protocol.input)
-    return ", ".join(filter(None, parts))

@@ -14,11 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from invnext_jax.data import columns
-from invnext_jax.data import manifest as manifest_lib
-from invnext_jax.errors import UserError
-from invnext_jax.evaluation import split_checks, tables, video_scores
+from invnext_jax.evaluation import tables, video_scores
 from invnext_jax.evaluation.metrics.intervals import Interval, paired_difference
+from invnext_jax.evaluation.pages import video_labels
 
 MAX_CLASSES = 20  # maximum number of rows of a table of classes
 
@@ -76,6 +74,20 @@ def same_videos(first: Evaluation, second: Evaluation) -> bool:
     return None in digests or digests[0] == digests[1]
 
 
+def find_pairs(
+    evaluations: Sequence[Evaluation], protocol: Protocol
+) -> list[tuple[tuple[Evaluation, dict], tuple[Evaluation, dict]]]:
+    """Pairs the first evaluation with the others that were measured on the same videos.
+
+    Returns:
+      (evaluation, its rows of the protocol by task) of the first evaluation and of another one.
+    """
+    first, *others = [(e, e.find_rows(protocol)) for e in evaluations]
+    if not first[1]:
+        return []
+    return [(first, other) for other in others if other[1] and same_videos(first[0], other[0])]
+
+
 def read_pair(first: MeasuredRow, second: MeasuredRow) -> ScorePair | None:
     """Returns the scores of the videos of two rows; None if they cannot be paired."""
     if not same_videos(first[0], second[0]):
@@ -95,7 +107,7 @@ def find_interval(pair: ScorePair | None, index_b: np.ndarray | None = None) -> 
         return None
     if index_b is not None:
         pair = tuple(_select(scores, index_b) for scores in pair)
-    rows, values, weights = zip(*pair, strict=True)
+    rows, values, weights, _ = zip(*pair, strict=True)
     try:
         interval = paired_difference(values, rows, weights)
     except ValueError:  # no video in common
@@ -105,7 +117,7 @@ def find_interval(pair: ScorePair | None, index_b: np.ndarray | None = None) -> 
 
 def _select(scores: video_scores.VideoScores, index_b: np.ndarray) -> video_scores.VideoScores:
     chosen_b = np.isin(scores.index_b, index_b)
-    return video_scores.VideoScores(*(part[chosen_b] for part in scores))
+    return video_scores.VideoScores(*(part[chosen_b] for part in scores[:3]))
 
 
 def make_differences(pairs, tasks: Sequence[str], form: tables.MetricFormat) -> list[dict]:
@@ -169,36 +181,17 @@ def compare_classes(pairs, task: str, form: tables.MetricFormat) -> dict[str, An
         for (first, a), (other, b) in pairs
         if task in a and task in b
     ]
-    labels_b, names = read_labels(pairs[0][0][0], task) if pairs else (None, {})
-    if labels_b is None:
+    labels = pairs and video_labels.read_labels(pairs[0][0][0].results, "val", [task]).get(task)
+    if not labels:
         return None
     rows = []
     for first, other in pairs:
         scores = read_pair(first, other)
-        for label in np.unique(labels_b[labels_b >= 0]).tolist():
-            interval = find_interval(scores, np.flatnonzero(labels_b == label))
+        for label in np.unique(labels.labels_b[labels.labels_b >= 0]).tolist():
+            interval = find_interval(scores, np.flatnonzero(labels.labels_b == label))
             if interval and interval.value:
-                name = names.get(label, str(label))
+                name = labels.name_class(label)
                 written = {"title": other[0].title, "name": name, **_write_interval(interval, form)}
                 rows.append((abs(interval.value), written))
     rows.sort(key=lambda row: -row[0])
     return {"task": task, "rows": [row for _, row in rows[:MAX_CLASSES]]} if rows else None
-
-
-def read_labels(evaluation: Evaluation, task: str) -> tuple[np.ndarray | None, dict[int, str]]:
-    """Returns the labels of the held-out videos in the order of the manifest, and class names.
-
-    The labels are None if the manifest has changed, cannot be read, or has no such labels.
-    """
-    config = evaluation.results["run"]["config"]
-    manifest, column = config.get("val_manifest", ""), manifest_lib.LABEL_PREFIX + task
-    try:
-        digest = evaluation.results.get("manifests", {}).get("val")
-        if not digest or manifest_lib.hash_manifests(manifest) != digest:
-            return None, {}
-        labels = manifest_lib.read_manifest(manifest).labels
-        has_names = column == split_checks.column_of_names(list(labels))
-        ids = (columns.read_manifest_classes(manifest) or {}) if has_names else {}
-    except (UserError, OSError, ValueError):
-        return None, {}
-    return labels.get(column), {number: name for name, number in ids.items()}

@@ -44,10 +44,10 @@ def classify(
     bounds = np.cumsum([len(group) for group in prompts])[:-1]
     class_kd = l2_normalize(np.stack([part.mean(axis=0) for part in np.split(embed(flat), bounds)]))
     labeled_b = find_labeled(labels_b, task, SPLITS["val"])
-    correct_b = np.argmax(video_bd @ class_kd.T, axis=1)[labeled_b] == labels_b[labeled_b]
-    return _share_row(
-        correct_b, index_b[labeled_b], make_row, task=task, metric="top1", classes=len(prompts)
-    )
+    predicted_b = np.argmax(video_bd @ class_kd.T, axis=1)[labeled_b]
+    correct_b = predicted_b == labels_b[labeled_b]
+    scores = VideoScores(index_b[labeled_b], correct_b, predicted_b=predicted_b)
+    return _share_row(scores, make_row, task=task, metric="top1", classes=len(prompts))
 
 
 def retrieve(
@@ -143,20 +143,19 @@ def choose(
         scores_bc[b, : counts[b]] = text_jd[numbers] @ video_bd[place[int(choices.row_b[i])]]
     correct_b = retrieval.choose(scores_bc, choices.answer_b[used])
     task = name if name == "choices" else f"{name} choices"
-    row = _share_row(
-        correct_b, choices.row_b[used], make_row, task=task, metric="top1", classes=max(counts)
-    )
+    scores = VideoScores(choices.row_b[used], correct_b)
+    row = _share_row(scores, make_row, task=task, metric="top1", classes=max(counts))
     return _add_details(row, chance=baselines.chance_choice(counts))
 
 
-def _share_row(correct_b, index_b, make_row, *, classes: int, **fields) -> Row:
+def _share_row(scores: VideoScores, make_row, *, classes: int, **fields) -> Row:
     """Returns a row whose value is the fraction of correct videos."""
-    share = float(np.mean(correct_b))
+    share, videos = float(np.mean(scores.score_b)), len(scores.score_b)
     row = make_row(
         value=share,
-        standard_error=intervals.binomial_standard_error(share, len(correct_b)),
-        n=len(correct_b),
-        scores=VideoScores(index_b, correct_b),
+        standard_error=intervals.binomial_standard_error(share, videos),
+        n=videos,
+        scores=scores,
         **fields,
     )
     return _add_details(row, classes=classes)

@@ -1,0 +1,96 @@
+"""Strips of small frames of the videos of an evaluation, read again from its data.
+
+The strips are data URIs, so that a page with them is self-contained.
+
+Shape key: t frames, h w pixels, c channels.
+"""
+
+import base64
+import io
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import ml_collections
+import numpy as np
+from absl import logging
+from PIL import Image
+
+from invnext_jax.data import pipeline
+from invnext_jax.errors import UserError
+from invnext_jax.evaluation.dense import truth_source
+from invnext_jax.evaluation.evaluators import registry
+from invnext_jax.evaluation.pages import video_labels
+from invnext_jax.evaluation.truth.truth import BadTruth
+
+FRAMES, SIDE, GAP, QUALITY = 6, 64, 2, 80
+# Errors of videos that are missing or damaged, and of configs of older versions.
+_ERRORS = (UserError, OSError, ValueError, KeyError, AttributeError)
+
+
+def read_strips(
+    results: Mapping[str, Any], split: str, rows: Iterable[int], evaluator: str = ""
+) -> dict[int, str]:
+    """Reads the strips of some videos. Videos that cannot be read are left out.
+
+    Args:
+      results: results of an evaluation.
+      split: "train" or "val".
+      rows: numbers of videos, as in the files of scores or neighbors.
+      evaluator: name of the evaluator whose scores have these numbers. If it reads a data set
+        without manifests, the numbers are those of its scenes or videos.
+    """
+    rows = sorted(set(map(int, rows)))
+    if not rows:
+        return {}
+    try:
+        config = ml_collections.FrozenConfigDict(results["run"]["config"])
+        known = registry.EVALUATORS.get(evaluator)
+        if known is None or registry.needs_manifests(known, config):
+            return _read_from_manifest(results, config, split, rows)
+        return _read_from_truth(config, known, split, rows)
+    except _ERRORS as error:
+        logging.warning("the videos of %s are not shown: %s", results.get("checkpoint"), error)
+        return {}
+
+
+def _read_from_manifest(results, config, split: str, rows: list[int]) -> dict[int, str]:
+    manifest, found = video_labels.find_manifest(results, split), {}
+    if not manifest:
+        return {}
+    data = ml_collections.ConfigDict(config.data.to_dict())
+    data.workers = 0  # starting processes takes longer than reading a few clips
+    for batch in pipeline.make_eval_dataset(data, manifest=manifest, batch_size=1, rows=rows):
+        for video_thwc, row in zip(batch["video"], batch["index"], strict=True):
+            if row >= 0:
+                found[int(row)] = encode_strip(video_thwc)
+    return found
+
+
+def _read_from_truth(config, evaluator: Any, split: str, videos: list[int]) -> dict[int, str]:
+    settings, found = config[evaluator.options[0]], {}
+    truth = truth_source.open_truth(settings, split, config)
+    first = dict(zip(truth.videos[::-1].tolist(), range(len(truth))[::-1], strict=True))
+    for video in videos:
+        try:
+            found[video] = encode_strip(truth.load(first[video])["video"])
+        except BadTruth as error:
+            logging.warning("a video of %s is not shown: %s", truth.name, error)
+    return found
+
+
+def encode_strip(video_thwc: np.ndarray) -> str:
+    """Encodes evenly spaced frames of a clip side by side as a JPEG data URI.
+
+    Frames that are larger than `SIDE` pixels are shrunk.
+    """
+    t, h, w, _ = video_thwc.shape
+    frames_thwc = video_thwc[np.linspace(0, t - 1, min(t, FRAMES)).round().astype(int)]
+    scale = min(1.0, SIDE / h)
+    size = max(1, round(w * scale)), max(1, round(h * scale))
+    strip = Image.new("RGB", (len(frames_thwc) * (size[0] + GAP) - GAP, size[1]), "white")
+    for number, frame_hwc in enumerate(frames_thwc):
+        frame = Image.fromarray(frame_hwc).resize(size, Image.Resampling.BOX)
+        strip.paste(frame, (number * (size[0] + GAP), 0))
+    out = io.BytesIO()
+    strip.save(out, format="jpeg", quality=QUALITY)
+    return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode("ascii")

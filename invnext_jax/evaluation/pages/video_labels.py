@@ -1,0 +1,82 @@
+"""Labels and class names of the videos of an evaluation, read from its manifests.
+
+Shape key: b videos.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from invnext_jax.data import columns
+from invnext_jax.data import manifest as manifest_lib
+from invnext_jax.data.manifest import Manifest
+from invnext_jax.errors import UserError
+from invnext_jax.evaluation import split_checks
+from invnext_jax.evaluation.truth import captions
+from invnext_jax.synthetic_world.spec import WorldSpec
+
+
+class VideoLabels(NamedTuple):
+    """The labels of a task.
+
+    Attributes:
+      labels_b: int class of each video in the order of the manifest; negative for none.
+      names: names of the classes; empty if they have none.
+    """
+
+    labels_b: np.ndarray
+    names: Mapping[int, str]
+
+    def name_class(self, number: int) -> str:
+        """Returns the name of a class, or its number."""
+        return self.names.get(number, str(number))
+
+
+def find_manifest(results: Mapping[str, Any], split: str) -> str:
+    """Returns the manifest of a split; "" if it is unknown, has changed or cannot be read."""
+    config = results.get("run", {}).get("config", {})
+    manifest = config.get(f"{split}_manifest", "")
+    digest = results.get("manifests", {}).get(split)
+    try:
+        is_same = manifest and digest and manifest_lib.hash_manifests(manifest) == digest
+    except (UserError, OSError, ValueError):
+        return ""
+    return manifest if is_same else ""
+
+
+def read_labels(
+    results: Mapping[str, Any], split: str, tasks: Sequence[str]
+) -> dict[str, VideoLabels]:
+    """Reads the labels of tasks. Tasks without labels are left out.
+
+    Args:
+      results: results of an evaluation.
+      split: "train" or "val".
+      tasks: names of tasks.
+    """
+    name = find_manifest(results, split)
+    try:
+        manifest = manifest_lib.read_manifest(name) if name else None
+        names = _read_names(name, manifest, tasks) if manifest else {}
+    except (UserError, OSError, ValueError):
+        return {}
+    found = {}
+    for task in tasks if manifest else ():
+        labels_b = manifest.labels.get(manifest_lib.LABEL_PREFIX + task)
+        if labels_b is not None:
+            found[task] = VideoLabels(np.asarray(labels_b), names.get(task, {}))
+    return found
+
+
+def _read_names(
+    name: str, manifest: Manifest, tasks: Sequence[str]
+) -> dict[str, Mapping[int, str]]:
+    """Returns the class names of a manifest by task; those of a world are known."""
+    if captions.is_world_clip(manifest.paths[0]):
+        classes = WorldSpec(level=captions.find_level(manifest.paths[0])).classes
+        return {task: dict(enumerate(found)) for task, found in classes.items()}
+    column = split_checks.column_of_names(list(manifest.labels))
+    ids = columns.read_manifest_classes(name) or {}
+    numbers = {number: text for text, number in ids.items()}
+    return {t: numbers for t in tasks if manifest_lib.LABEL_PREFIX + t == column}

@@ -1,0 +1,84 @@
+"""Strips of frames of videos that are read again from manifests and data sets."""
+
+import base64
+import io
+
+import ml_collections
+import numpy as np
+import pytest
+import truth_layouts
+from PIL import Image
+
+from configs.eval import depth, linear_probe
+from invnext_jax.data import manifest as manifest_lib
+from invnext_jax.evaluation.pages import clip_strips
+from invnext_jax.synthetic_world.render import render_clip
+from invnext_jax.synthetic_world.spec import WorldSpec
+
+SPEC = WorldSpec(size=16, frames=4, split="val")
+WORLD = "world:simple/val?videos=4&size=16&frames=4"
+
+
+def make_results(config):
+    config.data.update(size=16, short_side=16, frames=4)
+    manifest = config.val_manifest
+    digests = {"val": manifest_lib.hash_manifests(manifest) if manifest else ""}
+    return {"manifests": digests, "run": {"config": config.to_dict()}}
+
+
+@pytest.fixture
+def results():
+    config = linear_probe.get_config("tiny")
+    config.val_manifest = config.data.manifest = WORLD
+    return make_results(config)
+
+
+def decode(uri):
+    data = base64.b64decode(uri.removeprefix("data:image/jpeg;base64,"))
+    return np.asarray(Image.open(io.BytesIO(data)), int)
+
+
+def test_strips_show_the_frames_of_the_videos(results):
+    found = clip_strips.read_strips(results, "val", [3, 1, 1])
+    assert list(found) == [1, 3]
+    for row, uri in found.items():
+        strip_hwc = decode(uri)
+        assert strip_hwc.shape == (16, 4 * 16 + 3 * clip_strips.GAP, 3)
+        video_thwc = render_clip(SPEC, row).video.astype(int)
+        last_hwc = strip_hwc[:, -16:]
+        assert np.abs(last_hwc - video_thwc[-1]).mean() < 12  # compressed
+        assert np.abs(last_hwc - video_thwc[0]).mean() > np.abs(last_hwc - video_thwc[-1]).mean()
+
+
+def test_large_and_long_clips_are_shrunk():
+    video_thwc = np.zeros((30, 128, 256, 3), np.uint8)
+    width = clip_strips.FRAMES * (128 + clip_strips.GAP) - clip_strips.GAP
+    assert decode(clip_strips.encode_strip(video_thwc)).shape == (64, width, 3)
+
+
+def test_strips_of_a_data_set_without_manifests(tmp_path):
+    truth_layouts.write_scannet_splits(tmp_path, spec=SPEC)
+    config = depth.get_config("tiny")
+    config.update(train_manifest="", val_manifest="")
+    config.depth.update(data="scannet", root=str(tmp_path), stride=1)
+    results = make_results(config)
+    found = clip_strips.read_strips(results, "val", [0, 1], "depth")
+    strip_hwc = decode(found[1])[:, :16]
+    assert np.abs(strip_hwc - render_clip(SPEC, 3).video[0]).mean() < 12
+    assert clip_strips.read_strips(results, "val", [0], "linear_probe") == {}
+
+
+def test_videos_that_cannot_be_read_are_left_out(results, tmp_path):
+    assert clip_strips.read_strips(results, "val", []) == {}
+    changed = {**results, "manifests": {"val": "x"}}
+    assert clip_strips.read_strips(changed, "val", [0]) == {}
+    older = ml_collections.ConfigDict(results["run"]["config"])
+    del older.data.sampling
+    assert (
+        clip_strips.read_strips({**results, "run": {"config": older.to_dict()}}, "val", [0]) == {}
+    )
+    assert clip_strips.read_strips({"manifests": {}}, "val", [0]) == {}
+    (tmp_path / "val.csv").write_text("path,source,label_shape\nnone.mp4,x,0\n")
+    config = linear_probe.get_config("tiny")
+    config.val_manifest = str(tmp_path / "val.csv")
+    assert clip_strips.read_strips(make_results(config), "val", [0]) == {}

@@ -1,0 +1,45 @@
+"""Labels and class names of the videos of an evaluation."""
+
+import json
+
+from invnext_jax.data import manifest as manifest_lib
+from invnext_jax.evaluation.pages.video_labels import find_manifest, read_labels
+
+TEXT = "path,source,label_shape,label_color\n0.mp4,x,1,0\n1.mp4,x,-1,2\n"
+
+
+def make_results(manifest):
+    digest = manifest_lib.hash_manifests(str(manifest))
+    return {"manifests": {"val": digest}, "run": {"config": {"val_manifest": str(manifest)}}}
+
+
+def test_class_names_belong_to_the_only_column(tmp_path):
+    manifest = tmp_path / "val.csv"
+    manifest.write_text(TEXT.replace("label_color", "note"))
+    (tmp_path / "val.classes.json").write_text(json.dumps({"cats": 0, "dogs": 1}))
+    found = read_labels(make_results(manifest), "val", ["shape", "motion"])
+    assert list(found) == ["shape"]
+    assert found["shape"].labels_b.tolist() == [1, -1]
+    assert [found["shape"].name_class(i) for i in (0, 1, 7)] == ["cats", "dogs", "7"]
+    manifest.write_text(TEXT)  # with two columns, it is not known to which the names belong
+    assert read_labels(make_results(manifest), "val", ["shape"])["shape"].names == {}
+
+
+def test_classes_of_a_world_have_names():
+    results = make_results("world:simple/val?videos=4&size=16&frames=2")
+    found = read_labels(results, "val", ["color", "motion"])
+    assert set(found) == {"color", "motion"} and len(found["color"].labels_b) == 4
+    assert found["color"].name_class(0) == "red"
+
+
+def test_changed_and_missing_manifests_have_no_labels(tmp_path):
+    manifest = tmp_path / "val.csv"
+    manifest.write_text(TEXT)
+    results = make_results(manifest)
+    assert find_manifest(results, "val") == str(manifest)
+    assert find_manifest(results, "train") == ""
+    manifest.write_text(TEXT + "2.mp4,x,0,0\n")
+    assert find_manifest(results, "val") == "" and read_labels(results, "val", ["shape"]) == {}
+    manifest.unlink()
+    assert find_manifest(results, "val") == ""
+    assert find_manifest({}, "val") == ""
