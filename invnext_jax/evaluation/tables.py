@@ -60,6 +60,7 @@ METRICS["median_rank"] = MetricFormat("median rank", 1.0, 1, False, False)
 NAMES = {
     "random": "random initialization",
     "encoder": "this encoder",
+    "knn": "nearest neighbors",
 }
 INPUTS = {
     "boxes": "true boxes",

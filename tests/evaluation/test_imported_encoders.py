@@ -194,7 +194,7 @@ def test_all_families_are_evaluated_on_the_same_videos_in_one_table(hf, tmp_path
     names = [row["name"] for row in table["rows"] if row["kind"] == "encoder"]
     titles = ("SigLIP2", "CLIP", "DINOv2", "V-JEPA 2", "VideoMAE")
     assert sorted(names) == sorted(
-        f"{title}, {evaluator}" for title in titles for evaluator in ("linear probe", "knn")
+        f"{title}, {name}" for title in titles for name in ("linear probe", "nearest neighbors")
     )
 
 

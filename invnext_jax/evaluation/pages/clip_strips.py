@@ -92,5 +92,5 @@ def encode_strip(video_thwc: np.ndarray) -> str:
         frame = Image.fromarray(frame_hwc).resize(size, Image.Resampling.BOX)
         strip.paste(frame, (number * (size[0] + GAP), 0))
     out = io.BytesIO()
-    strip.save(out, format="jpeg", quality=QUALITY)
+    strip.save(out, format="jpeg", quality=QUALITY, subsampling=0)
     return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode("ascii")

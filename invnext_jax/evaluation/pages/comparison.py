@@ -1,6 +1,5 @@
 """Writes a web page that compares evaluations: tables, differences, learning curves and videos."""
 
-import collections
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,11 +8,11 @@ from typing import Any
 from invnext_jax import atomic_file
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import clip_settings, results_file, tables
-from invnext_jax.evaluation.evaluators.grid_selection import BEST_ON_VAL
 from invnext_jax.evaluation.pages import (
     examples,
     learning_curves,
     neighbor_examples,
+    overview,
     paired_differences,
 )
 from invnext_jax.evaluation.pages.paired_differences import Evaluation, Protocol
@@ -39,15 +38,24 @@ def write_comparison(folders: Sequence[str | Path], out: str | Path) -> Path:
         for row in evaluation.results["rows"]
     )
     runs = learning_curves.find_runs(evaluations)
-    found = [
-        {**make_table(evaluations, protocol), "curves": learning_curves.make_curves(runs, protocol)}
+    found = {
+        protocol: {
+            **make_table(evaluations, protocol),
+            "curves": learning_curves.make_curves(runs, protocol),
+        }
         for protocol in protocols
-    ]
+    }
     page = render(
         "comparison.html",
         evaluations=[_describe(evaluation) for evaluation in evaluations],
-        summary=summarize(found),
-        tables=found,
+        overview=overview.make_overview(evaluations, found),
+        curves=[
+            {**curve, "about": found[protocol]["title"], "metric": found[protocol]["metric"]}
+            for task, protocol in overview.choose_by_task(evaluations)
+            for curve in found[protocol]["curves"]
+            if curve["title"] == task
+        ],
+        tables=list(found.values()),
         examples=examples.make_examples(evaluations),
         neighbors=neighbor_examples.make_neighbors(evaluations),
         notes=notes,
@@ -88,29 +96,6 @@ def read_evaluations(folders: Sequence[str | Path]) -> list[Evaluation]:
             "or evaluate several checkpoints with --config.steps=all"
         )
     return found
-
-
-def summarize(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Counts in how many comparisons each evaluation is better or worse than the first one.
-
-    Args:
-      found: see `make_table`.
-
-    Returns:
-      One dict for each other evaluation with differences: `title`, and the numbers of comparisons
-      with each verdict: `better`, `worse` and `unclear`. Heads that were selected on the held-out
-      videos do not count.
-    """
-    verdicts: dict[str, collections.Counter] = {}
-    for table in found:
-        if not table["title"].endswith(BEST_ON_VAL):
-            for difference in table["differences"]:
-                counter = verdicts.setdefault(difference["title"], collections.Counter())
-                counter[difference["verdict"]] += 1
-    return [
-        {"title": title, **{name: counter[name] for name in ("better", "worse", "unclear")}}
-        for title, counter in verdicts.items()
-    ]
 
 
 def _describe(evaluation: Evaluation) -> dict[str, Any]:

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from invnext_jax.evaluation import tables
-from invnext_jax.evaluation.evaluators.grid_selection import BEST_ON_VAL
-from invnext_jax.evaluation.pages import clip_strips, paired_differences, video_labels
+from invnext_jax.evaluation.pages import clip_strips, overview, paired_differences, video_labels
 from invnext_jax.evaluation.pages.paired_differences import Evaluation, Protocol, ScorePair
 from invnext_jax.evaluation.pages.video_labels import VideoLabels
 
@@ -45,7 +44,7 @@ def make_examples(evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
       `answers` with `text` and `is_right` (None if answers are not right or wrong).
     """
     sections, left = [], MAX_STRIPS
-    for task, protocol in choose_protocols(evaluations).items():
+    for task, protocol in overview.choose_by_task(evaluations):
         for first, other in paired_differences.find_pairs(evaluations, protocol):
             if task not in first[1] or task not in other[1] or left < 2 * VIDEOS:
                 continue
@@ -60,24 +59,6 @@ def make_examples(evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
                 left -= sum(len(group["videos"]) for group in section["groups"])
                 sections.append(section)
     return sections
-
-
-def choose_protocols(evaluations: Sequence[Evaluation]) -> dict[str, Protocol]:
-    """Returns the protocol of each task that has the best value of an encoder.
-
-    Only the first metric of a task is considered, and no head that was selected on the held-out
-    videos.
-    """
-    best: dict[str, tuple[float, Protocol]] = {}
-    for row in (row for e in evaluations for row in e.results["rows"]):
-        if row["name"] != "encoder" or "scores" not in row or row["input"].endswith(BEST_ON_VAL):
-            continue
-        protocol = Protocol(row["metric"], row["evaluator"], row["input"])
-        value = row["value"] * (1 if tables.find_format(row["metric"]).higher_is_better else -1)
-        known = best.get(row["task"])
-        if known is None or (known[1].metric == protocol.metric and value > known[0]):
-            best[row["task"]] = value, protocol
-    return {task: protocol for task, (_, protocol) in best.items()}
 
 
 def _make_section(first: Evaluation, names, pair: ScorePair, task: str, protocol: Protocol):

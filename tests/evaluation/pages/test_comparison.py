@@ -128,7 +128,7 @@ def test_page_has_tables_and_learning_curves(tmp_path, manifest):
         for step, right in ((1000, 20), (2000, 50))
     ]
     page = comparison.write_comparison(folders, tmp_path / "page.html").read_text()
-    assert "Learning curves" in page and page.count("<svg") == 1
+    assert "Learning curves" in page and page.count("<svg") == 2
     for text in ("Linear probe, mean", "83.3", "+50.0", "cats", "1,000", "V-JEPA 2"):
         assert text in page
     assert "http://" not in page.replace("http://www.w3.org", "")

@@ -6,7 +6,6 @@ from fake_evaluations import add_config, write_evaluation
 
 from configs.eval import linear_probe
 from invnext_jax.evaluation.pages import comparison, examples
-from invnext_jax.evaluation.pages.paired_differences import Protocol
 from invnext_jax.evaluation.video_scores import VideoScores
 
 VIDEOS = 12
@@ -78,25 +77,6 @@ def test_values_are_written_if_scores_are_not_right_or_wrong(tmp_path, config):
     (video,) = section["groups"][0]["videos"]
     assert [answer["text"] for answer in video["answers"]] == ["50.0", "25.0"]
     assert section["groups"][1]["videos"] == []
-
-
-def test_each_task_has_its_best_protocol(tmp_path, config):
-    rows = [
-        {"input": "mean", "task": "shape", "value": 0.5},
-        {"input": "frames", "task": "shape", "value": 0.7},
-        {"input": "frames, best on val", "task": "shape", "value": 0.9},
-        {"input": "x", "task": "shape", "value": 1.0, "metric": "other"},
-        {"input": "y", "task": "depth", "value": 0.3, "metric": "abs_rel"},
-        {"input": "z", "task": "depth", "value": 0.2, "metric": "abs_rel"},
-    ]
-    base = {"evaluator": "e", "name": "encoder", "metric": "top1", "n": 2, "scores": {}}
-    changes = {"rows": [{**base, **row} for row in rows]}
-    folders = [write_evaluation(tmp_path / n, WORLD, np.ones(2), **changes) for n in "ab"]
-    found = examples.choose_protocols(comparison.read_evaluations(folders))
-    assert found == {
-        "shape": Protocol("top1", "e", "frames"),
-        "depth": Protocol("abs_rel", "e", "z"),
-    }
 
 
 def test_page_without_the_videos_has_no_examples(tmp_path):

@@ -68,4 +68,4 @@ def test_runs_of_the_same_name_have_their_paths_as_names(tmp_path, manifest):
 def test_one_evaluation_of_several_steps_makes_a_page(tmp_path, manifest):
     folder = write_steps(tmp_path / "a", manifest, {10: 1, 20: 3}, "runs/s1")
     page = comparison.write_comparison([folder], tmp_path / "page.html").read_text()
-    assert "Learning curves" in page and page.count("<svg") == 1
+    assert "Learning curves" in page and page.count("<svg") == 2  # in the overview and below

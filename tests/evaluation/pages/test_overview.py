@@ -1,0 +1,75 @@
+"""The first table of a comparison: which protocols it shows, and the counts of verdicts."""
+
+import math
+
+import numpy as np
+import pytest
+from fake_evaluations import write_evaluation
+
+from invnext_jax.evaluation.pages import comparison, overview
+from invnext_jax.evaluation.pages.overview import Measurement
+from invnext_jax.evaluation.pages.paired_differences import Protocol
+
+ROWS = [
+    {"input": "mean", "task": "shape", "value": 0.5},
+    {"input": "frames", "task": "shape", "value": 0.7},
+    {"input": "frames, best on val", "task": "shape", "value": 0.9},
+    {"input": "x", "task": "shape", "value": 0.8, "evaluator": "other"},
+    {"input": "x", "task": "shape", "value": 1.0, "metric": "recall"},
+    {"input": "y", "task": "depth", "value": 0.3, "metric": "abs_rel"},
+    {"input": "z", "task": "depth", "value": 0.2, "metric": "abs_rel"},
+    {"input": "n", "task": "depth", "value": math.nan, "metric": "abs_rel"},
+]
+
+
+@pytest.fixture
+def manifest(tmp_path):
+    (tmp_path / "val.csv").write_text("path,source,label_shape\n0.mp4,x,0\n1.mp4,x,1\n")
+    return str(tmp_path / "val.csv")
+
+
+@pytest.fixture
+def evaluations(tmp_path, manifest):
+    base = {"evaluator": "e", "name": "encoder", "metric": "top1", "n": 2, "standard_error": 0.1}
+    rows = [{**base, **row} for row in ROWS]
+    folders = [
+        write_evaluation(tmp_path / "a", manifest, np.ones(2), rows=rows),
+        write_evaluation(tmp_path / "b", manifest, np.ones(2), rows=rows[:1]),
+    ]
+    return comparison.read_evaluations(folders)
+
+
+def test_each_evaluator_is_shown_with_its_best_input(evaluations):
+    assert overview.choose_measurements(evaluations) == [
+        Measurement("shape", Protocol("top1", "e", "frames")),
+        Measurement("shape", Protocol("top1", "other", "x")),
+        Measurement("shape", Protocol("recall", "e", "x")),
+        Measurement("depth", Protocol("abs_rel", "e", "z")),
+    ]
+
+
+def test_each_task_has_the_best_value_of_its_first_metric(evaluations):
+    assert overview.choose_by_task(evaluations) == [
+        Measurement("shape", Protocol("top1", "other", "x")),
+        Measurement("depth", Protocol("abs_rel", "e", "z")),
+    ]
+
+
+def test_rows_have_a_cell_for_each_encoder_and_counts_of_verdicts(tmp_path, manifest):
+    scores = np.arange(60) % 2
+    folders = [
+        write_evaluation(tmp_path / name, manifest, score_b)
+        for name, score_b in (("a", scores), ("b", np.ones(60)), ("c", scores))
+    ]
+    evaluations = comparison.read_evaluations(folders)
+    protocol = Protocol("top1", "linear_probe", "mean")
+    found = {protocol: comparison.make_table(evaluations, protocol)}
+    table = overview.make_overview(evaluations, found)
+    (row,) = table["rows"]
+    assert (row["evaluator"], row["task"], row["metric"]) == ("linear probe", "shape", "top-1, %")
+    assert [cell["text"] for cell in row["cells"]] == ["50.0", "100.0", "50.0"]
+    assert [cell["mark"] for cell in row["cells"]] == ["", "best", ""]
+    counts = {count["verdict"]: count["numbers"] for count in table["counts"]}
+    assert counts == {"better": [None, 1, 0], "worse": [None, 0, 0], "unclear": [None, 0, 1]}
+    page = comparison.write_comparison(folders, tmp_path / "page.html").read_text()
+    assert "better than a" in page
