@@ -16,6 +16,7 @@ from invnext_jax.checkpointing import run_metadata
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import (
     evaluate,
+    nearest_neighbors,
     pretrained,
     results_file,
     split_checks,
@@ -160,9 +161,12 @@ def test_checkpoints_of_several_steps_have_separate_results(folder, tmp_path, fa
     assert [part["step"] for part in parts] == fake_run
     places = [tmp_path, *(results_file.step_folder(tmp_path, step) for step in fake_run)]
     for found, place in zip([results, *parts], places, strict=True):
+        nearest = nearest_neighbors.read_nearest_videos(place / found["neighbors"])
+        assert nearest.neighbor_bk.shape == (24, nearest_neighbors.NEIGHBORS)
         for row in found["rows"]:
             scores = video_scores.read(place / row["scores"]["file"], row["scores"]["row"])
             np.testing.assert_allclose(scores.score_b.mean(), row["value"])
+            assert len(scores.predicted_b) == 24
     assert parts[2]["key"] == results["key"] != parts[0]["key"]
     # Baselines and random initialization are measured once.
     assert {path.name for path in (tmp_path / "rows").glob("*.json")} == {
