@@ -18,8 +18,8 @@ from pathlib import Path
 from absl import logging
 
 from invnext_jax import atomic_file
-from invnext_jax.clusters.slurm_script import SlurmOptions, make_script, sbatch_flags
 from invnext_jax.errors import UserError
+from invnext_jax.sweeps.executors.slurm_script import SlurmOptions, make_script, sbatch_flags
 from invnext_jax.sweeps.job import Handle, Job, Phase, Poll
 
 _COMMANDS = ("sbatch", "squeue", "scancel")

@@ -1,4 +1,4 @@
-"""Jobs on a real SLURM cluster of two nodes, and the answers of SLURM that it does not give."""
+"""Jobs on a real SLURM cluster of two nodes. Fake commands give the rare answers of SLURM."""
 
 import dataclasses
 import json
@@ -11,16 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from invnext_jax.clusters.slurm import SlurmExecutor
-from invnext_jax.clusters.slurm_script import SlurmOptions
 from invnext_jax.errors import UserError
+from invnext_jax.sweeps.executors.slurm import SlurmExecutor
+from invnext_jax.sweeps.executors.slurm_script import SlurmOptions, make_script, sbatch_flags
 from invnext_jax.sweeps.expansion import ExpandedSweep, PlannedJob
 from invnext_jax.sweeps.job import Job, Phase, Resources
 from invnext_jax.sweeps.runner import Runner, RunOptions
 from invnext_jax.sweeps.step_config import Kind
 from invnext_jax.sweeps.sweep_folder import Status, SweepFolder
 
-FAKE = Path(__file__).parents[1] / "sweeps" / "fake_job.py"
+FAKE = Path(__file__).parents[1] / "fake_job.py"
 STEPS = 12
 
 
