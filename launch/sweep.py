@@ -58,6 +58,8 @@ _BASELINE = flags.DEFINE_string(
 )
 _RETRY = flags.DEFINE_bool("retry_failed", False, "Start failed jobs again.")
 _CANCEL = flags.DEFINE_bool("cancel", False, "Let all jobs save and stop, and exit.")
+# Flags that describe a sweep. Without --config, the sweep in the workdir has its own values.
+_OF_SWEEPS = ("seeds", "set", "devices_per_job", "cores_per_job")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -81,8 +83,10 @@ def main(argv: Sequence[str]) -> None:
 
 def _read_request(*, required: bool = False) -> commands.Request | None:
     if _CONFIG.value is None:
-        if required:
-            raise errors.UserError("--config is missing: set it to a sweep file")
+        given = [name for name in _OF_SWEEPS if flags.FLAGS[name].present]
+        if required or given:
+            reason = f", which --{given[0]} needs" if given else ""
+            raise errors.UserError(f"--config is missing{reason}: set it to a sweep file")
         return None
     if not all(seed.isdigit() for seed in _SEEDS.value):
         raise errors.UserError(f"--seeds={','.join(_SEEDS.value)} must be numbers, such as 0,1,2")

@@ -1,7 +1,9 @@
 """The commands of `launch/sweep.py`: run, show, cancel and report a sweep."""
 
 import dataclasses
+import functools
 import signal
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +15,7 @@ from invnext_jax.sweeps.executors.machine import read_machine
 from invnext_jax.sweeps.expansion import ExpandedSweep, expand
 from invnext_jax.sweeps.job import Executor, Resources
 from invnext_jax.sweeps.runner import Runner, RunOptions, retry_failed
-from invnext_jax.sweeps.step_config import Setting, StepConfig
+from invnext_jax.sweeps.step_config import SCRIPTS, Setting, StepConfig
 from invnext_jax.sweeps.sweep_file import load_sweep
 from invnext_jax.sweeps.sweep_folder import JobState, Status, SweepFolder
 
@@ -79,7 +81,8 @@ class StopSignals:
 
     def __enter__(self) -> "StopSignals":
         for number in _SIGNALS:
-            self._old[number] = signal.signal(number, self._handle)
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+                self._old[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -120,6 +123,7 @@ def run_sweep(
         folder.clear_stop_request()
         if request is None:
             sweep = folder.read_sweep()
+            _check_commands(sweep)
         else:
             sweep, configs = expand_request(request, folder.path)
             if missing := find_missing_files(configs):
@@ -132,11 +136,27 @@ def run_sweep(
             folder.write_sweep(sweep)
         if retry:
             retry_failed(folder, sweep)
-        print(f"{len(sweep.arms)} arms, {len(sweep.jobs)} different jobs in {folder.path}")
-        runner = Runner(folder, sweep, make_executor(), options, lambda: signals.requested)
+        log = functools.partial(print, flush=True)
+        log(f"{len(sweep.arms)} arms, {len(sweep.jobs)} different jobs in {folder.path}")
+        runner = Runner(folder, sweep, make_executor(), options, lambda: signals.requested, log)
         states = runner.run()
     print(_describe_end(states))
     return all(state.status is Status.FINISHED for state in states.values())
+
+
+def _check_commands(sweep: ExpandedSweep) -> None:
+    """Checks that the commands of a sweep that is read from its folder are those of this package.
+
+    Raises:
+      UserError: a command is a different program.
+    """
+    for planned in sweep.jobs.values():
+        command = planned.job.command
+        if tuple(command[:2]) != (sys.executable, SCRIPTS[planned.kind]):
+            raise UserError(
+                f"the job {planned.job.name} of the sweep starts {' '.join(command[:2])}, which is "
+                "not a script of this installation: start the sweep with --config"
+            )
 
 
 def _add_resources(

@@ -1,6 +1,7 @@
 """Expands the arms of a sweep to jobs. Equal steps of different arms become one job."""
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -63,19 +64,24 @@ class ExpandedSweep:
         """Returns the arms that use a job."""
         return [arm for arm in self.arms if name in arm.jobs.values()]
 
-    def to_json(self) -> dict[str, Any]:
-        """Returns a JSON-compatible dict."""
+    def to_json(self, folder: Path) -> dict[str, Any]:
+        """Returns a JSON-compatible dict.
+
+        Args:
+          folder: the folder of the sweep.
+        """
         return {
             "source": self.source,
+            "folder": str(folder),
             "arms": [dataclasses.asdict(arm) for arm in self.arms],
             "columns": {title: dataclasses.asdict(c) for title, c in self.columns.items()},
             "jobs": [_job_to_json(planned) for planned in self.jobs.values()],
         }
 
     @classmethod
-    def from_json(cls, tree: Mapping[str, Any]) -> "ExpandedSweep":
-        """Inverts `to_json`."""
-        jobs = [_job_from_json(entry) for entry in tree["jobs"]]
+    def from_json(cls, tree: Mapping[str, Any], folder: Path) -> "ExpandedSweep":
+        """Inverts `to_json`. If the folder was moved, the jobs have their new paths."""
+        jobs = [_job_from_json(entry, tree["folder"], folder) for entry in tree["jobs"]]
         return cls(
             source=tree["source"],
             arms=tuple(PlannedArm(**arm) for arm in tree["arms"]),
@@ -84,18 +90,27 @@ class ExpandedSweep:
         )
 
 
+def _paths(folder: Path, name: str) -> dict[str, Path]:
+    """Returns the workdir and the log of a job."""
+    return {"workdir": folder / "runs" / name, "log": folder / "logs" / f"{name}.log"}
+
+
 def _job_to_json(planned: PlannedJob) -> dict[str, Any]:
     job = dataclasses.asdict(planned.job)
-    job |= {name: str(job[name]) for name in ("folder", "workdir", "log")}
+    del job["workdir"], job["log"]
+    job["folder"] = str(job["folder"])
     return {"kind": planned.kind.value, "total_steps": planned.total_steps, **job}
 
 
-def _job_from_json(entry: Mapping[str, Any]) -> PlannedJob:
+def _job_from_json(entry: Mapping[str, Any], old: str, folder: Path) -> PlannedJob:
     fields = dict(entry)
     kind, total_steps = Kind(fields.pop("kind")), fields.pop("total_steps")
-    fields |= {name: Path(fields[name]) for name in ("folder", "workdir", "log")}
-    fields |= {name: tuple(fields[name]) for name in ("command", "dependencies")}
+    fields |= {"folder": Path(fields["folder"]), **_paths(folder, fields["name"])}
+    moved = (part.replace(f"={old}/", f"={folder}/") for part in fields["command"])
+    fields |= {"command": tuple(moved), "dependencies": tuple(fields["dependencies"])}
     fields["resources"] = Resources(**fields["resources"])
+    if not re.fullmatch(r"[\w-]+", fields["name"]):
+        raise ValueError(f"invalid name {fields['name']!r}")
     return PlannedJob(Job(**fields), kind, total_steps)
 
 
@@ -158,15 +173,14 @@ def _expand_arm(
 
 
 def _make_job(name: str, config: StepConfig, folder: Path, source: str) -> PlannedJob:
-    workdir = folder / "runs" / name
+    workdir = _paths(folder, name)["workdir"]
     start = workdir.with_name(source) if source else None
     config.check(str(start or config.own_source))
     job = Job(
         name=name,
         command=config.command(workdir, start),
         folder=Path.cwd(),
-        workdir=workdir,
-        log=folder / "logs" / f"{name}.log",
+        **_paths(folder, name),
         dependencies=(source,) if source else (),
     )
     total_steps = 0

@@ -32,7 +32,7 @@ class Kind(enum.Enum):
     EVALUATE = "eval"
 
 
-_SCRIPTS = {Kind.TRAIN: "launch/main.py", Kind.EVALUATE: "launch/evaluate.py"}
+SCRIPTS = {Kind.TRAIN: "launch/main.py", Kind.EVALUATE: "launch/evaluate.py"}
 # The option with the run or encoder that a step starts from, and the flag that sets it.
 SOURCE_OPTIONS = {Kind.TRAIN: "init_from", Kind.EVALUATE: "checkpoint"}
 _SOURCE_FLAGS = {Kind.TRAIN: "--config.init_from", Kind.EVALUATE: "--checkpoint"}
@@ -112,7 +112,7 @@ class StepConfig:
         if source is not None:
             flags.append(f"{_SOURCE_FLAGS[self.kind]}={source}")
         flags += [f"--config.{name}={_write(value)}" for name, value in self.overrides.items()]
-        return (sys.executable, _SCRIPTS[self.kind], *flags)
+        return (sys.executable, SCRIPTS[self.kind], *flags)
 
     def check(self, source: str) -> None:
         """Runs the checks of the step's script that do not read the source.

@@ -131,7 +131,7 @@ class SweepFolder:
 
     def write_sweep(self, sweep: ExpandedSweep) -> None:
         """Writes the description of the sweep."""
-        atomic_file.write_text(self._sweep, json.dumps(sweep.to_json(), indent=1) + "\n")
+        atomic_file.write_text(self._sweep, json.dumps(sweep.to_json(self.path), indent=1) + "\n")
 
     def read_sweep(self) -> ExpandedSweep:
         """Reads the description of the sweep.
@@ -143,7 +143,7 @@ class SweepFolder:
             raise UserError(f"{self.path} has no sweep: start one with --config")
         tree = json_file.read_object(self._sweep, _ADVICE)
         try:
-            return ExpandedSweep.from_json(tree)
+            return ExpandedSweep.from_json(tree, self.path)
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{self._sweep} is damaged ({error!r}): {_ADVICE}") from error
 

@@ -246,7 +246,14 @@ def missing(config):
     return identity.missing_files(config)
 
 
-def test_a_sweep_survives_its_json(tmp_path):
+def test_a_sweep_survives_its_json_and_a_move(tmp_path):
     arm = Arm("a", make_chain(), seed=1, reference={"K400": 75.8}, group="Table", is_baseline=True)
     sweep, _ = expand_arms(tmp_path, arm)
-    assert ExpandedSweep.from_json(json.loads(json.dumps(sweep.to_json()))) == sweep
+    old, new = tmp_path / "sweep", tmp_path / "moved"
+    tree = json.loads(json.dumps(sweep.to_json(old)))
+    assert ExpandedSweep.from_json(tree, old) == sweep
+    moved = ExpandedSweep.from_json(tree, new)
+    for planned in moved.jobs.values():
+        paths = [planned.job.workdir, planned.job.log, *planned.job.command]
+        assert not any(f"{old}/" in str(path) for path in paths)
+        assert f"--workdir={new}/runs/{planned.job.name}" in planned.job.command
