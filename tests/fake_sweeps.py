@@ -19,11 +19,11 @@ STEPS = 6
 def make_job(folder, name, kind, dependencies=(), value=0.0, seconds=0.005):
     """A fake training or evaluation that starts from its only dependency."""
     workdir = folder / "runs" / name
-    command = [sys.executable, str(FAKE), kind.value, f"--workdir={workdir}"]
+    command = [sys.executable, str(FAKE), f"--workdir={workdir}"]
     if kind is Kind.TRAIN:
-        command += [f"--steps={STEPS}", f"--value={value}"]
+        command += [f"--config.total_steps={STEPS}", f"--config.init_gain={value}"]
     for source in dependencies:
-        flag = "init_from" if kind is Kind.TRAIN else "checkpoint"
+        flag = "config.init_from" if kind is Kind.TRAIN else "checkpoint"
         command.append(f"--{flag}={workdir.with_name(source)}")
     job = Job(
         name=name,

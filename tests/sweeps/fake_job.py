@@ -1,12 +1,13 @@
 """A fast stand-in for launch/main.py and launch/evaluate.py in the tests of sweeps.
 
-    python fake_job.py train --workdir=W --steps=N --value=X [--init_from=W0]
-    python fake_job.py eval --workdir=W --checkpoint=W0
+    python fake_job.py --workdir=W --config.total_steps=N --config.init_gain=X \\
+        [--config.init_from=W0]
+    python fake_job.py --workdir=W --checkpoint=W0
 
 It counts to N with a state file, as a resumable run does, and writes the files that a sweep reads.
-Each start, end and step is logged in `<workdir>/../../history.jsonl`, so that a test can find steps
-that ran twice. The file `<workdir>.fail` lets it fail once. FAKE_FAIL and FAKE_NAN name jobs that
-fail, or whose result is not finite.
+The loss is X plus the loss of the run that it starts from. Each start, end and step is logged in
+`<workdir>/../../history.jsonl`, from which a test sees what ran twice. The file `<workdir>.fail`
+lets it fail once. FAKE_FAIL and FAKE_NAN name jobs that fail, or whose result is not finite.
 """
 
 import json
@@ -20,8 +21,7 @@ SECONDS = float(os.environ.get("FAKE_STEP_SECONDS", "0.02"))
 
 
 def main():
-    kind, *flags = sys.argv[1:]
-    options = dict(flag.removeprefix("--").split("=", 1) for flag in flags)
+    options = dict(flag.removeprefix("--").split("=", 1) for flag in sys.argv[1:])
     workdir = Path(options["workdir"])
     workdir.mkdir(parents=True, exist_ok=True)
     history = workdir.parents[1] / "history.jsonl"
@@ -40,19 +40,19 @@ def main():
         fail.unlink(missing_ok=True)
         print("it fails, as the test asked")
         sys.exit(int(os.environ.get("FAKE_EXIT_CODE", "1")))
-    if kind == "train":
-        train(workdir, options, record, stopping)
-    else:
+    if "checkpoint" in options:
         evaluate(workdir, options)
+    else:
+        train(workdir, options, record, stopping)
     record("end")
 
 
 def train(workdir, options, record, stopping):
-    total, saved = int(options["steps"]), workdir / "step.json"
+    total, saved = int(options["config.total_steps"]), workdir / "step.json"
     step = json.loads(saved.read_text()) if saved.exists() else 0
     start = 0.0
-    if "init_from" in options:
-        start = read_loss(Path(options["init_from"]))
+    if "config.init_from" in options:
+        start = read_loss(Path(options["config.init_from"]))
     while step < total:
         if stopping:
             print(f"stopped after step {step}")
@@ -61,7 +61,7 @@ def train(workdir, options, record, stopping):
         step += 1
         record("step", step=step)
         replace(saved, json.dumps(step))
-    loss = start + float(options["value"])
+    loss = start + float(options["config.init_gain"])
     if os.environ.get("FAKE_NAN") == workdir.name:
         loss = None
     record_line = json.dumps({"step": total, "loss": loss})

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from invnext_jax import file_lock
+from invnext_jax import file_lock, sanitize
 from invnext_jax.errors import UserError
 from invnext_jax.sweeps.executors.machine import Machine
 from invnext_jax.sweeps.job import Handle, Job, Phase, Poll
@@ -80,7 +80,8 @@ class LocalExecutor:
             lock.truncate(0)
             lock.write(json.dumps(dataclasses.asdict(slot)) + "\n")
             lock.flush()
-            log.write(f"$ {shlex.join(job.command)}\n".encode())
+            shown = sanitize.for_display(shlex.join(job.command))
+            log.write(f"$ {shown}\n".encode())
             log.flush()
             with _affinity(slot.cores):
                 self._children[job.name] = subprocess.Popen(

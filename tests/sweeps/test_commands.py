@@ -1,0 +1,206 @@
+"""The commands of launch/sweep.py, with a fake script instead of trainings."""
+
+import json
+import os
+import signal
+import threading
+import time
+
+import pytest
+from fake_sweeps import FAKE
+
+from invnext_jax.errors import UserError
+from invnext_jax.planning import plan
+from invnext_jax.sweeps import commands, step_config
+from invnext_jax.sweeps.executors.local_executor import LocalExecutor
+from invnext_jax.sweeps.executors.machine import Machine
+from invnext_jax.sweeps.report import sweep_page
+from invnext_jax.sweeps.runner import RunOptions
+from invnext_jax.sweeps.sweep_folder import Status, SweepFolder
+
+FILE = """
+from invnext_jax.sweeps.arms import Step, chain, grid, make_arm
+
+VIDEOS = "world:simple/train?videos=64"
+CHAIN = chain(
+    stage1=Step("", "configs/stage1.py:tiny", {"total_steps": 3, "data.manifest": VIDEOS}),
+    probe=Step("", "configs/eval/linear_probe.py:tiny",
+        {"train_manifest": VIDEOS, "val_manifest": "world:simple/val?videos=16"}),
+)
+
+def sweep():
+    for gain in (0.5, 2.0):
+        yield make_arm(CHAIN, {"stage1.init_gain": gain}, is_baseline=gain == 0.5)
+"""
+OPTIONS = RunOptions(retries=0, poll_seconds=0.02, stop_seconds=20.0)
+
+
+@pytest.fixture(autouse=True)
+def fake_scripts(monkeypatch):
+    """Replaces the scripts and the planner, and makes the jobs fast."""
+    monkeypatch.setattr(step_config, "SCRIPTS", dict.fromkeys(step_config.Kind, str(FAKE)))
+    monkeypatch.setattr(commands, "SCRIPTS", step_config.SCRIPTS)
+    planned = {"peak_bytes": 1e6, "memory_bytes": 1e9, "fits": True}
+    planned |= {"step_flops": 1e12, "step_seconds": 3600.0}
+    monkeypatch.setattr(plan, "make_plan", lambda *_, **__: planned)
+    monkeypatch.setenv("FAKE_STEP_SECONDS", "0.005")
+
+
+@pytest.fixture
+def request_(tmp_path):
+    (tmp_path / "mine.py").write_text(FILE)
+    return commands.Request(str(tmp_path / "mine.py"), seeds=(0, 1))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return SweepFolder(tmp_path / "sweep")
+
+
+def make_executor():
+    return LocalExecutor(Machine(cores=(0, 1)))
+
+
+def run(folder, request, **options):
+    return commands.run_sweep(folder, request, make_executor, OPTIONS, **options)
+
+
+def starts(folder):
+    lines = (folder.path / "history.jsonl").read_text().splitlines()
+    return [entry["job"] for entry in map(json.loads, lines) if entry["event"] == "start"]
+
+
+def test_a_sweep_runs_from_its_file_to_its_table(folder, request_, tmp_path, capsys):
+    assert run(folder, request_)
+    assert "2 arms" not in capsys.readouterr().out  # an arm for each seed
+    assert len(starts(folder)) == 8
+    table = sweep_page.write_tables(folder, tmp_path / "table.md")
+    assert "| init_gain=0.5 (baseline)" in table and "66.7 ± 0.0 (n 2)" in table
+    assert "33.3 ± 0.0 (n 2)" in table and "(2 seeds)" in table
+    text = commands.show_status(folder)
+    assert "8 jobs: 8 finished. The sweep command does not run." in text
+
+
+def test_the_same_command_and_the_folder_alone_continue(folder, request_, capsys):
+    run(folder, request_)
+    assert run(folder, request_) and run(folder, None)
+    assert len(starts(folder)) == 8
+    (folder.path / f"runs/{starts(folder)[-1]}/results.json").unlink()
+    assert run(folder, None)
+    assert len(starts(folder)) == 9
+    assert "jobs: 8 finished" in capsys.readouterr().out
+
+
+def test_arms_can_be_added(folder, request_, tmp_path):
+    run(folder, request_)
+    (tmp_path / "mine.py").write_text(FILE.replace("(0.5, 2.0)", "(0.5, 2.0, 3.0)"))
+    assert run(folder, request_)
+    assert len(starts(folder)) == 12 and len(set(starts(folder))) == 12
+
+
+def test_resources_are_written(folder, request_):
+    run(folder, request_)
+    resources = {planned.job.resources for planned in folder.read_sweep().jobs.values()}
+    assert all(r.cores == 1 and r.devices == 0 and r.memory >= 1.5e9 for r in resources)
+
+
+def test_failed_jobs_are_started_again_on_request(folder, request_, monkeypatch, capsys):
+    sweep, _ = commands.expand_request(request_, folder.path)
+    name = sweep.arms[0].jobs["stage1"]
+    monkeypatch.setenv("FAKE_FAIL", name)
+    assert not run(folder, request_)
+    assert "1 failed; --status shows the reasons" in capsys.readouterr().out
+    assert not run(folder, None)  # it is not repeated
+    assert starts(folder).count(name) == 1
+    monkeypatch.delenv("FAKE_FAIL")
+    assert run(folder, None, retry=True)
+    assert starts(folder).count(name) == 2
+
+
+def test_missing_files_are_a_user_error(folder, request_, tmp_path):
+    request = commands.Request(request_.source, settings=[f"train.data.manifest={tmp_path}/no.csv"])
+    with pytest.raises(UserError, match=r"1 input file\(s\) of the sweep do not exist: .*no.csv"):
+        run(folder, request)
+    assert not folder.exists()
+
+
+def test_other_programs_in_the_folder_are_refused(folder, request_):
+    run(folder, request_)
+    path = folder.path / "sweep.json"
+    path.write_text(path.read_text().replace(str(FAKE), "/bin/other"))
+    with pytest.raises(UserError, match="is not a script of this installation"):
+        run(folder, None)
+    assert run(folder, request_)
+
+
+@pytest.mark.parametrize("text", ["{}", "[1]", "{damaged"])
+def test_a_damaged_description_is_a_user_error(folder, request_, text):
+    run(folder, request_)
+    (folder.path / "sweep.json").write_text(text)
+    with pytest.raises(UserError, match="repeat the command that started the sweep"):
+        commands.show_status(folder)
+
+
+def test_a_folder_without_a_sweep_is_a_user_error(folder):
+    for command in (commands.show_status, lambda f: run(f, None)):
+        with pytest.raises(UserError, match="has no sweep: start one with --config"):
+            command(folder)
+
+
+def test_first_signal_lets_the_jobs_save(folder, request_, monkeypatch):
+    monkeypatch.setenv("FAKE_STEP_SECONDS", "0.2")
+    before = signal.getsignal(signal.SIGINT)
+    thread = after_first_step(folder, lambda: os.kill(os.getpid(), signal.SIGINT))
+    assert not run(folder, request_)
+    thread.join()
+    assert signal.getsignal(signal.SIGINT) is before
+    states = {folder.read_state(name).status for name in folder.read_sweep().jobs}
+    assert states == {Status.STOPPED, Status.WAITING}
+    monkeypatch.setenv("FAKE_STEP_SECONDS", "0.005")
+    assert run(folder, request_)
+
+
+def after_first_step(folder, action):
+    """Calls a function in a thread after the first step of a job."""
+    history = folder.path / "history.jsonl"
+
+    def wait():
+        deadline = time.monotonic() + 20
+        while not history.exists() or '"step"' not in history.read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        action()
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    return thread
+
+
+def test_cancel_stops_the_running_command(folder, request_, monkeypatch):
+    monkeypatch.setenv("FAKE_STEP_SECONDS", "0.2")
+    sentences = []
+    thread = after_first_step(
+        folder, lambda: sentences.append(commands.cancel(SweepFolder(folder.path), make_executor))
+    )
+    assert not run(folder, request_)
+    thread.join()
+    assert "2 stopped; the same command as before continues the sweep" in sentences[0]
+
+
+def test_cancel_without_running_jobs_changes_nothing(folder, request_):
+    run(folder, request_)
+    before = commands.show_status(folder)
+    assert commands.cancel(folder, make_executor).startswith("jobs: 8 finished;")
+    assert commands.show_status(folder) == before
+
+
+def test_dry_run_predicts_and_writes_nothing(folder, request_):
+    text = commands.predict(folder.path, request_, "h100")
+    assert "8 jobs: " in text and "device-hours at the roofline" in text
+    assert text.count("stage1-") == 4 and not folder.path.exists()
+
+
+@pytest.mark.parametrize("text", ["a", "a.b", "a=3", ".=3"])
+def test_settings_of_another_form_are_user_errors(text):
+    with pytest.raises(UserError, match=f"--set={text} must have the form"):
+        commands.parse_settings([text])
