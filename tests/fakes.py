@@ -92,6 +92,20 @@ class FixedSampler:
         return self.windows
 
 
+@dataclasses.dataclass(frozen=True)
+class FailingSampler:
+    """A sampler whose worker hangs or dies."""
+
+    hangs: bool
+    size: int = 16
+
+    def sample_frames(self, frame_count):
+        del frame_count
+        if self.hangs:
+            time.sleep(30)
+        os._exit(3)
+
+
 class Unloadable:
     """An object that cannot be unpickled in a worker."""
 

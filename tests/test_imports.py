@@ -49,7 +49,7 @@ ARROWS = {
         *("synthetic_world", "stages", "weights", "config_checks", "loop", "workers"),
     },
     "evaluation.metrics": set(),
-    "evaluation.truth": {"data", "synthetic_world"},
+    "evaluation.truth": {"data", "synthetic_world", "workers"},
     "sweeps": {"evaluation", "planning", "stages", "training", "checkpointing", "data", "weights"}
     | {"config_checks", "monitoring", "workers.cpu_quota"},
     "sweeps.arms": set(),

@@ -1,6 +1,7 @@
 """Parameters and class names of the worlds."""
 
 import dataclasses
+import numbers
 
 from invnext_jax.errors import UserError
 
@@ -22,6 +23,9 @@ OBJECT_SIZES = (0.4, 1.4)  # larger objects would cover their own wrapped part
 SPEEDS = (0.25, 3.0)  # faster objects would move by half a period per frame
 MAX_CLUTTER = 8
 MIN_ANTICIPATION_FRAMES = 6
+MIN_SIZE, MAX_SIZE = 16, 2048
+MIN_FRAMES, MAX_FRAMES = 2, 4096
+MAX_SEED = 2**64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +37,8 @@ class WorldSpec:
           digit among distractors over a moving texture, 10 motions) or "anticipation" (like
           "simple", but a colored square in the first third of the clip indicates the direction in
           the last third; the direction before that is independent of it).
-      size: Side of a frame in pixels, at least 16.
-      frames: Frames per clip, at least 2. The full level needs an even number; otherwise
+      size: Side of a frame in pixels, from 16 to 2048.
+      frames: Frames per clip, from 2 to 4096. The full level needs an even number; otherwise
           unordered frames would distinguish "left then right" from "right then left".
       seed: Non-negative seed of the world.
       split: "train", "val" or "test". The splits have no clip and no digit image in common.
@@ -61,11 +65,11 @@ class WorldSpec:
             raise UserError(f"unknown world level {self.level!r}: choose one of {LEVELS}")
         if self.split not in SPLITS:
             raise UserError(f"unknown world split {self.split!r}: choose one of {SPLITS}")
-        if self.size < 16 or self.frames < 2 or self.seed < 0:
-            raise UserError(
-                f"size={self.size}, frames={self.frames}, seed={self.seed}: "
-                "a world needs size >= 16, frames >= 2 and seed >= 0"
-            )
+        ranges = {"size": (MIN_SIZE, MAX_SIZE), "frames": (MIN_FRAMES, MAX_FRAMES)}
+        for name, (low, high) in {**ranges, "seed": (0, MAX_SEED)}.items():
+            value = getattr(self, name)
+            if not isinstance(value, numbers.Integral) or not low <= value <= high:
+                raise UserError(f"{name}={value}: a world needs an integer from {low} to {high}")
         if self.level == "full" and self.frames % 2:
             raise UserError(f"frames={self.frames}: the full level needs an even number of frames")
         if self.level == "anticipation" and self.frames < MIN_ANTICIPATION_FRAMES:

@@ -62,7 +62,7 @@ FILES = {
     "ids": (encode(IMAGE.astype(np.uint8), palette=True), images.read_ids),
     "matrix": (make_matrix(False), joints._read_joints),
     "compressed matrix": (make_matrix(True), joints._read_joints),
-    "world": (make_truth(), world._read_file),
+    "world": (make_truth(), world.read_arrays),
 }
 
 

@@ -51,7 +51,8 @@ def open_truth(settings: Any, split: str, config: Any) -> Truth:
     if settings.data == WORLD:
         name = config[f"{split}_manifest"]
         manifest = manifest_lib.read_manifest(name, AccessRules.from_config(data))
-        return WorldTruth(name, LoadClip.from_config(data, manifest))
+        load = LoadClip.from_config(data, manifest)
+        return WorldTruth(name, load, seconds=data.clip_seconds)
     if settings.data == "davis":
         return DavisMasks(root, split)
     if settings.data == "jhmdb":
@@ -67,4 +68,5 @@ def open_truth(settings: Any, split: str, config: Any) -> Truth:
         stride=settings.stride,
         min_together=min(WindowRules.min_together, data.frames),
     )
-    return BoxTracks(f"{root}/{split}/tracks.jsonl", size=data.size, rules=rules)
+    path, seconds = f"{root}/{split}/tracks.jsonl", data.clip_seconds
+    return BoxTracks(path, size=data.size, rules=rules, seconds=seconds)

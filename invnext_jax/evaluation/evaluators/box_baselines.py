@@ -8,7 +8,6 @@ Shape key: b videos, t frames, k objects, d features (of a box: corners x0 y0 x1
 """
 
 import functools
-import io
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -28,6 +27,8 @@ from invnext_jax.evaluation.evaluators.classification import (
 )
 from invnext_jax.evaluation.evaluators.evaluator import Row
 from invnext_jax.evaluation.inputs import SPLITS, EvalInputs
+from invnext_jax.evaluation.truth import world
+from invnext_jax.evaluation.truth.truth import BadTruth
 
 
 class BoxBaselines:
@@ -107,11 +108,11 @@ def load_boxes(manifest: str | Path, rows: Iterable[int]) -> np.ndarray | None:
     tracks = []
     try:
         for path in paths:
-            with np.load(io.BytesIO(path.read_bytes())) as truth:
-                visible_tk1 = truth["visible"].astype(np.float32)[..., None]
-                tracks.append(np.concatenate([truth["boxes"], visible_tk1], axis=-1))
+            truth = world.read_arrays(path, ("boxes", "visible"))
+            visible_tk1 = truth["visible"].astype(np.float32)[..., None]
+            tracks.append(np.concatenate([truth["boxes"], visible_tk1], axis=-1))
         return np.stack(tracks).astype(np.float32)
-    except Exception as error:  # NumPy's and zipfile's parsers raise errors of many types
+    except (BadTruth, ValueError) as error:  # ValueError: the shapes do not match
         logging.warning("the boxes in %s are damaged and skipped, see %s: %r", folder, path, error)
         return None
 

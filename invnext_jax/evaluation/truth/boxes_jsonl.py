@@ -20,12 +20,13 @@ from typing import Any
 import numpy as np
 
 from invnext_jax import regular_file
-from invnext_jax.data import clips, frame_converter
+from invnext_jax.data import frame_converter
 from invnext_jax.data.demux import BadVideo
 from invnext_jax.data.frame_converter import Window
 from invnext_jax.data.manifest import VideoRecord
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation.truth import images
+from invnext_jax.evaluation.truth.clip_reader import SECONDS, ClipReader
 from invnext_jax.evaluation.truth.geometry import ClipGeometry
 from invnext_jax.evaluation.truth.track_windows import WindowRules, select_windows
 from invnext_jax.evaluation.truth.truth import BadTruth, SkippedEntries
@@ -37,7 +38,6 @@ MAX_RANGE = 2**16  # maximum frame rate, height and width
 BOX_RANGE = 1e9  # maximum absolute value of a coordinate in pixels
 MAX_LINE_BYTES = 2**26
 MAX_BYTES = 2**32
-MAX_VIDEO_BYTES = 2**40
 MAX_PATH, MAX_NAME = 4096, 255  # file systems do not have longer paths and names
 
 
@@ -199,7 +199,12 @@ class BoxTracks:
     name = "boxes"
 
     def __init__(
-        self, path: str | os.PathLike, *, size: int = 224, rules: WindowRules | None = None
+        self,
+        path: str | os.PathLike,
+        *,
+        size: int = 224,
+        rules: WindowRules | None = None,
+        seconds: float = SECONDS,
     ):
         """Reads the boxes and selects the windows.
 
@@ -207,11 +212,13 @@ class BoxTracks:
           path: File of boxes.
           size: Side of the clips in pixels, which show the centered square.
           rules: Rules that select the windows; by default, those of Waymo Open.
+          seconds: Time limit for reading a clip of a video file.
 
         Raises:
           UserError: The file cannot be read, or no window satisfies the rules.
         """
         self._rules, self._size = rules or WindowRules(), size
+        self._reader = ClipReader(seconds)
         self._tracks = read_tracks(path)
         self._windows: list[tuple[int, tuple[int, ...]]] = []
         for number, tracks in enumerate(self._tracks):
@@ -267,16 +274,9 @@ class BoxTracks:
             if frames[-1] >= len(image_paths):
                 raise BadTruth(f"{tracks.path}: frame {len(image_paths)} is missing", "missing")
             return images.read_clip([image_paths[n] for n in frames], self._size)[0]
-        try:
-            with regular_file.open_binary(tracks.path, MAX_VIDEO_BYTES):
-                pass
-        except OSError as error:
-            raise BadTruth(f"{tracks.path}: {error.strerror}", "missing") from error
         record = VideoRecord(0, str(tracks.path), "", None, None, {})
-        try:
-            return clips.read_clips(record, _FixedFrames(frames, self._size), None)[0]
-        except BadVideo as error:
-            raise BadTruth(f"{tracks.path}: {error}", error.kind) from error
+        sampler = _FixedFrames(frames, self._size)
+        return self._reader.read(record, sampler, None).video_thwc
 
 
 @dataclasses.dataclass(frozen=True)

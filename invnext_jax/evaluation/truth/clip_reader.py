@@ -1,20 +1,32 @@
-"""Reads the evaluation clip of a manifest row, with its frame indices and its crop window.
+"""Reads clips for ground truth, with their frame indices and their crop window.
+
+Videos are decoded in worker processes, which a damaged video cannot block or crash for long.
 
 Shape key: t frames, h w pixels, c channels.
 """
 
 import dataclasses
-from typing import NamedTuple
+import functools
+import queue
+import weakref
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from invnext_jax.data import clips, frame_converter, sources
-from invnext_jax.data.clips import ClipSampler, LoadClip
+from invnext_jax.data.bad_videos import STALLED
+from invnext_jax.data.clips import BadClip, ClipSampler, LoadClip
 from invnext_jax.data.demux import BadVideo
 from invnext_jax.data.frame_converter import Window
 from invnext_jax.data.manifest import VideoRecord
 from invnext_jax.evaluation.truth.geometry import ClipGeometry
 from invnext_jax.evaluation.truth.truth import BadTruth
+from invnext_jax.workers.process_worker import ProcessWorker, WorkerDiedError
+from invnext_jax.workers.results import are_arrays
+from invnext_jax.workers.time_limits import ReadStalledError, TimeLimitError
+from invnext_jax.workers.worker_pool import SupervisedWorker
+
+SECONDS = 60.0  # default time limit for a clip
 
 
 class EvaluationClip(NamedTuple):
@@ -81,18 +93,90 @@ def make_sampler(load: LoadClip, source: str) -> RecordingSampler:
     return RecordingSampler(ClipSampler(transform, load.frames, load.size, [None]))
 
 
-def read_evaluation_clip(record: VideoRecord, load: LoadClip) -> EvaluationClip:
+class ClipReader:
+    """Reads clips in worker processes. It has as many processes as threads call it at once.
+
+    Args:
+      seconds: Time limit for a clip.
+    """
+
+    def __init__(self, seconds: float = SECONDS):
+        self._seconds, self._workers = seconds, queue.SimpleQueue()  # idle workers
+        weakref.finalize(self, _close_all, self._workers)
+
+    def read(
+        self, record: VideoRecord, sampler: ClipSampler, short_side: int | None
+    ) -> EvaluationClip:
+        """Reads one clip; see `clips.read_clips`.
+
+        Raises:
+          BadTruth: The video cannot be read.
+        """
+        try:
+            worker = self._workers.get_nowait()
+        except queue.Empty:
+            make_worker = functools.partial(ProcessWorker, _ReadClip())
+            worker = SupervisedWorker(make_worker, self._seconds)
+        try:
+            found = worker(record, sampler, short_side)
+        except (TimeLimitError, ReadStalledError, WorkerDiedError) as error:
+            reasons = {TimeLimitError: "time limit", ReadStalledError: STALLED}
+            kind = reasons.get(type(error), "worker died")
+            raise BadTruth(f"{record.name}: {kind} of {self._seconds:g} s", kind) from error
+        else:
+            if isinstance(found, BadClip):
+                raise BadTruth(found.reason, found.kind)
+            video_thwc = found["video_thwc"].copy()  # the worker overwrites its memory
+            window, size = Window(*found["window"].tolist()), (sampler.size,) * 2
+            geometry = ClipGeometry.of_window(window, tuple(found["frame_size"].tolist()), size)
+            return EvaluationClip(video_thwc, found["frame_t"].copy(), geometry)
+        finally:
+            self._workers.put(worker)
+
+
+def _close_all(workers: queue.SimpleQueue) -> None:
+    while not workers.empty():
+        workers.get_nowait().close()
+
+
+@dataclasses.dataclass(frozen=True)
+class _ReadClip:
+    """Reads one clip in a worker process."""
+
+    def __call__(
+        self, record: VideoRecord, sampler: ClipSampler, short_side: int | None
+    ) -> dict[str, Any] | BadClip:
+        """Returns the frames, their indices, the window, and the size of the video's frames."""
+        recorder = RecordingSampler(sampler)
+        try:
+            video_thwc = clips.read_clips(record, recorder, short_side)[0]
+        except BadVideo as error:
+            reason = str(error).removeprefix(f"{record.name}: ")
+            return BadClip(record.name, error.kind, f"{record.name}: {reason}")
+        numbers = {"window": recorder.window, "frame_size": recorder.frame_size}
+        numbers |= {"frame_t": recorder.frame_t}
+        arrays = {name: np.array(value, np.int64) for name, value in numbers.items()}
+        return {"video_thwc": video_thwc, **arrays}
+
+    def is_valid(self, result: Any, record: VideoRecord, sampler: ClipSampler, *_: Any) -> bool:
+        """Returns whether a result of the worker has the structure that `__call__` returns."""
+        if isinstance(result, BadClip):
+            return result.path == record.name
+        video_thwc = result.get("video_thwc") if isinstance(result, dict) else None
+        frames = len(video_thwc) if isinstance(video_thwc, np.ndarray) and video_thwc.ndim else 0
+        forms = {"video_thwc": (np.uint8, (frames, sampler.size, sampler.size, 3))}
+        forms |= {"frame_t": (np.int64, (frames,)), "window": (np.int64, (4,))}
+        forms |= {"frame_size": (np.int64, (2,))}
+        return are_arrays(result, forms) and bool((result["frame_size"] > 0).all())
+
+
+def read_evaluation_clip(reader: ClipReader, record: VideoRecord, load: LoadClip) -> EvaluationClip:
     """Reads the same clip as `load(record, [None])`, with its frame indices and window.
 
     Raises:
       BadTruth: The video cannot be read.
     """
-    sampler = make_sampler(load, record.source)
-    try:
-        video_thwc = clips.read_clips(record, sampler, load.short_side)[0]
-    except BadVideo as error:
-        raise BadTruth(f"{record.name}: {error}", error.kind) from error
-    return EvaluationClip(video_thwc, sampler.frame_t, sampler.geometry)
+    return reader.read(record, make_sampler(load, record.source).sampler, load.short_side)
 
 
 def crop_rendered(video_thwc: np.ndarray, load: LoadClip, source: str) -> EvaluationClip:

@@ -7,6 +7,7 @@ Shape key: t frames, k objects, n points, h w pixels.
 
 import io
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ from invnext_jax.data.clips import LoadClip
 from invnext_jax.data.manifest import VideoRecord
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation.truth import clip_reader
-from invnext_jax.evaluation.truth.clip_reader import EvaluationClip
+from invnext_jax.evaluation.truth.clip_reader import SECONDS, ClipReader, EvaluationClip
 from invnext_jax.evaluation.truth.truth import BadTruth
 from invnext_jax.synthetic_world import files, render, tracks, urls
 from invnext_jax.synthetic_world.spec import WorldSpec
@@ -53,20 +54,23 @@ class WorldTruth:
 
     name = "world"
 
-    def __init__(self, manifest: str, load: LoadClip, *, points: int = POINTS):
+    def __init__(
+        self, manifest: str, load: LoadClip, *, points: int = POINTS, seconds: float = SECONDS
+    ):
         """Reads the manifest.
 
         Args:
           manifest: Manifests of rendered or written worlds, separated by commas.
           load: The loader of the evaluation's clips, which has the sampling options.
           points: Number of points of each clip.
+          seconds: Time limit for reading a clip.
 
         Raises:
           UserError: A row is not a clip of a world, or the worlds differ in their number of
               objects.
         """
         self._manifest = manifest_lib.read_manifest(manifest)
-        self._load, self._points = load, points
+        self._load, self._points, self._reader = load, points, ClipReader(seconds)
         self._specs: dict[str, WorldSpec] = {}
         counts = {self._locate(record).spec.max_objects for record in self._manifest}
         if len(counts) > 1:
@@ -92,8 +96,8 @@ class WorldTruth:
             clip = clip_reader.crop_rendered(rendered.video, self._load, record.source)
             truth = {name: getattr(rendered, name) for name in ARRAYS}
         else:
-            truth = _read_file(place.file)
-            clip = clip_reader.read_evaluation_clip(record, self._load)
+            truth = _check_shapes(read_arrays(place.file), place)
+            clip = clip_reader.read_evaluation_clip(self._reader, record, self._load)
         return self._align(place, clip, truth)
 
     def _align(self, place: _Location, clip: EvaluationClip, truth: dict) -> dict[str, np.ndarray]:
@@ -103,19 +107,19 @@ class WorldTruth:
             found = tracks.sample_points(
                 place.spec, place.index, truth["ids"], self._points, start=int(frame_t[0])
             )
+            points_nt2 = geometry.crop_points(found.points_nt2[:, frame_t]).astype(np.float32)
+            outside_nt = ((points_nt2 < 0) | (points_nt2 >= 1)).any(axis=-1)
+            return {
+                "video": clip.video_thwc,
+                "depth": geometry.crop_image(truth["depth"][frame_t]).astype(np.float32),
+                "boxes": boxes_tk4,
+                "present": kept_tk & (truth["visible"][frame_t] > 0),
+                "ids": geometry.crop_image(truth["ids"][frame_t]).astype(np.int32),
+                "points": points_nt2,
+                "occluded": found.occluded_nt[:, frame_t] | outside_nt,
+            }
         except (IndexError, ValueError) as error:
             raise BadTruth(f"clip {place.index}: {error}", "no truth") from error
-        points_nt2 = geometry.crop_points(found.points_nt2[:, frame_t]).astype(np.float32)
-        outside_nt = ((points_nt2 < 0) | (points_nt2 >= 1)).any(axis=-1)
-        return {
-            "video": clip.video_thwc,
-            "depth": geometry.crop_image(truth["depth"][frame_t]).astype(np.float32),
-            "boxes": boxes_tk4,
-            "present": kept_tk & (truth["visible"][frame_t] > 0),
-            "ids": geometry.crop_image(truth["ids"][frame_t]).astype(np.int32),
-            "points": points_nt2,
-            "occluded": found.occluded_nt[:, frame_t] | outside_nt,
-        }
 
     def _locate(self, record: VideoRecord) -> _Location:
         if video_io.is_world(record.path):
@@ -132,18 +136,42 @@ class WorldTruth:
                     "launch/make_world.py wrote, or a world: URL"
                 )
             self._specs[folder] = files.read_spec(path.parents[1], path.parent.name)
+        if not path.stem.isdecimal():
+            raise UserError(f"{path} is not a clip of a world: its name is not a number")
         file = path.parents[1] / "gt" / path.parent.name / f"{path.stem}.npz"
         return _Location(self._specs[folder], int(path.stem), file)
 
 
-def _read_file(path: Path) -> dict[str, np.ndarray]:
+def _check_shapes(truth: dict[str, np.ndarray], place: _Location) -> dict[str, np.ndarray]:
+    """Returns `truth`; raises `BadTruth` if its shapes are not those of the world."""
+    spec = place.spec
+    images, objects = (spec.frames, spec.size, spec.size), (spec.frames, spec.max_objects)
+    shapes = {"depth": images, "boxes": (*objects, 4), "visible": objects, "ids": images}
+    for name, shape in shapes.items():
+        if truth[name].shape != shape:
+            raise BadTruth(
+                f"{place.file}: {name} has the shape {truth[name].shape}, not {shape}",
+                "wrong format",
+            )
+    return truth
+
+
+def read_arrays(path: Path, names: Sequence[str] = ARRAYS) -> dict[str, np.ndarray]:
+    """Reads arrays of numbers from a file that `launch/make_world.py` wrote.
+
+    Raises:
+      BadTruth: The file is missing or damaged, or too large when decompressed.
+    """
     try:
         data = io.BytesIO(regular_file.read_bytes(path, MAX_BYTES))
         with zipfile.ZipFile(data) as archive:
             if sum(member.file_size for member in archive.infolist()) > MAX_BYTES:
                 raise ValueError(f"it has more than {MAX_BYTES} bytes when decompressed")
-        with np.load(data) as truth:
-            return {name: truth[name] for name in ARRAYS}
+        with np.load(data, allow_pickle=False) as truth:
+            found = {name: truth[name] for name in names}
+        if strange := [name for name, array in found.items() if array.dtype.kind not in "biuf"]:
+            raise ValueError(f"{strange[0]} has no numbers")
+        return found
     except FileNotFoundError as error:
         raise BadTruth(f"{path} is missing", "missing") from error
     except Exception as error:  # NumPy's and zipfile's parsers raise errors of many types

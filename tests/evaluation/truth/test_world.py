@@ -1,15 +1,19 @@
 """Ground truth of the synthetic world matches the frames that the evaluation pipeline reads."""
 
+import json
 import zipfile
 
 import numpy as np
 import pytest
+from fakes import FailingSampler, worker_pids
 
 from configs import common
+from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data import pipeline
 from invnext_jax.data.clips import LoadClip
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation.truth import world
+from invnext_jax.evaluation.truth.clip_reader import ClipReader, read_evaluation_clip
 from invnext_jax.evaluation.truth.truth import BadTruth
 from invnext_jax.evaluation.truth.world import WorldTruth
 from invnext_jax.synthetic_world.files import write_world
@@ -110,6 +114,52 @@ def test_truth_that_is_large_when_decompressed_is_a_bad_row(tmp_path, monkeypatc
     monkeypatch.setattr(world, "MAX_BYTES", 2**22)
     with pytest.raises(BadTruth, match="when decompressed"):
         truth.load(0)
+
+
+def test_truth_of_another_shape_or_type_is_a_bad_row(tmp_path):
+    manifest = write_world(SPEC, tmp_path, 1, progress=False)
+    path = tmp_path / "gt" / "val" / "000000.npz"
+    truth = WorldTruth(str(manifest), LoadClip.from_config(data_config()))
+    good = dict(np.load(path))
+    for name, array in (
+        ("depth", good["depth"][:1]),
+        ("boxes", good["boxes"][..., :3]),
+        ("visible", good["visible"][:, :0]),
+        ("ids", good["ids"].astype(str)),
+    ):
+        np.savez(path, **{**good, name: array})
+        with pytest.raises(BadTruth, match=f"{name} has"):
+            truth.load(0)
+
+
+def test_names_and_sizes_of_a_written_world_are_checked(tmp_path):
+    manifest = write_world(SPEC, tmp_path, 1, progress=False)
+    load = LoadClip.from_config(data_config())
+    manifest.write_text(manifest.read_text().replace("000000", "clip"))
+    with pytest.raises(UserError, match="its name is not a number"):
+        WorldTruth(str(manifest), load)
+    path = tmp_path / "spec.json"
+    spec = json.loads(path.read_text())
+    for change in ({"size": 10**9}, {"frames": 8.5}, {"seed": "1"}, {"frames": float("nan")}):
+        path.write_text(json.dumps(spec | change))
+        with pytest.raises(UserError, match="a world needs an integer from"):
+            WorldTruth(str(manifest), load)
+
+
+@pytest.mark.parametrize("hangs", [True, False])
+def test_a_video_that_blocks_or_kills_its_worker_is_a_bad_row(hangs, tmp_path):
+    manifest = manifest_lib.read_manifest(write_world(SPEC, tmp_path, 1, progress=False))
+    load = LoadClip.from_config(data_config())
+    reader = ClipReader(seconds=1.0 if hangs else 30.0)
+    with pytest.raises(BadTruth) as caught:
+        reader.read(manifest[0], FailingSampler(hangs), None)
+    assert caught.value.kind == ("time limit" if hangs else "worker died")
+    clip = read_evaluation_clip(reader, manifest[0], load)
+    expected = load(manifest[0], [None])["video"][0]
+    np.testing.assert_array_equal(clip.video_thwc, expected)
+    (worker,) = worker_pids()
+    del reader, caught  # the traceback refers to the reader
+    assert worker not in worker_pids()
 
 
 def test_a_manifest_without_truth_is_refused(tmp_path):
