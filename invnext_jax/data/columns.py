@@ -15,7 +15,7 @@ from typing import Any
 
 from absl import logging
 
-from invnext_jax import sanitize
+from invnext_jax import regular_file, sanitize
 from invnext_jax.errors import UserError
 
 CLASS_NAMES_SUFFIX = ".classes.json"
@@ -23,6 +23,8 @@ NO_LABEL = -1
 _BLANK = ("", "nan", "none", "null", "na", "n/a")  # in lower case, as pandas and others write them
 LABEL_PREFIX = "label_"
 MAX_COLUMNS = 1000
+MAX_CLASS = 2**31 - 1  # labels are int32
+MAX_NAMES_BYTES = 2**26  # of a file of class names
 READ = ("path", "source", "start", "end", "record")
 INFORMATIVE = (
     *("duration", "frames", "width", "height", "fps", "codec", "rotation", "mirrored", "sar"),
@@ -199,9 +201,10 @@ def read_class_names(path: str | os.PathLike) -> dict[str, int]:
 
     Raises:
       OSError: The file cannot be read.
-      ValueError: The format of the file is not one of these, or two names have the same id.
+      ValueError: The format of the file is not one of these, two names have the same id, or an id
+        is not a class.
     """
-    text = Path(path).read_text(encoding="utf-8-sig")
+    text = regular_file.read_bytes(path, MAX_NAMES_BYTES).decode("utf-8-sig")
     try:
         content = json.loads(text) if os.fspath(path).endswith(".json") else text.split("\n")
         if isinstance(content, dict):
@@ -215,6 +218,8 @@ def read_class_names(path: str | os.PathLike) -> dict[str, int]:
         names = content
         if len(set(names.values())) < len(names):
             raise ValueError("two names have the same number")
+        if names and not 0 <= min(names.values()) <= max(names.values()) <= MAX_CLASS:
+            raise ValueError(f"a number is not between 0 and {MAX_CLASS}")
         return names
     if not isinstance(content, list) or not all(isinstance(name, str) for name in content):
         raise ValueError(

@@ -31,6 +31,7 @@ BOX = tuple(
     f"[CameraBoxComponent].box.{name}" for name in ("center.x", "center.y", "size.x", "size.y")
 )
 ROWS = 32  # rows of a Parquet file in memory; an image has about 0.3 MB
+MAX_BATCH_BYTES = 2**29  # of these rows after decompression
 QUALITY = 95
 MAX_BYTES = 2**36  # limit per Parquet file; those of Waymo Open have less than 1 GB
 MAX_PIXELS = 2**26  # limit per image; those of Waymo Open have 1920 x 1280
@@ -154,10 +155,14 @@ def _write_segment(in_dir: Path, out_dir: Path, segment: str, short_side: int) -
 
 def _front(path: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
     """Yields the rows of the front camera."""
-    from pyarrow import parquet  # slow to import
+    from pyarrow import parquet, types  # slow to import
 
     with regular_file.open_binary(path, MAX_BYTES) as source, parquet.ParquetFile(source) as file:
         for batch in file.iter_batches(ROWS, columns=[CAMERA, *columns]):
+            # Values of dictionaries are repeated by `to_pylist`.
+            has_dictionaries = any(map(types.is_dictionary, batch.schema.types))
+            if has_dictionaries or batch.nbytes > MAX_BATCH_BYTES:
+                raise ValueError(f"{ROWS} rows may have more than {MAX_BATCH_BYTES} bytes")
             yield from (row for row in batch.to_pylist() if row[CAMERA] == FRONT)
 
 

@@ -223,7 +223,7 @@ def read_text_tower(checkpoint: Checkpoint, source: str | Path) -> ImportedWeigh
     """Reads the text tower of a SigLIP, SigLIP 2 or CLIP folder."""
     content = _require_config(checkpoint, source)
     with config_errors(source):
-        sizes = text_towers.sizes(content, str(source))
+        sizes = text_towers.sizes(content, str(source), _count_values(checkpoint))
         words_jn = jax.ShapeDtypeStruct((1, sizes["length"]), jnp.int32)
         expected = _shapes(TextTower(**sizes), words_jn)
     rules = text_towers.rules(content, str(source))

@@ -78,8 +78,13 @@ _FAMILIES = (
 )
 
 
-def sizes(config: Mapping[str, Any], source: str) -> dict[str, Any]:
+def sizes(config: Mapping[str, Any], source: str, values: int) -> dict[str, Any]:
     """Reads the fields of `models.text_tower.TextTower` from the contents of config.json.
+
+    Args:
+      config: contents of config.json.
+      source: path of the model, for messages.
+      values: number of values in the file of weights.
 
     Raises:
       UserError: the model has no text tower of these kinds, or a value is not supported.
@@ -106,6 +111,11 @@ def sizes(config: Mapping[str, Any], source: str) -> dict[str, Any]:
     }
     for name, value in found.items():
         check_size(value, name, source, LIMITS[name])
+    if (needed := (found["words"] + found["length"]) * found["width"]) > values:
+        raise UserError(
+            f"config.json of {source} describes embeddings with {needed:,} values, but the file "
+            f"has only {values:,} values: use the config.json of the checkpoint"
+        )
     end_token = None
     if is_clip:
         end_token = tower["eos_token_id"]

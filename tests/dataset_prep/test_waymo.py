@@ -133,6 +133,18 @@ def test_segments_with_damaged_values_are_skipped(tmp_path, fields):
     assert "\n" not in str(caught.value)
 
 
+def test_images_that_are_large_when_decompressed_are_skipped(tmp_path, monkeypatch):
+    monkeypatch.setattr(waymo, "MAX_BATCH_BYTES", 10**6)
+    write_tables(tmp_path / "in", "a", images=[bytes(10**6)] * 2)
+    write_tables(tmp_path / "in", "b", images=pa.array([bytes(10**6)] * 2).dictionary_encode())
+    write_tables(tmp_path / "in", "c")
+    paths = [tmp_path / "in" / "camera_image" / f"{name}.parquet" for name in "ab"]
+    assert max(path.stat().st_size for path in paths) < 10**5
+    found = waymo.convert(tmp_path / "in", tmp_path / "out", progress=False)
+    assert found.segments == 1
+    assert all("may have more than 1000000 bytes" in found.skipped[name] for name in "ab")
+
+
 def test_named_pipes_and_links_are_skipped(tmp_path):
     for name in ("a", "b", "c"):
         write_tables(tmp_path / "in", name)

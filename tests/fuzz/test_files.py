@@ -16,9 +16,11 @@ from invnext_jax.data import files as files_lib
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.dataset_prep import tfds_metadata
 from invnext_jax.errors import UserError
+from invnext_jax.evaluation import imported_encoders, pretrained
+from invnext_jax.evaluation.text import text_encoder
 from invnext_jax.multihost import host_messages
 from invnext_jax.video_lists import lists
-from invnext_jax.weights import export, files, import_weights
+from invnext_jax.weights import export, files, import_weights, video_models
 
 SECONDS = 20  # maximum time for one file on a busy machine
 NUMBERS = st.integers(-(2**70), 2**70) | st.floats() | st.sampled_from([0, 1, -1, 10**9, 1e308])
@@ -172,6 +174,9 @@ FIELDS = [
     *("vision_config", "rope_parameters", "layer_types", "local_attention", "use_swiglu_ffn"),
 ]
 SMALL = st.sampled_from([0, 1, 2, 4, 8, 32, 64, 2.0, "4", True, None]) | JSON
+FIELDS += ["crop_size", "frames_per_clip", "num_frames", "tubelet_size", "use_mean_pooling"]
+FIELDS += ["layer_norm_eps", "vocab_size", "eos_token_id", "projection_dim", "projection_size"]
+FIELDS += ["max_position_embeddings", "text_config", "text_config_dict", "image_mean", "image_std"]
 TYPES = {
     "clip": ["clip_vision_model", "clip"],
     "siglip2": ["siglip_vision_model", "siglip"],
@@ -206,6 +211,40 @@ def test_config_of_a_teacher_or_text_model(folder, kind, data):
     config = data.draw(st.dictionaries(st.sampled_from(FIELDS), SMALL, max_size=6))
     config["model_type"] = data.draw(st.sampled_from(TYPES[kind]) | JSON)
     import_config(folder, kind, config)
+
+
+def write_folder(folder, name, data, types):
+    """Writes a folder with a random config of a model, and returns it."""
+    source = folder / name
+    source.mkdir(exist_ok=True)
+    (source / files.SINGLE_FILE).write_bytes(VALID)
+    config = data.draw(st.dictionaries(st.sampled_from(FIELDS), SMALL, max_size=6))
+    config["model_type"] = data.draw(st.sampled_from(types) | JSON)
+    for file in ("config.json", "preprocessor_config.json"):
+        (source / file).write_bytes(dump(config))
+    return source
+
+
+@given(st.data())
+def test_config_of_an_encoder_of_transformers(folder, data):
+    types = list(imported_encoders.KIND_OF_MODEL_TYPE)
+    assert (
+        read_or_refuse(pretrained.load_frozen, write_folder(folder, "encoder", data, types)) is None
+    )
+
+
+@given(st.data())
+def test_config_of_a_text_tower(folder, data):
+    types = ["siglip", "siglip2", "siglip_text_model", "siglip2_text_model", "clip"]
+    source = write_folder(folder, "text", data, [*types, "clip_text_model"])
+    assert read_or_refuse(text_encoder.load_text_encoder, source) is None
+
+
+@given(st.data())
+def test_statistics_of_pixels(folder, data):
+    source = write_folder(folder, "pixels", data, ["vjepa2"])
+    found = read_or_refuse(video_models.read_pixel_stats, source)
+    assert found is None or all(0 <= x <= 1 for values in found.values() for x in values)
 
 
 @given(

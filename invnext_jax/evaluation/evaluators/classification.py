@@ -15,6 +15,8 @@ from invnext_jax.evaluation.inputs import SPLITS
 from invnext_jax.evaluation.metrics.intervals import binomial_standard_error
 from invnext_jax.evaluation.video_scores import VideoScores
 
+MAX_CLASS = 2**20  # heads have an output for each number up to the largest class
+
 
 @dataclasses.dataclass(frozen=True)
 class ClassifierResult:
@@ -85,9 +87,15 @@ def find_labeled(labels_b: np.ndarray, task: str, split: str) -> np.ndarray:
     """Returns whether each video has a label, bool [b]. A negative number means no label.
 
     Raises:
-      UserError: no video has a label. `task` and `split` are used in the message.
+      UserError: no video has a label, or a label is larger than `MAX_CLASS`. `task` and `split` are
+        used in the message.
     """
     labeled_b = labels_b >= 0
+    if (largest := labels_b.max(initial=0)) > MAX_CLASS:
+        raise UserError(
+            f"label_{task} has the class {largest} in the {split} manifest, more than {MAX_CLASS}: "
+            "number the classes from 0"
+        )
     if not labeled_b.any():
         raise UserError(
             f"label_{task} has no labeled video in the {split} manifest: "

@@ -3,6 +3,7 @@
 Shape key: b rows.
 """
 
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,7 +52,7 @@ class ChunkedArray:
     @property
     def nbytes(self) -> int:
         """Size of the whole array in bytes."""
-        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize
 
     def take(self, rows_b: np.ndarray) -> np.ndarray:
         """Reads rows into memory; rows of the same chunk are read together.
@@ -99,7 +100,7 @@ def _read_header(path: Path):
             offset = file.tell()
         if not shape or min(shape) < 0:
             raise ValueError(f"shape {shape}")
-        expected = offset + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        expected = offset + math.prod(shape) * dtype.itemsize
         if fortran or dtype.hasobject or path.stat().st_size != expected:
             raise ValueError("unexpected size or type")
     except regular_file.DAMAGE as error:

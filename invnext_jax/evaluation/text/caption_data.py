@@ -181,9 +181,10 @@ def fill_templates(
     """
     by_id = {number: name for name, number in names.items()}
     classes = 1 + max([*by_id, *labels_b.tolist()])
-    if missing := [number for number in range(classes) if number not in by_id]:
+    missing = next((number for number in range(classes) if number not in by_id), None)
+    if missing is not None:
         raise UserError(
-            f"class {missing[0]} of label_{task} has no name: add it to the class names "
+            f"class {missing} of label_{task} has no name: add it to the class names "
             "(*.classes.json) of the manifest"
         )
     return [[template.format(by_id[i]) for template in templates] for i in range(classes)]

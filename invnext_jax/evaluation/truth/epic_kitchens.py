@@ -220,7 +220,9 @@ def _parse_row(row: Mapping[str, str], fps: float | None) -> tuple[str, float, f
     else:
         raise ValueError("the row has no time stamps")
     video = row["video_id"]
-    if not video or len(video) > MAX_NAME or "/" in video or not video.isprintable():
+    # A name such as ".._1" would lead to the folder above that of the participants.
+    is_name = 0 < len(video) <= MAX_NAME and "/" not in video and not video.startswith(".")
+    if not is_name or not video.isprintable():
         raise ValueError(f"{video[:MAX_NAME]!r} is not the name of a video")
     if not 0 <= start < stop:
         raise ValueError(f"video {video!r} has no action from {start} s to {stop} s")

@@ -4,6 +4,7 @@ Shape key: t frames, h w pixels, c channels.
 """
 
 import contextlib
+import math
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +24,7 @@ EXTENSIONS = (".jpg", ".jpeg", ".png")
 FORMATS = ("PNG", "JPEG")  # the decoders of other formats start programs or are rarely tested
 DEPTH_MODES = ("I", "I;16", "I;16B", "I;16L")
 MAX_PIXELS = 2**26
+MAX_CLIP_PIXELS = 2**30  # of all frames of a clip; 3 GiB
 MAX_BYTES = 2**28  # maximum size of an image file
 MAX_LIST_BYTES = 2**24
 MAX_NAME = 255  # file systems do not have longer names
@@ -152,6 +154,12 @@ def read_clip(paths: Sequence[Path], size: int | None) -> tuple[np.ndarray, Clip
     for path in paths:
         image_hwc = read_image(path, lambda image: np.asarray(image.convert("RGB")))
         shape = shape or image_hwc.shape[:2]
+        if size is None and len(paths) * math.prod(shape) > MAX_CLIP_PIXELS:
+            raise BadTruth(
+                f"{path.parent} has {len(paths)} images of {shape[1]} x {shape[0]} pixels, more "
+                f"than {MAX_CLIP_PIXELS} pixels in total",
+                "wrong format",
+            )
         if image_hwc.shape[:2] != shape:
             raise BadTruth(
                 f"{path} differs in size from the first frame of its clip", "wrong format"

@@ -106,3 +106,14 @@ def test_a_split_without_a_label_is_refused():
     )
     with pytest.raises(UserError, match="label_shape has no labeled video in the held-out"):
         classification.find_labeled(labels[::2], "shape", "held-out")
+
+
+def test_numbers_that_are_no_classes_are_refused():
+    labels = np.array([-1, 2, 2**20 + 1], np.int32)
+    with pytest.raises(UserError, match="label_shape has the class 1048577 in the training"):
+        classification.find_labeled(labels, "shape", "training")
+    assert classification.find_labeled(labels - 1, "shape", "training").tolist() == [
+        False,
+        True,
+        True,
+    ]

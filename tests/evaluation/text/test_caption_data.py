@@ -61,6 +61,8 @@ def test_class_without_a_name_is_refused(config, tmp_path):
     (tmp_path / "val.csv").write_text("path,source,label_class\nval0.mp4,x,4\n")
     with pytest.raises(UserError, match="class 2 of label_class has no name"):
         caption_data.read_texts(config, ("class",))
+    with pytest.raises(UserError, match="class 1 of label_x has no name"):  # and not 2**31 classes
+        caption_data.fill_templates({"a": 0, "b": 2**31 - 1}, ["{}"], np.zeros(1, int), "x")
 
 
 def test_captions_of_other_videos_are_refused(config, tmp_path):

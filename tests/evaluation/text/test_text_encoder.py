@@ -1,8 +1,11 @@
 """A text encoder that is loaded from a folder returns the features of transformers."""
 
+import json
+
 import numpy as np
 import pytest
 from parity import import_transformers, numpy_of, randomise
+from safetensors.numpy import save_file
 
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation.text import text_encoder
@@ -67,3 +70,12 @@ def test_small_encoder_tells_texts_apart():
     similarity_jj = text_jd @ text_jd.T
     np.testing.assert_allclose(np.diag(similarity_jj), 1, rtol=1e-5)
     assert similarity_jj[~np.eye(3, dtype=bool)].max() < 0.99
+
+
+def test_embeddings_larger_than_the_file_are_refused(tmp_path):
+    # The module would compute a mask of length x length.
+    config = {"model_type": "clip_text_model", "max_position_embeddings": 2**14}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file({"x": np.zeros(9, np.float32)}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match="33,685,504 values, but the file has only 9 values"):
+        text_encoder.load_text_encoder(tmp_path)

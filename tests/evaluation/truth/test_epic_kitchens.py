@@ -101,7 +101,9 @@ def test_damaged_rows_and_unknown_classes_are_skipped(epic, row):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("video", ["P01_01\rx", "P01_01\x1b[31m", "../../x", "a" * 300, "\0"])
+@pytest.mark.parametrize(
+    "video", ["P01_01\rx", "P01_01\x1b[31m", "../../x", "a" * 300, "\0", ".._1"]
+)
 def test_rows_with_names_that_no_video_has_are_skipped(epic, video):
     path = epic / "EPIC_100_train.csv"
     lines = path.read_text().splitlines()

@@ -78,6 +78,17 @@ def test_frames_with_too_many_pixels_are_not_decoded(tmp_path):
         read(tmp_path / "1.png")
 
 
+def test_the_pixels_of_all_frames_of_a_clip_are_limited(tmp_path, monkeypatch):
+    paths = [tmp_path / f"{number}.png" for number in range(3)]
+    for path in paths:
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(path)
+    monkeypatch.setattr(images, "MAX_CLIP_PIXELS", 2 * 64)
+    assert images.read_clip(paths[:2], None)[0].shape == (2, 8, 8, 3)
+    assert images.read_clip(paths, 4)[0].shape == (3, 4, 4, 3)
+    with pytest.raises(BadTruth, match="3 images of 8 x 8 pixels, more than 128 pixels"):
+        images.read_clip(paths, None)
+
+
 def test_named_pipes_and_devices_are_bad_rows(tmp_path):
     os.mkfifo(tmp_path / "1.png")
     os.symlink("/dev/zero", tmp_path / "2.png")
