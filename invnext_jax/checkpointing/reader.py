@@ -70,7 +70,10 @@ def restore_run(
             with consensus.all_hosts_agree(f"the end of reading {checkpoint}", READ_ERRORS):
                 with translate_read_errors(checkpoint, has_checksums):
                     check_step(checkpoint)
-                    return _read_params(checkpoint, "ema" if ema else "params", has_checksums)
+                    found = _read_params(checkpoint, "ema" if ema else "params", has_checksums)
+                    if step is None:
+                        _warn_if_unfinished(path, found)
+                    return found
         except CorruptCheckpointError as error:
             logging.warning("checkpoint %s is damaged: %s", checkpoint, error)
     if step is not None:
@@ -102,8 +105,6 @@ def _read_params(checkpoint: storage.Path, field: str, has_checksums: bool) -> R
     record = read_json(checkpoint, "meta")
     checksums.check_checksums_exist(record, has_checksums)
     config = run_metadata.config_from_json(record["config"])
-    if step < config.total_steps:
-        logging.warning("%s is not finished: step %d of %d", workdir, step, config.total_steps)
     if field == "params" and config.ema.decay:
         logging.warning(
             "the parameters of %s are used, and not their moving average: launch/evaluate.py "
@@ -112,6 +113,13 @@ def _read_params(checkpoint: storage.Path, field: str, has_checksums: bool) -> R
             workdir,
         )
     return RunParameters(read_arrays(checkpoint, [field])[field], config, step)
+
+
+def _warn_if_unfinished(path: str | pathlib.PurePath, found: RunParameters) -> None:
+    if found.step < found.config.total_steps:
+        logging.warning(
+            "%s is not finished: step %d of %d", path, found.step, found.config.total_steps
+        )
 
 
 def check_step(checkpoint: storage.Path) -> None:
