@@ -76,7 +76,7 @@ def _describe_neighbors(evaluation, nearest: NearestVideos, queries, count: int,
             {
                 "uri": strips[int(row)],
                 "words": _compare_names(val, train, query, int(row)),
-                "similarity": f"{similarity:.2f}",
+                "similarity": f"{similarity:.3f}",
             }
             for row, similarity in zip(rows_k, similarity_k, strict=False)
             if int(row) in strips

@@ -65,6 +65,16 @@ def _rank_value(row: Mapping[str, Any]) -> float:
     return -math.inf if math.isnan(value) else -value if is_error else value
 
 
+def _find_chance(evaluations: Sequence[Evaluation], task: str, protocol: Protocol) -> str:
+    """Returns the chance level that the rows state, or that follows from the number of classes."""
+    found = (evaluation.find_rows(protocol).get(task) for evaluation in evaluations)
+    row = next(filter(None, found))
+    level = row.get("chance")
+    if level is None and protocol.metric == "top1" and row.get("classes"):
+        level = 1 / row["classes"]
+    return "" if level is None else tables.find_format(protocol.metric).write(level)
+
+
 def make_overview(
     evaluations: Sequence[Evaluation], found: Mapping[Protocol, Mapping[str, Any]]
 ) -> dict[str, Any]:
@@ -75,8 +85,8 @@ def make_overview(
       found: table of each protocol; see `comparison.make_table`.
 
     Returns:
-      `rows`, each with the `evaluator`, `task`, `metric` and `input` in words, and `cells`, one for
-      each evaluation (None if it has no value); and `counts`, with a `verdict` and the number of
+      `rows`, each with the `evaluator`, `task`, `metric` and `input` in words, the level of `chance`
+      as text ("" if it is unknown), and `cells`, one for each evaluation (None if it has no value); and `counts`, with a `verdict` and the number of
       rows with this verdict for each evaluation (None without differences).
     """
     rows, counts = [], {}
@@ -93,6 +103,7 @@ def make_overview(
                 "task": task,
                 "metric": table["metric"],
                 "input": tables.INPUTS.get(protocol.input, protocol.input),
+                "chance": _find_chance(evaluations, task, protocol),
                 "cells": [cells.get(evaluation.title) for evaluation in evaluations],
             }
         )

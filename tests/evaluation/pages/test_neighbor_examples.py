@@ -59,7 +59,7 @@ def test_neighbors_of_all_encoders_are_shown_with_their_classes(tmp_path, config
         ((word, is_same),) = first["neighbors"][0]["words"]
         assert is_same == (word == video["label"])
         assert other["neighbors"][0]["words"][0][0] == train.name_class(int(train.labels_b[0]))
-        assert first["neighbors"][0]["similarity"] == "0.90"
+        assert first["neighbors"][0]["similarity"] == "0.900"
     page = comparison.write_comparison(folders, tmp_path / "page.html").read_text()
     assert page.count("data:image/jpeg") == neighbor_examples.QUERIES * (1 + 2 * 2)
 

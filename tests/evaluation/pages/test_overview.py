@@ -55,6 +55,22 @@ def test_each_task_has_the_best_value_of_its_first_metric(evaluations):
     ]
 
 
+def test_chance_is_that_of_the_rows_or_of_the_number_of_classes(tmp_path, manifest):
+    base = {"evaluator": "e", "name": "encoder", "input": "x", "value": 0.5, "n": 2}
+    rows = [
+        {**base, "metric": "top1", "task": "a", "classes": 8},
+        {**base, "metric": "recall_at_5", "task": "b", "chance": 0.05, "classes": 8},
+        {**base, "metric": "mean_iou", "task": "c"},
+    ]
+    rows = [{**row, "standard_error": None} for row in rows]
+    folders = [write_evaluation(tmp_path / n, manifest, [1, 0], rows=rows) for n in "ab"]
+    evaluations = comparison.read_evaluations(folders)
+    protocols = [m.protocol for m in overview.choose_measurements(evaluations)]
+    found = {protocol: comparison.make_table(evaluations, protocol) for protocol in protocols}
+    table = overview.make_overview(evaluations, found)
+    assert [row["chance"] for row in table["rows"]] == ["12.5", "5.0", ""]
+
+
 def test_rows_have_a_cell_for_each_encoder_and_counts_of_verdicts(tmp_path, manifest):
     scores = np.arange(60) % 2
     folders = [
