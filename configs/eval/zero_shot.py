@@ -36,6 +36,9 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
             # Prompts of a class; {} is the name. The vector of a class is the mean of its prompts.
             # The classes of the synthetic world have their own prompts.
             "templates": ("{}", "a video of {}.", "a person is {}.", "a video of a person {}."),
+            # Workdir of an evaluation with the same encoder, training pairs and options, whose
+            # trained alignment is used. "": an alignment is trained.
+            "alignment": "",
             # Input of the projector. "attention": an attention pool on all tokens, which is trained
             # and starts as the pool of the checkpoint, if it has one. "pool", "mean", "frames" and
             # "class": frozen features, see `poolings`.

@@ -185,15 +185,18 @@ class EvalInputs:
         sources = (self.dataset.feature_source(split, views) for split in SPLITS)
         return all(self._cache.fits(self.encoder, source, options) for source in sources)
 
-    def state_file(self, name: str, *parts: Any) -> StateFile:
+    def state_file(
+        self, name: str, *parts: Any, splits: Sequence[str] = tuple(SPLITS)
+    ) -> StateFile:
         """Returns the file that stores the state of a head during training on this encoder.
 
         Args:
           name: short name of the training, unique for each head.
           *parts: JSON-serializable values that the result depends on, in addition to the encoder,
             the videos and the seed.
+          splits: splits on whose videos the result depends.
         """
-        keys = [self.dataset.feature_key(split, self.encoder.key) for split in SPLITS]
+        keys = [self.dataset.feature_key(split, self.encoder.key) for split in splits]
         key = hash_json([keys, self.dataset.config.seed, *parts])
         return StateFile(self._cache.folder.parent / "heads" / f"{self.name}-{name}.npz", key)
 

@@ -314,8 +314,8 @@ def test_videos_without_a_label_neither_train_nor_count():
             for x, y in ((data, labels), (more, joined))
         )
         assert plain.pop("seconds") and found.pop("seconds")
-        np.testing.assert_array_equal(found.pop("correct_b"), plain.pop("correct_b"))
-        np.testing.assert_array_equal(found.pop("position_b"), plain.pop("position_b"))
+        for name in ("correct_b", "predicted_b", "position_b"):
+            np.testing.assert_array_equal(found.pop(name), plain.pop(name))
         assert found == plain
         assert (found["videos"], found["classes"]) == (30, 3)
 

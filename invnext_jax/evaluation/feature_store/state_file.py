@@ -52,6 +52,17 @@ class StateFile(NamedTuple):
                 print(f"{self.path} is damaged ({error}). Training restarts.", flush=True)
                 return state, 0
 
+    def find_step(self) -> int:
+        """Returns the step of the saved state; 0 if there is none with this key."""
+        try:
+            with (
+                regular_file.open_binary(self.path, sys.maxsize) as file,
+                np.load(file, allow_pickle=False) as archive,
+            ):
+                return int(archive["step"]) if str(archive["key"]) == self.key else 0
+        except regular_file.DAMAGE:
+            return 0
+
     def _read(self, state: Any) -> tuple[Any, int]:
         with (
             regular_file.open_binary(self.path, sys.maxsize) as file,

@@ -85,9 +85,10 @@ def make_overview(
       found: table of each protocol; see `comparison.make_table`.
 
     Returns:
-      `rows`, each with the `evaluator`, `task`, `metric` and `input` in words, the level of `chance`
-      as text ("" if it is unknown), and `cells`, one for each evaluation (None if it has no value); and `counts`, with a `verdict` and the number of
-      rows with this verdict for each evaluation (None without differences).
+      `rows`, each with the `evaluator`, `task`, `metric` and `input` in words, the level of
+      `chance` as text ("" if it is unknown), and `cells`, one for each evaluation (None if it has
+      no value); and `counts`, with a `verdict` and the number of rows with this verdict for each
+      evaluation (None without differences).
     """
     rows, counts = [], {}
     for task, protocol in choose_measurements(evaluations):

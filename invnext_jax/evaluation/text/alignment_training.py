@@ -10,6 +10,7 @@ Shape key: b videos or pairs, j captions, n tokens, d width.
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -25,6 +26,7 @@ from invnext_jax.evaluation.frozen_encoder import FrozenEncoder, FrozenOutput
 from invnext_jax.evaluation.heads import text_alignment
 from invnext_jax.evaluation.heads.text_alignment import TextAlignment
 from invnext_jax.evaluation.inputs import EvalInputs
+from invnext_jax.evaluation.text import caption_pairs
 from invnext_jax.evaluation.text.text_encoder import TextEncoder
 from invnext_jax.evaluation.truth.captions import Captions
 from invnext_jax.json_file import hash_json
@@ -32,6 +34,8 @@ from invnext_jax.training import mesh as mesh_lib
 
 ATTENTION = "attention"  # the pooling that is trained; for the others, see `features.POOLINGS`
 CHUNK = 64  # videos whose cached features are read at once
+# Options of `config.text` on which the training does not depend, or only through the captions.
+_NOT_IN_KEY = {"train_captions", "val_captions", "choices", "templates", "join", "alignment"}
 Batch = dict[str, np.ndarray]
 
 
@@ -50,42 +54,6 @@ class AlignedModel(NamedTuple):
     loss: float
 
 
-class _Pairs(NamedTuple):
-    """Caption indices by video: those of manifest row i are order_j[start[i] : start[i + 1]]."""
-
-    order_j: np.ndarray
-    start: np.ndarray
-
-    def choose(self, rows_b: np.ndarray, seed: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-        """Chooses a random caption of each video.
-
-        A video without captions is replaced by the first video of the batch that has some. The loss
-        does not count equal videos as negatives of each other.
-
-        Returns:
-          Positions of the videos in `rows_b`, and indices of the captions, int [b] each.
-
-        Raises:
-          UserError: no video has a caption.
-        """
-        counts_b = self.start[rows_b + 1] - self.start[rows_b]
-        if not counts_b.any():
-            raise UserError(
-                "no video of a training batch has a caption: leave videos without captions out of "
-                "config.train_manifest, or raise config.text.batch_size"
-            )
-        first = int(np.argmax(counts_b > 0))
-        place_b = np.where(counts_b > 0, np.arange(len(rows_b)), first)
-        pick_b = np.random.default_rng(seed).random(len(rows_b))[place_b] * counts_b[place_b]
-        return place_b, self.order_j[self.start[rows_b[place_b]] + pick_b.astype(np.int64)]
-
-
-def group_pairs(captions: Captions, rows: int) -> _Pairs:
-    """Groups captions by the row of their video, for a manifest of `rows` rows."""
-    order_j = np.argsort(captions.row_j, kind="stable")
-    return _Pairs(order_j, np.searchsorted(captions.row_j[order_j], np.arange(rows + 1)))
-
-
 def train(
     inputs: EvalInputs, config: Any, captions: Captions, text: TextEncoder, rows: int
 ) -> AlignedModel:
@@ -102,13 +70,16 @@ def train(
       UserError: no readable training video has a caption, or the loss is not finite.
     """
     settings, seed = config.text, config.seed
-    words_jn = text.tokenize(captions.texts)
-    key = hash_json([text.key, captions.texts, run_metadata.config_to_json(config)["text"]])
-    table = {"words": words_jn}
-    if not settings.train_text:
-        saved = inputs.state_file("captions", key)
-        table = {"text": _encode_once(saved, text, words_jn)}
-    pairs = group_pairs(captions, rows)
+    options = run_metadata.config_to_json(config)["text"]
+    options = {name: value for name, value in options.items() if name not in _NOT_IN_KEY}
+    key = hash_json([text.key, captions.texts, options])
+    saved = inputs.state_file("text_alignment", key, splits=("train",))
+    if settings.alignment:
+        saved = saved._replace(path=Path(settings.alignment) / "heads" / saved.path.name)
+        table = {}  # no batch is read
+    else:
+        table = _make_table(inputs, key, text, captions, settings.train_text)
+    pairs = caption_pairs.group_pairs(captions, rows)
     has_caption = pairs.start[1:] > pairs.start[:-1]
     module = make_module(inputs.encoder, settings, text.tower.out_width)
     functions = _make_functions(module, inputs, config, text)
@@ -140,22 +111,40 @@ def train(
             }
 
         per_epoch = videos / settings.batch_size
+        steps = max(1, round(settings.epochs * per_epoch))
+        if settings.alignment and saved.find_step() != steps:
+            raise UserError(
+                f"config.text.alignment={settings.alignment} has no finished alignment with this "
+                "encoder, these training pairs and these options: use the workdir of such an "
+                "evaluation, or remove the option to train an alignment"
+            )
         trained = head_training.train_heads(
             **functions,
             batches=batches,
             grid=head_training.make_grid((settings.learning_rate,), (settings.weight_decay,)),
             training=head_training.HeadTraining(
-                steps=max(1, round(settings.epochs * per_epoch)),
+                steps=steps,
                 warmup_steps=round(settings.warmup_epochs * per_epoch),
                 seed=seed,
                 b2=0.98,
             ),
             name=f"text alignment, {inputs.name}",
-            saved=inputs.state_file("text_alignment", key),
+            saved=saved,
             frozen=inputs.encoder.params if settings.augment else None,
         )
     params = jax.device_get(head_training.select_head(trained.params, 0))
     return AlignedModel(module, params, float(trained.loss_g[0]))
+
+
+def _make_table(
+    inputs: EvalInputs, key: str, text: TextEncoder, captions: Captions, train_text: bool
+) -> Batch:
+    """Returns the words of all captions, or their features if the text tower is frozen."""
+    words_jn = text.tokenize(captions.texts)
+    if train_text:
+        return {"words": words_jn}
+    saved = inputs.state_file("captions", key, splits=("train",))
+    return {"text": _encode_once(saved, text, words_jn)}
 
 
 def make_module(encoder: FrozenEncoder, settings: Any, width: int) -> TextAlignment:

@@ -126,6 +126,29 @@ def test_rows_do_not_depend_on_the_devices_and_a_second_run_reads_its_state(
         np.testing.assert_allclose(*losses, rtol=1e-4)
 
 
+@pytest.mark.parametrize("augment", [False, True])
+def test_alignment_of_another_evaluation_is_used(augment, config, oracle, tmp_path):
+    config.text.update(epochs=2.0, warmup_epochs=0.0, augment=augment)
+    config.data.update(crop="multi_scale", crop_scales=(1.0,))  # the oracle knows whole clips
+    config.train_manifest = config.data.manifest = TRAIN.replace("320", "64")
+    first = evaluate(config, oracle, tmp_path / "a")
+    config.text.update(alignment=str(tmp_path / "a"), templates=("a video of {}",))
+    config.val_manifest = VAL.replace("80", "40")
+    other = evaluate(config, oracle, tmp_path / "b")
+    config.val_manifest = VAL
+    again = evaluate(config, oracle, tmp_path / "c")
+    assert not (tmp_path / "c" / "heads").exists()
+    for key, row in first.items():
+        assert again[key].to_json() == row.to_json()
+        assert other[key].n == 40 and row.n == 80
+        assert other[key].details["train_loss"] == row.details["train_loss"]
+    for changes in ({"learning_rate": 0.1}, {"epochs": 3.0}, {"alignment": str(tmp_path / "x")}):
+        changed = config.copy_and_resolve_references()
+        changed.text.update(changes)
+        with pytest.raises(UserError, match="has no finished alignment with this encoder"):
+            evaluate(changed, oracle, tmp_path / "d")
+
+
 def test_pooling_that_the_encoder_lacks_is_skipped(config, oracle, tmp_path, capsys):
     config.text.pooling = "pool"
     assert evaluate(config, oracle, tmp_path) == {}
