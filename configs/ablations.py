@@ -4,6 +4,8 @@
     python launch/main.py --config=configs/ablations.py:3_momentum --workdir=runs/3_momentum \
         --config.init_from=runs/1a_both
 
+configs/sweeps/paper.py runs whole tables, with their evaluations.
+
 A row is named "<table>_<variant>". Some choices are not stated in the paper. In Table 1a, rows
 without "diffusion" or "both" in their names use the linear decoder, and rows without "text_init" or
 "both" use no text model. The MLP decoder has the width of the diffusion decoder, and the ViT

@@ -38,12 +38,19 @@ def make_job(folder, name, kind, dependencies=(), value=0.0, seconds=0.005):
     return PlannedJob(job, kind, STEPS if kind is Kind.TRAIN else 0)
 
 
-def make_sweep(folder, seeds=(0, 1), arms=("a", "b"), seconds=0.005):
-    """Chains Stage 1 -> Stage 2 -> evaluation. The arms share Stage 1 of each seed."""
+def make_sweep(folder, seeds=(0, 1), arms=("a", "b"), seconds=0.005, evaluate_stage1=False):
+    """Chains Stage 1 -> Stage 2 -> evaluation. The arms share Stage 1 of each seed.
+
+    With `evaluate_stage1`, a third chain evaluates Stage 1.
+    """
     train = functools.partial(make_job, folder, kind=Kind.TRAIN, seconds=seconds)
     jobs, rows = [], []
     for seed in seeds:
         jobs.append(train(f"s1-{seed}", value=0.1 + seed))
+        if evaluate_stage1:
+            jobs.append(make_job(folder, f"eval-{seed}", Kind.EVALUATE, [f"s1-{seed}"]))
+            used = {"s1": f"s1-{seed}", "probe": f"eval-{seed}"}
+            rows.append(PlannedArm("Stage 1", "", seed, False, {}, used))
         for number, arm in enumerate(arms):
             jobs += [
                 train(f"s2-{arm}{seed}", dependencies=[f"s1-{seed}"], value=number),
