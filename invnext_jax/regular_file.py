@@ -22,6 +22,7 @@ DAMAGE = (
     *(MemoryError, SyntaxError, tokenize.TokenError),
     *(zipfile.BadZipFile, zlib.error, lzma.LZMAError),
 )
+_CHUNK_BYTES = 2**20
 _OPEN = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC  # opening a pipe does not block
 
 
@@ -59,5 +60,10 @@ def read_bytes(path: str | os.PathLike, max_bytes: int) -> bytes:
     Raises:
       OSError: As in `open_binary`, or the file cannot be read.
     """
+    parts, remaining = [], max_bytes
     with open_binary(path, max_bytes) as file:
-        return file.read(max_bytes)
+        # `read` allocates memory for all the bytes that it is called with.
+        while part := file.read(min(remaining, _CHUNK_BYTES)):
+            parts.append(part)
+            remaining -= len(part)
+    return b"".join(parts)

@@ -1,4 +1,5 @@
 import os
+import tracemalloc
 
 import pytest
 
@@ -28,3 +29,13 @@ def test_what_is_not_a_small_regular_file_is_an_error(tmp_path):
             regular_file.read_bytes(tmp_path / name, 4)
     with pytest.raises(OSError, match="Not a regular file"):
         regular_file.read_bytes("/dev/zero", 4)
+
+
+def test_the_limit_allocates_no_memory_and_long_files_are_complete(tmp_path):
+    content = bytes(range(256)) * 10_000
+    (tmp_path / "file").write_bytes(content)
+    tracemalloc.start()
+    assert regular_file.read_bytes(tmp_path / "file", 2**40) == content
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 * len(content)

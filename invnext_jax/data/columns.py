@@ -23,6 +23,7 @@ NO_LABEL = -1
 _BLANK = ("", "nan", "none", "null", "na", "n/a")  # in lower case, as pandas and others write them
 LABEL_PREFIX = "label_"
 MAX_COLUMNS = 1000
+MAX_LISTED = 20  # columns that are not read
 MAX_CLASS = 2**31 - 1  # labels are int32
 MAX_NAMES_BYTES = 2**26  # of a file of class names
 READ = ("path", "source", "start", "end", "record")
@@ -74,9 +75,10 @@ def check_columns(manifest: str, columns: Sequence[str]) -> None:
             )
     refuse_ranges(f"manifest {manifest}", others, columns)
     if others:
+        more = f" and {len(others) - MAX_LISTED} more" if len(others) > MAX_LISTED else ""
         _warn_once(
             f"manifest {sanitize.redact_urls(manifest)}: columns that are not read: "
-            f"{', '.join(map(_describe, others))}"
+            f"{', '.join(map(_describe, others[:MAX_LISTED]))}{more}"
         )
 
 

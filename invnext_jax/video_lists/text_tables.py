@@ -9,16 +9,44 @@ import csv
 import io
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from invnext_jax import regular_file
 from invnext_jax.data import columns as columns_lib
 from invnext_jax.errors import UserError
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 MAX_BYTES = 2**32  # maximum size of a list
-Row = Mapping[str, str | None]
+
+
+class Row(Mapping):
+    """A mapping from columns to cells. The cells that are missing at the end of a row are None.
+
+    A dict would need memory for all columns, even if most cells are missing.
+    """
+
+    __slots__ = ("_cells", "_places")
+
+    def __init__(self, places: Mapping[str, int], cells: Sequence[str]):
+        """Creates the row.
+
+        Args:
+          places: Position of each column, shared by all rows of a table.
+          cells: The cells.
+        """
+        self._places, self._cells = places, cells
+
+    def __getitem__(self, column: str) -> str | None:
+        place = self._places[column]
+        return self._cells[place] if place < len(self._cells) else None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
 
 
 class Table(NamedTuple):
@@ -26,7 +54,7 @@ class Table(NamedTuple):
 
     Attributes:
       columns: Names of the columns, without surrounding spaces.
-      rows: Line number of each row, and a dict from column to cell.
+      rows: Line number of each row, and the row.
     """
 
     columns: list[str]
@@ -40,22 +68,15 @@ def read_text(path: Path) -> str:
       UserError: The file cannot be read, or is not a text file.
     """
     try:
-        data = _read_bytes(path)
+        data = regular_file.read_bytes(path, MAX_BYTES)
         is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         text = data.decode("utf-16") if is_utf16 else data.decode("utf-8-sig", "surrogateescape")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"list {path} cannot be read: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"list {path} cannot be read: {reason}") from error
     if "\0" in text:
         raise UserError(f"list {path} is not a text file: specify a folder of videos or a list")
     return text
-
-
-def _read_bytes(path: Path) -> bytes:
-    if not path.is_file():  # opening a named pipe may block forever
-        raise OSError("it is not a regular file")
-    if path.stat().st_size > MAX_BYTES:
-        raise OSError(f"it has more than {MAX_BYTES:,} bytes")
-    return path.read_bytes()
 
 
 def split_lines(text: str) -> list[str]:
@@ -100,6 +121,7 @@ def _read_rows(path: Path, body: str, names: list[str], separator: str, skipped:
     if repeated:
         raise UserError(f"list {path} has the column {repeated[0]!r} twice: rename one")
     reader, rows = csv.reader(io.StringIO(body, newline=""), delimiter=separator), []
+    places = {name: place for place, name in enumerate(names)}
     for cells in reader:
         line = skipped + reader.line_num
         if not any(cell.strip() for cell in cells):
@@ -109,8 +131,7 @@ def _read_rows(path: Path, body: str, names: list[str], separator: str, skipped:
                 f"list {path}, line {line} has {len(cells)} cells, but the header has "
                 f"{len(names)}: put cells that contain {SEPARATORS[separator]} in double quotes"
             )
-        cells = [*cells[: len(names)], *[None] * (len(names) - len(cells))]
-        rows.append((line, dict(zip(names, cells, strict=True))))
+        rows.append((line, Row(places, cells[: len(names)])))
     return rows
 
 

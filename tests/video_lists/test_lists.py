@@ -2,6 +2,7 @@
 
 import json
 import os
+import tracemalloc
 
 import pytest
 
@@ -555,5 +556,15 @@ def test_class_names_must_be_characters(tmp_path):
 def test_only_regular_files_are_read_as_lists(kind, tmp_path):
     path = tmp_path / "x_test_split1.txt"
     os.mkfifo(path) if kind == "pipe" else path.symlink_to(kind)
-    with pytest.raises(UserError, match="cannot be read: it is not a regular file"):
+    with pytest.raises(UserError, match="cannot be read: Not a regular file"):
         read(tmp_path, split="train")
+
+
+def test_missing_cells_need_no_memory(tmp_path):
+    header = ",".join(["path", "source", *(f"c{number}" for number in range(900))])
+    (tmp_path / "l.csv").write_text(header + "\na.mp4" * 2000)
+    tracemalloc.start()
+    found = read(tmp_path / "l.csv", source="s")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(found.entries) == 2000 and peak < 2**23, peak  # dicts would need 2**25 bytes
