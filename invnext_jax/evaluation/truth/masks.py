@@ -16,6 +16,7 @@ from invnext_jax.errors import UserError
 from invnext_jax.evaluation.truth import images
 from invnext_jax.evaluation.truth.truth import BadTruth
 
+MAX_OBJECTS = 64
 VOID = 255  # id of pixels without annotation in some data sets with this layout
 
 
@@ -88,8 +89,14 @@ class DavisMasks:
             frames.append(ids_hw)
         ids_thw = geometry.crop_image(np.stack(frames))
         ids_thw = np.where(ids_thw == VOID, 0, ids_thw)
-        if not ids_thw[0].any():
+        objects = len(list_objects(ids_thw))
+        if not objects:
             raise BadTruth(f"{folder} has no object in its first frame", "no truth")
+        if objects > MAX_OBJECTS:  # such as a gray image, whose values are no ids
+            raise BadTruth(
+                f"{folder} has {objects} objects in its first frame, more than {MAX_OBJECTS}",
+                "wrong format",
+            )
         return {"video": video_thwc, "ids": ids_thw}
 
 

@@ -143,7 +143,7 @@ class WorldTruth:
 
 
 def _check_shapes(truth: dict[str, np.ndarray], place: _Location) -> dict[str, np.ndarray]:
-    """Returns `truth`; raises `BadTruth` if its shapes are not those of the world."""
+    """Returns `truth`; raises `BadTruth` if its shapes or ids are not those of the world."""
     spec = place.spec
     images, objects = (spec.frames, spec.size, spec.size), (spec.frames, spec.max_objects)
     shapes = {"depth": images, "boxes": (*objects, 4), "visible": objects, "ids": images}
@@ -153,6 +153,8 @@ def _check_shapes(truth: dict[str, np.ndarray], place: _Location) -> dict[str, n
                 f"{place.file}: {name} has the shape {truth[name].shape}, not {shape}",
                 "wrong format",
             )
+    if not 0 <= truth["ids"].min() <= truth["ids"].max() <= spec.max_objects:
+        raise BadTruth(f"{place.file}: ids has unknown objects", "wrong format")
     return truth
 
 

@@ -77,6 +77,15 @@ def test_sequences_without_objects_are_bad_rows(davis):
         DavisMasks(davis).load(0)
 
 
+def test_images_that_are_no_ids_are_bad_rows(davis):
+    with Image.open(annotation(davis, 0)) as image:
+        size = image.size
+    gray = np.arange(size[0] * size[1], dtype=np.uint8).reshape(size[::-1])
+    Image.fromarray(gray).save(annotation(davis, 0))
+    with pytest.raises(BadTruth, match="254 objects in its first frame, more than 64"):
+        DavisMasks(davis).load(0)
+
+
 def test_a_wrong_layout_is_one_sentence(davis, tmp_path):
     with pytest.raises(UserError, match="test-dev.txt cannot be read"):
         DavisMasks(davis, "test-dev")

@@ -130,6 +130,9 @@ def test_truth_of_another_shape_or_type_is_a_bad_row(tmp_path):
         np.savez(path, **{**good, name: array})
         with pytest.raises(BadTruth, match=f"{name} has"):
             truth.load(0)
+    np.savez(path, **{**good, "ids": good["ids"] + 99})
+    with pytest.raises(BadTruth, match="ids has unknown objects"):
+        truth.load(0)
 
 
 def test_names_and_sizes_of_a_written_world_are_checked(tmp_path):
