@@ -21,6 +21,7 @@ from invnext_jax.workers.time_limits import reading
 
 BLOCK_BYTES = 2**22  # block size for remote files; about the size of a video of a few seconds
 CACHED_BLOCKS = 16  # 64 MiB per worker
+MAX_STREAM_BYTES = 2**30  # of a file on a web server that does not support range requests
 # Maximum size of a local file. /proc/kcore, a regular file, has the size of the address space.
 MAX_FILE_BYTES = 2**40
 _RAW_READ = io.FileIO.read
@@ -188,6 +189,16 @@ def _open_blocks(name: str) -> BinaryIO:
         file.seek(1)
     except ValueError:  # the web server does not support range requests
         with file:
-            return io.BytesIO(file.read())
+            return io.BytesIO(_read_stream(file, name))
     file.seek(0)
     return file
+
+
+def _read_stream(file: BinaryIO, name: str) -> bytes:
+    """Reads a complete file. A server could send data without an end."""
+    data = bytearray()
+    while part := file.read(BLOCK_BYTES):
+        data += part
+        if len(data) > MAX_STREAM_BYTES:
+            raise OSError(errno.EFBIG, f"larger than {MAX_STREAM_BYTES} bytes", name)
+    return bytes(data)

@@ -151,6 +151,16 @@ def test_files_of_a_server_without_ranges_are_fetched_completely(counted, videos
     assert videos.numbers(frames) == [50, 2]
 
 
+def test_endless_files_of_a_server_without_ranges_are_bad_videos(counted, monkeypatch):
+    monkeypatch.setattr(files_lib, "MAX_STREAM_BYTES", 2**25)
+    monkeypatch.setattr(CountedFile, "read", lambda _, size: bytes(size))
+    counted.pipe("/a.mp4", b"x")
+    CountedSystem.whole_files = True
+    with pytest.raises(decode.BadVideo, match="larger than 33554432 bytes") as caught:
+        read_frames("counted://a.mp4", range)
+    assert caught.value.kind == "corrupt"
+
+
 @pytest.mark.parametrize("name", ["a.mkv", "a.mp4"])
 def test_a_truncated_remote_file_is_refused(name, counted, videos, tmp_path):
     path = videos.write(tmp_path / name, options={"preset": "ultrafast"})
