@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from two_processes import run_two_processes
 
 from configs import stage1
 from configs.eval import linear_probe as probe_config
@@ -418,43 +417,3 @@ def test_frames_and_size_are_printed_and_stored(folder, tmp_path, capsys):
     stored = json.loads((tmp_path / "other" / "results.json").read_text())["clips"]
     assert (stored["frames"], stored["encoder_frames"], stored["stride"]) == (2, 4, 2)
     assert tables.join_results([found])["clips"] == {"Stage 1": sentence}
-
-
-TWO_PROCESSES = """
-import sys
-from configs.eval import linear_probe as probe_config
-from invnext_jax.evaluation import evaluate, feature_cache
-from invnext_jax.multihost import distributed
-
-distributed.initialize()
-feature_cache.CHUNK_ROWS = 8
-config = probe_config.get_config("tiny")
-world = sys.argv[2]
-config.update(checkpoint=sys.argv[1], train_manifest=f"{world}/train.csv", controls=False)
-config.update(val_manifest=f"{world}/val.csv", batch_size=4, evaluators=("linear_probe",))
-config.update(poolings=("mean",), tasks=("shape",))
-config.streaming.update(above_gb=0.0, epochs=3, batch_size=8)
-config.data.workers = 0
-evaluate.evaluate_checkpoint(config, sys.argv[3])
-"""
-
-
-def test_two_processes_give_the_results_of_one(folder, tmp_path):
-    arguments = folder / "encoder.safetensors", folder / "world", tmp_path / "two"
-    for code, _, errors in run_two_processes(TWO_PROCESSES, *arguments):
-        assert code == 0, errors
-    changes = {"evaluators": ("linear_probe",), "poolings": ("mean",), "tasks": ("shape",)}
-    config = get_config(folder, controls=False, **changes)
-    config.streaming.update(above_gb=0.0, epochs=3, batch_size=8)
-    one = evaluate.evaluate_checkpoint(config, tmp_path / "one")
-    two = results_file.read_results(tmp_path / "two")
-    (row,), (other,) = one["rows"], two["rows"]
-    assert row["solver"] == "streaming"
-    assert (row["value"], row["train_top1"]) == (other["value"], other["train_top1"])
-    for name, value in one["tokens"]["encoder"].items():
-        assert value == pytest.approx(two["tokens"]["encoder"][name], rel=1e-5)
-    stored = [
-        sorted((tmp_path / name / "features/encoder-train").iterdir()) for name in ("one", "two")
-    ]
-    chunks = [np.concatenate([np.load(p) for p in part if "frames" in p.name]) for part in stored]
-    np.testing.assert_allclose(*chunks, rtol=1e-5, atol=1e-5)
