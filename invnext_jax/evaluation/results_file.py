@@ -6,6 +6,7 @@ An evaluation of several checkpoints has one folder for each of them:
     <workdir>/results.json                   the results of the last step, and the list of steps
 """
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -98,6 +99,20 @@ def _read(path: Path, key: str) -> dict[str, Any] | None:
     except UserError:
         return None
     return found if found.get("key") == key else None
+
+
+def warn_if_other_checkpoint(path: Path, checkpoint: str) -> None:
+    """Prints a note if the file has results of another checkpoint, which will be replaced."""
+    if jax.process_index() > 0 or not path.is_file():
+        return
+    with contextlib.suppress(UserError):  # a damaged file is replaced as well
+        found = read_object(path, max_bytes=MAX_BYTES).get("checkpoint")
+        if found != checkpoint:
+            print(
+                f"note: {path} has the results of {found}, which will be replaced by those of "
+                f"{checkpoint}. To keep them, use another --workdir.",
+                flush=True,
+            )
 
 
 def write(path: Path, content: Mapping[str, Any]) -> None:

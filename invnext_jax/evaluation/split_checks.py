@@ -119,9 +119,9 @@ def compare_splits(config: Any, tasks: Sequence[str]) -> SplitReport:
             classes = [names.get(number, number) for number in found["classes"][:EXAMPLES]]
             more = ", ..." if len(found["classes"]) > EXAMPLES else ""
             notes.append(
-                f"{task}: {found['videos']} of {found['of']} held-out videos belong to "
-                f"{len(found['classes'])} classes without training videos "
-                f"({', '.join(map(str, classes))}{more}). They count as wrong."
+                f"{task}: {found['videos']} of {found['of']} held-out videos belong to classes "
+                f"without training videos ({', '.join(map(str, classes))}{more}; "
+                f"{len(found['classes'])} in total). They count as wrong."
             )
     return SplitReport({"held_out": len(val), "copies": len(copies), "unseen": unseen}, notes)
 

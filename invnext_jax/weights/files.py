@@ -80,7 +80,7 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
         return Checkpoint(_strip_wrappers(_open_folder(source), source), _read_config(source))
     _reject_pickle(source)
     if not source.is_file():
-        raise UserError(f"there is no file or folder {source}")
+        raise UserError(f"there is no file or folder {source}: check the path")
     return Checkpoint(_strip_wrappers(_open_file(source), source), _read_config(source.parent))
 
 

@@ -1,17 +1,27 @@
-"""Invalid inputs raise an error with one sentence that explains what to change."""
+"""Invalid inputs end in one sentence that explains what to change, and exit code 2."""
 
 import dataclasses
 import functools
+import importlib
+import json
+import re
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 import toy_evaluation
+import truth_layouts
 
 from configs.eval import attentive_probe
+from invnext_jax import errors
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import evaluate, pretrained
+from invnext_jax.evaluation.evaluators import anticipation
+from invnext_jax.evaluation.truth import epic_kitchens
 
 
 @pytest.fixture(autouse=True)
@@ -21,10 +31,11 @@ def one_device(monkeypatch):
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory):
-    """A folder with a data set in `data` and two checkpoints."""
+    """A folder with a data set in `data` and three checkpoints."""
     folder = tmp_path_factory.mktemp("original")
     toy_evaluation.write_data(folder / "data", train=8, val=8)
     toy_evaluation.write_checkpoint(folder / "encoder.safetensors")
+    toy_evaluation.write_stage2(folder / "stage2.safetensors")
     toy_evaluation.write_checkpoint(folder / "head.safetensors", parts=["predictor"])
     return folder
 
@@ -110,34 +121,247 @@ BAD_OPTIONS = {
 }
 
 
-def check_error(folder, config, sentence):
+def check_error(folder, config, sentence, capsys):
     """Checks the error, which is one line; a table of reasons may follow."""
-    with pytest.raises(UserError, match=sentence) as error:
+    with pytest.raises(SystemExit) as ended, errors.exit_on_user_error():
         evaluate.evaluate_checkpoint(config, folder / "results")
-    first, *reasons = str(error.value).split("\n")
+    assert ended.value.code == 2
+    _, _, message = capsys.readouterr().err.partition("error: ")
+    first, *reasons = message.rstrip("\n").split("\n")
+    assert re.search(sentence, first)
     assert len(first) < 400 and all(reason.startswith("  ") for reason in reasons)
 
 
 @pytest.mark.parametrize("name", BAD_FILES)
-def test_bad_files_end_in_one_sentence(name, folder):
+def test_bad_files_end_in_one_sentence(name, folder, capsys):
     change, sentence = BAD_FILES[name]
     change(folder)
-    check_error(folder, make_config(folder), sentence)
+    check_error(folder, make_config(folder), sentence, capsys)
 
 
 @pytest.mark.parametrize("name", BAD_OPTIONS)
-def test_bad_options_end_in_one_sentence(name, folder):
+def test_bad_options_end_in_one_sentence(name, folder, capsys):
     options, sentence = BAD_OPTIONS[name]
     config = make_config(folder)
+    set_options(config, options, folder)
+    check_error(folder, config, sentence, capsys)
+
+
+def set_options(config, options, folder):
     for option, value in options.items():
         value = value.format(folder=folder) if isinstance(value, str) else value
         config.update_from_flattened_dict({option: value})
-    check_error(folder, config, sentence)
 
 
-def test_features_that_are_not_finite_end_in_one_sentence(folder, monkeypatch):
+def nothing(folder):
+    del folder
+
+
+def write_videos_only(folder):
+    """Writes manifests in `plain` without labels, captions and other ground truth."""
+    for split in ("train", "val"):
+        shutil.copytree(folder / "data" / split, folder / "plain" / "videos" / split)
+        rows = (folder / "data" / f"{split}.csv").read_text().splitlines()[1:]
+        rows = [f"videos/{row.split(',')[0]},x" for row in rows]
+        (folder / "plain" / f"{split}.csv").write_text("\n".join(["path,source", *rows]) + "\n")
+
+
+def write_json(folder, video, **fields):
+    write_videos_only(folder)
+    path = folder / "plain" / "texts.json"
+    path.write_text(json.dumps([{"video": video, **fields}]))
+
+
+def damage_truth(folder):
+    cut_files(folder / "data" / "gt", "npz")
+
+
+def cut_files(folder, kind):
+    for path in folder.rglob(f"*.{kind}"):
+        path.write_bytes(path.read_bytes()[:60])
+
+
+def write_scannet(folder, change=nothing):
+    truth_layouts.write_scannet_splits(folder / "scannet", spec=SPEC)
+    change(folder / "scannet")
+
+
+def write_boxes(folder, change=nothing):
+    for split in ("train", "val"):
+        truth_layouts.write_boxes(folder / "boxes" / split, spec=SPEC, as_folder=True)
+    change(folder / "boxes" / "val")
+
+
+def write_davis(folder, change):
+    truth_layouts.write_davis(folder / "davis", spec=SPEC)
+    change(folder / "davis")
+
+
+def remove_images(folder):
+    for path in folder.rglob("*.png"):
+        path.unlink()
+
+
+SPEC = dataclasses.replace(truth_layouts.SPEC, frames=6)
+PLAIN = {
+    "train_manifest": "{folder}/plain/train.csv",
+    "val_manifest": "{folder}/plain/val.csv",
+}
+TEXT = {"text.train_captions": "{folder}/plain/texts.json", **PLAIN}
+SCANNET = {"depth.data": "scannet", "depth.root": "{folder}/scannet", "depth.stride": 2}
+BOXES = {
+    "tracking.data": "boxes",
+    "tracking.root": "{folder}/boxes",
+    "tracking.targets": ("boxes",),
+    "tracking.fps": 0.0,
+}
+DAVIS = {"label_propagation.data": "davis", "label_propagation.root": "{folder}/davis"}
+# For each class of errors: the config, what is written, the options, and the error.
+BAD_TRUTH = {
+    "no captions": ("zero_shot", write_videos_only, PLAIN, "has no captions: set config.text"),
+    "captions of other videos": (
+        "zero_shot",
+        functools.partial(write_json, video="other.mp4", caption="a disc"),
+        TEXT,
+        r"no valid entry for .*train.csv \(entry 1: the video 'other.mp4' is not in the manifest\)",
+    ),
+    "choices without the correct one": (
+        "zero_shot",
+        functools.partial(write_json, video="val/000000.mp4", caption=["a", "b"], answer=2),
+        {"text.choices": "{folder}/plain/texts.json"},
+        "the answer 2 is not one of 2 candidates.*the position of the correct one",
+    ),
+    "no text tower": (
+        "zero_shot",
+        nothing,
+        {"text.encoder": "{folder}/siglip"},
+        "there is no file or folder .*siglip: check the path",
+    ),
+    "truncated depth": (
+        "depth",
+        functools.partial(write_scannet, change=lambda root: cut_files(root, "png")),
+        SCANNET,
+        "ScanNet: none of 3 clips can be read .*png cannot be decoded.*restore the files",
+    ),
+    "truncated ground truth of a world": (
+        "depth",
+        damage_truth,
+        {},
+        "world: none of .* clips can be read .*npz cannot be read .*restore the files",
+    ),
+    "videos without ground truth": (
+        "depth",
+        write_videos_only,
+        PLAIN,
+        "has no ground truth in .*gt.*: use a world that launch/make_world.py wrote",
+    ),
+    "folder of another data set": (
+        "depth",
+        nothing,
+        {**SCANNET, "depth.root": "{folder}/data"},
+        "the list .*data/train.txt cannot be read .*check that the option root",
+    ),
+    "folder without frames": (
+        "depth",
+        functools.partial(write_scannet, change=remove_images),
+        SCANNET,
+        "color has no numbered images: check the layout",
+    ),
+    "damaged boxes": (
+        "tracking",
+        functools.partial(write_boxes, change=lambda root: cut_files(root, "jsonl")),
+        BOXES,
+        "tracks.jsonl has no tracks .line 1: .*write one JSON object for each video",
+    ),
+    "boxes without videos": (
+        "tracking",
+        functools.partial(write_boxes, change=remove_images),
+        BOXES,
+        "boxes: none of . clips can be read .*has no numbered images",
+    ),
+    "too many frames": (
+        "tracking",
+        write_boxes,
+        {**BOXES, "data.frames": 32},
+        "no window of .* satisfies the rules .32 frames, .*lower config.data.frames",
+    ),
+    "no masks": (
+        "label_propagation",
+        functools.partial(write_davis, change=lambda root: shutil.rmtree(root / "Annotations")),
+        DAVIS,
+        "Annotations/480p/sequence-0 does not exist: extract the annotations",
+    ),
+    "masks that are no images": (
+        "label_propagation",
+        functools.partial(write_davis, change=lambda root: cut_files(root / "Annotations", "png")),
+        DAVIS,
+        "DAVIS: none of 2 clips can be read .*(decoded|not a PNG or JPEG image).*restore",
+    ),
+    "context without a later slot": (
+        "anticipation",
+        nothing,
+        {"anticipation.context_frames": 2, "tasks": ("shape",)},
+        "the time grid has 2 frames.*context_frames=2, .*lower them, or raise grid_frames",
+    ),
+    "labels of other tasks": (
+        "anticipation",
+        nothing,
+        {"anticipation.context_frames": 1},
+        "train.csv has no column label_(action|noun|verb): add it",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_TRUTH)
+def test_bad_ground_truth_ends_in_one_sentence(name, folder, capsys):
+    module, write, options, sentence = BAD_TRUTH[name]
+    write(folder)
+    config = importlib.import_module(f"configs.eval.{module}").get_config("tiny")
+    manifests = {f"{split}_manifest": f"{folder}/data/{split}.csv" for split in ("train", "val")}
+    config.update(controls=False, checkpoint=str(folder / "stage2.safetensors"), **manifests)
+    config.data.workers = 0
+    set_options(config, options, folder)
+    check_error(folder, config, sentence, capsys)
+
+
+@pytest.mark.parametrize(
+    ("edit", "sentence"),
+    [
+        (lambda text: text.replace("verb_class", "verb"), "no column 'verb_class': use EPIC_100"),
+        (lambda text: text.splitlines()[0] + "\n", "has no valid action .it is empty.: download"),
+        (lambda text: text.replace("00:00:", "x"), "no valid action .line 4: .*download"),
+    ],
+)
+def test_bad_annotations_of_epic_kitchens_end_in_one_sentence(edit, sentence, tmp_path):
+    path = truth_layouts.write_epic(tmp_path) / "EPIC_100_train.csv"
+    path.write_text(edit(path.read_text()))
+    with pytest.raises(UserError, match=sentence):
+        epic_kitchens.write_manifests(tmp_path, tmp_path / "videos", tmp_path / "out")
+
+
+@pytest.mark.parametrize("evaluator", ["linear_probe", "label_propagation"])
+def test_features_that_are_not_finite_end_in_one_sentence(evaluator, folder, monkeypatch, capsys):
     break_parameters(monkeypatch)
-    check_error(folder, make_config(folder), "not finite")
+    config, *_ = toy_evaluation.make_configs(folder, (evaluator,))
+    check_error(folder, config, "not finite: .*check", capsys)
+
+
+def test_checkpoint_without_a_predictor_is_a_note(folder, monkeypatch, capsys):
+    config, *_ = toy_evaluation.make_configs(folder, ("anticipation",))
+    monkeypatch.setattr(anticipation, "_train", None)  # the note comes before the training
+    with pytest.raises(TypeError):
+        evaluate.evaluate_checkpoint(config, folder / "results")
+    assert "has no predictor, so anticipation uses only" in capsys.readouterr().out
+
+
+def test_command_ends_with_one_sentence_and_no_traceback(folder):
+    root = Path(__file__).parents[2]
+    command = [sys.executable, str(root / "launch" / "evaluate.py"), f"--workdir={folder}/results"]
+    command += [f"--config={root}/configs/eval/linear_probe.py:tiny", "--checkpoint=nowhere"]
+    found = subprocess.run(command, capture_output=True, text=True, cwd=root, check=False)
+    assert found.returncode == 2
+    assert found.stderr.splitlines()[-1].startswith("error: nowhere has no checkpoint")
+    assert "Traceback" not in found.stderr
 
 
 def break_parameters(monkeypatch):

@@ -107,7 +107,7 @@ def test_repeated_command_measures_nothing(folder, results, monkeypatch):
     assert evaluate.evaluate_checkpoint(get_config(folder), folder / "p")["key"] == results["key"]
 
 
-def test_controls_survive_a_change_of_checkpoint(folder, results, tmp_path, monkeypatch):
+def test_controls_survive_a_change_of_checkpoint(folder, results, tmp_path, monkeypatch, capsys):
     shutil.copytree(folder / "p", tmp_path / "p")
     config = get_config(folder, checkpoint=str(tmp_path / "other.safetensors"))
     loaded = pretrained.load_encoder(folder / "encoder.safetensors")
@@ -117,7 +117,10 @@ def test_controls_survive_a_change_of_checkpoint(folder, results, tmp_path, monk
     monkeypatch.setattr(pretrained, "init_encoder", None)
     monkeypatch.setattr(supervised, "train_supervised", None)
     monkeypatch.setattr(box_baselines, "fit_forest", None)
+    capsys.readouterr()
     again = evaluate.evaluate_checkpoint(config, tmp_path / "p")
+    note = f"has the results of {folder}/encoder.safetensors, which will be replaced by those of"
+    assert note in capsys.readouterr().out
     controls = [
         [row for row in found["rows"] if row["name"] != "encoder"] for found in (again, results)
     ]

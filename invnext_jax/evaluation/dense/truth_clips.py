@@ -95,8 +95,8 @@ class TruthClips:
             except BadTruth as error:
                 self.skipped.add(other % len(self._truth), error)
         raise UserError(
-            f"{self._truth.name}: {_TRIES} consecutive clips cannot be read. "
-            + self.skipped.describe(len(self.rows))
+            f"{self._truth.name}: {_TRIES} consecutive clips cannot be read "
+            f"({self.skipped.first_reason}): restore the files of the data set"
         )
 
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange, repeat
 
+from invnext_jax.errors import UserError
 from invnext_jax.evaluation.dense import first_frame
 from invnext_jax.evaluation.dense.propagation import PropagationOptions, propagate_labels
 from invnext_jax.evaluation.frozen_encoder import FrozenEncoder
@@ -70,6 +71,9 @@ class VideoPropagation:
 
         Returns:
           float32 labels [t n k].
+
+        Raises:
+          UserError: the tokens of the encoder are not finite.
         """
         frames, labels = len(video_thwc), labels_nk.shape[1]
         missing = -frames % self._window
@@ -78,7 +82,12 @@ class VideoPropagation:
         found_tnk = self._run(
             self._params, video_thwc, padded_nk, grid=self.grid(video_thwc.shape[1:3])
         )
-        return np.asarray(found_tnk)[:frames, :, :labels]
+        found_tnk = np.asarray(found_tnk)[:frames, :, :labels]
+        if not np.isfinite(found_tnk).all():
+            raise UserError(
+                "label_propagation: the tokens of the encoder are not finite: check the checkpoint"
+            )
+        return found_tnk
 
     def read_masks(self, labels_tnk: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         """Converts labels to masks of the given height and width; see `first_frame.read_masks`."""

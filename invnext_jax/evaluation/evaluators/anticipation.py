@@ -31,6 +31,7 @@ from invnext_jax.evaluation.frozen_encoder import FrozenEncoder
 from invnext_jax.evaluation.heads import attentive_pooler, class_losses
 from invnext_jax.evaluation.inputs import EvalInputs
 from invnext_jax.monitoring.progress import ProgressMeter
+from invnext_jax.multihost.distributed import log_on_process_0
 
 CONTEXT, FUTURE = "encoder", "encoder and predictor"  # values of `Row.input`
 _UNLABELED = -1e4  # a logit whose sigmoid is 0: the clip has no loss and no gradient
@@ -75,6 +76,11 @@ class Anticipation:
         encoder = future_latents.make_future_encoder(
             inputs.encoder, grid, unit_tokens=settings.unit_tokens
         )
+        if not grid.predicted:
+            log_on_process_0(
+                f"note: {inputs.encoder.name} has no predictor, so anticipation uses only the "
+                "tokens of the context. Runs of Stage 2 have a predictor."
+            )
         subject = inputs.with_encoder(self.name, encoder)
         labels = probe.read_labels(inputs, config)
         held_out = grid_selection.hold_out_rows(

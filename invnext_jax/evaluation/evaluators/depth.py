@@ -43,6 +43,7 @@ class Depth:
     name = "depth"
     is_baseline = False
     options = ("depth",)
+    needs_labels = False
 
     def needs_manifests(self, config: Any) -> bool:
         """Whether the evaluator reads the manifests; see `registry.needs_manifests`."""

@@ -43,6 +43,7 @@ class LabelPropagation:
     name = "label_propagation"
     is_baseline = False
     options = ("label_propagation",)
+    needs_labels = False
 
     def needs_manifests(self, config: Any) -> bool:
         """Whether the evaluator reads the manifests; see `Evaluator`."""

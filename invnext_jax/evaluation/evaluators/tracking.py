@@ -47,6 +47,7 @@ class Tracking:
     name = "tracking"
     is_baseline = False
     options = ("tracking",)
+    needs_labels = False
 
     def needs_manifests(self, config: Any) -> bool:
         """Whether the evaluator reads the manifests; see `registry.needs_manifests`."""

@@ -185,7 +185,10 @@ def _lines(path: str | os.PathLike) -> Iterator[tuple[int, str]]:
                     yield number, line.decode()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise UserError(f"{path} cannot be read: {reason}") from error
+        raise UserError(
+            f"{path} cannot be read ({reason}): check that the option root is the folder of the "
+            "boxes"
+        ) from error
 
 
 class BoxTracks:
@@ -230,8 +233,8 @@ class BoxTracks:
             self._windows += [(number, window) for window in windows]
         if not self._windows:
             raise UserError(
-                f"no window of {path} satisfies the rules {self._rules}: relax them, or check that "
-                "the boxes are in pixels"
+                f"no window of {path} satisfies the rules ({self._rules.describe()}): lower "
+                "config.data.frames, or check that the boxes are in pixels"
             )
         self.videos = np.array([number for number, _ in self._windows], np.int32)
 

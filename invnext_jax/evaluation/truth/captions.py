@@ -33,7 +33,11 @@ MAX_BYTES = 2**32
 # Maximum size of a JSON list. It is parsed as a whole, which needs several times more memory.
 MAX_JSON_BYTES = 2**28
 MAX_LINE_BYTES = 2**22
-ADVICE = 'write a JSON list of objects with "video" and "caption"'
+ADVICE = 'write a JSON list of objects with "video", a path of the manifest, and "caption"'
+CHOICES_ADVICE = (
+    'write a JSON list of objects with "video", a path of the manifest, "caption", a list of '
+    'candidates, and "answer", the position of the correct one'
+)
 
 
 class Captions(NamedTuple):
@@ -86,7 +90,7 @@ def read_captions(path: str | os.PathLike, manifest: Manifest, *, join: bool = F
         texts = _check_texts([texts] if isinstance(texts, str) else texts)
         return [" ".join(texts)] if join else texts
 
-    found, skipped = _read_entries(path, manifest, parse)
+    found, skipped = _read_entries(path, manifest, parse, ADVICE)
     pairs = [(text, row) for row, texts in found for text in texts]
     return _make_captions([text for text, _ in pairs], [row for _, row in pairs], skipped)
 
@@ -104,7 +108,7 @@ def read_choices(path: str | os.PathLike, manifest: Manifest) -> Choices:
             raise ValueError(f"the answer {answer!r} is not one of {len(texts)} candidates")
         return texts, answer
 
-    found, skipped = _read_entries(path, manifest, parse)
+    found, skipped = _read_entries(path, manifest, parse, CHOICES_ADVICE)
     return Choices(
         row_b=np.array([row for row, _ in found], np.int64),
         candidates=[texts for _, (texts, _) in found],
@@ -201,13 +205,15 @@ def _check_texts(texts: Any) -> list[str]:
     return texts
 
 
-def _read_entries(path, manifest: Manifest, parse: Callable) -> tuple[list[tuple[int, Any]], int]:
+def _read_entries(
+    path, manifest: Manifest, parse: Callable, advice: str
+) -> tuple[list[tuple[int, Any]], int]:
     """Returns (row, parsed entry) of each valid entry, in the order of the file."""
     rows, found, skipped = _index_videos(manifest), [], SkippedEntries(path)
-    for number, entry in enumerate(_load(path), start=1):
+    for number, entry in enumerate(_load(path, advice), start=1):
         try:
             if not isinstance(entry, dict):
-                raise ValueError("it is not an object")
+                raise ValueError("it is not a JSON object")
             video = str(entry["video"])
             row = rows.get(video, rows.get(os.path.basename(video)))
             if row is None:
@@ -218,7 +224,9 @@ def _read_entries(path, manifest: Manifest, parse: Callable) -> tuple[list[tuple
         except ValueError as error:
             skipped.add(f"entry {number}", error)
     if not found:
-        raise UserError(f"{path} has no caption of {manifest.file} ({skipped.reason}): {ADVICE}")
+        raise UserError(
+            f"{path} has no valid entry for {manifest.file} ({skipped.reason}): {advice}"
+        )
     return found, skipped.count
 
 
@@ -235,11 +243,11 @@ def _index_videos(manifest: Manifest) -> dict[str, int]:
     return {key: row for key, row in rows.items() if row is not None}
 
 
-def _load(path: str | os.PathLike) -> Iterator[Any]:
+def _load(path: str | os.PathLike, advice: str) -> Iterator[Any]:
     if not os.fspath(path).endswith(".jsonl"):
-        content = json_file.read_value(path, ADVICE, MAX_JSON_BYTES)
+        content = json_file.read_value(path, advice, MAX_JSON_BYTES)
         if not isinstance(content, list):
-            raise UserError(f"{path} does not contain a JSON list: {ADVICE}")
+            raise UserError(f"{path} does not contain a JSON list: {advice}")
         yield from content
         return
     try:
@@ -248,7 +256,7 @@ def _load(path: str | os.PathLike) -> Iterator[Any]:
                 if line.strip():
                     yield _parse(line)
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror or error}): {ADVICE}") from error
+        raise UserError(f"{path} cannot be read ({error.strerror or error}): {advice}") from error
 
 
 def _parse(line: bytes) -> Any:

@@ -204,8 +204,8 @@ def _check_columns(path: str | os.PathLike, names: Sequence[str], fps: float | N
         needed = COLUMNS
     if missing := [name for name in needed if name not in names]:
         raise UserError(
-            f"{path} has no column {missing[0]!r}: use EPIC_100_*.csv, or set the frames per "
-            "second if the file has frame numbers only"
+            f"{path} has no column {missing[0]!r}: use EPIC_100_*.csv, or set --fps if the "
+            "file has frame numbers only"
         )
 
 

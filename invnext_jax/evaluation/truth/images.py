@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from invnext_jax import regular_file
 from invnext_jax.data import frame_converter
@@ -96,7 +96,10 @@ def read_lines(path: str | os.PathLike) -> list[str]:
         text = regular_file.read_bytes(path, MAX_LIST_BYTES).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not text"
-        raise UserError(f"the list {path} cannot be read: {reason}") from error
+        raise UserError(
+            f"the list {path} cannot be read ({reason}): check that the option root is the folder "
+            "of the data set"
+        ) from error
     return text.splitlines()
 
 
@@ -126,7 +129,9 @@ def make_windows(
 def check_windows(windows: Sequence[FrameWindow], what: str, frames: int) -> None:
     """Raises `UserError` if there are no windows; `what` names the data in the message."""
     if not windows:
-        raise UserError(f"{what} has no sequence of at least {frames} frames: use fewer frames")
+        raise UserError(
+            f"{what} has no sequence of at least {frames} frames: lower config.data.frames"
+        )
 
 
 def check_spacing(window: FrameWindow, name: str) -> None:
@@ -262,5 +267,7 @@ def open_image(path: str | os.PathLike) -> Iterator[Image.Image]:
         raise
     except FileNotFoundError as error:
         raise BadTruth(f"{path} is missing", "missing") from error
+    except UnidentifiedImageError as error:
+        raise BadTruth(f"{path} is not a {' or '.join(FORMATS)} image", "truncated") from error
     except Exception as error:  # Pillow's decoders raise errors of many types on damaged files
         raise BadTruth(f"{path} cannot be decoded ({error})", "truncated") from error

@@ -51,6 +51,15 @@ class WindowRules:
                 f"min_together={self.min_together} must not exceed frames={self.frames}"
             )
 
+    def describe(self) -> str:
+        """Returns the rules in words, for messages."""
+        rate = f" at {self.fps:g} frames per second" if self.fps else ""
+        return (
+            f"{self.frames} frames{rate}, 1 to {self.max_objects} objects in the first frame, each "
+            f"with at least {self.min_area:.1%} of the area of the clip and a box in at least "
+            f"{self.min_presence:.0%} of the frames"
+        )
+
     def step(self, video_fps: float) -> int:
         """Returns the step between frames of a window in frames of the video, at least 1."""
         return max(1, round(video_fps / self.fps)) if self.fps else 1

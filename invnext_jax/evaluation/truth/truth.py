@@ -82,6 +82,11 @@ class SkippedRows:
         self.kinds[row] = error.kind
         logging.warning("row %d skipped (%s): %s", row, error.kind, self.reasons[row])
 
+    @property
+    def first_reason(self) -> str:
+        """Why the first skipped row was skipped."""
+        return next(iter(self.reasons.values()), "there are no rows")
+
     def describe(self, rows: int) -> str:
         """Returns a sentence about the skipped rows out of `rows`; "" if there are none."""
         if not self.reasons:
@@ -163,8 +168,8 @@ class TruthBatches:
             yield _stack(part, self._batch_size)
         if not good:
             raise UserError(
-                f"{self._truth.name}: no row can be read. "
-                + (self.skipped.describe(len(self._rows)) or "There are no rows")
+                f"{self._truth.name}: none of {len(self._rows)} clips can be read "
+                f"({self.skipped.first_reason}): restore the files of the data set"
             )
 
     def _load_all(self) -> Iterator[dict[str, np.ndarray]]:
