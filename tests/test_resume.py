@@ -13,8 +13,12 @@ class KilledError(Exception):
     """Simulates the end of the process."""
 
 
-def losses(workdir):
-    return [(record["step"], record["loss"]) for record in metrics_file.read_metrics(workdir)]
+def read_history(workdir):
+    """Returns the step, the loss and the metrics of `config.eval` of each record."""
+    return [
+        {k: v for k, v in record.items() if k in ("step", "loss") or k.startswith("eval/")}
+        for record in metrics_file.read_metrics(workdir)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -30,6 +34,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
 ):
     config = tiny_config(stage)
     config.data.workers = workers
+    size, frames = config.data.size, config.data.frames
+    manifest = f"world:simple/val?videos=8&size={size}&frames={frames}"
+    config.eval.update(every_steps=2, manifest=manifest, neighbors=3)
     if stage == "stage2":
         config.target.kind = target
         config.init_from = str(request.getfixturevalue("stage1_run"))
@@ -55,4 +62,6 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     jax.tree.map(np.testing.assert_array_equal, whole, killed)
     whole, killed = (reader.read_json(folder, "data") for folder in folders)
     assert whole == killed
-    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+    history = read_history(tmp_path / "whole")
+    assert {"loss", "eval/knn_color"} <= {name for record in history for name in record}
+    assert read_history(tmp_path / "killed") == history
