@@ -295,7 +295,7 @@ BAD_TRUTH = {
         "label_propagation",
         functools.partial(write_davis, change=lambda root: cut_files(root / "Annotations", "png")),
         DAVIS,
-        "DAVIS: none of 2 clips can be read .*(decoded|not a PNG or JPEG image).*restore",
+        "DAVIS: none of 2 clips can be read .*png cannot be decoded.*restore",
     ),
     "context without a later slot": (
         "anticipation",

@@ -88,7 +88,7 @@ def test_classes_that_training_lacks_are_counted_and_named(folder):
     assert "(7, 8; 2 in total). They count as wrong" in report.notes[-1]
     (folder / "v.classes.json").write_text(json.dumps({"run": 1, "jump": 7, "climb": 8}))
     report = split_checks.compare_splits(get_config(train, val), ("x",))
-    assert "(jump, climb)" in report.notes[-1]
+    assert "(jump, climb; 2 in total)" in report.notes[-1]
     assert "t.csv has no class names" in report.notes[0]
 
 

@@ -268,6 +268,7 @@ def open_image(path: str | os.PathLike) -> Iterator[Image.Image]:
     except FileNotFoundError as error:
         raise BadTruth(f"{path} is missing", "missing") from error
     except UnidentifiedImageError as error:
-        raise BadTruth(f"{path} is not a {' or '.join(FORMATS)} image", "truncated") from error
+        reason = f"it is not a {' or '.join(FORMATS)} image"
+        raise BadTruth(f"{path} cannot be decoded ({reason})", "truncated") from error
     except Exception as error:  # Pillow's decoders raise errors of many types on damaged files
         raise BadTruth(f"{path} cannot be decoded ({error})", "truncated") from error

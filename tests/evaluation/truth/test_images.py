@@ -95,7 +95,7 @@ def test_named_pipes_and_devices_are_bad_rows(tmp_path):
     for number in (1, 2):
         with pytest.raises(BadTruth, match="Not a regular file"):
             read(tmp_path / f"{number}.png")
-    with pytest.raises(UserError, match="cannot be read: Not a regular file"):
+    with pytest.raises(UserError, match="cannot be read .Not a regular file"):
         images.read_list(tmp_path / "1.png")
 
 

@@ -91,7 +91,7 @@ def test_lists_that_cannot_be_read_are_one_sentence(tmp_path, positions):
         assert len(str(caught.value)) < 500
     path.write_text("clip_0.avi 2\n")
     (tmp_path / "splits" / "zz_test_split1.txt").mkdir()
-    with pytest.raises(UserError, match="cannot be read: Not a regular file"):
+    with pytest.raises(UserError, match="cannot be read .Not a regular file"):
         JhmdbJoints(tmp_path)
 
 

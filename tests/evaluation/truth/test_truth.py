@@ -48,7 +48,7 @@ def test_chosen_rows_keep_their_order():
 def test_without_a_readable_row_there_is_one_sentence():
     with pytest.raises(UserError, match="numbers: none of 2 clips can be read"):
         list(TruthBatches(Numbers(2, bad=(0, 1)), 2))
-    with pytest.raises(UserError, match="There are no rows"):
+    with pytest.raises(UserError, match="there are no rows"):
         list(TruthBatches(Numbers(0), 2))
 
 
