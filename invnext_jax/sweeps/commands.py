@@ -119,6 +119,7 @@ def run_sweep(
     Raises:
       UserError: the sweep is invalid, or another command runs in the folder.
     """
+    log = functools.partial(print, flush=True)
     with StopSignals() as signals, folder.lock():
         folder.clear_stop_request()
         if request is None:
@@ -132,12 +133,13 @@ def run_sweep(
                     f"{', '.join(missing)}; create them, or set other paths, as in "
                     "--set=train.data.manifest=FILE"
                 )
+            log(f"estimating the memory of {len(sweep.jobs)} jobs (see {cost.PLANS})")
             sweep = _add_resources(sweep, configs, request, folder.path)
             folder.write_sweep(sweep)
         if retry:
             retry_failed(folder, sweep)
-        log = functools.partial(print, flush=True)
-        log(f"{len(sweep.arms)} arms, {len(sweep.jobs)} different jobs in {folder.path}")
+        arms = {(arm.group, arm.name) for arm in sweep.arms}
+        log(f"{len(arms)} arms, {len(sweep.jobs)} different jobs in {folder.path}")
         runner = Runner(folder, sweep, make_executor(), options, lambda: signals.requested, log)
         states = runner.run()
     print(_describe_end(states))

@@ -247,9 +247,13 @@ def describe_costs(
         step = configs[name].step.name
         used = f"{cost.peak_bytes / 1e9:.1f} of {cost.memory_bytes / 1e9:.0f}"
         used += "" if cost.fits else " TOO LARGE"
-        numbers = (f"{cost.flops / 1e15:.4g}", used, f"{cost.hours:.3g}")
-        rows.append((f"{name} ({step})", *numbers, f"{cost.device_hours:.4g}", shown))
+        numbers = _number(cost.flops / 1e15), used, _number(cost.hours), _number(cost.device_hours)
+        rows.append((f"{name} ({step})", *numbers, shown))
     return _align([heads, *rows]) + "\n" + _describe_total(costs)
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _describe_total(costs: Mapping[str, Cost]) -> str:
