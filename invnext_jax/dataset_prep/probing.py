@@ -132,7 +132,8 @@ def _probe(path: str, source: BinaryIO, version: index_files.Version) -> VideoPr
 
 def _tiny_size(source: BinaryIO) -> str:
     """Returns the frame size if it is so small that some decoders reject it, otherwise ""."""
-    with contextlib.suppress(decode.BadVideo, av.FFmpegError), demux.open_stream(source) as stream:
+    errors = decode.BadVideo, av.FFmpegError, OSError
+    with contextlib.suppress(*errors), demux.open_stream(source) as stream:
         if 0 < min(stream.width, stream.height) < video_flags.MIN_SIDE:
             return f"{stream.width} x {stream.height}"
     return ""
@@ -283,6 +284,10 @@ class _SafeProbe:
             transient = read_error or getattr(error.__cause__, "errno", None) in TRANSIENT_ERRNOS
             reason = str(error).removeprefix(f"{path}: ")
             return ProbeFailure(reason, transient=transient, read_error=read_error)
+        except OSError as error:
+            read_error = demux.error_kind(error) == "unreadable"
+            reason = error.strerror or str(error)
+            return ProbeFailure(reason, transient=True, read_error=read_error)
         except Exception as error:  # a bug must not end the indexing of a data set
             return ProbeFailure(f"{type(error).__name__}: {error}", transient=True)
 

@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import fractions
+import io
 import os
 import struct
 import sys
@@ -15,6 +16,7 @@ from fakes import measure_growth, probe_or_hang
 
 from benchmarks import odd_videos
 from invnext_jax.data import decode
+from invnext_jax.data import files as files_lib
 from invnext_jax.data.frame_index import PacketIndex
 from invnext_jax.dataset_prep import probing, video_flags
 from invnext_jax.workers import process_worker as workers
@@ -152,6 +154,27 @@ def hang_on_b(path):
     if path == "b":
         time.sleep(30)
     return probing.VideoProbe(1.0, 1, 1, 1, 1.0, "none", 0, path)
+
+
+@pytest.mark.parametrize("place", ["header", "frames", "digest"])
+def test_errors_of_the_disk_are_read_errors(place, tmp_path, videos, monkeypatch):
+    path = videos.write(tmp_path / "a.mkv", options=X264, frames=200)
+    limit, read = {"header": 0, "frames": path.stat().st_size // 2}.get(place), io.FileIO.read
+
+    def fail(file, size=-1):
+        if place != "digest" and file.tell() >= limit:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read(file, min(size, limit - file.tell()) if limit else size)
+
+    def fail_at_once(path):
+        raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+
+    monkeypatch.setattr(files_lib, "_RAW_READ", fail)
+    if place == "digest":
+        monkeypatch.setattr(probing, "digest_file", fail_at_once)
+    failure = probing._SafeProbe(probing.probe_video)(str(path))
+    expected = probing.ProbeFailure("Input/output error", transient=True, read_error=True)
+    assert failure == expected
 
 
 def test_decoder_that_hangs_exceeds_the_timeout():
