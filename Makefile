@@ -30,8 +30,8 @@ TEST = $(VENV)/.installed-test
 
 # Trains and evaluates both stages on the synthetic world. A killed line resumes when it is repeated.
 demo: $(PACKAGE)
-	$(RUN) launch/make_world.py --out=$(OUT)/world --split=train --videos=$(DEMO_VIDEOS) --seed=$(SEED)
-	$(RUN) launch/make_world.py --out=$(OUT)/world --split=val --videos=$(DEMO_VAL_VIDEOS) --seed=$(SEED)
+	$(RUN) launch/make_world.py --out=$(OUT)/world --split=train --videos=$(DEMO_VIDEOS) --anticipation_videos=$(DEMO_VIDEOS) --seed=$(SEED)
+	$(RUN) launch/make_world.py --out=$(OUT)/world --split=val --videos=$(DEMO_VAL_VIDEOS) --anticipation_videos=$(DEMO_VAL_VIDEOS) --seed=$(SEED)
 	$(RUN) launch/main.py --config=configs/stage1.py:tiny --workdir=$(OUT)/s1 --config.seed=$(SEED) --config.data.manifest=$(OUT)/world/train.csv --config.total_steps=$(DEMO_STEPS1) $(DEMO_FLAGS1)
 	$(RUN) launch/main.py --config=configs/stage2.py:tiny --workdir=$(OUT)/s2 --config.seed=$(SEED) --config.data.manifest=$(OUT)/world/train.csv --config.total_steps=$(DEMO_STEPS2) --config.init_from=$(OUT)/s1 $(DEMO_FLAGS2)
 	$(RUN) launch/export.py --checkpoint=$(OUT)/s2 --out=$(OUT)/encoder.safetensors --overwrite

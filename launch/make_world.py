@@ -2,16 +2,19 @@
 
     python launch/make_world.py --out=data/world --split=train --videos=2000
 
+With --anticipation_videos, clips of the level "anticipation" are also written, to OUT/anticipation.
 Repeating the command resumes an interrupted run and leaves a finished folder unchanged.
 """
 
+import dataclasses
+import os
 from collections.abc import Sequence
 
 from absl import flags
 
 from invnext_jax import errors
 from invnext_jax.synthetic_world.files import write_world
-from invnext_jax.synthetic_world.spec import WorldSpec
+from invnext_jax.synthetic_world.spec import ANTICIPATION, WorldSpec
 from invnext_jax.workers import process_worker as workers
 
 _OUT = flags.DEFINE_string("out", None, "Output folder.", required=True)
@@ -26,11 +29,14 @@ _SPEED = flags.DEFINE_float("speed", 1.0, "Factor on the speed of the main objec
 _CLUTTER = flags.DEFINE_integer(
     "clutter", None, "Number of distractors; the default is 0, or 0 to 2 on the full level."
 )
+_ANTICIPATION_VIDEOS = flags.DEFINE_integer(
+    "anticipation_videos", 0, "Number of clips of the level anticipation in OUT/anticipation."
+)
 _WORKERS = flags.DEFINE_integer("workers", 0, "Number of processes; 0: one per CPU core.")
 
 
 def main(argv: Sequence[str]) -> None:
-    """Writes the clips and prints the path of the manifest."""
+    """Writes the clips and prints the paths of the manifests."""
     del argv
     spec = WorldSpec(
         level=_LEVEL.value,
@@ -43,8 +49,13 @@ def main(argv: Sequence[str]) -> None:
         clutter=_CLUTTER.value,
     )
     processes = _WORKERS.value or workers.count_cores()
-    manifest = write_world(spec, _OUT.value, _VIDEOS.value, workers=processes)
-    print(f"{manifest}: {_VIDEOS.value} clips")
+    worlds = [(spec, _OUT.value, _VIDEOS.value)]
+    if _ANTICIPATION_VIDEOS.value:
+        spec = dataclasses.replace(spec, level=ANTICIPATION)
+        worlds.append((spec, os.path.join(_OUT.value, ANTICIPATION), _ANTICIPATION_VIDEOS.value))
+    for spec, folder, videos in worlds:
+        manifest = write_world(spec, folder, videos, workers=processes)
+        print(f"{manifest}: {videos} clips")
 
 
 if __name__ == "__main__":

@@ -22,9 +22,9 @@ def resolve(config, encoder, world="", **changes):
     return evaluate.resolve(config, encoder)
 
 
-def make_inputs(config, encoder, folder, name="encoder"):
+def make_inputs(config, encoder, folder, name="encoder", tasks=()):
     """Makes the inputs of an evaluator for a resolved config."""
-    dataset = EvaluationData(config, ())
+    dataset = EvaluationData(config, tasks)
     return EvalInputs(name, dataset, lambda: encoder, FeatureCache(folder / "features"))
 
 

@@ -62,6 +62,34 @@ def make_blind(*, width: int = 8, patch: int = 8, size: int = 32, frames: int = 
     return _encoder("blind", params, forward, width, patch, size, frames)
 
 
+def add_places(code_mtnd: np.ndarray, gain: float = 8.0) -> np.ndarray:
+    """Appends the time and the patch of each token as one-hot codes.
+
+    Tokens of real encoders contain their position, too. Heads with learned queries need it to find
+    the tokens of a patch.
+
+    Args:
+      code_mtnd: truth of each token.
+      gain: the one in the codes. Larger values are learned in fewer steps.
+    """
+    m, t, n, _ = code_mtnd.shape
+    time_mtnt = np.broadcast_to(gain * np.eye(t)[None, :, None], (m, t, n, t))
+    patch_mtnn = np.broadcast_to(gain * np.eye(n), (m, t, n, n))
+    return np.concatenate([code_mtnd, time_mtnt, patch_mtnn], axis=-1)
+
+
+def balance(code: np.ndarray) -> np.ndarray:
+    """Makes codes [... d] on which a LayerNorm is linear.
+
+    A value is appended that gives all codes the same norm, and then the negative of all values,
+    which gives them the mean 0. Without this, the LayerNorm of a head mixes the values of a code.
+    """
+    square = np.square(code).sum(axis=-1, keepdims=True)
+    rest = np.sqrt(np.maximum(square.max() - square, 0))
+    half = np.concatenate([code, rest], axis=-1)
+    return np.concatenate([half, -half], axis=-1).astype(np.float32)
+
+
 def _hash_clip(video_thwc):
     """Returns `_CODES` uint32 hash codes of a clip: sums of the pixels times odd random numbers."""
     flat_p = jnp.ravel(video_thwc).astype(jnp.uint32)

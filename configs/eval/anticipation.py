@@ -18,6 +18,10 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
     config.tasks = ("verb", "noun", "action")
     config.anticipation = ml_collections.ConfigDict(
         {
+            # Manifests of this evaluator; below `data.root`. "": those of the config. If a manifest
+            # does not exist, the evaluator is skipped.
+            "train_manifest": "",
+            "val_manifest": "",
             # Frames of a clip that the encoder sees; later ones are ignored. 0: all frames, for
             # clips that end before the action.
             "context_frames": 0,

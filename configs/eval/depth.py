@@ -21,7 +21,8 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
             "data": "world",
             "root": "",  # Folder of ScanNet or KITTI.
             "stride": 5,  # Frames between the starts of two windows, for ScanNet and KITTI.
-            # "attention": the readout of 4DS, as in the paper; "dpt": Video-Depth-Anything.
+            # "attention": the readout of 4DS, as in the paper; "dpt": Video-Depth-Anything;
+            # "linear": one linear layer on each token, which needs the fewest steps.
             "head": "attention",
             # "l2" and "silog": depth in meters. "video": the loss of Video-Depth-Anything on
             # disparity, which ignores scale and shift; only aligned metrics are measured.
@@ -41,7 +42,7 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
             "warmup_epochs": 1.0,  # Epochs of linear warm-up, followed by a cosine decay to 0.
             # Fraction of the training videos on which a head of a grid is selected.
             "held_out": 0.1,
-            "memory_gb": 8.0,  # Training clips up to this size are kept in memory.
+            "memory_gb": 8.0,  # Clips of a split up to this size in total are kept in memory.
         }
     )
     if variant == "tiny":

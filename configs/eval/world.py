@@ -4,13 +4,23 @@
 
 The encoder and the same encoder with random initialization are evaluated in the same way. The other
 baselines use less or different information: the first frame, the frames without their order,
-ground-truth boxes, and labels for supervised training. With a small encoder, this takes a few
-minutes on two CPU cores.
+constant predictions, ground-truth boxes, and labels for supervised training. With a small encoder,
+this takes less than ten minutes on two CPU cores.
+
+Anticipation needs clips of the world level "anticipation", which launch/make_world.py writes with
+--anticipation_videos. Without them, it is skipped.
 """
 
 import ml_collections
 
-from configs.eval import attentive_probe, label_propagation
+from configs.eval import (
+    anticipation,
+    attentive_probe,
+    depth,
+    label_propagation,
+    tracking,
+    zero_shot,
+)
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -23,6 +33,10 @@ def get_config() -> ml_collections.ConfigDict:
         "knn",
         "few_shot",
         "attentive_probe",
+        "text_alignment",
+        "anticipation",
+        "depth",
+        "tracking",
         "label_propagation",
         "pixel_baselines",
         "box_baselines",
@@ -30,5 +44,23 @@ def get_config() -> ml_collections.ConfigDict:
     )
     config.knn.update(neighbors=(20,), shots=(5,))
     config.attentive_probe.update(weight_decays=(0.0,), epochs=15.0)
-    config.label_propagation = label_propagation.get_config("tiny").label_propagation
+    for module, name in (
+        (zero_shot, "text"),
+        (anticipation, "anticipation"),
+        (depth, "depth"),
+        (tracking, "tracking"),
+        (label_propagation, "label_propagation"),
+    ):
+        config[name] = module.get_config("tiny")[name]
+    config.text.epochs = 30.0
+    # The attention readout would need more epochs to learn the place of its queries.
+    config.depth.update(head="linear", learning_rates=(1e-2,), epochs=10.0)
+    config.tracking.update(learning_rates=(1e-2,), epochs=10.0)
+    config.anticipation.update(
+        train_manifest="anticipation/train.csv",
+        val_manifest="anticipation/val.csv",
+        blocks=0,
+        weight_decays=(1e-3,),
+        epochs=10.0,
+    )
     return config

@@ -210,8 +210,10 @@ def resolve(config: Any, encoder: FrozenEncoder) -> ml_collections.FrozenConfigD
     data = config.data
     data.frames, data.size = data.frames or encoder.frames, data.size or encoder.size
     data.short_side = data.short_side or data.size
-    for name in ("train_manifest", "val_manifest"):
-        config[name] = manifest_lib.find_manifests(_under(data.root, config[name]))
+    sections = [section for section in config.values() if _has_manifests(section)]
+    for section in (config, *sections):
+        for name in ("train_manifest", "val_manifest"):
+            section[name] = manifest_lib.find_manifests(_under(data.root, section[name]))
     data.manifest = config.train_manifest
     for name, part, value in (
         ("size", f"patch of {encoder.patch} pixels", encoder.patch),
@@ -222,6 +224,10 @@ def resolve(config: Any, encoder: FrozenEncoder) -> ml_collections.FrozenConfigD
                 f"config.data.{name}={data[name]} must be divisible by the encoder's {part}"
             )
     return ml_collections.FrozenConfigDict(config)
+
+
+def _has_manifests(section: Any) -> bool:
+    return isinstance(section, ml_collections.ConfigDict) and "train_manifest" in section
 
 
 def _under(root: str, names: str) -> str:

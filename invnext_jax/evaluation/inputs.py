@@ -17,11 +17,14 @@ from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data import pipeline, video_io
 from invnext_jax.data.access_rules import AccessRules
 from invnext_jax.evaluation import features, nearest_neighbors
+from invnext_jax.evaluation.dense import truth_source
+from invnext_jax.evaluation.dense.stored_truth import TruthInMemory
 from invnext_jax.evaluation.feature_cache import FeatureCache, FeatureSource, feature_key
 from invnext_jax.evaluation.feature_store.state_file import StateFile
 from invnext_jax.evaluation.features import FeatureOptions, TokenStatistics, VideoFeatures
 from invnext_jax.evaluation.frozen_encoder import FrozenEncoder
 from invnext_jax.evaluation.nearest_neighbors import NearestVideos
+from invnext_jax.evaluation.truth.truth import Truth
 from invnext_jax.json_file import hash_json
 from invnext_jax.monitoring.progress import ProgressMeter
 
@@ -57,6 +60,7 @@ class EvaluationData:
     def __init__(self, config: Any, tasks: tuple[str, ...]):
         self.config = config
         self._videos: dict[str, LabeledVideos] = {}
+        self._truths: dict[tuple, Truth] = {}
         self.tasks = tasks
         self.manifests = {split: config[f"{split}_manifest"] for split in SPLITS}
         self.digests = {
@@ -94,6 +98,22 @@ class EvaluationData:
     def videos_of_batch(self, views: int) -> int:
         """Returns the number of videos of a batch."""
         return max(1, self.config.batch_size // views)
+
+    def open_truth(self, settings: Any, split: str) -> Truth:
+        """Returns the truth of a split for the section of an evaluator.
+
+        Evaluators with the same data share it. Rows that were read stay in memory, up to
+        `settings.memory_gb`.
+
+        Args:
+          settings: the section; see `truth_source.open_truth`.
+          split: "train" or "val".
+        """
+        key = split, *(settings.get(name) for name in truth_source.OPTIONS)
+        if key not in self._truths:
+            truth = truth_source.open_truth(settings, split, self.config)
+            self._truths[key] = TruthInMemory(truth, settings.memory_gb)
+        return self._truths[key]
 
     def feature_source(self, split: str, views: int) -> FeatureSource:
         """Returns what `FeatureCache.get` needs to read the videos of a split."""
@@ -154,6 +174,13 @@ class EvalInputs:
           encoder: the derived encoder.
         """
         return EvalInputs(f"{self.name}-{suffix}", self.dataset, lambda: encoder, self._cache)
+
+    def with_dataset(self, dataset: EvaluationData) -> "EvalInputs":
+        """Returns inputs with other videos and the same encoder, which is loaded only once.
+
+        Their features need other names of files: see `with_encoder`.
+        """
+        return EvalInputs(self.name, dataset, lambda: self.encoder, self._cache)
 
     def features(
         self, split: str, *, layer: int | None = None, views: int = 1, dense: bool = False

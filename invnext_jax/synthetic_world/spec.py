@@ -5,7 +5,8 @@ import numbers
 
 from invnext_jax.errors import UserError
 
-LEVELS = ("simple", "full", "anticipation")
+ANTICIPATION = "anticipation"
+LEVELS = ("simple", "full", ANTICIPATION)
 SPLITS = ("train", "val", "test")
 SHAPES = ("disc", "ring", "square", "triangle", "cross", "saltire", "hourglass", "arch")
 COLORS = ("red", "green", "blue", "yellow", "magenta", "cyan")

@@ -153,12 +153,17 @@ def test_killed_command_is_resumed_by_repeating_it(tmp_path, world_folder):
 
 
 def test_command_passes_all_options(tmp_path):
-    options = ["--level=anticipation", "--split=val", "--size=24", "--frames=6", "--seed=2"]
+    options = ["--level=full", "--split=val", "--size=24", "--frames=6", "--seed=2"]
     options += ["--object_size=0.5", "--speed=2", "--clutter=3", "--workers=1"]
+    options += ["--anticipation_videos=2"]
     command = [sys.executable, COMMAND, f"--out={tmp_path}", "--videos=1", *options]
-    subprocess.run(command, capture_output=True, check=True)
-    expected = WorldSpec("anticipation", 24, 6, 2, "val", 0.5, 2.0, 3)
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    expected = WorldSpec("full", 24, 6, 2, "val", 0.5, 2.0, 3)
     assert files.read_spec(tmp_path, "val") == expected
+    other = tmp_path / "anticipation"
+    assert files.read_spec(other, "val") == dataclasses.replace(expected, level="anticipation")
+    assert f"{tmp_path}/val.csv: 1 clips\n" in done.stdout
+    assert f"{other}/val.csv: 2 clips\n" in done.stdout
 
 
 def test_command_reports_a_user_error_in_one_line(tmp_path):

@@ -1,4 +1,7 @@
-"""Trains and applies heads on the tokens of a frozen encoder, which runs in each step.
+"""Trains and applies heads on the tokens of a frozen encoder.
+
+If the ground truth belongs to the videos of the manifests, the tokens of the final layer are
+computed once and stored, up to `config.features.max_gb`. Otherwise, the encoder runs in each step.
 
 Shape key: b clips, t time slots, n tokens of a slot, d width, l layers, g heads of the grid.
 """
@@ -11,11 +14,15 @@ import numpy as np
 
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import head_training
+from invnext_jax.evaluation.dense.stored_truth import TruthWithTokens
 from invnext_jax.evaluation.dense.truth_clips import TruthClips
+from invnext_jax.evaluation.dense.truth_source import WORLD
 from invnext_jax.evaluation.feature_store.extraction import local_mesh
 from invnext_jax.evaluation.feature_store.state_file import StateFile
 from invnext_jax.evaluation.frozen_encoder import FrozenEncoder
 from invnext_jax.evaluation.head_training import HeadTraining, TrainedHeads
+from invnext_jax.evaluation.inputs import SPLITS, EvalInputs
+from invnext_jax.evaluation.truth.truth import Truth
 from invnext_jax.training import mesh as mesh_lib
 
 Batch = Mapping[str, np.ndarray]
@@ -50,6 +57,30 @@ def check_settings(settings: Any, name: str) -> None:
 def is_grid(settings: Any) -> bool:
     """Returns whether several heads are trained, of which the best is selected."""
     return len(settings.learning_rates) * len(settings.weight_decays) > 1
+
+
+def open_truths(
+    inputs: EvalInputs, settings: Any, *, several_layers: bool = False
+) -> tuple[dict[str, Truth], str]:
+    """Opens the truth of both splits for a section of the config.
+
+    Args:
+      inputs: the inputs of the evaluator.
+      settings: the section.
+      several_layers: whether the head reads other tokens than those of the final layer.
+
+    Returns:
+      The truth of each split, and the name of the array that heads read: "tokens" if the tokens are
+      stored, otherwise "video".
+    """
+    truths = {split: inputs.dataset.open_truth(settings, split) for split in SPLITS}
+    if settings.data != WORLD or several_layers or not inputs.fits_dense():
+        return truths, "video"
+    stored = {
+        split: TruthWithTokens(truth, inputs.features(split, dense=True))
+        for split, truth in truths.items()
+    }
+    return stored, "tokens"
 
 
 class HeadFitting:
@@ -101,7 +132,7 @@ class HeadFitting:
             seed=seed,
         )
         first = {k: v[:1] for k, v in clips.batch(0, batch_size, seed).items()}
-        shapes = jax.eval_shape(self._encode, self._encoder.params, first["video"])
+        shapes = jax.eval_shape(self._read_tokens, self._encoder.params, first)
 
         def init_params(key):
             zeros = jax.tree.map(lambda x: jax.numpy.zeros(x.shape, x.dtype), shapes)
@@ -113,7 +144,7 @@ class HeadFitting:
 
         def prepare(frozen, batch, key):
             del key
-            return {**batch, "tokens": self._encode(frozen, batch["video"])}
+            return {**batch, "tokens": self._read_tokens(frozen, batch)}
 
         return head_training.train_heads(
             init_params,
@@ -135,7 +166,7 @@ class HeadFitting:
         Args:
           params: parameters of the heads, with a leading axis g.
           batches: batches of `TruthBatches`.
-          names: names of the arrays that the head reads, besides "video".
+          names: names of the arrays that are used.
         """
         mesh = local_mesh()
         with mesh_lib.mesh_rules(mesh):
@@ -145,7 +176,7 @@ class HeadFitting:
 
             @jax.jit
             def run(frozen, params, arrays):
-                tokens = self._encode(frozen, arrays["video"])
+                tokens = self._read_tokens(frozen, arrays)
                 heads = jax.vmap(self._predict, in_axes=(0, None, None))
                 return heads(params, tokens, arrays)
 
@@ -153,16 +184,18 @@ class HeadFitting:
                 spare = -len(batch["index"]) % mesh.size
                 arrays = {
                     name: np.pad(batch[name], [(0, spare), *[(0, 0)] * (batch[name].ndim - 1)])
-                    for name in ("video", *names)
+                    for name in names
                 }
                 found = run(frozen, params, jax.device_put(arrays, sharding))
                 real = int((batch["index"] >= 0).sum())  # padding is at the end
                 predictions = jax.tree.map(lambda x, real=real: np.asarray(x)[:, :real], found)
                 yield predictions, {name: array[:real] for name, array in batch.items()}
 
-    def _encode(self, frozen: Any, video_bthwc: jax.Array) -> Any:
+    def _read_tokens(self, frozen: Any, arrays: Any) -> Any:
         """Returns the final tokens [b t n d], or a list with the tokens of each layer."""
-        out = self._encoder.apply(frozen, video_bthwc, self._layers)
+        if "tokens" in arrays:
+            return arrays["tokens"]
+        out = self._encoder.apply(frozen, arrays["video"], self._layers)
         return list(out.layers_lbtnd) if self._layers else out.tokens_btnd
 
 

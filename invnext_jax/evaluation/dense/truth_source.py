@@ -14,6 +14,8 @@ from invnext_jax.evaluation.truth.track_windows import WindowRules
 from invnext_jax.evaluation.truth.truth import Truth
 from invnext_jax.evaluation.truth.world import WorldTruth
 
+# Options of a section on which the ground truth depends, besides those of the clips.
+OPTIONS = ("data", "root", "stride", "fps")
 WORLD = "world"  # ground truth of the two manifests; other data sets are in the folder `root`
 
 

@@ -25,7 +25,12 @@ from invnext_jax.evaluation import head_training
 from invnext_jax.evaluation.augmentation import rand_augment
 from invnext_jax.evaluation.evaluators import attentive_probe as probe
 from invnext_jax.evaluation.evaluators import attentive_training as training
-from invnext_jax.evaluation.evaluators import future_latents, grid_selection, recall_rows
+from invnext_jax.evaluation.evaluators import (
+    future_latents,
+    grid_selection,
+    recall_rows,
+    separate_data,
+)
 from invnext_jax.evaluation.evaluators.evaluator import Row
 from invnext_jax.evaluation.frozen_encoder import FrozenEncoder
 from invnext_jax.evaluation.heads import attentive_pooler, class_losses
@@ -46,6 +51,14 @@ class Anticipation:
     name = "anticipation"
     is_baseline = False
     options = ("anticipation",)
+
+    def needs_manifests(self, config: Any) -> bool:
+        """Whether the evaluator reads the manifests of the config."""
+        return not separate_data.has_manifests(config.anticipation)
+
+    def hash_files(self, config: Any) -> str:
+        """Returns a hash of the evaluator's own manifests and videos."""
+        return separate_data.hash_data(config.anticipation, config)
 
     def check_config(self, config: Any) -> None:
         """Checks `config.anticipation`."""
@@ -72,6 +85,10 @@ class Anticipation:
     def evaluate(self, inputs: EvalInputs, config: Any) -> list[Row]:
         """Trains the probes of the grid on all kinds of tokens at once, and evaluates them."""
         settings = config.anticipation
+        opened = separate_data.open_inputs(inputs, settings, config, self.name)
+        if opened is None:
+            return []
+        inputs, config = opened
         grid = future_latents.make_grid(settings, inputs.encoder, config.data.frames)
         encoder = future_latents.make_future_encoder(
             inputs.encoder, grid, unit_tokens=settings.unit_tokens

@@ -1,7 +1,7 @@
 """Depth estimation with trained heads on a frozen encoder (paper: Tables 2, 4 and 6, A.3).
 
-Two constant predictions are lower baselines: the mean depth of all training pixels, and the mean
-depth of each pixel.
+Three predictions that need no encoder are lower baselines: the mean depth of all training pixels,
+the mean depth of each pixel, and the true depth of the first frame.
 
 Shape key: b clips, n clips of a split, t frames, h w pixels, l layers, n tokens, d width, g heads
 of the grid, z metrics.
@@ -22,7 +22,11 @@ from invnext_jax.evaluation.dense.head_fitting import HeadFitting
 from invnext_jax.evaluation.dense.truth_source import WORLD
 from invnext_jax.evaluation.evaluators.evaluator import Row
 from invnext_jax.evaluation.heads import depth_losses, dpt_head
-from invnext_jax.evaluation.heads.depth_readout import DepthReadout, output_patch
+from invnext_jax.evaluation.heads.depth_readout import (
+    DepthReadout,
+    LinearDepthReadout,
+    output_patch,
+)
 from invnext_jax.evaluation.inputs import EvalInputs
 from invnext_jax.evaluation.metrics import depth as metrics
 from invnext_jax.evaluation.metrics.depth import DepthRange
@@ -31,14 +35,15 @@ from invnext_jax.evaluation.truth.truth import Truth, TruthBatches
 from invnext_jax.monitoring.progress import ProgressMeter
 
 LIMITS = {WORLD: metrics.WORLD, "scannet": metrics.SCANNET, "kitti": metrics.KITTI}
-HEADS = ("attention", "dpt")
+HEADS = ("attention", "linear", "dpt")
 METRICS = ("abs_rel", "delta1", "aligned_abs_rel", "aligned_delta1")
+BASELINES = ("constant", "pixel_mean", "static")
 MEAN_CLIPS = 512  # training clips from which the mean depth is computed
 DISPARITY = "video"  # the loss that ignores scale and shift; its heads predict disparity
 
 
 class Depth:
-    """Heads for depth: the attention readout of 4DS or the DPT head of Video-Depth-Anything."""
+    """Heads for depth: the attention readout of 4DS, a linear layer, or the DPT head."""
 
     name = "depth"
     is_baseline = False
@@ -71,9 +76,9 @@ class Depth:
     def evaluate(self, inputs: EvalInputs, config: Any) -> list[Row]:
         """Trains the heads and scores them on the held-out clips."""
         settings, limits = config.depth, LIMITS[config.depth.data]
-        truths = {
-            split: truth_source.open_truth(settings, split, config) for split in ("train", "val")
-        }
+        truths, source = head_fitting.open_truths(
+            inputs, settings, several_layers=settings.head == "dpt"
+        )
         share = settings.held_out if head_fitting.is_grid(settings) else 0.0
         train_rows, held_rows = truth_clips.hold_out_videos(
             truths["train"].videos, share, config.seed
@@ -81,9 +86,7 @@ class Depth:
         sample = truth_clips.read_sample(truths["train"], train_rows, MEAN_CLIPS)
         mean = MeanDepth.of_clips((arrays["depth"] for arrays in sample), limits)
         fitting = make_fitting(inputs.encoder, config, mean.constant)
-        clips = truth_clips.TruthClips(
-            truths["train"], train_rows, ("video", "depth"), settings.memory_gb
-        )
+        clips = truth_clips.TruthClips(truths["train"], train_rows, (source, "depth"))
         json_settings = run_metadata.config_to_json(config)["depth"]
         title = f"{self.name}, {inputs.name}"
         trained = fitting.train(
@@ -97,9 +100,10 @@ class Depth:
         clips.close()
         if text := clips.skipped.describe(len(train_rows)):
             print(f"{title}: {text}", flush=True)
-        score = _Scoring(fitting, trained.params, limits, config, title)
+        score = _Scoring(fitting, trained.params, limits, config, source, title)
         held = score(truths["train"], held_rows) if len(held_rows) else None
-        val = score(truths["val"], np.arange(len(truths["val"])), mean)
+        is_encoder = inputs.name == "encoder"
+        val = score(truths["val"], np.arange(len(truths["val"])), mean if is_encoder else None)
         errors = [
             None if part is None else _mean_error(part["heads"], settings) for part in (held, val)
         ]
@@ -120,42 +124,49 @@ def make_fitting(encoder: Any, config: Any, mean_depth: float) -> HeadFitting:
         output frames.
     """
     settings, data = config.depth, config.data
-    grid = (data.size // encoder.patch,) * 2
-    is_disparity = settings.loss == DISPARITY
+    is_disparity, layers = settings.loss == DISPARITY, ()
+    # The initial predictions are near the mean depth.
+    scale, shift = (1.0, 1 / mean_depth) if is_disparity else (mean_depth / 4, mean_depth)
     if settings.head == "dpt":
-        module: nn.Module = dpt_head.DptHead(
-            grid,
-            encoder.patch,
-            tuple(settings.dpt_channels),
-            settings.dpt_width,
-            settings.dpt_temporal,
-            settings.heads,
-            settings.dpt_groups,
-        )
+        module: nn.Module = _make_dpt_head(encoder, settings, data.size)
         try:
             layers = dpt_head.tapped_layers(encoder.depth)
         except ValueError as error:
             raise UserError(f'config.depth.head="dpt" needs four layers: {error}') from error
         scale, shift = (1.0 if is_disparity else mean_depth), 0.0
+    elif settings.head == "linear":
+        patch = encoder.tubelet, encoder.patch, encoder.patch
+        module = LinearDepthReadout((data.size // encoder.patch,) * 2, patch)
     else:
-        layers, video = (), (data.frames, data.size, data.size)
         try:
             patch = output_patch(encoder.patch, settings.output_frames)
         except ValueError as error:
             raise UserError(f"config.depth.output_frames: {error}") from error
+        video = data.frames, data.size, data.size
         module = DepthReadout(video, patch, settings.width, settings.heads)
-        # The initial predictions are near the mean depth.
-        scale, shift = (1.0, 1 / mean_depth) if is_disparity else (mean_depth / 4, mean_depth)
 
     def init_params(key, tokens):
         return nn.unbox(module.init(key, tokens)["params"])
 
     def predict(params, tokens, arrays):
+        del arrays
         depth_bthw = module.apply({"params": params}, tokens) * scale + shift
-        repeats = arrays["video"].shape[1] // depth_bthw.shape[1]
+        repeats = data.frames // depth_bthw.shape[1]
         return jnp.repeat(depth_bthw, repeats, axis=1)
 
     return HeadFitting(encoder, layers, init_params, predict)
+
+
+def _make_dpt_head(encoder: Any, settings: Any, size: int) -> dpt_head.DptHead:
+    return dpt_head.DptHead(
+        (size // encoder.patch,) * 2,
+        encoder.patch,
+        tuple(settings.dpt_channels),
+        settings.dpt_width,
+        settings.dpt_temporal,
+        settings.heads,
+        settings.dpt_groups,
+    )
 
 
 def make_loss(name: str, limits: DepthRange) -> Callable[[Any, Any], jax.Array]:
@@ -175,9 +186,9 @@ def make_loss(name: str, limits: DepthRange) -> Callable[[Any, Any], jax.Array]:
 class _Scoring:
     """Scores all heads of a grid, and constant predictions, on clips."""
 
-    def __init__(self, fitting, params, limits: DepthRange, config: Any, title: str):
+    def __init__(self, fitting, params, limits: DepthRange, config: Any, source: str, title: str):
         self._fitting, self._params, self._limits = fitting, params, limits
-        self._batch_size, self._title = config.batch_size, title
+        self._batch_size, self._source, self._title = config.batch_size, source, title
         self._is_disparity = config.depth.loss == DISPARITY
 
     def __call__(self, truth: Truth, rows_n, mean: MeanDepth | None = None) -> dict[str, Any]:
@@ -185,19 +196,24 @@ class _Scoring:
 
         Returns:
           "heads" [g n z]; "rows" [n], without bad rows; "videos" [n]; and, if `mean` is given,
-          "constant" and "pixel_mean" [n z].
+          the scores [n z] of the predictions in `BASELINES`.
         """
         batches = TruthBatches(truth, self._batch_size, rows=[int(row) for row in rows_n])
-        found = {"heads": [], "rows": [], "constant": [], "pixel_mean": []}
+        found = {name: [] for name in ("heads", "rows", *BASELINES)}
         with ProgressMeter(len(rows_n), "clip", quiet=jax.process_index() > 0) as meter:
-            for predicted_gbthw, batch in self._fitting.predict(self._params, batches, ()):
+            for predicted_gbthw, batch in self._fitting.predict(
+                self._params, batches, (self._source,)
+            ):
                 for i, depth_thw in enumerate(batch["depth"]):
                     found["heads"].append([self._score(x[i], depth_thw) for x in predicted_gbthw])
                     if mean is not None:
-                        constant_thw = mean.predict_constant(depth_thw.shape)
-                        image_thw = mean.predict_mean_image(len(depth_thw))
-                        found["constant"].append(self._score(constant_thw, depth_thw, False))
-                        found["pixel_mean"].append(self._score(image_thw, depth_thw, False))
+                        predicted = (
+                            mean.predict_constant(depth_thw.shape),
+                            mean.predict_mean_image(len(depth_thw)),
+                            np.broadcast_to(depth_thw[:1], depth_thw.shape),
+                        )
+                        for name, x_thw in zip(BASELINES, predicted, strict=True):
+                            found[name].append(self._score(x_thw, depth_thw, False))
                 found["rows"] += batch["index"].tolist()
                 meter.update(len(found["rows"]), f"{self._title}, scored")
         if text := batches.skipped.describe(len(rows_n)):
@@ -225,7 +241,7 @@ def _mean_error(scores_gnz: np.ndarray, settings: Any) -> np.ndarray:
 
 
 def _make_rows(val, chosen, trained, truth: Truth, name: str, settings: Any) -> list[Row]:
-    """Makes the result rows; rows of constant predictions only for the evaluated encoder."""
+    """Makes the result rows; rows of baselines only for the evaluated encoder."""
     parts = []
     for suffix, head in chosen.items():
         details = {
@@ -234,8 +250,7 @@ def _make_rows(val, chosen, trained, truth: Truth, name: str, settings: Any) -> 
             "diverged": bool(trained.diverged_g[head]),
         }
         parts.append((name, f"{settings.head} head{suffix}", val["heads"][head], details))
-    if name == "encoder":
-        parts += [(kind, "truth", val[kind], {}) for kind in ("constant", "pixel_mean")]
+    parts += [(kind, "truth", val[kind], {}) for kind in BASELINES if kind in val]
     rows = []
     for kind, what, scores_nz, details in parts:
         for score_n, metric in zip(scores_nz.T, METRICS, strict=True):

@@ -53,9 +53,14 @@ class LabelPropagation:
         """Checks `config.label_propagation`."""
         settings, name = config.label_propagation, "config.label_propagation"
         truth_source.check_source(settings, name, SOURCES)
-        for field in ("context", "neighbors", "height", "width"):
-            if settings[field] < 1:
-                raise UserError(f"{name}.{field}={settings[field]} must be at least 1")
+        for field, least in (("context", 1), ("neighbors", 1), ("height", 0), ("width", 0)):
+            if settings[field] < least:
+                raise UserError(f"{name}.{field}={settings[field]} must be at least {least}")
+        if (settings.height > 0) != (settings.width > 0):
+            raise UserError(
+                f"{name}.height={settings.height} and width={settings.width} must both be 0 or "
+                "both be positive"
+            )
         for field in ("temperature", "radius"):
             if not settings[field] > 0:
                 raise UserError(f"{name}.{field}={settings[field]} must be positive")
@@ -68,9 +73,7 @@ class LabelPropagation:
                 f"config.label_propagation.layer={settings.layer} must be less than the number of "
                 f"layers of the encoder, {encoder.depth}"
             )
-        size = None
-        if settings.data != WORLD:
-            size = settings.height, settings.width
+        size = (settings.height, settings.width) if settings.height else None
         propagation = VideoPropagation(
             encoder,
             config.data.frames,

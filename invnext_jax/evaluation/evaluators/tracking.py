@@ -75,19 +75,15 @@ class Tracking:
         settings, rows = config.tracking, []
         if config.data.frames < 2:
             raise UserError("tracking needs at least two frames: raise config.data.frames")
-        truths = {
-            split: truth_source.open_truth(settings, split, config) for split in ("train", "val")
-        }
+        truths, source = head_fitting.open_truths(inputs, settings)
         share = settings.held_out if head_fitting.is_grid(settings) else 0.0
         train_rows, held_rows = truth_clips.hold_out_videos(
             truths["train"].videos, share, config.seed
         )
         json_settings = run_metadata.config_to_json(config)["tracking"]
         for target in settings.targets:
-            names, title = TARGETS[target], f"{self.name} of {target}, {inputs.name}"
-            clips = truth_clips.TruthClips(
-                truths["train"], train_rows, ("video", *names), settings.memory_gb
-            )
+            names, title = (source, *TARGETS[target]), f"{self.name} of {target}, {inputs.name}"
+            clips = truth_clips.TruthClips(truths["train"], train_rows, names)
             fitting = make_fitting(inputs.encoder, config, target)
             trained = fitting.train(
                 clips,
@@ -100,13 +96,12 @@ class Tracking:
             clips.close()
             if text := clips.skipped.describe(len(train_rows)):
                 print(f"{title}: {text}", flush=True)
-            score = _Scoring(fitting, trained.params, target, config.batch_size, title)
+            score = _Scoring(fitting, trained.params, target, names, config.batch_size, title)
             held = score(truths["train"], held_rows) if len(held_rows) else None
             val = score(truths["val"], np.arange(len(truths["val"])))
             errors = [part and -_mean_score(part) for part in (held, val)]
             chosen = head_fitting.choose_heads(settings, trained, *errors)
-            source = "" if settings.data == "boxes" else f"{settings.data} "
-            task = f"{source}{target}"
+            task = target if settings.data == "boxes" else f"{settings.data} {target}"
             rows += _make_rows(val, chosen, trained, target, task, inputs.name)
         return rows
 
@@ -115,7 +110,16 @@ def make_fitting(encoder: Any, config: Any, target: str) -> HeadFitting:
     """Makes the head for "boxes" or "points". It predicts the change since the first frame."""
     settings, t = config.tracking, config.data.frames
     frames, outputs = (t - 1, 4) if target == "boxes" else (t, 3)
-    module = TrackingReadout(frames, outputs, settings.width, settings.heads, settings.query_width)
+    rows = config.data.size // encoder.patch
+    module = TrackingReadout(
+        frames,
+        outputs,
+        settings.width,
+        settings.heads,
+        settings.query_width,
+        tokens=frames if settings.query_per_frame else 1,
+        grid=(rows, rows) if settings.append_positions else None,
+    )
 
     def init_params(key, tokens):
         width = 4 if target == "boxes" else 3
@@ -158,8 +162,8 @@ LOSSES: dict[str, Callable[[Any, Batch], jax.Array]] = {"boxes": box_loss, "poin
 class _Scoring:
     """Scores all heads of a grid, and targets that do not move, on clips."""
 
-    def __init__(self, fitting, params, target: str, batch_size: int, title: str):
-        self._fitting, self._params, self._target = fitting, params, target
+    def __init__(self, fitting, params, target: str, names, batch_size: int, title: str):
+        self._fitting, self._params, self._names = fitting, params, names
         self._batch_size, self._title = batch_size, title
         self._score = score_boxes if target == "boxes" else score_points
 
@@ -171,11 +175,10 @@ class _Scoring:
         """
         batches = TruthBatches(truth, self._batch_size, rows=[int(row) for row in rows_n])
         heads, static, weights, index = [], [], [], []
-        names = TARGETS[self._target]
         with ProgressMeter(len(rows_n), "clip", quiet=jax.process_index() > 0) as meter:
-            for predicted, batch in self._fitting.predict(self._params, batches, names):
+            for predicted, batch in self._fitting.predict(self._params, batches, self._names):
                 for i in range(len(batch["index"])):
-                    arrays = {name: batch[name][i] for name in names}
+                    arrays = {name: batch[name][i] for name in self._names}
                     found = [self._score(one[i], arrays) for one in predicted]
                     heads.append([score_z for score_z, _ in found])
                     score_z, weight = self._score(None, arrays)

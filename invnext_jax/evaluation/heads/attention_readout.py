@@ -15,6 +15,7 @@ from einops import rearrange, repeat
 
 from invnext_jax.models.attention import attend
 from invnext_jax.models.layers import Dtype, Mlp, dense, layer_norm, small_normal
+from invnext_jax.models.positions import sincos_table
 
 EPS = 1e-6  # epsilon of the LayerNorms
 fan_in_normal = nn.initializers.lecun_normal()
@@ -29,6 +30,9 @@ class AttentionReadout(nn.Module):
       heads: number of attention heads.
       learned_queries: number of learned queries. If 0, the queries are an input.
       dtype: dtype of the matrix products, except the last one, which is in float32.
+      grid: rows and columns of the tokens of a frame. If given, fixed sin-cos embeddings of the
+        time, the row and the column are appended to the tokens, for encoders whose tokens contain
+        little about their position.
     """
 
     outputs: int
@@ -36,6 +40,7 @@ class AttentionReadout(nn.Module):
     heads: int
     learned_queries: int = 0
     dtype: Dtype = jnp.float32
+    grid: tuple[int, int] | None = None
 
     @nn.compact
     def __call__(self, x_btnd: jax.Array, query_bqd: jax.Array | None = None) -> jax.Array:
@@ -54,7 +59,12 @@ class AttentionReadout(nn.Module):
             "temporal_position", small_normal, (x_btnd.shape[1], x_btnd.shape[-1]), jnp.float32
         )
         x_btnd = x_btnd + rearrange(time_td, "t d -> 1 t 1 d")
-        x_bnd = rearrange(x_btnd, "b t n d -> b (t n) d").astype(self.dtype)
+        x_bnd = rearrange(x_btnd, "b t n d -> b (t n) d")
+        if self.grid is not None:
+            table_nw = sincos_table(self.width, (x_btnd.shape[1], *self.grid), 0)
+            table_bnw = jnp.broadcast_to(table_nw[None], (len(x_bnd), *table_nw.shape))
+            x_bnd = jnp.concatenate([x_bnd, table_bnw], axis=-1)
+        x_bnd = x_bnd.astype(self.dtype)
         query_bqw = self._queries(query_bqd, len(x_bnd))
         k_bnhe = self._split(self._dense(self.width, "k")(x_bnd))
         v_bnhe = self._split(self._dense(self.width, "v")(x_bnd))

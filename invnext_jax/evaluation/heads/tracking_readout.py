@@ -78,6 +78,7 @@ class TrackingReadout(nn.Module):
       query_width: width of the MLP on the Fourier features.
       tokens: tokens r of a query; each predicts f / r consecutive frames. 1 for boxes in 4DS.
       dtype: dtype of the matrix products, except the last one.
+      grid: see `AttentionReadout`.
     """
 
     frames: int
@@ -87,6 +88,7 @@ class TrackingReadout(nn.Module):
     query_width: int = 512
     tokens: int = 1
     dtype: Dtype = jnp.float32
+    grid: tuple[int, int] | None = None
 
     @nn.compact
     def __call__(self, x_btnd: jax.Array, query_bkc: jax.Array) -> jax.Array:
@@ -115,7 +117,12 @@ class TrackingReadout(nn.Module):
             h_bkd = rearrange(h_bkrd, "b k r d -> b (k r) d")
         frames = self.frames // self.tokens
         readout = AttentionReadout(
-            frames * self.outputs, self.width, self.heads, dtype=self.dtype, name="readout"
+            frames * self.outputs,
+            self.width,
+            self.heads,
+            dtype=self.dtype,
+            grid=self.grid,
+            name="readout",
         )
         return rearrange(
             readout(x_btnd, h_bkd),

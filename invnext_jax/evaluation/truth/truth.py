@@ -77,10 +77,12 @@ class SkippedRows:
     kinds: dict[int, str] = dataclasses.field(default_factory=dict)
 
     def add(self, row: int, error: BadTruth) -> None:
-        """Records and logs a skipped row."""
+        """Records a skipped row, and logs it the first time."""
+        is_new = row not in self.reasons
         self.reasons[row] = sanitize.for_display(str(error))
         self.kinds[row] = error.kind
-        logging.warning("row %d skipped (%s): %s", row, error.kind, self.reasons[row])
+        if is_new:
+            logging.warning("row %d skipped (%s): %s", row, error.kind, self.reasons[row])
 
     @property
     def first_reason(self) -> str:

@@ -6,6 +6,7 @@ Shape key: t frames, k objects, n points, h w pixels.
 """
 
 import io
+import threading
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +28,9 @@ from invnext_jax.synthetic_world.spec import WorldSpec
 
 POINTS = 32
 ARRAYS = ("depth", "boxes", "visible", "ids")
+# NumPy parses the headers of arrays with `ast`, which is not thread-safe in Python 3.11
+# (python/cpython#106905).
+_READ_LOCK = threading.Lock()
 MAX_BYTES = 2**30  # maximum size of a ground-truth file, before and after decompression
 
 
@@ -169,7 +173,7 @@ def read_arrays(path: Path, names: Sequence[str] = ARRAYS) -> dict[str, np.ndarr
         with zipfile.ZipFile(data) as archive:
             if sum(member.file_size for member in archive.infolist()) > MAX_BYTES:
                 raise ValueError(f"it has more than {MAX_BYTES} bytes when decompressed")
-        with np.load(data, allow_pickle=False) as truth:
+        with _READ_LOCK, np.load(data, allow_pickle=False) as truth:
             found = {name: truth[name] for name in names}
         if strange := [name for name, array in found.items() if array.dtype.kind not in "biuf"]:
             raise ValueError(f"{strange[0]} has no numbers")

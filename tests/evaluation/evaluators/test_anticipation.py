@@ -25,6 +25,7 @@ from invnext_jax.weights import export
 TASKS = ("verb", "noun", "action")
 TRAIN = "world:anticipation/train?videos=480&size=16&frames=6"
 VAL = "world:anticipation/val?videos=48&size=16&frames=6"
+OTHER = "world:simple/train?videos=4&size=16&frames=6"
 CONTEXT_FRAMES = 4
 
 
@@ -159,6 +160,32 @@ def test_epic_kitchens_with_the_base_config(tmp_path):
         (2, 0),  # its action has no class, so that it has no label
     ]
     assert rows["action"].value == 1.0  # two classes are among the best five
+
+
+def test_manifests_of_the_section_replace_those_of_the_config(config, oracle, tmp_path):
+    settings = config.anticipation
+    settings.update(train_manifest=TRAIN, val_manifest=VAL)
+    Anticipation().check_config(config)
+    assert not Anticipation().needs_manifests(config)
+    # The tasks of the other manifests do not matter.
+    config.update(
+        train_manifest=OTHER, val_manifest=OTHER.replace("train", "val"), tasks=("color",)
+    )
+    rows = evaluate(config, oracle, tmp_path)
+    assert {row.task for row in rows} == set(TASKS)
+    assert min(row.value for row in rows) >= 0.95
+    key = Anticipation().hash_files(config)
+    settings.val_manifest = VAL.replace("48", "47")
+    assert Anticipation().hash_files(config) != key
+
+
+def test_missing_manifests_of_the_section_are_skipped(config, oracle, tmp_path, capsys):
+    missing = str(tmp_path / "anticipation" / "train.csv")
+    config.anticipation.update(train_manifest=missing, val_manifest=VAL)
+    assert evaluate(config, oracle, tmp_path) == []
+    expected = f"anticipation, encoder: skipped, because {missing} does not exist"
+    assert expected in capsys.readouterr().out
+    assert Anticipation().hash_files(config) == f"{missing} is missing"
 
 
 def test_focal_loss_sums_tasks_and_ignores_clips_without_a_label():

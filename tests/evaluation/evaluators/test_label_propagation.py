@@ -31,6 +31,7 @@ WORLD = f"simple?videos=6&size={SIZE}&frames={FRAMES}&clutter=1"
 
 def get_config(encoder, **changes):
     config = propagation_config.get_config("tiny")
+    config.label_propagation.update(height=0, width=0)
     return resolve(config, encoder, WORLD, **changes)
 
 
@@ -214,6 +215,8 @@ def test_data_sets_without_manifests_are_evaluated_by_the_command(tmp_path, monk
         ({"data": "coco"}, "data='coco' must be one of"),
         ({"data": "davis"}, "config.label_propagation.root is empty"),
         ({"neighbors": 0}, "neighbors=0 must be at least 1"),
+        ({"height": -8}, "height=-8 must be at least 0"),
+        ({"height": 0}, "height=0 and width=64 must both be 0"),
         ({"temperature": float("nan")}, "temperature=nan must be positive"),
     ],
 )

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 from dense_cases import make_inputs, make_truth_oracle, resolve
-from oracle_encoder import make_blind
+from oracle_encoder import balance, make_blind
 from truth_layouts import SPEC, write_boxes
 
 from configs.eval import tracking as tracking_config
@@ -37,15 +37,9 @@ def evaluate(encoder, folder, config, name="encoder"):
 
 
 def code_boxes(truth):
-    """Makes tokens that contain the boxes of the object in all frames, relative to the first."""
-    boxes_mt4 = truth["boxes"][:, :, 0] - truth["boxes"][:, :1, 0]
-    return _repeat(boxes_mt4.reshape(len(boxes_mt4), -1))
-
-
-def _repeat(code_md):
-    """Repeats a code for each frame. The constants prevent LayerNorm from changing its scale."""
-    constant_m2 = np.tile([2.0, -2.0], (len(code_md), 1))
-    return np.repeat(np.concatenate([code_md, constant_m2], axis=1)[:, None], FRAMES, axis=1)
+    """Makes codes of the frames: the box of the object, relative to that of the first frame."""
+    boxes_mt4 = truth["boxes"][:, :, 0]
+    return balance(4 * (boxes_mt4 - boxes_mt4[:, :1]))
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,11 @@ import numpy as np
 import pytest
 from head_formulas import attention, gelu_tanh, layer_norm, linear, random_params
 
-from invnext_jax.evaluation.heads.depth_readout import DepthReadout, output_patch
+from invnext_jax.evaluation.heads.depth_readout import (
+    DepthReadout,
+    LinearDepthReadout,
+    output_patch,
+)
 
 
 def readout(x, p, heads):
@@ -37,6 +41,18 @@ def test_forward_equals_the_formula(frames):
     module = DepthReadout(video, patch, width=24, heads=4)
     params = random_params(module, x)
     expected = to_pixels(readout(x, params["readout"], 4), video, patch)
+    got = jax.jit(module.apply)({"params": params}, x)
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("frames", [1, 2])
+def test_linear_readout_equals_the_formula(frames):
+    patch = (frames, 4, 4)
+    x = np.random.default_rng(0).normal(0, 2, (2, 3, 6, 16)).astype(np.float32)  # grid 2 x 3
+    module = LinearDepthReadout((2, 3), patch)
+    params = random_params(module, x)
+    out = linear(layer_norm(x, params["norm"], 1e-6), params["readout"])
+    expected = to_pixels(out.reshape(2, 18, -1), (3 * frames, 8, 12), patch)
     got = jax.jit(module.apply)({"params": params}, x)
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
 

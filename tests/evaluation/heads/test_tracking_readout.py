@@ -4,6 +4,7 @@ import pytest
 from head_formulas import attention, gelu_tanh, layer_norm, linear, random_params
 
 from invnext_jax.evaluation.heads import tracking_readout as tr
+from invnext_jax.models.positions import sincos_table
 
 RNG = np.random.default_rng(0)
 TOKENS = RNG.normal(0, 2, (2, 4, 6, 16)).astype(np.float32)
@@ -22,6 +23,9 @@ def tracks(x, query, p, module):
     p = p["readout"]
     x = layer_norm(x, p["norm"], 1e-6) + p["temporal_position"][None, :, None]
     x = x.reshape(b, -1, x.shape[-1])
+    if module.grid:
+        table = sincos_table(module.width, (4, *module.grid), 0)
+        x = np.concatenate([x, np.repeat(table[None], b, axis=0)], axis=-1)
     z = linear(z, p["q"])
     y = attention(z, linear(x, p["k"]), linear(x, p["v"]), module.heads)
     z = z + linear(y, p["out"])
@@ -35,6 +39,7 @@ def tracks(x, query, p, module):
     [
         tr.TrackingReadout(frames=3, width=24, query_width=20),
         tr.TrackingReadout(frames=4, outputs=3, width=24, query_width=20, tokens=2),
+        tr.TrackingReadout(frames=3, width=32, query_width=20, tokens=3, grid=(2, 3)),
     ],
 )
 def test_forward_equals_the_formula(module):
