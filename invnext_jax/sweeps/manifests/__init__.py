@@ -1,0 +1,1 @@
+"""Writes the jobs of a sweep as files for clusters that are started with other tools."""
