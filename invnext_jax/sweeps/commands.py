@@ -14,12 +14,12 @@ from invnext_jax.sweeps.executors.local_executor import LocalExecutor
 from invnext_jax.sweeps.executors.machine import read_machine
 from invnext_jax.sweeps.expansion import ExpandedSweep, expand
 from invnext_jax.sweeps.job import Executor, Resources
+from invnext_jax.sweeps.resources import add_resources, read_local_resources
 from invnext_jax.sweeps.runner import Runner, RunOptions, retry_failed
 from invnext_jax.sweeps.step_config import SCRIPTS, Setting, StepConfig
 from invnext_jax.sweeps.sweep_file import load_sweep
 from invnext_jax.sweeps.sweep_folder import JobState, Status, SweepFolder
 
-_PROCESS_BYTES = 1.5e9  # memory of a job's processes without the arrays of its step
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -33,6 +33,9 @@ class Request:
       settings: options that are set in several steps, as "<scope>.<option>=<value>".
       devices_per_job: accelerators of each job; 0 for one, if there are any.
       cores_per_job: CPU cores of each job; 0 for the default.
+      hosts_per_job: machines of each job.
+      on_cluster: whether the jobs run on other machines than this one.
+      device: kind of the accelerators of a cluster; "" if it is unknown.
     """
 
     source: str
@@ -40,6 +43,9 @@ class Request:
     settings: Sequence[str] = ()
     devices_per_job: int = 0
     cores_per_job: int = 0
+    hosts_per_job: int = 1
+    on_cluster: bool = False
+    device: str = ""
 
 
 def parse_settings(texts: Sequence[str]) -> list[Setting]:
@@ -134,7 +140,7 @@ def run_sweep(
                     "--set=train.data.manifest=FILE"
                 )
             log(f"estimating the memory of {len(sweep.jobs)} jobs (see {cost.PLANS})")
-            sweep = _add_resources(sweep, configs, request, folder.path)
+            sweep = add_resources(sweep, configs, find_resources(request), folder.path)
             folder.write_sweep(sweep)
         if retry:
             retry_failed(folder, sweep)
@@ -161,36 +167,24 @@ def _check_commands(sweep: ExpandedSweep) -> None:
             )
 
 
-def _add_resources(
-    sweep: ExpandedSweep, configs: Mapping[str, StepConfig], request: Request, folder: Path
-) -> ExpandedSweep:
-    """Adds the resources of the jobs on this machine.
+def find_resources(request: Request) -> Resources:
+    """Returns the resources of each job, without those that are predicted.
 
     Raises:
-      UserError: a job does not fit in the memory of the GPUs.
+      UserError: the options do not fit this machine.
     """
-    machine = read_machine()
-    devices = request.devices_per_job or min(1, len(machine.gpus))
-    cores = request.cores_per_job
-    if not cores:
-        share = devices / len(machine.gpus) if machine.gpus else 0
-        cores = max(1, int(share * len(machine.cores)))
-    # Without GPUs, the device is only a name: the memory does not depend on it.
-    costs = cost.predict_costs(sweep, configs, machine.device or "h200", devices or 1, folder)
-    if machine.device:
-        cost.check_fit(configs, costs, machine.device)
-    jobs = {}
-    for name, planned in sweep.jobs.items():
-        resources = Resources(
-            devices=devices,
-            device=machine.device,
-            cores=cores,
-            memory=_PROCESS_BYTES + (0 if devices else costs[name].peak_bytes),
-            hours=costs[name].hours if machine.device else 0.0,
+    if request.on_cluster:
+        return Resources(
+            hosts=request.hosts_per_job,
+            devices=request.devices_per_job,
+            device=request.device if request.devices_per_job else "",
+            cores=request.cores_per_job,
         )
-        job = dataclasses.replace(planned.job, resources=resources)
-        jobs[name] = dataclasses.replace(planned, job=job)
-    return dataclasses.replace(sweep, jobs=jobs)
+    if request.hosts_per_job > 1:
+        raise UserError(
+            f"--hosts_per_job={request.hosts_per_job} needs several machines: choose an --executor"
+        )
+    return read_local_resources(request.devices_per_job, request.cores_per_job)
 
 
 def predict(folder: Path, request: Request, device: str) -> str:
@@ -208,7 +202,8 @@ def predict(folder: Path, request: Request, device: str) -> str:
       UserError: a job does not fit in the memory of its devices. The table is printed before.
     """
     sweep, configs = expand_request(request, folder)
-    costs = cost.predict_costs(sweep, configs, device, request.devices_per_job or 1)
+    devices = request.hosts_per_job * max(1, request.devices_per_job)
+    costs = cost.predict_costs(sweep, configs, device, devices)
     table = cost.describe_costs(sweep, configs, costs)
     missing = find_missing_files(configs)
     if missing:

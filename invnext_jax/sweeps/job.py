@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from invnext_jax.errors import UserError
+
 
 @dataclasses.dataclass(frozen=True)
 class Resources:
@@ -92,6 +94,25 @@ class Poll:
 
 # The JSON-compatible name of a submitted job, from which a restarted sweep finds it again.
 Handle = Mapping[str, Any]
+
+
+def check_system(job: Job, handle: Handle | None, system: str) -> None:
+    """Checks that a job was submitted to the system that polls it.
+
+    Args:
+      job: the job.
+      handle: output of `Executor.submit`. Its field "system" is the value of --executor.
+      system: the system that polls the job.
+
+    Raises:
+      UserError: the job was submitted to another system.
+    """
+    submitted = (handle or {}).get("system", system)
+    if submitted != system:
+        raise UserError(
+            f"the job {job.name} was submitted with --executor={submitted}: repeat the command "
+            "with this option"
+        )
 
 
 class Executor(Protocol):

@@ -1,8 +1,10 @@
 """The commands of launch/sweep.py, with a fake script instead of trainings."""
 
+import dataclasses
 import json
 import os
 import signal
+import subprocess
 import threading
 import time
 
@@ -11,12 +13,14 @@ from fake_sweeps import FAKE
 
 from invnext_jax.errors import UserError
 from invnext_jax.planning import plan
-from invnext_jax.sweeps import commands, step_config
+from invnext_jax.sweeps import cluster_commands, commands, step_config
 from invnext_jax.sweeps.executors.local_executor import LocalExecutor
 from invnext_jax.sweeps.executors.machine import Machine
+from invnext_jax.sweeps.manifests.options import ClusterOptions
+from invnext_jax.sweeps.manifests.write import System
 from invnext_jax.sweeps.report import sweep_page
 from invnext_jax.sweeps.runner import RunOptions
-from invnext_jax.sweeps.sweep_folder import Status, SweepFolder
+from invnext_jax.sweeps.sweep_folder import JobState, Status, SweepFolder
 
 FILE = """
 from invnext_jax.sweeps.arms import Step, chain, grid, make_arm
@@ -204,3 +208,35 @@ def test_dry_run_predicts_and_writes_nothing(folder, request_):
 def test_settings_of_another_form_are_user_errors(text):
     with pytest.raises(UserError, match=f"--set={text} must have the form"):
         commands.parse_settings([text])
+
+
+def test_files_are_written_and_results_collected(folder, request_, tmp_path):
+    hosts = {"hosts_per_job": 2, "devices_per_job": 8, "device": "h100"}
+    request = dataclasses.replace(request_, on_cluster=True, **hosts)
+    options = ClusterOptions(storage="gs://bucket/sweep")
+    out = tmp_path / "out"
+    text = cluster_commands.write_files(folder, request, out, System.SKYPILOT, options)
+    assert [line.removeprefix("sky jobs launch ") for line in text.splitlines()] == [
+        str(path) for path in sorted(out.iterdir(), key=lambda path: text.index(path.name))
+    ]
+    jobs = [planned.job for planned in folder.read_sweep().jobs.values()]
+    assert {job.resources.hosts for job in jobs} == {2}
+    for job in jobs[:-1]:  # as the cluster does
+        subprocess.run(job.command, cwd=job.folder, check=True)
+    assert "8 jobs: 1 waiting, 7 finished" in cluster_commands.collect(folder)
+    assert len(starts(folder)) == 7
+
+
+def test_jobs_of_another_executor_are_not_polled(folder, request_, tmp_path):
+    run(folder, request_)
+    name = folder.read_sweep().arms[0].jobs["stage1"]
+    folder.write_state(name, JobState(Status.RUNNING, handle={"system": "slurm"}))
+    with pytest.raises(UserError, match=r"submitted with --executor=slurm: repeat the command"):
+        run(folder, None)
+    with pytest.raises(UserError, match="--collect is for jobs that another tool started"):
+        cluster_commands.collect(folder)
+
+
+def test_several_hosts_need_another_executor(folder, request_):
+    with pytest.raises(UserError, match=r"--hosts_per_job=2 needs several machines"):
+        run(folder, dataclasses.replace(request_, hosts_per_job=2))

@@ -19,8 +19,9 @@ from typing import Any
 from invnext_jax import file_lock, sanitize
 from invnext_jax.errors import UserError
 from invnext_jax.sweeps.executors.machine import Machine
-from invnext_jax.sweeps.job import Handle, Job, Phase, Poll
+from invnext_jax.sweeps.job import Handle, Job, Phase, Poll, check_system
 
+SYSTEM = "local"  # value of --executor
 LOCK_VARIABLE = "INVNEXT_SWEEP_LOCK"  # set in the environment of all processes of a job
 
 
@@ -76,7 +77,10 @@ class LocalExecutor:
             try:
                 file_lock.acquire(lock)
             except file_lock.LockHeldError:
-                return self._read_lock(job)  # an earlier process of the job; `poll` waits for it
+                return {
+                    "system": SYSTEM,
+                    **self._read_lock(job),
+                }  # an earlier process of the job; `poll` waits for it
             lock.truncate(0)
             lock.write(json.dumps(dataclasses.asdict(slot)) + "\n")
             lock.flush()
@@ -95,11 +99,11 @@ class LocalExecutor:
                     pass_fds=(lock.fileno(),),  # it keeps the lock until it ends
                 )
         self._slots[job.name] = slot
-        return dataclasses.asdict(slot)
+        return {"system": SYSTEM, **dataclasses.asdict(slot)}
 
     def poll(self, job: Job, handle: Handle | None) -> Poll:
         """Returns whether the job's process, or one that an earlier command started, is alive."""
-        del handle  # the lock has the same content
+        check_system(job, handle, SYSTEM)
         if job.name in self._children:
             code = self._children[job.name].poll()
             if code is None:

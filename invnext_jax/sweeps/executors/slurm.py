@@ -20,8 +20,9 @@ from absl import logging
 from invnext_jax import atomic_file
 from invnext_jax.errors import UserError
 from invnext_jax.sweeps.executors.slurm_script import SlurmOptions, make_script, sbatch_flags
-from invnext_jax.sweeps.job import Handle, Job, Phase, Poll
+from invnext_jax.sweeps.job import Handle, Job, Phase, Poll, check_system
 
+SYSTEM = "slurm"  # value of --executor
 _COMMANDS = ("sbatch", "squeue", "scancel")
 _COMMAND_SECONDS = 60.0
 # Errors of `sbatch` that end without a change of the options.
@@ -108,7 +109,7 @@ class SlurmExecutor:
         self._active.add(job.name)
         self._ended.pop(job.name, None)
         number = self._send(job)
-        return {"system": "slurm", "name": _slurm_name(job), "number": number}
+        return {"system": SYSTEM, "name": _slurm_name(job), "number": number}
 
     def _send(self, job: Job) -> int | None:
         """Calls `sbatch` and returns the number of the job; None if SLURM does not respond."""
@@ -134,7 +135,7 @@ class SlurmExecutor:
 
     def poll(self, job: Job, handle: Handle | None) -> Poll:
         """Returns the state of the job with this name in SLURM."""
-        del handle  # the name is sufficient
+        check_system(job, handle, SYSTEM)
         self._active.add(job.name)
         entries = self._read_entries()
         if entries is None:

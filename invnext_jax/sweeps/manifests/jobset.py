@@ -27,7 +27,7 @@ _TPUS = {
     "v6e": "tpu-v6e-slice",
 }
 _TOPOLOGY = "cloud.google.com/gke-tpu-topology"
-_NAME_LENGTH = 25  # of jobs; names of pods have at most 63 characters
+_NAME_LENGTH = 21  # of jobs; names of pods have at most 63 characters
 
 
 def make_jobset(
@@ -111,7 +111,8 @@ def _make_job_spec(hosts: int, pod: dict[str, Any], options: ClusterOptions) -> 
         }
     ]
     if hosts == 1:  # a preempted pod is replaced, and does not count as a failure
-        rules.append({"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget"}]})
+        condition = {"type": "DisruptionTarget", "status": "True"}
+        rules.append({"action": "Ignore", "onPodConditions": [condition]})
     return {
         "completionMode": "Indexed",
         "completions": hosts,

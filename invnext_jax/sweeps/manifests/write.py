@@ -21,7 +21,12 @@ class System(enum.Enum):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes text with several lines as a block."""
+    """Writes text with several lines as a block, and equal values without references."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        """Returns that a value is written in full wherever it is used."""
+        del data
+        return True
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
