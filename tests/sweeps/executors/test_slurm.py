@@ -4,45 +4,31 @@ import dataclasses
 import json
 import os
 import subprocess
-import sys
 import threading
 import time
-from pathlib import Path
 
+import fake_sweeps
 import pytest
+from fake_sweeps import STEPS
 
 from invnext_jax.errors import UserError
 from invnext_jax.sweeps.executors.slurm import SlurmExecutor
 from invnext_jax.sweeps.executors.slurm_script import SlurmOptions, make_script, sbatch_flags
-from invnext_jax.sweeps.expansion import ExpandedSweep, PlannedJob
-from invnext_jax.sweeps.job import Job, Phase, Resources
+from invnext_jax.sweeps.expansion import ExpandedSweep
+from invnext_jax.sweeps.job import Phase, Resources
 from invnext_jax.sweeps.runner import Runner, RunOptions
 from invnext_jax.sweeps.step_config import Kind
 from invnext_jax.sweeps.sweep_folder import Status, SweepFolder
 
-FAKE = Path(__file__).parents[1] / "fake_job.py"
-STEPS = 12
-
 
 def make_job(folder, name, kind=Kind.TRAIN, source=None, **environment):
-    """A fake training, or an evaluation of one."""
-    workdir = folder / "runs" / name
-    command = [sys.executable, str(FAKE), kind.value, f"--workdir={workdir}"]
-    if kind is Kind.TRAIN:
-        command += [f"--steps={STEPS}", "--value=0.5"]
-    else:
-        command += [f"--checkpoint={workdir.with_name(source)}"]
-    job = Job(
-        name=name,
-        command=tuple(command),
-        folder=folder,
-        workdir=workdir,
-        log=folder / "logs" / f"{name}.log",
-        environment={"FAKE_STEP_SECONDS": "0.1", **environment},
-        resources=Resources(cores=1),
-        dependencies=(source,) if source else (),
+    """A fake training of 1.5 s, or an evaluation of one."""
+    sources = [source] if source else []
+    planned = fake_sweeps.make_job(folder, name, kind, sources, value=0.5, seconds=0.25)
+    environment = {**planned.job.environment, **environment}
+    return dataclasses.replace(
+        planned, job=dataclasses.replace(planned.job, environment=environment)
     )
-    return PlannedJob(job, kind, STEPS if kind is Kind.TRAIN else 0)
 
 
 def make_executor(**options):
@@ -76,8 +62,12 @@ class RunningSweep:
 
     def wait(self):
         self._thread.join(timeout=60)
-        assert not self._thread.is_alive(), self.lines
+        assert not self._thread.is_alive(), self.describe()
         return {name: state.status for name, state in self.states.items()}
+
+    def describe(self):
+        logs = [path.read_text() for path in (self.folder / "logs").glob("*.log")]
+        return "\n".join(self.lines + logs)
 
     def events(self, event, job):
         try:
@@ -90,13 +80,13 @@ class RunningSweep:
     def wait_for_steps(self, job, count):
         deadline = time.monotonic() + 30
         while len(self.events("step", job)) < count:
-            assert time.monotonic() < deadline, self.lines
+            assert time.monotonic() < deadline, self.describe()
             time.sleep(0.05)
 
     def wait_for_starts(self, job, count, cluster):
         deadline = time.monotonic() + 30
         while len(self.events("start", job)) < count:
-            assert time.monotonic() < deadline, self.lines
+            assert time.monotonic() < deadline, self.describe()
             cluster.start_now()
             time.sleep(0.2)
 
@@ -108,7 +98,7 @@ def steps(sweep, job):
 def test_requeued_job_resumes_and_its_evaluation_is_collected(slurm, tmp_path):
     jobs = [make_job(tmp_path, "s1"), make_job(tmp_path, "probe", Kind.EVALUATE, "s1")]
     sweep = RunningSweep(tmp_path, jobs)
-    sweep.wait_for_steps("s1", 3)
+    sweep.wait_for_steps("s1", 2)
     (number,) = slurm.jobs("RUNNING")
     slurm.call("scontrol", "requeue", number)
     sweep.wait_for_starts("s1", 2, slurm)
@@ -122,7 +112,7 @@ def test_requeued_job_resumes_and_its_evaluation_is_collected(slurm, tmp_path):
 
 def test_job_requeues_itself_near_its_time_limit(slurm, tmp_path):
     sweep = RunningSweep(tmp_path, [make_job(tmp_path, "s1")])
-    sweep.wait_for_steps("s1", 3)
+    sweep.wait_for_steps("s1", 2)
     (number,) = slurm.jobs("RUNNING")
     # SLURM sends this signal. Its time limits are whole minutes, too long for a test.
     slurm.call("scancel", "--batch", "--signal=USR1", number)
