@@ -310,6 +310,7 @@ MODULES = {
     "absl-py": "absl",
     "orbax-checkpoint": "orbax",
     "pillow": "PIL",
+    "pyyaml": "yaml",
     "scikit-learn": "sklearn",
 }
 
