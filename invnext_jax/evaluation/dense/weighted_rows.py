@@ -4,6 +4,7 @@ Shape key: n rows of the ground truth (clips or windows), b videos.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from invnext_jax.errors import UserError
 from invnext_jax.evaluation.evaluators.evaluator import Row
 from invnext_jax.evaluation.metrics.intervals import average_by_video, bootstrap_mean
 from invnext_jax.evaluation.video_scores import VideoScores
+from invnext_jax.json_file import hash_json
 
 
 def make_row(
@@ -24,6 +26,7 @@ def make_row(
     what: str,
     task: str,
     metric: str,
+    names: Sequence[str] = (),
     **details: Any,
 ) -> Row:
     """Makes a result row with the weighted mean over videos.
@@ -37,6 +40,8 @@ def make_row(
       what: the input, see `Row`.
       task: see `Row`.
       metric: see `Row`.
+      names: names of all videos, see `Truth.video_names`. Their hash becomes the detail
+        `videos_key`, so that rows of different videos are not compared.
       **details: additional details.
 
     Raises:
@@ -48,6 +53,8 @@ def make_row(
             f"{task}: no video has ground truth for {metric}: check the layout of the data"
         )
     interval = bootstrap_mean(score_b, weight_b)
+    if names:
+        details["videos_key"] = hash_json(list(names))
     has_error = len(index_b) > 1 and math.isfinite(interval.standard_error)
     return Row(
         evaluator=evaluator,

@@ -265,6 +265,7 @@ def _make_rows(val, chosen, trained, truth: Truth, name: str, settings: Any) -> 
                 what=what,
                 task=f"{truth.name} depth",
                 metric=metric,
+                names=truth.video_names,
                 **details,
             )
             rows.append(row)

@@ -153,6 +153,7 @@ def make_rows(scores: Scores, truth: Truth, name: str) -> list[Row]:
                 "name": name if method == "encoder" else method,
                 "what": "tokens" if method == "encoder" else "truth",
                 "task": f"{truth.name} {kind}",
+                "names": truth.video_names,
             }
             score_i = np.where(weight_i > 0, score_i, np.nan)
             rows.append(

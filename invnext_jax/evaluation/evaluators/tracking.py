@@ -171,7 +171,7 @@ class _Scoring:
         """Returns the scores of the clips.
 
         Returns:
-          "heads" [g n z], "static" [n z], "weights" [n], and "videos" [n].
+          "heads" [g n z], "static" [n z], "weights" [n], "videos" [n], and "names" of all videos.
         """
         batches = TruthBatches(truth, self._batch_size, rows=[int(row) for row in rows_n])
         heads, static, weights, index = [], [], [], []
@@ -193,6 +193,7 @@ class _Scoring:
             "static": np.array(static),
             "weights": np.array(weights, float),
             "videos": truth.videos[np.array(index)],
+            "names": truth.video_names,
         }
 
 
@@ -269,6 +270,7 @@ def _make_rows(val, chosen, trained, target: str, task: str, name: str) -> list[
             what=what,
             task=task,
             metric=metric,
+            names=val["names"],
             **details,
         )
         for kind, what, scores_nz, details in parts

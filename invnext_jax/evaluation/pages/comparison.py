@@ -205,7 +205,9 @@ def _mark_best(found, lines, task: str, form: tables.MetricFormat) -> None:
         for (evaluation, rows), line in zip(found, lines, strict=True)
         if task in rows
         and not math.isnan(rows[task]["value"])
-        and paired_differences.same_videos(found[0][0], evaluation)
+        and paired_differences.same_rows(
+            (found[0][0], found[0][1].get(task, {})), (evaluation, rows[task])
+        )
     ]
     if len(entries) < 2:
         return

@@ -74,6 +74,12 @@ def same_videos(first: Evaluation, second: Evaluation) -> bool:
     return None in digests or digests[0] == digests[1]
 
 
+def same_rows(first: MeasuredRow, second: MeasuredRow) -> bool:
+    """Returns whether two rows were measured on the same videos; True if it is unknown."""
+    keys = [row.get("videos_key") for _, row in (first, second)]
+    return same_videos(first[0], second[0]) and (None in keys or keys[0] == keys[1])
+
+
 def find_pairs(
     evaluations: Sequence[Evaluation], protocol: Protocol
 ) -> list[tuple[tuple[Evaluation, dict], tuple[Evaluation, dict]]]:
@@ -90,7 +96,7 @@ def find_pairs(
 
 def read_pair(first: MeasuredRow, second: MeasuredRow) -> ScorePair | None:
     """Returns the scores of the videos of two rows; None if they cannot be paired."""
-    if not same_videos(first[0], second[0]):
+    if not same_rows(first, second):
         return None
     scores = tuple(evaluation.read_scores(row) for evaluation, row in (first, second))
     return None if None in scores else scores

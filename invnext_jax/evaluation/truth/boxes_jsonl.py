@@ -237,6 +237,7 @@ class BoxTracks:
                 "config.data.frames, or check that the boxes are in pixels"
             )
         self.videos = np.array([number for number, _ in self._windows], np.int32)
+        self.video_names = [tracks.path.name for tracks in self._tracks]
 
     def __len__(self) -> int:
         """Returns the number of windows."""

@@ -38,11 +38,13 @@ class _FrameFiles(NamedTuple):
     """The files of a scene or drive.
 
     Attributes:
+      video: Name of the scene or drive.
       name: Name that is used in messages.
       image_paths: Paths of the images by their frame number, in ascending order.
       depths: Depth images by their number; not empty.
     """
 
+    video: str
     name: str
     image_paths: dict[int, Path]
     depths: dict[int, Path]
@@ -54,6 +56,7 @@ class DepthFolders:
     Attributes:
       name: Name of the data set.
       videos: Index of the scene or drive of each row, int32.
+      video_names: Names of the scenes or drives.
     """
 
     name: str
@@ -76,6 +79,7 @@ class DepthFolders:
           UserError: No scene or drive has enough frames.
         """
         self._files, self._size = files, size
+        self.video_names = [part.video for part in files]
         self._windows = [
             window
             for sequence, part in enumerate(files)
@@ -95,7 +99,7 @@ class DepthFolders:
     def load(self, row: int) -> dict[str, np.ndarray]:
         """Reads `video` and `depth` of a window; see `truth.Truth.load`."""
         window = self._windows[row]
-        name, image_paths, depths = self._files[window.sequence]
+        _, name, image_paths, depths = self._files[window.sequence]
         images.check_spacing(window, name)
         video_thwc, geometry = images.read_clip([image_paths[n] for n in window.frames], self._size)
         folder = next(iter(depths.values())).parent
@@ -142,7 +146,7 @@ class ScanNet(DepthFolders):
                 )
             image_paths = images.list_frames(folder / "color")
             depths = images.list_frames(folder / "depth")
-            files.append(_FrameFiles(str(folder / "color"), image_paths, depths))
+            files.append(_FrameFiles(scene, str(folder / "color"), image_paths, depths))
         super().__init__(files, f"{split}.txt", size=size, frames=frames, stride=stride)
 
 
@@ -185,7 +189,7 @@ class Kitti(DepthFolders):
             image_paths = images.list_frames(raw / camera / "data")
             first, last = min(depths), max(depths)
             image_paths = {n: path for n, path in image_paths.items() if first <= n <= last}
-            files.append(_FrameFiles(drive, image_paths, depths))
+            files.append(_FrameFiles(drive, drive, image_paths, depths))
         what = f"the split {split} of {root}"
         super().__init__(files, what, size=size, frames=frames, stride=stride)
 

@@ -82,6 +82,7 @@ class JhmdbJoints:
                 raise UserError(f"{root / part} does not exist: extract this part of JHMDB")
         self._root = root
         self.videos = np.arange(len(self.clips), dtype=np.int32)
+        self.video_names = ["/".join(clip) for clip in self.clips]
 
     def __len__(self) -> int:
         """Returns the number of clips."""

@@ -66,6 +66,7 @@ class DavisMasks:
             self._image_paths.append(dict(list(image_paths.items())[:max_frames]))
             self._annotations.append(folder)
         self.videos = np.arange(len(self.sequences), dtype=np.int32)
+        self.video_names = self.sequences
 
     def __len__(self) -> int:
         """Returns the number of sequences."""

@@ -40,10 +40,13 @@ class Truth(Protocol):
     Attributes:
       name: Name of the data set.
       videos: Index of the video of each row, int. Rows of the same video are not independent.
+      video_names: Names of the videos, by which two evaluations check that they have the same
+        videos. Empty for data with a manifest, whose hash shows this.
     """
 
     name: str
     videos: np.ndarray
+    video_names: Sequence[str]
 
     def __len__(self) -> int:
         """Returns the number of rows."""

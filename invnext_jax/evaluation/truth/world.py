@@ -83,6 +83,7 @@ class WorldTruth:
                 "use clips of one world"
             )
         self.videos = np.arange(len(self._manifest), dtype=np.int32)
+        self.video_names: list[str] = []  # they are those of the manifest
 
     def __len__(self) -> int:
         """Returns the number of clips."""

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from fake_evaluations import write_evaluation
+from fake_evaluations import ROW, write_evaluation
 
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import tables
@@ -113,6 +113,19 @@ def test_other_videos_are_not_paired(tmp_path, manifest):
     assert table["differences"] == [] and marks(table) == ["", ""]
     page = comparison.write_comparison([first, other], tmp_path / "page.html").read_text()
     assert "b and a have different held-out videos, so no differences are shown." in page
+
+
+def test_rows_of_other_scenes_of_a_data_set_are_not_paired(tmp_path, manifest):
+    folders = []
+    for name, key in (("a", "x"), ("b", "y"), ("c", "x")):
+        row = {**ROW, "metric": "top1", "value": 0.5, "standard_error": 0.1, "n": VIDEOS}
+        row |= {"scores": {"file": "rows/x.npz", "row": 0}, "videos_key": key}
+        scores = make_scores({"a": 20, "b": 60, "c": 40}[name])
+        row["value"] = float(scores.mean())
+        folders.append(write_evaluation(tmp_path / name, manifest, scores, rows=[row]))
+    table = compare(*folders)
+    assert [difference["title"] for difference in table["differences"]] == ["c"]
+    assert marks(table) == ["", "", "best"]
 
 
 def test_missing_scores_are_no_error(tmp_path, manifest):
