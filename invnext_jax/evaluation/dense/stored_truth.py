@@ -18,11 +18,12 @@ class TruthInMemory:
     Attributes:
       name: see `Truth`.
       videos: see `Truth`.
+      video_names: see `Truth`.
     """
 
     def __init__(self, truth: Truth, max_gb: float):
         """Wraps a truth; `max_gb` is the largest size of the rows in memory in gigabytes."""
-        self.name, self.videos = truth.name, truth.videos
+        self.name, self.videos, self.video_names = truth.name, truth.videos, truth.video_names
         self._truth, self._free = truth, max_gb * 1e9
         self._rows: dict[int, Mapping[str, np.ndarray] | BadTruth] = {}
 
@@ -58,6 +59,7 @@ class TruthWithTokens:
     Attributes:
       name: see `Truth`.
       videos: see `Truth`.
+      video_names: see `Truth`.
     """
 
     def __init__(self, truth: Truth, features: VideoFeatures):
@@ -67,7 +69,7 @@ class TruthWithTokens:
           truth: the truth.
           features: dense features of the same manifest.
         """
-        self.name, self.videos = truth.name, truth.videos
+        self.name, self.videos, self.video_names = truth.name, truth.videos, truth.video_names
         self._truth, self._features = truth, features
         self._place = {int(row): place for place, row in enumerate(features.index_b)}
 

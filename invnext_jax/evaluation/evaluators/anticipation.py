@@ -134,6 +134,7 @@ class Anticipation:
                     name=inputs.name,
                     what=what,
                     task=task,
+                    videos_key=inputs.dataset.digests["val"],
                     context_frames=grid.context,
                     predicted_frames=len(grid.predicted) if what == FUTURE else 0,
                 )

@@ -28,7 +28,10 @@ _ERRORS = (UserError, OSError, ValueError, KeyError, AttributeError)
 
 
 def read_strips(
-    results: Mapping[str, Any], split: str, rows: Iterable[int], evaluator: str = ""
+    results: Mapping[str, Any],
+    split: str,
+    rows: Iterable[int],
+    row: Mapping[str, Any] | None = None,
 ) -> dict[int, str]:
     """Reads the strips of some videos. Videos that cannot be read are left out.
 
@@ -36,7 +39,7 @@ def read_strips(
       results: results of an evaluation.
       split: "train" or "val".
       rows: numbers of videos, as in the files of scores or neighbors.
-      evaluator: name of the evaluator whose scores have these numbers. If it reads a data set
+      row: row of the results whose scores have these numbers. If its evaluator reads a data set
         without manifests, the numbers are those of its scenes or videos.
     """
     rows = sorted(set(map(int, rows)))
@@ -44,19 +47,21 @@ def read_strips(
         return {}
     try:
         config = ml_collections.FrozenConfigDict(results["run"]["config"])
-        known = registry.EVALUATORS.get(evaluator)
-        if known is None or registry.needs_manifests(known, config):
-            return _read_from_manifest(results, config, split, rows)
-        return _read_from_truth(config, known, split, rows)
+        evaluator = registry.EVALUATORS.get(row["evaluator"]) if row else None
+        if evaluator is None or registry.needs_manifests(evaluator, config):
+            manifest = video_labels.find_manifest(results, split)
+        elif video_labels.find_section(results["run"]["config"], row) is not None:
+            manifest = video_labels.find_manifest(results, split, row)
+        else:
+            return _read_from_truth(config, evaluator, split, rows)
+        return _read_from_manifest(manifest, config, rows) if manifest else {}
     except _ERRORS as error:
         logging.warning("the videos of %s are not shown: %s", results.get("checkpoint"), error)
         return {}
 
 
-def _read_from_manifest(results, config, split: str, rows: list[int]) -> dict[int, str]:
-    manifest, found = video_labels.find_manifest(results, split), {}
-    if not manifest:
-        return {}
+def _read_from_manifest(manifest: str, config, rows: list[int]) -> dict[int, str]:
+    found = {}
     data = ml_collections.ConfigDict(config.data.to_dict())
     data.workers = 0  # starting processes takes longer than reading a few clips
     for batch in pipeline.make_eval_dataset(data, manifest=manifest, batch_size=1, rows=rows):

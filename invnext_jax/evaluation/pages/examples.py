@@ -65,10 +65,11 @@ def _make_section(first: Evaluation, names, pair: ScorePair, task: str, protocol
     form = tables.find_format(protocol.metric)
     groups = find_examples(pair, form.higher_is_better)
     rows = [example.row for group in groups for example in group]
-    strips = clip_strips.read_strips(first.results, "val", rows, protocol.evaluator)
+    row = first.find_rows(protocol)[task]
+    strips = clip_strips.read_strips(first.results, "val", rows, row)
     if not strips:
         return None
-    labels = video_labels.read_labels(first.results, "val", [task]).get(task)
+    labels = video_labels.read_labels(first.results, "val", [task], row).get(task)
     is_share = all(set(np.unique(scores.score_b)) <= {0.0, 1.0} for scores in pair)
     word = "is right" if is_share else "is better"
     return {

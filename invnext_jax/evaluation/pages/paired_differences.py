@@ -187,8 +187,11 @@ def compare_classes(pairs, task: str, form: tables.MetricFormat) -> dict[str, An
         for (first, a), (other, b) in pairs
         if task in a and task in b
     ]
-    labels = pairs and video_labels.read_labels(pairs[0][0][0].results, "val", [task]).get(task)
-    if not labels:
+    if not pairs:
+        return None
+    first, row = pairs[0][0]
+    labels = video_labels.read_labels(first.results, "val", [task], row).get(task)
+    if labels is None:
         return None
     rows = []
     for first, other in pairs:

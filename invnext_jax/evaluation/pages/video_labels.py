@@ -13,6 +13,7 @@ from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data.manifest import Manifest
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import split_checks
+from invnext_jax.evaluation.evaluators import registry
 from invnext_jax.evaluation.truth import captions
 from invnext_jax.synthetic_world.spec import WorldSpec
 
@@ -33,11 +34,21 @@ class VideoLabels(NamedTuple):
         return self.names.get(number, str(number))
 
 
-def find_manifest(results: Mapping[str, Any], split: str) -> str:
-    """Returns the manifest of a split; "" if it is unknown, has changed or cannot be read."""
+def find_manifest(
+    results: Mapping[str, Any], split: str, row: Mapping[str, Any] | None = None
+) -> str:
+    """Returns the manifest of a split; "" if it is unknown, has changed or cannot be read.
+
+    Args:
+      results: results of an evaluation.
+      split: "train" or "val".
+      row: row of the results. Its evaluator may have its own manifests.
+    """
     config = results.get("run", {}).get("config", {})
-    manifest = config.get(f"{split}_manifest", "")
     digest = results.get("manifests", {}).get(split)
+    if row is not None and (section := find_section(config, row)) is not None:
+        config, digest = section, row.get("videos_key")
+    manifest = config.get(f"{split}_manifest", "")
     try:
         is_same = manifest and digest and manifest_lib.hash_manifests(manifest) == digest
     except (UserError, OSError, ValueError):
@@ -45,8 +56,21 @@ def find_manifest(results: Mapping[str, Any], split: str) -> str:
     return manifest if is_same else ""
 
 
+def find_section(config: Mapping[str, Any], row: Mapping[str, Any]) -> Any:
+    """Returns the section of a row's evaluator if it has its own manifests, otherwise None."""
+    evaluator = registry.EVALUATORS.get(row["evaluator"])
+    for name in getattr(evaluator, "options", ()):
+        section = config.get(name)
+        if isinstance(section, Mapping) and section.get("val_manifest"):
+            return section
+    return None
+
+
 def read_labels(
-    results: Mapping[str, Any], split: str, tasks: Sequence[str]
+    results: Mapping[str, Any],
+    split: str,
+    tasks: Sequence[str],
+    row: Mapping[str, Any] | None = None,
 ) -> dict[str, VideoLabels]:
     """Reads the labels of tasks. Tasks without labels are left out.
 
@@ -54,8 +78,9 @@ def read_labels(
       results: results of an evaluation.
       split: "train" or "val".
       tasks: names of tasks.
+      row: see `find_manifest`.
     """
-    name = find_manifest(results, split)
+    name = find_manifest(results, split, row)
     try:
         manifest = manifest_lib.read_manifest(name) if name else None
         names = _read_names(name, manifest, tasks) if manifest else {}

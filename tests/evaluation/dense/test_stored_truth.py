@@ -17,7 +17,7 @@ WORLD = "simple?videos=6&size=16&frames=2"
 class Numbers:
     """Rows with their number; odd rows are bad. It counts the reads."""
 
-    name, videos = "numbers", np.arange(6)
+    name, videos, video_names = "numbers", np.arange(6), list("abcdef")
 
     def __init__(self):
         self.reads = []

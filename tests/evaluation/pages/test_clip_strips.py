@@ -62,10 +62,22 @@ def test_strips_of_a_data_set_without_manifests(tmp_path):
     config.update(train_manifest="", val_manifest="")
     config.depth.update(data="scannet", root=str(tmp_path), stride=1)
     results = make_results(config)
-    found = clip_strips.read_strips(results, "val", [0, 1], "depth")
+    found = clip_strips.read_strips(results, "val", [0, 1], {"evaluator": "depth"})
     strip_hwc = decode(found[1])[:, :16]
     assert np.abs(strip_hwc - render_clip(SPEC, 3).video[0]).mean() < 12
-    assert clip_strips.read_strips(results, "val", [0], "linear_probe") == {}
+    assert clip_strips.read_strips(results, "val", [0], {"evaluator": "linear_probe"}) == {}
+
+
+def test_strips_of_an_evaluator_with_its_own_manifests(results):
+    other = "world:anticipation/val?videos=3&size=16&frames=6"
+    manifests = {"train_manifest": "", "val_manifest": other}
+    results["run"]["config"]["anticipation"] = manifests
+    row = {"evaluator": "anticipation", "videos_key": manifest_lib.hash_manifests(other)}
+    found = clip_strips.read_strips(results, "val", [2], row)
+    spec = WorldSpec("anticipation", size=16, frames=6, split="val")
+    first_hwc = render_clip(spec, 2).video[0].astype(int)
+    assert np.abs(decode(found[2])[:, :16] - first_hwc).mean() < 12
+    assert clip_strips.read_strips(results, "val", [2], {**row, "videos_key": "x"}) == {}
 
 
 def test_videos_that_cannot_be_read_are_left_out(results, tmp_path):

@@ -32,6 +32,20 @@ def test_classes_of_a_world_have_names():
     assert found["color"].name_class(0) == "red"
 
 
+def test_an_evaluator_may_have_its_own_manifests(tmp_path):
+    (tmp_path / "val.csv").write_text(TEXT)
+    results = make_results(tmp_path / "val.csv")
+    other = tmp_path / "other.csv"
+    other.write_text("path,source,label_verb\n0.mp4,x,4\n")
+    section = {"train_manifest": "", "val_manifest": str(other)}
+    results["run"]["config"]["anticipation"] = section
+    row = {"evaluator": "anticipation", "videos_key": manifest_lib.hash_manifests(str(other))}
+    assert find_manifest(results, "val", row) == str(other)
+    assert read_labels(results, "val", ["verb", "shape"], row)["verb"].labels_b.tolist() == [4]
+    assert find_manifest(results, "val", {**row, "videos_key": "x"}) == ""
+    assert find_manifest(results, "val", {"evaluator": "knn"}) == str(tmp_path / "val.csv")
+
+
 def test_changed_and_missing_manifests_have_no_labels(tmp_path):
     manifest = tmp_path / "val.csv"
     manifest.write_text(TEXT)
