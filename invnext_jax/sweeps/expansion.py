@@ -10,7 +10,7 @@ from invnext_jax.errors import UserError
 from invnext_jax.sweeps import identity
 from invnext_jax.sweeps.arms import Arm, Column
 from invnext_jax.sweeps.job import Job, Resources
-from invnext_jax.sweeps.step_config import Kind, Setting, StepConfig, load_step
+from invnext_jax.sweeps.step_config import Kind, Setting, StepConfig, load_step, unused_reason
 from invnext_jax.sweeps.sweep_file import Sweep
 from invnext_jax.training import recipe as recipe_lib
 
@@ -191,11 +191,17 @@ def _make_job(name: str, config: StepConfig, folder: Path, source: str) -> Plann
 
 
 def _check_settings(settings: Sequence[Setting], configs: Mapping[str, StepConfig]) -> None:
+    """Checks that each setting has an effect in a step.
+
+    Raises:
+      UserError: a setting has none.
+    """
     for setting in settings:
         used = [c for c in configs.values() if setting.scope in (c.kind.value, c.step.name)]
-        if not any(setting.option in config.overrides for config in used):
-            what = "steps" if used else "step or kind of steps of that name"
-            raise UserError(
-                f"--set={setting.scope}.{setting.option}={setting.text} has no effect: the sweep "
-                f"has no {what} that it applies to"
-            )
+        if any(setting.option in config.overrides for config in used):
+            continue
+        reason = f"the sweep has no step {setting.scope!r}"
+        if used:
+            reason = unused_reason(used[0].config, used[0].kind, setting.option)
+        text = f"--set={setting.scope}.{setting.option}={setting.text}"
+        raise UserError(f"{text} has no effect, because {reason}")

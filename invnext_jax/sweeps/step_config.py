@@ -168,7 +168,7 @@ def load_step(step: Step, seed: int | None, settings: Sequence[Setting] = ()) ->
     for setting in settings:
         if setting.scope not in (kind.value, step.name):
             continue
-        if setting.scope == kind.value and not _has_effect(config, kind, setting.option):
+        if setting.scope == kind.value and unused_reason(config, kind, setting.option):
             continue
         value = _parse(setting, _get(config, step, setting.option))
         overrides[setting.option] = value
@@ -220,16 +220,18 @@ def _update(config: ml_collections.ConfigDict, step: Step, overrides: Mapping[st
             ) from error
 
 
-def _has_effect(config: ml_collections.ConfigDict, kind: Kind, option: str) -> bool:
+def unused_reason(config: ml_collections.ConfigDict, kind: Kind, option: str) -> str:
+    """Returns why an option has no effect in a step, as a clause; "" if it has an effect."""
     fields = config.to_dict()
     for part in option.split("."):
         if not isinstance(fields, Mapping) or part not in fields:
-            return False
+            return "the config has no such option"
         fields = fields[part]
     if kind is Kind.EVALUATE:
         evaluators = evaluator_registry.find_evaluators(config.evaluators)
-        return option not in unused_options.find_unused(config, evaluators)
-    return option not in config_checks.unused_options(config, registry.find_stage(config))
+        return unused_options.find_unused(config, evaluators).get(option, "")
+    unused = config_checks.unused_options(config, registry.find_stage(config))
+    return unused.get(option, "")
 
 
 def _parse(setting: Setting, default: Any) -> Any:

@@ -198,8 +198,9 @@ def test_settings_reach_the_steps_of_their_scope(tmp_path):
     [
         (["total_steps"], "must have the form"),
         (["train=7"], "must have the form"),
-        (["stage3.total_steps=7"], "has no step or kind of steps of that name"),
-        (["train.nothing=7"], "has no effect: the sweep has no steps that it applies to"),
+        (["stage3.total_steps=7"], "has no effect, because the sweep has no step 'stage3'"),
+        (["train.nothing=7"], "has no effect, because the config has no such option"),
+        (["train.epochs=7"], "has no effect, because config.total_steps=800 is set"),
         (["stage1.nothing=7"], "is not an option of configs/stage1.py:tiny"),
         (["train.total_steps=many"], "is not a value of type int"),
         (["train.total_steps=1.5"], "has the wrong type"),
