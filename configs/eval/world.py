@@ -43,7 +43,7 @@ def get_config() -> ml_collections.ConfigDict:
         "supervised",
     )
     config.knn.update(neighbors=(20,), shots=(5,))
-    config.attentive_probe.update(weight_decays=(0.0,), epochs=15.0)
+    config.attentive_probe.update(weight_decays=(0.0,), epochs=15.0, learning_rates=(3e-3,))
     for module, name in (
         (zero_shot, "text"),
         (anticipation, "anticipation"),
@@ -52,14 +52,17 @@ def get_config() -> ml_collections.ConfigDict:
         (label_propagation, "label_propagation"),
     ):
         config[name] = module.get_config("tiny")[name]
-    config.text.epochs = 30.0
+    config.text.epochs = 20.0
     # The attention readout would need more epochs to learn the place of its queries.
     config.depth.update(head="linear", learning_rates=(1e-2,), epochs=10.0)
-    config.tracking.update(learning_rates=(1e-2,), epochs=10.0)
+    # Points are followed by label propagation, which needs no training.
+    config.tracking.update(targets=("boxes",), learning_rates=(1e-2,), epochs=10.0)
+    config.supervised.steps = 30
     config.anticipation.update(
         train_manifest="anticipation/train.csv",
         val_manifest="anticipation/val.csv",
         blocks=0,
+        learning_rates=(3e-3,),
         weight_decays=(1e-3,),
         epochs=10.0,
     )
