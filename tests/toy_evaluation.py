@@ -89,7 +89,8 @@ def make_configs(folder, names, in_step=False):
         config[name].update(batch_size=8, epochs=1.0, warmup_epochs=0.5)
     for name in sections:
         config[name].update(heads=2, learning_rates=(1e-3, 1e-2), weight_decays=(0.0,))
-    config.anticipation.update(context_frames=1, blocks=1, recall_at=(1,))
+    config.anticipation.update(context_frames=1, blocks=0, recall_at=(1,))
+    config.tracking.targets = ("boxes",)
     config.depth.width = config.tracking.width = config.tracking.query_width = 8
     if in_step:
         config.attentive_probe.update(augment=True, repeats=2, crops=3)
