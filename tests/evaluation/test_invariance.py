@@ -22,6 +22,7 @@ CASES = {
     "trained": (tuple(name for name in registry.EVALUATORS if name not in QUICK), False),
     "in the step": (toy_evaluation.IN_STEP, True),
 }
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("trained", "in the step")]
 
 
 @pytest.fixture(scope="module")
@@ -38,13 +39,7 @@ def small_chunks(monkeypatch):
     toy_evaluation.use_devices(monkeypatch, 1)
 
 
-@pytest.fixture(
-    scope="module",
-    params=[
-        "quick",
-        *(pytest.param(x, marks=pytest.mark.slow) for x in ("trained", "in the step")),
-    ],
-)
+@pytest.fixture(scope="module", params=["quick", *SLOW])
 def case(request):
     return CASES[request.param]
 
