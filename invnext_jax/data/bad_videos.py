@@ -126,7 +126,8 @@ class BadVideoTracker:
         """Returns the error for a data set without a good video."""
         reason = next(iter(self.reasons.values()))
         return UserError(
-            f"no readable video among the first {self.dropped} clips, e.g. {reason}\n{self.table()}"
+            f"no readable video among the first {self.dropped} clips: check the manifest and the "
+            f"files, e.g. {reason}\n{self.table()}"
         )
 
     def too_many_tries_error(self, tries: int) -> UserError:

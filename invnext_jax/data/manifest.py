@@ -286,7 +286,7 @@ def _read_rows(path: str, rows: csv.DictReader, columns: list[str], rules: Acces
         for name, values in times.items():
             values.append(parse_cell(float, row.get(name) or "nan", line, name, "a number"))
         for name, values in labels.items():
-            label = parse_cell(parse_label, row[name], line, name, "an integer")
+            label = parse_cell(parse_label, row[name], line, name, "an integer: number the classes")
             if not LABELS.min <= label <= LABELS.max:
                 raise UserError(
                     f"{line}: {label} in column {name!r} exceeds 32 bits: number the classes from 0"

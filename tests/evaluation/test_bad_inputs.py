@@ -73,7 +73,7 @@ def damage_videos(folder):
 BAD_FILES = {
     "class that is not a number": (
         functools.partial(edit_labels, split="val", label="dog"),
-        "val.csv, line 2: .*dog",
+        "val.csv, line 2: 'dog' .* is not an integer: number the classes",
     ),
     "videos without labels": (
         functools.partial(edit_labels, split="train", label=""),
@@ -84,7 +84,10 @@ BAD_FILES = {
         "label_shape has only one class in the training manifest",
     ),
     "empty split": (keep_header, "val.csv is empty: add a row for each video"),
-    "unreadable videos": (damage_videos, "no readable video among the first 8 clips, e.g. .*mp4"),
+    "unreadable videos": (
+        damage_videos,
+        "no readable video among the first 8 clips: check .* e.g. .*mp4",
+    ),
     "workdir that cannot be written": (
         lambda folder: (folder / "results").write_text("a file"),
         "cannot write in --workdir=.*results",
