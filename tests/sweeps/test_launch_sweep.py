@@ -1,0 +1,41 @@
+"""The flags of launch/sweep.py for clusters."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+# Prints the request and the options of SLURM that the command line gives.
+SCRIPT = """
+import dataclasses, json, sys
+from absl import flags
+from launch import sweep
+
+flags.FLAGS(sys.argv)
+sweep.SlurmExecutor = lambda options, max_jobs: (options, max_jobs)
+options, max_jobs = sweep._make_executor()
+request = dataclasses.asdict(sweep._read_request())
+print(json.dumps([request, dataclasses.asdict(options), max_jobs]))
+"""
+
+
+def test_options_of_slurm():
+    given = ["--config=configs/sweeps/lr.py:tiny", "--workdir=w", "--executor=slurm"]
+    given += ["--slurm.nodes=8", "--slurm.gpus_per_node=4", "--slurm.cpus_per_task=16"]
+    given += ["--slurm.partition=gpu", "--slurm.time=12:00:00", "--slurm.extra=--constraint=ib"]
+    given += ["--slurm.setup=module load cuda", "--max_jobs=3", "--device=h100"]
+    command = [sys.executable, "-c", SCRIPT, *given]
+    output = subprocess.check_output(command, cwd=ROOT, text=True)
+    request, options, max_jobs = json.loads(output.splitlines()[-1])
+    assert (request["hosts_per_job"], request["devices_per_job"]) == (8, 4)
+    assert (request["cores_per_job"], request["device"], request["on_cluster"]) == (
+        16,
+        "h100",
+        True,
+    )
+    assert (options["partition"], options["time"], options["save_seconds"]) == (
+        *("gpu", "12:00:00", 180),
+    )
+    assert (options["extra"], options["setup"]) == (["--constraint=ib"], ["module load cuda"])
+    assert max_jobs == 3
