@@ -3,7 +3,9 @@
     python launch/evaluate.py --config=configs/eval/coin_attentive.py --checkpoint=FOLDER \
         --config.data.root=/data/coin --workdir=runs/coin
 
-docs/datasets.md describes the folder and has the results of the paper.
+The folder contains videos/<class>/<youtube_id>.mp4, and train.csv and val.csv, which
+`prepare_data.py index` writes from annotations/train.txt and annotations/test.txt.
+docs/datasets.md describes it and has the results of the paper.
 """
 
 import ml_collections

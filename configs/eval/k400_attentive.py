@@ -3,7 +3,9 @@
     python launch/evaluate.py --config=configs/eval/k400_attentive.py --checkpoint=FOLDER \
         --config.data.root=/data/k400 --workdir=runs/k400
 
-docs/datasets.md describes the folder and has the results of the paper.
+The folder contains videos/<youtube_id>_<start>_<end>.mp4, and train.csv and val.csv, which
+`prepare_data.py index` writes from annotations/train.csv and annotations/val.csv.
+docs/datasets.md describes it and has the results of the paper.
 """
 
 import ml_collections

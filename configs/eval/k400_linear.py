@@ -6,7 +6,10 @@
 The paper does not state the hyperparameters. The epochs, the weight decay and the middle learning
 rate are those of InternVideo2, whose probe uses the output of the pool and RandAugment; here, clips
 are not augmented.
-docs/datasets.md describes the folder and has the results of the paper.
+
+The folder contains videos/<youtube_id>_<start>_<end>.mp4, and train.csv and val.csv, which
+`prepare_data.py index` writes from annotations/train.csv and annotations/val.csv.
+docs/datasets.md describes it and has the results of the paper.
 """
 
 import ml_collections

@@ -6,8 +6,11 @@
         --config.text.encoder=weights/siglip2-base-patch16-224 --workdir=runs/k400_zero_shot
 
 The text is aligned with the frozen encoder on pairs of videos and captions. The classes in
-val.classes.json are then recognized by their names. docs/datasets.md describes the folders and has
-the result of the paper.
+val.classes.json are then recognized by their names.
+
+/data/pairs contains annotations/train.json, train.csv and videos/; /data/k400 contains val.csv,
+val.classes.json and videos/. docs/datasets.md describes the folders and has the result of the
+paper.
 """
 
 import ml_collections

@@ -6,8 +6,11 @@
         --config.text.encoder=weights/siglip2-base-patch16-224 --workdir=runs/msrvtt
 
 The text is aligned with the frozen encoder on pairs of videos and captions. The captions of
-annotations/test.json are then matched with the videos of test.csv. docs/datasets.md describes the
-folders and has the result of the paper.
+annotations/test.json are then matched with the videos of test.csv.
+
+/data/pairs contains annotations/train.json, train.csv and videos/; /data/msrvtt contains
+annotations/test.json, test.csv and videos/<video>.mp4. docs/datasets.md describes the folders and
+has the result of the paper.
 """
 
 import ml_collections

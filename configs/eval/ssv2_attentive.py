@@ -3,7 +3,9 @@
     python launch/evaluate.py --config=configs/eval/ssv2_attentive.py --checkpoint=FOLDER \
         --config.data.root=/data/ssv2 --workdir=runs/ssv2
 
-docs/datasets.md describes the folder and has the results of the paper.
+The folder contains videos/<id>.webm, and train.csv and val.csv, which `prepare_data.py index`
+writes from labels/train.json and labels/validation.json.
+docs/datasets.md describes it and has the results of the paper.
 """
 
 import ml_collections

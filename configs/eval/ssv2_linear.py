@@ -6,7 +6,10 @@
 The paper does not state the hyperparameters. The epochs, the weight decay and the middle learning
 rate are those of InternVideo2, whose probe keeps the order of the frames; here, clips are not
 augmented.
-docs/datasets.md describes the folder and has the results of the paper.
+
+The folder contains videos/<id>.webm, and train.csv and val.csv, which `prepare_data.py index`
+writes from labels/train.json and labels/validation.json.
+docs/datasets.md describes it and has the results of the paper.
 """
 
 import ml_collections

@@ -6,8 +6,11 @@
         --config.text.encoder=weights/siglip2-base-patch16-224 --workdir=runs/ssv2_choice
 
 The text is aligned with the frozen encoder on pairs of videos and captions. The candidates of each
-video are in annotations/mc.json. docs/datasets.md describes the folders and has the result of the
-paper.
+video are in annotations/mc.json.
+
+/data/pairs contains annotations/train.json, train.csv and videos/; /data/ssv2 contains
+annotations/mc.json, mc.csv and videos/<id>.webm. docs/datasets.md describes the folders and has the
+result of the paper.
 """
 
 import ml_collections
