@@ -103,7 +103,7 @@ def _swap(file: _File, rng) -> bytes:
 
 
 def _repeat(file: _File, rng) -> bytes:
-    """Inserts copies of an atom after it, and usually enlarges the atoms around it."""
+    """Inserts copies of an atom after it, and usually increases the sizes of its parents."""
     atom = _pick(file.atoms, rng)
     copies = file.data[atom.start : atom.end] * int(_pick((1, 1, 2, 20), rng))
     return _insert(file.data, atom.end, copies, atom.parents, rng)

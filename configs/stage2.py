@@ -27,7 +27,7 @@ def get_config(argument: str = "base") -> ml_collections.ConfigDict:
             "kind": "frozen",
             # For kind "momentum": decay of the moving average per step.
             "momentum": 0.9998,
-            # Whether drop path is on in the target, as in the released scripts.
+            # Whether to apply drop path in the target network. The released scripts apply it.
             "drop_path": False,
         }
     )

@@ -79,7 +79,7 @@ def reduce_edges(graph: Graph) -> Graph:
 
 
 def assign_layers(graph: Graph) -> dict[str, int]:
-    """Returns the layer of each box, 0 at the bottom: one above the highest box that it imports."""
+    """Returns the layer of each box: one above the highest box that it imports, or 0."""
     layers: dict[str, int] = {}
     for box in graphlib.TopologicalSorter(graph).static_order():
         layers[box] = 1 + max((layers[target] for target in graph.get(box, ())), default=-1)

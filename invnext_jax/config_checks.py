@@ -16,7 +16,7 @@ from invnext_jax.data import pipeline
 from invnext_jax.errors import UserError
 from invnext_jax.models import attention, dot_general, encoder, scan
 from invnext_jax.monitoring import profiling, reporter
-from invnext_jax.training import recipe
+from invnext_jax.training import optimizer, recipe
 from invnext_jax.training import step as step_lib
 
 
@@ -30,6 +30,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     retention.check_config(config.checkpoint)
     step_lib.check_config(config)
     recipe.check_config(config)
+    optimizer.check_config(config.optimizer)
     reporter.check_config(config)
     profiling.check_config(config)
     pipeline.check_config(config.data)

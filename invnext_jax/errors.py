@@ -227,7 +227,7 @@ def _first_cause(text: str) -> str:
     return cause
 
 
-# Parts of the messages of absl for a value of the wrong type, and the type.
+# Expected types by parts of the messages of absl for a value of the wrong type.
 _TYPES = {
     "Non-boolean argument": "True or False",
     "invalid literal for int()": "an integer",

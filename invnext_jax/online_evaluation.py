@@ -31,6 +31,7 @@ from invnext_jax.models import encoder as encoder_model
 from invnext_jax.models.patches import normalize
 from invnext_jax.monitoring.progress import ProgressMeter
 from invnext_jax.multihost import consensus
+from invnext_jax.multihost.distributed import log_on_process_0
 from invnext_jax.objectives.losses import rank_of_spectrum
 from invnext_jax.training import mesh as mesh_lib
 
@@ -203,7 +204,9 @@ def _read_labels(config: Any) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     rules = AccessRules.from_config(config.data)
     manifest = manifest_lib.read_manifest(_manifest(config), rules)
     rows = np.arange(len(manifest))
-    if not config.eval.manifest:
+    if config.eval.manifest:
+        _check_different(config, manifest, rules)
+    else:
         rows = held_out_rows(manifest, config.data.held_out)
     if len(rows) > config.eval.videos:
         chosen = np.random.default_rng(0).choice(len(rows), config.eval.videos, replace=False)
@@ -214,6 +217,30 @@ def _read_labels(config: Any) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     }
     labels = {t: label_n for t, label_n in labels.items() if len(set(label_n[label_n >= 0])) > 1}
     return rows, labels or {RETRIEVAL: np.repeat(np.arange(len(rows), dtype=np.int32), 2)}
+
+
+def _check_different(config: Any, manifest: manifest_lib.Manifest, rules: AccessRules) -> None:
+    """Logs how many videos of `config.eval.manifest` are training videos.
+
+    Raises:
+      UserError: a manifest is used for both.
+    """
+    train = manifest_lib.find_manifests(config.data.manifest)
+    hashes = set(map(manifest_lib.hash_manifests, manifest_lib.split_names(train)))
+    for name in manifest_lib.split_names(_manifest(config)):
+        if manifest_lib.hash_manifests(name) in hashes:
+            raise UserError(
+                f"config.eval.manifest={name} is also in config.data.manifest: use a manifest of "
+                "other videos, or leave it empty and set config.data.held_out"
+            )
+    trained = manifest_lib.read_manifest(train, rules)
+    videos = set(zip(trained.paths, trained.record.tolist(), strict=True))
+    shared = sum(v in videos for v in zip(manifest.paths, manifest.record.tolist(), strict=True))
+    if shared:
+        log_on_process_0(
+            f"note: {shared} of {len(manifest)} videos in config.eval.manifest are also training "
+            "videos, so the metrics eval/* may be too high"
+        )
 
 
 def _manifest(config: Any) -> str:

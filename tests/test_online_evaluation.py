@@ -130,3 +130,18 @@ def test_invalid_options_are_refused(config, changes, match):
     config.eval.update(changes)
     with pytest.raises(UserError, match=match):
         online_evaluation.check_config(config)
+
+
+def test_training_videos_are_refused_or_counted(config, tmp_path, capsys):
+    write_world(WorldSpec(size=16, frames=4, split="val"), tmp_path, 8, progress=False)
+    config = config.copy_and_resolve_references()
+    config.eval.manifest = config.data.manifest = str(tmp_path / "val.csv")
+    with pytest.raises(UserError, match="val.csv is also in config.data.manifest: use a manifest"):
+        online_evaluation._read_labels(config)
+    lines = (tmp_path / "val.csv").read_text().splitlines()
+    (tmp_path / "train.csv").write_text("\n".join(lines[:4]) + "\n")
+    config.data.manifest = str(tmp_path / "train.csv")
+    online_evaluation._read_labels(config)
+    assert (
+        "3 of 8 videos in config.eval.manifest are also training videos" in capsys.readouterr().out
+    )

@@ -63,6 +63,12 @@ def _check_record(
             "another --workdir, and set config.init_from to this run"
         )
     checksums.check_checksums_exist(saved, has_checksums)
+    stages = saved["config"].get("stage"), record["config"]["stage"]
+    if stages[0] != stages[1]:
+        raise UserError(
+            f"the checkpoint {folder} is from a run of {stages[0]}, but this run is of "
+            f"{stages[1]}: choose another --workdir"
+        )
     changed = run_metadata.config_differences(saved, record)
     if changed:
         raise UserError(

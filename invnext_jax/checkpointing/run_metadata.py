@@ -258,10 +258,11 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-# Fields that change the meaning of parameters without changing their shapes.
-_SHAPELESS_FIELDS = {
-    "encoder": ("heads", "patch", "size", "frames", "class_tokens"),
-    "predictor": ("kind", "heads", "window", "last_layer"),
+# Fields that change the meaning or the shapes of the parameters.
+_SIZES = ("width", "depth", "heads", "mlp_width")
+_COMPARED_FIELDS = {
+    "encoder": (*_SIZES, "pool_heads", "patch", "size", "frames", "class_tokens"),
+    "predictor": (*_SIZES, "kind", "window", "last_layer"),
 }
 
 
@@ -278,7 +279,7 @@ def check_source(
           finished.
 
     Raises:
-      UserError: that run is not finished, or differs in one of `_SHAPELESS_FIELDS`.
+      UserError: that run is not finished, or differs in one of `_COMPARED_FIELDS`.
     """
     unfinished = step is not None and step < source.total_steps
     if unfinished and not config.init_from_unfinished:
@@ -289,9 +290,9 @@ def check_source(
     changed = [
         f"config.{group}.{name}: {source[group][name]!r} in that run, {config[group][name]!r} in "
         "this run"
-        for group, names in _SHAPELESS_FIELDS.items()
+        for group, names in _COMPARED_FIELDS.items()
         for name in names
-        if group in (config.init_parts or _SHAPELESS_FIELDS)
+        if group in (config.init_parts or _COMPARED_FIELDS)
         and name in source.get(group, {})
         and source[group][name] != config[group][name]
     ]

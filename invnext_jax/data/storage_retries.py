@@ -197,7 +197,7 @@ def call_with_retries(
 
 
 def _is_lost(errors: int, name: str, source: str, monitor: StorageMonitor) -> bool:
-    """Returns whether a file whose reads have failed `errors` times is given up."""
+    """Returns whether to give up on a file after `errors` failed reads."""
     if video_io.is_remote(name) and source in monitor.readable:
         return False
     return errors >= MAX_ERRORS or source in monitor.given_up

@@ -64,7 +64,10 @@ def write_metadata(
     written = sum(len(report.written) for report in reports)
     quarantined = sum(len(report.quarantined) for report in reports)
     if written + quarantined != plan.rows:
-        raise RuntimeError(f"{plan.rows} rows in, {written} written + {quarantined} quarantined")
+        raise RuntimeError(
+            f"the counts do not add up: {plan.rows} input rows, but {written} written and "
+            f"{quarantined} quarantined"
+        )
     out = epath.Path(plan.out)
     rows = [(name, reason) for report in reports for _, name, reason in report.quarantined]
     path = out / f"{plan.split}.quarantine.csv"

@@ -149,7 +149,7 @@ def _evaluate(
     if results := results_file.read_cache(folder / RESULTS, key):
         log_on_process_0(f"{folder / RESULTS} is up to date.")
         return results
-    results_file.warn_if_other_checkpoint(folder / RESULTS, str(config.checkpoint))
+    results_file.warn_if_replaced(folder / RESULTS, str(config.checkpoint))
 
     splits = split_checks.SplitReport({}, [])
     if has_manifests:

@@ -107,7 +107,7 @@ class FrozenEncoder:
 
 
 def select_states(states_kbnd: jax.Array, layers: Sequence[int]) -> jax.Array:
-    """Reorders states that were computed in ascending order without repetition.
+    """Selects the states of the requested layers from those of the sorted, unique layers.
 
     Args:
       states_kbnd: states of `sorted(set(layers))`.

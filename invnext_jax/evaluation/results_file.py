@@ -101,18 +101,18 @@ def _read(path: Path, key: str) -> dict[str, Any] | None:
     return found if found.get("key") == key else None
 
 
-def warn_if_other_checkpoint(path: Path, checkpoint: str) -> None:
-    """Prints a note if the file has results of another checkpoint, which will be replaced."""
+def warn_if_replaced(path: Path, checkpoint: str) -> None:
+    """Prints a note if the file exists. It has results of another checkpoint or other options."""
     if jax.process_index() > 0 or not path.is_file():
         return
     with contextlib.suppress(UserError):  # a damaged file is replaced as well
         found = read_object(path, max_bytes=MAX_BYTES).get("checkpoint")
-        if found != checkpoint:
-            print(
-                f"note: {path} has the results of {found}, which will be replaced by those of "
-                f"{checkpoint}. To keep them, use another --workdir.",
-                flush=True,
-            )
+        what = f"of {found}" if found != checkpoint else "with other options, weights or videos"
+        print(
+            f"note: {path} has results {what}, which will be replaced. To keep them, use another "
+            "--workdir.",
+            flush=True,
+        )
 
 
 def write(path: Path, content: Mapping[str, Any]) -> None:

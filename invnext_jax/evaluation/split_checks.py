@@ -71,7 +71,10 @@ def choose_tasks(config: Any, needs_labels: bool = True) -> tuple[str, ...]:
         found = [name.removeprefix(manifest_lib.LABEL_PREFIX) for name in columns[-1]]
         missing = set(config.tasks) - set(found)
         if missing and (needs_labels or manifest == manifests[1]):
-            raise UserError(f"{manifest} has no column label_{sorted(missing)[0]}: add it")
+            raise UserError(
+                f"config.tasks contains {sorted(missing)[0]!r}, but {manifest} has no column "
+                f"label_{sorted(missing)[0]}: use tasks from {found}, or add the column"
+            )
         common.append(found)
     shared = tuple(task for task in common[0] if task in common[1])
     if not needs_labels:

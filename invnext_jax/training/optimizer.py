@@ -90,6 +90,24 @@ def decay_mask(params: Any) -> Any:
     return flax.traverse_util.unflatten_dict({p: decays(p, x) for p, x in flat.items()})
 
 
+def check_config(config: Any) -> None:
+    """Checks the ranges of AdamW's options and of the clipping.
+
+    Args:
+      config: `config.optimizer` of the run.
+
+    Raises:
+      UserError: an option is out of range.
+    """
+    if not all(0 <= beta < 1 for beta in config.betas):
+        raise UserError(f"config.optimizer.betas={config.betas} must be at least 0 and below 1")
+    if not config.eps > 0:
+        raise UserError(f"config.optimizer.eps={config.eps} must be positive")
+    for name in ("weight_decay", "clip_norm"):
+        if not config[name] >= 0:
+            raise UserError(f"config.optimizer.{name}={config[name]} must be at least 0")
+
+
 def check_frozen(config: Any, groups: Sequence[str]) -> None:
     """Checks that the names in `config.optimizer.frozen` are parameter groups of the run.
 
@@ -112,6 +130,8 @@ def make_optimizer(
 ) -> optax.GradientTransformationExtraArgs:
     """Makes AdamW with global-norm clipping and masked weight decay. Frozen groups are not updated.
 
+    A `clip_norm` of 0 switches the clipping off.
+
     `update(..., learning_rate=rate)` applies the given rate. `update(..., finite=False)` returns
     the state unchanged, even if the gradients are not finite.
 
@@ -124,7 +144,8 @@ def make_optimizer(
         optax.add_decayed_weights(config.weight_decay, decay_mask),
         _scale_by_given_rate(),
     )
-    transforms = [optax.clip_by_global_norm(config.clip_norm), adamw]
+    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+    transforms = [clip, adamw]
     return optax.chain(*transforms, _freeze((*config.frozen, *frozen_groups)))
 
 

@@ -45,5 +45,5 @@ class FileFinder:
 
 
 def describe_missing(stems: Iterable[str]) -> str:
-    """Returns the reason for a video without a file."""
+    """Returns a message that no file was found for a video."""
     return f"no video file is named {' or '.join(stems)}"

@@ -96,7 +96,8 @@ def read_export(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     for file in (path, json_path):
         if not file.is_file():
             raise UserError(
-                f"there is no file {file}: an export is a .safetensors file and a .json file"
+                f"there is no file {file}: give the path of a .safetensors file that "
+                "launch/export.py or launch/import_weights.py wrote, next to its .json file"
             )
     about = json_file.read_value(json_path, "export it again")
     version = about.get("format") if isinstance(about, dict) else None

@@ -93,7 +93,7 @@ class SupervisedWorker:
 
     @property
     def is_reading(self) -> bool:
-        """Whether the worker waits for storage now."""
+        """Whether the worker is currently waiting for storage."""
         return bool(self._worker.clock.read_start)
 
     def pause(self, seconds: float) -> None:

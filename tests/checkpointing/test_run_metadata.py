@@ -136,11 +136,12 @@ def test_changed_no_flip_sources_are_a_difference(record, toy_config):
     ]
 
 
-def test_source_with_other_heads_is_refused_though_shapes_fit(config):
+@pytest.mark.parametrize("name", ["heads", "pool_heads", "depth"])
+def test_source_with_other_heads_or_sizes_is_refused(config, name):
     source = config.copy_and_resolve_references()
     run_metadata.check_source(config, source, config.total_steps)
-    source.encoder.heads = 2 * config.encoder.heads
-    with pytest.raises(UserError, match="config.encoder.heads: "):
+    source.encoder[name] = 2 * config.encoder[name]
+    with pytest.raises(UserError, match=f"config.encoder.{name}: "):
         run_metadata.check_source(config, source, config.total_steps)
 
 

@@ -1,4 +1,4 @@
-"""Cached frame indexes: equal frames, one scan for each file version, bounded memory."""
+"""Cached frame indexes give the same frames, scan each file version once and use little memory."""
 
 import base64
 import json

@@ -67,7 +67,7 @@ def test_pauses_grow_while_no_file_can_be_read(failure, monkeypatch):
 
 
 def test_a_file_is_kept_if_the_storage_returns_during_the_test():
-    # The storage returns after the second try, and fails again after the third one.
+    # The storage is available again after the second attempt and fails again after the third.
     worker = FakeWorker(a=[STALLED] * 3 + ["good"], b=[STALLED, STALLED], c=["good"])
     assert run(worker)[1] == "good"
 

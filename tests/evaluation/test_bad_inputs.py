@@ -94,7 +94,7 @@ BAD_FILES = {
     ),
 }
 BAD_OPTIONS = {
-    "missing label": ({"tasks": ("size",)}, "train.csv has no column label_size: add it"),
+    "missing label": ({"tasks": ("size",)}, "train.csv has no column label_size"),
     "loss that is not finite": (
         {
             "evaluators": ("attentive_probe",),
@@ -310,7 +310,7 @@ BAD_TRUTH = {
         "anticipation",
         nothing,
         {"anticipation.context_frames": 1},
-        "train.csv has no column label_(action|noun|verb): add it",
+        "train.csv has no column label_(action|noun|verb)",
     ),
 }
 

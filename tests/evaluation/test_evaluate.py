@@ -119,7 +119,7 @@ def test_controls_survive_a_change_of_checkpoint(folder, results, tmp_path, monk
     monkeypatch.setattr(box_baselines, "fit_forest", None)
     capsys.readouterr()
     again = evaluate.evaluate_checkpoint(config, tmp_path / "p")
-    note = f"has the results of {folder}/encoder.safetensors, which will be replaced by those of"
+    note = f"has results of {folder}/encoder.safetensors, which will be replaced. To keep them, use"
     assert note in capsys.readouterr().out
     controls = [
         [row for row in found["rows"] if row["name"] != "encoder"] for found in (again, results)

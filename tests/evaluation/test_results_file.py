@@ -44,3 +44,16 @@ def test_paths_are_relative_to_the_new_folder():
     assert back["rows"] == rows
     outside = results_file.move_files({"rows": rows}, Path("e"), step)
     assert outside["rows"][0]["scores"]["file"] == "../../rows/a.npz"
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "what"),
+    [("runs/a", "of runs/a"), ("runs/b", "with other options, weights or videos")],
+)
+def test_a_note_says_that_results_will_be_replaced(checkpoint, what, tmp_path, capsys):
+    path = tmp_path / "results.json"
+    results_file.warn_if_replaced(path, "runs/b")
+    assert not capsys.readouterr().out
+    path.write_text(json.dumps({"checkpoint": checkpoint}))
+    results_file.warn_if_replaced(path, "runs/b")
+    assert f"has results {what}, which will be replaced" in capsys.readouterr().out

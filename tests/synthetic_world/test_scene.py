@@ -37,7 +37,7 @@ def scenes(level, split, count, **options):
 
 @pytest.fixture(scope="module", params=VARIANTS)
 def tracks(request):
-    """Level, then boxes [n t 4] of the main object and motion labels [n] of both splits."""
+    """The level and, for each split, boxes [n t 4] of the main object and motion labels [n]."""
     options = {"level": "simple", **VARIANTS[request.param]}
     tracks = [options["level"]]
     for split, count in (("train", 2500), ("val", 1000)):

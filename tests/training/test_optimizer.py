@@ -7,6 +7,7 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
+from invnext_jax.errors import UserError
 from invnext_jax.training import optimizer
 from invnext_jax.training.state import TrainState
 from invnext_jax.training.step import make_train_step
@@ -114,3 +115,32 @@ def test_update_copies_no_arrays():
     finally:
         jax.config.update("jax_disable_most_optimizations", True)
     assert not re.findall(r"f32\[8\S* copy\(", compiled.as_text())
+
+
+def test_clip_norm_of_zero_switches_clipping_off():
+    changed = CONFIG.copy_and_resolve_references()
+    params, grads = draw(0), jax.tree.map(lambda x: 100 * x, draw(1))
+    found = []
+    for norm in (0.0, 1e9):
+        changed.clip_norm = norm
+        tx = optimizer.make_optimizer(changed)
+        found.append(tx.update(grads, tx.init(params), params, learning_rate=0.1))
+    jax.tree.map(np.testing.assert_array_equal, *found)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"betas": (0.9, 1.5)}, "betas=(0.9, 1.5) must be at least 0 and below 1"),
+        ({"betas": (-0.1, 0.9)}, "betas=(-0.1, 0.9) must be at least 0 and below 1"),
+        ({"eps": 0.0}, "eps=0.0 must be positive"),
+        ({"weight_decay": -1.0}, "weight_decay=-1.0 must be at least 0"),
+        ({"clip_norm": -1.0}, "clip_norm=-1.0 must be at least 0"),
+        ({"clip_norm": float("nan")}, "clip_norm=nan must be at least 0"),
+    ],
+)
+def test_options_out_of_range_are_refused(changes, message):
+    config = CONFIG.copy_and_resolve_references()
+    config.update(changes)
+    with pytest.raises(UserError, match=re.escape(f"config.optimizer.{message}")):
+        optimizer.check_config(config)

@@ -84,10 +84,10 @@ def average_views(
 
 
 def choose_head(score_g: np.ndarray, grid: Sequence[Mapping[str, Any]]) -> int:
-    """Returns the head with the highest score in [0, 1].
+    """Returns the index of the head with the highest score. Scores are in [0, 1].
 
-    Heads that diverged ("diverged" in their options) are not chosen if there is another one. Of
-    equal heads, the first one is chosen.
+    Heads that diverged ("diverged" in their options) are not chosen if there is another one. If
+    scores are equal, the first head is chosen.
     """
     penalty_g = np.array([2.0 * options.get("diverged", False) for options in grid])
     return int(np.argmax(np.nan_to_num(score_g) - penalty_g))

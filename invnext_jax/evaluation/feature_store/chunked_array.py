@@ -43,7 +43,7 @@ class ChunkedArray:
             if other[1:] != shape[1:] or dtype != self.dtype:
                 raise UserError(
                     f"{path} has rows of shape {other[1:]} and dtype {dtype}, unlike {paths[0]}: "
-                    "delete its folder"
+                    f"delete the folder {path.parent}"
                 )
 
     def __len__(self) -> int:

@@ -22,7 +22,7 @@ VJEPA2_EPS = 1e-6  # epsilon of all LayerNorms
 
 
 class MeanQueryPooler(nn.Module):
-    """Cross-attention with one query, the mean of all tokens, and three LayerNorms.
+    """Cross-attention with three LayerNorms, whose only query is the mean of all tokens.
 
     Attributes:
       width: width of the output.

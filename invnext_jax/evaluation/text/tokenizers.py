@@ -203,7 +203,7 @@ def _read_file(path: Path) -> Any:
 
 
 def _read_settings(folder: Path) -> dict[str, Any]:
-    """Returns the contents of the other files of a tokenizer; files may be missing."""
+    """Returns the contents of the files in `SPECIAL` and `SETTINGS`; missing files are skipped."""
     found = {}
     for name in (SPECIAL, SETTINGS):
         if (folder / name).is_file():

@@ -103,7 +103,8 @@ def make_tables(results: Results, baseline: str = "") -> list[SweepTable]:
 def _make_table(
     results: Results, group: str, arms: Sequence[PlannedArm], baseline: str
 ) -> SweepTable:
-    arms = list({arm.name: arm for arm in reversed(arms)}.values())[::-1]  # one for all seeds
+    # Arms with the same name differ only in their seed; keep the first one.
+    arms = list({arm.name: arm for arm in reversed(arms)}.values())[::-1]
     named = [arm.name for arm in arms if arm.name == baseline]
     marked = named or [arm.name for arm in arms if arm.is_baseline]
     base = marked[0] if marked else None

@@ -79,7 +79,7 @@ Rows = Evaluation | Mapping[str, float | None] | None
 
 
 def _read_rows(planned: PlannedJob, state: JobState) -> Rows:
-    """Returns an evaluation, or the last record of a training; None if it is not finished."""
+    """Returns the results of an evaluation or the last record of a run; None if there are none."""
     if state.status is not Status.FINISHED:
         return None
     if planned.kind is Kind.TRAIN:

@@ -120,7 +120,7 @@ def test_probabilities_of_views_are_averaged(parts, tmp_path):
 
 
 class SingleView:
-    """The first view of an array."""
+    """Features of only the first view (crop) of each video."""
 
     def __init__(self, array):
         self.array, self.shape = array, (array.shape[0], 1, *array.shape[2:])
