@@ -150,7 +150,10 @@ def _ts_packets(data) -> Iterator[Atom]:
 
 
 def _start_codes(data) -> Iterator[Atom]:
-    """Yields the ranges between MPEG start codes. In program streams, most of these ranges contain a size field."""
+    """Yields the ranges between MPEG start codes.
+
+    In program streams, most of these ranges contain a size field.
+    """
     start = data.find(b"\0\0\1")
     while start >= 0:
         end = data.find(b"\0\0\1", start + 3)

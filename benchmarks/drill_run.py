@@ -175,7 +175,7 @@ class DrillRun:
         )
 
     def resumed_step(self, start: int = -1) -> int | None:
-        """Returns the step from which an ended launch resumed, or None if it logged no such step."""
+        """Returns the step from which an ended launch resumed; None if it logged no step."""
         resumed = re.search(r"after step (\d+), from ", self.logs[start])
         finished = re.search(r"is finished: (\d+) steps", self.logs[start])
         return int((resumed or finished)[1]) if resumed or finished else None

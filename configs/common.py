@@ -244,7 +244,7 @@ def defaults() -> ml_collections.ConfigDict:
             # Weight decay of all parameters except biases, norm scales, class tokens and the
             # position tables of encoder and alignment heads.
             "weight_decay": 0.05,
-            "clip_norm": 5.0,  # Gradients with a larger global norm are scaled down. 0: no clipping.
+            "clip_norm": 5.0,  # Gradients with a larger norm are scaled down. 0: no clipping.
             # Top-level parameter groups that are not trained, such as ("pool",).
             "frozen": (),
         }

@@ -78,9 +78,7 @@ _RETRY = flags.DEFINE_bool("retry_failed", False, "Start failed jobs again.")
 _COLLECT = flags.DEFINE_bool(
     "collect", False, "Read which jobs SkyPilot or Kubernetes have finished, and exit."
 )
-_CANCEL = flags.DEFINE_bool(
-    "cancel", False, "Stop all jobs after they have saved a checkpoint, and exit."
-)
+_CANCEL = flags.DEFINE_bool("cancel", False, "Stop all jobs after they have saved, and exit.")
 # Flags that describe a sweep. Without --config, the sweep in the workdir has its own values.
 _OF_SWEEPS = ("seeds", "set", "devices_per_job", "cores_per_job", "hosts_per_job")
 

@@ -80,7 +80,7 @@ class ExpandedSweep:
 
     @classmethod
     def from_json(cls, tree: Mapping[str, Any], folder: Path) -> "ExpandedSweep":
-        """Inverse of `to_json`. If the sweep folder was moved, the paths of the jobs are updated."""
+        """Inverse of `to_json`. If the sweep folder was moved, the paths of jobs are updated."""
         jobs = [_job_from_json(entry, tree["folder"], folder) for entry in tree["jobs"]]
         return cls(
             source=tree["source"],
