@@ -26,6 +26,7 @@ def config():
     config = stage1.get_config("tiny")
     config.encoder.update(width=16, depth=1, heads=2, mlp_width=32, size=16, frames=4)
     config.data.update(frames=4, size=16, short_side=16, workers=0)
+    config.data.manifest = WORLD.replace("val", "train")
     config.eval.update(every_steps=2, manifest=WORLD, neighbors=3)
     return config
 
