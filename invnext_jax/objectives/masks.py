@@ -26,7 +26,6 @@ Mask = tuple[jax.Array, jax.Array]  # keep_bk, masked_bm
 # (key, batch, grid, settings, attention_bts) -> masks of one training step
 MaskFunction = Callable[[jax.Array, int, Grid, Any, jax.Array | None], list[Mask]]
 FITS = ("scale", "cut")
-_OPTIONS_OF_KINDS = ("ratio", "blocks", "visible", "aspect", "fit")  # used by some kinds only
 
 
 class MaskKind(NamedTuple):
@@ -101,7 +100,7 @@ def check_settings(settings: Any, positions: int) -> None:
 def unused_options(settings: Any) -> dict[str, str]:
     """Returns the options of `config.mask` that the kind of mask does not use, with the reason."""
     unused = {}
-    for name in _OPTIONS_OF_KINDS:
+    for name in dict.fromkeys(name for mask in REGISTRY.values() for name in mask.options):
         kinds = [repr(kind) for kind, mask in REGISTRY.items() if name in mask.options]
         if repr(settings.kind) not in kinds:
             unused[f"mask.{name}"] = (
