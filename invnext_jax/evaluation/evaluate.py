@@ -159,11 +159,12 @@ def _evaluate(
         log_on_process_0(f"note: {note}")
     measurements = []
     cache = FeatureCache(workdir / "features", config.features.max_gb)
-    inputs = EvalInputs("encoder", dataset, lambda: encoder, cache)
+    dense = registry.dense_features(evaluators, config)
+    inputs = EvalInputs("encoder", dataset, lambda: encoder, cache, dense)
     # The key of the controls contains neither the path nor the parameters of the checkpoint, so
     # their cached rows stay valid if the checkpoint changes.
     random_encoder = functools.partial(encoder.with_random_params, config.seed)
-    untrained = EvalInputs("random", dataset, random_encoder, cache)
+    untrained = EvalInputs("random", dataset, random_encoder, cache, dense)
     for evaluator, subject, subject_key in _plan(evaluators, inputs, untrained, config.controls):
         source = code[evaluator.name]
         key_parts = [data_key, evaluator.name, source, subject_key or checkpoint_key]

@@ -87,7 +87,8 @@ class FeatureCache:
           UserError: the features are larger than `max_gb` or than the free space, or are not
             finite; or no video can be read.
         """
-        key = hash_json([key, dataclasses.asdict(options)])
+        kinds = sorted(extraction.shapes_of_clip(encoder, source.clip_shape, options))
+        key = hash_json([key, dataclasses.asdict(options), kinds])
         with consensus.all_hosts_agree("the stored features") as shared:
             if jax.process_index() == 0:
                 row_bytes = self._row_bytes(encoder, source, options)

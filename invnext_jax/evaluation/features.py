@@ -46,7 +46,7 @@ class FeatureOptions:
     Attributes:
       layer: layer whose tokens are used, from 0; None for the final tokens.
       views: number of crops of each video, 1 or 3; see `pipeline.make_eval_dataset`.
-      dense: whether to store all tokens instead of pooled features.
+      dense: whether to store all tokens in addition to the pooled features.
       moments: whether to sum the moments of the tokens for `TokenStatistics`.
       dtype: dtype of the stored features, "float32" or "float16".
     """
@@ -66,7 +66,7 @@ class VideoFeatures:
       arrays: features by kind, each with the axes [b v ...] for videos and views:
         "frames" [b v t d], the mean of the tokens of each time slot; "pool" [b v d], the pooled
         output of the encoder, if it has one; "class" [b v k d], its class tokens, if it has any;
-        or, with `FeatureOptions.dense`, only "tokens" [b v t s d].
+        and, with `FeatureOptions.dense`, "tokens" [b v t s d].
       labels: int32 labels [b] of each task.
       index_b: int32 row numbers in the manifest, without unreadable videos.
       sum_nd: float64 sum over clips of the tokens at each position; None without moments.

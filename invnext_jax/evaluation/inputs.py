@@ -5,9 +5,10 @@ All inputs are read or computed when they are first used, so that unused inputs 
 Shape key: b videos, t frames, h w pixels, c channels.
 """
 
+import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -154,10 +155,20 @@ class EvalInputs:
         dataset: EvaluationData,
         load: Callable[[], FrozenEncoder],
         cache: FeatureCache,
+        dense: Collection[tuple[str, int]] = (),
     ):
-        """Creates the inputs. `load` returns the encoder and is called at most once."""
+        """Creates the inputs.
+
+        Args:
+          name: see above.
+          dataset: see above.
+          load: function that returns the encoder; it is called at most once.
+          cache: the cache of the features.
+          dense: splits and numbers of views for which an evaluator reads all tokens. Requests for
+            pooled features also store them, so that the encoder runs only once.
+        """
         self.name, self.dataset = name, dataset
-        self._load, self._cache = load, cache
+        self._load, self._cache, self._dense = load, cache, frozenset(dense)
         self._features: dict[tuple[str, FeatureOptions], VideoFeatures] = {}
         self._nearest: NearestVideos | None = None
 
@@ -191,20 +202,25 @@ class EvalInputs:
           split: "train" or "val".
           layer: see `FeatureOptions`.
           views: see `FeatureOptions`.
-          dense: whether to return all tokens instead of pooled features. Tokens larger than
-            `config.features.max_gb` are an error; call `fits_dense` to check their size first.
+          dense: whether to also return all tokens. Tokens larger than `config.features.max_gb` are
+            an error; call `fits_dense` to check their size first.
         """
-        dtype, is_default = self.dataset.config.features.dtype, not dense and layer is None
-        moments = is_default and split == "val"
-        options = FeatureOptions(layer, views, dense, moments, dtype)
-        if (split, options) not in self._features:
-            key = self.dataset.feature_key(split, self.encoder.key)
+        moments = layer is None and split == "val"
+        dtype = self.dataset.config.features.dtype
+        wanted = FeatureOptions(layer, views, dense, moments, dtype)
+        if (split, wanted) not in self._features:
             source = self.dataset.feature_source(split, views)
-            name = _folder_name(f"{self.name}-{split}", options)
-            self._features[split, options] = self._cache.get(
-                name, key, self.encoder, source, options
-            )
-        return self._features[split, options]
+            options = dataclasses.replace(wanted, dense=True)
+            is_shared = layer is None and (split, views) in self._dense
+            if not dense and not (is_shared and self._cache.fits(self.encoder, source, options)):
+                options = wanted
+            if (split, options) not in self._features:
+                key = self.dataset.feature_key(split, self.encoder.key)
+                name = _folder_name(f"{self.name}-{split}", options)
+                found = self._cache.get(name, key, self.encoder, source, options)
+                self._features[split, options] = found
+            self._features[split, wanted] = self._features[split, options]
+        return self._features[split, wanted]
 
     def fits_dense(self, *, layer: int | None = None, views: int = 1) -> bool:
         """Returns whether the tokens of both splits fit into `config.features.max_gb`."""
@@ -232,7 +248,7 @@ class EvalInputs:
         pooled = {
             split: part
             for (split, options), part in self._features.items()
-            if not options.dense and options.layer is None
+            if options.layer is None
         }
         if set(pooled) != set(SPLITS):
             return None

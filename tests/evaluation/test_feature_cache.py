@@ -103,7 +103,9 @@ def test_dense_tokens_and_layers_are_stored(folder, encoder, tmp_path):
     expected = jax.jit(encoder.apply, static_argnums=2)(encoder.params, batch["video"], (0,))
     options = FeatureOptions(layer=0, dense=True, dtype="float16")
     found = get(folder, tmp_path, encoder, options)
-    assert set(found.arrays) == {"tokens"}
+    tokens_mean = np.mean(expected.layers_lbtnd[0], axis=2)
+    assert set(found.arrays) == {"tokens", "frames", "pool", "class"}
+    assert_near(found.pooled("frames"), tokens_mean.reshape(ROWS, -1), 2e-3)
     tokens = found.arrays["tokens"]
     assert (tokens.shape, tokens.dtype) == ((ROWS, 1, 4, 4, 16), np.float16)
     assert_near(tokens.read()[:, 0], expected.layers_lbtnd[0], 2e-3)

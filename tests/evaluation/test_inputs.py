@@ -1,11 +1,18 @@
-"""The hash of the videos of an evaluation covers every local file."""
+"""Inputs of evaluators: shared features, and the hash of the videos."""
 
 import shutil
 
+import numpy as np
 import pytest
+from dense_cases import make_inputs, resolve
+from oracle_encoder import make_blind
 
+from configs.eval import attentive_probe as probe_config
+from configs.eval import zero_shot
 from invnext_jax.data.access_rules import DEFAULT_RULES
-from invnext_jax.evaluation.inputs import hash_videos
+from invnext_jax.evaluation.evaluators import registry
+from invnext_jax.evaluation.feature_store import extraction
+from invnext_jax.evaluation.inputs import EvalInputs, hash_videos
 
 
 @pytest.fixture
@@ -40,3 +47,40 @@ def test_rendered_worlds_add_nothing(manifest):
     assert hash_videos(world, DEFAULT_RULES, 60.0) != hash_videos(
         str(manifest), DEFAULT_RULES, 60.0
     )
+
+
+def test_encoder_runs_once_for_pooled_features_and_tokens(tmp_path, monkeypatch):
+    encoder = make_blind(size=16, frames=2)
+    config = resolve(
+        probe_config.get_config("tiny"), encoder, "simple?videos=6&size=16&frames=2", batch_size=4
+    )
+    plain = make_inputs(config, encoder, tmp_path / "plain")
+    shared = EvalInputs("encoder", plain.dataset, plain._load, plain._cache, {("train", 1)})
+    run, extracted = extraction.run_extractor, []
+
+    def count(*arguments):
+        extracted.append(arguments)
+        return run(*arguments)
+
+    monkeypatch.setattr(extraction, "run_extractor", count)
+    found = shared.features("train")
+    assert shared.features("train", dense=True) is found and len(extracted) == 1
+    assert set(found.arrays) == {"tokens", "frames"}
+    assert set(shared.features("val").arrays) == {"frames"}
+    np.testing.assert_allclose(plain.features("train").pooled("mean"), found.pooled("mean"))
+    plain._cache.max_gb = 1e-6  # the tokens of 6 videos have 1.5 kB
+    small = EvalInputs("small", plain.dataset, plain._load, plain._cache, {("train", 1)})
+    assert set(small.features("train").arrays) == {"frames"}
+
+
+def test_evaluators_name_the_tokens_that_they_read():
+    config = probe_config.get_config("tiny")
+    config.text = zero_shot.get_config("tiny").text
+    config.attentive_probe.crops = 3
+    config.text.pooling = "attention"
+    evaluators = registry.find_evaluators(("linear_probe", "attentive_probe", "text_alignment"))
+    assert registry.dense_features(evaluators[:1], config) == set()
+    assert registry.dense_features(evaluators[1:2], config) == {("train", 1), ("val", 3)}
+    assert registry.dense_features(evaluators[2:], config) == {("train", 1), ("val", 1)}
+    config.attentive_probe.augment = config.text.augment = True
+    assert registry.dense_features(evaluators, config) == set()

@@ -57,6 +57,11 @@ class AttentiveProbe:
         options = rand_augment.RandAugment(**settings.rand_augment)
         rand_augment.check_options(options, f"{name}.rand_augment")
 
+    def dense_features(self, config: Any) -> tuple[tuple[str, int], ...]:
+        """Returns the splits and views whose tokens are read; see `registry.dense_features`."""
+        settings = config.attentive_probe
+        return () if settings.augment else (("train", 1), ("val", settings.crops))
+
     def evaluate(self, inputs: EvalInputs, config: Any) -> list[Row]:
         """Trains all heads of the grid and evaluates them on both splits."""
         settings, encoder = config.attentive_probe, inputs.encoder

@@ -71,6 +71,20 @@ def needs_labels(evaluator: Evaluator) -> bool:
     return getattr(evaluator, "needs_labels", True)
 
 
+def dense_features(evaluators: Sequence[Evaluator], config: Any) -> set[tuple[str, int]]:
+    """Returns the splits and numbers of views for which one of the evaluators reads all tokens.
+
+    The default is none. An evaluator that calls `inputs.features` with `dense=True` can define a
+    method `dense_features(config)` that returns them. Its tokens are then stored together with the
+    pooled features of other evaluators, so that the encoder runs only once.
+    """
+    found: set[tuple[str, int]] = set()
+    for evaluator in evaluators:
+        method = getattr(evaluator, "dense_features", None)
+        found |= set() if method is None else set(method(config))
+    return found
+
+
 def describe_source(evaluator: Evaluator, config: Any) -> str:
     """Returns an evaluator's source code, which is part of the cache key.
 

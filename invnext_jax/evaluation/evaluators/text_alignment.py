@@ -42,6 +42,11 @@ class TextAlignment:
         """Checks `config.text`."""
         check_config(config)
 
+    def dense_features(self, config: Any) -> tuple[tuple[str, int], ...]:
+        """Returns the splits and views whose tokens are read; see `registry.dense_features`."""
+        is_read = config.text.pooling == alignment_training.ATTENTION and not config.text.augment
+        return (("train", 1), ("val", 1)) if is_read else ()
+
     def hash_files(self, config: Any) -> str:
         """Returns a hash of the files of captions, of choices and of the text tower."""
         return caption_data.hash_files(config)

@@ -92,14 +92,12 @@ def make_extractor(
     def run(params, video_bthwc, real_b):
         out = encoder.apply(params, video_bthwc, layers)
         tokens_btsd = out.layers_lbtnd[0] if layers else out.tokens_btnd
-        if options.dense:
-            found = {"tokens": tokens_btsd}
-        else:
-            found = {"frames": jnp.mean(tokens_btsd, axis=2)}
-            if out.pooled_bd is not None:
-                found["pool"] = out.pooled_bd
-            if out.class_bkd is not None:
-                found["class"] = out.class_bkd
+        found = {"tokens": tokens_btsd} if options.dense else {}
+        found["frames"] = jnp.mean(tokens_btsd, axis=2)
+        if out.pooled_bd is not None:
+            found["pool"] = out.pooled_bd
+        if out.class_bkd is not None:
+            found["class"] = out.class_bkd
         found = {name: value.astype(options.dtype) for name, value in found.items()}
         if options.moments:
             tokens_bnd = rearrange(tokens_btsd, "b t s d -> b (t s) d")
