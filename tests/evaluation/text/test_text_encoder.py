@@ -57,6 +57,13 @@ def test_features_do_not_depend_on_the_batch(tmp_path, monkeypatch):
     np.testing.assert_allclose(encoder.encode(encoder.params, words_jn), expected_jd, atol=1e-6)
 
 
+def test_folder_without_a_tokenizer_is_refused(tmp_path):
+    write_clip(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match=r"has no tokenizer.json: download it, or write it"):
+        text_encoder.load_text_encoder(tmp_path)
+
+
 def test_tokenizer_of_another_model_is_refused(tmp_path):
     write_clip(tmp_path, words=11)
     with pytest.raises(UserError, match="has 12 tokens, but the model has 11"):
