@@ -8,16 +8,16 @@ Shape key: b videos, t frames, h w pixels, c channels.
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
-
-import numpy as np
+import math
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 from invnext_jax.checkpointing import run_metadata, video_digests
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data import pipeline, video_io
 from invnext_jax.data.access_rules import AccessRules
-from invnext_jax.evaluation import features, nearest_neighbors
+from invnext_jax.evaluation import nearest_neighbors
+from invnext_jax.evaluation.clips_in_memory import ClipsInMemory, LabeledVideos, read_videos
 from invnext_jax.evaluation.dense import truth_source
 from invnext_jax.evaluation.dense.stored_truth import TruthInMemory
 from invnext_jax.evaluation.feature_cache import FeatureCache, FeatureSource, feature_key
@@ -30,21 +30,8 @@ from invnext_jax.json_file import hash_json
 from invnext_jax.monitoring.progress import ProgressMeter
 
 SPLITS = {"train": "training", "val": "held-out"}  # the values are used in messages
+IN_MEMORY_BYTES = 2**28  # clips of a split up to this size stay in memory
 _METER_FILES = 10_000  # minimum number of files for which `hash_videos` shows its progress
-
-
-class LabeledVideos(NamedTuple):
-    """All readable videos of a split, in memory.
-
-    Attributes:
-      video_bthwc: uint8 clips.
-      labels: int32 labels [b] of each task; a negative number means no label.
-      index_b: int32 row numbers in the manifest.
-    """
-
-    video_bthwc: np.ndarray
-    labels: dict[str, np.ndarray]
-    index_b: np.ndarray
 
 
 class EvaluationData:
@@ -60,7 +47,7 @@ class EvaluationData:
 
     def __init__(self, config: Any, tasks: tuple[str, ...]):
         self.config = config
-        self._videos: dict[str, LabeledVideos] = {}
+        self._videos: dict[str, tuple[LabeledVideos, pipeline.EvalDataset]] = {}
         self._truths: dict[tuple, Truth] = {}
         self.tasks = tasks
         self.manifests = {split: config[f"{split}_manifest"] for split in SPLITS}
@@ -81,19 +68,20 @@ class EvaluationData:
         views: int = 1,
         rows: Sequence[int] | None = None,
         block: int | None = None,
-    ) -> pipeline.EvalDataset:
+    ) -> pipeline.EvalDataset | ClipsInMemory:
         """Returns the batches of a split in manifest order. Rows with index -1 are padding.
 
         See `pipeline.make_eval_dataset` for the arguments. A batch has about `config.batch_size`
-        clips for any number of views.
+        clips for any number of views. If all clips of the split are small, they are read once and
+        stay in memory.
         """
+        options = {"batch_size": self.videos_of_batch(views), "rows": rows, "block": block}
+        if views == 1 and self._clip_bytes(split) <= IN_MEMORY_BYTES:
+            videos, dataset = self._read_videos(split)
+            return ClipsInMemory(videos, dataset.manifest, dataset.bad_videos, **options)
+        manifest = self.manifests[split]
         return pipeline.make_eval_dataset(
-            self.config.data,
-            manifest=self.manifests[split],
-            batch_size=self.videos_of_batch(views),
-            views=views,
-            rows=rows,
-            block=block,
+            self.config.data, manifest=manifest, views=views, **options
         )
 
     def videos_of_batch(self, views: int) -> int:
@@ -131,9 +119,22 @@ class EvaluationData:
 
     def videos(self, split: str) -> LabeledVideos:
         """Returns all videos of a split. The first call reads them into memory."""
+        return self._read_videos(split)[0]
+
+    def _read_videos(self, split: str) -> tuple[LabeledVideos, pipeline.EvalDataset]:
+        """Returns all videos of a split and the dataset from which they were read."""
         if split not in self._videos:
-            self._videos[split] = load_videos(self.batches(split))
+            dataset = pipeline.make_eval_dataset(
+                self.config.data,
+                manifest=self.manifests[split],
+                batch_size=self.videos_of_batch(1),
+            )
+            self._videos[split] = read_videos(dataset, f"{SPLITS[split]} videos read"), dataset
         return self._videos[split]
+
+    def _clip_bytes(self, split: str) -> int:
+        source = self.feature_source(split, 1)
+        return source.rows * math.prod(source.clip_shape)
 
     def feature_key(self, split: str, encoder_key: str) -> str:
         """Returns the key for the features of a split; see `feature_cache.feature_key`."""
@@ -288,15 +289,3 @@ def hash_videos(names: str, rules: AccessRules, seconds: float) -> str:
             digest.update(f"{found}\n".encode())
             meter.update(number, "hashed")
     return digest.hexdigest()
-
-
-def load_videos(batches: Iterable[Mapping[str, Any]]) -> LabeledVideos:
-    """Reads all batches into memory and removes padding."""
-    videos, labels, index = [], [], []
-    for batch in batches:
-        real_b = np.asarray(batch["index"]) >= 0
-        videos.append(np.asarray(batch["video"])[real_b])
-        index.append(np.asarray(batch["index"])[real_b])
-        labels.append({k: np.asarray(v)[real_b] for k, v in features.task_labels(batch).items()})
-    joined = {task: np.concatenate([part[task] for part in labels]) for task in labels[0]}
-    return LabeledVideos(np.concatenate(videos), joined, np.concatenate(index))

@@ -22,6 +22,7 @@ from invnext_jax.evaluation import (
     tables,
     video_scores,
 )
+from invnext_jax.evaluation.clips_in_memory import LabeledVideos
 from invnext_jax.evaluation.evaluators import (
     box_baselines,
     classification,
@@ -30,7 +31,6 @@ from invnext_jax.evaluation.evaluators import (
     supervised,
 )
 from invnext_jax.evaluation.feature_store import extraction
-from invnext_jax.evaluation.inputs import LabeledVideos
 from invnext_jax.models import encoder as encoder_model
 from invnext_jax.synthetic_world.files import write_world
 from invnext_jax.synthetic_world.scene import WorldSpec
