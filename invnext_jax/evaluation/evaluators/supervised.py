@@ -18,6 +18,7 @@ import optax
 
 from invnext_jax import loop
 from invnext_jax.errors import UserError
+from invnext_jax.evaluation.clips_in_memory import LabeledVideos
 from invnext_jax.evaluation.evaluators.classification import (
     ClassifierResult,
     make_rows,
@@ -26,7 +27,7 @@ from invnext_jax.evaluation.evaluators.classification import (
 from invnext_jax.evaluation.evaluators.evaluator import Row
 from invnext_jax.evaluation.feature_store.state_file import SaveTimer, StateFile
 from invnext_jax.evaluation.heads import class_losses
-from invnext_jax.evaluation.inputs import SPLITS, EvalInputs, LabeledVideos
+from invnext_jax.evaluation.inputs import SPLITS, EvalInputs
 from invnext_jax.models.encoder import Encoder
 from invnext_jax.models.patches import normalize
 from invnext_jax.monitoring.progress import ProgressMeter
