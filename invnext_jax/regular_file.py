@@ -26,6 +26,22 @@ _CHUNK_BYTES = 2**20
 _OPEN = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC  # opening a pipe does not block
 
 
+def open_regular(path: str | os.PathLike) -> BinaryIO:
+    """Opens a regular file of any size for reading.
+
+    Raises:
+      OSError: The file cannot be opened or is not a regular file, or its name is not valid.
+    """
+    try:
+        number = os.open(path, _OPEN)
+    except ValueError as error:  # a NUL character, or one that the file system cannot encode
+        raise OSError(errno.EINVAL, "Invalid file name") from error
+    if not stat.S_ISREG(os.fstat(number).st_mode):
+        os.close(number)
+        raise OSError(errno.EINVAL, "Not a regular file", os.fspath(path))
+    return open(number, "rb")
+
+
 @contextlib.contextmanager
 def open_binary(path: str | os.PathLike, max_bytes: int) -> Iterator[BinaryIO]:
     """Opens a regular file for reading.
@@ -38,20 +54,10 @@ def open_binary(path: str | os.PathLike, max_bytes: int) -> Iterator[BinaryIO]:
       OSError: The file cannot be opened, is not a regular file or is too large, or its name is
           not valid.
     """
-    try:
-        number = os.open(path, _OPEN)
-    except ValueError as error:  # a NUL character, or one that the file system cannot encode
-        raise OSError(errno.EINVAL, "Invalid file name") from error
-    try:
-        status = os.fstat(number)
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, "Not a regular file", os.fspath(path))
-        if status.st_size > max_bytes:
+    with open_regular(path) as file:
+        if os.fstat(file.fileno()).st_size > max_bytes:
             raise OSError(errno.EFBIG, f"Larger than {max_bytes} bytes", os.fspath(path))
-        with open(number, "rb", closefd=False) as file:
-            yield file
-    finally:
-        os.close(number)
+        yield file
 
 
 def read_bytes(path: str | os.PathLike, max_bytes: int) -> bytes:

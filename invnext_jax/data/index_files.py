@@ -55,6 +55,8 @@ def decode_index(text: str, version: Version) -> PacketIndex | None:
         size, changed, times, keys, delay, is_decoded = json.loads(data)
         if (size, changed) != version or not times:
             return None
+        if type(times) is not list or type(keys) is not list:
+            return None
         has_times = times[0] is not None
         for number in (*(times if has_times else ()), *keys, delay):
             if type(number) is not int or abs(number) > MAX_TICKS:

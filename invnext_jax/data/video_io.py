@@ -20,6 +20,7 @@ from invnext_jax.data import decode, demux, index_files, shards
 from invnext_jax.data import files as files_lib
 from invnext_jax.data.frame_index import PacketIndex
 from invnext_jax.errors import UserError
+from invnext_jax.regular_file import open_regular
 from invnext_jax.synthetic_world import urls
 
 MAX_FRAMES = 500_000  # total number of frames of the cached indexes; about 20 MiB
@@ -71,9 +72,7 @@ def open_text(name: str) -> TextIO:
       OSError: The file cannot be opened.
       UserError: As in `files_lib.check_protocol`.
     """
-    if not is_remote(name):
-        return open(name, newline="", encoding="utf-8-sig", errors="surrogateescape")
-    file = io.BufferedReader(files_lib.open_remote(name))
+    file = io.BufferedReader(files_lib.open_remote(name)) if is_remote(name) else open_regular(name)
     return io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
 
 
@@ -86,7 +85,7 @@ def hash_files(names: Sequence[str]) -> str:
     """
     digest = hashlib.sha256()
     for name in names:
-        with files_lib.open_remote(name) if is_remote(name) else open(name, "rb") as file:
+        with files_lib.open_remote(name) if is_remote(name) else open_regular(name) as file:
             while data := file.read(files_lib.BLOCK_BYTES):
                 digest.update(data)
     return digest.hexdigest()

@@ -22,6 +22,7 @@ _READABLE_CODES = ("F64", *_DTYPE_CODES.values())
 MAX_SHARDS = 10_000
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 _WRAPPERS = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+_MODULES = re.compile(r"(module\.)*")
 _PICKLE_SUFFIXES = (".bin", ".pth", ".pt", ".ckpt", ".pkl", ".tar")
 _CONVERT = (
     "pickles are not read because they can run any code. Convert it on a machine with PyTorch: "
@@ -88,8 +89,8 @@ def _strip_wrappers(tensors: dict[str, LazyTensor], source: Path) -> dict[str, L
     """Removes prefixes added to names by torch.compile, FSDP and DistributedDataParallel."""
     renamed = {name: _WRAPPERS.sub("", name) for name in tensors}
     # A model may have a submodule "module". DistributedDataParallel adds the prefix to all names.
-    while renamed and all(name.startswith("module.") for name in renamed.values()):
-        renamed = {name: new.removeprefix("module.") for name, new in renamed.items()}
+    prefix = min((_MODULES.match(name).end() for name in renamed.values()), default=0)
+    renamed = {name: new[prefix:] for name, new in renamed.items()}
     if len(set(renamed.values())) < len(renamed):
         raise UserError(
             f"{source} has some tensors twice, with and without a prefix such as '_orig_mod.': "

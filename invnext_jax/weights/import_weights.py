@@ -171,7 +171,7 @@ def _check_pixel_stats(kind: str, source: Path) -> None:
         values = found.get(name, expected.tolist())
         try:
             is_same = np.allclose(np.asarray(values, np.float64), expected, atol=1e-3)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             is_same = False
         if not is_same:
             raise UserError(

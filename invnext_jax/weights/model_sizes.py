@@ -55,10 +55,10 @@ def check_sizes(
             "config of the checkpoint"
         )
     for name, value in config.items():
-        if isinstance(value, Mapping):
-            check_sizes(value, source, values, depth + 1)
-        elif name in LIMITS:
+        if name in LIMITS:
             check_size(value, name, source, LIMITS[name])
+        elif isinstance(value, Mapping):
+            check_sizes(value, source, values, depth + 1)
     data, encoder = config.get("data", {}), config.get("encoder", {})
     if isinstance(data, Mapping) and isinstance(encoder, Mapping) and "patch" in encoder:
         # The position tables of the other modules have the grid of the clips.

@@ -169,3 +169,11 @@ def test_files_that_must_be_decoded_to_find_their_frames_are_stored(videos, tmp_
     path = videos.write(tmp_path / "a.ts", frames=30)
     with decode.open_video(path) as video, demux.open_stream(str(path)):
         assert index_files.is_slow(video.index)
+
+
+@pytest.mark.parametrize("field", [2, 3])
+def test_objects_in_place_of_lists_are_damage(field):
+    fields = [1, 2, [0, 1], [0], 0, True]
+    fields[field] = {"a": 1}
+    text = base64.b64encode(zlib.compress(json.dumps(fields).encode())).decode()
+    assert index_files.decode_index(text, (1, 2)) is None

@@ -1,3 +1,4 @@
+import os
 import pickle  # grain pickles sources
 
 import pytest
@@ -155,3 +156,11 @@ def test_blank_and_float_labels_long_cells_and_any_names_are_read(tmp_path):
     (tmp_path / "list.csv").write_bytes(b"path,source\n1.mp4,caf\xe9\n")
     with pytest.raises(UserError, match=r"line 2: the source 'caf.udce9' is not UTF-8: save"):
         manifest_lib.read_manifest(tmp_path / "list.csv")
+
+
+def test_a_pipe_or_a_device_is_not_read_as_a_manifest(tmp_path):
+    os.mkfifo(tmp_path / "pipe.csv")
+    (tmp_path / "zero.csv").symlink_to("/dev/zero")
+    for name in ("pipe.csv", "zero.csv"):
+        with pytest.raises(UserError, match=f"{name} cannot be read: .*Not a regular file"):
+            manifest_lib.read_manifest(tmp_path / name)

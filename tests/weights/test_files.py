@@ -155,3 +155,9 @@ def test_the_largest_float16_is_written(tmp_path):
     tensors = {"b": files.LazyTensor((2,), lambda: np.array([65504.0, 65519.0], np.float32))}
     files.write_tensors(tmp_path / "x.safetensors", tensors, dtype="float16", metadata={})
     assert st.load_file(tmp_path / "x.safetensors")["b"].tolist() == [65504.0, 65504.0]
+
+
+def test_repeated_prefixes_of_all_names_are_removed_at_once(tmp_path):
+    long = "module." * 10**6
+    found = files._strip_wrappers({f"{long}a": 1, f"module.{long}b": 2}, tmp_path)
+    assert found == {"a": 1, "module.b": 2}

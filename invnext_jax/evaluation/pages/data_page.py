@@ -156,7 +156,7 @@ def _read_quarantines(manifests: str) -> list[tuple[str, int]]:
             try:
                 with path.open(newline="", encoding="utf-8", errors="backslashreplace") as file:
                     rows = csv.DictReader(file)
-                    reasons |= {row["path"]: row["reason"] or "" for row in rows}
+                    reasons |= {row["path"]: row["reason"] or "" for row in rows if row["path"]}
             except (OSError, KeyError, csv.Error) as error:
                 logging.warning("%s is damaged and skipped: %r", path, error)
     return count_reasons(reasons)

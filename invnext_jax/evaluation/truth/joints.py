@@ -66,12 +66,13 @@ class JhmdbJoints:
             for line in images.read_lines(path):
                 name, _, member = line.strip().partition(" ")
                 if member.strip() == MEMBERS[split]:
-                    if not images.is_folder_name(name):
+                    stem = Path(name).stem
+                    if not all(map(images.is_folder_name, (name, stem, action))):
                         raise UserError(
                             f"{path} has the clip {name[:80]!r}, which is not a file name: correct "
                             "the list"
                         )
-                    self.clips.append((action, Path(name).stem))
+                    self.clips.append((action, stem))
         if not self.clips:
             raise UserError(
                 f"{root / 'splits'} has no list *{ENDING}{number}.txt with clips of {split}: "
