@@ -132,6 +132,7 @@ def check_error(folder, config, sentence, capsys):
     _, _, message = capsys.readouterr().err.partition("error: ")
     first, *reasons = message.rstrip("\n").split("\n")
     assert re.search(sentence, first)
+    first = first.replace(str(folder), "")
     assert len(first) < 400 and all(reason.startswith("  ") for reason in reasons)
 
 

@@ -169,7 +169,7 @@ def after_first_step(folder, action):
     history = folder.path / "history.jsonl"
 
     def wait():
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         while not history.exists() or '"step"' not in history.read_text():
             assert time.monotonic() < deadline
             time.sleep(0.01)
