@@ -20,6 +20,7 @@ from invnext_jax.errors import UserError
 _DTYPE_CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _READABLE_CODES = ("F64", *_DTYPE_CODES.values())
 MAX_SHARDS = 10_000
+MAX_TENSORS = 2**13  # each is read separately, and each reading parses the header of the file
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 _WRAPPERS = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _MODULES = re.compile(r"(module\.)*")
@@ -87,6 +88,11 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
 
 def _strip_wrappers(tensors: dict[str, LazyTensor], source: Path) -> dict[str, LazyTensor]:
     """Removes prefixes added to names by torch.compile, FSDP and DistributedDataParallel."""
+    if len(tensors) > MAX_TENSORS:
+        raise UserError(
+            f"{source} has {len(tensors)} tensors, but at most {MAX_TENSORS} are read: use the "
+            "weights of the model alone"
+        )
     renamed = {name: _WRAPPERS.sub("", name) for name in tensors}
     # A model may have a submodule "module". DistributedDataParallel adds the prefix to all names.
     prefix = min((_MODULES.match(name).end() for name in renamed.values()), default=0)

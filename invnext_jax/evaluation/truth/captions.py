@@ -31,7 +31,7 @@ from invnext_jax.synthetic_world.spec import WorldSpec
 
 MAX_BYTES = 2**32
 # Maximum size of a JSON list. It is parsed as a whole, which needs several times more memory.
-MAX_JSON_BYTES = 2**28
+MAX_JSON_BYTES = 2**26
 MAX_LINE_BYTES = 2**22
 ADVICE = 'write a JSON list of objects with "video", a path of the manifest, and "caption"'
 CHOICES_ADVICE = (
