@@ -24,7 +24,8 @@ from jax.sharding import Mesh
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data import pipeline
 from invnext_jax.data.access_rules import AccessRules
-from invnext_jax.data.held_out import held_out_rows
+from invnext_jax.data.held_out import find_shared_manifest, held_out_rows
+from invnext_jax.data.manifest import Manifest
 from invnext_jax.errors import UserError, check_minimums
 from invnext_jax.models import attention
 from invnext_jax.models import encoder as encoder_model
@@ -32,13 +33,11 @@ from invnext_jax.models.patches import normalize
 from invnext_jax.monitoring.progress import ProgressMeter
 from invnext_jax.multihost import consensus
 from invnext_jax.multihost.distributed import log_on_process_0
-from invnext_jax.objectives.losses import rank_of_spectrum
+from invnext_jax.objectives.neighbor_scores import RANK, score_tasks
 from invnext_jax.training import mesh as mesh_lib
 
 CLIPS_PER_SHARD = 8  # clips per shard of the batch in a forward pass
-TEMPERATURE = 0.07  # equal to the default of `config.knn`
 RETRIEVAL = "retrieval"  # name of the task if there are no labels
-RANK = "feature_rank"
 
 
 def check_config(config: Any) -> None:
@@ -75,20 +74,22 @@ class OnlineEvaluation:
       metrics: names of the metrics.
     """
 
-    def __init__(self, config: Any, mesh: Mesh, params: Any):
+    def __init__(self, config: Any, mesh: Mesh, params: Any, training: Manifest):
         """Reads the clips and compiles the forward pass.
 
         Args:
           config: the run's config, with `config.eval.every_steps` above 0.
           mesh: the run's mesh.
           params: parameters of the encoder on the devices, or their shapes and shardings.
+          training: the rows of `config.data.manifest`.
 
         Raises:
           UserError: the manifest is invalid, or no video can be read.
         """
         self._config, self._mesh = config, mesh
         with consensus.all_hosts_agree("reading the videos of config.eval"):
-            self._rows, labels = _read_labels(config)
+            self._manifest = _read_manifest(config, training)
+            self._rows, labels = _select_rows(config, self._manifest)
             self._clips = len(next(iter(labels.values())))
             self._chunk = CLIPS_PER_SHARD * mesh_lib.batch_shards(mesh)
             self._batches = list(self._read_batches())
@@ -158,7 +159,7 @@ class OnlineEvaluation:
         slot = {int(place): number for number, place in enumerate(places)}
         halves = self._clips // len(self._rows)
         number = {int(row): number for number, row in enumerate(self._rows)}
-        for row, video_thwc in _read_videos(self._config, self._rows, halves):
+        for row, video_thwc in _read_videos(config, self._manifest, self._rows, halves):
             clips_rthwc = rearrange(video_thwc, "(r t) h w c -> r t h w c", r=halves)
             for place, part_thwc in enumerate(clips_rthwc, halves * number[row]):
                 if place in slot:
@@ -194,19 +195,25 @@ def describe_change(records: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _read_labels(config: Any) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def _read_manifest(config: Any, training: Manifest) -> Manifest:
+    """Returns the manifest of the evaluated videos, which is `training` without `eval.manifest`."""
+    if not config.eval.manifest:
+        return training
+    rules = AccessRules.from_config(config.data)
+    manifest = manifest_lib.read_manifest(config.eval.manifest, rules)
+    _check_different(config, manifest, training)
+    return manifest
+
+
+def _select_rows(config: Any, manifest: Manifest) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Returns the evaluated rows of the manifest, ascending, and the labels of the clips by task.
 
     If there are more than `config.eval.videos` rows, a random subset is selected, which does not
     depend on the seed of the run. Without labels, each row has two clips, and their label is the
     index of the row.
     """
-    rules = AccessRules.from_config(config.data)
-    manifest = manifest_lib.read_manifest(_manifest(config), rules)
     rows = np.arange(len(manifest))
-    if config.eval.manifest:
-        _check_different(config, manifest, rules)
-    else:
+    if not config.eval.manifest:
         rows = held_out_rows(manifest, config.data.held_out)
     if len(rows) > config.eval.videos:
         chosen = np.random.default_rng(0).choice(len(rows), config.eval.videos, replace=False)
@@ -219,22 +226,18 @@ def _read_labels(config: Any) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     return rows, labels or {RETRIEVAL: np.repeat(np.arange(len(rows), dtype=np.int32), 2)}
 
 
-def _check_different(config: Any, manifest: manifest_lib.Manifest, rules: AccessRules) -> None:
+def _check_different(config: Any, manifest: Manifest, training: Manifest) -> None:
     """Logs how many videos of `config.eval.manifest` are training videos.
 
     Raises:
       UserError: a manifest is used for both.
     """
-    train = manifest_lib.find_manifests(config.data.manifest)
-    hashes = set(map(manifest_lib.hash_manifests, manifest_lib.split_names(train)))
-    for name in manifest_lib.split_names(_manifest(config)):
-        if manifest_lib.hash_manifests(name) in hashes:
-            raise UserError(
-                f"config.eval.manifest={name} is also in config.data.manifest: use a manifest of "
-                "other videos, or leave it empty and set config.data.held_out"
-            )
-    trained = manifest_lib.read_manifest(train, rules)
-    videos = set(zip(trained.paths, trained.record.tolist(), strict=True))
+    if name := find_shared_manifest(config.eval.manifest, config.data.manifest):
+        raise UserError(
+            f"config.eval.manifest={name} is also in config.data.manifest: use a manifest of "
+            "other videos, or leave it empty and set config.data.held_out"
+        )
+    videos = set(zip(training.paths, training.record.tolist(), strict=True))
     shared = sum(v in videos for v in zip(manifest.paths, manifest.record.tolist(), strict=True))
     if shared:
         log_on_process_0(
@@ -243,17 +246,15 @@ def _check_different(config: Any, manifest: manifest_lib.Manifest, rules: Access
         )
 
 
-def _manifest(config: Any) -> str:
-    return manifest_lib.find_manifests(config.eval.manifest or config.data.manifest)
-
-
-def _read_videos(config: Any, rows: np.ndarray, clips: int) -> Iterator[tuple[int, np.ndarray]]:
+def _read_videos(
+    data_config: Any, manifest: Manifest, rows: np.ndarray, clips: int
+) -> Iterator[tuple[int, np.ndarray]]:
     """Yields the row and the frames of each readable video: uint8 [clips * t, h, w, 3]."""
-    data = ml_collections.ConfigDict(config.data.to_dict())
+    data = ml_collections.ConfigDict(data_config.to_dict())
     data.frames *= clips
     if clips > 1:
         data.update(sampling="sparse", by_source={})
-    dataset = pipeline.make_eval_dataset(data, manifest=_manifest(config), rows=rows, batch_size=1)
+    dataset = pipeline.make_eval_dataset(data, manifest=manifest, rows=rows, batch_size=1)
     quiet = jax.process_index() != 0
     with ProgressMeter(len(rows), "video", quiet=quiet) as meter:
         for done, batch in enumerate(dataset, 1):
@@ -269,53 +270,3 @@ def _encode(encoder: Any, params: Any, batch: Mapping[str, jax.Array]) -> tuple[
     x_bd = jnp.mean(tokens_bnd[:, encoder.class_tokens :], axis=1)
     length_b1 = jnp.linalg.norm(x_bd, axis=1, keepdims=True)
     return x_bd / jnp.maximum(length_b1, 1e-12), batch["valid"]
-
-
-def score_tasks(
-    parts: Sequence[tuple[jax.Array, jax.Array]],
-    labels: Mapping[str, jax.Array],
-    *,
-    classes: Mapping[str, int],
-    neighbors: int,
-) -> dict[str, jax.Array]:
-    """Computes the leave-one-out accuracy of weighted nearest neighbors for each task.
-
-    Args:
-      parts: batches of clips: L2-normalized features, float32 [b d], and whether they are valid,
-        bool [b]. Invalid clips are neither classified nor used as neighbors. Clips after the first
-        n are padding.
-      labels: int32 [n] by task; a negative number means no label.
-      classes: number of classes of each task.
-      neighbors: number of neighbors k that vote; fewer if there are fewer other clips.
-
-    Returns:
-      float32 accuracy of each task, NaN if there is no clip to classify, and `RANK`, the effective
-      rank of the features of the valid clips.
-    """
-    n = len(next(iter(labels.values())))
-    x_nd, valid_n = (jnp.concatenate(part)[:n] for part in zip(*parts, strict=True))
-    similarity_nn = jnp.einsum("nd,md->nm", x_nd, x_nd, precision=jax.lax.Precision.HIGHEST)
-    self_nn = jnp.eye(n, dtype=bool)
-    accuracies = {}
-    for task, label_n in labels.items():
-        known_n = valid_n & (label_n >= 0)
-        allowed_nn = known_n[None] & ~self_nn
-        masked_nn = jnp.where(allowed_nn, similarity_nn, -jnp.inf)
-        top_nk, index_nk = jax.lax.top_k(masked_nn, min(neighbors, n - 1))
-        weight_nk = jnp.exp((top_nk - top_nk[:, :1]) / TEMPERATURE)
-        weight_nk = jnp.where(jnp.isfinite(top_nk), weight_nk, 0.0)
-        votes_nkc = jax.nn.one_hot(label_n[index_nk], classes[task]) * weight_nk[..., None]
-        correct_n = jnp.argmax(jnp.sum(votes_nkc, axis=1), axis=1) == label_n
-        correct_n &= jnp.isfinite(top_nk[:, 0])
-        accuracies[task] = jnp.sum(correct_n & known_n) / jnp.sum(known_n)
-    return accuracies | {RANK: _rank(x_nd, valid_n)}
-
-
-def _rank(x_nd: jax.Array, valid_n: jax.Array) -> jax.Array:
-    """Returns the effective rank of the valid features."""
-    valid_n1 = valid_n[:, None].astype(x_nd.dtype)
-    mean_1d = jnp.sum(x_nd * valid_n1, axis=0, keepdims=True) / jnp.sum(valid_n1)
-    x_nd = (x_nd - mean_1d) * valid_n1
-    # Its non-zero eigenvalues are those of the covariance matrix, up to a factor.
-    gram_nn = jnp.einsum("nd,md->nm", x_nd, x_nd, precision=jax.lax.Precision.HIGHEST)
-    return rank_of_spectrum(jnp.linalg.eigvalsh(gram_nn))

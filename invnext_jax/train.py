@@ -144,7 +144,9 @@ def prepare(
         _check_fit(config, frozen, abstract_frozen)
     online_evaluation = None
     if config.eval.every_steps and int(state.step) < config.total_steps:
-        online_evaluation = OnlineEvaluation(config, mesh, state.params["encoder"])
+        online_evaluation = OnlineEvaluation(
+            config, mesh, state.params["encoder"], dataset.manifest
+        )
     run = loop.Run(
         training=training,
         recipe=recipe,

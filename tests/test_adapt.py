@@ -8,6 +8,7 @@ import pytest
 
 from configs import adapt
 from invnext_jax import init_source, online_evaluation, train
+from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import exporter
 from invnext_jax.monitoring import metrics_file
@@ -55,7 +56,8 @@ def test_training_starts_from_the_source_and_ends_with_numbers_before_and_after(
     params, _ = init_source.read_source(config)
     mesh = mesh_lib.make_mesh(config.mesh, jax.devices()[:1])
     encoder = mesh_lib.replicate(params["encoder"], mesh)
-    evaluation = online_evaluation.OnlineEvaluation(config, mesh, encoder)
+    training = manifest_lib.read_manifest(config.data.manifest)
+    evaluation = online_evaluation.OnlineEvaluation(config, mesh, encoder, training)
     found = {name: float(value) for name, value in evaluation.evaluate(encoder).items()}
     assert found == {name: pytest.approx(records[0][name]) for name in found}
     assert found.keys() == {"eval/retrieval", "eval/feature_rank"}

@@ -1,7 +1,8 @@
-"""The videos of a manifest that are held out from training, to evaluate on them."""
+"""Held-out videos: those of a manifest that are not trained on, and separate manifests."""
 
 import numpy as np
 
+from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data.manifest import Manifest
 from invnext_jax.errors import UserError
 
@@ -47,3 +48,15 @@ def training_rows(manifest: Manifest, count: int) -> np.ndarray | None:
     if not count:
         return None
     return np.setdiff1d(np.arange(len(manifest)), held_out_rows(manifest, count))
+
+
+def find_shared_manifest(held_out: str, training: str) -> str | None:
+    """Returns the first held-out manifest with the content of a training manifest, or None.
+
+    Args:
+      held_out: names of manifests, separated by commas.
+      training: names of manifests, separated by commas.
+    """
+    hashes = set(map(manifest_lib.hash_manifests, manifest_lib.list_manifests(training)))
+    names = manifest_lib.list_manifests(held_out)
+    return next((name for name in names if manifest_lib.hash_manifests(name) in hashes), None)

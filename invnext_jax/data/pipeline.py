@@ -248,7 +248,7 @@ class EvalDataset:
 def make_eval_dataset(
     data_config,
     *,
-    manifest: str,
+    manifest: str | manifest_lib.Manifest,
     batch_size: int,
     views: int = 1,
     rows: Sequence[int] | None = None,
@@ -261,7 +261,7 @@ def make_eval_dataset(
 
     Args:
       data_config: `config.data`; its `manifest`, `weights` and `repeats` are not used.
-      manifest: Name of the manifest, in the format of `config.data.manifest`.
+      manifest: The manifest, or its name in the format of `config.data.manifest`.
       batch_size: Number of videos per batch. The last batch is padded with rows of `index` -1.
       views: Consecutive clips per video: 1 for the center crop, 3 also for both ends.
       rows: Rows of the manifest to read, ascending. None for all.
@@ -275,10 +275,11 @@ def make_eval_dataset(
       UserError: The manifest is missing, empty or invalid. During iteration: no video can be
           read, although all rows were requested.
     """
-    found = manifest_lib.read_manifest(manifest, AccessRules.from_config(data_config))
+    if isinstance(manifest, str):
+        manifest = manifest_lib.read_manifest(manifest, AccessRules.from_config(data_config))
     return EvalDataset(
-        found,
-        load or LoadClip.from_config(data_config, found),
+        manifest,
+        load or LoadClip.from_config(data_config, manifest),
         batch_size=batch_size,
         workers=count_workers(data_config.workers),
         prefetch=data_config.prefetch,

@@ -2,6 +2,7 @@
 
 import collections
 import hashlib
+import itertools
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,6 +15,7 @@ from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data import shards, video_io
 from invnext_jax.data.access_rules import AccessRules
 from invnext_jax.data.demux import BadVideo
+from invnext_jax.data.held_out import find_shared_manifest
 from invnext_jax.data.manifest import Manifest
 from invnext_jax.data.video_io import digest_file
 from invnext_jax.errors import UserError
@@ -45,13 +47,11 @@ def check_different(config: Any) -> None:
     """
     if config.same_manifest:
         return
-    train = set(map(manifest_lib.hash_manifests, _parts(config.train_manifest)))
-    for name in _parts(config.val_manifest):
-        if manifest_lib.hash_manifests(name) in train:
-            raise UserError(
-                f"config.val_manifest={name} is also in config.train_manifest: use a manifest of "
-                "held-out videos, or set config.same_manifest=True to evaluate on training videos"
-            )
+    if name := find_shared_manifest(config.val_manifest, config.train_manifest):
+        raise UserError(
+            f"config.val_manifest={name} is also in config.train_manifest: use a manifest of "
+            "held-out videos, or set config.same_manifest=True to evaluate on training videos"
+        )
 
 
 def choose_tasks(config: Any, needs_labels: bool = True) -> tuple[str, ...]:
@@ -143,7 +143,8 @@ def check_class_names(
     """
     known: dict[str, tuple[str, dict[str, int]]] = {}
     nameless = collections.defaultdict(list)
-    for name in [*_parts(config.train_manifest), *_parts(config.val_manifest)]:
+    names = map(manifest_lib.list_manifests, (config.train_manifest, config.val_manifest))
+    for name in itertools.chain.from_iterable(names):
         columns = _label_columns(name)
         local = not video_io.is_world(name) and not video_io.is_remote(name)
         ids = columns_lib.read_manifest_classes(name) if local else None
@@ -168,10 +169,6 @@ def check_class_names(
         if task in known and names
     ]
     return {task: ids for task, (_, ids) in known.items()}, notes
-
-
-def _parts(names: str) -> list[str]:
-    return manifest_lib.list_manifests(names)
 
 
 def _label_columns(name: str) -> list[str]:
