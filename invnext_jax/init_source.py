@@ -21,6 +21,12 @@ _SECTIONS = ("encoder", "predictor", "decoder", "teacher")
 _FIELDS = ("variant", "dtype", "init_gain")
 _CLIP_FIELDS = ("frames", "size", "short_side", "crop_scales")
 _NOT_COPIED = ("predictor.weights", "decoder.chunks", "decoder.noise_draws", "teacher.weights")
+# Fields that change the meaning or the shapes of the parameters.
+_SIZES = ("width", "depth", "heads", "mlp_width")
+_COMPARED_FIELDS = {
+    "encoder": (*_SIZES, "pool_heads", "patch", "size", "frames", "class_tokens"),
+    "predictor": (*_SIZES, "kind", "window", "last_layer"),
+}
 
 
 class Source(NamedTuple):
@@ -46,7 +52,7 @@ def read_source(config: ml_collections.FrozenConfigDict) -> Source:
         return Source()
     if not path.endswith(".safetensors") and not _is_published(path):
         params, found, step = reader.restore_run(path)
-        run_metadata.check_source(config, found, step)
+        check_source(config, found, step)
         return Source(params, step)
     with consensus.all_hosts_agree(f"the weights {path}"):
         if _is_published(path):
@@ -55,8 +61,45 @@ def read_source(config: ml_collections.FrozenConfigDict) -> Source:
         else:
             params, about = export.read_export(path)
             found, step = about.get("config", {}), about.get("source", {}).get("step")
-        run_metadata.check_source(config, run_metadata.config_from_json(found), None)
+        check_source(config, run_metadata.config_from_json(found), None)
     return Source(params, step)
+
+
+def check_source(
+    config: ml_collections.ConfigDict, source: ml_collections.ConfigDict, step: int | None
+) -> None:
+    """Checks that the parameters from `config.init_from` have the same meaning in this run.
+
+    Args:
+      config: the config of this run.
+      source: the config of the run or export in `config.init_from`. Fields missing in it are not
+          compared.
+      step: the number of steps that run has completed. None for an export, which counts as
+          finished.
+
+    Raises:
+      UserError: that run is not finished, or differs in one of `_COMPARED_FIELDS`.
+    """
+    unfinished = step is not None and step < source.total_steps
+    if unfinished and not config.init_from_unfinished:
+        raise UserError(
+            f"the run config.init_from={config.init_from} has completed {step} of "
+            f"{source.total_steps} steps: finish it, or set config.init_from_unfinished"
+        )
+    changed = [
+        f"config.{group}.{name}: {source[group][name]!r} in that run, {config[group][name]!r} in "
+        "this run"
+        for group, names in _COMPARED_FIELDS.items()
+        for name in names
+        if group in (config.init_parts or _COMPARED_FIELDS)
+        and name in source.get(group, {})
+        and source[group][name] != config[group][name]
+    ]
+    if changed:
+        raise UserError(
+            f"the run config.init_from={config.init_from} was made with different values; use its "
+            "values, or leave the part out of config.init_parts:\n  " + "\n  ".join(changed)
+        )
 
 
 def copy_sizes(

@@ -1,7 +1,6 @@
 """Metadata of a run that is saved in its checkpoints, and checks against it.
 
-A resumed run must match the metadata of its checkpoint. A run that starts from the parameters of
-another run (`config.init_from`) must match the metadata of that run.
+A resumed run must match the metadata of its checkpoint.
 """
 
 import copy
@@ -16,7 +15,6 @@ import ml_collections
 
 from invnext_jax import sanitize
 from invnext_jax.checkpointing.git_hash import read_git_hash
-from invnext_jax.errors import UserError
 
 FORMAT_VERSION = 2  # version of checkpoints; version 1 had the state of a grain iterator
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -256,48 +254,3 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + name] = value
     return flat
-
-
-# Fields that change the meaning or the shapes of the parameters.
-_SIZES = ("width", "depth", "heads", "mlp_width")
-_COMPARED_FIELDS = {
-    "encoder": (*_SIZES, "pool_heads", "patch", "size", "frames", "class_tokens"),
-    "predictor": (*_SIZES, "kind", "window", "last_layer"),
-}
-
-
-def check_source(
-    config: ml_collections.ConfigDict, source: ml_collections.ConfigDict, step: int | None
-) -> None:
-    """Checks that the parameters from `config.init_from` have the same meaning in this run.
-
-    Args:
-      config: the config of this run.
-      source: the config of the run or export in `config.init_from`. Fields missing in it are not
-          compared.
-      step: the number of steps that run has completed. None for an export, which counts as
-          finished.
-
-    Raises:
-      UserError: that run is not finished, or differs in one of `_COMPARED_FIELDS`.
-    """
-    unfinished = step is not None and step < source.total_steps
-    if unfinished and not config.init_from_unfinished:
-        raise UserError(
-            f"the run config.init_from={config.init_from} has completed {step} of "
-            f"{source.total_steps} steps: finish it, or set config.init_from_unfinished"
-        )
-    changed = [
-        f"config.{group}.{name}: {source[group][name]!r} in that run, {config[group][name]!r} in "
-        "this run"
-        for group, names in _COMPARED_FIELDS.items()
-        for name in names
-        if group in (config.init_parts or _COMPARED_FIELDS)
-        and name in source.get(group, {})
-        and source[group][name] != config[group][name]
-    ]
-    if changed:
-        raise UserError(
-            f"the run config.init_from={config.init_from} was made with different values; use its "
-            "values, or leave the part out of config.init_parts:\n  " + "\n  ".join(changed)
-        )

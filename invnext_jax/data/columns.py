@@ -193,6 +193,16 @@ def parse_cell(
         raise UserError(f"{line}: {text!r} in column {column!r} is not {what}") from error
 
 
+def parse_label_cell(text: str | None, line: str, column: str) -> int:
+    """Parses a cell with a class id of 32 bits; see `parse_cell`."""
+    label = parse_cell(parse_label, text, line, column, "an integer: number the classes")
+    if not -MAX_CLASS - 1 <= label <= MAX_CLASS:
+        raise UserError(
+            f"{line}: {label} in column {column!r} exceeds 32 bits: number the classes from 0"
+        )
+    return label
+
+
 def class_names_path(manifest: str | os.PathLike) -> Path:
     """Returns the path of the class names that belong to a manifest."""
     return Path(os.fspath(manifest).removesuffix(".csv") + CLASS_NAMES_SUFFIX)

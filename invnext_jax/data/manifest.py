@@ -20,12 +20,11 @@ import numpy as np
 from invnext_jax.data import files as files_lib
 from invnext_jax.data import shards, video_io
 from invnext_jax.data.access_rules import DEFAULT_RULES, AccessRules
-from invnext_jax.data.columns import LABEL_PREFIX, check_columns, parse_cell, parse_label
+from invnext_jax.data.columns import LABEL_PREFIX, check_columns, parse_cell, parse_label_cell
 from invnext_jax.errors import UserError
 from invnext_jax.synthetic_world import files, urls
 
 NO_RECORD = -1
-LABELS = np.iinfo(np.int32)
 csv.field_size_limit(2**31 - 1)  # some captions exceed the default of 131,072 characters
 NOT_MANIFESTS = tuple(f".{name}.csv" for name in ("quarantine", "duplicates", "damaged", "similar"))
 
@@ -286,12 +285,7 @@ def _read_rows(path: str, rows: csv.DictReader, columns: list[str], rules: Acces
         for name, values in times.items():
             values.append(parse_cell(float, row.get(name) or "nan", line, name, "a number"))
         for name, values in labels.items():
-            label = parse_cell(parse_label, row[name], line, name, "an integer: number the classes")
-            if not LABELS.min <= label <= LABELS.max:
-                raise UserError(
-                    f"{line}: {label} in column {name!r} exceeds 32 bits: number the classes from 0"
-                )
-            values.append(label)
+            values.append(parse_label_cell(row[name], line, name))
     return Manifest(
         file=path,
         paths=paths,

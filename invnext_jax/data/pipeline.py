@@ -7,8 +7,7 @@ Shape key: b clips, t frames, h w pixels, c channels.
 """
 
 import itertools
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -50,7 +49,7 @@ def check_config(data_config) -> None:
         raise UserError(
             "config.data.manifest is empty: set it to the CSV file that lists the videos"
         )
-    _check_clip_fields({name: data_config[name] for name in BY_SOURCE_FIELDS}, "")
+    sources.check_clip_options({name: data_config[name] for name in BY_SOURCE_FIELDS}, "")
     _check_by_source(data_config)
     access_rules.check_config(data_config)
 
@@ -70,38 +69,7 @@ def _check_by_source(data_config) -> None:
             if not isinstance(value, (tuple, list) if kind in (tuple, list) else kind):
                 raise UserError(f"{field}={value!r} must be a {kind.__name__}")
         fields = {name: overrides.get(name, data_config[name]) for name in BY_SOURCE_FIELDS}
-        _check_clip_fields(fields, f"by_source.{source}.")
-
-
-def _check_clip_fields(fields: Mapping[str, Any], prefix: str) -> None:
-    choices = {"sampling": ("sparse", "dense"), "crop": ("multi_scale", "random_resized")}
-    for name, allowed in choices.items():
-        if fields[name] not in allowed:
-            raise UserError(f"config.data.{prefix}{name}={fields[name]!r} must be one of {allowed}")
-    bounds = {"stride": (1, math.inf), "crop_area": (1e-3, 1), "crop_aspect": (1e-2, 1e2)}
-    for name, (least, most) in bounds.items():
-        value = fields[name]
-        if len(value) != 2 or not least <= value[0] <= value[1] <= most:
-            raise UserError(
-                f"config.data.{prefix}{name}={value} must be two numbers between {least} and "
-                f"{most}, the smaller one first"
-            )
-    if any(stride != int(stride) for stride in fields["stride"]):
-        raise UserError(
-            f"config.data.{prefix}stride={fields['stride']} must be whole numbers of frames"
-        )
-    scales = fields["crop_scales"]
-    if not scales or not all(0 < scale <= 1 for scale in scales):
-        raise UserError(
-            f"config.data.{prefix}crop_scales={scales} must be fractions of the short side, each "
-            "above 0 and at most 1"
-        )
-    jitter = fields["jitter"]
-    if len(jitter) != 4 or min(jitter) < 0 or jitter[3] > 0.5:
-        raise UserError(
-            f"config.data.{prefix}jitter={jitter} must be four non-negative numbers (brightness, "
-            "contrast, saturation, hue), with hue at most 0.5"
-        )
+        sources.check_clip_options(fields, f"by_source.{source}.")
 
 
 def make_train_dataset(

@@ -1,14 +1,16 @@
-"""Per-source options of `config.data.by_source`, and checks of the names of sources.
+"""Options of sources: `config.data.by_source` and `config.data.weights`.
 
 A source is the value of the column `source` of a manifest. `config.data.by_source` replaces options
 for the videos of a source. The clips of Something-Something must not be mirrored, so the default
 config has an entry "ssv2", which applies to all known spellings of this name.
 """
 
+import collections
 import difflib
 import functools
+import math
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -70,6 +72,90 @@ def describe_options(data_config: Config, source: str) -> str:
     stride = f" {low}" if low == high else f" {low}-{high}"
     sampling = options["sampling"] + (stride if options["sampling"] == "dense" else "")
     return f"{sampling}, {options['crop']}, {'flip' if options['flip'] else 'no flip'}"
+
+
+def check_clip_options(fields: Mapping[str, Any], prefix: str) -> None:
+    """Checks the options of `config.data` that can differ by source.
+
+    Args:
+      fields: the options, see `clips.BY_SOURCE_FIELDS`.
+      prefix: "", or "by_source.<source>.", for the message.
+
+    Raises:
+      UserError: an option has an invalid value.
+    """
+    choices = {"sampling": ("sparse", "dense"), "crop": ("multi_scale", "random_resized")}
+    for name, allowed in choices.items():
+        if fields[name] not in allowed:
+            raise UserError(f"config.data.{prefix}{name}={fields[name]!r} must be one of {allowed}")
+    bounds = {"stride": (1, math.inf), "crop_area": (1e-3, 1), "crop_aspect": (1e-2, 1e2)}
+    for name, (least, most) in bounds.items():
+        value = fields[name]
+        if len(value) != 2 or not least <= value[0] <= value[1] <= most:
+            raise UserError(
+                f"config.data.{prefix}{name}={value} must be two numbers between {least} and "
+                f"{most}, the smaller one first"
+            )
+    if any(stride != int(stride) for stride in fields["stride"]):
+        raise UserError(
+            f"config.data.{prefix}stride={fields['stride']} must be whole numbers of frames"
+        )
+    scales = fields["crop_scales"]
+    if not scales or not all(0 < scale <= 1 for scale in scales):
+        raise UserError(
+            f"config.data.{prefix}crop_scales={scales} must be fractions of the short side, each "
+            "above 0 and at most 1"
+        )
+    jitter = fields["jitter"]
+    if len(jitter) != 4 or min(jitter) < 0 or jitter[3] > 0.5:
+        raise UserError(
+            f"config.data.{prefix}jitter={jitter} must be four non-negative numbers (brightness, "
+            "contrast, saturation, hue), with hue at most 0.5"
+        )
+
+
+def check_weights(weights: Sequence[tuple[str, float]], counts: collections.Counter) -> list[str]:
+    """Checks `config.data.weights`, and returns the names of the weighted sources.
+
+    Args:
+      weights: pairs of a source and its weight.
+      counts: number of rows of each source of the manifest.
+
+    Raises:
+      UserError: a source has no weight, a weight has no source, or a weight is not a positive
+        number.
+    """
+    for pair in weights:
+        if not _is_pair(pair):
+            raise UserError(
+                f"config.data.weights: {pair!r} must be a source and a weight above 0, such as "
+                "('ssv2', 0.5)"
+            )
+    names = [name for name, _ in weights]
+    repeated = [name for name, count in collections.Counter(names).items() if count > 1]
+    if repeated:
+        raise UserError(f"config.data.weights contains the source {repeated[0]!r} twice")
+    unknown = [name for name in names if name not in counts]
+    if unknown:
+        raise UserError(
+            f"config.data.weights: the manifest has no source {unknown[0]!r}, only "
+            f"{', '.join(map(repr, counts))}"
+        )
+    missing = [name for name in counts if name not in names]
+    if missing:
+        raise UserError(
+            f"config.data.weights has no weight for the source {missing[0]!r}: add one, or remove "
+            "its rows from the manifest"
+        )
+    return names
+
+
+def _is_pair(pair: object) -> bool:
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not isinstance(pair[0], str):
+        return False
+    weight = pair[1]
+    number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
+    return number and math.isfinite(weight) and weight > 0
 
 
 def check_names(data_config: Config, sources: Iterable[str]) -> None:

@@ -13,7 +13,6 @@ video, which is decoded once. A group is the unit of work. See docs/data.md.
 
 import collections
 import functools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -96,7 +95,7 @@ class Mixture:
             self._rows, self._probabilities = [rows], np.ones(1)
             self.shares = {name: n / self.videos for name, n in self._counts.items()}
             return
-        names = _check_weights(weights, self._counts)
+        names = sources.check_weights(weights, self._counts)
         least = min(weight for _, weight in weights)
         parts = np.array([round(WEIGHT_STEPS * weight / least) for _, weight in weights], object)
         self._rows = _rows_by_source(manifest, names, rows)
@@ -133,41 +132,6 @@ class Mixture:
         if len(self.shares) > MAX_TABLE_ROWS:
             lines.append(f"and {len(self.shares) - MAX_TABLE_ROWS} more")
         return "\n".join(lines)
-
-
-def _check_weights(weights: Sequence[tuple[str, float]], counts: collections.Counter) -> list[str]:
-    """Returns the names of the weighted sources."""
-    for pair in weights:
-        if not _is_pair(pair):
-            raise UserError(
-                f"config.data.weights: {pair!r} must be a source and a weight above 0, such as "
-                "('ssv2', 0.5)"
-            )
-    names = [name for name, _ in weights]
-    repeated = [name for name, count in collections.Counter(names).items() if count > 1]
-    if repeated:
-        raise UserError(f"config.data.weights contains the source {repeated[0]!r} twice")
-    unknown = [name for name in names if name not in counts]
-    if unknown:
-        raise UserError(
-            f"config.data.weights: the manifest has no source {unknown[0]!r}, only "
-            f"{', '.join(map(repr, counts))}"
-        )
-    missing = [name for name in counts if name not in names]
-    if missing:
-        raise UserError(
-            f"config.data.weights has no weight for the source {missing[0]!r}: add one, or remove "
-            "its rows from the manifest"
-        )
-    return names
-
-
-def _is_pair(pair: object) -> bool:
-    if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not isinstance(pair[0], str):
-        return False
-    weight = pair[1]
-    number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
-    return number and math.isfinite(weight) and weight > 0
 
 
 def _rows_by_source(

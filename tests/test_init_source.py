@@ -1,0 +1,48 @@
+"""Checks of the run or export from which a run starts."""
+
+import ml_collections
+import pytest
+
+from configs import stage1
+from invnext_jax import init_source
+from invnext_jax.errors import UserError
+
+
+@pytest.fixture
+def config():
+    return stage1.get_config("tiny")
+
+
+@pytest.mark.parametrize("name", ["heads", "pool_heads", "depth"])
+def test_source_with_other_heads_or_sizes_is_refused(config, name):
+    source = config.copy_and_resolve_references()
+    init_source.check_source(config, source, config.total_steps)
+    source.encoder[name] = 2 * config.encoder[name]
+    with pytest.raises(UserError, match=f"config.encoder.{name}: "):
+        init_source.check_source(config, source, config.total_steps)
+
+
+def test_unfinished_source_is_refused_unless_allowed(config):
+    source = config.copy_and_resolve_references()
+    source.total_steps = 10
+    with pytest.raises(UserError, match="has completed 9 of 10 steps: finish it"):
+        init_source.check_source(config, source, 9)
+    config.init_from_unfinished = True
+    init_source.check_source(config, source, 9)
+
+
+def test_fields_missing_from_the_source_are_not_compared(config):
+    source = ml_collections.ConfigDict({"encoder": {"heads": config.encoder.heads}})
+    init_source.check_source(config, source, None)  # an export: no predictor, no steps
+    source.encoder.heads = 2 * config.encoder.heads
+    with pytest.raises(UserError, match="config.encoder.heads: "):
+        init_source.check_source(config, source, None)
+
+
+def test_parts_that_are_not_restored_may_differ(config):
+    source = config.copy_and_resolve_references()
+    source.predictor.kind = "vit"
+    with pytest.raises(UserError, match="leave the part out of config.init_parts"):
+        init_source.check_source(config, source, config.total_steps)
+    config.init_parts = ("encoder", "pool")
+    init_source.check_source(config, source, config.total_steps)
