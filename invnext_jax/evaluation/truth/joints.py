@@ -19,11 +19,7 @@ from invnext_jax.evaluation.truth.truth import BadTruth
 
 MEMBERS = {"train": "1", "val": "2"}
 ENDING = "_test_split"
-# Maximum sizes of a file of joints. A typical file has about 10 kB.
-MAX_BYTES = 2**24
-MAX_DECOMPRESSED = 2**26
-# Format of MATLAB 5 files: bytes of the header, bytes of a tag, and type of compressed elements.
-HEADER, TAG, COMPRESSED = 128, 8, 15
+MAX_BYTES = 2**24  # maximum size of a file of joints; a typical file has about 10 kB
 
 
 class JhmdbJoints:
