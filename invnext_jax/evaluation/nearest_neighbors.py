@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from invnext_jax import atomic_file, regular_file
+from invnext_jax import regular_file
+from invnext_jax.evaluation.feature_store import npz_file
 from invnext_jax.evaluation.features import VideoFeatures
 
 CHUNK = 2**25  # number of similarities that are computed at once
@@ -130,17 +131,13 @@ def find_nearest_videos(train: VideoFeatures, val: VideoFeatures) -> NearestVide
 
 def write_nearest_videos(path: str | Path, found: NearestVideos) -> None:
     """Writes a file of neighbors atomically."""
-    with atomic_file.atomic_path(path) as part, part.open("wb") as file:
-        np.savez(file, **found._asdict())
+    npz_file.write_arrays(path, **found._asdict())
 
 
 def read_nearest_videos(path: str | Path) -> NearestVideos | None:
     """Reads a file of neighbors; None if it is missing or damaged."""
     try:
-        with (
-            regular_file.open_binary(path, MAX_BYTES) as file,
-            np.load(file, allow_pickle=False) as archive,
-        ):
+        with npz_file.open_arrays(path, MAX_BYTES) as archive:
             return NearestVideos(*(archive[name] for name in NearestVideos._fields))
     except regular_file.DAMAGE:
         return None

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from invnext_jax import atomic_file, regular_file
+from invnext_jax import regular_file
+from invnext_jax.evaluation.feature_store import npz_file
 
 MAX_BYTES = 2**32
 _PARTS = ("index", "score", "weight")
@@ -44,18 +45,13 @@ def write(path: str | Path, scores: Sequence[VideoScores | None]) -> None:
             arrays[f"weight_{number}"] = np.asarray(weight_b, np.float32)
             if row.predicted_b is not None:
                 arrays[f"predicted_{number}"] = np.asarray(row.predicted_b, np.int32)
-    with atomic_file.atomic_path(path) as part, part.open("wb") as file:
-        np.savez(file, **arrays)
+    npz_file.write_arrays(path, **arrays)
 
 
 def read(path: str | Path, number: int) -> VideoScores | None:
     """Reads the scores of row `number`; None if there are none or the file cannot be read."""
     try:
-        # The file is opened here, because `np.load` does not close damaged archives.
-        with (
-            regular_file.open_binary(path, MAX_BYTES) as file,
-            np.load(file, allow_pickle=False) as archive,
-        ):
+        with npz_file.open_arrays(path, MAX_BYTES) as archive:
             scores = VideoScores(*(archive[f"{part}_{number}"] for part in _PARTS))
             if (predicted := f"predicted_{number}") in archive:
                 scores = scores._replace(predicted_b=archive[predicted])

@@ -9,7 +9,6 @@ Shape key: b videos, v views.
 import contextlib
 import json
 import shutil
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import numpy as np
 
 from invnext_jax import atomic_file, regular_file
 from invnext_jax.errors import UserError
+from invnext_jax.evaluation.feature_store import npz_file
 from invnext_jax.evaluation.feature_store.chunked_array import ChunkedArray, write_array
 from invnext_jax.evaluation.feature_store.extraction import MOMENTS
 from invnext_jax.evaluation.features import VideoFeatures
@@ -78,8 +78,10 @@ class FeatureFolder:
         """
         for kind, array in arrays.items():
             write_array(self._array(chunk, kind), array)
-        with atomic_file.atomic_path(self._marker(chunk)) as part, part.open("wb") as file:
-            np.savez(file, kinds=np.array(list(arrays)), complete=np.array(complete), **columns)
+        kinds = np.array(list(arrays))
+        npz_file.write_arrays(
+            self._marker(chunk), kinds=kinds, complete=np.array(complete), **columns
+        )
 
     def read(self) -> VideoFeatures:
         """Opens all chunks, which must be finished.
@@ -125,11 +127,7 @@ class FeatureFolder:
     def _read_marker(self, chunk: int) -> dict[str, np.ndarray]:
         path = self._marker(chunk)
         try:
-            # The file is opened here, because `np.load` does not close damaged archives.
-            with (
-                regular_file.open_binary(path, sys.maxsize) as file,
-                np.load(file, allow_pickle=False) as archive,
-            ):
+            with npz_file.open_arrays(path) as archive:
                 found = {name: archive[name] for name in archive.files}
             _check_marker(found)
             return found

@@ -1,6 +1,5 @@
 """Saves the training state of an evaluation in one file, from which a repeated command resumes."""
 
-import sys
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,6 +8,7 @@ import jax
 import numpy as np
 
 from invnext_jax import atomic_file, regular_file
+from invnext_jax.evaluation.feature_store import npz_file
 from invnext_jax.multihost import consensus
 
 SAVE_SECONDS = 120.0  # time between two saves
@@ -33,8 +33,7 @@ class StateFile(NamedTuple):
         leaves = jax.device_get(jax.tree.leaves(state))
         named = {f"leaf{i}": leaf for i, leaf in enumerate(leaves)}
         atomic_file.remove_temporary_files(self.path)
-        with atomic_file.atomic_path(self.path) as part, part.open("wb") as file:
-            np.savez(file, key=np.array(self.key), step=np.array(step), **named)
+        npz_file.write_arrays(self.path, key=np.array(self.key), step=np.array(step), **named)
 
     def restore(self, state: Any) -> tuple[Any, int]:
         """Returns the saved state and its step; if there is none, `state` and 0.
@@ -55,19 +54,13 @@ class StateFile(NamedTuple):
     def find_step(self) -> int:
         """Returns the step of the saved state; 0 if there is none with this key."""
         try:
-            with (
-                regular_file.open_binary(self.path, sys.maxsize) as file,
-                np.load(file, allow_pickle=False) as archive,
-            ):
+            with npz_file.open_arrays(self.path) as archive:
                 return int(archive["step"]) if str(archive["key"]) == self.key else 0
         except regular_file.DAMAGE:
             return 0
 
     def _read(self, state: Any) -> tuple[Any, int]:
-        with (
-            regular_file.open_binary(self.path, sys.maxsize) as file,
-            np.load(file, allow_pickle=False) as archive,
-        ):
+        with npz_file.open_arrays(self.path) as archive:
             if str(archive["key"]) != self.key:
                 return state, 0
             like, tree = jax.tree.flatten(state)
