@@ -59,6 +59,22 @@ class HeadTraining:
     b2: float = 0.999
     save_seconds: float = SAVE_SECONDS
 
+    @classmethod
+    def for_epochs(
+        cls, settings: Any, steps_per_epoch: float, seed: int, **options: Any
+    ) -> "HeadTraining":
+        """Makes the options of a training whose length is given in epochs.
+
+        Args:
+          settings: section of the config with `epochs` and `warmup_epochs`.
+          steps_per_epoch: number of steps of an epoch, which may be a fraction.
+          seed: see above.
+          **options: other attributes.
+        """
+        steps = max(1, round(settings.epochs * steps_per_epoch))
+        warmup_steps = round(settings.warmup_epochs * steps_per_epoch)
+        return cls(steps, warmup_steps, seed, **options)
+
 
 class TrainedHeads(NamedTuple):
     """The heads of a grid after training.

@@ -125,12 +125,7 @@ class HeadFitting:
           saved: see `head_training.train_heads`.
         """
         batch_size = min(settings.batch_size, len(clips.rows))
-        steps_per_epoch = len(clips.rows) / batch_size
-        options = HeadTraining(
-            steps=max(1, round(settings.epochs * steps_per_epoch)),
-            warmup_steps=round(settings.warmup_epochs * steps_per_epoch),
-            seed=seed,
-        )
+        options = HeadTraining.for_epochs(settings, len(clips.rows) / batch_size, seed)
         first = {k: v[:1] for k, v in clips.batch(0, batch_size, seed).items()}
         shapes = jax.eval_shape(self._read_tokens, self._encoder.params, first)
 

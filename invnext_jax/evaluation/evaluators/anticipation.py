@@ -215,11 +215,9 @@ def _train(subject, config, module, classes, held_out, shapes) -> head_training.
     """Trains all heads of the grid, on stored tokens or on clips."""
     settings, encoder = config.anticipation, subject.encoder
     steps_per_epoch = int((~held_out).sum()) / settings.batch_size
-    options = head_training.HeadTraining(
-        steps=max(1, round(settings.epochs * steps_per_epoch)),
-        warmup_steps=round(settings.warmup_epochs * steps_per_epoch),
-        seed=config.seed,
-        clip_norm=0.0,  # the probes of one head of the grid must not influence each other
+    # Without clipping, because the probes of one head of the grid must not influence each other.
+    options = head_training.HeadTraining.for_epochs(
+        settings, steps_per_epoch, config.seed, clip_norm=0.0
     )
     json_settings = run_metadata.config_to_json(config)["anticipation"]
     augmentation = {"cutmix": 0.0, "label_smoothing": 0.0, "rand_augment": settings.rand_augment}

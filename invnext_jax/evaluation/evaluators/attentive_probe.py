@@ -158,11 +158,7 @@ def _train(inputs, config, module, classes, held_out) -> head_training.TrainedHe
     """Trains all heads of the grid."""
     settings, encoder = config.attentive_probe, inputs.encoder
     steps_per_epoch = int((~held_out).sum()) / settings.batch_size
-    options = head_training.HeadTraining(
-        steps=max(1, round(settings.epochs * steps_per_epoch)),
-        warmup_steps=round(settings.warmup_epochs * steps_per_epoch),
-        seed=config.seed,
-    )
+    options = head_training.HeadTraining.for_epochs(settings, steps_per_epoch, config.seed)
     json_settings = run_metadata.config_to_json(config)["attentive_probe"]
     slots = config.data.frames // encoder.tubelet
     token_shape = slots * (config.data.size // encoder.patch) ** 2, encoder.width

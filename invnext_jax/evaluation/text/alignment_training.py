@@ -110,9 +110,10 @@ def train(
                 "text_id": captions.group_j[caption_b],
             }
 
-        per_epoch = videos / settings.batch_size
-        steps = max(1, round(settings.epochs * per_epoch))
-        if settings.alignment and saved.find_step() != steps:
+        training = head_training.HeadTraining.for_epochs(
+            settings, videos / settings.batch_size, seed, b2=0.98
+        )
+        if settings.alignment and saved.find_step() != training.steps:
             raise UserError(
                 f"config.text.alignment={settings.alignment} has no finished alignment with this "
                 "encoder, these training pairs and these options: use the workdir of such an "
@@ -122,12 +123,7 @@ def train(
             **functions,
             batches=batches,
             grid=head_training.make_grid((settings.learning_rate,), (settings.weight_decay,)),
-            training=head_training.HeadTraining(
-                steps=steps,
-                warmup_steps=round(settings.warmup_epochs * per_epoch),
-                seed=seed,
-                b2=0.98,
-            ),
+            training=training,
             name=f"text alignment, {inputs.name}",
             saved=saved,
             frozen=inputs.encoder.params if settings.augment else None,
