@@ -119,6 +119,20 @@ def make_grid(
     return tuple(HeadSettings(*pair) for pair in itertools.product(learning_rates, weight_decays))
 
 
+def check_training(settings: Any, name: str) -> None:
+    """Checks the options of the training in the section `name` of the config."""
+    try:
+        make_grid(settings.learning_rates, settings.weight_decays)
+    except UserError as error:
+        raise UserError(f"{name}.{error}") from error
+    for field in ("batch_size", "epochs"):
+        if settings[field] <= 0:
+            raise UserError(f"{name}.{field}={settings[field]} must be positive")
+    if not 0 <= settings.warmup_epochs < settings.epochs:
+        warmup = f"{name}.warmup_epochs={settings.warmup_epochs}"
+        raise UserError(f"{warmup} must be at least 0 and less than epochs={settings.epochs}")
+
+
 def train_heads(
     init_params: Callable[[jax.Array], Any],
     loss_fn: Callable[[Any, Any, jax.Array], jax.Array],

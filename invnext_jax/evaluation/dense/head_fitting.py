@@ -34,16 +34,10 @@ def check_settings(settings: Any, name: str) -> None:
     Raises:
       UserError: an option has an invalid value.
     """
-    try:
-        head_training.make_grid(settings.learning_rates, settings.weight_decays)
-    except UserError as error:
-        raise UserError(f"{name}.{error}") from error
-    for field in ("batch_size", "epochs", "width", "heads", "stride"):
+    head_training.check_training(settings, name)
+    for field in ("width", "heads", "stride"):
         if settings[field] <= 0:
             raise UserError(f"{name}.{field}={settings[field]} must be positive")
-    if not 0 <= settings.warmup_epochs < settings.epochs:
-        warmup = f"{name}.warmup_epochs={settings.warmup_epochs}"
-        raise UserError(f"{warmup} must be at least 0 and less than epochs={settings.epochs}")
     if settings.width % settings.heads:
         raise UserError(
             f"{name}.width={settings.width} must be divisible by heads={settings.heads}"

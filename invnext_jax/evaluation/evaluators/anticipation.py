@@ -63,7 +63,7 @@ class Anticipation:
     def check_config(self, config: Any) -> None:
         """Checks `config.anticipation`."""
         settings, name = config.anticipation, "config.anticipation"
-        probe.check_training(settings, name)
+        head_training.check_training(settings, name)
         if not 0 <= settings.context_frames <= config.data.frames:
             raise UserError(
                 f"{name}.context_frames={settings.context_frames} must be between 0 and "

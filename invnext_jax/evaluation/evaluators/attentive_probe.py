@@ -40,7 +40,7 @@ class AttentiveProbe:
     def check_config(self, config: Any) -> None:
         """Checks `config.attentive_probe`."""
         settings, name = config.attentive_probe, "config.attentive_probe"
-        check_training(settings, name)
+        head_training.check_training(settings, name)
         if settings.head not in HEADS:
             raise UserError(f"{name}.head={settings.head!r} must be one of {HEADS}")
         if settings.crops not in (1, 3):
@@ -183,20 +183,6 @@ def _train(inputs, config, module, classes, held_out) -> head_training.TrainedHe
             saved=inputs.state_file(AttentiveProbe.name, json_settings, list(classes)),
             frozen=encoder.params if settings.augment else None,
         )
-
-
-def check_training(settings: Any, name: str) -> None:
-    """Checks the options of the training."""
-    try:
-        head_training.make_grid(settings.learning_rates, settings.weight_decays)
-    except UserError as error:
-        raise UserError(f"{name}.{error}") from error
-    for field in ("batch_size", "epochs"):
-        if settings[field] <= 0:
-            raise UserError(f"{name}.{field}={settings[field]} must be positive")
-    if not 0 <= settings.warmup_epochs < settings.epochs:
-        warmup = f"{name}.warmup_epochs={settings.warmup_epochs}"
-        raise UserError(f"{warmup} must be at least 0 and less than epochs={settings.epochs}")
 
 
 def _prediction_batches(inputs, settings, split, rows) -> Iterator[training.Batch]:
