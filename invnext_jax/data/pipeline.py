@@ -172,7 +172,7 @@ class EvalDataset:
         for _, block in itertools.groupby(clips, lambda clip: clip["index"][0] // self._block):
             while rows := list(itertools.islice(block, self._batch_size)):
                 batch = {name: np.concatenate([clip[name] for clip in rows]) for name in rows[0]}
-                yield _pad(batch, self._batch_size * len(self._positions))
+                yield pad_batch(batch, self._batch_size * len(self._positions))
         if not self.bad_videos.delivered and len(self._rows) == len(self.manifest):
             raise self.bad_videos.no_good_video_error()
 
@@ -258,7 +258,8 @@ def make_eval_dataset(
     )
 
 
-def _pad(batch: dict[str, np.ndarray], batch_size: int) -> dict[str, np.ndarray]:
+def pad_batch(batch: dict[str, np.ndarray], batch_size: int) -> dict[str, np.ndarray]:
+    """Appends rows of zeros with `index` -1 until a batch has `batch_size` rows."""
     missing = batch_size - len(batch["index"])
     if not missing:
         return batch

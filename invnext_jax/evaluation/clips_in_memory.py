@@ -9,9 +9,9 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from invnext_jax.data import pipeline
 from invnext_jax.data.bad_videos import BadVideoTracker
 from invnext_jax.data.manifest import LABEL_PREFIX, Manifest
-from invnext_jax.data.pipeline import EvalDataset
 from invnext_jax.evaluation import features
 from invnext_jax.monitoring.progress import ProgressMeter
 
@@ -30,7 +30,7 @@ class LabeledVideos(NamedTuple):
     index_b: np.ndarray
 
 
-def read_videos(dataset: EvalDataset, title: str) -> LabeledVideos:
+def read_videos(dataset: pipeline.EvalDataset, title: str) -> LabeledVideos:
     """Reads all videos of a dataset into memory and removes padding.
 
     Args:
@@ -90,10 +90,5 @@ class ClipsInMemory:
     def _batch(self, place_b: np.ndarray) -> dict[str, np.ndarray]:
         columns = {LABEL_PREFIX + task: label_b for task, label_b in self._videos.labels.items()}
         arrays = {"video": self._videos.video_bthwc, "index": self._videos.index_b, **columns}
-        missing = self._batch_size - len(place_b)
-        batch = {
-            name: np.pad(array[place_b], [(0, missing), *[(0, 0)] * (array.ndim - 1)])
-            for name, array in arrays.items()
-        }
-        batch["index"][len(place_b) :] = -1
-        return batch
+        batch = {name: array[place_b] for name, array in arrays.items()}
+        return pipeline.pad_batch(batch, self._batch_size)

@@ -17,7 +17,7 @@ from invnext_jax.evaluation import head_training
 from invnext_jax.evaluation.dense.stored_truth import TruthWithTokens
 from invnext_jax.evaluation.dense.truth_clips import TruthClips
 from invnext_jax.evaluation.dense.truth_source import WORLD
-from invnext_jax.evaluation.feature_store.extraction import local_mesh
+from invnext_jax.evaluation.feature_store.extraction import local_mesh, pad_for_devices
 from invnext_jax.evaluation.feature_store.state_file import StateFile
 from invnext_jax.evaluation.frozen_encoder import FrozenEncoder
 from invnext_jax.evaluation.head_training import HeadTraining, TrainedHeads
@@ -170,11 +170,7 @@ class HeadFitting:
                 return heads(params, tokens, arrays)
 
             for batch in batches:
-                spare = -len(batch["index"]) % mesh.size
-                arrays = {
-                    name: np.pad(batch[name], [(0, spare), *[(0, 0)] * (batch[name].ndim - 1)])
-                    for name in names
-                }
+                arrays = {name: pad_for_devices(batch[name], mesh) for name in names}
                 found = run(frozen, params, jax.device_put(arrays, sharding))
                 real = int((batch["index"] >= 0).sum())  # padding is at the end
                 predictions = jax.tree.map(lambda x, real=real: np.asarray(x)[:, :real], found)

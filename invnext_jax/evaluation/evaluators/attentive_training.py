@@ -21,7 +21,7 @@ from einops import rearrange
 from invnext_jax.data import pipeline
 from invnext_jax.evaluation.augmentation.cutmix import cutmix
 from invnext_jax.evaluation.augmentation.rand_augment import RandAugment, rand_augment
-from invnext_jax.evaluation.feature_store.extraction import local_mesh
+from invnext_jax.evaluation.feature_store.extraction import local_mesh, pad_for_devices
 from invnext_jax.evaluation.features import VideoFeatures
 from invnext_jax.evaluation.frozen_encoder import FrozenEncoder
 from invnext_jax.evaluation.heads import class_losses
@@ -226,8 +226,7 @@ def predict(
             name = "tokens" if "tokens" in batch else "video"
             if name == "video" and frozen is None:
                 frozen = mesh_lib.replicate(encoder.params, mesh)
-            real, x = len(batch["index"]), batch[name]
-            x = np.pad(x, [(0, -real % mesh.size)] + [(0, 0)] * (x.ndim - 1))
+            real, x = len(batch["index"]), pad_for_devices(batch[name], mesh)
             inputs = jax.device_put({name: x}, mesh_lib.batch_sharding(mesh))
             result = jax.device_get(run(params_g, frozen, inputs))
             found.append([np.asarray(prob_gvk)[:, :real] for prob_gvk in result])

@@ -58,10 +58,8 @@ def run_extractor(
     sharding = mesh_lib.batch_sharding(mesh)
     started = None
     for batch in batches:
-        spare = -len(batch["index"]) % mesh.size
-        real_b = np.pad(np.asarray(batch["index"]) >= 0, (0, spare))
-        pad = ((0, spare), *((0, 0),) * 4)
-        video_bthwc = np.pad(batch["video"], pad) if spare else batch["video"]
+        real_b = pad_for_devices(np.asarray(batch["index"]) >= 0, mesh)
+        video_bthwc = pad_for_devices(batch["video"], mesh)
         with mesh_lib.mesh_rules(mesh):
             outputs = run(params, *jax.device_put((video_bthwc, real_b), sharding))
         if started is not None:
@@ -69,6 +67,12 @@ def run_extractor(
         started = outputs, batch
     if started is not None:
         yield _fetch(*started)
+
+
+def pad_for_devices(array: np.ndarray, mesh: jax.sharding.Mesh) -> np.ndarray:
+    """Appends rows of zeros until their number is divisible by the number of devices."""
+    spare = -len(array) % mesh.size
+    return np.pad(array, [(0, spare), *[(0, 0)] * (array.ndim - 1)]) if spare else array
 
 
 def _fetch(outputs, batch):
