@@ -29,6 +29,7 @@ from invnext_jax.data.manifest import Manifest
 from invnext_jax.errors import UserError, check_minimums
 from invnext_jax.models import attention
 from invnext_jax.models import encoder as encoder_model
+from invnext_jax.models.layers import l2_normalize
 from invnext_jax.models.patches import normalize
 from invnext_jax.monitoring.progress import ProgressMeter
 from invnext_jax.multihost import consensus
@@ -268,5 +269,4 @@ def _encode(encoder: Any, params: Any, batch: Mapping[str, jax.Array]) -> tuple[
     """Returns L2-normalized features, float32 [b d], and whether their videos were read [b]."""
     tokens_bnd = encoder.apply({"params": params}, normalize(batch["video"])).tokens_bnd
     x_bd = jnp.mean(tokens_bnd[:, encoder.class_tokens :], axis=1)
-    length_b1 = jnp.linalg.norm(x_bd, axis=1, keepdims=True)
-    return x_bd / jnp.maximum(length_b1, 1e-12), batch["valid"]
+    return l2_normalize(x_bd, min_length=1e-12), batch["valid"]

@@ -151,10 +151,14 @@ class Mlp(nn.Module):
         )(h_bnf)
 
 
-def l2_normalize(x: jax.Array) -> jax.Array:
-    """Scales the last axis to length 1, in float32."""
+def l2_normalize(x: jax.Array, min_length: float = 0.0) -> jax.Array:
+    """Scales the last axis to length 1, in float32.
+
+    With a positive `min_length`, vectors that are shorter are divided by it, so zeros remain zeros.
+    """
     x = x.astype(jnp.float32)
-    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+    length = jnp.linalg.norm(x, axis=-1, keepdims=True)
+    return x / (jnp.maximum(length, min_length) if min_length else length)
 
 
 class ProjectionHead(nn.Module):

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
+from invnext_jax.models.layers import l2_normalize
+
 MAX_AFFINITIES = 2**26  # similarities that are held in memory at once
 FAR = -1e10  # added to the similarity of tokens that are too far away
 
@@ -55,7 +57,7 @@ def propagate_labels(
     Returns:
       float32 labels [t n k] of all frames; those of frame 0 are unchanged.
     """
-    tokens_tnd = normalize_tokens(tokens_tnd)
+    tokens_tnd = l2_normalize(tokens_tnd, min_length=1e-12)
     near_nn = jnp.asarray(find_near(grid, options.radius))
     context = options.context
     first_cnd = jnp.broadcast_to(tokens_tnd[:1], (context, *tokens_tnd.shape[1:]))
@@ -72,13 +74,6 @@ def propagate_labels(
 
     _, found_tnk = jax.lax.scan(step, (first_cnd, first_cnk), tokens_tnd[1:])
     return jnp.concatenate([labels_nk[None], found_tnk])
-
-
-def normalize_tokens(tokens: jax.Array) -> jax.Array:
-    """Scales tokens [... d] to length 1, in float32; zeros remain zeros."""
-    tokens = tokens.astype(jnp.float32)
-    length = jnp.linalg.norm(tokens, axis=-1, keepdims=True)
-    return tokens / jnp.maximum(length, 1e-12)
 
 
 def find_near(grid: tuple[int, int], radius: float) -> np.ndarray:
