@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from invnext_jax.evaluation import results_file, tables
+from invnext_jax.evaluation.metrics import formats
 from invnext_jax.monitoring import metrics_file
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -29,7 +30,7 @@ README_ROWS = {
     "Stage 2, linear probe, frame means": "**Stage 2**, frame means",
 }
 SKIPPED = ", best on val"  # rows that are biased upward
-FORMATS = {form.title: form for form in tables.METRICS.values()}
+FORMATS = {form.title: form for form in formats.METRICS.values()}
 Values = dict[str, dict[str, dict[str, list[float]]]]  # title of the table, row, task -> values
 
 
@@ -53,7 +54,7 @@ def format_values(title: str, values: Sequence[float] | None) -> str:
     """Returns the mean and the standard deviation of a cell; "" without values."""
     if not values:
         return ""
-    form = FORMATS.get(title, tables.MetricFormat(title))
+    form = FORMATS.get(title, formats.MetricFormat(title))
     if len(values) == 1 or np.ptp(values) == 0:
         return form.write(float(np.mean(values)))
     return f"{form.write(float(np.mean(values)))} ± {form.write(float(np.std(values, ddof=1)))}"

@@ -6,57 +6,12 @@ metric has its own table with one column for each task.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from invnext_jax.evaluation import clip_settings
+from invnext_jax.evaluation.metrics.formats import MetricFormat, find_format
 from invnext_jax.stages import registry
 
-
-class MetricFormat(NamedTuple):
-    """How to format the values of a metric.
-
-    Attributes:
-      title: name of the metric with its unit.
-      scale: factor that converts values to that unit.
-      digits: number of digits after the decimal point; None for three significant digits.
-      is_share: whether values are fractions in [0, 1], which are also shown as bars.
-      higher_is_better: False for errors.
-    """
-
-    title: str
-    scale: float = 1.0
-    digits: int | None = None
-    is_share: bool = False
-    higher_is_better: bool = True
-
-    def write(self, value: float) -> str:
-        """Returns the value as text."""
-        value = self.scale * value
-        return f"{value:.3g}" if self.digits is None else f"{value:.{self.digits}f}"
-
-
-_PERCENT = {
-    "top1": "top-1",
-    "j_and_f": "J&F",
-    "region_j": "J (region)",
-    "boundary_f": "F (boundary)",
-    "pck_0.1": "PCK@0.1",
-    "pck_0.2": "PCK@0.2",
-    "position_accuracy": "position accuracy",
-    **{f"class_mean_recall@{k}": f"class-mean recall@{k}" for k in (1, 5, 10)},
-    **{f"recall_at_{k}": f"R@{k}" for k in (1, 5, 10)},
-    "mean_iou": "mean IoU",
-    "average_jaccard": "average Jaccard",
-    "occlusion_accuracy": "occlusion accuracy",
-    "delta1": "depth delta1",
-    "aligned_delta1": "depth delta1, aligned",
-}
-_ERRORS = {"abs_rel": "depth AbsRel", "aligned_abs_rel": "depth AbsRel, aligned"}
-METRICS = {
-    **{name: MetricFormat(f"{title}, %", 100.0, 1, True) for name, title in _PERCENT.items()},
-    **{name: MetricFormat(title, 1.0, 3, False, False) for name, title in _ERRORS.items()},
-}
-METRICS["median_rank"] = MetricFormat("median rank", 1.0, 1, False, False)
 NAMES = {
     "random": "random initialization",
     "encoder": "this encoder",
@@ -163,11 +118,6 @@ def join_results(results: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
         "tokens": sorted(tokens.values(), key=lambda t: t["name"] != NAMES["random"]),
         "notes": list(dict.fromkeys(n for result in results for n in result.get("notes", ()))),
     }
-
-
-def find_format(metric: str) -> MetricFormat:
-    """Returns the format of a metric; unknown metrics are not scaled."""
-    return METRICS.get(metric, MetricFormat(metric.replace("_", " ")))
 
 
 def in_words(name: str) -> str:

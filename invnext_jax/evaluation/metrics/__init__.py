@@ -1,1 +1,4 @@
-"""Metrics: functions of NumPy arrays without state, one file for each family."""
+"""Metrics: functions of NumPy arrays without state, one file for each family.
+
+`formats` has the titles and the units of the metrics.
+"""

@@ -8,6 +8,7 @@ from typing import Any
 from invnext_jax import atomic_file
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import clip_settings, results_file, tables
+from invnext_jax.evaluation.metrics.formats import MetricFormat, find_format
 from invnext_jax.evaluation.pages import (
     examples,
     learning_curves,
@@ -134,7 +135,7 @@ def make_table(evaluations: Sequence[Evaluation], protocol: Protocol) -> dict[st
       `title`, `metric`, `tasks`, `rows` (each with `title`, `is_encoder` and `cells` by task),
       `differences` from the first evaluation, and `classes` (see `compare_classes`).
     """
-    form = tables.find_format(protocol.metric)
+    form = find_format(protocol.metric)
     found = [(evaluation, evaluation.find_rows(protocol)) for evaluation in evaluations]
     found = [(evaluation, rows) for evaluation, rows in found if rows]
     baselines = _find_baselines(evaluations, protocol)
@@ -186,7 +187,7 @@ def _find_baselines(evaluations, protocol: Protocol) -> dict[str, dict[str, dict
     return found
 
 
-def _make_cells(rows: Mapping[str, Mapping[str, Any]], form: tables.MetricFormat) -> dict[str, Any]:
+def _make_cells(rows: Mapping[str, Mapping[str, Any]], form: MetricFormat) -> dict[str, Any]:
     return {
         task: {
             "text": form.write(row["value"]),
@@ -198,7 +199,7 @@ def _make_cells(rows: Mapping[str, Mapping[str, Any]], form: tables.MetricFormat
     }
 
 
-def _mark_best(found, lines, task: str, form: tables.MetricFormat) -> None:
+def _mark_best(found, lines, task: str, form: MetricFormat) -> None:
     """Marks the best encoder of a task, and those that cannot be distinguished from it."""
     entries = [
         (evaluation, rows[task], line["cells"][task])

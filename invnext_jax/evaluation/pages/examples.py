@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from invnext_jax.evaluation import tables
+from invnext_jax.evaluation.metrics.formats import find_format
 from invnext_jax.evaluation.pages import clip_strips, overview, paired_differences, video_labels
 from invnext_jax.evaluation.pages.paired_differences import Evaluation, Protocol, ScorePair
 from invnext_jax.evaluation.pages.video_labels import VideoLabels
@@ -62,7 +63,7 @@ def make_examples(evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
 
 
 def _make_section(first: Evaluation, names, pair: ScorePair, task: str, protocol: Protocol):
-    form = tables.find_format(protocol.metric)
+    form = find_format(protocol.metric)
     groups = find_examples(pair, form.higher_is_better)
     rows = [example.row for group in groups for example in group]
     row = first.find_rows(protocol)[task]

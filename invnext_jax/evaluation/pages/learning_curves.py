@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from invnext_jax.evaluation import results_file, tables
+from invnext_jax.evaluation import results_file
+from invnext_jax.evaluation.metrics.formats import find_format
 from invnext_jax.evaluation.pages import charts
 from invnext_jax.evaluation.pages.paired_differences import Evaluation, Protocol
 
@@ -19,7 +20,7 @@ def make_curves(
       A list of dicts with `title`, `svg` and `legend`, which lists (name of the run, color, last
       value).
     """
-    form, series = tables.find_format(protocol.metric), {}
+    form, series = find_format(protocol.metric), {}
     for name, parts in runs.items():
         for part in parts:
             for task, row in part.find_rows(protocol).items():

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from invnext_jax.evaluation import tables
 from invnext_jax.evaluation.evaluators.grid_selection import BEST_ON_VAL
+from invnext_jax.evaluation.metrics.formats import find_format
 from invnext_jax.evaluation.pages.paired_differences import Evaluation, Protocol
 
 VERDICTS = ("better", "worse", "unclear")
@@ -61,7 +62,7 @@ def choose_by_task(evaluations: Sequence[Evaluation]) -> list[Measurement]:
 def _rank_value(row: Mapping[str, Any]) -> float:
     """Returns a number that is higher for better values, and lowest for missing ones."""
     value = math.nan if row["value"] is None else row["value"]
-    is_error = not tables.find_format(row["metric"]).higher_is_better
+    is_error = not find_format(row["metric"]).higher_is_better
     return -math.inf if math.isnan(value) else -value if is_error else value
 
 
@@ -72,7 +73,7 @@ def _find_chance(evaluations: Sequence[Evaluation], task: str, protocol: Protoco
     level = row.get("chance")
     if level is None and protocol.metric == "top1" and row.get("classes"):
         level = 1 / row["classes"]
-    return "" if level is None else tables.find_format(protocol.metric).write(level)
+    return "" if level is None else find_format(protocol.metric).write(level)
 
 
 def make_overview(

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from invnext_jax.evaluation import tables, video_scores
+from invnext_jax.evaluation import video_scores
+from invnext_jax.evaluation.metrics.formats import MetricFormat
 from invnext_jax.evaluation.metrics.intervals import Interval, paired_difference
 from invnext_jax.evaluation.pages import video_labels
 
@@ -126,7 +127,7 @@ def _select(scores: video_scores.VideoScores, index_b: np.ndarray) -> video_scor
     return video_scores.VideoScores(*(part[chosen_b] for part in scores[:3]))
 
 
-def make_differences(pairs, tasks: Sequence[str], form: tables.MetricFormat) -> list[dict]:
+def make_differences(pairs, tasks: Sequence[str], form: MetricFormat) -> list[dict]:
     """Compares evaluations with the first one.
 
     Args:
@@ -161,7 +162,7 @@ def make_differences(pairs, tasks: Sequence[str], form: tables.MetricFormat) -> 
     ]
 
 
-def _write_interval(interval: Interval, form: tables.MetricFormat) -> dict[str, Any]:
+def _write_interval(interval: Interval, form: MetricFormat) -> dict[str, Any]:
     """Returns the difference, the interval and the verdict as text."""
     is_better = (interval.value > 0) == form.higher_is_better
     verdict = ("better" if is_better else "worse") if interval.excludes_zero else "unclear"
@@ -170,7 +171,7 @@ def _write_interval(interval: Interval, form: tables.MetricFormat) -> dict[str, 
     return {**texts, "verdict": verdict, "n": interval.n}
 
 
-def compare_classes(pairs, task: str, form: tables.MetricFormat) -> dict[str, Any] | None:
+def compare_classes(pairs, task: str, form: MetricFormat) -> dict[str, Any] | None:
     """Compares evaluations for each class, and returns the classes with the largest differences.
 
     Args:

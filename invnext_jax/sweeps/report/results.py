@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from invnext_jax.errors import UserError
-from invnext_jax.evaluation import results_file, tables
+from invnext_jax.evaluation import results_file
+from invnext_jax.evaluation.metrics.formats import MetricFormat, find_format
 from invnext_jax.evaluation.pages.paired_differences import Evaluation
 from invnext_jax.sweeps import outcome, status_table
 from invnext_jax.sweeps.arms import Column
@@ -43,7 +44,7 @@ class Results:
 
     sweep: ExpandedSweep
     columns: Mapping[str, Column]
-    formats: Mapping[str, tables.MetricFormat]
+    formats: Mapping[str, MetricFormat]
     values: Mapping[tuple[str, str, str], Mapping[int | None, Value]]
 
 
@@ -71,7 +72,7 @@ def collect_results(folder: SweepFolder, sweep: ExpandedSweep) -> Results:
             elif value.row is not None:
                 metrics[title] = value.row[1]["metric"]
             values.setdefault((arm.group, arm.name, title), {})[arm.seed] = value
-    formats = {t: tables.find_format(metrics.get(t, c.metric)) for t, c in columns.items()}
+    formats = {t: find_format(metrics.get(t, c.metric)) for t, c in columns.items()}
     return Results(sweep, columns, formats, values)
 
 
@@ -119,7 +120,7 @@ def _matches(row: Mapping[str, Any], column: Column) -> bool:
 
 
 def _describe_row(row: Mapping[str, Any]) -> str:
-    metric = tables.find_format(row["metric"]).title
+    metric = find_format(row["metric"]).title
     return ", ".join(filter(None, (row["evaluator"], row["input"], row["task"], metric)))
 
 

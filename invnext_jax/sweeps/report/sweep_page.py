@@ -7,8 +7,8 @@ from typing import Any
 
 from invnext_jax import atomic_file
 from invnext_jax.errors import UserError
+from invnext_jax.evaluation.metrics.formats import MetricFormat
 from invnext_jax.evaluation.pages.report import render
-from invnext_jax.evaluation.tables import MetricFormat
 from invnext_jax.sweeps import status_table
 from invnext_jax.sweeps.expansion import ExpandedSweep
 from invnext_jax.sweeps.report import curves, table_text

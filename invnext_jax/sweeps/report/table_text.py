@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from invnext_jax.evaluation.tables import MetricFormat
+from invnext_jax.evaluation.metrics.formats import MetricFormat
 from invnext_jax.sweeps.report.comparison import Cell, Difference, SweepTable
 
 Formats = Mapping[str, MetricFormat]

@@ -7,7 +7,7 @@ import pytest
 from fake_evaluations import ROW, write_evaluation
 
 from invnext_jax.errors import UserError
-from invnext_jax.evaluation import tables
+from invnext_jax.evaluation.metrics import formats
 from invnext_jax.evaluation.metrics.intervals import paired_difference
 from invnext_jax.evaluation.pages import comparison
 from invnext_jax.evaluation.pages.paired_differences import Protocol
@@ -68,8 +68,8 @@ def test_intervals_are_those_of_the_stored_scores(tmp_path, manifest):
 
 
 def test_lower_errors_are_better(tmp_path, manifest, monkeypatch):
-    error = tables.MetricFormat("error", higher_is_better=False)
-    monkeypatch.setitem(tables.METRICS, "error", error)
+    error = formats.MetricFormat("error", higher_is_better=False)
+    monkeypatch.setitem(formats.METRICS, "error", error)
     folders = [
         write_evaluation(tmp_path / str(i), manifest, make_scores(right), metric="error")
         for i, right in enumerate((50, 10))

@@ -10,8 +10,8 @@ from scipy import stats
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import video_scores
 from invnext_jax.evaluation.metrics import intervals
+from invnext_jax.evaluation.metrics.formats import find_format
 from invnext_jax.evaluation.pages.paired_differences import Evaluation
-from invnext_jax.evaluation.tables import find_format
 from invnext_jax.evaluation.video_scores import VideoScores
 from invnext_jax.sweeps.arms import Column
 from invnext_jax.sweeps.expansion import ExpandedSweep, PlannedArm

@@ -4,7 +4,7 @@ import csv
 import io
 import math
 
-from invnext_jax.evaluation.tables import find_format
+from invnext_jax.evaluation.metrics.formats import find_format
 from invnext_jax.sweeps.report.comparison import ArmRow, Cell, Difference, SweepTable
 from invnext_jax.sweeps.report.table_text import write_csv, write_markdown
 
