@@ -13,7 +13,8 @@ from truth_layouts import jpeg
 
 from invnext_jax.dataset_prep import waymo
 from invnext_jax.errors import UserError
-from invnext_jax.evaluation.truth.boxes_jsonl import BoxTracks, read_tracks
+from invnext_jax.evaluation.truth.box_tracks import BoxTracks
+from invnext_jax.evaluation.truth.boxes_jsonl import read_tracks
 from invnext_jax.evaluation.truth.track_windows import WindowRules
 from invnext_jax.synthetic_world.render import render_clip
 from invnext_jax.synthetic_world.spec import WorldSpec

@@ -6,7 +6,7 @@ from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data.access_rules import AccessRules
 from invnext_jax.data.clips import LoadClip
 from invnext_jax.errors import UserError
-from invnext_jax.evaluation.truth.boxes_jsonl import BoxTracks
+from invnext_jax.evaluation.truth.box_tracks import BoxTracks
 from invnext_jax.evaluation.truth.depth_folders import Kitti, ScanNet
 from invnext_jax.evaluation.truth.joints import JhmdbJoints
 from invnext_jax.evaluation.truth.masks import DavisMasks

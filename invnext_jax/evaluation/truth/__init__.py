@@ -9,8 +9,9 @@ with the same frames, crop and size.
     clip_reader     the evaluation clip of a manifest row
     world           rendered and written synthetic worlds
     depth_folders   depth of ScanNet and KITTI
-    masks, joints   masks of DAVIS, joints of JHMDB
-    boxes_jsonl     boxes of tracked objects in JSON lines; track_windows selects windows
+    masks, joints   masks of DAVIS, joints of JHMDB; matlab_file reads the files of the joints
+    boxes_jsonl     files with boxes of tracked objects
+    box_tracks      windows of videos with these boxes; track_windows selects them
     epic_kitchens   clips before an action
     captions        captions of videos
     baselines       reference values without an encoder: chance levels and constant predictions

@@ -8,7 +8,7 @@ import truth_layouts
 
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation.truth import boxes_jsonl
-from invnext_jax.evaluation.truth.boxes_jsonl import BoxTracks
+from invnext_jax.evaluation.truth.box_tracks import BoxTracks
 from invnext_jax.evaluation.truth.track_windows import WindowRules
 from invnext_jax.evaluation.truth.truth import BadTruth
 from invnext_jax.synthetic_world.render import render_clip
