@@ -37,15 +37,16 @@ class TruthInMemory:
         if found is None:
             found = self._read(row)
         if isinstance(found, BadTruth):
-            raise found
+            raise BadTruth(str(found), found.kind)
         return found
 
     def _read(self, row: int) -> Mapping[str, np.ndarray] | BadTruth:
         try:
             found = self._truth.load(row)
         except BadTruth as error:
-            self._rows[row] = error
-            return error
+            # The traceback of `error` would keep the arrays of its frames in memory.
+            self._rows[row] = BadTruth(str(error), error.kind)
+            return self._rows[row]
         size = sum(array.nbytes for array in found.values())
         if size <= self._free:
             self._free -= size
