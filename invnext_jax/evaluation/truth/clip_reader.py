@@ -119,10 +119,14 @@ class ClipReader:
             worker = SupervisedWorker(make_worker, self._seconds)
         try:
             found = worker(record, sampler, short_side)
-        except (TimeLimitError, ReadStalledError, WorkerDiedError) as error:
-            reasons = {TimeLimitError: "time limit", ReadStalledError: STALLED}
-            kind = reasons.get(type(error), "worker died")
-            raise BadTruth(f"{record.name}: {kind} of {self._seconds:g} s", kind) from error
+        except TimeLimitError as error:
+            reason = f"{record.name}: took longer than {self._seconds:g} s"
+            raise BadTruth(reason, "time limit") from error
+        except ReadStalledError as error:
+            reason = f"{record.name}: a read took longer than {self._seconds:g} s"
+            raise BadTruth(reason, STALLED) from error
+        except WorkerDiedError as error:
+            raise BadTruth(f"{record.name}: its worker died twice", "worker died") from error
         else:
             if isinstance(found, BadClip):
                 raise BadTruth(found.reason, found.kind)

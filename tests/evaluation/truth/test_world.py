@@ -157,6 +157,7 @@ def test_a_video_that_blocks_or_kills_its_worker_is_a_bad_row(hangs, tmp_path):
     with pytest.raises(BadTruth) as caught:
         reader.read(manifest[0], FailingSampler(hangs), None)
     assert caught.value.kind == ("time limit" if hangs else "worker died")
+    assert ("longer than 1 s" if hangs else "its worker died twice") in str(caught.value)
     clip = read_evaluation_clip(reader, manifest[0], load)
     expected = load(manifest[0], [None])["video"][0]
     np.testing.assert_array_equal(clip.video_thwc, expected)
