@@ -79,7 +79,8 @@ class Reporter:
         self._config, self._first_step, self._best_metric = config, step, best_metric
         self._rare_metrics = tuple(rare_metrics)
         self._writer = metrics_file.MetricWriter(workdir, step)
-        records = metrics_file.read_metrics(workdir) if step else ()
+        # The other processes print nothing, so they need no records.
+        records = metrics_file.read_metrics(workdir) if step and jax.process_index() == 0 else ()
         self._collapse = collapse.CollapseAlarm(config.log.collapse_ratio, records)
         self._progress = progress.TrainingProgress(
             config.total_steps, step, config.batch_size, quiet=jax.process_index() != 0
