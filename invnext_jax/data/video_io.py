@@ -6,12 +6,10 @@ clip.
 
 import collections
 import contextlib
-import errno
 import hashlib
 import io
 import os
 import re
-import stat
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from typing import BinaryIO, TextIO
@@ -243,8 +241,7 @@ def digest_file(path: str | os.PathLike) -> str:
     Raises:
       OSError: The file cannot be read, or is not a regular file.
     """
-    if not stat.S_ISREG(os.stat(path).st_mode):
-        raise OSError(errno.ENXIO, "not a regular file", os.fspath(path))
+    files_lib.check_kind(os.stat(path), path)
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         digest = hashlib.blake2b(str(size).encode(), digest_size=16)
