@@ -60,9 +60,10 @@ def restore_run(
     with consensus.all_hosts_agree(f"the checkpoints in {folder}") as broadcast:
         if not folder.is_dir():
             raise UserError(f"{path} has no checkpoint: use the --workdir of a run that saved one")
-        broadcast.value = finished_steps(folder) if step is None else [step]
-        if step is not None and step not in (steps := finished_steps(folder)):
+        steps = finished_steps(folder)
+        if step is not None and step not in steps:
             raise UserError(f"{path} has no checkpoint of step {step}: choose one of {steps}")
+        broadcast.value = steps if step is None else [step]
     for number in reversed(broadcast.value):
         checkpoint = folder / str(number)
         try:
