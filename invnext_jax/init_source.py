@@ -14,7 +14,7 @@ from invnext_jax.checkpointing import reader, run_metadata, storage
 from invnext_jax.errors import UserError
 from invnext_jax.multihost import consensus
 from invnext_jax.weights import export, import_weights, published
-from invnext_jax.weights.files import SINGLE_FILE, open_checkpoint
+from invnext_jax.weights.files import open_checkpoint
 
 # Options that `copy_sizes` copies. The data options are copied only from runs and exports.
 _SECTIONS = ("encoder", "predictor", "decoder", "teacher")
@@ -50,12 +50,12 @@ def read_source(config: ml_collections.FrozenConfigDict) -> Source:
     path = config.init_from
     if not path:
         return Source()
-    if not path.endswith(".safetensors") and not _is_published(path):
+    if not path.endswith(".safetensors") and not published.is_published(path):
         params, found, step = reader.restore_run(path)
         check_source(config, found, step)
         return Source(params, step)
     with consensus.all_hosts_agree(f"the weights {path}"):
-        if _is_published(path):
+        if published.is_published(path):
             imported = import_weights.read_video(open_checkpoint(path), path)
             params, found, step = imported.params, imported.config, None
         else:
@@ -137,16 +137,12 @@ def copy_sizes(
     return config
 
 
-def _is_published(path: str) -> bool:
-    return (Path(path) / SINGLE_FILE).is_file()
-
-
 def _read_config(path: str) -> Mapping[str, Any]:
     """Returns the part of the config that the source contains."""
     if path.endswith(".safetensors"):
         about = json_file.read_object(export.description_path(path))
         return run_metadata.config_from_json(about.get("config", {})).to_dict()
-    if _is_published(path):
+    if published.is_published(path):
         content = json_file.read_object(Path(path) / published.CONFIG)
         with import_weights.config_errors(path):
             if published.EXTRA_SECTION in content:  # written by this package

@@ -234,7 +234,7 @@ def describe_export(run: str | Path, config: Any, parts: Sequence[str]) -> dict[
 
 def describe_source(run: str | Path) -> dict[str, Any]:
     """Returns the origin of the weights: run, step, versions and git hash, or a file name."""
-    if not Path(run).is_dir() or (Path(run) / files.SINGLE_FILE).is_file():
+    if not Path(run).is_dir() or published.is_published(run):
         return {"file": Path(run).name}
     record = pretrained.read_run_record(run)
     return {

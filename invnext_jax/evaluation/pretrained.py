@@ -25,7 +25,7 @@ from invnext_jax.models.layers import scale_kernels
 from invnext_jax.models.patches import normalize
 from invnext_jax.stages import registry
 from invnext_jax.weights import export, import_weights, match, published
-from invnext_jax.weights.files import SINGLE_FILE, open_checkpoint
+from invnext_jax.weights.files import open_checkpoint
 
 
 class LoadedPredictor(NamedTuple):
@@ -87,7 +87,7 @@ def load_params(
             expected = import_weights.part_shapes(config, names)
         found = match.leaf_shapes({name: params[name] for name in names})
         match.check_shapes(found, expected, str(path))
-    elif (Path(path) / SINGLE_FILE).is_file():
+    elif published.is_published(path):
         imported = import_weights.read_video(open_checkpoint(path), path)
         params, config = imported.params, ml_collections.ConfigDict(imported.config)
     else:

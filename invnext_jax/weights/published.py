@@ -11,12 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from invnext_jax.errors import UserError
-from invnext_jax.weights.files import LazyTensor
+from invnext_jax.weights.files import SINGLE_FILE, LazyTensor
 from invnext_jax.weights.model_sizes import LIMITS, check_size
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 EXTRA_SECTION = "invnext_jax"  # section of config.json that only this package uses
 _NAMES = {768: "Base", 1024: "Large", 1408: "1B"}
+
+
+def is_published(path: str | Path) -> bool:
+    """Returns whether a path is a folder with weights in one file, unlike the workdir of a run."""
+    return (Path(path) / SINGLE_FILE).is_file()
 
 
 def model_config(encoder: Any) -> dict[str, Any]:
