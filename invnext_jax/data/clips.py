@@ -68,7 +68,9 @@ class ClipTransform:
 
     def count_span(self, frames: int) -> int:
         """Returns how many frames a video needs so that every clip of `frames` frames fits."""
-        return frames if self.sampling == "sparse" else (frames - 1) * self.stride[1] + 1
+        if self.sampling == "dense":
+            return transforms.count_dense_span(frames, self.stride[1])
+        return frames
 
     def sample_window(self, height: int, width: int, size: int, rng: Choice) -> Window:
         """Samples a window of a frame, which will be resized to `size` x `size` pixels."""

@@ -27,6 +27,11 @@ def sample_sparse(frame_count: int, frames: int, rng: np.random.Generator | None
     return np.minimum(index_t, frame_count - 1)
 
 
+def count_dense_span(frames: int, stride: int) -> int:
+    """Returns the number of consecutive frames from the first to the last frame of a clip."""
+    return (frames - 1) * stride + 1
+
+
 def sample_dense(
     frame_count: int, frames: int, stride: tuple[int, int], rng: np.random.Generator | None
 ) -> np.ndarray:
@@ -43,7 +48,7 @@ def sample_dense(
     """
     low, high = stride
     step = (low + high) // 2 if rng is None else rng.integers(low, high, endpoint=True)
-    room = max(0, frame_count - 1 - (frames - 1) * step)
+    room = max(0, frame_count - count_dense_span(frames, step))
     start = room // 2 if rng is None else rng.integers(room, endpoint=True)
     return np.minimum(start + step * np.arange(frames), frame_count - 1)
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from invnext_jax.data.frame_index import PacketIndex
+from invnext_jax.data.transforms import count_dense_span
 
 CLIP_FRAMES = 16  # frames of a clip, whose cost and length are estimated; as config.data.frames
 CLIP_STRIDE = 4  # frames between those of a densely sampled clip; as config.data.stride
@@ -59,7 +60,7 @@ def describe_short(frames: Sequence[tuple[str, int]]) -> list[str]:
     Args:
       frames: The path of each video and the number of frames in its time range.
     """
-    span = (CLIP_FRAMES - 1) * CLIP_STRIDE + 1
+    span = count_dense_span(CLIP_FRAMES, CLIP_STRIDE)
     effects = {
         CLIP_FRAMES: f"clips of {CLIP_FRAMES} frames (config.data.frames) repeat frames",
         span: f"densely sampled clips (config.data.sampling='dense') of {CLIP_FRAMES} frames with "
