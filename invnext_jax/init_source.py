@@ -1,7 +1,4 @@
-"""The source of a run's initial parameters, `config.init_from`: a run, an export or a folder.
-
-A folder is one in the published format.
-"""
+"""The source of initial parameters, `config.init_from`: a run, an export or a published folder."""
 
 from collections.abc import Collection, Mapping
 from pathlib import Path

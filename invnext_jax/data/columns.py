@@ -23,9 +23,9 @@ NO_LABEL = -1
 _BLANK = ("", "nan", "none", "null", "na", "n/a")  # in lower case, as pandas and others write them
 LABEL_PREFIX = "label_"
 MAX_COLUMNS = 1000
-MAX_LISTED = 20  # columns that are not read
+MAX_LISTED = 20  # maximum number of columns in the warning about columns that are not read
 MAX_CLASS = 2**31 - 1  # labels are int32
-MAX_NAMES_BYTES = 2**26  # of a file of class names
+MAX_NAMES_BYTES = 2**26  # maximum size of a file of class names
 READ = ("path", "source", "start", "end", "record")
 INFORMATIVE = (
     *("duration", "frames", "width", "height", "fps", "codec", "rotation", "mirrored", "sar"),
@@ -38,9 +38,7 @@ _RANGE_WORDS = {
 }
 _NUMBERED = {"t0": "start", "t1": "end"}
 # Columns of these words and of units may contain both limits in one cell, such as "12.5-20".
-_BOTH_WORDS = {
-    *("segment", "segments", "interval", "intervals", "range", "ranges", "timestamps"),
-}
+_BOTH_WORDS = {"segment", "segments", "interval", "intervals", "range", "ranges", "timestamps"}
 _UNIT_WORDS = {
     *("t", "time", "times", "timestamp", "s", "sec", "secs", "second", "seconds", "ms", "msec"),
     *("frame", "frames", "clip", "segment", "video", "trim", "idx", "index"),

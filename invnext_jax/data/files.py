@@ -21,7 +21,8 @@ from invnext_jax.workers.time_limits import reading
 
 BLOCK_BYTES = 2**22  # block size for remote files; about the size of a video of a few seconds
 CACHED_BLOCKS = 16  # 64 MiB per worker
-MAX_STREAM_BYTES = 2**30  # of a file on a web server that does not support range requests
+# Maximum size of a file on a web server that does not support range requests.
+MAX_STREAM_BYTES = 2**30
 # Maximum size of a local file. /proc/kcore, a regular file, has the size of the address space.
 MAX_FILE_BYTES = 2**40
 _RAW_READ = io.FileIO.read

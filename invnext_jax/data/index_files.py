@@ -19,8 +19,8 @@ from invnext_jax.data.frame_index import PacketIndex
 from invnext_jax.workers.time_limits import reading
 
 MIN_STORED_FRAMES = 2000  # the index of a shorter file is stored only if it was built by decoding
-MAX_BYTES = 2**32  # of a file of stored indexes
-MAX_LINE_BYTES = 2**26
+MAX_BYTES = 2**32  # maximum size of a file of stored indexes
+MAX_LINE_BYTES = 2**26  # maximum size of a line of this file
 MAX_JSON_BYTES = 2**26  # decompressed size of a stored index; enough for 10 million frames
 MAX_TICKS = 2**62  # maximum time stamp, and difference of time stamps
 SUFFIX = ".frames.jsonl"

@@ -31,7 +31,7 @@ BOX = tuple(
     f"[CameraBoxComponent].box.{name}" for name in ("center.x", "center.y", "size.x", "size.y")
 )
 ROWS = 32  # rows of a Parquet file in memory; an image has about 0.3 MB
-MAX_BATCH_BYTES = 2**29  # of these rows after decompression
+MAX_BATCH_BYTES = 2**29  # maximum size of these rows after decompression
 QUALITY = 95
 MAX_BYTES = 2**36  # limit per Parquet file; those of Waymo Open have less than 1 GB
 MAX_PIXELS = 2**26  # limit per image; those of Waymo Open have 1920 x 1280

@@ -73,7 +73,7 @@ class WorldSpec:
                 raise UserError(f"{name}={value}: a world needs an integer from {low} to {high}")
         if self.level == "full" and self.frames % 2:
             raise UserError(f"frames={self.frames}: the full level needs an even number of frames")
-        if self.level == "anticipation" and self.frames < MIN_ANTICIPATION_FRAMES:
+        if self.level == ANTICIPATION and self.frames < MIN_ANTICIPATION_FRAMES:
             raise UserError(
                 f"frames={self.frames}: the anticipation level needs at least "
                 f"{MIN_ANTICIPATION_FRAMES} frames"
@@ -89,7 +89,7 @@ class WorldSpec:
         """Names of the classes of each task of this level, in the order of the class ids."""
         if self.level == "simple":
             return {"shape": SHAPES, "color": COLORS, "motion": MOTIONS}
-        if self.level == "anticipation":
+        if self.level == ANTICIPATION:
             actions = tuple(f"{shape} moves {motion}" for motion in MOTIONS for shape in SHAPES)
             return {"verb": MOTIONS, "noun": SHAPES, "action": actions}
         names = {"shape": DIGITS, "color": COLORS, "motion": FULL_MOTIONS}
@@ -100,7 +100,7 @@ class WorldSpec:
         """Maximum number of objects of a clip, including the cue and the distractors."""
         default = MAX_DISTRACTORS if self.level == "full" else 0
         clutter = default if self.clutter is None else self.clutter
-        return 1 + (self.level == "anticipation") + clutter
+        return 1 + (self.level == ANTICIPATION) + clutter
 
     @property
     def context_frames(self) -> int:
