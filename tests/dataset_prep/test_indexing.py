@@ -318,12 +318,8 @@ def test_reencoded_copies_are_excluded_and_listed_by_their_frames(folder, videos
     for name, crf in (("numbers.mp4", 18), ("again.mp4", 26)):
         options = {"preset": "ultrafast", "crf": str(crf)}
         videos.write(folder / name, frames=50, size=(96, 160), options=options)
-    assert counts(build(folder, folder / "train.csv")) == (
-        10,
-        7,
-        3,
-        1,
-    )  # the bytes differ
+    # The copy has other bytes, so that only its frames are the same.
+    assert counts(build(folder, folder / "train.csv")) == (10, 7, 3, 1)
     summary = build(folder, folder / "all.csv", perceptual=True)
     (pair,) = rows(folder / "all.similar.csv")
     assert (pair["path"], pair["similar_to"]) == (f"{folder}/numbers.mp4", f"{folder}/again.mp4")
