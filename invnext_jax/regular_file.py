@@ -1,4 +1,4 @@
-"""Opens files from untrusted folders. Only regular files of limited size are accepted.
+"""Opens files from untrusted folders. Only regular files are accepted.
 
 A named pipe or a device in a data set would otherwise block a run, or fill its memory.
 """

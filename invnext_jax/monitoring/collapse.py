@@ -44,7 +44,7 @@ class CollapseAlarm:
         if not found:
             return ""
         return (
-            f"warning: the features may have collapsed: {', '.join(found)}. Look at the pictures "
+            f"warning: the features may have collapsed: {', '.join(found)}. Look at the images "
             "and curves of launch/report.py, lower config.optimizer.learning_rate, or start from "
             "an earlier checkpoint"
         )
