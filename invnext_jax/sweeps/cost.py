@@ -5,7 +5,6 @@ same shapes share a plan, and plans are kept in `plans.json` in the folder of th
 """
 
 import dataclasses
-import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +20,6 @@ from invnext_jax.planning import flops as flops_lib
 from invnext_jax.planning.devices import DEVICES
 from invnext_jax.sweeps.expansion import ExpandedSweep
 from invnext_jax.sweeps.step_config import Kind, StepConfig
-from invnext_jax.training import recipe as recipe_lib
 
 PLANS = "plans.json"
 _FORMAT = 1  # of the file
@@ -125,10 +123,8 @@ class _PlanCache:
 def _predict_training(
     config: StepConfig, steps: int, device: str, devices: int, plans: _PlanCache
 ) -> Cost:
-    videos = (*config.count_videos(), recipe_lib.PAPER_VIDEOS)[0]
-
     def make() -> dict[str, Any]:
-        made = plan.make_plan(config.config, device, videos, devices=devices)
+        made = plan.make_plan(config.config, device, config.training_videos(), devices=devices)
         return {field: made[field] for field in _FIELDS}
 
     key = json_file.hash_json([_shape_fields(config.config), device, devices])
@@ -201,15 +197,11 @@ def _count_passes(config: ml_collections.ConfigDict) -> float:
     return passes
 
 
-@functools.cache
-def _count_layer_parameters(width: int, mlp_width: int) -> int:
-    return 4 * width**2 + 2 * width * mlp_width + 9 * width + mlp_width
-
-
 def _count_parameters(config: ml_collections.ConfigDict) -> int:
     """Returns the number of parameters of an encoder, without its small tables."""
     e = config.encoder
-    return e.depth * _count_layer_parameters(e.width, e.mlp_width) + 3 * e.patch**2 * e.width
+    layer = 4 * e.width**2 + 2 * e.width * e.mlp_width + 9 * e.width + e.mlp_width
+    return e.depth * layer + 3 * e.patch**2 * e.width
 
 
 def find_options(configs: Mapping[str, StepConfig], costs: Mapping[str, Cost], device: str) -> str:
@@ -227,8 +219,7 @@ def find_options(configs: Mapping[str, StepConfig], costs: Mapping[str, Cost], d
         if config.kind is Kind.EVALUATE:
             flags.append(f"--set={step}.batch_size=1")
             continue
-        videos = (*config.count_videos(), recipe_lib.PAPER_VIDEOS)[0]
-        fit = fitting.find_fit(config.config, device, devices, videos)
+        fit = fitting.find_fit(config.config, device, devices, config.training_videos())
         if fit is None:
             return f"more than {devices} devices: increase --devices_per_job"
         flags += [f"--set={step}.{option}={value}" for option, value in fit.options.items()]

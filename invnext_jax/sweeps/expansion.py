@@ -185,8 +185,7 @@ def _make_job(name: str, config: StepConfig, folder: Path, source: str) -> Plann
     )
     total_steps = 0
     if config.kind is Kind.TRAIN:
-        videos = (*config.count_videos(), recipe_lib.PAPER_VIDEOS)[0]
-        total_steps = recipe_lib.resolve(config.config, videos).total_steps
+        total_steps = recipe_lib.resolve(config.config, config.training_videos()).total_steps
     return PlannedJob(job, config.kind, total_steps)
 
 

@@ -63,8 +63,7 @@ def _resolved_fields(step: StepConfig) -> dict[str, Any]:
         fields = run_metadata.result_fields(run_metadata.config_to_json(step.config))
         fields.pop("data.root")
         return fields
-    videos = (*step.count_videos(), recipe_lib.PAPER_VIDEOS)[0]
-    config, _ = recipe_lib.resolve_config(step.config, videos)
+    config, _ = recipe_lib.resolve_config(step.config, step.training_videos())
     fields = run_metadata.result_fields(run_metadata.config_to_json(config))
     return {n: v for n, v in fields.items() if n not in recipe_lib.SOURCES.values()}
 

@@ -101,6 +101,10 @@ class StepConfig:
             return tuple(map(_count_rows, names))
         return self.step.videos
 
+    def training_videos(self) -> int:
+        """Returns the number of videos of a training; that of the paper if it is unknown."""
+        return (*self.count_videos(), recipe_lib.PAPER_VIDEOS)[0]
+
     def command(self, workdir: Path, source: Path | None) -> tuple[str, ...]:
         """Returns the command of the step.
 
@@ -126,8 +130,7 @@ class StepConfig:
         config = self.config.copy_and_resolve_references()
         config[SOURCE_OPTIONS[self.kind]] = source
         if self.kind is Kind.TRAIN:
-            videos = (*self.count_videos(), recipe_lib.PAPER_VIDEOS)[0]
-            plan.check_config(config, videos, tuple(self.overrides))
+            plan.check_config(config, self.training_videos(), tuple(self.overrides))
             return
         evaluators = evaluator_registry.find_evaluators(config.evaluators)
         unused = unused_options.find_unused(config, evaluators)
