@@ -58,8 +58,7 @@ def main(argv: Sequence[str]) -> None:
         config_checks.check_overrides(config, overrides, unused)
     count = recipe.PAPER_VIDEOS
     if videos is not None:
-        rows = held_out.training_rows(videos, config.data.held_out)
-        count = len(videos if rows is None else rows)
+        count = held_out.count_training_videos(videos, config.data.held_out)
     result = plan.make_plan(config, _DEVICE.value, count, overrides, devices)
     if _COMPILE.value:
         result |= plan.compile_step(config)

@@ -50,6 +50,20 @@ def training_rows(manifest: Manifest, count: int) -> np.ndarray | None:
     return np.setdiff1d(np.arange(len(manifest)), held_out_rows(manifest, count))
 
 
+def count_training_videos(manifest: Manifest, count: int) -> int:
+    """Returns the number of rows that are trained on.
+
+    Args:
+      manifest: the manifest.
+      count: see `held_out_rows`; 0 holds out none.
+
+    Raises:
+      UserError: see `held_out_rows`.
+    """
+    rows = training_rows(manifest, count)
+    return len(manifest if rows is None else rows)
+
+
 def find_shared_manifest(held_out: str, training: str) -> str | None:
     """Returns the first held-out manifest with the content of a training manifest, or None.
 

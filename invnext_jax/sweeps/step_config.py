@@ -14,6 +14,7 @@ from typing import Any
 import ml_collections
 
 from invnext_jax import config_checks
+from invnext_jax.data import held_out as held_out_lib
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data import video_io
 from invnext_jax.errors import UserError
@@ -95,10 +96,14 @@ class StepConfig:
         }
 
     def count_videos(self) -> tuple[int, ...]:
-        """Returns the number of videos of each manifest, or the numbers that the step expects."""
+        """Returns the number of videos of each manifest, or the numbers that the step expects.
+
+        Videos that are held out from a training are not counted.
+        """
         names = list(self.manifests().values())
+        held_out = self.config.data.held_out if self.kind is Kind.TRAIN else 0
         if names and all(map(manifests_exist, names)):
-            return tuple(map(_count_rows, names))
+            return tuple(_count_rows(name, held_out) for name in names)
         return self.step.videos
 
     def training_videos(self) -> int:
@@ -146,8 +151,8 @@ def manifests_exist(names: str) -> bool:
 
 
 @functools.cache
-def _count_rows(names: str) -> int:
-    return len(manifest_lib.read_manifest(names))
+def _count_rows(names: str, held_out: int) -> int:
+    return held_out_lib.count_training_videos(manifest_lib.read_manifest(names), held_out)
 
 
 def load_step(step: Step, seed: int | None, settings: Sequence[Setting] = ()) -> StepConfig:

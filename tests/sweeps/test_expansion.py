@@ -10,6 +10,9 @@ from ml_collections import config_flags
 
 from configs import stage1
 from invnext_jax.checkpointing import run_metadata
+from invnext_jax.data.held_out import training_rows
+from invnext_jax.data.manifest import read_manifest
+from invnext_jax.data.train_dataset import Mixture
 from invnext_jax.errors import UserError
 from invnext_jax.sweeps import identity
 from invnext_jax.sweeps.arms import Arm, Step, chain
@@ -127,6 +130,22 @@ def test_steps_and_the_same_number_of_epochs_are_equal(manifest):
     epochs = {**paths, "total_steps": -1, "epochs": 4.0}  # of 64 videos, in batches of 32
     assert hash_stage1({**paths, "total_steps": 8}) == hash_stage1(epochs)
     assert hash_stage1({**paths, "total_steps": 9}) != hash_stage1(epochs)
+
+
+def test_epochs_do_not_count_videos_that_are_held_out(tmp_path, manifest):
+    """If the sweep expected more steps than the training has, the job would never be finished."""
+    options = {"data.manifest": str(manifest), "total_steps": -1, "epochs": 8.0}
+    steps = []
+    for held_out in (0, 32):
+        changed = Step("stage1", STAGE1, {**options, "data.held_out": held_out})
+        sweep, configs = expand_arms(tmp_path, Arm("a", (changed,)))
+        ((name, planned),) = sweep.jobs.items()
+        steps.append(planned.total_steps)
+    assert steps == [16, 8]  # of 64 and 32 videos, in batches of 32
+    data = configs[name].config.data
+    read = read_manifest(data.manifest)
+    mixture = Mixture(read, data.weights, 0, training_rows(read, data.held_out))
+    assert configs[name].training_videos() == mixture.videos  # as in the training
 
 
 def test_the_content_of_files_counts_and_not_their_names(manifest, tmp_path):
