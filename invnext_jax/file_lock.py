@@ -1,8 +1,11 @@
 """Exclusive file locks, so that only one run at a time writes to a folder."""
 
+import contextlib
 import errno
 import fcntl
+import json
 import os
+import socket
 from typing import IO
 
 from absl import logging
@@ -56,6 +59,39 @@ def acquire(file: IO) -> None:
             "there",
             file.name,
         )
+
+
+def open_locked(path: str | os.PathLike) -> IO:
+    """Opens and locks a file, and writes to it which process holds the lock.
+
+    Raises:
+      LockHeldError: a different open file holds the lock. The message describes its process.
+      OSError: the file cannot be opened, locked or written.
+    """
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(open_file(path, "a+"))
+        try:
+            acquire(file)
+        except LockHeldError as error:
+            file.seek(0)
+            raise LockHeldError(file.read().strip() or "unknown") from error
+        file.truncate(0)
+        file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}) + "\n")
+        file.flush()
+        stack.pop_all()
+    return file
+
+
+def is_held(path: str | os.PathLike) -> bool:
+    """Returns whether a process holds the lock of a file, which need not exist."""
+    try:
+        with open_file(path, "r") as file:
+            acquire(file)
+    except FileNotFoundError:
+        return False
+    except LockHeldError:
+        return True
+    return False
 
 
 def wait(file: IO) -> None:

@@ -1,4 +1,5 @@
 import errno
+import os
 
 import pytest
 
@@ -17,6 +18,18 @@ def test_second_open_file_is_refused_until_the_first_is_released(tmp_path):
             file_lock.acquire(second)
         file_lock.release(first)
         file_lock.acquire(second)
+
+
+def test_locked_file_describes_its_process(tmp_path):
+    path = tmp_path / "lock"
+    assert not file_lock.is_held(path)
+    with file_lock.open_locked(path):
+        assert file_lock.is_held(path)
+        with pytest.raises(file_lock.LockHeldError, match=f'"pid": {os.getpid()}'):
+            file_lock.open_locked(path)
+    assert not file_lock.is_held(path)
+    with file_lock.open_locked(path):
+        assert len(path.read_text().splitlines()) == 1  # the earlier description is replaced
 
 
 def test_file_system_without_locks_is_a_warning(tmp_path, monkeypatch, caplog):

@@ -51,21 +51,13 @@ class Workdir:
 
     def _lock(self) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
-        file = file_lock.open_file(self.path / LOCK, "a+")
         try:
-            file_lock.acquire(file)
+            self._file = file_lock.open_locked(self.path / LOCK)
         except file_lock.LockHeldError as error:
-            file.seek(0)
-            holder = file.read().strip() or "unknown"
-            file.close()
             raise UserError(
-                f"another process uses {self.path} ({holder}): wait for it or end it, or "
+                f"another process uses {self.path} ({error}): wait for it or end it, or "
                 "choose another --workdir"
             ) from error
-        file.truncate(0)
-        file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}) + "\n")
-        file.flush()
-        self._file = file
 
     def exists(self) -> bool:
         """Returns whether the locked folder still exists. Valid in process 0 only."""

@@ -18,7 +18,6 @@ import datetime
 import enum
 import json
 import os
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -83,6 +82,7 @@ class SweepFolder:
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path).absolute()
         self._sweep, self._stop = self.path / "sweep.json", self.path / "stop.request"
+        self._lock = self.path / "sweep.lock"
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -93,37 +93,23 @@ class SweepFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            file = file_lock.open_file(self.path / "sweep.lock", "a+")
+            file = file_lock.open_locked(self._lock)
+        except file_lock.LockHeldError as error:
+            raise UserError(
+                f"another sweep command runs in {self.path} ({error}): wait for it, stop it "
+                "with --cancel, or choose another --workdir"
+            ) from error
         except OSError as error:
             raise UserError(
                 f"cannot write in --workdir={self.path}: {error.strerror}; choose another folder, "
                 "or change its permissions"
             ) from error
         with file:
-            try:
-                file_lock.acquire(file)
-            except file_lock.LockHeldError as error:
-                file.seek(0)
-                holder = file.read().strip() or "unknown"
-                raise UserError(
-                    f"another sweep command runs in {self.path} ({holder}): wait for it, stop it "
-                    "with --cancel, or choose another --workdir"
-                ) from error
-            file.truncate(0)
-            file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}) + "\n")
-            file.flush()
             yield
 
     def is_locked(self) -> bool:
         """Returns whether a sweep command runs in the folder."""
-        try:
-            with file_lock.open_file(self.path / "sweep.lock", "r") as file:
-                file_lock.acquire(file)
-        except FileNotFoundError:
-            return False
-        except file_lock.LockHeldError:
-            return True
-        return False
+        return file_lock.is_held(self._lock)
 
     def exists(self) -> bool:
         """Returns whether the folder has a sweep."""

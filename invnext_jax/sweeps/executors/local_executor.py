@@ -111,7 +111,7 @@ class LocalExecutor:
             del self._children[job.name]
             self._slots.pop(job.name, None)
             return Poll(Phase.ENDED, code)
-        if _is_locked(job):
+        if file_lock.is_held(_lock_path(job)):
             self._slots[job.name] = Slot(**self._read_lock(job))
             return Poll(Phase.RUNNING)
         self._slots.pop(job.name, None)
@@ -187,17 +187,6 @@ class LocalExecutor:
 
 def _lock_path(job: Job) -> Path:
     return job.log.with_suffix(".lock")
-
-
-def _is_locked(job: Job) -> bool:
-    try:
-        with file_lock.open_file(_lock_path(job), "r") as file:
-            file_lock.acquire(file)
-    except FileNotFoundError:
-        return False
-    except file_lock.LockHeldError:
-        return True
-    return False
 
 
 @contextlib.contextmanager
