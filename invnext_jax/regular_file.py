@@ -73,3 +73,14 @@ def read_bytes(path: str | os.PathLike, max_bytes: int) -> bytes:
             parts.append(part)
             remaining -= len(part)
     return b"".join(parts)
+
+
+def read_tail(path: str | os.PathLike, max_bytes: int) -> bytes:
+    """Returns at most `max_bytes` from the end of a regular file of any size.
+
+    Raises:
+      OSError: As in `open_regular`, or the file cannot be read.
+    """
+    with open_regular(path) as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - max_bytes))
+        return file.read(max_bytes)

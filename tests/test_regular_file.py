@@ -13,6 +13,15 @@ def test_content_of_a_regular_file(tmp_path):
     assert regular_file.read_bytes(tmp_path / "link", 5) == b"12345"
 
 
+def test_tail_of_a_regular_file(tmp_path):
+    (tmp_path / "file").write_bytes(b"12345")
+    assert regular_file.read_tail(tmp_path / "file", 2) == b"45"
+    assert regular_file.read_tail(tmp_path / "file", 9) == b"12345"
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="Not a regular file"):
+        regular_file.read_tail(tmp_path / "pipe", 9)
+
+
 def test_what_is_not_a_small_regular_file_is_an_error(tmp_path):
     (tmp_path / "file").write_bytes(b"12345")
     os.mkfifo(tmp_path / "pipe")

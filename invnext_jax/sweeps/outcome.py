@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
+from invnext_jax import regular_file
 from invnext_jax.checkpointing import reader
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import results_file
@@ -50,10 +51,7 @@ def _read_evaluation(workdir: Path) -> Outcome:
 def read_last_record(workdir: Path) -> dict[str, float | None]:
     """Returns the last complete record of a run's metrics.jsonl; {} if there is none."""
     try:
-        with open(workdir / metrics_file.FILE, "rb") as file:
-            file.seek(0, 2)
-            file.seek(max(0, file.tell() - _TAIL_BYTES))
-            lines = file.read().split(b"\n")
+        lines = regular_file.read_tail(workdir / metrics_file.FILE, _TAIL_BYTES).split(b"\n")
     except OSError:
         return {}
     for line in reversed(lines):

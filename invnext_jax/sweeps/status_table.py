@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from invnext_jax import regular_file
 from invnext_jax.sweeps import outcome
 from invnext_jax.sweeps.expansion import ExpandedSweep, PlannedJob
 from invnext_jax.sweeps.job import Job
@@ -63,10 +64,7 @@ def is_blocked(
 def read_log_tail(job: Job, lines: int = LOG_LINES) -> list[str]:
     """Returns the last lines of a job's log; [] if there is no log."""
     try:
-        with open(job.log, "rb") as file:
-            file.seek(0, 2)
-            file.seek(max(0, file.tell() - _LOG_BYTES))
-            text = file.read().decode(errors="replace")
+        text = regular_file.read_tail(job.log, _LOG_BYTES).decode(errors="replace")
     except OSError:
         return []
     return [line for line in text.replace("\r", "\n").splitlines() if line.strip()][-lines:]
