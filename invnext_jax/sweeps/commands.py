@@ -217,11 +217,9 @@ def predict(folder: Path, request: Request, device: str) -> str:
 
 
 def _describe_end(states: dict[str, JobState]) -> str:
-    counts = [(status, [s.status for s in states.values()].count(status)) for status in Status]
-    text = ", ".join(f"{count} {status.value}" for status, count in counts if count)
     failed = any(state.status is Status.FAILED for state in states.values())
     advice = "; --status shows the reasons, --retry_failed starts them again" if failed else ""
-    return f"jobs: {text}{advice}"
+    return f"jobs: {status_table.count_states(states.values())}{advice}"
 
 
 def make_local_executor(max_jobs: int = 0) -> Executor:
@@ -250,5 +248,5 @@ def cancel(folder: SweepFolder, make_executor: Callable[[], Executor]) -> str:
             runner = Runner(folder, sweep, make_executor(), RunOptions())
             runner.restore_states(only_active=True)
             runner.stop()
-    states = {name: folder.read_state(name) for name in sweep.jobs}
-    return _describe_end(states) + "; the same command as before continues the sweep"
+    states = folder.read_states(sweep)
+    return f"{_describe_end(states)}; the same command as before continues the sweep"

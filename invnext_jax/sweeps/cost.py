@@ -18,7 +18,7 @@ from invnext_jax.errors import UserError
 from invnext_jax.planning import fitting, memory, plan
 from invnext_jax.planning import flops as flops_lib
 from invnext_jax.planning.devices import DEVICES
-from invnext_jax.sweeps.expansion import ExpandedSweep
+from invnext_jax.sweeps.expansion import ExpandedSweep, join_names
 from invnext_jax.sweeps.step_config import Kind, StepConfig
 
 PLANS = "plans.json"
@@ -233,8 +233,7 @@ def describe_costs(
     heads = ("job", "PFLOP", "GB per device", "hours", "device-hours", "arms")
     rows = []
     for name, cost in costs.items():
-        arms = list(dict.fromkeys(arm.name for arm in sweep.users(name)))
-        shown = ", ".join(arms[:2]) + (f" and {len(arms) - 2} more" if len(arms) > 2 else "")
+        shown = join_names(sweep.arm_names(name), most=2)
         step = configs[name].step.name
         used = f"{cost.peak_bytes / 1e9:.1f} of {cost.memory_bytes / 1e9:.0f}"
         used += "" if cost.fits else " TOO LARGE"

@@ -60,9 +60,9 @@ class ExpandedSweep:
     columns: Mapping[str, Column]
     jobs: Mapping[str, PlannedJob]
 
-    def users(self, name: str) -> list[PlannedArm]:
-        """Returns the arms that use a job."""
-        return [arm for arm in self.arms if name in arm.jobs.values()]
+    def arm_names(self, job: str) -> list[str]:
+        """Returns the names of the arms that use a job, without duplicates."""
+        return list(dict.fromkeys(arm.name for arm in self.arms if job in arm.jobs.values()))
 
     def to_json(self, folder: Path) -> dict[str, Any]:
         """Returns a JSON-compatible dict.
@@ -88,6 +88,12 @@ class ExpandedSweep:
             columns={title: Column(**column) for title, column in tree["columns"].items()},
             jobs={planned.job.name: planned for planned in jobs},
         )
+
+
+def join_names(names: Sequence[str], most: int = 3) -> str:
+    """Returns the first names and the number of the others, such as "a, b, c and 2 more"."""
+    shown, rest = ", ".join(names[:most]), len(names) - most
+    return f"{shown} and {rest} more" if rest > 0 else shown
 
 
 def _paths(folder: Path, name: str) -> dict[str, Path]:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from invnext_jax.errors import UserError
 from invnext_jax.sweeps import outcome as outcome_lib
-from invnext_jax.sweeps.expansion import ExpandedSweep, PlannedJob
+from invnext_jax.sweeps.expansion import ExpandedSweep, PlannedJob, join_names
 from invnext_jax.sweeps.job import Executor, Phase, Poll
 from invnext_jax.sweeps.sweep_folder import JobState, Status, SweepFolder, now
 
@@ -57,7 +57,7 @@ class Runner:
     ):
         self._folder, self._sweep, self._executor = folder, sweep, executor
         self._options, self._should_stop, self._log = options, should_stop, log
-        self._states = {name: folder.read_state(name) for name in sweep.jobs}
+        self._states = folder.read_states(sweep)
 
     def run(self) -> dict[str, JobState]:
         """Runs all jobs and returns their states.
@@ -204,12 +204,9 @@ class Runner:
 
     def _report(self, planned: PlannedJob, what: str) -> None:
         statuses = [state.status for state in self._states.values()]
-        arms = list(dict.fromkeys(arm.name for arm in self._sweep.users(planned.job.name)))
-        named = ", ".join(arms[:3]) + (f" and {len(arms) - 3} more" if len(arms) > 3 else "")
-        self._log(
-            f"[{statuses.count(Status.FINISHED)}/{len(statuses)}] {planned.job.name} {what} "
-            f"({named})"
-        )
+        arms = join_names(self._sweep.arm_names(planned.job.name))
+        finished = statuses.count(Status.FINISHED)
+        self._log(f"[{finished}/{len(statuses)}] {planned.job.name} {what} ({arms})")
 
 
 def _describe_exit(code: int | None) -> str:

@@ -1,6 +1,6 @@
 """Formats the states of the jobs of a sweep as text for the terminal."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from invnext_jax import regular_file
 from invnext_jax.sweeps import outcome
@@ -15,22 +15,26 @@ _LOG_BYTES = 2**14
 
 def format_status(folder: SweepFolder, sweep: ExpandedSweep) -> str:
     """Returns a line for each job, and the last lines of the logs of failed jobs."""
-    states = {name: folder.read_state(name) for name in sweep.jobs}
+    states = folder.read_states(sweep)
     width = max(map(len, sweep.jobs))
     lines = []
     for name, planned in sweep.jobs.items():
         state = states[name]
-        arms = dict.fromkeys(arm.name for arm in sweep.users(name))
+        arms = sweep.arm_names(name)
         text = describe_state(planned, sweep.jobs, states)
         lines.append(f"{name:{width}}  {text:30}  {'; '.join(arms)}")
         if state.status is Status.FAILED or state.failures:
             lines += [f"    {line}" for line in read_log_tail(planned.job)]
-    counts = {status: 0 for status in Status}
-    for state in states.values():
-        counts[state.status] += 1
-    total = ", ".join(f"{count} {status.value}" for status, count in counts.items() if count)
+    total = count_states(states.values())
     command = "runs" if folder.is_locked() else "does not run"
     return "\n".join([*lines, f"{len(states)} jobs: {total}. The sweep command {command}."])
+
+
+def count_states(states: Iterable[JobState]) -> str:
+    """Returns the number of jobs of each status, such as "1 running, 7 finished"."""
+    statuses = [state.status for state in states]
+    counts = [(statuses.count(status), status.value) for status in Status]
+    return ", ".join(f"{count} {name}" for count, name in counts if count)
 
 
 def describe_state(

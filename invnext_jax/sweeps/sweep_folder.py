@@ -7,7 +7,7 @@ file:
     sweep.lock           locked by the running command
     stop.request         exists while `--cancel` asks the running command to stop
     states/<job>.json    the state of a job
-    logs/<job>.log       the output of a job
+    logs/<job>.log       the output of a job, all attempts
     logs/<job>.lock      locked by a job that runs on this machine
     runs/<job>/          the workdir of a job
 """
@@ -146,6 +146,10 @@ class SweepFolder:
             return JobState(**{**tree, "status": Status(tree["status"])})
         except (UserError, KeyError, TypeError, ValueError):
             return JobState()
+
+    def read_states(self, sweep: ExpandedSweep) -> dict[str, JobState]:
+        """Reads the states of all jobs of a sweep, by name."""
+        return {name: self.read_state(name) for name in sweep.jobs}
 
     def write_state(self, name: str, state: JobState) -> None:
         """Writes the state of a job."""

@@ -60,7 +60,7 @@ def test_arms_share_equal_steps(tmp_path):
     assert (a["stage1"], a["probe1"]) == (b["stage1"], b["probe1"])
     assert a["stage2"] != b["stage2"] and a["probe2"] != b["probe2"]
     assert len(sweep.jobs) == 6
-    assert [arm.name for arm in sweep.users(a["stage2"])] == ["a", "another name for a"]
+    assert sweep.arm_names(a["stage2"]) == ["a", "another name for a"]
 
 
 def test_steps_start_from_the_last_training(tmp_path):

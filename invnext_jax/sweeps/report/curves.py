@@ -8,11 +8,10 @@ import numpy as np
 
 from invnext_jax.evaluation.pages import charts
 from invnext_jax.monitoring import metrics_file
-from invnext_jax.sweeps.expansion import ExpandedSweep, PlannedArm
+from invnext_jax.sweeps.expansion import ExpandedSweep, PlannedArm, join_names
 from invnext_jax.sweeps.step_config import Kind
 
 _SKIPPED = ("Speed", "Waiting for data", "Learning rate")  # titles of charts of a single run
-_SHOWN_NAMES = 3
 
 Points = list[tuple[int, float]]
 Records = list[dict[str, Any]]
@@ -51,15 +50,11 @@ def _find_lines(
     for arm, used in jobs.items():
         names.setdefault(tuple(used), []).append(arm)
     return {
-        _join(shared): [metrics_file.read_metrics(sweep.jobs[name].job.workdir) for name in used]
+        join_names(shared): [
+            metrics_file.read_metrics(sweep.jobs[name].job.workdir) for name in used
+        ]
         for used, shared in names.items()
     }
-
-
-def _join(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:_SHOWN_NAMES])
-    rest = len(names) - _SHOWN_NAMES
-    return f"{shown} and {rest} more" if rest > 0 else shown
 
 
 def _draw_metrics(

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from invnext_jax.errors import UserError
@@ -11,9 +11,11 @@ from invnext_jax.evaluation.metrics.formats import MetricFormat, find_format
 from invnext_jax.evaluation.pages.paired_differences import Evaluation
 from invnext_jax.sweeps import outcome, status_table
 from invnext_jax.sweeps.arms import Column
-from invnext_jax.sweeps.expansion import ExpandedSweep, PlannedArm, PlannedJob
+from invnext_jax.sweeps.expansion import ExpandedSweep, PlannedJob
 from invnext_jax.sweeps.step_config import Kind
 from invnext_jax.sweeps.sweep_folder import JobState, Status, SweepFolder
+
+_FIELDS = ("metric", "task", "evaluator", "input")  # of rows; a column selects by them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +56,7 @@ def collect_results(folder: SweepFolder, sweep: ExpandedSweep) -> Results:
     Raises:
       UserError: a column selects several rows of an evaluation.
     """
-    states = {name: folder.read_state(name) for name in sweep.jobs}
+    states = folder.read_states(sweep)
     rows = {name: _read_rows(planned, states[name]) for name, planned in sweep.jobs.items()}
     columns = dict(sweep.columns) or _find_columns(sweep, rows)
     values: dict[tuple[str, str, str], dict[int | None, Value]] = {}
@@ -112,11 +114,7 @@ def _select(title: str, column: Column, planned: PlannedJob, rows: Rows) -> Valu
 
 
 def _matches(row: Mapping[str, Any], column: Column) -> bool:
-    fields = ("metric", "task", "evaluator", "input")
-    wanted = {field: getattr(column, field) for field in fields}
-    return row["name"] == "encoder" and all(
-        value in ("", row[field]) for field, value in wanted.items()
-    )
+    return _is_encoder(row) and all(getattr(column, name) in ("", row[name]) for name in _FIELDS)
 
 
 def _describe_row(row: Mapping[str, Any]) -> str:
@@ -132,16 +130,12 @@ def _find_columns(sweep: ExpandedSweep, rows: Mapping[str, Rows]) -> dict[str, C
         evaluation = rows[name]
         if isinstance(evaluation, Evaluation):
             for row in filter(_is_encoder, evaluation.results["rows"]):
-                fields = {f: row[f] for f in ("metric", "task", "evaluator", "input")}
+                fields = {name: row[name] for name in _FIELDS}
                 columns[f"{step}: {_describe_row(row)}"] = Column(step, **fields)
     if columns or any(p.kind is Kind.EVALUATE for p in sweep.jobs.values()):
         return columns
-    return {f"{step}: loss": Column(step, "loss") for step in _steps(sweep.arms)}
+    return {f"{step}: loss": Column(step, "loss") for arm in sweep.arms for step in arm.jobs}
 
 
 def _is_encoder(row: Mapping[str, Any]) -> bool:
     return row["name"] == "encoder"
-
-
-def _steps(arms: Iterable[PlannedArm]) -> list[str]:
-    return list(dict.fromkeys(step for arm in arms for step in arm.jobs))

@@ -1,7 +1,7 @@
 """Writes the tables of a sweep as a web page, Markdown or CSV."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from invnext_jax.sweeps.expansion import ExpandedSweep
 from invnext_jax.sweeps.report import curves, table_text
 from invnext_jax.sweeps.report.comparison import Cell, SweepTable, make_tables
 from invnext_jax.sweeps.report.results import Results, collect_results
-from invnext_jax.sweeps.sweep_folder import Status, SweepFolder
+from invnext_jax.sweeps.sweep_folder import JobState, Status, SweepFolder
 
 
 def write_tables(folder: SweepFolder, out: str | Path, baseline: str = "") -> str:
@@ -44,28 +44,22 @@ def write_tables(folder: SweepFolder, out: str | Path, baseline: str = "") -> st
 
 def _make_page(folder: SweepFolder, results: Results, tables: Sequence[SweepTable]) -> str:
     sweep = results.sweep
+    states = folder.read_states(sweep)
     return render(
         "sweep.html",
         title=folder.path.name,
         source=sweep.source,
-        counts=_count_jobs(folder, sweep),
+        counts=status_table.count_states(states.values()),
         tables=[_describe_table(sweep, table, results) for table in tables],
-        failed=_list_failures(folder, sweep),
+        failed=_list_failures(sweep, states),
     )
 
 
-def _count_jobs(folder: SweepFolder, sweep: ExpandedSweep) -> str:
-    statuses = [folder.read_state(name).status for name in sweep.jobs]
-    counts = [(status.value, statuses.count(status)) for status in Status]
-    return ", ".join(f"{count} {name}" for name, count in counts if count)
-
-
-def _list_failures(folder: SweepFolder, sweep: ExpandedSweep) -> list[dict[str, Any]]:
-    states = {name: folder.read_state(name) for name in sweep.jobs}
+def _list_failures(sweep: ExpandedSweep, states: Mapping[str, JobState]) -> list[dict[str, Any]]:
     return [
         {
             "name": name,
-            "arms": ", ".join(dict.fromkeys(arm.name for arm in sweep.users(name))),
+            "arms": ", ".join(sweep.arm_names(name)),
             "reason": states[name].reason,
             "log": "\n".join(status_table.read_log_tail(planned.job)),
         }
