@@ -74,9 +74,11 @@ _KINDS = {  # substring of the lower-case `device_kind` -> name in `DEVICES`; th
 }
 
 
+def find_name(kind: str) -> str:
+    """Returns the name in `DEVICES` of a `jax.Device.device_kind`; "" if it is unknown."""
+    return next((name for part, name in _KINDS.items() if part in kind.lower()), "")
+
+
 def find_device(kind: str) -> Device | None:
     """Returns the data-sheet values for a `jax.Device.device_kind`, or None if it is unknown."""
-    for part, name in _KINDS.items():
-        if part in kind.lower():
-            return DEVICES.get(name)
-    return None
+    return DEVICES.get(find_name(kind))

@@ -126,7 +126,7 @@ class Executor(Protocol):
     """
 
     def has_room(self, job: Job) -> bool:
-        """Returns whether the job can be submitted now. A queue always has room."""
+        """Returns whether the job can be submitted now."""
 
     def submit(self, job: Job) -> Handle:
         """Starts or queues a job, and returns its handle.

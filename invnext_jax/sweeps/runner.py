@@ -6,7 +6,7 @@ a state is written before and after each action. The runner can therefore be kil
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from invnext_jax.errors import UserError
 from invnext_jax.sweeps import outcome as outcome_lib
@@ -86,20 +86,25 @@ class Runner:
         active, forced = self._active_jobs(), False
         if active:
             self._log(f"stopping {len(active)} job(s), which save first")
-        for planned in active:
-            self._executor.cancel(planned.job, self._states[planned.job.name].handle)
+        self._cancel(active)
         while active := self._active_jobs():
             if not forced and time.monotonic() > deadline:
                 forced = True
-                for planned in active:
-                    handle = self._states[planned.job.name].handle
-                    self._executor.cancel(planned.job, handle, force=True)
+                self._cancel(active, force=True)
             time.sleep(min(0.2, self._options.poll_seconds))
             for planned in active:
-                handle = self._states[planned.job.name].handle
-                poll = self._executor.poll(planned.job, handle)
-                if poll.phase is Phase.ENDED:
-                    self._end_job(planned, dataclasses.replace(poll, stopped=True))
+                self._end_if_stopped(planned)
+
+    def _cancel(self, jobs: Sequence[PlannedJob], *, force: bool = False) -> None:
+        for planned in jobs:
+            handle = self._states[planned.job.name].handle
+            self._executor.cancel(planned.job, handle, force=force)
+
+    def _end_if_stopped(self, planned: PlannedJob) -> None:
+        """Writes the state of an active job if it has ended. This does not count as a failure."""
+        poll = self._executor.poll(planned.job, self._states[planned.job.name].handle)
+        if poll.phase is Phase.ENDED:
+            self._end_job(planned, dataclasses.replace(poll, stopped=True))
 
     def restore_states(self, *, only_active: bool = False) -> None:
         """Compares the states with the outputs and with the jobs that are still running.
@@ -110,9 +115,7 @@ class Runner:
         for name, planned in reversed(self._sweep.jobs.items()):  # dependents come first
             state = self._states[name]
             if state.is_active:
-                poll = self._executor.poll(planned.job, state.handle)
-                if poll.phase is Phase.ENDED:
-                    self._end_job(planned, dataclasses.replace(poll, stopped=True))
+                self._end_if_stopped(planned)
             elif state.status is not Status.FAILED and not only_active:
                 # The outputs decide, because they may have been copied or removed.
                 result = outcome_lib.read_outcome(planned)

@@ -14,7 +14,6 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from invnext_jax import file_lock, sanitize
 from invnext_jax.errors import UserError
@@ -76,11 +75,8 @@ class LocalExecutor:
         with file_lock.open_file(_lock_path(job), "a+") as lock, open(job.log, "ab") as log:
             try:
                 file_lock.acquire(lock)
-            except file_lock.LockHeldError:
-                return {
-                    "system": SYSTEM,
-                    **self._read_lock(job),
-                }  # an earlier process of the job; `poll` waits for it
+            except file_lock.LockHeldError:  # an earlier process of the job; `poll` waits for it
+                return _make_handle(_read_slot(job))
             lock.truncate(0)
             lock.write(json.dumps(dataclasses.asdict(slot)) + "\n")
             lock.flush()
@@ -99,7 +95,7 @@ class LocalExecutor:
                     pass_fds=(lock.fileno(),),  # it keeps the lock until it ends
                 )
         self._slots[job.name] = slot
-        return {"system": SYSTEM, **dataclasses.asdict(slot)}
+        return _make_handle(slot)
 
     def poll(self, job: Job, handle: Handle | None) -> Poll:
         """Returns whether the job's process, or one that an earlier command started, is alive."""
@@ -112,7 +108,7 @@ class LocalExecutor:
             self._slots.pop(job.name, None)
             return Poll(Phase.ENDED, code)
         if file_lock.is_held(_lock_path(job)):
-            self._slots[job.name] = Slot(**self._read_lock(job))
+            self._slots[job.name] = _read_slot(job)
             return Poll(Phase.RUNNING)
         self._slots.pop(job.name, None)
         return Poll(Phase.ENDED)
@@ -172,17 +168,18 @@ class LocalExecutor:
                     "another --executor"
                 )
 
-    def _read_lock(self, job: Job) -> dict[str, Any]:
-        """Returns the slot of a running job of an earlier command, as a dict."""
-        try:
-            fields = json.loads(_lock_path(job).read_text())
-            return {
-                "cores": tuple(fields["cores"]),
-                "gpus": tuple(fields["gpus"]),
-                "memory": fields["memory"],
-            }
-        except (OSError, ValueError, KeyError, TypeError):  # it was killed while it was written
-            return dataclasses.asdict(Slot())
+
+def _make_handle(slot: Slot) -> Handle:
+    return {"system": SYSTEM, **dataclasses.asdict(slot)}
+
+
+def _read_slot(job: Job) -> Slot:
+    """Returns the slot of a running job of an earlier command."""
+    try:
+        fields = json.loads(_lock_path(job).read_text())
+        return Slot(tuple(fields["cores"]), tuple(fields["gpus"]), fields["memory"])
+    except (OSError, ValueError, KeyError, TypeError):  # it was killed while it was written
+        return Slot()
 
 
 def _lock_path(job: Job) -> Path:

@@ -56,17 +56,15 @@ def _read_gpus(environment: Mapping[str, str], root: Path) -> tuple[str, ...]:
     if (visible := environment.get("CUDA_VISIBLE_DEVICES")) is not None:
         return tuple(name.strip() for name in visible.split(",") if name.strip() not in ("", "-1"))
     names = [path.name for path in (root / "dev").glob("nvidia*")]
-    numbers = sorted(int(n[6:]) for n in names if re.fullmatch(r"nvidia\d+", n))
-    return tuple(str(position) for position, _ in enumerate(numbers))
+    count = sum(bool(re.fullmatch(r"nvidia\d+", name)) for name in names)
+    return tuple(map(str, range(count)))
 
 
 def _read_device(root: Path) -> str:
     """Returns the kind of the NVIDIA GPUs; "" if it is unknown."""
-    for path in sorted((root / "proc/driver/nvidia/gpus").glob("*/information")):
-        model = re.search(r"^Model:\s*(.+)$", path.read_text(), re.MULTILINE)
-        found = devices.find_device(model[1]) if model else None
-        return next((name for name, d in devices.DEVICES.items() if d is found), "")
-    return ""
+    paths = sorted((root / "proc/driver/nvidia/gpus").glob("*/information"))
+    models = re.findall(r"^Model:\s*(.+)$", paths[0].read_text(), re.MULTILINE) if paths else []
+    return devices.find_name(models[0]) if models else ""
 
 
 def _read_memory(root: Path) -> float:
