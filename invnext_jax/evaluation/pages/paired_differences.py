@@ -154,18 +154,30 @@ def make_differences(pairs, tasks: Sequence[str], form: MetricFormat) -> list[di
             "title": title,
             "task": task,
             **_write_interval(interval, form),
-            "places": [
-                50 + 50 * value / limit for value in (interval.low, interval.value, interval.high)
-            ],
+            "places": find_places(interval.value, interval.low, interval.high, limit),
         }
         for title, task, interval in found
     ]
 
 
+def find_places(value: float, low: float, high: float, limit: float) -> list[float]:
+    """Returns the positions of an interval in a bar from -limit to limit, in percent of its width.
+
+    The positions are those of the lower end, the value and the upper end.
+    """
+    return [50 + 50 * number / limit for number in (low, value, high)]
+
+
+def find_verdict(value: float, low: float, high: float, form: MetricFormat) -> str:
+    """Returns "better" or "worse" for a difference; "unclear" if its interval contains 0."""
+    if low <= 0 <= high:
+        return "unclear"
+    return "better" if (value > 0) == form.higher_is_better else "worse"
+
+
 def _write_interval(interval: Interval, form: MetricFormat) -> dict[str, Any]:
     """Returns the difference, the interval and the verdict as text."""
-    is_better = (interval.value > 0) == form.higher_is_better
-    verdict = ("better" if is_better else "worse") if interval.excludes_zero else "unclear"
+    verdict = find_verdict(interval.value, interval.low, interval.high, form)
     numbers = {"value": interval.value, "low": interval.low, "high": interval.high}
     texts = {name: "+" * (value > 0) + form.write(value) for name, value in numbers.items()}
     return {**texts, "verdict": verdict, "n": interval.n}

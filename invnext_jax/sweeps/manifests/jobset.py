@@ -13,9 +13,12 @@ from typing import Any
 
 from invnext_jax.errors import UserError
 from invnext_jax.sweeps.job import Job, Resources
-from invnext_jax.sweeps.manifests.options import ClusterOptions, command_on_cluster
+from invnext_jax.sweeps.manifests.options import (
+    COORDINATOR_PORT,
+    ClusterOptions,
+    command_on_cluster,
+)
 
-COORDINATOR_PORT = 8476
 SAVE_SECONDS = 300  # that a pod has to save after SIGTERM
 # Exit codes of `errors.exit_on_user_error`. Such a job has the same result if it is repeated.
 _FINAL_CODES = [2, 3]

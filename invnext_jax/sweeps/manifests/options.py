@@ -7,6 +7,8 @@ from pathlib import Path, PurePosixPath
 from invnext_jax.errors import UserError
 from invnext_jax.sweeps.job import Job
 
+COORDINATOR_PORT = 8476  # of the first host of a job
+
 
 @dataclasses.dataclass(frozen=True)
 class ClusterOptions:

@@ -11,7 +11,11 @@ from typing import Any
 
 from invnext_jax.errors import UserError
 from invnext_jax.sweeps.job import Job, Resources
-from invnext_jax.sweeps.manifests.options import ClusterOptions, command_on_cluster
+from invnext_jax.sweeps.manifests.options import (
+    COORDINATOR_PORT,
+    ClusterOptions,
+    command_on_cluster,
+)
 
 # Names of accelerators by name in `planning.devices.DEVICES`, and the number that a TPU's name has
 # for each chip: v4 and v5p count TensorCores, of which a chip has two.
@@ -23,7 +27,6 @@ _TPUS = {
     "v6e": ("tpu-v6e", 1),
 }
 _EXTRAS = {**dict.fromkeys(_GPUS, "cuda"), **dict.fromkeys(_TPUS, "tpu")}
-COORDINATOR_PORT = 8476
 
 _SETUP = """\
 python3 -m venv .venv && . .venv/bin/activate

@@ -8,6 +8,7 @@ from typing import Any
 from invnext_jax import atomic_file
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation.metrics.formats import MetricFormat
+from invnext_jax.evaluation.pages.paired_differences import find_places, find_verdict
 from invnext_jax.evaluation.pages.report import render
 from invnext_jax.sweeps import status_table
 from invnext_jax.sweeps.expansion import ExpandedSweep
@@ -129,10 +130,8 @@ def _describe_differences(table: SweepTable, results: Results) -> list[dict[str,
         for name, d in pairs:
             places, verdict = None, ""
             if not math.isnan(d.low):
-                places = [50 + 50 * value / limit for value in (d.low, d.value, d.high)]
-                is_better = (d.value > 0) == form.higher_is_better
-                verdict = "better" if is_better else "worse"
-                verdict = "unclear" if d.low <= 0 <= d.high else verdict
+                places = find_places(d.value, d.low, d.high, limit)
+                verdict = find_verdict(d.value, d.low, d.high, form)
             found.append(
                 {
                     "name": name,
