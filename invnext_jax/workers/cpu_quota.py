@@ -1,4 +1,4 @@
-"""Reads the CPU quota of this process: the share of the cores that its Linux cgroups allow.
+"""Reads the cores that this process may use, and the quota of its Linux cgroups.
 
 Containers (`docker --cpus`, `limits.cpu` in Kubernetes) are limited by a quota that the CPU
 affinity does not show.
@@ -6,11 +6,19 @@ affinity does not show.
 
 import contextlib
 import math
+import os
 import pathlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
 _PROC = pathlib.Path("/proc/self")
+
+
+def allowed_cores() -> list[int]:
+    """Returns the numbers of the cores that this process may use, without regard to its quota."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
 
 
 def read_cpu_quota(proc: pathlib.Path = _PROC) -> float:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from invnext_jax.workers import messages, worker_main
-from invnext_jax.workers.cpu_quota import read_cpu_quota
+from invnext_jax.workers.cpu_quota import allowed_cores, read_cpu_quota
 from invnext_jax.workers.results import InvalidResultError
 from invnext_jax.workers.time_limits import CLOCK_BYTES, ReadClock, wait_for_result
 from invnext_jax.workers.worker_environment import make_environment
@@ -29,9 +29,7 @@ SEND_SECONDS = 60  # maximum time until the process receives a task
 
 def count_cores() -> int:
     """Returns the number of cores that this process may use, given its affinity and CPU quota."""
-    has_affinity = hasattr(os, "sched_getaffinity")
-    allowed = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
-    quota = read_cpu_quota()
+    allowed, quota = len(allowed_cores()), read_cpu_quota()
     return allowed if quota >= allowed else max(1, math.ceil(quota))
 
 

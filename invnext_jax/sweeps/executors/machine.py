@@ -42,12 +42,9 @@ def read_machine(environment: Mapping[str, str] = os.environ, root: Path = Path(
 
 
 def _read_cores() -> tuple[int, ...]:
-    if hasattr(os, "sched_getaffinity"):
-        cores = sorted(os.sched_getaffinity(0))
-    else:
-        cores = list(range(os.cpu_count() or 1))
-    quota = cpu_quota.read_cpu_quota()
-    return tuple(cores[: max(1, int(min(quota, len(cores))))])
+    cores = cpu_quota.allowed_cores()
+    count = int(min(cpu_quota.read_cpu_quota(), len(cores)))
+    return tuple(cores[: max(1, count)])
 
 
 def _read_gpus(environment: Mapping[str, str], root: Path) -> tuple[str, ...]:
