@@ -11,9 +11,10 @@ import json
 import math
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import jax
+import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
@@ -44,7 +45,7 @@ def main(argv: Sequence[str]) -> None:
     del argv
     overrides = errors.list_overrides()
     config = init_source.copy_sizes(_CONFIG.value, overrides)
-    given_mesh = config.mesh.to_dict()
+    given = config.copy_and_resolve_references()
     if _MESH.value:
         config.mesh.update(_mesh_sizes(_MESH.value))
     devices = math.prod(max(size, 1) for size in config.mesh.values())
@@ -65,21 +66,21 @@ def main(argv: Sequence[str]) -> None:
     print(plan_table.format_plan(result))
     if not result["fits"]:
         fit = fitting.find_fit(config, _DEVICE.value, devices, count, _MAX_DEVICES)
-        result["fitting_command"] = _training_command(given_mesh, fit) if fit else ""
+        result["fitting_command"] = _training_command(given, fit) if fit else ""
         print(plan_table.format_fit(result, fit and fit.plan, _MAX_DEVICES))
     if _JSON.value:
         print(json.dumps(result))
 
 
-def _training_command(given_mesh: Mapping[str, int], fit: fitting.Fit) -> str:
-    """Returns the command of the run that was planned, with the options that fit."""
+def _training_command(given: ml_collections.ConfigDict, fit: fitting.Fit) -> str:
+    """Returns the command of the run that was planned, with the options that fit.
+
+    Args:
+      given: the config, without the mesh of --mesh.
+      fit: the options that fit.
+    """
     options = dict(config_flags.get_override_values(flags.FLAGS["config"]))
-    options |= {name: value for name, value in fit.options.items() if not name.startswith("mesh.")}
-    options |= {
-        f"mesh.{axis}": size
-        for axis, size in fit.plan["mesh"].items()
-        if given_mesh[axis] not in (size, -1)
-    }
+    options |= fitting.changed_options(given, fit.plan)
     arguments = [f"--config={config_flags.get_config_filename(flags.FLAGS['config'])}"]
     arguments += [f"--config.{name}={value}" for name, value in options.items()]
     arguments.append(f"--workdir=runs/{fit.plan['stage']}")

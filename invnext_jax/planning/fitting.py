@@ -80,7 +80,7 @@ def find_fit(
             if accumulate is not None:
                 made = made.replace({"accumulate": accumulate}, count)
                 found = plan.describe_plan(made, device_name, recipe, activations(remat))
-                fit = Fit(_changed_options(config, found), found)
+                fit = Fit(changed_options(config, found), found)
                 best = min(best or fit, fit, key=_rank)
         if best:
             return best
@@ -133,8 +133,8 @@ def _least_accumulation(
     return None
 
 
-def _changed_options(config: Any, found: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the options of a plan that differ from those of the config."""
+def changed_options(config: Any, found: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the options of a plan that differ from those of a config."""
     options = {name: found[name] for name in ("accumulate", "remat") if config[name] != found[name]}
     for axis, size in found["mesh"].items():
         if config.mesh[axis] not in (size, -1):
