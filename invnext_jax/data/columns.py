@@ -170,6 +170,11 @@ def parse_label(text: str | None) -> int:
         return int(number)
 
 
+def is_class_id(number: int) -> bool:
+    """Returns whether a number can be a class id, or -1 for no label: labels are int32."""
+    return -MAX_CLASS - 1 <= number <= MAX_CLASS
+
+
 def parse_cell(
     parse: Callable[[str | None], Any], text: str | None, line: str, column: str, what: str
 ) -> Any:
@@ -194,7 +199,7 @@ def parse_cell(
 def parse_label_cell(text: str | None, line: str, column: str) -> int:
     """Parses a cell with a class id of 32 bits; see `parse_cell`."""
     label = parse_cell(parse_label, text, line, column, "an integer: number the classes")
-    if not -MAX_CLASS - 1 <= label <= MAX_CLASS:
+    if not is_class_id(label):
         raise UserError(
             f"{line}: {label} in column {column!r} exceeds 32 bits: number the classes from 0"
         )

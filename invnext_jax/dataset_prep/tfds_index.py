@@ -18,7 +18,6 @@ from etils import epath
 from invnext_jax import csv_text
 from invnext_jax.data import columns as columns_lib
 from invnext_jax.data import decode, shards
-from invnext_jax.data.manifest import LABEL_PREFIX, LABELS
 from invnext_jax.dataset_prep import csv_files, indexing, tfds_metadata
 from invnext_jax.dataset_prep.reencode import VIDEO_COLUMNS
 from invnext_jax.dataset_prep.shard_writer import write_text
@@ -107,8 +106,8 @@ def _label_columns(features: Mapping[str, Feature]) -> dict[str, str]:
     columns = {}
     for name, feature in features.items():
         if feature.class_label:
-            columns[name] = LABEL_PREFIX + name.removeprefix(LABEL_PREFIX)
-        elif name.startswith(LABEL_PREFIX):
+            columns[name] = columns_lib.LABEL_PREFIX + name.removeprefix(columns_lib.LABEL_PREFIX)
+        elif name.startswith(columns_lib.LABEL_PREFIX):
             if feature.integer:
                 columns[name] = name
             else:
@@ -148,7 +147,7 @@ class RecordProbe:
         for name, label in labels.items():
             if not isinstance(label, list) or len(label) != 1:
                 return {"reason": f"the record has no label {name!r}"}
-            if not LABELS.min <= label[0] <= LABELS.max:
+            if not columns_lib.is_class_id(label[0]):
                 return {"reason": f"label {name!r} is {label[0]}, which exceeds 32 bits"}
         return {"row": [*(int(label[0]) for label in labels.values()), *values]}
 
@@ -163,8 +162,8 @@ class RecordProbe:
         return (
             isinstance(row, list)
             and len(row) == count + len(VIDEO_COLUMNS)
-            and all(type(n) is int and LABELS.min <= n <= LABELS.max for n in row[:count])
-            and all(type(n) in (int, float) and 0 < n <= LABELS.max for n in row[count:])
+            and all(type(n) is int and columns_lib.is_class_id(n) for n in row[:count])
+            and all(type(n) in (int, float) and 0 < n <= columns_lib.MAX_CLASS for n in row[count:])
         )
 
 

@@ -201,7 +201,7 @@ def _number_labels(texts: list[str], where: list[str], path: Path, options: List
     """
     is_number = [_is_label(text) for text in texts]
     if all(is_number):
-        return [columns_lib.parse_label(text) for text in texts], None, ""
+        return list(map(text_tables.parse_label, texts, where)), None, ""
     numbers = [
         i for i, text in enumerate(texts) if is_number[i] and columns_lib.parse_label(text) >= 0
     ]

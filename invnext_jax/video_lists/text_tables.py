@@ -160,12 +160,15 @@ def parse_label(text: str | None, where: str) -> int:
     """Parses a class id, like `columns_lib.parse_label`.
 
     Raises:
-      UserError: The text is not an integer. The message starts with `where`.
+      UserError: The text is not an integer of 32 bits. The message starts with `where`.
     """
     try:
-        return columns_lib.parse_label(text)
+        label = columns_lib.parse_label(text)
     except ValueError as error:
         raise UserError(
             f"{where}: {text!r} must be an integer, or blank or -1 for no label; put class names "
             "in a column called 'label', where they are numbered"
         ) from error
+    if not columns_lib.is_class_id(label):
+        raise UserError(f"{where}: {label} exceeds 32 bits: number the classes from 0")
+    return label

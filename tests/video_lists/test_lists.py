@@ -338,6 +338,8 @@ def test_long_captions_and_text_in_utf_16_are_read(tmp_path):
             "path,source,label_x\na.mp4,s,3.5\n",
             "line 2, label_x: '3.5' must be an integer, or blank",
         ),
+        ("path,source,label_x\na.mp4,s,2147483648\n", "line 2, label_x: 2147483648 exceeds 32"),
+        ("a.mp4 -2147483649\n", "line 1: -2147483649 exceeds 32 bits"),
         (
             "path,source,note,label_x\na.mp4,s,one, two,3\n",
             "line 2 has 5 cells, .* in double quotes",
