@@ -48,9 +48,9 @@ lint: $(TEST)
 
 # Regenerates the pages and the drawing that are made from the source; tests compare them with it.
 docs: $(PACKAGE)
-	$(RUN) docs/generate_options.py
-	$(RUN) docs/generate_presets.py
-	$(RUN) docs/draw_imports.py
+	$(RUN) docs/scripts/generate_options.py
+	$(RUN) docs/scripts/generate_presets.py
+	$(RUN) docs/scripts/draw_imports.py
 
 # Compares the training step with a PyTorch step on this machine's CPU. The last line is JSON.
 benchmark: $(TEST)

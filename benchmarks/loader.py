@@ -31,8 +31,9 @@ from absl import app, flags
 from loader_measures import Speed
 from step import divide
 
-from invnext_jax.data import decode, frame_converter
+from invnext_jax.data import decode
 from invnext_jax.data import manifest as manifest_lib
+from invnext_jax.video import frame_converter
 from invnext_jax.workers.process_worker import count_cores
 
 _SECONDS = flags.DEFINE_float(

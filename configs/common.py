@@ -1,9 +1,9 @@
 """All options of a pretraining run with their defaults, and the sizes of the variants.
 
 This file is longer than 300 lines because it contains all defaults. The comment next to a field is
-its documentation: `docs/generate_options.py` copies it to docs/options.md. Durations are in steps,
-unless their names say otherwise. Do not compute one field from another here: config files run
-before command-line overrides are applied. `training/recipe.py` computes steps and rates.
+its documentation: `docs/scripts/generate_options.py` copies it to docs/options.md. Durations are in
+steps, unless their names say otherwise. Do not compute one field from another here: config files
+run before command-line overrides are applied. `training/recipe.py` computes steps and rates.
 """
 
 import ml_collections
@@ -275,7 +275,8 @@ def defaults() -> ml_collections.ConfigDict:
         }
     )
     # Evaluation of the encoder during the run, by nearest neighbors. The metrics "eval/knn_<task>"
-    # are logged, and can be `checkpoint.best_metric`. See [evaluation.md](evaluation.md).
+    # are logged, and can be `checkpoint.best_metric`. See
+    # [evaluation.md](evaluation/evaluation.md).
     config.eval = ml_collections.ConfigDict(
         {
             "every_steps": 0,  # Steps between evaluations. 0: none.

@@ -3,7 +3,7 @@
     python launch/convert_epic_kitchens.py --annotations=epic/annotations --videos=epic/videos \
         --out=data/ek100
 
-docs/datasets.md describes the layout of the files. Evaluate with
+docs/evaluation/datasets.md describes the layout of the files. Evaluate with
 configs/eval/ek100_anticipation.py.
 """
 

@@ -1,7 +1,7 @@
 """Evaluates a frozen encoder and prints tables.
 
-    python launch/evaluate.py --config=configs/eval/linear_probe.py:tiny --checkpoint=runs/s2 \
-        --workdir=runs/e2
+    python launch/evaluate.py --config=configs/eval/tasks/linear_probe.py:tiny \
+        --checkpoint=runs/s2 --workdir=runs/e2
 
 The checkpoint is the workdir of a run, an exported .safetensors file, or a folder of an encoder in
 the published format or in that of transformers. The options are listed in docs/options.md. To
@@ -20,7 +20,7 @@ from invnext_jax.multihost import distributed
 from invnext_jax.training import compilation
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Config file and variant, such as configs/eval/linear_probe.py:tiny."
+    "config", None, "Config file and variant, such as configs/eval/tasks/linear_probe.py:tiny."
 )
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "Encoder to evaluate, instead of config.checkpoint."

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs.eval import linear_probe as probe_config
+from configs.eval.tasks import linear_probe as probe_config
 from invnext_jax import train
 from invnext_jax.evaluation import evaluate, pretrained, tables
 from invnext_jax.evaluation.evaluators import registry as evaluators

@@ -1,1 +1,1 @@
-"""Configs of evaluations, one file for each evaluator."""
+"""Configs of evaluations: all tasks of the synthetic world, and one file for each data set."""

@@ -5,12 +5,12 @@
 
 The folder contains videos/<class>/<youtube_id>.mp4, and train.csv and val.csv, which
 `prepare_data.py index` writes from annotations/train.txt and annotations/test.txt.
-docs/datasets.md describes it and has the results of the paper.
+docs/evaluation/datasets.md describes it and has the results of the paper.
 """
 
 import ml_collections
 
-from configs.eval import attentive_probe
+from configs.eval.tasks import attentive_probe
 
 
 def get_config() -> ml_collections.ConfigDict:

@@ -3,13 +3,13 @@
     python launch/evaluate.py --config=configs/eval/davis_propagation.py --checkpoint=FOLDER \
         --config.label_propagation.root=/data/davis --workdir=runs/davis
 
-The folder contains JPEGImages/480p, Annotations/480p and ImageSets/2017/val.txt. docs/datasets.md
-describes it. The protocol is that of RVM (arXiv 2512.13684).
+The folder contains JPEGImages/480p, Annotations/480p and ImageSets/2017/val.txt.
+docs/evaluation/datasets.md describes it. The protocol is that of RVM (arXiv 2512.13684).
 """
 
 import ml_collections
 
-from configs.eval import label_propagation
+from configs.eval.tasks import label_propagation
 
 
 def get_config() -> ml_collections.ConfigDict:

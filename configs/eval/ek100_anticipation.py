@@ -4,13 +4,13 @@
         --config.data.root=/data/ek100 --workdir=runs/ek100
 
 The folder contains train.csv and val.csv, as launch/convert_epic_kitchens.py writes them.
-docs/datasets.md describes it and has the results of the paper. The protocol is that of V-JEPA 2;
-the paper does not state how the encoder and the predictor divide the frames.
+docs/evaluation/datasets.md describes it and has the results of the paper. The protocol is that of
+V-JEPA 2; the paper does not state how the encoder and the predictor divide the frames.
 """
 
 import ml_collections
 
-from configs.eval import anticipation
+from configs.eval.tasks import anticipation
 
 
 def get_config() -> ml_collections.ConfigDict:

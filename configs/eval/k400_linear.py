@@ -9,12 +9,12 @@ are not augmented.
 
 The folder contains videos/<youtube_id>_<start>_<end>.mp4, and train.csv and val.csv, which
 `prepare_data.py index` writes from annotations/train.csv and annotations/val.csv.
-docs/datasets.md describes it and has the results of the paper.
+docs/evaluation/datasets.md describes it and has the results of the paper.
 """
 
 import ml_collections
 
-from configs.eval import linear_probe
+from configs.eval.tasks import linear_probe
 
 
 def get_config() -> ml_collections.ConfigDict:

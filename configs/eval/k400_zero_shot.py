@@ -9,13 +9,13 @@ The text is aligned with the frozen encoder on pairs of videos and captions. The
 val.classes.json are then recognized by their names.
 
 /data/pairs contains annotations/train.json, train.csv and videos/; /data/k400 contains val.csv,
-val.classes.json and videos/. docs/datasets.md describes the folders and has the result of the
-paper.
+val.classes.json and videos/. docs/evaluation/datasets.md describes the folders and has the result
+of the paper.
 """
 
 import ml_collections
 
-from configs.eval import zero_shot
+from configs.eval.tasks import zero_shot
 
 
 def get_config() -> ml_collections.ConfigDict:

@@ -4,13 +4,14 @@
         --config.depth.root=/data/kitti --workdir=runs/kitti
 
 The folder contains <date>/<drive>/image_02/data/<n>.png, and annotated depth in
-train/<drive>/proj_depth/groundtruth/image_02/<n>.png and val/<drive>/... docs/datasets.md describes
-it and has the results of the paper. The paper states neither the loss nor the optimizer.
+train/<drive>/proj_depth/groundtruth/image_02/<n>.png and val/<drive>/...
+docs/evaluation/datasets.md describes it and has the results of the paper. The paper states neither
+the loss nor the optimizer.
 """
 
 import ml_collections
 
-from configs.eval import depth
+from configs.eval.tasks import depth
 
 
 def get_config() -> ml_collections.ConfigDict:

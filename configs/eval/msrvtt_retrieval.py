@@ -9,13 +9,13 @@ The text is aligned with the frozen encoder on pairs of videos and captions. The
 annotations/test.json are then matched with the videos of test.csv.
 
 /data/pairs contains annotations/train.json, train.csv and videos/; /data/msrvtt contains
-annotations/test.json, test.csv and videos/<video>.mp4. docs/datasets.md describes the folders and
-has the result of the paper.
+annotations/test.json, test.csv and videos/<video>.mp4. docs/evaluation/datasets.md describes the
+folders and has the result of the paper.
 """
 
 import ml_collections
 
-from configs.eval import zero_shot
+from configs.eval.tasks import zero_shot
 
 
 def get_config() -> ml_collections.ConfigDict:

@@ -4,13 +4,13 @@
         --config.depth.root=/data/scannet --workdir=runs/scannet
 
 The folder contains scans/<scene>/color/<n>.jpg, scans/<scene>/depth/<n>.png, train.txt and val.txt.
-docs/datasets.md describes it and has the results of the paper (delta1 is also in Tables 2 and 4).
-The paper states neither the loss nor the optimizer.
+docs/evaluation/datasets.md describes it and has the results of the paper (delta1 is also in Tables
+2 and 4). The paper states neither the loss nor the optimizer.
 """
 
 import ml_collections
 
-from configs.eval import depth
+from configs.eval.tasks import depth
 
 
 def get_config() -> ml_collections.ConfigDict:

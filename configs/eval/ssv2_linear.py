@@ -9,12 +9,12 @@ augmented.
 
 The folder contains videos/<id>.webm, and train.csv and val.csv, which `prepare_data.py index`
 writes from labels/train.json and labels/validation.json.
-docs/datasets.md describes it and has the results of the paper.
+docs/evaluation/datasets.md describes it and has the results of the paper.
 """
 
 import ml_collections
 
-from configs.eval import linear_probe
+from configs.eval.tasks import linear_probe
 
 
 def get_config() -> ml_collections.ConfigDict:

@@ -9,13 +9,13 @@ The text is aligned with the frozen encoder on pairs of videos and captions. The
 video are in annotations/mc.json.
 
 /data/pairs contains annotations/train.json, train.csv and videos/; /data/ssv2 contains
-annotations/mc.json, mc.csv and videos/<id>.webm. docs/datasets.md describes the folders and has the
-result of the paper.
+annotations/mc.json, mc.csv and videos/<id>.webm. docs/evaluation/datasets.md describes the folders
+and has the result of the paper.
 """
 
 import ml_collections
 
-from configs.eval import zero_shot
+from configs.eval.tasks import zero_shot
 
 
 def get_config() -> ml_collections.ConfigDict:

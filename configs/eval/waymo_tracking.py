@@ -4,13 +4,13 @@
         --config.tracking.root=/data/waymo/boxes --workdir=runs/waymo
 
 The folder contains train/tracks.jsonl, val/tracks.jsonl and the images next to them, as
-launch/convert_waymo.py writes them. docs/datasets.md describes it and has the result of the paper.
-The paper states neither the width of the head nor the optimizer.
+launch/convert_waymo.py writes them. docs/evaluation/datasets.md describes it and has the result of
+the paper. The paper states neither the width of the head nor the optimizer.
 """
 
 import ml_collections
 
-from configs.eval import tracking
+from configs.eval.tasks import tracking
 
 
 def get_config() -> ml_collections.ConfigDict:

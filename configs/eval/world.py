@@ -13,7 +13,7 @@ Anticipation needs clips of the world level "anticipation", which launch/make_wo
 
 import ml_collections
 
-from configs.eval import (
+from configs.eval.tasks import (
     anticipation,
     attentive_probe,
     depth,

@@ -13,12 +13,12 @@ SSV2 = Step(
 # The paper does not say how many windows of ScanNet it uses; these numbers only predict the cost.
 SCANNET = Step(
     "scannet",
-    "configs/eval/depth.py",
+    "configs/eval/tasks/depth.py",
     {"depth.data": "scannet", "depth.root": "data/scannet", "data.frames": 8},
     videos=(100_000, 20_000),
 )
 # Linear probe on the synthetic world.
-WORLD = Step("world", "configs/eval/linear_probe.py:tiny", {"controls": False})
+WORLD = Step("world", "configs/eval/tasks/linear_probe.py:tiny", {"controls": False})
 
 COLUMNS = {
     "K400": Column("k400", metric="top1", input="pool"),

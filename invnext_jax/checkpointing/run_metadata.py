@@ -20,7 +20,7 @@ FORMAT_VERSION = 2  # version of checkpoints; version 1 had the state of a grain
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 # Fields, or groups of fields, that may be changed when a run is resumed, with the conditions. All
-# other fields change what a step computes. docs/generate_options.py copies the conditions.
+# other fields change what a step computes. docs/scripts/generate_options.py copies the conditions.
 _ROUNDING = "yes; results are equal up to rounding"
 _CONTENT = "yes, if the content is the same"
 _START = "yes; read at the start of a new run only"

@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from invnext_jax import sanitize
-from invnext_jax.data import decode, frame_converter, index_files, shards, transforms, video_io
+from invnext_jax.data import decode, index_files, shards, transforms, video_io
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data import sources as sources_lib
-from invnext_jax.data.frame_converter import Window
 from invnext_jax.data.manifest import VideoRecord
 from invnext_jax.synthetic_world import urls
+from invnext_jax.video import frame_converter
+from invnext_jax.video.frame_converter import Window
 from invnext_jax.workers.results import are_arrays, register_result_type
 
 Seed = tuple[int, ...]

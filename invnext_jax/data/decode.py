@@ -19,10 +19,10 @@ import av
 import numpy as np
 
 from invnext_jax import sanitize
-from invnext_jax.data import demux, frame_index
-from invnext_jax.data.demux import BadVideo
-from invnext_jax.data.frame_converter import FrameConverter
-from invnext_jax.data.frame_index import FrameTimes, PacketIndex
+from invnext_jax.video import demux, frame_index
+from invnext_jax.video.demux import BadVideo
+from invnext_jax.video.frame_converter import FrameConverter
+from invnext_jax.video.frame_index import FrameTimes, PacketIndex
 
 av.logging.set_level(av.logging.PANIC)  # errors are reported once, as BadVideo
 

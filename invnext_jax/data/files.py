@@ -15,8 +15,8 @@ from typing import Any, BinaryIO
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from invnext_jax.data import demux
 from invnext_jax.errors import UserError
+from invnext_jax.video import demux
 from invnext_jax.workers.time_limits import reading
 
 BLOCK_BYTES = 2**22  # block size for remote files; about the size of a video of a few seconds

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from absl import logging
 
 from invnext_jax import regular_file
-from invnext_jax.data.frame_index import PacketIndex
+from invnext_jax.video.frame_index import PacketIndex
 from invnext_jax.workers.time_limits import reading
 
 MIN_STORED_FRAMES = 2000  # the index of a shorter file is stored only if it was built by decoding

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from invnext_jax import sanitize
 from invnext_jax.data import files as files_lib
-from invnext_jax.data.demux import BadVideo, error_kind
+from invnext_jax.video.demux import BadVideo, error_kind
 from invnext_jax.workers.time_limits import reading
 
 # Storage errors, which the reader reports only in the text of its messages.

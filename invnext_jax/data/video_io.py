@@ -14,12 +14,13 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from typing import BinaryIO, TextIO
 
-from invnext_jax.data import decode, demux, index_files, shards
+from invnext_jax.data import decode, index_files, shards
 from invnext_jax.data import files as files_lib
-from invnext_jax.data.frame_index import PacketIndex
 from invnext_jax.errors import UserError
 from invnext_jax.regular_file import open_regular
 from invnext_jax.synthetic_world import urls
+from invnext_jax.video import demux
+from invnext_jax.video.frame_index import PacketIndex
 
 MAX_FRAMES = 500_000  # total number of frames of the cached indexes; about 20 MiB
 DIGEST_BYTES = 2**16  # number of bytes hashed at each end of a file

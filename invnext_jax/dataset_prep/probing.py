@@ -13,11 +13,12 @@ import av
 import numpy as np
 from av.video.reformatter import ColorTrc
 
-from invnext_jax.data import decode, demux, index_files, video_io
-from invnext_jax.data.frame_converter import FrameConverter, Orientation
+from invnext_jax.data import decode, index_files, video_io
 from invnext_jax.data.video_io import digest_file
 from invnext_jax.dataset_prep import video_flags
 from invnext_jax.dataset_prep.worker_map import WorkerFailure, map_in_workers
+from invnext_jax.video import demux
+from invnext_jax.video.frame_converter import FrameConverter, Orientation
 from invnext_jax.workers.results import register_result_type
 from invnext_jax.workers.time_limits import reading
 

@@ -17,9 +17,9 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from invnext_jax.data import decode, shards, video_io
-from invnext_jax.data.frame_converter import FrameConverter
-from invnext_jax.data.frame_index import FrameTimes
 from invnext_jax.errors import UserError
+from invnext_jax.video.frame_converter import FrameConverter
+from invnext_jax.video.frame_index import FrameTimes
 
 TIME_BASE = fractions.Fraction(1, 90_000)  # seconds
 MAX_BYTES = 2**30  # limit per encoded video; a record must be smaller than 2 GiB

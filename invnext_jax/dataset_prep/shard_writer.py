@@ -23,10 +23,10 @@ from invnext_jax import atomic_file, sanitize
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data import shards, video_io
 from invnext_jax.data.access_rules import DEFAULT_RULES, AccessRules
-from invnext_jax.data.demux import BadVideo
 from invnext_jax.dataset_prep.reencode import VIDEO_COLUMNS, Encoding, Reencoder
 from invnext_jax.dataset_prep.worker_map import WorkerFailure, map_in_workers
 from invnext_jax.errors import UserError
+from invnext_jax.video.demux import BadVideo
 
 DATASET = "videos"  # name of the TFDS data set
 PARTS, REPORTS = "parts", "reports"

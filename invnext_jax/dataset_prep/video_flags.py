@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-from invnext_jax.data.frame_index import PacketIndex
 from invnext_jax.data.transforms import count_dense_span
+from invnext_jax.video.frame_index import PacketIndex
 
 CLIP_FRAMES = 16  # frames of a clip, whose cost and length are estimated; as config.data.frames
 CLIP_STRIDE = 4  # frames between those of a densely sampled clip; as config.data.stride

@@ -33,7 +33,7 @@ from invnext_jax.evaluation import (
 )
 from invnext_jax.evaluation.evaluators import registry
 from invnext_jax.evaluation.evaluators.evaluator import Evaluator
-from invnext_jax.evaluation.feature_cache import FeatureCache
+from invnext_jax.evaluation.feature_store.feature_cache import FeatureCache
 from invnext_jax.evaluation.frozen_encoder import FrozenEncoder
 from invnext_jax.evaluation.inputs import EvalInputs, EvaluationData
 from invnext_jax.evaluation.results_file import RESULTS
@@ -51,7 +51,7 @@ def evaluate_checkpoint(
     """Evaluates `config.checkpoint`, or those of `config.steps`, and writes `workdir/results.json`.
 
     Args:
-      config: see configs/eval/linear_probe.py.
+      config: see configs/eval/tasks/linear_probe.py.
       workdir: output folder; created if needed.
       overrides: dotted names of the options that were set on the command line.
 

@@ -20,7 +20,11 @@ from invnext_jax.evaluation import nearest_neighbors
 from invnext_jax.evaluation.clips_in_memory import ClipsInMemory, LabeledVideos, read_videos
 from invnext_jax.evaluation.dense import truth_source
 from invnext_jax.evaluation.dense.stored_truth import TruthInMemory
-from invnext_jax.evaluation.feature_cache import FeatureCache, FeatureSource, feature_key
+from invnext_jax.evaluation.feature_store.feature_cache import (
+    FeatureCache,
+    FeatureSource,
+    feature_key,
+)
 from invnext_jax.evaluation.feature_store.state_file import StateFile
 from invnext_jax.evaluation.features import FeatureOptions, TokenStatistics, VideoFeatures
 from invnext_jax.evaluation.frozen_encoder import FrozenEncoder

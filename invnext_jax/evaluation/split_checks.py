@@ -14,7 +14,6 @@ from invnext_jax.data import columns as columns_lib
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data import shards, video_io
 from invnext_jax.data.access_rules import AccessRules
-from invnext_jax.data.demux import BadVideo
 from invnext_jax.data.held_out import find_shared_manifest
 from invnext_jax.data.manifest import Manifest
 from invnext_jax.data.video_io import digest_file
@@ -22,6 +21,7 @@ from invnext_jax.errors import UserError
 from invnext_jax.evaluation.evaluators.classification import find_labeled
 from invnext_jax.evaluation.inputs import SPLITS
 from invnext_jax.synthetic_world import urls
+from invnext_jax.video.demux import BadVideo
 
 EXAMPLES = 3  # maximum number of videos or classes listed in a note
 

@@ -91,8 +91,8 @@ class Column:
 def chain(**steps: str | Step) -> Chain:
     """Makes a chain of steps from a config or a step for each name.
 
-    For example, `chain(stage1="configs/stage1.py:tiny", probe="configs/eval/linear_probe.py:tiny")`
-    trains and then evaluates.
+    For example, `chain(stage1="configs/stage1.py:tiny", world="configs/eval/world.py:tiny")` trains
+    and then evaluates.
     """
     return tuple(
         dataclasses.replace(step, name=name) if isinstance(step, Step) else Step(name, step)

@@ -158,7 +158,7 @@ def test_two_processes_save_and_resume_in_a_bucket(bucket, server, tmp_path):
     (tmp_path / "manifest.csv").write_text(MANIFEST)
     root, port = pathlib.Path(__file__).parents[2], str(server.server_port)
     for steps in (3, 6):
-        arguments = root, root / "tests", tmp_path / "manifest.csv", steps
+        arguments = root, root / "tests/support", tmp_path / "manifest.csv", steps
         ended = run_two_processes(TRAINING, *arguments, STORE_PORT=port)
         assert [code for code, _, _ in ended] == [0, 0], ended
     assert "resumes after step 3" in ended[0][1]

@@ -202,7 +202,7 @@ def test_quota_is_one_sentence_with_its_cause_and_no_traceback(tmp_path):
     (tmp_path / "manifest.csv").write_text("path,source\na.mp4,toy\n")
     root = pathlib.Path(__file__).parents[2]
     ended = subprocess.run(
-        [sys.executable, "-c", LIMITED, str(tmp_path), str(root), str(root / "tests")],
+        [sys.executable, "-c", LIMITED, str(tmp_path), str(root), str(root / "tests/support")],
         env={**os.environ, "XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
         capture_output=True,
         text=True,

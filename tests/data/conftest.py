@@ -3,7 +3,6 @@
 import shutil
 
 import pytest
-from fakes import ROWS
 
 from configs import common
 
@@ -26,13 +25,3 @@ def with_bad_videos(world_config, world_folder, tmp_path):
     (folder / "train" / "000007.mp4").unlink()
     world_config.manifest = str(folder / "train.csv")
     return world_config
-
-
-@pytest.fixture
-def list_config(tmp_path):
-    """Config of a manifest whose files do not exist, for `FakeLoad`."""
-    config = common.data()
-    manifest = tmp_path / "list.csv"
-    manifest.write_text("path,source\n" + "".join(f"{i}.mp4,a\n" for i in range(ROWS)))
-    config.update(manifest=str(manifest), workers=0, prefetch=4, max_bad_share=1.0)
-    return config

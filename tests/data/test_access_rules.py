@@ -10,8 +10,8 @@ from invnext_jax.data import access_rules, video_io
 from invnext_jax.data import files as files_lib
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data.access_rules import AccessRules
-from invnext_jax.data.demux import BadVideo
 from invnext_jax.errors import UserError
+from invnext_jax.video.demux import BadVideo
 
 RULES = AccessRules()
 

@@ -5,7 +5,8 @@ import pytest
 from fakes import FixedSampler
 
 from configs import common
-from invnext_jax.data import clips, decode, demux, frame_converter, manifest, transforms
+from invnext_jax.data import clips, decode, manifest, transforms
+from invnext_jax.video import demux, frame_converter
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from invnext_jax.data import shards, video_io
-from invnext_jax.data.demux import BadVideo
+from invnext_jax.video.demux import BadVideo
 
 
 def make(kind, folder):

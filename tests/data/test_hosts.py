@@ -70,7 +70,7 @@ def read_batches(manifest, fields, count, workers, clips=0):
 def read_batches_in_two_processes(manifest, count, clips, folder):
     """Returns batches of all cases, made by two processes, one of which has a worker."""
     (folder / "host.py").write_text(textwrap.dedent(SCRIPT))
-    paths = os.pathsep.join([os.getcwd(), f"{os.getcwd()}/tests"])
+    paths = os.pathsep.join([os.getcwd(), f"{os.getcwd()}/tests/support"])
     processes = []
     for number in (0, 1):
         host = {

@@ -10,19 +10,10 @@ import numpy as np
 import pytest
 
 from configs import common
-from invnext_jax.data import (
-    clips,
-    decode,
-    demux,
-    frame_index,
-    index_files,
-    manifest,
-    pipeline,
-    transforms,
-    video_io,
-)
-from invnext_jax.data.frame_index import PacketIndex
+from invnext_jax.data import clips, decode, index_files, manifest, pipeline, transforms, video_io
 from invnext_jax.dataset_prep import indexing
+from invnext_jax.video import demux, frame_index
+from invnext_jax.video.frame_index import PacketIndex
 
 X264 = {"preset": "ultrafast", "g": "12", "bf": "2"}
 

@@ -231,7 +231,7 @@ def test_workers_exit_with_their_parent(config, tmp_path):
             """
         )
     )
-    places = os.pathsep.join([os.getcwd(), f"{os.getcwd()}/tests"])
+    places = os.pathsep.join([os.getcwd(), f"{os.getcwd()}/tests/support"])
     command = [sys.executable, script, config.manifest]
     # Not through pipes: remaining workers would keep them open.
     with (tmp_path / "out").open("w+") as out:

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
-from invnext_jax.data import frame_converter, transforms
-from invnext_jax.data.frame_converter import Window
+from invnext_jax.data import transforms
+from invnext_jax.video import frame_converter
+from invnext_jax.video.frame_converter import Window
 
 
 def ramp(height, width, frames=2):

@@ -362,7 +362,7 @@ def test_killed_run_is_resumed(folder):
     (folder / "3.mp4").write_bytes(b"hang")
     out, notes = folder / "train.csv", folder / "train.probes.jsonl"
     arguments = ["index", folder, f"--out={out}", "--workers=1", "--seconds=60"]
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests/support'}"}
     _, script, *rest = command(*arguments)
     hanging = [sys.executable, "-c", CAN_HANG, str(script), *rest]
     with subprocess.Popen(hanging, env=environment) as process:

@@ -17,8 +17,8 @@ from fakes import measure_growth, probe_or_hang
 from benchmarks import odd_videos
 from invnext_jax.data import decode
 from invnext_jax.data import files as files_lib
-from invnext_jax.data.frame_index import PacketIndex
 from invnext_jax.dataset_prep import probing, video_flags
+from invnext_jax.video.frame_index import PacketIndex
 from invnext_jax.workers import process_worker as workers
 
 X264 = {"preset": "ultrafast", "g": "12"}

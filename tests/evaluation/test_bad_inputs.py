@@ -16,7 +16,7 @@ import pytest
 import toy_evaluation
 import truth_layouts
 
-from configs.eval import attentive_probe
+from configs.eval.tasks import attentive_probe
 from invnext_jax import errors
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import evaluate, pretrained
@@ -320,7 +320,7 @@ BAD_TRUTH = {
 def test_bad_ground_truth_ends_in_one_sentence(name, folder, capsys):
     module, write, options, sentence = BAD_TRUTH[name]
     write(folder)
-    config = importlib.import_module(f"configs.eval.{module}").get_config("tiny")
+    config = importlib.import_module(f"configs.eval.tasks.{module}").get_config("tiny")
     manifests = {f"{split}_manifest": f"{folder}/data/{split}.csv" for split in ("train", "val")}
     config.update(controls=False, checkpoint=str(folder / "stage2.safetensors"), **manifests)
     config.data.workers = 0
@@ -361,7 +361,7 @@ def test_checkpoint_without_a_predictor_is_a_note(folder, monkeypatch, capsys):
 def test_command_ends_with_one_sentence_and_no_traceback(folder):
     root = Path(__file__).parents[2]
     command = [sys.executable, str(root / "launch" / "evaluate.py"), f"--workdir={folder}/results"]
-    command += [f"--config={root}/configs/eval/linear_probe.py:tiny", "--checkpoint=nowhere"]
+    command += [f"--config={root}/configs/eval/tasks/linear_probe.py:tiny", "--checkpoint=nowhere"]
     found = subprocess.run(command, capture_output=True, text=True, cwd=root, check=False)
     assert found.returncode == 2
     assert found.stderr.splitlines()[-1].startswith("error: nowhere has no checkpoint")

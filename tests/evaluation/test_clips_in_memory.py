@@ -5,7 +5,7 @@ import pytest
 import toy_evaluation
 from oracle_encoder import make_blind
 
-from configs.eval import attentive_probe
+from configs.eval.tasks import attentive_probe
 from invnext_jax.data import pipeline
 from invnext_jax.evaluation import evaluate, inputs
 

@@ -1,4 +1,4 @@
-"""The commands of docs/datasets.md run on toy data sets in the layouts that the page describes."""
+"""The commands of docs/evaluation/datasets.md run on toy data sets in the described layouts."""
 
 import functools
 import importlib
@@ -16,7 +16,7 @@ from invnext_jax.evaluation import evaluate
 from invnext_jax.evaluation.truth import epic_kitchens
 from invnext_jax.video_lists import lists
 
-PAGE = (Path(__file__).parents[2] / "docs" / "datasets.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs/evaluation/datasets.md").read_text()
 PAIRS = "Pairs of videos and captions"
 
 
@@ -205,7 +205,7 @@ def test_every_section_and_every_config_of_a_data_set_has_a_test():
     assert configs == EXPECTED.keys()
     folder = Path(__file__).parents[2] / "configs" / "eval"
     paths = folder.glob("*.py")
-    documented = {path.stem for path in paths if "docs/datasets.md" in path.read_text()}
+    documented = {path.stem for path in paths if "docs/evaluation/datasets.md" in path.read_text()}
     assert documented == configs
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from configs import stage1
-from configs.eval import linear_probe as probe_config
+from configs.eval.tasks import linear_probe as probe_config
 from invnext_jax.checkpointing import run_metadata
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import (
@@ -219,8 +219,8 @@ def test_relative_manifests_start_at_the_root_of_the_data(folder):
 
 
 def load_example():
-    """Runs the example of docs/evaluation.md, which registers an evaluator."""
-    page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
+    """Runs the example of docs/evaluation/evaluation.md, which registers an evaluator."""
+    page = (Path(__file__).parents[2] / "docs/evaluation/evaluation.md").read_text()
     namespace = {}
     exec(page.split("```python\n")[1].split("```")[0], namespace)
     return namespace

@@ -6,7 +6,7 @@ import ml_collections
 import numpy as np
 import pytest
 
-from configs.eval import linear_probe as probe_config
+from configs.eval.tasks import linear_probe as probe_config
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import features, pretrained
 from invnext_jax.models import encoder as encoder_model

@@ -9,7 +9,7 @@ import pytest
 from golden_cases import assert_near
 from parity import import_transformers, numpy_of, randomise, save
 
-from configs.eval import linear_probe as probe_config
+from configs.eval.tasks import linear_probe as probe_config
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import evaluate, pretrained, tables
 from invnext_jax.synthetic_world.files import write_world

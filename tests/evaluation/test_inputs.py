@@ -7,8 +7,8 @@ import pytest
 from dense_cases import make_inputs, resolve
 from oracle_encoder import make_blind
 
-from configs.eval import attentive_probe as probe_config
-from configs.eval import zero_shot
+from configs.eval.tasks import attentive_probe as probe_config
+from configs.eval.tasks import zero_shot
 from invnext_jax.data.access_rules import DEFAULT_RULES
 from invnext_jax.evaluation.evaluators import registry
 from invnext_jax.evaluation.feature_store import extraction

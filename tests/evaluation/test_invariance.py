@@ -12,8 +12,9 @@ import toy_evaluation
 from two_processes import run_two_processes
 
 from invnext_jax import atomic_file
-from invnext_jax.evaluation import evaluate, feature_cache, head_training, video_scores
+from invnext_jax.evaluation import evaluate, head_training, video_scores
 from invnext_jax.evaluation.evaluators import registry
+from invnext_jax.evaluation.feature_store import feature_cache
 
 QUICK = ("linear_probe", "knn", "few_shot", "label_propagation", "pixel_baselines", "box_baselines")
 # Evaluators, and whether they read clips in each training step.
@@ -114,7 +115,8 @@ def test_results_do_not_depend_on_the_devices(folder, case, expected, tmp_path, 
 TWO_PROCESSES = """
 import json, pathlib, sys
 import toy_evaluation
-from invnext_jax.evaluation import evaluate, feature_cache
+from invnext_jax.evaluation import evaluate
+from invnext_jax.evaluation.feature_store import feature_cache
 from invnext_jax.multihost import distributed
 
 distributed.initialize()
@@ -131,7 +133,7 @@ def test_results_do_not_depend_on_the_processes(folder, case, expected, tmp_path
         TWO_PROCESSES,
         *(folder, tmp_path, json.dumps(case)),
         timeout=500,
-        PYTHONPATH=f"{root}:{root}/tests",
+        PYTHONPATH=f"{root}:{root}/tests/support",
     )
     for code, _, errors in processes:
         assert code == 0, errors

@@ -3,7 +3,8 @@
 import ml_collections
 import pytest
 
-from configs.eval import attentive_probe, label_propagation, linear_probe, world
+from configs.eval import world
+from configs.eval.tasks import attentive_probe, label_propagation, linear_probe
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import unused_options
 from invnext_jax.evaluation.evaluators import registry

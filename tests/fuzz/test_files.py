@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from invnext_jax import json_file, sanitize
-from invnext_jax.data import access_rules, demux, packet_headers, video_io
+from invnext_jax.data import access_rules, video_io
 from invnext_jax.data import files as files_lib
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.dataset_prep import tfds_metadata
@@ -19,6 +19,7 @@ from invnext_jax.errors import UserError
 from invnext_jax.evaluation import imported_encoders, pretrained
 from invnext_jax.evaluation.text import text_encoder
 from invnext_jax.multihost import host_messages
+from invnext_jax.video import demux, packet_headers
 from invnext_jax.video_lists import lists
 from invnext_jax.weights import export, files, import_weights, video_models
 

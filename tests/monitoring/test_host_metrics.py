@@ -89,7 +89,7 @@ train.train(config, sys.argv[1] + "/run")
 
 def test_two_processes_name_the_one_with_slow_data(tmp_path):
     (tmp_path / "manifest.csv").write_text(MANIFEST)
-    ended = run_two_processes(TRAINING, tmp_path, ROOT / "tests/toy_run.py")
+    ended = run_two_processes(TRAINING, tmp_path, ROOT / "tests/support/toy_run.py")
     assert [code for code, _, _ in ended] == [0, 0], ended
     record = {
         name.removeprefix("hosts/"): value

@@ -10,7 +10,7 @@ from two_processes import run_two_processes
 from invnext_jax.checkpointing.workdir import Workdir
 
 ROOT = pathlib.Path(__file__).parents[2]
-TOY_RUN = pathlib.Path(__file__).parents[1] / "toy_run.py"
+TOY_RUN = pathlib.Path(__file__).parents[1] / "support/toy_run.py"
 HOST = socket.gethostname()
 
 NO_CHECKPOINT = "error: {}{} has no checkpoint: use the --workdir of a run that saved one"

@@ -18,7 +18,7 @@ from invnext_jax.monitoring import metrics_file
 from invnext_jax.training import mesh as mesh_lib
 
 ROOT = pathlib.Path(__file__).parents[2]
-TOY_RUN = pathlib.Path(__file__).parents[1] / "toy_run.py"
+TOY_RUN = pathlib.Path(__file__).parents[1] / "support/toy_run.py"
 MAKE_DATASET = pipeline.make_train_dataset  # saved before a fixture replaces it
 DEVICES = 4
 

@@ -16,7 +16,7 @@ SET_BY_PRESETS = {"accumulate", "remat", "mesh", "data", "log", "checkpoint"}
 
 
 def load_generator():
-    path = ROOT / "docs/generate_presets.py"
+    path = ROOT / "docs/scripts/generate_presets.py"
     spec = importlib.util.spec_from_file_location("generate_presets", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -36,7 +36,7 @@ def rarely(*values):
     ],
 )
 def test_presets_fit_and_the_page_has_their_plans(stage, variant):
-    """If the page differs, run `python docs/generate_presets.py`."""
+    """If the page differs, run `python docs/scripts/generate_presets.py`."""
     generator, page = load_generator(), (ROOT / "docs/real_run.md").read_text()
     a100, *presets = generator.plan_presets(stage, variant)
     assert [preset.machine for preset in presets] == list(machines.MACHINES)

@@ -28,7 +28,7 @@ from invnext_jax.sweeps.arms import Step, chain, grid, make_arm
 VIDEOS = "world:simple/train?videos=64"
 CHAIN = chain(
     stage1=Step("", "configs/stage1.py:tiny", {"total_steps": 3, "data.manifest": VIDEOS}),
-    probe=Step("", "configs/eval/linear_probe.py:tiny",
+    probe=Step("", "configs/eval/tasks/linear_probe.py:tiny",
         {"train_manifest": VIDEOS, "val_manifest": "world:simple/val?videos=16"}),
 )
 

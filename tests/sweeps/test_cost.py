@@ -20,7 +20,7 @@ VIDEOS = "world:simple/train?videos=64"
 
 
 def make_arm(name, **overrides):
-    steps = chain(stage1="configs/stage1.py:tiny", probe="configs/eval/linear_probe.py:tiny")
+    steps = chain(stage1="configs/stage1.py:tiny", probe="configs/eval/tasks/linear_probe.py:tiny")
     manifests = {"train_manifest": VIDEOS, "val_manifest": "world:simple/val?videos=16"}
     overrides = {**SMALL, "data.manifest": VIDEOS, **overrides}
     return Arm(name, (steps[0].with_overrides(overrides), steps[1].with_overrides(manifests)))
@@ -96,7 +96,9 @@ def test_an_evaluation_encodes_all_videos_once(tmp_path):
 
 
 def test_heads_that_train_on_the_encoder_encode_the_videos_in_each_epoch(tmp_path):
-    steps = chain(stage1="configs/stage1.py:tiny", probe="configs/eval/attentive_probe.py:tiny")
+    steps = chain(
+        stage1="configs/stage1.py:tiny", probe="configs/eval/tasks/attentive_probe.py:tiny"
+    )
     probe = {"train_manifest": VIDEOS, "val_manifest": "world:simple/val?videos=16"}
     found = []
     for augment in (False, True):

@@ -22,7 +22,7 @@ from invnext_jax.sweeps.step_config import load_step
 from invnext_jax.sweeps.sweep_file import Sweep
 
 STAGE1, STAGE2 = "configs/stage1.py:tiny", "configs/stage2.py:tiny"
-PROBE = "configs/eval/linear_probe.py:tiny"
+PROBE = "configs/eval/tasks/linear_probe.py:tiny"
 
 
 @pytest.fixture

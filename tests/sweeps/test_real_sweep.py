@@ -29,7 +29,7 @@ SMALL = {
 STAGE1 = Step("stage1", "configs/stage1.py:tiny", SMALL)
 SMALL2 = {k: v for k, v in SMALL.items() if not k.startswith("decoder.")}
 STAGE2 = Step("stage2", "configs/stage2.py:tiny", SMALL2)
-PROBE = Step("probe", "configs/eval/linear_probe.py:tiny", {
+PROBE = Step("probe", "configs/eval/tasks/linear_probe.py:tiny", {
     "evaluators": ("knn",), "controls": False, "tasks": ("color",), "poolings": ("mean",),
     "knn.neighbors": (3,), "train_manifest": "world:simple/train?videos=32",
     "val_manifest": "world:simple/val?videos=32",

@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from invnext_jax.data import decode, demux
+from invnext_jax.data import decode
 from invnext_jax.errors import UserError
 from invnext_jax.synthetic_world import files, render
 from invnext_jax.synthetic_world import scene as scene_lib
 from invnext_jax.synthetic_world.files import encode_mp4, write_world
 from invnext_jax.synthetic_world.render import render_clip
 from invnext_jax.synthetic_world.scene import SHAPES, WorldSpec, sample_scene
+from invnext_jax.video import demux
 
 COMMAND = Path(__file__).parents[2] / "launch" / "make_world.py"
 

@@ -5,13 +5,14 @@ import pytest
 from fakes import FixedSampler
 
 from configs import common
-from invnext_jax.data import clips, frame_converter, manifest, pipeline, transforms
-from invnext_jax.data.frame_converter import Window
+from invnext_jax.data import clips, manifest, pipeline, transforms
 from invnext_jax.errors import UserError
 from invnext_jax.synthetic_world import urls
 from invnext_jax.synthetic_world.files import write_world
 from invnext_jax.synthetic_world.render import render_clip
 from invnext_jax.synthetic_world.scene import WorldSpec
+from invnext_jax.video import frame_converter
+from invnext_jax.video.frame_converter import Window
 
 NAME = "world:full/val?videos=5&seed=3&size=48&frames=16"
 SPEC = WorldSpec(level="full", split="val", seed=3, size=48, frames=16)

@@ -3,7 +3,7 @@
 Paper: Table 8 (EPIC-KITCHENS-100). The protocol is that of V-JEPA 2 (arXiv 2506.09985): the frozen
 encoder encodes a clip that ends before the action, the frozen predictor predicts latents of later
 time slots, and a probe with one learned query for each task classifies all of them. The options of
-`config.anticipation` are in configs/eval/anticipation.py.
+`config.anticipation` are in configs/eval/tasks/anticipation.py.
 
 Shape key: b videos, n tokens, d width, k classes, g heads of the grid.
 """
@@ -25,15 +25,10 @@ from invnext_jax.evaluation import head_training
 from invnext_jax.evaluation.augmentation import rand_augment
 from invnext_jax.evaluation.evaluators import attentive_probe as probe
 from invnext_jax.evaluation.evaluators import attentive_training as training
-from invnext_jax.evaluation.evaluators import (
-    future_latents,
-    grid_selection,
-    recall_rows,
-    separate_data,
-)
+from invnext_jax.evaluation.evaluators import future_latents, recall_rows, separate_data
 from invnext_jax.evaluation.evaluators.evaluator import Row
 from invnext_jax.evaluation.frozen_encoder import FrozenEncoder
-from invnext_jax.evaluation.heads import attentive_pooler, class_losses
+from invnext_jax.evaluation.heads import attentive_pooler, class_losses, grid_selection
 from invnext_jax.evaluation.inputs import EvalInputs
 from invnext_jax.monitoring.progress import ProgressMeter
 from invnext_jax.multihost.distributed import log_on_process_0

@@ -1,7 +1,7 @@
 """Attentive probe: cross-attention heads on all tokens, trained with a grid of hyperparameters.
 
 Paper: section 4.1, appendix A.2 and Table 15. The head, the optimization and the augmentation are
-options of `config.attentive_probe`; see configs/eval/attentive_probe.py.
+options of `config.attentive_probe`; see configs/eval/tasks/attentive_probe.py.
 
 Shape key: b videos, k classes.
 """
@@ -20,10 +20,9 @@ from invnext_jax.errors import UserError
 from invnext_jax.evaluation import head_training
 from invnext_jax.evaluation.augmentation import rand_augment
 from invnext_jax.evaluation.evaluators import attentive_training as training
-from invnext_jax.evaluation.evaluators import grid_selection
 from invnext_jax.evaluation.evaluators.classification import check_classes
 from invnext_jax.evaluation.evaluators.evaluator import Row
-from invnext_jax.evaluation.heads import attentive_pooler
+from invnext_jax.evaluation.heads import attentive_pooler, grid_selection
 from invnext_jax.evaluation.inputs import SPLITS, EvalInputs
 
 HEADS = ("mean_query", "learned_query")

@@ -10,7 +10,7 @@ import numpy as np
 
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation.evaluators.evaluator import Row
-from invnext_jax.evaluation.evaluators.grid_selection import BEST_ON_VAL, GridScores, choose_head
+from invnext_jax.evaluation.heads.grid_selection import BEST_ON_VAL, GridScores, choose_head
 from invnext_jax.evaluation.metrics import intervals
 from invnext_jax.evaluation.metrics.classification import (
     ClassMeanRecall,

@@ -2,7 +2,7 @@
 
 Paper: Tables 9 and 10. The encoder is frozen; a projector and an alignment layer are trained on the
 captions of the training videos, and the text tower if `config.text.train_text` is set. The options
-are in `config.text`; see configs/eval/zero_shot.py.
+are in `config.text`; see configs/eval/tasks/zero_shot.py.
 
 Shape key: b videos, j captions, d width.
 """

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from invnext_jax.evaluation import tables
-from invnext_jax.evaluation.evaluators.grid_selection import BEST_ON_VAL
+from invnext_jax.evaluation.heads.grid_selection import BEST_ON_VAL
 from invnext_jax.evaluation.metrics.formats import find_format
 from invnext_jax.evaluation.pages.paired_differences import Evaluation, Protocol
 

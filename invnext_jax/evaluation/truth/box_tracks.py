@@ -9,9 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-from invnext_jax.data import frame_converter
-from invnext_jax.data.demux import BadVideo
-from invnext_jax.data.frame_converter import Window
 from invnext_jax.data.manifest import VideoRecord
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation.truth import images
@@ -20,6 +17,9 @@ from invnext_jax.evaluation.truth.clip_reader import SECONDS, ClipReader
 from invnext_jax.evaluation.truth.geometry import ClipGeometry
 from invnext_jax.evaluation.truth.track_windows import WindowRules, select_windows
 from invnext_jax.evaluation.truth.truth import BadTruth
+from invnext_jax.video import frame_converter
+from invnext_jax.video.demux import BadVideo
+from invnext_jax.video.frame_converter import Window
 
 
 class BoxTracks:

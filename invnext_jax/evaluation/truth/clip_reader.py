@@ -13,14 +13,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from invnext_jax.data import clips, frame_converter, sources
+from invnext_jax.data import clips, sources
 from invnext_jax.data.bad_videos import STALLED
 from invnext_jax.data.clips import BadClip, ClipSampler, LoadClip
-from invnext_jax.data.demux import BadVideo
-from invnext_jax.data.frame_converter import Window
 from invnext_jax.data.manifest import VideoRecord
 from invnext_jax.evaluation.truth.geometry import ClipGeometry
 from invnext_jax.evaluation.truth.truth import BadTruth
+from invnext_jax.video import frame_converter
+from invnext_jax.video.demux import BadVideo
+from invnext_jax.video.frame_converter import Window
 from invnext_jax.workers.process_worker import ProcessWorker, WorkerDiedError
 from invnext_jax.workers.results import are_arrays
 from invnext_jax.workers.time_limits import ReadStalledError, TimeLimitError

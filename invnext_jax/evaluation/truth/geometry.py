@@ -7,8 +7,8 @@ import dataclasses
 
 import numpy as np
 
-from invnext_jax.data import frame_converter
-from invnext_jax.data.frame_converter import Window
+from invnext_jax.video import frame_converter
+from invnext_jax.video.frame_converter import Window
 
 
 @dataclasses.dataclass(frozen=True)

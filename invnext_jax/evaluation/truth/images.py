@@ -15,10 +15,10 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from invnext_jax import regular_file
-from invnext_jax.data import frame_converter
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation.truth.geometry import ClipGeometry
 from invnext_jax.evaluation.truth.truth import BadTruth
+from invnext_jax.video import frame_converter
 
 EXTENSIONS = (".jpg", ".jpeg", ".png")
 FORMATS = ("PNG", "JPEG")  # the decoders of other formats start programs or are rarely tested

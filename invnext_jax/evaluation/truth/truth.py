@@ -21,12 +21,12 @@ MAX_LOGGED = 20  # maximum number of damaged entries of a file that are logged
 MAX_REASON = 200  # maximum number of characters of a reason
 
 
-class BadTruth(Exception):  # noqa: N818, like `data.demux.BadVideo`
+class BadTruth(Exception):  # noqa: N818, like `video.demux.BadVideo`
     """Raised if the clip or the ground truth of a row cannot be read. The row is skipped.
 
     Attributes:
       kind: Kind of error: "missing", "truncated", "wrong format", "no truth", or one of
-          `data.demux.BadVideo.kind`.
+          `video.demux.BadVideo.kind`.
     """
 
     def __init__(self, text: str, kind: str):

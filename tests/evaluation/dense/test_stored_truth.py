@@ -5,7 +5,7 @@ import pytest
 from dense_cases import make_inputs, resolve
 from oracle_encoder import make_oracle
 
-from configs.eval import depth as depth_config
+from configs.eval.tasks import depth as depth_config
 from invnext_jax.evaluation.dense import head_fitting
 from invnext_jax.evaluation.dense.stored_truth import TruthInMemory
 from invnext_jax.evaluation.dense.truth_clips import TruthClips

@@ -10,13 +10,13 @@ import truth_layouts
 import video_files
 
 from configs import stage2
-from configs.eval import anticipation as anticipation_config
+from configs.eval.tasks import anticipation as anticipation_config
 from invnext_jax.checkpointing import run_metadata
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import inputs, pretrained
 from invnext_jax.evaluation.evaluators import anticipation
 from invnext_jax.evaluation.evaluators.anticipation import CONTEXT, FUTURE, Anticipation
-from invnext_jax.evaluation.feature_cache import FeatureCache
+from invnext_jax.evaluation.feature_store.feature_cache import FeatureCache
 from invnext_jax.evaluation.truth import epic_kitchens
 from invnext_jax.stages import registry
 from invnext_jax.training import mesh as mesh_lib

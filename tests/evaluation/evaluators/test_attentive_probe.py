@@ -4,11 +4,11 @@ import numpy as np
 import oracle_encoder
 import pytest
 
-from configs.eval import attentive_probe as probe_config
+from configs.eval.tasks import attentive_probe as probe_config
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import inputs
 from invnext_jax.evaluation.evaluators.attentive_probe import AttentiveProbe, count_classes
-from invnext_jax.evaluation.feature_cache import FeatureCache
+from invnext_jax.evaluation.feature_store.feature_cache import FeatureCache
 
 TRAIN, VAL = "world:simple/train?videos=160", "world:simple/val?videos=40"
 

@@ -12,7 +12,7 @@ from einops import rearrange
 from oracle_encoder import add_places, balance, make_blind
 from truth_layouts import write_kitti, write_scannet
 
-from configs.eval import depth as depth_config
+from configs.eval.tasks import depth as depth_config
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation.dense.truth_clips import TruthClips
 from invnext_jax.evaluation.evaluators.depth import Depth

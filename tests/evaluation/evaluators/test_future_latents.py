@@ -11,7 +11,7 @@ import pytest
 from golden_cases import assert_near
 
 from configs import stage1, stage2
-from configs.eval import anticipation as anticipation_config
+from configs.eval.tasks import anticipation as anticipation_config
 from invnext_jax.checkpointing import run_metadata
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import pretrained

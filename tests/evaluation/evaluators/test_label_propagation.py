@@ -11,7 +11,7 @@ from einops import rearrange
 from oracle_encoder import make_blind
 from truth_layouts import SPEC, write_davis, write_jhmdb
 
-from configs.eval import label_propagation as propagation_config
+from configs.eval.tasks import label_propagation as propagation_config
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import evaluate as evaluate_lib
 from invnext_jax.evaluation import tables

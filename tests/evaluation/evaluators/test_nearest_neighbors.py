@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
-from configs.eval import linear_probe as probe_config
+from configs.eval.tasks import linear_probe as probe_config
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation.evaluators import nearest_neighbors
 from invnext_jax.evaluation.nearest_neighbors import l2_normalize

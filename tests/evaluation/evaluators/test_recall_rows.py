@@ -6,8 +6,8 @@ from sklearn.metrics import recall_score
 
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation.evaluators import recall_rows
-from invnext_jax.evaluation.evaluators.grid_selection import GridScores
 from invnext_jax.evaluation.evaluators.recall_rows import Measured
+from invnext_jax.evaluation.heads.grid_selection import GridScores
 
 HEADS = [{"learning_rate": 1e-3}, {"learning_rate": 1e-2}, {"learning_rate": 1.0, "diverged": True}]
 NAMES = {"evaluator": "anticipation", "name": "encoder", "task": "verb", "what": "encoder"}

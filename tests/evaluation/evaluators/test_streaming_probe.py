@@ -5,7 +5,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from configs.eval import linear_probe as probe_config
+from configs.eval.tasks import linear_probe as probe_config
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation.evaluators import linear_probe, streaming_probe
 from invnext_jax.evaluation.feature_store.chunked_array import ChunkedArray, write_array

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from configs import stage1
-from configs.eval import linear_probe as probe_config
+from configs.eval.tasks import linear_probe as probe_config
 from invnext_jax.evaluation.clips_in_memory import LabeledVideos
 from invnext_jax.evaluation.evaluators import supervised
 from invnext_jax.evaluation.feature_store import state_file

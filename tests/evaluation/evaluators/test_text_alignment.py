@@ -8,11 +8,11 @@ import numpy as np
 import oracle_encoder
 import pytest
 
-from configs.eval import zero_shot as zero_shot_config
+from configs.eval.tasks import zero_shot as zero_shot_config
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import inputs
 from invnext_jax.evaluation.evaluators.text_alignment import TextAlignment
-from invnext_jax.evaluation.feature_cache import FeatureCache
+from invnext_jax.evaluation.feature_store.feature_cache import FeatureCache
 
 TRAIN, VAL = "world:simple/train?videos=320", "world:simple/val?videos=80"
 TASKS = ("shape", "color", "motion")

@@ -9,7 +9,7 @@ from dense_cases import make_inputs, make_truth_oracle, resolve
 from oracle_encoder import balance, make_blind
 from truth_layouts import SPEC, write_boxes
 
-from configs.eval import tracking as tracking_config
+from configs.eval.tasks import tracking as tracking_config
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation.dense.truth_source import open_truth
 from invnext_jax.evaluation.evaluators import tracking

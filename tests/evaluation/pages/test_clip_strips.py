@@ -9,7 +9,7 @@ import pytest
 import truth_layouts
 from PIL import Image
 
-from configs.eval import depth, linear_probe
+from configs.eval.tasks import depth, linear_probe
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.evaluation.pages import clip_strips
 from invnext_jax.synthetic_world.render import render_clip

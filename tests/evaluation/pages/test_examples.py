@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from fake_evaluations import add_config, write_evaluation
 
-from configs.eval import linear_probe
+from configs.eval.tasks import linear_probe
 from invnext_jax.evaluation.pages import comparison, examples
 from invnext_jax.evaluation.video_scores import VideoScores
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from configs.eval import zero_shot
+from configs.eval.tasks import zero_shot
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation.text import caption_data
 

@@ -7,11 +7,11 @@ import pytest
 import truth_layouts
 from PIL import Image
 
-from invnext_jax.data import frame_converter
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation.truth.depth_folders import Kitti, ScanNet
 from invnext_jax.evaluation.truth.truth import BadTruth
 from invnext_jax.synthetic_world.render import render_clip
+from invnext_jax.video import frame_converter
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from invnext_jax.data import frame_converter
-from invnext_jax.data.frame_converter import Window
 from invnext_jax.evaluation.truth.geometry import ClipGeometry
+from invnext_jax.video import frame_converter
+from invnext_jax.video.frame_converter import Window
 
 
 def test_whole_square_keeps_everything():

@@ -23,7 +23,7 @@ STAGE1 = Step("stage1", "configs/stage1.py:tiny", {
     "total_steps": 40, "optimizer.warmup_steps": 1, "checkpoint.every_steps": 2,
     "log.every_steps": 1, "log.diagnostics_every_steps": 0, "log.measure_ceiling": False,
 })
-PROBE = Step("probe", "configs/eval/linear_probe.py:tiny", {
+PROBE = Step("probe", "configs/eval/tasks/linear_probe.py:tiny", {
     "evaluators": ("knn",), "controls": False, "tasks": ("color",), "poolings": ("mean",),
     "knn.neighbors": (3,), "train_manifest": "world:simple/train?videos=32",
     "val_manifest": "world:simple/val?videos=32",

@@ -1,0 +1,1 @@
+"""Configs with one evaluation each, for any manifest or data set."""
