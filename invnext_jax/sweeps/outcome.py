@@ -29,11 +29,20 @@ def read_outcome(planned: PlannedJob) -> Outcome:
     workdir = planned.job.workdir
     if planned.kind is Kind.EVALUATE:
         return _read_evaluation(workdir)
-    steps = reader.finished_steps(workdir / reader.CHECKPOINTS_FOLDER)
-    if not steps or steps[-1] < planned.total_steps:
+    if _last_checkpoint(workdir) < planned.total_steps:
         return Outcome(False)
     last = read_last_record(workdir)
     return Outcome(True, NON_FINITE if "loss" in last and last["loss"] is None else "")
+
+
+def read_saved_step(planned: PlannedJob) -> int:
+    """Returns the step of the last checkpoint of a training; 0 if there is none."""
+    return max(0, _last_checkpoint(planned.job.workdir)) if planned.kind is Kind.TRAIN else 0
+
+
+def _last_checkpoint(workdir: Path) -> int:
+    """Returns the step of the last checkpoint; -1 if there is none."""
+    return max(reader.finished_steps(workdir / reader.CHECKPOINTS_FOLDER), default=-1)
 
 
 def _read_evaluation(workdir: Path) -> Outcome:

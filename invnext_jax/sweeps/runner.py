@@ -155,7 +155,11 @@ class Runner:
             state = self._states[name]
             # Written before the job starts: if this process is killed in between, the next one
             # asks the executor whether the job exists.
-            state = JobState(Status.QUEUED, state.failures, state.reason, started=now())
+            state = JobState(
+                *(Status.QUEUED, state.failures, state.reason),
+                started=now(),
+                saved_step=outcome_lib.read_saved_step(planned),
+            )
             self._write(name, state)
             try:
                 handle = self._executor.submit(planned.job)
@@ -184,7 +188,7 @@ class Runner:
             state = dataclasses.replace(state, status=Status.FAILED, reason=reason)
         elif result.finished:
             state = dataclasses.replace(state, status=Status.FINISHED, reason="")
-        elif poll.stopped:
+        elif poll.stopped or (poll.exit_code == 0 and _has_progress(planned, state)):
             state = dataclasses.replace(state, status=Status.STOPPED)
         else:
             state = self._fail(state, poll)
@@ -218,8 +222,17 @@ def _describe_exit(code: int | None) -> str:
     if code < 0:
         return f"killed by signal {-code}"
     if code == 0:
-        return "it stopped before its last step"
+        return "exit code 0 before it was finished"
     return f"exit code {code}"
+
+
+def _has_progress(planned: PlannedJob, state: JobState) -> bool:
+    """Returns whether the last attempt of a job saved a later checkpoint than those before it.
+
+    A run that receives SIGTERM saves and exits with 0, for example in the grace period of a
+    preemption, of which not all systems report the reason.
+    """
+    return outcome_lib.read_saved_step(planned) > state.saved_step
 
 
 def retry_failed(folder: SweepFolder, sweep: ExpandedSweep) -> list[str]:

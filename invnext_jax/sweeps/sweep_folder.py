@@ -52,6 +52,7 @@ class JobState:
       handle: see `job.Executor`.
       started: time at which the last attempt was submitted, in ISO 8601.
       ended: time at which the last attempt ended.
+      saved_step: step of the last checkpoint when the last attempt was submitted.
     """
 
     status: Status = Status.WAITING
@@ -60,6 +61,7 @@ class JobState:
     handle: Handle | None = None
     started: str = ""
     ended: str = ""
+    saved_step: int = 0
 
     @property
     def is_active(self) -> bool:

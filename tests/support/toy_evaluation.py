@@ -92,7 +92,8 @@ def make_configs(folder, names, in_step=False):
         config[name].update(heads=2, learning_rates=(1e-3, 1e-2), weight_decays=(0.0,))
     config.anticipation.update(context_frames=1, blocks=0, recall_at=(1,))
     config.tracking.targets = ("boxes",)
-    config.depth.width = config.tracking.width = config.tracking.query_width = 8
+    config.depth.width = config.tracking.query_width = 8
+    config.tracking.width = 16  # the smallest width of appended positions
     if in_step:
         config.attentive_probe.update(augment=True, repeats=2, crops=3)
         config.anticipation.augment = True

@@ -7,7 +7,8 @@
 It counts to N with a state file, as a resumable run does, and writes the files that a sweep reads.
 The loss is X plus the loss of the run that it starts from. Each start, end and step is logged in
 `<workdir>/../../history.jsonl`, from which a test sees what ran twice. The file `<workdir>.fail`
-lets it fail once. FAKE_FAIL and FAKE_NAN name jobs that fail, or whose result is not finite.
+lets it fail once. FAKE_FAIL and FAKE_NAN name jobs that fail, or whose result is not finite. Each
+attempt of a training stops after FAKE_STOP_AFTER steps, as after SIGTERM.
 """
 
 import json
@@ -53,8 +54,10 @@ def train(workdir, options, record, stopping):
     start = 0.0
     if "config.init_from" in options:
         start = read_loss(Path(options["config.init_from"]))
+    last = step + int(os.environ.get("FAKE_STOP_AFTER", total))
     while step < total:
-        if stopping:
+        if stopping or step == last:
+            (workdir / "checkpoints" / str(step)).mkdir(parents=True, exist_ok=True)
             print(f"stopped after step {step}")
             sys.exit(0)
         time.sleep(SECONDS)

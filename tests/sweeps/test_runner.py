@@ -214,6 +214,21 @@ def test_errors_that_repeat_are_not_retried(tmp_path, monkeypatch, code, reason)
     assert events(tmp_path, "start").count("s2-a0") == 1
 
 
+def test_early_ends_are_failures_unless_the_job_saved_a_later_step(tmp_path, monkeypatch):
+    sweep = make_sweep(tmp_path, seeds=(0,), arms=("a",))
+    monkeypatch.setenv("FAKE_STOP_AFTER", "2")
+    states, _ = run(tmp_path, sweep)
+    assert {(state.status, state.failures) for state in states.values()} == {(Status.FINISHED, 0)}
+    assert events(tmp_path, "start") == ["s1-0"] * 3 + ["s2-a0"] * 3 + ["eval-a0"]
+
+    stuck = make_sweep(tmp_path / "stuck", seeds=(0,), arms=("a",))
+    monkeypatch.setenv("FAKE_STOP_AFTER", "0")
+    states, _ = run(tmp_path / "stuck", stuck, retries=2)
+    assert (states["s1-0"].status, states["s1-0"].failures) == (Status.FAILED, 3)
+    assert states["s1-0"].reason == "exit code 0 before it was finished"
+    assert events(tmp_path / "stuck", "start") == ["s1-0"] * 3
+
+
 @pytest.mark.parametrize("name", ["s2-a0", "eval-a0"])
 def test_a_finished_job_with_nan_has_failed(tmp_path, monkeypatch, name):
     sweep = make_sweep(tmp_path, seeds=(0,))

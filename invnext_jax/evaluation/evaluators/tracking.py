@@ -67,6 +67,10 @@ class Tracking:
                 f"{name}.targets has 'points', but only the synthetic world has ground truth for "
                 "points: remove it"
             )
+        if settings.append_positions and settings.width % 16:
+            raise UserError(
+                f"{name}.width={settings.width} must be divisible by 16 with append_positions=True"
+            )
         if settings.fps < 0:
             raise UserError(f"{name}.fps={settings.fps} must not be negative")
 

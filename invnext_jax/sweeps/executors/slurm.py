@@ -172,8 +172,8 @@ class SlurmExecutor:
                 Phase.ENDED, reason=_REASONS.get(state, ""), stopped=state in _INTERRUPTIONS
             )
         code, stopped = record
-        # A run that receives SIGTERM saves and exits with 0, for example before a preemption.
-        return Poll(Phase.ENDED, code if code <= 128 else 128 - code, stopped=stopped or code == 0)
+        code = code if code <= 128 else 128 - code
+        return Poll(Phase.ENDED, code, stopped=stopped or state in _INTERRUPTIONS)
 
     def cancel(self, job: Job, handle: Handle | None, *, force: bool = False) -> None:
         """Removes the job from the queue, or lets it save and stop if it runs."""

@@ -116,6 +116,7 @@ def test_boxes_in_the_neutral_format_are_evaluated(tmp_path):
         ({"data": "boxes"}, "config.tracking.root is empty"),
         ({"targets": ()}, "targets=.* must have one or more"),
         ({"data": "boxes", "root": "a"}, "only the synthetic world has"),
+        ({"width": 8}, "width=8 must be divisible by 16 with append_positions=True"),
         ({"fps": -1.0}, "fps=-1.0 must not be negative"),
         ({"batch_size": 0}, "batch_size=0 must be positive"),
     ],

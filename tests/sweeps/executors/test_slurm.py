@@ -1,9 +1,7 @@
-"""Jobs on a real SLURM cluster of two nodes. Fake commands give the rare answers of SLURM."""
+"""Jobs on a real SLURM cluster of two nodes."""
 
 import dataclasses
 import json
-import os
-import subprocess
 import threading
 import time
 
@@ -13,9 +11,9 @@ from fake_sweeps import STEPS
 
 from invnext_jax.errors import UserError
 from invnext_jax.sweeps.executors.slurm import SlurmExecutor
-from invnext_jax.sweeps.executors.slurm_script import SlurmOptions, make_script, sbatch_flags
+from invnext_jax.sweeps.executors.slurm_script import SlurmOptions
 from invnext_jax.sweeps.expansion import ExpandedSweep
-from invnext_jax.sweeps.job import Phase, Resources
+from invnext_jax.sweeps.job import Phase
 from invnext_jax.sweeps.runner import Runner, RunOptions
 from invnext_jax.sweeps.step_config import Kind
 from invnext_jax.sweeps.sweep_folder import Status, SweepFolder
@@ -123,6 +121,24 @@ def test_job_requeues_itself_near_its_time_limit(slurm, tmp_path):
     assert sum("submitted" in line for line in sweep.lines) == 1
 
 
+def test_job_that_saves_in_the_grace_period_is_submitted_again(slurm, tmp_path):
+    sweep = RunningSweep(tmp_path, [make_job(tmp_path, "s1")])
+    sweep.wait_for_steps("s1", 2)
+    (number,) = slurm.jobs("RUNNING")
+    slurm.call("scancel", "--signal=TERM", number)  # as SLURM does; the batch script gets none
+    assert sweep.wait() == {"s1": Status.FINISHED}
+    assert steps(sweep, "s1") == list(range(1, STEPS + 1))
+    assert sweep.states["s1"].failures == 0
+    assert sum("submitted" in line for line in sweep.lines) == 2
+
+
+def test_job_that_ends_early_without_progress_fails(slurm, tmp_path):
+    sweep = RunningSweep(tmp_path, [make_job(tmp_path, "s1", FAKE_STOP_AFTER="0")], retries=1)
+    assert sweep.wait() == {"s1": Status.FAILED}
+    assert sweep.states["s1"].reason == "exit code 0 before it was finished"
+    assert len(sweep.events("start", "s1")) == 2
+
+
 def test_restarted_sweep_finds_its_job_by_name(slurm, tmp_path):
     planned = make_job(tmp_path, "s1")
     make_executor().submit(planned.job)
@@ -171,129 +187,3 @@ def test_failed_job_reports_its_exit_code(slurm, tmp_path):
 def test_rejected_job_is_an_error(slurm, tmp_path):
     with pytest.raises(UserError, match=r"rejects the job s1: Batch.*Invalid partition.*--slurm"):
         make_executor(partition="missing").submit(make_job(tmp_path, "s1").job)
-
-
-def test_script_has_the_options_of_the_sweep(tmp_path):
-    job = make_job(tmp_path, "s1", NOTE="it's a test").job
-    job = dataclasses.replace(
-        job,
-        command=("python", "main.py", "--config.axes=(1, 2)"),
-        log=tmp_path / "50%" / "s1.log",
-        resources=Resources(hosts=8, devices=4, cores=16),
-    )
-    options = SlurmOptions(
-        partition="gpu", account="lab", time="12:00:00", gpu_type="h100", mem="200G",
-        extra=("--constraint=ib",), setup=("module load cuda",),
-    )  # fmt: skip
-    flags = sbatch_flags(job, "s1-x", options)
-    assert set(flags) >= {
-        *("--job-name=s1-x", f"--output={tmp_path}/50%%/s1.log", "--open-mode=append"),
-        *("--nodes=8", "--ntasks-per-node=1", "--gpus-per-node=h100:4", "--cpus-per-task=16"),
-        *("--partition=gpu", "--account=lab", "--time=12:00:00", "--mem=200G", "--constraint=ib"),
-        *("--requeue", "--signal=B:USR1@180", "--dependency=singleton"),
-    }
-    assert not any(flag.startswith("--qos") for flag in flags)
-    script = make_script(job, tmp_path / "exit.json", flags, options)
-    assert script.index("module load cuda") < script.index("srun ")
-    assert "--cpus-per-task=16 python main.py '--config.axes=(1, 2)' &" in script
-    assert "export NOTE='it'\"'\"'s a test'\n" in script
-    assert subprocess.run(["bash", "-n"], input=script, text=True).returncode == 0
-
-
-def test_options_are_checked():
-    with pytest.raises(UserError, match=r"--slurm.extra=constraint=ib must be an option"):
-        SlurmOptions(extra=("constraint=ib",))
-    with pytest.raises(UserError, match=r"save_seconds=0 must be at least 1"):
-        SlurmOptions(save_seconds=0)
-
-
-@pytest.fixture
-def fake_slurm(tmp_path, monkeypatch):
-    """Commands that print the file <command>.out, or fail with the text of <command>.err."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
-    for name in ("sbatch", "squeue", "scancel"):
-        path = folder / name
-        path.write_text(
-            f'#!/bin/bash\ncd {folder}; echo "{name} $*" >> calls\n'
-            f"[ ! -f {name}.err ] || {{ cat {name}.err >&2; exit 1; }}\ncat {name}.out\n"
-        )
-        path.chmod(0o755)
-        (folder / f"{name}.out").write_text("7\n" if name == "sbatch" else "")
-    return folder
-
-
-def test_missing_commands_are_an_error(monkeypatch, tmp_path):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UserError, match="needs the commands sbatch, squeue, scancel"):
-        make_executor()
-
-
-def test_job_is_not_ended_while_slurm_does_not_respond(fake_slurm, tmp_path, caplog):
-    executor, job = make_executor(), make_job(tmp_path, "s1").job
-    executor.submit(job)
-    (fake_slurm / "squeue.err").write_text("slurm_load_jobs error: Unable to contact slurm\n")
-    assert executor.poll(job, None).phase is Phase.QUEUED
-    assert "squeue fails (slurm_load_jobs error: Unable to contact slurm)" in caplog.text
-
-
-def test_job_is_submitted_again_if_the_queue_was_full(fake_slurm, tmp_path):
-    executor, job = make_executor(), make_job(tmp_path, "s1").job
-    error = fake_slurm / "sbatch.err"
-    error.write_text("sbatch: error: Job violates accounting/QOS policy (job submit limit, ...)\n")
-    assert executor.submit(job)["number"] is None
-    assert executor.poll(job, None).phase is Phase.QUEUED
-    error.unlink()
-    time.sleep(0.3)
-    assert executor.poll(job, None).phase is Phase.QUEUED
-    calls = (fake_slurm / "calls").read_text().splitlines()
-    assert [call.split()[0] for call in calls] == ["sbatch", "squeue", "squeue", "sbatch"]
-
-
-@pytest.mark.parametrize(
-    "state, record, expected",
-    [
-        ("TIMEOUT", None, (None, "time limit", False)),
-        ("NODE_FAIL", None, (None, "failure of a node", True)),
-        ("COMPLETED", {"exit_code": 0, "stopped": False}, (0, "", True)),
-        ("FAILED", {"exit_code": 3, "stopped": False}, (3, "", False)),
-        ("FAILED", {"exit_code": 137, "stopped": False}, (-9, "", False)),
-        ("COMPLETED", {"exit_code": 1, "stopped": True}, (1, "", True)),
-        ("COMPLETED", None, (None, "", False)),  # after the grace period
-    ],
-)
-def test_end_of_a_job(fake_slurm, tmp_path, state, record, expected):
-    job = make_job(tmp_path, "s1").job
-    executor = SlurmExecutor(SlurmOptions(), refresh_seconds=0.0, grace_seconds=0.2)
-    name = executor.submit(job)["name"]
-    lines = [f"6|RUNNING|None|{name}x", f"5|FAILED|None|{name}", f"7|{state}|None|{name}"]
-    (fake_slurm / "squeue.out").write_text("\n".join(["4_1|RUNNING|None|a", *lines]) + "\n")
-    if record is not None:
-        job.log.with_suffix(".exit.json").write_text(json.dumps(record))
-    poll = executor.poll(job, None)
-    if (state, record) == ("COMPLETED", None):
-        assert poll.phase is Phase.RUNNING
-        time.sleep(0.3)
-        poll = executor.poll(job, None)
-    assert poll.phase is Phase.ENDED
-    assert (poll.exit_code, poll.reason, poll.stopped) == expected
-
-
-def test_number_of_jobs_is_limited(fake_slurm, tmp_path):
-    executor = SlurmExecutor(SlurmOptions(), max_jobs=1, refresh_seconds=0.0)
-    jobs = [make_job(tmp_path, name).job for name in "ab"]
-    assert executor.has_room(jobs[0])
-    name = executor.submit(jobs[0])["name"]
-    assert not executor.has_room(jobs[1])
-    (fake_slurm / "squeue.out").write_text(f"7|CANCELLED|None|{name}\n")
-    executor.poll(jobs[0], None)
-    assert executor.has_room(jobs[1])
-
-
-def test_held_job_is_logged(fake_slurm, tmp_path, caplog):
-    executor, job = make_executor(), make_job(tmp_path, "s1").job
-    name = executor.submit(job)["name"]
-    (fake_slurm / "squeue.out").write_text(f"7|PENDING|launch failed requeued held|{name}\n")
-    assert executor.poll(job, None).phase is Phase.QUEUED
-    assert "`scontrol release 7` lets it start" in caplog.text
