@@ -1,0 +1,29 @@
+"""Lists of videos for tests, and short functions that read them."""
+
+from invnext_jax.video_lists import lists
+
+KINETICS = """label,youtube_id,time_start,time_end,split,is_cc
+playing guitar,---0dWlqevI,19,29,train,0
+abseiling,-3B32lodo2M,59,69,train,1
+abseiling,0347ZoDXyP0,95,105,train,0
+zumba,gone0000000,1,11,train,0
+"""
+
+
+def touch(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"x")
+
+
+def read(path, **options):
+    return lists.read_list(path, lists.ListOptions(**options))
+
+
+def read_entries(path, root, **options):
+    """Returns (path below root, source, start, end, labels) of each entry that has a file."""
+    return [
+        (e.path.removeprefix(f"{root}/"), e.source, e.start, e.end, *e.labels.values())
+        for e in read(path, **options).entries
+        if not e.problem
+    ]

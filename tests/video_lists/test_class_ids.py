@@ -1,0 +1,56 @@
+"""Class ids from files, from the names of classes, and of joined lists."""
+
+import json
+
+import pytest
+from list_cases import KINETICS, read, read_entries, touch
+
+from invnext_jax.data import columns as columns_lib
+from invnext_jax.errors import UserError
+from invnext_jax.video_lists import lists
+
+
+@pytest.mark.parametrize("name", ["classes.json", "classes.txt"])
+def test_class_ids_of_another_split_can_be_set(name, tmp_path):
+    path, classes = tmp_path / "val.csv", tmp_path / name
+    path.write_text(KINETICS)
+    touch(tmp_path, "-3B32lodo2M.mp4")
+    names = ["zumba", "playing guitar", "x", "abseiling"]
+    text = json.dumps({n: i for i, n in enumerate(names)}) if "json" in name else "\n".join(names)
+    classes.write_text(text)
+    assert read_entries(path, tmp_path, classes=str(classes))[0][-1] == 3
+    path.write_text(KINETICS.replace("zumba", "sumo"))
+    with pytest.raises(UserError, match=r"class 'sumo' of .*val.csv is not in .*classes"):
+        read(path, classes=str(classes))
+
+
+@pytest.mark.parametrize("text", ['{"a": null}', '{"a": Infinity}', '{"a": [1]}', "[" * 100_000])
+def test_impossible_class_ids_are_refused(text, tmp_path):
+    path = tmp_path / "classes.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match="must map names to integers"):
+        columns_lib.read_class_names(path)
+
+
+def test_lists_are_joined_with_common_class_numbers(tmp_path):
+    (tmp_path / "a.csv").write_text("video,label\na.mp4,run\nb.mp4,jump\n")
+    (tmp_path / "b.csv").write_text("video,label\nc.mp4,climb\nd.mp4,run\n")
+    videos = lists.read_lists(f"{tmp_path}/a.csv,{tmp_path}/b.csv", lists.ListOptions())
+    assert videos.classes == {"climb": 0, "jump": 1, "run": 2}
+    assert [e.labels["label_class"] for e in videos.entries] == [2, 1, 0, 2]
+    assert [e.source for e in videos.entries] == ["a", "a", "b", "b"]
+    for name, ids in (("x", {"run": 0, "jump": 1}), ("y", {"jump": 0, "run": 1})):
+        (tmp_path / f"{name}.csv").write_text(f"path,source,label_class\n{name}.mp4,s,0\n")
+        (tmp_path / f"{name}.classes.json").write_text(json.dumps(ids))
+    with pytest.raises(UserError, match=r"x.csv and .*y.csv number classes differently .*--task"):
+        lists.read_lists(f"{tmp_path}/x.csv,{tmp_path}/y.csv", lists.ListOptions())
+    options = lists.ListOptions(classes=f"{tmp_path}/x.classes.json")
+    joined = lists.read_lists(f"{tmp_path}/x.csv,{tmp_path}/y.csv", options)
+    assert [e.labels["label_class"] for e in joined.entries] == [0, 1]
+
+
+def test_class_names_must_be_characters(tmp_path):
+    (tmp_path / "l.txt").write_text("a.mp4 zumba\n")
+    (tmp_path / "classes.json").write_text('{"\\ud800": 0, "zumba": 1}')
+    with pytest.raises(UserError, match="cannot be read: a name contains a surrogate"):
+        read(tmp_path / "l.txt", classes=str(tmp_path / "classes.json"))
