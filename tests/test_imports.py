@@ -165,7 +165,7 @@ LAYERS = {
     "monitoring": [
         {"reporter", "watchdog"},
         {"host_metrics"},
-        {"metrics_file", "profiling", "progress", "throughput", "parameter_table", "collapse"},
+        {"metrics_file", "profiling", "progress", "throughput", "parameter_table"},
     ],
 }
 

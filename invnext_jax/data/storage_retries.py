@@ -164,18 +164,18 @@ def call_with_retries(
       WorkerDiedError: As raised by the worker.
     """
     pause, answered, errors, start = MIN_PAUSE, False, 0, time.monotonic()
-    name = name_file(*task)
     while True:
         result, stalled, reason = None, None, "the read does not return"
         try:
             result = worker(*task)
-            reason = find_error(result).removeprefix(f"{name}: ")
-            if not reason:
+            if not (error := find_error(result)):
                 monitor.record_success(source)
                 return result
+            reason = error.removeprefix(f"{name_file(*task)}: ")
         except ReadStalledError as error:
             stalled = error
         monitor.count()
+        name = name_file(*task)
         errors += stalled is None
         if stalled is None and _is_lost(errors, name, source, monitor):
             monitor.give_up(source)

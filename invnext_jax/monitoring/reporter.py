@@ -2,7 +2,7 @@
 
 import collections
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,7 +10,7 @@ import ml_collections
 from jax.sharding import Mesh
 
 from invnext_jax.errors import NonFiniteError, UserError, check_minimums
-from invnext_jax.monitoring import collapse, host_metrics, metrics_file, progress
+from invnext_jax.monitoring import host_metrics, metrics_file, progress
 from invnext_jax.monitoring import throughput as throughput_lib
 
 
@@ -44,6 +44,7 @@ def is_due(step: int, every_steps: int) -> bool:
     return every_steps > 0 and (step == 1 or step % every_steps == 0)
 
 
+_COLLAPSING = ("_std", "_rank")  # suffixes of logged spreads and effective ranks of features
 LONG_WAIT = 0.5  # a data wait above this share of the time is long
 LONG_WAITS = 3  # consecutive logged steps with a long wait after which its cause is logged
 
@@ -81,7 +82,7 @@ class Reporter:
         self._writer = metrics_file.MetricWriter(workdir, step)
         # The other processes print nothing, so they need no records.
         records = metrics_file.read_metrics(workdir) if step and jax.process_index() == 0 else ()
-        self._collapse = collapse.CollapseAlarm(config.log.collapse_ratio, records)
+        self._collapse = CollapseAlarm(config.log.collapse_ratio, records)
         self._progress = progress.TrainingProgress(
             config.total_steps, step, config.batch_size, quiet=jax.process_index() != 0
         )
@@ -238,3 +239,47 @@ class Reporter:
         """Closes the files and the progress bar."""
         self._progress.close()
         self._writer.close()
+
+
+class CollapseAlarm:
+    """Compares the spread and the effective rank of features with their largest values so far.
+
+    Args:
+      ratio: fraction of the largest value below which a value is a collapse. 0: never.
+      records: earlier records of metrics.jsonl, oldest first.
+    """
+
+    def __init__(self, ratio: float, records: Iterable[Mapping[str, Any]] = ()):
+        self._ratio = ratio
+        self._largest: dict[str, tuple[float, int]] = {}  # name -> value, step
+        self._reported: set[str] = set()
+        for record in records:
+            self.check(record)
+
+    def check(self, record: Mapping[str, Any]) -> str:
+        """Returns a warning for the metrics that have just collapsed, or "".
+
+        A metric is reported again only after it has recovered.
+
+        Args:
+          record: a record of metrics.jsonl.
+        """
+        found = []
+        for name, value in record.items():
+            if not name.endswith(_COLLAPSING) or value is None:
+                continue
+            largest, step = self._largest.get(name, (value, record["step"]))
+            if value >= largest:
+                self._largest[name] = value, record["step"]
+            if value >= self._ratio * largest:
+                self._reported.discard(name)
+            elif name not in self._reported:
+                self._reported.add(name)
+                found.append(f"{name} fell to {value:.3g} from {largest:.3g} at step {step}")
+        if not found:
+            return ""
+        return (
+            f"warning: the features may have collapsed: {', '.join(found)}. Look at the images "
+            "and curves of launch/report.py, lower config.optimizer.learning_rate, or start from "
+            "an earlier checkpoint"
+        )
