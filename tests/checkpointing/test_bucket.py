@@ -11,8 +11,8 @@ import pytest
 from etils import epath
 from etils.epath import backend as epath_backend
 from object_store import BUCKET, REGISTRY, FakeFileSystem, ObjectStore, serve, use_store
+from processes import run_two_processes
 from toy_run import MANIFEST, KilledError, assert_equal_runs, kill, untimed
-from two_processes import run_two_processes
 
 from invnext_jax import train
 from invnext_jax.checkpointing import reader, storage

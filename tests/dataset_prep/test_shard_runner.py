@@ -6,7 +6,7 @@ import sys
 import threading
 
 import pytest
-from open_ports import watch_ports
+from processes import watch_ports
 
 from invnext_jax.data import shards, video_io
 from invnext_jax.dataset_prep import shard_runner, shard_writer

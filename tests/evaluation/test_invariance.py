@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import toy_evaluation
-from two_processes import run_two_processes
+from processes import run_two_processes
 
 from invnext_jax import atomic_file
 from invnext_jax.evaluation import evaluate, head_training, video_scores

@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 from clu import metrics
+from processes import run_two_processes
 from toy_run import MANIFEST
-from two_processes import run_two_processes
 
 from invnext_jax.monitoring import metrics_file, progress
 from invnext_jax.monitoring.host_metrics import Count, HostCounts, HostTimes

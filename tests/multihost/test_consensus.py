@@ -4,8 +4,8 @@ import contextlib
 import pathlib
 import socket
 
+from processes import run_two_processes
 from toy_run import MANIFEST
-from two_processes import run_two_processes
 
 from invnext_jax.checkpointing.workdir import Workdir
 

@@ -5,7 +5,7 @@ import socket
 import time
 
 import pytest
-from open_ports import watch_ports
+from processes import watch_ports
 
 from invnext_jax import train
 from invnext_jax.dataset_prep import indexing

@@ -1,5 +1,8 @@
-"""Lists of videos for tests, and short functions that read them."""
+"""Lists of videos, and manifests that are built from them."""
 
+import csv
+
+from invnext_jax.dataset_prep import indexing, probing
 from invnext_jax.video_lists import lists
 
 KINETICS = """label,youtube_id,time_start,time_end,split,is_cc
@@ -27,3 +30,20 @@ def read_entries(path, root, **options):
         for e in read(path, **options).entries
         if not e.problem
     ]
+
+
+def build(path, out, *, list_options=None, probe=probing.probe_video, **options):
+    """Builds a manifest from a folder or list, and returns its summary."""
+    options = indexing.IndexOptions(**{"workers": 2, "timeout": 20.0, "progress": False, **options})
+    return indexing.build_manifest(path, out, list_options, options, probe)
+
+
+def rows(path):
+    """Returns the rows of a CSV file as dicts."""
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def counts(summary):
+    """Returns the numbers of listed, clean, quarantined and duplicate videos."""
+    return summary.listed, summary.clean, summary.quarantined, summary.duplicates
