@@ -1,12 +1,16 @@
-"""A toy checkpoint and a toy data set for evaluations."""
+"""A toy checkpoint, a toy data set and configs for evaluations, and a check of their errors."""
+
+import re
 
 import jax
+import pytest
 
 from configs import stage1, stage2
 from configs.eval import world
-from configs.eval.tasks import anticipation, depth, tracking, zero_shot
+from configs.eval.tasks import anticipation, depth, linear_probe, tracking, zero_shot
+from invnext_jax import errors
 from invnext_jax.checkpointing import run_metadata
-from invnext_jax.evaluation import pretrained
+from invnext_jax.evaluation import evaluate, pretrained
 from invnext_jax.evaluation.evaluators import registry as evaluators
 from invnext_jax.stages import registry as stages
 from invnext_jax.synthetic_world.files import write_world
@@ -109,7 +113,43 @@ def make_configs(folder, names, in_step=False):
             yield part
 
 
+def get_config(folder, **changes):
+    """Makes a config of linear probes and baselines for the encoder and the world in `folder`."""
+    config = linear_probe.get_config("tiny")
+    config.update(
+        checkpoint=str(folder / "encoder.safetensors"),
+        train_manifest=str(folder / "world" / "train.csv"),
+        val_manifest=str(folder / "world" / "val.csv"),
+        batch_size=16,
+        inverse_penalties=(1e-3, 1e-1),
+        trees=10,
+    )
+    config.supervised.update(steps=3, batch_size=8)
+    config.data.workers = 0  # processes would have to start for each pass
+    config.update(changes)
+    return config
+
+
 def use_devices(monkeypatch, count):
     """Restricts evaluations to a number of devices, because programs for one compile faster."""
     devices = jax.devices()[:count]
     monkeypatch.setattr(jax, "local_devices", lambda: devices)
+
+
+def check_error(folder, config, sentence, capsys):
+    """Checks the error of an evaluation, which is one line; a table of reasons may follow."""
+    with pytest.raises(SystemExit) as ended, errors.exit_on_user_error():
+        evaluate.evaluate_checkpoint(config, folder / "results")
+    assert ended.value.code == 2
+    _, _, message = capsys.readouterr().err.partition("error: ")
+    first, *reasons = message.rstrip("\n").split("\n")
+    assert re.search(sentence, first)
+    first = first.replace(str(folder), "")
+    assert len(first) < 400 and all(reason.startswith("  ") for reason in reasons)
+
+
+def set_options(config, options, folder):
+    """Sets options by their full names; "{folder}" in a text is replaced."""
+    for option, value in options.items():
+        value = value.format(folder=folder) if isinstance(value, str) else value
+        config.update_from_flattened_dict({option: value})

@@ -1,0 +1,69 @@
+"""A repeated evaluation measures only what has changed."""
+
+import shutil
+
+import numpy as np
+from toy_evaluation import get_config
+
+from invnext_jax.checkpointing import run_metadata
+from invnext_jax.evaluation import evaluate, pretrained
+from invnext_jax.evaluation.evaluators import box_baselines, supervised
+from invnext_jax.evaluation.feature_store import extraction
+from invnext_jax.weights import export
+
+
+def test_repeated_command_measures_nothing(folder, results, monkeypatch):
+    monkeypatch.setattr(extraction, "run_extractor", None)
+    assert evaluate.evaluate_checkpoint(get_config(folder), folder / "p")["key"] == results["key"]
+
+
+def test_controls_survive_a_change_of_checkpoint(folder, results, tmp_path, monkeypatch, capsys):
+    shutil.copytree(folder / "p", tmp_path / "p")
+    config = get_config(folder, checkpoint=str(tmp_path / "other.safetensors"))
+    loaded = pretrained.load_encoder(folder / "encoder.safetensors")
+    about = {"config": run_metadata.config_to_json(loaded.config)}
+    params = pretrained.init_encoder(loaded.config, seed=4)
+    export.write_export(tmp_path / "other.safetensors", {"encoder": params}, about)
+    monkeypatch.setattr(pretrained, "init_encoder", None)
+    monkeypatch.setattr(supervised, "train_supervised", None)
+    monkeypatch.setattr(box_baselines, "fit_forest", None)
+    capsys.readouterr()
+    again = evaluate.evaluate_checkpoint(config, tmp_path / "p")
+    note = f"has results of {folder}/encoder.safetensors, which will be replaced. To keep them, use"
+    assert note in capsys.readouterr().out
+    controls = [
+        [row for row in found["rows"] if row["name"] != "encoder"] for found in (again, results)
+    ]
+    assert controls[0] == controls[1]
+    assert again["tokens"]["random"] == results["tokens"]["random"]
+    assert again["tokens"]["encoder"] != results["tokens"]["encoder"]
+
+
+def test_killed_command_continues_without_extracting_again(folder, results, tmp_path, monkeypatch):
+    shutil.copytree(folder / "p", tmp_path / "p")
+    (tmp_path / "p" / "results.json").unlink()
+    (tmp_path / "p" / "rows" / "linear_probe-encoder.json").unlink()
+    monkeypatch.setattr(extraction, "run_extractor", None)
+    again = evaluate.evaluate_checkpoint(get_config(folder), tmp_path / "p")
+    shares = [[row["top1"] for row in found["rows"]] for found in (again, results)]
+    assert shares[0] == shares[1]
+    assert again["tokens"] == results["tokens"]
+
+
+def test_replaced_videos_are_evaluated_again(folder, tmp_path, monkeypatch):
+    shutil.copytree(folder / "world", tmp_path / "world")
+    changes = {"evaluators": ("linear_probe",), "tasks": ("shape",), "poolings": ("mean",)}
+    config = get_config(tmp_path, checkpoint=str(folder / "encoder.safetensors"), **changes)
+    config.controls = False
+    first = evaluate.evaluate_checkpoint(config, tmp_path / "p")
+    videos = sorted((tmp_path / "world").rglob("*.mp4"))
+    videos[0].touch()
+    with monkeypatch.context() as patch:
+        patch.setattr(extraction, "run_extractor", None)
+        assert evaluate.evaluate_checkpoint(config, tmp_path / "p")["key"] == first["key"]
+    train = [path for path in videos if "train" in str(path)]
+    train[0].write_bytes(train[1].read_bytes())
+    keys = [evaluate.evaluate_checkpoint(config, tmp_path / "p")["key"] for _ in range(2)]
+    assert keys[0] == keys[1] != first["key"]
+    stored = np.load(tmp_path / "p" / "features" / "encoder-train" / "000000-frames.npy")
+    np.testing.assert_allclose(*stored[:2], atol=1e-5)  # the new features are stored
