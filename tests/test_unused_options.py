@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import pytest
-from test_options import field_names, value
+from config_cases import field_names, value
 
 from configs import stage1, stage2
 from invnext_jax import config_checks

@@ -2,10 +2,10 @@
 
 import importlib.util
 import re
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from config_cases import field_names, value
 
 from configs import stage1, stage2
 from configs.eval.tasks import linear_probe
@@ -31,20 +31,6 @@ def option_rows():
         if line.startswith("| `"):
             name, *cells = (cell.strip() for cell in line.strip("|").split(" | "))
             yield [name.strip("`"), *cells]
-
-
-def value(config, name):
-    for part in name.split("."):
-        config = config[part]
-    return config
-
-
-def field_names(config, prefix=""):
-    for name, field in config.items():
-        if isinstance(field, Mapping) and name != "by_source":
-            yield from field_names(field, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}"
 
 
 def test_page_agrees_with_the_configs():

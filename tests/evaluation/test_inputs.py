@@ -4,8 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
-from dense_cases import make_inputs, resolve
-from oracle_encoder import make_blind
+from oracle_encoder import make_blind, make_inputs, resolve
 
 from configs.eval.tasks import attentive_probe as probe_config
 from configs.eval.tasks import zero_shot

@@ -8,9 +8,8 @@ other tasks can reach 1.
 
 import numpy as np
 import pytest
-from dense_cases import make_inputs, read_truth
 from einops import rearrange
-from oracle_encoder import add_places, balance, make_blind, make_oracle
+from oracle_encoder import add_places, balance, make_blind, make_inputs, make_oracle, read_truth
 
 from configs.eval import world
 from invnext_jax.evaluation import evaluate

@@ -1,9 +1,11 @@
-"""Hypothesis profiles: few fixed examples by default, many random ones if FUZZ_PROFILE=large.
+"""Hypothesis profiles, few fixed examples or many random ones, and a folder for their files.
 
-FUZZ_PROFILE=large python -m pytest tests/fuzz
+The command for many: FUZZ_PROFILE=large python -m pytest tests/fuzz
 """
 
 import os
+
+import pytest
 
 try:
     import hypothesis
@@ -15,3 +17,8 @@ else:
     hypothesis.settings.register_profile("ci", max_examples=60, derandomize=True, **COMMON)
     hypothesis.settings.register_profile("large", max_examples=5000, **COMMON)
     hypothesis.settings.load_profile(os.environ.get("FUZZ_PROFILE", "ci"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("fuzz")

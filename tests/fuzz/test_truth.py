@@ -66,11 +66,6 @@ FILES = {
 }
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("fuzz")
-
-
 def read_or_refuse(function, *arguments):
     """Returns the result, or None if the file is refused; all other errors fail the test."""
     start = time.monotonic()

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from plan_cases import small
+from config_cases import small
 
 from invnext_jax.planning import devices, fitting, memory, plan
 

@@ -7,7 +7,7 @@ import sys
 import jax
 import ml_collections
 import pytest
-from plan_cases import small
+from config_cases import small
 
 from configs import stage1 as stage1_config
 from configs import stage2 as stage2_config

@@ -69,7 +69,6 @@ SSV2 = [
         "placeholders": ["margarine", "bread"],
     },
 ]
-
 SSV2_LABELS = {
     "Approaching something with your camera": "0",
     "Holding something next to something": "12",

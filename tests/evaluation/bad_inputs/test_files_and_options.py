@@ -65,7 +65,6 @@ BAD_FILES = {
         "cannot write in --workdir=.*results",
     ),
 }
-
 BAD_OPTIONS = {
     "missing label": ({"tasks": ("size",)}, "train.csv has no column label_size"),
     "loss that is not finite": (

@@ -64,25 +64,19 @@ def remove_images(folder):
 
 
 SPEC = dataclasses.replace(truth_layouts.SPEC, frames=6)
-
 PLAIN = {
     "train_manifest": "{folder}/plain/train.csv",
     "val_manifest": "{folder}/plain/val.csv",
 }
-
 TEXT = {"text.train_captions": "{folder}/plain/texts.json", **PLAIN}
-
 SCANNET = {"depth.data": "scannet", "depth.root": "{folder}/scannet", "depth.stride": 2}
-
 BOXES = {
     "tracking.data": "boxes",
     "tracking.root": "{folder}/boxes",
     "tracking.targets": ("boxes",),
     "tracking.fps": 0.0,
 }
-
 DAVIS = {"label_propagation.data": "davis", "label_propagation.root": "{folder}/davis"}
-
 # For each class of errors: the config, what is written, the options, and the error.
 BAD_TRUTH = {
     "no captions": ("zero_shot", write_videos_only, PLAIN, "has no captions: set config.text"),

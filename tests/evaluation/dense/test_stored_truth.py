@@ -2,8 +2,7 @@
 
 import numpy as np
 import pytest
-from dense_cases import make_inputs, resolve
-from oracle_encoder import make_oracle
+from oracle_encoder import make_inputs, make_oracle, resolve
 
 from configs.eval.tasks import depth as depth_config
 from invnext_jax.evaluation.dense import head_fitting

@@ -7,9 +7,8 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from dense_cases import make_inputs, make_truth_oracle, resolve
 from einops import rearrange
-from oracle_encoder import add_places, balance, make_blind
+from oracle_encoder import add_places, balance, make_blind, make_inputs, make_truth_oracle, resolve
 from truth_layouts import write_kitti, write_scannet
 
 from configs.eval.tasks import depth as depth_config

@@ -6,9 +6,8 @@ import functools
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from dense_cases import make_inputs, make_truth_oracle, resolve
 from einops import rearrange
-from oracle_encoder import make_blind
+from oracle_encoder import make_blind, make_inputs, make_truth_oracle, resolve
 from truth_layouts import SPEC, write_davis, write_jhmdb
 
 from configs.eval.tasks import label_propagation as propagation_config

@@ -5,8 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from dense_cases import make_inputs, make_truth_oracle, resolve
-from oracle_encoder import balance, make_blind
+from oracle_encoder import balance, make_blind, make_inputs, make_truth_oracle, resolve
 from truth_layouts import SPEC, write_boxes
 
 from configs.eval.tasks import tracking as tracking_config
