@@ -16,6 +16,7 @@ from invnext_jax.data import manifest
 
 
 def open_data(toy_data, seed=0):
+    """Returns an iterator over batches of the toy data."""
     arguments = {"positions": range(4), "bad_videos": None}
     return iter(toy_data(None, seed=seed, **arguments))
 
@@ -29,6 +30,7 @@ def make_state(abstract, step):
 
 @contextlib.contextmanager
 def open_checkpointer(workdir, config):
+    """Yields the checkpointer of a locked workdir."""
     with contextlib.closing(Workdir(workdir)) as locked:
         digest = manifest.hash_manifests(config.data.manifest)
         record = run_metadata.describe_run(config, digest)
@@ -37,11 +39,13 @@ def open_checkpointer(workdir, config):
 
 
 def restore(workdir, config, abstract, data_iter):
+    """Restores the newest intact checkpoint of a workdir; None if it has no checkpoint."""
     with open_checkpointer(workdir, config) as checkpointer:
         return checkpointer.restore(abstract, data_iter)
 
 
 def steps(workdir):
+    """Returns the names of the checkpoint folders."""
     return sorted(os.listdir(workdir / "checkpoints"))
 
 

@@ -14,12 +14,14 @@ zumba,gone0000000,1,11,train,0
 
 
 def touch(folder, *names):
+    """Creates files of one byte, and their folders."""
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(b"x")
 
 
 def read(path, **options):
+    """Reads a list; `options` are fields of `ListOptions`."""
     return lists.read_list(path, lists.ListOptions(**options))
 
 
