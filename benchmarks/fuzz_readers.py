@@ -70,7 +70,7 @@ def _load(path: str) -> None:
 
 def _read_center(path: str) -> None:
     """Reads the clip whose features `VideoEncoder` computes."""
-    sampler = clips.CenterSampler(FRAMES, SIZE)
+    sampler = clips.ClipSampler(clips.ClipTransform(), FRAMES, SIZE, [None])
     try:
         video_rthwc = clips.read_clips(_record(path), sampler, short_side=SIZE)
     except decode.BadVideo as error:

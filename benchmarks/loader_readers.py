@@ -13,7 +13,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from PIL import Image
 
-from invnext_jax.data import clips, transforms
+from invnext_jax.data import clips
 
 FRAMES, STRIDE, SIZE, SHORT = 16, 4, 224, 256
 
@@ -29,9 +29,9 @@ class Row:
     def choose(self, count: int) -> np.ndarray:
         """Returns the frame numbers of the clip in a file of `count` frames."""
         if self.sampling == "dense":
-            chosen = transforms.sample_dense(count - self.start, FRAMES, (STRIDE, STRIDE), None)
+            chosen = clips.sample_dense(count - self.start, FRAMES, (STRIDE, STRIDE), None)
         else:
-            chosen = transforms.sample_sparse(count - self.start, FRAMES, None)
+            chosen = clips.sample_sparse(count - self.start, FRAMES, None)
         return self.start + chosen
 
 

@@ -104,7 +104,7 @@ LAYERS = {
         {"access_rules"},
         {"video_io"},
         {"decode", "shards", "index_files"},
-        {"files", "transforms", "columns"},
+        {"files", "color_jitter", "columns"},
     ],
     "video": [
         {"frame_converter", "frame_index"},

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from invnext_jax import sanitize
-from invnext_jax.data import decode, index_files, shards, transforms, video_io
+from invnext_jax.data import color_jitter, decode, index_files, shards, video_io
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data import sources as sources_lib
 from invnext_jax.data.manifest import VideoRecord
@@ -42,36 +42,79 @@ class BadClip(NamedTuple):
     reason: str
 
 
+def sample_sparse(frame_count: int, frames: int, rng: np.random.Generator | None) -> np.ndarray:
+    """Samples one frame from each of `frames` equally long segments of a video.
+
+    Args:
+      frame_count: Number of frames in the video. If it is less than `frames`, some frames are
+          repeated.
+      frames: Number of frames to sample.
+      rng: Draws the position in each segment. None selects the center of the segment.
+
+    Returns:
+      int64 [t], non-decreasing.
+    """
+    position_t = np.full(frames, 0.5) if rng is None else rng.random(frames)
+    index_t = ((np.arange(frames) + position_t) * frame_count / frames).astype(np.int64)
+    return np.minimum(index_t, frame_count - 1)
+
+
+def count_dense_span(frames: int, stride: int) -> int:
+    """Returns the number of consecutive frames from the first to the last frame of a clip."""
+    return (frames - 1) * stride + 1
+
+
+def sample_dense(
+    frame_count: int, frames: int, stride: tuple[int, int], rng: np.random.Generator | None
+) -> np.ndarray:
+    """Samples frames at a constant stride from a random start.
+
+    Args:
+      frame_count: Number of frames in the video. Beyond the end, the last frame is repeated.
+      frames: Number of frames to sample.
+      stride: Minimum and maximum stride in frames. One stride is drawn per clip.
+      rng: Draws the stride and the start. None selects the middle of both ranges.
+
+    Returns:
+      int64 [t], non-decreasing.
+    """
+    low, high = stride
+    step = (low + high) // 2 if rng is None else rng.integers(low, high, endpoint=True)
+    room = max(0, frame_count - count_dense_span(frames, step))
+    start = room // 2 if rng is None else rng.integers(room, endpoint=True)
+    return np.minimum(start + step * np.arange(frames), frame_count - 1)
+
+
 @dataclasses.dataclass(frozen=True)
 class ClipTransform:
     """Samples and augments clips. The fields have the same meaning as in `config.data`.
+
+    By default, it samples evenly spaced frames and a square crop, and does not augment.
 
     `rng` is the random number generator of one clip. If it is a number, the clip is not augmented,
     and the number is the position of the crop (see `frame_converter.square_crop`). None is the
     center. `config.data.by_source` overrides fields for the videos of a source.
     """
 
-    sampling: str
-    stride: tuple[int, int]
-    crop: str
-    crop_scales: tuple[float, ...]
-    crop_area: tuple[float, float]
-    crop_aspect: tuple[float, float]
-    jitter: tuple[float, ...]
-    flip: bool
+    sampling: str = "sparse"
+    stride: tuple[int, int] = (1, 1)
+    crop: str = "multi_scale"
+    crop_scales: tuple[float, ...] = (1.0,)
+    crop_area: tuple[float, float] = (1.0, 1.0)
+    crop_aspect: tuple[float, float] = (1.0, 1.0)
+    jitter: tuple[float, ...] = ()
+    flip: bool = False
 
     def sample_frames(self, frame_count: int, frames: int, rng: Choice) -> np.ndarray:
         """Samples `frames` of the `frame_count` frames of a video."""
         rng = rng if isinstance(rng, np.random.Generator) else None
         if self.sampling == "dense":
-            return transforms.sample_dense(frame_count, frames, self.stride, rng)
-        return transforms.sample_sparse(frame_count, frames, rng)
+            return sample_dense(frame_count, frames, self.stride, rng)
+        return sample_sparse(frame_count, frames, rng)
 
     def count_span(self, frames: int) -> int:
         """Returns how many frames a video needs so that every clip of `frames` frames fits."""
-        if self.sampling == "dense":
-            return transforms.count_dense_span(frames, self.stride[1])
-        return frames
+        return count_dense_span(frames, self.stride[1]) if self.sampling == "dense" else frames
 
     def sample_window(self, height: int, width: int, size: int, rng: Choice) -> Window:
         """Samples a window of a frame, which will be resized to `size` x `size` pixels."""
@@ -88,9 +131,9 @@ class ClipTransform:
         if not isinstance(rng, np.random.Generator):
             return video_thwc
         if self.flip and rng.random() < 0.5:
-            video_thwc = transforms.flip(video_thwc)
+            video_thwc = video_thwc[:, :, ::-1]
         if any(self.jitter):
-            video_thwc = transforms.jitter_colors(video_thwc, self.jitter, rng)
+            video_thwc = color_jitter.jitter_colors(video_thwc, self.jitter, rng)
         return video_thwc
 
 
@@ -127,22 +170,6 @@ class ClipSampler:
         return [self.transform.sample_window(height, width, self.size, r) for r in self.rngs]
 
 
-@dataclasses.dataclass(frozen=True)
-class CenterSampler:
-    """Samples one clip with evenly spaced frames and a center crop; can replace a `ClipSampler`."""
-
-    frames: int
-    size: int
-
-    def sample_frames(self, frame_count: int) -> np.ndarray:
-        """Returns the frame numbers of the clip, int64 [1 t]."""
-        return transforms.sample_sparse(frame_count, self.frames, None)[None]
-
-    def sample_windows(self, height: int, width: int) -> list[Window]:
-        """Returns the center crop of frames of the given size."""
-        return [frame_converter.square_crop(height, width)]
-
-
 def read_clips(record: VideoRecord, sampler: ClipSampler, short_side: int | None) -> np.ndarray:
     """Reads clips from one video, which is opened once; each frame is decoded at most once.
 
@@ -166,10 +193,8 @@ def read_clips(record: VideoRecord, sampler: ClipSampler, short_side: int | None
         video_thwc = urls.render_frames(record.path)
         index_rt = sampler.sample_frames(len(video_thwc))
         windows = sampler.sample_windows(*video_thwc.shape[1:3])
-        pairs = zip(index_rt, windows, strict=True)
-        return np.stack(
-            [frame_converter.resize(video_thwc[i_t], window, size) for i_t, window in pairs]
-        )
+        resize, pairs = frame_converter.resize, zip(index_rt, windows, strict=True)
+        return np.stack([resize(video_thwc[i_t], window, size) for i_t, window in pairs])
     convert, windows = frame_converter.FrameConverter(short_side), None
     window = {"start": record.start, "end": record.end}
     with video_io.open_video(record.path, record.record, **window) as video:
@@ -214,10 +239,10 @@ class LoadClip:
             for source in (entries if manifest is None else dict.fromkeys(manifest.sources))
             if (fields := sources_lib.find_entry(entries, source, {}))
         }
-        c = data_config
         names = manifest_lib.split_names(manifest.file) if manifest is not None else ()
         files = tuple(map(index_files.stored_file, names))
-        return cls(c.frames, c.size, c.short_side, transform, by_source, files)
+        sizes = (data_config[name] for name in ("frames", "size", "short_side"))
+        return cls(*sizes, transform, by_source, files)
 
     def prefetch(self, record: VideoRecord) -> None:
         """Reads a video of a shard into the operating system's page cache."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from invnext_jax.data.transforms import count_dense_span
+from invnext_jax.data.clips import count_dense_span
 from invnext_jax.video.frame_index import PacketIndex
 
 CLIP_FRAMES = 16  # frames of a clip, whose cost and length are estimated; as config.data.frames

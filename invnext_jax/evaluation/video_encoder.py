@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from invnext_jax.data.clips import CenterSampler, read_clips
+from invnext_jax.data.clips import ClipSampler, ClipTransform, read_clips
 from invnext_jax.data.manifest import VideoRecord
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import pretrained
@@ -105,7 +105,8 @@ class VideoEncoder:
         if os.path.exists(path):  # a local file may be called "world:cup.mp4"
             path = os.path.abspath(path)
         record = VideoRecord(0, path, "", start, end, {})
-        return read_clips(record, CenterSampler(frames, size), short_side=size)[0]
+        sampler = ClipSampler(ClipTransform(), frames, size, [None])
+        return read_clips(record, sampler, short_side=size)[0]
 
     def encode(self, video_bthwc: np.ndarray, *, pooled: bool = False) -> np.ndarray:
         """Computes the features of clips in memory.

@@ -5,7 +5,7 @@ import pytest
 from fakes import FixedSampler
 
 from configs import common
-from invnext_jax.data import clips, decode, manifest, transforms
+from invnext_jax.data import clips, color_jitter, decode, manifest
 from invnext_jax.video import demux, frame_converter
 
 
@@ -34,7 +34,7 @@ def read_clip(path, numbers, window):
 
 def test_default_is_multi_scale_crop_of_sparse_frames(load):
     rng = clips.make_rng(3)
-    numbers = transforms.sample_sparse(60, 4, rng)
+    numbers = clips.sample_sparse(60, 4, rng)
     window = frame_converter.sample_multi_scale_crop(48, 80, 48, (1.0, 0.75), rng)
     expected = read_clip(load.path, numbers, window)
     np.testing.assert_array_equal(load(3, crop_scales=(1.0, 0.75)), expected)
@@ -43,7 +43,7 @@ def test_default_is_multi_scale_crop_of_sparse_frames(load):
 @pytest.mark.parametrize("seed", [None, 0, 5])
 def test_dense_sampling_reads_frames_at_a_stride(load, seed):
     rng = None if seed is None else clips.make_rng(seed)
-    numbers = transforms.sample_dense(60, 4, (2, 9), rng)
+    numbers = clips.sample_dense(60, 4, (2, 9), rng)
     window = frame_converter.square_crop(48, 80)
     if rng is not None:
         window = frame_converter.sample_multi_scale_crop(48, 80, 48, (1.0,), rng)
@@ -54,10 +54,10 @@ def test_dense_sampling_reads_frames_at_a_stride(load, seed):
 def test_random_resized_crop_and_jitter_depend_on_the_seed_of_the_clip(load):
     fields = {"crop": "random_resized", "crop_area": (0.5, 0.9), "jitter": (0.4, 0.4, 0.4, 0.1)}
     rng = clips.make_rng(4)
-    numbers = transforms.sample_sparse(60, 4, rng)
+    numbers = clips.sample_sparse(60, 4, rng)
     window = frame_converter.sample_random_resized_crop(48, 80, (0.5, 0.9), (0.75, 4 / 3), rng)
     expected = read_clip(load.path, numbers, window)
-    expected = transforms.jitter_colors(expected, (0.4, 0.4, 0.4, 0.1), rng)
+    expected = color_jitter.jitter_colors(expected, (0.4, 0.4, 0.4, 0.1), rng)
     np.testing.assert_array_equal(load(4, **fields), expected)
     assert (load(5, **fields) != expected).any()
 

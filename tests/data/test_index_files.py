@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from configs import common
-from invnext_jax.data import clips, decode, index_files, manifest, pipeline, transforms, video_io
+from invnext_jax.data import clips, decode, index_files, manifest, pipeline, video_io
 from invnext_jax.dataset_prep import indexing
 from invnext_jax.video import demux, frame_index
 from invnext_jax.video.frame_index import PacketIndex
@@ -45,7 +45,7 @@ def make_index(count, *, missing=False):
 
 
 def read(path, **window):
-    sampler = clips.CenterSampler(4, 48)
+    sampler = clips.ClipSampler(clips.ClipTransform(), 4, 48, [None])
     record = manifest.VideoRecord(0, str(path), "", window.get("start"), window.get("end"), {})
     return clips.read_clips(record, sampler, 48)
 
@@ -55,7 +55,7 @@ def test_a_file_is_scanned_once_for_many_clips(cache, scans, videos, tmp_path):
     windows = [{}, {"start": 1.0, "end": 2.0}, {"start": 0.5}, {"end": 0.2}]
     for window in windows:
         expected = decode.read_frames(
-            path, lambda n: transforms.sample_sparse(n, 4, None), short_side=48, **window
+            path, lambda n: clips.sample_sparse(n, 4, None), short_side=48, **window
         )
         found = read(path, **window)
         assert videos.numbers(found[0]) == videos.numbers(expected[:, :, 16:64])
@@ -147,7 +147,7 @@ def test_training_uses_the_indexes_of_the_manifest(cache, scans, videos, tmp_pat
     (batch,) = list(dataset)
     assert scans == [str(tmp_path / "short.mp4")]
     expected = decode.read_frames(
-        tmp_path / "long.mp4", lambda n: transforms.sample_sparse(n, 4, None), start=1.0, end=2.0
+        tmp_path / "long.mp4", lambda n: clips.sample_sparse(n, 4, None), start=1.0, end=2.0
     )
     assert videos.numbers(expected) == [28, 34, 40, 46]
     (tmp_path / "out.frames.jsonl").write_text("{\n")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
-from invnext_jax.data import transforms
+from invnext_jax.data import clips, color_jitter
 from invnext_jax.video import frame_converter
 from invnext_jax.video.frame_converter import Window
 
@@ -87,9 +87,10 @@ def test_small_videos_are_scaled_up_to_the_size(shape):
 
 
 def test_flip_mirrors_left_and_right():
-    video = ramp(4, 6)
-    np.testing.assert_array_equal(transforms.flip(video)[0, 0, :, 0], [5, 4, 3, 2, 1, 0])
-    np.testing.assert_array_equal(transforms.flip(transforms.flip(video)), video)
+    video, transform = ramp(4, 6), clips.ClipTransform(flip=True)
+    flipped = [transform.augment(video, np.random.default_rng(seed)) for seed in range(8)]
+    rows = {tuple(clip[0, 0, :, 0].tolist()) for clip in flipped}
+    assert rows == {(0, 1, 2, 3, 4, 5), (5, 4, 3, 2, 1, 0)}
 
 
 def test_random_resized_crop_keeps_area_aspect_and_position_in_range(monkeypatch):
@@ -144,7 +145,7 @@ def colors(count=4000):
 def test_brightness_contrast_and_saturation_equal_pillow(change, enhance, factor):
     video = colors()
     expected = getattr(ImageEnhance, enhance)(Image.fromarray(video[0])).enhance(factor)
-    actual = getattr(transforms, change)(video.astype(np.float32), np.float32(factor))
+    actual = getattr(color_jitter, change)(video.astype(np.float32), np.float32(factor))
     # Pillow rounds gray values and truncates the results.
     np.testing.assert_allclose(np.clip(actual[0], 0, 255), np.asarray(expected), atol=1.8)
 
@@ -152,7 +153,7 @@ def test_brightness_contrast_and_saturation_equal_pillow(change, enhance, factor
 @pytest.mark.parametrize("turn", [-0.5, -0.1, 0.0, 0.25, 1 / 3])
 def test_hue_equals_colorsys(turn):
     video = colors()
-    actual = transforms._hue(video.astype(np.float32), np.float32(turn))
+    actual = color_jitter._hue(video.astype(np.float32), np.float32(turn))
     for pixel, got in zip(video.reshape(-1, 3), actual.reshape(-1, 3), strict=True):
         h, s, v = colorsys.rgb_to_hsv(*(pixel / 255))
         want = np.array(colorsys.hsv_to_rgb((h + turn) % 1, s, v)) * 255
@@ -163,7 +164,7 @@ def test_jitter_depends_on_the_seed_and_is_the_same_for_all_frames():
     video = np.repeat(colors(), 3, axis=0)
     strengths = (0.4, 0.4, 0.4, 0.1)
     draws = [
-        transforms.jitter_colors(video, strengths, np.random.default_rng(seed))
+        color_jitter.jitter_colors(video, strengths, np.random.default_rng(seed))
         for seed in (0, 0, 1)
     ]
     assert draws[0].dtype == np.uint8 and draws[0].shape == video.shape
@@ -176,60 +177,60 @@ def test_each_jitter_strength_changes_only_its_property():
     gray = np.full((1, 4, 4, 3), 100, np.uint8)
     rng = np.random.default_rng(0)
     levels = [
-        int(transforms.jitter_colors(gray, (0.5, 0, 0, 0), rng)[0, 0, 0, 0]) for _ in range(400)
+        int(color_jitter.jitter_colors(gray, (0.5, 0, 0, 0), rng)[0, 0, 0, 0]) for _ in range(400)
     ]
     assert 50 <= min(levels) < 53 and 147 < max(levels) <= 150
     for strengths in ((0, 0.5, 0, 0), (0, 0, 0.5, 0), (0, 0, 0, 0.5), (0, 0, 0, 0)):
-        np.testing.assert_array_equal(transforms.jitter_colors(gray, strengths, rng), gray)
+        np.testing.assert_array_equal(color_jitter.jitter_colors(gray, strengths, rng), gray)
     video = colors()
-    turned = transforms.jitter_colors(video, (0, 0, 0, 0.5), rng)
+    turned = color_jitter.jitter_colors(video, (0, 0, 0, 0.5), rng)
     np.testing.assert_array_equal(turned.max(-1), video.max(-1))
     np.testing.assert_array_equal(turned.min(-1), video.min(-1))
 
 
 def test_sparse_sampling_takes_the_centre_of_each_segment():
-    assert transforms.sample_sparse(80, 8, None).tolist() == [5, 15, 25, 35, 45, 55, 65, 75]
-    assert transforms.sample_sparse(8, 8, None).tolist() == list(range(8))
+    assert clips.sample_sparse(80, 8, None).tolist() == [5, 15, 25, 35, 45, 55, 65, 75]
+    assert clips.sample_sparse(8, 8, None).tolist() == list(range(8))
 
 
 def test_random_sparse_sampling_covers_each_segment():
     rng = np.random.default_rng(0)
-    draws = np.stack([transforms.sample_sparse(40, 4, rng) for _ in range(500)])
+    draws = np.stack([clips.sample_sparse(40, 4, rng) for _ in range(500)])
     assert (draws // 10 == np.arange(4)).all()
     assert all(len(np.unique(column)) == 10 for column in draws.T)
-    assert transforms.sample_sparse(8, 8, rng).tolist() == list(range(8))
+    assert clips.sample_sparse(8, 8, rng).tolist() == list(range(8))
 
 
 @pytest.mark.parametrize("count", [1, 3, 7])
 def test_short_videos_repeat_frames_in_order(count):
     for rng in (None, np.random.default_rng(1)):
-        index = transforms.sample_sparse(count, 8, rng)
+        index = clips.sample_sparse(count, 8, rng)
         assert (np.diff(index) >= 0).all() and set(index) <= set(range(count))
         if rng is None:
             assert set(index) == set(range(count))
     # Each frame of a video of half the length is sampled twice.
-    twice = transforms.sample_sparse(4, 8, np.random.default_rng(2))
+    twice = clips.sample_sparse(4, 8, np.random.default_rng(2))
     assert twice.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
 def test_dense_sampling_keeps_its_stride_and_takes_the_middle():
-    assert transforms.sample_dense(100, 4, (5, 5), None).tolist() == [42, 47, 52, 57]
-    assert transforms.sample_dense(16, 4, (5, 5), None).tolist() == [0, 5, 10, 15]
-    assert transforms.sample_dense(100, 3, (2, 6), None).tolist() == [45, 49, 53]
+    assert clips.sample_dense(100, 4, (5, 5), None).tolist() == [42, 47, 52, 57]
+    assert clips.sample_dense(16, 4, (5, 5), None).tolist() == [0, 5, 10, 15]
+    assert clips.sample_dense(100, 3, (2, 6), None).tolist() == [45, 49, 53]
 
 
 def test_dense_sampling_repeats_the_last_frame_past_the_end():
     for rng in (None, np.random.default_rng(0)):
-        assert transforms.sample_dense(8, 6, (3, 3), rng).tolist() == [0, 3, 6, 7, 7, 7]
-        assert transforms.sample_dense(1, 4, (4, 4), rng).tolist() == [0, 0, 0, 0]
+        assert clips.sample_dense(8, 6, (3, 3), rng).tolist() == [0, 3, 6, 7, 7, 7]
+        assert clips.sample_dense(1, 4, (4, 4), rng).tolist() == [0, 0, 0, 0]
 
 
 def test_random_dense_sampling_draws_every_stride_and_start():
     rng = np.random.default_rng(0)
-    draws = np.stack([transforms.sample_dense(40, 4, (2, 4), rng) for _ in range(1000)])
+    draws = np.stack([clips.sample_dense(40, 4, (2, 4), rng) for _ in range(1000)])
     strides = np.diff(draws)
     assert (strides == strides[:, :1]).all() and draws.min() == 0 and draws.max() == 39
     for stride in (2, 3, 4):
         assert set(draws[strides[:, 0] == stride, 0]) == set(range(40 - 3 * stride))
     again = np.random.default_rng(0)
-    np.testing.assert_array_equal(transforms.sample_dense(40, 4, (2, 4), again), draws[0])
+    np.testing.assert_array_equal(clips.sample_dense(40, 4, (2, 4), again), draws[0])

@@ -5,7 +5,7 @@ import pytest
 from fakes import FixedSampler
 
 from configs import common
-from invnext_jax.data import clips, manifest, pipeline, transforms
+from invnext_jax.data import clips, manifest, pipeline
 from invnext_jax.errors import UserError
 from invnext_jax.synthetic_world import urls
 from invnext_jax.synthetic_world.files import write_world
@@ -89,7 +89,7 @@ def test_training_clips_are_cropped_from_rendered_frames(workers):
         for i, row in enumerate(batch["index"]):
             clip = render_clip(spec, int(row))
             rng = clips.make_rng(5, 6 * n + i, 0, 0)
-            frames_t = transforms.sample_sparse(8, 4, rng)
+            frames_t = clips.sample_sparse(8, 4, rng)
             np.testing.assert_array_equal(batch["video"][i], clip.video[frames_t])
             assert {t: batch[f"label_{t}"][i] for t in clip.labels} == clip.labels
 

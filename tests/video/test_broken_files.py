@@ -10,7 +10,7 @@ import av
 import numpy as np
 import pytest
 
-from invnext_jax.data import decode, transforms
+from invnext_jax.data import clips, decode
 from invnext_jax.video import demux
 
 SECONDS = 5
@@ -119,9 +119,9 @@ def test_one_frame_is_repeated(codec, tmp_path, videos):
     # With B-frames, x265 writes a random decoding time for a single frame.
     no_b = {"options": {"x265-params": "log-level=none:bframes=0"}} if codec == "hevc" else {}
     path = write(videos, tmp_path / "a.mp4", codec, frames=1, **no_b)
-    frames = decode.read_frames(path, lambda n: transforms.sample_sparse(n, 8, None))
+    frames = decode.read_frames(path, lambda n: clips.sample_sparse(n, 8, None))
     assert videos.numbers(frames) == [0] * 8
-    frames = decode.read_frames(path, lambda n: transforms.sample_dense(n, 8, (4, 4), None))
+    frames = decode.read_frames(path, lambda n: clips.sample_dense(n, 8, (4, 4), None))
     assert videos.numbers(frames) == [0] * 8
 
 

@@ -1,4 +1,4 @@
-"""Samples the frames of clips, flips clips and jitters their colors.
+"""Random changes of brightness, contrast, saturation and hue.
 
 Shape key: t frames, h w pixels, c channels.
 """
@@ -8,54 +8,6 @@ from collections.abc import Sequence
 import numpy as np
 
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
-
-
-def sample_sparse(frame_count: int, frames: int, rng: np.random.Generator | None) -> np.ndarray:
-    """Samples one frame from each of `frames` equally long segments of a video.
-
-    Args:
-      frame_count: Number of frames in the video. If it is less than `frames`, some frames are
-          repeated.
-      frames: Number of frames to sample.
-      rng: Draws the position in each segment. None selects the center of the segment.
-
-    Returns:
-      int64 [t], non-decreasing.
-    """
-    position_t = np.full(frames, 0.5) if rng is None else rng.random(frames)
-    index_t = ((np.arange(frames) + position_t) * frame_count / frames).astype(np.int64)
-    return np.minimum(index_t, frame_count - 1)
-
-
-def count_dense_span(frames: int, stride: int) -> int:
-    """Returns the number of consecutive frames from the first to the last frame of a clip."""
-    return (frames - 1) * stride + 1
-
-
-def sample_dense(
-    frame_count: int, frames: int, stride: tuple[int, int], rng: np.random.Generator | None
-) -> np.ndarray:
-    """Samples frames at a constant stride from a random start.
-
-    Args:
-      frame_count: Number of frames in the video. Beyond the end, the last frame is repeated.
-      frames: Number of frames to sample.
-      stride: Minimum and maximum stride in frames. One stride is drawn per clip.
-      rng: Draws the stride and the start. None selects the middle of both ranges.
-
-    Returns:
-      int64 [t], non-decreasing.
-    """
-    low, high = stride
-    step = (low + high) // 2 if rng is None else rng.integers(low, high, endpoint=True)
-    room = max(0, frame_count - count_dense_span(frames, step))
-    start = room // 2 if rng is None else rng.integers(room, endpoint=True)
-    return np.minimum(start + step * np.arange(frames), frame_count - 1)
-
-
-def flip(frames: np.ndarray) -> np.ndarray:
-    """Flips a clip [t h w c] horizontally."""
-    return frames[:, :, ::-1]
 
 
 def jitter_colors(
