@@ -42,8 +42,10 @@ class Sweep:
         self.folder, self._out = SweepFolder(tmp_path / name), tmp_path / f"{name}.txt"
         command = [sys.executable, "launch/sweep.py", f"--config={tmp_path / 'mine.py'}"]
         command += [f"--workdir={self.folder.path}", *flags]
-        variables |= {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"), "XLA_FLAGS": ""}
-        environment = {**os.environ, **variables, "JAX_PLATFORMS": "cpu"}
+        # Sums depend on the number of threads. Local jobs have one core, and jobs on SLURM all.
+        variables |= {"NPROC": "1", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+        variables["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path / "cache")
+        environment = {**os.environ, **variables}
         with open(self._out, "ab") as out:
             self._process = subprocess.Popen(
                 command, cwd=ROOT, env=environment, stdout=out, stderr=out
