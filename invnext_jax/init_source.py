@@ -10,7 +10,7 @@ from invnext_jax import json_file
 from invnext_jax.checkpointing import reader, run_metadata, storage
 from invnext_jax.errors import UserError
 from invnext_jax.multihost import consensus
-from invnext_jax.weights import export, import_weights, published
+from invnext_jax.weights import export, import_weights, match, published
 from invnext_jax.weights.files import open_checkpoint
 
 # Options that `copy_sizes` copies. The data options are copied only from runs and exports.
@@ -30,7 +30,8 @@ class Source(NamedTuple):
     """Initial parameters of a run.
 
     Attributes:
-      params: parameter trees by part, as numpy arrays; None if `config.init_from` is not set.
+      params: parameter trees by part; None if `config.init_from` is not set. The leaves are NumPy
+        arrays, or unread tensors where an export does not fit the model of the run.
       step: step of the checkpoint of a run; None if it is unknown.
     """
 
@@ -56,9 +57,10 @@ def read_source(config: ml_collections.FrozenConfigDict) -> Source:
             imported = import_weights.read_video(open_checkpoint(path), path)
             params, found, step = imported.params, imported.config, None
         else:
-            params, about = export.read_export(path)
+            params, about = export.open_export(path)
             found, step = about.get("config", {}), about.get("source", {}).get("step")
         check_source(config, run_metadata.config_from_json(found), None)
+        params = match.read_matching(params, import_weights.part_shapes(config))
     return Source(params, step)
 
 

@@ -120,6 +120,7 @@ def prepare(
         bad_videos.write_quarantine(records.folder)
     with consensus.all_hosts_agree("the frozen parameters"):
         frozen = stage.init_frozen(config, restored)
+        _check_fit(config, frozen, mesh_lib.unbox(stage.abstract_frozen(config)))
         hashes = frozen_hashes.hash_groups(frozen)
     record = _describe_run(config, dataset, restored_step, hashes)
     checkpointer = manager_lib.Checkpointer(locked_workdir, config, record)
@@ -139,9 +140,7 @@ def prepare(
         state = state_lib.init_state(training.init_fn, training.tx, abstract, init_key)
         state = state.replace(params=_start_from(config, start, state.params, abstract.params))
         state = state_lib.init_ema(state, training.ema_targets, config.ema.decay > 0)
-    with consensus.all_hosts_agree("the shapes of the frozen parameters"):
-        abstract_frozen = training.abstract_frozen(mesh)
-        _check_fit(config, frozen, abstract_frozen)
+    abstract_frozen = training.abstract_frozen(mesh)
     online_evaluation = None
     if config.eval.every_steps and int(state.step) < config.total_steps:
         online_evaluation = OnlineEvaluation(

@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 from einops import rearrange
 
 from invnext_jax import json_file
@@ -80,22 +81,34 @@ def load_params(
             "config.checkpoint is empty: set it to a run's workdir or a .safetensors file"
         )
     if Path(path).suffix == ".safetensors":
-        params, about = export.read_export(path)
-        with import_weights.config_errors(path):
-            config = ml_collections.ConfigDict(run_metadata.upgrade_config(about["config"]))
-            names = {"encoder", "pool"} & params.keys() if "encoder" in params else ()
-            expected = import_weights.part_shapes(config, names)
-        found = match.leaf_shapes({name: params[name] for name in names})
-        match.check_shapes(found, expected, str(path))
+        params, config = _read_export(path)
     elif published.is_published(path):
         imported = import_weights.read_video(open_checkpoint(path), path)
         params, config = imported.params, ml_collections.ConfigDict(imported.config)
     else:
         params, config, _ = reader.restore_run(path, ema=ema, step=step)
         config = ml_collections.ConfigDict(config)
+    _require_encoder(params, path)
+    return params, config
+
+
+def _read_export(path: str | Path) -> tuple[dict[str, Any], ml_collections.ConfigDict]:
+    """Reads the parts of an export that its config describes, after comparing all shapes."""
+    params, about = export.open_export(path)
+    _require_encoder(params, path)
+    with import_weights.config_errors(path):
+        config = ml_collections.ConfigDict(run_metadata.upgrade_config(about["config"]))
+        # Exports of older versions do not have the size of the training clips.
+        if "data" not in config or config.get("stage") not in registry.STAGES:
+            params = {name: params[name] for name in ("encoder", "pool") if name in params}
+        expected = import_weights.part_shapes(config, params)
+    match.check_shapes(match.leaf_shapes(params), expected, str(path))
+    return jax.tree.map(np.asarray, params), config
+
+
+def _require_encoder(params: dict[str, Any], path: str | Path) -> None:
     if "encoder" not in params:
         raise UserError(f"{path} has no encoder, only {sorted(params)}: use a different checkpoint")
-    return params, config
 
 
 def load_encoder(path: str | Path, *, ema: bool = False, step: int | None = None) -> LoadedEncoder:
@@ -118,7 +131,6 @@ def load_encoder(path: str | Path, *, ema: bool = False, step: int | None = None
 
 def _find_predictor(params: dict[str, Any], config: Any) -> LoadedPredictor | None:
     """Builds the predictor of a checkpoint; returns None if there is none."""
-    # Exports of older versions do not have the size of the training clips.
     if "predictor" not in params or "data" not in config or config.stage not in registry.STAGES:
         return None
     makers = getattr(registry.find_stage(config), "makers", {})
@@ -145,8 +157,9 @@ def load_frozen(path: str | Path, *, ema: bool = False, step: int | None = None)
     """
     folder_config = Path(path) / published.CONFIG
     if Path(path).suffix == ".safetensors":
-        params, about = export.read_export(path)
+        params, about = export.open_export(path)
         if "teacher" in params and "encoder" not in params:
+            export.require_part(path, params, "teacher")
             with import_weights.config_errors(path):
                 sizes = about["config"]
             return imported_encoders.read_export(params["teacher"], sizes, path)

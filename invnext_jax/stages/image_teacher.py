@@ -13,7 +13,7 @@ from einops import rearrange
 from invnext_jax.errors import UserError
 from invnext_jax.models import scan, teachers
 from invnext_jax.models.dot_general import quantization
-from invnext_jax.weights.export import config_mismatches, read_export, require_part, resolve_path
+from invnext_jax.weights.export import config_mismatches, open_export, require_part, resolve_path
 from invnext_jax.weights.match import match_tree
 
 _TEACHER = ("kind", "width", "depth", "heads", "mlp_width", "patch", "train_size")
@@ -66,7 +66,7 @@ def read_teacher(config: Any) -> Any:
       UserError: the file cannot be read, or its model differs from `config.teacher`.
     """
     path = resolve_path(config.teacher.weights)
-    parts, about = read_export(path)
+    parts, about = open_export(path)
     require_part(path, parts, "teacher")
     described = about.get("config", {}).get("teacher", {})
     wrong = config_mismatches(described, config.teacher, _TEACHER)

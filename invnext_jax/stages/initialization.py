@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from invnext_jax.errors import UserError
 from invnext_jax.models.predictor import ModernBertLayer
-from invnext_jax.weights.export import config_mismatches, read_export, require_part
+from invnext_jax.weights.export import config_mismatches, open_export, require_part
 from invnext_jax.weights.match import match_tree
 
 NO_STAGE1 = "Stage 2 starts from Stage 1: set init_from to the workdir of a Stage 1 run"
@@ -44,7 +44,7 @@ def text_layers(config: Any) -> dict[str, Any]:
     p = config.predictor
     if not p.weights:
         return {}
-    parts, about = read_export(p.weights)
+    parts, about = open_export(p.weights)
     require_part(p.weights, parts, "text")
     described = about.get("config", {}).get("text", {})
     kind = described.get("kind", "modernbert")
@@ -58,7 +58,7 @@ def text_layers(config: Any) -> dict[str, Any]:
         fields = ", ".join(f"config.predictor.{name}={value}" for name, _, value in wrong)
         raise UserError(f"the sizes of the text model {p.weights} are different: set {fields}")
     numbers, layers = text_numbers(config), parts["text"]
-    if any(f"layer{number}" not in layers for number in numbers):
+    if any(not isinstance(layers.get(f"layer{number}"), dict) for number in numbers):
         raise UserError(
             f"{p.weights} holds {', '.join(sorted(layers))} but the predictor starts from layers "
             f"{numbers[0]} to {numbers[-1]}: change config.predictor.depth or "

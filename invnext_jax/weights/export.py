@@ -17,7 +17,7 @@ import numpy as np
 
 from invnext_jax import atomic_file, json_file
 from invnext_jax.errors import UserError
-from invnext_jax.weights.files import LazyArrays, LazyTensor, open_checkpoint, write_tensors
+from invnext_jax.weights.files import LazyTensor, open_checkpoint, write_tensors
 from invnext_jax.weights.model_sizes import check_sizes
 
 FORMAT = 1
@@ -83,11 +83,12 @@ def write_export(path: str | Path, params: Mapping[str, Any], about: Mapping[str
         atomic_file.replace(json_part, json_path)
 
 
-def read_export(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Reads an export written by `write_export`.
+def open_export(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Opens an export written by `write_export`. Only the header of the weights is read.
 
     Returns:
-      The parameter tree (float32 numpy arrays) and the description.
+      The parameter tree, whose leaves are of the type `LazyTensor`, and the description. Check the
+      shapes of the leaves before reading them, for example with `match.match_tree`.
 
     Raises:
       UserError: a file is missing or damaged, or was written by an incompatible version.
@@ -111,7 +112,7 @@ def read_export(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if not all(isinstance(section, dict) for section in (*sections, source)):
         raise UserError(f"{json_path} has a config that is not an object: export it again")
     check_sizes(config, str(json_path))
-    flat = dict(LazyArrays(open_checkpoint(path).tensors))
+    flat = open_checkpoint(path).tensors
     for name in flat:
         # If one path is a prefix of another, the same node would be an array and a dict.
         parents = itertools.accumulate(name.split("/")[:-1], "{}/{}".format)
@@ -146,7 +147,7 @@ def _bits(tensor: LazyTensor) -> np.ndarray:
 
 def require_part(path: str, parts: Mapping[str, Any], name: str) -> None:
     """Raises a `UserError` if `name` is not in `parts`, the contents of the file `path`."""
-    if name not in parts:
+    if not isinstance(parts.get(name), dict):
         raise UserError(
             f"{path} has no {name} model, only {', '.join(parts)}: use a different file"
         )

@@ -3,6 +3,7 @@
 Neither PyTorch nor pickle is used.
 """
 
+import dataclasses
 import json
 import math
 import re
@@ -14,13 +15,13 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from invnext_jax import json_file
+from invnext_jax import json_file, regular_file
 from invnext_jax.errors import UserError
 
 _DTYPE_CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _READABLE_CODES = ("F64", *_DTYPE_CODES.values())
-MAX_SHARDS = 10_000
 MAX_TENSORS = 2**13  # each is read separately, and each reading parses the header of the file
+MAX_HEADER_BYTES = 2**24  # 2 KiB for each tensor
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 _WRAPPERS = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _MODULES = re.compile(r"(module\.)*")
@@ -32,11 +33,16 @@ _CONVERT = (
 )
 
 
-class LazyTensor(NamedTuple):
-    """A tensor that is read on demand. `read()` returns it as float32."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class LazyTensor:
+    """A tensor that is read on demand, by `read()` or by a function of NumPy, as float32."""
 
     shape: tuple[int, ...]
     read: Callable[[], np.ndarray]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        del copy  # each call reads the tensor again
+        return np.asarray(self.read(), dtype)
 
 
 class Checkpoint(NamedTuple):
@@ -88,11 +94,6 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
 
 def _strip_wrappers(tensors: dict[str, LazyTensor], source: Path) -> dict[str, LazyTensor]:
     """Removes prefixes added to names by torch.compile, FSDP and DistributedDataParallel."""
-    if len(tensors) > MAX_TENSORS:
-        raise UserError(
-            f"{source} has {len(tensors)} tensors, but at most {MAX_TENSORS} are read: use the "
-            "weights of the model alone"
-        )
     renamed = {name: _WRAPPERS.sub("", name) for name in tensors}
     # A model may have a submodule "module". DistributedDataParallel adds the prefix to all names.
     prefix = min((_MODULES.match(name).end() for name in renamed.values()), default=0)
@@ -201,10 +202,9 @@ def _open_shards(folder: Path) -> dict[str, LazyTensor]:
     files = json_file.read_object(folder / INDEX_FILE).get("weight_map")
     if not isinstance(files, dict) or not files:
         raise UserError(f"{folder / INDEX_FILE} lists no shards (weight_map): download it again")
+    _check_count(len(files), folder / INDEX_FILE)
     # Only the file name is used, so that the index cannot refer to files outside the folder.
     shards = sorted({Path(str(file)).name for file in files.values()})
-    if len(shards) > MAX_SHARDS:
-        raise UserError(f"{folder / INDEX_FILE} lists more than {MAX_SHARDS} shards: check it")
     existing = {path.name for path in folder.iterdir() if path.is_file()}
     missing = [shard for shard in shards if shard not in existing]
     if missing:
@@ -212,25 +212,45 @@ def _open_shards(folder: Path) -> dict[str, LazyTensor]:
             f"{folder} lacks {len(missing)} of {len(shards)} shards ({', '.join(missing)[:1000]}): "
             "download them again"
         )
-    tensors_of_shard = {shard: _open_file(folder / shard) for shard in shards}
-    tensors = {}
+    names_of_shard = {shard: [] for shard in shards}
     for name, file in files.items():
-        shard = Path(str(file)).name
-        if name not in tensors_of_shard[shard]:
-            raise UserError(f"{folder / shard} lacks the tensor {name}: download it again")
-        tensors[name] = tensors_of_shard[shard][name]
+        names_of_shard[Path(str(file)).name].append(name)
+    tensors = {}
+    for shard, names in names_of_shard.items():
+        found = _open_file(folder / shard)
+        if missing := [name for name in names if name not in found]:
+            raise UserError(f"{folder / shard} lacks the tensor {missing[0]}: download it again")
+        tensors |= {name: found[name] for name in names}
     return tensors
 
 
+def _check_count(tensors: int, source: Path) -> None:
+    if tensors > MAX_TENSORS:
+        raise UserError(
+            f"{source} has {tensors} tensors, but at most {MAX_TENSORS} are read: use the "
+            "weights of the model alone"
+        )
+
+
 def _open_file(path: Path) -> dict[str, LazyTensor]:
+    """Reads the header of a file. The tensors are read on demand."""
     if path.suffix != ".safetensors":
         raise UserError(f"{path} is not a .safetensors file: use a .safetensors file or its folder")
     # Imported here so that a step on random clips (gpu-check) does not need safetensors.
     from safetensors import SafetensorError, safe_open
 
     try:
+        with regular_file.open_regular(path) as file:
+            header_bytes = int.from_bytes(file.read(8), "little")
+        if header_bytes > MAX_HEADER_BYTES:
+            raise UserError(
+                f"{path} has a header of {header_bytes} bytes, more than {MAX_HEADER_BYTES}: "
+                "download or export it again"
+            )
         with safe_open(path, "np") as file:
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+            names = file.keys()
+            _check_count(len(names), path)
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is damaged ({error}): download or export it again") from error
     return {name: LazyTensor(shape, _reader(path, name)) for name, shape in shapes.items()}

@@ -250,18 +250,17 @@ def read_video(checkpoint: Checkpoint, source: str | Path) -> ImportedWeights:
     return ImportedWeights(tree, config.to_dict())
 
 
-def part_shapes(config: Any, parts: Iterable[str]) -> match.Shapes:
+def part_shapes(config: Any, parts: Iterable[str] | None = None) -> match.Shapes:
     """Returns the parameter shapes of the given parts of a model, by path.
 
     Args:
       config: a run's config. For the encoder and the pool, only `encoder` and `dtype` are needed.
-      parts: top-level names of the parameter tree.
+      parts: top-level names of the parameter tree; None for all of them.
 
     Raises:
       UserError: the model does not have one of the parts.
     """
-    parts = set(parts)
-    if parts <= {"encoder", "pool"}:
+    if parts is not None and set(parts) <= {"encoder", "pool"}:
         e = config.encoder
         clip_bthwc = jax.ShapeDtypeStruct((1, 1, e.patch, e.patch, 3), jnp.float32)
         tokens_bnd = jax.ShapeDtypeStruct((1, e.class_tokens + 1, e.width), jnp.float32)
@@ -275,6 +274,7 @@ def part_shapes(config: Any, parts: Iterable[str]) -> match.Shapes:
     stage = registry.find_stage(config)
     model = stage.make_model(config)
     tree = jax.eval_shape(lambda key: stage.init_params(config, model, key), jax.random.key(0))
+    parts = set(tree if parts is None else parts)
     if missing := parts - tree.keys():
         raise UserError(f"a {config.stage} model has no {', '.join(sorted(missing))}")
     return match.leaf_shapes({part: nn.unbox(tree)[part] for part in sorted(parts)})

@@ -25,18 +25,33 @@ def match_tree(tree: Mapping[str, Any], expected: Mapping[str, Any], source: str
     """Checks that `tree` has exactly the leaves of `expected`.
 
     Args:
-      tree: nested dicts of arrays.
+      tree: nested dicts of arrays or of tensors that are read on demand. They are read after all
+        shapes have been compared.
       expected: nested dicts of arrays or abstract arrays.
       source: origin of `tree`, for the error message.
 
     Returns:
-      `tree` with the dtypes of `expected`.
+      `tree` as NumPy arrays with the dtypes of `expected`.
 
     Raises:
       UserError: leaves are missing or unexpected, or have a different shape.
     """
     check_shapes(leaf_shapes(tree), leaf_shapes(expected), source)
     return jax.tree.map(lambda x, like: np.asarray(x, like.dtype), tree, expected)
+
+
+def read_matching(tree: Mapping[str, Any], expected: Shapes) -> dict[str, Any]:
+    """Reads the tensors that have the expected shape. The others are not replaced by arrays.
+
+    Args:
+      tree: nested dicts of tensors that are read on demand.
+      expected: shapes by path.
+    """
+    flat = flax.traverse_util.flatten_dict(tree, sep="/")
+    for path, shape in expected.items():
+        if path in flat and tuple(np.shape(flat[path])) == shape:
+            flat[path] = np.asarray(flat[path])
+    return flax.traverse_util.unflatten_dict(flat, sep="/")
 
 
 def read_tree(

@@ -152,7 +152,7 @@ def test_image_encoders_are_read_from_exports_and_other_sizes_are_resized(hf, tm
 def test_damaged_exports_of_image_encoders_are_one_sentence_errors(hf, tmp_path):
     folder = save(make_model(hf, "clip"), tmp_path / "hf")
     import_weights.import_weights("clip", folder, tmp_path / "a.safetensors")
-    params, about = export.read_export(tmp_path / "a.safetensors")
+    params, about = export.open_export(tmp_path / "a.safetensors")
     about["config"]["teacher"]["width"] = 64
     export.write_export(tmp_path / "b.safetensors", params, {"config": about["config"]})
     with pytest.raises(UserError, match="b.safetensors"):

@@ -150,4 +150,4 @@ def test_description_of_an_export(folder, about):
     path = folder / "export.safetensors"
     path.write_bytes(VALID)
     path.with_suffix(".json").write_bytes(dump(about))
-    read_or_refuse(export.read_export, path)
+    read_or_refuse(export.open_export, path)

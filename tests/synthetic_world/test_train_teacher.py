@@ -94,7 +94,8 @@ def test_a_few_steps_lower_the_loss(short_run):
 
 def test_a_run_writes_the_vision_tower_and_what_was_measured(short_run):
     workdir, measured = short_run
-    parts, about = export.read_export(workdir / train_teacher.WEIGHTS_FILE)
+    parts, about = export.open_export(workdir / train_teacher.WEIGHTS_FILE)
+    parts = jax.tree.map(np.asarray, parts)
     assert parts.keys() == {"teacher", "prompts"}
     assert about["measured"] == measured
     assert about["config"]["total_steps"] == 40
@@ -116,9 +117,10 @@ def test_a_batch_that_does_not_divide_is_refused(tmp_path):
 def shipped():
     """The tower, its parameters, the prompts and the documented scores, as Stage 1 loads them."""
     config = ml_collections.FrozenConfigDict(stage1_config.get_config("tiny"))
-    parts, about = export.read_export(export.resolve_path("assets"))
+    parts, about = export.open_export(export.resolve_path("assets"))
     frozen = stage1.init_frozen(config, None)
-    return teachers.from_config(config), frozen["teacher"], parts["prompts"], about["measured"]
+    prompts = jax.tree.map(np.asarray, parts["prompts"])
+    return teachers.from_config(config), frozen["teacher"], prompts, about["measured"]
 
 
 def held_out(*, compressed):

@@ -182,7 +182,7 @@ def test_teachers_with_other_pixel_statistics_are_refused(kind, mean, tmp_path):
 def test_imported_text_model_initialises_the_predictor(folders, tmp_path):
     out = tmp_path / "text.safetensors"
     import_weights.import_weights("modernbert", folders["modernbert"], out, last_layers=2)
-    assert sorted(export.read_export(out)[0]["text"]) == ["layer4", "layer5"]
+    assert sorted(export.open_export(out)[0]["text"]) == ["layer4", "layer5"]
     config = config1.get_config("tiny")
     config.predictor.update(
         weights=str(out), width=32, heads=4, mlp_width=48, window=128, last_layer=5, depth=2

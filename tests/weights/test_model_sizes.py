@@ -117,7 +117,7 @@ def test_export_with_a_hostile_description_is_refused(about, tmp_path):
     path = tmp_path / "a.safetensors"
     export.write_export(path, {"encoder": {"w": np.zeros(1, np.float32)}}, about)
     with pytest.raises(UserError, match=r"a\.json"):
-        export.read_export(path)
+        export.open_export(path)
 
 
 @pytest.mark.parametrize("names", [("a", "a/b"), ("/".join("a" * 100),), ("a/b/c", "a/b")])
@@ -125,4 +125,4 @@ def test_tensor_names_that_are_no_tree_are_refused(names, tmp_path):
     save_file({name: np.zeros(1, np.float32) for name in names}, tmp_path / "a.safetensors")
     (tmp_path / "a.json").write_text('{"format": 1}')
     with pytest.raises(UserError, match="which is not a path"):
-        export.read_export(tmp_path / "a.safetensors")
+        export.open_export(tmp_path / "a.safetensors")

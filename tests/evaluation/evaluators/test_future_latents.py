@@ -69,7 +69,7 @@ def apply(encoder, video):
 def test_predictions_are_those_of_the_stage_under_the_same_mask(encoder, checkpoint):
     """Compares with the forward pass of Stage 2, in which the later slots are masked."""
     config = small_config()
-    params, _ = export.read_export(checkpoint)
+    params = jax.tree.map(np.asarray, export.open_export(checkpoint)[0])
     model = registry.find_stage(config).make_model(config)
     keep_bk = np.tile(np.arange(3 * PATCHES), (3, 1))
     masked_bm = np.tile(np.arange(3 * PATCHES, 6 * PATCHES), (3, 1))
@@ -161,11 +161,11 @@ def test_context_must_consist_of_whole_slots():
 def test_parameters_of_another_predictor_are_refused(tmp_path):
     config = small_config()
     path = write_checkpoint(tmp_path, config)
-    params, _ = export.read_export(path)
+    params = jax.tree.map(np.asarray, export.open_export(path)[0])
     config.predictor.width = 64
     export.write_export(path, params, {"config": run_metadata.config_to_json(config)})
-    with pytest.raises(UserError, match="the checkpoint's predictor does not match"):
-        future_latents.make_future_encoder(pretrained.load_frozen(path), GRID)
+    with pytest.raises(UserError, match="does not match the configured model"):
+        pretrained.load_frozen(path)
 
 
 def test_keys_depend_on_the_predictor_and_on_the_grid(encoder):
