@@ -16,6 +16,7 @@ from invnext_jax.video_lists.video_files import FileFinder, describe_missing, lo
 from invnext_jax.video_lists.video_list import ListOptions, VideoEntry, VideoList
 
 HMDB51_FILE = re.compile(r"(?P<name>.+)_test_split(?P<fold>\d)\.txt")
+MAX_LINE = 2**22  # maximum number of characters of a line of JSON
 _HMDB51_SPLITS = {"train": ("1",), "test": ("2",), "all": ("1", "2")}  # 0 means not used
 _UCF101_LINE = re.compile(
     # The folder HandstandPushups has files named v_HandStandPushups_*.
@@ -137,19 +138,20 @@ def read_captioned(path: Path, text: str, options: ListOptions) -> VideoList | N
     """Reads a JSON list of objects with `video` and `caption`, or one object per line (.jsonl).
 
     Captions are not part of a manifest: evaluations read them from the same file. A video with
-    several captions is listed once. Returns None if the objects have no `video`.
+    several captions is listed once. Returns None if the objects of a JSON list have no `video`.
     """
     try:
-        lines = filter(str.strip, text_tables.split_lines(text))
-        rows = list(map(json.loads, lines)) if path.suffix == ".jsonl" else json.loads(text)
-        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-            return None
-    except (ValueError, RecursionError):
-        return None
-    if not rows or "video" not in rows[0]:
+        names = _read_names(path, text)
+    except (ValueError, TypeError, RecursionError):
+        names = []
+    if not names and path.suffix == ".jsonl":
+        raise UserError(
+            f'list {path} must have one JSON object with "video" per line, of at most {MAX_LINE} '
+            "characters: correct it"
+        )
+    if not names:
         return None
     refuse_split(path, options)
-    names = [row.get("video") for row in rows]
     if bad := [n for n, name in enumerate(names, 1) if not _is_file_name(name)]:
         raise UserError(f'list {path}, entry {bad[0]}: "video" must be the name of a file')
     folder, source = os.path.abspath(options.videos or path.parent), options.source or path.stem
@@ -163,6 +165,27 @@ def read_captioned(path: Path, text: str, options: ListOptions) -> VideoList | N
     repeated = len(names) - len(entries)
     notes = (f"{repeated} further captions of the same videos",) if repeated else ()
     return VideoList(entries, notes=notes)
+
+
+def _read_names(path: Path, text: str) -> list[Any]:
+    """Returns the field `video` of each object of a JSON list or of JSON lines.
+
+    Raises:
+      ValueError, TypeError, RecursionError: The text has another format.
+    """
+    lines = filter(str.strip, text_tables.split_lines(text))
+    names = []
+    for row in map(_parse_line, lines) if path.suffix == ".jsonl" else json.loads(text):
+        if not isinstance(row, dict) or (not names and "video" not in row):
+            raise ValueError('not an object with "video"')
+        names.append(row.get("video"))
+    return names
+
+
+def _parse_line(line: str) -> Any:
+    if len(line) > MAX_LINE:
+        raise ValueError(f"the line has more than {MAX_LINE} characters")
+    return json.loads(line)
 
 
 def _is_file_name(name: Any) -> bool:

@@ -6,6 +6,7 @@ Bytes of file names that are not valid UTF-8 become surrogate escapes.
 import codecs
 import collections
 import csv
+import errno
 import io
 import math
 import re
@@ -18,7 +19,10 @@ from invnext_jax.data import columns as columns_lib
 from invnext_jax.errors import UserError
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
-MAX_BYTES = 2**32  # maximum size of a list
+MAX_BYTES = 2**32  # maximum size of a list of lines or of a table
+# Maximum size of a JSON list. It is parsed as a whole, which needs about 30 times more memory.
+MAX_JSON_BYTES = 2**26
+MAX_JSON_LINES_BYTES = 2**30
 
 
 class Row(Mapping):
@@ -67,11 +71,16 @@ def read_text(path: Path) -> str:
     Raises:
       UserError: The file cannot be read, or is not a text file.
     """
+    limits = {".json": MAX_JSON_BYTES, ".jsonl": MAX_JSON_LINES_BYTES}
+    limit = limits.get(path.suffix, MAX_BYTES)
     try:
-        data = regular_file.read_bytes(path, MAX_BYTES)
+        data = regular_file.read_bytes(path, limit)
         is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         text = data.decode("utf-16") if is_utf16 else data.decode("utf-8-sig", "surrogateescape")
     except (OSError, UnicodeDecodeError) as error:
+        if getattr(error, "errno", None) == errno.EFBIG:
+            change = "write one object per line (.jsonl)" if path.suffix == ".json" else "split it"
+            raise UserError(f"list {path} has more than {limit} bytes: {change}") from error
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"list {path} cannot be read: {reason}") from error
     if "\0" in text:

@@ -6,6 +6,7 @@ import pytest
 from list_cases import KINETICS, read, touch
 
 from invnext_jax.errors import UserError
+from invnext_jax.video_lists import text_tables
 
 
 @pytest.mark.parametrize(
@@ -146,3 +147,27 @@ def test_only_regular_files_are_read_as_lists(kind, tmp_path):
     os.mkfifo(path) if kind == "pipe" else path.symlink_to(kind)
     with pytest.raises(UserError, match="cannot be read: Not a regular file"):
         read(tmp_path, split="train")
+
+
+@pytest.mark.parametrize(
+    ("name", "limit", "change"),
+    [
+        ("train.json", text_tables.MAX_JSON_BYTES, "write one object per line"),
+        ("train.jsonl", text_tables.MAX_JSON_LINES_BYTES, "split it"),
+        ("train.csv", text_tables.MAX_BYTES, "split it"),
+    ],
+)
+def test_large_lists_are_refused_before_they_are_read(name, limit, change, tmp_path):
+    with open(tmp_path / name, "wb") as file:
+        file.truncate(limit + 1)  # sparse
+    with pytest.raises(UserError, match=f"has more than {limit} bytes: {change}"):
+        read(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "text", ['{"video": "a.mp4", "x": "' + "x" * 2**22 + '"}', "[\n{}]", "", '{"id": 1}', "1"]
+)
+def test_lines_of_json_are_short_objects_with_a_video(text, tmp_path):
+    (tmp_path / "a.jsonl").write_text(text)
+    with pytest.raises(UserError, match='must have one JSON object with "video" per line'):
+        read(tmp_path / "a.jsonl")

@@ -11,10 +11,11 @@ file without its extension.
 Shape key: j captions, b videos.
 """
 
+import collections
 import functools
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,10 +30,12 @@ from invnext_jax.synthetic_world import captions as world_captions
 from invnext_jax.synthetic_world import files, urls
 from invnext_jax.synthetic_world.spec import WorldSpec
 
-MAX_BYTES = 2**32
+MAX_BYTES = 2**30  # maximum size of a file with one object per line
 # Maximum size of a JSON list. It is parsed as a whole, which needs several times more memory.
 MAX_JSON_BYTES = 2**26
 MAX_LINE_BYTES = 2**22
+MAX_CAPTIONS = 2**24  # maximum number of captions of a file
+MAX_CAPTIONS_PER_VIDEO = 2**10
 ADVICE = 'write a JSON list of objects with "video", a path of the manifest, and "caption"'
 CHOICES_ADVICE = (
     'write a JSON list of objects with "video", a path of the manifest, "caption", a list of '
@@ -91,8 +94,8 @@ def read_captions(path: str | os.PathLike, manifest: Manifest, *, join: bool = F
         return [" ".join(texts)] if join else texts
 
     found, skipped = _read_entries(path, manifest, parse, ADVICE)
-    pairs = [(text, row) for row, texts in found for text in texts]
-    return _make_captions([text for text, _ in pairs], [row for _, row in pairs], skipped)
+    rows_j = np.repeat([row for row, _ in found], [len(texts) for _, texts in found])
+    return _make_captions([text for _, texts in found for text in texts], rows_j, skipped)
 
 
 def read_choices(path: str | os.PathLike, manifest: Manifest) -> Choices:
@@ -127,7 +130,7 @@ def describe_world(manifest: Manifest) -> Captions:
         world_captions.video_caption(find_level(path), _world_labels(manifest, row)).text
         for row, path in enumerate(manifest.paths)
     ]
-    return _make_captions(texts, range(len(texts)), 0)
+    return _make_captions(texts, np.arange(len(texts)), 0)
 
 
 def make_world_choices(manifest: Manifest, task: str = "motion") -> Choices:
@@ -192,9 +195,9 @@ def _level_of_folder(folder: Path) -> str:
     return files.read_spec(folder, "train").level
 
 
-def _make_captions(texts: list[str], rows: Iterable[int], skipped: int) -> Captions:
+def _make_captions(texts: list[str], row_j: np.ndarray, skipped: int) -> Captions:
     _, group_j = np.unique(np.array(texts, dtype=object), return_inverse=True)
-    return Captions(texts, np.array(list(rows), np.int64), group_j.astype(np.int64), skipped)
+    return Captions(texts, row_j.astype(np.int64), group_j.astype(np.int64), skipped)
 
 
 def _check_texts(texts: Any) -> list[str]:
@@ -210,6 +213,7 @@ def _read_entries(
 ) -> tuple[list[tuple[int, Any]], int]:
     """Returns (row, parsed entry) of each valid entry, in the order of the file."""
     rows, found, skipped = _index_videos(manifest), [], SkippedEntries(path)
+    counts, total = collections.Counter(), 0
     for number, entry in enumerate(_load(path, advice), start=1):
         try:
             if not isinstance(entry, dict):
@@ -218,11 +222,17 @@ def _read_entries(
             row = rows.get(video, rows.get(os.path.basename(video)))
             if row is None:
                 raise ValueError(f"the video {video!r} is not in the manifest")
+            count = len(entry["caption"]) if isinstance(entry["caption"], list) else 1
+            if counts[row] + count > MAX_CAPTIONS_PER_VIDEO:
+                raise ValueError(f"{video!r} has more than {MAX_CAPTIONS_PER_VIDEO} captions")
             found.append((row, parse(entry)))
+            counts[row], total = counts[row] + count, total + count
         except KeyError as error:
             skipped.add(f"entry {number}", f"it has no field {error}")
         except ValueError as error:
             skipped.add(f"entry {number}", error)
+        if total > MAX_CAPTIONS:
+            raise UserError(f"{path} has more than {MAX_CAPTIONS} captions: split the file")
     if not found:
         raise UserError(
             f"{path} has no valid entry for {manifest.file} ({skipped.reason}): {advice}"

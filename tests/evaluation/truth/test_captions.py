@@ -114,6 +114,29 @@ def test_lines_of_captions_are_read_from_regular_files_and_are_short(
     assert found.texts == ["rain"] and found.skipped == 3  # two parts of the long line, and \xff
 
 
+def test_the_captions_of_a_video_and_of_a_file_are_limited(tmp_path, manifest):
+    count = captions.MAX_CAPTIONS_PER_VIDEO
+    entries = [
+        {"video": "a", "caption": ["x"] * count},
+        {"video": "a", "caption": "y"},
+        {"video": "b", "caption": ["x"] * (count + 1)},
+    ]
+    found = captions.read_captions(write(tmp_path, entries), manifest)
+    assert found.texts == ["x"] * count and found.skipped == 2
+    assert found.row_j.tolist() == [0] * count
+
+
+def test_files_with_too_many_captions_or_bytes_are_refused(tmp_path, manifest, monkeypatch):
+    path = write(tmp_path, [{"video": "a", "caption": ["x", "y"]}, {"video": "b", "caption": "z"}])
+    monkeypatch.setattr(captions, "MAX_CAPTIONS", 2)
+    with pytest.raises(UserError, match="has more than 2 captions: split the file"):
+        captions.read_captions(path, manifest)
+    with open(tmp_path / "a.jsonl", "wb") as file:
+        file.truncate(captions.MAX_BYTES + 1)  # sparse
+    with pytest.raises(UserError, match="Larger than 1073741824 bytes"):
+        captions.read_captions(tmp_path / "a.jsonl", manifest)
+
+
 def test_captions_of_a_written_world_equal_those_of_the_rendered_one(tmp_path):
     spec = WorldSpec("anticipation", split="val")
     written = manifest_lib.read_manifest(write_world(spec, tmp_path, 5, progress=False))
