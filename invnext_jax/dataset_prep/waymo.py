@@ -12,7 +12,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,10 +30,14 @@ IMAGE = "[CameraImageComponent].image"
 BOX = tuple(
     f"[CameraBoxComponent].box.{name}" for name in ("center.x", "center.y", "size.x", "size.y")
 )
+BYTE_COLUMNS = [IMAGE, OBJECT]
 ROWS = 32  # rows of a Parquet file in memory; an image has about 0.3 MB
 MAX_BATCH_BYTES = 2**29  # maximum size of these rows after decompression
+MAX_ROWS = 2**20  # limit per Parquet file; those of Waymo Open have about 20,000 rows
+MAX_GROUP_BYTES = 2**31  # limit per row group: size of the used columns after decompression
+READ_BYTES = 2**20  # size of a read from a Parquet file
 QUALITY = 95
-MAX_BYTES = 2**36  # limit per Parquet file; those of Waymo Open have less than 1 GB
+MAX_BYTES = 2**33  # limit per Parquet file; those of Waymo Open have less than 1 GB
 MAX_PIXELS = 2**26  # limit per image; those of Waymo Open have 1920 x 1280
 MAX_LINE_BYTES = 2**26
 # Allowed names of output folders. Names of output files are excluded.
@@ -155,15 +159,46 @@ def _write_segment(in_dir: Path, out_dir: Path, segment: str, short_side: int) -
 
 def _front(path: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
     """Yields the rows of the front camera."""
-    from pyarrow import parquet, types  # slow to import
+    from pyarrow import parquet  # slow to import
 
-    with regular_file.open_binary(path, MAX_BYTES) as source, parquet.ParquetFile(source) as file:
-        for batch in file.iter_batches(ROWS, columns=[CAMERA, *columns]):
-            # Values of dictionaries are repeated by `to_pylist`.
-            has_dictionaries = any(map(types.is_dictionary, batch.schema.types))
-            if has_dictionaries or batch.nbytes > MAX_BATCH_BYTES:
-                raise ValueError(f"{ROWS} rows may have more than {MAX_BATCH_BYTES} bytes")
-            yield from (row for row in batch.to_pylist() if row[CAMERA] == FRONT)
+    used = [CAMERA, *columns]
+    # A value that is stored once in a dictionary would otherwise be copied for each row.
+    options = {"read_dictionary": [name for name in columns if name in BYTE_COLUMNS]}
+    with (
+        regular_file.open_binary(path, MAX_BYTES) as source,
+        parquet.ParquetFile(source, buffer_size=READ_BYTES, **options) as file,
+    ):
+        _check_metadata(file.metadata, used)
+        for batch in file.iter_batches(ROWS, columns=used):
+            if batch.nbytes > MAX_BATCH_BYTES:
+                raise ValueError(f"{ROWS} rows have more than {MAX_BATCH_BYTES} bytes")
+            for row, camera in enumerate(batch[CAMERA].to_pylist()):
+                if camera == FRONT:
+                    yield {name: batch[name][row].as_py() for name in columns}
+
+
+def _check_metadata(metadata: Any, used: Sequence[str]) -> None:
+    """Checks the sizes and types in the metadata of a Parquet file, before its rows are read.
+
+    Raises:
+      ValueError: The file has too many rows or bytes, or a column has nested or other values.
+    """
+    if metadata.num_rows > MAX_ROWS:
+        raise ValueError(f"{metadata.num_rows} rows are more than {MAX_ROWS}")
+    numbers = []
+    for number in range(metadata.num_columns):
+        column = metadata.schema.column(number)
+        # The paths of nested columns start with the name of the column.
+        if not any(f"{column.path}.".startswith(f"{name}.") for name in used):
+            continue
+        numbers.append(number)
+        is_bytes = column.physical_type in ("BYTE_ARRAY", "FIXED_LEN_BYTE_ARRAY")
+        if column.max_repetition_level or (is_bytes and column.path not in BYTE_COLUMNS):
+            raise ValueError(f"the column {column.path} has values of a wrong type")
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        size = sum(group.column(number).total_uncompressed_size for number in numbers)
+        if size > MAX_GROUP_BYTES:
+            raise ValueError(f"{size} bytes of a row group are more than {MAX_GROUP_BYTES}")
 
 
 def _shrink(data: bytes, short_side: int) -> tuple[bytes, tuple[int, int]]:

@@ -136,14 +136,52 @@ def test_segments_with_damaged_values_are_skipped(tmp_path, fields):
 
 def test_images_that_are_large_when_decompressed_are_skipped(tmp_path, monkeypatch):
     monkeypatch.setattr(waymo, "MAX_BATCH_BYTES", 10**6)
-    write_tables(tmp_path / "in", "a", images=[bytes(10**6)] * 2)
+    write_tables(tmp_path / "in", "a", images=[bytes(10**6), bytes(10**6 + 1)])
     write_tables(tmp_path / "in", "b", images=pa.array([bytes(10**6)] * 2).dictionary_encode())
     write_tables(tmp_path / "in", "c")
     paths = [tmp_path / "in" / "camera_image" / f"{name}.parquet" for name in "ab"]
     assert max(path.stat().st_size for path in paths) < 10**5
     found = waymo.convert(tmp_path / "in", tmp_path / "out", progress=False)
     assert found.segments == 1
-    assert all("may have more than 1000000 bytes" in found.skipped[name] for name in "ab")
+    assert all("have more than 1000000 bytes" in found.skipped[name] for name in "ab")
+
+
+def test_a_value_that_many_rows_refer_to_is_not_copied_for_each(tmp_path):
+    rows, size = 64, 2**24
+    table = {waymo.CAMERA: [1] * rows, waymo.IMAGE: [bytes(size)] * rows}
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pa.table(table), path, dictionary_pagesize_limit=2 * size)
+    pool, before = pa.proxy_memory_pool(pa.default_memory_pool()), pa.default_memory_pool()
+    pa.set_memory_pool(pool)
+    try:
+        assert (
+            sum(len(row[waymo.IMAGE]) for row in waymo._front(path, [waymo.IMAGE])) == rows * size
+        )
+    finally:
+        pa.set_memory_pool(before)
+    assert pool.max_memory() < 6 * size
+
+
+@pytest.mark.parametrize(
+    ("limit", "message"),
+    [("MAX_ROWS", "2 rows are more than 1"), ("MAX_GROUP_BYTES", "of a row group are more than 1")],
+)
+def test_sizes_in_the_metadata_are_checked_before_rows_are_read(
+    limit, message, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(waymo, limit, 1)
+    monkeypatch.setattr(parquet.ParquetFile, "iter_batches", lambda *_, **__: pytest.fail("read"))
+    write_tables(tmp_path / "in")
+    with pytest.raises(UserError, match=message):
+        waymo.convert(tmp_path / "in", tmp_path / "out", progress=False)
+
+
+@pytest.mark.parametrize("camera", [["a", "b"], [[1], [1]]])
+def test_columns_with_nested_or_long_values_are_refused(camera, tmp_path):
+    table = {waymo.CAMERA: camera, waymo.TIME: [[1], [2]]}
+    parquet.write_table(pa.table(table), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match="has values of a wrong type"):
+        list(waymo._front(tmp_path / "a.parquet", [waymo.TIME]))
 
 
 def test_named_pipes_and_links_are_skipped(tmp_path):
