@@ -128,7 +128,7 @@ LAYERS = {
         {"shard_metadata", "shard_runner"},
         {"indexing", "shard_writer"},
         {"probe_cache", "duplicates"},
-        {"reencode", "probing", "frame_hashes"},
+        {"reencode", "probing", "frame_hashes", "earliest_overlap"},
         {"csv_files", "video_flags", "worker_map", "tfds_metadata"},
     ],
     "synthetic_world": [

@@ -2,12 +2,12 @@
 
 import contextlib
 import dataclasses
-import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from invnext_jax.data.video_io import digest_file
 from invnext_jax.dataset_prep import frame_hashes
+from invnext_jax.dataset_prep.earliest_overlap import EarliestOverlap
 from invnext_jax.dataset_prep.frame_hashes import HashCache, Hashes
 from invnext_jax.dataset_prep.probing import VideoProbe
 from invnext_jax.dataset_prep.worker_map import map_in_workers
@@ -72,10 +72,15 @@ def remove_excluded(clean: Clean, excluded: ExcludedVideos) -> tuple[Clean, Prob
 
     A segment of a video is removed only if it overlaps with an excluded segment.
     """
+    by_digest, trees = _group_by_digest(clean), {}
+    for digest in by_digest.keys() & excluded.by_digest.keys():
+        listed = excluded.by_digest[digest]
+        trees[digest] = EarliestOverlap([*by_digest[digest], *listed])
+        for entry in listed:
+            trees[digest].add(entry)
     kept, removed = [], []
     for entry, probe in clean:
-        others = excluded.by_digest.get(probe.digest, ())
-        other = next((other for other in others if overlap(entry, other)), None)
+        other = trees[probe.digest].find(entry) if probe.digest in trees else None
         if other is None:
             kept.append((entry, probe))
         else:
@@ -83,10 +88,11 @@ def remove_excluded(clean: Clean, excluded: ExcludedVideos) -> tuple[Clean, Prob
     return kept, removed
 
 
-def overlap(first: VideoEntry, second: VideoEntry) -> bool:
-    """Returns whether the time ranges of two entries for the same video overlap."""
-    windows = [(e.start or 0.0, math.inf if e.end is None else e.end) for e in (first, second)]
-    return max(start for start, _ in windows) < min(end for _, end in windows)
+def _group_by_digest(clean: Clean) -> dict[str, list[VideoEntry]]:
+    entries = {}
+    for entry, probe in clean:
+        entries.setdefault(probe.digest, []).append(entry)
+    return entries
 
 
 def find_duplicates(clean: Iterable[tuple[VideoEntry, VideoProbe]]) -> list[tuple[str, str]]:
@@ -105,14 +111,17 @@ def remove_duplicates(clean: Clean) -> tuple[Clean, Problems]:
     Segments of a file and its copy are both kept if they do not overlap. A copy is removed even if
     its labels differ from those of the first file.
     """
-    kept, removed, by_digest = [], [], {}
+    by_digest = _group_by_digest(clean).items()
+    copied = {digest: own for digest, own in by_digest if len({entry.path for entry in own}) > 1}
+    trees = {digest: EarliestOverlap(own) for digest, own in copied.items()}
+    kept, removed = [], []
     for entry, probe in clean:
-        earlier = by_digest.setdefault(probe.digest, [])
-        copies = (other for other in earlier if other.path != entry.path and overlap(entry, other))
-        original = next(copies, None)
+        tree = trees.get(probe.digest)
+        original = tree.find(entry, other_path=True) if tree else None
         if original is None:
             kept.append((entry, probe))
-            earlier.append(entry)
+            if tree:
+                tree.add(entry)
         else:
             removed.append((entry.path, f"same content as an earlier video: {original.path}"))
     return kept, removed
