@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import socket
+import stat
 from typing import IO
 
 from absl import logging
@@ -18,22 +19,26 @@ class LockHeldError(Exception):
 
 
 def open_file(path: str | os.PathLike, mode: str) -> IO:
-    """Opens a file like `open`, but does not follow a symbolic link.
+    """Opens a regular file like `open`, but does not follow a symbolic link.
 
     A folder from another machine may contain a link with the name of one of the run's files. A
-    write through it would change a file outside the folder.
+    write through it would change a file outside the folder. A named pipe would block the run.
 
     Raises:
-      OSError: `path` is a symbolic link, or cannot be opened.
+      OSError: `path` is a symbolic link or not a regular file, or cannot be opened.
     """
 
     def opener(name: str, flags: int) -> int:
         try:
-            return os.open(name, flags | os.O_NOFOLLOW, 0o666)
+            number = os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
         except OSError as error:
             if error.errno == errno.ELOOP and os.path.islink(name):
                 raise OSError(errno.ELOOP, "it is a symbolic link", name) from error
             raise
+        if not stat.S_ISREG(os.fstat(number).st_mode):
+            os.close(number)
+            raise OSError(errno.EINVAL, "it is not a regular file", name)
+        return number
 
     return open(path, mode, opener=opener)
 
@@ -87,10 +92,11 @@ def is_held(path: str | os.PathLike) -> bool:
     try:
         with open_file(path, "r") as file:
             acquire(file)
-    except FileNotFoundError:
-        return False
     except LockHeldError:
         return True
+    except OSError as error:  # there is no such file, or it is a link or not a regular file
+        if error.errno not in (errno.ENOENT, errno.ELOOP, errno.EINVAL):
+            raise
     return False
 
 

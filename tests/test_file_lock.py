@@ -64,6 +64,14 @@ def test_symbolic_links_are_not_followed(tmp_path):
     assert (tmp_path / "new").read_text() == "text"
 
 
+def test_named_pipes_are_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for mode in ("a+", "ab", "r"):
+        with pytest.raises(OSError, match="not a regular file|No such device"):
+            file_lock.open_file(tmp_path / "pipe", mode)
+    assert not file_lock.is_held(tmp_path / "pipe")
+
+
 def open_lock(folder):
     workdir.Workdir(folder).close()
 

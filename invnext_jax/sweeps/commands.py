@@ -165,6 +165,11 @@ def _check_commands(sweep: ExpandedSweep) -> None:
                 f"the job {planned.job.name} of the sweep starts {' '.join(command[:2])}, which is "
                 "not a script of this installation: start the sweep with --config"
             )
+        if planned.job.folder != Path.cwd():  # the path of the script is relative to it
+            raise UserError(
+                f"the jobs of the sweep start in {planned.job.folder}: change to this folder, or "
+                "start the sweep with --config"
+            )
 
 
 def find_resources(request: Request) -> Resources:

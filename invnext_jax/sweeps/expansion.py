@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,14 +80,24 @@ class ExpandedSweep:
 
     @classmethod
     def from_json(cls, tree: Mapping[str, Any], folder: Path) -> "ExpandedSweep":
-        """Inverse of `to_json`. If the sweep folder was moved, the paths of jobs are updated."""
-        jobs = [_job_from_json(entry, tree["folder"], folder) for entry in tree["jobs"]]
-        return cls(
-            source=tree["source"],
-            arms=tuple(PlannedArm(**arm) for arm in tree["arms"]),
-            columns={title: Column(**column) for title, column in tree["columns"].items()},
-            jobs={planned.job.name: planned for planned in jobs},
-        )
+        """Inverse of `to_json`. If the sweep folder was moved, the paths of jobs are updated.
+
+        Raises:
+          KeyError, TypeError, ValueError: the description is damaged.
+        """
+        _check_types(tree, source=str, folder=str, arms=list, columns=dict, jobs=list)
+        jobs: dict[str, PlannedJob] = {}
+        for entry in tree["jobs"]:
+            planned = _job_from_json(entry, tree["folder"], folder)
+            name, dependencies = planned.job.name, planned.job.dependencies
+            if name in jobs or not jobs.keys() >= set(dependencies):
+                raise ValueError(f"the job {name!r} is repeated, or precedes its dependencies")
+            jobs[name] = planned
+        arms = tuple(_arm_from_json(arm, jobs) for arm in tree["arms"])
+        columns = {title: Column(**column) for title, column in tree["columns"].items()}
+        for column in columns.values():
+            _check_texts(dataclasses.astuple(column))
+        return cls(tree["source"], arms, columns, jobs)
 
 
 def join_names(names: Sequence[str], most: int = 3) -> str:
@@ -108,7 +118,32 @@ def _job_to_json(planned: PlannedJob) -> dict[str, Any]:
     return {"kind": planned.kind.value, "total_steps": planned.total_steps, **job}
 
 
-def _job_from_json(entry: Mapping[str, Any], old: str, folder: Path) -> PlannedJob:
+def _check_types(fields: Any, **types: Any) -> None:
+    """Raises `TypeError` unless `fields` is a dict whose values have the given types."""
+    for name, kind in types.items():
+        if not isinstance(fields, dict) or not isinstance(fields[name], kind):
+            raise TypeError(f"{name} is missing or has a wrong type")
+
+
+def _check_texts(values: Iterable[Any]) -> None:
+    if not all(isinstance(value, str) for value in values):
+        raise TypeError("a value is not text")
+
+
+def _arm_from_json(arm: Any, jobs: Mapping[str, PlannedJob]) -> PlannedArm:
+    _check_types(arm, name=str, group=str, seed=int | None, reference=dict, jobs=dict)
+    _check_types(arm["reference"], **dict.fromkeys(arm["reference"], int | float))
+    if not jobs.keys() >= set(arm["jobs"].values()):
+        raise ValueError(f"the arm {arm['name']!r} has jobs that are not listed")
+    return PlannedArm(**arm)
+
+
+def _job_from_json(entry: Any, old: str, folder: Path) -> PlannedJob:
+    _check_types(entry, name=str, folder=str, command=list, environment=dict, total_steps=int)
+    _check_types(entry, dependencies=list, resources=dict)
+    _check_texts([*entry["command"], *entry["dependencies"], *entry["environment"].values()])
+    resources = entry["resources"]
+    _check_types(resources, **dict.fromkeys(resources, int | float) | {"device": str})
     fields = dict(entry)
     kind, total_steps = Kind(fields.pop("kind")), fields.pop("total_steps")
     fields |= {"folder": Path(fields["folder"]), **_paths(folder, fields["name"])}

@@ -16,12 +16,12 @@ _LOG_BYTES = 2**14
 def format_status(folder: SweepFolder, sweep: ExpandedSweep) -> str:
     """Returns a line for each job, and the last lines of the logs of failed jobs."""
     states = folder.read_states(sweep)
-    width = max(map(len, sweep.jobs))
-    lines = []
+    width = max(map(len, sweep.jobs), default=0)
+    lines, blocked = [], find_blocked(sweep.jobs, states)
     for name, planned in sweep.jobs.items():
         state = states[name]
         arms = sweep.arm_names(name)
-        text = describe_state(planned, sweep.jobs, states)
+        text = describe_state(planned, state, is_blocked=name in blocked)
         lines.append(f"{name:{width}}  {text:30}  {'; '.join(arms)}")
         if state.status is Status.FAILED or state.failures:
             lines += [f"    {line}" for line in read_log_tail(planned.job)]
@@ -37,14 +37,17 @@ def count_states(states: Iterable[JobState]) -> str:
     return ", ".join(f"{count} {name}" for count, name in counts if count)
 
 
-def describe_state(
-    planned: PlannedJob, jobs: Mapping[str, PlannedJob], states: Mapping[str, JobState]
-) -> str:
-    """Returns the status of a job with its progress or the reason of its failure."""
-    state = states[planned.job.name]
+def describe_state(planned: PlannedJob, state: JobState, *, is_blocked: bool) -> str:
+    """Returns the status of a job with its progress or the reason of its failure.
+
+    Args:
+      planned: the job.
+      state: its state.
+      is_blocked: whether a job that it depends on has failed.
+    """
     if state.status is Status.FAILED:
         return f"failed: {state.reason}"
-    if state.status is Status.WAITING and is_blocked(planned, jobs, states):
+    if state.status is Status.WAITING and is_blocked:
         return "blocked by a failed job"
     text = state.status.value
     if state.failures:
@@ -55,14 +58,21 @@ def describe_state(
     return text
 
 
-def is_blocked(
-    planned: PlannedJob, jobs: Mapping[str, PlannedJob], states: Mapping[str, JobState]
-) -> bool:
-    """Returns whether a job that the job depends on, directly or not, has failed."""
-    return any(
-        states[name].status is Status.FAILED or is_blocked(jobs[name], jobs, states)
-        for name in planned.job.dependencies
-    )
+def find_blocked(jobs: Mapping[str, PlannedJob], states: Mapping[str, JobState]) -> set[str]:
+    """Returns the jobs that depend, directly or not, on a failed job.
+
+    Args:
+      jobs: the jobs by name; dependencies come first.
+      states: the states by name.
+    """
+    blocked: set[str] = set()
+    for name, planned in jobs.items():
+        if any(
+            states[source].status is Status.FAILED or source in blocked
+            for source in planned.job.dependencies
+        ):
+            blocked.add(name)
+    return blocked
 
 
 def read_log_tail(job: Job, lines: int = LOG_LINES) -> list[str]:

@@ -145,7 +145,10 @@ class SweepFolder:
             return JobState()
         try:
             tree = json_file.read_object(path)
-            return JobState(**{**tree, "status": Status(tree["status"])})
+            state = JobState(**{**tree, "status": Status(tree["status"])})
+            texts = state.reason, state.started, state.ended
+            is_valid = type(state.failures) is int and all(isinstance(x, str) for x in texts)
+            return state if is_valid and isinstance(state.handle, dict | None) else JobState()
         except (UserError, KeyError, TypeError, ValueError):
             return JobState()
 

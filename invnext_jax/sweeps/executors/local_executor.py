@@ -14,6 +14,7 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from invnext_jax import file_lock, sanitize
 from invnext_jax.errors import UserError
@@ -67,12 +68,15 @@ class LocalExecutor:
         """Starts the job.
 
         Raises:
-          UserError: the machine has not enough GPUs or cores.
+          UserError: the machine has not enough GPUs or cores, or the log cannot be written.
         """
         self._check_size(job)
         slot = self._find_slot(job) or self._idle_slot(job)
         job.log.parent.mkdir(parents=True, exist_ok=True)
-        with file_lock.open_file(_lock_path(job), "a+") as lock, open(job.log, "ab") as log:
+        with (
+            _open_file(_lock_path(job), "a+") as lock,
+            _open_file(job.log, "ab") as log,
+        ):
             try:
                 file_lock.acquire(lock)
             except file_lock.LockHeldError:  # an earlier process of the job; `poll` waits for it
@@ -167,6 +171,15 @@ class LocalExecutor:
                     f"{available}: change --devices_per_job or --cores_per_job, or choose "
                     "another --executor"
                 )
+
+
+def _open_file(path: Path, mode: str) -> IO:
+    try:
+        return file_lock.open_file(path, mode)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror}): remove it, or choose another --workdir"
+        ) from error
 
 
 def _make_handle(slot: Slot) -> Handle:

@@ -57,6 +57,7 @@ def collect_results(folder: SweepFolder, sweep: ExpandedSweep) -> Results:
       UserError: a column selects several rows of an evaluation.
     """
     states = folder.read_states(sweep)
+    blocked = status_table.find_blocked(sweep.jobs, states)
     rows = {name: _read_rows(planned, states[name]) for name, planned in sweep.jobs.items()}
     columns = dict(sweep.columns) or _find_columns(sweep, rows)
     values: dict[tuple[str, str, str], dict[int | None, Value]] = {}
@@ -68,7 +69,9 @@ def collect_results(folder: SweepFolder, sweep: ExpandedSweep) -> Results:
             name = arm.jobs[column.step]
             value = _select(title, column, sweep.jobs[name], rows[name])
             if value is None:
-                text = status_table.describe_state(sweep.jobs[name], sweep.jobs, states)
+                text = status_table.describe_state(
+                    sweep.jobs[name], states[name], is_blocked=name in blocked
+                )
                 finished = states[name].status is Status.FINISHED
                 value = Value(missing="missing" if finished else text)
             elif value.row is not None:

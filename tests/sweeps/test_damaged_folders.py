@@ -1,0 +1,103 @@
+"""Damaged files in the folder of a sweep are one-sentence errors, and never block."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from fake_sweeps import FAKE, make_job, make_sweep
+
+from invnext_jax.errors import UserError
+from invnext_jax.sweeps import commands, status_table
+from invnext_jax.sweeps.executors.local_executor import LocalExecutor
+from invnext_jax.sweeps.executors.machine import Machine
+from invnext_jax.sweeps.runner import RunOptions
+from invnext_jax.sweeps.step_config import Kind
+from invnext_jax.sweeps.sweep_folder import JobState, Status, SweepFolder
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    return make_sweep(tmp_path)
+
+
+@pytest.fixture
+def folder(sweep, tmp_path):
+    folder = SweepFolder(tmp_path)
+    folder.write_sweep(sweep)
+    return folder
+
+
+def change_job(**fields):
+    return lambda tree: tree["jobs"][-1].update(fields)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        change_job(dependencies=["none"]),
+        change_job(dependencies=[[]]),
+        change_job(command=[1]),
+        change_job(total_steps="3"),
+        change_job(resources={"cores": "1"}),
+        change_job(environment={"A": 1}),
+        lambda tree: tree["jobs"][0].update(dependencies=[tree["jobs"][1]["name"]]),
+        lambda tree: tree["jobs"][0].update(dependencies=[tree["jobs"][0]["name"]]),
+        lambda tree: tree.update(columns=[]),
+        lambda tree: tree.update(columns={"a": {"step": 1}}),
+        lambda tree: tree["arms"][0].update(name=1),
+        lambda tree: tree["arms"][0].update(jobs={"stage1": "none"}),
+        lambda tree: tree["arms"].append(None),
+        lambda tree: tree["jobs"].append(tree["jobs"][0]),
+    ],
+)
+def test_cycles_and_wrong_types_are_user_errors(folder, change):
+    path = folder.path / "sweep.json"
+    tree = json.loads(path.read_text())
+    change(tree)
+    path.write_text(json.dumps(tree))
+    with pytest.raises(UserError, match="is damaged .* repeat the command that started the sweep"):
+        commands.show_status(folder)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"failures": "1"}, {"reason": 1}, {"handle": []}, {"started": None}, {"other": 1}]
+)
+def test_states_with_wrong_types_count_as_jobs_that_have_not_started(folder, sweep, fields):
+    for name in sweep.jobs:
+        folder.write_state(name, JobState(Status.FAILED))
+        path = folder.path / "states" / f"{name}.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+    assert f"{len(sweep.jobs)} waiting" in commands.show_status(folder)
+
+
+def test_named_pipes_in_place_of_files_do_not_block(folder, sweep):
+    job = next(iter(sweep.jobs.values())).job
+    job.log.parent.mkdir()
+    os.mkfifo(job.log)
+    with pytest.raises(UserError, match=r"\.log cannot be written .* remove it"):
+        LocalExecutor(Machine(cores=(0, 1))).submit(job)
+    os.mkfifo(folder.path / "sweep.lock")
+    assert "The sweep command does not run" in commands.show_status(folder)
+
+
+def test_jobs_of_another_folder_or_script_are_refused(folder, monkeypatch):
+    def make_executor():
+        pytest.fail("a job was started")
+
+    with pytest.raises(UserError, match="not a script of this installation"):
+        commands.run_sweep(folder, None, make_executor, RunOptions())
+    monkeypatch.setattr(commands, "SCRIPTS", dict.fromkeys(Kind, str(FAKE)))
+    with pytest.raises(UserError, match="start in .*: change to this folder"):
+        commands.run_sweep(folder, None, make_executor, RunOptions())
+
+
+def test_long_chains_of_jobs_are_described_in_linear_time():
+    """Each job depends on the two before it, so that the number of paths is exponential."""
+    names = [f"job{number}" for number in range(5000)]
+    jobs = {
+        name: make_job(Path("/x"), name, Kind.TRAIN, names[max(0, n - 2) : n])
+        for n, name in enumerate(names)
+    }
+    states = dict.fromkeys(names, JobState()) | {"job0": JobState(Status.FAILED)}
+    assert status_table.find_blocked(jobs, states) == set(names[1:])
