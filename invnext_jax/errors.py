@@ -74,12 +74,10 @@ def exit_on_user_error() -> Iterator[None]:
     """
     try:
         yield
-    except UserError as error:
-        print(f"error: {sanitize.for_display(str(error))}", file=sys.stderr)
-        sys.exit(2)
-    except NonFiniteError as error:
-        print(f"error: {sanitize.for_display(str(error))}", file=sys.stderr)
-        sys.exit(3)
+    except (UserError, NonFiniteError) as error:
+        text = sanitize.shorten(str(error), sanitize.MAX_MESSAGE)
+        print(f"error: {sanitize.for_display(text)}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, UserError) else 3)
 
 
 def run_command(

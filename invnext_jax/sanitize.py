@@ -1,4 +1,4 @@
-"""Removes terminal escapes and URL secrets from untrusted text."""
+"""Removes terminal escapes and URL secrets from untrusted text, and limits its length."""
 
 import re
 from typing import Any
@@ -16,6 +16,8 @@ _SECRET_NAME = re.compile(
 )
 _MAX_PLAIN = 15  # longer query values may be signatures
 _REDACTED = "REDACTED"
+MAX_MESSAGE = 20_000  # maximum number of characters of an error message; it may contain a table
+MAX_REASON = 1000  # maximum number of characters of the reason why a video or a row is skipped
 
 
 def redact_urls(text: str) -> str:
@@ -70,3 +72,18 @@ def escape_controls(text: str) -> str:
 def for_display(text: str) -> str:
     """Returns a text without control characters and URL secrets, for display and logs."""
     return escape_controls(redact_urls(text))
+
+
+def shorten(text: str, limit: int = MAX_REASON) -> str:
+    """Returns a text of at most `limit` characters.
+
+    The middle of a longer text is omitted, because the end of an error says what to change. URL
+    secrets in it are replaced first, because a part of a URL is not recognized as one.
+    """
+    if len(text) <= limit:
+        return text
+    text, omitted = redact_urls(text), " [...] "
+    if len(text) <= limit:
+        return text
+    end = (limit - len(omitted)) // 2
+    return f"{text[: limit - len(omitted) - end]}{omitted}{text[-end:]}"

@@ -105,6 +105,13 @@ def test_an_error_for_the_user_is_a_line_and_an_exit_code(error, code, capsys):
     assert capsys.readouterr().err == "error: change this\n"
 
 
+def test_long_errors_keep_the_end_that_says_what_to_change(capsys):
+    with pytest.raises(SystemExit), errors.exit_on_user_error():
+        raise errors.UserError(f"{'x' * 10**6} is not a path: set another one")
+    text = capsys.readouterr().err
+    assert len(text) < 21_000 and text.endswith("is not a path: set another one\n")
+
+
 def test_other_errors_keep_their_traceback():
     with pytest.raises(ZeroDivisionError), errors.exit_on_user_error():
         _ = 1 / 0

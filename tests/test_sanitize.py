@@ -60,3 +60,12 @@ def test_control_characters_are_escaped():
     expected = "a\tb\nc\\x1b]0;owned\\x07\\r\\x9b31m\\u202e\\udc80ü"
     assert sanitize.escape_controls(text) == expected
     assert sanitize.for_display("\x1bhttps://a@b") == "\\x1bhttps://REDACTED@b"
+
+
+def test_long_texts_keep_their_start_and_their_end_without_secrets():
+    text = f"list {'x' * 10**6}: https://h/{'y' * 100}?token=abcdef is bad: change the list"
+    short = sanitize.shorten(text, 100)
+    assert len(short) == 100 and short.startswith("list x")
+    assert short.endswith("is bad: change the list") and "abcdef" not in short
+    assert sanitize.shorten("a" * 100, 100) == "a" * 100
+    assert len(sanitize.shorten("a" * 101, 100)) == 100

@@ -6,7 +6,7 @@ from typing import BinaryIO
 
 from absl import logging
 
-from invnext_jax import csv_text, file_lock
+from invnext_jax import csv_text, file_lock, sanitize
 from invnext_jax.data.clips import BadClip
 from invnext_jax.errors import UserError
 
@@ -94,6 +94,7 @@ class BadVideoTracker:
         Raises:
           UserError: `on_bad` is "fail", or too many videos are bad.
         """
+        bad_clip = bad_clip._replace(reason=sanitize.shorten(bad_clip.reason))
         self.dropped += clips
         self.kinds[bad_clip.kind] += clips
         self._stalled += clips if bad_clip.kind == STALLED else 0

@@ -186,7 +186,7 @@ def _write_records(
                     raise InterruptedError(f"writing of shard {index} was cancelled")
                 record = manifest[row]
                 if "reason" in video:
-                    reason = sanitize.redact_error(video["reason"], record.path)
+                    reason = sanitize.shorten(sanitize.redact_error(video["reason"], record.path))
                     quarantined.append([row, record.name, reason])
                 else:
                     values = {name: video[name] for name in VIDEO_COLUMNS}

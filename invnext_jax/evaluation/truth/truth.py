@@ -82,7 +82,7 @@ class SkippedRows:
     def add(self, row: int, error: BadTruth) -> None:
         """Records a skipped row, and logs it the first time."""
         is_new = row not in self.reasons
-        self.reasons[row] = sanitize.for_display(str(error))
+        self.reasons[row] = sanitize.for_display(sanitize.shorten(str(error)))
         self.kinds[row] = error.kind
         if is_new:
             logging.warning("row %d skipped (%s): %s", row, error.kind, self.reasons[row])
@@ -119,7 +119,7 @@ class SkippedEntries:
           reason: Why the entry is invalid.
         """
         self.count += 1
-        self.reason = f"{place}: {str(reason)[:MAX_REASON]}"
+        self.reason = f"{place}: {sanitize.shorten(str(reason), MAX_REASON)}"
         if self.count <= MAX_LOGGED:
             logging.warning("%s: skipped %s", self._path, self.reason)
         if self.count == MAX_LOGGED:
