@@ -22,7 +22,7 @@ from invnext_jax.stages.registry import STAGES
 
 stage1, stage2 = STAGES["stage1"], STAGES["stage2"]
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
