@@ -23,10 +23,10 @@ SMALL = {
     "encoder.width": 32, "encoder.mlp_width": 32, "encoder.depth": 1, "encoder.pool_width": 32,
     "predictor.width": 32, "predictor.mlp_width": 32, "predictor.depth": 1, "decoder.width": 32,
     "data.frames": 4, "data.manifest": "world:simple/train?videos=16", "batch_size": 8,
-    "total_steps": 3, "teacher.taps": 1, "optimizer.warmup_steps": 1, "checkpoint.every_steps": 1,
+    "total_steps": 3, "optimizer.warmup_steps": 1, "checkpoint.every_steps": 1,
     "log.every_steps": 1, "log.diagnostics_every_steps": 0, "log.measure_ceiling": False,
 }
-STAGE1 = Step("stage1", "configs/stage1.py:tiny", SMALL)
+STAGE1 = Step("stage1", "configs/stage1.py:tiny", SMALL | {"teacher.taps": 1})
 SMALL2 = {k: v for k, v in SMALL.items() if not k.startswith("decoder.")}
 STAGE2 = Step("stage2", "configs/stage2.py:tiny", SMALL2)
 PROBE = Step("probe", "configs/eval/tasks/linear_probe.py:tiny", {
