@@ -12,7 +12,7 @@ import av
 import numpy as np
 
 RATE = 25  # frames per second
-TICKS = 90_000 // RATE  # duration of a frame
+TICKS = 90_000 // RATE  # duration of a frame in ticks of 1/90000 s
 MATRICES = {  # elements a, b, c, d of the display matrix in MP4 files
     "none": (1, 0, 0, 1),
     "mirror": (-1, 0, 0, 1),

@@ -68,7 +68,7 @@ def read_bytes(path: str | os.PathLike, max_bytes: int) -> bytes:
     """
     parts, remaining = [], max_bytes
     with open_binary(path, max_bytes) as file:
-        # `read` allocates memory for all the bytes that it is called with.
+        # `read(n)` allocates n bytes even if the file is shorter, so the file is read in chunks.
         while part := file.read(min(remaining, _CHUNK_BYTES)):
             parts.append(part)
             remaining -= len(part)

@@ -24,7 +24,7 @@ from invnext_jax.video_lists.video_list import VideoEntry
 
 FRAMES = 5
 BITS = 64
-MAX_BITS = 8  # similar videos differ in fewer bits per frame
+MAX_BITS = 8  # videos that differ in fewer bits per frame are similar
 MIN_FRAMES = 3
 SIDE = 32
 MIN_CONTRAST = 4.0  # standard deviation of the gray values, which are at most 255

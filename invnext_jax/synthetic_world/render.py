@@ -145,7 +145,10 @@ def _coverage(spec: WorldSpec, scene: Scene, k: int) -> np.ndarray:
 
 
 def _bilinear_weights(position_tn: np.ndarray, cells: int) -> np.ndarray:
-    """Returns bilinear weights [t n i] of i = `cells` equal cells in [-1, 1]; zero outside."""
+    """Returns the weights [t n i] of linear interpolation along one axis.
+
+    The axis [-1, 1] has i = `cells` equal cells. The weights are 0 outside.
+    """
     cell_tn = (position_tn + 1) * np.float32(cells / 2) - np.float32(0.5)
     return np.maximum(0, 1 - np.abs(cell_tn[..., None] - np.arange(cells, dtype=np.float32)))
 

@@ -70,7 +70,7 @@ class WorldSpec:
         for name, (low, high) in {**ranges, "seed": (0, MAX_SEED)}.items():
             value = getattr(self, name)
             if not isinstance(value, numbers.Integral) or not low <= value <= high:
-                raise UserError(f"{name}={value}: a world needs an integer from {low} to {high}")
+                raise UserError(f"{name}={value} must be an integer from {low} to {high}")
         if self.level == "full" and self.frames % 2:
             raise UserError(f"frames={self.frames}: the full level needs an even number of frames")
         if self.level == ANTICIPATION and self.frames < MIN_ANTICIPATION_FRAMES:

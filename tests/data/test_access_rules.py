@@ -1,4 +1,4 @@
-"""Manifests can refer only to files that the rules allow, and no address runs code."""
+"""Manifests refer only to files that the rules allow; opening an address never executes code."""
 
 import json
 import urllib.parse

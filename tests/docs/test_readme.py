@@ -15,16 +15,15 @@ def section(title):
 
 def test_every_file_of_the_map_exists():
     folder, found = ROOT, 0
-    for line in section("Map of the code").split("```")[1].splitlines():
-        name = line.split(" ")[0] if line[:1].strip() else line.split()[0] if line.strip() else ""
-        if line[:1].strip():
-            folder = ROOT
-        if name:
+    for line in section("Map of the code").split("```")[1].strip().splitlines():
+        names = re.match(r" *(\S+(?:, \S+)*)", line)[1].split(", ")
+        folder = folder if line.startswith(" ") else ROOT
+        for name in names:
             assert (folder / name).exists(), name
             found += 1
-        if line[:1].strip() and name.endswith("/"):
-            folder = ROOT / name
-    assert found > 12
+        if not line.startswith(" "):
+            folder = ROOT / names[0]
+    assert found > 20
 
 
 def test_every_link_exists():

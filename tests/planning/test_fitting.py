@@ -21,7 +21,10 @@ def plans():
 
 @pytest.fixture
 def make_device(monkeypatch, plans):
-    """Returns a function that makes a device by its usable memory. Matrix products limit steps."""
+    """Returns a function that adds a device with the given usable memory.
+
+    Its bandwidths are so high that matrix products determine the time of a step.
+    """
 
     def activation_bytes(shapes):  # computing them takes seconds each time
         per_clip = plans[shapes.config.remat]["activation_bytes_per_clip"]

@@ -114,7 +114,7 @@ def test_bfloat16_agrees_with_float32(case, batch, request):
         for name, expected in wide[kind].items():
             error = jnp.linalg.norm(narrow[kind][name] - expected)
             assert error <= tolerance * jnp.linalg.norm(expected), name
-            if kind == 0:  # bfloat16 was used
+            if kind == 0:  # so large an error shows that bfloat16 was used
                 assert error > 1e-3 * jnp.linalg.norm(expected), name
 
 

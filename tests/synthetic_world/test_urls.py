@@ -64,9 +64,9 @@ def test_missing_fields_have_default_values():
         ("world:anticipation/train?videos=2&frames=4", "at least 6 frames"),
         ("world:easy/train?videos=2", "unknown world level 'easy'"),
         ("world:simple/dev?videos=2", "unknown world split 'dev'"),
-        ("world:simple/train?videos=2&size=8", "size=8: a world needs an integer from 16 to 2048"),
-        ("world:simple/train?videos=2&size=100000", "size=100000: a world needs"),
-        ("world:simple/train?videos=2&frames=1000000", "frames=1000000: a world needs"),
+        ("world:simple/train?videos=2&size=8", "size=8 must be an integer from 16 to 2048"),
+        ("world:simple/train?videos=2&size=100000", "size=100000 must be"),
+        ("world:simple/train?videos=2&frames=1000000", "frames=1000000 must be"),
         ("world:?videos=2", "unknown world level ''"),
     ],
 )

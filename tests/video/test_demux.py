@@ -74,7 +74,7 @@ def test_sound_that_starts_late_does_not_make_a_video_bad(tmp_path, videos):
     size = len(sound).to_bytes(3, "big")
     tag = b"\x08" + size + data[start + 4 : start + 8] + bytes(3) + sound
     path.write_bytes(data[:start] + tag + len(tag).to_bytes(4, "big") + data[start:])
-    # Without this variable, the outcome would depend on earlier contents of the memory.
+    # Without this variable, the result would depend on uninitialized memory.
     environment = {**os.environ, "MALLOC_PERTURB_": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     code = "import sys; from invnext_jax.data import decode\n"
     code += "print(len(decode.read_frames(sys.argv[1], range)))"

@@ -79,7 +79,9 @@ def read_points(labels_tnj: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
 
 
 def read_masks(labels_tnk: jax.Array, grid: tuple[int, int], size: tuple[int, int]) -> jax.Array:
-    """Resizes labels bilinearly and selects the largest one for each pixel. Can be traced.
+    """Resizes the scores of labels bilinearly and selects the largest one at each pixel.
+
+    The function can be used inside `jax.jit`.
 
     Args:
       labels_tnk: propagated labels of `label_masks`.
@@ -87,7 +89,7 @@ def read_masks(labels_tnk: jax.Array, grid: tuple[int, int], size: tuple[int, in
       size: height and width of the result in pixels.
 
     Returns:
-      int32 numbers of labels [t h w], where 0 is the background.
+      int32 label ids [t h w]; 0 is the background.
     """
 
     def read(labels_nk):

@@ -53,8 +53,8 @@ class BoxBaselines:
         ]
         if any(box is None for box in boxes):
             print(
-                "No baselines on boxes: a manifest has no ground truth next to it, is a `world:` "
-                "URL, or consists of several manifests.",
+                "The box baselines are skipped: they need one manifest file for each split, with "
+                "the ground truth in the same folder.",
                 flush=True,
             )
             return []

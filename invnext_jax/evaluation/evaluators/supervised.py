@@ -38,8 +38,8 @@ LOG_EVERY = 10  # steps
 class SupervisedBaseline:
     """End-to-end training on all tasks at once, with one row per task.
 
-    There are no rows for 0 steps and for encoders of other projects, which this package cannot
-    train.
+    It returns no rows if `config.supervised.steps` is 0, and none for encoders of other projects,
+    which this package cannot train.
     """
 
     name = "supervised"

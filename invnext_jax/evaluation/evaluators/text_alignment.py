@@ -123,7 +123,8 @@ def _check_texts(settings: Any) -> None:
     if not settings.encoder and not settings.train_text:
         raise UserError(
             "config.text.encoder is empty, so the text tower has random parameters: set "
-            "config.text.train_text=True, or the folder of a SigLIP or CLIP model"
+            "config.text.train_text=True, or set config.text.encoder to the folder of a SigLIP or "
+            "CLIP model"
         )
     for template in settings.templates:
         if template.replace("{}", "", 1).count("{") or template.count("{}") != 1:

@@ -1,7 +1,7 @@
 """Runs a frozen encoder on batches of clips, on all devices of this process.
 
 Shape key: b clips, t frames or time slots, h w pixels, c channels, s patches of a slot, n grid
-tokens, d width, e width.
+tokens, d e width (e is the second axis of d x d matrices).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping

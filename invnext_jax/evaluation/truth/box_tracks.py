@@ -44,7 +44,7 @@ class BoxTracks:
 
         Args:
           path: File of boxes.
-          size: Side of the clips in pixels, which show the centered square.
+          size: Height and width of the clips in pixels, which are center crops.
           rules: Rules that select the windows; by default, those of Waymo Open.
           seconds: Time limit for reading a clip of a video file.
 

@@ -46,8 +46,8 @@ class JhmdbJoints:
         Args:
           root: Folder with `Rename_Images`, `joint_positions` and `splits`.
           split: "train" or "val", which is the test part of the split.
-          size: Side of the clips in pixels, which show the centered square. None keeps the whole
-              images.
+          size: Height and width of the clips in pixels, which are center crops. None: images are
+              not cropped.
           number: Number of the split, 1 to 3.
 
         Raises:

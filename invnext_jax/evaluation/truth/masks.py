@@ -46,8 +46,8 @@ class DavisMasks:
         Args:
           root: Folder with `JPEGImages`, `Annotations` and `ImageSets`.
           split: Name of the list, without ".txt".
-          size: Side of the clips in pixels, which show the centered square. None keeps the whole
-              images.
+          size: Height and width of the clips in pixels, which are center crops. None: images are
+              not cropped.
           year: Folder of the list.
           resolution: Folder of the images and annotations.
           max_frames: Maximum number of frames of a sequence; None reads all.

@@ -208,7 +208,7 @@ class SlurmExecutor:
 
 
 def _parse_squeue(output: str) -> dict[str, _Entry]:
-    """Returns the newest entry of each name, but a job that has not ended before one that has."""
+    """Returns one entry for each name. Jobs that have not ended are preferred, then newer ones."""
     entries: dict[str, _Entry] = {}
     for line in output.splitlines():
         fields = line.split("|", 3)

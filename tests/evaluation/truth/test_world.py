@@ -145,7 +145,7 @@ def test_names_and_sizes_of_a_written_world_are_checked(tmp_path):
     spec = json.loads(path.read_text())
     for change in ({"size": 10**9}, {"frames": 8.5}, {"seed": "1"}, {"frames": float("nan")}):
         path.write_text(json.dumps(spec | change))
-        with pytest.raises(UserError, match="a world needs an integer from"):
+        with pytest.raises(UserError, match="must be an integer from"):
             WorldTruth(str(manifest), load)
 
 

@@ -20,7 +20,7 @@ from invnext_jax.sweeps.sweep_folder import Status, SweepFolder
 
 
 def make_job(folder, name, kind=Kind.TRAIN, source=None, **environment):
-    """A fake training of 1.5 s, or an evaluation of one."""
+    """Returns a job that imitates a training of 1.5 s, or the evaluation of such a training."""
     sources = [source] if source else []
     planned = fake_sweeps.make_job(folder, name, kind, sources, value=0.5, seconds=0.25)
     environment = {**planned.job.environment, **environment}
