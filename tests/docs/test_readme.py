@@ -16,7 +16,7 @@ def section(title):
 def test_every_file_of_the_map_exists():
     folder, found = ROOT, 0
     for line in section("Map of the code").split("```")[1].strip().splitlines():
-        names = re.match(r" *(\S+(?:, \S+)*)", line)[1].split(", ")
+        names = re.match(r" *([^\s,]+(?:, [^\s,]+)*)", line)[1].split(", ")
         folder = folder if line.startswith(" ") else ROOT
         for name in names:
             assert (folder / name).exists(), name
