@@ -5,6 +5,7 @@ A checkpoint is the folder `<workdir>/checkpoints/<step>`. It has three items: `
 `run_metadata.describe_run`). It also has checksums (see `checksums`).
 """
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -222,14 +223,13 @@ class Checkpointer:
         self._last_problem = problem
         if jax.process_index() != 0:
             return
-        free = self._workdir.describe_space()
         logging.warning(
             "step %d could not be saved in %s (%s%s); the newest checkpoint is %s; "
             "training continues and the next save tries again",
             step,
             self._folder,
             problem,
-            free,
+            self._workdir.describe_space(),
             "none yet" if self.saved_step is None else f"step {self.saved_step}",
         )
 
@@ -296,4 +296,5 @@ class Checkpointer:
     def close(self) -> None:
         """Waits for the pending save and closes Orbax's checkpoint manager."""
         self.wait()
-        self._manager.close()
+        with contextlib.suppress(*SAVE_ERRORS):  # of a failed save, which `wait` has reported
+            self._manager.close()

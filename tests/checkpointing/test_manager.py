@@ -6,6 +6,7 @@ import threading
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from checkpoint_cases import make_state, open_checkpointer, open_data, restore, steps
 
@@ -40,6 +41,28 @@ def test_saving_a_step_twice_changes_nothing(run, toy_config, toy_data, abstract
     with open_checkpointer(run, toy_config) as checkpointer:
         checkpointer.save(3, make_state(abstract, 3), {})
     assert steps(run) == ["2", "3"]
+
+
+def test_error_of_a_failed_save_is_not_raised_again_by_close(
+    toy_config, toy_data, abstract, tmp_path, monkeypatch
+):
+    def fail(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    close = ocp.CheckpointManager.close
+
+    def close_and_fail(manager):
+        close(manager)
+        fail()
+
+    monkeypatch.setattr(ocp.CheckpointManager, "save", fail)
+    monkeypatch.setattr(ocp.CheckpointManager, "close", close_and_fail)
+    with (
+        pytest.raises(UserError, match="No space left on device.*the run starts from step 0"),
+        open_checkpointer(tmp_path / "run", toy_config) as checkpointer,
+    ):
+        position = open_data(toy_data).get_state()
+        checkpointer.finish(1, make_state(abstract, 1), position, None)
 
 
 def test_changed_config_is_refused_with_a_table(run, toy_config, toy_data, abstract):
