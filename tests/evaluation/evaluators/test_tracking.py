@@ -19,7 +19,7 @@ from invnext_jax.evaluation.metrics import boxes as box_metrics
 PATCH, SIZE, FRAMES = 16, 32, 4
 WORLD = f"simple?videos=32&size={SIZE}&frames={FRAMES}"
 SETTINGS = {
-    **{"width": 64, "heads": 2, "query_width": 32, "batch_size": 32, "epochs": 75.0},
+    **{"width": 64, "heads": 2, "query_width": 32, "batch_size": 32, "epochs": 300.0},
     **{"learning_rates": (1e-2,), "targets": ("boxes",)},
 }
 
