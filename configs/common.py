@@ -210,7 +210,7 @@ def defaults() -> ml_collections.ConfigDict:
             # each step. Values below 1 change the method.
             "predicted": 1.0,
             # For multi_block: pairs (number of blocks, area of a block as a fraction of the frame).
-            # Each pair gives one mask.
+            # Each pair gives one mask. Stage 1 uses only the first one.
             "blocks": ((8, 0.15), (2, 0.7)),
             # For multi_block: fraction of the patches that stays visible, one for each entry of
             # `mask.blocks`.

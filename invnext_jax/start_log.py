@@ -33,6 +33,8 @@ def log_start(run: loop.Run) -> None:
             "the mesh axes tensor and sequence extend over several processes, which therefore load "
             "the same clips"
         )
+    if text := _describe_interpolation(run.config):
+        log_on_process_0(text)
     log_on_process_0(run.recipe.describe())
     if (warning := run.recipe.warning()) and jax.process_index() == 0:
         logging.warning("%s", warning)
@@ -43,6 +45,18 @@ def log_start(run: loop.Run) -> None:
         _warn_of_changed_schedule(run)
     if reason := run.checkpointer.abort_reason:
         log_on_process_0(f"this checkpoint was saved when the run was aborted: {reason}")
+
+
+def _describe_interpolation(config: Any) -> str:
+    """Returns a sentence if the clips are not those of the encoder's position table, or ""."""
+    own = {"data": (config.data.frames, config.data.size)}
+    own["encoder"] = config.encoder.frames, config.encoder.size
+    if own["data"] == own["encoder"]:
+        return ""
+    clips, table = (f"{n} frames of {side} x {side}" for n, side in own.values())
+    return (
+        f"clips of {clips} pixels; the position table of the encoder, for {table}, is interpolated"
+    )
 
 
 def _warn_of_changed_schedule(run: loop.Run) -> None:

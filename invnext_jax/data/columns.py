@@ -7,6 +7,7 @@ writes the `INFORMATIVE` columns for the user. Class names are in `<manifest>.cl
 import difflib
 import functools
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -172,7 +173,7 @@ def parse_label(text: str | None) -> int:
 
 def is_class_id(number: int) -> bool:
     """Returns whether a number can be a class id, or -1 for no label: labels are int32."""
-    return -MAX_CLASS - 1 <= number <= MAX_CLASS
+    return NO_LABEL <= number <= MAX_CLASS
 
 
 def parse_cell(
@@ -197,13 +198,22 @@ def parse_cell(
 
 
 def parse_label_cell(text: str | None, line: str, column: str) -> int:
-    """Parses a cell with a class id of 32 bits; see `parse_cell`."""
+    """Parses a cell with a class id; see `parse_cell` and `is_class_id`."""
     label = parse_cell(parse_label, text, line, column, "an integer: number the classes")
     if not is_class_id(label):
         raise UserError(
-            f"{line}: {label} in column {column!r} exceeds 32 bits: number the classes from 0"
+            f"{line}: {label} in column {column!r} is not between -1 (no label) and {MAX_CLASS}: "
+            "number the classes from 0"
         )
     return label
+
+
+def parse_seconds_cell(text: str | None, line: str, column: str) -> float:
+    """Parses a cell with a time in seconds; NaN for a blank cell. See `parse_cell`."""
+    seconds = parse_cell(float, text or "nan", line, column, "a number")
+    if seconds < 0 or math.isinf(seconds):
+        raise UserError(f"{line}: {text} in column {column!r} must be finite and at least 0")
+    return seconds
 
 
 def class_names_path(manifest: str | os.PathLike) -> Path:

@@ -17,10 +17,11 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from invnext_jax.data import columns as columns_lib
 from invnext_jax.data import files as files_lib
 from invnext_jax.data import shards, video_io
 from invnext_jax.data.access_rules import DEFAULT_RULES, AccessRules
-from invnext_jax.data.columns import LABEL_PREFIX, check_columns, parse_cell, parse_label_cell
+from invnext_jax.data.columns import LABEL_PREFIX, parse_cell
 from invnext_jax.errors import UserError
 from invnext_jax.synthetic_world import files, urls
 
@@ -201,7 +202,7 @@ def _read_file(path: str, rules: AccessRules) -> Manifest:
                     "columns path, source, label_<task> by commas, or convert the list with "
                     "launch/prepare_data.py index"
                 )
-            check_columns(path, columns)
+            columns_lib.check_columns(path, columns)
             manifest = _read_rows(path, rows, columns, rules)
     except FileNotFoundError as error:
         raise UserError(
@@ -283,9 +284,9 @@ def _read_rows(path: str, rows: csv.DictReader, columns: list[str], rules: Acces
             raise UserError(f"{line}: the source {source!a} is not UTF-8: save the file as UTF-8")
         sources.append(interned.setdefault(source, source))
         for name, values in times.items():
-            values.append(parse_cell(float, row.get(name) or "nan", line, name, "a number"))
+            values.append(columns_lib.parse_seconds_cell(row.get(name), line, name))
         for name, values in labels.items():
-            values.append(parse_label_cell(row[name], line, name))
+            values.append(columns_lib.parse_label_cell(row[name], line, name))
     return Manifest(
         file=path,
         paths=paths,

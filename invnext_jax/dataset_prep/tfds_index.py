@@ -148,7 +148,7 @@ class RecordProbe:
             if not isinstance(label, list) or len(label) != 1:
                 return {"reason": f"the record has no label {name!r}"}
             if not columns_lib.is_class_id(label[0]):
-                return {"reason": f"label {name!r} is {label[0]}, which exceeds 32 bits"}
+                return {"reason": f"label {name!r} is {label[0]}, which is not a class number"}
         return {"row": [*(int(label[0]) for label in labels.values()), *values]}
 
     def is_valid(self, result: Any, path: str, record: int) -> bool:

@@ -122,9 +122,11 @@ class VideoEncoder:
         Raises:
           UserError: see `__call__`.
         """
-        if video_bthwc.dtype != np.uint8 or video_bthwc.ndim != 5:
+        found = getattr(video_bthwc, "dtype", type(video_bthwc).__name__)
+        shape = list(getattr(video_bthwc, "shape", ()))
+        if found != np.uint8 or len(shape) != 5 or shape[-1] != 3:
             raise UserError(
-                f"the clips are {video_bthwc.dtype} {list(video_bthwc.shape)}, but must be uint8 "
+                f"the clips are {found} {shape}, but must be an array of uint8 "
                 "[clips, frames, height, width, 3] with values from 0 to 255"
             )
         patch, (height, width) = self.encoder.patch, video_bthwc.shape[2:4]

@@ -78,7 +78,7 @@ def check_settings(settings: Any, positions: int) -> None:
       positions: number of patches of a frame.
 
     Raises:
-      UserError: a name is unknown, a fraction is out of range, or `ratio` masks no patches.
+      UserError: a name is unknown, a value is out of range, or `ratio` masks no patches.
     """
     if not 0 < settings.ratio < 1:
         raise UserError(f"config.mask.ratio={settings.ratio} must be between 0 and 1")
@@ -95,19 +95,28 @@ def check_settings(settings: Any, positions: int) -> None:
         raise UserError(
             f"mask.ratio={ratio} masks none of the {positions} patches of a frame: increase it"
         )
+    if "blocks" in REGISTRY[settings.kind].options:
+        _check_blocks(settings)
 
 
-def unused_options(settings: Any) -> dict[str, str]:
-    """Returns the options of `config.mask` that the kind of mask does not use, with the reason."""
-    unused = {}
-    for name in dict.fromkeys(name for mask in REGISTRY.values() for name in mask.options):
-        kinds = [repr(kind) for kind, mask in REGISTRY.items() if name in mask.options]
-        if repr(settings.kind) not in kinds:
-            unused[f"mask.{name}"] = (
-                f"config.mask.kind={settings.kind!r} does not read it: set config.mask.kind to "
-                f"{' or '.join(kinds)}"
-            )
-    return unused
+def _check_blocks(settings: Any) -> None:
+    """Checks the sizes of `multi_block_masks`."""
+    blocks, visible, aspect = settings.blocks, settings.visible, settings.aspect
+    pairs = [len(pair) == 2 and pair[0] >= 1 and 0 < pair[1] <= 1 for pair in blocks]
+    rules = {
+        "blocks": (
+            any(pairs) and all(pairs),
+            "pairs (number of blocks, area of a block as a fraction of the frame)",
+        ),
+        "visible": (
+            len(visible) == len(blocks) and all(0 < fraction < 1 for fraction in visible),
+            "a fraction between 0 and 1 for each pair of config.mask.blocks",
+        ),
+        "aspect": (len(aspect) == 2 and 0 < aspect[0] <= aspect[1], "two numbers, smaller first"),
+    }
+    for name, (is_valid, rule) in rules.items():
+        if not is_valid:
+            raise UserError(f"config.mask.{name}={settings[name]} must be {rule}")
 
 
 def sample_masks(

@@ -17,7 +17,7 @@ def find_unused(stage: Any, config: Any) -> dict[str, str]:
       stage: a `MaskedModelingStage`.
       config: the run's config, which has passed the checks.
     """
-    unused = masks.unused_options(config.mask) | _unused_sources(config)
+    unused = _unused_mask_options(config.mask) | _unused_sources(config)
     groups = stage.param_groups(config)
     for name, module in (("predictor", predictor), ("decoder", decoder)):
         if name in groups:
@@ -87,3 +87,16 @@ def _activate(stage: Any, module: str) -> str:
 
 def _whole_section(config: Any, section: str, reason: str) -> Mapping[str, str]:
     return {f"{section}.{name}": reason for name in config[section]}
+
+
+def _unused_mask_options(settings: Any) -> dict[str, str]:
+    """Returns the options of `config.mask` that the kind of mask does not use, with the reason."""
+    unused = {}
+    for name in dict.fromkeys(name for mask in masks.REGISTRY.values() for name in mask.options):
+        kinds = [repr(kind) for kind, mask in masks.REGISTRY.items() if name in mask.options]
+        if repr(settings.kind) not in kinds:
+            unused[f"mask.{name}"] = (
+                f"config.mask.kind={settings.kind!r} does not read it: set config.mask.kind to "
+                f"{' or '.join(kinds)}"
+            )
+    return unused

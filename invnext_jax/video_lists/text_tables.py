@@ -169,7 +169,7 @@ def parse_label(text: str | None, where: str) -> int:
     """Parses a class id, like `columns_lib.parse_label`.
 
     Raises:
-      UserError: The text is not an integer of 32 bits. The message starts with `where`.
+      UserError: The text is not an integer, or not a class id. The message starts with `where`.
     """
     try:
         label = columns_lib.parse_label(text)
@@ -179,5 +179,8 @@ def parse_label(text: str | None, where: str) -> int:
             "in a column called 'label', where they are numbered"
         ) from error
     if not columns_lib.is_class_id(label):
-        raise UserError(f"{where}: {label} exceeds 32 bits: number the classes from 0")
+        raise UserError(
+            f"{where}: {label} is not between -1 (no label) and {columns_lib.MAX_CLASS}: number "
+            "the classes from 0"
+        )
     return label

@@ -16,12 +16,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
 
-from invnext_jax import json_file
 from invnext_jax.errors import UserError
 from invnext_jax.models import encoder, teachers, tubelet_encoder
 from invnext_jax.models.heads import AttentionPool
+from invnext_jax.models.patches import IMAGENET_MEAN, IMAGENET_STD
 from invnext_jax.models.predictor import ModernBertLayer
 from invnext_jax.models.text_tower import TextTower
 from invnext_jax.stages import registry
@@ -145,7 +144,7 @@ def read_teacher(kind: str, checkpoint: Checkpoint, source: str | Path) -> Impor
     """Reads a frozen image teacher from one of `image_models.FAMILIES`."""
     family = image_models.FAMILIES[kind]
     image_models.refuse_other_libraries(kind, checkpoint, source)
-    _check_pixel_stats(kind, Path(source))
+    published.check_pixel_stats(Path(source), f"a {kind} teacher", teachers.PIXEL_STATS[kind])
     with config_errors(source):
         sizes = family.sizes(_require_config(checkpoint, source))
         check_sizes(sizes, str(source), _count_values(checkpoint))
@@ -156,29 +155,6 @@ def read_teacher(kind: str, checkpoint: Checkpoint, source: str | Path) -> Impor
         expected = _shapes(teachers.from_config(config), image)
     tree = match.read_tree(family.adapt(checkpoint.tensors), expected, family.rules, str(source))
     return ImportedWeights({"teacher": tree}, {"teacher": sizes})
-
-
-def _check_pixel_stats(kind: str, source: Path) -> None:
-    """Checks that a preprocessor config next to the weights has the kind's mean and deviation.
-
-    Raises:
-      UserError: the file is invalid or has other values.
-    """
-    folder = source if source.is_dir() else source.parent
-    path = folder / published.PREPROCESSOR
-    found = json_file.read_object(path) if path.is_file() else {}
-    for name, expected in zip(("image_mean", "image_std"), teachers.PIXEL_STATS[kind], strict=True):
-        values = found.get(name, expected.tolist())
-        try:
-            is_same = np.allclose(np.asarray(values, np.float64), expected, atol=1e-3)
-        except (TypeError, ValueError, OverflowError):
-            is_same = False
-        if not is_same:
-            raise UserError(
-                f"{path} has {name}={str(values)[:80]}, but images for a {kind} teacher are "
-                f"normalized with {[round(float(x), 4) for x in expected]}: use a checkpoint that "
-                "was trained with these values"
-            )
 
 
 def read_tubelet_encoder(
@@ -233,6 +209,7 @@ def read_text_tower(checkpoint: Checkpoint, source: str | Path) -> ImportedWeigh
 
 def read_video(checkpoint: Checkpoint, source: str | Path) -> ImportedWeights:
     """Reads a video encoder in the published format, and all other parts in the file."""
+    published.check_pixel_stats(Path(source), "InternVideo-Next", (IMAGENET_MEAN, IMAGENET_STD))
     with config_errors(source):
         content = _require_config(checkpoint, source)
         config = ml_collections.ConfigDict(

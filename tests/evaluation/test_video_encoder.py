@@ -56,8 +56,14 @@ def test_clips_that_are_not_uint8_are_refused(exported):
     encoder = VideoEncoder(exported)
     clips = np.zeros((1, 2, 32, 32, 3), np.uint8)
     assert encoder.encode(clips).shape[0] == 1
-    for wrong, part in ((clips / 255, "float64 "), (clips[0], "uint8 \\[2, 32, 32, 3\\]")):
-        with pytest.raises(UserError, match=f"the clips are {part}.*must be uint8"):
+    for wrong, part in (
+        (clips / 255, "float64 "),
+        (clips[0], "uint8 \\[2, 32, 32, 3\\]"),
+        (clips[..., :1], "uint8 \\[1, 2, 32, 32, 1\\]"),
+        (clips.transpose(0, 4, 1, 2, 3), "uint8 \\[1, 3, 2, 32, 32\\]"),
+        (clips.tolist(), "list \\[\\]"),
+    ):
+        with pytest.raises(UserError, match=f"the clips are {part}.*must be an array of uint8"):
             encoder.encode(wrong)
 
 

@@ -166,6 +166,29 @@ def test_invalid_settings_are_refused(field, value, message):
     assert str(caught.value).startswith(message)
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("blocks", ()),
+        ("blocks", ((8, 15.0), (2, 70.0))),
+        ("blocks", ((0, 0.15), (2, 0.7))),
+        ("blocks", ((8, 0.15),)),
+        ("visible", (0.38,)),
+        ("visible", (38.0, 19.0)),
+        ("visible", (1.0, 0.19)),
+        ("aspect", (1.5, 0.75)),
+        ("aspect", (0.0, 1.5)),
+    ],
+)
+def test_impossible_blocks_are_refused(field, value):
+    settings = common.defaults().mask
+    settings.kind = "multi_block"
+    masks.check_settings(settings, 256)
+    settings[field] = value
+    with pytest.raises(UserError, match="config.mask.(blocks|visible|aspect)=.* must "):
+        masks.check_settings(settings, 256)
+
+
 def test_registered_mask_is_sampled_by_name(monkeypatch):
     monkeypatch.setattr(masks, "REGISTRY", dict(masks.REGISTRY))
 

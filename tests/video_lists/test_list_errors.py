@@ -73,8 +73,11 @@ def test_records_and_remote_files_are_errors(text, message, tmp_path):
             "path,source,label_x\na.mp4,s,3.5\n",
             "line 2, label_x: '3.5' must be an integer, or blank",
         ),
-        ("path,source,label_x\na.mp4,s,2147483648\n", "line 2, label_x: 2147483648 exceeds 32"),
-        ("a.mp4 -2147483649\n", "line 1: -2147483649 exceeds 32 bits"),
+        (
+            "path,source,label_x\na.mp4,s,2147483648\n",
+            "line 2, label_x: 2147483648 is not between -1",
+        ),
+        ("a.mp4 -2147483649\n", "line 1: -2147483649 is not between -1"),
         (
             "path,source,note,label_x\na.mp4,s,one, two,3\n",
             "line 2 has 5 cells, .* in double quotes",
