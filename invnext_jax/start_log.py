@@ -54,9 +54,7 @@ def _describe_interpolation(config: Any) -> str:
     if own["data"] == own["encoder"]:
         return ""
     clips, table = (f"{n} frames of {side} x {side}" for n, side in own.values())
-    return (
-        f"clips of {clips} pixels; the position table of the encoder, for {table}, is interpolated"
-    )
+    return f"clips of {clips} pixels: the encoder's position table for {table} is interpolated"
 
 
 def _warn_of_changed_schedule(run: loop.Run) -> None:

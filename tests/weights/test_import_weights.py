@@ -178,9 +178,7 @@ def check_pixel_stats(kind, source):
 def test_teachers_with_other_pixel_statistics_are_refused(kind, mean, tmp_path):
     path = tmp_path / "preprocessor_config.json"
     path.write_text(json.dumps({"image_mean": mean}))
-    with pytest.raises(
-        UserError, match="has image_mean=.* but the pixels for a .* are normal"
-    ):
+    with pytest.raises(UserError, match="has image_mean=.* but the pixels for a .* are normal"):
         check_pixel_stats(kind, tmp_path)
     clip = {"image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.269, 0.261, 0.276]}
     path.write_text(json.dumps(clip))
