@@ -309,6 +309,13 @@ def defaults() -> ml_collections.ConfigDict:
             # and CPUs (takes less than a second). The log then shows the speed of training as a
             # fraction of this speed.
             "measure_ceiling": True,
+            # Number of clips whose masks, reconstructions and features are written to TensorBoard
+            # for each checkpoint. A process with the lowest priority draws them on the CPU of
+            # process 0. 0: none.
+            "strips": 0,
+            # Package with the interface of wandb that also gets the metrics, from process 0:
+            # "wandb" or "trackio", or with a project "trackio:my-project". "": none.
+            "tracker": "",
         }
     )
     return config

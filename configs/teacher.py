@@ -65,7 +65,7 @@ def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
     )
     config.mesh = ml_collections.ConfigDict({"data": -1, "fsdp": 1, "tensor": 1, "sequence": 1})
     config.log = ml_collections.ConfigDict(
-        {"every_steps": 50, "max_nonfinite_steps": 20, "collapse_ratio": 0.0}
+        {"every_steps": 50, "max_nonfinite_steps": 20, "collapse_ratio": 0.0, "tracker": ""}
     )
     if variant == "full":
         config.total_steps = 15_000

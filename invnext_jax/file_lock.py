@@ -7,11 +7,14 @@ import json
 import os
 import socket
 import stat
+import time
 from typing import IO
 
 from absl import logging
 
 _UNSUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
+# `is_held` holds the lock for less than a millisecond. `open_locked` then tries again.
+_ATTEMPTS, _PAUSE_SECONDS = 6, 0.01
 
 
 class LockHeldError(Exception):
@@ -76,7 +79,7 @@ def open_locked(path: str | os.PathLike) -> IO:
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(open_file(path, "a+"))
         try:
-            acquire(file)
+            _acquire_after_probe(file)
         except LockHeldError as error:
             file.seek(0)
             raise LockHeldError(file.read().strip() or "unknown") from error
@@ -87,15 +90,25 @@ def open_locked(path: str | os.PathLike) -> IO:
     return file
 
 
+def _acquire_after_probe(file: IO) -> None:
+    """Calls `acquire`, and again if the lock may have been held by `is_held`."""
+    for _ in range(_ATTEMPTS - 1):
+        with contextlib.suppress(LockHeldError):
+            return acquire(file)
+        time.sleep(_PAUSE_SECONDS)
+    return acquire(file)
+
+
 def is_held(path: str | os.PathLike) -> bool:
     """Returns whether a process holds the lock of a file, which need not exist."""
     try:
         with open_file(path, "r") as file:
-            acquire(file)
-    except LockHeldError:
+            # Two processes that call this function do not find each other.
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
         return True
     except OSError as error:  # there is no such file, or it is a link or not a regular file
-        if error.errno not in (errno.ENOENT, errno.ELOOP, errno.EINVAL):
+        if error.errno not in (errno.ENOENT, errno.ELOOP, *_UNSUPPORTED):
             raise
     return False
 

@@ -22,6 +22,7 @@ from invnext_jax.errors import NonFiniteError
 from invnext_jax.monitoring import reporter as reporter_lib
 from invnext_jax.monitoring import throughput as throughput_lib
 from invnext_jax.monitoring.profiling import Profiler
+from invnext_jax.monitoring.strips_process import CheckpointStrips
 from invnext_jax.monitoring.watchdog import COMPILE_FACTOR, Watchdog
 from invnext_jax.multihost import consensus
 from invnext_jax.multihost.distributed import log_on_process_0
@@ -103,6 +104,7 @@ class Run:
       schedule: the learning-rate schedule, on the devices.
       data_iter: iterator over host batches.
       position: state of `data_iter` after the batches of the first `step` steps.
+      strips: writes clips of checkpoints to TensorBoard.
       online_evaluation: evaluates the encoder during the run; None for no evaluation.
     """
 
@@ -118,6 +120,7 @@ class Run:
     data_iter: Iterator[dict[str, np.ndarray]]
     checkpointer: manager_lib.Checkpointer
     position: Any
+    strips: CheckpointStrips
     online_evaluation: Any = None
 
     @property
@@ -142,12 +145,9 @@ def run_loop(
       watchdog: the watchdog, which receives a heartbeat before each phase of a step.
       stack: the exit stack on which the reporter and the profiler are closed.
     """
-    config, saving = run.config, run.config.checkpoint
-    throughput = throughput_lib.Throughput(
-        registry.split_step_flops(config),
-        list(run.mesh.devices.flat),
-        measure=config.log.measure_ceiling,
-    )
+    config, saving, total_steps = run.config, run.config.checkpoint, run.config.total_steps
+    flops, devices = registry.split_step_flops(config), list(run.mesh.devices.flat)
+    throughput = throughput_lib.Throughput(flops, devices, measure=config.log.measure_ceiling)
     best_metric = saving.best_metric if saving.keep_best else ""
     with consensus.all_hosts_agree("the records"):
         arguments = run.workdir, run.step, run.mesh, best_metric, throughput
@@ -175,9 +175,10 @@ def run_loop(
         run.checkpointer.finish(run.step, run.state, run.position, reporter.pop_score())
     if summary := run.data_iter.summary():
         reporter.log(summary)
-    if run.step < run.config.total_steps:
-        place = run.checkpointer.folder
-        reporter.log(preemption.describe_stop(run.step, run.config.total_steps, place))
+    if run.step < total_steps:
+        reporter.log(preemption.describe_stop(run.step, total_steps, run.checkpointer.folder))
+    else:
+        run.strips.finish(run.step)
 
 
 def _train(
@@ -271,6 +272,7 @@ class _RunCallbacks(Callbacks):
         run.checkpointer.save(run.step, run.state, run.position, score=self.reporter.pop_score())
         if not (run.workdir / "config.json").exists():
             run.records.write_config(run.config, run.recipe)
+        run.strips.start(run.step)
         self.stop_and_save.reset_timer(run.step)
 
 
@@ -289,12 +291,10 @@ def _compile(
     run: Run, batch: dict[str, jax.Array]
 ) -> tuple[step_lib.StepFn, step_lib.DiagnosticsFn | None]:
     """Compiles the step and the diagnostics. Calls with other shapes raise an error."""
-    start, diagnose = time.perf_counter(), None
+    start, diagnosed = time.perf_counter(), run.config.log.diagnostics_every_steps
     arguments = run.mesh, run.state, run.frozen, batch, run.root_key
     train_step = run.training.compile_step(*arguments, run.schedule)
-    if run.config.log.diagnostics_every_steps:
-        diagnose = run.training.compile_diagnostics(*arguments)
-    cache = jax.config.jax_compilation_cache_dir
-    kept = f", cached in {cache}" if cache else ""
+    diagnose = run.training.compile_diagnostics(*arguments) if diagnosed else None
+    kept = f", cached in {cache}" if (cache := jax.config.jax_compilation_cache_dir) else ""
     log_on_process_0(f"compiled in {time.perf_counter() - start:.1f} s{kept}")
     return train_step, diagnose

@@ -20,6 +20,7 @@ from invnext_jax.data import manifest, pipeline
 from invnext_jax.data.bad_videos import BadVideoTracker
 from invnext_jax.errors import UserError
 from invnext_jax.monitoring import metrics_file, parameter_table, profiling
+from invnext_jax.monitoring.strips_process import CheckpointStrips
 from invnext_jax.monitoring.watchdog import Watchdog
 from invnext_jax.multihost import consensus
 from invnext_jax.multihost.distributed import log_on_process_0
@@ -125,6 +126,8 @@ def prepare(
     record = _describe_run(config, dataset, restored_step, hashes)
     checkpointer = manager_lib.Checkpointer(locked_workdir, config, record)
     stack.callback(checkpointer.close)
+    strips = CheckpointStrips(config.log.strips, workdir, records.folder)
+    stack.callback(strips.close)
 
     training = registry.make_setup(config)
     abstract = training.abstract_state(mesh)
@@ -159,6 +162,7 @@ def prepare(
         data_iter=data_iter,
         checkpointer=checkpointer,
         position=data_iter.get_state(),
+        strips=strips,
         online_evaluation=online_evaluation,
     )
     if run.step < run.config.total_steps:

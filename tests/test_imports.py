@@ -55,6 +55,7 @@ ARROWS = {
     "evaluation.truth": {"data", "synthetic_world", "video", "workers"},
     "sweeps": {"evaluation", "planning", "stages", "training", "checkpointing", "data", "weights"}
     | {"config_checks", "monitoring", "workers.cpu_quota"},
+    "watching": {"evaluation", "sweeps", "training", "checkpointing", "monitoring"},
     "sweeps.arms": set(),
     "sweeps.job": set(),
     "models": set(),
@@ -168,7 +169,20 @@ LAYERS = {
     "monitoring": [
         {"reporter", "watchdog"},
         {"host_metrics"},
-        {"metrics_file", "profiling", "progress", "throughput", "parameter_table"},
+        {
+            "metrics_file",
+            "profiling",
+            "progress",
+            "throughput",
+            "parameter_table",
+            "strips_process",
+            "tracker",
+        },
+    ],
+    "watching": [
+        {"watch"},
+        {"server", "run_view", "sweep_view"},
+        {"live_page", "newest_strips", "run_status", "make_strips"},
     ],
 }
 

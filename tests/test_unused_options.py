@@ -100,7 +100,7 @@ ALWAYS_USED = {
     *(f"checkpoint.{n}" for n in ("every_steps", "every_minutes", "keep_last")),
     *("checkpoint.keep_every_steps", "checkpoint.keep_best"),
     *(f"log.{n}" for n in ("every_steps", "diagnostics_every_steps", "max_nonfinite_steps")),
-    *("log.watchdog_minutes", "log.collapse_ratio"),
+    *("log.watchdog_minutes", "log.collapse_ratio", "log.strips", "log.tracker"),
     *(f"loss.{n}" for n in ("align_tokens", "align_pooled", "pixels", "predict", "align_visible")),
 }
 # Permissions, which affect only what they permit, and a measurement that TPUs do not need.

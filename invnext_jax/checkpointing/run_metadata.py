@@ -117,6 +117,8 @@ _ADDED_FIELDS: dict[str, Any] = {
     "eval.videos": 512,
     "log.collapse_ratio": 0.0,
     "log.measure_ceiling": True,
+    "log.strips": 0,
+    "log.tracker": "",
     "log.watchdog_minutes": 15.0,
     "mask.predicted": 1.0,
     "optimizer.base_learning_rate": 0.0,

@@ -226,8 +226,10 @@ class Records:
         self.folder = workdir
         if not storage.is_bucket(workdir):
             return
-        self.folder = pathlib.Path(tempfile.mkdtemp(prefix="invnext_jax_records_"))
-        weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
+        parent = pathlib.Path(tempfile.mkdtemp(prefix="invnext_jax_records_"))
+        weakref.finalize(self, shutil.rmtree, parent, ignore_errors=True)
+        self.folder = parent / workdir.name  # a tracker shows the name of the run
+        self.folder.mkdir()
         with storage.translate_errors():
             for path in workdir.iterdir() if workdir.is_dir() else ():
                 own = path.name.removesuffix(self._suffix())

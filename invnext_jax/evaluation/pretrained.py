@@ -261,7 +261,7 @@ def read_run_record(workdir: str | Path) -> dict[str, Any]:
     Raises:
       UserError: the run has no checkpoint.
     """
-    folder = Path(workdir).absolute() / reader.CHECKPOINTS_FOLDER
+    folder = storage.open_path("the run", workdir) / reader.CHECKPOINTS_FOLDER
     steps = reader.finished_steps(folder)
     if not steps:
         raise UserError(f"{workdir} has no checkpoint: use the --workdir of a run that saved one")

@@ -10,7 +10,7 @@ import ml_collections
 from jax.sharding import Mesh
 
 from invnext_jax.errors import NonFiniteError, UserError, check_minimums
-from invnext_jax.monitoring import host_metrics, metrics_file, progress
+from invnext_jax.monitoring import host_metrics, metrics_file, progress, tracker
 from invnext_jax.monitoring import throughput as throughput_lib
 
 
@@ -28,8 +28,10 @@ def check_config(config: ml_collections.ConfigDict) -> None:
             "log.max_nonfinite_steps": 0,
             "log.collapse_ratio": 0,
             "log.watchdog_minutes": 0,
+            "log.strips": 0,
         },
     )
+    tracker.parse_setting(config.log.tracker)
 
 
 def is_due(step: int, every_steps: int) -> bool:
@@ -80,6 +82,7 @@ class Reporter:
         self._config, self._first_step, self._best_metric = config, step, best_metric
         self._rare_metrics = tuple(rare_metrics)
         self._writer = metrics_file.MetricWriter(workdir, step)
+        self._tracker = tracker.Tracker(config, workdir)
         # The other processes print nothing, so they need no records.
         records = metrics_file.read_metrics(workdir) if step and jax.process_index() == 0 else ()
         self._collapse = CollapseAlarm(config.log.collapse_ratio, records)
@@ -186,6 +189,7 @@ class Reporter:
         record = {"step": step, **record, **rates, **self._counts}
         record |= self._describe_hosts(times)
         self._writer.write(record)
+        self._tracker.write(record)
         self._progress.show(record)
         self._explain_wait(record["data_wait"])
         if warning := self._collapse.check(record):
@@ -239,6 +243,7 @@ class Reporter:
         """Closes the files and the progress bar."""
         self._progress.close()
         self._writer.close()
+        self._tracker.close()
 
 
 class CollapseAlarm:

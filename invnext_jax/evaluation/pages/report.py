@@ -46,6 +46,11 @@ class ReportedRun:
         """The name of the run's stage."""
         return registry.STAGES[self.record["config"]["stage"]].title
 
+    @property
+    def config_text(self) -> str:
+        """The config as indented JSON."""
+        return json.dumps(self.record["config"], indent=1)
+
 
 def write_report(
     folders: Sequence[str | Path],
@@ -105,6 +110,17 @@ def render(template: str, **content: Any) -> str:
 
 def describe_run(run: ReportedRun, number: int) -> dict[str, Any]:
     """Returns the contents of a run's section: facts, charts and the complete config."""
+    return {
+        "title": run.title,
+        "folder": run.folder.name,
+        "facts": describe_facts(run),
+        "charts": charts.make_charts(run.records, salt=f"{run.folder}-{number}"),
+        "config": run.config_text,
+    }
+
+
+def describe_facts(run: ReportedRun) -> dict[str, Any]:
+    """Returns the settings and the progress of a run by their names."""
     config, last = run.config, run.records[-1] if run.records else {}
     e, data = config.encoder, config.data
     side = e.size // e.patch
@@ -126,16 +142,15 @@ def describe_run(run: ReportedRun, number: int) -> dict[str, Any]:
         "skipped steps": last.get("skipped", ""),
         "dropped clips": last.get("dropped_videos", ""),
         "clips of short videos": last.get("short_clips", ""),
-        "code": (run.record["git"][:10] + "+" * run.record["git"].endswith("+")) or "no git",
+        "code": _name_commit(run.record["git"]),
         "versions": ", ".join(f"{k} {v}" for k, v in run.record["versions"].items()),
     }
-    return {
-        "title": run.title,
-        "folder": run.folder.name,
-        "facts": {name: value for name, value in facts.items() if value != ""},
-        "charts": charts.make_charts(run.records, salt=f"{run.folder}-{number}"),
-        "config": json.dumps(run.record["config"], indent=1),
-    }
+    return {name: value for name, value in facts.items() if value != ""}
+
+
+def _name_commit(git: str | None) -> str:
+    """Returns the start of a git hash with a "+" for local changes; "" if it is unknown (None)."""
+    return "" if git is None else git[:10] + "+" * git.endswith("+") or "no git"
 
 
 def _read_epochs(workdir: Path) -> str:

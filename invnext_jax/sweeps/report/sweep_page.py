@@ -30,7 +30,7 @@ def write_tables(folder: SweepFolder, out: str | Path, baseline: str = "") -> st
       UserError: the folder has no sweep, or the name of the file has another ending.
     """
     writers: dict[str, Callable[..., str]] = {
-        ".html": lambda: _make_page(folder, results, tables),
+        ".html": lambda: render("sweep.html", **describe_sweep(folder, results, tables)),
         ".md": lambda: table_text.write_markdown(tables, results.formats),
         ".csv": lambda: table_text.write_csv(tables, results.formats),
     }
@@ -43,17 +43,19 @@ def write_tables(folder: SweepFolder, out: str | Path, baseline: str = "") -> st
     return table_text.write_markdown(tables, results.formats)
 
 
-def _make_page(folder: SweepFolder, results: Results, tables: Sequence[SweepTable]) -> str:
+def describe_sweep(
+    folder: SweepFolder, results: Results, tables: Sequence[SweepTable]
+) -> dict[str, Any]:
+    """Returns the contents of the page of a sweep, as for the template sweep.html."""
     sweep = results.sweep
     states = folder.read_states(sweep)
-    return render(
-        "sweep.html",
-        title=folder.path.name,
-        source=sweep.source,
-        counts=status_table.count_states(states.values()),
-        tables=[_describe_table(sweep, table, results) for table in tables],
-        failed=_list_failures(sweep, states),
-    )
+    return {
+        "title": folder.path.name,
+        "source": sweep.source,
+        "counts": status_table.count_states(states.values()),
+        "tables": [_describe_table(sweep, table, results) for table in tables],
+        "failed": _list_failures(sweep, states),
+    }
 
 
 def _list_failures(sweep: ExpandedSweep, states: Mapping[str, JobState]) -> list[dict[str, Any]]:
