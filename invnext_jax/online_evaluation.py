@@ -24,7 +24,9 @@ from jax.sharding import Mesh
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data import pipeline
 from invnext_jax.data.access_rules import AccessRules
-from invnext_jax.data.held_out import find_shared_manifest, held_out_rows
+from invnext_jax.data.class_names import compare_manifests
+from invnext_jax.data.copies import COPIES_SECONDS, find_copies
+from invnext_jax.data.held_out import find_shared_manifest, held_out_rows, training_rows
 from invnext_jax.data.manifest import Manifest
 from invnext_jax.errors import UserError, check_minimums
 from invnext_jax.models import attention
@@ -89,8 +91,7 @@ class OnlineEvaluation:
         """
         self._config, self._mesh = config, mesh
         with consensus.all_hosts_agree("reading the videos of config.eval"):
-            self._manifest = _read_manifest(config, training)
-            self._rows, labels = _select_rows(config, self._manifest)
+            self._manifest, self._rows, labels = _open_videos(config, training)
             self._clips = len(next(iter(labels.values())))
             self._chunk = CLIPS_PER_SHARD * mesh_lib.batch_shards(mesh)
             self._batches = list(self._read_batches())
@@ -196,13 +197,40 @@ def describe_change(records: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _read_manifest(config: Any, training: Manifest) -> Manifest:
-    """Returns the manifest of the evaluated videos, which is `training` without `eval.manifest`."""
-    if not config.eval.manifest:
-        return training
+def _open_videos(
+    config: Any, training: Manifest
+) -> tuple[Manifest, np.ndarray, dict[str, np.ndarray]]:
+    """Returns the manifest of the evaluated videos, and the rows and labels of `_select_rows`.
+
+    The manifest is `training` without `config.eval.manifest`.
+
+    Raises:
+      UserError: the manifest is invalid, is also a training manifest, or is a list of manifests
+        with contradicting class names.
+    """
+    manifest = read_manifest(config) if config.eval.manifest else training
+    rows, labels = _select_rows(config, manifest)
+    files = manifest_lib.list_manifests(config.eval.manifest or config.data.manifest)
+    if len(files) > 1:
+        compare_manifests(files, [*labels], AccessRules.from_config(config.data))
+    if config.eval.manifest:
+        _log_copies(config, manifest, rows, training)
+    return manifest, rows, labels
+
+
+def read_manifest(config: Any) -> Manifest:
+    """Reads `config.eval.manifest`.
+
+    Raises:
+      UserError: the manifest is invalid, or is also a training manifest.
+    """
     rules = AccessRules.from_config(config.data)
     manifest = manifest_lib.read_manifest(config.eval.manifest, rules)
-    _check_different(config, manifest, training)
+    if name := find_shared_manifest(config.eval.manifest, config.data.manifest):
+        raise UserError(
+            f"config.eval.manifest={name} is also in config.data.manifest: use a manifest of "
+            "other videos, or leave it empty and set config.data.held_out"
+        )
     return manifest
 
 
@@ -227,23 +255,16 @@ def _select_rows(config: Any, manifest: Manifest) -> tuple[np.ndarray, dict[str,
     return rows, labels or {RETRIEVAL: np.repeat(np.arange(len(rows), dtype=np.int32), 2)}
 
 
-def _check_different(config: Any, manifest: Manifest, training: Manifest) -> None:
-    """Logs how many videos of `config.eval.manifest` are training videos.
-
-    Raises:
-      UserError: a manifest is used for both.
-    """
-    if name := find_shared_manifest(config.eval.manifest, config.data.manifest):
-        raise UserError(
-            f"config.eval.manifest={name} is also in config.data.manifest: use a manifest of "
-            "other videos, or leave it empty and set config.data.held_out"
-        )
-    videos = set(zip(training.paths, training.record.tolist(), strict=True))
-    shared = sum(v in videos for v in zip(manifest.paths, manifest.record.tolist(), strict=True))
-    if shared:
+def _log_copies(config: Any, manifest: Manifest, rows: np.ndarray, training: Manifest) -> None:
+    """Logs how many of the evaluated rows of `config.eval.manifest` are training videos."""
+    if jax.process_index() != 0:
+        return
+    trained = training_rows(training, config.data.held_out)
+    copies = find_copies(training, manifest, trained, rows, seconds=COPIES_SECONDS)
+    if copies:
         log_on_process_0(
-            f"note: {shared} of {len(manifest)} videos in config.eval.manifest are also training "
-            "videos, so the metrics eval/* may be too high"
+            f"note: {len(copies)} of {len(rows)} evaluated videos in config.eval.manifest are also "
+            "training videos (same name or content), so the metrics eval/* may be too high"
         )
 
 

@@ -16,7 +16,7 @@ from invnext_jax import config_checks, init_source, loop, start_log
 from invnext_jax.checkpointing import frozen_hashes, reader, run_metadata, storage, video_digests
 from invnext_jax.checkpointing import manager as manager_lib
 from invnext_jax.checkpointing.workdir import Records, open_workdir
-from invnext_jax.data import manifest, pipeline
+from invnext_jax.data import held_out, manifest, pipeline
 from invnext_jax.data.bad_videos import BadVideoTracker
 from invnext_jax.errors import UserError
 from invnext_jax.monitoring import metrics_file, parameter_table, profiling
@@ -112,6 +112,9 @@ def prepare(
         unused = dataset.unused_options() | profiling.unused_options(config)
         config_checks.check_overrides(config, overrides, unused)
         log_on_process_0(dataset.describe(config.total_steps))
+        if jax.process_index() == 0:
+            if copies := held_out.describe_copies(dataset.manifest, config.data.held_out):
+                log_on_process_0(copies)
         data_iter = iter(dataset)
         stack.callback(data_iter.close)
         locked_workdir = open_workdir(workdir)

@@ -101,6 +101,7 @@ LAYERS = {
         {"bad_videos"},
         {"clips"},
         {"sources", "held_out"},
+        {"copies", "class_names"},
         {"manifest"},
         {"access_rules"},
         {"video_io"},

@@ -3,6 +3,7 @@
 import numpy as np
 
 from invnext_jax.data import manifest as manifest_lib
+from invnext_jax.data.copies import COPIES_SECONDS, find_copies, name_rows
 from invnext_jax.data.manifest import Manifest
 from invnext_jax.errors import UserError
 
@@ -11,7 +12,9 @@ def held_out_rows(manifest: Manifest, count: int) -> np.ndarray:
     """Returns the rows that are held out, in ascending order.
 
     Whole files are drawn at random until there are at least `count` rows, so that no file has
-    segments on both sides. The draw does not depend on the seed of the run.
+    segments on both sides, even if its name has several spellings. The draw depends only on the
+    text of the manifest, not on the files or the seed of the run, so that it is the same on all
+    hosts and in resumed runs.
 
     Args:
       manifest: the manifest.
@@ -26,7 +29,10 @@ def held_out_rows(manifest: Manifest, count: int) -> np.ndarray:
     order_v = np.random.default_rng(0).permutation(len(numbers))
     rows_v = np.bincount(video_n, minlength=len(numbers))[order_v]
     drawn = np.searchsorted(np.cumsum(rows_v), count) + 1
-    rows = np.flatnonzero(np.isin(video_n, order_v[:drawn]))
+    is_drawn_n = np.isin(video_n, order_v[:drawn])
+    keys = list(name_rows(manifest))
+    drawn_keys = {keys[row] for row in np.flatnonzero(is_drawn_n)}
+    rows = np.array([row for row, key in enumerate(keys) if key in drawn_keys])
     if 2 * len(rows) > len(manifest):
         raise UserError(
             f"config.data.held_out={count} would hold out {len(rows)} of {len(manifest)} videos, "
@@ -62,6 +68,34 @@ def count_training_videos(manifest: Manifest, count: int) -> int:
     """
     rows = training_rows(manifest, count)
     return len(manifest if rows is None else rows)
+
+
+def describe_copies(manifest: Manifest, count: int) -> str:
+    """Returns a sentence about held-out videos with copies among the others; "" if none is known.
+
+    Symbolic links and files or records with the same content are copies. The contents are compared
+    for at most about `copies.COPIES_SECONDS`.
+
+    Args:
+      manifest: the manifest.
+      count: see `held_out_rows`; 0 holds out none.
+
+    Raises:
+      UserError: see `held_out_rows`.
+    """
+    if not count:
+        return ""
+    rows = held_out_rows(manifest, count)
+    trained = np.setdiff1d(np.arange(len(manifest)), rows)
+    copies = find_copies(manifest, manifest, trained, rows, seconds=COPIES_SECONDS)
+    if not copies:
+        return ""
+    row, other = next(iter(copies.items()))
+    examples = f"{ascii(manifest[row].name)} and {ascii(manifest[other].name)}"
+    return (
+        f"warning: {len(copies)} of {len(rows)} held-out videos have copies among the training "
+        f"videos, such as {examples}. Remove the copies from the manifest"
+    )
 
 
 def find_shared_manifest(held_out: str, training: str) -> str | None:

@@ -17,6 +17,7 @@ import numpy as np
 from absl import logging
 
 from invnext_jax.data import video_io
+from invnext_jax.data.copies import name_rows
 from invnext_jax.data.manifest import Manifest
 from invnext_jax.errors import UserError
 
@@ -272,11 +273,13 @@ def _list_names(sources: Collection[str]) -> str:
 def count_repeats(rows: Manifest) -> int:
     """Returns how many rows have the path, record, start and end of an earlier row.
 
-    Shape key: 4 = (hash of the path, start, end, record), n rows.
+    The paths are compared as in `copies.name_rows`.
+
+    Shape key: 3 = (hash of the path and the record, start, end), n rows.
     """
-    keys_4n = np.zeros((4, len(rows)), np.int64)
-    keys_4n[0] = np.fromiter(map(hash, rows.paths), np.int64, len(rows))
-    for row, column in enumerate((rows.start, rows.end, rows.record), 1):
-        keys_4n[row] = column.view(np.int64)  # all NaNs have the same bits
-    keys_4n = keys_4n[:, np.lexsort(keys_4n)]
-    return int((keys_4n[:, 1:] == keys_4n[:, :-1]).all(axis=0).sum())
+    keys_3n = np.zeros((3, len(rows)), np.int64)
+    keys_3n[0] = np.fromiter(map(hash, name_rows(rows)), np.int64, len(rows))
+    for row, column in enumerate((rows.start, rows.end), 1):
+        keys_3n[row] = column.view(np.int64)  # all NaNs have the same bits
+    keys_3n = keys_3n[:, np.lexsort(keys_3n)]
+    return int((keys_3n[:, 1:] == keys_3n[:, :-1]).all(axis=0).sum())

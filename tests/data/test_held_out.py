@@ -64,3 +64,32 @@ def test_epochs_count_the_training_videos():
     config.held_out = -1
     with pytest.raises(UserError, match="config.data.held_out=-1 must be at least 0"):
         pipeline.check_config(config)
+
+
+def test_other_spellings_and_overlapping_worlds_are_held_out_together(manifest):
+    paths = [f"{row}.mp4" if row % 2 else f"./{row + 1}.mp4" for row in range(40)]
+    spelled = dataclasses.replace(manifest, paths=paths)
+    worlds = read_manifest("world:simple/train?videos=20,world:simple/train?videos=10")
+    for part, keys in ((spelled, [row // 2 for row in range(40)]), (worlds, [*range(20)] * 2)):
+        rows = set(held_out.held_out_rows(part, 5).tolist())
+        held = {keys[row] for row in rows}
+        assert rows == {row for row in range(len(part)) if keys[row] in held}
+
+
+def test_copies_of_held_out_videos_are_mentioned(tmp_path):
+    names = [f"{number}.mp4" for number in range(4)]
+    for number, name in enumerate(names):
+        (tmp_path / name).write_bytes(bytes([number]) * 99)
+        (tmp_path / f"link{name}").symlink_to(name)
+        (tmp_path / f"copy{name}").write_bytes(bytes([number]) * 99)
+
+    def describe(*rows):
+        lines = [f"{row},x" for row in rows]
+        (tmp_path / "m.csv").write_text("\n".join(["path,source", *lines]) + "\n")
+        return held_out.describe_copies(read_manifest(tmp_path / "m.csv"), 1)
+
+    assert describe(*names) == ""
+    for kind in ("link", "copy"):
+        sentence = describe(*names, *(kind + name for name in names))
+        assert "1 of 1 held-out videos have copies among the training" in sentence
+    assert held_out.describe_copies(read_manifest(tmp_path / "m.csv"), 0) == ""

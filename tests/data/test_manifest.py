@@ -112,7 +112,10 @@ def test_a_file_that_is_given_twice_is_refused_and_repeated_rows_are_counted(tmp
     for names in (f"{path},{path}", f"{path},{str(path).removesuffix('.csv')}"):
         with pytest.raises(UserError, match="is given twice: remove one"):
             manifest_lib.read_manifest(names)
-    assert sources.count_repeats(manifest_lib.read_manifest("world:simple/train?videos=9")) == 0
+    world = "world:simple/train?videos=9"
+    assert sources.count_repeats(manifest_lib.read_manifest(world)) == 0
+    joined = manifest_lib.read_manifest(f"{world},world:simple/train?videos=4")
+    assert sources.count_repeats(joined) == 4
 
 
 def test_source_has_random_access_and_can_be_pickled(tmp_path):

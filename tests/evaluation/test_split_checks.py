@@ -1,12 +1,13 @@
 """Comparison of two splits: copies, unseen classes and class numbers."""
 
 import json
+import threading
 
 import ml_collections
 import numpy as np
 import pytest
 
-from invnext_jax.data import manifest, shards
+from invnext_jax.data import copies, manifest, shards
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import split_checks
 
@@ -43,7 +44,7 @@ def test_copies_are_found_by_name_and_content(folder):
     assert report.facts == {"held_out": 4, "copies": 2, "unseen": {}}
     (note,) = report.notes
     assert "2 of 4 held-out videos are also training videos" in note and "4.mp4" in note
-    rows = split_checks.find_copies(*map(manifest.read_manifest, (train, val)))
+    rows = copies.find_copies(*map(manifest.read_manifest, (train, val)))
     assert rows == {1: 1, 2: 0}
     assert not split_checks.compare_splits(
         get_config(train, write(folder, "w", ["2.mp4,s,0", "3.mp4,s,1"])), ("x",)
@@ -61,8 +62,8 @@ def test_parts_of_a_video_are_copies_if_they_overlap(folder):
         "4.mp4,s,0,,",
     ]
     val = write(folder, "v", rows, columns)
-    copies = split_checks.find_copies(*map(manifest.read_manifest, (train, val)))
-    assert copies == {2: 0, 3: 1, 4: 0}
+    found = copies.find_copies(*map(manifest.read_manifest, (train, val)))
+    assert found == {2: 0, 3: 1, 4: 0}
 
 
 def test_copies_in_shards_and_worlds_are_found(folder, monkeypatch):
@@ -71,12 +72,24 @@ def test_copies_in_shards_and_worlds_are_found(folder, monkeypatch):
     columns = "path,source,label_x,record"
     train = write(folder, "t", ["a,s,0,0", "a,s,0,1"], columns)
     val = write(folder, "v", ["b,s,0,0", "b,s,0,1", "a,s,0,0"], columns)
-    copies = split_checks.find_copies(*map(manifest.read_manifest, (train, val)))
-    assert copies == {0: 1, 2: 0}
+    found = copies.find_copies(*map(manifest.read_manifest, (train, val)))
+    assert found == {0: 1, 2: 0}
     worlds = [manifest.read_manifest(f"world:simple/train?videos={n}") for n in (3, 5)]
-    assert split_checks.find_copies(*worlds) == {0: 0, 1: 1, 2: 2}
+    assert copies.find_copies(*worlds) == {0: 0, 1: 1, 2: 2}
     other = manifest.read_manifest("world:simple/val?videos=3")
-    assert split_checks.find_copies(worlds[0], other) == {}
+    assert copies.find_copies(worlds[0], other) == {}
+
+
+def test_comparison_of_contents_has_a_time_limit(folder, monkeypatch):
+    train = write(folder, "t", ["0.mp4,s,0", "1.mp4,s,1"])
+    val = write(folder, "v", ["0.mp4,s,0", "4.mp4,s,1"])
+    parts = [manifest.read_manifest(name) for name in (train, val)]
+    assert copies.find_copies(*parts, seconds=60.0) == {0: 0, 1: 1}
+    assert copies.find_copies(*parts, [1], [0, 1], seconds=60.0) == {1: 1}
+    never = threading.Event()
+    monkeypatch.setattr(copies, "_size", lambda _: never.wait())
+    assert copies.find_copies(*parts, seconds=0.1) == {0: 0}
+    never.set()
 
 
 def test_classes_that_training_lacks_are_counted_and_named(folder):

@@ -1,6 +1,7 @@
 """Evaluation during pretraining is equal on one and eight devices, and is logged."""
 
 import csv
+import json
 
 import jax
 import numpy as np
@@ -41,8 +42,8 @@ def evaluate(config, mesh, step=2):
 
 def read_labels(config):
     training = manifest_lib.read_manifest(config.data.manifest)
-    manifest = online_evaluation._read_manifest(config, training)
-    return online_evaluation._select_rows(config, manifest)
+    _, rows, labels = online_evaluation._open_videos(config, training)
+    return rows, labels
 
 
 def test_result_does_not_depend_on_the_number_of_devices(config):
@@ -125,6 +126,43 @@ def test_training_videos_are_refused_or_counted(config, tmp_path, capsys):
     (tmp_path / "train.csv").write_text("\n".join(lines[:4]) + "\n")
     config.data.manifest = str(tmp_path / "train.csv")
     read_labels(config)
-    assert (
-        "3 of 8 videos in config.eval.manifest are also training videos" in capsys.readouterr().out
-    )
+    sentence = "3 of 8 evaluated videos in config.eval.manifest are also training videos"
+    assert sentence in capsys.readouterr().out
+
+
+def test_links_copies_and_overlapping_worlds_count_as_training_videos(config, tmp_path, capsys):
+    config = config.copy_and_resolve_references()
+    (tmp_path / "copies").mkdir()
+    for number in range(4):
+        (tmp_path / f"{number}.mp4").write_bytes(bytes([number]) * 99)
+    (tmp_path / "link.mp4").symlink_to("1.mp4")
+    (tmp_path / "copies/2.mp4").write_bytes((tmp_path / "2.mp4").read_bytes())
+    rows = "path,source\n0.mp4,x\n1.mp4,x\n2.mp4,x\n"
+    (tmp_path / "train.csv").write_text(rows)
+    names = "./0.mp4", "link.mp4", "copies/2.mp4", "3.mp4"
+    (tmp_path / "val.csv").write_text("path,source\n" + "".join(f"{n},x\n" for n in names))
+    config.data.manifest, config.eval.manifest = f"{tmp_path}/train.csv", f"{tmp_path}/val.csv"
+    read_labels(config)
+    assert "3 of 4 evaluated videos in config.eval" in capsys.readouterr().out
+    config.data.manifest = "world:simple/train?videos=20"
+    config.eval.manifest = "world:simple/train?videos=30"
+    read_labels(config)
+    assert "20 of 30 evaluated videos in config.eval" in capsys.readouterr().out
+    config.data.manifest = "world:simple/val?videos=20"
+    read_labels(config)
+    assert "evaluated videos" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("names", ["eval.manifest", "data.manifest"])
+def test_manifests_with_contradicting_class_names_are_refused(config, names, tmp_path):
+    config = config.copy_and_resolve_references()
+    for name, ids in (("a", {"run": 0, "jump": 1}), ("b", {"jump": 0, "run": 1})):
+        rows = "".join(f"{name}{number}.mp4,x,{number % 2}\n" for number in range(4))
+        (tmp_path / f"{name}.csv").write_text(f"path,source,label_x\n{rows}")
+        (tmp_path / f"{name}.classes.json").write_text(json.dumps(ids))
+    config.eval.manifest, config.data.held_out = "", 4
+    config.update_from_flattened_dict({names: f"{tmp_path}/a.csv,{tmp_path}/b.csv"})
+    with pytest.raises(UserError, match="a.csv and .*b.csv number the classes of x differently"):
+        read_labels(config)
+    (tmp_path / "b.classes.json").write_text(json.dumps({"run": 0, "jump": 1}))
+    assert "x" in read_labels(config)[1]

@@ -10,9 +10,9 @@ import numpy as np
 
 from invnext_jax.data import columns
 from invnext_jax.data import manifest as manifest_lib
+from invnext_jax.data.class_names import column_of_names
 from invnext_jax.data.manifest import Manifest
 from invnext_jax.errors import UserError
-from invnext_jax.evaluation import split_checks
 from invnext_jax.evaluation.evaluators import registry
 from invnext_jax.evaluation.truth import captions
 from invnext_jax.synthetic_world.spec import WorldSpec
@@ -101,7 +101,7 @@ def _read_names(
     if captions.is_world_clip(manifest.paths[0]):
         classes = WorldSpec(level=captions.find_level(manifest.paths[0])).classes
         return {task: dict(enumerate(found)) for task, found in classes.items()}
-    column = split_checks.column_of_names(list(manifest.labels))
+    column = column_of_names(list(manifest.labels))
     ids = columns.read_manifest_classes(name) or {}
     numbers = {number: text for text, number in ids.items()}
     return {t: numbers for t in tasks if manifest_lib.LABEL_PREFIX + t == column}

@@ -1,0 +1,69 @@
+"""Compares the class names of several manifests, so that a class id has one meaning in all."""
+
+import collections
+from collections.abc import Sequence
+
+from invnext_jax.data import columns as columns_lib
+from invnext_jax.data import manifest as manifest_lib
+from invnext_jax.data import video_io
+from invnext_jax.data.access_rules import DEFAULT_RULES, AccessRules
+from invnext_jax.data.columns import LABEL_PREFIX
+from invnext_jax.errors import UserError
+from invnext_jax.synthetic_world import urls
+
+
+def compare_manifests(
+    names: Sequence[str], tasks: Sequence[str], rules: AccessRules = DEFAULT_RULES
+) -> tuple[dict[str, dict[str, int]], list[str]]:
+    """Compares the class names of manifests (see `columns.read_manifest_classes`).
+
+    Args:
+      names: The manifests, see `manifest.list_manifests`.
+      tasks: The tasks whose class ids are used.
+      rules: Rules for which files the rows may refer to.
+
+    Returns:
+      A dict from each task with class names to its class ids by name; and notes about manifests
+      without class names.
+
+    Raises:
+      UserError: Two manifests have different ids for a class, or different classes for an id.
+    """
+    known: dict[str, tuple[str, dict[str, int]]] = {}
+    nameless = collections.defaultdict(list)
+    for name in names:
+        columns = _label_columns(name, rules)
+        local = not video_io.is_world(name) and not video_io.is_remote(name)
+        ids = columns_lib.read_manifest_classes(name) if local else None
+        named = column_of_names(columns)
+        for task in tasks:
+            column = LABEL_PREFIX + task
+            if ids is None or column != named:
+                nameless[task] += [name] if column in columns else []
+                continue
+            first, first_ids = known.setdefault(task, (name, ids))
+            if conflict := columns_lib.describe_class_conflict(first_ids, ids):
+                raise UserError(
+                    f"{first} and {name} number the classes of {task} differently ({conflict}): "
+                    "index the second manifest again with "
+                    f"--classes={columns_lib.class_names_path(first)}"
+                )
+            known[task] = first, {**first_ids, **ids}
+    notes = [
+        f"{task}: {names[0]} has no class names, so its class ids cannot be compared with those "
+        f"of {known[task][0]}."
+        for task, names in nameless.items()
+        if task in known and names
+    ]
+    return {task: ids for task, (_, ids) in known.items()}, notes
+
+
+def _label_columns(name: str, rules: AccessRules) -> list[str]:
+    if video_io.is_world(name):  # reading the labels of a large world takes a long time
+        return [LABEL_PREFIX + task for task in urls.parse(name).spec.classes]
+    return list(manifest_lib.read_manifest([name], rules).labels)
+
+
+def column_of_names(columns: Sequence[str]) -> str:
+    """Returns the label column to which the class names of a manifest belong."""
+    return columns[0] if len(columns) == 1 else f"{LABEL_PREFIX}class"

@@ -1,0 +1,171 @@
+"""Finds the same videos in two manifests, or twice in one, by their names and contents."""
+
+import collections
+import hashlib
+import math
+import os
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from invnext_jax.data import manifest as manifest_lib
+from invnext_jax.data import shards, video_io
+from invnext_jax.data.manifest import Manifest
+from invnext_jax.synthetic_world import urls
+from invnext_jax.video.demux import BadVideo
+
+COPIES_SECONDS = 60.0  # time limit for the comparison of contents when a run starts
+
+
+def find_copies(
+    train: Manifest,
+    val: Manifest,
+    train_rows: Sequence[int] | np.ndarray | None = None,
+    val_rows: Sequence[int] | np.ndarray | None = None,
+    seconds: float | None = None,
+) -> dict[int, int]:
+    """Finds held-out videos that are also training videos.
+
+    Copies are recognized by name or, for local files and records of shards, by their contents.
+    Clips from the same video are copies if they overlap in time.
+
+    Args:
+      train: The manifest with the training videos.
+      val: The manifest with the held-out videos. It may be the same.
+      train_rows: Rows of the training videos. None for all.
+      val_rows: Rows of the held-out videos. None for all.
+      seconds: Time limit for the comparison of contents. Files that have not been read by then are
+          compared by name only, so that storage that hangs does not block the caller.
+
+    Returns:
+      A dict from rows of `val` to rows of training videos with the same name or contents.
+    """
+    train_rows = range(len(train)) if train_rows is None else train_rows
+    val_rows = range(len(val)) if val_rows is None else val_rows
+    train_keys = list(name_rows(train))
+    val_keys = train_keys if val is train else list(name_rows(val))
+    copies = _match(
+        train,
+        val,
+        {int(row): train_keys[row] for row in train_rows},
+        {int(row): val_keys[row] for row in val_rows},
+    )
+    rest = [int(row) for row in val_rows if row not in copies]
+    if seconds is None:
+        return {**copies, **_match_contents(train, val, train_rows, rest, math.inf)}
+    arguments = train, val, train_rows, rest, time.monotonic() + seconds
+    # A daemon thread does not keep the process alive if a read never returns.
+    thread = threading.Thread(
+        target=lambda: copies.update(_match_contents(*arguments)), daemon=True
+    )
+    thread.start()
+    thread.join(2 * seconds)  # the last read may begin just before the deadline
+    return dict(copies)
+
+
+def _match_contents(
+    train: Manifest,
+    val: Manifest,
+    train_rows: Sequence[int] | np.ndarray,
+    val_rows: Sequence[int] | np.ndarray,
+    deadline: float,
+) -> dict[int, int]:
+    """Compares the contents of files with equal sizes and of records; stops at the deadline."""
+    val_sizes = _sizes(val, val_rows, deadline)
+    wanted = set(val_sizes.values())
+    if not wanted:
+        return {}
+    train_sizes = _sizes(train, map(int, train_rows), deadline)
+    shared = wanted & set(train_sizes.values())
+    val_digests, train_digests = (
+        _digests(part, [row for row, size in found.items() if size in shared], deadline)
+        for part, found in ((val, val_sizes), (train, train_sizes))
+    )
+    return _match(train, val, train_digests, val_digests)
+
+
+def name_rows(part: Manifest) -> Iterator[tuple[Any, int]]:
+    """Yields a key for each row, which is equal for other spellings of the same name.
+
+    The key depends only on the text of the manifest. For `world:` URLs, it omits the number of
+    clips.
+    """
+    specs = {}
+    for path, record in zip(part.paths, part.record.tolist(), strict=True):
+        if video_io.is_world(path):
+            world, _, clip = path.partition("#")
+            if world not in specs:
+                specs[world] = urls.parse(world).spec
+            yield specs[world], int(clip)
+        else:
+            yield path if video_io.is_remote(path) else os.path.normpath(path), record
+
+
+def _match(
+    train: Manifest, val: Manifest, train_keys: dict[int, Any], val_keys: dict[int, Any]
+) -> dict[int, int]:
+    """Maps rows of `val` to rows of `train` that have the same key and overlap in time."""
+    wanted, by_key = set(val_keys.values()), collections.defaultdict(list)
+    for row, key in train_keys.items():
+        if key in wanted:
+            by_key[key].append(row)
+    found = {}
+    for row, key in val_keys.items():
+        others = (other for other in by_key.get(key, ()) if _overlap(train, other, val, row))
+        if (other := next(others, None)) is not None:
+            found[row] = other
+    return found
+
+
+def _overlap(train: Manifest, train_row: int, val: Manifest, val_row: int) -> bool:
+    starts = (part.start[row] for part, row in ((train, train_row), (val, val_row)))
+    ends = (part.end[row] for part, row in ((train, train_row), (val, val_row)))
+    start = max(0.0 if math.isnan(x) else x for x in starts)
+    return start < min(math.inf if math.isnan(x) else x for x in ends)
+
+
+def _sizes(part: Manifest, rows: Iterable[int], deadline: float) -> dict[int, Any]:
+    """Returns a dict from row to the size of the local file, or "record" for records of shards."""
+    sizes, known = {}, {}
+    for row in rows:
+        path = part.paths[row]
+        if part.record[row] != manifest_lib.NO_RECORD:
+            sizes[row] = "record"
+        elif not video_io.is_remote(path) and not video_io.is_world(path):
+            if path not in known:
+                if time.monotonic() > deadline:
+                    break
+                known[path] = _size(path)
+            if known[path] is not None:
+                sizes[row] = known[path]
+    return sizes
+
+
+def _size(path: str) -> int | None:
+    try:
+        return os.stat(path).st_size
+    except (OSError, ValueError):  # ValueError: the path contains a null character
+        return None
+
+
+def _digests(part: Manifest, rows: Iterable[int], deadline: float) -> dict[int, str]:
+    """Returns a dict from row to the hash of the video's contents, for readable videos."""
+    digests, known = {}, {}
+    for row in rows:
+        if time.monotonic() > deadline:
+            break
+        video = part[row]
+        try:
+            if video.record is not None:
+                data = shards.read_video(video.path, video.record)
+                digests[row] = hashlib.blake2b(data, digest_size=16).hexdigest()
+                continue
+            if video.path not in known:
+                known[video.path] = video_io.digest_file(video.path)
+            digests[row] = known[video.path]
+        except (OSError, BadVideo):  # unreadable videos are counted when the videos are decoded
+            continue
+    return digests
