@@ -132,8 +132,14 @@ def test_a_killed_sweep_of_trainings_ends_with_the_same_table(tmp_path):
     assert len(stage1) == 2
     for name, planned in sweep.jobs.items():
         if planned.total_steps:
-            metrics = (folder.path / f"runs/{name}/metrics.jsonl").read_text().splitlines()
-            assert [json.loads(line)["step"] for line in metrics] == [1, 2, 3], name
+            losses = read_losses(folder.path / "runs" / name)
+            assert [step for step, _ in losses] == [1, 2, 3], name
+            assert losses == read_losses(tmp_path / "undisturbed/runs" / name), name
+
+
+def read_losses(workdir):
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [(record["step"], record["loss"]) for record in map(json.loads, lines)]
 
 
 def wait_for(condition, process=None, seconds=300):
