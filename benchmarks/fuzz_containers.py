@@ -25,8 +25,8 @@ from pathlib import Path
 import av
 import numpy as np
 
-from benchmarks.container_mutations import mutate
-from benchmarks.fuzz_readers import READERS, CheckFile, name_file
+from benchmarks.fuzzing.container_mutations import mutate
+from benchmarks.fuzzing.fuzz_readers import READERS, CheckFile, name_file
 from invnext_jax.monitoring.progress import ProgressMeter
 from invnext_jax.workers.process_worker import ProcessWorker, WorkerDiedError, count_cores
 from invnext_jax.workers.time_limits import ReadStalledError, TimeLimitError

@@ -12,8 +12,9 @@ import time
 
 import pytest
 
-from benchmarks import container_mutations, fuzz_containers, fuzz_readers
-from benchmarks.container_atoms import find_atoms
+from benchmarks import fuzz_containers
+from benchmarks.fuzzing import container_mutations, fuzz_readers
+from benchmarks.fuzzing.container_atoms import find_atoms
 
 FILES = 500
 MAX_BYTES = 2**30

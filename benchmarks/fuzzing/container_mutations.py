@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from benchmarks.container_atoms import Atom, find_atoms
+from benchmarks.fuzzing.container_atoms import Atom, find_atoms
 
 SEED = 7
 MAX_CHANGES = 3

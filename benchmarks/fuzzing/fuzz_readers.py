@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.container_mutations import mutate
+from benchmarks.fuzzing.container_mutations import mutate
 from invnext_jax.data import clips, decode
 from invnext_jax.data.manifest import VideoRecord
 from invnext_jax.dataset_prep import probing, reencode

@@ -1,0 +1,1 @@
+"""Mutations of containers, and the readers that fuzz_containers.py tests with them."""
