@@ -148,6 +148,9 @@ def _evaluate(
     key = hash_json([data_key, checkpoint_key, code, list(config.evaluators), config.controls])
     if results := results_file.read_cache(folder / RESULTS, key):
         log_on_process_0(f"{folder / RESULTS} is up to date.")
+        if "videos" not in results:  # of an older version; the key contains the same hashes
+            results["videos"] = dict(dataset.video_digests)
+            results_file.write(folder / RESULTS, results)
         return results
     results_file.warn_if_replaced(folder / RESULTS, str(config.checkpoint))
 
@@ -180,6 +183,7 @@ def _evaluate(
         "checkpoint": str(config.checkpoint),
         "step": _newest_step(config.checkpoint) if step is None else step,
         "manifests": dict(dataset.digests),
+        "videos": dict(dataset.video_digests),
         "stage": stage,
         "title": encoder.name,
         "tasks": list(dict.fromkeys(row["task"] for m in measurements for row in m["rows"])),

@@ -9,7 +9,7 @@ An evaluation of several checkpoints has one folder for each of them:
 import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,20 @@ _EVALUATORS_OF_FORMAT_1 = {
     "boxes": "box_baselines",
     "end to end": "supervised",
 }
+
+
+def same_videos(first: Mapping[str, Any], second: Mapping[str, Any], split: str = "val") -> bool:
+    """Returns whether two results have the same manifest and the same videos of a split.
+
+    What is unknown is not compared, such as the videos in results of older versions.
+    """
+    fields = ("manifests", "videos")
+    return hashes_agree(*([r.get(name, {}).get(split) for name in fields] for r in (first, second)))
+
+
+def hashes_agree(first: Iterable[str | None], second: Iterable[str | None]) -> bool:
+    """Returns whether those hashes are equal that are known on both sides."""
+    return all(None in pair or pair[0] == pair[1] for pair in zip(first, second, strict=True))
 
 
 def move_files(results: Mapping[str, Any], start: Path, to: Path) -> dict[str, Any]:

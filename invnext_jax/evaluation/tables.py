@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from invnext_jax.evaluation import clip_settings
+from invnext_jax.evaluation import clip_settings, results_file
 from invnext_jax.evaluation.metrics.formats import MetricFormat, find_format
 from invnext_jax.stages import registry
 
@@ -116,8 +116,25 @@ def join_results(results: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
         "tables": tables,
         "clips": clips,
         "tokens": sorted(tokens.values(), key=lambda t: t["name"] != NAMES["random"]),
-        "notes": list(dict.fromkeys(n for result in results for n in result.get("notes", ()))),
+        "notes": [
+            *dict.fromkeys(n for result in results for n in result.get("notes", ())),
+            *_compare_videos(results, titles),
+        ],
     }
+
+
+def _compare_videos(results: Sequence[Mapping[str, Any]], titles: Sequence[str]) -> list[str]:
+    """Returns sentences about evaluations whose videos differ from those of the first one."""
+    sentences = {
+        "val": "{} and {} are evaluated on different held-out videos.",
+        "train": "The probes of {} and {} were trained on different videos.",
+    }
+    return [
+        sentence.format(title, titles[0])
+        for split, sentence in sentences.items()
+        for title, result in zip(titles[1:], results[1:], strict=True)
+        if not results_file.same_videos(results[0], result, split)
+    ]
 
 
 def in_words(name: str) -> str:

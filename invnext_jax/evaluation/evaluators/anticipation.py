@@ -130,6 +130,7 @@ class Anticipation:
                     what=what,
                     task=task,
                     videos_key=inputs.dataset.digests["val"],
+                    videos_digest=inputs.dataset.video_digests["val"],
                     context_frames=grid.context,
                     predicted_frames=len(grid.predicted) if what == FUTURE else 0,
                 )

@@ -6,6 +6,7 @@ Shape key: t frames, h w pixels, c channels.
 """
 
 import base64
+import functools
 import io
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -16,7 +17,9 @@ from absl import logging
 from PIL import Image
 
 from invnext_jax.data import pipeline
+from invnext_jax.data.access_rules import AccessRules
 from invnext_jax.errors import UserError
+from invnext_jax.evaluation import inputs
 from invnext_jax.evaluation.dense import truth_source
 from invnext_jax.evaluation.evaluators import registry
 from invnext_jax.evaluation.pages import video_labels
@@ -34,6 +37,8 @@ def read_strips(
     row: Mapping[str, Any] | None = None,
 ) -> dict[int, str]:
     """Reads the strips of some videos. Videos that cannot be read are left out.
+
+    If a video of the manifest was replaced after the evaluation, all of them are left out.
 
     Args:
       results: results of an evaluation.
@@ -54,10 +59,38 @@ def read_strips(
             manifest = video_labels.find_manifest(results, split, row)
         else:
             return _read_from_truth(config, evaluator, split, rows)
-        return _read_from_manifest(manifest, config, rows) if manifest else {}
+        if not manifest:
+            return {}
+        _check_videos(results, split, row, manifest, config)
+        return _read_from_manifest(manifest, config, rows)
     except _ERRORS as error:
         logging.warning("the videos of %s are not shown: %s", results.get("checkpoint"), error)
         return {}
+
+
+def _check_videos(results, split: str, row, manifest: str, config) -> None:
+    """Checks that the videos are those of the evaluation, if its results identify them.
+
+    Raises:
+      UserError: a video was replaced.
+    """
+    expected = results.get("videos", {}).get(split)
+    if row is not None and video_labels.find_section(results["run"]["config"], row) is not None:
+        expected = row.get("videos_digest")
+    if not expected:
+        return
+    rules = AccessRules.from_config(config.data)
+    if hash_current_videos(manifest, rules, config.data.clip_seconds) != expected:
+        raise UserError(f"videos of {manifest} were replaced after the evaluation")
+
+
+@functools.cache
+def hash_current_videos(manifest: str, rules: AccessRules, seconds: float) -> str:
+    """Returns the hash of the videos of a manifest, see `inputs.hash_videos`.
+
+    The result is cached. Call `hash_current_videos.cache_clear()` to read replaced videos again.
+    """
+    return inputs.hash_videos(manifest, rules, seconds)
 
 
 def _read_from_manifest(manifest: str, config, rows: list[int]) -> dict[int, str]:

@@ -10,6 +10,8 @@ from invnext_jax.errors import UserError
 from invnext_jax.evaluation import clip_settings, results_file, tables
 from invnext_jax.evaluation.metrics.formats import MetricFormat, find_format
 from invnext_jax.evaluation.pages import (
+    clip_strips,
+    data_notes,
     examples,
     learning_curves,
     neighbor_examples,
@@ -32,7 +34,7 @@ def write_comparison(folders: Sequence[str | Path], out: str | Path) -> Path:
       UserError: a folder has no results, or there is only one, which has no steps.
     """
     evaluations = read_evaluations(folders)
-    notes = [note for other in evaluations[1:] for note in _data_notes(evaluations[0], other)]
+    clip_strips.hash_current_videos.cache_clear()  # they may have been replaced since a call
     protocols = dict.fromkeys(
         Protocol(row["metric"], row["evaluator"], row["input"])
         for evaluation in evaluations
@@ -59,7 +61,8 @@ def write_comparison(folders: Sequence[str | Path], out: str | Path) -> Path:
         tables=list(found.values()),
         examples=examples.make_examples(evaluations),
         neighbors=neighbor_examples.make_neighbors(evaluations),
-        notes=notes,
+        same_data=data_notes.describe_videos(evaluations),
+        notes=data_notes.find_notes(evaluations),
         max_classes=paired_differences.MAX_CLASSES,
     )
     atomic_file.write_text(out, page)
@@ -110,22 +113,6 @@ def _describe(evaluation: Evaluation) -> dict[str, Any]:
         "step": "" if step is None else f"{step:,}",
         "clips": clip_settings.describe_clips(results["clips"]) if "clips" in results else "",
     }
-
-
-def _data_notes(first: Evaluation, other: Evaluation) -> list[str]:
-    """Returns sentences about differences in the data or the clips of two evaluations."""
-    notes = []
-    if not paired_differences.same_videos(first, other):
-        notes.append(
-            f"{other.title} and {first.title} have different held-out videos, so no differences "
-            "are shown."
-        )
-    clips = [e.results.get("clips", {}) for e in (first, other)]
-    changed = [name for name in clips[0] if clips[0][name] != clips[1].get(name)]
-    if changed := [name for name in changed if not name.startswith("encoder_")]:
-        values = ", ".join(f"{name} {clips[0][name]} and {clips[1].get(name)}" for name in changed)
-        notes.append(f"The clips of {first.title} and {other.title} differ: {values}.")
-    return notes
 
 
 def make_table(evaluations: Sequence[Evaluation], protocol: Protocol) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from invnext_jax.evaluation import video_scores
+from invnext_jax.evaluation import results_file, video_scores
 from invnext_jax.evaluation.metrics.formats import MetricFormat
 from invnext_jax.evaluation.metrics.intervals import Interval, paired_difference
 from invnext_jax.evaluation.pages import video_labels
@@ -69,16 +69,15 @@ MeasuredRow = tuple[Evaluation, Mapping[str, Any]]  # an evaluation and one of i
 ScorePair = tuple[video_scores.VideoScores, video_scores.VideoScores]
 
 
-def same_videos(first: Evaluation, second: Evaluation) -> bool:
-    """Returns whether two evaluations have the same held-out manifest; True if it is unknown."""
-    digests = [e.results.get("manifests", {}).get("val") for e in (first, second)]
-    return None in digests or digests[0] == digests[1]
+def same_videos(first: Evaluation, second: Evaluation, split: str = "val") -> bool:
+    """Returns whether the videos of a split are the same; see `results_file.same_videos`."""
+    return results_file.same_videos(first.results, second.results, split)
 
 
 def same_rows(first: MeasuredRow, second: MeasuredRow) -> bool:
-    """Returns whether two rows were measured on the same videos; True if it is unknown."""
-    keys = [row.get("videos_key") for _, row in (first, second)]
-    return same_videos(first[0], second[0]) and (None in keys or keys[0] == keys[1])
+    """Returns whether two rows were measured on the same videos; see `same_videos`."""
+    keys = ([row.get(k) for k in ("videos_key", "videos_digest")] for _, row in (first, second))
+    return same_videos(first[0], second[0]) and results_file.hashes_agree(*keys)
 
 
 def find_pairs(

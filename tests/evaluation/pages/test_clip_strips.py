@@ -11,7 +11,10 @@ from PIL import Image
 
 from configs.eval.tasks import depth, linear_probe
 from invnext_jax.data import manifest as manifest_lib
+from invnext_jax.data.access_rules import DEFAULT_RULES
+from invnext_jax.evaluation.inputs import hash_videos
 from invnext_jax.evaluation.pages import clip_strips
+from invnext_jax.synthetic_world.files import write_world
 from invnext_jax.synthetic_world.render import render_clip
 from invnext_jax.synthetic_world.spec import WorldSpec
 
@@ -78,6 +81,31 @@ def test_strips_of_an_evaluator_with_its_own_manifests(results):
     first_hwc = render_clip(spec, 2).video[0].astype(int)
     assert np.abs(decode(found[2])[:, :16] - first_hwc).mean() < 12
     assert clip_strips.read_strips(results, "val", [2], {**row, "videos_key": "x"}) == {}
+
+
+def test_replaced_videos_are_not_shown(tmp_path):
+    write_world(SPEC, tmp_path, 3, progress=False)
+    config = linear_probe.get_config("tiny")
+    config.val_manifest = config.data.manifest = str(tmp_path / "val.csv")
+    results = make_results(config)
+    results["videos"] = {"val": hash_videos(config.val_manifest, DEFAULT_RULES, 60.0)}
+    assert list(clip_strips.read_strips(results, "val", [0, 2])) == [0, 2]
+    first, *_, last = sorted(tmp_path.rglob("*.mp4"))
+    first.write_bytes(last.read_bytes())
+    clip_strips.hash_current_videos.cache_clear()
+    assert clip_strips.read_strips(results, "val", [0, 2]) == {}
+    del results["videos"]  # as in results of older versions
+    assert list(clip_strips.read_strips(results, "val", [0, 2])) == [0, 2]
+
+
+def test_replaced_videos_of_an_evaluator_are_not_shown(results):
+    other = "world:anticipation/val?videos=3&size=16&frames=6"
+    manifests = {"train_manifest": "", "val_manifest": other}
+    results["run"]["config"]["anticipation"] = manifests
+    row = {"evaluator": "anticipation", "videos_key": manifest_lib.hash_manifests(other)}
+    row["videos_digest"] = hash_videos(other, DEFAULT_RULES, 60.0)
+    assert list(clip_strips.read_strips(results, "val", [2], row)) == [2]
+    assert clip_strips.read_strips(results, "val", [2], {**row, "videos_digest": "x"}) == {}
 
 
 def test_videos_that_cannot_be_read_are_left_out(results, tmp_path):

@@ -5,9 +5,11 @@ import json
 import pytest
 from toy_evaluation import get_config
 
+from invnext_jax.data.access_rules import DEFAULT_RULES
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import evaluate, tables, video_scores
 from invnext_jax.evaluation.evaluators import registry
+from invnext_jax.evaluation.inputs import hash_videos
 
 
 def test_every_input_has_a_row_for_each_task(results):
@@ -38,6 +40,9 @@ def test_results_file_holds_rows_versions_and_config(folder, results):
     assert found["rows"] == results["rows"]
     assert {"jax", "python"} <= set(found["run"]["versions"])
     assert found["run"]["config"]["data"]["size"] == 16
+    for split in ("train", "val"):
+        manifest = str(folder / "world" / f"{split}.csv")
+        assert found["videos"][split] == hash_videos(manifest, DEFAULT_RULES, 60.0)
 
 
 def test_table_has_a_line_for_each_input(results):

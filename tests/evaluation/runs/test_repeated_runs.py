@@ -1,5 +1,6 @@
 """A repeated evaluation measures only what has changed."""
 
+import json
 import shutil
 
 import numpy as np
@@ -15,6 +16,15 @@ from invnext_jax.weights import export
 def test_repeated_command_measures_nothing(folder, results, monkeypatch):
     monkeypatch.setattr(extraction, "run_extractor", None)
     assert evaluate.evaluate_checkpoint(get_config(folder), folder / "p")["key"] == results["key"]
+
+
+def test_results_of_older_versions_get_the_hash_of_their_videos(folder, results, tmp_path):
+    shutil.copytree(folder / "p", tmp_path / "p")
+    path = tmp_path / "p" / "results.json"
+    older = {name: value for name, value in results.items() if name != "videos"}
+    path.write_text(json.dumps(older))
+    again = evaluate.evaluate_checkpoint(get_config(folder), tmp_path / "p")
+    assert again == json.loads(path.read_text()) == json.loads(json.dumps(results))
 
 
 def test_controls_survive_a_change_of_checkpoint(folder, results, tmp_path, monkeypatch, capsys):

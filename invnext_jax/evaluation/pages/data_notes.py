@@ -1,0 +1,80 @@
+"""Sentences about differences in the data and the clips of the evaluations of a comparison."""
+
+from collections.abc import Sequence
+
+from invnext_jax.evaluation import tables
+from invnext_jax.evaluation.pages.paired_differences import (
+    Evaluation,
+    Protocol,
+    same_rows,
+    same_videos,
+)
+
+
+def describe_videos(evaluations: Sequence[Evaluation]) -> str:
+    """Returns a sentence about the held-out videos of all encoders; "" if they are unknown."""
+    first, *others = evaluations
+    if any(not same_videos(first, other) or _find_different(first, other) for other in others):
+        return "Not all encoders are evaluated on the same held-out videos; see the notes."
+    if all(map(_has_digests, evaluations)):
+        return "All encoders are evaluated on the same held-out videos."
+    return ""
+
+
+def find_notes(evaluations: Sequence[Evaluation]) -> list[str]:
+    """Returns sentences about differences from the first evaluation."""
+    first, *others = evaluations
+    notes = [note for other in others for note in _compare(first, other)]
+    older = [e.title for e in evaluations if "videos" not in e.results]
+    if others and older:
+        notes.append(
+            f"The results of {', '.join(older)} contain no hash of the videos, so their videos are "
+            "compared by the manifests only. To add it, repeat launch/evaluate.py."
+        )
+    return notes
+
+
+def _compare(first: Evaluation, other: Evaluation) -> list[str]:
+    """Returns sentences about differences in the data or the clips of two evaluations."""
+    notes = []
+    if not same_videos(first, other):
+        notes.append(
+            f"{other.title} and {first.title} have different held-out videos, so no differences "
+            "are shown."
+        )
+    elif evaluators := _find_different(first, other):
+        notes.append(
+            f"{other.title} and {first.title} have different held-out videos for "
+            f"{', '.join(map(tables.in_words, evaluators))}, so their differences are not shown."
+        )
+    if not same_videos(first, other, "train"):
+        notes.append(
+            f"The probes of {other.title} and {first.title} were trained on different videos."
+        )
+    clips = [e.results.get("clips", {}) for e in (first, other)]
+    changed = [name for name in clips[0] if clips[0][name] != clips[1].get(name)]
+    if changed := [name for name in changed if not name.startswith("encoder_")]:
+        values = ", ".join(f"{name} {clips[0][name]} and {clips[1].get(name)}" for name in changed)
+        notes.append(f"The clips of {first.title} and {other.title} differ: {values}.")
+    return notes
+
+
+def _find_different(first: Evaluation, other: Evaluation) -> list[str]:
+    """Returns the evaluators that measured the two encoders on different videos."""
+    found = {}
+    for row in first.results["rows"]:
+        protocol = Protocol(row["metric"], row["evaluator"], row["input"])
+        match = other.find_rows(protocol, row["name"]).get(row["task"])
+        if match is not None and not same_rows((first, row), (other, match)):
+            found[row["evaluator"]] = True
+    return list(found)
+
+
+def _has_digests(evaluation: Evaluation) -> bool:
+    """Returns whether the results identify all held-out videos by their content.
+
+    The rows of data sets without manifests have a hash of the names of their videos only.
+    """
+    rows = evaluation.results["rows"]
+    has_own = all("videos_digest" in row for row in rows if "videos_key" in row)
+    return bool(evaluation.results.get("videos", {}).get("val")) and has_own
