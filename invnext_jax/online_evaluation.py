@@ -175,16 +175,17 @@ def _metric(task: str) -> str:
     return task if task in (RETRIEVAL, RANK) else f"knn_{task}"
 
 
-def describe_change(records: Sequence[Mapping[str, Any]]) -> str:
+def describe_change(records: Sequence[Mapping[str, Any]], first_step: int = 1) -> str:
     """Describes how the metrics of a run changed from its first to its last evaluation.
 
     Args:
       records: the records of metrics.jsonl, oldest first.
+      first_step: the first step whose evaluation is compared.
 
     Returns:
       A line for each metric; "" if there are no two evaluations.
     """
-    lines = []
+    lines, records = [], [record for record in records if record["step"] >= first_step]
     names = {name for record in records for name in record if name.startswith("eval/")}
     for name in sorted(names, key=lambda name: (name.endswith(RANK), name)):
         found = [record for record in records if record.get(name) is not None]

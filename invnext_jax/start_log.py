@@ -6,7 +6,7 @@ import jax
 from absl import logging
 
 from invnext_jax import loop
-from invnext_jax.checkpointing import reader, run_metadata
+from invnext_jax.checkpointing import evaluated_videos, reader, run_metadata
 from invnext_jax.monitoring import parameter_table
 from invnext_jax.multihost.distributed import log_on_process_0
 from invnext_jax.training import mesh as mesh_lib
@@ -42,7 +42,7 @@ def log_start(run: loop.Run) -> None:
         log_on_process_0(
             f"resumes after step {run.step}, from {run.checkpointer.folder / str(run.step)}"
         )
-        _warn_of_changed_schedule(run)
+        _warn_of_changes(run)
     if reason := run.checkpointer.abort_reason:
         log_on_process_0(f"this checkpoint was saved when the run was aborted: {reason}")
 
@@ -57,10 +57,13 @@ def _describe_interpolation(config: Any) -> str:
     return f"clips of {clips} pixels: the encoder's position table for {table} is interpolated"
 
 
-def _warn_of_changed_schedule(run: loop.Run) -> None:
+def _warn_of_changes(run: loop.Run) -> None:
+    """Warns of changes since the checkpoint in the learning rate and in the evaluated videos."""
     if jax.process_index() == 0:
         record = reader.read_json(run.checkpointer.folder / str(run.step), "meta")
         saved = run_metadata.config_from_json(record["config"])
         updates = run.step - int(run.state.skipped)
         if change := recipe_lib.describe_change(saved, run.config, updates):
+            logging.warning("%s", change)
+        if change := evaluated_videos.describe_change(record, run.checkpointer.record):
             logging.warning("%s", change)

@@ -12,8 +12,15 @@ from typing import Any
 import jax
 import ml_collections
 
-from invnext_jax import config_checks, init_source, loop, start_log
-from invnext_jax.checkpointing import frozen_hashes, reader, run_metadata, storage, video_digests
+from invnext_jax import config_checks, init_source, loop, online_evaluation, start_log
+from invnext_jax.checkpointing import (
+    evaluated_videos,
+    frozen_hashes,
+    reader,
+    run_metadata,
+    storage,
+    video_digests,
+)
 from invnext_jax.checkpointing import manager as manager_lib
 from invnext_jax.checkpointing.workdir import Records, open_workdir
 from invnext_jax.data import held_out, manifest, pipeline
@@ -25,7 +32,6 @@ from invnext_jax.monitoring.watchdog import Watchdog
 from invnext_jax.multihost import consensus
 from invnext_jax.multihost.distributed import log_on_process_0
 from invnext_jax.multihost.stop_and_save import Preemption
-from invnext_jax.online_evaluation import OnlineEvaluation, describe_change
 from invnext_jax.stages import initialization, registry
 from invnext_jax.training import mesh as mesh_lib
 from invnext_jax.training import recipe as recipe_lib
@@ -73,7 +79,10 @@ def train(
         else:
             loop.run_loop(run, preemption, watchdog, stack)
     records = metrics_file.read_metrics(run.records.folder)
-    if run.step >= run.config.total_steps and (change := describe_change(records)):
+    first = evaluated_videos.first_comparable_step(run.checkpointer.record)
+    if run.step >= run.config.total_steps and (
+        change := online_evaluation.describe_change(records, first)
+    ):
         log_on_process_0(change)
     return records[-1] if records else {}
 
@@ -147,9 +156,9 @@ def prepare(
         state = state.replace(params=_start_from(config, start, state.params, abstract.params))
         state = state_lib.init_ema(state, training.ema_targets, config.ema.decay > 0)
     abstract_frozen = training.abstract_frozen(mesh)
-    online_evaluation = None
+    evaluation = None
     if config.eval.every_steps and int(state.step) < config.total_steps:
-        online_evaluation = OnlineEvaluation(
+        evaluation = online_evaluation.OnlineEvaluation(
             config, mesh, state.params["encoder"], dataset.manifest
         )
     run = loop.Run(
@@ -166,7 +175,7 @@ def prepare(
         checkpointer=checkpointer,
         position=data_iter.get_state(),
         strips=strips,
-        online_evaluation=online_evaluation,
+        online_evaluation=evaluation,
     )
     if run.step < run.config.total_steps:
         run.records.write_config(run.config, run.recipe)
@@ -187,7 +196,11 @@ def _describe_run(
     with consensus.all_hosts_agree("reading the manifests") as broadcast:
         digest = manifest.hash_manifests(config.data.manifest)
         videos = video_digests.sample_digests(dataset.manifest, config.data.clip_seconds)
-        record = run_metadata.describe_run(config, digest, step, hashes, videos)
+        is_separate = config.eval.every_steps and config.eval.manifest
+        evaluation = evaluated_videos.identify(
+            config, online_evaluation.read_manifest(config) if is_separate else None
+        )
+        record = run_metadata.describe_run(config, digest, step, hashes, videos, evaluation)
         broadcast.value = own = {**record, "init_from_step": None}
     with consensus.all_hosts_agree("comparing configs"):
         if changed := run_metadata.config_differences(
@@ -198,6 +211,7 @@ def _describe_run(
                 "same for all:\n  " + "\n  ".join(changed)
             )
         video_digests.check_hosts(broadcast.value, own)
+        evaluated_videos.check_hosts(broadcast.value, own)
     for describe in (video_digests.describe_unreadable, video_digests.describe_copies):
         if warning := describe(record):
             log_on_process_0(warning)

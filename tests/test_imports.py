@@ -70,6 +70,7 @@ ARROWS = {
     "monitoring": {"multihost", "planning.devices"},
     "checkpointing": {"training", "multihost"},
     "checkpointing.video_digests": {"data"},
+    "checkpointing.evaluated_videos": {"data"},
     "weights": set(),
     "weights.import_weights": {"stages", "models"},
     "errors": set(),
@@ -157,7 +158,7 @@ LAYERS = {
     "checkpointing": [
         {"manager"},
         {"restore", "save_barrier", "workdir"},
-        {"reader"},
+        {"reader", "evaluated_videos"},
         {"run_metadata", "checksums", "retention", "save_errors", "video_digests"},
         {"git_hash", "storage", "frozen_hashes"},
     ],

@@ -14,14 +14,7 @@ import ml_collections
 import orbax.checkpoint as ocp
 from absl import logging
 
-from invnext_jax.checkpointing import (
-    checksums,
-    reader,
-    restore,
-    retention,
-    run_metadata,
-    storage,
-)
+from invnext_jax.checkpointing import checksums, reader, restore, retention, run_metadata, storage
 from invnext_jax.checkpointing.checksums import CorruptCheckpointError
 from invnext_jax.checkpointing.save_barrier import SAVE_ERRORS, SaveBarrier, defer_failures
 from invnext_jax.checkpointing.save_errors import describe_cause, suppress_tracebacks
@@ -35,6 +28,7 @@ class Checkpointer:
     """Saves and restores one run.
 
     Attributes:
+      record: the run's metadata, which `restore` updates.
       saved_step: step of the newest checkpoint known to be on disk, or None.
       abort_reason: reason why the run was aborted when it saved that checkpoint, or "".
 
@@ -53,7 +47,7 @@ class Checkpointer:
         config: ml_collections.ConfigDict,
         record: Mapping[str, Any],
     ):
-        self._workdir, self._record = workdir, record
+        self._workdir, self.record = workdir, record
         self._folder = workdir.path / reader.CHECKPOINTS_FOLDER
         self._scores = retention.BestScores(
             config.checkpoint, self._folder, reader.finished_steps(self._folder)
@@ -110,7 +104,7 @@ class Checkpointer:
 
     def changed_fields(self, saved: dict[str, Any]) -> list[str]:
         """Returns the config fields that must match the saved config but differ in this run."""
-        return run_metadata.config_differences({**self._record, "config": saved}, self._record)
+        return run_metadata.config_differences({**self.record, "config": saved}, self.record)
 
     def save(
         self,
@@ -150,7 +144,7 @@ class Checkpointer:
             return
         self._pending_step, self._pending_abort_reason = step, abort_reason
         self._barrier = SaveBarrier(step)
-        meta = {**self._record, "step": step, "sums": True, "aborted": abort_reason}
+        meta = {**self.record, "step": step, "sums": True, "aborted": abort_reason}
         try:
             self._scores.add(step, score)
             self._manager.save(
@@ -274,7 +268,7 @@ class Checkpointer:
         (steps, was_damaged), damaged = broadcast.value, []
         for step in steps:
             try:
-                restored = restore.restore_step(self._folder / str(step), self._record, abstract)
+                restored = restore.restore_step(self._folder / str(step), self.record, abstract)
             except CorruptCheckpointError as error:
                 logging.warning("checkpoint %s is damaged: %s", self._folder / str(step), error)
                 damaged.append(step)
@@ -285,6 +279,7 @@ class Checkpointer:
                 self._manager.reload()
             data_iter.set_state(restored.position)
             self.saved_step, self.abort_reason = step, restored.abort_reason
+            self.record = restored.record
             return restored.state
         if steps or was_damaged:
             raise UserError(

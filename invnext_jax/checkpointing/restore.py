@@ -6,7 +6,13 @@ from typing import Any, NamedTuple
 
 import orbax.checkpoint as ocp
 
-from invnext_jax.checkpointing import checksums, run_metadata, storage, video_digests
+from invnext_jax.checkpointing import (
+    checksums,
+    evaluated_videos,
+    run_metadata,
+    storage,
+    video_digests,
+)
 from invnext_jax.checkpointing.reader import check_step, read_json, read_shapes, read_state
 from invnext_jax.errors import UserError
 from invnext_jax.multihost import consensus
@@ -19,12 +25,14 @@ class RestoredCheckpoint(NamedTuple):
     Attributes:
       state: the training state.
       position: the position in the data.
+      record: the metadata of this run for later checkpoints, see `evaluated_videos.update_record`.
       abort_reason: reason why the run was aborted when it saved the checkpoint. "" if it was not
           aborted.
     """
 
     state: TrainState
     position: Any
+    record: Mapping[str, Any]
     abort_reason: str
 
 
@@ -51,7 +59,9 @@ def restore_step(
             item = _select_fields(folder, abstract)
             fields = read_state(folder, ocp.args.StandardRestore(item))
             position = read_json(folder, "data")
-    return RestoredCheckpoint(abstract.replace(**fields), position, saved.get("aborted", ""))
+    record = evaluated_videos.update_record(saved, record, int(folder.name))
+    reason = saved.get("aborted", "")
+    return RestoredCheckpoint(abstract.replace(**fields), position, record, reason)
 
 
 def _check_record(

@@ -178,6 +178,7 @@ def describe_run(
     init_from_step: int | None = None,
     frozen_sha256: Mapping[str, str] | None = None,
     video_digests: Sequence[Mapping[str, Any]] = (),
+    evaluation: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Returns the JSON-compatible metadata that is saved in each checkpoint of a run.
 
@@ -187,6 +188,7 @@ def describe_run(
       init_from_step: step of the checkpoint in `config.init_from`, or None.
       frozen_sha256: hash of each group of frozen parameters, see `frozen_hashes.hash_groups`.
       video_digests: digests of some of the run's videos, see `video_digests.sample_digests`.
+      evaluation: identity of the videos of `config.eval`, see `evaluated_videos.identify`.
     """
     return {
         "format_version": FORMAT_VERSION,
@@ -195,6 +197,7 @@ def describe_run(
         "manifest_sha256": manifest_sha256,
         "video_digests": list(video_digests),
         "frozen_sha256": dict(frozen_sha256 or {}),
+        "evaluation": dict(evaluation or {}),
         "process_count": jax.process_count(),
         "device_count": jax.device_count(),
         "versions": {

@@ -187,6 +187,9 @@ except UserError as error:
 other = config.copy_and_resolve_references()
 other.total_steps, other.data.workers = 100 + process, process
 print(attempt(train.train, other, workdir.parent / "other"))
+evaluated = config.copy_and_resolve_references()
+evaluated.eval.update(every_steps=1, manifest=f"world:simple/val?videos={4 + process}")
+print(attempt(train.train, evaluated, workdir.parent / "evaluated"))
 with errors.exit_on_user_error():
     train.train(config, workdir)
 """
@@ -215,6 +218,9 @@ def test_if_one_process_raises_all_raise_and_exit_with_code_2(tmp_path):
         "  config.total_steps: 100 -> 101",
     ]
     assert one[5] == f"error: {differs}"
+    manifest = "config.eval.manifest='world:simple/val?videos=5'"
+    assert one[7].startswith(f"error: {manifest} of this process does not have the content")
+    assert zero[7] == f"error: process 1 (host {HOST}): {one[7].removeprefix('error: ')}"
     locked = f"another process uses {tmp_path / 'run'}"
     assert ended[0][2].splitlines()[-1].startswith(f"error: {locked}")
     assert ended[1][2].splitlines()[-1].startswith(f"error: process 0 (host {HOST}): {locked}")

@@ -166,3 +166,25 @@ def test_manifests_with_contradicting_class_names_are_refused(config, names, tmp
         read_labels(config)
     (tmp_path / "b.classes.json").write_text(json.dumps({"run": 0, "jump": 1}))
     assert "x" in read_labels(config)[1]
+
+
+def test_resumed_run_warns_of_other_videos_and_compares_only_later_scores(
+    tiny_config, one_device, tmp_path, capsys, caplog
+):
+    config = tiny_config("stage1")
+    config.optimizer.warmup_steps = 1
+    size = f"size={config.data.size}&frames={config.data.frames}"
+    config.eval.update(every_steps=1, manifest=f"world:simple/val?videos=8&{size}")
+    config.total_steps = 2
+    train.train(config, tmp_path / "run")
+    assert "eval/knn_shape: " in capsys.readouterr().out
+    config.eval.manifest = f"world:simple/val?videos=9&{size}"
+    for steps in (4, 5):  # the step of the change is kept
+        config.total_steps = steps
+        caplog.clear()
+        train.train(config, tmp_path / "run")
+        warned = "config.eval.manifest: 'world:simple/val?videos=8" in caplog.text
+        assert warned == (steps == 4)
+        lines = capsys.readouterr().out.splitlines()
+        (line,) = [line for line in lines if "eval/knn_shape: " in line]
+        assert "after step 3, " in line and line.endswith(f"after step {steps}")
