@@ -171,6 +171,7 @@ def expand(
     Raises:
       UserError: an option is invalid or has no effect, or an evaluation has no encoder.
     """
+    identity.digest_videos.cache_clear()  # videos may have been replaced since an earlier call
     jobs: dict[str, PlannedJob] = {}
     configs: dict[str, StepConfig] = {}
     arms = []

@@ -3,6 +3,10 @@
 Two jobs with the same hash have the same result, up to rounding. The hash contains the options that
 decide the result, the content of the input files, and the hash of the job that the job starts from.
 It contains neither names nor paths of outputs, and no options of speed, logging or checkpoints.
+
+Videos are identified by the digests that a resumed run compares (`video_digests.sample_digests`),
+so that large data sets stay cheap. Remote and unreadable videos are identified by their manifest
+only.
 """
 
 import functools
@@ -11,9 +15,14 @@ import os
 from pathlib import Path
 from typing import Any
 
+from absl import logging
+
 from invnext_jax import config_checks
-from invnext_jax.checkpointing import checksums, reader, run_metadata
+from invnext_jax.checkpointing import checksums, reader, run_metadata, video_digests
 from invnext_jax.data import manifest as manifest_lib
+from invnext_jax.data import video_io
+from invnext_jax.data.access_rules import AccessRules
+from invnext_jax.evaluation.evaluators import registry as evaluator_registry
 from invnext_jax.json_file import hash_json
 from invnext_jax.stages import registry
 from invnext_jax.sweeps.step_config import SOURCE_OPTIONS, Kind, StepConfig, manifests_exist
@@ -32,8 +41,11 @@ def hash_step(step: StepConfig, source_hash: str = "") -> str:
         config, or from nothing.
     """
     fields = _resolved_fields(step)
-    for name, manifests in step.manifests().items():
-        fields[name] = _hash_manifests(manifests)
+    rules, seconds = AccessRules.from_config(step.config.data), step.config.data.clip_seconds
+    for name, manifests in {**step.manifests(), **step.other_manifests()}.items():
+        fields[name] = _hash_data(manifests, rules, seconds)
+    if step.kind is Kind.EVALUATE:
+        fields |= _hash_files(step)
     for name in _WEIGHTS if step.kind is Kind.TRAIN else ():
         if name in fields:
             fields[name] = hash_weights(_weights(step, name))
@@ -68,10 +80,63 @@ def _resolved_fields(step: StepConfig) -> dict[str, Any]:
     return {n: v for n, v in fields.items() if n not in recipe_lib.SOURCES.values()}
 
 
-def _hash_manifests(names: str) -> str:
+def _hash_data(names: str, rules: AccessRules, seconds: float) -> str:
+    """Returns a hash of the content of manifests and of their videos, without their paths."""
     if not manifests_exist(names):
         return f"missing: {names}"
-    return manifest_lib.hash_manifests(manifest_lib.find_manifests(names))
+    files = manifest_lib.find_manifests(names)
+    digest = manifest_lib.hash_manifests(files)
+    found = digest_videos(files, rules, seconds, digest)
+    return hash_json([digest, found]) if found else digest
+
+
+@functools.cache
+def digest_videos(
+    names: str, rules: AccessRules, seconds: float, digest: str
+) -> tuple[tuple[int, str], ...]:
+    """Returns the rows and the digests of those sampled videos that can be read.
+
+    The result is cached. Call `digest_videos.cache_clear()` to read replaced videos again.
+
+    Args:
+      names: names of the manifests, separated by commas.
+      rules: which files the rows may refer to.
+      seconds: time limit, see `video_digests.digest_files`.
+      digest: hash of the content of the manifests, which is part of the cache key.
+
+    Raises:
+      UserError: a manifest is invalid.
+    """
+    del digest
+    local = [name for name in manifest_lib.split_names(names) if not video_io.is_world(name)]
+    if not local:
+        return ()
+    sample = video_digests.sample_digests(manifest_lib.read_manifest(local, rules), seconds)
+    found = tuple((entry["row"], entry["digest"]) for entry in sample if entry["digest"])
+    if len(found) < len(sample):
+        logging.warning(
+            "%d of the %d videos that identify %s cannot be read; when they can, the sweep has "
+            "other jobs for the same steps",
+            *(len(sample) - len(found), len(sample), names),
+        )
+    return found
+
+
+def _hash_files(step: StepConfig) -> dict[str, str]:
+    """Returns the hash of further files of each evaluator, such as captions.
+
+    Evaluators with their own manifests are left out, which are part of the hash anyway.
+    """
+    config = step.config.copy_and_resolve_references()
+    files = {name: manifest_lib.find_manifests(m) for name, m in step.manifests().items()}
+    config.update(files)
+    own = {name.partition(".")[0] for name in step.other_manifests()}
+    found = {}
+    for evaluator in evaluator_registry.find_evaluators(config.evaluators):
+        has_own = not own.isdisjoint(getattr(evaluator, "options", ()))
+        if hasattr(evaluator, "hash_files") and not has_own:
+            found[f"files of {evaluator.name}"] = evaluator.hash_files(config)
+    return found
 
 
 def _exists(path: str) -> bool:

@@ -85,14 +85,31 @@ class StepConfig:
         """Returns the manifests that the step reads, by option."""
         if self.kind is Kind.TRAIN:
             return {"data.manifest": self.config.data.manifest}
+        return self._find_manifests(self.config)
+
+    def other_manifests(self) -> dict[str, str]:
+        """Returns the manifests of `eval` in a training, and of the evaluators' own sections."""
+        if self.kind is Kind.TRAIN:
+            settings = self.config.eval
+            is_used = settings.every_steps and settings.manifest
+            return {"eval.manifest": settings.manifest} if is_used else {}
+        return {
+            f"{section}.{name}": manifests
+            for section, settings in self.config.items()
+            if isinstance(settings, ml_collections.ConfigDict) and "train_manifest" in settings
+            for name, manifests in self._find_manifests(settings).items()
+        }
+
+    def _find_manifests(self, settings: ml_collections.ConfigDict) -> dict[str, str]:
+        """Returns the manifests of both splits in the config or in one of its sections."""
         root, names = self.config.data.root, ("train_manifest", "val_manifest")
         return {
             name: ",".join(
                 video_io.join(root, part) if root and not video_io.is_world(part) else part
-                for part in manifest_lib.split_names(self.config[name])
+                for part in manifest_lib.split_names(settings[name])
             )
             for name in names
-            if self.config[name]
+            if settings[name]
         }
 
     def count_videos(self) -> tuple[int, ...]:

@@ -81,6 +81,7 @@ def test_oracle_reaches_the_best_recall(config, oracle, tmp_path):
     assert min(row.value for row in rows) >= 0.95
     assert {row.metric for row in rows} == {"class_mean_recall@1"}
     assert {row.details["predicted_frames"] for row in rows} == {0}
+    assert all(row.details["videos_digest"] for row in rows)
     again = evaluate(config, oracle, tmp_path)
     assert [row.to_json() for row in again] == [row.to_json() for row in rows]
 
