@@ -115,7 +115,7 @@ def compare_splits(config: Any, tasks: Sequence[str]) -> SplitReport:
             more = ", ..." if len(found["classes"]) > EXAMPLES else ""
             notes.append(
                 f"{task}: {found['videos']} of {found['of']} held-out videos belong to classes "
-                f"without training videos ({', '.join(map(str, classes))}{more}; "
+                f"with no training videos ({', '.join(map(str, classes))}{more}; "
                 f"{len(found['classes'])} in total). They count as wrong."
             )
     return SplitReport({"held_out": len(val), "copies": len(copies), "unseen": unseen}, notes)

@@ -97,7 +97,7 @@ def test_classes_that_training_lacks_are_counted_and_named(folder):
     val = write(folder, "v", ["2.mp4,s,1", "3.mp4,s,7", "3.mp4,s,7", "2.mp4,s,8", "2.mp4,s,-1"])
     report = split_checks.compare_splits(get_config(train, val), ("x",))
     assert report.facts["unseen"] == {"x": {"videos": 3, "of": 4, "classes": [7, 8]}}
-    assert "x: 3 of 4 held-out videos belong to classes without training videos" in report.notes[-1]
+    assert "x: 3 of 4 held-out videos belong to classes with no training videos" in report.notes[-1]
     assert "(7, 8; 2 in total). They count as wrong" in report.notes[-1]
     (folder / "v.classes.json").write_text(json.dumps({"run": 1, "jump": 7, "climb": 8}))
     report = split_checks.compare_splits(get_config(train, val), ("x",))
