@@ -39,6 +39,9 @@ READ_BYTES = 2**20  # size of a read from a Parquet file
 QUALITY = 95
 MAX_BYTES = 2**33  # limit per Parquet file; those of Waymo Open have less than 1 GB
 MAX_PIXELS = 2**26  # limit per image; those of Waymo Open have 1920 x 1280
+MAX_IMAGES = 4096  # limit per segment; those of Waymo Open have about 200
+MAX_PIXEL_BYTES = 2  # limit of an image that is copied, in addition to `MAX_HEADER_BYTES`
+MAX_HEADER_BYTES = 2**16
 MAX_LINE_BYTES = 2**26
 # Allowed names of output folders. Names of output files are excluded.
 SEGMENT = re.compile(r"(?!.*\.jsonl?$)[A-Za-z0-9_-][A-Za-z0-9_.-]*")
@@ -134,7 +137,10 @@ def _write_segment(in_dir: Path, out_dir: Path, segment: str, short_side: int) -
     times, sizes = [], set()
     images = in_dir / "camera_image" / f"{segment}.parquet"
     # Two passes, so that images are numbered in temporal order with few of them in memory.
-    order = {time: n for n, time in enumerate(sorted(row[TIME] for row in _front(images, [TIME])))}
+    expected = sorted(row[TIME] for row in _front(images, [TIME]))
+    if len(expected) > MAX_IMAGES:
+        raise ValueError(f"{len(expected)} images of the front camera are more than {MAX_IMAGES}")
+    order = {time: number for number, time in enumerate(expected)}
     for row in _front(images, [TIME, IMAGE]):
         data, size = _shrink(row[IMAGE], short_side)
         sizes.add(size)
@@ -209,6 +215,8 @@ def _shrink(data: bytes, short_side: int) -> tuple[bytes, tuple[int, int]]:
             raise ValueError(f"an image has {width} x {height} pixels, more than {MAX_PIXELS}")
         scale = short_side / min(width, height)
         if not 0 < scale < 1:
+            if len(data) > MAX_HEADER_BYTES + MAX_PIXEL_BYTES * width * height:
+                raise ValueError(f"an image of {width} x {height} pixels has {len(data)} bytes")
             return data, (height, width)
         size = round(width * scale), round(height * scale)
         buffer = io.BytesIO()

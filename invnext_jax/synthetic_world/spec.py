@@ -67,7 +67,9 @@ class WorldSpec:
         if self.split not in SPLITS:
             raise UserError(f"unknown world split {self.split!r}: choose one of {SPLITS}")
         ranges = {"size": (MIN_SIZE, MAX_SIZE), "frames": (MIN_FRAMES, MAX_FRAMES)}
-        for name, (low, high) in {**ranges, "seed": (0, MAX_SEED)}.items():
+        ranges |= {"seed": (0, MAX_SEED)}
+        ranges |= {} if self.clutter is None else {"clutter": (0, MAX_CLUTTER)}
+        for name, (low, high) in ranges.items():
             value = getattr(self, name)
             if not isinstance(value, numbers.Integral) or not low <= value <= high:
                 raise UserError(f"{name}={value} must be an integer from {low} to {high}")
@@ -78,11 +80,10 @@ class WorldSpec:
                 f"frames={self.frames}: the anticipation level needs at least "
                 f"{MIN_ANTICIPATION_FRAMES} frames"
             )
-        limits = {"object_size": OBJECT_SIZES, "speed": SPEEDS, "clutter": (0, MAX_CLUTTER)}
-        for name, (low, high) in limits.items():
+        for name, (low, high) in {"object_size": OBJECT_SIZES, "speed": SPEEDS}.items():
             value = getattr(self, name)
-            if value is not None and not low <= value <= high:  # NaN is rejected, too
-                raise UserError(f"{name}={value}: a world needs a value from {low} to {high}")
+            if not isinstance(value, numbers.Real) or not low <= value <= high:  # refuses NaN
+                raise UserError(f"{name}={value} must be a number from {low} to {high}")
 
     @property
     def classes(self) -> dict[str, tuple[str, ...]]:

@@ -118,6 +118,7 @@ def bomb(side):
         {"box": float("inf")},
         {"images": [1, 2]},
         {"images": ["a", "b"]},
+        {"images": [jpeg(np.zeros((48, 64, 3), np.uint8)) + bytes(2**17)] * 2},
         {"images": [bomb(65000)] * 2},
         {"images": [bomb(9000)] * 2},
         {"times": (None, 5)},
@@ -132,6 +133,13 @@ def test_segments_with_damaged_values_are_skipped(tmp_path, fields):
     with pytest.raises(UserError, match="no segment of .* can be read") as caught:
         waymo.convert(tmp_path / "in", tmp_path / "out", short_side=0, progress=False)
     assert "\n" not in str(caught.value)
+
+
+def test_segments_with_too_many_images_are_skipped(tmp_path, monkeypatch):
+    monkeypatch.setattr(waymo, "MAX_IMAGES", 1)
+    write_tables(tmp_path / "in")
+    with pytest.raises(UserError, match="no segment of .* can be read"):
+        waymo.convert(tmp_path / "in", tmp_path / "out", progress=False)
 
 
 def test_images_that_are_large_when_decompressed_are_skipped(tmp_path, monkeypatch):

@@ -165,3 +165,12 @@ def test_invalid_specs_are_errors(fields, message):
 def test_negative_index_is_an_error():
     with pytest.raises(UserError, match="-1"):
         sample_scene(WorldSpec(), -1)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"clutter": 1.5}, {"clutter": 9999}, {"speed": None}, {"object_size": "1"}, {"seed": -1}],
+)
+def test_impossible_options_are_refused(options):
+    with pytest.raises(UserError, match="must be"):
+        WorldSpec(**options)

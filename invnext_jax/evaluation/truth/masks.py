@@ -79,16 +79,18 @@ class DavisMasks:
         """
         image_paths, folder = self._image_paths[row], self._annotations[row]
         video_thwc, geometry = images.read_clip(list(image_paths.values()), self._size)
-        frames = []
+        frames, shape = [], None
         for path in image_paths.values():
             ids_hw = images.read_ids(folder / f"{path.stem}.png")
-            if frames and ids_hw.shape != frames[0].shape:
+            shape = shape or ids_hw.shape
+            if ids_hw.shape != shape:
                 raise BadTruth(
                     f"{folder / path.stem}.png differs in size from the first annotation",
                     "wrong format",
                 )
-            frames.append(ids_hw)
-        ids_thw = geometry.crop_image(np.stack(frames))
+            # Cropped one by one, because annotations can have many more pixels than the images.
+            frames.append(geometry.crop_image(ids_hw[None])[0])
+        ids_thw = np.stack(frames)
         ids_thw = np.where(ids_thw == VOID, 0, ids_thw)
         objects = len(list_objects(ids_thw))
         if not objects:

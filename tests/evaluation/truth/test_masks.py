@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 import truth_layouts
@@ -37,6 +39,22 @@ def test_frames_can_be_limited_and_resized(davis):
     )
     assert found["video"].shape == (5, 16, 16, 3)
     np.testing.assert_array_equal(found["ids"], clip.ids[:5, 1::2, 1::2])
+
+
+def test_large_annotations_are_cropped_one_by_one(davis):
+    expected = DavisMasks(davis, size=16).load(0)["ids"]
+    for path in (davis / "Annotations/480p/sequence-0").iterdir():
+        with Image.open(path) as image:
+            palette, size = image.getpalette(), (64 * image.width, 64 * image.height)
+            large = image.resize(size, Image.Resampling.NEAREST)
+        large.putpalette(palette)
+        large.save(path)
+    tracemalloc.start()
+    found = DavisMasks(davis, size=16).load(0)["ids"]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    np.testing.assert_array_equal(found, expected)
+    assert peak < 10 * size[0] * size[1]  # bytes; the annotations of all frames have 20
 
 
 def test_void_pixels_are_background(davis):
