@@ -94,6 +94,24 @@ def move_files(results: Mapping[str, Any], start: Path, to: Path) -> dict[str, A
     return {**results, "rows": rows, **moved}
 
 
+def find_file(folder: Path, name: str) -> Path | None:
+    """Returns the path of a file that results name; None if it is outside of their workdir.
+
+    The results of one of several steps may name files of the whole workdir; see `step_folder`.
+
+    Args:
+      folder: folder of the results.
+      name: path relative to the folder.
+    """
+    try:
+        folder = folder.resolve()
+        root = folder.parents[1] if folder.parent.name == "steps" else folder
+        path = (folder / name).resolve()
+    except (OSError, ValueError, RuntimeError):  # a NUL character, or links that form a loop
+        return None
+    return path if not Path(name).is_absolute() and path.is_relative_to(root) else None
+
+
 def read_cache(path: Path, key: str) -> dict[str, Any] | None:
     """Reads a cache file on process 0 and broadcasts it, so that all processes do the same work.
 

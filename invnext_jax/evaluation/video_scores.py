@@ -14,7 +14,7 @@ import numpy as np
 from invnext_jax import regular_file
 from invnext_jax.evaluation.feature_store import npz_file
 
-MAX_BYTES = 2**32
+MAX_BYTES = 2**30  # maximum size of a file, before and after decompression
 _PARTS = ("index", "score", "weight")
 
 

@@ -46,6 +46,19 @@ def test_paths_are_relative_to_the_new_folder():
     assert outside["rows"][0]["scores"]["file"] == "../../rows/a.npz"
 
 
+def test_files_must_be_inside_the_workdir(tmp_path):
+    step = tmp_path / "e" / "steps" / "100"
+    step.mkdir(parents=True)
+    (tmp_path / "e" / "link").symlink_to(tmp_path)
+    (tmp_path / "e" / "loop").symlink_to(tmp_path / "e" / "loop")
+    find = results_file.find_file
+    assert find(tmp_path / "e", "rows/a.npz") == tmp_path.resolve() / "e" / "rows" / "a.npz"
+    assert find(step, "../../rows/a.npz") == tmp_path.resolve() / "e" / "rows" / "a.npz"
+    for name in ("../a.npz", "link/a.npz", str(tmp_path / "e" / "a.npz"), "a\0b", "loop/../../a"):
+        assert find(tmp_path / "e", name) is None
+    assert find(step, "../../../a.npz") is None
+
+
 @pytest.mark.parametrize(
     ("checkpoint", "what"),
     [("runs/a", "of runs/a"), ("runs/b", "with other options, weights or videos")],

@@ -27,3 +27,11 @@ def test_missing_and_damaged_files_have_no_scores(tmp_path):
     assert video_scores.read(tmp_path / "none.npz", 0) is None
     (tmp_path / "damaged.npz").write_bytes(b"PK\x03\x04 not an archive")
     assert video_scores.read(tmp_path / "damaged.npz", 0) is None
+
+
+def test_files_that_are_large_after_decompression_are_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(video_scores, "MAX_BYTES", 2**20)
+    zeros = np.zeros(2**19, np.float32)
+    np.savez_compressed(tmp_path / "a.npz", index_0=zeros, score_0=zeros, weight_0=zeros)
+    assert (tmp_path / "a.npz").stat().st_size < 2**16
+    assert video_scores.read(tmp_path / "a.npz", 0) is None

@@ -24,6 +24,7 @@ from invnext_jax.evaluation.features import VideoFeatures
 
 LABEL = "label_"
 _META, _MAX_META_BYTES = "meta.json", 2**20
+MAX_MARKER_BYTES = 2**32  # maximum size of an .npz file, before and after decompression
 
 
 class FeatureFolder:
@@ -127,7 +128,7 @@ class FeatureFolder:
     def _read_marker(self, chunk: int) -> dict[str, np.ndarray]:
         path = self._marker(chunk)
         try:
-            with npz_file.open_arrays(path) as archive:
+            with npz_file.open_arrays(path, MAX_MARKER_BYTES) as archive:
                 found = {name: archive[name] for name in archive.files}
             _check_marker(found)
             return found

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,22 +13,24 @@ from invnext_jax import atomic_file, regular_file
 
 
 @contextlib.contextmanager
-def open_arrays(path: str | os.PathLike, max_bytes: int = sys.maxsize) -> Iterator[Any]:
+def open_arrays(path: str | os.PathLike, max_bytes: int) -> Iterator[Any]:
     """Opens an archive. Its arrays are read when they are accessed.
 
     Args:
       path: the file.
-      max_bytes: maximum size of the file.
+      max_bytes: maximum size of the file, and of all its arrays after decompression.
 
     Raises:
       Exception: one of `regular_file.DAMAGE`, also when an array is read.
     """
     # The file is opened here, because `np.load` does not close damaged archives.
-    with (
-        regular_file.open_binary(path, max_bytes) as file,
-        np.load(file, allow_pickle=False) as archive,
-    ):
-        yield archive
+    with regular_file.open_binary(path, max_bytes) as file:
+        with zipfile.ZipFile(file) as members:
+            if sum(member.file_size for member in members.infolist()) > max_bytes:
+                raise ValueError(f"it has more than {max_bytes} bytes when decompressed")
+        file.seek(0)
+        with np.load(file, allow_pickle=False) as archive:
+            yield archive
 
 
 def write_arrays(path: str | Path, /, **arrays: np.ndarray) -> None:

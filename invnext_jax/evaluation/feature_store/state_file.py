@@ -12,6 +12,7 @@ from invnext_jax.evaluation.feature_store import npz_file
 from invnext_jax.multihost import consensus
 
 SAVE_SECONDS = 120.0  # time between two saves
+MAX_BYTES = 2**36  # maximum size of a file, before and after decompression
 
 
 class StateFile(NamedTuple):
@@ -54,13 +55,13 @@ class StateFile(NamedTuple):
     def find_step(self) -> int:
         """Returns the step of the saved state; 0 if there is none with this key."""
         try:
-            with npz_file.open_arrays(self.path) as archive:
+            with npz_file.open_arrays(self.path, MAX_BYTES) as archive:
                 return int(archive["step"]) if str(archive["key"]) == self.key else 0
         except regular_file.DAMAGE:
             return 0
 
     def _read(self, state: Any) -> tuple[Any, int]:
-        with npz_file.open_arrays(self.path) as archive:
+        with npz_file.open_arrays(self.path, MAX_BYTES) as archive:
             if str(archive["key"]) != self.key:
                 return state, 0
             like, tree = jax.tree.flatten(state)

@@ -8,6 +8,7 @@ Shape key: t frames, h w pixels, c channels.
 import base64
 import functools
 import io
+import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -16,8 +17,9 @@ import numpy as np
 from absl import logging
 from PIL import Image
 
-from invnext_jax.data import pipeline
-from invnext_jax.data.access_rules import AccessRules
+from invnext_jax.data import manifest as manifest_lib
+from invnext_jax.data import pipeline, video_io
+from invnext_jax.data.access_rules import DEFAULT_RULES
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import inputs
 from invnext_jax.evaluation.dense import truth_source
@@ -38,7 +40,9 @@ def read_strips(
 ) -> dict[int, str]:
     """Reads the strips of some videos. Videos that cannot be read are left out.
 
-    If a video of the manifest was replaced after the evaluation, all of them are left out.
+    If a video of the manifest was replaced after the evaluation, all of them are left out. Results
+    may come from an untrusted source, so manifests with remote videos are not shown, and the
+    protocols that the results allow are ignored.
 
     Args:
       results: results of an evaluation.
@@ -61,11 +65,33 @@ def read_strips(
             return _read_from_truth(config, evaluator, split, rows)
         if not manifest:
             return {}
+        rows = _choose_files(manifest, rows)
         _check_videos(results, split, row, manifest, config)
-        return _read_from_manifest(manifest, config, rows)
+        return _read_from_manifest(manifest, config, rows) if rows else {}
     except _ERRORS as error:
         logging.warning("the videos of %s are not shown: %s", results.get("checkpoint"), error)
         return {}
+
+
+def has_local_videos(manifest: Any) -> bool:
+    """Returns whether manifests are local and refer to local videos only."""
+    try:
+        return video_labels.is_local(manifest) and _choose_files(manifest, []) == []
+    except (UserError, OSError, ValueError):
+        return False
+
+
+def _choose_files(manifest: str, rows: list[int]) -> list[int]:
+    """Returns those rows of a manifest that are rendered clips or regular local files.
+
+    Raises:
+      UserError: a row of the manifest refers to a remote file.
+    """
+    paths = manifest_lib.read_manifest(manifest, DEFAULT_RULES).paths
+    if remote := next(filter(video_io.is_remote, paths), None):
+        raise UserError(f"{manifest} refers to {remote}, which is not a local file")
+    rows = [row for row in rows if 0 <= row < len(paths)]
+    return [r for r in rows if video_io.is_world(paths[r]) or os.path.isfile(paths[r])]
 
 
 def _check_videos(results, split: str, row, manifest: str, config) -> None:
@@ -79,23 +105,23 @@ def _check_videos(results, split: str, row, manifest: str, config) -> None:
         expected = row.get("videos_digest")
     if not expected:
         return
-    rules = AccessRules.from_config(config.data)
-    if hash_current_videos(manifest, rules, config.data.clip_seconds) != expected:
+    if hash_current_videos(manifest, config.data.clip_seconds) != expected:
         raise UserError(f"videos of {manifest} were replaced after the evaluation")
 
 
 @functools.cache
-def hash_current_videos(manifest: str, rules: AccessRules, seconds: float) -> str:
+def hash_current_videos(manifest: str, seconds: float) -> str:
     """Returns the hash of the videos of a manifest, see `inputs.hash_videos`.
 
     The result is cached. Call `hash_current_videos.cache_clear()` to read replaced videos again.
     """
-    return inputs.hash_videos(manifest, rules, seconds)
+    return inputs.hash_videos(manifest, DEFAULT_RULES, seconds)
 
 
 def _read_from_manifest(manifest: str, config, rows: list[int]) -> dict[int, str]:
     found = {}
     data = ml_collections.ConfigDict(config.data.to_dict())
+    data.protocols, data.other_hosts = DEFAULT_RULES.protocols, DEFAULT_RULES.other_hosts
     data.workers = 0  # starting processes takes longer than reading a few clips
     for batch in pipeline.make_eval_dataset(data, manifest=manifest, batch_size=1, rows=rows):
         for video_thwc, row in zip(batch["video"], batch["index"], strict=True):
@@ -106,6 +132,8 @@ def _read_from_manifest(manifest: str, config, rows: list[int]) -> dict[int, str
 
 def _read_from_truth(config, evaluator: Any, split: str, videos: list[int]) -> dict[int, str]:
     settings, found = config[evaluator.options[0]], {}
+    if video_io.is_remote(settings.root):
+        raise UserError(f"{settings.root} is not a local folder")
     truth = truth_source.open_truth(settings, split, config)
     first = dict(zip(truth.videos[::-1].tolist(), range(len(truth))[::-1], strict=True))
     for video in videos:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from invnext_jax.evaluation import tables
+from invnext_jax.evaluation.pages import video_labels
 from invnext_jax.evaluation.pages.paired_differences import (
     Evaluation,
     Protocol,
@@ -25,6 +26,12 @@ def find_notes(evaluations: Sequence[Evaluation]) -> list[str]:
     """Returns sentences about differences from the first evaluation."""
     first, *others = evaluations
     notes = [note for other in others for note in _compare(first, other)]
+    notes += [
+        f"The labels and videos of {e.title} are not shown, because its held-out manifest is "
+        "neither a local file nor a rendered world of limited size."
+        for e in evaluations
+        if (name := _find_manifest(e)) and not video_labels.is_local(name)
+    ]
     older = [e.title for e in evaluations if "videos" not in e.results]
     if others and older:
         notes.append(
@@ -32,6 +39,10 @@ def find_notes(evaluations: Sequence[Evaluation]) -> list[str]:
             "compared by the manifests only. To add it, repeat launch/evaluate.py."
         )
     return notes
+
+
+def _find_manifest(evaluation: Evaluation) -> str:
+    return evaluation.results.get("run", {}).get("config", {}).get("val_manifest", "")
 
 
 def _compare(first: Evaluation, other: Evaluation) -> list[str]:

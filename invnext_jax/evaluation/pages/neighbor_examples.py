@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from invnext_jax.evaluation import nearest_neighbors
+from invnext_jax.evaluation import nearest_neighbors, results_file
 from invnext_jax.evaluation.nearest_neighbors import NearestVideos
 from invnext_jax.evaluation.pages import clip_strips, paired_differences, video_labels
 from invnext_jax.evaluation.pages.paired_differences import Evaluation
@@ -54,7 +54,8 @@ def make_neighbors(evaluations: Sequence[Evaluation]) -> dict[str, Any] | None:
 def read_nearest(evaluation: Evaluation) -> NearestVideos | None:
     """Returns the stored neighbors of an evaluation; None if there are none."""
     file = evaluation.results.get("neighbors")
-    return nearest_neighbors.read_nearest_videos(evaluation.folder / file) if file else None
+    path = results_file.find_file(evaluation.folder, file) if file else None
+    return nearest_neighbors.read_nearest_videos(path) if path else None
 
 
 def _choose_queries(found: Sequence[NearestVideos]) -> list[int]:

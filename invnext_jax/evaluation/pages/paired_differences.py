@@ -62,7 +62,8 @@ class Evaluation:
     def read_scores(self, row: Mapping[str, Any]) -> video_scores.VideoScores | None:
         """Returns the score of each video of a row; None if they were not stored."""
         place = row.get("scores")
-        return video_scores.read(self.folder / place["file"], place["row"]) if place else None
+        path = results_file.find_file(self.folder, place["file"]) if place else None
+        return video_scores.read(path, place["row"]) if path else None
 
 
 MeasuredRow = tuple[Evaluation, Mapping[str, Any]]  # an evaluation and one of its rows

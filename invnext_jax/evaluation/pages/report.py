@@ -17,7 +17,7 @@ from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data import pipeline
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation import pretrained, results_file, tables, visualization
-from invnext_jax.evaluation.pages import charts
+from invnext_jax.evaluation.pages import charts, clip_strips
 from invnext_jax.monitoring import metrics_file
 from invnext_jax.stages import registry
 
@@ -165,9 +165,11 @@ def _read_epochs(workdir: Path) -> str:
 def show_clips(runs: Sequence[ReportedRun], results: Sequence[dict], count: int) -> dict[str, Any]:
     """Returns image strips of the first clips of the held-out manifest.
 
-    Without an evaluation, the clips are from the training manifest of the first run.
+    Without an evaluation, the clips are from the training manifest of the first run. Results may
+    come from an untrusted source, so only their local manifests of local videos are read.
     """
     held_out = [result["run"]["config"]["val_manifest"] for result in results]
+    held_out = [name for name in held_out if clip_strips.has_local_videos(name)]
     manifest = held_out[0] if held_out else runs[0].config.data.manifest
     rows: list[list[dict[str, str]]] = [[] for _ in range(count)]
     video_bthwc, index_b = _read_clips(runs[0].config, manifest, count)

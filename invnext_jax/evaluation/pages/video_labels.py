@@ -3,19 +3,23 @@
 Shape key: b videos.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from invnext_jax.data import columns
+from invnext_jax.data import columns, video_io
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data.class_names import column_of_names
 from invnext_jax.data.manifest import Manifest
 from invnext_jax.errors import UserError
 from invnext_jax.evaluation.evaluators import registry
 from invnext_jax.evaluation.truth import captions
+from invnext_jax.synthetic_world import urls
 from invnext_jax.synthetic_world.spec import WorldSpec
+
+MAX_WORLD = 1_000_000  # videos of a rendered world; their labels take about 25 s
 
 
 class VideoLabels(NamedTuple):
@@ -39,6 +43,8 @@ def find_manifest(
 ) -> str:
     """Returns the manifest of a split; "" if it is unknown, has changed or cannot be read.
 
+    Results may come from an untrusted source, so a manifest that `is_local` rejects is not opened.
+
     Args:
       results: results of an evaluation.
       split: "train" or "val".
@@ -50,10 +56,29 @@ def find_manifest(
         config, digest = section, row.get("videos_key")
     manifest = config.get(f"{split}_manifest", "")
     try:
-        is_same = manifest and digest and manifest_lib.hash_manifests(manifest) == digest
+        is_known = digest and is_local(manifest)
+        is_same = is_known and manifest_lib.hash_manifests(manifest) == digest
     except (UserError, OSError, ValueError):
         return ""
     return manifest if is_same else ""
+
+
+def is_local(names: Any) -> bool:
+    """Returns whether manifests are regular local files or rendered worlds of limited size.
+
+    Args:
+      names: names of manifests, separated by commas. Values of other types are rejected.
+    """
+    return isinstance(names, str) and all(map(_is_local_name, manifest_lib.split_names(names)))
+
+
+def _is_local_name(name: str) -> bool:
+    if not video_io.is_world(name):
+        return not video_io.is_remote(name) and os.path.isfile(name)
+    try:
+        return urls.parse(name).videos <= MAX_WORLD
+    except (UserError, ValueError):
+        return False
 
 
 def find_section(config: Mapping[str, Any], row: Mapping[str, Any]) -> Any:

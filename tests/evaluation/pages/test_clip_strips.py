@@ -2,6 +2,7 @@
 
 import base64
 import io
+import os
 
 import ml_collections
 import numpy as np
@@ -10,6 +11,7 @@ import truth_layouts
 from PIL import Image
 
 from configs.eval.tasks import depth, linear_probe
+from invnext_jax.data import files as files_lib
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data.access_rules import DEFAULT_RULES
 from invnext_jax.evaluation.inputs import hash_videos
@@ -122,3 +124,29 @@ def test_videos_that_cannot_be_read_are_left_out(results, tmp_path):
     config = linear_probe.get_config("tiny")
     config.val_manifest = str(tmp_path / "val.csv")
     assert clip_strips.read_strips(make_results(config), "val", [0]) == {}
+
+
+def test_results_do_not_allow_remote_videos(tmp_path, monkeypatch):
+    write_world(SPEC, tmp_path, 2, progress=False)
+    video = next(tmp_path.rglob("*.mp4"))
+    os.mkfifo(tmp_path / "pipe.mp4")
+    monkeypatch.setattr(files_lib, "open_remote", lambda *_: pytest.fail("a remote file is opened"))
+    config = linear_probe.get_config("tiny")
+    config.val_manifest = str(tmp_path / "val.csv")
+    config.data.update(protocols=("http", "reference"), other_hosts=True)
+    for other, found in (
+        ("http://127.0.0.1:9/1.mp4", []),
+        ("https://127.0.0.1:9/1.mp4", []),
+        ("reference://x", []),
+        ("pipe.mp4", [0]),
+    ):
+        (tmp_path / "val.csv").write_text(f"path,source\n{video},x\n{other},x\n")
+        results = make_results(config)
+        assert list(clip_strips.read_strips(results, "val", [0, 1, 7])) == found
+        results["videos"] = {"val": "x"}
+        assert clip_strips.read_strips(results, "val", [0]) == {}
+    config = depth.get_config("tiny")
+    config.update(train_manifest="", val_manifest="")
+    config.depth.update(data="scannet", root="https://127.0.0.1:9/x", stride=1)
+    row = {"evaluator": "depth"}
+    assert clip_strips.read_strips(make_results(config), "val", [0], row) == {}

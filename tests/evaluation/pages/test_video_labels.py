@@ -1,6 +1,7 @@
 """Labels and class names of the videos of an evaluation."""
 
 import json
+import os
 
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.evaluation.pages.video_labels import find_manifest, read_labels
@@ -57,3 +58,22 @@ def test_changed_and_missing_manifests_have_no_labels(tmp_path):
     manifest.unlink()
     assert find_manifest(results, "val") == ""
     assert find_manifest({}, "val") == ""
+
+
+def test_only_local_manifests_are_opened(tmp_path, monkeypatch):
+    monkeypatch.setattr(manifest_lib, "hash_manifests", lambda _: "x")
+    (tmp_path / "val.csv").write_text(TEXT)
+    os.mkfifo(tmp_path / "pipe")
+    local, world = str(tmp_path / "val.csv"), "world:simple/val?videos=1000000&size=16"
+    refused = [
+        *("http://127.0.0.1:9/x.csv", "https://example.org/x.csv", f"file://{local}"),
+        *(f"{local},memory://x", "simplecache::https://example.org/x.csv", "", "a\0b"),
+        *(str(tmp_path), str(tmp_path / "pipe"), world.replace("000&", "001&"), "world:?"),
+        *(None, 3, [local], {"a": 1}),
+    ]
+    for name in [local, world, f"{local}, {world}"]:
+        results = {"manifests": {"val": "x"}, "run": {"config": {"val_manifest": name}}}
+        assert find_manifest(results, "val") == name
+    for name in refused:
+        results = {"manifests": {"val": "x"}, "run": {"config": {"val_manifest": name}}}
+        assert find_manifest(results, "val") == "" and read_labels(results, "val", ["shape"]) == {}
