@@ -54,9 +54,10 @@ class AccessRules:
           line: Manifest name and line number, for the error message.
 
         Raises:
-          UserError: The rules do not allow the video, the path has a NUL character, or the host
-              of an address of a remote manifest is not valid.
+          UserError: The rules do not allow the video, the path has a NUL character or is too
+              long, or the host of an address of a remote manifest is not valid.
         """
+        video_io.check_length(video, line)
         if "\0" in video:
             raise UserError(f"{line}: no file can have the path {video!a}: correct it")
         if video_io.is_remote(video):

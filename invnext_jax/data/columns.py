@@ -26,6 +26,7 @@ LABEL_PREFIX = "label_"
 MAX_COLUMNS = 1000
 MAX_LISTED = 20  # maximum number of columns in the warning about columns that are not read
 MAX_CLASS = 2**31 - 1  # labels are int32
+MAX_NAME = 1000  # maximum number of characters of a class name
 MAX_NAMES_BYTES = 2**26  # maximum size of a file of class names
 READ = ("path", "source", "start", "end", "record")
 INFORMATIVE = (
@@ -227,7 +228,7 @@ def read_class_names(path: str | os.PathLike) -> dict[str, int]:
     Raises:
       OSError: The file cannot be read.
       ValueError: The format of the file is not one of these, two names have the same id, or an id
-        is not a class.
+        is not a class, or a name has more than `MAX_NAME` characters.
     """
     text = regular_file.read_bytes(path, MAX_NAMES_BYTES).decode("utf-8-sig")
     try:
@@ -235,10 +236,13 @@ def read_class_names(path: str | os.PathLike) -> dict[str, int]:
         if isinstance(content, dict):
             content = {str(name): int(number) for name, number in content.items()}
         "".join(content).encode()
+        longest = max(map(len, content), default=0)
     except UnicodeEncodeError as error:
         raise ValueError("a name contains a surrogate, which is not a character") from error
     except (TypeError, OverflowError, RecursionError) as error:
         raise ValueError("it must map names to integers, or list names") from error
+    if longest > MAX_NAME:
+        raise ValueError(f"a name has {longest:,} characters, more than {MAX_NAME:,}")
     if isinstance(content, dict):
         names = content
         if len(set(names.values())) < len(names):

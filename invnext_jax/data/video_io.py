@@ -23,6 +23,8 @@ from invnext_jax.video import demux
 from invnext_jax.video.frame_index import PacketIndex
 
 MAX_FRAMES = 500_000  # total number of frames of the cached indexes; about 20 MiB
+MAX_PATH_BYTES = 4096  # as on Linux
+MAX_URL_BYTES = 8192
 DIGEST_BYTES = 2**16  # number of bytes hashed at each end of a file
 _PROTOCOL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
@@ -48,6 +50,17 @@ def join(folder: str, name: str) -> str:
     if is_remote(name) or os.path.isabs(name):
         return name
     return f"{folder}/{name}" if is_remote(folder) else os.path.join(folder, name)
+
+
+def check_length(name: str, where: str) -> None:
+    """Raises `UserError` if a path or an address is too long. The message starts with `where`."""
+    limit = MAX_URL_BYTES if is_remote(name) else MAX_PATH_BYTES
+    size = len(name.encode(errors="surrogatepass"))
+    if size > limit:
+        raise UserError(
+            f"{where}: the path {name[:40]!a}... has {size:,} bytes, more than {limit:,}: "
+            "shorten or remove it"
+        )
 
 
 def absolute(name: str) -> str:

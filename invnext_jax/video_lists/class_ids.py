@@ -14,13 +14,31 @@ from invnext_jax.video_lists.video_list import NO_LABEL, ListOptions, VideoList
 ALPHABETICAL = "alphabetical"  # value of --classes
 
 
-def normalize(name: str) -> str:
-    """Normalizes a class name. Names that are not valid UTF-8 are read as Windows-1252."""
+def normalize(name: str, where: str) -> str:
+    """Normalizes a class name. Names that are not valid UTF-8 are read as Windows-1252.
+
+    Args:
+      name: The name.
+      where: Place of the name, for the message.
+
+    Raises:
+      UserError: The name is too long. The time of Unicode normalization is quadratic.
+    """
+    check_length(name, where)
     if not name.isascii():
         if any("\udc80" <= letter <= "\udcff" for letter in name):
             name = name.encode(errors="surrogateescape").decode("cp1252", errors="replace")
         name = unicodedata.normalize("NFC", name)
     return name.strip()
+
+
+def check_length(name: str, where: str) -> None:
+    """Raises `UserError` if a class name has more than `columns.MAX_NAME` characters."""
+    if len(name) > columns_lib.MAX_NAME:
+        raise UserError(
+            f"{where}: the class name {name[:20]!a}... has {len(name):,} characters, more than "
+            f"{columns_lib.MAX_NAME:,}: shorten it"
+        )
 
 
 def assign(
@@ -39,9 +57,11 @@ def assign(
       or "".
 
     Raises:
-      UserError: The file cannot be read, or a name is missing in it.
+      UserError: The file cannot be read, a name is missing in it, or a name is too long.
     """
     used = sorted(set(names) - {""})
+    for name in used:
+        check_length(name, f"list {path}")
     if not used:
         return None, ""
     file = "" if options.classes == ALPHABETICAL else options.classes or str(default_file or "")
@@ -56,7 +76,7 @@ def assign(
 
 def _read_file(path: str) -> dict[str, int]:
     try:
-        return {normalize(name): n for name, n in columns_lib.read_class_names(path).items()}
+        return {normalize(name, path): n for name, n in columns_lib.read_class_names(path).items()}
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"--classes={path} cannot be read: {error}") from error
 
@@ -113,7 +133,7 @@ def match_neighbors(videos: VideoList, options: ListOptions, out: Path) -> Video
             os.fspath(file)[: -len(columns_lib.CLASS_NAMES_SUFFIX)]
         )
         for file in sorted(out.parent.glob(f"*{columns_lib.CLASS_NAMES_SUFFIX}"))
-        if file.name != own.name
+        if file.name != own.name and file.is_file()
     }
     shared = {file: ids for file, ids in found.items() if not videos.classes.keys().isdisjoint(ids)}
     complete = {f: ids for f, ids in shared.items() if videos.classes.keys() <= ids.keys()}

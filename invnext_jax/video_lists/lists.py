@@ -159,8 +159,8 @@ def _add_class_names(
         names = columns_lib.class_names_path(path)
         note = f"{names} is not read: set --task to the task of its label column"
         return dataclasses.replace(videos, notes=(*videos.notes, note))
-    ids = {class_ids.normalize(name): number for name, number in ids.items()}
     file = str(columns_lib.class_names_path(path))
+    ids = {class_ids.normalize(name, file): number for name, number in ids.items()}
     videos = dataclasses.replace(videos, classes=ids, classes_file=file)
     if not options.classes:
         return videos
@@ -177,7 +177,7 @@ def _find_file(row, column: str, folder: str, files: FileFinder | None, where: s
     if "://" in name:
         raise UserError(f"{where}: {name} is remote: train on this manifest directly")
     if files is None or name.lower().endswith(VIDEO_EXTENSIONS):
-        return locate(folder, name), ""
+        return locate(folder, name, where), ""
     file = files.find([name.strip()], "")
     return (file, "") if file else (os.path.join(folder, name), describe_missing([name]))
 
@@ -211,7 +211,8 @@ def _number_labels(texts: list[str], where: list[str], path: Path, options: List
             f"{where[numbers[0]]}: {texts[numbers[0]]!r} is a number, but {name!r} is a class "
             "name: use only numbers or only names"
         )
-    names = ["" if _is_label(text) else class_ids.normalize(text) for text in texts]
+    names = ["" if _is_label(text) else text for text in texts]
+    names = list(map(class_ids.normalize, names, where))
     ids, ids_file = class_ids.assign(names, options, path)
     return [ids[name] if name else NO_LABEL for name in names], ids, ids_file
 
@@ -252,9 +253,9 @@ def _read_pairs(path: Path, text: str, options: ListOptions) -> VideoList:
                 "path and a label (folders of frames are not supported), or the first line must "
                 "be a header with the columns path, source, label"
             )
-        files.append(locate(folder, pair[0]))
-        labels.append(pair[1])
         where.append(f"list {path}, line {number}")
+        files.append(locate(folder, pair[0], where[-1]))
+        labels.append(pair[1])
     ids_of_rows, ids, ids_file = _number_labels(labels, where, path, options)
     has_labels = any(label != NO_LABEL for label in ids_of_rows)
     column = f"{manifest.LABEL_PREFIX}{options.task}"

@@ -12,7 +12,7 @@ from invnext_jax.errors import UserError
 from invnext_jax.video_lists import class_ids, text_tables
 from invnext_jax.video_lists.folder_scan import VIDEO_EXTENSIONS
 from invnext_jax.video_lists.text_tables import Table, parse_seconds
-from invnext_jax.video_lists.video_files import FileFinder, describe_missing, locate
+from invnext_jax.video_lists.video_files import FileFinder, check_names, describe_missing, locate
 from invnext_jax.video_lists.video_list import ListOptions, VideoEntry, VideoList
 
 HMDB51_FILE = re.compile(r"(?P<name>.+)_test_split(?P<fold>\d)\.txt")
@@ -68,16 +68,15 @@ def read_kinetics(path: Path, table: Table, options: ListOptions) -> VideoList:
     refuse_ranges(f"list {path}", table.columns, read)
     is_hacs = label_column is not None and label_column.lower() == "classname"
     negative = ("-1",) if is_hacs else ()
-    names = [
-        "" if row.get("label") in negative else class_ids.normalize(row.get(label_column) or "")
-        for _, row in rows
-    ]
+    texts = ["" if row.get("label") in negative else row.get(label_column) for _, row in rows]
+    places = [f"list {path}, line {line}" for line, _ in rows]
+    names = [class_ids.normalize(t or "", p) for t, p in zip(texts, places, strict=True)]
     ids, ids_file = class_ids.assign(names, options, path)
     files = FileFinder(options.videos or path.parent)
     source = options.source or ("hacs" if is_hacs else "kinetics")
     entries = []
-    for (line, row), class_name in zip(rows, names, strict=True):
-        where, name = f"list {path}, line {line}", row["youtube_id"] or ""
+    for where, (_, row), class_name in zip(places, rows, names, strict=True):
+        name = row["youtube_id"] or ""
         start = parse_seconds(row.get(start_column), f"{where}, {start_column}")
         end = parse_seconds(row.get(end_column), f"{where}, {end_column}")
         labels = class_ids.make_labels(ids, class_name, options.task)
@@ -113,6 +112,7 @@ def read_ssv2(path: Path, text: str, options: ListOptions) -> VideoList:
             f"list {path} does not have the format of Something-Something: it must be a JSON list "
             "of objects with an id, in UTF-8"
         ) from error
+    check_names(names, f"list {path}", "id")
     labels_path = path.with_name("labels.json")
     ids, ids_file = class_ids.assign(
         class_names, options, path, labels_path if labels_path.is_file() else None
@@ -152,12 +152,11 @@ def read_captioned(path: Path, text: str, options: ListOptions) -> VideoList | N
     if not names:
         return None
     refuse_split(path, options)
-    if bad := [n for n, name in enumerate(names, 1) if not _is_file_name(name)]:
-        raise UserError(f'list {path}, entry {bad[0]}: "video" must be the name of a file')
+    check_names(names, f"list {path}", "video")
     folder, source = os.path.abspath(options.videos or path.parent), options.source or path.stem
     finder = functools.cache(lambda: FileFinder(folder))  # only if a name has no extension
     entries = [
-        VideoEntry(locate(folder, name), source)
+        VideoEntry(locate(folder, name, f"list {path}"), source)
         if name.lower().endswith(VIDEO_EXTENSIONS)
         else _find_entry(finder(), name, "", source, None, options.task)
         for name in dict.fromkeys(names)
@@ -186,13 +185,6 @@ def _parse_line(line: str) -> Any:
     if len(line) > MAX_LINE:
         raise ValueError(f"the line has more than {MAX_LINE} characters")
     return json.loads(line)
-
-
-def _is_file_name(name: Any) -> bool:
-    try:
-        return isinstance(name, str) and name.strip() != "" and b"\0" not in name.encode()
-    except UnicodeEncodeError:
-        return False
 
 
 def is_hmdb51(path: Path) -> bool:
@@ -278,11 +270,11 @@ def read_ucf101(path: Path, text: str, options: ListOptions) -> VideoList | None
     folder = os.path.abspath(options.videos or path.parent)
     entries = [
         VideoEntry(
-            locate(folder, row["file"]),
+            locate(folder, row["file"], f"list {path}, entry {number}"),
             options.source or "ucf101",
             labels=class_ids.make_labels(ids, row["name"], options.task),
         )
-        for row in rows
+        for number, row in enumerate(rows, start=1)
     ]
     note = "labels: the folder of each video is its class; class ids start at 0"
     return VideoList(entries, ids, ids_file, (note,))
@@ -293,7 +285,7 @@ def _read_class_index(path: Path) -> dict[str, int]:
     ids = {}
     for number, line in enumerate(text_tables.split_lines(text_tables.read_text(path)), start=1):
         if line.strip():
-            match = re.fullmatch(r"(\d{1,9})\s+(\w+)", line.strip())
+            match = re.fullmatch(r"(\d{1,9})\s+(\w{1,1000})", line.strip())
             if not match:
                 raise UserError(f"{path}, line {number}: {line!r} must be a number and a class")
             ids[match[2]] = int(match[1]) - 1

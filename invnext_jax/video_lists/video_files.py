@@ -4,16 +4,28 @@ import collections
 import os
 import unicodedata
 from collections.abc import Iterable, Sequence
+from typing import Any
 
+from invnext_jax.data import video_io
+from invnext_jax.errors import UserError
 from invnext_jax.video_lists.folder_scan import scan_folder
 
 
-def locate(folder: str, name: str) -> str:
+def locate(folder: str, name: str, where: str) -> str:
     """Joins a folder and a name from a list.
 
     If there is no such file, variants of the name are tried: other Unicode normal forms and
     encodings, without surrounding spaces, and with slashes instead of backslashes.
+
+    Args:
+      folder: The folder.
+      name: The name.
+      where: Place of the name, for the message.
+
+    Raises:
+      UserError: The name is too long. The time of Unicode normalization is quadratic.
     """
+    video_io.check_length(name, where)
     path = os.path.join(folder, name)
     ordinary = name.isascii() and "\\" not in name and name == name.strip()
     if ordinary or os.path.exists(path):
@@ -25,6 +37,33 @@ def locate(folder: str, name: str) -> str:
     names.append(os.fsdecode(slashes.encode("latin-1", errors="replace")))
     paths = (os.path.join(folder, other) for other in names if "\0" not in other)
     return next(filter(os.path.exists, paths), path)
+
+
+def check_names(names: Iterable[Any], where: str, field: str) -> None:
+    """Checks the names of files in the entries of a JSON list.
+
+    Args:
+      names: Value of each entry.
+      where: The list, for the message.
+      field: The field that contains the names.
+
+    Raises:
+      UserError: A value is not text, or cannot be the name of a file.
+    """
+    for number, name in enumerate(names, start=1):
+        if not _is_file_name(name):
+            raise UserError(
+                f'{where}, entry {number}: "{field}" must be the name of a file, of at most '
+                f"{video_io.MAX_PATH_BYTES} bytes"
+            )
+
+
+def _is_file_name(name: Any) -> bool:
+    try:
+        valid = bool(name.strip()) and "\0" not in name
+        return valid and len(name.encode()) <= video_io.MAX_PATH_BYTES
+    except (AttributeError, UnicodeEncodeError):
+        return False
 
 
 class FileFinder:

@@ -62,6 +62,8 @@ def test_byte_order_mark_and_crlf_are_accepted(tmp_path):
         ("path,source,record\n1,a,0\n1,a,-2\n", "line 3: record -2 must be"),
         ("path,source,label_x\n1.mp4,a,2147483648\n", "line 2: 2147483648 in column 'label_x'"),
         ("path,source,label_x\n1.mp4,a,-2147483649\n", "line 2: -2147483649 in column 'label_x'"),
+        (f"path,source\n{'a/' * 1500}1.mp4,a\n{'a/' * 80_000},a\n", "line 3: the path .* 4,096"),
+        (f"path,source\nhttps://a/{'a/' * 5000},a\n", "line 2: the path .* more than 8,192"),
         ("path,source,record\nb.mp4,a,\ns3://d/s-0,a,1\n", "line 3: shards must be on a mou"),
     ],
 )

@@ -1,13 +1,15 @@
 """Class ids from files, from the names of classes, and of joined lists."""
 
 import json
+import os
 
 import pytest
 from list_cases import KINETICS, read, read_entries, touch
 
 from invnext_jax.data import columns as columns_lib
 from invnext_jax.errors import UserError
-from invnext_jax.video_lists import lists
+from invnext_jax.video_lists import class_ids, lists
+from invnext_jax.video_lists.video_list import VideoList
 
 
 @pytest.mark.parametrize("name", ["classes.json", "classes.txt"])
@@ -47,6 +49,37 @@ def test_lists_are_joined_with_common_class_numbers(tmp_path):
     options = lists.ListOptions(classes=f"{tmp_path}/x.classes.json")
     joined = lists.read_lists(f"{tmp_path}/x.csv,{tmp_path}/y.csv", options)
     assert [e.labels["label_class"] for e in joined.entries] == [0, 1]
+
+
+MARKS = "a" + "\u0315\u0300" * 1_000_000  # normalizing this name would take hours
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "where"),
+    [
+        ("l.csv", f"path,source,label\na.mp4,s,b\nb.mp4,s,{MARKS}\n", "line 3, label"),
+        ("l.csv", f"youtube_id,label\na,b\nb,{MARKS}\n", "line 3"),
+        ("l.json", json.dumps([{"id": 1, "template": MARKS}]), "list .*l.json"),
+    ],
+)
+def test_long_class_names_are_refused(name, text, where, tmp_path):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=rf"{where}: .* has 2,000,001 characters, .* shorten it"):
+        read(tmp_path / name)
+
+
+def test_long_names_in_files_of_classes_are_refused(tmp_path):
+    (tmp_path / "l.txt").write_text("a.mp4 zumba\n")
+    (tmp_path / "classes.txt").write_text(f"zumba\n{MARKS}\n")
+    with pytest.raises(UserError, match=r"cannot be read: a name has 2,000,001 characters"):
+        read(tmp_path / "l.txt", classes=str(tmp_path / "classes.txt"))
+
+
+def test_folders_and_pipes_named_like_class_names_are_ignored(tmp_path):
+    os.mkdir(tmp_path / "x.classes.json")
+    os.mkfifo(tmp_path / "y.classes.json")
+    videos = VideoList([], {"run": 0})
+    assert class_ids.match_neighbors(videos, lists.ListOptions(), tmp_path / "o.csv") == videos
 
 
 def test_class_names_must_be_characters(tmp_path):

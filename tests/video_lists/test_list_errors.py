@@ -34,6 +34,28 @@ def test_error_of_an_invalid_list_names_the_line(name, text, message, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.csv", "path,source\n{}.mp4,s\n", "line 2: the path .* has .* bytes, more than 4,096"),
+        ("a.txt", "{}.mp4 run\n", "line 1: the path .* has .* bytes, more than 4,096"),
+        ("a.json", '[{{"video": "{}.mp4", "caption": "x"}}]', 'entry 1: "video" must be .* 4096'),
+        ("a.json", '[{{"id": "{}"}}]', 'entry 1: "id" must be the name of a file'),
+    ],
+)
+def test_long_paths_are_refused(name, text, message, tmp_path):
+    marks = "a" + "\u0315\u0300" * 1_000_000  # normalizing this name would take hours
+    (tmp_path / name).write_text(text.format(marks))
+    with pytest.raises(UserError, match=message):
+        read(tmp_path / name)
+
+
+def test_ids_with_nul_characters_are_refused(tmp_path):
+    (tmp_path / "a.json").write_text('[{"id": "a"}, {"id": "b\\u0000c"}]')
+    with pytest.raises(UserError, match='entry 2: "id" must be the name of a file'):
+        read(tmp_path / "a.json")
+
+
 def test_missing_folders_and_lists_are_errors(tmp_path):
     with pytest.raises(UserError, match="the folder or list .* does not exist"):
         read(tmp_path / "nothing")

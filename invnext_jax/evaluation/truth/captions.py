@@ -5,8 +5,8 @@ A file of captions is a JSON list, or one JSON object per line:
     {"video": "clips/a.mp4", "caption": "a dog runs"}                  or a list of captions
     {"video": "clips/a.mp4", "caption": [...], "answer": 3}            multiple choice
 
-`video` is the path in the manifest relative to its folder, the end of this path, or the name of the
-file without its extension.
+`video` is the path in the manifest relative to its folder, the end of this path (at most 64 parts),
+or the name of the file without its extension.
 
 Shape key: j captions, b videos.
 """
@@ -36,6 +36,7 @@ MAX_JSON_BYTES = 2**26
 MAX_LINE_BYTES = 2**22
 MAX_CAPTIONS = 2**24  # maximum number of captions of a file
 MAX_CAPTIONS_PER_VIDEO = 2**10
+MAX_PARTS = 64  # maximum number of parts of an end of a path
 ADVICE = 'write a JSON list of objects with "video", a path of the manifest, and "caption"'
 CHOICES_ADVICE = (
     'write a JSON list of objects with "video", a path of the manifest, "caption", a list of '
@@ -247,8 +248,8 @@ def _index_videos(manifest: Manifest) -> dict[str, int]:
     for row, path in enumerate(manifest.paths):
         relative = os.path.relpath(path, folder or ".") if os.path.isabs(path) else path
         parts = relative.split("/")
-        ends = ("/".join(parts[n:]) for n in range(len(parts)))
-        for key in {path, *ends, Path(parts[-1]).stem}:
+        ends = ("/".join(parts[n:]) for n in range(-min(len(parts), MAX_PARTS), 0))
+        for key in {path, relative, *ends, Path(parts[-1]).stem}:
             rows[key] = row if rows.get(key, row) == row else None
     return {key: row for key, row in rows.items() if row is not None}
 

@@ -37,6 +37,13 @@ def test_videos_are_found_by_path_name_or_stem(tmp_path, manifest):
     assert found.skipped == 0
 
 
+def test_long_ends_of_paths_are_not_indexed(tmp_path):
+    path = "a/" * 1000 + "b.mp4"
+    (tmp_path / "videos.csv").write_text(f"path,source\n{path},x\n")
+    rows = captions._index_videos(manifest_lib.read_manifest(str(tmp_path / "videos.csv")))
+    assert rows[path] == rows["a/b.mp4"] == rows["b"] == 0 and len(rows) < 70
+
+
 def test_captions_of_a_video_can_be_joined(tmp_path, manifest):
     path = write(tmp_path, [{"video": "a", "caption": ["First this.", "Then that."]}])
     assert captions.read_captions(path, manifest, join=True).texts == ["First this. Then that."]
