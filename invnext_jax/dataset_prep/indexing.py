@@ -138,9 +138,9 @@ def build_manifest(
         raise UserError(f"the folder of --out={out} cannot be created: {error}") from error
     videos = class_ids.match_neighbors(videos, list_options, out)
     with probe_cache.ProbeCache(sidecar_path(out, "probes", "jsonl")) as cache:
-        for part in filter(os.path.isfile, parts):  # manifests of earlier runs
-            cache.add_results_of(sidecar_path(Path(part), "probes", "jsonl"))
         files = dict.fromkeys(entry.path for entry in videos.entries if not entry.problem)
+        for part in filter(os.path.isfile, parts):  # manifests of earlier runs
+            cache.add_results_of(sidecar_path(Path(part), "probes", "jsonl"), files)
         results = {path: cache.get(path, options.timeout) for path in files}
         pending = [path for path, result in results.items() if result is None]
         reused = len(files) - len(pending)
@@ -283,7 +283,7 @@ def _count_frames(entry: VideoEntry, probe: VideoProbe) -> int:
 
 def _check_window(entry: VideoEntry, probe: VideoProbe) -> str:
     start = entry.start or 0.0
-    if start >= probe.duration or (entry.end is not None and entry.end <= start):
+    if not 0 <= start < probe.duration or (entry.end is not None and entry.end <= start):
         return f"no frame between {start:g} and {entry.end} seconds of {probe.duration:g}"
     return ""
 

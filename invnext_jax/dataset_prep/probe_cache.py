@@ -3,14 +3,20 @@
 import dataclasses
 import json
 import os
+from collections.abc import Collection
 from pathlib import Path
 
-from invnext_jax import file_lock
+from absl import logging
+
+from invnext_jax import file_lock, regular_file
 from invnext_jax.dataset_prep.probing import ProbeFailure, VideoProbe
 from invnext_jax.errors import UserError
 from invnext_jax.workers.results import check_text
 
 VERSION = 2  # increase it when the result for the same file changes
+MAX_BYTES = 2**32  # maximum size of another cache
+MAX_LINE_BYTES = 2**26  # a line may contain a frame index, see `index_files`
+MAX_NUMBER = 2**31
 
 
 class ProbeCache:
@@ -67,20 +73,33 @@ class ProbeCache:
             end += len(line)
         self._file.truncate(end)
 
-    def add_results_of(self, path: Path) -> None:
+    def add_results_of(self, path: Path, files: Collection[str]) -> None:
         """Adds the results of another cache for files that are not in this one.
 
-        Lines that cannot be read, for example lines of an older version, are skipped.
+        Results of other files, results of other versions of the files, and lines that cannot be
+        read are skipped.
+
+        Args:
+          path: The other cache. If it cannot be read, nothing is added.
+          files: The files whose results are added.
         """
         if not path.is_file():
             return
-        for line in path.read_bytes().splitlines():
-            try:
-                row = json.loads(line)
-                if row["version"] == VERSION:
-                    self._results.setdefault(tuple(row["key"]), _from_json(row["found"]))
-            except (ValueError, KeyError, TypeError, RecursionError):
-                continue
+        try:
+            with regular_file.open_binary(path, MAX_BYTES) as file:
+                while line := file.readline(MAX_LINE_BYTES):
+                    self._add_line(line, files)
+        except OSError as error:
+            logging.warning("%s is skipped: %s", path, error.strerror or error)
+
+    def _add_line(self, line: bytes, files: Collection[str]) -> None:
+        try:
+            row = json.loads(line)
+            key, found = tuple(row["key"]), row["found"]
+            if row["version"] == VERSION and key[0] in files and _is_key(key):
+                self._results.setdefault(key, _from_json(found))
+        except (ValueError, LookupError, TypeError, RecursionError):
+            pass
 
     def get(self, path: str, timeout: float) -> VideoProbe | ProbeFailure | None:
         """Returns the cached result, or None if there is none for the current version of the file.
@@ -90,25 +109,33 @@ class ProbeCache:
           timeout: Current time limit in seconds. A result that timed out with a lower limit is
               ignored.
         """
-        result = self._results.get(_key(path))
+        key = _key(path)
+        result = self._results.get(key) if key else None
         limit = getattr(result, "timeout", None)
         return None if limit is not None and limit < timeout else result
 
     def put(self, path: str, result: VideoProbe | ProbeFailure) -> None:
-        """Stores a result unless it is a transient failure."""
-        if isinstance(result, ProbeFailure) and result.transient:
+        """Stores a result unless it is a transient failure or the file does not exist."""
+        key = _key(path)
+        if key is None or (isinstance(result, ProbeFailure) and result.transient):
             return
-        row = {"key": _key(path), "version": VERSION, "found": _to_json(result)}
+        row = {"key": key, "version": VERSION, "found": _to_json(result)}
         self._file.write(json.dumps(row).encode() + b"\n")
         self._file.flush()
 
 
-def _key(path: str) -> tuple[str, int | None, int | None]:
+def _key(path: str) -> tuple[str, int, int] | None:
+    """Returns the path, the size and the modification time, or None if there is no such file."""
     try:
         stat = os.stat(path)
     except (OSError, ValueError):  # ValueError: no file can have this name
-        return path, None, None
+        return None
     return path, stat.st_size, stat.st_mtime_ns
+
+
+def _is_key(key: tuple) -> bool:
+    """Returns whether a key is that of the current version of an existing file."""
+    return all(type(number) is int for number in key[1:]) and key == _key(key[0])
 
 
 def _to_json(result: VideoProbe | ProbeFailure) -> dict:
@@ -129,4 +156,9 @@ def _from_json(fields: dict) -> VideoProbe | ProbeFailure:
             raise TypeError(f"{value!r} is not of type {expected}")
         if isinstance(value, str):
             check_text(value)
+    if isinstance(found, VideoProbe):
+        counts, seconds = (found.frames, found.width, found.height), (found.duration, found.fps)
+        # Durations and frame rates are rounded, possibly to 0. The comparisons are false for NaN.
+        if not (0 < min(counts) and all(0 <= value < MAX_NUMBER for value in (*counts, *seconds))):
+            raise ValueError(f"{(*counts, *seconds)} are not the properties of a video")
     return found

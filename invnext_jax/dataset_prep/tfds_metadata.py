@@ -71,14 +71,14 @@ def read_metadata(folder: str | os.PathLike, split: str = "") -> TfdsMetadata:
     for entry in _get(info, "splits", list, info_path):
         if not isinstance(entry, Mapping):
             raise UserError(f"{info_path} has a split that is not an object: download it again")
-        splits[_get(entry, "name", str, info_path)] = entry
+        splits[_get_name(entry, info_path)] = entry
     split = split or (next(iter(splits)) if len(splits) == 1 else "")
     if split not in splits:
         raise UserError(
             f"{folder} has the splits {', '.join(splits)}: select one of them with --split"
         )
-    name = _get(info, "name", str, info_path)
-    found = _find_shards(folder, name, splits[split])
+    name = _get_name(info, info_path)
+    found = _find_shards(folder, name, split, splits[split])
     return TfdsMetadata(name, split, found, _read_features(os.path.join(folder, FEATURES)))
 
 
@@ -102,22 +102,38 @@ def read_class_names(folder: str | os.PathLike, feature: str) -> list[str]:
     return names
 
 
-def _find_shards(folder: str, name: str, split: Mapping[str, Any]) -> list[tuple[str, int]]:
-    """Returns the path and the number of records of each shard, after checking them."""
+def _find_shards(
+    folder: str, name: str, split: str, entry: Mapping[str, Any]
+) -> list[tuple[str, int]]:
+    """Returns the path and the number of records of each shard, after checking them.
+
+    Args:
+      folder: Folder of the data set.
+      name: Name of the data set.
+      split: Name of the split.
+      entry: Metadata of the split.
+    """
     info_path = os.path.join(folder, INFO)
-    lengths = [_parse_count(n, info_path) for n in _get(split, "shardLengths", list, info_path)]
+    lengths = [_parse_count(n, info_path) for n in _get(entry, "shardLengths", list, info_path)]
     if len(lengths) > MAX_SHARDS:
         raise UserError(f"{info_path} lists more than {MAX_SHARDS} shards: split the data set")
-    template = _get(split, "filepathTemplate", str, info_path) or _TEMPLATE
+    template = _get(entry, "filepathTemplate", str, info_path) or _TEMPLATE
     found = []
     for index, length in enumerate(lengths):
-        values = {"DATASET": name, "SPLIT": split["name"], "FILEFORMAT": "array_record"}
+        values = {"DATASET": name, "SPLIT": split, "FILEFORMAT": "array_record"}
         values |= {"SHARD_INDEX": f"{index:05d}", "NUM_SHARDS": f"{len(lengths):05d}"}
         values["SHARD_X_OF_Y"] = f"{index:05d}-of-{len(lengths):05d}"
-        file = re.sub(r"\{([A-Z_]+)\}", lambda m, v=values: v.get(m[1], m[0]), template)
-        if not file or len(file) > MAX_NAME or re.search(r"[/\\\0{}]", file):
+        file = template
+        if len(template) <= MAX_NAME:
+            file = re.sub(r"\{([A-Z_]+)\}", lambda m, v=values: v.get(m[1], m[0]), template)
+        if (
+            not file
+            or len(file) > MAX_NAME
+            or not file.isprintable()
+            or re.search(r"[/\\{}]", file)
+        ):
             raise UserError(
-                f"{info_path} lists the shard {file[:MAX_NAME]!r}, which is not the name of a file "
+                f"{info_path} lists the shard {file[:MAX_NAME]!a}, which is not the name of a file "
                 "in its folder: set filepathTemplate to a TFDS pattern without folders"
             )
         path = os.path.join(folder, file)
@@ -144,6 +160,8 @@ def _read_features(path: str) -> dict[str, Feature]:
         entries = _get(_get(root, "featuresDict", dict, path), "features", dict, path)
     if not isinstance(entries, Mapping) or not entries:
         raise UserError(f"{path} lists no features: download it again")
+    for name in entries:
+        _check_name(name, path)
     return {name: _describe(entry) for name, entry in entries.items()}
 
 
@@ -164,6 +182,19 @@ def _get(values: Mapping[str, Any], name: str, kind: type, path: str) -> Any:
     if not isinstance(value, kind):
         raise UserError(f"{path} has a field {name} that is not a {kind.__name__}")
     return value
+
+
+def _get_name(values: Mapping[str, Any], path: str) -> str:
+    return _check_name(_get(values, "name", str, path), path)
+
+
+def _check_name(name: str, path: str) -> str:
+    """Returns the name of a data set, a split or a feature if it is valid."""
+    if not name or len(name) > MAX_NAME or not name.isprintable():
+        raise UserError(
+            f"{path} has the name {name[:40]!a}: it must have 1 to {MAX_NAME} printable characters"
+        )
+    return name
 
 
 def _parse_count(value: Any, path: str) -> int:

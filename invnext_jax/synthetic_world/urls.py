@@ -36,10 +36,10 @@ def parse(name: str) -> World:
     Raises:
       UserError: The URL is malformed, or a field is out of range.
     """
-    parts = urllib.parse.urlsplit(name)
-    level, _, split = parts.path.partition("/")
     values = {}
     try:
+        parts = urllib.parse.urlsplit(name)
+        level, _, split = parts.path.partition("/")
         pairs = urllib.parse.parse_qsl(parts.query, keep_blank_values=True, strict_parsing=True)
         for key, text in pairs:
             if key not in KEYS or key in values:

@@ -1,10 +1,12 @@
 """Cached results are valid as long as the file does not change."""
 
+import dataclasses
 import json
 import os
 
 import pytest
 
+from invnext_jax.dataset_prep import probe_cache
 from invnext_jax.dataset_prep.probe_cache import ProbeCache
 from invnext_jax.dataset_prep.probing import ProbeFailure, VideoProbe
 from invnext_jax.errors import UserError
@@ -75,6 +77,52 @@ def test_results_with_values_of_other_types_are_an_error(fields, tmp_path, video
     path.write_text(json.dumps(row) + "\n")
     with pytest.raises(UserError, match="is damaged"):
         get(tmp_path, video)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"duration": float("nan")}, {"fps": float("inf")}, {"frames": 0}, {"width": 10**400}],
+)
+def test_impossible_numbers_are_an_error(fields, tmp_path, video):
+    put(tmp_path, video, dataclasses.replace(GOOD, **fields))
+    with pytest.raises(UserError, match="is damaged"):
+        get(tmp_path, video)
+
+
+def add_foreign(tmp_path, files, *rows):
+    other = tmp_path / "other.jsonl"
+    other.write_text("".join(json.dumps({"version": 2, **row}) + "\n" for row in rows))
+    with ProbeCache(tmp_path / "probes.jsonl") as cache:
+        cache.add_results_of(other, files)
+        return cache._results
+
+
+def test_other_caches_are_read_only_for_current_versions_of_listed_files(tmp_path, video):
+    found, size, changed = dataclasses.asdict(GOOD), 1, os.stat(video).st_mtime_ns
+    missing = str(tmp_path / "missing.mp4")
+    keys = [[video, size, changed - 1], [video, 1.0, changed], [video, True, changed], [video]]
+    keys += [[missing, None, None], [missing, 0, 0], [], [[video], size, changed]]
+    rows = [{"key": key, "found": found} for key in keys]
+    damaged = {"key": [video, size, changed], "found": {**found, "duration": float("nan")}}
+    assert add_foreign(tmp_path, {video, missing}, *rows, damaged) == {}
+    good = {"key": [video, size, changed], "found": found}
+    assert add_foreign(tmp_path, {missing}, good) == {}
+    assert add_foreign(tmp_path, {video, missing}, good) == {(video, size, changed): GOOD}
+
+
+def test_large_other_caches_are_skipped(tmp_path, video, monkeypatch, caplog):
+    monkeypatch.setattr(probe_cache, "MAX_BYTES", 10)
+    row = {"key": [video, 1, os.stat(video).st_mtime_ns], "found": dataclasses.asdict(GOOD)}
+    assert add_foreign(tmp_path, {video}, row) == {}
+    assert "other.jsonl is skipped: Larger than 10 bytes" in caplog.text
+
+
+def test_missing_files_are_not_cached(tmp_path):
+    put(tmp_path, str(tmp_path / "missing.mp4"), GOOD)
+    assert (tmp_path / "probes.jsonl").read_text() == ""
+    row = {"key": ["missing.mp4", None, None], "version": 2, "found": dataclasses.asdict(GOOD)}
+    (tmp_path / "probes.jsonl").write_text(json.dumps(row) + "\n")
+    assert get(tmp_path, "missing.mp4") is None
 
 
 def test_deeply_nested_results_are_an_error(tmp_path, video):

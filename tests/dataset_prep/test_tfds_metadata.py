@@ -102,6 +102,14 @@ def test_named_module_is_not_imported(folder, monkeypatch):
         (change_split(filepathTemplate="{SPLIT.__class__}"), "not the name of a file"),
         (change_split(filepathTemplate="x" * 999), "not the name of a file"),
         ({"name": "../x"}, "not the name of a file"),
+        ({"name": ""}, "has the name '': it must have 1 to 255 printable characters"),
+        ({"name": "x" * 10**6}, "has the name 'xxxx.*1 to 255 printable characters"),
+        ({"name": "\ud800"}, r"has the name '.ud800': it must have 1 to 255 printable"),
+        ({"name": "a\x1b[2J"}, r"has the name 'a.x1b\[2J': it must have 1 to 255 printable"),
+        ({"splits": [{"shardLengths": ["2"]}]}, "has the name '': it must have 1 to 255"),
+        (change_split(name="y" * 300), "has the name 'yyyy.*1 to 255 printable characters"),
+        (change_split(filepathTemplate="{SPLIT}" * 10**6), "not the name of a file"),
+        (change_split(filepathTemplate="{SPLIT}\ud800"), "not the name of a file"),
         ({"name": []}, "field name that is not a str"),
         ({"splits": {}}, "field splits that is not a list"),
         ({"splits": [1]}, "a split that is not an object"),
@@ -116,7 +124,17 @@ def test_damaged_metadata_is_one_sentence(info, message, folder):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{}", "[" * 200_000, '{"featuresDict": 3}', '{"type": "x"}', "{\xff"]
+    "text",
+    [
+        '{"type": "x", "content": {"\\ud800": {}}}',
+        "",
+        "[]",
+        "{}",
+        "[" * 200_000,
+        '{"featuresDict": 3}',
+        '{"type": "x"}',
+        "{\xff",
+    ],
 )
 def test_damaged_features_are_one_sentence(text, folder):
     (folder / "features.json").write_text(text, encoding="latin-1")

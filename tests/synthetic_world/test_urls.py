@@ -53,6 +53,7 @@ def test_missing_fields_have_default_values():
     ("name", "text"),
     [
         ("world:simple/train", "videos=2000"),
+        ("world://[x", "'world://.x' is not a valid world URL"),
         ("world:simple/train?videos=0", "videos=0"),
         ("world:simple/train?videos=3000000000", "videos=3000000000"),
         ("world:simple/train?videos=many", "'many'"),
