@@ -6,10 +6,11 @@ import os
 
 import pytest
 
-from invnext_jax.dataset_prep import probe_cache
+from invnext_jax.dataset_prep import indexing, probe_cache
 from invnext_jax.dataset_prep.probe_cache import ProbeCache
 from invnext_jax.dataset_prep.probing import ProbeFailure, VideoProbe
 from invnext_jax.errors import UserError
+from invnext_jax.video_lists.video_list import VideoEntry
 
 GOOD = VideoProbe(1.0, 8, 32, 32, 8.0, "h264", 0, "0123")
 
@@ -123,6 +124,12 @@ def test_missing_files_are_not_cached(tmp_path):
     row = {"key": ["missing.mp4", None, None], "version": 2, "found": dataclasses.asdict(GOOD)}
     (tmp_path / "probes.jsonl").write_text(json.dumps(row) + "\n")
     assert get(tmp_path, "missing.mp4") is None
+
+
+def test_clips_with_a_negative_start_are_not_in_the_manifest():
+    entries = [VideoEntry("a.mp4", "s", start=start) for start in (-1e308, 0.0)]
+    clean, quarantine = indexing._split_entries(entries, {"a.mp4": GOOD})
+    assert clean == [(entries[1], GOOD)] and "no frame between -1e+308" in quarantine[0][1]
 
 
 def test_deeply_nested_results_are_an_error(tmp_path, video):

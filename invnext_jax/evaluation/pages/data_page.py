@@ -11,6 +11,7 @@ frame.
 import collections
 import csv
 import functools
+import io
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,9 +22,9 @@ import ml_collections
 import numpy as np
 from absl import logging
 
-from invnext_jax import atomic_file, config_checks, sanitize
+from invnext_jax import atomic_file, config_checks, regular_file, sanitize
+from invnext_jax.data import columns, pipeline
 from invnext_jax.data import manifest as manifest_lib
-from invnext_jax.data import pipeline
 from invnext_jax.data import sources as sources_lib
 from invnext_jax.data.access_rules import AccessRules
 from invnext_jax.data.bad_videos import BadVideoTracker
@@ -37,6 +38,7 @@ from invnext_jax.stages import image_teacher, registry
 from invnext_jax.stages.pixel_sampling import visible_grid
 
 TEMPLATE = "show_data.html"
+MAX_QUARANTINE_BYTES = 2**28  # maximum size of a list of excluded files
 LOSSLESS_SIDE = 64  # pixels; larger frames use JPEG, because the page would be very large with PNG
 
 
@@ -154,10 +156,14 @@ def _read_quarantines(manifests: str) -> list[tuple[str, int]]:
         path = Path(name).with_suffix(".quarantine.csv")
         if path.is_file():
             try:
-                with path.open(newline="", encoding="utf-8", errors="backslashreplace") as file:
-                    rows = csv.DictReader(file)
+                with regular_file.open_binary(path, MAX_QUARANTINE_BYTES) as file:
+                    text = io.TextIOWrapper(
+                        file, encoding="utf-8", errors="backslashreplace", newline=""
+                    )
+                    rows = csv.DictReader(text)
+                    columns.check_count(str(path), rows.fieldnames or ())
                     reasons |= {row["path"]: row["reason"] or "" for row in rows if row["path"]}
-            except (OSError, KeyError, csv.Error) as error:
+            except (OSError, KeyError, csv.Error, UserError) as error:
                 logging.warning("%s is damaged and skipped: %r", path, error)
     return count_reasons(reasons)
 

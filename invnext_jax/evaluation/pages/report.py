@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import ml_collections
 import numpy as np
 from absl import logging
 
-from invnext_jax import atomic_file
+from invnext_jax import atomic_file, regular_file
 from invnext_jax.data import manifest as manifest_lib
 from invnext_jax.data import pipeline
 from invnext_jax.errors import UserError
@@ -20,6 +20,10 @@ from invnext_jax.evaluation import pretrained, results_file, tables, visualizati
 from invnext_jax.evaluation.pages import charts, clip_strips
 from invnext_jax.monitoring import metrics_file
 from invnext_jax.stages import registry
+
+MAX_RECIPE_BYTES = 2**20
+MAX_CAPTIONS_BYTES = 2**30
+MAX_LINE_BYTES = 2**22  # maximum size of the line of a caption
 
 
 @dataclasses.dataclass
@@ -156,9 +160,9 @@ def _name_commit(git: str | None) -> str:
 def _read_epochs(workdir: Path) -> str:
     """Returns the epochs in a run's recipe.json; "" for runs of versions that did not write it."""
     try:
-        recipe = json.loads((workdir / "recipe.json").read_text())
+        recipe = json.loads(regular_file.read_bytes(workdir / "recipe.json", MAX_RECIPE_BYTES))
         return f"{recipe['epochs']:.4g} of {recipe['videos']:,} videos"
-    except (OSError, ValueError, KeyError):
+    except regular_file.DAMAGE:
         return ""
 
 
@@ -238,8 +242,21 @@ def _name_clips(manifest: str, index_b: np.ndarray) -> list[str] | None:
     if not path.is_file():
         return None
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        return [f"Clip {i}: {json.loads(lines[i])['caption']}" for i in index_b]
+        lines = _read_lines(path, set(index_b.tolist()))
+        return [f"Clip {i}: {json.loads(lines[i])['caption']}" for i in index_b.tolist()]
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         logging.warning("%s is damaged and skipped: %r", path, error)
         return None
+
+
+def _read_lines(path: Path, numbers: Collection[int]) -> dict[int, bytes]:
+    """Returns the lines with these numbers, from 0, without reading the whole file."""
+    found = {}
+    with regular_file.open_binary(path, MAX_CAPTIONS_BYTES) as file:
+        for number in range(max(numbers, default=-1) + 1):
+            line = file.readline(MAX_LINE_BYTES)
+            if len(line) == MAX_LINE_BYTES:
+                raise ValueError(f"line {number + 1} has {MAX_LINE_BYTES} bytes or more")
+            if number in numbers:
+                found[number] = line
+    return found

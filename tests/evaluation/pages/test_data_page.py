@@ -202,6 +202,19 @@ def test_quarantine_lists_of_all_folders_are_read(tmp_path):
     assert found == [("empty file", 2)]
 
 
+def test_large_quarantine_lists_are_skipped(tmp_path, monkeypatch, caplog):
+    (tmp_path / "one.csv").write_text("path,source\na.mp4,s\n")
+    quarantine = tmp_path / "one.quarantine.csv"
+    quarantine.write_text("path,reason\na.mp4,empty file\n")
+    monkeypatch.setattr(data_page, "MAX_QUARANTINE_BYTES", 10)
+    assert data_page._read_quarantines(f"{tmp_path}/one.csv") == []
+    assert "Larger than 10 bytes" in caplog.text
+    monkeypatch.undo()
+    quarantine.write_text("path,reason" + ",x" * 1000 + "\na.mp4,empty file\n")
+    assert data_page._read_quarantines(f"{tmp_path}/one.csv") == []
+    assert "more than 1,000: remove those" in caplog.text
+
+
 @pytest.mark.parametrize("damaged", ['path\n"', "name\na.mp4\n", "path,reason\na.mp4\n"])
 def test_damaged_quarantine_lists_are_skipped(damaged, tmp_path):
     (tmp_path / "one.csv").write_text("path,source\na.mp4,s\n")

@@ -154,3 +154,22 @@ def test_damaged_captions_are_skipped(text, tmp_path, caplog):
     (tmp_path / "val.captions.jsonl").write_text(text)
     assert report._name_clips(f"{tmp_path}/val.csv", np.array([0])) is None
     assert "val.captions.jsonl is damaged and skipped" in caplog.text
+
+
+def test_only_the_captions_of_the_clips_are_read(tmp_path, monkeypatch):
+    path = tmp_path / "val.captions.jsonl"
+    path.write_text('{"caption": "a"}\n{\n{"caption": "c"}\n' + "x" * 1000)
+    monkeypatch.setattr(report, "MAX_LINE_BYTES", 100)
+    index_b = np.array([2, 0])
+    assert report._name_clips(f"{tmp_path}/val.csv", index_b) == ["Clip 2: c", "Clip 0: a"]
+    assert report._name_clips(f"{tmp_path}/val.csv", np.array([3])) is None
+    monkeypatch.setattr(report, "MAX_CAPTIONS_BYTES", 100)
+    assert report._name_clips(f"{tmp_path}/val.csv", index_b) is None
+
+
+@pytest.mark.parametrize("text", ["[1]", "[" * 100_000, " " * 2**20 + "{}", '{"epochs": "a"}'])
+def test_damaged_recipes_are_skipped(text, tmp_path):
+    (tmp_path / "recipe.json").write_text(text)
+    assert report._read_epochs(tmp_path) == ""
+    (tmp_path / "recipe.json").write_text('{"epochs": 2.5, "videos": 4000}')
+    assert report._read_epochs(tmp_path) == "2.5 of 4,000 videos"
